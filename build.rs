@@ -1,0 +1,25 @@
+//! Compiles `proto/` into Rust and into a descriptor set for gRPC reflection, with `protox`, so that nobody needs `protoc`.
+
+use std::{env, fs, path::PathBuf};
+
+use prost::Message as _;
+
+const PROTOS: [&str; 5] = [
+    "potluck/v1/common.proto",
+    "potluck/v1/collection.proto",
+    "potluck/v1/index.proto",
+    "potluck/v1/peer.proto",
+    "potluck/v1/control.proto",
+];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(PROTOS, ["proto"])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("potluck.descriptors.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        // `bytes` fields arrive as slices of the receive buffer instead of copies.
+        .bytes(".potluck.v1")
+        .compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! 32-byte names: what identifies files and peers, and the secret that a peer's name derives from.
+//!
+//! Invariant: every type here holds exactly 32 bytes, is shown as 64 lower-case hex digits and is read from hex of either case.
+
+use std::{fmt, str::FromStr};
+
+use rand::Rng as _;
+use sha2::Digest as _;
+
+/// Length of every id, root and hash, in bytes.
+pub const LEN: usize = 32;
+
+/// Why text or bytes are no id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    /// The text is not 64 characters long, or the bytes are not 32.
+    #[error("an id is 64 hex digits, this has {0} characters")]
+    Length(usize),
+    /// The text has a character that is no hex digit.
+    #[error("an id is 64 hex digits, this has other characters")]
+    NotHex,
+    /// The bytes are not 32.
+    #[error("an id is 32 bytes, this has {0}")]
+    Bytes(usize),
+}
+
+macro_rules! id_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub [u8; LEN]);
+
+        impl $name {
+            /// The 32 bytes.
+            pub const fn as_bytes(&self) -> &[u8; LEN] {
+                &self.0
+            }
+
+            /// The bytes as a field of a message.
+            pub fn to_bytes(self) -> bytes::Bytes {
+                bytes::Bytes::copy_from_slice(&self.0)
+            }
+
+            /// The first eight hex digits, for logs and people.
+            pub fn short(&self) -> String {
+                hex::encode(&self.0[..4])
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&hex::encode(self.0))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({self})", stringify!($name))
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = IdError;
+
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                let length = text.chars().count();
+                if length != 2 * LEN {
+                    return Err(IdError::Length(length));
+                }
+                let mut bytes = [0; LEN];
+                hex::decode_to_slice(text, &mut bytes).map_err(|_| IdError::NotHex)?;
+                Ok(Self(bytes))
+            }
+        }
+
+        impl TryFrom<&[u8]> for $name {
+            type Error = IdError;
+
+            fn try_from(bytes: &[u8]) -> Result<Self, IdError> {
+                bytes.try_into().map(Self).map_err(|_| IdError::Bytes(bytes.len()))
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+    };
+}
+
+id_type! {
+    /// What identifies a file: a commitment to its size and to the [`Root`] of its bytes.
+    FileId
+}
+id_type! {
+    /// A peer's public name, derived from its [`Token`].
+    PeerId
+}
+id_type! {
+    /// Root of a file's Merkle tree (`pieces root` of BEP 52). Alone it does not commit to the size: see [`FileId`].
+    Root
+}
+id_type! {
+    /// Plain SHA-256 of a whole file.
+    Sha256
+}
+
+impl FileId {
+    /// The id of the file with this size in bytes and this root.
+    ///
+    /// `SHA-256("potluck/file/v1\0" || size as u64 little-endian || root)`: a bare root does not commit to the size, so that a
+    /// 64-byte file could pose as an inner node.
+    pub fn derive(size: u64, root: &Root) -> Self {
+        let mut hash = sha2::Sha256::new();
+        hash.update(b"potluck/file/v1\0");
+        hash.update(size.to_le_bytes());
+        hash.update(root.0);
+        Self(hash.finalize().into())
+    }
+}
+
+/// A peer's secret: 32 random bytes. Whoever holds it is the peer. Never shown: `Debug` prints a placeholder.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token([u8; LEN]);
+
+impl Token {
+    /// A new token from the operating system's random source.
+    pub fn generate() -> Self {
+        let mut bytes = [0; LEN];
+        rand::rng().fill_bytes(&mut bytes);
+        Self(bytes)
+    }
+
+    /// The secret bytes, for a request or the peer's own folder.
+    pub const fn expose(&self) -> &[u8; LEN] {
+        &self.0
+    }
+
+    /// The public id: `SHA-256("potluck/peer/v1\0" || token)`.
+    pub fn peer_id(&self) -> PeerId {
+        let mut hash = sha2::Sha256::new();
+        hash.update(b"potluck/peer/v1\0");
+        hash.update(self.0);
+        PeerId(hash.finalize().into())
+    }
+}
+
+impl TryFrom<&[u8]> for Token {
+    type Error = IdError;
+
+    fn try_from(bytes: &[u8]) -> Result<Self, IdError> {
+        bytes.try_into().map(Self).map_err(|_| IdError::Bytes(bytes.len()))
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(secret)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_round_trips_in_either_case() {
+        let id = FileId([0xab; LEN]);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert_eq!(id.to_string().to_uppercase().parse(), Ok(id));
+    }
+
+    #[test]
+    fn bad_text_says_what_is_wrong() {
+        assert_eq!("ab".parse::<FileId>(), Err(IdError::Length(2)));
+        assert_eq!("zz".repeat(32).parse::<FileId>(), Err(IdError::NotHex));
+        assert_eq!("é".repeat(64).parse::<FileId>(), Err(IdError::NotHex));
+    }
+
+    #[test]
+    fn the_id_commits_to_the_size() {
+        let root = Root([1; LEN]);
+        assert_ne!(FileId::derive(1, &root), FileId::derive(2, &root));
+    }
+
+    #[test]
+    fn a_token_is_not_shown() {
+        let token = Token::generate();
+        assert!(!format!("{token:?}").contains(&hex::encode(token.expose())));
+    }
+}

@@ -1,0 +1,23 @@
+//! What every part of Potluck shares: the gRPC contract, file identity, and how programs reach each other.
+//!
+//! | module | its one job |
+//! |---|---|
+//! | [`proto`] | the generated messages, clients and servers of `proto/potluck/v1` |
+//! | [`id`] | 32-byte names: [`FileId`], [`PeerId`], [`Root`], [`Sha256`], and a peer's secret [`Token`] |
+//! | [`merkle`] | the BitTorrent v2 Merkle tree over a file's bytes |
+//! | [`layout`] | how a file is cut into pieces; the only mint of [`PieceIndex`] |
+//! | [`problem`] | failures with a stable reason, and their form as a gRPC status |
+//! | [`transport`] | endpoints, channels and servers with the HTTP/2 settings that all use |
+//!
+//! Pure apart from [`transport`].
+
+pub mod id;
+pub mod layout;
+pub mod merkle;
+pub mod problem;
+pub mod proto;
+pub mod transport;
+
+pub use id::{FileId, PeerId, Root, Sha256, Token};
+pub use layout::{FileLayout, PieceIndex};
+pub use problem::{Problem, Reason};

@@ -1,0 +1,210 @@
+//! Failures with a stable reason, and their form as a gRPC status.
+//!
+//! The only place that knows how a reason, the field at fault and a retry delay travel (`google.rpc` details, through
+//! `tonic-types`). Services turn their own errors into a [`Problem`] each in one file; clients get the same [`Problem`] back.
+
+use std::{fmt, time::Duration};
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+/// `domain` of every `google.rpc.ErrorInfo` that Potluck sends.
+pub const DOMAIN: &str = "potluck";
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $wire:literal, $word:literal, $code:ident;)*) => {
+        /// Why a call failed: a closed set, stable on the wire and in `--json`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Reason { $($(#[$doc])* $name,)* }
+
+        impl Reason {
+            /// Every reason.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// As `google.rpc.ErrorInfo.reason` has it.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $wire,)* }
+            }
+
+            /// As the command line's JSON has it.
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$name => $word,)* }
+            }
+
+            /// The gRPC code it goes with.
+            pub const fn code(self) -> Code {
+                match self { $(Self::$name => Code::$code,)* }
+            }
+
+            /// The reason with this text, if there is one.
+            pub fn from_wire(text: &str) -> Option<Self> {
+                match text { $($wire => Some(Self::$name),)* _ => None }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// A field has a value that no other reason describes better.
+    InvalidArgument = "INVALID_ARGUMENT", "invalid_argument", InvalidArgument;
+    /// Text or bytes that are no id.
+    InvalidId = "INVALID_ID", "invalid_id", InvalidArgument;
+    /// A name that is empty, too long, or has characters that names may not have.
+    InvalidName = "INVALID_NAME", "invalid_name", InvalidArgument;
+    /// A token that is not 32 bytes.
+    InvalidToken = "INVALID_TOKEN", "invalid_token", InvalidArgument;
+    /// A host or port that is none.
+    InvalidAddress = "INVALID_ADDRESS", "invalid_address", InvalidArgument;
+    /// A search that is too long or has too many words.
+    InvalidQuery = "INVALID_QUERY", "invalid_query", InvalidArgument;
+    /// A page token that this service did not give.
+    InvalidPageToken = "INVALID_PAGE_TOKEN", "invalid_page_token", InvalidArgument;
+    /// Id, size and root do not fit each other.
+    IdMismatch = "ID_MISMATCH", "id_mismatch", InvalidArgument;
+    /// A piece or range beyond the file's end.
+    OutOfRange = "OUT_OF_RANGE", "out_of_range", InvalidArgument;
+    /// A path that would lead out of its folder, or that is no path for a file.
+    UnsafePath = "UNSAFE_PATH", "unsafe_path", InvalidArgument;
+    /// A host that the caller may not register.
+    AddressRefused = "ADDRESS_REFUSED", "address_refused", PermissionDenied;
+    /// The caller has not shown that it is the owner.
+    Unauthenticated = "UNAUTHENTICATED", "unauthenticated", Unauthenticated;
+    /// The operating system does not allow it.
+    PermissionDenied = "PERMISSION_DENIED", "permission_denied", PermissionDenied;
+    /// The index holds no lease for this peer: register everything again.
+    LeaseUnknown = "LEASE_UNKNOWN", "lease_unknown", NotFound;
+    /// No such file, path, transfer or name.
+    NotFound = "NOT_FOUND", "not_found", NotFound;
+    /// A name that several files have.
+    AmbiguousName = "AMBIGUOUS_NAME", "ambiguous_name", FailedPrecondition;
+    /// Nobody offers the file now.
+    NoProviders = "NO_PROVIDERS", "no_providers", NotFound;
+    /// Not verified here yet.
+    PieceNotAvailable = "PIECE_NOT_AVAILABLE", "piece_not_available", NotFound;
+    /// A shared file is no longer what it was when it was hashed.
+    FileChanged = "FILE_CHANGED", "file_changed", FailedPrecondition;
+    /// Bytes are not what they should be.
+    VerificationFailed = "VERIFICATION_FAILED", "verification_failed", DataLoss;
+    /// Another file stands where the download should go.
+    TargetExists = "TARGET_EXISTS", "target_exists", AlreadyExists;
+    /// The target cannot be written.
+    TargetNotWritable = "TARGET_NOT_WRITABLE", "target_not_writable", PermissionDenied;
+    /// No room on the disk.
+    DiskFull = "DISK_FULL", "disk_full", ResourceExhausted;
+    /// More than this caller is allowed to have.
+    QuotaExceeded = "QUOTA_EXCEEDED", "quota_exceeded", ResourceExhausted;
+    /// Too many calls.
+    RateLimited = "RATE_LIMITED", "rate_limited", ResourceExhausted;
+    /// Too much going on: try again later.
+    Busy = "BUSY", "busy", ResourceExhausted;
+    /// Nothing answers there.
+    Unreachable = "UNREACHABLE", "unreachable", Unavailable;
+    /// Something answers there that is not the service expected.
+    NotPotluck = "NOT_POTLUCK", "not_potluck", Unavailable;
+    /// No answer in time.
+    TimedOut = "TIMED_OUT", "timed_out", DeadlineExceeded;
+    /// The store cannot take it now.
+    StoreUnavailable = "STORE_UNAVAILABLE", "store_unavailable", Unavailable;
+    /// The service is shutting down.
+    ShuttingDown = "SHUTTING_DOWN", "shutting_down", Unavailable;
+    /// Another program uses the folder.
+    HomeLocked = "HOME_LOCKED", "home_locked", FailedPrecondition;
+    /// Another program listens on the port.
+    AddressInUse = "ADDRESS_IN_USE", "address_in_use", FailedPrecondition;
+    /// Stopped by its owner.
+    Cancelled = "CANCELLED", "cancelled", Cancelled;
+    /// A defect in Potluck, or a failure of the machine that no other reason describes.
+    Internal = "INTERNAL", "internal", Internal;
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A failure that crosses a boundary: why, in words for people, and what the caller can use.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Problem {
+    /// Stable reason.
+    pub reason: Reason,
+    /// What happened and what to do next; lower case, no full stop, nothing internal.
+    pub message: String,
+    /// The request's field at fault, as a path such as `files[3].file.root`.
+    pub field: Option<String>,
+    /// How long to wait before trying again, where waiting helps.
+    pub retry_after: Option<Duration>,
+}
+
+impl Problem {
+    /// A problem with nothing but its reason and message.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), field: None, retry_after: None }
+    }
+
+    /// The same, naming the request's field at fault.
+    #[must_use]
+    pub fn field(mut self, field: impl Into<String>) -> Self {
+        self.field = Some(field.into());
+        self
+    }
+
+    /// The same, with how long to wait before trying again.
+    #[must_use]
+    pub const fn retry_after(mut self, delay: Duration) -> Self {
+        self.retry_after = Some(delay);
+        self
+    }
+}
+
+impl From<Problem> for Status {
+    fn from(problem: Problem) -> Self {
+        let mut details = ErrorDetails::new();
+        details.set_error_info(problem.reason.as_str(), DOMAIN, std::collections::HashMap::new());
+        if let Some(field) = problem.field {
+            details.add_bad_request_violation(field, &problem.message);
+        }
+        if let Some(delay) = problem.retry_after {
+            details.set_retry_info(Some(delay));
+        }
+        Self::with_error_details(problem.reason.code(), problem.message, details)
+    }
+}
+
+impl From<Status> for Problem {
+    /// The problem that a status was made from or, for a status that Potluck did not make, the nearest one.
+    fn from(status: Status) -> Self {
+        let details = status.get_error_details();
+        let reason = details
+            .error_info()
+            .filter(|info| info.domain == DOMAIN)
+            .and_then(|info| Reason::from_wire(&info.reason))
+            .unwrap_or_else(|| reason_of_foreign(&status));
+        Self {
+            reason,
+            message: status.message().to_owned(),
+            field: details
+                .bad_request()
+                .and_then(|bad| bad.field_violations.first())
+                .map(|violation| violation.field.clone()),
+            retry_after: details.retry_info().and_then(|info| info.retry_delay),
+        }
+    }
+}
+
+fn reason_of_foreign(status: &Status) -> Reason {
+    match status.code() {
+        Code::InvalidArgument => Reason::InvalidArgument,
+        Code::NotFound => Reason::NotFound,
+        Code::PermissionDenied => Reason::PermissionDenied,
+        Code::Unauthenticated => Reason::Unauthenticated,
+        Code::ResourceExhausted => Reason::Busy,
+        Code::DeadlineExceeded => Reason::TimedOut,
+        Code::Unavailable => Reason::Unreachable,
+        Code::Unimplemented => Reason::NotPotluck,
+        Code::Cancelled => Reason::Cancelled,
+        _ => Reason::Internal,
+    }
+}

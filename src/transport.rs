@@ -1,0 +1,130 @@
+//! Endpoints, channels and servers with the HTTP/2 settings that all parts use.
+
+use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use tonic::transport::{Channel, Server, Uri};
+
+use crate::{Problem, Reason};
+
+/// Receive window of one stream, in bytes: two of the largest chunks, so that a sender never waits for an answer on a LAN.
+pub const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
+
+/// Receive window of one connection, in bytes: at least four streams at full window.
+pub const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
+
+/// Largest HTTP/2 frame a receiver takes, in bytes. The default of 16 KiB makes a chunk into dozens of frames.
+pub const MAX_FRAME: u32 = 256 * 1024;
+
+/// Largest message a receiver decodes, in bytes: the largest page of the largest answers, with room.
+pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+
+/// How long a connection may take to open.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a quiet connection is probed.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long a probe may stay unanswered before the connection counts as dead.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Most streams a client may have open on one connection.
+pub const MAX_STREAMS: u32 = 1024;
+
+/// Where a service is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// Over TCP: `http://HOST:PORT`, or `HOST:PORT`.
+    Http(Uri),
+    /// Over a Unix socket: `unix:PATH`.
+    Unix(PathBuf),
+}
+
+impl FromStr for Endpoint {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        let bad = |why: &str| Problem::new(Reason::InvalidAddress, format!("`{text}` is no address: {why}"));
+        if let Some(path) = text.strip_prefix("unix:") {
+            // `unix:///path` is what gRPC's naming document writes.
+            let path = path.strip_prefix("//").unwrap_or(path);
+            if path.is_empty() {
+                return Err(bad("give unix:PATH"));
+            }
+            return Ok(Self::Unix(path.into()));
+        }
+        let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+        let uri: Uri = with_scheme.parse().map_err(|_| bad("give http://HOST:PORT or unix:PATH"))?;
+        if uri.scheme_str() != Some("http") {
+            return Err(bad("only http:// and unix: are known"));
+        }
+        if uri.port_u16().is_none() || uri.host().is_none_or(str::is_empty) {
+            return Err(bad("give a host and a port, as in http://127.0.0.1:1313"));
+        }
+        Ok(Self::Http(uri))
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(uri) => f.write_str(uri.to_string().trim_end_matches('/')),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl Endpoint {
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// [`Reason::Unreachable`] where nothing answers within [`CONNECT_TIMEOUT`], naming the endpoint.
+    pub async fn connect(&self) -> Result<Channel, Problem> {
+        let connected = match self {
+            Self::Http(uri) => configure(Channel::builder(uri.clone())).connect().await,
+            Self::Unix(path) => {
+                let path = path.clone();
+                let connector = tower::service_fn(move |_: Uri| {
+                    let path = path.clone();
+                    async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
+                });
+                // The host is never looked up: the connector ignores it.
+                configure(Channel::from_static("http://localhost")).connect_with_connector(connector).await
+            }
+        };
+        connected.map_err(|error| {
+            Problem::new(Reason::Unreachable, format!("nothing answers at {self}: {}", root_cause(&error)))
+        })
+    }
+}
+
+fn configure(endpoint: tonic::transport::Endpoint) -> tonic::transport::Endpoint {
+    endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+}
+
+/// A server with the settings that all services use; the caller adds services and limits.
+pub fn server() -> Server {
+    Server::builder()
+        .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}
+
+/// The innermost cause of an error, which says the most.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
