@@ -8,15 +8,19 @@
 //! | [`layout`] | how a file is cut into pieces; the only mint of [`PieceIndex`] |
 //! | [`problem`] | failures with a stable reason, and their form as a gRPC status |
 //! | [`transport`] | endpoints, channels and servers with the HTTP/2 settings that all use |
+//! | [`index_client`] | the index as its clients see it, in domain types |
+//! | [`wire`] | messages to domain types and back |
 //!
-//! Pure apart from [`transport`].
+//! Pure apart from [`transport`] and [`index_client`].
 
 pub mod id;
+pub mod index_client;
 pub mod layout;
 pub mod merkle;
 pub mod problem;
 pub mod proto;
 pub mod transport;
+pub mod wire;
 
 pub use id::{FileId, PeerId, Root, Sha256, Token};
 pub use layout::{FileLayout, PieceIndex};

@@ -3,7 +3,10 @@
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use hyper_util::rt::TokioIo;
-use tonic::transport::{Channel, Server, Uri};
+use tonic::{
+    Status,
+    transport::{Channel, Server, Uri},
+};
 
 use crate::{Problem, Reason};
 
@@ -82,20 +85,65 @@ impl Endpoint {
     pub async fn connect(&self) -> Result<Channel, Problem> {
         let connected = match self {
             Self::Http(uri) => configure(Channel::builder(uri.clone())).connect().await,
-            Self::Unix(path) => {
-                let path = path.clone();
-                let connector = tower::service_fn(move |_: Uri| {
-                    let path = path.clone();
-                    async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
-                });
-                // The host is never looked up: the connector ignores it.
-                configure(Channel::from_static("http://localhost")).connect_with_connector(connector).await
-            }
+            Self::Unix(path) => unix_builder().connect_with_connector(unix_connector(path.clone())).await,
         };
         connected.map_err(|error| {
             Problem::new(Reason::Unreachable, format!("nothing answers at {self}: {}", root_cause(&error)))
         })
     }
+
+    /// A channel that connects when it is first used, and again after a failure.
+    pub fn lazy(&self) -> Channel {
+        match self {
+            Self::Http(uri) => configure(Channel::builder(uri.clone())).connect_lazy(),
+            Self::Unix(path) => unix_builder().connect_with_connector_lazy(unix_connector(path.clone())),
+        }
+    }
+
+    /// What a status from this endpoint means, where `service` was expected. Names the endpoint where nothing answers, or
+    /// something that is not Potluck.
+    pub fn problem(&self, status: Status, service: &str) -> Problem {
+        let cause = std::error::Error::source(&status).map(root_cause);
+        let mut problem = Problem::from(status);
+        match problem.reason {
+            Reason::Unreachable => {
+                let cause = cause.unwrap_or_else(|| problem.message.clone());
+                problem.message = format!("the {service} at {self} cannot be reached: {cause}");
+            }
+            Reason::NotPotluck => {
+                problem.message = format!("what answers at {self} is no Potluck {service}");
+            }
+            Reason::Internal if cause.is_some() => {
+                problem.reason = Reason::NotPotluck;
+                problem.message = format!(
+                    "what answers at {self} is no Potluck {service}: {}",
+                    cause.unwrap_or_default()
+                );
+            }
+            _ => {}
+        }
+        problem
+    }
+}
+
+fn unix_builder() -> tonic::transport::Endpoint {
+    // The host is never looked up: the connector ignores it.
+    configure(Channel::from_static("http://localhost"))
+}
+
+fn unix_connector(
+    path: PathBuf,
+) -> impl tower::Service<
+    Uri,
+    Response = TokioIo<tokio::net::UnixStream>,
+    Error = std::io::Error,
+    Future: Send,
+> + Send
++ 'static {
+    tower::service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
+    })
 }
 
 fn configure(endpoint: tonic::transport::Endpoint) -> tonic::transport::Endpoint {

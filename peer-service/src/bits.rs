@@ -1,0 +1,121 @@
+//! A set of units (pieces) of fixed size, stored as BitTorrent's bitfield (BEP 3): bit `i` is bit `7 - i % 8` of byte `i / 8`.
+//!
+//! Invariant: bits beyond the length are zero.
+
+/// A fixed number of bits.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Bits {
+    len: u32,
+    count: u32,
+    bytes: Vec<u8>,
+}
+
+impl Bits {
+    /// `len` bits, all zero.
+    pub fn new(len: u32) -> Self {
+        Self { len, count: 0, bytes: vec![0; len.div_ceil(8) as usize] }
+    }
+
+    /// `len` bits, all one.
+    pub fn full(len: u32) -> Self {
+        let mut bits = Self { len, count: len, bytes: vec![0xff; len.div_ceil(8) as usize] };
+        if let (Some(last), spare @ 1..) = (bits.bytes.last_mut(), bits.len % 8) {
+            *last = 0xff << (8 - spare);
+        }
+        bits
+    }
+
+    /// The bits that these bytes hold; `None` if the length does not fit or a spare bit is set.
+    pub fn from_bytes(len: u32, bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != len.div_ceil(8) as usize {
+            return None;
+        }
+        if let (Some(last), spare @ 1..) = (bytes.last(), len % 8)
+            && last << spare != 0
+        {
+            return None;
+        }
+        let count = bytes.iter().map(|byte| byte.count_ones()).sum();
+        Some(Self { len, count, bytes: bytes.to_vec() })
+    }
+
+    /// As it stands on the wire and on disk.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// How many bits there are.
+    pub const fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Whether there are no bits at all.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many bits are one.
+    pub const fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Whether all bits are one.
+    pub const fn is_full(&self) -> bool {
+        self.count == self.len
+    }
+
+    /// Whether bit `index` is one; beyond the length it is not.
+    pub fn get(&self, index: u32) -> bool {
+        index < self.len && self.bytes[index as usize / 8] & (0x80 >> (index % 8)) != 0
+    }
+
+    /// Sets bit `index`; returns whether that changed it. Beyond the length nothing happens.
+    pub fn set(&mut self, index: u32, value: bool) -> bool {
+        if index >= self.len || self.get(index) == value {
+            return false;
+        }
+        self.bytes[index as usize / 8] ^= 0x80 >> (index % 8);
+        if value { self.count += 1 } else { self.count -= 1 }
+        true
+    }
+
+    /// The indexes of the bits that are one, in order.
+    pub fn ones(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..self.len).filter(|&index| self.get(index))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn behaves_as_a_set(len in 0u32..100, changes in proptest::collection::vec((0u32..120, any::<bool>()), 0..200)) {
+            let mut bits = Bits::new(len);
+            let mut set = std::collections::BTreeSet::new();
+            for (index, value) in changes {
+                let changed = bits.set(index, value);
+                let expected = index < len && if value { set.insert(index) } else { set.remove(&index) };
+                prop_assert_eq!(changed, expected);
+            }
+            prop_assert_eq!(bits.ones().collect::<Vec<_>>(), set.iter().copied().collect::<Vec<_>>());
+            prop_assert_eq!(bits.count() as usize, set.len());
+            prop_assert_eq!(Bits::from_bytes(len, bits.as_bytes()), Some(bits));
+        }
+
+        #[test]
+        fn full_is_all_ones(len in 0u32..100) {
+            prop_assert_eq!(Bits::full(len).ones().count() as u32, len);
+            prop_assert_eq!(Bits::from_bytes(len, Bits::full(len).as_bytes()), Some(Bits::full(len)));
+        }
+    }
+
+    #[test]
+    fn spare_bits_are_refused() {
+        assert_eq!(Bits::from_bytes(3, &[0b0001_0000]), None);
+        assert_eq!(Bits::from_bytes(3, &[]), None);
+    }
+}

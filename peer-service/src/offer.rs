@@ -1,0 +1,58 @@
+//! What can be served: the seam between those who have bytes (the library, running transfers) and the open port.
+
+use std::{fmt, fs::File, ops::Range, sync::Arc};
+
+use potluck_core::{FileId, Problem, index_client::FileRecord, merkle::Hash};
+use tokio::sync::watch;
+
+use crate::bits::Bits;
+
+/// One file, or a collection's content, that this peer can serve in whole or in part.
+///
+/// Calls may read the disk: use them off the async threads.
+pub trait Offer: Send + Sync + fmt::Debug {
+    /// What the file is. The id and size are certain; the root is zero only where it is not known yet.
+    fn record(&self) -> FileRecord;
+
+    /// The label it is shared by.
+    fn name(&self) -> String;
+
+    /// The piece layer; empty where the file has fewer than two pieces.
+    ///
+    /// # Errors
+    /// `PIECE_NOT_AVAILABLE` where it is not known yet.
+    fn piece_hashes(&self) -> Result<Arc<[Hash]>, Problem>;
+
+    /// Which units can be served now. For a collection, the units of its content.
+    fn units(&self) -> Units;
+
+    /// Changes each time that [`Offer::units`] does; `None` where it never will.
+    fn changes(&self) -> Option<watch::Receiver<u64>>;
+
+    /// Opens the file for reading `range`, which lies inside it, all of it verified.
+    ///
+    /// # Errors
+    /// `PIECE_NOT_AVAILABLE` where part of it is not verified yet; `FILE_CHANGED` where the file is not what was hashed.
+    fn open(&self, range: Range<u64>) -> Result<Arc<File>, Problem>;
+
+    /// Whether the file that was opened is still what was hashed: asked after reading and before sending.
+    ///
+    /// # Errors
+    /// `FILE_CHANGED`.
+    fn check(&self, file: &File) -> Result<(), Problem>;
+}
+
+/// Which units of a file a peer has and is fetching.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Units {
+    /// Verified here.
+    pub have: Bits,
+    /// Being fetched.
+    pub fetching: Bits,
+}
+
+/// A place to look for offers by id.
+pub trait Shelf: Send + Sync + fmt::Debug {
+    /// The offer of this file, if there is one.
+    fn find(&self, id: &FileId) -> Option<Arc<dyn Offer>>;
+}

@@ -1,0 +1,292 @@
+//! The index as its clients see it: domain types in, domain types out, every call with a deadline.
+
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt as _};
+use tonic::{Status, transport::Channel};
+
+use crate::{
+    FileId, PeerId, Problem, Reason, Root, Sha256, Token,
+    proto::v1::{self, index_service_client::IndexServiceClient},
+    transport::{self, Endpoint},
+};
+
+/// How long the index may take to answer one call.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Most registrations in one `Register`, as the contract has it.
+pub const MAX_BATCH: usize = 10_000;
+
+/// What the bytes of a file mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A plain file.
+    #[default]
+    File,
+    /// A folder's manifest.
+    Collection,
+}
+
+/// What is known of a file apart from who has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileRecord {
+    /// Identity.
+    pub id: FileId,
+    /// Size in bytes.
+    pub size: u64,
+    /// Root of its tree.
+    pub root: Root,
+    /// Claimed SHA-256 of the whole.
+    pub sha256: Option<Sha256>,
+    /// What the bytes mean.
+    pub kind: Kind,
+}
+
+/// Where a peer is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address {
+    /// IP address or host name, without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// A peer that has a file or part of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Provider {
+    /// Its public id.
+    pub peer: PeerId,
+    /// Where it is.
+    pub address: Address,
+    /// Whether it has only part of the file.
+    pub partial: bool,
+}
+
+/// A file that a query or search found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The file.
+    pub file: FileRecord,
+    /// Its names, most used first.
+    pub names: Vec<String>,
+    /// How many peers have it.
+    pub provider_count: u64,
+    /// A sample of them; empty from a search.
+    pub providers: Vec<Provider>,
+}
+
+/// A page of what was found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Page {
+    /// The files.
+    pub files: Vec<Found>,
+    /// Give it back for the next page; `None` on the last.
+    pub next: Option<String>,
+}
+
+/// What one peer has of one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    /// The file.
+    pub file: FileRecord,
+    /// Labels, 1 to 16.
+    pub names: Vec<String>,
+    /// Whether the peer has only part of it.
+    pub partial: bool,
+}
+
+/// What to find files by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum By {
+    /// Identity.
+    Id(FileId),
+    /// Claimed SHA-256 of the whole file.
+    Sha256(Sha256),
+    /// Exact name.
+    Name(String),
+}
+
+/// A granted lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// How long it lasts.
+    pub ttl: Duration,
+    /// How many files the index holds for the peer.
+    pub file_count: u64,
+    /// The address it gives to others; only from `register`.
+    pub address: Option<Address>,
+}
+
+/// A change of a file's providers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WatchEvent {
+    /// Who there is; always first.
+    Snapshot(Vec<Provider>),
+    /// One came or changed.
+    Joined(Provider),
+    /// One is gone.
+    Left(PeerId),
+}
+
+/// A connection to the index that opens when it is first needed and again after a failure. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct IndexClient {
+    endpoint: Endpoint,
+    inner: IndexServiceClient<Channel>,
+}
+
+impl IndexClient {
+    /// A client of the index at `endpoint`; connects at the first call.
+    pub fn new(endpoint: Endpoint) -> Self {
+        let inner = IndexServiceClient::new(endpoint.lazy())
+            .max_decoding_message_size(transport::MAX_MESSAGE)
+            .max_encoding_message_size(transport::MAX_MESSAGE);
+        Self { endpoint, inner }
+    }
+
+    /// Where the index is.
+    pub const fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    async fn call<T>(
+        &self,
+        answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T, Problem> {
+        let told = tokio::time::timeout(CALL_TIMEOUT, answer).await.map_err(|_| {
+            Problem::new(
+                Reason::TimedOut,
+                format!("the index at {} did not answer within {CALL_TIMEOUT:?}", self.endpoint),
+            )
+        })?;
+        told.map(tonic::Response::into_inner).map_err(|status| self.problem(status))
+    }
+
+    /// What a status of the index means; where nothing or something else answers, says so with the endpoint.
+    fn problem(&self, status: Status) -> Problem {
+        self.endpoint.problem(status, "index")
+    }
+
+    /// Registers files (at most [`MAX_BATCH`]) and opens or renews the lease. `replace` forgets what was registered before.
+    ///
+    /// # Errors
+    /// As `IndexService.Register`; [`Reason::Unreachable`] and [`Reason::TimedOut`] where the index does not answer.
+    pub async fn register(
+        &self,
+        token: &Token,
+        address: &Address,
+        files: &[Registration],
+        ttl: Option<Duration>,
+        replace: bool,
+    ) -> Result<Lease, Problem> {
+        let request = v1::RegisterRequest {
+            token: bytes::Bytes::copy_from_slice(token.expose()),
+            address: Some(address.into()),
+            files: files.iter().map(Into::into).collect(),
+            ttl_ms: ttl.map_or(0, |ttl| u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX)),
+            replace,
+        };
+        let answer = self.call(self.inner.clone().register(request)).await?;
+        Ok(Lease {
+            ttl: Duration::from_millis(answer.ttl_ms.into()),
+            file_count: answer.file_count,
+            address: answer.address.map(TryInto::try_into).transpose()?,
+        })
+    }
+
+    /// Renews the lease.
+    ///
+    /// # Errors
+    /// [`Reason::LeaseUnknown`]: register everything again.
+    pub async fn renew(&self, token: &Token, address: &Address) -> Result<Lease, Problem> {
+        let request = v1::RenewRequest {
+            token: bytes::Bytes::copy_from_slice(token.expose()),
+            address: Some(address.into()),
+        };
+        let answer = self.call(self.inner.clone().renew(request)).await?;
+        Ok(Lease {
+            ttl: Duration::from_millis(answer.ttl_ms.into()),
+            file_count: answer.file_count,
+            address: None,
+        })
+    }
+
+    /// Takes back registrations, or with `None` all of them and the lease. Returns how many there were.
+    ///
+    /// # Errors
+    /// As `IndexService.Unregister`.
+    pub async fn unregister(&self, token: &Token, files: Option<&[FileId]>) -> Result<u64, Problem> {
+        let request = v1::UnregisterRequest {
+            token: bytes::Bytes::copy_from_slice(token.expose()),
+            file_ids: files.unwrap_or_default().iter().map(|id| id.to_bytes()).collect(),
+            all: files.is_none(),
+        };
+        Ok(self.call(self.inner.clone().unregister(request)).await?.removed)
+    }
+
+    /// Finds files with their providers.
+    ///
+    /// # Errors
+    /// As `IndexService.Query`.
+    pub async fn query(&self, by: &By, max_providers: u32, page: Option<String>) -> Result<Page, Problem> {
+        let request = v1::QueryRequest {
+            by: Some(match by {
+                By::Id(id) => v1::query_request::By::FileId(id.to_bytes()),
+                By::Sha256(sum) => v1::query_request::By::Sha256(sum.to_bytes()),
+                By::Name(name) => v1::query_request::By::Name(name.clone()),
+            }),
+            max_providers,
+            page_size: 0,
+            page_token: page.unwrap_or_default(),
+        };
+        let answer = self.call(self.inner.clone().query(request)).await?;
+        Ok(Page {
+            files: answer.files.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            next: Some(answer.next_page_token).filter(|token| !token.is_empty()),
+        })
+    }
+
+    /// Finds files whose names hold all the words.
+    ///
+    /// # Errors
+    /// As `IndexService.Search`.
+    pub async fn search(&self, query: &str, page_size: u32, page: Option<String>) -> Result<Page, Problem> {
+        let request = v1::SearchRequest {
+            query: query.to_owned(),
+            page_size,
+            page_token: page.unwrap_or_default(),
+        };
+        let answer = self.call(self.inner.clone().search(request)).await?;
+        Ok(Page {
+            files: answer.files.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            next: Some(answer.next_page_token).filter(|token| !token.is_empty()),
+        })
+    }
+
+    /// Streams the providers of a file as they come and go. Ends with an error when the index goes away.
+    ///
+    /// # Errors
+    /// As `IndexService.Watch`, at once or as the stream's last item.
+    pub async fn watch(
+        &self,
+        file: FileId,
+        max_providers: u32,
+    ) -> Result<impl Stream<Item = Result<WatchEvent, Problem>> + Send + use<>, Problem> {
+        let request = v1::WatchRequest { file_id: file.to_bytes(), max_providers };
+        let stream = self.call(self.inner.clone().watch(request)).await?;
+        let endpoint = self.endpoint.clone();
+        Ok(stream.map(move |event| match event {
+            Ok(event) => event.try_into(),
+            Err(status) => Err(endpoint.problem(status, "index")),
+        }))
+    }
+
+    /// Counts of what the index holds.
+    ///
+    /// # Errors
+    /// Only where the index does not answer.
+    pub async fn stats(&self) -> Result<v1::GetStatsResponse, Problem> {
+        self.call(self.inner.clone().get_stats(v1::GetStatsRequest {})).await
+    }
+}
