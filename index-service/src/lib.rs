@@ -4,10 +4,14 @@
 //! |---|---|
 //! | [`options`] | flags, environment, configuration |
 //! | [`address`] | which address a peer may register |
+//! | [`catalog`] | what queries read: who has what, in memory |
+//! | [`leases`] | how long each peer is believed to be there |
 //! | [`quota`] | bounds on what callers may use |
 //! | [`server`] | assembly: listener, services, shutdown |
 
 pub mod address;
+pub mod catalog;
+pub mod leases;
 pub mod options;
 pub mod quota;
 pub mod server;
