@@ -7,6 +7,7 @@
 //! | [`catalog`] | what queries read: who has what, in memory |
 //! | [`leases`] | how long each peer is believed to be there |
 //! | [`quota`] | bounds on what callers may use |
+//! | [`store`] | what survives a restart |
 //! | [`server`] | assembly: listener, services, shutdown |
 
 pub mod address;
@@ -15,6 +16,7 @@ pub mod leases;
 pub mod options;
 pub mod quota;
 pub mod server;
+pub mod store;
 
 pub use options::{Config, Options, OptionsError, StoreConfig};
 pub use server::{RunError, ServeError, run, serve};
