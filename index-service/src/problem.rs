@@ -63,7 +63,7 @@ impl From<CommitError> for Problem {
         let (reason, wait) = match error {
             CommitError::TooManyFiles { .. } => (Reason::QuotaExceeded, None),
             CommitError::TooManyPeers { .. } | CommitError::Full => (Reason::QuotaExceeded, Some(LATER)),
-            CommitError::Busy => (Reason::StoreUnavailable, Some(SOON)),
+            CommitError::Busy | CommitError::Slow => (Reason::StoreUnavailable, Some(SOON)),
             CommitError::Store => (Reason::StoreUnavailable, Some(LATER)),
             CommitError::Closed => (Reason::ShuttingDown, Some(SOON)),
         };
