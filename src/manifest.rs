@@ -10,7 +10,7 @@ use prost::Message as _;
 
 use crate::{
     FileId, FileLayout, Problem, Reason,
-    merkle::EMPTY_ROOT,
+    merkle::EMPTY_FILE,
     path::{self, MAX_DEPTH, MAX_PATH_LEN, PathError, RelPath},
     plan::{BUNDLE_SIZE, MAX_UNITS},
     proto::v1::{self, manifest_entry::Content as WireContent},
@@ -274,8 +274,7 @@ fn encoded_len(entry: &Entry) -> u64 {
 fn check_content(entry: &Entry) -> Result<(), ManifestError> {
     match &entry.content {
         Content::File { id, size, .. } => {
-            let empty = *id == FileId::derive(0, &EMPTY_ROOT);
-            if FileLayout::new(*size).is_none() || empty != (*size == 0) {
+            if FileLayout::new(*size).is_none() || (*id == EMPTY_FILE) != (*size == 0) {
                 return Err(ManifestError::Size {
                     path: shown(entry.path.as_str()),
                 });
@@ -385,3 +384,6 @@ fn shown(text: &str) -> String {
     }
     shown
 }
+
+#[cfg(test)]
+mod tests;
