@@ -6,7 +6,7 @@ use futures_util::{Stream, StreamExt as _};
 use tonic::{Status, transport::Channel};
 
 use crate::{
-    FileId, PeerId, Problem, Reason, Root, Sha256, Token,
+    FileId, PeerId, Problem, Root, Sha256, Token,
     proto::v1::{self, index_service_client::IndexServiceClient},
     transport::{self, Endpoint},
 };
@@ -154,28 +154,13 @@ impl IndexClient {
         &self,
         answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<T, Problem> {
-        let told = tokio::time::timeout(CALL_TIMEOUT, answer).await.map_err(|_| {
-            Problem::new(
-                Reason::TimedOut,
-                format!(
-                    "the index at {} did not answer within {CALL_TIMEOUT:?}",
-                    self.endpoint
-                ),
-            )
-        })?;
-        told.map(tonic::Response::into_inner)
-            .map_err(|status| self.problem(status))
-    }
-
-    /// What a status of the index means; where nothing or something else answers, says so with the endpoint.
-    fn problem(&self, status: Status) -> Problem {
-        self.endpoint.problem(status, "index")
+        self.endpoint.call("index", CALL_TIMEOUT, answer).await
     }
 
     /// Registers files (at most [`MAX_BATCH`]) and opens or renews the lease. `replace` forgets what was registered before.
     ///
     /// # Errors
-    /// As `IndexService.Register`; [`Reason::Unreachable`] and [`Reason::TimedOut`] where the index does not answer.
+    /// As `IndexService.Register`; [`crate::Reason::Unreachable`] and [`crate::Reason::TimedOut`] where the index does not answer.
     pub async fn register(
         &self,
         token: &Token,
@@ -202,7 +187,7 @@ impl IndexClient {
     /// Renews the lease.
     ///
     /// # Errors
-    /// [`Reason::LeaseUnknown`]: register everything again.
+    /// [`crate::Reason::LeaseUnknown`]: register everything again.
     pub async fn renew(&self, token: &Token, address: &Address) -> Result<Lease, Problem> {
         let request = v1::RenewRequest {
             token: bytes::Bytes::copy_from_slice(token.expose()),
