@@ -131,6 +131,33 @@ impl From<ManifestError> for Problem {
     }
 }
 
+impl Entry {
+    /// Whether the entry can be in a collection at all, apart from the others: for whoever lists a folder and names what is
+    /// left out.
+    ///
+    /// # Errors
+    /// [`ManifestError::UnsafeLink`] and [`ManifestError::Size`].
+    pub fn check(&self) -> Result<(), ManifestError> {
+        let path = || shown(self.path.as_str());
+        match &self.content {
+            Content::File { id, size, .. } => {
+                match FileLayout::new(*size).is_none() || (*id == EMPTY_FILE) != (*size == 0) {
+                    true => Err(ManifestError::Size { path: path() }),
+                    false => Ok(()),
+                }
+            }
+            Content::EmptyDirectory => Ok(()),
+            Content::Link { target } => {
+                check_link(&self.path, target).map_err(|why| ManifestError::UnsafeLink {
+                    path: path(),
+                    target: shown(target),
+                    why,
+                })
+            }
+        }
+    }
+}
+
 impl Manifest {
     /// The manifest of these entries, in any order.
     ///
@@ -148,7 +175,7 @@ impl Manifest {
         }
         let mut size = MAGIC.len() as u64;
         for entry in &entries {
-            check_content(entry)?;
+            entry.check()?;
             size += encoded_len(entry);
         }
         if size > MAX_MANIFEST_SIZE {
@@ -268,28 +295,6 @@ fn encode_entry(entry: &Entry, bytes: &mut Vec<u8>) {
 fn encoded_len(entry: &Entry) -> u64 {
     let len = to_wire(entry).encoded_len();
     (1 + prost::length_delimiter_len(len) + len) as u64
-}
-
-/// What is wrong with one entry by itself.
-fn check_content(entry: &Entry) -> Result<(), ManifestError> {
-    match &entry.content {
-        Content::File { id, size, .. } => {
-            if FileLayout::new(*size).is_none() || (*id == EMPTY_FILE) != (*size == 0) {
-                return Err(ManifestError::Size {
-                    path: shown(entry.path.as_str()),
-                });
-            }
-            Ok(())
-        }
-        Content::EmptyDirectory => Ok(()),
-        Content::Link { target } => {
-            check_link(&entry.path, target).map_err(|why| ManifestError::UnsafeLink {
-                path: shown(entry.path.as_str()),
-                target: shown(target),
-                why,
-            })
-        }
-    }
 }
 
 /// Refuses a link that may lead out of the collection, whatever other links there are.
