@@ -93,6 +93,14 @@ impl Estimate {
         }
     }
 
+    /// A request was taken back after so long: the peer is no faster than that.
+    pub(super) fn outpaced(&mut self, bytes: u64, after: Duration) {
+        if !after.is_zero() {
+            let most = bytes as f64 / after.as_secs_f64();
+            self.rate = self.rate.map(|rate| rate.min(most));
+        }
+    }
+
     fn sample(&mut self, rate: f64, seconds: f64) {
         let weight = 1.0 - (-seconds / SMOOTHING).exp();
         self.rate = Some(self.rate.map_or(rate, |old| old + (rate - old) * weight));

@@ -21,6 +21,29 @@ fn crowd(setup: Setup, seed: u64) -> Crowd {
     let bound = total / LINK;
     let mut world = World::new(setup, seed);
     world.run();
+    if !world.is_done() {
+        for (i, n) in world
+            .nodes
+            .iter()
+            .enumerate()
+            .filter(|(_, n)| n.swarm.is_some() && n.finished.is_none())
+            .take(2)
+        {
+            let s = n.swarm.as_ref().unwrap();
+            println!(
+                "node {i} have {} of {} stuck {:?} timeout {:?} at {:?}",
+                s.have().count(),
+                s.have().len(),
+                s.stuck_reason(),
+                s.poll_timeout(),
+                world.event_count
+            );
+            println!("{:?}", s.missing());
+            for v in s.peers().filter(|v| v.requests > 0 || v.useful > 0).take(6) {
+                println!("   {v:?}");
+            }
+        }
+    }
     assert!(world.is_done(), "seed {seed}: not finished");
     let mut ends: Vec<f64> = world
         .nodes
@@ -67,5 +90,53 @@ fn flash_crowd() {
                 start.elapsed()
             );
         }
+    }
+}
+
+#[test]
+#[ignore = "experiment"]
+fn experiment() {
+    let args: Vec<f64> = std::env::var("EXP")
+        .unwrap()
+        .split(',')
+        .map(|x| x.parse().unwrap())
+        .collect();
+    let (peers, units, neigh, slots, tells, crowd_peers, tell_every, delay, seeds) = (
+        args[0] as usize,
+        args[1] as u32,
+        args[2] as usize,
+        args[3] as usize,
+        args[4] > 0.0,
+        args[5] as u32,
+        args[6],
+        args[7],
+        args[8] as u64,
+    );
+    for seed in 0..seeds {
+        let start = std::time::Instant::now();
+        let mut s = flash(peers, units);
+        if neigh > 0 {
+            s.neighbours = Some(neigh);
+        }
+        for n in &mut s.nodes {
+            if slots > 0 {
+                n.slots = slots;
+            }
+            n.tells_uploads = tells && n.start == node::Start::All;
+        }
+        s.config.crowd_peers = crowd_peers;
+        s.tell_every = tell_every;
+        s.delay = delay;
+        let Crowd {
+            slowest,
+            median,
+            seed_sent,
+            duplicates,
+            events,
+        } = crowd(s, seed);
+        println!(
+            "peers {peers} units {units} neigh {neigh} slots {slots} tells {tells} cp {crowd_peers} te {tell_every} delay {delay} seed {seed}: slowest {slowest:.3} median {median:.3} seed sent {seed_sent:.3} dup {duplicates:.4} events {events} took {:?}",
+            start.elapsed()
+        );
     }
 }
