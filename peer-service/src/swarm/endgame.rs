@@ -44,12 +44,12 @@ impl Swarm {
 
     /// Opens a unit to others once all who are asked for it are stalled.
     pub(super) fn contest(&mut self, unit: u32) {
+        let stalls = |id: &RequestId| {
+            let request = &self.requests[id];
+            request.owed > 0 && self.peers[&request.peer].stalled
+        };
         let open = self.flights.get(&unit).is_some_and(|racers| {
-            racers.len() < MAX_RACERS
-                && racers.iter().all(|id| {
-                    let request = &self.requests[id];
-                    request.owed > 0 && self.peers[&request.peer].stalled
-                })
+            racers.iter().all(stalls) && (racers.len() < MAX_RACERS || self.mute_racer(unit).is_some())
         });
         if open && self.contested.insert(unit) {
             self.unpark();
@@ -61,15 +61,31 @@ impl Swarm {
         }
     }
 
-    /// Asks one more peer for a contested unit; where the budget has no room for that, in place of the one who stalls.
+    /// Asks one more peer for a contested unit; where there is no room for that, in place of one who stalls. One that gives
+    /// way although it never sent a byte rests as after a time-out, so that a few mute peers do not take turns.
     pub(super) fn race(&mut self, key: PeerKey, unit: u32, now: Time) {
-        if !self.budget_left()
-            && let Some(&stalled) = self.flights.get(&unit).and_then(|racers| racers.first())
-        {
+        let racers = self.flights.get(&unit).map_or(&[][..], Vec::as_slice);
+        if racers.len() >= MAX_RACERS || !self.budget_left() {
+            let Some(id) = self.mute_racer(unit).or(racers.first().copied()) else {
+                return;
+            };
             self.counters.steals += 1;
-            self.cancel(stalled, now);
+            if self.requests[&id].received == 0 {
+                self.give_up(id, now);
+            } else {
+                self.cancel(id, now);
+            }
         }
         self.open(key, unit, now);
+    }
+
+    /// A request for this unit of which no byte came.
+    fn mute_racer(&self, unit: u32) -> Option<RequestId> {
+        self.flights
+            .get(&unit)?
+            .iter()
+            .copied()
+            .find(|id| self.requests[id].received == 0)
     }
 
     /// Takes a request from one peer and gives its unit to another.

@@ -155,11 +155,14 @@ impl Swarm {
         } else if peer.stalled && now >= since + GIVE_UP {
             let owed = |id: &RequestId| self.requests[id].owed > 0;
             let given_up: Vec<RequestId> = peer.requests.iter().copied().filter(owed).collect();
-            for id in given_up {
-                self.actions.push_back(Action::Cancel { id });
-                self.fail(id, Failure::TimedOut, now);
-            }
+            given_up.into_iter().for_each(|id| self.give_up(id, now));
         }
+    }
+
+    /// Ends a request that nothing is expected of any more.
+    pub(super) fn give_up(&mut self, id: RequestId, now: Time) {
+        self.actions.push_back(Action::Cancel { id });
+        self.fail(id, Failure::TimedOut, now);
     }
 }
 
