@@ -5,6 +5,7 @@ use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 use crate::{
     LINK, MIB,
     node::{Spec, Start},
+    seeds,
     world::{Setup, World},
 };
 
@@ -122,7 +123,7 @@ fn strange(rng: &mut Xoshiro256PlusPlus) -> Spec {
 /// bounded time.
 #[test]
 fn every_world_with_an_honest_source_ends() {
-    for seed in 0..80 {
+    for seed in seeds(80) {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
         let mut nodes = vec![Spec::peer(LINK), Spec::seed(LINK)];
         let others = rng.random_range(0..10);
