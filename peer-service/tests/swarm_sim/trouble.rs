@@ -92,7 +92,7 @@ fn one_unit_does_not_wait_for_a_silent_source() {
 
 /// Anything that can be wrong with a source.
 fn strange(rng: &mut Xoshiro256PlusPlus) -> Spec {
-    let rate = LINK * rng.random_range(0.02..2.0);
+    let mut rate = LINK * rng.random_range(0.02..2.0);
     let mut spec = if rng.random_bool(0.4) {
         Spec::peer(rate)
     } else {
@@ -111,7 +111,8 @@ fn strange(rng: &mut Xoshiro256PlusPlus) -> Spec {
         1 => spec.lies = rng.random_range(0.1..1.0),
         2 => spec.stall = Some((rng.random_range(0.0..2.0), rng.random_range(0.1..60.0))),
         3 => spec.dies = Some(spec.joins + rng.random_range(0.1..3.0)),
-        4 => spec.flaps = Some(rng.random_range(0.3..3.0)),
+        // Fast enough that a unit fits in a visit.
+        4 => (spec.flaps, spec.up, spec.down) = (Some(rng.random_range(0.5..3.0)), LINK, LINK),
         5 => spec.slots = rng.random_range(0..3),
         6 => (spec.up, spec.down) = (LINK / 200.0, LINK),
         _ => {}
