@@ -26,9 +26,9 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Channel;
 
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-pub async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
@@ -36,18 +36,18 @@ pub async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-pub struct Peer {
-    pub home: Home,
-    pub library: Library,
-    pub holdings: Holdings,
-    pub limits: Limits,
-    pub counters: Arc<Counters>,
-    pub shutdown: CancellationToken,
+pub(crate) struct Peer {
+    pub(crate) home: Home,
+    pub(crate) library: Library,
+    pub(crate) holdings: Holdings,
+    pub(crate) limits: Limits,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) shutdown: CancellationToken,
     tracker: TaskTracker,
 }
 
 impl Peer {
-    pub async fn open(home: &Path) -> Self {
+    pub(crate) async fn open(home: &Path) -> Self {
         let home = Home::open(home).unwrap();
         let shutdown = CancellationToken::new();
         let tracker = TaskTracker::new();
@@ -72,7 +72,7 @@ impl Peer {
     }
 
     /// Stops everything; the home can be opened again.
-    pub async fn close(self) {
+    pub(crate) async fn close(self) {
         self.shutdown.cancel();
         self.tracker.close();
         tokio::time::timeout(DEADLINE, self.tracker.wait())
@@ -88,7 +88,7 @@ impl Peer {
         .await;
     }
 
-    pub async fn share(&self, paths: &[&Path]) -> Vec<Result<Item, (PathBuf, Problem)>> {
+    pub(crate) async fn share(&self, paths: &[&Path]) -> Vec<Result<Item, (PathBuf, Problem)>> {
         let (sender, mut events) = mpsc::channel(16);
         let paths = paths.iter().map(|path| path.to_path_buf()).collect();
         let mut results = Vec::new();
@@ -105,12 +105,12 @@ impl Peer {
         results
     }
 
-    pub async fn share_one(&self, path: &Path) -> Item {
+    pub(crate) async fn share_one(&self, path: &Path) -> Item {
         self.share(&[path]).await.remove(0).unwrap()
     }
 
     /// Serves the library to others.
-    pub async fn serve(&self) -> PeerServiceClient<Channel> {
+    pub(crate) async fn serve(&self) -> PeerServiceClient<Channel> {
         let shelves: Vec<Arc<dyn Shelf>> = vec![Arc::new(self.library.clone())];
         let api = PeerApi::new(
             shelves,
@@ -121,7 +121,7 @@ impl Peer {
         serve(api, self.shutdown.clone()).await
     }
 
-    pub fn registered(&self, id: &FileId) -> Option<Vec<String>> {
+    pub(crate) fn registered(&self, id: &FileId) -> Option<Vec<String>> {
         let all = self.holdings.snapshot();
         all.into_iter().find(|one| one.file.id == *id).map(|one| {
             let mut names = one.names;
@@ -131,7 +131,7 @@ impl Peer {
     }
 }
 
-pub async fn serve(api: PeerApi, shutdown: CancellationToken) -> PeerServiceClient<Channel> {
+pub(crate) async fn serve(api: PeerApi, shutdown: CancellationToken) -> PeerServiceClient<Channel> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = transport::server().add_service(PeerServiceServer::new(api));
@@ -143,7 +143,7 @@ pub async fn serve(api: PeerApi, shutdown: CancellationToken) -> PeerServiceClie
         .max_decoding_message_size(transport::MAX_MESSAGE)
 }
 
-pub fn span(id: FileId, offset: u64, length: u64) -> v1::Span {
+pub(crate) fn span(id: FileId, offset: u64, length: u64) -> v1::Span {
     v1::Span {
         file_id: id.to_bytes(),
         offset,
@@ -152,7 +152,7 @@ pub fn span(id: FileId, offset: u64, length: u64) -> v1::Span {
 }
 
 /// The bytes of each span.
-pub async fn download(
+pub(crate) async fn download(
     client: &mut PeerServiceClient<Channel>,
     spans: Vec<v1::Span>,
 ) -> Result<Vec<Vec<u8>>, Problem> {
@@ -173,7 +173,7 @@ pub async fn download(
 }
 
 /// Bytes that repeat nowhere.
-pub fn bytes(seed: u8, len: usize) -> Vec<u8> {
+pub(crate) fn bytes(seed: u8, len: usize) -> Vec<u8> {
     (0..len)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 ^ seed)
         .collect()
