@@ -6,8 +6,15 @@ use std::{
 };
 
 use potluck_core::{Problem, Reason, path::Label};
+use sha2::{Digest as _, Sha256};
 
 use super::resume::with_suffix;
+
+/// Longest file name, in bytes, that still fits the usual limit of 255 with `.part.state.new` behind it.
+const MAX_PLAIN_NAME: usize = 240;
+
+/// Where a longer one is cut, in bytes, so that a hash of 16 digits fits as well.
+const MAX_CUT_NAME: usize = 200;
 
 /// A download's final path and its companions while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,12 +43,25 @@ impl Target {
 
     /// Where bytes go until all are verified.
     pub(crate) fn part(&self) -> PathBuf {
-        with_suffix(&self.path, ".part")
+        self.companion(".part")
     }
 
     /// Where the resume state is.
     pub(crate) fn state(&self) -> PathBuf {
-        with_suffix(&self.path, ".part.state")
+        self.companion(".part.state")
+    }
+
+    /// The path with a suffix. A name so long that no suffix fits is cut and gets its hash instead, so that any peer that is told the
+    /// same target finds the same companions.
+    fn companion(&self, suffix: &str) -> PathBuf {
+        let name = self.path.file_name().unwrap_or_default();
+        if name.len() <= MAX_PLAIN_NAME {
+            return with_suffix(&self.path, suffix);
+        }
+        let hash = hex::encode(&Sha256::digest(name.as_encoded_bytes())[..8]);
+        let text = name.to_string_lossy();
+        let cut = (0..=MAX_CUT_NAME).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        self.path.with_file_name(format!("{}~{hash}{suffix}", &text[..cut]))
     }
 
     /// Its folder.
@@ -109,4 +129,49 @@ pub(crate) fn exists(path: &Path) -> Problem {
         ),
     )
     .field("target")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_from_the_network_stays_in_its_folder() {
+        let files = Path::new("/home/files");
+        for name in ["../../etc/passwd", "/etc/passwd", "..", "a/b", "", "\u{0}x", ".part"] {
+            let target = Target::resolve(None, name, files).unwrap();
+            assert_eq!(target.parent(), files, "{name:?} gave {target:?}");
+        }
+    }
+
+    #[test]
+    fn a_folder_means_inside_it_and_anything_else_is_the_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = Target::resolve(Some(folder.path()), "a", Path::new("/f")).unwrap();
+        assert_eq!(inside.path, folder.path().join("a"));
+        let new = folder.path().join("new");
+        assert_eq!(Target::resolve(Some(&new), "a", Path::new("/f")).unwrap().path, new);
+    }
+
+    #[test]
+    fn paths_that_could_lead_elsewhere_are_refused() {
+        for bad in ["relative/file", "/a/../b", "/", ""] {
+            let problem = Target::resolve(Some(Path::new(bad)), "a", Path::new("/f")).unwrap_err();
+            assert_eq!(problem.reason, Reason::UnsafePath, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_longest_names_have_companions_that_fit() {
+        for letter in ["a", "é", "漢"] {
+            let name: String = letter.repeat(255 / letter.len());
+            let target = Target { path: Path::new("/f").join(&name) };
+            let other = Target { path: Path::new("/f").join(format!("{}{}", &name[letter.len()..], letter)) };
+            for path in [target.part(), target.state()] {
+                assert!(path.file_name().unwrap().len() + ".new".len() <= 255);
+            }
+            assert_eq!(target.part(), other.part(), "same name, same companions");
+            assert_ne!(target.part(), target.state());
+        }
+    }
 }
