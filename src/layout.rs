@@ -42,8 +42,10 @@ impl FileLayout {
         if size > MAX_FILE_SIZE {
             return None;
         }
-        let piece_size =
-            size.div_ceil(TARGET_PIECES).next_power_of_two().clamp(MIN_PIECE_SIZE, MAX_PIECE_SIZE);
+        let piece_size = size
+            .div_ceil(TARGET_PIECES)
+            .next_power_of_two()
+            .clamp(MIN_PIECE_SIZE, MAX_PIECE_SIZE);
         Some(Self { size, piece_size })
     }
 

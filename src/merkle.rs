@@ -59,7 +59,9 @@ fn fold_nodes(mut nodes: Vec<Hash>, mut padding: Hash, mut width: usize) -> Hash
 
 /// Hashes of the leaves of `data`.
 fn leaves(data: &[u8]) -> Vec<Hash> {
-    data.chunks(LEAF_SIZE).map(|leaf| Sha256::digest(leaf).into()).collect()
+    data.chunks(LEAF_SIZE)
+        .map(|leaf| Sha256::digest(leaf).into())
+        .collect()
 }
 
 /// Subtree hash of one piece of a file that has several: `data` is the piece's bytes, at most `layout.piece_size()`.
