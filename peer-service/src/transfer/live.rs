@@ -104,6 +104,11 @@ impl Live {
         self.units().have.clone()
     }
 
+    /// Whether this unit was verified and written.
+    pub(crate) fn has(&self, unit: u32) -> bool {
+        self.units().have.get(unit)
+    }
+
     /// What this transfer can serve under this id.
     pub(crate) fn offer(self: &Arc<Self>, id: &FileId) -> Option<Arc<dyn Offer>> {
         if *id == self.record.id {

@@ -142,6 +142,12 @@ impl Part {
         }
     }
 
+    /// Whether the disk has room for more than a few units.
+    pub(crate) fn has_room(&self) -> bool {
+        rustix::fs::fstatvfs(self.handle())
+            .is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) > 2 * RESERVE)
+    }
+
     /// What is being fetched.
     pub(crate) const fn plan(&self) -> &Arc<Plan> {
         &self.plan

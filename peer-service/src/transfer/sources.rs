@@ -10,7 +10,7 @@ use potluck_core::{
     FileId, PeerId, Problem,
     index_client::{Address, IndexClient, WatchEvent},
 };
-use rand::Rng as _;
+use rand::RngExt as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
