@@ -8,13 +8,7 @@ use potluck_core::{Problem, Reason, proto::v1};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{
-    context::Context,
-    link::Link,
-    live::Live,
-    receive::Assembly,
-    target,
-};
+use super::{context::Context, link::Link, live::Live, receive::Assembly, target};
 use crate::{
     limits::Limits,
     swarm::{Failure, PeerKey, RequestId},
@@ -97,7 +91,8 @@ impl Caller {
                 Ended::OneByOne => alone = true,
                 Ended::All(failure, problem) => {
                     for wanted in rest {
-                        self.tell(&wanted, Outcome::Failed(failure, problem.clone())).await;
+                        self.tell(&wanted, Outcome::Failed(failure, problem.clone()))
+                            .await;
                     }
                     return;
                 }
@@ -113,7 +108,12 @@ impl Caller {
     }
 
     async fn tell(&self, wanted: &Wanted, outcome: Outcome) {
-        let told = Told { peer: self.peer, id: wanted.id, unit: wanted.unit, outcome };
+        let told = Told {
+            peer: self.peer,
+            id: wanted.id,
+            unit: wanted.unit,
+            outcome,
+        };
         // Nobody listens any more: the transfer is over.
         let _ = self.told.send(told).await;
     }
@@ -176,7 +176,9 @@ impl Caller {
 
     /// Verifies and writes on a thread for that, while the next unit comes in.
     async fn check(&self, wanted: Wanted, data: Vec<u8>) {
-        let Ok(permit) = Arc::clone(&self.context.verifying).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&self.context.verifying).acquire_owned().await else {
+            return;
+        };
         let (live, told, peer) = (Arc::clone(&self.live), self.told.clone(), self.peer);
         self.tasks.spawn_blocking(move || {
             let outcome = match live.checks.verify(wanted.unit, &data) {
@@ -185,20 +187,25 @@ impl Caller {
                 true if live.has(wanted.unit) => Outcome::Verified,
                 true => match live.part.write(wanted.unit, &data) {
                     Ok(()) => Outcome::Verified,
-                    Err(error) => {
-                        Outcome::NotWritten(target::problem(&live.part.target().path, &error))
-                    }
+                    Err(error) => Outcome::NotWritten(target::problem(&live.part.target().path, &error)),
                 },
             };
             drop((data, permit));
-            let _ = told.blocking_send(Told { peer, id: wanted.id, unit: wanted.unit, outcome });
+            let _ = told.blocking_send(Told {
+                peer,
+                id: wanted.id,
+                unit: wanted.unit,
+                outcome,
+            });
         });
     }
 
     /// What a status means for the requests that are still open. `any`: it could speak of any of them.
     async fn refused(&self, rest: &mut VecDeque<Wanted>, any: bool, problem: Problem) -> Ended {
         let failure = match problem.reason {
-            Reason::Busy | Reason::RateLimited => Failure::Busy { retry_after: problem.retry_after },
+            Reason::Busy | Reason::RateLimited => Failure::Busy {
+                retry_after: problem.retry_after,
+            },
             Reason::PieceNotAvailable | Reason::NotFound | Reason::FileChanged => Failure::NotAvailable,
             Reason::TimedOut => Failure::TimedOut,
             Reason::Unreachable | Reason::Cancelled | Reason::ShuttingDown => Failure::Disconnected,
@@ -220,7 +227,10 @@ impl Caller {
 
 /// Whether the stream has another message where it should end.
 async fn goes_on(stream: &mut tonic::Streaming<v1::DownloadResponse>) -> bool {
-    matches!(tokio::time::timeout(END_TIMEOUT, stream.message()).await, Ok(Ok(Some(_))))
+    matches!(
+        tokio::time::timeout(END_TIMEOUT, stream.message()).await,
+        Ok(Ok(Some(_)))
+    )
 }
 
 /// How a call ended.

@@ -6,7 +6,10 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-use potluck_core::{PeerId, Problem, Reason, index_client::{Address, IndexClient}};
+use potluck_core::{
+    PeerId, Problem, Reason,
+    index_client::{Address, IndexClient},
+};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 

@@ -40,7 +40,10 @@ struct State {
 impl Dialer {
     /// Asks those in `sources`.
     pub(crate) fn new(sources: watch::Receiver<Sources>) -> Self {
-        Self { sources, state: Mutex::default() }
+        Self {
+            sources,
+            state: Mutex::default(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -69,7 +72,9 @@ impl Dialer {
             };
             let mut candidates: Vec<Address> = {
                 let state = self.state();
-                let honest = list.iter().filter(|source| !state.liars.contains_key(&source.address));
+                let honest = list
+                    .iter()
+                    .filter(|source| !state.liars.contains_key(&source.address));
                 honest.map(|source| source.address.clone()).collect()
             };
             candidates.shuffle(&mut rand::rng());

@@ -151,7 +151,10 @@ impl Driver<'_> {
                 }
                 Action::Cancel { id } => self.close(id),
                 Action::Ban { peer, unit } => {
-                    let what = self.lies.remove(&peer).unwrap_or_else(|| format!("unit {unit} failed verification"));
+                    let what = self
+                        .lies
+                        .remove(&peer)
+                        .unwrap_or_else(|| format!("unit {unit} failed verification"));
                     if let Some(known) = self.peers.get(peer) {
                         let address = &known.source.address;
                         tracing::warn!(file = %self.live.record.id.short(), peer = %address, unit, what, "banned a peer");
@@ -174,7 +177,8 @@ impl Driver<'_> {
             let now = self.now();
             for wanted in wanted {
                 self.close(wanted.id);
-                self.swarm.failed(wanted.id, crate::swarm::Failure::Disconnected, now);
+                self.swarm
+                    .failed(wanted.id, crate::swarm::Failure::Disconnected, now);
             }
             return;
         };
@@ -192,7 +196,9 @@ impl Driver<'_> {
 
     /// A request is over: its call drops it, and its unit may no longer be on its way.
     fn close(&mut self, id: RequestId) {
-        let Some((_, unit, token)) = self.requests.remove(&id) else { return };
+        let Some((_, unit, token)) = self.requests.remove(&id) else {
+            return;
+        };
         token.cancel();
         let others = self.requests.values().any(|(_, other, _)| *other == unit);
         if !others {
@@ -254,9 +260,16 @@ impl Driver<'_> {
                     self.swarm.peer_joined(key, now);
                 }
             }
-            PeerEvent::Availability(Availability::Snapshot(units)) => self.swarm.availability(key, &units, now),
-            PeerEvent::Availability(Availability::Change { have, fetching, abandoned }) => {
-                self.swarm.availability_changed(key, &have, &fetching, &abandoned, now);
+            PeerEvent::Availability(Availability::Snapshot(units)) => {
+                self.swarm.availability(key, &units, now)
+            }
+            PeerEvent::Availability(Availability::Change {
+                have,
+                fetching,
+                abandoned,
+            }) => {
+                self.swarm
+                    .availability_changed(key, &have, &fetching, &abandoned, now);
             }
             PeerEvent::Lost(problem) => {
                 tracing::debug!(file = %self.live.record.id.short(), %problem, "a peer is not connected");

@@ -40,8 +40,13 @@ pub(crate) fn resolve(
         && asked.is_dir()
     {
         target::check(asked)?;
-        let own = Target { path: asked.to_owned() };
-        let begun = Resume::load(&own.state()).ok().flatten().is_some_and(|state| state.id == id);
+        let own = Target {
+            path: asked.to_owned(),
+        };
+        let begun = Resume::load(&own.state())
+            .ok()
+            .flatten()
+            .is_some_and(|state| state.id == id);
         if begun || (!manifest.entries.is_empty() && looks_like(asked, manifest)) {
             return Ok(own);
         }
@@ -70,17 +75,23 @@ pub(crate) async fn file(
         if !metadata.is_file() {
             return Err(target::exists(&owned));
         }
-        if library.locate(&id).is_some_and(|here| fs::canonicalize(&owned).is_ok_and(|path| path == here)) {
+        if library
+            .locate(&id)
+            .is_some_and(|here| fs::canonicalize(&owned).is_ok_and(|path| path == here))
+        {
             return Ok(Some((metadata.len(), None)));
         }
-        let tree = File::open(&owned).and_then(|file| hash::hash_file(&file, metadata.len(), threads, &|_| {}));
+        let tree =
+            File::open(&owned).and_then(|file| hash::hash_file(&file, metadata.len(), threads, &|_| {}));
         match tree {
             Ok(tree) if tree.id() == id => Ok(Some((metadata.len(), Some(tree)))),
             _ => Err(target::exists(&owned)),
         }
     })
     .await??;
-    let Some((size, tree)) = found else { return Ok(false) };
+    let Some((size, tree)) = found else {
+        return Ok(false);
+    };
     reporter.found(Kind::File, size);
     if let Some(tree) = tree
         && let Err(problem) = context.library.adopt_file(path.to_owned(), tree, None).await
@@ -118,9 +129,14 @@ pub(crate) async fn folder(
         }
     })
     .await??;
-    let Some((size, trees)) = found else { return Ok(false) };
+    let Some((size, trees)) = found else {
+        return Ok(false);
+    };
     reporter.found(Kind::Collection, size);
-    let adopted = context.library.adopt_collection(path.to_owned(), Arc::clone(manifest), trees).await;
+    let adopted = context
+        .library
+        .adopt_collection(path.to_owned(), Arc::clone(manifest), trees)
+        .await;
     if let Err(problem) = adopted {
         tracing::warn!(path = %path.display(), %problem, "was there already, and could not be shared");
     }
@@ -131,7 +147,9 @@ pub(crate) async fn folder(
 fn looks_like(root: &Path, manifest: &Manifest) -> bool {
     manifest.entries.iter().all(|entry| {
         let path = root.join(entry.path.to_path_buf());
-        let Ok(metadata) = fs::symlink_metadata(&path) else { return false };
+        let Ok(metadata) = fs::symlink_metadata(&path) else {
+            return false;
+        };
         match &entry.content {
             Content::EmptyDirectory => metadata.is_dir(),
             Content::Link { target } => fs::read_link(&path).is_ok_and(|there| there == Path::new(target)),
@@ -177,10 +195,12 @@ pub(crate) fn trees(
     plan.files()
         .iter()
         .enumerate()
-        .map(|(index, planned)| match (checks.tree(index), planned.entries.first()) {
-            (Some(tree), _) => Ok(tree.clone()),
-            (None, Some(&entry)) => hash_entry(root, &manifest.entries[entry], planned.size),
-            (None, None) => Err(ErrorKind::InvalidInput.into()),
-        })
+        .map(
+            |(index, planned)| match (checks.tree(index), planned.entries.first()) {
+                (Some(tree), _) => Ok(tree.clone()),
+                (None, Some(&entry)) => hash_entry(root, &manifest.entries[entry], planned.size),
+                (None, None) => Err(ErrorKind::InvalidInput.into()),
+            },
+        )
         .collect()
 }

@@ -78,7 +78,9 @@ pub struct Watching {
 impl Drop for Watching {
     fn drop(&mut self) {
         let mut table = self.transfers.table();
-        let Some(entry) = table.transfers.get_mut(&self.transfer) else { return };
+        let Some(entry) = table.transfers.get_mut(&self.transfer) else {
+            return;
+        };
         entry.watchers -= 1;
         if entry.watchers == 0 && !entry.spec.detach && !self.transfers.inner.shutdown.is_cancelled() {
             if let Some(task) = &entry.task {
@@ -92,7 +94,13 @@ impl Drop for Watching {
 impl Transfers {
     /// No transfers yet; [`Transfers::restore`] brings back those of earlier runs.
     pub fn new(context: Arc<Context>, shutdown: CancellationToken) -> Self {
-        Self { inner: Arc::new(Inner { context, state: Mutex::default(), shutdown }) }
+        Self {
+            inner: Arc::new(Inner {
+                context,
+                state: Mutex::default(),
+                shutdown,
+            }),
+        }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -109,7 +117,10 @@ impl Transfers {
         let saved = saved.map_err(|error| Problem::new(Reason::StoreUnavailable, error.to_string()))?;
         for (number, bytes) in saved {
             let Some(saved) = Saved::decode(&bytes) else {
-                tracing::warn!(transfer = number, "a remembered transfer cannot be understood and is passed over");
+                tracing::warn!(
+                    transfer = number,
+                    "a remembered transfer cannot be understood and is passed over"
+                );
                 continue;
             };
             let going = saved.running && saved.spec.detach;
@@ -179,7 +190,15 @@ impl Transfers {
         table.last += 1;
         let number = table.last;
         drop(table);
-        self.insert(number, Saved { spec, running: true, name: String::new(), path: None });
+        self.insert(
+            number,
+            Saved {
+                spec,
+                running: true,
+                name: String::new(),
+                path: None,
+            },
+        );
         number
     }
 
@@ -188,7 +207,11 @@ impl Transfers {
         let entry = table.transfers.get_mut(&number)?;
         entry.watchers += 1;
         let view = entry.view.subscribe();
-        Some(Watching { transfers: self.clone(), transfer: number, view })
+        Some(Watching {
+            transfers: self.clone(),
+            transfer: number,
+            view,
+        })
     }
 
     /// Starts the task of a transfer, unless one is at work. One that is stopping is waited for.
@@ -196,7 +219,9 @@ impl Transfers {
         loop {
             let stopping = {
                 let mut table = self.table();
-                let Some(entry) = table.transfers.get_mut(&number) else { return };
+                let Some(entry) = table.transfers.get_mut(&number) else {
+                    return;
+                };
                 match &entry.task {
                     Some(task) if task.stop.is_cancelled() => task.ended.clone(),
                     Some(_) => return,
@@ -217,7 +242,10 @@ impl Transfers {
                             stop: task.stop.clone(),
                             live: entry.live.clone(),
                         };
-                        self.inner.context.tracker.spawn(self.clone().work(number, run, task));
+                        self.inner
+                            .context
+                            .tracker
+                            .spawn(self.clone().work(number, run, task));
                         return;
                     }
                 }
@@ -234,22 +262,44 @@ impl Transfers {
         self.remember(number, true).await;
         tracing::debug!(transfer = number, file = %run.spec.id.short(), "begins");
         // A task of its own, so that a defect in it ends one transfer and not its bookkeeping.
-        let ended = self.inner.context.tracker.spawn(run.run()).await.unwrap_or_else(|error| {
-            tracing::error!(transfer = number, %error, "the transfer's task failed");
-            Ended::Failed(Problem::new(Reason::Internal, "the transfer failed for a defect: see the peer's log"))
-        });
+        let ended = self
+            .inner
+            .context
+            .tracker
+            .spawn(run.run())
+            .await
+            .unwrap_or_else(|error| {
+                tracing::error!(transfer = number, %error, "the transfer's task failed");
+                Ended::Failed(Problem::new(
+                    Reason::Internal,
+                    "the transfer failed for a defect: see the peer's log",
+                ))
+            });
         match &ended {
             Ended::Done => tracing::info!(transfer = number, "done"),
             Ended::Failed(problem) => tracing::warn!(transfer = number, %problem, "failed"),
             Ended::Stopped => tracing::debug!(transfer = number, "stopped"),
         }
-        let cancel = self.table().transfers.get(&number).is_some_and(|entry| entry.cancel);
+        let cancel = self
+            .table()
+            .transfers
+            .get(&number)
+            .is_some_and(|entry| entry.cancel);
         match ended {
             Ended::Done => self.forget(number).await,
             _ if cancel => self.discard(number).await,
             Ended::Stopped if self.inner.shutdown.is_cancelled() => {}
             Ended::Stopped | Ended::Failed(_) => self.remember(number, false).await,
         }
+        let pruned = self.settle(number, ended, cancel);
+        task.ended.cancel();
+        for number in pruned {
+            self.forget(number).await;
+        }
+    }
+
+    /// Shows how a transfer's task ended; gives the numbers of old transfers that are no longer listed.
+    fn settle(&self, number: u64, ended: Ended, cancel: bool) -> Vec<u64> {
         let mut table = self.table();
         if let Some(entry) = table.transfers.get_mut(&number) {
             entry.task = None;
@@ -274,19 +324,16 @@ impl Transfers {
                 };
             });
         }
-        let pruned = table.prune();
-        drop(table);
-        task.ended.cancel();
-        for number in pruned {
-            self.forget(number).await;
-        }
+        table.prune()
     }
 
     /// Has the store remember a transfer as it stands.
     async fn remember(&self, number: u64, running: bool) {
         let saved = {
             let table = self.table();
-            let Some(entry) = table.transfers.get(&number) else { return };
+            let Some(entry) = table.transfers.get(&number) else {
+                return;
+            };
             let view = entry.view.borrow();
             Saved {
                 spec: entry.spec.clone(),
@@ -326,7 +373,12 @@ impl Transfers {
 
     /// Every transfer, newest first.
     pub fn list(&self) -> Vec<View> {
-        self.table().transfers.values().rev().map(|entry| entry.view.borrow().clone()).collect()
+        self.table()
+            .transfers
+            .values()
+            .rev()
+            .map(|entry| entry.view.borrow().clone())
+            .collect()
     }
 
     /// One transfer.
@@ -347,14 +399,22 @@ impl Transfers {
     pub fn of_file(&self, id: FileId) -> Result<View, Problem> {
         let found = self.list().into_iter().find(|view| view.id == id);
         found.ok_or_else(|| {
-            Problem::new(Reason::NotFound, format!("no transfer of {id} is known here: begin one with `get`"))
+            Problem::new(
+                Reason::NotFound,
+                format!("no transfer of {id} is known here: begin one with `get`"),
+            )
         })
     }
 
     /// How many have not ended.
     pub fn open(&self) -> usize {
         let table = self.table();
-        let ended = |entry: &&Entry| matches!(entry.view.borrow().state, State::Done | State::Cancelled | State::Failed);
+        let ended = |entry: &&Entry| {
+            matches!(
+                entry.view.borrow().state,
+                State::Done | State::Cancelled | State::Failed
+            )
+        };
         table.transfers.values().filter(|entry| !ended(entry)).count()
     }
 
@@ -428,8 +488,12 @@ impl Table {
             let state = entry.view.borrow().state;
             entry.watchers == 0 && matches!(state, State::Done | State::Cancelled | State::Failed)
         };
-        let ended: Vec<u64> =
-            self.transfers.iter().filter(|(_, entry)| ended(entry)).map(|(&number, _)| number).collect();
+        let ended: Vec<u64> = self
+            .transfers
+            .iter()
+            .filter(|(_, entry)| ended(entry))
+            .map(|(&number, _)| number)
+            .collect();
         let surplus = ended.len().saturating_sub(KEPT);
         let pruned = ended[..surplus].to_vec();
         for number in &pruned {
@@ -443,12 +507,19 @@ impl Shelf for Transfers {
     fn find(&self, id: &FileId) -> Option<Arc<dyn Offer>> {
         let running: Vec<Arc<Live>> = {
             let table = self.table();
-            table.transfers.values().filter_map(|entry| entry.live.borrow().clone()).collect()
+            table
+                .transfers
+                .values()
+                .filter_map(|entry| entry.live.borrow().clone())
+                .collect()
         };
         running.iter().find_map(|live| live.offer(id))
     }
 }
 
 fn unknown(number: u64) -> Problem {
-    Problem::new(Reason::NotFound, format!("there is no transfer {number}: list them with `transfers`"))
+    Problem::new(
+        Reason::NotFound,
+        format!("there is no transfer {number}: list them with `transfers`"),
+    )
 }

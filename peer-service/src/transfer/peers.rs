@@ -157,7 +157,12 @@ impl Peers {
 
     /// Dials those who wait, while there is room.
     fn dial(&mut self) {
-        let busy = |peer: &&Peer| matches!(peer.contact, Contact::Dialling | Contact::Connected | Contact::Lost(_));
+        let busy = |peer: &&Peer| {
+            matches!(
+                peer.contact,
+                Contact::Dialling | Contact::Connected | Contact::Lost(_)
+            )
+        };
         let taken = self.peers.values().filter(busy).count();
         let mut waiting: Vec<PeerKey> = self
             .peers
@@ -168,7 +173,9 @@ impl Peers {
         // Those that failed least first, else in the order in which they came.
         waiting.sort_by_key(|key| (self.peers[key].failures, *key));
         for key in waiting.into_iter().take(MAX_CONNECTED.saturating_sub(taken)) {
-            let Some(peer) = self.peers.get_mut(&key) else { continue };
+            let Some(peer) = self.peers.get_mut(&key) else {
+                continue;
+            };
             peer.contact = Contact::Dialling;
             peer.stop = self.stop.child_token();
             let watcher = Watcher {
@@ -193,7 +200,9 @@ impl Peers {
 
     /// Notes that a peer is connected; false where it is not wanted any more.
     pub(crate) fn joined(&mut self, key: PeerKey, link: Link) -> bool {
-        let Some(peer) = self.peers.get_mut(&key) else { return false };
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return false;
+        };
         if matches!(peer.contact, Contact::Banned(_) | Contact::Waiting) {
             return false;
         }
@@ -206,7 +215,9 @@ impl Peers {
     /// Notes that a peer was lost. One that keeps failing gives its place to another that waits.
     pub(crate) fn lost(&mut self, key: PeerKey, problem: &Problem) {
         let others = self.peers.values().any(|peer| peer.contact == Contact::Waiting);
-        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
         if matches!(peer.contact, Contact::Banned(_)) {
             return;
         }
@@ -290,16 +301,23 @@ impl Watcher {
                 Ok(()) => return,
                 Err(problem) => problem,
             };
-            let useless = matches!(problem.reason, Reason::VerificationFailed | Reason::InvalidAddress)
-                || problem.reason == Reason::Cancelled;
-            let event = if useless { PeerEvent::Useless(problem) } else { PeerEvent::Lost(problem) };
+            let useless = matches!(
+                problem.reason,
+                Reason::VerificationFailed | Reason::InvalidAddress
+            ) || problem.reason == Reason::Cancelled;
+            let event = if useless {
+                PeerEvent::Useless(problem)
+            } else {
+                PeerEvent::Lost(problem)
+            };
             if self.tell(event).await.is_none() || useless {
                 return;
             }
             if started.elapsed() > MAX_RETRY {
                 wait = RETRY;
             }
-            tokio::time::sleep(wait.mul_f64(rand::rng().random_range(0.75..1.25))).await;
+            let jitter = rand::rng().random_range(0.75..1.25);
+            tokio::time::sleep(wait.mul_f64(jitter)).await;
             wait = (wait * 2).min(MAX_RETRY);
         }
     }
@@ -326,7 +344,9 @@ impl Watcher {
                 return Ok(());
             }
         }
-        Err(Problem::new(Reason::Unreachable, format!("the peer at {} ended the stream", self.source.address)))
+        Err(Problem::new(
+            Reason::Unreachable,
+            format!("the peer at {} ended the stream", self.source.address),
+        ))
     }
 }
-

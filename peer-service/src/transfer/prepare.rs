@@ -61,21 +61,32 @@ pub(crate) async fn identify(
     let library = context.library.clone();
     let here = blocking(move || library.find(&id).map(|offer| (offer.record(), offer.name()))).await?;
     if let Some((record, name)) = here {
-        return Ok(Known { record, name: Some(name) });
+        return Ok(Known {
+            record,
+            name: Some(name),
+        });
     }
     if let Some(index) = &context.index {
         match index.query(&By::Id(id), 1, None).await {
             Ok(page) => {
                 // The wall has checked that id, size and root fit.
                 if let Some(found) = page.files.into_iter().find(|found| found.file.id == id) {
-                    return Ok(Known { record: found.file, name: found.names.into_iter().next() });
+                    return Ok(Known {
+                        record: found.file,
+                        name: found.names.into_iter().next(),
+                    });
                 }
             }
             Err(problem) => tracing::debug!(file = %id.short(), %problem, "the index does not answer"),
         }
     }
-    let told = dialer.ask(|link| async move { link.describe(id).await }.boxed(), waiting).await;
-    Ok(Known { record: told.record, name: Some(told.name) })
+    let told = dialer
+        .ask(|link| async move { link.describe(id).await }.boxed(), waiting)
+        .await;
+    Ok(Known {
+        record: told.record,
+        name: Some(told.name),
+    })
 }
 
 /// What to call it where nobody said.
@@ -94,7 +105,9 @@ pub(crate) async fn collection(
     if record.size > MAX_MANIFEST_SIZE {
         return Ok(None);
     }
-    let Some(plan) = Plan::file(record.id, record.size).map(Arc::new) else { return Ok(None) };
+    let Some(plan) = Plan::file(record.id, record.size).map(Arc::new) else {
+        return Ok(None);
+    };
     let checks = Arc::new(Checks::new(Arc::clone(&plan)));
     let bytes = match local_bytes(context, record).await? {
         Some(bytes) => bytes,
@@ -209,7 +222,12 @@ async fn fetch_all(
             async move {
                 tokio::time::timeout(MANIFEST_TIMEOUT, fetch_units(link, plan, checks, units))
                     .await
-                    .unwrap_or_else(|_| Err(Problem::new(Reason::TimedOut, "sending the manifest took too long")))
+                    .unwrap_or_else(|_| {
+                        Err(Problem::new(
+                            Reason::TimedOut,
+                            "sending the manifest took too long",
+                        ))
+                    })
             }
             .boxed()
         };
@@ -233,7 +251,10 @@ async fn fetch_units(
     let mut done = Vec::with_capacity(units.len());
     while assembly.current().is_some() {
         let Some(chunk) = stream.message().await.map_err(|status| link.problem(status))? else {
-            return Err(Problem::new(Reason::NotPotluck, "the peer ended the stream early"));
+            return Err(Problem::new(
+                Reason::NotPotluck,
+                "the peer ended the stream early",
+            ));
         };
         let taken = assembly.take(chunk.span, chunk.offset, &chunk.data);
         if let Some((place, data)) = taken.map_err(|error| lie(error.to_string()))? {

@@ -68,7 +68,9 @@ fn verify_all(part: &Part, checks: &Checks, threads: usize, on_unit: &(dyn Fn(u6
                         return;
                     }
                     if is_there(part, checks, unit) {
-                        have.lock().unwrap_or_else(PoisonError::into_inner).set(unit, true);
+                        have.lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .set(unit, true);
                         on_unit(part.plan().unit_len(unit));
                     }
                 }

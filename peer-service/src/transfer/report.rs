@@ -59,7 +59,11 @@ impl Reporter {
             view.missing.clear();
             view.findings.clear();
         });
-        Self { view, start: Instant::now(), inner: Mutex::default() }
+        Self {
+            view,
+            start: Instant::now(),
+            inner: Mutex::default(),
+        }
     }
 
     fn write(&self, change: impl FnOnce(&mut View)) {
@@ -109,7 +113,10 @@ impl Reporter {
             view.bytes_done = size;
             view.resumed_bytes = size;
             if view.name.is_empty() {
-                view.name = view.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into());
+                view.name = view
+                    .path
+                    .file_name()
+                    .map_or_else(String::new, |name| name.to_string_lossy().into());
             }
         });
     }
@@ -148,7 +155,11 @@ impl Reporter {
         let rows = rows(swarm, peers);
         let stuck = wrong.or_else(|| stuck(swarm, sources));
         self.write(|view| {
-            view.state = if stuck.is_some() { State::Waiting } else { State::Running };
+            view.state = if stuck.is_some() {
+                State::Waiting
+            } else {
+                State::Running
+            };
             view.findings = findings(&rows, sources);
             view.error = stuck;
             view.bytes_done = done;
@@ -166,7 +177,12 @@ impl Reporter {
 impl Inner {
     /// Bytes a second over the window that ends now.
     fn rate(&mut self, now: Instant, bytes: u64) -> u64 {
-        while self.samples.front().is_some_and(|&(at, _)| now - at > RATE_WINDOW) && self.samples.len() > 1 {
+        while self
+            .samples
+            .front()
+            .is_some_and(|&(at, _)| now - at > RATE_WINDOW)
+            && self.samples.len() > 1
+        {
             self.samples.pop_front();
         }
         self.samples.push_back((now, bytes));
@@ -181,7 +197,10 @@ impl Inner {
 
 fn rows(swarm: &Swarm, peers: &Peers) -> Vec<PeerRow> {
     let views: HashMap<_, PeerView> = swarm.peers().map(|view| (view.key, view)).collect();
-    let mut rows: Vec<PeerRow> = peers.iter().map(|(key, peer)| row(peer, views.get(&key))).collect();
+    let mut rows: Vec<PeerRow> = peers
+        .iter()
+        .map(|(key, peer)| row(peer, views.get(&key)))
+        .collect();
     rows.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.address.cmp(&b.address)));
     rows.truncate(MAX_PEERS);
     rows
@@ -196,9 +215,13 @@ fn row(peer: &Peer, view: Option<&PeerView>) -> PeerRow {
         (Contact::Connected, Some(PeerState::Banned { unit })) => {
             (PeerStanding::Banned, format!("unit {unit} failed verification"))
         }
-        (Contact::Connected, Some(PeerState::Active | PeerState::Stalled)) => (PeerStanding::Active, String::new()),
+        (Contact::Connected, Some(PeerState::Active | PeerState::Stalled)) => {
+            (PeerStanding::Active, String::new())
+        }
         (Contact::Connected, Some(PeerState::BackedOff { .. })) => (PeerStanding::BackingOff, last),
-        (Contact::Connected, Some(PeerState::Joining | PeerState::Idle) | None) => (PeerStanding::Idle, String::new()),
+        (Contact::Connected, Some(PeerState::Joining | PeerState::Idle) | None) => {
+            (PeerStanding::Idle, String::new())
+        }
     };
     PeerRow {
         peer: peer.source.peer,
@@ -223,7 +246,8 @@ fn stuck(swarm: &Swarm, sources: &Sources) -> Option<Problem> {
             problem("none of its providers can be reached now: it goes on as soon as one can".into())
         }),
         StuckReason::AllBanned => problem(
-            "every provider sent bytes that failed verification: it goes on as soon as an honest one appears".into(),
+            "every provider sent bytes that failed verification: it goes on as soon as an honest one appears"
+                .into(),
         ),
         StuckReason::NoProvider { units } => problem(format!(
             "no provider has {units} of the units that are missing: it goes on as soon as one does"
@@ -260,7 +284,10 @@ fn findings(rows: &[PeerRow], sources: &Sources) -> Vec<String> {
     }
     match count(PeerStanding::Unreachable) {
         0 => {}
-        lost => findings.push(format!("{lost} of {} providers cannot be reached; they are tried again", rows.len())),
+        lost => findings.push(format!(
+            "{lost} of {} providers cannot be reached; they are tried again",
+            rows.len()
+        )),
     }
     match count(PeerStanding::BackingOff) {
         0 => {}

@@ -2,7 +2,10 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, atomic::{AtomicU64, Ordering}},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,7 +16,10 @@ use potluck_core::{
     path::Label,
     plan::Plan,
 };
-use tokio::{sync::{mpsc, watch}, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -24,8 +30,10 @@ use super::{
     live::Live,
     part::{Found, Part},
     peers::Peers,
-    place, prepare::{self, Collection},
-    recover, report::Reporter,
+    place,
+    prepare::{self, Collection},
+    recover,
+    report::Reporter,
     sources::{self, Sources},
     target::{self, Target},
     verify::Checks,
@@ -81,7 +89,15 @@ impl Run {
         let (id, named) = (self.spec.id, self.spec.providers.clone());
         self.context.tracker.spawn(async move {
             let index = context.index.clone();
-            sources::keep(index, id, named, |source| context.is_self(source), list, keep_stop).await;
+            sources::keep(
+                index,
+                id,
+                named,
+                |source| context.is_self(source),
+                list,
+                keep_stop,
+            )
+            .await;
         });
         let ended = self.fetch(&reporter, sources, &local).await;
         self.live.send_replace(None);
@@ -107,7 +123,9 @@ impl Run {
             prepared = self.prepare(reporter, &dialer) => prepared?,
         };
         let Some(prepared) = prepared else { return Ok(true) };
-        let Some(have) = self.gather(&prepared, reporter).await? else { return Ok(false) };
+        let Some(have) = self.gather(&prepared, reporter).await? else {
+            return Ok(false);
+        };
         let live = self.go_live(&prepared, have).await?;
         let finished = self.drive(&live, reporter, sources, dialer, local).await;
         let have = live.have();
@@ -131,7 +149,10 @@ impl Run {
             self.context.holdings.remove(&[id]);
         }
         let part = Arc::clone(&live.part);
-        match blocking(move || part.checkpoint(&have)).await.and_then(|stored| stored) {
+        match blocking(move || part.checkpoint(&have))
+            .await
+            .and_then(|stored| stored)
+        {
             Ok(()) => {}
             Err(problem) => tracing::warn!(%problem, "the last resume state could not be written"),
         }
@@ -175,12 +196,24 @@ impl Run {
             true => prepare::collection(&self.context, &record, dialer, waiting).await?,
             false => None,
         };
-        record.kind = if collection.is_some() { Kind::Collection } else { Kind::File };
-        let manifest = collection.as_ref().map(|collection| Arc::clone(&collection.manifest));
+        record.kind = if collection.is_some() {
+            Kind::Collection
+        } else {
+            Kind::File
+        };
+        let manifest = collection
+            .as_ref()
+            .map(|collection| Arc::clone(&collection.manifest));
         let (asked, files, label) = (self.spec.target.clone(), self.context.files.clone(), name.clone());
         let of_collection = manifest.clone();
         let target = blocking(move || {
-            existing::resolve(id, asked.as_deref(), label.as_str(), &files, of_collection.as_deref())
+            existing::resolve(
+                id,
+                asked.as_deref(),
+                label.as_str(),
+                &files,
+                of_collection.as_deref(),
+            )
         })
         .await??;
         reporter.path(&target.path);
@@ -192,9 +225,7 @@ impl Run {
         let plan = Arc::new(plan);
         reporter.planned(record.kind, &plan);
         let there = match &manifest {
-            Some(manifest) => {
-                existing::folder(&self.context, &target.path, manifest, reporter).await?
-            }
+            Some(manifest) => existing::folder(&self.context, &target.path, manifest, reporter).await?,
             None => existing::file(&self.context, id, &target.path, reporter).await?,
         };
         if there {
@@ -234,7 +265,8 @@ impl Run {
         reporter: &Reporter,
     ) -> Result<(Part, Found), Problem> {
         loop {
-            let (id, target, plan, manifest) = (self.spec.id, target.clone(), Arc::clone(plan), manifest.clone());
+            let (id, target, plan, manifest) =
+                (self.spec.id, target.clone(), Arc::clone(plan), manifest.clone());
             match blocking(move || Part::open(id, target, plan, manifest)).await? {
                 Err(problem) if problem.reason == Reason::DiskFull => {
                     reporter.state(State::Waiting, Some(problem));
@@ -247,9 +279,17 @@ impl Run {
 
     /// Units of an earlier run and units that are elsewhere on this machine; `None` when stopped.
     async fn gather(&self, prepared: &Prepared, reporter: &Reporter) -> Result<Option<Bits>, Problem> {
-        let found = prepared.found.lock().map_or(None, |mut found| found.take()).unwrap_or(Found::Unknown);
+        let found = prepared
+            .found
+            .lock()
+            .map_or(None, |mut found| found.take())
+            .unwrap_or(Found::Unknown);
         let (part, checks) = (Arc::clone(&prepared.part), Arc::clone(&prepared.checks));
-        let (library, threads, stop) = (self.context.library.clone(), self.context.hash_threads, self.stop.clone());
+        let (library, threads, stop) = (
+            self.context.library.clone(),
+            self.context.hash_threads,
+            self.stop.clone(),
+        );
         let done = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&done);
         let work = blocking(move || {
@@ -320,7 +360,13 @@ impl Run {
         let calls = TaskTracker::new();
         let register = {
             let (holdings, record, name) = (self.context.holdings.clone(), live.record, live.name.clone());
-            move || holdings.put(vec![Registration { file: record, names: vec![name], partial: true }])
+            move || {
+                holdings.put(vec![Registration {
+                    file: record,
+                    names: vec![name],
+                    partial: true,
+                }])
+            }
         };
         let mut driver = Driver {
             context: Arc::clone(&self.context),
@@ -338,7 +384,9 @@ impl Run {
             own_limit: Limits::new(0, self.spec.max_bytes_per_second, 0),
             start: Instant::now(),
             stop: &stop,
-            report: Box::new(|swarm, peers, wrong| reporter.swarm(plan, swarm, peers, &sources.borrow(), wrong)),
+            report: Box::new(|swarm, peers, wrong| {
+                reporter.swarm(plan, swarm, peers, &sources.borrow(), wrong)
+            }),
             first_unit: Some(Box::new(register)),
             requests: Default::default(),
             full: None,
@@ -350,7 +398,10 @@ impl Run {
         {
             register();
         }
-        let checkpoints = self.context.tracker.spawn(checkpoints(Arc::clone(live), stop.clone()));
+        let checkpoints = self
+            .context
+            .tracker
+            .spawn(checkpoints(Arc::clone(live), stop.clone()));
         let finished = driver.run(events).await;
         driver.last_report();
         drop(driver);
@@ -363,7 +414,12 @@ impl Run {
     }
 
     /// Gives it its name and shares it.
-    async fn place(&self, live: &Arc<Live>, prepared: &Prepared, reporter: &Reporter) -> Result<bool, Problem> {
+    async fn place(
+        &self,
+        live: &Arc<Live>,
+        prepared: &Prepared,
+        reporter: &Reporter,
+    ) -> Result<bool, Problem> {
         loop {
             let (part, claim) = (Arc::clone(&live.part), self.spec.sha256);
             match blocking(move || place::finish(&part, claim)).await? {
@@ -394,7 +450,10 @@ impl Run {
                         None => return,
                     },
                 };
-                self.context.library.adopt_file(path.clone(), tree, self.spec.sha256).await
+                self.context
+                    .library
+                    .adopt_file(path.clone(), tree, self.spec.sha256)
+                    .await
             }
             Some(collection) => self.adopt_collection(live, collection, path.clone()).await,
         };
@@ -421,7 +480,11 @@ impl Run {
         collection: &Collection,
         path: PathBuf,
     ) -> Result<crate::library::Item, Problem> {
-        let (checks, plan, root) = (Arc::clone(&live.checks), Arc::clone(live.part.plan()), path.clone());
+        let (checks, plan, root) = (
+            Arc::clone(&live.checks),
+            Arc::clone(live.part.plan()),
+            path.clone(),
+        );
         let manifest = Arc::clone(&collection.manifest);
         let entries = Arc::clone(&manifest);
         let trees = blocking(move || existing::trees(&checks, &plan, &entries, &root)).await?;
@@ -446,7 +509,10 @@ async fn checkpoints(live: Arc<Live>, stop: CancellationToken) {
         }
         stored = have.count();
         let (part, started) = (Arc::clone(&live.part), Instant::now());
-        match blocking(move || part.checkpoint(&have)).await.and_then(|done| done) {
+        match blocking(move || part.checkpoint(&have))
+            .await
+            .and_then(|done| done)
+        {
             Ok(()) => wait = CHECKPOINT.max(started.elapsed() * CHECKPOINT_SHARE),
             Err(problem) => tracing::warn!(%problem, "the resume state could not be written; tried again"),
         }

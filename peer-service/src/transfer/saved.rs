@@ -2,7 +2,11 @@
 //!
 //! JSON: small, readable where something went wrong, and open to new fields.
 
-use std::{ffi::OsString, os::unix::ffi::{OsStrExt as _, OsStringExt as _}, path::{Path, PathBuf}};
+use std::{
+    ffi::OsString,
+    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
+    path::{Path, PathBuf},
+};
 
 use potluck_core::index_client::Address;
 use serde::{Deserialize, Serialize};
@@ -53,7 +57,11 @@ impl Saved {
             name: spec.name.clone(),
             target: spec.target.as_deref().map(path_to_hex),
             sha256: spec.sha256.map(|sum| sum.to_string()),
-            providers: spec.providers.iter().map(|it| (it.host.clone(), it.port)).collect(),
+            providers: spec
+                .providers
+                .iter()
+                .map(|it| (it.host.clone(), it.port))
+                .collect(),
             detach: spec.detach,
             max_bytes_per_second: spec.max_bytes_per_second,
             priority: spec.priority,
@@ -67,7 +75,10 @@ impl Saved {
     /// `None` where the bytes are nothing that [`Saved::encode`] writes.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let record: Record = serde_json::from_slice(bytes).ok()?;
-        let path = |hex: Option<String>| hex.map(|hex| path_from_hex(&hex)).map_or(Some(None), |path| path.map(Some));
+        let path = |hex: Option<String>| {
+            hex.map(|hex| path_from_hex(&hex))
+                .map_or(Some(None), |path| path.map(Some))
+        };
         Some(Self {
             spec: FetchSpec {
                 id: record.id.parse().ok()?,
@@ -77,7 +88,11 @@ impl Saved {
                     Some(sum) => Some(sum.parse().ok()?),
                     None => None,
                 },
-                providers: record.providers.into_iter().map(|(host, port)| Address { host, port }).collect(),
+                providers: record
+                    .providers
+                    .into_iter()
+                    .map(|(host, port)| Address { host, port })
+                    .collect(),
                 detach: record.detach,
                 max_bytes_per_second: record.max_bytes_per_second,
                 priority: record.priority,
@@ -110,7 +125,10 @@ mod tests {
                 name: Some("a b".into()),
                 target: Some(OsString::from_vec(b"/x/\xff".to_vec()).into()),
                 sha256: Some(Sha256([4; 32])),
-                providers: vec![Address { host: "::1".into(), port: 7 }],
+                providers: vec![Address {
+                    host: "::1".into(),
+                    port: 7,
+                }],
                 detach: true,
                 max_bytes_per_second: u64::MAX,
                 priority: 3,
