@@ -38,11 +38,19 @@ impl Index {
     pub(crate) async fn serve(listener: TcpListener) -> Self {
         let endpoint: Endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
-        let config = potluck_index::Config { store: potluck_index::StoreConfig::Memory, ..Default::default() };
+        let config = potluck_index::Config {
+            store: potluck_index::StoreConfig::Memory,
+            ..Default::default()
+        };
         let token = stop.clone();
         tracker.spawn(async move { potluck_index::serve(listener, config, token).await.unwrap() });
         tracker.close();
-        Self { client: IndexClient::new(endpoint.clone()), endpoint, stop, tracker }
+        Self {
+            client: IndexClient::new(endpoint.clone()),
+            endpoint,
+            stop,
+            tracker,
+        }
     }
 
     pub(crate) async fn stop(self) {
@@ -61,7 +69,11 @@ pub(crate) struct Peer {
 
 impl Peer {
     pub(crate) async fn start(home: &Path, index: Option<&Endpoint>) -> Self {
-        Self::with(Config { index: index.cloned(), ..Config::new(home) }).await
+        Self::with(Config {
+            index: index.cloned(),
+            ..Config::new(home)
+        })
+        .await
     }
 
     pub(crate) async fn with(config: Config) -> Self {
@@ -70,17 +82,26 @@ impl Peer {
         let running = start(listener, config, stop.clone()).await.unwrap();
         let control = ControlServiceClient::new(running.control.connect().await.unwrap());
         let address = running.local_addr.into();
-        Self { running, control, address, stop }
+        Self {
+            running,
+            control,
+            address,
+            stop,
+        }
     }
 
     pub(crate) async fn stop(self) {
         self.stop.cancel();
-        tokio::time::timeout(PATIENCE, self.running.join()).await.expect("the peer stops");
+        tokio::time::timeout(PATIENCE, self.running.join())
+            .await
+            .expect("the peer stops");
     }
 
     /// Shares a path and gives its id.
     pub(crate) async fn share(&self, path: &Path) -> FileId {
-        let request = v1::ShareRequest { paths: vec![path.to_str().unwrap().to_owned()] };
+        let request = v1::ShareRequest {
+            paths: vec![path.to_str().unwrap().to_owned()],
+        };
         let mut events = self.control.clone().share(request).await.unwrap().into_inner();
         while let Some(event) = events.message().await.unwrap() {
             match event.event.unwrap() {
@@ -107,7 +128,11 @@ impl Peer {
         match tokio::time::timeout(PATIENCE, follow).await {
             Ok(last) => last,
             Err(_) => {
-                let transfers = self.control.clone().list_transfers(v1::ListTransfersRequest {}).await;
+                let transfers = self
+                    .control
+                    .clone()
+                    .list_transfers(v1::ListTransfersRequest {})
+                    .await;
                 panic!("the fetch hangs: {transfers:#?}");
             }
         }
@@ -165,7 +190,10 @@ pub(crate) fn file(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
 pub(crate) async fn wait_until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !condition().await {
-        assert!(tokio::time::Instant::now() < deadline, "waited in vain until {what}");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "waited in vain until {what}"
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -174,7 +202,9 @@ pub(crate) async fn wait_until<F: Future<Output = bool>>(what: &str, mut conditi
 pub(crate) async fn wait_for_providers(index: &Index, id: FileId, count: u64) {
     wait_until(&format!("{count} providers are known"), || async {
         let page = index.client.query(&By::Id(id), 10, None).await.unwrap();
-        page.files.first().is_some_and(|found| found.provider_count >= count)
+        page.files
+            .first()
+            .is_some_and(|found| found.provider_count >= count)
     })
     .await;
 }
@@ -182,6 +212,9 @@ pub(crate) async fn wait_for_providers(index: &Index, id: FileId, count: u64) {
 /// A logger for a test that is looked at: `POTLUCK_LOG=debug cargo test …`.
 pub(crate) fn log() {
     if let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("POTLUCK_LOG") {
-        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_test_writer()
+            .try_init();
     }
 }
