@@ -150,7 +150,10 @@ impl TryFrom<&[u8]> for Token {
     type Error = IdError;
 
     fn try_from(bytes: &[u8]) -> Result<Self, IdError> {
-        bytes.try_into().map(Self).map_err(|_| IdError::Bytes(bytes.len()))
+        bytes
+            .try_into()
+            .map(Self)
+            .map_err(|_| IdError::Bytes(bytes.len()))
     }
 }
 

@@ -157,10 +157,14 @@ impl IndexClient {
         let told = tokio::time::timeout(CALL_TIMEOUT, answer).await.map_err(|_| {
             Problem::new(
                 Reason::TimedOut,
-                format!("the index at {} did not answer within {CALL_TIMEOUT:?}", self.endpoint),
+                format!(
+                    "the index at {} did not answer within {CALL_TIMEOUT:?}",
+                    self.endpoint
+                ),
             )
         })?;
-        told.map(tonic::Response::into_inner).map_err(|status| self.problem(status))
+        told.map(tonic::Response::into_inner)
+            .map_err(|status| self.problem(status))
     }
 
     /// What a status of the index means; where nothing or something else answers, says so with the endpoint.
@@ -242,7 +246,11 @@ impl IndexClient {
         };
         let answer = self.call(self.inner.clone().query(request)).await?;
         Ok(Page {
-            files: answer.files.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            files: answer
+                .files
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
             next: Some(answer.next_page_token).filter(|token| !token.is_empty()),
         })
     }
@@ -259,7 +267,11 @@ impl IndexClient {
         };
         let answer = self.call(self.inner.clone().search(request)).await?;
         Ok(Page {
-            files: answer.files.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            files: answer
+                .files
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
             next: Some(answer.next_page_token).filter(|token| !token.is_empty()),
         })
     }
@@ -273,7 +285,10 @@ impl IndexClient {
         file: FileId,
         max_providers: u32,
     ) -> Result<impl Stream<Item = Result<WatchEvent, Problem>> + Send + use<>, Problem> {
-        let request = v1::WatchRequest { file_id: file.to_bytes(), max_providers };
+        let request = v1::WatchRequest {
+            file_id: file.to_bytes(),
+            max_providers,
+        };
         let stream = self.call(self.inner.clone().watch(request)).await?;
         let endpoint = self.endpoint.clone();
         Ok(stream.map(move |event| match event {
@@ -287,6 +302,7 @@ impl IndexClient {
     /// # Errors
     /// Only where the index does not answer.
     pub async fn stats(&self) -> Result<v1::GetStatsResponse, Problem> {
-        self.call(self.inner.clone().get_stats(v1::GetStatsRequest {})).await
+        self.call(self.inner.clone().get_stats(v1::GetStatsRequest {}))
+            .await
     }
 }

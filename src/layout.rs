@@ -15,8 +15,9 @@ pub const MAX_PIECE_SIZE: u64 = 16 * 1024 * 1024;
 /// at 128 KiB. Only files over `TARGET_PIECES * MAX_PIECE_SIZE` (64 GiB) have more.
 pub const TARGET_PIECES: u64 = 4096;
 
-/// Largest file, in bytes: what 2^31 pieces of [`MAX_PIECE_SIZE`] hold. Sizes beyond it are refused before any arithmetic.
-pub const MAX_FILE_SIZE: u64 = MAX_PIECE_SIZE << 31;
+/// Largest file, in bytes: 16 TiB, the most that ext4 holds. Sizes are claims of strangers, and a claim of this size still costs
+/// no more than a list of 32 MiB of piece hashes. Sizes beyond it are refused before any arithmetic.
+pub const MAX_FILE_SIZE: u64 = MAX_PIECE_SIZE << 20;
 
 /// A piece of a file, counted from 0. Minted only by [`FileLayout`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,8 +43,10 @@ impl FileLayout {
         if size > MAX_FILE_SIZE {
             return None;
         }
-        let piece_size =
-            size.div_ceil(TARGET_PIECES).next_power_of_two().clamp(MIN_PIECE_SIZE, MAX_PIECE_SIZE);
+        let piece_size = size
+            .div_ceil(TARGET_PIECES)
+            .next_power_of_two()
+            .clamp(MIN_PIECE_SIZE, MAX_PIECE_SIZE);
         Some(Self { size, piece_size })
     }
 

@@ -1,7 +1,7 @@
 //! The Merkle tree of BitTorrent v2 (BEP 52): SHA-256 over 16 KiB leaves, a binary tree, leaf hashes padded with zero hashes to a
 //! power of two.
 //!
-//! Pure. Reading files and spreading the work over cores is for others; they hash pieces apart and hand them to [`fold`].
+//! Pure. Reading files and spreading the work over cores is [`crate::hash`]'s; pieces are hashed apart and handed to [`fold`].
 
 use sha2::{Digest as _, Sha256};
 
@@ -12,6 +12,12 @@ pub const LEAF_SIZE: usize = 16 * 1024;
 
 /// Hash of a node.
 pub type Hash = [u8; LEN];
+
+/// Root of the empty file: SHA-256 of nothing. BEP 52 gives empty files no root, so this is Potluck's own rule.
+pub const EMPTY_ROOT: Root = Root([
+    0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24, 0x27,
+    0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
+]);
 
 /// A leaf that is not there, as BEP 52 pads.
 const ZERO_LEAF: Hash = [0; LEN];
@@ -57,27 +63,90 @@ fn fold_nodes(mut nodes: Vec<Hash>, mut padding: Hash, mut width: usize) -> Hash
     nodes.first().copied().unwrap_or(padding)
 }
 
-/// Hashes of the leaves of `data`.
+/// Appends the hashes of the leaves of `data`, which begins at a leaf's first byte; the last leaf may be short.
+///
+/// The one place that hashes leaves: a way to hash several at once belongs here.
+pub fn hash_leaves(data: &[u8], hashes: &mut Vec<Hash>) {
+    hashes.extend(
+        data.chunks(LEAF_SIZE)
+            .map(|leaf| Hash::from(Sha256::digest(leaf))),
+    );
+}
+
 fn leaves(data: &[u8]) -> Vec<Hash> {
-    data.chunks(LEAF_SIZE).map(|leaf| Sha256::digest(leaf).into()).collect()
+    let mut hashes = Vec::with_capacity(data.len().div_ceil(LEAF_SIZE) + 1);
+    hash_leaves(data, &mut hashes);
+    hashes
 }
 
 /// Subtree hash of one piece of a file that has several: `data` is the piece's bytes, at most `layout.piece_size()`.
 ///
-/// The last piece's missing leaves count as zero hashes, so that all pieces' subtrees have one height.
+/// The last piece's missing leaves count as zero hashes, so that all pieces' subtrees have one height. More bytes than a piece
+/// has give the hash of a taller tree, which is no piece's.
 pub fn piece_hash(data: &[u8], layout: &FileLayout) -> Hash {
-    let width = layout.piece_size() as usize / LEAF_SIZE;
-    fold_nodes(leaves(data), ZERO_LEAF, width)
+    fold_piece(leaves(data), layout)
 }
 
-/// Root of a file that is one piece or less, from its bytes. The empty file's root is SHA-256 of nothing.
-pub fn small_file_root(data: &[u8]) -> Root {
+fn fold_piece(leaves: Vec<Hash>, layout: &FileLayout) -> Hash {
+    let width = (layout.piece_size() as usize / LEAF_SIZE).max(leaves.len().next_power_of_two());
+    fold_nodes(leaves, ZERO_LEAF, width)
+}
+
+/// As [`piece_hash`], for bytes that come bit by bit. Holds the leaves' hashes (at most 32 KiB for a piece) and one partial leaf.
+#[derive(Debug, Clone)]
+pub struct PieceHasher {
+    layout: FileLayout,
+    leaves: Vec<Hash>,
+    partial: Vec<u8>,
+}
+
+impl PieceHasher {
+    /// Begins a piece of a file with this layout.
+    pub const fn new(layout: &FileLayout) -> Self {
+        Self {
+            layout: *layout,
+            leaves: Vec::new(),
+            partial: Vec::new(),
+        }
+    }
+
+    /// The piece's next bytes.
+    pub fn update(&mut self, mut data: &[u8]) {
+        if !self.partial.is_empty() {
+            let taken = data.len().min(LEAF_SIZE - self.partial.len());
+            self.partial.extend_from_slice(&data[..taken]);
+            data = &data[taken..];
+            if self.partial.len() < LEAF_SIZE {
+                return;
+            }
+            hash_leaves(&self.partial, &mut self.leaves);
+            self.partial.clear();
+        }
+        let (whole, rest) = data.split_at(data.len() - data.len() % LEAF_SIZE);
+        hash_leaves(whole, &mut self.leaves);
+        self.partial.extend_from_slice(rest);
+    }
+
+    /// The subtree hash of the bytes so far.
+    pub fn finish(mut self) -> Hash {
+        hash_leaves(&self.partial, &mut self.leaves);
+        fold_piece(self.leaves, &self.layout)
+    }
+}
+
+/// Root of a file from all its bytes. The empty file's root is [`EMPTY_ROOT`].
+pub fn root_of(data: &[u8]) -> Root {
     if data.is_empty() {
-        return Root(Sha256::digest([]).into());
+        return EMPTY_ROOT;
     }
     let leaves = leaves(data);
     let width = leaves.len().next_power_of_two();
     Root(fold_nodes(leaves, ZERO_LEAF, width))
+}
+
+/// As [`root_of`].
+pub fn small_file_root(data: &[u8]) -> Root {
+    root_of(data)
 }
 
 /// Root that a piece layer folds into, for a file of more than one piece.

@@ -141,7 +141,12 @@ pub struct Problem {
 impl Problem {
     /// A problem with nothing but its reason and message.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), field: None, retry_after: None }
+        Self {
+            reason,
+            message: message.into(),
+            field: None,
+            retry_after: None,
+        }
     }
 
     /// The same, naming the request's field at fault.

@@ -56,8 +56,14 @@ impl FromStr for Endpoint {
             }
             return Ok(Self::Unix(path.into()));
         }
-        let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-        let uri: Uri = with_scheme.parse().map_err(|_| bad("give http://HOST:PORT or unix:PATH"))?;
+        let with_scheme = if text.contains("://") {
+            text.to_owned()
+        } else {
+            format!("http://{text}")
+        };
+        let uri: Uri = with_scheme
+            .parse()
+            .map_err(|_| bad("give http://HOST:PORT or unix:PATH"))?;
         if uri.scheme_str() != Some("http") {
             return Err(bad("only http:// and unix: are known"));
         }
@@ -85,10 +91,17 @@ impl Endpoint {
     pub async fn connect(&self) -> Result<Channel, Problem> {
         let connected = match self {
             Self::Http(uri) => configure(Channel::builder(uri.clone())).connect().await,
-            Self::Unix(path) => unix_builder().connect_with_connector(unix_connector(path.clone())).await,
+            Self::Unix(path) => {
+                unix_builder()
+                    .connect_with_connector(unix_connector(path.clone()))
+                    .await
+            }
         };
         connected.map_err(|error| {
-            Problem::new(Reason::Unreachable, format!("nothing answers at {self}: {}", root_cause(&error)))
+            Problem::new(
+                Reason::Unreachable,
+                format!("nothing answers at {self}: {}", root_cause(&error)),
+            )
         })
     }
 
@@ -133,12 +146,8 @@ fn unix_builder() -> tonic::transport::Endpoint {
 
 fn unix_connector(
     path: PathBuf,
-) -> impl tower::Service<
-    Uri,
-    Response = TokioIo<tokio::net::UnixStream>,
-    Error = std::io::Error,
-    Future: Send,
-> + Send
+) -> impl tower::Service<Uri, Response = TokioIo<tokio::net::UnixStream>, Error = std::io::Error, Future: Send>
++ Send
 + 'static {
     tower::service_fn(move |_: Uri| {
         let path = path.clone();

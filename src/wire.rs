@@ -50,14 +50,22 @@ impl TryFrom<v1::FileRecord> for FileRecord {
             return Err(Problem::new(Reason::OutOfRange, "no file is that large").field("file.size"));
         }
         if !record.file_id.is_empty() && id::<FileId>(&record.file_id, "file.file_id")? != derived {
-            return Err(Problem::new(Reason::IdMismatch, "the id does not fit the size and the root")
-                .field("file.file_id"));
+            return Err(
+                Problem::new(Reason::IdMismatch, "the id does not fit the size and the root")
+                    .field("file.file_id"),
+            );
         }
         let sha256 = match record.sha256.is_empty() {
             true => None,
             false => Some(id::<Sha256>(&record.sha256, "file.sha256")?),
         };
-        Ok(Self { id: derived, size: record.size, root, sha256, kind: record.kind().into() })
+        Ok(Self {
+            id: derived,
+            size: record.size,
+            root,
+            sha256,
+            kind: record.kind().into(),
+        })
     }
 }
 
@@ -75,7 +83,10 @@ impl From<&FileRecord> for v1::FileRecord {
 
 impl From<&Address> for v1::Address {
     fn from(address: &Address) -> Self {
-        Self { host: address.host.clone(), port: address.port.into() }
+        Self {
+            host: address.host.clone(),
+            port: address.port.into(),
+        }
     }
 }
 
@@ -83,10 +94,16 @@ impl TryFrom<v1::Address> for Address {
     type Error = Problem;
 
     fn try_from(address: v1::Address) -> Result<Self, Problem> {
-        let port = u16::try_from(address.port).ok().filter(|&port| port != 0).ok_or_else(|| {
-            Problem::new(Reason::InvalidAddress, "a port is 1 to 65535").field("address.port")
-        })?;
-        Ok(Self { host: address.host, port })
+        let port = u16::try_from(address.port)
+            .ok()
+            .filter(|&port| port != 0)
+            .ok_or_else(|| {
+                Problem::new(Reason::InvalidAddress, "a port is 1 to 65535").field("address.port")
+            })?;
+        Ok(Self {
+            host: address.host,
+            port,
+        })
     }
 }
 
@@ -101,7 +118,10 @@ impl std::fmt::Display for Address {
 
 impl From<std::net::SocketAddr> for Address {
     fn from(address: std::net::SocketAddr) -> Self {
-        Self { host: address.ip().to_canonical().to_string(), port: address.port() }
+        Self {
+            host: address.ip().to_canonical().to_string(),
+            port: address.port(),
+        }
     }
 }
 
@@ -145,7 +165,11 @@ impl TryFrom<v1::QueryResult> for Found {
             file: result.file.unwrap_or_default().try_into()?,
             names: result.names,
             provider_count: result.provider_count,
-            providers: result.providers.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            providers: result
+                .providers
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
         })
     }
 }
@@ -170,11 +194,18 @@ impl TryFrom<v1::WatchResponse> for WatchEvent {
         use v1::watch_response::Event;
         match response.event {
             Some(Event::Snapshot(snapshot)) => Ok(Self::Snapshot(
-                snapshot.providers.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+                snapshot
+                    .providers
+                    .into_iter()
+                    .map(TryInto::try_into)
+                    .collect::<Result<_, _>>()?,
             )),
             Some(Event::Joined(provider)) => Ok(Self::Joined(provider.try_into()?)),
             Some(Event::Left(peer)) => Ok(Self::Left(id(&peer, "left")?)),
-            None => Err(Problem::new(Reason::NotPotluck, "the index sent an event without content")),
+            None => Err(Problem::new(
+                Reason::NotPotluck,
+                "the index sent an event without content",
+            )),
         }
     }
 }
