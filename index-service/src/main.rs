@@ -1,0 +1,3 @@
+//! `potluck-index`: the index as a program of its own.
+
+fn main() {}
