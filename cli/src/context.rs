@@ -2,11 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
-use potluck_core::{
-    Problem, Reason,
-    index_client::IndexClient,
-    transport::Endpoint,
-};
+use potluck_core::{Problem, Reason, index_client::IndexClient, transport::Endpoint};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -77,13 +73,23 @@ impl Context {
     /// [`Reason::InvalidAddress`] for an index or peer that is no address.
     pub(crate) fn new(globals: &Globals, out: Out, stop: CancellationToken) -> Result<Self, Fail> {
         let no_index = matches!(globals.index.as_deref(), Some("" | "none"));
-        let index = globals.index.as_deref().filter(|_| !no_index).map(str::parse).transpose();
+        let index = globals
+            .index
+            .as_deref()
+            .filter(|_| !no_index)
+            .map(str::parse)
+            .transpose();
         Ok(Self {
             out,
             stop,
             index: index.map_err(|problem: Problem| flag(problem, "--index"))?,
             no_index,
-            peer: globals.peer.as_deref().map(str::parse).transpose().map_err(|problem| flag(problem, "--peer"))?,
+            peer: globals
+                .peer
+                .as_deref()
+                .map(str::parse)
+                .transpose()
+                .map_err(|problem| flag(problem, "--peer"))?,
             token_file: globals.peer_token_file.clone(),
             session: None,
         })
@@ -136,7 +142,9 @@ impl Context {
     /// # Errors
     /// As [`Self::index_endpoint`].
     pub(crate) fn index_of(&self, peer: Option<&Peer>) -> Result<IndexClient, Fail> {
-        let told = peer.filter(|_| self.index.is_none()).and_then(|peer| peer.status.index.as_deref());
+        let told = peer
+            .filter(|_| self.index.is_none())
+            .and_then(|peer| peer.status.index.as_deref());
         match told {
             Some(url) => Ok(IndexClient::new(url.parse()?)),
             None => self.index(),
@@ -152,7 +160,9 @@ impl Context {
             return Ok(Some(Borrowed::Session(Arc::clone(peer))));
         }
         if let Some(endpoint) = &self.peer {
-            return Ok(Some(Borrowed::Own(Peer::at(endpoint, self.token_file.as_ref()).await?)));
+            return Ok(Some(Borrowed::Own(
+                Peer::at(endpoint, self.token_file.as_ref()).await?,
+            )));
         }
         Ok(Peer::daemon().await?.map(Borrowed::Own))
     }
@@ -163,8 +173,9 @@ impl Context {
     /// [`Reason::Unreachable`] where there is none.
     pub(crate) async fn daemon(&self) -> Result<Borrowed, Fail> {
         self.running_peer().await?.ok_or_else(|| {
-            Fail::new(Reason::Unreachable, "no peer is running on this machine")
-                .hint("start one with `potluck peer`, or name one with --peer unix:PATH or --peer http://ADDR")
+            Fail::new(Reason::Unreachable, "no peer is running on this machine").hint(
+                "start one with `potluck peer`, or name one with --peer unix:PATH or --peer http://ADDR",
+            )
         })
     }
 
@@ -177,7 +188,14 @@ impl Context {
             true => None,
             false => Some(self.index_endpoint()?),
         };
-        Ok(Borrowed::Own(Peer::own(OwnSettings { index, listen, temporary: true }).await?))
+        Ok(Borrowed::Own(
+            Peer::own(OwnSettings {
+                index,
+                listen,
+                temporary: true,
+            })
+            .await?,
+        ))
     }
 
     /// The peer that runs already, else one of the command's own in the default home that talks to no index: for looking
@@ -190,7 +208,11 @@ impl Context {
             return Ok(peer);
         }
         let any_port = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let settings = OwnSettings { index: None, listen: any_port, temporary: false };
+        let settings = OwnSettings {
+            index: None,
+            listen: any_port,
+            temporary: false,
+        };
         Ok(Borrowed::Own(Peer::own(settings).await?))
     }
 
@@ -208,5 +230,9 @@ impl Context {
 }
 
 fn flag(problem: Problem, flag: &str) -> Fail {
-    Problem { message: format!("{flag}: {}", problem.message), ..problem }.into()
+    Problem {
+        message: format!("{flag}: {}", problem.message),
+        ..problem
+    }
+    .into()
 }

@@ -75,7 +75,12 @@ pub(crate) enum Fail {
 impl Fail {
     /// A command line that means nothing.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
-        Self::Told { exit: Exit::Usage, word: "usage", message: message.into(), hints: Vec::new() }
+        Self::Told {
+            exit: Exit::Usage,
+            word: "usage",
+            message: message.into(),
+            hints: Vec::new(),
+        }
     }
 
     /// Stopped from the keyboard; the message says what was left and how to go on.
@@ -110,7 +115,11 @@ impl Fail {
             std::io::ErrorKind::StorageFull => Reason::DiskFull,
             _ => Reason::Internal,
         };
-        let word = if reason == Reason::Internal { "io" } else { reason.word() };
+        let word = if reason == Reason::Internal {
+            "io"
+        } else {
+            reason.word()
+        };
         Self::Told {
             exit: Exit::of(reason),
             word,

@@ -23,7 +23,10 @@ impl Interrupts {
     /// # Errors
     /// Where the operating system gives no handler.
     pub(crate) fn listen() -> std::io::Result<Self> {
-        Ok(Self { keyboard: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        Ok(Self {
+            keyboard: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
     }
 
     async fn next(&mut self) {

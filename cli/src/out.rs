@@ -63,6 +63,12 @@ impl Out {
         !self.bars.is_hidden()
     }
 
+    /// Columns of the terminal that results go to; `None` where they go elsewhere.
+    pub(crate) fn width(&self) -> Option<usize> {
+        let stdout = Term::stdout();
+        stdout.is_term().then(|| usize::from(stdout.size().1))
+    }
+
     /// A line of the result.
     pub(crate) fn line(&self, line: impl Display) -> Result<(), Fail> {
         self.bars.suspend(|| {
@@ -95,13 +101,24 @@ impl Out {
     /// Something that may be wrong, for people; nothing with `--json`.
     pub(crate) fn warn(&self, line: impl Display) {
         if !self.json {
-            self.to_stderr(format_args!("{} {line}", style("warning:").yellow().bold().for_stderr()));
+            self.to_stderr(format_args!(
+                "{} {line}",
+                style("warning:").yellow().bold().for_stderr()
+            ));
         }
     }
 
     /// Why the command failed.
     pub(crate) fn fail(&self, fail: &Fail) {
-        let Fail::Told { word, message, hints, exit } = fail else { return };
+        let Fail::Told {
+            word,
+            message,
+            hints,
+            exit,
+        } = fail
+        else {
+            return;
+        };
         if self.json {
             self.to_stderr(format_args!(
                 "{}",
@@ -113,15 +130,24 @@ impl Out {
             crate::fail::Exit::Interrupted => style("stopped:").yellow(),
             _ => style("error:").red(),
         };
-        self.to_stderr(format_args!("{} {}", head.bold().for_stderr(), text::shown(message)));
+        self.to_stderr(format_args!(
+            "{} {}",
+            head.bold().for_stderr(),
+            text::shown(message)
+        ));
         for hint in hints {
-            self.to_stderr(format_args!("  {} {}", style("→").dim().for_stderr(), text::shown(hint)));
+            self.to_stderr(format_args!(
+                "  {} {}",
+                style("→").dim().for_stderr(),
+                text::shown(hint)
+            ));
         }
     }
 
     fn to_stderr(&self, text: std::fmt::Arguments<'_>) {
         // Nobody is left to tell when stderr is gone.
-        self.bars.suspend(|| drop(writeln!(io::stderr().lock(), "{text}")));
+        self.bars
+            .suspend(|| drop(writeln!(io::stderr().lock(), "{text}")));
     }
 }
 
@@ -142,7 +168,10 @@ impl Write for LogWriter {
 fn told(written: io::Result<()>) -> Result<(), Fail> {
     written.map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => Fail::BrokenPipe,
-        _ => Fail::new(potluck_core::Reason::Internal, format!("cannot write the result: {error}")),
+        _ => Fail::new(
+            potluck_core::Reason::Internal,
+            format!("cannot write the result: {error}"),
+        ),
     })
 }
 
@@ -150,7 +179,9 @@ fn told(written: io::Result<()>) -> Result<(), Fail> {
 fn json_line(object: &impl Serialize) -> String {
     let mut bytes = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, Harmless);
-    object.serialize(&mut serializer).expect("results are maps with text keys");
+    object
+        .serialize(&mut serializer)
+        .expect("results are maps with text keys");
     String::from_utf8(bytes).expect("JSON is UTF-8")
 }
 

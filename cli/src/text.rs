@@ -61,7 +61,12 @@ pub(crate) fn time(duration: Duration) -> String {
 pub(crate) fn clock(seconds: u64) -> String {
     match seconds {
         0..=3599 => format!("{}:{:02}", seconds / 60, seconds % 60),
-        3600..=359_999 => format!("{}:{:02}:{:02}", seconds / 3600, seconds % 3600 / 60, seconds % 60),
+        3600..=359_999 => format!(
+            "{}:{:02}:{:02}",
+            seconds / 3600,
+            seconds % 3600 / 60,
+            seconds % 60
+        ),
         _ => format!(">{} d", seconds / 86_400),
     }
 }
@@ -84,7 +89,12 @@ pub(crate) fn percent(part: u64, whole: u64) -> u64 {
 pub(crate) fn path(path: &str) -> String {
     let short = std::env::current_dir()
         .ok()
-        .and_then(|here| std::path::Path::new(path).strip_prefix(here).ok().map(|p| p.to_string_lossy().into_owned()))
+        .and_then(|here| {
+            std::path::Path::new(path)
+                .strip_prefix(here)
+                .ok()
+                .map(|p| p.to_string_lossy().into_owned())
+        })
         .filter(|short| !short.is_empty());
     shown(short.as_deref().unwrap_or(path)).into_owned()
 }

@@ -92,19 +92,24 @@ impl Control {
     pub(crate) async fn connect(endpoint: &Endpoint, token: Option<&str>) -> Result<Self, Problem> {
         let bearer = token
             .map(|token| {
-                let mut value: MetadataValue<Ascii> =
-                    format!("Bearer {token}").parse().map_err(|_| {
-                        Problem::new(Reason::InvalidToken, "the control token has characters that no token has")
-                    })?;
+                let mut value: MetadataValue<Ascii> = format!("Bearer {token}").parse().map_err(|_| {
+                    Problem::new(
+                        Reason::InvalidToken,
+                        "the control token has characters that no token has",
+                    )
+                })?;
                 value.set_sensitive(true);
-                Ok(value)
+                Ok::<_, Problem>(value)
             })
             .transpose()?;
         let channel = endpoint.connect().await?;
         let client = ControlServiceClient::with_interceptor(channel, Bearer(bearer))
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
-        Ok(Self { endpoint: endpoint.clone(), client })
+        Ok(Self {
+            endpoint: endpoint.clone(),
+            client,
+        })
     }
 
     /// Where the peer's control service is.
@@ -120,10 +125,15 @@ impl Control {
         let told = tokio::time::timeout(limit, answer).await.map_err(|_| {
             Problem::new(
                 Reason::TimedOut,
-                format!("the peer at {} did not answer within {} s", self.endpoint, limit.as_secs()),
+                format!(
+                    "the peer at {} did not answer within {} s",
+                    self.endpoint,
+                    limit.as_secs()
+                ),
             )
         })?;
-        told.map(tonic::Response::into_inner).map_err(|status| self.endpoint.problem(status, "peer"))
+        told.map(tonic::Response::into_inner)
+            .map_err(|status| self.endpoint.problem(status, "peer"))
     }
 
     /// A stream of messages as a stream of what they mean.
@@ -145,7 +155,9 @@ impl Control {
         paths: Vec<String>,
     ) -> Result<impl Stream<Item = Result<ShareEvent, Problem>> + Send, Problem> {
         let request = v1::ShareRequest { paths };
-        let messages = self.call(CALL_TIMEOUT, self.client.clone().share(request)).await?;
+        let messages = self
+            .call(CALL_TIMEOUT, self.client.clone().share(request))
+            .await?;
         Ok(self.events(messages, ShareEvent::try_from))
     }
 
@@ -157,16 +169,30 @@ impl Control {
             What::Path(path) => Target::Path(path),
         };
         let request = v1::UnshareRequest { target: Some(target) };
-        let answer = self.call(SLOW_CALL_TIMEOUT, self.client.clone().unshare(request)).await?;
+        let answer = self
+            .call(SLOW_CALL_TIMEOUT, self.client.clone().unshare(request))
+            .await?;
         answer.removed.into_iter().map(TryInto::try_into).collect()
     }
 
     /// A page of what the peer shares, and the token of the next.
     pub(crate) async fn library(&self, page: Option<String>) -> Result<(Vec<Item>, Option<String>), Problem> {
-        let request = v1::ListLibraryRequest { page_size: PAGE, page_token: page.unwrap_or_default() };
-        let answer = self.call(CALL_TIMEOUT, self.client.clone().list_library(request)).await?;
-        let items = answer.items.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
-        Ok((items, Some(answer.next_page_token).filter(|token| !token.is_empty())))
+        let request = v1::ListLibraryRequest {
+            page_size: PAGE,
+            page_token: page.unwrap_or_default(),
+        };
+        let answer = self
+            .call(CALL_TIMEOUT, self.client.clone().list_library(request))
+            .await?;
+        let items = answer
+            .items
+            .into_iter()
+            .map(TryInto::try_into)
+            .collect::<Result<_, _>>()?;
+        Ok((
+            items,
+            Some(answer.next_page_token).filter(|token| !token.is_empty()),
+        ))
     }
 
     /// Fetches, and tells how it goes until it is over.
@@ -177,40 +203,60 @@ impl Control {
         let request = v1::FetchRequest {
             file_id: order.file.to_bytes(),
             name: order.name.clone().unwrap_or_default(),
-            target: order.target.as_deref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+            target: order
+                .target
+                .as_deref()
+                .map(|path| path.to_string_lossy().into_owned())
+                .unwrap_or_default(),
             sha256: order.sha256.map(Sha256::to_bytes).unwrap_or_default(),
             providers: order.providers.iter().map(Into::into).collect(),
             detach: order.detach,
             max_bytes_per_second: order.limit,
             priority: order.priority,
         };
-        let messages = self.call(CALL_TIMEOUT, self.client.clone().fetch(request)).await?;
+        let messages = self
+            .call(CALL_TIMEOUT, self.client.clone().fetch(request))
+            .await?;
         Ok(self.events(messages, |message| model::transfer(message.transfer)))
     }
 
     /// Transfers under way, paused, and lately ended.
     pub(crate) async fn transfers(&self) -> Result<Vec<Transfer>, Problem> {
         let request = v1::ListTransfersRequest {};
-        let answer = self.call(CALL_TIMEOUT, self.client.clone().list_transfers(request)).await?;
+        let answer = self
+            .call(CALL_TIMEOUT, self.client.clone().list_transfers(request))
+            .await?;
         answer.transfers.into_iter().map(TryInto::try_into).collect()
     }
 
     /// Pauses a transfer.
     pub(crate) async fn pause(&self, transfer_id: u64) -> Result<Transfer, Problem> {
         let request = v1::PauseTransferRequest { transfer_id };
-        model::transfer(self.call(CALL_TIMEOUT, self.client.clone().pause_transfer(request)).await?.transfer)
+        model::transfer(
+            self.call(CALL_TIMEOUT, self.client.clone().pause_transfer(request))
+                .await?
+                .transfer,
+        )
     }
 
     /// Lets a paused or failed transfer go on.
     pub(crate) async fn resume(&self, transfer_id: u64) -> Result<Transfer, Problem> {
         let request = v1::ResumeTransferRequest { transfer_id };
-        model::transfer(self.call(CALL_TIMEOUT, self.client.clone().resume_transfer(request)).await?.transfer)
+        model::transfer(
+            self.call(CALL_TIMEOUT, self.client.clone().resume_transfer(request))
+                .await?
+                .transfer,
+        )
     }
 
     /// Ends a transfer and removes what it had fetched.
     pub(crate) async fn cancel(&self, transfer_id: u64) -> Result<Transfer, Problem> {
         let request = v1::CancelTransferRequest { transfer_id };
-        model::transfer(self.call(CALL_TIMEOUT, self.client.clone().cancel_transfer(request)).await?.transfer)
+        model::transfer(
+            self.call(CALL_TIMEOUT, self.client.clone().cancel_transfer(request))
+                .await?
+                .transfer,
+        )
     }
 
     /// What a transfer is doing and why.
@@ -221,12 +267,16 @@ impl Control {
             Which::Number(number) => Target::TransferId(number),
         };
         let request = v1::ExplainTransferRequest { target: Some(target) };
-        self.call(CALL_TIMEOUT, self.client.clone().explain_transfer(request)).await?.try_into()
+        self.call(CALL_TIMEOUT, self.client.clone().explain_transfer(request))
+            .await?
+            .try_into()
     }
 
     /// The peer's own state.
     pub(crate) async fn status(&self) -> Result<Status, Problem> {
         let request = v1::GetStatusRequest {};
-        self.call(CALL_TIMEOUT, self.client.clone().get_status(request)).await?.try_into()
+        self.call(CALL_TIMEOUT, self.client.clone().get_status(request))
+            .await?
+            .try_into()
     }
 }

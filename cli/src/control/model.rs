@@ -174,16 +174,25 @@ pub(crate) struct Status {
 }
 
 fn problem(failure: v1::Failure) -> Problem {
-    Problem::new(Reason::from_wire(&failure.reason).unwrap_or(Reason::Internal), failure.message)
+    Problem::new(
+        Reason::from_wire(&failure.reason).unwrap_or(Reason::Internal),
+        failure.message,
+    )
 }
 
 fn missing_part(what: &str) -> Problem {
-    Problem::new(Reason::NotPotluck, format!("the peer sent {what} that is incomplete: is it of another version?"))
+    Problem::new(
+        Reason::NotPotluck,
+        format!("the peer sent {what} that is incomplete: is it of another version?"),
+    )
 }
 
 fn address(address: v1::Address) -> Address {
     // Port 0 stands for what is not known; it is only shown.
-    Address { host: address.host, port: u16::try_from(address.port).unwrap_or(0) }
+    Address {
+        host: address.host,
+        port: u16::try_from(address.port).unwrap_or(0),
+    }
 }
 
 impl TryFrom<v1::LibraryItem> for Item {
@@ -206,11 +215,16 @@ impl TryFrom<v1::ShareResponse> for ShareEvent {
     fn try_from(response: v1::ShareResponse) -> Result<Self, Problem> {
         use v1::share_response::Event;
         Ok(match response.event.ok_or_else(|| missing_part("an event"))? {
-            Event::Progress(p) => Self::Progress { path: p.path, done: p.bytes_done, total: p.bytes_total },
+            Event::Progress(p) => Self::Progress {
+                path: p.path,
+                done: p.bytes_done,
+                total: p.bytes_total,
+            },
             Event::Shared(item) => Self::Shared(item.try_into()?),
-            Event::Failed(failed) => {
-                Self::Failed { path: failed.path, problem: problem(failed.failure.unwrap_or_default()) }
-            }
+            Event::Failed(failed) => Self::Failed {
+                path: failed.path,
+                problem: problem(failed.failure.unwrap_or_default()),
+            },
         })
     }
 }
@@ -291,7 +305,10 @@ impl TryFrom<v1::ExplainTransferResponse> for Explanation {
 
     fn try_from(answer: v1::ExplainTransferResponse) -> Result<Self, Problem> {
         Ok(Self {
-            transfer: answer.transfer.ok_or_else(|| missing_part("a transfer"))?.try_into()?,
+            transfer: answer
+                .transfer
+                .ok_or_else(|| missing_part("a transfer"))?
+                .try_into()?,
             missing: answer
                 .missing
                 .into_iter()

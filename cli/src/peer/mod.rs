@@ -68,9 +68,12 @@ impl Peer {
     /// # Errors
     /// [`Reason::Unreachable`] and its kin where it does not answer as a peer.
     pub(crate) async fn at(endpoint: &Endpoint, token_file: Option<&PathBuf>) -> Result<Self, Problem> {
-        let control = Control::connect(endpoint, token(token_file)?.as_deref()).await.map_err(|problem| {
-            Problem { message: format!("no peer to talk to: {}", problem.message), ..problem }
-        })?;
+        let control = Control::connect(endpoint, token(token_file)?.as_deref())
+            .await
+            .map_err(|problem| Problem {
+                message: format!("no peer to talk to: {}", problem.message),
+                ..problem
+            })?;
         let status = control.status().await.map_err(|problem| match problem.reason {
             Reason::Unauthenticated => Problem::new(
                 problem.reason,
@@ -81,7 +84,11 @@ impl Peer {
             ),
             _ => problem,
         })?;
-        Ok(Self { control, status, own: None })
+        Ok(Self {
+            control,
+            status,
+            own: None,
+        })
     }
 
     /// The daemon in the default home, if one answers.
@@ -106,7 +113,11 @@ impl Peer {
         let own = OwnPeer::start(settings).await?;
         let control = Control::connect(own.control(), None).await?;
         let status = control.status().await?;
-        Ok(Self { control, status, own: Some(own) })
+        Ok(Self {
+            control,
+            status,
+            own: Some(own),
+        })
     }
 }
 
@@ -126,11 +137,16 @@ fn token(file: Option<&PathBuf>) -> Result<Option<String>, Problem> {
     match file {
         Some(path) => {
             let text = std::fs::read_to_string(path).map_err(|error| {
-                Problem::new(Reason::NotFound, format!("cannot read the control token from {}: {error}", path.display()))
+                Problem::new(
+                    Reason::NotFound,
+                    format!("cannot read the control token from {}: {error}", path.display()),
+                )
             })?;
             Ok(Some(text.trim().to_owned()))
         }
-        None => Ok(std::env::var(TOKEN_VARIABLE).ok().filter(|token| !token.is_empty())),
+        None => Ok(std::env::var(TOKEN_VARIABLE)
+            .ok()
+            .filter(|token| !token.is_empty())),
     }
 }
 

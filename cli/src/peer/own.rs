@@ -52,7 +52,12 @@ impl OwnPeer {
         let shutdown = CancellationToken::new();
         let listener = bind(settings.listen).await?;
         let running = potluck_peer::start(listener, config, shutdown.clone()).await?;
-        Ok(Self { running, shutdown, home, _socket: socket })
+        Ok(Self {
+            running,
+            shutdown,
+            home,
+            _socket: socket,
+        })
     }
 
     pub(super) const fn control(&self) -> &Endpoint {
@@ -99,10 +104,16 @@ async fn bind(listen: Option<SocketAddr>) -> Result<TcpListener, Problem> {
 
 fn temporary(prefix: &str) -> Result<TempDir, Problem> {
     // Mode 0700 by the crate's own rule.
-    tempfile::Builder::new().prefix(prefix).tempdir().map_err(|error| {
-        Problem::new(
-            Reason::PermissionDenied,
-            format!("cannot make a folder in {}: {error}; set TMPDIR to one that can be written", std::env::temp_dir().display()),
-        )
-    })
+    tempfile::Builder::new()
+        .prefix(prefix)
+        .tempdir()
+        .map_err(|error| {
+            Problem::new(
+                Reason::PermissionDenied,
+                format!(
+                    "cannot make a folder in {}: {error}; set TMPDIR to one that can be written",
+                    std::env::temp_dir().display()
+                ),
+            )
+        })
 }
