@@ -35,7 +35,7 @@ pub(crate) fn bar(part: u64, whole: u64, width: usize) -> String {
 pub(crate) fn bar_line(label: &str, part: u64, whole: u64, facts: &str, width: usize) -> String {
     let facts_width = measure_text_width(facts);
     let left = width.saturating_sub(facts_width + 2);
-    let label = truncate_str(label, MOST_LABEL.min(left), "…");
+    let label = fit(label, MOST_LABEL.min(left));
     let label_width = measure_text_width(&label);
     let bar_width = left.saturating_sub(label_width + 2).min(MOST_BAR);
     if bar_width >= LEAST_BAR {
@@ -67,7 +67,11 @@ pub(crate) fn hashing(name: &str, done: u64, total: u64, elapsed: Duration, widt
 
 /// A line cut to `width` columns.
 pub(crate) fn fit(line: &str, width: usize) -> String {
-    truncate_str(line, width, "…").into_owned()
+    match width {
+        // Not even the ellipsis fits.
+        0 => String::new(),
+        _ => truncate_str(line, width, "…").into_owned(),
+    }
 }
 
 /// A cell of fixed width, so that what follows it does not jump.

@@ -29,7 +29,8 @@ impl Interrupts {
         })
     }
 
-    async fn next(&mut self) {
+    /// The next signal. Cancel-safe.
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
             // Both are cancel-safe.
             _ = self.keyboard.recv() => {}
