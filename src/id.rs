@@ -125,7 +125,7 @@ impl FileId {
 pub struct Token([u8; LEN]);
 
 impl Token {
-    /// A new token from the operating system's random source.
+    /// A new token from a cryptographic generator that the operating system seeds.
     pub fn generate() -> Self {
         let mut bytes = [0; LEN];
         rand::rng().fill_bytes(&mut bytes);

@@ -10,7 +10,7 @@ use prost::Message as _;
 
 use crate::{
     FileId, FileLayout, Problem, Reason,
-    merkle::EMPTY_ROOT,
+    merkle::EMPTY_FILE,
     path::{self, MAX_DEPTH, MAX_PATH_LEN, PathError, RelPath},
     plan::{BUNDLE_SIZE, MAX_UNITS},
     proto::v1::{self, manifest_entry::Content as WireContent},
@@ -131,6 +131,33 @@ impl From<ManifestError> for Problem {
     }
 }
 
+impl Entry {
+    /// Whether the entry can be in a collection at all, apart from the others: for whoever lists a folder and names what is
+    /// left out.
+    ///
+    /// # Errors
+    /// [`ManifestError::UnsafeLink`] and [`ManifestError::Size`].
+    pub fn check(&self) -> Result<(), ManifestError> {
+        let path = || shown(self.path.as_str());
+        match &self.content {
+            Content::File { id, size, .. } => {
+                match FileLayout::new(*size).is_none() || (*id == EMPTY_FILE) != (*size == 0) {
+                    true => Err(ManifestError::Size { path: path() }),
+                    false => Ok(()),
+                }
+            }
+            Content::EmptyDirectory => Ok(()),
+            Content::Link { target } => {
+                check_link(&self.path, target).map_err(|why| ManifestError::UnsafeLink {
+                    path: path(),
+                    target: shown(target),
+                    why,
+                })
+            }
+        }
+    }
+}
+
 impl Manifest {
     /// The manifest of these entries, in any order.
     ///
@@ -148,7 +175,7 @@ impl Manifest {
         }
         let mut size = MAGIC.len() as u64;
         for entry in &entries {
-            check_content(entry)?;
+            entry.check()?;
             size += encoded_len(entry);
         }
         if size > MAX_MANIFEST_SIZE {
@@ -270,29 +297,6 @@ fn encoded_len(entry: &Entry) -> u64 {
     (1 + prost::length_delimiter_len(len) + len) as u64
 }
 
-/// What is wrong with one entry by itself.
-fn check_content(entry: &Entry) -> Result<(), ManifestError> {
-    match &entry.content {
-        Content::File { id, size, .. } => {
-            let empty = *id == FileId::derive(0, &EMPTY_ROOT);
-            if FileLayout::new(*size).is_none() || empty != (*size == 0) {
-                return Err(ManifestError::Size {
-                    path: shown(entry.path.as_str()),
-                });
-            }
-            Ok(())
-        }
-        Content::EmptyDirectory => Ok(()),
-        Content::Link { target } => {
-            check_link(&entry.path, target).map_err(|why| ManifestError::UnsafeLink {
-                path: shown(entry.path.as_str()),
-                target: shown(target),
-                why,
-            })
-        }
-    }
-}
-
 /// Refuses a link that may lead out of the collection, whatever other links there are.
 ///
 /// Every `..` has to come before any name. The folders above a link are real ones, as nothing lies beneath a link, so that
@@ -385,3 +389,6 @@ fn shown(text: &str) -> String {
     }
     shown
 }
+
+#[cfg(test)]
+mod tests;

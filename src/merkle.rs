@@ -19,6 +19,12 @@ pub const EMPTY_ROOT: Root = Root([
     0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
 ]);
 
+/// Id of the empty file: whoever sees it knows the whole content.
+pub const EMPTY_FILE: FileId = FileId([
+    0x03, 0xde, 0xce, 0x8d, 0x54, 0xd1, 0xfb, 0xe3, 0x31, 0x24, 0x60, 0x52, 0xb0, 0xe5, 0xfd, 0xf9, 0xb4,
+    0xc8, 0x15, 0xcc, 0x2c, 0x63, 0x96, 0xc6, 0x0b, 0x44, 0xcf, 0x7d, 0x63, 0x9d, 0x0b, 0x2e,
+]);
+
 /// A leaf that is not there, as BEP 52 pads.
 const ZERO_LEAF: Hash = [0; LEN];
 
@@ -144,11 +150,6 @@ pub fn root_of(data: &[u8]) -> Root {
     Root(fold_nodes(leaves, ZERO_LEAF, width))
 }
 
-/// As [`root_of`].
-pub fn small_file_root(data: &[u8]) -> Root {
-    root_of(data)
-}
-
 /// Root that a piece layer folds into, for a file of more than one piece.
 ///
 /// `None` if the number of hashes is not the layout's number of pieces, or the file has fewer than two.
@@ -160,4 +161,106 @@ pub fn fold(piece_hashes: &[Hash], layout: &FileLayout) -> Option<Root> {
     let padding = fold_nodes(Vec::new(), ZERO_LEAF, leaves_per_piece);
     let width = piece_hashes.len().next_power_of_two();
     Some(Root(fold_nodes(piece_hashes.to_vec(), padding, width)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The tree as BEP 52 says it: every leaf that is not there is zero, up to a power of two.
+    fn naive(leaves: &[Hash], width: usize) -> Hash {
+        if width == 1 {
+            return leaves.first().copied().unwrap_or([0; LEN]);
+        }
+        let half = width / 2;
+        let middle = half.min(leaves.len());
+        let (left, right) = leaves.split_at(middle);
+        Sha256::digest([naive(left, half), naive(right, half)].concat()).into()
+    }
+
+    fn naive_root(data: &[u8]) -> Root {
+        let leaves: Vec<Hash> = data
+            .chunks(LEAF_SIZE)
+            .map(|leaf| Sha256::digest(leaf).into())
+            .collect();
+        Root(naive(&leaves, leaves.len().next_power_of_two()))
+    }
+
+    fn bytes(size: usize, seed: u8) -> Vec<u8> {
+        (0..size)
+            .map(|i| (i / 257) as u8 ^ (i % 253) as u8 ^ seed)
+            .collect()
+    }
+
+    #[test]
+    fn the_empty_files_names_are_what_they_say() {
+        assert_eq!(EMPTY_ROOT, Root(Sha256::digest([]).into()));
+        assert_eq!(EMPTY_FILE, FileId::derive(0, &EMPTY_ROOT));
+        assert_eq!(root_of(&[]), EMPTY_ROOT);
+    }
+
+    #[test]
+    fn a_list_of_another_length_does_not_fold() {
+        let layout = FileLayout::new(3 * 262_144).unwrap();
+        for count in [0, 1, 2, 4, 5] {
+            assert_eq!(fold(&vec![[1; LEN]; count], &layout), None, "{count}");
+        }
+        assert!(fold(&[[1; LEN]; 3], &layout).is_some());
+        assert_eq!(fold(&[[1; LEN]], &FileLayout::new(262_144).unwrap()), None);
+        assert_eq!(fold(&[], &FileLayout::new(0).unwrap()), None);
+    }
+
+    #[test]
+    fn bytes_beyond_a_piece_do_not_pass_for_it() {
+        let data = bytes(3 * 262_144, 0);
+        let layout = FileLayout::new(data.len() as u64).unwrap();
+        let piece = piece_hash(&data[..262_144], &layout);
+        for longer in [262_145, 2 * 262_144, 3 * 262_144] {
+            assert_ne!(piece_hash(&data[..longer], &layout), piece, "{longer}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn folding_is_the_naive_tree(count in 0..70_usize, spare in 0..3_u32) {
+            let leaves: Vec<Hash> = (0..count).map(|i| [i as u8 + 1; LEN]).collect();
+            let width = count.next_power_of_two() << spare;
+            prop_assert_eq!(fold_nodes(leaves.clone(), ZERO_LEAF, width), naive(&leaves, width));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn pieces_fold_into_the_naive_root(size in 1..1_500_000_usize, seed: u8, steps in 1..200_000_usize) {
+            let data = bytes(size, seed);
+            let layout = FileLayout::new(size as u64).unwrap();
+            let root = naive_root(&data);
+            prop_assert_eq!(root_of(&data), root);
+
+            let pieces: Vec<&[u8]> = data.chunks(layout.piece_size() as usize).collect();
+            let hashes: Vec<Hash> = pieces.iter().map(|piece| piece_hash(piece, &layout)).collect();
+            if pieces.len() > 1 {
+                prop_assert_eq!(fold(&hashes, &layout), Some(root));
+            }
+            // The same, bit by bit.
+            for (piece, hash) in pieces.iter().zip(&hashes) {
+                let mut hasher = PieceHasher::new(&layout);
+                piece.chunks(steps).for_each(|step| hasher.update(step));
+                prop_assert_eq!(hasher.finish(), *hash);
+            }
+        }
+
+        #[test]
+        fn one_wrong_bit_changes_the_piece(size in 1..600_000_usize, at: proptest::sample::Index, bit in 0..8_u8) {
+            let mut data = bytes(size, 0);
+            let layout = FileLayout::new(1 << 30).unwrap();
+            let before = piece_hash(&data[..size.min(262_144)], &layout);
+            data[at.index(size.min(262_144))] ^= 1 << bit;
+            prop_assert_ne!(piece_hash(&data[..size.min(262_144)], &layout), before);
+        }
+    }
 }

@@ -259,3 +259,6 @@ fn distinct_files(manifest: &Manifest) -> Vec<PlanFile> {
     }
     files
 }
+
+#[cfg(test)]
+mod tests;
