@@ -14,6 +14,7 @@
 //! | [`server`] | a whole peer out of its parts, and how it stops |
 //! | [`store`] | what the peer remembers over restarts |
 //! | [`swarm`] | which peer is asked for which unit, and when: pure |
+//! | [`transfer`] | downloads: from what was asked for to a verified file in its place |
 
 pub mod bits;
 pub mod holdings;
@@ -27,6 +28,7 @@ pub mod serve;
 pub mod server;
 pub mod store;
 pub mod swarm;
+pub mod transfer;
 
 pub use options::{Config, ControlAt, LimitSettings, Options};
 pub use server::{Running, StartError, run, start};
