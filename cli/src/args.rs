@@ -8,17 +8,19 @@ use crate::verb;
 
 const EXAMPLES: &str = "\
 Examples:
-  potluck demo                            watch one file come from three peers at once
-  potluck share model.bin                 share a file in place
-  potluck search model                    find files by words of their names
-  potluck get model.bin                   fetch it from everyone who has it
-  potluck                                 the interactive prompt
+  potluck demo             watch one file come from three peers at once
+  potluck share model.bin  share a file in place
+  potluck search model     find files by words of their names
+  potluck get model.bin    fetch it from everyone who has it
+  potluck                  the interactive prompt
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 verification failed, 5 index or peer unreachable, 130 interrupted";
+Exit codes:
+  0 done, 1 failed, 2 usage, 3 not found, 4 verification failed,
+  5 index or peer unreachable, 130 interrupted";
 
-/// Move files between many machines: share, search, and fetch one file from many peers at once, every piece verified
+/// Share files, find them, and fetch one file from many peers at once, every piece verified
 #[derive(Debug, Parser)]
-#[command(name = "potluck", version, after_help = EXAMPLES, max_term_width = 110, disable_help_subcommand = false)]
+#[command(name = "potluck", version, after_help = EXAMPLES, max_term_width = 110)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) globals: Globals,
@@ -31,11 +33,23 @@ pub(crate) struct Cli {
 #[command(next_help_heading = "Everywhere")]
 pub(crate) struct Globals {
     /// The index [default: http://127.0.0.1:1313]
-    #[arg(long, global = true, env = "POTLUCK_INDEX", value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "POTLUCK_INDEX",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
     pub(crate) index: Option<String>,
 
     /// The peer to talk to, unix:PATH or http://ADDR [default: the one in the default home, if it runs]
-    #[arg(long, global = true, env = "POTLUCK_PEER", value_name = "ENDPOINT")]
+    #[arg(
+        long,
+        global = true,
+        env = "POTLUCK_PEER",
+        hide_env_values = true,
+        value_name = "ENDPOINT"
+    )]
     pub(crate) peer: Option<String>,
 
     /// File with the token of a peer whose control service is on TCP
@@ -43,17 +57,17 @@ pub(crate) struct Globals {
         long,
         global = true,
         env = "POTLUCK_PEER_TOKEN_FILE",
-        value_name = "FILE",
-        hide_short_help = true
+        hide_env_values = true,
+        value_name = "FILE"
     )]
     pub(crate) peer_token_file: Option<PathBuf>,
 
     /// Print one JSON object a line, errors included
-    #[arg(long, global = true, env = "POTLUCK_JSON", value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(long, global = true, env = "POTLUCK_JSON", hide_env_values = true, value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) json: bool,
 
     /// Only results and errors
-    #[arg(short, long, global = true, env = "POTLUCK_QUIET", value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(short, long, global = true, env = "POTLUCK_QUIET", hide_env_values = true, value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) quiet: bool,
 
     /// Log what happens to stderr; again for more
@@ -89,11 +103,16 @@ pub(crate) enum Verb {
     Status(verb::status::StatusArgs),
 }
 
-/// Why the arguments are not understood, with JSON in mind: what clap says, on one line.
+/// What clap says is wrong, on one line: its first paragraph.
 pub(crate) fn usage_message(error: &clap::Error) -> String {
     let text = error.to_string();
-    let first = text.lines().next().unwrap_or_default();
-    first.strip_prefix("error: ").unwrap_or(first).to_owned()
+    let paragraph: Vec<_> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.is_empty())
+        .collect();
+    let message = paragraph.join(" ");
+    message.strip_prefix("error: ").unwrap_or(&message).to_owned()
 }
 
 #[cfg(test)]
@@ -130,6 +149,29 @@ mod tests {
                 panic!("no peer")
             };
             assert_eq!(args.options.index, "http://a:1", "{line:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let error = Cli::try_parse_from(["potluck", "get"]).unwrap_err();
+        assert!(
+            usage_message(&error).contains("<ID|NAME|sha256:HEX>"),
+            "{}",
+            usage_message(&error)
+        );
+    }
+
+    #[test]
+    fn examples_fit_a_narrow_terminal() {
+        for command in std::iter::once(&Cli::command()).chain(Cli::command().get_subcommands()) {
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            for line in help.lines() {
+                assert!(line.chars().count() <= 80, "{}: {line}", command.get_name());
+            }
         }
     }
 

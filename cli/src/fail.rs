@@ -151,7 +151,9 @@ fn cause(error: &std::io::Error) -> String {
 impl From<Problem> for Fail {
     fn from(problem: Problem) -> Self {
         let hints = match problem.reason {
-            Reason::AmbiguousName => vec!["choose one by its id".to_owned()],
+            Reason::Unreachable if problem.message.starts_with("the index at") => {
+                vec!["start one with `potluck index`, or name one with --index URL".to_owned()]
+            }
             _ => Vec::new(),
         };
         Self::Told {

@@ -26,7 +26,12 @@ const HELP: &str = "\
 
 /// A command of the prompt.
 #[derive(Debug, Parser)]
-#[command(multicall = true, disable_help_subcommand = true, max_term_width = 110)]
+#[command(
+    name = "",
+    no_binary_name = true,
+    disable_help_subcommand = true,
+    max_term_width = 110
+)]
 pub(super) struct Line {
     #[command(flatten)]
     pub(super) globals: Globals,

@@ -31,10 +31,10 @@ const EXAMPLES: &str = "\
 Examples:
   potluck share model.bin            share a file; nothing is copied
   potluck share ~/photos notes.txt   a folder as one collection, and a file
-  potluck share --listen 0.0.0.0:12349 --index http://index.example:1313 model.bin
+  potluck share --listen 0.0.0.0:12349 model.bin     for other machines too
 
-With a peer running (`potluck peer`) it takes over the sharing and this returns; else this command serves until Ctrl-C.
-Whoever wants the file: potluck get ID, or potluck get NAME.";
+With a peer running (`potluck peer`) that one shares, and this returns; else this
+command serves until Ctrl-C. Others fetch with: potluck get ID, or get NAME.";
 
 /// Share files and folders in place
 #[derive(Debug, Args)]

@@ -33,8 +33,10 @@ Examples:
   potluck get sha256:e3b0… -o /tmp/x.bin  by its SHA-256, checked at the end
   potluck get photos -o ~/                a folder, restored below ~/
 
-Run it again after Ctrl-C or a crash: it goes on where it stopped. A file that is there already is checked and left alone;
-another file is never overwritten. With a peer running the file goes to the peer's files folder, else to the current folder.";
+Run it again after Ctrl-C or a crash: it goes on where it stopped. A file that
+is there already is checked and left alone; another file is never overwritten.
+With a peer running the file goes to the peer's files folder, else to the
+current folder.";
 
 /// Fetch a file or folder from everyone who has it, every piece verified
 #[derive(Debug, Args)]
