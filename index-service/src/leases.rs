@@ -27,7 +27,10 @@ pub struct LeaseTable {
 impl LeaseTable {
     /// Opens a lease, or begins the one that there is anew.
     pub fn open(&mut self, peer: PeerId, ttl: Duration, now: Instant) {
-        let lease = Lease { deadline: now + ttl, ttl };
+        let lease = Lease {
+            deadline: now + ttl,
+            ttl,
+        };
         if let Some(old) = self.leases.insert(peer, lease) {
             self.by_deadline.remove(&(old.deadline, peer));
         }
@@ -43,7 +46,9 @@ impl LeaseTable {
 
     /// Ends a lease; true if there was one.
     pub fn close(&mut self, peer: &PeerId) -> bool {
-        let Some(lease) = self.leases.remove(peer) else { return false };
+        let Some(lease) = self.leases.remove(peer) else {
+            return false;
+        };
         self.by_deadline.remove(&(lease.deadline, *peer))
     }
 
@@ -95,8 +100,16 @@ mod tests {
         let mut table = LeaseTable::default();
         table.open(peer(1), TTL, start);
         assert_eq!(table.next_deadline(), Some(start + TTL));
-        assert!(table.take_expired(start + TTL - Duration::from_nanos(1), 10).is_empty());
-        assert_eq!(table.renew(&peer(1), start + TTL), None, "over even before it is collected");
+        assert!(
+            table
+                .take_expired(start + TTL - Duration::from_nanos(1), 10)
+                .is_empty()
+        );
+        assert_eq!(
+            table.renew(&peer(1), start + TTL),
+            None,
+            "over even before it is collected"
+        );
         assert_eq!(table.take_expired(start + TTL, 10), [peer(1)]);
         assert!(table.is_empty());
     }

@@ -77,7 +77,8 @@ pub fn source_key(address: IpAddr) -> IpAddr {
 
 /// What counts as one host among those that peers register; names count as themselves.
 pub fn host_key(host: &str) -> String {
-    host.parse().map_or_else(|_| host.to_owned(), |address| source_key(address).to_string())
+    host.parse()
+        .map_or_else(|_| host.to_owned(), |address| source_key(address).to_string())
 }
 
 /// Most sources that are remembered at once: some 3 MiB.
@@ -122,7 +123,9 @@ impl RateLimiter {
     /// [`Exceeded`] where it is used up; then nothing is taken. A call that costs more than any budget is let through once it
     /// is whole.
     pub fn take(&mut self, source: IpAddr, cost: u32, now: Instant) -> Result<(), Exceeded> {
-        let Some(interval) = self.interval else { return Ok(()) };
+        let Some(interval) = self.interval else {
+            return Ok(());
+        };
         let source = source_key(source);
         if !self.whole_at.contains_key(&source) && self.whole_at.len() >= MAX_SOURCES {
             self.sweep(now)?;
@@ -169,7 +172,11 @@ mod tests {
         }
         let exceeded = limiter.take(ip(1), 1, start).unwrap_err();
         assert_eq!(exceeded.retry_after, Duration::from_millis(100));
-        assert_eq!(limiter.take(ip(2), 1, start), Ok(()), "another source has its own budget");
+        assert_eq!(
+            limiter.take(ip(2), 1, start),
+            Ok(()),
+            "another source has its own budget"
+        );
         assert_eq!(limiter.take(ip(1), 1, start + exceeded.retry_after), Ok(()));
         assert!(limiter.take(ip(1), 1, start + exceeded.retry_after).is_err());
     }

@@ -38,7 +38,11 @@ pub fn most(registration: &Registration) -> u64 {
         .names
         .iter()
         .map(|text| {
-            name(text) + words::words(text).iter().map(|text| word(text) + POSTING).sum::<u64>()
+            name(text)
+                + words::words(text)
+                    .iter()
+                    .map(|text| word(text) + POSTING)
+                    .sum::<u64>()
         })
         .sum();
     REGISTRATION + FILE + VARIANT + CLAIM + names

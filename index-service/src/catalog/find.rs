@@ -73,7 +73,12 @@ impl Catalog {
         max_providers: usize,
         rng: &mut impl Rng,
     ) -> Ranked {
-        let slots = self.names.find(name).map(|name| self.names.files(name, 0)).into_iter().flatten();
+        let slots = self
+            .names
+            .find(name)
+            .map(|name| self.names.files(name, 0))
+            .into_iter()
+            .flatten();
         self.ranked(slots, after, most, max_providers, rng)
     }
 
@@ -86,7 +91,12 @@ impl Catalog {
         max_providers: usize,
         rng: &mut impl Rng,
     ) -> Ranked {
-        let slots = self.claims.get(sum).map(|files| files.from(0)).into_iter().flatten();
+        let slots = self
+            .claims
+            .get(sum)
+            .map(|files| files.from(0))
+            .into_iter()
+            .flatten();
         self.ranked(slots, after, most, max_providers, rng)
     }
 
@@ -103,7 +113,11 @@ impl Catalog {
                 None => broad.push(term.clone()),
             }
         }
-        let search = Search { catalog: self, widened: widened.as_ref(), broad: &broad };
+        let search = Search {
+            catalog: self,
+            widened: widened.as_ref(),
+            broad: &broad,
+        };
         let from = after.map_or(0, |cursor| cursor.name);
         match &widened {
             Some(names) => search.page(names.range(from..), after, most),
@@ -151,9 +165,15 @@ impl Catalog {
             let found = self.found(slot, max_providers, rng);
             bytes += weight(&found);
             files.push(found);
-            last = Some(RankCursor { providers: key.0.0, file: key.1 });
+            last = Some(RankCursor {
+                providers: key.0.0,
+                file: key.1,
+            });
         }
-        Ranked { files, next: last.filter(|_| more) }
+        Ranked {
+            files,
+            next: last.filter(|_| more),
+        }
     }
 }
 
@@ -188,7 +208,10 @@ impl Search<'_> {
             if !self.fits_broad(name) {
                 // Checked again on the next page, if the work runs out here: the cursor never passes what was not done.
                 if work > PAGE_WORK {
-                    return Searched { files, next: Some(Cursor { name, file: u32::MAX }) };
+                    return Searched {
+                        files,
+                        next: Some(Cursor { name, file: u32::MAX }),
+                    };
                 }
                 continue;
             }
@@ -227,6 +250,10 @@ impl Search<'_> {
 /// What a result takes in an answer, in bytes, roughly and rather too much.
 fn weight(found: &Found) -> usize {
     let names: usize = found.names.iter().map(|name| name.len() + 4).sum();
-    let providers: usize = found.providers.iter().map(|provider| provider.address.host.len() + 56).sum();
+    let providers: usize = found
+        .providers
+        .iter()
+        .map(|provider| provider.address.host.len() + 56)
+        .sum();
     160 + names + providers
 }

@@ -67,7 +67,10 @@ const PARTIAL: u32 = 1 << 31;
 
 impl Held {
     const fn new(peer: u32, variant: u32, partial: bool) -> Self {
-        Self { peer, says: variant | if partial { PARTIAL } else { 0 } }
+        Self {
+            peer,
+            says: variant | if partial { PARTIAL } else { 0 },
+        }
     }
 
     const fn variant(self) -> u32 {
@@ -129,17 +132,24 @@ impl Catalog {
 
     /// How many peers have an address that counts as this host.
     pub fn peers_at(&self, host: &str) -> u64 {
-        self.hosts.get(&crate::quota::host_key(host)).copied().unwrap_or(0)
+        self.hosts
+            .get(&crate::quota::host_key(host))
+            .copied()
+            .unwrap_or(0)
     }
 
     /// Where a peer is, if it is known.
     pub fn address(&self, peer: &PeerId) -> Option<&Address> {
-        self.peer_slots.get(peer).map(|&slot| &self.peers[slot as usize].address)
+        self.peer_slots
+            .get(peer)
+            .map(|&slot| &self.peers[slot as usize].address)
     }
 
     /// How many files a peer has.
     pub fn files_of(&self, peer: &PeerId) -> u64 {
-        self.peer_slots.get(peer).map_or(0, |&slot| self.peers[slot as usize].files.len())
+        self.peer_slots
+            .get(peer)
+            .map_or(0, |&slot| self.peers[slot as usize].files.len())
     }
 
     /// Whether a peer has registered a file.
@@ -151,13 +161,18 @@ impl Catalog {
     pub fn provider(&self, peer: &PeerId, file: &FileId) -> Option<Provider> {
         let slot = *self.peer_slots.get(peer)?;
         let file = &self.files[self.find_file(file)? as usize];
-        let at = file.providers.binary_search_by_key(&slot, |held| held.peer).ok()?;
+        let at = file
+            .providers
+            .binary_search_by_key(&slot, |held| held.peer)
+            .ok()?;
         Some(self.to_provider(file.providers[at]))
     }
 
     /// Up to `most` files of a peer.
     pub fn some_files_of(&self, peer: &PeerId, most: usize) -> Vec<FileId> {
-        let Some(&slot) = self.peer_slots.get(peer) else { return Vec::new() };
+        let Some(&slot) = self.peer_slots.get(peer) else {
+            return Vec::new();
+        };
         let files = self.peers[slot as usize].files.iter().take(most);
         files.map(|file| self.files[file as usize].id).collect()
     }
@@ -165,10 +180,17 @@ impl Catalog {
     /// Makes a peer known or changes its address; true if it was known under another.
     pub fn set_peer(&mut self, id: PeerId, address: &Address) -> bool {
         let Some(&slot) = self.peer_slots.get(&id) else {
-            let peer = Peer { id, address: address.clone(), files: RoaringBitmap::new() };
+            let peer = Peer {
+                id,
+                address: address.clone(),
+                files: RoaringBitmap::new(),
+            };
             let slot = self.peers.insert(peer) as u32;
             self.peer_slots.insert(id, slot);
-            *self.hosts.entry(crate::quota::host_key(&address.host)).or_default() += 1;
+            *self
+                .hosts
+                .entry(crate::quota::host_key(&address.host))
+                .or_default() += 1;
             self.bytes += cost::PEER;
             return false;
         };
@@ -178,7 +200,10 @@ impl Catalog {
         }
         let old = std::mem::replace(&mut peer.address, address.clone());
         self.leave_host(&old.host);
-        *self.hosts.entry(crate::quota::host_key(&address.host)).or_default() += 1;
+        *self
+            .hosts
+            .entry(crate::quota::host_key(&address.host))
+            .or_default() += 1;
         true
     }
 
@@ -186,7 +211,9 @@ impl Catalog {
     ///
     /// The names are expected to be valid and the record's id to fit its size and root.
     pub fn put(&mut self, peer: &PeerId, registration: &Registration) -> Put {
-        let Some(&peer) = self.peer_slots.get(peer) else { return Put::Same };
+        let Some(&peer) = self.peer_slots.get(peer) else {
+            return Put::Same;
+        };
         let file = self.intern_file(&registration.file);
         let variant = self.variants.intern(&mut self.names, registration);
         let held = Held::new(peer, variant, registration.partial);
@@ -215,10 +242,16 @@ impl Catalog {
 
     /// Takes back a peer's registration of a file; true if there was one.
     pub fn remove(&mut self, peer: &PeerId, file: &FileId) -> bool {
-        let Some(&peer) = self.peer_slots.get(peer) else { return false };
-        let Some(slot) = self.find_file(file) else { return false };
+        let Some(&peer) = self.peer_slots.get(peer) else {
+            return false;
+        };
+        let Some(slot) = self.find_file(file) else {
+            return false;
+        };
         let providers = &mut self.files[slot as usize].providers;
-        let Ok(at) = providers.binary_search_by_key(&peer, |held| held.peer) else { return false };
+        let Ok(at) = providers.binary_search_by_key(&peer, |held| held.peer) else {
+            return false;
+        };
         let held = providers.remove(at);
         let last = providers.is_empty();
         self.discount_variant(slot, held.variant());
@@ -241,7 +274,9 @@ impl Catalog {
         for file in self.some_files_of(peer, usize::MAX) {
             self.remove(peer, &file);
         }
-        let Some(slot) = self.peer_slots.remove(peer) else { return false };
+        let Some(slot) = self.peer_slots.remove(peer) else {
+            return false;
+        };
         let peer = self.peers.remove(slot as usize);
         self.leave_host(&peer.address.host);
         self.bytes -= cost::PEER;
@@ -260,11 +295,19 @@ impl Catalog {
 
     fn find_file(&self, id: &FileId) -> Option<u32> {
         let hash = self.hasher.hash_one(id);
-        self.file_slots.find(hash, |&slot| self.files[slot as usize].id == *id).copied()
+        self.file_slots
+            .find(hash, |&slot| self.files[slot as usize].id == *id)
+            .copied()
     }
 
     fn intern_file(&mut self, record: &FileRecord) -> u32 {
-        let Self { hasher, files, file_slots, bytes, .. } = self;
+        let Self {
+            hasher,
+            files,
+            file_slots,
+            bytes,
+            ..
+        } = self;
         let entry = file_slots.entry(
             hasher.hash_one(record.id),
             |&slot| files[slot as usize].id == record.id,
@@ -319,7 +362,11 @@ impl Catalog {
                 }
                 if let Some(sum) = said.sha256 {
                     self.bytes -= cost::CLAIM;
-                    if self.claims.get_mut(&sum).is_some_and(|files| files.subtract(file)) {
+                    if self
+                        .claims
+                        .get_mut(&sum)
+                        .is_some_and(|files| files.subtract(file))
+                    {
                         self.claims.remove(&sum);
                     }
                 }
@@ -330,12 +377,18 @@ impl Catalog {
 
     fn to_provider(&self, held: Held) -> Provider {
         let peer = &self.peers[held.peer as usize];
-        Provider { peer: peer.id, address: peer.address.clone(), partial: held.partial() }
+        Provider {
+            peer: peer.id,
+            address: peer.address.clone(),
+            partial: held.partial(),
+        }
     }
 
     /// Who has a file: a random sample of at most `most`, and how many there are.
     pub fn providers(&self, file: &FileId, most: usize, rng: &mut impl Rng) -> (Vec<Provider>, u64) {
-        let Some(slot) = self.find_file(file) else { return (Vec::new(), 0) };
+        let Some(slot) = self.find_file(file) else {
+            return (Vec::new(), 0);
+        };
         let all = &self.files[slot as usize].providers;
         (self.sample(all, most, rng), all.len() as u64)
     }
@@ -365,7 +418,9 @@ impl Catalog {
         names.sort_unstable_by_key(|&(name, count)| {
             (!first(name), std::cmp::Reverse(count), self.names.text(name))
         });
-        let sha256 = sums.iter().max_by_key(|&&(sum, count)| (count, std::cmp::Reverse(sum)));
+        let sha256 = sums
+            .iter()
+            .max_by_key(|&&(sum, count)| (count, std::cmp::Reverse(sum)));
         let kind = match 2 * collections > file.providers.len() {
             true => Kind::Collection,
             false => Kind::File,
@@ -378,7 +433,11 @@ impl Catalog {
                 sha256: sha256.map(|&(sum, _)| sum),
                 kind,
             },
-            names: names.iter().take(MAX_NAMES).map(|&(name, _)| self.names.text(name).to_owned()).collect(),
+            names: names
+                .iter()
+                .take(MAX_NAMES)
+                .map(|&(name, _)| self.names.text(name).to_owned())
+                .collect(),
             provider_count: file.providers.len() as u64,
             providers: Vec::new(),
         }
@@ -389,7 +448,9 @@ impl Catalog {
 fn commonest(tally: &[(u32, u32)]) -> Vec<(u32, u32)> {
     let mut tally = tally.to_vec();
     if tally.len() > MAX_VARIANTS {
-        tally.select_nth_unstable_by_key(MAX_VARIANTS, |&(variant, count)| (std::cmp::Reverse(count), variant));
+        tally.select_nth_unstable_by_key(MAX_VARIANTS, |&(variant, count)| {
+            (std::cmp::Reverse(count), variant)
+        });
         tally.truncate(MAX_VARIANTS);
     }
     tally

@@ -114,12 +114,20 @@ impl Names {
     /// The slot of a name that some file bears.
     pub(super) fn find(&self, text: &str) -> Option<u32> {
         let hash = self.hasher.hash_one(text);
-        self.slots.find(hash, |&slot| &*self.names[slot as usize].text == text).copied()
+        self.slots
+            .find(hash, |&slot| &*self.names[slot as usize].text == text)
+            .copied()
     }
 
     /// The slot of a name, made where it is new; it stays only once a file is added to it.
     pub(super) fn intern(&mut self, text: &str) -> u32 {
-        let Self { hasher, slots, names, words: index, bytes } = self;
+        let Self {
+            hasher,
+            slots,
+            names,
+            words: index,
+            bytes,
+        } = self;
         let hash = hasher.hash_one(text);
         let entry = slots.entry(
             hash,
@@ -130,7 +138,10 @@ impl Names {
             Entry::Occupied(entry) => return *entry.get(),
             Entry::Vacant(vacant) => vacant,
         };
-        let slot = names.insert(Name { text: text.into(), files: Counted::default() }) as u32;
+        let slot = names.insert(Name {
+            text: text.into(),
+            files: Counted::default(),
+        }) as u32;
         vacant.insert(slot);
         *bytes += cost::name(text);
         for word in words::words(text) {

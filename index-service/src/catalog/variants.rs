@@ -53,7 +53,12 @@ impl Variants {
             kind: registration.file.kind,
             references: 1,
         };
-        let Self { hasher, slots, variants, bytes } = self;
+        let Self {
+            hasher,
+            slots,
+            variants,
+            bytes,
+        } = self;
         let entry = slots.entry(
             hasher.hash_one(new.key()),
             |&slot| variants[slot as usize].key() == new.key(),

@@ -65,7 +65,9 @@ pub fn terms(query: &str) -> Result<Vec<String>, TermsError> {
 /// Whether a name holds a word that begins with each of the terms.
 pub fn fits(name: &str, terms: &[String]) -> bool {
     let words = words(name);
-    terms.iter().all(|term| words.iter().any(|word| word.starts_with(term)))
+    terms
+        .iter()
+        .all(|term| words.iter().any(|word| word.starts_with(term)))
 }
 
 #[cfg(test)]
@@ -99,6 +101,9 @@ mod tests {
 
     #[test]
     fn a_term_within_another_is_dropped() {
-        assert_eq!(terms("mod model mode x"), Ok(vec!["model".to_owned(), "x".to_owned()]));
+        assert_eq!(
+            terms("mod model mode x"),
+            Ok(vec!["model".to_owned(), "x".to_owned()])
+        );
     }
 }

@@ -11,8 +11,15 @@ use proptest::prelude::*;
 use super::{Change, IndexStore, MemoryStore, PeerRecord, SledStore, StoredPeer};
 
 pub(super) fn peer(n: u8) -> PeerRecord {
-    let address = Address { host: format!("192.0.2.{n}"), port: 12349 };
-    PeerRecord { id: PeerId([n; 32]), address, ttl: Duration::from_secs(60) }
+    let address = Address {
+        host: format!("192.0.2.{n}"),
+        port: 12349,
+    };
+    PeerRecord {
+        id: PeerId([n; 32]),
+        address,
+        ttl: Duration::from_secs(60),
+    }
 }
 
 pub(super) fn registration(n: u64, name: &str) -> Registration {
@@ -26,7 +33,11 @@ pub(super) fn registration(n: u64, name: &str) -> Registration {
         sha256: (n % 3 == 0).then_some(Sha256([n as u8; 32])),
         kind: if n % 5 == 0 { Kind::Collection } else { Kind::File },
     };
-    Registration { file, names: vec![name.to_owned()], partial: n % 2 == 0 }
+    Registration {
+        file,
+        names: vec![name.to_owned()],
+        partial: n % 2 == 0,
+    }
 }
 
 type Model = BTreeMap<PeerId, (PeerRecord, BTreeMap<FileId, Registration>)>;
@@ -57,7 +68,10 @@ fn follow(model: &mut Model, change: &Change) {
 
 fn collect(all: &mut Model, StoredPeer { record, files }: StoredPeer) {
     let files: BTreeMap<_, _> = files.into_iter().map(|file| (file.file.id, file)).collect();
-    assert!(all.insert(record.id, (record, files)).is_none(), "a peer was given twice");
+    assert!(
+        all.insert(record.id, (record, files)).is_none(),
+        "a peer was given twice"
+    );
 }
 
 fn loaded(store: &mut dyn IndexStore) -> Model {
@@ -83,7 +97,11 @@ fn holds_what_it_was_told<S: IndexStore>(
     if let Ok((mut store, given)) = reopen(store) {
         assert_eq!(given, model, "after opening it again");
         // And it goes on from there.
-        let more = Change::Register { peer: peer(1), files: vec![registration(999, "z")], replace: false };
+        let more = Change::Register {
+            peer: peer(1),
+            files: vec![registration(999, "z")],
+            replace: false,
+        };
         store.apply(std::slice::from_ref(&more)).unwrap();
         follow(&mut model, &more);
         assert_eq!(loaded(&mut store), model);

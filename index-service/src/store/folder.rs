@@ -100,13 +100,19 @@ pub(super) fn is_the_systems(error: &io::Error) -> bool {
 
 fn attempt<T>(store: &Path, open: impl Fn(&Path) -> Result<T, StoreError>) -> Result<T, StoreError> {
     // sled panics on some damage. What it leaves behind is dropped, and the folder moved aside.
-    catch_unwind(AssertUnwindSafe(|| open(store)))
-        .unwrap_or_else(|_| Err(StoreError::Damaged("the store panicked when it was opened".to_owned())))
+    catch_unwind(AssertUnwindSafe(|| open(store))).unwrap_or_else(|_| {
+        Err(StoreError::Damaged(
+            "the store panicked when it was opened".to_owned(),
+        ))
+    })
 }
 
 fn lock(data_dir: &Path) -> Result<Lock, FolderError> {
     let path = data_dir.join(LOCK);
-    let system = |source| FolderError::System { path: path.clone(), source };
+    let system = |source| FolderError::System {
+        path: path.clone(),
+        source,
+    };
     let mut file = File::options()
         .read(true)
         .write(true)
@@ -128,7 +134,10 @@ fn lock(data_dir: &Path) -> Result<Lock, FolderError> {
                 Ok(pid) => format!("another index (process {pid})"),
                 Err(_) => "another index".to_owned(),
             };
-            Err(FolderError::InUse { path: data_dir.to_owned(), holder })
+            Err(FolderError::InUse {
+                path: data_dir.to_owned(),
+                holder,
+            })
         }
         Err(TryLockError::Error(source)) => Err(system(source)),
     }
@@ -136,7 +145,12 @@ fn lock(data_dir: &Path) -> Result<Lock, FolderError> {
 
 /// Finds files of the store that may not be read and written, before sled makes a panic of it.
 fn check_permissions(store: &Path) -> Result<(), FolderError> {
-    let system = |path: &Path, source| Err(FolderError::System { path: path.to_owned(), source });
+    let system = |path: &Path, source| {
+        Err(FolderError::System {
+            path: path.to_owned(),
+            source,
+        })
+    };
     let entries = match fs::read_dir(store) {
         Ok(entries) => entries,
         Err(error) if is_the_systems(&error) => return system(store, error),
@@ -160,7 +174,9 @@ fn check_permissions(store: &Path) -> Result<(), FolderError> {
 }
 
 fn move_aside(store: &Path) -> io::Result<PathBuf> {
-    let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace(':', "-");
+    let time = humantime::format_rfc3339_seconds(SystemTime::now())
+        .to_string()
+        .replace(':', "-");
     let mut aside = store.with_file_name(format!("{STORE}.damaged-{time}"));
     let mut count = 1;
     while aside.try_exists()? {
@@ -187,12 +203,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut store, _) = open_sled(dir.path()).unwrap();
         let files = (0..500).map(|n| registration(n, "a.bin")).collect();
-        store.apply(&[Change::Register { peer: peer(1), files, replace: false }]).unwrap();
+        store
+            .apply(&[Change::Register {
+                peer: peer(1),
+                files,
+                replace: false,
+            }])
+            .unwrap();
         dir
     }
 
     fn aside(dir: &Path) -> usize {
-        let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let names = fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.filter(|name| name.starts_with("sled.damaged-")).count()
     }
 
@@ -202,7 +226,12 @@ mod tests {
         let (store, _) = open_sled(dir.path()).unwrap();
         let refused = open_sled(dir.path()).unwrap_err();
         assert!(matches!(refused, FolderError::InUse { .. }), "{refused}");
-        assert!(refused.to_string().contains(&format!("process {}", std::process::id())), "{refused}");
+        assert!(
+            refused
+                .to_string()
+                .contains(&format!("process {}", std::process::id())),
+            "{refused}"
+        );
         assert_eq!(aside(dir.path()), 0);
         drop(store);
         assert_eq!(open_sled(dir.path()).unwrap().1[0].files.len(), 500);
@@ -216,7 +245,13 @@ mod tests {
             let (mut store, peers) = open_sled(dir.path()).unwrap();
             assert!(peers.is_empty());
             let files = vec![registration(1, "a.bin")];
-            store.apply(&[Change::Register { peer: peer(2), files, replace: false }]).unwrap();
+            store
+                .apply(&[Change::Register {
+                    peer: peer(2),
+                    files,
+                    replace: false,
+                }])
+                .unwrap();
         }
         assert_eq!(aside(dir.path()), 2);
         assert_eq!(open_sled(dir.path()).unwrap().1.len(), 1);
@@ -226,7 +261,10 @@ mod tests {
     fn foreign_entries_are_damage() {
         let dir = filled();
         let db = ::sled::open(dir.path().join(STORE)).unwrap();
-        db.open_tree("registrations.v1").unwrap().insert("what", "ever").unwrap();
+        db.open_tree("registrations.v1")
+            .unwrap()
+            .insert("what", "ever")
+            .unwrap();
         db.flush().unwrap();
         drop(db);
         assert!(open_sled(dir.path()).unwrap().1.is_empty());

@@ -19,7 +19,10 @@ impl IndexStore for MemoryStore {
 
     fn load(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError> {
         for (record, files) in self.peers.values() {
-            each(StoredPeer { record: record.clone(), files: files.values().cloned().collect() });
+            each(StoredPeer {
+                record: record.clone(),
+                files: files.values().cloned().collect(),
+            });
         }
         Ok(())
     }
@@ -28,12 +31,17 @@ impl IndexStore for MemoryStore {
         for change in changes {
             match change {
                 Change::Register { peer, files, replace } => {
-                    let entry = self.peers.entry(peer.id).or_insert_with(|| (peer.clone(), HashMap::new()));
+                    let entry = self
+                        .peers
+                        .entry(peer.id)
+                        .or_insert_with(|| (peer.clone(), HashMap::new()));
                     entry.0 = peer.clone();
                     if *replace {
                         entry.1.clear();
                     }
-                    entry.1.extend(files.iter().map(|file| (file.file.id, file.clone())));
+                    entry
+                        .1
+                        .extend(files.iter().map(|file| (file.file.id, file.clone())));
                 }
                 Change::Unregister { peer, files } => {
                     if let Some((_, held)) = self.peers.get_mut(peer) {

@@ -63,7 +63,10 @@ pub(super) fn encode(entries: impl IntoIterator<Item = Said>) -> Vec<Encoded> {
     let mut finish = |pack: &mut Pack, bytes: &mut usize| {
         if !pack.entries.is_empty() {
             let entries = pack.entries.len();
-            packs.push(Encoded { bytes: std::mem::take(pack).encode_to_vec(), entries });
+            packs.push(Encoded {
+                bytes: std::mem::take(pack).encode_to_vec(),
+                entries,
+            });
             *bytes = 0;
         }
     };
@@ -107,7 +110,10 @@ pub(super) fn fold(
 impl Entry {
     fn new(id: FileId, registration: Option<Registration>) -> Self {
         let Some(Registration { file, names, partial }) = registration else {
-            return Self { removed: id.0.to_vec(), ..Self::default() };
+            return Self {
+                removed: id.0.to_vec(),
+                ..Self::default()
+            };
         };
         Self {
             root: file.root.0.to_vec(),
@@ -131,21 +137,49 @@ impl Entry {
             true => None,
             false => Some(Sha256::try_from(&*self.sha256).map_err(damaged)?),
         };
-        let kind = if self.collection { Kind::Collection } else { Kind::File };
-        let file = FileRecord { id, size: self.size, root, sha256, kind };
-        Ok((id, Some(Registration { file, names: self.names, partial: self.partial })))
+        let kind = if self.collection {
+            Kind::Collection
+        } else {
+            Kind::File
+        };
+        let file = FileRecord {
+            id,
+            size: self.size,
+            root,
+            sha256,
+            kind,
+        };
+        Ok((
+            id,
+            Some(Registration {
+                file,
+                names: self.names,
+                partial: self.partial,
+            }),
+        ))
     }
 }
 
 /// A peer's address and lease as bytes.
 pub(super) fn encode_peer(address: &Address, ttl: Duration) -> Vec<u8> {
     let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-    Peer { host: address.host.clone(), port: address.port.into(), ttl_ms }.encode_to_vec()
+    Peer {
+        host: address.host.clone(),
+        port: address.port.into(),
+        ttl_ms,
+    }
+    .encode_to_vec()
 }
 
 /// A peer's address and lease.
 pub(super) fn decode_peer(bytes: &[u8]) -> Result<(Address, Duration), StoreError> {
     let peer = Peer::decode(bytes).map_err(|error| StoreError::Damaged(error.to_string()))?;
     let port = u16::try_from(peer.port).map_err(|_| StoreError::Damaged("a port over 65535".to_owned()))?;
-    Ok((Address { host: peer.host, port }, Duration::from_millis(peer.ttl_ms)))
+    Ok((
+        Address {
+            host: peer.host,
+            port,
+        },
+        Duration::from_millis(peer.ttl_ms),
+    ))
 }

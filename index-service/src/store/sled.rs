@@ -12,8 +12,7 @@ use potluck_core::PeerId;
 use sled::{Batch, Db, IVec, Tree};
 
 use super::{
-    Change, FolderError, IndexStore, PeerRecord, StoreError, StoredPeer,
-    folder,
+    Change, FolderError, IndexStore, PeerRecord, StoreError, StoredPeer, folder,
     pack::{self, PACK_BYTES, Said},
 };
 
@@ -25,6 +24,9 @@ const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 
 /// Entries beyond twice those needed before a peer's packs are folded: small peers are not folded for every change.
 const SLACK_ENTRIES: usize = 4096;
+
+/// Under this key the store says that it was begun.
+const BEGUN: &str = "potluck.begun";
 
 const PEER: u8 = 0;
 const PACK: u8 = 1;
@@ -72,6 +74,7 @@ impl SledStore {
         each: impl Fn(&mut C, StoredPeer),
     ) -> Result<(Self, C), FolderError> {
         let (((tree, db, peers), collected), lock) = folder::open(data_dir, |path| {
+            let began_before = path.join("db").metadata().is_ok_and(|db| db.len() > 0);
             let db = sled::Config::new()
                 .path(path)
                 .cache_capacity(CACHE_BYTES)
@@ -79,12 +82,21 @@ impl SledStore {
                 .flush_every_ms(None)
                 .open()
                 .map_err(store_error)?;
+            check_whole(&db, began_before)?;
             let tree = db.open_tree(TREE).map_err(store_error)?;
             let mut collected = C::default();
             let peers = read_all(&tree, &mut |peer| each(&mut collected, peer))?;
             Ok(((tree, db, peers), collected))
         })?;
-        Ok((Self { tree, db, peers, _lock: lock }, collected))
+        Ok((
+            Self {
+                tree,
+                db,
+                peers,
+                _lock: lock,
+            },
+            collected,
+        ))
     }
 }
 
@@ -123,15 +135,27 @@ impl IndexStore for SledStore {
     }
 }
 
+/// Tells a store that lost everything from a new one: sled takes a file of which it can read nothing for an empty one.
+fn check_whole(db: &Db, began_before: bool) -> Result<(), StoreError> {
+    if db.contains_key(BEGUN).map_err(store_error)? {
+        return Ok(());
+    }
+    if began_before {
+        return Err(StoreError::Damaged("nothing in it can be read".to_owned()));
+    }
+    db.insert(BEGUN, env!("CARGO_PKG_VERSION")).map_err(store_error)?;
+    db.flush().map_err(store_error)?;
+    Ok(())
+}
+
 /// Reads every peer, and what packs each has.
-fn read_all(
-    tree: &Tree,
-    each: &mut dyn FnMut(StoredPeer),
-) -> Result<HashMap<PeerId, Packs>, StoreError> {
+fn read_all(tree: &Tree, each: &mut dyn FnMut(StoredPeer)) -> Result<HashMap<PeerId, Packs>, StoreError> {
     let mut peers = HashMap::new();
     let mut current: Option<(PeerRecord, Packs, Vec<IVec>)> = None;
     let mut finish = |current: Option<(PeerRecord, Packs, Vec<IVec>)>| {
-        let Some((record, mut packs, values)) = current else { return Ok(()) };
+        let Some((record, mut packs, values)) = current else {
+            return Ok(());
+        };
         let mut said = Vec::with_capacity(values.len());
         for (value, pack) in values.iter().zip(&mut packs.packs) {
             let entries = pack::decode(value)?;
@@ -154,9 +178,15 @@ fn read_all(
             }
             (id, Some(number)) => {
                 let Some((_, packs, values)) = current.as_mut().filter(|(record, ..)| record.id == id) else {
-                    return Err(StoreError::Damaged("registrations of a peer that is not stored".to_owned()));
+                    return Err(StoreError::Damaged(
+                        "registrations of a peer that is not stored".to_owned(),
+                    ));
                 };
-                packs.packs.push(Pack { number, bytes: value.len(), entries: 0 });
+                packs.packs.push(Pack {
+                    number,
+                    bytes: value.len(),
+                    entries: 0,
+                });
                 packs.next = number + 1;
                 values.push(value);
             }
@@ -187,7 +217,10 @@ impl Writing<'_> {
                 }
                 let record = pack::encode_peer(&peer.address, peer.ttl);
                 self.batch.insert(peer_key(&peer.id).as_slice(), record);
-                let said = files.iter().map(|file| (file.file.id, Some(file.clone()))).collect();
+                let said = files
+                    .iter()
+                    .map(|file| (file.file.id, Some(file.clone())))
+                    .collect();
                 self.append(&peer.id, &mut packs, said)?;
                 self.changed.insert(peer.id, Some(packs));
             }
@@ -251,8 +284,13 @@ impl Writing<'_> {
         for pack in pack::encode(said) {
             let number = packs.next;
             packs.next += 1;
-            packs.packs.push(Pack { number, bytes: pack.bytes.len(), entries: pack.entries });
-            self.batch.insert(pack_key(peer, number).as_slice(), pack.bytes.as_slice());
+            packs.packs.push(Pack {
+                number,
+                bytes: pack.bytes.len(),
+                entries: pack.entries,
+            });
+            self.batch
+                .insert(pack_key(peer, number).as_slice(), pack.bytes.as_slice());
             self.unwritten.insert((*peer, number), pack.bytes);
         }
     }
@@ -328,11 +366,21 @@ mod tests {
         let (mut store, _) = open(dir.path());
         for n in 0..300 {
             let files = vec![registration(n, "one of many.bin")];
-            store.apply(&[Change::Register { peer: peer(1), files, replace: false }]).unwrap();
+            store
+                .apply(&[Change::Register {
+                    peer: peer(1),
+                    files,
+                    replace: false,
+                }])
+                .unwrap();
         }
         let packs = &store.peers[&peer(1).id];
         assert_eq!(packs.entries(), 300);
-        assert!(packs.packs.len() <= 300 * 100 / PACK_BYTES * 2 + 8, "{} packs", packs.packs.len());
+        assert!(
+            packs.packs.len() <= 300 * 100 / PACK_BYTES * 2 + 8,
+            "{} packs",
+            packs.packs.len()
+        );
     }
 
     #[test]
@@ -340,12 +388,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut store, _) = open(dir.path());
         for round in 0..20 {
-            let files: Vec<_> = (0..1000).map(|n| registration(round * 1000 + n, "gone soon.bin")).collect();
+            let files: Vec<_> = (0..1000)
+                .map(|n| registration(round * 1000 + n, "gone soon.bin"))
+                .collect();
             let ids = files.iter().map(|file| file.file.id).collect();
             let id = peer(1).id;
             store
                 .apply(&[
-                    Change::Register { peer: peer(1), files, replace: false },
+                    Change::Register {
+                        peer: peer(1),
+                        files,
+                        replace: false,
+                    },
                     Change::Unregister { peer: id, files: ids },
                 ])
                 .unwrap();
