@@ -47,19 +47,19 @@ pub(crate) async fn run(context: &Context, args: IdArgs) -> Result<(), Fail> {
                 .to_string_lossy()
                 .into_owned();
             context.out.object(&json!({
-                "id": hashed.id,
-                "root": hashed.root,
-                "size": hashed.size,
+                "id": hashed.record.id,
+                "root": hashed.record.root,
+                "size": hashed.record.size,
                 "name": name,
                 "path": absolute,
-                "kind": hashed.kind,
+                "kind": hashed.record.kind,
                 "file_count": hashed.file_count,
                 "content_size": hashed.content_size,
             }))?;
         } else {
             context.out.line(format_args!(
                 "{}  {}",
-                hashed.id,
+                hashed.record.id,
                 text::shown(&path.to_string_lossy())
             ))?;
         }

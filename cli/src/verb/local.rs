@@ -2,8 +2,6 @@
 
 use std::{
     ffi::OsStr,
-    fs::File,
-    io,
     num::NonZeroUsize,
     path::Path,
     sync::{
@@ -13,7 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use potluck_core::{FileId, Reason, Root, hash, index_client::Kind};
+use potluck_core::{Problem, Reason};
+use potluck_peer::library::{Identified, identify};
 
 use crate::{board::Board, context::Context, draw, fail::Fail};
 
@@ -33,28 +32,11 @@ pub(crate) fn absolute(path: &Path) -> Result<String, Fail> {
         .map_err(|path| Fail::usage(format!("the path {} is not UTF-8", path.display())))
 }
 
-/// What a path on this machine hashes to.
-#[derive(Debug, Clone)]
-pub(crate) struct Hashed {
-    /// Identity.
-    pub(crate) id: FileId,
-    /// Root of its tree; of a folder, of its list of files.
-    pub(crate) root: Root,
-    /// Size that goes with id and root; of a folder, its list's.
-    pub(crate) size: u64,
-    /// What it is.
-    pub(crate) kind: Kind,
-    /// Files in it; 1 for a file.
-    pub(crate) file_count: u64,
-    /// Bytes of content: of a folder, its files'.
-    pub(crate) content_size: u64,
-}
-
 /// Hashes a file or folder, showing how it goes.
 ///
 /// # Errors
 /// Whatever cannot be read, named by its path; interrupted.
-pub(crate) async fn hash(context: &Context, path: &Path) -> Result<Hashed, Fail> {
+pub(crate) async fn hash(context: &Context, path: &Path) -> Result<Identified, Fail> {
     let progress = Arc::new(Progress::default());
     let work = {
         let (progress, path) = (Arc::clone(&progress), path.to_owned());
@@ -93,31 +75,26 @@ struct Progress {
     stop: AtomicBool,
 }
 
-fn hash_blocking(path: &Path, progress: &Progress) -> Result<Hashed, Fail> {
-    let failed = |error: io::Error| Fail::io("read", path, &error);
-    let metadata = std::fs::metadata(path).map_err(failed)?;
-    if metadata.is_dir() {
-        return Err(Fail::usage("folders are not hashed yet"));
-    }
-    if !metadata.is_file() {
-        return Err(Fail::usage(format!(
-            "{} is neither a file nor a folder",
-            path.display()
-        )));
-    }
-    let file = File::open(path).map_err(failed)?;
-    progress.total.store(metadata.len(), Ordering::Relaxed);
+fn hash_blocking(path: &Path, progress: &Progress) -> Result<Identified, Fail> {
     let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let tree = hash::hash_file(&file, metadata.len(), threads, &|bytes| {
-        progress.done.fetch_add(bytes, Ordering::Relaxed);
-    })
-    .map_err(failed)?;
-    Ok(Hashed {
-        id: tree.id(),
-        root: tree.root,
-        size: tree.size,
-        kind: Kind::File,
-        file_count: 1,
-        content_size: tree.size,
+    let add = |to: &AtomicU64, bytes| {
+        to.fetch_add(bytes, Ordering::Relaxed);
+    };
+    let identified = identify(
+        path,
+        threads,
+        &|bytes| add(&progress.total, bytes),
+        &|bytes| add(&progress.done, bytes),
+        &|| progress.stop.load(Ordering::Relaxed),
+    );
+    identified.map_err(|refused| {
+        let mut refused = refused.into_iter().map(|(path, problem)| Problem {
+            message: format!("{}: {}", path.display(), problem.message),
+            ..problem
+        });
+        let first = refused
+            .next()
+            .unwrap_or_else(|| Problem::new(Reason::Internal, "it cannot be read"));
+        refused.fold(Fail::from(first), |fail, problem| fail.hint(problem.message))
     })
 }

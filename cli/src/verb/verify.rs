@@ -28,21 +28,21 @@ pub(crate) struct VerifyArgs {
 pub(crate) async fn run(context: &Context, args: VerifyArgs) -> Result<(), Fail> {
     let hashed = local::hash(context, &args.path).await?;
     let path = local::absolute(&args.path)?;
-    if hashed.id != args.id {
+    if hashed.record.id != args.id {
         let message = format!(
             "{} is not {}: its id is {}",
             args.path.display(),
             args.id,
-            hashed.id
+            hashed.record.id
         );
         return Err(Fail::new(Reason::VerificationFailed, message));
     }
     match context.out.is_json() {
         true => context.out.object(&json!({
-            "id": hashed.id,
+            "id": hashed.record.id,
             "path": path,
-            "kind": hashed.kind,
-            "size": hashed.size,
+            "kind": hashed.record.kind,
+            "size": hashed.record.size,
             "content_size": hashed.content_size,
             "verified": true,
         })),

@@ -58,7 +58,7 @@ pub(super) async fn compare(
     id: FileId,
 ) -> Result<bool, Fail> {
     if original.is_dir() {
-        return Ok(local::hash(context, copy).await?.id == id);
+        return Ok(local::hash(context, copy).await?.record.id == id);
     }
     let (a, b) = (original.to_owned(), copy.to_owned());
     let compared = context.stoppable(async {
