@@ -12,6 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(crate) mod fake;
+
 use serde_json::Value;
 use tempfile::TempDir;
 
