@@ -1,6 +1,6 @@
 //! `potluck-index`: the index as a program of its own.
 
-use std::process::ExitCode;
+use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::Parser;
 use potluck_index::{Options, run};

@@ -3,9 +3,10 @@
 //! Parsed whole before anything starts. Everything a default decides is a named constant here.
 
 use std::{
+    ffi::OsString,
     net::{Ipv4Addr, SocketAddr},
     num::NonZeroUsize,
-    path::PathBuf,
+    path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
 };
@@ -41,9 +42,13 @@ pub struct Options {
     #[arg(long, value_name = "URL", env = "POTLUCK_INDEX", default_value = DEFAULT_INDEX)]
     pub index: String,
 
-    /// A file or folder to share in place; may be given several times
-    #[arg(long, value_name = "PATH", env = "POTLUCK_PEER_SHARE", value_delimiter = ':')]
+    /// A file or folder to share in place; may be given several times [env: POTLUCK_PEER_SHARE=PATH:PATH…]
+    #[arg(long, value_name = "PATH")]
     pub share: Vec<PathBuf>,
+
+    /// Paths to share joined with colons, as an environment variable can hold them
+    #[arg(long, hide = true, env = "POTLUCK_PEER_SHARE")]
+    pub share_list: Option<OsString>,
 
     /// Address for the index to give to others [default: the one the index sees, with the port listened on]
     #[arg(long, value_name = "HOST:PORT", env = "POTLUCK_PEER_ADVERTISE", value_parser = parse_address)]
@@ -187,9 +192,15 @@ impl Config {
             Some(home) => home,
             None => default_home(port)?,
         };
+        let listed: Vec<PathBuf> = options
+            .share_list
+            .iter()
+            .flat_map(std::env::split_paths)
+            .filter(|path| path != Path::new(""))
+            .collect();
         Ok(Self {
             index: parse_index(&options.index)?,
-            share: options.share,
+            share: options.share.into_iter().chain(listed).collect(),
             advertise: options.advertise,
             control: options.control.unwrap_or(ControlAt::Unix(None)),
             limits: LimitSettings {
@@ -313,6 +324,16 @@ mod tests {
         );
         assert!("unix:".parse::<ControlAt>().is_err());
         assert!("nonsense".parse::<ControlAt>().is_err());
+    }
+
+    #[test]
+    fn paths_to_share_come_from_flags_and_from_the_list() {
+        let options = parse(&["--home", "/h", "--share", "/a:b", "--share-list", "/c:/d:"]);
+        let config = Config::from_options(options, 1).unwrap();
+        assert_eq!(
+            config.share,
+            [Path::new("/a:b"), Path::new("/c"), Path::new("/d")]
+        );
     }
 
     #[test]

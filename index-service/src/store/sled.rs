@@ -404,7 +404,7 @@ mod tests {
                 ])
                 .unwrap();
         }
-        assert!(store.peers[&peer(1).id].entries() <= SLACK_ENTRIES + 1000);
+        assert!(store.peers[&peer(1).id].entries() <= 2 * SLACK_ENTRIES);
         drop(store);
         assert!(open(dir.path()).1[0].files.is_empty());
     }

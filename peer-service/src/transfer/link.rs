@@ -67,7 +67,11 @@ impl Link {
         let endpoint: Endpoint = address.to_string().parse()?;
         let control = client(endpoint.connect().await?);
         let data = client(endpoint.lazy());
-        Ok(Self { endpoint, control, data })
+        Ok(Self {
+            endpoint,
+            control,
+            data,
+        })
     }
 
     async fn call<T>(
@@ -75,9 +79,9 @@ impl Link {
         answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<T, Problem> {
         match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
-            Ok(told) => {
-                told.map(tonic::Response::into_inner).map_err(|status| self.endpoint.problem(status, "peer"))
-            }
+            Ok(told) => told
+                .map(tonic::Response::into_inner)
+                .map_err(|status| self.endpoint.problem(status, "peer")),
             Err(_) => Err(self.silent()),
         }
     }
@@ -85,12 +89,18 @@ impl Link {
     fn silent(&self) -> Problem {
         Problem::new(
             Reason::TimedOut,
-            format!("the peer at {} did not answer within {ANSWER_TIMEOUT:?}", self.endpoint),
+            format!(
+                "the peer at {} did not answer within {ANSWER_TIMEOUT:?}",
+                self.endpoint
+            ),
         )
     }
 
     fn liar(&self, what: &str) -> Problem {
-        Problem::new(Reason::VerificationFailed, format!("the peer at {} {what}", self.endpoint))
+        Problem::new(
+            Reason::VerificationFailed,
+            format!("the peer at {} {what}", self.endpoint),
+        )
     }
 
     /// What the peer knows of a file.
@@ -98,7 +108,9 @@ impl Link {
     /// # Errors
     /// As `PeerService.Describe`; [`Reason::VerificationFailed`] where size and root do not give the id.
     pub(crate) async fn describe(&self, id: FileId) -> Result<Described, Problem> {
-        let request = v1::DescribeRequest { file_id: id.to_bytes() };
+        let request = v1::DescribeRequest {
+            file_id: id.to_bytes(),
+        };
         let told = self.call(self.control.clone().describe(request)).await?;
         let record = FileRecord::try_from(told.file.unwrap_or_default())
             .map_err(|problem| self.liar(&format!("described the file falsely: {problem}")))?;
@@ -106,7 +118,11 @@ impl Link {
             return Err(self.liar("described another file"));
         }
         let peer = PeerId::try_from(told.peer_id.as_ref()).map_err(|_| self.liar("has no peer id"))?;
-        Ok(Described { record, name: told.name, peer })
+        Ok(Described {
+            record,
+            name: told.name,
+            peer,
+        })
     }
 
     /// The piece layer of a file of this size, not verified.
@@ -115,7 +131,11 @@ impl Link {
     /// As `PeerService.GetPieceHashes`; [`Reason::VerificationFailed`] where the list has gaps or is too long or short.
     pub(crate) async fn piece_hashes(&self, id: FileId, size: u64) -> Result<Vec<Hash>, Problem> {
         let count = FileLayout::new(size).map_or(0, |layout| layout.piece_count()) as usize;
-        let request = v1::GetPieceHashesRequest { file_id: id.to_bytes(), first_piece: 0, count: 0 };
+        let request = v1::GetPieceHashesRequest {
+            file_id: id.to_bytes(),
+            first_piece: 0,
+            count: 0,
+        };
         let receive = async {
             let mut stream = self.call(self.control.clone().get_piece_hashes(request)).await?;
             let mut layer: Vec<Hash> = Vec::new();
@@ -134,7 +154,9 @@ impl Link {
                 false => Err(self.liar("sent fewer piece hashes than the file has pieces")),
             }
         };
-        tokio::time::timeout(HASHES_TIMEOUT, receive).await.unwrap_or_else(|_| Err(self.silent()))
+        tokio::time::timeout(HASHES_TIMEOUT, receive)
+            .await
+            .unwrap_or_else(|_| Err(self.silent()))
     }
 
     /// The next message that the peer owes.
@@ -155,8 +177,12 @@ impl Link {
         id: FileId,
         units: u32,
     ) -> Result<impl Stream<Item = Result<Availability, Problem>> + Send + use<>, Problem> {
-        let request = v1::WatchAvailabilityRequest { file_id: id.to_bytes() };
-        let mut stream = self.call(self.control.clone().watch_availability(request)).await?;
+        let request = v1::WatchAvailabilityRequest {
+            file_id: id.to_bytes(),
+        };
+        let mut stream = self
+            .call(self.control.clone().watch_availability(request))
+            .await?;
         let Some(first) = self.next(&mut stream).await? else {
             return Err(self.liar("told nothing of what it has"));
         };
@@ -175,7 +201,10 @@ impl Link {
                     return Err(self.liar(&format!("speaks of {} units, there are {units}", told.units)));
                 }
                 if told.complete {
-                    return Ok(Availability::Snapshot(Units { have: Bits::full(units), fetching: Bits::new(units) }));
+                    return Ok(Availability::Snapshot(Units {
+                        have: Bits::full(units),
+                        fetching: Bits::new(units),
+                    }));
                 }
                 let bits = |bytes: &[u8]| match bytes.is_empty() {
                     true => Some(Bits::new(units)),
@@ -206,7 +235,8 @@ impl Link {
         &self,
         spans: Vec<v1::Span>,
     ) -> Result<Streaming<v1::DownloadResponse>, Problem> {
-        self.call(self.data.clone().download(v1::DownloadRequest { spans })).await
+        self.call(self.data.clone().download(v1::DownloadRequest { spans }))
+            .await
     }
 
     /// What a status that ended a stream of this peer means.

@@ -65,7 +65,10 @@ impl Live {
             Some((tree, bytes)) => {
                 let mut file = tempfile::tempfile()?;
                 file.write_all(bytes)?;
-                Some(ManifestFile { tree, file: Arc::new(file) })
+                Some(ManifestFile {
+                    tree,
+                    file: Arc::new(file),
+                })
             }
             None => None,
         };
@@ -74,7 +77,10 @@ impl Live {
             Some(_) => planned.map(|(index, file)| (file.id, index)).collect(),
             None => HashMap::new(),
         };
-        let units = Units { fetching: Bits::new(have.len()), have };
+        let units = Units {
+            fetching: Bits::new(have.len()),
+            have,
+        };
         Ok(Self {
             record,
             name,
@@ -104,13 +110,21 @@ impl Live {
         self.units().have.clone()
     }
 
+    /// Whether this unit was verified and written.
+    pub(crate) fn has(&self, unit: u32) -> bool {
+        self.units().have.get(unit)
+    }
+
     /// What this transfer can serve under this id.
     pub(crate) fn offer(self: &Arc<Self>, id: &FileId) -> Option<Arc<dyn Offer>> {
         if *id == self.record.id {
             return Some(Arc::new(Whole(Arc::clone(self))));
         }
         let index = *self.files.get(id)?;
-        Some(Arc::new(Inner { live: Arc::clone(self), index }))
+        Some(Arc::new(Inner {
+            live: Arc::clone(self),
+            index,
+        }))
     }
 
     /// The file at this place of the plan, for reading bytes that are all verified.
@@ -120,7 +134,10 @@ impl Live {
         let all = units.all(|unit| have.have.get(unit));
         drop(have);
         if !all {
-            return Err(Problem::new(Reason::PieceNotAvailable, "not all of this range is verified here yet"));
+            return Err(Problem::new(
+                Reason::PieceNotAvailable,
+                "not all of this range is verified here yet",
+            ));
         }
         self.part.file(index).map_err(|error| {
             tracing::warn!(path = %self.part.target().part().display(), %error, "cannot read what was fetched");
@@ -179,8 +196,18 @@ struct Inner {
 impl Offer for Inner {
     fn record(&self) -> FileRecord {
         let planned = &self.live.part.plan().files()[self.index];
-        let root = self.live.checks.tree(self.index).map_or(Root([0; 32]), |tree| tree.root);
-        FileRecord { id: planned.id, size: planned.size, root, sha256: None, kind: Kind::File }
+        let root = self
+            .live
+            .checks
+            .tree(self.index)
+            .map_or(Root([0; 32]), |tree| tree.root);
+        FileRecord {
+            id: planned.id,
+            size: planned.size,
+            root,
+            sha256: None,
+            kind: Kind::File,
+        }
     }
 
     fn name(&self) -> String {
@@ -188,22 +215,35 @@ impl Offer for Inner {
     }
 
     fn piece_hashes(&self) -> Result<Arc<[Hash]>, Problem> {
-        layer(&self.live.checks, self.index, self.live.part.plan().files()[self.index].size)
+        layer(
+            &self.live.checks,
+            self.index,
+            self.live.part.plan().files()[self.index].size,
+        )
     }
 
     fn units(&self) -> Units {
         let plan = self.live.part.plan();
         let size = plan.files()[self.index].size;
         let Some(layout) = FileLayout::new(size) else {
-            return Units { have: Bits::new(0), fetching: Bits::new(0) };
+            return Units {
+                have: Bits::new(0),
+                fetching: Bits::new(0),
+            };
         };
-        let mut units =
-            Units { have: Bits::new(layout.piece_count()), fetching: Bits::new(layout.piece_count()) };
+        let mut units = Units {
+            have: Bits::new(layout.piece_count()),
+            fetching: Bits::new(layout.piece_count()),
+        };
         let all = self.live.units();
         for piece in layout.pieces() {
             let mut covering = plan.units_of(self.index, layout.range(piece));
-            units.have.set(piece.get(), covering.clone().all(|unit| all.have.get(unit)));
-            units.fetching.set(piece.get(), covering.any(|unit| all.fetching.get(unit)));
+            units
+                .have
+                .set(piece.get(), covering.clone().all(|unit| all.have.get(unit)));
+            units
+                .fetching
+                .set(piece.get(), covering.any(|unit| all.fetching.get(unit)));
         }
         units
     }
@@ -227,6 +267,9 @@ fn layer(checks: &Checks, file: usize, size: u64) -> Result<Arc<[Hash]>, Problem
     }
     match checks.tree(file) {
         Some(tree) => Ok(tree.piece_hashes.clone().into()),
-        None => Err(Problem::new(Reason::PieceNotAvailable, "the piece hashes are not known here yet")),
+        None => Err(Problem::new(
+            Reason::PieceNotAvailable,
+            "the piece hashes are not known here yet",
+        )),
     }
 }

@@ -21,7 +21,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{resume::Resume, target::Target, target, tree::Tree};
+use super::{resume::Resume, target, target::Target, tree::Tree};
 use crate::bits::Bits;
 
 /// Room left free on the disk, in bytes: a disk filled to the last byte hurts every other program.
@@ -73,7 +73,9 @@ impl Part {
         fs::create_dir_all(target.parent()).map_err(|error| target::problem(target.parent(), &error))?;
         let before = fs::symlink_metadata(&path).ok();
         let state = Resume::load(&target.state()).map_err(failed)?;
-        let ours = state.as_ref().is_some_and(|state| state.id == id && state.have.len() == plan.unit_count());
+        let ours = state
+            .as_ref()
+            .is_some_and(|state| state.id == id && state.have.len() == plan.unit_count());
         let fits = before.as_ref().is_none_or(|before| match manifest {
             Some(_) => before.is_dir(),
             None => before.is_file() && (ours || before.len() == plan.total()),
@@ -85,14 +87,20 @@ impl Part {
             Some(manifest) => Body::Tree(Tree::open(&path, manifest, Arc::clone(&plan)).map_err(failed)?),
             None => Body::File(Arc::new(open_file(&path).map_err(failed)?)),
         };
-        let part = Self { id, target, plan, body };
+        let part = Self {
+            id,
+            target,
+            plan,
+            body,
+        };
         part.lock(&path)?;
         let found = match (before, state) {
             (None, _) => Found::Nothing,
             (Some(_), Some(state)) if ours => Found::Resume(state.have),
             (Some(_), _) => Found::Unknown,
         };
-        part.make_room(&found).map_err(|error| target::problem(&part.target.path, &error))?;
+        part.make_room(&found)
+            .map_err(|error| target::problem(&part.target.path, &error))?;
         if found == Found::Nothing {
             part.store_state(&Bits::new(part.plan.unit_count()))?;
         }
@@ -104,7 +112,10 @@ impl Part {
             Ok(()) => Ok(()),
             Err(Errno::WOULDBLOCK) => Err(Problem::new(
                 Reason::TargetExists,
-                format!("another download is writing {}: wait for it or choose another target", path.display()),
+                format!(
+                    "another download is writing {}: wait for it or choose another target",
+                    path.display()
+                ),
             )
             .field("target")),
             // A file system without locks: two downloads to one target write the same verified bytes.
@@ -124,9 +135,10 @@ impl Part {
         let missing = match (&self.body, found) {
             // Blocks of 512 bytes, whatever the file system's own.
             (Body::File(file), _) => self.plan.total().saturating_sub(file.metadata()?.blocks() * 512),
-            (Body::Tree(_), Found::Resume(have)) => {
-                (0..have.len()).filter(|&unit| !have.get(unit)).map(|unit| self.plan.unit_len(unit)).sum()
-            }
+            (Body::Tree(_), Found::Resume(have)) => (0..have.len())
+                .filter(|&unit| !have.get(unit))
+                .map(|unit| self.plan.unit_len(unit))
+                .sum(),
             (Body::Tree(_), Found::Nothing) => self.plan.total(),
             (Body::Tree(_), Found::Unknown) => 0,
         };
@@ -140,6 +152,12 @@ impl Part {
             Body::File(file) => preallocate(file, self.plan.total()),
             Body::Tree(_) => Ok(()),
         }
+    }
+
+    /// Whether the disk has room for more than a few units.
+    pub(crate) fn has_room(&self) -> bool {
+        rustix::fs::fstatvfs(self.handle())
+            .is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) > 2 * RESERVE)
     }
 
     /// What is being fetched.
@@ -171,7 +189,9 @@ impl Part {
     /// Whatever the file system says; the unit is then not there.
     pub(crate) fn write(&self, unit: u32, mut data: &[u8]) -> io::Result<()> {
         for span in self.plan.spans(unit) {
-            let (bytes, rest) = data.split_at_checked(span.len as usize).ok_or(ErrorKind::InvalidInput)?;
+            let (bytes, rest) = data
+                .split_at_checked(span.len as usize)
+                .ok_or(ErrorKind::InvalidInput)?;
             self.file(span.file)?.write_all_at(bytes, span.offset)?;
             data = rest;
         }
@@ -198,7 +218,8 @@ impl Part {
     /// # Errors
     /// As of the file system; the state before still stands and is still true.
     pub(crate) fn checkpoint(&self, have: &Bits) -> Result<(), Problem> {
-        self.flush().map_err(|error| target::problem(&self.target.part(), &error))?;
+        self.flush()
+            .map_err(|error| target::problem(&self.target.part(), &error))?;
         self.store_state(have)
     }
 
@@ -211,7 +232,11 @@ impl Part {
     }
 
     fn store_state(&self, have: &Bits) -> Result<(), Problem> {
-        let state = Resume { id: self.id, size: self.plan.total(), have: have.clone() };
+        let state = Resume {
+            id: self.id,
+            size: self.plan.total(),
+            have: have.clone(),
+        };
         let path = self.target.state();
         state.store(&path).map_err(|error| target::problem(&path, &error))
     }

@@ -53,13 +53,20 @@ impl Assembly {
                 })
             })
             .collect();
-        Self { spans, at: (0, 0), buffer: Vec::new() }
+        Self {
+            spans,
+            at: (0, 0),
+            buffer: Vec::new(),
+        }
     }
 
     /// The spans as the request has them.
     pub(crate) fn request(&self) -> Vec<v1::Span> {
-        let span =
-            |asked: &Asked| v1::Span { file_id: asked.file.to_bytes(), offset: asked.offset, length: asked.len };
+        let span = |asked: &Asked| v1::Span {
+            file_id: asked.file.to_bytes(),
+            offset: asked.offset,
+            length: asked.len,
+        };
         self.spans.iter().map(span).collect()
     }
 
@@ -88,9 +95,12 @@ impl Assembly {
             return Err(Unasked::TooMuch);
         }
         if self.buffer.is_empty() {
-            let rest = self.spans[index..].iter().take_while(|next| next.unit == asked.unit);
+            let rest = self.spans[index..]
+                .iter()
+                .take_while(|next| next.unit == asked.unit);
             // At most a unit: the plan bounds it to the largest piece.
-            self.buffer.reserve_exact(rest.map(|next| next.len).sum::<u64>() as usize);
+            self.buffer
+                .reserve_exact(rest.map(|next| next.len).sum::<u64>() as usize);
         }
         self.buffer.extend_from_slice(data);
         if (data.len() as u64) < left {
@@ -124,7 +134,10 @@ mod tests {
         let mut assembly = assembly(&[2, 0]);
         assert_eq!(assembly.request().len(), 2);
         assert_eq!(assembly.take(0, 2 * PIECE, &chunk(100)).unwrap(), None);
-        let (place, data) = assembly.take(0, 2 * PIECE + 100, &chunk(PIECE - 100)).unwrap().unwrap();
+        let (place, data) = assembly
+            .take(0, 2 * PIECE + 100, &chunk(PIECE - 100))
+            .unwrap()
+            .unwrap();
         assert_eq!((place, data.len() as u64), (0, PIECE));
         assert_eq!(assembly.current(), Some(1));
         assert_eq!(assembly.take(1, 0, &chunk(PIECE)).unwrap().unwrap().0, 1);
@@ -134,7 +147,10 @@ mod tests {
 
     #[test]
     fn what_was_not_asked_for_is_refused() {
-        assert_eq!(assembly(&[0]).take(0, 0, &chunk(PIECE + 1)), Err(Unasked::TooMuch));
+        assert_eq!(
+            assembly(&[0]).take(0, 0, &chunk(PIECE + 1)),
+            Err(Unasked::TooMuch)
+        );
         assert_eq!(assembly(&[0]).take(0, 1, &chunk(1)), Err(Unasked::OutOfOrder));
         assert_eq!(assembly(&[0]).take(1, 0, &chunk(1)), Err(Unasked::OutOfOrder));
         assert_eq!(assembly(&[0]).take(0, 0, &chunk(0)), Err(Unasked::Empty));

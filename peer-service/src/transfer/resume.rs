@@ -63,7 +63,11 @@ impl Resume {
         let (size, rest) = rest.split_first_chunk::<8>()?;
         let (units, bitfield) = rest.split_first_chunk::<4>()?;
         let have = Bits::from_bytes(u32::from_le_bytes(*units), bitfield)?;
-        Some(Self { id: FileId(*id), size: u64::from_le_bytes(*size), have })
+        Some(Self {
+            id: FileId(*id),
+            size: u64::from_le_bytes(*size),
+            have,
+        })
     }
 
     /// Reads a state file; `Ok(None)` where there is none or it is damaged.
@@ -92,7 +96,11 @@ impl Resume {
             _ => {}
         }
         // Made anew, so that a link planted there is never followed.
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&temporary)?;
         let written = file.write_all(&self.encode()).and_then(|()| file.sync_all());
         if let Err(error) = written.and_then(|()| fs::rename(&temporary, path)) {
             // What is half written helps nobody, and on a full disk its room does.
@@ -121,7 +129,11 @@ mod tests {
         for &unit in set {
             have.set(unit, true);
         }
-        Resume { id: FileId([7; 32]), size: 123_456, have }
+        Resume {
+            id: FileId([7; 32]),
+            size: 123_456,
+            have,
+        }
     }
 
     proptest! {

@@ -10,7 +10,7 @@ use potluck_core::{
     FileId, PeerId, Problem,
     index_client::{Address, IndexClient, WatchEvent},
 };
-use rand::Rng as _;
+use rand::RngExt as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -55,7 +55,10 @@ pub(crate) async fn keep(
     list: watch::Sender<Sources>,
     stop: CancellationToken,
 ) {
-    let mut known = Known { named, from_index: BTreeMap::new() };
+    let mut known = Known {
+        named,
+        from_index: BTreeMap::new(),
+    };
     publish(&list, &known, &is_self, |sources| sources.asked = index.is_none());
     let Some(index) = index else { return };
     let mut retry = RETRY;
@@ -100,8 +103,11 @@ async fn follow(
         match event {
             Ok(WatchEvent::Snapshot(providers)) => {
                 *retry = RETRY;
-                known.from_index =
-                    providers.into_iter().take(MAX_PROVIDERS).map(|p| (p.peer, p.address)).collect();
+                known.from_index = providers
+                    .into_iter()
+                    .take(MAX_PROVIDERS)
+                    .map(|p| (p.peer, p.address))
+                    .collect();
             }
             Ok(WatchEvent::Joined(provider)) => {
                 if known.from_index.len() < MAX_PROVIDERS || known.from_index.contains_key(&provider.peer) {
@@ -118,7 +124,10 @@ async fn follow(
             sources.asked = true;
         });
     }
-    Problem::new(potluck_core::Reason::Unreachable, format!("the index at {} ended the watch", index.endpoint()))
+    Problem::new(
+        potluck_core::Reason::Unreachable,
+        format!("the index at {} ended the watch", index.endpoint()),
+    )
 }
 
 fn publish(
@@ -131,8 +140,14 @@ fn publish(
         address: address.clone(),
         peer: Some(peer),
     });
-    let named = known.named.iter().map(|address| Source { address: address.clone(), peer: None });
-    let mut all: Vec<Source> = from_index.chain(named).filter(|source| !is_self(source)).collect();
+    let named = known.named.iter().map(|address| Source {
+        address: address.clone(),
+        peer: None,
+    });
+    let mut all: Vec<Source> = from_index
+        .chain(named)
+        .filter(|source| !is_self(source))
+        .collect();
     // Those with an id come first and win over the same address without one.
     let mut seen = std::collections::HashSet::new();
     all.retain(|source| seen.insert(source.address.clone()));

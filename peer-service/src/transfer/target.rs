@@ -34,10 +34,16 @@ impl Target {
     pub(crate) fn resolve(target: Option<&Path>, name: &str, files: &Path) -> Result<Self, Problem> {
         let label = Label::sanitize(name);
         let Some(target) = target else {
-            return Ok(Self { path: files.join(label.as_str()) });
+            return Ok(Self {
+                path: files.join(label.as_str()),
+            });
         };
         check(target)?;
-        let path = if target.is_dir() { target.join(label.as_str()) } else { target.to_owned() };
+        let path = if target.is_dir() {
+            target.join(label.as_str())
+        } else {
+            target.to_owned()
+        };
         Ok(Self { path })
     }
 
@@ -60,8 +66,12 @@ impl Target {
         }
         let hash = hex::encode(&Sha256::digest(name.as_encoded_bytes())[..8]);
         let text = name.to_string_lossy();
-        let cut = (0..=MAX_CUT_NAME).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
-        self.path.with_file_name(format!("{}~{hash}{suffix}", &text[..cut]))
+        let cut = (0..=MAX_CUT_NAME)
+            .rev()
+            .find(|&at| text.is_char_boundary(at))
+            .unwrap_or(0);
+        self.path
+            .with_file_name(format!("{}~{hash}{suffix}", &text[..cut]))
     }
 
     /// Its folder.
@@ -76,8 +86,11 @@ impl Target {
 /// [`Reason::UnsafePath`].
 pub(crate) fn check(target: &Path) -> Result<(), Problem> {
     let bad = |why: &str| {
-        Problem::new(Reason::UnsafePath, format!("`{}` cannot be a target: {why}", target.display()))
-            .field("target")
+        Problem::new(
+            Reason::UnsafePath,
+            format!("`{}` cannot be a target: {why}", target.display()),
+        )
+        .field("target")
     };
     if !target.is_absolute() {
         return Err(bad("give an absolute path"));
@@ -138,7 +151,15 @@ mod tests {
     #[test]
     fn a_name_from_the_network_stays_in_its_folder() {
         let files = Path::new("/home/files");
-        for name in ["../../etc/passwd", "/etc/passwd", "..", "a/b", "", "\u{0}x", ".part"] {
+        for name in [
+            "../../etc/passwd",
+            "/etc/passwd",
+            "..",
+            "a/b",
+            "",
+            "\u{0}x",
+            ".part",
+        ] {
             let target = Target::resolve(None, name, files).unwrap();
             assert_eq!(target.parent(), files, "{name:?} gave {target:?}");
         }
@@ -150,7 +171,10 @@ mod tests {
         let inside = Target::resolve(Some(folder.path()), "a", Path::new("/f")).unwrap();
         assert_eq!(inside.path, folder.path().join("a"));
         let new = folder.path().join("new");
-        assert_eq!(Target::resolve(Some(&new), "a", Path::new("/f")).unwrap().path, new);
+        assert_eq!(
+            Target::resolve(Some(&new), "a", Path::new("/f")).unwrap().path,
+            new
+        );
     }
 
     #[test]
@@ -165,8 +189,12 @@ mod tests {
     fn the_longest_names_have_companions_that_fit() {
         for letter in ["a", "é", "漢"] {
             let name: String = letter.repeat(255 / letter.len());
-            let target = Target { path: Path::new("/f").join(&name) };
-            let other = Target { path: Path::new("/f").join(format!("{}{}", &name[letter.len()..], letter)) };
+            let target = Target {
+                path: Path::new("/f").join(&name),
+            };
+            let other = Target {
+                path: Path::new("/f").join(format!("{}{}", &name[letter.len()..], letter)),
+            };
             for path in [target.part(), target.state()] {
                 assert!(path.file_name().unwrap().len() + ".new".len() <= 255);
             }

@@ -48,7 +48,12 @@ impl Tree {
             return Err(ErrorKind::NotADirectory.into());
         }
         let dir = Dir::open_ambient_dir(path, ambient_authority())?;
-        let tree = Self { dir, manifest, plan, open: Mutex::new(LruCache::new(OPEN_FILES)) };
+        let tree = Self {
+            dir,
+            manifest,
+            plan,
+            open: Mutex::new(LruCache::new(OPEN_FILES)),
+        };
         for folder in tree.folders() {
             tree.dir.create_dir_all(folder)?;
         }
@@ -169,7 +174,10 @@ impl Tree {
             if !relative.to_str().is_some_and(|text| known.contains(text)) {
                 return Err(io::Error::new(
                     ErrorKind::AlreadyExists,
-                    format!("{} is in the folder and does not belong to it", relative.display()),
+                    format!(
+                        "{} is in the folder and does not belong to it",
+                        relative.display()
+                    ),
                 ));
             }
             if entry.file_type()?.is_dir() {

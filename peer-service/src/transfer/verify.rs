@@ -110,7 +110,11 @@ impl Checks {
 /// The tree of a file of several pieces with this layer; `None` where the layer does not fold into the id.
 pub(crate) fn tree_of(id: FileId, size: u64, layer: Vec<Hash>) -> Option<FileTree> {
     let root: Root = merkle::fold(&layer, &FileLayout::new(size)?)?;
-    (FileId::derive(size, &root) == id).then_some(FileTree { size, root, piece_hashes: layer })
+    (FileId::derive(size, &root) == id).then_some(FileTree {
+        size,
+        root,
+        piece_hashes: layer,
+    })
 }
 
 #[cfg(test)]

@@ -68,7 +68,10 @@ pub enum State {
 impl State {
     /// Whether a task works on it.
     pub const fn is_active(self) -> bool {
-        matches!(self, Self::Preparing | Self::Running | Self::Waiting | Self::Finishing)
+        matches!(
+            self,
+            Self::Preparing | Self::Running | Self::Waiting | Self::Finishing
+        )
     }
 
     /// Whether whoever waits for it need not wait longer.
