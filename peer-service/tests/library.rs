@@ -1,6 +1,6 @@
 //! The library on real folders: what is shared, what is refused, what survives a restart, what is noticed.
 
-mod common;
+mod parts;
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use common::{Peer, bytes, wait_until};
+use parts::{Peer, bytes, wait_until};
 use potluck_core::{
     FileId, Reason,
     hash::hash_bytes,

@@ -1,6 +1,6 @@
 //! The registrar against an index of its own that does as the contract says and can be made to fail.
 
-mod common;
+mod parts;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use common::{DEADLINE, wait_until};
+use parts::{DEADLINE, wait_until};
 use potluck_core::{
     FileId, Problem, Reason, Root, Token,
     index_client::{Address, FileRecord, IndexClient, Kind, Registration},

@@ -1,10 +1,10 @@
 //! The open port over loopback: what is served, what is refused, and files that change under it.
 
-mod common;
+mod parts;
 
 use std::{fs, io::Write as _, os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration};
 
-use common::{DEADLINE, Peer, bytes, download, span, wait_until};
+use parts::{DEADLINE, Peer, bytes, download, span, wait_until};
 use potluck_core::{
     FileId, FileLayout, Problem, Reason, Root,
     hash::hash_bytes,

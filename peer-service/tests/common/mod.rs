@@ -1,180 +1,220 @@
-//! A library on temporary folders, served over loopback, and how to wait without sleeping blindly.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+//! A small world for the tests: a real index and real peers on loopback, in this process.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
 use potluck_core::{
-    FileId, Problem,
-    proto::v1::{self, peer_service_client::PeerServiceClient, peer_service_server::PeerServiceServer},
-    transport,
+    FileId,
+    index_client::{Address, By, IndexClient},
+    proto::v1::{self, control_service_client::ControlServiceClient},
+    transport::Endpoint,
 };
-use potluck_peer::{
-    holdings::Holdings,
-    home::Home,
-    library::{Item, Library, ShareEvent},
-    limits::Limits,
-    offer::Shelf,
-    serve::{Counters, PeerApi},
-    store::Store,
-};
-use tokio::{net::TcpListener, sync::mpsc, time::Instant};
-use tokio_stream::wrappers::TcpListenerStream;
+use potluck_peer::{Config, Running, start};
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Channel;
 
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+/// How long anything may take before the test says it hangs.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-pub(crate) async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-pub(crate) struct Peer {
-    pub(crate) home: Home,
-    pub(crate) library: Library,
-    pub(crate) holdings: Holdings,
-    pub(crate) limits: Limits,
-    pub(crate) counters: Arc<Counters>,
-    pub(crate) shutdown: CancellationToken,
+/// An index that runs until it is dropped or stopped.
+pub(crate) struct Index {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) client: IndexClient,
+    stop: CancellationToken,
     tracker: TaskTracker,
 }
 
-impl Peer {
-    pub(crate) async fn open(home: &Path) -> Self {
-        let home = Home::open(home).unwrap();
-        let shutdown = CancellationToken::new();
-        let tracker = TaskTracker::new();
-        let holdings = Holdings::new();
-        let library = tokio::task::spawn_blocking({
-            let (holdings, shutdown, tracker) = (holdings.clone(), shutdown.clone(), tracker.clone());
-            let store = Store::open(&home).unwrap();
-            let files = home.files();
-            move || Library::open(store, holdings, files, 2, shutdown, &tracker).unwrap()
-        })
-        .await
-        .unwrap();
+impl Index {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::serve(listener).await
+    }
+
+    pub(crate) async fn serve(listener: TcpListener) -> Self {
+        let endpoint: Endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
+        let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let config = potluck_index::Config {
+            store: potluck_index::StoreConfig::Memory,
+            ..Default::default()
+        };
+        let token = stop.clone();
+        tracker.spawn(async move { potluck_index::serve(listener, config, token).await.unwrap() });
+        tracker.close();
         Self {
-            home,
-            library,
-            holdings,
-            limits: Limits::new(0, 0, 0),
-            counters: Arc::default(),
-            shutdown,
+            client: IndexClient::new(endpoint.clone()),
+            endpoint,
+            stop,
             tracker,
         }
     }
 
-    /// Stops everything; the home can be opened again.
-    pub(crate) async fn close(self) {
-        self.shutdown.cancel();
-        self.tracker.close();
-        tokio::time::timeout(DEADLINE, self.tracker.wait())
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        self.tracker.wait().await;
+    }
+}
+
+/// A peer in a folder of its own.
+pub(crate) struct Peer {
+    pub(crate) running: Running,
+    pub(crate) control: ControlServiceClient<Channel>,
+    pub(crate) address: Address,
+    stop: CancellationToken,
+}
+
+impl Peer {
+    pub(crate) async fn start(home: &Path, index: Option<&Endpoint>) -> Self {
+        Self::with(Config {
+            index: index.cloned(),
+            ..Config::new(home)
+        })
+        .await
+    }
+
+    pub(crate) async fn with(config: Config) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stop = CancellationToken::new();
+        let running = start(listener, config, stop.clone()).await.unwrap();
+        let control = ControlServiceClient::new(running.control.connect().await.unwrap());
+        let address = running.local_addr.into();
+        Self {
+            running,
+            control,
+            address,
+            stop,
+        }
+    }
+
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        tokio::time::timeout(PATIENCE, self.running.join())
             .await
-            .expect("no task is left");
-        // What runs off the async threads holds the database for a moment longer.
-        let Self { home, library, .. } = self;
-        drop(library);
-        let state = home.state();
-        wait_until("the database is closed", || {
-            Store::open(&home).is_ok() || !state.exists()
-        })
-        .await;
+            .expect("the peer stops");
     }
 
-    pub(crate) async fn share(&self, paths: &[&Path]) -> Vec<Result<Item, (PathBuf, Problem)>> {
-        let (sender, mut events) = mpsc::channel(16);
-        let paths = paths.iter().map(|path| path.to_path_buf()).collect();
-        let mut results = Vec::new();
-        let collect = async {
-            while let Some(event) = events.recv().await {
-                match event {
-                    ShareEvent::Progress { done, total, .. } => assert!(done <= total),
-                    ShareEvent::Shared(item) => results.push(Ok(item)),
-                    ShareEvent::Failed { path, problem } => results.push(Err((path, problem))),
-                }
-            }
+    /// Shares a path and gives its id.
+    pub(crate) async fn share(&self, path: &Path) -> FileId {
+        let request = v1::ShareRequest {
+            paths: vec![path.to_str().unwrap().to_owned()],
         };
-        tokio::join!(self.library.share(paths, sender), collect);
-        results
+        let mut events = self.control.clone().share(request).await.unwrap().into_inner();
+        while let Some(event) = events.message().await.unwrap() {
+            match event.event.unwrap() {
+                v1::share_response::Event::Shared(item) => {
+                    return FileId::try_from(item.file.unwrap().file_id.as_ref()).unwrap();
+                }
+                v1::share_response::Event::Failed(failed) => panic!("not shared: {failed:?}"),
+                v1::share_response::Event::Progress(_) => {}
+            }
+        }
+        panic!("share ended without a result");
     }
 
-    pub(crate) async fn share_one(&self, path: &Path) -> Item {
-        self.share(&[path]).await.remove(0).unwrap()
-    }
-
-    /// Serves the library to others.
-    pub(crate) async fn serve(&self) -> PeerServiceClient<Channel> {
-        let shelves: Vec<Arc<dyn Shelf>> = vec![Arc::new(self.library.clone())];
-        let api = PeerApi::new(
-            shelves,
-            self.home.peer_id(),
-            self.limits.clone(),
-            self.counters.clone(),
-        );
-        serve(api, self.shutdown.clone()).await
-    }
-
-    pub(crate) fn registered(&self, id: &FileId) -> Option<Vec<String>> {
-        let all = self.holdings.snapshot();
-        all.into_iter().find(|one| one.file.id == *id).map(|one| {
-            let mut names = one.names;
-            names.sort();
-            names
-        })
+    /// Fetches to the end and gives the last state.
+    pub(crate) async fn fetch(&self, request: v1::FetchRequest) -> v1::Transfer {
+        let follow = async {
+            let mut events = self.control.clone().fetch(request).await.unwrap().into_inner();
+            let mut last = None;
+            while let Some(event) = events.message().await.unwrap() {
+                last = event.transfer;
+            }
+            last.expect("a fetch tells how it stands")
+        };
+        match tokio::time::timeout(PATIENCE, follow).await {
+            Ok(last) => last,
+            Err(_) => {
+                let transfers = self
+                    .control
+                    .clone()
+                    .list_transfers(v1::ListTransfersRequest {})
+                    .await;
+                panic!("the fetch hangs: {transfers:#?}");
+            }
+        }
     }
 }
 
-pub(crate) async fn serve(api: PeerApi, shutdown: CancellationToken) -> PeerServiceClient<Channel> {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let server = transport::server().add_service(PeerServiceServer::new(api));
-    tokio::spawn(
-        server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.cancelled_owned()),
-    );
-    let endpoint: transport::Endpoint = address.to_string().parse().unwrap();
-    PeerServiceClient::new(endpoint.connect().await.unwrap())
-        .max_decoding_message_size(transport::MAX_MESSAGE)
-}
-
-pub(crate) fn span(id: FileId, offset: u64, length: u64) -> v1::Span {
-    v1::Span {
+/// A fetch of this file to this path.
+pub(crate) fn wish(id: FileId, target: &Path) -> v1::FetchRequest {
+    v1::FetchRequest {
         file_id: id.to_bytes(),
-        offset,
-        length,
+        target: target.to_str().unwrap().to_owned(),
+        ..Default::default()
     }
 }
 
-/// The bytes of each span.
-pub(crate) async fn download(
-    client: &mut PeerServiceClient<Channel>,
-    spans: Vec<v1::Span>,
-) -> Result<Vec<Vec<u8>>, Problem> {
-    let mut bytes = vec![Vec::new(); spans.len()];
-    let starts: Vec<_> = spans.iter().map(|span| span.offset).collect();
-    let mut stream = client.download(v1::DownloadRequest { spans }).await?.into_inner();
-    while let Some(chunk) = stream.message().await? {
-        let span = chunk.span as usize;
-        assert_eq!(
-            chunk.offset,
-            starts[span] + bytes[span].len() as u64,
-            "in order, without gaps"
+/// A transfer that must be done.
+#[track_caller]
+pub(crate) fn assert_done(transfer: &v1::Transfer) {
+    assert_eq!(transfer.state(), v1::TransferState::Done, "{transfer:#?}");
+}
+
+/// The reason of a transfer that must have failed.
+#[track_caller]
+pub(crate) fn failure(transfer: &v1::Transfer) -> String {
+    assert_eq!(transfer.state(), v1::TransferState::Failed, "{transfer:#?}");
+    transfer.error.clone().unwrap().reason
+}
+
+/// Bytes that look random and are the same for the same seed.
+pub(crate) fn bytes(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut out = Vec::with_capacity(len + 8);
+    while out.len() < len {
+        out.extend_from_slice(&next().to_le_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
+/// Writes a file and gives its path.
+pub(crate) fn file(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
+    let path = folder.join(name);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// Waits until `condition` holds.
+pub(crate) async fn wait_until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "waited in vain until {what}"
         );
-        assert!(!chunk.data.is_empty() && chunk.data.len() <= 1 << 20);
-        bytes[span].extend_from_slice(&chunk.data);
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    Ok(bytes)
 }
 
-/// Bytes that repeat nowhere.
-pub(crate) fn bytes(seed: u8, len: usize) -> Vec<u8> {
-    (0..len)
-        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 ^ seed)
-        .collect()
+/// Waits until the index knows this many providers of a file.
+pub(crate) async fn wait_for_providers(index: &Index, id: FileId, count: u64) {
+    wait_until(&format!("{count} providers are known"), || async {
+        let page = index.client.query(&By::Id(id), 10, None).await.unwrap();
+        page.files
+            .first()
+            .is_some_and(|found| found.provider_count >= count)
+    })
+    .await;
+}
+
+/// A logger for a test that is looked at: `POTLUCK_LOG=debug cargo test …`.
+pub(crate) fn log() {
+    if let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("POTLUCK_LOG") {
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_test_writer()
+            .try_init();
+    }
 }
