@@ -122,6 +122,7 @@ fn no_command(out: &Out) -> Fail {
 fn log_to_stderr(globals: &Globals, out: &Out, serves: bool) {
     let level = match (globals.verbose, serves) {
         (0, false) => "off",
+        (0, true) if globals.quiet => "warn",
         (0, true) => "info",
         (1, false) => "info",
         (1, true) | (2, _) => "debug",
