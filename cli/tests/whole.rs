@@ -1,5 +1,7 @@
 //! The verbs against real services: an index, peers with homes of their own, and commands that are their own peers.
 
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
 mod support;
 
 use std::{
@@ -399,10 +401,13 @@ fn something_that_is_not_potluck_is_told_apart() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
-        use std::io::Write as _;
+        use std::io::{Read as _, Write as _};
+        let mut open = Vec::new();
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
+            drop(stream.read(&mut [0; 1024]));
             drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"));
+            open.push(stream);
         }
     });
     assert_eq!(
