@@ -23,8 +23,13 @@ struct Program {
 
 fn command(home: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_potluck-peer"));
-    command.args(["--listen", "127.0.0.1:0", "--index", "none", "--home"]).arg(home);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
+    command
+        .args(["--listen", "127.0.0.1:0", "--index", "none", "--home"])
+        .arg(home);
+    command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .stdin(Stdio::null());
     command
 }
 
@@ -32,7 +37,9 @@ impl Program {
     fn start(home: &Path) -> Self {
         let mut child = command(home).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(child.stdout.as_mut().unwrap())
+            .read_line(&mut line)
+            .unwrap();
         let address = line.strip_prefix("listening on ").expect(&line).trim().to_owned();
         Self { child, address }
     }
@@ -81,13 +88,21 @@ async fn killed_three_times_it_goes_on_where_it_was() {
     let mut resumed = 0;
     for round in 1..=3u64 {
         let program = Program::start(&home);
-        let mut events = control(&home).await.fetch(request.clone()).await.unwrap().into_inner();
+        let mut events = control(&home)
+            .await
+            .fetch(request.clone())
+            .await
+            .unwrap()
+            .into_inner();
         // Far enough past the last start that a checkpoint came in between.
         loop {
             let transfer = events.message().await.unwrap().unwrap().transfer.unwrap();
             assert_ne!(transfer.state(), v1::TransferState::Failed, "{transfer:?}");
             if transfer.bytes_done >= round * 6_000_000 {
-                assert!(round == 1 || transfer.resumed_bytes > resumed, "{round}: {transfer:?}");
+                assert!(
+                    round == 1 || transfer.resumed_bytes > resumed,
+                    "{round}: {transfer:?}"
+                );
                 resumed = transfer.resumed_bytes;
                 break;
             }
@@ -123,7 +138,16 @@ async fn a_detached_transfer_goes_on_by_itself_after_a_restart() {
     };
     let program = Program::start(&home);
     let mut events = control(&home).await.fetch(request).await.unwrap().into_inner();
-    while events.message().await.unwrap().unwrap().transfer.unwrap().units_done < 2 {}
+    while events
+        .message()
+        .await
+        .unwrap()
+        .unwrap()
+        .transfer
+        .unwrap()
+        .units_done
+        < 2
+    {}
     program.kill();
     let _program = Program::start(&home);
     wait_until("it is there", || async { target.exists() }).await;
@@ -138,17 +162,28 @@ async fn what_it_cannot_do_it_says_and_what_to_do_instead() {
     // A second on the same home.
     let (code, said) = refused(command(&home));
     assert_eq!(code, Some(1));
-    assert!(said.contains("in use by another peer") && said.contains(&program.child.id().to_string()), "{said}");
+    assert!(
+        said.contains("in use by another peer") && said.contains(&program.child.id().to_string()),
+        "{said}"
+    );
     // The same port.
     let mut taken = Command::new(env!("CARGO_BIN_EXE_potluck-peer"));
-    taken.args(["--listen", &program.address, "--index", "none", "--home"]).arg(dir.path().join("other"));
+    taken
+        .args(["--listen", &program.address, "--index", "none", "--home"])
+        .arg(dir.path().join("other"));
     taken.stdout(Stdio::piped()).stderr(Stdio::piped());
     let (code, said) = refused(taken);
     assert_eq!(code, Some(1));
-    assert!(said.contains("in use by another program") && said.contains("--listen"), "{said}");
+    assert!(
+        said.contains("in use by another program") && said.contains("--listen"),
+        "{said}"
+    );
     // The socket is the owner's alone, and gone when the peer is.
     let socket = home.join("control.sock");
-    assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
     let mut program = program;
     let pid = rustix::process::Pid::from_child(&program.child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -158,5 +193,9 @@ async fn what_it_cannot_do_it_says_and_what_to_do_instead() {
     Program::start(&home).kill();
     assert!(socket.exists());
     let _again = Program::start(&home);
-    control(&home).await.get_status(v1::GetStatusRequest {}).await.unwrap();
+    control(&home)
+        .await
+        .get_status(v1::GetStatusRequest {})
+        .await
+        .unwrap();
 }

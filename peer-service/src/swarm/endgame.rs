@@ -1,8 +1,8 @@
 //! Taking work from those who are too slow with it: units of stalled peers at any time, and at the end whatever another
 //! peer would finish much sooner. Duplicate bytes are bounded: two live requests a unit at most, and a request of which no
-//! byte came is taken over rather than raced.
+//! byte came is taken over rather than raced; but only once, or under load a unit could go from hand to hand for ever.
 
-use super::{ENDGAME_TICK, MAX_RACERS, PeerKey, RequestId, Swarm, Time};
+use super::{ENDGAME_TICK, MAX_RACERS, PeerKey, RequestId, Swarm, Time, flight::Request};
 
 /// A request of which nothing came is taken over by a peer that would finish it in this part of the time.
 const STEAL_FACTOR: f64 = 1.5;
@@ -44,12 +44,12 @@ impl Swarm {
 
     /// Opens a unit to others once all who are asked for it are stalled.
     pub(super) fn contest(&mut self, unit: u32) {
+        let stalls = |id: &RequestId| {
+            let request = &self.requests[id];
+            request.owed > 0 && self.peers[&request.peer].stalled
+        };
         let open = self.flights.get(&unit).is_some_and(|racers| {
-            racers.len() < MAX_RACERS
-                && racers.iter().all(|id| {
-                    let request = &self.requests[id];
-                    request.owed > 0 && self.peers[&request.peer].stalled
-                })
+            racers.iter().all(stalls) && (racers.len() < MAX_RACERS || self.mute_racer(unit).is_some())
         });
         if open && self.contested.insert(unit) {
             self.unpark();
@@ -61,15 +61,48 @@ impl Swarm {
         }
     }
 
-    /// Asks one more peer for a contested unit; where the budget has no room for that, in place of the one who stalls.
+    /// Asks one more peer for a contested unit; where there is no room for that, in place of one who stalls. One that gives
+    /// way although it never sent a byte rests as after a time-out, so that a few mute peers do not take turns.
     pub(super) fn race(&mut self, key: PeerKey, unit: u32, now: Time) {
-        if !self.budget_left()
-            && let Some(&stalled) = self.flights.get(&unit).and_then(|racers| racers.first())
-        {
+        let racers = self.flights.get(&unit).map_or(&[][..], Vec::as_slice);
+        if racers.len() >= MAX_RACERS || !self.budget_left() {
+            let Some(id) = self.mute_racer(unit).or_else(|| racers.first().copied()) else {
+                return;
+            };
             self.counters.steals += 1;
-            self.cancel(stalled, now);
+            if self.requests[&id].received == 0 {
+                self.give_up(id, now);
+            } else {
+                self.cancel(id, now);
+            }
         }
         self.open(key, unit, now);
+    }
+
+    /// A request for this unit of which no byte came.
+    fn mute_racer(&self, unit: u32) -> Option<RequestId> {
+        self.flights
+            .get(&unit)?
+            .iter()
+            .copied()
+            .find(|id| self.requests[id].received == 0)
+    }
+
+    /// Takes a request from one peer and gives its unit to another.
+    fn steal(&mut self, id: RequestId, by: PeerKey, now: Time) {
+        let Request { peer, unit, sent, .. } = self.requests[&id];
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.estimate
+                .outpaced(self.lens[unit as usize], now.saturating_sub(sent));
+        }
+        self.counters.steals += 1;
+        self.cancel(id, now);
+        self.open(by, unit, now);
+        if let Some(id) = self.flights.get(&unit).and_then(|racers| racers.last()) {
+            self.requests
+                .entry(*id)
+                .and_modify(|request| request.stolen = true);
+        }
     }
 
     /// Gives a peer with nothing better to do the request that would gain most by it. Returns whether there was one.
@@ -78,31 +111,37 @@ impl Swarm {
         let gain = |&(id, unit): &(RequestId, u32)| {
             let mine = self.seconds_of(key, unit, now)?;
             let theirs = self.seconds_left(id, now);
-            let factor = match self.requests[&id].received {
+            let factor = match self.takes_over(id) {
                 _ if starved => RELIEVE_FACTOR,
-                0 => STEAL_FACTOR,
-                _ => RACE_FACTOR,
+                true => STEAL_FACTOR,
+                false => RACE_FACTOR,
             };
             (theirs > mine * factor + MIN_GAIN).then_some((theirs, id, unit))
         };
         let slowest = self
-            .relievable(key)
+            .relievable(key, starved)
             .iter()
             .filter_map(gain)
             .max_by(|a, b| a.0.total_cmp(&b.0));
         let Some((_, id, unit)) = slowest else {
             return false;
         };
-        if starved || self.requests[&id].received == 0 {
-            self.counters.steals += 1;
-            self.cancel(id, now);
+        if starved || self.takes_over(id) {
+            self.steal(id, key, now);
+        } else {
+            self.open(key, unit, now);
         }
-        self.open(key, unit, now);
         true
     }
 
+    /// Whether a request is taken over rather than raced.
+    fn takes_over(&self, id: RequestId) -> bool {
+        let request = &self.requests[&id];
+        request.received == 0 && !request.stolen
+    }
+
     /// Requests, each the only one for its unit, that this peer could take over.
-    fn relievable(&self, key: PeerKey) -> Vec<(RequestId, u32)> {
+    fn relievable(&self, key: PeerKey, starved: bool) -> Vec<(RequestId, u32)> {
         let Some(peer) = self.peers.get(&key) else {
             return Vec::new();
         };
@@ -112,7 +151,7 @@ impl Swarm {
         };
         let others = |(id, _): &(RequestId, u32)| {
             let request = &self.requests[id];
-            request.peer != key && request.owed > 0
+            request.peer != key && request.owed > 0 && !(starved && request.stolen)
         };
         self.flights.iter().filter_map(single).filter(others).collect()
     }

@@ -93,6 +93,14 @@ impl Estimate {
         }
     }
 
+    /// A request was taken back after so long: the peer is no faster than that.
+    pub(super) fn outpaced(&mut self, bytes: u64, after: Duration) {
+        if !after.is_zero() {
+            let most = bytes as f64 / after.as_secs_f64();
+            self.rate = self.rate.map(|rate| rate.min(most));
+        }
+    }
+
     fn sample(&mut self, rate: f64, seconds: f64) {
         let weight = 1.0 - (-seconds / SMOOTHING).exp();
         self.rate = Some(self.rate.map_or(rate, |old| old + (rate - old) * weight));
@@ -103,11 +111,13 @@ impl Estimate {
         self.owing_since.map(|since| since.max(self.last_arrival))
     }
 
-    /// The silence from which on the peer counts as stalled.
+    /// The silence from which on the peer counts as stalled. A link known to be slower than [`MAX_STALL`] gets twice what is
+    /// usual there: its silence may be the queue in front of our own downlink.
     pub(super) fn patience(&self) -> Duration {
         match self.latency {
             Some(latency) if self.rate.is_some() => {
-                (Duration::from_secs_f64(self.gap.max(latency)) * STALL_GAPS).clamp(MIN_STALL, MAX_STALL)
+                let usual = Duration::from_secs_f64(self.gap.max(latency));
+                (usual * STALL_GAPS).clamp(MIN_STALL, MAX_STALL.max(usual * 2))
             }
             _ => MAX_STALL,
         }

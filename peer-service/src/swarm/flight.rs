@@ -12,6 +12,8 @@ pub(super) struct Request {
     pub(super) received: u64,
     /// Bytes that did not arrive yet.
     pub(super) owed: u64,
+    /// Whether it was taken from another peer.
+    pub(super) stolen: bool,
 }
 
 impl Swarm {
@@ -41,6 +43,7 @@ impl Swarm {
                 sent: now,
                 received: 0,
                 owed: len,
+                stolen: false,
             },
         );
         self.in_flight_bytes += len;

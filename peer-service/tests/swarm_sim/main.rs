@@ -1,71 +1,24 @@
-//! The swarm's state machine in a simulated world: see [`world`].
+//! The swarm's state machine in a simulated world.
+//!
+//! Every failure names the seed of its world: `SWARM_SEEDS=17..18` replays it, `SWARM_SEEDS=0..5000` looks for new ones.
+//! `cargo test --release -- --ignored` runs the large crowds.
 
+mod crowds;
 mod node;
+mod trouble;
 mod world;
 
-use node::Spec;
-use world::{Setup, World, seconds};
-
+/// 100 Mbit/s, in bytes a second.
 const LINK: f64 = 12_500_000.0;
 
-struct Crowd {
-    slowest: f64,
-    median: f64,
-    seed_sent: f64,
-    duplicates: f64,
-    events: u64,
-}
+/// Bytes in a mebibyte.
+const MIB: f64 = 1_048_576.0;
 
-fn crowd(setup: Setup, seed: u64) -> Crowd {
-    let total = setup.total() as f64;
-    let bound = total / LINK;
-    let mut world = World::new(setup, seed);
-    world.run();
-    assert!(world.is_done(), "seed {seed}: not finished");
-    let mut ends: Vec<f64> = world
-        .nodes
-        .iter()
-        .filter_map(|node| node.finished)
-        .map(seconds)
-        .collect();
-    ends.sort_by(f64::total_cmp);
-    let duplicates: u64 = world
-        .nodes
-        .iter()
-        .filter_map(|node| node.swarm.as_ref())
-        .map(|swarm| swarm.counters().duplicate_bytes)
-        .sum();
-    Crowd {
-        slowest: ends[ends.len() - 1] / bound,
-        median: ends[ends.len() / 2] / bound,
-        seed_sent: world.nodes[0].sent_bytes as f64 / total,
-        duplicates: duplicates as f64 / total / ends.len() as f64,
-        events: world.event_count,
-    }
-}
-
-fn flash(peers: usize, units: u32) -> Setup {
-    let mut nodes = vec![Spec::seed(LINK)];
-    nodes.extend(vec![Spec::peer(LINK); peers]);
-    Setup::new(nodes, units)
-}
-
-#[test]
-fn flash_crowd() {
-    for peers in [8, 16] {
-        for seed in 0..2 {
-            let start = std::time::Instant::now();
-            let Crowd {
-                slowest,
-                median,
-                seed_sent,
-                duplicates,
-                events,
-            } = crowd(flash(peers, 256), seed);
-            println!(
-                "{peers} peers seed {seed}: slowest {slowest:.3} median {median:.3} seed sent {seed_sent:.3} dup {duplicates:.4} events {events} took {:?}",
-                start.elapsed()
-            );
-        }
-    }
+/// The seeds of random worlds: what the environment names, or the first `count`.
+fn seeds(count: u64) -> std::ops::Range<u64> {
+    let Ok(named) = std::env::var("SWARM_SEEDS") else {
+        return 0..count;
+    };
+    let (first, end) = named.split_once("..").expect("SWARM_SEEDS is FIRST..END");
+    first.parse().expect("FIRST is a number")..end.parse().expect("END is a number")
 }

@@ -85,6 +85,7 @@ enum Event {
     Stall(usize, bool),
     Wake(usize),
     Tell(usize),
+    Readmit(usize, usize),
     Told {
         from: usize,
         to: usize,
@@ -236,6 +237,45 @@ impl World {
             .all(|node| node.swarm.is_none() || node.finished.is_some() || node.spec.dies.is_some())
     }
 
+    /// Every downloader ended with every unit, each verified once and counted; within its budget all the time.
+    pub(crate) fn assert_sound(&self, seed: u64) {
+        for (index, node) in self.nodes.iter().enumerate() {
+            let Some(swarm) = node.swarm.as_ref().filter(|_| node.spec.dies.is_none()) else {
+                continue;
+            };
+            assert!(
+                node.finished.is_some() && node.have.is_full() && swarm.is_finished(),
+                "seed {seed}: node {index} is not done after {} s: {:?}, missing {:?}, {:?}, world {:?}",
+                seconds(self.now),
+                swarm.stuck_reason(),
+                swarm.missing(),
+                swarm.peers().collect::<Vec<_>>(),
+                self.setup,
+            );
+            assert_eq!(
+                *swarm.have(),
+                node.have,
+                "seed {seed}: node {index} has what verified"
+            );
+            let config = &self.setup.config;
+            let most = config
+                .max_in_flight_bytes
+                .max(u64::from(config.min_requests) * self.setup.unit_len);
+            assert!(
+                swarm.counters().peak_in_flight_bytes <= most,
+                "seed {seed}: node {index} is within its budget"
+            );
+        }
+    }
+
+    /// Bytes that a downloader got in vain.
+    pub(crate) fn duplicates(&self, node: usize) -> f64 {
+        self.nodes[node]
+            .swarm
+            .as_ref()
+            .map_or(0.0, |swarm| swarm.counters().duplicate_bytes as f64)
+    }
+
     fn at(&mut self, seconds: f64, event: Event) {
         self.push(nanos(seconds), event);
     }
@@ -265,6 +305,11 @@ impl World {
                 if self.nodes[node].wake == Some(self.now) {
                     self.nodes[node].wake = None;
                     self.tell_swarm(node, |swarm, now| swarm.handle_timeout(now));
+                }
+            }
+            Event::Readmit(node, peer) => {
+                if self.nodes[node].online && self.nodes[peer].online {
+                    self.introduce(peer, node);
                 }
             }
             Event::Tell(node) => self.tell(node),
@@ -399,7 +444,8 @@ impl World {
                     assert!(!self.nodes[index].banned.contains(&peer), "a ban comes once");
                     self.nodes[index].banned.push(peer);
                 }
-                Action::Forget { .. } => {}
+                // As the index would name it again.
+                Action::Forget { peer } => self.after(10.0, Event::Readmit(index, peer.0 as usize)),
                 Action::Finished => self.nodes[index].finished = Some(self.now),
             }
         }
