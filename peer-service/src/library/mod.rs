@@ -5,6 +5,7 @@
 //! | `catalog` | the library in memory: items, files, where a copy of each is; pure |
 //! | `files_folder` | shares what is dropped into the files folder |
 //! | `hasher` | hashes files that must not change meanwhile |
+//! | `identify` | what a path would be shared as, without sharing it |
 //! | `load` | the library as it was before the last stop, checked by `stat` alone |
 //! | `offer` | opens files for the serving side, never one that changed |
 //! | `share` | from a path to an item |
@@ -38,6 +39,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 mod catalog;
 mod files_folder;
 mod hasher;
+mod identify;
 mod load;
 mod offer;
 mod share;
@@ -51,6 +53,7 @@ use crate::{
 };
 use catalog::{Body, Catalog, Delta, Hashed, NewItem, Place};
 use hasher::record_of;
+pub use identify::{Identified, identify};
 use share::Watch;
 use walk::Refused;
 
