@@ -380,7 +380,7 @@ async fn a_damaged_part_is_verified_again() {
             _ => {
                 let part = target.with_file_name("out.part");
                 let part = std::fs::File::options().write(true).open(part).unwrap();
-                for piece in 0..world.data.len() / (256 * 1024) {
+                for piece in 0..world.data.len().div_ceil(256 * 1024) {
                     part.write_all_at(b"damage", piece as u64 * 256 * 1024 + 5)
                         .unwrap();
                 }
