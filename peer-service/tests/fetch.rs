@@ -1,5 +1,7 @@
 //! One file, from many peers at once, over real services.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! With a real index: providers are found, partial ones too, and losing the index costs a running download nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use common::*;
