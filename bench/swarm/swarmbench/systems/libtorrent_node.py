@@ -24,10 +24,10 @@ SETTINGS = {
     "in_enc_policy": 2, "out_enc_policy": 2,
     # Everyone may have a slot, at once, and connecting is not rationed.
     "unchoke_slots_limit": -1, "connection_speed": 1000, "torrent_connect_boost": 255, "connections_limit": 1000,
-    "smooth_connects": False, "unchoke_interval": 1, "optimistic_unchoke_interval": 2, "tick_interval": 100,
+    "smooth_connects": False, "unchoke_interval": 1, "optimistic_unchoke_interval": 2,
     "listen_queue_size": 200, "min_reconnect_time": 1, "peer_turnover": 0,
     # Enough in flight for the link, and no more disk queue than that needs.
-    "max_out_request_queue": 1500, "max_allowed_in_request_queue": 4000, "request_queue_time": 1,
+    "max_out_request_queue": 32, "max_allowed_in_request_queue": 4000, "request_queue_time": 1,
     "send_buffer_watermark": 1024 * 1024, "send_buffer_watermark_factor": 150, "send_buffer_low_watermark": 64 * 1024,
     "max_queued_disk_bytes": 64 * 1024 * 1024,
     # Rarest first from the first piece on, end game without waiting.
