@@ -125,7 +125,7 @@ impl FileId {
 pub struct Token([u8; LEN]);
 
 impl Token {
-    /// A new token from the operating system's random source.
+    /// A new token from a cryptographic generator that the operating system seeds.
     pub fn generate() -> Self {
         let mut bytes = [0; LEN];
         rand::rng().fill_bytes(&mut bytes);
@@ -150,7 +150,10 @@ impl TryFrom<&[u8]> for Token {
     type Error = IdError;
 
     fn try_from(bytes: &[u8]) -> Result<Self, IdError> {
-        bytes.try_into().map(Self).map_err(|_| IdError::Bytes(bytes.len()))
+        bytes
+            .try_into()
+            .map(Self)
+            .map_err(|_| IdError::Bytes(bytes.len()))
     }
 }
 

@@ -6,7 +6,7 @@ use futures_util::{Stream, StreamExt as _};
 use tonic::{Status, transport::Channel};
 
 use crate::{
-    FileId, PeerId, Problem, Reason, Root, Sha256, Token,
+    FileId, PeerId, Problem, Root, Sha256, Token,
     proto::v1::{self, index_service_client::IndexServiceClient},
     transport::{self, Endpoint},
 };
@@ -16,6 +16,34 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Most registrations in one `Register`, as the contract has it.
 pub const MAX_BATCH: usize = 10_000;
+
+/// Most bytes of registrations in one `Register`: half of what a receiver decodes.
+const MAX_BATCH_BYTES: usize = transport::MAX_MESSAGE / 2;
+
+/// Bounds of a lease, as the contract has them: an answer beyond them would have its peer renew without pause, or never.
+const TTL_MS: std::ops::RangeInclusive<u32> = 1_000..=3_600_000;
+
+/// Splits registrations so that each part fits one [`IndexClient::register`]: at most [`MAX_BATCH`] of them, and no larger than a
+/// message may be. At least one part, so that a peer which has nothing still opens its lease.
+pub fn batches(files: &[Registration]) -> Vec<&[Registration]> {
+    let mut batches = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (index, file) in files.iter().enumerate() {
+        // The record's own fields take some 120 bytes; each name has a key and a length before it.
+        let size = 128 + file.names.iter().map(|name| name.len() + 4).sum::<usize>();
+        if index - start == MAX_BATCH || (index > start && bytes + size > MAX_BATCH_BYTES) {
+            batches.push(&files[start..index]);
+            (start, bytes) = (index, 0);
+        }
+        bytes += size;
+    }
+    batches.push(&files[start..]);
+    batches
+}
+
+fn lease_ttl(ms: u32) -> Duration {
+    Duration::from_millis(ms.clamp(*TTL_MS.start(), *TTL_MS.end()).into())
+}
 
 /// What the bytes of a file mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize)]
@@ -154,24 +182,13 @@ impl IndexClient {
         &self,
         answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<T, Problem> {
-        let told = tokio::time::timeout(CALL_TIMEOUT, answer).await.map_err(|_| {
-            Problem::new(
-                Reason::TimedOut,
-                format!("the index at {} did not answer within {CALL_TIMEOUT:?}", self.endpoint),
-            )
-        })?;
-        told.map(tonic::Response::into_inner).map_err(|status| self.problem(status))
+        self.endpoint.call("index", CALL_TIMEOUT, answer).await
     }
 
-    /// What a status of the index means; where nothing or something else answers, says so with the endpoint.
-    fn problem(&self, status: Status) -> Problem {
-        self.endpoint.problem(status, "index")
-    }
-
-    /// Registers files (at most [`MAX_BATCH`]) and opens or renews the lease. `replace` forgets what was registered before.
+    /// Registers files (one of [`batches`]) and opens or renews the lease. `replace` forgets what was registered before.
     ///
     /// # Errors
-    /// As `IndexService.Register`; [`Reason::Unreachable`] and [`Reason::TimedOut`] where the index does not answer.
+    /// As `IndexService.Register`; [`crate::Reason::Unreachable`] and [`crate::Reason::TimedOut`] where the index does not answer.
     pub async fn register(
         &self,
         token: &Token,
@@ -189,7 +206,7 @@ impl IndexClient {
         };
         let answer = self.call(self.inner.clone().register(request)).await?;
         Ok(Lease {
-            ttl: Duration::from_millis(answer.ttl_ms.into()),
+            ttl: lease_ttl(answer.ttl_ms),
             file_count: answer.file_count,
             address: answer.address.map(TryInto::try_into).transpose()?,
         })
@@ -198,7 +215,7 @@ impl IndexClient {
     /// Renews the lease.
     ///
     /// # Errors
-    /// [`Reason::LeaseUnknown`]: register everything again.
+    /// [`crate::Reason::LeaseUnknown`]: register everything again.
     pub async fn renew(&self, token: &Token, address: &Address) -> Result<Lease, Problem> {
         let request = v1::RenewRequest {
             token: bytes::Bytes::copy_from_slice(token.expose()),
@@ -206,7 +223,7 @@ impl IndexClient {
         };
         let answer = self.call(self.inner.clone().renew(request)).await?;
         Ok(Lease {
-            ttl: Duration::from_millis(answer.ttl_ms.into()),
+            ttl: lease_ttl(answer.ttl_ms),
             file_count: answer.file_count,
             address: None,
         })
@@ -242,7 +259,11 @@ impl IndexClient {
         };
         let answer = self.call(self.inner.clone().query(request)).await?;
         Ok(Page {
-            files: answer.files.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            files: answer
+                .files
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
             next: Some(answer.next_page_token).filter(|token| !token.is_empty()),
         })
     }
@@ -259,7 +280,11 @@ impl IndexClient {
         };
         let answer = self.call(self.inner.clone().search(request)).await?;
         Ok(Page {
-            files: answer.files.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            files: answer
+                .files
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
             next: Some(answer.next_page_token).filter(|token| !token.is_empty()),
         })
     }
@@ -273,7 +298,10 @@ impl IndexClient {
         file: FileId,
         max_providers: u32,
     ) -> Result<impl Stream<Item = Result<WatchEvent, Problem>> + Send + use<>, Problem> {
-        let request = v1::WatchRequest { file_id: file.to_bytes(), max_providers };
+        let request = v1::WatchRequest {
+            file_id: file.to_bytes(),
+            max_providers,
+        };
         let stream = self.call(self.inner.clone().watch(request)).await?;
         let endpoint = self.endpoint.clone();
         Ok(stream.map(move |event| match event {
@@ -287,6 +315,58 @@ impl IndexClient {
     /// # Errors
     /// Only where the index does not answer.
     pub async fn stats(&self) -> Result<v1::GetStatsResponse, Problem> {
-        self.call(self.inner.clone().get_stats(v1::GetStatsRequest {})).await
+        self.call(self.inner.clone().get_stats(v1::GetStatsRequest {}))
+            .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    fn registration(names: usize) -> Registration {
+        let root = Root([1; 32]);
+        let size = u64::from(u32::MAX);
+        let id = FileId::derive(size, &root);
+        Registration {
+            file: FileRecord {
+                id,
+                size,
+                root,
+                sha256: Some(Sha256([2; 32])),
+                kind: Kind::Collection,
+            },
+            names: vec!["n".repeat(255); names],
+            partial: true,
+        }
+    }
+
+    #[test]
+    fn batches_fit_a_message_and_lose_nothing() {
+        assert_eq!(batches(&[]), [&[]], "an empty one opens the lease");
+        for (count, names, expected) in [(1, 16, 1), (10_000, 0, 1), (10_001, 0, 2), (2_000, 16, 5)] {
+            let files = vec![registration(names); count];
+            let batches = batches(&files);
+            assert_eq!(batches.len(), expected, "{count} files with {names} names");
+            assert_eq!(batches.concat(), files);
+            for batch in batches {
+                assert!(batch.len() <= MAX_BATCH);
+                let files = batch.iter().map(Into::into).collect();
+                let request = v1::RegisterRequest {
+                    files,
+                    ..Default::default()
+                };
+                assert!(request.encoded_len() < transport::MAX_MESSAGE);
+            }
+        }
+    }
+
+    #[test]
+    fn a_lease_is_never_for_no_time() {
+        assert_eq!(lease_ttl(0), Duration::from_secs(1));
+        assert_eq!(lease_ttl(60_000), Duration::from_secs(60));
+        assert_eq!(lease_ttl(u32::MAX), Duration::from_secs(3600));
     }
 }

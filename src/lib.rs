@@ -6,17 +6,25 @@
 //! | [`id`] | 32-byte names: [`FileId`], [`PeerId`], [`Root`], [`Sha256`], and a peer's secret [`Token`] |
 //! | [`merkle`] | the BitTorrent v2 Merkle tree over a file's bytes |
 //! | [`layout`] | how a file is cut into pieces; the only mint of [`PieceIndex`] |
+//! | [`hash`] | hashing whole files, in bounded memory and on several threads |
+//! | [`path`] | names that are safe to create: [`path::RelPath`] and [`path::Label`] |
+//! | [`manifest`] | a folder as a file: the canonical manifest of a collection |
+//! | [`plan`] | what a transfer is cut into |
 //! | [`problem`] | failures with a stable reason, and their form as a gRPC status |
 //! | [`transport`] | endpoints, channels and servers with the HTTP/2 settings that all use |
 //! | [`index_client`] | the index as its clients see it, in domain types |
 //! | [`wire`] | messages to domain types and back |
 //!
-//! Pure apart from [`transport`] and [`index_client`].
+//! Pure apart from [`hash`], [`transport`] and [`index_client`].
 
+pub mod hash;
 pub mod id;
 pub mod index_client;
 pub mod layout;
+pub mod manifest;
 pub mod merkle;
+pub mod path;
+pub mod plan;
 pub mod problem;
 pub mod proto;
 pub mod transport;

@@ -1,7 +1,7 @@
 //! The Merkle tree of BitTorrent v2 (BEP 52): SHA-256 over 16 KiB leaves, a binary tree, leaf hashes padded with zero hashes to a
 //! power of two.
 //!
-//! Pure. Reading files and spreading the work over cores is for others; they hash pieces apart and hand them to [`fold`].
+//! Pure. Reading files and spreading the work over cores is [`crate::hash`]'s; pieces are hashed apart and handed to [`fold`].
 
 use sha2::{Digest as _, Sha256};
 
@@ -12,6 +12,18 @@ pub const LEAF_SIZE: usize = 16 * 1024;
 
 /// Hash of a node.
 pub type Hash = [u8; LEN];
+
+/// Root of the empty file: SHA-256 of nothing. BEP 52 gives empty files no root, so this is Potluck's own rule.
+pub const EMPTY_ROOT: Root = Root([
+    0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24, 0x27,
+    0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
+]);
+
+/// Id of the empty file: whoever sees it knows the whole content.
+pub const EMPTY_FILE: FileId = FileId([
+    0x03, 0xde, 0xce, 0x8d, 0x54, 0xd1, 0xfb, 0xe3, 0x31, 0x24, 0x60, 0x52, 0xb0, 0xe5, 0xfd, 0xf9, 0xb4,
+    0xc8, 0x15, 0xcc, 0x2c, 0x63, 0x96, 0xc6, 0x0b, 0x44, 0xcf, 0x7d, 0x63, 0x9d, 0x0b, 0x2e,
+]);
 
 /// A leaf that is not there, as BEP 52 pads.
 const ZERO_LEAF: Hash = [0; LEN];
@@ -57,23 +69,81 @@ fn fold_nodes(mut nodes: Vec<Hash>, mut padding: Hash, mut width: usize) -> Hash
     nodes.first().copied().unwrap_or(padding)
 }
 
-/// Hashes of the leaves of `data`.
+/// Appends the hashes of the leaves of `data`, which begins at a leaf's first byte; the last leaf may be short.
+///
+/// The one place that hashes leaves: a way to hash several at once belongs here.
+pub fn hash_leaves(data: &[u8], hashes: &mut Vec<Hash>) {
+    hashes.extend(
+        data.chunks(LEAF_SIZE)
+            .map(|leaf| Hash::from(Sha256::digest(leaf))),
+    );
+}
+
 fn leaves(data: &[u8]) -> Vec<Hash> {
-    data.chunks(LEAF_SIZE).map(|leaf| Sha256::digest(leaf).into()).collect()
+    let mut hashes = Vec::with_capacity(data.len().div_ceil(LEAF_SIZE) + 1);
+    hash_leaves(data, &mut hashes);
+    hashes
 }
 
 /// Subtree hash of one piece of a file that has several: `data` is the piece's bytes, at most `layout.piece_size()`.
 ///
-/// The last piece's missing leaves count as zero hashes, so that all pieces' subtrees have one height.
+/// The last piece's missing leaves count as zero hashes, so that all pieces' subtrees have one height. More bytes than a piece
+/// has give the hash of a taller tree, which is no piece's.
 pub fn piece_hash(data: &[u8], layout: &FileLayout) -> Hash {
-    let width = layout.piece_size() as usize / LEAF_SIZE;
-    fold_nodes(leaves(data), ZERO_LEAF, width)
+    fold_piece(leaves(data), layout)
 }
 
-/// Root of a file that is one piece or less, from its bytes. The empty file's root is SHA-256 of nothing.
-pub fn small_file_root(data: &[u8]) -> Root {
+fn fold_piece(leaves: Vec<Hash>, layout: &FileLayout) -> Hash {
+    let width = (layout.piece_size() as usize / LEAF_SIZE).max(leaves.len().next_power_of_two());
+    fold_nodes(leaves, ZERO_LEAF, width)
+}
+
+/// As [`piece_hash`], for bytes that come bit by bit. Holds the leaves' hashes (at most 32 KiB for a piece) and one partial leaf.
+#[derive(Debug, Clone)]
+pub struct PieceHasher {
+    layout: FileLayout,
+    leaves: Vec<Hash>,
+    partial: Vec<u8>,
+}
+
+impl PieceHasher {
+    /// Begins a piece of a file with this layout.
+    pub const fn new(layout: &FileLayout) -> Self {
+        Self {
+            layout: *layout,
+            leaves: Vec::new(),
+            partial: Vec::new(),
+        }
+    }
+
+    /// The piece's next bytes.
+    pub fn update(&mut self, mut data: &[u8]) {
+        if !self.partial.is_empty() {
+            let taken = data.len().min(LEAF_SIZE - self.partial.len());
+            self.partial.extend_from_slice(&data[..taken]);
+            data = &data[taken..];
+            if self.partial.len() < LEAF_SIZE {
+                return;
+            }
+            hash_leaves(&self.partial, &mut self.leaves);
+            self.partial.clear();
+        }
+        let (whole, rest) = data.split_at(data.len() - data.len() % LEAF_SIZE);
+        hash_leaves(whole, &mut self.leaves);
+        self.partial.extend_from_slice(rest);
+    }
+
+    /// The subtree hash of the bytes so far.
+    pub fn finish(mut self) -> Hash {
+        hash_leaves(&self.partial, &mut self.leaves);
+        fold_piece(self.leaves, &self.layout)
+    }
+}
+
+/// Root of a file from all its bytes. The empty file's root is [`EMPTY_ROOT`].
+pub fn root_of(data: &[u8]) -> Root {
     if data.is_empty() {
-        return Root(Sha256::digest([]).into());
+        return EMPTY_ROOT;
     }
     let leaves = leaves(data);
     let width = leaves.len().next_power_of_two();
@@ -91,4 +161,106 @@ pub fn fold(piece_hashes: &[Hash], layout: &FileLayout) -> Option<Root> {
     let padding = fold_nodes(Vec::new(), ZERO_LEAF, leaves_per_piece);
     let width = piece_hashes.len().next_power_of_two();
     Some(Root(fold_nodes(piece_hashes.to_vec(), padding, width)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The tree as BEP 52 says it: every leaf that is not there is zero, up to a power of two.
+    fn naive(leaves: &[Hash], width: usize) -> Hash {
+        if width == 1 {
+            return leaves.first().copied().unwrap_or([0; LEN]);
+        }
+        let half = width / 2;
+        let middle = half.min(leaves.len());
+        let (left, right) = leaves.split_at(middle);
+        Sha256::digest([naive(left, half), naive(right, half)].concat()).into()
+    }
+
+    fn naive_root(data: &[u8]) -> Root {
+        let leaves: Vec<Hash> = data
+            .chunks(LEAF_SIZE)
+            .map(|leaf| Sha256::digest(leaf).into())
+            .collect();
+        Root(naive(&leaves, leaves.len().next_power_of_two()))
+    }
+
+    fn bytes(size: usize, seed: u8) -> Vec<u8> {
+        (0..size)
+            .map(|i| (i / 257) as u8 ^ (i % 253) as u8 ^ seed)
+            .collect()
+    }
+
+    #[test]
+    fn the_empty_files_names_are_what_they_say() {
+        assert_eq!(EMPTY_ROOT, Root(Sha256::digest([]).into()));
+        assert_eq!(EMPTY_FILE, FileId::derive(0, &EMPTY_ROOT));
+        assert_eq!(root_of(&[]), EMPTY_ROOT);
+    }
+
+    #[test]
+    fn a_list_of_another_length_does_not_fold() {
+        let layout = FileLayout::new(3 * 262_144).unwrap();
+        for count in [0, 1, 2, 4, 5] {
+            assert_eq!(fold(&vec![[1; LEN]; count], &layout), None, "{count}");
+        }
+        assert!(fold(&[[1; LEN]; 3], &layout).is_some());
+        assert_eq!(fold(&[[1; LEN]], &FileLayout::new(262_144).unwrap()), None);
+        assert_eq!(fold(&[], &FileLayout::new(0).unwrap()), None);
+    }
+
+    #[test]
+    fn bytes_beyond_a_piece_do_not_pass_for_it() {
+        let data = bytes(3 * 262_144, 0);
+        let layout = FileLayout::new(data.len() as u64).unwrap();
+        let piece = piece_hash(&data[..262_144], &layout);
+        for longer in [262_145, 2 * 262_144, 3 * 262_144] {
+            assert_ne!(piece_hash(&data[..longer], &layout), piece, "{longer}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn folding_is_the_naive_tree(count in 0..70_usize, spare in 0..3_u32) {
+            let leaves: Vec<Hash> = (0..count).map(|i| [i as u8 + 1; LEN]).collect();
+            let width = count.next_power_of_two() << spare;
+            prop_assert_eq!(fold_nodes(leaves.clone(), ZERO_LEAF, width), naive(&leaves, width));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn pieces_fold_into_the_naive_root(size in 1..1_500_000_usize, seed: u8, steps in 1..200_000_usize) {
+            let data = bytes(size, seed);
+            let layout = FileLayout::new(size as u64).unwrap();
+            let root = naive_root(&data);
+            prop_assert_eq!(root_of(&data), root);
+
+            let pieces: Vec<&[u8]> = data.chunks(layout.piece_size() as usize).collect();
+            let hashes: Vec<Hash> = pieces.iter().map(|piece| piece_hash(piece, &layout)).collect();
+            if pieces.len() > 1 {
+                prop_assert_eq!(fold(&hashes, &layout), Some(root));
+            }
+            // The same, bit by bit.
+            for (piece, hash) in pieces.iter().zip(&hashes) {
+                let mut hasher = PieceHasher::new(&layout);
+                piece.chunks(steps).for_each(|step| hasher.update(step));
+                prop_assert_eq!(hasher.finish(), *hash);
+            }
+        }
+
+        #[test]
+        fn one_wrong_bit_changes_the_piece(size in 1..600_000_usize, at: proptest::sample::Index, bit in 0..8_u8) {
+            let mut data = bytes(size, 0);
+            let layout = FileLayout::new(1 << 30).unwrap();
+            let before = piece_hash(&data[..size.min(262_144)], &layout);
+            data[at.index(size.min(262_144))] ^= 1 << bit;
+            prop_assert_ne!(piece_hash(&data[..size.min(262_144)], &layout), before);
+        }
+    }
 }

@@ -3,13 +3,19 @@
 //! The only place that knows how a reason, the field at fault and a retry delay travel (`google.rpc` details, through
 //! `tonic-types`). Services turn their own errors into a [`Problem`] each in one file; clients get the same [`Problem`] back.
 
-use std::{fmt, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 /// `domain` of every `google.rpc.ErrorInfo` that Potluck sends.
 pub const DOMAIN: &str = "potluck";
+
+/// Longest message that travels, in bytes. It travels twice, in headers, of which a client takes 16 KiB.
+pub const MAX_MESSAGE_LEN: usize = 1024;
+
+/// Longest delay that is believed: nobody is told to wait for ever.
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $wire:literal, $word:literal, $code:ident;)*) => {
@@ -141,7 +147,12 @@ pub struct Problem {
 impl Problem {
     /// A problem with nothing but its reason and message.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), field: None, retry_after: None }
+        Self {
+            reason,
+            message: message.into(),
+            field: None,
+            retry_after: None,
+        }
     }
 
     /// The same, naming the request's field at fault.
@@ -161,20 +172,23 @@ impl Problem {
 
 impl From<Problem> for Status {
     fn from(problem: Problem) -> Self {
+        let message = cut(&problem.message);
         let mut details = ErrorDetails::new();
         details.set_error_info(problem.reason.as_str(), DOMAIN, std::collections::HashMap::new());
         if let Some(field) = problem.field {
-            details.add_bad_request_violation(field, &problem.message);
+            details.add_bad_request_violation(cut(&field), message);
         }
         if let Some(delay) = problem.retry_after {
-            details.set_retry_info(Some(delay));
+            details.set_retry_info(Some(delay.min(MAX_RETRY_AFTER)));
         }
-        Self::with_error_details(problem.reason.code(), problem.message, details)
+        Self::with_error_details(problem.reason.code(), message, details)
     }
 }
 
 impl From<Status> for Problem {
     /// The problem that a status was made from or, for a status that Potluck did not make, the nearest one.
+    ///
+    /// Statuses come from strangers: texts are cut to length and cleared of control characters, delays are bounded.
     fn from(status: Status) -> Self {
         let details = status.get_error_details();
         let reason = details
@@ -184,19 +198,47 @@ impl From<Status> for Problem {
             .unwrap_or_else(|| reason_of_foreign(&status));
         Self {
             reason,
-            message: status.message().to_owned(),
+            message: clean(status.message()).into_owned(),
             field: details
                 .bad_request()
                 .and_then(|bad| bad.field_violations.first())
-                .map(|violation| violation.field.clone()),
-            retry_after: details.retry_info().and_then(|info| info.retry_delay),
+                .map(|violation| clean(&violation.field).into_owned()),
+            retry_after: details
+                .retry_info()
+                .and_then(|info| info.retry_delay)
+                .map(|delay| delay.min(MAX_RETRY_AFTER)),
         }
+    }
+}
+
+/// Whether a Potluck service made this status.
+pub(crate) fn is_ours(status: &Status) -> bool {
+    status
+        .get_error_details()
+        .error_info()
+        .is_some_and(|info| info.domain == DOMAIN)
+}
+
+fn cut(text: &str) -> &str {
+    let mut end = text.len().min(MAX_MESSAGE_LEN);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+fn clean(text: &str) -> Cow<'_, str> {
+    let text = cut(text);
+    match text.contains(char::is_control) {
+        true => text.replace(char::is_control, "\u{fffd}").into(),
+        false => text.into(),
     }
 }
 
 fn reason_of_foreign(status: &Status) -> Reason {
     match status.code() {
         Code::InvalidArgument => Reason::InvalidArgument,
+        Code::OutOfRange => Reason::OutOfRange,
         Code::NotFound => Reason::NotFound,
         Code::PermissionDenied => Reason::PermissionDenied,
         Code::Unauthenticated => Reason::Unauthenticated,
@@ -205,6 +247,88 @@ fn reason_of_foreign(status: &Status) -> Reason {
         Code::Unavailable => Reason::Unreachable,
         Code::Unimplemented => Reason::NotPotluck,
         Code::Cancelled => Reason::Cancelled,
+        Code::DataLoss => Reason::VerificationFailed,
         _ => Reason::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn problems() -> impl Strategy<Value = Problem> {
+        let reason = proptest::sample::select(Reason::ALL);
+        let delay = proptest::option::of((0..3600_u64, 0..1_000_000_000_u32));
+        (
+            reason,
+            "\\PC{0,300}",
+            proptest::option::of("[a-z_.\\[\\]0-9]{1,30}"),
+            delay,
+        )
+            .prop_map(|(reason, message, field, delay)| Problem {
+                reason,
+                message,
+                field,
+                retry_after: delay.map(|(seconds, nanos)| Duration::new(seconds, nanos)),
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn a_problem_survives_the_wire(problem in problems()) {
+            let sent = Status::from(problem.clone());
+            prop_assert_eq!(sent.code(), problem.reason.code());
+            let headers = sent.into_http::<()>().into_parts().0.headers;
+            let size: usize = headers.values().map(|value| value.len()).sum();
+            prop_assert!(size < 14 * 1024, "{} bytes do not fit the headers a client takes", size);
+            let received = Status::from_header_map(&headers).unwrap();
+            prop_assert_eq!(Problem::from(received), problem);
+        }
+
+        #[test]
+        fn details_from_strangers_do_no_harm(
+            code in 0..20_i32,
+            message in any::<String>(),
+            details in proptest::collection::vec(any::<u8>(), 0..60),
+        ) {
+            let problem = Problem::from(Status::with_details(Code::from(code), message, details.into()));
+            prop_assert!(!problem.message.contains(char::is_control));
+        }
+    }
+
+    #[test]
+    fn strangers_texts_and_delays_are_bounded() {
+        let mut details = ErrorDetails::new();
+        details.set_retry_info(Some(Duration::from_secs(100_000_000_000)));
+        details.add_bad_request_violation("f\n".repeat(10_000), "");
+        let status = Status::with_error_details(Code::Unavailable, "\u{1b}[2J€".repeat(10_000), details);
+        let problem = Problem::from(status);
+        assert_eq!(problem.reason, Reason::Unreachable);
+        assert_eq!(problem.retry_after, Some(MAX_RETRY_AFTER));
+        let field = problem.field.unwrap();
+        for text in [problem.message, field] {
+            assert!(text.chars().count() <= MAX_MESSAGE_LEN && !text.contains(char::is_control));
+        }
+    }
+
+    #[test]
+    fn a_reason_of_another_domain_is_not_ours() {
+        let mut details = ErrorDetails::new();
+        details.set_error_info("NOT_FOUND", "example.com", std::collections::HashMap::new());
+        let status = Status::with_error_details(Code::Unavailable, "", details);
+        assert!(!is_ours(&status));
+        assert_eq!(Problem::from(status).reason, Reason::Unreachable);
+    }
+
+    #[test]
+    fn reasons_are_told_apart_by_their_texts() {
+        for reason in Reason::ALL {
+            assert_eq!(Reason::from_wire(reason.as_str()), Some(*reason));
+            assert_eq!(reason.word(), reason.as_str().to_lowercase());
+        }
+        let words: std::collections::HashSet<_> = Reason::ALL.iter().map(|reason| reason.word()).collect();
+        assert_eq!(words.len(), Reason::ALL.len());
     }
 }

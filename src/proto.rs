@@ -1,7 +1,13 @@
 //! The generated code for `proto/potluck/v1`: the only place that includes it.
 
 /// Messages, clients and servers of the package `potluck.v1`.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::use_self, clippy::or_fun_call)]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::use_self,
+    clippy::or_fun_call
+)]
 pub mod v1 {
     tonic::include_proto!("potluck.v1");
 }

@@ -1,5 +1,7 @@
 //! Endpoints, channels and servers with the HTTP/2 settings that all parts use.
 
+mod failure;
+
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use hyper_util::rt::TokioIo;
@@ -24,6 +26,9 @@ pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 
 /// How long a connection may take to open.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long whatever accepted a connection may take to show that it speaks gRPC.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often a quiet connection is probed.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -56,13 +61,22 @@ impl FromStr for Endpoint {
             }
             return Ok(Self::Unix(path.into()));
         }
-        let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-        let uri: Uri = with_scheme.parse().map_err(|_| bad("give http://HOST:PORT or unix:PATH"))?;
+        let with_scheme = if text.contains("://") {
+            text.to_owned()
+        } else {
+            format!("http://{text}")
+        };
+        let uri: Uri = with_scheme
+            .parse()
+            .map_err(|_| bad("give http://HOST:PORT or unix:PATH"))?;
         if uri.scheme_str() != Some("http") {
             return Err(bad("only http:// and unix: are known"));
         }
-        if uri.port_u16().is_none() || uri.host().is_none_or(str::is_empty) {
+        if uri.port_u16().is_none_or(|port| port == 0) || uri.host().is_none_or(str::is_empty) {
             return Err(bad("give a host and a port, as in http://127.0.0.1:1313"));
+        }
+        if uri.path_and_query().is_some_and(|path| path != "/") || text.contains(['@', '#']) {
+            return Err(bad("give nothing but a host and a port"));
         }
         Ok(Self::Http(uri))
     }
@@ -78,18 +92,42 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// Opens a connection.
+    /// Opens a connection and makes sure that gRPC is spoken there, within [`CONNECT_TIMEOUT`] and [`ANSWER_TIMEOUT`].
     ///
     /// # Errors
-    /// [`Reason::Unreachable`] where nothing answers within [`CONNECT_TIMEOUT`], naming the endpoint.
+    /// [`Reason::Unreachable`] where nothing answers, [`Reason::TimedOut`] where it does not answer in time,
+    /// [`Reason::NotPotluck`] where it is no gRPC. All name the endpoint.
     pub async fn connect(&self) -> Result<Channel, Problem> {
         let connected = match self {
             Self::Http(uri) => configure(Channel::builder(uri.clone())).connect().await,
-            Self::Unix(path) => unix_builder().connect_with_connector(unix_connector(path.clone())).await,
+            Self::Unix(path) => {
+                unix_builder()
+                    .connect_with_connector(unix_connector(path.clone()))
+                    .await
+            }
         };
-        connected.map_err(|error| {
-            Problem::new(Reason::Unreachable, format!("nothing answers at {self}: {}", root_cause(&error)))
-        })
+        let channel = connected.map_err(|error| failure::connect_problem(&error, self))?;
+        self.probe(channel.clone()).await?;
+        Ok(channel)
+    }
+
+    /// Makes sure that what accepted the connection speaks gRPC. Any status will do: only the other side's health service could
+    /// have more to say, and not everyone may ask it.
+    async fn probe(&self, channel: Channel) -> Result<(), Problem> {
+        let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+        let request = tonic_health::pb::HealthCheckRequest::default();
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, health.check(request)).await;
+        let Err(status) = answer.map_err(|_| self.late("service", ANSWER_TIMEOUT))? else {
+            return Ok(());
+        };
+        if status.code() == tonic::Code::Unimplemented {
+            return Ok(());
+        }
+        let problem = self.problem(status, "service");
+        match problem.reason {
+            Reason::Unreachable | Reason::TimedOut | Reason::NotPotluck => Err(problem),
+            _ => Ok(()),
+        }
     }
 
     /// A channel that connects when it is first used, and again after a failure.
@@ -100,29 +138,34 @@ impl Endpoint {
         }
     }
 
+    /// Waits for the answer to a call, but not for longer than `limit`. Of a stream, only its beginning is waited for.
+    ///
+    /// # Errors
+    /// [`Reason::TimedOut`], and what [`Endpoint::problem`] makes of a status.
+    pub async fn call<T>(
+        &self,
+        service: &str,
+        limit: Duration,
+        answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T, Problem> {
+        let told = tokio::time::timeout(limit, answer)
+            .await
+            .map_err(|_| self.late(service, limit))?;
+        told.map(tonic::Response::into_inner)
+            .map_err(|status| self.problem(status, service))
+    }
+
     /// What a status from this endpoint means, where `service` was expected. Names the endpoint where nothing answers, or
     /// something that is not Potluck.
     pub fn problem(&self, status: Status, service: &str) -> Problem {
-        let cause = std::error::Error::source(&status).map(root_cause);
-        let mut problem = Problem::from(status);
-        match problem.reason {
-            Reason::Unreachable => {
-                let cause = cause.unwrap_or_else(|| problem.message.clone());
-                problem.message = format!("the {service} at {self} cannot be reached: {cause}");
-            }
-            Reason::NotPotluck => {
-                problem.message = format!("what answers at {self} is no Potluck {service}");
-            }
-            Reason::Internal if cause.is_some() => {
-                problem.reason = Reason::NotPotluck;
-                problem.message = format!(
-                    "what answers at {self} is no Potluck {service}: {}",
-                    cause.unwrap_or_default()
-                );
-            }
-            _ => {}
-        }
-        problem
+        failure::problem(status, service, self)
+    }
+
+    fn late(&self, service: &str, limit: Duration) -> Problem {
+        Problem::new(
+            Reason::TimedOut,
+            format!("the {service} at {self} did not answer within {limit:?}"),
+        )
     }
 }
 
@@ -133,12 +176,8 @@ fn unix_builder() -> tonic::transport::Endpoint {
 
 fn unix_connector(
     path: PathBuf,
-) -> impl tower::Service<
-    Uri,
-    Response = TokioIo<tokio::net::UnixStream>,
-    Error = std::io::Error,
-    Future: Send,
-> + Send
+) -> impl tower::Service<Uri, Response = TokioIo<tokio::net::UnixStream>, Error = std::io::Error, Future: Send>
++ Send
 + 'static {
     tower::service_fn(move |_: Uri| {
         let path = path.clone();
@@ -152,6 +191,7 @@ fn configure(endpoint: tonic::transport::Endpoint) -> tonic::transport::Endpoint
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
 }
@@ -166,13 +206,4 @@ pub fn server() -> Server {
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-}
-
-/// The innermost cause of an error, which says the most.
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
 }

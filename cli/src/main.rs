@@ -1,3 +1,148 @@
-//! The command line of Potluck.
+//! The command line of Potluck: talks to an index and a peer, and can be both.
+//!
+//! | module | its one job |
+//! |---|---|
+//! | [`args`] | what the user typed |
+//! | [`verb`] | a module a verb: what it means, and doing it |
+//! | [`prompt`] | the interactive prompt |
+//! | [`context`] | what every command is given |
+//! | [`peer`] | which peer a command talks to, its own among them |
+//! | [`control`] | a peer as its owner sees it |
+//! | [`out`], [`text`], [`table`], [`draw`] | how results and progress look |
+//! | [`fail`], [`interrupt`] | how commands end |
 
-fn main() {}
+mod args;
+mod board;
+mod context;
+mod control;
+mod draw;
+mod fail;
+mod interrupt;
+mod out;
+mod peer;
+mod prompt;
+mod table;
+mod text;
+mod verb;
+
+use std::{io::IsTerminal as _, process::ExitCode};
+
+use clap::{CommandFactory as _, Parser as _};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    args::{Cli, Command, Globals},
+    context::Context,
+    fail::{Exit, Fail},
+    interrupt::Interrupts,
+    out::{LogWriter, Out},
+};
+
+/// Overrides what is logged, in the syntax of `RUST_LOG`.
+const LOG_VARIABLE: &str = "POTLUCK_LOG";
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    let out = Out::new(cli.globals.json, cli.globals.quiet);
+    match run(cli, &out) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fail) => {
+            out.fail(&fail);
+            fail.exit().map_or(ExitCode::SUCCESS, Into::into)
+        }
+    }
+}
+
+/// Help, the version, or what is wrong with the command line.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let wants_json = std::env::args_os()
+        .take_while(|arg| arg != "--")
+        .any(|arg| arg == "--json");
+    if error.use_stderr() && wants_json {
+        Out::new(true, false).fail(&Fail::usage(args::usage_message(error)));
+    } else {
+        // A closed pipe is no reason to complain: `potluck --help | head`.
+        drop(error.print());
+    }
+    match error.use_stderr() {
+        true => Exit::Usage.into(),
+        false => ExitCode::SUCCESS,
+    }
+}
+
+fn run(cli: Cli, out: &Out) -> Result<(), Fail> {
+    let command = match cli.command {
+        Some(Command::Completions(args)) => return verb::completions::run(out, &args),
+        None if !(std::io::stdin().is_terminal() && std::io::stdout().is_terminal()) => {
+            return Err(no_command(out));
+        }
+        command => command,
+    };
+    let serves = matches!(command, Some(Command::Index(_) | Command::Peer(_)));
+    log_to_stderr(&cli.globals, out, serves);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Fail::new(potluck_core::Reason::Internal, format!("cannot start: {error}")))?;
+    let done = runtime.block_on(async {
+        let mut interrupts = Interrupts::listen().map_err(|error| {
+            Fail::new(
+                potluck_core::Reason::Internal,
+                format!("cannot handle signals: {error}"),
+            )
+        })?;
+        let stop = CancellationToken::new();
+        let context = Context::new(&cli.globals, out.clone(), stop.clone())?;
+        match command {
+            Some(command) => interrupts.run(&stop, verb::run(&context, command)).await,
+            None => prompt::run(&context, &mut interrupts).await,
+        }
+    });
+    // Whatever still blocks a thread has been told to stop and must not hold up the shell.
+    runtime.shutdown_background();
+    done
+}
+
+/// Plain `potluck` where nobody can type: the help, as a usage error.
+fn no_command(out: &Out) -> Fail {
+    if out.is_json() {
+        return Fail::usage("no command given; `potluck --help` lists them");
+    }
+    eprintln!("{}", Cli::command().render_help());
+    Fail::AlreadyTold(Exit::Usage)
+}
+
+/// Logs go to stderr: warnings of a service, nothing of a command, more with each `-v`.
+fn log_to_stderr(globals: &Globals, out: &Out, serves: bool) {
+    let level = match (globals.verbose, serves) {
+        (0, false) => "off",
+        (0, true) => "info",
+        (1, false) => "info",
+        (1, true) | (2, _) => "debug",
+        _ => "trace",
+    };
+    let filter = std::env::var(LOG_VARIABLE)
+        .ok()
+        .and_then(|text| EnvFilter::try_new(text).ok())
+        .unwrap_or_else(|| {
+            EnvFilter::new(format!(
+                "warn,potluck_core={level},potluck_index={level},potluck_peer={level},potluck={level}"
+            ))
+        });
+    let filter = if level == "off" && std::env::var_os(LOG_VARIABLE).is_none() {
+        EnvFilter::new("off")
+    } else {
+        filter
+    };
+    let bars = out.bars().clone();
+    // A second subscriber cannot be: this runs once.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(move || LogWriter(bars.clone()))
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init();
+}

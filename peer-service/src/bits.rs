@@ -13,12 +13,20 @@ pub struct Bits {
 impl Bits {
     /// `len` bits, all zero.
     pub fn new(len: u32) -> Self {
-        Self { len, count: 0, bytes: vec![0; len.div_ceil(8) as usize] }
+        Self {
+            len,
+            count: 0,
+            bytes: vec![0; len.div_ceil(8) as usize],
+        }
     }
 
     /// `len` bits, all one.
     pub fn full(len: u32) -> Self {
-        let mut bits = Self { len, count: len, bytes: vec![0xff; len.div_ceil(8) as usize] };
+        let mut bits = Self {
+            len,
+            count: len,
+            bytes: vec![0xff; len.div_ceil(8) as usize],
+        };
         if let (Some(last), spare @ 1..) = (bits.bytes.last_mut(), bits.len % 8) {
             *last = 0xff << (8 - spare);
         }
@@ -36,7 +44,11 @@ impl Bits {
             return None;
         }
         let count = bytes.iter().map(|byte| byte.count_ones()).sum();
-        Some(Self { len, count, bytes: bytes.to_vec() })
+        Some(Self {
+            len,
+            count,
+            bytes: bytes.to_vec(),
+        })
     }
 
     /// As it stands on the wire and on disk.
@@ -75,7 +87,11 @@ impl Bits {
             return false;
         }
         self.bytes[index as usize / 8] ^= 0x80 >> (index % 8);
-        if value { self.count += 1 } else { self.count -= 1 }
+        if value {
+            self.count += 1
+        } else {
+            self.count -= 1
+        }
         true
     }
 

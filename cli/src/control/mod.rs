@@ -1,0 +1,282 @@
+//! A peer as its owner sees it: `ControlService` in domain types, every call with a deadline.
+
+pub(crate) mod model;
+
+use std::{path::PathBuf, time::Duration};
+
+use futures_util::{Stream, StreamExt as _};
+use potluck_core::{
+    FileId, Problem, Reason, Sha256,
+    index_client::Address,
+    proto::v1::{self, control_service_client::ControlServiceClient},
+    transport::{Endpoint, MAX_MESSAGE},
+};
+use tonic::{
+    Request, Status as GrpcStatus,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::Channel,
+};
+
+use self::model::{Explanation, Item, ShareEvent, Status, Transfer};
+
+/// How long the peer may take to answer a call, or to begin a stream. It answers from memory.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a removal may take: a large library is rewritten.
+const SLOW_CALL_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Items asked for at once.
+const PAGE: u32 = 1000;
+
+/// What to fetch, and how.
+#[derive(Debug, Clone)]
+pub(crate) struct FetchOrder {
+    pub(crate) file: FileId,
+    /// Its name where the target is empty or a folder; `None`: as the peers call it.
+    pub(crate) name: Option<String>,
+    /// Absolute; `None`: the peer's files folder.
+    pub(crate) target: Option<PathBuf>,
+    /// What the whole file must hash to.
+    pub(crate) sha256: Option<Sha256>,
+    /// Peers to ask besides those the index knows.
+    pub(crate) providers: Vec<Address>,
+    /// Whether it goes on when the caller goes away.
+    pub(crate) detach: bool,
+    /// Bytes a second; 0: no limit of its own.
+    pub(crate) limit: u64,
+    /// 1 to 100; 0: the usual.
+    pub(crate) priority: u32,
+}
+
+/// Something shared.
+#[derive(Debug, Clone)]
+pub(crate) enum What {
+    /// By id.
+    File(FileId),
+    /// By absolute path.
+    Path(String),
+}
+
+/// A transfer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Which {
+    /// The newest of this file.
+    File(FileId),
+    /// By number.
+    Number(u64),
+}
+
+/// A connection to a peer's control service. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Control {
+    endpoint: Endpoint,
+    client: ControlServiceClient<InterceptedService<Channel, Bearer>>,
+}
+
+/// Sends the control token, where there is one.
+#[derive(Debug, Clone)]
+struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, GrpcStatus> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+impl Control {
+    /// Connects. `token` is what a control service on TCP asks for.
+    pub(crate) async fn connect(endpoint: &Endpoint, token: Option<&str>) -> Result<Self, Problem> {
+        let bearer = token
+            .map(|token| {
+                let mut value: MetadataValue<Ascii> = format!("Bearer {token}").parse().map_err(|_| {
+                    Problem::new(
+                        Reason::InvalidToken,
+                        "the control token has characters that no token has",
+                    )
+                })?;
+                value.set_sensitive(true);
+                Ok::<_, Problem>(value)
+            })
+            .transpose()?;
+        let channel = endpoint.connect().await?;
+        let client = ControlServiceClient::with_interceptor(channel, Bearer(bearer))
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        Ok(Self {
+            endpoint: endpoint.clone(),
+            client,
+        })
+    }
+
+    /// Where the peer's control service is.
+    pub(crate) const fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    async fn call<T>(
+        &self,
+        limit: Duration,
+        answer: impl Future<Output = Result<tonic::Response<T>, GrpcStatus>>,
+    ) -> Result<T, Problem> {
+        let told = tokio::time::timeout(limit, answer).await.map_err(|_| {
+            Problem::new(
+                Reason::TimedOut,
+                format!(
+                    "the peer at {} did not answer within {} s",
+                    self.endpoint,
+                    limit.as_secs()
+                ),
+            )
+        })?;
+        told.map(tonic::Response::into_inner)
+            .map_err(|status| self.endpoint.problem(status, "peer"))
+    }
+
+    /// A stream of messages as a stream of what they mean.
+    fn events<M, T>(
+        &self,
+        messages: tonic::Streaming<M>,
+        meaning: impl Fn(M) -> Result<T, Problem> + Send,
+    ) -> impl Stream<Item = Result<T, Problem>> + Send {
+        let endpoint = self.endpoint.clone();
+        messages.map(move |message| match message {
+            Ok(message) => meaning(message),
+            Err(status) => Err(endpoint.problem(status, "peer")),
+        })
+    }
+
+    /// Shares absolute paths in place.
+    pub(crate) async fn share(
+        &self,
+        paths: Vec<String>,
+    ) -> Result<impl Stream<Item = Result<ShareEvent, Problem>> + Send, Problem> {
+        let request = v1::ShareRequest { paths };
+        let messages = self
+            .call(CALL_TIMEOUT, self.client.clone().share(request))
+            .await?;
+        Ok(self.events(messages, ShareEvent::try_from))
+    }
+
+    /// Stops sharing what has this id or this absolute path.
+    pub(crate) async fn unshare(&self, target: What) -> Result<Vec<Item>, Problem> {
+        use v1::unshare_request::Target;
+        let target = match target {
+            What::File(id) => Target::FileId(id.to_bytes()),
+            What::Path(path) => Target::Path(path),
+        };
+        let request = v1::UnshareRequest { target: Some(target) };
+        let answer = self
+            .call(SLOW_CALL_TIMEOUT, self.client.clone().unshare(request))
+            .await?;
+        answer.removed.into_iter().map(TryInto::try_into).collect()
+    }
+
+    /// A page of what the peer shares, and the token of the next.
+    pub(crate) async fn library(&self, page: Option<String>) -> Result<(Vec<Item>, Option<String>), Problem> {
+        let request = v1::ListLibraryRequest {
+            page_size: PAGE,
+            page_token: page.unwrap_or_default(),
+        };
+        let answer = self
+            .call(CALL_TIMEOUT, self.client.clone().list_library(request))
+            .await?;
+        let items = answer
+            .items
+            .into_iter()
+            .map(TryInto::try_into)
+            .collect::<Result<_, _>>()?;
+        Ok((
+            items,
+            Some(answer.next_page_token).filter(|token| !token.is_empty()),
+        ))
+    }
+
+    /// Fetches, and tells how it goes until it is over.
+    pub(crate) async fn fetch(
+        &self,
+        order: &FetchOrder,
+    ) -> Result<impl Stream<Item = Result<Transfer, Problem>> + Send, Problem> {
+        let request = v1::FetchRequest {
+            file_id: order.file.to_bytes(),
+            name: order.name.clone().unwrap_or_default(),
+            target: order
+                .target
+                .as_deref()
+                .map(|path| path.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            sha256: order.sha256.map(Sha256::to_bytes).unwrap_or_default(),
+            providers: order.providers.iter().map(Into::into).collect(),
+            detach: order.detach,
+            max_bytes_per_second: order.limit,
+            priority: order.priority,
+        };
+        let messages = self
+            .call(CALL_TIMEOUT, self.client.clone().fetch(request))
+            .await?;
+        Ok(self.events(messages, |message| model::transfer(message.transfer)))
+    }
+
+    /// Transfers under way, paused, and lately ended.
+    pub(crate) async fn transfers(&self) -> Result<Vec<Transfer>, Problem> {
+        let request = v1::ListTransfersRequest {};
+        let answer = self
+            .call(CALL_TIMEOUT, self.client.clone().list_transfers(request))
+            .await?;
+        answer.transfers.into_iter().map(TryInto::try_into).collect()
+    }
+
+    /// Pauses a transfer.
+    pub(crate) async fn pause(&self, transfer_id: u64) -> Result<Transfer, Problem> {
+        let request = v1::PauseTransferRequest { transfer_id };
+        model::transfer(
+            self.call(CALL_TIMEOUT, self.client.clone().pause_transfer(request))
+                .await?
+                .transfer,
+        )
+    }
+
+    /// Lets a paused or failed transfer go on.
+    pub(crate) async fn resume(&self, transfer_id: u64) -> Result<Transfer, Problem> {
+        let request = v1::ResumeTransferRequest { transfer_id };
+        model::transfer(
+            self.call(CALL_TIMEOUT, self.client.clone().resume_transfer(request))
+                .await?
+                .transfer,
+        )
+    }
+
+    /// Ends a transfer and removes what it had fetched.
+    pub(crate) async fn cancel(&self, transfer_id: u64) -> Result<Transfer, Problem> {
+        let request = v1::CancelTransferRequest { transfer_id };
+        model::transfer(
+            self.call(CALL_TIMEOUT, self.client.clone().cancel_transfer(request))
+                .await?
+                .transfer,
+        )
+    }
+
+    /// What a transfer is doing and why.
+    pub(crate) async fn explain(&self, which: Which) -> Result<Explanation, Problem> {
+        use v1::explain_transfer_request::Target;
+        let target = match which {
+            Which::File(id) => Target::FileId(id.to_bytes()),
+            Which::Number(number) => Target::TransferId(number),
+        };
+        let request = v1::ExplainTransferRequest { target: Some(target) };
+        self.call(CALL_TIMEOUT, self.client.clone().explain_transfer(request))
+            .await?
+            .try_into()
+    }
+
+    /// The peer's own state.
+    pub(crate) async fn status(&self) -> Result<Status, Problem> {
+        let request = v1::GetStatusRequest {};
+        self.call(CALL_TIMEOUT, self.client.clone().get_status(request))
+            .await?
+            .try_into()
+    }
+}

@@ -1,0 +1,355 @@
+//! What a peer tells its owner, in domain types; and the only place that knows how messages become them.
+
+use std::time::Duration;
+
+use potluck_core::{
+    FileId, PeerId, Problem, Reason,
+    index_client::{Address, FileRecord, Kind},
+    proto::v1,
+};
+use serde::Serialize;
+
+/// Something the peer shares.
+#[derive(Debug, Clone)]
+pub(crate) struct Item {
+    pub(crate) record: FileRecord,
+    pub(crate) name: String,
+    pub(crate) path: String,
+    pub(crate) file_count: u64,
+    /// Bytes of content: of a collection, its files'.
+    pub(crate) content_size: u64,
+}
+
+/// What comes of sharing, as it comes.
+#[derive(Debug, Clone)]
+pub(crate) enum ShareEvent {
+    /// Hashing goes on: what, bytes done and found over all paths.
+    Progress { path: String, done: u64, total: u64 },
+    /// A path is shared.
+    Shared(Item),
+    /// A path, or something in a folder, is not.
+    Failed { path: String, problem: Problem },
+}
+
+/// Where a transfer stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum State {
+    Preparing,
+    Running,
+    Waiting,
+    Paused,
+    Finishing,
+    Done,
+    Failed,
+    Cancelled,
+}
+
+impl State {
+    /// For people, and in JSON.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Running => "running",
+            Self::Waiting => "waiting",
+            Self::Paused => "paused",
+            Self::Finishing => "finishing",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether nothing more will come.
+    pub(crate) const fn is_over(self) -> bool {
+        matches!(self, Self::Done | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// What a transfer makes of a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PeerState {
+    Connecting,
+    Active,
+    Idle,
+    BackingOff,
+    Unreachable,
+    Banned,
+}
+
+impl PeerState {
+    /// For people.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Active => "active",
+            Self::Idle => "idle",
+            Self::BackingOff => "backing off",
+            Self::Unreachable => "unreachable",
+            Self::Banned => "banned",
+        }
+    }
+}
+
+/// One peer of a transfer.
+#[derive(Debug, Clone)]
+pub(crate) struct TransferPeer {
+    /// Unknown where it was given by address only.
+    pub(crate) peer: Option<PeerId>,
+    pub(crate) address: Address,
+    pub(crate) state: PeerState,
+    pub(crate) reason: Option<String>,
+    pub(crate) bytes: u64,
+    pub(crate) bytes_per_second: u64,
+    pub(crate) requests: u32,
+    pub(crate) units: u32,
+}
+
+/// A download.
+#[derive(Debug, Clone)]
+pub(crate) struct Transfer {
+    pub(crate) number: u64,
+    pub(crate) file: FileId,
+    pub(crate) name: String,
+    pub(crate) kind: Kind,
+    pub(crate) path: String,
+    pub(crate) state: State,
+    pub(crate) done: u64,
+    /// `None` until known.
+    pub(crate) total: Option<u64>,
+    pub(crate) resumed: u64,
+    pub(crate) bytes_per_second: u64,
+    pub(crate) elapsed: Duration,
+    pub(crate) units_total: u32,
+    pub(crate) units_done: u32,
+    pub(crate) peers: Vec<TransferPeer>,
+    pub(crate) error: Option<Problem>,
+}
+
+impl Transfer {
+    /// Seconds left at the present rate, where there is one.
+    pub(crate) fn seconds_left(&self) -> Option<u64> {
+        let left = self.total?.saturating_sub(self.done);
+        (self.bytes_per_second > 0).then(|| left.div_ceil(self.bytes_per_second))
+    }
+}
+
+/// A run of units that are missing.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Missing {
+    pub(crate) first: u32,
+    pub(crate) count: u32,
+    pub(crate) providers: u32,
+    pub(crate) in_flight: u32,
+}
+
+/// What a transfer is doing and why.
+#[derive(Debug, Clone)]
+pub(crate) struct Explanation {
+    pub(crate) transfer: Transfer,
+    pub(crate) missing: Vec<Missing>,
+    pub(crate) findings: Vec<String>,
+}
+
+/// The peer's own state.
+#[derive(Debug, Clone)]
+pub(crate) struct Status {
+    pub(crate) peer: PeerId,
+    pub(crate) listening: Option<Address>,
+    pub(crate) advertised: Option<Address>,
+    pub(crate) index: Option<String>,
+    pub(crate) registered: bool,
+    pub(crate) index_error: Option<Problem>,
+    pub(crate) items: u64,
+    pub(crate) files: u64,
+    pub(crate) bytes: u64,
+    pub(crate) uploaded: u64,
+    pub(crate) downloaded: u64,
+    pub(crate) transfers: u32,
+    pub(crate) home: String,
+    pub(crate) files_folder: String,
+    pub(crate) uptime: Duration,
+    pub(crate) version: String,
+}
+
+fn problem(failure: v1::Failure) -> Problem {
+    Problem::new(
+        Reason::from_wire(&failure.reason).unwrap_or(Reason::Internal),
+        failure.message,
+    )
+}
+
+fn missing_part(what: &str) -> Problem {
+    Problem::new(
+        Reason::NotPotluck,
+        format!("the peer sent {what} that is incomplete: is it of another version?"),
+    )
+}
+
+fn address(address: v1::Address) -> Address {
+    // Port 0 stands for what is not known; it is only shown.
+    Address {
+        host: address.host,
+        port: u16::try_from(address.port).unwrap_or(0),
+    }
+}
+
+impl TryFrom<v1::LibraryItem> for Item {
+    type Error = Problem;
+
+    fn try_from(item: v1::LibraryItem) -> Result<Self, Problem> {
+        Ok(Self {
+            record: item.file.ok_or_else(|| missing_part("an item"))?.try_into()?,
+            name: item.name,
+            path: item.path,
+            file_count: item.file_count,
+            content_size: item.content_size,
+        })
+    }
+}
+
+impl TryFrom<v1::ShareResponse> for ShareEvent {
+    type Error = Problem;
+
+    fn try_from(response: v1::ShareResponse) -> Result<Self, Problem> {
+        use v1::share_response::Event;
+        Ok(match response.event.ok_or_else(|| missing_part("an event"))? {
+            Event::Progress(p) => Self::Progress {
+                path: p.path,
+                done: p.bytes_done,
+                total: p.bytes_total,
+            },
+            Event::Shared(item) => Self::Shared(item.try_into()?),
+            Event::Failed(failed) => Self::Failed {
+                path: failed.path,
+                problem: problem(failed.failure.unwrap_or_default()),
+            },
+        })
+    }
+}
+
+impl From<v1::TransferState> for State {
+    fn from(state: v1::TransferState) -> Self {
+        use v1::TransferState as Wire;
+        match state {
+            Wire::Unspecified | Wire::Preparing => Self::Preparing,
+            Wire::Running => Self::Running,
+            Wire::Waiting => Self::Waiting,
+            Wire::Paused => Self::Paused,
+            Wire::Finishing => Self::Finishing,
+            Wire::Done => Self::Done,
+            Wire::Failed => Self::Failed,
+            Wire::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+impl From<v1::PeerState> for PeerState {
+    fn from(state: v1::PeerState) -> Self {
+        use v1::PeerState as Wire;
+        match state {
+            Wire::Unspecified | Wire::Connecting => Self::Connecting,
+            Wire::Active => Self::Active,
+            Wire::Idle => Self::Idle,
+            Wire::BackingOff => Self::BackingOff,
+            Wire::Unreachable => Self::Unreachable,
+            Wire::Banned => Self::Banned,
+        }
+    }
+}
+
+impl From<v1::TransferPeer> for TransferPeer {
+    fn from(peer: v1::TransferPeer) -> Self {
+        Self {
+            state: peer.state().into(),
+            peer: PeerId::try_from(&peer.peer_id[..]).ok(),
+            address: address(peer.address.unwrap_or_default()),
+            reason: Some(peer.reason).filter(|reason| !reason.is_empty()),
+            bytes: peer.bytes,
+            bytes_per_second: peer.bytes_per_second,
+            requests: peer.requests,
+            units: peer.units,
+        }
+    }
+}
+
+impl TryFrom<v1::Transfer> for Transfer {
+    type Error = Problem;
+
+    fn try_from(transfer: v1::Transfer) -> Result<Self, Problem> {
+        Ok(Self {
+            kind: transfer.kind().into(),
+            state: transfer.state().into(),
+            number: transfer.transfer_id,
+            file: potluck_core::wire::file_id(&transfer.file_id, "transfer.file_id")?,
+            name: transfer.name,
+            path: transfer.path,
+            done: transfer.bytes_done,
+            // An empty file's total is 0 too, and known once there are no units left to learn of.
+            total: Some(transfer.bytes_total)
+                .filter(|&total| total > 0 || transfer.state == i32::from(v1::TransferState::Done)),
+            resumed: transfer.resumed_bytes,
+            bytes_per_second: transfer.bytes_per_second,
+            elapsed: Duration::from_millis(transfer.elapsed_ms),
+            units_total: transfer.units_total,
+            units_done: transfer.units_done,
+            peers: transfer.peers.into_iter().map(Into::into).collect(),
+            error: transfer.error.map(problem),
+        })
+    }
+}
+
+impl TryFrom<v1::ExplainTransferResponse> for Explanation {
+    type Error = Problem;
+
+    fn try_from(answer: v1::ExplainTransferResponse) -> Result<Self, Problem> {
+        Ok(Self {
+            transfer: answer
+                .transfer
+                .ok_or_else(|| missing_part("a transfer"))?
+                .try_into()?,
+            missing: answer
+                .missing
+                .into_iter()
+                .map(|run| Missing {
+                    first: run.first,
+                    count: run.count,
+                    providers: run.providers,
+                    in_flight: run.in_flight,
+                })
+                .collect(),
+            findings: answer.findings,
+        })
+    }
+}
+
+impl TryFrom<v1::GetStatusResponse> for Status {
+    type Error = Problem;
+
+    fn try_from(status: v1::GetStatusResponse) -> Result<Self, Problem> {
+        Ok(Self {
+            peer: PeerId::try_from(&status.peer_id[..]).map_err(|_| missing_part("a status"))?,
+            listening: status.listening.map(address),
+            advertised: status.advertised.map(address),
+            index: Some(status.index).filter(|url| !url.is_empty()),
+            registered: status.registered,
+            index_error: status.index_error.map(problem),
+            items: status.items,
+            files: status.files,
+            bytes: status.bytes,
+            uploaded: status.uploaded_bytes,
+            downloaded: status.downloaded_bytes,
+            transfers: status.transfers,
+            home: status.home,
+            files_folder: status.files_folder,
+            uptime: Duration::from_millis(status.uptime_ms),
+            version: status.version,
+        })
+    }
+}
+
+/// A transfer out of an answer that must have one.
+pub(super) fn transfer(transfer: Option<v1::Transfer>) -> Result<Transfer, Problem> {
+    transfer.ok_or_else(|| missing_part("a transfer"))?.try_into()
+}

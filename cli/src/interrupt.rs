@@ -1,0 +1,63 @@
+//! Ctrl-C and SIGTERM: the first asks the command to stop, the second stops waiting for it.
+
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::fail::{Exit, Fail};
+
+/// How long a command may take to stop: longer than a peer's own grace.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Both signals.
+#[derive(Debug)]
+pub(crate) struct Interrupts {
+    keyboard: Signal,
+    terminate: Signal,
+}
+
+impl Interrupts {
+    /// Takes over both signals from their defaults.
+    ///
+    /// # Errors
+    /// Where the operating system gives no handler.
+    pub(crate) fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            keyboard: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// The next signal. Cancel-safe.
+    pub(crate) async fn next(&mut self) {
+        tokio::select! {
+            // Both are cancel-safe.
+            _ = self.keyboard.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+
+    /// Runs `work`, which watches `stop`, to its end; or drops it at the second signal, or when it does not stop in time.
+    ///
+    /// # Errors
+    /// As `work`; interrupted where it was dropped.
+    pub(crate) async fn run(
+        &mut self,
+        stop: &CancellationToken,
+        work: impl Future<Output = Result<(), Fail>>,
+    ) -> Result<(), Fail> {
+        tokio::pin!(work);
+        tokio::select! {
+            done = &mut work => return done,
+            () = self.next() => stop.cancel(),
+        }
+        tokio::select! {
+            done = &mut work => done,
+            () = self.next() => Err(Fail::AlreadyTold(Exit::Interrupted)),
+            () = tokio::time::sleep(PATIENCE) => {
+                Err(Fail::interrupted(format!("gave up waiting for an orderly stop after {} s", PATIENCE.as_secs())))
+            }
+        }
+    }
+}

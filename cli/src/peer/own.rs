@@ -1,0 +1,119 @@
+//! A peer that runs in this process for as long as a command needs one.
+//!
+//! Its control socket is in a private temporary folder, so that no other command takes it for a daemon.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use potluck_core::{Problem, Reason, transport::Endpoint};
+use potluck_peer::{Config, ControlAt, Running};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{OwnSettings, SOCKET, candidates, default_home};
+
+/// How long stopping may take: taking back the lease from an index that does not answer must not hold up the prompt.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// A running peer and what must outlive it.
+#[derive(Debug)]
+pub(super) struct OwnPeer {
+    running: Running,
+    shutdown: CancellationToken,
+    /// Removed last.
+    home: Option<TempDir>,
+    _socket: TempDir,
+}
+
+impl OwnPeer {
+    /// Starts in the default home, or in a temporary one where that is in use or cannot be made.
+    pub(super) async fn start(settings: OwnSettings) -> Result<Self, Problem> {
+        match default_home() {
+            Ok(home) => match Self::start_in(home, None, &settings).await {
+                Err(problem) if settings.temporary && elsewhere_may_do(&problem) => {
+                    tracing::info!(%problem, "the default home cannot be used, taking a temporary one");
+                }
+                done => return done,
+            },
+            Err(problem) if !settings.temporary => return Err(problem),
+            Err(_) => {}
+        }
+        let home = temporary("potluck-home-")?;
+        Self::start_in(home.path().to_owned(), Some(home), &settings).await
+    }
+
+    async fn start_in(path: PathBuf, home: Option<TempDir>, settings: &OwnSettings) -> Result<Self, Problem> {
+        let socket = temporary("potluck-")?;
+        let config = Config {
+            index: settings.index.clone(),
+            control: ControlAt::Unix(Some(socket.path().join(SOCKET))),
+            ..Config::new(path)
+        };
+        let shutdown = CancellationToken::new();
+        let listener = bind(settings.listen).await?;
+        let running = potluck_peer::start(listener, config, shutdown.clone()).await?;
+        Ok(Self {
+            running,
+            shutdown,
+            home,
+            _socket: socket,
+        })
+    }
+
+    pub(super) const fn control(&self) -> &Endpoint {
+        &self.running.control
+    }
+
+    pub(super) const fn is_temporary(&self) -> bool {
+        self.home.is_some()
+    }
+
+    /// Stops it: what it fetched is on disk and its lease is taken back, or [`GRACE`] is over.
+    pub(super) async fn stop(self) {
+        self.shutdown.cancel();
+        if tokio::time::timeout(GRACE, self.running.join()).await.is_err() {
+            tracing::warn!("the peer did not stop within {GRACE:?}");
+        }
+    }
+}
+
+/// Whether another folder gets around the problem.
+const fn elsewhere_may_do(problem: &Problem) -> bool {
+    matches!(
+        problem.reason,
+        Reason::HomeLocked | Reason::PermissionDenied | Reason::DiskFull | Reason::TargetNotWritable
+    )
+}
+
+async fn bind(listen: Option<SocketAddr>) -> Result<TcpListener, Problem> {
+    let mut last = None;
+    for address in candidates(listen) {
+        match TcpListener::bind(address).await {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = Some((address, error)),
+        }
+    }
+    Err(match last {
+        Some((address, error)) => Problem::new(
+            Reason::AddressInUse,
+            format!("cannot listen on {address}: {error}; give --listen another address"),
+        ),
+        None => Problem::new(Reason::Internal, "no address to listen on"),
+    })
+}
+
+fn temporary(prefix: &str) -> Result<TempDir, Problem> {
+    // Mode 0700 by the crate's own rule.
+    tempfile::Builder::new()
+        .prefix(prefix)
+        .tempdir()
+        .map_err(|error| {
+            Problem::new(
+                Reason::PermissionDenied,
+                format!(
+                    "cannot make a folder in {}: {error}; set TMPDIR to one that can be written",
+                    std::env::temp_dir().display()
+                ),
+            )
+        })
+}

@@ -1,0 +1,150 @@
+//! What a line typed at the prompt means. Pure.
+
+use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+
+use crate::{
+    args::{Globals, Verb},
+    fail::Fail,
+};
+
+/// The list that `help` gives.
+const HELP: &str = "\
+  share PATH…                share files and folders in place
+  search WORDS               find files by words of their names
+  query ID|NAME              show who has a file
+  get ID|NAME [-o PATH]      fetch it from everyone who has it
+  unshare ID|PATH            stop sharing
+  list                       what this peer shares
+  transfers                  downloads; pause, resume and cancel them
+  why ID|NUMBER              what a download is doing, and what holds it up
+  id PATH…                   ids of files and folders
+  verify ID PATH             check a file or folder against an id
+  status                     how the index and the peer are doing
+  quit                       leave; so does Ctrl-D
+
+`get --help` and the like tell more. Ctrl-C stops a running command.";
+
+/// A command of the prompt.
+#[derive(Debug, Parser)]
+#[command(
+    name = "",
+    no_binary_name = true,
+    disable_help_subcommand = true,
+    max_term_width = 110
+)]
+pub(super) struct Line {
+    #[command(flatten)]
+    pub(super) globals: Globals,
+    #[command(subcommand)]
+    pub(super) command: LineCommand,
+}
+
+/// What can be done at the prompt.
+#[derive(Debug, Subcommand)]
+pub(super) enum LineCommand {
+    #[command(flatten)]
+    Verb(Verb),
+    /// Leave
+    #[command(alias = "exit", alias = "bye")]
+    Quit,
+}
+
+/// What a line comes to.
+#[derive(Debug)]
+pub(super) enum Parsed {
+    /// Empty, or a comment.
+    Nothing,
+    /// To be printed.
+    Told(String),
+    /// To be run.
+    Line(Box<Line>),
+    /// Not understood.
+    Wrong(Fail),
+}
+
+/// Understands a line: words as a POSIX shell splits them, then as the command line has them.
+pub(super) fn parse(text: &str) -> Parsed {
+    let Some(words) = shlex::split(text) else {
+        return Parsed::Wrong(Fail::usage("a quote is not closed"));
+    };
+    // A habit from the shell.
+    let words = match words.split_first() {
+        Some((first, rest)) if first == "potluck" && !rest.is_empty() => rest,
+        _ => &words[..],
+    };
+    let words = match words {
+        [] => return Parsed::Nothing,
+        [help] if matches!(help.as_str(), "help" | "?" | "-h" | "--help") => {
+            return Parsed::Told(HELP.to_owned());
+        }
+        // `help get` is `get --help`.
+        [help, verb, ..] if help == "help" => &[verb.clone(), "--help".to_owned()],
+        words => words,
+    };
+    match Line::try_parse_from(words) {
+        Ok(line) => Parsed::Line(Box::new(line)),
+        Err(error) if !error.use_stderr() => Parsed::Told(error.render().ansi().to_string()),
+        Err(error) => Parsed::Wrong(explain(&error, &words[0])),
+    }
+}
+
+fn explain(error: &clap::Error, word: &str) -> Fail {
+    let known = verbs().any(|verb| verb == word);
+    if !known
+        && matches!(
+            error.kind(),
+            ErrorKind::InvalidSubcommand | ErrorKind::UnknownArgument
+        )
+    {
+        return Fail::usage(format!("there is no command `{word}`")).hint("`help` lists the commands");
+    }
+    let fail = Fail::usage(crate::args::usage_message(error));
+    fail.hint(format!("`{word} --help` tells more"))
+}
+
+/// Every word that a line can begin with.
+pub(super) fn verbs() -> impl Iterator<Item = String> {
+    let own = Line::command()
+        .get_subcommands()
+        .flat_map(|verb| std::iter::once(verb.get_name()).chain(verb.get_visible_aliases()))
+        .map(ToOwned::to_owned)
+        .collect::<Vec<_>>();
+    own.into_iter().chain(["help".to_owned()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_mean_what_the_command_line_means() {
+        let Parsed::Line(line) = parse("get 'a b.bin' -o /tmp") else {
+            panic!("not understood")
+        };
+        assert!(matches!(line.command, LineCommand::Verb(Verb::Get(_))));
+        let Parsed::Line(line) = parse("list --json") else {
+            panic!("not understood")
+        };
+        assert!(matches!(line.command, LineCommand::Verb(Verb::Ls(_))) && line.globals.json);
+        assert!(matches!(parse("potluck status"), Parsed::Line(_)));
+        assert!(matches!(parse("exit"), Parsed::Line(_)));
+        assert!(matches!(parse("   "), Parsed::Nothing));
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_without_an_end() {
+        for wrong in ["frobnicate", "get", "share 'x", "id --nonsense", "-x"] {
+            assert!(matches!(parse(wrong), Parsed::Wrong(_)), "{wrong}");
+        }
+        for help in ["help", "?", "get --help", "help get"] {
+            assert!(matches!(parse(help), Parsed::Told(_)), "{help}");
+        }
+    }
+
+    #[test]
+    fn the_help_names_every_verb() {
+        for verb in verbs().filter(|verb| !matches!(verb.as_str(), "ls" | "help")) {
+            assert!(HELP.contains(&verb), "{verb}");
+        }
+    }
+}

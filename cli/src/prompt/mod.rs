@@ -1,0 +1,158 @@
+//! The interactive prompt: the verbs of the shell, with line editing, history, completion and hints.
+//!
+//! Starts a peer of its own if none runs, and keeps it until the end. No failure of a line ends the session; Ctrl-C stops
+//! the running command, Ctrl-D leaves.
+
+mod helper;
+mod line;
+mod reader;
+
+use std::sync::Arc;
+
+use console::style;
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    line::{Line, LineCommand, Parsed},
+    reader::{Event, Reader},
+};
+use crate::{
+    context::{Borrowed, Context},
+    fail::{Exit, Fail},
+    interrupt::Interrupts,
+    peer::Peer,
+    text, verb,
+};
+
+/// Reads and runs lines until the end.
+pub(crate) async fn run(context: &Context, interrupts: &mut Interrupts) -> Result<(), Fail> {
+    let mut reader = Reader::start()?;
+    let peer = find_peer(context).await;
+    greet(context, peer.as_deref()).await;
+    let session = match &peer {
+        Some(peer) => context.clone().in_session(Arc::clone(peer)),
+        None => context.clone(),
+    };
+    let done = read_and_run(&session, interrupts, &mut reader).await;
+    drop(session);
+    if let Some(peer) = peer.and_then(Arc::into_inner) {
+        peer.close().await;
+    }
+    done
+}
+
+async fn read_and_run(
+    session: &Context,
+    interrupts: &mut Interrupts,
+    reader: &mut Reader,
+) -> Result<(), Fail> {
+    loop {
+        let event = tokio::select! {
+            event = reader.next() => event,
+            // From the keyboard it comes as an event; this is SIGTERM, or a signal sent by hand.
+            () = interrupts.next() => return Err(Fail::AlreadyTold(Exit::Interrupted)),
+        };
+        let text = match event {
+            Event::Line(text) => text,
+            Event::CtrlC => continue,
+            Event::End => return Ok(()),
+            Event::Failed(error) => {
+                return Err(Fail::usage(format!("cannot read from the terminal: {error}")));
+            }
+        };
+        match line::parse(&text) {
+            Parsed::Nothing => {}
+            Parsed::Told(told) => session.out.line(told.trim_end())?,
+            Parsed::Wrong(fail) => session.out.fail(&fail),
+            Parsed::Line(line) => match *line {
+                Line {
+                    command: LineCommand::Quit,
+                    ..
+                } => return Ok(()),
+                line => match run_line(session, interrupts, line).await {
+                    Ok(()) => {}
+                    Err(Fail::BrokenPipe) => return Err(Fail::BrokenPipe),
+                    Err(fail) => session.out.fail(&fail),
+                },
+            },
+        }
+    }
+}
+
+async fn run_line(session: &Context, interrupts: &mut Interrupts, line: Line) -> Result<(), Fail> {
+    let LineCommand::Verb(verb) = line.command else {
+        return Ok(());
+    };
+    let stop = CancellationToken::new();
+    let context = session.line(&line.globals, stop.clone())?;
+    interrupts.run(&stop, verb::run_verb(&context, verb)).await
+}
+
+/// The peer of the session: one that runs, else one of its own. A failure is told, and the prompt goes on without.
+async fn find_peer(context: &Context) -> Option<Arc<Peer>> {
+    let peer = match context.running_peer().await {
+        Ok(Some(peer)) => Ok(peer),
+        Ok(None) => context.own_peer(None).await,
+        Err(fail) => Err(fail),
+    };
+    match peer {
+        Ok(Borrowed::Own(peer)) => Some(Arc::new(peer)),
+        Ok(Borrowed::Session(peer)) => Some(peer),
+        Err(fail) => {
+            context.out.fail(&fail);
+            None
+        }
+    }
+}
+
+async fn greet(context: &Context, peer: Option<&Peer>) {
+    context.out.note(format_args!(
+        "{} {}   {}",
+        style("Potluck").bold().for_stderr(),
+        env!("CARGO_PKG_VERSION"),
+        style("help lists the commands, Tab completes, Ctrl-D leaves")
+            .dim()
+            .for_stderr()
+    ));
+    if let Some(peer) = peer {
+        let listening = peer
+            .status
+            .listening
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let whose = match (peer.is_own(), peer.is_temporary()) {
+            (false, _) => format!(
+                "runs already; downloads go to {}",
+                text::path(&peer.status.files_folder)
+            ),
+            (true, false) => "this prompt's own; downloads go to the current folder".to_owned(),
+            (true, true) => {
+                "this prompt's own, forgotten at the end; downloads go to the current folder".to_owned()
+            }
+        };
+        context.out.note(format_args!(
+            "peer   {listening}  {}",
+            style(whose).dim().for_stderr()
+        ));
+    }
+    let Ok(index) = context.index_of(peer) else {
+        context.out.note("index  none");
+        return;
+    };
+    let state = match index.stats().await {
+        Ok(stats) => style(format!(
+            "{}, {}",
+            text::count(stats.peers, "peer"),
+            text::count(stats.files, "file")
+        ))
+        .dim()
+        .for_stderr(),
+        Err(_) => style("does not answer; start one with `potluck index`".to_owned())
+            .red()
+            .for_stderr(),
+    };
+    context
+        .out
+        .note(format_args!("index  {}  {state}\n", index.endpoint()));
+}

@@ -1,0 +1,115 @@
+//! Lines from the terminal, read on a thread of their own, one each time one is asked for.
+
+use std::{path::PathBuf, sync::mpsc, thread};
+
+use rustyline::{CompletionType, Config, Editor, error::ReadlineError, history::FileHistory};
+use tokio::sync::mpsc as async_mpsc;
+
+use super::helper::Assistant;
+use crate::fail::Fail;
+
+/// Lines remembered.
+const HISTORY: usize = 2000;
+
+const PROMPT: &str = "potluck> ";
+
+/// What comes of asking for a line.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A line.
+    Line(String),
+    /// Ctrl-C: the line is given up.
+    CtrlC,
+    /// Ctrl-D, or the terminal is gone.
+    End,
+    /// The terminal cannot be read.
+    Failed(String),
+}
+
+/// The thread that reads.
+#[derive(Debug)]
+pub(super) struct Reader {
+    ask: mpsc::SyncSender<()>,
+    answers: async_mpsc::Receiver<Event>,
+    asked: bool,
+}
+
+impl Reader {
+    /// Starts the thread, with the history of earlier sessions.
+    pub(super) fn start() -> Result<Self, Fail> {
+        let failed =
+            |error: ReadlineError| Fail::usage(format!("this terminal cannot be edited on: {error}"));
+        let config = Config::builder()
+            .completion_type(CompletionType::List)
+            .history_ignore_space(true)
+            .max_history_size(HISTORY)
+            .map_err(failed)?
+            .build();
+        let mut editor: Editor<Assistant, FileHistory> = Editor::with_config(config).map_err(failed)?;
+        editor.set_helper(Some(Assistant::new()));
+        // One question at a time: what is printed meanwhile does not meet a line that is being edited.
+        let (ask, asks) = mpsc::sync_channel(1);
+        let (answer, answers) = async_mpsc::channel(1);
+        thread::Builder::new()
+            .name("prompt".into())
+            .spawn(move || {
+                let history = history_file();
+                if let Some(path) = &history {
+                    // The first session has none.
+                    let _ = editor.load_history(path);
+                }
+                while asks.recv().is_ok() {
+                    let event = read(&mut editor, history.as_deref());
+                    if answer.blocking_send(event).is_err() {
+                        return;
+                    }
+                }
+            })
+            .map_err(|error| Fail::usage(format!("cannot start the prompt: {error}")))?;
+        Ok(Self {
+            ask,
+            answers,
+            asked: false,
+        })
+    }
+
+    /// The next line. Cancel-safe: a line that is being typed is given next time.
+    pub(super) async fn next(&mut self) -> Event {
+        if !self.asked {
+            if self.ask.try_send(()).is_err() {
+                return Event::End;
+            }
+            self.asked = true;
+        }
+        let event = self.answers.recv().await.unwrap_or(Event::End);
+        self.asked = false;
+        event
+    }
+}
+
+fn read(editor: &mut Editor<Assistant, FileHistory>, history: Option<&std::path::Path>) -> Event {
+    // The prompt is measured as it is and shown with colour.
+    let coloured = console::style(PROMPT).cyan().bold().to_string();
+    match editor.readline(&(PROMPT, coloured.as_str())) {
+        Ok(line) => {
+            if !line.trim().is_empty() && editor.add_history_entry(line.as_str()).unwrap_or(false) {
+                if let Some(path) = history {
+                    // A session without lasting history is still a session.
+                    let _ = editor.append_history(path);
+                }
+            }
+            Event::Line(line)
+        }
+        Err(ReadlineError::Interrupted) => Event::CtrlC,
+        Err(ReadlineError::Eof) => Event::End,
+        Err(error) => Event::Failed(error.to_string()),
+    }
+}
+
+/// The history's file in the user's state folder, its folder made.
+fn history_file() -> Option<PathBuf> {
+    let dirs = directories::ProjectDirs::from("", "", "potluck")?;
+    let folder = dirs.state_dir().unwrap_or_else(|| dirs.data_dir());
+    std::fs::create_dir_all(folder).ok()?;
+    Some(folder.join("history"))
+}

@@ -1,0 +1,138 @@
+//! Aligned columns of text.
+//!
+//! Pure. Widths are display widths; cells hold no line breaks. The last column is never padded, so that nothing trails.
+
+use console::{Alignment, measure_text_width, pad_str, style};
+
+/// Between columns.
+const GAP: &str = "  ";
+
+/// Which way a column leans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lean {
+    /// Text.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// Rows under a head.
+#[derive(Debug)]
+pub(crate) struct Table {
+    leans: Vec<Lean>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table whose columns have these titles.
+    pub(crate) fn new(columns: &[(&str, Lean)]) -> Self {
+        Self {
+            leans: columns.iter().map(|&(_, lean)| lean).collect(),
+            rows: vec![columns.iter().map(|&(title, _)| title.to_owned()).collect()],
+        }
+    }
+
+    /// A table without a head.
+    pub(crate) const fn bare(leans: Vec<Lean>) -> Self {
+        Self {
+            leans,
+            rows: Vec::new(),
+        }
+    }
+
+    /// One more row; missing cells are empty.
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+
+    /// The lines, the head among them.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let widths: Vec<usize> = (0..self.leans.len())
+            .map(|column| {
+                let cells = self.rows.iter().filter_map(|row| row.get(column));
+                cells.map(|cell| measure_text_width(cell)).max().unwrap_or(0)
+            })
+            .collect();
+        self.rows.iter().map(|row| self.line(row, &widths)).collect()
+    }
+
+    fn line(&self, row: &[String], widths: &[usize]) -> String {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            if column > 0 {
+                line.push_str(GAP);
+            }
+            let width = widths.get(column).copied().unwrap_or(0);
+            match self.leans.get(column) {
+                Some(Lean::Right) => line.push_str(&pad_str(cell, width, Alignment::Right, None)),
+                _ => line.push_str(&pad_str(cell, width, Alignment::Left, None)),
+            }
+        }
+        line.truncate(line.trim_end().len());
+        line
+    }
+}
+
+/// A table of things with ids of 64 digits: on one line each where the width allows, else the id on a line of its own below.
+///
+/// `rows` hold the cells under `columns` and then the id. `width`: columns of the terminal; `None`: no terminal, no bound.
+pub(crate) fn with_ids(
+    columns: &[(&str, Lean)],
+    rows: impl IntoIterator<Item = (Vec<String>, String)>,
+    width: Option<usize>,
+) -> Vec<String> {
+    let mut table = Table::new(columns);
+    let mut ids = Vec::new();
+    for (cells, id) in rows {
+        table.row(cells);
+        ids.push(id);
+    }
+    let lines = table.lines();
+    let widest = lines
+        .iter()
+        .map(|line| measure_text_width(line))
+        .max()
+        .unwrap_or(0);
+    let id_width = ids.iter().map(|id| measure_text_width(id)).max().unwrap_or(0);
+    let fits = width.is_none_or(|width| id_width + GAP.len() + widest <= width);
+    let mut told = Vec::with_capacity(2 * lines.len());
+    for (i, line) in lines.into_iter().enumerate() {
+        let id = i.checked_sub(1).map_or("ID", |i| &ids[i]);
+        match (fits, i) {
+            (true, _) => told.push(format!(
+                "{}{GAP}{line}",
+                pad_str(id, id_width, Alignment::Left, None)
+            )),
+            (false, 0) => told.push(line),
+            (false, _) => told.extend([line, format!("{GAP}{}", style(id).dim())]),
+        }
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_go_below_where_the_terminal_is_narrow() {
+        let rows = || [(vec!["a.bin".to_owned(), "1 B".to_owned()], "ab".repeat(32))];
+        let columns = [("NAME", Lean::Left), ("SIZE", Lean::Right)];
+        let wide = with_ids(&columns, rows(), None);
+        assert_eq!(wide[1], format!("{}  a.bin   1 B", "ab".repeat(32)));
+        let narrow = with_ids(&columns, rows(), Some(70));
+        assert_eq!(narrow.len(), 3);
+        assert!(narrow.iter().all(|line| measure_text_width(line) <= 70));
+    }
+
+    #[test]
+    fn columns_line_up_by_display_width() {
+        let mut table = Table::new(&[("NAME", Lean::Left), ("SIZE", Lean::Right), ("X", Lean::Left)]);
+        table.row(["名前".into(), "1 B".into(), "y".into()]);
+        table.row(["a".into(), "100 MiB".into(), String::new()]);
+        assert_eq!(
+            table.lines(),
+            ["NAME     SIZE  X", "名前      1 B  y", "a     100 MiB"]
+        );
+    }
+}

@@ -1,0 +1,148 @@
+//! The demo's network: an index and four peers in this process, on free ports, in one temporary folder.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use potluck_core::{Problem, Reason, index_client::IndexClient, transport::Endpoint};
+use potluck_peer::{Config, Running};
+use tempfile::TempDir;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::{context::Borrowed, control::Control, fail::Fail, peer::Peer};
+
+/// Peers that share.
+const SHARERS: usize = 3;
+
+/// How long everything may take to stop.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Running services, and the folder that is removed with them.
+#[derive(Debug)]
+pub(super) struct Network {
+    index: Endpoint,
+    index_task: JoinHandle<Result<(), potluck_index::ServeError>>,
+    peers: Vec<Running>,
+    sharers: Vec<Control>,
+    fetcher: Borrowed,
+    shutdown: CancellationToken,
+    folder: TempDir,
+}
+
+impl Network {
+    /// Starts everything.
+    pub(super) async fn start() -> Result<Self, Fail> {
+        let folder = tempfile::Builder::new()
+            .prefix("potluck-demo-")
+            .tempdir()
+            .map_err(|error| Fail::io("make a folder in", &std::env::temp_dir(), &error))?;
+        let shutdown = CancellationToken::new();
+        let (listener, address) = listen().await?;
+        let index: Endpoint = format!("http://{address}").parse()?;
+        let index_config = potluck_index::Config {
+            store: potluck_index::StoreConfig::Sled(folder.path().join("index")),
+            ..potluck_index::Config::default()
+        };
+        // From here on a failure must take down what runs: the guard cancels on every way out but the last.
+        let guard = shutdown.clone().drop_guard();
+        let index_task = tokio::spawn(potluck_index::serve(listener, index_config, shutdown.clone()));
+        let mut peers = Vec::new();
+        let mut sharers = Vec::new();
+        for number in 1..=SHARERS + 1 {
+            let (listener, _) = listen().await?;
+            let config = Config {
+                index: Some(index.clone()),
+                ..Config::new(folder.path().join(format!("peer-{number}")))
+            };
+            let running = potluck_peer::start(listener, config, shutdown.clone()).await?;
+            sharers.push(Control::connect(&running.control, None).await?);
+            peers.push(running);
+        }
+        let fetcher = Borrowed::Own(Peer::at(&peers[SHARERS].control, None).await?);
+        sharers.truncate(SHARERS);
+        let shutdown = guard.disarm();
+        Ok(Self {
+            index,
+            index_task,
+            peers,
+            sharers,
+            fetcher,
+            shutdown,
+            folder,
+        })
+    }
+
+    /// The folder of everything.
+    pub(super) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Where the fetched file goes.
+    pub(super) fn download_folder(&self) -> PathBuf {
+        self.peers[SHARERS].home.join("files")
+    }
+
+    /// The index's address.
+    pub(super) const fn index(&self) -> &Endpoint {
+        &self.index
+    }
+
+    /// A client of the index.
+    pub(super) fn index_client(&self) -> IndexClient {
+        IndexClient::new(self.index.clone())
+    }
+
+    /// The peers' addresses, the fetching one last.
+    pub(super) fn addresses(&self) -> Vec<String> {
+        self.peers
+            .iter()
+            .map(|peer| peer.local_addr.to_string())
+            .collect()
+    }
+
+    /// The peers that share.
+    pub(super) fn sharers(&self) -> impl Iterator<Item = &Control> {
+        self.sharers.iter()
+    }
+
+    /// The peer that fetches.
+    pub(super) const fn fetcher(&self) -> &Borrowed {
+        &self.fetcher
+    }
+
+    /// Stops everything and removes the folder.
+    pub(super) async fn stop(self) {
+        self.shutdown.cancel();
+        let all = async {
+            for peer in self.peers {
+                peer.join().await;
+            }
+            // Its failure would have shown in what the peers could do.
+            let _ = self.index_task.await;
+        };
+        if tokio::time::timeout(GRACE, all).await.is_err() {
+            tracing::warn!("the demo's services did not stop within {GRACE:?}");
+        }
+        let path = self.folder.path().to_owned();
+        if let Err(error) = self.folder.close() {
+            tracing::warn!(%error, path = %path.display(), "cannot remove the demo's folder");
+        }
+    }
+}
+
+async fn listen() -> Result<(TcpListener, SocketAddr), Problem> {
+    let failed = |error: std::io::Error| {
+        Problem::new(
+            Reason::AddressInUse,
+            format!("cannot listen on this machine's loopback address: {error}"),
+        )
+    };
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}

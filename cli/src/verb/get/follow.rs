@@ -1,0 +1,249 @@
+//! Follows a fetch to its end, its owner's Ctrl-C, or the end of patience.
+
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use futures_util::StreamExt as _;
+use potluck_core::{Problem, Reason};
+use serde_json::json;
+
+use super::show::Rows;
+use crate::{
+    board::Board,
+    context::{Borrowed, Context},
+    control::{
+        FetchOrder,
+        model::{PeerState, State, Transfer},
+    },
+    fail::Fail,
+    text,
+};
+
+/// Least time between two progress objects: enough for any display, and no flood for a log.
+const OBJECT_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How long a transfer may wait without anything coming.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    /// How long.
+    pub(crate) wait: Duration,
+    /// What to say when it is over, where that is known better than by the transfer.
+    pub(crate) instead: Option<Fail>,
+}
+
+/// Fetches as ordered, showing how it goes. `again` is the command that goes on after an interruption.
+///
+/// # Errors
+/// As the transfer failed; [`crate::fail::Exit::Interrupted`] after Ctrl-C, with everything fetched kept.
+pub(crate) async fn follow(
+    context: &Context,
+    peer: &Borrowed,
+    order: &FetchOrder,
+    patience: Patience,
+    again: &str,
+) -> Result<Transfer, Fail> {
+    let mut events = pin!(
+        context
+            .stoppable(async { Ok(peer.control.fetch(order).await?) })
+            .await?
+    );
+    let mut board = Board::new(context.out.bars());
+    let mut rows = Rows::default();
+    let mut last: Option<Transfer> = None;
+    let mut told: Option<Instant> = None;
+    let mut stuck = Stuck::default();
+    loop {
+        let event = tokio::select! {
+            // Cancel-safe: an event not taken stays in the stream, and the others only wait.
+            event = events.next() => event,
+            () = context.stop.cancelled() => {
+                drop(board);
+                return Err(stopped(peer, last, again).await);
+            }
+            () = stuck.over(patience.wait) => {
+                drop(board);
+                return Err(gave_up(peer, last, patience, again).await);
+            }
+        };
+        let transfer = match event {
+            Some(Ok(transfer)) => transfer,
+            Some(Err(problem)) => return Err(lost(problem, last.is_some(), again)),
+            None => return Err(lost(cut_off(), last.is_some(), again)),
+        };
+        stuck.note(context, &transfer, patience.wait);
+        board.show(|width| rows.render(&transfer, width));
+        if context.out.is_json() && !context.out.is_quiet() && !transfer.state.is_over() {
+            let due = told.is_none_or(|told| told.elapsed() >= OBJECT_INTERVAL);
+            if due {
+                told = Some(Instant::now());
+                context.out.object(&progress(&transfer))?;
+            }
+        }
+        match transfer.state {
+            State::Done => return Ok(transfer),
+            State::Failed => return Err(failed(&transfer, patience)),
+            State::Cancelled => {
+                return Err(Fail::new(
+                    Reason::Cancelled,
+                    format!("transfer {} was cancelled", transfer.number),
+                ));
+            }
+            _ if order.detach => return Ok(transfer),
+            _ => last = Some(transfer),
+        }
+    }
+}
+
+/// Since when nothing comes, and what was said about it.
+#[derive(Debug, Default)]
+struct Stuck {
+    since: Option<tokio::time::Instant>,
+    done: u64,
+    said: Option<Reason>,
+}
+
+impl Stuck {
+    fn note(&mut self, context: &Context, transfer: &Transfer, wait: Duration) {
+        if transfer.state != State::Waiting || transfer.done > self.done {
+            self.since = None;
+            self.said = None;
+        } else if self.since.is_none() {
+            self.since = Some(tokio::time::Instant::now());
+        }
+        self.done = transfer.done;
+        // On a terminal the board says it.
+        if let Some(error) = transfer
+            .error
+            .as_ref()
+            .filter(|_| self.since.is_some() && !wait.is_zero())
+        {
+            if self.said != Some(error.reason) && !context.out.draws() {
+                context
+                    .out
+                    .note(format_args!("waiting: {}", text::shown(&error.message)));
+            }
+            self.said = Some(error.reason);
+        }
+    }
+
+    /// Ends when nothing came for `wait`.
+    async fn over(&self, wait: Duration) {
+        match self.since.and_then(|since| since.checked_add(wait)) {
+            Some(deadline) => tokio::time::sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn progress(transfer: &Transfer) -> serde_json::Value {
+    json!({
+        "event": "progress",
+        "id": transfer.file,
+        "state": transfer.state,
+        "bytes": transfer.done,
+        "total": transfer.total,
+        "bytes_per_second": transfer.bytes_per_second,
+        "peers": transfer.peers.iter().filter(|peer| peer.state == PeerState::Active).count(),
+    })
+}
+
+/// How much there is, as the end of a sentence.
+fn kept(transfer: &Transfer) -> String {
+    match transfer.total {
+        Some(total) => {
+            format!(
+                "{} of {} ({} %) are kept",
+                text::size(transfer.done),
+                text::size(total),
+                text::percent(transfer.done, total)
+            )
+        }
+        None => "nothing was fetched yet".to_owned(),
+    }
+}
+
+/// Holds the transfer where it stands; it would hold by itself when this command is gone.
+async fn hold(peer: &Borrowed, last: Option<Transfer>) -> Option<Transfer> {
+    let transfer = last?;
+    Some(peer.control.pause(transfer.number).await.unwrap_or(transfer))
+}
+
+async fn stopped(peer: &Borrowed, last: Option<Transfer>, again: &str) -> Fail {
+    match hold(peer, last).await {
+        Some(transfer) => Fail::interrupted(kept(&transfer)).hint(format!("go on with: {again}")),
+        None => Fail::interrupted("nothing was fetched yet"),
+    }
+}
+
+async fn gave_up(peer: &Borrowed, last: Option<Transfer>, patience: Patience, again: &str) -> Fail {
+    let Some(transfer) = last else {
+        return patience
+            .instead
+            .unwrap_or_else(|| Fail::new(Reason::NoProviders, "nobody has it now"));
+    };
+    if transfer.done == 0 {
+        // Nothing to keep, and nothing to litter the list of transfers with. That it may fail changes nothing.
+        let _ = peer.control.cancel(transfer.number).await;
+    } else {
+        let _ = hold(peer, Some(transfer.clone())).await;
+    }
+    if let Some(instead) = patience.instead {
+        return instead;
+    }
+    let problem = transfer
+        .error
+        .clone()
+        .unwrap_or_else(|| Problem::new(Reason::NoProviders, "no peer that is up has what is missing"));
+    let waited = format!(
+        "gave up after {} without progress: {}",
+        text::time(patience.wait),
+        problem.message
+    );
+    let fail = Fail::from(Problem {
+        message: waited,
+        ..problem
+    });
+    match transfer.done {
+        0 => fail,
+        _ => fail.hint(kept(&transfer)).hint(format!("go on with: {again}")),
+    }
+}
+
+fn failed(transfer: &Transfer, patience: Patience) -> Fail {
+    let problem = transfer
+        .error
+        .clone()
+        .unwrap_or_else(|| Problem::new(Reason::Internal, "the transfer failed without a reason"));
+    match (problem.reason, patience.instead) {
+        (Reason::NotFound | Reason::NoProviders | Reason::Unreachable, Some(instead)) => instead,
+        (Reason::TargetExists, _) => Fail::from(problem).hint("give another path with -o"),
+        _ => Fail::from(problem),
+    }
+}
+
+fn cut_off() -> Problem {
+    Problem::new(
+        Reason::Unreachable,
+        "the peer ended the transfer's report before the transfer ended",
+    )
+}
+
+/// The peer is gone in the middle.
+fn lost(problem: Problem, began: bool, again: &str) -> Fail {
+    let resumes = began
+        && matches!(
+            problem.reason,
+            Reason::Unreachable | Reason::ShuttingDown | Reason::Cancelled | Reason::NotPotluck
+        );
+    match (resumes, problem.reason) {
+        (true, _) => Fail::from(Problem {
+            reason: Reason::Unreachable,
+            ..problem
+        })
+        .hint(format!("what was fetched is kept; go on with: {again}")),
+        (false, Reason::TargetExists) => Fail::from(problem).hint("give another path with -o"),
+        (false, _) => problem.into(),
+    }
+}

@@ -1,0 +1,187 @@
+//! `potluck get`: fetch a file or folder from everyone who has it.
+
+mod follow;
+mod report;
+mod resolve;
+mod show;
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use bytesize::ByteSize;
+use clap::Args;
+use potluck_core::{Reason, index_client::Address};
+
+pub(crate) use self::{
+    follow::{Patience, follow},
+    report::report,
+};
+use super::want::Want;
+use crate::{
+    context::{Borrowed, Context},
+    control::FetchOrder,
+    fail::{Exit, Fail},
+};
+use resolve::Candidate;
+
+/// How long to wait, unless told otherwise, while no peer has what is missing: a peer that restarts is back by then.
+const DEFAULT_WAIT: u64 = 60;
+
+const EXAMPLES: &str = "\
+Examples:
+  potluck get model.bin                   by name, if only one file has it
+  potluck get 3f9a…(64 digits)            by id
+  potluck get sha256:e3b0… -o /tmp/x.bin  by its SHA-256, checked at the end
+  potluck get photos -o ~/                a folder, restored below ~/
+
+Run it again after Ctrl-C or a crash: it goes on where it stopped. A file that
+is there already is checked and left alone; another file is never overwritten.
+With a peer running the file goes to the peer's files folder, else to the
+current folder.";
+
+/// Fetch a file or folder from everyone who has it, every piece verified
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct GetArgs {
+    /// An id, an exact name, or sha256:HEX
+    #[arg(value_name = "ID|NAME|sha256:HEX")]
+    pub(crate) want: Want,
+
+    /// Where to put it: a new path, or a folder
+    #[arg(short, long, value_name = "PATH")]
+    output: Option<PathBuf>,
+
+    /// Peers to ask besides those the index knows
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', value_parser = parse_address)]
+    from: Vec<Address>,
+
+    /// Most bytes a second, as in 10MiB
+    #[arg(long, value_name = "RATE")]
+    limit: Option<ByteSize>,
+
+    /// Share of the link against other transfers, 1 to 100 [default: 10]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    priority: Option<u32>,
+
+    /// Seconds to wait while no peer has what is missing, or the disk is full
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_WAIT)]
+    wait: u64,
+
+    /// Leave it to the running peer and return at once; `potluck transfers` shows it
+    #[arg(short, long)]
+    detach: bool,
+
+    /// Where to serve from meanwhile if no peer is running [default: 127.0.0.1:12349, or a free port of this machine]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+}
+
+/// Finds out what is meant, fetches it, and tells how that went.
+pub(crate) async fn run(context: &Context, args: GetArgs) -> Result<(), Fail> {
+    let running = context.stoppable(context.running_peer()).await?;
+    if args.detach && running.is_none() {
+        return Err(
+            Fail::usage("--detach needs a running peer to leave it to").hint("start one with `potluck peer`")
+        );
+    }
+    let candidates = context
+        .stoppable(resolve::candidates(context, running.as_deref(), &args))
+        .await?;
+    let peer = match running {
+        Some(peer) => peer,
+        None => context.own_peer(args.listen).await?,
+    };
+    let done = fetch_first(context, &peer, &args, candidates).await;
+    peer.close().await;
+    done
+}
+
+/// Fetches the first candidate whose bytes are what was asked for.
+async fn fetch_first(
+    context: &Context,
+    peer: &Borrowed,
+    args: &GetArgs,
+    candidates: Vec<Candidate>,
+) -> Result<(), Fail> {
+    let target = target(peer, args)?;
+    let last = candidates.len().saturating_sub(1);
+    for (i, candidate) in candidates.into_iter().enumerate() {
+        let order = FetchOrder {
+            file: candidate.id,
+            name: candidate.name,
+            target: target.clone(),
+            sha256: candidate.sha256,
+            providers: candidate.providers,
+            detach: args.detach,
+            limit: args.limit.map_or(0, |limit| limit.as_u64()),
+            priority: args.priority.unwrap_or(0),
+        };
+        let patience = Patience {
+            wait: if candidate.known {
+                Duration::from_secs(args.wait)
+            } else {
+                Duration::ZERO
+            },
+            instead: candidate.instead,
+        };
+        match follow(context, peer, &order, patience, &again(args)).await {
+            Ok(transfer) => return report(context, &transfer, args.detach),
+            Err(fail) if i < last && fail.exit() == Some(Exit::Verification) => {
+                context.out.warn(format_args!(
+                    "{} is not what was asked for, trying another",
+                    order.file
+                ));
+            }
+            Err(fail) => return Err(fail),
+        }
+    }
+    // Nothing found is told by `resolve`.
+    Err(Fail::new(Reason::NotFound, format!("nobody has {}", args.want)))
+}
+
+/// Where it goes: as asked, else the current folder for a peer of this process, else the peer's own choice.
+fn target(peer: &Borrowed, args: &GetArgs) -> Result<Option<PathBuf>, Fail> {
+    let Some(output) = &args.output else {
+        return match peer.is_own() {
+            true => std::env::current_dir()
+                .map(Some)
+                .map_err(|error| Fail::io("find the current folder", std::path::Path::new("."), &error)),
+            false => Ok(None),
+        };
+    };
+    let target = PathBuf::from(super::local::absolute(output)?);
+    // `-o new/` says that a folder is meant.
+    if output.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        std::fs::create_dir_all(&target).map_err(|error| Fail::io("make the folder", &target, &error))?;
+    }
+    Ok(Some(target))
+}
+
+/// The command that goes on after an interruption.
+fn again(args: &GetArgs) -> String {
+    let want = match &args.want {
+        Want::Id(id) => id.to_string(),
+        Want::Sha256(sum) => format!("sha256:{sum}"),
+        Want::Name(name) => name.clone(),
+    };
+    let words = ["potluck", "get", &want].map(ToOwned::to_owned).into_iter();
+    let output = args
+        .output
+        .iter()
+        .flat_map(|path| ["-o".to_owned(), path.to_string_lossy().into_owned()]);
+    let words: Vec<_> = words.chain(output).collect();
+    shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "))
+}
+
+fn parse_address(text: &str) -> Result<Address, String> {
+    match text.parse() {
+        Ok(potluck_core::transport::Endpoint::Http(uri)) => {
+            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+            let port = uri
+                .port_u16()
+                .filter(|&port| port != 0)
+                .ok_or("a port is 1 to 65535")?;
+            Ok(Address { host, port })
+        }
+        _ => Err("give HOST:PORT, as in 192.0.2.7:12349".to_owned()),
+    }
+}

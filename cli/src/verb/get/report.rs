@@ -1,0 +1,141 @@
+//! What a finished fetch is told as.
+
+use console::style;
+use serde_json::json;
+
+use crate::{
+    context::Context,
+    control::model::{PeerState, Transfer, TransferPeer},
+    fail::Fail,
+    table::{Lean, Table},
+    text,
+    verb::transfers,
+};
+
+/// Sources listed for people; `--json` has them all.
+const MOST_SOURCES: usize = 12;
+
+/// Tells where it is and who gave how much; of a detached one, how to follow it.
+pub(crate) fn report(context: &Context, transfer: &Transfer, detached: bool) -> Result<(), Fail> {
+    let done = transfer.state.is_over();
+    if context.out.is_json() {
+        return context.out.object(&match done {
+            true => object(transfer),
+            false => {
+                let mut object = transfers::object(transfer);
+                object["event"] = json!("detached");
+                object
+            }
+        });
+    }
+    if detached && !done {
+        context.out.line(format_args!(
+            "transfer {} goes on in the background",
+            transfer.number
+        ))?;
+        context
+            .out
+            .note("follow it with: potluck transfers, or potluck why ID");
+        return Ok(());
+    }
+    context.out.line(format_args!(
+        "{}  {}",
+        style(verb(transfer)).green(),
+        text::path(&transfer.path)
+    ))?;
+    context.out.note(format_args!("  {}", facts(transfer)));
+    for line in sources(&transfer.peers) {
+        context.out.note(line);
+    }
+    Ok(())
+}
+
+/// The last object of `get --json`.
+fn object(transfer: &Transfer) -> serde_json::Value {
+    json!({
+        "event": "done",
+        "id": transfer.file,
+        "kind": transfer.kind,
+        "name": transfer.name,
+        "path": transfer.path,
+        "size": transfer.total.unwrap_or(transfer.done),
+        "seconds": transfer.elapsed.as_secs_f64(),
+        "resumed_bytes": transfer.resumed,
+        "sources": transfer.peers.iter().map(transfers::source).collect::<Vec<_>>(),
+    })
+}
+
+/// Whether anything had to be fetched.
+fn fetched(transfer: &Transfer) -> u64 {
+    transfer.done.saturating_sub(transfer.resumed)
+}
+
+fn verb(transfer: &Transfer) -> &'static str {
+    match fetched(transfer) == 0 && transfer.done > 0 {
+        true => "already there",
+        false => "saved",
+    }
+}
+
+fn facts(transfer: &Transfer) -> String {
+    let size = text::size(transfer.total.unwrap_or(transfer.done));
+    let fetched = fetched(transfer);
+    if fetched == 0 {
+        return format!("{size}, verified");
+    }
+    let resumed = match transfer.resumed {
+        0 => String::new(),
+        resumed => format!(", {} of it kept from before", text::size(resumed)),
+    };
+    format!(
+        "{size} in {}, {}, verified{resumed}",
+        text::time(transfer.elapsed),
+        text::mean_rate(fetched, transfer.elapsed)
+    )
+}
+
+/// Who gave how much, and who was refused and why.
+fn sources(peers: &[TransferPeer]) -> Vec<String> {
+    let given: u64 = peers.iter().map(|peer| peer.bytes).sum();
+    let mut table = Table::bare(vec![Lean::Left, Lean::Right, Lean::Right, Lean::Left]);
+    let worth_telling = |peer: &&TransferPeer| peer.bytes > 0 || peer.state == PeerState::Banned;
+    let (told, others): (Vec<_>, Vec<_>) = peers
+        .iter()
+        .filter(worth_telling)
+        .enumerate()
+        .partition(|(i, peer)| *i < MOST_SOURCES || peer.state == PeerState::Banned);
+    for (_, peer) in told {
+        let state = match (peer.state, &peer.reason) {
+            (PeerState::Banned, reason) => {
+                let why = reason
+                    .as_deref()
+                    .map_or("sent bytes that failed verification".into(), text::shown);
+                style(format!("banned: {why}")).red().for_stderr().to_string()
+            }
+            _ => String::new(),
+        };
+        table.row([
+            format!("  {}", text::shown(&peer.address.to_string())),
+            text::size(peer.bytes),
+            format!(
+                "{} %",
+                if given == 0 {
+                    0
+                } else {
+                    text::percent(peer.bytes, given)
+                }
+            ),
+            state,
+        ]);
+    }
+    let mut lines = table.lines();
+    if !others.is_empty() {
+        let bytes = others.iter().map(|(_, peer)| peer.bytes).sum();
+        lines.push(format!(
+            "  and {} with {}",
+            text::count(others.len() as u64, "more peer"),
+            text::size(bytes)
+        ));
+    }
+    lines
+}

@@ -1,0 +1,175 @@
+//! From what was asked for to the files that it can be.
+
+use potluck_core::{
+    FileId, Problem, Reason, Sha256,
+    index_client::{Address, Found, IndexClient},
+};
+use serde_json::json;
+
+use super::GetArgs;
+use crate::{
+    context::Context,
+    fail::Fail,
+    peer::Peer,
+    text,
+    verb::{query, search, want::Want},
+};
+
+/// Similar names offered where the one asked for is unknown.
+const SUGGESTIONS: u32 = 3;
+
+/// Providers told to a peer that uses another index, or none.
+const TOLD_PROVIDERS: usize = 100;
+
+/// A file to try.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    pub(super) id: FileId,
+    pub(super) name: Option<String>,
+    pub(super) sha256: Option<Sha256>,
+    pub(super) providers: Vec<Address>,
+    /// Whether somebody is known to have it; else only a copy on this machine can help.
+    pub(super) known: bool,
+    /// What to say if it cannot be had though nobody is known to have it.
+    pub(super) instead: Option<Fail>,
+}
+
+/// What can be meant, at least one.
+///
+/// # Errors
+/// Not found; ambiguous, with the choice printed; the index unreachable where only it can tell.
+pub(super) async fn candidates(
+    context: &Context,
+    peer: Option<&Peer>,
+    args: &GetArgs,
+) -> Result<Vec<Candidate>, Fail> {
+    let looked_up = match context.index_of(peer) {
+        Ok(index) => look_up(&index, &args.want).await,
+        // Without an index an id and somebody to ask are enough.
+        Err(fail) if args.from.is_empty() || !matches!(args.want, Want::Id(_)) => return Err(fail),
+        Err(_) => Ok(Vec::new()),
+    };
+    let index = context.index_of(peer).ok();
+    match (&args.want, looked_up) {
+        (Want::Id(id), looked_up) => Ok(vec![by_id(context, peer, args, *id, looked_up)]),
+        (_, Err(problem)) => Err(problem.into()),
+        (want, Ok(files)) if files.is_empty() => Err(suggest(index.as_ref(), want).await),
+        (Want::Name(name), Ok(files)) if files.len() > 1 => Err(ambiguous(context, name, &files)),
+        (Want::Name(name), Ok(files)) => Ok(files
+            .iter()
+            .map(|found| found_one(context, peer, args, found, Some(name), None))
+            .collect()),
+        (Want::Sha256(sum), Ok(files)) => Ok(files
+            .iter()
+            .map(|found| found_one(context, peer, args, found, None, Some(*sum)))
+            .collect()),
+    }
+}
+
+async fn look_up(index: &IndexClient, want: &Want) -> Result<Vec<Found>, Problem> {
+    query::find(index, want, TOLD_PROVIDERS as u32).await
+}
+
+fn by_id(
+    context: &Context,
+    peer: Option<&Peer>,
+    args: &GetArgs,
+    id: FileId,
+    looked_up: Result<Vec<Found>, Problem>,
+) -> Candidate {
+    let (found, instead) = match looked_up {
+        Ok(files) => match files.into_iter().next() {
+            Some(found) => (Some(found), None),
+            None => (None, Some(query::unknown(&args.want))),
+        },
+        Err(problem) => (None, Some(Fail::from(problem))),
+    };
+    match found {
+        Some(found) => found_one(context, peer, args, &found, None, None),
+        None => Candidate {
+            id,
+            name: None,
+            sha256: None,
+            providers: args.from.clone(),
+            known: !args.from.is_empty(),
+            instead,
+        },
+    }
+}
+
+fn found_one(
+    context: &Context,
+    peer: Option<&Peer>,
+    args: &GetArgs,
+    found: &Found,
+    name: Option<&str>,
+    sha256: Option<Sha256>,
+) -> Candidate {
+    let mut providers = args.from.clone();
+    if other_index(context, peer) {
+        providers.extend(
+            found
+                .providers
+                .iter()
+                .take(TOLD_PROVIDERS)
+                .map(|provider| provider.address.clone()),
+        );
+    }
+    Candidate {
+        id: found.file.id,
+        name: name.map(ToOwned::to_owned),
+        sha256,
+        providers,
+        known: true,
+        instead: None,
+    }
+}
+
+/// Whether the peer asks another index than the one that was just asked.
+fn other_index(context: &Context, peer: Option<&Peer>) -> bool {
+    let asked = context
+        .index_of(peer)
+        .ok()
+        .map(|index| index.endpoint().to_string());
+    peer.is_some_and(|peer| {
+        let own = peer
+            .status
+            .index
+            .as_deref()
+            .map(|url| url.trim_end_matches('/').to_owned());
+        own != asked
+    })
+}
+
+/// Several files of one name: prints the choice.
+fn ambiguous(context: &Context, name: &str, files: &[Found]) -> Fail {
+    let printed = match context.out.is_json() {
+        true => context
+            .out
+            .object(&json!({ "files": files.iter().map(query::object).collect::<Vec<_>>() })),
+        false => context.out.lines(search::lines(files, context.out.width())),
+    };
+    if let Err(fail) = printed {
+        return fail;
+    }
+    let message = format!(
+        "{} have the name `{name}`",
+        text::count(files.len() as u64, "file")
+    );
+    Fail::new(Reason::AmbiguousName, message).hint("nothing was fetched; choose one: potluck get ID")
+}
+
+/// That it is unknown, with names that are near.
+async fn suggest(index: Option<&IndexClient>, want: &Want) -> Fail {
+    let fail = query::unknown(want);
+    let (Want::Name(name), Some(index)) = (want, index) else {
+        return fail;
+    };
+    // Only a courtesy: an error here changes nothing. The extension says little and is left out.
+    let words = name.rsplit_once('.').map_or(name.as_str(), |(stem, _)| stem);
+    let near = index.search(words, SUGGESTIONS, None).await.unwrap_or_default();
+    near.files
+        .iter()
+        .filter_map(|found| found.names.first())
+        .fold(fail, |fail, name| fail.hint(format!("did you mean: {name}")))
+}

@@ -1,0 +1,207 @@
+//! A transfer as lines of progress. Pure apart from remembering the order of rows, so that they stay where they are.
+
+use console::style;
+use potluck_core::index_client::Address;
+
+use crate::{
+    control::model::{PeerState, State, Transfer, TransferPeer},
+    draw, text,
+};
+
+/// Peers shown a line each: those that gave most.
+const MOST_ROWS: usize = 6;
+
+/// Width of the bar that shows a peer's share.
+const SHARE_BAR: usize = 12;
+
+/// Widest address before it is cut.
+const ADDRESS_WIDTH: usize = 24;
+
+/// The rows of peers, in the order in which they were first seen.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    seen: Vec<Address>,
+}
+
+impl Rows {
+    /// The lines for a terminal of `width` columns.
+    pub(super) fn render(&mut self, transfer: &Transfer, width: usize) -> Vec<String> {
+        for peer in &transfer.peers {
+            if !self.seen.contains(&peer.address) {
+                self.seen.push(peer.address.clone());
+            }
+        }
+        let mut lines = vec![head(transfer, width)];
+        let mut most: Vec<&TransferPeer> = transfer.peers.iter().collect();
+        most.sort_by_key(|peer| std::cmp::Reverse(peer.bytes));
+        let (shown, others) = most.split_at(most.len().min(MOST_ROWS));
+        let mut shown = shown.to_vec();
+        shown.sort_by_key(|peer| self.seen.iter().position(|address| *address == peer.address));
+        let given: u64 = transfer.peers.iter().map(|peer| peer.bytes).sum();
+        let address = shown
+            .iter()
+            .map(|peer| peer.address.to_string().len())
+            .max()
+            .unwrap_or(0)
+            .min(ADDRESS_WIDTH);
+        lines.extend(shown.iter().map(|peer| row(peer, given, address, width)));
+        if !others.is_empty() {
+            lines.push(draw::fit(&rest(others), width));
+        }
+        lines
+    }
+}
+
+fn head(transfer: &Transfer, width: usize) -> String {
+    let name = match transfer.name.is_empty() {
+        true => transfer.file.short().into(),
+        false => text::shown(&transfer.name),
+    };
+    let Some(total) = transfer.total else {
+        return draw::fit(
+            &format!("{name}  {}", style(doing(transfer)).dim().for_stderr()),
+            width,
+        );
+    };
+    let end = match transfer.state {
+        State::Running => transfer.seconds_left().map_or("-:--".to_owned(), text::clock),
+        _ => doing(transfer),
+    };
+    let facts = format!(
+        "{:>3} %  {:>10} of {}  {:>12}  {end:>5}",
+        text::percent(transfer.done, total),
+        text::size(transfer.done),
+        text::size(total),
+        text::rate(transfer.bytes_per_second),
+    );
+    draw::bar_line(&name, transfer.done, total, &facts, width)
+}
+
+/// What a transfer that is not plainly running is doing.
+fn doing(transfer: &Transfer) -> String {
+    match (transfer.state, &transfer.error) {
+        (State::Preparing, _) => "looking for peers …".to_owned(),
+        (State::Finishing, _) => "putting it in its place …".to_owned(),
+        (State::Paused, _) => "paused".to_owned(),
+        (State::Waiting, Some(error)) => format!("waiting: {}", text::shown(&error.message)),
+        (state, _) => state.word().to_owned(),
+    }
+}
+
+fn row(peer: &TransferPeer, given: u64, address: usize, width: usize) -> String {
+    let state = match (peer.state, &peer.reason) {
+        (PeerState::Active, _) => String::new(),
+        (PeerState::Banned, reason) => {
+            let why = reason
+                .as_deref()
+                .map(|why| format!(": {}", text::shown(why)))
+                .unwrap_or_default();
+            style(format!("banned{why}")).red().for_stderr().to_string()
+        }
+        (state, None) => style(state.word()).dim().for_stderr().to_string(),
+        (state, Some(why)) => style(format!("{}: {}", state.word(), text::shown(why)))
+            .yellow()
+            .for_stderr()
+            .to_string(),
+    };
+    let line = format!(
+        "  {}  {:>3} %  {}  {:>12}  {state}",
+        draw::cell(&text::shown(&peer.address.to_string()), address, false),
+        if given == 0 {
+            0
+        } else {
+            text::percent(peer.bytes, given)
+        },
+        draw::bar(peer.bytes, given, SHARE_BAR),
+        text::rate(peer.bytes_per_second),
+    );
+    draw::fit(line.trim_end(), width)
+}
+
+fn rest(peers: &[&TransferPeer]) -> String {
+    let rate = peers.iter().map(|peer| peer.bytes_per_second).sum();
+    let banned = peers
+        .iter()
+        .filter(|peer| peer.state == PeerState::Banned)
+        .count();
+    let banned = if banned > 0 {
+        format!(", {banned} banned")
+    } else {
+        String::new()
+    };
+    format!("  + {} more  {}{banned}", peers.len(), text::rate(rate))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use console::measure_text_width;
+    use potluck_core::{FileId, index_client::Kind};
+
+    use super::*;
+
+    fn transfer(peers: usize) -> Transfer {
+        Transfer {
+            number: 1,
+            file: FileId([7; 32]),
+            name: "a-rather-long-name-of-a-model-\x1b[2J.safetensors".into(),
+            kind: Kind::File,
+            path: String::new(),
+            state: State::Running,
+            done: 123_456_789,
+            total: Some(987_654_321),
+            resumed: 0,
+            bytes_per_second: 34_567_890,
+            elapsed: Duration::from_secs(3),
+            units_total: 100,
+            units_done: 12,
+            peers: (0..peers)
+                .map(|i| TransferPeer {
+                    peer: None,
+                    address: Address {
+                        host: format!("10.0.0.{i}"),
+                        port: 12349,
+                    },
+                    state: if i == 3 {
+                        PeerState::Banned
+                    } else {
+                        PeerState::Active
+                    },
+                    reason: (i == 3).then(|| "piece 7 failed verification".into()),
+                    bytes: 1000 * i as u64,
+                    bytes_per_second: 10,
+                    requests: 1,
+                    units: 100,
+                })
+                .collect(),
+            error: None,
+        }
+    }
+
+    #[test]
+    fn no_line_passes_any_width_or_steers_the_terminal() {
+        for width in 0..130 {
+            for line in Rows::default().render(&transfer(9), width) {
+                assert!(measure_text_width(&line) <= width, "{width}: {line}");
+                assert!(!line.contains("\x1b[2J"));
+            }
+        }
+    }
+
+    #[test]
+    fn many_peers_are_summed_up() {
+        let lines = Rows::default().render(&transfer(9), 100);
+        assert_eq!(lines.len(), 1 + MOST_ROWS + 1);
+        assert!(lines[7].contains("+ 3 more"), "{}", lines[7]);
+    }
+
+    #[test]
+    fn rows_stay_in_place_when_the_order_changes() {
+        let mut rows = Rows::default();
+        let mut now = transfer(3);
+        let first = rows.render(&now, 100);
+        now.peers.reverse();
+        assert_eq!(rows.render(&now, 100), first);
+    }
+}

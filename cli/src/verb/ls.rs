@@ -1,0 +1,97 @@
+//! `potluck ls`: what the peer shares.
+
+use clap::Args;
+use potluck_core::index_client::Kind;
+use serde_json::json;
+
+use crate::{
+    context::{Borrowed, Context},
+    control::model::Item,
+    fail::Fail,
+    table::{self, Lean},
+    text,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  potluck ls              what this machine's peer shares
+  potluck ls --json       one JSON object a line";
+
+/// List what the peer shares
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct LsArgs {}
+
+/// Lists the library, page after page.
+pub(crate) async fn run(context: &Context, _: LsArgs) -> Result<(), Fail> {
+    let peer = context.library_peer().await?;
+    let done = context.stoppable(list(context, &peer)).await;
+    peer.close().await;
+    done
+}
+
+async fn list(context: &Context, peer: &Borrowed) -> Result<(), Fail> {
+    let mut page = None;
+    let mut items = 0;
+    loop {
+        let (some, next) = peer.control.library(page).await?;
+        items += some.len();
+        if context.out.is_json() {
+            for item in &some {
+                context.out.object(&object(item))?;
+            }
+        } else if !some.is_empty() {
+            context.out.lines(lines(&some, context.out.width()))?;
+        }
+        page = next;
+        if page.is_none() {
+            break;
+        }
+    }
+    if items == 0 {
+        context.out.note("nothing is shared yet: potluck share PATH");
+    }
+    Ok(())
+}
+
+/// An item as JSON. `size` goes with `id` and `root`: of a collection it is its list's, and `content_size` is its files'.
+pub(crate) fn object(item: &Item) -> serde_json::Value {
+    json!({
+        "id": item.record.id,
+        "root": item.record.root,
+        "size": item.record.size,
+        "name": item.name,
+        "path": item.path,
+        "kind": item.record.kind,
+        "sha256": item.record.sha256,
+        "file_count": item.file_count,
+        "content_size": item.content_size,
+    })
+}
+
+fn lines(items: &[Item], width: Option<usize>) -> Vec<String> {
+    let columns = [
+        ("SIZE", Lean::Right),
+        ("WHAT", Lean::Left),
+        ("NAME", Lean::Left),
+        ("PATH", Lean::Left),
+    ];
+    let rows = items.iter().map(|item| {
+        let cells = vec![
+            text::size(item.content_size),
+            what(item),
+            text::shown(&item.name).into_owned(),
+            text::shown(&item.path).into_owned(),
+        ];
+        (cells, item.record.id.to_string())
+    });
+    table::with_ids(&columns, rows, width)
+}
+
+/// What an item is: `file`, or how many files are in the folder.
+pub(crate) fn what(item: &Item) -> String {
+    match item.record.kind {
+        Kind::File => "file".to_owned(),
+        Kind::Collection => format!("folder, {}", text::count(item.file_count, "file")),
+    }
+}

@@ -1,0 +1,166 @@
+//! `potluck query`: one file, or the files of one name, with everyone who has it.
+
+use clap::Args;
+use console::style;
+use potluck_core::{
+    Problem, Reason,
+    index_client::{Found, IndexClient, Kind},
+};
+use serde_json::json;
+
+use super::want::Want;
+use crate::{
+    context::Context,
+    fail::Fail,
+    table::{Lean, Table},
+    text,
+};
+
+/// Files of one name that are looked at: far more than anybody chooses from.
+const MOST_FILES: usize = 1000;
+
+const EXAMPLES: &str = "\
+Examples:
+  potluck query model.bin            every file of this name, with its peers
+  potluck query 3f9a…(64 digits)     one file by its id
+  potluck query sha256:e3b0…         files whose sharers claim this SHA-256";
+
+/// Show who has a file
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct QueryArgs {
+    /// An id, an exact name, or sha256:HEX
+    #[arg(value_name = "ID|NAME|sha256:HEX")]
+    want: Want,
+
+    /// Most peers to list for each file, a random sample
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    providers: u32,
+}
+
+/// Asks the index and prints what it knows.
+pub(crate) async fn run(context: &Context, args: QueryArgs) -> Result<(), Fail> {
+    let files = find(&context.index()?, &args.want, args.providers).await?;
+    if context.out.is_json() {
+        context
+            .out
+            .object(&json!({ "files": files.iter().map(object).collect::<Vec<_>>() }))?;
+    }
+    if files.is_empty() {
+        return Err(unknown(&args.want));
+    }
+    if !context.out.is_json() {
+        for (i, found) in files.iter().enumerate() {
+            if i > 0 {
+                context.out.line("")?;
+            }
+            context.out.lines(lines(found))?;
+        }
+    }
+    Ok(())
+}
+
+/// Everything the index knows by this, up to [`MOST_FILES`].
+///
+/// # Errors
+/// As `IndexService.Query`.
+pub(crate) async fn find(index: &IndexClient, want: &Want, providers: u32) -> Result<Vec<Found>, Problem> {
+    let mut files = Vec::new();
+    let mut page = None;
+    loop {
+        let answer = index.query(&want.by(), providers, page).await?;
+        let was_empty = answer.files.is_empty();
+        files.extend(answer.files);
+        page = answer.next;
+        if page.is_none() || was_empty || files.len() >= MOST_FILES {
+            return Ok(files);
+        }
+    }
+}
+
+/// That nobody has it, and what to try.
+pub(crate) fn unknown(want: &Want) -> Fail {
+    let fail = Fail::new(Reason::NotFound, format!("no peer that is up has {want}"));
+    match (want, want.damaged_id()) {
+        (_, Some(hint)) => fail.hint(hint),
+        (Want::Name(name), None) => fail.hint(format!(
+            "names must fit exactly here; try: potluck search {}",
+            quoted(name)
+        )),
+        (_, None) => fail.hint("whoever has it must be running and registered with this index"),
+    }
+}
+
+/// As a shell takes it.
+fn quoted(name: &str) -> String {
+    shlex::try_quote(name).map_or_else(|_| name.to_owned(), Into::into)
+}
+
+/// A found file as JSON.
+pub(crate) fn object(found: &Found) -> serde_json::Value {
+    let providers: Vec<_> = found
+        .providers
+        .iter()
+        .map(|provider| {
+            json!({
+                "peer": provider.peer,
+                "address": provider.address.to_string(),
+                "complete": !provider.partial,
+            })
+        })
+        .collect();
+    json!({
+        "id": found.file.id,
+        "root": found.file.root,
+        "size": found.file.size,
+        "kind": found.file.kind,
+        "names": found.names,
+        "sha256": found.file.sha256,
+        "provider_count": found.provider_count,
+        "providers": providers,
+    })
+}
+
+fn lines(found: &Found) -> Vec<String> {
+    let name = found
+        .names
+        .first()
+        .map_or("(no name)".into(), |name| text::shown(name));
+    let mut lines = vec![style(name).bold().to_string()];
+    let mut fact = |what: &str, value: String| lines.push(format!("  {:<7} {value}", style(what).dim()));
+    fact("id", found.file.id.to_string());
+    match found.file.kind {
+        Kind::File => fact(
+            "size",
+            format!("{} ({} bytes)", text::size(found.file.size), found.file.size),
+        ),
+        Kind::Collection => fact(
+            "kind",
+            format!("folder (its list of files has {})", text::size(found.file.size)),
+        ),
+    }
+    if let Some(sum) = found.file.sha256 {
+        fact("sha256", format!("{sum} (claimed)"));
+    }
+    if found.names.len() > 1 {
+        let others: Vec<_> = found.names[1..].iter().map(|name| text::shown(name)).collect();
+        fact("also", others.join(", "));
+    }
+    let listed = found.providers.len() as u64;
+    let more = match listed < found.provider_count {
+        true => format!(", {listed} of them:"),
+        false => String::new(),
+    };
+    fact("peers", format!("{}{more}", found.provider_count));
+    let mut table = Table::bare(vec![Lean::Left, Lean::Left, Lean::Left]);
+    for provider in &found.providers {
+        let part = if provider.partial { "has a part" } else { "has all" };
+        table.row([
+            format!("    {}", text::shown(&provider.address.to_string())),
+            part.to_owned(),
+            style(format!("peer {}", provider.peer.short())).dim().to_string(),
+        ]);
+    }
+    lines.extend(table.lines());
+    lines
+}

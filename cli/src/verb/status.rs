@@ -1,0 +1,190 @@
+//! `potluck status`: index and peer in one look.
+
+use clap::Args;
+use console::style;
+use potluck_core::{Problem, proto::v1::GetStatsResponse, transport::Endpoint};
+use serde_json::{Value, json};
+
+use crate::{context::Context, control::model::Status, fail::Fail, text};
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  potluck status             is everything up?
+  potluck status --json      the same for programs; exit code 5 where something is down";
+
+/// Show how the index and the peer are doing
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct StatusArgs {}
+
+/// Asks both and prints; fails if the index, or a peer that was named, does not answer.
+pub(crate) async fn run(context: &Context, _: StatusArgs) -> Result<(), Fail> {
+    let (peer, peer_fail) = match context.running_peer().await {
+        Ok(peer) => (peer, None),
+        Err(fail) => (None, Some(fail)),
+    };
+    let peer = match &peer {
+        // What it said when it was found may be old in a session.
+        Some(peer) => Some((
+            peer.control.status().await?,
+            peer.control.endpoint().clone(),
+            peer.is_own(),
+        )),
+        None => None,
+    };
+    let index = context.index_endpoint()?;
+    let stats = context.index()?.stats().await;
+    if context.out.is_json() {
+        context.out.object(&json!({
+            "index": index_object(&index, &stats),
+            "peer": peer.as_ref().map(|(status, control, _)| peer_object(status, control)),
+        }))?;
+    } else {
+        let mut lines = index_lines(&index, &stats);
+        lines.push(String::new());
+        lines.extend(match &peer {
+            Some((status, control, own)) => peer_lines(status, control, *own),
+            None => vec![format!(
+                "{}   none is running here; start one with: potluck peer",
+                style("peer").bold()
+            )],
+        });
+        context.out.lines(lines)?;
+    }
+    match (peer_fail, stats) {
+        (Some(fail), _) => Err(fail),
+        (None, Err(problem)) => Err(problem.into()),
+        (None, Ok(_)) => Ok(()),
+    }
+}
+
+fn index_object(endpoint: &Endpoint, stats: &Result<GetStatsResponse, Problem>) -> Value {
+    match stats {
+        Ok(stats) => json!({
+            "url": endpoint.to_string(),
+            "reachable": true,
+            "peers": stats.peers,
+            "files": stats.files,
+            "registrations": stats.registrations,
+            "watchers": stats.watchers,
+            "uptime_seconds": stats.uptime_ms / 1000,
+            "version": stats.version,
+            "store": stats.store,
+        }),
+        Err(problem) => json!({
+            "url": endpoint.to_string(),
+            "reachable": false,
+            "error": problem.reason.word(),
+            "message": problem.message,
+        }),
+    }
+}
+
+fn peer_object(status: &Status, control: &Endpoint) -> Value {
+    json!({
+        "peer": status.peer,
+        "control": control.to_string(),
+        "listening": status.listening.as_ref().map(ToString::to_string),
+        "advertised": status.advertised.as_ref().map(ToString::to_string),
+        "index": status.index,
+        "registered": status.registered,
+        "index_error": status.index_error.as_ref().map(|problem| problem.reason.word()),
+        "items": status.items,
+        "files": status.files,
+        "bytes": status.bytes,
+        "uploaded_bytes": status.uploaded,
+        "downloaded_bytes": status.downloaded,
+        "transfers": status.transfers,
+        "home": status.home,
+        "files_folder": status.files_folder,
+        "uptime_seconds": status.uptime.as_secs(),
+        "version": status.version,
+    })
+}
+
+fn index_lines(endpoint: &Endpoint, stats: &Result<GetStatsResponse, Problem>) -> Vec<String> {
+    let head = style("index").bold();
+    match stats {
+        Ok(stats) => vec![
+            format!("{head}  {endpoint}  {}", style("up").green()),
+            format!(
+                "  {}, {}, {}",
+                text::count(stats.peers, "peer"),
+                text::count(stats.files, "file"),
+                text::count(stats.registrations, "registration")
+            ),
+            format!(
+                "  up for {}, store {}, version {}",
+                text::time(Duration::from_secs(stats.uptime_ms / 1000)),
+                text::shown(&stats.store),
+                text::shown(&stats.version)
+            ),
+        ],
+        Err(problem) => vec![
+            format!("{head}  {endpoint}  {}", style("down").red()),
+            format!("  {}", text::shown(&problem.message)),
+        ],
+    }
+}
+
+fn peer_lines(status: &Status, control: &Endpoint, own: bool) -> Vec<String> {
+    let listening = status
+        .listening
+        .as_ref()
+        .map_or("nowhere".to_owned(), ToString::to_string);
+    let owned = if own { ", lives as long as this prompt" } else { "" };
+    let registration = match (status.registered, &status.index, &status.index_error) {
+        (true, _, _) => {
+            let advertised = status
+                .advertised
+                .as_ref()
+                .map(|a| format!(" as {a}"))
+                .unwrap_or_default();
+            format!("{}{advertised}", style("registered").green())
+        }
+        (false, None, _) => "runs without an index".to_owned(),
+        (false, Some(_), Some(error)) => {
+            format!(
+                "{}: {}",
+                style("not registered").red(),
+                text::shown(&error.message)
+            )
+        }
+        (false, Some(_), None) => style("not registered yet").yellow().to_string(),
+    };
+    let mut lines = vec![
+        format!(
+            "{}   {listening}  {}  (peer {}{owned})",
+            style("peer").bold(),
+            style("up").green(),
+            status.peer.short()
+        ),
+        format!(
+            "  {registration}{}",
+            status
+                .index
+                .as_ref()
+                .map(|url| format!(" at {}", text::shown(url)))
+                .unwrap_or_default()
+        ),
+        format!(
+            "  shares {} ({}, {}), {} under way",
+            text::count(status.items, "item"),
+            text::count(status.files, "file"),
+            text::size(status.bytes),
+            text::count(status.transfers.into(), "transfer")
+        ),
+        format!(
+            "  up for {}: sent {}, fetched {}",
+            text::time(Duration::from_secs(status.uptime.as_secs())),
+            text::size(status.uploaded),
+            text::size(status.downloaded)
+        ),
+        format!("  home {}", text::shown(&status.home)),
+    ];
+    if !own {
+        lines.push(format!("  control {}", text::shown(&control.to_string())));
+    }
+    lines
+}

@@ -1,0 +1,210 @@
+//! `potluck transfers`: the peer's downloads, and holding, continuing or ending them.
+
+use std::str::FromStr;
+
+use clap::{Args, Subcommand};
+use potluck_core::{FileId, Reason};
+use serde_json::{Value, json};
+
+use crate::{
+    context::{Borrowed, Context},
+    control::model::{Transfer, TransferPeer},
+    fail::Fail,
+    table::{Lean, Table},
+    text,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  potluck transfers               what is being fetched, and what was lately
+  potluck transfers pause 3       hold transfer number 3
+  potluck transfers resume 3      let it go on
+  potluck transfers cancel 3      end it and remove what it had fetched";
+
+/// List the peer's downloads; pause, resume or cancel them
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct TransfersArgs {
+    #[command(subcommand)]
+    action: Option<Action>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Hold transfers
+    Pause(Targets),
+    /// Let paused or failed transfers go on
+    Resume(Targets),
+    /// End transfers and remove what they had fetched
+    Cancel(Targets),
+}
+
+#[derive(Debug, Args)]
+struct Targets {
+    /// Numbers of transfers, or ids of what they fetch
+    #[arg(value_name = "NUMBER|ID", required = true)]
+    targets: Vec<Target>,
+}
+
+/// A transfer as people name it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Target {
+    /// As `potluck transfers` numbers it.
+    Number(u64),
+    /// The newest of this file.
+    File(FileId),
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse()
+            .map(Self::File)
+            .or_else(|_| text.parse().map(Self::Number))
+            .map_err(|_| "give the number of a transfer, or an id of 64 hex digits".to_owned())
+    }
+}
+
+/// Lists or acts.
+pub(crate) async fn run(context: &Context, args: TransfersArgs) -> Result<(), Fail> {
+    let peer = context.daemon().await?;
+    let transfers = peer.control.transfers().await?;
+    let Some(action) = args.action else {
+        return list(context, &transfers);
+    };
+    let (Action::Pause(Targets { targets })
+    | Action::Resume(Targets { targets })
+    | Action::Cancel(Targets { targets })) = &action;
+    for target in targets {
+        let number = number(*target, &transfers)?;
+        let transfer = act(&peer, &action, number).await?;
+        match context.out.is_json() {
+            true => context.out.object(&object(&transfer))?,
+            false => context.out.line(format_args!(
+                "{} {}: {}",
+                transfer.number,
+                transfer.state.word(),
+                text::shown(&transfer.name)
+            ))?,
+        }
+    }
+    Ok(())
+}
+
+async fn act(peer: &Borrowed, action: &Action, number: u64) -> Result<Transfer, Fail> {
+    Ok(match action {
+        Action::Pause(_) => peer.control.pause(number).await?,
+        Action::Resume(_) => peer.control.resume(number).await?,
+        Action::Cancel(_) => peer.control.cancel(number).await?,
+    })
+}
+
+fn number(target: Target, transfers: &[Transfer]) -> Result<u64, Fail> {
+    match target {
+        Target::Number(number) => Ok(number),
+        // Newest first.
+        Target::File(id) => transfers
+            .iter()
+            .find(|t| t.file == id)
+            .map(|t| t.number)
+            .ok_or_else(|| {
+                Fail::new(Reason::NotFound, format!("no transfer fetches {id}"))
+                    .hint("potluck transfers lists them")
+            }),
+    }
+}
+
+fn list(context: &Context, transfers: &[Transfer]) -> Result<(), Fail> {
+    if context.out.is_json() {
+        return transfers
+            .iter()
+            .try_for_each(|transfer| context.out.object(&object(transfer)));
+    }
+    if transfers.is_empty() {
+        context.out.note("no transfers yet: potluck get ID|NAME");
+        return Ok(());
+    }
+    let mut table = Table::new(&[
+        ("NO", Lean::Right),
+        ("STATE", Lean::Left),
+        ("DONE", Lean::Right),
+        ("SIZE", Lean::Right),
+        ("RATE", Lean::Right),
+        ("LEFT", Lean::Right),
+        ("NAME", Lean::Left),
+    ]);
+    for transfer in transfers {
+        table.row(row(transfer));
+    }
+    context.out.lines(table.lines())?;
+    for transfer in transfers {
+        if let Some(error) = &transfer.error {
+            context.out.line(format_args!(
+                "{}: {}",
+                transfer.number,
+                text::shown(&error.message)
+            ))?;
+        }
+    }
+    Ok(())
+}
+
+fn row(transfer: &Transfer) -> Vec<String> {
+    let running = transfer.bytes_per_second > 0 && !transfer.state.is_over();
+    vec![
+        transfer.number.to_string(),
+        transfer.state.word().to_owned(),
+        transfer.total.map_or("?".to_owned(), |total| {
+            format!("{} %", text::percent(transfer.done, total))
+        }),
+        transfer.total.map_or("?".to_owned(), text::size),
+        if running {
+            text::rate(transfer.bytes_per_second)
+        } else {
+            String::new()
+        },
+        transfer
+            .seconds_left()
+            .filter(|_| running)
+            .map(text::clock)
+            .unwrap_or_default(),
+        text::shown(&transfer.name).into_owned(),
+    ]
+}
+
+/// A transfer as JSON.
+pub(crate) fn object(transfer: &Transfer) -> Value {
+    json!({
+        "transfer": transfer.number,
+        "id": transfer.file,
+        "name": transfer.name,
+        "kind": transfer.kind,
+        "path": transfer.path,
+        "state": transfer.state,
+        "bytes": transfer.done,
+        "total": transfer.total,
+        "resumed_bytes": transfer.resumed,
+        "bytes_per_second": transfer.bytes_per_second,
+        "seconds": transfer.elapsed.as_secs_f64(),
+        "units": transfer.units_done,
+        "units_total": transfer.units_total,
+        "sources": transfer.peers.iter().map(source).collect::<Vec<_>>(),
+        "error": transfer.error.as_ref().map(|problem| problem.reason.word()),
+        "message": transfer.error.as_ref().map(|problem| problem.message.as_str()),
+    })
+}
+
+/// A peer of a transfer as JSON.
+pub(crate) fn source(peer: &TransferPeer) -> Value {
+    json!({
+        "peer": peer.peer,
+        "address": peer.address.to_string(),
+        "bytes": peer.bytes,
+        "bytes_per_second": peer.bytes_per_second,
+        "requests": peer.requests,
+        "units": peer.units,
+        "state": peer.state,
+        "reason": peer.reason,
+    })
+}

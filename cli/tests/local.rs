@@ -1,0 +1,186 @@
+//! What needs no network: help, completions, usage, `id` and `verify`.
+
+mod support;
+
+use std::{fs, os::unix::fs::symlink, process::Stdio};
+
+use support::Sandbox;
+
+#[test]
+fn help_and_version_are_results() {
+    let sandbox = Sandbox::without_index();
+    let help = sandbox.run(&["--help"]).expect(0);
+    assert!(help.stdout.contains("Examples:") && help.stdout.contains("Exit codes:"));
+    assert!(
+        sandbox
+            .run(&["get", "--help"])
+            .expect(0)
+            .stdout
+            .contains("sha256:")
+    );
+    assert!(
+        sandbox
+            .run(&["--version"])
+            .expect(0)
+            .stdout
+            .starts_with("potluck ")
+    );
+}
+
+#[test]
+fn nothing_to_do_is_a_usage_error_with_the_help() {
+    let sandbox = Sandbox::without_index();
+    let run = sandbox.run(&[]).expect(2);
+    assert!(run.stderr.contains("Usage:") && run.stdout.is_empty());
+    assert_eq!(sandbox.run(&["--json"]).expect(2).error()["error"], "usage");
+}
+
+#[test]
+fn usage_errors_are_objects_where_objects_are_wanted() {
+    let sandbox = Sandbox::without_index();
+    for args in [
+        &["--json", "get"][..],
+        &["frobnicate", "--json"],
+        &["--json", "get", "sha256:12"],
+        &["--json", "verify", "12", "x"],
+        &["--json", "search", "x", "--index", "ftp://a:1"],
+        &["--json", "search", "x", "--index", "nonsense"],
+        &["--json", "ls", "--peer", "http://x"],
+    ] {
+        let error = sandbox.run(args).expect(2).error();
+        assert!(
+            ["usage", "invalid_address"].contains(&error["error"].as_str().unwrap()),
+            "{args:?}: {error}"
+        );
+    }
+    assert_eq!(sandbox.run(&["get"]).expect(2).stdout, "");
+}
+
+#[test]
+fn completions_are_made_for_every_shell() {
+    let sandbox = Sandbox::without_index();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        assert!(
+            sandbox
+                .run(&["completions", shell])
+                .expect(0)
+                .stdout
+                .contains("potluck"),
+            "{shell}"
+        );
+    }
+}
+
+#[test]
+fn an_id_is_the_one_in_the_contract() {
+    let sandbox = Sandbox::without_index();
+    sandbox.file("empty", 0, 0);
+    let object = sandbox.run(&["id", "--json", "empty"]).expect(0).object();
+    // SHA-256 of nothing.
+    assert_eq!(
+        object["root"],
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    );
+    assert_eq!(object["size"], 0);
+    assert_eq!(object["name"], "empty");
+    assert_eq!(object["kind"], "file");
+    assert_eq!(object["path"], sandbox.work().join("empty").to_str().unwrap());
+    let plain = sandbox.run(&["id", "empty"]).expect(0).stdout;
+    assert_eq!(plain, format!("{}  empty\n", object["id"].as_str().unwrap()));
+}
+
+#[test]
+fn ids_of_many_paths_go_on_past_a_failure() {
+    let sandbox = Sandbox::without_index();
+    sandbox.file("a", 10, 1);
+    sandbox.file("b", 20, 2);
+    let run = sandbox.run(&["id", "--json", "a", "none", "b"]).expect(1);
+    assert_eq!(run.objects().len(), 2);
+    assert_eq!(run.error()["error"], "not_found");
+    assert_eq!(
+        sandbox.run(&["id", "--json", "none"]).expect(3).error()["error"],
+        "not_found"
+    );
+}
+
+#[test]
+fn verify_tells_the_same_from_the_changed() {
+    let sandbox = Sandbox::without_index();
+    let path = sandbox.file("big", 3_000_000, 3);
+    let id = sandbox.run(&["id", "--json", "big"]).expect(0).object()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let object = sandbox.run(&["verify", &id, "big", "--json"]).expect(0).object();
+    assert_eq!(object["verified"], true);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[2_000_000] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(
+        sandbox.run(&["verify", &id, "big", "--json"]).expect(4).error()["error"],
+        "verification_failed"
+    );
+    sandbox.run(&["verify", &id, "gone"]).expect(3);
+}
+
+#[test]
+fn a_folder_is_verified_whole() {
+    let sandbox = Sandbox::without_index();
+    sandbox.file("set/a.bin", 5000, 1);
+    sandbox.file("set/deep/er/b.bin", 70_000, 2);
+    fs::create_dir_all(sandbox.work().join("set/empty")).unwrap();
+    symlink("a.bin", sandbox.work().join("set/link")).unwrap();
+    let object = sandbox.run(&["id", "--json", "set"]).expect(0).object();
+    assert_eq!(
+        (&object["kind"], &object["file_count"]),
+        (&"collection".into(), &2.into())
+    );
+    let id = object["id"].as_str().unwrap();
+    sandbox.run(&["verify", id, "set"]).expect(0);
+    fs::remove_dir(sandbox.work().join("set/empty")).unwrap();
+    sandbox.run(&["verify", id, "set"]).expect(4);
+}
+
+#[test]
+fn a_folder_with_a_link_out_is_refused_by_name() {
+    let sandbox = Sandbox::without_index();
+    sandbox.file("set/a", 1, 1);
+    symlink("/etc/passwd", sandbox.work().join("set/out")).unwrap();
+    let run = sandbox.run(&["id", "set"]).expect(1);
+    assert!(run.stderr.contains("set/out"), "{}", run.stderr);
+}
+
+#[test]
+fn hostile_names_on_this_machine_steer_no_terminal() {
+    let sandbox = Sandbox::without_index();
+    let name = "evil\x1b[2J\u{202e}name";
+    sandbox.file(name, 1, 1);
+    let plain = sandbox.run(&["id", name]).expect(0).stdout;
+    assert!(
+        !plain.contains('\x1b') && plain.contains("\\u{1b}[2J\\u{202e}"),
+        "{plain}"
+    );
+    assert_eq!(
+        sandbox.run(&["id", name, "--json"]).expect(0).object()["name"],
+        name
+    );
+}
+
+#[test]
+fn a_reader_that_goes_away_is_success() {
+    let sandbox = Sandbox::without_index();
+    sandbox.file("a", 10, 1);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut child = sandbox
+        .command()
+        .args(["id", "a"])
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let status = child.wait().unwrap();
+    let stderr = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
+    assert_eq!(status.code(), Some(0), "{stderr}");
+    assert_eq!(stderr, "");
+}

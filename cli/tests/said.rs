@@ -1,0 +1,350 @@
+//! How the command line takes what index and peer may say: hostile names, ambiguity, transfers that fail, wait or hang.
+
+mod support;
+
+use std::time::Duration;
+
+use potluck_core::proto::v1::{Failure, PeerState, Transfer, TransferPeer, TransferState};
+use support::{
+    Sandbox,
+    fake::{Fake, Script, address, found, record, transfer},
+    finish,
+};
+
+const SOON: Duration = Duration::from_millis(5);
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn run(sandbox: &Sandbox, fake: &Fake, args: &[&str]) -> support::Finished {
+    let mut command = sandbox.command();
+    finish(
+        command
+            .args(args)
+            .args(["--index", &fake.index, "--peer", &fake.peer]),
+    )
+}
+
+fn play(transfers: impl IntoIterator<Item = Transfer>) -> Script {
+    Script {
+        files: vec![found(1, &["fake.bin"])],
+        transfer: transfers.into_iter().map(|transfer| (SOON, transfer)).collect(),
+        ..Script::default()
+    }
+}
+
+fn with_error(mut transfer: Transfer, reason: &str, message: &str) -> Transfer {
+    transfer.error = Some(Failure {
+        reason: reason.into(),
+        message: message.into(),
+    });
+    transfer
+}
+
+#[test]
+fn hostile_names_from_the_network_steer_no_terminal() {
+    let sandbox = Sandbox::without_index();
+    let evil = "\x1b]0;owned\x07\x1b[2J\u{9b}31m\u{202e}gpj.exe\r\nfake";
+    // Not a control character: a name that the index may take.
+    let sly = "photo_\u{202e}gpj.exe";
+    let files = vec![found(1, &[evil, sly]), found(2, &[sly, evil])];
+    let script = Script {
+        files,
+        ..Script::default()
+    };
+    let fake = Fake::start(sandbox.dir.path(), script);
+    for args in [
+        &["search", "x"][..],
+        &["query", "x"],
+        &["get", "x"],
+        &["status"],
+        &["search", "x", "--json"],
+        &["query", "x", "--json"],
+        &["get", "x", "--json"],
+    ] {
+        let run = run(&sandbox, &fake, args);
+        for text in [&run.stdout, &run.stderr] {
+            let harmless = text
+                .chars()
+                .all(|c| c == '\n' || !(c.is_control() || c == '\u{202e}'));
+            assert!(harmless, "{args:?}: {text:?}");
+        }
+    }
+    let object = run(&sandbox, &fake, &["search", "x", "--json"])
+        .expect(0)
+        .object();
+    assert_eq!(
+        object["files"][0]["names"].as_array().unwrap().last().unwrap(),
+        sly
+    );
+}
+
+#[test]
+fn a_name_of_several_files_is_listed_and_nothing_is_fetched() {
+    let sandbox = Sandbox::without_index();
+    let script = Script {
+        files: vec![found(1, &["x"]), found(2, &["x"])],
+        ..Script::default()
+    };
+    let fake = Fake::start(sandbox.dir.path(), script);
+    let told = run(&sandbox, &fake, &["get", "x", "--json"]).expect(2);
+    assert_eq!(told.error()["error"], "ambiguous_name");
+    let ids: Vec<_> = told.object()["files"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|file| file["id"].clone())
+        .collect();
+    assert_eq!(
+        ids,
+        [hex(&record(1, 1000).file_id), hex(&record(2, 1000).file_id)]
+    );
+    let plain = run(&sandbox, &fake, &["get", "x"]).expect(2);
+    assert!(
+        plain.stdout.contains(&hex(&record(2, 1000).file_id)),
+        "{}",
+        plain.stdout
+    );
+    assert!(!fake.was_called("fetch"));
+}
+
+#[test]
+fn a_done_transfer_tells_who_gave_what() {
+    let sandbox = Sandbox::without_index();
+    let mut done = transfer(1, TransferState::Done, 1000);
+    let peer = |last, state: PeerState, bytes, reason: &str| TransferPeer {
+        peer_id: vec![last; 32].into(),
+        address: Some(address(last)),
+        state: state.into(),
+        bytes,
+        reason: reason.into(),
+        ..TransferPeer::default()
+    };
+    done.peers = vec![
+        peer(1, PeerState::Active, 900, ""),
+        peer(2, PeerState::Banned, 100, "piece 3 failed verification"),
+    ];
+    done.elapsed_ms = 500;
+    done.resumed_bytes = 250;
+    let fake = Fake::start(
+        sandbox.dir.path(),
+        play([
+            transfer(1, TransferState::Preparing, 0),
+            transfer(1, TransferState::Running, 500),
+            done,
+        ]),
+    );
+    let objects = run(&sandbox, &fake, &["get", "fake.bin", "--json"])
+        .expect(0)
+        .objects();
+    let (last, progress) = objects.split_last().unwrap();
+    assert!(!progress.is_empty());
+    for event in progress {
+        assert_eq!(event["event"], "progress");
+        for field in ["bytes", "total", "bytes_per_second", "peers"] {
+            assert!(event[field].is_u64(), "{field} of {event}");
+        }
+    }
+    assert_eq!(last["event"], "done");
+    assert_eq!(last["id"], hex(&record(1, 1000).file_id));
+    assert_eq!(last["path"], "/tmp/fake.bin");
+    assert_eq!(
+        (&last["size"], &last["resumed_bytes"]),
+        (&1000.into(), &250.into())
+    );
+    assert_eq!(last["seconds"], 0.5);
+    let banned = &last["sources"][1];
+    assert_eq!(banned["peer"], "02".repeat(32));
+    assert_eq!(banned["address"], "192.0.2.2:12349");
+    assert_eq!(
+        (&banned["bytes"], &banned["state"]),
+        (&100.into(), &"banned".into())
+    );
+    assert_eq!(banned["reason"], "piece 3 failed verification");
+    assert!(last["sources"][0]["reason"].is_null());
+
+    let plain = run(&sandbox, &fake, &["get", "fake.bin"]).expect(0);
+    assert!(plain.stdout.contains("/tmp/fake.bin"), "{}", plain.stdout);
+    assert!(
+        plain.stderr.contains("192.0.2.2:12349") && plain.stderr.contains("banned: piece 3"),
+        "{}",
+        plain.stderr
+    );
+    let quiet = run(&sandbox, &fake, &["get", "fake.bin", "-q"]).expect(0);
+    assert_eq!(quiet.stderr, "");
+    assert_eq!(
+        run(&sandbox, &fake, &["get", "fake.bin", "-q", "--json"])
+            .expect(0)
+            .objects()
+            .len(),
+        1
+    );
+}
+
+#[test]
+fn failures_end_in_their_documented_codes() {
+    for (reason, code, word) in [
+        ("VERIFICATION_FAILED", 4, "verification_failed"),
+        ("DISK_FULL", 1, "disk_full"),
+        ("TARGET_EXISTS", 1, "target_exists"),
+        ("NO_PROVIDERS", 3, "no_providers"),
+        ("SOMETHING_NEW", 1, "internal"),
+    ] {
+        let sandbox = Sandbox::without_index();
+        let failed = with_error(transfer(1, TransferState::Failed, 10), reason, "it \x1b[31mbroke");
+        let fake = Fake::start(sandbox.dir.path(), play([failed]));
+        let run = run(&sandbox, &fake, &["get", "fake.bin", "--json"]).expect(code);
+        assert_eq!(run.error()["error"], word);
+    }
+}
+
+#[test]
+fn waiting_for_peers_ends_with_patience_and_keeps_what_is_there() {
+    let sandbox = Sandbox::without_index();
+    let waiting = with_error(
+        transfer(1, TransferState::Waiting, 400),
+        "NO_PROVIDERS",
+        "no peer has the rest",
+    );
+    let script = Script {
+        hangs: true,
+        ..play([transfer(1, TransferState::Running, 400), waiting])
+    };
+    let fake = Fake::start(sandbox.dir.path(), script);
+    let told = run(&sandbox, &fake, &["get", "fake.bin", "--wait", "1"]).expect(3);
+    assert!(told.stderr.contains("no peer has the rest"), "{}", told.stderr);
+    assert!(told.stderr.contains("potluck get fake.bin"), "{}", told.stderr);
+    assert!(fake.was_called("pause") && !fake.was_called("cancel"));
+}
+
+#[test]
+fn an_id_that_nobody_has_is_not_waited_for() {
+    let sandbox = Sandbox::without_index();
+    let waiting = with_error(
+        transfer(1, TransferState::Waiting, 0),
+        "NO_PROVIDERS",
+        "no peer has it",
+    );
+    let script = Script {
+        files: Vec::new(),
+        hangs: true,
+        ..play([waiting])
+    };
+    let fake = Fake::start(sandbox.dir.path(), script);
+    let id = hex(&record(1, 1000).file_id);
+    let told = run(&sandbox, &fake, &["get", &id, "--json"]).expect(3);
+    assert_eq!(told.error()["error"], "not_found");
+    assert!(
+        fake.was_called("cancel"),
+        "nothing is left in the list of transfers"
+    );
+}
+
+#[test]
+fn an_id_that_is_here_already_needs_no_index() {
+    let sandbox = Sandbox::without_index();
+    let mut done = transfer(1, TransferState::Done, 1000);
+    done.resumed_bytes = 1000;
+    let fake = Fake::start(sandbox.dir.path(), play([done]));
+    let id = hex(&record(1, 1000).file_id);
+    let mut command = sandbox.command();
+    let told = finish(command.args(["get", &id, "--peer", &fake.peer])).expect(0);
+    assert!(told.stdout.contains("already there"), "{}", told.stdout);
+}
+
+#[test]
+fn a_peer_that_goes_away_in_the_middle_is_told_with_how_to_go_on() {
+    let sandbox = Sandbox::without_index();
+    let fake = Fake::start(
+        sandbox.dir.path(),
+        play([transfer(1, TransferState::Running, 400)]),
+    );
+    let told = run(&sandbox, &fake, &["get", "fake.bin"]).expect(5);
+    assert!(
+        told.stderr.contains("go on with: potluck get fake.bin"),
+        "{}",
+        told.stderr
+    );
+}
+
+#[test]
+fn ctrl_c_holds_the_transfer_and_tells_how_to_go_on() {
+    let sandbox = Sandbox::without_index();
+    let script = Script {
+        hangs: true,
+        ..play([transfer(1, TransferState::Running, 400)])
+    };
+    let fake = Fake::start(sandbox.dir.path(), script);
+    let mut command = sandbox.command();
+    command.args([
+        "get",
+        "fake.bin",
+        "--json",
+        "--index",
+        &fake.index,
+        "--peer",
+        &fake.peer,
+    ]);
+    let mut get = support::Service::start(&mut command);
+    assert!(get.line().contains("progress"));
+    assert_eq!(get.interrupt().code(), Some(130));
+    assert!(fake.was_called("pause"));
+}
+
+#[test]
+fn a_detached_fetch_returns_at_once() {
+    let sandbox = Sandbox::without_index();
+    let script = Script {
+        hangs: true,
+        ..play([transfer(1, TransferState::Running, 400)])
+    };
+    let fake = Fake::start(sandbox.dir.path(), script);
+    let object = run(&sandbox, &fake, &["get", "fake.bin", "--detach", "--json"])
+        .expect(0)
+        .objects()
+        .pop()
+        .unwrap();
+    assert_eq!(
+        (&object["event"], &object["transfer"]),
+        (&"detached".into(), &7.into())
+    );
+    sandbox.run(&["get", "fake.bin", "--detach"]).expect(2);
+}
+
+#[test]
+fn transfers_and_why_speak_of_everything_there_is() {
+    let sandbox = Sandbox::without_index();
+    let mut running = transfer(1, TransferState::Running, 400);
+    running.units_total = 10;
+    running.peers = vec![TransferPeer {
+        address: Some(address(1)),
+        units: 5,
+        ..TransferPeer::default()
+    }];
+    let fake = Fake::start(sandbox.dir.path(), play([running]));
+    let object = run(&sandbox, &fake, &["transfers", "--json"]).expect(0).object();
+    assert_eq!(
+        (&object["transfer"], &object["state"]),
+        (&7.into(), &"running".into())
+    );
+    assert!(
+        run(&sandbox, &fake, &["transfers"])
+            .expect(0)
+            .stdout
+            .contains("40 %")
+    );
+    for action in ["pause", "resume", "cancel"] {
+        run(&sandbox, &fake, &["transfers", action, "7"]).expect(0);
+        assert!(fake.was_called(action));
+    }
+    run(&sandbox, &fake, &["transfers", "pause", &"ab".repeat(32)]).expect(3);
+    run(&sandbox, &fake, &["transfers", "pause", "x"]).expect(2);
+    let object = run(&sandbox, &fake, &["why", "7", "--json"]).expect(0).object();
+    assert_eq!(object["missing"][0]["count"], 4);
+    assert_eq!(object["findings"][0], "no peer has units 3 to 6");
+    let plain = run(&sandbox, &fake, &["why", &hex(&record(1, 1000).file_id)])
+        .expect(0)
+        .stdout;
+    assert!(plain.contains("3–6") && plain.contains("50 %"), "{plain}");
+}

@@ -1,0 +1,315 @@
+//! An index and a peer's control service that say what a test wants: for what honest ones never say.
+
+use std::{
+    net::Ipv4Addr,
+    path::Path,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::{Stream, StreamExt as _, stream};
+use potluck_core::{
+    FileId, Root,
+    proto::v1::{
+        self,
+        control_service_server::{ControlService, ControlServiceServer},
+        index_service_server::{IndexService, IndexServiceServer},
+    },
+};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Request, Response, Status};
+
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type Answer<T> = Result<Response<T>, Status>;
+
+/// What the fakes say.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Script {
+    /// The files that the index knows, whatever it is asked.
+    pub(crate) files: Vec<v1::QueryResult>,
+    /// What a fetch tells, with the time before each.
+    pub(crate) transfer: Vec<(Duration, v1::Transfer)>,
+    /// Whether a fetch's stream stays open after that.
+    pub(crate) hangs: bool,
+    /// What the library lists.
+    pub(crate) items: Vec<v1::LibraryItem>,
+}
+
+/// Running fakes; stopped when dropped.
+#[derive(Debug)]
+pub(crate) struct Fake {
+    /// The index's URL.
+    pub(crate) index: String,
+    /// The control service, as `--peer` takes it.
+    pub(crate) peer: String,
+    /// Names of the calls that the control service got.
+    calls: Arc<Mutex<Vec<String>>>,
+    _stop: DropGuard,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Fake {
+    /// Starts both, the socket in `folder`.
+    pub(crate) fn start(folder: &Path, script: Script) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let stop = CancellationToken::new();
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let service = Service {
+            script: Arc::new(script),
+            calls: Arc::clone(&calls),
+            stop: stop.clone(),
+        };
+        let socket = folder.join("fake.sock");
+        let address = runtime.block_on(async {
+            let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+            let address = tcp.local_addr().unwrap();
+            let unix = UnixListener::bind(&socket).unwrap();
+            let index =
+                tonic::transport::Server::builder().add_service(IndexServiceServer::new(service.clone()));
+            let control = tonic::transport::Server::builder().add_service(ControlServiceServer::new(service));
+            tokio::spawn(index.serve_with_incoming(tonic::transport::server::TcpIncoming::from(tcp)));
+            tokio::spawn(control.serve_with_incoming(tokio_stream::wrappers::UnixListenerStream::new(unix)));
+            address
+        });
+        Self {
+            index: format!("http://{address}"),
+            peer: format!("unix:{}", socket.display()),
+            calls,
+            _stop: stop.drop_guard(),
+            _runtime: runtime,
+        }
+    }
+
+    /// Whether the control service got a call of this name.
+    pub(crate) fn was_called(&self, name: &str) -> bool {
+        self.calls.lock().unwrap().iter().any(|call| call == name)
+    }
+}
+
+/// A file that a hostile or honest index could name.
+pub(crate) fn record(seed: u8, size: u64) -> v1::FileRecord {
+    let root = Root([seed; 32]);
+    v1::FileRecord {
+        file_id: FileId::derive(size, &root).to_bytes(),
+        size,
+        root: root.to_bytes(),
+        sha256: Vec::new().into(),
+        kind: v1::FileKind::File.into(),
+    }
+}
+
+/// A result of the index.
+pub(crate) fn found(seed: u8, names: &[&str]) -> v1::QueryResult {
+    v1::QueryResult {
+        file: Some(record(seed, 1000)),
+        names: names.iter().map(|&name| name.to_owned()).collect(),
+        provider_count: 1,
+        providers: vec![v1::Provider {
+            peer_id: vec![seed; 32].into(),
+            address: Some(address(1)),
+            partial: false,
+        }],
+    }
+}
+
+/// An address of the documentation's network.
+pub(crate) fn address(last: u8) -> v1::Address {
+    v1::Address {
+        host: format!("192.0.2.{last}"),
+        port: 12349,
+    }
+}
+
+/// A transfer of [`record`]`(seed, 1000)` in this state.
+pub(crate) fn transfer(seed: u8, state: v1::TransferState, done: u64) -> v1::Transfer {
+    v1::Transfer {
+        transfer_id: 7,
+        file_id: record(seed, 1000).file_id,
+        name: "fake.bin".into(),
+        kind: v1::FileKind::File.into(),
+        path: "/tmp/fake.bin".into(),
+        state: state.into(),
+        bytes_done: done,
+        bytes_total: 1000,
+        ..v1::Transfer::default()
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Service {
+    script: Arc<Script>,
+    calls: Arc<Mutex<Vec<String>>>,
+    stop: CancellationToken,
+}
+
+impl Service {
+    fn called(&self, name: &str) {
+        self.calls.lock().unwrap().push(name.to_owned());
+    }
+
+    fn last(&self) -> Option<v1::Transfer> {
+        self.script.transfer.last().map(|(_, transfer)| transfer.clone())
+    }
+}
+
+#[tonic::async_trait]
+impl IndexService for Service {
+    type WatchStream = Streamed<v1::WatchResponse>;
+
+    async fn query(&self, _: Request<v1::QueryRequest>) -> Answer<v1::QueryResponse> {
+        Ok(Response::new(v1::QueryResponse {
+            files: self.script.files.clone(),
+            next_page_token: String::new(),
+        }))
+    }
+
+    async fn search(&self, _: Request<v1::SearchRequest>) -> Answer<v1::SearchResponse> {
+        let files = self.script.files.iter().map(|found| v1::SearchResult {
+            file: found.file.clone(),
+            names: found.names.clone(),
+            provider_count: found.provider_count,
+        });
+        Ok(Response::new(v1::SearchResponse {
+            files: files.collect(),
+            next_page_token: String::new(),
+        }))
+    }
+
+    async fn get_stats(&self, _: Request<v1::GetStatsRequest>) -> Answer<v1::GetStatsResponse> {
+        Ok(Response::new(v1::GetStatsResponse {
+            version: "\x1b[2Jfake".into(),
+            ..v1::GetStatsResponse::default()
+        }))
+    }
+
+    async fn register(&self, _: Request<v1::RegisterRequest>) -> Answer<v1::RegisterResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn renew(&self, _: Request<v1::RenewRequest>) -> Answer<v1::RenewResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn unregister(&self, _: Request<v1::UnregisterRequest>) -> Answer<v1::UnregisterResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn watch(&self, _: Request<v1::WatchRequest>) -> Answer<Self::WatchStream> {
+        Err(Status::unimplemented(""))
+    }
+}
+
+#[tonic::async_trait]
+impl ControlService for Service {
+    type ShareStream = Streamed<v1::ShareResponse>;
+    type FetchStream = Streamed<v1::FetchResponse>;
+
+    async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Answer<v1::GetStatusResponse> {
+        Ok(Response::new(v1::GetStatusResponse {
+            peer_id: vec![9; 32].into(),
+            listening: Some(address(9)),
+            registered: true,
+            version: "fake".into(),
+            ..v1::GetStatusResponse::default()
+        }))
+    }
+
+    async fn fetch(&self, _: Request<v1::FetchRequest>) -> Answer<Self::FetchStream> {
+        self.called("fetch");
+        let told = stream::iter(self.script.transfer.clone()).then(|(delay, transfer)| async move {
+            tokio::time::sleep(delay).await;
+            Ok(v1::FetchResponse {
+                transfer: Some(transfer),
+            })
+        });
+        Ok(Response::new(match self.script.hangs {
+            true => Box::pin(told.chain(stream::pending())),
+            false => Box::pin(told),
+        }))
+    }
+
+    async fn pause_transfer(
+        &self,
+        _: Request<v1::PauseTransferRequest>,
+    ) -> Answer<v1::PauseTransferResponse> {
+        self.called("pause");
+        Ok(Response::new(v1::PauseTransferResponse {
+            transfer: self.last(),
+        }))
+    }
+
+    async fn resume_transfer(
+        &self,
+        _: Request<v1::ResumeTransferRequest>,
+    ) -> Answer<v1::ResumeTransferResponse> {
+        self.called("resume");
+        Ok(Response::new(v1::ResumeTransferResponse {
+            transfer: self.last(),
+        }))
+    }
+
+    async fn cancel_transfer(
+        &self,
+        _: Request<v1::CancelTransferRequest>,
+    ) -> Answer<v1::CancelTransferResponse> {
+        self.called("cancel");
+        Ok(Response::new(v1::CancelTransferResponse {
+            transfer: self.last(),
+        }))
+    }
+
+    async fn list_transfers(
+        &self,
+        _: Request<v1::ListTransfersRequest>,
+    ) -> Answer<v1::ListTransfersResponse> {
+        Ok(Response::new(v1::ListTransfersResponse {
+            transfers: self.last().into_iter().collect(),
+        }))
+    }
+
+    async fn explain_transfer(
+        &self,
+        _: Request<v1::ExplainTransferRequest>,
+    ) -> Answer<v1::ExplainTransferResponse> {
+        Ok(Response::new(v1::ExplainTransferResponse {
+            transfer: self.last(),
+            missing: vec![v1::MissingUnits {
+                first: 3,
+                count: 4,
+                providers: 0,
+                in_flight: 0,
+            }],
+            findings: vec!["no peer has units 3 to 6".into()],
+        }))
+    }
+
+    async fn list_library(&self, _: Request<v1::ListLibraryRequest>) -> Answer<v1::ListLibraryResponse> {
+        Ok(Response::new(v1::ListLibraryResponse {
+            items: self.script.items.clone(),
+            next_page_token: String::new(),
+        }))
+    }
+
+    async fn share(&self, _: Request<v1::ShareRequest>) -> Answer<Self::ShareStream> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn unshare(&self, _: Request<v1::UnshareRequest>) -> Answer<v1::UnshareResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_limits(&self, _: Request<v1::GetLimitsRequest>) -> Answer<v1::GetLimitsResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn set_limits(&self, _: Request<v1::SetLimitsRequest>) -> Answer<v1::SetLimitsResponse> {
+        let _ = &self.stop;
+        Err(Status::unimplemented(""))
+    }
+}

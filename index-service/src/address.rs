@@ -1,0 +1,220 @@
+//! Which address a peer may register: its own, or one that the index was told to allow.
+//!
+//! An index that took any address would be a way to aim a swarm at a stranger. Pure: looks no name up, connects nowhere.
+
+use std::{net::IpAddr, str::FromStr};
+
+use ipnet::IpNet;
+use potluck_core::index_client::Address;
+
+/// Longest host name in DNS, in bytes (RFC 1035, section 2.3.4).
+const MAX_HOST_NAME: usize = 253;
+
+/// A host that peers may register although they do not call from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AllowedHost {
+    /// Any address in a network.
+    Network(IpNet),
+    /// One host name, in lower case.
+    Name(String),
+}
+
+/// Text that is neither a network, an address nor a host name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is neither a network such as 10.0.0.0/8, an IP address nor a host name")]
+pub struct AllowedHostError(String);
+
+impl FromStr for AllowedHost {
+    type Err = AllowedHostError;
+
+    fn from_str(text: &str) -> Result<Self, AllowedHostError> {
+        if let Ok(network) = text.parse::<IpNet>() {
+            return Ok(Self::Network(network.trunc()));
+        }
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(Self::Network(address.to_canonical().into()));
+        }
+        host_name(text)
+            .map(Self::Name)
+            .ok_or_else(|| AllowedHostError(text.to_owned()))
+    }
+}
+
+/// Why an address cannot be registered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// Neither an IP address nor a host name.
+    #[error(
+        "the host is neither an IP address nor a host name: leave it empty to be found where you call from"
+    )]
+    NotAHost,
+    /// An address that nobody can be reached at.
+    #[error("{0} is no address of one machine: leave the host empty to be found where you call from")]
+    NotOneMachine(IpAddr),
+    /// Not the caller's, and not allowed.
+    #[error(
+        "{host} is not where you call from ({from}): leave the host empty, or let the index be started with \
+         --allow-host {host}"
+    )]
+    Refused {
+        /// The host asked for.
+        host: String,
+        /// Where the caller is.
+        from: String,
+    },
+}
+
+/// The address as others will get it: `claimed`, its host put in one canonical form, or the caller's own where it is empty.
+///
+/// `source` is where the caller's connection comes from, `None` where the transport has no addresses.
+///
+/// # Errors
+/// [`AddressError`] where the host is none, or not the caller's and not allowed.
+pub fn resolve(
+    claimed: &Address,
+    source: Option<IpAddr>,
+    allowed: &[AllowedHost],
+) -> Result<Address, AddressError> {
+    let source = source.map(|ip| ip.to_canonical());
+    let refused = |host: &str| AddressError::Refused {
+        host: host.to_owned(),
+        from: source.map_or_else(|| "an unknown address".to_owned(), |ip| ip.to_string()),
+    };
+    if claimed.host.is_empty() {
+        let ip = source.ok_or_else(|| refused("an empty host"))?;
+        return Ok(Address {
+            host: ip.to_string(),
+            port: claimed.port,
+        });
+    }
+    let Ok(ip) = claimed.host.parse::<IpAddr>() else {
+        let name = host_name(&claimed.host).ok_or(AddressError::NotAHost)?;
+        return match allowed
+            .iter()
+            .any(|host| matches!(host, AllowedHost::Name(known) if *known == name))
+        {
+            true => Ok(Address {
+                host: name,
+                port: claimed.port,
+            }),
+            false => Err(refused(&name)),
+        };
+    };
+    let ip = ip.to_canonical();
+    if ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::V4(std::net::Ipv4Addr::BROADCAST) {
+        return Err(AddressError::NotOneMachine(ip));
+    }
+    let fits = |host: &AllowedHost| matches!(host, AllowedHost::Network(network) if network.contains(&ip));
+    match source == Some(ip) || allowed.iter().any(fits) {
+        true => Ok(Address {
+            host: ip.to_string(),
+            port: claimed.port,
+        }),
+        false => Err(refused(&ip.to_string())),
+    }
+}
+
+/// The text in lower case if it is a host name as RFC 1123 has it, with at least one letter.
+fn host_name(text: &str) -> Option<String> {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let good = text.len() <= MAX_HOST_NAME
+        && text.split('.').all(label)
+        && text.bytes().any(|b| b.is_ascii_alphabetic());
+    good.then(|| text.to_ascii_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(host: &str) -> Address {
+        Address {
+            host: host.to_owned(),
+            port: 12349,
+        }
+    }
+
+    fn at(source: &str, host: &str, allowed: &[&str]) -> Result<String, AddressError> {
+        let allowed: Vec<AllowedHost> = allowed.iter().map(|text| text.parse().unwrap()).collect();
+        resolve(&claim(host), Some(source.parse().unwrap()), &allowed).map(|address| address.host)
+    }
+
+    #[test]
+    fn an_empty_host_is_the_callers_own() {
+        assert_eq!(at("192.0.2.7", "", &[]), Ok("192.0.2.7".to_owned()));
+        assert_eq!(at("::ffff:192.0.2.7", "", &[]), Ok("192.0.2.7".to_owned()));
+        assert_eq!(at("2001:db8::7", "", &[]), Ok("2001:db8::7".to_owned()));
+    }
+
+    #[test]
+    fn the_callers_own_host_may_be_said() {
+        assert_eq!(at("192.0.2.7", "192.0.2.7", &[]), Ok("192.0.2.7".to_owned()));
+        assert_eq!(
+            at("::ffff:192.0.2.7", "192.0.2.7", &[]),
+            Ok("192.0.2.7".to_owned())
+        );
+        assert_eq!(
+            at("2001:db8::7", "2001:DB8:0::7", &[]),
+            Ok("2001:db8::7".to_owned())
+        );
+    }
+
+    #[test]
+    fn another_host_needs_leave() {
+        assert!(matches!(
+            at("192.0.2.7", "192.0.2.8", &[]),
+            Err(AddressError::Refused { .. })
+        ));
+        assert!(matches!(
+            at("192.0.2.7", "victim.example", &[]),
+            Err(AddressError::Refused { .. })
+        ));
+        assert_eq!(
+            at("192.0.2.7", "192.0.2.8", &["192.0.2.0/24"]),
+            Ok("192.0.2.8".to_owned())
+        );
+        assert_eq!(
+            at("192.0.2.7", "::ffff:192.0.2.8", &["192.0.2.8"]),
+            Ok("192.0.2.8".to_owned())
+        );
+        assert!(matches!(
+            at("192.0.2.7", "192.0.3.8", &["192.0.2.0/24"]),
+            Err(AddressError::Refused { .. })
+        ));
+        assert_eq!(
+            at("192.0.2.7", "Peer.Example", &["peer.example"]),
+            Ok("peer.example".to_owned())
+        );
+    }
+
+    #[test]
+    fn what_is_no_machine_is_refused_even_where_all_is_allowed() {
+        for host in ["0.0.0.0", "::", "224.0.0.1", "255.255.255.255", "ff02::1"] {
+            let told = at("192.0.2.7", host, &["0.0.0.0/0", "::/0"]);
+            assert!(
+                matches!(told, Err(AddressError::NotOneMachine(_))),
+                "{host}: {told:?}"
+            );
+        }
+        for host in ["a b", "a/b", "1.2.3", "[::1]", "-a", "x\n", &"a".repeat(300)] {
+            assert_eq!(
+                at("192.0.2.7", host, &["0.0.0.0/0"]),
+                Err(AddressError::NotAHost),
+                "{host}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_a_source_nothing_is_the_callers_own() {
+        assert!(resolve(&claim(""), None, &[]).is_err());
+        assert!(resolve(&claim("127.0.0.1"), None, &[]).is_err());
+    }
+}

@@ -1,0 +1,49 @@
+//! What things take in memory, roughly and rather too much, in bytes: what the quota on memory counts.
+
+use potluck_core::index_client::Registration;
+
+use super::words;
+
+/// One peer: its entry, its slot and the set of its files.
+pub(super) const PEER: u64 = 256;
+
+/// One peer having one file.
+pub(super) const REGISTRATION: u64 = 24;
+
+/// One file: its entry and its slot.
+pub(super) const FILE: u64 = 192;
+
+/// What one or more registrations say of a file.
+pub(super) const VARIANT: u64 = 112;
+
+/// One file under one claim.
+pub(super) const CLAIM: u64 = 96;
+
+/// One name holding one word.
+pub(super) const POSTING: u64 = 8;
+
+/// One name.
+pub(super) fn name(text: &str) -> u64 {
+    96 + text.len() as u64
+}
+
+/// One word.
+pub(super) fn word(text: &str) -> u64 {
+    96 + text.len() as u64
+}
+
+/// The most that a registration can add.
+pub fn most(registration: &Registration) -> u64 {
+    let names: u64 = registration
+        .names
+        .iter()
+        .map(|text| {
+            name(text)
+                + words::words(text)
+                    .iter()
+                    .map(|text| word(text) + POSTING)
+                    .sum::<u64>()
+        })
+        .sum();
+    REGISTRATION + FILE + VARIANT + CLAIM + names
+}

@@ -1,0 +1,415 @@
+//! The catalog against a plain list that is searched from end to end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use potluck_core::{
+    FileId, PeerId, Root, Sha256,
+    index_client::{Address, FileRecord, Found, Kind, Provider, Registration},
+};
+use proptest::prelude::*;
+use rand::{SeedableRng as _, rngs::StdRng};
+
+use super::{Catalog, Cursor, Put, RankCursor, words};
+
+fn rng() -> StdRng {
+    StdRng::seed_from_u64(7)
+}
+
+fn peer(n: u8) -> PeerId {
+    PeerId([n; 32])
+}
+
+fn address(n: u8) -> Address {
+    Address {
+        host: format!("192.0.2.{n}"),
+        port: 1000,
+    }
+}
+
+fn record(n: u8) -> FileRecord {
+    let root = Root([n; 32]);
+    FileRecord {
+        id: FileId::derive(n.into(), &root),
+        size: n.into(),
+        root,
+        sha256: None,
+        kind: Kind::File,
+    }
+}
+
+fn registration(n: u8, names: &[&str]) -> Registration {
+    let names = names.iter().map(|name| (*name).to_owned()).collect();
+    Registration {
+        file: record(n),
+        names,
+        partial: false,
+    }
+}
+
+/// All pages of a search.
+fn search(catalog: &Catalog, query: &str, page: usize) -> Vec<Found> {
+    let terms = words::terms(query).unwrap();
+    let mut all = Vec::new();
+    let mut after: Option<Cursor> = None;
+    loop {
+        let found = catalog.search(&terms, after, page);
+        assert!(found.files.len() <= page);
+        all.extend(found.files);
+        match found.next {
+            Some(next) => {
+                assert!(after < Some(next), "a page goes on");
+                after = Some(next);
+            }
+            None => return all,
+        }
+    }
+}
+
+/// All pages of a query by name.
+fn by_name(catalog: &Catalog, name: &str, page: usize) -> Vec<Found> {
+    let mut all = Vec::new();
+    let mut after: Option<RankCursor> = None;
+    loop {
+        let found = catalog.by_name(name, after, page, 1000, &mut rng());
+        assert!(found.files.len() <= page);
+        all.extend(found.files);
+        match found.next {
+            Some(next) => after = Some(next),
+            None => return all,
+        }
+    }
+}
+
+fn is_spotless(catalog: &Catalog) {
+    assert_eq!(catalog.peer_count(), 0);
+    assert_eq!(catalog.file_count(), 0);
+    assert_eq!(catalog.registration_count(), 0);
+    assert_eq!(catalog.bytes(), 0);
+    assert_eq!(catalog.names.counts(), (0, 0));
+    assert_eq!(catalog.variants.len(), 0);
+    assert!(catalog.claims.is_empty() && catalog.hosts.is_empty() && catalog.file_slots.is_empty());
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Peer(u8, u8),
+    Put(u8, Registration),
+    Remove(u8, u8),
+    RemovePeer(u8),
+}
+
+fn names() -> impl Strategy<Value = Vec<String>> {
+    let word = prop::sample::select(vec![
+        "a", "ab", "abc", "model", "Model", "mode", "gguf", "é", "7b",
+    ]);
+    let name = prop::collection::vec(word, 1..4).prop_map(|words| words.join("-"));
+    prop::collection::vec(name, 1..4)
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let put = (
+        0..5u8,
+        0..8u8,
+        names(),
+        prop::option::of(0..3u8),
+        any::<bool>(),
+        any::<bool>(),
+    )
+        .prop_map(|(peer, file, names, sum, collection, partial)| {
+            let sha256 = sum.map(|n| Sha256([n; 32]));
+            let kind = if collection { Kind::Collection } else { Kind::File };
+            Step::Put(
+                peer,
+                Registration {
+                    file: FileRecord {
+                        sha256,
+                        kind,
+                        ..record(file)
+                    },
+                    names,
+                    partial,
+                },
+            )
+        });
+    prop_oneof![
+        2 => (0..5u8, 0..3u8).prop_map(|(peer, at)| Step::Peer(peer, at)),
+        8 => put,
+        3 => (0..5u8, 0..8u8).prop_map(|(peer, file)| Step::Remove(peer, file)),
+        1 => (0..5u8).prop_map(Step::RemovePeer),
+    ]
+}
+
+#[derive(Debug, Default)]
+struct Model {
+    peers: BTreeMap<PeerId, (Address, BTreeMap<FileId, Registration>)>,
+}
+
+impl Model {
+    /// Puts of a file, with the providers.
+    fn of(&self, file: FileId) -> Vec<(Provider, &Registration)> {
+        let held = self.peers.iter().filter_map(|(&peer, (address, files))| {
+            let registration = files.get(&file)?;
+            let provider = Provider {
+                peer,
+                address: address.clone(),
+                partial: registration.partial,
+            };
+            Some((provider, registration))
+        });
+        held.collect()
+    }
+
+    fn files(&self) -> BTreeSet<FileId> {
+        self.peers
+            .values()
+            .flat_map(|(_, files)| files.keys().copied())
+            .collect()
+    }
+
+    /// What is to be found of a file, names that fit first.
+    fn found(&self, file: FileId, terms: &[String]) -> Found {
+        let held = self.of(file);
+        let count = |wanted: &dyn Fn(&Registration) -> bool| held.iter().filter(|(_, r)| wanted(r)).count();
+        let mut names: Vec<String> = held.iter().flat_map(|(_, r)| r.names.clone()).collect();
+        names.sort();
+        names.dedup();
+        names.sort_by_key(|name| {
+            let fits = !terms.is_empty() && words::fits(name, terms);
+            (!fits, std::cmp::Reverse(count(&|r| r.names.contains(name))))
+        });
+        let sums: BTreeSet<Sha256> = held.iter().filter_map(|(_, r)| r.file.sha256).collect();
+        let sha256 = sums
+            .into_iter()
+            .rev()
+            .max_by_key(|&sum| count(&|r| r.file.sha256 == Some(sum)));
+        let collections = count(&|r| r.file.kind == Kind::Collection);
+        let kind = if 2 * collections > held.len() {
+            Kind::Collection
+        } else {
+            Kind::File
+        };
+        names.truncate(super::MAX_NAMES);
+        Found {
+            file: FileRecord {
+                sha256,
+                kind,
+                ..held[0].1.file
+            },
+            names,
+            provider_count: held.len() as u64,
+            providers: held.into_iter().map(|(provider, _)| provider).collect(),
+        }
+    }
+}
+
+fn sorted(mut found: Found) -> Found {
+    found.providers.sort_by_key(|provider| provider.peer);
+    found
+}
+
+fn agrees(catalog: &Catalog, model: &Model, page: usize) {
+    assert_eq!(catalog.peer_count(), model.peers.len() as u64);
+    assert_eq!(catalog.file_count(), model.files().len() as u64);
+    let registrations: usize = model.peers.values().map(|(_, files)| files.len()).sum();
+    assert_eq!(catalog.registration_count(), registrations as u64);
+    for n in 0..8 {
+        let id = record(n).id;
+        let found = catalog.by_id(&id, 1000, &mut rng()).map(sorted);
+        let expected = model.files().contains(&id).then(|| model.found(id, &[]));
+        assert_eq!(found, expected);
+    }
+    for query in ["", "a", "ab", "model", "mode gguf", "7b é", "nothing", "model a"] {
+        let terms = words::terms(query).unwrap();
+        let mut found = search(catalog, query, page);
+        found.sort_by_key(|found| found.file.id);
+        let fits = |file: &FileId| {
+            model
+                .of(*file)
+                .iter()
+                .any(|(_, r)| r.names.iter().any(|name| words::fits(name, &terms)))
+        };
+        let expected: Vec<Found> = model
+            .files()
+            .into_iter()
+            .filter(fits)
+            .map(|file| Found {
+                providers: Vec::new(),
+                ..model.found(file, &terms)
+            })
+            .collect();
+        assert_eq!(found, expected, "search {query:?}");
+    }
+    for name in ["a", "model", "model-gguf", "nothing"] {
+        let mut expected: Vec<Found> = model
+            .files()
+            .into_iter()
+            .filter(|&file| {
+                model
+                    .of(file)
+                    .iter()
+                    .any(|(_, r)| r.names.iter().any(|held| held == name))
+            })
+            .map(|file| model.found(file, &[]))
+            .collect();
+        expected.sort_by_key(|found| (std::cmp::Reverse(found.provider_count), found.file.id));
+        let found: Vec<Found> = by_name(catalog, name, page).into_iter().map(sorted).collect();
+        assert_eq!(found, expected, "name {name:?}");
+    }
+    for n in 0..3 {
+        let sum = Sha256([n; 32]);
+        let found: BTreeSet<FileId> = catalog
+            .by_sha256(&sum, None, 1000, 0, &mut rng())
+            .files
+            .iter()
+            .map(|found| found.file.id)
+            .collect();
+        let claims = |file: &FileId| model.of(*file).iter().any(|(_, r)| r.file.sha256 == Some(sum));
+        assert_eq!(found, model.files().into_iter().filter(claims).collect());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn behaves_as_a_plain_list(steps in prop::collection::vec(step(), 0..60), page in 1..5usize) {
+        let mut catalog = Catalog::default();
+        let mut model = Model::default();
+        for step in steps {
+            match step {
+                Step::Peer(n, at) => {
+                    let moved = model.peers.get(&peer(n)).is_some_and(|(known, _)| *known != address(at));
+                    prop_assert_eq!(catalog.set_peer(peer(n), &address(at)), moved);
+                    model.peers.entry(peer(n)).or_insert_with(|| (address(at), BTreeMap::new())).0 = address(at);
+                }
+                Step::Put(n, registration) => {
+                    let put = catalog.put(&peer(n), &registration);
+                    if let Some((_, files)) = model.peers.get_mut(&peer(n)) {
+                        let expected = match files.insert(registration.file.id, registration.clone()) {
+                            None => Put::New,
+                            Some(old) if old.partial != registration.partial => Put::Completeness,
+                            Some(_) => Put::Same,
+                        };
+                        prop_assert_eq!(put, expected);
+                    }
+                }
+                Step::Remove(n, file) => {
+                    let id = record(file).id;
+                    let was = model.peers.get_mut(&peer(n)).is_some_and(|(_, files)| files.remove(&id).is_some());
+                    prop_assert_eq!(catalog.remove(&peer(n), &id), was);
+                }
+                Step::RemovePeer(n) => {
+                    let was = model.peers.remove(&peer(n)).is_some();
+                    prop_assert_eq!(catalog.remove_peer(&peer(n)), was);
+                }
+            }
+        }
+        agrees(&catalog, &model, page);
+        for at in 0..3 {
+            let here = model.peers.values().filter(|(known, _)| *known == address(at)).count();
+            prop_assert_eq!(catalog.peers_at(&address(at).host), here as u64);
+        }
+        for n in 0..5 {
+            catalog.remove_peer(&peer(n));
+        }
+        is_spotless(&catalog);
+    }
+}
+
+#[test]
+fn samples_are_capped_and_differ() {
+    let mut catalog = Catalog::default();
+    for n in 0..200 {
+        catalog.set_peer(peer(n), &address(n));
+        catalog.put(&peer(n), &registration(1, &["a"]));
+    }
+    let mut rng = rng();
+    let (one, count) = catalog.providers(&record(1).id, 50, &mut rng);
+    let (other, _) = catalog.providers(&record(1).id, 50, &mut rng);
+    assert_eq!((one.len(), count), (50, 200));
+    assert_ne!(one, other);
+    let distinct: BTreeSet<PeerId> = one.iter().map(|provider| provider.peer).collect();
+    assert_eq!(distinct.len(), 50);
+}
+
+#[test]
+fn terms_that_fit_too_many_words_are_still_found() {
+    let mut catalog = Catalog::default();
+    catalog.set_peer(peer(1), &address(1));
+    for n in 0..6000u64 {
+        let root = Root([9; 32]);
+        let file = FileRecord {
+            id: FileId::derive(n, &root),
+            size: n,
+            root,
+            ..record(9)
+        };
+        let names = vec![format!(
+            "wide{n:05} {}",
+            if n % 100 == 0 { "rare" } else { "common" }
+        )];
+        catalog.put(
+            &peer(1),
+            &Registration {
+                file,
+                names,
+                partial: false,
+            },
+        );
+    }
+    assert_eq!(search(&catalog, "wide", 1000).len(), 6000);
+    assert_eq!(search(&catalog, "wide rare", 7).len(), 60);
+    assert_eq!(search(&catalog, "wide00 comm", 1000).len(), 990);
+    assert_eq!(search(&catalog, "wide nothing", 10).len(), 0);
+}
+
+#[test]
+fn pages_are_bounded_in_bytes() {
+    let mut catalog = Catalog::default();
+    catalog.set_peer(peer(1), &address(1));
+    let long: Vec<String> = (0..16).map(|n| format!("{n:02}{}", "x".repeat(253))).collect();
+    for n in 0..1000u64 {
+        let root = Root([9; 32]);
+        let file = FileRecord {
+            id: FileId::derive(n, &root),
+            size: n,
+            root,
+            ..record(9)
+        };
+        catalog.put(
+            &peer(1),
+            &Registration {
+                file,
+                names: long.clone(),
+                partial: false,
+            },
+        );
+    }
+    let page = catalog.search(&[], None, 1000);
+    assert!(page.next.is_some() && page.files.len() < 1000);
+    assert_eq!(search(&catalog, "", 1000).len(), 1000);
+    assert_eq!(by_name(&catalog, &long[0], 1000).len(), 1000);
+}
+
+#[test]
+fn a_crowd_that_says_a_different_thing_each_is_answered_soon() {
+    let mut catalog = Catalog::default();
+    for n in 0..20_000u32 {
+        let mut id = [0; 32];
+        id[..4].copy_from_slice(&n.to_le_bytes());
+        catalog.set_peer(PeerId(id), &address(1));
+        catalog.put(&PeerId(id), &registration(1, &[&format!("name {n}")]));
+    }
+    let began = std::time::Instant::now();
+    let found = catalog.by_id(&record(1).id, 50, &mut rng()).unwrap();
+    assert_eq!(
+        (found.provider_count, found.names.len()),
+        (20_000, super::MAX_NAMES)
+    );
+    assert_eq!(search(&catalog, "", 100).len(), 1);
+    assert!(
+        began.elapsed() < std::time::Duration::from_secs(20),
+        "{:?}",
+        began.elapsed()
+    );
+}

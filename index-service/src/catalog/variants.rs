@@ -1,0 +1,109 @@
+//! What registrations say of a file beside its identity, held once for all that say the same.
+//!
+//! Invariant: a variant is here exactly as long as it has a reference, one for each registration.
+
+use std::{hash::BuildHasher as _, ops::Index};
+
+use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
+use potluck_core::{
+    Sha256,
+    index_client::{Kind, Registration},
+};
+use slab::Slab;
+use smallvec::SmallVec;
+
+use super::{cost, names::Names};
+
+/// Names, claimed SHA-256 and kind.
+#[derive(Debug)]
+pub(super) struct Variant {
+    /// Slots, sorted, each once.
+    pub(super) names: SmallVec<[u32; 4]>,
+    pub(super) sha256: Option<Sha256>,
+    pub(super) kind: Kind,
+    references: u32,
+}
+
+impl Variant {
+    fn key(&self) -> (&[u32], Option<Sha256>, Kind) {
+        (&self.names, self.sha256, self.kind)
+    }
+}
+
+/// Variants by what they say.
+#[derive(Debug, Default)]
+pub(super) struct Variants {
+    hasher: DefaultHashBuilder,
+    slots: HashTable<u32>,
+    variants: Slab<Variant>,
+    /// Estimate of the memory held, in bytes.
+    pub(super) bytes: u64,
+}
+
+impl Variants {
+    /// The slot of what a registration says, with one more reference.
+    pub(super) fn intern(&mut self, names: &mut Names, registration: &Registration) -> u32 {
+        let mut slots: SmallVec<[u32; 4]> =
+            registration.names.iter().map(|name| names.intern(name)).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        let new = Variant {
+            names: slots,
+            sha256: registration.file.sha256,
+            kind: registration.file.kind,
+            references: 1,
+        };
+        let Self {
+            hasher,
+            slots,
+            variants,
+            bytes,
+        } = self;
+        let entry = slots.entry(
+            hasher.hash_one(new.key()),
+            |&slot| variants[slot as usize].key() == new.key(),
+            |&slot| hasher.hash_one(variants[slot as usize].key()),
+        );
+        match entry {
+            Entry::Occupied(entry) => {
+                variants[*entry.get() as usize].references += 1;
+                *entry.get()
+            }
+            Entry::Vacant(vacant) => {
+                let slot = variants.insert(new) as u32;
+                vacant.insert(slot);
+                *bytes += cost::VARIANT;
+                slot
+            }
+        }
+    }
+
+    /// Gives one reference back.
+    pub(super) fn release(&mut self, slot: u32) {
+        let variant = &mut self.variants[slot as usize];
+        variant.references -= 1;
+        if variant.references > 0 {
+            return;
+        }
+        let variant = self.variants.remove(slot as usize);
+        let hash = self.hasher.hash_one(variant.key());
+        if let Ok(entry) = self.slots.find_entry(hash, |&other| other == slot) {
+            entry.remove();
+        }
+        self.bytes -= cost::VARIANT;
+    }
+
+    /// How many variants there are.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.variants.len()
+    }
+}
+
+impl Index<u32> for Variants {
+    type Output = Variant;
+
+    fn index(&self, slot: u32) -> &Variant {
+        &self.variants[slot as usize]
+    }
+}

@@ -1,0 +1,408 @@
+//! The committer: one thread through which every change goes, so that many share one flush.
+//!
+//! It takes what is waiting, checks quotas, has the store make all of it durable at once, shows it to queries, and only then answers. A
+//! change is taken whole or not at all. Being alone in changing the catalog, it can check a quota without a lock held for the time of a
+//! flush. Leases that run out are collected here too: an expired peer is hidden from queries at once and removed from the store
+//! with the next flush, in one order with registrations, so that a peer which comes back at that moment stays.
+//!
+//! Bounds: [`QUEUE`] changes and [`QUEUE_BYTES`] of them wait at most; beyond that callers are told to come back.
+
+use std::{
+    collections::{HashMap, HashSet},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use potluck_core::{FileId, PeerId, index_client::Registration};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::{
+    quota::{Limits, host_key},
+    registry::Registry,
+    store::{Change, IndexStore, PeerRecord},
+};
+
+/// Changes that may wait: as many as one second of flushes on a slow disk answers, one each.
+const QUEUE: usize = 4096;
+
+/// Bytes of changes that may wait, as they came on the wire.
+const QUEUE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Changes that share one flush at most: beyond it the wait for the first of them would grow.
+const BATCH: usize = 512;
+
+/// Registrations after which a batch is closed.
+const BATCH_FILES: usize = 20_000;
+
+/// Peers that are collected at once.
+const EXPIRED: usize = 1024;
+
+/// How long the thread sleeps where no lease tells it to wake.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// A request to change what the index holds.
+#[derive(Debug)]
+pub enum Request {
+    /// As [`Change::Register`].
+    Register {
+        /// The peer with its address and lease.
+        peer: PeerRecord,
+        /// What it has.
+        files: Vec<Registration>,
+        /// Whether what it registered before is forgotten.
+        replace: bool,
+        /// The most memory that the files can take, in bytes.
+        cost: u64,
+    },
+    /// As [`Change::Unregister`].
+    Unregister {
+        /// The peer.
+        peer: PeerId,
+        /// The files.
+        files: Vec<FileId>,
+    },
+    /// As [`Change::Forget`].
+    Forget {
+        /// The peer.
+        peer: PeerId,
+    },
+}
+
+impl Request {
+    const fn peer(&self) -> &PeerId {
+        match self {
+            Self::Register { peer, .. } => &peer.id,
+            Self::Unregister { peer, .. } | Self::Forget { peer } => peer,
+        }
+    }
+}
+
+/// Why a change was not made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// The peer would have too many files.
+    #[error("a peer may register {most} files here, and this would make {wanted}: unregister some first")]
+    TooManyFiles {
+        /// How many it may have.
+        most: u64,
+        /// How many it would have.
+        wanted: u64,
+    },
+    /// Too many peers have this address.
+    #[error("{most} peers with the address {host} are registered already: wait until some have left")]
+    TooManyPeers {
+        /// The address.
+        host: String,
+        /// How many there may be.
+        most: u64,
+    },
+    /// No memory is left for registrations.
+    #[error("the index is full: try again later, or let it be started with a larger --max-memory-mib")]
+    Full,
+    /// Too much is waiting.
+    #[error("the index has too much to write: try again in a moment")]
+    Busy,
+    /// The store failed.
+    #[error("the index cannot store anything now: try again later, and have its log looked at")]
+    Store,
+    /// The index is ending.
+    #[error("the index is shutting down")]
+    Closed,
+}
+
+/// What a change came to: for a registration how many files the peer now has, otherwise how many were removed.
+pub type Outcome = Result<u64, CommitError>;
+
+#[derive(Debug)]
+enum Message {
+    Change {
+        request: Request,
+        answer: oneshot::Sender<Outcome>,
+        _held: OwnedSemaphorePermit,
+    },
+    Stop,
+}
+
+/// The way to the committer. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Committer {
+    queue: SyncSender<Message>,
+    bytes: Arc<Semaphore>,
+}
+
+impl Committer {
+    /// Starts the thread. It ends at [`Self::stop`], and then drops the store.
+    ///
+    /// # Errors
+    /// Where the system gives no thread.
+    pub fn start(
+        store: Box<dyn IndexStore>,
+        registry: Arc<Registry>,
+        limits: Limits,
+    ) -> std::io::Result<(Self, JoinHandle<()>)> {
+        let (queue, requests) = sync_channel(QUEUE);
+        let worker = Worker {
+            store,
+            registry,
+            limits,
+            to_forget: Vec::new(),
+            failing: false,
+        };
+        let thread = std::thread::Builder::new()
+            .name("committer".to_owned())
+            .spawn(move || worker.run(&requests))?;
+        Ok((
+            Self {
+                queue,
+                bytes: Arc::new(Semaphore::new(QUEUE_BYTES)),
+            },
+            thread,
+        ))
+    }
+
+    /// Makes a change, and answers once it is durable and queries see it. `bytes`: its size on the wire.
+    ///
+    /// Once queued the change is made even if the caller goes away.
+    ///
+    /// # Errors
+    /// [`CommitError`]; then nothing of it was taken, but where the store failed.
+    pub async fn commit(&self, request: Request, bytes: usize) -> Outcome {
+        let bytes = u32::try_from(bytes.min(QUEUE_BYTES)).unwrap_or(u32::MAX);
+        let held = Arc::clone(&self.bytes)
+            .try_acquire_many_owned(bytes)
+            .map_err(|_| CommitError::Busy)?;
+        let (answer, outcome) = oneshot::channel();
+        self.queue
+            .try_send(Message::Change {
+                request,
+                answer,
+                _held: held,
+            })
+            .map_err(|error| match error {
+                TrySendError::Full(_) => CommitError::Busy,
+                TrySendError::Disconnected(_) => CommitError::Closed,
+            })?;
+        outcome.await.unwrap_or(Err(CommitError::Closed))
+    }
+
+    /// Tells the thread to finish what waits and end. Blocks while the queue is full.
+    pub fn stop(&self) {
+        // It is gone already where this fails.
+        let _ = self.queue.send(Message::Stop);
+    }
+}
+
+struct Worker {
+    store: Box<dyn IndexStore>,
+    registry: Arc<Registry>,
+    limits: Limits,
+    /// Peers that are gone from the catalog but not yet from the store.
+    to_forget: Vec<PeerId>,
+    failing: bool,
+}
+
+type Waiting = (Request, oneshot::Sender<Outcome>, OwnedSemaphorePermit);
+
+/// What a batch has taken so far, which the catalog does not show yet.
+#[derive(Default)]
+struct Pending {
+    peers_at: HashMap<String, u64>,
+    bytes: u64,
+}
+
+impl Worker {
+    fn run(mut self, queue: &Receiver<Message>) {
+        let mut next: Option<Waiting> = None;
+        let mut stopping = false;
+        loop {
+            let mut batch: Vec<Waiting> = Vec::new();
+            let mut peers: HashSet<PeerId> = HashSet::new();
+            let mut files = 0;
+            if next.is_none() && !stopping {
+                match queue.recv_timeout(self.until_next_lease()) {
+                    Ok(Message::Change {
+                        request,
+                        answer,
+                        _held,
+                    }) => next = Some((request, answer, _held)),
+                    Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => stopping = true,
+                    Err(RecvTimeoutError::Timeout) => {}
+                }
+            }
+            loop {
+                let Some(waiting) = next.take() else { break };
+                // A peer stands once in a batch, so that quotas need only the catalog.
+                if !peers.insert(*waiting.0.peer()) {
+                    next = Some(waiting);
+                    break;
+                }
+                if let Request::Register { files: more, .. } = &waiting.0 {
+                    files += more.len();
+                }
+                batch.push(waiting);
+                if batch.len() >= BATCH || files >= BATCH_FILES {
+                    break;
+                }
+                match queue.try_recv() {
+                    Ok(Message::Change {
+                        request,
+                        answer,
+                        _held,
+                    }) => next = Some((request, answer, _held)),
+                    Ok(Message::Stop) => stopping = true,
+                    Err(_) => {}
+                }
+            }
+            if batch.is_empty() && stopping && next.is_none() {
+                // What came after the word to stop is told so by the queue's end.
+                return;
+            }
+            self.process(batch);
+        }
+    }
+
+    fn until_next_lease(&self) -> Duration {
+        let now = Instant::now();
+        self.registry
+            .next_deadline()
+            .map_or(IDLE, |at| at.saturating_duration_since(now).min(IDLE))
+    }
+
+    fn process(&mut self, batch: Vec<Waiting>) {
+        for peer in self.registry.take_expired(Instant::now(), EXPIRED) {
+            let files = self.registry.forget(&peer);
+            tracing::debug!(%peer, files, "lease ran out");
+            self.to_forget.push(peer);
+        }
+        let mut changes: Vec<Change> = self
+            .to_forget
+            .iter()
+            .map(|&peer| Change::Forget { peer })
+            .collect();
+        let forgotten = changes.len();
+        let mut answers = Vec::with_capacity(batch.len());
+        let mut pending = Pending::default();
+        for (request, answer, held) in batch {
+            match self.check(request, &mut pending) {
+                Ok(change) => {
+                    changes.push(change);
+                    answers.push((answer, held));
+                }
+                // The caller may be gone.
+                Err(outcome) => drop(answer.send(outcome)),
+            }
+        }
+        if changes.is_empty() {
+            return;
+        }
+        if self.store(&changes) {
+            self.to_forget.clear();
+            for (change, (answer, _held)) in changes.into_iter().skip(forgotten).zip(answers) {
+                let outcome = self.show(&change);
+                drop(answer.send(Ok(outcome)));
+            }
+        } else {
+            for (answer, _held) in answers {
+                drop(answer.send(Err(CommitError::Store)));
+            }
+        }
+    }
+
+    /// The change that a request comes to, or its outcome where nothing needs to be stored.
+    fn check(&self, request: Request, pending: &mut Pending) -> Result<Change, Outcome> {
+        let catalog = self.registry.catalog();
+        match request {
+            Request::Register {
+                peer,
+                files,
+                replace,
+                cost,
+            } => {
+                let new = match replace {
+                    true => files
+                        .iter()
+                        .map(|file| file.file.id)
+                        .collect::<HashSet<_>>()
+                        .len(),
+                    false => {
+                        let new = files.iter().map(|file| file.file.id);
+                        new.filter(|file| !catalog.holds(&peer.id, file))
+                            .collect::<HashSet<_>>()
+                            .len()
+                    }
+                };
+                let held = if replace { 0 } else { catalog.files_of(&peer.id) };
+                let wanted = held + new as u64;
+                let most = self.limits.max_files_per_peer;
+                if wanted > most && new > 0 {
+                    return Err(Err(CommitError::TooManyFiles { most, wanted }));
+                }
+                let key = host_key(&peer.address.host);
+                let is_there = catalog
+                    .address(&peer.id)
+                    .is_some_and(|known| host_key(&known.host) == key);
+                if !is_there {
+                    let at = pending.peers_at.entry(key).or_default();
+                    let most = self.limits.max_peers_per_address;
+                    if catalog.peers_at(&peer.address.host) + *at >= most {
+                        return Err(Err(CommitError::TooManyPeers {
+                            host: peer.address.host,
+                            most,
+                        }));
+                    }
+                    *at += 1;
+                }
+                let room = self.limits.max_memory_mib.saturating_mul(1024 * 1024);
+                if new > 0 && catalog.bytes() + pending.bytes + cost > room {
+                    return Err(Err(CommitError::Full));
+                }
+                pending.bytes += cost;
+                Ok(Change::Register { peer, files, replace })
+            }
+            Request::Unregister { peer, mut files } => {
+                files.retain(|file| catalog.holds(&peer, file));
+                match files.is_empty() {
+                    true => Err(Ok(0)),
+                    false => Ok(Change::Unregister { peer, files }),
+                }
+            }
+            Request::Forget { peer } => match catalog.address(&peer) {
+                None => Err(Ok(0)),
+                Some(_) => Ok(Change::Forget { peer }),
+            },
+        }
+    }
+
+    /// Makes changes durable; false where that failed.
+    fn store(&mut self, changes: &[Change]) -> bool {
+        // sled panics on some failures. Such a store goes on failing, which is then what callers are told.
+        let applied = catch_unwind(AssertUnwindSafe(|| self.store.apply(changes)));
+        let error = match applied {
+            Ok(Ok(())) => {
+                self.failing = false;
+                return true;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the store panicked".to_owned(),
+        };
+        if !std::mem::replace(&mut self.failing, true) {
+            tracing::error!(%error, "registrations cannot be stored and are refused until they can; look at the disk, then restart");
+        }
+        false
+    }
+
+    fn show(&self, change: &Change) -> u64 {
+        match change {
+            Change::Register { peer, files, replace } => {
+                self.registry.register(peer, files, *replace, Instant::now())
+            }
+            Change::Unregister { peer, files } => self.registry.unregister(peer, files),
+            Change::Forget { peer } => self.registry.forget(peer),
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Page tokens: where a page ended, as text that only this run of the index can have made for the same question.
+//!
+//! A token is hex of the position and a keyed checksum over it and the question. It keeps callers from coming to depend on what
+//! is inside, and a token of another question or of an earlier run from giving a wrong page. It guards no secret.
+
+use std::hash::{BuildHasher as _, Hash, RandomState};
+
+use potluck_core::FileId;
+
+use crate::catalog::{Cursor, RankCursor};
+
+/// Makes and reads page tokens.
+#[derive(Debug, Default)]
+pub struct Pages {
+    key: RandomState,
+}
+
+/// A token that is not from this question in this run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("this page token is not of this question, or the index has been restarted: start again without one")]
+pub struct PageError;
+
+/// A position that a token can hold.
+pub trait Position: Sized {
+    /// As bytes.
+    fn to_bytes(&self) -> Vec<u8>;
+    /// From bytes; `None` where they are of another kind.
+    fn from_bytes(bytes: &[u8]) -> Option<Self>;
+}
+
+impl Pages {
+    /// The token for a position in the answer to a question; empty where there is none.
+    pub fn token<P: Position>(&self, question: &impl Hash, position: Option<P>) -> String {
+        position.map_or_else(String::new, |position| {
+            let mut bytes = position.to_bytes();
+            let sum = self.sum(question, &bytes);
+            bytes.extend(sum);
+            hex::encode(bytes)
+        })
+    }
+
+    /// The position of a token that was given for this question; `None` for the empty one.
+    ///
+    /// # Errors
+    /// [`PageError`] for anything else.
+    pub fn position<P: Position>(&self, question: &impl Hash, token: &str) -> Result<Option<P>, PageError> {
+        /// Twice the longest position and its checksum.
+        const LONGEST: usize = 2 * (40 + 8);
+        if token.is_empty() {
+            return Ok(None);
+        }
+        if token.len() > LONGEST {
+            return Err(PageError);
+        }
+        let bytes = hex::decode(token).map_err(|_| PageError)?;
+        let (bytes, sum) = bytes.split_last_chunk::<8>().ok_or(PageError)?;
+        if *sum != self.sum(question, bytes) {
+            return Err(PageError);
+        }
+        P::from_bytes(bytes).map(Some).ok_or(PageError)
+    }
+
+    fn sum(&self, question: &impl Hash, bytes: &[u8]) -> [u8; 8] {
+        self.key.hash_one((question, bytes)).to_le_bytes()
+    }
+}
+
+impl Position for Cursor {
+    fn to_bytes(&self) -> Vec<u8> {
+        [self.name.to_le_bytes(), self.file.to_le_bytes()].concat()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (name, file) = bytes.split_first_chunk()?;
+        Some(Self {
+            name: u32::from_le_bytes(*name),
+            file: u32::from_le_bytes(file.try_into().ok()?),
+        })
+    }
+}
+
+impl Position for RankCursor {
+    fn to_bytes(&self) -> Vec<u8> {
+        [self.providers.to_le_bytes().as_slice(), self.file.as_bytes()].concat()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (providers, file) = bytes.split_first_chunk()?;
+        Some(Self {
+            providers: u64::from_le_bytes(*providers),
+            file: FileId::try_from(file).ok()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_good_for_its_question_only() {
+        let pages = Pages::default();
+        let cursor = Cursor {
+            name: 7,
+            file: u32::MAX,
+        };
+        let token = pages.token(&"one", Some(cursor));
+        assert_eq!(pages.position(&"one", &token), Ok(Some(cursor)));
+        assert_eq!(pages.position::<Cursor>(&"two", &token), Err(PageError));
+        assert_eq!(
+            Pages::default().position::<Cursor>(&"one", &token),
+            Err(PageError),
+            "another run"
+        );
+        assert_eq!(
+            pages.position::<RankCursor>(&"one", &token),
+            Err(PageError),
+            "another kind"
+        );
+        assert_eq!(pages.position::<Cursor>(&"one", ""), Ok(None));
+        assert_eq!(pages.token::<Cursor>(&"one", None), "");
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        let pages = Pages::default();
+        let good = pages.token(
+            &1,
+            Some(RankCursor {
+                providers: 3,
+                file: FileId([1; 32]),
+            }),
+        );
+        assert!(pages.position::<RankCursor>(&1, &good).is_ok());
+        for bad in [
+            "x",
+            "00",
+            "é",
+            &good[2..],
+            &format!("{good}00"),
+            &"0".repeat(1_000_000),
+        ] {
+            assert_eq!(pages.position::<RankCursor>(&1, bad), Err(PageError));
+        }
+    }
+}

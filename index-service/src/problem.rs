@@ -1,0 +1,114 @@
+//! The index's errors as the problems that callers are told: the only file that knows which reason is which.
+
+use std::time::Duration;
+
+use potluck_core::{Problem, Reason, id::IdError};
+
+use crate::{
+    address::AddressError,
+    catalog::words::TermsError,
+    commit::CommitError,
+    pages::PageError,
+    quota::Exceeded,
+    request::NameError,
+    watch::{Ended, WatchError},
+};
+
+/// When a caller may try again where the index has too much to do at this moment.
+const SOON: Duration = Duration::from_secs(1);
+
+/// When a caller may try again where something has to change first.
+const LATER: Duration = Duration::from_secs(30);
+
+impl From<AddressError> for Problem {
+    fn from(error: AddressError) -> Self {
+        let reason = match error {
+            AddressError::NotAHost | AddressError::NotOneMachine(_) => Reason::InvalidAddress,
+            AddressError::Refused { .. } => Reason::AddressRefused,
+        };
+        Self::new(reason, error.to_string()).field("address.host")
+    }
+}
+
+impl From<NameError> for Problem {
+    fn from(error: NameError) -> Self {
+        Self::new(Reason::InvalidName, error.to_string())
+    }
+}
+
+impl From<TermsError> for Problem {
+    fn from(error: TermsError) -> Self {
+        Self::new(Reason::InvalidQuery, error.to_string()).field("query")
+    }
+}
+
+impl From<PageError> for Problem {
+    fn from(error: PageError) -> Self {
+        Self::new(Reason::InvalidPageToken, error.to_string()).field("page_token")
+    }
+}
+
+impl From<Exceeded> for Problem {
+    fn from(error: Exceeded) -> Self {
+        Self::new(
+            Reason::RateLimited,
+            "too many calls from your address: wait as long as the retry delay says",
+        )
+        .retry_after(error.retry_after)
+    }
+}
+
+impl From<CommitError> for Problem {
+    fn from(error: CommitError) -> Self {
+        let (reason, wait) = match error {
+            CommitError::TooManyFiles { .. } => (Reason::QuotaExceeded, None),
+            CommitError::TooManyPeers { .. } | CommitError::Full => (Reason::QuotaExceeded, Some(LATER)),
+            CommitError::Busy => (Reason::StoreUnavailable, Some(SOON)),
+            CommitError::Store => (Reason::StoreUnavailable, Some(LATER)),
+            CommitError::Closed => (Reason::ShuttingDown, Some(SOON)),
+        };
+        Self {
+            retry_after: wait,
+            ..Self::new(reason, error.to_string())
+        }
+    }
+}
+
+impl From<WatchError> for Problem {
+    fn from(error: WatchError) -> Self {
+        let (reason, wait) = match error {
+            WatchError::TooMany => (Reason::Busy, LATER),
+            WatchError::Closed => (Reason::ShuttingDown, SOON),
+        };
+        Self::new(reason, error.to_string()).retry_after(wait)
+    }
+}
+
+impl From<Ended> for Problem {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::TooSlow => {
+                Self::new(Reason::Busy, "this watcher reads too slowly: watch again").retry_after(SOON)
+            }
+            Ended::Closed => WatchError::Closed.into(),
+        }
+    }
+}
+
+/// What is wrong with a request's token; tells its length and no more.
+pub(crate) fn token(error: &IdError) -> Problem {
+    let length = match error {
+        IdError::Bytes(length) | IdError::Length(length) => *length,
+        IdError::NotHex => 0,
+    };
+    Problem::new(
+        Reason::InvalidToken,
+        format!("a token is 32 bytes, this has {length}"),
+    )
+    .field("token")
+}
+
+/// A field with a value out of its bounds.
+pub(crate) fn invalid(field: &str, message: impl Into<String>) -> Problem {
+    Problem::new(Reason::InvalidArgument, message).field(field)
+}

@@ -1,0 +1,223 @@
+//! Bounds on what callers may use: how much one source may ask, and how much the index may hold.
+//!
+//! Pure: time is a parameter. Invariant: the table of sources never grows past its capacity.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+    time::{Duration, Instant},
+};
+
+/// Bounds on what callers may use. Each is an upper limit; what goes past it is refused with a reason.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct Limits {
+    /// Most files that one peer may register
+    #[arg(long, env = "POTLUCK_INDEX_MAX_FILES_PER_PEER", value_name = "N", default_value_t = DEFAULT_FILES_PER_PEER)]
+    pub max_files_per_peer: u64,
+
+    /// Most peers with one host
+    #[arg(long, env = "POTLUCK_INDEX_MAX_PEERS_PER_ADDRESS", value_name = "N", default_value_t = DEFAULT_PEERS_PER_ADDRESS)]
+    pub max_peers_per_address: u64,
+
+    /// Most calls a second from one source address; 0 for no limit
+    #[arg(long, env = "POTLUCK_INDEX_MAX_CALLS_PER_SECOND", value_name = "N", default_value_t = DEFAULT_CALLS_PER_SECOND)]
+    pub max_calls_per_second: u32,
+
+    /// Most open Watch streams
+    #[arg(long, env = "POTLUCK_INDEX_MAX_WATCHERS", value_name = "N", default_value_t = DEFAULT_WATCHERS)]
+    pub max_watchers: usize,
+
+    /// Most open connections
+    #[arg(long, env = "POTLUCK_INDEX_MAX_CONNECTIONS", value_name = "N", default_value_t = DEFAULT_CONNECTIONS)]
+    pub max_connections: usize,
+
+    /// Most memory for registrations, in MiB; more are refused
+    #[arg(long, env = "POTLUCK_INDEX_MAX_MEMORY_MIB", value_name = "MIB", default_value_t = DEFAULT_MEMORY_MIB)]
+    pub max_memory_mib: u64,
+}
+
+/// Room for the largest data sets people share as folders of small files.
+pub const DEFAULT_FILES_PER_PEER: u64 = 1_000_000;
+
+/// Many peers can stand behind one address translation; a flood of made-up ones must not fill the index.
+pub const DEFAULT_PEERS_PER_ADDRESS: u64 = 1_000;
+
+/// What a thousand peers behind one address need, ten times over.
+pub const DEFAULT_CALLS_PER_SECOND: u32 = 1_000;
+
+/// Each costs a stream and a short queue: some 10 KiB.
+pub const DEFAULT_WATCHERS: usize = 20_000;
+
+/// One a peer, with room for callers that come and go.
+pub const DEFAULT_CONNECTIONS: usize = 10_000;
+
+/// Some 10 million registrations, on a machine that has this to spare.
+pub const DEFAULT_MEMORY_MIB: u64 = 4096;
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_files_per_peer: DEFAULT_FILES_PER_PEER,
+            max_peers_per_address: DEFAULT_PEERS_PER_ADDRESS,
+            max_calls_per_second: DEFAULT_CALLS_PER_SECOND,
+            max_watchers: DEFAULT_WATCHERS,
+            max_connections: DEFAULT_CONNECTIONS,
+            max_memory_mib: DEFAULT_MEMORY_MIB,
+        }
+    }
+}
+
+/// What counts as one source: an address, or for IPv6 the network of 64 bits that one customer has whole.
+pub fn source_key(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
+        v4 => v4,
+    }
+}
+
+/// What counts as one host among those that peers register; names count as themselves.
+pub fn host_key(host: &str) -> String {
+    host.parse()
+        .map_or_else(|_| host.to_owned(), |address| source_key(address).to_string())
+}
+
+/// Most sources that are remembered at once: some 3 MiB.
+const MAX_SOURCES: usize = 65_536;
+
+/// How many seconds' worth of calls may come at once: a peer with a large folder starts with many.
+const BURST: u32 = 5;
+
+/// Too many calls: how long to wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exceeded {
+    /// Until a call would be let through.
+    pub retry_after: Duration,
+}
+
+/// Calls a second for each source, by the generic cell rate algorithm (ITU-T I.371): one instant a source.
+#[derive(Debug)]
+pub struct RateLimiter {
+    /// Time that one call takes from its source's budget; `None`: no limit.
+    interval: Option<Duration>,
+    burst: Duration,
+    /// When each source's budget is whole again. One that is whole need not be remembered.
+    whole_at: HashMap<IpAddr, Instant>,
+    next_sweep: Option<Instant>,
+}
+
+impl RateLimiter {
+    /// Lets each source make this many calls a second; 0 means any number.
+    pub fn new(per_second: u32) -> Self {
+        let interval = Duration::from_secs(1).checked_div(per_second);
+        Self {
+            interval,
+            burst: Duration::from_secs(u64::from(BURST)),
+            whole_at: HashMap::new(),
+            next_sweep: None,
+        }
+    }
+
+    /// Takes `cost` calls from the budget of `source`.
+    ///
+    /// # Errors
+    /// [`Exceeded`] where it is used up; then nothing is taken. A call that costs more than any budget is let through once it
+    /// is whole.
+    pub fn take(&mut self, source: IpAddr, cost: u32, now: Instant) -> Result<(), Exceeded> {
+        let Some(interval) = self.interval else {
+            return Ok(());
+        };
+        let source = source_key(source);
+        if !self.whole_at.contains_key(&source) && self.whole_at.len() >= MAX_SOURCES {
+            self.sweep(now)?;
+        }
+        let price = (interval * cost).min(self.burst);
+        let whole_at = self.whole_at.entry(source).or_insert(now);
+        let then = (*whole_at).max(now) + price;
+        let over = then.saturating_duration_since(now + self.burst);
+        if !over.is_zero() {
+            return Err(Exceeded { retry_after: over });
+        }
+        *whole_at = then;
+        Ok(())
+    }
+
+    /// Forgets the sources whose budget is whole. At most once a second: with so many sources going through them costs.
+    fn sweep(&mut self, now: Instant) -> Result<(), Exceeded> {
+        let pause = Duration::from_secs(1);
+        if self.next_sweep.is_none_or(|at| at <= now) {
+            self.whole_at.retain(|_, whole_at| *whole_at > now);
+            self.next_sweep = Some(now + pause);
+        }
+        match self.whole_at.len() < MAX_SOURCES {
+            true => Ok(()),
+            false => Err(Exceeded { retry_after: pause }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(n: u32) -> IpAddr {
+        IpAddr::V4(std::net::Ipv4Addr::from_bits(n))
+    }
+
+    #[test]
+    fn a_burst_is_let_through_and_then_the_rate() {
+        let start = Instant::now();
+        let mut limiter = RateLimiter::new(10);
+        for _ in 0..10 * BURST {
+            assert_eq!(limiter.take(ip(1), 1, start), Ok(()));
+        }
+        let exceeded = limiter.take(ip(1), 1, start).unwrap_err();
+        assert_eq!(exceeded.retry_after, Duration::from_millis(100));
+        assert_eq!(
+            limiter.take(ip(2), 1, start),
+            Ok(()),
+            "another source has its own budget"
+        );
+        assert_eq!(limiter.take(ip(1), 1, start + exceeded.retry_after), Ok(()));
+        assert!(limiter.take(ip(1), 1, start + exceeded.retry_after).is_err());
+    }
+
+    #[test]
+    fn no_limit_is_no_limit() {
+        let start = Instant::now();
+        let mut limiter = RateLimiter::new(0);
+        for _ in 0..100_000 {
+            assert_eq!(limiter.take(ip(1), 100, start), Ok(()));
+        }
+        assert!(limiter.whole_at.is_empty());
+    }
+
+    #[test]
+    fn the_costliest_call_passes_a_whole_budget() {
+        let start = Instant::now();
+        let mut limiter = RateLimiter::new(1);
+        assert_eq!(limiter.take(ip(1), 1_000, start), Ok(()));
+        assert!(limiter.take(ip(1), 1, start).is_err());
+    }
+
+    #[test]
+    fn the_table_of_sources_is_bounded() {
+        let start = Instant::now();
+        let mut limiter = RateLimiter::new(1);
+        for n in 0..MAX_SOURCES as u32 {
+            assert_eq!(limiter.take(ip(n), 1, start), Ok(()));
+        }
+        assert!(limiter.take(ip(u32::MAX), 1, start).is_err());
+        assert_eq!(limiter.whole_at.len(), MAX_SOURCES);
+        let later = start + Duration::from_secs(2);
+        assert_eq!(limiter.take(ip(u32::MAX), 1, later), Ok(()));
+        assert_eq!(limiter.whole_at.len(), 1);
+    }
+
+    #[test]
+    fn an_ipv6_customer_is_one_source() {
+        assert_eq!(host_key("2001:db8::1"), host_key("2001:db8::ffff:1"));
+        assert_ne!(host_key("2001:db8::1"), host_key("2001:db8:0:1::1"));
+        assert_eq!(host_key("::ffff:10.0.0.1"), "10.0.0.1");
+        assert_eq!(host_key("peer.example"), "peer.example");
+    }
+}

@@ -1,0 +1,288 @@
+//! Requests as they come, checked field by field, as the index's own types. Nothing past this file sees a value that the contract
+//! does not allow.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+use potluck_core::{
+    FileId, Problem, Sha256, Token,
+    index_client::{Address, By, FileRecord, MAX_BATCH, Registration},
+    proto::v1,
+    wire,
+};
+
+use crate::{
+    options::{MAX_TTL, MIN_TTL},
+    problem::{invalid, token},
+};
+
+/// Most files of a page, and most providers of a file, as the contract has it.
+const MAX_PAGE: u32 = 1_000;
+
+/// Files of a page where the caller does not say.
+const DEFAULT_PAGE: u32 = 100;
+
+/// Providers of a file where the caller does not say.
+const DEFAULT_PROVIDERS: u32 = 50;
+
+/// Longest name, in bytes, as the contract has it.
+const MAX_NAME_BYTES: usize = 255;
+
+/// Why text is no name for a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NameError {
+    /// No text.
+    #[error("a name has 1 to {MAX_NAME_BYTES} bytes, this is empty")]
+    Empty,
+    /// Too much of it.
+    #[error("a name has 1 to {MAX_NAME_BYTES} bytes, this has {0}")]
+    TooLong(usize),
+    /// A character that names may not have.
+    #[error("a name has no control characters and no slashes: give the file's own name without its folders")]
+    Character,
+    /// `.` or `..`.
+    #[error("`.` and `..` are no names of files")]
+    Dots,
+}
+
+/// Checks a name as the contract has it.
+///
+/// # Errors
+/// [`NameError`].
+pub(crate) fn check_name(name: &str) -> Result<(), NameError> {
+    match name {
+        "" => Err(NameError::Empty),
+        "." | ".." => Err(NameError::Dots),
+        _ if name.len() > MAX_NAME_BYTES => Err(NameError::TooLong(name.len())),
+        _ if name.chars().any(|c| c.is_control() || c == '/' || c == '\\') => Err(NameError::Character),
+        _ => Ok(()),
+    }
+}
+
+/// A Register, checked.
+#[derive(Debug)]
+pub(crate) struct Register {
+    /// `None`: the caller wants one.
+    pub(crate) token: Option<Token>,
+    /// Where the peer says it is.
+    pub(crate) address: Address,
+    /// What it has.
+    pub(crate) files: Vec<Registration>,
+    /// `None`: as the index sees fit.
+    pub(crate) ttl: Option<Duration>,
+    /// Whether what it registered before is forgotten.
+    pub(crate) replace: bool,
+}
+
+impl TryFrom<v1::RegisterRequest> for Register {
+    type Error = Problem;
+
+    fn try_from(request: v1::RegisterRequest) -> Result<Self, Problem> {
+        let token = match request.token.is_empty() {
+            true => None,
+            false => Some(read_token(&request.token)?),
+        };
+        check_batch(request.files.len(), "files")?;
+        let ttl = match request.ttl_ms {
+            0 => None,
+            ms => Some(Duration::from_millis(ms.into())),
+        };
+        if ttl.is_some_and(|ttl| !(MIN_TTL..=MAX_TTL).contains(&ttl)) {
+            return Err(invalid("ttl_ms", "a lease lasts 1,000 to 3,600,000 milliseconds"));
+        }
+        let address = read_address(request.address)?;
+        let files = request.files.into_iter().enumerate();
+        let files = files.map(|(at, file)| {
+            registration(file).map_err(|problem| {
+                let field = problem.field.as_deref().unwrap_or_default();
+                let field = format!("files[{at}].{field}");
+                problem.field(field)
+            })
+        });
+        Ok(Self {
+            token,
+            address,
+            files: files.collect::<Result<_, _>>()?,
+            ttl,
+            replace: request.replace,
+        })
+    }
+}
+
+fn registration(registration: v1::Registration) -> Result<Registration, Problem> {
+    let v1::Registration { file, names, partial } = registration;
+    let file: FileRecord = file
+        .ok_or_else(|| invalid("file", "the file is missing"))?
+        .try_into()?;
+    if names.is_empty() || names.len() > crate::catalog::MAX_NAMES {
+        let message = format!(
+            "a file has 1 to {} names, this has {}",
+            crate::catalog::MAX_NAMES,
+            names.len()
+        );
+        return Err(Problem::new(potluck_core::Reason::InvalidName, message).field("names"));
+    }
+    for (at, name) in names.iter().enumerate() {
+        check_name(name).map_err(|error| Problem::from(error).field(format!("names[{at}]")))?;
+    }
+    Ok(Registration { file, names, partial })
+}
+
+/// A Renew, checked.
+#[derive(Debug)]
+pub(crate) struct Renew {
+    /// The peer's secret.
+    pub(crate) token: Token,
+    /// Where it says it is.
+    pub(crate) address: Address,
+}
+
+impl TryFrom<v1::RenewRequest> for Renew {
+    type Error = Problem;
+
+    fn try_from(request: v1::RenewRequest) -> Result<Self, Problem> {
+        Ok(Self {
+            token: read_token(&request.token)?,
+            address: read_address(request.address)?,
+        })
+    }
+}
+
+/// An Unregister, checked.
+#[derive(Debug)]
+pub(crate) struct Unregister {
+    /// The peer's secret.
+    pub(crate) token: Token,
+    /// `None`: everything, and the lease.
+    pub(crate) files: Option<Vec<FileId>>,
+}
+
+impl TryFrom<v1::UnregisterRequest> for Unregister {
+    type Error = Problem;
+
+    fn try_from(request: v1::UnregisterRequest) -> Result<Self, Problem> {
+        let token = read_token(&request.token)?;
+        check_batch(request.file_ids.len(), "file_ids")?;
+        if request.all && !request.file_ids.is_empty() {
+            return Err(invalid("file_ids", "give either files or all, not both"));
+        }
+        let ids = request.file_ids.iter().enumerate();
+        let ids = ids.map(|(at, id)| wire::file_id(id, &format!("file_ids[{at}]")));
+        let files = ids.collect::<Result<_, _>>()?;
+        Ok(Self {
+            token,
+            files: (!request.all).then_some(files),
+        })
+    }
+}
+
+/// A Query, checked but for its page token, which only the index can read.
+#[derive(Debug)]
+pub(crate) struct Query {
+    /// What to find files by.
+    pub(crate) by: By,
+    /// Most providers of a file.
+    pub(crate) max_providers: usize,
+    /// Most files.
+    pub(crate) page_size: usize,
+    /// Not read yet.
+    pub(crate) page_token: String,
+}
+
+impl TryFrom<v1::QueryRequest> for Query {
+    type Error = Problem;
+
+    fn try_from(request: v1::QueryRequest) -> Result<Self, Problem> {
+        use v1::query_request::By as Asked;
+        let by = match request.by {
+            None => {
+                return Err(invalid(
+                    "by",
+                    "say what to find files by: file_id, sha256 or name",
+                ));
+            }
+            Some(Asked::FileId(id)) => By::Id(wire::file_id(&id, "file_id")?),
+            Some(Asked::Sha256(sum)) => By::Sha256(Sha256::try_from(&*sum).map_err(|error| {
+                Problem::new(potluck_core::Reason::InvalidId, error.to_string()).field("sha256")
+            })?),
+            Some(Asked::Name(name)) => {
+                check_name(&name).map_err(|error| Problem::from(error).field("name"))?;
+                By::Name(name)
+            }
+        };
+        Ok(Self {
+            by,
+            max_providers: bounded(request.max_providers, DEFAULT_PROVIDERS, "max_providers")?,
+            page_size: bounded(request.page_size, DEFAULT_PAGE, "page_size")?,
+            page_token: request.page_token,
+        })
+    }
+}
+
+/// A Search, checked but for its page token.
+#[derive(Debug)]
+pub(crate) struct Search {
+    /// As [`crate::catalog::words::terms`] gives them.
+    pub(crate) terms: Vec<String>,
+    /// Most files.
+    pub(crate) page_size: usize,
+    /// Not read yet.
+    pub(crate) page_token: String,
+}
+
+impl TryFrom<v1::SearchRequest> for Search {
+    type Error = Problem;
+
+    fn try_from(request: v1::SearchRequest) -> Result<Self, Problem> {
+        Ok(Self {
+            terms: crate::catalog::words::terms(&request.query)?,
+            page_size: bounded(request.page_size, DEFAULT_PAGE, "page_size")?,
+            page_token: request.page_token,
+        })
+    }
+}
+
+/// A Watch, checked.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    /// The file.
+    pub(crate) file: FileId,
+    /// Most providers of the snapshot.
+    pub(crate) max_providers: usize,
+}
+
+impl TryFrom<v1::WatchRequest> for Watch {
+    type Error = Problem;
+
+    fn try_from(request: v1::WatchRequest) -> Result<Self, Problem> {
+        Ok(Self {
+            file: wire::file_id(&request.file_id, "file_id")?,
+            max_providers: bounded(request.max_providers, DEFAULT_PROVIDERS, "max_providers")?,
+        })
+    }
+}
+
+fn read_token(bytes: &[u8]) -> Result<Token, Problem> {
+    Token::try_from(bytes).map_err(|error| token(&error))
+}
+
+fn read_address(address: Option<v1::Address>) -> Result<Address, Problem> {
+    address.unwrap_or_default().try_into()
+}
+
+fn check_batch(count: usize, field: &str) -> Result<(), Problem> {
+    match count <= MAX_BATCH {
+        true => Ok(()),
+        false => Err(invalid(
+            field,
+            format!("a request takes at most {MAX_BATCH} files, this has {count}"),
+        )),
+    }
+}
+
+fn bounded(asked: u32, default: u32, field: &str) -> Result<usize, Problem> {
+    const ALLOWED: RangeInclusive<u32> = 0..=MAX_PAGE;
+    if !ALLOWED.contains(&asked) {
+        return Err(invalid(field, format!("at most {MAX_PAGE}, this is {asked}")));
+    }
+    Ok(if asked == 0 { default } else { asked } as usize)
+}

@@ -1,0 +1,270 @@
+//! Assembly: store, committer, services, limits and an orderly end.
+//!
+//! The end: health says NOT_SERVING, watchers are told, no connection is accepted any more, calls under way get the configured grace,
+//! what is left is cut, and the committer finishes what it was given and closes the store.
+
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use potluck_core::{
+    proto::{DESCRIPTORS, v1::index_service_server::IndexServiceServer},
+    transport,
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Config, Options, OptionsError, StoreConfig,
+    commit::Committer,
+    incoming::connections,
+    pages::Pages,
+    quota::RateLimiter,
+    registry::{Registry, Restored},
+    service::Service,
+    store::{FolderError, IndexStore, MemoryStore, SledStore},
+};
+
+/// How long a call may take, but for what a Watch streams: longer than a flush on a slow disk, and than a large request on a slow link.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Receive window of one stream, in bytes. Requests are small: even the largest goes over a fast link in a few round trips.
+const STREAM_WINDOW: u32 = 256 * 1024;
+
+/// Receive window of one connection, in bytes: four streams at full window.
+const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
+
+/// Most streams of one connection: a gateway that watches for many callers has room, and one caller cannot take all memory.
+const MAX_STREAMS: u32 = 256;
+
+/// Calls of one connection that are worked on at the same time; further ones wait their turn.
+const MAX_CALLS: usize = 64;
+
+/// Why an index ended otherwise than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The data folder cannot be used.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The system gave no thread.
+    #[error("cannot start the thread that writes: {0}")]
+    Thread(std::io::Error),
+    /// The thread that opens the store panicked.
+    #[error("opening the store failed: this is a defect, see the log")]
+    Opening,
+    /// The descriptors for reflection cannot be read.
+    #[error("the service's own description cannot be read: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The listener failed.
+    #[error("serving failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// Why `potluck-index` ended otherwise than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The flags make no configuration.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// Another program listens there.
+    #[error("{0} is in use by another program: stop it, or give another --listen")]
+    AddressInUse(SocketAddr),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Standard output is closed.
+    #[error("cannot say where the index listens: {0}")]
+    Output(std::io::Error),
+    /// The index could not be opened or failed while it ran.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+}
+
+/// Serves an index on `listener` until `shutdown`, then ends within the configured grace.
+///
+/// # Errors
+/// [`ServeError`] where the store cannot be opened or the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    config: Config,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    Index::open(config).await?.serve(listener, shutdown).await
+}
+
+/// Binds, says `listening on ADDR` on standard output when ready, and serves until `shutdown`.
+///
+/// # Errors
+/// [`RunError`], each with what to do about it.
+pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), RunError> {
+    let config = options.config()?;
+    let listen = |source: std::io::Error| match source.kind() {
+        std::io::ErrorKind::AddrInUse => RunError::AddressInUse(options.listen),
+        _ => RunError::Listen {
+            address: options.listen,
+            source,
+        },
+    };
+    let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
+    let address = listener.local_addr().map_err(listen)?;
+    let index = Index::open(config).await?;
+    let mut out = std::io::stdout();
+    writeln!(out, "listening on {address}")
+        .and_then(|()| out.flush())
+        .map_err(RunError::Output)?;
+    Ok(index.serve(listener, shutdown).await?)
+}
+
+/// An index whose store is open.
+struct Index {
+    config: Config,
+    registry: Arc<Registry>,
+    committer: Committer,
+    thread: JoinHandle<()>,
+    store: &'static str,
+}
+
+impl Index {
+    async fn open(config: Config) -> Result<Self, ServeError> {
+        let opening = tokio::task::spawn_blocking(move || {
+            let began = Instant::now();
+            let (store, restored): (Box<dyn IndexStore>, Restored) = match &config.store {
+                StoreConfig::Memory => (Box::new(MemoryStore::default()), Restored::default()),
+                StoreConfig::Sled(folder) => {
+                    let (store, restored) = SledStore::open(folder, Restored::add)?;
+                    (Box::new(store), restored)
+                }
+            };
+            let kind = store.kind();
+            let registry = Arc::new(Registry::new(
+                restored,
+                config.limits.max_watchers,
+                Instant::now(),
+            ));
+            {
+                let catalog = registry.catalog();
+                tracing::info!(
+                    store = kind,
+                    peers = catalog.peer_count(),
+                    registrations = catalog.registration_count(),
+                    took = ?began.elapsed(),
+                    "store open"
+                );
+            }
+            let (committer, thread) = Committer::start(store, Arc::clone(&registry), config.limits.clone())
+                .map_err(ServeError::Thread)?;
+            Ok(Self {
+                config,
+                registry,
+                committer,
+                thread,
+                store: kind,
+            })
+        });
+        opening.await.map_err(|_| ServeError::Opening)?
+    }
+
+    async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let Self {
+            config,
+            registry,
+            committer,
+            thread,
+            store,
+        } = self;
+        let service = IndexServiceServer::new(Service {
+            registry: Arc::clone(&registry),
+            committer: committer.clone(),
+            limiter: Mutex::new(RateLimiter::new(config.limits.max_calls_per_second)),
+            pages: Pages::default(),
+            allowed_hosts: config.allowed_hosts,
+            ttl: config.ttl,
+            started: Instant::now(),
+            store,
+        })
+        .max_decoding_message_size(transport::MAX_MESSAGE)
+        .max_encoding_message_size(transport::MAX_MESSAGE);
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<IndexServiceServer<Service>>().await;
+
+        let address = listener.local_addr().ok();
+        let cut = CancellationToken::new();
+        let incoming = connections(listener, config.limits.max_connections, cut.clone());
+        let stop_accepting = CancellationToken::new();
+        let server = transport::server()
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(MAX_STREAMS)
+            .concurrency_limit_per_connection(MAX_CALLS)
+            .timeout(CALL_TIMEOUT)
+            .trace_fn(span)
+            .add_service(service)
+            .add_service(health_service)
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?)
+            .serve_with_incoming_shutdown(incoming, stop_accepting.clone().cancelled_owned());
+        tokio::pin!(server);
+        if let Some(address) = address {
+            tracing::info!(%address, "index ready");
+        }
+
+        // Not cancel-safe, and need not be: it is polled again below.
+        let served = tokio::select! {
+            served = &mut server => Some(served),
+            () = shutdown.cancelled() => None,
+        };
+        tracing::info!("index stopping");
+        health.set_not_serving::<IndexServiceServer<Service>>().await;
+        health
+            .set_service_status("", tonic_health::ServingStatus::NotServing)
+            .await;
+        registry.hub().close();
+        stop_accepting.cancel();
+        let served = match served {
+            Some(served) => served,
+            None => tokio::time::timeout(config.grace, &mut server)
+                .await
+                .unwrap_or(Ok(())),
+        };
+        cut.cancel();
+        let ended = tokio::task::spawn_blocking(move || {
+            committer.stop();
+            thread.join()
+        });
+        match tokio::time::timeout(config.grace, ended).await {
+            Ok(Ok(Ok(()))) => tracing::info!("index stopped"),
+            Ok(_) => tracing::error!("the committer panicked; what it had acknowledged is stored"),
+            Err(_) => tracing::warn!("the store did not close in time; what was acknowledged is stored"),
+        }
+        Ok(served?)
+    }
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}
+
+/// A span for each call, with where it comes from.
+fn span(request: &http::Request<()>) -> tracing::Span {
+    use tonic::transport::server::TcpConnectInfo;
+    let from = request
+        .extensions()
+        .get::<TcpConnectInfo>()
+        .and_then(TcpConnectInfo::remote_addr);
+    tracing::debug_span!(
+        "call",
+        method = request.uri().path(),
+        from = from.map(tracing::field::display)
+    )
+}

@@ -1,0 +1,149 @@
+//! What every store has to do: one body, run over each.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use potluck_core::{
+    FileId, PeerId, Root, Sha256,
+    index_client::{Address, FileRecord, Kind, Registration},
+};
+use proptest::prelude::*;
+
+use super::{Change, IndexStore, MemoryStore, PeerRecord, SledStore, StoredPeer};
+
+pub(super) fn peer(n: u8) -> PeerRecord {
+    let address = Address {
+        host: format!("192.0.2.{n}"),
+        port: 12349,
+    };
+    PeerRecord {
+        id: PeerId([n; 32]),
+        address,
+        ttl: Duration::from_secs(60),
+    }
+}
+
+pub(super) fn registration(n: u64, name: &str) -> Registration {
+    let mut root = [7; 32];
+    root[..8].copy_from_slice(&n.to_le_bytes());
+    let root = Root(root);
+    let file = FileRecord {
+        id: FileId::derive(n, &root),
+        size: n,
+        root,
+        sha256: (n % 3 == 0).then_some(Sha256([n as u8; 32])),
+        kind: if n % 5 == 0 { Kind::Collection } else { Kind::File },
+    };
+    Registration {
+        file,
+        names: vec![name.to_owned()],
+        partial: n % 2 == 0,
+    }
+}
+
+type Model = BTreeMap<PeerId, (PeerRecord, BTreeMap<FileId, Registration>)>;
+
+/// What the changes mean, said as plainly as can be.
+fn follow(model: &mut Model, change: &Change) {
+    match change.clone() {
+        Change::Register { peer, files, replace } => {
+            let mut held = model.remove(&peer.id).map(|(_, files)| files).unwrap_or_default();
+            if replace {
+                held.clear();
+            }
+            for file in files {
+                held.insert(file.file.id, file);
+            }
+            model.insert(peer.id, (peer, held));
+        }
+        Change::Unregister { peer, files } => {
+            if let Some((_, held)) = model.get_mut(&peer) {
+                held.retain(|id, _| !files.contains(id));
+            }
+        }
+        Change::Forget { peer } => {
+            model.remove(&peer);
+        }
+    }
+}
+
+fn collect(all: &mut Model, StoredPeer { record, files }: StoredPeer) {
+    let files: BTreeMap<_, _> = files.into_iter().map(|file| (file.file.id, file)).collect();
+    assert!(
+        all.insert(record.id, (record, files)).is_none(),
+        "a peer was given twice"
+    );
+}
+
+fn loaded(store: &mut dyn IndexStore) -> Model {
+    let mut all = Model::new();
+    store.load(&mut |peer| collect(&mut all, peer)).unwrap();
+    all
+}
+
+/// A store holds exactly what its changes come to, after each of them and after `reopen`.
+fn holds_what_it_was_told<S: IndexStore>(
+    mut store: S,
+    batches: &[Vec<Change>],
+    reopen: impl Fn(S) -> Result<(S, Model), S>,
+) {
+    let mut model = Model::new();
+    for batch in batches {
+        store.apply(batch).unwrap();
+        for change in batch {
+            follow(&mut model, change);
+        }
+        assert_eq!(loaded(&mut store), model);
+    }
+    if let Ok((mut store, given)) = reopen(store) {
+        assert_eq!(given, model, "after opening it again");
+        // And it goes on from there.
+        let more = Change::Register {
+            peer: peer(1),
+            files: vec![registration(999, "z")],
+            replace: false,
+        };
+        store.apply(std::slice::from_ref(&more)).unwrap();
+        follow(&mut model, &more);
+        assert_eq!(loaded(&mut store), model);
+    }
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let files = || prop::collection::vec((0..60u64, "[a-z]{1,200}"), 0..40);
+    prop_oneof![
+        4 => (1..5u8, files(), prop::bool::weighted(0.1)).prop_map(|(n, files, replace)| Change::Register {
+            peer: peer(n),
+            files: files.into_iter().map(|(n, name)| registration(n, &name)).collect(),
+            replace,
+        }),
+        2 => (1..5u8, files()).prop_map(|(n, files)| Change::Unregister {
+            peer: peer(n).id,
+            files: files.into_iter().map(|(n, name)| registration(n, &name).file.id).collect(),
+        }),
+        1 => (1..5u8).prop_map(|n| Change::Forget { peer: peer(n).id }),
+    ]
+}
+
+fn batches(most: usize) -> impl Strategy<Value = Vec<Vec<Change>>> {
+    prop::collection::vec(prop::collection::vec(change(), 0..4), 0..most)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn memory_holds_what_it_was_told(batches in batches(20)) {
+        holds_what_it_was_told(MemoryStore::default(), &batches, Err);
+    }
+
+    #[test]
+    fn sled_holds_what_it_was_told(batches in batches(12)) {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, given) = SledStore::open(dir.path(), collect).unwrap();
+        assert_eq!(given, Model::new());
+        holds_what_it_was_told(store, &batches, |store| {
+            drop(store);
+            Ok(SledStore::open(dir.path(), collect).unwrap())
+        });
+    }
+}

@@ -1,0 +1,60 @@
+//! A store that forgets everything at the end: for tests, demonstrations, and where peers may as well register again.
+
+use std::collections::HashMap;
+
+use potluck_core::{FileId, PeerId, index_client::Registration};
+
+use super::{Change, IndexStore, PeerRecord, StoreError, StoredPeer};
+
+/// Registrations in memory.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    peers: HashMap<PeerId, (PeerRecord, HashMap<FileId, Registration>)>,
+}
+
+impl IndexStore for MemoryStore {
+    fn kind(&self) -> &'static str {
+        "memory"
+    }
+
+    fn load(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError> {
+        for (record, files) in self.peers.values() {
+            each(StoredPeer {
+                record: record.clone(),
+                files: files.values().cloned().collect(),
+            });
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        for change in changes {
+            match change {
+                Change::Register { peer, files, replace } => {
+                    let entry = self
+                        .peers
+                        .entry(peer.id)
+                        .or_insert_with(|| (peer.clone(), HashMap::new()));
+                    entry.0 = peer.clone();
+                    if *replace {
+                        entry.1.clear();
+                    }
+                    entry
+                        .1
+                        .extend(files.iter().map(|file| (file.file.id, file.clone())));
+                }
+                Change::Unregister { peer, files } => {
+                    if let Some((_, held)) = self.peers.get_mut(peer) {
+                        for file in files {
+                            held.remove(file);
+                        }
+                    }
+                }
+                Change::Forget { peer } => {
+                    self.peers.remove(peer);
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,185 @@
+//! Packs: a peer's registrations, many to an entry of the store, as bytes. Pure.
+//!
+//! A peer's packs are read in order; of two entries for one file the later one holds. Within one pack each file stands once.
+//! The form is protobuf, so that a later version can add to it. The id is not stored: it follows from size and root.
+
+use std::{collections::HashMap, time::Duration};
+
+use potluck_core::{
+    FileId, Root, Sha256,
+    index_client::{Address, FileRecord, Kind, Registration},
+};
+use prost::Message as _;
+
+use super::StoreError;
+
+/// Where a pack is full, in bytes. sled writes up to 16 neighbouring entries as one page, and moves a page beyond 128 KiB into a
+/// file of its own: 16 packs stay well below.
+pub(super) const PACK_BYTES: usize = 4096;
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Pack {
+    #[prost(message, repeated, tag = "1")]
+    entries: Vec<Entry>,
+}
+
+/// A registration or, with `removed` and nothing else, that it was taken back.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Entry {
+    #[prost(bytes = "vec", tag = "1")]
+    root: Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    size: u64,
+    #[prost(bytes = "vec", tag = "3")]
+    sha256: Vec<u8>,
+    #[prost(bool, tag = "4")]
+    collection: bool,
+    #[prost(bool, tag = "5")]
+    partial: bool,
+    #[prost(string, repeated, tag = "6")]
+    names: Vec<String>,
+    #[prost(bytes = "vec", tag = "7")]
+    removed: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Peer {
+    #[prost(string, tag = "1")]
+    host: String,
+    #[prost(uint32, tag = "2")]
+    port: u32,
+    #[prost(uint64, tag = "3")]
+    ttl_ms: u64,
+}
+
+/// What a pack says of one file: how it is registered, or `None` that it no longer is.
+pub(super) type Said = (FileId, Option<Registration>);
+
+/// Packs that hold these entries in this order, none much over [`PACK_BYTES`].
+pub(super) fn encode(entries: impl IntoIterator<Item = Said>) -> Vec<Encoded> {
+    let mut packs = Vec::new();
+    let mut pack = Pack::default();
+    let mut bytes = 0;
+    let mut finish = |pack: &mut Pack, bytes: &mut usize| {
+        if !pack.entries.is_empty() {
+            let entries = pack.entries.len();
+            packs.push(Encoded {
+                bytes: std::mem::take(pack).encode_to_vec(),
+                entries,
+            });
+            *bytes = 0;
+        }
+    };
+    for (id, registration) in entries {
+        let entry = Entry::new(id, registration);
+        let size = entry.encoded_len() + 4;
+        if bytes + size > PACK_BYTES {
+            finish(&mut pack, &mut bytes);
+        }
+        bytes += size;
+        pack.entries.push(entry);
+    }
+    finish(&mut pack, &mut bytes);
+    packs
+}
+
+/// A pack and how many entries it has.
+#[derive(Debug)]
+pub(super) struct Encoded {
+    pub(super) bytes: Vec<u8>,
+    pub(super) entries: usize,
+}
+
+/// What a pack holds.
+pub(super) fn decode(bytes: &[u8]) -> Result<Vec<Said>, StoreError> {
+    let pack = Pack::decode(bytes).map_err(|error| StoreError::Damaged(error.to_string()))?;
+    pack.entries.into_iter().map(Entry::into_said).collect()
+}
+
+/// What a peer has after packs in this order.
+pub(super) fn fold(
+    packs: impl IntoIterator<Item = Result<Vec<Said>, StoreError>>,
+) -> Result<HashMap<FileId, Option<Registration>>, StoreError> {
+    let mut files = HashMap::new();
+    for pack in packs {
+        files.extend(pack?);
+    }
+    Ok(files)
+}
+
+impl Entry {
+    fn new(id: FileId, registration: Option<Registration>) -> Self {
+        let Some(Registration { file, names, partial }) = registration else {
+            return Self {
+                removed: id.0.to_vec(),
+                ..Self::default()
+            };
+        };
+        Self {
+            root: file.root.0.to_vec(),
+            size: file.size,
+            sha256: file.sha256.map(|sum| sum.0.to_vec()).unwrap_or_default(),
+            collection: file.kind == Kind::Collection,
+            partial,
+            names,
+            removed: Vec::new(),
+        }
+    }
+
+    fn into_said(self) -> Result<Said, StoreError> {
+        let damaged = |error: potluck_core::id::IdError| StoreError::Damaged(error.to_string());
+        if !self.removed.is_empty() {
+            return Ok((FileId::try_from(&*self.removed).map_err(damaged)?, None));
+        }
+        let root = Root::try_from(&*self.root).map_err(damaged)?;
+        let id = FileId::derive(self.size, &root);
+        let sha256 = match self.sha256.is_empty() {
+            true => None,
+            false => Some(Sha256::try_from(&*self.sha256).map_err(damaged)?),
+        };
+        let kind = if self.collection {
+            Kind::Collection
+        } else {
+            Kind::File
+        };
+        let file = FileRecord {
+            id,
+            size: self.size,
+            root,
+            sha256,
+            kind,
+        };
+        Ok((
+            id,
+            Some(Registration {
+                file,
+                names: self.names,
+                partial: self.partial,
+            }),
+        ))
+    }
+}
+
+/// A peer's address and lease as bytes.
+pub(super) fn encode_peer(address: &Address, ttl: Duration) -> Vec<u8> {
+    let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+    Peer {
+        host: address.host.clone(),
+        port: address.port.into(),
+        ttl_ms,
+    }
+    .encode_to_vec()
+}
+
+/// A peer's address and lease.
+pub(super) fn decode_peer(bytes: &[u8]) -> Result<(Address, Duration), StoreError> {
+    let peer = Peer::decode(bytes).map_err(|error| StoreError::Damaged(error.to_string()))?;
+    let port = u16::try_from(peer.port).map_err(|_| StoreError::Damaged("a port over 65535".to_owned()))?;
+    Ok((
+        Address {
+            host: peer.host,
+            port,
+        },
+        Duration::from_millis(peer.ttl_ms),
+    ))
+}

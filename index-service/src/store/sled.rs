@@ -1,0 +1,411 @@
+//! The store on disk, over sled 0.34: the only module that knows sled.
+//!
+//! One tree, so that one batch is atomic over all of it. Keys are `peer id || 0` for the peer's address and lease, and
+//! `peer id || 1 || number` for its packs, in the order in which they hold. What arrives becomes the newest packs; a new pack is merged
+//! with the one before it while that is less than twice its size and both fit one pack, so that a peer which registers files one by one
+//! has few packs; and once a peer's packs hold over twice the entries that they would need, all of them are folded into new ones.
+//! Either costs each entry a bounded number of rewrites on average.
+
+use std::{collections::HashMap, path::Path};
+
+use potluck_core::PeerId;
+use sled::{Batch, Db, IVec, Tree};
+
+use super::{
+    Change, FolderError, IndexStore, PeerRecord, StoreError, StoredPeer, folder,
+    pack::{self, PACK_BYTES, Said},
+};
+
+/// Name of the tree. A version that reads or writes it otherwise takes another name.
+const TREE: &str = "registrations.v1";
+
+/// sled's cache, in bytes: queries never read the store, so only writing needs it.
+const CACHE_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Entries beyond twice those needed before a peer's packs are folded: small peers are not folded for every change.
+const SLACK_ENTRIES: usize = 4096;
+
+/// Under this key the store says that it was begun.
+const BEGUN: &str = "potluck.begun";
+
+const PEER: u8 = 0;
+const PACK: u8 = 1;
+
+/// Registrations on disk.
+#[derive(Debug)]
+pub struct SledStore {
+    // Before the lock: sled is closed before another process may open the folder.
+    tree: Tree,
+    db: Db,
+    peers: HashMap<PeerId, Packs>,
+    _lock: folder::Lock,
+}
+
+/// The packs of one peer.
+#[derive(Debug, Clone, Default)]
+struct Packs {
+    packs: Vec<Pack>,
+    next: u64,
+    /// Entries when the packs were last folded: as many as were needed then.
+    needed: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pack {
+    number: u64,
+    bytes: usize,
+    entries: usize,
+}
+
+impl Packs {
+    fn entries(&self) -> usize {
+        self.packs.iter().map(|pack| pack.entries).sum()
+    }
+}
+
+impl SledStore {
+    /// Opens the store in a folder, which is made if missing, and collects every peer in it. A store that cannot be read is
+    /// moved aside and an empty one begun; then nothing of it is collected.
+    ///
+    /// # Errors
+    /// [`FolderError`] where another process uses the folder or the system does not allow it to be used.
+    pub fn open<C: Default>(
+        data_dir: &Path,
+        each: impl Fn(&mut C, StoredPeer),
+    ) -> Result<(Self, C), FolderError> {
+        let (((tree, db, peers), collected), lock) = folder::open(data_dir, |path| {
+            let began_before = path.join("db").metadata().is_ok_and(|db| db.len() > 0);
+            let db = sled::Config::new()
+                .path(path)
+                .cache_capacity(CACHE_BYTES)
+                // Flushed by `apply`, before anything is acknowledged.
+                .flush_every_ms(None)
+                .open()
+                .map_err(store_error)?;
+            check_whole(&db, began_before)?;
+            let tree = db.open_tree(TREE).map_err(store_error)?;
+            let mut collected = C::default();
+            let peers = read_all(&tree, &mut |peer| each(&mut collected, peer))?;
+            Ok(((tree, db, peers), collected))
+        })?;
+        Ok((
+            Self {
+                tree,
+                db,
+                peers,
+                _lock: lock,
+            },
+            collected,
+        ))
+    }
+}
+
+impl IndexStore for SledStore {
+    fn kind(&self) -> &'static str {
+        "sled"
+    }
+
+    fn load(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError> {
+        self.peers = read_all(&self.tree, each)?;
+        Ok(())
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        let mut writing = Writing {
+            tree: &self.tree,
+            peers: &self.peers,
+            batch: Batch::default(),
+            changed: HashMap::new(),
+            unwritten: HashMap::new(),
+        };
+        for change in changes {
+            writing.change(change)?;
+        }
+        let Writing { batch, changed, .. } = writing;
+        self.tree.apply_batch(batch).map_err(store_error)?;
+        // Now sled has it, durable or not: what is known of the packs must follow.
+        for (peer, packs) in changed {
+            match packs {
+                Some(packs) => self.peers.insert(peer, packs),
+                None => self.peers.remove(&peer),
+            };
+        }
+        self.db.flush().map_err(store_error)?;
+        Ok(())
+    }
+}
+
+/// Tells a store that lost everything from a new one: sled takes a file of which it can read nothing for an empty one.
+fn check_whole(db: &Db, began_before: bool) -> Result<(), StoreError> {
+    if db.contains_key(BEGUN).map_err(store_error)? {
+        return Ok(());
+    }
+    if began_before {
+        return Err(StoreError::Damaged("nothing in it can be read".to_owned()));
+    }
+    db.insert(BEGUN, env!("CARGO_PKG_VERSION")).map_err(store_error)?;
+    db.flush().map_err(store_error)?;
+    Ok(())
+}
+
+/// Reads every peer, and what packs each has.
+fn read_all(tree: &Tree, each: &mut dyn FnMut(StoredPeer)) -> Result<HashMap<PeerId, Packs>, StoreError> {
+    let mut peers = HashMap::new();
+    let mut current: Option<(PeerRecord, Packs, Vec<IVec>)> = None;
+    let mut finish = |current: Option<(PeerRecord, Packs, Vec<IVec>)>| {
+        let Some((record, mut packs, values)) = current else {
+            return Ok(());
+        };
+        let mut said = Vec::with_capacity(values.len());
+        for (value, pack) in values.iter().zip(&mut packs.packs) {
+            let entries = pack::decode(value)?;
+            pack.entries = entries.len();
+            said.push(Ok(entries));
+        }
+        let files: Vec<_> = pack::fold(said)?.into_values().flatten().collect();
+        packs.needed = files.len();
+        peers.insert(record.id, packs);
+        each(StoredPeer { record, files });
+        Ok::<(), StoreError>(())
+    };
+    for item in tree.iter() {
+        let (key, value) = item.map_err(store_error)?;
+        match read_key(&key)? {
+            (id, None) => {
+                finish(current.take())?;
+                let (address, ttl) = pack::decode_peer(&value)?;
+                current = Some((PeerRecord { id, address, ttl }, Packs::default(), Vec::new()));
+            }
+            (id, Some(number)) => {
+                let Some((_, packs, values)) = current.as_mut().filter(|(record, ..)| record.id == id) else {
+                    return Err(StoreError::Damaged(
+                        "registrations of a peer that is not stored".to_owned(),
+                    ));
+                };
+                packs.packs.push(Pack {
+                    number,
+                    bytes: value.len(),
+                    entries: 0,
+                });
+                packs.next = number + 1;
+                values.push(value);
+            }
+        }
+    }
+    finish(current)?;
+    Ok(peers)
+}
+
+/// Changes on their way into one batch.
+struct Writing<'a> {
+    tree: &'a Tree,
+    peers: &'a HashMap<PeerId, Packs>,
+    batch: Batch,
+    /// Packs of the peers that change; `None`: the peer is gone.
+    changed: HashMap<PeerId, Option<Packs>>,
+    /// Packs in the batch, which the tree cannot give yet.
+    unwritten: HashMap<(PeerId, u64), Vec<u8>>,
+}
+
+impl Writing<'_> {
+    fn change(&mut self, change: &Change) -> Result<(), StoreError> {
+        match change {
+            Change::Register { peer, files, replace } => {
+                let mut packs = self.packs(&peer.id).unwrap_or_default();
+                if *replace {
+                    self.remove_all(&peer.id, &mut packs);
+                }
+                let record = pack::encode_peer(&peer.address, peer.ttl);
+                self.batch.insert(peer_key(&peer.id).as_slice(), record);
+                let said = files
+                    .iter()
+                    .map(|file| (file.file.id, Some(file.clone())))
+                    .collect();
+                self.append(&peer.id, &mut packs, said)?;
+                self.changed.insert(peer.id, Some(packs));
+            }
+            Change::Unregister { peer, files } => {
+                if let Some(mut packs) = self.packs(peer) {
+                    self.append(peer, &mut packs, files.iter().map(|&file| (file, None)).collect())?;
+                    self.changed.insert(*peer, Some(packs));
+                }
+            }
+            Change::Forget { peer } => {
+                if let Some(mut packs) = self.packs(peer) {
+                    self.remove_all(peer, &mut packs);
+                    self.batch.remove(peer_key(peer).as_slice());
+                    self.changed.insert(*peer, None);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn packs(&self, peer: &PeerId) -> Option<Packs> {
+        match self.changed.get(peer) {
+            Some(packs) => packs.clone(),
+            None => self.peers.get(peer).cloned(),
+        }
+    }
+
+    fn append(&mut self, peer: &PeerId, packs: &mut Packs, said: Vec<Said>) -> Result<(), StoreError> {
+        // Within a pack each file stands once, whatever a request repeats.
+        let said = pack::fold([Ok(said)])?;
+        self.push(peer, packs, said);
+        while let [.., before, last] = *packs.packs
+            && before.bytes < 2 * last.bytes
+            && before.bytes + last.bytes <= PACK_BYTES
+        {
+            self.fold(peer, packs, packs.packs.len() - 2)?;
+        }
+        if packs.entries() > 2 * packs.needed + SLACK_ENTRIES {
+            self.fold(peer, packs, 0)?;
+            packs.needed = packs.entries();
+        }
+        Ok(())
+    }
+
+    /// Makes new packs of the last ones, from the one at `from` on.
+    fn fold(&mut self, peer: &PeerId, packs: &mut Packs, from: usize) -> Result<(), StoreError> {
+        let old = packs.packs.split_off(from);
+        let mut said = pack::fold(old.iter().map(|pack| self.read(peer, pack.number)))?;
+        if from == 0 {
+            // Nothing before it that a removal could speak of.
+            said.retain(|_, registration| registration.is_some());
+        }
+        for pack in old {
+            self.remove(peer, pack.number);
+        }
+        self.push(peer, packs, said);
+        Ok(())
+    }
+
+    fn push(&mut self, peer: &PeerId, packs: &mut Packs, said: impl IntoIterator<Item = Said>) {
+        for pack in pack::encode(said) {
+            let number = packs.next;
+            packs.next += 1;
+            packs.packs.push(Pack {
+                number,
+                bytes: pack.bytes.len(),
+                entries: pack.entries,
+            });
+            self.batch
+                .insert(pack_key(peer, number).as_slice(), pack.bytes.as_slice());
+            self.unwritten.insert((*peer, number), pack.bytes);
+        }
+    }
+
+    fn read(&self, peer: &PeerId, number: u64) -> Result<Vec<Said>, StoreError> {
+        if let Some(bytes) = self.unwritten.get(&(*peer, number)) {
+            return pack::decode(bytes);
+        }
+        let stored = self.tree.get(pack_key(peer, number)).map_err(store_error)?;
+        pack::decode(&stored.ok_or_else(|| StoreError::Damaged("registrations are missing".to_owned()))?)
+    }
+
+    fn remove(&mut self, peer: &PeerId, number: u64) {
+        self.unwritten.remove(&(*peer, number));
+        self.batch.remove(pack_key(peer, number).as_slice());
+    }
+
+    fn remove_all(&mut self, peer: &PeerId, packs: &mut Packs) {
+        for pack in std::mem::take(&mut packs.packs) {
+            self.remove(peer, pack.number);
+        }
+        packs.needed = 0;
+    }
+}
+
+fn peer_key(peer: &PeerId) -> Vec<u8> {
+    [peer.as_bytes().as_slice(), &[PEER]].concat()
+}
+
+fn pack_key(peer: &PeerId, number: u64) -> Vec<u8> {
+    [peer.as_bytes().as_slice(), &[PACK], &number.to_be_bytes()].concat()
+}
+
+/// The peer, and the number of the pack if it is one.
+fn read_key(key: &[u8]) -> Result<(PeerId, Option<u64>), StoreError> {
+    let damaged = || StoreError::Damaged("a key that is none of the index's".to_owned());
+    let (peer, rest) = key.split_at_checked(potluck_core::id::LEN).ok_or_else(damaged)?;
+    let peer = PeerId::try_from(peer).map_err(|_| damaged())?;
+    match rest {
+        [PEER] => Ok((peer, None)),
+        [PACK, number @ ..] => {
+            let number = number.try_into().map_err(|_| damaged())?;
+            Ok((peer, Some(u64::from_be_bytes(number))))
+        }
+        _ => Err(damaged()),
+    }
+}
+
+/// What went wrong, told apart by whether what is stored is at fault.
+fn store_error(error: sled::Error) -> StoreError {
+    match error {
+        sled::Error::Io(error) if folder::is_the_systems(&error) => StoreError::Io(error),
+        // sled's own words for a lock that it could not take.
+        sled::Error::Io(error) if error.to_string().contains("could not acquire lock") => {
+            StoreError::Io(std::io::Error::new(std::io::ErrorKind::ResourceBusy, error))
+        }
+        error => StoreError::Damaged(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::contract::{peer, registration};
+
+    fn open(dir: &Path) -> (SledStore, Vec<StoredPeer>) {
+        SledStore::open(dir, |all: &mut Vec<StoredPeer>, peer| all.push(peer)).unwrap()
+    }
+
+    #[test]
+    fn one_by_one_makes_few_packs() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, _) = open(dir.path());
+        for n in 0..300 {
+            let files = vec![registration(n, "one of many.bin")];
+            store
+                .apply(&[Change::Register {
+                    peer: peer(1),
+                    files,
+                    replace: false,
+                }])
+                .unwrap();
+        }
+        let packs = &store.peers[&peer(1).id];
+        assert_eq!(packs.entries(), 300);
+        assert!(
+            packs.packs.len() <= 300 * 100 / PACK_BYTES * 2 + 8,
+            "{} packs",
+            packs.packs.len()
+        );
+    }
+
+    #[test]
+    fn what_was_taken_back_does_not_pile_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, _) = open(dir.path());
+        for round in 0..20 {
+            let files: Vec<_> = (0..1000)
+                .map(|n| registration(round * 1000 + n, "gone soon.bin"))
+                .collect();
+            let ids = files.iter().map(|file| file.file.id).collect();
+            let id = peer(1).id;
+            store
+                .apply(&[
+                    Change::Register {
+                        peer: peer(1),
+                        files,
+                        replace: false,
+                    },
+                    Change::Unregister { peer: id, files: ids },
+                ])
+                .unwrap();
+        }
+        assert!(store.peers[&peer(1).id].entries() <= 2 * SLACK_ENTRIES);
+        drop(store);
+        assert!(open(dir.path()).1[0].files.is_empty());
+    }
+}

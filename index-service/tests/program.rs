@@ -1,0 +1,217 @@
+//! The program itself: what survives a kill -9, how it ends, and what it says when it cannot begin.
+
+mod common;
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    net::SocketAddr,
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+};
+
+use common::{DEADLINE, file, here, record, token};
+use potluck_core::index_client::{By, IndexClient};
+
+struct Program {
+    child: Child,
+    address: SocketAddr,
+}
+
+fn command(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_potluck-index"));
+    command
+        .args(["--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(dir)
+        .env_remove("POTLUCK_LOG")
+        .env_remove("RUST_LOG")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+impl Program {
+    fn start(dir: &Path) -> Self {
+        let mut child = command(dir).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let address = line
+            .strip_prefix("listening on ")
+            .expect("the line that says where")
+            .trim()
+            .parse()
+            .unwrap();
+        Self { child, address }
+    }
+
+    fn client(&self) -> IndexClient {
+        IndexClient::new(self.address.to_string().parse().unwrap())
+    }
+
+    /// kill -9.
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn terminate(mut self) -> ExitStatus {
+        let pid = self.child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-TERM", &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+        self.child.wait().unwrap()
+    }
+}
+
+/// Ends the program where a test failed.
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_survives_twenty_kills() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut acknowledged = Vec::new();
+    for round in 0..20u64 {
+        let program = Program::start(dir.path());
+        let client = program.client();
+        let stats = client.stats().await.unwrap();
+        assert_eq!(
+            stats.registrations,
+            acknowledged.len() as u64,
+            "before round {round}"
+        );
+        // Several peers at once share a flush; each is killed the moment the last of them is answered.
+        let mut tasks = tokio::task::JoinSet::new();
+        for peer in 0..4u8 {
+            let client = client.clone();
+            tasks.spawn(async move {
+                let files: Vec<_> = (0..5 + round * 3)
+                    .map(|n| file(round * 10_000 + u64::from(peer) * 1000 + n, "a name.bin"))
+                    .collect();
+                client
+                    .register(&token(peer), &here(1), &files, None, false)
+                    .await
+                    .unwrap();
+                files
+            });
+        }
+        while let Some(files) = tasks.join_next().await {
+            acknowledged.extend(files.unwrap());
+        }
+        program.kill();
+    }
+    let program = Program::start(dir.path());
+    let client = program.client();
+    for registration in &acknowledged {
+        let page = client
+            .query(&By::Id(registration.file.id), 0, None)
+            .await
+            .unwrap();
+        assert_eq!(page.files.len(), 1, "{} is lost", registration.file.id);
+    }
+    assert_eq!(
+        client.stats().await.unwrap().registrations,
+        acknowledged.len() as u64
+    );
+    assert!(program.terminate().success());
+}
+
+#[tokio::test]
+async fn what_was_taken_back_stays_so_after_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = Program::start(dir.path());
+    let client = program.client();
+    client
+        .register(&token(1), &here(1), &[file(1, "a"), file(2, "b")], None, false)
+        .await
+        .unwrap();
+    client
+        .register(&token(2), &here(1), &[file(1, "a")], None, false)
+        .await
+        .unwrap();
+    client.unregister(&token(1), Some(&[record(1).id])).await.unwrap();
+    client.unregister(&token(2), None).await.unwrap();
+    program.kill();
+    let program = Program::start(dir.path());
+    let stats = program.client().stats().await.unwrap();
+    assert_eq!((stats.peers, stats.registrations), (1, 1));
+    assert!(program.terminate().success());
+}
+
+fn fails(command: &mut Command) -> String {
+    let mut child = command.spawn().unwrap();
+    let began = std::time::Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if began.elapsed() > DEADLINE {
+            child.kill().unwrap();
+            panic!("it did not end");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    };
+    assert!(!status.success());
+    let (mut out, mut err) = (String::new(), String::new());
+    child.stdout.unwrap().read_to_string(&mut out).unwrap();
+    child.stderr.unwrap().read_to_string(&mut err).unwrap();
+    assert_eq!(out, "", "it was never ready");
+    err
+}
+
+#[tokio::test]
+async fn a_second_index_is_told_of_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = Program::start(dir.path());
+    let said = fails(&mut command(dir.path()));
+    assert!(
+        said.contains("in use by another index") && said.contains(&program.child.id().to_string()),
+        "{said}"
+    );
+    program.client().stats().await.unwrap();
+    assert!(program.terminate().success());
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let said = fails(
+        Command::new(env!("CARGO_BIN_EXE_potluck-index"))
+            .env("POTLUCK_INDEX_LISTEN", &address)
+            .args(["--store", "memory"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped()),
+    );
+    assert!(
+        said.contains(&format!("{address} is in use by another program")),
+        "{said}"
+    );
+}
+
+#[test]
+fn bad_flags_are_explained() {
+    for (flag, value, expected) in [
+        ("--ttl", "1ms", "a lease lasts 1s to 1h"),
+        ("--ttl", "soon", "expected number"),
+        ("--allow-host", "10.0.0.0/99", "neither a network"),
+        ("--listen", "nowhere", "invalid socket address"),
+    ] {
+        let said = fails(
+            Command::new(env!("CARGO_BIN_EXE_potluck-index"))
+                .args([flag, value])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped()),
+        );
+        assert!(said.contains(expected), "{flag} {value}: {said}");
+    }
+}

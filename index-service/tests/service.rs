@@ -1,0 +1,591 @@
+//! The whole service over loopback: what it is for.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{DEADLINE, TestIndex, file, here, record, token, wait_until, with_sum};
+use futures_util::{Stream, StreamExt as _};
+use potluck_core::{
+    Problem, Reason, Sha256, Token,
+    index_client::{By, Kind, MAX_BATCH, Registration, WatchEvent},
+    proto::v1,
+};
+use potluck_index::{Config, StoreConfig, quota::Limits};
+
+#[tokio::test]
+async fn a_file_is_registered_found_and_taken_back() {
+    let index = TestIndex::in_memory().await;
+    let client = index.client();
+    let lease = client
+        .register(
+            &token(1),
+            &here(7001),
+            &[with_sum(5, "Llama 7B.gguf", 9)],
+            None,
+            false,
+        )
+        .await
+        .unwrap();
+    assert_eq!(lease.ttl, Duration::from_secs(60));
+    assert_eq!(lease.file_count, 1);
+    assert_eq!(lease.address.unwrap().to_string(), "127.0.0.1:7001");
+
+    let by = [
+        By::Id(record(5).id),
+        By::Sha256(Sha256([9; 32])),
+        By::Name("Llama 7B.gguf".to_owned()),
+    ];
+    for by in by {
+        let page = client.query(&by, 0, None).await.unwrap();
+        let [found] = &page.files[..] else {
+            panic!("{by:?}: {page:?}")
+        };
+        assert_eq!(found.file.id, record(5).id);
+        assert_eq!(found.file.sha256, Some(Sha256([9; 32])));
+        assert_eq!(found.providers[0].peer, token(1).peer_id());
+        assert_eq!(found.providers[0].address.to_string(), "127.0.0.1:7001");
+    }
+    for words in ["llama", "LLAMA 7b", "gg", ""] {
+        let page = client.search(words, 0, None).await.unwrap();
+        assert_eq!(page.files.len(), 1, "{words}");
+    }
+    assert!(client.search("llama 8b", 0, None).await.unwrap().files.is_empty());
+    assert!(
+        client
+            .query(&By::Name("llama 7b.gguf".to_owned()), 0, None)
+            .await
+            .unwrap()
+            .files
+            .is_empty()
+    );
+
+    assert_eq!(
+        client
+            .unregister(&token(1), Some(&[record(5).id, record(6).id]))
+            .await
+            .unwrap(),
+        1
+    );
+    assert!(
+        client
+            .query(&By::Id(record(5).id), 0, None)
+            .await
+            .unwrap()
+            .files
+            .is_empty()
+    );
+    let stats = client.stats().await.unwrap();
+    assert_eq!((stats.peers, stats.files, stats.registrations), (1, 0, 0));
+    assert_eq!(stats.store, "memory");
+    index.stop().await;
+}
+
+#[tokio::test]
+async fn one_name_for_two_files_is_two_results() {
+    let index = TestIndex::in_memory().await;
+    let client = index.client();
+    for peer in 1..=3 {
+        let which = if peer < 3 { 1 } else { 2 };
+        client
+            .register(
+                &token(peer),
+                &here(7000),
+                &[file(which, "config.json")],
+                None,
+                false,
+            )
+            .await
+            .unwrap();
+    }
+    let page = client
+        .query(&By::Name("config.json".to_owned()), 1, None)
+        .await
+        .unwrap();
+    let found: Vec<_> = page
+        .files
+        .iter()
+        .map(|f| (f.file.id, f.provider_count, f.providers.len()))
+        .collect();
+    assert_eq!(found, [(record(1).id, 2, 1), (record(2).id, 1, 1)]);
+}
+
+#[tokio::test]
+async fn a_caller_without_a_token_is_given_one_that_works() {
+    let index = TestIndex::in_memory().await;
+    let mut raw = index.raw().await;
+    let request = v1::RegisterRequest {
+        address: Some(v1::Address {
+            host: "127.0.0.1".to_owned(),
+            port: 9,
+        }),
+        files: vec![(&file(1, "a")).into()],
+        ..Default::default()
+    };
+    let answer = raw.register(request).await.unwrap().into_inner();
+    let issued = Token::try_from(&*answer.token).unwrap();
+    assert_eq!(issued.peer_id().to_bytes(), answer.peer_id);
+    assert_eq!(answer.file_ids, [record(1).id.to_bytes()]);
+    let lease = index.client().renew(&issued, &here(9)).await.unwrap();
+    assert_eq!(lease.file_count, 1);
+    let again = v1::RegisterRequest {
+        token: answer.token.clone(),
+        address: Some(v1::Address {
+            host: String::new(),
+            port: 9,
+        }),
+        ..Default::default()
+    };
+    assert!(raw.register(again).await.unwrap().into_inner().token.is_empty());
+}
+
+#[tokio::test]
+async fn an_id_left_empty_is_derived() {
+    let index = TestIndex::in_memory().await;
+    let mut registration = v1::Registration::from(&file(7, "a"));
+    registration.file.as_mut().unwrap().file_id.clear();
+    let request = v1::RegisterRequest {
+        address: Some(v1::Address {
+            host: String::new(),
+            port: 9,
+        }),
+        files: vec![registration],
+        ..Default::default()
+    };
+    let answer = index.raw().await.register(request).await.unwrap().into_inner();
+    assert_eq!(answer.file_ids, [record(7).id.to_bytes()]);
+}
+
+#[tokio::test]
+async fn replace_forgets_what_was_registered_before() {
+    let index = TestIndex::in_memory().await;
+    let client = index.client();
+    let old: Vec<Registration> = (0..10).map(|n| file(n, "old")).collect();
+    client
+        .register(&token(1), &here(1), &old, None, false)
+        .await
+        .unwrap();
+    client
+        .register(&token(2), &here(2), &old, None, false)
+        .await
+        .unwrap();
+    let new = [file(9, "new"), file(10, "new")];
+    let lease = client
+        .register(&token(1), &here(1), &new, None, true)
+        .await
+        .unwrap();
+    assert_eq!(lease.file_count, 2);
+    assert_eq!(
+        client.query(&By::Id(record(0).id), 0, None).await.unwrap().files[0].provider_count,
+        1
+    );
+    assert_eq!(
+        client.query(&By::Id(record(9).id), 0, None).await.unwrap().files[0].provider_count,
+        2
+    );
+    assert_eq!(client.stats().await.unwrap().registrations, 12);
+}
+
+#[tokio::test]
+async fn a_lease_that_is_not_renewed_ends() {
+    let index = TestIndex::in_memory().await;
+    let client = index.client();
+    let second = Some(Duration::from_secs(1));
+    client
+        .register(&token(1), &here(1), &[file(1, "a")], second, false)
+        .await
+        .unwrap();
+    client
+        .register(&token(2), &here(2), &[file(1, "a")], None, false)
+        .await
+        .unwrap();
+    wait_until("the lease to run out", || async {
+        client.query(&By::Id(record(1).id), 0, None).await.unwrap().files[0].provider_count == 1
+    })
+    .await;
+    let refused = client.renew(&token(1), &here(1)).await.unwrap_err();
+    assert_eq!(refused.reason, Reason::LeaseUnknown);
+    assert!(client.renew(&token(2), &here(2)).await.is_ok());
+    // It comes back as if it had never been there.
+    client
+        .register(&token(1), &here(1), &[file(1, "a")], second, false)
+        .await
+        .unwrap();
+    assert_eq!(
+        client.query(&By::Id(record(1).id), 0, None).await.unwrap().files[0].provider_count,
+        2
+    );
+}
+
+#[tokio::test]
+async fn a_renewed_lease_goes_on() {
+    let index = TestIndex::in_memory().await;
+    let client = index.client();
+    client
+        .register(
+            &token(1),
+            &here(1),
+            &[file(1, "a")],
+            Some(Duration::from_secs(1)),
+            false,
+        )
+        .await
+        .unwrap();
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_millis(2500) {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let lease = client.renew(&token(1), &here(1)).await.unwrap();
+        assert_eq!((lease.ttl, lease.file_count), (Duration::from_secs(1), 1));
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_moved_has_to_register_again() {
+    let index = TestIndex::in_memory().await;
+    let client = index.client();
+    client
+        .register(&token(1), &here(1), &[file(1, "a")], None, false)
+        .await
+        .unwrap();
+    assert_eq!(
+        client.renew(&token(1), &here(2)).await.unwrap_err().reason,
+        Reason::LeaseUnknown
+    );
+    assert_eq!(
+        client.renew(&token(3), &here(1)).await.unwrap_err().reason,
+        Reason::LeaseUnknown
+    );
+    let lease = client
+        .register(&token(1), &here(2), &[], None, false)
+        .await
+        .unwrap();
+    assert_eq!(lease.file_count, 1);
+    let page = client.query(&By::Id(record(1).id), 0, None).await.unwrap();
+    assert_eq!(page.files[0].providers[0].address.port, 2);
+}
+
+#[tokio::test]
+async fn pages_hold_every_file_once() {
+    let index = TestIndex::in_memory().await;
+    let client = index.client();
+    let files: Vec<_> = (0..257)
+        .map(|n| file(n, &format!("shard {n} of 257.bin")))
+        .collect();
+    client
+        .register(&token(1), &here(1), &files, None, false)
+        .await
+        .unwrap();
+    let mut ids = Vec::new();
+    let mut next = None;
+    loop {
+        let page = client.search("sha 257", 10, next).await.unwrap();
+        assert!(page.files.len() <= 10);
+        ids.extend(page.files.iter().map(|found| found.file.id));
+        next = page.next;
+        if next.is_none() {
+            break;
+        }
+    }
+    assert_eq!(ids.len(), 257);
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 257);
+}
+
+async fn next<S>(events: &mut S) -> Result<WatchEvent, Problem>
+where
+    S: Stream<Item = Result<WatchEvent, Problem>> + Unpin,
+{
+    tokio::time::timeout(DEADLINE, events.next())
+        .await
+        .expect("an event in time")
+        .expect("more events")
+}
+
+#[tokio::test]
+async fn a_watcher_hears_of_all_that_happens() {
+    let index = TestIndex::in_memory().await;
+    let client = index.client();
+    client
+        .register(&token(1), &here(1), &[file(1, "a")], None, false)
+        .await
+        .unwrap();
+    let mut events = Box::pin(client.watch(record(1).id, 0).await.unwrap());
+    let WatchEvent::Snapshot(first) = next(&mut events).await.unwrap() else {
+        panic!("a snapshot first")
+    };
+    assert_eq!(first[0].peer, token(1).peer_id());
+
+    let partial = Registration {
+        partial: true,
+        ..file(1, "a")
+    };
+    let second = Some(Duration::from_secs(1));
+    client
+        .register(&token(2), &here(2), &[partial], second, false)
+        .await
+        .unwrap();
+    let WatchEvent::Joined(joined) = next(&mut events).await.unwrap() else {
+        panic!("joined")
+    };
+    assert_eq!((joined.peer, joined.partial), (token(2).peer_id(), true));
+
+    client
+        .register(&token(2), &here(2), &[file(1, "a"), file(2, "b")], second, false)
+        .await
+        .unwrap();
+    let WatchEvent::Joined(joined) = next(&mut events).await.unwrap() else {
+        panic!("complete")
+    };
+    assert!(!joined.partial);
+
+    client
+        .register(&token(1), &here(11), &[], None, false)
+        .await
+        .unwrap();
+    let WatchEvent::Joined(joined) = next(&mut events).await.unwrap() else {
+        panic!("moved")
+    };
+    assert_eq!((joined.peer, joined.address.port), (token(1).peer_id(), 11));
+
+    client.unregister(&token(1), None).await.unwrap();
+    assert_eq!(
+        next(&mut events).await.unwrap(),
+        WatchEvent::Left(token(1).peer_id())
+    );
+    assert_eq!(
+        next(&mut events).await.unwrap(),
+        WatchEvent::Left(token(2).peer_id()),
+        "its lease ran out"
+    );
+
+    assert_eq!(client.stats().await.unwrap().watchers, 1);
+    index.shutdown.cancel();
+    let end = next(&mut events).await.unwrap_err();
+    assert_eq!(end.reason, Reason::ShuttingDown);
+    index.stop().await;
+}
+
+#[tokio::test]
+async fn quotas_hold() {
+    let limits = Limits {
+        max_files_per_peer: 10,
+        max_peers_per_address: 2,
+        ..Limits::default()
+    };
+    let index = TestIndex::start(Config {
+        limits,
+        ..Config::default()
+    })
+    .await;
+    let client = index.client();
+    let files: Vec<_> = (0..11).map(|n| file(n, "a")).collect();
+    let refused = client
+        .register(&token(1), &here(1), &files, None, false)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.reason, Reason::QuotaExceeded);
+    assert_eq!(
+        client.stats().await.unwrap().peers,
+        0,
+        "nothing of a refused request is taken"
+    );
+    client
+        .register(&token(1), &here(1), &files[..10], None, false)
+        .await
+        .unwrap();
+    client
+        .register(&token(1), &here(1), &files[..10], None, false)
+        .await
+        .unwrap();
+    let refused = client
+        .register(&token(1), &here(1), &files[10..], None, false)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.reason, Reason::QuotaExceeded);
+    client
+        .register(&token(1), &here(1), &files[1..], None, true)
+        .await
+        .unwrap();
+    client
+        .register(&token(2), &here(2), &[], None, false)
+        .await
+        .unwrap();
+    let refused = client
+        .register(&token(3), &here(3), &[], None, false)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.reason, Reason::QuotaExceeded);
+    client.unregister(&token(2), None).await.unwrap();
+    client
+        .register(&token(3), &here(3), &[], None, false)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_full_index_refuses_more_and_goes_on() {
+    let limits = Limits {
+        max_memory_mib: 1,
+        ..Limits::default()
+    };
+    let index = TestIndex::start(Config {
+        limits,
+        ..Config::default()
+    })
+    .await;
+    let client = index.client();
+    let files: Vec<_> = (0..MAX_BATCH as u64).map(|n| file(n, "the same name")).collect();
+    let refused = client
+        .register(&token(1), &here(1), &files, None, false)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.reason, Reason::QuotaExceeded);
+    client
+        .register(&token(1), &here(1), &files[..100], None, false)
+        .await
+        .unwrap();
+    assert_eq!(client.stats().await.unwrap().registrations, 100);
+}
+
+#[tokio::test]
+async fn too_many_calls_are_told_to_wait() {
+    let limits = Limits {
+        max_calls_per_second: 1,
+        ..Limits::default()
+    };
+    let index = TestIndex::start(Config {
+        limits,
+        ..Config::default()
+    })
+    .await;
+    let client = index.client();
+    let mut refused = None;
+    for _ in 0..20 {
+        if let Err(problem) = client.stats().await {
+            refused = Some(problem);
+            break;
+        }
+    }
+    let refused = refused.expect("20 calls at once are more than one a second");
+    assert_eq!(refused.reason, Reason::RateLimited);
+    assert!(
+        refused
+            .retry_after
+            .is_some_and(|wait| wait <= Duration::from_secs(2)),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn registrations_survive_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = || Config {
+        store: StoreConfig::Sled(dir.path().to_owned()),
+        ..Config::default()
+    };
+    let index = TestIndex::start(config()).await;
+    let client = index.client();
+    let mut collection = with_sum(1, "a folder", 4);
+    collection.file.kind = Kind::Collection;
+    client
+        .register(&token(1), &here(1), &[collection, file(2, "b")], None, false)
+        .await
+        .unwrap();
+    client
+        .register(
+            &token(2),
+            &here(2),
+            &[file(1, "a")],
+            Some(Duration::from_secs(1)),
+            false,
+        )
+        .await
+        .unwrap();
+    client
+        .register(&token(3), &here(3), &[file(3, "gone")], None, false)
+        .await
+        .unwrap();
+    client.unregister(&token(1), Some(&[record(2).id])).await.unwrap();
+    client.unregister(&token(3), None).await.unwrap();
+    index.stop().await;
+
+    let index = TestIndex::start(config()).await;
+    let client = index.client();
+    let stats = client.stats().await.unwrap();
+    assert_eq!(
+        (stats.peers, stats.registrations, stats.store.as_str()),
+        (2, 2, "sled")
+    );
+    let page = client.query(&By::Sha256(Sha256([4; 32])), 0, None).await.unwrap();
+    assert_eq!(page.files[0].provider_count, 2);
+    assert!(
+        client.renew(&token(1), &here(1)).await.is_ok(),
+        "one lease to come back"
+    );
+    wait_until("the peer that does not come back to be forgotten", || async {
+        client.stats().await.unwrap().peers == 1
+    })
+    .await;
+    index.stop().await;
+
+    let index = TestIndex::start(config()).await;
+    assert_eq!(
+        index.client().stats().await.unwrap().peers,
+        1,
+        "and it is gone from the store"
+    );
+    let page = index
+        .client()
+        .query(&By::Id(record(1).id), 0, None)
+        .await
+        .unwrap();
+    assert_eq!(page.files[0].file.kind, Kind::Collection);
+    index.stop().await;
+}
+
+#[tokio::test]
+async fn many_clients_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        max_calls_per_second: 0,
+        ..Limits::default()
+    };
+    let config = Config {
+        store: StoreConfig::Sled(dir.path().to_owned()),
+        limits,
+        ..Config::default()
+    };
+    let index = TestIndex::start(config).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..50u8 {
+        let client = index.client();
+        tasks.spawn(async move {
+            for round in 0..10u64 {
+                let mine = u64::from(n) * 1000 + round;
+                let files = [file(mine, &format!("of {n}")), file(999_999, "of all")];
+                let lease = client
+                    .register(&token(n), &here(1 + u16::from(n)), &files, None, false)
+                    .await
+                    .unwrap();
+                assert_eq!(lease.file_count, round + 2);
+                let page = client.query(&By::Id(record(mine).id), 0, None).await.unwrap();
+                assert_eq!(
+                    page.files[0].providers[0].peer,
+                    token(n).peer_id(),
+                    "reads what it wrote"
+                );
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    let client = index.client();
+    assert_eq!(client.stats().await.unwrap().registrations, 50 * 11);
+    assert_eq!(
+        client.query(&By::Id(record(999_999).id), 10, None).await.unwrap().files[0].provider_count,
+        50
+    );
+    index.stop().await;
+}

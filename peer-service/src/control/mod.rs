@@ -1,0 +1,305 @@
+//! The control service: what the peer's owner may do with it.
+//!
+//! Invariant: never served on the port that is open to other peers. Non-goals: doing any of it; that is for the library, the
+//! transfers and the limits.
+
+pub mod endpoint;
+mod wire;
+
+use std::{
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use futures_util::{Stream, StreamExt as _, stream};
+use potluck_core::{
+    Problem, Reason,
+    index_client::Address,
+    proto::v1::{self, control_service_server::ControlService},
+    wire::file_id,
+};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    library::Target,
+    registrar::Registrar,
+    serve::Counters,
+    transfer::{
+        context::Context,
+        manager::{Transfers, Watching},
+        view::FetchSpec,
+    },
+};
+
+/// How often a fetch's caller is told how it stands: several times a second, as the contract has it.
+const TELL_EVERY: Duration = Duration::from_millis(200);
+
+/// Share events that may wait for a slow caller.
+const SHARE_EVENTS: usize = 64;
+
+/// Items on a page unless asked otherwise, and most of them; as the contract has it.
+const PAGE: usize = 100;
+const MAX_PAGE: usize = 1_000;
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The service. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Control {
+    /// What the peer is made of.
+    pub context: Arc<Context>,
+    /// Its transfers.
+    pub transfers: Transfers,
+    /// Its registrar, where it has an index.
+    pub registrar: Option<Registrar>,
+    /// What it has sent.
+    pub counters: Arc<Counters>,
+    /// Its folder.
+    pub home: PathBuf,
+    /// When it started.
+    pub started: Instant,
+    /// Cancelled when it stops: streams end then.
+    pub shutdown: CancellationToken,
+}
+
+impl Control {
+    /// Ends a stream when the peer stops, saying so.
+    fn until_shutdown<T: Send + 'static>(
+        &self,
+        answers: impl Stream<Item = Result<T, Status>> + Send + 'static,
+    ) -> Answers<T> {
+        let stopping = Problem::new(
+            Reason::ShuttingDown,
+            "the peer is shutting down: what was fetched is kept",
+        );
+        let shutdown = self.shutdown.clone().cancelled_owned();
+        Box::pin(stream::unfold(
+            (Box::pin(answers), Box::pin(shutdown), Some(stopping)),
+            |state| async move {
+                let (mut answers, mut shutdown, mut stopping) = state;
+                stopping.as_ref()?;
+                // Both arms are cancel-safe: an answer is taken whole or not at all.
+                let item = tokio::select! {
+                    biased;
+                    item = answers.next() => item?,
+                    () = &mut shutdown => Err(stopping.take()?.into()),
+                };
+                Some((item, (answers, shutdown, stopping)))
+            },
+        ))
+    }
+}
+
+fn transfer(view: &crate::transfer::view::View) -> Option<v1::Transfer> {
+    Some(view.into())
+}
+
+/// How a fetch stands, at once, then every so often, until it rests.
+fn follow(watching: Watching) -> impl Stream<Item = Result<v1::FetchResponse, Status>> + Send {
+    stream::unfold(
+        (watching, true, false),
+        |(mut watching, first, ended)| async move {
+            if ended {
+                return None;
+            }
+            if !first {
+                tokio::time::sleep(TELL_EVERY).await;
+            }
+            let view = watching.view.borrow_and_update().clone();
+            let ended = view.state.is_at_rest();
+            Some((
+                Ok(v1::FetchResponse {
+                    transfer: transfer(&view),
+                }),
+                (watching, false, ended),
+            ))
+        },
+    )
+}
+
+#[tonic::async_trait]
+impl ControlService for Control {
+    type ShareStream = Answers<v1::ShareResponse>;
+    type FetchStream = Answers<v1::FetchResponse>;
+
+    async fn share(&self, request: Request<v1::ShareRequest>) -> Result<Response<Self::ShareStream>, Status> {
+        let paths = request.into_inner().paths;
+        if paths.is_empty() {
+            return Err(Problem::new(Reason::InvalidArgument, "name at least one path")
+                .field("paths")
+                .into());
+        }
+        let paths: Vec<PathBuf> = paths
+            .iter()
+            .map(|path| wire::path(path, "paths"))
+            .collect::<Result<_, _>>()?;
+        let (tell, events) = mpsc::channel(SHARE_EVENTS);
+        let library = self.context.library.clone();
+        self.context
+            .tracker
+            .spawn(async move { library.share(paths, tell).await });
+        let events = ReceiverStream::new(events).map(|event| Ok(event.into()));
+        Ok(Response::new(self.until_shutdown(events)))
+    }
+
+    async fn unshare(
+        &self,
+        request: Request<v1::UnshareRequest>,
+    ) -> Result<Response<v1::UnshareResponse>, Status> {
+        use v1::unshare_request::Target as Wanted;
+        let target = match request.into_inner().target {
+            Some(Wanted::FileId(id)) => Target::Id(file_id(&id, "file_id")?),
+            Some(Wanted::Path(path)) => Target::Path(wire::path(&path, "path")?),
+            None => return Err(missing("target").into()),
+        };
+        let removed = self.context.library.unshare(target).await?;
+        Ok(Response::new(v1::UnshareResponse {
+            removed: removed.iter().map(Into::into).collect(),
+        }))
+    }
+
+    async fn list_library(
+        &self,
+        request: Request<v1::ListLibraryRequest>,
+    ) -> Result<Response<v1::ListLibraryResponse>, Status> {
+        let request = request.into_inner();
+        let size = match request.page_size as usize {
+            0 => PAGE,
+            size => size.min(MAX_PAGE),
+        };
+        let (items, next) = self.context.library.list(size, &request.page_token)?;
+        Ok(Response::new(v1::ListLibraryResponse {
+            items: items.iter().map(Into::into).collect(),
+            next_page_token: next.unwrap_or_default(),
+        }))
+    }
+
+    async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
+        let spec = FetchSpec::try_from(request.into_inner())?;
+        let watching = self.transfers.fetch(spec).await?;
+        Ok(Response::new(self.until_shutdown(follow(watching))))
+    }
+
+    async fn list_transfers(
+        &self,
+        _request: Request<v1::ListTransfersRequest>,
+    ) -> Result<Response<v1::ListTransfersResponse>, Status> {
+        let transfers = self.transfers.list().iter().map(Into::into).collect();
+        Ok(Response::new(v1::ListTransfersResponse { transfers }))
+    }
+
+    async fn pause_transfer(
+        &self,
+        request: Request<v1::PauseTransferRequest>,
+    ) -> Result<Response<v1::PauseTransferResponse>, Status> {
+        let view = self.transfers.pause(request.into_inner().transfer_id).await?;
+        Ok(Response::new(v1::PauseTransferResponse {
+            transfer: transfer(&view),
+        }))
+    }
+
+    async fn resume_transfer(
+        &self,
+        request: Request<v1::ResumeTransferRequest>,
+    ) -> Result<Response<v1::ResumeTransferResponse>, Status> {
+        let view = self.transfers.resume(request.into_inner().transfer_id).await?;
+        Ok(Response::new(v1::ResumeTransferResponse {
+            transfer: transfer(&view),
+        }))
+    }
+
+    async fn cancel_transfer(
+        &self,
+        request: Request<v1::CancelTransferRequest>,
+    ) -> Result<Response<v1::CancelTransferResponse>, Status> {
+        let view = self.transfers.cancel(request.into_inner().transfer_id).await?;
+        Ok(Response::new(v1::CancelTransferResponse {
+            transfer: transfer(&view),
+        }))
+    }
+
+    async fn explain_transfer(
+        &self,
+        request: Request<v1::ExplainTransferRequest>,
+    ) -> Result<Response<v1::ExplainTransferResponse>, Status> {
+        use v1::explain_transfer_request::Target as Wanted;
+        let view = match request.into_inner().target {
+            Some(Wanted::FileId(id)) => self.transfers.of_file(file_id(&id, "file_id")?)?,
+            Some(Wanted::TransferId(number)) => self.transfers.get(number)?,
+            None => return Err(missing("target").into()),
+        };
+        let error = view.error.iter().map(|problem| problem.message.clone());
+        let findings = error.chain(view.findings.iter().cloned()).collect();
+        Ok(Response::new(v1::ExplainTransferResponse {
+            missing: view.missing.iter().map(Into::into).collect(),
+            findings,
+            transfer: transfer(&view),
+        }))
+    }
+
+    async fn get_limits(
+        &self,
+        _request: Request<v1::GetLimitsRequest>,
+    ) -> Result<Response<v1::GetLimitsResponse>, Status> {
+        Ok(Response::new(v1::GetLimitsResponse {
+            limits: Some((&self.context.limits).into()),
+        }))
+    }
+
+    async fn set_limits(
+        &self,
+        request: Request<v1::SetLimitsRequest>,
+    ) -> Result<Response<v1::SetLimitsResponse>, Status> {
+        let wanted = request.into_inner().limits.ok_or_else(|| missing("limits"))?;
+        let limits = &self.context.limits;
+        limits.set(
+            wanted.upload_bytes_per_second,
+            wanted.download_bytes_per_second,
+            wanted.upload_slots,
+        );
+        tracing::info!(?wanted, "limits changed");
+        Ok(Response::new(v1::SetLimitsResponse {
+            limits: Some(limits.into()),
+        }))
+    }
+
+    async fn get_status(
+        &self,
+        _request: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        let context = &self.context;
+        let registrar = self.registrar.as_ref().map(Registrar::status).unwrap_or_default();
+        let totals = context.library.totals();
+        Ok(Response::new(v1::GetStatusResponse {
+            peer_id: context.peer_id.to_bytes(),
+            listening: Some((&Address::from(context.local_addr)).into()),
+            advertised: registrar.advertised.as_ref().map(Into::into),
+            index: context
+                .index
+                .as_ref()
+                .map(|index| index.endpoint().to_string())
+                .unwrap_or_default(),
+            registered: registrar.registered,
+            index_error: registrar.error.as_ref().map(wire::failure),
+            items: totals.items,
+            files: totals.files,
+            bytes: totals.bytes,
+            uploaded_bytes: self.counters.uploaded_bytes.load(Ordering::Relaxed),
+            downloaded_bytes: context.downloaded.load(Ordering::Relaxed),
+            transfers: u32::try_from(self.transfers.open()).unwrap_or(u32::MAX),
+            home: self.home.to_string_lossy().into_owned(),
+            files_folder: context.files.to_string_lossy().into_owned(),
+            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+}
+
+fn missing(field: &str) -> Problem {
+    Problem::new(Reason::InvalidArgument, format!("`{field}` is missing")).field(field)
+}

@@ -1,0 +1,212 @@
+//! The wall of the control service: domain types to messages and back.
+
+use std::path::{Path, PathBuf};
+
+use potluck_core::{Problem, Reason, Sha256, path::Label, proto::v1, wire};
+
+use crate::{
+    library::{Item, ShareEvent},
+    limits::Limits,
+    transfer::view::{FetchSpec, Missing, PeerRow, PeerStanding, State, View},
+};
+
+/// Share of the link that a transfer has unless told otherwise, as the contract has it.
+const DEFAULT_PRIORITY: u32 = 10;
+
+/// Largest such share.
+const MAX_PRIORITY: u32 = 100;
+
+/// Peers that one fetch may name by address.
+const MAX_NAMED: usize = 256;
+
+/// A path that came as text, absolute.
+pub(super) fn path(text: &str, field: &str) -> Result<PathBuf, Problem> {
+    let path = PathBuf::from(text);
+    match path.is_absolute() && !text.contains('\0') {
+        true => Ok(path),
+        false => {
+            let problem = Problem::new(Reason::UnsafePath, format!("`{text}` is no absolute path"));
+            Err(problem.field(field))
+        }
+    }
+}
+
+impl TryFrom<v1::FetchRequest> for FetchSpec {
+    type Error = Problem;
+
+    fn try_from(request: v1::FetchRequest) -> Result<Self, Problem> {
+        let name = match request.name.as_str() {
+            "" => None,
+            name => Some(
+                Label::parse(name)
+                    .map_err(|error| Problem::new(Reason::InvalidName, error.to_string()).field("name"))?,
+            ),
+        };
+        let target = match request.target.as_str() {
+            "" => None,
+            target => Some(path(target, "target")?),
+        };
+        let sha256 = match request.sha256.as_ref() {
+            [] => None,
+            sum => Some(
+                Sha256::try_from(sum)
+                    .map_err(|error| Problem::new(Reason::InvalidId, error.to_string()).field("sha256"))?,
+            ),
+        };
+        if request.providers.len() > MAX_NAMED {
+            let message = format!("at most {MAX_NAMED} providers can be named");
+            return Err(Problem::new(Reason::InvalidArgument, message).field("providers"));
+        }
+        let priority = match request.priority {
+            0 => DEFAULT_PRIORITY,
+            priority @ 1..=MAX_PRIORITY => priority,
+            _ => {
+                let message = format!("a priority is 1 to {MAX_PRIORITY}");
+                return Err(Problem::new(Reason::InvalidArgument, message).field("priority"));
+            }
+        };
+        Ok(Self {
+            id: wire::file_id(&request.file_id, "file_id")?,
+            name: name.map(|label| label.as_str().to_owned()),
+            target,
+            sha256,
+            providers: request
+                .providers
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
+            detach: request.detach,
+            max_bytes_per_second: request.max_bytes_per_second,
+            priority,
+        })
+    }
+}
+
+/// A problem as a message tells it.
+pub(super) fn failure(problem: &Problem) -> v1::Failure {
+    v1::Failure {
+        reason: problem.reason.as_str().to_owned(),
+        message: problem.message.clone(),
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+impl From<&Item> for v1::LibraryItem {
+    fn from(item: &Item) -> Self {
+        Self {
+            file: Some((&item.record).into()),
+            name: item.name.clone(),
+            path: text(&item.path),
+            file_count: item.file_count,
+            content_size: item.content_size,
+        }
+    }
+}
+
+impl From<ShareEvent> for v1::ShareResponse {
+    fn from(event: ShareEvent) -> Self {
+        use v1::share_response::Event;
+        let event = match event {
+            ShareEvent::Progress { path, done, total } => Event::Progress(v1::ShareProgress {
+                path: text(&path),
+                bytes_done: done,
+                bytes_total: total,
+            }),
+            ShareEvent::Shared(item) => Event::Shared((&item).into()),
+            ShareEvent::Failed { path, problem } => Event::Failed(v1::ShareFailure {
+                path: text(&path),
+                failure: Some(failure(&problem)),
+            }),
+        };
+        Self { event: Some(event) }
+    }
+}
+
+impl From<State> for v1::TransferState {
+    fn from(state: State) -> Self {
+        match state {
+            State::Preparing => Self::Preparing,
+            State::Running => Self::Running,
+            State::Waiting => Self::Waiting,
+            State::Paused => Self::Paused,
+            State::Finishing => Self::Finishing,
+            State::Done => Self::Done,
+            State::Failed => Self::Failed,
+            State::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+impl From<PeerStanding> for v1::PeerState {
+    fn from(standing: PeerStanding) -> Self {
+        match standing {
+            PeerStanding::Connecting => Self::Connecting,
+            PeerStanding::Active => Self::Active,
+            PeerStanding::Idle => Self::Idle,
+            PeerStanding::BackingOff => Self::BackingOff,
+            PeerStanding::Unreachable => Self::Unreachable,
+            PeerStanding::Banned => Self::Banned,
+        }
+    }
+}
+
+impl From<&PeerRow> for v1::TransferPeer {
+    fn from(row: &PeerRow) -> Self {
+        Self {
+            peer_id: row.peer.map(|peer| peer.to_bytes()).unwrap_or_default(),
+            address: Some((&row.address).into()),
+            state: v1::PeerState::from(row.standing).into(),
+            reason: row.reason.clone(),
+            bytes: row.bytes,
+            bytes_per_second: row.bytes_per_second,
+            requests: row.requests,
+            units: row.units,
+        }
+    }
+}
+
+impl From<&View> for v1::Transfer {
+    fn from(view: &View) -> Self {
+        Self {
+            transfer_id: view.transfer,
+            file_id: view.id.to_bytes(),
+            name: view.name.clone(),
+            kind: view.kind.map_or(v1::FileKind::Unspecified, Into::into).into(),
+            path: text(&view.path),
+            state: v1::TransferState::from(view.state).into(),
+            bytes_done: view.bytes_done,
+            bytes_total: view.bytes_total,
+            resumed_bytes: view.resumed_bytes,
+            bytes_per_second: view.bytes_per_second,
+            elapsed_ms: u64::try_from(view.elapsed.as_millis()).unwrap_or(u64::MAX),
+            units_total: view.units_total,
+            units_done: view.units_done,
+            peers: view.peers.iter().map(Into::into).collect(),
+            error: view.error.as_ref().map(failure),
+        }
+    }
+}
+
+impl From<&Missing> for v1::MissingUnits {
+    fn from(run: &Missing) -> Self {
+        Self {
+            first: run.first,
+            count: run.count,
+            providers: run.providers,
+            in_flight: if run.in_flight { run.count } else { 0 },
+        }
+    }
+}
+
+impl From<&Limits> for v1::Limits {
+    fn from(limits: &Limits) -> Self {
+        Self {
+            upload_bytes_per_second: limits.upload().rate(),
+            download_bytes_per_second: limits.download().rate(),
+            upload_slots: limits.upload_slots(),
+        }
+    }
+}

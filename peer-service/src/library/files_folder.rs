@@ -1,0 +1,409 @@
+//! Shares what is dropped into the files folder: each file at its top as a file, each folder as a collection.
+//!
+//! Every change there leads to one pass over the whole folder, which compares it with what is shared; so nothing depends on the
+//! operating system telling every event, and where it tells none the passes come by the clock. A pass that took long is
+//! followed by a longer rest.
+//!
+//! Invariant: nothing is shared while it changes: its last change is [`QUIET`] ago, or two passes that far apart saw the same.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::Metadata,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use notify::{
+    EventKind, RecommendedWatcher, RecursiveMode, Watcher as _, event::AccessKind, event::AccessMode,
+};
+use potluck_core::Reason;
+use tokio_util::task::TaskTracker;
+
+use super::{
+    Hashing, Inner,
+    catalog::Body,
+    hasher::hash_many,
+    share::{Watch, file_item},
+    upkeep::{QUIET, is_quiet},
+    walk::{Found, Refused, fingerprint, is_same, newest, special, stamp_of, unreadable, walk},
+};
+use crate::store::Stamp;
+
+/// How long events are gathered before a pass.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+
+/// How often the folder is looked at where the operating system tells of no changes.
+const SCAN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Rest after a pass, as a multiple of the time it took: a huge folder that changes all the time costs a fifth of one core.
+const REST: u32 = 4;
+
+/// Most files hashed and put in one batch.
+const BATCH: usize = 512;
+
+/// Names that are not shared: what is hidden, and what is being written.
+const SKIPPED: [&str; 3] = [".part", ".part.state", ".tmp"];
+
+fn is_skipped(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    name.starts_with(b".") || SKIPPED.iter().any(|end| name.ends_with(end.as_bytes()))
+}
+
+/// Starts watching and makes the first pass.
+pub(super) fn start(inner: &Arc<Inner>, tracker: &TaskTracker) {
+    tracker.spawn(scan_loop(inner.clone()));
+}
+
+async fn scan_loop(inner: Arc<Inner>) {
+    let mut scanner = Some(Scanner::default());
+    let watching = {
+        let inner = inner.clone();
+        // Watching a deep folder takes a while.
+        tokio::task::spawn_blocking(move || start_watching(&inner))
+    };
+    let watcher = tokio::select! {
+        watcher = watching => watcher.ok().flatten(),
+        () = inner.shutdown.cancelled() => return,
+    };
+    loop {
+        let Some(mut taken) = scanner.take() else { return };
+        let began = Instant::now();
+        let pass = tokio::task::spawn_blocking({
+            let inner = inner.clone();
+            move || {
+                let next = taken.pass(&inner);
+                (taken, next)
+            }
+        });
+        let next = tokio::select! {
+            pass = pass => match pass {
+                Ok((taken, next)) => {
+                    scanner = Some(taken);
+                    next
+                }
+                Err(error) => {
+                    tracing::error!(%error, "looking at the files folder failed");
+                    scanner = Some(Scanner::default());
+                    Some(SCAN_INTERVAL)
+                }
+            },
+            () = inner.shutdown.cancelled() => return,
+        };
+        let next = match watcher {
+            Some(_) => next,
+            None => Some(next.unwrap_or(SCAN_INTERVAL).min(SCAN_INTERVAL)),
+        };
+        let rest = (began.elapsed() * REST).max(DEBOUNCE);
+        // All arms are cancel-safe: a notification that is taken leads to a pass.
+        tokio::select! {
+            () = inner.shutdown.cancelled() => return,
+            () = inner.rescan.notified() => {}
+            () = tokio::time::sleep(next.unwrap_or(Duration::MAX)) => {}
+        }
+        tokio::select! {
+            () = inner.shutdown.cancelled() => return,
+            () = tokio::time::sleep(rest) => {}
+        }
+    }
+}
+
+/// Asks the operating system to tell of changes; `None` where it does not.
+fn start_watching(inner: &Arc<Inner>) -> Option<RecommendedWatcher> {
+    let weak = Arc::downgrade(inner);
+    let told = move |event: notify::Result<notify::Event>| {
+        // What reads does not change anything, and hashing reads.
+        let quiet = |kind: &EventKind| matches!(kind, EventKind::Access(kind) if *kind != AccessKind::Close(AccessMode::Write));
+        if let Some(inner) = weak.upgrade()
+            && !event.as_ref().is_ok_and(|event| quiet(&event.kind))
+        {
+            inner.rescan.notify_one();
+        }
+    };
+    let watching = RecommendedWatcher::new(told, notify::Config::default()).and_then(|mut watcher| {
+        watcher.watch(&inner.files_folder, RecursiveMode::Recursive)?;
+        Ok(watcher)
+    });
+    watching
+        .inspect_err(|error| {
+            let hint = match error.kind {
+                notify::ErrorKind::MaxFilesWatch => {
+                    "; the system allows no more watches: raise fs.inotify.max_user_watches"
+                }
+                _ => "",
+            };
+            tracing::warn!(
+                folder = %inner.files_folder.display(), %error,
+                "the files folder cannot be watched and is looked at every {SCAN_INTERVAL:?} instead{hint}"
+            );
+        })
+        .ok()
+}
+
+/// What is remembered from pass to pass.
+#[derive(Debug, Default)]
+struct Scanner {
+    /// What changes: how it looked, and since when.
+    pending: HashMap<PathBuf, (u64, Instant)>,
+    /// What cannot be shared: how it looked when that was said.
+    refused: HashMap<PathBuf, u64>,
+}
+
+/// Something at the top of the folder that is not shared as it is.
+enum Candidate {
+    File(PathBuf, Stamp),
+    Folder(PathBuf, Vec<Found>),
+    Refused(PathBuf, Vec<Refused>),
+}
+
+impl Candidate {
+    fn path(&self) -> &Path {
+        match self {
+            Self::File(path, _) | Self::Folder(path, _) | Self::Refused(path, _) => path,
+        }
+    }
+
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        match self {
+            Self::File(_, stamp) => stamp.hash(&mut hasher),
+            Self::Folder(_, found) => return fingerprint(found),
+            Self::Refused(_, refused) => {
+                for (path, problem) in refused {
+                    (path, &problem.message).hash(&mut hasher);
+                }
+            }
+        }
+        hasher.finish()
+    }
+
+    fn is_quiet(&self) -> bool {
+        match self {
+            Self::File(_, stamp) => is_quiet(stamp.ctime.max(stamp.mtime)),
+            Self::Folder(_, found) => is_quiet(newest(found)),
+            Self::Refused(..) => true,
+        }
+    }
+}
+
+impl Scanner {
+    /// Compares the folder with what is shared from it and shares what is new; when to look again, if by the clock.
+    fn pass(&mut self, inner: &Inner) -> Option<Duration> {
+        let listing = match list(&inner.files_folder) {
+            Ok(listing) => listing,
+            Err(error) => {
+                tracing::warn!(folder = %inner.files_folder.display(), %error, "the files folder cannot be read");
+                return Some(SCAN_INTERVAL);
+            }
+        };
+        drop_missing(inner, &listing);
+        self.pending.retain(|path, _| listing.contains(path));
+        self.refused.retain(|path, _| listing.contains(path));
+        let mut again = None;
+        let (mut files, mut folders) = (Vec::new(), Vec::new());
+        for path in &listing {
+            if inner.shutdown.is_cancelled() {
+                return None;
+            }
+            let Some(candidate) = look(inner, path) else {
+                self.pending.remove(path);
+                continue;
+            };
+            let fingerprint = candidate.fingerprint();
+            if self.refused.get(path) == Some(&fingerprint) {
+                continue;
+            }
+            if !self.settled(&candidate, fingerprint) {
+                again = Some(QUIET);
+                continue;
+            }
+            match candidate {
+                Candidate::File(path, stamp) => files.push((path, stamp)),
+                Candidate::Folder(path, found) => folders.push((path, found)),
+                Candidate::Refused(path, refused) => self.refuse(path, fingerprint, &refused),
+            }
+        }
+        let _hashing = Hashing::new(inner);
+        for batch in files.chunks(BATCH) {
+            self.share_files(inner, batch);
+        }
+        for (path, found) in folders {
+            let fingerprint = fingerprint(&found);
+            match share_folder(inner, &path, &found) {
+                Ok(()) => drop(self.pending.remove(&path)),
+                // What changed meanwhile is looked at again.
+                Err(refused)
+                    if refused
+                        .iter()
+                        .any(|(_, problem)| problem.reason == Reason::FileChanged) =>
+                {
+                    again = Some(QUIET);
+                }
+                Err(refused) => self.refuse(path, fingerprint, &refused),
+            }
+        }
+        again
+    }
+
+    /// Whether a candidate has stopped changing.
+    fn settled(&mut self, candidate: &Candidate, fingerprint: u64) -> bool {
+        if candidate.is_quiet() {
+            return true;
+        }
+        let now = Instant::now();
+        let (seen, since) = self
+            .pending
+            .entry(candidate.path().to_owned())
+            .or_insert((fingerprint, now));
+        if *seen != fingerprint {
+            (*seen, *since) = (fingerprint, now);
+        }
+        since.elapsed() >= QUIET
+    }
+
+    fn refuse(&mut self, path: PathBuf, fingerprint: u64, refused: &[Refused]) {
+        for (path, problem) in refused.iter().take(10) {
+            tracing::warn!(path = %path.display(), %problem, "not shared");
+        }
+        self.pending.remove(&path);
+        self.refused.insert(path, fingerprint);
+    }
+
+    fn share_files(&mut self, inner: &Inner, files: &[(PathBuf, Stamp)]) {
+        let mut items = Vec::new();
+        let mut refused = Vec::new();
+        let mut ready = Vec::new();
+        for (path, stamp) in files {
+            match inner.check_place(path) {
+                Ok(()) => ready.push((path.clone(), stamp.size)),
+                Err(problem) => refused.push((path, problem)),
+            }
+        }
+        let cancelled = || inner.shutdown.is_cancelled();
+        let results = hash_many(&ready, inner.hash_threads, &|_, _| {}, &cancelled);
+        for ((path, _), result) in ready.iter().zip(results) {
+            match result {
+                Some(Ok(done)) => items.push(file_item(path, done)),
+                Some(Err(problem)) => refused.push((path, problem)),
+                None => return,
+            }
+        }
+        for result in inner.put_items(items) {
+            match result {
+                Ok(item) => {
+                    tracing::info!(path = %item.path.display(), id = %item.record.id, "shared");
+                    self.pending.remove(&item.path);
+                }
+                Err(problem) => tracing::warn!(%problem, "a file in the files folder is not shared"),
+            }
+        }
+        for (path, problem) in refused {
+            // What changed meanwhile comes again with another stamp; what went is not there next time.
+            if !matches!(problem.reason, Reason::FileChanged | Reason::NotFound) {
+                let stamp = files
+                    .iter()
+                    .find(|(other, _)| other == path)
+                    .map(|(_, stamp)| *stamp);
+                let candidate = Candidate::File(path.clone(), stamp.unwrap_or_default());
+                self.refuse(path.clone(), candidate.fingerprint(), &[(path.clone(), problem)]);
+            }
+        }
+    }
+}
+
+/// The paths at the top of the folder.
+fn list(folder: &Path) -> io::Result<HashSet<PathBuf>> {
+    std::fs::read_dir(folder)?
+        .map(|entry| Ok(entry?.path()))
+        .collect()
+}
+
+/// Takes away items, and forgets hidden paths, that are gone from the folder.
+fn drop_missing(inner: &Inner, listing: &HashSet<PathBuf>) {
+    let gone: Vec<u64> = {
+        let catalog = inner.catalog();
+        let items = catalog.items_after(None);
+        items
+            .filter(|(_, shared)| inner.is_dropped_in(&shared.path) && !listing.contains(&*shared.path))
+            .map(|(number, _)| number)
+            .collect()
+    };
+    inner.drop_items(&gone);
+    inner.unhide_missing(listing);
+}
+
+/// What is at a path if it is to be shared and is not shared as it is.
+fn look(inner: &Inner, path: &Path) -> Option<Candidate> {
+    let (item, stale) = {
+        let catalog = inner.catalog();
+        if catalog.is_hidden(path) {
+            return None;
+        }
+        let number = catalog.at(path);
+        let body = number
+            .and_then(|number| catalog.item(number))
+            .map(|shared| shared.body.clone());
+        (body, number.is_some_and(|number| catalog.is_stale(number)))
+    };
+    // What its owner shared by name is kept up to date whatever the name is.
+    if item.is_none() && is_skipped(path) {
+        return None;
+    }
+    let metadata: Metadata = match path.metadata() {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => return None,
+        Err(error) => {
+            return Some(Candidate::Refused(
+                path.into(),
+                vec![(path.into(), unreadable(&error))],
+            ));
+        }
+    };
+    if metadata.is_dir() {
+        match walk(path) {
+            Ok(found) => match &item {
+                Some(Body::Collection(folder))
+                    if !stale && is_same(&found, &folder.manifest, &folder.stamps) =>
+                {
+                    None
+                }
+                _ => Some(Candidate::Folder(path.into(), found)),
+            },
+            Err(refused) => Some(Candidate::Refused(path.into(), refused)),
+        }
+    } else if metadata.is_file() {
+        let stamp = stamp_of(&metadata);
+        match item {
+            Some(Body::File(known)) if !stale && known == stamp => None,
+            _ => Some(Candidate::File(path.into(), stamp)),
+        }
+    } else {
+        Some(Candidate::Refused(
+            path.into(),
+            vec![(path.into(), special(metadata.file_type()))],
+        ))
+    }
+}
+
+fn share_folder(inner: &Inner, path: &Path, found: &[Found]) -> Result<(), Vec<Refused>> {
+    let watch = Watch {
+        on_found: &|_| {},
+        on_progress: &|_, _| {},
+        cancelled: &|| inner.shutdown.is_cancelled(),
+    };
+    inner
+        .check_place(path)
+        .map_err(|problem| vec![(path.to_owned(), problem)])?;
+    let item = inner.prepare_folder(path, found, &watch)?;
+    for result in inner.put_items(vec![item]) {
+        match result {
+            Ok(item) => {
+                tracing::info!(path = %path.display(), id = %item.record.id, "shared as a collection")
+            }
+            Err(problem) => return Err(vec![(path.to_owned(), problem)]),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,209 @@
+//! Hashing of files on disk, with the proof that each was one thing while it was read.
+//!
+//! Invariant: a result's stamp was the file's before the first byte was read and after the last, and is old enough that a later
+//! change must show in it.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use potluck_core::{
+    Problem, Reason,
+    hash::hash_file,
+    index_client::{FileRecord, Kind},
+    merkle::FileTree,
+};
+
+use super::{
+    catalog::Hashed,
+    walk::{special, stamp_of, unreadable},
+};
+use crate::store::Stamp;
+
+/// Files above this are hashed one at a time with all threads, those below many at a time with one each, in bytes.
+const LARGE: u64 = 16 * 1024 * 1024;
+
+/// How old a file's last change must be before it is hashed: longer than a tick of the clock that files are stamped with (10 ms
+/// at most), so that a change after hashing gets another stamp.
+const SETTLED: Duration = Duration::from_millis(20);
+
+/// Told how many bytes more are hashed of which file.
+pub(super) type OnProgress<'a> = dyn Fn(&Path, u64) + Sync + 'a;
+
+/// Opens a regular file for reading. Never waits: what is a pipe by now is refused.
+pub(super) fn open_regular(path: &Path) -> Result<(File, Stamp), Problem> {
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
+    let flags = i32::try_from(flags.bits()).unwrap_or(0);
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)
+        .map_err(|error| unreadable(&error))?;
+    let metadata = file.metadata().map_err(|error| unreadable(&error))?;
+    match metadata.is_file() {
+        true => Ok((file, stamp_of(&metadata))),
+        false => Err(special(metadata.file_type())),
+    }
+}
+
+/// What hashing gave.
+#[derive(Debug, Clone)]
+pub(super) struct Done {
+    pub(super) tree: FileTree,
+    pub(super) stamp: Stamp,
+}
+
+impl Done {
+    pub(super) fn record(&self) -> FileRecord {
+        record_of(&self.tree, Kind::File)
+    }
+}
+
+/// The record of a file with this tree.
+pub(super) fn record_of(tree: &FileTree, kind: Kind) -> FileRecord {
+    FileRecord {
+        id: tree.id(),
+        size: tree.size,
+        root: tree.root,
+        sha256: None,
+        kind,
+    }
+}
+
+impl From<Done> for Hashed {
+    fn from(done: Done) -> Self {
+        Self {
+            record: done.record(),
+            layer: done.tree.piece_hashes.into(),
+        }
+    }
+}
+
+/// Hashes one file.
+///
+/// # Errors
+/// `FILE_CHANGED` where it changed meanwhile; whatever keeps it from being read.
+pub(super) fn hash_one(path: &Path, threads: usize, on_progress: &OnProgress<'_>) -> Result<Done, Problem> {
+    let (file, mut stamp) = open_regular(path)?;
+    if let Some(wait) = unsettled(&stamp) {
+        std::thread::sleep(wait);
+        stamp = stamp_of(&file.metadata().map_err(|error| unreadable(&error))?);
+    }
+    let tree = hash_file(&file, stamp.size, threads, &|bytes| on_progress(path, bytes));
+    let tree = tree.map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => changed(),
+        io::ErrorKind::FileTooLarge => Problem::new(Reason::OutOfRange, "it is too large to be shared"),
+        _ => unreadable(&error),
+    })?;
+    let after = stamp_of(&file.metadata().map_err(|error| unreadable(&error))?);
+    match after == stamp {
+        true => Ok(Done { tree, stamp }),
+        false => Err(changed()),
+    }
+}
+
+/// The problem with a file that something writes to.
+pub(super) fn changed() -> Problem {
+    Problem::new(
+        Reason::FileChanged,
+        "it changed while it was being hashed: share it again when nothing writes to it",
+    )
+}
+
+/// How long to wait until the stamp is old enough; a stamp from the future cannot be waited for.
+fn unsettled(stamp: &Stamp) -> Option<Duration> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    let changed = Duration::from_nanos(u64::try_from(stamp.ctime.max(stamp.mtime)).ok()?);
+    let age = now.checked_sub(changed)?;
+    SETTLED.checked_sub(age).filter(|wait| !wait.is_zero())
+}
+
+/// Hashes many files: the small ones side by side, each of the large ones with all threads. Results in the order of `paths`.
+/// `None`: not hashed because `cancelled` said so.
+pub(super) fn hash_many(
+    paths: &[(PathBuf, u64)],
+    threads: usize,
+    on_progress: &OnProgress<'_>,
+    cancelled: &(dyn Fn() -> bool + Sync),
+) -> Vec<Option<Result<Done, Problem>>> {
+    let results = Mutex::new(vec![None; paths.len()]);
+    let put = |index: usize, result| {
+        results.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(result);
+    };
+    let next = AtomicUsize::new(0);
+    let small = || {
+        while !cancelled() {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some((path, size)) = paths.get(index) else {
+                break;
+            };
+            if *size <= LARGE {
+                put(index, hash_one(path, 1, on_progress));
+            }
+        }
+    };
+    let helpers = threads.min(paths.len()).saturating_sub(1);
+    std::thread::scope(|scope| {
+        for _ in 0..helpers {
+            scope.spawn(small);
+        }
+        small();
+    });
+    for (index, (path, size)) in paths.iter().enumerate() {
+        if *size > LARGE && !cancelled() {
+            put(index, hash_one(path, threads, on_progress));
+        }
+    }
+    results.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_are_hashed_in_order_and_failures_stay_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut paths = Vec::new();
+        for n in 0..20u64 {
+            let path = dir.path().join(n.to_string());
+            if n != 7 {
+                std::fs::write(&path, vec![1; n as usize]).unwrap();
+            }
+            paths.push((path, n));
+        }
+        let results = hash_many(&paths, 3, &|_, _| {}, &|| false);
+        for (n, result) in results.into_iter().enumerate() {
+            match (n, result.unwrap()) {
+                (7, result) => assert_eq!(result.unwrap_err().reason, Reason::NotFound),
+                (n, result) => assert_eq!(result.unwrap().tree, potluck_core::hash::hash_bytes(&vec![1; n])),
+            }
+        }
+    }
+
+    #[test]
+    fn a_pipe_is_refused_without_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        assert_eq!(open_regular(&path).unwrap_err().reason, Reason::UnsafePath);
+    }
+
+    #[test]
+    fn a_fresh_file_settles_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fresh");
+        std::fs::write(&path, "1").unwrap();
+        let done = hash_one(&path, 1, &|_, _| {}).unwrap();
+        assert_eq!(unsettled(&done.stamp), None);
+    }
+}

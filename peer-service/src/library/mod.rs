@@ -1,0 +1,639 @@
+//! What the peer shares: files and folders in place, never copied, and whether they still are what they were hashed as.
+//!
+//! | module | its one job |
+//! |---|---|
+//! | `catalog` | the library in memory: items, files, where a copy of each is; pure |
+//! | `files_folder` | shares what is dropped into the files folder |
+//! | `hasher` | hashes files that must not change meanwhile |
+//! | `identify` | what a path would be shared as, without sharing it |
+//! | `load` | the library as it was before the last stop, checked by `stat` alone |
+//! | `offer` | opens files for the serving side, never one that changed |
+//! | `share` | from a path to an item |
+//! | `upkeep` | looks again at what changed, and computes plain SHA-256s |
+//! | `walk` | what is in a folder |
+//!
+//! Invariants: a file is offered only under the id of the bytes that it has, as far as `stat` can tell; what the database says is
+//! shared was on the disk before anybody was told. A shared folder is the collection that it was when it was shared: what is
+//! changed in it makes it a new collection when that is noticed (on a read, at start, or by the check every few minutes);
+//! files added to it are noticed only beneath the files folder, which is watched.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use potluck_core::{
+    FileId, Problem, Reason, Sha256,
+    index_client::{FileRecord, Kind},
+    manifest::Manifest,
+    merkle::FileTree,
+};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+mod catalog;
+mod files_folder;
+mod hasher;
+mod identify;
+mod load;
+mod offer;
+mod share;
+mod upkeep;
+mod walk;
+
+use crate::{
+    holdings::Holdings,
+    offer::{Offer, Shelf},
+    store::{Store, StoreError},
+};
+use catalog::{Body, Catalog, Delta, Hashed, NewItem, Place};
+use hasher::record_of;
+pub use identify::{Identified, identify};
+use share::Watch;
+use walk::Refused;
+
+/// Why the library cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum LibraryError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A folder of the library.
+    #[error("cannot use {path}: {source}")]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Something that is shared as such: a file, or a folder as a collection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// The file, or the collection's manifest.
+    pub record: FileRecord,
+    /// Its label.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Files in it; 1 for a file.
+    pub file_count: u64,
+    /// Size of its content in bytes.
+    pub content_size: u64,
+}
+
+/// What happens while sharing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ShareEvent {
+    /// Hashing goes on; sums over all paths of the call, in bytes.
+    Progress {
+        /// What is being hashed.
+        path: PathBuf,
+        /// Hashed so far.
+        done: u64,
+        /// Found so far.
+        total: u64,
+    },
+    /// A path is shared.
+    Shared(Item),
+    /// A path, or something in a folder, cannot be shared.
+    Failed {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        problem: Problem,
+    },
+}
+
+/// What to stop sharing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Every item with this id.
+    Id(FileId),
+    /// The item at this path.
+    Path(PathBuf),
+}
+
+/// Sums over the library.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Files and collections shared as such.
+    pub items: u64,
+    /// Distinct files, those of collections among them.
+    pub files: u64,
+    /// Their sizes in all, in bytes.
+    pub bytes: u64,
+}
+
+/// Least time between two progress events of a share: more than a person can read costs for nothing.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Most items of a share that are put in one batch, and how long the first may wait for it: one flush of the disk for many.
+const BATCH_ITEMS: usize = 256;
+const BATCH_TIME: Duration = Duration::from_millis(200);
+
+/// Most items of a page.
+const MAX_PAGE: usize = 1000;
+
+/// The library. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct Library {
+    inner: Arc<Inner>,
+}
+
+/// Locks are taken in this order: `writing`, `watchers`, `catalog`; `handles` alone.
+#[derive(Debug)]
+struct Inner {
+    catalog: Mutex<Catalog>,
+    /// Held while the catalog is changed and the change is stored and told, so that all see one order.
+    writing: Mutex<()>,
+    store: Store,
+    holdings: Holdings,
+    /// Absolute, without links.
+    files_folder: PathBuf,
+    hash_threads: usize,
+    handles: Mutex<offer::Handles>,
+    /// Of files that somebody watches; dropping the sender tells them that the file is withdrawn.
+    watchers: Mutex<HashMap<FileId, watch::Sender<u64>>>,
+    /// Shares that are hashing now: the background pass waits for them.
+    hashing: AtomicUsize,
+    stale: Notify,
+    unsummed: Notify,
+    rescan: Notify,
+    shutdown: CancellationToken,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inner {
+    fn catalog(&self) -> MutexGuard<'_, Catalog> {
+        lock(&self.catalog)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, ()> {
+        lock(&self.writing)
+    }
+
+    fn handles(&self) -> MutexGuard<'_, offer::Handles> {
+        lock(&self.handles)
+    }
+
+    fn watchers(&self) -> MutexGuard<'_, HashMap<FileId, watch::Sender<u64>>> {
+        lock(&self.watchers)
+    }
+
+    fn manifests(&self) -> PathBuf {
+        self.store.folder().join("manifests")
+    }
+
+    /// Where a collection's manifest is kept.
+    fn manifest_path(&self, id: &FileId) -> PathBuf {
+        self.manifests().join(id.to_string())
+    }
+
+    /// Stores and tells a change of the catalog; `writing` is held. What cannot be stored is shared all the same until the peer
+    /// stops, and the caller is told.
+    fn publish(&self, delta: Delta) -> Result<(), Problem> {
+        let settled = self.catalog().settle(delta);
+        let stored = self.store.apply(&settled.changes).map_err(|error| {
+            tracing::error!(%error, "a change of the library could not be stored");
+            match error.is_full() {
+                true => Problem::new(
+                    Reason::DiskFull,
+                    "no room to remember it: shared only until the peer stops; free some and share again",
+                ),
+                false => Problem::new(
+                    Reason::StoreUnavailable,
+                    "it could not be remembered and is shared only until the peer stops: see the peer's log",
+                ),
+            }
+        });
+        let removed: Vec<_> = settled.removed.iter().map(|record| record.id).collect();
+        self.holdings.remove(&removed);
+        self.holdings.put(settled.put);
+        let mut watchers = self.watchers();
+        watchers.retain(|_, sender| sender.receiver_count() > 0);
+        for id in &removed {
+            watchers.remove(id);
+        }
+        drop(watchers);
+        let mut handles = self.handles();
+        for id in &removed {
+            handles.remove(id);
+        }
+        drop(handles);
+        for record in settled
+            .removed
+            .iter()
+            .filter(|record| record.kind == Kind::Collection)
+        {
+            // A blob that stays is only a little room lost: it is checked against its id whenever it is read.
+            let _ = std::fs::remove_file(self.manifest_path(&record.id));
+        }
+        self.unsummed.notify_one();
+        stored
+    }
+
+    /// Withdraws a copy that is not what it was; its item is looked at again in the background.
+    fn withdraw(&self, place: Place) {
+        let _writing = self.writing();
+        let mut delta = Delta::default();
+        let mut catalog = self.catalog();
+        if let Some(shared) = catalog.item(place.item) {
+            tracing::info!(path = %shared.path.display(), id = %shared.record.id, "a shared file changed: it is withdrawn and hashed again");
+        }
+        catalog.distrust(place, &mut delta);
+        drop(catalog);
+        // A failure is logged there; at the next start `stat` tells again.
+        let _ = self.publish(delta);
+        self.stale.notify_one();
+        self.rescan.notify_one();
+    }
+
+    /// Where a collection is if all of its files are what they were. Those that are not are withdrawn.
+    fn unchanged_folder(&self, number: u64) -> Option<PathBuf> {
+        let (root, folder) = {
+            let catalog = self.catalog();
+            let shared = catalog.item(number)?;
+            let Body::Collection(folder) = &shared.body else {
+                return None;
+            };
+            (shared.path.clone(), folder.clone())
+        };
+        let changed = load::changed_entries(&root, &folder);
+        for &entry in &changed {
+            self.withdraw(Place { item: number, entry });
+        }
+        changed.is_empty().then(|| root.to_path_buf())
+    }
+
+    fn is_dropped_in(&self, path: &Path) -> bool {
+        path.parent() == Some(&self.files_folder)
+    }
+}
+
+/// Counts a share among those that hash, while it lives.
+struct Hashing<'a>(&'a Inner);
+
+impl<'a> Hashing<'a> {
+    fn new(inner: &'a Inner) -> Self {
+        inner.hashing.fetch_add(1, Ordering::Relaxed);
+        Self(inner)
+    }
+}
+
+impl Drop for Hashing<'_> {
+    fn drop(&mut self) {
+        if self.0.hashing.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.unsummed.notify_one();
+        }
+    }
+}
+
+/// Runs what reads the disk off the async threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => {
+            tracing::error!(%error, "the library's work failed");
+            Err(Problem::new(
+                Reason::Internal,
+                "the library failed: see the peer's log",
+            ))
+        }
+    }
+}
+
+impl Library {
+    /// Opens the library with what is unchanged since the last time (told by `stat` alone); what changed is hashed again in the
+    /// background. Shares what is in `files_folder`, and watches it until `shutdown`. Blocks: use it off the async threads,
+    /// within the runtime's context.
+    ///
+    /// # Errors
+    /// Where the database or a folder cannot be read.
+    pub fn open(
+        store: Store,
+        holdings: Holdings,
+        files_folder: PathBuf,
+        hash_threads: usize,
+        shutdown: CancellationToken,
+        tracker: &TaskTracker,
+    ) -> Result<Self, LibraryError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| LibraryError::Folder { path, source }
+        };
+        std::fs::create_dir_all(&files_folder).map_err(failed(&files_folder))?;
+        let files_folder = files_folder.canonicalize().map_err(failed(&files_folder))?;
+        let inner = Arc::new(Inner {
+            catalog: Mutex::default(),
+            writing: Mutex::default(),
+            store,
+            holdings,
+            files_folder,
+            hash_threads: hash_threads.max(1),
+            handles: Mutex::default(),
+            watchers: Mutex::default(),
+            hashing: AtomicUsize::new(0),
+            stale: Notify::new(),
+            unsummed: Notify::new(),
+            rescan: Notify::new(),
+            shutdown,
+        });
+        std::fs::create_dir_all(inner.manifests()).map_err(failed(&inner.manifests()))?;
+        inner.load()?;
+        files_folder::start(&inner, tracker);
+        upkeep::start(&inner, tracker);
+        Ok(Self { inner })
+    }
+
+    /// Shares files and folders in place, in order. Each ends in [`ShareEvent::Shared`] or at least one [`ShareEvent::Failed`];
+    /// a folder with anything in it that cannot be shared is refused whole, and every problem told, up to a bound. Ends early
+    /// when nobody receives the events any more.
+    pub async fn share(&self, paths: Vec<PathBuf>, events: mpsc::Sender<ShareEvent>) {
+        let inner = self.inner.clone();
+        let ended = blocking(move || {
+            share_all(&inner, paths, &events);
+            Ok(())
+        });
+        // A failure is logged there, and the events end without a result.
+        let _ = ended.await;
+    }
+
+    /// Shares a finished download without hashing it again.
+    ///
+    /// # Errors
+    /// `FILE_CHANGED` where the file at `path` is not as long as the tree says; `STORE_UNAVAILABLE` and `DISK_FULL` where it
+    /// cannot be remembered.
+    pub async fn adopt_file(
+        &self,
+        path: PathBuf,
+        tree: FileTree,
+        sha256: Option<Sha256>,
+    ) -> Result<Item, Problem> {
+        let inner = self.inner.clone();
+        blocking(move || {
+            let path = share::resolve(&path)?;
+            let (_, stamp) = hasher::open_regular(&path)?;
+            let record = FileRecord {
+                sha256,
+                ..record_of(&tree, Kind::File)
+            };
+            if stamp.size != record.size {
+                return Err(offer::file_changed(&record.id));
+            }
+            let hashed = Hashed {
+                record,
+                layer: tree.piece_hashes.into(),
+            };
+            inner.adopt(NewItem {
+                path: path.into(),
+                record,
+                body: Body::File(stamp),
+                hashed: HashMap::from([(record.id, hashed)]),
+            })
+        })
+        .await
+    }
+
+    /// Shares a finished download of a collection without hashing it again. `trees`: of each distinct file.
+    ///
+    /// # Errors
+    /// `FILE_CHANGED` where a file is missing or has another size, naming it; `INVALID_ARGUMENT` where a tree is missing;
+    /// `STORE_UNAVAILABLE` and `DISK_FULL` where it cannot be remembered.
+    pub async fn adopt_collection(
+        &self,
+        root: PathBuf,
+        manifest: Arc<Manifest>,
+        trees: Vec<FileTree>,
+    ) -> Result<Item, Problem> {
+        let inner = self.inner.clone();
+        blocking(move || {
+            let root = share::resolve(&root)?;
+            let (stamps, wrong) = share::stat_entries(&root, &manifest);
+            if let Some(&entry) = wrong.first() {
+                let path = &manifest.entries[entry as usize].path;
+                return Err(Problem::new(
+                    Reason::FileChanged,
+                    format!("`{path}` in {} is not what was fetched any more", root.display()),
+                ));
+            }
+            let hashed = trees.into_iter().map(|tree| {
+                let record = record_of(&tree, Kind::File);
+                let layer = tree.piece_hashes.into();
+                (record.id, Hashed { record, layer })
+            });
+            let item = inner.collection_item(&root, manifest, stamps, hashed.collect())?;
+            inner.adopt(item)
+        })
+        .await
+    }
+
+    /// Stops sharing; deletes no file. What a collection held goes too, unless something else shares it. What lies in the files
+    /// folder is not shared by itself again.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    pub async fn unshare(&self, target: Target) -> Result<Vec<Item>, Problem> {
+        let inner = self.inner.clone();
+        blocking(move || inner.unshare(&target)).await
+    }
+
+    /// A page of what is shared, oldest first, and the token of the next page. `page_size` is held to 1..=1000.
+    ///
+    /// # Errors
+    /// `INVALID_PAGE_TOKEN`.
+    pub fn list(&self, page_size: usize, token: &str) -> Result<(Vec<Item>, Option<String>), Problem> {
+        let after = match token {
+            "" => None,
+            token => Some(token.parse().map_err(|_| {
+                Problem::new(Reason::InvalidPageToken, "this peer gave no such page token")
+                    .field("page_token")
+            })?),
+        };
+        let catalog = self.inner.catalog();
+        let mut items = catalog.items_after(after).peekable();
+        let mut page = Vec::new();
+        let mut last = None;
+        for (number, shared) in items.by_ref().take(page_size.clamp(1, MAX_PAGE)) {
+            page.push(shared.item());
+            last = Some(number);
+        }
+        let next = last
+            .filter(|_| items.peek().is_some())
+            .map(|number: u64| number.to_string());
+        Ok((page, next))
+    }
+
+    /// Sums over the library.
+    pub fn totals(&self) -> Totals {
+        self.inner.catalog().totals()
+    }
+
+    /// Where a current, unchanged copy of this file or collection is. Reads the disk: use it off the async threads.
+    pub fn locate(&self, id: &FileId) -> Option<PathBuf> {
+        self.inner.locate(id)
+    }
+}
+
+impl Inner {
+    fn adopt(&self, item: NewItem) -> Result<Item, Problem> {
+        let put = self.put_items(vec![item]).pop();
+        put.unwrap_or_else(|| Err(Problem::new(Reason::Internal, "nothing to share")))
+            .map_err(|problem| match problem.reason {
+                Reason::Busy => {
+                    Problem::new(Reason::InvalidArgument, "a file of the collection was not hashed")
+                }
+                _ => problem,
+            })
+    }
+
+    fn unshare(&self, target: &Target) -> Result<Vec<Item>, Problem> {
+        let _writing = self.writing();
+        let mut catalog = self.catalog();
+        let numbers: Vec<u64> = match target {
+            Target::Id(id) => {
+                let items = catalog.items_after(None);
+                items
+                    .filter(|(_, shared)| shared.record.id == *id)
+                    .map(|(number, _)| number)
+                    .collect()
+            }
+            Target::Path(path) => {
+                // A path whose folder is gone can only be compared as it stands.
+                let path = share::resolve(path).unwrap_or_else(|_| path.clone());
+                catalog.at(&path).into_iter().collect()
+            }
+        };
+        if numbers.is_empty() {
+            return Err(match target {
+                Target::Id(id) if catalog.held(id).is_some() => Problem::new(
+                    Reason::NotFound,
+                    format!("{id} is shared only as part of a collection: unshare the collection"),
+                ),
+                Target::Id(id) => Problem::new(Reason::NotFound, format!("{id} is not shared here")),
+                Target::Path(path) => Problem::new(
+                    Reason::NotFound,
+                    format!("{} is not shared here as such", path.display()),
+                ),
+            });
+        }
+        let mut delta = Delta::default();
+        let mut removed = Vec::new();
+        for number in numbers {
+            let Some(item) = catalog.remove(number, &mut delta) else {
+                continue;
+            };
+            if self.is_dropped_in(&item.path) {
+                catalog.hide(item.path.clone(), Some(&mut delta));
+            }
+            removed.push(item);
+        }
+        drop(catalog);
+        self.publish(delta)?;
+        Ok(removed)
+    }
+}
+
+/// Shares paths in order, the items of several in one batch.
+fn share_all(inner: &Inner, paths: Vec<PathBuf>, events: &mpsc::Sender<ShareEvent>) {
+    let _hashing = Hashing::new(inner);
+    let (done, total) = (AtomicU64::new(0), AtomicU64::new(0));
+    let told = Mutex::new(None::<Instant>);
+    let on_progress = |path: &Path, bytes: u64| {
+        let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        // Whoever finds the lock taken has nothing newer to tell.
+        let Ok(mut told) = told.try_lock() else { return };
+        if told.is_some_and(|told| told.elapsed() < PROGRESS_INTERVAL) {
+            return;
+        }
+        *told = Some(Instant::now());
+        let total = total.load(Ordering::Relaxed);
+        // A reader that is behind does not hold up the hashing.
+        let _ = events.try_send(ShareEvent::Progress {
+            path: path.to_owned(),
+            done,
+            total,
+        });
+    };
+    let on_found = |bytes: u64| {
+        total.fetch_add(bytes, Ordering::Relaxed);
+    };
+    let cancelled = || events.is_closed() || inner.shutdown.is_cancelled();
+    let watch = Watch {
+        on_found: &on_found,
+        on_progress: &on_progress,
+        cancelled: &cancelled,
+    };
+    let mut batch: Vec<NewItem> = Vec::new();
+    let mut since = Instant::now();
+    for path in paths {
+        if cancelled() {
+            break;
+        }
+        let prepared = match share::resolve(&path) {
+            Ok(resolved) => inner.prepare(&resolved, &watch),
+            Err(problem) => Err(vec![(path, problem)]),
+        };
+        match prepared {
+            Ok(item) => {
+                if batch.is_empty() {
+                    since = Instant::now();
+                }
+                batch.push(item);
+                if batch.len() >= BATCH_ITEMS || since.elapsed() >= BATCH_TIME {
+                    put_batch(inner, &mut batch, events, &watch);
+                }
+            }
+            Err(refused) => {
+                put_batch(inner, &mut batch, events, &watch);
+                tell_refused(refused, events);
+            }
+        }
+    }
+    put_batch(inner, &mut batch, events, &watch);
+}
+
+fn put_batch(inner: &Inner, batch: &mut Vec<NewItem>, events: &mpsc::Sender<ShareEvent>, watch: &Watch<'_>) {
+    let items = std::mem::take(batch);
+    let paths: Vec<_> = items.iter().map(|item| item.path.clone()).collect();
+    for (path, result) in paths.into_iter().zip(inner.put_items(items)) {
+        let result = match result {
+            Err(problem) if problem.reason == Reason::Busy => inner.share_path(&path, watch),
+            result => result.map_err(|problem| vec![(path.to_path_buf(), problem)]),
+        };
+        match result {
+            // Nobody there to tell: the caller is gone.
+            Ok(item) => drop(events.blocking_send(ShareEvent::Shared(item))),
+            Err(refused) => tell_refused(refused, events),
+        }
+    }
+}
+
+fn tell_refused(refused: Vec<Refused>, events: &mpsc::Sender<ShareEvent>) {
+    for (path, problem) in refused {
+        if events
+            .blocking_send(ShareEvent::Failed { path, problem })
+            .is_err()
+        {
+            break;
+        }
+    }
+}
+
+impl Shelf for Library {
+    fn find(&self, id: &FileId) -> Option<Arc<dyn Offer>> {
+        let offer = offer::LibraryOffer::find(&self.inner, id)?;
+        Some(Arc::new(offer))
+    }
+}

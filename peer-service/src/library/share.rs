@@ -1,0 +1,324 @@
+//! From a path to an item: look, hash what is not known, make the manifest, put it into the library.
+//!
+//! A folder is shared whole or not at all: with anything in it that cannot be shared it is refused, and every problem is told,
+//! up to a bound. A collection that silently lacks a file would be worse than none.
+//!
+//! Blocks; run off the async threads.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use potluck_core::{
+    FileId, Problem, Reason,
+    hash::hash_bytes,
+    index_client::Kind,
+    manifest::{Content, Entry, Manifest},
+    path::Label,
+    plan::Plan,
+};
+
+use super::{
+    Inner, Item,
+    catalog::{Body, Delta, Folder, Hashed, NewItem},
+    hasher::{OnProgress, changed, hash_many, hash_one, record_of},
+    walk::{Found, MAX_PROBLEMS, Refused, What, special, stamp_of, unreadable, walk},
+};
+use crate::store::Stamp;
+
+/// How often an item is made anew because what it counted on was unshared meanwhile.
+const MAX_ATTEMPTS: usize = 3;
+
+/// What a share is told on its way, and what it asks.
+pub(super) struct Watch<'a> {
+    /// Bytes found that will be hashed or need not be.
+    pub(super) on_found: &'a (dyn Fn(u64) + Sync),
+    /// Bytes done of a file.
+    pub(super) on_progress: &'a OnProgress<'a>,
+    /// Whether to stop.
+    pub(super) cancelled: &'a (dyn Fn() -> bool + Sync),
+}
+
+/// The path that an item goes by: absolute, its folders without links. The last part is kept, so that a link keeps its name.
+pub(super) fn resolve(path: &Path) -> Result<PathBuf, Problem> {
+    let absolute = std::path::absolute(path).map_err(|error| unreadable(&error))?;
+    match (absolute.parent(), absolute.file_name()) {
+        (Some(parent), Some(name)) => Ok(parent
+            .canonicalize()
+            .map_err(|error| unreadable(&error))?
+            .join(name)),
+        // Ends in `..`, or is the root.
+        _ => absolute.canonicalize().map_err(|error| unreadable(&error)),
+    }
+}
+
+fn one(path: &Path, problem: Problem) -> Vec<Refused> {
+    vec![(path.to_owned(), problem)]
+}
+
+fn stopped() -> Problem {
+    Problem::new(Reason::Cancelled, "sharing was stopped")
+}
+
+impl Inner {
+    /// Makes the item at a path, resolved before.
+    ///
+    /// # Errors
+    /// Everything that keeps it from being shared.
+    pub(super) fn prepare(&self, path: &Path, watch: &Watch<'_>) -> Result<NewItem, Vec<Refused>> {
+        let refuse = |problem| one(path, problem);
+        let metadata = path.metadata().map_err(|error| refuse(unreadable(&error)))?;
+        self.check_place(path).map_err(refuse)?;
+        if metadata.is_dir() {
+            let found = walk(path)?;
+            self.prepare_folder(path, &found, watch)
+        } else if metadata.is_file() {
+            let size = metadata.len();
+            (watch.on_found)(size);
+            if let Some(item) = self.reuse_file(path, &stamp_of(&metadata)) {
+                (watch.on_progress)(path, size);
+                return Ok(item);
+            }
+            let done = hash_one(path, self.hash_threads, watch.on_progress).map_err(refuse)?;
+            Ok(file_item(path, done))
+        } else {
+            Err(refuse(special(metadata.file_type())))
+        }
+    }
+
+    /// Refuses what has no usable name and what would give away the peer's own state.
+    pub(super) fn check_place(&self, path: &Path) -> Result<(), Problem> {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let name = name.ok_or_else(|| {
+            Problem::new(
+                Reason::InvalidName,
+                "it has no name in UTF-8: rename it, or share what is in it",
+            )
+        })?;
+        Label::parse(name)
+            .map_err(|error| Problem::new(Reason::InvalidName, format!("{error}: rename it to share it")))?;
+        let real = path.canonicalize().map_err(|error| unreadable(&error))?;
+        let state = self.store.folder();
+        if real.starts_with(state) || state.starts_with(&real) {
+            return Err(Problem::new(
+                Reason::UnsafePath,
+                "it holds the peer's own state, its secret among it: share what else is in it",
+            ));
+        }
+        Ok(())
+    }
+
+    /// An item of a file whose hash is known.
+    fn reuse_file(&self, path: &Path, stamp: &Stamp) -> Option<NewItem> {
+        let record = self.catalog().known(path, stamp)?;
+        Some(NewItem {
+            path: path.into(),
+            record,
+            body: Body::File(*stamp),
+            hashed: HashMap::new(),
+        })
+    }
+
+    /// Makes the collection of a folder's content.
+    pub(super) fn prepare_folder(
+        &self,
+        root: &Path,
+        found: &[Found],
+        watch: &Watch<'_>,
+    ) -> Result<NewItem, Vec<Refused>> {
+        let mut stamps = vec![Stamp::default(); found.len()];
+        let mut ids: Vec<Option<FileId>> = vec![None; found.len()];
+        let mut sizes = vec![0; found.len()];
+        let mut unknown = Vec::new();
+        for (index, one) in found.iter().enumerate() {
+            let What::File { stamp, .. } = &one.what else {
+                continue;
+            };
+            (watch.on_found)(stamp.size);
+            let path = root.join(one.path.as_str());
+            stamps[index] = *stamp;
+            match self.catalog().known(&path, stamp) {
+                Some(record) => {
+                    (watch.on_progress)(&path, stamp.size);
+                    ids[index] = Some(record.id);
+                    sizes[index] = record.size;
+                }
+                None => unknown.push((index, (path, stamp.size))),
+            }
+        }
+        let mut hashed: HashMap<FileId, Hashed> = HashMap::new();
+        let mut problems = Vec::new();
+        let (indexes, paths): (Vec<_>, Vec<_>) = unknown.into_iter().unzip();
+        let results = hash_many(&paths, self.hash_threads, watch.on_progress, watch.cancelled);
+        for ((index, (path, _)), result) in indexes.into_iter().zip(paths).zip(results) {
+            match result {
+                // Another stamp than the walk's: something else stands there now, maybe a link out of the folder.
+                Some(Ok(done)) if done.stamp != stamps[index] => problems.push((path, changed())),
+                Some(Ok(done)) => {
+                    sizes[index] = done.tree.size;
+                    ids[index] = Some(done.tree.id());
+                    hashed.entry(done.tree.id()).or_insert_with(|| done.into());
+                }
+                Some(Err(problem)) if problems.len() < MAX_PROBLEMS => problems.push((path, problem)),
+                Some(Err(_)) => {}
+                None => return Err(one(root, stopped())),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let entries = found.iter().enumerate().map(|(index, one)| Entry {
+            path: one.path.clone(),
+            content: match (&one.what, ids[index]) {
+                (What::File { executable, .. }, Some(id)) => Content::File {
+                    id,
+                    size: sizes[index],
+                    executable: *executable,
+                },
+                (What::Link(target), _) => Content::Link {
+                    target: target.clone(),
+                },
+                _ => Content::EmptyDirectory,
+            },
+        });
+        // Sorted as `found` is, which the stamps rely on.
+        let manifest = Manifest::new(entries.collect()).map_err(|error| one(root, error.into()))?;
+        self.collection_item(root, Arc::new(manifest), stamps, hashed)
+            .map_err(|problem| one(root, problem))
+    }
+
+    /// The item of a manifest, whose blob is written.
+    pub(super) fn collection_item(
+        &self,
+        root: &Path,
+        manifest: Arc<Manifest>,
+        stamps: Vec<Stamp>,
+        mut hashed: HashMap<FileId, Hashed>,
+    ) -> Result<NewItem, Problem> {
+        let bytes = manifest.encode();
+        let tree = hash_bytes(&bytes);
+        let record = record_of(&tree, Kind::Collection);
+        let path = self.manifest_path(&record.id);
+        if path.metadata().map(|metadata| metadata.len()).ok() != Some(record.size) {
+            crate::home::write_durably(&path, &bytes, 0o600).map_err(|error| self.not_written(&error))?;
+        }
+        hashed.insert(
+            record.id,
+            Hashed {
+                record,
+                layer: tree.piece_hashes.into(),
+            },
+        );
+        let units = Plan::collection(&manifest).unit_count();
+        Ok(NewItem {
+            path: root.into(),
+            record,
+            body: Body::Collection(Arc::new(Folder {
+                manifest,
+                stamps,
+                units,
+            })),
+            hashed,
+        })
+    }
+
+    pub(super) fn not_written(&self, error: &std::io::Error) -> Problem {
+        let folder = self.store.folder().display();
+        match error.kind() {
+            std::io::ErrorKind::StorageFull => Problem::new(
+                Reason::DiskFull,
+                format!("no room in {folder}: free some and share again"),
+            ),
+            _ => Problem::new(
+                Reason::StoreUnavailable,
+                format!("cannot write in {folder}: {error}"),
+            ),
+        }
+    }
+
+    /// Makes and puts the item at a path.
+    ///
+    /// # Errors
+    /// Everything that keeps it from being shared.
+    pub(super) fn share_path(&self, path: &Path, watch: &Watch<'_>) -> Result<Item, Vec<Refused>> {
+        let mut last = None;
+        for _ in 0..MAX_ATTEMPTS {
+            let item = self.prepare(path, watch)?;
+            if let Some(result) = self.put_items(vec![item]).pop() {
+                match result {
+                    Ok(item) => return Ok(item),
+                    Err(problem) if problem.reason == Reason::Busy => last = Some(problem),
+                    Err(problem) => return Err(one(path, problem)),
+                }
+            }
+        }
+        Err(one(path, last.unwrap_or_else(stopped)))
+    }
+
+    /// Puts items, all in one batch. Each ends well or with its problem; `BUSY`: make it anew, what it counted on is gone.
+    pub(super) fn put_items(&self, items: Vec<NewItem>) -> Vec<Result<Item, Problem>> {
+        let _writing = self.writing();
+        let mut delta = Delta::default();
+        let mut catalog = self.catalog();
+        let mut numbers = Vec::with_capacity(items.len());
+        for item in items {
+            let unwritten =
+                matches!(item.body, Body::Collection(_)) && !self.manifest_path(&item.record.id).exists();
+            numbers.push(match unwritten || catalog.lacks(&item) {
+                true => Err(Problem::new(
+                    Reason::Busy,
+                    "what it shares files with was unshared meanwhile",
+                )),
+                false => Ok(catalog.put(item, &mut delta)),
+            });
+        }
+        drop(catalog);
+        let stored = self.publish(delta);
+        let catalog = self.catalog();
+        numbers
+            .into_iter()
+            .map(|number| {
+                let number = number?;
+                stored.clone()?;
+                let item = catalog.item(number).map(super::catalog::Shared::item);
+                item.ok_or_else(|| Problem::new(Reason::NotFound, "it was unshared meanwhile"))
+            })
+            .collect()
+    }
+}
+
+/// The item of a file that was hashed.
+pub(super) fn file_item(path: &Path, done: super::hasher::Done) -> NewItem {
+    let record = done.record();
+    NewItem {
+        path: path.into(),
+        record,
+        body: Body::File(done.stamp),
+        hashed: HashMap::from([(record.id, done.into())]),
+    }
+}
+
+/// The stamps of a manifest's files as they are on disk now, and those that cannot be read or have another size.
+pub(super) fn stat_entries(root: &Path, manifest: &Manifest) -> (Vec<Stamp>, Vec<u32>) {
+    let mut wrong = Vec::new();
+    let stamps = manifest.entries.iter().zip(0u32..).map(|(entry, index)| {
+        let Content::File { size, .. } = &entry.content else {
+            return Stamp::default();
+        };
+        let metadata = root.join(entry.path.as_str()).symlink_metadata();
+        match metadata
+            .ok()
+            .filter(std::fs::Metadata::is_file)
+            .map(|metadata| stamp_of(&metadata))
+        {
+            Some(stamp) if stamp.size == *size => stamp,
+            _ => {
+                wrong.push(index);
+                Stamp::default()
+            }
+        }
+    });
+    (stamps.collect(), wrong)
+}

@@ -1,0 +1,316 @@
+//! What the library does by itself: looks again at items that changed, checks now and then whether others did, computes plain
+//! SHA-256s, closes files that nobody reads.
+//!
+//! One thing at a time, and hashing only while no share does.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use potluck_core::{FileId, Sha256};
+use sha2::Digest as _;
+use tokio_util::task::TaskTracker;
+
+use super::{
+    Inner,
+    catalog::{Body, Delta, Place},
+    hasher::open_regular,
+    load::changed_entries,
+    offer::HANDLE_IDLE,
+    share::Watch,
+    walk::stamp_of,
+};
+
+/// How long nothing may have written to a file before it is hashed again.
+pub(super) const QUIET: Duration = Duration::from_secs(1);
+
+/// How soon an item that still changes is looked at again.
+const RETRY_CHANGING: Duration = Duration::from_secs(1);
+
+/// How soon an item that cannot be read is looked at again.
+const RETRY_FAILED: Duration = Duration::from_secs(60);
+
+/// How often everything shared is checked by `stat`, so that the index is not told of what is gone until somebody asks for it.
+const CHECK_INTERVAL: Duration = Duration::from_secs(300);
+
+/// Most SHA-256s stored in one batch, and how long the first may wait.
+const BATCH_SUMS: usize = 512;
+const BATCH_TIME: Duration = Duration::from_secs(1);
+
+/// How much is read at once for a SHA-256, in bytes.
+const READ_SIZE: usize = 256 * 1024;
+
+/// Starts all of it.
+pub(super) fn start(inner: &Arc<Inner>, tracker: &TaskTracker) {
+    tracker.spawn(refresh_loop(inner.clone()));
+    tracker.spawn(sum_loop(inner.clone()));
+    tracker.spawn(sweep_loop(inner.clone()));
+}
+
+/// Runs what blocks; `None` when shutting down.
+async fn off_thread<T: Send + 'static>(
+    inner: &Arc<Inner>,
+    work: impl FnOnce(&Inner) -> T + Send + 'static,
+) -> Option<T> {
+    let shutdown = inner.shutdown.clone();
+    let inner = inner.clone();
+    let work = tokio::task::spawn_blocking(move || work(&inner));
+    // Cancel-safe: the work goes on by itself and changes nothing that a later start does not check.
+    tokio::select! {
+        biased;
+        done = work => done.ok(),
+        () = shutdown.cancelled() => None,
+    }
+}
+
+/// What looking at an item again came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    Changing,
+    Failed,
+}
+
+async fn refresh_loop(inner: Arc<Inner>) {
+    loop {
+        let Some(delay) = off_thread(&inner, refresh).await else {
+            return;
+        };
+        // All arms are cancel-safe: a notification that is taken leads to a pass.
+        tokio::select! {
+            () = inner.shutdown.cancelled() => return,
+            () = inner.stale.notified() => {}
+            () = tokio::time::sleep(delay) => {}
+        }
+    }
+}
+
+/// Looks at each item that waits for it; how long until the next look.
+fn refresh(inner: &Inner) -> Duration {
+    let mut delay = CHECK_INTERVAL;
+    for number in inner.catalog().stale() {
+        if inner.shutdown.is_cancelled() {
+            break;
+        }
+        match inner.refresh_one(number) {
+            Outcome::Done => {}
+            Outcome::Changing => delay = delay.min(RETRY_CHANGING),
+            Outcome::Failed => delay = delay.min(RETRY_FAILED),
+        }
+    }
+    delay
+}
+
+impl Inner {
+    fn refresh_one(&self, number: u64) -> Outcome {
+        let path = match self.catalog().item(number) {
+            Some(shared) => shared.path.clone(),
+            None => return Outcome::Done,
+        };
+        if self.is_dropped_in(&path) {
+            // The files folder is watched: what is in it is looked at there.
+            self.rescan.notify_one();
+            return Outcome::Done;
+        }
+        let metadata = match path.metadata() {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.drop_items(&[number]);
+                return Outcome::Done;
+            }
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "a shared path cannot be read");
+                return Outcome::Failed;
+            }
+        };
+        if metadata.is_file() && !is_quiet(stamp_of(&metadata).ctime) {
+            return Outcome::Changing;
+        }
+        let watch = Watch {
+            on_found: &|_| {},
+            on_progress: &|_, _| {},
+            cancelled: &|| self.shutdown.is_cancelled(),
+        };
+        match self.share_path(&path, &watch) {
+            Ok(item) => {
+                tracing::info!(path = %path.display(), id = %item.record.id, "what changed is hashed and shared again");
+                Outcome::Done
+            }
+            Err(refused) => {
+                for (path, problem) in refused.iter().take(5) {
+                    tracing::warn!(path = %path.display(), %problem, "a changed path is not shared");
+                }
+                let changing = potluck_core::Reason::FileChanged;
+                match refused.iter().all(|(_, problem)| problem.reason == changing) {
+                    true => Outcome::Changing,
+                    false => Outcome::Failed,
+                }
+            }
+        }
+    }
+
+    /// Takes away items whose paths are gone.
+    pub(super) fn drop_items(&self, numbers: &[u64]) {
+        if numbers.is_empty() {
+            return;
+        }
+        let _writing = self.writing();
+        let mut delta = Delta::default();
+        let mut catalog = self.catalog();
+        for &number in numbers {
+            if let Some(item) = catalog.remove(number, &mut delta) {
+                tracing::info!(path = %item.path.display(), id = %item.record.id, "no longer there: no longer shared");
+            }
+        }
+        drop(catalog);
+        // A failure is logged there; at the next start `stat` tells again.
+        let _ = self.publish(delta);
+    }
+
+    /// Forgets hidden paths of the files folder that are gone.
+    pub(super) fn unhide_missing(&self, there: &HashSet<PathBuf>) {
+        let _writing = self.writing();
+        let mut delta = Delta::default();
+        self.catalog().unhide_missing(there, &mut delta);
+        if !delta.is_empty() {
+            let _ = self.publish(delta);
+        }
+    }
+
+    /// Withdraws every copy that is not what it was.
+    fn check_all(&self) {
+        let items: Vec<_> = {
+            let catalog = self.catalog();
+            let items = catalog
+                .items_after(None)
+                .filter(|(number, _)| !catalog.is_stale(*number));
+            items
+                .map(|(number, shared)| (number, shared.path.clone(), shared.body.clone()))
+                .collect()
+        };
+        for (number, path, body) in items {
+            let changed = match &body {
+                Body::File(stamp) => {
+                    let now = path.metadata().ok().map(|metadata| stamp_of(&metadata));
+                    if now == Some(*stamp) { Vec::new() } else { vec![0] }
+                }
+                Body::Collection(folder) => changed_entries(&path, folder),
+            };
+            for entry in changed {
+                self.withdraw(Place { item: number, entry });
+            }
+        }
+    }
+}
+
+/// Whether a file's last change is long enough ago. A time in the future says nothing: then it counts as quiet, and a change
+/// while hashing is noticed by that.
+pub(super) fn is_quiet(changed: i64) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let changed = Duration::from_nanos(u64::try_from(changed).unwrap_or(0));
+    now.checked_sub(changed).is_none_or(|age| age >= QUIET)
+}
+
+async fn sweep_loop(inner: Arc<Inner>) {
+    let mut checked = tokio::time::Instant::now();
+    loop {
+        tokio::select! {
+            () = inner.shutdown.cancelled() => return,
+            () = tokio::time::sleep(HANDLE_IDLE / 2) => {}
+        }
+        inner.handles().sweep(Instant::now());
+        if checked.elapsed() >= CHECK_INTERVAL {
+            if off_thread(&inner, Inner::check_all).await.is_none() {
+                return;
+            }
+            checked = tokio::time::Instant::now();
+        }
+    }
+}
+
+async fn sum_loop(inner: Arc<Inner>) {
+    loop {
+        tokio::select! {
+            () = inner.shutdown.cancelled() => return,
+            () = inner.unsummed.notified() => {}
+        }
+        if off_thread(&inner, sum_all).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Whether the background pass has to make way.
+fn must_wait(inner: &Inner) -> bool {
+    inner.hashing.load(Ordering::Relaxed) > 0 || inner.shutdown.is_cancelled()
+}
+
+/// Computes every SHA-256 that is missing. Ends early when a share begins; its end wakes the pass again.
+fn sum_all(inner: &Inner) {
+    let mut sums = HashMap::new();
+    let mut since = Instant::now();
+    let ids = inner.catalog().unsummed();
+    for id in ids {
+        if must_wait(inner) {
+            break;
+        }
+        let Some(path) = inner.locate(&id) else { continue };
+        if sums.is_empty() {
+            since = Instant::now();
+        }
+        if let Some(sum) = sha256_of(inner, &path, &id) {
+            sums.insert(id, sum);
+        }
+        if sums.len() >= BATCH_SUMS || since.elapsed() >= BATCH_TIME {
+            put_sums(inner, &mut sums);
+        }
+    }
+    put_sums(inner, &mut sums);
+}
+
+fn put_sums(inner: &Inner, sums: &mut HashMap<FileId, Sha256>) {
+    if sums.is_empty() {
+        return;
+    }
+    let _writing = inner.writing();
+    let mut delta = Delta::default();
+    let mut catalog = inner.catalog();
+    for (id, sum) in sums.drain() {
+        catalog.set_sha256(id, sum, &mut delta);
+    }
+    drop(catalog);
+    // A failure is logged there, and the sums are computed again after the next start.
+    let _ = inner.publish(delta);
+}
+
+/// SHA-256 of a file that is what it was before and after; `None` if not, or if it has to make way.
+fn sha256_of(inner: &Inner, path: &Path, id: &FileId) -> Option<Sha256> {
+    let (file, before) = open_regular(path).ok()?;
+    if inner.catalog().known(path, &before)?.id != *id {
+        return None;
+    }
+    let mut hash = sha2::Sha256::new();
+    let mut buffer = vec![0; READ_SIZE];
+    let mut offset = 0;
+    loop {
+        if must_wait(inner) {
+            return None;
+        }
+        match file.read_at(&mut buffer, offset) {
+            Ok(0) => break,
+            Ok(count) => {
+                hash.update(&buffer[..count]);
+                offset += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
+    }
+    let after = stamp_of(&file.metadata().ok()?);
+    (after == before).then(|| Sha256(hash.finalize().into()))
+}

@@ -1,0 +1,347 @@
+//! What a person can ask of the peer: flags and environment variables, and what they mean ([`Config`]).
+//!
+//! Parsed whole before anything starts. Everything a default decides is a named constant here.
+
+use std::{
+    ffi::OsString,
+    net::{Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use bytesize::ByteSize;
+use potluck_core::{Problem, Reason, index_client::Address, transport::Endpoint};
+
+/// Where a peer listens unless told otherwise: this machine only.
+pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 12349);
+
+/// The index asked unless told otherwise.
+pub const DEFAULT_INDEX: &str = "http://127.0.0.1:1313";
+
+/// Download calls served at once unless told otherwise: many slots and shallow queues spread new pieces fastest, and each costs
+/// one chunk of memory.
+pub const DEFAULT_UPLOAD_SLOTS: u32 = 256;
+
+/// Connections from other peers at once unless told otherwise: a large crowd, well within the usual limit of open files.
+pub const DEFAULT_MAX_CONNECTIONS: usize = 512;
+
+/// Flags of `potluck-peer` and `potluck peer`; each has an environment variable.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// Address to serve other peers on; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", env = "POTLUCK_PEER_LISTEN", default_value_t = DEFAULT_LISTEN)]
+    pub listen: SocketAddr,
+
+    /// The peer's folder [default: peer-<port> in the user's data directory for potluck]
+    #[arg(long, value_name = "DIR", env = "POTLUCK_PEER_HOME")]
+    pub home: Option<PathBuf>,
+
+    /// The index to register with and ask; `none` runs without one
+    #[arg(long, value_name = "URL", env = "POTLUCK_INDEX", default_value = DEFAULT_INDEX)]
+    pub index: String,
+
+    /// A file or folder to share in place; may be given several times [env: POTLUCK_PEER_SHARE=PATH:PATH…]
+    #[arg(long, value_name = "PATH")]
+    pub share: Vec<PathBuf>,
+
+    /// Paths to share joined with colons, as an environment variable can hold them
+    #[arg(long, hide = true, env = "POTLUCK_PEER_SHARE")]
+    pub share_list: Option<OsString>,
+
+    /// Address for the index to give to others [default: the one the index sees, with the port listened on]
+    #[arg(long, value_name = "HOST:PORT", env = "POTLUCK_PEER_ADVERTISE", value_parser = parse_address)]
+    pub advertise: Option<Address>,
+
+    /// Where the owner's control service listens: unix:PATH, or an address on which a token is asked for
+    /// [default: control.sock in the home]
+    #[arg(long, value_name = "unix:PATH|ADDR", env = "POTLUCK_PEER_CONTROL")]
+    pub control: Option<ControlAt>,
+
+    /// Most bytes a second to send, as in 10MiB; 0: no limit
+    #[arg(
+        long,
+        value_name = "RATE",
+        env = "POTLUCK_PEER_UPLOAD_LIMIT",
+        default_value = "0"
+    )]
+    pub upload_limit: ByteSize,
+
+    /// Most bytes a second to fetch, as in 10MiB; 0: no limit
+    #[arg(
+        long,
+        value_name = "RATE",
+        env = "POTLUCK_PEER_DOWNLOAD_LIMIT",
+        default_value = "0"
+    )]
+    pub download_limit: ByteSize,
+
+    /// Downloads to serve at once; 0: no limit
+    #[arg(long, value_name = "N", env = "POTLUCK_PEER_UPLOAD_SLOTS", default_value_t = DEFAULT_UPLOAD_SLOTS)]
+    pub upload_slots: u32,
+
+    /// Connections from other peers at once
+    #[arg(long, value_name = "N", env = "POTLUCK_PEER_MAX_CONNECTIONS", default_value_t = DEFAULT_MAX_CONNECTIONS)]
+    pub max_connections: usize,
+
+    /// Threads that hash files [default: one for each core]
+    #[arg(long, value_name = "N", env = "POTLUCK_PEER_HASH_THREADS")]
+    pub hash_threads: Option<NonZeroUsize>,
+
+    /// Seconds the index keeps this peer without hearing of it [default: as the index has it]
+    #[arg(long, value_name = "SECONDS", env = "POTLUCK_PEER_LEASE")]
+    pub lease: Option<u32>,
+}
+
+/// Where the control service listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ControlAt {
+    /// A Unix socket at this path, or in the home where there is none.
+    Unix(Option<PathBuf>),
+    /// TCP, with a token in the home's `state/control-token`.
+    Tcp(SocketAddr),
+}
+
+impl FromStr for ControlAt {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            return match path.is_empty() {
+                true => Err("give a path after `unix:`".into()),
+                false => Ok(Self::Unix(Some(path.into()))),
+            };
+        }
+        text.strip_prefix("http://")
+            .unwrap_or(text)
+            .parse()
+            .map(Self::Tcp)
+            .map_err(|_| "give unix:PATH, or an IP address with a port as in 127.0.0.1:12350".into())
+    }
+}
+
+/// What limits a peer starts with; 0: none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitSettings {
+    /// Bytes a second sent to other peers.
+    pub upload_bytes_per_second: u64,
+    /// Bytes a second fetched from other peers.
+    pub download_bytes_per_second: u64,
+    /// `Download` calls served at once.
+    pub upload_slots: u32,
+}
+
+impl Default for LimitSettings {
+    fn default() -> Self {
+        Self {
+            upload_bytes_per_second: 0,
+            download_bytes_per_second: 0,
+            upload_slots: DEFAULT_UPLOAD_SLOTS,
+        }
+    }
+}
+
+/// How a peer runs: [`Options`] understood, or made by a program that runs a peer of its own.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The peer's folder.
+    pub home: PathBuf,
+    /// The index; `None` runs without one.
+    pub index: Option<Endpoint>,
+    /// Files and folders to share from the start.
+    pub share: Vec<PathBuf>,
+    /// The address for the index to give to others; `None`: the one the index sees.
+    pub advertise: Option<Address>,
+    /// Where the control service listens.
+    pub control: ControlAt,
+    /// Limits at the start.
+    pub limits: LimitSettings,
+    /// Connections from other peers at once.
+    pub max_connections: usize,
+    /// Threads that hash files.
+    pub hash_threads: usize,
+    /// How long the index keeps this peer without hearing of it; `None`: as the index has it.
+    pub lease: Option<Duration>,
+}
+
+impl Config {
+    /// A peer in this folder with every default, and no index.
+    pub fn new(home: impl Into<PathBuf>) -> Self {
+        Self {
+            home: home.into(),
+            index: None,
+            share: Vec::new(),
+            advertise: None,
+            control: ControlAt::Unix(None),
+            limits: LimitSettings::default(),
+            max_connections: DEFAULT_MAX_CONNECTIONS,
+            hash_threads: default_threads(),
+            lease: None,
+        }
+    }
+
+    /// What the options mean for a peer that listens on `port`.
+    ///
+    /// # Errors
+    /// [`Reason::InvalidAddress`] for the index's URL; [`Reason::InvalidArgument`] where no home is given and the user has no data
+    /// directory.
+    pub fn from_options(options: Options, port: u16) -> Result<Self, Problem> {
+        let home = match options.home {
+            Some(home) => home,
+            None => default_home(port)?,
+        };
+        let listed: Vec<PathBuf> = options
+            .share_list
+            .iter()
+            .flat_map(std::env::split_paths)
+            .filter(|path| path != Path::new(""))
+            .collect();
+        Ok(Self {
+            index: parse_index(&options.index)?,
+            share: options.share.into_iter().chain(listed).collect(),
+            advertise: options.advertise,
+            control: options.control.unwrap_or(ControlAt::Unix(None)),
+            limits: LimitSettings {
+                upload_bytes_per_second: options.upload_limit.as_u64(),
+                download_bytes_per_second: options.download_limit.as_u64(),
+                upload_slots: options.upload_slots,
+            },
+            max_connections: options.max_connections.max(1),
+            hash_threads: options
+                .hash_threads
+                .map_or_else(default_threads, NonZeroUsize::get),
+            lease: options
+                .lease
+                .filter(|&seconds| seconds > 0)
+                .map(|s| Duration::from_secs(s.into())),
+            ..Self::new(home)
+        })
+    }
+}
+
+/// The home of a peer on this port: `peer-<port>` in the user's data directory for potluck.
+///
+/// # Errors
+/// [`Reason::InvalidArgument`] where the user has no data directory.
+pub fn default_home(port: u16) -> Result<PathBuf, Problem> {
+    directories::ProjectDirs::from("", "", "potluck")
+        .map(|dirs| dirs.data_dir().join(format!("peer-{port}")))
+        .ok_or_else(|| {
+            Problem::new(
+                Reason::InvalidArgument,
+                "this user has no home directory to put the peer's folder in: give --home DIR",
+            )
+        })
+}
+
+/// The index behind this text; an empty text or `none` means none.
+fn parse_index(text: &str) -> Result<Option<Endpoint>, Problem> {
+    match text {
+        "" | "none" => Ok(None),
+        url => url.parse().map(Some),
+    }
+}
+
+fn parse_address(text: &str) -> Result<Address, String> {
+    let uri: tonic::transport::Uri = format!("http://{text}")
+        .parse()
+        .map_err(|_| "give HOST:PORT".to_owned())?;
+    let host = uri
+        .host()
+        .unwrap_or_default()
+        .trim_start_matches('[')
+        .trim_end_matches(']');
+    match uri.port_u16() {
+        Some(port @ 1..) if !host.is_empty() => Ok(Address {
+            host: host.to_owned(),
+            port,
+        }),
+        _ => Err("give HOST:PORT, as in 192.0.2.7:12349".into()),
+    }
+}
+
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn parse(args: &[&str]) -> Options {
+        Line::try_parse_from([&["peer"], args].concat()).unwrap().options
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_original() {
+        let options = parse(&["--home", "/h"]);
+        assert_eq!(options.listen.to_string(), "127.0.0.1:12349");
+        let config = Config::from_options(options, 12349).unwrap();
+        assert_eq!(config.index.unwrap().to_string(), DEFAULT_INDEX);
+        assert_eq!(config.control, ControlAt::Unix(None));
+    }
+
+    #[test]
+    fn an_index_can_be_done_without() {
+        for none in ["", "none"] {
+            let config = Config::from_options(parse(&["--home", "/h", "--index", none]), 1).unwrap();
+            assert_eq!(config.index, None);
+        }
+    }
+
+    #[test]
+    fn addresses_need_a_host_and_a_port() {
+        assert_eq!(
+            parse_address("[::1]:7").unwrap(),
+            Address {
+                host: "::1".into(),
+                port: 7
+            }
+        );
+        assert_eq!(parse_address("a.example:7").unwrap().host, "a.example");
+        for bad in ["", "host", ":7", "host:0", "host:70000", "h/x:7"] {
+            assert!(parse_address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn control_is_a_socket_or_an_address() {
+        assert_eq!("unix:/a".parse(), Ok(ControlAt::Unix(Some("/a".into()))));
+        assert_eq!("unix:///a".parse(), Ok(ControlAt::Unix(Some("/a".into()))));
+        assert_eq!(
+            "127.0.0.1:5".parse(),
+            Ok(ControlAt::Tcp("127.0.0.1:5".parse().unwrap()))
+        );
+        assert!("unix:".parse::<ControlAt>().is_err());
+        assert!("nonsense".parse::<ControlAt>().is_err());
+    }
+
+    #[test]
+    fn paths_to_share_come_from_flags_and_from_the_list() {
+        let options = parse(&["--home", "/h", "--share", "/a:b", "--share-list", "/c:/d:"]);
+        let config = Config::from_options(options, 1).unwrap();
+        assert_eq!(
+            config.share,
+            [Path::new("/a:b"), Path::new("/c"), Path::new("/d")]
+        );
+    }
+
+    #[test]
+    fn rates_have_units() {
+        assert_eq!(
+            parse(&["--upload-limit", "10MiB"]).upload_limit.as_u64(),
+            10 << 20
+        );
+        assert!(Line::try_parse_from(["peer", "--upload-limit", "fast"]).is_err());
+    }
+}

@@ -1,0 +1,55 @@
+//! The failures of starting a peer, in words for the one who started it.
+
+use std::{io, net::SocketAddr};
+
+use potluck_core::{Problem, Reason};
+
+use crate::{home::HomeError, library::LibraryError, store::StoreError};
+
+impl From<HomeError> for Problem {
+    fn from(error: HomeError) -> Self {
+        let reason = match &error {
+            HomeError::Locked { .. } => Reason::HomeLocked,
+            HomeError::Permission { .. } => Reason::PermissionDenied,
+            HomeError::NotAFolder { .. } | HomeError::Token { .. } => Reason::InvalidArgument,
+            HomeError::Io { .. } => Reason::Internal,
+        };
+        Self::new(reason, error.to_string())
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        Self::new(Reason::StoreUnavailable, error.to_string())
+    }
+}
+
+impl From<LibraryError> for Problem {
+    fn from(error: LibraryError) -> Self {
+        Self::new(Reason::StoreUnavailable, error.to_string())
+    }
+}
+
+/// Why nothing can listen on an address, and what to do; `flag` chooses another.
+pub(crate) fn cannot_listen(address: SocketAddr, flag: &str, error: &io::Error) -> Problem {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => Problem::new(
+            Reason::AddressInUse,
+            format!(
+                "{address} is in use by another program, perhaps another peer: stop it, or choose another port with {flag}"
+            ),
+        ),
+        io::ErrorKind::PermissionDenied => Problem::new(
+            Reason::PermissionDenied,
+            format!("this user may not listen on {address}: choose a port above 1023 with {flag}"),
+        ),
+        io::ErrorKind::AddrNotAvailable => Problem::new(
+            Reason::InvalidAddress,
+            format!("{address} is no address of this machine: choose one with {flag}"),
+        ),
+        _ => Problem::new(
+            Reason::InvalidAddress,
+            format!("cannot listen on {address}: {error}"),
+        ),
+    }
+}

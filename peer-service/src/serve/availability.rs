@@ -1,0 +1,252 @@
+//! Which units of a file are here: first all, then each change, as much of it at once as has gathered.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use potluck_core::{
+    FileId, Problem, Reason,
+    proto::v1::{self, watch_availability_response::Event},
+};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tonic::Status;
+
+use super::{Inner, blocking};
+use crate::{bits::Bits, offer::Units};
+
+/// How long changes are gathered: short against the time a piece takes, so that a crowd knows what is where, and at most a
+/// hundred messages a second.
+const GATHER: Duration = Duration::from_millis(10);
+
+/// Most units in one message.
+const MAX_UNITS: usize = 64 * 1024;
+
+/// What the watcher was told.
+#[derive(Debug)]
+enum Told {
+    Complete(u32),
+    Partial(Units),
+}
+
+impl Told {
+    fn new(units: Units) -> Self {
+        match units.have.is_full() {
+            // A crowd watches seeds: nothing to hold for each of them.
+            true => Self::Complete(units.have.len()),
+            false => Self::Partial(units),
+        }
+    }
+}
+
+struct Watch {
+    inner: Arc<Inner>,
+    id: FileId,
+    told: Told,
+    changes: Option<watch::Receiver<u64>>,
+    queue: VecDeque<Event>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Looks at the file as it is offered now.
+async fn look(inner: &Arc<Inner>, id: FileId) -> Result<(Units, Option<watch::Receiver<u64>>), Problem> {
+    let inner = inner.clone();
+    blocking(move || {
+        let offer = inner.find(&id)?;
+        // Asked for first, so that no change between the two is missed.
+        let changes = offer.changes();
+        Ok((offer.units(), changes))
+    })
+    .await
+}
+
+/// The stream of a file's units. Ends with `NOT_FOUND` when the file is withdrawn.
+///
+/// # Errors
+/// `NOT_FOUND`.
+pub(super) async fn watch(
+    inner: Arc<Inner>,
+    id: FileId,
+    permit: OwnedSemaphorePermit,
+) -> Result<impl Stream<Item = Result<v1::WatchAvailabilityResponse, Status>> + Send + use<>, Problem> {
+    let (units, changes) = look(&inner, id).await?;
+    let queue = VecDeque::from([snapshot(&units)]);
+    let watch = Watch {
+        inner,
+        id,
+        told: Told::new(units),
+        changes,
+        queue,
+        _permit: permit,
+    };
+    Ok(stream::unfold(Some(watch), |watch| async {
+        let mut watch = watch?;
+        match watch.next().await {
+            Ok(event) => Some((
+                Ok(v1::WatchAvailabilityResponse { event: Some(event) }),
+                Some(watch),
+            )),
+            Err(problem) => Some((Err(problem.into()), None)),
+        }
+    }))
+}
+
+impl Watch {
+    async fn next(&mut self) -> Result<Event, Problem> {
+        loop {
+            if let Some(event) = self.queue.pop_front() {
+                return Ok(event);
+            }
+            match &mut self.changes {
+                // The sender is gone: the offer ended, and maybe another took its place.
+                Some(changes) => drop(changes.changed().await),
+                None => std::future::pending().await,
+            }
+            tokio::time::sleep(GATHER).await;
+            let (units, changes) = look(&self.inner, self.id).await?;
+            self.changes = changes;
+            self.queue = difference(&self.told, &units)?.into();
+            self.told = Told::new(units);
+        }
+    }
+}
+
+fn snapshot(units: &Units) -> Event {
+    let complete = units.have.is_full();
+    let bytes = |bits: &Bits| match complete {
+        true => Bytes::new(),
+        false => Bytes::copy_from_slice(bits.as_bytes()),
+    };
+    Event::Snapshot(v1::AvailabilitySnapshot {
+        units: units.have.len(),
+        complete,
+        have: bytes(&units.have),
+        fetching: bytes(&units.fetching),
+    })
+}
+
+/// What to tell a watcher that was told something else before.
+///
+/// # Errors
+/// `PIECE_NOT_AVAILABLE` where units were lost, which no change can say: the watcher starts anew.
+fn difference(told: &Told, now: &Units) -> Result<Vec<Event>, Problem> {
+    let lost = || {
+        Problem::new(
+            Reason::PieceNotAvailable,
+            "some units are no longer here: watch again",
+        )
+    };
+    let before = match told {
+        Told::Complete(count) if now.have.is_full() && now.have.len() == *count => return Ok(Vec::new()),
+        Told::Complete(_) => return Err(lost()),
+        Told::Partial(units) if units.have.len() == now.have.len() => units,
+        Told::Partial(_) => return Err(lost()),
+    };
+    if before.have.ones().any(|unit| !now.have.get(unit)) {
+        return Err(lost());
+    }
+    let have = now.have.ones().filter(|&unit| !before.have.get(unit));
+    let fetching = now
+        .fetching
+        .ones()
+        .filter(|&unit| !before.fetching.get(unit) && !now.have.get(unit));
+    let abandoned = before
+        .fetching
+        .ones()
+        .filter(|&unit| !now.fetching.get(unit) && !now.have.get(unit));
+    let mut events = Vec::new();
+    let mut add = |units: Vec<u32>, put: fn(Vec<u32>) -> v1::AvailabilityChange| {
+        events.extend(
+            units
+                .chunks(MAX_UNITS)
+                .map(|run| Event::Change(put(run.to_vec()))),
+        );
+    };
+    let (have, fetching, abandoned): (Vec<_>, Vec<_>, Vec<_>) =
+        (have.collect(), fetching.collect(), abandoned.collect());
+    if have.len() + fetching.len() + abandoned.len() <= MAX_UNITS {
+        if !(have.is_empty() && fetching.is_empty() && abandoned.is_empty()) {
+            events.push(Event::Change(v1::AvailabilityChange {
+                have,
+                fetching,
+                abandoned,
+            }));
+        }
+        return Ok(events);
+    }
+    add(have, |have| v1::AvailabilityChange {
+        have,
+        ..Default::default()
+    });
+    add(fetching, |fetching| v1::AvailabilityChange {
+        fetching,
+        ..Default::default()
+    });
+    add(abandoned, |abandoned| v1::AvailabilityChange {
+        abandoned,
+        ..Default::default()
+    });
+    Ok(events)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn units(len: u32, have: &[u32], fetching: &[u32]) -> Units {
+        let mut units = Units {
+            have: Bits::new(len),
+            fetching: Bits::new(len),
+        };
+        for &unit in have {
+            units.have.set(unit, true);
+        }
+        for &unit in fetching.iter().filter(|unit| !have.contains(unit)) {
+            units.fetching.set(unit, true);
+        }
+        units
+    }
+
+    proptest! {
+        /// Whoever applies what is told knows what there is.
+        #[test]
+        fn a_watcher_that_applies_changes_knows_what_there_is(
+            before in proptest::collection::vec(0u32..40, 0..20),
+            more in proptest::collection::vec(0u32..40, 0..20),
+            fetching in proptest::collection::vec(0u32..40, 0..20),
+            fetching_now in proptest::collection::vec(0u32..40, 0..20),
+        ) {
+            let mut known = units(40, &before, &fetching);
+            let now = units(40, &[before, more].concat(), &fetching_now);
+            let told = Told::new(known.clone());
+            prop_assume!(matches!(told, Told::Partial(_)));
+            for event in difference(&told, &now).unwrap() {
+                let Event::Change(change) = event else { panic!("a change is told") };
+                for unit in change.have {
+                    known.have.set(unit, true);
+                    known.fetching.set(unit, false);
+                }
+                for unit in change.fetching {
+                    known.fetching.set(unit, true);
+                }
+                for unit in change.abandoned {
+                    known.fetching.set(unit, false);
+                }
+            }
+            prop_assert_eq!(known, now);
+        }
+    }
+
+    #[test]
+    fn what_was_lost_ends_the_watch() {
+        let told = Told::new(units(4, &[0, 1], &[]));
+        assert_eq!(
+            difference(&told, &units(4, &[0], &[])).unwrap_err().reason,
+            Reason::PieceNotAvailable
+        );
+        let told = Told::new(units(2, &[0, 1], &[]));
+        assert!(difference(&told, &units(2, &[0], &[])).is_err());
+        assert!(difference(&told, &units(2, &[0, 1], &[])).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,218 @@
+//! PeerService: what is open to other peers. Serves only what is on the shelves, whatever is asked.
+//!
+//! | module | its one job |
+//! |---|---|
+//! | `availability` | which units are here, and each change |
+//! | `download` | what a request asks for, checked, and its stream |
+//! | `patience` | ends streams whose receiver does not read |
+//! | `reader` | bytes of spans from the disk |
+//!
+//! Invariants: memory for a caller is bounded whatever it asks and however slowly it reads; every stream ends when its receiver
+//! stops reading; bytes leave only while the file is what it was hashed as.
+
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use potluck_core::{FileId, PeerId, Problem, Reason, merkle::Hash, proto::v1, wire};
+use tokio::sync::Semaphore;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    limits::Limits,
+    offer::{Offer, Shelf},
+};
+use patience::Patient;
+
+mod availability;
+mod download;
+mod patience;
+mod reader;
+
+/// Most WatchAvailability streams at once: each holds two bitfields. A crowd of thousands watches a peer.
+const MAX_WATCHERS: usize = 4096;
+
+/// Most GetPieceHashes streams at once: each holds a piece layer, 128 KiB as a rule.
+const MAX_HASH_STREAMS: usize = 128;
+
+/// Most chunks read ahead, all downloads together: 16 MiB. Those that find none left read when the receiver asks.
+const MAX_READ_AHEAD: usize = 64;
+
+/// When a caller that is turned away should come again: about what a slot takes to be free.
+const RETRY_AFTER: Duration = Duration::from_millis(250);
+
+/// Hashes in one message: 64 KiB, as the contract has it.
+const HASHES_PER_MESSAGE: usize = 2048;
+
+/// What the service has done since it started.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Bytes handed over to be sent to other peers.
+    pub uploaded_bytes: AtomicU64,
+}
+
+/// The service that other peers call. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct PeerApi {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    shelves: Vec<Arc<dyn Shelf>>,
+    peer_id: PeerId,
+    limits: Limits,
+    counters: Arc<Counters>,
+    watchers: Arc<Semaphore>,
+    hash_streams: Arc<Semaphore>,
+    read_ahead: Arc<Semaphore>,
+}
+
+impl PeerApi {
+    /// Serves what is on the shelves, the first that has a file before the others.
+    pub fn new(
+        shelves: Vec<Arc<dyn Shelf>>,
+        peer_id: PeerId,
+        limits: Limits,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                shelves,
+                peer_id,
+                limits,
+                counters,
+                watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
+                hash_streams: Arc::new(Semaphore::new(MAX_HASH_STREAMS)),
+                read_ahead: Arc::new(Semaphore::new(MAX_READ_AHEAD)),
+            }),
+        }
+    }
+}
+
+impl Inner {
+    /// The offer of a file. May wait for locks: off the async threads.
+    fn find(&self, id: &FileId) -> Result<Arc<dyn Offer>, Problem> {
+        let offer = self.shelves.iter().find_map(|shelf| shelf.find(id));
+        offer.ok_or_else(|| Problem::new(Reason::NotFound, format!("this peer does not share {id}")))
+    }
+}
+
+fn busy(what: &str) -> Problem {
+    Problem::new(
+        Reason::Busy,
+        format!("this peer serves no more {what} at once: try again"),
+    )
+    .retry_after(RETRY_AFTER)
+}
+
+/// Runs what may read the disk off the async threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => {
+            tracing::error!(%error, "serving failed");
+            Err(Problem::new(Reason::Internal, "the peer failed to serve this"))
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl v1::peer_service_server::PeerService for PeerApi {
+    type GetPieceHashesStream = Patient<v1::GetPieceHashesResponse>;
+    type WatchAvailabilityStream = Patient<v1::WatchAvailabilityResponse>;
+    type DownloadStream = Patient<v1::DownloadResponse>;
+
+    async fn describe(
+        &self,
+        request: Request<v1::DescribeRequest>,
+    ) -> Result<Response<v1::DescribeResponse>, Status> {
+        let id = wire::file_id(&request.get_ref().file_id, "file_id")?;
+        let inner = self.inner.clone();
+        let answer = blocking(move || {
+            let offer = inner.find(&id)?;
+            Ok(v1::DescribeResponse {
+                file: Some((&offer.record()).into()),
+                name: offer.name(),
+                complete: offer.units().have.is_full(),
+                peer_id: inner.peer_id.to_bytes(),
+            })
+        });
+        Ok(Response::new(answer.await?))
+    }
+
+    async fn get_piece_hashes(
+        &self,
+        request: Request<v1::GetPieceHashesRequest>,
+    ) -> Result<Response<Self::GetPieceHashesStream>, Status> {
+        let request = request.into_inner();
+        let id = wire::file_id(&request.file_id, "file_id")?;
+        let permit = self.inner.hash_streams.clone().try_acquire_owned();
+        let permit = permit.map_err(|_| busy("lists of piece hashes"))?;
+        let inner = self.inner.clone();
+        let hashes = blocking(move || piece_hashes(&*inner.find(&id)?)).await?;
+        let first = request.first_piece as usize;
+        let end = match request.count {
+            0 => hashes.len(),
+            count => first.saturating_add(count as usize),
+        };
+        if first > hashes.len() || end > hashes.len() {
+            let message = format!("{id} has {} piece hashes", hashes.len());
+            return Err(Problem::new(Reason::OutOfRange, message)
+                .field("first_piece")
+                .into());
+        }
+        let starts = (first..end).step_by(HASHES_PER_MESSAGE);
+        let messages = futures_util::stream::iter(starts).map(move |start| {
+            // Held until the last message is made.
+            let _permit = &permit;
+            let run = &hashes[start..end.min(start + HASHES_PER_MESSAGE)];
+            Ok(v1::GetPieceHashesResponse {
+                first_piece: u32::try_from(start).unwrap_or(u32::MAX),
+                hashes: Bytes::copy_from_slice(run.as_flattened()),
+            })
+        });
+        Ok(Response::new(Patient::new(messages)))
+    }
+
+    async fn watch_availability(
+        &self,
+        request: Request<v1::WatchAvailabilityRequest>,
+    ) -> Result<Response<Self::WatchAvailabilityStream>, Status> {
+        let id = wire::file_id(&request.get_ref().file_id, "file_id")?;
+        let permit = self
+            .inner
+            .watchers
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| busy("watchers"))?;
+        let events = availability::watch(self.inner.clone(), id, permit).await?;
+        Ok(Response::new(Patient::new(events)))
+    }
+
+    async fn download(
+        &self,
+        request: Request<v1::DownloadRequest>,
+    ) -> Result<Response<Self::DownloadStream>, Status> {
+        let spans = download::parse(request.into_inner())?;
+        let slot = self.inner.limits.try_upload().ok_or_else(|| busy("downloads"))?;
+        let chunks = download::stream(self.inner.clone(), spans, slot).await?;
+        Ok(Response::new(Patient::new(chunks)))
+    }
+}
+
+/// The piece layer, or the one hash of a file of one piece: its root. The empty file has no piece and no hash.
+fn piece_hashes(offer: &dyn Offer) -> Result<Arc<[Hash]>, Problem> {
+    let record = offer.record();
+    let layout = potluck_core::FileLayout::new(record.size);
+    match layout.map_or(0, |layout| layout.piece_count()) {
+        0 => Ok(Arc::from([])),
+        1 => Ok(Arc::from([record.root.0])),
+        _ => offer.piece_hashes(),
+    }
+}

@@ -1,0 +1,175 @@
+//! Streams that end when nobody reads them.
+//!
+//! HTTP/2 leaves a stream alone while its receiver takes nothing, for ever if need be, with all that the stream holds: here a
+//! watchdog lets go of it. Time in which the stream itself has nothing to give does not count.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::Stream;
+use potluck_core::{Problem, Reason};
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::Status;
+
+/// How long a receiver may leave a message lying.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// How long a receiver may keep a stream waiting in all: 64 MiB, the most that one download is of, then come at 56 KiB a second
+/// at least.
+const TOTAL: Duration = Duration::from_secs(20 * 60);
+
+type Inner<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// A stream with a watchdog.
+pub struct Patient<T> {
+    shared: Arc<Mutex<Shared<T>>>,
+    _watchdog: DropGuard,
+}
+
+struct Shared<T> {
+    /// `None` once it ended or was let go.
+    stream: Option<Inner<T>>,
+    /// Since when a message lies with the receiver.
+    handed_over: Option<Instant>,
+    /// What is left of [`TOTAL`].
+    left: Duration,
+    /// Set by the watchdog, told once.
+    given_up: bool,
+}
+
+impl<T> fmt::Debug for Patient<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Patient").finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(shared: &Mutex<Shared<T>>) -> MutexGuard<'_, Shared<T>> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<T: Send + 'static> Patient<T> {
+    /// Watches over a stream; within a runtime.
+    pub(super) fn new(stream: impl Stream<Item = Result<T, Status>> + Send + 'static) -> Self {
+        let shared = Arc::new(Mutex::new(Shared {
+            stream: Some(Box::pin(stream) as Inner<T>),
+            handed_over: None,
+            left: TOTAL,
+            given_up: false,
+        }));
+        let gone = CancellationToken::new();
+        tokio::spawn(watch(shared.clone(), gone.clone()));
+        Self {
+            shared,
+            _watchdog: gone.drop_guard(),
+        }
+    }
+}
+
+/// Lets go of the stream when its receiver keeps it waiting too long. Ends with the stream.
+async fn watch<T: Send + 'static>(shared: Arc<Mutex<Shared<T>>>, gone: CancellationToken) {
+    loop {
+        let next = match lock(&shared).deadline() {
+            Some(next) if next <= Instant::now() => break,
+            Some(next) => next,
+            None => Instant::now() + IDLE,
+        };
+        // Both arms are cancel-safe: nothing is taken by either.
+        tokio::select! {
+            () = gone.cancelled() => return,
+            () = tokio::time::sleep_until(next) => {}
+        }
+    }
+    let mut shared = lock(&shared);
+    shared.given_up = shared.stream.is_some();
+    let stream = shared.stream.take();
+    drop(shared);
+    // Dropping it may free a good deal; not under the lock.
+    drop(stream);
+}
+
+impl<T> Shared<T> {
+    fn deadline(&self) -> Option<Instant> {
+        self.handed_over.map(|since| since + IDLE.min(self.left))
+    }
+}
+
+impl<T> Stream for Patient<T> {
+    type Item = Result<T, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut shared = lock(&self.shared);
+        if let Some(since) = shared.handed_over.take() {
+            shared.left = shared.left.saturating_sub(since.elapsed());
+        }
+        if std::mem::take(&mut shared.given_up) {
+            let problem = Problem::new(Reason::TimedOut, "the stream was read too slowly: ask again");
+            return Poll::Ready(Some(Err(problem.into())));
+        }
+        let Some(stream) = shared.stream.as_mut() else {
+            return Poll::Ready(None);
+        };
+        let polled = stream.as_mut().poll_next(context);
+        match &polled {
+            Poll::Ready(Some(Ok(_))) => shared.handed_over = Some(Instant::now()),
+            Poll::Ready(_) => shared.stream = None,
+            Poll::Pending => {}
+        }
+        polled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{StreamExt as _, stream};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_that_does_not_read_loses_the_stream() {
+        let held = Arc::new(());
+        let holds = held.clone();
+        let mut patient = Patient::new(stream::repeat(0).map(move |n| {
+            let _holds = &holds;
+            Ok(n)
+        }));
+        assert_eq!(patient.next().await.unwrap().unwrap(), 0);
+        tokio::time::sleep(IDLE - Duration::from_secs(1)).await;
+        assert!(patient.next().await.unwrap().is_ok());
+        tokio::time::sleep(2 * IDLE).await;
+        assert_eq!(
+            Arc::strong_count(&held),
+            1,
+            "what the stream held is let go while nobody reads"
+        );
+        let problem = Problem::from(patient.next().await.unwrap().unwrap_err());
+        assert_eq!(problem.reason, Reason::TimedOut);
+        assert!(patient.next().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_that_dribbles_loses_it_too() {
+        let mut patient = Patient::new(stream::repeat(0).map(Ok));
+        let start = Instant::now();
+        while patient.next().await.unwrap().is_ok() {
+            assert!(start.elapsed() < 2 * TOTAL);
+            tokio::time::sleep(IDLE / 2).await;
+        }
+        assert!(start.elapsed() >= TOTAL);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_with_nothing_to_give_is_left_alone() {
+        let mut patient = Patient::new(stream::once(async { Ok(1) }).chain(stream::once(async {
+            tokio::time::sleep(10 * TOTAL).await;
+            Ok(2)
+        })));
+        assert_eq!(patient.next().await.unwrap().unwrap(), 1);
+        assert_eq!(patient.next().await.unwrap().unwrap(), 2);
+    }
+}

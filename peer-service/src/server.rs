@@ -1,0 +1,424 @@
+//! Assembly: a whole peer out of its parts, its two endpoints, and how it stops.
+//!
+//! Invariant: the control service is served at the control endpoint only, the peer service on the open port only.
+//!
+//! Order of stopping: health says NOT_SERVING, transfers record what they have, the lease is taken back, no connection is
+//! accepted, open calls get [`GRACE`] to end, connections are cut, the rest of the tasks end.
+
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use potluck_core::{
+    PeerId, Problem, Reason,
+    index_client::{Address, IndexClient},
+    proto::{
+        DESCRIPTORS,
+        v1::{control_service_server::ControlServiceServer, peer_service_server::PeerServiceServer},
+    },
+    transport::{self, Endpoint},
+};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, mpsc},
+    time::Instant,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic_health::server::HealthReporter;
+
+use crate::{
+    control::{
+        Control,
+        endpoint::{Guard, Listening},
+    },
+    holdings::Holdings,
+    home::Home,
+    incoming::{Accept, connections},
+    library::{Library, ShareEvent},
+    limits::Limits,
+    options::{Config, Options},
+    problem::cannot_listen,
+    registrar::Registrar,
+    serve::{Counters, PeerApi},
+    store::Store,
+    transfer::{
+        context::{Context, blocking},
+        manager::Transfers,
+    },
+};
+
+/// How long open calls may take to end when the peer stops. Downloads are resumed elsewhere: nobody is helped by waiting long.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// How long everything else may take after that, the last words with the index among it.
+const LAST_GRACE: Duration = Duration::from_secs(10);
+
+/// Connections of the owner's programs at once.
+const CONTROL_CONNECTIONS: usize = 64;
+
+/// Most streams of one connection: a downloader uses a few dozen, and one peer cannot take all memory.
+const MAX_STREAMS: u32 = 256;
+
+/// Why a peer did not start, or stopped before it was told to.
+pub type StartError = Problem;
+
+/// A peer that runs. Dropping it does not stop it: cancel the token it was started with, then [`Running::join`].
+#[derive(Debug)]
+pub struct Running {
+    /// Where other peers reach it.
+    pub local_addr: SocketAddr,
+    /// Where its owner reaches it.
+    pub control: Endpoint,
+    /// The token that the control service asks for, where it listens on TCP: sent as `authorization: Bearer TOKEN`.
+    pub control_token: Option<String>,
+    /// Its public id.
+    pub peer_id: PeerId,
+    /// Its folder.
+    pub home: PathBuf,
+    supervisor: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    /// Waits until it has stopped: everything flushed, the lease taken back.
+    pub async fn join(self) {
+        if let Err(error) = self.supervisor.await {
+            tracing::error!(%error, "the peer's main task failed");
+        }
+    }
+}
+
+/// Starts a peer that serves on `listener` until `shutdown` is cancelled.
+///
+/// # Errors
+/// Where the home is in use or cannot be made, or the control endpoint cannot be opened; the message says what to do.
+pub async fn start(
+    listener: TcpListener,
+    config: Config,
+    shutdown: CancellationToken,
+) -> Result<Running, StartError> {
+    let local_addr = listener.local_addr().map_err(|error| {
+        Problem::new(
+            Reason::Internal,
+            format!("cannot tell where the peer listens: {error}"),
+        )
+    })?;
+    let tracker = TaskTracker::new();
+    // What works ends when told so; what serves goes on a little to say so.
+    let work = CancellationToken::new();
+    let path = config.home.clone();
+    let home = blocking(move || Home::open(&path)).await??;
+    let (listening, control) = Listening::open(&config.control, &home).await?;
+    warn_of_loopback(local_addr, &config);
+
+    let limits = Limits::new(
+        config.limits.upload_bytes_per_second,
+        config.limits.download_bytes_per_second,
+        config.limits.upload_slots,
+    );
+    let holdings = Holdings::new();
+    let (store, library, home) = {
+        let (holdings, threads) = (holdings.clone(), config.hash_threads);
+        let (stop, tasks) = (work.child_token(), tracker.clone());
+        let open = move || -> Result<_, Problem> {
+            let store = Store::open(&home)?;
+            let library = Library::open(store.clone(), holdings, home.files(), threads, stop, &tasks)?;
+            Ok((store, library, home))
+        };
+        blocking(open).await??
+    };
+    let index = config.index.clone().map(IndexClient::new);
+    let registrar = index.clone().map(|index| {
+        let address = config
+            .advertise
+            .clone()
+            .unwrap_or_else(|| own_address(local_addr));
+        let (token, lease) = (home.token().clone(), config.lease);
+        Registrar::start(
+            index,
+            token,
+            address,
+            lease,
+            holdings.clone(),
+            work.child_token(),
+            &tracker,
+        )
+    });
+    let context = Arc::new(Context {
+        library: library.clone(),
+        holdings,
+        limits: limits.clone(),
+        index,
+        store,
+        files: home.files(),
+        peer_id: home.peer_id(),
+        local_addr,
+        hash_threads: config.hash_threads,
+        verifying: Arc::new(Semaphore::new(config.hash_threads.max(1))),
+        downloaded: AtomicU64::new(0),
+        tracker: tracker.clone(),
+    });
+    let transfers = Transfers::new(Arc::clone(&context), work.child_token());
+    let counters = Arc::new(Counters::default());
+    let api = PeerApi::new(
+        vec![Arc::new(library.clone()), Arc::new(transfers.clone())],
+        home.peer_id(),
+        limits,
+        Arc::clone(&counters),
+    );
+    let owner = Control {
+        context: Arc::clone(&context),
+        transfers: transfers.clone(),
+        registrar,
+        counters,
+        home: home.path().to_owned(),
+        started: Instant::now(),
+        shutdown: work.child_token(),
+    };
+
+    let stop_accepting = CancellationToken::new();
+    let cut = CancellationToken::new();
+    let servers = TaskTracker::new();
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<PeerServiceServer<PeerApi>>().await;
+    let open_port = transport::server()
+        .max_concurrent_streams(MAX_STREAMS)
+        .add_service(
+            PeerServiceServer::new(api)
+                .max_decoding_message_size(transport::MAX_MESSAGE)
+                .max_encoding_message_size(transport::MAX_MESSAGE),
+        )
+        .add_service(health_service)
+        .add_service(reflection("potluck.v1.PeerService").build_v1().map_err(defect)?)
+        .add_service(
+            reflection("potluck.v1.PeerService")
+                .build_v1alpha()
+                .map_err(defect)?,
+        )
+        .serve_with_incoming_shutdown(
+            connections(listener, config.max_connections, cut.clone()),
+            stop_accepting.clone().cancelled_owned(),
+        );
+    servers.spawn(async move {
+        if let Err(error) = open_port.await {
+            tracing::error!(%error, "the open port failed");
+        }
+    });
+    let (control_token, socket) = match listening {
+        Listening::Unix { listener, path } => {
+            serve_control(&servers, listener, owner, None, (&stop_accepting, &cut)).await?;
+            (None, Some(path))
+        }
+        Listening::Tcp { listener, token } => {
+            serve_control(
+                &servers,
+                listener,
+                owner,
+                Some(token.clone()),
+                (&stop_accepting, &cut),
+            )
+            .await?;
+            (Some(token), None)
+        }
+    };
+    transfers.restore().await?;
+    if !config.share.is_empty() {
+        tracker.spawn(share_at_start(library, config.share));
+    }
+    tracing::info!(peer = %home.peer_id().short(), %local_addr, %control, home = %home.path().display(), "peer ready");
+
+    let running = Running {
+        local_addr,
+        control,
+        control_token,
+        peer_id: home.peer_id(),
+        home: home.path().to_owned(),
+        supervisor: tokio::spawn(supervise(Parts {
+            shutdown,
+            work,
+            stop_accepting,
+            cut,
+            health,
+            servers,
+            tracker,
+            socket,
+            home,
+        })),
+    };
+    Ok(running)
+}
+
+/// Serves the control service with health and reflection of its own.
+async fn serve_control<L: Accept>(
+    servers: &TaskTracker,
+    listener: L,
+    owner: Control,
+    token: Option<String>,
+    (stop_accepting, cut): (&CancellationToken, &CancellationToken),
+) -> Result<(), Problem> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<ControlServiceServer<Control>>().await;
+    let guard = Guard::new(token);
+    let service = ControlServiceServer::new(owner)
+        .max_decoding_message_size(transport::MAX_MESSAGE)
+        .max_encoding_message_size(transport::MAX_MESSAGE);
+    let server = transport::server()
+        .max_concurrent_streams(MAX_STREAMS)
+        .layer(tonic::service::InterceptorLayer::new(guard))
+        .add_service(service)
+        .add_service(health_service)
+        .add_service(
+            reflection("potluck.v1.ControlService")
+                .build_v1()
+                .map_err(defect)?,
+        )
+        .add_service(
+            reflection("potluck.v1.ControlService")
+                .build_v1alpha()
+                .map_err(defect)?,
+        )
+        .serve_with_incoming_shutdown(
+            connections(listener, CONTROL_CONNECTIONS, cut.clone()),
+            stop_accepting.clone().cancelled_owned(),
+        );
+    servers.spawn(async move {
+        // Says that it serves for as long as it does.
+        let _health = health;
+        if let Err(error) = server.await {
+            tracing::error!(%error, "the control endpoint failed");
+        }
+    });
+    Ok(())
+}
+
+/// Reflection that lists only what is served at the endpoint.
+fn reflection(service: &str) -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .with_service_name(service)
+        .with_service_name("grpc.health.v1.Health")
+}
+
+fn defect(error: tonic_reflection::server::Error) -> Problem {
+    Problem::new(
+        Reason::Internal,
+        format!("the services' own description cannot be read: {error}"),
+    )
+}
+
+/// What has to be brought down.
+struct Parts {
+    shutdown: CancellationToken,
+    work: CancellationToken,
+    stop_accepting: CancellationToken,
+    cut: CancellationToken,
+    health: HealthReporter,
+    servers: TaskTracker,
+    tracker: TaskTracker,
+    socket: Option<PathBuf>,
+    home: Home,
+}
+
+async fn supervise(parts: Parts) {
+    parts.shutdown.cancelled().await;
+    tracing::info!("peer stopping");
+    parts.health.set_not_serving::<PeerServiceServer<PeerApi>>().await;
+    parts
+        .health
+        .set_service_status("", tonic_health::ServingStatus::NotServing)
+        .await;
+    parts.work.cancel();
+    parts.stop_accepting.cancel();
+    parts.servers.close();
+    if tokio::time::timeout(GRACE, parts.servers.wait()).await.is_err() {
+        tracing::debug!("calls are still open: cutting their connections");
+    }
+    parts.cut.cancel();
+    parts.tracker.close();
+    if tokio::time::timeout(LAST_GRACE, parts.tracker.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!("not everything ended in time; whatever was verified is resumed from");
+    }
+    if let Some(socket) = parts.socket {
+        // The home is still locked: nobody else's socket can be there.
+        let _ = std::fs::remove_file(socket);
+    }
+    drop(parts.home);
+    tracing::info!("peer stopped");
+}
+
+/// The address to register: what is listened on, or for all interfaces the port alone, so that the index takes the address it sees.
+fn own_address(local: SocketAddr) -> Address {
+    match local.ip().is_unspecified() {
+        true => Address {
+            host: String::new(),
+            port: local.port(),
+        },
+        false => local.into(),
+    }
+}
+
+/// Says so where other machines are told of a peer that they cannot reach.
+fn warn_of_loopback(local: SocketAddr, config: &Config) {
+    let Some(Endpoint::Http(index)) = &config.index else {
+        return;
+    };
+    let host = index.host().unwrap_or_default().trim_matches(['[', ']']);
+    let near = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
+    if local.ip().is_loopback() && !near && config.advertise.is_none() {
+        tracing::warn!(
+            %local, index = host,
+            "this peer listens for this machine only, and the index is on another: nobody there can fetch from it; \
+             give --listen 0.0.0.0:{} or this machine's address", local.port()
+        );
+    }
+}
+
+async fn share_at_start(library: Library, paths: Vec<PathBuf>) {
+    let (tell, mut events) = mpsc::channel(64);
+    let sharing = library.share(paths, tell);
+    let telling = async {
+        while let Some(event) = events.recv().await {
+            match event {
+                ShareEvent::Shared(item) => {
+                    tracing::info!(path = %item.path.display(), id = %item.record.id, "shared");
+                }
+                ShareEvent::Failed { path, problem } => {
+                    tracing::warn!(path = %path.display(), %problem, "not shared");
+                }
+                ShareEvent::Progress { .. } => {}
+            }
+        }
+    };
+    tokio::join!(sharing, telling);
+}
+
+/// Binds as the options say, prints `listening on ADDR` on stdout when it is ready, and serves until `shutdown` is cancelled.
+///
+/// # Errors
+/// As [`start`]; also [`Reason::AddressInUse`] and [`Reason::InvalidAddress`] for what it should listen on.
+pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), StartError> {
+    let wanted = options.listen;
+    let failed = |error: std::io::Error| cannot_listen(wanted, "--listen", &error);
+    let listener = TcpListener::bind(wanted).await.map_err(failed)?;
+    let port = listener.local_addr().map_err(failed)?.port();
+    let running = start(listener, Config::from_options(options, port)?, shutdown.clone()).await?;
+    let mut out = std::io::stdout();
+    let said = writeln!(out, "listening on {}", running.local_addr).and_then(|()| out.flush());
+    if let Err(error) = said {
+        shutdown.cancel();
+        running.join().await;
+        return Err(Problem::new(
+            Reason::Internal,
+            format!("cannot say where the peer listens: {error}"),
+        ));
+    }
+    running.join().await;
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! The settings of a swarm, each default with its reason.
+
+use std::time::Duration;
+
+/// Bytes asked for and not yet verified, over all peers: enough for 4 Gbit/s over 100 ms.
+pub const MAX_IN_FLIGHT_BYTES: u64 = 48 << 20;
+
+/// Requests that are allowed however large their units: with units of 16 MiB the byte budget alone would leave most sources
+/// unused. A driver that writes bytes as they come holds far less than what is in flight.
+pub const MIN_REQUESTS: u32 = 8;
+
+/// Most requests for one unit at once, those to stalled peers included.
+pub const MAX_RACERS: usize = 3;
+
+/// The same for one peer: enough for 1 Gbit/s over 60 ms, and no single peer can take the whole budget.
+pub const MAX_PEER_BYTES: u64 = 8 << 20;
+
+/// Requests at once to one peer, whatever their size: each is a stream or part of one at the other end.
+pub const MAX_PEER_REQUESTS: u32 = 64;
+
+/// Peers asked at once in a crowd. More would each get a thinner share of every uplink, and a unit is worth nothing to
+/// others before its last byte: found in the simulator.
+pub const CROWD_PEERS: u32 = 24;
+
+/// How much data beyond the link's own delay is kept in flight with a complete source, as time at its rate: covers the
+/// hash check and the driver's scheduling, and lets the driver ask for neighbours in one call.
+pub const DEPTH_SLACK: Duration = Duration::from_millis(30);
+
+/// Longest silence before a peer's units are open to others. A silent source costs at most this and one unit's time.
+pub const MAX_STALL: Duration = Duration::from_millis(1500);
+
+/// Shortest such silence: less would take a scheduler's hiccup for a failure.
+pub const MIN_STALL: Duration = Duration::from_millis(250);
+
+/// Silence before a request is given up and the peer backed off.
+pub const GIVE_UP: Duration = Duration::from_secs(15);
+
+/// How often the end of a transfer looks for requests that another peer would finish sooner.
+pub const ENDGAME_TICK: Duration = Duration::from_millis(50);
+
+/// First back-off after a broken connection or a time-out; doubles with each failure in a row.
+pub const BACK_OFF: Duration = Duration::from_millis(500);
+
+/// Longest back-off: a peer that comes back is noticed within this time.
+pub const MAX_BACK_OFF: Duration = Duration::from_secs(30);
+
+/// First back-off after BUSY without a stated delay; doubles with each in a row.
+pub const BUSY_BACK_OFF: Duration = Duration::from_millis(50);
+
+/// Longest back-off after BUSY, stated or not: slots change hands faster than connections break.
+pub const MAX_BUSY_BACK_OFF: Duration = Duration::from_secs(5);
+
+/// Failures in a row before a peer is forgotten: about two minutes of trying.
+pub const FORGET_AFTER: u32 = 10;
+
+/// How a swarm behaves.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SwarmConfig {
+    /// [`MAX_IN_FLIGHT_BYTES`].
+    pub max_in_flight_bytes: u64,
+    /// [`MIN_REQUESTS`]; at least 1 is taken.
+    pub min_requests: u32,
+    /// [`MAX_PEER_BYTES`]. One request is always allowed, however large its unit.
+    pub max_peer_bytes: u64,
+    /// [`MAX_PEER_REQUESTS`].
+    pub max_peer_requests: u32,
+    /// [`CROWD_PEERS`].
+    pub crowd_peers: u32,
+}
+
+impl Default for SwarmConfig {
+    fn default() -> Self {
+        Self {
+            max_in_flight_bytes: MAX_IN_FLIGHT_BYTES,
+            min_requests: MIN_REQUESTS,
+            max_peer_bytes: MAX_PEER_BYTES,
+            max_peer_requests: MAX_PEER_REQUESTS,
+            crowd_peers: CROWD_PEERS,
+        }
+    }
+}

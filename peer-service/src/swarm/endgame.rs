@@ -1,0 +1,182 @@
+//! Taking work from those who are too slow with it: units of stalled peers at any time, and at the end whatever another
+//! peer would finish much sooner. Duplicate bytes are bounded: two live requests a unit at most, and a request of which no
+//! byte came is taken over rather than raced; but only once, or under load a unit could go from hand to hand for ever.
+
+use super::{ENDGAME_TICK, MAX_RACERS, PeerKey, RequestId, Swarm, Time, flight::Request};
+
+/// A request of which nothing came is taken over by a peer that would finish it in this part of the time.
+const STEAL_FACTOR: f64 = 1.5;
+
+/// A request under way is raced by a peer that would finish it in this part of the time: it costs its bytes twice.
+const RACE_FACTOR: f64 = 2.0;
+
+/// Where the budget is the limit, a request is given up for one this much faster: what came of it is lost.
+const RELIEVE_FACTOR: f64 = 3.0;
+
+/// What a gain must be at least, in seconds: below it a message to cancel comes too late.
+const MIN_GAIN: f64 = 0.02;
+
+impl Swarm {
+    /// Whether all that is not here is in flight.
+    fn is_endgame(&self) -> bool {
+        self.rarity.is_empty() && !self.flights.is_empty()
+    }
+
+    pub(super) fn arm_tick(&mut self, now: Time) {
+        let starved = !self.parked.is_empty() && !self.crowd() && !self.budget_left();
+        if !(self.is_endgame() || starved) {
+            self.tick = None;
+        } else if self.tick.is_none() {
+            self.tick = Some(now + ENDGAME_TICK);
+        }
+    }
+
+    /// Estimates have aged: everyone may look again for something to take over.
+    pub(super) fn run_tick(&mut self) {
+        self.tick = None;
+        self.unpark();
+        for (&key, peer) in &mut self.peers {
+            if peer.is_open() && !std::mem::replace(&mut peer.queued, true) {
+                self.ready.push_back(key);
+            }
+        }
+    }
+
+    /// Opens a unit to others once all who are asked for it are stalled.
+    pub(super) fn contest(&mut self, unit: u32) {
+        let stalls = |id: &RequestId| {
+            let request = &self.requests[id];
+            request.owed > 0 && self.peers[&request.peer].stalled
+        };
+        let open = self.flights.get(&unit).is_some_and(|racers| {
+            racers.iter().all(stalls) && (racers.len() < MAX_RACERS || self.mute_racer(unit).is_some())
+        });
+        if open && self.contested.insert(unit) {
+            self.unpark();
+            for (&key, peer) in &mut self.peers {
+                if peer.have.get(unit) && peer.is_open() && !std::mem::replace(&mut peer.queued, true) {
+                    self.ready.push_back(key);
+                }
+            }
+        }
+    }
+
+    /// Asks one more peer for a contested unit; where there is no room for that, in place of one who stalls. One that gives
+    /// way although it never sent a byte rests as after a time-out, so that a few mute peers do not take turns.
+    pub(super) fn race(&mut self, key: PeerKey, unit: u32, now: Time) {
+        let racers = self.flights.get(&unit).map_or(&[][..], Vec::as_slice);
+        if racers.len() >= MAX_RACERS || !self.budget_left() {
+            let Some(id) = self.mute_racer(unit).or(racers.first().copied()) else {
+                return;
+            };
+            self.counters.steals += 1;
+            if self.requests[&id].received == 0 {
+                self.give_up(id, now);
+            } else {
+                self.cancel(id, now);
+            }
+        }
+        self.open(key, unit, now);
+    }
+
+    /// A request for this unit of which no byte came.
+    fn mute_racer(&self, unit: u32) -> Option<RequestId> {
+        self.flights
+            .get(&unit)?
+            .iter()
+            .copied()
+            .find(|id| self.requests[id].received == 0)
+    }
+
+    /// Takes a request from one peer and gives its unit to another.
+    fn steal(&mut self, id: RequestId, by: PeerKey, now: Time) {
+        let Request { peer, unit, sent, .. } = self.requests[&id];
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.estimate
+                .outpaced(self.lens[unit as usize], now.saturating_sub(sent));
+        }
+        self.counters.steals += 1;
+        self.cancel(id, now);
+        self.open(by, unit, now);
+        if let Some(id) = self.flights.get(&unit).and_then(|racers| racers.last()) {
+            self.requests
+                .entry(*id)
+                .and_modify(|request| request.stolen = true);
+        }
+    }
+
+    /// Gives a peer with nothing better to do the request that would gain most by it. Returns whether there was one.
+    pub(super) fn relieve(&mut self, key: PeerKey, now: Time) -> bool {
+        let starved = !self.budget_left();
+        let gain = |&(id, unit): &(RequestId, u32)| {
+            let mine = self.seconds_of(key, unit, now)?;
+            let theirs = self.seconds_left(id, now);
+            let factor = match self.takes_over(id) {
+                _ if starved => RELIEVE_FACTOR,
+                true => STEAL_FACTOR,
+                false => RACE_FACTOR,
+            };
+            (theirs > mine * factor + MIN_GAIN).then_some((theirs, id, unit))
+        };
+        let slowest = self
+            .relievable(key, starved)
+            .iter()
+            .filter_map(gain)
+            .max_by(|a, b| a.0.total_cmp(&b.0));
+        let Some((_, id, unit)) = slowest else {
+            return false;
+        };
+        if starved || self.takes_over(id) {
+            self.steal(id, key, now);
+        } else {
+            self.open(key, unit, now);
+        }
+        true
+    }
+
+    /// Whether a request is taken over rather than raced.
+    fn takes_over(&self, id: RequestId) -> bool {
+        let request = &self.requests[&id];
+        request.received == 0 && !request.stolen
+    }
+
+    /// Requests, each the only one for its unit, that this peer could take over.
+    fn relievable(&self, key: PeerKey, starved: bool) -> Vec<(RequestId, u32)> {
+        let Some(peer) = self.peers.get(&key) else {
+            return Vec::new();
+        };
+        let single = |(&unit, racers): (&u32, &Vec<RequestId>)| match racers.as_slice() {
+            [id] if peer.have.get(unit) => Some((*id, unit)),
+            _ => None,
+        };
+        let others = |(id, _): &(RequestId, u32)| {
+            let request = &self.requests[id];
+            request.peer != key && request.owed > 0 && !(starved && request.stolen)
+        };
+        self.flights.iter().filter_map(single).filter(others).collect()
+    }
+
+    /// Seconds this peer would take for a further unit; `None` before its first estimate.
+    fn seconds_of(&self, key: PeerKey, unit: u32, now: Time) -> Option<f64> {
+        let peer = self.peers.get(&key)?;
+        let transfer = peer
+            .estimate
+            .seconds_for(peer.owed + self.lens[unit as usize], now)?;
+        Some(transfer + peer.estimate.latency().unwrap_or(0.0))
+    }
+
+    /// Seconds until this request is done, all that its peer was asked before it included. Without an estimate: as long again
+    /// as it took so far.
+    fn seconds_left(&self, id: RequestId, now: Time) -> f64 {
+        let request = &self.requests[&id];
+        let peer = &self.peers[&request.peer];
+        if peer.stalled {
+            return f64::INFINITY;
+        }
+        let until_it = peer.requests.iter().take_while(|&&other| other <= id);
+        let owed = until_it.map(|id| self.requests[id].owed).sum();
+        peer.estimate
+            .seconds_for(owed, now)
+            .unwrap_or_else(|| now.saturating_sub(request.sent).as_secs_f64())
+    }
+}

@@ -1,0 +1,186 @@
+//! What is known of a link from the bytes that came over it: throughput, latency, and how long a silence is normal.
+
+use super::{MAX_STALL, MIN_STALL, Time};
+use std::time::Duration;
+
+/// Time constant of the throughput average, in seconds: long enough to smooth over chunks, short enough to follow a link
+/// that a crowd shares anew every second.
+const SMOOTHING: f64 = 0.5;
+
+/// Shortest busy time that a throughput sample is taken over, in seconds: below it, the size of a chunk is all one sees.
+const MIN_SAMPLE: f64 = 0.01;
+
+/// A silence is a stall once it is this many times the longest that was usual lately.
+const STALL_GAPS: u32 = 8;
+
+/// Estimates for one peer. "Busy" is the time in which the peer owes bytes and the first of them could have come.
+#[derive(Debug, Default)]
+pub(super) struct Estimate {
+    rate: Option<f64>,
+    /// In seconds.
+    latency: Option<f64>,
+    /// Usual silence between two arrivals, in seconds: rises at once, falls slowly.
+    gap: f64,
+    /// Since when the peer owes bytes.
+    owing_since: Option<Time>,
+    first_pending: bool,
+    last_arrival: Time,
+    window_start: Time,
+    window_bytes: u64,
+    window_busy: f64,
+}
+
+impl Estimate {
+    /// Bytes a second, once something arrived.
+    pub(super) const fn rate(&self) -> Option<f64> {
+        self.rate
+    }
+
+    /// Seconds from a request to its first byte, on an idle link.
+    pub(super) const fn latency(&self) -> Option<f64> {
+        self.latency
+    }
+
+    /// The peer owed nothing, and now does.
+    pub(super) fn begin(&mut self, now: Time) {
+        self.owing_since = Some(now);
+        self.first_pending = true;
+        self.last_arrival = now;
+        self.window_start = now + Duration::from_secs_f64(self.latency.unwrap_or(0.0));
+    }
+
+    /// The peer owes nothing any more.
+    pub(super) fn end(&mut self, now: Time) {
+        self.window_busy += now.saturating_sub(self.window_start).as_secs_f64();
+        self.owing_since = None;
+    }
+
+    /// Bytes arrived.
+    pub(super) fn arrived(&mut self, bytes: u64, now: Time) {
+        let gap = now.saturating_sub(self.last_arrival).as_secs_f64();
+        self.last_arrival = now;
+        if self.first_pending {
+            self.first_pending = false;
+            let first_ever = self.latency.is_none();
+            self.latency = Some(
+                self.latency
+                    .map_or(gap, |old| if gap < old { gap } else { old + (gap - old) / 16.0 }),
+            );
+            if first_ever {
+                // How long these took to send is not known.
+                self.window_start = now;
+                return;
+            }
+        } else {
+            self.gap = if gap > self.gap {
+                gap
+            } else {
+                self.gap + (gap - self.gap) / 16.0
+            };
+        }
+        self.window_bytes += bytes;
+        let busy = self.window_busy + now.saturating_sub(self.window_start).as_secs_f64();
+        if busy >= MIN_SAMPLE {
+            self.sample(self.window_bytes as f64 / busy, busy);
+            (self.window_bytes, self.window_busy, self.window_start) = (0, 0.0, now);
+        }
+    }
+
+    /// A whole unit took this long: all there is to go by where units are smaller than a chunk.
+    pub(super) fn unit_done(&mut self, bytes: u64, took: Duration) {
+        if self.rate.is_none() && !took.is_zero() {
+            self.rate = Some(bytes as f64 / took.as_secs_f64());
+        }
+    }
+
+    /// A request was taken back after so long: the peer is no faster than that.
+    pub(super) fn outpaced(&mut self, bytes: u64, after: Duration) {
+        if !after.is_zero() {
+            let most = bytes as f64 / after.as_secs_f64();
+            self.rate = self.rate.map(|rate| rate.min(most));
+        }
+    }
+
+    fn sample(&mut self, rate: f64, seconds: f64) {
+        let weight = 1.0 - (-seconds / SMOOTHING).exp();
+        self.rate = Some(self.rate.map_or(rate, |old| old + (rate - old) * weight));
+    }
+
+    /// Since when nothing came although it was owed; `None` if nothing is owed.
+    pub(super) fn silent_since(&self) -> Option<Time> {
+        self.owing_since.map(|since| since.max(self.last_arrival))
+    }
+
+    /// The silence from which on the peer counts as stalled.
+    pub(super) fn patience(&self) -> Duration {
+        match self.latency {
+            Some(latency) if self.rate.is_some() => {
+                (Duration::from_secs_f64(self.gap.max(latency)) * STALL_GAPS).clamp(MIN_STALL, MAX_STALL)
+            }
+            _ => MAX_STALL,
+        }
+    }
+
+    /// Seconds until `bytes` more would have come, the silence so far held against it; `None` before the first estimate.
+    pub(super) fn seconds_for(&self, bytes: u64, now: Time) -> Option<f64> {
+        let silence = self
+            .silent_since()
+            .map_or(0.0, |since| now.saturating_sub(since).as_secs_f64());
+        self.rate
+            .map(|rate| (bytes as f64 / rate.max(1.0)).max(silence - self.gap))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(ms: u64) -> Time {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn finds_rate_and_latency_of_a_steady_link() {
+        let mut estimate = Estimate::default();
+        estimate.begin(ms(0));
+        for chunk in 0..100 {
+            estimate.arrived(10_000, ms(50 + chunk * 10));
+        }
+        assert!((estimate.latency().unwrap() - 0.05).abs() < 1e-9);
+        assert!(
+            (estimate.rate().unwrap() - 1e6).abs() < 1e3,
+            "{:?}",
+            estimate.rate()
+        );
+        assert_eq!(estimate.patience(), ms(400));
+        estimate.end(ms(1040));
+        assert_eq!(estimate.silent_since(), None);
+        // Idle time counts for nothing.
+        estimate.begin(ms(9000));
+        estimate.arrived(10_000, ms(9060));
+        assert!(
+            (estimate.rate().unwrap() - 1e6).abs() < 1e5,
+            "{:?}",
+            estimate.rate()
+        );
+    }
+
+    #[test]
+    fn silence_is_held_against_the_estimate() {
+        let mut estimate = Estimate::default();
+        estimate.begin(ms(0));
+        (1..100).for_each(|chunk| estimate.arrived(10_000, ms(chunk * 10)));
+        assert!(estimate.seconds_for(10_000, ms(1000)).unwrap() < 0.1);
+        assert!(estimate.seconds_for(10_000, ms(3000)).unwrap() > 1.5);
+    }
+
+    #[test]
+    fn one_chunk_units_still_give_a_rate() {
+        let mut estimate = Estimate::default();
+        estimate.begin(ms(0));
+        estimate.arrived(1000, ms(10));
+        assert_eq!(estimate.rate(), None);
+        estimate.unit_done(1000, ms(10));
+        assert_eq!(estimate.rate(), Some(100_000.0));
+    }
+}

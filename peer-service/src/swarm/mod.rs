@@ -1,0 +1,229 @@
+//! The swarm of one transfer: which peer is asked for which unit, and when.
+//!
+//! A state machine without I/O, clock or randomness of its own: events go in (what peers have, bytes that arrive, units that
+//! verified or failed), [`Swarm::poll_action`] gives what to do, [`Swarm::poll_timeout`] when to come back. Time is a
+//! parameter and the random order comes from a seed, so that every run can be replayed.
+//!
+//! # What it does
+//!
+//! - **Rarest first**, counting what other peers have and what they are fetching, random among equals: a crowd asks its
+//!   seed for each unit about once.
+//! - **As deep as the link asks for**: what is owed by a peer follows its throughput times its latency. In a crowd there is
+//!   nothing beyond that, since a queue at one peer is work kept from all others.
+//! - **Nobody is waited for**: units of a silent peer are open to others; at the end, a request that another peer would
+//!   finish much sooner is taken over if no byte of it came, else raced. At most two live requests are for the same unit.
+//! - **Exact blame**: a unit comes from one peer; one that does not verify bans its sender for good. Slowness never bans:
+//!   the last provider, however slow, is still asked.
+//! - **Back-off**: after BUSY, a broken connection or a time-out a peer rests, longer each time, and is tried again;
+//!   who fails [`FORGET_AFTER`] times in a row is forgotten until it joins anew.
+//!
+//! # Invariants, checked in debug builds
+//!
+//! Each unit is exactly one of missing (and then in the picking order), in flight (with at least one request), or had. A
+//! peer has no request while it is banned. Bytes in flight stay within the budget, or are those of at most
+//! [`SwarmConfig::min_requests`] requests. A unit has at most [`MAX_RACERS`] requests, each of another peer.
+//!
+//! # Cost
+//!
+//! A change in what a peer has or fetches is O(1); bytes arriving, O(log requests). A unit that starts or ends being missing
+//! visits every peer once, and all peers together announce each unit at least as often as that. Complete peers cost nothing
+//! per unit.
+//!
+//! # Not here
+//!
+//! Bytes, hashes, connections, rate limits, and whom to connect to: the driver's.
+#![deny(
+    clippy::disallowed_methods,
+    reason = "pure: time, randomness and I/O come in from outside"
+)]
+
+mod availability;
+mod config;
+mod endgame;
+mod estimate;
+mod flight;
+#[cfg(any(test, debug_assertions))]
+mod invariants;
+mod peer;
+mod pick;
+mod query;
+mod rarity;
+#[cfg(test)]
+mod tests;
+mod trouble;
+mod types;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use rand::{SeedableRng, rngs::Xoshiro256PlusPlus};
+
+pub use self::{config::*, types::*};
+use self::{flight::Request, peer::Peer, rarity::Rarity};
+use crate::bits::Bits;
+
+/// The state of one transfer. See the [module](self).
+#[derive(Debug)]
+pub struct Swarm {
+    config: SwarmConfig,
+    rng: Xoshiro256PlusPlus,
+    lens: Vec<u64>,
+    /// Length of the longest unit: what has to fit for any request to fit.
+    longest: u64,
+    have: Bits,
+    /// Units in flight.
+    fetching: Bits,
+    rarity: Rarity,
+    /// How many partial peers have each unit.
+    holders: Vec<u32>,
+
+    peers: BTreeMap<PeerKey, Peer>,
+    /// How many peers that can be counted on are known to be complete, and how many partial.
+    complete_peers: u32,
+    partial_peers: u32,
+    /// How many peers have requests.
+    active_peers: u32,
+    /// Peers to look at: something changed that may let them be asked.
+    ready: VecDeque<PeerKey>,
+    /// Peers that could be asked were the transfer not at its limits.
+    parked: Vec<PeerKey>,
+    timers: BTreeSet<(Time, PeerKey)>,
+    /// When the end of the transfer is looked at again.
+    tick: Option<Time>,
+
+    requests: BTreeMap<RequestId, Request>,
+    /// The requests of each unit in flight.
+    flights: BTreeMap<u32, Vec<RequestId>>,
+    /// Units in flight all of whose peers are stalled: open to others.
+    contested: BTreeSet<u32>,
+    next_request: u64,
+    in_flight_bytes: u64,
+
+    actions: VecDeque<Action>,
+    announced: bool,
+    counters: Counters,
+    #[cfg(any(test, debug_assertions))]
+    events: u64,
+}
+
+impl Swarm {
+    /// A transfer of units of these lengths in bytes, of which `have` are here already. `seed` decides all that is random:
+    /// two peers must not have the same.
+    ///
+    /// # Panics
+    /// If `have` is not of `unit_lens.len()` bits.
+    pub fn new(config: SwarmConfig, unit_lens: Vec<u64>, have: Bits, seed: u64) -> Self {
+        assert_eq!(unit_lens.len(), have.len() as usize, "one bit for each unit");
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+        let mut rarity = Rarity::new(unit_lens.len());
+        for unit in (0..have.len()).filter(|&unit| !have.get(unit)) {
+            rarity.insert(unit, &mut rng);
+        }
+        let mut swarm = Self {
+            config,
+            rng,
+            longest: unit_lens.iter().copied().max().unwrap_or(0),
+            fetching: Bits::new(have.len()),
+            rarity,
+            holders: vec![0; unit_lens.len()],
+            lens: unit_lens,
+            have,
+            peers: BTreeMap::new(),
+            complete_peers: 0,
+            partial_peers: 0,
+            active_peers: 0,
+            ready: VecDeque::new(),
+            parked: Vec::new(),
+            timers: BTreeSet::new(),
+            tick: None,
+            requests: BTreeMap::new(),
+            flights: BTreeMap::new(),
+            contested: BTreeSet::new(),
+            next_request: 0,
+            in_flight_bytes: 0,
+            actions: VecDeque::new(),
+            announced: false,
+            counters: Counters::default(),
+            #[cfg(any(test, debug_assertions))]
+            events: 0,
+        };
+        swarm.announce_finish();
+        swarm
+    }
+
+    /// A peer can be reached; what it has comes with [`Swarm::availability`]. A forgotten or failing one starts anew, a
+    /// banned one stays banned.
+    pub fn peer_joined(&mut self, peer: PeerKey, now: Time) {
+        self.join(peer, now);
+        self.settle();
+    }
+
+    /// A peer is gone: its requests are cancelled, and what it had is no longer counted.
+    pub fn peer_left(&mut self, peer: PeerKey, now: Time) {
+        self.part(peer, now);
+        self.settle();
+    }
+
+    /// Bytes of a request arrived, not verified yet. They feed the estimates.
+    pub fn progressed(&mut self, id: RequestId, bytes: u64, now: Time) {
+        self.receive(id, bytes, now);
+        self.settle();
+    }
+
+    /// The unit of this request verified. Returns whether it was needed: if not, drop the bytes.
+    pub fn verified(&mut self, id: RequestId, now: Time) -> bool {
+        let needed = self.complete(id, now);
+        self.settle();
+        needed
+    }
+
+    /// The unit of this request came whole and did not verify: its sender is banned.
+    pub fn corrupt(&mut self, id: RequestId, now: Time) {
+        self.ban(id, now);
+        self.settle();
+    }
+
+    /// The request failed otherwise.
+    pub fn failed(&mut self, id: RequestId, failure: Failure, now: Time) {
+        self.fail(id, failure, now);
+        self.settle();
+    }
+
+    /// The unit has to be fetched (again), and nobody is to blame: writing it here failed.
+    pub fn reset_unit(&mut self, unit: u32, now: Time) {
+        self.reset(unit, now);
+        self.settle();
+    }
+
+    /// Time passed. To be called when [`Swarm::poll_timeout`] says so; early or late calls do no harm.
+    pub fn handle_timeout(&mut self, now: Time) {
+        self.expire(now);
+        self.settle();
+    }
+
+    /// What to do next. To be called until it gives `None`, after every event.
+    pub fn poll_action(&mut self, now: Time) -> Option<Action> {
+        if self.actions.is_empty() {
+            self.pick(now);
+        }
+        self.actions.pop_front()
+    }
+
+    /// When [`Swarm::handle_timeout`] wants to be called; `None`: only events can change anything.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let timer = self.timers.first().map(|&(at, _)| at);
+        timer.into_iter().chain(self.tick).min()
+    }
+
+    /// After every event.
+    fn settle(&mut self) {
+        #[cfg(any(test, debug_assertions))]
+        self.check_now_and_then();
+    }
+
+    fn announce_finish(&mut self) {
+        if self.have.is_full() && !self.announced {
+            self.announced = true;
+            self.actions.push_back(Action::Finished);
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! One peer as the swarm knows it.
+
+use std::time::Duration;
+
+use super::{DEPTH_SLACK, Failure, RequestId, SwarmConfig, Time, estimate::Estimate};
+use crate::bits::Bits;
+
+/// Whether a peer may be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    Open,
+    BackedOff { until: Time },
+    Banned { unit: u32 },
+}
+
+/// Invariants: `useful` is the number of missing units in `have`, unless the peer is complete (then it is not kept);
+/// `asked` and `owed` are sums over `requests`.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) standing: Standing,
+    /// Verified there, as it says.
+    pub(super) have: Bits,
+    /// Being fetched there, as it says.
+    pub(super) fetching: Bits,
+    /// Whether it ever said.
+    pub(super) known: bool,
+    pub(super) useful: u32,
+    /// In the order in which they were made.
+    pub(super) requests: Vec<RequestId>,
+    /// Bytes of all its requests.
+    pub(super) asked: u64,
+    /// Bytes of its requests that did not arrive yet.
+    pub(super) owed: u64,
+    pub(super) stalled: bool,
+    pub(super) estimate: Estimate,
+    /// Broken connections and time-outs in a row.
+    pub(super) failures: u32,
+    /// BUSY in a row.
+    pub(super) refusals: u32,
+    /// What its last request was for: its neighbour is the next where nothing speaks against it.
+    pub(super) cursor: Option<u32>,
+    /// Waits to be looked at.
+    pub(super) queued: bool,
+    /// Its place in the timers.
+    pub(super) wake: Option<Time>,
+    pub(super) bytes: u64,
+    pub(super) verified_bytes: u64,
+    pub(super) last_failure: Option<Failure>,
+}
+
+impl Peer {
+    pub(super) fn new(units: u32) -> Self {
+        Self {
+            standing: Standing::Open,
+            have: Bits::new(units),
+            fetching: Bits::new(units),
+            known: false,
+            useful: 0,
+            requests: Vec::new(),
+            asked: 0,
+            owed: 0,
+            stalled: false,
+            estimate: Estimate::default(),
+            failures: 0,
+            refusals: 0,
+            cursor: None,
+            queued: false,
+            wake: None,
+            bytes: 0,
+            verified_bytes: 0,
+            last_failure: None,
+        }
+    }
+
+    /// Whether it has every unit.
+    pub(super) fn is_complete(&self) -> bool {
+        self.known && self.have.is_full()
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.standing == Standing::Open
+    }
+
+    pub(super) fn is_banned(&self) -> bool {
+        matches!(self.standing, Standing::Banned { .. })
+    }
+
+    /// Bytes to keep owed, so that the link never waits for a request. In a crowd only what is under way on the wire:
+    /// whatever waits in a queue is kept from everyone else. With a complete source a little more, and two units at least.
+    pub(super) fn depth_bytes(&self, crowd: bool, unit: u64) -> u64 {
+        let (Some(rate), Some(latency)) = (self.estimate.rate(), self.estimate.latency()) else {
+            return if crowd { 0 } else { unit };
+        };
+        if crowd {
+            (rate * latency) as u64
+        } else {
+            ((rate * (2.0 * latency + DEPTH_SLACK.as_secs_f64())) as u64).max(unit)
+        }
+    }
+
+    /// Whether one more request for a unit of this length would be right for this link.
+    pub(super) fn has_room(&self, config: &SwarmConfig, crowd: bool, unit: u64) -> bool {
+        let fits = self.asked == 0 || self.asked + unit <= config.max_peer_bytes;
+        let wants = self.owed == 0 || self.owed <= self.depth_bytes(crowd, unit);
+        self.is_open()
+            && !self.stalled
+            && fits
+            && wants
+            && self.requests.len() < config.max_peer_requests as usize
+    }
+
+    /// When it has to be looked at again without anything happening.
+    pub(super) fn deadline(&self, give_up: Duration) -> Option<Time> {
+        let silence = self.estimate.silent_since().map(|since| {
+            since
+                + if self.stalled {
+                    give_up
+                } else {
+                    self.estimate.patience()
+                }
+        });
+        match self.standing {
+            Standing::BackedOff { until } => Some(silence.map_or(until, |silence| silence.min(until))),
+            Standing::Open => silence,
+            Standing::Banned { .. } => None,
+        }
+    }
+}

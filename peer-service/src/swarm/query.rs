@@ -1,0 +1,132 @@
+//! What the swarm tells of itself.
+
+use super::{
+    Counters, MissingRun, PeerKey, PeerState, PeerView, StuckReason, Swarm, Time, UnitState,
+    peer::{Peer, Standing},
+};
+use crate::bits::Bits;
+
+impl Swarm {
+    /// The units that are here, verified.
+    pub const fn have(&self) -> &Bits {
+        &self.have
+    }
+
+    /// The units that are asked for.
+    pub const fn fetching(&self) -> &Bits {
+        &self.fetching
+    }
+
+    /// Where a unit stands; `None` beyond the last.
+    pub fn unit_state(&self, unit: u32) -> Option<UnitState> {
+        if unit >= self.have.len() {
+            None
+        } else if self.have.get(unit) {
+            Some(UnitState::Have)
+        } else {
+            Some(self.flights.get(&unit).map_or(UnitState::Missing, |racers| {
+                UnitState::InFlight(racers.len() as u32)
+            }))
+        }
+    }
+
+    /// Whether every unit is here.
+    pub const fn is_finished(&self) -> bool {
+        self.have.is_full()
+    }
+
+    /// What the transfer cost so far.
+    pub const fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The peers by key, banned ones that left included.
+    pub fn peers(&self) -> impl Iterator<Item = PeerView> + '_ {
+        self.peers.iter().map(|(&key, peer)| self.view(key, peer))
+    }
+
+    /// What is not here, in runs of units with the same number of providers.
+    pub fn missing(&self) -> Vec<MissingRun> {
+        let mut runs: Vec<MissingRun> = Vec::new();
+        for unit in (0..self.have.len()).filter(|&unit| !self.have.get(unit)) {
+            let providers = self.complete_peers + self.holders[unit as usize];
+            let in_flight = self.fetching.get(unit);
+            match runs.last_mut() {
+                Some(run)
+                    if run.units.end == unit && run.providers == providers && run.in_flight == in_flight =>
+                {
+                    run.units.end += 1;
+                }
+                _ => runs.push(MissingRun {
+                    units: unit..unit + 1,
+                    providers,
+                    in_flight,
+                }),
+            }
+        }
+        runs
+    }
+
+    /// Why nothing is in flight; `None` if something is, or can be once `poll_action` is called, or the transfer is finished.
+    pub fn stuck_reason(&self) -> Option<StuckReason> {
+        if self.is_finished() || !self.requests.is_empty() {
+            return None;
+        }
+        if self.peers.is_empty() {
+            return Some(StuckReason::NoPeers);
+        }
+        if self.peers.values().all(Peer::is_banned) {
+            return Some(StuckReason::AllBanned);
+        }
+        if !self.peers.values().any(|peer| peer.known) {
+            return Some(StuckReason::NoAvailability);
+        }
+        let useful = || self.peers.values().filter(|peer| self.useful(peer) > 0);
+        let until = |peer: &Peer| match peer.standing {
+            Standing::BackedOff { until } => until,
+            _ => Time::ZERO,
+        };
+        match useful().map(until).min() {
+            None => Some(StuckReason::NoProvider {
+                units: self.rarity.len() as u32,
+            }),
+            Some(Time::ZERO) => None,
+            Some(until) => Some(StuckReason::BackedOff { until }),
+        }
+    }
+
+    /// How many missing units this peer has.
+    fn useful(&self, peer: &Peer) -> u32 {
+        if peer.is_complete() {
+            self.rarity.len() as u32
+        } else {
+            peer.useful
+        }
+    }
+
+    fn view(&self, key: PeerKey, peer: &Peer) -> PeerView {
+        let state = match peer.standing {
+            Standing::Banned { unit } => PeerState::Banned { unit },
+            Standing::BackedOff { until } => PeerState::BackedOff { until },
+            Standing::Open if !peer.known => PeerState::Joining,
+            Standing::Open if peer.stalled => PeerState::Stalled,
+            Standing::Open if !peer.requests.is_empty() => PeerState::Active,
+            Standing::Open => PeerState::Idle,
+        };
+        let depth = peer.depth_bytes(self.crowd(), self.longest) / self.longest.max(1) + 1;
+        PeerView {
+            key,
+            state,
+            complete: peer.is_complete(),
+            units: peer.have.count(),
+            useful: self.useful(peer),
+            requests: peer.requests.len() as u32,
+            depth: depth.min(u64::from(self.config.max_peer_requests)) as u32,
+            rate: peer.estimate.rate(),
+            latency: peer.estimate.latency().map(std::time::Duration::from_secs_f64),
+            bytes: peer.bytes,
+            verified_bytes: peer.verified_bytes,
+            last_failure: peer.last_failure,
+        }
+    }
+}

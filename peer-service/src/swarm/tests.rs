@@ -1,0 +1,371 @@
+//! The state machine by hand: one behaviour a test. Whole swarms are in `tests/swarm_sim`.
+
+use std::time::Duration;
+
+use super::*;
+use crate::offer::Units;
+
+const LEN: u64 = 256 * 1024;
+const A: PeerKey = PeerKey(1);
+const B: PeerKey = PeerKey(2);
+const C: PeerKey = PeerKey(3);
+
+const fn ms(ms: u64) -> Time {
+    Duration::from_millis(ms)
+}
+
+fn swarm(units: u32) -> Swarm {
+    Swarm::new(
+        SwarmConfig::default(),
+        vec![LEN; units as usize],
+        Bits::new(units),
+        7,
+    )
+}
+
+fn units(swarm: &Swarm, have: &[u32]) -> Units {
+    let mut units = Units {
+        have: Bits::new(swarm.have().len()),
+        fetching: Bits::new(swarm.have().len()),
+    };
+    have.iter().for_each(|&unit| _ = units.have.set(unit, true));
+    units
+}
+
+/// A peer that has these units joins; all of them if none are named.
+fn join(swarm: &mut Swarm, peer: PeerKey, have: &[u32], now: Time) {
+    swarm.peer_joined(peer, now);
+    let all: Vec<u32> = (0..swarm.have().len()).collect();
+    let units = units(swarm, if have.is_empty() { &all } else { have });
+    swarm.availability(peer, &units, now);
+}
+
+fn actions(swarm: &mut Swarm, now: Time) -> Vec<Action> {
+    let actions = std::iter::from_fn(|| swarm.poll_action(now)).collect();
+    swarm.check();
+    actions
+}
+
+/// The requests made now, as (id, peer, unit).
+fn requests(swarm: &mut Swarm, now: Time) -> Vec<(RequestId, PeerKey, u32)> {
+    let request = |action| match action {
+        Action::Request { id, peer, unit } => Some((id, peer, unit)),
+        _ => None,
+    };
+    actions(swarm, now).into_iter().filter_map(request).collect()
+}
+
+/// Lets a request come in evenly over `took`, and verify.
+fn deliver(swarm: &mut Swarm, id: RequestId, from: Time, took: Duration) {
+    for chunk in 1..=4 {
+        swarm.progressed(id, LEN / 4, from + took * chunk / 4);
+    }
+    assert!(swarm.verified(id, from + took));
+}
+
+/// Calls the swarm at its own deadlines until `until`; gives what it did and when.
+fn run_until(swarm: &mut Swarm, until: Time) -> Vec<(Time, Action)> {
+    let mut done = Vec::new();
+    while let Some(at) = swarm.poll_timeout().filter(|&at| at <= until) {
+        swarm.handle_timeout(at);
+        done.extend(actions(swarm, at).into_iter().map(|action| (at, action)));
+    }
+    done
+}
+
+#[test]
+fn an_empty_transfer_is_finished_at_once() {
+    let mut swarm = swarm(0);
+    assert_eq!(actions(&mut swarm, ms(0)), [Action::Finished]);
+    assert_eq!((swarm.poll_timeout(), swarm.stuck_reason()), (None, None));
+}
+
+#[test]
+fn one_unit_from_one_peer() {
+    let mut swarm = swarm(1);
+    assert_eq!(swarm.stuck_reason(), Some(StuckReason::NoPeers));
+    swarm.peer_joined(A, ms(0));
+    assert_eq!(actions(&mut swarm, ms(0)), []);
+    assert_eq!(swarm.stuck_reason(), Some(StuckReason::NoAvailability));
+    join(&mut swarm, A, &[], ms(0));
+    let (id, peer, unit) = requests(&mut swarm, ms(0))[0];
+    assert_eq!((peer, unit), (A, 0));
+    assert_eq!(swarm.unit_state(0), Some(UnitState::InFlight(1)));
+    deliver(&mut swarm, id, ms(0), ms(10));
+    assert_eq!(actions(&mut swarm, ms(10)), [Action::Finished]);
+    assert_eq!(swarm.unit_state(0), Some(UnitState::Have));
+    // Late words about it change nothing.
+    swarm.corrupt(id, ms(11));
+    swarm.failed(id, Failure::TimedOut, ms(11));
+    assert!(!swarm.verified(id, ms(11)));
+    assert_eq!(actions(&mut swarm, ms(11)), []);
+}
+
+#[test]
+fn the_rarest_unit_goes_first() {
+    let mut swarm = swarm(4);
+    join(&mut swarm, A, &[0, 1, 2], ms(0));
+    join(&mut swarm, B, &[0, 1], ms(0));
+    // Being fetched counts as well: 1 is commoner than 0.
+    swarm.availability_changed(B, &[], &[2, 3], &[2], ms(0));
+    swarm.availability_changed(A, &[], &[3], &[], ms(0));
+    swarm.peer_joined(C, ms(0));
+    assert_eq!(
+        requests(&mut swarm, ms(0))
+            .first()
+            .map(|&(_, peer, unit)| (peer, unit)),
+        Some((A, 2))
+    );
+}
+
+#[test]
+fn a_crowd_is_asked_one_by_one_and_a_lone_source_deeper() {
+    let mut alone = swarm(100);
+    join(&mut alone, A, &[], ms(0));
+    let asked: Vec<u32> = requests(&mut alone, ms(0))
+        .into_iter()
+        .map(|(_, _, unit)| unit)
+        .collect();
+    assert_eq!(asked.len(), 2);
+    assert!(
+        asked[1] == asked[0] + 1 || asked[0] == 99,
+        "neighbours: {asked:?}"
+    );
+    let mut crowd = swarm(100);
+    join(&mut crowd, A, &[], ms(0));
+    join(&mut crowd, B, &[5], ms(0));
+    assert_eq!(requests(&mut crowd, ms(0)).len(), 2, "one a peer");
+}
+
+#[test]
+fn depth_follows_bandwidth_times_delay() {
+    let mut swarm = swarm(1000);
+    join(&mut swarm, A, &[], ms(0));
+    // 10 units a second apart each... as they come: 25 MB/s, 50 ms to the first byte.
+    let mut queue = std::collections::VecDeque::from(requests(&mut swarm, ms(0)));
+    let mut now = ms(50);
+    for _ in 0..100 {
+        let (id, ..) = queue.pop_front().unwrap();
+        deliver(&mut swarm, id, now, ms(10));
+        now += ms(10);
+        queue.extend(requests(&mut swarm, now));
+    }
+    // 26 MB/s over twice 50 ms and the slack: 3.4 MB.
+    assert!(
+        (12..=16).contains(&queue.len()),
+        "{} requests in flight",
+        queue.len()
+    );
+}
+
+#[test]
+fn bad_bytes_ban_their_sender_and_nobody_else() {
+    let mut swarm = swarm(8);
+    join(&mut swarm, A, &[], ms(0));
+    join(&mut swarm, B, &[], ms(0));
+    let made = requests(&mut swarm, ms(0));
+    let (bad, _, unit) = *made.iter().find(|(_, peer, _)| *peer == A).unwrap();
+    swarm.corrupt(bad, ms(5));
+    let done = actions(&mut swarm, ms(5));
+    assert_eq!(done[0], Action::Ban { peer: A, unit });
+    assert!(
+        done.iter().any(|action| matches!(action, Action::Cancel { .. })),
+        "its other request is cancelled"
+    );
+    // Not even after coming back.
+    swarm.peer_left(A, ms(6));
+    join(&mut swarm, A, &[], ms(7));
+    assert!(requests(&mut swarm, ms(7)).iter().all(|(_, peer, _)| *peer == B));
+    assert_eq!(swarm.peers().next().unwrap().state, PeerState::Banned { unit });
+    swarm.peer_left(B, ms(8));
+    assert_eq!(actions(&mut swarm, ms(8)).len(), 2);
+    assert_eq!(
+        (swarm.stuck_reason(), swarm.poll_timeout()),
+        (Some(StuckReason::AllBanned), None)
+    );
+}
+
+#[test]
+fn units_of_a_silent_peer_are_raced_and_the_loser_cancelled() {
+    let mut swarm = swarm(3);
+    join(&mut swarm, A, &[0], ms(0));
+    let (silent, ..) = requests(&mut swarm, ms(0))[0];
+    join(&mut swarm, B, &[0, 1, 2], ms(0));
+    for _ in 0..2 {
+        let (id, peer, _) = requests(&mut swarm, ms(0))[0];
+        assert_eq!(peer, B);
+        deliver(&mut swarm, id, ms(0), ms(20));
+    }
+    // Only what A was asked for is left, and it says nothing.
+    let done = run_until(&mut swarm, ms(2000));
+    let requests: Vec<_> = done
+        .iter()
+        .filter(|(_, action)| matches!(action, Action::Request { .. }))
+        .collect();
+    let [(at, Action::Request { id, peer: B, unit: 0 })] = requests[..] else {
+        panic!("one race: {done:?}")
+    };
+    assert!(*at <= ms(1500), "{at:?}");
+    deliver(&mut swarm, *id, *at, ms(20));
+    let end = actions(&mut swarm, *at + ms(20));
+    if !done.contains(&(*at, Action::Cancel { id: silent })) {
+        assert!(end.contains(&Action::Cancel { id: silent }));
+    }
+    assert!(end.contains(&Action::Finished));
+}
+
+#[test]
+fn a_lone_slow_provider_is_left_to_finish() {
+    let mut swarm = swarm(1);
+    join(&mut swarm, A, &[], ms(0));
+    let (id, ..) = requests(&mut swarm, ms(0))[0];
+    for second in 1..=64 {
+        assert_eq!(run_until(&mut swarm, ms(4000 * second)), []);
+        swarm.progressed(id, LEN / 64, ms(4000 * second));
+    }
+    assert!(swarm.verified(id, ms(256_000)));
+    assert_eq!(actions(&mut swarm, ms(256_000)), [Action::Finished]);
+}
+
+#[test]
+fn failures_back_off_longer_each_time_and_are_forgotten_at_last() {
+    let mut swarm = swarm(1);
+    join(&mut swarm, A, &[], ms(0));
+    let mut now = ms(0);
+    let mut waits = Vec::new();
+    loop {
+        let made = requests(&mut swarm, now);
+        let Some(&(id, ..)) = made.first() else { break };
+        swarm.failed(id, Failure::Disconnected, now);
+        match swarm.poll_action(now) {
+            Some(Action::Forget { peer }) => break assert_eq!(peer, A),
+            other => assert_eq!(other, None),
+        }
+        assert!(matches!(
+            swarm.stuck_reason(),
+            Some(StuckReason::BackedOff { .. })
+        ));
+        let until = swarm.poll_timeout().unwrap();
+        waits.push(until - now);
+        now = until;
+        swarm.handle_timeout(now);
+    }
+    assert_eq!(waits.len() as u32, FORGET_AFTER - 1);
+    assert!(
+        waits[0] < ms(700) && waits[4] > ms(5000) && waits[8] <= MAX_BACK_OFF.mul_f64(1.25),
+        "{waits:?}"
+    );
+    assert_eq!(swarm.stuck_reason(), Some(StuckReason::NoPeers));
+    join(&mut swarm, A, &[], now);
+    assert_eq!(requests(&mut swarm, now).len(), 1, "re-admitted");
+}
+
+#[test]
+fn busy_is_waited_out() {
+    let mut swarm = swarm(1);
+    join(&mut swarm, A, &[], ms(0));
+    let (id, ..) = requests(&mut swarm, ms(0))[0];
+    swarm.failed(
+        id,
+        Failure::Busy {
+            retry_after: Some(ms(400)),
+        },
+        ms(1),
+    );
+    let done = run_until(&mut swarm, ms(700));
+    assert!(
+        matches!(done[..], [(at, Action::Request { peer: A, .. })] if at >= ms(401)),
+        "{done:?}"
+    );
+}
+
+#[test]
+fn a_unit_that_is_not_there_is_asked_of_another() {
+    let mut swarm = swarm(2);
+    join(&mut swarm, A, &[], ms(0));
+    for (id, ..) in requests(&mut swarm, ms(0)) {
+        swarm.failed(id, Failure::NotAvailable, ms(1));
+        swarm.check();
+    }
+    assert_eq!(requests(&mut swarm, ms(1)), []);
+    assert_eq!(swarm.stuck_reason(), Some(StuckReason::NoProvider { units: 2 }));
+    assert_eq!(
+        swarm.missing(),
+        [MissingRun {
+            units: 0..2,
+            providers: 0,
+            in_flight: false
+        }]
+    );
+    join(&mut swarm, B, &[1], ms(2));
+    assert!(matches!(requests(&mut swarm, ms(2))[..], [(_, B, 1)]));
+    swarm.availability_changed(A, &[0], &[], &[], ms(3));
+    assert!(matches!(requests(&mut swarm, ms(3))[..], [(_, A, 0)]));
+}
+
+#[test]
+fn a_write_that_failed_is_fetched_again_and_finished_again() {
+    let mut swarm = swarm(1);
+    join(&mut swarm, A, &[], ms(0));
+    let (id, ..) = requests(&mut swarm, ms(0))[0];
+    deliver(&mut swarm, id, ms(0), ms(10));
+    assert_eq!(actions(&mut swarm, ms(10)), [Action::Finished]);
+    swarm.reset_unit(0, ms(11));
+    let (id, ..) = requests(&mut swarm, ms(11))[0];
+    swarm.reset_unit(0, ms(12));
+    let done = actions(&mut swarm, ms(12));
+    assert!(
+        matches!(done[..], [Action::Cancel { id: old }, Action::Request { .. }] if old == id),
+        "{done:?}"
+    );
+    let Action::Request { id, .. } = done[1] else {
+        unreachable!()
+    };
+    deliver(&mut swarm, id, ms(12), ms(10));
+    assert_eq!(actions(&mut swarm, ms(22)), [Action::Finished]);
+}
+
+#[test]
+fn bytes_in_flight_stay_within_the_budget() {
+    let config = SwarmConfig {
+        max_in_flight_bytes: 5 * LEN,
+        min_requests: 2,
+        ..SwarmConfig::default()
+    };
+    let mut swarm = Swarm::new(config, vec![LEN; 100], Bits::new(100), 1);
+    (0..20).for_each(|peer| join(&mut swarm, PeerKey(peer), &[], ms(0)));
+    let made = requests(&mut swarm, ms(0));
+    assert_eq!(made.len(), 5);
+    deliver(&mut swarm, made[0].0, ms(0), ms(10));
+    assert_eq!(
+        requests(&mut swarm, ms(10)).len(),
+        1,
+        "the place is taken by the next"
+    );
+}
+
+#[test]
+fn nonsense_is_ignored() {
+    let mut swarm = swarm(3);
+    swarm.peer_left(A, ms(0));
+    swarm.availability(A, &units(&swarm, &[0]), ms(0));
+    swarm.availability_changed(A, &[0, 99], &[1], &[2], ms(0));
+    swarm.peer_joined(A, ms(0));
+    swarm.availability(
+        A,
+        &Units {
+            have: Bits::full(99),
+            fetching: Bits::full(99),
+        },
+        ms(0),
+    );
+    swarm.availability_changed(A, &[0], &[], &[], ms(0));
+    assert_eq!(requests(&mut swarm, ms(0)), []);
+    join(&mut swarm, A, &[1], ms(0));
+    swarm.availability_changed(A, &[7, u32::MAX], &[u32::MAX], &[u32::MAX, 0], ms(0));
+    let (id, ..) = requests(&mut swarm, ms(0))[0];
+    swarm.progressed(id, u64::MAX / 2, ms(1));
+    swarm.reset_unit(u32::MAX, ms(1));
+    swarm.handle_timeout(ms(0));
+    swarm.check();
+}

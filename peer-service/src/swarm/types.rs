@@ -1,0 +1,182 @@
+//! The words that the swarm and its driver share.
+
+use std::{ops::Range, time::Duration};
+
+/// Time since the transfer began. The driver reads the clock; the swarm never does.
+pub type Time = Duration;
+
+/// A peer, by a number of the driver's choosing. The same peer keeps its number when it leaves and comes back: that is what
+/// makes a ban last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerKey(pub u64);
+
+/// A request, minted by the swarm and never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub(super) u64);
+
+/// What the driver is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Ask this peer for this unit. Exactly one of `verified`, `corrupt` and `failed` answers it, unless it is cancelled.
+    Request {
+        /// What events about it name it by.
+        id: RequestId,
+        /// Whom to ask.
+        peer: PeerKey,
+        /// What for.
+        unit: u32,
+    },
+    /// Another peer was faster, or the request was taken back: drop it. Events that still name it are ignored.
+    Cancel {
+        /// The request.
+        id: RequestId,
+    },
+    /// This peer sent bytes that do not belong to the file. It is never asked again, and its other requests are cancelled.
+    Ban {
+        /// The liar.
+        peer: PeerKey,
+        /// The unit that did not verify.
+        unit: u32,
+    },
+    /// This peer failed too often with nothing good between: close its connections. `peer_joined` re-admits it.
+    Forget {
+        /// The dead.
+        peer: PeerKey,
+    },
+    /// Every unit is there. Comes once, and once more after each `reset_unit` that took one away.
+    Finished,
+}
+
+/// Why a request failed, apart from wrong bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// The peer has no room for it now.
+    Busy {
+        /// How long it says to wait.
+        retry_after: Option<Duration>,
+    },
+    /// The peer does not have this unit, whatever it announced.
+    NotAvailable,
+    /// The connection broke, or could not be made.
+    Disconnected,
+    /// The driver's own deadline passed.
+    TimedOut,
+    /// The peer will not serve this file at all, or breaks the protocol.
+    Refused,
+}
+
+/// Where a unit stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnitState {
+    /// Not here, and nobody is asked for it.
+    Missing,
+    /// This many peers are asked for it; at least one.
+    InFlight(u32),
+    /// Verified.
+    Have,
+}
+
+/// Where a peer stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerState {
+    /// What it has is not known yet.
+    Joining,
+    /// Has nothing that is needed and not asked for already.
+    Idle,
+    /// Sends, or is about to.
+    Active,
+    /// Silent for longer than its estimates allow: others may take over what it was asked for.
+    Stalled,
+    /// Left alone until then.
+    BackedOff {
+        /// When it will be asked again.
+        until: Time,
+    },
+    /// Sent bad bytes; never asked again.
+    Banned {
+        /// The unit that did not verify.
+        unit: u32,
+    },
+}
+
+/// A peer as `why` shows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeerView {
+    /// The peer.
+    pub key: PeerKey,
+    /// Where it stands.
+    pub state: PeerState,
+    /// Whether it has every unit.
+    pub complete: bool,
+    /// How many units it has.
+    pub units: u32,
+    /// How many of those are missing here and not asked for.
+    pub useful: u32,
+    /// Requests in flight.
+    pub requests: u32,
+    /// Requests the swarm would keep in flight now.
+    pub depth: u32,
+    /// Estimated throughput in bytes a second, once something arrived.
+    pub rate: Option<f64>,
+    /// Estimated time from a request to its first byte.
+    pub latency: Option<Duration>,
+    /// Bytes it sent, duplicates and bad ones included.
+    pub bytes: u64,
+    /// Bytes of units that it sent, verified and first.
+    pub verified_bytes: u64,
+    /// Its last failure, cleared by nothing: the driver shows it beside the state.
+    pub last_failure: Option<Failure>,
+}
+
+/// A run of units that are not here, alike in where they could come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingRun {
+    /// The units.
+    pub units: Range<u32>,
+    /// How many peers have all of them, banned ones left out.
+    pub providers: u32,
+    /// Whether somebody is asked for them now.
+    pub in_flight: bool,
+}
+
+/// Why nothing is asked for although the transfer is not finished.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StuckReason {
+    /// No peer is known.
+    NoPeers,
+    /// Every peer that is known sent bad bytes.
+    AllBanned,
+    /// Peers are there, but what they have is not known yet.
+    NoAvailability,
+    /// No peer has any of the units still missing.
+    NoProvider {
+        /// How many units are missing.
+        units: u32,
+    },
+    /// Everyone who has something needed is backed off; the first is tried again then.
+    BackedOff {
+        /// When.
+        until: Time,
+    },
+}
+
+/// What the transfer cost so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Bytes that arrived, of whatever worth.
+    pub received_bytes: u64,
+    /// Bytes of units that verified and were needed.
+    pub verified_bytes: u64,
+    /// Bytes that arrived for requests that lost a race or were taken back.
+    pub duplicate_bytes: u64,
+    /// Bytes of units that did not verify.
+    pub corrupt_bytes: u64,
+    /// Requests made.
+    pub requests: u64,
+    /// Requests made for a unit that another peer was already sending.
+    pub hedges: u64,
+    /// Requests taken from a slow peer and given to a faster one.
+    pub steals: u64,
+    /// Most bytes that were in flight at once.
+    pub peak_in_flight_bytes: u64,
+}

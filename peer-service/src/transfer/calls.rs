@@ -1,0 +1,246 @@
+//! One call of a running transfer: requests for units of one peer, from the question to verified bytes on disk.
+//!
+//! Invariant: each request ends in exactly one event, unless its token is cancelled; then in at most one.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use potluck_core::{Problem, Reason, proto::v1};
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{context::Context, link::Link, live::Live, receive::Assembly, target};
+use crate::{
+    limits::Limits,
+    swarm::{Failure, PeerKey, RequestId},
+};
+
+/// How long a peer may be silent in the middle of a stream. The swarm turns to others long before.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long the end of a stream may take after its last byte; past that it is dropped.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Bytes after which progress is reported: chunks are larger unless a peer sends crumbs.
+const PROGRESS_STEP: u64 = 64 * 1024;
+
+/// A request as a call carries it.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    /// What the swarm calls it.
+    pub(crate) id: RequestId,
+    /// What for.
+    pub(crate) unit: u32,
+    /// Cancelled when it is not wanted any more.
+    pub(crate) token: CancellationToken,
+}
+
+/// What came of requests.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// Bytes came, not verified.
+    Progress(u64),
+    /// Verified and written.
+    Verified,
+    /// Not what it should be; what was wrong.
+    Corrupt(String),
+    /// Verified, and could not be written.
+    NotWritten(Problem),
+    /// Did not come.
+    Failed(Failure, Problem),
+}
+
+/// Something that a call tells the driver.
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// Of whom.
+    pub(crate) peer: PeerKey,
+    /// Which request.
+    pub(crate) id: RequestId,
+    /// For which unit.
+    pub(crate) unit: u32,
+    /// What came of it.
+    pub(crate) outcome: Outcome,
+}
+
+/// Everything a call needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    pub(crate) context: Arc<Context>,
+    pub(crate) live: Arc<Live>,
+    /// The transfer's own limit.
+    pub(crate) own_limit: Limits,
+    pub(crate) peer: PeerKey,
+    pub(crate) link: Link,
+    pub(crate) told: mpsc::Sender<Told>,
+    /// Where what it starts is counted.
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Caller {
+    /// Asks for the units until each has come, failed or been cancelled.
+    pub(crate) async fn run(self, wanted: Vec<Wanted>) {
+        let mut rest = VecDeque::from(wanted);
+        let mut alone = false;
+        loop {
+            rest.retain(|wanted| !wanted.token.is_cancelled());
+            if rest.is_empty() || self.told.is_closed() {
+                return;
+            }
+            match self.call(&mut rest, alone).await {
+                Ended::Again => {}
+                Ended::OneByOne => alone = true,
+                Ended::All(failure, problem) => {
+                    for wanted in rest {
+                        self.tell(&wanted, Outcome::Failed(failure, problem.clone()))
+                            .await;
+                    }
+                    return;
+                }
+                Ended::Corrupt(what) => {
+                    // The ban that follows cancels the others.
+                    if let Some(wanted) = rest.pop_front() {
+                        self.tell(&wanted, Outcome::Corrupt(what)).await;
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn tell(&self, wanted: &Wanted, outcome: Outcome) {
+        let told = Told {
+            peer: self.peer,
+            id: wanted.id,
+            unit: wanted.unit,
+            outcome,
+        };
+        // Nobody listens any more: the transfer is over.
+        let _ = self.told.send(told).await;
+    }
+
+    /// One `Download` for all of `rest`, or for its first alone; takes from it what came.
+    async fn call(&self, rest: &mut VecDeque<Wanted>, alone: bool) -> Ended {
+        let count = if alone { 1 } else { rest.len() };
+        let units: Vec<u32> = rest.iter().take(count).map(|wanted| wanted.unit).collect();
+        let mut assembly = Assembly::new(self.live.part.plan(), &units);
+        let first = rest[0].token.clone();
+        // Dropping the call or the stream resets it at the other end: nothing is half taken.
+        let opened = tokio::select! {
+            () = first.cancelled() => return Ended::Again,
+            opened = self.link.download(assembly.request()) => opened,
+        };
+        let mut stream = match opened {
+            Ok(stream) => stream,
+            Err(problem) => return self.refused(rest, count > 1, problem).await,
+        };
+        let mut unreported = 0;
+        while let (Some(_), Some(wanted)) = (assembly.current(), rest.front().cloned()) {
+            let message = tokio::select! {
+                () = wanted.token.cancelled() => return Ended::Again,
+                message = tokio::time::timeout(IDLE_TIMEOUT, stream.message()) => message,
+            };
+            let chunk = match message {
+                Ok(Ok(Some(chunk))) => chunk,
+                Ok(Ok(None)) => {
+                    let problem = Problem::new(Reason::NotPotluck, "ended the stream before all was sent");
+                    return Ended::All(Failure::Refused, problem);
+                }
+                Ok(Err(status)) => return self.refused(rest, false, self.link.problem(status)).await,
+                Err(_) => {
+                    let problem = Problem::new(Reason::TimedOut, "fell silent in the middle of a unit");
+                    return Ended::All(Failure::TimedOut, problem);
+                }
+            };
+            let len = chunk.data.len() as u64;
+            self.own_limit.download().acquire(len).await;
+            self.context.limits.download().acquire(len).await;
+            let taken = match assembly.take(chunk.span, chunk.offset, &chunk.data) {
+                Ok(taken) => taken,
+                Err(error) => return Ended::Corrupt(error.to_string()),
+            };
+            unreported += len;
+            if unreported >= PROGRESS_STEP || taken.is_some() {
+                self.tell(&wanted, Outcome::Progress(unreported)).await;
+                unreported = 0;
+            }
+            if let Some((_, data)) = taken {
+                if assembly.current().is_none() && goes_on(&mut stream).await {
+                    return Ended::Corrupt("it sent more than was asked for".into());
+                }
+                rest.pop_front();
+                self.check(wanted, data).await;
+            }
+        }
+        Ended::Again
+    }
+
+    /// Verifies and writes on a thread for that, while the next unit comes in.
+    async fn check(&self, wanted: Wanted, data: Vec<u8>) {
+        let Ok(permit) = Arc::clone(&self.context.verifying).acquire_owned().await else {
+            return;
+        };
+        let (live, told, peer) = (Arc::clone(&self.live), self.told.clone(), self.peer);
+        self.tasks.spawn_blocking(move || {
+            let outcome = match live.checks.verify(wanted.unit, &data) {
+                false => Outcome::Corrupt(format!("unit {} failed verification", wanted.unit)),
+                // Another peer was faster: the bytes are there.
+                true if live.has(wanted.unit) => Outcome::Verified,
+                true => match live.part.write(wanted.unit, &data) {
+                    Ok(()) => Outcome::Verified,
+                    Err(error) => Outcome::NotWritten(target::problem(&live.part.target().path, &error)),
+                },
+            };
+            drop((data, permit));
+            let _ = told.blocking_send(Told {
+                peer,
+                id: wanted.id,
+                unit: wanted.unit,
+                outcome,
+            });
+        });
+    }
+
+    /// What a status means for the requests that are still open. `any`: it could speak of any of them.
+    async fn refused(&self, rest: &mut VecDeque<Wanted>, any: bool, problem: Problem) -> Ended {
+        let failure = match problem.reason {
+            Reason::Busy | Reason::RateLimited => Failure::Busy {
+                retry_after: problem.retry_after,
+            },
+            Reason::PieceNotAvailable | Reason::NotFound | Reason::FileChanged => Failure::NotAvailable,
+            Reason::TimedOut => Failure::TimedOut,
+            Reason::Unreachable | Reason::Cancelled | Reason::ShuttingDown => Failure::Disconnected,
+            _ => Failure::Refused,
+        };
+        if failure == Failure::NotAvailable {
+            if any {
+                return Ended::OneByOne;
+            }
+            // Only the unit that was being sent: the others may be there.
+            if let Some(wanted) = rest.pop_front() {
+                self.tell(&wanted, Outcome::Failed(failure, problem)).await;
+            }
+            return Ended::Again;
+        }
+        Ended::All(failure, problem)
+    }
+}
+
+/// Whether the stream has another message where it should end.
+async fn goes_on(stream: &mut tonic::Streaming<v1::DownloadResponse>) -> bool {
+    matches!(
+        tokio::time::timeout(END_TIMEOUT, stream.message()).await,
+        Ok(Ok(Some(_)))
+    )
+}
+
+/// How a call ended.
+enum Ended {
+    /// Ask again for what is left, if anything is.
+    Again,
+    /// One of them cannot be had, and it is not said which.
+    OneByOne,
+    /// What is left will not come.
+    All(Failure, Problem),
+    /// The peer breaks the rules.
+    Corrupt(String),
+}

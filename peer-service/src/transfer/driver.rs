@@ -1,0 +1,315 @@
+//! The driver of one running transfer: carries out what the swarm decides, and tells it what happens.
+//!
+//! Invariant: one task owns the swarm; everything else talks to it through bounded channels and never waits for it while holding
+//! anything. A unit counts only after it was verified and written.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use potluck_core::{Problem, Reason};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    calls::{Caller, Outcome, Told, Wanted},
+    context::{Context, blocking},
+    link::Availability,
+    live::Live,
+    peers::{PeerEvent, Peers},
+    sources::Sources,
+};
+use crate::{
+    limits::Limits,
+    swarm::{Action, PeerKey, RequestId, Swarm},
+};
+
+/// How often the transfer's view is renewed.
+const REPORT: Duration = Duration::from_millis(200);
+
+/// How often a full disk is looked at again.
+pub(crate) const DISK_RETRY: Duration = Duration::from_secs(3);
+
+/// Events that may wait for the driver.
+pub(crate) const EVENTS: usize = 1024;
+
+/// Most bytes asked for in one call; larger units go alone.
+const CALL_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Most spans in one call, as the contract has it.
+const CALL_SPANS: usize = 4096;
+
+/// See the module.
+pub(crate) struct Driver<'a> {
+    pub(crate) context: Arc<Context>,
+    pub(crate) live: Arc<Live>,
+    pub(crate) swarm: Swarm,
+    pub(crate) peers: Peers,
+    pub(crate) sources: watch::Receiver<Sources>,
+    pub(crate) own_limit: Limits,
+    pub(crate) start: Instant,
+    pub(crate) stop: &'a CancellationToken,
+    /// Told at every report, and at once when something is wrong.
+    pub(crate) report: Box<dyn FnMut(&Swarm, &Peers, Option<Problem>) + Send + 'a>,
+    /// Called once, when there is something to serve.
+    pub(crate) first_unit: Option<Box<dyn FnOnce() + Send + 'a>>,
+    /// Open requests.
+    pub(crate) requests: HashMap<RequestId, (PeerKey, u32, CancellationToken)>,
+    /// The disk is full: nothing is asked for until there is room.
+    pub(crate) full: Option<Problem>,
+    /// The tasks of this transfer's calls: over before its bytes are given their name.
+    pub(crate) calls: TaskTracker,
+    /// What a banned peer did, until its ban arrives.
+    pub(crate) lies: HashMap<PeerKey, String>,
+}
+
+impl Driver<'_> {
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Runs until all units are there (true) or it is stopped (false).
+    ///
+    /// # Errors
+    /// Where units cannot be written and waiting does not help.
+    pub(crate) async fn run(
+        &mut self,
+        mut peer_events: mpsc::Receiver<(PeerKey, PeerEvent)>,
+    ) -> Result<bool, Problem> {
+        let (tell, mut told) = mpsc::channel(EVENTS);
+        let mut report = tokio::time::interval(REPORT);
+        let mut disk = tokio::time::interval(DISK_RETRY);
+        let list = Arc::clone(&self.sources.borrow_and_update().list);
+        self.peers.reconcile(&list);
+        loop {
+            if self.act(&tell) {
+                return Ok(true);
+            }
+            let timeout = self.swarm.poll_timeout().map(|at| self.start + at);
+            // Each arm is cancel-safe: channels and timers lose nothing when another arm is taken.
+            tokio::select! {
+                () = self.stop.cancelled() => return Ok(false),
+                Some(event) = told.recv() => {
+                    self.on_told(event)?;
+                    while let Ok(event) = told.try_recv() {
+                        self.on_told(event)?;
+                    }
+                }
+                Some((peer, event)) = peer_events.recv() => self.on_peer(peer, event),
+                Ok(()) = self.sources.changed() => {
+                    let list = Arc::clone(&self.sources.borrow_and_update().list);
+                    self.peers.reconcile(&list);
+                }
+                _ = report.tick() => (self.report)(&self.swarm, &self.peers, self.full.clone()),
+                _ = disk.tick(), if self.full.is_some() => self.look_at_disk().await,
+                () = sleep_until(timeout) => {
+                    let now = self.now();
+                    self.swarm.handle_timeout(now);
+                }
+            }
+        }
+    }
+
+    /// A last look at how it stands.
+    pub(crate) fn last_report(&mut self) {
+        (self.report)(&self.swarm, &self.peers, None);
+    }
+
+    /// Does what the swarm wants; true once it is finished.
+    fn act(&mut self, tell: &mpsc::Sender<Told>) -> bool {
+        if self.full.is_some() {
+            return false;
+        }
+        let now = self.now();
+        let mut calls: Vec<(PeerKey, Vec<Wanted>, u64, usize)> = Vec::new();
+        let mut finished = false;
+        while let Some(action) = self.swarm.poll_action(now) {
+            match action {
+                Action::Request { id, peer, unit } => {
+                    let token = self.stop.child_token();
+                    self.requests.insert(id, (peer, unit, token.clone()));
+                    let plan = self.live.part.plan();
+                    let (bytes, spans) = (plan.unit_len(unit), plan.spans(unit).count());
+                    let wanted = Wanted { id, unit, token };
+                    let fits = |call: &&mut (PeerKey, Vec<Wanted>, u64, usize)| {
+                        call.0 == peer && call.2 + bytes <= CALL_BYTES && call.3 + spans <= CALL_SPANS
+                    };
+                    match calls.iter_mut().rev().find(fits) {
+                        Some(call) => {
+                            call.1.push(wanted);
+                            call.2 += bytes;
+                            call.3 += spans;
+                        }
+                        None => calls.push((peer, vec![wanted], bytes, spans)),
+                    }
+                    self.live.update(|units| units.fetching.set(unit, true));
+                }
+                Action::Cancel { id } => self.close(id),
+                Action::Ban { peer, unit } => {
+                    let what = self
+                        .lies
+                        .remove(&peer)
+                        .unwrap_or_else(|| format!("unit {unit} failed verification"));
+                    if let Some(known) = self.peers.get(peer) {
+                        let address = &known.source.address;
+                        tracing::warn!(file = %self.live.record.id.short(), peer = %address, unit, what, "banned a peer");
+                    }
+                    self.peers.ban(peer, what);
+                }
+                Action::Forget { peer } => self.peers.restart(peer),
+                Action::Finished => finished = true,
+            }
+        }
+        for (peer, mut wanted, _, _) in calls {
+            wanted.retain(|wanted| !wanted.token.is_cancelled());
+            self.call(peer, wanted, tell);
+        }
+        finished || self.swarm.is_finished()
+    }
+
+    fn call(&mut self, peer: PeerKey, wanted: Vec<Wanted>, tell: &mpsc::Sender<Told>) {
+        let Some(link) = self.peers.get(peer).and_then(|known| known.link.clone()) else {
+            let now = self.now();
+            for wanted in wanted {
+                self.close(wanted.id);
+                self.swarm
+                    .failed(wanted.id, crate::swarm::Failure::Disconnected, now);
+            }
+            return;
+        };
+        let caller = Caller {
+            context: Arc::clone(&self.context),
+            live: Arc::clone(&self.live),
+            own_limit: self.own_limit.clone(),
+            peer,
+            link,
+            told: tell.clone(),
+            tasks: self.calls.clone(),
+        };
+        self.calls.spawn(caller.run(wanted));
+    }
+
+    /// A request is over: its call drops it, and its unit may no longer be on its way.
+    fn close(&mut self, id: RequestId) {
+        let Some((_, unit, token)) = self.requests.remove(&id) else {
+            return;
+        };
+        token.cancel();
+        let others = self.requests.values().any(|(_, other, _)| *other == unit);
+        if !others {
+            self.live.update(|units| units.fetching.set(unit, false));
+        }
+    }
+
+    fn on_told(&mut self, told: Told) -> Result<(), Problem> {
+        let now = self.now();
+        match told.outcome {
+            Outcome::Progress(bytes) => self.swarm.progressed(told.id, bytes, now),
+            Outcome::Verified => {
+                // Of use even if the race was lost meanwhile: the bytes are there. The swarm counts them once.
+                if self.swarm.verified(told.id, now) {
+                    let len = self.live.part.plan().unit_len(told.unit);
+                    self.context.downloaded.fetch_add(len, Ordering::Relaxed);
+                    self.live.update(|units| units.have.set(told.unit, true));
+                    if let Some(first) = self.first_unit.take() {
+                        first();
+                    }
+                }
+                self.close(told.id);
+            }
+            Outcome::Corrupt(what) => {
+                self.lies.entry(told.peer).or_insert(what);
+                self.swarm.corrupt(told.id, now);
+                self.close(told.id);
+            }
+            Outcome::NotWritten(problem) => {
+                // It was good, and is nobody's fault: counted, then taken back.
+                if self.swarm.verified(told.id, now) {
+                    self.swarm.reset_unit(told.unit, now);
+                }
+                self.close(told.id);
+                if problem.reason != Reason::DiskFull {
+                    return Err(problem);
+                }
+                if self.full.is_none() {
+                    tracing::warn!(file = %self.live.record.id.short(), %problem, "waiting for room on the disk");
+                    (self.report)(&self.swarm, &self.peers, Some(problem.clone()));
+                    self.full = Some(problem);
+                }
+            }
+            Outcome::Failed(failure, problem) => {
+                tracing::debug!(file = %self.live.record.id.short(), unit = told.unit, %problem, "a request failed");
+                self.peers.note(told.peer, problem.message);
+                self.swarm.failed(told.id, failure, now);
+                self.close(told.id);
+            }
+        }
+        Ok(())
+    }
+
+    fn on_peer(&mut self, key: PeerKey, event: PeerEvent) {
+        let now = self.now();
+        match event {
+            PeerEvent::Joined(link) => {
+                if self.peers.joined(key, link) {
+                    self.swarm.peer_joined(key, now);
+                }
+            }
+            PeerEvent::Availability(Availability::Snapshot(units)) => {
+                self.swarm.availability(key, &units, now)
+            }
+            PeerEvent::Availability(Availability::Change {
+                have,
+                fetching,
+                abandoned,
+            }) => {
+                self.swarm
+                    .availability_changed(key, &have, &fetching, &abandoned, now);
+            }
+            PeerEvent::Lost(problem) => {
+                tracing::debug!(file = %self.live.record.id.short(), %problem, "a peer is not connected");
+                self.swarm.peer_left(key, now);
+                self.peers.lost(key, &problem);
+                self.close_requests_of(key);
+            }
+            PeerEvent::Useless(problem) => {
+                self.swarm.peer_left(key, now);
+                self.close_requests_of(key);
+                match problem.reason {
+                    Reason::VerificationFailed => {
+                        tracing::warn!(file = %self.live.record.id.short(), %problem, "banned a peer");
+                        self.peers.ban(key, problem.message);
+                    }
+                    _ => self.peers.forget(key),
+                }
+            }
+        }
+    }
+
+    fn close_requests_of(&mut self, key: PeerKey) {
+        let open = self.requests.iter().filter(|(_, (peer, ..))| *peer == key);
+        let open: VecDeque<RequestId> = open.map(|(&id, _)| id).collect();
+        open.into_iter().for_each(|id| self.close(id));
+    }
+
+    /// Goes on where the disk has room for a few units again.
+    async fn look_at_disk(&mut self) {
+        let part = Arc::clone(&self.live.part);
+        if blocking(move || part.has_room()).await.is_ok_and(|room| room) {
+            tracing::info!(file = %self.live.record.id.short(), "there is room on the disk again");
+            self.full = None;
+        }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,206 @@
+//! What stands at the target already: if it is what was asked for, the transfer is done; anything else is left alone.
+
+use std::{
+    fs::{self, File},
+    io::{self, ErrorKind},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    sync::Arc,
+};
+
+use potluck_core::{
+    FileId, Problem, hash,
+    index_client::Kind,
+    manifest::{Content, Entry, Manifest},
+    merkle::FileTree,
+    plan::Plan,
+};
+
+use super::{
+    context::{Context, blocking},
+    report::Reporter,
+    resume::Resume,
+    target::{self, Target},
+    verify::Checks,
+};
+
+/// Mode bits that let somebody execute a file.
+const ANY_EXECUTE: u32 = 0o111;
+
+/// The target, knowing what is fetched: a folder that is there is the collection's own where it has its content or an unfinished
+/// download of it, otherwise the collection goes inside.
+pub(crate) fn resolve(
+    id: FileId,
+    asked: Option<&Path>,
+    name: &str,
+    files: &Path,
+    manifest: Option<&Manifest>,
+) -> Result<Target, Problem> {
+    if let (Some(asked), Some(manifest)) = (asked, manifest)
+        && asked.is_dir()
+    {
+        target::check(asked)?;
+        let own = Target {
+            path: asked.to_owned(),
+        };
+        let begun = Resume::load(&own.state())
+            .ok()
+            .flatten()
+            .is_some_and(|state| state.id == id);
+        if begun || (!manifest.entries.is_empty() && looks_like(asked, manifest)) {
+            return Ok(own);
+        }
+    }
+    Target::resolve(asked, name, files)
+}
+
+/// Whether the file is at `path` already. What is there and verifies is shared like a download.
+///
+/// # Errors
+/// `TARGET_EXISTS` where something else is there; `VERIFICATION_FAILED` is for the caller's claim.
+pub(crate) async fn file(
+    context: &Context,
+    id: FileId,
+    path: &Path,
+    reporter: &Reporter,
+) -> Result<bool, Problem> {
+    let (library, owned, threads) = (context.library.clone(), path.to_owned(), context.hash_threads);
+    let found = blocking(move || {
+        let metadata = match fs::symlink_metadata(&owned) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(target::problem(&owned, &error)),
+            // Through a link that somebody made on purpose.
+            Ok(_) => fs::metadata(&owned).map_err(|_| target::exists(&owned))?,
+        };
+        if !metadata.is_file() {
+            return Err(target::exists(&owned));
+        }
+        if library
+            .locate(&id)
+            .is_some_and(|here| fs::canonicalize(&owned).is_ok_and(|path| path == here))
+        {
+            return Ok(Some((metadata.len(), None)));
+        }
+        let tree =
+            File::open(&owned).and_then(|file| hash::hash_file(&file, metadata.len(), threads, &|_| {}));
+        match tree {
+            Ok(tree) if tree.id() == id => Ok(Some((metadata.len(), Some(tree)))),
+            _ => Err(target::exists(&owned)),
+        }
+    })
+    .await??;
+    let Some((size, tree)) = found else {
+        return Ok(false);
+    };
+    reporter.found(Kind::File, size);
+    if let Some(tree) = tree
+        && let Err(problem) = context.library.adopt_file(path.to_owned(), tree, None).await
+    {
+        tracing::warn!(path = %path.display(), %problem, "was there already, and could not be shared");
+    }
+    Ok(true)
+}
+
+/// Whether the folder at `path` has everything that the manifest lists, as it lists it.
+///
+/// # Errors
+/// `TARGET_EXISTS` where something else is there.
+pub(crate) async fn folder(
+    context: &Context,
+    path: &Path,
+    manifest: &Arc<Manifest>,
+    reporter: &Reporter,
+) -> Result<bool, Problem> {
+    let (owned, listed) = (path.to_owned(), Arc::clone(manifest));
+    let found = blocking(move || {
+        match fs::symlink_metadata(&owned) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(target::problem(&owned, &error)),
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => return Err(target::exists(&owned)),
+        }
+        if !looks_like(&owned, &listed) {
+            return Err(target::exists(&owned));
+        }
+        let plan = Arc::new(Plan::collection(&listed));
+        match verified(&owned, &listed, &plan) {
+            Ok(trees) => Ok(Some((plan.total(), trees))),
+            Err(_) => Err(target::exists(&owned)),
+        }
+    })
+    .await??;
+    let Some((size, trees)) = found else {
+        return Ok(false);
+    };
+    reporter.found(Kind::Collection, size);
+    let adopted = context
+        .library
+        .adopt_collection(path.to_owned(), Arc::clone(manifest), trees)
+        .await;
+    if let Err(problem) = adopted {
+        tracing::warn!(path = %path.display(), %problem, "was there already, and could not be shared");
+    }
+    Ok(true)
+}
+
+/// Whether every entry is there with the right type, size, mode and link, told without reading any file.
+fn looks_like(root: &Path, manifest: &Manifest) -> bool {
+    manifest.entries.iter().all(|entry| {
+        let path = root.join(entry.path.to_path_buf());
+        let Ok(metadata) = fs::symlink_metadata(&path) else {
+            return false;
+        };
+        match &entry.content {
+            Content::EmptyDirectory => metadata.is_dir(),
+            Content::Link { target } => fs::read_link(&path).is_ok_and(|there| there == Path::new(target)),
+            Content::File { size, executable, .. } => {
+                let mode = metadata.permissions().mode();
+                metadata.is_file() && metadata.len() == *size && (mode & ANY_EXECUTE != 0) == *executable
+            }
+        }
+    })
+}
+
+/// The trees of all files of the plan, after hashing every path of each.
+fn verified(root: &Path, manifest: &Manifest, plan: &Plan) -> io::Result<Vec<FileTree>> {
+    plan.files()
+        .iter()
+        .map(|planned| {
+            let mut tree = None;
+            for &entry in &planned.entries {
+                let found = hash_entry(root, &manifest.entries[entry], planned.size)?;
+                if found.id() != planned.id {
+                    return Err(ErrorKind::InvalidData.into());
+                }
+                tree = Some(found);
+            }
+            tree.ok_or_else(|| ErrorKind::InvalidData.into())
+        })
+        .collect()
+}
+
+fn hash_entry(root: &Path, entry: &Entry, size: u64) -> io::Result<FileTree> {
+    let file = File::open(root.join(entry.path.to_path_buf()))?;
+    hash::hash_file(&file, size, 1, &|_| {})
+}
+
+/// The trees of all files of a collection that has just been put in its place: from what verified on the way, or by hashing what
+/// an earlier run fetched.
+pub(crate) fn trees(
+    checks: &Checks,
+    plan: &Plan,
+    manifest: &Manifest,
+    root: &Path,
+) -> io::Result<Vec<FileTree>> {
+    plan.files()
+        .iter()
+        .enumerate()
+        .map(
+            |(index, planned)| match (checks.tree(index), planned.entries.first()) {
+                (Some(tree), _) => Ok(tree.clone()),
+                (None, Some(&entry)) => hash_entry(root, &manifest.entries[entry], planned.size),
+                (None, None) => Err(ErrorKind::InvalidInput.into()),
+            },
+        )
+        .collect()
+}

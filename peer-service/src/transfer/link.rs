@@ -1,0 +1,252 @@
+//! One other peer, as a client of its PeerService: domain types out, every wait bounded, nothing it says believed further than
+//! this file can check.
+
+use std::{future::Future, time::Duration};
+
+use futures_util::{Stream, StreamExt as _};
+use potluck_core::{
+    FileId, FileLayout, PeerId, Problem, Reason,
+    index_client::{Address, FileRecord},
+    merkle::Hash,
+    proto::v1::{self, peer_service_client::PeerServiceClient},
+    transport::{Endpoint, MAX_MESSAGE},
+};
+use tonic::{Status, Streaming, transport::Channel};
+
+use crate::{bits::Bits, offer::Units};
+
+/// How long a peer may take to answer a call, and to send the next message of a stream that it owes.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long all piece hashes of a file may take: 128 KiB for most files, a few MiB for the largest.
+const HASHES_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A peer that answered. Cheap to clone.
+///
+/// Bulk data has a connection of its own, so that small calls never wait behind it.
+#[derive(Debug, Clone)]
+pub(crate) struct Link {
+    endpoint: Endpoint,
+    control: PeerServiceClient<Channel>,
+    data: PeerServiceClient<Channel>,
+}
+
+/// What a peer says of a file.
+#[derive(Debug, Clone)]
+pub(crate) struct Described {
+    /// The file; its id was checked against what was asked for.
+    pub(crate) record: FileRecord,
+    /// The peer's label; hostile.
+    pub(crate) name: String,
+    /// Who it says it is.
+    pub(crate) peer: PeerId,
+}
+
+/// A change of what a peer has.
+#[derive(Debug, Clone)]
+pub(crate) enum Availability {
+    /// All of it.
+    Snapshot(Units),
+    /// What is different.
+    Change {
+        /// Now there.
+        have: Vec<u32>,
+        /// Now being fetched.
+        fetching: Vec<u32>,
+        /// No longer being fetched.
+        abandoned: Vec<u32>,
+    },
+}
+
+impl Link {
+    /// Connects to the peer at this address.
+    ///
+    /// # Errors
+    /// [`Reason::Unreachable`], [`Reason::InvalidAddress`].
+    pub(crate) async fn open(address: &Address) -> Result<Self, Problem> {
+        let endpoint: Endpoint = address.to_string().parse()?;
+        let control = client(endpoint.connect().await?);
+        let data = client(endpoint.lazy());
+        Ok(Self {
+            endpoint,
+            control,
+            data,
+        })
+    }
+
+    async fn call<T>(
+        &self,
+        answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T, Problem> {
+        match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+            Ok(told) => told
+                .map(tonic::Response::into_inner)
+                .map_err(|status| self.endpoint.problem(status, "peer")),
+            Err(_) => Err(self.silent()),
+        }
+    }
+
+    fn silent(&self) -> Problem {
+        Problem::new(
+            Reason::TimedOut,
+            format!(
+                "the peer at {} did not answer within {ANSWER_TIMEOUT:?}",
+                self.endpoint
+            ),
+        )
+    }
+
+    fn liar(&self, what: &str) -> Problem {
+        Problem::new(
+            Reason::VerificationFailed,
+            format!("the peer at {} {what}", self.endpoint),
+        )
+    }
+
+    /// What the peer knows of a file.
+    ///
+    /// # Errors
+    /// As `PeerService.Describe`; [`Reason::VerificationFailed`] where size and root do not give the id.
+    pub(crate) async fn describe(&self, id: FileId) -> Result<Described, Problem> {
+        let request = v1::DescribeRequest {
+            file_id: id.to_bytes(),
+        };
+        let told = self.call(self.control.clone().describe(request)).await?;
+        let record = FileRecord::try_from(told.file.unwrap_or_default())
+            .map_err(|problem| self.liar(&format!("described the file falsely: {problem}")))?;
+        if record.id != id {
+            return Err(self.liar("described another file"));
+        }
+        let peer = PeerId::try_from(told.peer_id.as_ref()).map_err(|_| self.liar("has no peer id"))?;
+        Ok(Described {
+            record,
+            name: told.name,
+            peer,
+        })
+    }
+
+    /// The piece layer of a file of this size, not verified.
+    ///
+    /// # Errors
+    /// As `PeerService.GetPieceHashes`; [`Reason::VerificationFailed`] where the list has gaps or is too long or short.
+    pub(crate) async fn piece_hashes(&self, id: FileId, size: u64) -> Result<Vec<Hash>, Problem> {
+        let count = FileLayout::new(size).map_or(0, |layout| layout.piece_count()) as usize;
+        let request = v1::GetPieceHashesRequest {
+            file_id: id.to_bytes(),
+            first_piece: 0,
+            count: 0,
+        };
+        let receive = async {
+            let mut stream = self.call(self.control.clone().get_piece_hashes(request)).await?;
+            let mut layer: Vec<Hash> = Vec::new();
+            while let Some(run) = self.next(&mut stream).await? {
+                let (hashes, rest) = run.hashes.as_chunks::<32>();
+                if run.first_piece as usize != layer.len() || !rest.is_empty() || hashes.is_empty() {
+                    return Err(self.liar("sent piece hashes with gaps"));
+                }
+                if layer.len() + hashes.len() > count {
+                    return Err(self.liar("sent more piece hashes than the file has pieces"));
+                }
+                layer.extend_from_slice(hashes);
+            }
+            match layer.len() == count {
+                true => Ok(layer),
+                false => Err(self.liar("sent fewer piece hashes than the file has pieces")),
+            }
+        };
+        tokio::time::timeout(HASHES_TIMEOUT, receive)
+            .await
+            .unwrap_or_else(|_| Err(self.silent()))
+    }
+
+    /// The next message that the peer owes.
+    async fn next<T>(&self, stream: &mut Streaming<T>) -> Result<Option<T>, Problem> {
+        match tokio::time::timeout(ANSWER_TIMEOUT, stream.message()).await {
+            Ok(message) => message.map_err(|status| self.endpoint.problem(status, "peer")),
+            Err(_) => Err(self.silent()),
+        }
+    }
+
+    /// Streams which of `units` units the peer has; the first item is a snapshot, owed within [`ANSWER_TIMEOUT`].
+    ///
+    /// # Errors
+    /// As `PeerService.WatchAvailability`, at once or as an item; [`Reason::VerificationFailed`] where it speaks of another number of
+    /// units.
+    pub(crate) async fn availability(
+        &self,
+        id: FileId,
+        units: u32,
+    ) -> Result<impl Stream<Item = Result<Availability, Problem>> + Send + use<>, Problem> {
+        let request = v1::WatchAvailabilityRequest {
+            file_id: id.to_bytes(),
+        };
+        let mut stream = self
+            .call(self.control.clone().watch_availability(request))
+            .await?;
+        let Some(first) = self.next(&mut stream).await? else {
+            return Err(self.liar("told nothing of what it has"));
+        };
+        let link = self.clone();
+        let rest = stream.map(move |event| event.map_err(|status| link.endpoint.problem(status, "peer")));
+        let link = self.clone();
+        let events = futures_util::stream::iter([Ok(first)]).chain(rest);
+        Ok(events.map(move |event| link.understand(event?, units)))
+    }
+
+    fn understand(&self, event: v1::WatchAvailabilityResponse, units: u32) -> Result<Availability, Problem> {
+        use v1::watch_availability_response::Event;
+        match event.event {
+            Some(Event::Snapshot(told)) => {
+                if told.units != units {
+                    return Err(self.liar(&format!("speaks of {} units, there are {units}", told.units)));
+                }
+                if told.complete {
+                    return Ok(Availability::Snapshot(Units {
+                        have: Bits::full(units),
+                        fetching: Bits::new(units),
+                    }));
+                }
+                let bits = |bytes: &[u8]| match bytes.is_empty() {
+                    true => Some(Bits::new(units)),
+                    false => Bits::from_bytes(units, bytes),
+                };
+                match (bits(&told.have), bits(&told.fetching)) {
+                    (Some(have), Some(fetching)) => Ok(Availability::Snapshot(Units { have, fetching })),
+                    _ => Err(self.liar("sent a bitfield of the wrong length")),
+                }
+            }
+            Some(Event::Change(change)) => {
+                let inside = |list: Vec<u32>| list.into_iter().filter(|&unit| unit < units).collect();
+                Ok(Availability::Change {
+                    have: inside(change.have),
+                    fetching: inside(change.fetching),
+                    abandoned: inside(change.abandoned),
+                })
+            }
+            None => Err(self.liar("sent an event without content")),
+        }
+    }
+
+    /// Asks for spans; the answer's chunks are not checked.
+    ///
+    /// # Errors
+    /// As `PeerService.Download`.
+    pub(crate) async fn download(
+        &self,
+        spans: Vec<v1::Span>,
+    ) -> Result<Streaming<v1::DownloadResponse>, Problem> {
+        self.call(self.data.clone().download(v1::DownloadRequest { spans }))
+            .await
+    }
+
+    /// What a status that ended a stream of this peer means.
+    pub(crate) fn problem(&self, status: Status) -> Problem {
+        self.endpoint.problem(status, "peer")
+    }
+}
+
+fn client(channel: Channel) -> PeerServiceClient<Channel> {
+    PeerServiceClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE)
+}

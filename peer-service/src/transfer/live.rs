@@ -1,0 +1,275 @@
+//! A running transfer as others see it: what it can serve already.
+//!
+//! Invariant: a range is served only if every unit that covers it was verified and written.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Write as _},
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use potluck_core::{
+    FileId, FileLayout, Problem, Reason, Root,
+    index_client::{FileRecord, Kind},
+    merkle::{FileTree, Hash},
+};
+use tokio::sync::watch;
+
+use super::{part::Part, verify::Checks};
+use crate::{
+    bits::Bits,
+    offer::{Offer, Units},
+};
+
+/// What the driver of a transfer and those who serve from it share.
+#[derive(Debug)]
+pub(crate) struct Live {
+    /// The file, or the collection's manifest.
+    pub(crate) record: FileRecord,
+    /// Its label.
+    pub(crate) name: String,
+    /// Its bytes.
+    pub(crate) part: Arc<Part>,
+    /// What they are checked against.
+    pub(crate) checks: Arc<Checks>,
+    /// Of a collection, its manifest.
+    manifest: Option<ManifestFile>,
+    /// Place in the plan by id, for a collection's files.
+    files: HashMap<FileId, usize>,
+    units: Mutex<Units>,
+    version: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct ManifestFile {
+    tree: FileTree,
+    file: Arc<File>,
+}
+
+impl Live {
+    /// A transfer that has `have` already. `manifest`: a collection's encoded manifest with its tree.
+    ///
+    /// # Errors
+    /// Where there is no room for a temporary file with the manifest.
+    pub(crate) fn new(
+        record: FileRecord,
+        name: String,
+        part: Arc<Part>,
+        checks: Arc<Checks>,
+        manifest: Option<(FileTree, &[u8])>,
+        have: Bits,
+    ) -> io::Result<Self> {
+        let manifest = match manifest {
+            Some((tree, bytes)) => {
+                let mut file = tempfile::tempfile()?;
+                file.write_all(bytes)?;
+                Some(ManifestFile {
+                    tree,
+                    file: Arc::new(file),
+                })
+            }
+            None => None,
+        };
+        let planned = part.plan().files().iter().enumerate();
+        let files = match manifest {
+            Some(_) => planned.map(|(index, file)| (file.id, index)).collect(),
+            None => HashMap::new(),
+        };
+        let units = Units {
+            fetching: Bits::new(have.len()),
+            have,
+        };
+        Ok(Self {
+            record,
+            name,
+            part,
+            checks,
+            manifest,
+            files,
+            units: Mutex::new(units),
+            version: watch::Sender::new(0),
+        })
+    }
+
+    fn units(&self) -> MutexGuard<'_, Units> {
+        self.units.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what there is, and tells those who watch if anything did.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Units) -> bool) {
+        let changed = change(&mut self.units());
+        if changed {
+            self.version.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// The units verified by now.
+    pub(crate) fn have(&self) -> Bits {
+        self.units().have.clone()
+    }
+
+    /// Whether this unit was verified and written.
+    pub(crate) fn has(&self, unit: u32) -> bool {
+        self.units().have.get(unit)
+    }
+
+    /// What this transfer can serve under this id.
+    pub(crate) fn offer(self: &Arc<Self>, id: &FileId) -> Option<Arc<dyn Offer>> {
+        if *id == self.record.id {
+            return Some(Arc::new(Whole(Arc::clone(self))));
+        }
+        let index = *self.files.get(id)?;
+        Some(Arc::new(Inner {
+            live: Arc::clone(self),
+            index,
+        }))
+    }
+
+    /// The file at this place of the plan, for reading bytes that are all verified.
+    fn open(&self, index: usize, range: Range<u64>) -> Result<Arc<File>, Problem> {
+        let mut units = self.part.plan().units_of(index, range);
+        let have = self.units();
+        let all = units.all(|unit| have.have.get(unit));
+        drop(have);
+        if !all {
+            return Err(Problem::new(
+                Reason::PieceNotAvailable,
+                "not all of this range is verified here yet",
+            ));
+        }
+        self.part.file(index).map_err(|error| {
+            tracing::warn!(path = %self.part.target().part().display(), %error, "cannot read what was fetched");
+            Problem::new(Reason::FileChanged, "the file cannot be read here any more")
+        })
+    }
+}
+
+/// The transfer's own file or collection.
+#[derive(Debug)]
+struct Whole(Arc<Live>);
+
+impl Offer for Whole {
+    fn record(&self) -> FileRecord {
+        self.0.record
+    }
+
+    fn name(&self) -> String {
+        self.0.name.clone()
+    }
+
+    fn piece_hashes(&self) -> Result<Arc<[Hash]>, Problem> {
+        match &self.0.manifest {
+            Some(manifest) => Ok(manifest.tree.piece_hashes.clone().into()),
+            None => layer(&self.0.checks, 0, self.0.record.size),
+        }
+    }
+
+    fn units(&self) -> Units {
+        self.0.units().clone()
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.0.version.subscribe())
+    }
+
+    fn open(&self, range: Range<u64>) -> Result<Arc<File>, Problem> {
+        match &self.0.manifest {
+            Some(manifest) => Ok(Arc::clone(&manifest.file)),
+            None => self.0.open(0, range),
+        }
+    }
+
+    fn check(&self, _file: &File) -> Result<(), Problem> {
+        Ok(())
+    }
+}
+
+/// One file of a collection that is being fetched.
+#[derive(Debug)]
+struct Inner {
+    live: Arc<Live>,
+    index: usize,
+}
+
+impl Offer for Inner {
+    fn record(&self) -> FileRecord {
+        let planned = &self.live.part.plan().files()[self.index];
+        let root = self
+            .live
+            .checks
+            .tree(self.index)
+            .map_or(Root([0; 32]), |tree| tree.root);
+        FileRecord {
+            id: planned.id,
+            size: planned.size,
+            root,
+            sha256: None,
+            kind: Kind::File,
+        }
+    }
+
+    fn name(&self) -> String {
+        self.live.name.clone()
+    }
+
+    fn piece_hashes(&self) -> Result<Arc<[Hash]>, Problem> {
+        layer(
+            &self.live.checks,
+            self.index,
+            self.live.part.plan().files()[self.index].size,
+        )
+    }
+
+    fn units(&self) -> Units {
+        let plan = self.live.part.plan();
+        let size = plan.files()[self.index].size;
+        let Some(layout) = FileLayout::new(size) else {
+            return Units {
+                have: Bits::new(0),
+                fetching: Bits::new(0),
+            };
+        };
+        let mut units = Units {
+            have: Bits::new(layout.piece_count()),
+            fetching: Bits::new(layout.piece_count()),
+        };
+        let all = self.live.units();
+        for piece in layout.pieces() {
+            let mut covering = plan.units_of(self.index, layout.range(piece));
+            units
+                .have
+                .set(piece.get(), covering.clone().all(|unit| all.have.get(unit)));
+            units
+                .fetching
+                .set(piece.get(), covering.any(|unit| all.fetching.get(unit)));
+        }
+        units
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.live.version.subscribe())
+    }
+
+    fn open(&self, range: Range<u64>) -> Result<Arc<File>, Problem> {
+        self.live.open(self.index, range)
+    }
+
+    fn check(&self, _file: &File) -> Result<(), Problem> {
+        Ok(())
+    }
+}
+
+fn layer(checks: &Checks, file: usize, size: u64) -> Result<Arc<[Hash]>, Problem> {
+    if FileLayout::new(size).is_some_and(|layout| layout.piece_count() < 2) {
+        return Ok(Arc::new([]));
+    }
+    match checks.tree(file) {
+        Some(tree) => Ok(tree.piece_hashes.clone().into()),
+        None => Err(Problem::new(
+            Reason::PieceNotAvailable,
+            "the piece hashes are not known here yet",
+        )),
+    }
+}

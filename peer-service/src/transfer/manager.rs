@@ -1,0 +1,525 @@
+//! All transfers of a peer: begun, joined, paused, resumed, cancelled, and taken up again after a restart.
+//!
+//! Invariants: at most one task works on a transfer; what is not ended is in the store before its task begins; a transfer that
+//! nobody watches is paused unless it was told to go on.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use potluck_core::{FileId, Problem, Reason};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    context::{Context, blocking},
+    live::Live,
+    part,
+    run::{Ended, Run},
+    saved::Saved,
+    target::{self, Target},
+    view::{FetchSpec, State, View},
+};
+use crate::offer::{Offer, Shelf};
+
+/// Ended transfers that are kept to be listed.
+const KEPT: usize = 100;
+
+/// See the module. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Transfers {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    context: Arc<Context>,
+    state: Mutex<Table>,
+    shutdown: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    transfers: BTreeMap<u64, Entry>,
+    last: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    spec: FetchSpec,
+    view: watch::Sender<View>,
+    live: watch::Sender<Option<Arc<Live>>>,
+    /// The task at work, if there is one.
+    task: Option<Task>,
+    /// How many callers watch it.
+    watchers: usize,
+    /// Whether the task at work is to remove what it had fetched.
+    cancel: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Task {
+    stop: CancellationToken,
+    /// Cancelled once it has ended.
+    ended: CancellationToken,
+}
+
+/// Somebody watches a transfer; dropping it tells that they do not any more.
+#[derive(Debug)]
+pub struct Watching {
+    transfers: Transfers,
+    /// Its number.
+    pub transfer: u64,
+    /// How it stands.
+    pub view: watch::Receiver<View>,
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let mut table = self.transfers.table();
+        let Some(entry) = table.transfers.get_mut(&self.transfer) else {
+            return;
+        };
+        entry.watchers -= 1;
+        if entry.watchers == 0 && !entry.spec.detach && !self.transfers.inner.shutdown.is_cancelled() {
+            if let Some(task) = &entry.task {
+                tracing::info!(transfer = self.transfer, "paused: nobody watches it any more");
+                task.stop.cancel();
+            }
+        }
+    }
+}
+
+impl Transfers {
+    /// No transfers yet; [`Transfers::restore`] brings back those of earlier runs.
+    pub fn new(context: Arc<Context>, shutdown: CancellationToken) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                context,
+                state: Mutex::default(),
+                shutdown,
+            }),
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Brings back what had not ended when the peer last stopped, and goes on with what was running on its own.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub async fn restore(&self) -> Result<(), Problem> {
+        let store = self.inner.context.store.clone();
+        let saved = blocking(move || store.transfers()).await?;
+        let saved = saved.map_err(|error| Problem::new(Reason::StoreUnavailable, error.to_string()))?;
+        for (number, bytes) in saved {
+            let Some(saved) = Saved::decode(&bytes) else {
+                tracing::warn!(
+                    transfer = number,
+                    "a remembered transfer cannot be understood and is passed over"
+                );
+                continue;
+            };
+            let going = saved.running && saved.spec.detach;
+            self.insert(number, saved);
+            if going {
+                self.begin(number).await;
+            }
+        }
+        Ok(())
+    }
+
+    fn insert(&self, number: u64, saved: Saved) {
+        let mut view = View::new(number, &saved.spec);
+        view.state = State::Paused;
+        if !saved.name.is_empty() {
+            view.name = saved.name;
+        }
+        if let Some(path) = saved.path {
+            view.path = path;
+        }
+        let mut table = self.table();
+        table.last = table.last.max(number);
+        table.transfers.insert(
+            number,
+            Entry {
+                spec: saved.spec,
+                view: watch::Sender::new(view),
+                live: watch::Sender::new(None),
+                task: None,
+                watchers: 0,
+                cancel: false,
+            },
+        );
+    }
+
+    /// Begins a fetch, or joins one of the same thing to the same target, resuming it if it is paused.
+    ///
+    /// # Errors
+    /// [`Reason::UnsafePath`], [`Reason::InvalidName`]; whatever comes later is in the view.
+    pub async fn fetch(&self, spec: FetchSpec) -> Result<Watching, Problem> {
+        if let Some(path) = &spec.target {
+            target::check(path)?;
+        }
+        let number = self.find_or_insert(spec);
+        // Watched before it begins, or it would be paused for want of a watcher.
+        let watching = self.watch(number).ok_or_else(|| unknown(number))?;
+        self.begin(number).await;
+        Ok(watching)
+    }
+
+    fn find_or_insert(&self, spec: FetchSpec) -> u64 {
+        let mut table = self.table();
+        let same = table.transfers.iter_mut().rev().find(|(_, entry)| {
+            let open = !matches!(entry.view.borrow().state, State::Done | State::Cancelled);
+            let same = entry.spec.target == spec.target && entry.spec.name == spec.name;
+            open && same && entry.spec.id == spec.id && entry.spec.sha256 == spec.sha256
+        });
+        if let Some((&number, entry)) = same {
+            entry.spec.detach |= spec.detach;
+            for address in spec.providers {
+                if !entry.spec.providers.contains(&address) {
+                    entry.spec.providers.push(address);
+                }
+            }
+            return number;
+        }
+        table.last += 1;
+        let number = table.last;
+        drop(table);
+        self.insert(
+            number,
+            Saved {
+                spec,
+                running: true,
+                name: String::new(),
+                path: None,
+            },
+        );
+        number
+    }
+
+    fn watch(&self, number: u64) -> Option<Watching> {
+        let mut table = self.table();
+        let entry = table.transfers.get_mut(&number)?;
+        entry.watchers += 1;
+        let view = entry.view.subscribe();
+        Some(Watching {
+            transfers: self.clone(),
+            transfer: number,
+            view,
+        })
+    }
+
+    /// Starts the task of a transfer, unless one is at work. One that is stopping is waited for.
+    async fn begin(&self, number: u64) {
+        loop {
+            let stopping = {
+                let mut table = self.table();
+                let Some(entry) = table.transfers.get_mut(&number) else {
+                    return;
+                };
+                match &entry.task {
+                    Some(task) if task.stop.is_cancelled() => task.ended.clone(),
+                    Some(_) => return,
+                    None => {
+                        let task = Task {
+                            stop: self.inner.shutdown.child_token(),
+                            ended: CancellationToken::new(),
+                        };
+                        entry.task = Some(task.clone());
+                        entry.view.send_modify(|view| {
+                            view.state = State::Preparing;
+                            view.error = None;
+                        });
+                        let run = Run {
+                            context: Arc::clone(&self.inner.context),
+                            spec: entry.spec.clone(),
+                            view: entry.view.clone(),
+                            stop: task.stop.clone(),
+                            live: entry.live.clone(),
+                        };
+                        self.inner
+                            .context
+                            .tracker
+                            .spawn(self.clone().work(number, run, task));
+                        return;
+                    }
+                }
+            };
+            if self.inner.shutdown.is_cancelled() {
+                return;
+            }
+            stopping.cancelled().await;
+        }
+    }
+
+    /// The task of a transfer.
+    async fn work(self, number: u64, run: Run, task: Task) {
+        self.remember(number, true).await;
+        tracing::debug!(transfer = number, file = %run.spec.id.short(), "begins");
+        // A task of its own, so that a defect in it ends one transfer and not its bookkeeping.
+        let ended = self
+            .inner
+            .context
+            .tracker
+            .spawn(run.run())
+            .await
+            .unwrap_or_else(|error| {
+                tracing::error!(transfer = number, %error, "the transfer's task failed");
+                Ended::Failed(Problem::new(
+                    Reason::Internal,
+                    "the transfer failed for a defect: see the peer's log",
+                ))
+            });
+        match &ended {
+            Ended::Done => tracing::info!(transfer = number, "done"),
+            Ended::Failed(problem) => tracing::warn!(transfer = number, %problem, "failed"),
+            Ended::Stopped => tracing::debug!(transfer = number, "stopped"),
+        }
+        let cancel = self
+            .table()
+            .transfers
+            .get(&number)
+            .is_some_and(|entry| entry.cancel);
+        match ended {
+            Ended::Done => self.forget(number).await,
+            _ if cancel => self.discard(number).await,
+            Ended::Stopped if self.inner.shutdown.is_cancelled() => {}
+            Ended::Stopped | Ended::Failed(_) => self.remember(number, false).await,
+        }
+        let pruned = self.settle(number, ended, cancel);
+        task.ended.cancel();
+        for number in pruned {
+            self.forget(number).await;
+        }
+    }
+
+    /// Shows how a transfer's task ended; gives the numbers of old transfers that are no longer listed.
+    fn settle(&self, number: u64, ended: Ended, cancel: bool) -> Vec<u64> {
+        let mut table = self.table();
+        if let Some(entry) = table.transfers.get_mut(&number) {
+            entry.task = None;
+            entry.cancel = false;
+            entry.view.send_modify(|view| {
+                view.bytes_per_second = 0;
+                view.error = None;
+                view.state = match ended {
+                    Ended::Done => {
+                        view.bytes_done = view.bytes_total;
+                        view.units_done = view.units_total;
+                        view.missing.clear();
+                        view.findings.clear();
+                        State::Done
+                    }
+                    _ if cancel => State::Cancelled,
+                    Ended::Stopped => State::Paused,
+                    Ended::Failed(problem) => {
+                        view.error = Some(problem);
+                        State::Failed
+                    }
+                };
+            });
+        }
+        table.prune()
+    }
+
+    /// Has the store remember a transfer as it stands.
+    async fn remember(&self, number: u64, running: bool) {
+        let saved = {
+            let table = self.table();
+            let Some(entry) = table.transfers.get(&number) else {
+                return;
+            };
+            let view = entry.view.borrow();
+            Saved {
+                spec: entry.spec.clone(),
+                running,
+                name: view.name.clone(),
+                path: Some(view.path.clone()).filter(|path| !path.as_os_str().is_empty()),
+            }
+        };
+        let store = self.inner.context.store.clone();
+        let stored = blocking(move || store.put_transfer(number, &saved.encode())).await;
+        if let Ok(Err(error)) = stored {
+            tracing::warn!(transfer = number, %error, "not remembered: it will not go on after a restart");
+        }
+    }
+
+    async fn forget(&self, number: u64) {
+        let store = self.inner.context.store.clone();
+        if let Ok(Err(error)) = blocking(move || store.remove_transfer(number)).await {
+            tracing::warn!(transfer = number, %error, "could not be forgotten");
+        }
+    }
+
+    /// Removes what a cancelled transfer had fetched.
+    async fn discard(&self, number: u64) {
+        let target = self.table().transfers.get(&number).map(|entry| {
+            let path = entry.view.borrow().path.clone();
+            (entry.spec.id, Target { path })
+        });
+        if let Some((id, target)) = target.filter(|(_, target)| target.path.is_absolute()) {
+            let path = target.part();
+            if let Ok(Err(error)) = blocking(move || part::remove(id, &target)).await {
+                tracing::warn!(part = %path.display(), %error, "could not be removed");
+            }
+        }
+        self.forget(number).await;
+    }
+
+    /// Every transfer, newest first.
+    pub fn list(&self) -> Vec<View> {
+        self.table()
+            .transfers
+            .values()
+            .rev()
+            .map(|entry| entry.view.borrow().clone())
+            .collect()
+    }
+
+    /// One transfer.
+    ///
+    /// # Errors
+    /// [`Reason::NotFound`].
+    pub fn get(&self, number: u64) -> Result<View, Problem> {
+        let table = self.table();
+        let entry = table.transfers.get(&number).ok_or_else(|| unknown(number))?;
+        let view = entry.view.borrow().clone();
+        Ok(view)
+    }
+
+    /// The newest transfer of a file.
+    ///
+    /// # Errors
+    /// [`Reason::NotFound`].
+    pub fn of_file(&self, id: FileId) -> Result<View, Problem> {
+        let found = self.list().into_iter().find(|view| view.id == id);
+        found.ok_or_else(|| {
+            Problem::new(
+                Reason::NotFound,
+                format!("no transfer of {id} is known here: begin one with `get`"),
+            )
+        })
+    }
+
+    /// How many have not ended.
+    pub fn open(&self) -> usize {
+        let table = self.table();
+        let ended = |entry: &&Entry| {
+            matches!(
+                entry.view.borrow().state,
+                State::Done | State::Cancelled | State::Failed
+            )
+        };
+        table.transfers.values().filter(|entry| !ended(entry)).count()
+    }
+
+    /// Stops the task of a transfer and waits until it has.
+    async fn stop(&self, number: u64, cancel: bool) -> Result<bool, Problem> {
+        let task = {
+            let mut table = self.table();
+            let entry = table.transfers.get_mut(&number).ok_or_else(|| unknown(number))?;
+            if cancel && entry.task.is_some() {
+                entry.cancel = true;
+            }
+            entry.task.clone()
+        };
+        let Some(task) = task else { return Ok(false) };
+        task.stop.cancel();
+        task.ended.cancelled().await;
+        Ok(true)
+    }
+
+    /// Pauses a transfer; what has ended stays as it is.
+    ///
+    /// # Errors
+    /// [`Reason::NotFound`].
+    pub async fn pause(&self, number: u64) -> Result<View, Problem> {
+        self.stop(number, false).await?;
+        self.get(number)
+    }
+
+    /// Lets a paused or failed transfer go on, whether or not somebody watches it.
+    ///
+    /// # Errors
+    /// [`Reason::NotFound`].
+    pub async fn resume(&self, number: u64) -> Result<View, Problem> {
+        let ended = {
+            let mut table = self.table();
+            let entry = table.transfers.get_mut(&number).ok_or_else(|| unknown(number))?;
+            entry.spec.detach = true;
+            let state = entry.view.borrow().state;
+            matches!(state, State::Done | State::Cancelled)
+        };
+        if !ended {
+            self.begin(number).await;
+        }
+        self.get(number)
+    }
+
+    /// Ends a transfer and removes what it had fetched; what is done stays done.
+    ///
+    /// # Errors
+    /// [`Reason::NotFound`].
+    pub async fn cancel(&self, number: u64) -> Result<View, Problem> {
+        let was_at_work = self.stop(number, true).await?;
+        let view = self.get(number)?;
+        if !was_at_work && matches!(view.state, State::Paused | State::Failed) {
+            self.discard(number).await;
+            if let Some(entry) = self.table().transfers.get(&number) {
+                entry.view.send_modify(|view| {
+                    view.state = State::Cancelled;
+                    view.error = None;
+                });
+            }
+        }
+        self.get(number)
+    }
+}
+
+impl Table {
+    /// Takes out the oldest ended transfers beyond those that are kept.
+    fn prune(&mut self) -> Vec<u64> {
+        let ended = |entry: &Entry| {
+            let state = entry.view.borrow().state;
+            entry.watchers == 0 && matches!(state, State::Done | State::Cancelled | State::Failed)
+        };
+        let ended: Vec<u64> = self
+            .transfers
+            .iter()
+            .filter(|(_, entry)| ended(entry))
+            .map(|(&number, _)| number)
+            .collect();
+        let surplus = ended.len().saturating_sub(KEPT);
+        let pruned = ended[..surplus].to_vec();
+        for number in &pruned {
+            self.transfers.remove(number);
+        }
+        pruned
+    }
+}
+
+impl Shelf for Transfers {
+    fn find(&self, id: &FileId) -> Option<Arc<dyn Offer>> {
+        let running: Vec<Arc<Live>> = {
+            let table = self.table();
+            table
+                .transfers
+                .values()
+                .filter_map(|entry| entry.live.borrow().clone())
+                .collect()
+        };
+        running.iter().find_map(|live| live.offer(id))
+    }
+}
+
+fn unknown(number: u64) -> Problem {
+    Problem::new(
+        Reason::NotFound,
+        format!("there is no transfer {number}: list them with `transfers`"),
+    )
+}

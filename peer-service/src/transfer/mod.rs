@@ -1,0 +1,40 @@
+//! Downloads: from what was asked for to a verified file in its place.
+//!
+//! | module | its one job |
+//! |---|---|
+//! | [`manager`] | all transfers of a peer: begun, joined, paused, resumed, cancelled, remembered |
+//! | [`view`] | what is asked of a transfer, and what it shows of itself |
+//! | `run` | the life of one transfer |
+//! | `prepare`, `dialer` | what has to be known first, from whichever peer answers |
+//! | `existing` | what stands at the target already |
+//! | `driver` | carries out what the swarm decides |
+//! | `peers`, `sources` | who is connected, and who there is |
+//! | `link`, `calls`, `receive` | one other peer; one call to it; what it sends |
+//! | `verify` | whether bytes are what the id commits to |
+//! | `live` | what a running transfer can serve already |
+//! | `target`, `part`, `tree`, `resume`, `recover`, `place` | where it goes, its bytes on disk, and their end under its name |
+//! | `report`, `saved` | what it shows and what the store remembers |
+
+mod calls;
+pub mod context;
+mod dialer;
+mod driver;
+mod existing;
+mod link;
+mod live;
+pub mod manager;
+mod part;
+mod peers;
+mod place;
+mod prepare;
+mod receive;
+mod recover;
+mod report;
+mod resume;
+mod run;
+mod saved;
+mod sources;
+mod target;
+mod tree;
+mod verify;
+pub mod view;

@@ -1,0 +1,309 @@
+//! The bytes of a transfer on disk while it runs: a `.part` file or folder and the resume state beside it.
+//!
+//! Invariants: only verified units are written; the resume state speaks only of units whose data was flushed; one process at a
+//! time has the part (a lock on it). All calls block: they are for the blocking threads. Non-goals: what the bytes mean, who
+//! sent them, and where they go in the end ([`super::place`]).
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, ErrorKind},
+    os::{
+        fd::AsFd,
+        unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    },
+    path::Path,
+    sync::Arc,
+};
+
+use potluck_core::{FileId, Problem, Reason, manifest::Manifest, plan::Plan};
+use rustix::{
+    fs::{FallocateFlags, FlockOperation, OFlags},
+    io::Errno,
+};
+
+use super::{resume::Resume, target, target::Target, tree::Tree};
+use crate::bits::Bits;
+
+/// Room left free on the disk, in bytes: a disk filled to the last byte hurts every other program.
+const RESERVE: u64 = 16 * 1024 * 1024;
+
+/// A part that is open. Cheap to clone through an `Arc`.
+#[derive(Debug)]
+pub(crate) struct Part {
+    id: FileId,
+    target: Target,
+    plan: Arc<Plan>,
+    body: Body,
+}
+
+/// Where the bytes go.
+#[derive(Debug)]
+pub(crate) enum Body {
+    /// A plain file.
+    File(Arc<File>),
+    /// A collection's folder.
+    Tree(Tree),
+}
+
+/// What was found when a part was opened.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// Nothing: it was made.
+    Nothing,
+    /// Data with a state that says which units are there; trust it after a sample.
+    Resume(Bits),
+    /// Data without a usable state: any unit may be there, verify each.
+    Unknown,
+}
+
+impl Part {
+    /// Opens the part of this target, or makes it.
+    ///
+    /// # Errors
+    /// [`Reason::TargetExists`] where another download's part is there or another process has it; [`Reason::DiskFull`] where what
+    /// is missing does not fit on the disk; [`Reason::TargetNotWritable`].
+    pub(crate) fn open(
+        id: FileId,
+        target: Target,
+        plan: Arc<Plan>,
+        manifest: Option<Arc<Manifest>>,
+    ) -> Result<(Self, Found), Problem> {
+        let path = target.part();
+        let failed = |error: io::Error| target::problem(&path, &error);
+        fs::create_dir_all(target.parent()).map_err(|error| target::problem(target.parent(), &error))?;
+        let before = fs::symlink_metadata(&path).ok();
+        let state = Resume::load(&target.state()).map_err(failed)?;
+        let ours = state
+            .as_ref()
+            .is_some_and(|state| state.id == id && state.have.len() == plan.unit_count());
+        let fits = before.as_ref().is_none_or(|before| match manifest {
+            Some(_) => before.is_dir(),
+            None => before.is_file() && (ours || before.len() == plan.total()),
+        });
+        if !fits || (before.is_some() && state.as_ref().is_some_and(|state| state.id != id)) {
+            return Err(unfinished(&path));
+        }
+        let body = match manifest {
+            Some(manifest) => Body::Tree(Tree::open(&path, manifest, Arc::clone(&plan)).map_err(failed)?),
+            None => Body::File(Arc::new(open_file(&path).map_err(failed)?)),
+        };
+        let part = Self {
+            id,
+            target,
+            plan,
+            body,
+        };
+        part.lock(&path)?;
+        let found = match (before, state) {
+            (None, _) => Found::Nothing,
+            (Some(_), Some(state)) if ours => Found::Resume(state.have),
+            (Some(_), _) => Found::Unknown,
+        };
+        part.make_room(&found)
+            .map_err(|error| target::problem(&part.target.path, &error))?;
+        if found == Found::Nothing {
+            part.store_state(&Bits::new(part.plan.unit_count()))?;
+        }
+        Ok((part, found))
+    }
+
+    fn lock(&self, path: &Path) -> Result<(), Problem> {
+        match rustix::fs::flock(self.handle(), FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(()),
+            Err(Errno::WOULDBLOCK) => Err(Problem::new(
+                Reason::TargetExists,
+                format!(
+                    "another download is writing {}: wait for it or choose another target",
+                    path.display()
+                ),
+            )
+            .field("target")),
+            // A file system without locks: two downloads to one target write the same verified bytes.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn handle(&self) -> rustix::fd::BorrowedFd<'_> {
+        match &self.body {
+            Body::File(file) => file.as_fd(),
+            Body::Tree(tree) => tree.dir().as_fd(),
+        }
+    }
+
+    /// Checks that what is missing fits on the disk, and takes the room for it.
+    fn make_room(&self, found: &Found) -> io::Result<()> {
+        let missing = match (&self.body, found) {
+            // Blocks of 512 bytes, whatever the file system's own.
+            (Body::File(file), _) => self.plan.total().saturating_sub(file.metadata()?.blocks() * 512),
+            (Body::Tree(_), Found::Resume(have)) => (0..have.len())
+                .filter(|&unit| !have.get(unit))
+                .map(|unit| self.plan.unit_len(unit))
+                .sum(),
+            (Body::Tree(_), Found::Nothing) => self.plan.total(),
+            (Body::Tree(_), Found::Unknown) => 0,
+        };
+        if missing > 0 {
+            let disk = rustix::fs::fstatvfs(self.handle())?;
+            if missing.saturating_add(RESERVE) > disk.f_bavail.saturating_mul(disk.f_frsize) {
+                return Err(ErrorKind::StorageFull.into());
+            }
+        }
+        match &self.body {
+            Body::File(file) => preallocate(file, self.plan.total()),
+            Body::Tree(_) => Ok(()),
+        }
+    }
+
+    /// Whether the disk has room for more than a few units.
+    pub(crate) fn has_room(&self) -> bool {
+        rustix::fs::fstatvfs(self.handle())
+            .is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) > 2 * RESERVE)
+    }
+
+    /// What is being fetched.
+    pub(crate) const fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// Where it is written to and will be.
+    pub(crate) const fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Where the bytes are.
+    pub(crate) const fn body(&self) -> &Body {
+        &self.body
+    }
+
+    /// The file with this content, by its place in the plan.
+    pub(crate) fn file(&self, index: usize) -> io::Result<Arc<File>> {
+        match &self.body {
+            Body::File(file) => Ok(Arc::clone(file)),
+            Body::Tree(tree) => tree.file(index),
+        }
+    }
+
+    /// Writes a verified unit.
+    ///
+    /// # Errors
+    /// Whatever the file system says; the unit is then not there.
+    pub(crate) fn write(&self, unit: u32, mut data: &[u8]) -> io::Result<()> {
+        for span in self.plan.spans(unit) {
+            let (bytes, rest) = data
+                .split_at_checked(span.len as usize)
+                .ok_or(ErrorKind::InvalidInput)?;
+            self.file(span.file)?.write_all_at(bytes, span.offset)?;
+            data = rest;
+        }
+        Ok(())
+    }
+
+    /// Reads a unit back, verified or not.
+    ///
+    /// # Errors
+    /// Whatever the file system says; `UnexpectedEof` where it is not all there.
+    pub(crate) fn read(&self, unit: u32) -> io::Result<Vec<u8>> {
+        let mut data = vec![0; self.plan.unit_len(unit) as usize];
+        let mut rest = data.as_mut_slice();
+        for span in self.plan.spans(unit) {
+            let (bytes, after) = rest.split_at_mut(span.len as usize);
+            self.file(span.file)?.read_exact_at(bytes, span.offset)?;
+            rest = after;
+        }
+        Ok(data)
+    }
+
+    /// Flushes all data, then records which units it holds. `have` must have been read before the call.
+    ///
+    /// # Errors
+    /// As of the file system; the state before still stands and is still true.
+    pub(crate) fn checkpoint(&self, have: &Bits) -> Result<(), Problem> {
+        self.flush()
+            .map_err(|error| target::problem(&self.target.part(), &error))?;
+        self.store_state(have)
+    }
+
+    /// Flushes all data.
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        match &self.body {
+            Body::File(file) => file.sync_data(),
+            Body::Tree(tree) => flush_tree(tree),
+        }
+    }
+
+    fn store_state(&self, have: &Bits) -> Result<(), Problem> {
+        let state = Resume {
+            id: self.id,
+            size: self.plan.total(),
+            have: have.clone(),
+        };
+        let path = self.target.state();
+        state.store(&path).map_err(|error| target::problem(&path, &error))
+    }
+}
+
+/// Removes an unfinished download of this id, if there is one.
+///
+/// # Errors
+/// As of the file system.
+pub(crate) fn remove(id: FileId, target: &Target) -> io::Result<()> {
+    let state = target.state();
+    // Only what a state of this very download speaks of is ours to remove.
+    if Resume::load(&state)?.is_none_or(|state| state.id != id) {
+        return Ok(());
+    }
+    let part = target.part();
+    match fs::symlink_metadata(&part) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(&part)?,
+        Ok(_) => fs::remove_file(&part)?,
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    fs::remove_file(state)
+}
+
+fn unfinished(part: &Path) -> Problem {
+    Problem::new(
+        Reason::TargetExists,
+        format!(
+            "{} is there already and is no part of this: it may be another download that has not ended; \
+             cancel that, move it away, or choose another target",
+            part.display()
+        ),
+    )
+    .field("target")
+}
+
+fn open_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
+        .open(path)
+}
+
+/// Takes room for the whole file, where the file system can, and gives it its length.
+fn preallocate(file: &File, size: u64) -> io::Result<()> {
+    if size == 0 || file.metadata()?.len() > size {
+        return file.set_len(size);
+    }
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
+        Ok(()) => Ok(()),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => file.set_len(size),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn flush_tree(tree: &Tree) -> io::Result<()> {
+    // One call instead of one for each of thousands of files.
+    Ok(rustix::fs::syncfs(tree.dir())?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn flush_tree(_tree: &Tree) -> io::Result<()> {
+    rustix::fs::sync();
+    Ok(())
+}

@@ -1,0 +1,352 @@
+//! The peers of a running transfer: who is connected, who is tried again, and what each of them has.
+//!
+//! Invariant: a peer keeps its key for as long as the transfer runs, so that a ban lasts through any number of reconnections; at
+//! most [`MAX_CONNECTED`] are dialled or connected at once.
+
+use std::{collections::HashMap, time::Duration};
+
+use futures_util::StreamExt as _;
+use potluck_core::{FileId, PeerId, Problem, Reason, index_client::Address};
+use rand::RngExt as _;
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    link::{Availability, Link},
+    sources::Source,
+};
+use crate::swarm::PeerKey;
+
+/// Peers connected at once: more give no more speed, and each costs two connections.
+const MAX_CONNECTED: usize = 64;
+
+/// First wait before a lost peer is tried again; doubles up to [`MAX_RETRY`].
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Longest such wait.
+const MAX_RETRY: Duration = Duration::from_secs(30);
+
+/// Failures in a row after which a peer gives up its place to others, if others wait.
+const PATIENCE: u32 = 3;
+
+/// Something that happened to a peer.
+#[derive(Debug)]
+pub(crate) enum PeerEvent {
+    /// It is connected.
+    Joined(Link),
+    /// What it has, or what is different.
+    Availability(Availability),
+    /// It is no longer connected, or could not be; tried again later.
+    Lost(Problem),
+    /// It is this very peer, or breaks the rules: not tried again.
+    Useless(Problem),
+}
+
+/// Where a peer stands apart from what the swarm makes of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Contact {
+    /// Waits for its turn.
+    Waiting,
+    /// Being dialled.
+    Dialling,
+    /// Connected.
+    Connected,
+    /// Lost; tried again.
+    Lost(String),
+    /// Never asked again, and why.
+    Banned(String),
+}
+
+/// One peer.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) source: Source,
+    pub(crate) contact: Contact,
+    pub(crate) link: Option<Link>,
+    /// The last thing it did wrong.
+    pub(crate) last_error: Option<String>,
+    stop: CancellationToken,
+    failures: u32,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    id: FileId,
+    units: u32,
+    peers: HashMap<PeerKey, Peer>,
+    by_address: HashMap<Address, PeerKey>,
+    next: u64,
+    events: mpsc::Sender<(PeerKey, PeerEvent)>,
+    /// Connections made while preparing.
+    ready: HashMap<Address, Link>,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+    own: PeerId,
+}
+
+impl Peers {
+    /// No peers yet. `ready`: connections there are; `liars`: who is banned already.
+    pub(crate) fn new(
+        (id, units, own): (FileId, u32, PeerId),
+        events: mpsc::Sender<(PeerKey, PeerEvent)>,
+        ready: HashMap<Address, Link>,
+        liars: HashMap<Address, String>,
+        stop: CancellationToken,
+        tracker: TaskTracker,
+    ) -> Self {
+        let mut peers = Self {
+            id,
+            units,
+            peers: HashMap::new(),
+            by_address: HashMap::new(),
+            next: 0,
+            events,
+            ready,
+            stop,
+            tracker,
+            own,
+        };
+        for (address, what) in liars {
+            let key = peers.insert(Source { address, peer: None });
+            peers.ban(key, what);
+        }
+        peers
+    }
+
+    fn insert(&mut self, source: Source) -> PeerKey {
+        let key = PeerKey(self.next);
+        self.next += 1;
+        self.by_address.insert(source.address.clone(), key);
+        let peer = Peer {
+            source,
+            contact: Contact::Waiting,
+            link: None,
+            last_error: None,
+            stop: self.stop.child_token(),
+            failures: 0,
+        };
+        self.peers.insert(key, peer);
+        key
+    }
+
+    /// Takes up new sources and dials as many as there is room for.
+    pub(crate) fn reconcile(&mut self, list: &[Source]) {
+        for source in list {
+            match self.by_address.get(&source.address) {
+                Some(key) => {
+                    if let (Some(peer), Some(id)) = (self.peers.get_mut(key), source.peer) {
+                        peer.source.peer = Some(id);
+                    }
+                }
+                None if source.peer.is_some_and(|id| self.is_banned(id)) => {}
+                None => {
+                    self.insert(source.clone());
+                }
+            }
+        }
+        self.dial();
+    }
+
+    /// Whether a peer of this id was banned under whatever address.
+    fn is_banned(&self, id: PeerId) -> bool {
+        self.peers
+            .values()
+            .any(|peer| peer.source.peer == Some(id) && matches!(peer.contact, Contact::Banned(_)))
+    }
+
+    /// Dials those who wait, while there is room.
+    fn dial(&mut self) {
+        let busy = |peer: &&Peer| {
+            matches!(
+                peer.contact,
+                Contact::Dialling | Contact::Connected | Contact::Lost(_)
+            )
+        };
+        let taken = self.peers.values().filter(busy).count();
+        let mut waiting: Vec<PeerKey> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.contact == Contact::Waiting)
+            .map(|(&key, _)| key)
+            .collect();
+        // Those that failed least first, else in the order in which they came.
+        waiting.sort_by_key(|key| (self.peers[key].failures, *key));
+        for key in waiting.into_iter().take(MAX_CONNECTED.saturating_sub(taken)) {
+            let Some(peer) = self.peers.get_mut(&key) else {
+                continue;
+            };
+            peer.contact = Contact::Dialling;
+            peer.stop = self.stop.child_token();
+            let watcher = Watcher {
+                key,
+                source: peer.source.clone(),
+                id: self.id,
+                units: self.units,
+                own: self.own,
+                events: self.events.clone(),
+            };
+            let ready = self.ready.remove(&peer.source.address);
+            let stop = peer.stop.clone();
+            // Nothing is half done when it is dropped: connections close, events are whole.
+            self.tracker.spawn(async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = watcher.run(ready) => {}
+                }
+            });
+        }
+    }
+
+    /// Notes that a peer is connected; false where it is not wanted any more.
+    pub(crate) fn joined(&mut self, key: PeerKey, link: Link) -> bool {
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return false;
+        };
+        if matches!(peer.contact, Contact::Banned(_) | Contact::Waiting) {
+            return false;
+        }
+        peer.contact = Contact::Connected;
+        peer.failures = 0;
+        peer.link = Some(link);
+        true
+    }
+
+    /// Notes that a peer was lost. One that keeps failing gives its place to another that waits.
+    pub(crate) fn lost(&mut self, key: PeerKey, problem: &Problem) {
+        let others = self.peers.values().any(|peer| peer.contact == Contact::Waiting);
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        if matches!(peer.contact, Contact::Banned(_)) {
+            return;
+        }
+        peer.link = None;
+        peer.failures += 1;
+        peer.last_error = Some(problem.message.clone());
+        peer.contact = Contact::Lost(problem.message.clone());
+        if others && peer.failures % PATIENCE == 0 {
+            peer.stop.cancel();
+            peer.contact = Contact::Waiting;
+        }
+        self.dial();
+    }
+
+    /// Never asks a peer again.
+    pub(crate) fn ban(&mut self, key: PeerKey, what: String) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.stop.cancel();
+            peer.link = None;
+            peer.contact = Contact::Banned(what);
+        }
+        self.dial();
+    }
+
+    /// A peer that is gone without having lied, such as this very peer.
+    pub(crate) fn forget(&mut self, key: PeerKey) {
+        if let Some(peer) = self.peers.remove(&key) {
+            peer.stop.cancel();
+        }
+        // The address stays known, so that it is not taken up again.
+        self.dial();
+    }
+
+    /// Starts a peer's connection anew, after a wait.
+    pub(crate) fn restart(&mut self, key: PeerKey) {
+        if let Some(peer) = self.peers.get_mut(&key)
+            && !matches!(peer.contact, Contact::Banned(_))
+        {
+            peer.stop.cancel();
+            peer.link = None;
+            peer.failures += 1;
+            peer.contact = Contact::Waiting;
+        }
+        self.dial();
+    }
+
+    /// One of them.
+    pub(crate) fn get(&self, key: PeerKey) -> Option<&Peer> {
+        self.peers.get(&key)
+    }
+
+    /// Notes what a peer did wrong.
+    pub(crate) fn note(&mut self, key: PeerKey, what: String) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.last_error = Some(what);
+        }
+    }
+
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (PeerKey, &Peer)> {
+        self.peers.iter().map(|(&key, peer)| (key, peer))
+    }
+}
+
+/// Keeps one peer connected and passes on what it has.
+struct Watcher {
+    key: PeerKey,
+    source: Source,
+    id: FileId,
+    units: u32,
+    own: PeerId,
+    events: mpsc::Sender<(PeerKey, PeerEvent)>,
+}
+
+impl Watcher {
+    async fn run(self, mut ready: Option<Link>) {
+        let mut wait = RETRY;
+        loop {
+            let started = tokio::time::Instant::now();
+            let problem = match self.connected(ready.take()).await {
+                Ok(()) => return,
+                Err(problem) => problem,
+            };
+            let useless = matches!(
+                problem.reason,
+                Reason::VerificationFailed | Reason::InvalidAddress
+            ) || problem.reason == Reason::Cancelled;
+            let event = if useless {
+                PeerEvent::Useless(problem)
+            } else {
+                PeerEvent::Lost(problem)
+            };
+            if self.tell(event).await.is_none() || useless {
+                return;
+            }
+            if started.elapsed() > MAX_RETRY {
+                wait = RETRY;
+            }
+            let jitter = rand::rng().random_range(0.75..1.25);
+            tokio::time::sleep(wait.mul_f64(jitter)).await;
+            wait = (wait * 2).min(MAX_RETRY);
+        }
+    }
+
+    async fn tell(&self, event: PeerEvent) -> Option<()> {
+        self.events.send((self.key, event)).await.ok()
+    }
+
+    /// From the connection to its loss; `Ok` where nobody listens any more.
+    async fn connected(&self, ready: Option<Link>) -> Result<(), Problem> {
+        let link = match ready {
+            Some(link) => link,
+            None => Link::open(&self.source.address).await?,
+        };
+        if self.source.peer.is_none() && link.describe(self.id).await?.peer == self.own {
+            return Err(Problem::new(Reason::Cancelled, "this is the peer itself"));
+        }
+        let mut events = std::pin::pin!(link.availability(self.id, self.units).await?);
+        if self.tell(PeerEvent::Joined(link.clone())).await.is_none() {
+            return Ok(());
+        }
+        while let Some(event) = events.next().await {
+            if self.tell(PeerEvent::Availability(event?)).await.is_none() {
+                return Ok(());
+            }
+        }
+        Err(Problem::new(
+            Reason::Unreachable,
+            format!("the peer at {} ended the stream", self.source.address),
+        ))
+    }
+}

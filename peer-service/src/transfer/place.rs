@@ -1,0 +1,99 @@
+//! The end of a transfer: what is complete and verified is put under its name, without ever overwriting anything.
+
+use std::{
+    fs::{self, File},
+    io::{self, ErrorKind},
+    path::Path,
+};
+
+use potluck_core::{Problem, Reason, Sha256, hash};
+use rustix::{
+    fs::{CWD, RenameFlags},
+    io::Errno,
+};
+
+use super::{
+    part::{Body, Part},
+    target,
+};
+
+/// Makes the part whole, flushes it, checks the claimed SHA-256 where there is one, and gives it its name.
+///
+/// # Errors
+/// [`Reason::VerificationFailed`] where the claim is wrong: nothing appears under the name. [`Reason::TargetExists`] where something came
+/// to be there meanwhile. [`Reason::DiskFull`] and [`Reason::TargetNotWritable`]; what was fetched is kept.
+pub(crate) fn finish(part: &Part, claim: Option<Sha256>) -> Result<(), Problem> {
+    let target = part.target();
+    let failed = |error: io::Error| target::problem(&target.part(), &error);
+    match part.body() {
+        Body::Tree(tree) => tree.complete().map_err(|error| match error.kind() {
+            ErrorKind::AlreadyExists => Problem::new(
+                Reason::TargetExists,
+                format!("{}: {error}; move it away and resume", target.part().display()),
+            ),
+            _ => failed(error),
+        })?,
+        Body::File(file) => {
+            if let Some(claim) = claim {
+                check_claim(file, claim, &target.path)?;
+            }
+        }
+    }
+    part.flush().map_err(failed)?;
+    rename(&target.part(), &target.path).map_err(|error| match error.kind() {
+        ErrorKind::AlreadyExists => target::exists(&target.path),
+        _ => target::problem(&target.path, &error),
+    })?;
+    sync_folder(target.parent()).map_err(|error| target::problem(target.parent(), &error))?;
+    // A state without its data says nothing to anybody: not worth failing for.
+    if let Err(error) = fs::remove_file(target.state()) {
+        tracing::debug!(path = %target.state().display(), %error, "the resume state could not be removed");
+    }
+    Ok(())
+}
+
+fn check_claim(file: &File, claim: Sha256, path: &Path) -> Result<(), Problem> {
+    let found = hash::sha256_file(file, &|_| {}).map_err(|error| target::problem(path, &error))?;
+    match found == claim {
+        true => Ok(()),
+        false => Err(Problem::new(
+            Reason::VerificationFailed,
+            format!(
+                "the file fetched has the SHA-256 {found}, not the {claim} asked for: whoever claimed it was wrong; \
+                 it was not put at {}",
+                path.display()
+            ),
+        )),
+    }
+}
+
+/// Renames without overwriting.
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => rename_by_link(from, to),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The same where the file system cannot: a second name fails if the first is taken.
+fn rename_by_link(from: &Path, to: &Path) -> io::Result<()> {
+    if from.is_dir() {
+        // A folder has no second name; renaming onto a folder succeeds only where that is empty, which loses nothing.
+        if fs::symlink_metadata(to).is_ok() {
+            return Err(ErrorKind::AlreadyExists.into());
+        }
+        return fs::rename(from, to);
+    }
+    match fs::hard_link(from, to) {
+        Ok(()) => fs::remove_file(from),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(error),
+        // Neither one nor the other: the check and the rename are then two steps.
+        Err(_) if fs::symlink_metadata(to).is_ok() => Err(ErrorKind::AlreadyExists.into()),
+        Err(_) => fs::rename(from, to),
+    }
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}

@@ -1,0 +1,272 @@
+//! What a transfer has to know before the swarm begins: size and root, what kind it is, the manifest of a collection, and the
+//! piece layers. All of it comes from strangers and is checked against the id.
+
+use std::sync::Arc;
+
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use potluck_core::{
+    FileId, FileLayout, Problem, Reason,
+    index_client::{By, FileRecord, Kind},
+    manifest::{MAX_MANIFEST_SIZE, Manifest},
+    merkle::FileTree,
+    path::Label,
+    plan::Plan,
+};
+
+use super::{
+    context::{Context, blocking},
+    dialer::Dialer,
+    link::Link,
+    receive::Assembly,
+    verify::{Checks, tree_of},
+};
+use crate::offer::Shelf as _;
+
+/// Piece layers asked for at once: small answers, so the round trips count.
+const LAYERS_AT_ONCE: usize = 8;
+
+/// Bytes of a manifest asked for in one call.
+const MANIFEST_RUN: u64 = 8 * 1024 * 1024;
+
+/// How long one such call may take in all.
+const MANIFEST_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// What is known of the file by itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    /// Size and root fit the id; the kind is a claim.
+    pub(crate) record: FileRecord,
+    /// What others call it; hostile.
+    pub(crate) name: Option<String>,
+}
+
+/// A collection's manifest, verified.
+#[derive(Debug, Clone)]
+pub(crate) struct Collection {
+    /// What it lists.
+    pub(crate) manifest: Arc<Manifest>,
+    /// Its bytes.
+    pub(crate) bytes: Arc<[u8]>,
+    /// The tree over them.
+    pub(crate) tree: FileTree,
+}
+
+/// Finds out about a file: here, from the index, or from a peer.
+pub(crate) async fn identify(
+    context: &Context,
+    id: FileId,
+    dialer: &Dialer,
+    waiting: impl Fn(Problem) + Send + Sync,
+) -> Result<Known, Problem> {
+    let library = context.library.clone();
+    let here = blocking(move || library.find(&id).map(|offer| (offer.record(), offer.name()))).await?;
+    if let Some((record, name)) = here {
+        return Ok(Known {
+            record,
+            name: Some(name),
+        });
+    }
+    if let Some(index) = &context.index {
+        match index.query(&By::Id(id), 1, None).await {
+            Ok(page) => {
+                // The wall has checked that id, size and root fit.
+                if let Some(found) = page.files.into_iter().find(|found| found.file.id == id) {
+                    return Ok(Known {
+                        record: found.file,
+                        name: found.names.into_iter().next(),
+                    });
+                }
+            }
+            Err(problem) => tracing::debug!(file = %id.short(), %problem, "the index does not answer"),
+        }
+    }
+    let told = dialer
+        .ask(|link| async move { link.describe(id).await }.boxed(), waiting)
+        .await;
+    Ok(Known {
+        record: told.record,
+        name: Some(told.name),
+    })
+}
+
+/// What to call it where nobody said.
+pub(crate) fn fallback_name(id: FileId) -> Label {
+    Label::sanitize(&format!("potluck-{}", id.short()))
+}
+
+/// The manifest behind an id that is said to be a collection; `None` where the verified bytes are no manifest, so that it is a plain file
+/// whatever was claimed.
+pub(crate) async fn collection(
+    context: &Context,
+    record: &FileRecord,
+    dialer: &Dialer,
+    waiting: impl Fn(Problem) + Send + Sync,
+) -> Result<Option<Collection>, Problem> {
+    if record.size > MAX_MANIFEST_SIZE {
+        return Ok(None);
+    }
+    let Some(plan) = Plan::file(record.id, record.size).map(Arc::new) else {
+        return Ok(None);
+    };
+    let checks = Arc::new(Checks::new(Arc::clone(&plan)));
+    let bytes = match local_bytes(context, record).await? {
+        Some(bytes) => bytes,
+        None => {
+            layers(context, &checks, &plan, dialer, &waiting).await?;
+            fetch_all(&plan, &checks, dialer, &waiting).await
+        }
+    };
+    let id = record.id;
+    blocking(move || {
+        let tree = potluck_core::hash::hash_bytes(&bytes);
+        match Manifest::decode(&bytes) {
+            Ok(manifest) => Some(Collection { manifest: Arc::new(manifest), bytes: bytes.into(), tree }),
+            Err(error) => {
+                tracing::warn!(file = %id.short(), %error, "said to be a collection, and is none: fetched as a plain file");
+                None
+            }
+        }
+    })
+    .await
+}
+
+/// The bytes of a small file that is here already.
+async fn local_bytes(context: &Context, record: &FileRecord) -> Result<Option<Vec<u8>>, Problem> {
+    use std::os::unix::fs::FileExt as _;
+    let (library, id, size) = (context.library.clone(), record.id, record.size);
+    blocking(move || {
+        let offer = library.find(&id)?;
+        let file = offer.open(0..size).ok()?;
+        let mut bytes = vec![0; size as usize];
+        file.read_exact_at(&mut bytes, 0).ok()?;
+        (potluck_core::hash::hash_bytes(&bytes).id() == id).then_some(bytes)
+    })
+    .await
+}
+
+/// Gets every piece layer that the checks still need.
+///
+/// # Errors
+/// Only of the machine: it goes on asking peers until one has them.
+pub(crate) async fn layers(
+    context: &Context,
+    checks: &Arc<Checks>,
+    plan: &Arc<Plan>,
+    dialer: &Dialer,
+    waiting: &(impl Fn(Problem) + Send + Sync),
+) -> Result<(), Problem> {
+    if let Some(id) = checks.false_empty() {
+        return Err(Problem::new(
+            Reason::VerificationFailed,
+            format!("{id} claims to be an empty file and is not: nobody can have it"),
+        ));
+    }
+    futures_util::stream::iter(checks.needed())
+        .map(|file| layer(context, checks, plan, file, dialer, waiting))
+        .buffer_unordered(LAYERS_AT_ONCE)
+        .try_collect::<()>()
+        .await
+}
+
+async fn layer(
+    context: &Context,
+    checks: &Arc<Checks>,
+    plan: &Arc<Plan>,
+    file: usize,
+    dialer: &Dialer,
+    waiting: &(impl Fn(Problem) + Send + Sync),
+) -> Result<(), Problem> {
+    let planned = &plan.files()[file];
+    let (id, size) = (planned.id, planned.size);
+    let library = context.library.clone();
+    let here = Arc::clone(checks);
+    let found = blocking(move || {
+        let layer = library.find(&id)?.piece_hashes().ok()?;
+        here.offer_layer(file, layer.to_vec()).then_some(())
+    });
+    if found.await?.is_some() {
+        return Ok(());
+    }
+    let op = |link: Link| {
+        async move {
+            let layer = link.piece_hashes(id, size).await?;
+            // Folding a few thousand hashes takes a millisecond or two; the largest lists take longer.
+            blocking(move || tree_of(id, size, layer)).await?.ok_or_else(|| {
+                Problem::new(
+                    Reason::VerificationFailed,
+                    format!("sent piece hashes that do not belong to {}", id.short()),
+                )
+            })
+        }
+        .boxed()
+    };
+    let tree = dialer.ask(op, waiting).await;
+    checks.offer_layer(file, tree.piece_hashes);
+    Ok(())
+}
+
+/// All bytes of a small file, verified, into memory.
+async fn fetch_all(
+    plan: &Arc<Plan>,
+    checks: &Arc<Checks>,
+    dialer: &Dialer,
+    waiting: &(impl Fn(Problem) + Send + Sync),
+) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(plan.total() as usize);
+    let layout = FileLayout::new(plan.total());
+    let run = layout.map_or(1, |layout| (MANIFEST_RUN / layout.piece_size()).max(1)) as usize;
+    let units: Vec<u32> = (0..plan.unit_count()).collect();
+    for units in units.chunks(run) {
+        let op = |link: Link| {
+            let (plan, checks, units) = (Arc::clone(plan), Arc::clone(checks), units.to_vec());
+            async move {
+                tokio::time::timeout(MANIFEST_TIMEOUT, fetch_units(link, plan, checks, units))
+                    .await
+                    .unwrap_or_else(|_| {
+                        Err(Problem::new(
+                            Reason::TimedOut,
+                            "sending the manifest took too long",
+                        ))
+                    })
+            }
+            .boxed()
+        };
+        for unit in dialer.ask(op, waiting).await {
+            bytes.extend_from_slice(&unit);
+        }
+    }
+    bytes
+}
+
+/// These units from this peer, verified.
+async fn fetch_units(
+    link: Link,
+    plan: Arc<Plan>,
+    checks: Arc<Checks>,
+    units: Vec<u32>,
+) -> Result<Vec<Vec<u8>>, Problem> {
+    let lie = |what: String| Problem::new(Reason::VerificationFailed, what);
+    let mut assembly = Assembly::new(&plan, &units);
+    let mut stream = link.download(assembly.request()).await?;
+    let mut done = Vec::with_capacity(units.len());
+    while assembly.current().is_some() {
+        let Some(chunk) = stream.message().await.map_err(|status| link.problem(status))? else {
+            return Err(Problem::new(
+                Reason::NotPotluck,
+                "the peer ended the stream early",
+            ));
+        };
+        let taken = assembly.take(chunk.span, chunk.offset, &chunk.data);
+        if let Some((place, data)) = taken.map_err(|error| lie(error.to_string()))? {
+            let (checks, unit) = (Arc::clone(&checks), units[place]);
+            let good = blocking(move || checks.verify(unit, &data).then_some(data)).await?;
+            done.push(good.ok_or_else(|| lie(format!("sent a manifest whose piece {unit} is false")))?);
+        }
+    }
+    Ok(done)
+}
+
+/// Whether a record's claim makes it worth a look at its bytes as a manifest.
+pub(crate) fn claims_collection(record: &FileRecord) -> bool {
+    record.kind == Kind::Collection
+}

@@ -1,0 +1,128 @@
+//! What a part that was found holds: units of an earlier run, and units that are elsewhere on this machine.
+//!
+//! Invariant: no unit counts as had that was not verified, in this run or by a state that a sample of units confirms.
+
+use std::{
+    io,
+    os::unix::fs::FileExt as _,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use rand::seq::IteratorRandom as _;
+
+use super::{
+    part::{Found, Part},
+    verify::Checks,
+};
+use crate::{bits::Bits, library::Library, offer::Shelf as _};
+
+/// Units verified again before a resume state is believed: damage to a part as a whole (a copy cut short, a disk that lost
+/// its cache) hits one of them.
+const SAMPLE: usize = 8;
+
+/// The units that are there. Reads and hashes: not for the async threads. `on_unit` is told the length of each unit found.
+pub(crate) fn recover(
+    part: &Part,
+    checks: &Checks,
+    found: Found,
+    threads: usize,
+    on_unit: &(dyn Fn(u64) + Sync),
+) -> Bits {
+    let units = part.plan().unit_count();
+    match found {
+        Found::Nothing => Bits::new(units),
+        Found::Resume(have) => {
+            let sample = have.ones().sample(&mut rand::rng(), SAMPLE);
+            if sample.iter().all(|&unit| is_there(part, checks, unit)) {
+                have.ones().for_each(|unit| on_unit(part.plan().unit_len(unit)));
+                return have;
+            }
+            tracing::warn!(
+                part = %part.target().part().display(),
+                "the resume state does not fit the data: everything is verified again"
+            );
+            verify_all(part, checks, threads, on_unit)
+        }
+        Found::Unknown => verify_all(part, checks, threads, on_unit),
+    }
+}
+
+fn is_there(part: &Part, checks: &Checks, unit: u32) -> bool {
+    part.read(unit).is_ok_and(|data| checks.verify(unit, &data))
+}
+
+/// Every unit that verifies.
+fn verify_all(part: &Part, checks: &Checks, threads: usize, on_unit: &(dyn Fn(u64) + Sync)) -> Bits {
+    let units = part.plan().unit_count();
+    let next = AtomicU32::new(0);
+    let have = Mutex::new(Bits::new(units));
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let unit = next.fetch_add(1, Ordering::Relaxed);
+                    if unit >= units {
+                        return;
+                    }
+                    if is_there(part, checks, unit) {
+                        have.lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .set(unit, true);
+                        on_unit(part.plan().unit_len(unit));
+                    }
+                }
+            });
+        }
+    });
+    have.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Fills in units that the library has, verified like those of a stranger. Not for the async threads.
+///
+/// # Errors
+/// Where a unit cannot be written.
+pub(crate) fn copy_local(
+    library: &Library,
+    part: &Part,
+    checks: &Checks,
+    have: &mut Bits,
+    wanted: &dyn Fn() -> bool,
+    on_unit: &(dyn Fn(u64) + Sync),
+) -> io::Result<()> {
+    for unit in 0..have.len() {
+        if !wanted() {
+            return Ok(());
+        }
+        if have.get(unit) {
+            continue;
+        }
+        if let Some(data) = local_unit(library, part, unit)
+            && checks.verify(unit, &data)
+        {
+            part.write(unit, &data)?;
+            have.set(unit, true);
+            on_unit(data.len() as u64);
+        }
+    }
+    Ok(())
+}
+
+fn local_unit(library: &Library, part: &Part, unit: u32) -> Option<Vec<u8>> {
+    let plan = part.plan();
+    let mut offers = Vec::new();
+    for span in plan.spans(unit) {
+        offers.push((library.find(&plan.files()[span.file].id)?, span));
+    }
+    let mut data = vec![0; plan.unit_len(unit) as usize];
+    let mut rest = data.as_mut_slice();
+    for (offer, span) in offers {
+        let (bytes, after) = rest.split_at_mut(span.len as usize);
+        let file = offer.open(span.offset..span.offset + span.len).ok()?;
+        file.read_exact_at(bytes, span.offset).ok()?;
+        rest = after;
+    }
+    Some(data)
+}

@@ -1,0 +1,520 @@
+//! The life of one transfer, from what was asked for to a verified file in its place.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use potluck_core::{
+    Problem, Reason, hash,
+    index_client::{FileRecord, Kind, Registration},
+    merkle::FileTree,
+    path::Label,
+    plan::Plan,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    context::{Context, blocking},
+    dialer::Dialer,
+    driver::{DISK_RETRY, Driver, EVENTS},
+    existing,
+    live::Live,
+    part::{Found, Part},
+    peers::Peers,
+    place,
+    prepare::{self, Collection},
+    recover,
+    report::Reporter,
+    sources::{self, Sources},
+    target::{self, Target},
+    verify::Checks,
+    view::{FetchSpec, State, View},
+};
+use crate::{
+    bits::Bits,
+    limits::Limits,
+    offer::Shelf as _,
+    swarm::{Swarm, SwarmConfig},
+};
+
+/// Time between two checkpoints: what a crash can cost.
+const CHECKPOINT: Duration = Duration::from_secs(1);
+
+/// Time to the first one, so that even a short run leaves something to resume from.
+const FIRST_CHECKPOINT: Duration = Duration::from_millis(250);
+
+/// A checkpoint may take this part of the time: on a slow disk they become rarer.
+const CHECKPOINT_SHARE: u32 = 10;
+
+/// How a transfer's task ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// In its place, verified.
+    Done,
+    /// Told to stop; what was fetched is kept.
+    Stopped,
+    /// Cannot go on; what was fetched is kept.
+    Failed(Problem),
+}
+
+/// One run of a transfer.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) context: Arc<Context>,
+    pub(crate) spec: FetchSpec,
+    pub(crate) view: watch::Sender<View>,
+    pub(crate) stop: CancellationToken,
+    /// Where the running transfer is put for others to serve from.
+    pub(crate) live: watch::Sender<Option<Arc<Live>>>,
+}
+
+impl Run {
+    /// Runs to the end.
+    pub(crate) async fn run(self) -> Ended {
+        let reporter = Reporter::new(self.view.clone());
+        let (list, sources) = watch::channel(Sources::default());
+        // Ends with the run, however that ends.
+        let local = self.stop.child_token();
+        let _ends = local.clone().drop_guard();
+        let (context, keep_stop) = (Arc::clone(&self.context), local.clone());
+        let (id, named) = (self.spec.id, self.spec.providers.clone());
+        self.context.tracker.spawn(async move {
+            let index = context.index.clone();
+            sources::keep(
+                index,
+                id,
+                named,
+                |source| context.is_self(source),
+                list,
+                keep_stop,
+            )
+            .await;
+        });
+        let ended = self.fetch(&reporter, sources, &local).await;
+        self.live.send_replace(None);
+        match ended {
+            Ok(true) => Ended::Done,
+            Ok(false) => Ended::Stopped,
+            Err(_) if self.stop.is_cancelled() => Ended::Stopped,
+            Err(problem) => Ended::Failed(problem),
+        }
+    }
+
+    /// True when done, false when stopped.
+    async fn fetch(
+        &self,
+        reporter: &Reporter,
+        sources: watch::Receiver<Sources>,
+        local: &CancellationToken,
+    ) -> Result<bool, Problem> {
+        let dialer = Dialer::new(sources.clone());
+        // Preparing holds nothing that is not dropped whole.
+        let prepared = tokio::select! {
+            () = self.stop.cancelled() => return Ok(false),
+            prepared = self.prepare(reporter, &dialer) => prepared?,
+        };
+        let Some(prepared) = prepared else { return Ok(true) };
+        let Some(have) = self.gather(&prepared, reporter).await? else {
+            return Ok(false);
+        };
+        let live = self.go_live(&prepared, have).await?;
+        let finished = self.drive(&live, reporter, sources, dialer, local).await;
+        let have = live.have();
+        if !matches!(finished, Ok(true)) {
+            self.leave(&live, have).await;
+            return finished;
+        }
+        reporter.state(State::Finishing, None);
+        let placed = self.place(&live, &prepared, reporter).await;
+        if !matches!(placed, Ok(true)) {
+            self.leave(&live, have).await;
+        }
+        placed
+    }
+
+    /// Takes the transfer off the shelf and records what it has.
+    async fn leave(&self, live: &Arc<Live>, have: Bits) {
+        self.live.send_replace(None);
+        let (library, id) = (self.context.library.clone(), self.spec.id);
+        if blocking(move || library.find(&id).is_none()).await == Ok(true) {
+            self.context.holdings.remove(&[id]);
+        }
+        let part = Arc::clone(&live.part);
+        match blocking(move || part.checkpoint(&have))
+            .await
+            .and_then(|stored| stored)
+        {
+            Ok(()) => {}
+            Err(problem) => tracing::warn!(%problem, "the last resume state could not be written"),
+        }
+    }
+}
+
+/// Everything that is known before the first unit.
+#[derive(Debug)]
+struct Prepared {
+    record: FileRecord,
+    name: String,
+    collection: Option<Collection>,
+    part: Arc<Part>,
+    found: std::sync::Mutex<Option<Found>>,
+    checks: Arc<Checks>,
+}
+
+impl Run {
+    /// Everything up to the first unit; `None` where the file is at the target already.
+    async fn prepare(&self, reporter: &Reporter, dialer: &Dialer) -> Result<Option<Prepared>, Problem> {
+        let waiting = |problem: Problem| reporter.state(State::Waiting, Some(problem));
+        let id = self.spec.id;
+        if let Some(path) = &self.spec.target {
+            target::check(path)?;
+        }
+        // What is there already needs nobody's help to be recognised.
+        if let Some(target) = self.early_target() {
+            reporter.path(&target.path);
+            if existing::file(&self.context, id, &target.path, reporter).await? {
+                return Ok(None);
+            }
+        }
+        let known = prepare::identify(&self.context, id, dialer, waiting).await?;
+        let mut record = known.record;
+        let name = match self.spec.name.as_ref().or(known.name.as_ref()) {
+            Some(name) => Label::sanitize(name),
+            None => prepare::fallback_name(id),
+        };
+        reporter.identified(name.as_str(), record.size);
+        let collection = match prepare::claims_collection(&record) {
+            true => prepare::collection(&self.context, &record, dialer, waiting).await?,
+            false => None,
+        };
+        record.kind = if collection.is_some() {
+            Kind::Collection
+        } else {
+            Kind::File
+        };
+        let manifest = collection
+            .as_ref()
+            .map(|collection| Arc::clone(&collection.manifest));
+        let (asked, files, label) = (self.spec.target.clone(), self.context.files.clone(), name.clone());
+        let of_collection = manifest.clone();
+        let target = blocking(move || {
+            existing::resolve(
+                id,
+                asked.as_deref(),
+                label.as_str(),
+                &files,
+                of_collection.as_deref(),
+            )
+        })
+        .await??;
+        reporter.path(&target.path);
+        let plan = match &manifest {
+            Some(manifest) => Plan::collection(manifest),
+            None => Plan::file(id, record.size)
+                .ok_or_else(|| Problem::new(Reason::OutOfRange, "no file is that large"))?,
+        };
+        let plan = Arc::new(plan);
+        reporter.planned(record.kind, &plan);
+        let there = match &manifest {
+            Some(manifest) => existing::folder(&self.context, &target.path, manifest, reporter).await?,
+            None => existing::file(&self.context, id, &target.path, reporter).await?,
+        };
+        if there {
+            return Ok(None);
+        }
+        let (part, found) = self.open_part(&target, &plan, manifest, reporter).await?;
+        let checks = Arc::new(Checks::new(Arc::clone(&plan)));
+        prepare::layers(&self.context, &checks, &plan, dialer, &waiting).await?;
+        reporter.state(State::Preparing, None);
+        Ok(Some(Prepared {
+            record,
+            name: name.as_str().to_owned(),
+            collection,
+            part: Arc::new(part),
+            found: Some(found).into(),
+            checks,
+        }))
+    }
+
+    /// The target, where it is known without knowing the file.
+    fn early_target(&self) -> Option<Target> {
+        let name = self.spec.name.as_deref();
+        match (&self.spec.target, name) {
+            (Some(path), _) if !path.is_dir() => Some(Target { path: path.clone() }),
+            (target, Some(name)) => Target::resolve(target.as_deref(), name, &self.context.files).ok(),
+            _ => None,
+        }
+        .filter(|target| target.path.is_file())
+    }
+
+    /// Opens the part; where the disk is full, waits for room.
+    async fn open_part(
+        &self,
+        target: &Target,
+        plan: &Arc<Plan>,
+        manifest: Option<Arc<potluck_core::manifest::Manifest>>,
+        reporter: &Reporter,
+    ) -> Result<(Part, Found), Problem> {
+        loop {
+            let (id, target, plan, manifest) =
+                (self.spec.id, target.clone(), Arc::clone(plan), manifest.clone());
+            match blocking(move || Part::open(id, target, plan, manifest)).await? {
+                Err(problem) if problem.reason == Reason::DiskFull => {
+                    reporter.state(State::Waiting, Some(problem));
+                    tokio::time::sleep(DISK_RETRY).await;
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    /// Units of an earlier run and units that are elsewhere on this machine; `None` when stopped.
+    async fn gather(&self, prepared: &Prepared, reporter: &Reporter) -> Result<Option<Bits>, Problem> {
+        let found = prepared
+            .found
+            .lock()
+            .map_or(None, |mut found| found.take())
+            .unwrap_or(Found::Unknown);
+        let (part, checks) = (Arc::clone(&prepared.part), Arc::clone(&prepared.checks));
+        let (library, threads, stop) = (
+            self.context.library.clone(),
+            self.context.hash_threads,
+            self.stop.clone(),
+        );
+        let done = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&done);
+        let work = blocking(move || {
+            let on_unit = |len: u64| {
+                counted.fetch_add(len, Ordering::Relaxed);
+            };
+            let mut have = recover::recover(&part, &checks, found, threads, &on_unit);
+            let resumed: u64 = have.ones().map(|unit| part.plan().unit_len(unit)).sum();
+            let wanted = || !stop.is_cancelled();
+            let copied = recover::copy_local(&library, &part, &checks, &mut have, &wanted, &on_unit);
+            if let Err(error) = copied {
+                // The swarm will meet the same trouble, and says it.
+                tracing::warn!(%error, "could not copy what is here already");
+            }
+            (have, resumed)
+        });
+        tokio::pin!(work);
+        let mut tick = tokio::time::interval(Duration::from_millis(200));
+        let (have, resumed) = loop {
+            // The work is pinned outside: polling the other arm loses nothing of it.
+            tokio::select! {
+                told = &mut work => break told?,
+                _ = tick.tick() => reporter.bytes(done.load(Ordering::Relaxed)),
+            }
+        };
+        reporter.resumed(resumed);
+        reporter.bytes(done.load(Ordering::Relaxed));
+        Ok(Some(have).filter(|_| !self.stop.is_cancelled()))
+    }
+
+    /// Puts the transfer where others can be served from it.
+    async fn go_live(&self, prepared: &Prepared, have: Bits) -> Result<Arc<Live>, Problem> {
+        let (record, name) = (prepared.record, prepared.name.clone());
+        let (part, checks) = (Arc::clone(&prepared.part), Arc::clone(&prepared.checks));
+        let collection = prepared.collection.clone();
+        let live = blocking(move || {
+            let manifest = collection.as_ref().map(|it| (it.tree.clone(), &*it.bytes));
+            Live::new(record, name, part, checks, manifest, have)
+        });
+        let live = live.await?.map_err(|error| {
+            Problem::new(Reason::Internal, format!("cannot make a temporary file: {error}"))
+        })?;
+        let live = Arc::new(live);
+        self.live.send_replace(Some(Arc::clone(&live)));
+        Ok(live)
+    }
+
+    /// The swarm's part: true once all units are there, false when stopped.
+    async fn drive(
+        &self,
+        live: &Arc<Live>,
+        reporter: &Reporter,
+        sources: watch::Receiver<Sources>,
+        dialer: Dialer,
+        local: &CancellationToken,
+    ) -> Result<bool, Problem> {
+        let plan = live.part.plan();
+        let have = live.have();
+        if have.is_full() {
+            return Ok(true);
+        }
+        let lens = (0..plan.unit_count()).map(|unit| plan.unit_len(unit)).collect();
+        let swarm = Swarm::new(SwarmConfig::default(), lens, have.clone(), rand::random());
+        let (links, liars) = dialer.into_parts();
+        let (tell, events) = mpsc::channel(EVENTS);
+        let stop = local.child_token();
+        let ends = stop.clone().drop_guard();
+        let calls = TaskTracker::new();
+        let register = {
+            let (holdings, record, name) = (self.context.holdings.clone(), live.record, live.name.clone());
+            move || {
+                holdings.put(vec![Registration {
+                    file: record,
+                    names: vec![name],
+                    partial: true,
+                }])
+            }
+        };
+        let mut driver = Driver {
+            context: Arc::clone(&self.context),
+            live: Arc::clone(live),
+            swarm,
+            peers: Peers::new(
+                (self.spec.id, plan.unit_count(), self.context.peer_id),
+                tell,
+                links,
+                liars,
+                stop.clone(),
+                self.context.tracker.clone(),
+            ),
+            sources: sources.clone(),
+            own_limit: Limits::new(0, self.spec.max_bytes_per_second, 0),
+            start: Instant::now(),
+            stop: &stop,
+            report: Box::new(|swarm, peers, wrong| {
+                reporter.swarm(plan, swarm, peers, &sources.borrow(), wrong)
+            }),
+            first_unit: Some(Box::new(register)),
+            requests: Default::default(),
+            full: None,
+            calls: calls.clone(),
+            lies: Default::default(),
+        };
+        if have.count() > 0
+            && let Some(register) = driver.first_unit.take()
+        {
+            register();
+        }
+        let checkpoints = self
+            .context
+            .tracker
+            .spawn(checkpoints(Arc::clone(live), stop.clone()));
+        let finished = driver.run(events).await;
+        driver.last_report();
+        drop(driver);
+        drop(ends);
+        calls.close();
+        calls.wait().await;
+        // Ends by itself now; a checkpoint under way must not come after what follows.
+        let _ = checkpoints.await;
+        finished.map(|finished| finished && live.have().is_full())
+    }
+
+    /// Gives it its name and shares it.
+    async fn place(
+        &self,
+        live: &Arc<Live>,
+        prepared: &Prepared,
+        reporter: &Reporter,
+    ) -> Result<bool, Problem> {
+        loop {
+            let (part, claim) = (Arc::clone(&live.part), self.spec.sha256);
+            match blocking(move || place::finish(&part, claim)).await? {
+                Ok(()) => break,
+                Err(problem) if problem.reason == Reason::DiskFull => {
+                    reporter.state(State::Waiting, Some(problem));
+                    tokio::select! {
+                        () = self.stop.cancelled() => return Ok(false),
+                        () = tokio::time::sleep(DISK_RETRY) => {}
+                    }
+                }
+                Err(problem) => return Err(problem),
+            }
+        }
+        self.adopt(live, prepared).await;
+        Ok(true)
+    }
+
+    /// Hands a finished download to the library. It is done whether or not this works.
+    async fn adopt(&self, live: &Arc<Live>, prepared: &Prepared) {
+        let path = live.part.target().path.clone();
+        let adopted = match &prepared.collection {
+            None => {
+                let tree = match live.checks.tree(0) {
+                    Some(tree) => tree.clone(),
+                    None => match self.tree_of_small(live).await {
+                        Some(tree) => tree,
+                        None => return,
+                    },
+                };
+                self.context
+                    .library
+                    .adopt_file(path.clone(), tree, self.spec.sha256)
+                    .await
+            }
+            Some(collection) => self.adopt_collection(live, collection, path.clone()).await,
+        };
+        if let Err(problem) = adopted {
+            tracing::warn!(path = %path.display(), %problem, "fetched and verified, and could not be shared");
+            self.context.holdings.remove(&[self.spec.id]);
+        }
+    }
+
+    /// The tree of a file of one piece that an earlier run fetched.
+    async fn tree_of_small(&self, live: &Arc<Live>) -> Option<FileTree> {
+        let part = Arc::clone(&live.part);
+        blocking(move || {
+            let file = part.file(0).ok()?;
+            hash::hash_file(&file, part.plan().total(), 1, &|_| {}).ok()
+        })
+        .await
+        .ok()?
+    }
+
+    async fn adopt_collection(
+        &self,
+        live: &Arc<Live>,
+        collection: &Collection,
+        path: PathBuf,
+    ) -> Result<crate::library::Item, Problem> {
+        let (checks, plan, root) = (
+            Arc::clone(&live.checks),
+            Arc::clone(live.part.plan()),
+            path.clone(),
+        );
+        let manifest = Arc::clone(&collection.manifest);
+        let entries = Arc::clone(&manifest);
+        let trees = blocking(move || existing::trees(&checks, &plan, &entries, &root)).await?;
+        let trees = trees.map_err(|error| target::problem(&path, &error))?;
+        self.context.library.adopt_collection(path, manifest, trees).await
+    }
+}
+
+/// Records what is on disk every now and then, until `stop`.
+async fn checkpoints(live: Arc<Live>, stop: CancellationToken) {
+    let mut wait = FIRST_CHECKPOINT;
+    let mut stored = live.have().count();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        let have = live.have();
+        wait = CHECKPOINT;
+        if have.count() == stored {
+            continue;
+        }
+        stored = have.count();
+        let (part, started) = (Arc::clone(&live.part), Instant::now());
+        match blocking(move || part.checkpoint(&have))
+            .await
+            .and_then(|done| done)
+        {
+            Ok(()) => wait = CHECKPOINT.max(started.elapsed() * CHECKPOINT_SHARE),
+            Err(problem) => tracing::warn!(%problem, "the resume state could not be written; tried again"),
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! A transfer as the store remembers it, so that it goes on after a restart.
+//!
+//! JSON: small, readable where something went wrong, and open to new fields.
+
+use std::{
+    ffi::OsString,
+    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
+    path::{Path, PathBuf},
+};
+
+use potluck_core::index_client::Address;
+use serde::{Deserialize, Serialize};
+
+use super::view::FetchSpec;
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Saved {
+    /// What was asked for.
+    pub(crate) spec: FetchSpec,
+    /// Whether it was at work, rather than paused or failed.
+    pub(crate) running: bool,
+    /// Its label, once known.
+    pub(crate) name: String,
+    /// Where it will be, once known.
+    pub(crate) path: Option<PathBuf>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    id: String,
+    name: Option<String>,
+    /// Paths are bytes, in hex.
+    target: Option<String>,
+    sha256: Option<String>,
+    #[serde(default)]
+    providers: Vec<(String, u16)>,
+    #[serde(default)]
+    detach: bool,
+    #[serde(default)]
+    max_bytes_per_second: u64,
+    #[serde(default)]
+    priority: u32,
+    #[serde(default)]
+    running: bool,
+    #[serde(default)]
+    label: String,
+    path: Option<String>,
+}
+
+impl Saved {
+    /// As the store keeps it.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let spec = &self.spec;
+        let record = Record {
+            id: spec.id.to_string(),
+            name: spec.name.clone(),
+            target: spec.target.as_deref().map(path_to_hex),
+            sha256: spec.sha256.map(|sum| sum.to_string()),
+            providers: spec
+                .providers
+                .iter()
+                .map(|it| (it.host.clone(), it.port))
+                .collect(),
+            detach: spec.detach,
+            max_bytes_per_second: spec.max_bytes_per_second,
+            priority: spec.priority,
+            running: self.running,
+            label: self.name.clone(),
+            path: self.path.as_deref().map(path_to_hex),
+        };
+        serde_json::to_vec(&record).expect("strings and numbers always serialise")
+    }
+
+    /// `None` where the bytes are nothing that [`Saved::encode`] writes.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let record: Record = serde_json::from_slice(bytes).ok()?;
+        let path = |hex: Option<String>| {
+            hex.map(|hex| path_from_hex(&hex))
+                .map_or(Some(None), |path| path.map(Some))
+        };
+        Some(Self {
+            spec: FetchSpec {
+                id: record.id.parse().ok()?,
+                name: record.name,
+                target: path(record.target)?,
+                sha256: match record.sha256 {
+                    Some(sum) => Some(sum.parse().ok()?),
+                    None => None,
+                },
+                providers: record
+                    .providers
+                    .into_iter()
+                    .map(|(host, port)| Address { host, port })
+                    .collect(),
+                detach: record.detach,
+                max_bytes_per_second: record.max_bytes_per_second,
+                priority: record.priority,
+            },
+            running: record.running,
+            name: record.label,
+            path: path(record.path)?,
+        })
+    }
+}
+
+fn path_to_hex(path: &Path) -> String {
+    hex::encode(path.as_os_str().as_bytes())
+}
+
+fn path_from_hex(text: &str) -> Option<PathBuf> {
+    Some(OsString::from_vec(hex::decode(text).ok()?).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use potluck_core::{FileId, Sha256};
+
+    use super::*;
+
+    #[test]
+    fn round_trips() {
+        let saved = Saved {
+            spec: FetchSpec {
+                name: Some("a b".into()),
+                target: Some(OsString::from_vec(b"/x/\xff".to_vec()).into()),
+                sha256: Some(Sha256([4; 32])),
+                providers: vec![Address {
+                    host: "::1".into(),
+                    port: 7,
+                }],
+                detach: true,
+                max_bytes_per_second: u64::MAX,
+                priority: 3,
+                ..FetchSpec::new(FileId([1; 32]))
+            },
+            running: true,
+            name: "label".into(),
+            path: None,
+        };
+        assert_eq!(Saved::decode(&saved.encode()), Some(saved));
+        assert_eq!(Saved::decode(b"nonsense"), None);
+    }
+}

@@ -1,0 +1,205 @@
+//! Where a download goes: the rules that turn what was asked for into one path, and the names of what lies beside it.
+
+use std::{
+    io,
+    path::{Component, Path, PathBuf},
+};
+
+use potluck_core::{Problem, Reason, path::Label};
+use sha2::{Digest as _, Sha256};
+
+use super::resume::with_suffix;
+
+/// Longest file name, in bytes, that still fits the usual limit of 255 with `.part.state.new` behind it.
+const MAX_PLAIN_NAME: usize = 240;
+
+/// Where a longer one is cut, in bytes, so that a hash of 16 digits fits as well.
+const MAX_CUT_NAME: usize = 200;
+
+/// A download's final path and its companions while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// Where it will be.
+    pub(crate) path: PathBuf,
+}
+
+impl Target {
+    /// Decides the path.
+    ///
+    /// `target`: an absolute path; a folder that is there means inside it; `None` means inside `files`. `name` is what to call it inside
+    /// a folder: it may come from the network and is made safe here.
+    ///
+    /// # Errors
+    /// [`Reason::UnsafePath`] where `target` is relative or has `..` in it.
+    pub(crate) fn resolve(target: Option<&Path>, name: &str, files: &Path) -> Result<Self, Problem> {
+        let label = Label::sanitize(name);
+        let Some(target) = target else {
+            return Ok(Self {
+                path: files.join(label.as_str()),
+            });
+        };
+        check(target)?;
+        let path = if target.is_dir() {
+            target.join(label.as_str())
+        } else {
+            target.to_owned()
+        };
+        Ok(Self { path })
+    }
+
+    /// Where bytes go until all are verified.
+    pub(crate) fn part(&self) -> PathBuf {
+        self.companion(".part")
+    }
+
+    /// Where the resume state is.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.companion(".part.state")
+    }
+
+    /// The path with a suffix. A name so long that no suffix fits is cut and gets its hash instead, so that any peer that is told the
+    /// same target finds the same companions.
+    fn companion(&self, suffix: &str) -> PathBuf {
+        let name = self.path.file_name().unwrap_or_default();
+        if name.len() <= MAX_PLAIN_NAME {
+            return with_suffix(&self.path, suffix);
+        }
+        let hash = hex::encode(&Sha256::digest(name.as_encoded_bytes())[..8]);
+        let text = name.to_string_lossy();
+        let cut = (0..=MAX_CUT_NAME)
+            .rev()
+            .find(|&at| text.is_char_boundary(at))
+            .unwrap_or(0);
+        self.path
+            .with_file_name(format!("{}~{hash}{suffix}", &text[..cut]))
+    }
+
+    /// Its folder.
+    pub(crate) fn parent(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("/"))
+    }
+}
+
+/// Whether a target is a path that can be used as it stands.
+///
+/// # Errors
+/// [`Reason::UnsafePath`].
+pub(crate) fn check(target: &Path) -> Result<(), Problem> {
+    let bad = |why: &str| {
+        Problem::new(
+            Reason::UnsafePath,
+            format!("`{}` cannot be a target: {why}", target.display()),
+        )
+        .field("target")
+    };
+    if !target.is_absolute() {
+        return Err(bad("give an absolute path"));
+    }
+    if target.components().any(|part| part == Component::ParentDir) {
+        return Err(bad("`..` is not allowed in it"));
+    }
+    if target.file_name().is_none() {
+        return Err(bad("it names no file"));
+    }
+    Ok(())
+}
+
+/// What an error of the file system at a target means to the one who asked.
+pub(crate) fn problem(path: &Path, error: &io::Error) -> Problem {
+    let at = path.display();
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Problem::new(
+            Reason::DiskFull,
+            format!("no room for {at}: make room on the disk, and it goes on by itself"),
+        ),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Problem::new(
+            Reason::TargetNotWritable,
+            format!("cannot write {at}: {error}; choose another target or change its permissions"),
+        ),
+        io::ErrorKind::NotADirectory | io::ErrorKind::NotFound => Problem::new(
+            Reason::TargetNotWritable,
+            format!("cannot write {at}: its folder is not there; make it or choose another target"),
+        ),
+        io::ErrorKind::InvalidFilename => Problem::new(
+            Reason::TargetNotWritable,
+            format!("cannot write {at}: the name is too long here; give a target of your own"),
+        ),
+        io::ErrorKind::FileTooLarge => Problem::new(
+            Reason::TargetNotWritable,
+            format!("cannot write {at}: the file is larger than this file system or process may write"),
+        ),
+        _ => Problem::new(Reason::TargetNotWritable, format!("cannot write {at}: {error}")),
+    }
+}
+
+/// What stands in the way of a download, and what to do about it.
+pub(crate) fn exists(path: &Path) -> Problem {
+    Problem::new(
+        Reason::TargetExists,
+        format!(
+            "{} is there already and is something else: nothing was changed; choose another target or move it away",
+            path.display()
+        ),
+    )
+    .field("target")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_from_the_network_stays_in_its_folder() {
+        let files = Path::new("/home/files");
+        for name in [
+            "../../etc/passwd",
+            "/etc/passwd",
+            "..",
+            "a/b",
+            "",
+            "\u{0}x",
+            ".part",
+        ] {
+            let target = Target::resolve(None, name, files).unwrap();
+            assert_eq!(target.parent(), files, "{name:?} gave {target:?}");
+        }
+    }
+
+    #[test]
+    fn a_folder_means_inside_it_and_anything_else_is_the_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = Target::resolve(Some(folder.path()), "a", Path::new("/f")).unwrap();
+        assert_eq!(inside.path, folder.path().join("a"));
+        let new = folder.path().join("new");
+        assert_eq!(
+            Target::resolve(Some(&new), "a", Path::new("/f")).unwrap().path,
+            new
+        );
+    }
+
+    #[test]
+    fn paths_that_could_lead_elsewhere_are_refused() {
+        for bad in ["relative/file", "/a/../b", "/", ""] {
+            let problem = Target::resolve(Some(Path::new(bad)), "a", Path::new("/f")).unwrap_err();
+            assert_eq!(problem.reason, Reason::UnsafePath, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_longest_names_have_companions_that_fit() {
+        for letter in ["a", "é", "漢"] {
+            let name: String = letter.repeat(255 / letter.len());
+            let target = Target {
+                path: Path::new("/f").join(&name),
+            };
+            let other = Target {
+                path: Path::new("/f").join(format!("{}{}", &name[letter.len()..], letter)),
+            };
+            for path in [target.part(), target.state()] {
+                assert!(path.file_name().unwrap().len() + ".new".len() <= 255);
+            }
+            assert_eq!(target.part(), other.part(), "same name, same companions");
+            assert_ne!(target.part(), target.state());
+        }
+    }
+}

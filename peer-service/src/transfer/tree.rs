@@ -1,0 +1,189 @@
+//! The folder that a collection is written into while it is fetched.
+//!
+//! Invariant: every path is opened beneath the folder's handle and never through a link, so that neither a hostile manifest nor
+//! somebody who plants links in the folder can lead a write out of it. Links are made last, by [`Tree::complete`].
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    fs::File,
+    io::{self, ErrorKind, Seek as _},
+    num::NonZeroUsize,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use cap_std::{
+    ambient_authority,
+    fs::{Dir, OpenOptions, OpenOptionsExt as _},
+};
+use lru::LruCache;
+use potluck_core::{
+    manifest::{Content, Manifest},
+    path::RelPath,
+    plan::Plan,
+};
+use rustix::fs::OFlags;
+
+/// Large files kept open at once: the pieces of a few files arrive at a time, and file handles are scarce.
+const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not 0");
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    dir: Dir,
+    manifest: Arc<Manifest>,
+    plan: Arc<Plan>,
+    /// Handles of large files by their place in the plan.
+    open: Mutex<LruCache<usize, Arc<File>>>,
+}
+
+impl Tree {
+    /// Opens the folder at `path`, made if it is not there, and makes the folders inside it.
+    pub(crate) fn open(path: &Path, manifest: Arc<Manifest>, plan: Arc<Plan>) -> io::Result<Self> {
+        match std::fs::create_dir(path) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        if path.symlink_metadata()?.is_symlink() {
+            return Err(ErrorKind::NotADirectory.into());
+        }
+        let dir = Dir::open_ambient_dir(path, ambient_authority())?;
+        let tree = Self {
+            dir,
+            manifest,
+            plan,
+            open: Mutex::new(LruCache::new(OPEN_FILES)),
+        };
+        for folder in tree.folders() {
+            tree.dir.create_dir_all(folder)?;
+        }
+        Ok(tree)
+    }
+
+    /// The folder's handle.
+    pub(crate) const fn dir(&self) -> &Dir {
+        &self.dir
+    }
+
+    /// Every folder that holds something, each parent before what is in it.
+    fn folders(&self) -> BTreeSet<&str> {
+        self.manifest
+            .entries
+            .iter()
+            .filter_map(|entry| match entry.content {
+                Content::EmptyDirectory => Some(entry.path.as_str()),
+                _ => entry.path.parent(),
+            })
+            .collect()
+    }
+
+    /// The file with this content, by its place in the plan, open for reading and writing.
+    pub(crate) fn file(&self, index: usize) -> io::Result<Arc<File>> {
+        if let Some(file) = self.handles().get(&index) {
+            return Ok(Arc::clone(file));
+        }
+        let planned = &self.plan.files()[index];
+        let entry = *planned.entries.first().ok_or(ErrorKind::InvalidInput)?;
+        let file = Arc::new(self.open_entry(entry)?);
+        if planned.size > potluck_core::plan::BUNDLE_SIZE {
+            self.handles().put(index, Arc::clone(&file));
+        }
+        Ok(file)
+    }
+
+    fn handles(&self) -> std::sync::MutexGuard<'_, LruCache<usize, Arc<File>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The entry's file, made if it is not there.
+    fn open_entry(&self, entry: usize) -> io::Result<File> {
+        let entry = &self.manifest.entries[entry];
+        let executable = matches!(entry.content, Content::File { executable: true, .. });
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .mode(if executable { 0o777 } else { 0o666 })
+            // Not through a link, and not stuck on a pipe, whoever put it there.
+            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32);
+        let file = self.dir.open_with(entry.path.as_str(), &options)?.into_std();
+        match file.metadata()?.is_file() {
+            true => Ok(file),
+            false => Err(ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    /// Makes what no unit brings: empty files, copies of content that several paths have, and the links. Fails where something is in the
+    /// folder that the manifest does not list.
+    pub(crate) fn complete(&self) -> io::Result<()> {
+        self.handles().clear();
+        for (index, planned) in self.plan.files().iter().enumerate() {
+            let first = self.file(index)?;
+            if first.metadata()?.len() != planned.size {
+                first.set_len(planned.size)?;
+            }
+            for &entry in planned.entries.iter().skip(1) {
+                let mut copy = self.open_entry(entry)?;
+                copy.set_len(0)?;
+                let mut source = first.try_clone()?;
+                source.rewind()?;
+                // Shares the blocks where the file system can.
+                io::copy(&mut source, &mut copy)?;
+            }
+        }
+        for entry in &self.manifest.entries {
+            if let Content::Link { target } = &entry.content {
+                self.link(&entry.path, target)?;
+            }
+        }
+        self.handles().clear();
+        self.refuse_strangers(Path::new("."), &self.known())
+    }
+
+    fn link(&self, path: &RelPath, target: &str) -> io::Result<()> {
+        match self.dir.read_link_contents(path.as_str()) {
+            Ok(there) if there == Path::new(target) => return Ok(()),
+            Ok(_) => self.dir.remove_file(path.as_str())?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        self.dir.symlink(target, path.as_str())
+    }
+
+    /// Every path that the manifest lists or implies.
+    fn known(&self) -> HashSet<&str> {
+        let mut known = HashSet::new();
+        for entry in &self.manifest.entries {
+            let mut path = Some(entry.path.as_str());
+            while let Some(text) = path {
+                if !known.insert(text) {
+                    break;
+                }
+                path = text.rsplit_once('/').map(|(parent, _)| parent);
+            }
+        }
+        known
+    }
+
+    fn refuse_strangers(&self, folder: &Path, known: &HashSet<&str>) -> io::Result<()> {
+        for entry in self.dir.read_dir(folder)? {
+            let entry = entry?;
+            let path = folder.join(entry.file_name());
+            let relative = path.strip_prefix(".").unwrap_or(&path);
+            if !relative.to_str().is_some_and(|text| known.contains(text)) {
+                return Err(io::Error::new(
+                    ErrorKind::AlreadyExists,
+                    format!(
+                        "{} is in the folder and does not belong to it",
+                        relative.display()
+                    ),
+                ));
+            }
+            if entry.file_type()?.is_dir() {
+                self.refuse_strangers(&path, known)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,196 @@
+//! What is asked of a transfer, and what it shows of itself: plain data.
+
+use std::{path::PathBuf, time::Duration};
+
+use potluck_core::{
+    FileId, PeerId, Problem, Sha256,
+    index_client::{Address, Kind},
+};
+
+/// What somebody wants fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FetchSpec {
+    /// What to fetch.
+    pub id: FileId,
+    /// What to call it inside a folder; `None`: as the peers call it.
+    pub name: Option<String>,
+    /// Where to put it: an absolute path. `None`: the peer's own files folder.
+    pub target: Option<PathBuf>,
+    /// The SHA-256 that the finished file must have.
+    pub sha256: Option<Sha256>,
+    /// Peers to ask besides those the index knows.
+    pub providers: Vec<Address>,
+    /// Whether it goes on when nobody watches it.
+    pub detach: bool,
+    /// Most bytes a second; 0: no limit of its own.
+    pub max_bytes_per_second: u64,
+    /// Share of the link against other transfers, 1 to 100.
+    pub priority: u32,
+}
+
+impl FetchSpec {
+    /// A plain wish for this file: into the files folder, as the peers call it.
+    pub fn new(id: FileId) -> Self {
+        Self {
+            id,
+            name: None,
+            target: None,
+            sha256: None,
+            providers: Vec::new(),
+            detach: false,
+            max_bytes_per_second: 0,
+            priority: 10,
+        }
+    }
+}
+
+/// Where a transfer stands; as `TransferState` of the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Looks for providers, piece hashes or the manifest.
+    Preparing,
+    /// Fetches.
+    Running,
+    /// Wants to fetch and cannot; the view's error says why.
+    Waiting,
+    /// Paused by its owner.
+    Paused,
+    /// All fetched; being put in its place.
+    Finishing,
+    /// Done and verified.
+    Done,
+    /// Failed; the view's error says why.
+    Failed,
+    /// Cancelled by its owner.
+    Cancelled,
+}
+
+impl State {
+    /// Whether a task works on it.
+    pub const fn is_active(self) -> bool {
+        matches!(
+            self,
+            Self::Preparing | Self::Running | Self::Waiting | Self::Finishing
+        )
+    }
+
+    /// Whether whoever waits for it need not wait longer.
+    pub const fn is_at_rest(self) -> bool {
+        !self.is_active()
+    }
+}
+
+/// What a transfer makes of a peer; as `PeerState` of the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerStanding {
+    /// Being connected, or waiting for its turn to be.
+    Connecting,
+    /// Sends.
+    Active,
+    /// Connected, and nothing is wanted of it now.
+    Idle,
+    /// Asked to wait.
+    BackingOff,
+    /// Could not be reached, or went away.
+    Unreachable,
+    /// Sent bytes that failed verification.
+    Banned,
+}
+
+/// One peer of a transfer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeerRow {
+    /// Its public id, where the index told it.
+    pub peer: Option<PeerId>,
+    /// Where it is.
+    pub address: Address,
+    /// What the transfer makes of it.
+    pub standing: PeerStanding,
+    /// Why, where that needs saying.
+    pub reason: String,
+    /// Verified bytes it gave.
+    pub bytes: u64,
+    /// Bytes a second of it.
+    pub bytes_per_second: u64,
+    /// Requests to it that are open.
+    pub requests: u32,
+    /// Units it has.
+    pub units: u32,
+}
+
+/// A run of missing units.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// First unit.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+    /// Peers that could give them.
+    pub providers: u32,
+    /// Whether they are being fetched.
+    pub in_flight: bool,
+}
+
+/// A transfer as it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct View {
+    /// Its number.
+    pub transfer: u64,
+    /// What is fetched.
+    pub id: FileId,
+    /// Its label.
+    pub name: String,
+    /// What it is, once known.
+    pub kind: Option<Kind>,
+    /// Where it will be, or is; empty until known.
+    pub path: PathBuf,
+    /// Where it stands.
+    pub state: State,
+    /// Bytes verified and kept.
+    pub bytes_done: u64,
+    /// Bytes in all; 0 until known.
+    pub bytes_total: u64,
+    /// Bytes that were there when it began or was resumed.
+    pub resumed_bytes: u64,
+    /// Verified bytes a second, over the last seconds.
+    pub bytes_per_second: u64,
+    /// Time since it began or was resumed.
+    pub elapsed: Duration,
+    /// Units in all; 0 until known.
+    pub units_total: u32,
+    /// Units verified.
+    pub units_done: u32,
+    /// Who it comes from, those that gave most first.
+    pub peers: Vec<PeerRow>,
+    /// What is missing, the scarcest first.
+    pub missing: Vec<Missing>,
+    /// What is wrong, if anything.
+    pub error: Option<Problem>,
+    /// For people: what else holds it up.
+    pub findings: Vec<String>,
+}
+
+impl View {
+    /// A transfer of which nothing is known yet.
+    pub fn new(transfer: u64, spec: &FetchSpec) -> Self {
+        Self {
+            transfer,
+            id: spec.id,
+            name: spec.name.clone().unwrap_or_default(),
+            kind: None,
+            path: spec.target.clone().unwrap_or_default(),
+            state: State::Preparing,
+            bytes_done: 0,
+            bytes_total: 0,
+            resumed_bytes: 0,
+            bytes_per_second: 0,
+            elapsed: Duration::ZERO,
+            units_total: 0,
+            units_done: 0,
+            peers: Vec::new(),
+            missing: Vec::new(),
+            error: None,
+            findings: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Crowds that start together from one seed, against the bound: no peer can be done before the seed has sent the file once.
+
+use crate::{
+    LINK,
+    node::Spec,
+    world::{Setup, World, seconds},
+};
+
+/// How a crowd fared, as parts of the time and bytes that one copy of the file takes over one link.
+struct Crowd {
+    slowest: f64,
+    median: f64,
+    seed_sent: f64,
+    duplicates: f64,
+}
+
+fn run(setup: Setup, seed: u64) -> Crowd {
+    let total = setup.total() as f64;
+    let (peers, slots) = (setup.nodes.len() - 1, setup.nodes[0].slots);
+    let mut world = World::new(setup, seed);
+    world.run();
+    world.assert_sound(seed);
+    let mut ends: Vec<f64> = world
+        .nodes
+        .iter()
+        .filter_map(|node| node.finished)
+        .map(seconds)
+        .collect();
+    ends.sort_by(f64::total_cmp);
+    let swarms = world.nodes.iter().filter_map(|node| node.swarm.as_ref());
+    let duplicates: u64 = swarms.map(|swarm| swarm.counters().duplicate_bytes).sum();
+    let crowd = Crowd {
+        slowest: ends[ends.len() - 1] * LINK / total,
+        median: ends[ends.len() / 2] * LINK / total,
+        seed_sent: world.nodes[0].sent_bytes as f64 / total,
+        duplicates: duplicates as f64 / total / ends.len() as f64,
+    };
+    let Crowd {
+        slowest,
+        median,
+        seed_sent,
+        duplicates,
+    } = crowd;
+    println!(
+        "{peers} peers, {slots} slots, seed {seed}: slowest {slowest:.3}, median {median:.3}, sent {seed_sent:.3}, \
+         duplicates {duplicates:.4}, {} events",
+        world.event_count
+    );
+    crowd
+}
+
+fn flash(peers: usize, units: u32) -> Setup {
+    let mut nodes = vec![Spec::seed(LINK)];
+    nodes.extend(vec![Spec::peer(LINK); peers]);
+    Setup::new(nodes, units)
+}
+
+/// A crowd too large for everyone to know everyone, or for the seed to serve all at once.
+fn large(peers: usize, slots: usize) -> Setup {
+    let mut setup = flash(peers, 256);
+    setup.nodes.iter_mut().for_each(|node| node.slots = slots);
+    setup.nodes[0].tells_uploads = true;
+    setup.neighbours = Some(50);
+    setup.tell_every = 0.05;
+    setup
+}
+
+#[test]
+fn eight_peers_take_little_more_than_one() {
+    for seed in 0..3 {
+        let crowd = run(flash(8, 256), seed);
+        assert!(crowd.slowest < 1.08 && crowd.seed_sent < 1.08, "seed {seed}");
+        assert!(crowd.duplicates < 0.01, "seed {seed}");
+    }
+}
+
+#[test]
+fn sixteen_peers_take_little_more_than_one() {
+    let crowd = run(flash(16, 256), 1);
+    assert!(crowd.slowest < 1.15 && crowd.median < 1.15 && crowd.seed_sent < 1.13);
+}
+
+#[test]
+fn a_link_with_delay_is_still_filled() {
+    let crowd = run(
+        Setup {
+            delay: 0.02,
+            ..flash(8, 256)
+        },
+        1,
+    );
+    assert!(crowd.slowest < 1.15);
+}
+
+#[test]
+fn peers_that_come_late_are_served_by_those_who_were_first() {
+    let mut setup = flash(8, 128);
+    setup
+        .nodes
+        .iter_mut()
+        .enumerate()
+        .skip(1)
+        .for_each(|(index, node)| node.joins = index as f64 * 0.3);
+    // The bound of the last to come: its own arrival, and once the file.
+    let crowd = run(setup, 1);
+    assert!(crowd.slowest < 2.4 * LINK / (128.0 * 262_144.0) + 1.15);
+}
+
+#[test]
+#[ignore = "large"]
+fn a_hundred_peers() {
+    let crowd = run(large(100, 8), 1);
+    assert!(crowd.slowest < 1.25 && crowd.seed_sent < 1.2);
+}
+
+#[test]
+#[ignore = "large"]
+fn a_thousand_peers() {
+    let crowd = run(large(1000, 8), 1);
+    assert!(crowd.slowest < 1.3);
+}

@@ -1,0 +1,161 @@
+//! Sources that are slow, silent, lying, dying, flapping or busy, and worlds with all of them at random.
+
+use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
+
+use crate::{
+    LINK, MIB,
+    node::{Spec, Start},
+    world::{Setup, World},
+};
+
+/// One downloader with a fast downlink, and these sources. Returns the world after the download, and its seconds.
+fn fetch(sources: Vec<Spec>, units: u32, seed: u64) -> (World, f64) {
+    let mut nodes = vec![Spec::peer(10.0 * LINK)];
+    nodes.extend(sources);
+    let mut world = World::new(Setup::new(nodes, units), seed);
+    let took = world.run();
+    world.assert_sound(seed);
+    (world, took)
+}
+
+#[test]
+fn one_source_a_hundred_times_slower_costs_little() {
+    for seed in 0..5 {
+        let (_, without) = fetch(vec![Spec::seed(LINK); 3], 256, seed);
+        let mut sources = vec![Spec::seed(LINK); 3];
+        sources.push(Spec::seed(LINK / 100.0));
+        let (world, with) = fetch(sources, 256, seed);
+        println!("seed {seed}: {without:.3} s without, {with:.3} s with");
+        assert!(with < without * 1.05, "seed {seed}: {with} against {without}");
+        assert!(
+            world.duplicates(0) < 4.0 * 0.25 * MIB,
+            "seed {seed}: {} duplicates",
+            world.duplicates(0)
+        );
+    }
+}
+
+#[test]
+fn a_source_that_falls_silent_costs_less_than_two_seconds() {
+    for seed in 0..5 {
+        let mut sources = vec![Spec::seed(LINK); 4];
+        sources[0].stall = Some((0.5, 1e6));
+        let (_, took) = fetch(sources, 512, seed);
+        // Half a second of four sources, then three.
+        let bound = (512.0 * 0.25 * MIB - 0.5 * 4.0 * LINK) / (3.0 * LINK) + 0.5;
+        println!("seed {seed}: {took:.3} s, bound {bound:.3} s");
+        assert!(took < bound + 0.6, "seed {seed}: {took} against {bound}");
+    }
+}
+
+#[test]
+fn liars_are_banned_and_cost_little() {
+    for seed in 0..5 {
+        let (_, honest) = fetch(vec![Spec::seed(LINK); 4], 512, seed);
+        let mut sources = vec![Spec::seed(LINK); 8];
+        sources[4..].iter_mut().for_each(|source| source.corrupt = 0.05);
+        let (world, took) = fetch(sources, 512, seed);
+        println!(
+            "seed {seed}: {took:.3} s, {} banned, {honest:.3} s with the honest alone",
+            world.nodes[0].banned.len()
+        );
+        assert!(took < honest * 1.1, "seed {seed}: {took} against {honest}");
+    }
+}
+
+#[test]
+fn one_slow_source_is_enough() {
+    let (_, took) = fetch(vec![Spec::seed(LINK / 1000.0)], 4, 1);
+    assert!(took < 1.05 * MIB / (LINK / 1000.0) + 0.1, "{took}");
+}
+
+#[test]
+fn one_unit_is_not_fetched_twice() {
+    for seed in 0..20 {
+        let (world, took) = fetch(vec![Spec::seed(LINK); 8], 1, seed);
+        assert!(took < 0.03 && world.duplicates(0) == 0.0, "seed {seed}: {took} s");
+    }
+}
+
+#[test]
+fn one_unit_does_not_wait_for_a_silent_source() {
+    for seed in 0..20 {
+        let mut sources = vec![Spec::seed(LINK); 4];
+        sources[..3]
+            .iter_mut()
+            .for_each(|source| source.stall = Some((0.0, 1e6)));
+        let (_, took) = fetch(sources, 1, seed);
+        assert!(took < 5.0, "seed {seed}: {took} s");
+    }
+}
+
+/// Anything that can be wrong with a source.
+fn strange(rng: &mut Xoshiro256PlusPlus) -> Spec {
+    let rate = LINK * rng.random_range(0.02..2.0);
+    let mut spec = if rng.random_bool(0.4) {
+        Spec::peer(rate)
+    } else {
+        Spec::seed(rate)
+    };
+    if !spec.downloads && rng.random_bool(0.5) {
+        spec.start = Start::Share(rng.random_range(0.1..0.9));
+    }
+    spec.joins = if rng.random_bool(0.3) {
+        rng.random_range(0.0..3.0)
+    } else {
+        0.0
+    };
+    match rng.random_range(0..8) {
+        0 => spec.corrupt = rng.random_range(0.01..1.0),
+        1 => spec.lies = rng.random_range(0.1..1.0),
+        2 => spec.stall = Some((rng.random_range(0.0..2.0), rng.random_range(0.1..60.0))),
+        3 => spec.dies = Some(spec.joins + rng.random_range(0.1..3.0)),
+        4 => spec.flaps = Some(rng.random_range(0.3..3.0)),
+        5 => spec.slots = rng.random_range(0..3),
+        6 => (spec.up, spec.down) = (LINK / 200.0, LINK),
+        _ => {}
+    }
+    spec
+}
+
+/// Whatever the others do, one honest source of everything is enough for everyone to end with every unit verified, and in
+/// bounded time.
+#[test]
+fn every_world_with_an_honest_source_ends() {
+    for seed in 0..80 {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+        let mut nodes = vec![Spec::peer(LINK), Spec::seed(LINK)];
+        let others = rng.random_range(0..10);
+        nodes.extend((0..others).map(|_| strange(&mut rng)));
+        let mut setup = Setup::new(nodes, rng.random_range(1..64));
+        setup.delay = rng.random_range(0.0001..0.05);
+        setup.limit = 600.0;
+        if rng.random_bool(0.3) {
+            setup.config.max_in_flight_bytes = 4 * setup.unit_len;
+            setup.config.min_requests = 3;
+        }
+        let downloaders = setup.nodes.iter().filter(|node| node.downloads).count() as f64;
+        let bound = setup.total() as f64 / LINK;
+        let mut world = World::new(setup, seed);
+        world.run();
+        world.assert_sound(seed);
+        // The honest pair: at worst the seed serves everyone alone, and silence, back-off and joining cost a few seconds.
+        let took = world.nodes[0].finished.map(crate::world::seconds).unwrap();
+        assert!(
+            took < bound * downloaders * 1.5 + 8.0,
+            "seed {seed}: {took} s, alone {bound} s"
+        );
+    }
+}
+
+/// A transfer whose peers all go waits without a timer running wild, and goes on when one comes back.
+#[test]
+fn nobody_for_a_while_then_one() {
+    let mut late = Spec::seed(LINK);
+    late.joins = 30.0;
+    let mut early = Spec::seed(LINK);
+    early.dies = Some(0.2);
+    let (world, took) = fetch(vec![early, late], 64, 1);
+    assert!(took < 32.0, "{took}");
+    assert!(world.event_count < 5_000, "{} events", world.event_count);
+}

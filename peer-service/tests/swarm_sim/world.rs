@@ -1,0 +1,671 @@
+//! A seeded world under virtual time: every downloader runs the real [`Swarm`]; links carry chunks.
+//!
+//! An uplink serves its flows in turn, a chunk each; a chunk takes its time there, then the delay, then its time in the
+//! receiver's downlink, first come, first served. A flow has a window of chunks on the way, so that a full downlink
+//! slows its senders and their uplinks go to others: close to fair sharing, and no link idles while it has work.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    rc::Rc,
+    time::Duration,
+};
+
+use potluck_peer::{
+    bits::Bits,
+    offer::Units,
+    swarm::{Action, Failure, PeerKey, RequestId, Swarm, SwarmConfig, Time},
+};
+use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus, seq::SliceRandom};
+
+use crate::node::{Node, Spec, Start};
+
+const CHUNK: u64 = 64 * 1024;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    pub(crate) nodes: Vec<Spec>,
+    pub(crate) units: u32,
+    pub(crate) unit_len: u64,
+    /// One way, in seconds.
+    pub(crate) delay: f64,
+    /// How long changes are gathered before they are told, in seconds.
+    pub(crate) tell_every: f64,
+    /// How many others each downloader knows, the complete ones included first; all if `None`.
+    pub(crate) neighbours: Option<usize>,
+    pub(crate) config: SwarmConfig,
+    /// Give up after this many seconds.
+    pub(crate) limit: f64,
+}
+
+impl Setup {
+    pub(crate) fn new(nodes: Vec<Spec>, units: u32) -> Self {
+        Self {
+            nodes,
+            units,
+            unit_len: 256 * 1024,
+            delay: 0.0005,
+            tell_every: 0.005,
+            neighbours: None,
+            config: SwarmConfig::default(),
+            limit: 3600.0,
+        }
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        u64::from(self.units) * self.unit_len
+    }
+}
+
+#[derive(Debug)]
+struct Flow {
+    from: usize,
+    to: usize,
+    id: RequestId,
+    unit: u32,
+    to_send: u64,
+    to_come: u64,
+    on_way: u64,
+    corrupt: bool,
+    dead: bool,
+    begun: bool,
+}
+
+#[derive(Debug)]
+struct Change {
+    have: Vec<u32>,
+    fetching: Vec<u32>,
+    abandoned: Vec<u32>,
+}
+
+#[derive(Debug)]
+enum Event {
+    Join(usize),
+    Leave(usize, bool),
+    Stall(usize, bool),
+    Wake(usize),
+    Tell(usize),
+    Told {
+        from: usize,
+        to: usize,
+        visit: u32,
+        change: Rc<Change>,
+    },
+    Asked(usize),
+    Cancelled(usize),
+    Failed(usize, Failure),
+    UplinkFree(usize),
+    AtDownlink(usize, u64),
+    Delivered(usize, u64),
+}
+
+struct Timed(Reverse<(u64, u64)>, Event);
+
+impl PartialEq for Timed {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+impl Eq for Timed {}
+impl PartialOrd for Timed {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Timed {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.cmp(&other.0)
+    }
+}
+
+pub(crate) struct World {
+    setup: Setup,
+    pub(crate) nodes: Vec<Node>,
+    flows: Vec<Flow>,
+    flow_of: BTreeMap<(usize, RequestId), usize>,
+    events: BinaryHeap<Timed>,
+    now: u64,
+    sequence: u64,
+    rng: Xoshiro256PlusPlus,
+    pub(crate) event_count: u64,
+}
+
+pub(crate) const fn seconds(nanos: u64) -> f64 {
+    nanos as f64 / 1e9
+}
+
+fn nanos(seconds: f64) -> u64 {
+    (seconds * 1e9) as u64
+}
+
+impl World {
+    pub(crate) fn new(setup: Setup, seed: u64) -> Self {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+        let count = setup.nodes.len();
+        let lens = vec![setup.unit_len; setup.units as usize];
+        let mut nodes = Vec::new();
+        for (index, spec) in setup.nodes.iter().enumerate() {
+            let mut have = match spec.start {
+                Start::All => Bits::full(setup.units),
+                _ => Bits::new(setup.units),
+            };
+            if let Start::Share(share) = spec.start {
+                for unit in 0..setup.units {
+                    have.set(unit, rng.random_bool(share));
+                }
+            }
+            let swarm = spec
+                .downloads
+                .then(|| Swarm::new(setup.config.clone(), lens.clone(), have.clone(), rng.random()));
+            let neighbours = neighbours(index, &setup, count, &mut rng);
+            nodes.push(Node {
+                spec: spec.clone(),
+                neighbours,
+                swarm,
+                told: (have.clone(), Bits::new(setup.units)),
+                have,
+                telling: false,
+                online: false,
+                stalled: false,
+                visit: 0,
+                turn: [].into(),
+                uploads: Vec::new(),
+                sending: false,
+                down_free: 0,
+                sent_bytes: 0,
+                sent_units: vec![0; setup.units as usize],
+                wake: None,
+                finished: None,
+                banned: Vec::new(),
+            });
+        }
+        // Knowing goes both ways.
+        for a in 0..count {
+            for b in nodes[a].neighbours.clone() {
+                if !nodes[b].neighbours.contains(&a) {
+                    nodes[b].neighbours.push(a);
+                }
+            }
+        }
+        let mut world = Self {
+            setup,
+            nodes,
+            flows: Vec::new(),
+            flow_of: BTreeMap::new(),
+            events: BinaryHeap::new(),
+            now: 0,
+            sequence: 0,
+            rng,
+            event_count: 0,
+        };
+        for index in 0..count {
+            let spec = world.nodes[index].spec.clone();
+            world.at(spec.joins, Event::Join(index));
+            if let Some((at, lasts)) = spec.stall {
+                world.at(at, Event::Stall(index, true));
+                world.at(at + lasts, Event::Stall(index, false));
+            }
+            if let Some(at) = spec.dies {
+                world.at(at, Event::Leave(index, true));
+            }
+            if let Some(every) = spec.flaps {
+                let first = every * world.rng.random_range(0.5..1.5);
+                world.at(first, Event::Leave(index, false));
+            }
+        }
+        world
+    }
+
+    /// Runs until every downloader is done, or the limit. Returns seconds.
+    pub(crate) fn run(&mut self) -> f64 {
+        while !self.is_done() && seconds(self.now) < self.setup.limit {
+            let Some(Timed(Reverse((at, _)), event)) = self.events.pop() else {
+                break;
+            };
+            self.now = at;
+            self.event_count += 1;
+            self.handle(event);
+        }
+        seconds(self.now)
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        // Whoever died does not count.
+        self.nodes
+            .iter()
+            .all(|node| node.swarm.is_none() || node.finished.is_some() || node.spec.dies.is_some())
+    }
+
+    /// Every downloader ended with every unit, each verified once and counted; within its budget all the time.
+    pub(crate) fn assert_sound(&self, seed: u64) {
+        for (index, node) in self.nodes.iter().enumerate() {
+            let Some(swarm) = node.swarm.as_ref().filter(|_| node.spec.dies.is_none()) else {
+                continue;
+            };
+            assert!(
+                node.finished.is_some() && node.have.is_full() && swarm.is_finished(),
+                "seed {seed}: node {index} is not done after {} s: {:?}, missing {:?}, {:#?}",
+                seconds(self.now),
+                swarm.stuck_reason(),
+                swarm.missing(),
+                swarm.peers().collect::<Vec<_>>(),
+            );
+            assert_eq!(
+                *swarm.have(),
+                node.have,
+                "seed {seed}: node {index} has what verified"
+            );
+            let config = &self.setup.config;
+            let most = config
+                .max_in_flight_bytes
+                .max(u64::from(config.min_requests) * self.setup.unit_len);
+            assert!(
+                swarm.counters().peak_in_flight_bytes <= most,
+                "seed {seed}: node {index} is within its budget"
+            );
+        }
+    }
+
+    /// Bytes that a downloader got in vain.
+    pub(crate) fn duplicates(&self, node: usize) -> f64 {
+        self.nodes[node]
+            .swarm
+            .as_ref()
+            .map_or(0.0, |swarm| swarm.counters().duplicate_bytes as f64)
+    }
+
+    fn at(&mut self, seconds: f64, event: Event) {
+        self.push(nanos(seconds), event);
+    }
+
+    fn after(&mut self, seconds: f64, event: Event) {
+        self.push(self.now + nanos(seconds), event);
+    }
+
+    fn push(&mut self, at: u64, event: Event) {
+        self.sequence += 1;
+        self.events.push(Timed(Reverse((at, self.sequence)), event));
+    }
+
+    fn time(&self) -> Time {
+        Duration::from_nanos(self.now)
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Join(node) => self.join(node),
+            Event::Leave(node, for_good) => self.leave(node, for_good),
+            Event::Stall(node, stalled) => {
+                self.nodes[node].stalled = stalled;
+                self.send_next(node);
+            }
+            Event::Wake(node) => {
+                if self.nodes[node].wake == Some(self.now) {
+                    self.nodes[node].wake = None;
+                    self.tell_swarm(node, |swarm, now| swarm.handle_timeout(now));
+                }
+            }
+            Event::Tell(node) => self.tell(node),
+            Event::Told {
+                from,
+                to,
+                visit,
+                change,
+            } => {
+                if self.nodes[from].visit == visit {
+                    self.tell_swarm(to, |swarm, now| {
+                        let Change {
+                            have,
+                            fetching,
+                            abandoned,
+                        } = &*change;
+                        swarm.availability_changed(key(from), have, fetching, abandoned, now);
+                    });
+                }
+            }
+            Event::Asked(flow) => self.asked(flow),
+            Event::Cancelled(flow) => self.end_upload(flow),
+            Event::Failed(flow, failure) => {
+                let Flow { to, id, .. } = self.flows[flow];
+                self.end_upload(flow);
+                if self.flow_of.remove(&(to, id)).is_some() {
+                    self.tell_swarm(to, |swarm, now| swarm.failed(id, failure, now));
+                }
+            }
+            Event::UplinkFree(node) => {
+                self.nodes[node].sending = false;
+                self.send_next(node);
+            }
+            Event::AtDownlink(flow, bytes) => {
+                let node = &mut self.nodes[self.flows[flow].to];
+                node.down_free = node.down_free.max(self.now) + nanos(bytes as f64 / node.spec.down);
+                let at = node.down_free;
+                self.push(at, Event::Delivered(flow, bytes));
+            }
+            Event::Delivered(flow, bytes) => self.delivered(flow, bytes),
+        }
+    }
+
+    fn join(&mut self, node: usize) {
+        self.nodes[node].online = true;
+        self.nodes[node].visit += 1;
+        if let Some(every) = self.nodes[node].spec.flaps
+            && self.nodes[node].visit > 1
+        {
+            self.after(every, Event::Leave(node, false));
+        }
+        for other in self.nodes[node].neighbours.clone() {
+            if self.nodes[other].online {
+                self.introduce(node, other);
+                self.introduce(other, node);
+            }
+        }
+        self.drive(node);
+    }
+
+    /// Tells `to` of `from` and what it has.
+    fn introduce(&mut self, from: usize, to: usize) {
+        if self.nodes[to].swarm.is_none() {
+            return;
+        }
+        let (mut have, fetching) = self.nodes[from].told.clone();
+        let lies = self.nodes[from].spec.lies;
+        if lies > 0.0 {
+            for unit in 0..self.setup.units {
+                if self.rng.random_bool(lies) {
+                    have.set(unit, true);
+                }
+            }
+        }
+        let fetching = if have.is_full() {
+            Bits::new(self.setup.units)
+        } else {
+            fetching
+        };
+        self.tell_swarm(to, |swarm, now| {
+            swarm.peer_joined(key(from), now);
+            swarm.availability(key(from), &Units { have, fetching }, now);
+        });
+    }
+
+    fn leave(&mut self, node: usize, for_good: bool) {
+        self.nodes[node].online = false;
+        self.nodes[node].visit += 1;
+        for flow in self.nodes[node].uploads.clone() {
+            self.after(self.setup.delay, Event::Failed(flow, Failure::Disconnected));
+        }
+        for other in self.nodes[node].neighbours.clone() {
+            if self.nodes[other].online {
+                self.tell_swarm(other, |swarm, now| swarm.peer_left(key(node), now));
+                self.tell_swarm(node, |swarm, now| swarm.peer_left(key(other), now));
+            }
+        }
+        if let (Some(every), false) = (self.nodes[node].spec.flaps, for_good) {
+            self.after(every, Event::Join(node));
+        }
+    }
+
+    fn tell_swarm(&mut self, node: usize, event: impl FnOnce(&mut Swarm, Time)) {
+        let now = self.time();
+        if let Some(swarm) = &mut self.nodes[node].swarm {
+            event(swarm, now);
+            self.drive(node);
+        }
+    }
+
+    /// Does what a node's swarm wants, and notes when it wants to be called.
+    fn drive(&mut self, index: usize) {
+        let now = self.time();
+        while let Some(action) = self.nodes[index]
+            .swarm
+            .as_mut()
+            .and_then(|swarm| swarm.poll_action(now))
+        {
+            match action {
+                Action::Request { id, peer, unit } => self.request(index, id, peer.0 as usize, unit),
+                Action::Cancel { id } => {
+                    if let Some(flow) = self.flow_of.remove(&(index, id)) {
+                        self.after(self.setup.delay, Event::Cancelled(flow));
+                    }
+                }
+                Action::Ban { peer, .. } => {
+                    let peer = peer.0 as usize;
+                    assert!(
+                        self.nodes[peer].spec.corrupt > 0.0,
+                        "node {peer} is banned and never sent a bad byte"
+                    );
+                    assert!(!self.nodes[index].banned.contains(&peer), "a ban comes once");
+                    self.nodes[index].banned.push(peer);
+                }
+                Action::Forget { .. } => {}
+                Action::Finished => self.nodes[index].finished = Some(self.now),
+            }
+        }
+        let node = &mut self.nodes[index];
+        let Some(swarm) = &node.swarm else { return };
+        if let Some(at) = swarm.poll_timeout() {
+            let at = (at.as_nanos() as u64).max(self.now);
+            if node.wake.is_none_or(|wake| wake > at || wake < self.now) {
+                node.wake = Some(at);
+                self.push(at, Event::Wake(index));
+            }
+        }
+        let node = &mut self.nodes[index];
+        if let Some(swarm) = &node.swarm
+            && !node.telling
+            && (*swarm.have() != node.told.0 || *swarm.fetching() != node.told.1)
+        {
+            node.telling = true;
+            self.after(self.setup.tell_every, Event::Tell(index));
+        }
+    }
+
+    fn request(&mut self, to: usize, id: RequestId, from: usize, unit: u32) {
+        assert!(!self.nodes[to].banned.contains(&from), "a banned peer is asked");
+        assert!(!self.nodes[to].have.get(unit), "unit {unit} is asked for again");
+        let corrupt =
+            self.nodes[from].spec.corrupt > 0.0 && self.rng.random_bool(self.nodes[from].spec.corrupt);
+        let len = self.setup.unit_len;
+        let flow = Flow {
+            from,
+            to,
+            id,
+            unit,
+            to_send: len,
+            to_come: len,
+            on_way: 0,
+            corrupt,
+            dead: false,
+            begun: false,
+        };
+        self.flows.push(flow);
+        self.flow_of.insert((to, id), self.flows.len() - 1);
+        self.after(self.setup.delay, Event::Asked(self.flows.len() - 1));
+    }
+
+    fn asked(&mut self, flow: usize) {
+        let Flow { from, unit, dead, .. } = self.flows[flow];
+        if dead {
+            return;
+        }
+        let node = &mut self.nodes[from];
+        let failure = if !node.online {
+            Some(Failure::Disconnected)
+        } else if !node.have.get(unit) {
+            Some(Failure::NotAvailable)
+        } else if node.uploads.len() >= node.spec.slots {
+            Some(Failure::Busy { retry_after: None })
+        } else {
+            None
+        };
+        if let Some(failure) = failure {
+            return self.after(self.setup.delay, Event::Failed(flow, failure));
+        }
+        node.uploads.push(flow);
+        node.turn.push_back(flow);
+        if node.spec.tells_uploads {
+            node.told.1.set(unit, true);
+            self.tell_all(
+                from,
+                Change {
+                    have: vec![],
+                    fetching: vec![unit],
+                    abandoned: vec![],
+                },
+            );
+        }
+        self.send_next(from);
+    }
+
+    fn send_next(&mut self, from: usize) {
+        if self.nodes[from].sending || self.nodes[from].stalled || !self.nodes[from].online {
+            return;
+        }
+        let up = self.nodes[from].spec.up;
+        let window = 4 * CHUNK + (up * 2.0 * self.setup.delay) as u64;
+        while let Some(index) = self.nodes[from].turn.pop_front() {
+            let flow = &mut self.flows[index];
+            if flow.dead || flow.to_send == 0 || flow.on_way >= window {
+                continue;
+            }
+            let bytes = CHUNK.min(flow.to_send);
+            flow.to_send -= bytes;
+            flow.on_way += bytes;
+            if flow.to_send > 0 {
+                self.nodes[from].turn.push_back(index);
+            }
+            if !std::mem::replace(&mut flow.begun, true) {
+                self.nodes[from].sent_units[flow.unit as usize] += 1;
+            }
+            self.nodes[from].sent_bytes += bytes;
+            self.nodes[from].sending = true;
+            let takes = bytes as f64 / up;
+            self.after(takes, Event::UplinkFree(from));
+            self.after(takes + self.setup.delay, Event::AtDownlink(index, bytes));
+            return;
+        }
+    }
+
+    fn delivered(&mut self, index: usize, bytes: u64) {
+        let flow = &mut self.flows[index];
+        flow.on_way -= bytes;
+        flow.to_come -= bytes;
+        let Flow {
+            from,
+            to,
+            id,
+            unit,
+            to_send,
+            to_come,
+            corrupt,
+            dead,
+            ..
+        } = *flow;
+        if !dead && to_send > 0 && !self.nodes[from].turn.contains(&index) {
+            self.nodes[from].turn.push_back(index);
+            self.send_next(from);
+        }
+        if to_come == 0 {
+            self.end_upload(index);
+        }
+        if !self.flow_of.contains_key(&(to, id)) {
+            return;
+        }
+        self.tell_swarm(to, |swarm, now| swarm.progressed(id, bytes, now));
+        if to_come > 0 || self.flow_of.remove(&(to, id)).is_none() {
+            return;
+        }
+        if corrupt {
+            self.tell_swarm(to, |swarm, now| swarm.corrupt(id, now));
+        } else {
+            self.nodes[to].have.set(unit, true);
+            self.tell_swarm(to, |swarm, now| {
+                assert!(swarm.verified(id, now), "whoever was not cancelled is needed")
+            });
+        }
+    }
+
+    fn end_upload(&mut self, index: usize) {
+        let flow = &mut self.flows[index];
+        if std::mem::replace(&mut flow.dead, true) {
+            return;
+        }
+        let (from, unit) = (flow.from, flow.unit);
+        self.nodes[from].uploads.retain(|&other| other != index);
+        let sending = self.nodes[from]
+            .uploads
+            .iter()
+            .any(|&other| self.flows[other].unit == unit);
+        if self.nodes[from].spec.tells_uploads && !sending {
+            self.nodes[from].told.1.set(unit, false);
+            self.tell_all(
+                from,
+                Change {
+                    have: vec![],
+                    fetching: vec![],
+                    abandoned: vec![unit],
+                },
+            );
+        }
+    }
+
+    /// A downloader tells its neighbours what changed.
+    fn tell(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        node.telling = false;
+        let Some(swarm) = &node.swarm else { return };
+        let (have, fetching) = (swarm.have().clone(), swarm.fetching().clone());
+        let newly = |new: &Bits, old: &Bits| new.ones().filter(|&unit| !old.get(unit)).collect();
+        let change = Change {
+            have: newly(&have, &node.told.0),
+            fetching: newly(&fetching, &node.told.1),
+            abandoned: node
+                .told
+                .1
+                .ones()
+                .filter(|&unit| !fetching.get(unit) && !have.get(unit))
+                .collect(),
+        };
+        node.told = (have, fetching);
+        self.tell_all(index, change);
+    }
+
+    fn tell_all(&mut self, from: usize, change: Change) {
+        let change = Rc::new(change);
+        let visit = self.nodes[from].visit;
+        for to in self.nodes[from].neighbours.clone() {
+            if self.nodes[to].swarm.is_some() && self.nodes[from].online && self.nodes[to].finished.is_none()
+            {
+                self.after(
+                    self.setup.delay,
+                    Event::Told {
+                        from,
+                        to,
+                        visit,
+                        change: Rc::clone(&change),
+                    },
+                );
+            }
+        }
+    }
+}
+
+const fn key(node: usize) -> PeerKey {
+    PeerKey(node as u64)
+}
+
+fn neighbours(index: usize, setup: &Setup, count: usize, rng: &mut Xoshiro256PlusPlus) -> Vec<usize> {
+    let mut others: Vec<usize> = (0..count).filter(|&other| other != index).collect();
+    let Some(most) = setup.neighbours else {
+        return others;
+    };
+    others.shuffle(rng);
+    // Half of them choose us.
+    others.sort_by_key(|&other| setup.nodes[other].start != Start::All);
+    let seeds = others
+        .iter()
+        .take_while(|&&other| setup.nodes[other].start == Start::All)
+        .count();
+    others.truncate(seeds + most / 2);
+    others
+}

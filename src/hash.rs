@@ -1,0 +1,271 @@
+//! Hashing of whole files: any size in bounded memory, spread over threads.
+//!
+//! Blocks: call it off the async threads. How leaves are hashed is [`merkle::hash_leaves`]' business alone.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    thread,
+};
+
+use sha2::Digest as _;
+
+use crate::{
+    FileLayout, PieceIndex, Sha256,
+    id::LEN,
+    merkle::{self, FileTree, Hash, LEAF_SIZE},
+};
+
+/// How much a thread reads at once, in bytes: whole leaves, few enough to stay in its second-level cache.
+pub const READ_SIZE: usize = 16 * LEAF_SIZE;
+
+/// Most threads that hash one file: more only wait for the disk.
+pub const MAX_THREADS: usize = 64;
+
+/// Hashes the first `size` bytes of a file with up to `threads` threads.
+///
+/// Reads by position: the file's own offset neither matters nor moves. `on_progress` is told from any of the threads how many
+/// bytes more are hashed, some hundred KiB at a time. Whether the file changed meanwhile is for the caller to check.
+///
+/// # Errors
+/// [`io::ErrorKind::UnexpectedEof`] if the file has fewer bytes, [`io::ErrorKind::FileTooLarge`] if `size` is over
+/// [`crate::layout::MAX_FILE_SIZE`], and whatever reading gives.
+pub fn hash_file(
+    file: &File,
+    size: u64,
+    threads: usize,
+    on_progress: &(dyn Fn(u64) + Sync),
+) -> io::Result<FileTree> {
+    hash_with(size, threads, &|buffer, offset| {
+        file.read_exact_at(buffer, offset)?;
+        on_progress(buffer.len() as u64);
+        Ok(())
+    })
+}
+
+/// Hashes `size` bytes of any source with up to `threads` threads: `read` fills the buffer it is given from an offset, and
+/// is called from all of them.
+///
+/// Takes [`READ_SIZE`] and the leaves of one piece for each thread, and the piece layer.
+///
+/// # Errors
+/// [`io::ErrorKind::FileTooLarge`] if `size` is over [`crate::layout::MAX_FILE_SIZE`], and the first error of `read`.
+pub fn hash_with(
+    size: u64,
+    threads: usize,
+    read: &(dyn Fn(&mut [u8], u64) -> io::Result<()> + Sync),
+) -> io::Result<FileTree> {
+    let layout = FileLayout::new(size).ok_or(io::ErrorKind::FileTooLarge)?;
+    if layout.piece_count() < 2 {
+        let mut bytes = vec![0; size as usize];
+        read(&mut bytes, 0)?;
+        return Ok(FileTree {
+            size,
+            root: merkle::root_of(&bytes),
+            piece_hashes: Vec::new(),
+        });
+    }
+    let threads = threads.clamp(1, MAX_THREADS).min(layout.piece_count() as usize);
+    let work = Work {
+        layout: &layout,
+        read,
+        next: AtomicU32::new(0),
+        failed: AtomicBool::new(false),
+    };
+    let parts = thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(|| work.run())).collect();
+        let mut parts = vec![work.run()];
+        parts.extend(others.into_iter().map(|thread| match thread.join() {
+            Ok(part) => part,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }));
+        parts.into_iter().collect::<io::Result<Vec<_>>>()
+    })?;
+    let mut piece_hashes = vec![[0; LEN]; layout.piece_count() as usize];
+    for (piece, hash) in parts.into_iter().flatten() {
+        piece_hashes[piece.get() as usize] = hash;
+    }
+    let root = merkle::fold(&piece_hashes, &layout).expect("one hash for each of several pieces");
+    Ok(FileTree {
+        size,
+        root,
+        piece_hashes,
+    })
+}
+
+/// Hashes bytes in memory.
+///
+/// # Panics
+/// Never: memory is smaller than the largest file.
+pub fn hash_bytes(bytes: &[u8]) -> FileTree {
+    let layout = FileLayout::new(bytes.len() as u64).expect("memory is smaller than the largest file");
+    let mut pieces = Vec::new();
+    if layout.piece_count() > 1 {
+        pieces = bytes
+            .chunks(layout.piece_size() as usize)
+            .map(|piece| merkle::piece_hash(piece, &layout))
+            .collect();
+    }
+    let root = merkle::fold(&pieces, &layout).unwrap_or_else(|| merkle::root_of(bytes));
+    FileTree {
+        size: layout.size(),
+        root,
+        piece_hashes: pieces,
+    }
+}
+
+/// Plain SHA-256 of a whole file, from its first byte to its end, wherever its own offset stands.
+///
+/// `on_progress` is told how many bytes more are hashed.
+///
+/// # Errors
+/// Whatever reading gives.
+pub fn sha256_file(file: &File, on_progress: &(dyn Fn(u64) + Sync)) -> io::Result<Sha256> {
+    let mut hash = sha2::Sha256::new();
+    let mut buffer = vec![0; READ_SIZE];
+    let mut offset = 0;
+    loop {
+        match file.read_at(&mut buffer, offset) {
+            Ok(0) => return Ok(Sha256(hash.finalize().into())),
+            Ok(count) => {
+                hash.update(&buffer[..count]);
+                offset += count as u64;
+                on_progress(count as u64);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Pieces handed out in order, so that the disk sees one nearly sequential read.
+struct Work<'a> {
+    layout: &'a FileLayout,
+    read: &'a (dyn Fn(&mut [u8], u64) -> io::Result<()> + Sync),
+    next: AtomicU32,
+    failed: AtomicBool,
+}
+
+impl Work<'_> {
+    /// Hashes pieces until there are no more, or another thread failed.
+    fn run(&self) -> io::Result<Vec<(PieceIndex, Hash)>> {
+        let mut done = Vec::new();
+        let mut buffer = vec![0; READ_SIZE];
+        while !self.failed.load(Ordering::Relaxed)
+            && let Some(piece) = self.layout.piece(self.next.fetch_add(1, Ordering::Relaxed))
+        {
+            match self.piece(piece, &mut buffer) {
+                Ok(hash) => done.push((piece, hash)),
+                Err(error) => {
+                    self.failed.store(true, Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    fn piece(&self, piece: PieceIndex, buffer: &mut [u8]) -> io::Result<Hash> {
+        let range = self.layout.range(piece);
+        let mut hasher = merkle::PieceHasher::new(self.layout);
+        let mut offset = range.start;
+        while offset < range.end {
+            let len = (range.end - offset).min(READ_SIZE as u64);
+            let part = &mut buffer[..len as usize];
+            (self.read)(part, offset)?;
+            hasher.update(part);
+            offset += len;
+        }
+        Ok(hasher.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Seek as _, Write as _},
+        sync::atomic::AtomicU64,
+    };
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn file(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    fn bytes(size: usize) -> Vec<u8> {
+        (0..size).map(|i| (i / 251) as u8 ^ (i % 249) as u8).collect()
+    }
+
+    #[test]
+    fn a_file_and_its_bytes_have_one_tree_whatever_the_threads() {
+        for size in [0, 1, LEAF_SIZE, 262_144, 262_145, 1_000_000, 2_097_152] {
+            let bytes = bytes(size);
+            let expected = hash_bytes(&bytes);
+            assert_eq!(expected.root, merkle::root_of(&bytes));
+            let file = file(&bytes);
+            for threads in [0, 1, 2, 5, usize::MAX] {
+                let told = AtomicU64::new(0);
+                let tree = hash_file(&file, size as u64, threads, &|more| {
+                    told.fetch_add(more, Ordering::Relaxed);
+                });
+                assert_eq!(tree.unwrap(), expected, "{size} bytes, {threads} threads");
+                assert_eq!(told.into_inner(), size as u64);
+            }
+        }
+    }
+
+    #[test]
+    fn the_files_offset_does_not_matter() {
+        let mut file = file(b"potluck");
+        file.seek(io::SeekFrom::Start(3)).unwrap();
+        assert_eq!(hash_file(&file, 7, 1, &|_| {}).unwrap(), hash_bytes(b"potluck"));
+        let sum = Sha256(sha2::Sha256::digest(b"potluck").into());
+        assert_eq!(sha256_file(&file, &|_| {}).unwrap(), sum);
+        assert_eq!(file.stream_position().unwrap(), 3);
+    }
+
+    #[test]
+    fn a_file_that_shrank_is_an_error() {
+        for (has, size) in [(0, 1), (999_999, 1_000_000), (1_000_000, 5_000_000)] {
+            let error = hash_file(&file(&bytes(has)), size, 3, &|_| {}).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        }
+        let error = hash_file(&file(b""), u64::MAX, 1, &|_| {}).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+    }
+
+    #[test]
+    fn an_error_stops_all_threads() {
+        let reads = AtomicU64::new(0);
+        let error = hash_with(crate::layout::MAX_FILE_SIZE, 2, &|_, offset| {
+            reads.fetch_add(1, Ordering::Relaxed);
+            match offset {
+                0 => Err(io::Error::other("unplugged")),
+                _ => Ok(()),
+            }
+        });
+        assert_eq!(error.unwrap_err().to_string(), "unplugged");
+        assert!(reads.into_inner() < 1_000_000, "16 TiB would be 64 million reads");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn sha256_of_a_file_is_that_of_its_bytes(size in 0..800_000_usize) {
+            let bytes = bytes(size);
+            let told = AtomicU64::new(0);
+            let sum = sha256_file(&file(&bytes), &|more| {
+                told.fetch_add(more, Ordering::Relaxed);
+            });
+            prop_assert_eq!(sum.unwrap(), Sha256(sha2::Sha256::digest(&bytes).into()));
+            prop_assert_eq!(told.into_inner(), size as u64);
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! Names that are safe to create: a path inside a collection, and a label for a file.
+//!
+//! Both are made only by parsing, so whoever holds one needs no further check of its text. They say nothing about what stands
+//! on the disk: opening beneath the target folder without following links is for whoever writes.
+
+use std::{borrow::Borrow, fmt, path::PathBuf};
+
+/// Longest component of a path, in bytes: what file systems in use take.
+pub const MAX_COMPONENT_LEN: usize = 255;
+
+/// Longest path, in bytes: `PATH_MAX` of Linux.
+pub const MAX_PATH_LEN: usize = 4096;
+
+/// Most components of a path: far deeper than folders get, and it bounds what a hostile manifest can cost.
+pub const MAX_DEPTH: usize = 256;
+
+/// What [`Label::sanitize`] gives where nothing of a name is usable.
+const UNNAMED: &str = "unnamed";
+
+/// Why text is no safe path or label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// Nothing at all, or nothing between two slashes.
+    #[error("a path and each of its parts need at least one character")]
+    Empty,
+    /// Begins with a slash.
+    #[error("the path is absolute, and only relative ones are taken")]
+    Absolute,
+    /// A part is `.` or `..`.
+    #[error("`.` and `..` are not taken in a path")]
+    Dots,
+    /// A control character, NUL among them.
+    #[error("control characters are not taken in names")]
+    Control,
+    /// A backslash, which separates folders on some systems.
+    #[error("backslashes are not taken in names")]
+    Backslash,
+    /// A slash in a label.
+    #[error("slashes are not taken in a name")]
+    Slash,
+    /// A part is over [`MAX_COMPONENT_LEN`].
+    #[error("a name is at most {MAX_COMPONENT_LEN} bytes long, this has {0}")]
+    ComponentTooLong(usize),
+    /// The whole is over [`MAX_PATH_LEN`].
+    #[error("a path is at most {MAX_PATH_LEN} bytes long, this has {0}")]
+    TooLong(usize),
+    /// More than [`MAX_DEPTH`] components.
+    #[error("a path is at most {MAX_DEPTH} folders deep, this has {0}")]
+    TooDeep(usize),
+}
+
+/// A safe relative path: UTF-8, components joined by `/`. Ordered bytewise, as manifests are.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RelPath(Box<str>);
+
+impl RelPath {
+    /// The path that this text says.
+    ///
+    /// # Errors
+    /// Whatever is not a plain way down: see [`PathError`].
+    pub fn parse(text: &str) -> Result<Self, PathError> {
+        if text.is_empty() {
+            return Err(PathError::Empty);
+        }
+        if text.len() > MAX_PATH_LEN {
+            return Err(PathError::TooLong(text.len()));
+        }
+        if text.starts_with('/') {
+            return Err(PathError::Absolute);
+        }
+        let mut depth = 0;
+        for component in text.split('/') {
+            check_component(component)?;
+            depth += 1;
+        }
+        if depth > MAX_DEPTH {
+            return Err(PathError::TooDeep(depth));
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The parts between the slashes, outermost first; at least one.
+    pub fn components(&self) -> impl DoubleEndedIterator<Item = &str> {
+        self.0.split('/')
+    }
+
+    /// The last part.
+    pub fn file_name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or(&self.0)
+    }
+
+    /// The path of the folder that it is in; `None` at the top.
+    pub fn parent(&self) -> Option<&str> {
+        self.0.rsplit_once('/').map(|(parent, _)| parent)
+    }
+
+    /// The same path for the operating system; relative.
+    pub fn to_path_buf(&self) -> PathBuf {
+        self.components().collect()
+    }
+}
+
+impl fmt::Display for RelPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Borrow<str> for RelPath {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A file name for people and for the index: one component, no folders.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Label(Box<str>);
+
+impl Label {
+    /// The label that this text says.
+    ///
+    /// # Errors
+    /// Whatever is no plain file name of 1 to 255 bytes: see [`PathError`].
+    pub fn parse(text: &str) -> Result<Self, PathError> {
+        if text.contains('/') {
+            return Err(PathError::Slash);
+        }
+        check_component(text)?;
+        Ok(Self(text.into()))
+    }
+
+    /// The nearest label to a name from anywhere: its last part, with `_` for what labels may not have, cut to length with
+    /// the extension kept.
+    pub fn sanitize(text: &str) -> Self {
+        let last = text
+            .rsplit(['/', '\\'])
+            .find(|part| !part.is_empty())
+            .unwrap_or(UNNAMED);
+        let clean: String = last
+            .chars()
+            .map(|c| if c.is_control() { '_' } else { c })
+            .collect();
+        let cut = cut_to_length(&clean);
+        Self::parse(&cut).unwrap_or_else(|_| Self(UNNAMED.into()))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<Label> for String {
+    fn from(label: Label) -> Self {
+        label.0.into()
+    }
+}
+
+fn check_component(component: &str) -> Result<(), PathError> {
+    match component {
+        "" => return Err(PathError::Empty),
+        "." | ".." => return Err(PathError::Dots),
+        _ => {}
+    }
+    if component.len() > MAX_COMPONENT_LEN {
+        return Err(PathError::ComponentTooLong(component.len()));
+    }
+    check_characters(component)
+}
+
+/// Refuses characters that neither a path nor what a link says may have.
+pub(crate) fn check_characters(text: &str) -> Result<(), PathError> {
+    if text.chars().any(char::is_control) {
+        return Err(PathError::Control);
+    }
+    if text.contains('\\') {
+        return Err(PathError::Backslash);
+    }
+    Ok(())
+}
+
+fn cut_to_length(name: &str) -> String {
+    // An extension longer than this is no extension.
+    const MAX_EXTENSION: usize = 32;
+    if name.len() <= MAX_COMPONENT_LEN {
+        return name.to_owned();
+    }
+    let extension = name.rfind('.').map_or("", |dot| &name[dot..]);
+    let extension = if extension.len() <= MAX_EXTENSION {
+        extension
+    } else {
+        ""
+    };
+    let mut end = MAX_COMPONENT_LEN - extension.len();
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{extension}", &name[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn plain_paths_are_taken() {
+        for text in ["a", "a/b", "a b/ü/…", ".hidden", "...", "a..b", "-", "~", "a:b"] {
+            let path = RelPath::parse(text).unwrap();
+            assert_eq!(path.as_str(), text);
+            assert_eq!(path.to_path_buf(), PathBuf::from(text));
+        }
+        let path = RelPath::parse("a/b/c").unwrap();
+        assert_eq!((path.file_name(), path.parent()), ("c", Some("a/b")));
+        assert_eq!(RelPath::parse("a").unwrap().parent(), None);
+    }
+
+    #[test]
+    fn whatever_leads_elsewhere_is_refused() {
+        let refused = |text: &str| RelPath::parse(text).unwrap_err();
+        assert_eq!(refused(""), PathError::Empty);
+        assert_eq!(refused("/"), PathError::Absolute);
+        assert_eq!(refused("/etc/passwd"), PathError::Absolute);
+        assert_eq!(refused("a//b"), PathError::Empty);
+        assert_eq!(refused("a/"), PathError::Empty);
+        for text in ["..", ".", "a/..", "a/../b", "./a", "a/./b"] {
+            assert_eq!(refused(text), PathError::Dots, "{text}");
+        }
+        for text in ["a\0", "a\n/b", "\u{7f}", "\u{85}", "\u{1b}[2J"] {
+            assert_eq!(refused(text), PathError::Control, "{text:?}");
+        }
+        assert_eq!(refused("..\\a"), PathError::Backslash);
+    }
+
+    #[test]
+    fn lengths_are_bounded() {
+        assert!(RelPath::parse(&"a".repeat(255)).is_ok());
+        assert_eq!(
+            RelPath::parse(&"a".repeat(256)),
+            Err(PathError::ComponentTooLong(256))
+        );
+        let deep = vec!["a"; MAX_DEPTH].join("/");
+        assert!(RelPath::parse(&deep).is_ok());
+        assert_eq!(
+            RelPath::parse(&format!("{deep}/a")),
+            Err(PathError::TooDeep(MAX_DEPTH + 1))
+        );
+        let long = vec!["a".repeat(255); 17].join("/");
+        assert_eq!(RelPath::parse(&long), Err(PathError::TooLong(17 * 256 - 1)));
+    }
+
+    #[test]
+    fn labels_are_one_component() {
+        assert!(Label::parse("model.safetensors").is_ok());
+        assert_eq!(Label::parse("a/b"), Err(PathError::Slash));
+        assert_eq!(Label::parse("a\\b"), Err(PathError::Backslash));
+        assert_eq!(Label::parse(".."), Err(PathError::Dots));
+        assert_eq!(Label::parse(""), Err(PathError::Empty));
+        assert!(
+            Label::parse(&"é".repeat(128)).is_err(),
+            "bytes count, not characters"
+        );
+    }
+
+    #[test]
+    fn any_name_has_a_label_near_it() {
+        let label = |text: &str| Label::sanitize(text).as_str().to_owned();
+        assert_eq!(label("a.bin"), "a.bin");
+        assert_eq!(label("../../etc/passwd"), "passwd");
+        assert_eq!(label("C:\\x\\y.iso"), "y.iso");
+        assert_eq!(label("folder/"), "folder");
+        assert_eq!(label("a\nb"), "a_b");
+        for text in ["", "/", "..", ".", "a/.."] {
+            assert_eq!(label(text), UNNAMED, "{text:?}");
+        }
+        let long = label(&format!("{}.tar", "é".repeat(300)));
+        assert!(
+            long.ends_with("é.tar") && long.len() <= MAX_COMPONENT_LEN,
+            "{long}"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn sanitizing_always_gives_a_label(text in any::<String>()) {
+            let label = Label::sanitize(&text);
+            prop_assert_eq!(Label::parse(label.as_str()), Ok(label));
+        }
+
+        #[test]
+        fn a_label_stays_as_it_is(text in any::<String>()) {
+            if let Ok(label) = Label::parse(&text) {
+                prop_assert_eq!(Label::sanitize(&text), label);
+            }
+        }
+
+        #[test]
+        fn a_path_only_goes_down(text in "[a./\\\\\0é-]{0,12}") {
+            if let Ok(path) = RelPath::parse(&text) {
+                let all_normal = path
+                    .to_path_buf()
+                    .components()
+                    .all(|component| matches!(component, std::path::Component::Normal(_)));
+                prop_assert!(all_normal);
+                prop_assert_eq!(path.components().count(), path.to_path_buf().components().count());
+            }
+        }
+    }
+}

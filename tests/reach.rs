@@ -1,0 +1,228 @@
+//! What a client is told where nothing answers, or something that is not Potluck: a reason, the endpoint, and soon.
+#![expect(clippy::unwrap_used, reason = "a test's own setup")]
+
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use potluck_core::{
+    FileId, Problem, Reason,
+    index_client::{By, IndexClient},
+    transport::{self, Endpoint},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpSocket, TcpStream},
+};
+
+/// Longer than connecting and one call may take together.
+const SOON: Duration = Duration::from_secs(18);
+
+/// A listener that does this with every connection.
+async fn listen<F: Future<Output = ()> + Send + 'static>(
+    answer: impl Fn(TcpStream) -> F + Send + 'static,
+) -> Endpoint {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(answer(stream));
+        }
+    });
+    address.to_string().parse().unwrap()
+}
+
+/// A listener that waits for the client to speak, says this, and reads on.
+async fn listen_and_say(text: &'static [u8]) -> Endpoint {
+    listen(move |mut stream| async move {
+        let mut buffer = [0; 4096];
+        let _ = stream.read(&mut buffer).await;
+        let _ = stream.write_all(text).await;
+        while stream.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
+    })
+    .await
+}
+
+/// Both ways to get there fail like this, in time and naming the endpoint.
+async fn assert_fails(endpoint: Endpoint, reason: Reason) {
+    let start = Instant::now();
+    let connect = async { endpoint.connect().await.map(drop).unwrap_err() };
+    let client = IndexClient::new(endpoint.clone());
+    let by = By::Name("a".into());
+    let call = async { client.query(&by, 0, None).await.unwrap_err() };
+    let (connected, called): (Problem, Problem) = tokio::join!(connect, call);
+    for problem in [connected, called] {
+        assert_eq!(problem.reason, reason, "{problem}");
+        assert!(problem.message.contains(&endpoint.to_string()), "{problem}");
+    }
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_port_where_nobody_listens() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    assert_fails(address.to_string().parse().unwrap(), Reason::Unreachable).await;
+}
+
+#[tokio::test]
+async fn a_host_that_does_not_exist() {
+    assert_fails(
+        "http://no-such-host.invalid:1313".parse().unwrap(),
+        Reason::Unreachable,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_socket_that_does_not_exist() {
+    assert_fails("unix:/no/such/control.sock".parse().unwrap(), Reason::Unreachable).await;
+}
+
+#[tokio::test]
+async fn a_web_server() {
+    let answer = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    assert_fails(listen_and_say(answer).await, Reason::NotPotluck).await;
+}
+
+#[tokio::test]
+async fn another_protocol() {
+    assert_fails(
+        listen_and_say(b"SSH-2.0-OpenSSH_9.2\r\n").await,
+        Reason::NotPotluck,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn http2_that_is_no_grpc() {
+    let endpoint = listen(|stream| async move {
+        let Ok(mut connection) = h2::server::handshake(stream).await else {
+            return;
+        };
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            let page = http::Response::builder()
+                .header("content-type", "text/html")
+                .body(())
+                .unwrap();
+            let mut body = respond.send_response(page, false).unwrap();
+            let _ = body.send_data("<html>".into(), true);
+        }
+    })
+    .await;
+    assert_fails(endpoint, Reason::NotPotluck).await;
+}
+
+#[tokio::test]
+async fn someone_who_hangs_up() {
+    assert_fails(
+        listen(|stream| async move { drop(stream) }).await,
+        Reason::Unreachable,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn someone_who_never_answers() {
+    assert_fails(listen_and_say(b"").await, Reason::TimedOut).await;
+}
+
+#[tokio::test]
+async fn a_host_that_drops_packets() {
+    // A full backlog: the kernel ignores whoever tries to connect next.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(Ok(stream)) =
+        tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address)).await
+    {
+        waiting.push(stream);
+        assert!(waiting.len() < 100);
+    }
+    assert_fails(address.to_string().parse().unwrap(), Reason::TimedOut).await;
+}
+
+#[tokio::test]
+async fn a_grpc_server_of_something_else() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint: Endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
+    let (_, health) = tonic_health::server::health_reporter();
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    tokio::spawn(
+        transport::server()
+            .add_service(health)
+            .serve_with_incoming(incoming),
+    );
+    endpoint.connect().await.unwrap();
+    let problem = IndexClient::new(endpoint.clone())
+        .query(&By::Name("a".into()), 0, None)
+        .await
+        .unwrap_err();
+    assert_eq!(problem.reason, Reason::NotPotluck, "{problem}");
+    assert!(problem.message.contains(&endpoint.to_string()), "{problem}");
+}
+
+/// A peer or an index that is killed is lost, not foreign: whoever asks may try again.
+#[tokio::test]
+async fn a_server_that_dies_in_the_middle_of_a_stream() {
+    let endpoint = listen(|stream| async move {
+        let Ok(mut connection) = h2::server::handshake(stream).await else {
+            return;
+        };
+        let Some(Ok((_, mut respond))) = connection.accept().await else {
+            return;
+        };
+        let head = http::Response::builder()
+            .header("content-type", "application/grpc")
+            .body(())
+            .unwrap();
+        let body = respond.send_response(head, false).unwrap();
+        // Lets the head go out, and then all of it is gone.
+        let _ = tokio::time::timeout(Duration::from_millis(100), connection.accept()).await;
+        drop((body, connection));
+    })
+    .await;
+    let client = IndexClient::new(endpoint.clone());
+    let mut events = std::pin::pin!(client.watch(FileId([1; 32]), 0).await.unwrap());
+    let problem = events.next().await.unwrap().unwrap_err();
+    assert_eq!(problem.reason, Reason::Unreachable, "{problem}");
+    assert!(problem.message.contains(&endpoint.to_string()), "{problem}");
+}
+
+#[test]
+fn addresses_are_parsed_or_explained() {
+    for (text, shown) in [
+        ("127.0.0.1:1313", "http://127.0.0.1:1313"),
+        ("http://127.0.0.1:1313/", "http://127.0.0.1:1313"),
+        ("[::1]:1313", "http://[::1]:1313"),
+        ("index.example:1", "http://index.example:1"),
+        ("unix:/run/p.sock", "unix:/run/p.sock"),
+        ("unix:///run/p.sock", "unix:/run/p.sock"),
+    ] {
+        assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), shown);
+    }
+    for text in [
+        "",
+        "localhost",
+        ":1313",
+        "http://:1313",
+        "h:0",
+        "h:65536",
+        "h:x",
+        "https://h:1",
+        "ftp://h:1",
+        "http://h:1/x",
+        "http://u@h:1",
+        "http://h:1?q",
+        "unix:",
+        "http://",
+        "a b:1",
+        "http://h:1#f",
+    ] {
+        let problem = text.parse::<Endpoint>().unwrap_err();
+        assert_eq!(problem.reason, Reason::InvalidAddress, "{text}");
+        assert!(problem.message.contains(&format!("`{text}`")), "{problem}");
+    }
+}
