@@ -14,7 +14,9 @@ const USUAL_WIDTH: usize = 80;
 #[derive(Debug)]
 pub(crate) struct Board {
     bars: MultiProgress,
-    lines: Vec<ProgressBar>,
+    /// One bar whose message is all the lines, so that they change at once.
+    bar: Option<ProgressBar>,
+    height: usize,
 }
 
 impl Board {
@@ -22,7 +24,8 @@ impl Board {
     pub(crate) fn new(bars: &MultiProgress) -> Self {
         Self {
             bars: bars.clone(),
-            lines: Vec::new(),
+            bar: None,
+            height: 0,
         }
     }
 
@@ -35,25 +38,23 @@ impl Board {
         let width = Term::stderr()
             .size_checked()
             .map_or(USUAL_WIDTH, |(_, columns)| usize::from(columns));
-        let texts = render(width.saturating_sub(1));
-        while self.lines.len() < texts.len() {
+        let mut lines = render(width.saturating_sub(1));
+        self.height = self.height.max(lines.len());
+        lines.resize(self.height, String::new());
+        let bar = self.bar.get_or_insert_with(|| {
             let style = ProgressStyle::with_template("{msg}").expect("the template is constant");
-            self.lines
-                .push(self.bars.add(ProgressBar::new_spinner().with_style(style)));
-        }
-        let mut texts = texts.into_iter();
-        for line in &self.lines {
-            line.set_message(texts.next().unwrap_or_default());
-            line.tick();
-        }
+            self.bars.add(ProgressBar::new_spinner().with_style(style))
+        });
+        bar.set_message(lines.join("\n"));
+        bar.tick();
     }
 }
 
 impl Drop for Board {
     fn drop(&mut self) {
-        for line in self.lines.drain(..) {
-            line.finish_and_clear();
-            self.bars.remove(&line);
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+            self.bars.remove(&bar);
         }
     }
 }

@@ -9,7 +9,7 @@
 //! | [`peer`] | which peer a command talks to, its own among them |
 //! | [`control`] | a peer as its owner sees it |
 //! | [`out`], [`text`], [`table`], [`draw`] | how results and progress look |
-//! | [`fail`], [`interrupt`] | how commands end |
+//! | [`fail`], [`interrupt`], [`terminal`] | how commands end, and leave the terminal |
 
 mod args;
 mod board;
@@ -22,6 +22,7 @@ mod out;
 mod peer;
 mod prompt;
 mod table;
+mod terminal;
 mod text;
 mod verb;
 
@@ -83,6 +84,7 @@ fn run(cli: Cli, out: &Out) -> Result<(), Fail> {
         command => command,
     };
     let serves = matches!(command, Some(Command::Index(_) | Command::Peer(_)));
+    let _settings = terminal::Settings::hush();
     log_to_stderr(&cli.globals, out, serves);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -120,6 +122,7 @@ fn no_command(out: &Out) -> Fail {
 fn log_to_stderr(globals: &Globals, out: &Out, serves: bool) {
     let level = match (globals.verbose, serves) {
         (0, false) => "off",
+        (0, true) if globals.quiet => "warn",
         (0, true) => "info",
         (1, false) => "info",
         (1, true) | (2, _) => "debug",

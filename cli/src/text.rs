@@ -85,6 +85,14 @@ pub(crate) fn percent(part: u64, whole: u64) -> u64 {
     }
 }
 
+/// Somebody's share of a whole in per cent, to the nearest; of nothing it is nothing.
+pub(crate) fn share(part: u64, whole: u64) -> u64 {
+    match u128::from(whole) {
+        0 => 0,
+        whole => ((u128::from(part) * 100 + whole / 2) / whole).min(100) as u64,
+    }
+}
+
 /// A path as a person would type it: relative to the current folder where it is inside.
 pub(crate) fn path(path: &str) -> String {
     let short = std::env::current_dir()
@@ -125,6 +133,12 @@ mod tests {
         assert_eq!(percent(999, 1000), 99);
         assert_eq!(percent(0, 0), 100);
         assert_eq!(percent(u64::MAX, u64::MAX), 100);
+    }
+
+    #[test]
+    fn halves_share_evenly() {
+        assert_eq!((share(499, 1000), share(501, 1000)), (50, 50));
+        assert_eq!((share(0, 0), share(5, 5)), (0, 100));
     }
 
     #[test]

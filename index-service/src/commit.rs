@@ -5,7 +5,7 @@
 //! flush. Leases that run out are collected here too: an expired peer is hidden from queries at once and removed from the store
 //! with the next flush, in one order with registrations, so that a peer which comes back at that moment stays.
 //!
-//! Bounds: [`QUEUE`] changes and [`QUEUE_BYTES`] of them wait at most; beyond that callers are told to come back.
+//! Bounds: what waits is bounded in number and in bytes; beyond that callers are told to come back.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,6 +27,9 @@ use crate::{
     store::{Change, IndexStore, PeerRecord},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Changes that may wait: as many as one second of flushes on a slow disk answers, one each.
 const QUEUE: usize = 4096;
 
@@ -41,6 +44,9 @@ const BATCH_FILES: usize = 20_000;
 
 /// Peers that are collected at once.
 const EXPIRED: usize = 1024;
+
+/// How long a caller waits for the disk: less than the 10 seconds that clients give a call, so that they are told why.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// How long the thread sleeps where no lease tells it to wake.
 const IDLE: Duration = Duration::from_secs(60);
@@ -107,6 +113,9 @@ pub enum CommitError {
     /// Too much is waiting.
     #[error("the index has too much to write: try again in a moment")]
     Busy,
+    /// The disk takes its time.
+    #[error("the index was not done writing within {PATIENCE:?}: try again in a moment")]
+    Slow,
     /// The store failed.
     #[error("the index cannot store anything now: try again later, and have its log looked at")]
     Store,
@@ -170,7 +179,7 @@ impl Committer {
     /// Once queued the change is made even if the caller goes away.
     ///
     /// # Errors
-    /// [`CommitError`]; then nothing of it was taken, but where the store failed.
+    /// [`CommitError`]; then nothing of it was taken, but for [`CommitError::Store`] and [`CommitError::Slow`], which leave it open.
     pub async fn commit(&self, request: Request, bytes: usize) -> Outcome {
         let bytes = u32::try_from(bytes.min(QUEUE_BYTES)).unwrap_or(u32::MAX);
         let held = Arc::clone(&self.bytes)
@@ -187,7 +196,10 @@ impl Committer {
                 TrySendError::Full(_) => CommitError::Busy,
                 TrySendError::Disconnected(_) => CommitError::Closed,
             })?;
-        outcome.await.unwrap_or(Err(CommitError::Closed))
+        let outcome = tokio::time::timeout(PATIENCE, outcome)
+            .await
+            .map_err(|_| CommitError::Slow)?;
+        outcome.unwrap_or(Err(CommitError::Closed))
     }
 
     /// Tells the thread to finish what waits and end. Blocks while the queue is full.

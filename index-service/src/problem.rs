@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use potluck_core::{Problem, Reason, id::IdError};
+use potluck_core::{Problem, Reason, id::IdError, path::PathError};
 
 use crate::{
     address::AddressError,
@@ -10,7 +10,6 @@ use crate::{
     commit::CommitError,
     pages::PageError,
     quota::Exceeded,
-    request::NameError,
     watch::{Ended, WatchError},
 };
 
@@ -27,12 +26,6 @@ impl From<AddressError> for Problem {
             AddressError::Refused { .. } => Reason::AddressRefused,
         };
         Self::new(reason, error.to_string()).field("address.host")
-    }
-}
-
-impl From<NameError> for Problem {
-    fn from(error: NameError) -> Self {
-        Self::new(Reason::InvalidName, error.to_string())
     }
 }
 
@@ -63,7 +56,7 @@ impl From<CommitError> for Problem {
         let (reason, wait) = match error {
             CommitError::TooManyFiles { .. } => (Reason::QuotaExceeded, None),
             CommitError::TooManyPeers { .. } | CommitError::Full => (Reason::QuotaExceeded, Some(LATER)),
-            CommitError::Busy => (Reason::StoreUnavailable, Some(SOON)),
+            CommitError::Busy | CommitError::Slow => (Reason::StoreUnavailable, Some(SOON)),
             CommitError::Store => (Reason::StoreUnavailable, Some(LATER)),
             CommitError::Closed => (Reason::ShuttingDown, Some(SOON)),
         };
@@ -111,4 +104,9 @@ pub(crate) fn token(error: &IdError) -> Problem {
 /// A field with a value out of its bounds.
 pub(crate) fn invalid(field: &str, message: impl Into<String>) -> Problem {
     Problem::new(Reason::InvalidArgument, message).field(field)
+}
+
+/// What is wrong with a name.
+pub(crate) fn bad_name(error: &PathError) -> Problem {
+    Problem::new(Reason::InvalidName, error.to_string())
 }

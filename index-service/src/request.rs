@@ -6,13 +6,14 @@ use std::{ops::RangeInclusive, time::Duration};
 use potluck_core::{
     FileId, Problem, Sha256, Token,
     index_client::{Address, By, FileRecord, MAX_BATCH, Registration},
+    path::Label,
     proto::v1,
     wire,
 };
 
 use crate::{
     options::{MAX_TTL, MIN_TTL},
-    problem::{invalid, token},
+    problem::{bad_name, invalid, token},
 };
 
 /// Most files of a page, and most providers of a file, as the contract has it.
@@ -23,40 +24,6 @@ const DEFAULT_PAGE: u32 = 100;
 
 /// Providers of a file where the caller does not say.
 const DEFAULT_PROVIDERS: u32 = 50;
-
-/// Longest name, in bytes, as the contract has it.
-const MAX_NAME_BYTES: usize = 255;
-
-/// Why text is no name for a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum NameError {
-    /// No text.
-    #[error("a name has 1 to {MAX_NAME_BYTES} bytes, this is empty")]
-    Empty,
-    /// Too much of it.
-    #[error("a name has 1 to {MAX_NAME_BYTES} bytes, this has {0}")]
-    TooLong(usize),
-    /// A character that names may not have.
-    #[error("a name has no control characters and no slashes: give the file's own name without its folders")]
-    Character,
-    /// `.` or `..`.
-    #[error("`.` and `..` are no names of files")]
-    Dots,
-}
-
-/// Checks a name as the contract has it.
-///
-/// # Errors
-/// [`NameError`].
-pub(crate) fn check_name(name: &str) -> Result<(), NameError> {
-    match name {
-        "" => Err(NameError::Empty),
-        "." | ".." => Err(NameError::Dots),
-        _ if name.len() > MAX_NAME_BYTES => Err(NameError::TooLong(name.len())),
-        _ if name.chars().any(|c| c.is_control() || c == '/' || c == '\\') => Err(NameError::Character),
-        _ => Ok(()),
-    }
-}
 
 /// A Register, checked.
 #[derive(Debug)]
@@ -122,7 +89,7 @@ fn registration(registration: v1::Registration) -> Result<Registration, Problem>
         return Err(Problem::new(potluck_core::Reason::InvalidName, message).field("names"));
     }
     for (at, name) in names.iter().enumerate() {
-        check_name(name).map_err(|error| Problem::from(error).field(format!("names[{at}]")))?;
+        Label::parse(name).map_err(|error| bad_name(&error).field(format!("names[{at}]")))?;
     }
     Ok(Registration { file, names, partial })
 }
@@ -205,7 +172,7 @@ impl TryFrom<v1::QueryRequest> for Query {
                 Problem::new(potluck_core::Reason::InvalidId, error.to_string()).field("sha256")
             })?),
             Some(Asked::Name(name)) => {
-                check_name(&name).map_err(|error| Problem::from(error).field("name"))?;
+                Label::parse(&name).map_err(|error| bad_name(&error).field("name"))?;
                 By::Name(name)
             }
         };

@@ -38,9 +38,6 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// Receive window of one connection, in bytes: four streams at full window.
 const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
 
-/// Most streams of one connection: a gateway that watches for many callers has room, and one caller cannot take all memory.
-const MAX_STREAMS: u32 = 256;
-
 /// Calls of one connection that are worked on at the same time; further ones wait their turn.
 const MAX_CALLS: usize = 64;
 
@@ -203,7 +200,6 @@ impl Index {
         let server = transport::server()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_concurrent_streams(MAX_STREAMS)
             .concurrency_limit_per_connection(MAX_CALLS)
             .timeout(CALL_TIMEOUT)
             .trace_fn(span)

@@ -1,4 +1,5 @@
 //! The program itself: what survives a kill -9, how it ends, and what it says when it cannot begin.
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 mod common;
 

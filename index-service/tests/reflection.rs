@@ -1,4 +1,5 @@
 //! A client that knows nothing of the project can list what is served and ask for its health.
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 mod common;
 

@@ -73,6 +73,8 @@ pub(crate) struct Changes {
     pub(crate) upto: u64,
     /// Whether there is more.
     pub(crate) more: bool,
+    /// How many files there are in all.
+    pub(crate) total: usize,
 }
 
 impl Default for Holdings {
@@ -222,6 +224,7 @@ impl Listener {
         let state = self.holdings.state();
         let mut changes = Changes {
             upto: since,
+            total: state.entries.len(),
             ..Changes::default()
         };
         let mut bytes = 0;
@@ -257,6 +260,11 @@ impl Listener {
             }
             keep
         });
+    }
+
+    /// Number of the last change.
+    pub(crate) fn version(&self) -> u64 {
+        self.holdings.version()
     }
 
     /// Waits until there is a change after the number `since`.

@@ -1,14 +1,35 @@
-//! Keeps the index told of what this peer has.
+//! Keeps the index told of what this peer has, whatever happens to the index.
+//!
+//! Invariants: what is acknowledged is what the index answered for; after any failure the lease is proved before anything is
+//! believed; an index that forgot is told everything again; nothing that one file is refused for keeps the others out. It never
+//! stops trying, and never hurries: waits grow, are capped and jittered.
+//!
+//! Non-goals: knows nothing of files; the holdings say what there is.
 
 use std::time::Duration;
 
 use potluck_core::{
-    Problem, Token,
-    index_client::{Address, IndexClient},
+    Problem, Reason, Token,
+    index_client::{Address, IndexClient, Lease, MAX_BATCH},
 };
+use rand::RngExt as _;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::holdings::Holdings;
+use crate::holdings::{Holdings, Listener};
+
+/// Most bytes of names in a batch: with some 150 bytes for each of [`MAX_BATCH`] files, well under the largest message.
+const MAX_BATCH_BYTES: usize = 1024 * 1024;
+
+/// First and longest wait after a failure.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
+
+/// Wait after a refusal that only its owner can mend, such as a quota.
+const REFUSED_WAIT: Duration = Duration::from_secs(60);
+
+/// How long taking everything back may hold up the end.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// How things stand with the index.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,32 +46,429 @@ pub struct RegistrarStatus {
 
 /// A running registrar. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Registrar {}
+pub struct Registrar {
+    status: watch::Receiver<RegistrarStatus>,
+    acknowledged: watch::Receiver<Acknowledged>,
+    holdings: Holdings,
+}
+
+/// What the index has answered for.
+#[derive(Debug, Clone, Default)]
+struct Acknowledged {
+    /// Number of the last change; `None` before the first lease.
+    upto: Option<u64>,
+    /// Why it will not go on soon.
+    blocked: Option<Problem>,
+}
 
 impl Registrar {
     /// Starts registering what is in `holdings` until `shutdown`, then takes everything back. `ttl`: the index's own unless given.
     pub fn start(
-        _client: IndexClient,
-        _token: Token,
-        _address: Address,
-        _ttl: Option<Duration>,
-        _holdings: Holdings,
-        _shutdown: CancellationToken,
-        _tracker: &TaskTracker,
+        client: IndexClient,
+        token: Token,
+        address: Address,
+        ttl: Option<Duration>,
+        holdings: Holdings,
+        shutdown: CancellationToken,
+        tracker: &TaskTracker,
     ) -> Self {
-        Self {}
+        let status = watch::Sender::default();
+        let acknowledged = watch::Sender::default();
+        let registrar = Self {
+            status: status.subscribe(),
+            acknowledged: acknowledged.subscribe(),
+            holdings: holdings.clone(),
+        };
+        let task = Task {
+            index: Index {
+                client,
+                token,
+                address,
+                ttl,
+            },
+            listener: holdings.listen(),
+            status,
+            acknowledged,
+            seen: 0,
+            all: true,
+            whole: true,
+            batch: MAX_BATCH,
+            skipped: 0,
+            expected: None,
+            renew_at: None,
+            failures: 0,
+        };
+        tracker.spawn(task.run(shutdown));
+        registrar
     }
 
     /// How things stand.
     pub fn status(&self) -> RegistrarStatus {
-        RegistrarStatus::default()
+        self.status.borrow().clone()
     }
 
     /// Waits until the index has acknowledged everything that is in the holdings now.
     ///
     /// # Errors
-    /// The last problem with the index, or `TIMED_OUT`.
-    pub async fn synced(&self, _timeout: Duration) -> Result<(), Problem> {
+    /// `QUOTA_EXCEEDED` and other refusals at once; after `timeout` the last problem with the index, or `TIMED_OUT`;
+    /// `SHUTTING_DOWN`.
+    pub async fn synced(&self, timeout: Duration) -> Result<(), Problem> {
+        let target = self.holdings.version();
+        let mut acknowledged = self.acknowledged.clone();
+        let done =
+            acknowledged.wait_for(|now| now.upto.is_some_and(|upto| upto >= target) || now.blocked.is_some());
+        match tokio::time::timeout(timeout, done).await {
+            Ok(Ok(now)) => match &now.blocked {
+                Some(problem) if now.upto.is_none_or(|upto| upto < target) => Err(problem.clone()),
+                _ => Ok(()),
+            },
+            Ok(Err(_)) => Err(Problem::new(Reason::ShuttingDown, "the peer is shutting down")),
+            Err(_) => Err(self.status().error.unwrap_or_else(|| {
+                Problem::new(
+                    Reason::TimedOut,
+                    format!("the index has not taken everything within {timeout:?}"),
+                )
+            })),
+        }
+    }
+}
+
+/// The index and what every call to it carries.
+struct Index {
+    client: IndexClient,
+    token: Token,
+    address: Address,
+    ttl: Option<Duration>,
+}
+
+struct Task {
+    index: Index,
+    listener: Listener,
+    status: watch::Sender<RegistrarStatus>,
+    acknowledged: watch::Sender<Acknowledged>,
+    /// Number of the last change that the index was told of.
+    seen: u64,
+    /// Whether the next batch replaces all that the index knows of this peer.
+    all: bool,
+    /// How many files the next batch may have.
+    batch: usize,
+    /// Whether this pass tells everything from the first change on.
+    whole: bool,
+    /// Files that the index refused one by one.
+    skipped: usize,
+    /// How many files the index should say it has; `None` where that cannot be known.
+    expected: Option<u64>,
+    /// `None`: at once.
+    renew_at: Option<Instant>,
+    failures: u32,
+}
+
+/// What a refused batch calls for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// Something in it is wrong, and a smaller batch finds out what.
+    OfAFile,
+    /// Too much of it.
+    Quota,
+    /// Everything has to be told again.
+    LeaseUnknown,
+    /// Nothing to do with what was sent, and only its owner can mend it.
+    OfThisPeer,
+    /// Try again later.
+    Passing,
+}
+
+fn refusal(reason: Reason) -> Refusal {
+    match reason {
+        Reason::LeaseUnknown => Refusal::LeaseUnknown,
+        Reason::QuotaExceeded => Refusal::Quota,
+        Reason::InvalidArgument
+        | Reason::InvalidId
+        | Reason::InvalidName
+        | Reason::IdMismatch
+        | Reason::OutOfRange => Refusal::OfAFile,
+        Reason::InvalidToken
+        | Reason::InvalidAddress
+        | Reason::AddressRefused
+        | Reason::Unauthenticated
+        | Reason::PermissionDenied => Refusal::OfThisPeer,
+        _ => Refusal::Passing,
+    }
+}
+
+/// The wait after the `failures`th failure in a row, before jitter.
+fn back_off(failures: u32) -> Duration {
+    FIRST_WAIT
+        .saturating_mul(1 << failures.saturating_sub(1).min(16))
+        .min(LONGEST_WAIT)
+}
+
+fn jittered(wait: Duration) -> Duration {
+    wait.mul_f64(rand::rng().random_range(0.5..=1.0))
+}
+
+impl Task {
+    async fn run(mut self, shutdown: CancellationToken) {
+        // Cancel-safe: a call that is cut off leaves nothing that taking everything back does not end.
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = self.keep_told() => {}
+        }
+        let Index { client, token, .. } = &self.index;
+        match tokio::time::timeout(FAREWELL, client.unregister(token, None)).await {
+            Ok(Ok(_)) => tracing::debug!("the index took back everything"),
+            // The lease runs out by itself.
+            Ok(Err(problem)) => tracing::debug!(%problem, "the index did not take back everything"),
+            Err(_) => tracing::debug!("the index did not answer in time to take back everything"),
+        }
+        self.status.send_modify(|status| status.registered = false);
+    }
+
+    /// Never ends.
+    async fn keep_told(&mut self) {
+        loop {
+            let Err(problem) = self.tell().await else {
+                self.failures = 0;
+                self.rest().await;
+                continue;
+            };
+            let refusal = refusal(problem.reason);
+            if refusal == Refusal::LeaseUnknown {
+                tracing::info!("the index does not know this peer: everything is registered again");
+                self.start_over(true);
+                // Once at once, then as any failure: an index that never knows it must not be flooded.
+                self.failures += 1;
+                if self.failures == 1 {
+                    continue;
+                }
+            }
+            self.failed(problem, refusal).await;
+        }
+    }
+
+    fn start_over(&mut self, all: bool) {
+        self.seen = 0;
+        self.all = all;
+        self.whole = true;
+        self.batch = MAX_BATCH;
+        self.skipped = 0;
+        self.expected = None;
+    }
+
+    /// Says what is wrong and waits.
+    async fn failed(&mut self, problem: Problem, refusal: Refusal) {
+        self.failures += 1;
+        let lasting = matches!(refusal, Refusal::Quota | Refusal::OfThisPeer);
+        let wait = if lasting {
+            REFUSED_WAIT
+        } else {
+            back_off(self.failures)
+        };
+        let wait = jittered(wait).max(problem.retry_after.unwrap_or_default());
+        let news = self.status.borrow().error.as_ref().map(|error| error.reason) != Some(problem.reason);
+        if news {
+            tracing::warn!(%problem, "the index is not told of everything; it is tried again");
+        }
+        self.status.send_modify(|status| {
+            // With a full quota the lease is held all the same.
+            status.registered = refusal == Refusal::Quota;
+            status.error = Some(problem.clone());
+        });
+        if lasting {
+            self.acknowledged.send_modify(|now| now.blocked = Some(problem));
+        }
+        if refusal == Refusal::Quota {
+            self.wait_within_quota(Instant::now() + wait).await;
+            self.start_over(false);
+        } else {
+            tokio::time::sleep(wait).await;
+        }
+        self.acknowledged.send_modify(|now| now.blocked = None);
+        // Whatever the index knew before may be gone.
+        self.renew_at = None;
+    }
+
+    /// Holds the lease until it is time to try again with what was too much. A removal makes room: then it is time at once.
+    async fn wait_within_quota(&mut self, until: Instant) {
+        loop {
+            let version = self.listener.version();
+            match self.take_back_removed().await {
+                Ok(false) => {}
+                Ok(true) | Err(_) => return,
+            }
+            let renew = self.renew_at.unwrap_or_else(Instant::now);
+            // All arms are cancel-safe: changes are numbered.
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return,
+                () = self.listener.changed(version) => {}
+                () = tokio::time::sleep_until(renew) => {
+                    if self.renew().await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes back what was removed after what the index was told of; whether there was anything that it had.
+    async fn take_back_removed(&mut self) -> Result<bool, Problem> {
+        let mut since = self.seen;
+        let mut any = false;
+        loop {
+            let changes = self.listener.changes(since, MAX_BATCH, MAX_BATCH_BYTES);
+            if !changes.removed.is_empty() {
+                let Index { client, token, .. } = &self.index;
+                any |= client.unregister(token, Some(&changes.removed)).await? > 0;
+            }
+            since = changes.upto;
+            if !changes.more {
+                return Ok(any);
+            }
+        }
+    }
+
+    /// Waits for something to do.
+    async fn rest(&mut self) {
+        let renew = self.renew_at.unwrap_or_else(Instant::now);
+        // Both arms are cancel-safe: changes are numbered.
+        tokio::select! {
+            () = self.listener.changed(self.seen) => {}
+            () = tokio::time::sleep_until(renew) => {}
+        }
+    }
+
+    /// Renews the lease if it is time and tells all that changed.
+    async fn tell(&mut self) -> Result<(), Problem> {
+        if !self.all && self.renew_at.is_none_or(|at| at <= Instant::now()) {
+            self.renew().await?;
+        }
+        loop {
+            let changes = self.listener.changes(self.seen, self.batch, MAX_BATCH_BYTES);
+            if changes.put.is_empty() && changes.removed.is_empty() && !self.all {
+                break;
+            }
+            let told = self.send(&changes.put, &changes.removed).await;
+            let lease = match told {
+                Ok(lease) => lease,
+                Err(problem) => match refusal(problem.reason) {
+                    Refusal::OfAFile | Refusal::Quota if changes.put.len() > 1 => {
+                        self.batch = changes.put.len() / 2;
+                        continue;
+                    }
+                    Refusal::OfAFile if changes.put.len() == 1 => {
+                        let file = &changes.put[0];
+                        tracing::warn!(id = %file.file.id, names = ?file.names, %problem, "the index refuses a file");
+                        self.skipped += 1;
+                        self.status.send_modify(|status| status.error = Some(problem));
+                        self.seen = changes.upto;
+                        continue;
+                    }
+                    _ => return Err(problem),
+                },
+            };
+            self.batch = (self.batch * 2).min(MAX_BATCH);
+            self.seen = changes.upto;
+            self.listener.acknowledged(self.seen);
+            if !changes.more {
+                self.expect(changes.total as u64, lease.as_ref());
+            }
+        }
+        self.status.send_modify(|status| {
+            status.registered = true;
+            if self.skipped == 0 {
+                status.error = None;
+            }
+        });
+        self.acknowledged.send_modify(|now| {
+            now.upto = Some(self.seen);
+            now.blocked = None;
+        });
         Ok(())
+    }
+
+    /// Sends one batch. The lease, where the index answered with one.
+    async fn send(
+        &mut self,
+        put: &[potluck_core::index_client::Registration],
+        removed: &[potluck_core::FileId],
+    ) -> Result<Option<Lease>, Problem> {
+        let Index {
+            client,
+            token,
+            address,
+            ttl,
+        } = &self.index;
+        // What is replaced whole needs no taking back.
+        if !removed.is_empty() && !self.all {
+            client.unregister(token, Some(removed)).await?;
+        }
+        if put.is_empty() && !self.all {
+            return Ok(None);
+        }
+        let lease = client.register(token, address, put, *ttl, self.all).await?;
+        self.all = false;
+        self.leased(&lease);
+        Ok(Some(lease))
+    }
+
+    async fn renew(&mut self) -> Result<(), Problem> {
+        let Index {
+            client,
+            token,
+            address,
+            ..
+        } = &self.index;
+        let lease = client.renew(token, address).await?;
+        self.leased(&lease);
+        match self.expected {
+            Some(expected) if expected != lease.file_count => {
+                tracing::info!(
+                    expected,
+                    found = lease.file_count,
+                    "the index has another number of this peer's files: everything is registered again"
+                );
+                self.start_over(true);
+            }
+            Some(_) => {}
+            None => self.expected = Some(lease.file_count),
+        }
+        Ok(())
+    }
+
+    fn leased(&mut self, lease: &Lease) {
+        self.renew_at = Some(Instant::now() + jittered(lease.ttl / 3));
+        self.status.send_modify(|status| {
+            status.file_count = lease.file_count;
+            if let Some(address) = &lease.address {
+                status.advertised = Some(address.clone());
+            }
+        });
+    }
+
+    /// Remembers how many files the index should have now, and starts over where it says otherwise: it forgot some. What it says
+    /// right after it was told everything is believed: asking again would give the same.
+    fn expect(&mut self, total: u64, lease: Option<&Lease>) {
+        let whole = std::mem::take(&mut self.whole);
+        let differs = lease.is_some_and(|lease| lease.file_count != total);
+        self.expected = (self.skipped == 0 && !differs).then_some(total);
+        if self.skipped == 0 && differs {
+            tracing::info!(total, found = ?lease, "the index has another number of this peer's files");
+            if !whole {
+                self.start_over(true);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_and_are_capped() {
+        assert_eq!(back_off(1), FIRST_WAIT);
+        assert_eq!(back_off(2), FIRST_WAIT * 2);
+        assert_eq!(back_off(u32::MAX), LONGEST_WAIT);
+        assert!(jittered(LONGEST_WAIT) <= LONGEST_WAIT);
     }
 }

@@ -498,7 +498,7 @@ mod tests {
             id: FileId::derive(u64::from(n), &root),
             size: n.into(),
             root,
-            sha256: (n % 2 == 0).then_some(Sha256([n; 32])),
+            sha256: n.is_multiple_of(2).then_some(Sha256([n; 32])),
             kind: if n > 2 { Kind::Collection } else { Kind::File },
         }
     }

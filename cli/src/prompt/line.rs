@@ -9,6 +9,7 @@ use crate::{
 
 /// The list that `help` gives.
 const HELP: &str = "\
+Commands:
   share PATH…                share files and folders in place
   search WORDS               find files by words of their names
   query ID|NAME              show who has a file

@@ -33,8 +33,8 @@ Examples:
   potluck share ~/photos notes.txt   a folder as one collection, and a file
   potluck share --listen 0.0.0.0:12349 model.bin     for other machines too
 
-With a peer running (`potluck peer`) that one shares, and this returns; else this
-command serves until Ctrl-C. Others fetch with: potluck get ID, or get NAME.";
+With a peer running (`potluck peer`) that one shares, and this returns; else
+this command serves until Ctrl-C. Others fetch with: potluck get ID, or NAME.";
 
 /// Share files and folders in place
 #[derive(Debug, Args)]

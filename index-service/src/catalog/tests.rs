@@ -346,7 +346,7 @@ fn terms_that_fit_too_many_words_are_still_found() {
         };
         let names = vec![format!(
             "wide{n:05} {}",
-            if n % 100 == 0 { "rare" } else { "common" }
+            if n.is_multiple_of(100) { "rare" } else { "common" }
         )];
         catalog.put(
             &peer(1),

@@ -30,13 +30,17 @@ pub(super) fn registration(n: u64, name: &str) -> Registration {
         id: FileId::derive(n, &root),
         size: n,
         root,
-        sha256: (n % 3 == 0).then_some(Sha256([n as u8; 32])),
-        kind: if n % 5 == 0 { Kind::Collection } else { Kind::File },
+        sha256: n.is_multiple_of(3).then_some(Sha256([n as u8; 32])),
+        kind: if n.is_multiple_of(5) {
+            Kind::Collection
+        } else {
+            Kind::File
+        },
     };
     Registration {
         file,
         names: vec![name.to_owned()],
-        partial: n % 2 == 0,
+        partial: n.is_multiple_of(2),
     }
 }
 

@@ -77,8 +77,8 @@ pub fn record(n: u64) -> FileRecord {
     root[..8].copy_from_slice(&n.to_le_bytes());
     let root = Root(root);
     FileRecord {
-        id: FileId::derive(n, &root),
-        size: n,
+        id: FileId::derive(n + 1, &root),
+        size: n + 1,
         root,
         sha256: None,
         kind: Kind::File,

@@ -105,7 +105,7 @@ fn bind_socket(path: &Path, ours: bool) -> Result<UnixListener, Problem> {
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+        .unwrap_or_else(|| Path::new("."));
     let private = tempfile::Builder::new()
         .prefix(".ctl")
         .permissions(fs::Permissions::from_mode(0o700))

@@ -169,7 +169,9 @@ impl Inner {
 
     /// Opens a copy that is still what was hashed. Those found changed on the way are withdrawn.
     fn open(&self, id: &FileId) -> Result<Arc<File>, Problem> {
-        if let Some(file) = self.handles().get(id) {
+        // Apart from the condition: the handles must not stay locked in the branch.
+        let open = self.handles().get(id);
+        if let Some(file) = open {
             if self.check(id, &file).is_ok() {
                 return Ok(file);
             }

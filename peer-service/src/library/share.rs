@@ -139,7 +139,8 @@ impl Inner {
             (watch.on_found)(stamp.size);
             let path = root.join(one.path.as_str());
             stamps[index] = *stamp;
-            match self.catalog().known(&path, stamp) {
+            let known = self.catalog().known(&path, stamp);
+            match known {
                 Some(record) => {
                     (watch.on_progress)(&path, stamp.size);
                     ids[index] = Some(record.id);

@@ -93,7 +93,9 @@ async fn refresh_loop(inner: Arc<Inner>) {
 /// Looks at each item that waits for it; how long until the next look.
 fn refresh(inner: &Inner) -> Duration {
     let mut delay = CHECK_INTERVAL;
-    for number in inner.catalog().stale() {
+    // Apart from the loop: the catalog must not stay locked in it.
+    let stale = inner.catalog().stale();
+    for number in stale {
         if inner.shutdown.is_cancelled() {
             break;
         }

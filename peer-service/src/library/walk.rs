@@ -131,7 +131,7 @@ pub(super) fn walk(root: &Path) -> Result<Vec<Found>, Vec<Refused>> {
 
 /// What one entry is; `None` never leaves anything out.
 fn look(root: &Path, entry: &walkdir::DirEntry) -> Result<Option<Found>, Problem> {
-    let below = entry.path().strip_prefix(root).unwrap_or(entry.path());
+    let below = entry.path().strip_prefix(root).unwrap_or_else(|_| entry.path());
     let text = below.to_str().ok_or_else(|| {
         Problem::new(
             Reason::InvalidName,

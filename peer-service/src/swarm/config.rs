@@ -18,8 +18,9 @@ pub const MAX_PEER_BYTES: u64 = 8 << 20;
 /// Requests at once to one peer, whatever their size: each is a stream or part of one at the other end.
 pub const MAX_PEER_REQUESTS: u32 = 64;
 
-/// Peers asked at once in a crowd. More would each get a thinner share of every uplink, and a unit is worth nothing to
-/// others before its last byte: found in the simulator.
+/// Peers asked at once in a crowd. A unit is worth nothing to others before its last byte, so a large crowd must not ask
+/// everyone for everything at once; but too few starve uplinks: in the simulator 8 of 16 peers took 1.7 times the bound,
+/// where 16 of 16 took 1.1 times.
 pub const CROWD_PEERS: u32 = 24;
 
 /// How much data beyond the link's own delay is kept in flight with a complete source, as time at its rate: covers the

@@ -66,7 +66,7 @@ impl Swarm {
     pub(super) fn race(&mut self, key: PeerKey, unit: u32, now: Time) {
         let racers = self.flights.get(&unit).map_or(&[][..], Vec::as_slice);
         if racers.len() >= MAX_RACERS || !self.budget_left() {
-            let Some(id) = self.mute_racer(unit).or(racers.first().copied()) else {
+            let Some(id) = self.mute_racer(unit).or_else(|| racers.first().copied()) else {
                 return;
             };
             self.counters.steals += 1;

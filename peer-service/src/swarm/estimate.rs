@@ -111,11 +111,13 @@ impl Estimate {
         self.owing_since.map(|since| since.max(self.last_arrival))
     }
 
-    /// The silence from which on the peer counts as stalled.
+    /// The silence from which on the peer counts as stalled. A link known to be slower than [`MAX_STALL`] gets twice what is
+    /// usual there: its silence may be the queue in front of our own downlink.
     pub(super) fn patience(&self) -> Duration {
         match self.latency {
             Some(latency) if self.rate.is_some() => {
-                (Duration::from_secs_f64(self.gap.max(latency)) * STALL_GAPS).clamp(MIN_STALL, MAX_STALL)
+                let usual = Duration::from_secs_f64(self.gap.max(latency));
+                (usual * STALL_GAPS).clamp(MIN_STALL, MAX_STALL.max(usual * 2))
             }
             _ => MAX_STALL,
         }

@@ -11,7 +11,8 @@
 //! - **As deep as the link asks for**: what is owed by a peer follows its throughput times its latency. In a crowd there is
 //!   nothing beyond that, since a queue at one peer is work kept from all others.
 //! - **Nobody is waited for**: units of a silent peer are open to others; at the end, a request that another peer would
-//!   finish much sooner is taken over if no byte of it came, else raced. At most two live requests are for the same unit.
+//!   finish much sooner is taken over if no byte of it came, else raced. At most two live requests are for the same unit,
+//!   so that duplicates stay below a unit or two for each peer asked at the end.
 //! - **Exact blame**: a unit comes from one peer; one that does not verify bans its sender for good. Slowness never bans:
 //!   the last provider, however slow, is still asked.
 //! - **Back-off**: after BUSY, a broken connection or a time-out a peer rests, longer each time, and is tried again;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{DEPTH_SLACK, Failure, RequestId, SwarmConfig, Time, estimate::Estimate};
+use super::{DEPTH_SLACK, Failure, GIVE_UP, RequestId, SwarmConfig, Time, estimate::Estimate};
 use crate::bits::Bits;
 
 /// Whether a peer may be asked.
@@ -109,16 +109,20 @@ impl Peer {
             && self.requests.len() < config.max_peer_requests as usize
     }
 
+    /// The silence from which on it counts as stalled: doubled with each failure, so that peers who only wait for our own slow
+    /// downlink are not given up in turn for ever.
+    pub(super) fn patience(&self) -> Duration {
+        (self.estimate.patience() * (1 << self.failures.min(4))).min(GIVE_UP)
+    }
+
     /// When it has to be looked at again without anything happening.
-    pub(super) fn deadline(&self, give_up: Duration) -> Option<Time> {
-        let silence = self.estimate.silent_since().map(|since| {
-            since
-                + if self.stalled {
-                    give_up
-                } else {
-                    self.estimate.patience()
-                }
-        });
+    pub(super) fn deadline(&self) -> Option<Time> {
+        let allowed = if self.stalled {
+            GIVE_UP.max(self.patience() * 2)
+        } else {
+            self.patience()
+        };
+        let silence = self.estimate.silent_since().map(|since| since + allowed);
         match self.standing {
             Standing::BackedOff { until } => Some(silence.map_or(until, |silence| silence.min(until))),
             Standing::Open => silence,

@@ -108,7 +108,7 @@ impl Swarm {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        let Some(deadline) = peer.deadline(GIVE_UP) else {
+        let Some(deadline) = peer.deadline() else {
             return;
         };
         if peer.wake.is_some_and(|at| at <= deadline && at > now) {
@@ -148,11 +148,11 @@ impl Swarm {
         let Some(since) = peer.estimate.silent_since() else {
             return;
         };
-        if !peer.stalled && now >= since + peer.estimate.patience() {
+        if !peer.stalled && now >= since + peer.patience() {
             peer.stalled = true;
             let units: Vec<u32> = peer.requests.iter().map(|id| self.requests[id].unit).collect();
             units.into_iter().for_each(|unit| self.contest(unit));
-        } else if peer.stalled && now >= since + GIVE_UP {
+        } else if peer.stalled && peer.deadline().is_some_and(|at| at <= now) && now >= since + GIVE_UP {
             let owed = |id: &RequestId| self.requests[id].owed > 0;
             let given_up: Vec<RequestId> = peer.requests.iter().copied().filter(owed).collect();
             given_up.into_iter().for_each(|id| self.give_up(id, now));

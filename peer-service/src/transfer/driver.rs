@@ -44,6 +44,9 @@ const CALL_BYTES: u64 = 4 * 1024 * 1024;
 /// Most spans in one call, as the contract has it.
 const CALL_SPANS: usize = 4096;
 
+/// Shows how a transfer stands, with what is wrong if anything is.
+type Report<'a> = Box<dyn FnMut(&Swarm, &Peers, Option<Problem>) + Send + 'a>;
+
 /// See the module.
 pub(crate) struct Driver<'a> {
     pub(crate) context: Arc<Context>,
@@ -55,7 +58,7 @@ pub(crate) struct Driver<'a> {
     pub(crate) start: Instant,
     pub(crate) stop: &'a CancellationToken,
     /// Told at every report, and at once when something is wrong.
-    pub(crate) report: Box<dyn FnMut(&Swarm, &Peers, Option<Problem>) + Send + 'a>,
+    pub(crate) report: Report<'a>,
     /// Called once, when there is something to serve.
     pub(crate) first_unit: Option<Box<dyn FnOnce() + Send + 'a>>,
     /// Open requests.
@@ -256,7 +259,7 @@ impl Driver<'_> {
         let now = self.now();
         match event {
             PeerEvent::Joined(link) => {
-                if self.peers.joined(key, link) {
+                if self.peers.joined(key, *link) {
                     self.swarm.peer_joined(key, now);
                 }
             }

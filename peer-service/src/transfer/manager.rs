@@ -82,11 +82,14 @@ impl Drop for Watching {
             return;
         };
         entry.watchers -= 1;
-        if entry.watchers == 0 && !entry.spec.detach && !self.transfers.inner.shutdown.is_cancelled() {
-            if let Some(task) = &entry.task {
-                tracing::info!(transfer = self.transfer, "paused: nobody watches it any more");
-                task.stop.cancel();
-            }
+        let unwatched = entry.watchers == 0 && !entry.spec.detach;
+        if let Some(task) = entry
+            .task
+            .as_ref()
+            .filter(|_| unwatched && !self.transfers.inner.shutdown.is_cancelled())
+        {
+            tracing::info!(transfer = self.transfer, "paused: nobody watches it any more");
+            task.stop.cancel();
         }
     }
 }

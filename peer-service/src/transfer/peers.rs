@@ -33,7 +33,7 @@ const PATIENCE: u32 = 3;
 #[derive(Debug)]
 pub(crate) enum PeerEvent {
     /// It is connected.
-    Joined(Link),
+    Joined(Box<Link>),
     /// What it has, or what is different.
     Availability(Availability),
     /// It is no longer connected, or could not be; tried again later.
@@ -336,7 +336,11 @@ impl Watcher {
             return Err(Problem::new(Reason::Cancelled, "this is the peer itself"));
         }
         let mut events = std::pin::pin!(link.availability(self.id, self.units).await?);
-        if self.tell(PeerEvent::Joined(link.clone())).await.is_none() {
+        if self
+            .tell(PeerEvent::Joined(Box::new(link.clone())))
+            .await
+            .is_none()
+        {
             return Ok(());
         }
         while let Some(event) = events.next().await {

@@ -76,7 +76,7 @@ impl Target {
 
     /// Its folder.
     pub(crate) fn parent(&self) -> &Path {
-        self.path.parent().unwrap_or(Path::new("/"))
+        self.path.parent().unwrap_or_else(|| Path::new("/"))
     }
 }
 

@@ -8,14 +8,12 @@ use std::{
     fs::File,
     io::{self, ErrorKind, Seek as _},
     num::NonZeroUsize,
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use cap_std::{
-    ambient_authority,
-    fs::{Dir, OpenOptions, OpenOptionsExt as _},
-};
+use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt as _};
 use lru::LruCache;
 use potluck_core::{
     manifest::{Content, Manifest},
@@ -44,12 +42,13 @@ impl Tree {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        if path.symlink_metadata()?.is_symlink() {
-            return Err(ErrorKind::NotADirectory.into());
-        }
-        let dir = Dir::open_ambient_dir(path, ambient_authority())?;
+        // A handle that can be locked and flushed, which the one that cap-std opens by itself cannot.
+        let handle = File::options()
+            .read(true)
+            .custom_flags((OFlags::DIRECTORY | OFlags::NOFOLLOW).bits() as i32)
+            .open(path)?;
         let tree = Self {
-            dir,
+            dir: Dir::from_std_file(handle),
             manifest,
             plan,
             open: Mutex::new(LruCache::new(OPEN_FILES)),

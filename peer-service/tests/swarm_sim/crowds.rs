@@ -55,7 +55,8 @@ fn flash(peers: usize, units: u32) -> Setup {
     Setup::new(nodes, units)
 }
 
-/// A crowd too large for everyone to know everyone, or for the seed to serve all at once.
+/// A crowd too large for everyone to know everyone, or for the seed to serve all at once. The seed tells as being fetched
+/// what it is sending: without that, those who do not know each other ask it for the same.
 fn large(peers: usize, slots: usize) -> Setup {
     let mut setup = flash(peers, 256);
     setup.nodes.iter_mut().for_each(|node| node.slots = slots);
@@ -67,7 +68,7 @@ fn large(peers: usize, slots: usize) -> Setup {
 
 #[test]
 fn eight_peers_take_little_more_than_one() {
-    for seed in 0..3 {
+    for seed in 0..2 {
         let crowd = run(flash(8, 256), seed);
         assert!(crowd.slowest < 1.08 && crowd.seed_sent < 1.08, "seed {seed}");
         assert!(crowd.duplicates < 0.01, "seed {seed}");
@@ -110,7 +111,7 @@ fn peers_that_come_late_are_served_by_those_who_were_first() {
 #[ignore = "large"]
 fn a_hundred_peers() {
     let crowd = run(large(100, 8), 1);
-    assert!(crowd.slowest < 1.25 && crowd.seed_sent < 1.2);
+    assert!(crowd.slowest < 1.2 && crowd.seed_sent < 1.18);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 use crate::{
     LINK, MIB,
     node::{Spec, Start},
+    seeds,
     world::{Setup, World},
 };
 
@@ -91,8 +92,11 @@ fn one_unit_does_not_wait_for_a_silent_source() {
 
 /// Anything that can be wrong with a source.
 fn strange(rng: &mut Xoshiro256PlusPlus) -> Spec {
-    let rate = LINK * rng.random_range(0.02..2.0);
-    let mut spec = if rng.random_bool(0.4) {
+    // A downloader's link holds a few units a second: on a thinner one, sources that flap send little but lost beginnings.
+    let downloads = rng.random_bool(0.4);
+    let slowest = if downloads { 0.125 } else { 0.02 };
+    let rate = LINK * rng.random_range(slowest..2.0);
+    let mut spec = if downloads {
         Spec::peer(rate)
     } else {
         Spec::seed(rate)
@@ -110,7 +114,8 @@ fn strange(rng: &mut Xoshiro256PlusPlus) -> Spec {
         1 => spec.lies = rng.random_range(0.1..1.0),
         2 => spec.stall = Some((rng.random_range(0.0..2.0), rng.random_range(0.1..60.0))),
         3 => spec.dies = Some(spec.joins + rng.random_range(0.1..3.0)),
-        4 => spec.flaps = Some(rng.random_range(0.3..3.0)),
+        // Fast enough that a unit fits in a visit.
+        4 => (spec.flaps, spec.up, spec.down) = (Some(rng.random_range(0.5..3.0)), LINK, LINK),
         5 => spec.slots = rng.random_range(0..3),
         6 => (spec.up, spec.down) = (LINK / 200.0, LINK),
         _ => {}
@@ -122,7 +127,7 @@ fn strange(rng: &mut Xoshiro256PlusPlus) -> Spec {
 /// bounded time.
 #[test]
 fn every_world_with_an_honest_source_ends() {
-    for seed in 0..80 {
+    for seed in seeds(80) {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
         let mut nodes = vec![Spec::peer(LINK), Spec::seed(LINK)];
         let others = rng.random_range(0..10);

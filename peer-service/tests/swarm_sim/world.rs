@@ -85,6 +85,7 @@ enum Event {
     Stall(usize, bool),
     Wake(usize),
     Tell(usize),
+    Readmit(usize, usize),
     Told {
         from: usize,
         to: usize,
@@ -244,11 +245,12 @@ impl World {
             };
             assert!(
                 node.finished.is_some() && node.have.is_full() && swarm.is_finished(),
-                "seed {seed}: node {index} is not done after {} s: {:?}, missing {:?}, {:#?}",
+                "seed {seed}: node {index} is not done after {} s: {:?}, missing {:?}, {:?}, world {:?}",
                 seconds(self.now),
                 swarm.stuck_reason(),
                 swarm.missing(),
                 swarm.peers().collect::<Vec<_>>(),
+                self.setup,
             );
             assert_eq!(
                 *swarm.have(),
@@ -303,6 +305,11 @@ impl World {
                 if self.nodes[node].wake == Some(self.now) {
                     self.nodes[node].wake = None;
                     self.tell_swarm(node, |swarm, now| swarm.handle_timeout(now));
+                }
+            }
+            Event::Readmit(node, peer) => {
+                if self.nodes[node].online && self.nodes[peer].online {
+                    self.introduce(peer, node);
                 }
             }
             Event::Tell(node) => self.tell(node),
@@ -437,7 +444,8 @@ impl World {
                     assert!(!self.nodes[index].banned.contains(&peer), "a ban comes once");
                     self.nodes[index].banned.push(peer);
                 }
-                Action::Forget { .. } => {}
+                // As the index would name it again.
+                Action::Forget { peer } => self.after(10.0, Event::Readmit(index, peer.0 as usize)),
                 Action::Finished => self.nodes[index].finished = Some(self.now),
             }
         }

@@ -83,6 +83,12 @@ fn facts(transfer: &Transfer) -> String {
     if fetched == 0 {
         return format!("{size}, verified");
     }
+    if transfer.peers.iter().all(|peer| peer.bytes == 0) {
+        return format!(
+            "{size}, verified, copied from this machine in {}",
+            text::time(transfer.elapsed)
+        );
+    }
     let resumed = match transfer.resumed {
         0 => String::new(),
         resumed => format!(", {} of it kept from before", text::size(resumed)),

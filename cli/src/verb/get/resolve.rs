@@ -117,7 +117,10 @@ fn found_one(
     }
     Candidate {
         id: found.file.id,
-        name: name.map(ToOwned::to_owned),
+        // As the index shows it, unless asked for by another of its names.
+        name: name
+            .or(found.names.first().map(String::as_str))
+            .map(ToOwned::to_owned),
         sha256,
         providers,
         known: true,

@@ -64,11 +64,13 @@ fn head(transfer: &Transfer, width: usize) -> String {
         );
     };
     let end = match transfer.state {
-        State::Running => transfer.seconds_left().map_or("-:--".to_owned(), text::clock),
+        State::Running => transfer.seconds_left().map_or("-:-- left".to_owned(), |left| {
+            format!("{} left", text::clock(left))
+        }),
         _ => doing(transfer),
     };
     let facts = format!(
-        "{:>3} %  {:>10} of {}  {:>12}  {end:>5}",
+        "{:>3} %  {:>10} of {}  {:>12}  {end:>9}",
         text::percent(transfer.done, total),
         text::size(transfer.done),
         text::size(total),
@@ -80,6 +82,8 @@ fn head(transfer: &Transfer, width: usize) -> String {
 /// What a transfer that is not plainly running is doing.
 fn doing(transfer: &Transfer) -> String {
     match (transfer.state, &transfer.error) {
+        // Something of it is on this machine already.
+        (State::Preparing, _) if transfer.done > 0 => "checking …".to_owned(),
         (State::Preparing, _) => "looking for peers …".to_owned(),
         (State::Finishing, _) => "putting it in its place …".to_owned(),
         (State::Paused, _) => "paused".to_owned(),
@@ -110,7 +114,7 @@ fn row(peer: &TransferPeer, given: u64, address: usize, width: usize) -> String 
         if given == 0 {
             0
         } else {
-            text::percent(peer.bytes, given)
+            text::share(peer.bytes, given)
         },
         draw::bar(peer.bytes, given, SHARE_BAR),
         text::rate(peer.bytes_per_second),

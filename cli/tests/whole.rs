@@ -1,0 +1,496 @@
+//! The verbs against real services: an index, peers with homes of their own, and commands that are their own peers.
+
+mod support;
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::Path,
+};
+
+use support::{Sandbox, Service, bytes, finish, wait_until};
+
+/// Large enough to be interrupted at the given rate.
+const LARGE: usize = 12 << 20;
+
+fn control(peer: &Service) -> String {
+    format!("unix:{}", peer.home.join("control.sock").display())
+}
+
+/// Shares through a daemon and waits until the index knows; the id.
+#[track_caller]
+fn share(sandbox: &Sandbox, peer: &Service, path: &str) -> String {
+    let object = sandbox
+        .run(&["share", path, "--peer", &control(peer), "--json"])
+        .expect(0)
+        .object();
+    let id = object["id"].as_str().unwrap().to_owned();
+    sandbox.eventually(&["query", &id]);
+    id
+}
+
+#[test]
+fn a_daemon_shares_and_everybody_finds_it() {
+    let sandbox = Sandbox::new();
+    let peer = sandbox.peer("one", &[]);
+    let path = sandbox.file("My Model-7b.bin", 700_000, 1);
+    let object = sandbox
+        .run(&["share", "My Model-7b.bin", "--peer", &control(&peer), "--json"])
+        .expect(0)
+        .object();
+    let local = sandbox
+        .run(&["id", "My Model-7b.bin", "--json"])
+        .expect(0)
+        .object();
+    for field in ["id", "root", "size", "name", "path", "kind"] {
+        assert_eq!(object[field], local[field], "{field}");
+    }
+    let id = object["id"].as_str().unwrap();
+    sandbox.eventually(&["query", id]);
+
+    let query = sandbox
+        .run(&["query", "My Model-7b.bin", "--json"])
+        .expect(0)
+        .object();
+    let file = &query["files"][0];
+    assert_eq!((&file["id"], &file["size"]), (&object["id"], &700_000.into()));
+    assert_eq!(file["names"][0], "My Model-7b.bin");
+    assert!(file["sha256"].is_null() || file["sha256"].as_str().unwrap().len() == 64);
+    let provider = &file["providers"][0];
+    assert_eq!(
+        (&provider["address"], &provider["complete"]),
+        (&peer.address.as_str().into(), &true.into())
+    );
+    assert_eq!(provider["peer"].as_str().unwrap().len(), 64);
+    assert!(
+        sandbox
+            .run(&["query", id])
+            .expect(0)
+            .stdout
+            .contains(&peer.address)
+    );
+
+    let search = sandbox.run(&["search", "7b", "mod", "--json"]).expect(0).object();
+    assert_eq!(search["files"][0]["providers"], 1);
+    assert!(search["next_page"].is_null());
+    sandbox.run(&["search", "absent", "--json"]).expect(3);
+    assert_eq!(
+        sandbox
+            .run(&["query", "my model-7b.bin", "--json"])
+            .expect(3)
+            .error()["error"],
+        "not_found"
+    );
+
+    let item = sandbox
+        .run(&["ls", "--peer", &control(&peer), "--json"])
+        .expect(0)
+        .object();
+    assert_eq!(
+        (&item["id"], &item["path"]),
+        (&object["id"], &path.to_str().unwrap().into())
+    );
+    let status = sandbox
+        .run(&["status", "--peer", &control(&peer), "--json"])
+        .expect(0)
+        .object();
+    assert_eq!(
+        (&status["index"]["files"], &status["peer"]["items"]),
+        (&1.into(), &1.into())
+    );
+    assert_eq!(status["peer"]["registered"], true);
+
+    sandbox.run(&["unshare", id, "--peer", &control(&peer)]).expect(0);
+    assert_eq!(
+        sandbox
+            .run(&["ls", "--peer", &control(&peer), "--json"])
+            .expect(0)
+            .stdout,
+        ""
+    );
+    assert_eq!(
+        sandbox
+            .run(&["unshare", id, "--peer", &control(&peer), "--json"])
+            .expect(3)
+            .error()["error"],
+        "not_found"
+    );
+    wait_until("the index forgets it", || {
+        sandbox.run(&["query", id]).code == Some(3)
+    });
+    assert!(path.exists());
+}
+
+#[test]
+fn get_without_a_daemon_saves_into_the_current_folder() {
+    let sandbox = Sandbox::new();
+    let peer = sandbox.peer("one", &[]);
+    sandbox.file("src/x.bin", 3_000_000, 1);
+    let id = share(&sandbox, &peer, "src/x.bin");
+    let objects = sandbox.run(&["get", "x.bin", "--json"]).expect(0).objects();
+    let done = objects.last().unwrap();
+    assert_eq!(
+        (&done["event"], &done["id"], &done["size"]),
+        (&"done".into(), &id.as_str().into(), &3_000_000.into())
+    );
+    assert_eq!(done["path"], sandbox.work().join("x.bin").to_str().unwrap());
+    assert_eq!(done["resumed_bytes"], 0);
+    assert_eq!(done["sources"][0]["address"], peer.address.as_str());
+    assert_eq!(done["sources"][0]["bytes"], 3_000_000);
+    assert!(done["sources"][0]["reason"].is_null());
+    assert!(fs::read(sandbox.work().join("x.bin")).unwrap() == bytes(3_000_000, 1));
+    // Again: left alone, and done.
+    assert!(
+        sandbox
+            .run(&["get", &id])
+            .expect(0)
+            .stdout
+            .contains("already there")
+    );
+    // Another file of that name is never overwritten.
+    fs::write(sandbox.work().join("x.bin"), "precious").unwrap();
+    assert_eq!(
+        sandbox.run(&["get", &id, "--json"]).expect(1).error()["error"],
+        "target_exists"
+    );
+    assert_eq!(fs::read(sandbox.work().join("x.bin")).unwrap(), b"precious");
+    // Elsewhere it may go: to a new path, into a folder, into a folder to be made.
+    sandbox.run(&["get", &id, "-o", "y.bin"]).expect(0);
+    sandbox.run(&["get", &id, "-o", "new/"]).expect(0);
+    for copy in ["y.bin", "new/x.bin"] {
+        assert!(
+            fs::read(sandbox.work().join(copy)).unwrap() == bytes(3_000_000, 1),
+            "{copy}"
+        );
+    }
+}
+
+#[test]
+fn get_with_a_daemon_saves_into_its_files_folder() {
+    let sandbox = Sandbox::new();
+    let source = sandbox.peer("one", &[]);
+    let daemon = sandbox.peer_in(&sandbox.default_home(), &[]);
+    sandbox.file("x.bin", 300_000, 1);
+    let id = share(&sandbox, &source, "x.bin");
+    // Found by its socket in the default home, without being named.
+    sandbox.run(&["get", &id]).expect(0);
+    assert!(fs::read(daemon.home.join("files/x.bin")).unwrap() == bytes(300_000, 1));
+    let transfer = sandbox.run(&["transfers", "--json"]).expect(0).object();
+    assert_eq!(
+        (&transfer["id"], &transfer["state"]),
+        (&id.as_str().into(), &"done".into())
+    );
+    assert_eq!(
+        sandbox.run(&["why", &id, "--json"]).expect(0).object()["state"],
+        "done"
+    );
+}
+
+#[test]
+fn a_name_of_two_files_is_a_choice() {
+    let sandbox = Sandbox::new();
+    let peer = sandbox.peer("one", &[]);
+    sandbox.file("a/x.bin", 1000, 1);
+    sandbox.file("b/x.bin", 2000, 2);
+    let ids = [
+        share(&sandbox, &peer, "a/x.bin"),
+        share(&sandbox, &peer, "b/x.bin"),
+    ];
+    let told = sandbox.run(&["get", "x.bin", "--json"]).expect(2);
+    assert_eq!(told.error()["error"], "ambiguous_name");
+    assert_eq!(told.object()["files"].as_array().unwrap().len(), 2);
+    assert!(!sandbox.work().join("x.bin").exists());
+    let plain = sandbox.run(&["get", "x.bin"]).expect(2).stdout;
+    assert!(ids.iter().all(|id| plain.contains(id)), "{plain}");
+    sandbox.run(&["get", &ids[1]]).expect(0);
+    assert_eq!(fs::metadata(sandbox.work().join("x.bin")).unwrap().len(), 2000);
+}
+
+#[test]
+fn a_sha256_finds_and_is_checked() {
+    let sandbox = Sandbox::new();
+    let peer = sandbox.peer("one", &[]);
+    sandbox.file("a/x.bin", 100_000, 1);
+    let id = share(&sandbox, &peer, "a/x.bin");
+    let mut sum = String::new();
+    wait_until("the SHA-256 is known", || {
+        let file = sandbox.run(&["query", &id, "--json"]).expect(0).object()["files"][0].clone();
+        file["sha256"]
+            .as_str()
+            .map(|text| text.clone_into(&mut sum))
+            .is_some()
+    });
+    sandbox
+        .run(&["get", &format!("sha256:{sum}"), "-o", "copy"])
+        .expect(0);
+    assert!(fs::read(sandbox.work().join("copy")).unwrap() == bytes(100_000, 1));
+    sandbox
+        .run(&["get", &format!("sha256:{}", "00".repeat(32))])
+        .expect(3);
+}
+
+#[test]
+fn a_folder_comes_back_as_it_was() {
+    let sandbox = Sandbox::new();
+    let peer = sandbox.peer("one", &[]);
+    sandbox.file("set/a.bin", 5_000_000, 1);
+    let tool = sandbox.file("set/bin/tool", 10, 2);
+    fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir_all(sandbox.work().join("set/empty")).unwrap();
+    symlink("../a.bin", sandbox.work().join("set/bin/link")).unwrap();
+    for i in 0..50 {
+        sandbox.file(&format!("set/many/{i}"), 100 + i, i as u8);
+    }
+    let id = share(&sandbox, &peer, "set");
+    let done = sandbox
+        .run(&["get", "set", "-o", "copies/", "--json"])
+        .expect(0)
+        .objects()
+        .pop()
+        .unwrap();
+    assert_eq!(done["kind"], "collection");
+    sandbox.run(&["verify", &id, "copies/set"]).expect(0);
+    let mode = fs::metadata(sandbox.work().join("copies/set/bin/tool"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o100, 0o100);
+    assert_eq!(
+        fs::read_link(sandbox.work().join("copies/set/bin/link")).unwrap(),
+        Path::new("../a.bin")
+    );
+}
+
+#[test]
+fn share_and_get_need_no_daemon_at_all() {
+    let sandbox = Sandbox::new();
+    sandbox.file("src/x.bin", 1_000_000, 1);
+    let mut command = sandbox.command();
+    let mut sharing =
+        Service::start(command.args(["share", "src/x.bin", "--json", "--listen", "127.0.0.1:0"]));
+    let object: serde_json::Value = serde_json::from_str(&sharing.line()).unwrap();
+    let id = object["id"].as_str().unwrap();
+    sandbox.eventually(&["query", id]);
+    // The default home is in use: the other peer takes a temporary one.
+    sandbox.run(&["get", id]).expect(0);
+    assert!(fs::read(sandbox.work().join("x.bin")).unwrap() == bytes(1_000_000, 1));
+    // Nobody takes the command for a daemon, and its library is not looked after behind its back.
+    assert_eq!(
+        sandbox.run(&["transfers", "--json"]).expect(5).error()["error"],
+        "unreachable"
+    );
+    assert_eq!(
+        sandbox.run(&["ls", "--json"]).expect(1).error()["error"],
+        "home_locked"
+    );
+    assert_eq!(sharing.interrupt().code(), Some(0), "the way to end sharing");
+    sandbox.run(&["query", id]).expect(3);
+    // What was shared is remembered, and can be looked at and taken back.
+    assert_eq!(sandbox.run(&["ls", "--json"]).expect(0).object()["id"], id);
+    sandbox.run(&["unshare", "src/x.bin"]).expect(0);
+    assert_eq!(sandbox.run(&["ls", "--json"]).expect(0).stdout, "");
+    let leftovers: Vec<_> = fs::read_dir(sandbox.dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("potluck"))
+        .collect();
+    assert!(leftovers.is_empty(), "{leftovers:?}");
+}
+
+#[test]
+fn what_cannot_be_shared_is_named_and_the_rest_is_shared() {
+    let sandbox = Sandbox::new();
+    let peer = sandbox.peer("one", &[]);
+    sandbox.file("a", 10, 1);
+    let told = sandbox
+        .run(&["share", "none", "a", "--json", "--peer", &control(&peer)])
+        .expect(1);
+    assert_eq!(told.object()["name"], "a");
+    assert_eq!(told.error()["error"], "not_found");
+    let plain = sandbox
+        .run(&["share", "none", "--peer", &control(&peer)])
+        .expect(1);
+    assert!(plain.stderr.contains("none"), "{}", plain.stderr);
+    sandbox.run(&["share", "none"]).expect(1);
+}
+
+#[test]
+fn ctrl_c_keeps_what_came_and_the_next_run_goes_on() {
+    let sandbox = Sandbox::new();
+    let peer = sandbox.peer("one", &["--upload-limit", "4MiB"]);
+    sandbox.file("src/x.bin", LARGE, 1);
+    let id = share(&sandbox, &peer, "src/x.bin");
+    let mut get = begin(&sandbox, &id);
+    assert_eq!(get.interrupt().code(), Some(130));
+    assert!(!sandbox.work().join("x.bin").exists());
+    let done = sandbox
+        .run(&["get", &id, "--json"])
+        .expect(0)
+        .objects()
+        .pop()
+        .unwrap();
+    assert!(done["resumed_bytes"].as_u64().unwrap() > 0, "{done}");
+    assert!(fs::read(sandbox.work().join("x.bin")).unwrap() == bytes(LARGE, 1));
+}
+
+#[test]
+fn a_killed_get_goes_on_in_the_next_run() {
+    let sandbox = Sandbox::new();
+    let peer = sandbox.peer("one", &["--upload-limit", "4MiB"]);
+    sandbox.file("src/x.bin", LARGE, 1);
+    let id = share(&sandbox, &peer, "src/x.bin");
+    begin(&sandbox, &id).kill();
+    let done = sandbox
+        .run(&["get", &id, "--json"])
+        .expect(0)
+        .objects()
+        .pop()
+        .unwrap();
+    assert!(done["resumed_bytes"].as_u64().unwrap() > 0, "{done}");
+    assert!(fs::read(sandbox.work().join("x.bin")).unwrap() == bytes(LARGE, 1));
+}
+
+/// A `get` that has some of the file, and not all.
+fn begin(sandbox: &Sandbox, id: &str) -> Service {
+    let mut command = sandbox.command();
+    let get = Service::start(command.args(["get", id, "--json"]));
+    loop {
+        let event: serde_json::Value = serde_json::from_str(&get.line()).unwrap();
+        assert_eq!(event["event"], "progress", "{event}");
+        if event["bytes"].as_u64().unwrap() > 5 << 20 {
+            return get;
+        }
+    }
+}
+
+#[test]
+fn an_index_or_peer_that_is_down_is_named() {
+    let sandbox = Sandbox::without_index();
+    for args in [
+        &["search", "x", "--json"][..],
+        &["query", "x", "--json"],
+        &["get", "x", "--json"],
+        &["status", "--json"],
+    ] {
+        let error = sandbox.run(args).expect(5).error();
+        assert_eq!(error["error"], "unreachable", "{args:?}");
+        assert!(
+            error["message"].as_str().unwrap().contains("127.0.0.1:1"),
+            "{error}"
+        );
+    }
+    for args in [
+        &["transfers"][..],
+        &["why", "1"],
+        &["ls"],
+        &["share", "x"],
+        &["get", "x"],
+    ] {
+        let run = sandbox
+            .run(&[args, &["--peer", "unix:/nonexistent/control.sock", "--json"]].concat())
+            .expect(5);
+        assert_eq!(run.error()["error"], "unreachable", "{args:?}");
+    }
+}
+
+#[test]
+fn something_that_is_not_potluck_is_told_apart() {
+    let sandbox = Sandbox::without_index();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        use std::io::Write as _;
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"));
+        }
+    });
+    assert_eq!(
+        sandbox
+            .run(&["search", "x", "--index", &url, "--json"])
+            .expect(5)
+            .error()["error"],
+        "not_potluck"
+    );
+    sandbox.run(&["transfers", "--peer", &url, "--json"]).expect(5);
+}
+
+#[test]
+fn a_control_service_on_tcp_asks_for_its_token() {
+    let sandbox = Sandbox::new();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let peer = sandbox.peer("one", &["--control", &port.to_string()]);
+    let url = format!("http://{port}");
+    let refused = sandbox.run(&["ls", "--peer", &url, "--json"]).expect(1).error();
+    assert_eq!(refused["error"], "unauthenticated");
+    let file = peer.home.join("state/control-token");
+    sandbox
+        .run(&["ls", "--peer", &url, "--peer-token-file", file.to_str().unwrap()])
+        .expect(0);
+    let mut command = sandbox.command();
+    command.env("POTLUCK_PEER_TOKEN", fs::read_to_string(&file).unwrap().trim());
+    finish(command.args(["ls", "--peer", &url])).expect(0);
+}
+
+#[test]
+fn the_demo_moves_a_file_from_three_peers_and_cleans_up() {
+    let sandbox = Sandbox::without_index();
+    sandbox.file("film.bin", 20 << 20, 1);
+    let objects = sandbox.run(&["demo", "film.bin", "--json"]).expect(0).objects();
+    let done = objects.iter().find(|object| object["event"] == "done").unwrap();
+    assert_eq!(done["size"], 20 << 20);
+    assert_eq!(done["sources"].as_array().unwrap().len(), 3);
+    let last = objects.last().unwrap();
+    assert_eq!(
+        (&last["event"], &last["same_as_original"]),
+        (&"verified".into(), &true.into())
+    );
+    let left: Vec<_> = fs::read_dir(sandbox.dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["work"], "the demo leaves nothing behind");
+    sandbox.run(&["demo", "none"]).expect(3);
+}
+
+#[test]
+fn ctrl_c_ends_the_demo_without_a_trace() {
+    let sandbox = Sandbox::without_index();
+    let mut command = sandbox.command();
+    let mut demo = Service::start(command.args(["demo", "--json"]));
+    // Begun to make its file, or further on.
+    wait_until("the demo has begun", || {
+        fs::read_dir(sandbox.dir.path())
+            .unwrap()
+            .any(|entry| entry.unwrap().path().join("potluck-demo.bin").exists())
+    });
+    assert_eq!(demo.interrupt().code(), Some(130));
+    let left: Vec<_> = fs::read_dir(sandbox.dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["work"]);
+}
+
+#[test]
+fn services_print_where_they_listen_and_stop_cleanly() {
+    let sandbox = Sandbox::new();
+    let mut peer = sandbox.peer("one", &[]);
+    assert_eq!(peer.interrupt().code(), Some(0));
+    let mut command = sandbox.command();
+    let mut index = Service::start(command.args(["index", "--listen", "127.0.0.1:0", "-q"]));
+    assert!(index.line().starts_with("listening on 127.0.0.1:"));
+    index.signal(rustix::process::Signal::TERM);
+    assert_eq!(index.wait().code(), Some(0));
+    let second = sandbox.peer("one", &[]);
+    let told = finish(
+        sandbox
+            .command()
+            .args(["peer", "--json", "--listen", "127.0.0.1:0", "--home"])
+            .arg(&second.home),
+    );
+    assert_eq!(told.expect(1).error()["error"], "home_locked");
+}

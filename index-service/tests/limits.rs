@@ -1,0 +1,165 @@
+//! Bounds on what callers may use, over loopback.
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{TestIndex, file, here, token};
+use potluck_core::{FileId, Reason, index_client::MAX_BATCH};
+use potluck_index::{Config, quota::Limits};
+use tokio::net::TcpStream;
+
+#[tokio::test]
+async fn quotas_hold() {
+    let limits = Limits {
+        max_files_per_peer: 10,
+        max_peers_per_address: 2,
+        ..Limits::default()
+    };
+    let index = TestIndex::start(Config {
+        limits,
+        ..Config::default()
+    })
+    .await;
+    let client = index.client();
+    let files: Vec<_> = (0..11).map(|n| file(n, "a")).collect();
+    let refused = client
+        .register(&token(1), &here(1), &files, None, false)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.reason, Reason::QuotaExceeded);
+    assert_eq!(
+        client.stats().await.unwrap().peers,
+        0,
+        "nothing of a refused request is taken"
+    );
+    client
+        .register(&token(1), &here(1), &files[..10], None, false)
+        .await
+        .unwrap();
+    client
+        .register(&token(1), &here(1), &files[..10], None, false)
+        .await
+        .unwrap();
+    let refused = client
+        .register(&token(1), &here(1), &files[10..], None, false)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.reason, Reason::QuotaExceeded);
+    client
+        .register(&token(1), &here(1), &files[1..], None, true)
+        .await
+        .unwrap();
+    client
+        .register(&token(2), &here(2), &[], None, false)
+        .await
+        .unwrap();
+    let refused = client
+        .register(&token(3), &here(3), &[], None, false)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.reason, Reason::QuotaExceeded);
+    client.unregister(&token(2), None).await.unwrap();
+    client
+        .register(&token(3), &here(3), &[], None, false)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_full_index_refuses_more_and_goes_on() {
+    let limits = Limits {
+        max_memory_mib: 1,
+        ..Limits::default()
+    };
+    let index = TestIndex::start(Config {
+        limits,
+        ..Config::default()
+    })
+    .await;
+    let client = index.client();
+    let files: Vec<_> = (0..MAX_BATCH as u64).map(|n| file(n, "the same name")).collect();
+    let refused = client
+        .register(&token(1), &here(1), &files, None, false)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.reason, Reason::QuotaExceeded);
+    client
+        .register(&token(1), &here(1), &files[..100], None, false)
+        .await
+        .unwrap();
+    assert_eq!(client.stats().await.unwrap().registrations, 100);
+}
+
+#[tokio::test]
+async fn too_many_calls_are_told_to_wait() {
+    let limits = Limits {
+        max_calls_per_second: 1,
+        ..Limits::default()
+    };
+    let index = TestIndex::start(Config {
+        limits,
+        ..Config::default()
+    })
+    .await;
+    let client = index.client();
+    let mut refused = None;
+    for _ in 0..20 {
+        if let Err(problem) = client.stats().await {
+            refused = Some(problem);
+            break;
+        }
+    }
+    let refused = refused.expect("20 calls at once are more than one a second");
+    assert_eq!(refused.reason, Reason::RateLimited);
+    assert!(
+        refused
+            .retry_after
+            .is_some_and(|wait| wait <= Duration::from_secs(2)),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn connections_are_capped() {
+    let limits = Limits {
+        max_connections: 2,
+        ..Limits::default()
+    };
+    let index = TestIndex::start(Config {
+        limits,
+        ..Config::default()
+    })
+    .await;
+    let one = index.client();
+    one.stats().await.unwrap();
+    let idle = TcpStream::connect(index.address).await.unwrap();
+    let other = index.client();
+    assert!(other.stats().await.is_err(), "no place is left");
+    assert!(one.stats().await.is_ok());
+    drop(idle);
+    common::wait_until("a place to be free", || async { other.stats().await.is_ok() }).await;
+}
+
+#[tokio::test]
+async fn watchers_are_capped() {
+    let limits = Limits {
+        max_watchers: 4,
+        ..Limits::default()
+    };
+    let index = TestIndex::start(Config {
+        limits,
+        ..Config::default()
+    })
+    .await;
+    let client = index.client();
+    let first = client.watch(FileId([1; 32]), 0).await.unwrap();
+    let refused = client.watch(FileId([2; 32]), 0).await.map(drop).unwrap_err();
+    assert_eq!(refused.reason, Reason::Busy);
+    drop(first);
+    common::wait_until("the place to be given back", || async {
+        client.watch(FileId([2; 32]), 0).await.is_ok()
+    })
+    .await;
+}

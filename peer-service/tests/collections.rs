@@ -1,0 +1,134 @@
+//! Folders: what comes out is what went in.
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::Path,
+};
+
+use common::*;
+use potluck_core::proto::v1;
+
+/// Everything in a folder: what it is, as a line of text.
+fn listing(root: &Path) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let metadata = path.symlink_metadata().unwrap();
+            let what = if metadata.is_dir() {
+                folders.push(path.clone());
+                "folder".to_owned()
+            } else if metadata.is_symlink() {
+                format!("link to {}", path.read_link().unwrap().display())
+            } else {
+                let executable = metadata.permissions().mode() & 0o100 != 0;
+                let tree = potluck_core::hash::hash_bytes(&std::fs::read(&path).unwrap());
+                format!("file {} executable {executable}", tree.id())
+            };
+            found.insert(
+                path.strip_prefix(root).unwrap().to_str().unwrap().to_owned(),
+                what,
+            );
+        }
+    }
+    found
+}
+
+fn cookbook(root: &Path) {
+    for n in 0..300 {
+        file(
+            root,
+            &format!("small/{}/{n}.txt", n % 7),
+            &bytes(n * 13, n as u64),
+        );
+    }
+    file(root, "large.bin", &bytes(9_000_000, 1000));
+    file(root, "copy of large.bin", &bytes(9_000_000, 1000));
+    file(root, "middle.bin", &bytes(3_000_000, 1001));
+    file(root, "nothing", b"");
+    file(root, "nothing either", b"");
+    let tool = file(root, "bin/tool", b"#!/bin/sh\necho hi\n");
+    std::fs::set_permissions(tool, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let copy = file(root, "bin/tool.txt", b"#!/bin/sh\necho hi\n");
+    std::fs::set_permissions(copy, std::fs::Permissions::from_mode(0o644)).unwrap();
+    std::fs::create_dir_all(root.join("empty/inside")).unwrap();
+    symlink("../bin/tool", root.join("small/link")).unwrap();
+    symlink("small", root.join("folder-link")).unwrap();
+}
+
+async fn seeds(dir: &Path, source: &Path, count: usize) -> (Vec<Peer>, potluck_core::FileId) {
+    let mut peers = Vec::new();
+    let mut id = None;
+    for n in 0..count {
+        let peer = Peer::start(&dir.join(format!("seed{n}")), None).await;
+        id = Some(peer.share(source).await);
+        peers.push(peer);
+    }
+    (peers, id.unwrap())
+}
+
+fn collection(id: potluck_core::FileId, target: &Path, seeds: &[Peer]) -> v1::FetchRequest {
+    v1::FetchRequest {
+        providers: seeds.iter().map(|seed| (&seed.address).into()).collect(),
+        ..wish(id, target)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_arrives_as_it_was() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("cookbook");
+    cookbook(&source);
+    let (seeds, id) = seeds(dir.path(), &source, 2).await;
+    let peer = Peer::start(&dir.path().join("peer"), None).await;
+    let target = dir.path().join("out");
+    let done = peer.fetch(collection(id, &target, &seeds)).await;
+    assert_done(&done);
+    assert_eq!(done.kind(), v1::FileKind::Collection);
+    assert_eq!(listing(&target), listing(&source));
+    assert_eq!(
+        done.peers.iter().filter(|peer| peer.bytes > 0).count(),
+        2,
+        "{done:#?}"
+    );
+    assert!(!dir.path().join("out.part").exists() && !dir.path().join("out.part.state").exists());
+
+    // Again: it is there and verifies, so nothing is fetched.
+    let again = peer.fetch(collection(id, &target, &seeds)).await;
+    assert_done(&again);
+    assert_eq!(again.resumed_bytes, again.bytes_total, "{again:#?}");
+    assert!(again.peers.is_empty());
+
+    // What was fetched is served on: to a third peer, by this one alone.
+    let third = Peer::start(&dir.path().join("third"), None).await;
+    for seed in seeds {
+        seed.stop().await;
+    }
+    let copy = dir.path().join("third-out");
+    let from = std::slice::from_ref(&peer);
+    assert_done(&third.fetch(collection(id, &copy, from)).await);
+    assert_eq!(listing(&copy), listing(&source));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_differs_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("cookbook");
+    cookbook(&source);
+    let (seeds, id) = seeds(dir.path(), &source, 1).await;
+    let peer = Peer::start(&dir.path().join("peer"), None).await;
+    let target = dir.path().join("out");
+    assert_done(&peer.fetch(collection(id, &target, &seeds)).await);
+    std::fs::write(target.join("nothing"), "mine").unwrap();
+    // The folder is somebody's now: the collection goes inside.
+    let done = peer.fetch(collection(id, &target, &seeds)).await;
+    assert_done(&done);
+    assert_eq!(Path::new(&done.path).parent(), Some(target.as_path()));
+    assert_eq!(std::fs::read(target.join("nothing")).unwrap(), b"mine");
+    assert_eq!(listing(Path::new(&done.path)), listing(&source));
+}

@@ -1,0 +1,201 @@
+//! The real program: how it starts, what it refuses, and that `kill -9` at any moment costs little.
+
+mod common;
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use common::*;
+use potluck_core::{
+    proto::v1::{self, control_service_client::ControlServiceClient},
+    transport::Endpoint,
+};
+
+/// The program; killed when dropped.
+struct Program {
+    child: Child,
+    address: String,
+}
+
+fn command(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_potluck-peer"));
+    command
+        .args(["--listen", "127.0.0.1:0", "--index", "none", "--home"])
+        .arg(home);
+    command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .stdin(Stdio::null());
+    command
+}
+
+impl Program {
+    fn start(home: &Path) -> Self {
+        let mut child = command(home).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let address = line.strip_prefix("listening on ").expect(&line).trim().to_owned();
+        Self { child, address }
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+async fn control(home: &Path) -> ControlServiceClient<tonic::transport::Channel> {
+    let endpoint = Endpoint::Unix(home.join("control.sock"));
+    ControlServiceClient::new(endpoint.connect().await.unwrap())
+}
+
+/// Runs the program until it ends and gives its exit code and what it said.
+fn refused(mut command: Command) -> (Option<i32>, String) {
+    let mut child = command.spawn().unwrap();
+    let status = child.wait().unwrap();
+    let mut text = String::new();
+    child.stderr.unwrap().read_to_string(&mut text).unwrap();
+    (status.code(), text)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_three_times_it_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = bytes(24_000_000, 5);
+    let source = file(dir.path(), "src/data.bin", &data);
+    let seed = Peer::start(&dir.path().join("seed"), None).await;
+    let id = seed.share(&source).await;
+    let (home, target) = (dir.path().join("peer"), dir.path().join("out"));
+    let request = v1::FetchRequest {
+        providers: vec![(&seed.address).into()],
+        max_bytes_per_second: 6_000_000,
+        detach: true,
+        ..wish(id, &target)
+    };
+    let mut resumed = 0;
+    for round in 1..=3u64 {
+        let program = Program::start(&home);
+        let mut events = control(&home)
+            .await
+            .fetch(request.clone())
+            .await
+            .unwrap()
+            .into_inner();
+        // Far enough past the last start that a checkpoint came in between.
+        loop {
+            let transfer = events.message().await.unwrap().unwrap().transfer.unwrap();
+            assert_ne!(transfer.state(), v1::TransferState::Failed, "{transfer:?}");
+            if transfer.bytes_done >= round * 6_000_000 {
+                assert!(
+                    round == 1 || transfer.resumed_bytes > resumed,
+                    "{round}: {transfer:?}"
+                );
+                resumed = transfer.resumed_bytes;
+                break;
+            }
+        }
+        program.kill();
+        assert!(!target.exists());
+    }
+    let _program = Program::start(&home);
+    let mut events = control(&home).await.fetch(request).await.unwrap().into_inner();
+    let mut last = None;
+    while let Some(event) = events.message().await.unwrap() {
+        last = event.transfer;
+    }
+    let last = last.unwrap();
+    assert_done(&last);
+    assert!(last.resumed_bytes > resumed, "{last:?}");
+    assert_eq!(std::fs::read(&target).unwrap(), data);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_detached_transfer_goes_on_by_itself_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = bytes(8_000_000, 6);
+    let source = file(dir.path(), "src/data.bin", &data);
+    let seed = Peer::start(&dir.path().join("seed"), None).await;
+    let id = seed.share(&source).await;
+    let (home, target) = (dir.path().join("peer"), dir.path().join("out"));
+    let request = v1::FetchRequest {
+        providers: vec![(&seed.address).into()],
+        max_bytes_per_second: 3_000_000,
+        detach: true,
+        ..wish(id, &target)
+    };
+    let program = Program::start(&home);
+    let mut events = control(&home).await.fetch(request).await.unwrap().into_inner();
+    while events
+        .message()
+        .await
+        .unwrap()
+        .unwrap()
+        .transfer
+        .unwrap()
+        .units_done
+        < 2
+    {}
+    program.kill();
+    let _program = Program::start(&home);
+    wait_until("it is there", || async { target.exists() }).await;
+    assert_eq!(std::fs::read(&target).unwrap(), data);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_it_cannot_do_it_says_and_what_to_do_instead() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("peer");
+    let program = Program::start(&home);
+    // A second on the same home.
+    let (code, said) = refused(command(&home));
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("in use by another peer") && said.contains(&program.child.id().to_string()),
+        "{said}"
+    );
+    // The same port.
+    let mut taken = Command::new(env!("CARGO_BIN_EXE_potluck-peer"));
+    taken
+        .args(["--listen", &program.address, "--index", "none", "--home"])
+        .arg(dir.path().join("other"));
+    taken.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let (code, said) = refused(taken);
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("in use by another program") && said.contains("--listen"),
+        "{said}"
+    );
+    // The socket is the owner's alone, and gone when the peer is.
+    let socket = home.join("control.sock");
+    assert_eq!(
+        std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let mut program = program;
+    let pid = rustix::process::Pid::from_child(&program.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(program.child.wait().unwrap().code(), Some(0));
+    assert!(!socket.exists());
+    // A socket left by a kill is replaced.
+    Program::start(&home).kill();
+    assert!(socket.exists());
+    let _again = Program::start(&home);
+    control(&home)
+        .await
+        .get_status(v1::GetStatusRequest {})
+        .await
+        .unwrap();
+}

@@ -1,0 +1,370 @@
+//! The registrar against an index of its own that does as the contract says and can be made to fail.
+
+mod parts;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use parts::{DEADLINE, wait_until};
+use potluck_core::{
+    FileId, Problem, Reason, Root, Token,
+    index_client::{Address, FileRecord, IndexClient, Kind, Registration},
+    proto::v1::{self, index_service_server::IndexService, index_service_server::IndexServiceServer},
+    transport,
+};
+use potluck_peer::{holdings::Holdings, registrar::Registrar};
+use tokio::net::TcpListener;
+use tokio_stream::{Empty, wrappers::TcpListenerStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, Response, Status};
+
+#[derive(Debug, Default)]
+struct State {
+    lease: bool,
+    files: BTreeMap<Vec<u8>, Vec<String>>,
+    quota: Option<usize>,
+    bad_names: BTreeSet<String>,
+    registers: usize,
+    largest: usize,
+    fail: Option<Reason>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Fake(Arc<Mutex<State>>);
+
+impl Fake {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    fn checked(&self) -> Result<MutexGuard<'_, State>, Status> {
+        let state = self.state();
+        match state.fail {
+            Some(reason) => Err(Problem::new(reason, "made to fail").into()),
+            None => Ok(state),
+        }
+    }
+}
+
+fn lease_unknown() -> Status {
+    Problem::new(Reason::LeaseUnknown, "no lease").into()
+}
+
+#[tonic::async_trait]
+impl IndexService for Fake {
+    type WatchStream = Empty<Result<v1::WatchResponse, Status>>;
+
+    async fn register(
+        &self,
+        request: Request<v1::RegisterRequest>,
+    ) -> Result<Response<v1::RegisterResponse>, Status> {
+        let request = request.into_inner();
+        let mut state = self.checked()?;
+        state.registers += 1;
+        state.largest = state.largest.max(request.files.len());
+        let mut files = if request.replace {
+            BTreeMap::new()
+        } else {
+            state.files.clone()
+        };
+        for file in &request.files {
+            if file.names.iter().any(|name| state.bad_names.contains(name)) {
+                return Err(Problem::new(Reason::InvalidName, "bad name").into());
+            }
+            let id = file.file.as_ref().unwrap().file_id.to_vec();
+            files.insert(id, file.names.clone());
+        }
+        if state.quota.is_some_and(|quota| files.len() > quota) {
+            return Err(Problem::new(Reason::QuotaExceeded, "too many files").into());
+        }
+        state.files = files;
+        state.lease = true;
+        Ok(Response::new(v1::RegisterResponse {
+            address: request.address,
+            ttl_ms: 300,
+            file_count: state.files.len() as u64,
+            ..Default::default()
+        }))
+    }
+
+    async fn renew(&self, _: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
+        let state = self.checked()?;
+        if !state.lease {
+            return Err(lease_unknown());
+        }
+        Ok(Response::new(v1::RenewResponse {
+            ttl_ms: 300,
+            file_count: state.files.len() as u64,
+        }))
+    }
+
+    async fn unregister(
+        &self,
+        request: Request<v1::UnregisterRequest>,
+    ) -> Result<Response<v1::UnregisterResponse>, Status> {
+        let request = request.into_inner();
+        let mut state = self.checked()?;
+        let before = state.files.len();
+        if request.all {
+            state.files.clear();
+            state.lease = false;
+        }
+        for id in request.file_ids {
+            state.files.remove(&id[..]);
+        }
+        let removed = (before - state.files.len()) as u64;
+        Ok(Response::new(v1::UnregisterResponse { removed }))
+    }
+
+    async fn query(&self, _: Request<v1::QueryRequest>) -> Result<Response<v1::QueryResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn search(&self, _: Request<v1::SearchRequest>) -> Result<Response<v1::SearchResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn watch(&self, _: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_stats(
+        &self,
+        _: Request<v1::GetStatsRequest>,
+    ) -> Result<Response<v1::GetStatsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+}
+
+struct Rig {
+    fake: Fake,
+    address: SocketAddr,
+    serving: CancellationToken,
+    served: tokio::task::JoinHandle<()>,
+    holdings: Holdings,
+    registrar: Registrar,
+    shutdown: CancellationToken,
+    tracker: TaskTracker,
+}
+
+async fn serve(
+    fake: Fake,
+    address: SocketAddr,
+    stop: CancellationToken,
+) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind(address).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let service = IndexServiceServer::new(fake).max_decoding_message_size(transport::MAX_MESSAGE);
+    let server = transport::server().add_service(service);
+    let served = tokio::spawn(async move {
+        let incoming = TcpListenerStream::new(listener);
+        server
+            .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+            .await
+            .unwrap();
+    });
+    (address, served)
+}
+
+impl Rig {
+    async fn new(holdings: Holdings, state: State) -> Self {
+        let fake = Fake(Arc::new(Mutex::new(state)));
+        let serving = CancellationToken::new();
+        let (address, served) = serve(fake.clone(), "127.0.0.1:0".parse().unwrap(), serving.clone()).await;
+        let client = IndexClient::new(address.to_string().parse().unwrap());
+        let (shutdown, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let own = Address {
+            host: String::new(),
+            port: 4,
+        };
+        let registrar = Registrar::start(
+            client,
+            Token::generate(),
+            own,
+            None,
+            holdings.clone(),
+            shutdown.clone(),
+            &tracker,
+        );
+        Self {
+            fake,
+            address,
+            serving,
+            served,
+            holdings,
+            registrar,
+            shutdown,
+            tracker,
+        }
+    }
+
+    fn same(&self) -> bool {
+        let held: BTreeMap<_, _> = self
+            .holdings
+            .snapshot()
+            .into_iter()
+            .map(|one| (one.file.id.0.to_vec(), one.names))
+            .collect();
+        let state = self.fake.state();
+        state.lease && state.files == held
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.tracker.close();
+        tokio::time::timeout(DEADLINE, self.tracker.wait())
+            .await
+            .expect("no task is left");
+        assert!(
+            self.fake.state().files.is_empty() && !self.fake.state().lease,
+            "everything is taken back"
+        );
+    }
+}
+
+fn registration(n: u32, name: &str) -> Registration {
+    let mut root = [0; 32];
+    root[..4].copy_from_slice(&n.to_le_bytes());
+    let root = Root(root);
+    let file = FileRecord {
+        id: FileId::derive(1, &root),
+        size: 1,
+        root,
+        sha256: None,
+        kind: Kind::File,
+    };
+    Registration {
+        file,
+        names: vec![name.to_owned()],
+        partial: false,
+    }
+}
+
+fn many(range: std::ops::Range<u32>) -> Vec<Registration> {
+    range.map(|n| registration(n, &format!("name {n}"))).collect()
+}
+
+#[tokio::test]
+async fn everything_is_registered_in_batches_and_changes_follow() {
+    let holdings = Holdings::new();
+    holdings.put(many(0..25_000));
+    let rig = Rig::new(holdings, State::default()).await;
+    rig.registrar.synced(DEADLINE).await.unwrap();
+    assert!(rig.same());
+    assert!(rig.fake.state().largest <= 10_000 && rig.fake.state().registers == 3);
+    let status = rig.registrar.status();
+    assert!(status.registered && status.file_count == 25_000 && status.advertised.is_some());
+    rig.holdings
+        .remove(&many(5..10).iter().map(|one| one.file.id).collect::<Vec<_>>());
+    rig.holdings
+        .put(vec![registration(1, "another name"), registration(99_999, "new")]);
+    rig.registrar.synced(DEADLINE).await.unwrap();
+    assert!(rig.same());
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn an_index_that_forgot_is_told_again() {
+    let holdings = Holdings::new();
+    holdings.put(many(0..50));
+    let rig = Rig::new(holdings, State::default()).await;
+    rig.registrar.synced(DEADLINE).await.unwrap();
+    // The lease.
+    *rig.fake.state() = State::default();
+    wait_until("told again after the lease was lost", || rig.same()).await;
+    // Some files.
+    rig.fake.state().files.pop_first();
+    wait_until("told again after a file was lost", || rig.same()).await;
+    // All, just before something new is registered.
+    *rig.fake.state() = State::default();
+    rig.holdings.put(many(100..101));
+    wait_until("told again with what is new", || rig.same()).await;
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn an_index_that_is_down_is_waited_for() {
+    let holdings = Holdings::new();
+    holdings.put(many(0..5));
+    let mut rig = Rig::new(holdings, State::default()).await;
+    rig.registrar.synced(DEADLINE).await.unwrap();
+    rig.serving.cancel();
+    (&mut rig.served).await.unwrap();
+    let registrar = rig.registrar.clone();
+    wait_until("it is noticed", || !registrar.status().registered).await;
+    rig.holdings.put(many(5..10));
+    let problem = rig.registrar.synced(Duration::from_millis(50)).await.unwrap_err();
+    assert!(
+        matches!(problem.reason, Reason::Unreachable | Reason::NotPotluck),
+        "{problem:?}"
+    );
+    // It comes back with nothing.
+    *rig.fake.state() = State::default();
+    rig.serving = CancellationToken::new();
+    let (_, served) = serve(rig.fake.clone(), rig.address, rig.serving.clone()).await;
+    rig.served = served;
+    rig.registrar.synced(DEADLINE).await.unwrap();
+    assert!(rig.same() && rig.registrar.status().error.is_none());
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn one_bad_file_does_not_keep_the_others_out() {
+    let holdings = Holdings::new();
+    holdings.put(many(0..100));
+    holdings.put(vec![registration(1000, "bad")]);
+    holdings.put(many(100..200));
+    let state = State {
+        bad_names: BTreeSet::from(["bad".to_owned()]),
+        ..State::default()
+    };
+    let rig = Rig::new(holdings, state).await;
+    rig.registrar.synced(DEADLINE).await.unwrap();
+    assert_eq!(rig.fake.state().files.len(), 200);
+    let status = rig.registrar.status();
+    assert!(status.registered && status.error.unwrap().reason == Reason::InvalidName);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_full_quota_is_reported_and_room_is_used() {
+    let holdings = Holdings::new();
+    holdings.put(many(0..120));
+    let rig = Rig::new(
+        holdings,
+        State {
+            quota: Some(100),
+            ..State::default()
+        },
+    )
+    .await;
+    let problem = rig.registrar.synced(DEADLINE).await.unwrap_err();
+    assert_eq!(problem.reason, Reason::QuotaExceeded);
+    assert_eq!(rig.fake.state().files.len(), 100, "as much as there is room for");
+    assert!(rig.registrar.status().registered && rig.registrar.status().error.is_some());
+    rig.holdings
+        .remove(&many(0..30).iter().map(|one| one.file.id).collect::<Vec<_>>());
+    wait_until("what has room now is registered", || rig.same()).await;
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn an_index_that_refuses_this_peer_says_so_at_once() {
+    let rig = Rig::new(
+        Holdings::new(),
+        State {
+            fail: Some(Reason::AddressRefused),
+            ..State::default()
+        },
+    )
+    .await;
+    let problem = rig.registrar.synced(DEADLINE).await.unwrap_err();
+    assert_eq!(problem.reason, Reason::AddressRefused);
+    assert!(!rig.registrar.status().registered);
+    rig.fake.state().fail = None;
+    rig.stop().await;
+}
