@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import filecmp
+import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -154,6 +156,15 @@ class Trial:
 
         threading.Thread(target=read, daemon=True).start()
         return child
+
+    def spawn_liar(self, node: Node, protocol: str, port: int, share: float, seed: int) -> None:
+        """A proxy on the node's address that corrupts `share` of the pieces sent by whoever listens on its loopback."""
+        config = {"listen": [node.address, port], "forward": ["127.0.0.1", port], "protocol": protocol, "share": share,
+                  "piece": PIECE, "seed": seed}
+        script = Path(__file__).with_name("systems") / "corrupting_proxy.py"
+        gate = self.gate(1)
+        self.spawn(node, "liar", [sys.executable, "-P", str(script), json.dumps(config)], lambda *_: gate.one())
+        gate.wait()
 
     def progress(self, sink: int, at: float, verified: int) -> None:
         """`verified` bytes are there at `at` on the monotonic clock."""

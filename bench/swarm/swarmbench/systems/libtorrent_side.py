@@ -37,18 +37,16 @@ class Libtorrent(System):
         return f"libtorrent {libtorrent.version}"
 
     def launch(self, trial: Trial) -> None:
-        if any(source.corrupt for source in trial.scenario.sources):
-            raise Unavailable("there is no corrupting peer for libtorrent yet")
         torrent = trial.folder / "payload.torrent"
         _make_torrent(trial.payload, torrent, int(self.options.get("piece", PIECE)))
         settings = {k: v for k, v in self.options.items() if k not in ("piece", "super", "mesh")}
         ready = trial.gate(len(trial.sources) + len(trial.sinks))
 
-        def start(node, role: str, folder: Path, number: int | None) -> Child:
+        def start(node, role: str, host: str, folder: Path, number: int | None) -> Child:
             config = {
                 "torrent": str(torrent),
                 "folder": str(folder),
-                "listen": f"{node.address}:{PORT}",
+                "listen": f"{host}:{PORT}",
                 "seed": number is None,
                 "super": self.options.get("super", "0") == "1",
                 "settings": settings,
@@ -58,12 +56,16 @@ class Libtorrent(System):
                 self._on_line(trial, number, json.loads(line), child, ready)
 
             script = Path(__file__).with_name("libtorrent_node.py")
-            return trial.spawn(node, role, [sys.executable, str(script), json.dumps(config)], on_line)
+            return trial.spawn(node, role, [sys.executable, "-P", str(script), json.dumps(config)], on_line)
 
-        for node in trial.sources:
-            self._sources.append(start(node, "source", trial.payload.parent, None))
+        for number, (node, source) in enumerate(zip(trial.sources, trial.scenario.sources)):
+            host = node.address
+            if source.corrupt:
+                host = "127.0.0.1"
+                trial.spawn_liar(node, "bittorrent", PORT, source.corrupt, number)
+            self._sources.append(start(node, "source", host, trial.payload.parent, None))
         for number, node in enumerate(trial.sinks):
-            self._sinks.append(start(node, "sink", node.home, number))
+            self._sinks.append(start(node, "sink", node.address, node.home, number))
             self._files.append(node.home / trial.payload.name)
         ready.wait()
 

@@ -38,8 +38,6 @@ class Potluck(System):
         return result.stdout.strip() or "potluck"
 
     def launch(self, trial: Trial) -> None:
-        if any(source.corrupt for source in trial.scenario.sources):
-            raise Unavailable("there is no corrupting Potluck peer yet")
         node = trial.infrastructure
         index = f"http://{node.address}:{INDEX_PORT}"
         up = trial.gate(1)
@@ -48,14 +46,20 @@ class Potluck(System):
         up.wait(READY_TIMEOUT)
         up = trial.gate(len(trial.sources) + len(trial.sinks))
 
-        def daemon(node, role: str, *args: str) -> Child:
-            return trial.spawn(node, role, [str(self._bin / "potluck-peer"), "--listen", f"{node.address}:{PEER_PORT}",
+        def daemon(node, role: str, host: str, *args: str) -> Child:
+            return trial.spawn(node, role, [str(self._bin / "potluck-peer"), "--listen", f"{host}:{PEER_PORT}",
                                             "--home", str(node.home / "peer"), "--index", index, *args],
                                _when_listening(up), self._environment())
 
-        self._sources = [daemon(node, "source", "--share", str(trial.payload)) for node in trial.sources]
+        for number, (node, source) in enumerate(zip(trial.sources, trial.scenario.sources)):
+            address = f"{node.address}:{PEER_PORT}"
+            host, reached = node.address, []
+            if source.corrupt:
+                host, reached = "127.0.0.1", ["--advertise", address]
+                trial.spawn_liar(node, "http2", PEER_PORT, source.corrupt, number)
+            self._sources.append(daemon(node, "source", host, "--share", str(trial.payload), *reached))
         for node in trial.sinks:
-            daemon(node, "sink")
+            daemon(node, "sink", node.address)
         self._id = self._ask("id", str(trial.payload))["id"]
         up.wait(READY_TIMEOUT)
         self._wait_registered(trial, index)
