@@ -33,9 +33,15 @@ pub(crate) struct Context {
 #[derive(Debug)]
 pub(crate) enum Borrowed {
     /// Closed after the command.
-    Own(Peer),
+    Own(Box<Peer>),
     /// Goes on after the command.
     Session(Arc<Peer>),
+}
+
+impl From<Peer> for Borrowed {
+    fn from(peer: Peer) -> Self {
+        Self::Own(Box::new(peer))
+    }
 }
 
 impl std::ops::Deref for Borrowed {
@@ -160,11 +166,11 @@ impl Context {
             return Ok(Some(Borrowed::Session(Arc::clone(peer))));
         }
         if let Some(endpoint) = &self.peer {
-            return Ok(Some(Borrowed::Own(
+            return Ok(Some(Borrowed::from(
                 Peer::at(endpoint, self.token_file.as_ref()).await?,
             )));
         }
-        Ok(Peer::daemon().await?.map(Borrowed::Own))
+        Ok(Peer::daemon().await?.map(Into::into))
     }
 
     /// The peer that runs already.
@@ -188,14 +194,13 @@ impl Context {
             true => None,
             false => Some(self.index_endpoint()?),
         };
-        Ok(Borrowed::Own(
-            Peer::own(OwnSettings {
-                index,
-                listen,
-                temporary: true,
-            })
-            .await?,
-        ))
+        Ok(Peer::own(OwnSettings {
+            index,
+            listen,
+            temporary: true,
+        })
+        .await?
+        .into())
     }
 
     /// The peer that runs already, else one of the command's own in the default home that talks to no index: for looking
@@ -213,7 +218,7 @@ impl Context {
             listen: any_port,
             temporary: false,
         };
-        Ok(Borrowed::Own(Peer::own(settings).await?))
+        Ok(Peer::own(settings).await?.into())
     }
 
     /// Runs `work` until it is done or the command should stop; for work that leaves nothing behind.

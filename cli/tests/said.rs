@@ -1,5 +1,7 @@
 //! How the command line takes what index and peer may say: hostile names, ambiguity, transfers that fail, wait or hang.
 
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
 mod support;
 
 use std::time::Duration;

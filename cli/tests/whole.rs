@@ -1,5 +1,7 @@
 //! The verbs against real services: an index, peers with homes of their own, and commands that are their own peers.
 
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
 mod support;
 
 use std::{
@@ -394,23 +396,28 @@ fn an_index_or_peer_that_is_down_is_named() {
 }
 
 #[test]
-fn something_that_is_not_potluck_is_told_apart() {
+fn something_that_is_not_potluck_is_unreachable() {
     let sandbox = Sandbox::without_index();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
-        use std::io::Write as _;
+        use std::io::{Read as _, Write as _};
+        let mut open = Vec::new();
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
+            drop(stream.read(&mut [0; 1024]));
             drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"));
+            open.push(stream);
         }
     });
-    assert_eq!(
-        sandbox
-            .run(&["search", "x", "--index", &url, "--json"])
-            .expect(5)
-            .error()["error"],
-        "not_potluck"
+    let error = sandbox
+        .run(&["search", "x", "--index", &url, "--json"])
+        .expect(5)
+        .error();
+    // Where it hangs up before it is asked anything, nobody can tell what it was.
+    assert!(
+        ["not_potluck", "unreachable"].contains(&error["error"].as_str().unwrap()),
+        "{error}"
     );
     sandbox.run(&["transfers", "--peer", &url, "--json"]).expect(5);
 }
@@ -433,46 +440,6 @@ fn a_control_service_on_tcp_asks_for_its_token() {
     let mut command = sandbox.command();
     command.env("POTLUCK_PEER_TOKEN", fs::read_to_string(&file).unwrap().trim());
     finish(command.args(["ls", "--peer", &url])).expect(0);
-}
-
-#[test]
-fn the_demo_moves_a_file_from_three_peers_and_cleans_up() {
-    let sandbox = Sandbox::without_index();
-    sandbox.file("film.bin", 20 << 20, 1);
-    let objects = sandbox.run(&["demo", "film.bin", "--json"]).expect(0).objects();
-    let done = objects.iter().find(|object| object["event"] == "done").unwrap();
-    assert_eq!(done["size"], 20 << 20);
-    assert_eq!(done["sources"].as_array().unwrap().len(), 3);
-    let last = objects.last().unwrap();
-    assert_eq!(
-        (&last["event"], &last["same_as_original"]),
-        (&"verified".into(), &true.into())
-    );
-    let left: Vec<_> = fs::read_dir(sandbox.dir.path())
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .collect();
-    assert_eq!(left, ["work"], "the demo leaves nothing behind");
-    sandbox.run(&["demo", "none"]).expect(3);
-}
-
-#[test]
-fn ctrl_c_ends_the_demo_without_a_trace() {
-    let sandbox = Sandbox::without_index();
-    let mut command = sandbox.command();
-    let mut demo = Service::start(command.args(["demo", "--json"]));
-    // Begun to make its file, or further on.
-    wait_until("the demo has begun", || {
-        fs::read_dir(sandbox.dir.path())
-            .unwrap()
-            .any(|entry| entry.unwrap().path().join("potluck-demo.bin").exists())
-    });
-    assert_eq!(demo.interrupt().code(), Some(130));
-    let left: Vec<_> = fs::read_dir(sandbox.dir.path())
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .collect();
-    assert_eq!(left, ["work"]);
 }
 
 #[test]

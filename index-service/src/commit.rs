@@ -306,7 +306,10 @@ impl Worker {
                     answers.push((answer, held));
                 }
                 // The caller may be gone.
-                Err(outcome) => drop(answer.send(outcome)),
+                Err(outcome) => {
+                    drop(held);
+                    drop(answer.send(outcome));
+                }
             }
         }
         if changes.is_empty() {
@@ -314,12 +317,15 @@ impl Worker {
         }
         if self.store(&changes) {
             self.to_forget.clear();
-            for (change, (answer, _held)) in changes.into_iter().skip(forgotten).zip(answers) {
+            for (change, (answer, held)) in changes.into_iter().skip(forgotten).zip(answers) {
                 let outcome = self.show(&change);
+                // Room is made before the answer: a caller that was told may come back at once.
+                drop(held);
                 drop(answer.send(Ok(outcome)));
             }
         } else {
-            for (answer, _held) in answers {
+            for (answer, held) in answers {
+                drop(held);
                 drop(answer.send(Err(CommitError::Store)));
             }
         }

@@ -1,5 +1,7 @@
 //! One file, from many peers at once, over real services.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use std::path::Path;
@@ -380,7 +382,7 @@ async fn a_damaged_part_is_verified_again() {
             _ => {
                 let part = target.with_file_name("out.part");
                 let part = std::fs::File::options().write(true).open(part).unwrap();
-                for piece in 0..world.data.len() / (256 * 1024) {
+                for piece in 0..world.data.len().div_ceil(256 * 1024) {
                     part.write_all_at(b"damage", piece as u64 * 256 * 1024 + 5)
                         .unwrap();
                 }

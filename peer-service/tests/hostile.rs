@@ -1,5 +1,7 @@
 //! Peers that lie, stall and cheat, next to one that is honest: the file is right, and the liar is named.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use std::{path::Path, pin::Pin, time::Duration};

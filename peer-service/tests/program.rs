@@ -1,5 +1,7 @@
 //! The real program: how it starts, what it refuses, and that `kill -9` at any moment costs little.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use std::{

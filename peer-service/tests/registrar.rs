@@ -1,5 +1,7 @@
 //! The registrar against an index of its own that does as the contract says and can be made to fail.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod parts;
 
 use std::{

@@ -1,5 +1,7 @@
 //! The open port over loopback: what is served, what is refused, and files that change under it.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod parts;
 
 use std::{fs, io::Write as _, os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration};
@@ -250,7 +252,7 @@ async fn a_replaced_file_is_withdrawn() {
 
 #[tokio::test]
 async fn a_file_whose_permissions_are_lost_is_withdrawn() {
-    changed(|path| fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap()).await;
+    changed(|path| fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap()).await;
 }
 
 #[tokio::test]

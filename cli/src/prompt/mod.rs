@@ -96,7 +96,7 @@ async fn find_peer(context: &Context) -> Option<Arc<Peer>> {
         Err(fail) => Err(fail),
     };
     match peer {
-        Ok(Borrowed::Own(peer)) => Some(Arc::new(peer)),
+        Ok(Borrowed::Own(peer)) => Some(Arc::new(*peer)),
         Ok(Borrowed::Session(peer)) => Some(peer),
         Err(fail) => {
             context.out.fail(&fail);

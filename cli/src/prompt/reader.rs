@@ -92,11 +92,10 @@ fn read(editor: &mut Editor<Assistant, FileHistory>, history: Option<&std::path:
     let coloured = console::style(PROMPT).cyan().bold().to_string();
     match editor.readline(&(PROMPT, coloured.as_str())) {
         Ok(line) => {
-            if !line.trim().is_empty() && editor.add_history_entry(line.as_str()).unwrap_or(false) {
-                if let Some(path) = history {
-                    // A session without lasting history is still a session.
-                    let _ = editor.append_history(path);
-                }
+            let new = !line.trim().is_empty() && editor.add_history_entry(line.as_str()).unwrap_or(false);
+            if let Some(path) = history.filter(|_| new) {
+                // A session without lasting history is still a session.
+                let _ = editor.append_history(path);
             }
             Event::Line(line)
         }

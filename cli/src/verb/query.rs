@@ -125,7 +125,7 @@ fn lines(found: &Found) -> Vec<String> {
     let name = found
         .names
         .first()
-        .map_or("(no name)".into(), |name| text::shown(name));
+        .map_or_else(|| "(no name)".into(), |name| text::shown(name));
     let mut lines = vec![style(name).bold().to_string()];
     let mut fact = |what: &str, value: String| lines.push(format!("  {:<7} {value}", style(what).dim()));
     fact("id", found.file.id.to_string());

@@ -19,9 +19,9 @@ const PAGE: u64 = 1000;
 
 const EXAMPLES: &str = "\
 Examples:
-  potluck search llama 70b          names with a word `llama…` and a word `70b…`, in any order
-  potluck search                    everything the index knows
-  potluck search --all --json iso   every match, one JSON object a page";
+  potluck search llama 70b     words beginning with llama and 70b, in any order
+  potluck search               everything the index knows
+  potluck search --all --json  every match, one JSON object a page";
 
 /// Find files by words, or beginnings of words, of their names
 #[derive(Debug, Args)]
@@ -126,7 +126,7 @@ fn names(found: &Found) -> String {
     let first = found
         .names
         .first()
-        .map_or("(no name)".into(), |name| text::shown(name));
+        .map_or_else(|| "(no name)".into(), |name| text::shown(name));
     match found.names.len() {
         0 | 1 => first.into_owned(),
         n => format!("{first} (and {})", text::count(n as u64 - 1, "other name")),

@@ -1,18 +1,20 @@
 //! `potluck index` and `potluck peer`: the services, with their own flags.
 
 use clap::Args;
+use potluck_core::Reason;
+use potluck_index::RunError;
 
 use crate::{context::Context, fail::Fail};
 
 const INDEX_EXAMPLES: &str = "\
 Examples:
-  potluck index                                     on this machine only, port 1313
-  potluck index --listen 0.0.0.0:1313               for the whole network
-  potluck index --listen 127.0.0.1:0 --store memory any free port, nothing kept";
+  potluck index                             this machine only, port 1313
+  potluck index --listen 0.0.0.0:1313       for the whole network
+  potluck index --listen 127.0.0.1:0        any free port; it says which";
 
 const PEER_EXAMPLES: &str = "\
 Examples:
-  potluck peer                                      on this machine only, port 12349
+  potluck peer                              this machine only, port 12349
   potluck peer --listen 0.0.0.0:12349 --index http://index.example:1313
   potluck peer --share ~/models --upload-limit 50MiB
 
@@ -38,7 +40,15 @@ pub(crate) struct PeerArgs {
 pub(crate) async fn index(context: &Context, args: IndexArgs) -> Result<(), Fail> {
     potluck_index::run(args.options, context.stop.clone())
         .await
-        .map_err(|error| Fail::new(potluck_core::Reason::StoreUnavailable, with_causes(&error)))
+        .map_err(|error| {
+            let reason = match error {
+                RunError::AddressInUse(_) => Reason::AddressInUse,
+                RunError::Listen { .. } => Reason::InvalidAddress,
+                RunError::Options(_) => Reason::InvalidArgument,
+                _ => Reason::StoreUnavailable,
+            };
+            Fail::new(reason, with_causes(&error))
+        })
 }
 
 /// Runs a peer until told to stop.

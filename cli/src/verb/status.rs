@@ -11,7 +11,7 @@ use std::time::Duration;
 const EXAMPLES: &str = "\
 Examples:
   potluck status             is everything up?
-  potluck status --json      the same for programs; exit code 5 where something is down";
+  potluck status --json      for programs; exit code 5 where something is down";
 
 /// Show how the index and the peer are doing
 #[derive(Debug, Args)]
@@ -132,7 +132,7 @@ fn peer_lines(status: &Status, control: &Endpoint, own: bool) -> Vec<String> {
     let listening = status
         .listening
         .as_ref()
-        .map_or("nowhere".to_owned(), ToString::to_string);
+        .map_or_else(|| "nowhere".to_owned(), ToString::to_string);
     let owned = if own { ", lives as long as this prompt" } else { "" };
     let registration = match (status.registered, &status.index, &status.index_error) {
         (true, _, _) => {

@@ -155,10 +155,11 @@ fn row(transfer: &Transfer) -> Vec<String> {
     vec![
         transfer.number.to_string(),
         transfer.state.word().to_owned(),
-        transfer.total.map_or("?".to_owned(), |total| {
-            format!("{} %", text::percent(transfer.done, total))
-        }),
-        transfer.total.map_or("?".to_owned(), text::size),
+        transfer.total.map_or_else(
+            || "?".to_owned(),
+            |total| format!("{} %", text::percent(transfer.done, total)),
+        ),
+        transfer.total.map_or_else(|| "?".to_owned(), text::size),
         if running {
             text::rate(transfer.bytes_per_second)
         } else {

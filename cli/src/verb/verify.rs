@@ -11,8 +11,8 @@ use crate::{context::Context, fail::Fail, text};
 
 const EXAMPLES: &str = "\
 Examples:
-  potluck verify 3f9a…(64 digits) model.bin     exit code 0 if it is that file, 4 if not
-  potluck verify 3f9a…(64 digits) photos/       a folder, every file in it";
+  potluck verify 3f9a…(64 digits) model.bin   exit code 0 if it is, 4 if not
+  potluck verify 3f9a…(64 digits) photos/     a folder, every file in it";
 
 /// Check a file or folder against an id, without any network
 #[derive(Debug, Args)]

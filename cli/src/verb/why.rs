@@ -76,14 +76,17 @@ fn lines(told: &Explanation) -> Vec<String> {
 }
 
 fn summary(transfer: &Transfer) -> Vec<String> {
-    let total = transfer.total.map_or("of unknown size".to_owned(), |total| {
-        format!(
-            "{} of {} ({} %)",
-            text::size(transfer.done),
-            text::size(total),
-            text::percent(transfer.done, total)
-        )
-    });
+    let total = transfer.total.map_or_else(
+        || "of unknown size".to_owned(),
+        |total| {
+            format!(
+                "{} of {} ({} %)",
+                text::size(transfer.done),
+                text::size(total),
+                text::percent(transfer.done, total)
+            )
+        },
+    );
     let mut lines = vec![
         format!(
             "{} — {}, {total}",

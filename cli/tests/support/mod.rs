@@ -1,6 +1,7 @@
 //! A sandbox for tests of the real binary: a home of its own, an index, peers, all on free ports, all gone at the end.
 
 #![allow(dead_code, reason = "each test program uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::{
     fs,
@@ -193,9 +194,10 @@ impl Sandbox {
     /// The index's URL.
     pub(crate) fn index_url(&self) -> String {
         // Nothing ever listens on port 1 of loopback.
-        self.index.as_ref().map_or("http://127.0.0.1:1".into(), |index| {
-            format!("http://{}", index.address)
-        })
+        self.index.as_ref().map_or_else(
+            || "http://127.0.0.1:1".into(),
+            |index| format!("http://{}", index.address),
+        )
     }
 
     /// Kills the index.

@@ -13,7 +13,12 @@ pub const MAX_QUERY_WORDS: usize = 16;
 
 /// The distinct words of a name, sorted.
 pub fn words(text: &str) -> Vec<String> {
-    let normal: String = text.nfkc().flat_map(char::to_lowercase).nfkc().collect();
+    // Most names are ASCII, which composition leaves as it is; a large index is rebuilt word by word when it is opened.
+    let normal = if text.is_ascii() {
+        text.to_ascii_lowercase()
+    } else {
+        normalize(text)
+    };
     let mut words: Vec<String> = normal
         .split(|c: char| !c.is_alphanumeric())
         .filter(|word| !word.is_empty())
@@ -22,6 +27,10 @@ pub fn words(text: &str) -> Vec<String> {
     words.sort_unstable();
     words.dedup();
     words
+}
+
+fn normalize(text: &str) -> String {
+    text.nfkc().flat_map(char::to_lowercase).nfkc().collect()
 }
 
 /// Why text is no search.
@@ -87,6 +96,12 @@ mod tests {
     fn what_looks_the_same_is_the_same() {
         assert_eq!(words("Cafe\u{301}"), words("CAFÉ"));
         assert_eq!(words("ﬁle"), words("FILE"));
+    }
+
+    #[test]
+    fn ascii_needs_no_composition() {
+        let all: String = (0..=127u8).map(char::from).collect();
+        assert_eq!(normalize(&all), all.to_ascii_lowercase());
     }
 
     #[test]

@@ -112,7 +112,6 @@ pub(super) struct Catalog {
     /// Paths in the files folder that the owner does not want shared.
     hidden: HashSet<PathBuf>,
     next: u64,
-    totals: Totals,
 }
 
 impl Delta {
@@ -240,7 +239,6 @@ impl Catalog {
         self.stale.remove(&number);
         self.by_path.insert(shared.path.clone(), number);
         self.items.insert(number, shared);
-        self.totals.items = self.items.len() as u64;
         number
     }
 
@@ -254,8 +252,6 @@ impl Catalog {
                 if !hashed.layer.is_empty() {
                     delta.changes.push(Change::PutLayer(id, hashed.layer.clone()));
                 }
-                self.totals.files += 1;
-                self.totals.bytes += hashed.record.size;
                 vacant.insert(Held {
                     record: hashed.record,
                     places: Vec::with_capacity(1),
@@ -287,7 +283,6 @@ impl Catalog {
             delta.touched.insert(id);
         }
         delta.changes.push(Change::RemoveItem(number));
-        self.totals.items = self.items.len() as u64;
         Some(shared.item())
     }
 
@@ -297,14 +292,11 @@ impl Catalog {
         self.items.insert(number, Shared { path, record, body });
         self.stale.insert(number);
         self.next = self.next.max(number + 1);
-        self.totals.items = self.items.len() as u64;
     }
 
     /// Takes a file as remembered, before the items that hold it are restored.
     pub(super) fn remember(&mut self, record: FileRecord, delta: &mut Delta) {
         delta.touched.insert(record.id);
-        self.totals.files += 1;
-        self.totals.bytes += record.size;
         let held = Held {
             record,
             places: Vec::with_capacity(1),
@@ -351,8 +343,6 @@ impl Catalog {
                 continue;
             };
             if held.places.is_empty() {
-                self.totals.files -= 1;
-                self.totals.bytes -= held.record.size;
                 settled.changes.push(Change::RemoveFile(id));
                 settled.removed.push(held.record);
                 self.files.remove(&id);
@@ -515,8 +505,17 @@ impl Catalog {
         });
     }
 
-    /// Sums.
-    pub(super) const fn totals(&self) -> Totals {
-        self.totals
+    /// Sums; manifests count as items only. A step for each file: for people who ask now and then.
+    pub(super) fn totals(&self) -> Totals {
+        let files = self.files.values().filter(|held| held.record.kind == Kind::File);
+        let mut totals = Totals {
+            items: self.items.len() as u64,
+            ..Totals::default()
+        };
+        for held in files {
+            totals.files += 1;
+            totals.bytes += held.record.size;
+        }
+        totals
     }
 }

@@ -3,6 +3,8 @@
 //! Invariants: at most one task works on a transfer; what is not ended is in the store before its task begins; a transfer that
 //! nobody watches is paused unless it was told to go on.
 
+mod keeping;
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -15,10 +17,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     context::{Context, blocking},
     live::Live,
-    part,
     run::{Ended, Run},
     saved::Saved,
-    target::{self, Target},
+    target,
     view::{FetchSpec, State, View},
 };
 use crate::offer::{Offer, Shelf};
@@ -328,50 +329,6 @@ impl Transfers {
             });
         }
         table.prune()
-    }
-
-    /// Has the store remember a transfer as it stands.
-    async fn remember(&self, number: u64, running: bool) {
-        let saved = {
-            let table = self.table();
-            let Some(entry) = table.transfers.get(&number) else {
-                return;
-            };
-            let view = entry.view.borrow();
-            Saved {
-                spec: entry.spec.clone(),
-                running,
-                name: view.name.clone(),
-                path: Some(view.path.clone()).filter(|path| !path.as_os_str().is_empty()),
-            }
-        };
-        let store = self.inner.context.store.clone();
-        let stored = blocking(move || store.put_transfer(number, &saved.encode())).await;
-        if let Ok(Err(error)) = stored {
-            tracing::warn!(transfer = number, %error, "not remembered: it will not go on after a restart");
-        }
-    }
-
-    async fn forget(&self, number: u64) {
-        let store = self.inner.context.store.clone();
-        if let Ok(Err(error)) = blocking(move || store.remove_transfer(number)).await {
-            tracing::warn!(transfer = number, %error, "could not be forgotten");
-        }
-    }
-
-    /// Removes what a cancelled transfer had fetched.
-    async fn discard(&self, number: u64) {
-        let target = self.table().transfers.get(&number).map(|entry| {
-            let path = entry.view.borrow().path.clone();
-            (entry.spec.id, Target { path })
-        });
-        if let Some((id, target)) = target.filter(|(_, target)| target.path.is_absolute()) {
-            let path = target.part();
-            if let Ok(Err(error)) = blocking(move || part::remove(id, &target)).await {
-                tracing::warn!(part = %path.display(), %error, "could not be removed");
-            }
-        }
-        self.forget(number).await;
     }
 
     /// Every transfer, newest first.

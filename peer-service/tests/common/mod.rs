@@ -1,5 +1,6 @@
 //! A small world for the tests: a real index and real peers on loopback, in this process.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{

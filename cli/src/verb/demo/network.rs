@@ -61,7 +61,7 @@ impl Network {
             sharers.push(Control::connect(&running.control, None).await?);
             peers.push(running);
         }
-        let fetcher = Borrowed::Own(Peer::at(&peers[SHARERS].control, None).await?);
+        let fetcher = Borrowed::from(Peer::at(&peers[SHARERS].control, None).await?);
         sharers.truncate(SHARERS);
         let shutdown = guard.disarm();
         Ok(Self {

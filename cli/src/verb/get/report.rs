@@ -1,5 +1,7 @@
 //! What a finished fetch is told as.
 
+use std::borrow::Cow;
+
 use console::style;
 use serde_json::json;
 
@@ -115,7 +117,7 @@ fn sources(peers: &[TransferPeer]) -> Vec<String> {
             (PeerState::Banned, reason) => {
                 let why = reason
                     .as_deref()
-                    .map_or("sent bytes that failed verification".into(), text::shown);
+                    .map_or(Cow::Borrowed("sent bytes that failed verification"), text::shown);
                 style(format!("banned: {why}")).red().for_stderr().to_string()
             }
             _ => String::new(),

@@ -119,7 +119,7 @@ fn found_one(
         id: found.file.id,
         // As the index shows it, unless asked for by another of its names.
         name: name
-            .or(found.names.first().map(String::as_str))
+            .or_else(|| found.names.first().map(String::as_str))
             .map(ToOwned::to_owned),
         sha256,
         providers,

@@ -64,9 +64,10 @@ fn head(transfer: &Transfer, width: usize) -> String {
         );
     };
     let end = match transfer.state {
-        State::Running => transfer.seconds_left().map_or("-:-- left".to_owned(), |left| {
-            format!("{} left", text::clock(left))
-        }),
+        State::Running => transfer.seconds_left().map_or_else(
+            || "-:-- left".to_owned(),
+            |left| format!("{} left", text::clock(left)),
+        ),
         _ => doing(transfer),
     };
     let facts = format!(
