@@ -66,16 +66,23 @@ def split(data: bytes, dice: random.Random) -> list[bytes]:
     return parts
 
 
+def differences(before: bytes, after: bytes) -> list[int]:
+    """Where two byte strings differ; quick where they hardly do."""
+    block = 4096
+    starts = (at for at in range(0, len(before), block) if before[at:at + block] != after[at:at + block])
+    return [i for at in starts for i in range(at, min(at + block, len(before))) if before[i] != after[i]]
+
+
 class Liars(unittest.TestCase):
     def test_http2_flips_a_byte_of_content_in_about_the_share_of_pieces(self):
         frame = (16_384).to_bytes(3, "big") + bytes([0, 0, 0, 0, 0, 1]) + bytes(16_384)
         small = (10).to_bytes(3, "big") + bytes([0, 0, 0, 0, 0, 1]) + bytes(10)
-        data = (frame + small) * 1000
+        data = (frame + small) * 400
         liar = Http2(0.05, 16_384, random.Random(1))
         out = b"".join(liar.feed(part) for part in split(data, random.Random(2)))
         self.assertEqual(len(out), len(data))
-        flipped = [i for i, (a, b) in enumerate(zip(data, out)) if a != b]
-        self.assertTrue(20 < len(flipped) < 90, len(flipped))
+        flipped = differences(data, out)
+        self.assertTrue(5 < len(flipped) < 45, len(flipped))
 
     def test_http2_leaves_everything_else_alone(self):
         headers = (9_000).to_bytes(3, "big") + bytes([1, 4, 0, 0, 0, 1]) + bytes(9_000)
@@ -91,7 +98,7 @@ class Liars(unittest.TestCase):
         data = bytes(68) + b"".join(message(piece, begin) for piece in range(400) for begin in (0, 16_384))
         liar = BitTorrent(0.05, 0, random.Random(3))
         out = b"".join(liar.feed(part) for part in split(data, random.Random(4)))
-        flipped = [i for i, (a, b) in enumerate(zip(data, out)) if a != b]
+        flipped = differences(data, out)
         self.assertEqual(len(out), len(data))
         self.assertTrue(5 < len(flipped) < 45, len(flipped))
 
