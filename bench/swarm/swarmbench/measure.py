@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-INTERVAL = 0.1
+INTERVAL = 0.25
 """Seconds between two samples: finer than any peak that matters, and nothing beside the work measured."""
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -38,6 +39,9 @@ class Meter:
         self._thread = threading.Thread(target=self._loop, daemon=True)
         self._machine_before = _machine_cpu()
         self._machine = 0.0
+        self._own_before = time.process_time()
+        self.own_cpu = 0.0
+        """Processor seconds that this program itself used since `mark`."""
 
     def start(self) -> None:
         self._thread.start()
@@ -62,6 +66,7 @@ class Meter:
             for usage in self._processes.values():
                 usage._before = usage._seen
         self._machine_before = _machine_cpu()
+        self._own_before = time.process_time()
 
     def finish(self) -> list[Usage]:
         """A last sample; call before the processes are ended."""
@@ -70,11 +75,12 @@ class Meter:
             self._thread.join()
         self._sample()
         self._machine = _machine_cpu() - self._machine_before
+        self.own_cpu = time.process_time() - self._own_before
         return list(self._processes.values())
 
     def others_cpu(self) -> float:
-        """Processor seconds used since `mark` by everything else on the machine (the kernel's own work for the links included)."""
-        return max(0.0, self._machine - sum(usage.cpu for usage in self._processes.values()))
+        """Processor seconds used since `mark` by everything else on the machine, the kernel's own work for the links included."""
+        return max(0.0, self._machine - self.own_cpu - sum(usage.cpu for usage in self._processes.values()))
 
     def _loop(self) -> None:
         while not self._stop.wait(INTERVAL):

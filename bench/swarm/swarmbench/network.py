@@ -82,6 +82,7 @@ class Network:
             self._in(self._switch, "link", "add", "br0", "type", "bridge", "stp_state", "0", "forward_delay", "0",
                      "mcast_snooping", "0")
             self._in(self._switch, "link", "set", "br0", "up")
+            _bypass_firewall(self._switch)
         except BaseException:
             self.close()
             raise
@@ -154,6 +155,13 @@ def remove_leftovers() -> list[str]:
                 _run("ip", "netns", "del", name)
                 removed.append(name)
     return removed
+
+
+def _bypass_firewall(namespace: str) -> None:
+    """Frames on the switch need no firewall's opinion; a kernel without one for bridges has no such setting."""
+    for name in ("iptables", "ip6tables", "arptables"):
+        with contextlib.suppress(NetworkError):
+            _run("ip", "netns", "exec", namespace, "sysctl", "-qw", f"net.bridge.bridge-nf-call-{name}=0")
 
 
 def _shape(namespace: str, device: str, rate: float) -> None:

@@ -108,7 +108,7 @@ class Scenario:
 
 def crowd(peers: int, size_mib: int, mbit: float = 100) -> Scenario:
     return Scenario(
-        name=f"crowd-{peers}x{size_mib}",
+        name=f"crowd-{peers}x{size_mib}" + ("" if mbit == 100 else f"@{mbit:g}"),
         size=mib(size_mib),
         sources=(Source(Link.even(mbit)),),
         sinks=(Sink(Link.even(mbit)),) * peers,
@@ -138,6 +138,9 @@ SCENARIOS: dict[str, Scenario] = {
         crowd(16, 64),
         crowd(8, 256),
         crowd(16, 256),
+        # The same at a quarter of the rate: what is lost here is not lost for want of processors.
+        crowd(8, 64, 25),
+        crowd(16, 64, 25),
         Scenario(
             name="mixed-links",
             size=mib(64),
@@ -206,6 +209,7 @@ SCENARIOS: dict[str, Scenario] = {
 SETS: dict[str, tuple[str, ...]] = {
     "quick": ("crowd-8x64",),
     "crowds": ("crowd-8x64", "crowd-16x64", "crowd-8x256", "crowd-16x256"),
+    "calm": ("crowd-8x64@25", "crowd-16x64@25"),
     "trouble": (
         "mixed-links", "seed-leaves", "arrivals", "one-slow-peer", "8-to-1", "3-to-1", "4-to-1",
         "4-to-1-one-slow", "4-to-1-stall", "4-honest", "half-corrupt",

@@ -234,6 +234,7 @@ class Trial:
                 {"role": u.role, "cpu": round(u.cpu, 3), "peak_anonymous": u.peak_anonymous, "peak_resident": u.peak_resident}
                 for u in usages
             ],
+            "driver_cpu": round(self.meter.own_cpu, 3),
             "others_cpu": round(self.meter.others_cpu(), 3),
             "system": system.describe(self),
         }
