@@ -23,7 +23,7 @@ use potluck_core::Reason;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Hashing, Inner,
+    Inner,
     catalog::Body,
     hasher::hash_many,
     share::{Watch, file_item},
@@ -225,11 +225,14 @@ impl Scanner {
                 Candidate::Refused(path, refused) => self.refuse(path, fingerprint, &refused),
             }
         }
-        let _hashing = Hashing::new(inner);
+        let _hashing = inner.hashing.begin();
         for batch in files.chunks(BATCH) {
             self.share_files(inner, batch);
         }
         for (path, found) in folders {
+            if inner.shutdown.is_cancelled() {
+                return None;
+            }
             let fingerprint = fingerprint(&found);
             match share_folder(inner, &path, &found) {
                 Ok(()) => drop(self.pending.remove(&path)),
@@ -241,6 +244,7 @@ impl Scanner {
                 {
                     again = Some(QUIET);
                 }
+                Err(_) if inner.shutdown.is_cancelled() => return None,
                 Err(refused) => self.refuse(path, fingerprint, &refused),
             }
         }

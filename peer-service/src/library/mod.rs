@@ -9,6 +9,7 @@
 //! | `load` | the library as it was before the last stop, checked by `stat` alone |
 //! | `offer` | opens files for the serving side, never one that changed |
 //! | `share` | from a path to an item |
+//! | `turns` | lets hashing that somebody waits for go first |
 //! | `upkeep` | looks again at what changed, and computes plain SHA-256s |
 //! | `walk` | what is in a folder |
 //!
@@ -22,7 +23,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -43,6 +44,7 @@ mod identify;
 mod load;
 mod offer;
 mod share;
+mod turns;
 mod upkeep;
 mod walk;
 
@@ -161,8 +163,7 @@ struct Inner {
     handles: Mutex<offer::Handles>,
     /// Of files that somebody watches; dropping the sender tells them that the file is withdrawn.
     watchers: Mutex<HashMap<FileId, watch::Sender<u64>>>,
-    /// Shares that are hashing now: the background pass waits for them.
-    hashing: AtomicUsize,
+    hashing: turns::Hashers,
     stale: Notify,
     unsummed: Notify,
     rescan: Notify,
@@ -280,24 +281,6 @@ impl Inner {
     }
 }
 
-/// Counts a share among those that hash, while it lives.
-struct Hashing<'a>(&'a Inner);
-
-impl<'a> Hashing<'a> {
-    fn new(inner: &'a Inner) -> Self {
-        inner.hashing.fetch_add(1, Ordering::Relaxed);
-        Self(inner)
-    }
-}
-
-impl Drop for Hashing<'_> {
-    fn drop(&mut self) {
-        if self.0.hashing.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.0.unsummed.notify_one();
-        }
-    }
-}
-
 /// Runs what reads the disk off the async threads.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
@@ -344,7 +327,7 @@ impl Library {
             hash_threads: hash_threads.max(1),
             handles: Mutex::default(),
             watchers: Mutex::default(),
-            hashing: AtomicUsize::new(0),
+            hashing: turns::Hashers::default(),
             stale: Notify::new(),
             unsummed: Notify::new(),
             rescan: Notify::new(),
@@ -547,7 +530,7 @@ impl Inner {
 
 /// Shares paths in order, the items of several in one batch.
 fn share_all(inner: &Inner, paths: Vec<PathBuf>, events: &mpsc::Sender<ShareEvent>) {
-    let _hashing = Hashing::new(inner);
+    let _hashing = inner.hashing.begin();
     let (done, total) = (AtomicU64::new(0), AtomicU64::new(0));
     let told = Mutex::new(None::<Instant>);
     let on_progress = |path: &Path, bytes: u64| {
