@@ -78,19 +78,17 @@ async fn scan_loop(inner: Arc<Inner>) {
                 (taken, next)
             }
         });
-        let next = tokio::select! {
-            pass = pass => match pass {
-                Ok((taken, next)) => {
-                    scanner = Some(taken);
-                    next
-                }
-                Err(error) => {
-                    tracing::error!(%error, "looking at the files folder failed");
-                    scanner = Some(Scanner::default());
-                    Some(SCAN_INTERVAL)
-                }
-            },
-            () = inner.shutdown.cancelled() => return,
+        // It notices by itself when the peer stops: nothing may use the database after that.
+        let next = match pass.await {
+            Ok((taken, next)) => {
+                scanner = Some(taken);
+                next
+            }
+            Err(error) => {
+                tracing::error!(%error, "looking at the files folder failed");
+                scanner = Some(Scanner::default());
+                Some(SCAN_INTERVAL)
+            }
         };
         let next = match watcher {
             Some(_) => next,

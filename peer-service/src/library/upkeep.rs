@@ -50,20 +50,15 @@ pub(super) fn start(inner: &Arc<Inner>, tracker: &TaskTracker) {
     tracker.spawn(sweep_loop(inner.clone()));
 }
 
-/// Runs what blocks; `None` when shutting down.
+/// Runs what blocks; `None` when shutting down, as soon as the work has noticed: nothing may use the database after that.
 async fn off_thread<T: Send + 'static>(
     inner: &Arc<Inner>,
     work: impl FnOnce(&Inner) -> T + Send + 'static,
 ) -> Option<T> {
     let shutdown = inner.shutdown.clone();
     let inner = inner.clone();
-    let work = tokio::task::spawn_blocking(move || work(&inner));
-    // Cancel-safe: the work goes on by itself and changes nothing that a later start does not check.
-    tokio::select! {
-        biased;
-        done = work => done.ok(),
-        () = shutdown.cancelled() => None,
-    }
+    let done = tokio::task::spawn_blocking(move || work(&inner)).await.ok();
+    done.filter(|_| !shutdown.is_cancelled())
 }
 
 /// What looking at an item again came to.
@@ -195,6 +190,9 @@ impl Inner {
                 .collect()
         };
         for (number, path, body) in items {
+            if self.shutdown.is_cancelled() {
+                return;
+            }
             let changed = match &body {
                 Body::File(stamp) => {
                     let now = path.metadata().ok().map(|metadata| stamp_of(&metadata));
@@ -315,7 +313,8 @@ mod tests {
         let path = dir.path().join("file");
         std::fs::write(&path, vec![7; 20_000_000]).unwrap();
         let (stop, tasks) = (tokio_util::sync::CancellationToken::new(), TaskTracker::new());
-        let store = Store::open_in(dir.path()).unwrap();
+        std::fs::create_dir(dir.path().join("state")).unwrap();
+        let store = Store::open_in(&dir.path().join("state")).unwrap();
         let files = dir.path().join("files");
         let holdings = Holdings::new();
         let library = Library::open(store, holdings.clone(), files, 2, stop.clone(), &tasks).unwrap();

@@ -329,7 +329,18 @@ impl Run {
             Live::new(record, name, part, checks, manifest, have)
         });
         let live = live.await?.map_err(|error| {
-            Problem::new(Reason::Internal, format!("cannot make a temporary file: {error}"))
+            let folder = std::env::temp_dir();
+            let folder = folder.display();
+            match error.kind() {
+                std::io::ErrorKind::StorageFull => Problem::new(
+                    Reason::DiskFull,
+                    format!("no room for a temporary file in {folder}: make room there and resume"),
+                ),
+                _ => Problem::new(
+                    Reason::Internal,
+                    format!("cannot make a temporary file in {folder}: {error}"),
+                ),
+            }
         })?;
         let live = Arc::new(live);
         self.live.send_replace(Some(Arc::clone(&live)));
