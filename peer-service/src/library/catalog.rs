@@ -74,6 +74,15 @@ impl Catalog {
 
     /// Puts an item in place of the one at its path, or as the newest. Nothing that it [`Catalog::lacks`].
     pub(super) fn put(&mut self, item: NewItem, delta: &mut Delta) -> u64 {
+        let number = self.insert(item, delta);
+        if let Some(shared) = self.items.get(&number) {
+            delta.changes.push(Change::PutItem(number, shared.row()));
+        }
+        number
+    }
+
+    /// The same for what the database has already.
+    fn insert(&mut self, item: NewItem, delta: &mut Delta) -> u64 {
         let old = self.by_path.get(&item.path).copied();
         let number = old.unwrap_or(self.next);
         self.next = self.next.max(number + 1);
@@ -95,7 +104,6 @@ impl Catalog {
             let hashed = item.hashed.get(&id);
             self.add_place(id, Place { item: number, entry }, hashed, delta);
         }
-        delta.changes.push(Change::PutItem(number, shared.row()));
         if self.hidden.remove(&*shared.path) {
             delta.changes.push(Change::Unhide(shared.path.to_path_buf()));
         }
@@ -167,10 +175,15 @@ impl Catalog {
         self.files.insert(record.id, held);
     }
 
+    /// A file that was remembered, whether or not an item holds it by now.
+    pub(super) fn remembered(&self, id: &FileId) -> Option<FileRecord> {
+        self.files.get(id).map(|held| held.record)
+    }
+
     /// Puts an item as it was remembered, under its number. `changed`: entries that are no longer what they were.
     pub(super) fn restore(&mut self, number: u64, item: NewItem, changed: &[u32], delta: &mut Delta) {
         self.by_path.insert(item.path.clone(), number);
-        self.put(item, delta);
+        self.insert(item, delta);
         for &entry in changed {
             self.distrust(Place { item: number, entry }, delta);
         }
