@@ -1,6 +1,8 @@
 //! Endpoints, channels and servers with the HTTP/2 settings that all parts use.
 
+mod about;
 mod failure;
+mod incoming;
 
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
@@ -13,6 +15,10 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
+pub use self::{
+    about::{Health, with_health_and_reflection},
+    incoming::{Accept, Connection, connections},
+};
 use crate::{Problem, Reason};
 
 /// Receive window of one stream, in bytes: two of the largest chunks, so that a sender never waits for an answer on a LAN.
