@@ -11,6 +11,7 @@
 //! | [`manifest`] | a folder as a file: the canonical manifest of a collection |
 //! | [`plan`] | what a transfer is cut into |
 //! | [`problem`] | failures with a stable reason, and their form as a gRPC status |
+//! | [`program`] | logs, and an end on a signal |
 //! | [`transport`] | endpoints, channels and servers with the HTTP/2 settings that all use |
 //! | [`index_client`] | the index as its clients see it, in domain types |
 //! | [`wire`] | messages to domain types and back |
@@ -26,6 +27,7 @@ pub mod merkle;
 pub mod path;
 pub mod plan;
 pub mod problem;
+pub mod program;
 pub mod proto;
 pub mod transport;
 pub mod wire;
