@@ -58,7 +58,7 @@ impl Swarm {
             self.race(key, unit, now);
         } else if let Some(unit) = self.missing_for(key) {
             if !self.budget_left() {
-                if crowd || !self.relieve(key, now) {
+                if !self.relieve(key, now) {
                     return self.park(key);
                 }
             } else if idle && self.crowd_full() {

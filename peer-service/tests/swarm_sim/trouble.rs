@@ -92,10 +92,8 @@ fn one_unit_does_not_wait_for_a_silent_source() {
 
 /// Anything that can be wrong with a source.
 fn strange(rng: &mut Xoshiro256PlusPlus) -> Spec {
-    // A downloader's link holds a few units a second: on a thinner one, sources that flap send little but lost beginnings.
     let downloads = rng.random_bool(0.4);
-    let slowest = if downloads { 0.125 } else { 0.02 };
-    let rate = LINK * rng.random_range(slowest..2.0);
+    let rate = LINK * rng.random_range(0.02..2.0);
     let mut spec = if downloads {
         Spec::peer(rate)
     } else {
@@ -146,6 +144,7 @@ fn every_world_with_an_honest_source_ends() {
         world.assert_sound(seed);
         // The honest pair: at worst the seed serves everyone alone, and silence, back-off and joining cost a few seconds.
         let took = world.nodes[0].finished.map(crate::world::seconds).unwrap();
+        if std::env::var("SHOW").is_ok() { println!("WORLD {seed} {:.3} {took:.2} {bound:.2} {downloaders}", took / (bound * downloaders * 1.5 + 1.0)); }
         assert!(
             took < bound * downloaders * 1.5 + 8.0,
             "seed {seed}: {took} s, alone {bound} s"

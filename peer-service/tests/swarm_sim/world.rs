@@ -34,6 +34,8 @@ pub(crate) struct Setup {
     /// How many others each downloader knows, the complete ones included first; all if `None`.
     pub(crate) neighbours: Option<usize>,
     pub(crate) config: SwarmConfig,
+    /// Most uploads that one node serves side by side; the others wait, first come, first served.
+    pub(crate) streams: usize,
     /// Give up after this many seconds.
     pub(crate) limit: f64,
 }
@@ -48,6 +50,7 @@ impl Setup {
             tell_every: 0.005,
             neighbours: None,
             config: SwarmConfig::default(),
+            streams: std::env::var("STREAMS").ok().and_then(|s| s.parse().ok()).unwrap_or(usize::MAX),
             limit: 3600.0,
         }
     }
@@ -69,6 +72,7 @@ struct Flow {
     corrupt: bool,
     dead: bool,
     begun: bool,
+    served: u64,
 }
 
 #[derive(Debug)]
@@ -169,7 +173,6 @@ impl World {
                 online: false,
                 stalled: false,
                 visit: 0,
-                turn: [].into(),
                 uploads: Vec::new(),
                 sending: false,
                 down_free: 0,
@@ -389,8 +392,10 @@ impl World {
         } else {
             fetching
         };
+        let delay = self.setup.delay;
         self.tell_swarm(to, |swarm, now| {
             swarm.peer_joined(key(from), now);
+            swarm.round_trip(key(from), Duration::from_secs_f64(2.0 * delay));
             swarm.availability(key(from), &Units { have, fetching }, now);
         });
     }
@@ -485,6 +490,7 @@ impl World {
             corrupt,
             dead: false,
             begun: false,
+            served: 0,
         };
         self.flows.push(flow);
         self.flow_of.insert((to, id), self.flows.len() - 1);
@@ -510,7 +516,6 @@ impl World {
             return self.after(self.setup.delay, Event::Failed(flow, failure));
         }
         node.uploads.push(flow);
-        node.turn.push_back(flow);
         if node.spec.tells_uploads {
             node.told.1.set(unit, true);
             self.tell_all(
@@ -530,28 +535,31 @@ impl World {
             return;
         }
         let up = self.nodes[from].spec.up;
-        let window = 4 * CHUNK + (up * 2.0 * self.setup.delay) as u64;
-        while let Some(index) = self.nodes[from].turn.pop_front() {
-            let flow = &mut self.flows[index];
-            if flow.dead || flow.to_send == 0 || flow.on_way >= window {
-                continue;
-            }
-            let bytes = CHUNK.min(flow.to_send);
-            flow.to_send -= bytes;
-            flow.on_way += bytes;
-            if flow.to_send > 0 {
-                self.nodes[from].turn.push_back(index);
-            }
-            if !std::mem::replace(&mut flow.begun, true) {
-                self.nodes[from].sent_units[flow.unit as usize] += 1;
-            }
-            self.nodes[from].sent_bytes += bytes;
-            self.nodes[from].sending = true;
-            let takes = bytes as f64 / up;
-            self.after(takes, Event::UplinkFree(from));
-            self.after(takes + self.setup.delay, Event::AtDownlink(index, bytes));
-            return;
+        let delay = self.setup.delay;
+        let window = |down: f64| 4 * CHUNK + (up.min(down) * 2.0 * delay) as u64;
+        let streams = self.setup.streams;
+        let (flows, nodes) = (&self.flows, &self.nodes);
+        let next = self.nodes[from]
+            .uploads
+            .iter()
+            .copied()
+            .filter(|&index| flows[index].to_send > 0 && flows[index].on_way < window(nodes[flows[index].to].spec.down))
+            .take(streams)
+            .min_by_key(|&index| flows[index].served);
+        let Some(index) = next else { return };
+        let flow = &mut self.flows[index];
+        let bytes = CHUNK.min(flow.to_send);
+        flow.to_send -= bytes;
+        flow.on_way += bytes;
+        flow.served = self.sequence;
+        if !std::mem::replace(&mut flow.begun, true) {
+            self.nodes[from].sent_units[flow.unit as usize] += 1;
         }
+        self.nodes[from].sent_bytes += bytes;
+        self.nodes[from].sending = true;
+        let takes = bytes as f64 / up;
+        self.after(takes, Event::UplinkFree(from));
+        self.after(takes + self.setup.delay, Event::AtDownlink(index, bytes));
     }
 
     fn delivered(&mut self, index: usize, bytes: u64) {
@@ -569,8 +577,7 @@ impl World {
             dead,
             ..
         } = *flow;
-        if !dead && to_send > 0 && !self.nodes[from].turn.contains(&index) {
-            self.nodes[from].turn.push_back(index);
+        if !dead && to_send > 0 {
             self.send_next(from);
         }
         if to_come == 0 {
