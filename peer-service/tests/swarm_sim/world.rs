@@ -1,12 +1,12 @@
 //! A seeded world under virtual time: every downloader runs the real [`Swarm`]; links carry chunks.
 //!
 //! An uplink serves its flows in turn, a chunk each; a chunk takes its time there, then the delay, then its time in the
-//! receiver's downlink, first come, first served. A flow has a window of chunks on the way, so that a full downlink
+//! receiver's downlink, first come, first served. A pair of nodes has a window of bytes on the way, so that a full downlink
 //! slows its senders and their uplinks go to others: close to fair sharing, and no link idles while it has work.
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
+    collections::{BTreeMap, BinaryHeap, HashMap},
     rc::Rc,
     time::Duration,
 };
@@ -68,7 +68,6 @@ struct Flow {
     unit: u32,
     to_send: u64,
     to_come: u64,
-    on_way: u64,
     corrupt: bool,
     dead: bool,
     begun: bool,
@@ -128,6 +127,8 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     flows: Vec<Flow>,
     flow_of: BTreeMap<(usize, RequestId), usize>,
+    /// Bytes between two nodes, those that nobody waits for any more included.
+    on_way: HashMap<(usize, usize), u64>,
     events: BinaryHeap<Timed>,
     now: u64,
     sequence: u64,
@@ -196,6 +197,7 @@ impl World {
             nodes,
             flows: Vec::new(),
             flow_of: BTreeMap::new(),
+            on_way: HashMap::new(),
             events: BinaryHeap::new(),
             now: 0,
             sequence: 0,
@@ -486,7 +488,6 @@ impl World {
             unit,
             to_send: len,
             to_come: len,
-            on_way: 0,
             corrupt,
             dead: false,
             begun: false,
@@ -536,21 +537,24 @@ impl World {
         }
         let up = self.nodes[from].spec.up;
         let delay = self.setup.delay;
-        let window = |down: f64| 4 * CHUNK + (up.min(down) * 2.0 * delay) as u64;
+        let room = |to: usize| {
+            let window = 4 * CHUNK + (up.min(self.nodes[to].spec.down) * 2.0 * delay) as u64;
+            self.on_way.get(&(from, to)).is_none_or(|&bytes| bytes < window)
+        };
         let streams = self.setup.streams;
-        let (flows, nodes) = (&self.flows, &self.nodes);
+        let flows = &self.flows;
         let next = self.nodes[from]
             .uploads
             .iter()
             .copied()
-            .filter(|&index| flows[index].to_send > 0 && flows[index].on_way < window(nodes[flows[index].to].spec.down))
+            .filter(|&index| flows[index].to_send > 0 && room(flows[index].to))
             .take(streams)
             .min_by_key(|&index| flows[index].served);
         let Some(index) = next else { return };
         let flow = &mut self.flows[index];
         let bytes = CHUNK.min(flow.to_send);
         flow.to_send -= bytes;
-        flow.on_way += bytes;
+        *self.on_way.entry((from, flow.to)).or_default() += bytes;
         flow.served = self.sequence;
         if !std::mem::replace(&mut flow.begun, true) {
             self.nodes[from].sent_units[flow.unit as usize] += 1;
@@ -564,7 +568,6 @@ impl World {
 
     fn delivered(&mut self, index: usize, bytes: u64) {
         let flow = &mut self.flows[index];
-        flow.on_way -= bytes;
         flow.to_come -= bytes;
         let Flow {
             from,
@@ -577,9 +580,9 @@ impl World {
             dead,
             ..
         } = *flow;
-        if !dead && to_send > 0 {
-            self.send_next(from);
-        }
+        let _ = (dead, to_send);
+        *self.on_way.entry((from, to)).or_default() -= bytes;
+        self.send_next(from);
         if to_come == 0 {
             self.end_upload(index);
         }
