@@ -21,8 +21,8 @@
 //! # Invariants, checked in debug builds
 //!
 //! Each unit is exactly one of missing (and then in the picking order), in flight (with at least one request), or had. A
-//! peer has no request while it is banned. Bytes in flight stay within the budget, or are those of at most
-//! [`SwarmConfig::min_requests`] requests. A unit has at most [`MAX_RACERS`] requests, each of another peer.
+//! peer has no request while it is banned. Bytes in flight stay within the budget, or are those of one
+//! request. A unit has at most [`MAX_RACERS`] requests, each of another peer.
 //!
 //! # Cost
 //!
