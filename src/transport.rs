@@ -9,6 +9,9 @@ use tonic::{
     Status,
     transport::{Channel, Server, Uri},
 };
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use crate::{Problem, Reason};
 
@@ -98,6 +101,23 @@ impl Endpoint {
     /// [`Reason::Unreachable`] where nothing answers, [`Reason::TimedOut`] where it does not answer in time,
     /// [`Reason::NotPotluck`] where it is no gRPC. All name the endpoint.
     pub async fn connect(&self) -> Result<Channel, Problem> {
+        let channel = self.open().await?;
+        self.probe(channel.clone()).await?;
+        Ok(channel)
+    }
+
+    /// Asks `grpc.health.v1` whether the whole server is serving, on a connection of its own.
+    ///
+    /// # Errors
+    /// Those of [`Endpoint::connect`], and the problem that a server has with being asked.
+    pub async fn is_serving(&self) -> Result<bool, Problem> {
+        let mut health = HealthClient::new(self.open().await?);
+        let answer = health.check(HealthCheckRequest::default());
+        let told = self.call("health service", ANSWER_TIMEOUT, answer).await?;
+        Ok(told.status() == ServingStatus::Serving)
+    }
+
+    async fn open(&self) -> Result<Channel, Problem> {
         let connected = match self {
             Self::Http(uri) => configure(Channel::builder(uri.clone())).connect().await,
             Self::Unix(path) => {
@@ -106,16 +126,14 @@ impl Endpoint {
                     .await
             }
         };
-        let channel = connected.map_err(|error| failure::connect_problem(&error, self))?;
-        self.probe(channel.clone()).await?;
-        Ok(channel)
+        connected.map_err(|error| failure::connect_problem(&error, self))
     }
 
     /// Makes sure that what accepted the connection speaks gRPC. Any status will do: only the other side's health service could
     /// have more to say, and not everyone may ask it.
     async fn probe(&self, channel: Channel) -> Result<(), Problem> {
-        let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
-        let request = tonic_health::pb::HealthCheckRequest::default();
+        let mut health = HealthClient::new(channel);
+        let request = HealthCheckRequest::default();
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, health.check(request)).await;
         let Err(status) = answer.map_err(|_| self.late("service", ANSWER_TIMEOUT))? else {
             return Ok(());

@@ -101,6 +101,7 @@ pub(crate) enum Verb {
     Id(verb::id::IdArgs),
     Verify(verb::verify::VerifyArgs),
     Status(verb::status::StatusArgs),
+    Health(verb::health::HealthArgs),
 }
 
 /// What clap says is wrong, on one line: its first paragraph.

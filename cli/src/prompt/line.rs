@@ -21,6 +21,7 @@ Commands:
   id PATH…                   ids of files and folders
   verify ID PATH             check a file or folder against an id
   status                     how the index and the peer are doing
+  health URL                 whether an index or a peer is serving
   quit                       leave; so does Ctrl-D
 
 `get --help` and the like tell more. Ctrl-C stops a running command.";

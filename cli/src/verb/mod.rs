@@ -3,6 +3,7 @@
 pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod get;
+pub(crate) mod health;
 pub(crate) mod id;
 mod local;
 pub(crate) mod ls;
@@ -48,5 +49,6 @@ pub(crate) async fn run_verb(context: &Context, verb: Verb) -> Result<(), Fail> 
         Verb::Id(args) => id::run(context, args).await,
         Verb::Verify(args) => verify::run(context, args).await,
         Verb::Status(args) => context.stoppable(status::run(context, args)).await,
+        Verb::Health(args) => context.stoppable(health::run(context, args)).await,
     }
 }

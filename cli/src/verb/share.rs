@@ -190,7 +190,7 @@ async fn serve(context: &Context, peer: &Borrowed, known: Option<Status>) -> Res
         .map(ToString::to_string)
         .unwrap_or_default();
     context.out.note(format_args!(
-        "serving from {listening} until Ctrl-C; `potluck peer` would serve in the background"
+        "serving from {listening} until Ctrl-C; `potluck peer` keeps serving all that it shares"
     ));
     if listening.starts_with("127.") && status.index.as_deref().is_some_and(|url| !is_loopback(url)) {
         context.out.warn("the index is on another machine, but only this one can fetch from here: give --listen 0.0.0.0:12349");
