@@ -5,6 +5,7 @@
 use std::{
     fs::File,
     io,
+    ops::ControlFlow,
     os::unix::fs::FileExt as _,
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
@@ -27,22 +28,38 @@ pub const MAX_THREADS: usize = 64;
 /// Hashes the first `size` bytes of a file with up to `threads` threads.
 ///
 /// Reads by position: the file's own offset neither matters nor moves. `on_progress` is told from any of the threads how many
-/// bytes more are hashed, some hundred KiB at a time. Whether the file changed meanwhile is for the caller to check.
+/// bytes more are hashed, some hundred KiB at a time, and says whether to go on. Whether the file changed meanwhile is for the
+/// caller to check.
 ///
 /// # Errors
 /// [`io::ErrorKind::UnexpectedEof`] if the file has fewer bytes, [`io::ErrorKind::FileTooLarge`] if `size` is over
-/// [`crate::layout::MAX_FILE_SIZE`], and whatever reading gives.
+/// [`crate::layout::MAX_FILE_SIZE`], [`io::ErrorKind::Interrupted`] if `on_progress` said to stop, and whatever reading gives.
 pub fn hash_file(
     file: &File,
     size: u64,
     threads: usize,
-    on_progress: &(dyn Fn(u64) + Sync),
+    on_progress: &OnProgress<'_>,
 ) -> io::Result<FileTree> {
     hash_with(size, threads, &|buffer, offset| {
         file.read_exact_at(buffer, offset)?;
-        on_progress(buffer.len() as u64);
-        Ok(())
+        go_on(on_progress(buffer.len() as u64))
     })
+}
+
+/// Told how many bytes more are hashed; says whether to go on.
+pub type OnProgress<'a> = dyn Fn(u64) -> ControlFlow<()> + Sync + 'a;
+
+/// For those who neither look at the progress nor stop.
+pub const fn to_the_end(_: u64) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// `Interrupted` where it was said to stop: no read gives that to its caller.
+fn go_on(said: ControlFlow<()>) -> io::Result<()> {
+    match said {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(io::ErrorKind::Interrupted.into()),
+    }
 }
 
 /// Hashes `size` bytes of any source with up to `threads` threads: `read` fills the buffer it is given from an offset, and
@@ -118,11 +135,11 @@ pub fn hash_bytes(bytes: &[u8]) -> FileTree {
 
 /// Plain SHA-256 of a whole file, from its first byte to its end, wherever its own offset stands.
 ///
-/// `on_progress` is told how many bytes more are hashed.
+/// `on_progress` is told how many bytes more are hashed, and says whether to go on.
 ///
 /// # Errors
-/// Whatever reading gives.
-pub fn sha256_file(file: &File, on_progress: &(dyn Fn(u64) + Sync)) -> io::Result<Sha256> {
+/// [`io::ErrorKind::Interrupted`] if `on_progress` said to stop, and whatever reading gives.
+pub fn sha256_file(file: &File, on_progress: &OnProgress<'_>) -> io::Result<Sha256> {
     let mut hash = sha2::Sha256::new();
     let mut buffer = vec![0; READ_SIZE];
     let mut offset = 0;
@@ -132,7 +149,7 @@ pub fn sha256_file(file: &File, on_progress: &(dyn Fn(u64) + Sync)) -> io::Resul
             Ok(count) => {
                 hash.update(&buffer[..count]);
                 offset += count as u64;
-                on_progress(count as u64);
+                go_on(on_progress(count as u64))?;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
@@ -214,6 +231,7 @@ mod tests {
                 let told = AtomicU64::new(0);
                 let tree = hash_file(&file, size as u64, threads, &|more| {
                     told.fetch_add(more, Ordering::Relaxed);
+                    ControlFlow::Continue(())
                 });
                 assert_eq!(tree.unwrap(), expected, "{size} bytes, {threads} threads");
                 assert_eq!(told.into_inner(), size as u64);
@@ -225,20 +243,40 @@ mod tests {
     fn the_files_offset_does_not_matter() {
         let mut file = file(b"potluck");
         file.seek(io::SeekFrom::Start(3)).unwrap();
-        assert_eq!(hash_file(&file, 7, 1, &|_| {}).unwrap(), hash_bytes(b"potluck"));
+        assert_eq!(
+            hash_file(&file, 7, 1, &to_the_end).unwrap(),
+            hash_bytes(b"potluck")
+        );
         let sum = Sha256(sha2::Sha256::digest(b"potluck").into());
-        assert_eq!(sha256_file(&file, &|_| {}).unwrap(), sum);
+        assert_eq!(sha256_file(&file, &to_the_end).unwrap(), sum);
         assert_eq!(file.stream_position().unwrap(), 3);
     }
 
     #[test]
     fn a_file_that_shrank_is_an_error() {
         for (has, size) in [(0, 1), (999_999, 1_000_000), (1_000_000, 5_000_000)] {
-            let error = hash_file(&file(&bytes(has)), size, 3, &|_| {}).unwrap_err();
+            let error = hash_file(&file(&bytes(has)), size, 3, &to_the_end).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         }
-        let error = hash_file(&file(b""), u64::MAX, 1, &|_| {}).unwrap_err();
+        let error = hash_file(&file(b""), u64::MAX, 1, &to_the_end).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+    }
+
+    #[test]
+    fn it_stops_soon_after_it_is_told_to() {
+        let file = tempfile::tempfile().unwrap();
+        // Holes: a gigabyte to hash, none on the disk.
+        file.set_len(1 << 30).unwrap();
+        let told = AtomicU64::new(0);
+        let stop = |more| match told.fetch_add(more, Ordering::Relaxed) + more {
+            0..1_000_000 => ControlFlow::Continue(()),
+            _ => ControlFlow::Break(()),
+        };
+        let error = hash_file(&file, 1 << 30, 2, &stop).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+        let error = sha256_file(&file, &stop).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+        assert!(told.into_inner() < 8_000_000);
     }
 
     #[test]
@@ -263,6 +301,7 @@ mod tests {
             let told = AtomicU64::new(0);
             let sum = sha256_file(&file(&bytes), &|more| {
                 told.fetch_add(more, Ordering::Relaxed);
+                ControlFlow::Continue(())
             });
             prop_assert_eq!(sum.unwrap(), Sha256(sha2::Sha256::digest(&bytes).into()));
             prop_assert_eq!(told.into_inner(), size as u64);

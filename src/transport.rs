@@ -1,6 +1,9 @@
 //! Endpoints, channels and servers with the HTTP/2 settings that all parts use.
 
+mod about;
 mod failure;
+mod incoming;
+mod look;
 
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
@@ -13,7 +16,11 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::{Problem, Reason};
+pub use self::{
+    about::{Health, with_health_and_reflection},
+    incoming::{Accept, Connection, connections},
+};
+use crate::{Problem, Reason, problem::is_ours};
 
 /// Receive window of one stream, in bytes: two of the largest chunks, so that a sender never waits for an answer on a LAN.
 pub const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
@@ -126,7 +133,12 @@ impl Endpoint {
                     .await
             }
         };
-        connected.map_err(|error| failure::connect_problem(&error, self))
+        match connected {
+            Ok(channel) => Ok(channel),
+            Err(error) => Err(self
+                .named(failure::connect_problem(&error, self), "service")
+                .await),
+        }
     }
 
     /// Makes sure that what accepted the connection speaks gRPC. Any status will do: only the other side's health service could
@@ -141,7 +153,7 @@ impl Endpoint {
         if status.code() == tonic::Code::Unimplemented {
             return Ok(());
         }
-        let problem = self.problem(status, "service");
+        let problem = self.explain(status, "service").await;
         match problem.reason {
             Reason::Unreachable | Reason::TimedOut | Reason::NotPotluck => Err(problem),
             _ => Ok(()),
@@ -169,8 +181,28 @@ impl Endpoint {
         let told = tokio::time::timeout(limit, answer)
             .await
             .map_err(|_| self.late(service, limit))?;
-        told.map(tonic::Response::into_inner)
-            .map_err(|status| self.problem(status, service))
+        match told {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => Err(self.explain(status, service).await),
+        }
+    }
+
+    /// As [`Endpoint::problem`], with a second look at whoever broke the connection.
+    async fn explain(&self, status: Status, service: &str) -> Problem {
+        let told_by_service = is_ours(&status);
+        let problem = self.problem(status, service);
+        match told_by_service {
+            true => problem,
+            false => self.named(problem, service).await,
+        }
+    }
+
+    /// Whoever broke the connection may be something else than Potluck.
+    async fn named(&self, problem: Problem, service: &str) -> Problem {
+        if problem.reason == Reason::Unreachable && look::is_foreign(self).await {
+            return failure::not_http2(service, self);
+        }
+        problem
     }
 
     /// What a status from this endpoint means, where `service` was expected. Names the endpoint where nothing answers, or

@@ -94,6 +94,25 @@ async fn another_protocol() {
     .await;
 }
 
+/// Who speaks before it is spoken to breaks the connection before the first call gets there, or after, as it happens.
+#[tokio::test]
+async fn another_protocol_that_begins_at_once() {
+    let hangs_up = listen(|mut stream| async move {
+        let _ = stream.write_all(b"220 mail.example ESMTP ready\r\n").await;
+    })
+    .await;
+    let reads_on = listen(|mut stream| async move {
+        let _ = stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").await;
+        let mut buffer = [0; 4096];
+        while stream.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
+    })
+    .await;
+    for _ in 0..50 {
+        assert_fails(hangs_up.clone(), Reason::NotPotluck).await;
+        assert_fails(reads_on.clone(), Reason::NotPotluck).await;
+    }
+}
+
 #[tokio::test]
 async fn http2_that_is_no_grpc() {
     let endpoint = listen(|stream| async move {

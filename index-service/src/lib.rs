@@ -13,7 +13,7 @@
 //! | [`commit`] | the one thread through which changes go, many to a flush |
 //! | [`pages`] | page tokens |
 //! | `request`, `problem`, `service` | gRPC: requests checked, errors told, calls answered |
-//! | `incoming`, [`server`] | assembly: connections, services, shutdown |
+//! | [`server`] | assembly: services, limits, shutdown |
 //!
 //! A change goes `service` -> [`commit`] -> [`store`] -> [`registry`] and is then answered; a question goes `service` -> [`registry`] and
 //! touches no disk.
@@ -21,7 +21,6 @@
 pub mod address;
 pub mod catalog;
 pub mod commit;
-mod incoming;
 pub mod leases;
 pub mod options;
 pub mod pages;

@@ -12,8 +12,8 @@ use std::{
 };
 
 use potluck_core::{
-    proto::{DESCRIPTORS, v1::index_service_server::IndexServiceServer},
-    transport,
+    proto::v1::index_service_server::IndexServiceServer,
+    transport::{self, connections, with_health_and_reflection},
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,6 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Config, Options, OptionsError, StoreConfig,
     commit::Committer,
-    incoming::connections,
     pages::Pages,
     quota::RateLimiter,
     registry::{Registry, Restored},
@@ -190,8 +189,7 @@ impl Index {
         })
         .max_decoding_message_size(transport::MAX_MESSAGE)
         .max_encoding_message_size(transport::MAX_MESSAGE);
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<IndexServiceServer<Service>>().await;
+        let (health, routes) = with_health_and_reflection(service).await?;
 
         let address = listener.local_addr().ok();
         let cut = CancellationToken::new();
@@ -203,10 +201,7 @@ impl Index {
             .concurrency_limit_per_connection(MAX_CALLS)
             .timeout(CALL_TIMEOUT)
             .trace_fn(span)
-            .add_service(service)
-            .add_service(health_service)
-            .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?)
+            .add_routes(routes)
             .serve_with_incoming_shutdown(incoming, stop_accepting.clone().cancelled_owned());
         tokio::pin!(server);
         if let Some(address) = address {
@@ -219,10 +214,7 @@ impl Index {
             () = shutdown.cancelled() => None,
         };
         tracing::info!("index stopping");
-        health.set_not_serving::<IndexServiceServer<Service>>().await;
-        health
-            .set_service_status("", tonic_health::ServingStatus::NotServing)
-            .await;
+        health.stop_serving().await;
         registry.hub().close();
         stop_accepting.cancel();
         let served = match served {
@@ -243,12 +235,6 @@ impl Index {
         }
         Ok(served?)
     }
-}
-
-fn reflection() -> tonic_reflection::server::Builder<'static> {
-    tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
 /// A span for each call, with where it comes from.

@@ -6,7 +6,6 @@
 //! | [`control`] | what the peer's owner may do with it, at an endpoint of its own |
 //! | [`holdings`] | what this peer wants registered with the index |
 //! | [`home`] | the peer's folder, its lock and its secret |
-//! | `incoming` | connections as they come: counted, and cut at the end |
 //! | [`library`] | what is shared: files, collections, their hashes, and whether they still are what they were |
 //! | [`limits`] | bytes a second and uploads at once |
 //! | [`offer`] | what can be served: the seam between the library, running transfers and the open port |
@@ -23,7 +22,6 @@ pub mod bits;
 pub mod control;
 pub mod holdings;
 pub mod home;
-mod incoming;
 pub mod library;
 pub mod limits;
 pub mod offer;

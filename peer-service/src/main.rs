@@ -1,6 +1,6 @@
 //! `potluck-peer`: the peer service as a program.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::Parser;
 use potluck_peer::{Options, run};
@@ -17,6 +17,9 @@ struct Line {
     #[command(flatten)]
     options: Options,
 }
+
+/// How long a read that hangs may hold up the program's end.
+const LAST_READS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let line = Line::parse();
@@ -37,7 +40,7 @@ fn main() -> ExitCode {
 
 fn serve(options: Options) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let shutdown = CancellationToken::new();
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -56,5 +59,8 @@ fn serve(options: Options) -> anyhow::Result<()> {
             std::process::exit(130);
         });
         Ok(run(options, shutdown).await?)
-    })
+    });
+    // Everything that must be on the disk is there; a disk that hangs must not keep the program.
+    runtime.shutdown_timeout(LAST_READS);
+    ended
 }

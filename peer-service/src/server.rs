@@ -16,11 +16,8 @@ use std::{
 use potluck_core::{
     PeerId, Problem, Reason,
     index_client::{Address, IndexClient},
-    proto::{
-        DESCRIPTORS,
-        v1::{control_service_server::ControlServiceServer, peer_service_server::PeerServiceServer},
-    },
-    transport::{self, Endpoint},
+    proto::v1::{control_service_server::ControlServiceServer, peer_service_server::PeerServiceServer},
+    transport::{self, Accept, Endpoint, Health, connections, with_health_and_reflection},
 };
 use tokio::{
     net::TcpListener,
@@ -28,7 +25,6 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic_health::server::HealthReporter;
 
 use crate::{
     control::{
@@ -37,7 +33,6 @@ use crate::{
     },
     holdings::Holdings,
     home::Home,
-    incoming::{Accept, connections},
     library::{Library, ShareEvent},
     limits::Limits,
     options::{Config, Options},
@@ -182,22 +177,13 @@ pub async fn start(
     let stop_accepting = CancellationToken::new();
     let cut = CancellationToken::new();
     let servers = TaskTracker::new();
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<PeerServiceServer<PeerApi>>().await;
+    let service = PeerServiceServer::new(api)
+        .max_decoding_message_size(transport::MAX_MESSAGE)
+        .max_encoding_message_size(transport::MAX_MESSAGE);
+    let (health, routes) = with_health_and_reflection(service).await.map_err(defect)?;
     let open_port = transport::server()
         .max_concurrent_streams(MAX_STREAMS)
-        .add_service(
-            PeerServiceServer::new(api)
-                .max_decoding_message_size(transport::MAX_MESSAGE)
-                .max_encoding_message_size(transport::MAX_MESSAGE),
-        )
-        .add_service(health_service)
-        .add_service(reflection("potluck.v1.PeerService").build_v1().map_err(defect)?)
-        .add_service(
-            reflection("potluck.v1.PeerService")
-                .build_v1alpha()
-                .map_err(defect)?,
-        )
+        .add_routes(routes)
         .serve_with_incoming_shutdown(
             connections(listener, config.max_connections, cut.clone()),
             stop_accepting.clone().cancelled_owned(),
@@ -207,21 +193,15 @@ pub async fn start(
             tracing::error!(%error, "the open port failed");
         }
     });
-    let (control_token, socket) = match listening {
+    let (control_token, socket, control_health) = match listening {
         Listening::Unix { listener, path } => {
-            serve_control(&servers, listener, owner, None, (&stop_accepting, &cut)).await?;
-            (None, Some(path))
+            let health = serve_control(&servers, listener, owner, None, (&stop_accepting, &cut)).await?;
+            (None, Some(path), health)
         }
         Listening::Tcp { listener, token } => {
-            serve_control(
-                &servers,
-                listener,
-                owner,
-                Some(token.clone()),
-                (&stop_accepting, &cut),
-            )
-            .await?;
-            (Some(token), None)
+            let asked = Some(token.clone());
+            let health = serve_control(&servers, listener, owner, asked, (&stop_accepting, &cut)).await?;
+            (Some(token), None, health)
         }
     };
     transfers.restore().await?;
@@ -241,7 +221,7 @@ pub async fn start(
             work,
             stop_accepting,
             cut,
-            health,
+            health: [health, control_health],
             servers,
             tracker,
             socket,
@@ -258,49 +238,26 @@ async fn serve_control<L: Accept>(
     owner: Control,
     token: Option<String>,
     (stop_accepting, cut): (&CancellationToken, &CancellationToken),
-) -> Result<(), Problem> {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<ControlServiceServer<Control>>().await;
+) -> Result<Health, Problem> {
     let guard = Guard::new(token);
     let service = ControlServiceServer::new(owner)
         .max_decoding_message_size(transport::MAX_MESSAGE)
         .max_encoding_message_size(transport::MAX_MESSAGE);
+    let (health, routes) = with_health_and_reflection(service).await.map_err(defect)?;
     let server = transport::server()
         .max_concurrent_streams(MAX_STREAMS)
         .layer(tonic::service::InterceptorLayer::new(guard))
-        .add_service(service)
-        .add_service(health_service)
-        .add_service(
-            reflection("potluck.v1.ControlService")
-                .build_v1()
-                .map_err(defect)?,
-        )
-        .add_service(
-            reflection("potluck.v1.ControlService")
-                .build_v1alpha()
-                .map_err(defect)?,
-        )
+        .add_routes(routes)
         .serve_with_incoming_shutdown(
             connections(listener, CONTROL_CONNECTIONS, cut.clone()),
             stop_accepting.clone().cancelled_owned(),
         );
     servers.spawn(async move {
-        // Says that it serves for as long as it does.
-        let _health = health;
         if let Err(error) = server.await {
             tracing::error!(%error, "the control endpoint failed");
         }
     });
-    Ok(())
-}
-
-/// Reflection that lists only what is served at the endpoint.
-fn reflection(service: &str) -> tonic_reflection::server::Builder<'static> {
-    tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .with_service_name(service)
-        .with_service_name("grpc.health.v1.Health")
+    Ok(health)
 }
 
 fn defect(error: tonic_reflection::server::Error) -> Problem {
@@ -316,7 +273,7 @@ struct Parts {
     work: CancellationToken,
     stop_accepting: CancellationToken,
     cut: CancellationToken,
-    health: HealthReporter,
+    health: [Health; 2],
     servers: TaskTracker,
     tracker: TaskTracker,
     socket: Option<PathBuf>,
@@ -326,11 +283,9 @@ struct Parts {
 async fn supervise(parts: Parts) {
     parts.shutdown.cancelled().await;
     tracing::info!("peer stopping");
-    parts.health.set_not_serving::<PeerServiceServer<PeerApi>>().await;
-    parts
-        .health
-        .set_service_status("", tonic_health::ServingStatus::NotServing)
-        .await;
+    for health in &parts.health {
+        health.stop_serving().await;
+    }
     parts.work.cancel();
     parts.stop_accepting.cancel();
     parts.servers.close();

@@ -1,27 +1,33 @@
 //! What the peer remembers over restarts: a redb database in the home. All use of redb lives here.
 //!
 //! Invariants: a batch of changes is taken whole or not at all and is on the disk when [`Store::apply`] returns; a database that
-//! will not open is moved aside, never deleted, and a new one begun; a row that cannot be read is passed over, never trusted.
+//! will not open is moved aside, never deleted, and a new one begun; a row that cannot be read is passed over, never trusted;
+//! after a failure of the disk the database is opened anew, as redb asks for, so that a disk that was full is no reason to
+//! start the peer again.
 //!
 //! Non-goals: knows nothing of what the rows mean. Calls block.
 
 use std::{
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
 };
 
-use potluck_core::{
-    FileId, Root, Sha256,
-    index_client::{FileRecord, Kind},
-    merkle::Hash,
-};
+use potluck_core::{FileId, index_client::FileRecord, merkle::Hash};
 use redb::{
-    Database, ReadableDatabase as _, ReadableTable as _, StorageError, TableDefinition, WriteTransaction,
+    Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction,
 };
+
+mod opening;
+mod rows;
 
 use crate::home::Home;
+use opening::{Failure, aside, try_open};
+pub use rows::Stamp;
+pub(crate) use rows::{ItemRow, Stamps};
+use rows::{
+    bytes_of, decode_item, decode_record, decode_stamps, encode_item, encode_record, encode_stamps, path_of,
+};
 
 /// Items by number: how, where and what. See [`ItemRow`].
 const ITEMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("items.v1");
@@ -50,7 +56,7 @@ pub enum StoreError {
         /// The database.
         path: PathBuf,
         /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: redb::Error,
     },
     /// Reading or writing failed.
     #[error("the peer's database failed: {0}")]
@@ -76,63 +82,10 @@ from_redb!(
 impl StoreError {
     /// Whether there was no room.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Database(redb::Error::Io(error)) if error.kind() == io::ErrorKind::StorageFull)
+        let (Self::Database(error) | Self::Open { source: error, .. }) = self;
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        matches!(error, redb::Error::Io(error) if full.contains(&error.kind()))
     }
-}
-
-/// What a file's `stat` says: any change of its bytes shows in at least one of these.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Stamp {
-    /// Size in bytes.
-    pub size: u64,
-    /// Time of the last change of its bytes, in nanoseconds since 1970; the owner can set it.
-    pub mtime: i64,
-    /// Its number in the file system.
-    pub inode: u64,
-    /// Time of the last change of anything, in nanoseconds since 1970; nobody can set it.
-    pub ctime: i64,
-}
-
-/// Length of a stamp on disk, in bytes.
-const STAMP_LEN: usize = 32;
-
-impl Stamp {
-    fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.size.to_le_bytes());
-        out.extend_from_slice(&self.mtime.to_le_bytes());
-        out.extend_from_slice(&self.inode.to_le_bytes());
-        out.extend_from_slice(&self.ctime.to_le_bytes());
-    }
-
-    fn read(bytes: &[u8; STAMP_LEN]) -> Self {
-        let (words, _) = bytes.as_chunks::<8>();
-        Self {
-            size: u64::from_le_bytes(words[0]),
-            mtime: i64::from_le_bytes(words[1]),
-            inode: u64::from_le_bytes(words[2]),
-            ctime: i64::from_le_bytes(words[3]),
-        }
-    }
-}
-
-/// Something that is shared.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ItemRow {
-    /// Where it is.
-    pub(crate) path: PathBuf,
-    /// Its id: the file's, or the manifest's.
-    pub(crate) id: FileId,
-    /// A file's stamp, or those of a collection's entries in the manifest's order.
-    pub(crate) stamps: Stamps,
-}
-
-/// The stamps of an item.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Stamps {
-    /// A file's.
-    File(Stamp),
-    /// A collection's entries', in order.
-    Collection(Vec<Stamp>),
 }
 
 /// One change of a batch.
@@ -159,7 +112,8 @@ pub(crate) struct Loaded {
 /// The peer's database. Calls block: use them off the async threads. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
-    database: Arc<Database>,
+    /// `None` after a failure of the disk, until it can be opened again.
+    database: Arc<RwLock<Option<Database>>>,
     folder: Arc<Path>,
 }
 
@@ -183,21 +137,40 @@ impl Store {
             Err(Failure::System(error)) => return Err(failed(error)),
             Err(Failure::Damaged(why)) => {
                 let aside = aside(&path);
-                std::fs::rename(&path, &aside).map_err(|error| failed(error.into()))?;
+                std::fs::rename(&path, &aside).map_err(|error| failed(redb::Error::Io(error)))?;
                 tracing::error!(
                     path = %path.display(), moved_to = %aside.display(), %why,
                     "the peer's database would not open: it is moved aside and a new one begun; share again what was shared from outside the files folder"
                 );
-                try_open(&path).map_err(|failure| match failure {
-                    Failure::System(error) => failed(error),
-                    Failure::Damaged(why) => failed(why.into()),
-                })?
+                try_open(&path).map_err(|failure| failed(failure.into_error()))?
             }
         };
         Ok(Self {
-            database: Arc::new(database),
+            database: Arc::new(RwLock::new(Some(database))),
             folder: folder.into(),
         })
+    }
+
+    /// Does something with the open database. Where that has failed before, it is opened anew and the work done again.
+    fn with<T>(&self, work: impl Fn(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let done = match &*self.database.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(database) => work(database),
+            None => Err(StoreError::Database(redb::Error::PreviousIo)),
+        };
+        if !matches!(done, Err(StoreError::Database(redb::Error::PreviousIo))) {
+            return done;
+        }
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        // Closed before it is opened: it cannot be open twice.
+        drop(database.take());
+        let path = self.folder.join(FILE_NAME);
+        // Never moved aside here: what cannot be read now may be readable after a restart.
+        let opened = try_open(&path).map_err(|failure| StoreError::Open {
+            path,
+            source: failure.into_error(),
+        })?;
+        tracing::info!("the peer's database is open again after a failure of the disk");
+        work(database.insert(opened))
     }
 
     /// The folder that the database is in: the peer's own, never to be shared.
@@ -207,59 +180,19 @@ impl Store {
 
     /// Everything that the library remembers but the piece layers.
     pub(crate) fn load(&self) -> Result<Loaded, StoreError> {
-        let read = self.database.begin_read()?;
-        let mut loaded = Loaded::default();
-        let members = read.open_table(MEMBERS)?;
-        for row in read.open_table(ITEMS)?.iter()? {
-            let (number, bytes) = row?;
-            let item = match decode_item(bytes.value()) {
-                Some((path, id, Some(stamp))) => Some((path, id, Stamps::File(stamp))),
-                Some((path, id, None)) => {
-                    let stamps = members.get(number.value())?;
-                    let stamps = stamps
-                        .map(|stamps| decode_stamps(stamps.value()))
-                        .unwrap_or_default();
-                    Some((path, id, Stamps::Collection(stamps)))
-                }
-                None => None,
-            };
-            match item {
-                Some((path, id, stamps)) => {
-                    loaded.items.push((number.value(), ItemRow { path, id, stamps }));
-                }
-                None => tracing::warn!(
-                    item = number.value(),
-                    "a damaged row of the database is passed over"
-                ),
-            }
-        }
-        let records = read.open_table(RECORDS)?;
-        loaded
-            .records
-            .reserve(usize::try_from(redb::ReadableTableMetadata::len(&records)?).unwrap_or(0));
-        for row in records.iter()? {
-            let (id, bytes) = row?;
-            match decode_record(FileId(*id.value()), bytes.value()) {
-                Some(record) => loaded.records.push(record),
-                None => {
-                    tracing::warn!(id = %FileId(*id.value()), "a damaged row of the database is passed over")
-                }
-            }
-        }
-        for row in read.open_table(HIDDEN)?.iter()? {
-            loaded.hidden.push(path_of(row?.0.value()));
-        }
-        Ok(loaded)
+        self.with(|database| load(&database.begin_read()?))
     }
 
     /// The piece layer of a file; `None` if it is not there or damaged.
     pub(crate) fn layer(&self, id: &FileId) -> Result<Option<Arc<[Hash]>>, StoreError> {
-        let read = self.database.begin_read()?;
-        let layer = read.open_table(LAYERS)?.get(id.as_bytes())?;
-        Ok(layer.and_then(|bytes| {
-            let (hashes, rest) = bytes.value().as_chunks::<32>();
-            rest.is_empty().then(|| hashes.into())
-        }))
+        self.with(|database| {
+            let read = database.begin_read()?;
+            let layer = read.open_table(LAYERS)?.get(id.as_bytes())?;
+            Ok(layer.and_then(|bytes| {
+                let (hashes, rest) = bytes.value().as_chunks::<32>();
+                rest.is_empty().then(|| hashes.into())
+            }))
+        })
     }
 
     /// Makes changes, all or none; on the disk when it returns.
@@ -306,14 +239,13 @@ impl Store {
         })
     }
 
-    fn write(
-        &self,
-        change: impl FnOnce(&WriteTransaction) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        let transaction = self.database.begin_write()?;
-        change(&transaction)?;
-        transaction.commit()?;
-        Ok(())
+    fn write(&self, change: impl Fn(&WriteTransaction) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        self.with(|database| {
+            let transaction = database.begin_write()?;
+            change(&transaction)?;
+            transaction.commit()?;
+            Ok(())
+        })
     }
 
     /// Remembers a transfer, replacing what was remembered under its number. On the disk when it returns.
@@ -343,153 +275,68 @@ impl Store {
     /// # Errors
     /// Where the disk does not let it.
     pub fn transfers(&self) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
-        let read = self.database.begin_read()?;
-        let table = read.open_table(TRANSFERS)?;
-        let rows = table.iter()?;
-        rows.map(|row| {
-            let (id, bytes) = row?;
-            Ok((id.value(), bytes.value().to_vec()))
+        self.with(|database| {
+            let read = database.begin_read()?;
+            let table = read.open_table(TRANSFERS)?;
+            let rows = table.iter()?;
+            rows.map(|row| {
+                let (id, bytes) = row?;
+                Ok((id.value(), bytes.value().to_vec()))
+            })
+            .collect()
         })
-        .collect()
     }
 }
 
-/// Why a database did not open.
-enum Failure {
-    /// The operating system: permission, no room. Another database would fare no better.
-    System(Box<dyn std::error::Error + Send + Sync>),
-    /// The file itself.
-    Damaged(String),
-}
-
-impl From<redb::Error> for Failure {
-    fn from(error: redb::Error) -> Self {
-        match &error {
-            redb::Error::Io(io)
-                if !matches!(
-                    io.kind(),
-                    io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
-                ) =>
-            {
-                Self::System(error.into())
+fn load(read: &ReadTransaction) -> Result<Loaded, StoreError> {
+    let mut loaded = Loaded::default();
+    let members = read.open_table(MEMBERS)?;
+    for row in read.open_table(ITEMS)?.iter()? {
+        let (number, bytes) = row?;
+        let item = match decode_item(bytes.value()) {
+            Some((path, id, Some(stamp))) => Some((path, id, Stamps::File(stamp))),
+            Some((path, id, None)) => {
+                let stamps = members.get(number.value())?;
+                let stamps = stamps
+                    .map(|stamps| decode_stamps(stamps.value()))
+                    .unwrap_or_default();
+                Some((path, id, Stamps::Collection(stamps)))
             }
-            redb::Error::DatabaseAlreadyOpen => Self::System(error.into()),
-            _ => Self::Damaged(error.to_string()),
+            None => None,
+        };
+        match item {
+            Some((path, id, stamps)) => {
+                loaded.items.push((number.value(), ItemRow { path, id, stamps }));
+            }
+            None => tracing::warn!(
+                item = number.value(),
+                "a damaged row of the database is passed over"
+            ),
         }
     }
-}
-
-/// Opens or makes a database with all its tables.
-fn try_open(path: &Path) -> Result<Database, Failure> {
-    let open = || -> Result<Database, redb::Error> {
-        let database = Database::builder().set_cache_size(CACHE_SIZE).create(path)?;
-        let write = database.begin_write()?;
-        write.open_table(ITEMS)?;
-        write.open_table(MEMBERS)?;
-        write.open_table(RECORDS)?;
-        write.open_table(LAYERS)?;
-        write.open_table(HIDDEN)?;
-        write.open_table(TRANSFERS)?;
-        write.commit()?;
-        Ok(database)
-    };
-    // A damaged file can trip redb's own checks: that is a file that will not open, no reason to end the peer.
-    match catch_unwind(AssertUnwindSafe(open)) {
-        Ok(opened) => opened.map_err(Failure::from),
-        Err(_) => Err(Failure::Damaged(
-            StorageError::Corrupted("redb gave up".into()).to_string(),
-        )),
-    }
-}
-
-/// A free name beside a damaged database.
-fn aside(path: &Path) -> PathBuf {
-    (1..=u32::MAX)
-        .map(|number| path.with_extension(format!("redb.damaged-{number}")))
-        .find(|aside| !aside.exists())
-        .unwrap_or_else(|| path.with_extension("redb.damaged"))
-}
-
-fn bytes_of(path: &Path) -> &[u8] {
-    path.as_os_str().as_encoded_bytes()
-}
-
-fn path_of(bytes: &[u8]) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt as _;
-    std::ffi::OsStr::from_bytes(bytes).into()
-}
-
-/// `0`, id, stamp, path for a file; `1`, id, path for a collection.
-fn encode_item(row: &ItemRow) -> Vec<u8> {
-    let mut out = Vec::with_capacity(1 + 32 + STAMP_LEN + row.path.as_os_str().len());
-    out.push(u8::from(matches!(row.stamps, Stamps::Collection(_))));
-    out.extend_from_slice(row.id.as_bytes());
-    if let Stamps::File(stamp) = &row.stamps {
-        stamp.write(&mut out);
-    }
-    out.extend_from_slice(bytes_of(&row.path));
-    out
-}
-
-fn decode_item(bytes: &[u8]) -> Option<(PathBuf, FileId, Option<Stamp>)> {
-    let (&kind, rest) = bytes.split_first()?;
-    let (id, rest) = rest.split_first_chunk::<32>()?;
-    let (stamp, rest) = match kind {
-        0 => {
-            let (stamp, rest) = rest.split_first_chunk::<STAMP_LEN>()?;
-            (Some(Stamp::read(stamp)), rest)
+    let records = read.open_table(RECORDS)?;
+    loaded
+        .records
+        .reserve(usize::try_from(redb::ReadableTableMetadata::len(&records)?).unwrap_or(0));
+    for row in records.iter()? {
+        let (id, bytes) = row?;
+        match decode_record(FileId(*id.value()), bytes.value()) {
+            Some(record) => loaded.records.push(record),
+            None => {
+                tracing::warn!(id = %FileId(*id.value()), "a damaged row of the database is passed over")
+            }
         }
-        1 => (None, rest),
-        _ => return None,
-    };
-    let path = path_of(rest);
-    path.is_absolute().then_some((path, FileId(*id), stamp))
-}
-
-fn encode_stamps(stamps: &[Stamp]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(stamps.len() * STAMP_LEN);
-    for stamp in stamps {
-        stamp.write(&mut out);
     }
-    out
-}
-
-fn decode_stamps(bytes: &[u8]) -> Vec<Stamp> {
-    bytes.as_chunks::<STAMP_LEN>().0.iter().map(Stamp::read).collect()
-}
-
-/// Size, root, kind, and the SHA-256 where it is known.
-fn encode_record(record: &FileRecord) -> Vec<u8> {
-    let mut out = Vec::with_capacity(8 + 32 + 1 + 32);
-    out.extend_from_slice(&record.size.to_le_bytes());
-    out.extend_from_slice(record.root.as_bytes());
-    out.push(u8::from(record.kind == Kind::Collection));
-    if let Some(sha256) = &record.sha256 {
-        out.extend_from_slice(sha256.as_bytes());
+    for row in read.open_table(HIDDEN)?.iter()? {
+        loaded.hidden.push(path_of(row?.0.value()));
     }
-    out
-}
-
-fn decode_record(id: FileId, bytes: &[u8]) -> Option<FileRecord> {
-    let (size, rest) = bytes.split_first_chunk::<8>()?;
-    let (root, rest) = rest.split_first_chunk::<32>()?;
-    let (&kind, rest) = rest.split_first()?;
-    let (size, root) = (u64::from_le_bytes(*size), Root(*root));
-    // What an id commits to is checked wherever it comes from.
-    if FileId::derive(size, &root) != id {
-        return None;
-    }
-    Some(FileRecord {
-        id,
-        size,
-        root,
-        sha256: Sha256::try_from(rest).ok(),
-        kind: if kind == 1 { Kind::Collection } else { Kind::File },
-    })
+    Ok(loaded)
 }
 
 #[cfg(test)]
 mod tests {
+    use potluck_core::{Root, Sha256, index_client::Kind};
+
     use super::*;
 
     fn record(n: u8) -> FileRecord {

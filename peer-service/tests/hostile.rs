@@ -49,6 +49,8 @@ enum Vice {
     Empty,
     /// Answers no call.
     Silent,
+    /// Says that a plain file is a collection.
+    SaysCollection,
 }
 
 struct Fake {
@@ -81,6 +83,10 @@ impl PeerService for Fake {
                 file_id: self.tree.id().to_bytes(),
                 size,
                 root: self.tree.root.to_bytes(),
+                kind: match self.vice {
+                    Vice::SaysCollection => v1::FileKind::Collection.into(),
+                    _ => v1::FileKind::File.into(),
+                },
                 ..Default::default()
             }),
             name: "../../data.bin".into(),
@@ -347,6 +353,24 @@ async fn what_is_said_of_the_file_is_checked() {
             .await;
         assert_done(&done);
         assert_eq!(std::fs::read(&target).unwrap(), world.data, "{vice:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_said_to_be_a_collection_is_fetched_as_a_file() {
+    let world = world().await;
+    let bad = fake(Vice::SaysCollection, &world.data).await;
+    let target = world.dir.path().join("out");
+    let done = world.peer.fetch(wish_from(&world, &target, &bad)).await;
+    assert_done(&done);
+    assert_eq!(done.kind(), v1::FileKind::File);
+    assert_eq!(std::fs::read(&target).unwrap(), world.data);
+}
+
+fn wish_from(world: &World, target: &Path, address: &Address) -> v1::FetchRequest {
+    v1::FetchRequest {
+        providers: vec![address.into()],
+        ..wish(world.id, target)
     }
 }
 

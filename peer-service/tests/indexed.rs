@@ -4,8 +4,13 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::*;
 use potluck_core::proto::v1;
+use potluck_index::StoreConfig;
+use potluck_peer::Config;
+use tokio::net::TcpListener;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn providers_are_found_and_the_finished_file_is_registered() {
@@ -70,4 +75,57 @@ async fn an_index_that_is_lost_does_not_stop_a_download() {
     }
     assert_done(&last.unwrap());
     assert_eq!(std::fs::read(&target).unwrap(), data);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_restarts_or_has_lost_its_data_knows_everything_again() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("index");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut index = Index::with_store(listener, StoreConfig::Sled(data.clone())).await;
+    let peer = Peer::with(Config {
+        index: Some(index.endpoint.clone()),
+        // Renewed every second or so.
+        lease: Some(Duration::from_secs(3)),
+        ..Config::new(dir.path().join("peer"))
+    })
+    .await;
+    let folder = dir.path().join("folder");
+    for n in 0..50 {
+        file(&folder, &n.to_string(), &bytes(1000 + n, 40));
+    }
+    let collection = peer.share(&folder).await;
+    let single = peer.share(&file(dir.path(), "single", &bytes(300_000, 41))).await;
+    let member = potluck_core::hash::hash_bytes(&bytes(1049, 40)).id();
+    for (round, wiped) in [false, true].into_iter().enumerate() {
+        for id in [collection, single, member] {
+            wait_for_providers(&index, id, 1).await;
+        }
+        index.stop().await;
+        if wiped {
+            std::fs::remove_dir_all(&data).unwrap();
+        }
+        // Shared while nobody could be told.
+        let late = file(
+            dir.path(),
+            &format!("late{round}"),
+            &bytes(5000, 50 + round as u64),
+        );
+        let late = peer.share(&late).await;
+        let listener = TcpListener::bind(address).await.unwrap();
+        index = Index::with_store(listener, StoreConfig::Sled(data.clone())).await;
+        for id in [collection, single, member, late] {
+            wait_for_providers(&index, id, 1).await;
+        }
+    }
+    peer.stop().await;
+    // It took back its lease.
+    wait_until("nobody has it", || async {
+        let by = potluck_core::index_client::By::Id(single);
+        let page = index.client.query(&by, 10, None).await.unwrap();
+        page.files.first().is_none_or(|found| found.provider_count == 0)
+    })
+    .await;
 }

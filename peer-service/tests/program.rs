@@ -46,6 +46,13 @@ impl Program {
         Self { child, address }
     }
 
+    /// Bytes read since it began, as Linux counts them.
+    fn has_read(&self) -> u64 {
+        let io = std::fs::read_to_string(format!("/proc/{}/io", self.child.id())).unwrap();
+        let line = io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap();
+        line.parse().unwrap()
+    }
+
     fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -200,4 +207,78 @@ async fn what_it_cannot_do_it_says_and_what_to_do_instead() {
         .get_status(v1::GetStatusRequest {})
         .await
         .unwrap();
+}
+
+/// A file of so many bytes, all of them holes: takes long to hash and no room.
+fn holes(path: &Path, bytes: u64) {
+    std::fs::File::create(path).unwrap().set_len(bytes).unwrap();
+}
+
+/// Tells the program to stop and gives how long that took.
+fn stop(program: &mut Program) -> std::time::Duration {
+    let pid = rustix::process::Pid::from_child(&program.child);
+    let start = std::time::Instant::now();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(program.child.wait().unwrap().code(), Some(0));
+    start.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_stops_within_seconds_while_a_large_file_is_hashed() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = dir.path().join("large");
+    // Minutes of work.
+    holes(&large, 100 << 30);
+    let limit = std::time::Duration::from_secs(6);
+    // Shared by somebody who watches.
+    let home = dir.path().join("peer");
+    let mut program = Program::start(&home);
+    let request = v1::ShareRequest {
+        paths: vec![large.to_str().unwrap().to_owned()],
+    };
+    let mut events = control(&home)
+        .await
+        .share(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    let hashing = events.message().await.unwrap().unwrap().event.unwrap();
+    assert!(
+        matches!(hashing, v1::share_response::Event::Progress(_)),
+        "{hashing:?}"
+    );
+    let took = stop(&mut program);
+    assert!(took < limit, "a share: {took:?}");
+    // Found in the files folder.
+    let dropped = home.join("files/dropped");
+    holes(&dropped, 100 << 30);
+    let mut program = Program::start(&home);
+    wait_until("it hashes", || async { program.has_read() > 10_000_000 }).await;
+    let took = stop(&mut program);
+    assert!(took < limit, "the files folder: {took:?}");
+    std::fs::remove_file(dropped).unwrap();
+    // Looked at because it stands where a download is to go.
+    let mut program = Program::start(&home);
+    let request = v1::FetchRequest {
+        ..wish(potluck_core::hash::hash_bytes(b"other").id(), &large)
+    };
+    let _events = control(&home).await.fetch(request).await.unwrap().into_inner();
+    wait_until("it hashes", || async { program.has_read() > 10_000_000 }).await;
+    let took = stop(&mut program);
+    assert!(took < limit, "a target: {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_share_whose_caller_goes_stops_hashing() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = dir.path().join("large");
+    holes(&large, 100 << 30);
+    let peer = Peer::start(&dir.path().join("peer"), None).await;
+    let request = v1::ShareRequest {
+        paths: vec![large.to_str().unwrap().to_owned()],
+    };
+    let mut events = peer.control.clone().share(request).await.unwrap().into_inner();
+    events.message().await.unwrap().unwrap();
+    drop(events);
+    // The runtime ends only when the hashing has: this test would hang.
 }

@@ -17,6 +17,17 @@ enum Failure {
     Foreign(String),
 }
 
+const NOT_HTTP2: &str = "it does not speak HTTP/2";
+
+/// That what answers at `place` speaks something else.
+pub(super) fn not_http2(service: &str, place: &dyn std::fmt::Display) -> Problem {
+    Problem::new(Reason::NotPotluck, foreign(service, place, NOT_HTTP2))
+}
+
+fn foreign(service: &str, place: &dyn std::fmt::Display, why: &str) -> String {
+    format!("what answers at {place} is no Potluck {service}: {why}")
+}
+
 /// The problem that a status from `place` is, where `service` was expected.
 pub(super) fn problem(status: Status, service: &str, place: &dyn std::fmt::Display) -> Problem {
     let failure = match is_ours(&status) {
@@ -33,10 +44,7 @@ pub(super) fn problem(status: Status, service: &str, place: &dyn std::fmt::Displ
             Reason::TimedOut,
             format!("the {service} at {place} does not answer: {why}"),
         ),
-        Some(Failure::Foreign(why)) => (
-            Reason::NotPotluck,
-            format!("what answers at {place} is no Potluck {service}: {why}"),
-        ),
+        Some(Failure::Foreign(why)) => (Reason::NotPotluck, foreign(service, place, &why)),
     };
     Problem {
         reason,
@@ -81,7 +89,7 @@ fn failure(error: &(dyn Error + 'static)) -> Option<Failure> {
     }
     if let Some(error) = error.downcast_ref::<h2::Error>() {
         return Some(match error.is_library() {
-            true => Failure::Foreign("it does not speak HTTP/2".into()),
+            true => Failure::Foreign(NOT_HTTP2.into()),
             false => Failure::Lost(error.to_string()),
         });
     }

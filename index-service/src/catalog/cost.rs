@@ -38,11 +38,9 @@ pub fn most(registration: &Registration) -> u64 {
         .names
         .iter()
         .map(|text| {
-            name(text)
-                + words::words(text)
-                    .iter()
-                    .map(|text| word(text) + POSTING)
-                    .sum::<u64>()
+            let mut bytes = name(text);
+            words::each_word(text, |text| bytes += word(text) + POSTING);
+            bytes
         })
         .sum();
     REGISTRATION + FILE + VARIANT + CLAIM + names

@@ -144,16 +144,16 @@ impl Names {
         }) as u32;
         vacant.insert(slot);
         *bytes += cost::name(text);
-        for word in words::words(text) {
+        words::each_word(text, |word| {
             *bytes += cost::POSTING;
-            match index.get_mut(word.as_str()) {
+            match index.get_mut(word) {
                 Some(posting) => posting.add(slot),
                 None => {
-                    *bytes += cost::word(&word);
+                    *bytes += cost::word(word);
                     index.insert(word.into(), Posting::Few(SmallVec::from_slice(&[slot])));
                 }
             }
-        }
+        });
         slot
     }
 
@@ -173,15 +173,15 @@ impl Names {
             entry.remove();
         }
         self.bytes -= cost::name(&text);
-        for word in words::words(&text) {
+        words::each_word(&text, |word| {
             self.bytes -= cost::POSTING;
-            if let Some(posting) = self.words.get_mut(word.as_str())
+            if let Some(posting) = self.words.get_mut(word)
                 && posting.remove(name)
             {
-                self.words.remove(word.as_str());
-                self.bytes -= cost::word(&word);
+                self.words.remove(word);
+                self.bytes -= cost::word(word);
             }
-        }
+        });
     }
 
     /// The text of a name.

@@ -3,6 +3,9 @@
 //! A word is a run of letters and digits in lower case, after Unicode's compatibility composition (NFKC), so that what looks
 //! the same is found the same. Non-goals: stemming, and word boundaries in scripts that write none.
 
+use std::borrow::Cow;
+
+use smallvec::SmallVec;
 use unicode_normalization::UnicodeNormalization as _;
 
 /// Longest search, in bytes, as the contract has it.
@@ -13,20 +16,29 @@ pub const MAX_QUERY_WORDS: usize = 16;
 
 /// The distinct words of a name, sorted.
 pub fn words(text: &str) -> Vec<String> {
-    // Most names are ASCII, which composition leaves as it is; a large index is rebuilt word by word when it is opened.
-    let normal = if text.is_ascii() {
-        text.to_ascii_lowercase()
+    let mut all = Vec::new();
+    each_word(text, |word| all.push(word.to_owned()));
+    all
+}
+
+/// Gives the distinct words of a name in order. A large index is rebuilt word by word when it is opened: most names cost no more
+/// than one allocation here.
+pub fn each_word(text: &str, each: impl FnMut(&str)) {
+    // Most names are ASCII, which composition leaves as it is.
+    let normal = if !text.is_ascii() {
+        Cow::Owned(normalize(text))
+    } else if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(text.to_ascii_lowercase())
     } else {
-        normalize(text)
+        Cow::Borrowed(text)
     };
-    let mut words: Vec<String> = normal
+    let mut words: SmallVec<[&str; 16]> = normal
         .split(|c: char| !c.is_alphanumeric())
         .filter(|word| !word.is_empty())
-        .map(str::to_owned)
         .collect();
     words.sort_unstable();
     words.dedup();
-    words
+    words.into_iter().for_each(each);
 }
 
 fn normalize(text: &str) -> String {

@@ -3,8 +3,9 @@
 //! A peer's packs are read in order; of two entries for one file the later one holds. Within one pack each file stands once.
 //! The form is protobuf, so that a later version can add to it. The id is not stored: it follows from size and root.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
+use hashbrown::HashMap;
 use potluck_core::{
     FileId, Root, Sha256,
     index_client::{Address, FileRecord, Kind, Registration},

@@ -13,78 +13,20 @@ use std::{
 use potluck_core::{
     FileId, Sha256,
     index_client::{FileRecord, Kind, Registration},
-    manifest::{Content, Manifest},
-    merkle::Hash,
-    path::Label,
+    manifest::Content,
 };
 
+mod item;
+
 use super::{Item, Totals};
-use crate::store::{Change, ItemRow, Stamp, Stamps};
+use crate::store::{Change, Stamp};
+pub(super) use item::{Body, Folder, Hashed, Held, MANIFEST, NewItem, Place, Shared};
 
 /// Most names that a file is registered by, as the contract has it.
 const MAX_NAMES: usize = 16;
 
 /// Most copies looked at for names: a thousand copies of one name must not cost a thousand steps each time.
 const MAX_NAMED_COPIES: usize = 64;
-
-/// Stands for the manifest itself where an entry of it is expected.
-pub(super) const MANIFEST: u32 = u32::MAX;
-
-/// Where a copy of a file is: an item, and the entry of its manifest ([`MANIFEST`] for the manifest itself, 0 for a file item).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Place {
-    pub(super) item: u64,
-    pub(super) entry: u32,
-}
-
-/// A file that is shared, alone or in a collection.
-#[derive(Debug)]
-pub(super) struct Held {
-    pub(super) record: FileRecord,
-    places: Vec<Place>,
-}
-
-/// Something that is shared.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) path: Arc<Path>,
-    pub(super) record: FileRecord,
-    pub(super) body: Body,
-}
-
-/// What an item is.
-#[derive(Debug, Clone)]
-pub(super) enum Body {
-    File(Stamp),
-    Collection(Arc<Folder>),
-}
-
-/// A collection's content.
-#[derive(Debug)]
-pub(super) struct Folder {
-    pub(super) manifest: Arc<Manifest>,
-    /// Of each entry of the manifest; meaningless for those that are no files.
-    pub(super) stamps: Vec<Stamp>,
-    /// How many units its content has as a transfer.
-    pub(super) units: u32,
-}
-
-/// An item to put, with the records of every file that it holds and the piece layers of those that are new.
-#[derive(Debug, Clone)]
-pub(super) struct NewItem {
-    pub(super) path: Arc<Path>,
-    pub(super) record: FileRecord,
-    pub(super) body: Body,
-    /// Files that were hashed for it; others must be held already.
-    pub(super) hashed: HashMap<FileId, Hashed>,
-}
-
-/// A file that was hashed.
-#[derive(Debug, Clone)]
-pub(super) struct Hashed {
-    pub(super) record: FileRecord,
-    pub(super) layer: Arc<[Hash]>,
-}
 
 /// What changed and has still to be settled, stored and told.
 #[derive(Debug, Default)]
@@ -120,85 +62,6 @@ impl Delta {
     }
 }
 
-impl Shared {
-    /// The label it is shared by.
-    pub(super) fn name(&self) -> String {
-        name_of(&self.path)
-    }
-
-    pub(super) fn item(&self) -> Item {
-        let (file_count, content_size) = match &self.body {
-            Body::File(_) => (1, self.record.size),
-            Body::Collection(folder) => (folder.manifest.file_count(), folder.manifest.content_size()),
-        };
-        Item {
-            record: self.record,
-            name: self.name(),
-            path: self.path.to_path_buf(),
-            file_count,
-            content_size,
-        }
-    }
-
-    /// The files that it holds, each once, and where.
-    fn files(&self) -> Vec<(FileId, u32)> {
-        match &self.body {
-            Body::File(_) => vec![(self.record.id, 0)],
-            Body::Collection(folder) => {
-                let mut seen = HashSet::new();
-                let mut files = vec![(self.record.id, MANIFEST)];
-                seen.insert(self.record.id);
-                for (entry, id) in folder.files() {
-                    if seen.insert(id) {
-                        files.push((id, entry));
-                    }
-                }
-                files
-            }
-        }
-    }
-
-    /// Where an entry is and what its `stat` said; `None` for the manifest, which is not in the folder.
-    pub(super) fn locate(&self, entry: u32) -> Option<(PathBuf, Stamp)> {
-        match &self.body {
-            Body::File(stamp) => Some((self.path.to_path_buf(), *stamp)),
-            Body::Collection(folder) => {
-                let index = entry as usize;
-                let path = &folder.manifest.entries.get(index)?.path;
-                Some((self.path.join(path.as_str()), *folder.stamps.get(index)?))
-            }
-        }
-    }
-
-    fn row(&self) -> ItemRow {
-        ItemRow {
-            path: self.path.to_path_buf(),
-            id: self.record.id,
-            stamps: match &self.body {
-                Body::File(stamp) => Stamps::File(*stamp),
-                Body::Collection(folder) => Stamps::Collection(folder.stamps.clone()),
-            },
-        }
-    }
-}
-
-impl Folder {
-    /// The entries that are files: number and id.
-    pub(super) fn files(&self) -> impl Iterator<Item = (u32, FileId)> + '_ {
-        let entries = self.manifest.entries.iter().enumerate();
-        entries.filter_map(|(index, entry)| match entry.content {
-            Content::File { id, .. } => Some((u32::try_from(index).ok()?, id)),
-            _ => None,
-        })
-    }
-}
-
-/// The label of what is at a path.
-pub(super) fn name_of(path: &Path) -> String {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    Label::sanitize(&name).as_str().to_owned()
-}
-
 impl Catalog {
     /// Files that a new item takes for granted and that are not held any more.
     pub(super) fn lacks(&self, item: &NewItem) -> bool {
@@ -211,6 +74,15 @@ impl Catalog {
 
     /// Puts an item in place of the one at its path, or as the newest. Nothing that it [`Catalog::lacks`].
     pub(super) fn put(&mut self, item: NewItem, delta: &mut Delta) -> u64 {
+        let number = self.insert(item, delta);
+        if let Some(shared) = self.items.get(&number) {
+            delta.changes.push(Change::PutItem(number, shared.row()));
+        }
+        number
+    }
+
+    /// The same for what the database has already.
+    fn insert(&mut self, item: NewItem, delta: &mut Delta) -> u64 {
         let old = self.by_path.get(&item.path).copied();
         let number = old.unwrap_or(self.next);
         self.next = self.next.max(number + 1);
@@ -232,7 +104,6 @@ impl Catalog {
             let hashed = item.hashed.get(&id);
             self.add_place(id, Place { item: number, entry }, hashed, delta);
         }
-        delta.changes.push(Change::PutItem(number, shared.row()));
         if self.hidden.remove(&*shared.path) {
             delta.changes.push(Change::Unhide(shared.path.to_path_buf()));
         }
@@ -304,10 +175,15 @@ impl Catalog {
         self.files.insert(record.id, held);
     }
 
+    /// A file that was remembered, whether or not an item holds it by now.
+    pub(super) fn remembered(&self, id: &FileId) -> Option<FileRecord> {
+        self.files.get(id).map(|held| held.record)
+    }
+
     /// Puts an item as it was remembered, under its number. `changed`: entries that are no longer what they were.
     pub(super) fn restore(&mut self, number: u64, item: NewItem, changed: &[u32], delta: &mut Delta) {
         self.by_path.insert(item.path.clone(), number);
-        self.put(item, delta);
+        self.insert(item, delta);
         for &entry in changed {
             self.distrust(Place { item: number, entry }, delta);
         }

@@ -23,7 +23,7 @@ use potluck_core::Reason;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Hashing, Inner,
+    Inner,
     catalog::Body,
     hasher::hash_many,
     share::{Watch, file_item},
@@ -78,19 +78,17 @@ async fn scan_loop(inner: Arc<Inner>) {
                 (taken, next)
             }
         });
-        let next = tokio::select! {
-            pass = pass => match pass {
-                Ok((taken, next)) => {
-                    scanner = Some(taken);
-                    next
-                }
-                Err(error) => {
-                    tracing::error!(%error, "looking at the files folder failed");
-                    scanner = Some(Scanner::default());
-                    Some(SCAN_INTERVAL)
-                }
-            },
-            () = inner.shutdown.cancelled() => return,
+        // It notices by itself when the peer stops: nothing may use the database after that.
+        let next = match pass.await {
+            Ok((taken, next)) => {
+                scanner = Some(taken);
+                next
+            }
+            Err(error) => {
+                tracing::error!(%error, "looking at the files folder failed");
+                scanner = Some(Scanner::default());
+                Some(SCAN_INTERVAL)
+            }
         };
         let next = match watcher {
             Some(_) => next,
@@ -225,11 +223,14 @@ impl Scanner {
                 Candidate::Refused(path, refused) => self.refuse(path, fingerprint, &refused),
             }
         }
-        let _hashing = Hashing::new(inner);
+        let _hashing = inner.hashing.begin();
         for batch in files.chunks(BATCH) {
             self.share_files(inner, batch);
         }
         for (path, found) in folders {
+            if inner.shutdown.is_cancelled() {
+                return None;
+            }
             let fingerprint = fingerprint(&found);
             match share_folder(inner, &path, &found) {
                 Ok(()) => drop(self.pending.remove(&path)),
@@ -241,6 +242,7 @@ impl Scanner {
                 {
                     again = Some(QUIET);
                 }
+                Err(_) if inner.shutdown.is_cancelled() => return None,
                 Err(refused) => self.refuse(path, fingerprint, &refused),
             }
         }

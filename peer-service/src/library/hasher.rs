@@ -6,6 +6,7 @@
 use std::{
     fs::{File, OpenOptions},
     io,
+    ops::ControlFlow,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{
@@ -87,19 +88,34 @@ impl From<Done> for Hashed {
     }
 }
 
+/// Asked often whether to stop.
+pub(super) type Cancelled<'a> = dyn Fn() -> bool + Sync + 'a;
+
 /// Hashes one file.
 ///
 /// # Errors
-/// `FILE_CHANGED` where it changed meanwhile; whatever keeps it from being read.
-pub(super) fn hash_one(path: &Path, threads: usize, on_progress: &OnProgress<'_>) -> Result<Done, Problem> {
+/// `FILE_CHANGED` where it changed meanwhile; `CANCELLED`; whatever keeps it from being read.
+pub(super) fn hash_one(
+    path: &Path,
+    threads: usize,
+    on_progress: &OnProgress<'_>,
+    cancelled: &Cancelled<'_>,
+) -> Result<Done, Problem> {
     let (file, mut stamp) = open_regular(path)?;
     if let Some(wait) = unsettled(&stamp) {
         std::thread::sleep(wait);
         stamp = stamp_of(&file.metadata().map_err(|error| unreadable(&error))?);
     }
-    let tree = hash_file(&file, stamp.size, threads, &|bytes| on_progress(path, bytes));
+    let tree = hash_file(&file, stamp.size, threads, &|bytes| {
+        on_progress(path, bytes);
+        match cancelled() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
     let tree = tree.map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => changed(),
+        io::ErrorKind::Interrupted => Problem::new(Reason::Cancelled, "hashing was stopped"),
         io::ErrorKind::FileTooLarge => Problem::new(Reason::OutOfRange, "it is too large to be shared"),
         _ => unreadable(&error),
     })?;
@@ -132,10 +148,17 @@ pub(super) fn hash_many(
     paths: &[(PathBuf, u64)],
     threads: usize,
     on_progress: &OnProgress<'_>,
-    cancelled: &(dyn Fn() -> bool + Sync),
+    cancelled: &Cancelled<'_>,
 ) -> Vec<Option<Result<Done, Problem>>> {
     let results = Mutex::new(vec![None; paths.len()]);
-    let put = |index: usize, result| {
+    let hash = |index: usize, path: &Path, threads: usize| {
+        let result = hash_one(path, threads, on_progress, cancelled);
+        if result
+            .as_ref()
+            .is_err_and(|problem| problem.reason == Reason::Cancelled)
+        {
+            return;
+        }
         results.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(result);
     };
     let next = AtomicUsize::new(0);
@@ -146,7 +169,7 @@ pub(super) fn hash_many(
                 break;
             };
             if *size <= LARGE {
-                put(index, hash_one(path, 1, on_progress));
+                hash(index, path, 1);
             }
         }
     };
@@ -159,7 +182,7 @@ pub(super) fn hash_many(
     });
     for (index, (path, size)) in paths.iter().enumerate() {
         if *size > LARGE && !cancelled() {
-            put(index, hash_one(path, threads, on_progress));
+            hash(index, path, threads);
         }
     }
     results.into_inner().unwrap_or_else(PoisonError::into_inner)
@@ -203,7 +226,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fresh");
         std::fs::write(&path, "1").unwrap();
-        let done = hash_one(&path, 1, &|_, _| {}).unwrap();
+        let done = hash_one(&path, 1, &|_, _| {}, &|| false).unwrap();
         assert_eq!(unsettled(&done.stamp), None);
     }
 }

@@ -28,8 +28,8 @@ pub struct Identified {
 
 /// Hashes what stands at `path`. Blocks: call it off the async threads.
 ///
-/// `on_found` is told bytes that will be hashed, `on_hashed` bytes that are; both from any thread. Between files `cancelled` is
-/// asked whether to stop.
+/// `on_found` is told bytes that will be hashed, `on_hashed` bytes that are; both from any thread. `cancelled` is asked
+/// often whether to stop.
 ///
 /// # Errors
 /// Everything that cannot be shared, each with its path; [`Reason::Cancelled`] where it was told to stop.
@@ -55,7 +55,7 @@ pub fn identify(
         return Err(refuse(special(metadata.file_type())));
     }
     on_found(metadata.len());
-    let done = hash_one(path, threads, &|_, bytes| on_hashed(bytes)).map_err(refuse)?;
+    let done = hash_one(path, threads, &|_, bytes| on_hashed(bytes), cancelled).map_err(refuse)?;
     Ok(Identified {
         record: done.record(),
         file_count: 1,

@@ -3,12 +3,7 @@
 //!
 //! What is gone is dropped; what changed keeps its place and is looked at again in the background.
 
-use std::{
-    collections::{HashMap, HashSet},
-    io,
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::HashMap, io, path::Path, sync::Arc};
 
 use potluck_core::{
     FileId, Root,
@@ -43,15 +38,12 @@ impl Inner {
         for path in loaded.hidden {
             catalog.hide(path, None);
         }
-        let known: HashSet<FileId> = loaded.records.iter().map(|record| record.id).collect();
-        let records: HashMap<FileId, FileRecord> =
-            loaded.records.iter().map(|record| (record.id, *record)).collect();
         for record in loaded.records {
             catalog.remember(record, &mut delta);
         }
         let mut changes = Vec::new();
         for (number, row) in loaded.items {
-            match self.restore(&mut catalog, number, row, &records, &known, &mut delta) {
+            match self.restore(&mut catalog, number, row, &mut delta) {
                 Standing::Gone => changes.push(Change::RemoveItem(number)),
                 Standing::Changed | Standing::Same(_) => {}
             }
@@ -74,21 +66,13 @@ impl Inner {
         Ok(())
     }
 
-    fn restore(
-        &self,
-        catalog: &mut Catalog,
-        number: u64,
-        row: ItemRow,
-        records: &HashMap<FileId, FileRecord>,
-        known: &HashSet<FileId>,
-        delta: &mut Delta,
-    ) -> Standing {
+    fn restore(&self, catalog: &mut Catalog, number: u64, row: ItemRow, delta: &mut Delta) -> Standing {
         let path: Arc<Path> = row.path.into();
-        let record = records.get(&row.id).copied();
+        let record = catalog.remembered(&row.id);
         let (standing, body) = match row.stamps {
             Stamps::File(stamp) => (standing_of_file(&path, &stamp), Body::File(stamp)),
             Stamps::Collection(stamps) => {
-                let folder = self.read_folder(&row.id, stamps, known);
+                let folder = self.read_folder(&row.id, stamps, catalog);
                 match path.metadata() {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
                         (Standing::Gone, Body::File(Stamp::default()))
@@ -138,7 +122,7 @@ impl Inner {
     }
 
     /// The manifest of a collection with its stamps, if the blob is whole and every file of it known.
-    fn read_folder(&self, id: &FileId, stamps: Vec<Stamp>, known: &HashSet<FileId>) -> Option<Folder> {
+    fn read_folder(&self, id: &FileId, stamps: Vec<Stamp>, catalog: &Catalog) -> Option<Folder> {
         let path = self.manifest_path(id);
         if path.metadata().ok()?.len() > MAX_MANIFEST_SIZE {
             return None;
@@ -156,7 +140,7 @@ impl Inner {
             units,
         };
         let whole = folder.stamps.len() == folder.manifest.entries.len();
-        (whole && folder.files().all(|(_, id)| known.contains(&id))).then_some(folder)
+        (whole && folder.files().all(|(_, id)| catalog.remembered(&id).is_some())).then_some(folder)
     }
 }
 

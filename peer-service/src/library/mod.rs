@@ -8,7 +8,10 @@
 //! | `identify` | what a path would be shared as, without sharing it |
 //! | `load` | the library as it was before the last stop, checked by `stat` alone |
 //! | `offer` | opens files for the serving side, never one that changed |
+//! | `publish` | stores and tells what changed |
 //! | `share` | from a path to an item |
+//! | `sharing` | a whole call to share: many paths, events, batches |
+//! | `turns` | lets hashing that somebody waits for go first |
 //! | `upkeep` | looks again at what changed, and computes plain SHA-256s |
 //! | `walk` | what is in a folder |
 //!
@@ -20,11 +23,7 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use potluck_core::{
@@ -42,20 +41,21 @@ mod hasher;
 mod identify;
 mod load;
 mod offer;
+mod publish;
 mod share;
+mod sharing;
+mod turns;
 mod upkeep;
 mod walk;
 
 use crate::{
     holdings::Holdings,
     offer::{Offer, Shelf},
-    store::{Store, StoreError},
+    store::{Change, Store, StoreError},
 };
-use catalog::{Body, Catalog, Delta, Hashed, NewItem, Place};
+use catalog::{Body, Catalog, Delta, Hashed, NewItem};
 use hasher::record_of;
 pub use identify::{Identified, identify};
-use share::Watch;
-use walk::Refused;
 
 /// Why the library cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -131,13 +131,6 @@ pub struct Totals {
     pub bytes: u64,
 }
 
-/// Least time between two progress events of a share: more than a person can read costs for nothing.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
-
-/// Most items of a share that are put in one batch, and how long the first may wait for it: one flush of the disk for many.
-const BATCH_ITEMS: usize = 256;
-const BATCH_TIME: Duration = Duration::from_millis(200);
-
 /// Most items of a page.
 const MAX_PAGE: usize = 1000;
 
@@ -154,6 +147,8 @@ struct Inner {
     /// Held while the catalog is changed and the change is stored and told, so that all see one order.
     writing: Mutex<()>,
     store: Store,
+    /// What could not be stored yet; `writing` is held where it changes.
+    unsaved: Mutex<Vec<Change>>,
     holdings: Holdings,
     /// Absolute, without links.
     files_folder: PathBuf,
@@ -161,8 +156,7 @@ struct Inner {
     handles: Mutex<offer::Handles>,
     /// Of files that somebody watches; dropping the sender tells them that the file is withdrawn.
     watchers: Mutex<HashMap<FileId, watch::Sender<u64>>>,
-    /// Shares that are hashing now: the background pass waits for them.
-    hashing: AtomicUsize,
+    hashing: turns::Hashers,
     stale: Notify,
     unsummed: Notify,
     rescan: Notify,
@@ -199,102 +193,8 @@ impl Inner {
         self.manifests().join(id.to_string())
     }
 
-    /// Stores and tells a change of the catalog; `writing` is held. What cannot be stored is shared all the same until the peer
-    /// stops, and the caller is told.
-    fn publish(&self, delta: Delta) -> Result<(), Problem> {
-        let settled = self.catalog().settle(delta);
-        let stored = self.store.apply(&settled.changes).map_err(|error| {
-            tracing::error!(%error, "a change of the library could not be stored");
-            match error.is_full() {
-                true => Problem::new(
-                    Reason::DiskFull,
-                    "no room to remember it: shared only until the peer stops; free some and share again",
-                ),
-                false => Problem::new(
-                    Reason::StoreUnavailable,
-                    "it could not be remembered and is shared only until the peer stops: see the peer's log",
-                ),
-            }
-        });
-        let removed: Vec<_> = settled.removed.iter().map(|record| record.id).collect();
-        self.holdings.remove(&removed);
-        self.holdings.put(settled.put);
-        let mut watchers = self.watchers();
-        watchers.retain(|_, sender| sender.receiver_count() > 0);
-        for id in &removed {
-            watchers.remove(id);
-        }
-        drop(watchers);
-        let mut handles = self.handles();
-        for id in &removed {
-            handles.remove(id);
-        }
-        drop(handles);
-        for record in settled
-            .removed
-            .iter()
-            .filter(|record| record.kind == Kind::Collection)
-        {
-            // A blob that stays is only a little room lost: it is checked against its id whenever it is read.
-            let _ = std::fs::remove_file(self.manifest_path(&record.id));
-        }
-        self.unsummed.notify_one();
-        stored
-    }
-
-    /// Withdraws a copy that is not what it was; its item is looked at again in the background.
-    fn withdraw(&self, place: Place) {
-        let _writing = self.writing();
-        let mut delta = Delta::default();
-        let mut catalog = self.catalog();
-        if let Some(shared) = catalog.item(place.item) {
-            tracing::info!(path = %shared.path.display(), id = %shared.record.id, "a shared file changed: it is withdrawn and hashed again");
-        }
-        catalog.distrust(place, &mut delta);
-        drop(catalog);
-        // A failure is logged there; at the next start `stat` tells again.
-        let _ = self.publish(delta);
-        self.stale.notify_one();
-        self.rescan.notify_one();
-    }
-
-    /// Where a collection is if all of its files are what they were. Those that are not are withdrawn.
-    fn unchanged_folder(&self, number: u64) -> Option<PathBuf> {
-        let (root, folder) = {
-            let catalog = self.catalog();
-            let shared = catalog.item(number)?;
-            let Body::Collection(folder) = &shared.body else {
-                return None;
-            };
-            (shared.path.clone(), folder.clone())
-        };
-        let changed = load::changed_entries(&root, &folder);
-        for &entry in &changed {
-            self.withdraw(Place { item: number, entry });
-        }
-        changed.is_empty().then(|| root.to_path_buf())
-    }
-
     fn is_dropped_in(&self, path: &Path) -> bool {
         path.parent() == Some(&self.files_folder)
-    }
-}
-
-/// Counts a share among those that hash, while it lives.
-struct Hashing<'a>(&'a Inner);
-
-impl<'a> Hashing<'a> {
-    fn new(inner: &'a Inner) -> Self {
-        inner.hashing.fetch_add(1, Ordering::Relaxed);
-        Self(inner)
-    }
-}
-
-impl Drop for Hashing<'_> {
-    fn drop(&mut self) {
-        if self.0.hashing.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.0.unsummed.notify_one();
-        }
     }
 }
 
@@ -339,12 +239,13 @@ impl Library {
             catalog: Mutex::default(),
             writing: Mutex::default(),
             store,
+            unsaved: Mutex::default(),
             holdings,
             files_folder,
             hash_threads: hash_threads.max(1),
             handles: Mutex::default(),
             watchers: Mutex::default(),
-            hashing: AtomicUsize::new(0),
+            hashing: turns::Hashers::default(),
             stale: Notify::new(),
             unsummed: Notify::new(),
             rescan: Notify::new(),
@@ -363,7 +264,7 @@ impl Library {
     pub async fn share(&self, paths: Vec<PathBuf>, events: mpsc::Sender<ShareEvent>) {
         let inner = self.inner.clone();
         let ended = blocking(move || {
-            share_all(&inner, paths, &events);
+            sharing::share_all(&inner, paths, &events);
             Ok(())
         });
         // A failure is logged there, and the events end without a result.
@@ -542,92 +443,6 @@ impl Inner {
         drop(catalog);
         self.publish(delta)?;
         Ok(removed)
-    }
-}
-
-/// Shares paths in order, the items of several in one batch.
-fn share_all(inner: &Inner, paths: Vec<PathBuf>, events: &mpsc::Sender<ShareEvent>) {
-    let _hashing = Hashing::new(inner);
-    let (done, total) = (AtomicU64::new(0), AtomicU64::new(0));
-    let told = Mutex::new(None::<Instant>);
-    let on_progress = |path: &Path, bytes: u64| {
-        let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        // Whoever finds the lock taken has nothing newer to tell.
-        let Ok(mut told) = told.try_lock() else { return };
-        if told.is_some_and(|told| told.elapsed() < PROGRESS_INTERVAL) {
-            return;
-        }
-        *told = Some(Instant::now());
-        let total = total.load(Ordering::Relaxed);
-        // A reader that is behind does not hold up the hashing.
-        let _ = events.try_send(ShareEvent::Progress {
-            path: path.to_owned(),
-            done,
-            total,
-        });
-    };
-    let on_found = |bytes: u64| {
-        total.fetch_add(bytes, Ordering::Relaxed);
-    };
-    let cancelled = || events.is_closed() || inner.shutdown.is_cancelled();
-    let watch = Watch {
-        on_found: &on_found,
-        on_progress: &on_progress,
-        cancelled: &cancelled,
-    };
-    let mut batch: Vec<NewItem> = Vec::new();
-    let mut since = Instant::now();
-    for path in paths {
-        if cancelled() {
-            break;
-        }
-        let prepared = match share::resolve(&path) {
-            Ok(resolved) => inner.prepare(&resolved, &watch),
-            Err(problem) => Err(vec![(path, problem)]),
-        };
-        match prepared {
-            Ok(item) => {
-                if batch.is_empty() {
-                    since = Instant::now();
-                }
-                batch.push(item);
-                if batch.len() >= BATCH_ITEMS || since.elapsed() >= BATCH_TIME {
-                    put_batch(inner, &mut batch, events, &watch);
-                }
-            }
-            Err(refused) => {
-                put_batch(inner, &mut batch, events, &watch);
-                tell_refused(refused, events);
-            }
-        }
-    }
-    put_batch(inner, &mut batch, events, &watch);
-}
-
-fn put_batch(inner: &Inner, batch: &mut Vec<NewItem>, events: &mpsc::Sender<ShareEvent>, watch: &Watch<'_>) {
-    let items = std::mem::take(batch);
-    let paths: Vec<_> = items.iter().map(|item| item.path.clone()).collect();
-    for (path, result) in paths.into_iter().zip(inner.put_items(items)) {
-        let result = match result {
-            Err(problem) if problem.reason == Reason::Busy => inner.share_path(&path, watch),
-            result => result.map_err(|problem| vec![(path.to_path_buf(), problem)]),
-        };
-        match result {
-            // Nobody there to tell: the caller is gone.
-            Ok(item) => drop(events.blocking_send(ShareEvent::Shared(item))),
-            Err(refused) => tell_refused(refused, events),
-        }
-    }
-}
-
-fn tell_refused(refused: Vec<Refused>, events: &mpsc::Sender<ShareEvent>) {
-    for (path, problem) in refused {
-        if events
-            .blocking_send(ShareEvent::Failed { path, problem })
-            .is_err()
-        {
-            break;
-        }
     }
 }
 

@@ -84,7 +84,7 @@ impl Offer for LibraryOffer {
         if pieces < 2 {
             return Ok(Arc::from([]));
         }
-        let layer = self.inner.store.layer(&self.record.id).map_err(|error| {
+        let layer = self.inner.layer(&self.record.id).map_err(|error| {
             tracing::warn!(id = %self.record.id, %error, "the piece hashes cannot be read");
             Problem::new(Reason::StoreUnavailable, "the piece hashes cannot be read now")
         })?;

@@ -23,7 +23,7 @@ use potluck_core::{
 use super::{
     Inner, Item,
     catalog::{Body, Delta, Folder, Hashed, NewItem},
-    hasher::{OnProgress, changed, hash_many, hash_one, record_of},
+    hasher::{Cancelled, OnProgress, changed, hash_many, hash_one, record_of},
     walk::{Found, MAX_PROBLEMS, Refused, What, special, stamp_of, unreadable, walk},
 };
 use crate::store::Stamp;
@@ -38,7 +38,7 @@ pub(super) struct Watch<'a> {
     /// Bytes done of a file.
     pub(super) on_progress: &'a OnProgress<'a>,
     /// Whether to stop.
-    pub(super) cancelled: &'a (dyn Fn() -> bool + Sync),
+    pub(super) cancelled: &'a Cancelled<'a>,
 }
 
 /// The path that an item goes by: absolute, its folders without links. The last part is kept, so that a link keeps its name.
@@ -81,7 +81,8 @@ impl Inner {
                 (watch.on_progress)(path, size);
                 return Ok(item);
             }
-            let done = hash_one(path, self.hash_threads, watch.on_progress).map_err(refuse)?;
+            let done =
+                hash_one(path, self.hash_threads, watch.on_progress, watch.cancelled).map_err(refuse)?;
             Ok(file_item(path, done))
         } else {
             Err(refuse(special(metadata.file_type())))

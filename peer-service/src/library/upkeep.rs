@@ -1,19 +1,18 @@
 //! What the library does by itself: looks again at items that changed, checks now and then whether others did, computes plain
 //! SHA-256s, closes files that nobody reads.
 //!
-//! One thing at a time, and hashing only while no share does.
+//! One thing at a time, and SHA-256s slowly while a share hashes.
 
 use std::{
     collections::{HashMap, HashSet},
     io,
-    os::unix::fs::FileExt as _,
+    ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use potluck_core::{FileId, Sha256};
-use sha2::Digest as _;
+use potluck_core::{FileId, Sha256, hash};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -21,8 +20,10 @@ use super::{
     catalog::{Body, Delta, Place},
     hasher::open_regular,
     load::changed_entries,
+    lock,
     offer::HANDLE_IDLE,
     share::Watch,
+    turns::Turns,
     walk::stamp_of,
 };
 
@@ -42,9 +43,6 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(300);
 const BATCH_SUMS: usize = 512;
 const BATCH_TIME: Duration = Duration::from_secs(1);
 
-/// How much is read at once for a SHA-256, in bytes.
-const READ_SIZE: usize = 256 * 1024;
-
 /// Starts all of it.
 pub(super) fn start(inner: &Arc<Inner>, tracker: &TaskTracker) {
     tracker.spawn(refresh_loop(inner.clone()));
@@ -52,20 +50,15 @@ pub(super) fn start(inner: &Arc<Inner>, tracker: &TaskTracker) {
     tracker.spawn(sweep_loop(inner.clone()));
 }
 
-/// Runs what blocks; `None` when shutting down.
+/// Runs what blocks; `None` when shutting down, as soon as the work has noticed: nothing may use the database after that.
 async fn off_thread<T: Send + 'static>(
     inner: &Arc<Inner>,
     work: impl FnOnce(&Inner) -> T + Send + 'static,
 ) -> Option<T> {
     let shutdown = inner.shutdown.clone();
     let inner = inner.clone();
-    let work = tokio::task::spawn_blocking(move || work(&inner));
-    // Cancel-safe: the work goes on by itself and changes nothing that a later start does not check.
-    tokio::select! {
-        biased;
-        done = work => done.ok(),
-        () = shutdown.cancelled() => None,
-    }
+    let done = tokio::task::spawn_blocking(move || work(&inner)).await.ok();
+    done.filter(|_| !shutdown.is_cancelled())
 }
 
 /// What looking at an item again came to.
@@ -143,6 +136,7 @@ impl Inner {
                 tracing::info!(path = %path.display(), id = %item.record.id, "what changed is hashed and shared again");
                 Outcome::Done
             }
+            Err(_) if self.shutdown.is_cancelled() => Outcome::Done,
             Err(refused) => {
                 for (path, problem) in refused.iter().take(5) {
                     tracing::warn!(path = %path.display(), %problem, "a changed path is not shared");
@@ -196,6 +190,9 @@ impl Inner {
                 .collect()
         };
         for (number, path, body) in items {
+            if self.shutdown.is_cancelled() {
+                return;
+            }
             let changed = match &body {
                 Body::File(stamp) => {
                     let now = path.metadata().ok().map(|metadata| stamp_of(&metadata));
@@ -247,25 +244,22 @@ async fn sum_loop(inner: Arc<Inner>) {
     }
 }
 
-/// Whether the background pass has to make way.
-fn must_wait(inner: &Inner) -> bool {
-    inner.hashing.load(Ordering::Relaxed) > 0 || inner.shutdown.is_cancelled()
-}
-
-/// Computes every SHA-256 that is missing. Ends early when a share begins; its end wakes the pass again.
+/// Computes every SHA-256 that is missing, giving way to those who wait for their hashing.
 fn sum_all(inner: &Inner) {
     let mut sums = HashMap::new();
     let mut since = Instant::now();
+    let mut turns = Turns::new(&inner.hashing);
     let ids = inner.catalog().unsummed();
     for id in ids {
-        if must_wait(inner) {
+        turns.file();
+        if inner.shutdown.is_cancelled() {
             break;
         }
         let Some(path) = inner.locate(&id) else { continue };
         if sums.is_empty() {
             since = Instant::now();
         }
-        if let Some(sum) = sha256_of(inner, &path, &id) {
+        if let Some(sum) = sha256_of(inner, &path, &id, &mut turns) {
             sums.insert(id, sum);
         }
         if sums.len() >= BATCH_SUMS || since.elapsed() >= BATCH_TIME {
@@ -290,29 +284,67 @@ fn put_sums(inner: &Inner, sums: &mut HashMap<FileId, Sha256>) {
     let _ = inner.publish(delta);
 }
 
-/// SHA-256 of a file that is what it was before and after; `None` if not, or if it has to make way.
-fn sha256_of(inner: &Inner, path: &Path, id: &FileId) -> Option<Sha256> {
+/// SHA-256 of a file that is what it was before and after; `None` if not, or if the peer stops.
+fn sha256_of(inner: &Inner, path: &Path, id: &FileId, turns: &mut Turns<'_>) -> Option<Sha256> {
     let (file, before) = open_regular(path).ok()?;
     if inner.catalog().known(path, &before)?.id != *id {
         return None;
     }
-    let mut hash = sha2::Sha256::new();
-    let mut buffer = vec![0; READ_SIZE];
-    let mut offset = 0;
-    loop {
-        if must_wait(inner) {
-            return None;
+    let turns = Mutex::new(turns);
+    let sum = hash::sha256_file(&file, &|bytes| {
+        lock(&turns).take(bytes);
+        match inner.shutdown.is_cancelled() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
         }
-        match file.read_at(&mut buffer, offset) {
-            Ok(0) => break,
-            Ok(count) => {
-                hash.update(&buffer[..count]);
-                offset += count as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return None,
-        }
-    }
+    });
     let after = stamp_of(&file.metadata().ok()?);
-    (after == before).then(|| Sha256(hash.finalize().into()))
+    sum.ok().filter(|_| after == before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{holdings::Holdings, library::Library, store::Store};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn sums_come_although_somebody_hashes_all_the_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, vec![7; 20_000_000]).unwrap();
+        let (stop, tasks) = (tokio_util::sync::CancellationToken::new(), TaskTracker::new());
+        std::fs::create_dir(dir.path().join("state")).unwrap();
+        let store = Store::open_in(&dir.path().join("state")).unwrap();
+        let files = dir.path().join("files");
+        let holdings = Holdings::new();
+        let library = Library::open(store, holdings.clone(), files, 2, stop.clone(), &tasks).unwrap();
+        let hashing = library.inner.hashing.begin();
+        let shared = tokio::task::spawn_blocking({
+            let inner = library.inner.clone();
+            let path = path.clone();
+            move || {
+                let watch = Watch {
+                    on_found: &|_| {},
+                    on_progress: &|_, _| {},
+                    cancelled: &|| false,
+                };
+                inner.share_path(&path, &watch).unwrap()
+            }
+        });
+        let id = shared.await.unwrap().record.id;
+        let known = || {
+            let all = holdings.snapshot();
+            all.iter()
+                .any(|one| one.file.id == id && one.file.sha256.is_some())
+        };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !known() {
+            assert!(Instant::now() < deadline, "the sum does not come");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        drop(hashing);
+        stop.cancel();
+        tasks.close();
+        tasks.wait().await;
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    ops::ControlFlow,
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64},
 };
@@ -11,7 +12,7 @@ use potluck_core::{
     index_client::{Address, IndexClient},
 };
 use tokio::sync::Semaphore;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::sources::Source;
 use crate::{holdings::Holdings, library::Library, limits::Limits, store::Store};
@@ -63,4 +64,21 @@ pub(crate) async fn blocking<T: Send + 'static>(
         tracing::error!(%error, "a blocking task failed");
         Problem::new(Reason::Internal, "a part of the peer failed: see its log")
     })
+}
+
+/// The same for work that takes long and can be stopped: it is told to when nobody waits for it any more.
+pub(crate) async fn stoppable<T: Send + 'static>(
+    work: impl FnOnce(&CancellationToken) -> T + Send + 'static,
+) -> Result<T, Problem> {
+    let stop = CancellationToken::new();
+    let _dropped = stop.clone().drop_guard();
+    blocking(move || work(&stop)).await
+}
+
+/// What to answer to whoever hashes and asks whether to go on.
+pub(crate) fn unless(stop: &CancellationToken) -> ControlFlow<()> {
+    match stop.is_cancelled() {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    }
 }

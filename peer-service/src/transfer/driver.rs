@@ -303,8 +303,11 @@ impl Driver<'_> {
 
     /// Goes on where the disk has room for a few units again.
     async fn look_at_disk(&mut self) {
-        let part = Arc::clone(&self.live.part);
-        if blocking(move || part.has_room()).await.is_ok_and(|room| room) {
+        let live = Arc::clone(&self.live);
+        if blocking(move || live.part.has_room(&live.have()))
+            .await
+            .is_ok_and(|room| room)
+        {
             tracing::info!(file = %self.live.record.id.short(), "there is room on the disk again");
             self.full = None;
         }

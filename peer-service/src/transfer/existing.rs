@@ -15,9 +15,10 @@ use potluck_core::{
     merkle::FileTree,
     plan::Plan,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    context::{Context, blocking},
+    context::{Context, stoppable, unless},
     report::Reporter,
     resume::Resume,
     target::{self, Target},
@@ -65,7 +66,7 @@ pub(crate) async fn file(
     reporter: &Reporter,
 ) -> Result<bool, Problem> {
     let (library, owned, threads) = (context.library.clone(), path.to_owned(), context.hash_threads);
-    let found = blocking(move || {
+    let found = stoppable(move |stop| {
         let metadata = match fs::symlink_metadata(&owned) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(target::problem(&owned, &error)),
@@ -81,8 +82,8 @@ pub(crate) async fn file(
         {
             return Ok(Some((metadata.len(), None)));
         }
-        let tree =
-            File::open(&owned).and_then(|file| hash::hash_file(&file, metadata.len(), threads, &|_| {}));
+        let tree = File::open(&owned)
+            .and_then(|file| hash::hash_file(&file, metadata.len(), threads, &|_| unless(stop)));
         match tree {
             Ok(tree) if tree.id() == id => Ok(Some((metadata.len(), Some(tree)))),
             _ => Err(target::exists(&owned)),
@@ -112,7 +113,7 @@ pub(crate) async fn folder(
     reporter: &Reporter,
 ) -> Result<bool, Problem> {
     let (owned, listed) = (path.to_owned(), Arc::clone(manifest));
-    let found = blocking(move || {
+    let found = stoppable(move |stop| {
         match fs::symlink_metadata(&owned) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(target::problem(&owned, &error)),
@@ -123,7 +124,7 @@ pub(crate) async fn folder(
             return Err(target::exists(&owned));
         }
         let plan = Arc::new(Plan::collection(&listed));
-        match verified(&owned, &listed, &plan) {
+        match verified(&owned, &listed, &plan, stop) {
             Ok(trees) => Ok(Some((plan.total(), trees))),
             Err(_) => Err(target::exists(&owned)),
         }
@@ -162,13 +163,18 @@ fn looks_like(root: &Path, manifest: &Manifest) -> bool {
 }
 
 /// The trees of all files of the plan, after hashing every path of each.
-fn verified(root: &Path, manifest: &Manifest, plan: &Plan) -> io::Result<Vec<FileTree>> {
+fn verified(
+    root: &Path,
+    manifest: &Manifest,
+    plan: &Plan,
+    stop: &CancellationToken,
+) -> io::Result<Vec<FileTree>> {
     plan.files()
         .iter()
         .map(|planned| {
             let mut tree = None;
             for &entry in &planned.entries {
-                let found = hash_entry(root, &manifest.entries[entry], planned.size)?;
+                let found = hash_entry(root, &manifest.entries[entry], planned.size, stop)?;
                 if found.id() != planned.id {
                     return Err(ErrorKind::InvalidData.into());
                 }
@@ -179,18 +185,19 @@ fn verified(root: &Path, manifest: &Manifest, plan: &Plan) -> io::Result<Vec<Fil
         .collect()
 }
 
-fn hash_entry(root: &Path, entry: &Entry, size: u64) -> io::Result<FileTree> {
+fn hash_entry(root: &Path, entry: &Entry, size: u64, stop: &CancellationToken) -> io::Result<FileTree> {
     let file = File::open(root.join(entry.path.to_path_buf()))?;
-    hash::hash_file(&file, size, 1, &|_| {})
+    hash::hash_file(&file, size, 1, &|_| unless(stop))
 }
 
 /// The trees of all files of a collection that has just been put in its place: from what verified on the way, or by hashing what
-/// an earlier run fetched.
+/// an earlier run fetched, unless told to stop.
 pub(crate) fn trees(
     checks: &Checks,
     plan: &Plan,
     manifest: &Manifest,
     root: &Path,
+    stop: &CancellationToken,
 ) -> io::Result<Vec<FileTree>> {
     plan.files()
         .iter()
@@ -198,7 +205,7 @@ pub(crate) fn trees(
         .map(
             |(index, planned)| match (checks.tree(index), planned.entries.first()) {
                 (Some(tree), _) => Ok(tree.clone()),
-                (None, Some(&entry)) => hash_entry(root, &manifest.entries[entry], planned.size),
+                (None, Some(&entry)) => hash_entry(root, &manifest.entries[entry], planned.size, stop),
                 (None, None) => Err(ErrorKind::InvalidInput.into()),
             },
         )

@@ -78,7 +78,8 @@ impl Part {
             .is_some_and(|state| state.id == id && state.have.len() == plan.unit_count());
         let fits = before.as_ref().is_none_or(|before| match manifest {
             Some(_) => before.is_dir(),
-            None => before.is_file() && (ours || before.len() == plan.total()),
+            // One without bytes is what is left where the room for them could not be had.
+            None => before.is_file() && (ours || before.len() == plan.total() || before.len() == 0),
         });
         if !fits || (before.is_some() && state.as_ref().is_some_and(|state| state.id != id)) {
             return Err(unfinished(&path));
@@ -94,17 +95,43 @@ impl Part {
             body,
         };
         part.lock(&path)?;
+        let made = before.is_none();
         let found = match (before, state) {
             (None, _) => Found::Nothing,
             (Some(_), Some(state)) if ours => Found::Resume(state.have),
+            (Some(before), _) if before.is_file() && before.len() == 0 => Found::Nothing,
             (Some(_), _) => Found::Unknown,
         };
-        part.make_room(&found)
-            .map_err(|error| target::problem(&part.target.path, &error))?;
-        if found == Found::Nothing {
-            part.store_state(&Bits::new(part.plan.unit_count()))?;
+        match part.begin(&found) {
+            Ok(()) => Ok((part, found)),
+            Err(problem) => {
+                // What was made a moment ago holds nothing, and half of the room taken helps nobody.
+                if made {
+                    part.unmake(&path);
+                }
+                Err(problem)
+            }
         }
-        Ok((part, found))
+    }
+
+    /// Takes the room, and says that a new part has nothing.
+    fn begin(&self, found: &Found) -> Result<(), Problem> {
+        self.make_room(found)
+            .map_err(|error| target::problem(&self.target.path, &error))?;
+        match found {
+            Found::Nothing => self.store_state(&Bits::new(self.plan.unit_count())),
+            _ => Ok(()),
+        }
+    }
+
+    fn unmake(&self, path: &Path) {
+        let removed = match &self.body {
+            Body::File(_) => fs::remove_file(path),
+            Body::Tree(_) => fs::remove_dir_all(path),
+        };
+        if let Err(error) = removed {
+            tracing::debug!(path = %path.display(), %error, "an empty part could not be removed");
+        }
     }
 
     fn lock(&self, path: &Path) -> Result<(), Problem> {
@@ -154,10 +181,14 @@ impl Part {
         }
     }
 
-    /// Whether the disk has room for more than a few units.
-    pub(crate) fn has_room(&self) -> bool {
+    /// Whether the disk has room for what is missing, or at least for more than a few units of it.
+    pub(crate) fn has_room(&self, have: &Bits) -> bool {
+        let missing = (0..have.len())
+            .filter(|&unit| !have.get(unit))
+            .map(|unit| self.plan.unit_len(unit))
+            .sum::<u64>();
         rustix::fs::fstatvfs(self.handle())
-            .is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) > 2 * RESERVE)
+            .is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) >= missing.min(RESERVE) + RESERVE)
     }
 
     /// What is being fetched.

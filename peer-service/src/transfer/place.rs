@@ -11,8 +11,10 @@ use rustix::{
     fs::{CWD, RenameFlags},
     io::Errno,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
+    context::unless,
     part::{Body, Part},
     target,
 };
@@ -21,8 +23,9 @@ use super::{
 ///
 /// # Errors
 /// [`Reason::VerificationFailed`] where the claim is wrong: nothing appears under the name. [`Reason::TargetExists`] where something came
-/// to be there meanwhile. [`Reason::DiskFull`] and [`Reason::TargetNotWritable`]; what was fetched is kept.
-pub(crate) fn finish(part: &Part, claim: Option<Sha256>) -> Result<(), Problem> {
+/// to be there meanwhile. [`Reason::Cancelled`] where `stop` was before the name was given. [`Reason::DiskFull`] and
+/// [`Reason::TargetNotWritable`]; what was fetched is kept.
+pub(crate) fn finish(part: &Part, claim: Option<Sha256>, stop: &CancellationToken) -> Result<(), Problem> {
     let target = part.target();
     let failed = |error: io::Error| target::problem(&target.part(), &error);
     match part.body() {
@@ -35,7 +38,7 @@ pub(crate) fn finish(part: &Part, claim: Option<Sha256>) -> Result<(), Problem> 
         })?,
         Body::File(file) => {
             if let Some(claim) = claim {
-                check_claim(file, claim, &target.path)?;
+                check_claim(file, claim, &target.path, stop)?;
             }
         }
     }
@@ -52,8 +55,11 @@ pub(crate) fn finish(part: &Part, claim: Option<Sha256>) -> Result<(), Problem> 
     Ok(())
 }
 
-fn check_claim(file: &File, claim: Sha256, path: &Path) -> Result<(), Problem> {
-    let found = hash::sha256_file(file, &|_| {}).map_err(|error| target::problem(path, &error))?;
+fn check_claim(file: &File, claim: Sha256, path: &Path, stop: &CancellationToken) -> Result<(), Problem> {
+    let found = hash::sha256_file(file, &|_| unless(stop)).map_err(|error| match error.kind() {
+        ErrorKind::Interrupted => Problem::new(Reason::Cancelled, "stopped; what was fetched is kept"),
+        _ => target::problem(path, &error),
+    })?;
     match found == claim {
         true => Ok(()),
         false => Err(Problem::new(

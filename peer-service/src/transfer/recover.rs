@@ -23,12 +23,14 @@ use crate::{bits::Bits, library::Library, offer::Shelf as _};
 /// its cache) hits one of them.
 const SAMPLE: usize = 8;
 
-/// The units that are there. Reads and hashes: not for the async threads. `on_unit` is told the length of each unit found.
+/// The units that are there, or those found by the time it is not wanted any more. Reads and hashes: not for the async threads.
+/// `on_unit` is told the length of each unit found.
 pub(crate) fn recover(
     part: &Part,
     checks: &Checks,
     found: Found,
     threads: usize,
+    wanted: &(dyn Fn() -> bool + Sync),
     on_unit: &(dyn Fn(u64) + Sync),
 ) -> Bits {
     let units = part.plan().unit_count();
@@ -44,9 +46,9 @@ pub(crate) fn recover(
                 part = %part.target().part().display(),
                 "the resume state does not fit the data: everything is verified again"
             );
-            verify_all(part, checks, threads, on_unit)
+            verify_all(part, checks, threads, wanted, on_unit)
         }
-        Found::Unknown => verify_all(part, checks, threads, on_unit),
+        Found::Unknown => verify_all(part, checks, threads, wanted, on_unit),
     }
 }
 
@@ -55,14 +57,20 @@ fn is_there(part: &Part, checks: &Checks, unit: u32) -> bool {
 }
 
 /// Every unit that verifies.
-fn verify_all(part: &Part, checks: &Checks, threads: usize, on_unit: &(dyn Fn(u64) + Sync)) -> Bits {
+fn verify_all(
+    part: &Part,
+    checks: &Checks,
+    threads: usize,
+    wanted: &(dyn Fn() -> bool + Sync),
+    on_unit: &(dyn Fn(u64) + Sync),
+) -> Bits {
     let units = part.plan().unit_count();
     let next = AtomicU32::new(0);
     let have = Mutex::new(Bits::new(units));
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
-                loop {
+                while wanted() {
                     let unit = next.fetch_add(1, Ordering::Relaxed);
                     if unit >= units {
                         return;

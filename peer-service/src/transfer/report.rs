@@ -153,7 +153,7 @@ impl Reporter {
             (done, rate, due)
         };
         let rows = rows(swarm, peers);
-        let stuck = wrong.or_else(|| stuck(swarm, sources));
+        let stuck = wrong.or_else(|| stuck(swarm, peers, sources));
         self.write(|view| {
             view.state = if stuck.is_some() {
                 State::Waiting
@@ -239,9 +239,14 @@ fn row(peer: &Peer, view: Option<&PeerView>) -> PeerRow {
 }
 
 /// Why nothing can be asked for, where that is for others to change.
-fn stuck(swarm: &Swarm, sources: &Sources) -> Option<Problem> {
+fn stuck(swarm: &Swarm, peers: &Peers, sources: &Sources) -> Option<Problem> {
+    let untried = |peer: &Peer| {
+        matches!(peer.contact, Contact::Waiting | Contact::Dialling) && peer.last_error.is_none()
+    };
     let problem = |message: String| Some(Problem::new(Reason::NoProviders, message));
     match swarm.stuck_reason()? {
+        // Some may still answer: too early to complain.
+        StuckReason::NoPeers if peers.iter().any(|(_, peer)| untried(peer)) => None,
         StuckReason::NoPeers => dialer::no_provider(sources).or_else(|| {
             problem("none of its providers can be reached now: it goes on as soon as one can".into())
         }),

@@ -295,9 +295,9 @@ impl Run {
             let on_unit = |len: u64| {
                 counted.fetch_add(len, Ordering::Relaxed);
             };
-            let mut have = recover::recover(&part, &checks, found, threads, &on_unit);
-            let resumed: u64 = have.ones().map(|unit| part.plan().unit_len(unit)).sum();
             let wanted = || !stop.is_cancelled();
+            let mut have = recover::recover(&part, &checks, found, threads, &wanted, &on_unit);
+            let resumed: u64 = have.ones().map(|unit| part.plan().unit_len(unit)).sum();
             let copied = recover::copy_local(&library, &part, &checks, &mut have, &wanted, &on_unit);
             if let Err(error) = copied {
                 // The swarm will meet the same trouble, and says it.
@@ -329,7 +329,18 @@ impl Run {
             Live::new(record, name, part, checks, manifest, have)
         });
         let live = live.await?.map_err(|error| {
-            Problem::new(Reason::Internal, format!("cannot make a temporary file: {error}"))
+            let folder = std::env::temp_dir();
+            let folder = folder.display();
+            match error.kind() {
+                std::io::ErrorKind::StorageFull => Problem::new(
+                    Reason::DiskFull,
+                    format!("no room for a temporary file in {folder}: make room there and resume"),
+                ),
+                _ => Problem::new(
+                    Reason::Internal,
+                    format!("cannot make a temporary file in {folder}: {error}"),
+                ),
+            }
         })?;
         let live = Arc::new(live);
         self.live.send_replace(Some(Arc::clone(&live)));
@@ -417,6 +428,7 @@ impl Run {
 async fn checkpoints(live: Arc<Live>, stop: CancellationToken) {
     let mut wait = FIRST_CHECKPOINT;
     let mut stored = live.have().count();
+    let mut failing = false;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -427,14 +439,23 @@ async fn checkpoints(live: Arc<Live>, stop: CancellationToken) {
         if have.count() == stored {
             continue;
         }
-        stored = have.count();
+        let count = have.count();
         let (part, started) = (Arc::clone(&live.part), Instant::now());
         match blocking(move || part.checkpoint(&have))
             .await
             .and_then(|done| done)
         {
-            Ok(()) => wait = CHECKPOINT.max(started.elapsed() * CHECKPOINT_SHARE),
-            Err(problem) => tracing::warn!(%problem, "the resume state could not be written; tried again"),
+            Ok(()) => {
+                (stored, failing) = (count, false);
+                wait = CHECKPOINT.max(started.elapsed() * CHECKPOINT_SHARE);
+            }
+            // Tried again whether or not more has come by then, and said once.
+            Err(problem) => {
+                if !failing {
+                    tracing::warn!(%problem, "the resume state could not be written; tried again");
+                }
+                (wait, failing) = (DISK_RETRY, true);
+            }
         }
     }
 }

@@ -37,10 +37,14 @@ impl Index {
     }
 
     pub(crate) async fn serve(listener: TcpListener) -> Self {
+        Self::with_store(listener, potluck_index::StoreConfig::Memory).await
+    }
+
+    pub(crate) async fn with_store(listener: TcpListener, store: potluck_index::StoreConfig) -> Self {
         let endpoint: Endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
         let config = potluck_index::Config {
-            store: potluck_index::StoreConfig::Memory,
+            store,
             ..Default::default()
         };
         let token = stop.clone();

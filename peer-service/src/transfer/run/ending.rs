@@ -21,8 +21,8 @@ impl Run {
         reporter: &Reporter,
     ) -> Result<bool, Problem> {
         loop {
-            let (part, claim) = (Arc::clone(&live.part), self.spec.sha256);
-            match blocking(move || place::finish(&part, claim)).await? {
+            let (part, claim, stop) = (Arc::clone(&live.part), self.spec.sha256, self.stop.clone());
+            match blocking(move || place::finish(&part, claim, &stop)).await? {
                 Ok(()) => break,
                 Err(problem) if problem.reason == Reason::DiskFull => {
                     reporter.state(State::Waiting, Some(problem));
@@ -68,7 +68,7 @@ impl Run {
         let part = Arc::clone(&live.part);
         blocking(move || {
             let file = part.file(0).ok()?;
-            hash::hash_file(&file, part.plan().total(), 1, &|_| {}).ok()
+            hash::hash_file(&file, part.plan().total(), 1, &hash::to_the_end).ok()
         })
         .await
         .ok()?
@@ -87,7 +87,8 @@ impl Run {
         );
         let manifest = Arc::clone(&collection.manifest);
         let entries = Arc::clone(&manifest);
-        let trees = blocking(move || existing::trees(&checks, &plan, &entries, &root)).await?;
+        let stop = self.stop.clone();
+        let trees = blocking(move || existing::trees(&checks, &plan, &entries, &root, &stop)).await?;
         let trees = trees.map_err(|error| target::problem(&path, &error))?;
         self.context.library.adopt_collection(path, manifest, trees).await
     }

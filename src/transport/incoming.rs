@@ -1,11 +1,10 @@
-//! Connections as they come: counted, made to speak soon, and cut when the peer must end.
+//! A server's connections as they come: counted, made to speak soon, and cut when the server must end.
 //!
-//! Invariant: at most as many connections are open as were allowed; one more is closed at once. A connection that does not begin in
-//! time is closed: HTTP/2's own probes start only after its opening bytes.
+//! Invariant: at most as many connections are open as were allowed; one more is closed at once, so that its caller does not wait for
+//! nothing. A connection that has not sent HTTP/2's opening bytes in time is closed: the server's own probes begin only after them.
 
 use std::{
-    future::Future as _,
-    io,
+    fmt, io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -22,7 +21,7 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
-/// How long a connection may take to begin.
+/// How long a connection may take to begin: longer than a lost packet sent again twice.
 const OPENING: Duration = Duration::from_secs(10);
 
 /// Length of HTTP/2's connection preface (RFC 9113, section 3.4).
@@ -32,7 +31,7 @@ const PREFACE: usize = 24;
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// What accepts connections.
-pub(crate) trait Accept: Send + Sync + 'static {
+pub trait Accept: Send + Sync + 'static {
     /// A connection.
     type Io: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static;
 
@@ -59,8 +58,8 @@ impl Accept for UnixListener {
     }
 }
 
-/// One connection.
-pub(crate) struct Connection<S> {
+/// One connection of a listener. Gives its place back when it is dropped.
+pub struct Connection<S> {
     stream: S,
     opening: Option<Pin<Box<Sleep>>>,
     read: usize,
@@ -68,8 +67,9 @@ pub(crate) struct Connection<S> {
     _place: OwnedSemaphorePermit,
 }
 
-/// Connections of a listener, at most `most` at a time, all cut by `cut`.
-pub(crate) fn connections<L: Accept>(
+/// Connections of a listener, at most `most` at a time, all cut by `cut`. Never ends and never fails: what the system refuses is
+/// asked for again after a pause.
+pub fn connections<L: Accept>(
     listener: L,
     most: usize,
     cut: CancellationToken,
@@ -99,6 +99,14 @@ pub(crate) fn connections<L: Accept>(
             return Some((Ok(connection), (listener, places, cut)));
         }
     })
+}
+
+impl<S: fmt::Debug> fmt::Debug for Connection<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("stream", &self.stream)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<S: Connected> Connected for Connection<S> {
@@ -159,5 +167,99 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use futures_util::StreamExt as _;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
+        sync::mpsc,
+        time::Instant,
+    };
+
+    use super::*;
+
+    /// Accepts what a test hands over.
+    struct Handed(Mutex<mpsc::UnboundedReceiver<DuplexStream>>);
+
+    impl Accept for Handed {
+        type Io = DuplexStream;
+
+        async fn next(&self) -> io::Result<DuplexStream> {
+            let next = std::future::poll_fn(|cx| self.0.lock().unwrap().poll_recv(cx)).await;
+            match next {
+                Some(stream) => Ok(stream),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Gives a caller's end for each connection made.
+    fn listener() -> (impl Fn() -> DuplexStream, Handed) {
+        let (hand, handed) = mpsc::unbounded_channel();
+        let call = move || {
+            let (ours, theirs) = duplex(1024);
+            hand.send(theirs).unwrap();
+            ours
+        };
+        (call, Handed(Mutex::new(handed)))
+    }
+
+    #[tokio::test]
+    async fn one_too_many_is_closed_at_once_and_a_place_is_used_again() {
+        let (call, listener) = listener();
+        let mut incoming = Box::pin(connections(listener, 1, CancellationToken::new()));
+        let _first = call();
+        let open = incoming.next().await.unwrap().unwrap();
+        let mut second = call();
+        assert!(futures_util::poll!(incoming.next()).is_pending());
+        assert_eq!(second.read(&mut [0; 1]).await.unwrap(), 0, "closed");
+        drop(open);
+        let _third = call();
+        incoming.next().await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_does_not_begin_is_closed() {
+        let (call, listener) = listener();
+        let mut incoming = Box::pin(connections(listener, 1, CancellationToken::new()));
+        let mut caller = call();
+        let mut open = incoming.next().await.unwrap().unwrap();
+        caller.write_all(&[0; PREFACE - 1]).await.unwrap();
+        let began = Instant::now();
+        let error = open.read_exact(&mut [0; PREFACE]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() >= OPENING);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_began_may_be_quiet() {
+        let (call, listener) = listener();
+        let mut incoming = Box::pin(connections(listener, 1, CancellationToken::new()));
+        let mut caller = call();
+        let mut open = incoming.next().await.unwrap().unwrap();
+        caller.write_all(&[0; PREFACE]).await.unwrap();
+        open.read_exact(&mut [0; PREFACE]).await.unwrap();
+        let mut byte = [0];
+        let quiet = tokio::time::timeout(10 * OPENING, open.read(&mut byte)).await;
+        assert!(quiet.is_err(), "{quiet:?}");
+    }
+
+    #[tokio::test]
+    async fn all_are_cut_at_the_end() {
+        let (call, listener) = listener();
+        let cut = CancellationToken::new();
+        let mut incoming = Box::pin(connections(listener, 2, cut.clone()));
+        let _callers = (call(), call());
+        for _ in 0..2 {
+            let mut open = incoming.next().await.unwrap().unwrap();
+            let reading = tokio::spawn(async move { open.read(&mut [0; 1]).await.unwrap_err() });
+            cut.cancel();
+            assert_eq!(reading.await.unwrap().kind(), io::ErrorKind::ConnectionAborted);
+        }
     }
 }

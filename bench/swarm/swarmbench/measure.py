@@ -1,0 +1,127 @@
+"""What processes cost: processor time and memory, from /proc, sampled while they run."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+INTERVAL = 0.25
+"""Seconds between two samples: finer than any peak that matters, and nothing beside the work measured."""
+
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Usage:
+    """What one process has used so far."""
+
+    role: str
+    cpu: float = 0.0
+    """Seconds of processor time, user and system, since `Meter.mark`."""
+    peak_anonymous: int = 0
+    """Most bytes of anonymous memory seen."""
+    peak_resident: int = 0
+    """Most bytes resident, mapped files included (the kernel's own high-water mark)."""
+    _before: float = 0.0
+    _seen: float = 0.0
+
+
+class Meter:
+    """Samples a set of processes from a thread of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._processes: dict[int, Usage] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+        self._machine_before = _machine_cpu()
+        self._machine = 0.0
+        self._own_before = time.process_time()
+        self.own_cpu = 0.0
+        """Processor seconds that this program itself used since `mark`."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def add(self, pid: int, role: str) -> None:
+        """Follows one more process; what it used before does not count."""
+        usage = Usage(role)
+        usage._before = usage._seen = _cpu(pid) or 0.0
+        with self._lock:
+            self._processes[pid] = usage
+
+    def ended(self, pid: int, cpu: float) -> None:
+        """The process is gone, and its parent was told that it used `cpu` seconds in all."""
+        with self._lock:
+            if usage := self._processes.get(pid):
+                usage._seen = max(usage._seen, cpu)
+
+    def mark(self) -> None:
+        """From here on processor time counts."""
+        self._sample()
+        with self._lock:
+            for usage in self._processes.values():
+                usage._before = usage._seen
+        self._machine_before = _machine_cpu()
+        self._own_before = time.process_time()
+
+    def finish(self) -> list[Usage]:
+        """A last sample; call before the processes are ended."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._sample()
+        self._machine = _machine_cpu() - self._machine_before
+        self.own_cpu = time.process_time() - self._own_before
+        return list(self._processes.values())
+
+    def others_cpu(self) -> float:
+        """Processor seconds used since `mark` by everything else on the machine, the kernel's own work for the links included."""
+        return max(0.0, self._machine - self.own_cpu - sum(usage.cpu for usage in self._processes.values()))
+
+    def _loop(self) -> None:
+        while not self._stop.wait(INTERVAL):
+            self._sample()
+
+    def _sample(self) -> None:
+        with self._lock:
+            for pid, usage in self._processes.items():
+                cpu = _cpu(pid)
+                if cpu is not None:
+                    usage._seen = max(usage._seen, cpu)
+                usage.cpu = usage._seen - usage._before
+                anonymous, resident = _memory(pid)
+                usage.peak_anonymous = max(usage.peak_anonymous, anonymous)
+                usage.peak_resident = max(usage.peak_resident, resident)
+
+
+def _cpu(pid: int) -> float | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()
+    user, system, user_of_children, system_of_children = (int(field) for field in fields[11:15])
+    return (user + system + user_of_children + system_of_children) / _TICK
+
+
+def _memory(pid: int) -> tuple[int, int]:
+    anonymous = resident = 0
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                anonymous = int(line.split()[1]) * 1024
+            elif line.startswith("VmHWM:"):
+                resident = int(line.split()[1]) * 1024
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return anonymous, resident
+
+
+def _machine_cpu() -> float:
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    user, nice, system, _idle, _iowait, irq, softirq, *_ = (int(field) for field in fields)
+    return (user + nice + system + irq + softirq) / _TICK

@@ -1,0 +1,218 @@
+"""What happens in a run: who is there, over which links, and what goes wrong. Pure.
+
+The bound is that of the fluid model (Kumar and Ross 2006): with sources sending at u_s, peers receiving at d_i and sending at u_i,
+distributing a file of F to N peers takes at least max(F/sum u_s, F/min d_i, N F/(sum u_s + sum u_i)).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from .units import MBIT, mib, seconds_for
+
+
+@dataclass(frozen=True)
+class Link:
+    """A node's link to the switch, in bits a second each way."""
+
+    up: float
+    down: float
+
+    @staticmethod
+    def even(mbit: float) -> "Link":
+        return Link(mbit * MBIT, mbit * MBIT)
+
+
+class Trigger(Enum):
+    """When an event happens."""
+
+    AT_FRACTION = "when this fraction of the file has arrived at the first peer"
+    ALL_PIECES_OUT = "when every piece is held whole by some peer other than the sources"
+
+
+class Act(Enum):
+    """What happens to a source."""
+
+    STALL = "stops without a word: SIGSTOP, its connections stay open"
+    LEAVE = "leaves properly: SIGTERM"
+    DIE = "dies: SIGKILL"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that befalls source number `source` in the middle of a run."""
+
+    trigger: Trigger
+    act: Act
+    source: int = 0
+    fraction: float = 0.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """A node that has the file from the start."""
+
+    link: Link
+    corrupt: float = 0.0
+    """Share of the pieces that it sends corrupted. A system that has no such peer skips the scenario."""
+
+
+@dataclass(frozen=True)
+class Sink:
+    """A node that wants the file."""
+
+    link: Link
+    arrival: float = 0.0
+    """Seconds after the first."""
+    counted: bool = True
+    """Whether the run waits for it and its time enters the results; else it is only there."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One row of the table."""
+
+    name: str
+    size: int
+    sources: tuple[Source, ...]
+    sinks: tuple[Sink, ...]
+    events: tuple[Event, ...] = ()
+    compare_with: str | None = None
+    """Another scenario that this one's time is divided by."""
+    note: str = ""
+
+    @property
+    def counted(self) -> list[int]:
+        return [i for i, sink in enumerate(self.sinks) if sink.counted]
+
+    def bound(self) -> float:
+        """Seconds that the slowest counted peer needs at the least, by payload alone and counted from its arrival."""
+        counted = [sink for sink in self.sinks if sink.counted]
+        from_sources = sum(source.link.up for source in self.sources)
+        from_all = from_sources + sum(sink.link.up for sink in self.sinks)
+        slowest = seconds_for(self.size, min(sink.link.down for sink in counted))
+        if any(sink.arrival for sink in self.sinks):
+            return max(slowest, seconds_for(self.size, from_sources))
+        return max(
+            slowest,
+            seconds_for(self.size, from_sources),
+            seconds_for(self.size * len(counted), from_all),
+        )
+
+    def own_bound(self, sink: int) -> float:
+        """Seconds that this peer needs at the least."""
+        from_sources = sum(source.link.up for source in self.sources)
+        return max(seconds_for(self.size, self.sinks[sink].link.down), seconds_for(self.size, from_sources))
+
+
+def crowd(peers: int, size_mib: int, mbit: float = 100) -> Scenario:
+    return Scenario(
+        name=f"crowd-{peers}x{size_mib}" + ("" if mbit == 100 else f"@{mbit:g}"),
+        size=mib(size_mib),
+        sources=(Source(Link.even(mbit)),),
+        sinks=(Sink(Link.even(mbit)),) * peers,
+        note=f"{peers} peers start together, {size_mib} MiB, {mbit:g} Mbit/s links",
+    )
+
+
+def sources(count: int, size_mib: int, sink_mbit: float, **extra) -> Scenario:
+    return Scenario(
+        size=mib(size_mib),
+        sources=extra.pop("of", (Source(Link.even(100)),) * count),
+        sinks=(Sink(Link.even(sink_mbit)),),
+        **extra,
+    )
+
+
+_FAST = Source(Link.even(100))
+_MIXED = tuple(
+    Sink(Link(up * MBIT, down * MBIT))
+    for up, down in ((200, 200), (200, 200), (100, 100), (100, 100), (50, 100), (50, 100), (20, 50), (20, 50))
+)
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.name: scenario
+    for scenario in (
+        crowd(8, 64),
+        crowd(16, 64),
+        crowd(8, 256),
+        crowd(16, 256),
+        # The same at a quarter of the rate: what is lost here is not lost for want of processors.
+        crowd(8, 64, 25),
+        crowd(16, 64, 25),
+        Scenario(
+            name="mixed-links",
+            size=mib(64),
+            sources=(_FAST,),
+            sinks=_MIXED,
+            note="8 peers with links of 20/50 to 200/200 Mbit/s up/down",
+        ),
+        Scenario(
+            name="seed-leaves",
+            size=mib(64),
+            sources=(_FAST,),
+            sinks=(Sink(Link.even(100)),) * 8,
+            events=(Event(Trigger.ALL_PIECES_OUT, Act.LEAVE),),
+            compare_with="crowd-8x64",
+            note="8 peers; the seed leaves once every piece is out",
+        ),
+        Scenario(
+            name="arrivals",
+            size=mib(64),
+            sources=(_FAST,),
+            sinks=tuple(Sink(Link.even(100), arrival=float(i)) for i in range(8)),
+            note="8 peers, one more each second; times count from each arrival",
+        ),
+        Scenario(
+            name="one-slow-peer",
+            size=mib(64),
+            sources=(_FAST,),
+            sinks=(Sink(Link.even(100)),) * 7 + (Sink(Link.even(1), counted=False),),
+            compare_with="crowd-8x64",
+            note="8 peers, one of them 100 times slower; the times are those of the other 7",
+        ),
+        sources(8, 64, 100, name="8-to-1", note="8 sources, 1 sink whose link is the limit"),
+        sources(3, 256, 400, name="3-to-1", note="3 sources of 100 Mbit/s, a sink of 400"),
+        sources(4, 256, 400, name="4-to-1", note="4 sources of 100 Mbit/s, a sink of 400"),
+        sources(
+            4,
+            256,
+            400,
+            name="4-to-1-one-slow",
+            of=(_FAST,) * 3 + (Source(Link.even(1)),),
+            compare_with="3-to-1",
+            note="4 sources, one of them 100 times slower; set against the 3 fast ones alone",
+        ),
+        sources(
+            4,
+            256,
+            400,
+            name="4-to-1-stall",
+            events=(Event(Trigger.AT_FRACTION, Act.STALL, source=0, fraction=0.5),),
+            compare_with="4-to-1",
+            note="4 sources; half-way one stops without a word (the bound is that of 4, so 1.17 of it is ideal)",
+        ),
+        sources(4, 64, 100, name="4-honest", note="the honest half of `half-corrupt` alone"),
+        sources(
+            8,
+            64,
+            100,
+            name="half-corrupt",
+            of=(_FAST,) * 4 + (Source(Link.even(100), corrupt=0.05),) * 4,
+            compare_with="4-honest",
+            note="8 sources, of which 4 corrupt 5 % of the pieces they send",
+        ),
+    )
+}
+
+SETS: dict[str, tuple[str, ...]] = {
+    "quick": ("crowd-8x64",),
+    "crowds": ("crowd-8x64", "crowd-16x64", "crowd-8x256", "crowd-16x256"),
+    "calm": ("crowd-8x64@25", "crowd-16x64@25"),
+    "trouble": (
+        "mixed-links", "seed-leaves", "arrivals", "one-slow-peer", "8-to-1", "3-to-1", "4-to-1",
+        "4-to-1-one-slow", "4-to-1-stall", "4-honest", "half-corrupt",
+    ),
+    "all": tuple(SCENARIOS),
+}

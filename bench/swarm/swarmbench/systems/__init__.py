@@ -1,0 +1,9 @@
+"""The programs compared. Each is a subclass of `System`; adding one means adding it to `SYSTEMS`."""
+
+from .base import System, Unavailable
+from .libtorrent_side import Libtorrent
+from .potluck_side import Potluck
+
+SYSTEMS: dict[str, type[System]] = {"potluck": Potluck, "libtorrent": Libtorrent}
+
+__all__ = ["SYSTEMS", "System", "Unavailable"]

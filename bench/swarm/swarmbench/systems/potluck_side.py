@@ -1,0 +1,157 @@
+"""Potluck: an index, a `potluck-peer` a node, and `potluck get` for each sink, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from ..trial import Child, Trial, TrialError
+from .base import System, Unavailable
+
+INDEX_PORT = 1313
+PEER_PORT = 12349
+READY_TIMEOUT = 60.0
+"""Seconds for the daemons to come up and the sources to be registered."""
+
+
+class Potluck(System):
+    """Options: `bin=DIR` (where the binaries are), `log=FILTER` (RUST_LOG of the daemons)."""
+
+    name = "potluck"
+
+    def __init__(self, options: dict[str, str]):
+        super().__init__(options)
+        self._bin = binaries(options)
+        self._sources: list[Child] = []
+        self._gets: list[Child] = []
+        self._files: list[Path] = []
+        self._endings: dict[int, dict] = {}
+        self._id = ""
+
+    @classmethod
+    def version(cls, options: dict[str, str]) -> str:
+        folder = binaries(options)
+        result = subprocess.run([folder / "potluck", "--version"], capture_output=True, text=True, check=False)
+        return result.stdout.strip() or "potluck"
+
+    def launch(self, trial: Trial) -> None:
+        node = trial.infrastructure
+        index = f"http://{node.address}:{INDEX_PORT}"
+        up = trial.gate(1)
+        trial.spawn(node, "index", [str(self._bin / "potluck-index"), "--listen", f"{node.address}:{INDEX_PORT}",
+                                    "--data-dir", str(node.home / "index")], _when_listening(up), self._environment())
+        up.wait(READY_TIMEOUT)
+        up = trial.gate(len(trial.sources) + len(trial.sinks))
+
+        def daemon(node, role: str, host: str, *args: str) -> Child:
+            return trial.spawn(node, role, [str(self._bin / "potluck-peer"), "--listen", f"{host}:{PEER_PORT}",
+                                            "--home", str(node.home / "peer"), "--index", index, *args],
+                               _when_listening(up), self._environment())
+
+        for number, (node, source) in enumerate(zip(trial.sources, trial.scenario.sources)):
+            address = f"{node.address}:{PEER_PORT}"
+            host, reached = node.address, []
+            if source.corrupt:
+                host, reached = "127.0.0.1", ["--advertise", address]
+                trial.spawn_liar(node, "http2", PEER_PORT, source.corrupt, number)
+            self._sources.append(daemon(node, "source", host, "--share", str(trial.payload), *reached))
+        for node in trial.sinks:
+            daemon(node, "sink", node.address)
+        self._id = self._ask("id", str(trial.payload))["id"]
+        up.wait(READY_TIMEOUT)
+        self._wait_registered(trial, index)
+        for number, node in enumerate(trial.sinks):
+            self._files.append(node.home / trial.payload.name)
+            get = [str(self._bin / "potluck"), "--index", index, "--peer", f"unix:{node.home}/peer/control.sock", "--json",
+                   "get", self._id, "-o", str(self._files[number])]
+            # Started beforehand and held at a line of input, so that all users press enter at the same moment.
+            gate = ["sh", "-c", 'read -r _ && exec "$@" </dev/null', "get", *get]
+            self._gets.append(trial.spawn(node, "get", gate, self._on_line(trial, number), self._environment(),
+                                          on_exit=self._on_exit(trial, number)))
+
+    def begin(self, trial: Trial, sink: int) -> None:
+        self._gets[sink].tell("")
+
+    def source_pid(self, source: int) -> int:
+        return self._sources[source].pid
+
+    def arriving(self, sink: int) -> Path:
+        part = self._files[sink].with_name(self._files[sink].name + ".part")
+        return part if part.exists() else self._files[sink]
+
+    def arrived(self, sink: int) -> Path:
+        return self._files[sink]
+
+    def sent_by_sources(self, trial: Trial) -> int | None:
+        addresses = {f"{node.address}:{PEER_PORT}" for node in trial.sources}
+        return sum(
+            source["bytes"]
+            for ending in self._endings.values()
+            for source in ending["sources"]
+            if source["address"] in addresses
+        )
+
+    def describe(self, trial: Trial) -> dict:
+        return {"endings": self._endings}
+
+    def _environment(self) -> dict[str, str]:
+        return {"RUST_LOG": self.options["log"]} if "log" in self.options else {}
+
+    def _wait_registered(self, trial: Trial, index: str) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT
+        while time.monotonic() < deadline:
+            command = trial.infrastructure.command(str(self._bin / "potluck"), "--index", index, "--json", "query", self._id)
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            if result.returncode == 0:
+                files = json.loads(result.stdout.splitlines()[-1])["files"]
+                if files and len(files[0]["providers"]) >= len(trial.sources):
+                    return
+            time.sleep(0.1)
+        raise TrialError(f"the sources did not register in {READY_TIMEOUT:.0f} s: {result.stdout} {result.stderr}")
+
+    def _ask(self, *args: str) -> dict:
+        result = subprocess.run([str(self._bin / "potluck"), "--json", *args], capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            raise TrialError(f"potluck {args[0]}: {result.stderr.strip()}")
+        return json.loads(result.stdout.splitlines()[-1])
+
+    def _on_line(self, trial: Trial, sink: int):
+        def on_line(line: str, _: Child) -> None:
+            now = time.monotonic()
+            event = json.loads(line)
+            if event.get("event") == "progress":
+                trial.progress(sink, now, event["bytes"])
+            elif event.get("event") == "done":
+                self._endings[sink] = event
+                trial.progress(sink, now, event["size"])
+                trial.done(sink, now)
+
+        return on_line
+
+    def _on_exit(self, trial: Trial, sink: int):
+        def on_exit(code: int, child: Child) -> None:
+            if sink not in self._endings:
+                trial.failed(sink, f"potluck get ended with {code}: {child.log_tail()}")
+
+        return on_exit
+
+
+def binaries(options: dict[str, str]) -> Path:
+    """The folder with the three programs."""
+    root = Path(__file__).resolve().parents[4]
+    folder = Path(options.get("bin") or Path(os.environ.get("CARGO_TARGET_DIR", root / "target")) / "release")
+    for name in ("potluck-index", "potluck-peer", "potluck"):
+        if not (folder / name).exists():
+            raise Unavailable(f"no {name} in {folder}: run `cargo build --release` or give --potluck bin=DIR")
+    return folder
+
+
+def _when_listening(gate):
+    def on_line(line: str, _: Child) -> None:
+        if line.startswith("listening on "):
+            gate.one()
+
+    return on_line

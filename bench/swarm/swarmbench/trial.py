@@ -1,0 +1,364 @@
+"""One run of one system in one scenario, from making the links to removing them."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .measure import Meter
+from .network import Network, Node
+from .scenario import Act, Event, Link, Scenario, Trigger
+
+if TYPE_CHECKING:
+    from .systems import System
+
+TICK = 0.02
+"""Seconds between two looks at what should happen next: the error of an event's time."""
+
+PATIENCE = 10.0
+"""A run is given up after this many times its bound, and at least `MIN_PATIENCE` seconds."""
+MIN_PATIENCE = 60.0
+
+GRACE = 5.0
+"""Seconds for a process to end after SIGTERM."""
+
+BLOCK = 16 * 1024
+"""Unit in which arrived bytes are looked for."""
+PIECE = 256 * 1024
+SAMPLE = 8
+"""Bytes compared at the start of a block: the payload is random, so that a match means that the block is there."""
+
+SETTLE = 0.3
+"""Seconds between seeing all pieces and letting a source leave: what was written may not have been verified yet."""
+
+
+class TrialError(Exception):
+    """The run came to nothing; says why."""
+
+
+class Child:
+    """A process inside a node. Its standard output is read line by line; its errors go to a log in the node's folder."""
+
+    def __init__(self, process: subprocess.Popen, log: Path):
+        self.process = process
+        self.pid = process.pid
+        self._log = log
+
+    def tell(self, line: str) -> None:
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def log_tail(self, size: int = 600) -> str:
+        return self._log.read_text(errors="replace")[-size:].strip() if self._log.exists() else ""
+
+
+class Gate:
+    """Waits until it was passed a number of times, or somebody failed."""
+
+    def __init__(self, trial: "Trial", count: int):
+        self._trial = trial
+        self._count = count
+        self._condition = threading.Condition()
+
+    def one(self) -> None:
+        with self._condition:
+            self._count -= 1
+            self._condition.notify_all()
+
+    def wait(self, timeout: float = 60.0) -> None:
+        deadline = time.monotonic() + timeout
+        with self._condition:
+            while self._count > 0:
+                self._trial.raise_failure()
+                if time.monotonic() > deadline:
+                    raise TrialError(f"{self._count} processes were not ready after {timeout:.0f} s")
+                self._condition.wait(0.1)
+
+
+class Trial:
+    """State of a run that the system's half and the driver share."""
+
+    def __init__(self, scenario: Scenario, network: Network, folder: Path, payload: Path, nice: int):
+        self.scenario = scenario
+        self.folder = folder
+        self.payload = payload
+        self.meter = Meter()
+        self._nice = nice
+        self._children: list[Child] = []
+        self._lock = threading.Lock()
+        self._curves: dict[int, list[tuple[float, int]]] = {i: [] for i in range(len(scenario.sinks))}
+        self._done: dict[int, float] = {}
+        self._failure: str | None = None
+        self._may_end: set[int] = set()
+
+        def node(name: str, link: Link) -> Node:
+            node = network.add(name, link)
+            node.home = folder / name
+            node.home.mkdir()
+            return node
+
+        self.infrastructure = node("index", Link.even(100))
+        self.sources = [node(f"s{i}", source.link) for i, source in enumerate(scenario.sources)]
+        self.sinks = [node(f"p{i}", sink.link) for i, sink in enumerate(scenario.sinks)]
+
+    # What systems call.
+
+    def gate(self, count: int) -> Gate:
+        return Gate(self, count)
+
+    def spawn(
+        self,
+        node: Node,
+        role: str,
+        command: list[str],
+        on_line: Callable[[str, Child], None],
+        environment: dict[str, str] | None = None,
+        on_exit: Callable[[int, Child], None] | None = None,
+    ) -> Child:
+        """Starts a process in the node. Only from the main thread: the kernel ties its life to the thread that started it."""
+        log = node.home / f"{role}.log"
+        with log.open("ab") as errors:
+            process = subprocess.Popen(
+                ["nice", "-n", str(self._nice), *node.command(*command)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=node.home,
+                env={**os.environ, **(environment or {})},
+            )
+        child = Child(process, log)
+        self._children.append(child)
+        self.meter.add(child.pid, role)
+
+        def read() -> None:
+            for line in process.stdout:
+                try:
+                    on_line(line.rstrip("\n"), child)
+                except Exception as error:  # A reader that dies in silence would look like a stalled run.
+                    self.failed(None, f"{role} on {node.name} said {line!r}: {error!r}")
+            try:
+                _, status, usage = os.wait4(child.pid, 0)
+            except ChildProcessError:
+                return
+            process.returncode = os.waitstatus_to_exitcode(status)
+            self.meter.ended(child.pid, usage.ru_utime + usage.ru_stime)
+            if on_exit:
+                on_exit(process.returncode, child)
+            elif child.pid not in self._may_end:
+                self.failed(None, f"{role} on {node.name} ended with {process.returncode}: {child.log_tail()}")
+
+        threading.Thread(target=read, daemon=True).start()
+        return child
+
+    def spawn_liar(self, node: Node, protocol: str, port: int, share: float, seed: int) -> None:
+        """A proxy on the node's address that corrupts `share` of the pieces sent by whoever listens on its loopback."""
+        config = {"listen": [node.address, port], "forward": ["127.0.0.1", port], "protocol": protocol, "share": share,
+                  "piece": PIECE, "seed": seed}
+        script = Path(__file__).with_name("systems") / "corrupting_proxy.py"
+        gate = self.gate(1)
+        self.spawn(node, "liar", [sys.executable, "-P", str(script), json.dumps(config)], lambda *_: gate.one())
+        gate.wait()
+
+    def progress(self, sink: int, at: float, verified: int) -> None:
+        """`verified` bytes are there at `at` on the monotonic clock."""
+        with self._lock:
+            self._curves[sink].append((at, verified))
+
+    def done(self, sink: int, at: float) -> None:
+        with self._lock:
+            self._done.setdefault(sink, at)
+
+    def failed(self, sink: int | None, message: str) -> None:
+        with self._lock:
+            where = "" if sink is None else f"{self.sinks[sink].name}: "
+            self._failure = self._failure or where + message
+
+    def raise_failure(self) -> None:
+        if self._failure:
+            raise TrialError(self._failure)
+
+    # What the driver calls.
+
+    def run(self, system: "System", network: Network) -> dict:
+        scenario = self.scenario
+        deadline_after = max(MIN_PATIENCE, PATIENCE * scenario.bound())
+        system.launch(self)
+        self.meter.start()
+        before = {node.name: network.traffic(node) for node in network.nodes}
+        waiting = sorted(range(len(self.sinks)), key=lambda i: scenario.sinks[i].arrival)
+        events = _Events(self, system)
+        self.meter.mark()
+        start = time.monotonic()
+        while not all(i in self._done for i in scenario.counted):
+            self.raise_failure()
+            now = time.monotonic() - start
+            if now > deadline_after:
+                raise TrialError(f"given up after {now:.0f} s; {self._state()}")
+            while waiting and scenario.sinks[waiting[0]].arrival <= now:
+                system.begin(self, waiting.pop(0))
+            events.look(now)
+            time.sleep(TICK)
+        usages = self.meter.finish()
+        after = {node.name: network.traffic(node) for node in network.nodes}
+        sent = system.sent_by_sources(self)
+        self._check(system)
+        self.stop()
+        return {
+            "bound": scenario.bound(),
+            "sinks": [
+                {
+                    "node": self.sinks[i].name,
+                    "arrival": sink.arrival,
+                    "counted": sink.counted,
+                    "own_bound": scenario.own_bound(i),
+                    "seconds": self._done[i] - start - sink.arrival if i in self._done else None,
+                    "curve": [(round(at - start, 4), verified) for at, verified in self._curves[i]],
+                }
+                for i, sink in enumerate(scenario.sinks)
+            ],
+            "events": events.fired,
+            "sources_sent_payload": sent,
+            "frames": {
+                name: {"sent": after[name].sent - before[name].sent, "received": after[name].received - before[name].received}
+                for name in after
+            },
+            "drops": network.drops(),
+            "processes": [
+                {"role": u.role, "cpu": round(u.cpu, 3), "peak_anonymous": u.peak_anonymous, "peak_resident": u.peak_resident}
+                for u in usages
+            ],
+            "driver_cpu": round(self.meter.own_cpu, 3),
+            "others_cpu": round(self.meter.others_cpu(), 3),
+            "system": system.describe(self),
+        }
+
+    def first_progress(self) -> float:
+        """Share of the file that the first counted sink has."""
+        with self._lock:
+            best = max((curve[-1][1] for i, curve in self._curves.items() if curve and self.scenario.sinks[i].counted), default=0)
+        return best / self.scenario.size
+
+    def let_end(self, pid: int) -> None:
+        """That this process ends is no failure."""
+        self._may_end.add(pid)
+
+    def stop(self) -> None:
+        """Ends every process that was started, by its pid."""
+        self._may_end.update(child.pid for child in self._children)
+        for child in self._children:
+            if child.process.returncode is None:
+                _signal(child.pid, signal.SIGCONT)
+                _signal(child.pid, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE
+        while time.monotonic() < deadline and any(c.process.returncode is None for c in self._children):
+            time.sleep(0.01)
+        for child in self._children:
+            if child.process.returncode is None:
+                _signal(child.pid, signal.SIGKILL)
+        while any(c.process.returncode is None for c in self._children) and time.monotonic() < deadline + GRACE:
+            time.sleep(0.01)
+
+    def _check(self, system: "System") -> None:
+        for sink in self.scenario.counted:
+            if not filecmp.cmp(self.payload, system.arrived(sink), shallow=False):
+                raise TrialError(f"{self.sinks[sink].name} ended with other bytes than were shared")
+
+    def _state(self) -> str:
+        have = (f"{self.sinks[i].name} {curve[-1][1] * 100 // self.scenario.size if curve else 0} %"
+                for i, curve in self._curves.items() if i not in self._done)
+        return "unfinished: " + ", ".join(have)
+
+
+class _Events:
+    """Lets the scenario's events happen when their time has come."""
+
+    def __init__(self, trial: Trial, system: "System"):
+        self._trial = trial
+        self._system = system
+        self._left = list(trial.scenario.events)
+        self._pieces = _Pieces(trial, system)
+        self._ripe: dict[int, float] = {}
+        self.fired: list[dict] = []
+
+    def look(self, now: float) -> None:
+        for event in list(self._left):
+            if self._due(event, now):
+                self._left.remove(event)
+                pid = self._system.source_pid(event.source)
+                self._trial.let_end(pid)
+                _signal(pid, {Act.STALL: signal.SIGSTOP, Act.LEAVE: signal.SIGTERM, Act.DIE: signal.SIGKILL}[event.act])
+                self.fired.append({"at": round(now, 3), "source": event.source, "act": event.act.name})
+
+    def _due(self, event: Event, now: float) -> bool:
+        if event.trigger is Trigger.AT_FRACTION:
+            return self._trial.first_progress() >= event.fraction
+        if not self._pieces.all_out(now):
+            return False
+        return now >= self._ripe.setdefault(id(event), now + SETTLE)
+
+
+class _Pieces:
+    """Which pieces are whole on the disk of some sink, whatever system wrote them there."""
+
+    INTERVAL = 0.1
+
+    def __init__(self, trial: Trial, system: "System"):
+        self._trial = trial
+        self._system = system
+        self._missing = list(range((trial.scenario.size + PIECE - 1) // PIECE))
+        self._due = 0.0
+
+    def all_out(self, now: float) -> bool:
+        if now >= self._due and self._missing:
+            self._due = now + self.INTERVAL
+            with self._trial.payload.open("rb") as payload:
+                for sink in range(len(self._trial.sinks)):
+                    try:
+                        file = self._system.arriving(sink).open("rb")
+                    except FileNotFoundError:
+                        continue
+                    with file:
+                        self._missing = [piece for piece in self._missing if not self._holds(file, payload, piece)]
+        return not self._missing
+
+    def _holds(self, file, payload, piece: int) -> bool:
+        end = min(self._trial.scenario.size, (piece + 1) * PIECE)
+        return all(
+            os.pread(file.fileno(), SAMPLE, at) == os.pread(payload.fileno(), SAMPLE, at)
+            for at in range(piece * PIECE, end, BLOCK)
+        )
+
+
+def run_trial(make: Callable[[], "System"], scenario: Scenario, scratch: Path, payload: Path, congestion_control: str | None,
+              nice: int, keep: bool = False) -> dict:
+    """One run. Whatever happens, no process, namespace or file of it is left (`keep` leaves the files)."""
+    folder = scratch / f"run-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    trial = None
+    try:
+        with Network(congestion_control) as network:
+            try:
+                system = make()
+                trial = Trial(scenario, network, folder, payload, nice)
+                return trial.run(system, network)
+            finally:
+                if trial:
+                    trial.stop()
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass

@@ -1,0 +1,92 @@
+//! How long an index takes to open a store: `restart DIR [PEERS FILES]` fills the folder first where that is given, then opens it
+//! and says what it took.
+
+use std::{path::Path, time::Duration, time::Instant};
+
+use anyhow::Context as _;
+use potluck_core::{
+    FileId, PeerId, Root,
+    index_client::{Address, FileRecord, Kind, Registration},
+};
+use potluck_index::{
+    registry::Restored,
+    store::{Change, IndexStore as _, PeerRecord, SledStore},
+};
+
+/// Files in one request, as peers send them.
+const BATCH: u64 = 10_000;
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let dir = Path::new(arguments.first().context("give a folder")?);
+    if let [_, peers, files] = &arguments[..] {
+        fill(dir, peers.parse()?, files.parse()?)?;
+    }
+    let began = Instant::now();
+    let (_store, nothing) = SledStore::open(dir, |(): &mut (), _| ())?;
+    println!("read in {:?}", began.elapsed());
+    drop((_store, nothing));
+    let began = Instant::now();
+    let (_store, restored) = SledStore::open(dir, Restored::add)?;
+    println!("read and taken in in {:?}", began.elapsed());
+    drop(restored);
+    Ok(())
+}
+
+fn fill(dir: &Path, peers: u64, files: u64) -> anyhow::Result<()> {
+    let (mut store, ()) = SledStore::open(dir, |(): &mut (), _| ())?;
+    let began = Instant::now();
+    for peer in 0..peers {
+        let mut id = [0; 32];
+        id[..8].copy_from_slice(&peer.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+        let record = PeerRecord {
+            id: PeerId(id),
+            address: Address {
+                host: format!("10.0.{}.{}", peer / 256 % 256, peer % 256),
+                port: 12349,
+            },
+            ttl: Duration::from_secs(60),
+        };
+        for from in (0..files).step_by(BATCH as usize) {
+            let files = (from..files.min(from + BATCH))
+                .map(|n| registration(peer * files + n))
+                .collect();
+            store.apply(&[Change::Register {
+                peer: record.clone(),
+                files,
+                replace: false,
+            }])?;
+        }
+    }
+    println!("filled in {:?}", began.elapsed());
+    Ok(())
+}
+
+fn registration(n: u64) -> Registration {
+    let mut root = [0; 32];
+    for (i, part) in root.chunks_mut(8).enumerate() {
+        part.copy_from_slice(
+            &(n * 4 + i as u64)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                .to_be_bytes(),
+        );
+    }
+    let root = Root(root);
+    Registration {
+        file: FileRecord {
+            id: FileId::derive(1000 + n, &root),
+            size: 1000 + n,
+            root,
+            sha256: None,
+            kind: Kind::File,
+        },
+        // Of its words one is in no other name, one in a thousand, and two in all.
+        names: vec![format!(
+            "model-{}-{:08x}-part-{:05}.safetensors",
+            n / 1000,
+            n.wrapping_mul(0x9e37_79b9),
+            n % 1000
+        )],
+        partial: false,
+    }
+}

@@ -1,0 +1,109 @@
+//! Stores and tells what changed: the database, the index's holdings, those who watch a file, the open handles.
+//!
+//! Invariant: changes reach the database in the order in which they were made, each at most once; what it could not take goes
+//! before the next.
+
+use std::{path::PathBuf, sync::Arc};
+
+use potluck_core::{FileId, Problem, Reason, index_client::Kind, merkle::Hash};
+
+use super::{
+    Inner,
+    catalog::{Body, Delta, Place},
+    load, lock,
+};
+use crate::store::{Change, StoreError};
+
+impl Inner {
+    /// Stores and tells a change of the catalog; `writing` is held. What cannot be stored is shared all the same until the peer
+    /// stops, or until a later change can be stored and it with that; the caller is told.
+    pub(super) fn publish(&self, delta: Delta) -> Result<(), Problem> {
+        let settled = self.catalog().settle(delta);
+        // With what a full disk kept from being stored before.
+        let mut changes = std::mem::take(&mut *lock(&self.unsaved));
+        changes.extend(settled.changes);
+        let stored = self.store.apply(&changes).map_err(|error| {
+            *lock(&self.unsaved) = std::mem::take(&mut changes);
+            tracing::error!(%error, "a change of the library could not be stored");
+            match error.is_full() {
+                true => Problem::new(
+                    Reason::DiskFull,
+                    "no room to remember it: shared only until the peer stops; free some and share again",
+                ),
+                false => Problem::new(
+                    Reason::StoreUnavailable,
+                    "it could not be remembered and is shared only until the peer stops: see the peer's log",
+                ),
+            }
+        });
+        let removed: Vec<_> = settled.removed.iter().map(|record| record.id).collect();
+        self.holdings.remove(&removed);
+        self.holdings.put(settled.put);
+        let mut watchers = self.watchers();
+        watchers.retain(|_, sender| sender.receiver_count() > 0);
+        for id in &removed {
+            watchers.remove(id);
+        }
+        drop(watchers);
+        let mut handles = self.handles();
+        for id in &removed {
+            handles.remove(id);
+        }
+        drop(handles);
+        for record in settled
+            .removed
+            .iter()
+            .filter(|record| record.kind == Kind::Collection)
+        {
+            // A blob that stays is only a little room lost: it is checked against its id whenever it is read.
+            let _ = std::fs::remove_file(self.manifest_path(&record.id));
+        }
+        self.unsummed.notify_one();
+        stored
+    }
+
+    /// Withdraws a copy that is not what it was; its item is looked at again in the background.
+    pub(super) fn withdraw(&self, place: Place) {
+        let _writing = self.writing();
+        let mut delta = Delta::default();
+        let mut catalog = self.catalog();
+        if let Some(shared) = catalog.item(place.item) {
+            tracing::info!(path = %shared.path.display(), id = %shared.record.id, "a shared file changed: it is withdrawn and hashed again");
+        }
+        catalog.distrust(place, &mut delta);
+        drop(catalog);
+        // A failure is logged there; at the next start `stat` tells again.
+        let _ = self.publish(delta);
+        self.stale.notify_one();
+        self.rescan.notify_one();
+    }
+
+    /// Where a collection is if all of its files are what they were. Those that are not are withdrawn.
+    pub(super) fn unchanged_folder(&self, number: u64) -> Option<PathBuf> {
+        let (root, folder) = {
+            let catalog = self.catalog();
+            let shared = catalog.item(number)?;
+            let Body::Collection(folder) = &shared.body else {
+                return None;
+            };
+            (shared.path.clone(), folder.clone())
+        };
+        let changed = load::changed_entries(&root, &folder);
+        for &entry in &changed {
+            self.withdraw(Place { item: number, entry });
+        }
+        changed.is_empty().then(|| root.to_path_buf())
+    }
+
+    /// The piece layer of a file.
+    pub(super) fn layer(&self, id: &FileId) -> Result<Option<Arc<[Hash]>>, StoreError> {
+        let unsaved = lock(&self.unsaved).iter().rev().find_map(|change| match change {
+            Change::PutLayer(of, layer) if of == id => Some(layer.clone()),
+            _ => None,
+        });
+        match unsaved {
+            Some(layer) => Ok(Some(layer)),
+            None => self.store.layer(id),
+        }
+    }
+}

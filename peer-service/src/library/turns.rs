@@ -1,0 +1,117 @@
+//! Who hashes first: what somebody waits for goes before the background pass, which goes on all the same, only slower.
+//!
+//! Invariant: the background pass gets a turn at least every [`LONGEST_WAIT`], however many shares come one after the other.
+
+use std::{
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// Longest time that the background pass makes way at once; also how late it may notice that the peer stops.
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
+
+/// Bytes that it may read in a turn: some ten milliseconds of work, so that it takes about a tenth while others hash.
+const TURN: u64 = 8 * 1024 * 1024;
+
+/// What a file costs however small it is, in bytes that could have been read instead.
+const FILE_COST: u64 = 64 * 1024;
+
+/// Those who hash now because somebody waits for it.
+#[derive(Debug, Default)]
+pub(super) struct Hashers {
+    count: Mutex<usize>,
+    none: Condvar,
+}
+
+/// One of them, while it lives.
+#[derive(Debug)]
+pub(super) struct Hashing<'a>(&'a Hashers);
+
+impl Hashers {
+    fn count(&self) -> MutexGuard<'_, usize> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts the caller among them.
+    pub(super) fn begin(&self) -> Hashing<'_> {
+        *self.count() += 1;
+        Hashing(self)
+    }
+
+    /// Waits until nobody hashes, but not longer than the background pass's next turn.
+    fn make_way(&self) {
+        let waited = self
+            .none
+            .wait_timeout_while(self.count(), LONGEST_WAIT, |count| *count > 0);
+        drop(waited);
+    }
+}
+
+impl Drop for Hashing<'_> {
+    fn drop(&mut self) {
+        let mut count = self.0.count();
+        *count -= 1;
+        if *count == 0 {
+            self.0.none.notify_all();
+        }
+    }
+}
+
+/// The turns of the background pass.
+#[derive(Debug)]
+pub(super) struct Turns<'a> {
+    hashers: &'a Hashers,
+    left: u64,
+}
+
+impl<'a> Turns<'a> {
+    /// Before the first turn.
+    pub(super) const fn new(hashers: &'a Hashers) -> Self {
+        Self { hashers, left: 0 }
+    }
+
+    /// Before a file. Blocks where others go first.
+    pub(super) fn file(&mut self) {
+        self.take(FILE_COST);
+    }
+
+    /// Before this many bytes are read. Blocks where others go first.
+    pub(super) fn take(&mut self, bytes: u64) {
+        if self.left == 0 {
+            self.hashers.make_way();
+            self.left = TURN;
+        }
+        self.left = self.left.saturating_sub(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn the_background_makes_way_and_goes_on() {
+        let hashers = Hashers::default();
+        let start = Instant::now();
+        let mut turns = Turns::new(&hashers);
+        for _ in 0..100 {
+            turns.take(TURN);
+        }
+        assert!(start.elapsed() < LONGEST_WAIT, "nobody to make way for");
+        let hashing = hashers.begin();
+        turns.take(TURN);
+        assert!(start.elapsed() >= LONGEST_WAIT);
+        std::thread::scope(|scope| {
+            scope.spawn(move || drop(hashing));
+            for _ in 0..100 {
+                turns.take(TURN);
+            }
+        });
+        assert!(
+            start.elapsed() < 50 * LONGEST_WAIT,
+            "goes on at once when nobody hashes"
+        );
+    }
+}

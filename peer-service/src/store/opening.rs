@@ -1,0 +1,76 @@
+//! Opening the database, and what keeps it from opening.
+
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
+
+use redb::{Database, StorageError};
+
+use super::{CACHE_SIZE, HIDDEN, ITEMS, LAYERS, MEMBERS, RECORDS, TRANSFERS};
+
+/// Why a database did not open.
+pub(super) enum Failure {
+    /// The operating system: permission, no room. Another database would fare no better.
+    System(redb::Error),
+    /// The file itself.
+    Damaged(String),
+}
+
+impl Failure {
+    pub(super) fn into_error(self) -> redb::Error {
+        match self {
+            Self::System(error) => error,
+            Self::Damaged(why) => redb::Error::Corrupted(why),
+        }
+    }
+}
+
+impl From<redb::Error> for Failure {
+    fn from(error: redb::Error) -> Self {
+        match &error {
+            redb::Error::Io(io)
+                if !matches!(
+                    io.kind(),
+                    io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+                ) =>
+            {
+                Self::System(error)
+            }
+            redb::Error::DatabaseAlreadyOpen => Self::System(error),
+            _ => Self::Damaged(error.to_string()),
+        }
+    }
+}
+
+/// Opens or makes a database with all its tables.
+pub(super) fn try_open(path: &Path) -> Result<Database, Failure> {
+    let open = || -> Result<Database, redb::Error> {
+        let database = Database::builder().set_cache_size(CACHE_SIZE).create(path)?;
+        let write = database.begin_write()?;
+        write.open_table(ITEMS)?;
+        write.open_table(MEMBERS)?;
+        write.open_table(RECORDS)?;
+        write.open_table(LAYERS)?;
+        write.open_table(HIDDEN)?;
+        write.open_table(TRANSFERS)?;
+        write.commit()?;
+        Ok(database)
+    };
+    // A damaged file can trip redb's own checks: that is a file that will not open, no reason to end the peer.
+    match catch_unwind(AssertUnwindSafe(open)) {
+        Ok(opened) => opened.map_err(Failure::from),
+        Err(_) => Err(Failure::Damaged(
+            StorageError::Corrupted("redb gave up".into()).to_string(),
+        )),
+    }
+}
+
+/// A free name beside a damaged database.
+pub(super) fn aside(path: &Path) -> PathBuf {
+    (1..=u32::MAX)
+        .map(|number| path.with_extension(format!("redb.damaged-{number}")))
+        .find(|aside| !aside.exists())
+        .unwrap_or_else(|| path.with_extension("redb.damaged"))
+}

@@ -1,0 +1,356 @@
+//! A disk without room: said at once, waited for, and gone on from by itself. On a small file system of its own, which takes the
+//! right to mount one; without that the tests say so and pass.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::{
+    fs::File,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use common::*;
+use potluck_core::proto::v1;
+use tonic::Streaming;
+
+const MIB: usize = 1024 * 1024;
+
+/// A small file system in memory; gone when dropped.
+struct Disk {
+    dir: tempfile::TempDir,
+}
+
+impl Disk {
+    /// `None`, with a word why, where mounting is not allowed.
+    fn mount(bytes: usize) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Self { dir };
+        match disk.run("mount", &["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]) {
+            true => Some(disk),
+            false => {
+                println!("skipped: a file system cannot be mounted here (it takes root)");
+                std::mem::forget(disk);
+                None
+            }
+        }
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> bool {
+        let status = Command::new(program)
+            .args(arguments)
+            .arg(self.dir.path())
+            .stderr(std::process::Stdio::null())
+            .status();
+        status.is_ok_and(|status| status.success())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn remount(&self, options: &str) {
+        assert!(self.run("mount", &["-o", &format!("remount,{options}")]));
+    }
+
+    /// Takes this much room.
+    fn ballast(&self, bytes: usize) -> PathBuf {
+        file(self.dir.path(), "ballast", &vec![1; bytes])
+    }
+
+    /// Takes all the room there is, to the last page.
+    fn fill(&self) -> PathBuf {
+        let path = self.path("filler");
+        let mut file = File::create(&path).unwrap();
+        for size in [MIB, 4096] {
+            while file.write_all(&vec![1; size]).is_ok() {}
+        }
+        path
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: whatever a failed test left open must not keep it.
+        self.run("umount", &["-l"]);
+    }
+}
+
+struct World {
+    dir: tempfile::TempDir,
+    seed: Peer,
+    peer: Peer,
+}
+
+async fn world() -> World {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let seed = Peer::start(&dir.path().join("seed"), None).await;
+    let peer = Peer::start(&dir.path().join("peer"), None).await;
+    World { dir, seed, peer }
+}
+
+impl World {
+    async fn share(&self, name: &str, data: &[u8]) -> potluck_core::FileId {
+        self.seed.share(&file(self.dir.path(), name, data)).await
+    }
+
+    async fn begin(
+        &self,
+        id: potluck_core::FileId,
+        target: &Path,
+        rate: u64,
+    ) -> Streaming<v1::FetchResponse> {
+        let request = v1::FetchRequest {
+            providers: vec![(&self.seed.address).into()],
+            max_bytes_per_second: rate,
+            ..wish(id, target)
+        };
+        self.peer
+            .control
+            .clone()
+            .fetch(request)
+            .await
+            .unwrap()
+            .into_inner()
+    }
+}
+
+/// The first state that fits.
+async fn until(
+    what: &str,
+    events: &mut Streaming<v1::FetchResponse>,
+    fits: impl Fn(&v1::Transfer) -> bool,
+) -> v1::Transfer {
+    let mut last = None;
+    let follow = async {
+        while let Some(event) = events.message().await.unwrap() {
+            let transfer = event.transfer.unwrap();
+            if fits(&transfer) {
+                return transfer;
+            }
+            last = Some(transfer);
+        }
+        panic!("{what}: ended as {last:#?}");
+    };
+    tokio::time::timeout(PATIENCE, follow).await.expect(what)
+}
+
+fn waits_for_room(transfer: &v1::Transfer) -> bool {
+    transfer.state() == v1::TransferState::Waiting
+        && transfer
+            .error
+            .as_ref()
+            .is_some_and(|error| error.reason == "DISK_FULL")
+}
+
+fn done(transfer: &v1::Transfer) -> bool {
+    transfer.state() == v1::TransferState::Done
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_fit_waits_for_room_before_it_begins() {
+    let Some(disk) = Disk::mount(64 * MIB) else { return };
+    let world = world().await;
+    let data = bytes(40 * MIB, 1);
+    let id = world.share("data.bin", &data).await;
+    let ballast = disk.ballast(20 * MIB);
+    let target = disk.path("out");
+    let mut events = world.begin(id, &target, 0).await;
+    let waiting = until("it waits", &mut events, waits_for_room).await;
+    let message = waiting.error.unwrap().message;
+    assert!(
+        message.contains(target.to_str().unwrap()) && message.contains("make room"),
+        "{message}"
+    );
+    // Looked at again at least once before there is room.
+    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    let mut held: Vec<_> = std::fs::read_dir(disk.dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    held.sort();
+    assert_eq!(held, ["ballast"], "nothing is left lying about meanwhile");
+    std::fs::remove_file(ballast).unwrap();
+    until("it goes on by itself", &mut events, done).await;
+    assert_eq!(std::fs::read(&target).unwrap(), data);
+    world.peer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fills_up_under_a_collection_is_waited_for() {
+    let Some(disk) = Disk::mount(64 * MIB) else { return };
+    let world = world().await;
+    let folder = world.dir.path().join("folder");
+    let large = bytes(9 * MIB, 2);
+    file(&folder, "large", &large);
+    for n in 0..40 {
+        file(&folder, &format!("small/{n}"), &bytes(200_000, 100 + n));
+    }
+    let id = world.seed.share(&folder).await;
+    let target = disk.path("out");
+    let mut events = world.begin(id, &target, 4_000_000).await;
+    until("it begins", &mut events, |transfer| transfer.units_done > 1).await;
+    let filler = disk.fill();
+    let waiting = until("it waits", &mut events, waits_for_room).await;
+    assert!(waiting.bytes_done < waiting.bytes_total);
+    std::fs::remove_file(filler).unwrap();
+    until("it goes on by itself", &mut events, done).await;
+    assert_eq!(std::fs::read(target.join("large")).unwrap(), large);
+    for n in 0..40 {
+        let there = std::fs::read(target.join(format!("small/{n}"))).unwrap();
+        assert_eq!(there, bytes(200_000, 100 + n), "small/{n}");
+    }
+    world.peer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resume_state_without_room_is_written_later_although_nothing_more_comes() {
+    let Some(disk) = Disk::mount(64 * MIB) else { return };
+    let World { dir, seed, peer } = world().await;
+    let data = bytes(20 * MIB, 3);
+    let id = seed.share(&file(dir.path(), "data.bin", &data)).await;
+    let target = disk.path("out");
+    let world = World { dir, seed, peer };
+    let mut events = world.begin(id, &target, 2_000_000).await;
+    until("it begins", &mut events, |transfer| transfer.units_done > 1).await;
+    let filler = disk.fill();
+    let state = disk.path("out.part.state");
+    let before = std::fs::read(&state).unwrap();
+    let now = until("it is seen", &mut events, |_| true).await.units_done;
+    // The room for the data was taken at the start: only the state has none.
+    until("it goes on", &mut events, |transfer| {
+        transfer.units_done > now + 8
+    })
+    .await;
+    world.seed.stop().await;
+    let stuck = until("nobody is left", &mut events, |transfer| {
+        transfer.state() == v1::TransferState::Waiting
+    })
+    .await;
+    assert_eq!(stuck.error.unwrap().reason, "NO_PROVIDERS");
+    assert_eq!(
+        std::fs::read(&state).unwrap(),
+        before,
+        "there was no room for another"
+    );
+    std::fs::remove_file(filler).unwrap();
+    wait_until("the state is written", || async {
+        std::fs::read(&state).unwrap() != before
+    })
+    .await;
+    world.peer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collection_that_cannot_be_finished_waits_for_room() {
+    // Room for the content and the reserve, none for it three times.
+    let Some(disk) = Disk::mount(27 * MIB) else { return };
+    let world = world().await;
+    let folder = world.dir.path().join("folder");
+    let data = bytes(10 * MIB, 4);
+    for name in ["a", "b", "c"] {
+        file(&folder, name, &data);
+    }
+    let id = world.seed.share(&folder).await;
+    let target = disk.path("out");
+    let mut events = world.begin(id, &target, 0).await;
+    let waiting = until("it waits", &mut events, waits_for_room).await;
+    assert_eq!(waiting.bytes_done, waiting.bytes_total);
+    assert!(!target.exists());
+    disk.remount("size=64m");
+    until("it goes on by itself", &mut events, done).await;
+    for name in ["a", "b", "c"] {
+        assert_eq!(std::fs::read(target.join(name)).unwrap(), data, "{name}");
+    }
+    world.peer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_cannot_be_written_is_said_at_once() {
+    let Some(disk) = Disk::mount(64 * MIB) else { return };
+    let world = world().await;
+    let id = world.share("data.bin", &bytes(MIB, 5)).await;
+    disk.remount("ro");
+    let mut events = world.begin(id, &disk.path("out"), 0).await;
+    let failed = until("it fails", &mut events, |transfer| {
+        transfer.state() == v1::TransferState::Failed
+    })
+    .await;
+    let error = failed.error.unwrap();
+    assert_eq!(error.reason, "TARGET_NOT_WRITABLE");
+    assert!(
+        error.message.contains("choose another target"),
+        "{}",
+        error.message
+    );
+    // A folder of that name in the folder that was named.
+    disk.remount("rw");
+    std::fs::create_dir_all(disk.path("shelf/data.bin")).unwrap();
+    let mut events = world.begin(id, &disk.path("shelf"), 0).await;
+    let failed = until("it fails", &mut events, |transfer| {
+        transfer.state() == v1::TransferState::Failed
+    })
+    .await;
+    assert_eq!(failure(&failed), "TARGET_EXISTS");
+    world.peer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_without_room_is_of_use_again_when_there_is_some() {
+    let Some(disk) = Disk::mount(16 * MIB) else { return };
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let home = disk.path("home");
+    let peer = Peer::start(&home, None).await;
+    let share = async |peer: &Peer, n: u64| {
+        let path = file(dir.path(), &format!("{n}"), &bytes(3 * MIB, n));
+        let request = v1::ShareRequest {
+            paths: vec![path.to_str().unwrap().to_owned()],
+        };
+        let mut events = peer.control.clone().share(request).await.unwrap().into_inner();
+        loop {
+            match events.message().await.unwrap().unwrap().event.unwrap() {
+                v1::share_response::Event::Shared(_) => return None,
+                v1::share_response::Event::Failed(failed) => return Some(failed.failure.unwrap().reason),
+                v1::share_response::Event::Progress(_) => {}
+            }
+        }
+    };
+    assert_eq!(share(&peer, 1).await, None);
+    let filler = disk.fill();
+    let mut refused = 0;
+    // The database has some room of its own first.
+    for n in 10..200 {
+        match share(&peer, n).await {
+            None => {}
+            Some(reason) => {
+                assert_eq!(reason, "DISK_FULL");
+                refused += 1;
+                if refused == 2 {
+                    break;
+                }
+            }
+        }
+    }
+    assert_eq!(refused, 2, "it runs out of room, and says so each time");
+    std::fs::remove_file(filler).unwrap();
+    assert_eq!(share(&peer, 2).await, None);
+    peer.stop().await;
+    let peer = Peer::start(&home, None).await;
+    let list = v1::ListLibraryRequest::default();
+    let items = peer
+        .control
+        .clone()
+        .list_library(list)
+        .await
+        .unwrap()
+        .into_inner()
+        .items;
+    for name in ["1", "2"] {
+        assert!(items.iter().any(|item| item.name == name), "{name} of {items:?}");
+    }
+    peer.stop().await;
+}

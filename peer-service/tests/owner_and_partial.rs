@@ -1,0 +1,140 @@
+//! Who may command a peer over TCP, and what one that is still fetching says of what it has.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use common::*;
+use potluck_core::{
+    Problem, Reason,
+    proto::v1::{
+        self, control_service_client::ControlServiceClient, peer_service_client::PeerServiceClient,
+        unshare_request, watch_availability_response::Event,
+    },
+};
+use potluck_peer::{Config, options::ControlAt, start};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_tcp_only_the_token_opens_the_control_service() {
+    let dir = tempfile::tempdir().unwrap();
+    let stop = CancellationToken::new();
+    let config = Config {
+        control: ControlAt::Tcp("127.0.0.1:0".parse().unwrap()),
+        ..Config::new(dir.path().join("peer"))
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let running = start(listener, config, stop.clone()).await.unwrap();
+    let right = running.control_token.clone().unwrap();
+    let mut client = ControlServiceClient::new(running.control.connect().await.unwrap());
+    let mut ask = async |authorization: Option<String>| {
+        let mut request = Request::new(v1::GetStatusRequest {});
+        if let Some(text) = authorization {
+            request
+                .metadata_mut()
+                .insert("authorization", text.parse().unwrap());
+        }
+        client.get_status(request).await
+    };
+    let mut wrong = right.clone().into_bytes();
+    wrong[10] ^= 1;
+    let wrong = String::from_utf8(wrong).unwrap();
+    let refused = [
+        None,
+        Some(format!("Bearer {wrong}")),
+        Some(format!("Bearer {}", &right[..right.len() - 1])),
+        Some("Bearer ".to_owned()),
+        Some(right.clone()),
+    ];
+    for authorization in refused {
+        let status = ask(authorization.clone()).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unauthenticated, "{authorization:?}");
+        let problem = Problem::from(status);
+        assert_eq!(problem.reason, Reason::Unauthenticated);
+        assert!(problem.message.contains("control-token"), "{problem}");
+        assert!(!problem.message.contains(&right));
+    }
+    let status = ask(Some(format!("Bearer {right}"))).await.unwrap().into_inner();
+    assert_eq!(status.peer_id, running.peer_id.to_bytes());
+    stop.cancel();
+    running.join().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_on_a_peer_that_fetches_goes_on_when_it_has_the_whole() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let data = bytes(6_000_000, 21);
+    let seed = Peer::start(&dir.path().join("seed"), None).await;
+    let id = seed.share(&file(dir.path(), "src/data.bin", &data)).await;
+    let middle = Peer::start(&dir.path().join("middle"), None).await;
+    let request = v1::FetchRequest {
+        providers: vec![(&seed.address).into()],
+        max_bytes_per_second: 2_000_000,
+        ..wish(id, &dir.path().join("out"))
+    };
+    let mut events = middle.control.clone().fetch(request).await.unwrap().into_inner();
+    while events
+        .message()
+        .await
+        .unwrap()
+        .unwrap()
+        .transfer
+        .unwrap()
+        .units_done
+        < 2
+    {}
+    let endpoint: potluck_core::transport::Endpoint = middle.running.local_addr.to_string().parse().unwrap();
+    let mut peer = PeerServiceClient::new(endpoint.connect().await.unwrap());
+    let watch = v1::WatchAvailabilityRequest {
+        file_id: id.to_bytes(),
+    };
+    let mut changes = peer.watch_availability(watch.clone()).await.unwrap().into_inner();
+    let Some(Event::Snapshot(first)) = changes.message().await.unwrap().unwrap().event else {
+        panic!("the first event is a snapshot");
+    };
+    assert!(!first.complete && first.units == 23, "{first:?}");
+    let has = |unit: u32| first.have[unit as usize / 8] & (128 >> (unit % 8)) != 0;
+    let mut have: std::collections::BTreeSet<u32> = (0..first.units).filter(|&unit| has(unit)).collect();
+    assert!(have.len() >= 2);
+    // Every unit is told, each once, whether it was the transfer or the library that told it.
+    let all = async {
+        while have.len() < 23 {
+            match changes.message().await.unwrap().unwrap().event.unwrap() {
+                Event::Change(change) => {
+                    for unit in change.have {
+                        assert!(have.insert(unit), "unit {unit} is told twice");
+                    }
+                }
+                Event::Snapshot(_) => panic!("only the first event is a snapshot"),
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, all)
+        .await
+        .expect("all units are told");
+    let mut last = None;
+    while let Some(event) = events.message().await.unwrap() {
+        last = event.transfer;
+    }
+    assert_done(&last.unwrap());
+    // Now it is the library's, and the same watch hears of it.
+    let mut again = peer.watch_availability(watch).await.unwrap().into_inner();
+    let Some(Event::Snapshot(whole)) = again.message().await.unwrap().unwrap().event else {
+        panic!("the first event is a snapshot");
+    };
+    assert!(whole.complete && whole.units == 23, "{whole:?}");
+    let request = v1::UnshareRequest {
+        target: Some(unshare_request::Target::FileId(id.to_bytes())),
+    };
+    middle.control.clone().unshare(request).await.unwrap();
+    for watch in [&mut changes, &mut again] {
+        let ended = tokio::time::timeout(PATIENCE, watch.message())
+            .await
+            .expect("it ends");
+        assert_eq!(Problem::from(ended.unwrap_err()).reason, Reason::NotFound);
+    }
+    middle.stop().await;
+}
