@@ -59,7 +59,10 @@ fn flash(peers: usize, units: u32) -> Setup {
 /// A crowd too large for everyone to know everyone, or for the seed to serve all at once. The seed tells as being fetched
 /// what it is sending: without that, those who do not know each other ask it for the same.
 fn large(peers: usize, slots: usize) -> Setup {
-    let mut setup = flash(peers, 256);
+    let mut setup = Setup {
+        unit_len: 128 * 1024,
+        ..flash(peers, 512)
+    };
     setup.nodes.iter_mut().for_each(|node| node.slots = slots);
     setup.nodes[0].tells_uploads = true;
     setup.neighbours = Some(50);
