@@ -2,12 +2,9 @@
 
 use std::time::Duration;
 
-/// Bytes asked for and not yet verified, over all peers: enough for 4 Gbit/s over 100 ms.
-pub const MAX_IN_FLIGHT_BYTES: u64 = 48 << 20;
-
-/// Requests that are allowed however large their units: with units of 16 MiB the byte budget alone would leave most sources
-/// unused. A driver that writes bytes as they come holds far less than what is in flight.
-pub const MIN_REQUESTS: u32 = 8;
+/// Bytes asked for and not yet verified, over all peers, whatever the size of units: enough for 5 Gbit/s over 100 ms, and for
+/// four sources at once where units are of 16 MiB. What a transfer holds in memory is at most this.
+pub const MAX_IN_FLIGHT_BYTES: u64 = 64 << 20;
 
 /// Most requests for one unit at once, those to stalled peers included.
 pub const MAX_RACERS: usize = 3;
@@ -57,10 +54,8 @@ pub const FORGET_AFTER: u32 = 10;
 /// How a swarm behaves.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SwarmConfig {
-    /// [`MAX_IN_FLIGHT_BYTES`].
+    /// [`MAX_IN_FLIGHT_BYTES`]. One request is always allowed, however large its unit.
     pub max_in_flight_bytes: u64,
-    /// [`MIN_REQUESTS`]; at least 1 is taken.
-    pub min_requests: u32,
     /// [`MAX_PEER_BYTES`]. One request is always allowed, however large its unit.
     pub max_peer_bytes: u64,
     /// [`MAX_PEER_REQUESTS`].
@@ -73,7 +68,6 @@ impl Default for SwarmConfig {
     fn default() -> Self {
         Self {
             max_in_flight_bytes: MAX_IN_FLIGHT_BYTES,
-            min_requests: MIN_REQUESTS,
             max_peer_bytes: MAX_PEER_BYTES,
             max_peer_requests: MAX_PEER_REQUESTS,
             crowd_peers: CROWD_PEERS,

@@ -23,7 +23,7 @@ impl Swarm {
     }
 
     pub(super) fn arm_tick(&mut self, now: Time) {
-        let starved = !self.parked.is_empty() && !self.crowd() && !self.budget_left();
+        let starved = !self.parked.is_empty() && !self.budget_left();
         if !(self.is_endgame() || starved) {
             self.tick = None;
         } else if self.tick.is_none() {

@@ -46,6 +46,9 @@ impl Swarm {
                 stolen: false,
             },
         );
+        if self.in_flight_bytes == 0 {
+            self.line.begin(now);
+        }
         self.in_flight_bytes += len;
         self.counters.requests += 1;
         self.counters.peak_in_flight_bytes = self.counters.peak_in_flight_bytes.max(self.in_flight_bytes);
@@ -74,6 +77,9 @@ impl Swarm {
         } = request;
         let len = self.lens[unit as usize];
         self.in_flight_bytes -= len;
+        if len > 0 && self.in_flight_bytes == 0 {
+            self.line.end(now);
+        }
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.requests.retain(|&other| other != id);
             peer.asked -= len;
@@ -111,6 +117,7 @@ impl Swarm {
             self.counters.duplicate_bytes += bytes;
             return;
         };
+        self.line.arrived(bytes, now);
         let (key, unit, paid) = (request.peer, request.unit, bytes.min(request.owed));
         request.received += bytes;
         request.owed -= paid;

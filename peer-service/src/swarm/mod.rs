@@ -21,8 +21,8 @@
 //! # Invariants, checked in debug builds
 //!
 //! Each unit is exactly one of missing (and then in the picking order), in flight (with at least one request), or had. A
-//! peer has no request while it is banned. Bytes in flight stay within the budget, or are those of at most
-//! [`SwarmConfig::min_requests`] requests. A unit has at most [`MAX_RACERS`] requests, each of another peer.
+//! peer has no request while it is banned. Bytes in flight stay within the budget, or are those of one
+//! request. A unit has at most [`MAX_RACERS`] requests, each of another peer.
 //!
 //! # Cost
 //!
@@ -54,12 +54,15 @@ mod tests;
 mod trouble;
 mod types;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use rand::{SeedableRng, rngs::Xoshiro256PlusPlus};
 
 pub use self::{config::*, types::*};
-use self::{flight::Request, peer::Peer, rarity::Rarity};
+use self::{estimate::Estimate, flight::Request, peer::Peer, rarity::Rarity};
 use crate::bits::Bits;
 
 /// The state of one transfer. See the [module](self).
@@ -98,6 +101,8 @@ pub struct Swarm {
     contested: BTreeSet<u32>,
     next_request: u64,
     in_flight_bytes: u64,
+    /// Whatever arrives, as if one peer sent it: our own downlink, or the sum of all uplinks.
+    line: Estimate,
 
     actions: VecDeque<Action>,
     announced: bool,
@@ -141,6 +146,7 @@ impl Swarm {
             contested: BTreeSet::new(),
             next_request: 0,
             in_flight_bytes: 0,
+            line: Estimate::default(),
             actions: VecDeque::new(),
             announced: false,
             counters: Counters::default(),
@@ -155,6 +161,15 @@ impl Swarm {
     /// banned one stays banned.
     pub fn peer_joined(&mut self, peer: PeerKey, now: Time) {
         self.join(peer, now);
+        self.settle();
+    }
+
+    /// A small message to this peer and its answer took so long, measured where nothing queues: with it the swarm tells a
+    /// long link from a long queue, and in a crowd only fills the first. Peers that did not join are ignored.
+    pub fn round_trip(&mut self, peer: PeerKey, took: Duration) {
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.round_trip = Some(peer.round_trip.map_or(took, |least| least.min(took)));
+        }
         self.settle();
     }
 

@@ -33,6 +33,8 @@ pub(super) struct Peer {
     pub(super) owed: u64,
     pub(super) stalled: bool,
     pub(super) estimate: Estimate,
+    /// Of a small message, nothing queued before it; `None` if nobody measured it.
+    pub(super) round_trip: Option<Duration>,
     /// Broken connections and time-outs in a row.
     pub(super) failures: u32,
     /// BUSY in a row.
@@ -61,6 +63,7 @@ impl Peer {
             owed: 0,
             stalled: false,
             estimate: Estimate::default(),
+            round_trip: None,
             failures: 0,
             refusals: 0,
             cursor: None,
@@ -85,16 +88,18 @@ impl Peer {
         matches!(self.standing, Standing::Banned { .. })
     }
 
-    /// Bytes to keep owed, so that the link never waits for a request. In a crowd only what is under way on the wire:
-    /// whatever waits in a queue is kept from everyone else. With a complete source a little more, and two units at least.
+    /// Bytes to keep owed, so that the link never waits for a request. In a crowd only what is under way on the wire: whatever
+    /// waits in a queue is kept from everyone else. With a complete source a little more, and two units at least. A wait in a
+    /// queue, at the other end or before our own downlink, is no reason to make it longer: what counts is the link's own delay.
     pub(super) fn depth_bytes(&self, crowd: bool, unit: u64) -> u64 {
         let (Some(rate), Some(latency)) = (self.estimate.rate(), self.estimate.latency()) else {
             return if crowd { 0 } else { unit };
         };
+        let wire = self.round_trip.map(|trip| trip.as_secs_f64().min(latency));
         if crowd {
-            (rate * latency) as u64
+            (rate * wire.unwrap_or(0.0)) as u64
         } else {
-            ((rate * (2.0 * latency + DEPTH_SLACK.as_secs_f64())) as u64).max(unit)
+            ((rate * (2.0 * wire.unwrap_or(latency) + DEPTH_SLACK.as_secs_f64())) as u64).max(unit)
         }
     }
 
@@ -109,18 +114,21 @@ impl Peer {
             && self.requests.len() < config.max_peer_requests as usize
     }
 
-    /// The silence from which on it counts as stalled: doubled with each failure, so that peers who only wait for our own slow
-    /// downlink are not given up in turn for ever.
-    pub(super) fn patience(&self) -> Duration {
-        (self.estimate.patience() * (1 << self.failures.min(4))).min(GIVE_UP)
+    /// The silence from which on it counts as stalled: doubled with each failure. At least `queue`, in which it may only wait
+    /// for its turn on our own downlink.
+    pub(super) fn patience(&self, queue: Duration) -> Duration {
+        (self.estimate.patience() * (1 << self.failures.min(4)))
+            .max(queue)
+            .min(GIVE_UP)
     }
 
     /// When it has to be looked at again without anything happening.
-    pub(super) fn deadline(&self) -> Option<Time> {
+    pub(super) fn deadline(&self, queue: Duration) -> Option<Time> {
+        let patience = self.patience(queue);
         let allowed = if self.stalled {
-            GIVE_UP.max(self.patience() * 2)
+            GIVE_UP.max(patience * 2)
         } else {
-            self.patience()
+            patience
         };
         let silence = self.estimate.silent_since().map(|since| since + allowed);
         match self.standing {

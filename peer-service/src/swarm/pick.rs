@@ -58,7 +58,7 @@ impl Swarm {
             self.race(key, unit, now);
         } else if let Some(unit) = self.missing_for(key) {
             if !self.budget_left() {
-                if crowd || !self.relieve(key, now) {
+                if !self.relieve(key, now) {
                     return self.park(key);
                 }
             } else if idle && self.crowd_full() {
@@ -74,8 +74,7 @@ impl Swarm {
 
     /// Whether any request fits the budget now.
     pub(super) fn budget_left(&self) -> bool {
-        self.requests.len() < self.config.min_requests.max(1) as usize
-            || self.in_flight_bytes + self.longest <= self.config.max_in_flight_bytes
+        self.requests.is_empty() || self.in_flight_bytes + self.longest <= self.config.max_in_flight_bytes
     }
 
     fn crowd_full(&self) -> bool {

@@ -329,7 +329,6 @@ fn a_write_that_failed_is_fetched_again_and_finished_again() {
 fn bytes_in_flight_stay_within_the_budget() {
     let config = SwarmConfig {
         max_in_flight_bytes: 5 * LEN,
-        min_requests: 2,
         ..SwarmConfig::default()
     };
     let mut swarm = Swarm::new(config, vec![LEN; 100], Bits::new(100), 1);
@@ -342,6 +341,30 @@ fn bytes_in_flight_stay_within_the_budget() {
         1,
         "the place is taken by the next"
     );
+}
+
+#[test]
+fn huge_units_are_asked_for_one_by_one() {
+    let config = SwarmConfig {
+        max_in_flight_bytes: 5 * LEN,
+        ..SwarmConfig::default()
+    };
+    let mut swarm = Swarm::new(config, vec![7 * LEN; 3], Bits::new(3), 1);
+    (0..4).for_each(|peer| join(&mut swarm, PeerKey(peer), &[], ms(0)));
+    assert_eq!(requests(&mut swarm, ms(0)).len(), 1);
+}
+
+#[test]
+fn a_wait_in_a_queue_does_not_make_it_longer() {
+    let mut swarm = Swarm::new(SwarmConfig::default(), vec![LEN; 100], Bits::new(100), 1);
+    join(&mut swarm, A, &[], ms(0));
+    swarm.round_trip(A, ms(1));
+    let (id, ..) = requests(&mut swarm, ms(0))[0];
+    // The first byte after two seconds, and then fast.
+    (0..4).for_each(|chunk| swarm.progressed(id, LEN / 4, ms(2000 + chunk * 5)));
+    assert!(swarm.verified(id, ms(2015)));
+    let view = swarm.peers().next().unwrap();
+    assert!(view.latency.unwrap() >= ms(2000) && view.depth <= 4, "{view:?}");
 }
 
 #[test]

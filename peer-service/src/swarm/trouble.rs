@@ -12,6 +12,9 @@ use super::{
 /// A refusal counts as this many failures: asking again soon is unlikely to help.
 const REFUSED_WEIGHT: u32 = 4;
 
+/// Senders that share a downlink do not share it evenly: one may come last, and then a little late.
+const QUEUE_PATIENCE: f64 = 2.0;
+
 impl Swarm {
     pub(super) fn fail(&mut self, id: RequestId, failure: Failure, now: Time) {
         let Some(request) = self.requests.get(&id) else {
@@ -105,10 +108,11 @@ impl Swarm {
     /// Sets the peer's timer to its deadline. A timer that is early stays: when it fires it is set anew, which is cheaper than
     /// moving it with every chunk.
     pub(super) fn arm(&mut self, key: PeerKey, now: Time) {
+        let queue = self.queue();
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        let Some(deadline) = peer.deadline() else {
+        let Some(deadline) = peer.deadline(queue) else {
             return;
         };
         if peer.wake.is_some_and(|at| at <= deadline && at > now) {
@@ -137,8 +141,18 @@ impl Swarm {
         }
     }
 
+    /// How long a peer may be silent only because our own downlink brings what others owe: twice the time that all bytes in
+    /// flight take at the rate at which bytes arrive. Near nothing unless that link is what is slow.
+    fn queue(&self) -> Duration {
+        let seconds = self.line.rate().map_or(0.0, |rate| {
+            QUEUE_PATIENCE * self.in_flight_bytes as f64 / rate.max(1.0)
+        });
+        Duration::from_secs_f64(seconds.min(GIVE_UP.as_secs_f64()))
+    }
+
     /// A peer's deadline may have passed.
     fn look_at(&mut self, key: PeerKey, now: Time) {
+        let queue = self.queue();
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
@@ -148,11 +162,11 @@ impl Swarm {
         let Some(since) = peer.estimate.silent_since() else {
             return;
         };
-        if !peer.stalled && now >= since + peer.patience() {
+        if !peer.stalled && now >= since + peer.patience(queue) {
             peer.stalled = true;
             let units: Vec<u32> = peer.requests.iter().map(|id| self.requests[id].unit).collect();
             units.into_iter().for_each(|unit| self.contest(unit));
-        } else if peer.stalled && peer.deadline().is_some_and(|at| at <= now) && now >= since + GIVE_UP {
+        } else if peer.stalled && peer.deadline(queue).is_some_and(|at| at <= now) && now >= since + GIVE_UP {
             let owed = |id: &RequestId| self.requests[id].owed > 0;
             let given_up: Vec<RequestId> = peer.requests.iter().copied().filter(owed).collect();
             given_up.into_iter().for_each(|id| self.give_up(id, now));

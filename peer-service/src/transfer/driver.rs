@@ -258,9 +258,10 @@ impl Driver<'_> {
     fn on_peer(&mut self, key: PeerKey, event: PeerEvent) {
         let now = self.now();
         match event {
-            PeerEvent::Joined(link) => {
+            PeerEvent::Joined(link, round_trip) => {
                 if self.peers.joined(key, *link) {
                     self.swarm.peer_joined(key, now);
+                    self.swarm.round_trip(key, round_trip);
                 }
             }
             PeerEvent::Availability(Availability::Snapshot(units)) => {

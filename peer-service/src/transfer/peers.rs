@@ -32,8 +32,8 @@ const PATIENCE: u32 = 3;
 /// Something that happened to a peer.
 #[derive(Debug)]
 pub(crate) enum PeerEvent {
-    /// It is connected.
-    Joined(Box<Link>),
+    /// It is connected, and a call without data took this long.
+    Joined(Box<Link>, Duration),
     /// What it has, or what is different.
     Availability(Availability),
     /// It is no longer connected, or could not be; tried again later.
@@ -335,9 +335,11 @@ impl Watcher {
         if self.source.peer.is_none() && link.describe(self.id).await?.peer == self.own {
             return Err(Problem::new(Reason::Cancelled, "this is the peer itself"));
         }
+        let asked = tokio::time::Instant::now();
         let mut events = std::pin::pin!(link.availability(self.id, self.units).await?);
+        let round_trip = asked.elapsed();
         if self
-            .tell(PeerEvent::Joined(Box::new(link.clone())))
+            .tell(PeerEvent::Joined(Box::new(link.clone()), round_trip))
             .await
             .is_none()
         {

@@ -4,8 +4,11 @@
 //! `cargo test --release -- --ignored` runs the large crowds.
 
 mod crowds;
+mod links;
 mod node;
+mod setup;
 mod trouble;
+mod verdict;
 mod world;
 
 /// 100 Mbit/s, in bytes a second.

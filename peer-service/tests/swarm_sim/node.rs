@@ -1,7 +1,5 @@
 //! Who takes part in a simulated swarm.
 
-use std::collections::VecDeque;
-
 use potluck_peer::{bits::Bits, swarm::Swarm};
 
 /// What a node is told to be. Rates in bytes a second, times in seconds.
@@ -82,8 +80,7 @@ pub(crate) struct Node {
     /// Counts its visits: what was sent to an earlier one is lost.
     pub(crate) visit: u32,
 
-    /// Flows that may send their next chunk, in turn.
-    pub(crate) turn: VecDeque<usize>,
+    /// What it is asked for, in the order in which it was.
     pub(crate) uploads: Vec<usize>,
     pub(crate) sending: bool,
     pub(crate) down_free: u64,

@@ -6,7 +6,8 @@ use crate::{
     LINK, MIB,
     node::{Spec, Start},
     seeds,
-    world::{Setup, World},
+    setup::Setup,
+    world::World,
 };
 
 /// One downloader with a fast downlink, and these sources. Returns the world after the download, and its seconds.
@@ -92,10 +93,8 @@ fn one_unit_does_not_wait_for_a_silent_source() {
 
 /// Anything that can be wrong with a source.
 fn strange(rng: &mut Xoshiro256PlusPlus) -> Spec {
-    // A downloader's link holds a few units a second: on a thinner one, sources that flap send little but lost beginnings.
     let downloads = rng.random_bool(0.4);
-    let slowest = if downloads { 0.125 } else { 0.02 };
-    let rate = LINK * rng.random_range(slowest..2.0);
+    let rate = LINK * rng.random_range(0.02..2.0);
     let mut spec = if downloads {
         Spec::peer(rate)
     } else {
@@ -137,7 +136,6 @@ fn every_world_with_an_honest_source_ends() {
         setup.limit = 600.0;
         if rng.random_bool(0.3) {
             setup.config.max_in_flight_bytes = 4 * setup.unit_len;
-            setup.config.min_requests = 3;
         }
         let downloaders = setup.nodes.iter().filter(|node| node.downloads).count() as f64;
         let bound = setup.total() as f64 / LINK;
@@ -147,7 +145,7 @@ fn every_world_with_an_honest_source_ends() {
         // The honest pair: at worst the seed serves everyone alone, and silence, back-off and joining cost a few seconds.
         let took = world.nodes[0].finished.map(crate::world::seconds).unwrap();
         assert!(
-            took < bound * downloaders * 1.5 + 8.0,
+            took < bound * downloaders * 1.5 + 6.0,
             "seed {seed}: {took} s, alone {bound} s"
         );
     }

@@ -1,12 +1,12 @@
 //! A seeded world under virtual time: every downloader runs the real [`Swarm`]; links carry chunks.
 //!
 //! An uplink serves its flows in turn, a chunk each; a chunk takes its time there, then the delay, then its time in the
-//! receiver's downlink, first come, first served. A flow has a window of chunks on the way, so that a full downlink
+//! receiver's downlink, first come, first served. A pair of nodes has a window of bytes on the way, so that a full downlink
 //! slows its senders and their uplinks go to others: close to fair sharing, and no link idles while it has work.
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
+    collections::{BTreeMap, BinaryHeap, HashMap},
     rc::Rc,
     time::Duration,
 };
@@ -14,72 +14,25 @@ use std::{
 use potluck_peer::{
     bits::Bits,
     offer::Units,
-    swarm::{Action, Failure, PeerKey, RequestId, Swarm, SwarmConfig, Time},
+    swarm::{Action, Failure, PeerKey, RequestId, Swarm, Time},
 };
-use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus, seq::SliceRandom};
+use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 
-use crate::node::{Node, Spec, Start};
+use crate::{
+    links::Flow,
+    node::{Node, Start},
+    setup::{Setup, neighbours},
+};
 
-const CHUNK: u64 = 64 * 1024;
-
-#[derive(Debug, Clone)]
-pub(crate) struct Setup {
-    pub(crate) nodes: Vec<Spec>,
-    pub(crate) units: u32,
-    pub(crate) unit_len: u64,
-    /// One way, in seconds.
-    pub(crate) delay: f64,
-    /// How long changes are gathered before they are told, in seconds.
-    pub(crate) tell_every: f64,
-    /// How many others each downloader knows, the complete ones included first; all if `None`.
-    pub(crate) neighbours: Option<usize>,
-    pub(crate) config: SwarmConfig,
-    /// Give up after this many seconds.
-    pub(crate) limit: f64,
-}
-
-impl Setup {
-    pub(crate) fn new(nodes: Vec<Spec>, units: u32) -> Self {
-        Self {
-            nodes,
-            units,
-            unit_len: 256 * 1024,
-            delay: 0.0005,
-            tell_every: 0.005,
-            neighbours: None,
-            config: SwarmConfig::default(),
-            limit: 3600.0,
-        }
-    }
-
-    pub(crate) fn total(&self) -> u64 {
-        u64::from(self.units) * self.unit_len
-    }
+#[derive(Debug)]
+pub(crate) struct Change {
+    pub(crate) have: Vec<u32>,
+    pub(crate) fetching: Vec<u32>,
+    pub(crate) abandoned: Vec<u32>,
 }
 
 #[derive(Debug)]
-struct Flow {
-    from: usize,
-    to: usize,
-    id: RequestId,
-    unit: u32,
-    to_send: u64,
-    to_come: u64,
-    on_way: u64,
-    corrupt: bool,
-    dead: bool,
-    begun: bool,
-}
-
-#[derive(Debug)]
-struct Change {
-    have: Vec<u32>,
-    fetching: Vec<u32>,
-    abandoned: Vec<u32>,
-}
-
-#[derive(Debug)]
-enum Event {
+pub(crate) enum Event {
     Join(usize),
     Leave(usize, bool),
     Stall(usize, bool),
@@ -120,14 +73,16 @@ impl Ord for Timed {
 }
 
 pub(crate) struct World {
-    setup: Setup,
+    pub(crate) setup: Setup,
     pub(crate) nodes: Vec<Node>,
-    flows: Vec<Flow>,
-    flow_of: BTreeMap<(usize, RequestId), usize>,
+    pub(crate) flows: Vec<Flow>,
+    pub(crate) flow_of: BTreeMap<(usize, RequestId), usize>,
+    /// Bytes between two nodes, those that nobody waits for any more included.
+    pub(crate) on_way: HashMap<(usize, usize), u64>,
     events: BinaryHeap<Timed>,
-    now: u64,
-    sequence: u64,
-    rng: Xoshiro256PlusPlus,
+    pub(crate) now: u64,
+    pub(crate) sequence: u64,
+    pub(crate) rng: Xoshiro256PlusPlus,
     pub(crate) event_count: u64,
 }
 
@@ -135,7 +90,7 @@ pub(crate) const fn seconds(nanos: u64) -> f64 {
     nanos as f64 / 1e9
 }
 
-fn nanos(seconds: f64) -> u64 {
+pub(crate) fn nanos(seconds: f64) -> u64 {
     (seconds * 1e9) as u64
 }
 
@@ -169,7 +124,6 @@ impl World {
                 online: false,
                 stalled: false,
                 visit: 0,
-                turn: [].into(),
                 uploads: Vec::new(),
                 sending: false,
                 down_free: 0,
@@ -193,6 +147,7 @@ impl World {
             nodes,
             flows: Vec::new(),
             flow_of: BTreeMap::new(),
+            on_way: HashMap::new(),
             events: BinaryHeap::new(),
             now: 0,
             sequence: 0,
@@ -237,54 +192,15 @@ impl World {
             .all(|node| node.swarm.is_none() || node.finished.is_some() || node.spec.dies.is_some())
     }
 
-    /// Every downloader ended with every unit, each verified once and counted; within its budget all the time.
-    pub(crate) fn assert_sound(&self, seed: u64) {
-        for (index, node) in self.nodes.iter().enumerate() {
-            let Some(swarm) = node.swarm.as_ref().filter(|_| node.spec.dies.is_none()) else {
-                continue;
-            };
-            assert!(
-                node.finished.is_some() && node.have.is_full() && swarm.is_finished(),
-                "seed {seed}: node {index} is not done after {} s: {:?}, missing {:?}, {:?}, world {:?}",
-                seconds(self.now),
-                swarm.stuck_reason(),
-                swarm.missing(),
-                swarm.peers().collect::<Vec<_>>(),
-                self.setup,
-            );
-            assert_eq!(
-                *swarm.have(),
-                node.have,
-                "seed {seed}: node {index} has what verified"
-            );
-            let config = &self.setup.config;
-            let most = config
-                .max_in_flight_bytes
-                .max(u64::from(config.min_requests) * self.setup.unit_len);
-            assert!(
-                swarm.counters().peak_in_flight_bytes <= most,
-                "seed {seed}: node {index} is within its budget"
-            );
-        }
-    }
-
-    /// Bytes that a downloader got in vain.
-    pub(crate) fn duplicates(&self, node: usize) -> f64 {
-        self.nodes[node]
-            .swarm
-            .as_ref()
-            .map_or(0.0, |swarm| swarm.counters().duplicate_bytes as f64)
-    }
-
     fn at(&mut self, seconds: f64, event: Event) {
         self.push(nanos(seconds), event);
     }
 
-    fn after(&mut self, seconds: f64, event: Event) {
+    pub(crate) fn after(&mut self, seconds: f64, event: Event) {
         self.push(self.now + nanos(seconds), event);
     }
 
-    fn push(&mut self, at: u64, event: Event) {
+    pub(crate) fn push(&mut self, at: u64, event: Event) {
         self.sequence += 1;
         self.events.push(Timed(Reverse((at, self.sequence)), event));
     }
@@ -389,8 +305,10 @@ impl World {
         } else {
             fetching
         };
+        let delay = self.setup.delay;
         self.tell_swarm(to, |swarm, now| {
             swarm.peer_joined(key(from), now);
+            swarm.round_trip(key(from), Duration::from_secs_f64(2.0 * delay));
             swarm.availability(key(from), &Units { have, fetching }, now);
         });
     }
@@ -412,7 +330,7 @@ impl World {
         }
     }
 
-    fn tell_swarm(&mut self, node: usize, event: impl FnOnce(&mut Swarm, Time)) {
+    pub(crate) fn tell_swarm(&mut self, node: usize, event: impl FnOnce(&mut Swarm, Time)) {
         let now = self.time();
         if let Some(swarm) = &mut self.nodes[node].swarm {
             event(swarm, now);
@@ -468,155 +386,6 @@ impl World {
         }
     }
 
-    fn request(&mut self, to: usize, id: RequestId, from: usize, unit: u32) {
-        assert!(!self.nodes[to].banned.contains(&from), "a banned peer is asked");
-        assert!(!self.nodes[to].have.get(unit), "unit {unit} is asked for again");
-        let corrupt =
-            self.nodes[from].spec.corrupt > 0.0 && self.rng.random_bool(self.nodes[from].spec.corrupt);
-        let len = self.setup.unit_len;
-        let flow = Flow {
-            from,
-            to,
-            id,
-            unit,
-            to_send: len,
-            to_come: len,
-            on_way: 0,
-            corrupt,
-            dead: false,
-            begun: false,
-        };
-        self.flows.push(flow);
-        self.flow_of.insert((to, id), self.flows.len() - 1);
-        self.after(self.setup.delay, Event::Asked(self.flows.len() - 1));
-    }
-
-    fn asked(&mut self, flow: usize) {
-        let Flow { from, unit, dead, .. } = self.flows[flow];
-        if dead {
-            return;
-        }
-        let node = &mut self.nodes[from];
-        let failure = if !node.online {
-            Some(Failure::Disconnected)
-        } else if !node.have.get(unit) {
-            Some(Failure::NotAvailable)
-        } else if node.uploads.len() >= node.spec.slots {
-            Some(Failure::Busy { retry_after: None })
-        } else {
-            None
-        };
-        if let Some(failure) = failure {
-            return self.after(self.setup.delay, Event::Failed(flow, failure));
-        }
-        node.uploads.push(flow);
-        node.turn.push_back(flow);
-        if node.spec.tells_uploads {
-            node.told.1.set(unit, true);
-            self.tell_all(
-                from,
-                Change {
-                    have: vec![],
-                    fetching: vec![unit],
-                    abandoned: vec![],
-                },
-            );
-        }
-        self.send_next(from);
-    }
-
-    fn send_next(&mut self, from: usize) {
-        if self.nodes[from].sending || self.nodes[from].stalled || !self.nodes[from].online {
-            return;
-        }
-        let up = self.nodes[from].spec.up;
-        let window = 4 * CHUNK + (up * 2.0 * self.setup.delay) as u64;
-        while let Some(index) = self.nodes[from].turn.pop_front() {
-            let flow = &mut self.flows[index];
-            if flow.dead || flow.to_send == 0 || flow.on_way >= window {
-                continue;
-            }
-            let bytes = CHUNK.min(flow.to_send);
-            flow.to_send -= bytes;
-            flow.on_way += bytes;
-            if flow.to_send > 0 {
-                self.nodes[from].turn.push_back(index);
-            }
-            if !std::mem::replace(&mut flow.begun, true) {
-                self.nodes[from].sent_units[flow.unit as usize] += 1;
-            }
-            self.nodes[from].sent_bytes += bytes;
-            self.nodes[from].sending = true;
-            let takes = bytes as f64 / up;
-            self.after(takes, Event::UplinkFree(from));
-            self.after(takes + self.setup.delay, Event::AtDownlink(index, bytes));
-            return;
-        }
-    }
-
-    fn delivered(&mut self, index: usize, bytes: u64) {
-        let flow = &mut self.flows[index];
-        flow.on_way -= bytes;
-        flow.to_come -= bytes;
-        let Flow {
-            from,
-            to,
-            id,
-            unit,
-            to_send,
-            to_come,
-            corrupt,
-            dead,
-            ..
-        } = *flow;
-        if !dead && to_send > 0 && !self.nodes[from].turn.contains(&index) {
-            self.nodes[from].turn.push_back(index);
-            self.send_next(from);
-        }
-        if to_come == 0 {
-            self.end_upload(index);
-        }
-        if !self.flow_of.contains_key(&(to, id)) {
-            return;
-        }
-        self.tell_swarm(to, |swarm, now| swarm.progressed(id, bytes, now));
-        if to_come > 0 || self.flow_of.remove(&(to, id)).is_none() {
-            return;
-        }
-        if corrupt {
-            self.tell_swarm(to, |swarm, now| swarm.corrupt(id, now));
-        } else {
-            self.nodes[to].have.set(unit, true);
-            self.tell_swarm(to, |swarm, now| {
-                assert!(swarm.verified(id, now), "whoever was not cancelled is needed")
-            });
-        }
-    }
-
-    fn end_upload(&mut self, index: usize) {
-        let flow = &mut self.flows[index];
-        if std::mem::replace(&mut flow.dead, true) {
-            return;
-        }
-        let (from, unit) = (flow.from, flow.unit);
-        self.nodes[from].uploads.retain(|&other| other != index);
-        let sending = self.nodes[from]
-            .uploads
-            .iter()
-            .any(|&other| self.flows[other].unit == unit);
-        if self.nodes[from].spec.tells_uploads && !sending {
-            self.nodes[from].told.1.set(unit, false);
-            self.tell_all(
-                from,
-                Change {
-                    have: vec![],
-                    fetching: vec![],
-                    abandoned: vec![unit],
-                },
-            );
-        }
-    }
-
     /// A downloader tells its neighbours what changed.
     fn tell(&mut self, index: usize) {
         let node = &mut self.nodes[index];
@@ -638,7 +407,7 @@ impl World {
         self.tell_all(index, change);
     }
 
-    fn tell_all(&mut self, from: usize, change: Change) {
+    pub(crate) fn tell_all(&mut self, from: usize, change: Change) {
         let change = Rc::new(change);
         let visit = self.nodes[from].visit;
         for to in self.nodes[from].neighbours.clone() {
@@ -660,20 +429,4 @@ impl World {
 
 const fn key(node: usize) -> PeerKey {
     PeerKey(node as u64)
-}
-
-fn neighbours(index: usize, setup: &Setup, count: usize, rng: &mut Xoshiro256PlusPlus) -> Vec<usize> {
-    let mut others: Vec<usize> = (0..count).filter(|&other| other != index).collect();
-    let Some(most) = setup.neighbours else {
-        return others;
-    };
-    others.shuffle(rng);
-    // Half of them choose us.
-    others.sort_by_key(|&other| setup.nodes[other].start != Start::All);
-    let seeds = others
-        .iter()
-        .take_while(|&&other| setup.nodes[other].start == Start::All)
-        .count();
-    others.truncate(seeds + most / 2);
-    others
 }

@@ -1,0 +1,41 @@
+//! What has to hold at the end of a world.
+
+use crate::world::{World, seconds};
+
+impl World {
+    /// Every downloader ended with every unit, each verified once and counted; within its budget all the time.
+    pub(crate) fn assert_sound(&self, seed: u64) {
+        for (index, node) in self.nodes.iter().enumerate() {
+            let Some(swarm) = node.swarm.as_ref().filter(|_| node.spec.dies.is_none()) else {
+                continue;
+            };
+            assert!(
+                node.finished.is_some() && node.have.is_full() && swarm.is_finished(),
+                "seed {seed}: node {index} is not done after {} s: {:?}, missing {:?}, {:?}, world {:?}",
+                seconds(self.now),
+                swarm.stuck_reason(),
+                swarm.missing(),
+                swarm.peers().collect::<Vec<_>>(),
+                self.setup,
+            );
+            assert_eq!(
+                *swarm.have(),
+                node.have,
+                "seed {seed}: node {index} has what verified"
+            );
+            let most = self.setup.config.max_in_flight_bytes.max(self.setup.unit_len);
+            assert!(
+                swarm.counters().peak_in_flight_bytes <= most,
+                "seed {seed}: node {index} is within its budget"
+            );
+        }
+    }
+
+    /// Bytes that a downloader got in vain.
+    pub(crate) fn duplicates(&self, node: usize) -> f64 {
+        self.nodes[node]
+            .swarm
+            .as_ref()
+            .map_or(0.0, |swarm| swarm.counters().duplicate_bytes as f64)
+    }
+}
