@@ -34,7 +34,7 @@ pub struct Options {
     #[arg(long, value_name = "ADDR", env = "POTLUCK_PEER_LISTEN", default_value_t = DEFAULT_LISTEN)]
     pub listen: SocketAddr,
 
-    /// The peer's folder [default: peer-<port> in the user's data directory for potluck]
+    /// The peer's folder [default: `peer-PORT` in the user's data directory for potluck]
     #[arg(long, value_name = "DIR", env = "POTLUCK_PEER_HOME")]
     pub home: Option<PathBuf>,
 

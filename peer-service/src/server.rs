@@ -3,7 +3,7 @@
 //! Invariant: the control service is served at the control endpoint only, the peer service on the open port only.
 //!
 //! Order of stopping: health says NOT_SERVING, transfers record what they have, the lease is taken back, no connection is
-//! accepted, open calls get [`GRACE`] to end, connections are cut, the rest of the tasks end.
+//! accepted, open calls get `GRACE` to end, connections are cut, the rest of the tasks end.
 
 use std::{
     io::Write as _,

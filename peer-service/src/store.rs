@@ -1,6 +1,6 @@
 //! What the peer remembers over restarts: a redb database in the home. All use of redb lives here.
 //!
-//! Invariants: a batch of changes is taken whole or not at all and is on the disk when [`Store::apply`] returns; a database that
+//! Invariants: a batch of changes is taken whole or not at all and is on the disk when `Store::apply` returns; a database that
 //! will not open is moved aside, never deleted, and a new one begun; a row that cannot be read is passed over, never trusted;
 //! after a failure of the disk the database is opened anew, as redb asks for, so that a disk that was full is no reason to
 //! start the peer again.
