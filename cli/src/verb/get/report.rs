@@ -61,7 +61,7 @@ fn object(transfer: &Transfer) -> serde_json::Value {
         "name": transfer.name,
         "path": transfer.path,
         "size": transfer.total.unwrap_or(transfer.done),
-        "seconds": transfer.elapsed.as_secs_f64(),
+        "seconds": transfer.elapsed.as_millis() as f64 / 1000.0,
         "resumed_bytes": transfer.resumed,
         "sources": transfer.peers.iter().map(transfers::source).collect::<Vec<_>>(),
     })
