@@ -218,6 +218,7 @@ impl Driver<'_> {
                 if self.swarm.verified(told.id, now) {
                     let len = self.live.part.plan().unit_len(told.unit);
                     self.context.downloaded.fetch_add(len, Ordering::Relaxed);
+                    self.peers.credit(told.peer, len);
                     self.live.update(|units| units.have.set(told.unit, true));
                     if let Some(first) = self.first_unit.take() {
                         first();

@@ -65,6 +65,8 @@ pub(crate) struct Peer {
     pub(crate) link: Option<Link>,
     /// The last thing it did wrong.
     pub(crate) last_error: Option<String>,
+    /// Verified bytes it gave, over all its connections.
+    pub(crate) bytes: u64,
     stop: CancellationToken,
     failures: u32,
 }
@@ -123,6 +125,7 @@ impl Peers {
             contact: Contact::Waiting,
             link: None,
             last_error: None,
+            bytes: 0,
             stop: self.stop.child_token(),
             failures: 0,
         };
@@ -267,6 +270,13 @@ impl Peers {
     /// One of them.
     pub(crate) fn get(&self, key: PeerKey) -> Option<&Peer> {
         self.peers.get(&key)
+    }
+
+    /// Counts verified bytes that a peer gave: kept here, as the swarm forgets who is gone.
+    pub(crate) fn credit(&mut self, key: PeerKey, bytes: u64) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.bytes += bytes;
+        }
     }
 
     /// Notes what a peer did wrong.

@@ -228,7 +228,7 @@ fn row(peer: &Peer, view: Option<&PeerView>) -> PeerRow {
         address: peer.source.address.clone(),
         standing,
         reason,
-        bytes: view.map_or(0, |view| view.verified_bytes),
+        bytes: peer.bytes,
         bytes_per_second: match standing {
             PeerStanding::Active => view.and_then(|view| view.rate).map_or(0, |rate| rate as u64),
             _ => 0,
