@@ -441,7 +441,11 @@ async fn a_seed_that_dies_is_done_without() {
     while let Some(event) = events.message().await.unwrap() {
         last = event.transfer;
     }
-    assert_done(&last.unwrap());
+    let last = last.unwrap();
+    assert_done(&last);
+    // What the dead one gave still counts as its own.
+    let given: u64 = last.peers.iter().map(|peer| peer.bytes).sum();
+    assert_eq!(given, last.bytes_total);
     assert_eq!(std::fs::read(&target).unwrap(), world.data);
 }
 
