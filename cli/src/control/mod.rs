@@ -45,8 +45,6 @@ pub(crate) struct FetchOrder {
     pub(crate) detach: bool,
     /// Bytes a second; 0: no limit of its own.
     pub(crate) limit: u64,
-    /// 1 to 100; 0: the usual.
-    pub(crate) priority: u32,
 }
 
 /// Something shared.
@@ -212,7 +210,7 @@ impl Control {
             providers: order.providers.iter().map(Into::into).collect(),
             detach: order.detach,
             max_bytes_per_second: order.limit,
-            priority: order.priority,
+            priority: 0,
         };
         let messages = self
             .call(CALL_TIMEOUT, self.client.clone().fetch(request))

@@ -89,7 +89,6 @@ async fn act(context: &Context, network: &Network, file: Option<&Path>) -> Resul
         providers: Vec::new(),
         detach: false,
         limit: 0,
-        priority: 0,
     };
     let patience = Patience {
         wait: ANNOUNCE_PATIENCE,

@@ -58,10 +58,6 @@ pub(crate) struct GetArgs {
     #[arg(long, value_name = "RATE")]
     limit: Option<ByteSize>,
 
-    /// Share of the link against other transfers, 1 to 100 [default: 10]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
-    priority: Option<u32>,
-
     /// Seconds to wait while no peer has what is missing, or the disk is full
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_WAIT)]
     wait: u64,
@@ -113,7 +109,6 @@ async fn fetch_first(
             providers: candidate.providers,
             detach: args.detach,
             limit: args.limit.map_or(0, |limit| limit.as_u64()),
-            priority: args.priority.unwrap_or(0),
         };
         let patience = Patience {
             wait: if candidate.known {
