@@ -30,6 +30,10 @@ Both systems meet the same drops."""
 MIN_QUEUE = 64 * 1024
 """Least queue in bytes, so that a slow link still takes one of the kernel's big segments."""
 
+SEGMENT = 16 * 1024
+"""Largest run of packets that the kernel handles as one, as network cards do too (segmentation offload). Less than the bucket, which
+would cut longer ones into packets and set a timer for each: on two processors those timers, not the links, would be the limit."""
+
 SUBNET = "10.77.0"
 """First three bytes of the addresses; they exist only inside the namespaces."""
 
@@ -109,7 +113,9 @@ class Network:
             link=link,
         )
         self._add_namespace(node.namespace)
-        self._in(self._switch, "link", "add", node.port, "type", "veth", "peer", "name", "eth0", "netns", node.namespace)
+        segment = ("gso_max_size", str(SEGMENT))
+        self._in(self._switch, "link", "add", node.port, *segment, "type", "veth", "peer", "name", "eth0", *segment,
+                 "netns", node.namespace)
         self._in(self._switch, "link", "set", node.port, "master", "br0", "up")
         self._in(node.namespace, "addr", "add", f"{node.address}/24", "dev", "eth0")
         self._in(node.namespace, "link", "set", "eth0", "up")
