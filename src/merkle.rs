@@ -203,21 +203,21 @@ mod tests {
 
     #[test]
     fn a_list_of_another_length_does_not_fold() {
-        let layout = FileLayout::new(3 * 262_144).unwrap();
+        let layout = FileLayout::new(3 * 131_072).unwrap();
         for count in [0, 1, 2, 4, 5] {
             assert_eq!(fold(&vec![[1; LEN]; count], &layout), None, "{count}");
         }
         assert!(fold(&[[1; LEN]; 3], &layout).is_some());
-        assert_eq!(fold(&[[1; LEN]], &FileLayout::new(262_144).unwrap()), None);
+        assert_eq!(fold(&[[1; LEN]], &FileLayout::new(131_072).unwrap()), None);
         assert_eq!(fold(&[], &FileLayout::new(0).unwrap()), None);
     }
 
     #[test]
     fn bytes_beyond_a_piece_do_not_pass_for_it() {
-        let data = bytes(3 * 262_144, 0);
+        let data = bytes(3 * 131_072, 0);
         let layout = FileLayout::new(data.len() as u64).unwrap();
-        let piece = piece_hash(&data[..262_144], &layout);
-        for longer in [262_145, 2 * 262_144, 3 * 262_144] {
+        let piece = piece_hash(&data[..131_072], &layout);
+        for longer in [131_073, 2 * 131_072, 3 * 131_072] {
             assert_ne!(piece_hash(&data[..longer], &layout), piece, "{longer}");
         }
     }
@@ -258,9 +258,9 @@ mod tests {
         fn one_wrong_bit_changes_the_piece(size in 1..600_000_usize, at: proptest::sample::Index, bit in 0..8_u8) {
             let mut data = bytes(size, 0);
             let layout = FileLayout::new(1 << 30).unwrap();
-            let before = piece_hash(&data[..size.min(262_144)], &layout);
-            data[at.index(size.min(262_144))] ^= 1 << bit;
-            prop_assert_ne!(piece_hash(&data[..size.min(262_144)], &layout), before);
+            let before = piece_hash(&data[..size.min(131_072)], &layout);
+            data[at.index(size.min(131_072))] ^= 1 << bit;
+            prop_assert_ne!(piece_hash(&data[..size.min(131_072)], &layout), before);
         }
     }
 }

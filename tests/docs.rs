@@ -60,9 +60,9 @@ fn the_protocols_numbers_are_the_codes() {
             layout::MAX_PIECE_SIZE,
             layout::TARGET_PIECES
         ),
-        (256 << 10, 16 << 20, 4096)
+        (128 << 10, 16 << 20, 4096)
     );
-    has("ceil(size / 4096), 256 KiB, 16 MiB)");
+    has("ceil(size / 4096), 128 KiB, 16 MiB)");
     assert_eq!(layout::MAX_FILE_SIZE, 16 << 40);
     has("at most 16 TiB");
     assert_eq!(

@@ -82,7 +82,7 @@ impl World {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_of_every_size_arrive() {
-    for len in [0, 1, 16 * 1024, 256 * 1024, 256 * 1024 + 1, 1_000_003] {
+    for len in [0, 1, 16 * 1024, 128 * 1024, 128 * 1024 + 1, 1_000_003] {
         let world = world(len).await;
         let peer = world.peer("peer").await;
         let target = world.dir.path().join("out");
@@ -382,8 +382,8 @@ async fn a_damaged_part_is_verified_again() {
             _ => {
                 let part = target.with_file_name("out.part");
                 let part = std::fs::File::options().write(true).open(part).unwrap();
-                for piece in 0..world.data.len().div_ceil(256 * 1024) {
-                    part.write_all_at(b"damage", piece as u64 * 256 * 1024 + 5)
+                for piece in 0..world.data.len().div_ceil(128 * 1024) {
+                    part.write_all_at(b"damage", piece as u64 * 128 * 1024 + 5)
                         .unwrap();
                 }
             }

@@ -148,14 +148,14 @@ async fn piece_hashes_fold_into_the_root() {
     );
     let run = served
         .client
-        .get_piece_hashes(ask(12, 1))
+        .get_piece_hashes(ask(24, 1))
         .await
         .unwrap()
         .into_inner()
         .message()
         .await;
-    assert_eq!(run.unwrap().unwrap().hashes, layer[12].to_vec());
-    for (first, count) in [(14, 0), (0, 14), (1, u32::MAX)] {
+    assert_eq!(run.unwrap().unwrap().hashes, layer[24].to_vec());
+    for (first, count) in [(26, 0), (0, 26), (1, u32::MAX)] {
         let status = served
             .client
             .get_piece_hashes(ask(first, count))
@@ -179,7 +179,7 @@ async fn a_watch_ends_when_the_file_is_withdrawn() {
         .into_inner();
     let first = stream.message().await.unwrap().unwrap();
     assert!(
-        matches!(first.event, Some(Event::Snapshot(snapshot)) if snapshot.complete && snapshot.units == 4)
+        matches!(first.event, Some(Event::Snapshot(snapshot)) if snapshot.complete && snapshot.units == 8)
     );
     let path = served.dir.path().join("file");
     served

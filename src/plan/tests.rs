@@ -83,8 +83,8 @@ fn check(plan: &Plan) {
 #[test]
 fn a_file_has_its_pieces() {
     let plan = Plan::file(id(1), 600_000).unwrap();
-    assert_eq!(sizes(&plan), [262_144, 262_144, 75_712]);
-    assert_eq!(plan.units_of(0, 262_143..262_145), 0..2);
+    assert_eq!(sizes(&plan), [131_072, 131_072, 131_072, 131_072, 75_712]);
+    assert_eq!(plan.units_of(0, 131_071..131_073), 0..2);
     assert_eq!(
         plan.files(),
         [PlanFile {
@@ -94,7 +94,7 @@ fn a_file_has_its_pieces() {
         }]
     );
     check(&plan);
-    for size in [0, 1, 262_144, 262_145, 1 << 30, crate::layout::MAX_FILE_SIZE] {
+    for size in [0, 1, 131_072, 131_073, 1 << 30, crate::layout::MAX_FILE_SIZE] {
         let plan = Plan::file(id(1), size).unwrap();
         assert_eq!(plan.unit_count(), FileLayout::new(size).unwrap().piece_count());
         assert_eq!(plan.total(), size);
@@ -113,8 +113,8 @@ fn small_files_are_bundled_first() {
         (0, mib),
         (4, 0),
     ]));
-    assert_eq!(sizes(&plan)[..3], [3 * mib, 2 * mib, 256 * 1024]);
-    assert_eq!(plan.unit_count(), 2 + 36);
+    assert_eq!(sizes(&plan)[..3], [3 * mib, 2 * mib, 128 * 1024]);
+    assert_eq!(plan.unit_count(), 2 + 72);
     assert_eq!(
         plan.files()[0].entries,
         [0, 4],
@@ -128,7 +128,7 @@ fn small_files_are_bundled_first() {
             entries: vec![5]
         }
     );
-    assert_eq!(plan.units_of(1, 0..large), 2..38);
+    assert_eq!(plan.units_of(1, 0..large), 2..74);
     assert_eq!(plan.units_of(3, 0..1), 1..2);
     check(&plan);
 }
@@ -137,7 +137,7 @@ fn small_files_are_bundled_first() {
 fn the_largest_bundled_file_is_four_mebibytes() {
     let plan = Plan::collection(&manifest(&[(0, BUNDLE_SIZE), (1, 1), (2, BUNDLE_SIZE + 1)]));
     assert_eq!(sizes(&plan)[..2], [BUNDLE_SIZE, 1]);
-    assert_eq!(plan.unit_count(), 2 + 17);
+    assert_eq!(plan.unit_count(), 2 + 33);
     check(&plan);
 }
 

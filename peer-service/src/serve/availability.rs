@@ -16,7 +16,7 @@ use crate::{bits::Bits, offer::Units};
 
 /// How long changes are gathered: short against the time a piece takes, so that a crowd knows what is where, and at most a
 /// hundred messages a second.
-const GATHER: Duration = Duration::from_millis(10);
+const GATHER: Duration = Duration::from_millis(25);
 
 /// Most units in one message.
 const MAX_UNITS: usize = 64 * 1024;

@@ -59,8 +59,6 @@ pub(crate) struct Driver<'a> {
     pub(crate) stop: &'a CancellationToken,
     /// Told at every report, and at once when something is wrong.
     pub(crate) report: Report<'a>,
-    /// Called once, when there is something to serve.
-    pub(crate) first_unit: Option<Box<dyn FnOnce() + Send + 'a>>,
     /// Open requests.
     pub(crate) requests: HashMap<RequestId, (PeerKey, u32, CancellationToken)>,
     /// The disk is full: nothing is asked for until there is room.
@@ -135,6 +133,7 @@ impl Driver<'_> {
             match action {
                 Action::Request { id, peer, unit } => {
                     let token = self.stop.child_token();
+                    tracing::trace!(file = %self.live.record.id.short(), unit, ?peer, "asked for");
                     self.requests.insert(id, (peer, unit, token.clone()));
                     let plan = self.live.part.plan();
                     let (bytes, spans) = (plan.unit_len(unit), plan.spans(unit).count());
@@ -216,13 +215,13 @@ impl Driver<'_> {
             Outcome::Verified => {
                 // Of use even if the race was lost meanwhile: the bytes are there. The swarm counts them once.
                 if self.swarm.verified(told.id, now) {
+                    if let Some(known) = self.peers.get(told.peer) {
+                        tracing::trace!(file = %self.live.record.id.short(), unit = told.unit, peer = %known.source.address, "verified");
+                    }
                     let len = self.live.part.plan().unit_len(told.unit);
                     self.context.downloaded.fetch_add(len, Ordering::Relaxed);
                     self.peers.credit(told.peer, len);
                     self.live.update(|units| units.have.set(told.unit, true));
-                    if let Some(first) = self.first_unit.take() {
-                        first();
-                    }
                 }
                 self.close(told.id);
             }
@@ -261,6 +260,9 @@ impl Driver<'_> {
         match event {
             PeerEvent::Joined(link, round_trip) => {
                 if self.peers.joined(key, *link) {
+                    if let Some(known) = self.peers.get(key) {
+                        tracing::debug!(file = %self.live.record.id.short(), peer = %known.source.address, ?round_trip, "a peer joined");
+                    }
                     self.swarm.peer_joined(key, now);
                     self.swarm.round_trip(key, round_trip);
                 }

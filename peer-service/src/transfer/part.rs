@@ -27,6 +27,9 @@ use crate::bits::Bits;
 /// Room left free on the disk, in bytes: a disk filled to the last byte hurts every other program.
 const RESERVE: u64 = 16 * 1024 * 1024;
 
+/// Room taken in one call, in bytes: where the file system fills it with zeros, a unit waits for that no longer than this takes.
+const PREALLOCATE: u64 = 16 * 1024 * 1024;
+
 /// A part that is open. Cheap to clone through an `Arc`.
 #[derive(Debug)]
 pub(crate) struct Part {
@@ -176,9 +179,32 @@ impl Part {
             }
         }
         match &self.body {
-            Body::File(file) => preallocate(file, self.plan.total()),
+            Body::File(file) => file.set_len(self.plan.total()),
             Body::Tree(_) => Ok(()),
         }
+    }
+
+    /// Takes the room for the whole file, where the file system can. Units may be written meanwhile.
+    ///
+    /// # Errors
+    /// Whatever the file system says: the rest of the room is not taken.
+    pub(crate) fn preallocate(&self) -> io::Result<()> {
+        let Body::File(file) = &self.body else {
+            return Ok(());
+        };
+        if in_memory(file) {
+            return Ok(());
+        }
+        let total = self.plan.total();
+        for offset in (0..total).step_by(PREALLOCATE as usize) {
+            let len = PREALLOCATE.min(total - offset);
+            match rustix::fs::fallocate(file, FallocateFlags::empty(), offset, len) {
+                Ok(()) => {}
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Whether the disk has room for what is missing, or at least for more than a few units of it.
@@ -315,16 +341,17 @@ fn open_file(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Takes room for the whole file, where the file system can, and gives it its length.
-fn preallocate(file: &File, size: u64) -> io::Result<()> {
-    if size == 0 || file.metadata()?.len() > size {
-        return file.set_len(size);
-    }
-    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
-        Ok(()) => Ok(()),
-        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => file.set_len(size),
-        Err(error) => Err(error.into()),
-    }
+/// Whether the file is in memory: to take room there is to fill it with zeros, half the work of the download itself.
+#[cfg(target_os = "linux")]
+fn in_memory(file: &File) -> bool {
+    /// `TMPFS_MAGIC` of statfs(2).
+    const TMPFS: i64 = 0x0102_1994;
+    rustix::fs::fstatfs(file).is_ok_and(|disk| disk.f_type as i64 == TMPFS)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn in_memory(_file: &File) -> bool {
+    false
 }
 
 #[cfg(target_os = "linux")]

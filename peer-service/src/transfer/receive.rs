@@ -119,7 +119,7 @@ impl Assembly {
 mod tests {
     use super::*;
 
-    const PIECE: u64 = 256 * 1024;
+    const PIECE: u64 = 128 * 1024;
 
     fn assembly(units: &[u32]) -> Assembly {
         Assembly::new(&Plan::file(FileId([1; 32]), 3 * PIECE).unwrap(), units)

@@ -368,16 +368,6 @@ impl Run {
         let stop = local.child_token();
         let ends = stop.clone().drop_guard();
         let calls = TaskTracker::new();
-        let register = {
-            let (holdings, record, name) = (self.context.holdings.clone(), live.record, live.name.clone());
-            move || {
-                holdings.put(vec![Registration {
-                    file: record,
-                    names: vec![name],
-                    partial: true,
-                }])
-            }
-        };
         let mut driver = Driver {
             context: Arc::clone(&self.context),
             live: Arc::clone(live),
@@ -397,22 +387,32 @@ impl Run {
             report: Box::new(|swarm, peers, wrong| {
                 reporter.swarm(plan, swarm, peers, &sources.borrow(), wrong)
             }),
-            first_unit: Some(Box::new(register)),
             requests: Default::default(),
             full: None,
             calls: calls.clone(),
             lies: Default::default(),
         };
-        if have.count() > 0
-            && let Some(register) = driver.first_unit.take()
-        {
-            register();
-        }
+        // At once, with nothing to give yet: those who fetch the same find each other while the first pieces come, and each knows
+        // that the others fetch.
+        self.context.holdings.put(vec![Registration {
+            file: live.record,
+            names: vec![live.name.clone()],
+            partial: true,
+        }]);
+        let part = Arc::clone(&live.part);
+        calls.spawn_blocking(move || {
+            if let Err(error) = part.preallocate() {
+                // Whatever is written next meets the same trouble, and says it.
+                tracing::debug!(%error, "the room could not be taken in advance");
+            }
+        });
         let checkpoints = self
             .context
             .tracker
             .spawn(checkpoints(Arc::clone(live), stop.clone()));
+        tracing::debug!(file = %self.spec.id.short(), units = plan.unit_count(), "fetching");
         let finished = driver.run(events).await;
+        tracing::debug!(file = %self.spec.id.short(), "fetched");
         driver.last_report();
         drop(driver);
         drop(ends);

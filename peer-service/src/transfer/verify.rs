@@ -127,12 +127,12 @@ mod tests {
 
     #[test]
     fn pieces_of_a_file_are_checked_one_by_one() {
-        let data = bytes(3 * 256 * 1024 + 5);
+        let data = bytes(3 * 128 * 1024 + 5);
         let tree = hash::hash_bytes(&data);
         let plan = Arc::new(Plan::file(tree.id(), tree.size).unwrap());
         let checks = Checks::new(Arc::clone(&plan));
         assert_eq!(checks.needed(), [0]);
-        let first = &data[..256 * 1024];
+        let first = &data[..128 * 1024];
         assert!(!checks.verify(0, first), "without the layer nothing passes");
         let mut wrong = tree.piece_hashes.clone();
         wrong[1][0] ^= 1;
@@ -140,7 +140,7 @@ mod tests {
         assert!(!checks.offer_layer(0, tree.piece_hashes[1..].to_vec()));
         assert!(checks.offer_layer(0, tree.piece_hashes));
         assert!(checks.verify(0, first));
-        assert!(checks.verify(3, &data[3 * 256 * 1024..]));
+        assert!(checks.verify(3, &data[3 * 128 * 1024..]));
         assert!(!checks.verify(1, first), "a good piece in the wrong place");
         assert!(!checks.verify(0, &first[1..]), "too short");
         let mut flipped = first.to_vec();
