@@ -97,8 +97,29 @@ impl Bits {
 
     /// The indexes of the bits that are one, in order.
     pub fn ones(&self) -> impl Iterator<Item = u32> + '_ {
-        (0..self.len).filter(|&index| self.get(index))
+        ones_of(self.bytes.iter().copied())
     }
+
+    /// The indexes of the bits that are one here and not there, in order.
+    pub fn ones_not_in(&self, other: &Self) -> impl Iterator<Item = u32> + '_ {
+        let others = other.bytes.iter().copied().chain(std::iter::repeat(0));
+        let differ: Vec<u8> = self
+            .bytes
+            .iter()
+            .zip(others)
+            .map(|(mine, theirs)| mine & !theirs)
+            .collect();
+        ones_of(differ.into_iter())
+    }
+}
+
+/// Most bits of a large set are alike: a byte without ones is passed in one step.
+fn ones_of(bytes: impl Iterator<Item = u8>) -> impl Iterator<Item = u32> {
+    (0..).zip(bytes).filter(|&(_, byte)| byte != 0).flat_map(|(at, byte)| {
+        (0..8)
+            .filter(move |bit| byte & (0x80 >> bit) != 0)
+            .map(move |bit| at * 8 + bit)
+    })
 }
 
 #[cfg(test)]

@@ -35,6 +35,12 @@ pub trait Offer: Send + Sync + fmt::Debug {
     /// `PIECE_NOT_AVAILABLE` where part of it is not verified yet; `FILE_CHANGED` where the file is not what was hashed.
     fn open(&self, range: Range<u64>) -> Result<Arc<File>, Problem>;
 
+    /// Fills `buf` with what is at `offset`, if that can be done without waiting for a disk or a lock that is held for long;
+    /// false: use [`Offer::open`]. What is read needs no further check.
+    fn read_now(&self, _offset: u64, _buf: &mut [u8]) -> bool {
+        false
+    }
+
     /// Whether the file that was opened is still what was hashed: asked after reading and before sending.
     ///
     /// # Errors
@@ -55,4 +61,9 @@ pub struct Units {
 pub trait Shelf: Send + Sync + fmt::Debug {
     /// The offer of this file, if there is one.
     fn find(&self, id: &FileId) -> Option<Arc<dyn Offer>>;
+
+    /// The same without ever waiting for long: also on the async threads. `None` too where that cannot be said so quickly.
+    fn find_now(&self, _id: &FileId) -> Option<Arc<dyn Offer>> {
+        None
+    }
 }

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::StreamExt as _;
 use potluck_core::{
     PeerId, Problem, Reason,
     index_client::{Address, IndexClient},
@@ -38,7 +39,7 @@ use crate::{
     options::{Config, Options},
     problem::cannot_listen,
     registrar::Registrar,
-    serve::{Counters, PeerApi},
+    serve::{Counters, Outgoing, PeerApi, Turns},
     store::Store,
     transfer::{
         context::{Context, blocking},
@@ -181,11 +182,13 @@ pub async fn start(
         .max_decoding_message_size(transport::MAX_MESSAGE)
         .max_encoding_message_size(transport::MAX_MESSAGE);
     let (health, routes) = with_health_and_reflection(service).await.map_err(defect)?;
+    let turns = Turns::new();
     let open_port = transport::server()
         .max_concurrent_streams(MAX_STREAMS)
         .add_routes(routes)
         .serve_with_incoming_shutdown(
-            connections(listener, config.max_connections, cut.clone()),
+            connections(listener, config.max_connections, cut.clone())
+                .map(move |stream| stream.map(|stream| Outgoing::new(stream, turns.outlet()))),
             stop_accepting.clone().cancelled_owned(),
         );
     servers.spawn(async move {

@@ -24,6 +24,11 @@ use tonic::transport::server::Connected;
 /// How long a connection may take to begin: longer than a lost packet sent again twice.
 const OPENING: Duration = Duration::from_secs(10);
 
+/// Bytes that the system takes of a connection ahead of what it may send: enough that the link never waits for the program. More would
+/// be a queue that nobody can take anything back from, and that looks sent to those who take turns.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 256 * 1024;
+
 /// Length of HTTP/2's connection preface (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
 
@@ -46,6 +51,8 @@ impl Accept for TcpListener {
         let (stream, _) = self.accept().await?;
         // Only slower where the system does not do it.
         let _ = stream.set_nodelay(true);
+        #[cfg(target_os = "linux")]
+        let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
         Ok(stream)
     }
 }

@@ -12,11 +12,20 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tonic::Status;
 
 use super::{Inner, blocking};
-use crate::{bits::Bits, offer::Units};
+use crate::{
+    bits::Bits,
+    offer::{Offer, Units},
+};
 
-/// How long changes are gathered: short against the time a piece takes, so that a crowd knows what is where, and at most a
-/// hundred messages a second.
-const GATHER: Duration = Duration::from_millis(25);
+/// How long changes are gathered at least: short against the time a piece takes, so that a crowd knows what is where.
+const GATHER: Duration = Duration::from_millis(10);
+
+/// The same at most: with more watchers than this asks for, there are more messages.
+const MAX_GATHER: Duration = Duration::from_millis(250);
+
+/// Messages a second to all watchers together that gathering aims at: each costs a packet and a turn of some thread at both ends,
+/// and a crowd where each tells each of every piece at once has no time left for the pieces.
+const MESSAGES_PER_SECOND: u32 = 200;
 
 /// Most units in one message.
 const MAX_UNITS: usize = 64 * 1024;
@@ -52,11 +61,20 @@ async fn look(inner: &Arc<Inner>, id: FileId) -> Result<(Units, Option<watch::Re
     let inner = inner.clone();
     blocking(move || {
         let offer = inner.find(&id)?;
-        // Asked for first, so that no change between the two is missed.
-        let changes = offer.changes();
-        Ok((offer.units(), changes))
+        Ok(look_at(&*offer))
     })
     .await
+}
+
+fn look_at(offer: &dyn Offer) -> (Units, Option<watch::Receiver<u64>>) {
+    // Asked for first, so that no change between the two is missed.
+    let changes = offer.changes();
+    (offer.units(), changes)
+}
+
+/// How long changes are gathered where so many watch.
+fn gather(watchers: u32) -> Duration {
+    (Duration::from_secs(1) * watchers / MESSAGES_PER_SECOND).clamp(GATHER, MAX_GATHER)
 }
 
 /// The stream of a file's units. Ends with `NOT_FOUND` when the file is withdrawn.
@@ -101,8 +119,11 @@ impl Watch {
                 Some(changes) => drop(changes.changed().await),
                 None => std::future::pending().await,
             }
-            tokio::time::sleep(GATHER).await;
-            let (units, changes) = look(&self.inner, self.id).await?;
+            tokio::time::sleep(gather(self.inner.watching())).await;
+            let (units, changes) = match self.inner.find_now(&self.id) {
+                Some(offer) => look_at(&*offer),
+                None => look(&self.inner, self.id).await?,
+            };
             self.changes = changes;
             self.queue = difference(&self.told, &units)?.into();
             self.told = Told::new(units);
@@ -141,18 +162,13 @@ fn difference(told: &Told, now: &Units) -> Result<Vec<Event>, Problem> {
         Told::Partial(units) if units.have.len() == now.have.len() => units,
         Told::Partial(_) => return Err(lost()),
     };
-    if before.have.ones().any(|unit| !now.have.get(unit)) {
+    if before.have.ones_not_in(&now.have).next().is_some() {
         return Err(lost());
     }
-    let have = now.have.ones().filter(|&unit| !before.have.get(unit));
-    let fetching = now
-        .fetching
-        .ones()
-        .filter(|&unit| !before.fetching.get(unit) && !now.have.get(unit));
-    let abandoned = before
-        .fetching
-        .ones()
-        .filter(|&unit| !now.fetching.get(unit) && !now.have.get(unit));
+    let have = now.have.ones_not_in(&before.have);
+    let not_here = |unit: &u32| !now.have.get(*unit);
+    let fetching = now.fetching.ones_not_in(&before.fetching).filter(not_here);
+    let abandoned = before.fetching.ones_not_in(&now.fetching).filter(not_here);
     let mut events = Vec::new();
     let mut add = |units: Vec<u32>, put: fn(Vec<u32>) -> v1::AvailabilityChange| {
         events.extend(

@@ -13,7 +13,8 @@ use tonic::Status;
 
 use super::{
     Inner, blocking,
-    reader::{Job, Reader},
+    reader::{CHUNK, Job, Reader},
+    turns::Outlet,
 };
 use crate::limits::UploadSlot;
 
@@ -98,7 +99,21 @@ struct Download {
     reader: Option<Reader>,
     ahead: Option<Ahead>,
     ready: VecDeque<v1::DownloadResponse>,
+    /// The connection's way out, where it has one that takes turns, and this stream's number in it.
+    outlet: Option<(Outlet, u64)>,
+    /// Whether everything was handed over.
+    ended: bool,
     _slot: UploadSlot,
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        if let Some((outlet, stream)) = &self.outlet
+            && !self.ended
+        {
+            outlet.forget(*stream);
+        }
+    }
 }
 
 /// A batch being read before it is asked for.
@@ -115,19 +130,30 @@ pub(super) async fn stream(
     inner: Arc<Inner>,
     asked: Vec<Asked>,
     slot: UploadSlot,
+    outlet: Option<Outlet>,
 ) -> Result<impl Stream<Item = Result<v1::DownloadResponse, Status>> + Send + use<>, Problem> {
-    let shared = inner.clone();
-    let (reader, first) = blocking(move || {
-        let mut reader = Reader::new(resolve(&shared, asked)?);
-        let first = reader.read()?;
-        Ok((reader, first))
-    })
-    .await?;
+    let (reader, first) = match at_once(&inner, &asked) {
+        Some(whole) => (None, vec![whole]),
+        None => {
+            let shared = inner.clone();
+            blocking(move || {
+                let mut reader = Reader::new(resolve(&shared, asked)?);
+                let first = reader.read()?;
+                Ok((Some(reader), first))
+            })
+            .await?
+        }
+    };
     let mut download = Download {
         inner,
-        reader: Some(reader),
+        reader,
         ahead: None,
         ready: first.into(),
+        outlet: outlet.map(|outlet| {
+            let stream = outlet.stream();
+            (outlet, stream)
+        }),
+        ended: false,
         _slot: slot,
     };
     download.read_ahead();
@@ -141,6 +167,22 @@ pub(super) async fn stream(
     }))
 }
 
+/// The whole answer to a request for one chunk that is in memory, as most are in a crowd: without a trip to another thread.
+fn at_once(inner: &Inner, asked: &[Asked]) -> Option<v1::DownloadResponse> {
+    let [Asked { id, range }] = asked else { return None };
+    let len = range.end - range.start;
+    let offer = inner.find_now(id)?;
+    if len == 0 || len > CHUNK || range.end > offer.record().size {
+        return None;
+    }
+    let mut data = vec![0; len as usize];
+    offer.read_now(range.start, &mut data).then(|| v1::DownloadResponse {
+        span: 0,
+        offset: range.start,
+        data: data.into(),
+    })
+}
+
 impl Download {
     async fn next(&mut self) -> Result<Option<v1::DownloadResponse>, Problem> {
         if self.ready.is_empty() {
@@ -148,10 +190,14 @@ impl Download {
             self.read_ahead();
         }
         let Some(message) = self.ready.pop_front() else {
+            self.ended = true;
             return Ok(None);
         };
         let bytes = message.data.len() as u64;
         self.inner.limits.upload().acquire(bytes).await;
+        if let Some((outlet, stream)) = &self.outlet {
+            outlet.turn(*stream, bytes).await;
+        }
         self.inner
             .counters
             .uploaded_bytes

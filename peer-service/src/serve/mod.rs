@@ -4,8 +4,10 @@
 //! |---|---|
 //! | `availability` | which units are here, and each change |
 //! | `download` | what a request asks for, checked, and its stream |
+//! | `outgoing` | a connection that tells what was taken from it |
 //! | `patience` | ends streams whose receiver does not read |
 //! | `reader` | bytes of spans from the disk |
+//! | `turns` | who is sent to, and when |
 //!
 //! Invariants: memory for a caller is bounded whatever it asks and however slowly it reads; every stream ends when its receiver
 //! stops reading; bytes leave only while the file is what it was hashed as.
@@ -29,8 +31,15 @@ use patience::Patient;
 
 mod availability;
 mod download;
+mod outgoing;
 mod patience;
 mod reader;
+mod turns;
+
+pub use self::{
+    outgoing::Outgoing,
+    turns::{Outlet, Turns},
+};
 
 /// Most WatchAvailability streams at once: each holds two bitfields. A crowd of thousands watches a peer.
 const MAX_WATCHERS: usize = 4096;
@@ -94,6 +103,17 @@ impl PeerApi {
 }
 
 impl Inner {
+    /// The offer of a file, where it can be had without waiting for anything.
+    fn find_now(&self, id: &FileId) -> Option<Arc<dyn Offer>> {
+        self.shelves.iter().find_map(|shelf| shelf.find_now(id))
+    }
+
+    /// How many watch what is here.
+    fn watching(&self) -> u32 {
+        // At most MAX_WATCHERS, so it fits.
+        (MAX_WATCHERS - self.watchers.available_permits()) as u32
+    }
+
     /// The offer of a file. May wait for locks: off the async threads.
     fn find(&self, id: &FileId) -> Result<Arc<dyn Offer>, Problem> {
         let offer = self.shelves.iter().find_map(|shelf| shelf.find(id));
@@ -199,9 +219,10 @@ impl v1::peer_service_server::PeerService for PeerApi {
         &self,
         request: Request<v1::DownloadRequest>,
     ) -> Result<Response<Self::DownloadStream>, Status> {
+        let outlet = request.extensions().get::<Outlet>().cloned();
         let spans = download::parse(request.into_inner())?;
         let slot = self.inner.limits.try_upload().ok_or_else(|| busy("downloads"))?;
-        let chunks = download::stream(self.inner.clone(), spans, slot).await?;
+        let chunks = download::stream(self.inner.clone(), spans, slot, outlet).await?;
         Ok(Response::new(Patient::new(chunks)))
     }
 }

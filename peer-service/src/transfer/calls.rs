@@ -4,6 +4,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use potluck_core::{Problem, Reason, proto::v1};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -175,7 +176,7 @@ impl Caller {
     }
 
     /// Verifies and writes on a thread for that, while the next unit comes in.
-    async fn check(&self, wanted: Wanted, data: Vec<u8>) {
+    async fn check(&self, wanted: Wanted, data: Bytes) {
         let Ok(permit) = Arc::clone(&self.context.verifying).acquire_owned().await else {
             return;
         };

@@ -13,6 +13,8 @@ use std::{
     },
     path::Path,
     sync::Arc,
+    thread,
+    time::Instant,
 };
 
 use potluck_core::{FileId, Problem, Reason, manifest::Manifest, plan::Plan};
@@ -28,7 +30,7 @@ use crate::bits::Bits;
 const RESERVE: u64 = 16 * 1024 * 1024;
 
 /// Room taken in one call, in bytes: where the file system fills it with zeros, a unit waits for that no longer than this takes.
-const PREALLOCATE: u64 = 16 * 1024 * 1024;
+const PREALLOCATE: u64 = 4 * 1024 * 1024;
 
 /// A part that is open. Cheap to clone through an `Arc`.
 #[derive(Debug)]
@@ -192,13 +194,14 @@ impl Part {
         let Body::File(file) = &self.body else {
             return Ok(());
         };
-        if in_memory(file) {
-            return Ok(());
-        }
+        let slowly = in_memory(file);
         let total = self.plan.total();
         for offset in (0..total).step_by(PREALLOCATE as usize) {
             let len = PREALLOCATE.min(total - offset);
+            let begun = Instant::now();
             match rustix::fs::fallocate(file, FallocateFlags::empty(), offset, len) {
+                // Filled with zeros there, which is half the work of the download itself: not all at its beginning.
+                Ok(()) if slowly => thread::sleep(begun.elapsed() * 9),
                 Ok(()) => {}
                 Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => return Ok(()),
                 Err(error) => return Err(error.into()),
@@ -253,6 +256,14 @@ impl Part {
             data = rest;
         }
         Ok(())
+    }
+
+    /// Fills `buf` from a plain file if the bytes are in memory; false where they are not all, or the system cannot tell.
+    pub(crate) fn read_now(&self, offset: u64, buf: &mut [u8]) -> bool {
+        match &self.body {
+            Body::File(file) => read_cached(file, offset, buf),
+            Body::Tree(_) => false,
+        }
     }
 
     /// Reads a unit back, verified or not.
@@ -341,7 +352,7 @@ fn open_file(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Whether the file is in memory: to take room there is to fill it with zeros, half the work of the download itself.
+/// Whether the file is in memory and nowhere else.
 #[cfg(target_os = "linux")]
 fn in_memory(file: &File) -> bool {
     /// `TMPFS_MAGIC` of statfs(2).
@@ -349,8 +360,26 @@ fn in_memory(file: &File) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|disk| disk.f_type as i64 == TMPFS)
 }
 
+#[cfg(target_os = "linux")]
+fn read_cached(file: &File, offset: u64, buf: &mut [u8]) -> bool {
+    use rustix::io::{ReadWriteFlags, preadv2};
+
+    let len = buf.len();
+    match preadv2(file, &mut [io::IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT) {
+        Ok(read) => read == len,
+        // A file system in memory has no use for the flag.
+        Err(Errno::OPNOTSUPP) => in_memory(file) && file.read_exact_at(buf, offset).is_ok(),
+        Err(_) => false,
+    }
+}
+
 #[cfg(not(target_os = "linux"))]
 fn in_memory(_file: &File) -> bool {
+    false
+}
+
+#[cfg(not(target_os = "linux"))]
+fn read_cached(_file: &File, _offset: u64, _buf: &mut [u8]) -> bool {
     false
 }
 

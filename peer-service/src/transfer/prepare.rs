@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use potluck_core::{
     FileId, FileLayout, Problem, Reason,
@@ -244,7 +245,7 @@ async fn fetch_units(
     plan: Arc<Plan>,
     checks: Arc<Checks>,
     units: Vec<u32>,
-) -> Result<Vec<Vec<u8>>, Problem> {
+) -> Result<Vec<Bytes>, Problem> {
     let lie = |what: String| Problem::new(Reason::VerificationFailed, what);
     let mut assembly = Assembly::new(&plan, &units);
     let mut stream = link.download(assembly.request()).await?;

@@ -81,7 +81,7 @@ impl Assembly {
         span: u32,
         offset: u64,
         data: &Bytes,
-    ) -> Result<Option<(usize, Vec<u8>)>, Unasked> {
+    ) -> Result<Option<(usize, Bytes)>, Unasked> {
         if data.is_empty() {
             return Err(Unasked::Empty);
         }
@@ -93,6 +93,16 @@ impl Assembly {
         let left = asked.len - done;
         if data.len() as u64 > left {
             return Err(Unasked::TooMuch);
+        }
+        let alone = |next: Option<&Asked>| next.is_none_or(|next| next.unit != asked.unit);
+        if self.buffer.is_empty()
+            && data.len() as u64 == asked.len
+            && alone(self.spans.get(index + 1))
+            && alone(index.checked_sub(1).and_then(|before| self.spans.get(before)))
+        {
+            // A unit in one chunk: as it is.
+            self.at = (index + 1, 0);
+            return Ok(Some((asked.unit, data.clone())));
         }
         if self.buffer.is_empty() {
             let rest = self.spans[index..]
@@ -110,7 +120,7 @@ impl Assembly {
         self.at = (index + 1, 0);
         match self.current() {
             Some(unit) if unit == asked.unit => Ok(None),
-            _ => Ok(Some((asked.unit, std::mem::take(&mut self.buffer)))),
+            _ => Ok(Some((asked.unit, std::mem::take(&mut self.buffer).into()))),
         }
     }
 }

@@ -1,0 +1,74 @@
+//! A connection that tells how many bytes the system took from it.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tonic::transport::server::Connected;
+
+use super::turns::Outlet;
+
+/// See the module. Whoever serves a call finds the [`Outlet`] among the request's extensions.
+#[derive(Debug)]
+pub struct Outgoing<S> {
+    stream: S,
+    outlet: Outlet,
+}
+
+impl<S> Outgoing<S> {
+    /// A connection with its outlet.
+    pub const fn new(stream: S, outlet: Outlet) -> Self {
+        Self { stream, outlet }
+    }
+}
+
+impl<S> Connected for Outgoing<S> {
+    type ConnectInfo = Outlet;
+
+    fn connect_info(&self) -> Outlet {
+        self.outlet.clone()
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Outgoing<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Outgoing<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let sent = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
+        self.outlet.sent(sent);
+        Poll::Ready(Ok(sent))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let sent = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
+        self.outlet.sent(sent);
+        Poll::Ready(Ok(sent))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
