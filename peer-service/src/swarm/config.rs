@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 /// Bytes asked for and not yet verified, over all peers, whatever the size of units: enough for 5 Gbit/s over 100 ms, and for
-/// four sources at once where units are of 16 MiB. What a transfer holds in memory is at most this.
+/// four sources at once where units are of 16 MiB. What all transfers together hold in memory is about this: where several
+/// run, each has a part of it.
 pub const MAX_IN_FLIGHT_BYTES: u64 = 64 << 20;
 
 /// Most requests for one unit at once, those to stalled peers included.
@@ -54,7 +55,8 @@ pub const FORGET_AFTER: u32 = 10;
 /// How a swarm behaves.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SwarmConfig {
-    /// [`MAX_IN_FLIGHT_BYTES`]. One request is always allowed, however large its unit.
+    /// [`MAX_IN_FLIGHT_BYTES`]. One request is always allowed, however large its unit. Can be changed on the way
+    /// ([`Swarm::set_max_in_flight_bytes`](super::Swarm::set_max_in_flight_bytes)).
     pub max_in_flight_bytes: u64,
     /// [`MAX_PEER_BYTES`]. One request is always allowed, however large its unit.
     pub max_peer_bytes: u64,

@@ -75,8 +75,9 @@ impl Swarm {
         assert_eq!(bytes, self.in_flight_bytes);
         let few = self.requests.len() <= 1;
         assert!(
-            few || bytes <= self.config.max_in_flight_bytes,
-            "{bytes} bytes in flight"
+            few || bytes <= self.allowed,
+            "{bytes} bytes in flight, {} allowed",
+            self.allowed
         );
     }
 

@@ -22,7 +22,7 @@
 //!
 //! Each unit is exactly one of missing (and then in the picking order), in flight (with at least one request), or had. A
 //! peer has no request while it is banned. Bytes in flight stay within the budget, or are those of one
-//! request. A unit has at most [`MAX_RACERS`] requests, each of another peer.
+//! request; where the budget was made smaller than what is in flight, they only become fewer until they fit. A unit has at most [`MAX_RACERS`] requests, each of another peer.
 //!
 //! # Cost
 //!
@@ -109,6 +109,9 @@ pub struct Swarm {
     counters: Counters,
     #[cfg(any(test, debug_assertions))]
     events: u64,
+    /// Most bytes that may be in flight: the budget, or what was in flight when it was made smaller and still is.
+    #[cfg(any(test, debug_assertions))]
+    allowed: u64,
 }
 
 impl Swarm {
@@ -125,7 +128,6 @@ impl Swarm {
             rarity.insert(unit, &mut rng);
         }
         let mut swarm = Self {
-            config,
             rng,
             longest: unit_lens.iter().copied().max().unwrap_or(0),
             fetching: Bits::new(have.len()),
@@ -152,6 +154,9 @@ impl Swarm {
             counters: Counters::default(),
             #[cfg(any(test, debug_assertions))]
             events: 0,
+            #[cfg(any(test, debug_assertions))]
+            allowed: config.max_in_flight_bytes,
+            config,
         };
         swarm.announce_finish();
         swarm
@@ -210,6 +215,15 @@ impl Swarm {
         self.settle();
     }
 
+    /// Changes how many bytes may be in flight. Where more than that are, nothing is taken back: nothing is asked for beyond
+    /// them until they fit.
+    pub fn set_max_in_flight_bytes(&mut self, bytes: u64) {
+        if bytes != self.config.max_in_flight_bytes {
+            self.config.max_in_flight_bytes = bytes;
+            self.settle();
+        }
+    }
+
     /// Time passed. To be called when [`Swarm::poll_timeout`] says so; early or late calls do no harm.
     pub fn handle_timeout(&mut self, now: Time) {
         self.expire(now);
@@ -233,7 +247,13 @@ impl Swarm {
     /// After every event.
     fn settle(&mut self) {
         #[cfg(any(test, debug_assertions))]
-        self.check_now_and_then();
+        {
+            self.allowed = self
+                .config
+                .max_in_flight_bytes
+                .max(self.in_flight_bytes.min(self.allowed));
+            self.check_now_and_then();
+        }
     }
 
     fn announce_finish(&mut self) {

@@ -17,6 +17,11 @@ impl Swarm {
         &self.fetching
     }
 
+    /// Bytes asked for and not yet verified.
+    pub const fn in_flight_bytes(&self) -> u64 {
+        self.in_flight_bytes
+    }
+
     /// Where a unit stands; `None` beyond the last.
     pub fn unit_state(&self, unit: u32) -> Option<UnitState> {
         if unit >= self.have.len() {

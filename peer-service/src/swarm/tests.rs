@@ -344,6 +344,50 @@ fn bytes_in_flight_stay_within_the_budget() {
 }
 
 #[test]
+fn a_budget_made_smaller_is_met_as_units_come_in() {
+    let mut swarm = swarm(100);
+    (0..20).for_each(|peer| join(&mut swarm, PeerKey(peer), &[], ms(0)));
+    let made = requests(&mut swarm, ms(0));
+    assert!(made.len() >= 20);
+    swarm.set_max_in_flight_bytes(3 * LEN);
+    assert_eq!(actions(&mut swarm, ms(0)), [], "nothing is taken back");
+    let left = made.len() - 3;
+    for (i, (id, ..)) in made.iter().take(left).enumerate() {
+        deliver(&mut swarm, *id, ms(0), ms(10));
+        assert_eq!(
+            requests(&mut swarm, ms(10)),
+            [],
+            "{i} came in, {} wait",
+            made.len() - i - 1
+        );
+    }
+    deliver(&mut swarm, made[left].0, ms(0), ms(11));
+    assert_eq!(requests(&mut swarm, ms(11)).len(), 1, "now one more fits");
+    swarm.set_max_in_flight_bytes(0);
+    deliver(&mut swarm, made[left + 1].0, ms(0), ms(12));
+    assert_eq!(requests(&mut swarm, ms(12)), []);
+    swarm.set_max_in_flight_bytes(8 * LEN);
+    assert_eq!(
+        requests(&mut swarm, ms(12)).len(),
+        6,
+        "those who waited are asked"
+    );
+}
+
+#[test]
+fn with_no_budget_at_all_units_come_one_by_one() {
+    let mut swarm = swarm(5);
+    swarm.set_max_in_flight_bytes(0);
+    (0..4).for_each(|peer| join(&mut swarm, PeerKey(peer), &[], ms(0)));
+    for unit in 0..5 {
+        let made = requests(&mut swarm, ms(unit * 10));
+        assert_eq!(made.len(), 1);
+        deliver(&mut swarm, made[0].0, ms(unit * 10), ms(10));
+    }
+    assert_eq!(actions(&mut swarm, ms(50)), [Action::Finished]);
+}
+
+#[test]
 fn huge_units_are_asked_for_one_by_one() {
     let config = SwarmConfig {
         max_in_flight_bytes: 5 * LEN,

@@ -17,6 +17,8 @@ pub(crate) struct Setup {
     /// How many others each downloader knows, the complete ones included first; all if `None`.
     pub(crate) neighbours: Option<usize>,
     pub(crate) config: SwarmConfig,
+    /// The budget of each downloader changes all the time between these, in units, within that of `config`.
+    pub(crate) budgets: Option<(u64, u64)>,
     /// Most uploads that one node serves side by side; the others wait, first come, first served.
     pub(crate) streams: usize,
     /// Give up after this many seconds.
@@ -33,6 +35,7 @@ impl Setup {
             tell_every: 0.005,
             neighbours: None,
             config: SwarmConfig::default(),
+            budgets: None,
             streams: usize::MAX,
             limit: 3600.0,
         }

@@ -136,6 +136,8 @@ fn every_world_with_an_honest_source_ends() {
         setup.limit = 600.0;
         if rng.random_bool(0.3) {
             setup.config.max_in_flight_bytes = 4 * setup.unit_len;
+        } else if rng.random_bool(0.3) {
+            setup.budgets = Some((4, 32));
         }
         let downloaders = setup.nodes.iter().filter(|node| node.downloads).count() as f64;
         let bound = setup.total() as f64 / LINK;

@@ -341,6 +341,11 @@ impl World {
     /// Does what a node's swarm wants, and notes when it wants to be called.
     fn drive(&mut self, index: usize) {
         let now = self.time();
+        if let (Some((least, most)), Some(swarm)) = (self.setup.budgets, &mut self.nodes[index].swarm)
+            && self.rng.random_bool(0.1)
+        {
+            swarm.set_max_in_flight_bytes(self.rng.random_range(least..=most) * self.setup.unit_len);
+        }
         while let Some(action) = self.nodes[index]
             .swarm
             .as_mut()
