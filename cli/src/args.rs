@@ -98,6 +98,7 @@ pub(crate) enum Verb {
     Ls(verb::ls::LsArgs),
     Transfers(verb::transfers::TransfersArgs),
     Why(verb::why::WhyArgs),
+    Limits(verb::limits::LimitsArgs),
     Id(verb::id::IdArgs),
     Verify(verb::verify::VerifyArgs),
     Status(verb::status::StatusArgs),

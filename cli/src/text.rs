@@ -39,6 +39,14 @@ pub(crate) fn rate(bytes_per_second: u64) -> String {
     format!("{}/s", HumanBytes(bytes_per_second))
 }
 
+/// A limit on bytes a second, 0: none.
+pub(crate) fn limit(bytes_per_second: u64) -> String {
+    match bytes_per_second {
+        0 => "no limit".to_owned(),
+        limit => format!("at most {}", rate(limit)),
+    }
+}
+
 /// Mean rate over a time.
 pub(crate) fn mean_rate(bytes: u64, elapsed: Duration) -> String {
     let per_second = bytes as f64 / elapsed.as_secs_f64().max(1e-3);

@@ -42,6 +42,7 @@ use crate::{
     serve::{Counters, Outgoing, PeerApi, Turns},
     store::Store,
     transfer::{
+        budget::Budget,
         context::{Context, blocking},
         manager::Transfers,
     },
@@ -147,6 +148,7 @@ pub async fn start(
         library: library.clone(),
         holdings,
         limits: limits.clone(),
+        budget: Budget::default(),
         index,
         store,
         files: home.files(),

@@ -18,7 +18,7 @@ use tonic::{
     transport::Channel,
 };
 
-use self::model::{Explanation, Item, ShareEvent, Status, Transfer};
+use self::model::{Explanation, Item, Limits, ShareEvent, Status, Transfer};
 
 /// How long the peer may take to answer a call, or to begin a stream. It answers from memory.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -43,8 +43,10 @@ pub(crate) struct FetchOrder {
     pub(crate) providers: Vec<Address>,
     /// Whether it goes on when the caller goes away.
     pub(crate) detach: bool,
-    /// Bytes a second; 0: no limit of its own.
+    /// Bytes a second; 0: no limit of its own, or that of the transfer it joins.
     pub(crate) limit: u64,
+    /// 1 to 100; `None`: the usual, or that of the transfer it joins.
+    pub(crate) priority: Option<u32>,
 }
 
 /// Something shared.
@@ -210,7 +212,7 @@ impl Control {
             providers: order.providers.iter().map(Into::into).collect(),
             detach: order.detach,
             max_bytes_per_second: order.limit,
-            priority: 0,
+            priority: order.priority.unwrap_or_default(),
         };
         let messages = self
             .call(CALL_TIMEOUT, self.client.clone().fetch(request))
@@ -257,6 +259,25 @@ impl Control {
         )
     }
 
+    /// Changes how fast a transfer may be, in bytes a second, 0: no limit of its own, and how much it counts, 1 to 100.
+    pub(crate) async fn adjust(
+        &self,
+        transfer_id: u64,
+        max_bytes_per_second: Option<u64>,
+        priority: Option<u32>,
+    ) -> Result<Transfer, Problem> {
+        let request = v1::AdjustTransferRequest {
+            transfer_id,
+            max_bytes_per_second,
+            priority,
+        };
+        model::transfer(
+            self.call(CALL_TIMEOUT, self.client.clone().adjust_transfer(request))
+                .await?
+                .transfer,
+        )
+    }
+
     /// What a transfer is doing and why.
     pub(crate) async fn explain(&self, which: Which) -> Result<Explanation, Problem> {
         use v1::explain_transfer_request::Target;
@@ -268,6 +289,26 @@ impl Control {
         self.call(CALL_TIMEOUT, self.client.clone().explain_transfer(request))
             .await?
             .try_into()
+    }
+
+    /// What the peer allows itself.
+    pub(crate) async fn limits(&self) -> Result<Limits, Problem> {
+        let request = v1::GetLimitsRequest {};
+        let answer = self
+            .call(CALL_TIMEOUT, self.client.clone().get_limits(request))
+            .await?;
+        model::limits(answer.limits)
+    }
+
+    /// Changes that; gives what holds then.
+    pub(crate) async fn set_limits(&self, limits: Limits) -> Result<Limits, Problem> {
+        let request = v1::SetLimitsRequest {
+            limits: Some(limits.into()),
+        };
+        let answer = self
+            .call(CALL_TIMEOUT, self.client.clone().set_limits(request))
+            .await?;
+        model::limits(answer.limits)
     }
 
     /// The peer's own state.

@@ -125,6 +125,10 @@ pub(crate) struct Transfer {
     pub(crate) units_done: u32,
     pub(crate) peers: Vec<TransferPeer>,
     pub(crate) error: Option<Problem>,
+    /// Most bytes a second; 0: no limit of its own.
+    pub(crate) limit: u64,
+    /// How much it counts beside others, 1 to 100.
+    pub(crate) priority: u32,
 }
 
 impl Transfer {
@@ -150,6 +154,17 @@ pub(crate) struct Explanation {
     pub(crate) transfer: Transfer,
     pub(crate) missing: Vec<Missing>,
     pub(crate) findings: Vec<String>,
+}
+
+/// What a peer allows itself; 0: no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Bytes a second sent.
+    pub(crate) upload: u64,
+    /// Bytes a second fetched.
+    pub(crate) download: u64,
+    /// Downloads served at once.
+    pub(crate) slots: u32,
 }
 
 /// The peer's own state.
@@ -296,6 +311,8 @@ impl TryFrom<v1::Transfer> for Transfer {
             units_done: transfer.units_done,
             peers: transfer.peers.into_iter().map(Into::into).collect(),
             error: transfer.error.map(problem),
+            limit: transfer.max_bytes_per_second,
+            priority: transfer.priority,
         })
     }
 }
@@ -347,6 +364,26 @@ impl TryFrom<v1::GetStatusResponse> for Status {
             version: status.version,
         })
     }
+}
+
+impl From<Limits> for v1::Limits {
+    fn from(limits: Limits) -> Self {
+        Self {
+            upload_bytes_per_second: limits.upload,
+            download_bytes_per_second: limits.download,
+            upload_slots: limits.slots,
+        }
+    }
+}
+
+/// Limits out of an answer that must have them.
+pub(super) fn limits(limits: Option<v1::Limits>) -> Result<Limits, Problem> {
+    let limits = limits.ok_or_else(|| missing_part("limits"))?;
+    Ok(Limits {
+        upload: limits.upload_bytes_per_second,
+        download: limits.download_bytes_per_second,
+        slots: limits.upload_slots,
+    })
 }
 
 /// A transfer out of an answer that must have one.

@@ -13,14 +13,15 @@ use rustyline::{
 use super::line;
 
 /// What follows a verb, shown until something is typed.
-const USAGES: [(&str, &str); 11] = [
+const USAGES: [(&str, &str); 12] = [
     ("share", "PATH…"),
     ("search", "WORDS"),
     ("query", "ID|NAME|sha256:HEX"),
     ("get", "ID|NAME|sha256:HEX [-o PATH]"),
     ("unshare", "ID|PATH"),
-    ("transfers", "[pause|resume|cancel NUMBER]"),
+    ("transfers", "[pause|resume|cancel|adjust NUMBER]"),
     ("why", "ID|NUMBER"),
+    ("limits", "[--upload RATE] [--download RATE] [--slots N]"),
     ("id", "PATH…"),
     ("verify", "ID PATH"),
     ("help", "[COMMAND]"),

@@ -16,8 +16,9 @@ Commands:
   get ID|NAME [-o PATH]      fetch it from everyone who has it
   unshare ID|PATH            stop sharing
   list                       what this peer shares
-  transfers                  downloads; pause, resume and cancel them
+  transfers                  downloads; pause, resume, cancel and adjust them
   why ID|NUMBER              what a download is doing, and what holds it up
+  limits                     how much this peer may send and fetch
   id PATH…                   ids of files and folders
   verify ID PATH             check a file or folder against an id
   status                     how the index and the peer are doing

@@ -5,6 +5,7 @@ pub(crate) mod demo;
 pub(crate) mod get;
 pub(crate) mod health;
 pub(crate) mod id;
+pub(crate) mod limits;
 mod local;
 pub(crate) mod ls;
 pub(crate) mod query;
@@ -46,6 +47,7 @@ pub(crate) async fn run_verb(context: &Context, verb: Verb) -> Result<(), Fail> 
         Verb::Ls(args) => ls::run(context, args).await,
         Verb::Transfers(args) => context.stoppable(transfers::run(context, args)).await,
         Verb::Why(args) => context.stoppable(why::run(context, args)).await,
+        Verb::Limits(args) => context.stoppable(limits::run(context, args)).await,
         Verb::Id(args) => id::run(context, args).await,
         Verb::Verify(args) => verify::run(context, args).await,
         Verb::Status(args) => context.stoppable(status::run(context, args)).await,

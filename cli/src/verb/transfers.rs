@@ -1,8 +1,9 @@
-//! `potluck transfers`: the peer's downloads, and holding, continuing or ending them.
+//! `potluck transfers`: the peer's downloads, and holding, continuing, ending or adjusting them.
 
 use std::str::FromStr;
 
-use clap::{Args, Subcommand};
+use bytesize::ByteSize;
+use clap::{Args, Subcommand, builder::RangedU64ValueParser};
 use potluck_core::{FileId, Reason};
 use serde_json::{Value, json};
 
@@ -19,9 +20,13 @@ Examples:
   potluck transfers               what is being fetched, and what was lately
   potluck transfers pause 3       hold transfer number 3
   potluck transfers resume 3      let it go on
-  potluck transfers cancel 3      end it and remove what it had fetched";
+  potluck transfers cancel 3      end it and remove what it had fetched
+  potluck transfers adjust 3 --limit 5MiB --priority 20
 
-/// List the peer's downloads; pause, resume or cancel them
+A priority is 1 to 100, 10 unless set. Transfers that run at the same time
+share the peer's download limit in proportion to it.";
+
+/// List the peer's downloads; pause, resume, cancel or adjust them
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct TransfersArgs {
@@ -37,6 +42,35 @@ enum Action {
     Resume(Targets),
     /// End transfers and remove what they had fetched
     Cancel(Targets),
+    /// Change how fast transfers may be and how much they count, at once and for good
+    Adjust(Adjustment),
+}
+
+#[derive(Debug, Args)]
+struct Adjustment {
+    #[command(flatten)]
+    targets: Targets,
+
+    #[command(flatten)]
+    terms: Terms,
+}
+
+/// What a transfer is held to; what is not named stays.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+struct Terms {
+    /// Most bytes a second, as in 10MiB; 0: no limit of its own
+    #[arg(long, value_name = "RATE")]
+    limit: Option<ByteSize>,
+
+    /// How much it counts beside the peer's other transfers: 30 gets three times what 10 gets
+    #[arg(long, value_name = "1-100", value_parser = priority())]
+    priority: Option<u32>,
+}
+
+/// Reads a priority.
+pub(crate) fn priority() -> RangedU64ValueParser<u32> {
+    RangedU64ValueParser::new().range(1..=100)
 }
 
 #[derive(Debug, Args)]
@@ -73,23 +107,41 @@ pub(crate) async fn run(context: &Context, args: TransfersArgs) -> Result<(), Fa
     let Some(action) = args.action else {
         return list(context, &transfers);
     };
-    let (Action::Pause(Targets { targets })
-    | Action::Resume(Targets { targets })
-    | Action::Cancel(Targets { targets })) = &action;
-    for target in targets {
+    let (Action::Pause(targets)
+    | Action::Resume(targets)
+    | Action::Cancel(targets)
+    | Action::Adjust(Adjustment { targets, .. })) = &action;
+    for target in &targets.targets {
         let number = number(*target, &transfers)?;
         let transfer = act(&peer, &action, number).await?;
         match context.out.is_json() {
             true => context.out.object(&object(&transfer))?,
-            false => context.out.line(format_args!(
-                "{} {}: {}",
-                transfer.number,
-                transfer.state.word(),
-                text::shown(&transfer.name)
-            ))?,
+            false => context.out.line(told(&action, &transfer))?,
         }
     }
     Ok(())
+}
+
+fn told(action: &Action, transfer: &Transfer) -> String {
+    let terms = match action {
+        Action::Adjust(_) => format!(" ({})", terms(transfer)),
+        _ => String::new(),
+    };
+    format!(
+        "{} {}: {}{terms}",
+        transfer.number,
+        transfer.state.word(),
+        text::shown(&transfer.name)
+    )
+}
+
+/// What a transfer is held to, for people.
+pub(crate) fn terms(transfer: &Transfer) -> String {
+    let limit = match transfer.limit {
+        0 => "no limit of its own".to_owned(),
+        limit => text::limit(limit),
+    };
+    format!("priority {}, {limit}", transfer.priority)
 }
 
 async fn act(peer: &Borrowed, action: &Action, number: u64) -> Result<Transfer, Fail> {
@@ -97,6 +149,10 @@ async fn act(peer: &Borrowed, action: &Action, number: u64) -> Result<Transfer, 
         Action::Pause(_) => peer.control.pause(number).await?,
         Action::Resume(_) => peer.control.resume(number).await?,
         Action::Cancel(_) => peer.control.cancel(number).await?,
+        Action::Adjust(Adjustment { terms, .. }) => {
+            let limit = terms.limit.map(|limit| limit.as_u64());
+            peer.control.adjust(number, limit, terms.priority).await?
+        }
     })
 }
 
@@ -187,6 +243,8 @@ pub(crate) fn object(transfer: &Transfer) -> Value {
         "total": transfer.total,
         "resumed_bytes": transfer.resumed,
         "bytes_per_second": transfer.bytes_per_second,
+        "max_bytes_per_second": transfer.limit,
+        "priority": transfer.priority,
         "seconds": transfer.elapsed.as_secs_f64(),
         "units": transfer.units_done,
         "units_total": transfer.units_total,

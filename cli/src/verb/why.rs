@@ -103,6 +103,9 @@ fn summary(transfer: &Transfer) -> Vec<String> {
             .unwrap_or_default();
         lines.push(format!("  rate  {}{left}", text::rate(transfer.bytes_per_second)));
     }
+    if !transfer.state.is_over() {
+        lines.push(format!("  terms {}", transfers::terms(transfer)));
+    }
     if let Some(error) = &transfer.error {
         lines.push(format!(
             "  {}  {}",

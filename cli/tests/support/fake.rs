@@ -137,6 +137,7 @@ pub(crate) fn transfer(seed: u8, state: v1::TransferState, done: u64) -> v1::Tra
         state: state.into(),
         bytes_done: done,
         bytes_total: 1000,
+        priority: 10,
         ..v1::Transfer::default()
     }
 }
@@ -262,6 +263,22 @@ impl ControlService for Service {
         Ok(Response::new(v1::CancelTransferResponse {
             transfer: self.last(),
         }))
+    }
+
+    async fn adjust_transfer(
+        &self,
+        request: Request<v1::AdjustTransferRequest>,
+    ) -> Answer<v1::AdjustTransferResponse> {
+        self.called("adjust");
+        let asked = request.into_inner();
+        let adjusted = self.last().map(|transfer| v1::Transfer {
+            max_bytes_per_second: asked
+                .max_bytes_per_second
+                .unwrap_or(transfer.max_bytes_per_second),
+            priority: asked.priority.unwrap_or(transfer.priority),
+            ..transfer
+        });
+        Ok(Response::new(v1::AdjustTransferResponse { transfer: adjusted }))
     }
 
     async fn list_transfers(

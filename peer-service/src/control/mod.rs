@@ -32,7 +32,7 @@ use crate::{
     transfer::{
         context::Context,
         manager::{Transfers, Watching},
-        view::FetchSpec,
+        view::{FetchSpec, NewTerms},
     },
 };
 
@@ -219,6 +219,19 @@ impl ControlService for Control {
     ) -> Result<Response<v1::CancelTransferResponse>, Status> {
         let view = self.transfers.cancel(request.into_inner().transfer_id).await?;
         Ok(Response::new(v1::CancelTransferResponse {
+            transfer: transfer(&view),
+        }))
+    }
+
+    async fn adjust_transfer(
+        &self,
+        request: Request<v1::AdjustTransferRequest>,
+    ) -> Result<Response<v1::AdjustTransferResponse>, Status> {
+        let request = request.into_inner();
+        let terms = NewTerms::try_from(&request)?;
+        let view = self.transfers.adjust(request.transfer_id, terms).await?;
+        tracing::info!(transfer = request.transfer_id, ?terms, "adjusted");
+        Ok(Response::new(v1::AdjustTransferResponse {
             transfer: transfer(&view),
         }))
     }

@@ -6,15 +6,9 @@ use potluck_core::{Problem, Reason, Sha256, path::Label, proto::v1, wire};
 
 use crate::{
     library::{Item, ShareEvent},
-    limits::Limits,
-    transfer::view::{FetchSpec, Missing, PeerRow, PeerStanding, State, View},
+    limits::{Limits, Priority},
+    transfer::view::{FetchSpec, Missing, NewTerms, PeerRow, PeerStanding, State, View},
 };
-
-/// Share of the link that a transfer has unless told otherwise, as the contract has it.
-const DEFAULT_PRIORITY: u32 = 10;
-
-/// Largest such share.
-const MAX_PRIORITY: u32 = 100;
 
 /// Peers that one fetch may name by address.
 const MAX_NAMED: usize = 256;
@@ -28,6 +22,24 @@ pub(super) fn path(text: &str, field: &str) -> Result<PathBuf, Problem> {
             let problem = Problem::new(Reason::UnsafePath, format!("`{text}` is no absolute path"));
             Err(problem.field(field))
         }
+    }
+}
+
+fn priority(number: u32) -> Result<Priority, Problem> {
+    Priority::new(number).ok_or_else(|| {
+        let message = format!("a priority is 1 to {}, not {number}", Priority::MAX.get());
+        Problem::new(Reason::InvalidArgument, message).field("priority")
+    })
+}
+
+impl TryFrom<&v1::AdjustTransferRequest> for NewTerms {
+    type Error = Problem;
+
+    fn try_from(request: &v1::AdjustTransferRequest) -> Result<Self, Problem> {
+        Ok(Self {
+            max_bytes_per_second: request.max_bytes_per_second,
+            priority: request.priority.map(priority).transpose()?,
+        })
     }
 }
 
@@ -57,13 +69,13 @@ impl TryFrom<v1::FetchRequest> for FetchSpec {
             let message = format!("at most {MAX_NAMED} providers can be named");
             return Err(Problem::new(Reason::InvalidArgument, message).field("providers"));
         }
-        let priority = match request.priority {
-            0 => DEFAULT_PRIORITY,
-            priority @ 1..=MAX_PRIORITY => priority,
-            _ => {
-                let message = format!("a priority is 1 to {MAX_PRIORITY}");
-                return Err(Problem::new(Reason::InvalidArgument, message).field("priority"));
-            }
+        // 0 leaves it open.
+        let terms = NewTerms {
+            max_bytes_per_second: Some(request.max_bytes_per_second).filter(|&rate| rate > 0),
+            priority: match request.priority {
+                0 => None,
+                number => Some(priority(number)?),
+            },
         };
         Ok(Self {
             id: wire::file_id(&request.file_id, "file_id")?,
@@ -76,8 +88,7 @@ impl TryFrom<v1::FetchRequest> for FetchSpec {
                 .map(TryInto::try_into)
                 .collect::<Result<_, _>>()?,
             detach: request.detach,
-            max_bytes_per_second: request.max_bytes_per_second,
-            priority,
+            terms,
         })
     }
 }
@@ -186,6 +197,8 @@ impl From<&View> for v1::Transfer {
             units_done: view.units_done,
             peers: view.peers.iter().map(Into::into).collect(),
             error: view.error.as_ref().map(failure),
+            max_bytes_per_second: view.terms.max_bytes_per_second,
+            priority: view.terms.priority.get(),
         }
     }
 }

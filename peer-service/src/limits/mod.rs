@@ -1,166 +1,44 @@
 //! What the peer allows itself: bytes a second each way, and uploads at once. Changeable while running.
 //!
-//! [`Bucket`] is pure; [`Meter`] waits on it; [`Limits`] is what everyone shares.
+//! [`fair`] is pure: who goes next; [`meter`] waits for it; [`Limits`] is what everyone shares.
 //!
-//! Invariants: over any time `t` a meter lets through at most `rate * t` bytes plus its burst; callers are served in the order
-//! in which they asked; a new rate holds at once, also for those that wait.
+//! Invariants: over any time `t` a meter lets through at most `rate * t` bytes plus its burst and one request; what several
+//! flows want of a meter they get in proportion to their priorities; a new rate or priority holds at once, also for those that
+//! wait.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+pub mod fair;
+pub mod meter;
 
-use tokio::{sync::Notify, time::Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What a quiet meter saves up, as time at its rate: small, so that a limit holds over any span that a person notices.
-const BURST: Duration = Duration::from_millis(100);
+pub use self::meter::{Flow, Meter};
 
-const NANOS: u128 = 1_000_000_000;
+/// How much a transfer counts beside others, 1 to 100: one of 30 gets three times what one of 10 gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Priority(u32);
 
-/// A token bucket that counts positions: each caller is given the position at which its bytes end, and may go when the
-/// allowance has reached it. Allowance is kept in billionths of a byte.
-#[derive(Debug)]
-pub struct Bucket {
-    /// Bytes a second; 0: no limit.
-    rate: u64,
-    /// Position of the last byte handed out.
-    granted: u128,
-    /// Position up to which bytes may go, times [`NANOS`], as of `at`.
-    allowance: u128,
-    at: Duration,
-}
+impl Priority {
+    /// The largest.
+    pub const MAX: Self = Self(100);
 
-impl Bucket {
-    /// A full bucket.
-    pub fn new(rate: u64, now: Duration) -> Self {
-        let mut bucket = Self {
-            rate,
-            granted: 0,
-            allowance: 0,
-            at: now,
-        };
-        bucket.allowance = bucket.burst();
-        bucket
-    }
-
-    fn burst(&self) -> u128 {
-        u128::from(self.rate) * BURST.as_nanos()
-    }
-
-    fn advance(&mut self, now: Duration) {
-        let passed = now.saturating_sub(self.at).as_nanos();
-        self.at = self.at.max(now);
-        let most = match self.rate {
-            // Whoever asked goes; what was let through without a limit leaves no debt.
-            0 => self.granted * NANOS,
-            _ => self.granted * NANOS + self.burst(),
-        };
-        let grown = if self.rate == 0 {
-            most
-        } else {
-            self.allowance + u128::from(self.rate) * passed
-        };
-        self.allowance = grown.min(most);
-    }
-
-    /// Bytes a second; 0: no limit.
-    pub const fn rate(&self) -> u64 {
-        self.rate
-    }
-
-    /// Changes the rate from `now` on.
-    pub fn set_rate(&mut self, rate: u64, now: Duration) {
-        self.advance(now);
-        self.rate = rate;
-    }
-
-    /// Asks for `bytes`; the position to give to [`Bucket::wait`].
-    pub fn reserve(&mut self, bytes: u64, now: Duration) -> u128 {
-        self.advance(now);
-        self.granted += u128::from(bytes);
-        self.granted
-    }
-
-    /// How long the caller at this position has to wait still; `None`: it may go.
-    pub fn wait(&mut self, position: u128, now: Duration) -> Option<Duration> {
-        self.advance(now);
-        let missing = (position * NANOS).saturating_sub(self.allowance);
-        if self.rate == 0 || missing == 0 {
-            return None;
-        }
-        let nanos = missing.div_ceil(u128::from(self.rate));
-        Some(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
-    }
-
-    /// Gives back what a caller asked for that did not wait to the end.
-    pub fn give_back(&mut self, bytes: u64) {
-        self.allowance += u128::from(bytes) * NANOS;
-    }
-}
-
-/// A limit on bytes a second that callers wait on.
-#[derive(Debug)]
-pub struct Meter {
-    bucket: Mutex<Bucket>,
-    changed: Notify,
-    start: Instant,
-}
-
-/// Gives a reservation back unless it was used.
-struct Reservation<'a> {
-    meter: &'a Meter,
-    bytes: u64,
-}
-
-impl Drop for Reservation<'_> {
-    fn drop(&mut self) {
-        if self.bytes > 0 {
-            self.meter.bucket().give_back(self.bytes);
-        }
-    }
-}
-
-impl Meter {
-    fn new(rate: u64) -> Self {
-        Self {
-            bucket: Mutex::new(Bucket::new(rate, Duration::ZERO)),
-            changed: Notify::new(),
-            start: Instant::now(),
+    /// `None` unless it is 1 to 100.
+    pub const fn new(priority: u32) -> Option<Self> {
+        match priority {
+            1..=100 => Some(Self(priority)),
+            _ => None,
         }
     }
 
-    fn bucket(&self) -> MutexGuard<'_, Bucket> {
-        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
+    /// As a number, 1 to 100.
+    pub const fn get(self) -> u32 {
+        self.0
     }
+}
 
-    /// Bytes a second; 0: no limit.
-    pub fn rate(&self) -> u64 {
-        self.bucket().rate()
-    }
-
-    fn set_rate(&self, rate: u64) {
-        self.bucket().set_rate(rate, self.start.elapsed());
-        self.changed.notify_waiters();
-    }
-
-    /// Waits until `bytes` may go. More than a second's worth is fine. Dropping the future gives them back.
-    pub async fn acquire(&self, bytes: u64) {
-        let mut reservation = Reservation { meter: self, bytes };
-        let position = self.bucket().reserve(bytes, self.start.elapsed());
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            // Registered before the rate is read, so that no change is missed.
-            changed.as_mut().enable();
-            let wait = self.bucket().wait(position, self.start.elapsed());
-            let Some(wait) = wait else { break };
-            // Both arms are cancel-safe: nothing is taken by either.
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = &mut changed => {}
-            }
-        }
-        reservation.bytes = 0;
+impl Default for Priority {
+    /// 10, as the contract has it: room for less, and for ten times as much.
+    fn default() -> Self {
+        Self(10)
     }
 }
 
@@ -172,7 +50,8 @@ pub struct Limits {
 
 #[derive(Debug)]
 struct Inner {
-    upload: Meter,
+    /// All uploads are one flow: first come, first served.
+    upload: Flow,
     download: Meter,
     slots: Mutex<Slots>,
 }
@@ -200,7 +79,7 @@ impl Limits {
     pub fn new(upload: u64, download: u64, upload_slots: u32) -> Self {
         Self {
             inner: Arc::new(Inner {
-                upload: Meter::new(upload),
+                upload: Meter::new(upload).flow(Priority::default()),
                 download: Meter::new(download),
                 slots: Mutex::new(Slots {
                     most: upload_slots,
@@ -218,11 +97,11 @@ impl Limits {
     }
 
     /// What is sent to other peers waits here.
-    pub fn upload(&self) -> &Meter {
+    pub fn upload(&self) -> &Flow {
         &self.inner.upload
     }
 
-    /// What is fetched waits here.
+    /// What is fetched waits here, each transfer in a flow of its own.
     pub fn download(&self) -> &Meter {
         &self.inner.download
     }
@@ -254,67 +133,13 @@ impl Limits {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
-    proptest! {
-        /// Over any time, no more passes than the rate allows; and those who wait as told may go.
-        #[test]
-        fn the_rate_holds(
-            rate in 1u64..10_000_000,
-            asks in proptest::collection::vec((0u64..1 << 22, 0u64..500), 1..60),
-        ) {
-            let mut now = Duration::ZERO;
-            let mut bucket = Bucket::new(rate, now);
-            let mut sent = 0u128;
-            for (bytes, pause) in asks {
-                now += Duration::from_millis(pause);
-                let position = bucket.reserve(bytes, now);
-                if let Some(wait) = bucket.wait(position, now) {
-                    now += wait;
-                }
-                prop_assert_eq!(bucket.wait(position, now), None);
-                sent += u128::from(bytes);
-                let allowed = u128::from(rate) * (now + BURST).as_nanos();
-                prop_assert!(sent * NANOS <= allowed, "{} bytes by {:?}", sent, now);
-            }
-        }
-    }
-
     #[test]
-    fn a_quiet_meter_saves_up_a_burst_and_no_more() {
-        let mut bucket = Bucket::new(1000, Duration::ZERO);
-        let hour = Duration::from_secs(3600);
-        let position = bucket.reserve(100, hour);
-        assert_eq!(bucket.wait(position, hour), None);
-        let position = bucket.reserve(1000, hour);
-        assert_eq!(bucket.wait(position, hour), Some(Duration::from_secs(1)));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_new_rate_holds_for_those_who_wait() {
-        let limits = Limits::new(1, 0, 0);
-        let waiting = tokio::spawn({
-            let limits = limits.clone();
-            async move { limits.upload().acquire(1 << 30).await }
-        });
-        tokio::task::yield_now().await;
-        limits.set(0, 0, 0);
-        tokio::time::timeout(Duration::from_secs(1), waiting)
-            .await
-            .unwrap()
-            .unwrap();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_gives_up_gives_back() {
-        let limits = Limits::new(1000, 0, 0);
-        let gave_up = tokio::time::timeout(Duration::from_secs(1), limits.upload().acquire(1_000_000)).await;
-        assert!(gave_up.is_err());
-        let start = Instant::now();
-        limits.upload().acquire(1000).await;
-        assert!(start.elapsed() <= Duration::from_secs(1), "{:?}", start.elapsed());
+    fn priorities_are_1_to_100() {
+        assert_eq!((Priority::new(0), Priority::new(101)), (None, None));
+        assert_eq!(Priority::new(100), Some(Priority::MAX));
+        assert_eq!(Priority::default().get(), 10);
     }
 
     #[test]

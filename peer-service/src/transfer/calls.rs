@@ -9,11 +9,8 @@ use potluck_core::{Problem, Reason, proto::v1};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{context::Context, link::Link, live::Live, receive::Assembly, target};
-use crate::{
-    limits::Limits,
-    swarm::{Failure, PeerKey, RequestId},
-};
+use super::{allowance::Allowance, context::Context, link::Link, live::Live, receive::Assembly, target};
+use crate::swarm::{Failure, PeerKey, RequestId};
 
 /// How long a peer may be silent in the middle of a stream. The swarm turns to others long before.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -68,8 +65,8 @@ pub(crate) struct Told {
 pub(crate) struct Caller {
     pub(crate) context: Arc<Context>,
     pub(crate) live: Arc<Live>,
-    /// The transfer's own limit.
-    pub(crate) own_limit: Limits,
+    /// How fast the transfer may be.
+    pub(crate) allowance: Arc<Allowance>,
     pub(crate) peer: PeerKey,
     pub(crate) link: Link,
     pub(crate) told: mpsc::Sender<Told>,
@@ -152,15 +149,26 @@ impl Caller {
                     return Ended::All(Failure::TimedOut, problem);
                 }
             };
-            let len = chunk.data.len() as u64;
-            self.own_limit.download().acquire(len).await;
-            self.context.limits.download().acquire(len).await;
+            let mut waiting = chunk.data.len() as u64;
+            while waiting > 0 {
+                let step = self.allowance.step(waiting);
+                // Both arms are cancel-safe: what is not wanted any more is not waited for.
+                tokio::select! {
+                    biased;
+                    () = self.allowance.acquire(step) => {}
+                    () = wanted.token.cancelled() => return Ended::Again,
+                }
+                (waiting, unreported) = (waiting - step, unreported + step);
+                if unreported >= PROGRESS_STEP {
+                    self.tell(&wanted, Outcome::Progress(unreported)).await;
+                    unreported = 0;
+                }
+            }
             let taken = match assembly.take(chunk.span, chunk.offset, &chunk.data) {
                 Ok(taken) => taken,
                 Err(error) => return Ended::Corrupt(error.to_string()),
             };
-            unreported += len;
-            if unreported >= PROGRESS_STEP || taken.is_some() {
+            if taken.is_some() && unreported > 0 {
                 self.tell(&wanted, Outcome::Progress(unreported)).await;
                 unreported = 0;
             }

@@ -14,7 +14,7 @@ use potluck_core::{
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::sources::Source;
+use super::{budget::Budget, sources::Source};
 use crate::{holdings::Holdings, library::Library, limits::Limits, store::Store};
 
 /// See the module.
@@ -26,6 +26,8 @@ pub struct Context {
     pub holdings: Holdings,
     /// Limits of the whole peer.
     pub limits: Limits,
+    /// What all transfers together may have asked for.
+    pub budget: Budget,
     /// The index, if there is one.
     pub index: Option<IndexClient>,
     /// Where unfinished transfers are remembered.

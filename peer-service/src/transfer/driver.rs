@@ -17,17 +17,17 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    allowance::Allowance,
+    budget::Share,
     calls::{Caller, Outcome, Told, Wanted},
     context::{Context, blocking},
     link::Availability,
     live::Live,
     peers::{PeerEvent, Peers},
     sources::Sources,
+    view::Terms,
 };
-use crate::{
-    limits::Limits,
-    swarm::{Action, PeerKey, RequestId, Swarm},
-};
+use crate::swarm::{Action, PeerKey, RequestId, Swarm};
 
 /// How often the transfer's view is renewed.
 const REPORT: Duration = Duration::from_millis(200);
@@ -54,7 +54,12 @@ pub(crate) struct Driver<'a> {
     pub(crate) swarm: Swarm,
     pub(crate) peers: Peers,
     pub(crate) sources: watch::Receiver<Sources>,
-    pub(crate) own_limit: Limits,
+    /// What it is held to; changes on the way.
+    pub(crate) terms: watch::Receiver<Terms>,
+    /// How fast it may be.
+    pub(crate) allowance: Arc<Allowance>,
+    /// How much it may have asked for.
+    pub(crate) share: Share,
     pub(crate) start: Instant,
     pub(crate) stop: &'a CancellationToken,
     /// Told at every report, and at once when something is wrong.
@@ -88,7 +93,10 @@ impl Driver<'_> {
         let list = Arc::clone(&self.sources.borrow_and_update().list);
         self.peers.reconcile(&list);
         loop {
-            if self.act(&tell) {
+            self.swarm.set_max_in_flight_bytes(self.share.bytes());
+            let finished = self.act(&tell);
+            self.share.tell(self.swarm.in_flight_bytes());
+            if finished {
                 return Ok(true);
             }
             let timeout = self.swarm.poll_timeout().map(|at| self.start + at);
@@ -105,6 +113,13 @@ impl Driver<'_> {
                 Ok(()) = self.sources.changed() => {
                     let list = Arc::clone(&self.sources.borrow_and_update().list);
                     self.peers.reconcile(&list);
+                }
+                // Looked at above.
+                Ok(()) = self.share.changed() => {}
+                Ok(()) = self.terms.changed() => {
+                    let terms = *self.terms.borrow_and_update();
+                    self.allowance.set(terms);
+                    self.share.set_priority(terms.priority);
                 }
                 _ = report.tick() => (self.report)(&self.swarm, &self.peers, self.full.clone()),
                 _ = disk.tick(), if self.full.is_some() => self.look_at_disk().await,
@@ -187,7 +202,7 @@ impl Driver<'_> {
         let caller = Caller {
             context: Arc::clone(&self.context),
             live: Arc::clone(&self.live),
-            own_limit: self.own_limit.clone(),
+            allowance: Arc::clone(&self.allowance),
             peer,
             link,
             told: tell.clone(),

@@ -20,7 +20,7 @@ use super::{
     run::{Ended, Run},
     saved::Saved,
     target,
-    view::{FetchSpec, State, View},
+    view::{FetchSpec, NewTerms, State, Terms, View},
 };
 use crate::offer::{Offer, Shelf};
 
@@ -37,6 +37,8 @@ pub struct Transfers {
 struct Inner {
     context: Arc<Context>,
     state: Mutex<Table>,
+    /// Held while the store is written.
+    storing: Mutex<()>,
     shutdown: CancellationToken,
 }
 
@@ -49,6 +51,8 @@ struct Table {
 #[derive(Debug)]
 struct Entry {
     spec: FetchSpec,
+    /// What it is held to, for the task at work.
+    terms: watch::Sender<Terms>,
     view: watch::Sender<View>,
     live: watch::Sender<Option<Arc<Live>>>,
     /// The task at work, if there is one.
@@ -57,6 +61,8 @@ struct Entry {
     watchers: usize,
     /// Whether the task at work is to remove what it had fetched.
     cancel: bool,
+    /// Whether the store is to remember it, and then as one that was at work.
+    stored: Option<bool>,
 }
 
 #[derive(Debug, Clone)]
@@ -102,6 +108,7 @@ impl Transfers {
             inner: Arc::new(Inner {
                 context,
                 state: Mutex::default(),
+                storing: Mutex::default(),
                 shutdown,
             }),
         }
@@ -128,7 +135,8 @@ impl Transfers {
                 continue;
             };
             let going = saved.running && saved.spec.detach;
-            self.insert(number, saved);
+            let stored = Some(saved.running);
+            self.insert(number, saved, stored);
             if going {
                 self.begin(number).await;
             }
@@ -136,7 +144,7 @@ impl Transfers {
         Ok(())
     }
 
-    fn insert(&self, number: u64, saved: Saved) {
+    fn insert(&self, number: u64, saved: Saved, stored: Option<bool>) {
         let mut view = View::new(number, &saved.spec);
         view.state = State::Paused;
         if !saved.name.is_empty() {
@@ -150,17 +158,20 @@ impl Transfers {
         table.transfers.insert(
             number,
             Entry {
+                terms: watch::Sender::new(view.terms),
                 spec: saved.spec,
                 view: watch::Sender::new(view),
                 live: watch::Sender::new(None),
                 task: None,
                 watchers: 0,
                 cancel: false,
+                stored,
             },
         );
     }
 
-    /// Begins a fetch, or joins one of the same thing to the same target, resuming it if it is paused.
+    /// Begins a fetch, or joins one of the same thing to the same target, resuming it if it is paused. One that is joined takes over
+    /// what is asked of it besides: peers to ask, going on unwatched, and the terms that are named.
     ///
     /// # Errors
     /// [`Reason::UnsafePath`], [`Reason::InvalidName`]; whatever comes later is in the view.
@@ -168,14 +179,18 @@ impl Transfers {
         if let Some(path) = &spec.target {
             target::check(path)?;
         }
-        let number = self.find_or_insert(spec);
+        let (number, joined) = self.find_or_insert(spec);
         // Watched before it begins, or it would be paused for want of a watcher.
         let watching = self.watch(number).ok_or_else(|| unknown(number))?;
+        if joined {
+            self.store(number).await;
+        }
         self.begin(number).await;
         Ok(watching)
     }
 
-    fn find_or_insert(&self, spec: FetchSpec) -> u64 {
+    /// Its number, and whether it was there.
+    fn find_or_insert(&self, spec: FetchSpec) -> (u64, bool) {
         let mut table = self.table();
         let same = table.transfers.iter_mut().rev().find(|(_, entry)| {
             let open = !matches!(entry.view.borrow().state, State::Done | State::Cancelled);
@@ -184,12 +199,13 @@ impl Transfers {
         });
         if let Some((&number, entry)) = same {
             entry.spec.detach |= spec.detach;
+            entry.hold_to(spec.terms);
             for address in spec.providers {
                 if !entry.spec.providers.contains(&address) {
                     entry.spec.providers.push(address);
                 }
             }
-            return number;
+            return (number, true);
         }
         table.last += 1;
         let number = table.last;
@@ -202,8 +218,9 @@ impl Transfers {
                 name: String::new(),
                 path: None,
             },
+            None,
         );
-        number
+        (number, false)
     }
 
     fn watch(&self, number: u64) -> Option<Watching> {
@@ -242,6 +259,7 @@ impl Transfers {
                         let run = Run {
                             context: Arc::clone(&self.inner.context),
                             spec: entry.spec.clone(),
+                            terms: entry.terms.subscribe(),
                             view: entry.view.clone(),
                             stop: task.stop.clone(),
                             live: entry.live.clone(),
@@ -416,8 +434,26 @@ impl Transfers {
             matches!(state, State::Done | State::Cancelled)
         };
         if !ended {
+            self.store(number).await;
             self.begin(number).await;
         }
+        self.get(number)
+    }
+
+    /// Changes what a transfer is held to, at once and for good; what is done or cancelled stays as it is.
+    ///
+    /// # Errors
+    /// [`Reason::NotFound`].
+    pub async fn adjust(&self, number: u64, terms: NewTerms) -> Result<View, Problem> {
+        {
+            let mut table = self.table();
+            let entry = table.transfers.get_mut(&number).ok_or_else(|| unknown(number))?;
+            let state = entry.view.borrow().state;
+            if !matches!(state, State::Done | State::Cancelled) {
+                entry.hold_to(terms);
+            }
+        }
+        self.store(number).await;
         self.get(number)
     }
 
@@ -438,6 +474,16 @@ impl Transfers {
             }
         }
         self.get(number)
+    }
+}
+
+impl Entry {
+    /// Changes what the transfer is held to; the task at work hears of it.
+    fn hold_to(&mut self, terms: NewTerms) {
+        let terms = terms.of(*self.terms.borrow());
+        self.spec.terms = terms.into();
+        self.view.send_modify(|view| view.terms = terms);
+        self.terms.send_replace(terms);
     }
 }
 

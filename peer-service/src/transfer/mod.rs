@@ -10,11 +10,14 @@
 //! | `driver` | carries out what the swarm decides |
 //! | `peers`, `sources` | who is connected, and who there is |
 //! | `link`, `calls`, `receive` | one other peer; one call to it; what it sends |
+//! | `allowance`, [`budget`] | how fast it may fetch, and how much it may have asked for, beside the others |
 //! | `verify` | whether bytes are what the id commits to |
 //! | `live` | what a running transfer can serve already |
 //! | `target`, `part`, `tree`, `resume`, `recover`, `place` | where it goes, its bytes on disk, and their end under its name |
 //! | `report`, `saved` | what it shows and what the store remembers |
 
+mod allowance;
+pub mod budget;
 mod calls;
 pub mod context;
 mod dialer;

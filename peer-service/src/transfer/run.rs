@@ -23,6 +23,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    allowance::Allowance,
     context::{Context, blocking},
     dialer::Dialer,
     driver::{DISK_RETRY, Driver, EVENTS},
@@ -36,11 +37,10 @@ use super::{
     sources::{self, Sources},
     target::{self, Target},
     verify::Checks,
-    view::{FetchSpec, State, View},
+    view::{FetchSpec, State, Terms, View},
 };
 use crate::{
     bits::Bits,
-    limits::Limits,
     offer::Shelf as _,
     swarm::{Swarm, SwarmConfig},
 };
@@ -70,6 +70,8 @@ pub(crate) enum Ended {
 pub(crate) struct Run {
     pub(crate) context: Arc<Context>,
     pub(crate) spec: FetchSpec,
+    /// What it is held to; changes on the way.
+    pub(crate) terms: watch::Receiver<Terms>,
     pub(crate) view: watch::Sender<View>,
     pub(crate) stop: CancellationToken,
     /// Where the running transfer is put for others to serve from.
@@ -368,6 +370,8 @@ impl Run {
         let stop = local.child_token();
         let ends = stop.clone().drop_guard();
         let calls = TaskTracker::new();
+        let mut terms = self.terms.clone();
+        let now = *terms.borrow_and_update();
         let mut driver = Driver {
             context: Arc::clone(&self.context),
             live: Arc::clone(live),
@@ -381,7 +385,9 @@ impl Run {
                 self.context.tracker.clone(),
             ),
             sources: sources.clone(),
-            own_limit: Limits::new(0, self.spec.max_bytes_per_second, 0),
+            terms,
+            allowance: Arc::new(Allowance::new(now, &self.context.limits)),
+            share: self.context.budget.share(now.priority),
             start: Instant::now(),
             stop: &stop,
             report: Box::new(|swarm, peers, wrong| {

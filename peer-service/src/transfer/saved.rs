@@ -11,7 +11,8 @@ use std::{
 use potluck_core::index_client::Address;
 use serde::{Deserialize, Serialize};
 
-use super::view::FetchSpec;
+use super::view::{FetchSpec, NewTerms};
+use crate::limits::Priority;
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +40,7 @@ struct Record {
     detach: bool,
     #[serde(default)]
     max_bytes_per_second: u64,
+    /// 0, or anything else that is no priority: as usual.
     #[serde(default)]
     priority: u32,
     #[serde(default)]
@@ -63,8 +65,8 @@ impl Saved {
                 .map(|it| (it.host.clone(), it.port))
                 .collect(),
             detach: spec.detach,
-            max_bytes_per_second: spec.max_bytes_per_second,
-            priority: spec.priority,
+            max_bytes_per_second: spec.terms.max_bytes_per_second.unwrap_or_default(),
+            priority: spec.terms.priority.unwrap_or_default().get(),
             running: self.running,
             label: self.name.clone(),
             path: self.path.as_deref().map(path_to_hex),
@@ -94,8 +96,10 @@ impl Saved {
                     .map(|(host, port)| Address { host, port })
                     .collect(),
                 detach: record.detach,
-                max_bytes_per_second: record.max_bytes_per_second,
-                priority: record.priority,
+                terms: NewTerms {
+                    max_bytes_per_second: Some(record.max_bytes_per_second),
+                    priority: Priority::new(record.priority),
+                },
             },
             running: record.running,
             name: record.label,
@@ -116,7 +120,7 @@ fn path_from_hex(text: &str) -> Option<PathBuf> {
 mod tests {
     use potluck_core::{FileId, Sha256};
 
-    use super::*;
+    use super::{super::view::Terms, *};
 
     #[test]
     fn round_trips() {
@@ -130,8 +134,10 @@ mod tests {
                     port: 7,
                 }],
                 detach: true,
-                max_bytes_per_second: u64::MAX,
-                priority: 3,
+                terms: NewTerms {
+                    max_bytes_per_second: Some(u64::MAX),
+                    priority: Priority::new(3),
+                },
                 ..FetchSpec::new(FileId([1; 32]))
             },
             running: true,
@@ -140,5 +146,20 @@ mod tests {
         };
         assert_eq!(Saved::decode(&saved.encode()), Some(saved));
         assert_eq!(Saved::decode(b"nonsense"), None);
+    }
+
+    #[test]
+    fn records_of_before_are_understood() {
+        let id = FileId([1; 32]);
+        for priority in ["", r#","priority":0"#, r#","priority":101"#] {
+            let record = format!(r#"{{"id":"{id}","max_bytes_per_second":7{priority}}}"#);
+            let saved = Saved::decode(record.as_bytes()).unwrap();
+            let terms = saved.spec.terms.of(Terms::default());
+            assert_eq!(
+                (terms.max_bytes_per_second, terms.priority.get()),
+                (7, 10),
+                "{record}"
+            );
+        }
     }
 }

@@ -7,6 +7,45 @@ use potluck_core::{
     index_client::{Address, Kind},
 };
 
+use crate::limits::Priority;
+
+/// What a transfer is held to; can be changed while it runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Most bytes a second; 0: no limit of its own.
+    pub max_bytes_per_second: u64,
+    /// How much it counts beside other transfers.
+    pub priority: Priority,
+}
+
+/// Terms that somebody wants, and those that are left as they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NewTerms {
+    /// Most bytes a second; 0: no limit of its own.
+    pub max_bytes_per_second: Option<u64>,
+    /// How much it counts beside other transfers.
+    pub priority: Option<Priority>,
+}
+
+impl NewTerms {
+    /// What is named replaces what was.
+    pub fn of(self, terms: Terms) -> Terms {
+        Terms {
+            max_bytes_per_second: self.max_bytes_per_second.unwrap_or(terms.max_bytes_per_second),
+            priority: self.priority.unwrap_or(terms.priority),
+        }
+    }
+}
+
+impl From<Terms> for NewTerms {
+    fn from(terms: Terms) -> Self {
+        Self {
+            max_bytes_per_second: Some(terms.max_bytes_per_second),
+            priority: Some(terms.priority),
+        }
+    }
+}
+
 /// What somebody wants fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchSpec {
@@ -22,10 +61,8 @@ pub struct FetchSpec {
     pub providers: Vec<Address>,
     /// Whether it goes on when nobody watches it.
     pub detach: bool,
-    /// Most bytes a second; 0: no limit of its own.
-    pub max_bytes_per_second: u64,
-    /// Share of the link against other transfers, 1 to 100.
-    pub priority: u32,
+    /// What it is to be held to. What is left open is as usual, or as the transfer has it that it joins.
+    pub terms: NewTerms,
 }
 
 impl FetchSpec {
@@ -38,8 +75,7 @@ impl FetchSpec {
             sha256: None,
             providers: Vec::new(),
             detach: false,
-            max_bytes_per_second: 0,
-            priority: 10,
+            terms: NewTerms::default(),
         }
     }
 }
@@ -146,6 +182,8 @@ pub struct View {
     pub path: PathBuf,
     /// Where it stands.
     pub state: State,
+    /// What it is held to.
+    pub terms: Terms,
     /// Bytes verified and kept.
     pub bytes_done: u64,
     /// Bytes in all; 0 until known.
@@ -180,6 +218,7 @@ impl View {
             kind: None,
             path: spec.target.clone().unwrap_or_default(),
             state: State::Preparing,
+            terms: spec.terms.of(Terms::default()),
             bytes_done: 0,
             bytes_total: 0,
             resumed_bytes: 0,

@@ -89,6 +89,7 @@ async fn act(context: &Context, network: &Network, file: Option<&Path>) -> Resul
         providers: Vec::new(),
         detach: false,
         limit: 0,
+        priority: None,
     };
     let patience = Patience {
         wait: ANNOUNCE_PATIENCE,

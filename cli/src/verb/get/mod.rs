@@ -58,6 +58,10 @@ pub(crate) struct GetArgs {
     #[arg(long, value_name = "RATE")]
     limit: Option<ByteSize>,
 
+    /// How much it counts beside the peer's other transfers: 30 gets three times what 10 gets [default: 10]
+    #[arg(long, value_name = "1-100", value_parser = super::transfers::priority())]
+    priority: Option<u32>,
+
     /// Seconds to wait while no peer has what is missing, or the disk is full
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_WAIT)]
     wait: u64,
@@ -109,6 +113,7 @@ async fn fetch_first(
             providers: candidate.providers,
             detach: args.detach,
             limit: args.limit.map_or(0, |limit| limit.as_u64()),
+            priority: args.priority,
         };
         let patience = Patience {
             wait: if candidate.known {

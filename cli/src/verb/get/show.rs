@@ -181,6 +181,8 @@ mod tests {
                 })
                 .collect(),
             error: None,
+            limit: 0,
+            priority: 10,
         }
     }
 

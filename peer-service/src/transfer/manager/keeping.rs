@@ -1,38 +1,61 @@
 //! What the store remembers of transfers, and what is removed with one.
 
+use std::sync::PoisonError;
+
 use super::{
     super::{context::blocking, part, saved::Saved, target::Target},
     Transfers,
 };
 
 impl Transfers {
-    /// Has the store remember a transfer as it stands.
+    /// Has the store remember a transfer as it stands; `running`: as one that is at work.
     pub(super) async fn remember(&self, number: u64, running: bool) {
-        let saved = {
-            let table = self.table();
-            let Some(entry) = table.transfers.get(&number) else {
-                return;
-            };
-            let view = entry.view.borrow();
-            Saved {
-                spec: entry.spec.clone(),
-                running,
-                name: view.name.clone(),
-                path: Some(view.path.clone()).filter(|path| !path.as_os_str().is_empty()),
-            }
-        };
-        let store = self.inner.context.store.clone();
-        let stored = blocking(move || store.put_transfer(number, &saved.encode())).await;
-        if let Ok(Err(error)) = stored {
-            tracing::warn!(transfer = number, %error, "not remembered: it will not go on after a restart");
-        }
+        self.mark(number, Some(running));
+        self.store(number).await;
     }
 
     pub(super) async fn forget(&self, number: u64) {
-        let store = self.inner.context.store.clone();
-        if let Ok(Err(error)) = blocking(move || store.remove_transfer(number)).await {
-            tracing::warn!(transfer = number, %error, "could not be forgotten");
+        self.mark(number, None);
+        self.store(number).await;
+    }
+
+    fn mark(&self, number: u64, stored: Option<bool>) {
+        if let Some(entry) = self.table().transfers.get_mut(&number) {
+            entry.stored = stored;
         }
+    }
+
+    /// Brings the store up to date with a transfer: one that is to be remembered as it is now, any other not at all.
+    pub(super) async fn store(&self, number: u64) {
+        let transfers = self.clone();
+        let stored = blocking(move || {
+            // One at a time, and each with what holds when its turn comes: the last that is written is the latest.
+            let _storing = transfers
+                .inner
+                .storing
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let store = &transfers.inner.context.store;
+            match transfers.to_save(number) {
+                Some(saved) => store.put_transfer(number, &saved.encode()),
+                None => store.remove_transfer(number),
+            }
+        });
+        if let Ok(Err(error)) = stored.await {
+            tracing::warn!(transfer = number, %error, "could not be stored: after a restart it is as it was before");
+        }
+    }
+
+    fn to_save(&self, number: u64) -> Option<Saved> {
+        let table = self.table();
+        let entry = table.transfers.get(&number)?;
+        let view = entry.view.borrow();
+        Some(Saved {
+            spec: entry.spec.clone(),
+            running: entry.stored?,
+            name: view.name.clone(),
+            path: Some(view.path.clone()).filter(|path| !path.as_os_str().is_empty()),
+        })
     }
 
     /// Removes what a cancelled transfer had fetched.
