@@ -354,6 +354,7 @@ fn open_file(path: &Path) -> io::Result<File> {
 
 /// Whether the file is in memory and nowhere else.
 #[cfg(target_os = "linux")]
+#[allow(clippy::unnecessary_cast, reason = "`f_type` is of another type on other architectures")]
 fn in_memory(file: &File) -> bool {
     /// `TMPFS_MAGIC` of statfs(2).
     const TMPFS: i64 = 0x0102_1994;
