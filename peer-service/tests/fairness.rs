@@ -137,6 +137,7 @@ async fn a_new_priority_holds_at_once() {
     let one = world.begin(0, priority(0)).await;
     let two = world.begin(1, priority(100)).await;
     assert_eq!(world.transfer(one).await.priority, 10);
+    world.wait_for(two, TransferState::Running).await;
     let request = v1::AdjustTransferRequest {
         transfer_id: two,
         priority: Some(5),
