@@ -108,9 +108,13 @@ fn one_by_one(data: &[u8], hashes: &mut Vec<Hash>) {
 fn several_at_once_is_right() -> bool {
     static RIGHT: OnceLock<bool> = OnceLock::new();
     *RIGHT.get_or_init(|| {
-        let bytes: Vec<u8> = (0..BATCH as u32 * 256).map(|i| (i * 31 + i / 256) as u8).collect();
+        let bytes: Vec<u8> = (0..BATCH as u32 * 256)
+            .map(|i| (i * 31 + i / 256) as u8)
+            .collect();
         // Lengths around the block and padding boundaries, and all alike.
-        let lengths = [256, 256, 256, 256, 0, 1, 55, 56, 63, 64, 65, 119, 120, 127, 128, 200];
+        let lengths = [
+            256, 256, 256, 256, 0, 1, 55, 56, 63, 64, 65, 119, 120, 127, 128, 200,
+        ];
         [lengths, [256; BATCH]].into_iter().all(|lengths| {
             let messages: Vec<&[u8]> = bytes
                 .chunks(256)

@@ -44,7 +44,7 @@ def main() -> int:
     names = [name for scenario in options.scenarios for name in SETS.get(scenario, (scenario,))]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
-    inherited = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    options.congestion_control = options.congestion_control or usual_congestion_control()
     options.results.mkdir(parents=True, exist_ok=True)
     stem = options.label or time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     raw = options.results / f"{stem}.jsonl"
@@ -63,7 +63,7 @@ def main() -> int:
                         "scenario": name, "name": system, "version": systems[system], "round": number, "size": scenario.size,
                         "note": scenario.note, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                         "machine": {"cpus": os.cpu_count(), "kernel": platform.release(), "load": os.getloadavg()[0]},
-                        "links": {"burst": BURST, "queue_seconds": QUEUE_SECONDS, "congestion_control": options.congestion_control or inherited},
+                        "links": {"burst": BURST, "queue_seconds": QUEUE_SECONDS, "congestion_control": options.congestion_control},
                     }
                     try:
                         run = head | run_trial(lambda: SYSTEMS[system](settings[system]), scenario, options.scratch, payload,
@@ -102,6 +102,13 @@ def show(runs: list[dict], options: argparse.Namespace, stem: str | None) -> Non
             return
 
 
+def usual_congestion_control() -> str:
+    """What most machines run. A kernel without it has reno, which also goes by losses; bbr sets a timer for almost every packet, and with
+    all peers on a few processors those timers, not the links, would be the limit."""
+    known = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control").read_text().split()
+    return "cubic" if "cubic" in known else "reno"
+
+
 def make_payload(scratch: Path, size: int) -> Path:
     """A file of random bytes, new for each scenario."""
     folder = scratch / f"payload-{os.getpid()}"
@@ -126,7 +133,7 @@ def parse() -> argparse.Namespace:
     for name, system in SYSTEMS.items():
         parser.add_argument(f"--{name}", action="append", default=[], metavar="KEY=VALUE", help=(system.__doc__ or "").splitlines()[0])
     parser.add_argument("--congestion-control", metavar="NAME",
-                        help="TCP's, for both; one of /proc/sys/net/ipv4/tcp_allowed_congestion_control [default: the machine's]")
+                        help="TCP's, for both; one of /proc/sys/net/ipv4/tcp_allowed_congestion_control [default: cubic, where it is not there reno]")
     parser.add_argument("--nice", type=int, default=0, help="niceness of everything measured, for a machine that is not idle [default: 0]")
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/potluck-swarm"),
                         help="folder for the peers' files; in memory, so that one disk shared by all peers is not what is measured [default: %(default)s]")

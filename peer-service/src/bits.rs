@@ -115,11 +115,14 @@ impl Bits {
 
 /// Most bits of a large set are alike: a byte without ones is passed in one step.
 fn ones_of(bytes: impl Iterator<Item = u8>) -> impl Iterator<Item = u32> {
-    (0..).zip(bytes).filter(|&(_, byte)| byte != 0).flat_map(|(at, byte)| {
-        (0..8)
-            .filter(move |bit| byte & (0x80 >> bit) != 0)
-            .map(move |bit| at * 8 + bit)
-    })
+    (0..)
+        .zip(bytes)
+        .filter(|&(_, byte)| byte != 0)
+        .flat_map(|(at, byte)| {
+            (0..8)
+                .filter(move |bit| byte & (0x80 >> bit) != 0)
+                .map(move |bit| at * 8 + bit)
+        })
 }
 
 #[cfg(test)]

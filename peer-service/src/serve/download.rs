@@ -176,11 +176,13 @@ fn at_once(inner: &Inner, asked: &[Asked]) -> Option<v1::DownloadResponse> {
         return None;
     }
     let mut data = vec![0; len as usize];
-    offer.read_now(range.start, &mut data).then(|| v1::DownloadResponse {
-        span: 0,
-        offset: range.start,
-        data: data.into(),
-    })
+    offer
+        .read_now(range.start, &mut data)
+        .then(|| v1::DownloadResponse {
+            span: 0,
+            offset: range.start,
+            data: data.into(),
+        })
 }
 
 impl Download {

@@ -154,10 +154,7 @@ impl Turns {
     fn evict(&self) {
         let now = Instant::now();
         let mut state = self.state();
-        state
-            .outlets
-            .values_mut()
-            .for_each(|queue| _ = queue.evict(now));
+        state.outlets.values_mut().for_each(|queue| _ = queue.evict(now));
     }
 }
 

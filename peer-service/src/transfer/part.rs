@@ -354,7 +354,10 @@ fn open_file(path: &Path) -> io::Result<File> {
 
 /// Whether the file is in memory and nowhere else.
 #[cfg(target_os = "linux")]
-#[allow(clippy::unnecessary_cast, reason = "`f_type` is of another type on other architectures")]
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "`f_type` is of another type on other architectures"
+)]
 fn in_memory(file: &File) -> bool {
     /// `TMPFS_MAGIC` of statfs(2).
     const TMPFS: i64 = 0x0102_1994;
@@ -366,7 +369,12 @@ fn read_cached(file: &File, offset: u64, buf: &mut [u8]) -> bool {
     use rustix::io::{ReadWriteFlags, preadv2};
 
     let len = buf.len();
-    match preadv2(file, &mut [io::IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT) {
+    match preadv2(
+        file,
+        &mut [io::IoSliceMut::new(buf)],
+        offset,
+        ReadWriteFlags::NOWAIT,
+    ) {
         Ok(read) => read == len,
         // A file system in memory has no use for the flag.
         Err(Errno::OPNOTSUPP) => in_memory(file) && file.read_exact_at(buf, offset).is_ok(),
