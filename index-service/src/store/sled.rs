@@ -6,7 +6,13 @@
 //! has few packs; and once a peer's packs hold over twice the entries that they would need, all of them are folded into new ones.
 //! Either costs each entry a bounded number of rewrites on average.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    io,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use potluck_core::PeerId;
 use sled::{Batch, Db, IVec, Tree};
@@ -27,6 +33,9 @@ const SLACK_ENTRIES: usize = 4096;
 
 /// Under this key the store says that it was begun.
 const BEGUN: &str = "potluck.begun";
+
+/// How long sled may take to let go of what it had open.
+const CLOSING: Duration = Duration::from_secs(2);
 
 const PEER: u8 = 0;
 const PACK: u8 = 1;
@@ -75,13 +84,12 @@ impl SledStore {
     ) -> Result<(Self, C), FolderError> {
         let (((tree, db, peers), collected), lock) = folder::open(data_dir, |path| {
             let began_before = path.join("db").metadata().is_ok_and(|db| db.len() > 0);
-            let db = sled::Config::new()
+            let config = sled::Config::new()
                 .path(path)
                 .cache_capacity(CACHE_BYTES)
                 // Flushed by `apply`, before anything is acknowledged.
-                .flush_every_ms(None)
-                .open()
-                .map_err(store_error)?;
+                .flush_every_ms(None);
+            let db = open_patiently(&config)?;
             check_whole(&db, began_before)?;
             let tree = db.open_tree(TREE).map_err(store_error)?;
             let mut collected = C::default();
@@ -97,6 +105,21 @@ impl SledStore {
             },
             collected,
         ))
+    }
+}
+
+/// Opens sled. Its threads let go of a database a moment after it was dropped; the folder's own lock says that nobody else has it.
+fn open_patiently(config: &sled::Config) -> Result<sled::Db, StoreError> {
+    let begun = Instant::now();
+    loop {
+        match config.open().map_err(store_error) {
+            Err(StoreError::Io(error))
+                if error.kind() == io::ErrorKind::ResourceBusy && begun.elapsed() < CLOSING =>
+            {
+                thread::sleep(CLOSING / 100);
+            }
+            opened => return opened,
+        }
     }
 }
 

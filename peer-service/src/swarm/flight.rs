@@ -80,13 +80,14 @@ impl Swarm {
         if len > 0 && self.in_flight_bytes == 0 {
             self.line.end(now);
         }
+        let mut silent = false;
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.requests.retain(|&other| other != id);
             peer.asked -= len;
             peer.owed -= owed;
             if owed > 0 && peer.owed == 0 {
                 peer.estimate.end(now);
-                peer.stalled = false;
+                silent = std::mem::take(&mut peer.stalled);
             }
             if peer.requests.is_empty() {
                 self.active_peers -= 1;
@@ -105,6 +106,10 @@ impl Swarm {
             }
         } else {
             self.contest(unit);
+        }
+        if silent {
+            // Others did all that it was asked for while it said nothing: asked again at once, it would only hold up more.
+            self.rest_silent(key, now);
         }
         self.wake(key);
         Some(request)

@@ -1,6 +1,6 @@
 //! The state machine by hand: one behaviour a test. Whole swarms are in `tests/swarm_sim`.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use super::*;
 use crate::offer::Units;
@@ -212,6 +212,39 @@ fn units_of_a_silent_peer_are_raced_and_the_loser_cancelled() {
     assert!(
         seen.contains(&Action::Cancel { id: silent }) && seen.contains(&Action::Finished),
         "{seen:?}"
+    );
+}
+
+#[test]
+fn a_silent_peer_whose_work_others_did_is_not_asked_again_at_once() {
+    let mut swarm = swarm(40);
+    join(&mut swarm, A, &[], ms(0));
+    join(&mut swarm, B, &[], ms(0));
+    let mut now = ms(0);
+    let mut open = VecDeque::new();
+    let mut due = ms(200);
+    let mut asked_of_a = 0;
+    // A says nothing; B takes 200 ms for each unit, eight seconds for all.
+    while !swarm.is_finished() {
+        for (id, peer, _) in requests(&mut swarm, now) {
+            match peer {
+                B => open.push_back(id),
+                _ => asked_of_a += 1,
+            }
+        }
+        now = swarm.poll_timeout().map_or(due, |at| at.clamp(now, due));
+        swarm.handle_timeout(now);
+        if now == due {
+            if let Some(id) = open.pop_front() {
+                deliver(&mut swarm, id, due - ms(200), ms(200));
+            }
+            due += ms(200);
+        }
+        assert!(now < ms(12_000), "it ends");
+    }
+    assert!(
+        (1..=8).contains(&asked_of_a),
+        "asked {asked_of_a} times of who says nothing"
     );
 }
 

@@ -91,6 +91,14 @@ impl Swarm {
         self.back_off(key, now + wait.mul_f64(jitter), now);
     }
 
+    /// Backs off from a peer that was silent until others had done its work.
+    pub(super) fn rest_silent(&mut self, key: PeerKey, now: Time) {
+        if let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.is_open()) {
+            peer.last_failure = Some(Failure::TimedOut);
+            self.rest(key, 1, now);
+        }
+    }
+
     fn back_off(&mut self, key: PeerKey, until: Time, now: Time) {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
