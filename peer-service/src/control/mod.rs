@@ -99,7 +99,7 @@ fn transfer(view: &crate::transfer::view::View) -> Option<v1::Transfer> {
     Some(view.into())
 }
 
-/// How a fetch stands, at once, then every so often, until it rests.
+/// How a fetch stands, at once, then every so often, and at once when it comes to rest.
 fn follow(watching: Watching) -> impl Stream<Item = Result<v1::FetchResponse, Status>> + Send {
     stream::unfold(
         (watching, true, false),
@@ -108,7 +108,11 @@ fn follow(watching: Watching) -> impl Stream<Item = Result<v1::FetchResponse, St
                 return None;
             }
             if !first {
-                tokio::time::sleep(TELL_EVERY).await;
+                let rests = watching.view.wait_for(|view| view.state.is_at_rest());
+                if let Ok(Err(_gone)) = tokio::time::timeout(TELL_EVERY, rests).await {
+                    // Nobody will change it any more: told as it stands, no more often than else.
+                    tokio::time::sleep(TELL_EVERY).await;
+                }
             }
             let view = watching.view.borrow_and_update().clone();
             let ended = view.state.is_at_rest();

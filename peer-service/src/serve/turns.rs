@@ -61,7 +61,7 @@ struct Chunk {
     left: u64,
     since: Instant,
     /// None where it is sent beside the others.
-    place: Option<OwnedSemaphorePermit>,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Queue {
@@ -83,17 +83,13 @@ impl Queue {
         }
     }
 
-    /// Takes the places of chunks that have them for too long. Returns whether there was one.
-    fn evict(&mut self, now: Instant) -> bool {
-        let overdue = |chunk: &&mut Chunk| now.duration_since(chunk.since) >= PATIENCE;
-        let evicted = self
-            .chunks
-            .iter_mut()
-            .filter(overdue)
-            .filter_map(|chunk| chunk.place.take())
-            .count();
-        self.slow |= evicted > 0;
-        evicted > 0
+    /// Counts on chunks that are out for too long no more: their places are free, and the connection is slow.
+    fn evict(&mut self, now: Instant) {
+        self.chunks.retain(|chunk| {
+            let overdue = now.duration_since(chunk.since) >= PATIENCE;
+            self.slow |= overdue;
+            !overdue
+        });
     }
 }
 
@@ -154,7 +150,7 @@ impl Turns {
     fn evict(&self) {
         let now = Instant::now();
         let mut state = self.state();
-        state.outlets.values_mut().for_each(|queue| _ = queue.evict(now));
+        state.outlets.values_mut().for_each(|queue| queue.evict(now));
     }
 }
 
@@ -194,7 +190,7 @@ impl Outlet {
                 stream,
                 left: bytes,
                 since,
-                place,
+                _place: place,
             });
         });
     }

@@ -186,17 +186,20 @@ impl Part {
         }
     }
 
-    /// Takes the room for the whole file, where the file system can. Units may be written meanwhile.
+    /// Takes the room for the whole file, where the file system can, as long as it is `wanted`. Units may be written meanwhile.
     ///
     /// # Errors
     /// Whatever the file system says: the rest of the room is not taken.
-    pub(crate) fn preallocate(&self) -> io::Result<()> {
+    pub(crate) fn preallocate(&self, wanted: impl Fn() -> bool) -> io::Result<()> {
         let Body::File(file) = &self.body else {
             return Ok(());
         };
         let slowly = in_memory(file);
         let total = self.plan.total();
         for offset in (0..total).step_by(PREALLOCATE as usize) {
+            if !wanted() {
+                return Ok(());
+            }
             let len = PREALLOCATE.min(total - offset);
             let begun = Instant::now();
             match rustix::fs::fallocate(file, FallocateFlags::empty(), offset, len) {

@@ -405,9 +405,9 @@ impl Run {
             names: vec![live.name.clone()],
             partial: true,
         }]);
-        let part = Arc::clone(&live.part);
+        let (part, over) = (Arc::clone(&live.part), stop.clone());
         calls.spawn_blocking(move || {
-            if let Err(error) = part.preallocate() {
+            if let Err(error) = part.preallocate(|| !over.is_cancelled()) {
                 // Whatever is written next meets the same trouble, and says it.
                 tracing::debug!(%error, "the room could not be taken in advance");
             }
