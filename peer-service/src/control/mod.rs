@@ -108,8 +108,14 @@ fn follow(watching: Watching) -> impl Stream<Item = Result<v1::FetchResponse, St
                 return None;
             }
             if !first {
-                let rests = watching.view.wait_for(|view| view.state.is_at_rest());
-                if let Ok(Err(_gone)) = tokio::time::timeout(TELL_EVERY, rests).await {
+                let rests = async {
+                    watching
+                        .view
+                        .wait_for(|view| view.state.is_at_rest())
+                        .await
+                        .is_ok()
+                };
+                if tokio::time::timeout(TELL_EVERY, rests).await == Ok(false) {
                     // Nobody will change it any more: told as it stands, no more often than else.
                     tokio::time::sleep(TELL_EVERY).await;
                 }
