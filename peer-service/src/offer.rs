@@ -9,7 +9,8 @@ use crate::bits::Bits;
 
 /// One file, or a collection's content, that this peer can serve in whole or in part.
 ///
-/// Calls may read the disk: use them off the async threads.
+/// Calls may read the disk: use them off the async threads, but for [`Offer::units`], [`Offer::changes`] and [`Offer::read_now`] of what
+/// [`Shelf::find_now`] gave.
 pub trait Offer: Send + Sync + fmt::Debug {
     /// What the file is. The id and size are certain; the root is zero only where it is not known yet.
     fn record(&self) -> FileRecord;

@@ -101,6 +101,8 @@ struct Download {
     ready: VecDeque<v1::DownloadResponse>,
     /// The connection's way out, where it has one that takes turns, and this stream's number in it.
     outlet: Option<(Outlet, u64)>,
+    /// Whether it is the turn of what is ready.
+    admitted: bool,
     /// Whether everything was handed over.
     ended: bool,
     _slot: UploadSlot,
@@ -153,6 +155,7 @@ pub(super) async fn stream(
             let stream = outlet.stream();
             (outlet, stream)
         }),
+        admitted: false,
         ended: false,
         _slot: slot,
     };
@@ -189,22 +192,34 @@ impl Download {
     async fn next(&mut self) -> Result<Option<v1::DownloadResponse>, Problem> {
         if self.ready.is_empty() {
             self.ready = self.batch().await?.into();
+            self.admitted = false;
             self.read_ahead();
+        }
+        if !self.admitted {
+            self.admit().await;
         }
         let Some(message) = self.ready.pop_front() else {
             self.ended = true;
             return Ok(None);
         };
         let bytes = message.data.len() as u64;
-        self.inner.limits.upload().acquire(bytes).await;
-        if let Some((outlet, stream)) = &self.outlet {
-            outlet.turn(*stream, bytes).await;
-        }
         self.inner
             .counters
             .uploaded_bytes
             .fetch_add(bytes, Ordering::Relaxed);
         Ok(Some(message))
+    }
+
+    /// Waits until what is ready may go: many small files in one turn.
+    async fn admit(&mut self) {
+        let bytes = self.ready.iter().map(|message| message.data.len() as u64).sum();
+        if bytes > 0 {
+            self.inner.limits.upload().acquire(bytes).await;
+            if let Some((outlet, stream)) = &self.outlet {
+                outlet.turn(*stream, bytes).await;
+            }
+        }
+        self.admitted = true;
     }
 
     /// The next messages; none at the end.

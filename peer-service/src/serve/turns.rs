@@ -5,7 +5,7 @@
 //! waits until one of a few places is free, and keeps it until the system has taken its bytes from the connection.
 //!
 //! Invariants: at most [`PLACES`] chunks that hold a place; whoever asked first goes first; a receiver that takes longer than
-//! [`PATIENCE`] loses its place, and its connection is sent to beside the others until it keeps up again: nobody slow, on purpose
+//! [`PATIENCE`] loses its place to who waits, and its connection is sent to beside the others until it keeps up again: nobody slow, on purpose
 //! or not, keeps the others waiting for longer than that.
 //!
 //! Not here: limits in bytes a second, and how many may be served at all ([`crate::limits`]).
@@ -26,6 +26,9 @@ const PLACES: usize = 4;
 
 /// How long a chunk may keep its place while others wait: several times what it takes on a link of 100 Mbit/s.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long a chunk that is not taken is counted at all.
+const FORGET_AFTER: Duration = Duration::from_secs(10);
 
 /// The turns of one peer. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -61,7 +64,7 @@ struct Chunk {
     left: u64,
     since: Instant,
     /// None where it is sent beside the others.
-    _place: Option<OwnedSemaphorePermit>,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Queue {
@@ -83,13 +86,16 @@ impl Queue {
         }
     }
 
-    /// Counts on chunks that are out for too long no more: their places are free, and the connection is slow.
+    /// Takes the places of chunks that have them for too long. What still is to go out of them goes on counting, but not for ever:
+    /// of a stream that its receiver ended, it never will.
     fn evict(&mut self, now: Instant) {
-        self.chunks.retain(|chunk| {
-            let overdue = now.duration_since(chunk.since) >= PATIENCE;
-            self.slow |= overdue;
-            !overdue
-        });
+        self.chunks
+            .retain(|chunk| now.duration_since(chunk.since) < FORGET_AFTER);
+        for chunk in &mut self.chunks {
+            if now.duration_since(chunk.since) >= PATIENCE && chunk.place.take().is_some() {
+                self.slow = true;
+            }
+        }
     }
 }
 
@@ -190,7 +196,8 @@ impl Outlet {
                 stream,
                 left: bytes,
                 since,
-                _place: place,
+                // It may have become slow while this waited: then it keeps no place of many more.
+                place: place.filter(|_| !queue.slow),
             });
         });
     }

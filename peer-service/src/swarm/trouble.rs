@@ -6,7 +6,7 @@ use rand::RngExt;
 
 use super::{
     Action, BACK_OFF, BUSY_BACK_OFF, FORGET_AFTER, Failure, GIVE_UP, MAX_BACK_OFF, MAX_BUSY_BACK_OFF,
-    PeerKey, RequestId, Swarm, Time, peer::Standing,
+    MAX_STALL, PeerKey, RequestId, Swarm, Time, peer::Standing,
 };
 
 /// A refusal counts as this many failures: asking again soon is unlikely to help.
@@ -30,7 +30,12 @@ impl Swarm {
             peer.last_failure = Some(failure);
         }
         match failure {
-            Failure::NotAvailable => {}
+            Failure::NotAvailable => {
+                // It answered: whatever it is, it is not silent.
+                if let Some(peer) = self.peers.get_mut(&key) {
+                    peer.stalled = false;
+                }
+            }
             Failure::Busy { retry_after } => self.rest_busy(key, retry_after, now),
             Failure::Disconnected | Failure::TimedOut => self.rest(key, 1, now),
             Failure::Refused => self.rest(key, REFUSED_WEIGHT, now),
@@ -91,11 +96,12 @@ impl Swarm {
         self.back_off(key, now + wait.mul_f64(jitter), now);
     }
 
-    /// Backs off from a peer that was silent until others had done its work.
+    /// Backs off from a peer that was silent until others had done its work: for a moment, as it may be all there is for other units.
     pub(super) fn rest_silent(&mut self, key: PeerKey, now: Time) {
+        let jitter = self.rng.random_range(0.75..1.25);
         if let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.is_open()) {
             peer.last_failure = Some(Failure::TimedOut);
-            self.rest(key, 1, now);
+            self.back_off(key, now + MAX_STALL.mul_f64(jitter), now);
         }
     }
 

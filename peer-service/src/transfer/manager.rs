@@ -420,22 +420,28 @@ impl Table {
     }
 }
 
+impl Transfers {
+    /// Those from which something can be served.
+    fn running(&self) -> Vec<Arc<Live>> {
+        let table = self.table();
+        let live = table
+            .transfers
+            .values()
+            .filter_map(|entry| entry.live.borrow().clone());
+        live.collect()
+    }
+}
+
 impl Shelf for Transfers {
     fn find(&self, id: &FileId) -> Option<Arc<dyn Offer>> {
-        let running: Vec<Arc<Live>> = {
-            let table = self.table();
-            table
-                .transfers
-                .values()
-                .filter_map(|entry| entry.live.borrow().clone())
-                .collect()
-        };
-        running.iter().find_map(|live| live.offer(id))
+        self.running().iter().find_map(|live| live.offer(id))
     }
 
     fn find_now(&self, id: &FileId) -> Option<Arc<dyn Offer>> {
-        // Only locks that are held for moments.
-        self.find(id)
+        // Only locks that are held for moments. Not the files inside a collection, whose units take some counting.
+        let running = self.running();
+        let live = running.iter().find(|live| live.record.id == *id)?;
+        live.offer(id)
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
     path::Path,
     sync::Arc,
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use potluck_core::{FileId, Problem, Reason, manifest::Manifest, plan::Plan};
@@ -31,6 +31,9 @@ const RESERVE: u64 = 16 * 1024 * 1024;
 
 /// Room taken in one call, in bytes: where the file system fills it with zeros, a unit waits for that no longer than this takes.
 const PREALLOCATE: u64 = 4 * 1024 * 1024;
+
+/// Longest pause between two such calls.
+const MAX_PAUSE: Duration = Duration::from_millis(100);
 
 /// A part that is open. Cheap to clone through an `Arc`.
 #[derive(Debug)]
@@ -204,7 +207,7 @@ impl Part {
             let begun = Instant::now();
             match rustix::fs::fallocate(file, FallocateFlags::empty(), offset, len) {
                 // Filled with zeros there, which is half the work of the download itself: not all at its beginning.
-                Ok(()) if slowly => thread::sleep(begun.elapsed() * 9),
+                Ok(()) if slowly => thread::sleep((begun.elapsed() * 9).min(MAX_PAUSE)),
                 Ok(()) => {}
                 Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => return Ok(()),
                 Err(error) => return Err(error.into()),
