@@ -14,10 +14,12 @@
 //! | [`program`] | logs, and an end on a signal |
 //! | [`transport`] | endpoints, channels and servers with the HTTP/2 settings that all use |
 //! | [`index_client`] | the index as its clients see it, in domain types |
+//! | [`chunk`] | a download's messages on the wire, without a copy of the bytes in them |
 //! | [`wire`] | messages to domain types and back |
 //!
 //! Pure apart from [`hash`], [`transport`] and [`index_client`].
 
+pub mod chunk;
 pub mod hash;
 pub mod id;
 pub mod index_client;

@@ -28,8 +28,9 @@ pub const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 /// Receive window of one connection, in bytes: at least four streams at full window.
 pub const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
 
-/// Largest HTTP/2 frame a receiver takes, in bytes. The default of 16 KiB makes a chunk into dozens of frames.
-pub const MAX_FRAME: u32 = 256 * 1024;
+/// Largest HTTP/2 frame a receiver takes, in bytes: more than 256 KiB of data with their headers. The default of 16 KiB makes that
+/// into dozens of frames.
+pub const MAX_FRAME: u32 = 512 * 1024;
 
 /// Largest message a receiver decodes, in bytes: the largest page of the largest answers, with room.
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;

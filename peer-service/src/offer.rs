@@ -9,8 +9,8 @@ use crate::bits::Bits;
 
 /// One file, or a collection's content, that this peer can serve in whole or in part.
 ///
-/// Calls may read the disk: use them off the async threads, but for [`Offer::units`], [`Offer::changes`] and [`Offer::read_now`] of what
-/// [`Shelf::find_now`] gave.
+/// Calls may read the disk: use them off the async threads, but for [`Offer::units`], [`Offer::changes`], [`Offer::open_now`] and
+/// [`Offer::is_unchanged`].
 pub trait Offer: Send + Sync + fmt::Debug {
     /// What the file is. The id and size are certain; the root is zero only where it is not known yet.
     fn record(&self) -> FileRecord;
@@ -36,11 +36,11 @@ pub trait Offer: Send + Sync + fmt::Debug {
     /// `PIECE_NOT_AVAILABLE` where part of it is not verified yet; `FILE_CHANGED` where the file is not what was hashed.
     fn open(&self, range: Range<u64>) -> Result<Arc<File>, Problem>;
 
-    /// Fills `buf` with what is at `offset`, if that can be done without waiting for a disk or a lock that is held for long;
-    /// false: use [`Offer::open`]. What is read needs no further check.
-    fn read_now(&self, _offset: u64, _buf: &mut [u8]) -> bool {
-        false
-    }
+    /// The same, where that can be done without waiting for a disk or a lock that is held for long.
+    fn open_now(&self, range: Range<u64>) -> Option<Arc<File>>;
+
+    /// Whether the file that was opened is surely still what was hashed, as far as that can be told at once.
+    fn is_unchanged(&self, file: &File) -> bool;
 
     /// Whether the file that was opened is still what was hashed: asked after reading and before sending.
     ///

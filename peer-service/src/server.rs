@@ -39,7 +39,7 @@ use crate::{
     options::{Config, Options},
     problem::cannot_listen,
     registrar::Registrar,
-    serve::{Counters, Outgoing, PeerApi, Turns},
+    serve::{Counters, Outgoing, PeerApi, Turns, WithDownload},
     store::Store,
     transfer::{
         budget::Budget,
@@ -180,9 +180,10 @@ pub async fn start(
     let stop_accepting = CancellationToken::new();
     let cut = CancellationToken::new();
     let servers = TaskTracker::new();
-    let service = PeerServiceServer::new(api)
+    let calls = PeerServiceServer::new(api.clone())
         .max_decoding_message_size(transport::MAX_MESSAGE)
         .max_encoding_message_size(transport::MAX_MESSAGE);
+    let service = WithDownload::new(api, calls);
     let (health, routes) = with_health_and_reflection(service).await.map_err(defect)?;
     let turns = Turns::new();
     let open_port = transport::server()

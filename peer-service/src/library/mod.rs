@@ -23,7 +23,7 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
 };
 
 use potluck_core::{
@@ -170,6 +170,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Inner {
     fn catalog(&self) -> MutexGuard<'_, Catalog> {
         lock(&self.catalog)
+    }
+
+    /// The catalog, unless somebody is busy with it.
+    fn catalog_now(&self) -> Option<MutexGuard<'_, Catalog>> {
+        match self.catalog.try_lock() {
+            Ok(catalog) => Some(catalog),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     fn writing(&self) -> MutexGuard<'_, ()> {
@@ -449,6 +458,11 @@ impl Inner {
 impl Shelf for Library {
     fn find(&self, id: &FileId) -> Option<Arc<dyn Offer>> {
         let offer = offer::LibraryOffer::find(&self.inner, id)?;
+        Some(Arc::new(offer))
+    }
+
+    fn find_now(&self, id: &FileId) -> Option<Arc<dyn Offer>> {
+        let offer = offer::LibraryOffer::find_now(&self.inner, id)?;
         Some(Arc::new(offer))
     }
 }

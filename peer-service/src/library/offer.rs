@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::{
     Inner,
-    catalog::{Body, MANIFEST, Place},
+    catalog::{Body, Catalog, MANIFEST, Place},
     hasher::open_regular,
     walk::stamp_of,
 };
@@ -38,34 +38,33 @@ pub(super) const HANDLE_IDLE: Duration = Duration::from_secs(10);
 pub(super) struct LibraryOffer {
     inner: Arc<Inner>,
     record: FileRecord,
-    name: String,
-    /// Units of a collection's content.
-    units: Option<u32>,
 }
 
 impl LibraryOffer {
     pub(super) fn find(inner: &Arc<Inner>, id: &FileId) -> Option<Self> {
-        let catalog = inner.catalog();
+        Self::of(inner, &inner.catalog(), id)
+    }
+
+    /// The same, if the catalog is free.
+    pub(super) fn find_now(inner: &Arc<Inner>, id: &FileId) -> Option<Self> {
+        Self::of(inner, &*inner.catalog_now()?, id)
+    }
+
+    fn of(inner: &Arc<Inner>, catalog: &Catalog, id: &FileId) -> Option<Self> {
         let record = catalog.held(id)?.record;
-        let name = catalog
-            .registration(id)?
-            .names
-            .into_iter()
-            .next()
-            .unwrap_or_default();
-        let units = catalog
-            .places(id)
-            .into_iter()
-            .find_map(|place| match &catalog.item(place.item)?.body {
-                Body::Collection(folder) if place.entry == MANIFEST => Some(folder.units),
-                _ => None,
-            });
-        drop(catalog);
         Some(Self {
             inner: inner.clone(),
             record,
-            name,
-            units,
+        })
+    }
+
+    /// Units of a collection's content.
+    fn content_units(&self) -> Option<u32> {
+        let catalog = self.inner.catalog();
+        let mut places = catalog.places(&self.record.id).into_iter();
+        places.find_map(|place| match &catalog.item(place.item)?.body {
+            Body::Collection(folder) if place.entry == MANIFEST => Some(folder.units),
+            _ => None,
         })
     }
 }
@@ -76,7 +75,9 @@ impl Offer for LibraryOffer {
     }
 
     fn name(&self) -> String {
-        self.name.clone()
+        let catalog = self.inner.catalog();
+        let names = catalog.registration(&self.record.id).map(|known| known.names);
+        names.unwrap_or_default().into_iter().next().unwrap_or_default()
     }
 
     fn piece_hashes(&self) -> Result<Arc<[Hash]>, Problem> {
@@ -100,7 +101,7 @@ impl Offer for LibraryOffer {
 
     fn units(&self) -> Units {
         let count = self
-            .units
+            .content_units()
             .unwrap_or_else(|| FileLayout::new(self.record.size).map_or(0, |layout| layout.piece_count()));
         Units {
             have: Bits::full(count),
@@ -114,6 +115,19 @@ impl Offer for LibraryOffer {
 
     fn open(&self, _range: Range<u64>) -> Result<Arc<File>, Problem> {
         self.inner.open(&self.record.id)
+    }
+
+    fn open_now(&self, _range: Range<u64>) -> Option<Arc<File>> {
+        let file = self.inner.handles().get(&self.record.id)?;
+        self.is_unchanged(&file).then_some(file)
+    }
+
+    fn is_unchanged(&self, file: &File) -> bool {
+        let known = self
+            .inner
+            .catalog_now()
+            .and_then(|catalog| self.inner.candidates(&catalog, &self.record.id));
+        fits(known.as_ref(), file)
     }
 
     fn check(&self, file: &File) -> Result<(), Problem> {
@@ -145,8 +159,7 @@ impl Candidate {
 }
 
 impl Inner {
-    fn candidates(&self, id: &FileId) -> Option<(FileRecord, Vec<Candidate>)> {
-        let catalog = self.catalog();
+    fn candidates(&self, catalog: &Catalog, id: &FileId) -> Option<(FileRecord, Vec<Candidate>)> {
         let record = catalog.held(id)?.record;
         let places = catalog.places(id);
         let candidates = places.into_iter().filter_map(|place| match place.entry {
@@ -177,7 +190,9 @@ impl Inner {
             }
             self.handles().remove(id);
         }
-        let (record, candidates) = self.candidates(id).ok_or_else(|| file_changed(id))?;
+        let (record, candidates) = self
+            .candidates(&self.catalog(), id)
+            .ok_or_else(|| file_changed(id))?;
         for candidate in candidates {
             match open_regular(&candidate.path) {
                 Ok((file, stamp)) if candidate.fits(&stamp, &record) => {
@@ -201,14 +216,12 @@ impl Inner {
 
     /// Whether an open file is still a copy of what was hashed; if not, every copy is looked at.
     fn check(&self, id: &FileId, file: &File) -> Result<(), Problem> {
-        let stamp = file.metadata().ok().map(|metadata| stamp_of(&metadata));
-        let (record, candidates) = self.candidates(id).ok_or_else(|| file_changed(id))?;
-        if let Some(stamp) = stamp
-            && candidates.iter().any(|candidate| candidate.fits(&stamp, &record))
-        {
+        let known = self.candidates(&self.catalog(), id);
+        if fits(known.as_ref(), file) {
             return Ok(());
         }
         self.handles().remove(id);
+        let (record, candidates) = known.ok_or_else(|| file_changed(id))?;
         for candidate in candidates {
             let now = candidate.path.metadata().ok().map(|metadata| stamp_of(&metadata));
             if !now.is_some_and(|now| candidate.fits(&now, &record)) {
@@ -220,7 +233,7 @@ impl Inner {
 
     /// Where a copy is that is still what was hashed.
     pub(super) fn locate(&self, id: &FileId) -> Option<PathBuf> {
-        let (record, candidates) = self.candidates(id)?;
+        let (record, candidates) = self.candidates(&self.catalog(), id)?;
         let mut found = None;
         for candidate in candidates {
             let path = match candidate.place.entry {
@@ -251,6 +264,14 @@ impl Inner {
             .or_insert_with(|| watch::Sender::new(0))
             .subscribe()
     }
+}
+
+/// Whether an open file is one of these copies.
+fn fits(known: Option<&(FileRecord, Vec<Candidate>)>, file: &File) -> bool {
+    let stamp = file.metadata().ok().map(|metadata| stamp_of(&metadata));
+    known.zip(stamp).is_some_and(|((record, candidates), stamp)| {
+        candidates.iter().any(|candidate| candidate.fits(&stamp, record))
+    })
 }
 
 /// The files last read, kept open.

@@ -122,7 +122,7 @@ impl Watch {
             tokio::time::sleep(gather(self.inner.watching())).await;
             // A transfer: without a trip to another thread. Who was told of the whole was told by the library.
             let running = match self.told {
-                Told::Partial(_) => self.inner.find_now(&self.id),
+                Told::Partial(_) => self.inner.find_now(&self.id).ok(),
                 Told::Complete(_) => None,
             };
             let (units, changes) = match running {

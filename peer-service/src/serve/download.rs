@@ -1,28 +1,37 @@
 //! What a `Download` asks for, checked before anything is opened, and the stream that answers it.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     ops::Range,
     sync::{Arc, atomic::Ordering},
 };
 
+use bytes::Bytes;
 use futures_util::{Stream, stream};
-use potluck_core::{FileId, Problem, Reason, proto::v1, wire};
-use tokio::{sync::OwnedSemaphorePermit, task::JoinHandle};
+use potluck_core::{FileId, Problem, Reason, merkle::LEAF_SIZE, proto::v1, wire};
 use tonic::Status;
 
 use super::{
     Inner, blocking,
-    reader::{CHUNK, Job, Reader},
+    reader::{BATCH, Batch, Job, Reader},
     turns::Outlet,
 };
-use crate::limits::UploadSlot;
+use crate::{
+    limits::{Limits, UploadSlot},
+    offer::Offer,
+};
 
 /// Most spans of a request, as the contract has it.
 pub(super) const MAX_SPANS: usize = 4096;
 
 /// Most bytes of a request, as the contract has it.
 pub(super) const MAX_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Bytes of data held for all uploads together, about: each holds its part of that, but not less than a leaf.
+const HELD: u64 = 16 * 1024 * 1024;
+
+/// Most spans that are looked up on the thread that received the request.
+const MAX_AT_ONCE: usize = 64;
 
 /// A range of a file, whose size is not known yet.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,44 +74,42 @@ pub(super) fn parse(request: v1::DownloadRequest) -> Result<Vec<Asked>, Problem>
 }
 
 /// The files asked for, and that the ranges lie in them.
-fn resolve(inner: &Inner, asked: Vec<Asked>) -> Result<Vec<Job>, Problem> {
-    let mut offers = HashMap::new();
-    let jobs = asked.into_iter().enumerate().map(|(index, asked)| {
-        let offer = match offers.entry(asked.id) {
-            std::collections::hash_map::Entry::Occupied(offer) => Arc::clone(offer.get()),
-            std::collections::hash_map::Entry::Vacant(vacant) => {
-                let offer = inner
-                    .find(&asked.id)
-                    .map_err(|problem| problem.field(format!("spans[{index}].file_id")))?;
-                vacant.insert(offer).clone()
+fn resolve(
+    asked: &[Asked],
+    find: impl Fn(&FileId) -> Result<Arc<dyn Offer>, Problem>,
+) -> Result<Vec<Job>, Problem> {
+    let mut offers: HashMap<FileId, Arc<dyn Offer>> = HashMap::new();
+    let jobs = asked.iter().enumerate().map(|(index, Asked { id, range })| {
+        let offer = match offers.get(id) {
+            Some(offer) => Arc::clone(offer),
+            None => {
+                let offer = find(id).map_err(|problem| problem.field(format!("spans[{index}].file_id")))?;
+                offers.insert(*id, Arc::clone(&offer));
+                offer
             }
         };
         let size = offer.record().size;
-        if asked.range.end > size {
-            let message = format!("{} has {size} bytes", asked.id);
+        if range.end > size {
+            let message = format!("{id} has {size} bytes");
             return Err(Problem::new(Reason::OutOfRange, message).field(format!("spans[{index}].length")));
         }
         Ok(Job {
             offer,
-            range: asked.range,
+            range: range.clone(),
         })
     });
     jobs.collect()
 }
 
-type Batch = Result<Vec<v1::DownloadResponse>, Problem>;
-
 /// A download under way.
 struct Download {
     inner: Arc<Inner>,
-    /// Away while a batch is read.
+    /// Away only while another thread reads.
     reader: Option<Reader>,
-    ahead: Option<Ahead>,
-    ready: VecDeque<v1::DownloadResponse>,
+    /// Read before it was asked for: what the call began with.
+    first: Option<Batch>,
     /// The connection's way out, where it has one that takes turns, and this stream's number in it.
     outlet: Option<(Outlet, u64)>,
-    /// Whether it is the turn of what is ready.
-    admitted: bool,
     /// Whether everything was handed over.
     ended: bool,
     _slot: UploadSlot,
@@ -118,13 +125,7 @@ impl Drop for Download {
     }
 }
 
-/// A batch being read before it is asked for.
-struct Ahead {
-    batch: JoinHandle<(Reader, Batch)>,
-    _permit: OwnedSemaphorePermit,
-}
-
-/// The stream of a request's bytes. Its first batch is read, so that what cannot be served fails the call itself.
+/// The messages that answer a request, some at a time. The first are read, so that what cannot be served fails the call itself.
 ///
 /// # Errors
 /// `NOT_FOUND`, `OUT_OF_RANGE`, and whatever the first file's offer says.
@@ -133,133 +134,100 @@ pub(super) async fn stream(
     asked: Vec<Asked>,
     slot: UploadSlot,
     outlet: Option<Outlet>,
-) -> Result<impl Stream<Item = Result<v1::DownloadResponse, Status>> + Send + use<>, Problem> {
-    let (reader, first) = match at_once(&inner, &asked) {
-        Some(whole) => (None, vec![whole]),
+) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
+    let most = batch_size(&inner.limits);
+    let (reader, first) = match at_once(&inner, &asked, most) {
+        Some(begun) => begun,
         None => {
             let shared = inner.clone();
             blocking(move || {
-                let mut reader = Reader::new(resolve(&shared, asked)?);
-                let first = reader.read()?;
-                Ok((Some(reader), first))
+                let jobs = resolve(&asked, |id| shared.find(id))?;
+                let mut reader = Reader::new(jobs, shared.buffers.clone());
+                let first = reader.read(most)?;
+                Ok((reader, first))
             })
             .await?
         }
     };
-    let mut download = Download {
+    let download = Download {
         inner,
-        reader,
-        ahead: None,
-        ready: first.into(),
+        reader: Some(reader),
+        first: Some(first),
         outlet: outlet.map(|outlet| {
             let stream = outlet.stream();
             (outlet, stream)
         }),
-        admitted: false,
         ended: false,
         _slot: slot,
     };
-    download.read_ahead();
     Ok(stream::unfold(Some(download), |download| async {
         let mut download = download?;
         match download.next().await {
-            Ok(Some(message)) => Some((Ok(message), Some(download))),
+            Ok(Some(bytes)) => Some((Ok(bytes), Some(download))),
             Ok(None) => None,
             Err(problem) => Some((Err(problem.into()), None)),
         }
     }))
 }
 
-/// The whole answer to a request for one chunk that is in memory, as most are in a crowd: without a trip to another thread.
-fn at_once(inner: &Inner, asked: &[Asked]) -> Option<v1::DownloadResponse> {
-    let [Asked { id, range }] = asked else { return None };
-    let len = range.end - range.start;
-    let offer = inner.find_now(id)?;
-    if len == 0 || len > CHUNK || range.end > offer.record().size {
+/// Bytes of data to hold for each upload: fewer where there are many, so that all together they hold little more than [`HELD`].
+fn batch_size(limits: &Limits) -> u64 {
+    let share = HELD / u64::from(limits.uploads().max(1));
+    // Whole leaves: a receiver hashes them where they lie.
+    (share / LEAF_SIZE as u64 * LEAF_SIZE as u64).clamp(LEAF_SIZE as u64, BATCH)
+}
+
+/// The beginning of an answer that is in memory, as most are: without a trip to another thread.
+fn at_once(inner: &Inner, asked: &[Asked], most: u64) -> Option<(Reader, Batch)> {
+    if asked.len() > MAX_AT_ONCE {
         return None;
     }
-    let mut data = vec![0; len as usize];
-    offer
-        .read_now(range.start, &mut data)
-        .then(|| v1::DownloadResponse {
-            span: 0,
-            offset: range.start,
-            data: data.into(),
-        })
+    let jobs = resolve(asked, |id| inner.find_now(id)).ok()?;
+    let mut reader = Reader::new(jobs, inner.buffers.clone());
+    let first = reader.read_now(most)?;
+    Some((reader, first))
 }
 
 impl Download {
-    async fn next(&mut self) -> Result<Option<v1::DownloadResponse>, Problem> {
-        if self.ready.is_empty() {
-            self.ready = self.batch().await?.into();
-            self.admitted = false;
-            self.read_ahead();
-        }
-        if !self.admitted {
-            self.admit().await;
-        }
-        let Some(message) = self.ready.pop_front() else {
+    /// The next messages, once it is their turn; `None` at the end.
+    async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        let batch = match self.first.take() {
+            Some(first) => first,
+            None => self.read().await?,
+        };
+        if batch.bytes.is_empty() {
             self.ended = true;
             return Ok(None);
-        };
-        let bytes = message.data.len() as u64;
+        }
+        self.inner.limits.upload().acquire(batch.data).await;
+        if let Some((outlet, stream)) = &self.outlet {
+            outlet.turn(*stream, batch.bytes.len() as u64).await;
+        }
         self.inner
             .counters
             .uploaded_bytes
-            .fetch_add(bytes, Ordering::Relaxed);
-        Ok(Some(message))
-    }
-
-    /// Waits until what is ready may go: many small files in one turn.
-    async fn admit(&mut self) {
-        let bytes = self.ready.iter().map(|message| message.data.len() as u64).sum();
-        if bytes > 0 {
-            self.inner.limits.upload().acquire(bytes).await;
-            if let Some((outlet, stream)) = &self.outlet {
-                outlet.turn(*stream, bytes).await;
-            }
-        }
-        self.admitted = true;
+            .fetch_add(batch.data, Ordering::Relaxed);
+        Ok(Some(batch.bytes))
     }
 
     /// The next messages; none at the end.
-    async fn batch(&mut self) -> Batch {
-        let read = match self.ahead.take() {
-            Some(ahead) => ahead.batch,
-            None => match self.reader.take() {
-                Some(reader) if !reader.is_done() => spawn_read(reader),
-                _ => return Ok(Vec::new()),
-            },
+    async fn read(&mut self) -> Result<Batch, Problem> {
+        let most = batch_size(&self.inner.limits);
+        let Some(mut reader) = self.reader.take_if(|reader| !reader.is_done()) else {
+            return Ok(Batch::default());
         };
-        let (reader, batch) = read.await.map_err(|error| {
-            tracing::error!(%error, "reading for a download failed");
-            Problem::new(Reason::Internal, "the peer failed to serve this")
-        })?;
+        if let Some(batch) = reader.read_now(most) {
+            self.reader = Some(reader);
+            return Ok(batch);
+        }
+        let (reader, batch) = blocking(move || {
+            let batch = reader.read(most)?;
+            Ok((reader, batch))
+        })
+        .await?;
         self.reader = Some(reader);
-        batch
+        Ok(batch)
     }
-
-    /// Reads the next batch while this one is sent, if there is room for it in memory.
-    fn read_ahead(&mut self) {
-        if self.reader.as_ref().is_none_or(Reader::is_done) {
-            return;
-        }
-        if let Ok(permit) = self.inner.read_ahead.clone().try_acquire_owned()
-            && let Some(reader) = self.reader.take()
-        {
-            self.ahead = Some(Ahead {
-                batch: spawn_read(reader),
-                _permit: permit,
-            });
-        }
-    }
-}
-
-fn spawn_read(mut reader: Reader) -> JoinHandle<(Reader, Batch)> {
-    tokio::task::spawn_blocking(move || {
-        let batch = reader.read();
-        (reader, batch)
-    })
 }
 
 #[cfg(test)]

@@ -2,11 +2,13 @@
 //!
 //! | module | its one job |
 //! |---|---|
+//! | `answer` | a download as gRPC, without copies |
 //! | `availability` | which units are here, and each change |
+//! | `buffers` | the memory that chunks are read into |
 //! | `download` | what a request asks for, checked, and its stream |
 //! | `outgoing` | a connection that tells what was taken from it |
 //! | `patience` | ends streams whose receiver does not read |
-//! | `reader` | bytes of spans from the disk |
+//! | `reader` | bytes of spans, from the disk into messages |
 //! | `turns` | who is sent to, and when |
 //!
 //! Invariants: memory for a caller is bounded whatever it asks and however slowly it reads; every stream ends when its receiver
@@ -18,7 +20,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream};
 use potluck_core::{FileId, PeerId, Problem, Reason, merkle::Hash, proto::v1, wire};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
@@ -27,9 +29,12 @@ use crate::{
     limits::Limits,
     offer::{Offer, Shelf},
 };
+use buffers::Buffers;
 use patience::Patient;
 
+mod answer;
 mod availability;
+mod buffers;
 mod download;
 mod outgoing;
 mod patience;
@@ -37,6 +42,7 @@ mod reader;
 mod turns;
 
 pub use self::{
+    answer::WithDownload,
     outgoing::Outgoing,
     turns::{Outlet, Turns},
 };
@@ -46,9 +52,6 @@ const MAX_WATCHERS: usize = 4096;
 
 /// Most GetPieceHashes streams at once: each holds a piece layer, 128 KiB as a rule.
 const MAX_HASH_STREAMS: usize = 128;
-
-/// Most chunks read ahead, all downloads together: 16 MiB. Those that find none left read when the receiver asks.
-const MAX_READ_AHEAD: usize = 64;
 
 /// When a caller that is turned away should come again: about what a slot takes to be free.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
@@ -77,7 +80,7 @@ struct Inner {
     counters: Arc<Counters>,
     watchers: Arc<Semaphore>,
     hash_streams: Arc<Semaphore>,
-    read_ahead: Arc<Semaphore>,
+    buffers: Buffers,
 }
 
 impl PeerApi {
@@ -96,16 +99,29 @@ impl PeerApi {
                 counters,
                 watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
                 hash_streams: Arc::new(Semaphore::new(MAX_HASH_STREAMS)),
-                read_ahead: Arc::new(Semaphore::new(MAX_READ_AHEAD)),
+                buffers: Buffers::default(),
             }),
         }
+    }
+
+    /// Answers a `Download` with its messages, as they go out through this connection.
+    async fn download(
+        &self,
+        request: v1::DownloadRequest,
+        outlet: Option<Outlet>,
+    ) -> Result<Patient<Bytes>, Problem> {
+        let spans = download::parse(request)?;
+        let slot = self.inner.limits.try_upload().ok_or_else(|| busy("downloads"))?;
+        let chunks = download::stream(self.inner.clone(), spans, slot, outlet).await?;
+        Ok(Patient::new(chunks))
     }
 }
 
 impl Inner {
     /// The offer of a file, where it can be had without waiting for anything.
-    fn find_now(&self, id: &FileId) -> Option<Arc<dyn Offer>> {
-        self.shelves.iter().find_map(|shelf| shelf.find_now(id))
+    fn find_now(&self, id: &FileId) -> Result<Arc<dyn Offer>, Problem> {
+        let offer = self.shelves.iter().find_map(|shelf| shelf.find_now(id));
+        offer.ok_or_else(|| not_found(id))
     }
 
     /// How many watch what is here.
@@ -117,8 +133,12 @@ impl Inner {
     /// The offer of a file. May wait for locks: off the async threads.
     fn find(&self, id: &FileId) -> Result<Arc<dyn Offer>, Problem> {
         let offer = self.shelves.iter().find_map(|shelf| shelf.find(id));
-        offer.ok_or_else(|| Problem::new(Reason::NotFound, format!("this peer does not share {id}")))
+        offer.ok_or_else(|| not_found(id))
     }
+}
+
+fn not_found(id: &FileId) -> Problem {
+    Problem::new(Reason::NotFound, format!("this peer does not share {id}"))
 }
 
 fn busy(what: &str) -> Problem {
@@ -146,7 +166,7 @@ async fn blocking<T: Send + 'static>(
 impl v1::peer_service_server::PeerService for PeerApi {
     type GetPieceHashesStream = Patient<v1::GetPieceHashesResponse>;
     type WatchAvailabilityStream = Patient<v1::WatchAvailabilityResponse>;
-    type DownloadStream = Patient<v1::DownloadResponse>;
+    type DownloadStream = stream::Empty<Result<v1::DownloadResponse, Status>>;
 
     async fn describe(
         &self,
@@ -188,7 +208,7 @@ impl v1::peer_service_server::PeerService for PeerApi {
                 .into());
         }
         let starts = (first..end).step_by(HASHES_PER_MESSAGE);
-        let messages = futures_util::stream::iter(starts).map(move |start| {
+        let messages = stream::iter(starts).map(move |start| {
             // Held until the last message is made.
             let _permit = &permit;
             let run = &hashes[start..end.min(start + HASHES_PER_MESSAGE)];
@@ -217,13 +237,9 @@ impl v1::peer_service_server::PeerService for PeerApi {
 
     async fn download(
         &self,
-        request: Request<v1::DownloadRequest>,
+        _: Request<v1::DownloadRequest>,
     ) -> Result<Response<Self::DownloadStream>, Status> {
-        let outlet = request.extensions().get::<Outlet>().cloned();
-        let spans = download::parse(request.into_inner())?;
-        let slot = self.inner.limits.try_upload().ok_or_else(|| busy("downloads"))?;
-        let chunks = download::stream(self.inner.clone(), spans, slot, outlet).await?;
-        Ok(Response::new(Patient::new(chunks)))
+        Err(Problem::new(Reason::Internal, "downloads are answered by `WithDownload`").into())
     }
 }
 

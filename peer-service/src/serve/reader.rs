@@ -1,26 +1,41 @@
-//! Bytes of spans from the disk, a batch at a time. Blocks.
+//! Bytes of spans, from the disk into messages that are ready to be sent.
 //!
-//! The only place that reads what is served: a codec that reads straight into its buffer takes this one's part.
+//! The only place that reads what is served. What is in memory already is read at once, on whatever thread asks; what has to come
+//! from a disk is read on a thread that may wait.
 //!
 //! Invariant: bytes are given only if the file was what it was hashed as before they were read and after.
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
 
-use potluck_core::{Problem, Reason, proto::v1};
+use bytes::Bytes;
+use potluck_core::{Problem, Reason, chunk::Header};
 
-use crate::offer::Offer;
+use super::buffers::Buffers;
+use crate::{cached, offer::Offer};
 
-/// Most bytes in a message and in a batch: large enough that calls cost little, small enough to hold one for each of many readers.
-pub(super) const CHUNK: u64 = 256 * 1024;
+/// Most bytes of data in a batch: large enough that each costs little, small enough to hold one for each of many readers.
+pub(super) const BATCH: u64 = 256 * 1024;
 
 /// Most messages in a batch: many small files in one trip to the disk's thread.
 const MAX_MESSAGES: usize = 256;
+
+/// What the system is asked to bring into memory beyond what is read from a disk: a few batches, so that it never stands still.
+const READ_AHEAD: u64 = 4 * 1024 * 1024;
 
 /// A span of a request, checked: the range lies in the file.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) offer: Arc<dyn Offer>,
     pub(super) range: Range<u64>,
+}
+
+/// Some messages, as they go out; none at the end.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    /// With their headers.
+    pub(super) bytes: Bytes,
+    /// Of them, the file's.
+    pub(super) data: u64,
 }
 
 /// Reads the spans of one request in order.
@@ -31,15 +46,17 @@ pub(super) struct Reader {
     at: usize,
     offset: u64,
     file: Option<Arc<File>>,
+    buffers: Buffers,
 }
 
 impl Reader {
-    pub(super) fn new(jobs: Vec<Job>) -> Self {
+    pub(super) fn new(jobs: Vec<Job>, buffers: Buffers) -> Self {
         let mut reader = Self {
             offset: 0,
             at: 0,
             file: None,
             jobs,
+            buffers,
         };
         reader.offset = reader.jobs.first().map_or(0, |job| job.range.start);
         reader.skip_finished();
@@ -51,43 +68,107 @@ impl Reader {
         self.at >= self.jobs.len()
     }
 
-    /// The next messages, about [`CHUNK`] bytes of them; empty when done.
+    /// The next messages, of at most `most` bytes of data, as far as they are in memory; never waits for a disk.
+    pub(super) fn read_now(&mut self, most: u64) -> Option<Batch> {
+        // Why it is not is found out where that may take its time.
+        let not_now = || Problem::new(Reason::Internal, "not in memory");
+        let batch = self.fill(
+            most,
+            |offer, range| offer.open_now(range).ok_or_else(not_now),
+            |offer, file, range, bytes| {
+                let good = cached::read(file, range.start, bytes) && offer.is_unchanged(file);
+                good.then_some(()).ok_or_else(not_now)
+            },
+        );
+        batch.ok().filter(|batch| batch.data > 0)
+    }
+
+    /// The next messages, of at most `most` bytes of data; none only when done. Blocks.
     ///
     /// # Errors
     /// Whatever the offer says of the file, and `STORE_UNAVAILABLE` where the disk fails. Nothing more can be read then.
-    pub(super) fn read(&mut self) -> Result<Vec<v1::DownloadResponse>, Problem> {
-        let mut messages = Vec::new();
-        let mut room = CHUNK;
-        while room > 0 && messages.len() < MAX_MESSAGES && !self.is_done() {
-            let message = self.read_one(room)?;
-            room -= message.data.len() as u64;
-            messages.push(message);
-        }
-        Ok(messages)
+    pub(super) fn read(&mut self, most: u64) -> Result<Batch, Problem> {
+        self.fill(
+            most,
+            |offer, range| offer.open(range),
+            |offer, file, range, bytes| {
+                bring(file, &range);
+                let read = file.read_exact_at(bytes, range.start);
+                // Asked also where reading failed: a file that became shorter is one that changed.
+                offer.check(file)?;
+                read.map_err(|error| unreadable(offer, &error))
+            },
+        )
     }
 
-    fn read_one(&mut self, room: u64) -> Result<v1::DownloadResponse, Problem> {
-        let job = &self.jobs[self.at];
-        let file = match self.file.take() {
-            Some(file) => file,
-            None => job.offer.open(self.offset..job.range.end)?,
-        };
-        let len = room.min(job.range.end - self.offset);
-        // At most CHUNK, so it fits.
-        let mut data = vec![0; len as usize];
-        let read = file.read_exact_at(&mut data, self.offset);
-        // Asked also where reading failed: a file that became shorter is one that changed.
-        job.offer.check(&file)?;
-        read.map_err(|error| unreadable(&*job.offer, &error))?;
-        let message = v1::DownloadResponse {
-            span: u32::try_from(self.at).unwrap_or(u32::MAX),
-            offset: self.offset,
-            data: data.into(),
-        };
+    /// Reads the next messages by these means; those before one that cannot be had, if there are any.
+    fn fill(
+        &mut self,
+        most: u64,
+        open: impl Fn(&dyn Offer, Range<u64>) -> Result<Arc<File>, Problem>,
+        read: impl Fn(&dyn Offer, &File, Range<u64>, &mut [u8]) -> Result<(), Problem>,
+    ) -> Result<Batch, Problem> {
+        let lens = self.next_lens(most);
+        let mut buffer = self.buffers.take(lens.len(), lens.iter().sum::<u64>() as usize);
+        let mut data = 0;
+        for len in lens {
+            let header = self.header(len);
+            let (offer, rest) = (
+                &*self.jobs[self.at].offer,
+                self.offset..self.jobs[self.at].range.end,
+            );
+            let file = match self.file.take() {
+                Some(file) => Ok(file),
+                None => open(offer, rest.clone()),
+            };
+            let added = file.and_then(|file| {
+                buffer.add(&header, len as usize, |bytes| read(offer, &file, rest, bytes))?;
+                Ok(file)
+            });
+            match added {
+                Ok(file) => self.file = Some(file),
+                Err(problem) if data == 0 => return Err(problem),
+                Err(_) => break,
+            }
+            data += len;
+            self.advance(len);
+        }
+        Ok(Batch {
+            bytes: buffer.freeze(),
+            data,
+        })
+    }
+
+    /// Bytes of data in each of the next messages.
+    fn next_lens(&self, most: u64) -> Vec<u64> {
+        let mut room = most;
+        let mut offset = self.offset;
+        let mut lens = Vec::new();
+        for (index, job) in self.jobs.iter().enumerate().skip(self.at) {
+            if room == 0 || lens.len() == MAX_MESSAGES {
+                break;
+            }
+            if index > self.at {
+                offset = job.range.start;
+            }
+            let len = room.min(job.range.end - offset);
+            // A span of nothing gets nothing.
+            if len > 0 {
+                lens.push(len);
+                room -= len;
+            }
+        }
+        lens
+    }
+
+    fn header(&self, len: u64) -> Header {
+        // At most 4,096 spans and a batch: both fit.
+        Header::new(self.at as u32, self.offset, len as u32)
+    }
+
+    fn advance(&mut self, len: u64) {
         self.offset += len;
-        self.file = Some(file);
         self.skip_finished();
-        Ok(message)
     }
 
     /// Moves on to the next span that has bytes to read.
@@ -100,6 +181,17 @@ impl Reader {
             self.offset = self.jobs.get(self.at).map_or(0, |job| job.range.start);
         }
     }
+}
+
+/// Asks the system for what comes next, so that the disk goes on while this is sent.
+fn bring(file: &File, rest: &Range<u64>) {
+    #[cfg(target_os = "linux")]
+    if let Some(len) = std::num::NonZeroU64::new((rest.end - rest.start).min(READ_AHEAD)) {
+        // Only slower where the system does not do it.
+        let _ = rustix::fs::fadvise(file, rest.start, Some(len), rustix::fs::Advice::WillNeed);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, rest);
 }
 
 fn unreadable(offer: &dyn Offer, error: &io::Error) -> Problem {

@@ -31,6 +31,8 @@ pub(super) struct Peer {
     pub(super) asked: u64,
     /// Bytes of its requests that did not arrive yet.
     pub(super) owed: u64,
+    /// Whether it is being asked until it owes enough again.
+    pub(super) filling: bool,
     pub(super) stalled: bool,
     pub(super) estimate: Estimate,
     /// Of a small message, nothing queued before it; `None` if nobody measured it.
@@ -61,6 +63,7 @@ impl Peer {
             requests: Vec::new(),
             asked: 0,
             owed: 0,
+            filling: false,
             stalled: false,
             estimate: Estimate::default(),
             round_trip: None,
@@ -103,10 +106,15 @@ impl Peer {
         }
     }
 
-    /// Whether one more request for a unit of this length would be right for this link.
-    pub(super) fn has_room(&self, config: &SwarmConfig, crowd: bool, unit: u64) -> bool {
+    /// Whether one more request for a unit of this length would be right for this link. A complete source is asked for several units
+    /// once it owes few enough, as each call costs something at both ends; a peer in a crowd for each as it comes.
+    pub(super) fn has_room(&mut self, config: &SwarmConfig, crowd: bool, unit: u64) -> bool {
         let fits = self.asked == 0 || self.asked + unit <= config.max_peer_bytes;
-        let wants = self.owed == 0 || self.owed <= self.depth_bytes(crowd, unit);
+        let depth = self.depth_bytes(crowd, unit);
+        let slack = self.estimate.rate().unwrap_or(0.0) * DEPTH_SLACK.as_secs_f64();
+        let batch = if crowd { 0 } else { (slack / 2.0) as u64 };
+        self.filling = self.owed == 0 || self.owed <= depth && (self.filling || self.owed + batch <= depth);
+        let wants = self.filling;
         self.is_open()
             && !self.stalled
             && fits

@@ -4,12 +4,14 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use potluck_core::{Problem, Reason, proto::v1};
-use tokio::sync::mpsc;
+use potluck_core::{Problem, Reason};
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{allowance::Allowance, context::Context, link::Link, live::Live, receive::Assembly, target};
+use super::{
+    allowance::Allowance, chunks::Chunks, context::Context, link::Link, live::Live, receive::Assembly,
+    rope::Rope, target,
+};
 use crate::swarm::{Failure, PeerKey, RequestId};
 
 /// How long a peer may be silent in the middle of a stream. The swarm turns to others long before.
@@ -18,8 +20,11 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the end of a stream may take after its last byte; past that it is dropped.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Bytes after which progress is reported: chunks are larger unless a peer sends crumbs.
+/// Bytes after which progress is reported: what comes at once is more unless a peer sends crumbs.
 const PROGRESS_STEP: u64 = 64 * 1024;
+
+/// Least pause between two reports of the same unit: a fast peer's rate is as well known from a few.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(5);
 
 /// A request as a call carries it.
 #[derive(Debug, Clone)]
@@ -131,25 +136,25 @@ impl Caller {
             Ok(stream) => stream,
             Err(problem) => return self.refused(rest, count > 1, problem).await,
         };
-        let mut unreported = 0;
+        let (mut unreported, mut reported) = (0, Instant::now());
         while let (Some(_), Some(wanted)) = (assembly.current(), rest.front().cloned()) {
             let message = tokio::select! {
                 () = wanted.token.cancelled() => return Ended::Again,
-                message = tokio::time::timeout(IDLE_TIMEOUT, stream.message()) => message,
+                message = tokio::time::timeout(IDLE_TIMEOUT, stream.next()) => message,
             };
-            let chunk = match message {
-                Ok(Ok(Some(chunk))) => chunk,
+            let part = match message {
+                Ok(Ok(Some(part))) => part,
                 Ok(Ok(None)) => {
                     let problem = Problem::new(Reason::NotPotluck, "ended the stream before all was sent");
                     return Ended::All(Failure::Refused, problem);
                 }
-                Ok(Err(status)) => return self.refused(rest, false, self.link.problem(status)).await,
+                Ok(Err(problem)) => return self.refused(rest, false, problem).await,
                 Err(_) => {
                     let problem = Problem::new(Reason::TimedOut, "fell silent in the middle of a unit");
                     return Ended::All(Failure::TimedOut, problem);
                 }
             };
-            let mut waiting = chunk.data.len() as u64;
+            let mut waiting = part.data.len() as u64;
             while waiting > 0 {
                 let step = self.allowance.step(waiting);
                 // Both arms are cancel-safe: what is not wanted any more is not waited for.
@@ -159,18 +164,18 @@ impl Caller {
                     () = wanted.token.cancelled() => return Ended::Again,
                 }
                 (waiting, unreported) = (waiting - step, unreported + step);
-                if unreported >= PROGRESS_STEP {
+                if unreported >= PROGRESS_STEP && reported.elapsed() >= PROGRESS_PAUSE {
                     self.tell(&wanted, Outcome::Progress(unreported)).await;
-                    unreported = 0;
+                    (unreported, reported) = (0, Instant::now());
                 }
             }
-            let taken = match assembly.take(chunk.span, chunk.offset, &chunk.data) {
+            let taken = match assembly.take(part) {
                 Ok(taken) => taken,
                 Err(error) => return Ended::Corrupt(error.to_string()),
             };
             if taken.is_some() && unreported > 0 {
                 self.tell(&wanted, Outcome::Progress(unreported)).await;
-                unreported = 0;
+                (unreported, reported) = (0, Instant::now());
             }
             if let Some((_, data)) = taken {
                 if assembly.current().is_none() && goes_on(&mut stream).await {
@@ -184,7 +189,7 @@ impl Caller {
     }
 
     /// Verifies and writes on a thread for that, while the next unit comes in.
-    async fn check(&self, wanted: Wanted, data: Bytes) {
+    async fn check(&self, wanted: Wanted, data: Rope) {
         let Ok(permit) = Arc::clone(&self.context.verifying).acquire_owned().await else {
             return;
         };
@@ -235,9 +240,9 @@ impl Caller {
 }
 
 /// Whether the stream has another message where it should end.
-async fn goes_on(stream: &mut tonic::Streaming<v1::DownloadResponse>) -> bool {
+async fn goes_on(stream: &mut Chunks) -> bool {
     matches!(
-        tokio::time::timeout(END_TIMEOUT, stream.message()).await,
+        tokio::time::timeout(END_TIMEOUT, stream.next()).await,
         Ok(Ok(Some(_)))
     )
 }

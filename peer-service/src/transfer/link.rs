@@ -13,6 +13,7 @@ use potluck_core::{
 };
 use tonic::{Status, Streaming, transport::Channel};
 
+use super::chunks::{self, Chunks};
 use crate::{bits::Bits, offer::Units};
 
 /// How long a peer may take to answer a call, and to send the next message of a stream that it owes.
@@ -28,7 +29,7 @@ const HASHES_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct Link {
     endpoint: Endpoint,
     control: PeerServiceClient<Channel>,
-    data: PeerServiceClient<Channel>,
+    data: Channel,
 }
 
 /// What a peer says of a file.
@@ -66,7 +67,7 @@ impl Link {
     pub(crate) async fn open(address: &Address) -> Result<Self, Problem> {
         let endpoint: Endpoint = address.to_string().parse()?;
         let control = client(endpoint.connect().await?);
-        let data = client(endpoint.lazy());
+        let data = endpoint.lazy();
         Ok(Self {
             endpoint,
             control,
@@ -231,17 +232,11 @@ impl Link {
     ///
     /// # Errors
     /// As `PeerService.Download`.
-    pub(crate) async fn download(
-        &self,
-        spans: Vec<v1::Span>,
-    ) -> Result<Streaming<v1::DownloadResponse>, Problem> {
-        self.call(self.data.clone().download(v1::DownloadRequest { spans }))
+    pub(crate) async fn download(&self, spans: Vec<v1::Span>) -> Result<Chunks, Problem> {
+        let asked = chunks::download(self.data.clone(), &self.endpoint, v1::DownloadRequest { spans });
+        tokio::time::timeout(ANSWER_TIMEOUT, asked)
             .await
-    }
-
-    /// What a status that ended a stream of this peer means.
-    pub(crate) fn problem(&self, status: Status) -> Problem {
-        self.endpoint.problem(status, "peer")
+            .unwrap_or_else(|_| Err(self.silent()))
     }
 }
 

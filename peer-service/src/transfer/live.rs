@@ -127,15 +127,6 @@ impl Live {
         }))
     }
 
-    /// Reads verified bytes of a plain file that need no disk.
-    fn read_now(&self, offset: u64, buf: &mut [u8]) -> bool {
-        let mut units = self.part.plan().units_of(0, offset..offset + buf.len() as u64);
-        let have = self.units();
-        let all = units.all(|unit| have.have.get(unit));
-        drop(have);
-        all && self.part.read_now(offset, buf)
-    }
-
     /// The file at this place of the plan, for reading bytes that are all verified.
     fn open(&self, index: usize, range: Range<u64>) -> Result<Arc<File>, Problem> {
         let mut units = self.part.plan().units_of(index, range);
@@ -190,8 +181,13 @@ impl Offer for Whole {
         }
     }
 
-    fn read_now(&self, offset: u64, buf: &mut [u8]) -> bool {
-        self.0.manifest.is_none() && self.0.read_now(offset, buf)
+    fn open_now(&self, range: Range<u64>) -> Option<Arc<File>> {
+        // A plain file is open as long as the transfer runs.
+        self.0.manifest.is_none().then(|| self.open(range).ok()).flatten()
+    }
+
+    fn is_unchanged(&self, _file: &File) -> bool {
+        true
     }
 
     fn check(&self, _file: &File) -> Result<(), Problem> {
@@ -267,6 +263,14 @@ impl Offer for Inner {
 
     fn open(&self, range: Range<u64>) -> Result<Arc<File>, Problem> {
         self.live.open(self.index, range)
+    }
+
+    fn open_now(&self, _: Range<u64>) -> Option<Arc<File>> {
+        None
+    }
+
+    fn is_unchanged(&self, _file: &File) -> bool {
+        true
     }
 
     fn check(&self, _file: &File) -> Result<(), Problem> {

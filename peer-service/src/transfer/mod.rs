@@ -9,7 +9,8 @@
 //! | `existing` | what stands at the target already |
 //! | `driver` | carries out what the swarm decides |
 //! | `peers`, `sources` | who is connected, and who there is |
-//! | `link`, `calls`, `receive` | one other peer; one call to it; what it sends |
+//! | `link`, `calls`, `chunks` | one other peer; one call to it; its answer |
+//! | `receive`, `rope` | what an answer's bytes belong to; the bytes of a unit, where they came in |
 //! | `allowance`, [`budget`] | how fast it may fetch, and how much it may have asked for, beside the others |
 //! | `verify` | whether bytes are what the id commits to |
 //! | `live` | what a running transfer can serve already |
@@ -19,6 +20,7 @@
 mod allowance;
 pub mod budget;
 mod calls;
+mod chunks;
 pub mod context;
 mod dialer;
 mod driver;
@@ -34,6 +36,7 @@ mod receive;
 mod recover;
 mod report;
 mod resume;
+mod rope;
 mod run;
 mod saved;
 mod sources;

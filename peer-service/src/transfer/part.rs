@@ -13,8 +13,6 @@ use std::{
     },
     path::Path,
     sync::Arc,
-    thread,
-    time::{Duration, Instant},
 };
 
 use potluck_core::{FileId, Problem, Reason, manifest::Manifest, plan::Plan};
@@ -23,17 +21,14 @@ use rustix::{
     io::Errno,
 };
 
-use super::{resume::Resume, target, target::Target, tree::Tree};
-use crate::bits::Bits;
+use super::{resume::Resume, rope::Rope, target, target::Target, tree::Tree};
+use crate::{bits::Bits, cached};
 
 /// Room left free on the disk, in bytes: a disk filled to the last byte hurts every other program.
 const RESERVE: u64 = 16 * 1024 * 1024;
 
 /// Room taken in one call, in bytes: where the file system fills it with zeros, a unit waits for that no longer than this takes.
 const PREALLOCATE: u64 = 4 * 1024 * 1024;
-
-/// Longest pause between two such calls.
-const MAX_PAUSE: Duration = Duration::from_millis(100);
 
 /// A part that is open. Cheap to clone through an `Arc`.
 #[derive(Debug)]
@@ -189,7 +184,8 @@ impl Part {
         }
     }
 
-    /// Takes the room for the whole file, where the file system can, as long as it is `wanted`. Units may be written meanwhile.
+    /// Takes the room for the whole file, where the file system can, as long as it is `wanted`. Units may be written meanwhile. Not in
+    /// memory: that would be filled with zeros first, which is half the work of the download itself.
     ///
     /// # Errors
     /// Whatever the file system says: the rest of the room is not taken.
@@ -197,17 +193,16 @@ impl Part {
         let Body::File(file) = &self.body else {
             return Ok(());
         };
-        let slowly = in_memory(file);
+        if cached::is_in_memory(file) {
+            return Ok(());
+        }
         let total = self.plan.total();
         for offset in (0..total).step_by(PREALLOCATE as usize) {
             if !wanted() {
                 return Ok(());
             }
             let len = PREALLOCATE.min(total - offset);
-            let begun = Instant::now();
             match rustix::fs::fallocate(file, FallocateFlags::empty(), offset, len) {
-                // Filled with zeros there, which is half the work of the download itself: not all at its beginning.
-                Ok(()) if slowly => thread::sleep((begun.elapsed() * 9).min(MAX_PAUSE)),
                 Ok(()) => {}
                 Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => return Ok(()),
                 Err(error) => return Err(error.into()),
@@ -253,30 +248,25 @@ impl Part {
     ///
     /// # Errors
     /// Whatever the file system says; the unit is then not there.
-    pub(crate) fn write(&self, unit: u32, mut data: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(&self, unit: u32, data: &Rope) -> io::Result<()> {
+        let mut at = 0;
         for span in self.plan.spans(unit) {
-            let (bytes, rest) = data
-                .split_at_checked(span.len as usize)
-                .ok_or(ErrorKind::InvalidInput)?;
-            self.file(span.file)?.write_all_at(bytes, span.offset)?;
-            data = rest;
+            let file = self.file(span.file)?;
+            let mut offset = span.offset;
+            for bytes in data.slices(at..at + span.len as usize) {
+                file.write_all_at(bytes, offset)?;
+                offset += bytes.len() as u64;
+            }
+            at += span.len as usize;
         }
         Ok(())
-    }
-
-    /// Fills `buf` from a plain file if the bytes are in memory; false where they are not all, or the system cannot tell.
-    pub(crate) fn read_now(&self, offset: u64, buf: &mut [u8]) -> bool {
-        match &self.body {
-            Body::File(file) => read_cached(file, offset, buf),
-            Body::Tree(_) => false,
-        }
     }
 
     /// Reads a unit back, verified or not.
     ///
     /// # Errors
     /// Whatever the file system says; `UnexpectedEof` where it is not all there.
-    pub(crate) fn read(&self, unit: u32) -> io::Result<Vec<u8>> {
+    pub(crate) fn read(&self, unit: u32) -> io::Result<Rope> {
         let mut data = vec![0; self.plan.unit_len(unit) as usize];
         let mut rest = data.as_mut_slice();
         for span in self.plan.spans(unit) {
@@ -284,7 +274,7 @@ impl Part {
             self.file(span.file)?.read_exact_at(bytes, span.offset)?;
             rest = after;
         }
-        Ok(data)
+        Ok(data.into())
     }
 
     /// Flushes all data, then records which units it holds. `have` must have been read before the call.
@@ -356,46 +346,6 @@ fn open_file(path: &Path) -> io::Result<File> {
         .truncate(false)
         .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
         .open(path)
-}
-
-/// Whether the file is in memory and nowhere else.
-#[cfg(target_os = "linux")]
-#[allow(
-    clippy::unnecessary_cast,
-    reason = "`f_type` is of another type on other architectures"
-)]
-fn in_memory(file: &File) -> bool {
-    /// `TMPFS_MAGIC` of statfs(2).
-    const TMPFS: i64 = 0x0102_1994;
-    rustix::fs::fstatfs(file).is_ok_and(|disk| disk.f_type as i64 == TMPFS)
-}
-
-#[cfg(target_os = "linux")]
-fn read_cached(file: &File, offset: u64, buf: &mut [u8]) -> bool {
-    use rustix::io::{ReadWriteFlags, preadv2};
-
-    let len = buf.len();
-    match preadv2(
-        file,
-        &mut [io::IoSliceMut::new(buf)],
-        offset,
-        ReadWriteFlags::NOWAIT,
-    ) {
-        Ok(read) => read == len,
-        // A file system in memory has no use for the flag.
-        Err(Errno::OPNOTSUPP) => in_memory(file) && file.read_exact_at(buf, offset).is_ok(),
-        Err(_) => false,
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn in_memory(_file: &File) -> bool {
-    false
-}
-
-#[cfg(not(target_os = "linux"))]
-fn read_cached(_file: &File, _offset: u64, _buf: &mut [u8]) -> bool {
-    false
 }
 
 #[cfg(target_os = "linux")]

@@ -251,17 +251,18 @@ async fn fetch_units(
     let mut stream = link.download(assembly.request()).await?;
     let mut done = Vec::with_capacity(units.len());
     while assembly.current().is_some() {
-        let Some(chunk) = stream.message().await.map_err(|status| link.problem(status))? else {
+        let Some(part) = stream.next().await? else {
             return Err(Problem::new(
                 Reason::NotPotluck,
                 "the peer ended the stream early",
             ));
         };
-        let taken = assembly.take(chunk.span, chunk.offset, &chunk.data);
+        let taken = assembly.take(part);
         if let Some((place, data)) = taken.map_err(|error| lie(error.to_string()))? {
             let (checks, unit) = (Arc::clone(&checks), units[place]);
             let good = blocking(move || checks.verify(unit, &data).then_some(data)).await?;
-            done.push(good.ok_or_else(|| lie(format!("sent a manifest whose piece {unit} is false")))?);
+            let good = good.ok_or_else(|| lie(format!("sent a manifest whose piece {unit} is false")))?;
+            done.push(good.into_bytes());
         }
     }
     Ok(done)

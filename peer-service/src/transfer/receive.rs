@@ -3,8 +3,9 @@
 //! Invariant: at most the units of the call are held in memory, each by the length that the plan gives it; what a peer sends
 //! beyond that is refused before it is stored.
 
-use bytes::Bytes;
-use potluck_core::{FileId, plan::Plan, proto::v1};
+use potluck_core::{FileId, chunk::Part, plan::Plan, proto::v1};
+
+use super::rope::Rope;
 
 /// Where a chunk belongs, and what comes next.
 #[derive(Debug)]
@@ -13,7 +14,8 @@ pub(crate) struct Assembly {
     spans: Vec<Asked>,
     /// Span and byte in it that come next.
     at: (usize, u64),
-    buffer: Vec<u8>,
+    /// What is there of the unit that comes next.
+    unit: Rope,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -56,7 +58,7 @@ impl Assembly {
         Self {
             spans,
             at: (0, 0),
-            buffer: Vec::new(),
+            unit: Rope::default(),
         }
     }
 
@@ -75,52 +77,31 @@ impl Assembly {
         self.spans.get(self.at.0).map(|asked| asked.unit)
     }
 
-    /// Takes a chunk. Gives the unit that it completes, by its place in the call, with its bytes.
-    pub(crate) fn take(
-        &mut self,
-        span: u32,
-        offset: u64,
-        data: &Bytes,
-    ) -> Result<Option<(usize, Bytes)>, Unasked> {
-        if data.is_empty() {
+    /// Takes what came. Gives the unit that it completes, by its place in the call, with its bytes.
+    pub(crate) fn take(&mut self, part: Part) -> Result<Option<(usize, Rope)>, Unasked> {
+        let len = part.data.len() as u64;
+        if len == 0 {
             return Err(Unasked::Empty);
         }
         let (index, done) = self.at;
         let asked = *self.spans.get(index).ok_or(Unasked::TooMuch)?;
-        if span as usize != index || offset != asked.offset + done {
+        if part.span as usize != index || part.offset != asked.offset + done {
             return Err(Unasked::OutOfOrder);
         }
         let left = asked.len - done;
-        if data.len() as u64 > left {
+        if len > left {
             return Err(Unasked::TooMuch);
         }
-        let alone = |next: Option<&Asked>| next.is_none_or(|next| next.unit != asked.unit);
-        if self.buffer.is_empty()
-            && data.len() as u64 == asked.len
-            && alone(self.spans.get(index + 1))
-            && alone(index.checked_sub(1).and_then(|before| self.spans.get(before)))
-        {
-            // A unit in one chunk: as it is.
-            self.at = (index + 1, 0);
-            return Ok(Some((asked.unit, data.clone())));
-        }
-        if self.buffer.is_empty() {
-            let rest = self.spans[index..]
-                .iter()
-                .take_while(|next| next.unit == asked.unit);
-            // At most a unit: the plan bounds it to the largest piece.
-            self.buffer
-                .reserve_exact(rest.map(|next| next.len).sum::<u64>() as usize);
-        }
-        self.buffer.extend_from_slice(data);
-        if (data.len() as u64) < left {
-            self.at.1 += data.len() as u64;
+        // At most a unit: the plan bounds it to the largest piece.
+        self.unit.push(part.data, left as usize);
+        if len < left {
+            self.at.1 += len;
             return Ok(None);
         }
         self.at = (index + 1, 0);
         match self.current() {
             Some(unit) if unit == asked.unit => Ok(None),
-            _ => Ok(Some((asked.unit, std::mem::take(&mut self.buffer).into()))),
+            _ => Ok(Some((asked.unit, std::mem::take(&mut self.unit)))),
         }
     }
 }
@@ -135,34 +116,31 @@ mod tests {
         Assembly::new(&Plan::file(FileId([1; 32]), 3 * PIECE).unwrap(), units)
     }
 
-    fn chunk(len: u64) -> Bytes {
-        vec![9; len as usize].into()
+    fn chunk(span: u32, offset: u64, len: u64) -> Part {
+        let data = vec![9; len as usize].into();
+        Part { span, offset, data }
     }
 
     #[test]
     fn units_come_out_as_they_fill() {
         let mut assembly = assembly(&[2, 0]);
         assert_eq!(assembly.request().len(), 2);
-        assert_eq!(assembly.take(0, 2 * PIECE, &chunk(100)).unwrap(), None);
-        let (place, data) = assembly
-            .take(0, 2 * PIECE + 100, &chunk(PIECE - 100))
-            .unwrap()
-            .unwrap();
+        assert!(assembly.take(chunk(0, 2 * PIECE, 100)).unwrap().is_none());
+        let rest = chunk(0, 2 * PIECE + 100, PIECE - 100);
+        let (place, data) = assembly.take(rest).unwrap().unwrap();
         assert_eq!((place, data.len() as u64), (0, PIECE));
         assert_eq!(assembly.current(), Some(1));
-        assert_eq!(assembly.take(1, 0, &chunk(PIECE)).unwrap().unwrap().0, 1);
+        assert_eq!(assembly.take(chunk(1, 0, PIECE)).unwrap().unwrap().0, 1);
         assert_eq!(assembly.current(), None);
-        assert_eq!(assembly.take(2, 0, &chunk(1)), Err(Unasked::TooMuch));
+        assert_eq!(assembly.take(chunk(2, 0, 1)).unwrap_err(), Unasked::TooMuch);
     }
 
     #[test]
     fn what_was_not_asked_for_is_refused() {
-        assert_eq!(
-            assembly(&[0]).take(0, 0, &chunk(PIECE + 1)),
-            Err(Unasked::TooMuch)
-        );
-        assert_eq!(assembly(&[0]).take(0, 1, &chunk(1)), Err(Unasked::OutOfOrder));
-        assert_eq!(assembly(&[0]).take(1, 0, &chunk(1)), Err(Unasked::OutOfOrder));
-        assert_eq!(assembly(&[0]).take(0, 0, &chunk(0)), Err(Unasked::Empty));
+        let refused = |part| assembly(&[0]).take(part).unwrap_err();
+        assert_eq!(refused(chunk(0, 0, PIECE + 1)), Unasked::TooMuch);
+        assert_eq!(refused(chunk(0, 1, 1)), Unasked::OutOfOrder);
+        assert_eq!(refused(chunk(1, 0, 1)), Unasked::OutOfOrder);
+        assert_eq!(refused(chunk(0, 0, 0)), Unasked::Empty);
     }
 }

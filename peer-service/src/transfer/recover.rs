@@ -15,6 +15,7 @@ use rand::seq::IteratorRandom as _;
 
 use super::{
     part::{Found, Part},
+    rope::Rope,
     verify::Checks,
 };
 use crate::{bits::Bits, library::Library, offer::Shelf as _};
@@ -118,7 +119,7 @@ pub(crate) fn copy_local(
     Ok(())
 }
 
-fn local_unit(library: &Library, part: &Part, unit: u32) -> Option<Vec<u8>> {
+fn local_unit(library: &Library, part: &Part, unit: u32) -> Option<Rope> {
     let plan = part.plan();
     let mut offers = Vec::new();
     for span in plan.spans(unit) {
@@ -132,5 +133,5 @@ fn local_unit(library: &Library, part: &Part, unit: u32) -> Option<Vec<u8>> {
         file.read_exact_at(bytes, span.offset).ok()?;
         rest = after;
     }
-    Some(data)
+    Some(data.into())
 }

@@ -3,13 +3,18 @@
 //! Invariant: a piece layer is kept only if it folds into its file's id, so whatever passes [`Checks::verify`] belongs to the id
 //! that the transfer is for.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
 use potluck_core::{
     FileId, FileLayout, Root, hash,
-    merkle::{self, FileTree, Hash},
+    merkle::{self, FileTree, Hash, PieceHasher},
     plan::{BUNDLE_SIZE, Plan},
 };
+
+use super::rope::Rope;
 
 /// What the units of a plan are checked against.
 #[derive(Debug)]
@@ -53,33 +58,40 @@ impl Checks {
     }
 
     /// Whether these are the unit's bytes. Hashes all of them: not for the async threads.
-    pub(crate) fn verify(&self, unit: u32, mut data: &[u8]) -> bool {
+    pub(crate) fn verify(&self, unit: u32, data: &Rope) -> bool {
         if data.len() as u64 != self.plan.unit_len(unit) {
             return false;
         }
-        for span in self.plan.spans(unit) {
-            let (bytes, rest) = data.split_at(span.len as usize);
-            data = rest;
-            let planned = &self.plan.files()[span.file];
-            let good = if span.whole {
-                self.verify_whole(span.file, bytes)
-            } else {
-                FileLayout::new(planned.size).is_some_and(|layout| {
-                    let piece = (span.offset / layout.piece_size()) as usize;
-                    let tree = self.trees[span.file].get();
-                    let expected = tree.and_then(|tree| tree.piece_hashes.get(piece));
-                    expected == Some(&merkle::piece_hash(bytes, &layout))
-                })
-            };
-            if !good {
-                return false;
+        let mut at = 0;
+        self.plan.spans(unit).all(|span| {
+            let range = at..at + span.len as usize;
+            at = range.end;
+            match span.whole {
+                true => self.verify_whole(span.file, data, range),
+                false => self.verify_piece(span.file, span.offset, data, range),
             }
-        }
-        true
+        })
     }
 
-    fn verify_whole(&self, file: usize, bytes: &[u8]) -> bool {
-        let tree = hash::hash_bytes(bytes);
+    fn verify_piece(&self, file: usize, offset: u64, data: &Rope, range: Range<usize>) -> bool {
+        let Some(layout) = FileLayout::new(self.plan.files()[file].size) else {
+            return false;
+        };
+        let piece = (offset / layout.piece_size()) as usize;
+        let expected = self.trees[file]
+            .get()
+            .and_then(|tree| tree.piece_hashes.get(piece));
+        let mut hasher = PieceHasher::new(&layout);
+        data.slices(range).for_each(|run| hasher.update(run));
+        expected == Some(&hasher.finish())
+    }
+
+    fn verify_whole(&self, file: usize, data: &Rope, range: Range<usize>) -> bool {
+        let runs: Vec<&[u8]> = data.slices(range).collect();
+        let tree = match runs[..] {
+            [run] => hash::hash_bytes(run),
+            _ => hash::hash_bytes(&runs.concat()),
+        };
         let good = tree.id() == self.plan.files()[file].id;
         if good {
             let _ = self.trees[file].set(tree);
@@ -125,6 +137,10 @@ mod tests {
         (0..len).map(|i| (i * 31 % 251) as u8).collect()
     }
 
+    fn verify(checks: &Checks, unit: u32, data: &[u8]) -> bool {
+        checks.verify(unit, &data.to_vec().into())
+    }
+
     #[test]
     fn pieces_of_a_file_are_checked_one_by_one() {
         let data = bytes(3 * 128 * 1024 + 5);
@@ -133,19 +149,19 @@ mod tests {
         let checks = Checks::new(Arc::clone(&plan));
         assert_eq!(checks.needed(), [0]);
         let first = &data[..128 * 1024];
-        assert!(!checks.verify(0, first), "without the layer nothing passes");
+        assert!(!verify(&checks, 0, &first), "without the layer nothing passes");
         let mut wrong = tree.piece_hashes.clone();
         wrong[1][0] ^= 1;
         assert!(!checks.offer_layer(0, wrong));
         assert!(!checks.offer_layer(0, tree.piece_hashes[1..].to_vec()));
         assert!(checks.offer_layer(0, tree.piece_hashes));
-        assert!(checks.verify(0, first));
-        assert!(checks.verify(3, &data[3 * 128 * 1024..]));
-        assert!(!checks.verify(1, first), "a good piece in the wrong place");
-        assert!(!checks.verify(0, &first[1..]), "too short");
+        assert!(verify(&checks, 0, &first));
+        assert!(verify(&checks, 3, &data[3 * 128 * 1024..]));
+        assert!(!verify(&checks, 1, &first), "a good piece in the wrong place");
+        assert!(!verify(&checks, 0, &first[1..]), "too short");
         let mut flipped = first.to_vec();
         flipped[77_777] ^= 1;
-        assert!(!checks.verify(0, &flipped));
+        assert!(!verify(&checks, 0, &flipped));
     }
 
     #[test]
@@ -154,8 +170,8 @@ mod tests {
         let tree = hash::hash_bytes(&data);
         let checks = Checks::new(Arc::new(Plan::file(tree.id(), tree.size).unwrap()));
         assert!(checks.needed().is_empty());
-        assert!(checks.verify(0, &data));
-        assert!(!checks.verify(0, &data[1..]));
+        assert!(verify(&checks, 0, &data));
+        assert!(!verify(&checks, 0, &data[1..]));
         assert_eq!(checks.tree(0), Some(&tree));
     }
 

@@ -1,0 +1,129 @@
+//! `Download` as a server: a gRPC call by hand, so that chunks go out from where they were read to. All other calls go on to the
+//! generated service.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf as _, Bytes};
+use futures_util::Stream as _;
+use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Limited};
+use potluck_core::{proto::v1, transport::MAX_MESSAGE};
+use prost::Message as _;
+use tonic::{Status, body::Body, codegen::Service, server::NamedService};
+
+use super::{PeerApi, patience::Patient, turns::Outlet};
+
+/// The call's path (gRPC over HTTP/2, "Path").
+const PATH: &str = "/potluck.v1.PeerService/Download";
+
+/// The peer service with its own way for downloads.
+#[derive(Debug, Clone)]
+pub struct WithDownload<S> {
+    api: PeerApi,
+    rest: S,
+}
+
+impl<S> WithDownload<S> {
+    /// Answers downloads of `api`, and leaves everything else to `rest`.
+    pub const fn new(api: PeerApi, rest: S) -> Self {
+        Self { api, rest }
+    }
+}
+
+impl<S: NamedService> NamedService for WithDownload<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+impl<S> Service<Request<Body>> for WithDownload<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.rest.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Answer {
+        if request.uri().path() != PATH {
+            return Box::pin(self.rest.call(request));
+        }
+        let api = self.api.clone();
+        Box::pin(async move { Ok(answer(api, request).await.unwrap_or_else(Status::into_http)) })
+    }
+}
+
+async fn answer(api: PeerApi, request: Request<Body>) -> Result<Response<Body>, Status> {
+    let outlet = request.extensions().get::<Outlet>().cloned();
+    let asked = decode(request.into_body()).await?;
+    let messages = Messages {
+        chunks: Some(api.download(asked, outlet).await?),
+    };
+    let mut response = Response::new(Body::new(messages));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    Ok(response)
+}
+
+/// The one message of a request.
+async fn decode(body: Body) -> Result<v1::DownloadRequest, Status> {
+    let bytes = Limited::new(body, MAX_MESSAGE).collect().await;
+    let mut bytes = bytes.map_err(Status::from_error)?.to_bytes();
+    let malformed = |what: &str| Status::invalid_argument(format!("the request is malformed: {what}"));
+    if bytes.len() < 5 {
+        return Err(malformed("it has no message"));
+    }
+    if bytes.get_u8() != 0 {
+        return Err(Status::unimplemented("compressed requests are not understood"));
+    }
+    if bytes.get_u32() as usize != bytes.len() {
+        return Err(malformed("it is not one message"));
+    }
+    v1::DownloadRequest::decode(bytes).map_err(|error| malformed(&error.to_string()))
+}
+
+/// Messages as they come, and the status that ends them.
+struct Messages {
+    /// `None` once the end was told.
+    chunks: Option<Patient<Bytes>>,
+}
+
+impl http_body::Body for Messages {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Some(chunks) = &mut self.chunks else {
+            return Poll::Ready(None);
+        };
+        let status = match ready!(Pin::new(chunks).poll_next(context)) {
+            Some(Ok(bytes)) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
+            Some(Err(status)) => status,
+            None => Status::ok(""),
+        };
+        self.chunks = None;
+        Poll::Ready(Some(trailers(&status).map(Frame::trailers)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.chunks.is_none()
+    }
+}
+
+fn trailers(status: &Status) -> Result<HeaderMap, Status> {
+    let mut trailers = HeaderMap::new();
+    status.add_header(&mut trailers)?;
+    Ok(trailers)
+}
