@@ -28,6 +28,12 @@ pub const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 /// Receive window of one connection, in bytes: at least four streams at full window.
 pub const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
 
+/// The same of both for bulk data over a long path, at most: what a peer can send that was not asked for, before it is noticed.
+pub const MAX_BULK_WINDOW: u32 = 16 * 1024 * 1024;
+
+/// Bytes a second that a window for bulk data allows: twice 1 Gbit/s, as the window is renewed by halves.
+const BULK_RATE: f64 = 2.0 * 125_000_000.0;
+
 /// Largest HTTP/2 frame a receiver takes, in bytes: more than 256 KiB of data with their headers. The default of 16 KiB makes that
 /// into dozens of frames.
 pub const MAX_FRAME: u32 = 512 * 1024;
@@ -163,9 +169,25 @@ impl Endpoint {
 
     /// A channel that connects when it is first used, and again after a failure.
     pub fn lazy(&self) -> Channel {
+        self.lazy_with(|endpoint| endpoint)
+    }
+
+    /// The same for bulk data of one server, over a path with this round trip: with windows that let a stream fill a link of some
+    /// Gbit/s, at most [`MAX_BULK_WINDOW`].
+    pub fn lazy_for_bulk(&self, round_trip: Duration) -> Channel {
+        let window = (round_trip.as_secs_f64() * BULK_RATE) as u32;
+        let window = window.clamp(STREAM_WINDOW, MAX_BULK_WINDOW);
+        self.lazy_with(|endpoint| {
+            endpoint
+                .initial_stream_window_size(window)
+                .initial_connection_window_size(window)
+        })
+    }
+
+    fn lazy_with(&self, set: impl Fn(tonic::transport::Endpoint) -> tonic::transport::Endpoint) -> Channel {
         match self {
-            Self::Http(uri) => configure(Channel::builder(uri.clone())).connect_lazy(),
-            Self::Unix(path) => unix_builder().connect_with_connector_lazy(unix_connector(path.clone())),
+            Self::Http(uri) => set(configure(Channel::builder(uri.clone()))).connect_lazy(),
+            Self::Unix(path) => set(unix_builder()).connect_with_connector_lazy(unix_connector(path.clone())),
         }
     }
 

@@ -14,6 +14,7 @@ use std::{
 
 use common::*;
 use potluck_core::proto::v1;
+use rustix::fs::FallocateFlags;
 use tonic::Streaming;
 
 const MIB: usize = 1024 * 1024;
@@ -216,11 +217,14 @@ async fn a_resume_state_without_room_is_written_later_although_nothing_more_come
     let world = World { dir, seed, peer };
     let mut events = world.begin(id, &target, 2_000_000).await;
     until("it begins", &mut events, |transfer| transfer.units_done > 1).await;
+    // What the peer does on a disk by itself, and not in memory.
+    let part = File::options().write(true).open(disk.path("out.part")).unwrap();
+    rustix::fs::fallocate(&part, FallocateFlags::empty(), 0, data.len() as u64).unwrap();
     let filler = disk.fill();
     let state = disk.path("out.part.state");
     let before = std::fs::read(&state).unwrap();
     let now = until("it is seen", &mut events, |_| true).await.units_done;
-    // The room for the data was taken at the start: only the state has none.
+    // There is room for the data: only the state has none.
     until("it goes on", &mut events, |transfer| {
         transfer.units_done > now + 8
     })

@@ -186,7 +186,11 @@ impl Service<http::Request<Body>> for Bare {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let bare = self.clone();
-        Box::pin(async move { Ok(server::Grpc::new(ServerCodec).server_streaming(bare, request).await) })
+        Box::pin(async move {
+            Ok(server::Grpc::new(ServerCodec)
+                .server_streaming(bare, request)
+                .await)
+        })
     }
 }
 
@@ -256,7 +260,13 @@ async fn fetch(out: PathBuf, sources: Vec<SocketAddr>, hash: bool) -> Result<()>
     let head = read(&channels[0], (0, 0)).await?;
     let size = head.metadata().get("size").context("the source tells no size")?;
     let size: u64 = size.to_str()?.parse()?;
-    let file = Arc::new(OpenOptions::new().create(true).truncate(true).write(true).open(out)?);
+    let file = Arc::new(
+        OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .open(out)?,
+    );
     file.set_len(size)?;
     let next = Arc::new(AtomicU64::new(0));
     let mut streams = JoinSet::new();

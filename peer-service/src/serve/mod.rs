@@ -30,7 +30,7 @@ use crate::{
     offer::{Offer, Shelf},
 };
 use buffers::Buffers;
-use patience::Patient;
+use patience::{Patient, Watched};
 
 mod answer;
 mod availability;
@@ -55,6 +55,9 @@ const MAX_HASH_STREAMS: usize = 128;
 
 /// When a caller that is turned away should come again: about what a slot takes to be free.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
+
+/// How long a receiver may leave a message lying while others find no slot.
+const UNREAD: Duration = Duration::from_secs(2);
 
 /// Hashes in one message: 64 KiB, as the contract has it.
 const HASHES_PER_MESSAGE: usize = 2048;
@@ -81,6 +84,7 @@ struct Inner {
     watchers: Arc<Semaphore>,
     hash_streams: Arc<Semaphore>,
     buffers: Buffers,
+    downloads: Watched<Bytes>,
 }
 
 impl PeerApi {
@@ -100,6 +104,7 @@ impl PeerApi {
                 watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
                 hash_streams: Arc::new(Semaphore::new(MAX_HASH_STREAMS)),
                 buffers: Buffers::default(),
+                downloads: Watched::default(),
             }),
         }
     }
@@ -111,9 +116,17 @@ impl PeerApi {
         outlet: Option<Outlet>,
     ) -> Result<Patient<Bytes>, Problem> {
         let spans = download::parse(request)?;
-        let slot = self.inner.limits.try_upload().ok_or_else(|| busy("downloads"))?;
-        let chunks = download::stream(self.inner.clone(), spans, slot, outlet).await?;
-        Ok(Patient::new(chunks))
+        let limits = &self.inner.limits;
+        let slot = match limits.try_upload() {
+            // Whoever does not read makes room for whoever may.
+            None if self.inner.downloads.let_go_of_one(UNREAD) => limits.try_upload(),
+            slot => slot,
+        };
+        let slot = slot.ok_or_else(|| busy("downloads"))?;
+        let chunks = download::stream(self.inner.clone(), spans, slot, outlet.clone()).await?;
+        let download = Patient::through(outlet, chunks);
+        self.inner.downloads.add(&download);
+        Ok(download)
     }
 }
 

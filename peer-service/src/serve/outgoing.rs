@@ -1,4 +1,4 @@
-//! A connection that tells how many bytes the system took from it.
+//! A connection that tells how many bytes the system took from it, and that can be cut.
 
 use std::{
     io::{self, IoSlice},
@@ -7,6 +7,7 @@ use std::{
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::transport::server::Connected;
 
 use super::turns::Outlet;
@@ -16,12 +17,17 @@ use super::turns::Outlet;
 pub struct Outgoing<S> {
     stream: S,
     outlet: Outlet,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl<S> Outgoing<S> {
     /// A connection with its outlet.
-    pub const fn new(stream: S, outlet: Outlet) -> Self {
-        Self { stream, outlet }
+    pub fn new(stream: S, outlet: Outlet) -> Self {
+        Self {
+            stream,
+            cut: Box::pin(outlet.is_cut()),
+            outlet,
+        }
     }
 }
 
@@ -39,6 +45,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Outgoing<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // A connection always waits for what comes in: here it learns at once that it is to end.
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }

@@ -20,6 +20,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// Chunks sent at once: one would leave the link idle whenever its receiver's own is busy; in a crowd of sixteen, four do not.
 const PLACES: usize = 4;
@@ -136,6 +137,7 @@ impl Turns {
         Outlet(Arc::new(Way {
             turns: self.clone(),
             number,
+            cut: CancellationToken::new(),
         }))
     }
 
@@ -168,6 +170,7 @@ pub struct Outlet(Arc<Way>);
 struct Way {
     turns: Turns,
     number: u64,
+    cut: CancellationToken,
 }
 
 impl Drop for Way {
@@ -205,6 +208,16 @@ impl Outlet {
     /// What is left of this stream will not be sent.
     pub(super) fn forget(&self, stream: u64) {
         self.with(|queue| queue.chunks.retain(|chunk| chunk.stream != stream));
+    }
+
+    /// Ends the connection: somebody does not read what it was sent.
+    pub(super) fn cut(&self) {
+        self.0.cut.cancel();
+    }
+
+    /// Resolves once the connection is to end.
+    pub(super) fn is_cut(&self) -> WaitForCancellationFutureOwned {
+        self.0.cut.clone().cancelled_owned()
     }
 
     /// So many bytes were taken from the connection.

@@ -10,8 +10,9 @@ pub const MAX_IN_FLIGHT_BYTES: u64 = 64 << 20;
 /// Most requests for one unit at once, those to stalled peers included.
 pub const MAX_RACERS: usize = 3;
 
-/// The same for one peer: enough for 1 Gbit/s over 60 ms, and no single peer can take the whole budget.
-pub const MAX_PEER_BYTES: u64 = 8 << 20;
+/// The same for one peer: enough for 1 Gbit/s over 60 ms twice over, as what is on its way and what waits for that to arrive, and no
+/// single peer can take the whole budget.
+pub const MAX_PEER_BYTES: u64 = 16 << 20;
 
 /// Requests at once to one peer, whatever their size: each is a stream or part of one at the other end.
 pub const MAX_PEER_REQUESTS: u32 = 64;

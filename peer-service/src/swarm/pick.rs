@@ -49,7 +49,9 @@ impl Swarm {
 
     fn ask(&mut self, key: PeerKey, now: Time) {
         let crowd = self.crowd();
-        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
         if !peer.has_room(&self.config, crowd, self.longest) {
             return;
         }

@@ -11,6 +11,7 @@ use potluck_core::{
     proto::v1::{self, peer_service_client::PeerServiceClient},
     transport::{Endpoint, MAX_MESSAGE},
 };
+use tokio::time::Instant;
 use tonic::{Status, Streaming, transport::Channel};
 
 use super::chunks::{self, Chunks};
@@ -66,8 +67,10 @@ impl Link {
     /// [`Reason::Unreachable`], [`Reason::InvalidAddress`].
     pub(crate) async fn open(address: &Address) -> Result<Self, Problem> {
         let endpoint: Endpoint = address.to_string().parse()?;
+        let begun = Instant::now();
         let control = client(endpoint.connect().await?);
-        let data = endpoint.lazy();
+        // Twice the round trip as a rule: once for the connection, once for the first answer.
+        let data = endpoint.lazy_for_bulk(begun.elapsed());
         Ok(Self {
             endpoint,
             control,
