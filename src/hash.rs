@@ -120,10 +120,7 @@ pub fn hash_bytes(bytes: &[u8]) -> FileTree {
     let layout = FileLayout::new(bytes.len() as u64).expect("memory is smaller than the largest file");
     let mut pieces = Vec::new();
     if layout.piece_count() > 1 {
-        pieces = bytes
-            .chunks(layout.piece_size() as usize)
-            .map(|piece| merkle::piece_hash(piece, &layout))
-            .collect();
+        pieces = merkle::piece_hashes(bytes, &layout);
     }
     let root = merkle::fold(&pieces, &layout).unwrap_or_else(|| merkle::root_of(bytes));
     FileTree {
@@ -170,11 +167,20 @@ impl Work<'_> {
     fn run(&self) -> io::Result<Vec<(PieceIndex, Hash)>> {
         let mut done = Vec::new();
         let mut buffer = vec![0; READ_SIZE];
-        while !self.failed.load(Ordering::Relaxed)
-            && let Some(piece) = self.layout.piece(self.next.fetch_add(1, Ordering::Relaxed))
-        {
-            match self.piece(piece, &mut buffer) {
-                Ok(hash) => done.push((piece, hash)),
+        // Several where they are small: their leaves are hashed together.
+        let at_once = (READ_SIZE as u64 / self.layout.piece_size()).max(1) as u32;
+        while !self.failed.load(Ordering::Relaxed) {
+            let first = self.next.fetch_add(at_once, Ordering::Relaxed);
+            let pieces: Vec<PieceIndex> = (first..first.saturating_add(at_once))
+                .map_while(|piece| self.layout.piece(piece))
+                .collect();
+            let hashes = match pieces[..] {
+                [] => break,
+                [piece] => self.piece(piece, &mut buffer).map(|hash| vec![hash]),
+                [first, .., last] => self.pieces(first, last, &mut buffer),
+            };
+            match hashes {
+                Ok(hashes) => done.extend(pieces.into_iter().zip(hashes)),
                 Err(error) => {
                     self.failed.store(true, Ordering::Relaxed);
                     return Err(error);
@@ -184,6 +190,15 @@ impl Work<'_> {
         Ok(done)
     }
 
+    /// Pieces that fit the buffer together.
+    fn pieces(&self, first: PieceIndex, last: PieceIndex, buffer: &mut [u8]) -> io::Result<Vec<Hash>> {
+        let range = self.layout.range(first).start..self.layout.range(last).end;
+        let bytes = &mut buffer[..(range.end - range.start) as usize];
+        (self.read)(bytes, range.start)?;
+        Ok(merkle::piece_hashes(bytes, self.layout))
+    }
+
+    /// A piece that may be larger than the buffer.
     fn piece(&self, piece: PieceIndex, buffer: &mut [u8]) -> io::Result<Hash> {
         let range = self.layout.range(piece);
         let mut hasher = merkle::PieceHasher::new(self.layout);

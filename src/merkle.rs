@@ -143,6 +143,16 @@ pub fn piece_hash(data: &[u8], layout: &FileLayout) -> Hash {
     fold_piece(leaves(data), layout)
 }
 
+/// As [`piece_hash`], of several pieces one after the other, of which the last may be short: leaves are hashed together where a piece
+/// has few of them.
+pub fn piece_hashes(data: &[u8], layout: &FileLayout) -> Vec<Hash> {
+    let per_piece = layout.piece_size() as usize / LEAF_SIZE;
+    leaves(data)
+        .chunks(per_piece)
+        .map(|leaves| fold_piece(leaves.to_vec(), layout))
+        .collect()
+}
+
 fn fold_piece(leaves: Vec<Hash>, layout: &FileLayout) -> Hash {
     let width = (layout.piece_size() as usize / LEAF_SIZE).max(leaves.len().next_power_of_two());
     fold_nodes(leaves, ZERO_LEAF, width)

@@ -17,7 +17,7 @@ use futures_util::StreamExt as _;
 use potluck_core::{
     PeerId, Problem, Reason,
     index_client::{Address, IndexClient},
-    proto::v1::{control_service_server::ControlServiceServer, peer_service_server::PeerServiceServer},
+    proto::v1::control_service_server::ControlServiceServer,
     transport::{self, Accept, Endpoint, Health, connections, with_health_and_reflection},
 };
 use tokio::{
@@ -39,7 +39,7 @@ use crate::{
     options::{Config, Options},
     problem::cannot_listen,
     registrar::Registrar,
-    serve::{Counters, Outgoing, PeerApi, Turns, WithDownload},
+    serve::{Counters, Outgoing, PeerApi, Turns},
     store::Store,
     transfer::{
         budget::Budget,
@@ -180,11 +180,9 @@ pub async fn start(
     let stop_accepting = CancellationToken::new();
     let cut = CancellationToken::new();
     let servers = TaskTracker::new();
-    let calls = PeerServiceServer::new(api.clone())
-        .max_decoding_message_size(transport::MAX_MESSAGE)
-        .max_encoding_message_size(transport::MAX_MESSAGE);
-    let service = WithDownload::new(api, calls);
-    let (health, routes) = with_health_and_reflection(service).await.map_err(defect)?;
+    let (health, routes) = with_health_and_reflection(api.into_service())
+        .await
+        .map_err(defect)?;
     let turns = Turns::new();
     let open_port = transport::server()
         .max_concurrent_streams(MAX_STREAMS)

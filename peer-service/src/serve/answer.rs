@@ -30,7 +30,7 @@ pub struct WithDownload<S> {
 
 impl<S> WithDownload<S> {
     /// Answers downloads of `api`, and leaves everything else to `rest`.
-    pub const fn new(api: PeerApi, rest: S) -> Self {
+    pub(super) const fn new(api: PeerApi, rest: S) -> Self {
         Self { api, rest }
     }
 }

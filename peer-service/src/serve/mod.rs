@@ -21,7 +21,13 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use potluck_core::{FileId, PeerId, Problem, Reason, merkle::Hash, proto::v1, wire};
+use potluck_core::{
+    FileId, PeerId, Problem, Reason,
+    merkle::Hash,
+    proto::v1::{self, peer_service_server::PeerServiceServer},
+    transport::MAX_MESSAGE,
+    wire,
+};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
@@ -107,6 +113,14 @@ impl PeerApi {
                 downloads: Watched::default(),
             }),
         }
+    }
+
+    /// What a server serves: all calls of `PeerService`.
+    pub fn into_service(self) -> WithDownload<PeerServiceServer<Self>> {
+        let rest = PeerServiceServer::new(self.clone())
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        WithDownload::new(self, rest)
     }
 
     /// Answers a `Download` with its messages, as they go out through this connection.

@@ -101,7 +101,9 @@ impl Run {
             .await;
         });
         let ended = self.fetch(&reporter, sources, &local).await;
-        self.live.send_replace(None);
+        if !matches!(ended, Ok(true)) {
+            self.live.send_replace(None);
+        }
         match ended {
             Ok(true) => Ended::Done,
             Ok(false) => Ended::Stopped,
@@ -135,7 +137,7 @@ impl Run {
             return finished;
         }
         reporter.state(State::Finishing, None);
-        let placed = self.place(&live, &prepared, reporter).await;
+        let placed = self.place(&live, prepared, reporter).await;
         if !matches!(placed, Ok(true)) {
             self.leave(&live, have).await;
         }

@@ -31,6 +31,8 @@ pub(crate) struct Tree {
     dir: Dir,
     manifest: Arc<Manifest>,
     plan: Arc<Plan>,
+    /// Whether the folder was made just now: whatever is in it was written here, and no longer than it should be.
+    made: bool,
     /// Handles of large files by their place in the plan.
     open: Mutex<LruCache<usize, Arc<File>>>,
 }
@@ -38,10 +40,10 @@ pub(crate) struct Tree {
 impl Tree {
     /// Opens the folder at `path`, made if it is not there, and makes the folders inside it.
     pub(crate) fn open(path: &Path, manifest: Arc<Manifest>, plan: Arc<Plan>) -> io::Result<Self> {
-        match std::fs::create_dir(path) {
+        let made = match std::fs::create_dir(path) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
+            made => made.is_ok(),
+        };
         // A handle that can be locked and flushed, which the one that cap-std opens by itself cannot.
         let handle = File::options()
             .read(true)
@@ -51,6 +53,7 @@ impl Tree {
             dir: Dir::from_std_file(handle),
             manifest,
             plan,
+            made,
             open: Mutex::new(LruCache::new(OPEN_FILES)),
         };
         for folder in tree.folders() {
@@ -118,6 +121,9 @@ impl Tree {
     pub(crate) fn complete(&self) -> io::Result<()> {
         self.handles().clear();
         for (index, planned) in self.plan.files().iter().enumerate() {
+            if self.made && planned.size > 0 && planned.entries.len() == 1 {
+                continue;
+            }
             let first = self.file(index)?;
             if first.metadata()?.len() != planned.size {
                 first.set_len(planned.size)?;

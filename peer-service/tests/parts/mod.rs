@@ -9,7 +9,7 @@ use std::{
 
 use potluck_core::{
     FileId, Problem,
-    proto::v1::{self, peer_service_client::PeerServiceClient, peer_service_server::PeerServiceServer},
+    proto::v1::{self, peer_service_client::PeerServiceClient},
     transport,
 };
 use potluck_peer::{
@@ -134,7 +134,7 @@ impl Peer {
 pub(crate) async fn serve(api: PeerApi, shutdown: CancellationToken) -> PeerServiceClient<Channel> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let server = transport::server().add_service(PeerServiceServer::new(api));
+    let server = transport::server().add_service(api.into_service());
     tokio::spawn(
         server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.cancelled_owned()),
     );

@@ -1,23 +1,35 @@
 //! How a run ends when all units are there: under its name, and shared.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use potluck_core::{Problem, Reason, hash, merkle::FileTree};
+use potluck_core::{Problem, Reason, Sha256, hash, merkle::FileTree};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{
-        context::blocking, driver::DISK_RETRY, existing, live::Live, place, prepare::Collection,
-        report::Reporter, target, view::State,
+        context::{Context, blocking},
+        driver::DISK_RETRY,
+        existing,
+        live::Live,
+        place,
+        prepare::Collection,
+        report::Reporter,
+        target,
+        view::State,
     },
     Prepared, Run,
 };
+use crate::library::Item;
+
+/// How long a transfer that is done waits until it is shared: for all but huge collections, whose files are counted in the background.
+const SHARED_WITHIN: Duration = Duration::from_millis(250);
 
 impl Run {
     /// Gives it its name and shares it.
     pub(super) async fn place(
         &self,
         live: &Arc<Live>,
-        prepared: &Prepared,
+        prepared: Prepared,
         reporter: &Reporter,
     ) -> Result<bool, Problem> {
         loop {
@@ -34,55 +46,71 @@ impl Run {
                 Err(problem) => return Err(problem),
             }
         }
-        self.adopt(live, prepared).await;
+        let adoption = Adoption {
+            context: Arc::clone(&self.context),
+            live: Arc::clone(live),
+            sha256: self.spec.sha256,
+            collection: prepared.collection,
+            stop: self.stop.clone(),
+        };
+        // Served from the transfer until the library has it.
+        let shelf = self.live.clone();
+        let adopted = self.context.tracker.spawn(async move {
+            adoption.run().await;
+            shelf.send_replace(None);
+        });
+        // It goes on if this takes longer.
+        let _ = tokio::time::timeout(SHARED_WITHIN, adopted).await;
         Ok(true)
     }
+}
 
-    /// Hands a finished download to the library. It is done whether or not this works.
-    async fn adopt(&self, live: &Arc<Live>, prepared: &Prepared) {
-        let path = live.part.target().path.clone();
-        let adopted = match &prepared.collection {
-            None => {
-                let tree = match live.checks.tree(0) {
-                    Some(tree) => tree.clone(),
-                    None => match self.tree_of_small(live).await {
-                        Some(tree) => tree,
-                        None => return,
-                    },
-                };
-                self.context
-                    .library
-                    .adopt_file(path.clone(), tree, self.spec.sha256)
-                    .await
-            }
-            Some(collection) => self.adopt_collection(live, collection, path.clone()).await,
+/// A finished download on its way into the library.
+struct Adoption {
+    context: Arc<Context>,
+    live: Arc<Live>,
+    sha256: Option<Sha256>,
+    collection: Option<Collection>,
+    stop: CancellationToken,
+}
+
+impl Adoption {
+    /// The download is done whether or not this works.
+    async fn run(&self) {
+        let path = self.live.part.target().path.clone();
+        let adopted = match &self.collection {
+            None => self.file(path.clone()).await,
+            Some(collection) => self.folder(collection, path.clone()).await,
         };
         if let Err(problem) = adopted {
             tracing::warn!(path = %path.display(), %problem, "fetched and verified, and could not be shared");
-            self.context.holdings.remove(&[self.spec.id]);
+            self.context.holdings.remove(&[self.live.record.id]);
         }
     }
 
-    /// The tree of a file of one piece that an earlier run fetched.
-    async fn tree_of_small(&self, live: &Arc<Live>) -> Option<FileTree> {
-        let part = Arc::clone(&live.part);
-        blocking(move || {
-            let file = part.file(0).ok()?;
-            hash::hash_file(&file, part.plan().total(), 1, &hash::to_the_end).ok()
-        })
-        .await
-        .ok()?
+    async fn file(&self, path: PathBuf) -> Result<Item, Problem> {
+        let tree = match self.live.checks.tree(0) {
+            Some(tree) => tree.clone(),
+            None => self.tree_of_small().await?,
+        };
+        self.context.library.adopt_file(path, tree, self.sha256).await
     }
 
-    async fn adopt_collection(
-        &self,
-        live: &Arc<Live>,
-        collection: &Collection,
-        path: PathBuf,
-    ) -> Result<crate::library::Item, Problem> {
+    /// The tree of a file of one piece that an earlier run fetched.
+    async fn tree_of_small(&self) -> Result<FileTree, Problem> {
+        let part = Arc::clone(&self.live.part);
+        let hashed = blocking(move || {
+            let file = part.file(0)?;
+            hash::hash_file(&file, part.plan().total(), 1, &hash::to_the_end)
+        });
+        let path = &self.live.part.target().path;
+        hashed.await?.map_err(|error| target::problem(path, &error))
+    }
+
+    async fn folder(&self, collection: &Collection, path: PathBuf) -> Result<Item, Problem> {
         let (checks, plan, root) = (
-            Arc::clone(&live.checks),
-            Arc::clone(live.part.plan()),
+            Arc::clone(&self.live.checks),
+            Arc::clone(self.live.part.plan()),
             path.clone(),
         );
         let manifest = Arc::clone(&collection.manifest);
