@@ -1,0 +1,60 @@
+//! A chunk's way off the wire: the decoder that leaves bytes where they are beside the generated codec.
+
+use std::hint::black_box;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use potluck_core::{
+    chunk::{Decoder, Header},
+    proto::v1::DownloadResponse,
+};
+use prost::Message as _;
+
+const DATA: usize = 256 * 1024;
+
+fn decode(c: &mut Criterion) {
+    let header = Header::new(3, 1 << 30, DATA as u32);
+    let frame = Bytes::from([header.as_bytes(), &vec![7; DATA]].concat());
+    let mut group = c.benchmark_group("decode 256 KiB");
+    group.throughput(Throughput::Bytes(DATA as u64));
+    group.bench_function("where it lies", |b| {
+        let mut decoder = Decoder::default();
+        b.iter(|| {
+            decoder.push(black_box(frame.clone()));
+            decoder.next()
+        });
+    });
+    group.bench_function("generated", |b| {
+        b.iter(|| {
+            // What a gRPC library does: frames are gathered in a buffer, and a message is taken from that.
+            let mut buffer = BytesMut::with_capacity(frame.len());
+            buffer.extend_from_slice(black_box(&frame));
+            buffer.advance(5);
+            DownloadResponse::decode(buffer.freeze())
+        });
+    });
+    group.finish();
+}
+
+fn encode(c: &mut Criterion) {
+    let data = Bytes::from(vec![7; DATA]);
+    let mut group = c.benchmark_group("encode 256 KiB");
+    group.throughput(Throughput::Bytes(DATA as u64));
+    group.bench_function("header", |b| {
+        b.iter(|| Header::new(black_box(3), black_box(1 << 30), DATA as u32));
+    });
+    group.bench_function("generated", |b| {
+        b.iter(|| {
+            let message = DownloadResponse {
+                span: 3,
+                offset: 1 << 30,
+                data: black_box(data.clone()),
+            };
+            message.encode_to_vec()
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, decode, encode);
+criterion_main!(benches);
