@@ -1,0 +1,6 @@
+"""All cases, by name."""
+
+from ..case import Case
+from . import files
+
+CASES: dict[str, Case] = {case.name: case for case in (*files.CASES,)}

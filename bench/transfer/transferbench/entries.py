@@ -1,0 +1,42 @@
+"""Who takes part in a case, as the options say."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from common.unavailable import Unavailable
+
+from .case import Entry
+from .systems import SYSTEMS
+from .transfer import TransferEntry
+
+
+def potlucks(options: argparse.Namespace) -> list[dict[str, str]]:
+    """The options of each build of Potluck that takes part."""
+    return options.potluck or [{}]
+
+
+def transfers(names: tuple[str, ...]) -> Callable[[argparse.Namespace], list[Entry]]:
+    """These systems, in this order, each build of Potluck for itself."""
+
+    def entries(options: argparse.Namespace) -> list[Entry]:
+        found: list[Entry] = []
+        for name in names:
+            if name not in SYSTEMS or not wanted(options, name):
+                continue
+            system = SYSTEMS[name]
+            for settings in potlucks(options) if name == "potluck" else [options.settings.get(name, {})]:
+                try:
+                    label = "-".join(filter(None, [name, settings.get("label")]))
+                    found.append(TransferEntry(lambda system=system, settings=settings: system(settings), label, system.version(settings)))
+                except Unavailable as error:
+                    print(f"{name} is left out: {error}", file=sys.stderr)
+        return found
+
+    return entries
+
+
+def wanted(options: argparse.Namespace, name: str) -> bool:
+    return not options.systems or name in options.systems
