@@ -10,6 +10,7 @@ from common.unavailable import Unavailable
 
 from .case import Entry
 from .systems import SYSTEMS
+from .systems.potluck import Potluck
 from .transfer import TransferEntry
 
 
@@ -29,8 +30,8 @@ def transfers(names: tuple[str, ...]) -> Callable[[argparse.Namespace], list[Ent
             system = SYSTEMS[name]
             for settings in potlucks(options) if name == "potluck" else [options.settings.get(name, {})]:
                 try:
-                    label = "-".join(filter(None, [name, settings.get("label")]))
-                    found.append(TransferEntry(lambda system=system, settings=settings: system(settings), label, system.version(settings)))
+                    called = label(settings) if name == "potluck" else name
+                    found.append(TransferEntry(lambda system=system, settings=settings: system(settings), called, system.version(settings)))
                 except Unavailable as error:
                     print(f"{name} is left out: {error}", file=sys.stderr)
         return found
@@ -40,3 +41,24 @@ def transfers(names: tuple[str, ...]) -> Callable[[argparse.Namespace], list[Ent
 
 def wanted(options: argparse.Namespace, name: str) -> bool:
     return not options.systems or name in options.systems
+
+
+def of_potluck(entry: Callable[[dict[str, str], str, str], Entry]) -> Callable[[argparse.Namespace], list[Entry]]:
+    """An entry for each build of Potluck; made of its options, its name and its version."""
+
+    def entries(options: argparse.Namespace) -> list[Entry]:
+        found: list[Entry] = []
+        if wanted(options, Potluck.name):
+            for settings in potlucks(options):
+                try:
+                    found.append(entry(settings, label(settings), Potluck.version(settings)))
+                except Unavailable as error:
+                    print(f"{label(settings)} is left out: {error}", file=sys.stderr)
+        return found
+
+    return entries
+
+
+def label(settings: dict[str, str]) -> str:
+    """What a build of Potluck is called."""
+    return "-".join(filter(None, [Potluck.name, settings.get("label")]))

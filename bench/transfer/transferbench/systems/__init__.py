@@ -1,10 +1,15 @@
 """The programs compared. Each is a subclass of `System`; adding one means adding it to `SYSTEMS`."""
 
+from .aria2 import Aria2
+from .bare import Bare
 from .base import System
 from .curl import Curl, CurlOpenssl
+from .iperf3 import Iperf3
 from .libtorrent import Libtorrent
 from .potluck import Potluck
 
-SYSTEMS: dict[str, type[System]] = {system.name: system for system in (Potluck, Libtorrent, CurlOpenssl, Curl)}
+SYSTEMS: dict[str, type[System]] = {
+    system.name: system for system in (Potluck, Libtorrent, Aria2, CurlOpenssl, Bare, Curl, Iperf3)
+}
 
 __all__ = ["SYSTEMS", "System"]

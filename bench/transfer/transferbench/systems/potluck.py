@@ -24,7 +24,6 @@ class Potluck(System):
     def __init__(self, options: dict[str, str]):
         super().__init__(options)
         self.bin = potluck.binaries(options)
-        self.label = "-".join([self.name, *filter(None, [options.get("label")])])
         self.index = ""
         self.id = ""
         self._gets: list[Child] = []
@@ -39,7 +38,7 @@ class Potluck(System):
         self.id = potluck.ask(self.bin, "id", str(transfer.payload.path))["id"]
         for number in range(shape.sources):
             # The home is kept: the file is hashed once, not in every round.
-            home = transfer.bench.kept(f"{self.label}-s{number}")
+            home = transfer.bench.kept(f"{self.name}-{self.options.get('label', '')}-s{number}")
             self.start_peer(transfer, "source", home, "--share", str(transfer.payload.path), behind_link=True)
         sinks = [transfer.folder / f"p{number}" for number in range(shape.sinks)]
         for home in sinks:
