@@ -50,6 +50,11 @@ class Bench:
             self._payloads[key] = payload
         return self._payloads[key]
 
+    @property
+    def payloads(self) -> list[Payload]:
+        """The files there are."""
+        return list(self._payloads.values())
+
     def forget(self) -> None:
         """Removes what a variant needed."""
         for payload in self._payloads.values():

@@ -1,6 +1,6 @@
 """All cases, by name."""
 
 from ..case import Case
-from . import files, small
+from . import delay, files, small
 
-CASES: dict[str, Case] = {case.name: case for case in (*files.CASES, *small.CASES)}
+CASES: dict[str, Case] = {case.name: case for case in (*files.CASES, *delay.CASES, *small.CASES)}

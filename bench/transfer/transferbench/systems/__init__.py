@@ -7,9 +7,10 @@ from .curl import Curl, CurlOpenssl
 from .iperf3 import Iperf3
 from .libtorrent import Libtorrent
 from .potluck import Potluck
+from .rqbit import Rqbit
 
 SYSTEMS: dict[str, type[System]] = {
-    system.name: system for system in (Potluck, Libtorrent, Aria2, CurlOpenssl, Bare, Curl, Iperf3)
+    system.name: system for system in (Potluck, Libtorrent, Rqbit, Aria2, CurlOpenssl, Bare, Curl, Iperf3)
 }
 
 __all__ = ["SYSTEMS", "System"]
