@@ -42,8 +42,8 @@ def when_listening(gate: Gate) -> Callable[[str, Child], None]:
 
 
 def ask(folder: Path, *args: str) -> dict:
-    """What a command says, as its last object."""
-    result = subprocess.run([str(folder / "potluck"), "--json", *args], capture_output=True, text=True, check=False)
+    """What a command says with `--json`, as its last object."""
+    result = subprocess.run([str(folder / "potluck"), *args, "--json"], capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise TrialError(f"potluck {' '.join(args)}: {result.stderr.strip()}")
     return json.loads(result.stdout.splitlines()[-1])

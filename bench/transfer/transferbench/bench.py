@@ -20,10 +20,12 @@ from common.processes import TrialError
 
 @dataclass(frozen=True)
 class Payload:
-    """A file of random bytes to be moved."""
+    """A file of random bytes to be moved, or a folder of such."""
 
     path: Path
     size: int
+    count: int = 1
+    """How many files."""
 
     @cached_property
     def sha256(self) -> str:
@@ -48,6 +50,16 @@ class Bench:
             payload.path.parent.mkdir(parents=True, exist_ok=True)
             write_random(payload.path, size)
             self._payloads[key] = payload
+        return self._payloads[key]
+
+    def tree(self, count: int, each: int) -> Payload:
+        """A folder with so many files of so many bytes, a thousand in each folder below."""
+        key = (self.scratch, count * each)
+        if key not in self._payloads:
+            folder = self.scratch / f"payload-{count}x{each}" / "shared"
+            folder.mkdir(parents=True)
+            write_tree(folder, count, each)
+            self._payloads[key] = Payload(folder, count * each, count)
         return self._payloads[key]
 
     @property
@@ -96,7 +108,28 @@ def write_random(path: Path, size: int) -> None:
         zeros.wait()
 
 
+def write_tree(folder: Path, count: int, each: int) -> None:
+    """Cut from one run of random bytes."""
+    whole = folder / "whole"
+    write_random(whole, count * each)
+    with whole.open("rb") as source:
+        for number in range(count):
+            path = folder / f"{number // 1000:03}" / f"file-{number:06}.bin"
+            path.parent.mkdir(exist_ok=True)
+            with path.open("wb") as out:
+                left = each
+                while left:
+                    left -= out.write(source.read(min(left, 1 << 24)))
+    whole.unlink()
+
+
 def sha256(path: Path) -> str:
+    """Of a file's bytes, or of all names and bytes below a folder."""
+    if path.is_dir():
+        whole = hashlib.sha256()
+        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+            whole.update(f"{file.relative_to(path)} {sha256(file)}\n".encode())
+        return whole.hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -113,12 +146,12 @@ def wait_for_port(port: int, timeout: float = 20.0) -> None:
     wait_until(lambda: _answers(port), timeout, f"nobody listens on port {port}")
 
 
-def wait_until(true, timeout: float, otherwise: str) -> None:
+def wait_until(true, timeout: float, otherwise: str, interval: float = 0.02) -> None:
     deadline = time.monotonic() + timeout
     while not true():
         if time.monotonic() > deadline:
             raise TrialError(f"{otherwise} after {timeout:.0f} s")
-        time.sleep(0.02)
+        time.sleep(interval)
 
 
 def _answers(port: int) -> bool:

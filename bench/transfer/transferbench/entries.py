@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from common.unavailable import Unavailable
 
@@ -29,14 +30,21 @@ def transfers(names: tuple[str, ...]) -> Callable[[argparse.Namespace], list[Ent
                 continue
             system = SYSTEMS[name]
             for settings in potlucks(options) if name == "potluck" else [options.settings.get(name, {})]:
-                try:
-                    called = label(settings) if name == "potluck" else name
+                called = label(settings) if name == Potluck.name else name
+                with told_if_absent(called):
                     found.append(TransferEntry(lambda system=system, settings=settings: system(settings), called, system.version(settings)))
-                except Unavailable as error:
-                    print(f"{name} is left out: {error}", file=sys.stderr)
         return found
 
     return entries
+
+
+@contextmanager
+def told_if_absent(name: str) -> Iterator[None]:
+    """Says so where a program is not here, and goes on."""
+    try:
+        yield
+    except Unavailable as error:
+        print(f"{name} is left out: {error}", file=sys.stderr)
 
 
 def wanted(options: argparse.Namespace, name: str) -> bool:
@@ -50,10 +58,8 @@ def of_potluck(entry: Callable[[dict[str, str], str, str], Entry]) -> Callable[[
         found: list[Entry] = []
         if wanted(options, Potluck.name):
             for settings in potlucks(options):
-                try:
+                with told_if_absent(label(settings)):
                     found.append(entry(settings, label(settings), Potluck.version(settings)))
-                except Unavailable as error:
-                    print(f"{label(settings)} is left out: {error}", file=sys.stderr)
         return found
 
     return entries

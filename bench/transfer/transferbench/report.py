@@ -44,11 +44,13 @@ def _ratio_lines(runs: list[dict]) -> list[str]:
     for first in [name for name in names if name.startswith(OWN)]:
         others = [name for name in names if name != first and (not name.startswith(OWN) or names.index(name) > names.index(first))]
         for second in others:
-            for value in compare:
-                for variant, found in pair_ratios(runs, value, first, second).items():
-                    lines.append(f"| {variant} | {first} / {second} | {value} | {report.told(found)} |")
+            found = {value: pair_ratios(runs, value, first, second) for value in compare}
+            for variant in dict.fromkeys(variant for ratios in found.values() for variant in ratios):
+                cells = [report.told(found[value][variant]) if variant in found[value] else "" for value in compare]
+                lines.append(f"| {variant} | {first} / {second} | {' | '.join(cells)} |")
     if lines:
-        lines = ["", "Within a round, the median of the rounds and each:", "", "| variant | pair | value | ratio |", "|---|---|---|---|", *lines]
+        lines = ["", "Ratios within a round, the median of the rounds and each:", "",
+                 f"| variant | pair | {' | '.join(compare)} |", "|---" * (2 + len(compare)) + "|", *lines]
     return lines
 
 

@@ -53,6 +53,8 @@ class Shape:
     sources: int
     size: int
     sinks: int = 1
+    files: int = 1
+    """More than one: a folder of so many, all of a size."""
     on_disk: bool = False
     """On the disk of `--disk-dir`, read cold and synced at the end; else in memory."""
     link: "Link | None" = None
@@ -196,7 +198,10 @@ class TransferEntry(Entry):
     def measure(self, bench: Bench, variant: Shape) -> Outcome:
         shape = variant
         need_room(bench, shape)
-        payload = bench.payload(shape.size, bench.options.disk_dir if shape.on_disk else None)
+        if shape.files > 1:
+            payload = bench.tree(shape.files, shape.size // shape.files)
+        else:
+            payload = bench.payload(shape.size, bench.options.disk_dir if shape.on_disk else None)
         expected = payload.sha256
         system = self._make()
         with bench.folder() as folder:

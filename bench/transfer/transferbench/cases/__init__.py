@@ -1,6 +1,6 @@
 """All cases, by name."""
 
 from ..case import Case
-from . import delay, files, small
+from . import daemons, delay, files, share, small
 
-CASES: dict[str, Case] = {case.name: case for case in (*files.CASES, *delay.CASES, *small.CASES)}
+CASES: dict[str, Case] = {case.name: case for case in (*files.CASES, *delay.CASES, *small.CASES, *share.CASES, *daemons.CASES)}

@@ -58,5 +58,11 @@ CASES = (
         _disk,
         transfers(("potluck", "libtorrent", "rqbit", "aria2", "curl+openssl", "curl")),
     ),
+    Case(
+        "small-files",
+        "a folder of 100,000 files of 4 KiB from 1 source, in memory",
+        lambda options: {"100,000 x 4 KiB": Shape(1, 100_000 * 4096, files=100_000)},
+        transfers(("potluck", "rsync", "tar+socat")),
+    ),
     Case("sizes", "4 sources, one file of each size, in memory", _sizes, transfers(ALL[:5]), plot="lines"),
 )

@@ -80,7 +80,14 @@ class Potluck(System):
 
     def command(self, home: Path, *args: str) -> list[str]:
         """The command line of the owner of the peer in `home`."""
-        return [str(self.bin / "potluck"), "--index", self.index, "--peer", f"unix:{home}/control.sock", "--json", *args]
+        return [str(self.bin / "potluck"), *self._endpoints(home), "--json", *args]
+
+    def ask(self, home: Path, *args: str) -> dict:
+        """What such a command says, as its last object."""
+        return potluck.ask(self.bin, *self._endpoints(home), *args)
+
+    def _endpoints(self, home: Path) -> list[str]:
+        return ["--index", self.index, "--peer", f"unix:{home}/control.sock"]
 
     def wait_registered(self, file: str, count: int) -> None:
         wait_until(lambda: potluck.providers(self.bin, file, "--index", self.index) >= count, READY_TIMEOUT,
