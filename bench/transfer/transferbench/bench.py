@@ -101,11 +101,10 @@ class Bench:
 def write_random(path: Path, size: int) -> None:
     """Nothing compresses or repeats: the key stream of a cipher, the fastest way to many such bytes."""
     with path.open("wb") as out:
-        zeros = subprocess.Popen(["head", "-c", str(size), "/dev/zero"], stdout=subprocess.PIPE)
         key, start = os.urandom(32).hex(), os.urandom(16).hex()
-        subprocess.run(["openssl", "enc", "-aes-256-ctr", "-K", key, "-iv", start, "-bufsize", "1048576"],
-                       stdin=zeros.stdout, stdout=out, check=True)
-        zeros.wait()
+        with subprocess.Popen(["head", "-c", str(size), "/dev/zero"], stdout=subprocess.PIPE) as zeros:
+            subprocess.run(["openssl", "enc", "-aes-256-ctr", "-K", key, "-iv", start, "-bufsize", "1048576"],
+                           stdin=zeros.stdout, stdout=out, check=True)
 
 
 def write_tree(folder: Path, count: int, each: int) -> None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from common import torrent
 from common.processes import Child
-from common.unavailable import Unavailable
 from common.units import MIB
 
 from ..bench import Bench
 from ..case import Case, Entry, Outcome
 from ..entries import label, potlucks, told_if_absent, wanted
-from ..systems import nginx
+from ..systems import programs
 from ..systems.potluck import Potluck
 from ..transfer import Shape, Transfer, values
 
@@ -88,19 +86,13 @@ def entries(options: argparse.Namespace) -> list[Entry]:
         program = name.split()[0]
         if wanted(options, name):
             with told_if_absent(name):
-                nginx.need(program)
-                found.append(Command(name, first_line(program, "version" if program == "openssl" else "--version"), line))
+                programs.need(program)
+                found.append(Command(name, programs.first_line(program, "version" if program == "openssl" else "--version"), line))
     if wanted(options, "libtorrent"):
         with told_if_absent("libtorrent"):
             found.insert(-3, Command("libtorrent", torrent.version(), lambda folder, result: [
                 "env", f"PYTHONPATH={Path(torrent.__file__).parents[1]}", sys.executable, "-c", TORRENT_V2, str(folder), f"{result}.torrent"]))
     return found
-
-
-def first_line(*command: str) -> str:
-    """What a program says of its version."""
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return next((line for line in (result.stdout + result.stderr).splitlines() if any(c.isdigit() for c in line)), command[0])
 
 
 CASES = (

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from ..transfer import Transfer
-from . import nginx
+from . import nginx, programs
 from .base import System, only_one
 
 CONNECTIONS = 16
@@ -19,7 +19,7 @@ class Aria2(System):
 
     @classmethod
     def version(cls, options: dict[str, str]) -> str:
-        nginx.need("aria2c", "nginx")
+        programs.need("aria2c", "nginx")
         return subprocess.run(["aria2c", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
     def launch(self, transfer: Transfer) -> None:

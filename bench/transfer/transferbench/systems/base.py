@@ -14,8 +14,6 @@ class System(ABC):
     """One program in one transfer: made anew for each."""
 
     name: str
-    most_sources: int | None = None
-    """It takes no more than so many sources, where there is a limit; then more are not started."""
 
     def __init__(self, options: dict[str, str]):
         self.options = options

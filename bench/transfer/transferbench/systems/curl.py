@@ -8,7 +8,7 @@ from pathlib import Path
 from common.processes import Child
 
 from ..transfer import Transfer
-from . import nginx
+from . import nginx, programs
 from .base import System, only_one
 
 
@@ -19,7 +19,7 @@ class Curl(System):
 
     @classmethod
     def version(cls, options: dict[str, str]) -> str:
-        nginx.need("curl", "nginx")
+        programs.need("curl", "nginx")
         return " ".join(subprocess.run(["curl", "--version"], capture_output=True, text=True, check=True).stdout.split()[:2])
 
     def launch(self, transfer: Transfer) -> None:
@@ -45,7 +45,7 @@ class CurlOpenssl(Curl):
 
     @classmethod
     def version(cls, options: dict[str, str]) -> str:
-        nginx.need("openssl")
+        programs.need("openssl")
         openssl = subprocess.run(["openssl", "version"], capture_output=True, text=True, check=True).stdout.split()[:2]
         return f"{super().version(options)}, {' '.join(openssl)}"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..bench import free_port, wait_for_port
 from ..transfer import Transfer
-from . import nginx
+from . import programs
 from .base import System, only_one
 
 RSYNCD = """
@@ -29,7 +29,7 @@ class Rsync(System):
 
     @classmethod
     def version(cls, options: dict[str, str]) -> str:
-        nginx.need("rsync")
+        programs.need("rsync")
         return " ".join(subprocess.run(["rsync", "--version"], capture_output=True, text=True, check=True).stdout.split()[:3])
 
     def launch(self, transfer: Transfer) -> None:
@@ -56,7 +56,7 @@ class Tar(System):
 
     @classmethod
     def version(cls, options: dict[str, str]) -> str:
-        nginx.need("tar", "socat")
+        programs.need("tar", "socat")
         return subprocess.run(["tar", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
     def launch(self, transfer: Transfer) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..bench import free_port, wait_until
 from ..transfer import Transfer
-from . import nginx
+from . import programs
 from .base import System, only_one
 
 
@@ -18,7 +18,7 @@ class Iperf3(System):
 
     @classmethod
     def version(cls, options: dict[str, str]) -> str:
-        nginx.need("iperf3")
+        programs.need("iperf3")
         return " ".join(subprocess.run(["iperf3", "--version"], capture_output=True, text=True, check=True).stdout.split()[:2])
 
     def launch(self, transfer: Transfer) -> None:

@@ -16,8 +16,9 @@ from ..bench import free_port
 from ..transfer import Transfer
 from .base import System
 
-PIECE = 1 << 20
-"""Piece size unless `--libtorrent piece=BYTES` says otherwise."""
+PIECES = 256
+SMALLEST_PIECE, LARGEST_PIECE = 1 << 18, 1 << 22
+"""Pieces are as large as still gives so many, within these bounds: large ones are cheaper, and a crowd needs some to trade."""
 
 SETTINGS = {
     # Nothing but the peers it is told of.
@@ -57,7 +58,7 @@ class Libtorrent(System):
     def launch(self, transfer: Transfer) -> None:
         file = transfer.bench.kept(self.name) / "payload.torrent"
         if not file.exists():
-            torrent.make(transfer.payload.path, file, int(self.options.get("piece", PIECE)), self.options.get("v1") == "1")
+            torrent.make(transfer.payload.path, file, int(self.options.get("piece", piece_size(transfer.payload.size))), self.options.get("v1") == "1")
         overrides = {k: v for k, v in self.options.items() if k not in ("piece", "v1")}
         shape = transfer.shape
         ready = transfer.gate(shape.sources + shape.sinks)
@@ -96,3 +97,9 @@ class Libtorrent(System):
 
     def arrived(self, transfer: Transfer) -> list[Path]:
         return [transfer.target / f"p{number}" / transfer.payload.path.name for number in range(transfer.shape.sinks)]
+
+
+def piece_size(size: int) -> int:
+    """A power of two."""
+    wanted = 1 << max(0, (size // PIECES).bit_length() - 1)
+    return min(max(wanted, SMALLEST_PIECE), LARGEST_PIECE)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-
-from common.unavailable import Unavailable
-
 from ..bench import free_port, wait_for_port
 from ..transfer import Transfer
+from .programs import find
 
 CONFIG = """
 daemon off;
@@ -28,20 +25,6 @@ http {{
     server {{ listen 127.0.0.1:{port}; root {root}; }}
 }}
 """
-
-
-def need(*programs: str) -> None:
-    """Raises `Unavailable` unless all are there."""
-    for program in programs:
-        if not find(program):
-            raise Unavailable(f"no {program}: apt-get install {PACKAGES.get(program, program)}")
-
-
-def find(program: str) -> str | None:
-    return shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
-
-
-PACKAGES = {"nginx": "nginx-light", "aria2c": "aria2", "transmission-create": "transmission-cli"}
 
 
 def serve(transfer: Transfer, count: int) -> list[str]:
