@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -41,10 +42,8 @@ class SlowReaders(Entry):
         self._settings, self.name, self.version = settings, name, version
 
     def measure(self, bench: Bench, variant: int) -> Outcome:
-        try:
-            import h2.connection as _
-        except ImportError as error:
-            raise Unavailable("h2 is not installed: pip install -r requirements.txt") from error
+        if not importlib.util.find_spec("h2"):
+            raise Unavailable("h2 is not installed: pip install -r requirements.txt")
         payload = bench.payload(variant)
         with bench.folder() as folder:
             transfer = Transfer(bench, Shape(0, variant), payload, folder, folder)

@@ -20,7 +20,7 @@ from ..transfer import Transfer
 from .base import System
 
 PIECE = 1 << 20
-POLL = 0.01
+POLL = 0.02
 """Seconds between two questions whether the file is there; as much as a time may be too long."""
 
 
