@@ -6,13 +6,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import sys
 import time
 from pathlib import Path
 
-from swarmbench import plot, report
+from swarmbench import plot, report  # First: it tells where `common` is.
+from common import machine
 from swarmbench.network import BURST, QUEUE_SECONDS, NetworkError, remove_leftovers
 from swarmbench.scenario import SCENARIOS, SETS
 from swarmbench.systems import SYSTEMS, Unavailable
@@ -62,7 +62,7 @@ def main() -> int:
                     head = {
                         "scenario": name, "name": system, "version": systems[system], "round": number, "size": scenario.size,
                         "note": scenario.note, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                        "machine": {"cpus": os.cpu_count(), "kernel": platform.release(), "load": os.getloadavg()[0]},
+                        "machine": machine.describe(),
                         "links": {"burst": BURST, "queue_seconds": QUEUE_SECONDS, "congestion_control": options.congestion_control},
                     }
                     try:

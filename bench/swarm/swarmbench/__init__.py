@@ -3,3 +3,9 @@
 `network` makes the links, `scenario` says what happens, `systems` knows how each program is run, `trial` does one run of
 one of them, `report` and `plot` show what came out. Only `network` and `trial` need root.
 """
+
+import sys
+from pathlib import Path
+
+# `common` stands beside this benchmark.
+sys.path.append(str(Path(__file__).resolve().parents[2]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import median
 
-from .units import MIB
+from common import report
+from common.units import MIB
 
 
 @dataclass(frozen=True)
@@ -94,19 +95,12 @@ def table(runs: list[dict], compare_with: dict[str, str | None], first: str, sec
     ratios = pair_ratios(runs, first, second)
     if ratios:
         lines += ["", f"How many times faster {first} is than {second}, slowest peer, median of the rounds:", ""]
-        lines += [f"- {scenario}: {median(values):.2f} ({', '.join(f'{v:.2f}' for v in values)})" for scenario, values in ratios.items()]
-    failures = [f"- {run['scenario']}, {run['name']}, round {run['round']}: {run['error']}" for run in runs if "error" in run]
-    if failures:
-        lines += ["", "Runs that failed:", "", *failures]
+        lines += [f"- {scenario}: {report.told(values)}" for scenario, values in ratios.items()]
+    lines += report.failures(runs, "scenario")
     return "\n".join(lines) + "\n"
 
 
 def pair_ratios(runs: list[dict], first: str, second: str) -> dict[str, list[float]]:
     """For each scenario and round in which both ran, the slowest peer's time with `second` over that with `first`."""
     slowest = {(run["scenario"], run["round"], run["name"]): times(run)[-1] for run in runs if "error" not in run}
-    ratios: dict[str, list[float]] = {}
-    for (scenario, number, system), value in slowest.items():
-        other = slowest.get((scenario, number, second))
-        if system == first and other is not None:
-            ratios.setdefault(scenario, []).append(other / value)
-    return ratios
+    return report.ratios(slowest, second, first)

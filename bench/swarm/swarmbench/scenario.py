@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from .units import MBIT, mib, seconds_for
+from common.units import MBIT, mib, seconds_for
 
 
 @dataclass(frozen=True)

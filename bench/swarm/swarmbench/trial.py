@@ -7,15 +7,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .measure import Meter
+from common.measure import Meter
+from common.processes import Child, Processes, TrialError, send
+
 from .network import Network, Node
 from .scenario import Act, Event, Link, Scenario, Trigger
 
@@ -29,9 +29,6 @@ PATIENCE = 10.0
 """A run is given up after this many times its bound, and at least `MIN_PATIENCE` seconds."""
 MIN_PATIENCE = 60.0
 
-GRACE = 5.0
-"""Seconds for a process to end after SIGTERM."""
-
 BLOCK = 16 * 1024
 """Unit in which arrived bytes are looked for."""
 PIECE = 256 * 1024
@@ -42,64 +39,17 @@ SETTLE = 0.3
 """Seconds between seeing all pieces and letting a source leave: what was written may not have been verified yet."""
 
 
-class TrialError(Exception):
-    """The run came to nothing; says why."""
-
-
-class Child:
-    """A process inside a node. Its standard output is read line by line; its errors go to a log in the node's folder."""
-
-    def __init__(self, process: subprocess.Popen, log: Path):
-        self.process = process
-        self.pid = process.pid
-        self._log = log
-
-    def tell(self, line: str) -> None:
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-
-    def log_tail(self, size: int = 600) -> str:
-        return self._log.read_text(errors="replace")[-size:].strip() if self._log.exists() else ""
-
-
-class Gate:
-    """Waits until it was passed a number of times, or somebody failed."""
-
-    def __init__(self, trial: "Trial", count: int):
-        self._trial = trial
-        self._count = count
-        self._condition = threading.Condition()
-
-    def one(self) -> None:
-        with self._condition:
-            self._count -= 1
-            self._condition.notify_all()
-
-    def wait(self, timeout: float = 60.0) -> None:
-        deadline = time.monotonic() + timeout
-        with self._condition:
-            while self._count > 0:
-                self._trial.raise_failure()
-                if time.monotonic() > deadline:
-                    raise TrialError(f"{self._count} processes were not ready after {timeout:.0f} s")
-                self._condition.wait(0.1)
-
-
-class Trial:
+class Trial(Processes):
     """State of a run that the system's half and the driver share."""
 
     def __init__(self, scenario: Scenario, network: Network, folder: Path, payload: Path, nice: int):
+        super().__init__(Meter())
         self.scenario = scenario
         self.folder = folder
         self.payload = payload
-        self.meter = Meter()
         self._nice = nice
-        self._children: list[Child] = []
-        self._lock = threading.Lock()
         self._curves: dict[int, list[tuple[float, int]]] = {i: [] for i in range(len(scenario.sinks))}
         self._done: dict[int, float] = {}
-        self._failure: str | None = None
-        self._may_end: set[int] = set()
 
         def node(name: str, link: Link) -> Node:
             node = network.add(name, link)
@@ -113,9 +63,6 @@ class Trial:
 
     # What systems call.
 
-    def gate(self, count: int) -> Gate:
-        return Gate(self, count)
-
     def spawn(
         self,
         node: Node,
@@ -126,36 +73,8 @@ class Trial:
         on_exit: Callable[[int, Child], None] | None = None,
     ) -> Child:
         """Starts a process in the node. Only from the main thread: the kernel ties its life to the thread that started it."""
-        log = node.home / f"{role}.log"
-        with log.open("ab") as errors:
-            process = subprocess.Popen(
-                ["nice", "-n", str(self._nice), *node.command(*command)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=node.home,
-                env={**os.environ, **(environment or {})},
-            )
-        child = Child(process, log)
-        self._children.append(child)
-        self.meter.add(child.pid, role)
-
-        def read() -> None:
-            for line in process.stdout:
-                try:
-                    on_line(line.rstrip("\n"), child)
-                except Exception as error:  # A reader that dies in silence would look like a stalled run.
-                    self.failed(None, f"{role} on {node.name} said {line!r}: {error!r}")
-            try:
-                _, status, usage = os.wait4(child.pid, 0)
-            except ChildProcessError:
-                return
-            process.returncode = os.waitstatus_to_exitcode(status)
-            self.meter.ended(child.pid, usage.ru_utime + usage.ru_stime)
-            if on_exit:
-                on_exit(process.returncode, child)
-            elif child.pid not in self._may_end:
-                self.failed(None, f"{role} on {node.name} ended with {process.returncode}: {child.log_tail()}")
-
-        threading.Thread(target=read, daemon=True).start()
-        return child
+        return self.start(["nice", "-n", str(self._nice), *node.command(*command)], role, node.home, on_line, environment, on_exit,
+                          f" on {node.name}")
 
     def spawn_liar(self, node: Node, protocol: str, port: int, share: float, seed: int) -> None:
         """A proxy on the node's address that corrupts `share` of the pieces sent by whoever listens on its loopback."""
@@ -175,14 +94,8 @@ class Trial:
         with self._lock:
             self._done.setdefault(sink, at)
 
-    def failed(self, sink: int | None, message: str) -> None:
-        with self._lock:
-            where = "" if sink is None else f"{self.sinks[sink].name}: "
-            self._failure = self._failure or where + message
-
-    def raise_failure(self) -> None:
-        if self._failure:
-            raise TrialError(self._failure)
+    def failed(self, sink: int, message: str) -> None:
+        self.fail(f"{self.sinks[sink].name}: {message}")
 
     # What the driver calls.
 
@@ -245,26 +158,6 @@ class Trial:
             best = max((curve[-1][1] for i, curve in self._curves.items() if curve and self.scenario.sinks[i].counted), default=0)
         return best / self.scenario.size
 
-    def let_end(self, pid: int) -> None:
-        """That this process ends is no failure."""
-        self._may_end.add(pid)
-
-    def stop(self) -> None:
-        """Ends every process that was started, by its pid."""
-        self._may_end.update(child.pid for child in self._children)
-        for child in self._children:
-            if child.process.returncode is None:
-                _signal(child.pid, signal.SIGCONT)
-                _signal(child.pid, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE
-        while time.monotonic() < deadline and any(c.process.returncode is None for c in self._children):
-            time.sleep(0.01)
-        for child in self._children:
-            if child.process.returncode is None:
-                _signal(child.pid, signal.SIGKILL)
-        while any(c.process.returncode is None for c in self._children) and time.monotonic() < deadline + GRACE:
-            time.sleep(0.01)
-
     def _check(self, system: "System") -> None:
         for sink in self.scenario.counted:
             if not filecmp.cmp(self.payload, system.arrived(sink), shallow=False):
@@ -293,7 +186,7 @@ class _Events:
                 self._left.remove(event)
                 pid = self._system.source_pid(event.source)
                 self._trial.let_end(pid)
-                _signal(pid, {Act.STALL: signal.SIGSTOP, Act.LEAVE: signal.SIGTERM, Act.DIE: signal.SIGKILL}[event.act])
+                send(pid, {Act.STALL: signal.SIGSTOP, Act.LEAVE: signal.SIGTERM, Act.DIE: signal.SIGKILL}[event.act])
                 self.fired.append({"at": round(now, 3), "source": event.source, "act": event.act.name})
 
     def _due(self, event: Event, now: float) -> bool:
@@ -355,10 +248,3 @@ def run_trial(make: Callable[[], "System"], scenario: Scenario, scratch: Path, p
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass

@@ -3,10 +3,10 @@
 import random
 import unittest
 
-from swarmbench import report
+from swarmbench import report  # First: it tells where `common` is.
 from swarmbench.scenario import SCENARIOS, SETS, Link, Scenario, Sink, Source, crowd
 from swarmbench.systems.corrupting_proxy import BitTorrent, Http2
-from swarmbench.units import MIB, seconds_for
+from common.units import MIB, seconds_for
 
 
 class Bounds(unittest.TestCase):

@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.unavailable import Unavailable
+
 if TYPE_CHECKING:
     from ..trial import Trial
 
-
-class Unavailable(Exception):
-    """The program is not here, or has no such thing as this scenario needs; says what to do."""
+__all__ = ["System", "Unavailable"]
 
 
 class System(ABC):

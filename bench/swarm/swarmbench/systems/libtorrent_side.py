@@ -1,4 +1,7 @@
-"""libtorrent (rasterbar) as the other side: one process a node, each a session of `libtorrent_node.py`."""
+"""libtorrent (rasterbar) as the other side: one process a node, each a session of `common/libtorrent_node.py`.
+
+The settings are the best found for a crowd on one switch; what was tried is in the README.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,36 @@ import sys
 import threading
 from pathlib import Path
 
+from common import torrent
+
 from ..trial import Child, Trial
-from .base import System, Unavailable
+from .base import System
 
 PORT = 6881
 PIECE = 256 * 1024
 """Piece size, the same as Potluck's for these files unless `--libtorrent piece=BYTES` says otherwise."""
+
+
+SETTINGS = {
+    # Nothing but the peers it is told of.
+    "enable_dht": False, "enable_lsd": False, "enable_upnp": False, "enable_natpmp": False,
+    "enable_incoming_utp": False, "enable_outgoing_utp": False,
+    # No encryption: a peer of the same swarm on a LAN.
+    "in_enc_policy": 2, "out_enc_policy": 2,
+    # Everyone may have a slot, at once, and connecting is not rationed.
+    "unchoke_slots_limit": -1, "connection_speed": 1000, "torrent_connect_boost": 255, "connections_limit": 1000,
+    "smooth_connects": False, "unchoke_interval": 1, "optimistic_unchoke_interval": 2,
+    "listen_queue_size": 200, "min_reconnect_time": 1, "peer_turnover": 0,
+    # Enough in flight for the link, and no more disk queue than that needs.
+    "max_out_request_queue": 32, "max_allowed_in_request_queue": 4000, "request_queue_time": 1,
+    "send_buffer_watermark": 1024 * 1024, "send_buffer_watermark_factor": 150, "send_buffer_low_watermark": 64 * 1024,
+    "max_queued_disk_bytes": 64 * 1024 * 1024,
+    # Rarest first from the first piece on, end game without waiting.
+    "initial_picker_threshold": 0, "strict_end_game_mode": True, "piece_extent_affinity": False, "whole_pieces_threshold": 1,
+    "prioritize_partial_pieces": False, "predictive_piece_announce": 0,
+    "rate_limit_ip_overhead": False, "mixed_mode_algorithm": 0,
+    "aio_threads": 2, "hashing_threads": 1, "close_redundant_connections": True,
+}
 
 
 class Libtorrent(System):
@@ -30,33 +57,29 @@ class Libtorrent(System):
 
     @classmethod
     def version(cls, options: dict[str, str]) -> str:
-        try:
-            import libtorrent
-        except ImportError as error:
-            raise Unavailable("libtorrent is not installed: pip install -r requirements.txt") from error
-        return f"libtorrent {libtorrent.version}"
+        return torrent.version()
 
     def launch(self, trial: Trial) -> None:
-        torrent = trial.folder / "payload.torrent"
-        _make_torrent(trial.payload, torrent, int(self.options.get("piece", PIECE)))
-        settings = {k: v for k, v in self.options.items() if k not in ("piece", "super", "mesh")}
+        file = trial.folder / "payload.torrent"
+        torrent.make(trial.payload, file, int(self.options.get("piece", PIECE)))
+        overrides = {k: v for k, v in self.options.items() if k not in ("piece", "super", "mesh")}
         ready = trial.gate(len(trial.sources) + len(trial.sinks))
 
         def start(node, role: str, host: str, folder: Path, number: int | None) -> Child:
             config = {
-                "torrent": str(torrent),
+                "torrent": str(file),
                 "folder": str(folder),
                 "listen": f"{host}:{PORT}",
                 "seed": number is None,
                 "super": self.options.get("super", "0") == "1",
-                "settings": settings,
+                "settings": SETTINGS,
+                "overrides": overrides,
             }
 
             def on_line(line: str, child: Child) -> None:
                 self._on_line(trial, number, json.loads(line), child, ready)
 
-            script = Path(__file__).with_name("libtorrent_node.py")
-            return trial.spawn(node, role, [sys.executable, "-P", str(script), json.dumps(config)], on_line)
+            return trial.spawn(node, role, [sys.executable, "-P", str(torrent.NODE), json.dumps(config)], on_line)
 
         for number, (node, source) in enumerate(zip(trial.sources, trial.scenario.sources)):
             host = node.address
@@ -108,13 +131,3 @@ class Libtorrent(System):
                 with self._reported:
                     self._reports[child.pid] = event
                     self._reported.notify_all()
-
-
-def _make_torrent(payload: Path, torrent: Path, piece: int) -> None:
-    import libtorrent as lt
-
-    files = lt.file_storage()
-    lt.add_files(files, str(payload))
-    maker = lt.create_torrent(files, piece_size=piece, flags=lt.create_torrent.v2_only)
-    lt.set_piece_hashes(maker, str(payload.parent))
-    torrent.write_bytes(lt.bencode(maker.generate()))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import time
 from pathlib import Path
 
-from ..trial import Child, Trial, TrialError
-from .base import System, Unavailable
+from common import potluck
+from common.processes import TrialError
+
+from ..trial import Child, Trial
+from .base import System
 
 INDEX_PORT = 1313
 PEER_PORT = 12349
@@ -24,7 +25,7 @@ class Potluck(System):
 
     def __init__(self, options: dict[str, str]):
         super().__init__(options)
-        self._bin = binaries(options)
+        self._bin = potluck.binaries(options)
         self._sources: list[Child] = []
         self._gets: list[Child] = []
         self._files: list[Path] = []
@@ -33,23 +34,21 @@ class Potluck(System):
 
     @classmethod
     def version(cls, options: dict[str, str]) -> str:
-        folder = binaries(options)
-        result = subprocess.run([folder / "potluck", "--version"], capture_output=True, text=True, check=False)
-        return result.stdout.strip() or "potluck"
+        return potluck.version(potluck.binaries(options))
 
     def launch(self, trial: Trial) -> None:
         node = trial.infrastructure
         index = f"http://{node.address}:{INDEX_PORT}"
         up = trial.gate(1)
         trial.spawn(node, "index", [str(self._bin / "potluck-index"), "--listen", f"{node.address}:{INDEX_PORT}",
-                                    "--data-dir", str(node.home / "index")], _when_listening(up), self._environment())
+                                    "--data-dir", str(node.home / "index")], potluck.when_listening(up), potluck.environment(self.options))
         up.wait(READY_TIMEOUT)
         up = trial.gate(len(trial.sources) + len(trial.sinks))
 
         def daemon(node, role: str, host: str, *args: str) -> Child:
             return trial.spawn(node, role, [str(self._bin / "potluck-peer"), "--listen", f"{host}:{PEER_PORT}",
                                             "--home", str(node.home / "peer"), "--index", index, *args],
-                               _when_listening(up), self._environment())
+                               potluck.when_listening(up), potluck.environment(self.options))
 
         for number, (node, source) in enumerate(zip(trial.sources, trial.scenario.sources)):
             address = f"{node.address}:{PEER_PORT}"
@@ -60,7 +59,7 @@ class Potluck(System):
             self._sources.append(daemon(node, "source", host, "--share", str(trial.payload), *reached))
         for node in trial.sinks:
             daemon(node, "sink", node.address)
-        self._id = self._ask("id", str(trial.payload))["id"]
+        self._id = potluck.ask(self._bin, "id", str(trial.payload))["id"]
         up.wait(READY_TIMEOUT)
         self._wait_registered(trial, index)
         for number, node in enumerate(trial.sinks):
@@ -69,7 +68,7 @@ class Potluck(System):
                    "get", self._id, "-o", str(self._files[number])]
             # Started beforehand and held at a line of input, so that all users press enter at the same moment.
             gate = ["sh", "-c", 'read -r _ && exec "$@" </dev/null', "get", *get]
-            self._gets.append(trial.spawn(node, "get", gate, self._on_line(trial, number), self._environment(),
+            self._gets.append(trial.spawn(node, "get", gate, self._on_line(trial, number), potluck.environment(self.options),
                                           on_exit=self._on_exit(trial, number)))
 
     def begin(self, trial: Trial, sink: int) -> None:
@@ -97,26 +96,12 @@ class Potluck(System):
     def describe(self, trial: Trial) -> dict:
         return {"endings": self._endings}
 
-    def _environment(self) -> dict[str, str]:
-        return {"RUST_LOG": self.options["log"]} if "log" in self.options else {}
-
     def _wait_registered(self, trial: Trial, index: str) -> None:
         deadline = time.monotonic() + READY_TIMEOUT
-        while time.monotonic() < deadline:
-            command = trial.infrastructure.command(str(self._bin / "potluck"), "--index", index, "--json", "query", self._id)
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-            if result.returncode == 0:
-                files = json.loads(result.stdout.splitlines()[-1])["files"]
-                if files and len(files[0]["providers"]) >= len(trial.sources):
-                    return
+        while potluck.providers(self._bin, self._id, "--index", index, within=trial.infrastructure.command()) < len(trial.sources):
+            if time.monotonic() > deadline:
+                raise TrialError(f"the sources did not register in {READY_TIMEOUT:.0f} s")
             time.sleep(0.1)
-        raise TrialError(f"the sources did not register in {READY_TIMEOUT:.0f} s: {result.stdout} {result.stderr}")
-
-    def _ask(self, *args: str) -> dict:
-        result = subprocess.run([str(self._bin / "potluck"), "--json", *args], capture_output=True, text=True, check=False)
-        if result.returncode != 0:
-            raise TrialError(f"potluck {args[0]}: {result.stderr.strip()}")
-        return json.loads(result.stdout.splitlines()[-1])
 
     def _on_line(self, trial: Trial, sink: int):
         def on_line(line: str, _: Child) -> None:
@@ -137,21 +122,3 @@ class Potluck(System):
                 trial.failed(sink, f"potluck get ended with {code}: {child.log_tail()}")
 
         return on_exit
-
-
-def binaries(options: dict[str, str]) -> Path:
-    """The folder with the three programs."""
-    root = Path(__file__).resolve().parents[4]
-    folder = Path(options.get("bin") or Path(os.environ.get("CARGO_TARGET_DIR", root / "target")) / "release")
-    for name in ("potluck-index", "potluck-peer", "potluck"):
-        if not (folder / name).exists():
-            raise Unavailable(f"no {name} in {folder}: run `cargo build --release` or give --potluck bin=DIR")
-    return folder
-
-
-def _when_listening(gate):
-    def on_line(line: str, _: Child) -> None:
-        if line.startswith("listening on "):
-            gate.one()
-
-    return on_line

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INTERVAL = 0.25
-"""Seconds between two samples: finer than any peak that matters, and nothing beside the work measured."""
+"""Seconds between two samples where nothing else is said: nothing beside work that takes many seconds, whatever the number of processes."""
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -18,6 +18,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 class Usage:
     """What one process has used so far."""
 
+    pid: int
     role: str
     cpu: float = 0.0
     """Seconds of processor time, user and system, since `Meter.mark`."""
@@ -32,7 +33,9 @@ class Usage:
 class Meter:
     """Samples a set of processes from a thread of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, interval: float = INTERVAL) -> None:
+        """`interval` in seconds between two samples of memory. Processor time needs none: the kernel adds it up."""
+        self._interval = interval
         self._lock = threading.Lock()
         self._processes: dict[int, Usage] = {}
         self._stop = threading.Event()
@@ -47,9 +50,8 @@ class Meter:
         self._thread.start()
 
     def add(self, pid: int, role: str) -> None:
-        """Follows one more process; what it used before does not count."""
-        usage = Usage(role)
-        usage._before = usage._seen = _cpu(pid) or 0.0
+        """Follows one more process; until `mark`, all that it used since its start counts."""
+        usage = Usage(pid, role)
         with self._lock:
             self._processes[pid] = usage
 
@@ -68,6 +70,18 @@ class Meter:
         self._machine_before = _machine_cpu()
         self._own_before = time.process_time()
 
+    def anonymous(self, role: str) -> int:
+        """Bytes of anonymous memory that all processes of a role have now."""
+        with self._lock:
+            pids = [pid for pid, usage in self._processes.items() if usage.role == role]
+        return sum(_memory(pid)[0] for pid in pids)
+
+    def forget_peaks(self) -> None:
+        """Memory counts from here on."""
+        with self._lock:
+            for usage in self._processes.values():
+                usage.peak_anonymous = 0
+
     def finish(self) -> list[Usage]:
         """A last sample; call before the processes are ended."""
         self._stop.set()
@@ -83,19 +97,35 @@ class Meter:
         return max(0.0, self._machine - self.own_cpu - sum(usage.cpu for usage in self._processes.values()))
 
     def _loop(self) -> None:
-        while not self._stop.wait(INTERVAL):
-            self._sample()
+        while not self._stop.wait(self._interval):
+            self._sample_memory()
 
     def _sample(self) -> None:
+        self._sample_memory()
         with self._lock:
             for pid, usage in self._processes.items():
                 cpu = _cpu(pid)
                 if cpu is not None:
                     usage._seen = max(usage._seen, cpu)
                 usage.cpu = usage._seen - usage._before
+
+    def _sample_memory(self) -> None:
+        with self._lock:
+            for pid, usage in self._processes.items():
                 anonymous, resident = _memory(pid)
                 usage.peak_anonymous = max(usage.peak_anonymous, anonymous)
                 usage.peak_resident = max(usage.peak_resident, resident)
+
+
+def threads(pid: int) -> dict[str, float]:
+    """Seconds of processor time of each thread of a process, to the nanosecond: `stat` counts in ticks, too coarse for the idle."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            found[task.name] = int((task / "schedstat").read_text().split()[0]) / 1e9
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
 
 
 def _cpu(pid: int) -> float | None:
@@ -109,16 +139,17 @@ def _cpu(pid: int) -> float | None:
 
 
 def _memory(pid: int) -> tuple[int, int]:
-    anonymous = resident = 0
     try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                anonymous = int(line.split()[1]) * 1024
-            elif line.startswith("VmHWM:"):
-                resident = int(line.split()[1]) * 1024
+        text = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        pass
-    return anonymous, resident
+        return 0, 0
+    return _kilobytes(text, "RssAnon:") * 1024, _kilobytes(text, "VmHWM:") * 1024
+
+
+def _kilobytes(text: str, name: str) -> int:
+    """A field of /proc/PID/status; 0 where it is not there, as in a process that has ended."""
+    _, found, rest = text.partition(name)
+    return int(rest.split(None, 1)[0]) if found else 0
 
 
 def _machine_cpu() -> float:

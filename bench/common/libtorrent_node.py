@@ -1,6 +1,6 @@
 """One libtorrent session in a process of its own, told what to do on stdin and telling what happens on stdout, a JSON object a line.
 
-Its settings are the best found for a crowd on one switch; what was tried is in the README. No rate limit, no discovery, TCP only.
+Its settings come from whoever starts it.
 """
 
 from __future__ import annotations
@@ -16,27 +16,6 @@ import libtorrent as lt
 REPORT_INTERVAL = 0.1
 """Seconds between two progress lines."""
 
-SETTINGS = {
-    # Nothing but the peers it is told of.
-    "enable_dht": False, "enable_lsd": False, "enable_upnp": False, "enable_natpmp": False,
-    "enable_incoming_utp": False, "enable_outgoing_utp": False,
-    # No encryption: a peer of the same swarm on a LAN.
-    "in_enc_policy": 2, "out_enc_policy": 2,
-    # Everyone may have a slot, at once, and connecting is not rationed.
-    "unchoke_slots_limit": -1, "connection_speed": 1000, "torrent_connect_boost": 255, "connections_limit": 1000,
-    "smooth_connects": False, "unchoke_interval": 1, "optimistic_unchoke_interval": 2,
-    "listen_queue_size": 200, "min_reconnect_time": 1, "peer_turnover": 0,
-    # Enough in flight for the link, and no more disk queue than that needs.
-    "max_out_request_queue": 32, "max_allowed_in_request_queue": 4000, "request_queue_time": 1,
-    "send_buffer_watermark": 1024 * 1024, "send_buffer_watermark_factor": 150, "send_buffer_low_watermark": 64 * 1024,
-    "max_queued_disk_bytes": 64 * 1024 * 1024,
-    # Rarest first from the first piece on, end game without waiting.
-    "initial_picker_threshold": 0, "strict_end_game_mode": True, "piece_extent_affinity": False, "whole_pieces_threshold": 1,
-    "prioritize_partial_pieces": False, "predictive_piece_announce": 0,
-    "rate_limit_ip_overhead": False, "mixed_mode_algorithm": 0,
-    "aio_threads": 2, "hashing_threads": 1, "close_redundant_connections": True,
-}
-
 
 def say(**event: object) -> None:
     sys.stdout.write(json.dumps(event) + "\n")
@@ -46,8 +25,8 @@ def say(**event: object) -> None:
 def main() -> None:
     config = json.loads(sys.argv[1])
     settings = dict(lt.default_settings())
-    known = {name: value for name, value in SETTINGS.items() if name in settings}
-    for name, text in config["settings"].items():
+    known = {name: value for name, value in config["settings"].items() if name in settings}
+    for name, text in config["overrides"].items():
         kind = type(settings[name])
         known[name] = text in ("1", "true", "True") if kind is bool else kind(text)
     session = lt.session({**known, "listen_interfaces": config["listen"],

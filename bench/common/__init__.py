@@ -1,0 +1,1 @@
+"""What the benchmarks share: running processes, measuring them, and telling what came out."""

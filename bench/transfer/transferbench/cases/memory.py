@@ -1,0 +1,192 @@
+"""Memory of daemons to which something unusual is done."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.processes import TrialError
+from common.unavailable import Unavailable
+from common.units import MIB
+
+from .. import slow_readers
+from ..bench import Bench, Payload, sha256
+from ..case import Case, Entry, Outcome
+from ..entries import of_potluck
+from ..systems.potluck import Potluck
+from ..transfer import Shape, Transfer
+from .files import GIB, size_name
+
+READERS = 1_000
+CONNECTIONS = 10
+"""A hundred streams each: within what a peer lets one connection have."""
+BYTES_PER_SECOND = 4
+BEFORE_GET = 10.0
+"""Seconds of slow reading before somebody in a hurry comes."""
+AFTER_GET = 2.0
+LOOK = 0.1
+"""Seconds between two looks at memory."""
+
+
+class SlowReaders(Entry):
+    """A thousand readers that take a few bytes a second; then a plain `get` of the same file from the same peer."""
+
+    def __init__(self, settings: dict[str, str], name: str, version: str):
+        self._settings, self.name, self.version = settings, name, version
+
+    def measure(self, bench: Bench, variant: int) -> Outcome:
+        if not importlib.util.find_spec("h2"):
+            raise Unavailable("h2 is not installed: pip install -r requirements.txt")
+        payload = bench.payload(variant)
+        with bench.folder() as folder:
+            transfer = Transfer(bench, Shape(0, variant), payload, folder, folder)
+            system, told = Potluck(self._settings), {}
+            try:
+                system.start_index(transfer)
+                _, port = system.start_peer(transfer, "source", folder / "s0", "--share", str(payload.path))
+                system.start_peer(transfer, "downloader", folder / "p0")
+                file = system.ask(folder / "s0", "id", str(payload.path))
+                system.wait_registered(file["id"], 1)
+                follow = Follow(transfer, "source")
+                before = self._get(transfer, system, file["id"], folder / "before.bin")
+                follow.look()
+                config = {"port": port, "file": file["id"], "size": variant, "readers": READERS, "connections": CONNECTIONS,
+                          "bytes_per_second": BYTES_PER_SECOND}
+                ready = transfer.gate(1)
+
+                def on_line(line: str, _) -> None:
+                    if line == "ready":
+                        ready.one()
+                    else:
+                        told.update(json.loads(line))
+
+                transfer.spawn("readers", [sys.executable, "-P", slow_readers.__file__, json.dumps(config)], on_line)
+                calm = follow.peak
+                ready.wait()
+                follow.until(time.monotonic() + BEFORE_GET)
+                system.ask(folder / "p0", "unshare", file["id"])
+                (folder / "before.bin").unlink()
+                meanwhile = self._get(transfer, system, file["id"], folder / "meanwhile.bin")
+                follow.until(time.monotonic() + AFTER_GET)
+            finally:
+                transfer.stop()
+        return Outcome({"get alone MiB/s": before, "get meanwhile MiB/s": meanwhile, "anon before MiB": calm / MIB, "peak anon MiB": follow.peak / MIB,
+                        "readers served": told.get("answered", 0) - sum(n for key, n in told.items() if key.startswith("status"))},
+                       {"source anon MiB": [(t, size / MIB) for t, size in follow.seen]}, {"readers": told})
+
+    @staticmethod
+    def _get(transfer: Transfer, system: Potluck, file: str, target: Path) -> float:
+        start = time.monotonic()
+        system.ask(target.parent / "p0", "get", file, "-o", str(target))
+        took = time.monotonic() - start
+        if sha256(target) != transfer.payload.sha256:
+            raise TrialError("other bytes than were shared")
+        return transfer.payload.size / MIB / took
+
+
+class Sparse(Entry):
+    """A sparse file of far more than the memory is shared, and fetched for a while."""
+
+    GET_BYTES = 2 * GIB
+    PATIENCE = 150.0
+
+    def __init__(self, settings: dict[str, str], name: str, version: str):
+        self._settings, self.name, self.version = settings, name, version
+
+    def measure(self, bench: Bench, variant: int) -> Outcome:
+        with bench.folder() as folder, room(folder / "room", variant + GIB) as target:
+            path = folder / "sparse.img"
+            with path.open("wb") as file:
+                file.truncate(variant)
+            transfer = Transfer(bench, Shape(0, variant), Payload(path, variant), folder, folder)
+            system = Potluck(self._settings)
+            shared, got = [], []
+            try:
+                system.start_index(transfer)
+                system.start_peer(transfer, "source", folder / "s0")
+                system.start_peer(transfer, "downloader", folder / "p0")
+                sharing = Follow(transfer, "source")
+                start = time.monotonic()
+                share = transfer.hold("command", system.command(folder / "s0", "share", str(path)),
+                                      lambda line, _: shared.append(json.loads(line)), on_exit=lambda *_: None)
+                share.tell("")
+                sharing.until(start + self.PATIENCE, lambda: shared)
+                if not shared:
+                    raise TrialError(f"not shared after {self.PATIENCE:.0f} s")
+                share_seconds = time.monotonic() - start
+                system.wait_registered(shared[0]["id"], 1)
+                source, downloader = Follow(transfer, "source"), Follow(transfer, "downloader")
+                start = time.monotonic()
+                get = transfer.hold("command", system.command(folder / "p0", "get", shared[0]["id"], "-o", str(target / "arrived.img")),
+                                    lambda line, _: got.append(json.loads(line)), on_exit=lambda *_: None)
+                get.tell("")
+
+                def bytes_there() -> int:
+                    return max((event["bytes"] for event in got if event.get("event") == "progress"), default=0)
+
+                while bytes_there() < min(self.GET_BYTES, variant) and time.monotonic() < start + self.PATIENCE and get.process.returncode is None:
+                    source.look()
+                    downloader.look()
+                    time.sleep(LOOK)
+                get_seconds, arrived = time.monotonic() - start, bytes_there()
+                if not arrived:
+                    raise TrialError(f"nothing arrived: {get.log_tail()}")
+            finally:
+                transfer.stop()
+        return Outcome({
+            "share s": share_seconds, "share MiB/s": variant / MIB / share_seconds, "sharing anon MiB": sharing.peak / MIB,
+            "get MiB/s": arrived / MIB / get_seconds, "source anon MiB": source.peak / MIB, "downloader anon MiB": downloader.peak / MIB,
+        }, {"sharing anon MiB": [(t, size / MIB) for t, size in sharing.seen]})
+
+
+@contextmanager
+def room(folder: Path, size: int) -> Iterator[Path]:
+    """A folder in memory that promises more room than there is: a peer does not begin what does not fit."""
+    folder.mkdir()
+    if os.geteuid() != 0:
+        raise Unavailable("a file system in memory is mounted for it: run it as root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "potluck-transfer", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+class Follow:
+    """The anonymous memory of a role over time."""
+
+    def __init__(self, transfer: Transfer, role: str):
+        self._transfer, self._role, self._start = transfer, role, time.monotonic()
+        self.seen: list[tuple[float, int]] = []
+        self.look()
+
+    @property
+    def peak(self) -> int:
+        return max(size for _, size in self.seen)
+
+    def look(self) -> None:
+        self._transfer.raise_failure()
+        self.seen.append((time.monotonic() - self._start, self._transfer.meter.anonymous(self._role)))
+
+    def until(self, end: float, enough=lambda: False) -> None:
+        """Looks until then, or until it is enough."""
+        while time.monotonic() < end and not enough():
+            self.look()
+            time.sleep(LOOK)
+
+
+CASES = (
+    Case("slow-readers", f"{READERS:,} readers of one peer, each of which takes {BYTES_PER_SECOND} bytes a second, and a plain `get` from the same peer meanwhile",
+         lambda options: {size_name(options.size or 512 * MIB): options.size or 512 * MIB}, of_potluck(SlowReaders),
+         compare=("get meanwhile MiB/s", "peak anon MiB"), plot="series"),
+    Case("sparse", f"a sparse file is shared, and {size_name(Sparse.GET_BYTES)} of it fetched",
+         lambda options: {size_name(options.size or 100 * GIB): options.size or 100 * GIB}, of_potluck(Sparse),
+         compare=("share MiB/s", "get MiB/s"), plot="series"),
+)

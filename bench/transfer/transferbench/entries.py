@@ -1,0 +1,70 @@
+"""Who takes part in a case, as the options say."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from common.unavailable import Unavailable
+
+from .case import Entry
+from .systems import SYSTEMS
+from .systems.potluck import Potluck
+from .transfer import TransferEntry
+
+
+def potlucks(options: argparse.Namespace) -> list[dict[str, str]]:
+    """The options of each build of Potluck that takes part."""
+    return options.potluck or [{}]
+
+
+def transfers(names: tuple[str, ...]) -> Callable[[argparse.Namespace], list[Entry]]:
+    """These systems, in this order, each build of Potluck for itself."""
+
+    def entries(options: argparse.Namespace) -> list[Entry]:
+        found: list[Entry] = []
+        for name in names:
+            if name not in SYSTEMS or not wanted(options, name):
+                continue
+            system = SYSTEMS[name]
+            for settings in potlucks(options) if name == "potluck" else [options.settings.get(name, {})]:
+                called = label(settings) if name == Potluck.name else name
+                with told_if_absent(called):
+                    found.append(TransferEntry(lambda system=system, settings=settings: system(settings), called, system.version(settings)))
+        return found
+
+    return entries
+
+
+@contextmanager
+def told_if_absent(name: str) -> Iterator[None]:
+    """Says so where a program is not here, and goes on."""
+    try:
+        yield
+    except Unavailable as error:
+        print(f"{name} is left out: {error}", file=sys.stderr)
+
+
+def wanted(options: argparse.Namespace, name: str) -> bool:
+    return not options.systems or name in options.systems
+
+
+def of_potluck(entry: Callable[[dict[str, str], str, str], Entry]) -> Callable[[argparse.Namespace], list[Entry]]:
+    """An entry for each build of Potluck; made of its options, its name and its version."""
+
+    def entries(options: argparse.Namespace) -> list[Entry]:
+        found: list[Entry] = []
+        if wanted(options, Potluck.name):
+            for settings in potlucks(options):
+                with told_if_absent(label(settings)):
+                    found.append(entry(settings, label(settings), Potluck.version(settings)))
+        return found
+
+    return entries
+
+
+def label(settings: dict[str, str]) -> str:
+    """What a build of Potluck is called."""
+    return "-".join(filter(None, [Potluck.name, settings.get("label")]))
