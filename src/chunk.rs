@@ -109,7 +109,7 @@ struct Current {
 }
 
 impl Decoder {
-    /// Takes what came; only once [`Decoder::next`] gave `None`.
+    /// Takes what came; only once [`Decoder::next_part`] gave `None`.
     pub fn push(&mut self, bytes: Bytes) {
         debug_assert!(self.fresh.is_empty(), "what came before was not looked at");
         self.fresh = bytes;
@@ -119,7 +119,7 @@ impl Decoder {
     ///
     /// # Errors
     /// Where this cannot be what it should be; nothing more can be read then.
-    pub fn next(&mut self) -> Result<Option<Part>, Malformed> {
+    pub fn next_part(&mut self) -> Result<Option<Part>, Malformed> {
         loop {
             if self.fresh.is_empty() {
                 return Ok(None);
@@ -278,7 +278,7 @@ mod tests {
             let (piece, after) = rest.split_at(at.min(rest.len()));
             rest = after;
             decoder.push(Bytes::copy_from_slice(piece));
-            while let Some(part) = decoder.next()? {
+            while let Some(part) = decoder.next_part()? {
                 match parts.last_mut() {
                     Some(last)
                         if last.span == part.span

@@ -63,6 +63,8 @@ def runs_of(case: Case, bench: Bench, first: int):
         return
     for variant, what in variants.items():
         try:
+            if bench.options.rounds > 1:
+                warm_up(case, variant, what, entries[0], bench)
             for number in range(bench.options.rounds):
                 for entry in entries:
                     if (variant, entry.name) in skipped:
@@ -78,6 +80,14 @@ def runs_of(case: Case, bench: Bench, first: int):
                     yield run
         finally:
             bench.forget()
+
+
+def warm_up(case: Case, variant: str, what: object, entry: Entry, bench: Bench) -> None:
+    """The first run of all finds data, programs and memory where nobody looked at them yet: it counts for nobody."""
+    try:
+        one(case, variant, what, 0, entry, bench)
+    except Unavailable:
+        pass
 
 
 def one(case: Case, variant: str, what: object, number: int, entry: Entry, bench: Bench) -> dict:

@@ -21,7 +21,7 @@ fn decode(c: &mut Criterion) {
         let mut decoder = Decoder::default();
         b.iter(|| {
             decoder.push(black_box(frame.clone()));
-            decoder.next()
+            decoder.next_part()
         });
     });
     group.bench_function("generated", |b| {

@@ -49,9 +49,11 @@ struct Shared<T> {
     outlet: Option<Outlet>,
 }
 
+type WeakStream<T> = Weak<Mutex<Shared<T>>>;
+
 /// Streams, to find one that nobody reads. Cheap to clone; all clones are one.
 pub(super) struct Watched<T> {
-    streams: Arc<Mutex<Vec<Weak<Mutex<Shared<T>>>>>>,
+    streams: Arc<Mutex<Vec<WeakStream<T>>>>,
 }
 
 impl<T> fmt::Debug for Patient<T> {

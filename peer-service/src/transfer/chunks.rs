@@ -80,7 +80,7 @@ impl Chunks {
     /// As `PeerService.Download`; `NOT_POTLUCK` where what comes is no stream of chunks.
     pub(crate) async fn next(&mut self) -> Result<Option<Part>, Problem> {
         loop {
-            match self.decoder.next() {
+            match self.decoder.next_part() {
                 Ok(Some(part)) => return Ok(Some(part)),
                 Ok(None) => {}
                 Err(error) => return Err(Problem::new(Reason::NotPotluck, error.to_string())),

@@ -149,15 +149,15 @@ mod tests {
         let checks = Checks::new(Arc::clone(&plan));
         assert_eq!(checks.needed(), [0]);
         let first = &data[..128 * 1024];
-        assert!(!verify(&checks, 0, &first), "without the layer nothing passes");
+        assert!(!verify(&checks, 0, first), "without the layer nothing passes");
         let mut wrong = tree.piece_hashes.clone();
         wrong[1][0] ^= 1;
         assert!(!checks.offer_layer(0, wrong));
         assert!(!checks.offer_layer(0, tree.piece_hashes[1..].to_vec()));
         assert!(checks.offer_layer(0, tree.piece_hashes));
-        assert!(verify(&checks, 0, &first));
+        assert!(verify(&checks, 0, first));
         assert!(verify(&checks, 3, &data[3 * 128 * 1024..]));
-        assert!(!verify(&checks, 1, &first), "a good piece in the wrong place");
+        assert!(!verify(&checks, 1, first), "a good piece in the wrong place");
         assert!(!verify(&checks, 0, &first[1..]), "too short");
         let mut flipped = first.to_vec();
         flipped[77_777] ^= 1;
