@@ -68,9 +68,12 @@ fn growth(c: &mut Criterion) {
         (4_000, 256),
     ] {
         group.throughput(Throughput::Elements(units.into()));
-        group.bench_function(BenchmarkId::new(format!("{units} units"), format!("{peers} peers")), |b| {
-            b.iter_batched_ref(|| swarm(units, peers), download, BatchSize::LargeInput);
-        });
+        group.bench_function(
+            BenchmarkId::new(format!("{units} units"), format!("{peers} peers")),
+            |b| {
+                b.iter_batched_ref(|| swarm(units, peers), download, BatchSize::LargeInput);
+            },
+        );
     }
     group.finish();
 }
