@@ -60,6 +60,10 @@ const CONTROL_CONNECTIONS: usize = 64;
 /// Most streams of one connection: a downloader uses a few dozen, and one peer cannot take all memory.
 const MAX_STREAMS: u32 = 256;
 
+/// Receive window of a stream on the open port, in bytes: what comes in there are requests. What nobody has read yet is bounded by
+/// four of them for a connection.
+const REQUEST_WINDOW: u32 = 256 * 1024;
+
 /// Why a peer did not start, or stopped before it was told to.
 pub type StartError = Problem;
 
@@ -184,8 +188,12 @@ pub async fn start(
         .await
         .map_err(defect)?;
     let turns = Turns::new();
+    servers.spawn(turns.clone().watch(stop_accepting.clone()));
     let open_port = transport::server()
         .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(REQUEST_WINDOW)
+        .initial_connection_window_size(4 * REQUEST_WINDOW)
+        .max_frame_size(None)
         .add_routes(routes)
         .serve_with_incoming_shutdown(
             connections(listener, config.max_connections, cut.clone())

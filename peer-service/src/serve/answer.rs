@@ -5,18 +5,28 @@ use std::{
     convert::Infallible,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf as _, Bytes};
-use futures_util::Stream as _;
+use futures_util::Stream;
 use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Limited};
-use potluck_core::{proto::v1, transport::MAX_MESSAGE};
+use potluck_core::{Problem, Reason, proto::v1};
 use prost::Message as _;
 use tonic::{Status, body::Body, codegen::Service, server::NamedService};
 
-use super::{PeerApi, patience::Patient, turns::Outlet};
+use super::{
+    PeerApi,
+    turns::{Outlet, Turns},
+};
+
+/// Largest request, in bytes: as many spans as it may have, 58 bytes each at most.
+const MAX_REQUEST: usize = 256 * 1024;
+
+/// How long a request may take to come.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
 
 /// The call's path (gRPC over HTTP/2, "Path").
 const PATH: &str = "/potluck.v1.PeerService/Download";
@@ -64,9 +74,13 @@ where
 
 async fn answer(api: PeerApi, request: Request<Body>) -> Result<Response<Body>, Status> {
     let outlet = request.extensions().get::<Outlet>().cloned();
-    let asked = decode(request.into_body()).await?;
+    // Where connections take no turns, each call is alone.
+    let outlet = outlet.unwrap_or_else(|| Turns::new().outlet());
+    let asked = tokio::time::timeout(REQUEST_TIME, decode(request.into_body()))
+        .await
+        .map_err(|_| Problem::new(Reason::TimedOut, "the request did not come in time: ask again"))??;
     let messages = Messages {
-        chunks: Some(api.download(asked, outlet).await?),
+        chunks: Some(Box::pin(api.download(asked, outlet).await?)),
     };
     let mut response = Response::new(Body::new(messages));
     let headers = response.headers_mut();
@@ -76,7 +90,7 @@ async fn answer(api: PeerApi, request: Request<Body>) -> Result<Response<Body>, 
 
 /// The one message of a request.
 async fn decode(body: Body) -> Result<v1::DownloadRequest, Status> {
-    let bytes = Limited::new(body, MAX_MESSAGE).collect().await;
+    let bytes = Limited::new(body, MAX_REQUEST).collect().await;
     let mut bytes = bytes.map_err(Status::from_error)?.to_bytes();
     let malformed = |what: &str| Status::invalid_argument(format!("the request is malformed: {what}"));
     if bytes.len() < 5 {
@@ -91,10 +105,12 @@ async fn decode(body: Body) -> Result<v1::DownloadRequest, Status> {
     v1::DownloadRequest::decode(bytes).map_err(|error| malformed(&error.to_string()))
 }
 
+type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
+
 /// Messages as they come, and the status that ends them.
 struct Messages {
     /// `None` once the end was told.
-    chunks: Option<Patient<Bytes>>,
+    chunks: Option<Chunks>,
 }
 
 impl http_body::Body for Messages {
@@ -108,7 +124,7 @@ impl http_body::Body for Messages {
         let Some(chunks) = &mut self.chunks else {
             return Poll::Ready(None);
         };
-        let status = match ready!(Pin::new(chunks).poll_next(context)) {
+        let status = match ready!(chunks.as_mut().poll_next(context)) {
             Some(Ok(bytes)) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
             Some(Err(status)) => status,
             None => Status::ok(""),

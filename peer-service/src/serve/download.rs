@@ -4,17 +4,19 @@ use std::{
     collections::HashMap,
     ops::Range,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use potluck_core::{FileId, Problem, Reason, merkle::LEAF_SIZE, proto::v1, wire};
+use tokio::time::Instant;
 use tonic::Status;
 
 use super::{
     Inner, blocking,
     reader::{BATCH, Batch, Job, Reader},
-    turns::Outlet,
+    turns::{Outlet, Turn},
 };
 use crate::{
     limits::{Limits, UploadSlot},
@@ -29,6 +31,9 @@ pub(super) const MAX_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Bytes of data held for all uploads together, about: each holds its part of that, but not less than a leaf.
 const HELD: u64 = 16 * 1024 * 1024;
+
+/// How long a receiver may take for a download in all: 64 MiB, the most that one is of, then come at 56 KiB a second at least.
+const TOTAL: Duration = Duration::from_secs(20 * 60);
 
 /// Most spans that are looked up on the thread that received the request.
 const MAX_AT_ONCE: usize = 64;
@@ -108,20 +113,25 @@ struct Download {
     reader: Option<Reader>,
     /// Read before it was asked for: what the call began with.
     first: Option<Batch>,
-    /// The connection's way out, where it has one that takes turns, and this stream's number in it.
-    outlet: Option<(Outlet, u64)>,
-    /// Whether everything was handed over.
-    ended: bool,
-    _slot: UploadSlot,
+    /// The connection's way out.
+    outlet: Outlet,
+    /// Free once the last of its bytes is gone, not when the last was handed over.
+    slot: Arc<UploadSlot>,
+    /// Until when its receiver may take.
+    deadline: Instant,
 }
 
-impl Drop for Download {
-    fn drop(&mut self) {
-        if let Some((outlet, stream)) = &self.outlet
-            && !self.ended
-        {
-            outlet.forget(*stream);
-        }
+/// Bytes on their way, with what they take: HTTP/2 holds them for as long as a receiver likes, and ends a stream for those who gave
+/// it its last bytes long before that.
+struct Held {
+    bytes: Bytes,
+    _turn: Turn,
+    _slot: Arc<UploadSlot>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -133,7 +143,7 @@ pub(super) async fn stream(
     inner: Arc<Inner>,
     asked: Vec<Asked>,
     slot: UploadSlot,
-    outlet: Option<Outlet>,
+    outlet: Outlet,
 ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
     let most = batch_size(&inner.limits);
     let (reader, first) = match at_once(&inner, &asked, most) {
@@ -153,12 +163,9 @@ pub(super) async fn stream(
         inner,
         reader: Some(reader),
         first: Some(first),
-        outlet: outlet.map(|outlet| {
-            let stream = outlet.stream();
-            (outlet, stream)
-        }),
-        ended: false,
-        _slot: slot,
+        outlet,
+        slot: Arc::new(slot),
+        deadline: Instant::now() + TOTAL,
     };
     Ok(stream::unfold(Some(download), |download| async {
         let mut download = download?;
@@ -196,18 +203,26 @@ impl Download {
             None => self.read().await?,
         };
         if batch.bytes.is_empty() {
-            self.ended = true;
             return Ok(None);
         }
-        self.inner.limits.upload().acquire(batch.data).await;
-        if let Some((outlet, stream)) = &self.outlet {
-            outlet.turn(*stream, batch.bytes.len() as u64).await;
+        let asked = Instant::now();
+        if asked >= self.deadline {
+            let message = "the stream was read too slowly: ask again";
+            return Err(Problem::new(Reason::TimedOut, message));
         }
+        self.inner.limits.upload().acquire(batch.data).await;
+        let turn = self.outlet.turn().await;
+        // What this peer makes it wait is not the receiver's fault.
+        self.deadline += asked.elapsed();
         self.inner
             .counters
             .uploaded_bytes
             .fetch_add(batch.data, Ordering::Relaxed);
-        Ok(Some(batch.bytes))
+        Ok(Some(Bytes::from_owner(Held {
+            bytes: batch.bytes,
+            _turn: turn,
+            _slot: Arc::clone(&self.slot),
+        })))
     }
 
     /// The next messages; none at the end.

@@ -6,7 +6,7 @@
 //! | `availability` | which units are here, and each change |
 //! | `buffers` | the memory that chunks are read into |
 //! | `download` | what a request asks for, checked, and its stream |
-//! | `outgoing` | a connection that tells what was taken from it |
+//! | `outgoing` | a connection that can be cut |
 //! | `patience` | ends streams whose receiver does not read |
 //! | `reader` | bytes of spans, from the disk into messages |
 //! | `turns` | who is sent to, and when |
@@ -20,7 +20,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
+use futures_util::{Stream, StreamExt as _, stream};
 use potluck_core::{
     FileId, PeerId, Problem, Reason,
     merkle::Hash,
@@ -36,7 +36,7 @@ use crate::{
     offer::{Offer, Shelf},
 };
 use buffers::Buffers;
-use patience::{Patient, Watched};
+use patience::Patient;
 
 mod answer;
 mod availability;
@@ -65,6 +65,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(250);
 /// How long a receiver may leave a message lying while others find no slot.
 const UNREAD: Duration = Duration::from_secs(2);
 
+/// Largest request of a call with a generated answer, in bytes: an id and two numbers, with room for what later versions add.
+const MAX_REQUEST: usize = 4 * 1024;
+
 /// Hashes in one message: 64 KiB, as the contract has it.
 const HASHES_PER_MESSAGE: usize = 2048;
 
@@ -90,7 +93,6 @@ struct Inner {
     watchers: Arc<Semaphore>,
     hash_streams: Arc<Semaphore>,
     buffers: Buffers,
-    downloads: Watched<Bytes>,
 }
 
 impl PeerApi {
@@ -110,7 +112,6 @@ impl PeerApi {
                 watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
                 hash_streams: Arc::new(Semaphore::new(MAX_HASH_STREAMS)),
                 buffers: Buffers::default(),
-                downloads: Watched::default(),
             }),
         }
     }
@@ -118,7 +119,7 @@ impl PeerApi {
     /// What a server serves: all calls of `PeerService`.
     pub fn into_service(self) -> WithDownload<PeerServiceServer<Self>> {
         let rest = PeerServiceServer::new(self.clone())
-            .max_decoding_message_size(MAX_MESSAGE)
+            .max_decoding_message_size(MAX_REQUEST)
             .max_encoding_message_size(MAX_MESSAGE);
         WithDownload::new(self, rest)
     }
@@ -127,20 +128,15 @@ impl PeerApi {
     async fn download(
         &self,
         request: v1::DownloadRequest,
-        outlet: Option<Outlet>,
-    ) -> Result<Patient<Bytes>, Problem> {
+        outlet: Outlet,
+    ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
         let spans = download::parse(request)?;
-        let limits = &self.inner.limits;
-        let slot = match limits.try_upload() {
-            // Whoever does not read makes room for whoever may.
-            None if self.inner.downloads.let_go_of_one(UNREAD) => limits.try_upload(),
-            slot => slot,
-        };
-        let slot = slot.ok_or_else(|| busy("downloads"))?;
-        let chunks = download::stream(self.inner.clone(), spans, slot, outlet.clone()).await?;
-        let download = Patient::through(outlet, chunks);
-        self.inner.downloads.add(&download);
-        Ok(download)
+        let slot = self.inner.limits.try_upload().ok_or_else(|| {
+            // Whoever does not read makes room for whoever may, and comes again.
+            outlet.cut_idlest(UNREAD);
+            busy("downloads")
+        })?;
+        download::stream(self.inner.clone(), spans, slot, outlet).await
     }
 }
 

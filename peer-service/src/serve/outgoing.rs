@@ -1,9 +1,9 @@
-//! A connection that tells how many bytes the system took from it, and that can be cut.
+//! A connection that can be cut, and that tells those who answer its calls where their turns are kept.
 
 use std::{
     io::{self, IoSlice},
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -55,9 +55,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Outgoing<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Outgoing<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let sent = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
-        self.outlet.sent(sent);
-        Poll::Ready(Ok(sent))
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -65,9 +63,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Outgoing<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let sent = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
-        self.outlet.sent(sent);
-        Poll::Ready(Ok(sent))
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,15 +1,13 @@
 //! Streams that end when nobody reads them.
 //!
 //! HTTP/2 leaves a stream alone while its receiver takes nothing, for ever if need be, with all that the stream holds: here a
-//! watchdog lets go of it. Time in which the stream itself has nothing to give does not count.
-//!
-//! What was handed over last lies with HTTP/2 still, and no server can take it back from a stream that is stuck: the stream's
-//! connection is cut, where it is known.
+//! watchdog lets go of it. Time in which the stream itself has nothing to give does not count. For the streams of generated
+//! calls; downloads hold far more, and go by [`super::turns`].
 
 use std::{
     fmt,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -20,13 +18,10 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
-use super::turns::Outlet;
-
 /// How long a receiver may leave a message lying.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// How long a receiver may keep a stream waiting in all: 64 MiB, the most that one download is of, then come at 56 KiB a second
-/// at least.
+/// How long a receiver may keep a stream waiting in all.
 const TOTAL: Duration = Duration::from_secs(20 * 60);
 
 type Inner<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -46,14 +41,6 @@ struct Shared<T> {
     left: Duration,
     /// Set by the watchdog, told once.
     given_up: bool,
-    outlet: Option<Outlet>,
-}
-
-type WeakStream<T> = Weak<Mutex<Shared<T>>>;
-
-/// Streams, to find one that nobody reads. Cheap to clone; all clones are one.
-pub(super) struct Watched<T> {
-    streams: Arc<Mutex<Vec<WeakStream<T>>>>,
 }
 
 impl<T> fmt::Debug for Patient<T> {
@@ -69,20 +56,11 @@ fn lock<T>(shared: &Mutex<Shared<T>>) -> MutexGuard<'_, Shared<T>> {
 impl<T: Send + 'static> Patient<T> {
     /// Watches over a stream; within a runtime.
     pub(super) fn new(stream: impl Stream<Item = Result<T, Status>> + Send + 'static) -> Self {
-        Self::through(None, stream)
-    }
-
-    /// The same for a stream that goes out through a connection that can be cut.
-    pub(super) fn through(
-        outlet: Option<Outlet>,
-        stream: impl Stream<Item = Result<T, Status>> + Send + 'static,
-    ) -> Self {
         let shared = Arc::new(Mutex::new(Shared {
             stream: Some(Box::pin(stream) as Inner<T>),
             handed_over: None,
             left: TOTAL,
             given_up: false,
-            outlet,
         }));
         let gone = CancellationToken::new();
         tokio::spawn(watch(shared.clone(), gone.clone()));
@@ -114,56 +92,9 @@ fn let_go<T>(shared: &Mutex<Shared<T>>) {
     let mut shared = lock(shared);
     shared.given_up = shared.stream.is_some();
     let stream = shared.stream.take();
-    if let Some(outlet) = shared.outlet.take().filter(|_| shared.given_up) {
-        outlet.cut();
-    }
     drop(shared);
     // Dropping it may free a good deal; not under the lock.
     drop(stream);
-}
-
-impl<T> Default for Watched<T> {
-    fn default() -> Self {
-        Self {
-            streams: Arc::default(),
-        }
-    }
-}
-
-impl<T> fmt::Debug for Watched<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watched").finish_non_exhaustive()
-    }
-}
-
-impl<T: Send + 'static> Watched<T> {
-    /// One more stream.
-    pub(super) fn add(&self, patient: &Patient<T>) {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        if streams.len() == streams.capacity() {
-            streams.retain(|stream| stream.strong_count() > 0);
-        }
-        streams.push(Arc::downgrade(&patient.shared));
-    }
-
-    /// Lets go of the stream whose receiver left a message lying for longest, if that is this long at least. Looks at all of them.
-    pub(super) fn let_go_of_one(&self, idle: Duration) -> bool {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.retain(|stream| stream.strong_count() > 0);
-        let live: Vec<_> = streams.iter().filter_map(Weak::upgrade).collect();
-        drop(streams);
-        let idlest = live
-            .into_iter()
-            .filter_map(|shared| {
-                let looked = lock(&shared);
-                let since = looked.handed_over.filter(|_| looked.stream.is_some())?;
-                drop(looked);
-                Some((since, shared))
-            })
-            .min_by_key(|(since, _)| *since)
-            .filter(|(since, _)| since.elapsed() >= idle);
-        idlest.inspect(|(_, shared)| let_go(shared)).is_some()
-    }
 }
 
 impl<T> Shared<T> {
@@ -190,10 +121,7 @@ impl<T> Stream for Patient<T> {
         let polled = stream.as_mut().poll_next(context);
         match &polled {
             Poll::Ready(Some(Ok(_))) => shared.handed_over = Some(Instant::now()),
-            Poll::Ready(_) => {
-                shared.stream = None;
-                shared.outlet = None;
-            }
+            Poll::Ready(_) => shared.stream = None,
             Poll::Pending => {}
         }
         polled
@@ -237,25 +165,6 @@ mod tests {
             tokio::time::sleep(IDLE / 2).await;
         }
         assert!(start.elapsed() >= TOTAL);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_one_that_is_not_read_for_longest_can_be_let_go() {
-        let watched = Watched::default();
-        let mut streams: Vec<_> = (0..3).map(|_| Patient::new(stream::repeat(0).map(Ok))).collect();
-        for stream in &mut streams {
-            watched.add(stream);
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            assert!(stream.next().await.unwrap().is_ok());
-        }
-        let idle = Duration::from_secs(1);
-        assert!(watched.let_go_of_one(idle));
-        assert!(streams[0].next().await.unwrap().is_err());
-        drop(streams.remove(0));
-        assert!(watched.let_go_of_one(idle));
-        assert!(!watched.let_go_of_one(idle), "the last was read just now");
-        assert!(streams[0].next().await.unwrap().is_err());
-        assert!(streams[1].next().await.unwrap().is_ok());
     }
 
     #[tokio::test(start_paused = true)]

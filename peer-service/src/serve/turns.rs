@@ -2,16 +2,18 @@
 //!
 //! A peer that answers everyone at once gives each a trickle: a piece is worth nothing to others before its last byte, so the
 //! first whole one comes late, and many thin flows cost far more packets and processor time than a few thick ones. So a chunk
-//! waits until one of a few places is free, and keeps it until the system has taken its bytes from the connection.
+//! waits until one of a few places is free, and keeps it until the connection has let go of its bytes: sent, or thrown away with
+//! a stream that its receiver ended.
 //!
 //! Invariants: at most [`PLACES`] chunks that hold a place; whoever asked first goes first; a receiver that takes longer than
-//! [`PATIENCE`] loses its place to who waits, and its connection is sent to beside the others until it keeps up again: nobody slow, on purpose
-//! or not, keeps the others waiting for longer than that.
+//! [`PATIENCE`] loses its place to who waits, and its connection is sent to beside the others until it has kept up for a while; a
+//! connection that leaves a chunk lying for longer than [`IDLE`] is cut. Nobody slow, on purpose or not, keeps the others waiting
+//! for longer than that, or holds memory for ever.
 //!
 //! Not here: limits in bytes a second, and how many may be served at all ([`crate::limits`]).
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -28,8 +30,19 @@ const PLACES: usize = 4;
 /// How long a chunk may keep its place while others wait: several times what it takes on a link of 100 Mbit/s.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// How long a chunk that is not taken is counted at all.
-const FORGET_AFTER: Duration = Duration::from_secs(10);
+/// How long a chunk may lie with a connection at all: HTTP/2 would leave it there for ever, and nothing but the end of the
+/// connection takes it back.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// How often connections are looked through for such chunks.
+const LOOK: Duration = Duration::from_secs(3);
+
+/// Shortest time between two connections that are cut for the sake of others: what the first one held is free by then.
+const BETWEEN_CUTS: Duration = Duration::from_millis(100);
+
+/// A connection that lost its places so often has to keep up for twice as many chunks each time, up to this power of two: or a
+/// few that stall and read by turns would have all places.
+const MAX_STRIKES: u32 = 6;
 
 /// The turns of one peer. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -46,57 +59,56 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     next: u64,
-    outlets: HashMap<u64, Queue>,
+    lanes: HashMap<u64, Lane>,
+    last_cut: Option<Instant>,
 }
 
-/// What was handed to one connection and not yet taken from it, oldest first.
+/// What was handed to one connection and not yet let go by it, oldest first.
 #[derive(Debug, Default)]
-struct Queue {
-    chunks: VecDeque<Chunk>,
-    /// Whether it is sent to beside the others.
-    slow: bool,
+struct Lane {
+    chunks: BTreeMap<u64, Chunk>,
+    /// How often it lost its places.
+    strikes: u32,
+    /// Chunks that it has to take in time before it waits for its turn again; until then it is sent to beside the others.
+    owed: u32,
+    cut: CancellationToken,
 }
 
 #[derive(Debug)]
 struct Chunk {
-    /// Whose it is.
-    stream: u64,
-    /// Bytes not yet taken by the system.
-    left: u64,
     since: Instant,
     /// None where it is sent beside the others.
     place: Option<OwnedSemaphorePermit>,
 }
 
-impl Queue {
-    /// Bytes went out, of whatever: what little is not of a chunk makes no difference.
-    fn sent(&mut self, mut bytes: u64, now: Instant) {
-        while let Some(chunk) = self.chunks.front_mut()
-            && bytes > 0
-        {
-            let taken = bytes.min(chunk.left);
-            chunk.left -= taken;
-            bytes -= taken;
-            if chunk.left > 0 {
-                return;
-            }
-            if self.slow && now.duration_since(chunk.since) < PATIENCE / 2 {
-                self.slow = false;
-            }
-            self.chunks.pop_front();
+impl Lane {
+    /// The connection let go of a chunk. Gives its place, to be dropped where no lock is held.
+    fn let_go(&mut self, chunk: u64, now: Instant) -> Option<OwnedSemaphorePermit> {
+        let chunk = self.chunks.remove(&chunk)?;
+        if now.duration_since(chunk.since) < PATIENCE / 2 {
+            self.owed = self.owed.saturating_sub(1);
+        }
+        chunk.place
+    }
+
+    /// Takes the places of chunks that have them for too long.
+    fn evict(&mut self, now: Instant, freed: &mut Vec<OwnedSemaphorePermit>) {
+        let before = freed.len();
+        let late = self
+            .chunks
+            .values_mut()
+            .take_while(|chunk| now.duration_since(chunk.since) >= PATIENCE);
+        freed.extend(late.filter_map(|chunk| chunk.place.take()));
+        if freed.len() > before {
+            self.owed = 1 << self.strikes;
+            self.strikes = MAX_STRIKES.min(self.strikes + 1);
         }
     }
 
-    /// Takes the places of chunks that have them for too long. What still is to go out of them goes on counting, but not for ever:
-    /// of a stream that its receiver ended, it never will.
-    fn evict(&mut self, now: Instant) {
-        self.chunks
-            .retain(|chunk| now.duration_since(chunk.since) < FORGET_AFTER);
-        for chunk in &mut self.chunks {
-            if now.duration_since(chunk.since) >= PATIENCE && chunk.place.take().is_some() {
-                self.slow = true;
-            }
-        }
+    /// How long the oldest chunk has lain here.
+    fn idle(&self, now: Instant) -> Duration {
+        let oldest = self.chunks.values().next();
+        oldest.map_or(Duration::ZERO, |chunk| now.duration_since(chunk.since))
     }
 }
 
@@ -132,13 +144,27 @@ impl Turns {
     pub fn outlet(&self) -> Outlet {
         let mut state = self.state();
         let number = state.number();
-        state.outlets.insert(number, Queue::default());
+        let lane = Lane::default();
+        let cut = lane.cut.clone();
+        state.lanes.insert(number, lane);
         drop(state);
         Outlet(Arc::new(Way {
             turns: self.clone(),
             number,
-            cut: CancellationToken::new(),
+            cut,
         }))
+    }
+
+    /// Cuts connections that leave a chunk lying, until `stop`.
+    pub async fn watch(self, stop: CancellationToken) {
+        // Cancel-safe: nothing is taken by either arm.
+        while tokio::time::timeout(LOOK, stop.cancelled()).await.is_err() {
+            let now = Instant::now();
+            let state = self.state();
+            let late = state.lanes.values().filter(|lane| lane.idle(now) >= IDLE);
+            // Only wakes: what the connection holds goes where it is served.
+            late.for_each(|lane| lane.cut.cancel());
+        }
     }
 
     async fn place(&self) -> OwnedSemaphorePermit {
@@ -157,8 +183,14 @@ impl Turns {
     /// Takes the places of those who have them for too long.
     fn evict(&self) {
         let now = Instant::now();
+        let mut freed = Vec::new();
         let mut state = self.state();
-        state.outlets.values_mut().for_each(|queue| queue.evict(now));
+        for lane in state.lanes.values_mut() {
+            lane.evict(now, &mut freed);
+        }
+        drop(state);
+        // Wakes those who wait: not under the lock.
+        drop(freed);
     }
 }
 
@@ -175,64 +207,81 @@ struct Way {
 
 impl Drop for Way {
     fn drop(&mut self) {
-        let queue = self.turns.state().outlets.remove(&self.number);
+        let lane = self.turns.state().lanes.remove(&self.number);
         // Wakes those who wait: not under the lock.
-        drop(queue);
+        drop(lane);
+    }
+}
+
+/// A chunk's turn, as long as the chunk is with the connection. Dropping it ends the turn.
+#[derive(Debug)]
+pub(super) struct Turn {
+    way: Arc<Way>,
+    chunk: u64,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        let mut state = self.way.turns.state();
+        let lane = state.lanes.get_mut(&self.way.number);
+        let place = lane.and_then(|lane| lane.let_go(self.chunk, now));
+        drop(state);
+        drop(place);
     }
 }
 
 impl Outlet {
-    /// A number for one more stream of this connection.
-    pub(super) fn stream(&self) -> u64 {
-        self.0.turns.state().number()
-    }
-
-    /// Waits until it is the turn of so many bytes of this stream.
-    pub(super) async fn turn(&self, stream: u64, bytes: u64) {
-        let place = match self.with(|queue| queue.slow) {
+    /// Waits until it is the turn of one more chunk.
+    pub(super) async fn turn(&self) -> Turn {
+        let way = &self.0;
+        let keeps_up = |state: &State| state.lanes.get(&way.number).is_none_or(|lane| lane.owed == 0);
+        let slow = !keeps_up(&way.turns.state());
+        let place = match slow {
             true => None,
-            false => Some(self.0.turns.place().await),
+            false => Some(way.turns.place().await),
         };
+        let mut state = way.turns.state();
+        // It may have become slow while this waited: then it keeps no place of many more.
+        let (place, unused) = match keeps_up(&state) {
+            true => (place, None),
+            false => (None, place),
+        };
+        let chunk = state.number();
         let since = Instant::now();
-        self.with(|queue| {
-            queue.chunks.push_back(Chunk {
-                stream,
-                left: bytes,
-                since,
-                // It may have become slow while this waited: then it keeps no place of many more.
-                place: place.filter(|_| !queue.slow),
-            });
-        });
+        if let Some(lane) = state.lanes.get_mut(&way.number) {
+            lane.chunks.insert(chunk, Chunk { since, place });
+        }
+        drop(state);
+        drop(unused);
+        Turn {
+            way: Arc::clone(way),
+            chunk,
+        }
     }
 
-    /// What is left of this stream will not be sent.
-    pub(super) fn forget(&self, stream: u64) {
-        self.with(|queue| queue.chunks.retain(|chunk| chunk.stream != stream));
-    }
-
-    /// Ends the connection: somebody does not read what it was sent.
-    pub(super) fn cut(&self) {
-        self.0.cut.cancel();
+    /// Cuts the connection that left a chunk lying for longest, if that is this long at least: it makes room for others. Whether
+    /// one was cut, just now or a moment ago. Looks at all of them.
+    pub(super) fn cut_idlest(&self, idle: Duration) -> bool {
+        let now = Instant::now();
+        let mut state = self.0.turns.state();
+        let recently = |cut: &Instant| now.duration_since(*cut) < BETWEEN_CUTS;
+        if state.last_cut.as_ref().is_some_and(recently) {
+            return true;
+        }
+        let open = state.lanes.values().filter(|lane| !lane.cut.is_cancelled());
+        let idlest = open.max_by_key(|lane| lane.idle(now));
+        let Some(lane) = idlest.filter(|lane| lane.idle(now) >= idle) else {
+            return false;
+        };
+        lane.cut.cancel();
+        state.last_cut = Some(now);
+        true
     }
 
     /// Resolves once the connection is to end.
     pub(super) fn is_cut(&self) -> WaitForCancellationFutureOwned {
         self.0.cut.clone().cancelled_owned()
-    }
-
-    /// So many bytes were taken from the connection.
-    pub(super) fn sent(&self, bytes: usize) {
-        let now = Instant::now();
-        self.with(|queue| queue.sent(bytes as u64, now));
-    }
-
-    fn with<T: Default>(&self, change: impl FnOnce(&mut Queue) -> T) -> T {
-        let mut state = self.0.turns.state();
-        state
-            .outlets
-            .get_mut(&self.0.number)
-            .map(change)
-            .unwrap_or_default()
     }
 }
 
@@ -242,29 +291,27 @@ mod tests {
 
     use super::*;
 
-    const CHUNK: u64 = 100;
-
     /// As many connections as there are places, each with a chunk that holds one.
-    async fn taken(turns: &Turns) -> Vec<Outlet> {
-        let outlets: Vec<_> = (0..PLACES).map(|_| turns.outlet()).collect();
-        for outlet in &outlets {
-            outlet.turn(outlet.stream(), CHUNK).await;
+    async fn taken(turns: &Turns) -> Vec<(Outlet, Turn)> {
+        let mut taken = Vec::new();
+        for _ in 0..PLACES {
+            let outlet = turns.outlet();
+            let turn = outlet.turn().await;
+            taken.push((outlet, turn));
         }
-        outlets
+        taken
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_asked_first_goes_first_once_a_chunk_is_out() {
         let turns = Turns::new();
-        let outlets = taken(&turns).await;
+        let mut taken = taken(&turns).await;
         let (first, second) = (turns.outlet(), turns.outlet());
-        let mut one = Box::pin(first.turn(first.stream(), CHUNK));
-        let mut two = Box::pin(second.turn(second.stream(), CHUNK));
+        let mut one = Box::pin(first.turn());
+        let mut two = Box::pin(second.turn());
         assert!((&mut one).now_or_never().is_none());
         assert!((&mut two).now_or_never().is_none());
-        outlets[2].sent(CHUNK as usize - 1);
-        assert!((&mut one).now_or_never().is_none(), "a byte is left");
-        outlets[2].sent(1);
+        drop(taken.remove(2));
         assert!((&mut two).now_or_never().is_none(), "it is not its turn");
         assert!((&mut one).now_or_never().is_some());
     }
@@ -275,46 +322,98 @@ mod tests {
         let silent = taken(&turns).await;
         let other = turns.outlet();
         let start = Instant::now();
-        other.turn(other.stream(), CHUNK).await;
+        let mut held = vec![other.turn().await];
         assert_eq!(start.elapsed(), PATIENCE);
         // From now on the silent are sent to beside the others, and take no place.
-        for outlet in &silent {
-            assert!(outlet.turn(outlet.stream(), CHUNK).now_or_never().is_some());
+        for (outlet, _) in &silent {
+            held.push(outlet.turn().now_or_never().unwrap());
         }
         for _ in 1..PLACES {
-            assert!(other.turn(other.stream(), CHUNK).now_or_never().is_some());
+            held.push(other.turn().now_or_never().unwrap());
+        }
+        assert!(other.turn().now_or_never().is_none(), "all places are taken");
+    }
+
+    /// Stalls until it loses its place.
+    async fn stall(turns: &Turns, slow: &Outlet) {
+        let stalled = slow
+            .turn()
+            .now_or_never()
+            .expect("it waits for its turn, and it is");
+        let held: Vec<_> = std::iter::repeat_with(|| turns.outlet().turn().now_or_never())
+            .take(PLACES - 1)
+            .collect();
+        turns.outlet().turn().await;
+        drop((stalled, held));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_keeps_up_again_waits_for_its_turn_again_but_later_each_time() {
+        let turns = Turns::new();
+        let slow = turns.outlet();
+        for strike in 0..3 {
+            stall(&turns, &slow).await;
+            for _ in 0..1 << strike {
+                let full = taken(&turns).await;
+                let beside = slow.turn().now_or_never();
+                assert!(beside.is_some(), "it is sent to beside the others");
+                drop((full, beside));
+            }
+            let full = taken(&turns).await;
+            assert!(slow.turn().now_or_never().is_none(), "it waits like the others");
+            drop(full);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_keeps_up_again_takes_turns_again() {
+    async fn a_connection_that_ends_gives_its_places_back() {
         let turns = Turns::new();
-        let slow = taken(&turns).await.remove(0);
-        let other = turns.outlet();
-        other.turn(other.stream(), CHUNK).await;
-        slow.sent(CHUNK as usize);
-        slow.turn(slow.stream(), CHUNK).await;
-        slow.sent(CHUNK as usize);
-        other.sent(CHUNK as usize);
-        let rest = taken(&turns).await;
-        assert!(
-            slow.turn(slow.stream(), CHUNK).now_or_never().is_none(),
-            "it waits like the others"
-        );
-        drop(rest);
+        let mut taken = taken(&turns).await;
+        let next = turns.outlet();
+        assert!(next.turn().now_or_never().is_none());
+        drop(taken.pop());
+        assert!(next.turn().now_or_never().is_some());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_or_connection_that_ends_gives_its_places_back() {
+    async fn whoever_leaves_a_chunk_lying_is_cut() {
         let turns = Turns::new();
-        let mut outlets = taken(&turns).await;
-        let given_up = turns.outlet();
-        drop(outlets.pop());
-        let stream = given_up.stream();
-        assert!(given_up.turn(stream, CHUNK).now_or_never().is_some());
-        let next = turns.outlet();
-        assert!(next.turn(next.stream(), CHUNK).now_or_never().is_none());
-        given_up.forget(stream);
-        assert!(next.turn(next.stream(), CHUNK).now_or_never().is_some());
+        let stop = CancellationToken::new();
+        let watching = tokio::spawn(turns.clone().watch(stop.clone()));
+        let (silent, reader) = (turns.outlet(), turns.outlet());
+        let _lies = silent.turn().await;
+        let start = Instant::now();
+        while start.elapsed() < IDLE - LOOK {
+            let _taken = reader.turn().await;
+            tokio::time::sleep(LOOK).await;
+            assert!(silent.is_cut().now_or_never().is_none());
+        }
+        tokio::time::sleep(3 * LOOK).await;
+        assert!(silent.is_cut().now_or_never().is_some());
+        assert!(reader.is_cut().now_or_never().is_none());
+        stop.cancel();
+        watching.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_one_that_is_not_read_for_longest_makes_room_for_others() {
+        let turns = Turns::new();
+        let idle = Duration::from_secs(1);
+        let (first, second, third) = (turns.outlet(), turns.outlet(), turns.outlet());
+        let _first = first.turn().await;
+        tokio::time::sleep(idle).await;
+        let _second = second.turn().await;
+        tokio::time::sleep(idle).await;
+        let _third = third.turn().await;
+        let cut = |outlet: &Outlet| outlet.is_cut().now_or_never().is_some();
+        assert!(third.cut_idlest(idle));
+        assert_eq!([cut(&first), cut(&second), cut(&third)], [true, false, false]);
+        assert!(third.cut_idlest(idle), "what that one held is about to be free");
+        assert!(!cut(&second));
+        tokio::time::sleep(BETWEEN_CUTS).await;
+        assert!(third.cut_idlest(idle));
+        tokio::time::sleep(BETWEEN_CUTS).await;
+        assert!(!third.cut_idlest(idle), "the last was handed over just now");
+        assert_eq!([cut(&first), cut(&second), cut(&third)], [true, true, false]);
     }
 }
