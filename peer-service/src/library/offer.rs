@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::{
     Inner,
-    catalog::{Body, Catalog, MANIFEST, Place},
+    catalog::{Body, Catalog, Part, Place, Shared, WHOLE},
     hasher::open_regular,
     walk::stamp_of,
 };
@@ -51,19 +51,18 @@ impl LibraryOffer {
     }
 
     fn of(inner: &Arc<Inner>, catalog: &Catalog, id: &FileId) -> Option<Self> {
-        let record = catalog.held(id)?.record;
         Some(Self {
             inner: inner.clone(),
-            record,
+            record: catalog.record(id)?,
         })
     }
 
     /// Units of a collection's content.
     fn content_units(&self) -> Option<u32> {
         let catalog = self.inner.catalog();
-        let mut places = catalog.places(&self.record.id).into_iter();
-        places.find_map(|place| match &catalog.item(place.item)?.body {
-            Body::Collection(folder) if place.entry == MANIFEST => Some(folder.units),
+        let mut copies = catalog.copies(&self.record.id);
+        copies.find_map(|(shared, part)| match &shared.body {
+            Body::Collection(folder) if part == WHOLE => Some(folder.units),
             _ => None,
         })
     }
@@ -123,11 +122,8 @@ impl Offer for LibraryOffer {
     }
 
     fn is_unchanged(&self, file: &File) -> bool {
-        let known = self
-            .inner
-            .catalog_now()
-            .and_then(|catalog| self.inner.candidates(&catalog, &self.record.id));
-        fits(known.as_ref(), file)
+        let catalog = self.inner.catalog_now();
+        catalog.is_some_and(|catalog| fits(&catalog, &self.record.id, file))
     }
 
     fn check(&self, file: &File) -> Result<(), Problem> {
@@ -142,42 +138,57 @@ pub(super) fn file_changed(id: &FileId) -> Problem {
     )
 }
 
-/// One copy of a file: its place, where that is on disk, and what `stat` should say. The manifest's own blob has no stamp kept
-/// in the database: its size stands for it, as nobody but the peer writes there and readers verify.
+/// One copy of a file: its place, where that is on disk, and what `stat` should say.
 #[derive(Debug)]
 struct Candidate {
     place: Place,
     path: PathBuf,
-    stamp: Option<Stamp>,
+    is_manifest: bool,
+    expected: Expected,
 }
 
-impl Candidate {
-    fn fits(&self, stamp: &Stamp, record: &FileRecord) -> bool {
-        self.stamp
-            .map_or(stamp.size == record.size, |known| known == *stamp)
+/// What `stat` should say.
+#[derive(Debug)]
+enum Expected {
+    Stamp(Stamp),
+    /// The manifest's own blob has no stamp in the database: its size stands for it, as nobody but the peer writes there and readers
+    /// verify.
+    Size(u64),
+}
+
+impl Expected {
+    fn of(shared: &Shared, part: Part) -> Option<Self> {
+        match shared.is_manifest(part) {
+            true => Some(Self::Size(shared.record.size)),
+            false => shared.stamp(part).map(Self::Stamp),
+        }
+    }
+
+    fn fits(&self, found: &Stamp) -> bool {
+        match self {
+            Self::Stamp(stamp) => stamp == found,
+            Self::Size(size) => *size == found.size,
+        }
     }
 }
 
 impl Inner {
-    fn candidates(&self, catalog: &Catalog, id: &FileId) -> Option<(FileRecord, Vec<Candidate>)> {
-        let record = catalog.held(id)?.record;
-        let places = catalog.places(id);
-        let candidates = places.into_iter().filter_map(|place| match place.entry {
-            MANIFEST => Some(Candidate {
+    fn candidates(&self, catalog: &Catalog, id: &FileId) -> Vec<Candidate> {
+        let places = catalog.places(id).into_iter();
+        let candidates = places.filter_map(|place| {
+            let shared = catalog.item(place.item)?;
+            let is_manifest = shared.is_manifest(place.part);
+            Some(Candidate {
                 place,
-                path: self.manifest_path(id),
-                stamp: None,
-            }),
-            entry => {
-                let (path, stamp) = catalog.item(place.item)?.locate(entry)?;
-                Some(Candidate {
-                    place,
-                    path,
-                    stamp: Some(stamp),
-                })
-            }
+                path: match is_manifest {
+                    true => self.manifest_path(id),
+                    false => shared.locate(place.part)?,
+                },
+                is_manifest,
+                expected: Expected::of(shared, place.part)?,
+            })
         });
-        Some((record, candidates.collect()))
+        candidates.collect()
     }
 
     /// Opens a copy that is still what was hashed. Those found changed on the way are withdrawn.
@@ -190,12 +201,11 @@ impl Inner {
             }
             self.handles().remove(id);
         }
-        let (record, candidates) = self
-            .candidates(&self.catalog(), id)
-            .ok_or_else(|| file_changed(id))?;
+        // Apart from the loop: the catalog must not stay locked in it.
+        let candidates = self.candidates(&self.catalog(), id);
         for candidate in candidates {
             match open_regular(&candidate.path) {
-                Ok((file, stamp)) if candidate.fits(&stamp, &record) => {
+                Ok((file, stamp)) if candidate.expected.fits(&stamp) => {
                     let file = Arc::new(file);
                     self.handles().put(*id, file.clone());
                     return Ok(file);
@@ -216,15 +226,13 @@ impl Inner {
 
     /// Whether an open file is still a copy of what was hashed; if not, every copy is looked at.
     fn check(&self, id: &FileId, file: &File) -> Result<(), Problem> {
-        let known = self.candidates(&self.catalog(), id);
-        if fits(known.as_ref(), file) {
+        if fits(&self.catalog(), id, file) {
             return Ok(());
         }
         self.handles().remove(id);
-        let (record, candidates) = known.ok_or_else(|| file_changed(id))?;
+        let candidates = self.candidates(&self.catalog(), id);
         for candidate in candidates {
-            let now = candidate.path.metadata().ok().map(|metadata| stamp_of(&metadata));
-            if !now.is_some_and(|now| candidate.fits(&now, &record)) {
+            if !candidate.stands() {
                 self.withdraw(candidate.place);
             }
         }
@@ -233,18 +241,15 @@ impl Inner {
 
     /// Where a copy is that is still what was hashed.
     pub(super) fn locate(&self, id: &FileId) -> Option<PathBuf> {
-        let (record, candidates) = self.candidates(&self.catalog(), id)?;
+        let candidates = self.candidates(&self.catalog(), id);
         let mut found = None;
         for candidate in candidates {
-            let path = match candidate.place.entry {
-                MANIFEST => self.unchanged_folder(candidate.place.item),
-                _ => {
-                    let now = candidate.path.metadata().ok().map(|metadata| stamp_of(&metadata));
-                    let same = now.is_some_and(|now| candidate.fits(&now, &record));
-                    if !same {
-                        self.withdraw(candidate.place);
-                    }
-                    same.then_some(candidate.path)
+            let path = match candidate.is_manifest {
+                true => self.unchanged_folder(candidate.place.item),
+                false if candidate.stands() => Some(candidate.path),
+                false => {
+                    self.withdraw(candidate.place);
+                    None
                 }
             };
             found = found.or(path);
@@ -256,7 +261,7 @@ impl Inner {
     fn watch(&self, id: &FileId) -> watch::Receiver<u64> {
         let mut watchers = self.watchers();
         // The file may be gone since it was found: a sender that nobody drops would hide that.
-        if self.catalog().held(id).is_none() {
+        if self.catalog().record(id).is_none() {
             return watch::channel(0).1;
         }
         watchers
@@ -266,12 +271,22 @@ impl Inner {
     }
 }
 
-/// Whether an open file is one of these copies.
-fn fits(known: Option<&(FileRecord, Vec<Candidate>)>, file: &File) -> bool {
-    let stamp = file.metadata().ok().map(|metadata| stamp_of(&metadata));
-    known.zip(stamp).is_some_and(|((record, candidates), stamp)| {
-        candidates.iter().any(|candidate| candidate.fits(&stamp, record))
-    })
+impl Candidate {
+    /// Whether what is at the path now is what was hashed.
+    fn stands(&self) -> bool {
+        let now = self.path.metadata().ok().map(|metadata| stamp_of(&metadata));
+        now.is_some_and(|now| self.expected.fits(&now))
+    }
+}
+
+/// Whether an open file is one of the copies of what was hashed.
+fn fits(catalog: &Catalog, id: &FileId, file: &File) -> bool {
+    let Ok(metadata) = file.metadata() else {
+        return false;
+    };
+    let stamp = stamp_of(&metadata);
+    let mut copies = catalog.copies(id);
+    copies.any(|(shared, part)| Expected::of(shared, part).is_some_and(|expected| expected.fits(&stamp)))
 }
 
 /// The files last read, kept open.

@@ -49,7 +49,7 @@ impl Assembly {
             .flat_map(|(place, &unit)| {
                 plan.spans(unit).map(move |span| Asked {
                     unit: place,
-                    file: plan.files()[span.file].id,
+                    file: span.id,
                     offset: span.offset,
                     len: span.len,
                 })
@@ -113,7 +113,7 @@ mod tests {
     const PIECE: u64 = 128 * 1024;
 
     fn assembly(units: &[u32]) -> Assembly {
-        Assembly::new(&Plan::file(FileId([1; 32]), 3 * PIECE).unwrap(), units)
+        Assembly::new(&Plan::of_file(FileId([1; 32]), 3 * PIECE).unwrap(), units)
     }
 
     fn chunk(span: u32, offset: u64, len: u64) -> Part {
