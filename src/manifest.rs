@@ -282,8 +282,10 @@ impl Manifest {
         self.by_id.chunk_by(|&a, &b| self.id(a) == self.id(b))
     }
 
-    fn id(&self, index: u32) -> Option<FileId> {
-        self.get(index)?.content.id()
+    /// The id of an entry that is a file.
+    pub fn id(&self, index: u32) -> Option<FileId> {
+        let start = *self.starts.get(index as usize)? as usize;
+        encoding::id(&self.bytes[start..])
     }
 
     /// How many regular files there are, each path counted.

@@ -101,6 +101,11 @@ impl Holdings {
         self.publish(state);
     }
 
+    /// Makes room for so many files of the source.
+    pub(crate) fn expect(&self, files: usize) {
+        self.state().log.reserve(files);
+    }
+
     /// As [`Holdings::put`], of what the source has and will be asked for again.
     pub(crate) fn hold(&self, registrations: &[Registration]) {
         let mut state = self.state();

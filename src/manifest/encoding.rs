@@ -90,6 +90,15 @@ pub(super) fn path(bytes: &[u8]) -> &[u8] {
     path.map_or(&[], |(path, _)| path)
 }
 
+/// The id of a file's entry that was read before.
+pub(super) fn id(bytes: &[u8]) -> Option<FileId> {
+    let (entry, _) = take_field(ENTRY, bytes)?;
+    let (_, rest) = take_field(PATH, entry)?;
+    let (inner, _) = take_field(FILE, rest)?;
+    let (id, _) = take_field(FILE_ID, inner)?;
+    FileId::try_from(id).ok()
+}
+
 fn take_file(inner: &[u8]) -> Option<Content<'_>> {
     let (id, mut rest) = take_field(FILE_ID, inner)?;
     let id = FileId::try_from(id).ok()?;

@@ -449,6 +449,7 @@ proptest! {
             for entry in &entries {
                 let index = manifest.find(entry.path.as_str());
                 prop_assert_eq!(index.and_then(|index| manifest.get(index)), Some(*entry));
+                prop_assert_eq!(index.and_then(|index| manifest.id(index)), entry.content.id());
                 if let Some(id) = entry.content.id() {
                     let same = entries.iter().filter(|other| other.content.id() == Some(id)).count();
                     prop_assert_eq!(manifest.with_id(&id).len(), same);

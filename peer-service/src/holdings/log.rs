@@ -66,6 +66,11 @@ impl Log {
             .filter(|line| line.what != What::Nothing)
     }
 
+    /// Makes room for so many in all: growing by doubling would take twice as much for a moment.
+    pub(super) fn reserve(&mut self, all: usize) {
+        self.lines.reserve_exact(all.saturating_sub(self.lines.len()));
+    }
+
     /// Adds or replaces; false where that changes nothing, or would put a part in the place of a whole.
     pub(super) fn put(&mut self, registration: &Registration) -> bool {
         let id = registration.file.id;

@@ -274,13 +274,19 @@ impl Catalog {
         } = delta;
         touched.sort_unstable();
         touched.dedup();
-        let (there, removed): (Vec<_>, Vec<_>) =
-            touched.into_iter().partition(|id| self.record(id).is_some());
+        let mut removed = Vec::new();
+        touched.retain(|id| {
+            let is_there = self.copies(id).next().is_some();
+            if !is_there {
+                removed.push(*id);
+            }
+            is_there
+        });
         let gone = |id: &FileId| removed.binary_search(id).is_ok();
         changes.extend(layered.into_iter().filter(gone).map(Change::RemoveLayer));
         Settled {
             changes,
-            there,
+            there: touched,
             manifests: manifests.into_iter().filter(gone).collect(),
             removed,
         }
@@ -302,16 +308,16 @@ impl Catalog {
     /// How a file is registered.
     pub(super) fn registration(&self, id: &FileId) -> Option<Registration> {
         let mut names: Vec<String> = Vec::with_capacity(1);
-        for (shared, part) in self.copies(id).take(MAX_COPIES) {
+        let record = self.record_seen(id, |shared, part| {
             if let Some(name) = shared.name_of(part)
                 && names.len() < MAX_NAMES
                 && !names.contains(&name)
             {
                 names.push(name);
             }
-        }
+        });
         Some(Registration {
-            file: self.record(id)?,
+            file: record?,
             names,
             partial: false,
         })
@@ -319,7 +325,13 @@ impl Catalog {
 
     /// The file with this id, if a trusted copy is here.
     pub(super) fn record(&self, id: &FileId) -> Option<FileRecord> {
+        self.record_seen(id, |_, _| {})
+    }
+
+    /// The same; `see` is shown the copies that were looked at.
+    fn record_seen(&self, id: &FileId, mut see: impl FnMut(&Shared, Part)) -> Option<FileRecord> {
         let copies = self.copies(id).take(MAX_COPIES);
+        let copies = copies.inspect(|(shared, part)| see(shared, *part));
         let mut records = copies.filter_map(|(shared, part)| shared.record(part));
         let mut record = records.next()?;
         for other in records {

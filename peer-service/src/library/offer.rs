@@ -30,6 +30,9 @@ use crate::{
 /// Most files kept open: the spans of one request are often of few files, and of one file's readers many.
 const MAX_HANDLES: usize = 64;
 
+/// Largest file that is not kept open, in bytes: it is read in one go, and many such files would only push out others.
+const READ_AT_ONCE: u64 = 256 * 1024;
+
 /// How long an unused handle is kept: it holds on to the space of a file that is removed.
 pub(super) const HANDLE_IDLE: Duration = Duration::from_secs(10);
 
@@ -55,6 +58,11 @@ impl LibraryOffer {
             inner: inner.clone(),
             record: catalog.record(id)?,
         })
+    }
+
+    /// Whether it is kept open.
+    const fn is_kept(&self) -> bool {
+        self.record.size > READ_AT_ONCE
     }
 
     /// Units of a collection's content.
@@ -113,17 +121,25 @@ impl Offer for LibraryOffer {
     }
 
     fn open(&self, _range: Range<u64>) -> Result<Arc<File>, Problem> {
-        self.inner.open(&self.record.id)
+        match self.is_kept() {
+            true => self.inner.open(&self.record.id),
+            false => self.inner.open_anew(&self.record.id),
+        }
     }
 
     fn open_now(&self, _range: Range<u64>) -> Option<Arc<File>> {
+        if !self.is_kept() {
+            return None;
+        }
         let file = self.inner.handles().get(&self.record.id)?;
         self.is_unchanged(&file).then_some(file)
     }
 
     fn is_unchanged(&self, file: &File) -> bool {
+        let stamp = file.metadata().map(|metadata| stamp_of(&metadata));
         let catalog = self.inner.catalog_now();
-        catalog.is_some_and(|catalog| fits(&catalog, &self.record.id, file))
+        let known = stamp.ok().zip(catalog);
+        known.is_some_and(|(stamp, catalog)| fits(&catalog, &self.record.id, &stamp))
     }
 
     fn check(&self, file: &File) -> Result<(), Problem> {
@@ -201,15 +217,18 @@ impl Inner {
             }
             self.handles().remove(id);
         }
+        let file = self.open_anew(id)?;
+        self.handles().put(*id, file.clone());
+        Ok(file)
+    }
+
+    /// The same, never one that is open.
+    fn open_anew(&self, id: &FileId) -> Result<Arc<File>, Problem> {
         // Apart from the loop: the catalog must not stay locked in it.
         let candidates = self.candidates(&self.catalog(), id);
         for candidate in candidates {
             match open_regular(&candidate.path) {
-                Ok((file, stamp)) if candidate.expected.fits(&stamp) => {
-                    let file = Arc::new(file);
-                    self.handles().put(*id, file.clone());
-                    return Ok(file);
-                }
+                Ok((file, stamp)) if candidate.expected.fits(&stamp) => return Ok(Arc::new(file)),
                 // The machine's trouble, such as too many open files, says nothing about the file.
                 Err(problem) if problem.reason == Reason::Internal => {
                     tracing::warn!(path = %candidate.path.display(), %problem, "a shared file cannot be opened");
@@ -226,7 +245,9 @@ impl Inner {
 
     /// Whether an open file is still a copy of what was hashed; if not, every copy is looked at.
     fn check(&self, id: &FileId, file: &File) -> Result<(), Problem> {
-        if fits(&self.catalog(), id, file) {
+        // Before the catalog is locked.
+        let stamp = file.metadata().map(|metadata| stamp_of(&metadata));
+        if stamp.is_ok_and(|stamp| fits(&self.catalog(), id, &stamp)) {
             return Ok(());
         }
         self.handles().remove(id);
@@ -279,14 +300,10 @@ impl Candidate {
     }
 }
 
-/// Whether an open file is one of the copies of what was hashed.
-fn fits(catalog: &Catalog, id: &FileId, file: &File) -> bool {
-    let Ok(metadata) = file.metadata() else {
-        return false;
-    };
-    let stamp = stamp_of(&metadata);
+/// Whether a file with this stamp is one of the copies of what was hashed.
+fn fits(catalog: &Catalog, id: &FileId, stamp: &Stamp) -> bool {
     let mut copies = catalog.copies(id);
-    copies.any(|(shared, part)| Expected::of(shared, part).is_some_and(|expected| expected.fits(&stamp)))
+    copies.any(|(shared, part)| Expected::of(shared, part).is_some_and(|expected| expected.fits(stamp)))
 }
 
 /// The files last read, kept open.

@@ -56,6 +56,7 @@ impl Inner {
     /// Tells a change to all but the database.
     pub(super) fn tell(&self, settled: &Settled) {
         self.holdings.remove(&settled.removed);
+        self.holdings.expect(settled.there.len());
         for ids in settled.there.chunks(TOLD_AT_ONCE) {
             let registrations: Vec<_> = {
                 let catalog = self.catalog();

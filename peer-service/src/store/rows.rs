@@ -81,8 +81,8 @@ pub(crate) type Part = u32;
 /// Stands for the item's own file where an entry is expected.
 pub(crate) const WHOLE: Part = u32::MAX;
 
-/// Entries of a collection in one row: some 64 KiB, so that a change of one table page is not one of megabytes.
-pub(super) const RUN: usize = 1024;
+/// Entries of a collection in one row: with what the database puts around it a little less than 64 KiB, as its pages are powers of two.
+pub(super) const RUN: usize = 1000;
 
 /// Length of an entry in a row, in bytes.
 const MEMBER_LEN: usize = STAMP_LEN + 32;

@@ -79,6 +79,17 @@ impl Tree {
             .collect()
     }
 
+    /// The same as [`Tree::file`] where the file is most likely not there yet.
+    pub(crate) fn new_file(&self, index: usize) -> io::Result<Arc<File>> {
+        let small = self.plan.file(index).is_some_and(|file| file.size <= BUNDLE_SIZE);
+        let first = self.plan.first_entry(index).filter(|_| small && self.made);
+        match first.map(|first| self.open_with(first, true)) {
+            Some(Ok((file, _))) => Ok(Arc::new(file)),
+            Some(Err(error)) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+            _ => self.file(index),
+        }
+    }
+
     /// The file with this content, by its place in the plan, open for reading and writing.
     pub(crate) fn file(&self, index: usize) -> io::Result<Arc<File>> {
         if let Some(file) = self.handles().get(&index) {
@@ -99,6 +110,11 @@ impl Tree {
 
     /// The entry's file, made if it is not there, and the size that it is to have.
     fn open_entry(&self, entry: u32) -> io::Result<(File, u64)> {
+        self.open_with(entry, false)
+    }
+
+    /// `is_new`: only if it is not there.
+    fn open_with(&self, entry: u32, is_new: bool) -> io::Result<(File, u64)> {
         let entry = self.manifest.get(entry).ok_or(ErrorKind::InvalidInput)?;
         let Content::File { size, executable, .. } = entry.content else {
             return Err(ErrorKind::InvalidInput.into());
@@ -108,11 +124,13 @@ impl Tree {
             .read(true)
             .write(true)
             .create(true)
+            .create_new(is_new)
             .mode(if executable { 0o777 } else { 0o666 })
             // Not through a link, and not stuck on a pipe, whoever put it there.
             .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32);
         let file = self.dir.open_with(entry.path.as_str(), &options)?.into_std();
-        match file.metadata()?.is_file() {
+        // What was made just now is nothing else.
+        match is_new || file.metadata()?.is_file() {
             true => Ok((file, size)),
             false => Err(ErrorKind::InvalidInput.into()),
         }

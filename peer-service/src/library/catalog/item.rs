@@ -109,7 +109,7 @@ impl Shared {
     pub(super) fn id(&self, part: Part) -> Option<FileId> {
         match part {
             WHOLE => Some(self.record.id),
-            entry => self.folder()?.manifest.get(entry)?.content.id(),
+            entry => self.folder()?.manifest.id(entry),
         }
     }
 
