@@ -118,6 +118,12 @@ impl FileId {
         hash.update(root.0);
         Self(hash.finalize().into())
     }
+
+    /// The first eight bytes as a number that sorts as the id does: tells nearly all ids apart in a quarter of the room.
+    pub fn prefix(&self) -> u64 {
+        let (first, _) = self.0.split_at(8);
+        u64::from_be_bytes(first.try_into().expect("an id has more than eight bytes"))
+    }
 }
 
 /// A peer's secret: 32 random bytes. Whoever holds it is the peer. Never shown: `Debug` prints a placeholder.
@@ -185,6 +191,20 @@ mod tests {
     fn the_id_commits_to_the_size() {
         let root = Root([1; LEN]);
         assert_ne!(FileId::derive(1, &root), FileId::derive(2, &root));
+    }
+
+    #[test]
+    fn prefixes_sort_as_ids_do() {
+        let id = |first: u8, eighth: u8| {
+            let mut bytes = [9; LEN];
+            (bytes[0], bytes[7]) = (first, eighth);
+            FileId(bytes)
+        };
+        let ids = [id(0, 255), id(1, 0), id(1, 1), id(255, 0)];
+        assert!(
+            ids.windows(2)
+                .all(|pair| pair[0] < pair[1] && pair[0].prefix() < pair[1].prefix())
+        );
     }
 
     #[test]

@@ -4,17 +4,23 @@
 //! one id. Invariants of a [`Manifest`]: entries strictly sorted by path; no entry lies beneath another (so folders listed are
 //! empty, and nothing is ever written through a link); links stay inside; sizes, ids and counts fit each other and the limits.
 //!
+//! A manifest in memory is its bytes and two numbers for each entry: entries are read from the bytes when they are asked for, so that
+//! a hundred thousand files take a few MiB, and a hostile manifest little more than its own size.
+//!
 //! Pure. Reading and restoring folders is for the peer.
 
-use prost::Message as _;
+use std::fmt;
+
+use bytes::Bytes;
+
+mod checks;
+mod encoding;
 
 use crate::{
-    FileId, FileLayout, Problem, Reason,
-    merkle::EMPTY_FILE,
-    path::{self, MAX_DEPTH, MAX_PATH_LEN, PathError, RelPath},
-    plan::{BUNDLE_SIZE, MAX_UNITS},
-    proto::v1::{self, manifest_entry::Content as WireContent},
+    FileId, Problem, Reason,
+    path::{PathError, RelPath},
 };
+pub use checks::check_link;
 
 /// What a manifest's bytes begin with.
 pub const MAGIC: &[u8; 8] = b"PLCOLL1\n";
@@ -25,28 +31,31 @@ pub const MAX_MANIFEST_SIZE: u64 = 64 * 1024 * 1024;
 /// Most entries, whatever their size in bytes: bounds what reading a manifest costs in memory.
 pub const MAX_ENTRIES: usize = 1 << 20;
 
-/// Key of `Manifest.entries` on the wire: field 1, length-delimited.
-const ENTRY_KEY: u8 = 1 << 3 | 2;
-
-/// A folder's content.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// A folder's content. Cheap to clone but for the places of its entries: keep it in an `Arc`.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Manifest {
-    /// Everything in the folder at any depth, sorted by path. Made by [`Manifest::new`] or [`Manifest::decode`] only.
-    pub entries: Vec<Entry>,
+    /// [`MAGIC`] and the entries, checked.
+    bytes: Bytes,
+    /// Where each entry begins in the bytes.
+    starts: Vec<u32>,
+    /// The entries that are files, sorted by id, those of one id by path.
+    by_id: Vec<u32>,
+    /// Sum of the files' sizes, each path counted.
+    content_size: u64,
 }
 
 /// One file, empty folder or link.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry<'a> {
     /// Path relative to the folder.
-    pub path: RelPath,
+    pub path: RelPath<'a>,
     /// What stands there.
-    pub content: Content,
+    pub content: Content<'a>,
 }
 
 /// What stands at a path of a collection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Content {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content<'a> {
     /// A regular file.
     File {
         /// Its id.
@@ -61,7 +70,7 @@ pub enum Content {
     /// A symbolic link.
     Link {
         /// What the link says, kept as it is: relative to the link's own folder.
-        target: String,
+        target: &'a str,
     },
 }
 
@@ -84,6 +93,12 @@ pub enum ManifestError {
         path: String,
         /// What is wrong with it.
         error: PathError,
+    },
+    /// An entry that does not come after the one before it.
+    #[error("`{path}` is not in its place: entries are sorted by path")]
+    Order {
+        /// The path, escaped.
+        path: String,
     },
     /// Two entries of one path.
     #[error("`{path}` is there twice")]
@@ -131,252 +146,185 @@ impl From<ManifestError> for Problem {
     }
 }
 
-impl Entry {
-    /// Whether the entry can be in a collection at all, apart from the others: for whoever lists a folder and names what is
-    /// left out.
-    ///
-    /// # Errors
-    /// [`ManifestError::UnsafeLink`] and [`ManifestError::Size`].
-    pub fn check(&self) -> Result<(), ManifestError> {
-        let path = || shown(self.path.as_str());
-        match &self.content {
-            Content::File { id, size, .. } => {
-                match FileLayout::new(*size).is_none() || (*id == EMPTY_FILE) != (*size == 0) {
-                    true => Err(ManifestError::Size { path: path() }),
-                    false => Ok(()),
-                }
-            }
-            Content::EmptyDirectory => Ok(()),
-            Content::Link { target } => {
-                check_link(&self.path, target).map_err(|why| ManifestError::UnsafeLink {
-                    path: path(),
-                    target: shown(target),
-                    why,
-                })
-            }
-        }
-    }
-}
-
 impl Manifest {
-    /// The manifest of these entries, in any order.
+    /// The manifest of these entries, which come sorted by path.
     ///
     /// # Errors
-    /// Duplicates, entries beneath others, links that may lead out, sizes that do not fit, and whatever is over a limit.
-    pub fn new(mut entries: Vec<Entry>) -> Result<Self, ManifestError> {
-        if entries.len() > MAX_ENTRIES {
-            return Err(ManifestError::TooLarge("too many entries"));
+    /// Entries out of order or twice, entries beneath others, links that may lead out, sizes that do not fit, and whatever is over a limit.
+    pub fn new<'a>(entries: impl IntoIterator<Item = Entry<'a>>) -> Result<Self, ManifestError> {
+        let mut bytes = MAGIC.to_vec();
+        let mut starts = Vec::new();
+        for entry in entries {
+            if starts.len() == MAX_ENTRIES {
+                return Err(ManifestError::TooLarge("too many entries"));
+            }
+            // Fits: held to the largest manifest below.
+            starts.push(bytes.len() as u32);
+            encoding::put(&entry, &mut bytes);
+            if bytes.len() as u64 > MAX_MANIFEST_SIZE {
+                return Err(ManifestError::TooLarge("its manifest is over 64 MiB"));
+            }
         }
-        entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-        if let Some(pair) = entries.windows(2).find(|pair| pair[0].path == pair[1].path) {
-            return Err(ManifestError::Duplicate {
-                path: shown(pair[0].path.as_str()),
-            });
-        }
-        let mut size = MAGIC.len() as u64;
-        for entry in &entries {
-            entry.check()?;
-            size += encoded_len(entry);
-        }
-        if size > MAX_MANIFEST_SIZE {
-            return Err(ManifestError::TooLarge("its manifest is over 64 MiB"));
-        }
-        check_nesting(&entries)?;
-        check_totals(&entries)?;
-        Ok(Self { entries })
+        bytes.shrink_to_fit();
+        Self::checked(bytes.into(), starts)
     }
 
-    /// The manifest's bytes: the content of the file that is the collection.
-    pub fn encode(&self) -> Vec<u8> {
-        let size: u64 = self.entries.iter().map(encoded_len).sum();
-        let mut bytes = Vec::with_capacity(MAGIC.len() + size as usize);
-        bytes.extend_from_slice(MAGIC);
-        for entry in &self.entries {
-            encode_entry(entry, &mut bytes);
-        }
-        bytes
-    }
-
-    /// The manifest that these bytes are. Nothing but the bytes that [`Manifest::encode`] gives is taken.
+    /// The manifest that these bytes are. Nothing but the bytes that [`Manifest::new`] makes is taken.
     ///
     /// # Errors
     /// See [`ManifestError`]. Memory is bounded by the limits whatever the bytes say.
-    pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
+    pub fn decode(bytes: impl Into<Bytes>) -> Result<Self, ManifestError> {
+        let bytes = bytes.into();
         if bytes.len() as u64 > MAX_MANIFEST_SIZE {
             return Err(ManifestError::TooLarge("its manifest is over 64 MiB"));
         }
         let mut rest = bytes.strip_prefix(MAGIC).ok_or(ManifestError::NotAManifest)?;
-        let mut entries: Vec<Entry> = Vec::new();
-        let mut again = Vec::new();
+        let mut starts = Vec::new();
         while !rest.is_empty() {
             let at = bytes.len() - rest.len();
-            if entries.len() == MAX_ENTRIES {
+            if starts.len() == MAX_ENTRIES {
                 return Err(ManifestError::TooLarge("too many entries"));
             }
-            let (entry, after) = decode_entry(rest, at)?;
-            again.clear();
-            encode_entry(&entry, &mut again);
-            let sorted = entries.last().is_none_or(|last| last.path < entry.path);
-            if !sorted || again != rest[..rest.len() - after.len()] {
-                return Err(ManifestError::NotCanonical { at });
-            }
-            entries.push(entry);
+            let (entry, after) = encoding::take(rest).ok_or(ManifestError::NotCanonical { at })?;
+            RelPath::parse(entry.path.as_str()).map_err(|error| ManifestError::Path {
+                path: shown(entry.path.as_str()),
+                error,
+            })?;
+            starts.push(at as u32);
             rest = after;
         }
-        Self::new(entries)
+        Self::checked(bytes, starts)
+    }
+
+    /// What is more than one entry's own business, and what is.
+    fn checked(bytes: Bytes, starts: Vec<u32>) -> Result<Self, ManifestError> {
+        let mut manifest = Self {
+            bytes,
+            starts,
+            by_id: Vec::new(),
+            content_size: 0,
+        };
+        checks::order(&manifest)?;
+        manifest.entries().try_for_each(|entry| checks::alone(&entry))?;
+        checks::nesting(&manifest)?;
+        manifest.by_id = manifest.sorted_by_id();
+        manifest.content_size = checks::totals(&manifest)?;
+        Ok(manifest)
+    }
+
+    fn sorted_by_id(&self) -> Vec<u32> {
+        // By what an id begins with first: entries are looked at again only where that is the same.
+        let mut keyed: Vec<(u64, u32)> = (0..)
+            .zip(self.entries())
+            .filter_map(|(index, entry)| Some((entry.content.id()?.prefix(), index)))
+            .collect();
+        keyed.sort_unstable_by(|&(a, first), &(b, second)| {
+            let whole = || self.id(first).cmp(&self.id(second)).then(first.cmp(&second));
+            a.cmp(&b).then_with(whole)
+        });
+        keyed.into_iter().map(|(_, index)| index).collect()
+    }
+
+    /// The manifest's bytes: the content of the file that is the collection.
+    pub const fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// How many entries there are.
+    pub const fn len(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// Whether the folder is empty.
+    pub const fn is_empty(&self) -> bool {
+        self.starts.is_empty()
+    }
+
+    /// An entry, counted from 0 in the order of paths.
+    pub fn get(&self, index: u32) -> Option<Entry<'_>> {
+        let start = *self.starts.get(index as usize)? as usize;
+        encoding::take(&self.bytes[start..]).map(|(entry, _)| entry)
+    }
+
+    /// Everything in the folder at any depth, sorted by path.
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = Entry<'_>> {
+        let read = |&start: &u32| encoding::take(&self.bytes[start as usize..]);
+        self.starts
+            .iter()
+            .map(move |start| read(start).expect("read when it was made").0)
+    }
+
+    /// The entry at this path.
+    pub fn find(&self, path: &str) -> Option<u32> {
+        let at = |start: &u32| encoding::path(&self.bytes[*start as usize..]).cmp(path.as_bytes());
+        self.starts.binary_search_by(at).ok().map(|index| index as u32)
+    }
+
+    /// Whether there are entries beneath this path, so that it is a folder.
+    pub fn is_above(&self, path: &str) -> bool {
+        let beneath = [path.as_bytes(), b"/"].concat();
+        let at = |start: &u32| encoding::path(&self.bytes[*start as usize..]);
+        let first = self.starts.partition_point(|start| at(start) < &beneath[..]);
+        self.starts
+            .get(first)
+            .is_some_and(|start| at(start).starts_with(&beneath))
+    }
+
+    /// The entries that are files with this content, in order.
+    pub fn with_id(&self, id: &FileId) -> &[u32] {
+        let from = self.by_id.partition_point(|&index| self.id(index) < Some(*id));
+        let len = self.by_id[from..].partition_point(|&index| self.id(index) == Some(*id));
+        &self.by_id[from..from + len]
+    }
+
+    /// Each distinct content of files, in no order: the entries that have it, in order.
+    pub fn contents(&self) -> impl Iterator<Item = &[u32]> {
+        self.by_id.chunk_by(|&a, &b| self.id(a) == self.id(b))
+    }
+
+    /// The id of an entry that is a file.
+    pub fn id(&self, index: u32) -> Option<FileId> {
+        let start = *self.starts.get(index as usize)? as usize;
+        encoding::id(&self.bytes[start..])
     }
 
     /// How many regular files there are, each path counted.
-    pub fn file_count(&self) -> u64 {
-        self.sizes().count() as u64
+    pub const fn file_count(&self) -> u64 {
+        self.by_id.len() as u64
     }
 
     /// Sum of the files' sizes in bytes, each path counted.
-    pub fn content_size(&self) -> u64 {
-        self.sizes().sum()
+    pub const fn content_size(&self) -> u64 {
+        self.content_size
     }
+}
 
-    fn sizes(&self) -> impl Iterator<Item = u64> {
-        self.entries.iter().filter_map(|entry| match entry.content {
-            Content::File { size, .. } => Some(size),
+impl Default for Manifest {
+    /// An empty folder's.
+    fn default() -> Self {
+        Self {
+            bytes: Bytes::from_static(MAGIC),
+            starts: Vec::new(),
+            by_id: Vec::new(),
+            content_size: 0,
+        }
+    }
+}
+
+impl fmt::Debug for Manifest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.entries()).finish()
+    }
+}
+
+impl Content<'_> {
+    /// The id of a file.
+    pub const fn id(&self) -> Option<FileId> {
+        match self {
+            Self::File { id, .. } => Some(*id),
             _ => None,
-        })
-    }
-}
-
-/// The first entry of `bytes`, which starts at offset `at` of the manifest, and the bytes after it.
-fn decode_entry(bytes: &[u8], at: usize) -> Result<(Entry, &[u8]), ManifestError> {
-    let damaged = || ManifestError::NotCanonical { at };
-    let mut rest = bytes.strip_prefix(&[ENTRY_KEY]).ok_or_else(damaged)?;
-    let len = prost::decode_length_delimiter(&mut rest).map_err(|_| damaged())?;
-    let (body, after) = rest.split_at_checked(len).ok_or_else(damaged)?;
-    let entry = v1::ManifestEntry::decode(body).map_err(|_| damaged())?;
-    let path = RelPath::parse(&entry.path).map_err(|error| ManifestError::Path {
-        path: shown(&entry.path),
-        error,
-    })?;
-    let content = match entry.content.ok_or_else(damaged)? {
-        WireContent::File(file) => Content::File {
-            id: FileId::try_from(&file.file_id[..]).map_err(|_| damaged())?,
-            size: file.size,
-            executable: file.executable,
-        },
-        WireContent::Directory(v1::ManifestDirectory {}) => Content::EmptyDirectory,
-        WireContent::Link(v1::ManifestLink { target }) => Content::Link { target },
-    };
-    Ok((Entry { path, content }, after))
-}
-
-fn to_wire(entry: &Entry) -> v1::ManifestEntry {
-    let content = match &entry.content {
-        Content::File { id, size, executable } => WireContent::File(v1::ManifestFile {
-            file_id: id.to_bytes(),
-            size: *size,
-            executable: *executable,
-        }),
-        Content::EmptyDirectory => WireContent::Directory(v1::ManifestDirectory {}),
-        Content::Link { target } => WireContent::Link(v1::ManifestLink {
-            target: target.clone(),
-        }),
-    };
-    v1::ManifestEntry {
-        path: entry.path.as_str().to_owned(),
-        content: Some(content),
-    }
-}
-
-fn encode_entry(entry: &Entry, bytes: &mut Vec<u8>) {
-    bytes.push(ENTRY_KEY);
-    to_wire(entry)
-        .encode_length_delimited(bytes)
-        .expect("a Vec grows as needed");
-}
-
-fn encoded_len(entry: &Entry) -> u64 {
-    let len = to_wire(entry).encoded_len();
-    (1 + prost::length_delimiter_len(len) + len) as u64
-}
-
-/// Refuses a link that may lead out of the collection, whatever other links there are.
-///
-/// Every `..` has to come before any name. The folders above a link are real ones, as nothing lies beneath a link, so that
-/// leading `..`s go where the text says; a `..` after a name could start from wherever a link of that name leads.
-fn check_link(path: &RelPath, target: &str) -> Result<(), &'static str> {
-    if target.is_empty() {
-        return Err("it says nothing");
-    }
-    if target.len() > MAX_PATH_LEN {
-        return Err("what it says is too long");
-    }
-    if target.starts_with('/') {
-        return Err("it is absolute");
-    }
-    path::check_characters(target).map_err(|_| "it has control characters or backslashes")?;
-    let mut depth = path.components().count() - 1;
-    let mut named = false;
-    for part in target.split('/').filter(|part| !matches!(*part, "" | ".")) {
-        match part {
-            ".." if named => return Err("it has `..` after a name"),
-            ".." => depth = depth.checked_sub(1).ok_or("it leads out of the collection")?,
-            _ => {
-                named = true;
-                depth += 1;
-            }
-        }
-        if depth > MAX_DEPTH {
-            return Err("it leads too deep");
         }
     }
-    Ok(())
-}
-
-/// Refuses entries beneath others.
-fn check_nesting(entries: &[Entry]) -> Result<(), ManifestError> {
-    // With '/' below every other character, whatever lies beneath a path comes right after it.
-    let folded = |byte: u8| if byte == b'/' { 0 } else { byte };
-    let mut paths: Vec<&str> = entries.iter().map(|entry| entry.path.as_str()).collect();
-    paths.sort_by(|a, b| a.bytes().map(folded).cmp(b.bytes().map(folded)));
-    for pair in paths.windows(2) {
-        if pair[1]
-            .strip_prefix(pair[0])
-            .is_some_and(|rest| rest.starts_with('/'))
-        {
-            return Err(ManifestError::Conflict {
-                path: shown(pair[1]),
-                parent: shown(pair[0]),
-            });
-        }
-    }
-    Ok(())
-}
-
-/// Refuses one id with two sizes, and more content than sums and units can count.
-fn check_totals(entries: &[Entry]) -> Result<(), ManifestError> {
-    let mut sizes = std::collections::HashMap::new();
-    let (mut total, mut units) = (0_u64, 0_u64);
-    for entry in entries {
-        let Content::File { id, size, .. } = entry.content else {
-            continue;
-        };
-        total = total
-            .checked_add(size)
-            .ok_or(ManifestError::TooLarge("its sizes overflow"))?;
-        match sizes.insert(id, size) {
-            Some(other) if other != size => {
-                return Err(ManifestError::Size {
-                    path: shown(entry.path.as_str()),
-                });
-            }
-            Some(_) => {}
-            // Counts a bundle for each small file, more than there can be.
-            None if size <= BUNDLE_SIZE => units += 1,
-            None => units += FileLayout::new(size).map_or(0, |layout| u64::from(layout.piece_count())),
-        }
-    }
-    if units > u64::from(MAX_UNITS) {
-        return Err(ManifestError::TooLarge("it has too many pieces"));
-    }
-    Ok(())
 }
 
 /// Text from outside, fit for a message.

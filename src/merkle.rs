@@ -95,6 +95,27 @@ pub fn hash_leaves(data: &[u8], hashes: &mut Vec<Hash>) {
     }
 }
 
+/// Appends the roots of files of at most one leaf: their SHA-256s, several at once.
+///
+/// # Panics
+/// Where one is larger.
+pub fn roots_of_small(files: &[&[u8]], roots: &mut Vec<Root>) {
+    assert!(
+        files.iter().all(|file| file.len() <= LEAF_SIZE),
+        "files of one leaf"
+    );
+    for files in files.chunks(BATCH) {
+        let mut done = [[0; LEN]; BATCH];
+        match several_at_once_is_right() {
+            true => tape_sha256::hash_many(files, &mut done[..files.len()]),
+            false => {
+                (done.iter_mut().zip(files)).for_each(|(done, file)| *done = Sha256::digest(file).into())
+            }
+        }
+        roots.extend(done[..files.len()].iter().map(|&hash| Root(hash)));
+    }
+}
+
 /// The reference: `sha2`, a leaf at a time.
 fn one_by_one(data: &[u8], hashes: &mut Vec<Hash>) {
     hashes.extend(
@@ -321,6 +342,15 @@ mod tests {
             hash_leaves(&data, &mut fast);
             one_by_one(&data, &mut reference);
             prop_assert_eq!(fast, reference);
+        }
+
+        #[test]
+        fn small_files_have_the_roots_that_they_have_alone(sizes in proptest::collection::vec(0..=LEAF_SIZE, 0..40)) {
+            let files: Vec<_> = (0..).zip(sizes).map(|(seed, size)| bytes(size, seed)).collect();
+            let slices: Vec<_> = files.iter().map(|file| &file[..]).collect();
+            let mut roots = Vec::new();
+            roots_of_small(&slices, &mut roots);
+            prop_assert_eq!(roots, files.iter().map(|file| root_of(file)).collect::<Vec<_>>());
         }
 
         #[test]

@@ -3,7 +3,7 @@
 //! Both are made only by parsing, so whoever holds one needs no further check of its text. They say nothing about what stands
 //! on the disk: opening beneath the target folder without following links is for whoever writes.
 
-use std::{borrow::Borrow, fmt, path::PathBuf};
+use std::{fmt, path::PathBuf};
 
 /// Longest component of a path, in bytes: what file systems in use take.
 pub const MAX_COMPONENT_LEN: usize = 255;
@@ -49,16 +49,17 @@ pub enum PathError {
     TooDeep(usize),
 }
 
-/// A safe relative path: UTF-8, components joined by `/`. Ordered bytewise, as manifests are.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RelPath(Box<str>);
+/// A safe relative path: UTF-8, components joined by `/`. Ordered bytewise, as manifests are. Borrows its text: whoever has many paths
+/// has them in one piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RelPath<'a>(&'a str);
 
-impl RelPath {
+impl<'a> RelPath<'a> {
     /// The path that this text says.
     ///
     /// # Errors
     /// Whatever is not a plain way down: see [`PathError`].
-    pub fn parse(text: &str) -> Result<Self, PathError> {
+    pub fn parse(text: &'a str) -> Result<Self, PathError> {
         if text.is_empty() {
             return Err(PathError::Empty);
         }
@@ -76,44 +77,43 @@ impl RelPath {
         if depth > MAX_DEPTH {
             return Err(PathError::TooDeep(depth));
         }
-        Ok(Self(text.into()))
+        Ok(Self(text))
+    }
+
+    /// Text that was parsed before, or is about to be.
+    pub(crate) const fn unchecked(text: &'a str) -> Self {
+        Self(text)
     }
 
     /// The text.
-    pub fn as_str(&self) -> &str {
-        &self.0
+    pub const fn as_str(self) -> &'a str {
+        self.0
     }
 
     /// The parts between the slashes, outermost first; at least one.
-    pub fn components(&self) -> impl DoubleEndedIterator<Item = &str> {
+    pub fn components(self) -> impl DoubleEndedIterator<Item = &'a str> {
         self.0.split('/')
     }
 
     /// The last part.
-    pub fn file_name(&self) -> &str {
-        self.0.rsplit('/').next().unwrap_or(&self.0)
+    pub fn file_name(self) -> &'a str {
+        self.0.rsplit('/').next().unwrap_or(self.0)
     }
 
     /// The path of the folder that it is in; `None` at the top.
-    pub fn parent(&self) -> Option<&str> {
+    pub fn parent(self) -> Option<&'a str> {
         self.0.rsplit_once('/').map(|(parent, _)| parent)
     }
 
     /// The same path for the operating system; relative.
-    pub fn to_path_buf(&self) -> PathBuf {
+    pub fn to_path_buf(self) -> PathBuf {
         self.components().collect()
     }
 }
 
-impl fmt::Display for RelPath {
+impl fmt::Display for RelPath<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl Borrow<str> for RelPath {
-    fn borrow(&self) -> &str {
-        &self.0
+        f.write_str(self.0)
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! Invariant: the units cover every byte of every distinct file exactly once. Non-goals: who fetches what, and where bytes land.
 
-use std::{collections::HashMap, ops::Range};
+use std::{ops::Range, sync::Arc};
 
 use crate::{
     FileId, FileLayout,
@@ -25,21 +25,21 @@ pub const BUNDLE_FILES: usize = 1024;
 pub const MAX_UNITS: u32 = 1 << 22;
 
 /// A distinct file of a transfer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlanFile {
     /// Its id.
     pub id: FileId,
     /// Its size in bytes.
     pub size: u64,
-    /// Where its content goes: indexes into the manifest's entries, in order. Empty for a plain file.
-    pub entries: Vec<usize>,
 }
 
 /// A part of a unit: a range of one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlanSpan {
-    /// Index into [`Plan::files`].
+    /// Number of the file: see [`Plan::file`].
     pub file: usize,
+    /// Its id.
+    pub id: FileId,
     /// First byte, as an offset in the file.
     pub offset: u64,
     /// How many bytes; never 0.
@@ -56,16 +56,27 @@ struct Large {
     layout: FileLayout,
 }
 
-/// The units of a transfer.
+/// Small files that make one unit together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bundle {
+    /// The number after its last file's. It begins where the one before ends; those between that are not small are not in it.
+    end: u32,
+    len: u32,
+}
+
+/// What the files are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Files {
+    One(PlanFile),
+    /// The first entry of each distinct content, in order.
+    Of(Arc<Manifest>, Vec<u32>),
+}
+
+/// The units of a transfer. A few bytes for each file: all else is in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    files: Vec<PlanFile>,
-    /// Of each file, the first unit that has bytes of it; 0 for an empty one.
-    first_units: Vec<u32>,
-    /// Files in bundles, in order.
-    bundled: Vec<u32>,
-    /// Of each bundle, where in `bundled` it ends, and its length in bytes.
-    bundles: Vec<(u32, u32)>,
+    files: Files,
+    bundles: Vec<Bundle>,
     /// In order of their units, which follow those of the bundles.
     large: Vec<Large>,
     unit_count: u32,
@@ -74,7 +85,7 @@ pub struct Plan {
 
 impl Plan {
     /// The plan of a plain file: its units are its pieces. `None` for a size that no file may have.
-    pub fn file(id: FileId, size: u64) -> Option<Self> {
+    pub fn of_file(id: FileId, size: u64) -> Option<Self> {
         let layout = FileLayout::new(size)?;
         let large = Large {
             first_unit: 0,
@@ -82,13 +93,7 @@ impl Plan {
             layout,
         };
         Some(Self {
-            files: vec![PlanFile {
-                id,
-                size,
-                entries: Vec::new(),
-            }],
-            first_units: vec![0],
-            bundled: Vec::new(),
+            files: Files::One(PlanFile { id, size }),
             bundles: Vec::new(),
             large: if size == 0 { Vec::new() } else { vec![large] },
             unit_count: layout.piece_count(),
@@ -97,52 +102,56 @@ impl Plan {
     }
 
     /// The plan of a collection's content.
-    pub fn collection(manifest: &Manifest) -> Self {
-        let files = distinct_files(manifest);
+    pub fn of_collection(manifest: &Arc<Manifest>) -> Self {
         let mut plan = Self {
-            first_units: vec![0; files.len()],
-            bundled: Vec::new(),
+            files: Files::Of(Arc::clone(manifest), firsts(manifest)),
             bundles: Vec::new(),
             large: Vec::new(),
             unit_count: 0,
-            total: files.iter().map(|file| file.size).sum(),
-            files,
+            total: 0,
         };
         plan.pack_bundles();
         plan.number_pieces();
+        plan.total = plan.files().map(|file| file.size).sum();
         plan
     }
 
     fn pack_bundles(&mut self) {
-        let mut bundle = (0_u32, 0_u64); // files and bytes in the bundle that is open
-        for (index, file) in self.files.iter().enumerate() {
-            if file.size == 0 || file.size > BUNDLE_SIZE {
-                continue;
+        let mut bundles = Vec::new();
+        let (mut count, mut len) = (0, 0_u64); // of the bundle that is open
+        for (index, file) in (0..).zip(self.files()).filter(|(_, file)| file.is_small()) {
+            if count == BUNDLE_FILES || len + file.size > BUNDLE_SIZE {
+                bundles.push(Bundle {
+                    end: index,
+                    len: len as u32,
+                });
+                (count, len) = (0, 0);
             }
-            if bundle.0 as usize == BUNDLE_FILES || bundle.1 + file.size > BUNDLE_SIZE {
-                self.bundles.push((self.bundled.len() as u32, bundle.1 as u32));
-                bundle = (0, 0);
-            }
-            self.first_units[index] = self.bundles.len() as u32;
-            self.bundled.push(index as u32);
-            bundle = (bundle.0 + 1, bundle.1 + file.size);
+            (count, len) = (count + 1, len + file.size);
         }
-        if bundle.0 > 0 {
-            self.bundles.push((self.bundled.len() as u32, bundle.1 as u32));
+        if count > 0 {
+            bundles.push(Bundle {
+                end: self.file_count() as u32,
+                len: len as u32,
+            });
         }
-        self.unit_count = self.bundles.len() as u32;
+        self.unit_count = bundles.len() as u32;
+        self.bundles = bundles;
     }
 
     fn number_pieces(&mut self) {
-        for (index, file) in self.files.iter().enumerate() {
+        let mut large = Vec::new();
+        for (file, planned) in (0..).zip(self.files()) {
             // A manifest bounds every size.
-            let Some(layout) = FileLayout::new(file.size).filter(|_| file.size > BUNDLE_SIZE) else {
+            let Some(layout) = FileLayout::new(planned.size).filter(|_| planned.size > BUNDLE_SIZE) else {
                 continue;
             };
-            self.first_units[index] = self.unit_count;
+            large.push((file, layout));
+        }
+        for (file, layout) in large {
             self.large.push(Large {
                 first_unit: self.unit_count,
-                file: index as u32,
+                file,
                 layout,
             });
             self.unit_count += layout.piece_count();
@@ -159,62 +168,110 @@ impl Plan {
         self.total
     }
 
-    /// The distinct files, in the order of their first entry in the manifest.
-    pub fn files(&self) -> &[PlanFile] {
-        &self.files
+    /// How many distinct files there are.
+    pub const fn file_count(&self) -> usize {
+        match &self.files {
+            Files::One(_) => 1,
+            Files::Of(_, firsts) => firsts.len(),
+        }
+    }
+
+    /// A distinct file by its number: they are counted from 0 in the order of their first entry in the manifest.
+    pub fn file(&self, file: usize) -> Option<PlanFile> {
+        match &self.files {
+            Files::One(one) => (file == 0).then_some(*one),
+            Files::Of(manifest, firsts) => match manifest.get(*firsts.get(file)?)?.content {
+                Content::File { id, size, .. } => Some(PlanFile { id, size }),
+                _ => None,
+            },
+        }
+    }
+
+    /// The distinct files in order.
+    pub fn files(&self) -> impl Iterator<Item = PlanFile> {
+        (0..self.file_count()).filter_map(|file| self.file(file))
+    }
+
+    /// The number of the file with this id.
+    pub fn find(&self, id: &FileId) -> Option<usize> {
+        match &self.files {
+            Files::One(one) => (one.id == *id).then_some(0),
+            Files::Of(manifest, firsts) => firsts.binary_search(manifest.with_id(id).first()?).ok(),
+        }
+    }
+
+    /// The first entry of the manifest that has a file's content; the others are copies. `None` for a plain file.
+    pub fn first_entry(&self, file: usize) -> Option<u32> {
+        match &self.files {
+            Files::One(_) => None,
+            Files::Of(_, firsts) => firsts.get(file).copied(),
+        }
+    }
+
+    /// The manifest, of a collection.
+    pub const fn manifest(&self) -> Option<&Arc<Manifest>> {
+        match &self.files {
+            Files::One(_) => None,
+            Files::Of(manifest, _) => Some(manifest),
+        }
     }
 
     /// Length of a unit in bytes; 0 where there is no such unit.
     pub fn unit_len(&self, unit: u32) -> u64 {
         match self.bundles.get(unit as usize) {
-            Some(&(_, len)) => len.into(),
+            Some(bundle) => bundle.len.into(),
             None => self.piece_span(unit).map_or(0, |span| span.len),
         }
     }
 
     /// The parts of a unit in the order in which they are asked for; none where there is no such unit.
     pub fn spans(&self, unit: u32) -> impl Iterator<Item = PlanSpan> + '_ {
-        let bundle = self.bundle(unit).iter().map(|&file| PlanSpan {
-            file: file as usize,
-            offset: 0,
-            len: self.files[file as usize].size,
-            whole: true,
+        let small = self.bundle(unit).filter_map(|file| {
+            let planned = self.file(file).filter(PlanFile::is_small)?;
+            Some(PlanSpan {
+                file,
+                id: planned.id,
+                offset: 0,
+                len: planned.size,
+                whole: true,
+            })
         });
-        bundle.chain(self.piece_span(unit))
+        small.chain(self.piece_span(unit))
     }
 
     /// The units that have these bytes of a file; none where the range holds no byte of it.
     pub fn units_of(&self, file: usize, range: Range<u64>) -> Range<u32> {
-        let Some(size) = self.files.get(file).map(|file| file.size) else {
+        let Some(planned) = self.file(file) else {
             return 0..0;
         };
-        let first = self.first_units[file];
-        let range = range.start..range.end.min(size);
+        let range = range.start..range.end.min(planned.size);
         if range.is_empty() {
-            return first..first;
+            return 0..0;
         }
-        if (first as usize) < self.bundles.len() {
-            return first..first + 1;
+        if let Ok(large) = self
+            .large
+            .binary_search_by_key(&(file as u32), |large| large.file)
+        {
+            let large = &self.large[large];
+            let piece_size = large.layout.piece_size();
+            // Fits: both are below the number of pieces.
+            let at = |byte: u64| large.first_unit + (byte / piece_size) as u32;
+            return at(range.start)..at(range.end - 1) + 1;
         }
-        let Some(large) = self.large_of(first) else {
-            return first..first;
-        };
-        let piece_size = large.layout.piece_size();
-        // Fits: both are below the number of pieces.
-        let at = |byte: u64| first + (byte / piece_size) as u32;
-        at(range.start)..at(range.end - 1) + 1
+        let bundle = self.bundles.partition_point(|bundle| bundle.end as usize <= file) as u32;
+        bundle..bundle + 1
     }
 
-    /// Files of a bundle; none where the unit is no bundle.
-    fn bundle(&self, unit: u32) -> &[u32] {
-        let Some(&(end, _)) = self.bundles.get(unit as usize) else {
-            return &[];
+    /// The files that a bundle is made of, others among them; none where the unit is no bundle.
+    fn bundle(&self, unit: u32) -> Range<usize> {
+        let Some(bundle) = self.bundles.get(unit as usize) else {
+            return 0..0;
         };
         let start = match unit {
             0 => 0,
-            _ => self.bundles[unit as usize - 1].0,
+            _ => self.bundles[unit as usize - 1].end,
         };
-        &self.bundled[start as usize..end as usize]
+        start as usize..bundle.end as usize
     }
 
     /// The file whose pieces' units hold this one.
@@ -226,11 +283,13 @@ impl Plan {
     fn piece_span(&self, unit: u32) -> Option<PlanSpan> {
         let large = self.large_of(unit)?;
         let piece = large.layout.piece(unit - large.first_unit)?;
+        let id = self.file(large.file as usize)?.id;
         let range = large.layout.range(piece);
         let len = range.end - range.start;
         let whole = len == large.layout.size();
         Some(PlanSpan {
             file: large.file as usize,
+            id,
             offset: range.start,
             len,
             whole,
@@ -238,26 +297,19 @@ impl Plan {
     }
 }
 
-fn distinct_files(manifest: &Manifest) -> Vec<PlanFile> {
-    let mut files: Vec<PlanFile> = Vec::new();
-    let mut known: HashMap<FileId, usize> = HashMap::new();
-    for (index, entry) in manifest.entries.iter().enumerate() {
-        let Content::File { id, size, .. } = entry.content else {
-            continue;
-        };
-        match known.get(&id) {
-            Some(&file) => files[file].entries.push(index),
-            None => {
-                known.insert(id, files.len());
-                files.push(PlanFile {
-                    id,
-                    size,
-                    entries: vec![index],
-                });
-            }
-        }
+/// The first entry of each distinct content, in order.
+fn firsts(manifest: &Manifest) -> Vec<u32> {
+    let mut firsts: Vec<u32> = manifest.contents().map(|entries| entries[0]).collect();
+    firsts.sort_unstable();
+    firsts.shrink_to_fit();
+    firsts
+}
+
+impl PlanFile {
+    /// Whether it goes into a bundle of a collection.
+    const fn is_small(&self) -> bool {
+        self.size > 0 && self.size <= BUNDLE_SIZE
     }
-    files
 }
 
 #[cfg(test)]

@@ -1,23 +1,31 @@
 //! What this peer wants registered with the index: the library's files and the transfers' parts, in one place.
 //!
-//! Invariants: one entry an id; each change has a number of its own, higher than all before, so that a registrar that knows the
+//! Invariants: one line an id; each change has a number of its own, higher than all before, so that a registrar that knows the
 //! number it has seen learns exactly what it has missed. What was removed is remembered only while a registrar listens.
+//!
+//! A hundred thousand files of the library would be here twice: of them only the id is kept, and how they are registered is asked of
+//! the library when the index is told.
 //!
 //! Non-goals: knows nothing of leases, batches or the network.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use potluck_core::{
-    FileId,
-    index_client::{FileRecord, Registration},
-};
+use potluck_core::{FileId, index_client::Registration};
 use tokio::sync::watch;
 
-/// Joins names into one string: names have no slash.
-const SEPARATOR: char = '/';
+mod log;
+
+use log::{Log, What};
+
+/// Whoever knows how files are registered.
+pub(crate) trait Source: Send + Sync + fmt::Debug {
+    /// How a file is registered; `None` where it is not there any more.
+    fn registration(&self, id: &FileId) -> Option<Registration>;
+}
 
 /// What this peer has to offer. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
@@ -34,32 +42,11 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct State {
-    entries: HashMap<FileId, Entry>,
-    /// Each id under the number of its last change; of removed ones too while someone listens.
-    by_version: BTreeMap<u64, FileId>,
-    /// Numbers of what was removed.
-    removed: HashMap<FileId, u64>,
-    last: u64,
+    log: Log,
+    /// Of what was put, as it was put; all else is the source's.
+    put: HashMap<FileId, Registration>,
+    source: Option<Weak<dyn Source>>,
     listeners: usize,
-}
-
-#[derive(Debug)]
-struct Entry {
-    version: u64,
-    record: FileRecord,
-    partial: bool,
-    /// Names joined by [`SEPARATOR`], as most entries have one: no vector for each.
-    names: Box<str>,
-}
-
-impl Entry {
-    fn registration(&self) -> Registration {
-        Registration {
-            file: self.record,
-            names: self.names.split(SEPARATOR).map(str::to_owned).collect(),
-            partial: self.partial,
-        }
-    }
 }
 
 /// What changed after a number.
@@ -98,11 +85,34 @@ impl Holdings {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whom to ask for what is held and not put.
+    pub(crate) fn ask(&self, source: Weak<dyn Source>) {
+        self.state().source = Some(source);
+    }
+
     /// Adds or replaces. A part does not replace a whole: who has both has the whole.
     pub fn put(&self, registrations: Vec<Registration>) {
         let mut state = self.state();
         for registration in registrations {
-            state.put(registration);
+            if state.log.put(&registration) {
+                state.put.insert(registration.file.id, registration);
+            }
+        }
+        self.publish(state);
+    }
+
+    /// Makes room for so many files of the source.
+    pub(crate) fn expect(&self, files: usize) {
+        self.state().log.reserve(files);
+    }
+
+    /// As [`Holdings::put`], of what the source has and will be asked for again.
+    pub(crate) fn hold(&self, registrations: &[Registration]) {
+        let mut state = self.state();
+        for registration in registrations {
+            if state.log.put(registration) {
+                state.put.remove(&registration.file.id);
+            }
         }
         self.publish(state);
     }
@@ -110,14 +120,16 @@ impl Holdings {
     /// Takes away; what is not there is passed over.
     pub fn remove(&self, ids: &[FileId]) {
         let mut state = self.state();
+        let remember = state.listeners > 0;
         for id in ids {
-            state.remove(id);
+            state.log.remove(id, remember);
+            state.put.remove(id);
         }
         self.publish(state);
     }
 
     fn publish(&self, state: MutexGuard<'_, State>) {
-        let last = state.last;
+        let last = state.log.last();
         drop(state);
         self.inner.version.send_if_modified(|version| {
             let newer = last > *version;
@@ -128,12 +140,18 @@ impl Holdings {
 
     /// Everything there is, in no order.
     pub fn snapshot(&self) -> Vec<Registration> {
-        self.state().entries.values().map(Entry::registration).collect()
+        let state = self.state();
+        let ids = state.log.after(0).filter(|line| line.what != What::Removed);
+        let ids: Vec<FileId> = ids.map(|line| line.id).collect();
+        let told: Vec<_> = ids.into_iter().map(|id| state.told(id)).collect();
+        let source = state.source();
+        drop(state);
+        told.into_iter().filter_map(|told| told.ask(&source)).collect()
     }
 
     /// How many files there are.
     pub fn len(&self) -> usize {
-        self.state().entries.len()
+        self.state().log.there()
     }
 
     /// Whether there are none.
@@ -143,7 +161,7 @@ impl Holdings {
 
     /// Number of the last change.
     pub(crate) fn version(&self) -> u64 {
-        self.state().last
+        self.state().log.last()
     }
 
     /// Starts remembering what is removed. Whoever listens calls [`Listener::changes`] from 0 first.
@@ -156,58 +174,31 @@ impl Holdings {
     }
 }
 
+/// How a file that is there is registered, or whom to ask.
+enum Told {
+    Here(Box<Registration>),
+    Ask(FileId),
+}
+
+impl Told {
+    fn ask(self, source: &Option<Arc<dyn Source>>) -> Option<Registration> {
+        match self {
+            Self::Here(registration) => Some(*registration),
+            Self::Ask(id) => source.as_ref()?.registration(&id),
+        }
+    }
+}
+
 impl State {
-    fn put(&mut self, registration: Registration) {
-        let Registration {
-            file: record,
-            names,
-            partial,
-        } = registration;
-        let names = names.join("/").into_boxed_str();
-        if let Some(old) = self.entries.get(&record.id) {
-            let lesser = partial && !old.partial;
-            if lesser || (old.record == record && old.partial == partial && old.names == names) {
-                return;
-            }
-        }
-        let version = self.number(record.id);
-        self.entries.insert(
-            record.id,
-            Entry {
-                version,
-                record,
-                partial,
-                names,
-            },
-        );
-    }
-
-    fn remove(&mut self, id: &FileId) {
-        if !self.entries.contains_key(id) {
-            return;
-        }
-        let version = self.number(*id);
-        self.entries.remove(id);
-        if self.listeners > 0 {
-            self.removed.insert(*id, version);
-        } else {
-            self.by_version.remove(&version);
+    fn told(&self, id: FileId) -> Told {
+        match self.put.get(&id) {
+            Some(registration) => Told::Here(Box::new(registration.clone())),
+            None => Told::Ask(id),
         }
     }
 
-    /// A new number for this id in place of its old one.
-    fn number(&mut self, id: FileId) -> u64 {
-        let old = self
-            .entries
-            .get(&id)
-            .map(|entry| entry.version)
-            .or_else(|| self.removed.remove(&id));
-        if let Some(old) = old {
-            self.by_version.remove(&old);
-        }
-        self.last += 1;
-        self.by_version.insert(self.last, id);
-        self.last
+    fn source(&self) -> Option<Arc<dyn Source>> {
+        self.source.as_ref()?.upgrade()
     }
 }
 
@@ -219,47 +210,56 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// What changed after the number `since`, at most about `most_files` entries and `most_bytes` of names.
+    /// What changed after the number `since`, at most `most_files` entries and about `most_bytes` of names.
     pub(crate) fn changes(&self, since: u64, most_files: usize, most_bytes: usize) -> Changes {
         let state = self.holdings.state();
+        let mut lines = state.log.after(since);
+        let told: Vec<_> = lines
+            .by_ref()
+            .take(most_files)
+            .map(|line| {
+                let told = (line.what != What::Removed).then(|| state.told(line.id));
+                (line.version, line.id, told)
+            })
+            .collect();
+        let more = lines.next().is_some();
+        drop(lines);
         let mut changes = Changes {
-            upto: since,
-            total: state.entries.len(),
+            upto: state.log.last().max(since),
+            total: state.log.there(),
             ..Changes::default()
         };
+        let source = state.source();
+        // The source has a lock of its own.
+        drop(state);
         let mut bytes = 0;
-        for (&version, id) in state.by_version.range(since.saturating_add(1)..) {
-            if changes.put.len() + changes.removed.len() >= most_files || bytes >= most_bytes {
-                changes.more = true;
-                return changes;
+        let mut upto = since;
+        let mut told = told.into_iter();
+        for (version, id, told) in told.by_ref() {
+            match told {
+                None => changes.removed.push(id),
+                // One that is gone by now is told of under a number that is still to come.
+                Some(told) => changes.put.extend(told.ask(&source).inspect(|registration| {
+                    bytes += registration.names.iter().map(String::len).sum::<usize>();
+                })),
             }
-            match state.entries.get(id) {
-                Some(entry) => {
-                    bytes += entry.names.len();
-                    changes.put.push(entry.registration());
-                }
-                None => changes.removed.push(*id),
+            upto = version;
+            if bytes >= most_bytes {
+                break;
             }
-            changes.upto = version;
         }
-        changes.upto = state.last.max(since);
+        if more || told.len() > 0 {
+            (changes.upto, changes.more) = (upto, true);
+        }
         changes
     }
 
     /// Forgets what was removed up to this number: the index knows.
     pub(crate) fn acknowledged(&self, upto: u64) {
         let mut state = self.holdings.state();
-        let state = &mut *state;
-        if state.listeners > 1 || state.removed.is_empty() {
-            return;
+        if state.listeners == 1 {
+            state.log.forget_removed(upto);
         }
-        state.removed.retain(|_, &mut version| {
-            let keep = version > upto;
-            if !keep {
-                state.by_version.remove(&version);
-            }
-            keep
-        });
     }
 
     /// Number of the last change.
@@ -277,19 +277,19 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         let mut state = self.holdings.state();
-        let state = &mut *state;
         state.listeners -= 1;
         if state.listeners == 0 {
-            for version in std::mem::take(&mut state.removed).into_values() {
-                state.by_version.remove(&version);
-            }
+            state.log.forget_removed(u64::MAX);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use potluck_core::{Root, index_client::Kind};
+    use potluck_core::{
+        Root,
+        index_client::{FileRecord, Kind},
+    };
     use proptest::prelude::*;
 
     use super::*;
@@ -311,9 +311,20 @@ mod tests {
         }
     }
 
+    /// A library.
+    #[derive(Debug, Default)]
+    struct Shelf(Mutex<HashMap<FileId, Registration>>);
+
+    impl Source for Shelf {
+        fn registration(&self, id: &FileId) -> Option<Registration> {
+            self.0.lock().unwrap().get(id).cloned()
+        }
+    }
+
     #[derive(Debug, Clone)]
     enum Op {
         Put(u8, u8, bool),
+        Hold(u8, u8),
         Remove(u8),
         Sync,
     }
@@ -321,6 +332,7 @@ mod tests {
     fn op() -> impl Strategy<Value = Op> {
         prop_oneof![
             4 => (0u8..8, 0u8..3, any::<bool>()).prop_map(|(n, name, partial)| Op::Put(n, name, partial)),
+            4 => (0u8..8, 0u8..3).prop_map(|(n, name)| Op::Hold(n, name)),
             3 => (0u8..8).prop_map(Op::Remove),
             2 => Just(Op::Sync),
         ]
@@ -331,7 +343,14 @@ mod tests {
         #[test]
         fn a_listener_misses_nothing(ops in proptest::collection::vec(op(), 0..80), most in 1usize..5) {
             let holdings = Holdings::new();
-            holdings.put(vec![registration(1, "before", false)]);
+            let shelf = Arc::new(Shelf::default());
+            let source: Weak<Shelf> = Arc::downgrade(&shelf);
+            holdings.ask(source);
+            // As it is, with nothing left out or joined together.
+            let mut model = HashMap::new();
+            let first = registration(1, "before", false);
+            model.insert(first.file.id, first.clone());
+            holdings.put(vec![first]);
             let listener = holdings.listen();
             let mut copy = HashMap::new();
             let mut seen = 0;
@@ -354,8 +373,26 @@ mod tests {
             };
             for op in ops {
                 match op {
-                    Op::Put(n, name, partial) => holdings.put(vec![registration(n, &name.to_string(), partial)]),
-                    Op::Remove(n) => holdings.remove(&[registration(n, "", false).file.id]),
+                    Op::Put(n, name, partial) => {
+                        let one = registration(n, &name.to_string(), partial);
+                        let whole = |old: &Registration| !old.partial;
+                        if !(partial && model.get(&one.file.id).is_some_and(whole)) {
+                            model.insert(one.file.id, one.clone());
+                        }
+                        holdings.put(vec![one]);
+                    }
+                    Op::Hold(n, name) => {
+                        let one = registration(n, &name.to_string(), false);
+                        model.insert(one.file.id, one.clone());
+                        shelf.0.lock().unwrap().insert(one.file.id, one.clone());
+                        holdings.hold(&[one]);
+                    }
+                    Op::Remove(n) => {
+                        let id = registration(n, "", false).file.id;
+                        model.remove(&id);
+                        shelf.0.lock().unwrap().remove(&id);
+                        holdings.remove(&[id]);
+                    }
                     Op::Sync => {
                         sync(&mut seen);
                     }
@@ -364,12 +401,23 @@ mod tests {
             let copy = sync(&mut seen);
             let expected: HashMap<_, _> =
                 holdings.snapshot().into_iter().map(|registration| (registration.file.id, registration)).collect();
-            prop_assert_eq!(copy, expected);
+            prop_assert_eq!(&copy, &expected);
+            prop_assert_eq!(&copy, &model);
+            prop_assert_eq!(holdings.len(), model.len());
             drop(listener);
-            let state = holdings.state();
-            prop_assert_eq!(state.by_version.len(), state.entries.len());
-            prop_assert!(state.removed.is_empty());
+            prop_assert_eq!(holdings.state().log.after(0).count(), model.len());
         }
+    }
+
+    #[test]
+    fn what_did_not_change_is_not_told_again() {
+        let holdings = Holdings::new();
+        holdings.put(vec![registration(1, "a", false)]);
+        let version = holdings.version();
+        holdings.put(vec![registration(1, "a", false)]);
+        assert_eq!(holdings.version(), version);
+        holdings.put(vec![registration(1, "b", false)]);
+        assert!(holdings.version() > version);
     }
 
     #[test]

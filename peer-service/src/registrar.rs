@@ -345,7 +345,11 @@ impl Task {
         loop {
             let changes = self.listener.changes(self.seen, self.batch, MAX_BATCH_BYTES);
             if changes.put.is_empty() && changes.removed.is_empty() && !self.all {
-                break;
+                self.seen = changes.upto;
+                match changes.more {
+                    true => continue,
+                    false => break,
+                }
             }
             let told = self.send(&changes.put, &changes.removed).await;
             let lease = match told {

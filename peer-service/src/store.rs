@@ -13,7 +13,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use potluck_core::{FileId, index_client::FileRecord, merkle::Hash};
+use potluck_core::{FileId, Sha256, merkle::Hash};
 use redb::{
     Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction,
 };
@@ -24,18 +24,16 @@ mod rows;
 use crate::home::Home;
 use opening::{Failure, aside, try_open};
 pub use rows::Stamp;
-pub(crate) use rows::{ItemRow, Stamps};
-use rows::{
-    bytes_of, decode_item, decode_record, decode_stamps, encode_item, encode_record, encode_stamps, path_of,
-};
+pub(crate) use rows::{ItemRow, Members, Part, RowBody, WHOLE};
+use rows::{bytes_of, decode_item, encode_item, path_of};
 
 /// Items by number: how, where and what. See [`ItemRow`].
-const ITEMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("items.v1");
-/// A collection's stamps, in the order of its manifest's entries.
-const MEMBERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("members.v1");
-/// Files by id: size, root, SHA-256.
-const RECORDS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("records.v1");
-/// Piece layers by id; apart from the records, which are all read at start.
+const ITEMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("items.v2");
+/// Stamps and roots of a collection's entries, by the item's number and the number of the run of entries.
+const MEMBERS: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("members.v2");
+/// SHA-256s that do not follow from the root, by the item's number and the [`Part`] of it.
+const SUMS: TableDefinition<'_, (u64, Part), &[u8; 32]> = TableDefinition::new("sums.v2");
+/// Piece layers by id; apart from all else, which is read at start.
 const LAYERS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("layers.v1");
 /// Paths in the files folder that the owner does not want shared.
 const HIDDEN: TableDefinition<'_, &[u8], ()> = TableDefinition::new("hidden.v1");
@@ -43,7 +41,7 @@ const HIDDEN: TableDefinition<'_, &[u8], ()> = TableDefinition::new("hidden.v1")
 const TRANSFERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("transfers.v1");
 
 /// Memory for pages, in bytes. redb's own default is 1 GiB; what is read often is kept elsewhere.
-const CACHE_SIZE: usize = 8 * 1024 * 1024;
+const CACHE_SIZE: usize = 4 * 1024 * 1024;
 
 const FILE_NAME: &str = "potluck.redb";
 
@@ -93,19 +91,22 @@ impl StoreError {
 pub(crate) enum Change {
     PutItem(u64, ItemRow),
     RemoveItem(u64),
-    PutRecord(FileRecord),
+    /// Of an item that is there.
+    PutSums(u64, Sums),
     PutLayer(FileId, Arc<[Hash]>),
-    /// Record and layer.
-    RemoveFile(FileId),
+    RemoveLayer(FileId),
     Hide(PathBuf),
     Unhide(PathBuf),
 }
 
+/// SHA-256s of parts of an item.
+pub(crate) type Sums = Vec<(Part, Sha256)>;
+
 /// Everything but the layers.
 #[derive(Debug, Default)]
 pub(crate) struct Loaded {
-    pub(crate) items: Vec<(u64, ItemRow)>,
-    pub(crate) records: Vec<FileRecord>,
+    /// With the SHA-256s that are known of them.
+    pub(crate) items: Vec<(u64, ItemRow, Sums)>,
     pub(crate) hidden: Vec<PathBuf>,
 }
 
@@ -203,34 +204,35 @@ impl Store {
         self.write(|write| {
             let mut items = write.open_table(ITEMS)?;
             let mut members = write.open_table(MEMBERS)?;
-            let mut records = write.open_table(RECORDS)?;
+            let mut sums = write.open_table(SUMS)?;
             let mut layers = write.open_table(LAYERS)?;
             let mut hidden = write.open_table(HIDDEN)?;
             for change in changes {
+                if let Change::PutItem(number, _) | Change::RemoveItem(number) = change {
+                    let all = (*number, 0)..=(*number, u32::MAX);
+                    items.remove(number)?;
+                    members.retain_in(all.clone(), |_, _| false)?;
+                    sums.retain_in(all, |_, _| false)?;
+                }
                 match change {
                     Change::PutItem(number, row) => {
                         items.insert(number, &*encode_item(row))?;
-                        match &row.stamps {
-                            Stamps::Collection(stamps) => {
-                                members.insert(number, &*encode_stamps(stamps))?;
+                        if let RowBody::Collection(all) = &row.body {
+                            for (run, row) in (0..).zip(all.rows()) {
+                                members.insert((*number, run), &*row)?;
                             }
-                            Stamps::File(_) => drop(members.remove(number)?),
                         }
                     }
-                    Change::RemoveItem(number) => {
-                        items.remove(number)?;
-                        members.remove(number)?;
-                    }
-                    Change::PutRecord(record) => {
-                        records.insert(record.id.as_bytes(), &*encode_record(record))?;
+                    Change::RemoveItem(_) => {}
+                    Change::PutSums(number, all) => {
+                        for (part, sum) in all {
+                            sums.insert((*number, *part), sum.as_bytes())?;
+                        }
                     }
                     Change::PutLayer(id, layer) => {
                         layers.insert(id.as_bytes(), layer.as_flattened())?;
                     }
-                    Change::RemoveFile(id) => {
-                        records.remove(id.as_bytes())?;
-                        layers.remove(id.as_bytes())?;
-                    }
+                    Change::RemoveLayer(id) => drop(layers.remove(id.as_bytes())?),
                     Change::Hide(path) => drop(hidden.insert(bytes_of(path), ())?),
                     Change::Unhide(path) => drop(hidden.remove(bytes_of(path))?),
                 }
@@ -290,42 +292,29 @@ impl Store {
 
 fn load(read: &ReadTransaction) -> Result<Loaded, StoreError> {
     let mut loaded = Loaded::default();
-    let members = read.open_table(MEMBERS)?;
+    let (members, sums) = (read.open_table(MEMBERS)?, read.open_table(SUMS)?);
     for row in read.open_table(ITEMS)?.iter()? {
         let (number, bytes) = row?;
-        let item = match decode_item(bytes.value()) {
-            Some((path, id, Some(stamp))) => Some((path, id, Stamps::File(stamp))),
-            Some((path, id, None)) => {
-                let stamps = members.get(number.value())?;
-                let stamps = stamps
-                    .map(|stamps| decode_stamps(stamps.value()))
-                    .unwrap_or_default();
-                Some((path, id, Stamps::Collection(stamps)))
-            }
-            None => None,
+        let number = number.value();
+        let all = (number, 0)..=(number, u32::MAX);
+        let Some(mut item) = decode_item(bytes.value()) else {
+            tracing::warn!(item = number, "a damaged row of the database is passed over");
+            continue;
         };
-        match item {
-            Some((path, id, stamps)) => {
-                loaded.items.push((number.value(), ItemRow { path, id, stamps }));
+        if let RowBody::Collection(known) = &mut item.body {
+            let mut found = Members::default();
+            for row in members.range(all.clone())? {
+                // What is left out is missed by whoever compares it with the manifest.
+                let _ = found.add(row?.1.value());
             }
-            None => tracing::warn!(
-                item = number.value(),
-                "a damaged row of the database is passed over"
-            ),
+            *known = Arc::new(found);
         }
-    }
-    let records = read.open_table(RECORDS)?;
-    loaded
-        .records
-        .reserve(usize::try_from(redb::ReadableTableMetadata::len(&records)?).unwrap_or(0));
-    for row in records.iter()? {
-        let (id, bytes) = row?;
-        match decode_record(FileId(*id.value()), bytes.value()) {
-            Some(record) => loaded.records.push(record),
-            None => {
-                tracing::warn!(id = %FileId(*id.value()), "a damaged row of the database is passed over")
-            }
+        let mut known = Vec::new();
+        for row in sums.range(all)? {
+            let (key, sum) = row?;
+            known.push((key.value().1, Sha256(*sum.value())));
         }
+        loaded.items.push((number, item, known));
     }
     for row in read.open_table(HIDDEN)?.iter()? {
         loaded.hidden.push(path_of(row?.0.value()));
@@ -335,19 +324,12 @@ fn load(read: &ReadTransaction) -> Result<Loaded, StoreError> {
 
 #[cfg(test)]
 mod tests {
-    use potluck_core::{Root, Sha256, index_client::Kind};
+    use potluck_core::Root;
 
     use super::*;
 
-    fn record(n: u8) -> FileRecord {
-        let root = Root([n; 32]);
-        FileRecord {
-            id: FileId::derive(u64::from(n), &root),
-            size: n.into(),
-            root,
-            sha256: n.is_multiple_of(2).then_some(Sha256([n; 32])),
-            kind: if n > 2 { Kind::Collection } else { Kind::File },
-        }
+    fn id(n: u8) -> FileId {
+        FileId([n; 32])
     }
 
     fn stamp(n: u64) -> Stamp {
@@ -359,49 +341,92 @@ mod tests {
         }
     }
 
+    fn file(path: &[u8], n: u8) -> ItemRow {
+        ItemRow {
+            path: path_of(path).into(),
+            id: id(n),
+            root: Root([n + 100; 32]),
+            body: RowBody::File(stamp(n.into())),
+        }
+    }
+
+    fn collection(path: &[u8], n: u8, entries: usize) -> ItemRow {
+        let members = Members {
+            stamps: (0..entries as u64).map(stamp).collect(),
+            roots: (0..entries).map(|n| Root([n as u8; 32])).collect(),
+        };
+        ItemRow {
+            body: RowBody::Collection(Arc::new(members)),
+            ..file(path, n)
+        }
+    }
+
     #[test]
     fn what_is_put_is_there_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let file = ItemRow {
-            path: "/a/b".into(),
-            id: record(1).id,
-            stamps: Stamps::File(stamp(7)),
-        };
-        let collection = ItemRow {
-            path: path_of(b"/not utf-8 \xff"),
-            id: record(3).id,
-            stamps: Stamps::Collection(vec![stamp(1), stamp(2)]),
-        };
         let layer: Arc<[Hash]> = Arc::from([[1; 32], [2; 32]]);
+        let long = collection(b"/long", 4, 2 * rows::RUN + 1);
+        let odd = collection(b"/not utf-8 \xff", 3, 2);
+        let sum = |n: u8| Sha256([n; 32]);
         {
             let store = Store::open_in(dir.path()).unwrap();
             store
                 .apply(&[
-                    Change::PutItem(1, file.clone()),
-                    Change::PutItem(2, collection.clone()),
-                    Change::PutItem(3, file.clone()),
+                    Change::PutItem(1, file(b"/a/b", 1)),
+                    Change::PutItem(2, odd.clone()),
+                    Change::PutItem(3, file(b"/a/b", 1)),
+                    Change::PutSums(3, vec![(WHOLE, sum(9))]),
                     Change::RemoveItem(3),
-                    Change::PutRecord(record(1)),
-                    Change::PutRecord(record(2)),
-                    Change::PutRecord(record(3)),
-                    Change::RemoveFile(record(2).id),
-                    Change::PutLayer(record(3).id, layer.clone()),
+                    Change::PutItem(4, long.clone()),
+                    Change::PutSums(4, vec![(2000, sum(1)), (7, sum(2))]),
+                    Change::PutSums(1, vec![(WHOLE, sum(3))]),
+                    Change::PutItem(5, long),
+                    Change::PutSums(5, vec![(0, sum(4))]),
+                    Change::PutItem(5, odd.clone()),
+                    Change::PutLayer(id(3), layer.clone()),
+                    Change::PutLayer(id(2), layer.clone()),
+                    Change::RemoveLayer(id(2)),
                     Change::Hide("/a/hidden".into()),
                 ])
                 .unwrap();
             store.put_transfer(9, b"nine").unwrap();
         }
         let store = Store::open_in(dir.path()).unwrap();
-        let mut loaded = store.load().unwrap();
-        loaded.records.sort_by_key(|record| record.size);
-        assert_eq!(loaded.items, [(1, file), (2, collection)]);
-        assert_eq!(loaded.records, [record(1), record(3)]);
+        let loaded = store.load().unwrap();
+        let long = collection(b"/long", 4, 2 * rows::RUN + 1);
+        assert_eq!(
+            loaded.items,
+            [
+                (1, file(b"/a/b", 1), vec![(WHOLE, sum(3))]),
+                (2, odd.clone(), vec![]),
+                (4, long, vec![(7, sum(2)), (2000, sum(1))]),
+                (5, odd, vec![]),
+            ]
+        );
         assert_eq!(loaded.hidden, [PathBuf::from("/a/hidden")]);
-        assert_eq!(store.layer(&record(3).id).unwrap(), Some(layer));
-        assert_eq!(store.layer(&record(1).id).unwrap(), None);
+        assert_eq!(store.layer(&id(3)).unwrap(), Some(layer));
+        assert_eq!(store.layer(&id(2)).unwrap(), None);
         assert_eq!(store.transfers().unwrap(), [(9, b"nine".to_vec())]);
         store.remove_transfer(9).unwrap();
         assert_eq!(store.transfers().unwrap(), []);
+    }
+
+    #[test]
+    fn what_the_first_version_shared_is_still_known() {
+        let dir = tempfile::tempdir().unwrap();
+        {
+            let database = Database::create(dir.path().join(FILE_NAME)).unwrap();
+            let write = database.begin_write().unwrap();
+            let items: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("items.v1");
+            let row = [&[1][..], &[7; 32], b"/folder"].concat();
+            write.open_table(items).unwrap().insert(3, &*row).unwrap();
+            write.commit().unwrap();
+        }
+        let store = Store::open_in(dir.path()).unwrap();
+        let [(number, row, _)] = &store.load().unwrap().items[..] else {
+            panic!("one item")
+        };
+        assert_eq!((*number, row.id, &*row.path), (3, id(7), Path::new("/folder")));
     }
 
     #[test]
@@ -434,12 +459,5 @@ mod tests {
             .unwrap();
         let store = Store::open_in(dir.path()).unwrap();
         assert!(store.load().unwrap().items.is_empty());
-    }
-
-    #[test]
-    fn a_record_whose_id_does_not_fit_is_not_trusted() {
-        let bytes = encode_record(&record(1));
-        assert_eq!(decode_record(record(1).id, &bytes), Some(record(1)));
-        assert_eq!(decode_record(record(2).id, &bytes), None);
     }
 }

@@ -19,7 +19,10 @@ use potluck_core::{
     manifest::{Content, Manifest},
     plan::Plan,
 };
-use potluck_peer::{library::Target, offer::Shelf as _};
+use potluck_peer::{
+    library::{Hashes, Target},
+    offer::Shelf as _,
+};
 
 fn id_of(bytes: &[u8]) -> FileId {
     hash_bytes(bytes).id()
@@ -104,18 +107,10 @@ async fn a_folder_is_a_collection_whose_files_can_be_had_alone() {
     let mut manifest = Vec::new();
     std::io::Read::read_to_end(&mut &*file, &mut manifest).unwrap();
     assert_eq!(id_of(&manifest), item.record.id);
-    let manifest = Manifest::decode(&manifest).unwrap();
-    let of = |path: &str| {
-        let entry = manifest.entries.iter().find(|entry| entry.path.as_str() == path);
-        entry.map(|entry| entry.content.clone()).unwrap()
-    };
+    let manifest = Arc::new(Manifest::decode(manifest).unwrap());
+    let of = |path: &str| manifest.get(manifest.find(path).unwrap()).unwrap().content;
     assert_eq!(of("empty"), Content::EmptyDirectory);
-    assert_eq!(
-        of("link"),
-        Content::Link {
-            target: "a/one".into()
-        }
-    );
+    assert_eq!(of("link"), Content::Link { target: "a/one" });
     assert!(matches!(of("run"), Content::File { executable: true, .. }));
     assert!(matches!(
         of("a/b/same"),
@@ -127,7 +122,7 @@ async fn a_folder_is_a_collection_whose_files_can_be_had_alone() {
     ));
     assert_eq!(
         offer.units().have.count(),
-        Plan::collection(&manifest).unit_count()
+        Plan::of_collection(&manifest).unit_count()
     );
     assert_eq!(peer.library.locate(&item.record.id), Some(root.clone()));
     drop((offer, file));
@@ -363,18 +358,17 @@ async fn finished_downloads_are_taken_without_hashing() {
     let offer = giver.library.find(&shared.record.id).unwrap();
     let mut encoded = Vec::new();
     std::io::Read::read_to_end(&mut &*offer.open(0..1).unwrap(), &mut encoded).unwrap();
-    let manifest = Arc::new(Manifest::decode(&encoded).unwrap());
+    let manifest = Arc::new(Manifest::decode(encoded).unwrap());
     drop(offer);
 
     let peer = Peer::open(&dir.path().join("home")).await;
-    let trees: Vec<_> = Plan::collection(&manifest)
-        .files()
-        .iter()
-        .map(|file| {
-            let path = manifest.entries[file.entries[0]].path.as_str();
-            hash_bytes(&fs::read(root.join(path)).unwrap())
-        })
-        .collect();
+    let mut trees = Hashes::new(manifest.len());
+    for (index, entry) in (0..).zip(manifest.entries()) {
+        if entry.content.id().is_some() {
+            let content = fs::read(root.join(entry.path.as_str())).unwrap();
+            trees.set(index, hash_bytes(&content));
+        }
+    }
     let item = peer
         .library
         .adopt_collection(root.clone(), manifest.clone(), trees.clone())

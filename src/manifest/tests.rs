@@ -2,14 +2,56 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn entry(path: &str, content: Content) -> Entry {
+/// The key of an entry on the wire.
+const ENTRY: u8 = 0x0a;
+
+use crate::{
+    merkle::EMPTY_FILE,
+    path::MAX_DEPTH,
+    proto::v1::{self, manifest_entry::Content as WireContent},
+};
+
+/// The manifest of these entries, in any order.
+fn make(mut entries: Vec<Entry<'_>>) -> Result<Manifest, ManifestError> {
+    entries.sort_unstable_by_key(|entry| entry.path);
+    Manifest::new(entries)
+}
+
+/// An entry as the generated code has it.
+fn to_wire(entry: Entry<'_>) -> v1::ManifestEntry {
+    let content = match entry.content {
+        Content::File { id, size, executable } => WireContent::File(v1::ManifestFile {
+            file_id: id.to_bytes(),
+            size,
+            executable,
+        }),
+        Content::EmptyDirectory => WireContent::Directory(v1::ManifestDirectory {}),
+        Content::Link { target } => WireContent::Link(v1::ManifestLink {
+            target: target.to_owned(),
+        }),
+    };
+    v1::ManifestEntry {
+        path: entry.path.as_str().to_owned(),
+        content: Some(content),
+    }
+}
+
+fn to_message(entries: &[Entry<'_>]) -> Vec<u8> {
+    use prost::Message as _;
+    let message = v1::Manifest {
+        entries: entries.iter().copied().map(to_wire).collect(),
+    };
+    [MAGIC.to_vec(), message.encode_to_vec()].concat()
+}
+
+fn entry<'a>(path: &'a str, content: Content<'a>) -> Entry<'a> {
     Entry {
         path: RelPath::parse(path).unwrap(),
         content,
     }
 }
 
-fn file(path: &str, size: u64) -> Entry {
+fn file(path: &str, size: u64) -> Entry<'_> {
     let id = if size == 0 {
         EMPTY_FILE
     } else {
@@ -25,30 +67,26 @@ fn file(path: &str, size: u64) -> Entry {
     )
 }
 
-fn link(path: &str, target: &str) -> Entry {
-    entry(
-        path,
-        Content::Link {
-            target: target.to_owned(),
-        },
-    )
+fn link<'a>(path: &'a str, target: &'a str) -> Entry<'a> {
+    entry(path, Content::Link { target })
 }
 
-fn directory(path: &str) -> Entry {
+fn directory(path: &str) -> Entry<'_> {
     entry(path, Content::EmptyDirectory)
 }
 
 /// The bytes of entries as they are, whatever is wrong with them.
-fn raw(entries: &[Entry]) -> Vec<u8> {
-    Manifest {
-        entries: entries.to_vec(),
+fn raw(entries: &[Entry<'_>]) -> Vec<u8> {
+    let mut bytes = MAGIC.to_vec();
+    for entry in entries {
+        encoding::put(entry, &mut bytes);
     }
-    .encode()
+    bytes
 }
 
 #[test]
 fn the_bytes_are_those_of_the_documented_message() {
-    let manifest = Manifest::new(vec![
+    let manifest = make(vec![
         link("b", "a"),
         entry(
             "a",
@@ -61,11 +99,8 @@ fn the_bytes_are_those_of_the_documented_message() {
         directory("c"),
     ])
     .unwrap();
-    let message = v1::Manifest {
-        entries: manifest.entries.iter().map(to_wire).collect(),
-    };
-    let expected = [MAGIC.to_vec(), message.encode_to_vec()].concat();
-    assert_eq!(manifest.encode(), expected);
+    let expected = to_message(&manifest.entries().collect::<Vec<_>>());
+    assert_eq!(manifest.bytes(), &expected);
     // Golden: a change of these bytes changes the id of every collection.
     let golden = concat!(
         "504c434f4c4c310a", // PLCOLL1\n
@@ -83,36 +118,54 @@ fn the_bytes_are_those_of_the_documented_message() {
         "0a0163",
         "1a00",
     );
-    assert_eq!(hex::encode(manifest.encode()), golden);
-    assert_eq!(Manifest::decode(&expected), Ok(manifest));
+    assert_eq!(hex::encode(manifest.bytes()), golden);
+    assert_eq!(Manifest::decode(expected), Ok(manifest));
 }
 
 #[test]
 fn an_empty_folder_is_a_collection() {
-    let manifest = Manifest::new(Vec::new()).unwrap();
-    assert_eq!(manifest.encode(), MAGIC);
-    assert_eq!(Manifest::decode(MAGIC), Ok(manifest));
+    let manifest = Manifest::new([]).unwrap();
+    assert_eq!(&manifest.bytes()[..], MAGIC);
+    assert_eq!(manifest, Manifest::default());
+    assert_eq!(Manifest::decode(&MAGIC[..]), Ok(manifest));
 }
 
 #[test]
-fn order_does_not_matter_to_new_and_does_to_decode() {
+fn entries_are_sorted_and_each_path_is_there_once() {
     let (a, b) = (file("a", 1), file("b", 2));
-    let manifest = Manifest::new(vec![b.clone(), a.clone()]).unwrap();
-    assert_eq!(manifest.entries, [a.clone(), b.clone()]);
-    assert_eq!(
-        Manifest::decode(&raw(&[b, a.clone()])),
-        Err(ManifestError::NotCanonical { at: 8 + 43 })
-    );
-    assert!(matches!(
-        Manifest::decode(&raw(&[a.clone(), a])),
-        Err(ManifestError::NotCanonical { .. })
-    ));
+    let manifest = Manifest::new([a, b]).unwrap();
+    assert_eq!(manifest.entries().collect::<Vec<_>>(), [a, b]);
+    let order = Err(ManifestError::Order { path: "a".into() });
+    assert_eq!(Manifest::new([b, a]), order);
+    assert_eq!(Manifest::decode(raw(&[b, a])), order);
+    let twice = Err(ManifestError::Duplicate { path: "a".into() });
+    assert_eq!(Manifest::new([a, directory("a")]), twice);
+    assert_eq!(Manifest::decode(raw(&[a, a])), twice);
 }
 
 #[test]
-fn one_path_is_there_once() {
-    let twice = Manifest::new(vec![file("a", 1), directory("a")]);
-    assert_eq!(twice, Err(ManifestError::Duplicate { path: "a".into() }));
+fn files_are_found_by_path_and_by_content() {
+    let manifest = make(vec![
+        file("d/same", 1),
+        file("a", 1),
+        file("b", 2),
+        link("c", "a"),
+        file("e", 0),
+    ])
+    .unwrap();
+    assert_eq!(manifest.find("d/same"), Some(3));
+    for missing in ["", "d", "d/sam", "z"] {
+        assert_eq!(manifest.find(missing), None, "{missing}");
+    }
+    assert_eq!(manifest.with_id(&FileId([1; 32])), [0, 3]);
+    assert_eq!(manifest.with_id(&EMPTY_FILE), [4]);
+    assert!(manifest.with_id(&FileId([3; 32])).is_empty());
+    let mut contents: Vec<_> = manifest.contents().collect();
+    contents.sort_unstable();
+    assert_eq!(contents, [&[0, 3][..], &[1], &[4]]);
+    let above = ["", "a", "d", "d/same", "d/", "z"].map(|path| manifest.is_above(path));
+    assert_eq!(above, [false, false, true, false, false, false]);
+    assert_eq!((manifest.file_count(), manifest.content_size()), (4, 4));
 }
 
 #[test]
@@ -120,17 +173,17 @@ fn nothing_lies_beneath_a_file_a_link_or_an_empty_folder() {
     // "a-" and "a.b" sort between "a" and "a/b".
     for top in [file("a", 1), link("a", "elsewhere"), directory("a")] {
         for below in ["a/b", "a/b/c/d"] {
-            let entries = vec![top.clone(), file("a-", 1), file("a.b", 1), file(below, 1)];
+            let entries = vec![top, file("a-", 1), file("a.b", 1), file(below, 1)];
             let conflict = ManifestError::Conflict {
                 path: below.into(),
                 parent: "a".into(),
             };
-            assert_eq!(Manifest::new(entries.clone()), Err(conflict.clone()));
-            assert_eq!(Manifest::decode(&raw(&entries)), Err(conflict));
+            assert_eq!(make(entries.clone()), Err(conflict.clone()));
+            assert_eq!(Manifest::decode(raw(&entries)), Err(conflict));
         }
     }
     assert!(
-        Manifest::new(vec![
+        make(vec![
             file("a-", 1),
             file("a.b", 1),
             file("a/b", 1),
@@ -152,10 +205,7 @@ fn links_stay_inside() {
         ("d/e/a", "./../.././x"),
         ("a", "..."),
     ] {
-        assert!(
-            Manifest::new(vec![link(path, target)]).is_ok(),
-            "{path} -> {target}"
-        );
+        assert!(make(vec![link(path, target)]).is_ok(), "{path} -> {target}");
     }
     for (path, target) in [
         ("a", ""),
@@ -170,25 +220,22 @@ fn links_stay_inside() {
         ("a", "b\0c"),
         ("a", "..\\x"),
     ] {
-        let refused = Manifest::new(vec![link(path, target)]);
+        let refused = make(vec![link(path, target)]);
         assert!(
             matches!(refused, Err(ManifestError::UnsafeLink { .. })),
             "{path} -> {target}: {refused:?}"
         );
-        assert!(Manifest::decode(&raw(&[link(path, target)])).is_err());
+        assert!(Manifest::decode(raw(&[link(path, target)])).is_err());
     }
     let deep = vec!["x"; MAX_DEPTH + 1].join("/");
-    assert!(Manifest::new(vec![link("a", &deep)]).is_err());
+    assert!(make(vec![link("a", &deep)]).is_err());
 }
 
 #[test]
 fn links_that_lead_out_together_are_refused() {
     // Each stays inside by its text; through `s`, which is the top, `t` would not.
     let entries = vec![link("a/b/s", "../.."), link("t", "a/b/s/../x")];
-    assert!(matches!(
-        Manifest::new(entries),
-        Err(ManifestError::UnsafeLink { .. })
-    ));
+    assert!(matches!(make(entries), Err(ManifestError::UnsafeLink { .. })));
 }
 
 #[test]
@@ -203,7 +250,7 @@ fn sizes_fit_ids_and_limits() {
             },
         )
     };
-    let refused = |entries| matches!(Manifest::new(entries), Err(ManifestError::Size { .. }));
+    let refused = |entries| matches!(make(entries), Err(ManifestError::Size { .. }));
     assert!(
         refused(vec![of(FileId([1; 32]), 0)]),
         "an empty file has the empty file's id"
@@ -225,16 +272,17 @@ fn sizes_fit_ids_and_limits() {
 
 #[test]
 fn content_beyond_what_units_can_count_is_refused() {
-    let huge = |n: u8| {
+    let names = ["1", "2", "3", "4", "5"];
+    let huge = |&path: &&'static str| {
         let content = Content::File {
-            id: FileId([n; 32]),
+            id: FileId([path.as_bytes()[0]; 32]),
             size: crate::layout::MAX_FILE_SIZE,
             executable: false,
         };
-        entry(&format!("{n}"), content)
+        entry(path, content)
     };
-    assert!(Manifest::new((1..=4).map(huge).collect()).is_ok());
-    let refused = Manifest::new((1..=5).map(huge).collect());
+    assert!(make(names[..4].iter().map(huge).collect()).is_ok());
+    let refused = make(names.iter().map(huge).collect());
     assert!(matches!(refused, Err(ManifestError::TooLarge(_))), "{refused:?}");
 }
 
@@ -243,27 +291,24 @@ fn too_many_entries_are_refused_before_they_take_memory() {
     // The shortest entries there can be; without the cap they would be millions.
     let mut bytes = MAGIC.to_vec();
     for i in 0..=MAX_ENTRIES {
-        encode_entry(&directory(&format!("{i:07}")), &mut bytes);
+        encoding::put(&directory(&format!("{i:07}")), &mut bytes);
     }
     assert_eq!(
-        Manifest::decode(&bytes),
+        Manifest::decode(bytes),
         Err(ManifestError::TooLarge("too many entries"))
     );
     let zeros = vec![0; MAX_MANIFEST_SIZE as usize + 1];
-    assert!(matches!(
-        Manifest::decode(&zeros),
-        Err(ManifestError::TooLarge(_))
-    ));
+    assert!(matches!(Manifest::decode(zeros), Err(ManifestError::TooLarge(_))));
 }
 
 #[test]
 fn other_encodings_of_the_same_message_are_refused() {
     let good = raw(&[file("a", 1)]);
     let body = &good[MAGIC.len() + 2..];
-    let with = |entry: &[u8]| [&MAGIC[..], &[ENTRY_KEY, entry.len() as u8], entry].concat();
-    assert!(Manifest::decode(&with(body)).is_ok());
+    let with = |entry: &[u8]| [&MAGIC[..], &[ENTRY, entry.len() as u8], entry].concat();
+    assert!(Manifest::decode(with(body)).is_ok());
     // A length of more bytes than it needs.
-    let long = [&MAGIC[..], &[ENTRY_KEY, body.len() as u8 | 0x80, 0][..], body].concat();
+    let long = [&MAGIC[..], &[ENTRY, body.len() as u8 | 0x80, 0][..], body].concat();
     // A field that is not known, at the end of the entry and of the manifest.
     let unknown = with(&[body, &[0x78, 1]].concat());
     let after = [&good[..], &[0x10, 1]].concat();
@@ -279,47 +324,79 @@ fn other_encodings_of_the_same_message_are_refused() {
         ("twice", twice),
     ] {
         assert!(
-            matches!(Manifest::decode(&bytes), Err(ManifestError::NotCanonical { .. })),
+            matches!(Manifest::decode(bytes), Err(ManifestError::NotCanonical { .. })),
             "{what}"
         );
     }
-    assert_eq!(Manifest::decode(b"PLCOLL2\n"), Err(ManifestError::NotAManifest));
-    assert_eq!(Manifest::decode(b""), Err(ManifestError::NotAManifest));
+    assert_eq!(
+        Manifest::decode(&b"PLCOLL2\n"[..]),
+        Err(ManifestError::NotAManifest)
+    );
+    assert_eq!(Manifest::decode(&b""[..]), Err(ManifestError::NotAManifest));
 }
 
 #[test]
 fn messages_show_no_control_characters() {
-    let bytes = [&MAGIC[..], &[ENTRY_KEY, 6, 0x0a, 2, 0x1b, b'c', 0x1a, 0][..]].concat();
-    let message = Manifest::decode(&bytes).unwrap_err().to_string();
+    let bytes = [&MAGIC[..], &[ENTRY, 6, 0x0a, 2, 0x1b, b'c', 0x1a, 0][..]].concat();
+    let message = Manifest::decode(bytes).unwrap_err().to_string();
     assert!(message.contains("\\u{1b}c"), "{message}");
 }
 
-fn entries() -> impl Strategy<Value = Vec<Entry>> {
+/// An entry that owns its text.
+#[derive(Debug, Clone)]
+struct Owned(String, OwnedContent);
+
+#[derive(Debug, Clone)]
+enum OwnedContent {
+    File(u8, u64, bool),
+    Directory,
+    Link(String),
+}
+
+impl Owned {
+    fn entry(&self) -> Entry<'_> {
+        let content = match &self.1 {
+            OwnedContent::File(_, 0, executable) => Content::File {
+                id: EMPTY_FILE,
+                size: 0,
+                executable: *executable,
+            },
+            OwnedContent::File(id, size, executable) => Content::File {
+                id: FileId([*id; 32]),
+                size: *size,
+                executable: *executable,
+            },
+            OwnedContent::Directory => Content::EmptyDirectory,
+            OwnedContent::Link(target) => Content::Link { target },
+        };
+        entry(&self.0, content)
+    }
+}
+
+fn of(entries: &[Owned]) -> Vec<Entry<'_>> {
+    entries.iter().map(Owned::entry).collect()
+}
+
+fn entries() -> impl Strategy<Value = Vec<Owned>> {
     let content = prop_oneof![
-        (any::<u8>(), 1..1_u64 << 40, any::<bool>()).prop_map(|(id, size, executable)| Content::File {
-            id: FileId([id; 32]),
-            size,
-            executable
-        }),
-        any::<bool>().prop_map(|executable| Content::File {
-            id: EMPTY_FILE,
-            size: 0,
-            executable
-        }),
-        Just(Content::EmptyDirectory),
-        "(\\.\\./){0,2}[ab]{1,2}(/[ab]){0,2}".prop_map(|target| Content::Link { target }),
+        (
+            any::<u8>(),
+            prop_oneof![1..300_u64, 1..1_u64 << 40],
+            any::<bool>()
+        )
+            .prop_map(|(id, size, executable)| OwnedContent::File(id, size, executable)),
+        any::<bool>().prop_map(|executable| OwnedContent::File(0, 0, executable)),
+        Just(OwnedContent::Directory),
+        "(\\.\\./){0,2}[ab]{1,2}(/[ab]){0,2}".prop_map(OwnedContent::Link),
     ];
-    let entry = ("[ab-]{1,2}(/[ab]){0,3}", content).prop_map(|(path, content)| Entry {
-        path: RelPath::parse(&path).unwrap(),
-        content,
-    });
+    let entry = ("[ab-]{1,2}(/[ab]){0,3}", content).prop_map(|(path, content)| Owned(path, content));
     proptest::collection::vec(entry, 0..6)
 }
 
 /// The rules again, as plainly as they can be said.
-fn is_allowed(entries: &[Entry]) -> bool {
-    let beneath = |a: &Entry, b: &Entry| b.path.as_str().starts_with(&format!("{}/", a.path));
-    let clash = |a: &Entry, b: &Entry| {
+fn is_allowed(entries: &[Entry<'_>]) -> bool {
+    let beneath = |a: &Entry<'_>, b: &Entry<'_>| b.path.as_str().starts_with(&format!("{}/", a.path));
+    let clash = |a: &Entry<'_>, b: &Entry<'_>| {
         let sizes = match (&a.content, &b.content) {
             (
                 Content::File { id, size, .. },
@@ -333,7 +410,7 @@ fn is_allowed(entries: &[Entry]) -> bool {
         };
         a.path == b.path || beneath(a, b) || beneath(b, a) || sizes
     };
-    let inside = |entry: &Entry| match &entry.content {
+    let inside = |entry: &Entry<'_>| match &entry.content {
         Content::Link { target } => target.matches("..").count() < entry.path.components().count(),
         _ => true,
     };
@@ -347,12 +424,37 @@ fn is_allowed(entries: &[Entry]) -> bool {
 proptest! {
     #[test]
     fn what_is_allowed_survives_the_round_trip(entries in entries()) {
-        match Manifest::new(entries.clone()) {
+        let entries = of(&entries);
+        match make(entries.clone()) {
             Ok(manifest) => {
                 prop_assert!(is_allowed(&entries));
-                prop_assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));
+                prop_assert_eq!(Manifest::decode(manifest.bytes().clone()), Ok(manifest));
             }
             Err(error) => prop_assert!(!is_allowed(&entries), "{}", error),
+        }
+    }
+
+    #[test]
+    fn the_bytes_are_what_generated_code_writes(entries in entries(), long in "[a-z]{0,300}") {
+        let mut entries = of(&entries);
+        entries.push(link("long", &long));
+        prop_assert_eq!(raw(&entries), to_message(&entries));
+    }
+
+    #[test]
+    fn entries_are_read_as_they_were_written(entries in entries()) {
+        let entries = of(&entries);
+        if let Ok(manifest) = make(entries.clone()) {
+            prop_assert_eq!(manifest.len(), entries.len());
+            for entry in &entries {
+                let index = manifest.find(entry.path.as_str());
+                prop_assert_eq!(index.and_then(|index| manifest.get(index)), Some(*entry));
+                prop_assert_eq!(index.and_then(|index| manifest.id(index)), entry.content.id());
+                if let Some(id) = entry.content.id() {
+                    let same = entries.iter().filter(|other| other.content.id() == Some(id)).count();
+                    prop_assert_eq!(manifest.with_id(&id).len(), same);
+                }
+            }
         }
     }
 
@@ -361,7 +463,7 @@ proptest! {
         entries in entries(),
         changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>(), 0..3_u8), 1..4),
     ) {
-        let mut bytes = raw(&entries);
+        let mut bytes = raw(&of(&entries));
         for (at, value, how) in changes {
             let at = at.index(bytes.len());
             match how {
@@ -370,17 +472,18 @@ proptest! {
                 _ => drop(bytes.remove(at)),
             }
         }
-        if let Ok(manifest) = Manifest::decode(&bytes) {
-            prop_assert_eq!(manifest.encode(), bytes);
-            prop_assert!(is_allowed(&manifest.entries));
+        if let Ok(manifest) = Manifest::decode(bytes.clone()) {
+            let entries: Vec<_> = manifest.entries().collect();
+            prop_assert_eq!(to_message(&entries), bytes);
+            prop_assert!(is_allowed(&entries));
         }
     }
 
     #[test]
     fn any_bytes_are_refused_or_canonical(rest in proptest::collection::vec(any::<u8>(), 0..60)) {
         let bytes = [MAGIC.to_vec(), rest].concat();
-        if let Ok(manifest) = Manifest::decode(&bytes) {
-            prop_assert_eq!(manifest.encode(), bytes);
+        if let Ok(manifest) = Manifest::decode(bytes.clone()) {
+            prop_assert_eq!(to_message(&manifest.entries().collect::<Vec<_>>()), bytes);
         }
     }
 }

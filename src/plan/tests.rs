@@ -12,19 +12,17 @@ fn id(n: usize) -> FileId {
 }
 
 /// A manifest of files with these contents (number and size); equal numbers are equal content.
-fn manifest(contents: &[(usize, u64)]) -> Manifest {
-    let entries = contents
-        .iter()
-        .enumerate()
-        .map(|(index, &(content, size))| Entry {
-            path: RelPath::parse(&format!("{index:07}")).unwrap(),
-            content: Content::File {
-                id: if size == 0 { EMPTY_FILE } else { id(content) },
-                size,
-                executable: false,
-            },
-        });
-    Manifest::new(entries.collect()).unwrap()
+fn manifest(contents: &[(usize, u64)]) -> Arc<Manifest> {
+    let paths: Vec<String> = (0..contents.len()).map(|index| format!("{index:07}")).collect();
+    let entries = paths.iter().zip(contents).map(|(path, &(content, size))| Entry {
+        path: RelPath::parse(path).unwrap(),
+        content: Content::File {
+            id: if size == 0 { EMPTY_FILE } else { id(content) },
+            size,
+            executable: false,
+        },
+    });
+    Arc::new(Manifest::new(entries).unwrap())
 }
 
 fn sizes(plan: &Plan) -> Vec<u64> {
@@ -33,7 +31,7 @@ fn sizes(plan: &Plan) -> Vec<u64> {
 
 /// Everything that holds of any plan.
 fn check(plan: &Plan) {
-    let mut covered: Vec<u64> = vec![0; plan.files().len()];
+    let mut covered: Vec<u64> = vec![0; plan.file_count()];
     for unit in 0..plan.unit_count() {
         let spans: Vec<_> = plan.spans(unit).collect();
         assert!(!spans.is_empty(), "unit {unit} is empty");
@@ -52,7 +50,7 @@ fn check(plan: &Plan) {
             assert_eq!(span.offset, covered[span.file]);
             assert!(span.len > 0);
             covered[span.file] += span.len;
-            let size = plan.files()[span.file].size;
+            let size = plan.file(span.file).unwrap().size;
             assert_eq!(span.whole, span.len == size);
             if !span.whole {
                 let layout = FileLayout::new(size).unwrap();
@@ -65,47 +63,43 @@ fn check(plan: &Plan) {
             }
         }
     }
-    for (index, (file, covered)) in plan.files().iter().zip(covered).enumerate() {
+    for (index, (file, covered)) in plan.files().zip(covered).enumerate() {
         assert_eq!(file.size, covered);
-        assert_eq!(
-            plan.units_of(index, 5..5),
-            plan.units_of(index, file.size..u64::MAX)
-        );
+        assert_eq!(plan.find(&file.id), Some(index));
+        assert!(plan.units_of(index, 5..5).is_empty());
         assert!(plan.units_of(index, file.size..u64::MAX).is_empty());
         assert_eq!(plan.units_of(index, 0..u64::MAX).is_empty(), file.size == 0);
     }
     assert_eq!(plan.total(), sizes(plan).iter().sum::<u64>());
     assert_eq!(plan.spans(plan.unit_count()).count(), 0);
     assert_eq!(plan.unit_len(plan.unit_count()), 0);
-    assert_eq!(plan.units_of(plan.files().len(), 0..1), 0..0);
+    assert_eq!(plan.units_of(plan.file_count(), 0..1), 0..0);
 }
 
 #[test]
 fn a_file_has_its_pieces() {
-    let plan = Plan::file(id(1), 600_000).unwrap();
+    let plan = Plan::of_file(id(1), 600_000).unwrap();
     assert_eq!(sizes(&plan), [131_072, 131_072, 131_072, 131_072, 75_712]);
     assert_eq!(plan.units_of(0, 131_071..131_073), 0..2);
-    assert_eq!(
-        plan.files(),
-        [PlanFile {
-            id: id(1),
-            size: 600_000,
-            entries: vec![]
-        }]
-    );
+    let only = PlanFile {
+        id: id(1),
+        size: 600_000,
+    };
+    assert_eq!(plan.files().collect::<Vec<_>>(), [only]);
+    assert_eq!(plan.first_entry(0), None);
     check(&plan);
     for size in [0, 1, 131_072, 131_073, 1 << 30, crate::layout::MAX_FILE_SIZE] {
-        let plan = Plan::file(id(1), size).unwrap();
+        let plan = Plan::of_file(id(1), size).unwrap();
         assert_eq!(plan.unit_count(), FileLayout::new(size).unwrap().piece_count());
         assert_eq!(plan.total(), size);
     }
-    assert_eq!(Plan::file(id(1), crate::layout::MAX_FILE_SIZE + 1), None);
+    assert_eq!(Plan::of_file(id(1), crate::layout::MAX_FILE_SIZE + 1), None);
 }
 
 #[test]
 fn small_files_are_bundled_first() {
     let (mib, large) = (1 << 20, 9 << 20);
-    let plan = Plan::collection(&manifest(&[
+    let plan = Plan::of_collection(&manifest(&[
         (0, mib),
         (1, large),
         (2, 2 * mib),
@@ -116,18 +110,15 @@ fn small_files_are_bundled_first() {
     assert_eq!(sizes(&plan)[..3], [3 * mib, 2 * mib, 128 * 1024]);
     assert_eq!(plan.unit_count(), 2 + 72);
     assert_eq!(
-        plan.files()[0].entries,
-        [0, 4],
+        plan.first_entry(0),
+        Some(0),
         "the same content once, at both paths"
     );
-    assert_eq!(
-        plan.files()[4],
-        PlanFile {
-            id: EMPTY_FILE,
-            size: 0,
-            entries: vec![5]
-        }
-    );
+    let empty = PlanFile {
+        id: EMPTY_FILE,
+        size: 0,
+    };
+    assert_eq!((plan.file(4), plan.first_entry(4)), (Some(empty), Some(5)));
     assert_eq!(plan.units_of(1, 0..large), 2..74);
     assert_eq!(plan.units_of(3, 0..1), 1..2);
     check(&plan);
@@ -135,7 +126,7 @@ fn small_files_are_bundled_first() {
 
 #[test]
 fn the_largest_bundled_file_is_four_mebibytes() {
-    let plan = Plan::collection(&manifest(&[(0, BUNDLE_SIZE), (1, 1), (2, BUNDLE_SIZE + 1)]));
+    let plan = Plan::of_collection(&manifest(&[(0, BUNDLE_SIZE), (1, 1), (2, BUNDLE_SIZE + 1)]));
     assert_eq!(sizes(&plan)[..2], [BUNDLE_SIZE, 1]);
     assert_eq!(plan.unit_count(), 2 + 33);
     check(&plan);
@@ -143,7 +134,7 @@ fn the_largest_bundled_file_is_four_mebibytes() {
 
 #[test]
 fn a_bundle_fits_a_request() {
-    let plan = Plan::collection(&manifest(
+    let plan = Plan::of_collection(&manifest(
         &(0..2 * BUNDLE_FILES + 1).map(|n| (n, 1)).collect::<Vec<_>>(),
     ));
     assert_eq!(sizes(&plan), [BUNDLE_FILES as u64, BUNDLE_FILES as u64, 1]);
@@ -152,19 +143,21 @@ fn a_bundle_fits_a_request() {
 
 #[test]
 fn a_hundred_thousand_files_stay_modest() {
-    let plan = Plan::collection(&manifest(&(0..100_000).map(|n| (n, 4096)).collect::<Vec<_>>()));
+    let plan = Plan::of_collection(&manifest(&(0..100_000).map(|n| (n, 4096)).collect::<Vec<_>>()));
     assert_eq!(plan.unit_count(), 98);
     check(&plan);
-    let bytes = plan.files.capacity() * (size_of::<PlanFile>() + size_of::<usize>())
-        + 4 * (plan.first_units.capacity() + plan.bundled.capacity());
-    assert!(bytes < 12 << 20, "{bytes}");
+    let Files::Of(manifest, firsts) = &plan.files else {
+        panic!("a collection has a manifest")
+    };
+    assert_eq!(firsts.capacity(), 100_000, "four bytes for each file");
+    assert!(manifest.bytes().len() < 5 << 20, "{}", manifest.bytes().len());
 }
 
 #[test]
 fn nothing_to_fetch_is_no_unit() {
     for plan in [
-        Plan::collection(&Manifest::default()),
-        Plan::collection(&manifest(&[(0, 0), (1, 0)])),
+        Plan::of_collection(&Arc::default()),
+        Plan::of_collection(&manifest(&[(0, 0), (1, 0)])),
     ] {
         assert_eq!((plan.unit_count(), plan.total()), (0, 0));
         check(&plan);
@@ -180,20 +173,22 @@ proptest! {
         let sizes: std::collections::HashMap<_, _> = contents.iter().copied().collect();
         let contents: Vec<_> = contents.iter().map(|(content, _)| (*content, sizes[content])).collect();
         let manifest = manifest(&contents);
-        let plan = Plan::collection(&manifest);
+        let plan = Plan::of_collection(&manifest);
         check(&plan);
-        prop_assert_eq!(&plan, &Plan::collection(&manifest));
+        prop_assert_eq!(&plan, &Plan::of_collection(&manifest));
 
-        let ids: HashSet<_> = plan.files().iter().map(|file| file.id).collect();
-        prop_assert_eq!(ids.len(), plan.files().len());
-        let mut places: Vec<_> = plan.files().iter().flat_map(|file| file.entries.clone()).collect();
-        places.sort_unstable();
-        prop_assert_eq!(places, (0..contents.len()).collect::<Vec<_>>());
+        let ids: HashSet<_> = plan.files().map(|file| file.id).collect();
+        prop_assert_eq!(ids.len(), plan.file_count());
+        let firsts: Vec<_> = (0..plan.file_count()).filter_map(|file| plan.first_entry(file)).collect();
+        prop_assert!(firsts.is_sorted());
+        for (file, first) in plan.files().zip(&firsts) {
+            prop_assert_eq!(manifest.with_id(&file.id).first(), Some(first));
+        }
     }
 
     #[test]
     fn a_files_units_are_its_layouts_pieces(size in prop_oneof![0..1_u64 << 24, 0..crate::layout::MAX_FILE_SIZE], unit in any::<u32>()) {
-        let plan = Plan::file(id(0), size).unwrap();
+        let plan = Plan::of_file(id(0), size).unwrap();
         let layout = FileLayout::new(size).unwrap();
         let expected = layout.piece(unit % (layout.piece_count() + 1)).map(|piece| layout.range(piece));
         let span = plan.spans(unit % (layout.piece_count() + 1)).next();

@@ -1,8 +1,10 @@
 //! The library in memory: items, the files that they hold, and where a copy of each is. Pure.
 //!
 //! Invariants: a file is here exactly as long as some item has a trusted copy of it; an item gives at most one copy of each
-//! file; a collection's manifest has a copy only while all that it lists was trusted when last looked at. Paths of a
-//! collection's files are not stored: they are the item's path and the manifest's entry.
+//! file; a collection's manifest has a copy only while all that it lists was trusted when last looked at.
+//!
+//! Of a file nothing is stored but its copies, each a line that leads to an item: ids, sizes and paths of a collection's files are
+//! where they are in its manifest, roots and stamps in rows beside it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -11,27 +13,33 @@ use std::{
 };
 
 use potluck_core::{
-    FileId, Sha256,
+    FileId, FileLayout, Sha256,
     index_client::{FileRecord, Kind, Registration},
-    manifest::Content,
+    merkle::LEAF_SIZE,
 };
 
 mod item;
+#[cfg(test)]
+mod tests;
 
-use super::{Item, Totals};
+use super::{Item, Totals, hasher::sum_of};
 use crate::store::{Change, Stamp};
-pub(super) use item::{Body, Folder, Hashed, Held, MANIFEST, NewItem, Place, Shared};
+pub(super) use item::{Body, Folder, NewItem, Part, Place, Shared, WHOLE};
 
 /// Most names that a file is registered by, as the contract has it.
 const MAX_NAMES: usize = 16;
 
-/// Most copies looked at for names: a thousand copies of one name must not cost a thousand steps each time.
-const MAX_NAMED_COPIES: usize = 64;
+/// Most copies looked at for names and the like: a thousand copies of one file must not cost a thousand steps each time.
+const MAX_COPIES: usize = 64;
 
 /// What changed and has still to be settled, stored and told.
 #[derive(Debug, Default)]
 pub(super) struct Delta {
-    touched: BTreeSet<FileId>,
+    /// Ids whose copies or sums changed.
+    touched: Vec<FileId>,
+    /// Of them, those that had a piece layer or a manifest's blob when a copy went.
+    layered: Vec<FileId>,
+    manifests: Vec<FileId>,
     changes: Vec<Change>,
 }
 
@@ -39,8 +47,19 @@ pub(super) struct Delta {
 #[derive(Debug, Default)]
 pub(super) struct Settled {
     pub(super) changes: Vec<Change>,
-    pub(super) put: Vec<Registration>,
-    pub(super) removed: Vec<FileRecord>,
+    /// Files that are there, changed or not.
+    pub(super) there: Vec<FileId>,
+    pub(super) removed: Vec<FileId>,
+    /// Collections that are gone, whose manifests are kept beside the database.
+    pub(super) manifests: Vec<FileId>,
+}
+
+/// A trusted copy of a file; sorted so that all of one file are together, and of an item in the order of its parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Copy {
+    /// What the id begins with: the rest is with the item.
+    prefix: u64,
+    place: Place,
 }
 
 /// The library in memory.
@@ -48,7 +67,10 @@ pub(super) struct Settled {
 pub(super) struct Catalog {
     items: BTreeMap<u64, Shared>,
     by_path: HashMap<Arc<Path>, u64>,
-    files: HashMap<FileId, Held>,
+    copies: BTreeSet<Copy>,
+    /// Over the distinct files that have copies.
+    files: u64,
+    bytes: u64,
     /// Items that have lost a copy and wait to be looked at again.
     stale: BTreeSet<u64>,
     /// Paths in the files folder that the owner does not want shared.
@@ -57,52 +79,94 @@ pub(super) struct Catalog {
 }
 
 impl Delta {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(super) const fn is_empty(&self) -> bool {
         self.touched.is_empty() && self.changes.is_empty()
     }
 }
 
 impl Catalog {
-    /// Files that a new item takes for granted and that are not held any more.
+    /// Whether an item takes a piece layer for granted that is not held any more.
     pub(super) fn lacks(&self, item: &NewItem) -> bool {
-        let known = |id: &FileId| item.hashed.contains_key(id) || self.files.contains_key(id);
-        match &item.body {
-            Body::File(_) => !known(&item.record.id),
-            Body::Collection(folder) => !known(&item.record.id) || folder.files().any(|(_, id)| !known(&id)),
-        }
+        let lacks = |id: FileId, size| {
+            has_layer(size) && !item.layers.contains_key(&id) && self.record(&id).is_none()
+        };
+        let listed = match &item.body {
+            Body::File(_) => None,
+            Body::Collection(folder) => Some(folder.manifest.entries()),
+        };
+        let mut listed = listed.into_iter().flatten();
+        lacks(item.record.id, item.record.size)
+            || listed.any(|entry| match entry.content {
+                potluck_core::manifest::Content::File { id, size, .. } => lacks(id, size),
+                _ => false,
+            })
     }
 
     /// Puts an item in place of the one at its path, or as the newest. Nothing that it [`Catalog::lacks`].
     pub(super) fn put(&mut self, item: NewItem, delta: &mut Delta) -> u64 {
-        let number = self.insert(item, delta);
+        let old = self.by_path.get(&item.path).copied();
+        if let Some(number) = old.filter(|&number| self.is_same(number, &item)) {
+            return number;
+        }
+        let number = old.unwrap_or(self.next);
+        self.insert(number, item, delta);
         if let Some(shared) = self.items.get(&number) {
             delta.changes.push(Change::PutItem(number, shared.row()));
+            let mut sums: Vec<_> = shared.sums.iter().map(|(&part, &sum)| (part, sum)).collect();
+            let whole = &shared.record;
+            let own = whole.sha256.filter(|_| sum_of(whole.size, &whole.root).is_none());
+            sums.extend(own.map(|sum| (WHOLE, sum)));
+            if !sums.is_empty() {
+                delta.changes.push(Change::PutSums(number, sums));
+            }
         }
         number
     }
 
-    /// The same for what the database has already.
-    fn insert(&mut self, item: NewItem, delta: &mut Delta) -> u64 {
-        let old = self.by_path.get(&item.path).copied();
-        let number = old.unwrap_or(self.next);
+    /// Whether an item stands there already, all of it trusted.
+    fn is_same(&self, number: u64, item: &NewItem) -> bool {
+        let Some(shared) = self.items.get(&number) else {
+            return false;
+        };
+        let same = match (&shared.body, &item.body) {
+            (Body::File(known), Body::File(stamp)) => known == stamp && shared.record == item.record,
+            (Body::Collection(known), Body::Collection(folder)) => Arc::ptr_eq(known, folder),
+            _ => false,
+        };
+        same && !self.stale.contains(&number) && !self.hidden.contains(&*item.path)
+    }
+
+    /// Puts an item under a number, in place of the one that has it.
+    pub(super) fn insert(&mut self, number: u64, item: NewItem, delta: &mut Delta) {
         self.next = self.next.max(number + 1);
-        let shared = Shared {
+        for (id, layer) in item.layers {
+            delta.changes.push(Change::PutLayer(id, layer));
+        }
+        let replaced = self.items.remove(&number);
+        if let Some(replaced) = &replaced {
+            self.drop_copies(number, replaced, delta);
+        }
+        let before = |id: &FileId| replaced.as_ref().and_then(|old| old.record(old.part(id)?));
+        let mut shared = Shared {
             path: item.path,
             record: item.record,
             body: item.body,
+            sums: item.sums,
         };
-        // Places are given before the old ones are taken, so that what both hold stays.
-        let files = shared.files();
-        let replaced = self.items.remove(&number);
-        if let Some(replaced) = &replaced {
-            for (id, _) in replaced.files() {
-                self.drop_place(&id, number);
-                delta.touched.insert(id);
+        let parts: Vec<Part> = shared.parts().collect();
+        delta.touched.reserve(parts.len());
+        for part in parts {
+            let Some(record) = shared.record(part) else {
+                continue;
+            };
+            // What another copy knows need not be found out again.
+            if is_unsummed(&record)
+                && let known = self.record(&record.id).or_else(|| before(&record.id))
+                && let Some(sum) = known.and_then(|known| known.sha256)
+            {
+                shared.set_sum(part, sum);
             }
-        }
-        for (id, entry) in files {
-            let hashed = item.hashed.get(&id);
-            self.add_place(id, Place { item: number, entry }, hashed, delta);
+            self.add_copy(&shared, &record, Place { item: number, part }, delta);
         }
         if self.hidden.remove(&*shared.path) {
             delta.changes.push(Change::Unhide(shared.path.to_path_buf()));
@@ -110,38 +174,52 @@ impl Catalog {
         self.stale.remove(&number);
         self.by_path.insert(shared.path.clone(), number);
         self.items.insert(number, shared);
-        number
     }
 
-    fn add_place(&mut self, id: FileId, place: Place, hashed: Option<&Hashed>, delta: &mut Delta) {
-        delta.touched.insert(id);
-        let held = match self.files.entry(id) {
-            std::collections::hash_map::Entry::Occupied(held) => held.into_mut(),
-            std::collections::hash_map::Entry::Vacant(vacant) => {
-                let Some(hashed) = hashed else { return };
-                delta.changes.push(Change::PutRecord(hashed.record));
-                if !hashed.layer.is_empty() {
-                    delta.changes.push(Change::PutLayer(id, hashed.layer.clone()));
-                }
-                vacant.insert(Held {
-                    record: hashed.record,
-                    places: Vec::with_capacity(1),
-                })
-            }
+    /// `shared` is not among the items.
+    fn add_copy(&mut self, shared: &Shared, record: &FileRecord, place: Place, delta: &mut Delta) {
+        if !shared.is_manifest(place.part) && !self.has_file(&record.id) {
+            self.files += 1;
+            self.bytes += record.size;
+        }
+        self.copies.insert(Copy {
+            prefix: record.id.prefix(),
+            place,
+        });
+        delta.touched.push(record.id);
+    }
+
+    /// Withdraws all copies that an item gives; `shared` is not among the items any more.
+    fn drop_copies(&mut self, number: u64, shared: &Shared, delta: &mut Delta) {
+        for part in shared.parts() {
+            self.drop_copy(number, shared, part, delta);
+        }
+    }
+
+    fn drop_copy(&mut self, item: u64, shared: &Shared, part: Part, delta: &mut Delta) {
+        let Some(record) = shared.record(part) else { return };
+        let copy = Copy {
+            prefix: record.id.prefix(),
+            place: Place { item, part },
         };
-        if let Some(sha256) = hashed.and_then(|hashed| hashed.record.sha256)
-            && held.record.sha256.is_none()
-        {
-            held.record.sha256 = Some(sha256);
-            delta.changes.push(Change::PutRecord(held.record));
+        if !self.copies.remove(&copy) {
+            return;
         }
-        held.places.push(place);
+        if shared.is_manifest(part) {
+            delta.manifests.push(record.id);
+        } else if !self.has_file(&record.id) {
+            self.files -= 1;
+            self.bytes -= record.size;
+        }
+        if has_layer(record.size) {
+            delta.layered.push(record.id);
+        }
+        delta.touched.push(record.id);
     }
 
-    fn drop_place(&mut self, id: &FileId, item: u64) {
-        if let Some(held) = self.files.get_mut(id) {
-            held.places.retain(|place| place.item != item);
-        }
+    /// Whether there is a copy that is no manifest.
+    fn has_file(&self, id: &FileId) -> bool {
+        self.copies(id).any(|(shared, part)| !shared.is_manifest(part))
     }
 
     /// Takes an item away.
@@ -149,10 +227,7 @@ impl Catalog {
         let shared = self.items.remove(&number)?;
         self.by_path.remove(&shared.path);
         self.stale.remove(&number);
-        for (id, _) in shared.files() {
-            self.drop_place(&id, number);
-            delta.touched.insert(id);
-        }
+        self.drop_copies(number, &shared, delta);
         delta.changes.push(Change::RemoveItem(number));
         Some(shared.item())
     }
@@ -160,129 +235,137 @@ impl Catalog {
     /// Puts an item as it was remembered, without any copy: for those that are found changed at start.
     pub(super) fn put_stale(&mut self, number: u64, path: Arc<Path>, record: FileRecord, body: Body) {
         self.by_path.insert(path.clone(), number);
-        self.items.insert(number, Shared { path, record, body });
+        let sums = BTreeMap::new();
+        let shared = Shared {
+            path,
+            record,
+            body,
+            sums,
+        };
+        self.items.insert(number, shared);
         self.stale.insert(number);
         self.next = self.next.max(number + 1);
     }
 
-    /// Takes a file as remembered, before the items that hold it are restored.
-    pub(super) fn remember(&mut self, record: FileRecord, delta: &mut Delta) {
-        delta.touched.insert(record.id);
-        let held = Held {
-            record,
-            places: Vec::with_capacity(1),
-        };
-        self.files.insert(record.id, held);
-    }
-
-    /// A file that was remembered, whether or not an item holds it by now.
-    pub(super) fn remembered(&self, id: &FileId) -> Option<FileRecord> {
-        self.files.get(id).map(|held| held.record)
-    }
-
-    /// Puts an item as it was remembered, under its number. `changed`: entries that are no longer what they were.
-    pub(super) fn restore(&mut self, number: u64, item: NewItem, changed: &[u32], delta: &mut Delta) {
-        self.by_path.insert(item.path.clone(), number);
-        self.insert(item, delta);
-        for &entry in changed {
-            self.distrust(Place { item: number, entry }, delta);
-        }
-    }
-
     /// Withdraws a copy that is not what it was, and with it the manifest that lists it. The item waits to be looked at again.
     pub(super) fn distrust(&mut self, place: Place, delta: &mut Delta) {
-        let Some(shared) = self.items.get(&place.item) else {
+        let Some(shared) = self.items.remove(&place.item) else {
             return;
         };
-        let mut ids = vec![shared.record.id];
-        if let Body::Collection(folder) = &shared.body
-            && let Some(entry) = folder.manifest.entries.get(place.entry as usize)
-            && let Content::File { id, .. } = entry.content
+        // All entries of one content have one copy.
+        let part = shared.id(place.part).and_then(|id| shared.part(&id));
+        for part in [Some(WHOLE), part.filter(|&part| part != WHOLE)]
+            .into_iter()
+            .flatten()
         {
-            ids.push(id);
+            self.drop_copy(place.item, &shared, part, delta);
         }
-        for id in ids {
-            self.drop_place(&id, place.item);
-            delta.touched.insert(id);
-        }
+        self.items.insert(place.item, shared);
         self.stale.insert(place.item);
     }
 
-    /// Brings the files in line with what changed, and says what to store and tell.
-    pub(super) fn settle(&mut self, delta: Delta) -> Settled {
-        let mut settled = Settled {
-            changes: delta.changes,
-            ..Settled::default()
-        };
-        for id in delta.touched {
-            let Some(held) = self.files.get_mut(&id) else {
-                continue;
-            };
-            if held.places.is_empty() {
-                settled.changes.push(Change::RemoveFile(id));
-                settled.removed.push(held.record);
-                self.files.remove(&id);
-                continue;
+    /// Says what to store and tell of what changed.
+    pub(super) fn settle(&self, delta: Delta) -> Settled {
+        let Delta {
+            mut touched,
+            layered,
+            manifests,
+            mut changes,
+        } = delta;
+        touched.sort_unstable();
+        touched.dedup();
+        let mut removed = Vec::new();
+        touched.retain(|id| {
+            let is_there = self.copies(id).next().is_some();
+            if !is_there {
+                removed.push(*id);
             }
-            let kind = match held.places.iter().any(|place| place.entry == MANIFEST) {
-                true => Kind::Collection,
-                false => Kind::File,
-            };
-            held.record.kind = kind;
-            settled.put.extend(self.registration(&id));
+            is_there
+        });
+        let gone = |id: &FileId| removed.binary_search(id).is_ok();
+        changes.extend(layered.into_iter().filter(gone).map(Change::RemoveLayer));
+        Settled {
+            changes,
+            there: touched,
+            manifests: manifests.into_iter().filter(gone).collect(),
+            removed,
         }
-        settled
     }
 
     /// Remembers a SHA-256.
-    pub(super) fn set_sha256(&mut self, id: FileId, sha256: Sha256, delta: &mut Delta) {
-        if let Some(held) = self.files.get_mut(&id) {
-            held.record.sha256 = Some(sha256);
-            delta.changes.push(Change::PutRecord(held.record));
-            delta.touched.insert(id);
+    pub(super) fn set_sha256(&mut self, id: FileId, sum: Sha256, delta: &mut Delta) {
+        for place in self.places(&id) {
+            if let Some(shared) = self.items.get_mut(&place.item) {
+                shared.set_sum(place.part, sum);
+                delta
+                    .changes
+                    .push(Change::PutSums(place.item, vec![(place.part, sum)]));
+            }
         }
+        delta.touched.push(id);
     }
 
     /// How a file is registered.
     pub(super) fn registration(&self, id: &FileId) -> Option<Registration> {
-        let held = self.files.get(id)?;
-        let mut names: Vec<String> = Vec::new();
-        for place in held.places.iter().take(MAX_NAMED_COPIES) {
-            let Some(shared) = self.items.get(&place.item) else {
-                continue;
-            };
-            let name = match &shared.body {
-                Body::Collection(folder) if place.entry != MANIFEST => {
-                    let entry = folder.manifest.entries.get(place.entry as usize);
-                    entry.map(|entry| entry.path.file_name().to_owned())
-                }
-                _ => Some(shared.name()),
-            };
-            if let Some(name) = name
+        let mut names: Vec<String> = Vec::with_capacity(1);
+        let record = self.record_seen(id, |shared, part| {
+            if let Some(name) = shared.name_of(part)
                 && names.len() < MAX_NAMES
                 && !names.contains(&name)
             {
                 names.push(name);
             }
-        }
+        });
         Some(Registration {
-            file: held.record,
+            file: record?,
             names,
             partial: false,
         })
     }
 
     /// The file with this id, if a trusted copy is here.
-    pub(super) fn held(&self, id: &FileId) -> Option<&Held> {
-        self.files.get(id).filter(|held| !held.places.is_empty())
+    pub(super) fn record(&self, id: &FileId) -> Option<FileRecord> {
+        self.record_seen(id, |_, _| {})
+    }
+
+    /// The same; `see` is shown the copies that were looked at.
+    fn record_seen(&self, id: &FileId, mut see: impl FnMut(&Shared, Part)) -> Option<FileRecord> {
+        let copies = self.copies(id).take(MAX_COPIES);
+        let copies = copies.inspect(|(shared, part)| see(shared, *part));
+        let mut records = copies.filter_map(|(shared, part)| shared.record(part));
+        let mut record = records.next()?;
+        for other in records {
+            record.sha256 = record.sha256.or(other.sha256);
+            if other.kind == Kind::Collection {
+                record.kind = other.kind;
+            }
+        }
+        Some(record)
+    }
+
+    /// The copies of a file: the items that have them, and which part it is.
+    pub(super) fn copies(&self, id: &FileId) -> impl Iterator<Item = (&Shared, Part)> {
+        self.placed(id).map(|(_, shared, part)| (shared, part))
+    }
+
+    fn placed(&self, id: &FileId) -> impl Iterator<Item = (u64, &Shared, Part)> {
+        let (id, prefix) = (*id, id.prefix());
+        let copy = |item, part| Copy {
+            prefix,
+            place: Place { item, part },
+        };
+        let copies = self.copies.range(copy(0, 0)..=copy(u64::MAX, Part::MAX));
+        copies.filter_map(move |copy| {
+            let Place { item, part } = copy.place;
+            let shared = self.items.get(&item)?;
+            (shared.id(part) == Some(id)).then_some((item, shared, part))
+        })
     }
 
     /// Where the copies of a file are.
     pub(super) fn places(&self, id: &FileId) -> Vec<Place> {
-        self.files
-            .get(id)
-            .map(|held| held.places.clone())
-            .unwrap_or_default()
+        let placed = self.placed(id);
+        placed.map(|(item, _, part)| Place { item, part }).collect()
     }
 
     /// An item.
@@ -303,38 +386,30 @@ impl Catalog {
         self.by_path.get(path).copied()
     }
 
+    /// The collection at a path, if all of it is trusted.
+    pub(super) fn folder_at(&self, path: &Path) -> Option<(FileRecord, &Arc<Folder>)> {
+        let number = self.at(path).filter(|number| !self.stale.contains(number))?;
+        let shared = self.items.get(&number)?;
+        Some((shared.record, shared.folder()?))
+    }
+
     /// The id of what is at a path, if it was hashed when `stat` said this and is trusted since.
     pub(super) fn known(&self, path: &Path, stamp: &Stamp) -> Option<FileRecord> {
-        for ancestor in path.ancestors() {
-            let Some(shared) = self.at(ancestor).and_then(|number| self.items.get(&number)) else {
-                continue;
-            };
-            let id = match &shared.body {
-                Body::File(known) if ancestor == path && known == stamp => Some(shared.record.id),
-                Body::File(_) => None,
+        path.ancestors().find_map(|ancestor| {
+            let shared = self.items.get(&self.at(ancestor)?)?;
+            let part = match &shared.body {
+                Body::File(_) if ancestor == path => WHOLE,
+                Body::File(_) => return None,
                 Body::Collection(folder) => {
-                    path.strip_prefix(ancestor)
-                        .ok()
-                        .and_then(Path::to_str)
-                        .and_then(|below| {
-                            let entries = &folder.manifest.entries;
-                            let index = entries
-                                .binary_search_by(|entry| entry.path.as_str().cmp(below))
-                                .ok()?;
-                            match entries[index].content {
-                                Content::File { id, .. } if folder.stamps.get(index) == Some(stamp) => {
-                                    Some(id)
-                                }
-                                _ => None,
-                            }
-                        })
+                    let below = path.strip_prefix(ancestor).ok().and_then(Path::to_str)?;
+                    folder.manifest.find(below)?
                 }
             };
-            if let Some(held) = id.and_then(|id| self.held(&id)) {
-                return Some(held.record);
+            if shared.stamp(part) != Some(*stamp) {
+                return None;
             }
-        }
-        None
+            self.record(&shared.id(part)?)
+        })
     }
 
     /// Items that wait to be looked at again.
@@ -347,12 +422,25 @@ impl Catalog {
         self.stale.contains(&number)
     }
 
-    /// The files whose SHA-256 is not known.
-    pub(super) fn unsummed(&self) -> Vec<FileId> {
-        let files = self.files.iter();
-        files
-            .filter(|(_, held)| held.record.sha256.is_none() && held.record.kind == Kind::File)
-            .map(|(&id, _)| id)
+    /// Files after this place whose SHA-256 is not known, at most so many, in the order in which they lie on the disk, about.
+    pub(super) fn unsummed(&self, after: Option<Place>, most: usize) -> Vec<(Place, FileId)> {
+        let first = after.map_or(0, |after| after.item);
+        let places = self.items.range(first..).flat_map(|(&item, shared)| {
+            let entries = shared.folder().map_or(0, |folder| folder.manifest.len() as Part);
+            let parts = (0..entries).chain([WHOLE]);
+            parts.map(move |part| (Place { item, part }, shared))
+        });
+        places
+            .skip_while(|(place, _)| after.is_some_and(|after| *place <= after))
+            .filter_map(|(place, shared)| {
+                let record = shared.record(place.part).filter(is_unsummed)?;
+                let copy = Copy {
+                    prefix: record.id.prefix(),
+                    place,
+                };
+                self.copies.contains(&copy).then_some((place, record.id))
+            })
+            .take(most)
             .collect()
     }
 
@@ -381,17 +469,22 @@ impl Catalog {
         });
     }
 
-    /// Sums; manifests count as items only. A step for each file: for people who ask now and then.
+    /// Sums; manifests count as items only.
     pub(super) fn totals(&self) -> Totals {
-        let files = self.files.values().filter(|held| held.record.kind == Kind::File);
-        let mut totals = Totals {
+        Totals {
             items: self.items.len() as u64,
-            ..Totals::default()
-        };
-        for held in files {
-            totals.files += 1;
-            totals.bytes += held.record.size;
+            files: self.files,
+            bytes: self.bytes,
         }
-        totals
     }
+}
+
+/// Whether a file has a piece layer that has to be kept.
+fn has_layer(size: u64) -> bool {
+    FileLayout::new(size).is_some_and(|layout| layout.piece_count() > 1)
+}
+
+/// Whether a file's SHA-256 is still to be found out.
+fn is_unsummed(record: &FileRecord) -> bool {
+    record.sha256.is_none() && record.kind == Kind::File && record.size > LEAF_SIZE as u64
 }

@@ -12,7 +12,7 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -26,6 +26,7 @@ use super::{
     Inner,
     catalog::Body,
     hasher::hash_many,
+    lock,
     share::{Watch, file_item},
     upkeep::{QUIET, is_quiet},
     walk::{Found, Refused, fingerprint, is_same, newest, special, stamp_of, unreadable, walk},
@@ -152,7 +153,7 @@ struct Scanner {
 /// Something at the top of the folder that is not shared as it is.
 enum Candidate {
     File(PathBuf, Stamp),
-    Folder(PathBuf, Vec<Found>),
+    Folder(PathBuf, Found),
     Refused(PathBuf, Vec<Refused>),
 }
 
@@ -279,17 +280,28 @@ impl Scanner {
         let mut ready = Vec::new();
         for (path, stamp) in files {
             match inner.check_place(path) {
-                Ok(()) => ready.push((path.clone(), stamp.size)),
+                Ok(()) => ready.push((path, stamp.size)),
                 Err(problem) => refused.push((path, problem)),
             }
         }
         let cancelled = || inner.shutdown.is_cancelled();
-        let results = hash_many(&ready, inner.hash_threads, &|_, _| {}, &cancelled);
-        for ((path, _), result) in ready.iter().zip(results) {
+        let results = Mutex::new(Vec::with_capacity(ready.len()));
+        let file = |index: usize| {
+            let (path, size): &(&PathBuf, u64) = &ready[index];
+            (path.to_path_buf(), *size)
+        };
+        let on_done = |index: usize, _: &Path, result| lock(&results).push((index, result));
+        let count = ready.len();
+        if !hash_many(count, &file, inner.hash_threads, &|_, _| {}, &cancelled, &on_done) {
+            return;
+        }
+        let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        results.sort_unstable_by_key(|(index, _)| *index);
+        for (index, result) in results {
+            let (path, _) = ready[index];
             match result {
-                Some(Ok(done)) => items.push(file_item(path, done)),
-                Some(Err(problem)) => refused.push((path, problem)),
-                None => return,
+                Ok(done) => items.push(file_item(path, done)),
+                Err(problem) => refused.push((path, problem)),
             }
         }
         for result in inner.put_items(items) {
@@ -367,7 +379,7 @@ fn look(inner: &Inner, path: &Path) -> Option<Candidate> {
         match walk(path) {
             Ok(found) => match &item {
                 Some(Body::Collection(folder))
-                    if !stale && is_same(&found, &folder.manifest, &folder.stamps) =>
+                    if !stale && is_same(&found, &folder.manifest, &folder.members.stamps) =>
                 {
                     None
                 }
@@ -389,7 +401,7 @@ fn look(inner: &Inner, path: &Path) -> Option<Candidate> {
     }
 }
 
-fn share_folder(inner: &Inner, path: &Path, found: &[Found]) -> Result<(), Vec<Refused>> {
+fn share_folder(inner: &Inner, path: &Path, found: &Found) -> Result<(), Vec<Refused>> {
     let watch = Watch {
         on_found: &|_| {},
         on_progress: &|_, _| {},

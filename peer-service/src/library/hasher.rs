@@ -11,22 +11,19 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use potluck_core::{
-    Problem, Reason,
+    Problem, Reason, Root, Sha256,
     hash::hash_file,
     index_client::{FileRecord, Kind},
-    merkle::FileTree,
+    merkle::{FileTree, LEAF_SIZE},
 };
 
-use super::{
-    catalog::Hashed,
-    walk::{special, stamp_of, unreadable},
-};
+use super::walk::{special, stamp_of, unreadable};
 use crate::store::Stamp;
 
 /// Files above this are hashed one at a time with all threads, those below many at a time with one each, in bytes.
@@ -62,31 +59,24 @@ pub(super) struct Done {
     pub(super) stamp: Stamp,
 }
 
-impl Done {
-    pub(super) fn record(&self) -> FileRecord {
-        record_of(&self.tree, Kind::File)
-    }
-}
-
 /// The record of a file with this tree.
 pub(super) fn record_of(tree: &FileTree, kind: Kind) -> FileRecord {
     FileRecord {
         id: tree.id(),
         size: tree.size,
         root: tree.root,
-        sha256: None,
+        sha256: sum_of(tree.size, &tree.root).filter(|_| kind == Kind::File),
         kind,
     }
 }
 
-impl From<Done> for Hashed {
-    fn from(done: Done) -> Self {
-        Self {
-            record: done.record(),
-            layer: done.tree.piece_hashes.into(),
-        }
-    }
+/// The plain SHA-256 of a file of at most one leaf: its root is nothing else.
+pub(super) fn sum_of(size: u64, root: &Root) -> Option<Sha256> {
+    (size <= LEAF_SIZE as u64).then_some(Sha256(root.0))
 }
+
+/// Told what came of a file, by its number and path.
+pub(super) type OnDone<'a> = dyn Fn(usize, &Path, Result<Done, Problem>) + Sync + 'a;
 
 /// Asked often whether to stop.
 pub(super) type Cancelled<'a> = dyn Fn() -> bool + Sync + 'a;
@@ -142,50 +132,52 @@ fn unsettled(stamp: &Stamp) -> Option<Duration> {
     SETTLED.checked_sub(age).filter(|wait| !wait.is_zero())
 }
 
-/// Hashes many files: the small ones side by side, each of the large ones with all threads. Results in the order of `paths`.
-/// `None`: not hashed because `cancelled` said so.
+/// Hashes so many files: the small ones side by side, each of the large ones with all threads. `file` tells where one is and how
+/// large, and `on_done` what came of it, from any thread; false if `cancelled` said so before all were hashed.
 pub(super) fn hash_many(
-    paths: &[(PathBuf, u64)],
+    count: usize,
+    file: &(dyn Fn(usize) -> (PathBuf, u64) + Sync),
     threads: usize,
     on_progress: &OnProgress<'_>,
     cancelled: &Cancelled<'_>,
-) -> Vec<Option<Result<Done, Problem>>> {
-    let results = Mutex::new(vec![None; paths.len()]);
-    let hash = |index: usize, path: &Path, threads: usize| {
-        let result = hash_one(path, threads, on_progress, cancelled);
-        if result
-            .as_ref()
-            .is_err_and(|problem| problem.reason == Reason::Cancelled)
-        {
-            return;
-        }
-        results.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(result);
-    };
+    on_done: &OnDone<'_>,
+) -> bool {
+    let all = AtomicBool::new(true);
+    let hash =
+        |index: usize, path: &Path, threads: usize| match hash_one(path, threads, on_progress, cancelled) {
+            Err(problem) if problem.reason == Reason::Cancelled => all.store(false, Ordering::Relaxed),
+            result => on_done(index, path, result),
+        };
     let next = AtomicUsize::new(0);
+    let large = Mutex::new(Vec::new());
     let small = || {
         while !cancelled() {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some((path, size)) = paths.get(index) else {
-                break;
-            };
-            if *size <= LARGE {
-                hash(index, path, 1);
+            if index >= count {
+                return;
+            }
+            let (path, size) = file(index);
+            match size <= LARGE {
+                true => hash(index, &path, 1),
+                false => large.lock().unwrap_or_else(PoisonError::into_inner).push(index),
             }
         }
+        all.store(false, Ordering::Relaxed);
     };
-    let helpers = threads.min(paths.len()).saturating_sub(1);
+    let helpers = threads.min(count).saturating_sub(1);
     std::thread::scope(|scope| {
         for _ in 0..helpers {
             scope.spawn(small);
         }
         small();
     });
-    for (index, (path, size)) in paths.iter().enumerate() {
-        if *size > LARGE && !cancelled() {
-            hash(index, path, threads);
+    for index in large.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        match cancelled() {
+            true => all.store(false, Ordering::Relaxed),
+            false => hash(index, &file(index).0, threads),
         }
     }
-    results.into_inner().unwrap_or_else(PoisonError::into_inner)
+    all.into_inner()
 }
 
 #[cfg(test)]
@@ -203,13 +195,20 @@ mod tests {
             }
             paths.push((path, n));
         }
-        let results = hash_many(&paths, 3, &|_, _| {}, &|| false);
-        for (n, result) in results.into_iter().enumerate() {
+        let results = Mutex::new(vec![None; paths.len()]);
+        let file = |index: usize| paths[index].clone();
+        let on_done = |index: usize, path: &Path, result| {
+            assert_eq!(path, paths[index].0);
+            results.lock().unwrap()[index] = Some(result);
+        };
+        assert!(hash_many(20, &file, 3, &|_, _| {}, &|| false, &on_done));
+        for (n, result) in results.into_inner().unwrap().into_iter().enumerate() {
             match (n, result.unwrap()) {
                 (7, result) => assert_eq!(result.unwrap_err().reason, Reason::NotFound),
                 (n, result) => assert_eq!(result.unwrap().tree, potluck_core::hash::hash_bytes(&vec![1; n])),
             }
         }
+        assert!(!hash_many(20, &file, 3, &|_, _| {}, &|| true, &|_, _, _| {}));
     }
 
     #[test]

@@ -4,15 +4,15 @@
 use std::path::Path;
 
 use potluck_core::{
-    Problem, Reason,
     hash::hash_bytes,
     index_client::{FileRecord, Kind},
-    manifest::{Content, Entry, Manifest},
 };
 
 use super::{
-    hasher::{changed, hash_many, hash_one, record_of},
-    walk::{Found, Refused, What, special, unreadable, walk},
+    folder::hash_found,
+    hasher::{hash_one, record_of},
+    share::Watch,
+    walk::{Refused, special, unreadable, walk},
 };
 
 /// What a path would be shared as.
@@ -32,7 +32,7 @@ pub struct Identified {
 /// often whether to stop.
 ///
 /// # Errors
-/// Everything that cannot be shared, each with its path; [`Reason::Cancelled`] where it was told to stop.
+/// Everything that cannot be shared, each with its path; `CANCELLED` where it was told to stop.
 pub fn identify(
     path: &Path,
     threads: usize,
@@ -41,12 +41,19 @@ pub fn identify(
     cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<Identified, Vec<Refused>> {
     let refuse = |problem| vec![(path.to_owned(), problem)];
+    let watch = &Watch {
+        on_found,
+        on_progress: &|_, bytes| on_hashed(bytes),
+        cancelled,
+    };
     let metadata = path.metadata().map_err(|error| refuse(unreadable(&error)))?;
     if metadata.is_dir() {
         let found = walk(path)?;
-        let manifest = manifest(path, &found, threads, on_found, on_hashed, cancelled)?;
+        (watch.on_found)(found.size());
+        let hashed = hash_found(path, &found, &|_| None, threads, watch)?;
+        let manifest = hashed.manifest(path, &found)?;
         return Ok(Identified {
-            record: record_of(&hash_bytes(&manifest.encode()), Kind::Collection),
+            record: record_of(&hash_bytes(manifest.bytes()), Kind::Collection),
             file_count: manifest.file_count(),
             content_size: manifest.content_size(),
         });
@@ -55,75 +62,18 @@ pub fn identify(
         return Err(refuse(special(metadata.file_type())));
     }
     on_found(metadata.len());
-    let done = hash_one(path, threads, &|_, bytes| on_hashed(bytes), cancelled).map_err(refuse)?;
+    let done = hash_one(path, threads, watch.on_progress, cancelled).map_err(refuse)?;
     Ok(Identified {
-        record: done.record(),
+        record: record_of(&done.tree, Kind::File),
         file_count: 1,
         content_size: done.tree.size,
     })
 }
 
-fn manifest(
-    root: &Path,
-    found: &[Found],
-    threads: usize,
-    on_found: &(dyn Fn(u64) + Sync),
-    on_hashed: &(dyn Fn(u64) + Sync),
-    cancelled: &(dyn Fn() -> bool + Sync),
-) -> Result<Manifest, Vec<Refused>> {
-    let files: Vec<_> = found
-        .iter()
-        .filter_map(|one| match &one.what {
-            What::File { stamp, .. } => Some((root.join(one.path.as_str()), stamp.size)),
-            _ => None,
-        })
-        .collect();
-    on_found(files.iter().map(|(_, size)| size).sum());
-    let mut results = hash_many(&files, threads, &|_, bytes| on_hashed(bytes), cancelled)
-        .into_iter()
-        .zip(&files);
-    let mut problems = Vec::new();
-    let mut entries = Vec::with_capacity(found.len());
-    for one in found {
-        let content = match &one.what {
-            What::EmptyFolder => Content::EmptyDirectory,
-            What::Link(target) => Content::Link {
-                target: target.clone(),
-            },
-            What::File { stamp, executable } => match results.next() {
-                // Another stamp than the walk's: something else stands there now.
-                Some((Some(Ok(done)), (path, _))) if done.stamp != *stamp => {
-                    problems.push((path.clone(), changed()));
-                    continue;
-                }
-                Some((Some(Ok(done)), _)) => Content::File {
-                    id: done.tree.id(),
-                    size: done.tree.size,
-                    executable: *executable,
-                },
-                Some((Some(Err(problem)), (path, _))) => {
-                    problems.push((path.clone(), problem));
-                    continue;
-                }
-                Some((None, _)) | None => {
-                    let stopped = Problem::new(Reason::Cancelled, "hashing was stopped");
-                    return Err(vec![(root.to_owned(), stopped)]);
-                }
-            },
-        };
-        entries.push(Entry {
-            path: one.path.clone(),
-            content,
-        });
-    }
-    match problems.is_empty() {
-        true => Manifest::new(entries).map_err(|error| vec![(root.to_owned(), error.into())]),
-        false => Err(problems),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use potluck_core::Reason;
+
     use super::*;
 
     fn of(path: &Path) -> Identified {

@@ -3,29 +3,34 @@
 //!
 //! What is gone is dropped; what changed keeps its place and is looked at again in the background.
 
-use std::{collections::HashMap, io, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    path::Path,
+    sync::Arc,
+};
 
 use potluck_core::{
-    FileId, Root,
+    FileId, Root, Sha256,
     hash::hash_bytes,
     index_client::{FileRecord, Kind},
-    manifest::{MAX_MANIFEST_SIZE, Manifest},
-    plan::Plan,
+    manifest::{Content, MAX_MANIFEST_SIZE, Manifest},
+    merkle::FileTree,
 };
 
 use super::{
     Inner,
-    catalog::{Body, Catalog, Delta, Folder, NewItem},
+    catalog::{Body, Catalog, Delta, Folder, NewItem, Part, Place, WHOLE},
+    hasher::record_of,
     walk::stamp_of,
 };
-use crate::store::{Change, ItemRow, Stamp, Stamps, StoreError};
+use crate::store::{ItemRow, Members, RowBody, Stamp, StoreError, Sums};
 
 /// Where a remembered item stands.
 enum Standing {
     Gone,
-    Changed,
-    /// But for these entries of a collection.
-    Same(Vec<u32>),
+    /// But for these parts.
+    Same(Vec<Part>),
 }
 
 impl Inner {
@@ -38,27 +43,14 @@ impl Inner {
         for path in loaded.hidden {
             catalog.hide(path, None);
         }
-        for record in loaded.records {
-            catalog.remember(record, &mut delta);
-        }
-        let mut changes = Vec::new();
-        for (number, row) in loaded.items {
-            match self.restore(&mut catalog, number, row, &mut delta) {
-                Standing::Gone => changes.push(Change::RemoveItem(number)),
-                Standing::Changed | Standing::Same(_) => {}
-            }
+        for (number, row, sums) in loaded.items {
+            self.restore(&mut catalog, number, row, sums, &mut delta);
         }
         let settled = catalog.settle(delta);
         let stale = !catalog.stale().is_empty();
         drop(catalog);
-        // Items are there as they are remembered; only what nothing holds any more has to go.
-        let dropped = settled
-            .changes
-            .into_iter()
-            .filter(|change| matches!(change, Change::RemoveFile(_)));
-        changes.extend(dropped);
-        self.store.apply(&changes)?;
-        self.holdings.put(settled.put);
+        self.store.apply(&settled.changes)?;
+        self.tell(&settled);
         if stale {
             self.stale.notify_one();
         }
@@ -66,109 +58,100 @@ impl Inner {
         Ok(())
     }
 
-    fn restore(&self, catalog: &mut Catalog, number: u64, row: ItemRow, delta: &mut Delta) -> Standing {
-        let path: Arc<Path> = row.path.into();
-        let record = catalog.remembered(&row.id);
-        let (standing, body) = match row.stamps {
-            Stamps::File(stamp) => (standing_of_file(&path, &stamp), Body::File(stamp)),
-            Stamps::Collection(stamps) => {
-                let folder = self.read_folder(&row.id, stamps, catalog);
-                match path.metadata() {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        (Standing::Gone, Body::File(Stamp::default()))
-                    }
-                    _ => match folder {
-                        Some(folder) => {
-                            let changed = changed_entries(&path, &folder);
-                            (Standing::Same(changed), Body::Collection(Arc::new(folder)))
-                        }
-                        None => (Standing::Changed, Body::Collection(Arc::new(empty_folder()))),
-                    },
-                }
-            }
-        };
-        match (standing, record) {
-            (Standing::Gone, _) => {
-                tracing::info!(path = %path.display(), "no longer there: no longer shared");
-                Standing::Gone
-            }
-            (Standing::Same(changed), Some(record)) => {
-                let hashed = HashMap::new();
-                let item = NewItem {
-                    path,
-                    record,
-                    body,
-                    hashed,
+    fn restore(&self, catalog: &mut Catalog, number: u64, row: ItemRow, sums: Sums, delta: &mut Delta) {
+        let path = row.path.clone();
+        let mut sums: BTreeMap<Part, Sha256> = sums.into_iter().collect();
+        let remembered = match &row.body {
+            RowBody::File(stamp) => {
+                let tree = FileTree {
+                    size: stamp.size,
+                    root: row.root,
+                    piece_hashes: Vec::new(),
                 };
-                catalog.restore(number, item, &changed, delta);
-                Standing::Same(changed)
+                let mut record = record_of(&tree, Kind::File);
+                record.sha256 = record.sha256.or_else(|| sums.remove(&WHOLE));
+                Some((record, Body::File(*stamp)))
             }
-            _ => {
-                let record = record.unwrap_or(FileRecord {
-                    id: row.id,
-                    size: 0,
-                    root: Root([0; 32]),
-                    sha256: None,
-                    kind: if matches!(body, Body::File(_)) {
-                        Kind::File
-                    } else {
-                        Kind::Collection
-                    },
-                });
-                catalog.put_stale(number, path, record, body);
-                Standing::Changed
+            RowBody::Collection(members) => self.read_folder(&row.id, members),
+        };
+        // What an id commits to is checked wherever it comes from.
+        let Some((record, body)) = remembered.filter(|(record, _)| record.id == row.id) else {
+            let record = FileRecord {
+                id: row.id,
+                size: 0,
+                root: Root([0; 32]),
+                sha256: None,
+                kind: Kind::File,
+            };
+            let body = match row.body {
+                RowBody::File(stamp) => Body::File(stamp),
+                RowBody::Collection(_) => Body::Collection(Arc::default()),
+            };
+            return catalog.put_stale(number, path, record, body);
+        };
+        let standing = standing(&path, &body);
+        let item = NewItem {
+            path: path.clone(),
+            record,
+            body,
+            sums,
+            layers: HashMap::new(),
+        };
+        catalog.insert(number, item, delta);
+        match standing {
+            Standing::Gone => {
+                tracing::info!(path = %path.display(), "no longer there: no longer shared");
+                catalog.remove(number, delta);
+            }
+            Standing::Same(changed) => {
+                for part in changed {
+                    catalog.distrust(Place { item: number, part }, delta);
+                }
             }
         }
     }
 
-    /// The manifest of a collection with its stamps, if the blob is whole and every file of it known.
-    fn read_folder(&self, id: &FileId, stamps: Vec<Stamp>, catalog: &Catalog) -> Option<Folder> {
+    /// The manifest of a collection with its members, if the blob is whole and fits them.
+    fn read_folder(&self, id: &FileId, members: &Arc<Members>) -> Option<(FileRecord, Body)> {
         let path = self.manifest_path(id);
         if path.metadata().ok()?.len() > MAX_MANIFEST_SIZE {
             return None;
         }
         let bytes = std::fs::read(path).ok()?;
-        if hash_bytes(&bytes).id() != *id {
+        let record = record_of(&hash_bytes(&bytes), Kind::Collection);
+        if record.id != *id {
             tracing::warn!(%id, "a collection's manifest is damaged: its folder is hashed again");
             return None;
         }
-        let manifest = Arc::new(Manifest::decode(&bytes).ok()?);
-        let units = Plan::collection(&manifest).unit_count();
-        let folder = Folder {
-            manifest,
-            stamps,
-            units,
-        };
-        let whole = folder.stamps.len() == folder.manifest.entries.len();
-        (whole && folder.files().all(|(_, id)| catalog.remembered(&id).is_some())).then_some(folder)
+        let manifest = Arc::new(Manifest::decode(bytes).ok()?);
+        let folder = Folder::new(manifest, members.clone());
+        folder
+            .fits()
+            .then(|| (record, Body::Collection(Arc::new(folder))))
     }
 }
 
-fn empty_folder() -> Folder {
-    Folder {
-        manifest: Arc::default(),
-        stamps: Vec::new(),
-        units: 0,
-    }
-}
-
-fn standing_of_file(path: &Path, known: &Stamp) -> Standing {
-    match path.metadata() {
-        Ok(metadata) if metadata.is_file() && stamp_of(&metadata) == *known => Standing::Same(Vec::new()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Standing::Gone,
-        _ => Standing::Changed,
+fn standing(path: &Path, body: &Body) -> Standing {
+    match (path.metadata(), body) {
+        (Err(error), _) if error.kind() == io::ErrorKind::NotFound => Standing::Gone,
+        (metadata, Body::File(known)) => {
+            let file = metadata.ok().filter(std::fs::Metadata::is_file);
+            match file.is_some_and(|metadata| stamp_of(&metadata) == *known) {
+                true => Standing::Same(Vec::new()),
+                false => Standing::Same(vec![WHOLE]),
+            }
+        }
+        (_, Body::Collection(folder)) => Standing::Same(changed_entries(path, folder)),
     }
 }
 
 /// Entries of a collection whose files are not what they were.
-pub(super) fn changed_entries(root: &Path, folder: &Folder) -> Vec<u32> {
-    let entries = &folder.manifest.entries;
-    let files = folder.files().map(|(entry, _)| entry);
-    files
-        .filter(|&entry| {
-            let path = root.join(entries[entry as usize].path.as_str());
-            let stamp = path.symlink_metadata().ok().map(|metadata| stamp_of(&metadata));
-            stamp != Some(folder.stamps[entry as usize])
-        })
-        .collect()
+pub(super) fn changed_entries(root: &Path, folder: &Folder) -> Vec<Part> {
+    let entries = (0..).zip(folder.manifest.entries()).zip(&folder.members.stamps);
+    let changed = entries.filter(|((_, entry), known): &((Part, _), &Stamp)| {
+        let is_file = matches!(entry.content, Content::File { .. });
+        let stamp = || root.join(entry.path.as_str()).symlink_metadata().ok();
+        is_file && stamp().map(|metadata| stamp_of(&metadata)) != Some(**known)
+    });
+    changed.map(|((entry, _), _)| entry).collect()
 }

@@ -4,7 +4,9 @@
 //! |---|---|
 //! | `catalog` | the library in memory: items, files, where a copy of each is; pure |
 //! | `files_folder` | shares what is dropped into the files folder |
+//! | `folder` | from what is found in a folder to its manifest |
 //! | `hasher` | hashes files that must not change meanwhile |
+//! | `hashes` | what hashing a collection's files gives |
 //! | `identify` | what a path would be shared as, without sharing it |
 //! | `load` | the library as it was before the last stop, checked by `stat` alone |
 //! | `offer` | opens files for the serving side, never one that changed |
@@ -23,21 +25,20 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak},
 };
 
 use potluck_core::{
-    FileId, Problem, Reason, Sha256,
-    index_client::{FileRecord, Kind},
-    manifest::Manifest,
-    merkle::FileTree,
+    FileId, Problem, Reason, Sha256, index_client::FileRecord, manifest::Manifest, merkle::FileTree,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 mod catalog;
 mod files_folder;
+mod folder;
 mod hasher;
+mod hashes;
 mod identify;
 mod load;
 mod offer;
@@ -53,8 +54,9 @@ use crate::{
     offer::{Offer, Shelf},
     store::{Change, Store, StoreError},
 };
-use catalog::{Body, Catalog, Delta, Hashed, NewItem};
-use hasher::record_of;
+use catalog::{Body, Catalog, Delta, NewItem};
+use hasher::Done;
+pub use hashes::Hashes;
 pub use identify::{Identified, identify};
 
 /// Why the library cannot be opened.
@@ -261,6 +263,8 @@ impl Library {
             shutdown,
         });
         std::fs::create_dir_all(inner.manifests()).map_err(failed(&inner.manifests()))?;
+        let source: Weak<Inner> = Arc::downgrade(&inner);
+        inner.holdings.ask(source);
         inner.load()?;
         files_folder::start(&inner, tracker);
         upkeep::start(&inner, tracker);
@@ -295,56 +299,41 @@ impl Library {
         blocking(move || {
             let path = share::resolve(&path)?;
             let (_, stamp) = hasher::open_regular(&path)?;
-            let record = FileRecord {
-                sha256,
-                ..record_of(&tree, Kind::File)
-            };
-            if stamp.size != record.size {
-                return Err(offer::file_changed(&record.id));
+            let mut item = share::file_item(&path, Done { tree, stamp });
+            if stamp.size != item.record.size {
+                return Err(offer::file_changed(&item.record.id));
             }
-            let hashed = Hashed {
-                record,
-                layer: tree.piece_hashes.into(),
-            };
-            inner.adopt(NewItem {
-                path: path.into(),
-                record,
-                body: Body::File(stamp),
-                hashed: HashMap::from([(record.id, hashed)]),
-            })
+            item.record.sha256 = sha256.or(item.record.sha256);
+            inner.adopt(item)
         })
         .await
     }
 
-    /// Shares a finished download of a collection without hashing it again. `trees`: of each distinct file.
+    /// Shares a finished download of a collection without hashing it again. `hashes`: of each entry of its manifest.
     ///
     /// # Errors
-    /// `FILE_CHANGED` where a file is missing or has another size, naming it; `INVALID_ARGUMENT` where a tree is missing;
-    /// `STORE_UNAVAILABLE` and `DISK_FULL` where it cannot be remembered.
+    /// `FILE_CHANGED` where a file is missing or has another size, naming it; `INVALID_ARGUMENT` where a hash is missing or another
+    /// file's; `STORE_UNAVAILABLE` and `DISK_FULL` where it cannot be remembered.
     pub async fn adopt_collection(
         &self,
         root: PathBuf,
         manifest: Arc<Manifest>,
-        trees: Vec<FileTree>,
+        hashes: Hashes,
     ) -> Result<Item, Problem> {
         let inner = self.inner.clone();
         blocking(move || {
             let root = share::resolve(&root)?;
-            let (stamps, wrong) = share::stat_entries(&root, &manifest);
-            if let Some(&entry) = wrong.first() {
-                let path = &manifest.entries[entry as usize].path;
-                return Err(Problem::new(
+            let stamps = share::stat_entries(&root, &manifest).map_err(|path| {
+                Problem::new(
                     Reason::FileChanged,
                     format!("`{path}` in {} is not what was fetched any more", root.display()),
-                ));
+                )
+            })?;
+            let item = inner.collection_item(&root, manifest, stamps, hashes)?;
+            match &item.body {
+                Body::Collection(folder) if folder.fits() => inner.adopt(item),
+                _ => Err(not_hashed()),
             }
-            let hashed = trees.into_iter().map(|tree| {
-                let record = record_of(&tree, Kind::File);
-                let layer = tree.piece_hashes.into();
-                (record.id, Hashed { record, layer })
-            });
-            let item = inner.collection_item(&root, manifest, stamps, hashed.collect())?;
-            inner.adopt(item)
         })
         .await
     }
@@ -396,14 +385,16 @@ impl Library {
     }
 }
 
+fn not_hashed() -> Problem {
+    Problem::new(Reason::InvalidArgument, "a file of the collection was not hashed")
+}
+
 impl Inner {
     fn adopt(&self, item: NewItem) -> Result<Item, Problem> {
         let put = self.put_items(vec![item]).pop();
         put.unwrap_or_else(|| Err(Problem::new(Reason::Internal, "nothing to share")))
             .map_err(|problem| match problem.reason {
-                Reason::Busy => {
-                    Problem::new(Reason::InvalidArgument, "a file of the collection was not hashed")
-                }
+                Reason::Busy => not_hashed(),
                 _ => problem,
             })
     }
@@ -427,7 +418,7 @@ impl Inner {
         };
         if numbers.is_empty() {
             return Err(match target {
-                Target::Id(id) if catalog.held(id).is_some() => Problem::new(
+                Target::Id(id) if catalog.record(id).is_some() => Problem::new(
                     Reason::NotFound,
                     format!("{id} is shared only as part of a collection: unshare the collection"),
                 ),

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::{
     Inner,
-    catalog::{Body, Catalog, MANIFEST, Place},
+    catalog::{Body, Catalog, Part, Place, Shared, WHOLE},
     hasher::open_regular,
     walk::stamp_of,
 };
@@ -29,6 +29,9 @@ use crate::{
 
 /// Most files kept open: the spans of one request are often of few files, and of one file's readers many.
 const MAX_HANDLES: usize = 64;
+
+/// Largest file that is not kept open, in bytes: it is read in one go, and many such files would only push out others.
+const READ_AT_ONCE: u64 = 256 * 1024;
 
 /// How long an unused handle is kept: it holds on to the space of a file that is removed.
 pub(super) const HANDLE_IDLE: Duration = Duration::from_secs(10);
@@ -51,19 +54,23 @@ impl LibraryOffer {
     }
 
     fn of(inner: &Arc<Inner>, catalog: &Catalog, id: &FileId) -> Option<Self> {
-        let record = catalog.held(id)?.record;
         Some(Self {
             inner: inner.clone(),
-            record,
+            record: catalog.record(id)?,
         })
+    }
+
+    /// Whether it is kept open.
+    const fn is_kept(&self) -> bool {
+        self.record.size > READ_AT_ONCE
     }
 
     /// Units of a collection's content.
     fn content_units(&self) -> Option<u32> {
         let catalog = self.inner.catalog();
-        let mut places = catalog.places(&self.record.id).into_iter();
-        places.find_map(|place| match &catalog.item(place.item)?.body {
-            Body::Collection(folder) if place.entry == MANIFEST => Some(folder.units),
+        let mut copies = catalog.copies(&self.record.id);
+        copies.find_map(|(shared, part)| match &shared.body {
+            Body::Collection(folder) if part == WHOLE => Some(folder.units),
             _ => None,
         })
     }
@@ -114,20 +121,25 @@ impl Offer for LibraryOffer {
     }
 
     fn open(&self, _range: Range<u64>) -> Result<Arc<File>, Problem> {
-        self.inner.open(&self.record.id)
+        match self.is_kept() {
+            true => self.inner.open(&self.record.id),
+            false => self.inner.open_anew(&self.record.id),
+        }
     }
 
     fn open_now(&self, _range: Range<u64>) -> Option<Arc<File>> {
+        if !self.is_kept() {
+            return None;
+        }
         let file = self.inner.handles().get(&self.record.id)?;
         self.is_unchanged(&file).then_some(file)
     }
 
     fn is_unchanged(&self, file: &File) -> bool {
-        let known = self
-            .inner
-            .catalog_now()
-            .and_then(|catalog| self.inner.candidates(&catalog, &self.record.id));
-        fits(known.as_ref(), file)
+        let stamp = file.metadata().map(|metadata| stamp_of(&metadata));
+        let catalog = self.inner.catalog_now();
+        let known = stamp.ok().zip(catalog);
+        known.is_some_and(|(stamp, catalog)| fits(&catalog, &self.record.id, &stamp))
     }
 
     fn check(&self, file: &File) -> Result<(), Problem> {
@@ -142,42 +154,57 @@ pub(super) fn file_changed(id: &FileId) -> Problem {
     )
 }
 
-/// One copy of a file: its place, where that is on disk, and what `stat` should say. The manifest's own blob has no stamp kept
-/// in the database: its size stands for it, as nobody but the peer writes there and readers verify.
+/// One copy of a file: its place, where that is on disk, and what `stat` should say.
 #[derive(Debug)]
 struct Candidate {
     place: Place,
     path: PathBuf,
-    stamp: Option<Stamp>,
+    is_manifest: bool,
+    expected: Expected,
 }
 
-impl Candidate {
-    fn fits(&self, stamp: &Stamp, record: &FileRecord) -> bool {
-        self.stamp
-            .map_or(stamp.size == record.size, |known| known == *stamp)
+/// What `stat` should say.
+#[derive(Debug)]
+enum Expected {
+    Stamp(Stamp),
+    /// The manifest's own blob has no stamp in the database: its size stands for it, as nobody but the peer writes there and readers
+    /// verify.
+    Size(u64),
+}
+
+impl Expected {
+    fn of(shared: &Shared, part: Part) -> Option<Self> {
+        match shared.is_manifest(part) {
+            true => Some(Self::Size(shared.record.size)),
+            false => shared.stamp(part).map(Self::Stamp),
+        }
+    }
+
+    fn fits(&self, found: &Stamp) -> bool {
+        match self {
+            Self::Stamp(stamp) => stamp == found,
+            Self::Size(size) => *size == found.size,
+        }
     }
 }
 
 impl Inner {
-    fn candidates(&self, catalog: &Catalog, id: &FileId) -> Option<(FileRecord, Vec<Candidate>)> {
-        let record = catalog.held(id)?.record;
-        let places = catalog.places(id);
-        let candidates = places.into_iter().filter_map(|place| match place.entry {
-            MANIFEST => Some(Candidate {
+    fn candidates(&self, catalog: &Catalog, id: &FileId) -> Vec<Candidate> {
+        let places = catalog.places(id).into_iter();
+        let candidates = places.filter_map(|place| {
+            let shared = catalog.item(place.item)?;
+            let is_manifest = shared.is_manifest(place.part);
+            Some(Candidate {
                 place,
-                path: self.manifest_path(id),
-                stamp: None,
-            }),
-            entry => {
-                let (path, stamp) = catalog.item(place.item)?.locate(entry)?;
-                Some(Candidate {
-                    place,
-                    path,
-                    stamp: Some(stamp),
-                })
-            }
+                path: match is_manifest {
+                    true => self.manifest_path(id),
+                    false => shared.locate(place.part)?,
+                },
+                is_manifest,
+                expected: Expected::of(shared, place.part)?,
+            })
         });
-        Some((record, candidates.collect()))
+        candidates.collect()
     }
 
     /// Opens a copy that is still what was hashed. Those found changed on the way are withdrawn.
@@ -190,16 +217,18 @@ impl Inner {
             }
             self.handles().remove(id);
         }
-        let (record, candidates) = self
-            .candidates(&self.catalog(), id)
-            .ok_or_else(|| file_changed(id))?;
+        let file = self.open_anew(id)?;
+        self.handles().put(*id, file.clone());
+        Ok(file)
+    }
+
+    /// The same, never one that is open.
+    fn open_anew(&self, id: &FileId) -> Result<Arc<File>, Problem> {
+        // Apart from the loop: the catalog must not stay locked in it.
+        let candidates = self.candidates(&self.catalog(), id);
         for candidate in candidates {
             match open_regular(&candidate.path) {
-                Ok((file, stamp)) if candidate.fits(&stamp, &record) => {
-                    let file = Arc::new(file);
-                    self.handles().put(*id, file.clone());
-                    return Ok(file);
-                }
+                Ok((file, stamp)) if candidate.expected.fits(&stamp) => return Ok(Arc::new(file)),
                 // The machine's trouble, such as too many open files, says nothing about the file.
                 Err(problem) if problem.reason == Reason::Internal => {
                     tracing::warn!(path = %candidate.path.display(), %problem, "a shared file cannot be opened");
@@ -216,15 +245,15 @@ impl Inner {
 
     /// Whether an open file is still a copy of what was hashed; if not, every copy is looked at.
     fn check(&self, id: &FileId, file: &File) -> Result<(), Problem> {
-        let known = self.candidates(&self.catalog(), id);
-        if fits(known.as_ref(), file) {
+        // Before the catalog is locked.
+        let stamp = file.metadata().map(|metadata| stamp_of(&metadata));
+        if stamp.is_ok_and(|stamp| fits(&self.catalog(), id, &stamp)) {
             return Ok(());
         }
         self.handles().remove(id);
-        let (record, candidates) = known.ok_or_else(|| file_changed(id))?;
+        let candidates = self.candidates(&self.catalog(), id);
         for candidate in candidates {
-            let now = candidate.path.metadata().ok().map(|metadata| stamp_of(&metadata));
-            if !now.is_some_and(|now| candidate.fits(&now, &record)) {
+            if !candidate.stands() {
                 self.withdraw(candidate.place);
             }
         }
@@ -233,18 +262,15 @@ impl Inner {
 
     /// Where a copy is that is still what was hashed.
     pub(super) fn locate(&self, id: &FileId) -> Option<PathBuf> {
-        let (record, candidates) = self.candidates(&self.catalog(), id)?;
+        let candidates = self.candidates(&self.catalog(), id);
         let mut found = None;
         for candidate in candidates {
-            let path = match candidate.place.entry {
-                MANIFEST => self.unchanged_folder(candidate.place.item),
-                _ => {
-                    let now = candidate.path.metadata().ok().map(|metadata| stamp_of(&metadata));
-                    let same = now.is_some_and(|now| candidate.fits(&now, &record));
-                    if !same {
-                        self.withdraw(candidate.place);
-                    }
-                    same.then_some(candidate.path)
+            let path = match candidate.is_manifest {
+                true => self.unchanged_folder(candidate.place.item),
+                false if candidate.stands() => Some(candidate.path),
+                false => {
+                    self.withdraw(candidate.place);
+                    None
                 }
             };
             found = found.or(path);
@@ -256,7 +282,7 @@ impl Inner {
     fn watch(&self, id: &FileId) -> watch::Receiver<u64> {
         let mut watchers = self.watchers();
         // The file may be gone since it was found: a sender that nobody drops would hide that.
-        if self.catalog().held(id).is_none() {
+        if self.catalog().record(id).is_none() {
             return watch::channel(0).1;
         }
         watchers
@@ -266,12 +292,18 @@ impl Inner {
     }
 }
 
-/// Whether an open file is one of these copies.
-fn fits(known: Option<&(FileRecord, Vec<Candidate>)>, file: &File) -> bool {
-    let stamp = file.metadata().ok().map(|metadata| stamp_of(&metadata));
-    known.zip(stamp).is_some_and(|((record, candidates), stamp)| {
-        candidates.iter().any(|candidate| candidate.fits(&stamp, record))
-    })
+impl Candidate {
+    /// Whether what is at the path now is what was hashed.
+    fn stands(&self) -> bool {
+        let now = self.path.metadata().ok().map(|metadata| stamp_of(&metadata));
+        now.is_some_and(|now| self.expected.fits(&now))
+    }
+}
+
+/// Whether a file with this stamp is one of the copies of what was hashed.
+fn fits(catalog: &Catalog, id: &FileId, stamp: &Stamp) -> bool {
+    let mut copies = catalog.copies(id);
+    copies.any(|(shared, part)| Expected::of(shared, part).is_some_and(|expected| expected.fits(stamp)))
 }
 
 /// The files last read, kept open.

@@ -5,23 +5,35 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use potluck_core::{FileId, Problem, Reason, index_client::Kind, merkle::Hash};
+use potluck_core::{FileId, Problem, Reason, index_client::Registration, merkle::Hash};
 
 use super::{
     Inner,
-    catalog::{Body, Delta, Place},
+    catalog::{Body, Delta, Place, Settled},
     load, lock,
 };
-use crate::store::{Change, StoreError};
+use crate::{
+    holdings::Source,
+    store::{Change, StoreError},
+};
+
+/// Registrations made at once: few enough to take no memory, and others may look at the catalog in between.
+const TOLD_AT_ONCE: usize = 1024;
+
+impl Source for Inner {
+    fn registration(&self, id: &FileId) -> Option<Registration> {
+        self.catalog().registration(id)
+    }
+}
 
 impl Inner {
     /// Stores and tells a change of the catalog; `writing` is held. What cannot be stored is shared all the same until the peer
     /// stops, or until a later change can be stored and it with that; the caller is told.
     pub(super) fn publish(&self, delta: Delta) -> Result<(), Problem> {
-        let settled = self.catalog().settle(delta);
+        let mut settled = self.catalog().settle(delta);
         // With what a full disk kept from being stored before.
         let mut changes = std::mem::take(&mut *lock(&self.unsaved));
-        changes.extend(settled.changes);
+        changes.append(&mut settled.changes);
         let stored = self.store.apply(&changes).map_err(|error| {
             *lock(&self.unsaved) = std::mem::take(&mut changes);
             tracing::error!(%error, "a change of the library could not be stored");
@@ -36,30 +48,37 @@ impl Inner {
                 ),
             }
         });
-        let removed: Vec<_> = settled.removed.iter().map(|record| record.id).collect();
-        self.holdings.remove(&removed);
-        self.holdings.put(settled.put);
+        self.tell(&settled);
+        self.unsummed.notify_one();
+        stored
+    }
+
+    /// Tells a change to all but the database.
+    pub(super) fn tell(&self, settled: &Settled) {
+        self.holdings.remove(&settled.removed);
+        self.holdings.expect(settled.there.len());
+        for ids in settled.there.chunks(TOLD_AT_ONCE) {
+            let registrations: Vec<_> = {
+                let catalog = self.catalog();
+                ids.iter().filter_map(|id| catalog.registration(id)).collect()
+            };
+            self.holdings.hold(&registrations);
+        }
         let mut watchers = self.watchers();
         watchers.retain(|_, sender| sender.receiver_count() > 0);
-        for id in &removed {
+        for id in &settled.removed {
             watchers.remove(id);
         }
         drop(watchers);
         let mut handles = self.handles();
-        for id in &removed {
+        for id in &settled.removed {
             handles.remove(id);
         }
         drop(handles);
-        for record in settled
-            .removed
-            .iter()
-            .filter(|record| record.kind == Kind::Collection)
-        {
+        for id in &settled.manifests {
             // A blob that stays is only a little room lost: it is checked against its id whenever it is read.
-            let _ = std::fs::remove_file(self.manifest_path(&record.id));
+            let _ = std::fs::remove_file(self.manifest_path(id));
         }
-        self.unsummed.notify_one();
-        stored
     }
 
     /// Withdraws a copy that is not what it was; its item is looked at again in the background.
@@ -89,8 +108,8 @@ impl Inner {
             (shared.path.clone(), folder.clone())
         };
         let changed = load::changed_entries(&root, &folder);
-        for &entry in &changed {
-            self.withdraw(Place { item: number, entry });
+        for &part in &changed {
+            self.withdraw(Place { item: number, part });
         }
         changed.is_empty().then(|| root.to_path_buf())
     }

@@ -6,27 +6,28 @@
 //! Blocks; run off the async threads.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use potluck_core::{
-    FileId, Problem, Reason,
+    Problem, Reason,
     hash::hash_bytes,
     index_client::Kind,
-    manifest::{Content, Entry, Manifest},
+    manifest::{Content, Manifest},
     path::Label,
-    plan::Plan,
 };
 
 use super::{
     Inner, Item,
-    catalog::{Body, Delta, Folder, Hashed, NewItem},
-    hasher::{Cancelled, OnProgress, changed, hash_many, hash_one, record_of},
-    walk::{Found, MAX_PROBLEMS, Refused, What, special, stamp_of, unreadable, walk},
+    catalog::{Body, Delta, Folder, NewItem},
+    folder::{hash_found, stopped},
+    hasher::{Cancelled, Done, OnProgress, hash_one, record_of},
+    hashes::Hashes,
+    walk::{Found, Refused, is_same, special, stamp_of, unreadable, walk},
 };
-use crate::store::Stamp;
+use crate::store::{Members, Stamp};
 
 /// How often an item is made anew because what it counted on was unshared meanwhile.
 const MAX_ATTEMPTS: usize = 3;
@@ -56,10 +57,6 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, Problem> {
 
 fn one(path: &Path, problem: Problem) -> Vec<Refused> {
     vec![(path.to_owned(), problem)]
-}
-
-fn stopped() -> Problem {
-    Problem::new(Reason::Cancelled, "sharing was stopped")
 }
 
 impl Inner {
@@ -118,7 +115,8 @@ impl Inner {
             path: path.into(),
             record,
             body: Body::File(*stamp),
-            hashed: HashMap::new(),
+            sums: BTreeMap::new(),
+            layers: HashMap::new(),
         })
     }
 
@@ -126,69 +124,40 @@ impl Inner {
     pub(super) fn prepare_folder(
         &self,
         root: &Path,
-        found: &[Found],
+        found: &Found,
         watch: &Watch<'_>,
     ) -> Result<NewItem, Vec<Refused>> {
-        let mut stamps = vec![Stamp::default(); found.len()];
-        let mut ids: Vec<Option<FileId>> = vec![None; found.len()];
-        let mut sizes = vec![0; found.len()];
-        let mut unknown = Vec::new();
-        for (index, one) in found.iter().enumerate() {
-            let What::File { stamp, .. } = &one.what else {
-                continue;
-            };
-            (watch.on_found)(stamp.size);
-            let path = root.join(one.path.as_str());
-            stamps[index] = *stamp;
-            let known = self.catalog().known(&path, stamp);
-            match known {
-                Some(record) => {
-                    (watch.on_progress)(&path, stamp.size);
-                    ids[index] = Some(record.id);
-                    sizes[index] = record.size;
-                }
-                None => unknown.push((index, (path, stamp.size))),
-            }
+        (watch.on_found)(found.size());
+        if let Some(item) = self.reuse_folder(root, found) {
+            (watch.on_progress)(root, found.size());
+            return Ok(item);
         }
-        let mut hashed: HashMap<FileId, Hashed> = HashMap::new();
-        let mut problems = Vec::new();
-        let (indexes, paths): (Vec<_>, Vec<_>) = unknown.into_iter().unzip();
-        let results = hash_many(&paths, self.hash_threads, watch.on_progress, watch.cancelled);
-        for ((index, (path, _)), result) in indexes.into_iter().zip(paths).zip(results) {
-            match result {
-                // Another stamp than the walk's: something else stands there now, maybe a link out of the folder.
-                Some(Ok(done)) if done.stamp != stamps[index] => problems.push((path, changed())),
-                Some(Ok(done)) => {
-                    sizes[index] = done.tree.size;
-                    ids[index] = Some(done.tree.id());
-                    hashed.entry(done.tree.id()).or_insert_with(|| done.into());
-                }
-                Some(Err(problem)) if problems.len() < MAX_PROBLEMS => problems.push((path, problem)),
-                Some(Err(_)) => {}
-                None => return Err(one(root, stopped())),
-            }
-        }
-        if !problems.is_empty() {
-            return Err(problems);
-        }
-        let entries = found.iter().enumerate().map(|(index, one)| Entry {
-            path: one.path.clone(),
-            content: match (&one.what, ids[index]) {
-                (What::File { executable, .. }, Some(id)) => Content::File {
-                    id,
-                    size: sizes[index],
-                    executable: *executable,
-                },
-                (What::Link(target), _) => Content::Link {
-                    target: target.clone(),
-                },
-                _ => Content::EmptyDirectory,
-            },
-        });
+        let known = |index: usize| {
+            let (path, stamp) = (root.join(found.path(index)), found.stamp(index)?);
+            self.catalog().known(&path, &stamp)
+        };
+        let hashed = hash_found(root, found, &known, self.hash_threads, watch)?;
         // Sorted as `found` is, which the stamps rely on.
-        let manifest = Manifest::new(entries.collect()).map_err(|error| one(root, error.into()))?;
-        self.collection_item(root, Arc::new(manifest), stamps, hashed)
+        let manifest = hashed.manifest(root, found)?;
+        let stamps = (0..found.len()).map(|index| found.stamp(index).unwrap_or_default());
+        self.collection_item(root, Arc::new(manifest), stamps.collect(), hashed.hashes)
             .map_err(|problem| one(root, problem))
+    }
+
+    /// An item of a folder that is shared as it stands.
+    fn reuse_folder(&self, root: &Path, found: &Found) -> Option<NewItem> {
+        let (record, folder) = {
+            let catalog = self.catalog();
+            let (record, folder) = catalog.folder_at(root)?;
+            (record, folder.clone())
+        };
+        is_same(found, &folder.manifest, &folder.members.stamps).then(|| NewItem {
+            path: root.into(),
+            record,
+            body: Body::Collection(folder),
+            sums: BTreeMap::new(),
+            layers: HashMap::new(),
+        })
     }
 
     /// The item of a manifest, whose blob is written.
@@ -197,32 +166,30 @@ impl Inner {
         root: &Path,
         manifest: Arc<Manifest>,
         stamps: Vec<Stamp>,
-        mut hashed: HashMap<FileId, Hashed>,
+        hashes: Hashes,
     ) -> Result<NewItem, Problem> {
-        let bytes = manifest.encode();
-        let tree = hash_bytes(&bytes);
+        let bytes = manifest.bytes();
+        let tree = hash_bytes(bytes);
         let record = record_of(&tree, Kind::Collection);
         let path = self.manifest_path(&record.id);
         if path.metadata().map(|metadata| metadata.len()).ok() != Some(record.size) {
-            crate::home::write_durably(&path, &bytes, 0o600).map_err(|error| self.not_written(&error))?;
+            crate::home::write_durably(&path, bytes, 0o600).map_err(|error| self.not_written(&error))?;
         }
-        hashed.insert(
-            record.id,
-            Hashed {
-                record,
-                layer: tree.piece_hashes.into(),
-            },
-        );
-        let units = Plan::collection(&manifest).unit_count();
+        let Hashes {
+            roots,
+            mut layers,
+            sums,
+        } = hashes;
+        if !tree.piece_hashes.is_empty() {
+            layers.insert(record.id, tree.piece_hashes.into());
+        }
+        let folder = Folder::new(manifest, Members { stamps, roots });
         Ok(NewItem {
             path: root.into(),
             record,
-            body: Body::Collection(Arc::new(Folder {
-                manifest,
-                stamps,
-                units,
-            })),
-            hashed,
+            body: Body::Collection(Arc::new(folder)),
+            sums,
+            layers,
         })
     }
 
@@ -292,35 +259,33 @@ impl Inner {
 }
 
 /// The item of a file that was hashed.
-pub(super) fn file_item(path: &Path, done: super::hasher::Done) -> NewItem {
-    let record = done.record();
+pub(super) fn file_item(path: &Path, done: Done) -> NewItem {
+    let record = record_of(&done.tree, Kind::File);
+    let layer = done.tree.piece_hashes;
+    let layers = (!layer.is_empty()).then(|| (record.id, layer.into()));
     NewItem {
         path: path.into(),
         record,
         body: Body::File(done.stamp),
-        hashed: HashMap::from([(record.id, done.into())]),
+        sums: BTreeMap::new(),
+        layers: layers.into_iter().collect(),
     }
 }
 
-/// The stamps of a manifest's files as they are on disk now, and those that cannot be read or have another size.
-pub(super) fn stat_entries(root: &Path, manifest: &Manifest) -> (Vec<Stamp>, Vec<u32>) {
-    let mut wrong = Vec::new();
-    let stamps = manifest.entries.iter().zip(0u32..).map(|(entry, index)| {
-        let Content::File { size, .. } = &entry.content else {
-            return Stamp::default();
+/// The stamps of a manifest's files as they are on disk now.
+///
+/// # Errors
+/// The path of the first that cannot be read or has another size.
+pub(super) fn stat_entries(root: &Path, manifest: &Manifest) -> Result<Vec<Stamp>, String> {
+    let stamps = manifest.entries().map(|entry| {
+        let Content::File { size, .. } = entry.content else {
+            return Ok(Stamp::default());
         };
-        let metadata = root.join(entry.path.as_str()).symlink_metadata();
-        match metadata
-            .ok()
-            .filter(std::fs::Metadata::is_file)
-            .map(|metadata| stamp_of(&metadata))
-        {
-            Some(stamp) if stamp.size == *size => stamp,
-            _ => {
-                wrong.push(index);
-                Stamp::default()
-            }
-        }
+        let metadata = root.join(entry.path.as_str()).symlink_metadata().ok();
+        let file = metadata.filter(std::fs::Metadata::is_file);
+        file.map(|metadata| stamp_of(&metadata))
+            .filter(|stamp| stamp.size == size)
+            .ok_or_else(|| entry.path.to_string())
     });
-    (stamps.collect(), wrong)
+    stamps.collect()
 }

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     Inner,
-    catalog::{Body, Delta, Place},
+    catalog::{Body, Delta, Place, WHOLE},
     hasher::open_regular,
     load::changed_entries,
     lock,
@@ -180,30 +180,35 @@ impl Inner {
 
     /// Withdraws every copy that is not what it was.
     fn check_all(&self) {
-        let items: Vec<_> = {
-            let catalog = self.catalog();
-            let items = catalog
-                .items_after(None)
-                .filter(|(number, _)| !catalog.is_stale(*number));
-            items
-                .map(|(number, shared)| (number, shared.path.clone(), shared.body.clone()))
-                .collect()
-        };
-        for (number, path, body) in items {
+        let mut last = None;
+        while let Some((number, path, body)) = self.item_after(last) {
             if self.shutdown.is_cancelled() {
                 return;
             }
+            last = Some(number);
             let changed = match &body {
                 Body::File(stamp) => {
                     let now = path.metadata().ok().map(|metadata| stamp_of(&metadata));
-                    if now == Some(*stamp) { Vec::new() } else { vec![0] }
+                    if now == Some(*stamp) {
+                        Vec::new()
+                    } else {
+                        vec![WHOLE]
+                    }
                 }
                 Body::Collection(folder) => changed_entries(&path, folder),
             };
-            for entry in changed {
-                self.withdraw(Place { item: number, entry });
+            for part in changed {
+                self.withdraw(Place { item: number, part });
             }
         }
+    }
+
+    /// The next item that is trusted.
+    fn item_after(&self, last: Option<u64>) -> Option<(u64, Arc<Path>, Body)> {
+        let catalog = self.catalog();
+        let mut items = catalog.items_after(last);
+        let (number, shared) = items.find(|(number, _)| !catalog.is_stale(*number))?;
+        Some((number, shared.path.clone(), shared.body.clone()))
     }
 }
 
@@ -249,21 +254,27 @@ fn sum_all(inner: &Inner) {
     let mut sums = HashMap::new();
     let mut since = Instant::now();
     let mut turns = Turns::new(&inner.hashing);
-    let ids = inner.catalog().unsummed();
-    for id in ids {
-        turns.file();
-        if inner.shutdown.is_cancelled() {
-            break;
-        }
-        let Some(path) = inner.locate(&id) else { continue };
-        if sums.is_empty() {
-            since = Instant::now();
-        }
-        if let Some(sum) = sha256_of(inner, &path, &id, &mut turns) {
-            sums.insert(id, sum);
-        }
-        if sums.len() >= BATCH_SUMS || since.elapsed() >= BATCH_TIME {
-            put_sums(inner, &mut sums);
+    let mut last = None;
+    loop {
+        // Apart from the loop: the catalog must not stay locked in it.
+        let files = inner.catalog().unsummed(last, BATCH_SUMS);
+        let Some((place, _)) = files.last() else { break };
+        last = Some(*place);
+        for (_, id) in files {
+            turns.file();
+            if inner.shutdown.is_cancelled() {
+                return put_sums(inner, &mut sums);
+            }
+            let Some(path) = inner.locate(&id) else { continue };
+            if sums.is_empty() {
+                since = Instant::now();
+            }
+            if let Some(sum) = sha256_of(inner, &path, &id, &mut turns) {
+                sums.insert(id, sum);
+            }
+            if sums.len() >= BATCH_SUMS || since.elapsed() >= BATCH_TIME {
+                put_sums(inner, &mut sums);
+            }
         }
     }
     put_sums(inner, &mut sums);

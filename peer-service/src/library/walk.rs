@@ -12,7 +12,7 @@ use std::{
 
 use potluck_core::{
     Problem, Reason,
-    manifest::{Content, Entry, MAX_ENTRIES, Manifest},
+    manifest::{Content, MAX_ENTRIES, Manifest, check_link},
     path::RelPath,
 };
 use walkdir::WalkDir;
@@ -28,11 +28,21 @@ const MAX_OPEN: usize = 16;
 /// Something that cannot be shared, and why.
 pub(super) type Refused = (PathBuf, Problem);
 
-/// Something in a folder.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// All that is in a folder, sorted by path as a manifest is. Paths are one text: a hundred thousand strings would take several times
+/// as much.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
-    pub(super) path: RelPath,
-    pub(super) what: What,
+    text: String,
+    ones: Vec<One>,
+}
+
+/// Something in a folder.
+#[derive(Debug, PartialEq, Eq)]
+struct One {
+    /// Where in the text its path is, and how long.
+    start: u32,
+    len: u32,
+    what: What,
 }
 
 /// What stands at a path.
@@ -40,7 +50,78 @@ pub(super) struct Found {
 pub(super) enum What {
     File { stamp: Stamp, executable: bool },
     EmptyFolder,
-    Link(String),
+    Link(Box<str>),
+}
+
+impl Found {
+    pub(super) const fn len(&self) -> usize {
+        self.ones.len()
+    }
+
+    /// The path of one.
+    ///
+    /// # Panics
+    /// Where there is no such one.
+    pub(super) fn path(&self, index: usize) -> &str {
+        self.text_of(&self.ones[index])
+    }
+
+    fn text_of(&self, one: &One) -> &str {
+        &self.text[one.start as usize..][..one.len as usize]
+    }
+
+    /// Of a file.
+    pub(super) fn stamp(&self, index: usize) -> Option<Stamp> {
+        match self.ones.get(index)?.what {
+            What::File { stamp, .. } => Some(stamp),
+            _ => None,
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &What)> {
+        self.ones.iter().map(|one| (self.text_of(one), &one.what))
+    }
+
+    /// The files by number.
+    pub(super) fn files(&self) -> impl Iterator<Item = (usize, Stamp)> {
+        let stamps = (0..self.len()).map(|index| (index, self.stamp(index)));
+        stamps.filter_map(|(index, stamp)| Some((index, stamp?)))
+    }
+
+    /// Of all files, in bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.files().map(|(_, stamp)| stamp.size).sum()
+    }
+
+    /// Adds one; false where its text has no room any more.
+    fn push(&mut self, path: &str, what: What) -> bool {
+        let (Ok(start), Ok(len)) = (u32::try_from(self.text.len()), u32::try_from(path.len())) else {
+            return false;
+        };
+        self.text.push_str(path);
+        self.ones.push(One { start, len, what });
+        true
+    }
+
+    /// Sorts, and leaves out the folders that follow from what is in them.
+    fn finish(mut self) -> Self {
+        let text = &self.text;
+        let path = |one: &One| &text[one.start as usize..][..one.len as usize];
+        self.ones.sort_unstable_by(|a, b| path(a).cmp(path(b)));
+        let ones = &self.ones;
+        let is_full = |folder: &str| {
+            let beneath = format!("{folder}/");
+            let first = ones.partition_point(|one| *path(one) < *beneath);
+            ones.get(first).is_some_and(|one| path(one).starts_with(&beneath))
+        };
+        let kept: Vec<bool> = ones
+            .iter()
+            .map(|one| one.what != What::EmptyFolder || !is_full(path(one)))
+            .collect();
+        let mut kept = kept.into_iter();
+        self.ones.retain(|_| kept.next().unwrap_or(true));
+        self
+    }
 }
 
 /// What the operating system says of a file.
@@ -89,8 +170,8 @@ pub(super) fn special(kind: std::fs::FileType) -> Problem {
 ///
 /// # Errors
 /// All that cannot be shared, up to [`MAX_PROBLEMS`].
-pub(super) fn walk(root: &Path) -> Result<Vec<Found>, Vec<Refused>> {
-    let mut found: Vec<Found> = Vec::new();
+pub(super) fn walk(root: &Path) -> Result<Found, Vec<Refused>> {
+    let mut found = Found::default();
     let mut problems = Vec::new();
     let walk = WalkDir::new(root)
         .min_depth(1)
@@ -113,24 +194,23 @@ pub(super) fn walk(root: &Path) -> Result<Vec<Found>, Vec<Refused>> {
             }
         };
         match look(root, &entry) {
-            Ok(Some(one)) if found.len() < MAX_ENTRIES => found.push(one),
-            Ok(Some(_)) => {
-                let message = format!("it holds more than {MAX_ENTRIES} entries: share its parts");
-                return Err(vec![(root.to_owned(), Problem::new(Reason::OutOfRange, message))]);
+            Ok((path, what)) => {
+                if found.len() >= MAX_ENTRIES || !found.push(path, what) {
+                    let message = format!("it holds more than {MAX_ENTRIES} entries: share its parts");
+                    return Err(vec![(root.to_owned(), Problem::new(Reason::OutOfRange, message))]);
+                }
             }
-            Ok(None) => {}
             Err(problem) => problems.push((entry.path().to_owned(), problem)),
         }
     }
     if !problems.is_empty() {
         return Err(problems);
     }
-    found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-    Ok(drop_full_folders(found))
+    Ok(found.finish())
 }
 
-/// What one entry is; `None` never leaves anything out.
-fn look(root: &Path, entry: &walkdir::DirEntry) -> Result<Option<Found>, Problem> {
+/// What one entry is, and its path in the folder.
+fn look<'a>(root: &Path, entry: &'a walkdir::DirEntry) -> Result<(&'a str, What), Problem> {
     let below = entry.path().strip_prefix(root).unwrap_or_else(|_| entry.path());
     let text = below.to_str().ok_or_else(|| {
         Problem::new(
@@ -164,41 +244,21 @@ fn look(root: &Path, entry: &walkdir::DirEntry) -> Result<Option<Found>, Problem
                 "the link's target is not UTF-8: remove the link",
             )
         })?;
-        let link = Entry {
-            path: path.clone(),
-            content: Content::Link {
-                target: target.clone(),
-            },
-        };
         // The manifest's own rules, asked for each link so that all bad ones are told.
-        Manifest::new(vec![link]).map_err(Problem::from)?;
-        What::Link(target)
+        check_link(path, &target).map_err(Problem::from)?;
+        What::Link(target.into())
     } else {
         return Err(special(kind));
     };
-    Ok(Some(Found { path, what }))
-}
-
-/// Folders follow from the paths in them: only empty ones are kept.
-fn drop_full_folders(found: Vec<Found>) -> Vec<Found> {
-    let mut full = std::collections::HashSet::new();
-    for one in &found {
-        if let Some(parent) = one.path.parent() {
-            full.insert(parent.to_owned());
-        }
-    }
-    found
-        .into_iter()
-        .filter(|one| one.what != What::EmptyFolder || !full.contains(one.path.as_str()))
-        .collect()
+    Ok((text, what))
 }
 
 /// A number that differs where anything in the folder does.
-pub(super) fn fingerprint(found: &[Found]) -> u64 {
+pub(super) fn fingerprint(found: &Found) -> u64 {
     let mut hasher = DefaultHasher::new();
-    for one in found {
-        one.path.as_str().hash(&mut hasher);
-        match &one.what {
+    for (path, what) in found.iter() {
+        path.hash(&mut hasher);
+        match what {
             What::File { stamp, executable } => (0, stamp, executable).hash(&mut hasher),
             What::EmptyFolder => 1.hash(&mut hasher),
             What::Link(target) => (2, target).hash(&mut hasher),
@@ -208,31 +268,50 @@ pub(super) fn fingerprint(found: &[Found]) -> u64 {
 }
 
 /// Whether a folder is still what a manifest and its stamps say.
-pub(super) fn is_same(found: &[Found], manifest: &Manifest, stamps: &[Stamp]) -> bool {
-    found.len() == manifest.entries.len()
-        && manifest.entries.len() == stamps.len()
+pub(super) fn is_same(found: &Found, manifest: &Manifest, stamps: &[Stamp]) -> bool {
+    found.len() == manifest.len()
+        && manifest.len() == stamps.len()
         && found
             .iter()
-            .zip(&manifest.entries)
+            .zip(manifest.entries())
             .zip(stamps)
-            .all(|((one, entry), known)| {
-                one.path == entry.path
-                    && match (&one.what, &entry.content) {
+            .all(|(((path, what), entry), known)| {
+                path == entry.path.as_str()
+                    && match (what, entry.content) {
                         (What::File { stamp, executable }, Content::File { executable: was, .. }) => {
-                            stamp == known && executable == was
+                            stamp == known && *executable == was
                         }
                         (What::EmptyFolder, Content::EmptyDirectory) => true,
-                        (What::Link(target), Content::Link { target: was }) => target == was,
+                        (What::Link(target), Content::Link { target: was }) => **target == *was,
                         _ => false,
                     }
             })
 }
 
 /// When anything in the folder last changed, in nanoseconds since 1970.
-pub(super) fn newest(found: &[Found]) -> i64 {
-    let stamps = found.iter().filter_map(|one| match &one.what {
-        What::File { stamp, .. } => Some(stamp.ctime.max(stamp.mtime)),
-        _ => None,
-    });
-    stamps.max().unwrap_or(0)
+pub(super) fn newest(found: &Found) -> i64 {
+    let changes = found.files().map(|(_, stamp)| stamp.ctime.max(stamp.mtime));
+    changes.max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_found_is_sorted_and_folders_with_content_are_left_out() {
+        let mut found = Found::default();
+        for (path, what) in [
+            ("b", What::EmptyFolder),
+            ("b/c", What::Link("x".into())),
+            ("b-", What::EmptyFolder),
+            ("a", What::EmptyFolder),
+            ("b/e", What::EmptyFolder),
+        ] {
+            assert!(found.push(path, what));
+        }
+        let found = found.finish();
+        let paths: Vec<_> = found.iter().map(|(path, _)| path).collect();
+        assert_eq!(paths, ["a", "b-", "b/c", "b/e"]);
+    }
 }

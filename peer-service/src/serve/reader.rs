@@ -92,7 +92,9 @@ impl Reader {
             most,
             |offer, range| offer.open(range),
             |offer, file, range, bytes| {
-                bring(file, &range);
+                if bytes.len() as u64 + range.start < range.end {
+                    bring(file, &range);
+                }
                 let read = file.read_exact_at(bytes, range.start);
                 // Asked also where reading failed: a file that became shorter is one that changed.
                 offer.check(file)?;

@@ -6,9 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use redb::{Database, StorageError};
+use redb::{Database, ReadableTable as _, StorageError, TableDefinition, TableHandle as _, WriteTransaction};
 
-use super::{CACHE_SIZE, HIDDEN, ITEMS, LAYERS, MEMBERS, RECORDS, TRANSFERS};
+use super::{CACHE_SIZE, HIDDEN, ITEMS, LAYERS, MEMBERS, SUMS, TRANSFERS, rows::from_first_version};
+
+/// Tables of the first version: files and their roots apart from the items.
+const FIRST_ITEMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("items.v1");
+const FIRST_MEMBERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("members.v1");
+const FIRST_RECORDS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("records.v1");
 
 /// Why a database did not open.
 pub(super) enum Failure {
@@ -51,10 +56,11 @@ pub(super) fn try_open(path: &Path) -> Result<Database, Failure> {
         let write = database.begin_write()?;
         write.open_table(ITEMS)?;
         write.open_table(MEMBERS)?;
-        write.open_table(RECORDS)?;
+        write.open_table(SUMS)?;
         write.open_table(LAYERS)?;
         write.open_table(HIDDEN)?;
         write.open_table(TRANSFERS)?;
+        take_over(&write)?;
         write.commit()?;
         Ok(database)
     };
@@ -65,6 +71,29 @@ pub(super) fn try_open(path: &Path) -> Result<Database, Failure> {
             StorageError::Corrupted("redb gave up".into()).to_string(),
         )),
     }
+}
+
+/// Takes the items of the first version over: they are hashed again, as their roots are not where they were.
+fn take_over(write: &WriteTransaction) -> Result<(), redb::Error> {
+    if !write
+        .list_tables()?
+        .any(|table| table.name() == FIRST_ITEMS.name())
+    {
+        return Ok(());
+    }
+    {
+        let (first, mut items) = (write.open_table(FIRST_ITEMS)?, write.open_table(ITEMS)?);
+        for row in first.iter()? {
+            let (number, bytes) = row?;
+            if let Some(bytes) = from_first_version(bytes.value()) {
+                items.insert(number.value(), &*bytes)?;
+            }
+        }
+    }
+    write.delete_table(FIRST_ITEMS)?;
+    write.delete_table(FIRST_MEMBERS)?;
+    write.delete_table(FIRST_RECORDS)?;
+    Ok(())
 }
 
 /// A free name beside a damaged database.

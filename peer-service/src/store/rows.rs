@@ -2,12 +2,12 @@
 //!
 //! Invariant: what is read back is what was written, or nothing.
 
-use std::path::{Path, PathBuf};
-
-use potluck_core::{
-    FileId, Root, Sha256,
-    index_client::{FileRecord, Kind},
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
 };
+
+use potluck_core::{FileId, Root};
 
 /// What a file's `stat` says: any change of its bytes shows in at least one of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -44,24 +44,79 @@ impl Stamp {
     }
 }
 
+/// What is known of each entry of a collection's manifest, in order; meaningless for those that are no files.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Members {
+    /// What `stat` said.
+    pub(crate) stamps: Vec<Stamp>,
+    /// Roots of the trees.
+    pub(crate) roots: Vec<Root>,
+}
+
 /// Something that is shared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ItemRow {
     /// Where it is.
-    pub(crate) path: PathBuf,
+    pub(crate) path: Arc<Path>,
     /// Its id: the file's, or the manifest's.
     pub(crate) id: FileId,
-    /// A file's stamp, or those of a collection's entries in the manifest's order.
-    pub(crate) stamps: Stamps,
+    /// Root of its tree.
+    pub(crate) root: Root,
+    /// The rest.
+    pub(crate) body: RowBody,
 }
 
-/// The stamps of an item.
+/// What an item is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Stamps {
-    /// A file's.
+pub(crate) enum RowBody {
+    /// A file, and its stamp.
     File(Stamp),
-    /// A collection's entries', in order.
-    Collection(Vec<Stamp>),
+    /// A collection.
+    Collection(Arc<Members>),
+}
+
+/// Which SHA-256 of an item: of this entry of its manifest, or [`WHOLE`].
+pub(crate) type Part = u32;
+
+/// Stands for the item's own file where an entry is expected.
+pub(crate) const WHOLE: Part = u32::MAX;
+
+/// Entries of a collection in one row: with what the database puts around it a little less than 64 KiB, as its pages are powers of two.
+pub(super) const RUN: usize = 1000;
+
+/// Length of an entry in a row, in bytes.
+const MEMBER_LEN: usize = STAMP_LEN + 32;
+
+impl Members {
+    /// The rows, in order: stamp and root of each entry.
+    pub(super) fn rows(&self) -> impl Iterator<Item = Vec<u8>> {
+        let runs = self.stamps.chunks(RUN).zip(self.roots.chunks(RUN));
+        runs.map(|(stamps, roots)| {
+            let mut out = Vec::with_capacity(stamps.len() * MEMBER_LEN);
+            for (stamp, root) in stamps.iter().zip(roots) {
+                stamp.write(&mut out);
+                out.extend_from_slice(root.as_bytes());
+            }
+            out
+        })
+    }
+
+    /// Adds what the next row holds; false where it is damaged.
+    pub(super) fn add(&mut self, row: &[u8]) -> bool {
+        let (members, rest) = row.as_chunks::<MEMBER_LEN>();
+        // As much as there is, not up to twice as much.
+        self.stamps.reserve_exact(members.len());
+        self.roots.reserve_exact(members.len());
+        for member in members {
+            let (stamp, root) = member.split_at(STAMP_LEN);
+            let (Ok(stamp), Ok(root)) = (stamp.try_into(), Root::try_from(root)) else {
+                return false;
+            };
+            self.stamps.push(Stamp::read(stamp));
+            self.roots.push(root);
+        }
+        rest.is_empty()
+    }
 }
 
 pub(super) fn bytes_of(path: &Path) -> &[u8] {
@@ -73,71 +128,43 @@ pub(super) fn path_of(bytes: &[u8]) -> PathBuf {
     std::ffi::OsStr::from_bytes(bytes).into()
 }
 
-/// `0`, id, stamp, path for a file; `1`, id, path for a collection.
+/// `0`, id, root, stamp, path for a file; `1`, id, root, path for a collection.
 pub(super) fn encode_item(row: &ItemRow) -> Vec<u8> {
-    let mut out = Vec::with_capacity(1 + 32 + STAMP_LEN + row.path.as_os_str().len());
-    out.push(u8::from(matches!(row.stamps, Stamps::Collection(_))));
+    let mut out = Vec::with_capacity(1 + 2 * 32 + STAMP_LEN + row.path.as_os_str().len());
+    out.push(u8::from(matches!(row.body, RowBody::Collection(_))));
     out.extend_from_slice(row.id.as_bytes());
-    if let Stamps::File(stamp) = &row.stamps {
+    out.extend_from_slice(row.root.as_bytes());
+    if let RowBody::File(stamp) = &row.body {
         stamp.write(&mut out);
     }
     out.extend_from_slice(bytes_of(&row.path));
     out
 }
 
-pub(super) fn decode_item(bytes: &[u8]) -> Option<(PathBuf, FileId, Option<Stamp>)> {
+/// A collection comes without its members.
+pub(super) fn decode_item(bytes: &[u8]) -> Option<ItemRow> {
     let (&kind, rest) = bytes.split_first()?;
     let (id, rest) = rest.split_first_chunk::<32>()?;
-    let (stamp, rest) = match kind {
+    let (root, rest) = rest.split_first_chunk::<32>()?;
+    let (body, rest) = match kind {
         0 => {
             let (stamp, rest) = rest.split_first_chunk::<STAMP_LEN>()?;
-            (Some(Stamp::read(stamp)), rest)
+            (RowBody::File(Stamp::read(stamp)), rest)
         }
-        1 => (None, rest),
+        1 => (RowBody::Collection(Arc::default()), rest),
         _ => return None,
     };
     let path = path_of(rest);
-    path.is_absolute().then_some((path, FileId(*id), stamp))
-}
-
-pub(super) fn encode_stamps(stamps: &[Stamp]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(stamps.len() * STAMP_LEN);
-    for stamp in stamps {
-        stamp.write(&mut out);
-    }
-    out
-}
-
-pub(super) fn decode_stamps(bytes: &[u8]) -> Vec<Stamp> {
-    bytes.as_chunks::<STAMP_LEN>().0.iter().map(Stamp::read).collect()
-}
-
-/// Size, root, kind, and the SHA-256 where it is known.
-pub(super) fn encode_record(record: &FileRecord) -> Vec<u8> {
-    let mut out = Vec::with_capacity(8 + 32 + 1 + 32);
-    out.extend_from_slice(&record.size.to_le_bytes());
-    out.extend_from_slice(record.root.as_bytes());
-    out.push(u8::from(record.kind == Kind::Collection));
-    if let Some(sha256) = &record.sha256 {
-        out.extend_from_slice(sha256.as_bytes());
-    }
-    out
-}
-
-pub(super) fn decode_record(id: FileId, bytes: &[u8]) -> Option<FileRecord> {
-    let (size, rest) = bytes.split_first_chunk::<8>()?;
-    let (root, rest) = rest.split_first_chunk::<32>()?;
-    let (&kind, rest) = rest.split_first()?;
-    let (size, root) = (u64::from_le_bytes(*size), Root(*root));
-    // What an id commits to is checked wherever it comes from.
-    if FileId::derive(size, &root) != id {
-        return None;
-    }
-    Some(FileRecord {
-        id,
-        size,
-        root,
-        sha256: Sha256::try_from(rest).ok(),
-        kind: if kind == 1 { Kind::Collection } else { Kind::File },
+    path.is_absolute().then(|| ItemRow {
+        path: path.into(),
+        id: FileId(*id),
+        root: Root(*root),
+        body,
     })
+}
+
+/// A row of the first version as one of this: without the root, which was elsewhere, so that it is hashed again.
+pub(super) fn from_first_version(bytes: &[u8]) -> Option<Vec<u8>> {
+    let (head, rest) = bytes.split_at_checked(1 + 32)?;
+    Some([head, &[0; 32], rest].concat())
 }

@@ -24,6 +24,7 @@ use super::{
     target::{self, Target},
     verify::Checks,
 };
+use crate::library::Hashes;
 
 /// Mode bits that let somebody execute a file.
 const ANY_EXECUTE: u32 = 0o111;
@@ -48,7 +49,7 @@ pub(crate) fn resolve(
             .ok()
             .flatten()
             .is_some_and(|state| state.id == id);
-        if begun || (!manifest.entries.is_empty() && looks_like(asked, manifest)) {
+        if begun || (!manifest.is_empty() && looks_like(asked, manifest)) {
             return Ok(own);
         }
     }
@@ -123,20 +124,19 @@ pub(crate) async fn folder(
         if !looks_like(&owned, &listed) {
             return Err(target::exists(&owned));
         }
-        let plan = Arc::new(Plan::collection(&listed));
-        match verified(&owned, &listed, &plan, stop) {
-            Ok(trees) => Ok(Some((plan.total(), trees))),
+        match verified(&owned, &listed, stop) {
+            Ok(hashes) => Ok(Some((Plan::of_collection(&listed).total(), hashes))),
             Err(_) => Err(target::exists(&owned)),
         }
     })
     .await??;
-    let Some((size, trees)) = found else {
+    let Some((size, hashes)) = found else {
         return Ok(false);
     };
     reporter.found(Kind::Collection, size);
     let adopted = context
         .library
-        .adopt_collection(path.to_owned(), Arc::clone(manifest), trees)
+        .adopt_collection(path.to_owned(), Arc::clone(manifest), hashes)
         .await;
     if let Err(problem) = adopted {
         tracing::warn!(path = %path.display(), %problem, "was there already, and could not be shared");
@@ -146,68 +146,67 @@ pub(crate) async fn folder(
 
 /// Whether every entry is there with the right type, size, mode and link, told without reading any file.
 fn looks_like(root: &Path, manifest: &Manifest) -> bool {
-    manifest.entries.iter().all(|entry| {
-        let path = root.join(entry.path.to_path_buf());
+    manifest.entries().all(|entry| {
+        let path = root.join(entry.path.as_str());
         let Ok(metadata) = fs::symlink_metadata(&path) else {
             return false;
         };
-        match &entry.content {
+        match entry.content {
             Content::EmptyDirectory => metadata.is_dir(),
             Content::Link { target } => fs::read_link(&path).is_ok_and(|there| there == Path::new(target)),
             Content::File { size, executable, .. } => {
                 let mode = metadata.permissions().mode();
-                metadata.is_file() && metadata.len() == *size && (mode & ANY_EXECUTE != 0) == *executable
+                metadata.is_file() && metadata.len() == size && (mode & ANY_EXECUTE != 0) == executable
             }
         }
     })
 }
 
-/// The trees of all files of the plan, after hashing every path of each.
-fn verified(
-    root: &Path,
-    manifest: &Manifest,
-    plan: &Plan,
-    stop: &CancellationToken,
-) -> io::Result<Vec<FileTree>> {
-    plan.files()
-        .iter()
-        .map(|planned| {
-            let mut tree = None;
-            for &entry in &planned.entries {
-                let found = hash_entry(root, &manifest.entries[entry], planned.size, stop)?;
-                if found.id() != planned.id {
-                    return Err(ErrorKind::InvalidData.into());
-                }
-                tree = Some(found);
-            }
-            tree.ok_or_else(|| ErrorKind::InvalidData.into())
-        })
-        .collect()
+/// The hashes of a folder whose every file is what the manifest says, after hashing each.
+fn verified(root: &Path, manifest: &Manifest, stop: &CancellationToken) -> io::Result<Hashes> {
+    let mut hashes = Hashes::new(manifest.len());
+    for (index, entry) in (0..).zip(manifest.entries()) {
+        let Content::File { id, size, .. } = entry.content else {
+            continue;
+        };
+        let tree = hash_entry(root, &entry, size, stop)?;
+        if tree.id() != id {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        hashes.set(index, tree);
+    }
+    Ok(hashes)
 }
 
-fn hash_entry(root: &Path, entry: &Entry, size: u64, stop: &CancellationToken) -> io::Result<FileTree> {
-    let file = File::open(root.join(entry.path.to_path_buf()))?;
+fn hash_entry(root: &Path, entry: &Entry<'_>, size: u64, stop: &CancellationToken) -> io::Result<FileTree> {
+    let file = File::open(root.join(entry.path.as_str()))?;
     hash::hash_file(&file, size, 1, &|_| unless(stop))
 }
 
-/// The trees of all files of a collection that has just been put in its place: from what verified on the way, or by hashing what
-/// an earlier run fetched, unless told to stop.
-pub(crate) fn trees(
+/// The hashes of a collection that has just been put in its place: from what verified on the way, or by hashing what an earlier run
+/// fetched, unless told to stop.
+pub(crate) fn hashes(
     checks: &Checks,
     plan: &Plan,
     manifest: &Manifest,
     root: &Path,
     stop: &CancellationToken,
-) -> io::Result<Vec<FileTree>> {
-    plan.files()
-        .iter()
-        .enumerate()
-        .map(
-            |(index, planned)| match (checks.tree(index), planned.entries.first()) {
-                (Some(tree), _) => Ok(tree.clone()),
-                (None, Some(&entry)) => hash_entry(root, &manifest.entries[entry], planned.size, stop),
-                (None, None) => Err(ErrorKind::InvalidInput.into()),
-            },
-        )
-        .collect()
+) -> io::Result<Hashes> {
+    let mut hashes = Hashes::new(manifest.len());
+    for (file, planned) in plan.files().enumerate() {
+        let first = plan.first_entry(file).ok_or(ErrorKind::InvalidInput)?;
+        let tree = match (checks.tree(file), manifest.get(first)) {
+            (Some(tree), _) => tree,
+            (None, Some(entry)) => hash_entry(root, &entry, planned.size, stop)?,
+            (None, None) => return Err(ErrorKind::InvalidInput.into()),
+        };
+        hashes.set(first, tree);
+    }
+    // Copies are one file of the plan.
+    for entries in manifest.contents() {
+        for &copy in &entries[1..] {
+            hashes.copy(entries[0], copy);
+        }
+    }
+    Ok(hashes)
 }

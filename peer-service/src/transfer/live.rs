@@ -3,7 +3,6 @@
 //! Invariant: a range is served only if every unit that covers it was verified and written.
 
 use std::{
-    collections::HashMap,
     fs::File,
     io::{self, Write as _},
     ops::Range,
@@ -36,8 +35,6 @@ pub(crate) struct Live {
     pub(crate) checks: Arc<Checks>,
     /// Of a collection, its manifest.
     manifest: Option<ManifestFile>,
-    /// Place in the plan by id, for a collection's files.
-    files: HashMap<FileId, usize>,
     units: Mutex<Units>,
     version: watch::Sender<u64>,
 }
@@ -72,11 +69,6 @@ impl Live {
             }
             None => None,
         };
-        let planned = part.plan().files().iter().enumerate();
-        let files = match manifest {
-            Some(_) => planned.map(|(index, file)| (file.id, index)).collect(),
-            None => HashMap::new(),
-        };
         let units = Units {
             fetching: Bits::new(have.len()),
             have,
@@ -87,7 +79,6 @@ impl Live {
             part,
             checks,
             manifest,
-            files,
             units: Mutex::new(units),
             version: watch::Sender::new(0),
         })
@@ -120,10 +111,13 @@ impl Live {
         if *id == self.record.id {
             return Some(Arc::new(Whole(Arc::clone(self))));
         }
-        let index = *self.files.get(id)?;
+        let plan = self.part.plan();
+        let index = plan.find(id)?;
         Some(Arc::new(Inner {
             live: Arc::clone(self),
             index,
+            size: plan.file(index)?.size,
+            id: *id,
         }))
     }
 
@@ -199,21 +193,18 @@ impl Offer for Whole {
 #[derive(Debug)]
 struct Inner {
     live: Arc<Live>,
+    /// In the plan.
     index: usize,
+    id: FileId,
+    size: u64,
 }
 
 impl Offer for Inner {
     fn record(&self) -> FileRecord {
-        let planned = &self.live.part.plan().files()[self.index];
-        let root = self
-            .live
-            .checks
-            .tree(self.index)
-            .map_or(Root([0; 32]), |tree| tree.root);
         FileRecord {
-            id: planned.id,
-            size: planned.size,
-            root,
+            id: self.id,
+            size: self.size,
+            root: self.live.checks.root(self.index).unwrap_or(Root([0; 32])),
             sha256: None,
             kind: Kind::File,
         }
@@ -224,17 +215,12 @@ impl Offer for Inner {
     }
 
     fn piece_hashes(&self) -> Result<Arc<[Hash]>, Problem> {
-        layer(
-            &self.live.checks,
-            self.index,
-            self.live.part.plan().files()[self.index].size,
-        )
+        layer(&self.live.checks, self.index, self.size)
     }
 
     fn units(&self) -> Units {
         let plan = self.live.part.plan();
-        let size = plan.files()[self.index].size;
-        let Some(layout) = FileLayout::new(size) else {
+        let Some(layout) = FileLayout::new(self.size) else {
             return Units {
                 have: Bits::new(0),
                 fetching: Bits::new(0),
@@ -282,8 +268,8 @@ fn layer(checks: &Checks, file: usize, size: u64) -> Result<Arc<[Hash]>, Problem
     if FileLayout::new(size).is_some_and(|layout| layout.piece_count() < 2) {
         return Ok(Arc::new([]));
     }
-    match checks.tree(file) {
-        Some(tree) => Ok(tree.piece_hashes.clone().into()),
+    match checks.layer(file) {
+        Some(layer) => Ok(layer),
         None => Err(Problem::new(
             Reason::PieceNotAvailable,
             "the piece hashes are not known here yet",

@@ -251,7 +251,10 @@ impl Part {
     pub(crate) fn write(&self, unit: u32, data: &Rope) -> io::Result<()> {
         let mut at = 0;
         for span in self.plan.spans(unit) {
-            let file = self.file(span.file)?;
+            let file = match &self.body {
+                Body::Tree(tree) => tree.new_file(span.file)?,
+                Body::File(file) => Arc::clone(file),
+            };
             let mut offset = span.offset;
             for bytes in data.slices(at..at + span.len as usize) {
                 file.write_all_at(bytes, offset)?;

@@ -11,7 +11,7 @@ use potluck_core::{
     manifest::{MAX_MANIFEST_SIZE, Manifest},
     merkle::FileTree,
     path::Label,
-    plan::Plan,
+    plan::{Plan, PlanFile},
 };
 
 use super::{
@@ -26,8 +26,8 @@ use crate::offer::Shelf as _;
 /// Piece layers asked for at once: small answers, so the round trips count.
 const LAYERS_AT_ONCE: usize = 8;
 
-/// Bytes of a manifest asked for in one call.
-const MANIFEST_RUN: u64 = 8 * 1024 * 1024;
+/// Bytes of a manifest asked for in one call: held besides those that are there.
+const MANIFEST_RUN: u64 = 2 * 1024 * 1024;
 
 /// How long one such call may take in all.
 const MANIFEST_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
@@ -46,8 +46,6 @@ pub(crate) struct Known {
 pub(crate) struct Collection {
     /// What it lists.
     pub(crate) manifest: Arc<Manifest>,
-    /// Its bytes.
-    pub(crate) bytes: Arc<[u8]>,
     /// The tree over them.
     pub(crate) tree: FileTree,
 }
@@ -106,7 +104,7 @@ pub(crate) async fn collection(
     if record.size > MAX_MANIFEST_SIZE {
         return Ok(None);
     }
-    let Some(plan) = Plan::file(record.id, record.size).map(Arc::new) else {
+    let Some(plan) = Plan::of_file(record.id, record.size).map(Arc::new) else {
         return Ok(None);
     };
     let checks = Arc::new(Checks::new(Arc::clone(&plan)));
@@ -120,8 +118,8 @@ pub(crate) async fn collection(
     let id = record.id;
     blocking(move || {
         let tree = potluck_core::hash::hash_bytes(&bytes);
-        match Manifest::decode(&bytes) {
-            Ok(manifest) => Some(Collection { manifest: Arc::new(manifest), bytes: bytes.into(), tree }),
+        match Manifest::decode(bytes) {
+            Ok(manifest) => Some(Collection { manifest: Arc::new(manifest), tree }),
             Err(error) => {
                 tracing::warn!(file = %id.short(), %error, "said to be a collection, and is none: fetched as a plain file");
                 None
@@ -177,8 +175,9 @@ async fn layer(
     dialer: &Dialer,
     waiting: &(impl Fn(Problem) + Send + Sync),
 ) -> Result<(), Problem> {
-    let planned = &plan.files()[file];
-    let (id, size) = (planned.id, planned.size);
+    let Some(PlanFile { id, size }) = plan.file(file) else {
+        return Ok(());
+    };
     let library = context.library.clone();
     let here = Arc::clone(checks);
     let found = blocking(move || {

@@ -12,6 +12,8 @@ use super::rope::Rope;
 pub(crate) struct Assembly {
     /// What was asked for, in order: unit's place in the call, file, offset, length.
     spans: Vec<Asked>,
+    /// Lengths of the units, in bytes.
+    units: Vec<usize>,
     /// Span and byte in it that come next.
     at: (usize, u64),
     /// What is there of the unit that comes next.
@@ -49,7 +51,7 @@ impl Assembly {
             .flat_map(|(place, &unit)| {
                 plan.spans(unit).map(move |span| Asked {
                     unit: place,
-                    file: plan.files()[span.file].id,
+                    file: span.id,
                     offset: span.offset,
                     len: span.len,
                 })
@@ -57,6 +59,7 @@ impl Assembly {
             .collect();
         Self {
             spans,
+            units: units.iter().map(|&unit| plan.unit_len(unit) as usize).collect(),
             at: (0, 0),
             unit: Rope::default(),
         }
@@ -93,7 +96,8 @@ impl Assembly {
             return Err(Unasked::TooMuch);
         }
         // At most a unit: the plan bounds it to the largest piece.
-        self.unit.push(part.data, left as usize);
+        let left_of_unit = self.units[asked.unit].saturating_sub(self.unit.len());
+        self.unit.push(part.data, left_of_unit);
         if len < left {
             self.at.1 += len;
             return Ok(None);
@@ -113,7 +117,7 @@ mod tests {
     const PIECE: u64 = 128 * 1024;
 
     fn assembly(units: &[u32]) -> Assembly {
-        Assembly::new(&Plan::file(FileId([1; 32]), 3 * PIECE).unwrap(), units)
+        Assembly::new(&Plan::of_file(FileId([1; 32]), 3 * PIECE).unwrap(), units)
     }
 
     fn chunk(span: u32, offset: u64, len: u64) -> Part {

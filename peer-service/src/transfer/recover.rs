@@ -123,7 +123,7 @@ fn local_unit(library: &Library, part: &Part, unit: u32) -> Option<Rope> {
     let plan = part.plan();
     let mut offers = Vec::new();
     for span in plan.spans(unit) {
-        offers.push((library.find(&plan.files()[span.file].id)?, span));
+        offers.push((library.find(&span.id)?, span));
     }
     let mut data = vec![0; plan.unit_len(unit) as usize];
     let mut rest = data.as_mut_slice();

@@ -3,17 +3,21 @@
 //! Invariant: memory held is within a small factor of the bytes: what came in crumbs is copied together, as each would hold on to all
 //! that came with it.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use bytes::{Bytes, BytesMut};
 
 /// The shortest run that is kept where it lies, in bytes. What it lies in may be several times as large.
 const MIN_KEPT: usize = 32 * 1024;
 
+/// Longest run that crumbs are copied into, in bytes: a bundle of small files lies in one, of which each file is a slice.
+const CRUMBS: usize = potluck_core::plan::BUNDLE_SIZE as usize;
+
 /// See the module.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Rope {
-    runs: Vec<Bytes>,
+    /// Each with where it ends in the whole.
+    runs: Vec<(usize, Bytes)>,
     /// Crumbs at the end.
     tail: BytesMut,
     len: usize,
@@ -25,38 +29,73 @@ impl Rope {
         self.len
     }
 
-    /// Adds bytes at the end, of `left` more to come with them.
+    /// Adds bytes at the end; `left`: how many are still to come, these among them.
     pub(crate) fn push(&mut self, bytes: Bytes, left: usize) {
+        let is_crumb = bytes.len() < MIN_KEPT;
+        if !is_crumb || self.tail.len() + bytes.len() > self.tail.capacity() {
+            self.end_tail();
+        }
         self.len += bytes.len();
-        if bytes.len() < MIN_KEPT {
+        if is_crumb {
             if self.tail.is_empty() {
-                self.tail.reserve(left.min(MIN_KEPT));
+                self.tail = BytesMut::with_capacity(left.min(CRUMBS).max(bytes.len()));
             }
             self.tail.extend_from_slice(&bytes);
+        } else {
+            self.runs.push((self.len, bytes));
+        }
+    }
+
+    fn end_tail(&mut self) {
+        let tail = std::mem::take(&mut self.tail);
+        if tail.is_empty() {
             return;
         }
-        if !self.tail.is_empty() {
-            self.runs.push(self.tail.split().freeze());
-        }
-        self.runs.push(bytes);
+        // Where less came than there was room for, the room is given back.
+        let run = match tail.len() < tail.capacity() / 2 {
+            true => Bytes::copy_from_slice(&tail),
+            false => tail.freeze(),
+        };
+        self.runs.push((self.len, run));
     }
 
     /// The runs that these bytes lie in, in order.
     pub(crate) fn slices(&self, range: Range<usize>) -> impl Iterator<Item = &[u8]> {
-        let runs = self.runs.iter().map(|run| &run[..]).chain([&self.tail[..]]);
-        let mut at = 0;
-        runs.filter_map(move |run| {
+        let first = self.runs.partition_point(|(end, _)| *end <= range.start);
+        let mut at = first.checked_sub(1).map_or(0, |before| self.runs[before].0);
+        let runs = self.runs[first..].iter().map(|(_, run)| &run[..]);
+        let runs = runs.chain([&self.tail[..]]).map_while(move |run| {
+            if at >= range.end {
+                return None;
+            }
             let start = range.start.saturating_sub(at).min(run.len());
             let end = range.end.saturating_sub(at).min(run.len());
             at += run.len();
-            (start < end).then(|| &run[start..end])
-        })
+            Some(&run[start.min(end)..end])
+        });
+        runs.filter(|run| !run.is_empty())
+    }
+
+    /// These bytes in one run: without a copy where they lie in one.
+    pub(crate) fn run(&self, range: Range<usize>) -> Cow<'_, [u8]> {
+        let len = range.len();
+        let mut runs = self.slices(range);
+        match runs.next() {
+            None => Cow::Borrowed(&[]),
+            Some(first) if first.len() == len => Cow::Borrowed(first),
+            Some(first) => {
+                let mut whole = Vec::with_capacity(len);
+                whole.extend_from_slice(first);
+                runs.for_each(|run| whole.extend_from_slice(run));
+                Cow::Owned(whole)
+            }
+        }
     }
 
     /// All of it in one run: without a copy where it is one.
     pub(crate) fn into_bytes(mut self) -> Bytes {
         match (self.runs.len(), self.tail.is_empty()) {
-            (1, true) => self.runs.remove(0),
+            (1, true) => self.runs.remove(0).1,
             (0, _) => self.tail.freeze(),
             _ => self.slices(0..self.len).collect::<Vec<_>>().concat().into(),
         }
@@ -67,7 +106,7 @@ impl From<Vec<u8>> for Rope {
     fn from(bytes: Vec<u8>) -> Self {
         Self {
             len: bytes.len(),
-            runs: vec![bytes.into()],
+            runs: vec![(bytes.len(), bytes.into())],
             tail: BytesMut::new(),
         }
     }
@@ -89,13 +128,14 @@ mod tests {
             let mut flat = Vec::new();
             for (k, len) in lens.into_iter().enumerate() {
                 let bytes: Vec<u8> = (0..len).map(|i| (i * 7 + k) as u8).collect();
-                rope.push(bytes.clone().into(), len);
+                rope.push(bytes.clone().into(), len * (1 + k % 3));
                 flat.extend(bytes);
             }
             prop_assert_eq!(rope.len(), flat.len());
             let (from, to) = (from.min(flat.len()), (from + len).min(flat.len()));
             prop_assert_eq!(rope.slices(from..to).collect::<Vec<_>>().concat(), &flat[from..to]);
             prop_assert!(rope.slices(from..to).all(|run| !run.is_empty()));
+            prop_assert_eq!(&*rope.run(from..to), &flat[from..to]);
             prop_assert_eq!(&rope.into_bytes()[..], &flat[..]);
         }
     }
@@ -103,7 +143,15 @@ mod tests {
     #[test]
     fn crumbs_are_copied_together() {
         let mut rope = Rope::default();
-        (0..10_000).for_each(|_| rope.push(Bytes::from_static(&[1; 3]), 3));
+        (0..10_000).for_each(|at| rope.push(Bytes::from_static(&[1; 3]), 30_000 - 3 * at));
         assert_eq!(rope.slices(0..30_000).count(), 1);
+        let mut rope = Rope::default();
+        let len = 3 * CRUMBS + 5;
+        let bytes = vec![1; len];
+        for (at, crumb) in (0..).step_by(1000).zip(bytes.chunks(1000)) {
+            rope.push(Bytes::copy_from_slice(crumb), len - at);
+        }
+        assert_eq!(rope.slices(0..len).count(), 4, "as few runs as there can be");
+        assert!(rope.runs.iter().all(|(_, run)| run.len() > CRUMBS - 1000));
     }
 }

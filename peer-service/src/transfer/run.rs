@@ -221,8 +221,8 @@ impl Run {
         .await??;
         reporter.path(&target.path);
         let plan = match &manifest {
-            Some(manifest) => Plan::collection(manifest),
-            None => Plan::file(id, record.size)
+            Some(manifest) => Plan::of_collection(manifest),
+            None => Plan::of_file(id, record.size)
                 .ok_or_else(|| Problem::new(Reason::OutOfRange, "no file is that large"))?,
         };
         let plan = Arc::new(plan);
@@ -329,7 +329,9 @@ impl Run {
         let (part, checks) = (Arc::clone(&prepared.part), Arc::clone(&prepared.checks));
         let collection = prepared.collection.clone();
         let live = blocking(move || {
-            let manifest = collection.as_ref().map(|it| (it.tree.clone(), &*it.bytes));
+            let manifest = collection
+                .as_ref()
+                .map(|it| (it.tree.clone(), &**it.manifest.bytes()));
             Live::new(record, name, part, checks, manifest, have)
         });
         let live = live.await?.map_err(|error| {

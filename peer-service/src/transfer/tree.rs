@@ -4,7 +4,7 @@
 //! somebody who plants links in the folder can lead a write out of it. Links are made last, by [`Tree::complete`].
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::BTreeSet,
     fs::File,
     io::{self, ErrorKind, Seek as _},
     num::NonZeroUsize,
@@ -17,8 +17,9 @@ use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt as _};
 use lru::LruCache;
 use potluck_core::{
     manifest::{Content, Manifest},
+    merkle::EMPTY_FILE,
     path::RelPath,
-    plan::Plan,
+    plan::{BUNDLE_SIZE, Plan},
 };
 use rustix::fs::OFlags;
 
@@ -70,8 +71,7 @@ impl Tree {
     /// Every folder that holds something, each parent before what is in it.
     fn folders(&self) -> BTreeSet<&str> {
         self.manifest
-            .entries
-            .iter()
+            .entries()
             .filter_map(|entry| match entry.content {
                 Content::EmptyDirectory => Some(entry.path.as_str()),
                 _ => entry.path.parent(),
@@ -79,15 +79,26 @@ impl Tree {
             .collect()
     }
 
+    /// The same as [`Tree::file`] where the file is most likely not there yet.
+    pub(crate) fn new_file(&self, index: usize) -> io::Result<Arc<File>> {
+        let small = self.plan.file(index).is_some_and(|file| file.size <= BUNDLE_SIZE);
+        let first = self.plan.first_entry(index).filter(|_| small && self.made);
+        match first.map(|first| self.open_with(first, true)) {
+            Some(Ok((file, _))) => Ok(Arc::new(file)),
+            Some(Err(error)) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+            _ => self.file(index),
+        }
+    }
+
     /// The file with this content, by its place in the plan, open for reading and writing.
     pub(crate) fn file(&self, index: usize) -> io::Result<Arc<File>> {
         if let Some(file) = self.handles().get(&index) {
             return Ok(Arc::clone(file));
         }
-        let planned = &self.plan.files()[index];
-        let entry = *planned.entries.first().ok_or(ErrorKind::InvalidInput)?;
-        let file = Arc::new(self.open_entry(entry)?);
-        if planned.size > potluck_core::plan::BUNDLE_SIZE {
+        let first = self.plan.first_entry(index).ok_or(ErrorKind::InvalidInput)?;
+        let (file, size) = self.open_entry(first)?;
+        let file = Arc::new(file);
+        if size > BUNDLE_SIZE {
             self.handles().put(index, Arc::clone(&file));
         }
         Ok(file)
@@ -97,21 +108,30 @@ impl Tree {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The entry's file, made if it is not there.
-    fn open_entry(&self, entry: usize) -> io::Result<File> {
-        let entry = &self.manifest.entries[entry];
-        let executable = matches!(entry.content, Content::File { executable: true, .. });
+    /// The entry's file, made if it is not there, and the size that it is to have.
+    fn open_entry(&self, entry: u32) -> io::Result<(File, u64)> {
+        self.open_with(entry, false)
+    }
+
+    /// `is_new`: only if it is not there.
+    fn open_with(&self, entry: u32, is_new: bool) -> io::Result<(File, u64)> {
+        let entry = self.manifest.get(entry).ok_or(ErrorKind::InvalidInput)?;
+        let Content::File { size, executable, .. } = entry.content else {
+            return Err(ErrorKind::InvalidInput.into());
+        };
         let mut options = OpenOptions::new();
         options
             .read(true)
             .write(true)
             .create(true)
+            .create_new(is_new)
             .mode(if executable { 0o777 } else { 0o666 })
             // Not through a link, and not stuck on a pipe, whoever put it there.
             .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32);
         let file = self.dir.open_with(entry.path.as_str(), &options)?.into_std();
-        match file.metadata()?.is_file() {
-            true => Ok(file),
+        // What was made just now is nothing else.
+        match is_new || file.metadata()?.is_file() {
+            true => Ok((file, size)),
             false => Err(ErrorKind::InvalidInput.into()),
         }
     }
@@ -120,16 +140,17 @@ impl Tree {
     /// folder that the manifest does not list.
     pub(crate) fn complete(&self) -> io::Result<()> {
         self.handles().clear();
-        for (index, planned) in self.plan.files().iter().enumerate() {
-            if self.made && planned.size > 0 && planned.entries.len() == 1 {
+        for entries in self.manifest.contents() {
+            let id = self.manifest.get(entries[0]).and_then(|entry| entry.content.id());
+            if self.made && entries.len() == 1 && id != Some(EMPTY_FILE) {
                 continue;
             }
-            let first = self.file(index)?;
-            if first.metadata()?.len() != planned.size {
-                first.set_len(planned.size)?;
+            let (first, size) = self.open_entry(entries[0])?;
+            if first.metadata()?.len() != size {
+                first.set_len(size)?;
             }
-            for &entry in planned.entries.iter().skip(1) {
-                let mut copy = self.open_entry(entry)?;
+            for &entry in &entries[1..] {
+                let (mut copy, _) = self.open_entry(entry)?;
                 copy.set_len(0)?;
                 let mut source = first.try_clone()?;
                 source.rewind()?;
@@ -137,16 +158,15 @@ impl Tree {
                 io::copy(&mut source, &mut copy)?;
             }
         }
-        for entry in &self.manifest.entries {
-            if let Content::Link { target } = &entry.content {
-                self.link(&entry.path, target)?;
+        for entry in self.manifest.entries() {
+            if let Content::Link { target } = entry.content {
+                self.link(entry.path, target)?;
             }
         }
-        self.handles().clear();
-        self.refuse_strangers(Path::new("."), &self.known())
+        self.refuse_strangers(Path::new("."))
     }
 
-    fn link(&self, path: &RelPath, target: &str) -> io::Result<()> {
+    fn link(&self, path: RelPath<'_>, target: &str) -> io::Result<()> {
         match self.dir.read_link_contents(path.as_str()) {
             Ok(there) if there == Path::new(target) => return Ok(()),
             Ok(_) => self.dir.remove_file(path.as_str())?,
@@ -156,27 +176,14 @@ impl Tree {
         self.dir.symlink(target, path.as_str())
     }
 
-    /// Every path that the manifest lists or implies.
-    fn known(&self) -> HashSet<&str> {
-        let mut known = HashSet::new();
-        for entry in &self.manifest.entries {
-            let mut path = Some(entry.path.as_str());
-            while let Some(text) = path {
-                if !known.insert(text) {
-                    break;
-                }
-                path = text.rsplit_once('/').map(|(parent, _)| parent);
-            }
-        }
-        known
-    }
-
-    fn refuse_strangers(&self, folder: &Path, known: &HashSet<&str>) -> io::Result<()> {
+    /// Fails where something is in the folder that the manifest neither lists nor implies.
+    fn refuse_strangers(&self, folder: &Path) -> io::Result<()> {
+        let known = |path: &str| self.manifest.find(path).is_some() || self.manifest.is_above(path);
         for entry in self.dir.read_dir(folder)? {
             let entry = entry?;
             let path = folder.join(entry.file_name());
             let relative = path.strip_prefix(".").unwrap_or(&path);
-            if !relative.to_str().is_some_and(|text| known.contains(text)) {
+            if !relative.to_str().is_some_and(known) {
                 return Err(io::Error::new(
                     ErrorKind::AlreadyExists,
                     format!(
@@ -186,7 +193,7 @@ impl Tree {
                 ));
             }
             if entry.file_type()?.is_dir() {
-                self.refuse_strangers(&path, known)?;
+                self.refuse_strangers(&path)?;
             }
         }
         Ok(())

@@ -4,57 +4,75 @@
 //! that the transfer is for.
 
 use std::{
+    borrow::Cow,
     ops::Range,
     sync::{Arc, OnceLock},
 };
 
 use potluck_core::{
     FileId, FileLayout, Root, hash,
-    merkle::{self, FileTree, Hash, PieceHasher},
-    plan::{BUNDLE_SIZE, Plan},
+    merkle::{self, EMPTY_FILE, EMPTY_ROOT, FileTree, Hash, LEAF_SIZE, PieceHasher},
+    plan::{BUNDLE_SIZE, Plan, PlanSpan},
 };
 
 use super::rope::Rope;
+
+/// Files of one leaf that are hashed together: a multiple of what is hashed in step.
+const SMALL_AT_ONCE: usize = 64;
 
 /// What the units of a plan are checked against.
 #[derive(Debug)]
 pub(crate) struct Checks {
     plan: Arc<Plan>,
-    /// Of each file of the plan: its tree, from a layer that folded or from bytes that verified.
-    trees: Vec<OnceLock<FileTree>>,
+    /// Of each file of the plan: its root, from a layer that folded or from bytes that verified.
+    roots: Vec<OnceLock<Root>>,
+    /// Of each file of several pieces, in the plan's order: its number, and its piece layer once the root is known.
+    layers: Vec<(usize, OnceLock<Arc<[Hash]>>)>,
 }
 
 impl Checks {
     /// Checks without any piece layer yet.
     pub(crate) fn new(plan: Arc<Plan>) -> Self {
-        let trees = plan.files().iter().map(|_| OnceLock::new()).collect();
-        Self { plan, trees }
+        let several = plan.files().enumerate().filter(|(_, file)| has_layer(file.size));
+        Self {
+            roots: plan.files().map(|_| OnceLock::new()).collect(),
+            layers: several.map(|(file, _)| (file, OnceLock::new())).collect(),
+            plan,
+        }
     }
 
-    /// The files, by their place in the plan, whose piece layer is needed.
+    /// The files, by their number in the plan, whose piece layer is needed.
     pub(crate) fn needed(&self) -> Vec<usize> {
-        let files = self.plan.files().iter().enumerate();
-        files
-            .filter(|(_, file)| match file.entries.is_empty() {
-                true => FileLayout::new(file.size).is_some_and(|layout| layout.piece_count() > 1),
-                false => file.size > BUNDLE_SIZE,
-            })
-            .map(|(index, _)| index)
-            .filter(|&index| self.trees[index].get().is_none())
-            .collect()
+        let by_pieces = |file: &usize| {
+            let size = self.plan.file(*file).map_or(0, |file| file.size);
+            self.plan.manifest().is_none() || size > BUNDLE_SIZE
+        };
+        let unknown = self.layers.iter().filter(|(_, layer)| layer.get().is_none());
+        unknown.map(|&(file, _)| file).filter(by_pieces).collect()
     }
 
     /// Takes a file's piece layer from a stranger; false where it does not fold into the file's id.
     pub(crate) fn offer_layer(&self, file: usize, layer: Vec<Hash>) -> bool {
-        let planned = &self.plan.files()[file];
-        match tree_of(planned.id, planned.size, layer) {
-            Some(tree) => {
-                // Whoever was first had the same tree: the id commits to it.
-                let _ = self.trees[file].set(tree);
-                true
-            }
-            None => false,
+        let tree = self
+            .plan
+            .file(file)
+            .and_then(|planned| tree_of(planned.id, planned.size, layer));
+        tree.map(|tree| self.learn(file, tree)).is_some()
+    }
+
+    /// Whoever was first had the same tree: the id commits to it.
+    fn learn(&self, file: usize, tree: FileTree) {
+        if let Some((_, layer)) = self.layer_at(file) {
+            let _ = layer.set(tree.piece_hashes.into());
         }
+        if let Some(root) = self.roots.get(file) {
+            let _ = root.set(tree.root);
+        }
+    }
+
+    fn layer_at(&self, file: usize) -> Option<&(usize, OnceLock<Arc<[Hash]>>)> {
+        let index = self.layers.binary_search_by_key(&file, |(file, _)| *file).ok()?;
+        self.layers.get(index)
     }
 
     /// Whether these are the unit's bytes. Hashes all of them: not for the async threads.
@@ -63,60 +81,97 @@ impl Checks {
             return false;
         }
         let mut at = 0;
-        self.plan.spans(unit).all(|span| {
+        let mut small = Vec::with_capacity(SMALL_AT_ONCE);
+        let good = self.plan.spans(unit).all(|span| {
             let range = at..at + span.len as usize;
             at = range.end;
             match span.whole {
-                true => self.verify_whole(span.file, data, range),
-                false => self.verify_piece(span.file, span.offset, data, range),
+                true if range.len() <= LEAF_SIZE => {
+                    small.push((span, data.run(range)));
+                    small.len() < SMALL_AT_ONCE || self.verify_small(&mut small)
+                }
+                true => self.verify_whole(&span, &data.run(range)),
+                false => self.verify_piece(&span, data, range),
             }
+        });
+        good && self.verify_small(&mut small)
+    }
+
+    /// Files of one leaf: hashed together, as one after the other would leave the processor waiting. Empties `small`.
+    fn verify_small(&self, small: &mut Vec<(PlanSpan, Cow<'_, [u8]>)>) -> bool {
+        let files: Vec<&[u8]> = small.iter().map(|(_, bytes)| &**bytes).collect();
+        let mut roots = Vec::with_capacity(files.len());
+        merkle::roots_of_small(&files, &mut roots);
+        small.drain(..).zip(roots).all(|((span, _), root)| {
+            let good = FileId::derive(span.len, &root) == span.id;
+            if good {
+                // Whoever was first had the same root: the id commits to it.
+                let _ = self.roots[span.file].set(root);
+            }
+            good
         })
     }
 
-    fn verify_piece(&self, file: usize, offset: u64, data: &Rope, range: Range<usize>) -> bool {
-        let Some(layout) = FileLayout::new(self.plan.files()[file].size) else {
+    fn verify_piece(&self, span: &PlanSpan, data: &Rope, range: Range<usize>) -> bool {
+        let size = self.plan.file(span.file).map(|file| file.size);
+        let (Some(layout), Some(layer)) = (size.and_then(FileLayout::new), self.layer(span.file)) else {
             return false;
         };
-        let piece = (offset / layout.piece_size()) as usize;
-        let expected = self.trees[file]
-            .get()
-            .and_then(|tree| tree.piece_hashes.get(piece));
+        let piece = (span.offset / layout.piece_size()) as usize;
         let mut hasher = PieceHasher::new(&layout);
         data.slices(range).for_each(|run| hasher.update(run));
-        expected == Some(&hasher.finish())
+        layer.get(piece) == Some(&hasher.finish())
     }
 
-    fn verify_whole(&self, file: usize, data: &Rope, range: Range<usize>) -> bool {
-        let runs: Vec<&[u8]> = data.slices(range).collect();
-        let tree = match runs[..] {
-            [run] => hash::hash_bytes(run),
-            _ => hash::hash_bytes(&runs.concat()),
-        };
-        let good = tree.id() == self.plan.files()[file].id;
+    fn verify_whole(&self, span: &PlanSpan, data: &[u8]) -> bool {
+        let tree = hash::hash_bytes(data);
+        let good = tree.id() == span.id;
         if good {
-            let _ = self.trees[file].set(tree);
+            self.learn(span.file, tree);
         }
         good
     }
 
+    /// The file's root, where it is known by now.
+    pub(crate) fn root(&self, file: usize) -> Option<Root> {
+        self.roots.get(file)?.get().copied()
+    }
+
+    /// The piece layer of a file of several pieces, where it is known by now.
+    pub(crate) fn layer(&self, file: usize) -> Option<Arc<[Hash]>> {
+        self.layer_at(file)?.1.get().cloned()
+    }
+
     /// The file's tree, where it is known by now.
-    pub(crate) fn tree(&self, file: usize) -> Option<&FileTree> {
-        self.trees.get(file)?.get()
+    pub(crate) fn tree(&self, file: usize) -> Option<FileTree> {
+        let (root, size) = (self.root(file)?, self.plan.file(file)?.size);
+        let piece_hashes = match has_layer(size) {
+            true => self.layer(file)?.to_vec(),
+            false => Vec::new(),
+        };
+        Some(FileTree {
+            size,
+            root,
+            piece_hashes,
+        })
     }
 
     /// Whether every empty file of the plan is what its id says: no unit brings its content. The first that is not.
     pub(crate) fn false_empty(&self) -> Option<FileId> {
-        let empty = hash::hash_bytes(&[]);
-        for (index, file) in self.plan.files().iter().enumerate() {
+        for (index, file) in self.plan.files().enumerate() {
             if file.size == 0 {
-                if file.id != empty.id() {
+                if file.id != EMPTY_FILE {
                     return Some(file.id);
                 }
-                let _ = self.trees[index].set(empty.clone());
+                let _ = self.roots[index].set(EMPTY_ROOT);
             }
         }
         None
     }
+}
+
+fn has_layer(size: u64) -> bool {
+    FileLayout::new(size).is_some_and(|layout| layout.piece_count() > 1)
 }
 
 /// The tree of a file of several pieces with this layer; `None` where the layer does not fold into the id.
@@ -145,7 +200,7 @@ mod tests {
     fn pieces_of_a_file_are_checked_one_by_one() {
         let data = bytes(3 * 128 * 1024 + 5);
         let tree = hash::hash_bytes(&data);
-        let plan = Arc::new(Plan::file(tree.id(), tree.size).unwrap());
+        let plan = Arc::new(Plan::of_file(tree.id(), tree.size).unwrap());
         let checks = Checks::new(Arc::clone(&plan));
         assert_eq!(checks.needed(), [0]);
         let first = &data[..128 * 1024];
@@ -168,20 +223,60 @@ mod tests {
     fn a_file_of_one_piece_is_its_id() {
         let data = bytes(1000);
         let tree = hash::hash_bytes(&data);
-        let checks = Checks::new(Arc::new(Plan::file(tree.id(), tree.size).unwrap()));
+        let checks = Checks::new(Arc::new(Plan::of_file(tree.id(), tree.size).unwrap()));
         assert!(checks.needed().is_empty());
         assert!(verify(&checks, 0, &data));
         assert!(!verify(&checks, 0, &data[1..]));
-        assert_eq!(checks.tree(0), Some(&tree));
+        assert_eq!(checks.tree(0), Some(tree));
+    }
+
+    #[test]
+    fn every_file_of_a_bundle_is_checked() {
+        use potluck_core::{
+            manifest::{Content, Entry, Manifest},
+            path::RelPath,
+        };
+        let files: Vec<Vec<u8>> = (0..3 * SMALL_AT_ONCE + 7)
+            .map(|n| bytes(1 + n * 97).into_iter().map(|byte| byte ^ n as u8).collect())
+            .collect();
+        let names: Vec<String> = (0..files.len()).map(|n| format!("{n:04}")).collect();
+        let trees: Vec<_> = files.iter().map(|file| hash::hash_bytes(file)).collect();
+        let entries = names.iter().zip(&trees).map(|(name, tree)| Entry {
+            path: RelPath::parse(name).unwrap(),
+            content: Content::File {
+                id: tree.id(),
+                size: tree.size,
+                executable: false,
+            },
+        });
+        let manifest = Arc::new(Manifest::new(entries).unwrap());
+        let checks = Checks::new(Arc::new(Plan::of_collection(&manifest)));
+        let good = files.concat();
+        for at in [0, good.len() / 3, good.len() / 2, good.len() - 1] {
+            let mut wrong = good.clone();
+            wrong[at] ^= 1;
+            assert!(!verify(&checks, 0, &wrong), "byte {at}");
+        }
+        // In runs whose borders lie anywhere in the files.
+        let mut rope = Rope::default();
+        let mut left = good.len();
+        for run in good.chunks(40_001) {
+            rope.push(run.to_vec().into(), left);
+            left -= run.len();
+        }
+        assert!(checks.verify(0, &rope));
+        for (file, tree) in trees.into_iter().enumerate() {
+            assert_eq!(checks.tree(file), Some(tree));
+        }
     }
 
     #[test]
     fn an_empty_file_with_a_made_up_root_is_noticed() {
         let id = FileId::derive(0, &Root([3; 32]));
-        let checks = Checks::new(Arc::new(Plan::file(id, 0).unwrap()));
+        let checks = Checks::new(Arc::new(Plan::of_file(id, 0).unwrap()));
         assert_eq!(checks.false_empty(), Some(id));
         let id = hash::hash_bytes(&[]).id();
-        let checks = Checks::new(Arc::new(Plan::file(id, 0).unwrap()));
+        let checks = Checks::new(Arc::new(Plan::of_file(id, 0).unwrap()));
         assert_eq!(checks.false_empty(), None);
     }
 }

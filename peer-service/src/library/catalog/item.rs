@@ -1,45 +1,39 @@
 //! What the catalog is about: items, the files in them, and places.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use potluck_core::{
-    FileId,
-    index_client::FileRecord,
+    FileId, Sha256,
+    index_client::{FileRecord, Kind},
     manifest::{Content, Manifest},
     merkle::Hash,
     path::Label,
 };
 
-use super::super::Item;
-use crate::store::{ItemRow, Stamp, Stamps};
+use super::super::{Item, hasher::sum_of};
+use crate::store::{ItemRow, Members, RowBody, Stamp};
+pub(in super::super) use crate::store::{Part, WHOLE};
 
-/// Stands for the manifest itself where an entry of it is expected.
-pub(in super::super) const MANIFEST: u32 = u32::MAX;
-
-/// Where a copy of a file is: an item, and the entry of its manifest ([`MANIFEST`] for the manifest itself, 0 for a file item).
+/// Where a copy of a file is: an item, and the entry of its manifest, or [`WHOLE`] for the item's own file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in super::super) struct Place {
     pub(in super::super) item: u64,
-    pub(in super::super) entry: u32,
-}
-
-/// A file that is shared, alone or in a collection.
-#[derive(Debug)]
-pub(in super::super) struct Held {
-    pub(in super::super) record: FileRecord,
-    pub(super) places: Vec<Place>,
+    pub(in super::super) part: Part,
 }
 
 /// Something that is shared.
 #[derive(Debug)]
 pub(in super::super) struct Shared {
     pub(in super::super) path: Arc<Path>,
+    /// Of the file, or of the collection's manifest.
     pub(in super::super) record: FileRecord,
     pub(in super::super) body: Body,
+    /// SHA-256s of a collection's entries that do not follow from the root.
+    pub(super) sums: BTreeMap<Part, Sha256>,
 }
 
 /// What an item is.
@@ -50,30 +44,23 @@ pub(in super::super) enum Body {
 }
 
 /// A collection's content.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in super::super) struct Folder {
     pub(in super::super) manifest: Arc<Manifest>,
-    /// Of each entry of the manifest; meaningless for those that are no files.
-    pub(in super::super) stamps: Vec<Stamp>,
+    /// As many as the manifest has entries.
+    pub(in super::super) members: Arc<Members>,
     /// How many units its content has as a transfer.
     pub(in super::super) units: u32,
 }
 
-/// An item to put, with the records of every file that it holds and the piece layers of those that are new.
+/// An item to put, with the piece layers of what is new in it; of what else it has they must be held already.
 #[derive(Debug, Clone)]
 pub(in super::super) struct NewItem {
     pub(in super::super) path: Arc<Path>,
     pub(in super::super) record: FileRecord,
     pub(in super::super) body: Body,
-    /// Files that were hashed for it; others must be held already.
-    pub(in super::super) hashed: HashMap<FileId, Hashed>,
-}
-
-/// A file that was hashed.
-#[derive(Debug, Clone)]
-pub(in super::super) struct Hashed {
-    pub(in super::super) record: FileRecord,
-    pub(in super::super) layer: Arc<[Hash]>,
+    pub(in super::super) sums: BTreeMap<Part, Sha256>,
+    pub(in super::super) layers: HashMap<FileId, Arc<[Hash]>>,
 }
 
 impl Shared {
@@ -96,56 +83,134 @@ impl Shared {
         }
     }
 
-    /// The files that it holds, each once, and where.
-    pub(super) fn files(&self) -> Vec<(FileId, u32)> {
+    /// The parts that it holds, each distinct content once.
+    pub(super) fn parts(&self) -> impl Iterator<Item = Part> {
+        let entries = self.folder().map(|folder| folder.manifest.contents());
+        let entries = entries
+            .into_iter()
+            .flatten()
+            .filter_map(|same| same.first().copied());
+        std::iter::once(WHOLE).chain(entries)
+    }
+
+    pub(super) const fn folder(&self) -> Option<&Arc<Folder>> {
         match &self.body {
-            Body::File(_) => vec![(self.record.id, 0)],
-            Body::Collection(folder) => {
-                let mut seen = HashSet::new();
-                let mut files = vec![(self.record.id, MANIFEST)];
-                seen.insert(self.record.id);
-                for (entry, id) in folder.files() {
-                    if seen.insert(id) {
-                        files.push((id, entry));
-                    }
-                }
-                files
-            }
+            Body::File(_) => None,
+            Body::Collection(folder) => Some(folder),
         }
     }
 
-    /// Where an entry is and what its `stat` said; `None` for the manifest, which is not in the folder.
-    pub(in super::super) fn locate(&self, entry: u32) -> Option<(PathBuf, Stamp)> {
+    /// Whether a part is the manifest of a collection.
+    pub(in super::super) const fn is_manifest(&self, part: Part) -> bool {
+        part == WHOLE && self.folder().is_some()
+    }
+
+    /// The id of a part.
+    pub(super) fn id(&self, part: Part) -> Option<FileId> {
+        match part {
+            WHOLE => Some(self.record.id),
+            entry => self.folder()?.manifest.id(entry),
+        }
+    }
+
+    /// The part that stands for all that have this id.
+    pub(super) fn part(&self, id: &FileId) -> Option<Part> {
+        if self.record.id == *id {
+            return Some(WHOLE);
+        }
+        self.folder()?.manifest.with_id(id).first().copied()
+    }
+
+    /// What is known of a part.
+    pub(in super::super) fn record(&self, part: Part) -> Option<FileRecord> {
+        if part == WHOLE {
+            return Some(self.record);
+        }
+        let folder = self.folder()?;
+        let Content::File { id, size, .. } = folder.manifest.get(part)?.content else {
+            return None;
+        };
+        let root = *folder.members.roots.get(part as usize)?;
+        Some(FileRecord {
+            id,
+            size,
+            root,
+            sha256: sum_of(size, &root).or_else(|| self.sums.get(&part).copied()),
+            kind: Kind::File,
+        })
+    }
+
+    /// Remembers the SHA-256 of a part.
+    pub(super) fn set_sum(&mut self, part: Part, sum: Sha256) {
+        match part {
+            WHOLE => self.record.sha256 = Some(sum),
+            entry => drop(self.sums.insert(entry, sum)),
+        }
+    }
+
+    /// What a part is called.
+    pub(super) fn name_of(&self, part: Part) -> Option<String> {
+        match part {
+            WHOLE => Some(self.name()),
+            entry => Some(self.folder()?.manifest.get(entry)?.path.file_name().to_owned()),
+        }
+    }
+
+    /// What `stat` said of a part; `None` for the manifest, which is not in the folder.
+    pub(in super::super) fn stamp(&self, part: Part) -> Option<Stamp> {
         match &self.body {
-            Body::File(stamp) => Some((self.path.to_path_buf(), *stamp)),
-            Body::Collection(folder) => {
-                let index = entry as usize;
-                let path = &folder.manifest.entries.get(index)?.path;
-                Some((self.path.join(path.as_str()), *folder.stamps.get(index)?))
+            Body::File(stamp) => Some(*stamp),
+            Body::Collection(folder) => folder.members.stamps.get(part as usize).copied(),
+        }
+    }
+
+    /// Where a part is; of the manifest, where its folder is.
+    pub(in super::super) fn locate(&self, part: Part) -> Option<PathBuf> {
+        match (&self.body, part) {
+            (Body::File(_), _) | (_, WHOLE) => Some(self.path.to_path_buf()),
+            (Body::Collection(folder), entry) => {
+                let path = folder.manifest.get(entry)?.path;
+                Some(self.path.join(path.as_str()))
             }
         }
     }
 
     pub(super) fn row(&self) -> ItemRow {
         ItemRow {
-            path: self.path.to_path_buf(),
+            path: self.path.clone(),
             id: self.record.id,
-            stamps: match &self.body {
-                Body::File(stamp) => Stamps::File(*stamp),
-                Body::Collection(folder) => Stamps::Collection(folder.stamps.clone()),
+            root: self.record.root,
+            body: match &self.body {
+                Body::File(stamp) => RowBody::File(*stamp),
+                Body::Collection(folder) => RowBody::Collection(folder.members.clone()),
             },
         }
     }
 }
 
 impl Folder {
-    /// The entries that are files: number and id.
-    pub(in super::super) fn files(&self) -> impl Iterator<Item = (u32, FileId)> + '_ {
-        let entries = self.manifest.entries.iter().enumerate();
-        entries.filter_map(|(index, entry)| match entry.content {
-            Content::File { id, .. } => Some((u32::try_from(index).ok()?, id)),
-            _ => None,
-        })
+    /// Of a manifest whose files are what was hashed.
+    pub(in super::super) fn new(manifest: Arc<Manifest>, members: impl Into<Arc<Members>>) -> Self {
+        Self {
+            units: potluck_core::plan::Plan::of_collection(&manifest).unit_count(),
+            manifest,
+            members: members.into(),
+        }
+    }
+
+    /// Whether each file's root and size make its id.
+    pub(in super::super) fn fits(&self) -> bool {
+        let Members { stamps, roots } = &*self.members;
+        let whole = stamps.len() == self.manifest.len() && roots.len() == self.manifest.len();
+        whole
+            && self
+                .manifest
+                .entries()
+                .zip(roots)
+                .all(|(entry, root)| match entry.content {
+                    Content::File { id, size, .. } => FileId::derive(size, root) == id,
+                    _ => true,
+                })
     }
 }
 

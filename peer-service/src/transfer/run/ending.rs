@@ -90,7 +90,7 @@ impl Adoption {
 
     async fn file(&self, path: PathBuf) -> Result<Item, Problem> {
         let tree = match self.live.checks.tree(0) {
-            Some(tree) => tree.clone(),
+            Some(tree) => tree,
             None => self.tree_of_small().await?,
         };
         self.context.library.adopt_file(path, tree, self.sha256).await
@@ -116,8 +116,11 @@ impl Adoption {
         let manifest = Arc::clone(&collection.manifest);
         let entries = Arc::clone(&manifest);
         let stop = self.stop.clone();
-        let trees = blocking(move || existing::trees(&checks, &plan, &entries, &root, &stop)).await?;
-        let trees = trees.map_err(|error| target::problem(&path, &error))?;
-        self.context.library.adopt_collection(path, manifest, trees).await
+        let hashes = blocking(move || existing::hashes(&checks, &plan, &entries, &root, &stop)).await?;
+        let hashes = hashes.map_err(|error| target::problem(&path, &error))?;
+        self.context
+            .library
+            .adopt_collection(path, manifest, hashes)
+            .await
     }
 }

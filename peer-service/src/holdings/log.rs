@@ -1,0 +1,185 @@
+//! The numbers of the last changes, and of what: one compact line for each id, in the order of the changes. Pure.
+//!
+//! Invariants: lines are sorted by number; an id has one line that counts, and the table knows where; lines that do not count any more
+//! are at most a fraction of all.
+
+use std::hash::{BuildHasher as _, DefaultHasher, Hash as _, Hasher as _, RandomState};
+
+use hashbrown::HashTable;
+use potluck_core::{FileId, index_client::Registration};
+
+/// One line in so many may be one that does not count, before all those are taken out.
+const SPARE: usize = 4;
+
+/// What a change came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum What {
+    /// The whole is there.
+    Whole,
+    /// A part is there.
+    Part,
+    /// It is not there any more.
+    Removed,
+    /// There is a later line of this id, or nobody has to know any more.
+    Nothing,
+}
+
+/// A change.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Line {
+    pub(super) version: u64,
+    pub(super) id: FileId,
+    /// Of how it is registered: tells whether that changed.
+    print: u64,
+    pub(super) what: What,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    lines: Vec<Line>,
+    /// Where in the lines an id's is. Ids may be chosen by strangers: hashed with a secret.
+    places: HashTable<u32>,
+    hasher: RandomState,
+    last: u64,
+    there: usize,
+    removed: usize,
+    nothing: usize,
+}
+
+impl Log {
+    /// Number of the last change.
+    pub(super) const fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// How many files are there.
+    pub(super) const fn there(&self) -> usize {
+        self.there
+    }
+
+    /// What changed after this number, oldest first.
+    pub(super) fn after(&self, version: u64) -> impl Iterator<Item = &Line> {
+        let start = self.lines.partition_point(|line| line.version <= version);
+        self.lines[start..]
+            .iter()
+            .filter(|line| line.what != What::Nothing)
+    }
+
+    /// Makes room for so many in all: growing by doubling would take twice as much for a moment.
+    pub(super) fn reserve(&mut self, all: usize) {
+        self.lines.reserve_exact(all.saturating_sub(self.lines.len()));
+    }
+
+    /// Adds or replaces; false where that changes nothing, or would put a part in the place of a whole.
+    pub(super) fn put(&mut self, registration: &Registration) -> bool {
+        let id = registration.file.id;
+        let print = print(registration);
+        let what = if registration.partial {
+            What::Part
+        } else {
+            What::Whole
+        };
+        if let Some(old) = self.line(&id) {
+            let lesser = what == What::Part && old.what == What::Whole;
+            if lesser || (old.what == what && old.print == print) {
+                return false;
+            }
+        }
+        self.take(&id);
+        self.there += 1;
+        self.push(id, print, what);
+        true
+    }
+
+    /// Takes away what is there; `remember`: somebody has to know.
+    pub(super) fn remove(&mut self, id: &FileId, remember: bool) {
+        if self.line(id).is_none_or(|line| line.what == What::Removed) {
+            return;
+        }
+        self.take(id);
+        if remember {
+            self.removed += 1;
+            self.push(*id, 0, What::Removed);
+        } else {
+            self.last += 1;
+        }
+    }
+
+    /// Forgets what was removed up to this number.
+    pub(super) fn forget_removed(&mut self, upto: u64) {
+        if self.removed == 0 {
+            return;
+        }
+        let gone = self.lines.iter().take_while(|line| line.version <= upto);
+        let gone = gone.filter(|line| line.what == What::Removed);
+        for id in gone.map(|line| line.id).collect::<Vec<_>>() {
+            self.take(&id);
+        }
+        self.tidy();
+    }
+
+    fn line(&self, id: &FileId) -> Option<&Line> {
+        let lines = &self.lines;
+        let at = self
+            .places
+            .find(self.hasher.hash_one(id), |&at| lines[at as usize].id == *id)?;
+        lines.get(*at as usize)
+    }
+
+    /// Lets an id's line, if it has one, count no more.
+    fn take(&mut self, id: &FileId) {
+        let lines = &mut self.lines;
+        let found = self
+            .places
+            .find_entry(self.hasher.hash_one(id), |&at| lines[at as usize].id == *id);
+        let Ok(found) = found else { return };
+        let (at, _) = found.remove();
+        match std::mem::replace(&mut lines[at as usize].what, What::Nothing) {
+            What::Removed => self.removed -= 1,
+            _ => self.there -= 1,
+        }
+        self.nothing += 1;
+    }
+
+    fn push(&mut self, id: FileId, print: u64, what: What) {
+        self.tidy();
+        self.last += 1;
+        // A peer has far fewer than 2^32 files.
+        let at = self.lines.len() as u32;
+        self.lines.push(Line {
+            version: self.last,
+            id,
+            print,
+            what,
+        });
+        self.index(at);
+    }
+
+    fn index(&mut self, at: u32) {
+        let (lines, hasher) = (&self.lines, &self.hasher);
+        let hash = |&at: &u32| hasher.hash_one(lines[at as usize].id);
+        self.places.insert_unique(hash(&at), at, hash);
+    }
+
+    /// Takes out what does not count, once that is worth it.
+    fn tidy(&mut self) {
+        if self.nothing <= self.lines.len() / SPARE {
+            return;
+        }
+        self.lines.retain(|line| line.what != What::Nothing);
+        self.lines.shrink_to(self.lines.len() + self.lines.len() / SPARE);
+        self.nothing = 0;
+        self.places.clear();
+        (0..self.lines.len() as u32).for_each(|at| self.index(at));
+    }
+}
+
+/// A number that differs, as good as surely, where anything of a registration does.
+fn print(registration: &Registration) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let file = &registration.file;
+    (file.id, file.size, file.root, file.sha256, file.kind).hash(&mut hasher);
+    (&registration.names, registration.partial).hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,274 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use potluck_core::{
+    Root,
+    hash::hash_bytes,
+    manifest::{Content, Entry, Manifest},
+    merkle::FileTree,
+    path::RelPath,
+};
+use proptest::prelude::*;
+
+use super::{
+    super::hasher::{record_of, sum_of},
+    *,
+};
+use crate::store::Members;
+
+/// Sizes of the contents there are: below and above a leaf and a piece.
+const SIZES: [u64; 6] = [10, 11, 20_000, 20_001, 300_000, 300_001];
+
+fn content(n: usize) -> FileRecord {
+    let tree = FileTree {
+        size: SIZES[n],
+        root: Root([n as u8 + 1; 32]),
+        piece_hashes: Vec::new(),
+    };
+    record_of(&tree, Kind::File)
+}
+
+fn path(n: usize) -> Arc<Path> {
+    Path::new("/shared").join(format!("p{n}")).into()
+}
+
+/// An item of a file, or of a folder whose entries have these contents.
+fn item(at: usize, contents: &[usize], is_folder: bool) -> NewItem {
+    let contents: Vec<FileRecord> = contents.iter().map(|&n| content(n)).collect();
+    let layered = contents.iter().filter(|record| has_layer(record.size));
+    let layers = layered.map(|record| (record.id, Arc::from([[0; 32]; 3])));
+    let (record, body) = match (is_folder, &contents[..]) {
+        (false, [only]) => (*only, Body::File(Stamp::default())),
+        _ => {
+            let names: Vec<String> = (0..contents.len()).map(|n| format!("e{n}")).collect();
+            let entries = names.iter().zip(&contents).map(|(name, record)| Entry {
+                path: RelPath::parse(name).unwrap(),
+                content: Content::File {
+                    id: record.id,
+                    size: record.size,
+                    executable: false,
+                },
+            });
+            let manifest = Manifest::new(entries).unwrap();
+            let record = record_of(&hash_bytes(manifest.bytes()), Kind::Collection);
+            let members = Members {
+                stamps: vec![Stamp::default(); contents.len()],
+                roots: contents.iter().map(|record| record.root).collect(),
+            };
+            let folder = Folder::new(Arc::new(manifest), members);
+            assert!(folder.fits());
+            (record, Body::Collection(Arc::new(folder)))
+        }
+    };
+    NewItem {
+        path: path(at),
+        record,
+        body,
+        sums: BTreeMap::new(),
+        layers: layers.collect(),
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    File(usize, usize),
+    Folder(usize, Vec<usize>),
+    Remove(usize),
+    Distrust(usize, usize),
+    Sum(usize),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let contents = proptest::collection::vec(0..SIZES.len(), 1..5);
+    prop_oneof![
+        (0..3_usize, 0..SIZES.len()).prop_map(|(at, n)| Op::File(at, n)),
+        (0..3_usize, contents).prop_map(|(at, contents)| Op::Folder(at, contents)),
+        (0..3_usize).prop_map(Op::Remove),
+        (0..3_usize, 0..4_usize).prop_map(|(at, entry)| Op::Distrust(at, entry)),
+        (2..SIZES.len()).prop_map(Op::Sum),
+    ]
+}
+
+/// An item as plainly as it can be said: contents with their names, and which of them are trusted.
+#[derive(Debug, Default)]
+struct Plain {
+    manifest: Option<FileId>,
+    names: Vec<(usize, String)>,
+    distrusted: BTreeSet<usize>,
+    is_stale: bool,
+}
+
+#[derive(Debug, Default)]
+struct Model {
+    items: BTreeMap<usize, Plain>,
+    sums: BTreeSet<usize>,
+}
+
+impl Model {
+    /// Names of each content that is there.
+    fn there(&self) -> BTreeMap<usize, BTreeSet<String>> {
+        let mut there: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
+        for plain in self.items.values() {
+            let mut seen = BTreeSet::new();
+            for (n, name) in &plain.names {
+                if !plain.distrusted.contains(n) && seen.insert(n) {
+                    there.entry(*n).or_default().insert(name.clone());
+                }
+            }
+        }
+        there
+    }
+
+    fn manifests(&self) -> BTreeSet<FileId> {
+        let items = self.items.values().filter(|plain| !plain.is_stale);
+        items.filter_map(|plain| plain.manifest).collect()
+    }
+}
+
+fn apply(catalog: &mut Catalog, model: &mut Model, op: &Op) -> Delta {
+    let mut delta = Delta::default();
+    match op {
+        Op::File(at, n) => {
+            let new = item(*at, &[*n], false);
+            catalog.put(new, &mut delta);
+            let names = vec![(*n, format!("p{at}"))];
+            model.items.insert(
+                *at,
+                Plain {
+                    names,
+                    ..Plain::default()
+                },
+            );
+        }
+        Op::Folder(at, contents) => {
+            let new = item(*at, contents, true);
+            let names = (0..).zip(contents).map(|(entry, &n)| (n, format!("e{entry}")));
+            let plain = Plain {
+                manifest: Some(new.record.id),
+                names: names.collect(),
+                ..Plain::default()
+            };
+            catalog.put(new, &mut delta);
+            model.items.insert(*at, plain);
+        }
+        Op::Remove(at) => {
+            if let Some(number) = catalog.at(&path(*at)) {
+                catalog.remove(number, &mut delta);
+            }
+            model.items.remove(at);
+        }
+        Op::Distrust(at, entry) => {
+            if let (Some(item), Some(plain)) = (catalog.at(&path(*at)), model.items.get_mut(at)) {
+                let part = match plain.manifest {
+                    Some(_) => *entry as Part % plain.names.len() as Part,
+                    None => WHOLE,
+                };
+                catalog.distrust(Place { item, part }, &mut delta);
+                let index = if part == WHOLE { 0 } else { part as usize };
+                plain.distrusted.insert(plain.names[index].0);
+                plain.is_stale = true;
+            }
+        }
+        Op::Sum(n) => {
+            if catalog.record(&content(*n).id).is_some() {
+                catalog.set_sha256(content(*n).id, Sha256([*n as u8; 32]), &mut delta);
+                model.sums.insert(*n);
+            }
+        }
+    }
+    // What nobody holds is forgotten with its sum.
+    let there = model.there();
+    model.sums.retain(|n| there.contains_key(n));
+    delta
+}
+
+proptest! {
+    /// Whatever happens: what is there, under which names, and what is told of it, is what a plain list of the items says.
+    #[test]
+    fn the_catalog_is_its_items(ops in proptest::collection::vec(op(), 0..40)) {
+        let (mut catalog, mut model) = (Catalog::default(), Model::default());
+        let mut told: BTreeSet<FileId> = BTreeSet::new();
+        for op in ops {
+            let delta = apply(&mut catalog, &mut model, &op);
+            let settled = catalog.settle(delta);
+            told.extend(&settled.there);
+            told.retain(|id| !settled.removed.contains(id));
+            let there = model.there();
+            for n in 0..SIZES.len() {
+                let record = catalog.record(&content(n).id);
+                prop_assert_eq!(record.is_some(), there.contains_key(&n), "content {}", n);
+                let Some(record) = record else { continue };
+                prop_assert_eq!((record.size, record.root, record.kind), (SIZES[n], content(n).root, Kind::File));
+                if SIZES[n] <= LEAF_SIZE as u64 {
+                    prop_assert_eq!(record.sha256, sum_of(record.size, &record.root));
+                }
+                let names: BTreeSet<_> = catalog.registration(&record.id).unwrap().names.into_iter().collect();
+                prop_assert_eq!(&names, &there[&n]);
+            }
+            let mut ids: BTreeSet<_> = there.keys().map(|&n| content(n).id).collect();
+            let totals = catalog.totals();
+            prop_assert_eq!(totals.files as usize, ids.len());
+            prop_assert_eq!(totals.bytes, there.keys().map(|&n| SIZES[n]).sum::<u64>());
+            ids.extend(model.manifests());
+            prop_assert_eq!(&told, &ids, "what others were told");
+            let unsummed: BTreeSet<_> = catalog.unsummed(None, usize::MAX).into_iter().map(|(_, id)| id).collect();
+            let expected = there.keys().filter(|&&n| SIZES[n] > LEAF_SIZE as u64 && !model.sums.contains(&n));
+            let expected: BTreeSet<_> = expected.map(|&n| content(n).id).collect();
+            prop_assert!(unsummed.is_subset(&expected), "{:?} {:?}", unsummed, expected);
+        }
+    }
+}
+
+#[test]
+fn a_layer_goes_with_the_last_copy() {
+    let mut catalog = Catalog::default();
+    let mut delta = Delta::default();
+    let first = catalog.put(item(0, &[4], false), &mut delta);
+    let second = catalog.put(item(1, &[4, 4, 0], true), &mut delta);
+    let removed = |settled: &Settled| {
+        let layers = settled.changes.iter().filter_map(|change| match change {
+            Change::RemoveLayer(id) => Some(*id),
+            _ => None,
+        });
+        layers.collect::<Vec<_>>()
+    };
+    let mut delta = Delta::default();
+    catalog.remove(first, &mut delta);
+    assert!(removed(&catalog.settle(delta)).is_empty());
+    let mut delta = Delta::default();
+    catalog.remove(second, &mut delta);
+    let settled = catalog.settle(delta);
+    assert_eq!(removed(&settled), [content(4).id]);
+    assert_eq!(settled.manifests.len(), 1);
+    assert_eq!(catalog.totals(), Totals::default());
+}
+
+#[test]
+fn an_item_that_stands_as_it_did_changes_nothing() {
+    let mut catalog = Catalog::default();
+    let folder = item(0, &[0, 2, 4], true);
+    let number = catalog.put(folder.clone(), &mut Delta::default());
+    let mut delta = Delta::default();
+    assert_eq!(catalog.put(folder.clone(), &mut delta), number);
+    assert!(delta.is_empty());
+    catalog.distrust(
+        Place {
+            item: number,
+            part: 0,
+        },
+        &mut Delta::default(),
+    );
+    catalog.put(folder, &mut delta);
+    assert!(!delta.is_empty() && !catalog.is_stale(number));
+}
+
+#[test]
+fn an_item_that_counts_on_a_layer_lacks_it_once_that_is_gone() {
+    let mut catalog = Catalog::default();
+    let mut without = item(1, &[4], true);
+    without.layers.clear();
+    assert!(catalog.lacks(&without));
+    let number = catalog.put(item(0, &[4], false), &mut Delta::default());
+    assert!(!catalog.lacks(&without));
+    catalog.remove(number, &mut Delta::default());
+    assert!(catalog.lacks(&without));
+}

@@ -1,0 +1,138 @@
+//! What entries must be to make a manifest.
+
+use super::{Content, Entry, Manifest, ManifestError, shown};
+use crate::{
+    FileLayout,
+    merkle::EMPTY_FILE,
+    path::{self, MAX_DEPTH, MAX_PATH_LEN, RelPath},
+    plan::{BUNDLE_SIZE, MAX_UNITS},
+};
+
+/// Refuses an entry that can be in no collection, whatever the others are.
+pub(super) fn alone(entry: &Entry<'_>) -> Result<(), ManifestError> {
+    let path = || shown(entry.path.as_str());
+    match entry.content {
+        Content::File { id, size, .. } => {
+            match FileLayout::new(size).is_none() || (id == EMPTY_FILE) != (size == 0) {
+                true => Err(ManifestError::Size { path: path() }),
+                false => Ok(()),
+            }
+        }
+        Content::EmptyDirectory => Ok(()),
+        Content::Link { target } => check_link(entry.path, target),
+    }
+}
+
+/// Refuses entries that are not strictly sorted.
+pub(super) fn order(manifest: &Manifest) -> Result<(), ManifestError> {
+    let mut last: Option<&str> = None;
+    for entry in manifest.entries() {
+        let path = entry.path.as_str();
+        match last.map(|last| last.cmp(path)) {
+            None | Some(std::cmp::Ordering::Less) => last = Some(path),
+            Some(std::cmp::Ordering::Equal) => return Err(ManifestError::Duplicate { path: shown(path) }),
+            Some(std::cmp::Ordering::Greater) => return Err(ManifestError::Order { path: shown(path) }),
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a link that may lead out of the collection, whatever other links there are.
+///
+/// Every `..` has to come before any name. The folders above a link are real ones, as nothing lies beneath a link, so that
+/// leading `..`s go where the text says; a `..` after a name could start from wherever a link of that name leads.
+///
+/// # Errors
+/// [`ManifestError::UnsafeLink`].
+pub fn check_link(path: RelPath<'_>, target: &str) -> Result<(), ManifestError> {
+    why_not(path, target).map_or(Ok(()), |why| {
+        Err(ManifestError::UnsafeLink {
+            path: shown(path.as_str()),
+            target: shown(target),
+            why,
+        })
+    })
+}
+
+fn why_not(path: RelPath<'_>, target: &str) -> Option<&'static str> {
+    if target.is_empty() {
+        return Some("it says nothing");
+    }
+    if target.len() > MAX_PATH_LEN {
+        return Some("what it says is too long");
+    }
+    if target.starts_with('/') {
+        return Some("it is absolute");
+    }
+    if path::check_characters(target).is_err() {
+        return Some("it has control characters or backslashes");
+    }
+    let mut depth = path.components().count() - 1;
+    let mut named = false;
+    for part in target.split('/').filter(|part| !matches!(*part, "" | ".")) {
+        match part {
+            ".." if named => return Some("it has `..` after a name"),
+            ".." if depth == 0 => return Some("it leads out of the collection"),
+            ".." => depth -= 1,
+            _ => {
+                named = true;
+                depth += 1;
+            }
+        }
+        if depth > MAX_DEPTH {
+            return Some("it leads too deep");
+        }
+    }
+    None
+}
+
+/// Refuses entries beneath others.
+pub(super) fn nesting(manifest: &Manifest) -> Result<(), ManifestError> {
+    // Whatever begins with a path comes right after it, and all of that together.
+    let mut begun: Vec<&str> = Vec::new();
+    for entry in manifest.entries() {
+        let path = entry.path.as_str();
+        while begun.pop_if(|above| !path.starts_with(*above)).is_some() {}
+        let beneath = |above: &&&str| path.as_bytes().get(above.len()) == Some(&b'/');
+        if let Some(above) = begun.iter().find(beneath) {
+            return Err(ManifestError::Conflict {
+                path: shown(path),
+                parent: shown(above),
+            });
+        }
+        begun.push(path);
+    }
+    Ok(())
+}
+
+/// Refuses one id with two sizes, and more content than sums and units can count. The sum of all sizes.
+pub(super) fn totals(manifest: &Manifest) -> Result<u64, ManifestError> {
+    let (mut total, mut units) = (0_u64, 0_u64);
+    let mut last = None;
+    for &index in &manifest.by_id {
+        let Some(entry) = manifest.get(index) else {
+            continue;
+        };
+        let Content::File { id, size, .. } = entry.content else {
+            continue;
+        };
+        total = total
+            .checked_add(size)
+            .ok_or(ManifestError::TooLarge("its sizes overflow"))?;
+        match last.replace((id, size)) {
+            Some((other, known)) if other == id && known != size => {
+                return Err(ManifestError::Size {
+                    path: shown(entry.path.as_str()),
+                });
+            }
+            Some((other, _)) if other == id => {}
+            // Counts a bundle for each small file, more than there can be.
+            _ if size <= BUNDLE_SIZE => units += 1,
+            _ => units += FileLayout::new(size).map_or(0, |layout| u64::from(layout.piece_count())),
+        }
+    }
+    match units > u64::from(MAX_UNITS) {
+        true => Err(ManifestError::TooLarge("it has too many pieces")),
+        false => Ok(total),
+    }
+}

@@ -1,0 +1,176 @@
+//! Entries as bytes: the fields of `potluck.v1.Manifest` by hand, in the one form that is allowed.
+//!
+//! Protobuf leaves a writer free to order, repeat, spell out and pad fields. Here each has its place and its shortest form, so that the
+//! same entries are the same bytes. Invariant: [`take`] reads nothing but what [`put`] writes. Whether a path is safe is for the caller.
+
+use super::{Content, Entry};
+use crate::{FileId, id::LEN, path::RelPath};
+
+// Keys of the wire: field number and type (2: with a length before it, 0: a number).
+
+/// `Manifest.entries`.
+const ENTRY: u8 = 1 << 3 | 2;
+/// `ManifestEntry.path`.
+const PATH: u8 = 1 << 3 | 2;
+/// `ManifestEntry.file`, `.directory` and `.link`.
+const FILE: u8 = 2 << 3 | 2;
+const DIRECTORY: u8 = 3 << 3 | 2;
+const LINK: u8 = 4 << 3 | 2;
+/// `ManifestFile.file_id`, `.size` and `.executable`.
+const FILE_ID: u8 = 1 << 3 | 2;
+const SIZE: u8 = 2 << 3;
+const EXECUTABLE: u8 = 3 << 3;
+/// `ManifestLink.target`.
+const TARGET: u8 = 1 << 3 | 2;
+
+/// Appends an entry.
+pub(super) fn put(entry: &Entry<'_>, bytes: &mut Vec<u8>) {
+    let path = entry.path.as_str();
+    let inner = match entry.content {
+        Content::File { size, executable, .. } => {
+            let size = if size == 0 { 0 } else { 1 + number_len(size) };
+            2 + LEN + size + 2 * usize::from(executable)
+        }
+        Content::EmptyDirectory => 0,
+        Content::Link { target: "" } => 0,
+        Content::Link { target } => field_len(target.len()),
+    };
+    bytes.push(ENTRY);
+    put_number((field_len(path.len()) + field_len(inner)) as u64, bytes);
+    put_text(PATH, path, bytes);
+    match entry.content {
+        Content::File { id, size, executable } => {
+            put_key(FILE, inner, bytes);
+            put_key(FILE_ID, LEN, bytes);
+            bytes.extend_from_slice(id.as_bytes());
+            if size != 0 {
+                bytes.push(SIZE);
+                put_number(size, bytes);
+            }
+            if executable {
+                bytes.extend_from_slice(&[EXECUTABLE, 1]);
+            }
+        }
+        Content::EmptyDirectory => put_key(DIRECTORY, inner, bytes),
+        Content::Link { target } => {
+            put_key(LINK, inner, bytes);
+            if !target.is_empty() {
+                put_text(TARGET, target, bytes);
+            }
+        }
+    }
+}
+
+/// The first entry of `bytes`, and the bytes after it; `None` where it is not as [`put`] writes it. The path is not checked.
+pub(super) fn take(bytes: &[u8]) -> Option<(Entry<'_>, &[u8])> {
+    let (entry, after) = take_field(ENTRY, bytes)?;
+    let (path, rest) = take_text(PATH, entry)?;
+    let (&key, _) = rest.split_first()?;
+    let (inner, []) = take_field(key, rest)? else {
+        return None;
+    };
+    let content = match key {
+        FILE => take_file(inner)?,
+        DIRECTORY if inner.is_empty() => Content::EmptyDirectory,
+        LINK if inner.is_empty() => Content::Link { target: "" },
+        LINK => match take_text(TARGET, inner)? {
+            ("", _) => return None,
+            (target, []) => Content::Link { target },
+            _ => return None,
+        },
+        _ => return None,
+    };
+    let path = RelPath::unchecked(path);
+    Some((Entry { path, content }, after))
+}
+
+/// The path of an entry that was read before.
+pub(super) fn path(bytes: &[u8]) -> &[u8] {
+    let path = take_field(ENTRY, bytes).and_then(|(entry, _)| take_field(PATH, entry));
+    path.map_or(&[], |(path, _)| path)
+}
+
+/// The id of a file's entry that was read before.
+pub(super) fn id(bytes: &[u8]) -> Option<FileId> {
+    let (entry, _) = take_field(ENTRY, bytes)?;
+    let (_, rest) = take_field(PATH, entry)?;
+    let (inner, _) = take_field(FILE, rest)?;
+    let (id, _) = take_field(FILE_ID, inner)?;
+    FileId::try_from(id).ok()
+}
+
+fn take_file(inner: &[u8]) -> Option<Content<'_>> {
+    let (id, mut rest) = take_field(FILE_ID, inner)?;
+    let id = FileId::try_from(id).ok()?;
+    let mut size = 0;
+    if let [SIZE, after @ ..] = rest {
+        (size, rest) = take_number(after)?;
+        // Zero is said by saying nothing.
+        if size == 0 {
+            return None;
+        }
+    }
+    let executable = match rest {
+        [] => false,
+        [EXECUTABLE, 1] => true,
+        _ => return None,
+    };
+    Some(Content::File { id, size, executable })
+}
+
+fn number_len(number: u64) -> usize {
+    (64 - (number | 1).leading_zeros() as usize).div_ceil(7)
+}
+
+fn field_len(len: usize) -> usize {
+    1 + number_len(len as u64) + len
+}
+
+fn put_number(mut number: u64, bytes: &mut Vec<u8>) {
+    while number >= 0x80 {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
+fn put_key(key: u8, len: usize, bytes: &mut Vec<u8>) {
+    bytes.push(key);
+    put_number(len as u64, bytes);
+}
+
+fn put_text(key: u8, text: &str, bytes: &mut Vec<u8>) {
+    put_key(key, text.len(), bytes);
+    bytes.extend_from_slice(text.as_bytes());
+}
+
+/// A number in its shortest form.
+fn take_number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let mut number = 0_u64;
+    for (index, &byte) in bytes.iter().enumerate().take(10) {
+        let part = u64::from(byte & 0x7f);
+        number |= part.checked_shl(7 * index as u32)?;
+        // The tenth byte has one bit left.
+        if index == 9 && byte > 1 {
+            return None;
+        }
+        if byte < 0x80 {
+            return (byte != 0 || index == 0).then_some((number, &bytes[index + 1..]));
+        }
+    }
+    None
+}
+
+fn take_field(key: u8, bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (&found, rest) = bytes.split_first()?;
+    if found != key {
+        return None;
+    }
+    let (len, rest) = take_number(rest)?;
+    rest.split_at_checked(usize::try_from(len).ok()?)
+}
+
+fn take_text(key: u8, bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let (text, rest) = take_field(key, bytes)?;
+    Some((std::str::from_utf8(text).ok()?, rest))
+}
