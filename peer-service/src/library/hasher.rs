@@ -257,7 +257,7 @@ impl Together {
     }
 
     /// Hashes what was read.
-    fn hash(&mut self, done: &dyn Fn(usize, &Path, Result<Done, Problem>)) {
+    fn hash(&mut self, done: &OnDone<'_>) {
         let slices: Vec<&[u8]> = self
             .files
             .iter()
