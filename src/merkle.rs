@@ -79,18 +79,23 @@ const BATCH: usize = 16;
 /// The one place that hashes leaves. One SHA-256 is a chain of steps that each wait for the last; several leaves in step keep the
 /// processor busy, which is about twice as fast (docs/decisions/0008).
 pub fn hash_leaves(data: &[u8], hashes: &mut Vec<Hash>) {
+    hash_each(data.chunks(LEAF_SIZE), hashes);
+}
+
+/// As [`hash_leaves`], of leaves that lie anywhere: those of several small files are hashed together.
+pub fn hash_each<'a>(mut leaves: impl Iterator<Item = &'a [u8]>, hashes: &mut Vec<Hash>) {
     if !several_at_once_is_right() {
-        return one_by_one(data, hashes);
+        return hashes.extend(leaves.map(|leaf| Hash::from(Sha256::digest(leaf))));
     }
-    for run in data.chunks(BATCH * LEAF_SIZE) {
-        let mut leaves: [&[u8]; BATCH] = [&[]; BATCH];
-        let count = run.len().div_ceil(LEAF_SIZE);
-        leaves
-            .iter_mut()
-            .zip(run.chunks(LEAF_SIZE))
-            .for_each(|(place, leaf)| *place = leaf);
+    loop {
+        let mut run: [&[u8]; BATCH] = [&[]; BATCH];
+        let places = run.iter_mut().zip(&mut leaves);
+        let count = places.map(|(place, leaf)| *place = leaf).count();
+        if count == 0 {
+            return;
+        }
         let mut done = [[0; LEN]; BATCH];
-        tape_sha256::hash_many(&leaves[..count], &mut done[..count]);
+        tape_sha256::hash_many(&run[..count], &mut done[..count]);
         hashes.extend_from_slice(&done[..count]);
     }
 }
@@ -117,6 +122,7 @@ pub fn roots_of_small(files: &[&[u8]], roots: &mut Vec<Root>) {
 }
 
 /// The reference: `sha2`, a leaf at a time.
+#[cfg(test)]
 fn one_by_one(data: &[u8], hashes: &mut Vec<Hash>) {
     hashes.extend(
         data.chunks(LEAF_SIZE)
@@ -218,6 +224,29 @@ impl PieceHasher {
     pub fn finish(mut self) -> Hash {
         hash_leaves(&self.partial, &mut self.leaves);
         fold_piece(self.leaves, &self.layout)
+    }
+}
+
+/// The tree of a file with this layout from the hashes of all its leaves.
+pub fn tree_of(leaves: &[Hash], layout: &FileLayout) -> FileTree {
+    let per_piece = layout.piece_size() as usize / LEAF_SIZE;
+    let mut piece_hashes = Vec::new();
+    if layout.piece_count() > 1 {
+        let pieces = leaves.chunks(per_piece);
+        piece_hashes.extend(pieces.map(|piece| fold_piece(piece.to_vec(), layout)));
+    }
+    let root = fold(&piece_hashes, layout).unwrap_or_else(|| match leaves {
+        [] => EMPTY_ROOT,
+        leaves => Root(fold_nodes(
+            leaves.to_vec(),
+            ZERO_LEAF,
+            leaves.len().next_power_of_two(),
+        )),
+    });
+    FileTree {
+        size: layout.size(),
+        root,
+        piece_hashes,
     }
 }
 

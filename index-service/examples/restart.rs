@@ -54,6 +54,7 @@ fn fill(dir: &Path, peers: u64, files: u64) -> anyhow::Result<()> {
             store.apply(&[Change::Register {
                 peer: record.clone(),
                 files,
+                new: 0,
                 replace: false,
             }])?;
         }

@@ -337,24 +337,27 @@ impl Worker {
         match request {
             Request::Register {
                 peer,
-                files,
-                replace,
+                mut files,
+                mut replace,
                 cost,
             } => {
-                let new = match replace {
-                    true => files
-                        .iter()
-                        .map(|file| file.file.id)
-                        .collect::<HashSet<_>>()
-                        .len(),
-                    false => {
-                        let new = files.iter().map(|file| file.file.id);
-                        new.filter(|file| !catalog.holds(&peer.id, file))
-                            .collect::<HashSet<_>>()
-                            .len()
+                let all: HashSet<FileId> = files.iter().map(|file| file.file.id).collect();
+                let mut new = all.iter().filter(|file| !catalog.holds(&peer.id, file)).count();
+                let mut held = catalog.files_of(&peer.id);
+                // Where everything of before is told again there is nothing to forget.
+                replace &= held > (all.len() - new) as u64;
+                if replace {
+                    (new, held) = (all.len(), 0);
+                } else if all.len() == files.len() {
+                    // What is in the catalog is durable and need not be written again.
+                    files.retain(|file| !catalog.says(&peer.id, file));
+                    let there = catalog.address(&peer.id) == Some(&peer.address)
+                        && self.registry.ttl(&peer.id) == Some(peer.ttl);
+                    if files.is_empty() && there {
+                        drop(catalog);
+                        return Err(Ok(self.registry.register(&peer, &[], false, Instant::now())));
                     }
-                };
-                let held = if replace { 0 } else { catalog.files_of(&peer.id) };
+                }
                 let wanted = held + new as u64;
                 let most = self.limits.max_files_per_peer;
                 if wanted > most && new > 0 {
@@ -380,7 +383,12 @@ impl Worker {
                     return Err(Err(CommitError::Full));
                 }
                 pending.bytes += cost;
-                Ok(Change::Register { peer, files, replace })
+                Ok(Change::Register {
+                    peer,
+                    files,
+                    new,
+                    replace,
+                })
             }
             Request::Unregister { peer, mut files } => {
                 files.retain(|file| catalog.holds(&peer, file));
@@ -416,9 +424,9 @@ impl Worker {
 
     fn show(&self, change: &Change) -> u64 {
         match change {
-            Change::Register { peer, files, replace } => {
-                self.registry.register(peer, files, *replace, Instant::now())
-            }
+            Change::Register {
+                peer, files, replace, ..
+            } => self.registry.register(peer, files, *replace, Instant::now()),
             Change::Unregister { peer, files } => self.registry.unregister(peer, files),
             Change::Forget { peer } => self.registry.forget(peer),
         }

@@ -44,6 +44,11 @@ impl LeaseTable {
         Some(lease.ttl)
     }
 
+    /// How long a peer's lease lasts each time, if it has one.
+    pub fn ttl(&self, peer: &PeerId) -> Option<Duration> {
+        self.leases.get(peer).map(|lease| lease.ttl)
+    }
+
     /// Ends a lease; true if there was one.
     pub fn close(&mut self, peer: &PeerId) -> bool {
         let Some(lease) = self.leases.remove(peer) else {

@@ -177,6 +177,11 @@ impl Registry {
         removed
     }
 
+    /// How long a peer's lease lasts each time, if it has one.
+    pub fn ttl(&self, peer: &PeerId) -> Option<Duration> {
+        self.leases().ttl(peer)
+    }
+
     /// The peers whose leases have run out, at most `most`; their leases are collected, and they are to be forgotten next.
     pub fn take_expired(&self, now: Instant, most: usize) -> Vec<PeerId> {
         self.leases().take_expired(now, most)

@@ -8,25 +8,24 @@
 
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream::FuturesOrdered};
 use potluck_core::{
     Problem, Reason, Token,
     index_client::{Address, IndexClient, Lease, MAX_BATCH},
 };
-use rand::RngExt as _;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::holdings::{Holdings, Listener};
+mod refusal;
+
+use crate::holdings::{Changes, Holdings, Listener};
+use refusal::{REFUSED_WAIT, Refusal, back_off, jittered, refusal};
 
 /// Most bytes of names in a batch: with some 150 bytes for each of [`MAX_BATCH`] files, well under the largest message.
 const MAX_BATCH_BYTES: usize = 1024 * 1024;
 
-/// First and longest wait after a failure.
-const FIRST_WAIT: Duration = Duration::from_millis(250);
-const LONGEST_WAIT: Duration = Duration::from_secs(15);
-
-/// Wait after a refusal that only its owner can mend, such as a quota.
-const REFUSED_WAIT: Duration = Duration::from_secs(60);
+/// Batches on their way at once: one that the index writes, one that it reads, one that is made.
+const AT_ONCE: usize = 3;
 
 /// How long taking everything back may hold up the end.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -90,7 +89,9 @@ impl Registrar {
             status,
             acknowledged,
             seen: 0,
-            all: true,
+            open: true,
+            replace: false,
+            replaced: false,
             whole: true,
             batch: MAX_BATCH,
             skipped: 0,
@@ -134,6 +135,7 @@ impl Registrar {
 }
 
 /// The index and what every call to it carries.
+#[derive(Clone)]
 struct Index {
     client: IndexClient,
     token: Token,
@@ -148,8 +150,13 @@ struct Task {
     acknowledged: watch::Sender<Acknowledged>,
     /// Number of the last change that the index was told of.
     seen: u64,
-    /// Whether the next batch replaces all that the index knows of this peer.
-    all: bool,
+    /// Whether the lease has to be opened, by a batch that may be empty.
+    open: bool,
+    /// Whether the next batch replaces all that the index knows of this peer: only once it is seen to have what this peer has not,
+    /// as what it has already need not be written again.
+    replace: bool,
+    /// Whether that was done in this pass.
+    replaced: bool,
     /// How many files the next batch may have.
     batch: usize,
     /// Whether this pass tells everything from the first change on.
@@ -161,50 +168,6 @@ struct Task {
     /// `None`: at once.
     renew_at: Option<Instant>,
     failures: u32,
-}
-
-/// What a refused batch calls for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Refusal {
-    /// Something in it is wrong, and a smaller batch finds out what.
-    OfAFile,
-    /// Too much of it.
-    Quota,
-    /// Everything has to be told again.
-    LeaseUnknown,
-    /// Nothing to do with what was sent, and only its owner can mend it.
-    OfThisPeer,
-    /// Try again later.
-    Passing,
-}
-
-fn refusal(reason: Reason) -> Refusal {
-    match reason {
-        Reason::LeaseUnknown => Refusal::LeaseUnknown,
-        Reason::QuotaExceeded => Refusal::Quota,
-        Reason::InvalidArgument
-        | Reason::InvalidId
-        | Reason::InvalidName
-        | Reason::IdMismatch
-        | Reason::OutOfRange => Refusal::OfAFile,
-        Reason::InvalidToken
-        | Reason::InvalidAddress
-        | Reason::AddressRefused
-        | Reason::Unauthenticated
-        | Reason::PermissionDenied => Refusal::OfThisPeer,
-        _ => Refusal::Passing,
-    }
-}
-
-/// The wait after the `failures`th failure in a row, before jitter.
-fn back_off(failures: u32) -> Duration {
-    FIRST_WAIT
-        .saturating_mul(1 << failures.saturating_sub(1).min(16))
-        .min(LONGEST_WAIT)
-}
-
-fn jittered(wait: Duration) -> Duration {
-    wait.mul_f64(rand::rng().random_range(0.5..=1.0))
 }
 
 impl Task {
@@ -235,7 +198,8 @@ impl Task {
             let refusal = refusal(problem.reason);
             if refusal == Refusal::LeaseUnknown {
                 tracing::info!("the index does not know this peer: everything is registered again");
-                self.start_over(true);
+                self.start_over(false);
+                self.open = true;
                 // Once at once, then as any failure: an index that never knows it must not be flooded.
                 self.failures += 1;
                 if self.failures == 1 {
@@ -246,9 +210,11 @@ impl Task {
         }
     }
 
-    fn start_over(&mut self, all: bool) {
+    /// Tells everything again; `replace`: in place of what the index has.
+    fn start_over(&mut self, replace: bool) {
         self.seen = 0;
-        self.all = all;
+        self.open |= replace;
+        (self.replace, self.replaced) = (replace, replace);
         self.whole = true;
         self.batch = MAX_BATCH;
         self.skipped = 0;
@@ -280,6 +246,8 @@ impl Task {
         if refusal == Refusal::Quota {
             self.wait_within_quota(Instant::now() + wait).await;
             self.start_over(false);
+            // What an earlier run left was looked for already.
+            self.replaced = true;
         } else {
             tokio::time::sleep(wait).await;
         }
@@ -339,43 +307,11 @@ impl Task {
 
     /// Renews the lease if it is time and tells all that changed.
     async fn tell(&mut self) -> Result<(), Problem> {
-        if !self.all && self.renew_at.is_none_or(|at| at <= Instant::now()) {
+        if !self.open && self.renew_at.is_none_or(|at| at <= Instant::now()) {
             self.renew().await?;
         }
-        loop {
-            let changes = self.listener.changes(self.seen, self.batch, MAX_BATCH_BYTES);
-            if changes.put.is_empty() && changes.removed.is_empty() && !self.all {
-                self.seen = changes.upto;
-                match changes.more {
-                    true => continue,
-                    false => break,
-                }
-            }
-            let told = self.send(&changes.put, &changes.removed).await;
-            let lease = match told {
-                Ok(lease) => lease,
-                Err(problem) => match refusal(problem.reason) {
-                    Refusal::OfAFile | Refusal::Quota if changes.put.len() > 1 => {
-                        self.batch = changes.put.len() / 2;
-                        continue;
-                    }
-                    Refusal::OfAFile if changes.put.len() == 1 => {
-                        let file = &changes.put[0];
-                        tracing::warn!(id = %file.file.id, names = ?file.names, %problem, "the index refuses a file");
-                        self.skipped += 1;
-                        self.status.send_modify(|status| status.error = Some(problem));
-                        self.seen = changes.upto;
-                        continue;
-                    }
-                    _ => return Err(problem),
-                },
-            };
-            self.batch = (self.batch * 2).min(MAX_BATCH);
-            self.seen = changes.upto;
-            self.listener.acknowledged(self.seen);
-            if !changes.more {
-                self.expect(changes.total as u64, lease.as_ref());
-            }
+        while self.open || self.listener.version() > self.seen {
+            self.tell_upto(self.listener.version()).await?;
         }
         self.status.send_modify(|status| {
             status.registered = true;
@@ -390,29 +326,103 @@ impl Task {
         Ok(())
     }
 
-    /// Sends one batch. The lease, where the index answered with one.
-    async fn send(
-        &mut self,
-        put: &[potluck_core::index_client::Registration],
-        removed: &[potluck_core::FileId],
-    ) -> Result<Option<Lease>, Problem> {
+    /// Tells what changed up to the number `upto`, several batches at once: while the index writes one, the next is on its way.
+    ///
+    /// A file has one number, so that batches taken before anything newer is known are of different files and may arrive in any order.
+    async fn tell_upto(&mut self, upto: u64) -> Result<(), Problem> {
+        let mut calls = FuturesOrdered::new();
+        let (mut taken, mut ended) = (self.seen, false);
+        let (mut total, mut lease) = (0, None);
+        loop {
+            while !ended && calls.len() < if self.replace { 1 } else { AT_ONCE } {
+                let changes = self.listener.changes(taken, self.batch, MAX_BATCH_BYTES);
+                let newer = self.listener.version() != upto;
+                let removes = !changes.removed.is_empty() && !self.replace;
+                if !calls.is_empty() && (newer || removes) {
+                    // Taken again when those before it have arrived.
+                    break;
+                }
+                if removes {
+                    let Index { client, token, .. } = &self.index;
+                    client.unregister(token, Some(&changes.removed)).await?;
+                }
+                (taken, total) = (changes.upto, changes.total);
+                ended = !changes.more || newer;
+                calls.push_back(self.register(changes, self.open && calls.is_empty()));
+            }
+            let Some((changes, told)) = calls.next().await else {
+                break;
+            };
+            match told {
+                Ok(told) => {
+                    self.batch = (self.batch * 2).min(MAX_BATCH);
+                    self.seen = changes.upto;
+                    self.listener.acknowledged(self.seen);
+                    if let Some(told) = told {
+                        (self.open, self.replace) = (false, false);
+                        self.leased(&told);
+                        lease = Some(told);
+                    }
+                }
+                Err(problem) => {
+                    // The index may have taken those behind it, or not: they are told again, and what it has costs it nothing.
+                    while calls.next().await.is_some() {}
+                    self.refused(&changes, problem)?;
+                    (taken, ended) = (self.seen, false);
+                }
+            }
+        }
+        if self.listener.version() == self.seen {
+            self.expect(total as u64, lease.as_ref());
+        }
+        Ok(())
+    }
+
+    /// What to do about a batch that was refused.
+    ///
+    /// # Errors
+    /// The problem, where going on at once does not help.
+    fn refused(&mut self, changes: &Changes, problem: Problem) -> Result<(), Problem> {
+        match refusal(problem.reason) {
+            // What the index still has of an earlier run may be what is too much.
+            Refusal::Quota if self.whole && !self.replaced => self.start_over(true),
+            Refusal::OfAFile | Refusal::Quota if changes.put.len() > 1 => {
+                self.batch = changes.put.len() / 2;
+            }
+            Refusal::OfAFile if changes.put.len() == 1 => {
+                let file = &changes.put[0];
+                tracing::warn!(id = %file.file.id, names = ?file.names, %problem, "the index refuses a file");
+                self.skipped += 1;
+                self.status.send_modify(|status| status.error = Some(problem));
+                self.seen = changes.upto;
+            }
+            _ => return Err(problem),
+        }
+        Ok(())
+    }
+
+    /// One batch, and what the index says to it; no call where there is nothing to put and no lease to `open`.
+    fn register(
+        &self,
+        changes: Changes,
+        open: bool,
+    ) -> impl Future<Output = (Changes, Result<Option<Lease>, Problem>)> + use<> {
         let Index {
             client,
             token,
             address,
             ttl,
-        } = &self.index;
-        // What is replaced whole needs no taking back.
-        if !removed.is_empty() && !self.all {
-            client.unregister(token, Some(removed)).await?;
+        } = self.index.clone();
+        let replace = self.replace;
+        async move {
+            if changes.put.is_empty() && !open && !replace {
+                return (changes, Ok(None));
+            }
+            let told = client
+                .register(&token, &address, &changes.put, ttl, replace)
+                .await;
+            (changes, told.map(Some))
         }
-        if put.is_empty() && !self.all {
-            return Ok(None);
-        }
-        let lease = client.register(token, address, put, *ttl, self.all).await?;
-        self.all = false;
-        self.leased(&lease);
-        Ok(Some(lease))
     }
 
     async fn renew(&mut self) -> Result<(), Problem> {
@@ -449,30 +459,19 @@ impl Task {
         });
     }
 
-    /// Remembers how many files the index should have now, and starts over where it says otherwise: it forgot some. What it says
-    /// right after it was told everything is believed: asking again would give the same.
+    /// Remembers how many files the index should have now, and starts over where it says otherwise: it forgot some, or has some of an
+    /// earlier run. What it says right after all that it had was replaced is believed: asking again would give the same.
     fn expect(&mut self, total: u64, lease: Option<&Lease>) {
         let whole = std::mem::take(&mut self.whole);
-        let differs = lease.is_some_and(|lease| lease.file_count != total);
+        let accepted = total.saturating_sub(self.skipped as u64);
+        let differs = lease.is_some_and(|lease| lease.file_count != accepted);
         self.expected = (self.skipped == 0 && !differs).then_some(total);
-        if self.skipped == 0 && differs {
-            tracing::info!(total, found = ?lease, "the index has another number of this peer's files");
-            if !whole {
+        // Files refused since the whole was told cannot be told from those refused in it.
+        if differs && (self.skipped == 0 || whole) {
+            tracing::info!(accepted, found = ?lease, "the index has another number of this peer's files");
+            if !(whole && self.replaced) {
                 self.start_over(true);
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_grow_and_are_capped() {
-        assert_eq!(back_off(1), FIRST_WAIT);
-        assert_eq!(back_off(2), FIRST_WAIT * 2);
-        assert_eq!(back_off(u32::MAX), LONGEST_WAIT);
-        assert!(jittered(LONGEST_WAIT) <= LONGEST_WAIT);
     }
 }

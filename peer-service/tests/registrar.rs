@@ -31,6 +31,7 @@ struct State {
     quota: Option<usize>,
     bad_names: BTreeSet<String>,
     registers: usize,
+    replaces: usize,
     largest: usize,
     fail: Option<Reason>,
 }
@@ -67,6 +68,7 @@ impl IndexService for Fake {
         let request = request.into_inner();
         let mut state = self.checked()?;
         state.registers += 1;
+        state.replaces += usize::from(request.replace);
         state.largest = state.largest.max(request.files.len());
         let mut files = if request.replace {
             BTreeMap::new()
@@ -264,6 +266,66 @@ async fn everything_is_registered_in_batches_and_changes_follow() {
         .remove(&many(5..10).iter().map(|one| one.file.id).collect::<Vec<_>>());
     rig.holdings
         .put(vec![registration(1, "another name"), registration(99_999, "new")]);
+    rig.registrar.synced(DEADLINE).await.unwrap();
+    assert!(rig.same());
+    rig.stop().await;
+}
+
+/// An index that still has what this peer told it before it fell over.
+fn remembering(files: &[Registration]) -> State {
+    let files = files
+        .iter()
+        .map(|one| (one.file.id.0.to_vec(), one.names.clone()));
+    State {
+        lease: true,
+        files: files.collect(),
+        ..State::default()
+    }
+}
+
+#[tokio::test]
+async fn an_index_that_has_it_all_is_not_made_to_replace_it() {
+    let holdings = Holdings::new();
+    holdings.put(many(0..25_000));
+    let rig = Rig::new(holdings, remembering(&many(0..25_000))).await;
+    rig.registrar.synced(DEADLINE).await.unwrap();
+    assert!(rig.same());
+    assert_eq!(rig.fake.state().replaces, 0);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn what_an_earlier_run_left_is_gone_before_it_counts_as_told() {
+    for (has, quota) in [(20_000..45_000, None), (90_000..100_000, Some(25_000))] {
+        let holdings = Holdings::new();
+        holdings.put(many(0..25_000));
+        let state = State {
+            quota,
+            ..remembering(&many(has))
+        };
+        let rig = Rig::new(holdings, state).await;
+        rig.registrar.synced(DEADLINE).await.unwrap();
+        assert!(rig.same());
+        assert_eq!(rig.fake.state().replaces, 1);
+        rig.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn what_changes_while_it_is_told_arrives_as_it_is_at_last() {
+    let holdings = Holdings::new();
+    holdings.put(many(0..60_000));
+    let rig = Rig::new(holdings, State::default()).await;
+    for round in 0..40u32 {
+        let some = (0..50).map(|n| registration(n * 1000 + round, &format!("round {round}")));
+        rig.holdings.put(some.collect());
+        let gone: Vec<_> = many(round * 100..round * 100 + 10)
+            .iter()
+            .map(|one| one.file.id)
+            .collect();
+        rig.holdings.remove(&gone);
+        tokio::task::yield_now().await;
+    }
     rig.registrar.synced(DEADLINE).await.unwrap();
     assert!(rig.same());
     rig.stop().await;

@@ -2,6 +2,7 @@
 //!
 //! `serve` reads a file straight into tonic's encode buffer; `fetch` takes ranges from all sources at once, hashes the leaves
 //! sixteen at a time, compares nothing, and writes. 2 MiB stream windows, 256 KiB messages, ranges of 4 MiB, two at once a source.
+//! `hash` is the same for sharing: see `hash.rs`.
 
 use std::{
     fs::{File, OpenOptions},
@@ -31,6 +32,8 @@ use tonic::{
     server::{self, NamedService, ServerStreamingService},
     transport::{Channel, Endpoint, Server},
 };
+
+mod hash;
 
 const MESSAGE: u64 = 256 * 1024;
 const RANGE: u64 = 4 * 1024 * 1024;
@@ -64,6 +67,8 @@ enum Command {
         #[arg(long)]
         no_hash: bool,
     },
+    /// Hashes the leaves of all files in a folder
+    Hash { folder: PathBuf },
 }
 
 /// A range of the file: offset and length.
@@ -304,6 +309,7 @@ async fn fetch(out: PathBuf, sources: Vec<SocketAddr>, hash: bool) -> Result<()>
 #[tokio::main]
 async fn main() -> Result<()> {
     match Options::parse().command {
+        Command::Hash { folder } => hash::run(&folder),
         Command::Serve { listen, file } => serve(listen, file).await,
         Command::Fetch {
             out,

@@ -36,7 +36,7 @@ def parse(known: list[str], systems: list[str], results: Path, doc: str, line: l
     parser.add_argument("--size", type=size, help="size of the file where a case has one or many [default: each case's own]")
     parser.add_argument("--potluck", action="append", type=pairs, metavar="bin=DIR[,label=NAME][,log=FILTER]",
                         help="a build of Potluck; several times with labels for several builds side by side [default: target/release]")
-    parser.add_argument("--bare", type=Path, metavar="BIN", help="program of the bare stream: `BIN serve` and `BIN fetch`")
+    parser.add_argument("--bare", type=Path, metavar="BIN", help="program of the bare stream: `BIN serve`, `BIN fetch`, and `BIN hash` for the case `share`")
     for name in SETTINGS:
         parser.add_argument(f"--{name}", type=pairs, default={}, metavar="KEY=VALUE,...", help=f"settings of {name}")
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/potluck-transfer"), help="folder in memory for all files [default: %(default)s]")

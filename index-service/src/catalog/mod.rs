@@ -154,18 +154,28 @@ impl Catalog {
 
     /// Whether a peer has registered a file.
     pub fn holds(&self, peer: &PeerId, file: &FileId) -> bool {
-        self.provider(peer, file).is_some()
+        self.held(peer, file).is_some()
+    }
+
+    /// Whether a peer has registered exactly this. A name that is given twice is taken for another registration.
+    pub fn says(&self, peer: &PeerId, registration: &Registration) -> bool {
+        let held = self.held(peer, &registration.file.id);
+        held.is_some_and(|held| {
+            held.partial() == registration.partial
+                && self.variants[held.variant()].says(&self.names, registration)
+        })
+    }
+
+    fn held(&self, peer: &PeerId, file: &FileId) -> Option<Held> {
+        let slot = *self.peer_slots.get(peer)?;
+        let providers = &self.files[self.find_file(file)? as usize].providers;
+        let at = providers.binary_search_by_key(&slot, |held| held.peer).ok()?;
+        Some(providers[at])
     }
 
     /// A peer as the provider of a file, if it is one.
     pub fn provider(&self, peer: &PeerId, file: &FileId) -> Option<Provider> {
-        let slot = *self.peer_slots.get(peer)?;
-        let file = &self.files[self.find_file(file)? as usize];
-        let at = file
-            .providers
-            .binary_search_by_key(&slot, |held| held.peer)
-            .ok()?;
-        Some(self.to_provider(file.providers[at]))
+        self.held(peer, file).map(|held| self.to_provider(held))
     }
 
     /// Up to `most` files of a peer.

@@ -30,6 +30,17 @@ impl Variant {
     }
 }
 
+impl Variant {
+    /// Whether this is what a registration says.
+    pub(super) fn says(&self, names: &Names, registration: &Registration) -> bool {
+        let known = |name: &String| names.find(name).is_some_and(|slot| self.names.contains(&slot));
+        self.sha256 == registration.file.sha256
+            && self.kind == registration.file.kind
+            && self.names.len() == registration.names.len()
+            && registration.names.iter().all(known)
+    }
+}
+
 /// Variants by what they say.
 #[derive(Debug, Default)]
 pub(super) struct Variants {

@@ -2,7 +2,10 @@
 
 use std::sync::mpsc;
 
-use potluck_core::index_client::Address;
+use potluck_core::{
+    Root,
+    index_client::{Address, FileRecord, Kind},
+};
 
 use super::*;
 use crate::{
@@ -108,6 +111,82 @@ async fn many_share_one_flush_and_none_is_shown_before_it() {
     setup.committer.stop();
     setup.thread.join().unwrap();
     assert_eq!(setup.committer.commit(open(1), 1).await, Err(CommitError::Closed));
+}
+
+fn file(n: u8, name: &str) -> Registration {
+    let root = Root([n; 32]);
+    let file = FileRecord {
+        id: FileId::derive(1, &root),
+        size: 1,
+        root,
+        sha256: None,
+        kind: Kind::File,
+    };
+    Registration {
+        file,
+        names: vec![name.to_owned()],
+        partial: false,
+    }
+}
+
+#[tokio::test]
+async fn what_is_durable_is_not_written_again() {
+    let setup = setup();
+    drop(setup.leave);
+    let register = async |files: &[Registration], replace: bool, port: u16| {
+        let Request::Register { mut peer, .. } = open(1) else {
+            unreachable!()
+        };
+        peer.address.port = port;
+        let request = Request::Register {
+            peer,
+            files: files.to_vec(),
+            replace,
+            cost: 0,
+        };
+        let count = setup.committer.commit(request, 1).await.unwrap();
+        let written: Vec<Change> = setup.seen.try_iter().flatten().collect();
+        match &written[..] {
+            [] => (count, None),
+            [Change::Register { files, new, .. }] => (count, Some((files.clone(), *new))),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (a, b) = (file(1, "a"), file(2, "b"));
+    let both = [a.clone(), b.clone()];
+    assert_eq!(register(&both, false, 1).await, (2, Some((both.to_vec(), 2))));
+    for replace in [false, true] {
+        assert_eq!(register(&both, replace, 1).await, (2, None), "replace: {replace}");
+    }
+    let partial = Registration {
+        partial: true,
+        ..b.clone()
+    };
+    let renamed = file(1, "another");
+    for changed in [partial, b.clone(), renamed, a.clone()] {
+        let other = if changed.file.id == a.file.id { &b } else { &a };
+        let told = [other.clone(), changed.clone()];
+        let written = register(&told, false, 1).await;
+        assert_eq!(written, (2, Some((vec![changed], 0))), "only what differs");
+    }
+    assert_eq!(
+        register(&both, false, 2).await,
+        (2, Some((Vec::new(), 0))),
+        "another address"
+    );
+    let twice = [file(2, "c"), b.clone()];
+    assert_eq!(
+        register(&twice, false, 2).await,
+        (2, Some((twice.to_vec(), 0))),
+        "the last word counts"
+    );
+    assert_eq!(register(&both, false, 2).await, (2, None));
+    let one = [a.clone()];
+    assert_eq!(
+        register(&one, true, 2).await,
+        (1, Some((one.to_vec(), 1))),
+        "the other one is gone"
+    );
 }
 
 #[tokio::test]

@@ -49,7 +49,9 @@ type Model = BTreeMap<PeerId, (PeerRecord, BTreeMap<FileId, Registration>)>;
 /// What the changes mean, said as plainly as can be.
 fn follow(model: &mut Model, change: &Change) {
     match change.clone() {
-        Change::Register { peer, files, replace } => {
+        Change::Register {
+            peer, files, replace, ..
+        } => {
             let mut held = model.remove(&peer.id).map(|(_, files)| files).unwrap_or_default();
             if replace {
                 held.clear();
@@ -104,6 +106,7 @@ fn holds_what_it_was_told<S: IndexStore>(
         let more = Change::Register {
             peer: peer(1),
             files: vec![registration(999, "z")],
+            new: 1,
             replace: false,
         };
         store.apply(std::slice::from_ref(&more)).unwrap();
@@ -115,8 +118,10 @@ fn holds_what_it_was_told<S: IndexStore>(
 fn change() -> impl Strategy<Value = Change> {
     let files = || prop::collection::vec((0..60u64, "[a-z]{1,200}"), 0..40);
     prop_oneof![
-        4 => (1..5u8, files(), prop::bool::weighted(0.1)).prop_map(|(n, files, replace)| Change::Register {
+        4 => (1..5u8, files(), 0..40usize, prop::bool::weighted(0.1)).prop_map(|(n, files, new, replace)| Change::Register {
             peer: peer(n),
+            // Right or wrong: what is stored does not depend on it.
+            new,
             files: files.into_iter().map(|(n, name)| registration(n, &name)).collect(),
             replace,
         }),

@@ -207,6 +207,7 @@ mod tests {
             .apply(&[Change::Register {
                 peer: peer(1),
                 files,
+                new: 0,
                 replace: false,
             }])
             .unwrap();
@@ -249,6 +250,7 @@ mod tests {
                 .apply(&[Change::Register {
                     peer: peer(2),
                     files,
+                    new: 0,
                     replace: false,
                 }])
                 .unwrap();

@@ -30,7 +30,9 @@ impl IndexStore for MemoryStore {
     fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError> {
         for change in changes {
             match change {
-                Change::Register { peer, files, replace } => {
+                Change::Register {
+                    peer, files, replace, ..
+                } => {
                     let entry = self
                         .peers
                         .entry(peer.id)

@@ -40,6 +40,8 @@ pub enum Change {
         peer: PeerRecord,
         /// What it has.
         files: Vec<Registration>,
+        /// How many of the files it did not have before: tells a store how much of what it keeps can be of no use by now.
+        new: usize,
         /// Whether what it registered before is forgotten.
         replace: bool,
     },

@@ -57,7 +57,9 @@ struct Peer {
 pub(super) type Said = (FileId, Option<Registration>);
 
 /// Packs that hold these entries in this order, none much over [`PACK_BYTES`].
-pub(super) fn encode(entries: impl IntoIterator<Item = Said>) -> Vec<Encoded> {
+pub(super) fn encode<'a>(
+    entries: impl IntoIterator<Item = (FileId, Option<&'a Registration>)>,
+) -> Vec<Encoded> {
     let mut packs = Vec::new();
     let mut pack = Pack::default();
     let mut bytes = 0;
@@ -109,7 +111,7 @@ pub(super) fn fold(
 }
 
 impl Entry {
-    fn new(id: FileId, registration: Option<Registration>) -> Self {
+    fn new(id: FileId, registration: Option<&Registration>) -> Self {
         let Some(Registration { file, names, partial }) = registration else {
             return Self {
                 removed: id.0.to_vec(),
@@ -121,8 +123,8 @@ impl Entry {
             size: file.size,
             sha256: file.sha256.map(|sum| sum.0.to_vec()).unwrap_or_default(),
             collection: file.kind == Kind::Collection,
-            partial,
-            names,
+            partial: *partial,
+            names: names.clone(),
             removed: Vec::new(),
         }
     }

@@ -14,7 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use potluck_core::PeerId;
+use hashbrown::HashSet;
+use potluck_core::{FileId, PeerId, index_client::Registration};
 use sled::{Batch, Db, IVec, Tree};
 
 use super::{
@@ -55,7 +56,7 @@ pub struct SledStore {
 struct Packs {
     packs: Vec<Pack>,
     next: u64,
-    /// Entries when the packs were last folded: as many as were needed then.
+    /// Entries that would do: one for each file that the peer has, as far as is known without reading the packs.
     needed: usize,
 }
 
@@ -233,23 +234,27 @@ struct Writing<'a> {
 impl Writing<'_> {
     fn change(&mut self, change: &Change) -> Result<(), StoreError> {
         match change {
-            Change::Register { peer, files, replace } => {
+            Change::Register {
+                peer,
+                files,
+                new,
+                replace,
+            } => {
                 let mut packs = self.packs(&peer.id).unwrap_or_default();
                 if *replace {
                     self.remove_all(&peer.id, &mut packs);
                 }
                 let record = pack::encode_peer(&peer.address, peer.ttl);
                 self.batch.insert(peer_key(&peer.id).as_slice(), record);
-                let said = files
-                    .iter()
-                    .map(|file| (file.file.id, Some(file.clone())))
-                    .collect();
+                packs.needed += new;
+                let said = files.iter().map(|file| (file.file.id, Some(file)));
                 self.append(&peer.id, &mut packs, said)?;
                 self.changed.insert(peer.id, Some(packs));
             }
             Change::Unregister { peer, files } => {
                 if let Some(mut packs) = self.packs(peer) {
-                    self.append(peer, &mut packs, files.iter().map(|&file| (file, None)).collect())?;
+                    packs.needed = packs.needed.saturating_sub(files.len());
+                    self.append(peer, &mut packs, files.iter().map(|&file| (file, None)))?;
                     self.changed.insert(*peer, Some(packs));
                 }
             }
@@ -271,9 +276,16 @@ impl Writing<'_> {
         }
     }
 
-    fn append(&mut self, peer: &PeerId, packs: &mut Packs, said: Vec<Said>) -> Result<(), StoreError> {
-        // Within a pack each file stands once, whatever a request repeats.
-        let said = pack::fold([Ok(said)])?;
+    fn append<'b>(
+        &mut self,
+        peer: &PeerId,
+        packs: &mut Packs,
+        said: impl DoubleEndedIterator<Item = (FileId, Option<&'b Registration>)>,
+    ) -> Result<(), StoreError> {
+        // Within a pack each file stands once, whatever a request repeats: as it was said last.
+        let mut seen = HashSet::new();
+        let mut said: Vec<_> = said.rev().filter(|(file, _)| seen.insert(*file)).collect();
+        said.reverse();
         self.push(peer, packs, said);
         while let [.., before, last] = *packs.packs
             && before.bytes < 2 * last.bytes
@@ -299,11 +311,20 @@ impl Writing<'_> {
         for pack in old {
             self.remove(peer, pack.number);
         }
-        self.push(peer, packs, said);
+        self.push(
+            peer,
+            packs,
+            said.iter().map(|(&file, said)| (file, said.as_ref())),
+        );
         Ok(())
     }
 
-    fn push(&mut self, peer: &PeerId, packs: &mut Packs, said: impl IntoIterator<Item = Said>) {
+    fn push<'b>(
+        &mut self,
+        peer: &PeerId,
+        packs: &mut Packs,
+        said: impl IntoIterator<Item = (FileId, Option<&'b Registration>)>,
+    ) {
         for pack in pack::encode(said) {
             let number = packs.next;
             packs.next += 1;
@@ -393,6 +414,7 @@ mod tests {
                 .apply(&[Change::Register {
                     peer: peer(1),
                     files,
+                    new: 0,
                     replace: false,
                 }])
                 .unwrap();
@@ -421,6 +443,7 @@ mod tests {
                     Change::Register {
                         peer: peer(1),
                         files,
+                        new: 0,
                         replace: false,
                     },
                     Change::Unregister { peer: id, files: ids },

@@ -148,6 +148,8 @@ struct Scanner {
     pending: HashMap<PathBuf, (u64, Instant)>,
     /// What cannot be shared: how it looked when that was said.
     refused: HashMap<PathBuf, u64>,
+    /// Whether there was a pass.
+    begun: bool,
 }
 
 /// Something at the top of the folder that is not shared as it is.
@@ -197,14 +199,22 @@ impl Scanner {
                 return Some(SCAN_INTERVAL);
             }
         };
-        drop_missing(inner, &listing);
+        // The library was just read, and every file in it looked at: what remains is what is new. A whole pass follows, for what changed
+        // before the folder was watched.
+        let first = !std::mem::replace(&mut self.begun, true);
+        if !first {
+            drop_missing(inner, &listing);
+        }
         self.pending.retain(|path, _| listing.contains(path));
         self.refused.retain(|path, _| listing.contains(path));
-        let mut again = None;
+        let mut again = first.then_some(SCAN_INTERVAL);
         let (mut files, mut folders) = (Vec::new(), Vec::new());
         for path in &listing {
             if inner.shutdown.is_cancelled() {
                 return None;
+            }
+            if first && is_known_file(inner, path) {
+                continue;
             }
             let Some(candidate) = look(inner, path) else {
                 self.pending.remove(path);
@@ -348,6 +358,14 @@ fn drop_missing(inner: &Inner, listing: &HashSet<PathBuf>) {
     inner.unhide_missing(listing);
 }
 
+fn is_known_file(inner: &Inner, path: &Path) -> bool {
+    let catalog = inner.catalog();
+    let known = catalog.at(path).filter(|&number| !catalog.is_stale(number));
+    known
+        .and_then(|number| catalog.item(number))
+        .is_some_and(|shared| matches!(shared.body, Body::File(_)))
+}
+
 /// What is at a path if it is to be shared and is not shared as it is.
 fn look(inner: &Inner, path: &Path) -> Option<Candidate> {
     let (item, stale) = {
@@ -376,7 +394,7 @@ fn look(inner: &Inner, path: &Path) -> Option<Candidate> {
         }
     };
     if metadata.is_dir() {
-        match walk(path) {
+        match walk(path, inner.hash_threads) {
             Ok(found) => match &item {
                 Some(Body::Collection(folder))
                     if !stale && is_same(&found, &folder.manifest, &folder.members.stamps) =>

@@ -6,8 +6,8 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    ops::ControlFlow,
-    os::unix::fs::OpenOptionsExt as _,
+    ops::{ControlFlow, Range},
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
@@ -18,7 +18,7 @@ use std::{
 
 use potluck_core::{
     Problem, Reason, Root, Sha256,
-    hash::hash_file,
+    hash::{READ_SIZE, hash_file, hash_together},
     index_client::{FileRecord, Kind},
     merkle::{FileTree, LEAF_SIZE},
 };
@@ -91,11 +91,7 @@ pub(super) fn hash_one(
     on_progress: &OnProgress<'_>,
     cancelled: &Cancelled<'_>,
 ) -> Result<Done, Problem> {
-    let (file, mut stamp) = open_regular(path)?;
-    if let Some(wait) = unsettled(&stamp) {
-        std::thread::sleep(wait);
-        stamp = stamp_of(&file.metadata().map_err(|error| unreadable(&error))?);
-    }
+    let (file, stamp) = open_settled(path)?;
     let tree = hash_file(&file, stamp.size, threads, &|bytes| {
         on_progress(path, bytes);
         match cancelled() {
@@ -103,16 +99,34 @@ pub(super) fn hash_one(
             false => ControlFlow::Continue(()),
         }
     });
-    let tree = tree.map_err(|error| match error.kind() {
+    let tree = tree.map_err(|error| not_hashed(&error))?;
+    is_still(&file, &stamp).map(|()| Done { tree, stamp })
+}
+
+/// Opens a file whose stamp is old enough.
+fn open_settled(path: &Path) -> Result<(File, Stamp), Problem> {
+    let (file, mut stamp) = open_regular(path)?;
+    if let Some(wait) = unsettled(&stamp) {
+        std::thread::sleep(wait);
+        stamp = stamp_of(&file.metadata().map_err(|error| unreadable(&error))?);
+    }
+    Ok((file, stamp))
+}
+
+fn is_still(file: &File, stamp: &Stamp) -> Result<(), Problem> {
+    match stamp_of(&file.metadata().map_err(|error| unreadable(&error))?) == *stamp {
+        true => Ok(()),
+        false => Err(changed()),
+    }
+}
+
+/// The problem with a file that could not be read to its end.
+fn not_hashed(error: &io::Error) -> Problem {
+    match error.kind() {
         io::ErrorKind::UnexpectedEof => changed(),
         io::ErrorKind::Interrupted => Problem::new(Reason::Cancelled, "hashing was stopped"),
         io::ErrorKind::FileTooLarge => Problem::new(Reason::OutOfRange, "it is too large to be shared"),
-        _ => unreadable(&error),
-    })?;
-    let after = stamp_of(&file.metadata().map_err(|error| unreadable(&error))?);
-    match after == stamp {
-        true => Ok(Done { tree, stamp }),
-        false => Err(changed()),
+        _ => unreadable(error),
     }
 }
 
@@ -143,23 +157,37 @@ pub(super) fn hash_many(
     on_done: &OnDone<'_>,
 ) -> bool {
     let all = AtomicBool::new(true);
-    let hash =
-        |index: usize, path: &Path, threads: usize| match hash_one(path, threads, on_progress, cancelled) {
-            Err(problem) if problem.reason == Reason::Cancelled => all.store(false, Ordering::Relaxed),
-            result => on_done(index, path, result),
-        };
+    let done = |index: usize, path: &Path, result: Result<Done, Problem>| match result {
+        Err(problem) if problem.reason == Reason::Cancelled => all.store(false, Ordering::Relaxed),
+        result => on_done(index, path, result),
+    };
+    let hash = |index: usize, path: &Path, threads: usize| {
+        done(index, path, hash_one(path, threads, on_progress, cancelled));
+    };
     let next = AtomicUsize::new(0);
     let large = Mutex::new(Vec::new());
     let small = || {
+        let mut together = Together::default();
         while !cancelled() {
             let index = next.fetch_add(1, Ordering::Relaxed);
             if index >= count {
-                return;
+                return together.hash(&done);
             }
             let (path, size) = file(index);
-            match size <= LARGE {
-                true => hash(index, &path, 1),
-                false => large.lock().unwrap_or_else(PoisonError::into_inner).push(index),
+            if size > LARGE {
+                large.lock().unwrap_or_else(PoisonError::into_inner).push(index);
+            } else if size > READ_SIZE as u64 {
+                hash(index, &path, 1);
+            } else {
+                if !together.has_room(size) {
+                    together.hash(&done);
+                }
+                match together.read(index, path, on_progress) {
+                    Ok(()) => {}
+                    // It grew since it was found.
+                    Err((path, None)) => hash(index, &path, 1),
+                    Err((path, Some(problem))) => done(index, &path, Err(problem)),
+                }
             }
         }
         all.store(false, Ordering::Relaxed);
@@ -178,6 +206,69 @@ pub(super) fn hash_many(
         }
     }
     all.into_inner()
+}
+
+/// Small files, read one after the other into one buffer, to be hashed together.
+#[derive(Default)]
+struct Together {
+    buffer: Vec<u8>,
+    used: usize,
+    files: Vec<(usize, PathBuf, Range<usize>, Stamp)>,
+}
+
+impl Together {
+    /// Whether a file of so many bytes can be taken before what is there is hashed. Counted in whole leaves: more than are hashed in
+    /// step are no gain.
+    fn has_room(&self, size: u64) -> bool {
+        self.used + (size as usize).next_multiple_of(LEAF_SIZE).max(LEAF_SIZE) <= READ_SIZE
+    }
+
+    /// Reads a file that is unchanged before and after, so that it need not stay open.
+    ///
+    /// # Errors
+    /// Its path, and what is wrong with it; nothing where it is only too large.
+    fn read(
+        &mut self,
+        index: usize,
+        path: PathBuf,
+        on_progress: &OnProgress<'_>,
+    ) -> Result<(), (PathBuf, Option<Problem>)> {
+        self.buffer.resize(READ_SIZE, 0);
+        let read = (|| {
+            let (file, stamp) = open_settled(&path)?;
+            if !self.has_room(stamp.size) {
+                return Ok(None);
+            }
+            let end = self.used + stamp.size as usize;
+            let read = file.read_exact_at(&mut self.buffer[self.used..end], 0);
+            read.map_err(|error| not_hashed(&error))?;
+            is_still(&file, &stamp).map(|()| Some((self.used..end, stamp)))
+        })();
+        match read {
+            Ok(Some((range, stamp))) => {
+                on_progress(&path, stamp.size);
+                self.used += range.len().next_multiple_of(LEAF_SIZE).max(LEAF_SIZE);
+                self.files.push((index, path, range, stamp));
+                Ok(())
+            }
+            Ok(None) => Err((path, None)),
+            Err(problem) => Err((path, Some(problem))),
+        }
+    }
+
+    /// Hashes what was read.
+    fn hash(&mut self, done: &OnDone<'_>) {
+        let slices: Vec<&[u8]> = self
+            .files
+            .iter()
+            .map(|(_, _, range, _)| &self.buffer[range.clone()])
+            .collect();
+        let trees = hash_together(&slices);
+        self.used = 0;
+        for ((index, path, _, stamp), tree) in self.files.drain(..).zip(trees) {
+            done(index, &path, Ok(Done { tree, stamp }));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -209,6 +300,56 @@ mod tests {
             }
         }
         assert!(!hash_many(20, &file, 3, &|_, _| {}, &|| true, &|_, _, _| {}));
+    }
+
+    #[test]
+    fn files_of_any_size_come_out_as_they_are_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let leaf = LEAF_SIZE as u64;
+        let sizes = [
+            0,
+            1,
+            leaf,
+            leaf + 1,
+            3,
+            15 * leaf,
+            16 * leaf,
+            16 * leaf + 1,
+            131_073,
+            0,
+            7 * leaf + 5,
+            2,
+        ];
+        // The last was found when it was smaller.
+        let told = |index: usize| if index == 11 { 1 } else { sizes[index] };
+        let path = |index: usize| dir.path().join(index.to_string());
+        for (index, &size) in sizes.iter().enumerate() {
+            let size = if index == 11 { 40 * leaf } else { size };
+            std::fs::write(path(index), vec![index as u8; size as usize]).unwrap();
+        }
+        let (done, told_of) = (Mutex::new(Vec::new()), AtomicUsize::new(0));
+        let on_progress = |_: &Path, bytes: u64| {
+            told_of.fetch_add(bytes as usize, Ordering::Relaxed);
+        };
+        let on_done = |index: usize, path: &Path, result: Result<Done, Problem>| {
+            let alone = hash_one(path, 1, &|_, _| {}, &|| false).unwrap();
+            assert_eq!(result.unwrap().tree, alone.tree, "file {index}");
+            done.lock().unwrap().push(index);
+        };
+        let file = |index: usize| (path(index), told(index));
+        assert!(hash_many(
+            sizes.len(),
+            &file,
+            1,
+            &on_progress,
+            &|| false,
+            &on_done
+        ));
+        let mut done = done.into_inner().unwrap();
+        done.sort_unstable();
+        assert_eq!(done, (0..sizes.len()).collect::<Vec<_>>());
+        let all: u64 = sizes[..11].iter().sum::<u64>() + 40 * leaf;
+        assert_eq!(told_of.into_inner() as u64, all);
     }
 
     #[test]

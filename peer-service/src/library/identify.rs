@@ -48,7 +48,7 @@ pub fn identify(
     };
     let metadata = path.metadata().map_err(|error| refuse(unreadable(&error)))?;
     if metadata.is_dir() {
-        let found = walk(path)?;
+        let found = walk(path, threads)?;
         (watch.on_found)(found.size());
         let hashed = hash_found(path, &found, &|_| None, threads, watch)?;
         let manifest = hashed.manifest(path, &found)?;

@@ -22,9 +22,10 @@ use super::{
     Inner,
     catalog::{Body, Catalog, Delta, Folder, NewItem, Part, Place, WHOLE},
     hasher::record_of,
+    parts::in_parts,
     walk::stamp_of,
 };
-use crate::store::{ItemRow, Members, RowBody, Stamp, StoreError, Sums};
+use crate::store::{ItemRow, Members, RowBody, StoreError, Sums};
 
 /// Where a remembered item stands.
 enum Standing {
@@ -43,8 +44,15 @@ impl Inner {
         for path in loaded.hidden {
             catalog.hide(path, None);
         }
-        for (number, row, sums) in loaded.items {
-            self.restore(&mut catalog, number, row, sums, &mut delta);
+        let items = &loaded.items;
+        let standings = in_parts(items.len(), self.hash_threads, |part| {
+            items[part]
+                .iter()
+                .map(|(_, row, _)| standing_of_file(row))
+                .collect()
+        });
+        for ((number, row, sums), standing) in loaded.items.into_iter().zip(standings) {
+            self.restore(&mut catalog, number, (row, standing), sums, &mut delta);
         }
         let settled = catalog.settle(delta);
         let stale = !catalog.stale().is_empty();
@@ -58,7 +66,15 @@ impl Inner {
         Ok(())
     }
 
-    fn restore(&self, catalog: &mut Catalog, number: u64, row: ItemRow, sums: Sums, delta: &mut Delta) {
+    /// `standing`: of a file; a collection is looked at once its manifest is read.
+    fn restore(
+        &self,
+        catalog: &mut Catalog,
+        number: u64,
+        (row, standing): (ItemRow, Option<Standing>),
+        sums: Sums,
+        delta: &mut Delta,
+    ) {
         let path = row.path.clone();
         let mut sums: BTreeMap<Part, Sha256> = sums.into_iter().collect();
         let remembered = match &row.body {
@@ -89,7 +105,7 @@ impl Inner {
             };
             return catalog.put_stale(number, path, record, body);
         };
-        let standing = standing(&path, &body);
+        let standing = standing.unwrap_or_else(|| self.standing_of_folder(&path, &body));
         let item = NewItem {
             path: path.clone(),
             record,
@@ -108,6 +124,14 @@ impl Inner {
                     catalog.distrust(Place { item: number, part }, delta);
                 }
             }
+        }
+    }
+
+    fn standing_of_folder(&self, path: &Path, body: &Body) -> Standing {
+        match (path.metadata(), body) {
+            (Err(error), _) if error.kind() == io::ErrorKind::NotFound => Standing::Gone,
+            (_, Body::Collection(folder)) => Standing::Same(changed_entries(path, folder, self.hash_threads)),
+            (_, Body::File(_)) => Standing::Same(vec![WHOLE]),
         }
     }
 
@@ -131,27 +155,34 @@ impl Inner {
     }
 }
 
-fn standing(path: &Path, body: &Body) -> Standing {
-    match (path.metadata(), body) {
-        (Err(error), _) if error.kind() == io::ErrorKind::NotFound => Standing::Gone,
-        (metadata, Body::File(known)) => {
-            let file = metadata.ok().filter(std::fs::Metadata::is_file);
-            match file.is_some_and(|metadata| stamp_of(&metadata) == *known) {
-                true => Standing::Same(Vec::new()),
-                false => Standing::Same(vec![WHOLE]),
-            }
-        }
-        (_, Body::Collection(folder)) => Standing::Same(changed_entries(path, folder)),
-    }
+/// Where a file stands; `None` for a collection.
+fn standing_of_file(row: &ItemRow) -> Option<Standing> {
+    let RowBody::File(known) = &row.body else {
+        return None;
+    };
+    Some(match row.path.metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Standing::Gone,
+        Ok(metadata) if metadata.is_file() && stamp_of(&metadata) == *known => Standing::Same(Vec::new()),
+        _ => Standing::Same(vec![WHOLE]),
+    })
 }
 
-/// Entries of a collection whose files are not what they were.
-pub(super) fn changed_entries(root: &Path, folder: &Folder) -> Vec<Part> {
-    let entries = (0..).zip(folder.manifest.entries()).zip(&folder.members.stamps);
-    let changed = entries.filter(|((_, entry), known): &((Part, _), &Stamp)| {
-        let is_file = matches!(entry.content, Content::File { .. });
-        let stamp = || root.join(entry.path.as_str()).symlink_metadata().ok();
-        is_file && stamp().map(|metadata| stamp_of(&metadata)) != Some(**known)
-    });
-    changed.map(|((entry, _), _)| entry).collect()
+/// Entries of a collection whose files are not what they were. Asked on so many threads: the operating system's answers take
+/// longer than anything else at start.
+pub(super) fn changed_entries(root: &Path, folder: &Folder, threads: usize) -> Vec<Part> {
+    let stamps = &folder.members.stamps;
+    let is_changed = |entry: u32| {
+        let known = stamps.get(entry as usize);
+        let there = folder.manifest.get(entry);
+        let (Some(known), Some(there)) = (known, there) else {
+            return false;
+        };
+        let stamp = || root.join(there.path.as_str()).symlink_metadata().ok();
+        matches!(there.content, Content::File { .. })
+            && stamp().map(|metadata| stamp_of(&metadata)) != Some(*known)
+    };
+    in_parts(stamps.len(), threads, |part| {
+        let entries = part.filter_map(|entry| u32::try_from(entry).ok());
+        entries.filter(|&entry| is_changed(entry)).collect()
+    })
 }

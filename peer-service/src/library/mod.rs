@@ -10,6 +10,7 @@
 //! | `identify` | what a path would be shared as, without sharing it |
 //! | `load` | the library as it was before the last stop, checked by `stat` alone |
 //! | `offer` | opens files for the serving side, never one that changed |
+//! | `parts` | asks about many files on several threads |
 //! | `publish` | stores and tells what changed |
 //! | `share` | from a path to an item |
 //! | `sharing` | a whole call to share: many paths, events, batches |
@@ -42,6 +43,7 @@ mod hashes;
 mod identify;
 mod load;
 mod offer;
+mod parts;
 mod publish;
 mod share;
 mod sharing;

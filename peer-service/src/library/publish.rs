@@ -107,7 +107,7 @@ impl Inner {
             };
             (shared.path.clone(), folder.clone())
         };
-        let changed = load::changed_entries(&root, &folder);
+        let changed = load::changed_entries(&root, &folder, self.hash_threads);
         for &part in &changed {
             self.withdraw(Place { item: number, part });
         }

@@ -69,7 +69,7 @@ impl Inner {
         let metadata = path.metadata().map_err(|error| refuse(unreadable(&error)))?;
         self.check_place(path).map_err(refuse)?;
         if metadata.is_dir() {
-            let found = walk(path)?;
+            let found = walk(path, self.hash_threads)?;
             self.prepare_folder(path, &found, watch)
         } else if metadata.is_file() {
             let size = metadata.len();

@@ -195,7 +195,7 @@ impl Inner {
                         vec![WHOLE]
                     }
                 }
-                Body::Collection(folder) => changed_entries(&path, folder),
+                Body::Collection(folder) => changed_entries(&path, folder, 1),
             };
             for part in changed {
                 self.withdraw(Place { item: number, part });

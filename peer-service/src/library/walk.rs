@@ -17,6 +17,7 @@ use potluck_core::{
 };
 use walkdir::WalkDir;
 
+use super::{hasher::changed, parts::in_parts};
 use crate::store::Stamp;
 
 /// Most problems told of one folder: enough to see what is wrong, few enough to read.
@@ -103,6 +104,31 @@ impl Found {
         true
     }
 
+    /// Asks what each file is like.
+    fn ask(&mut self, root: &Path, threads: usize) -> Result<(), Vec<Refused>> {
+        let answers = in_parts(self.len(), threads, |part| {
+            part.map(|index| match self.ones[index].what {
+                What::File { .. } => Some(ask(&root.join(self.path(index)))),
+                _ => None,
+            })
+            .collect()
+        });
+        let mut problems = Vec::new();
+        for (index, answer) in answers.into_iter().enumerate() {
+            match answer {
+                Some(Ok(file)) => self.ones[index].what = file,
+                Some(Err(problem)) if problems.len() < MAX_PROBLEMS => {
+                    problems.push((root.join(self.path(index)), problem));
+                }
+                _ => {}
+            }
+        }
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(problems),
+        }
+    }
+
     /// Sorts, and leaves out the folders that follow from what is in them.
     fn finish(mut self) -> Self {
         let text = &self.text;
@@ -166,11 +192,11 @@ pub(super) fn special(kind: std::fs::FileType) -> Problem {
     )
 }
 
-/// Everything in a folder at any depth, sorted by path as a manifest is.
+/// Everything in a folder at any depth, sorted by path as a manifest is; files are asked about on so many threads.
 ///
 /// # Errors
 /// All that cannot be shared, up to [`MAX_PROBLEMS`].
-pub(super) fn walk(root: &Path) -> Result<Found, Vec<Refused>> {
+pub(super) fn walk(root: &Path, threads: usize) -> Result<Found, Vec<Refused>> {
     let mut found = Found::default();
     let mut problems = Vec::new();
     let walk = WalkDir::new(root)
@@ -206,7 +232,9 @@ pub(super) fn walk(root: &Path) -> Result<Found, Vec<Refused>> {
     if !problems.is_empty() {
         return Err(problems);
     }
-    Ok(found.finish())
+    let mut found = found.finish();
+    found.ask(root, threads)?;
+    Ok(found)
 }
 
 /// What one entry is, and its path in the folder.
@@ -226,13 +254,10 @@ fn look<'a>(root: &Path, entry: &'a walkdir::DirEntry) -> Result<(&'a str, What)
     })?;
     let kind = entry.file_type();
     let what = if kind.is_file() {
-        let metadata = entry.metadata().map_err(|error| match error.io_error() {
-            Some(error) => unreadable(error),
-            None => Problem::new(Reason::Internal, error.to_string()),
-        })?;
+        // Filled in by `Found::ask`.
         What::File {
-            stamp: stamp_of(&metadata),
-            executable: is_executable(&metadata),
+            stamp: Stamp::default(),
+            executable: false,
         }
     } else if kind.is_dir() {
         What::EmptyFolder
@@ -251,6 +276,18 @@ fn look<'a>(root: &Path, entry: &'a walkdir::DirEntry) -> Result<(&'a str, What)
         return Err(special(kind));
     };
     Ok((text, what))
+}
+
+/// A file as the operating system has it.
+fn ask(path: &Path) -> Result<What, Problem> {
+    let metadata = path.symlink_metadata().map_err(|error| unreadable(&error))?;
+    match metadata.is_file() {
+        true => Ok(What::File {
+            stamp: stamp_of(&metadata),
+            executable: is_executable(&metadata),
+        }),
+        false => Err(changed()),
+    }
 }
 
 /// A number that differs where anything in the folder does.

@@ -37,17 +37,18 @@ class StartUp(Entry):
             transfer = Transfer(bench, Shape(0, content.size), content, folder, folder)
             system = Potluck(self._settings)
             home = bench.kept(f"{self.name}-{variant}")
-            expected = content.count if variant == LOOSE else 1
+            # The manifest is a file too.
+            items, files = (content.count, content.count) if variant == LOOSE else (1, content.count + 1)
             try:
                 system.start_index(transfer)
                 if not (home / "state").exists():
-                    self._share_first(transfer, system, home, content.path, variant, expected)
+                    self._share_first(transfer, system, home, content.path, variant, items, files)
                 transfer.meter.start()
                 transfer.meter.mark()
                 start = time.monotonic()
                 peer, _ = system.start_peer(transfer, "source", home)
                 listening = time.monotonic() - start
-                wait_ready(system, home, expected)
+                wait_ready(system, home, items, files)
                 ready = time.monotonic() - start
                 usages = transfer.meter.finish()
             finally:
@@ -56,26 +57,27 @@ class StartUp(Entry):
             return Outcome({"listening s": listening, "ready s": ready, "CPU s": usage.cpu, "peak anon MiB": usage.peak_anonymous / MIB})
 
     @staticmethod
-    def _share_first(transfer: Transfer, system: Potluck, home: Path, content: Path, variant: str, expected: int) -> None:
-        """Once, so that what is measured finds everything as it left it."""
+    def _share_first(transfer: Transfer, system: Potluck, home: Path, content: Path, variant: str, items: int, files: int) -> None:
+        """Once, so that what is measured finds everything as it left it, plain SHA-256s included."""
         if variant == LOOSE:
             (home / "files").mkdir(parents=True)
             for path in content.rglob("*"):
                 if path.is_file():
                     (home / "files" / path.name).hardlink_to(path)
         peer, _ = system.start_peer(transfer, "first", home, *([] if variant == LOOSE else ["--share", str(content)]))
-        wait_ready(system, home, expected)
+        wait_ready(system, home, items, files)
+        wait_until(lambda: sum(follow([peer.pid], 1.0)) == 0, READY_TIMEOUT, "the peer does not come to rest")
         transfer.let_end(peer.pid)
         peer.process.terminate()
         wait_until(lambda: peer.process.returncode is not None, 30, "the peer does not end")
 
 
-def wait_ready(system: Potluck, home: Path, expected: int) -> None:
-    """Until the peer shares so many items, and the index knows at least as many files."""
+def wait_ready(system: Potluck, home: Path, items: int, files: int) -> None:
+    """Until the peer shares so many items, and the index knows so many files."""
 
     def ready() -> bool:
         status = system.ask(home, "status")
-        return status["peer"]["registered"] and status["peer"]["items"] >= expected and status["index"]["registrations"] >= expected
+        return status["peer"]["registered"] and status["peer"]["items"] >= items and status["index"]["registrations"] >= files
 
     wait_until(ready, READY_TIMEOUT, "the peer is not ready", LOOK)
 
@@ -94,7 +96,7 @@ class Idle(Entry):
             try:
                 index = system.start_index(transfer)
                 peer, _ = system.start_peer(transfer, "source", folder / "peer", "--share", str(payload.path))
-                wait_ready(system, folder / "peer", 1)
+                wait_ready(system, folder / "peer", 1, 1)
                 time.sleep(CALM_SECONDS)
                 used = follow([index.pid, peer.pid], IDLE_SECONDS)
                 memory = [transfer.meter.anonymous(role) / MIB for role in ("index", "source")]

@@ -15,10 +15,12 @@ from ..bench import Bench
 from ..case import Case, Entry, Outcome
 from ..entries import label, potlucks, told_if_absent, wanted
 from ..systems import programs
+from ..systems.bare import Bare
 from ..systems.potluck import Potluck
 from ..transfer import Shape, Transfer, values
 
 FOLDERS = {"8 x 256 MiB": (8, 256 * MIB), "10,000 x 16 KiB": (10_000, 16 * 1024)}
+BARE_HASH = "bare hash"
 EACH_FILE = 'find "$1" -type f -print0 | xargs -0 '
 
 TORRENT_V2 = "import sys; from pathlib import Path; from common import torrent; torrent.make(Path(sys.argv[1]), Path(sys.argv[2]), 1 << 20)"
@@ -88,14 +90,18 @@ def entries(options: argparse.Namespace) -> list[Entry]:
             with told_if_absent(name):
                 programs.need(program)
                 found.append(Command(name, programs.first_line(program, "version" if program == "openssl" else "--version"), line))
+    if wanted(options, BARE_HASH):
+        with told_if_absent(BARE_HASH):
+            version, program = Bare.version(options.settings["bare"]), str(options.settings["bare"]["bin"])
+            found.append(Command(BARE_HASH, version, lambda folder, _: [program, "hash", str(folder)]))
     if wanted(options, "libtorrent"):
         with told_if_absent("libtorrent"):
-            found.insert(-3, Command("libtorrent", torrent.version(), lambda folder, result: [
+            found.append(Command("libtorrent", torrent.version(), lambda folder, result: [
                 "env", f"PYTHONPATH={Path(torrent.__file__).parents[1]}", sys.executable, "-c", TORRENT_V2, str(folder), f"{result}.torrent"]))
     return found
 
 
 CASES = (
     Case("share", "hash a folder in memory: `potluck id`, `potluck share` by a running daemon, makers of torrents (mktorrent and transmission: SHA-1; "
-         "libtorrent: version 2), SHA-256 of each file, and reading alone", lambda _: dict(FOLDERS), entries),
+         "libtorrent: version 2), SHA-256 of each file, reading alone, and reading and hashing leaves on all cores alone", lambda _: dict(FOLDERS), entries),
 )

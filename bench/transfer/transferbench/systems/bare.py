@@ -1,7 +1,7 @@
 """A bare stream of the same gRPC library: what Potluck's transport costs with nothing on top.
 
 `--bare BIN` names the program. `BIN serve --listen ADDR --file F` prints `listening on ADDR`; `BIN fetch --out PATH --source ADDR...` ends
-with 0 once the file is there.
+with 0 once the file is there. `BIN hash FOLDER` reads and hashes leaves alone, for the case `share`.
 """
 
 from __future__ import annotations
