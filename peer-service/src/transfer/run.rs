@@ -26,7 +26,7 @@ use super::{
     allowance::Allowance,
     context::{Context, blocking},
     dialer::Dialer,
-    driver::{DISK_RETRY, Driver, EVENTS},
+    driver::{DISK_RETRY, Driver, PEER_EVENTS},
     existing,
     live::Live,
     part::{Found, Part},
@@ -368,7 +368,7 @@ impl Run {
         let lens = (0..plan.unit_count()).map(|unit| plan.unit_len(unit)).collect();
         let swarm = Swarm::new(SwarmConfig::default(), lens, have.clone(), rand::random());
         let (links, liars) = dialer.into_parts();
-        let (tell, events) = mpsc::channel(EVENTS);
+        let (tell, events) = mpsc::channel(PEER_EVENTS);
         let stop = local.child_token();
         let ends = stop.clone().drop_guard();
         let calls = TaskTracker::new();
