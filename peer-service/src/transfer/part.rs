@@ -138,9 +138,10 @@ impl Part {
     }
 
     fn lock(&self, path: &Path) -> Result<(), Problem> {
-        match rustix::fs::flock(self.handle(), FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(()),
-            Err(Errno::WOULDBLOCK) => Err(Problem::new(
+        match is_free(self.handle()) {
+            // Without locks two downloads to one target write the same verified bytes.
+            true => Ok(()),
+            false => Err(Problem::new(
                 Reason::TargetExists,
                 format!(
                     "another download is writing {}: wait for it or choose another target",
@@ -148,9 +149,13 @@ impl Part {
                 ),
             )
             .field("target")),
-            // A file system without locks: two downloads to one target write the same verified bytes.
-            Err(_) => Ok(()),
         }
+    }
+
+    /// Gives up the lock: nothing is written any more, though whoever is being served may still read.
+    pub(crate) fn release(&self) {
+        // Where it cannot be unlocked it could not be locked.
+        let _ = rustix::fs::flock(self.handle(), FlockOperation::NonBlockingUnlock);
     }
 
     fn handle(&self) -> rustix::fd::BorrowedFd<'_> {
@@ -306,7 +311,12 @@ impl Part {
     }
 }
 
-/// Removes an unfinished download of this id, if there is one.
+/// Takes the lock on a part; false where somebody else has it. A file system without locks gives it to everybody.
+fn is_free(part: impl AsFd) -> bool {
+    rustix::fs::flock(part, FlockOperation::NonBlockingLockExclusive) != Err(Errno::WOULDBLOCK)
+}
+
+/// Removes an unfinished download of this id, if there is one and nobody is writing it.
 ///
 /// # Errors
 /// As of the file system.
@@ -317,11 +327,24 @@ pub(crate) fn remove(id: FileId, target: &Target) -> io::Result<()> {
         return Ok(());
     }
     let part = target.part();
-    match fs::symlink_metadata(&part) {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(&part)?,
-        Ok(_) => fs::remove_file(&part)?,
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let held = match OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits() as i32)
+        .open(&part)
+    {
+        Ok(held) => held,
+        Err(error) if error.kind() == ErrorKind::NotFound => return fs::remove_file(state),
         Err(error) => return Err(error),
+    };
+    // It may be another transfer's to the same target, which is at work.
+    if !is_free(&held) {
+        tracing::info!(part = %part.display(), "another download is writing it: nothing was removed");
+        return Ok(());
+    }
+    match held.metadata()?.is_dir() {
+        true => fs::remove_dir_all(&part)?,
+        false => fs::remove_file(&part)?,
     }
     fs::remove_file(state)
 }
@@ -358,4 +381,35 @@ fn flush_tree(tree: &Tree) -> io::Result<()> {
 fn flush_tree(_tree: &Tree) -> io::Result<()> {
     rustix::fs::sync();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: FileId = FileId([7; 32]);
+
+    fn open(folder: &Path) -> Result<Part, Problem> {
+        let target = Target {
+            path: folder.join("out"),
+        };
+        let plan = Arc::new(Plan::file(ID, 100_000).unwrap());
+        Part::open(ID, target, plan, None).map(|(part, _)| part)
+    }
+
+    #[test]
+    fn a_part_that_somebody_writes_is_not_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let part = open(folder.path()).unwrap();
+        let (target, there) = (part.target().clone(), || {
+            fs::read_dir(folder.path()).unwrap().count()
+        });
+        assert_eq!(open(folder.path()).unwrap_err().reason, Reason::TargetExists);
+        remove(ID, &target).unwrap();
+        assert_eq!(there(), 2, "the part and its state");
+        // Held for somebody who is being served, and no longer written.
+        part.release();
+        remove(ID, &target).unwrap();
+        assert_eq!(there(), 0);
+    }
 }

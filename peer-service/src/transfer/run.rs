@@ -152,10 +152,13 @@ impl Run {
             self.context.holdings.remove(&[id]);
         }
         let part = Arc::clone(&live.part);
-        match blocking(move || part.checkpoint(&have))
-            .await
-            .and_then(|stored| stored)
-        {
+        let last = move || {
+            let stored = part.checkpoint(&have);
+            // Whoever is being served holds the part for a while longer, and must not keep it from being removed or gone on with.
+            part.release();
+            stored
+        };
+        match blocking(last).await.and_then(|stored| stored) {
             Ok(()) => {}
             Err(problem) => tracing::warn!(%problem, "the last resume state could not be written"),
         }
