@@ -430,19 +430,24 @@ impl Run {
         calls.close();
         calls.wait().await;
         // Ends by itself now; a checkpoint under way must not come after what follows.
-        let _ = checkpoints.await;
+        if let Ok(Err(problem)) = checkpoints.await {
+            return Err(problem);
+        }
         finished.map(|finished| finished && live.have().is_full())
     }
 }
 
 /// Records what is on disk every now and then, until `stop`.
-async fn checkpoints(live: Arc<Live>, stop: CancellationToken) {
+///
+/// # Errors
+/// Where data was lost on its way to the disk; it cancels `stop`, as nothing that follows can be relied on.
+async fn checkpoints(live: Arc<Live>, stop: CancellationToken) -> Result<(), Problem> {
     let mut wait = FIRST_CHECKPOINT;
     let mut stored = live.have().count();
     let mut failing = false;
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(wait) => {}
         }
         let have = live.have();
@@ -459,6 +464,10 @@ async fn checkpoints(live: Arc<Live>, stop: CancellationToken) {
             Ok(()) => {
                 (stored, failing) = (count, false);
                 wait = CHECKPOINT.max(started.elapsed() * CHECKPOINT_SHARE);
+            }
+            Err(problem) if live.part.has_lost() => {
+                stop.cancel();
+                return Err(problem);
             }
             // Tried again whether or not more has come by then, and said once.
             Err(problem) => {
