@@ -174,8 +174,8 @@ impl Link {
     /// Streams which of `units` units the peer has; the first item is a snapshot, owed within [`ANSWER_TIMEOUT`].
     ///
     /// # Errors
-    /// As `PeerService.WatchAvailability`, at once or as an item; [`Reason::VerificationFailed`] where it speaks of another number of
-    /// units.
+    /// As `PeerService.WatchAvailability`, at once or as an item; [`Reason::NotFound`] where it speaks of another number of units;
+    /// [`Reason::VerificationFailed`] where it breaks the rules.
     pub(crate) async fn availability(
         &self,
         id: FileId,
@@ -210,7 +210,14 @@ impl Link {
             Some(Event::Snapshot(_)) if !first => Err(self.liar("sent a second snapshot of what it has")),
             Some(Event::Snapshot(told)) => {
                 if told.units != units {
-                    return Err(self.liar(&format!("speaks of {} units, there are {units}", told.units)));
+                    // No lie: whoever takes a folder for a file, as a false record has it, counts differently.
+                    return Err(Problem::new(
+                        Reason::NotFound,
+                        format!(
+                            "the peer at {} has it in {} units, not in {units}: one of the two takes a folder for a file",
+                            self.endpoint, told.units
+                        ),
+                    ));
                 }
                 if told.complete {
                     return Ok(Availability::Snapshot(Units {
@@ -282,6 +289,20 @@ mod tests {
         v1::WatchAvailabilityResponse { event: Some(event) }
     }
 
+    fn complete(units: u32) -> v1::WatchAvailabilityResponse {
+        event(Event::Snapshot(AvailabilitySnapshot {
+            units,
+            complete: true,
+            ..Default::default()
+        }))
+    }
+
+    #[tokio::test]
+    async fn another_number_of_units_is_no_lie() {
+        let told = link().understand(complete(9), 10, true);
+        assert_eq!(told.unwrap_err().reason, Reason::NotFound);
+    }
+
     #[tokio::test]
     async fn a_flood_of_availability_is_a_lie() {
         let link = link();
@@ -295,14 +316,7 @@ mod tests {
         };
         assert!(matches!(change(10), Ok(Availability::Change { .. })));
         assert_eq!(change(11).unwrap_err().reason, Reason::VerificationFailed);
-        let snapshot = |first| {
-            let snapshot = AvailabilitySnapshot {
-                units: 10,
-                complete: true,
-                ..Default::default()
-            };
-            link.understand(event(Event::Snapshot(snapshot)), 10, first)
-        };
+        let snapshot = |first| link.understand(complete(10), 10, first);
         assert!(matches!(snapshot(true), Ok(Availability::Snapshot(_))));
         assert_eq!(snapshot(false).unwrap_err().reason, Reason::VerificationFailed);
     }
