@@ -112,7 +112,16 @@ impl Driver<'_> {
                         self.on_told(event)?;
                     }
                 }
-                Some((peer, event)) = peer_events.recv() => self.on_peer(peer, event),
+                Some((peer, event)) = peer_events.recv() => {
+                    self.on_peer(peer, event);
+                    // A crowd tells much at once, and a turn costs more than an event. Not for ever: requests must go out.
+                    for _ in 1..PEER_EVENTS {
+                        let Ok((peer, event)) = peer_events.try_recv() else {
+                            break;
+                        };
+                        self.on_peer(peer, event);
+                    }
+                }
                 Ok(()) = self.sources.changed() => {
                     let list = Arc::clone(&self.sources.borrow_and_update().list);
                     self.peers.reconcile(&list);
