@@ -275,7 +275,6 @@ async fn those_who_send_what_is_false_are_banned_and_named() {
         Vice::SendsTooMuch,
         Vice::Disorder,
         Vice::EmptyChunks,
-        Vice::WrongUnits,
     ];
     for vice in vices {
         let peer = next_to(vice).await;
@@ -296,6 +295,15 @@ async fn those_who_fail_cost_little() {
         let peer = next_to(vice).await;
         assert_ne!(peer.state(), v1::PeerState::Banned, "{vice:?}: {peer:?}");
     }
+}
+
+/// One false record that makes a file of a folder must not ban everybody who counts the folder's units.
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_count_other_units_are_left_out_and_not_banned() {
+    let peer = next_to(Vice::WrongUnits).await;
+    assert_ne!(peer.state(), v1::PeerState::Banned, "{peer:?}");
+    assert!(peer.reason.contains("units"), "{peer:?}");
+    assert_eq!(peer.bytes, 0);
 }
 
 /// What a liar says of the file itself is checked before anything is done with it: only the honest one is believed, whenever it comes.

@@ -193,7 +193,17 @@ impl Caller {
         let Ok(permit) = Arc::clone(&self.context.verifying).acquire_owned().await else {
             return;
         };
-        let (live, told, peer) = (Arc::clone(&self.live), self.told.clone(), self.peer);
+        // Kept free from now on, so that telling never waits. Nobody listens any more: the transfer is over.
+        let Ok(slot) = self.told.clone().reserve_owned().await else {
+            return;
+        };
+        let owed = Owed {
+            slot: Some(slot),
+            peer: self.peer,
+            id: wanted.id,
+            unit: wanted.unit,
+        };
+        let live = Arc::clone(&self.live);
         self.tasks.spawn_blocking(move || {
             let outcome = match live.checks.verify(wanted.unit, &data) {
                 false => Outcome::Corrupt(format!("unit {} failed verification", wanted.unit)),
@@ -205,12 +215,7 @@ impl Caller {
                 },
             };
             drop((data, permit));
-            let _ = told.blocking_send(Told {
-                peer,
-                id: wanted.id,
-                unit: wanted.unit,
-                outcome,
-            });
+            owed.tell(outcome);
         });
     }
 
@@ -239,6 +244,44 @@ impl Caller {
     }
 }
 
+/// What came of a request, still to be told. Dropped untold, as where the work on it panicked, it tells that the request failed:
+/// otherwise its unit would be on its way for ever.
+struct Owed {
+    slot: Option<mpsc::OwnedPermit<Told>>,
+    peer: PeerKey,
+    id: RequestId,
+    unit: u32,
+}
+
+impl Owed {
+    fn tell(mut self, outcome: Outcome) {
+        self.send(outcome);
+    }
+
+    fn send(&mut self, outcome: Outcome) {
+        if let Some(slot) = self.slot.take() {
+            slot.send(Told {
+                peer: self.peer,
+                id: self.id,
+                unit: self.unit,
+                outcome,
+            });
+        }
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        if self.slot.is_some() {
+            let problem = Problem::new(
+                Reason::Internal,
+                "a unit could not be verified: see the peer's log",
+            );
+            self.send(Outcome::Failed(Failure::Refused, problem));
+        }
+    }
+}
+
 /// Whether the stream has another message where it should end.
 async fn goes_on(stream: &mut Chunks) -> bool {
     matches!(
@@ -257,4 +300,50 @@ enum Ended {
     All(Failure, Problem),
     /// The peer breaks the rules.
     Corrupt(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        bits::Bits,
+        offer::Units,
+        swarm::{Action, Swarm, SwarmConfig},
+    };
+
+    fn request() -> RequestId {
+        let (peer, now) = (PeerKey(1), Duration::ZERO);
+        let mut swarm = Swarm::new(SwarmConfig::default(), vec![10], Bits::new(1), 1);
+        swarm.peer_joined(peer, now);
+        let (have, fetching) = (Bits::full(1), Bits::new(1));
+        swarm.availability(peer, &Units { have, fetching }, now);
+        match swarm.poll_action(now) {
+            Some(Action::Request { id, .. }) => id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_whose_verification_panics_fails() {
+        let (tell, mut told) = mpsc::channel(1);
+        for panics in [true, false] {
+            let owed = Owed {
+                slot: Some(tell.clone().reserve_owned().await.unwrap()),
+                peer: PeerKey(1),
+                id: request(),
+                unit: 3,
+            };
+            let work = tokio::task::spawn_blocking(move || {
+                assert!(!panics, "a defect");
+                owed.tell(Outcome::Verified);
+            });
+            assert_eq!(work.await.is_err(), panics);
+            match told.try_recv().unwrap().outcome {
+                Outcome::Failed(..) if panics => {}
+                Outcome::Verified if !panics => {}
+                other => panic!("{other:?}"),
+            }
+            assert!(told.try_recv().is_err(), "told once");
+        }
+    }
 }

@@ -35,8 +35,11 @@ const REPORT: Duration = Duration::from_millis(200);
 /// How often a full disk is looked at again.
 pub(crate) const DISK_RETRY: Duration = Duration::from_secs(3);
 
-/// Events that may wait for the driver.
-pub(crate) const EVENTS: usize = 1024;
+/// Events of calls that may wait for the driver.
+const EVENTS: usize = 1024;
+
+/// Events of peers that may wait for the driver: few, as one can speak of every unit.
+pub(crate) const PEER_EVENTS: usize = 64;
 
 /// Most bytes asked for in one call; larger units go alone.
 const CALL_BYTES: u64 = 4 * 1024 * 1024;
@@ -109,7 +112,16 @@ impl Driver<'_> {
                         self.on_told(event)?;
                     }
                 }
-                Some((peer, event)) = peer_events.recv() => self.on_peer(peer, event),
+                Some((peer, event)) = peer_events.recv() => {
+                    self.on_peer(peer, event);
+                    // A crowd tells much at once, and a turn costs more than an event. Not for ever: requests must go out.
+                    for _ in 1..PEER_EVENTS {
+                        let Ok((peer, event)) = peer_events.try_recv() else {
+                            break;
+                        };
+                        self.on_peer(peer, event);
+                    }
+                }
                 Ok(()) = self.sources.changed() => {
                     let list = Arc::clone(&self.sources.borrow_and_update().list);
                     self.peers.reconcile(&list);

@@ -174,8 +174,8 @@ impl Link {
     /// Streams which of `units` units the peer has; the first item is a snapshot, owed within [`ANSWER_TIMEOUT`].
     ///
     /// # Errors
-    /// As `PeerService.WatchAvailability`, at once or as an item; [`Reason::VerificationFailed`] where it speaks of another number of
-    /// units.
+    /// As `PeerService.WatchAvailability`, at once or as an item; [`Reason::NotFound`] where it speaks of another number of units;
+    /// [`Reason::VerificationFailed`] where it breaks the rules.
     pub(crate) async fn availability(
         &self,
         id: FileId,
@@ -193,16 +193,31 @@ impl Link {
         let link = self.clone();
         let rest = stream.map(move |event| event.map_err(|status| link.endpoint.problem(status, "peer")));
         let link = self.clone();
-        let events = futures_util::stream::iter([Ok(first)]).chain(rest);
-        Ok(events.map(move |event| link.understand(event?, units)))
+        let events = futures_util::stream::iter([Ok(first)]).chain(rest).enumerate();
+        Ok(events.map(move |(place, event)| link.understand(event?, units, place == 0)))
     }
 
-    fn understand(&self, event: v1::WatchAvailabilityResponse, units: u32) -> Result<Availability, Problem> {
+    /// An event as it counts. Each costs work in proportion to the units, so no more than one snapshot and no unit more than once in each
+    /// list is taken.
+    fn understand(
+        &self,
+        event: v1::WatchAvailabilityResponse,
+        units: u32,
+        first: bool,
+    ) -> Result<Availability, Problem> {
         use v1::watch_availability_response::Event;
         match event.event {
+            Some(Event::Snapshot(_)) if !first => Err(self.liar("sent a second snapshot of what it has")),
             Some(Event::Snapshot(told)) => {
                 if told.units != units {
-                    return Err(self.liar(&format!("speaks of {} units, there are {units}", told.units)));
+                    // No lie: whoever takes a folder for a file, as a false record has it, counts differently.
+                    return Err(Problem::new(
+                        Reason::NotFound,
+                        format!(
+                            "the peer at {} has it in {} units, not in {units}: one of the two takes a folder for a file",
+                            self.endpoint, told.units
+                        ),
+                    ));
                 }
                 if told.complete {
                     return Ok(Availability::Snapshot(Units {
@@ -220,6 +235,10 @@ impl Link {
                 }
             }
             Some(Event::Change(change)) => {
+                let lists = [&change.have, &change.fetching, &change.abandoned];
+                if lists.iter().any(|list| list.len() > units as usize) {
+                    return Err(self.liar("told of more changes than there are units"));
+                }
                 let inside = |list: Vec<u32>| list.into_iter().filter(|&unit| unit < units).collect();
                 Ok(Availability::Change {
                     have: inside(change.have),
@@ -247,4 +266,58 @@ fn client(channel: Channel) -> PeerServiceClient<Channel> {
     PeerServiceClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use potluck_core::proto::v1::{
+        AvailabilityChange, AvailabilitySnapshot, watch_availability_response::Event,
+    };
+
+    use super::*;
+
+    fn link() -> Link {
+        let endpoint: Endpoint = "127.0.0.1:1".parse().unwrap();
+        Link {
+            control: client(endpoint.lazy()),
+            data: endpoint.lazy(),
+            endpoint,
+        }
+    }
+
+    fn event(event: Event) -> v1::WatchAvailabilityResponse {
+        v1::WatchAvailabilityResponse { event: Some(event) }
+    }
+
+    fn complete(units: u32) -> v1::WatchAvailabilityResponse {
+        event(Event::Snapshot(AvailabilitySnapshot {
+            units,
+            complete: true,
+            ..Default::default()
+        }))
+    }
+
+    #[tokio::test]
+    async fn another_number_of_units_is_no_lie() {
+        let told = link().understand(complete(9), 10, true);
+        assert_eq!(told.unwrap_err().reason, Reason::NotFound);
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_availability_is_a_lie() {
+        let link = link();
+        let change = |times| {
+            let have = vec![3; times];
+            let change = AvailabilityChange {
+                have,
+                ..Default::default()
+            };
+            link.understand(event(Event::Change(change)), 10, false)
+        };
+        assert!(matches!(change(10), Ok(Availability::Change { .. })));
+        assert_eq!(change(11).unwrap_err().reason, Reason::VerificationFailed);
+        let snapshot = |first| link.understand(complete(10), 10, first);
+        assert!(matches!(snapshot(true), Ok(Availability::Snapshot(_))));
+        assert_eq!(snapshot(false).unwrap_err().reason, Reason::VerificationFailed);
+    }
 }

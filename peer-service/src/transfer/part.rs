@@ -1,7 +1,7 @@
 //! The bytes of a transfer on disk while it runs: a `.part` file or folder and the resume state beside it.
 //!
-//! Invariants: only verified units are written; the resume state speaks only of units whose data was flushed; one process at a
-//! time has the part (a lock on it). All calls block: they are for the blocking threads. Non-goals: what the bytes mean, who
+//! Invariants: only verified units are written; the resume state speaks only of units whose data was flushed; after a flush that
+//! failed none succeeds; one process at a time has the part (a lock on it). All calls block: they are for the blocking threads. Non-goals: what the bytes mean, who
 //! sent them, and where they go in the end ([`super::place`]).
 
 use std::{
@@ -12,7 +12,7 @@ use std::{
         unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     },
     path::Path,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use potluck_core::{FileId, Problem, Reason, manifest::Manifest, plan::Plan};
@@ -37,6 +37,8 @@ pub(crate) struct Part {
     target: Target,
     plan: Arc<Plan>,
     body: Body,
+    /// The first flush that failed.
+    unflushed: OnceLock<io::Error>,
 }
 
 /// Where the bytes go.
@@ -96,6 +98,7 @@ impl Part {
             target,
             plan,
             body,
+            unflushed: OnceLock::new(),
         };
         part.lock(&path)?;
         let made = before.is_none();
@@ -138,9 +141,10 @@ impl Part {
     }
 
     fn lock(&self, path: &Path) -> Result<(), Problem> {
-        match rustix::fs::flock(self.handle(), FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(()),
-            Err(Errno::WOULDBLOCK) => Err(Problem::new(
+        match is_free(self.handle()) {
+            // Without locks two downloads to one target write the same verified bytes.
+            true => Ok(()),
+            false => Err(Problem::new(
                 Reason::TargetExists,
                 format!(
                     "another download is writing {}: wait for it or choose another target",
@@ -148,9 +152,13 @@ impl Part {
                 ),
             )
             .field("target")),
-            // A file system without locks: two downloads to one target write the same verified bytes.
-            Err(_) => Ok(()),
         }
+    }
+
+    /// Gives up the lock: nothing is written any more, though whoever is being served may still read.
+    pub(crate) fn release(&self) {
+        // Where it cannot be unlocked it could not be locked.
+        let _ = rustix::fs::flock(self.handle(), FlockOperation::NonBlockingUnlock);
     }
 
     fn handle(&self) -> rustix::fd::BorrowedFd<'_> {
@@ -283,19 +291,41 @@ impl Part {
     /// Flushes all data, then records which units it holds. `have` must have been read before the call.
     ///
     /// # Errors
-    /// As of the file system; the state before still stands and is still true.
+    /// As of the file system; the state before still stands and is still true, and where the flush failed none follows.
     pub(crate) fn checkpoint(&self, have: &Bits) -> Result<(), Problem> {
         self.flush()
             .map_err(|error| target::problem(&self.target.part(), &error))?;
         self.store_state(have)
     }
 
-    /// Flushes all data.
+    /// Flushes all data. The system tells of data that it could not write once and drops it: another try would succeed and prove
+    /// nothing. So the first error is the answer from then on, and what the last state does not speak of has to be fetched again.
+    ///
+    /// # Errors
+    /// Whatever the file system says, or said once.
     pub(crate) fn flush(&self) -> io::Result<()> {
-        match &self.body {
+        if let Some(error) = self.unflushed.get() {
+            return Err(lost(error));
+        }
+        let flushed = match &self.body {
             Body::File(file) => file.sync_data(),
             Body::Tree(tree) => flush_tree(tree),
-        }
+        };
+        flushed.map_err(|error| {
+            let first = self.unflushed.get_or_init(|| error);
+            // A part without any state would be read to find what is there, and memory may still show what the disk lost.
+            if !self.target.state().exists()
+                && let Err(problem) = self.store_state(&Bits::new(self.plan.unit_count()))
+            {
+                tracing::warn!(%problem, "the resume state could not be written");
+            }
+            lost(first)
+        })
+    }
+
+    /// Whether a flush failed: nothing that is written from then on can be relied on.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.unflushed.get().is_some()
     }
 
     fn store_state(&self, have: &Bits) -> Result<(), Problem> {
@@ -309,7 +339,12 @@ impl Part {
     }
 }
 
-/// Removes an unfinished download of this id, if there is one.
+/// Takes the lock on a part; false where somebody else has it. A file system without locks gives it to everybody.
+fn is_free(part: impl AsFd) -> bool {
+    rustix::fs::flock(part, FlockOperation::NonBlockingLockExclusive) != Err(Errno::WOULDBLOCK)
+}
+
+/// Removes an unfinished download of this id, if there is one and nobody is writing it.
 ///
 /// # Errors
 /// As of the file system.
@@ -320,13 +355,33 @@ pub(crate) fn remove(id: FileId, target: &Target) -> io::Result<()> {
         return Ok(());
     }
     let part = target.part();
-    match fs::symlink_metadata(&part) {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(&part)?,
-        Ok(_) => fs::remove_file(&part)?,
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let held = match OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits() as i32)
+        .open(&part)
+    {
+        Ok(held) => held,
+        Err(error) if error.kind() == ErrorKind::NotFound => return fs::remove_file(state),
         Err(error) => return Err(error),
+    };
+    // It may be another transfer's to the same target, which is at work.
+    if !is_free(&held) {
+        tracing::info!(part = %part.display(), "another download is writing it: nothing was removed");
+        return Ok(());
+    }
+    match held.metadata()?.is_dir() {
+        true => fs::remove_dir_all(&part)?,
+        false => fs::remove_file(&part)?,
     }
     fs::remove_file(state)
+}
+
+/// Of no kind that waiting would help, not even where the disk was full.
+fn lost(error: &io::Error) -> io::Error {
+    io::Error::other(format!(
+        "some of what was written did not reach the disk ({error}); see that it works and has room, and resume"
+    ))
 }
 
 fn unfinished(part: &Path) -> Problem {
@@ -361,4 +416,69 @@ fn flush_tree(tree: &Tree) -> io::Result<()> {
 fn flush_tree(_tree: &Tree) -> io::Result<()> {
     rustix::fs::sync();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    const ID: FileId = FileId([7; 32]);
+
+    fn open(folder: &Path) -> Result<Part, Problem> {
+        let target = Target {
+            path: folder.join("out"),
+        };
+        let plan = Arc::new(Plan::file(ID, 100_000).unwrap());
+        Part::open(ID, target, plan, None).map(|(part, _)| part)
+    }
+
+    #[test]
+    fn a_part_that_somebody_writes_is_not_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let part = open(folder.path()).unwrap();
+        let (target, there) = (part.target().clone(), || {
+            fs::read_dir(folder.path()).unwrap().count()
+        });
+        assert_eq!(open(folder.path()).unwrap_err().reason, Reason::TargetExists);
+        remove(ID, &target).unwrap();
+        assert_eq!(there(), 2, "the part and its state");
+        // Held for somebody who is being served, and no longer written.
+        part.release();
+        remove(ID, &target).unwrap();
+        assert_eq!(there(), 0);
+    }
+
+    #[test]
+    fn a_flush_that_failed_once_is_never_believed_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut part = open(folder.path()).unwrap();
+        let units = part.plan().unit_count();
+        let (path, none) = (part.target().state(), Bits::new(units));
+        let state = || Resume::load(&path).unwrap().map(|state| state.have);
+        let Body::File(file) = &part.body else {
+            panic!("a plain file");
+        };
+        let file = Arc::clone(file);
+        for stored in [true, false] {
+            if !stored {
+                fs::remove_file(&path).unwrap();
+            }
+            // What cannot be flushed stands for a disk that fails; the next try succeeds, as it does on Linux.
+            part.body = Body::File(Arc::new(File::open("/dev/null").unwrap()));
+            part.unflushed = OnceLock::new();
+            assert!(part.checkpoint(&Bits::full(units)).is_err());
+            part.body = Body::File(Arc::clone(&file));
+            assert!(part.checkpoint(&Bits::full(units)).is_err());
+            assert_eq!(
+                state(),
+                Some(none.clone()),
+                "it speaks of nothing that was not flushed"
+            );
+        }
+        let finished = crate::transfer::place::finish(&part, None, &CancellationToken::new());
+        assert!(finished.is_err());
+        assert!(!part.target().path.exists() && part.target().part().exists());
+    }
 }

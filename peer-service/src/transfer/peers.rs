@@ -29,6 +29,9 @@ const MAX_RETRY: Duration = Duration::from_secs(30);
 /// Failures in a row after which a peer gives up its place to others, if others wait.
 const PATIENCE: u32 = 3;
 
+/// Least pause between two events of one peer: HTTP/2 holds back whoever sends them faster, and no honest peer does.
+const EVENT_PAUSE: Duration = Duration::from_millis(5);
+
 /// Something that happened to a peer.
 #[derive(Debug)]
 pub(crate) enum PeerEvent {
@@ -359,6 +362,7 @@ impl Watcher {
             if self.tell(PeerEvent::Availability(event?)).await.is_none() {
                 return Ok(());
             }
+            tokio::time::sleep(EVENT_PAUSE).await;
         }
         Err(Problem::new(
             Reason::Unreachable,

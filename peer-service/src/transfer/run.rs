@@ -26,7 +26,7 @@ use super::{
     allowance::Allowance,
     context::{Context, blocking},
     dialer::Dialer,
-    driver::{DISK_RETRY, Driver, EVENTS},
+    driver::{DISK_RETRY, Driver, PEER_EVENTS},
     existing,
     live::Live,
     part::{Found, Part},
@@ -152,10 +152,13 @@ impl Run {
             self.context.holdings.remove(&[id]);
         }
         let part = Arc::clone(&live.part);
-        match blocking(move || part.checkpoint(&have))
-            .await
-            .and_then(|stored| stored)
-        {
+        let last = move || {
+            let stored = part.checkpoint(&have);
+            // Whoever is being served holds the part for a while longer, and must not keep it from being removed or gone on with.
+            part.release();
+            stored
+        };
+        match blocking(last).await.and_then(|stored| stored) {
             Ok(()) => {}
             Err(problem) => tracing::warn!(%problem, "the last resume state could not be written"),
         }
@@ -370,7 +373,7 @@ impl Run {
         let lens = (0..plan.unit_count()).map(|unit| plan.unit_len(unit)).collect();
         let swarm = Swarm::new(SwarmConfig::default(), lens, have.clone(), rand::random());
         let (links, liars) = dialer.into_parts();
-        let (tell, events) = mpsc::channel(EVENTS);
+        let (tell, events) = mpsc::channel(PEER_EVENTS);
         let stop = local.child_token();
         let ends = stop.clone().drop_guard();
         let calls = TaskTracker::new();
@@ -429,19 +432,24 @@ impl Run {
         calls.close();
         calls.wait().await;
         // Ends by itself now; a checkpoint under way must not come after what follows.
-        let _ = checkpoints.await;
+        if let Ok(Err(problem)) = checkpoints.await {
+            return Err(problem);
+        }
         finished.map(|finished| finished && live.have().is_full())
     }
 }
 
 /// Records what is on disk every now and then, until `stop`.
-async fn checkpoints(live: Arc<Live>, stop: CancellationToken) {
+///
+/// # Errors
+/// Where data was lost on its way to the disk; it cancels `stop`, as nothing that follows can be relied on.
+async fn checkpoints(live: Arc<Live>, stop: CancellationToken) -> Result<(), Problem> {
     let mut wait = FIRST_CHECKPOINT;
     let mut stored = live.have().count();
     let mut failing = false;
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(wait) => {}
         }
         let have = live.have();
@@ -458,6 +466,10 @@ async fn checkpoints(live: Arc<Live>, stop: CancellationToken) {
             Ok(()) => {
                 (stored, failing) = (count, false);
                 wait = CHECKPOINT.max(started.elapsed() * CHECKPOINT_SHARE);
+            }
+            Err(problem) if live.part.has_lost() => {
+                stop.cancel();
+                return Err(problem);
             }
             // Tried again whether or not more has come by then, and said once.
             Err(problem) => {
