@@ -20,6 +20,7 @@ struct Served {
     dir: tempfile::TempDir,
     peer: Peer,
     client: v1::peer_service_client::PeerServiceClient<tonic::transport::Channel>,
+    address: std::net::SocketAddr,
     content: Vec<u8>,
     id: FileId,
 }
@@ -31,11 +32,12 @@ impl Served {
         fs::write(dir.path().join("file"), &content).unwrap();
         let peer = Peer::open(&dir.path().join("home")).await;
         let id = peer.share_one(&dir.path().join("file")).await.record.id;
-        let client = peer.serve().await;
+        let (address, client) = peer.serve_at().await;
         Self {
             dir,
             peer,
             client,
+            address,
             content,
             id,
         }
@@ -299,6 +301,39 @@ async fn slots_are_bounded_and_freed_when_the_caller_goes() {
             .await
             .is_ok()
     );
+}
+
+/// HTTP/2 takes a chunk whole, however little its receiver lets through: the slot must not be free while the chunk lies there.
+#[tokio::test]
+async fn who_takes_a_byte_holds_its_slot_until_it_goes() {
+    const SLOTS: u32 = 8;
+    let served = Served::new(MIB).await;
+    served.peer.limits.set(0, 0, SLOTS);
+    let narrow = tonic::transport::Endpoint::from_shared(format!("http://{}", served.address))
+        .unwrap()
+        .initial_stream_window_size(1);
+    let narrow = narrow.connect().await.unwrap();
+    let mut hostile = v1::peer_service_client::PeerServiceClient::new(narrow);
+    let mut held = Vec::new();
+    let mut busy = 0;
+    for _ in 0..3 * SLOTS {
+        // One batch: its last byte is handed over with its first.
+        let request = v1::DownloadRequest {
+            spans: vec![span(served.id, 0, 128 * 1024)],
+        };
+        match hostile.download(request).await {
+            Ok(stream) => held.push(stream),
+            Err(status) => {
+                assert_eq!(Problem::from(status).reason, Reason::Busy);
+                busy += 1;
+            }
+        }
+    }
+    assert_eq!((held.len() as u32, busy), (SLOTS, 2 * SLOTS));
+    assert_eq!(served.peer.limits.uploads(), SLOTS);
+    drop((held, hostile));
+    let limits = served.peer.limits.clone();
+    wait_until("the slots are free", || limits.uploads() == 0).await;
 }
 
 #[tokio::test]

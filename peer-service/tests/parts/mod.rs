@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -111,6 +112,11 @@ impl Peer {
 
     /// Serves the library to others.
     pub(crate) async fn serve(&self) -> PeerServiceClient<Channel> {
+        self.serve_at().await.1
+    }
+
+    /// The same, and where it is served.
+    pub(crate) async fn serve_at(&self) -> (SocketAddr, PeerServiceClient<Channel>) {
         let shelves: Vec<Arc<dyn Shelf>> = vec![Arc::new(self.library.clone())];
         let api = PeerApi::new(
             shelves,
@@ -118,7 +124,7 @@ impl Peer {
             self.limits.clone(),
             self.counters.clone(),
         );
-        serve(api, self.shutdown.clone()).await
+        serve_at(api, self.shutdown.clone()).await
     }
 
     pub(crate) fn registered(&self, id: &FileId) -> Option<Vec<String>> {
@@ -132,6 +138,10 @@ impl Peer {
 }
 
 pub(crate) async fn serve(api: PeerApi, shutdown: CancellationToken) -> PeerServiceClient<Channel> {
+    serve_at(api, shutdown).await.1
+}
+
+async fn serve_at(api: PeerApi, shutdown: CancellationToken) -> (SocketAddr, PeerServiceClient<Channel>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = transport::server().add_service(api.into_service());
@@ -139,8 +149,9 @@ pub(crate) async fn serve(api: PeerApi, shutdown: CancellationToken) -> PeerServ
         server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.cancelled_owned()),
     );
     let endpoint: transport::Endpoint = address.to_string().parse().unwrap();
-    PeerServiceClient::new(endpoint.connect().await.unwrap())
-        .max_decoding_message_size(transport::MAX_MESSAGE)
+    let client = PeerServiceClient::new(endpoint.connect().await.unwrap())
+        .max_decoding_message_size(transport::MAX_MESSAGE);
+    (address, client)
 }
 
 pub(crate) fn span(id: FileId, offset: u64, length: u64) -> v1::Span {
