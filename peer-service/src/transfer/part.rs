@@ -430,7 +430,7 @@ mod tests {
         let target = Target {
             path: folder.join("out"),
         };
-        let plan = Arc::new(Plan::file(ID, 100_000).unwrap());
+        let plan = Arc::new(Plan::of_file(ID, 100_000).unwrap());
         Part::open(ID, target, plan, None).map(|(part, _)| part)
     }
 
