@@ -198,6 +198,7 @@ fn at_once(inner: &Inner, asked: &[Asked], most: u64) -> Option<(Reader, Batch)>
 impl Download {
     /// The next messages, once it is their turn; `None` at the end.
     async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        let asked = Instant::now();
         let batch = match self.first.take() {
             Some(first) => first,
             None => self.read().await?,
@@ -205,7 +206,6 @@ impl Download {
         if batch.bytes.is_empty() {
             return Ok(None);
         }
-        let asked = Instant::now();
         if asked >= self.deadline {
             let message = "the stream was read too slowly: ask again";
             return Err(Problem::new(Reason::TimedOut, message));

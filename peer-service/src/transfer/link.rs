@@ -197,8 +197,8 @@ impl Link {
         Ok(events.map(move |(place, event)| link.understand(event?, units, place == 0)))
     }
 
-    /// An event as it counts. Each costs work in proportion to the units, so no more than one snapshot and no unit more than once in each
-    /// list is taken.
+    /// An event as it counts. Each costs work in proportion to the units, so one snapshot is taken, and no list longer than there
+    /// are units.
     fn understand(
         &self,
         event: v1::WatchAvailabilityResponse,
