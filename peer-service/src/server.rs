@@ -54,6 +54,10 @@ const GRACE: Duration = Duration::from_secs(3);
 /// How long everything else may take after that, the last words with the index among it.
 const LAST_GRACE: Duration = Duration::from_secs(10);
 
+/// How long the files folder may wait for the index to be told first: longer than that takes with a hundred thousand files, short enough
+/// for whoever dropped something in while the peer was off.
+const TOLD_FIRST: Duration = Duration::from_secs(2);
+
 /// Connections of the owner's programs at once.
 const CONTROL_CONNECTIONS: usize = 64;
 
@@ -148,6 +152,13 @@ pub async fn start(
             &tracker,
         )
     });
+    tracker.spawn(watch_once_told(
+        library.clone(),
+        holdings.clone(),
+        registrar.clone(),
+        work.child_token(),
+        tracker.clone(),
+    ));
     let context = Arc::new(Context {
         library: library.clone(),
         holdings,
@@ -345,6 +356,25 @@ fn warn_of_loopback(local: SocketAddr, config: &Config) {
              give --listen 0.0.0.0:{} or this machine's address", local.port()
         );
     }
+}
+
+/// Looks at the files folder once the index knows what was shared before, or after [`TOLD_FIRST`]: both at once would only slow down
+/// what others wait for.
+async fn watch_once_told(
+    library: Library,
+    holdings: Holdings,
+    registrar: Option<Registrar>,
+    shutdown: CancellationToken,
+    tracker: TaskTracker,
+) {
+    if let Some(registrar) = registrar.filter(|_| !holdings.is_empty()) {
+        // Both arms only wait. Why the index could not be told is the registrar's to say.
+        tokio::select! {
+            _ = registrar.synced(TOLD_FIRST) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+    library.watch_files_folder(&tracker);
 }
 
 async fn share_at_start(library: Library, paths: Vec<PathBuf>) {

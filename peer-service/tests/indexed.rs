@@ -78,6 +78,26 @@ async fn an_index_that_is_lost_does_not_stop_a_download() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_dropped_in_meanwhile_is_shared_although_the_index_is_gone() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("peer");
+    let index = Index::start().await;
+    let endpoint = index.endpoint.clone();
+    let peer = Peer::start(&home, Some(&endpoint)).await;
+    peer.share(&file(dir.path(), "before", b"1")).await;
+    peer.stop().await;
+    index.stop().await;
+    file(&home.join("files"), "meanwhile", b"2");
+    let peer = Peer::start(&home, Some(&endpoint)).await;
+    wait_until("both are shared", || async {
+        let status = peer.control.clone().get_status(v1::GetStatusRequest {}).await;
+        status.unwrap().into_inner().items == 2
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_index_that_restarts_or_has_lost_its_data_knows_everything_again() {
     log();
     let dir = tempfile::tempdir().unwrap();

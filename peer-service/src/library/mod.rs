@@ -229,8 +229,8 @@ async fn blocking<T: Send + 'static>(
 
 impl Library {
     /// Opens the library with what is unchanged since the last time (told by `stat` alone); what changed is hashed again in the
-    /// background. Shares what is in `files_folder`, and watches it until `shutdown`. Blocks: use it off the async threads,
-    /// within the runtime's context.
+    /// background, until `shutdown`. What is new in `files_folder` is looked for once [`Library::watch_files_folder`] says so. Blocks:
+    /// use it off the async threads, within the runtime's context.
     ///
     /// # Errors
     /// Where the database or a folder cannot be read.
@@ -268,9 +268,13 @@ impl Library {
         let source: Weak<Inner> = Arc::downgrade(&inner);
         inner.holdings.ask(source);
         inner.load()?;
-        files_folder::start(&inner, tracker);
         upkeep::start(&inner, tracker);
         Ok(Self { inner })
+    }
+
+    /// Shares what is in the files folder from now on, and follows what changes there until the library is shut down. For once.
+    pub fn watch_files_folder(&self, tracker: &TaskTracker) {
+        files_folder::start(&self.inner, tracker);
     }
 
     /// Shares files and folders in place, in order. Each ends in [`ShareEvent::Shared`] or at least one [`ShareEvent::Failed`];

@@ -57,7 +57,11 @@ impl Peer {
             let (holdings, shutdown, tracker) = (holdings.clone(), shutdown.clone(), tracker.clone());
             let store = Store::open(&home).unwrap();
             let files = home.files();
-            move || Library::open(store, holdings, files, 2, shutdown, &tracker).unwrap()
+            move || {
+                let library = Library::open(store, holdings, files, 2, shutdown, &tracker).unwrap();
+                library.watch_files_folder(&tracker);
+                library
+            }
         })
         .await
         .unwrap();
