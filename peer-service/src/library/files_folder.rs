@@ -290,15 +290,15 @@ impl Scanner {
         let mut ready = Vec::new();
         for (path, stamp) in files {
             match inner.check_place(path) {
-                Ok(()) => ready.push((path, stamp.size)),
+                Ok(()) => ready.push((path, *stamp)),
                 Err(problem) => refused.push((path, problem)),
             }
         }
         let cancelled = || inner.shutdown.is_cancelled();
         let results = Mutex::new(Vec::with_capacity(ready.len()));
         let file = |index: usize| {
-            let (path, size): &(&PathBuf, u64) = &ready[index];
-            (path.to_path_buf(), *size)
+            let (path, stamp): &(&PathBuf, Stamp) = &ready[index];
+            (path.to_path_buf(), *stamp)
         };
         let on_done = |index: usize, _: &Path, result| lock(&results).push((index, result));
         let count = ready.len();

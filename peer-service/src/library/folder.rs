@@ -65,8 +65,10 @@ pub(super) fn hash_found(
     let made = Mutex::new((hashes, Vec::new()));
     let file = |at: usize| {
         let index = unknown[at] as usize;
-        let size = found.stamp(index).map_or(0, |stamp| stamp.size);
-        (root.join(found.path(index)), size)
+        (
+            root.join(found.path(index)),
+            found.stamp(index).unwrap_or_default(),
+        )
     };
     let on_done = |at: usize, path: &Path, result: Result<Done, Problem>| {
         let index = unknown[at];

@@ -36,15 +36,16 @@ const SETTLED: Duration = Duration::from_millis(20);
 /// Told how many bytes more are hashed of which file.
 pub(super) type OnProgress<'a> = dyn Fn(&Path, u64) + Sync + 'a;
 
-/// Opens a regular file for reading. Never waits: what is a pipe by now is refused.
-pub(super) fn open_regular(path: &Path) -> Result<(File, Stamp), Problem> {
+/// Opens whatever is there for reading, without waiting for another end of it.
+fn open_any(path: &Path) -> io::Result<File> {
     let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
     let flags = i32::try_from(flags.bits()).unwrap_or(0);
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(path)
-        .map_err(|error| unreadable(&error))?;
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+/// Opens a regular file for reading. Never waits: what is a pipe by now is refused.
+pub(super) fn open_regular(path: &Path) -> Result<(File, Stamp), Problem> {
+    let file = open_any(path).map_err(|error| unreadable(&error))?;
     let metadata = file.metadata().map_err(|error| unreadable(&error))?;
     match metadata.is_file() {
         true => Ok((file, stamp_of(&metadata))),
@@ -147,10 +148,10 @@ fn unsettled(stamp: &Stamp) -> Option<Duration> {
 }
 
 /// Hashes so many files: the small ones side by side, each of the large ones with all threads. `file` tells where one is and how
-/// large, and `on_done` what came of it, from any thread; false if `cancelled` said so before all were hashed.
+/// it was found, and `on_done` what came of it, from any thread; false if `cancelled` said so before all were hashed.
 pub(super) fn hash_many(
     count: usize,
-    file: &(dyn Fn(usize) -> (PathBuf, u64) + Sync),
+    file: &(dyn Fn(usize) -> (PathBuf, Stamp) + Sync),
     threads: usize,
     on_progress: &OnProgress<'_>,
     cancelled: &Cancelled<'_>,
@@ -173,20 +174,18 @@ pub(super) fn hash_many(
             if index >= count {
                 return together.hash(&done);
             }
-            let (path, size) = file(index);
-            if size > LARGE {
+            let (path, stamp) = file(index);
+            if stamp.size > LARGE {
                 large.lock().unwrap_or_else(PoisonError::into_inner).push(index);
-            } else if size > READ_SIZE as u64 {
+            } else if stamp.size > READ_SIZE as u64 {
                 hash(index, &path, 1);
             } else {
-                if !together.has_room(size) {
+                if !together.has_room(stamp.size) {
                     together.hash(&done);
                 }
-                match together.read(index, path, on_progress) {
-                    Ok(()) => {}
-                    // It grew since it was found.
-                    Err((path, None)) => hash(index, &path, 1),
-                    Err((path, Some(problem))) => done(index, &path, Err(problem)),
+                // What is not as it was found, or has a problem to be told, is looked at alone.
+                if let Err(path) = together.read(index, path, stamp, on_progress) {
+                    hash(index, &path, 1);
                 }
             }
         }
@@ -223,37 +222,33 @@ impl Together {
         self.used + (size as usize).next_multiple_of(LEAF_SIZE).max(LEAF_SIZE) <= READ_SIZE
     }
 
-    /// Reads a file that is unchanged before and after, so that it need not stay open.
+    /// Reads a file that was found with this stamp and still has it after, so that it need not stay open. `stat` is not asked once more
+    /// before: what changed since it was found shows in the end.
     ///
     /// # Errors
-    /// Its path, and what is wrong with it; nothing where it is only too large.
+    /// Its path, where it is not what was found or cannot be read.
     fn read(
         &mut self,
         index: usize,
         path: PathBuf,
+        stamp: Stamp,
         on_progress: &OnProgress<'_>,
-    ) -> Result<(), (PathBuf, Option<Problem>)> {
+    ) -> Result<(), PathBuf> {
         self.buffer.resize(READ_SIZE, 0);
-        let read = (|| {
-            let (file, stamp) = open_settled(&path)?;
-            if !self.has_room(stamp.size) {
-                return Ok(None);
-            }
-            let end = self.used + stamp.size as usize;
-            let read = file.read_exact_at(&mut self.buffer[self.used..end], 0);
-            read.map_err(|error| not_hashed(&error))?;
-            is_still(&file, &stamp).map(|()| Some((self.used..end, stamp)))
-        })();
-        match read {
-            Ok(Some((range, stamp))) => {
-                on_progress(&path, stamp.size);
-                self.used += range.len().next_multiple_of(LEAF_SIZE).max(LEAF_SIZE);
-                self.files.push((index, path, range, stamp));
-                Ok(())
-            }
-            Ok(None) => Err((path, None)),
-            Err(problem) => Err((path, Some(problem))),
+        if let Some(wait) = unsettled(&stamp) {
+            std::thread::sleep(wait);
         }
+        let range = self.used..self.used + stamp.size as usize;
+        let is_read = open_any(&path).is_ok_and(|file| {
+            file.read_exact_at(&mut self.buffer[range.clone()], 0).is_ok() && is_still(&file, &stamp).is_ok()
+        });
+        if !is_read {
+            return Err(path);
+        }
+        on_progress(&path, stamp.size);
+        self.used += range.len().next_multiple_of(LEAF_SIZE).max(LEAF_SIZE);
+        self.files.push((index, path, range, stamp));
+        Ok(())
     }
 
     /// Hashes what was read.
@@ -284,7 +279,8 @@ mod tests {
             if n != 7 {
                 std::fs::write(&path, vec![1; n as usize]).unwrap();
             }
-            paths.push((path, n));
+            let stamp = path.symlink_metadata().map(|metadata| stamp_of(&metadata));
+            paths.push((path, stamp.unwrap_or_default()));
         }
         let results = Mutex::new(vec![None; paths.len()]);
         let file = |index: usize| paths[index].clone();
@@ -320,20 +316,32 @@ mod tests {
             7 * leaf + 5,
             2,
         ];
-        // The last was found when it was smaller.
-        let told = |index: usize| if index == 11 { 1 } else { sizes[index] };
         let path = |index: usize| dir.path().join(index.to_string());
         for (index, &size) in sizes.iter().enumerate() {
             let size = if index == 11 { 40 * leaf } else { size };
             std::fs::write(path(index), vec![index as u8; size as usize]).unwrap();
         }
+        // The last was found when it was smaller, and one when it was another file of that size.
+        let told = |index: usize| {
+            let stamp = stamp_of(&path(index).symlink_metadata().unwrap());
+            match index {
+                11 => Stamp { size: 1, ..stamp },
+                4 => Stamp { inode: 0, ..stamp },
+                _ => stamp,
+            }
+        };
         let (done, told_of) = (Mutex::new(Vec::new()), AtomicUsize::new(0));
         let on_progress = |_: &Path, bytes: u64| {
             told_of.fetch_add(bytes as usize, Ordering::Relaxed);
         };
         let on_done = |index: usize, path: &Path, result: Result<Done, Problem>| {
             let alone = hash_one(path, 1, &|_, _| {}, &|| false).unwrap();
-            assert_eq!(result.unwrap().tree, alone.tree, "file {index}");
+            let result = result.unwrap();
+            assert_eq!(
+                (result.tree, result.stamp),
+                (alone.tree, alone.stamp),
+                "file {index}"
+            );
             done.lock().unwrap().push(index);
         };
         let file = |index: usize| (path(index), told(index));
