@@ -27,6 +27,7 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak},
+    time::Instant,
 };
 
 use potluck_core::{
@@ -163,6 +164,8 @@ struct Inner {
     hashing: turns::Hashers,
     stale: Notify,
     unsummed: Notify,
+    /// When the last download came.
+    arrived: Mutex<Option<Instant>>,
     rescan: Notify,
     shutdown: CancellationToken,
 }
@@ -261,6 +264,7 @@ impl Library {
             hashing: turns::Hashers::default(),
             stale: Notify::new(),
             unsummed: Notify::new(),
+            arrived: Mutex::default(),
             rescan: Notify::new(),
             shutdown,
         });
@@ -397,6 +401,7 @@ fn not_hashed() -> Problem {
 
 impl Inner {
     fn adopt(&self, item: NewItem) -> Result<Item, Problem> {
+        *lock(&self.arrived) = Some(Instant::now());
         let put = self.put_items(vec![item]).pop();
         put.unwrap_or_else(|| Err(Problem::new(Reason::Internal, "nothing to share")))
             .map_err(|problem| match problem.reason {

@@ -39,6 +39,10 @@ const RETRY_FAILED: Duration = Duration::from_secs(60);
 /// How often everything shared is checked by `stat`, so that the index is not told of what is gone until somebody asks for it.
 const CHECK_INTERVAL: Duration = Duration::from_secs(300);
 
+/// How long after a download its plain SHA-256 is computed at the earliest: those who fetch the same are still at it, and
+/// nobody waits for the sum.
+const AFTER_ARRIVAL: Duration = Duration::from_secs(5);
+
 /// Most SHA-256s stored in one batch, and how long the first may wait.
 const BATCH_SUMS: usize = 512;
 const BATCH_TIME: Duration = Duration::from_secs(1);
@@ -243,10 +247,23 @@ async fn sum_loop(inner: Arc<Inner>) {
             () = inner.shutdown.cancelled() => return,
             () = inner.unsummed.notified() => {}
         }
+        // Once, however many come meanwhile: the sums of what is shared wait no longer for them.
+        let rest = until_calm(*lock(&inner.arrived), Instant::now());
+        tokio::select! {
+            () = inner.shutdown.cancelled() => return,
+            () = tokio::time::sleep(rest) => {}
+        }
         if off_thread(&inner, sum_all).await.is_none() {
             return;
         }
     }
+}
+
+/// How long sums still make way for those who fetch what came here.
+fn until_calm(arrived: Option<Instant>, now: Instant) -> Duration {
+    arrived.map_or(Duration::ZERO, |at| {
+        (at + AFTER_ARRIVAL).saturating_duration_since(now)
+    })
 }
 
 /// Computes every SHA-256 that is missing, giving way to those who wait for their hashing.
@@ -317,6 +334,14 @@ fn sha256_of(inner: &Inner, path: &Path, id: &FileId, turns: &mut Turns<'_>) -> 
 mod tests {
     use super::*;
     use crate::{holdings::Holdings, library::Library, store::Store};
+
+    #[test]
+    fn sums_make_way_for_a_while_after_a_download() {
+        let at = Instant::now();
+        assert_eq!(until_calm(None, at), Duration::ZERO);
+        assert_eq!(until_calm(Some(at), at + AFTER_ARRIVAL / 2), AFTER_ARRIVAL / 2);
+        assert_eq!(until_calm(Some(at), at + 2 * AFTER_ARRIVAL), Duration::ZERO);
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn sums_come_although_somebody_hashes_all_the_time() {

@@ -8,11 +8,6 @@ use super::{PeerKey, Swarm, Time};
 const CONTESTED_LOOK: usize = 64;
 
 impl Swarm {
-    /// Whether some peer downloads the same: then uplinks are shared, and what waits in a queue is kept from others.
-    pub(super) const fn crowd(&self) -> bool {
-        self.partial_peers > 0
-    }
-
     /// The peer is to be looked at.
     pub(super) fn wake(&mut self, key: PeerKey) {
         if let Some(peer) = self.peers.get_mut(&key)
@@ -48,7 +43,7 @@ impl Swarm {
     }
 
     fn ask(&mut self, key: PeerKey, now: Time) {
-        let crowd = self.crowd();
+        let crowd = self.is_crowd();
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
@@ -80,7 +75,7 @@ impl Swarm {
     }
 
     fn crowd_full(&self) -> bool {
-        self.crowd() && self.active_peers >= self.config.crowd_peers
+        self.is_crowd() && self.active_peers >= self.config.crowd_peers
     }
 
     fn park(&mut self, key: PeerKey) {
@@ -100,7 +95,7 @@ impl Swarm {
         }
         let unit = self.rarity.rarest().find(|&unit| peer.have.get(unit))?;
         let next = peer.cursor.map(|cursor| cursor + 1).filter(|&next| {
-            !self.crowd()
+            !self.is_crowd()
                 && peer.have.get(next)
                 && self.rarity.contains(next)
                 && self.rarity.count(next) == self.rarity.count(unit)

@@ -35,6 +35,11 @@ impl Swarm {
         }
     }
 
+    /// Whether some peer downloads the same: then uplinks are shared, and what waits in a queue is kept from others.
+    pub const fn is_crowd(&self) -> bool {
+        self.partial_peers > 0
+    }
+
     /// Whether every unit is here.
     pub const fn is_finished(&self) -> bool {
         self.have.is_full()
@@ -118,7 +123,7 @@ impl Swarm {
             Standing::Open if !peer.requests.is_empty() => PeerState::Active,
             Standing::Open => PeerState::Idle,
         };
-        let depth = peer.depth_bytes(self.crowd(), self.longest) / self.longest.max(1) + 1;
+        let depth = peer.depth_bytes(self.is_crowd(), self.longest) / self.longest.max(1) + 1;
         PeerView {
             key,
             state,

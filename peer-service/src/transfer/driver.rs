@@ -75,6 +75,8 @@ pub(crate) struct Driver<'a> {
     pub(crate) calls: TaskTracker,
     /// What a banned peer did, until its ban arrives.
     pub(crate) lies: HashMap<PeerKey, String>,
+    /// Whether others were ever seen to fetch the same.
+    pub(crate) crowded: bool,
 }
 
 impl Driver<'_> {
@@ -133,13 +135,24 @@ impl Driver<'_> {
                     self.allowance.set(terms);
                     self.share.set_priority(terms.priority);
                 }
-                _ = report.tick() => (self.report)(&self.swarm, &self.peers, self.full.clone()),
+                _ = report.tick() => {
+                    self.look_for_more();
+                    (self.report)(&self.swarm, &self.peers, self.full.clone());
+                }
                 _ = disk.tick(), if self.full.is_some() => self.look_at_disk().await,
                 () = sleep_until(timeout) => {
                     let now = self.now();
                     self.swarm.handle_timeout(now);
                 }
             }
+        }
+    }
+
+    /// Connects to more peers where that helps: in a crowd a few are enough, unless none of them has what is missing.
+    fn look_for_more(&mut self) {
+        self.crowded |= self.swarm.is_crowd();
+        if !self.crowded || self.swarm.stuck_reason().is_some() {
+            self.peers.widen();
         }
     }
 

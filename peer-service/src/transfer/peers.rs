@@ -1,7 +1,7 @@
 //! The peers of a running transfer: who is connected, who is tried again, and what each of them has.
 //!
 //! Invariant: a peer keeps its key for as long as the transfer runs, so that a ban lasts through any number of reconnections; at
-//! most [`MAX_CONNECTED`] are dialled or connected at once.
+//! most [`MAX_CONNECTED`] are dialled or connected at once, and [`NEIGHBOURS`] until [`Peers::widen`] says that more are of use.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -15,10 +15,13 @@ use super::{
     link::{Availability, Link},
     sources::Source,
 };
-use crate::swarm::PeerKey;
+use crate::swarm::{CROWD_PEERS, PeerKey};
 
 /// Peers connected at once: more give no more speed, and each costs two connections.
 const MAX_CONNECTED: usize = 64;
+
+/// Peers connected at once in a crowd, drawn by lot: as many as are asked at once. Each more is told and tells of every unit.
+const NEIGHBOURS: usize = CROWD_PEERS as usize;
 
 /// First wait before a lost peer is tried again; doubles up to [`MAX_RETRY`].
 const RETRY: Duration = Duration::from_millis(500);
@@ -72,6 +75,8 @@ pub(crate) struct Peer {
     pub(crate) bytes: u64,
     stop: CancellationToken,
     failures: u32,
+    /// Its place in line: by lot, so that a crowd does not lean on the same few.
+    lot: u64,
 }
 
 /// See the module.
@@ -82,6 +87,8 @@ pub(crate) struct Peers {
     peers: HashMap<PeerKey, Peer>,
     by_address: HashMap<Address, PeerKey>,
     next: u64,
+    /// How many may be dialled or connected now.
+    most: usize,
     events: mpsc::Sender<(PeerKey, PeerEvent)>,
     /// Connections made while preparing.
     ready: HashMap<Address, Link>,
@@ -106,6 +113,7 @@ impl Peers {
             peers: HashMap::new(),
             by_address: HashMap::new(),
             next: 0,
+            most: NEIGHBOURS,
             events,
             ready,
             stop,
@@ -131,6 +139,7 @@ impl Peers {
             bytes: 0,
             stop: self.stop.child_token(),
             failures: 0,
+            lot: rand::rng().random(),
         };
         self.peers.insert(key, peer);
         key
@@ -152,6 +161,16 @@ impl Peers {
             }
         }
         self.dial();
+    }
+
+    /// Connects to more than [`NEIGHBOURS`] from now on. Has no effect before most of those have answered: they may tell that
+    /// they are enough.
+    pub(crate) fn widen(&mut self) {
+        let count = |contact| self.peers.values().filter(|peer| peer.contact == contact).count();
+        if self.most < MAX_CONNECTED && count(Contact::Dialling) <= count(Contact::Connected) {
+            self.most = MAX_CONNECTED;
+            self.dial();
+        }
     }
 
     /// Whether a peer of this id was banned under whatever address.
@@ -176,9 +195,16 @@ impl Peers {
             .filter(|(_, peer)| peer.contact == Contact::Waiting)
             .map(|(&key, _)| key)
             .collect();
-        // Those that failed least first, else in the order in which they came.
-        waiting.sort_by_key(|key| (self.peers[key].failures, *key));
-        for key in waiting.into_iter().take(MAX_CONNECTED.saturating_sub(taken)) {
+        // Those that failed least first, then those to whom there is a connection.
+        waiting.sort_by_key(|key| {
+            let peer = &self.peers[key];
+            (
+                peer.failures,
+                !self.ready.contains_key(&peer.source.address),
+                peer.lot,
+            )
+        });
+        for key in waiting.into_iter().take(self.most.saturating_sub(taken)) {
             let Some(peer) = self.peers.get_mut(&key) else {
                 continue;
             };

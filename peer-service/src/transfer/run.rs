@@ -404,6 +404,7 @@ impl Run {
             full: None,
             calls: calls.clone(),
             lies: Default::default(),
+            crowded: false,
         };
         // At once, with nothing to give yet: those who fetch the same find each other while the first pieces come, and each knows
         // that the others fetch.

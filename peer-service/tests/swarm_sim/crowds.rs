@@ -146,3 +146,17 @@ fn a_thousand_peers() {
     let crowd = run(large(1000, 8), 1);
     assert!(crowd.slowest < 1.3);
 }
+
+/// Each of them chooses 24 others: more only have everyone tell everyone of every unit, and spread no faster.
+#[test]
+fn a_few_neighbours_are_enough() {
+    let setup = |neighbours| Setup {
+        unit_len: 128 * 1024,
+        streams: 4,
+        tell_every: 0.1,
+        neighbours,
+        ..flash(64, 512)
+    };
+    let (few, all) = (run(setup(Some(48)), 1), run(setup(None), 1));
+    assert!(few.slowest < 1.4 && few.slowest < all.slowest && few.seed_sent < all.seed_sent);
+}
