@@ -10,6 +10,7 @@
 //! | [`path`] | names that are safe to create: [`path::RelPath`] and [`path::Label`] |
 //! | [`manifest`] | a folder as a file: the canonical manifest of a collection |
 //! | [`plan`] | what a transfer is cut into |
+//! | [`places`] | connections and the like: so many in all, and no address all of them |
 //! | [`problem`] | failures with a stable reason, and their form as a gRPC status |
 //! | [`program`] | logs, and an end on a signal |
 //! | [`transport`] | endpoints, channels and servers with the HTTP/2 settings that all use |
@@ -27,6 +28,7 @@ pub mod layout;
 pub mod manifest;
 pub mod merkle;
 pub mod path;
+pub mod places;
 pub mod plan;
 pub mod problem;
 pub mod program;

@@ -4,7 +4,7 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -67,13 +67,7 @@ impl Default for Limits {
     }
 }
 
-/// What counts as one source: an address, or for IPv6 the network of 64 bits that one customer has whole.
-pub fn source_key(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
-        v4 => v4,
-    }
-}
+pub use potluck_core::places::network as source_key;
 
 /// What counts as one host among those that peers register; names count as themselves.
 pub fn host_key(host: &str) -> String {

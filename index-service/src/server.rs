@@ -12,6 +12,7 @@ use std::{
 };
 
 use potluck_core::{
+    places::{Places, Share},
     proto::v1::index_service_server::IndexServiceServer,
     transport::{self, connections, with_health_and_reflection},
 };
@@ -193,7 +194,8 @@ impl Index {
 
         let address = listener.local_addr().ok();
         let cut = CancellationToken::new();
-        let incoming = connections(listener, config.limits.max_connections, cut.clone());
+        let places = Places::new(config.limits.max_connections, Share::ALL);
+        let incoming = connections(listener, places, cut.clone());
         let stop_accepting = CancellationToken::new();
         let server = transport::server()
             .initial_stream_window_size(STREAM_WINDOW)

@@ -12,7 +12,12 @@ use std::{
 };
 
 use bytesize::ByteSize;
-use potluck_core::{Problem, Reason, index_client::Address, transport::Endpoint};
+use potluck_core::{
+    Problem, Reason,
+    index_client::Address,
+    places::{DEFAULT_SHARE, Share},
+    transport::Endpoint,
+};
 
 /// Where a peer listens unless told otherwise: this machine only.
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 12349);
@@ -84,6 +89,17 @@ pub struct Options {
     /// Connections from other peers at once
     #[arg(long, value_name = "N", env = "POTLUCK_PEER_MAX_CONNECTIONS", default_value_t = DEFAULT_MAX_CONNECTIONS)]
     pub max_connections: usize,
+
+    /// Of the connections, watchers and downloads that others leave, what one address takes at most, in percent; this machine
+    /// takes what there is
+    #[arg(
+        long,
+        value_name = "PERCENT",
+        env = "POTLUCK_PEER_ADDRESS_SHARE",
+        default_value_t = DEFAULT_SHARE,
+        value_parser = clap::value_parser!(u8).range(1..=100)
+    )]
+    pub address_share: u8,
 
     /// Threads that hash files [default: one for each core]
     #[arg(long, value_name = "N", env = "POTLUCK_PEER_HASH_THREADS")]
@@ -160,6 +176,8 @@ pub struct Config {
     pub limits: LimitSettings,
     /// Connections from other peers at once.
     pub max_connections: usize,
+    /// What one address takes at most of what others leave.
+    pub address_share: Share,
     /// Threads that hash files.
     pub hash_threads: usize,
     /// How long the index keeps this peer without hearing of it; `None`: as the index has it.
@@ -177,6 +195,7 @@ impl Config {
             control: ControlAt::Unix(None),
             limits: LimitSettings::default(),
             max_connections: DEFAULT_MAX_CONNECTIONS,
+            address_share: Share::default(),
             hash_threads: default_threads(),
             lease: None,
         }
@@ -209,6 +228,7 @@ impl Config {
                 upload_slots: options.upload_slots,
             },
             max_connections: options.max_connections.max(1),
+            address_share: Share::percent(options.address_share).unwrap_or_default(),
             hash_threads: options
                 .hash_threads
                 .map_or_else(default_threads, NonZeroUsize::get),

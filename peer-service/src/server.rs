@@ -17,6 +17,7 @@ use futures_util::StreamExt as _;
 use potluck_core::{
     PeerId, Problem, Reason,
     index_client::{Address, IndexClient},
+    places::{Places, Share},
     proto::v1::control_service_server::ControlServiceServer,
     transport::{self, Accept, Endpoint, Health, connections, with_health_and_reflection},
 };
@@ -119,10 +120,11 @@ pub async fn start(
     let (listening, control) = Listening::open(&config.control, &home).await?;
     warn_of_loopback(local_addr, &config);
 
-    let limits = Limits::new(
+    let limits = Limits::with_share(
         config.limits.upload_bytes_per_second,
         config.limits.download_bytes_per_second,
         config.limits.upload_slots,
+        config.address_share,
     );
     let holdings = Holdings::new();
     let (store, library, home) = {
@@ -207,8 +209,17 @@ pub async fn start(
         .max_frame_size(None)
         .add_routes(routes)
         .serve_with_incoming_shutdown(
-            connections(listener, config.max_connections, cut.clone())
-                .map(move |stream| stream.map(|stream| Outgoing::new(stream, turns.outlet()))),
+            connections(
+                listener,
+                Places::new(config.max_connections, config.address_share),
+                cut.clone(),
+            )
+            .map(move |stream| {
+                stream.map(|stream| {
+                    let outlet = turns.outlet(stream.source());
+                    Outgoing::new(stream, outlet)
+                })
+            }),
             stop_accepting.clone().cancelled_owned(),
         );
     servers.spawn(async move {
@@ -272,7 +283,11 @@ async fn serve_control<L: Accept>(
         .layer(tonic::service::InterceptorLayer::new(guard))
         .add_routes(routes)
         .serve_with_incoming_shutdown(
-            connections(listener, CONTROL_CONNECTIONS, cut.clone()),
+            connections(
+                listener,
+                Places::new(CONTROL_CONNECTIONS, Share::ALL),
+                cut.clone(),
+            ),
             stop_accepting.clone().cancelled_owned(),
         );
     servers.spawn(async move {

@@ -1,12 +1,11 @@
 //! A server's connections as they come: counted, made to speak soon, and cut when the server must end.
 //!
-//! Invariant: at most as many connections are open as were allowed; one more is closed at once, so that its caller does not wait for
+//! Invariant: at most as many connections are open as there are places, and one address never takes all; one more is closed at once, so that its caller does not wait for
 //! nothing. A connection that has not sent HTTP/2's opening bytes in time is closed: the server's own probes begin only after them.
 
 use std::{
     fmt, io,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -15,11 +14,12 @@ use futures_util::{Stream, stream};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
     time::Sleep,
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
+
+use crate::places::{Place, Places, Source};
 
 /// How long a connection may take to begin: longer than a lost packet sent again twice.
 const OPENING: Duration = Duration::from_secs(10);
@@ -40,64 +40,68 @@ pub trait Accept: Send + Sync + 'static {
     /// A connection.
     type Io: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static;
 
-    /// The next one.
-    fn next(&self) -> impl Future<Output = io::Result<Self::Io>> + Send;
+    /// The next one, and where it comes from.
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Io, Source)>> + Send;
 }
 
 impl Accept for TcpListener {
     type Io = TcpStream;
 
-    async fn next(&self) -> io::Result<TcpStream> {
-        let (stream, _) = self.accept().await?;
+    async fn next(&self) -> io::Result<(TcpStream, Source)> {
+        let (stream, address) = self.accept().await?;
         // Only slower where the system does not do it.
         let _ = stream.set_nodelay(true);
         #[cfg(target_os = "linux")]
         let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
-        Ok(stream)
+        Ok((stream, address.ip().into()))
     }
 }
 
 impl Accept for UnixListener {
     type Io = UnixStream;
 
-    async fn next(&self) -> io::Result<UnixStream> {
-        Ok(self.accept().await?.0)
+    async fn next(&self) -> io::Result<(UnixStream, Source)> {
+        Ok((self.accept().await?.0, Source::HERE))
     }
 }
 
 /// One connection of a listener. Gives its place back when it is dropped.
 pub struct Connection<S> {
     stream: S,
+    source: Source,
     opening: Option<Pin<Box<Sleep>>>,
     read: usize,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
-/// Connections of a listener, at most `most` at a time, all cut by `cut`. Never ends and never fails: what the system refuses is
+/// Connections of a listener, as many at a time as there are places, all cut by `cut`. Never ends and never fails: what the system refuses is
 /// asked for again after a pause.
 pub fn connections<L: Accept>(
     listener: L,
-    most: usize,
+    places: Places,
     cut: CancellationToken,
 ) -> impl Stream<Item = io::Result<Connection<L::Io>>> + Send {
-    let places = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
     stream::unfold((listener, places, cut), |(listener, places, cut)| async move {
         loop {
-            let stream = match listener.next().await {
-                Ok(stream) => stream,
+            let (stream, source) = match listener.next().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::debug!(%error, "a connection was not accepted");
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
             };
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                tracing::debug!("too many connections: closed one");
-                continue;
+            let place = match places.take(source) {
+                Ok(place) => place,
+                Err(why) => {
+                    tracing::debug!(?why, ?source, "no place for one more connection: closed it");
+                    continue;
+                }
             };
             let connection = Connection {
                 stream,
+                source,
                 opening: Some(Box::pin(tokio::time::sleep(OPENING))),
                 read: 0,
                 cut: Box::pin(cut.clone().cancelled_owned()),
@@ -106,6 +110,13 @@ pub fn connections<L: Accept>(
             return Some((Ok(connection), (listener, places, cut)));
         }
     })
+}
+
+impl<S> Connection<S> {
+    /// Where it comes from.
+    pub const fn source(&self) -> Source {
+        self.source
+    }
 }
 
 impl<S: fmt::Debug> fmt::Debug for Connection<S> {
@@ -179,7 +190,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::{net::IpAddr, sync::Mutex};
 
     use futures_util::StreamExt as _;
     use tokio::{
@@ -189,6 +200,11 @@ mod tests {
     };
 
     use super::*;
+    use crate::places::Share;
+
+    fn places(most: usize) -> Places {
+        Places::new(most, Share::ALL)
+    }
 
     /// Accepts what a test hands over.
     struct Handed(Mutex<mpsc::UnboundedReceiver<DuplexStream>>);
@@ -196,10 +212,10 @@ mod tests {
     impl Accept for Handed {
         type Io = DuplexStream;
 
-        async fn next(&self) -> io::Result<DuplexStream> {
+        async fn next(&self) -> io::Result<(DuplexStream, Source)> {
             let next = std::future::poll_fn(|cx| self.0.lock().unwrap().poll_recv(cx)).await;
             match next {
-                Some(stream) => Ok(stream),
+                Some(stream) => Ok((stream, Source::from(IpAddr::from([192, 0, 2, 1])))),
                 None => std::future::pending().await,
             }
         }
@@ -219,7 +235,7 @@ mod tests {
     #[tokio::test]
     async fn one_too_many_is_closed_at_once_and_a_place_is_used_again() {
         let (call, listener) = listener();
-        let mut incoming = Box::pin(connections(listener, 1, CancellationToken::new()));
+        let mut incoming = Box::pin(connections(listener, places(1), CancellationToken::new()));
         let _first = call();
         let open = incoming.next().await.unwrap().unwrap();
         let mut second = call();
@@ -230,10 +246,24 @@ mod tests {
         incoming.next().await.unwrap().unwrap();
     }
 
+    #[tokio::test]
+    async fn an_address_that_has_its_share_is_turned_away() {
+        let (call, listener) = listener();
+        let places = Places::new(4, Share::default());
+        let mut incoming = Box::pin(connections(listener, places.clone(), CancellationToken::new()));
+        let callers = [call(), call(), call()];
+        let _open = [incoming.next().await, incoming.next().await];
+        assert!(futures_util::poll!(incoming.next()).is_pending(), "{callers:?}");
+        assert!(
+            places.take(IpAddr::from([192, 0, 2, 2]).into()).is_ok(),
+            "another finds a place"
+        );
+    }
+
     #[tokio::test(start_paused = true)]
     async fn whoever_does_not_begin_is_closed() {
         let (call, listener) = listener();
-        let mut incoming = Box::pin(connections(listener, 1, CancellationToken::new()));
+        let mut incoming = Box::pin(connections(listener, places(1), CancellationToken::new()));
         let mut caller = call();
         let mut open = incoming.next().await.unwrap().unwrap();
         caller.write_all(&[0; PREFACE - 1]).await.unwrap();
@@ -246,7 +276,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_began_may_be_quiet() {
         let (call, listener) = listener();
-        let mut incoming = Box::pin(connections(listener, 1, CancellationToken::new()));
+        let mut incoming = Box::pin(connections(listener, places(1), CancellationToken::new()));
         let mut caller = call();
         let mut open = incoming.next().await.unwrap().unwrap();
         caller.write_all(&[0; PREFACE]).await.unwrap();
@@ -260,7 +290,7 @@ mod tests {
     async fn all_are_cut_at_the_end() {
         let (call, listener) = listener();
         let cut = CancellationToken::new();
-        let mut incoming = Box::pin(connections(listener, 2, cut.clone()));
+        let mut incoming = Box::pin(connections(listener, places(2), cut.clone()));
         let _callers = (call(), call());
         for _ in 0..2 {
             let mut open = incoming.next().await.unwrap().unwrap();

@@ -9,7 +9,9 @@
 pub mod fair;
 pub mod meter;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use potluck_core::places::{Place, Places, Refused, Share, Source};
 
 pub use self::meter::{Flow, Meter};
 
@@ -53,38 +55,27 @@ struct Inner {
     /// All uploads are one flow: first come, first served.
     upload: Flow,
     download: Meter,
-    slots: Mutex<Slots>,
-}
-
-#[derive(Debug)]
-struct Slots {
-    most: u32,
-    taken: u32,
+    slots: Places,
+    share: Share,
 }
 
 /// An upload that is under way; dropping it frees the slot.
-#[derive(Debug)]
-pub struct UploadSlot {
-    limits: Limits,
-}
-
-impl Drop for UploadSlot {
-    fn drop(&mut self) {
-        self.limits.slots().taken -= 1;
-    }
-}
+pub type UploadSlot = Place;
 
 impl Limits {
-    /// Limits in bytes a second each way, and uploads at once; 0: none.
+    /// Limits in bytes a second each way, and uploads at once; 0: none. One address takes its usual share.
     pub fn new(upload: u64, download: u64, upload_slots: u32) -> Self {
+        Self::with_share(upload, download, upload_slots, Share::default())
+    }
+
+    /// The same with what one address may take.
+    pub fn with_share(upload: u64, download: u64, upload_slots: u32, share: Share) -> Self {
         Self {
             inner: Arc::new(Inner {
                 upload: Meter::new(upload).flow(Priority::default()),
                 download: Meter::new(download),
-                slots: Mutex::new(Slots {
-                    most: upload_slots,
-                    taken: 0,
-                }),
+                slots: Places::new(places(upload_slots), share),
+                share,
             }),
         }
     }
@@ -93,7 +84,7 @@ impl Limits {
     pub fn set(&self, upload: u64, download: u64, upload_slots: u32) {
         self.inner.upload.set_rate(upload);
         self.inner.download.set_rate(download);
-        self.slots().most = upload_slots;
+        self.inner.slots.resize(places(upload_slots));
     }
 
     /// What is sent to other peers waits here.
@@ -108,26 +99,33 @@ impl Limits {
 
     /// Most uploads at once; 0: no limit.
     pub fn upload_slots(&self) -> u32 {
-        self.slots().most
+        u32::try_from(self.inner.slots.most()).unwrap_or(0)
     }
 
     /// Uploads under way.
     pub fn uploads(&self) -> u32 {
-        self.slots().taken
+        u32::try_from(self.inner.slots.taken()).unwrap_or(u32::MAX)
     }
 
-    /// A slot for one more upload, if there is one.
-    pub fn try_upload(&self) -> Option<UploadSlot> {
-        let mut slots = self.slots();
-        if slots.most != 0 && slots.taken >= slots.most {
-            return None;
-        }
-        slots.taken += 1;
-        Some(UploadSlot { limits: self.clone() })
+    /// What one address may take of whatever there is so many of.
+    pub fn share(&self) -> Share {
+        self.inner.share
     }
 
-    fn slots(&self) -> MutexGuard<'_, Slots> {
-        self.inner.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A slot for one more upload.
+    ///
+    /// # Errors
+    /// Why there is none for this caller.
+    pub fn try_upload(&self, source: Source) -> Result<UploadSlot, Refused> {
+        self.inner.slots.take(source)
+    }
+}
+
+/// Slots as a setting has them: 0 is any number.
+fn places(slots: u32) -> usize {
+    match slots {
+        0 => usize::MAX,
+        slots => usize::try_from(slots).unwrap_or(usize::MAX),
     }
 }
 
@@ -145,10 +143,10 @@ mod tests {
     #[test]
     fn slots_are_counted_and_can_be_changed() {
         let limits = Limits::new(0, 0, 1);
-        let first = limits.try_upload().unwrap();
-        assert!(limits.try_upload().is_none());
+        let first = limits.try_upload(Source::HERE).unwrap();
+        assert!(limits.try_upload(Source::HERE).is_err());
         limits.set(0, 0, 2);
-        let _second = limits.try_upload().unwrap();
+        let _second = limits.try_upload(Source::HERE).unwrap();
         drop(first);
         assert_eq!(limits.uploads(), 1);
     }

@@ -13,7 +13,7 @@ use futures_util::Stream;
 use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Limited};
-use potluck_core::{Problem, Reason, proto::v1};
+use potluck_core::{Problem, Reason, places::Source, proto::v1};
 use prost::Message as _;
 use tonic::{Status, body::Body, codegen::Service, server::NamedService};
 
@@ -75,7 +75,7 @@ where
 async fn answer(api: PeerApi, request: Request<Body>) -> Result<Response<Body>, Status> {
     let outlet = request.extensions().get::<Outlet>().cloned();
     // Where connections take no turns, each call is alone.
-    let outlet = outlet.unwrap_or_else(|| Turns::new().outlet());
+    let outlet = outlet.unwrap_or_else(|| Turns::new().outlet(Source::HERE));
     let asked = tokio::time::timeout(REQUEST_TIME, decode(request.into_body()))
         .await
         .map_err(|_| Problem::new(Reason::TimedOut, "the request did not come in time: ask again"))??;

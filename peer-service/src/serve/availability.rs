@@ -6,9 +6,10 @@ use bytes::Bytes;
 use futures_util::{Stream, stream};
 use potluck_core::{
     FileId, Problem, Reason,
+    places::Place,
     proto::v1::{self, watch_availability_response::Event},
 };
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tonic::Status;
 
 use super::{Inner, blocking};
@@ -53,7 +54,7 @@ struct Watch {
     told: Told,
     changes: Option<watch::Receiver<u64>>,
     queue: VecDeque<Event>,
-    _permit: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// Looks at the file as it is offered now.
@@ -84,7 +85,7 @@ fn gather(watchers: u32) -> Duration {
 pub(super) async fn watch(
     inner: Arc<Inner>,
     id: FileId,
-    permit: OwnedSemaphorePermit,
+    place: Place,
 ) -> Result<impl Stream<Item = Result<v1::WatchAvailabilityResponse, Status>> + Send + use<>, Problem> {
     let (units, changes) = look(&inner, id).await?;
     let queue = VecDeque::from([snapshot(&units)]);
@@ -94,7 +95,7 @@ pub(super) async fn watch(
         told: Told::new(units),
         changes,
         queue,
-        _permit: permit,
+        _place: place,
     };
     Ok(stream::unfold(Some(watch), |watch| async {
         let mut watch = watch?;

@@ -24,11 +24,11 @@ use futures_util::{Stream, StreamExt as _, stream};
 use potluck_core::{
     FileId, PeerId, Problem, Reason,
     merkle::Hash,
+    places::{Place, Places, Refused, Source},
     proto::v1::{self, peer_service_server::PeerServiceServer},
     transport::MAX_MESSAGE,
     wire,
 };
-use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -90,8 +90,8 @@ struct Inner {
     peer_id: PeerId,
     limits: Limits,
     counters: Arc<Counters>,
-    watchers: Arc<Semaphore>,
-    hash_streams: Arc<Semaphore>,
+    watchers: Places,
+    hash_streams: Places,
     buffers: Buffers,
 }
 
@@ -103,14 +103,15 @@ impl PeerApi {
         limits: Limits,
         counters: Arc<Counters>,
     ) -> Self {
+        let share = limits.share();
         Self {
             inner: Arc::new(Inner {
                 shelves,
                 peer_id,
                 limits,
                 counters,
-                watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
-                hash_streams: Arc::new(Semaphore::new(MAX_HASH_STREAMS)),
+                watchers: Places::new(MAX_WATCHERS, share),
+                hash_streams: Places::new(MAX_HASH_STREAMS, share),
                 buffers: Buffers::default(),
             }),
         }
@@ -131,10 +132,13 @@ impl PeerApi {
         outlet: Outlet,
     ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
         let spans = download::parse(request)?;
-        let slot = self.inner.limits.try_upload().ok_or_else(|| {
-            // Whoever does not read makes room for whoever may, and comes again.
-            outlet.cut_idlest(UNREAD);
-            busy("downloads")
+        let slot = self.inner.limits.try_upload(outlet.source());
+        let slot = slot.map_err(|why| {
+            if why == Refused::Full {
+                // Whoever does not read makes room for whoever may, and comes again.
+                outlet.cut_idlest(UNREAD);
+            }
+            busy("downloads", why)
         })?;
         download::stream(self.inner.clone(), spans, slot, outlet).await
     }
@@ -150,7 +154,7 @@ impl Inner {
     /// How many watch what is here.
     fn watching(&self) -> u32 {
         // At most MAX_WATCHERS, so it fits.
-        (MAX_WATCHERS - self.watchers.available_permits()) as u32
+        self.watchers.taken() as u32
     }
 
     /// The offer of a file. May wait for locks: off the async threads.
@@ -164,12 +168,21 @@ fn not_found(id: &FileId) -> Problem {
     Problem::new(Reason::NotFound, format!("this peer does not share {id}"))
 }
 
-fn busy(what: &str) -> Problem {
-    Problem::new(
-        Reason::Busy,
-        format!("this peer serves no more {what} at once: try again"),
-    )
-    .retry_after(RETRY_AFTER)
+fn busy(what: &str, why: Refused) -> Problem {
+    let message = match why {
+        Refused::Full => format!("this peer serves no more {what} at once: try again"),
+        Refused::Share => format!(
+            "this peer serves no more {what} at once to your address, which has its share of them: end some, or try again"
+        ),
+    };
+    Problem::new(Reason::Busy, message).retry_after(RETRY_AFTER)
+}
+
+/// A place among those who are answered so.
+fn place<T>(places: &Places, request: &Request<T>, what: &str) -> Result<Place, Problem> {
+    let outlet = request.extensions().get::<Outlet>();
+    let source = outlet.map_or(Source::HERE, Outlet::source);
+    places.take(source).map_err(|why| busy(what, why))
 }
 
 /// Runs what may read the disk off the async threads.
@@ -213,10 +226,9 @@ impl v1::peer_service_server::PeerService for PeerApi {
         &self,
         request: Request<v1::GetPieceHashesRequest>,
     ) -> Result<Response<Self::GetPieceHashesStream>, Status> {
+        let permit = place(&self.inner.hash_streams, &request, "lists of piece hashes")?;
         let request = request.into_inner();
         let id = wire::file_id(&request.file_id, "file_id")?;
-        let permit = self.inner.hash_streams.clone().try_acquire_owned();
-        let permit = permit.map_err(|_| busy("lists of piece hashes"))?;
         let inner = self.inner.clone();
         let hashes = blocking(move || piece_hashes(&*inner.find(&id)?)).await?;
         let first = request.first_piece as usize;
@@ -248,12 +260,7 @@ impl v1::peer_service_server::PeerService for PeerApi {
         request: Request<v1::WatchAvailabilityRequest>,
     ) -> Result<Response<Self::WatchAvailabilityStream>, Status> {
         let id = wire::file_id(&request.get_ref().file_id, "file_id")?;
-        let permit = self
-            .inner
-            .watchers
-            .clone()
-            .try_acquire_owned()
-            .map_err(|_| busy("watchers"))?;
+        let permit = place(&self.inner.watchers, &request, "watchers")?;
         let events = availability::watch(self.inner.clone(), id, permit).await?;
         Ok(Response::new(Patient::new(events)))
     }

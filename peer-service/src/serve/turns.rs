@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use potluck_core::places::Source;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
@@ -141,7 +142,7 @@ impl Turns {
     }
 
     /// Where one more connection's bytes go out.
-    pub fn outlet(&self) -> Outlet {
+    pub fn outlet(&self, source: Source) -> Outlet {
         let mut state = self.state();
         let number = state.number();
         let lane = Lane::default();
@@ -151,6 +152,7 @@ impl Turns {
         Outlet(Arc::new(Way {
             turns: self.clone(),
             number,
+            source,
             cut,
         }))
     }
@@ -202,6 +204,7 @@ pub struct Outlet(Arc<Way>);
 struct Way {
     turns: Turns,
     number: u64,
+    source: Source,
     cut: CancellationToken,
 }
 
@@ -232,6 +235,11 @@ impl Drop for Turn {
 }
 
 impl Outlet {
+    /// Where the connection comes from.
+    pub(super) fn source(&self) -> Source {
+        self.0.source
+    }
+
     /// Waits until it is the turn of one more chunk.
     pub(super) async fn turn(&self) -> Turn {
         let way = &self.0;
@@ -295,7 +303,7 @@ mod tests {
     async fn taken(turns: &Turns) -> Vec<(Outlet, Turn)> {
         let mut taken = Vec::new();
         for _ in 0..PLACES {
-            let outlet = turns.outlet();
+            let outlet = turns.outlet(Source::HERE);
             let turn = outlet.turn().await;
             taken.push((outlet, turn));
         }
@@ -306,7 +314,7 @@ mod tests {
     async fn who_asked_first_goes_first_once_a_chunk_is_out() {
         let turns = Turns::new();
         let mut taken = taken(&turns).await;
-        let (first, second) = (turns.outlet(), turns.outlet());
+        let (first, second) = (turns.outlet(Source::HERE), turns.outlet(Source::HERE));
         let mut one = Box::pin(first.turn());
         let mut two = Box::pin(second.turn());
         assert!((&mut one).now_or_never().is_none());
@@ -320,7 +328,7 @@ mod tests {
     async fn whoever_does_not_take_its_chunk_keeps_nobody_waiting_for_long() {
         let turns = Turns::new();
         let silent = taken(&turns).await;
-        let other = turns.outlet();
+        let other = turns.outlet(Source::HERE);
         let start = Instant::now();
         let mut held = vec![other.turn().await];
         assert_eq!(start.elapsed(), PATIENCE);
@@ -340,17 +348,17 @@ mod tests {
             .turn()
             .now_or_never()
             .expect("it waits for its turn, and it is");
-        let held: Vec<_> = std::iter::repeat_with(|| turns.outlet().turn().now_or_never())
+        let held: Vec<_> = std::iter::repeat_with(|| turns.outlet(Source::HERE).turn().now_or_never())
             .take(PLACES - 1)
             .collect();
-        turns.outlet().turn().await;
+        turns.outlet(Source::HERE).turn().await;
         drop((stalled, held));
     }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_keeps_up_again_waits_for_its_turn_again_but_later_each_time() {
         let turns = Turns::new();
-        let slow = turns.outlet();
+        let slow = turns.outlet(Source::HERE);
         for strike in 0..3 {
             stall(&turns, &slow).await;
             for _ in 0..1 << strike {
@@ -369,7 +377,7 @@ mod tests {
     async fn a_connection_that_ends_gives_its_places_back() {
         let turns = Turns::new();
         let mut taken = taken(&turns).await;
-        let next = turns.outlet();
+        let next = turns.outlet(Source::HERE);
         assert!(next.turn().now_or_never().is_none());
         drop(taken.pop());
         assert!(next.turn().now_or_never().is_some());
@@ -380,7 +388,7 @@ mod tests {
         let turns = Turns::new();
         let stop = CancellationToken::new();
         let watching = tokio::spawn(turns.clone().watch(stop.clone()));
-        let (silent, reader) = (turns.outlet(), turns.outlet());
+        let (silent, reader) = (turns.outlet(Source::HERE), turns.outlet(Source::HERE));
         let _lies = silent.turn().await;
         let start = Instant::now();
         while start.elapsed() < IDLE - LOOK {
@@ -399,7 +407,11 @@ mod tests {
     async fn the_one_that_is_not_read_for_longest_makes_room_for_others() {
         let turns = Turns::new();
         let idle = Duration::from_secs(1);
-        let (first, second, third) = (turns.outlet(), turns.outlet(), turns.outlet());
+        let (first, second, third) = (
+            turns.outlet(Source::HERE),
+            turns.outlet(Source::HERE),
+            turns.outlet(Source::HERE),
+        );
         let _first = first.turn().await;
         tokio::time::sleep(idle).await;
         let _second = second.turn().await;
