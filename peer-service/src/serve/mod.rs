@@ -23,7 +23,8 @@ use std::{
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use potluck_core::{
-    FileId, PeerId, Problem, Reason,
+    FileId, PeerId, Problem, Reason, Root,
+    index_client::FileRecord,
     places::{Place, Places, Refused, Source},
     proto::v1::{self, peer_service_server::PeerServiceServer},
     transport::MAX_MESSAGE,
@@ -193,6 +194,19 @@ fn place<T>(places: &Places, request: &Request<T>, what: &str) -> Result<Place, 
     places.take(source).map_err(|why| busy(what, why))
 }
 
+/// What the file is, root and all.
+///
+/// # Errors
+/// `PIECE_NOT_AVAILABLE` where the root is not known yet.
+fn known(offer: &dyn Offer) -> Result<FileRecord, Problem> {
+    let record = offer.record();
+    if record.root == Root([0; 32]) {
+        let message = format!("the root of {} is not known here yet: try again", record.id);
+        return Err(Problem::new(Reason::PieceNotAvailable, message).retry_after(RETRY_AFTER));
+    }
+    Ok(record)
+}
+
 /// Runs what may read the disk off the async threads.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
@@ -221,7 +235,7 @@ impl v1::peer_service_server::PeerService for PeerApi {
         let answer = blocking(move || {
             let offer = inner.find(&id)?;
             Ok(v1::DescribeResponse {
-                file: Some((&offer.record()).into()),
+                file: Some((&known(&*offer)?).into()),
                 name: offer.name(),
                 complete: offer.units().have.is_full(),
                 peer_id: inner.peer_id.to_bytes(),
