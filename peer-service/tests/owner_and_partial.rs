@@ -7,6 +7,7 @@ mod common;
 use common::*;
 use potluck_core::{
     Problem, Reason,
+    hash::hash_bytes,
     proto::v1::{
         self, control_service_client::ControlServiceClient, peer_service_client::PeerServiceClient,
         unshare_request, watch_availability_response::Event,
@@ -137,4 +138,72 @@ async fn a_watch_on_a_peer_that_fetches_goes_on_when_it_has_the_whole() {
         assert_eq!(Problem::from(ended.unwrap_err()).reason, Reason::NotFound);
     }
     middle.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_that_is_not_known_yet_is_never_told() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("cookbook");
+    // Each of one piece: its only hash is its root.
+    let contents: Vec<Vec<u8>> = (0..20).map(|n| bytes(100_000, 40 + n)).collect();
+    for (n, content) in contents.iter().enumerate() {
+        file(&source, &n.to_string(), content);
+    }
+    let trees: Vec<_> = contents.iter().map(|content| hash_bytes(content)).collect();
+    let seed = Peer::start(&dir.path().join("seed"), None).await;
+    let id = seed.share(&source).await;
+    let middle = Peer::start(&dir.path().join("middle"), None).await;
+    let request = v1::FetchRequest {
+        providers: vec![(&seed.address).into()],
+        max_bytes_per_second: 500_000,
+        ..wish(id, &dir.path().join("out"))
+    };
+    let mut events = middle.control.clone().fetch(request).await.unwrap().into_inner();
+    loop {
+        let event = events.message().await.unwrap().expect("it goes on");
+        if event.transfer.unwrap().state() == v1::TransferState::Running {
+            break;
+        }
+    }
+    let endpoint: potluck_core::transport::Endpoint = middle.running.local_addr.to_string().parse().unwrap();
+    let mut peer = PeerServiceClient::new(endpoint.connect().await.unwrap());
+    let mut unknown = 0;
+    for tree in &trees {
+        let file_id = tree.id().to_bytes();
+        let hashes = v1::GetPieceHashesRequest {
+            file_id: file_id.clone(),
+            first_piece: 0,
+            count: 0,
+        };
+        // The hash first: what is known does not become unknown.
+        let hash = match peer.get_piece_hashes(hashes).await {
+            Ok(answer) => Ok(answer.into_inner().message().await.unwrap().unwrap().hashes),
+            Err(status) => Err(Problem::from(status)),
+        };
+        let described = peer.describe(v1::DescribeRequest { file_id }).await;
+        let root = described.map(|answer| answer.into_inner().file.unwrap().root);
+        for told in [hash, root.map_err(Problem::from)] {
+            match told {
+                Ok(told) => assert_eq!(told, tree.root.to_bytes()),
+                Err(problem) => {
+                    assert_eq!(problem.reason, Reason::PieceNotAvailable, "{problem}");
+                    assert!(problem.retry_after.is_some());
+                    unknown += 1;
+                }
+            }
+        }
+    }
+    assert!(unknown > 0, "the fetch is still under way");
+    let mut last = None;
+    while let Some(event) = events.message().await.unwrap() {
+        last = event.transfer;
+    }
+    assert_done(&last.unwrap());
+    for tree in &trees {
+        let file_id = tree.id().to_bytes();
+        let described = peer.describe(v1::DescribeRequest { file_id }).await;
+        let record = described.unwrap().into_inner().file.unwrap();
+        assert_eq!(record.root, tree.root.to_bytes());
+    }
 }

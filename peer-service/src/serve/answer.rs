@@ -1,5 +1,5 @@
-//! `Download` as a server: a gRPC call by hand, so that chunks go out from where they were read to. All other calls go on to the
-//! generated service.
+//! `Download` and `GetPieceHashes` as a server: gRPC calls by hand, so that chunks go out from where they were read to, and that
+//! messages hold what they take for as long as they are in memory. All other calls go on to the generated service.
 
 use std::{
     convert::Infallible,
@@ -13,25 +13,26 @@ use futures_util::Stream;
 use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Limited};
-use potluck_core::{Problem, Reason, places::Source, proto::v1};
-use prost::Message as _;
+use potluck_core::{Problem, Reason, places::Source};
+use prost::Message;
 use tonic::{Status, body::Body, codegen::Service, server::NamedService};
 
 use super::{
-    PeerApi,
+    MAX_REQUEST, PeerApi,
     turns::{Outlet, Turns},
 };
 
-/// Largest request, in bytes: as many spans as it may have, 58 bytes each at most.
-const MAX_REQUEST: usize = 256 * 1024;
+/// Largest request for a download, in bytes: as many spans as it may have, 58 bytes each at most.
+const MAX_DOWNLOAD: usize = 256 * 1024;
 
 /// How long a request may take to come.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 
-/// The call's path (gRPC over HTTP/2, "Path").
-const PATH: &str = "/potluck.v1.PeerService/Download";
+/// The calls' paths (gRPC over HTTP/2, "Path").
+const DOWNLOAD: &str = "/potluck.v1.PeerService/Download";
+const PIECE_HASHES: &str = "/potluck.v1.PeerService/GetPieceHashes";
 
-/// The peer service with its own way for downloads.
+/// The peer service with its own way for downloads and lists of piece hashes.
 #[derive(Debug, Clone)]
 pub struct WithDownload<S> {
     api: PeerApi,
@@ -39,7 +40,7 @@ pub struct WithDownload<S> {
 }
 
 impl<S> WithDownload<S> {
-    /// Answers downloads of `api`, and leaves everything else to `rest`.
+    /// Answers downloads and lists of piece hashes of `api`, and leaves everything else to `rest`.
     pub(super) const fn new(api: PeerApi, rest: S) -> Self {
         Self { api, rest }
     }
@@ -64,33 +65,54 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Answer {
-        if request.uri().path() != PATH {
-            return Box::pin(self.rest.call(request));
-        }
         let api = self.api.clone();
-        Box::pin(async move { Ok(answer(api, request).await.unwrap_or_else(Status::into_http)) })
+        match request.uri().path() {
+            DOWNLOAD => Box::pin(async move { Ok(told(download(api, request).await)) }),
+            PIECE_HASHES => Box::pin(async move { Ok(told(piece_hashes(api, request).await)) }),
+            _ => Box::pin(self.rest.call(request)),
+        }
     }
 }
 
-async fn answer(api: PeerApi, request: Request<Body>) -> Result<Response<Body>, Status> {
+async fn download(api: PeerApi, request: Request<Body>) -> Result<Messages, Status> {
+    let outlet = outlet(&request);
+    let asked = asked(request, MAX_DOWNLOAD).await?;
+    Ok(Messages::new(api.download(asked, outlet).await?))
+}
+
+async fn piece_hashes(api: PeerApi, request: Request<Body>) -> Result<Messages, Status> {
+    let outlet = outlet(&request);
+    let asked = asked(request, MAX_REQUEST).await?;
+    Ok(Messages::new(api.piece_hashes(asked, outlet).await?))
+}
+
+fn outlet(request: &Request<Body>) -> Outlet {
     let outlet = request.extensions().get::<Outlet>().cloned();
     // Where connections take no turns, each call is alone.
-    let outlet = outlet.unwrap_or_else(|| Turns::new().outlet(Source::HERE));
-    let asked = tokio::time::timeout(REQUEST_TIME, decode(request.into_body()))
+    outlet.unwrap_or_else(|| Turns::new().outlet(Source::HERE))
+}
+
+async fn asked<M: Message + Default>(request: Request<Body>, most: usize) -> Result<M, Status> {
+    let asked = tokio::time::timeout(REQUEST_TIME, decode(request.into_body(), most));
+    asked
         .await
-        .map_err(|_| Problem::new(Reason::TimedOut, "the request did not come in time: ask again"))??;
-    let messages = Messages {
-        chunks: Some(Box::pin(api.download(asked, outlet).await?)),
+        .map_err(|_| Problem::new(Reason::TimedOut, "the request did not come in time: ask again"))?
+}
+
+fn told(messages: Result<Messages, Status>) -> Response<Body> {
+    let messages = match messages {
+        Ok(messages) => messages,
+        Err(status) => return status.into_http(),
     };
     let mut response = Response::new(Body::new(messages));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    Ok(response)
+    response
 }
 
 /// The one message of a request.
-async fn decode(body: Body) -> Result<v1::DownloadRequest, Status> {
-    let bytes = Limited::new(body, MAX_REQUEST).collect().await;
+async fn decode<M: Message + Default>(body: Body, most: usize) -> Result<M, Status> {
+    let bytes = Limited::new(body, most).collect().await;
     let mut bytes = bytes.map_err(Status::from_error)?.to_bytes();
     let malformed = |what: &str| Status::invalid_argument(format!("the request is malformed: {what}"));
     if bytes.len() < 5 {
@@ -102,15 +124,23 @@ async fn decode(body: Body) -> Result<v1::DownloadRequest, Status> {
     if bytes.get_u32() as usize != bytes.len() {
         return Err(malformed("it is not one message"));
     }
-    v1::DownloadRequest::decode(bytes).map_err(|error| malformed(&error.to_string()))
+    M::decode(bytes).map_err(|error| malformed(&error.to_string()))
 }
 
-type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
+type Framed = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
 
 /// Messages as they come, and the status that ends them.
 struct Messages {
     /// `None` once the end was told.
-    chunks: Option<Chunks>,
+    chunks: Option<Framed>,
+}
+
+impl Messages {
+    fn new(chunks: impl Stream<Item = Result<Bytes, Status>> + Send + 'static) -> Self {
+        Self {
+            chunks: Some(Box::pin(chunks)),
+        }
+    }
 }
 
 impl http_body::Body for Messages {

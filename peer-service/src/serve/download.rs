@@ -16,7 +16,7 @@ use tonic::Status;
 use super::{
     Inner, blocking,
     reader::{BATCH, Batch, Job, Reader},
-    turns::{Outlet, Turn},
+    turns::Outlet,
 };
 use crate::{
     limits::{Limits, UploadSlot},
@@ -121,20 +121,6 @@ struct Download {
     deadline: Instant,
 }
 
-/// Bytes on their way, with what they take: HTTP/2 holds them for as long as a receiver likes, and ends a stream for those who gave
-/// it its last bytes long before that.
-struct Held {
-    bytes: Bytes,
-    _turn: Turn,
-    _slot: Arc<UploadSlot>,
-}
-
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
 /// The messages that answer a request, some at a time. The first are read, so that what cannot be served fails the call itself.
 ///
 /// # Errors
@@ -218,11 +204,7 @@ impl Download {
             .counters
             .uploaded_bytes
             .fetch_add(batch.data, Ordering::Relaxed);
-        Ok(Some(Bytes::from_owner(Held {
-            bytes: batch.bytes,
-            _turn: turn,
-            _slot: Arc::clone(&self.slot),
-        })))
+        Ok(Some(turn.carry(batch.bytes, Arc::clone(&self.slot))))
     }
 
     /// The next messages; none at the end.

@@ -2,10 +2,11 @@
 //!
 //! | module | its one job |
 //! |---|---|
-//! | `answer` | a download as gRPC, without copies |
+//! | `answer` | calls whose messages hold what they take, as gRPC |
 //! | `availability` | which units are here, and each change |
 //! | `buffers` | the memory that chunks are read into |
 //! | `download` | what a request asks for, checked, and its stream |
+//! | `hashes` | lists of piece hashes, in messages |
 //! | `outgoing` | a connection that can be cut |
 //! | `patience` | ends streams whose receiver does not read |
 //! | `reader` | bytes of spans, from the disk into messages |
@@ -20,10 +21,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::{Stream, stream};
 use potluck_core::{
-    FileId, PeerId, Problem, Reason,
-    merkle::Hash,
+    FileId, PeerId, Problem, Reason, Root,
+    index_client::FileRecord,
     places::{Place, Places, Refused, Source},
     proto::v1::{self, peer_service_server::PeerServiceServer},
     transport::MAX_MESSAGE,
@@ -42,6 +43,7 @@ mod answer;
 mod availability;
 mod buffers;
 mod download;
+mod hashes;
 mod outgoing;
 mod patience;
 mod reader;
@@ -56,7 +58,7 @@ pub use self::{
 /// Most WatchAvailability streams at once: each holds two bitfields. A crowd of thousands watches a peer.
 const MAX_WATCHERS: usize = 4096;
 
-/// Most GetPieceHashes streams at once: each holds a piece layer, 128 KiB as a rule.
+/// Most GetPieceHashes answers at once: each holds a piece layer, 128 KiB as a rule, until its last message has left memory.
 const MAX_HASH_STREAMS: usize = 128;
 
 /// When a caller that is turned away should come again: about what a slot takes to be free.
@@ -65,11 +67,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(250);
 /// How long a receiver may leave a message lying while others find no slot.
 const UNREAD: Duration = Duration::from_secs(2);
 
-/// Largest request of a call with a generated answer, in bytes: an id and two numbers, with room for what later versions add.
+/// Largest request of any call but a download, in bytes: an id and two numbers, with room for what later versions add.
 const MAX_REQUEST: usize = 4 * 1024;
-
-/// Hashes in one message: 64 KiB, as the contract has it.
-const HASHES_PER_MESSAGE: usize = 2048;
 
 /// What the service has done since it started.
 #[derive(Debug, Default)]
@@ -142,6 +141,16 @@ impl PeerApi {
         })?;
         download::stream(self.inner.clone(), spans, slot, outlet).await
     }
+
+    /// Answers a `GetPieceHashes` in the same way.
+    async fn piece_hashes(
+        &self,
+        request: v1::GetPieceHashesRequest,
+        outlet: Outlet,
+    ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
+        let messages = hashes::stream(self.inner.clone(), request, outlet).await?;
+        Ok(Patient::new(messages))
+    }
 }
 
 impl Inner {
@@ -185,6 +194,19 @@ fn place<T>(places: &Places, request: &Request<T>, what: &str) -> Result<Place, 
     places.take(source).map_err(|why| busy(what, why))
 }
 
+/// What the file is, root and all.
+///
+/// # Errors
+/// `PIECE_NOT_AVAILABLE` where the root is not known yet.
+fn known(offer: &dyn Offer) -> Result<FileRecord, Problem> {
+    let record = offer.record();
+    if record.root == Root([0; 32]) {
+        let message = format!("the root of {} is not known here yet: try again", record.id);
+        return Err(Problem::new(Reason::PieceNotAvailable, message).retry_after(RETRY_AFTER));
+    }
+    Ok(record)
+}
+
 /// Runs what may read the disk off the async threads.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
@@ -200,7 +222,7 @@ async fn blocking<T: Send + 'static>(
 
 #[tonic::async_trait]
 impl v1::peer_service_server::PeerService for PeerApi {
-    type GetPieceHashesStream = Patient<v1::GetPieceHashesResponse>;
+    type GetPieceHashesStream = stream::Empty<Result<v1::GetPieceHashesResponse, Status>>;
     type WatchAvailabilityStream = Patient<v1::WatchAvailabilityResponse>;
     type DownloadStream = stream::Empty<Result<v1::DownloadResponse, Status>>;
 
@@ -213,7 +235,7 @@ impl v1::peer_service_server::PeerService for PeerApi {
         let answer = blocking(move || {
             let offer = inner.find(&id)?;
             Ok(v1::DescribeResponse {
-                file: Some((&offer.record()).into()),
+                file: Some((&known(&*offer)?).into()),
                 name: offer.name(),
                 complete: offer.units().have.is_full(),
                 peer_id: inner.peer_id.to_bytes(),
@@ -224,35 +246,13 @@ impl v1::peer_service_server::PeerService for PeerApi {
 
     async fn get_piece_hashes(
         &self,
-        request: Request<v1::GetPieceHashesRequest>,
+        _: Request<v1::GetPieceHashesRequest>,
     ) -> Result<Response<Self::GetPieceHashesStream>, Status> {
-        let permit = place(&self.inner.hash_streams, &request, "lists of piece hashes")?;
-        let request = request.into_inner();
-        let id = wire::file_id(&request.file_id, "file_id")?;
-        let inner = self.inner.clone();
-        let hashes = blocking(move || piece_hashes(&*inner.find(&id)?)).await?;
-        let first = request.first_piece as usize;
-        let end = match request.count {
-            0 => hashes.len(),
-            count => first.saturating_add(count as usize),
-        };
-        if first > hashes.len() || end > hashes.len() {
-            let message = format!("{id} has {} piece hashes", hashes.len());
-            return Err(Problem::new(Reason::OutOfRange, message)
-                .field("first_piece")
-                .into());
-        }
-        let starts = (first..end).step_by(HASHES_PER_MESSAGE);
-        let messages = stream::iter(starts).map(move |start| {
-            // Held until the last message is made.
-            let _permit = &permit;
-            let run = &hashes[start..end.min(start + HASHES_PER_MESSAGE)];
-            Ok(v1::GetPieceHashesResponse {
-                first_piece: u32::try_from(start).unwrap_or(u32::MAX),
-                hashes: Bytes::copy_from_slice(run.as_flattened()),
-            })
-        });
-        Ok(Response::new(Patient::new(messages)))
+        Err(Problem::new(
+            Reason::Internal,
+            "lists of piece hashes are answered by `WithDownload`",
+        )
+        .into())
     }
 
     async fn watch_availability(
@@ -270,16 +270,5 @@ impl v1::peer_service_server::PeerService for PeerApi {
         _: Request<v1::DownloadRequest>,
     ) -> Result<Response<Self::DownloadStream>, Status> {
         Err(Problem::new(Reason::Internal, "downloads are answered by `WithDownload`").into())
-    }
-}
-
-/// The piece layer, or the one hash of a file of one piece: its root. The empty file has no piece and no hash.
-fn piece_hashes(offer: &dyn Offer) -> Result<Arc<[Hash]>, Problem> {
-    let record = offer.record();
-    let layout = potluck_core::FileLayout::new(record.size);
-    match layout.map_or(0, |layout| layout.piece_count()) {
-        0 => Ok(Arc::from([])),
-        1 => Ok(Arc::from([record.root.0])),
-        _ => offer.piece_hashes(),
     }
 }

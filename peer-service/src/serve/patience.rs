@@ -1,8 +1,8 @@
 //! Streams that end when nobody reads them.
 //!
 //! HTTP/2 leaves a stream alone while its receiver takes nothing, for ever if need be, with all that the stream holds: here a
-//! watchdog lets go of it. Time in which the stream itself has nothing to give does not count. For the streams of generated
-//! calls; downloads hold far more, and go by [`super::turns`].
+//! watchdog lets go of it. Time in which the stream itself has nothing to give does not count. What was handed over already is not
+//! the stream's any more: chunks and lists of hashes, which are large, go by [`super::turns`] too.
 
 use std::{
     fmt,

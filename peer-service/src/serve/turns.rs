@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use potluck_core::places::Source;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -80,13 +81,15 @@ struct Chunk {
     since: Instant,
     /// None where it is sent beside the others.
     place: Option<OwnedSemaphorePermit>,
+    /// Whether it counts for what its connection owes.
+    counts: bool,
 }
 
 impl Lane {
     /// The connection let go of a chunk. Gives its place, to be dropped where no lock is held.
     fn let_go(&mut self, chunk: u64, now: Instant) -> Option<OwnedSemaphorePermit> {
         let chunk = self.chunks.remove(&chunk)?;
-        if now.duration_since(chunk.since) < PATIENCE / 2 {
+        if chunk.counts && now.duration_since(chunk.since) < PATIENCE / 2 {
             self.owed = self.owed.saturating_sub(1);
         }
         chunk.place
@@ -223,6 +226,17 @@ pub(super) struct Turn {
     chunk: u64,
 }
 
+impl Turn {
+    /// The same bytes: with the last of their memory the turn ends and `place` is free.
+    pub(super) fn carry<P: Send + 'static>(self, bytes: Bytes, place: P) -> Bytes {
+        Bytes::from_owner(Held {
+            bytes,
+            _turn: self,
+            _place: place,
+        })
+    }
+}
+
 impl Drop for Turn {
     fn drop(&mut self) {
         let now = Instant::now();
@@ -231,6 +245,20 @@ impl Drop for Turn {
         let place = lane.and_then(|lane| lane.let_go(self.chunk, now));
         drop(state);
         drop(place);
+    }
+}
+
+/// Bytes on their way, with what they take: HTTP/2 holds them for as long as a receiver likes, and ends a stream for those who gave
+/// it its last bytes long before that.
+struct Held<P> {
+    bytes: Bytes,
+    _turn: Turn,
+    _place: P,
+}
+
+impl<P> AsRef<[u8]> for Held<P> {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -255,13 +283,24 @@ impl Outlet {
             true => (place, None),
             false => (None, place),
         };
+        let turn = self.hand_over(&mut state, place, true);
+        drop(state);
+        drop(unused);
+        turn
+    }
+
+    /// A turn for what is small, beside all others: it never waits, takes no place and pays no debt, but must not lie either.
+    pub(super) fn beside(&self) -> Turn {
+        self.hand_over(&mut self.0.turns.state(), None, false)
+    }
+
+    fn hand_over(&self, state: &mut State, place: Option<OwnedSemaphorePermit>, counts: bool) -> Turn {
+        let way = &self.0;
         let chunk = state.number();
         let since = Instant::now();
         if let Some(lane) = state.lanes.get_mut(&way.number) {
-            lane.chunks.insert(chunk, Chunk { since, place });
+            lane.chunks.insert(chunk, Chunk { since, place, counts });
         }
-        drop(state);
-        drop(unused);
         Turn {
             way: Arc::clone(way),
             chunk,
@@ -371,6 +410,24 @@ mod tests {
             assert!(slow.turn().now_or_never().is_none(), "it waits like the others");
             drop(full);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_small_goes_beside_the_others_and_pays_no_debt() {
+        let turns = Turns::new();
+        let slow = turns.outlet(Source::HERE);
+        stall(&turns, &slow).await;
+        drop(slow.beside());
+        let full = taken(&turns).await;
+        let beside = slow.turn().now_or_never();
+        assert!(beside.is_some(), "it still owes a chunk");
+        drop(beside);
+        assert!(slow.turn().now_or_never().is_none(), "it waits like the others");
+        let _lies = slow.beside();
+        tokio::time::sleep(IDLE).await;
+        drop(full);
+        assert!(slow.cut_idlest(IDLE), "it lies like any chunk");
+        assert!(slow.is_cut().now_or_never().is_some());
     }
 
     #[tokio::test(start_paused = true)]
