@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use potluck_core::places::network;
+
 /// Bounds on what callers may use. Each is an upper limit; what goes past it is refused with a reason.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 pub struct Limits {
@@ -67,12 +69,10 @@ impl Default for Limits {
     }
 }
 
-pub use potluck_core::places::network as source_key;
-
 /// What counts as one host among those that peers register; names count as themselves.
 pub fn host_key(host: &str) -> String {
     host.parse()
-        .map_or_else(|_| host.to_owned(), |address| source_key(address).to_string())
+        .map_or_else(|_| host.to_owned(), |address| network(address).to_string())
 }
 
 /// Most sources that are remembered at once: some 3 MiB.
@@ -120,7 +120,7 @@ impl RateLimiter {
         let Some(interval) = self.interval else {
             return Ok(());
         };
-        let source = source_key(source);
+        let source = network(source);
         if !self.whole_at.contains_key(&source) && self.whole_at.len() >= MAX_SOURCES {
             self.sweep(now)?;
         }

@@ -9,10 +9,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use potluck_core::{FileId, index_client::WatchEvent};
+use potluck_core::{FileId, index_client::WatchEvent, places::network};
 use tokio::sync::mpsc;
-
-use crate::quota::source_key;
 
 /// Events that a watcher may be behind before it is dropped: what a crowd that starts together makes in a moment. A watcher that
 /// is dropped watches again and gets a new snapshot.
@@ -87,7 +85,7 @@ impl Hub {
     /// # Errors
     /// [`WatchError`].
     pub fn subscribe(self: &Arc<Self>, file: FileId, source: IpAddr) -> Result<Subscription, WatchError> {
-        let source = source_key(source);
+        let source = network(source);
         let (sender, events) = mpsc::channel(QUEUE);
         let mut guard = self.lock();
         let watchers = &mut *guard;

@@ -12,8 +12,17 @@ use crate::bits::Bits;
 /// Calls may read the disk: use them off the async threads, but for [`Offer::units`], [`Offer::changes`], [`Offer::open_now`] and
 /// [`Offer::is_unchanged`].
 pub trait Offer: Send + Sync + fmt::Debug {
-    /// What the file is. The id and size are certain; the root is zero only where it is not known yet.
-    fn record(&self) -> FileRecord;
+    /// Its id.
+    fn id(&self) -> FileId;
+
+    /// Its size in bytes.
+    fn size(&self) -> u64;
+
+    /// What the file is, root and all.
+    ///
+    /// # Errors
+    /// `PIECE_NOT_AVAILABLE` where the root is not known yet.
+    fn record(&self) -> Result<FileRecord, Problem>;
 
     /// The label it is shared by.
     fn name(&self) -> String;

@@ -75,7 +75,7 @@ async fn a_file_is_shared_in_place_and_is_there_after_a_restart() {
         offer.piece_hashes().unwrap().to_vec(),
         hash_bytes(&content).piece_hashes
     );
-    assert!(offer.record().sha256.is_some());
+    assert!(offer.record().unwrap().sha256.is_some());
     assert_eq!(peer.library.list(10, "").unwrap().0[0].path, path);
     assert_eq!(
         fs::read_dir(peer.home.files()).unwrap().count(),
@@ -103,7 +103,7 @@ async fn a_folder_is_a_collection_whose_files_can_be_had_alone() {
     assert_eq!(peer.registered(&item.record.id), Some(vec!["folder".to_owned()]));
     assert_eq!(peer.registered(&id_of(b"one")), Some(vec!["one".to_owned()]));
     let offer = peer.library.find(&item.record.id).unwrap();
-    let file = offer.open(0..offer.record().size).unwrap();
+    let file = offer.open(0..offer.size()).unwrap();
     let mut manifest = Vec::new();
     std::io::Read::read_to_end(&mut &*file, &mut manifest).unwrap();
     assert_eq!(id_of(&manifest), item.record.id);

@@ -1,7 +1,7 @@
 //! A server's connections as they come: counted, made to speak soon, and cut when the server must end.
 //!
-//! Invariant: at most as many connections are open as there are places, and one address never takes all; one more is closed at once, so that its caller does not wait for
-//! nothing. A connection that has not sent HTTP/2's opening bytes in time is closed: the server's own probes begin only after them.
+//! Invariant: at most as many connections are open as there are places, and one address never takes all; one more is closed at
+//! once, so that its caller does not wait for nothing. A connection that has not sent HTTP/2's opening bytes in time is closed: the server's own probes begin only after them.
 
 use std::{
     fmt, io,
@@ -75,8 +75,8 @@ pub struct Connection<S> {
     _place: Place,
 }
 
-/// Connections of a listener, as many at a time as there are places, all cut by `cut`. Never ends and never fails: what the system refuses is
-/// asked for again after a pause.
+/// Connections of a listener, as many at a time as there are places, all cut by `cut`. Never ends and never fails: what the system
+/// refuses is asked for again after a pause.
 pub fn connections<L: Accept>(
     listener: L,
     places: Places,

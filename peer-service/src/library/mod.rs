@@ -276,7 +276,7 @@ impl Library {
         Ok(Self { inner })
     }
 
-    /// Shares what is in the files folder from now on, and follows what changes there until the library is shut down. For once.
+    /// Shares what is in the files folder from now on, and follows what changes there until the library is shut down. To be called once.
     pub fn watch_files_folder(&self, tracker: &TaskTracker) {
         files_folder::start(&self.inner, tracker);
     }

@@ -77,8 +77,16 @@ impl LibraryOffer {
 }
 
 impl Offer for LibraryOffer {
-    fn record(&self) -> FileRecord {
-        self.record
+    fn id(&self) -> FileId {
+        self.record.id
+    }
+
+    fn size(&self) -> u64 {
+        self.record.size
+    }
+
+    fn record(&self) -> Result<FileRecord, Problem> {
+        Ok(self.record)
     }
 
     fn name(&self) -> String {

@@ -34,25 +34,25 @@ const PIECE_HASHES: &str = "/potluck.v1.PeerService/GetPieceHashes";
 
 /// The peer service with its own way for downloads and lists of piece hashes.
 #[derive(Debug, Clone)]
-pub struct WithDownload<S> {
+pub struct ByHand<S> {
     api: PeerApi,
     rest: S,
 }
 
-impl<S> WithDownload<S> {
+impl<S> ByHand<S> {
     /// Answers downloads and lists of piece hashes of `api`, and leaves everything else to `rest`.
     pub(super) const fn new(api: PeerApi, rest: S) -> Self {
         Self { api, rest }
     }
 }
 
-impl<S: NamedService> NamedService for WithDownload<S> {
+impl<S: NamedService> NamedService for ByHand<S> {
     const NAME: &'static str = S::NAME;
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
-impl<S> Service<Request<Body>> for WithDownload<S>
+impl<S> Service<Request<Body>> for ByHand<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>,
 {

@@ -93,7 +93,7 @@ fn resolve(
                 offer
             }
         };
-        let size = offer.record().size;
+        let size = offer.size();
         if range.end > size {
             let message = format!("{id} has {size} bytes");
             return Err(Problem::new(Reason::OutOfRange, message).field(format!("spans[{index}].length")));

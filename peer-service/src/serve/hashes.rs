@@ -10,7 +10,7 @@ use potluck_core::{Problem, Reason, merkle::Hash, places::Refused, proto::v1, wi
 use prost::Message as _;
 use tonic::Status;
 
-use super::{Inner, UNREAD, blocking, busy, known, turns::Outlet};
+use super::{Inner, UNREAD, blocking, busy, turns::Outlet};
 use crate::offer::Offer;
 
 /// Hashes in one message: 64 KiB, as the contract has it.
@@ -68,10 +68,10 @@ fn framed(message: &v1::GetPieceHashesResponse) -> Bytes {
 
 /// The piece layer, or the one hash of a file of one piece: its root. The empty file has no piece and no hash.
 fn piece_hashes(offer: &dyn Offer) -> Result<Arc<[Hash]>, Problem> {
-    let layout = potluck_core::FileLayout::new(offer.record().size);
+    let layout = potluck_core::FileLayout::new(offer.size());
     match layout.map_or(0, |layout| layout.piece_count()) {
         0 => Ok(Arc::from([])),
-        1 => Ok(Arc::from([known(offer)?.root.0])),
+        1 => Ok(Arc::from([offer.record()?.root.0])),
         _ => offer.piece_hashes(),
     }
 }

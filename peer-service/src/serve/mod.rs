@@ -23,8 +23,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use potluck_core::{
-    FileId, PeerId, Problem, Reason, Root,
-    index_client::FileRecord,
+    FileId, PeerId, Problem, Reason,
     places::{Place, Places, Refused, Source},
     proto::v1::{self, peer_service_server::PeerServiceServer},
     transport::MAX_MESSAGE,
@@ -50,7 +49,7 @@ mod reader;
 mod turns;
 
 pub use self::{
-    answer::WithDownload,
+    answer::ByHand,
     outgoing::Outgoing,
     turns::{Outlet, Turns},
 };
@@ -117,11 +116,11 @@ impl PeerApi {
     }
 
     /// What a server serves: all calls of `PeerService`.
-    pub fn into_service(self) -> WithDownload<PeerServiceServer<Self>> {
+    pub fn into_service(self) -> ByHand<PeerServiceServer<Self>> {
         let rest = PeerServiceServer::new(self.clone())
             .max_decoding_message_size(MAX_REQUEST)
             .max_encoding_message_size(MAX_MESSAGE);
-        WithDownload::new(self, rest)
+        ByHand::new(self, rest)
     }
 
     /// Answers a `Download` with its messages, as they go out through this connection.
@@ -194,19 +193,6 @@ fn place<T>(places: &Places, request: &Request<T>, what: &str) -> Result<Place, 
     places.take(source).map_err(|why| busy(what, why))
 }
 
-/// What the file is, root and all.
-///
-/// # Errors
-/// `PIECE_NOT_AVAILABLE` where the root is not known yet.
-fn known(offer: &dyn Offer) -> Result<FileRecord, Problem> {
-    let record = offer.record();
-    if record.root == Root([0; 32]) {
-        let message = format!("the root of {} is not known here yet: try again", record.id);
-        return Err(Problem::new(Reason::PieceNotAvailable, message).retry_after(RETRY_AFTER));
-    }
-    Ok(record)
-}
-
 /// Runs what may read the disk off the async threads.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
@@ -235,7 +221,7 @@ impl v1::peer_service_server::PeerService for PeerApi {
         let answer = blocking(move || {
             let offer = inner.find(&id)?;
             Ok(v1::DescribeResponse {
-                file: Some((&known(&*offer)?).into()),
+                file: Some((&offer.record()?).into()),
                 name: offer.name(),
                 complete: offer.units().have.is_full(),
                 peer_id: inner.peer_id.to_bytes(),
@@ -248,11 +234,7 @@ impl v1::peer_service_server::PeerService for PeerApi {
         &self,
         _: Request<v1::GetPieceHashesRequest>,
     ) -> Result<Response<Self::GetPieceHashesStream>, Status> {
-        Err(Problem::new(
-            Reason::Internal,
-            "lists of piece hashes are answered by `WithDownload`",
-        )
-        .into())
+        Err(Problem::new(Reason::Internal, "lists of piece hashes are answered by `ByHand`").into())
     }
 
     async fn watch_availability(
@@ -269,6 +251,6 @@ impl v1::peer_service_server::PeerService for PeerApi {
         &self,
         _: Request<v1::DownloadRequest>,
     ) -> Result<Response<Self::DownloadStream>, Status> {
-        Err(Problem::new(Reason::Internal, "downloads are answered by `WithDownload`").into())
+        Err(Problem::new(Reason::Internal, "downloads are answered by `ByHand`").into())
     }
 }

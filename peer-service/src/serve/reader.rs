@@ -197,7 +197,7 @@ fn bring(file: &File, rest: &Range<u64>) {
 }
 
 fn unreadable(offer: &dyn Offer, error: &io::Error) -> Problem {
-    let id = offer.record().id;
+    let id = offer.id();
     tracing::warn!(%id, %error, "a shared file cannot be read");
     Problem::new(Reason::StoreUnavailable, format!("{id} cannot be read here now"))
 }

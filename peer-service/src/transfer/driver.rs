@@ -27,7 +27,7 @@ use super::{
     sources::Sources,
     view::Terms,
 };
-use crate::swarm::{Action, PeerKey, RequestId, Swarm};
+use crate::swarm::{Action, PeerKey, RequestId, StuckReason, Swarm};
 
 /// How often the transfer's view is renewed.
 const REPORT: Duration = Duration::from_millis(200);
@@ -148,10 +148,15 @@ impl Driver<'_> {
         }
     }
 
-    /// Connects to more peers where that helps: in a crowd a few are enough, unless none of them has what is missing.
+    /// Connects to more peers where that helps: in a crowd a few are enough, unless none of them has what is missing and time for it.
     fn look_for_more(&mut self) {
         self.crowded |= self.swarm.is_crowd();
-        if !self.crowded || self.swarm.stuck_reason().is_some() {
+        let stuck = self.swarm.stuck_reason();
+        let others_help = matches!(
+            stuck,
+            Some(StuckReason::NoProvider { .. } | StuckReason::BackedOff { .. })
+        );
+        if !self.crowded || others_help {
             self.peers.widen();
         }
     }

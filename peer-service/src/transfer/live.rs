@@ -7,10 +7,11 @@ use std::{
     io::{self, Write as _},
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use potluck_core::{
-    FileId, FileLayout, Problem, Reason, Root,
+    FileId, FileLayout, Problem, Reason,
     index_client::{FileRecord, Kind},
     merkle::{FileTree, Hash},
 };
@@ -145,8 +146,16 @@ impl Live {
 struct Whole(Arc<Live>);
 
 impl Offer for Whole {
-    fn record(&self) -> FileRecord {
-        self.0.record
+    fn id(&self) -> FileId {
+        self.0.record.id
+    }
+
+    fn size(&self) -> u64 {
+        self.0.record.size
+    }
+
+    fn record(&self) -> Result<FileRecord, Problem> {
+        Ok(self.0.record)
     }
 
     fn name(&self) -> String {
@@ -189,6 +198,9 @@ impl Offer for Whole {
     }
 }
 
+/// When to ask again for a root that is not known: about what a unit takes.
+const ROOT_SOON: Duration = Duration::from_millis(250);
+
 /// One file of a collection that is being fetched.
 #[derive(Debug)]
 struct Inner {
@@ -200,14 +212,26 @@ struct Inner {
 }
 
 impl Offer for Inner {
-    fn record(&self) -> FileRecord {
-        FileRecord {
+    fn id(&self) -> FileId {
+        self.id
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn record(&self) -> Result<FileRecord, Problem> {
+        let root = self.live.checks.root(self.index).ok_or_else(|| {
+            let message = format!("the root of {} is not known here yet: try again", self.id);
+            Problem::new(Reason::PieceNotAvailable, message).retry_after(ROOT_SOON)
+        })?;
+        Ok(FileRecord {
             id: self.id,
             size: self.size,
-            root: self.live.checks.root(self.index).unwrap_or(Root([0; 32])),
+            root,
             sha256: None,
             kind: Kind::File,
-        }
+        })
     }
 
     fn name(&self) -> String {

@@ -163,11 +163,12 @@ impl Peers {
         self.dial();
     }
 
-    /// Connects to more than [`NEIGHBOURS`] from now on. Has no effect before most of those have answered: they may tell that
+    /// Connects to more than [`NEIGHBOURS`] from now on. Has no effect before half of those have answered: they may tell that
     /// they are enough.
     pub(crate) fn widen(&mut self) {
         let count = |contact| self.peers.values().filter(|peer| peer.contact == contact).count();
-        if self.most < MAX_CONNECTED && count(Contact::Dialling) <= count(Contact::Connected) {
+        let connected = count(Contact::Connected);
+        if self.most < MAX_CONNECTED && connected > 0 && count(Contact::Dialling) <= connected {
             self.most = MAX_CONNECTED;
             self.dial();
         }
@@ -394,5 +395,63 @@ impl Watcher {
             Reason::Unreachable,
             format!("the peer at {} ended the stream", self.source.address),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peers() -> Peers {
+        let (id, own) = (FileId([1; 32]), PeerId([2; 32]));
+        let (events, _) = mpsc::channel(1);
+        let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+        Peers::new(
+            (id, 8, own),
+            events,
+            HashMap::new(),
+            HashMap::new(),
+            stop,
+            tracker,
+        )
+    }
+
+    fn many() -> Vec<Source> {
+        let address = |n: u16| Address {
+            host: "192.0.2.1".into(),
+            port: 1000 + n,
+        };
+        let source = |n| Source {
+            address: address(n),
+            peer: None,
+        };
+        (0..100).map(source).collect()
+    }
+
+    fn dialled(peers: &Peers) -> usize {
+        peers
+            .iter()
+            .filter(|(_, peer)| peer.contact != Contact::Waiting)
+            .count()
+    }
+
+    // Nothing is awaited, so nobody is called.
+    #[tokio::test]
+    async fn more_than_a_few_are_dialled_only_once_half_of_those_have_answered() {
+        let mut peers = peers();
+        peers.widen();
+        peers.reconcile(&many());
+        assert_eq!(dialled(&peers), NEIGHBOURS, "nobody had answered");
+        peers.widen();
+        assert_eq!(dialled(&peers), NEIGHBOURS);
+        let dialling = peers
+            .peers
+            .values_mut()
+            .filter(|peer| peer.contact == Contact::Dialling);
+        for peer in dialling.take(NEIGHBOURS / 2) {
+            peer.contact = Contact::Connected;
+        }
+        peers.widen();
+        assert_eq!(dialled(&peers), MAX_CONNECTED);
     }
 }

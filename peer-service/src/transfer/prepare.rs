@@ -58,7 +58,12 @@ pub(crate) async fn identify(
     waiting: impl Fn(Problem) + Send + Sync,
 ) -> Result<Known, Problem> {
     let library = context.library.clone();
-    let here = blocking(move || library.find(&id).map(|offer| (offer.record(), offer.name()))).await?;
+    let here = blocking(move || {
+        let offer = library.find(&id);
+        let known = offer.map(|offer| offer.record().map(|record| (record, offer.name())));
+        known.transpose()
+    })
+    .await??;
     if let Some((record, name)) = here {
         return Ok(Known {
             record,
