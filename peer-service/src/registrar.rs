@@ -374,6 +374,9 @@ impl Task {
         }
         if self.listener.version() == self.seen {
             self.expect(total as u64, lease.as_ref());
+        } else {
+            // The index may forget all before it hears of what is newer: only a pass without any is believed.
+            self.replaced = false;
         }
         Ok(())
     }

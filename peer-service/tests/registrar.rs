@@ -34,6 +34,8 @@ struct State {
     replaces: usize,
     largest: usize,
     fail: Option<Reason>,
+    /// Forgets all once it was replaced, while these are put into these holdings.
+    forget: Option<(Holdings, Vec<Registration>)>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -87,10 +89,15 @@ impl IndexService for Fake {
         }
         state.files = files;
         state.lease = true;
+        let file_count = state.files.len() as u64;
+        if let Some((holdings, new)) = state.forget.take_if(|_| request.replace) {
+            holdings.put(new);
+            *state = State::default();
+        }
         Ok(Response::new(v1::RegisterResponse {
             address: request.address,
             ttl_ms: 300,
-            file_count: state.files.len() as u64,
+            file_count,
             ..Default::default()
         }))
     }
@@ -347,6 +354,12 @@ async fn an_index_that_forgot_is_told_again() {
     *rig.fake.state() = State::default();
     rig.holdings.put(many(100..101));
     wait_until("told again with what is new", || rig.same()).await;
+    // All, right after it was told everything again, while something new arrives.
+    let forget = Some((rig.holdings.clone(), many(101..102)));
+    rig.fake.state().forget = forget;
+    rig.fake.state().files.pop_first();
+    wait_until("it forgot again", || rig.fake.state().forget.is_none()).await;
+    wait_until("told again although it was just told", || rig.same()).await;
     rig.stop().await;
 }
 
