@@ -15,7 +15,7 @@
 //! | `verify` | whether bytes are what the id commits to |
 //! | `live` | what a running transfer can serve already |
 //! | `target`, `part`, `tree`, `resume`, `recover`, `place` | where it goes, its bytes on disk, and their end under its name |
-//! | `report`, `saved` | what it shows and what the store remembers |
+//! | `report`, `rate`, `saved` | what it shows, bytes a second among it, and what the store remembers |
 
 mod allowance;
 pub mod budget;
@@ -32,6 +32,7 @@ mod part;
 mod peers;
 mod place;
 mod prepare;
+mod rate;
 mod receive;
 mod recover;
 mod report;

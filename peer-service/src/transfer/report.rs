@@ -1,7 +1,7 @@
 //! What a transfer shows of itself while it runs: the one place that writes its view.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -13,13 +13,11 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     dialer,
     peers::{Contact, Peer, Peers},
+    rate::Rate,
     sources::Sources,
     view::{Missing, PeerRow, PeerStanding, State, View},
 };
-use crate::swarm::{PeerState, PeerView, StuckReason, Swarm};
-
-/// Time over which the rate is taken.
-const RATE_WINDOW: Duration = Duration::from_secs(3);
+use crate::swarm::{Failure, PeerKey, PeerState, PeerView, StuckReason, Swarm};
 
 /// Most peers shown, as the contract has it.
 const MAX_PEERS: usize = 1_000;
@@ -42,7 +40,8 @@ pub(crate) struct Reporter {
 struct Inner {
     /// Bytes that were there before the swarm began.
     base: u64,
-    samples: VecDeque<(Instant, u64)>,
+    rate: Rate,
+    peer_rates: HashMap<PeerKey, Rate>,
     missing_at: Option<Instant>,
 }
 
@@ -78,6 +77,9 @@ impl Reporter {
         self.write(|view| {
             view.state = state;
             view.error = error;
+            // Until the swarm says more, nothing comes.
+            view.bytes_per_second = 0;
+            view.peers.iter_mut().for_each(|row| row.bytes_per_second = 0);
         });
     }
 
@@ -142,17 +144,17 @@ impl Reporter {
         wrong: Option<Problem>,
     ) {
         let now = Instant::now();
-        let (done, rate, missing_due) = {
+        let (done, rate, rows, missing_due) = {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
             let done = (inner.base + swarm.counters().verified_bytes).min(plan.total());
-            let rate = inner.rate(now, done);
+            let rate = inner.rate.at(now, done);
+            let rows = rows(swarm, peers, &mut inner.peer_rates, now);
             let due = inner.missing_at.is_none_or(|at| now - at >= MISSING_EVERY);
             if due {
                 inner.missing_at = Some(now);
             }
-            (done, rate, due)
+            (done, rate, rows, due)
         };
-        let rows = rows(swarm, peers);
         let stuck = wrong.or_else(|| stuck(swarm, peers, sources));
         self.write(|view| {
             view.state = if stuck.is_some() {
@@ -174,39 +176,23 @@ impl Reporter {
     }
 }
 
-impl Inner {
-    /// Bytes a second over the window that ends now.
-    fn rate(&mut self, now: Instant, bytes: u64) -> u64 {
-        while self
-            .samples
-            .front()
-            .is_some_and(|&(at, _)| now - at > RATE_WINDOW)
-            && self.samples.len() > 1
-        {
-            self.samples.pop_front();
-        }
-        self.samples.push_back((now, bytes));
-        match self.samples.front() {
-            Some(&(at, before)) if now > at => {
-                ((bytes.saturating_sub(before)) as f64 / (now - at).as_secs_f64()) as u64
-            }
-            _ => 0,
-        }
-    }
-}
-
-fn rows(swarm: &Swarm, peers: &Peers) -> Vec<PeerRow> {
+fn rows(swarm: &Swarm, peers: &Peers, rates: &mut HashMap<PeerKey, Rate>, now: Instant) -> Vec<PeerRow> {
     let views: HashMap<_, PeerView> = swarm.peers().map(|view| (view.key, view)).collect();
+    rates.retain(|key, _| views.contains_key(key));
     let mut rows: Vec<PeerRow> = peers
         .iter()
-        .map(|(key, peer)| row(peer, views.get(&key)))
+        .map(|(key, peer)| {
+            let view = views.get(&key);
+            let rate = view.map_or(0, |view| rates.entry(key).or_default().at(now, view.bytes));
+            row(peer, view, rate)
+        })
         .collect();
     rows.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.address.cmp(&b.address)));
     rows.truncate(MAX_PEERS);
     rows
 }
 
-fn row(peer: &Peer, view: Option<&PeerView>) -> PeerRow {
+fn row(peer: &Peer, view: Option<&PeerView>, rate: u64) -> PeerRow {
     let last = peer.last_error.clone().unwrap_or_default();
     let (standing, reason) = match (&peer.contact, view.map(|view| view.state)) {
         (Contact::Banned(what), _) => (PeerStanding::Banned, what.clone()),
@@ -215,8 +201,14 @@ fn row(peer: &Peer, view: Option<&PeerView>) -> PeerRow {
         (Contact::Connected, Some(PeerState::Banned { unit })) => {
             (PeerStanding::Banned, format!("unit {unit} failed verification"))
         }
-        (Contact::Connected, Some(PeerState::Active | PeerState::Stalled)) => {
-            (PeerStanding::Active, String::new())
+        (Contact::Connected, Some(PeerState::Active)) => (PeerStanding::Active, String::new()),
+        (Contact::Connected, Some(PeerState::Stalled)) => (
+            PeerStanding::Active,
+            "sends nothing: others are asked as well".into(),
+        ),
+        (Contact::Connected, Some(PeerState::BackedOff { .. })) if last.is_empty() => {
+            let failure = view.and_then(|view| view.last_failure);
+            (PeerStanding::BackingOff, failure.map_or("", explained).into())
         }
         (Contact::Connected, Some(PeerState::BackedOff { .. })) => (PeerStanding::BackingOff, last),
         (Contact::Connected, Some(PeerState::Joining | PeerState::Idle) | None) => {
@@ -229,12 +221,19 @@ fn row(peer: &Peer, view: Option<&PeerView>) -> PeerRow {
         standing,
         reason,
         bytes: peer.bytes,
-        bytes_per_second: match standing {
-            PeerStanding::Active => view.and_then(|view| view.rate).map_or(0, |rate| rate as u64),
-            _ => 0,
-        },
+        bytes_per_second: rate,
         requests: view.map_or(0, |view| view.requests),
         units: view.map_or(0, |view| view.units),
+    }
+}
+
+const fn explained(failure: Failure) -> &'static str {
+    match failure {
+        Failure::Busy { .. } => "had no free upload slot",
+        Failure::TimedOut => "was silent for too long",
+        Failure::Disconnected => "the connection broke",
+        Failure::NotAvailable => "had not what it was asked for",
+        Failure::Refused => "refused to send",
     }
 }
 
@@ -290,13 +289,16 @@ fn findings(rows: &[PeerRow], sources: &Sources) -> Vec<String> {
     match count(PeerStanding::Unreachable) {
         0 => {}
         lost => findings.push(format!(
-            "{lost} of {} providers cannot be reached; they are tried again",
+            "{lost} of {} providers out of reach; tried again",
             rows.len()
         )),
     }
     match count(PeerStanding::BackingOff) {
         0 => {}
-        busy => findings.push(format!("{busy} providers are busy; they are asked again soon")),
+        resting => findings.push(format!(
+            "{resting} of {} providers busy or silent; asked again soon",
+            rows.len()
+        )),
     }
     findings
 }
