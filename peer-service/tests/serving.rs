@@ -360,3 +360,24 @@ async fn the_upload_limit_holds_and_can_be_lifted() {
     assert!(got[0] == served.content);
     drop(Arc::new(served));
 }
+
+#[tokio::test]
+async fn a_limited_peer_sends_little_at_a_time_and_is_not_silent() {
+    let mut served = Served::new(2 * MIB).await;
+    served.peer.limits.set(4 * 16 * 1024, 0, 0);
+    let spans = vec![span(served.id, 0, MIB as u64)];
+    let mut answer = served
+        .client
+        .download(v1::DownloadRequest { spans })
+        .await
+        .unwrap()
+        .into_inner();
+    for _ in 0..3 {
+        let message = answer.message().await.unwrap().unwrap();
+        assert!(
+            message.data.len() <= 16 * 1024,
+            "{} bytes at once",
+            message.data.len()
+        );
+    }
+}

@@ -35,6 +35,9 @@ const HELD: u64 = 16 * 1024 * 1024;
 /// How long a receiver may take for a download in all: 64 MiB, the most that one is of, then come at 56 KiB a second at least.
 const TOTAL: Duration = Duration::from_secs(20 * 60);
 
+/// Batches that a limited peer sends a second, about.
+const BATCHES_A_SECOND: u64 = 4;
+
 /// Most spans that are looked up on the thread that received the request.
 const MAX_AT_ONCE: usize = 64;
 
@@ -164,8 +167,13 @@ pub(super) async fn stream(
 }
 
 /// Bytes of data to hold for each upload: fewer where there are many, so that all together they hold little more than [`HELD`].
+/// Under a limit no more than each may send in a moment: its receiver then sees a slow peer, which it is, and not a silent one.
 fn batch_size(limits: &Limits) -> u64 {
-    let share = HELD / u64::from(limits.uploads().max(1));
+    let most = match limits.upload().rate() {
+        0 => HELD,
+        rate => HELD.min(rate / BATCHES_A_SECOND),
+    };
+    let share = most / u64::from(limits.uploads().max(1));
     // Whole leaves: a receiver hashes them where they lie.
     (share / LEAF_SIZE as u64 * LEAF_SIZE as u64).clamp(LEAF_SIZE as u64, BATCH)
 }
