@@ -131,7 +131,11 @@ impl Endpoint {
         Ok(told.status() == ServingStatus::Serving)
     }
 
-    async fn open(&self) -> Result<Channel, Problem> {
+    /// Opens a connection within [`CONNECT_TIMEOUT`]. Whether gRPC is spoken there shows with the first call.
+    ///
+    /// # Errors
+    /// Those of [`Endpoint::connect`], as far as they show by then.
+    pub async fn open(&self) -> Result<Channel, Problem> {
         let connected = match self {
             Self::Http(uri) => configure(Channel::builder(uri.clone())).connect().await,
             Self::Unix(path) => {

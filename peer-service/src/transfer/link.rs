@@ -61,16 +61,16 @@ pub(crate) enum Availability {
 }
 
 impl Link {
-    /// Connects to the peer at this address.
+    /// Connects to the peer at this address. Whether it is one shows with the first call.
     ///
     /// # Errors
     /// [`Reason::Unreachable`], [`Reason::InvalidAddress`].
     pub(crate) async fn open(address: &Address) -> Result<Self, Problem> {
         let endpoint: Endpoint = address.to_string().parse()?;
         let begun = Instant::now();
-        let control = client(endpoint.connect().await?);
-        // Twice the round trip as a rule: once for the connection, once for the first answer.
-        let data = endpoint.lazy_for_bulk(begun.elapsed());
+        let control = client(endpoint.open().await?);
+        // Twice the round trip, as others may share the path.
+        let data = endpoint.lazy_for_bulk(2 * begun.elapsed());
         Ok(Self {
             endpoint,
             control,
@@ -82,12 +82,7 @@ impl Link {
         &self,
         answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<T, Problem> {
-        match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
-            Ok(told) => told
-                .map(tonic::Response::into_inner)
-                .map_err(|status| self.endpoint.problem(status, "peer")),
-            Err(_) => Err(self.silent()),
-        }
+        self.endpoint.call("peer", ANSWER_TIMEOUT, answer).await
     }
 
     fn silent(&self) -> Problem {
