@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, stream::FuturesOrdered};
 use potluck_core::{
     Problem, Reason, Token,
-    index_client::{Address, IndexClient, Lease, MAX_BATCH},
+    index_client::{Address, IndexClient, Lease},
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -20,6 +20,9 @@ mod refusal;
 
 use crate::holdings::{Changes, Holdings, Listener};
 use refusal::{REFUSED_WAIT, Refusal, back_off, jittered, refusal};
+
+/// Most files in a batch, well below what the index takes: one in memory, with its message, is some 500 bytes a file.
+const MAX_BATCH: usize = 2_500;
 
 /// Most bytes of names in a batch: with some 150 bytes for each of [`MAX_BATCH`] files, well under the largest message.
 const MAX_BATCH_BYTES: usize = 1024 * 1024;

@@ -9,6 +9,7 @@
 
 use std::{
     io,
+    ops::Bound,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
@@ -102,13 +103,8 @@ pub(crate) enum Change {
 /// SHA-256s of parts of an item.
 pub(crate) type Sums = Vec<(Part, Sha256)>;
 
-/// Everything but the layers.
-#[derive(Debug, Default)]
-pub(crate) struct Loaded {
-    /// With the SHA-256s that are known of them.
-    pub(crate) items: Vec<(u64, ItemRow, Sums)>,
-    pub(crate) hidden: Vec<PathBuf>,
-}
+/// An item by its number, with the SHA-256s that are known of it.
+pub(crate) type Known = (u64, ItemRow, Sums);
 
 /// The peer's database. Calls block: use them off the async threads. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -179,9 +175,19 @@ impl Store {
         &self.folder
     }
 
-    /// Everything that the library remembers but the piece layers.
-    pub(crate) fn load(&self) -> Result<Loaded, StoreError> {
-        self.with(|database| load(&database.begin_read()?))
+    /// The items after the one numbered `after`, at most so many, by number; none: there are no more.
+    pub(crate) fn items(&self, after: Option<u64>, most: usize) -> Result<Vec<Known>, StoreError> {
+        self.with(|database| items(&database.begin_read()?, after, most))
+    }
+
+    /// The paths that the owner does not want shared.
+    pub(crate) fn hidden(&self) -> Result<Vec<PathBuf>, StoreError> {
+        self.with(|database| {
+            let read = database.begin_read()?;
+            let table = read.open_table(HIDDEN)?;
+            let rows = table.iter()?;
+            rows.map(|row| Ok(path_of(row?.0.value()))).collect()
+        })
     }
 
     /// The piece layer of a file; `None` if it is not there or damaged.
@@ -290,10 +296,14 @@ impl Store {
     }
 }
 
-fn load(read: &ReadTransaction) -> Result<Loaded, StoreError> {
-    let mut loaded = Loaded::default();
+fn items(read: &ReadTransaction, after: Option<u64>, most: usize) -> Result<Vec<Known>, StoreError> {
+    let mut found = Vec::new();
     let (members, sums) = (read.open_table(MEMBERS)?, read.open_table(SUMS)?);
-    for row in read.open_table(ITEMS)?.iter()? {
+    let after = after.map_or(Bound::Unbounded, Bound::Excluded);
+    for row in read.open_table(ITEMS)?.range((after, Bound::Unbounded))? {
+        if found.len() == most {
+            break;
+        }
         let (number, bytes) = row?;
         let number = number.value();
         let all = (number, 0)..=(number, u32::MAX);
@@ -314,12 +324,9 @@ fn load(read: &ReadTransaction) -> Result<Loaded, StoreError> {
             let (key, sum) = row?;
             known.push((key.value().1, Sha256(*sum.value())));
         }
-        loaded.items.push((number, item, known));
+        found.push((number, item, known));
     }
-    for row in read.open_table(HIDDEN)?.iter()? {
-        loaded.hidden.push(path_of(row?.0.value()));
-    }
-    Ok(loaded)
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -361,6 +368,10 @@ mod tests {
         }
     }
 
+    fn all(store: &Store) -> Vec<Known> {
+        store.items(None, usize::MAX).unwrap()
+    }
+
     #[test]
     fn what_is_put_is_there_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
@@ -392,18 +403,19 @@ mod tests {
             store.put_transfer(9, b"nine").unwrap();
         }
         let store = Store::open_in(dir.path()).unwrap();
-        let loaded = store.load().unwrap();
         let long = collection(b"/long", 4, 2 * rows::RUN + 1);
-        assert_eq!(
-            loaded.items,
-            [
-                (1, file(b"/a/b", 1), vec![(WHOLE, sum(3))]),
-                (2, odd.clone(), vec![]),
-                (4, long, vec![(7, sum(2)), (2000, sum(1))]),
-                (5, odd, vec![]),
-            ]
-        );
-        assert_eq!(loaded.hidden, [PathBuf::from("/a/hidden")]);
+        let expected = [
+            (1, file(b"/a/b", 1), vec![(WHOLE, sum(3))]),
+            (2, odd.clone(), vec![]),
+            (4, long, vec![(7, sum(2)), (2000, sum(1))]),
+            (5, odd, vec![]),
+        ];
+        assert_eq!(all(&store), expected);
+        assert_eq!(store.items(None, 3).unwrap(), expected[..3]);
+        assert_eq!(store.items(Some(2), 1).unwrap(), expected[2..3]);
+        assert_eq!(store.items(Some(4), 3).unwrap(), expected[3..]);
+        assert_eq!(store.items(Some(5), 3).unwrap(), []);
+        assert_eq!(store.hidden().unwrap(), [PathBuf::from("/a/hidden")]);
         assert_eq!(store.layer(&id(3)).unwrap(), Some(layer));
         assert_eq!(store.layer(&id(2)).unwrap(), None);
         assert_eq!(store.transfers().unwrap(), [(9, b"nine".to_vec())]);
@@ -423,7 +435,7 @@ mod tests {
             write.commit().unwrap();
         }
         let store = Store::open_in(dir.path()).unwrap();
-        let [(number, row, _)] = &store.load().unwrap().items[..] else {
+        let [(number, row, _)] = &all(&store)[..] else {
             panic!("one item")
         };
         assert_eq!((*number, row.id, &*row.path), (3, id(7), Path::new("/folder")));
@@ -439,7 +451,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             std::fs::write(dir.path().join(FILE_NAME), damage).unwrap();
             let store = Store::open_in(dir.path()).unwrap();
-            assert!(store.load().unwrap().items.is_empty());
+            assert!(all(&store).is_empty());
             let aside = std::fs::read(dir.path().join("potluck.redb.damaged-1")).unwrap();
             assert_eq!(aside, damage);
         }
@@ -458,6 +470,6 @@ mod tests {
             .set_len(len / 2)
             .unwrap();
         let store = Store::open_in(dir.path()).unwrap();
-        assert!(store.load().unwrap().items.is_empty());
+        assert!(all(&store).is_empty());
     }
 }

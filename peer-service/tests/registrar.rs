@@ -266,7 +266,8 @@ async fn everything_is_registered_in_batches_and_changes_follow() {
     let rig = Rig::new(holdings, State::default()).await;
     rig.registrar.synced(DEADLINE).await.unwrap();
     assert!(rig.same());
-    assert!(rig.fake.state().largest <= 10_000 && rig.fake.state().registers == 3);
+    // Small ones: those on their way are in memory, in several forms.
+    assert!(rig.fake.state().largest <= 2_500 && rig.fake.state().registers == 10);
     let status = rig.registrar.status();
     assert!(status.registered && status.file_count == 25_000 && status.advertised.is_some());
     rig.holdings

@@ -65,7 +65,8 @@ struct Copy {
 /// The library in memory.
 #[derive(Debug, Default)]
 pub(super) struct Catalog {
-    items: BTreeMap<u64, Shared>,
+    /// Each has its own room: numbers come in order, and a tree that grows in order has half of its room empty.
+    items: BTreeMap<u64, Box<Shared>>,
     by_path: HashMap<Arc<Path>, u64>,
     copies: BTreeSet<Copy>,
     /// Over the distinct files that have copies.
@@ -155,6 +156,7 @@ impl Catalog {
         };
         let parts: Vec<Part> = shared.parts().collect();
         delta.touched.reserve(parts.len());
+        let mut copies = Vec::with_capacity(parts.len());
         for part in parts {
             let Some(record) = shared.record(part) else {
                 continue;
@@ -166,27 +168,32 @@ impl Catalog {
             {
                 shared.set_sum(part, sum);
             }
-            self.add_copy(&shared, &record, Place { item: number, part }, delta);
+            if !shared.is_manifest(part) && !self.has_file(&record.id) {
+                self.files += 1;
+                self.bytes += record.size;
+            }
+            copies.push(Copy {
+                prefix: record.id.prefix(),
+                place: Place { item: number, part },
+            });
+            delta.touched.push(record.id);
         }
+        self.add_copies(copies);
         if self.hidden.remove(&*shared.path) {
             delta.changes.push(Change::Unhide(shared.path.to_path_buf()));
         }
         self.stale.remove(&number);
         self.by_path.insert(shared.path.clone(), number);
-        self.items.insert(number, shared);
+        self.items.insert(number, Box::new(shared));
     }
 
-    /// `shared` is not among the items.
-    fn add_copy(&mut self, shared: &Shared, record: &FileRecord, place: Place, delta: &mut Delta) {
-        if !shared.is_manifest(place.part) && !self.has_file(&record.id) {
-            self.files += 1;
-            self.bytes += record.size;
+    /// Many at once: a tree built as a whole has full nodes, one that is grown in order has them half empty.
+    fn add_copies(&mut self, copies: Vec<Copy>) {
+        if copies.len() > self.copies.len() {
+            self.copies.append(&mut copies.into_iter().collect());
+        } else {
+            self.copies.extend(copies);
         }
-        self.copies.insert(Copy {
-            prefix: record.id.prefix(),
-            place,
-        });
-        delta.touched.push(record.id);
     }
 
     /// Withdraws all copies that an item gives; `shared` is not among the items any more.
@@ -242,7 +249,7 @@ impl Catalog {
             body,
             sums,
         };
-        self.items.insert(number, shared);
+        self.items.insert(number, Box::new(shared));
         self.stale.insert(number);
         self.next = self.next.max(number + 1);
     }
@@ -357,7 +364,7 @@ impl Catalog {
         let copies = self.copies.range(copy(0, 0)..=copy(u64::MAX, Part::MAX));
         copies.filter_map(move |copy| {
             let Place { item, part } = copy.place;
-            let shared = self.items.get(&item)?;
+            let shared: &Shared = self.items.get(&item)?;
             (shared.id(part) == Some(id)).then_some((item, shared, part))
         })
     }
@@ -370,7 +377,7 @@ impl Catalog {
 
     /// An item.
     pub(super) fn item(&self, number: u64) -> Option<&Shared> {
-        self.items.get(&number)
+        self.items.get(&number).map(AsRef::as_ref)
     }
 
     /// Items after the one numbered `after`, oldest first.
@@ -378,7 +385,7 @@ impl Catalog {
         let start = after.map_or(0, |after| after.saturating_add(1));
         self.items
             .range(start..)
-            .map(|(&number, shared)| (number, shared))
+            .map(|(&number, shared)| (number, &**shared))
     }
 
     /// The item at a path.

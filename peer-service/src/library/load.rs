@@ -27,6 +27,9 @@ use super::{
 };
 use crate::store::{ItemRow, Members, RowBody, StoreError, Sums};
 
+/// Rows read at once: enough to keep all threads busy with `stat`, few enough to take no memory.
+const LOADED_AT_ONCE: usize = 4096;
+
 /// Where a remembered item stands.
 enum Standing {
     Gone,
@@ -37,22 +40,26 @@ enum Standing {
 impl Inner {
     /// Fills the catalog and the holdings.
     pub(super) fn load(&self) -> Result<(), StoreError> {
-        let loaded = self.store.load()?;
         let _writing = self.writing();
         let mut catalog = self.catalog();
         let mut delta = Delta::default();
-        for path in loaded.hidden {
+        for path in self.store.hidden()? {
             catalog.hide(path, None);
         }
-        let items = &loaded.items;
-        let standings = in_parts(items.len(), self.hash_threads, |part| {
-            items[part]
-                .iter()
-                .map(|(_, row, _)| standing_of_file(row))
-                .collect()
-        });
-        for ((number, row, sums), standing) in loaded.items.into_iter().zip(standings) {
-            self.restore(&mut catalog, number, (row, standing), sums, &mut delta);
+        let mut after = None;
+        loop {
+            let items = self.store.items(after, LOADED_AT_ONCE)?;
+            let Some((last, ..)) = items.last() else { break };
+            after = Some(*last);
+            let standings = in_parts(items.len(), self.hash_threads, |part| {
+                items[part]
+                    .iter()
+                    .map(|(_, row, _)| standing_of_file(row))
+                    .collect()
+            });
+            for ((number, row, sums), standing) in items.into_iter().zip(standings) {
+                self.restore(&mut catalog, number, (row, standing), sums, &mut delta);
+            }
         }
         let settled = catalog.settle(delta);
         let stale = !catalog.stale().is_empty();

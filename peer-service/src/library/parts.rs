@@ -11,15 +11,39 @@ pub(super) fn in_parts<T: Send>(
     threads: usize,
     work: impl Fn(Range<usize>) -> Vec<T> + Sync,
 ) -> Vec<T> {
-    let each = count.div_ceil(threads.max(1)).max(LEAST_PART);
-    let part = |from: usize| from..(from + each).min(count);
+    let each = part_len(count, threads);
+    let parts = (0..count)
+        .step_by(each)
+        .map(|from| from..(from + each).min(count));
+    side_by_side(parts, work)
+}
+
+/// The same, of things that `work` changes where they are: answers about a hundred thousand files would take some MiB.
+pub(super) fn in_slices<S: Send, T: Send>(
+    things: &mut [S],
+    threads: usize,
+    work: impl Fn(&mut [S]) -> Vec<T> + Sync,
+) -> Vec<T> {
+    let each = part_len(things.len(), threads);
+    side_by_side(things.chunks_mut(each), work)
+}
+
+fn part_len(count: usize, threads: usize) -> usize {
+    count.div_ceil(threads.max(1)).max(LEAST_PART)
+}
+
+/// All parts at once, the first on this thread.
+fn side_by_side<P: Send, T: Send>(
+    mut parts: impl Iterator<Item = P>,
+    work: impl Fn(P) -> Vec<T> + Sync,
+) -> Vec<T> {
+    let Some(first) = parts.next() else {
+        return Vec::new();
+    };
     std::thread::scope(|scope| {
         let work = &work;
-        let others = (each..count)
-            .step_by(each)
-            .map(|from| scope.spawn(move || work(part(from))));
-        let others: Vec<_> = others.collect();
-        let mut all = work(part(0));
+        let others: Vec<_> = parts.map(|part| scope.spawn(move || work(part))).collect();
+        let mut all = work(first);
         for other in others {
             match other.join() {
                 Ok(more) => all.extend(more),
@@ -42,6 +66,12 @@ mod tests {
                     in_parts(count, threads, |part| part.collect()),
                     (0..count).collect::<Vec<_>>()
                 );
+                let mut things: Vec<_> = (0..count).collect();
+                let told = in_slices(&mut things, threads, |slice| {
+                    slice.iter_mut().map(std::mem::take).collect()
+                });
+                assert_eq!(told, (0..count).collect::<Vec<_>>());
+                assert_eq!(things, vec![0; count]);
             }
         }
     }

@@ -17,7 +17,7 @@ use potluck_core::{
 };
 use walkdir::WalkDir;
 
-use super::{hasher::changed, parts::in_parts};
+use super::{hasher::changed, parts::in_slices};
 use crate::store::Stamp;
 
 /// Most problems told of one folder: enough to see what is wrong, few enough to read.
@@ -54,6 +54,13 @@ pub(super) enum What {
     Link(Box<str>),
 }
 
+impl One {
+    /// Its path, in the text of all.
+    fn path<'a>(&self, text: &'a str) -> &'a str {
+        &text[self.start as usize..][..self.len as usize]
+    }
+}
+
 impl Found {
     pub(super) const fn len(&self) -> usize {
         self.ones.len()
@@ -64,11 +71,7 @@ impl Found {
     /// # Panics
     /// Where there is no such one.
     pub(super) fn path(&self, index: usize) -> &str {
-        self.text_of(&self.ones[index])
-    }
-
-    fn text_of(&self, one: &One) -> &str {
-        &self.text[one.start as usize..][..one.len as usize]
+        self.ones[index].path(&self.text)
     }
 
     /// Of a file.
@@ -80,7 +83,7 @@ impl Found {
     }
 
     pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &What)> {
-        self.ones.iter().map(|one| (self.text_of(one), &one.what))
+        self.ones.iter().map(|one| (one.path(&self.text), &one.what))
     }
 
     /// The files by number.
@@ -106,23 +109,23 @@ impl Found {
 
     /// Asks what each file is like.
     fn ask(&mut self, root: &Path, threads: usize) -> Result<(), Vec<Refused>> {
-        let answers = in_parts(self.len(), threads, |part| {
-            part.map(|index| match self.ones[index].what {
-                What::File { .. } => Some(ask(&root.join(self.path(index)))),
-                _ => None,
-            })
-            .collect()
-        });
-        let mut problems = Vec::new();
-        for (index, answer) in answers.into_iter().enumerate() {
-            match answer {
-                Some(Ok(file)) => self.ones[index].what = file,
-                Some(Err(problem)) if problems.len() < MAX_PROBLEMS => {
-                    problems.push((root.join(self.path(index)), problem));
+        let text = &self.text;
+        let mut problems = in_slices(&mut self.ones, threads, |ones| {
+            let mut problems = Vec::new();
+            let files = ones
+                .iter_mut()
+                .filter(|one| matches!(one.what, What::File { .. }));
+            for one in files {
+                let path = root.join(one.path(text));
+                match ask(&path) {
+                    Ok(file) => one.what = file,
+                    Err(problem) if problems.len() < MAX_PROBLEMS => problems.push((path, problem)),
+                    Err(_) => {}
                 }
-                _ => {}
             }
-        }
+            problems
+        });
+        problems.truncate(MAX_PROBLEMS);
         match problems.is_empty() {
             true => Ok(()),
             false => Err(problems),
@@ -132,17 +135,17 @@ impl Found {
     /// Sorts, and leaves out the folders that follow from what is in them.
     fn finish(mut self) -> Self {
         let text = &self.text;
-        let path = |one: &One| &text[one.start as usize..][..one.len as usize];
-        self.ones.sort_unstable_by(|a, b| path(a).cmp(path(b)));
+        self.ones.sort_unstable_by(|a, b| a.path(text).cmp(b.path(text)));
         let ones = &self.ones;
         let is_full = |folder: &str| {
             let beneath = format!("{folder}/");
-            let first = ones.partition_point(|one| *path(one) < *beneath);
-            ones.get(first).is_some_and(|one| path(one).starts_with(&beneath))
+            let first = ones.partition_point(|one| *one.path(text) < *beneath);
+            ones.get(first)
+                .is_some_and(|one| one.path(text).starts_with(&beneath))
         };
         let kept: Vec<bool> = ones
             .iter()
-            .map(|one| one.what != What::EmptyFolder || !is_full(path(one)))
+            .map(|one| one.what != What::EmptyFolder || !is_full(one.path(text)))
             .collect();
         let mut kept = kept.into_iter();
         self.ones.retain(|_| kept.next().unwrap_or(true));
