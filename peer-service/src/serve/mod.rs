@@ -7,6 +7,7 @@
 //! | `buffers` | the memory that chunks are read into |
 //! | `download` | what a request asks for, checked, and its stream |
 //! | `hashes` | lists of piece hashes, in messages |
+//! | `lane` | what lies with a connection, and whether it is read |
 //! | `outgoing` | a connection that can be cut |
 //! | `patience` | ends streams whose receiver does not read |
 //! | `reader` | bytes of spans, from the disk into messages |
@@ -43,6 +44,7 @@ mod availability;
 mod buffers;
 mod download;
 mod hashes;
+mod lane;
 mod outgoing;
 mod patience;
 mod reader;
@@ -63,7 +65,7 @@ const MAX_HASH_STREAMS: usize = 128;
 /// When a caller that is turned away should come again: about what a slot takes to be free.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 
-/// How long a receiver may leave a message lying while others find no slot.
+/// How long a connection may take too little of what lies with it while others find no slot.
 const UNREAD: Duration = Duration::from_secs(2);
 
 /// Largest request of any call but a download, in bytes: an id and two numbers, with room for what later versions add.

@@ -20,6 +20,10 @@ use crate::{bits::Bits, offer::Units};
 /// How long a peer may take to answer a call, and to send the next message of a stream that it owes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The same for bulk data: over a slow link, what was asked for before comes first. Where a peer says nothing at all, the swarm turns
+/// away from it long before.
+pub(super) const DATA_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// How long all piece hashes of a file may take: 128 KiB for most files, a few MiB for the largest.
 const HASHES_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -86,17 +90,14 @@ impl Link {
             Ok(told) => told
                 .map(tonic::Response::into_inner)
                 .map_err(|status| self.endpoint.problem(status, "peer")),
-            Err(_) => Err(self.silent()),
+            Err(_) => Err(self.silent(ANSWER_TIMEOUT)),
         }
     }
 
-    fn silent(&self) -> Problem {
+    fn silent(&self, waited: Duration) -> Problem {
         Problem::new(
             Reason::TimedOut,
-            format!(
-                "the peer at {} did not answer within {ANSWER_TIMEOUT:?}",
-                self.endpoint
-            ),
+            format!("the peer at {} did not answer within {waited:?}", self.endpoint),
         )
     }
 
@@ -160,14 +161,14 @@ impl Link {
         };
         tokio::time::timeout(HASHES_TIMEOUT, receive)
             .await
-            .unwrap_or_else(|_| Err(self.silent()))
+            .unwrap_or_else(|_| Err(self.silent(HASHES_TIMEOUT)))
     }
 
     /// The next message that the peer owes.
     async fn next<T>(&self, stream: &mut Streaming<T>) -> Result<Option<T>, Problem> {
         match tokio::time::timeout(ANSWER_TIMEOUT, stream.message()).await {
             Ok(message) => message.map_err(|status| self.endpoint.problem(status, "peer")),
-            Err(_) => Err(self.silent()),
+            Err(_) => Err(self.silent(ANSWER_TIMEOUT)),
         }
     }
 
@@ -256,9 +257,9 @@ impl Link {
     /// As `PeerService.Download`.
     pub(crate) async fn download(&self, spans: Vec<v1::Span>) -> Result<Chunks, Problem> {
         let asked = chunks::download(self.data.clone(), &self.endpoint, v1::DownloadRequest { spans });
-        tokio::time::timeout(ANSWER_TIMEOUT, asked)
+        tokio::time::timeout(DATA_TIMEOUT, asked)
             .await
-            .unwrap_or_else(|_| Err(self.silent()))
+            .unwrap_or_else(|_| Err(self.silent(DATA_TIMEOUT)))
     }
 }
 
