@@ -55,12 +55,14 @@ mod walk;
 use crate::{
     holdings::Holdings,
     offer::{Offer, Shelf},
-    store::{Change, Store, StoreError},
+    store::{Change, Stamp, Store, StoreError},
 };
 use catalog::{Body, Catalog, Delta, NewItem};
 use hasher::Done;
 pub use hashes::Hashes;
 pub use identify::{Identified, identify};
+pub use share::stamps_at;
+pub use walk::stamp_of;
 
 /// Why the library cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -294,23 +296,25 @@ impl Library {
         let _ = ended.await;
     }
 
-    /// Shares a finished download without hashing it again.
+    /// Shares a finished download without hashing it again. `stamp`: the file's, from a time since when nothing but a change of it can
+    /// have made its bytes others than the tree says.
     ///
     /// # Errors
-    /// `FILE_CHANGED` where the file at `path` is not as long as the tree says; `STORE_UNAVAILABLE` and `DISK_FULL` where it
-    /// cannot be remembered.
+    /// `FILE_CHANGED` where the file at `path` has another stamp, or another size than the tree says; `STORE_UNAVAILABLE` and
+    /// `DISK_FULL` where it cannot be remembered.
     pub async fn adopt_file(
         &self,
         path: PathBuf,
         tree: FileTree,
+        stamp: Stamp,
         sha256: Option<Sha256>,
     ) -> Result<Item, Problem> {
         let inner = self.inner.clone();
         blocking(move || {
             let path = share::resolve(&path)?;
-            let (_, stamp) = hasher::open_regular(&path)?;
+            let (_, found) = hasher::open_regular(&path)?;
             let mut item = share::file_item(&path, Done { tree, stamp });
-            if stamp.size != item.record.size {
+            if found != stamp || stamp.size != item.record.size {
                 return Err(offer::file_changed(&item.record.id));
             }
             item.record.sha256 = sha256.or(item.record.sha256);
@@ -319,26 +323,22 @@ impl Library {
         .await
     }
 
-    /// Shares a finished download of a collection without hashing it again. `hashes`: of each entry of its manifest.
+    /// Shares a finished download of a collection without hashing it again. `stamps` and `hashes`: of each entry of its manifest, the
+    /// stamps from [`stamps_at`], before whatever was hashed was read.
     ///
     /// # Errors
-    /// `FILE_CHANGED` where a file is missing or has another size, naming it; `INVALID_ARGUMENT` where a hash is missing or another
-    /// file's; `STORE_UNAVAILABLE` and `DISK_FULL` where it cannot be remembered.
+    /// `INVALID_ARGUMENT` where a hash is missing or another file's; `STORE_UNAVAILABLE` and `DISK_FULL` where it cannot be
+    /// remembered.
     pub async fn adopt_collection(
         &self,
         root: PathBuf,
         manifest: Arc<Manifest>,
+        stamps: Vec<Stamp>,
         hashes: Hashes,
     ) -> Result<Item, Problem> {
         let inner = self.inner.clone();
         blocking(move || {
             let root = share::resolve(&root)?;
-            let stamps = share::stat_entries(&root, &manifest).map_err(|path| {
-                Problem::new(
-                    Reason::FileChanged,
-                    format!("`{path}` in {} is not what was fetched any more", root.display()),
-                )
-            })?;
             let item = inner.collection_item(&root, manifest, stamps, hashes)?;
             match &item.body {
                 Body::Collection(folder) if folder.fits() => inner.adopt(item),
