@@ -39,7 +39,8 @@ impl Run {
             let (part, claim, stop) = (Arc::clone(&live.part), self.spec.sha256, self.stop.clone());
             match blocking(move || place::finish(&part, claim, &stop)).await? {
                 Ok(stamp) => break stamp,
-                Err(problem) if problem.reason == Reason::DiskFull => {
+                // What could not be flushed is lost: that takes a new part.
+                Err(problem) if problem.reason == Reason::DiskFull && !live.part.has_lost() => {
                     reporter.state(State::Waiting, Some(problem));
                     tokio::select! {
                         () = self.stop.cancelled() => return Ok(false),
