@@ -277,12 +277,15 @@ mod tests {
 
     use super::*;
 
-    fn link() -> Link {
-        let endpoint: Endpoint = "127.0.0.1:1".parse().unwrap();
-        Link {
-            control: client(endpoint.lazy()),
-            data: endpoint.lazy(),
-            endpoint,
+    impl Link {
+        /// Where nobody is ever called.
+        pub(in super::super) fn to_nobody() -> Self {
+            let endpoint: Endpoint = "127.0.0.1:1".parse().unwrap();
+            Self {
+                control: client(endpoint.lazy()),
+                data: endpoint.lazy(),
+                endpoint,
+            }
         }
     }
 
@@ -300,13 +303,13 @@ mod tests {
 
     #[tokio::test]
     async fn another_number_of_units_is_no_lie() {
-        let told = link().understand(complete(9), 10, true);
+        let told = Link::to_nobody().understand(complete(9), 10, true);
         assert_eq!(told.unwrap_err().reason, Reason::NotFound);
     }
 
     #[tokio::test]
     async fn a_flood_of_availability_is_a_lie() {
-        let link = link();
+        let link = Link::to_nobody();
         let change = |times| {
             let have = vec![3; times];
             let change = AvailabilityChange {
