@@ -11,10 +11,10 @@
 //! | `load` | the library as it was before the last stop, checked by `stat` alone |
 //! | `offer` | opens files for the serving side, never one that changed |
 //! | `parts` | asks about many files on several threads |
+//! | `precedence` | lets hashing that somebody waits for go first |
 //! | `publish` | stores and tells what changed |
 //! | `share` | from a path to an item |
 //! | `sharing` | a whole call to share: many paths, events, batches |
-//! | `turns` | lets hashing that somebody waits for go first |
 //! | `upkeep` | looks again at what changed, and computes plain SHA-256s |
 //! | `walk` | what is in a folder |
 //!
@@ -45,14 +45,15 @@ mod identify;
 mod load;
 mod offer;
 mod parts;
+mod precedence;
 mod publish;
 mod share;
 mod sharing;
-mod turns;
 mod upkeep;
 mod walk;
 
 use crate::{
+    blocking::blocking,
     holdings::Holdings,
     offer::{Offer, Shelf},
     store::{Change, Stamp, Store, StoreError},
@@ -163,7 +164,7 @@ struct Inner {
     handles: Mutex<offer::Handles>,
     /// Of files that somebody watches; dropping the sender tells them that the file is withdrawn.
     watchers: Mutex<HashMap<FileId, watch::Sender<u64>>>,
-    hashing: turns::Hashers,
+    hashing: precedence::Hashers,
     stale: Notify,
     unsummed: Notify,
     /// When the last download came.
@@ -216,22 +217,6 @@ impl Inner {
     }
 }
 
-/// Runs what reads the disk off the async threads.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
-) -> Result<T, Problem> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => {
-            tracing::error!(%error, "the library's work failed");
-            Err(Problem::new(
-                Reason::Internal,
-                "the library failed: see the peer's log",
-            ))
-        }
-    }
-}
-
 impl Library {
     /// Opens the library with what is unchanged since the last time (told by `stat` alone); what changed is hashed again in the
     /// background, until `shutdown`. What is new in `files_folder` is looked for once [`Library::watch_files_folder`] says so. Blocks:
@@ -263,7 +248,7 @@ impl Library {
             hash_threads: hash_threads.max(1),
             handles: Mutex::default(),
             watchers: Mutex::default(),
-            hashing: turns::Hashers::default(),
+            hashing: precedence::Hashers::default(),
             stale: Notify::new(),
             unsummed: Notify::new(),
             arrived: Mutex::default(),
@@ -290,7 +275,6 @@ impl Library {
         let inner = self.inner.clone();
         let ended = blocking(move || {
             sharing::share_all(&inner, paths, &events);
-            Ok(())
         });
         // A failure is logged there, and the events end without a result.
         let _ = ended.await;
@@ -320,7 +304,7 @@ impl Library {
             item.record.sha256 = sha256.or(item.record.sha256);
             inner.adopt(item)
         })
-        .await
+        .await?
     }
 
     /// Shares a finished download of a collection without hashing it again. `stamps` and `hashes`: of each entry of its manifest, the
@@ -345,7 +329,7 @@ impl Library {
                 _ => Err(not_hashed()),
             }
         })
-        .await
+        .await?
     }
 
     /// Stops sharing; deletes no file. What a collection held goes too, unless something else shares it. What lies in the files
@@ -355,7 +339,7 @@ impl Library {
     /// `NOT_FOUND`.
     pub async fn unshare(&self, target: Target) -> Result<Vec<Item>, Problem> {
         let inner = self.inner.clone();
-        blocking(move || inner.unshare(&target)).await
+        blocking(move || inner.unshare(&target)).await?
     }
 
     /// A page of what is shared, oldest first, and the token of the next page. `page_size` is held to 1..=1000.

@@ -14,11 +14,12 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::{
-    Inner, blocking,
+    Inner,
     reader::{BATCH, Batch, Job, Reader},
     turns::Outlet,
 };
 use crate::{
+    blocking::blocking,
     limits::{Limits, UploadSlot},
     offer::Offer,
 };
@@ -144,9 +145,9 @@ pub(super) async fn stream(
                 let jobs = resolve(&asked, |id| shared.find(id))?;
                 let mut reader = Reader::new(jobs, shared.buffers.clone());
                 let first = reader.read(most)?;
-                Ok((reader, first))
+                Ok::<_, Problem>((reader, first))
             })
-            .await?
+            .await??
         }
     };
     let download = Download {
@@ -225,9 +226,9 @@ impl Download {
         }
         let (reader, batch) = blocking(move || {
             let batch = reader.read(most)?;
-            Ok((reader, batch))
+            Ok::<_, Problem>((reader, batch))
         })
-        .await?;
+        .await??;
         self.reader = Some(reader);
         Ok(batch)
     }

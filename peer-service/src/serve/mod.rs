@@ -33,6 +33,7 @@ use potluck_core::{
 use tonic::{Request, Response, Status};
 
 use crate::{
+    blocking::blocking,
     limits::Limits,
     offer::{Offer, Shelf},
 };
@@ -195,19 +196,6 @@ fn place<T>(places: &Places, request: &Request<T>, what: &str) -> Result<Place, 
     places.take(source).map_err(|why| busy(what, why))
 }
 
-/// Runs what may read the disk off the async threads.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
-) -> Result<T, Problem> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => {
-            tracing::error!(%error, "serving failed");
-            Err(Problem::new(Reason::Internal, "the peer failed to serve this"))
-        }
-    }
-}
-
 #[tonic::async_trait]
 impl v1::peer_service_server::PeerService for PeerApi {
     type GetPieceHashesStream = stream::Empty<Result<v1::GetPieceHashesResponse, Status>>;
@@ -222,14 +210,14 @@ impl v1::peer_service_server::PeerService for PeerApi {
         let inner = self.inner.clone();
         let answer = blocking(move || {
             let offer = inner.find(&id)?;
-            Ok(v1::DescribeResponse {
+            Ok::<_, Problem>(v1::DescribeResponse {
                 file: Some((&offer.record()?).into()),
                 name: offer.name(),
                 complete: offer.units().have.is_full(),
                 peer_id: inner.peer_id.to_bytes(),
             })
         });
-        Ok(Response::new(answer.await?))
+        Ok(Response::new(answer.await??))
     }
 
     async fn get_piece_hashes(

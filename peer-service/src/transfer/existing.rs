@@ -18,13 +18,16 @@ use potluck_core::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    context::{Context, stoppable, unless},
+    context::Context,
     report::Reporter,
     resume::Resume,
     target::{self, Target},
     verify::Checks,
 };
-use crate::library::{Hashes, stamp_of, stamps_at};
+use crate::{
+    blocking::{stoppable, unless},
+    library::{Hashes, stamp_of, stamps_at},
+};
 
 /// Mode bits that let somebody execute a file.
 const ANY_EXECUTE: u32 = 0o111;

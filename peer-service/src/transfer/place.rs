@@ -14,11 +14,10 @@ use rustix::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    context::unless,
     part::{Body, Part},
     target,
 };
-use crate::{library::stamp_of, store::Stamp};
+use crate::{blocking::unless, library::stamp_of, store::Stamp};
 
 /// Makes the part whole, flushes it, checks the claimed SHA-256 where there is one, and gives it its name. A plain file's stamp since
 /// then: `None` where something else was changed on it meanwhile, so that it may not be what was verified.

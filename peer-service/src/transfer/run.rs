@@ -25,7 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     allowance::Allowance,
-    context::{Context, blocking},
+    context::Context,
     dialer::Dialer,
     driver::{DISK_RETRY, Driver, PEER_EVENTS},
     existing,
@@ -42,6 +42,7 @@ use super::{
 };
 use crate::{
     bits::Bits,
+    blocking::blocking,
     offer::Shelf as _,
     swarm::{Swarm, SwarmConfig},
 };

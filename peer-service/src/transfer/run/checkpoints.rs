@@ -6,7 +6,8 @@ use potluck_core::Problem;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::super::{context::blocking, driver::DISK_RETRY, live::Live};
+use super::super::{driver::DISK_RETRY, live::Live};
+use crate::blocking::blocking;
 
 /// Time between two checkpoints: what a crash can cost.
 const CHECKPOINT: Duration = Duration::from_secs(1);

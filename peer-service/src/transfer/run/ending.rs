@@ -7,19 +7,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{
-        context::{Context, blocking},
-        driver::DISK_RETRY,
-        existing,
-        live::Live,
-        place,
-        prepare::Collection,
-        report::Reporter,
-        target,
-        view::State,
+        context::Context, driver::DISK_RETRY, existing, live::Live, place, prepare::Collection,
+        report::Reporter, target, view::State,
     },
     Prepared, Run,
 };
 use crate::{
+    blocking::blocking,
     library::{Item, stamps_at},
     store::Stamp,
 };
