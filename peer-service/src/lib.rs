@@ -19,6 +19,7 @@
 //! | [`transfer`] | downloads: from what was asked for to a verified file in its place |
 
 pub mod bits;
+mod blocking;
 mod cached;
 pub mod control;
 pub mod holdings;

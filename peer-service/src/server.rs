@@ -29,6 +29,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    blocking::blocking,
     control::{
         Control,
         endpoint::{Guard, Listening},
@@ -42,11 +43,7 @@ use crate::{
     registrar::Registrar,
     serve::{Counters, Outgoing, PeerApi, Turns},
     store::Store,
-    transfer::{
-        budget::Budget,
-        context::{Context, blocking},
-        manager::Transfers,
-    },
+    transfer::{budget::Budget, context::Context, manager::Transfers},
 };
 
 /// How long open calls may take to end when the peer stops. Downloads are resumed elsewhere: nobody is helped by waiting long.

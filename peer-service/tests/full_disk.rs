@@ -4,80 +4,15 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
+mod disk;
 
-use std::{
-    fs::File,
-    io::Write as _,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs::File, path::Path};
 
 use common::*;
+use disk::*;
 use potluck_core::proto::v1;
 use rustix::fs::FallocateFlags;
 use tonic::Streaming;
-
-const MIB: usize = 1024 * 1024;
-
-/// A small file system in memory; gone when dropped.
-struct Disk {
-    dir: tempfile::TempDir,
-}
-
-impl Disk {
-    /// `None`, with a word why, where mounting is not allowed.
-    fn mount(bytes: usize) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let disk = Self { dir };
-        match disk.run("mount", &["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]) {
-            true => Some(disk),
-            false => {
-                println!("skipped: a file system cannot be mounted here (it takes root)");
-                std::mem::forget(disk);
-                None
-            }
-        }
-    }
-
-    fn run(&self, program: &str, arguments: &[&str]) -> bool {
-        let status = Command::new(program)
-            .args(arguments)
-            .arg(self.dir.path())
-            .stderr(std::process::Stdio::null())
-            .status();
-        status.is_ok_and(|status| status.success())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn remount(&self, options: &str) {
-        assert!(self.run("mount", &["-o", &format!("remount,{options}")]));
-    }
-
-    /// Takes this much room.
-    fn ballast(&self, bytes: usize) -> PathBuf {
-        file(self.dir.path(), "ballast", &vec![1; bytes])
-    }
-
-    /// Takes all the room there is, to the last page.
-    fn fill(&self) -> PathBuf {
-        let path = self.path("filler");
-        let mut file = File::create(&path).unwrap();
-        for size in [MIB, 4096] {
-            while file.write_all(&vec![1; size]).is_ok() {}
-        }
-        path
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Lazily: whatever a failed test left open must not keep it.
-        self.run("umount", &["-l"]);
-    }
-}
 
 struct World {
     dir: tempfile::TempDir,
@@ -119,38 +54,6 @@ impl World {
     }
 }
 
-/// The first state that fits.
-async fn until(
-    what: &str,
-    events: &mut Streaming<v1::FetchResponse>,
-    fits: impl Fn(&v1::Transfer) -> bool,
-) -> v1::Transfer {
-    let mut last = None;
-    let follow = async {
-        while let Some(event) = events.message().await.unwrap() {
-            let transfer = event.transfer.unwrap();
-            if fits(&transfer) {
-                return transfer;
-            }
-            last = Some(transfer);
-        }
-        panic!("{what}: ended as {last:#?}");
-    };
-    tokio::time::timeout(PATIENCE, follow).await.expect(what)
-}
-
-fn waits_for_room(transfer: &v1::Transfer) -> bool {
-    transfer.state() == v1::TransferState::Waiting
-        && transfer
-            .error
-            .as_ref()
-            .is_some_and(|error| error.reason == "DISK_FULL")
-}
-
-fn done(transfer: &v1::Transfer) -> bool {
-    transfer.state() == v1::TransferState::Done
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_fit_waits_for_room_before_it_begins() {
     let Some(disk) = Disk::mount(64 * MIB) else { return };
@@ -168,7 +71,7 @@ async fn what_does_not_fit_waits_for_room_before_it_begins() {
     );
     // Looked at again at least once before there is room.
     tokio::time::sleep(std::time::Duration::from_secs(4)).await;
-    let mut held: Vec<_> = std::fs::read_dir(disk.dir.path())
+    let mut held: Vec<_> = std::fs::read_dir(disk.root())
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
         .collect();

@@ -9,6 +9,7 @@ use std::{
     os::unix::fs::{PermissionsExt as _, symlink},
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 use parts::{Peer, bytes, wait_until};
@@ -20,7 +21,7 @@ use potluck_core::{
     plan::Plan,
 };
 use potluck_peer::{
-    library::{Hashes, Target},
+    library::{Hashes, Target, stamp_of, stamps_at},
     offer::Shelf as _,
 };
 
@@ -369,9 +370,10 @@ async fn finished_downloads_are_taken_without_hashing() {
             trees.set(index, hash_bytes(&content));
         }
     }
+    let stamps = stamps_at(&root, &manifest).unwrap();
     let item = peer
         .library
-        .adopt_collection(root.clone(), manifest.clone(), trees.clone())
+        .adopt_collection(root.clone(), manifest.clone(), stamps, trees)
         .await
         .unwrap();
     assert_eq!(item, shared);
@@ -379,22 +381,17 @@ async fn finished_downloads_are_taken_without_hashing() {
     let path = dir.path().join("single");
     fs::write(&path, &content).unwrap();
     let tree = hash_bytes(&content);
-    let item = peer
-        .library
-        .adopt_file(path.clone(), tree.clone(), None)
-        .await
-        .unwrap();
-    assert_eq!(item.record.id, tree.id());
+    let stamp = stamp_of(&path.metadata().unwrap());
+    let adopt = || peer.library.adopt_file(path.clone(), tree.clone(), stamp, None);
+    assert_eq!(adopt().await.unwrap().record.id, tree.id());
     assert!(peer.library.find(&tree.id()).is_some());
-    fs::write(&path, "shorter").unwrap();
-    let problem = peer.library.adopt_file(path, tree, None).await.unwrap_err();
-    assert_eq!(problem.reason, Reason::FileChanged);
+    // Longer than a tick of the clock that files are stamped with.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    fs::write(&path, bytes(8, content.len())).unwrap();
+    let problem = adopt().await.unwrap_err();
+    assert_eq!(problem.reason, Reason::FileChanged, "only its bytes are others");
     fs::remove_file(root.join("a/one")).unwrap();
-    let problem = peer
-        .library
-        .adopt_collection(root, manifest, trees)
-        .await
-        .unwrap_err();
+    let problem = stamps_at(&root, &manifest).unwrap_err();
     assert_eq!(problem.reason, Reason::FileChanged);
     assert!(problem.message.contains("a/one"), "{problem}");
     peer.close().await;

@@ -431,7 +431,8 @@ impl Catalog {
         let sha256 = sums
             .iter()
             .max_by_key(|&&(sum, count)| (count, std::cmp::Reverse(sum)));
-        let kind = match 2 * collections > file.providers.len() {
+        // Half are enough: whoever fetches it sees by its bytes whether it is a folder, but only where it was told so.
+        let kind = match collections > 0 && 2 * collections >= file.providers.len() {
             true => Kind::Collection,
             false => Kind::File,
         };

@@ -183,7 +183,7 @@ impl Model {
             .rev()
             .max_by_key(|&sum| count(&|r| r.file.sha256 == Some(sum)));
         let collections = count(&|r| r.file.kind == Kind::Collection);
-        let kind = if 2 * collections > held.len() {
+        let kind = if collections > 0 && 2 * collections >= held.len() {
             Kind::Collection
         } else {
             Kind::File

@@ -11,10 +11,10 @@
 //! | `load` | the library as it was before the last stop, checked by `stat` alone |
 //! | `offer` | opens files for the serving side, never one that changed |
 //! | `parts` | asks about many files on several threads |
+//! | `precedence` | lets hashing that somebody waits for go first |
 //! | `publish` | stores and tells what changed |
 //! | `share` | from a path to an item |
 //! | `sharing` | a whole call to share: many paths, events, batches |
-//! | `turns` | lets hashing that somebody waits for go first |
 //! | `upkeep` | looks again at what changed, and computes plain SHA-256s |
 //! | `walk` | what is in a folder |
 //!
@@ -45,22 +45,25 @@ mod identify;
 mod load;
 mod offer;
 mod parts;
+mod precedence;
 mod publish;
 mod share;
 mod sharing;
-mod turns;
 mod upkeep;
 mod walk;
 
 use crate::{
+    blocking::blocking,
     holdings::Holdings,
     offer::{Offer, Shelf},
-    store::{Change, Store, StoreError},
+    store::{Change, Stamp, Store, StoreError},
 };
 use catalog::{Body, Catalog, Delta, NewItem};
 use hasher::Done;
 pub use hashes::Hashes;
 pub use identify::{Identified, identify};
+pub use share::stamps_at;
+pub use walk::stamp_of;
 
 /// Why the library cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -161,7 +164,7 @@ struct Inner {
     handles: Mutex<offer::Handles>,
     /// Of files that somebody watches; dropping the sender tells them that the file is withdrawn.
     watchers: Mutex<HashMap<FileId, watch::Sender<u64>>>,
-    hashing: turns::Hashers,
+    hashing: precedence::Hashers,
     stale: Notify,
     unsummed: Notify,
     /// When the last download came.
@@ -214,22 +217,6 @@ impl Inner {
     }
 }
 
-/// Runs what reads the disk off the async threads.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
-) -> Result<T, Problem> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => {
-            tracing::error!(%error, "the library's work failed");
-            Err(Problem::new(
-                Reason::Internal,
-                "the library failed: see the peer's log",
-            ))
-        }
-    }
-}
-
 impl Library {
     /// Opens the library with what is unchanged since the last time (told by `stat` alone); what changed is hashed again in the
     /// background, until `shutdown`. What is new in `files_folder` is looked for once [`Library::watch_files_folder`] says so. Blocks:
@@ -261,7 +248,7 @@ impl Library {
             hash_threads: hash_threads.max(1),
             handles: Mutex::default(),
             watchers: Mutex::default(),
-            hashing: turns::Hashers::default(),
+            hashing: precedence::Hashers::default(),
             stale: Notify::new(),
             unsummed: Notify::new(),
             arrived: Mutex::default(),
@@ -288,64 +275,61 @@ impl Library {
         let inner = self.inner.clone();
         let ended = blocking(move || {
             sharing::share_all(&inner, paths, &events);
-            Ok(())
         });
         // A failure is logged there, and the events end without a result.
         let _ = ended.await;
     }
 
-    /// Shares a finished download without hashing it again.
+    /// Shares a finished download without hashing it again. `stamp`: the file's, from a time since when nothing but a change of it can
+    /// have made its bytes others than the tree says.
     ///
     /// # Errors
-    /// `FILE_CHANGED` where the file at `path` is not as long as the tree says; `STORE_UNAVAILABLE` and `DISK_FULL` where it
-    /// cannot be remembered.
+    /// `FILE_CHANGED` where the file at `path` has another stamp, or another size than the tree says; `STORE_UNAVAILABLE` and
+    /// `DISK_FULL` where it cannot be remembered.
     pub async fn adopt_file(
         &self,
         path: PathBuf,
         tree: FileTree,
+        stamp: Stamp,
         sha256: Option<Sha256>,
     ) -> Result<Item, Problem> {
         let inner = self.inner.clone();
         blocking(move || {
             let path = share::resolve(&path)?;
-            let (_, stamp) = hasher::open_regular(&path)?;
+            let (_, found) = hasher::open_regular(&path)?;
             let mut item = share::file_item(&path, Done { tree, stamp });
-            if stamp.size != item.record.size {
+            if found != stamp || stamp.size != item.record.size {
                 return Err(offer::file_changed(&item.record.id));
             }
             item.record.sha256 = sha256.or(item.record.sha256);
             inner.adopt(item)
         })
-        .await
+        .await?
     }
 
-    /// Shares a finished download of a collection without hashing it again. `hashes`: of each entry of its manifest.
+    /// Shares a finished download of a collection without hashing it again. `stamps` and `hashes`: of each entry of its manifest, the
+    /// stamps from [`stamps_at`], before whatever was hashed was read.
     ///
     /// # Errors
-    /// `FILE_CHANGED` where a file is missing or has another size, naming it; `INVALID_ARGUMENT` where a hash is missing or another
-    /// file's; `STORE_UNAVAILABLE` and `DISK_FULL` where it cannot be remembered.
+    /// `INVALID_ARGUMENT` where a hash is missing or another file's; `STORE_UNAVAILABLE` and `DISK_FULL` where it cannot be
+    /// remembered.
     pub async fn adopt_collection(
         &self,
         root: PathBuf,
         manifest: Arc<Manifest>,
+        stamps: Vec<Stamp>,
         hashes: Hashes,
     ) -> Result<Item, Problem> {
         let inner = self.inner.clone();
         blocking(move || {
             let root = share::resolve(&root)?;
-            let stamps = share::stat_entries(&root, &manifest).map_err(|path| {
-                Problem::new(
-                    Reason::FileChanged,
-                    format!("`{path}` in {} is not what was fetched any more", root.display()),
-                )
-            })?;
             let item = inner.collection_item(&root, manifest, stamps, hashes)?;
             match &item.body {
                 Body::Collection(folder) if folder.fits() => inner.adopt(item),
                 _ => Err(not_hashed()),
             }
         })
-        .await
+        .await?
     }
 
     /// Stops sharing; deletes no file. What a collection held goes too, unless something else shares it. What lies in the files
@@ -355,7 +339,7 @@ impl Library {
     /// `NOT_FOUND`.
     pub async fn unshare(&self, target: Target) -> Result<Vec<Item>, Problem> {
         let inner = self.inner.clone();
-        blocking(move || inner.unshare(&target)).await
+        blocking(move || inner.unshare(&target)).await?
     }
 
     /// A page of what is shared, oldest first, and the token of the next page. `page_size` is held to 1..=1000.

@@ -272,11 +272,11 @@ pub(super) fn file_item(path: &Path, done: Done) -> NewItem {
     }
 }
 
-/// The stamps of a manifest's files as they are on disk now.
+/// The stamps of a manifest's files as they are on disk now. Blocks.
 ///
 /// # Errors
-/// The path of the first that cannot be read or has another size.
-pub(super) fn stat_entries(root: &Path, manifest: &Manifest) -> Result<Vec<Stamp>, String> {
+/// `FILE_CHANGED`, naming the first that cannot be read or has another size.
+pub fn stamps_at(root: &Path, manifest: &Manifest) -> Result<Vec<Stamp>, Problem> {
     let stamps = manifest.entries().map(|entry| {
         let Content::File { size, .. } = entry.content else {
             return Ok(Stamp::default());
@@ -285,7 +285,13 @@ pub(super) fn stat_entries(root: &Path, manifest: &Manifest) -> Result<Vec<Stamp
         let file = metadata.filter(std::fs::Metadata::is_file);
         file.map(|metadata| stamp_of(&metadata))
             .filter(|stamp| stamp.size == size)
-            .ok_or_else(|| entry.path.to_string())
+            .ok_or_else(|| {
+                let (path, root) = (entry.path, root.display());
+                Problem::new(
+                    Reason::FileChanged,
+                    format!("`{path}` in {root} is not what was fetched any more"),
+                )
+            })
     });
     stamps.collect()
 }

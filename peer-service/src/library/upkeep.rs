@@ -22,8 +22,8 @@ use super::{
     load::changed_entries,
     lock,
     offer::HANDLE_IDLE,
+    precedence::Turns,
     share::Watch,
-    turns::Turns,
     walk::stamp_of,
 };
 

@@ -154,7 +154,7 @@ impl Found {
 }
 
 /// What the operating system says of a file.
-pub(super) fn stamp_of(metadata: &Metadata) -> Stamp {
+pub fn stamp_of(metadata: &Metadata) -> Stamp {
     let nanos = |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
     Stamp {
         size: metadata.size(),

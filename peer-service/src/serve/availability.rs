@@ -12,9 +12,10 @@ use potluck_core::{
 use tokio::sync::watch;
 use tonic::Status;
 
-use super::{Inner, blocking};
+use super::Inner;
 use crate::{
     bits::Bits,
+    blocking::blocking,
     offer::{Offer, Units},
 };
 
@@ -64,7 +65,7 @@ async fn look(inner: &Arc<Inner>, id: FileId) -> Result<(Units, Option<watch::Re
         let offer = inner.find(&id)?;
         Ok(look_at(&*offer))
     })
-    .await
+    .await?
 }
 
 fn look_at(offer: &dyn Offer) -> (Units, Option<watch::Receiver<u64>>) {

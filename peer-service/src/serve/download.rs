@@ -14,11 +14,12 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::{
-    Inner, blocking,
+    Inner,
     reader::{BATCH, Batch, Job, Reader},
     turns::Outlet,
 };
 use crate::{
+    blocking::blocking,
     limits::{Limits, UploadSlot},
     offer::Offer,
 };
@@ -31,6 +32,10 @@ pub(super) const MAX_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Bytes of data held for all uploads together, about: each holds its part of that, but not less than a leaf.
 const HELD: u64 = 16 * 1024 * 1024;
+
+/// Most bytes of data in a batch for a connection that is not known to be swift: nothing else gets through while one is on its way,
+/// and over 16 KiB a second that is four seconds.
+const CAREFUL: u64 = 64 * 1024;
 
 /// How long a receiver may take for a download in all: 64 MiB, the most that one is of, then come at 56 KiB a second at least.
 const TOTAL: Duration = Duration::from_secs(20 * 60);
@@ -134,7 +139,7 @@ pub(super) async fn stream(
     slot: UploadSlot,
     outlet: Outlet,
 ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
-    let most = batch_size(&inner.limits);
+    let most = batch_size(&inner.limits, &outlet);
     let (reader, first) = match at_once(&inner, &asked, most) {
         Some(begun) => begun,
         None => {
@@ -143,9 +148,9 @@ pub(super) async fn stream(
                 let jobs = resolve(&asked, |id| shared.find(id))?;
                 let mut reader = Reader::new(jobs, shared.buffers.clone());
                 let first = reader.read(most)?;
-                Ok((reader, first))
+                Ok::<_, Problem>((reader, first))
             })
-            .await?
+            .await??
         }
     };
     let download = Download {
@@ -166,16 +171,18 @@ pub(super) async fn stream(
     }))
 }
 
-/// Bytes of data to hold for each upload: fewer where there are many, so that all together they hold little more than [`HELD`].
-/// Under a limit no more than each may send in a moment: its receiver then sees a slow peer, which it is, and not a silent one.
-fn batch_size(limits: &Limits) -> u64 {
-    let most = match limits.upload().rate() {
+/// Bytes of data to hold for an upload: fewer where there are many, so that all together they hold little more than [`HELD`];
+/// where the link may be slow; and under a limit no more than each may send in a moment, so that its receiver sees a slow peer,
+/// which it is, and not a silent one.
+fn batch_size(limits: &Limits, outlet: &Outlet) -> u64 {
+    let held = match limits.upload().rate() {
         0 => HELD,
         rate => HELD.min(rate / BATCHES_A_SECOND),
     };
-    let share = most / u64::from(limits.uploads().max(1));
+    let most = if outlet.is_swift() { BATCH } else { CAREFUL };
+    let share = held / u64::from(limits.uploads().max(1));
     // Whole leaves: a receiver hashes them where they lie.
-    (share / LEAF_SIZE as u64 * LEAF_SIZE as u64).clamp(LEAF_SIZE as u64, BATCH)
+    (share / LEAF_SIZE as u64 * LEAF_SIZE as u64).clamp(LEAF_SIZE as u64, most)
 }
 
 /// The beginning of an answer that is in memory, as most are: without a trip to another thread.
@@ -217,7 +224,7 @@ impl Download {
 
     /// The next messages; none at the end.
     async fn read(&mut self) -> Result<Batch, Problem> {
-        let most = batch_size(&self.inner.limits);
+        let most = batch_size(&self.inner.limits, &self.outlet);
         let Some(mut reader) = self.reader.take_if(|reader| !reader.is_done()) else {
             return Ok(Batch::default());
         };
@@ -227,9 +234,9 @@ impl Download {
         }
         let (reader, batch) = blocking(move || {
             let batch = reader.read(most)?;
-            Ok((reader, batch))
+            Ok::<_, Problem>((reader, batch))
         })
-        .await?;
+        .await??;
         self.reader = Some(reader);
         Ok(batch)
     }

@@ -10,8 +10,8 @@ use potluck_core::{Problem, Reason, merkle::Hash, places::Refused, proto::v1, wi
 use prost::Message as _;
 use tonic::Status;
 
-use super::{Inner, UNREAD, blocking, busy, turns::Outlet};
-use crate::offer::Offer;
+use super::{Inner, UNREAD, busy, turns::Outlet};
+use crate::{blocking::blocking, offer::Offer};
 
 /// Hashes in one message: 64 KiB, as the contract has it.
 const HASHES_PER_MESSAGE: usize = 2048;
@@ -34,7 +34,7 @@ pub(super) async fn stream(
     })?;
     let place = Arc::new(place);
     let id = wire::file_id(&request.file_id, "file_id")?;
-    let hashes = blocking(move || piece_hashes(&*inner.find(&id)?)).await?;
+    let hashes = blocking(move || piece_hashes(&*inner.find(&id)?)).await??;
     let first = request.first_piece as usize;
     let end = match request.count {
         0 => hashes.len(),

@@ -7,6 +7,7 @@
 //! | `buffers` | the memory that chunks are read into |
 //! | `download` | what a request asks for, checked, and its stream |
 //! | `hashes` | lists of piece hashes, in messages |
+//! | `lane` | what lies with a connection, and whether it is read |
 //! | `outgoing` | a connection that can be cut |
 //! | `patience` | ends streams whose receiver does not read |
 //! | `reader` | bytes of spans, from the disk into messages |
@@ -32,6 +33,7 @@ use potluck_core::{
 use tonic::{Request, Response, Status};
 
 use crate::{
+    blocking::blocking,
     limits::Limits,
     offer::{Offer, Shelf},
 };
@@ -43,6 +45,7 @@ mod availability;
 mod buffers;
 mod download;
 mod hashes;
+mod lane;
 mod outgoing;
 mod patience;
 mod reader;
@@ -63,7 +66,7 @@ const MAX_HASH_STREAMS: usize = 128;
 /// When a caller that is turned away should come again: about what a slot takes to be free.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 
-/// How long a receiver may leave a message lying while others find no slot.
+/// How long a connection may take too little of what lies with it while others find no slot.
 const UNREAD: Duration = Duration::from_secs(2);
 
 /// Largest request of any call but a download, in bytes: an id and two numbers, with room for what later versions add.
@@ -193,19 +196,6 @@ fn place<T>(places: &Places, request: &Request<T>, what: &str) -> Result<Place, 
     places.take(source).map_err(|why| busy(what, why))
 }
 
-/// Runs what may read the disk off the async threads.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
-) -> Result<T, Problem> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => {
-            tracing::error!(%error, "serving failed");
-            Err(Problem::new(Reason::Internal, "the peer failed to serve this"))
-        }
-    }
-}
-
 #[tonic::async_trait]
 impl v1::peer_service_server::PeerService for PeerApi {
     type GetPieceHashesStream = stream::Empty<Result<v1::GetPieceHashesResponse, Status>>;
@@ -220,14 +210,14 @@ impl v1::peer_service_server::PeerService for PeerApi {
         let inner = self.inner.clone();
         let answer = blocking(move || {
             let offer = inner.find(&id)?;
-            Ok(v1::DescribeResponse {
+            Ok::<_, Problem>(v1::DescribeResponse {
                 file: Some((&offer.record()?).into()),
                 name: offer.name(),
                 complete: offer.units().have.is_full(),
                 peer_id: inner.peer_id.to_bytes(),
             })
         });
-        Ok(Response::new(answer.await?))
+        Ok(Response::new(answer.await??))
     }
 
     async fn get_piece_hashes(

@@ -13,7 +13,7 @@
 //! Not here: limits in bytes a second, and how many may be served at all ([`crate::limits`]).
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -26,25 +26,16 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::lane::{IDLE, Lane, PATIENCE};
+
 /// Chunks sent at once: one would leave the link idle whenever its receiver's own is busy; in a crowd of sixteen, four do not.
 const PLACES: usize = 4;
-
-/// How long a chunk may keep its place while others wait: several times what it takes on a link of 100 Mbit/s.
-const PATIENCE: Duration = Duration::from_millis(500);
-
-/// How long a chunk may lie with a connection at all: HTTP/2 would leave it there for ever, and nothing but the end of the
-/// connection takes it back.
-const IDLE: Duration = Duration::from_secs(30);
 
 /// How often connections are looked through for such chunks.
 const LOOK: Duration = Duration::from_secs(3);
 
 /// Shortest time between two connections that are cut for the sake of others: what the first one held is free by then.
 const BETWEEN_CUTS: Duration = Duration::from_millis(100);
-
-/// A connection that lost its places so often has to keep up for twice as many chunks each time, up to this power of two: or a
-/// few that stall and read by turns would have all places.
-const MAX_STRIKES: u32 = 6;
 
 /// The turns of one peer. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -63,57 +54,6 @@ struct State {
     next: u64,
     lanes: HashMap<u64, Lane>,
     last_cut: Option<Instant>,
-}
-
-/// What was handed to one connection and not yet let go by it, oldest first.
-#[derive(Debug, Default)]
-struct Lane {
-    chunks: BTreeMap<u64, Chunk>,
-    /// How often it lost its places.
-    strikes: u32,
-    /// Chunks that it has to take in time before it waits for its turn again; until then it is sent to beside the others.
-    owed: u32,
-    cut: CancellationToken,
-}
-
-#[derive(Debug)]
-struct Chunk {
-    since: Instant,
-    /// None where it is sent beside the others.
-    place: Option<OwnedSemaphorePermit>,
-    /// Whether it counts for what its connection owes.
-    counts: bool,
-}
-
-impl Lane {
-    /// The connection let go of a chunk. Gives its place, to be dropped where no lock is held.
-    fn let_go(&mut self, chunk: u64, now: Instant) -> Option<OwnedSemaphorePermit> {
-        let chunk = self.chunks.remove(&chunk)?;
-        if chunk.counts && now.duration_since(chunk.since) < PATIENCE / 2 {
-            self.owed = self.owed.saturating_sub(1);
-        }
-        chunk.place
-    }
-
-    /// Takes the places of chunks that have them for too long.
-    fn evict(&mut self, now: Instant, freed: &mut Vec<OwnedSemaphorePermit>) {
-        let before = freed.len();
-        let late = self
-            .chunks
-            .values_mut()
-            .take_while(|chunk| now.duration_since(chunk.since) >= PATIENCE);
-        freed.extend(late.filter_map(|chunk| chunk.place.take()));
-        if freed.len() > before {
-            self.owed = 1 << self.strikes;
-            self.strikes = MAX_STRIKES.min(self.strikes + 1);
-        }
-    }
-
-    /// How long the oldest chunk has lain here.
-    fn idle(&self, now: Instant) -> Duration {
-        let oldest = self.chunks.values().next();
-        oldest.map_or(Duration::ZERO, |chunk| now.duration_since(chunk.since))
-    }
 }
 
 impl State {
@@ -149,7 +89,7 @@ impl Turns {
         let mut state = self.state();
         let number = state.number();
         let lane = Lane::default();
-        let cut = lane.cut.clone();
+        let cut = lane.cut().clone();
         state.lanes.insert(number, lane);
         drop(state);
         Outlet(Arc::new(Way {
@@ -168,7 +108,7 @@ impl Turns {
             let state = self.state();
             let late = state.lanes.values().filter(|lane| lane.idle(now) >= IDLE);
             // Only wakes: what the connection holds goes where it is served.
-            late.for_each(|lane| lane.cut.cancel());
+            late.for_each(|lane| lane.cut().cancel());
         }
     }
 
@@ -271,7 +211,7 @@ impl Outlet {
     /// Waits until it is the turn of one more chunk.
     pub(super) async fn turn(&self) -> Turn {
         let way = &self.0;
-        let keeps_up = |state: &State| state.lanes.get(&way.number).is_none_or(|lane| lane.owed == 0);
+        let keeps_up = |state: &State| state.lanes.get(&way.number).is_none_or(Lane::keeps_up);
         let slow = !keeps_up(&way.turns.state());
         let place = match slow {
             true => None,
@@ -299,7 +239,7 @@ impl Outlet {
         let chunk = state.number();
         let since = Instant::now();
         if let Some(lane) = state.lanes.get_mut(&way.number) {
-            lane.chunks.insert(chunk, Chunk { since, place, counts });
+            lane.hand_over(chunk, since, place, counts);
         }
         Turn {
             way: Arc::clone(way),
@@ -307,23 +247,29 @@ impl Outlet {
         }
     }
 
-    /// Cuts the connection that left a chunk lying for longest, if that is this long at least: it makes room for others. Whether
-    /// one was cut, just now or a moment ago. Looks at all of them.
-    pub(super) fn cut_idlest(&self, idle: Duration) -> bool {
+    /// Cuts the connection that is unread for longest, if that is this long at least: it makes room for others. Whether one was
+    /// cut, just now or a moment ago. Looks at all of them.
+    pub(super) fn cut_idlest(&self, unread: Duration) -> bool {
         let now = Instant::now();
         let mut state = self.0.turns.state();
         let recently = |cut: &Instant| now.duration_since(*cut) < BETWEEN_CUTS;
         if state.last_cut.as_ref().is_some_and(recently) {
             return true;
         }
-        let open = state.lanes.values().filter(|lane| !lane.cut.is_cancelled());
-        let idlest = open.max_by_key(|lane| lane.idle(now));
-        let Some(lane) = idlest.filter(|lane| lane.idle(now) >= idle) else {
+        let open = state.lanes.values().filter(|lane| !lane.cut().is_cancelled());
+        let idlest = open.max_by_key(|lane| lane.unread(now));
+        let Some(lane) = idlest.filter(|lane| lane.unread(now) >= unread) else {
             return false;
         };
-        lane.cut.cancel();
+        lane.cut().cancel();
         state.last_cut = Some(now);
         true
+    }
+
+    /// Whether the connection is known to take large chunks as fast as small ones.
+    pub(super) fn is_swift(&self) -> bool {
+        let state = self.0.turns.state();
+        state.lanes.get(&self.0.number).is_some_and(Lane::is_swift)
     }
 
     /// Resolves once the connection is to end.

@@ -9,13 +9,10 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    allowance::Allowance, chunks::Chunks, context::Context, link::Link, live::Live, receive::Assembly,
-    rope::Rope, target,
+    allowance::Allowance, chunks::Chunks, context::Context, link::DATA_TIMEOUT, link::Link, live::Live,
+    receive::Assembly, rope::Rope, target,
 };
 use crate::swarm::{Failure, PeerKey, RequestId};
-
-/// How long a peer may be silent in the middle of a stream. The swarm turns to others long before.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long the end of a stream may take after its last byte; past that it is dropped.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
@@ -140,7 +137,7 @@ impl Caller {
         while let (Some(_), Some(wanted)) = (assembly.current(), rest.front().cloned()) {
             let message = tokio::select! {
                 () = wanted.token.cancelled() => return Ended::Again,
-                message = tokio::time::timeout(IDLE_TIMEOUT, stream.next()) => message,
+                message = tokio::time::timeout(DATA_TIMEOUT, stream.next()) => message,
             };
             let part = match message {
                 Ok(Ok(Some(part))) => part,

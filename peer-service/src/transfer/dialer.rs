@@ -1,6 +1,7 @@
 //! Asking whichever peer answers: for what a transfer needs to know before the swarm can begin.
 //!
-//! Invariant: a peer whose answer was checked and found false is not asked again, and its name and lie are kept.
+//! Invariants: a peer whose answer was checked and found false is not asked again, and its name and lie are kept; at most
+//! [`AT_ONCE`] peers are asked at once, and as many connections kept, however many there are.
 
 use std::{
     collections::HashMap,
@@ -11,12 +12,15 @@ use std::{
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use potluck_core::{Problem, Reason, index_client::Address};
 use rand::seq::SliceRandom as _;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
-use super::{link::Link, sources::Sources};
+use super::{link::Link, peers::MAX_CONNECTED, sources::Sources};
 
 /// How long one peer has before another is asked as well.
 const STAGGER: Duration = Duration::from_millis(500);
+
+/// Peers asked at once, over all questions, and connections kept: as many as the swarm then connects to.
+const AT_ONCE: usize = MAX_CONNECTED;
 
 /// First wait after everyone failed; doubles up to [`MAX_RETRY`].
 const RETRY: Duration = Duration::from_millis(250);
@@ -29,6 +33,7 @@ const MAX_RETRY: Duration = Duration::from_secs(5);
 pub(crate) struct Dialer {
     sources: watch::Receiver<Sources>,
     state: Mutex<State>,
+    attempts: Semaphore,
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +48,7 @@ impl Dialer {
         Self {
             sources,
             state: Mutex::default(),
+            attempts: Semaphore::new(AT_ONCE),
         }
     }
 
@@ -126,17 +132,26 @@ impl Dialer {
         }
     }
 
+    /// Keeps a connection for later, if there is room for it.
+    fn keep(&self, address: &Address, link: &Link) {
+        let mut state = self.state();
+        if state.links.len() < AT_ONCE {
+            state.links.insert(address.clone(), link.clone());
+        }
+    }
+
     async fn attempt<T: Send>(
         &self,
         address: Address,
         op: &(impl Fn(Link) -> BoxFuture<'static, Result<T, Problem>> + Send + Sync),
     ) -> Result<T, Problem> {
+        let _attempt = self.attempts.acquire().await;
         let known = self.state().links.get(&address).cloned();
         let link = match known {
             Some(link) => link,
             None => {
                 let link = Link::open(&address).await?;
-                self.state().links.insert(address.clone(), link.clone());
+                self.keep(&address, &link);
                 link
             }
         };
@@ -169,4 +184,57 @@ pub(crate) fn no_provider(sources: &Sources) -> Option<Problem> {
             "no peer offers it now: it goes on as soon as one does",
         ),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    fn address(n: usize) -> Address {
+        Address {
+            host: "192.0.2.1".into(),
+            port: 1000 + n as u16,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn however_many_say_nothing_few_are_asked_at_once() {
+        let (_list, sources) = watch::channel(Sources::default());
+        let dialer = Dialer::new(sources);
+        let all = 3 * AT_ONCE;
+        for n in 0..all {
+            dialer.state().links.insert(address(n), Link::to_nobody());
+        }
+        let asked = Arc::new(AtomicUsize::new(0));
+        let op = |_| {
+            let asked = Arc::clone(&asked);
+            async move {
+                let asked = asked.fetch_add(1, Ordering::Relaxed) + 1;
+                tokio::time::sleep(STAGGER * all as u32).await;
+                match asked == all {
+                    true => Ok(()),
+                    false => Err(Problem::new(Reason::NotFound, "has nothing")),
+                }
+            }
+            .boxed()
+        };
+        let round = dialer.round((0..all).map(address).collect(), &op);
+        tokio::pin!(round);
+        let waited = tokio::time::timeout(STAGGER * (all as u32 - 1), &mut round).await;
+        assert!(waited.is_err());
+        assert_eq!(asked.load(Ordering::Relaxed), AT_ONCE);
+        assert!(round.await.is_ok(), "everyone has its turn");
+    }
+
+    #[tokio::test]
+    async fn few_connections_are_kept() {
+        let (_list, sources) = watch::channel(Sources::default());
+        let dialer = Dialer::new(sources);
+        (0..2 * AT_ONCE).for_each(|n| dialer.keep(&address(n), &Link::to_nobody()));
+        assert_eq!(dialer.into_parts().0.len(), AT_ONCE);
+    }
 }

@@ -20,14 +20,17 @@ use super::{
     allowance::Allowance,
     budget::Share,
     calls::{Caller, Outcome, Told, Wanted},
-    context::{Context, blocking},
+    context::Context,
     link::Availability,
     live::Live,
     peers::{PeerEvent, Peers},
     sources::Sources,
     view::Terms,
 };
-use crate::swarm::{Action, PeerKey, RequestId, StuckReason, Swarm};
+use crate::{
+    blocking::blocking,
+    swarm::{Action, PeerKey, RequestId, StuckReason, Swarm},
+};
 
 /// How often the transfer's view is renewed.
 const REPORT: Duration = Duration::from_millis(200);

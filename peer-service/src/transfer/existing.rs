@@ -18,13 +18,16 @@ use potluck_core::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    context::{Context, stoppable, unless},
+    context::Context,
     report::Reporter,
     resume::Resume,
     target::{self, Target},
     verify::Checks,
 };
-use crate::library::Hashes;
+use crate::{
+    blocking::{stoppable, unless},
+    library::{Hashes, stamp_of, stamps_at},
+};
 
 /// Mode bits that let somebody execute a file.
 const ANY_EXECUTE: u32 = 0o111;
@@ -83,20 +86,27 @@ pub(crate) async fn file(
         {
             return Ok(Some((metadata.len(), None)));
         }
-        let tree = File::open(&owned)
-            .and_then(|file| hash::hash_file(&file, metadata.len(), threads, &|_| unless(stop)));
-        match tree {
-            Ok(tree) if tree.id() == id => Ok(Some((metadata.len(), Some(tree)))),
+        // The stamp is from before it is read: a change since then shows in it.
+        let hashed = File::open(&owned).and_then(|file| {
+            let stamp = stamp_of(&file.metadata()?);
+            let tree = hash::hash_file(&file, metadata.len(), threads, &|_| unless(stop))?;
+            Ok((tree, stamp))
+        });
+        match hashed {
+            Ok((tree, stamp)) if tree.id() == id => Ok(Some((metadata.len(), Some((tree, stamp))))),
             _ => Err(target::exists(&owned)),
         }
     })
     .await??;
-    let Some((size, tree)) = found else {
+    let Some((size, hashed)) = found else {
         return Ok(false);
     };
     reporter.found(Kind::File, size);
-    if let Some(tree) = tree
-        && let Err(problem) = context.library.adopt_file(path.to_owned(), tree, None).await
+    if let Some((tree, stamp)) = hashed
+        && let Err(problem) = context
+            .library
+            .adopt_file(path.to_owned(), tree, stamp, None)
+            .await
     {
         tracing::warn!(path = %path.display(), %problem, "was there already, and could not be shared");
     }
@@ -124,19 +134,20 @@ pub(crate) async fn folder(
         if !looks_like(&owned, &listed) {
             return Err(target::exists(&owned));
         }
+        let stamps = stamps_at(&owned, &listed).map_err(|_| target::exists(&owned))?;
         match verified(&owned, &listed, stop) {
-            Ok(hashes) => Ok(Some((Plan::of_collection(&listed).total(), hashes))),
+            Ok(hashes) => Ok(Some((Plan::of_collection(&listed).total(), stamps, hashes))),
             Err(_) => Err(target::exists(&owned)),
         }
     })
     .await??;
-    let Some((size, hashes)) = found else {
+    let Some((size, stamps, hashes)) = found else {
         return Ok(false);
     };
     reporter.found(Kind::Collection, size);
     let adopted = context
         .library
-        .adopt_collection(path.to_owned(), Arc::clone(manifest), hashes)
+        .adopt_collection(path.to_owned(), Arc::clone(manifest), stamps, hashes)
         .await;
     if let Err(problem) = adopted {
         tracing::warn!(path = %path.display(), %problem, "was there already, and could not be shared");

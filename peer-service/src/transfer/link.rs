@@ -20,6 +20,10 @@ use crate::{bits::Bits, offer::Units};
 /// How long a peer may take to answer a call, and to send the next message of a stream that it owes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The same for bulk data: over a slow link, what was asked for before comes first. Where a peer says nothing at all, the swarm turns
+/// away from it long before.
+pub(super) const DATA_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// How long all piece hashes of a file may take: 128 KiB for most files, a few MiB for the largest.
 const HASHES_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -85,13 +89,10 @@ impl Link {
         self.endpoint.call("peer", ANSWER_TIMEOUT, answer).await
     }
 
-    fn silent(&self) -> Problem {
+    fn silent(&self, waited: Duration) -> Problem {
         Problem::new(
             Reason::TimedOut,
-            format!(
-                "the peer at {} did not answer within {ANSWER_TIMEOUT:?}",
-                self.endpoint
-            ),
+            format!("the peer at {} did not answer within {waited:?}", self.endpoint),
         )
     }
 
@@ -155,14 +156,14 @@ impl Link {
         };
         tokio::time::timeout(HASHES_TIMEOUT, receive)
             .await
-            .unwrap_or_else(|_| Err(self.silent()))
+            .unwrap_or_else(|_| Err(self.silent(HASHES_TIMEOUT)))
     }
 
     /// The next message that the peer owes.
     async fn next<T>(&self, stream: &mut Streaming<T>) -> Result<Option<T>, Problem> {
         match tokio::time::timeout(ANSWER_TIMEOUT, stream.message()).await {
             Ok(message) => message.map_err(|status| self.endpoint.problem(status, "peer")),
-            Err(_) => Err(self.silent()),
+            Err(_) => Err(self.silent(ANSWER_TIMEOUT)),
         }
     }
 
@@ -251,9 +252,9 @@ impl Link {
     /// As `PeerService.Download`.
     pub(crate) async fn download(&self, spans: Vec<v1::Span>) -> Result<Chunks, Problem> {
         let asked = chunks::download(self.data.clone(), &self.endpoint, v1::DownloadRequest { spans });
-        tokio::time::timeout(ANSWER_TIMEOUT, asked)
+        tokio::time::timeout(DATA_TIMEOUT, asked)
             .await
-            .unwrap_or_else(|_| Err(self.silent()))
+            .unwrap_or_else(|_| Err(self.silent(DATA_TIMEOUT)))
     }
 }
 
@@ -271,12 +272,15 @@ mod tests {
 
     use super::*;
 
-    fn link() -> Link {
-        let endpoint: Endpoint = "127.0.0.1:1".parse().unwrap();
-        Link {
-            control: client(endpoint.lazy()),
-            data: endpoint.lazy(),
-            endpoint,
+    impl Link {
+        /// Where nobody is ever called.
+        pub(in super::super) fn to_nobody() -> Self {
+            let endpoint: Endpoint = "127.0.0.1:1".parse().unwrap();
+            Self {
+                control: client(endpoint.lazy()),
+                data: endpoint.lazy(),
+                endpoint,
+            }
         }
     }
 
@@ -294,13 +298,13 @@ mod tests {
 
     #[tokio::test]
     async fn another_number_of_units_is_no_lie() {
-        let told = link().understand(complete(9), 10, true);
+        let told = Link::to_nobody().understand(complete(9), 10, true);
         assert_eq!(told.unwrap_err().reason, Reason::NotFound);
     }
 
     #[tokio::test]
     async fn a_flood_of_availability_is_a_lie() {
-        let link = link();
+        let link = Link::to_nobody();
         let change = |times| {
             let have = vec![3; times];
             let change = AvailabilityChange {

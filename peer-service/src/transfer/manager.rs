@@ -16,14 +16,17 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    context::{Context, blocking},
+    context::Context,
     live::Live,
     run::{Ended, Run},
     saved::Saved,
     target,
     view::{FetchSpec, State, Terms, View},
 };
-use crate::offer::{Offer, Shelf};
+use crate::{
+    blocking::blocking,
+    offer::{Offer, Shelf},
+};
 
 /// Ended transfers that are kept to be listed.
 const KEPT: usize = 100;

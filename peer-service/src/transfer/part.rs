@@ -4,6 +4,9 @@
 //! failed none succeeds; one process at a time has the part (a lock on it). All calls block: they are for the blocking threads. Non-goals: what the bytes mean, who
 //! sent them, and where they go in the end ([`super::place`]).
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, ErrorKind},
@@ -323,7 +326,8 @@ impl Part {
         })
     }
 
-    /// Whether a flush failed: nothing that is written from then on can be relied on.
+    /// Whether a flush failed: nothing that is written from then on can be relied on. Only a part that is opened anew can go on, with
+    /// what its state speaks of.
     pub(crate) fn has_lost(&self) -> bool {
         self.unflushed.get().is_some()
     }
@@ -377,11 +381,12 @@ pub(crate) fn remove(id: FileId, target: &Target) -> io::Result<()> {
     fs::remove_file(state)
 }
 
-/// Of no kind that waiting would help, not even where the disk was full.
+/// Of the same kind: where there was no room, a new part may find some.
 fn lost(error: &io::Error) -> io::Error {
-    io::Error::other(format!(
-        "some of what was written did not reach the disk ({error}); see that it works and has room, and resume"
-    ))
+    io::Error::new(
+        error.kind(),
+        format!("some of what was written did not reach the disk ({error}); see that it works and resume"),
+    )
 }
 
 fn unfinished(part: &Path) -> Problem {
@@ -416,69 +421,4 @@ fn flush_tree(tree: &Tree) -> io::Result<()> {
 fn flush_tree(_tree: &Tree) -> io::Result<()> {
     rustix::fs::sync();
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio_util::sync::CancellationToken;
-
-    use super::*;
-
-    const ID: FileId = FileId([7; 32]);
-
-    fn open(folder: &Path) -> Result<Part, Problem> {
-        let target = Target {
-            path: folder.join("out"),
-        };
-        let plan = Arc::new(Plan::of_file(ID, 100_000).unwrap());
-        Part::open(ID, target, plan, None).map(|(part, _)| part)
-    }
-
-    #[test]
-    fn a_part_that_somebody_writes_is_not_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let part = open(folder.path()).unwrap();
-        let (target, there) = (part.target().clone(), || {
-            fs::read_dir(folder.path()).unwrap().count()
-        });
-        assert_eq!(open(folder.path()).unwrap_err().reason, Reason::TargetExists);
-        remove(ID, &target).unwrap();
-        assert_eq!(there(), 2, "the part and its state");
-        // Held for somebody who is being served, and no longer written.
-        part.release();
-        remove(ID, &target).unwrap();
-        assert_eq!(there(), 0);
-    }
-
-    #[test]
-    fn a_flush_that_failed_once_is_never_believed_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut part = open(folder.path()).unwrap();
-        let units = part.plan().unit_count();
-        let (path, none) = (part.target().state(), Bits::new(units));
-        let state = || Resume::load(&path).unwrap().map(|state| state.have);
-        let Body::File(file) = &part.body else {
-            panic!("a plain file");
-        };
-        let file = Arc::clone(file);
-        for stored in [true, false] {
-            if !stored {
-                fs::remove_file(&path).unwrap();
-            }
-            // What cannot be flushed stands for a disk that fails; the next try succeeds, as it does on Linux.
-            part.body = Body::File(Arc::new(File::open("/dev/null").unwrap()));
-            part.unflushed = OnceLock::new();
-            assert!(part.checkpoint(&Bits::full(units)).is_err());
-            part.body = Body::File(Arc::clone(&file));
-            assert!(part.checkpoint(&Bits::full(units)).is_err());
-            assert_eq!(
-                state(),
-                Some(none.clone()),
-                "it speaks of nothing that was not flushed"
-            );
-        }
-        let finished = crate::transfer::place::finish(&part, None, &CancellationToken::new());
-        assert!(finished.is_err());
-        assert!(!part.target().path.exists() && part.target().part().exists());
-    }
 }

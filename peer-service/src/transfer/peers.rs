@@ -18,7 +18,7 @@ use super::{
 use crate::swarm::{CROWD_PEERS, PeerKey};
 
 /// Peers connected at once: more give no more speed, and each costs two connections.
-const MAX_CONNECTED: usize = 64;
+pub(super) const MAX_CONNECTED: usize = 64;
 
 /// Peers connected at once in a crowd, drawn by lot: as many as are asked at once. Each more is told and tells of every unit.
 const NEIGHBOURS: usize = CROWD_PEERS as usize;

@@ -14,20 +14,30 @@ use rustix::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    context::unless,
     part::{Body, Part},
     target,
 };
+use crate::{blocking::unless, library::stamp_of, store::Stamp};
 
-/// Makes the part whole, flushes it, checks the claimed SHA-256 where there is one, and gives it its name.
+/// Makes the part whole, flushes it, checks the claimed SHA-256 where there is one, and gives it its name. A plain file's stamp since
+/// then: `None` where something else was changed on it meanwhile, so that it may not be what was verified.
 ///
 /// # Errors
 /// [`Reason::VerificationFailed`] where the claim is wrong: nothing appears under the name. [`Reason::TargetExists`] where something came
 /// to be there meanwhile. [`Reason::Cancelled`] where `stop` was before the name was given. [`Reason::DiskFull`] and
 /// [`Reason::TargetNotWritable`]; what was fetched is kept.
-pub(crate) fn finish(part: &Part, claim: Option<Sha256>, stop: &CancellationToken) -> Result<(), Problem> {
+pub(crate) fn finish(
+    part: &Part,
+    claim: Option<Sha256>,
+    stop: &CancellationToken,
+) -> Result<Option<Stamp>, Problem> {
     let target = part.target();
     let failed = |error: io::Error| target::problem(&target.part(), &error);
+    let stamp = || match part.body() {
+        Body::File(file) => file.metadata().ok().map(|metadata| stamp_of(&metadata)),
+        Body::Tree(_) => None,
+    };
+    let before = stamp();
     match part.body() {
         Body::Tree(tree) => tree.complete().map_err(|error| match error.kind() {
             ErrorKind::AlreadyExists => Problem::new(
@@ -47,12 +57,20 @@ pub(crate) fn finish(part: &Part, claim: Option<Sha256>, stop: &CancellationToke
         ErrorKind::AlreadyExists => target::exists(&target.path),
         _ => target::problem(&target.path, &error),
     })?;
+    // Of the verified file itself, whatever has its name by now.
+    let after = stamp().filter(|after| before.is_some_and(|before| is_only_renamed(&before, after)));
     sync_folder(target.parent()).map_err(|error| target::problem(target.parent(), &error))?;
     // A state without its data says nothing to anybody: not worth failing for.
     if let Err(error) = fs::remove_file(target.state()) {
         tracing::debug!(path = %target.state().display(), %error, "the resume state could not be removed");
     }
-    Ok(())
+    Ok(after)
+}
+
+/// Whether nothing but the name changed: a new name shows in `ctime` alone.
+fn is_only_renamed(before: &Stamp, after: &Stamp) -> bool {
+    let ctime = after.ctime;
+    Stamp { ctime, ..*before } == *after
 }
 
 fn check_claim(file: &File, claim: Sha256, path: &Path, stop: &CancellationToken) -> Result<(), Problem> {
@@ -102,4 +120,33 @@ fn rename_by_link(from: &Path, to: &Path) -> io::Result<()> {
 
 fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::FileExt as _, sync::Arc, time::Duration};
+
+    use potluck_core::{FileId, plan::Plan};
+
+    use super::*;
+    use crate::transfer::target::Target;
+
+    #[test]
+    fn the_stamp_is_of_what_was_verified_and_of_nothing_that_was_changed_since() {
+        let folder = tempfile::tempdir().unwrap();
+        let (id, path) = (FileId([7; 32]), folder.path().join("out"));
+        let plan = Arc::new(Plan::of_file(id, 1000).unwrap());
+        let (part, _) = Part::open(id, Target { path: path.clone() }, plan, None).unwrap();
+        let stamp = finish(&part, None, &CancellationToken::new()).unwrap();
+        let named = stamp_of(&path.metadata().unwrap());
+        assert_eq!(stamp, Some(named), "with its name");
+        // Longer than a tick of the clock that files are stamped with.
+        std::thread::sleep(Duration::from_millis(20));
+        part.file(0).unwrap().write_all_at(b"x", 0).unwrap();
+        let written = stamp_of(&path.metadata().unwrap());
+        assert!(!is_only_renamed(&named, &written));
+        fs::rename(&path, folder.path().join("other")).unwrap();
+        let renamed = stamp_of(&part.file(0).unwrap().metadata().unwrap());
+        assert!(is_only_renamed(&written, &renamed));
+    }
 }

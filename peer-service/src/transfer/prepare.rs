@@ -15,13 +15,13 @@ use potluck_core::{
 };
 
 use super::{
-    context::{Context, blocking},
+    context::Context,
     dialer::Dialer,
     link::Link,
     receive::Assembly,
     verify::{Checks, tree_of},
 };
-use crate::offer::Shelf as _;
+use crate::{blocking::blocking, offer::Shelf as _};
 
 /// Piece layers asked for at once: small answers, so the round trips count.
 const LAYERS_AT_ONCE: usize = 8;

@@ -1,5 +1,6 @@
 //! The life of one transfer, from what was asked for to a verified file in its place.
 
+mod checkpoints;
 mod ending;
 
 use std::{
@@ -24,7 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     allowance::Allowance,
-    context::{Context, blocking},
+    context::Context,
     dialer::Dialer,
     driver::{DISK_RETRY, Driver, PEER_EVENTS},
     existing,
@@ -41,18 +42,10 @@ use super::{
 };
 use crate::{
     bits::Bits,
+    blocking::blocking,
     offer::Shelf as _,
     swarm::{Swarm, SwarmConfig},
 };
-
-/// Time between two checkpoints: what a crash can cost.
-const CHECKPOINT: Duration = Duration::from_secs(1);
-
-/// Time to the first one, so that even a short run leaves something to resume from.
-const FIRST_CHECKPOINT: Duration = Duration::from_millis(250);
-
-/// A checkpoint may take this part of the time: on a slow disk they become rarer.
-const CHECKPOINT_SHARE: u32 = 10;
 
 /// How a transfer's task ended.
 #[derive(Debug)]
@@ -100,7 +93,7 @@ impl Run {
             )
             .await;
         });
-        let ended = self.fetch(&reporter, sources, &local).await;
+        let ended = self.until_done(&reporter, &sources, &local).await;
         if !matches!(ended, Ok(true)) {
             self.live.send_replace(None);
         }
@@ -109,6 +102,29 @@ impl Run {
             Ok(false) => Ended::Stopped,
             Err(_) if self.stop.is_cancelled() => Ended::Stopped,
             Err(problem) => Ended::Failed(problem),
+        }
+    }
+
+    /// True when done, false when stopped. Where room was lacking and nothing else waited for it, such as for what had been written
+    /// and could not be flushed, it begins anew with what is there.
+    async fn until_done(
+        &self,
+        reporter: &Reporter,
+        sources: &watch::Receiver<Sources>,
+        local: &CancellationToken,
+    ) -> Result<bool, Problem> {
+        loop {
+            match self.fetch(reporter, sources.clone(), local).await {
+                Err(problem) if problem.reason == Reason::DiskFull => {
+                    tracing::warn!(file = %self.spec.id.short(), %problem, "begins anew once there is room");
+                    reporter.state(State::Waiting, Some(problem));
+                }
+                ended => return ended,
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return Ok(false),
+                () = tokio::time::sleep(DISK_RETRY) => {}
+            }
         }
     }
 
@@ -343,7 +359,9 @@ impl Run {
             match error.kind() {
                 std::io::ErrorKind::StorageFull => Problem::new(
                     Reason::DiskFull,
-                    format!("no room for a temporary file in {folder}: make room there and resume"),
+                    format!(
+                        "no room for a temporary file in {folder}: make room there, and it goes on by itself"
+                    ),
                 ),
                 _ => Problem::new(
                     Reason::Internal,
@@ -423,7 +441,7 @@ impl Run {
         let checkpoints = self
             .context
             .tracker
-            .spawn(checkpoints(Arc::clone(live), stop.clone()));
+            .spawn(checkpoints::keep(Arc::clone(live), stop.clone()));
         tracing::debug!(file = %self.spec.id.short(), units = plan.unit_count(), "fetching");
         let finished = driver.run(events).await;
         tracing::debug!(file = %self.spec.id.short(), "fetched");
@@ -437,48 +455,5 @@ impl Run {
             return Err(problem);
         }
         finished.map(|finished| finished && live.have().is_full())
-    }
-}
-
-/// Records what is on disk every now and then, until `stop`.
-///
-/// # Errors
-/// Where data was lost on its way to the disk; it cancels `stop`, as nothing that follows can be relied on.
-async fn checkpoints(live: Arc<Live>, stop: CancellationToken) -> Result<(), Problem> {
-    let mut wait = FIRST_CHECKPOINT;
-    let mut stored = live.have().count();
-    let mut failing = false;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(wait) => {}
-        }
-        let have = live.have();
-        wait = CHECKPOINT;
-        if have.count() == stored {
-            continue;
-        }
-        let count = have.count();
-        let (part, started) = (Arc::clone(&live.part), Instant::now());
-        match blocking(move || part.checkpoint(&have))
-            .await
-            .and_then(|done| done)
-        {
-            Ok(()) => {
-                (stored, failing) = (count, false);
-                wait = CHECKPOINT.max(started.elapsed() * CHECKPOINT_SHARE);
-            }
-            Err(problem) if live.part.has_lost() => {
-                stop.cancel();
-                return Err(problem);
-            }
-            // Tried again whether or not more has come by then, and said once.
-            Err(problem) => {
-                if !failing {
-                    tracing::warn!(%problem, "the resume state could not be written; tried again");
-                }
-                (wait, failing) = (DISK_RETRY, true);
-            }
-        }
     }
 }

@@ -3,9 +3,10 @@
 use std::sync::PoisonError;
 
 use super::{
-    super::{context::blocking, part, saved::Saved, target::Target},
+    super::{part, saved::Saved, target::Target},
     Transfers,
 };
+use crate::blocking::blocking;
 
 impl Transfers {
     /// Has the store remember a transfer as it stands; `running`: as one that is at work.

@@ -7,19 +7,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{
-        context::{Context, blocking},
-        driver::DISK_RETRY,
-        existing,
-        live::Live,
-        place,
-        prepare::Collection,
-        report::Reporter,
-        target,
-        view::State,
+        context::Context, driver::DISK_RETRY, existing, live::Live, place, prepare::Collection,
+        report::Reporter, target, view::State,
     },
     Prepared, Run,
 };
-use crate::library::Item;
+use crate::{
+    blocking::blocking,
+    library::{Item, stamps_at},
+    store::Stamp,
+};
 
 /// How long a transfer that is done waits until it is shared: for all but huge collections, whose files are counted in the background.
 const SHARED_WITHIN: Duration = Duration::from_millis(250);
@@ -32,11 +29,12 @@ impl Run {
         prepared: Prepared,
         reporter: &Reporter,
     ) -> Result<bool, Problem> {
-        loop {
+        let stamp = loop {
             let (part, claim, stop) = (Arc::clone(&live.part), self.spec.sha256, self.stop.clone());
             match blocking(move || place::finish(&part, claim, &stop)).await? {
-                Ok(()) => break,
-                Err(problem) if problem.reason == Reason::DiskFull => {
+                Ok(stamp) => break stamp,
+                // What could not be flushed is lost: that takes a new part.
+                Err(problem) if problem.reason == Reason::DiskFull && !live.part.has_lost() => {
                     reporter.state(State::Waiting, Some(problem));
                     tokio::select! {
                         () = self.stop.cancelled() => return Ok(false),
@@ -45,11 +43,12 @@ impl Run {
                 }
                 Err(problem) => return Err(problem),
             }
-        }
+        };
         let adoption = Adoption {
             context: Arc::clone(&self.context),
             live: Arc::clone(live),
             sha256: self.spec.sha256,
+            stamp,
             collection: prepared.collection,
             stop: self.stop.clone(),
         };
@@ -70,6 +69,8 @@ struct Adoption {
     context: Arc<Context>,
     live: Arc<Live>,
     sha256: Option<Sha256>,
+    /// Of a plain file, since it was verified.
+    stamp: Option<Stamp>,
     collection: Option<Collection>,
     stop: CancellationToken,
 }
@@ -89,11 +90,18 @@ impl Adoption {
     }
 
     async fn file(&self, path: PathBuf) -> Result<Item, Problem> {
+        let stamp = self.stamp.ok_or_else(|| {
+            let message = "something else changed it while it was given its name";
+            Problem::new(Reason::FileChanged, message)
+        })?;
         let tree = match self.live.checks.tree(0) {
             Some(tree) => tree,
             None => self.tree_of_small().await?,
         };
-        self.context.library.adopt_file(path, tree, self.sha256).await
+        self.context
+            .library
+            .adopt_file(path, tree, stamp, self.sha256)
+            .await
     }
 
     /// The tree of a file of one piece that an earlier run fetched.
@@ -116,11 +124,16 @@ impl Adoption {
         let manifest = Arc::clone(&collection.manifest);
         let entries = Arc::clone(&manifest);
         let stop = self.stop.clone();
-        let hashes = blocking(move || existing::hashes(&checks, &plan, &entries, &root, &stop)).await?;
-        let hashes = hashes.map_err(|error| target::problem(&path, &error))?;
+        let known = blocking(move || {
+            let stamps = stamps_at(&root, &entries)?;
+            let hashes = existing::hashes(&checks, &plan, &entries, &root, &stop);
+            let hashes = hashes.map_err(|error| target::problem(&root, &error))?;
+            Ok::<_, Problem>((stamps, hashes))
+        });
+        let (stamps, hashes) = known.await??;
         self.context
             .library
-            .adopt_collection(path, manifest, hashes)
+            .adopt_collection(path, manifest, stamps, hashes)
             .await
     }
 }

@@ -1,0 +1,85 @@
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+
+const ID: FileId = FileId([7; 32]);
+
+fn open(folder: &Path) -> Result<Part, Problem> {
+    let target = Target {
+        path: folder.join("out"),
+    };
+    let plan = Arc::new(Plan::of_file(ID, 100_000).unwrap());
+    Part::open(ID, target, plan, None).map(|(part, _)| part)
+}
+
+#[test]
+fn a_part_that_somebody_writes_is_not_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = open(folder.path()).unwrap();
+    let (target, there) = (part.target().clone(), || {
+        fs::read_dir(folder.path()).unwrap().count()
+    });
+    assert_eq!(open(folder.path()).unwrap_err().reason, Reason::TargetExists);
+    remove(ID, &target).unwrap();
+    assert_eq!(there(), 2, "the part and its state");
+    // Held for somebody who is being served, and no longer written.
+    part.release();
+    remove(ID, &target).unwrap();
+    assert_eq!(there(), 0);
+}
+
+#[test]
+fn a_flush_that_failed_once_is_never_believed_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut part = open(folder.path()).unwrap();
+    let units = part.plan().unit_count();
+    let (path, none) = (part.target().state(), Bits::new(units));
+    let state = || Resume::load(&path).unwrap().map(|state| state.have);
+    let Body::File(file) = &part.body else {
+        panic!("a plain file");
+    };
+    let file = Arc::clone(file);
+    for stored in [true, false] {
+        if !stored {
+            fs::remove_file(&path).unwrap();
+        }
+        // What cannot be flushed stands for a disk that fails; the next try succeeds, as it does on Linux.
+        part.body = Body::File(Arc::new(File::open("/dev/null").unwrap()));
+        part.unflushed = OnceLock::new();
+        assert!(part.checkpoint(&Bits::full(units)).is_err());
+        part.body = Body::File(Arc::clone(&file));
+        assert!(part.checkpoint(&Bits::full(units)).is_err());
+        assert_eq!(
+            state(),
+            Some(none.clone()),
+            "it speaks of nothing that was not flushed"
+        );
+    }
+    let finished = crate::transfer::place::finish(&part, None, &CancellationToken::new());
+    assert!(finished.is_err());
+    assert!(!part.target().path.exists() && part.target().part().exists());
+}
+
+#[test]
+fn a_flush_without_room_is_made_good_by_a_new_part_with_what_was_flushed_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = Target {
+        path: folder.path().join("out"),
+    };
+    let plan = Arc::new(Plan::of_file(ID, 1 << 20).unwrap());
+    let open = || Part::open(ID, target.clone(), Arc::clone(&plan), None).unwrap();
+    let (part, _) = open();
+    let mut have = Bits::new(plan.unit_count());
+    have.set(0, true);
+    part.checkpoint(&have).unwrap();
+    have.set(1, true);
+    part.unflushed.set(ErrorKind::StorageFull.into()).unwrap();
+    let problem = part.checkpoint(&have).unwrap_err();
+    assert_eq!(problem.reason, Reason::DiskFull);
+    assert!(part.has_lost());
+    part.release();
+    have.set(1, false);
+    let (part, found) = open();
+    assert_eq!(found, Found::Resume(have));
+    assert!(!part.has_lost());
+}

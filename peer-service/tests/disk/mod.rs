@@ -1,0 +1,115 @@
+//! A small file system in memory, and what a transfer shows that waits for room on one.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::{
+    fs::File,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use potluck_core::proto::v1;
+use tonic::Streaming;
+
+use super::common::{PATIENCE, file};
+
+pub(crate) const MIB: usize = 1024 * 1024;
+
+/// A small file system in memory; gone when dropped.
+pub(crate) struct Disk {
+    dir: tempfile::TempDir,
+}
+
+impl Disk {
+    /// `None`, with a word why, where mounting is not allowed.
+    pub(crate) fn mount(bytes: usize) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Self { dir };
+        match disk.run("mount", &["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]) {
+            true => Some(disk),
+            false => {
+                println!("skipped: a file system cannot be mounted here (it takes root)");
+                std::mem::forget(disk);
+                None
+            }
+        }
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> bool {
+        let status = Command::new(program)
+            .args(arguments)
+            .arg(self.dir.path())
+            .stderr(std::process::Stdio::null())
+            .status();
+        status.is_ok_and(|status| status.success())
+    }
+
+    /// Where it is.
+    pub(crate) fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn remount(&self, options: &str) {
+        assert!(self.run("mount", &["-o", &format!("remount,{options}")]));
+    }
+
+    /// Takes this much room.
+    pub(crate) fn ballast(&self, bytes: usize) -> PathBuf {
+        file(self.dir.path(), "ballast", &vec![1; bytes])
+    }
+
+    /// Takes all the room there is, to the last page.
+    pub(crate) fn fill(&self) -> PathBuf {
+        let path = self.path("filler");
+        let mut file = File::create(&path).unwrap();
+        for size in [MIB, 4096] {
+            while file.write_all(&vec![1; size]).is_ok() {}
+        }
+        path
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: whatever a failed test left open must not keep it.
+        self.run("umount", &["-l"]);
+    }
+}
+
+/// The first state that fits.
+pub(crate) async fn until(
+    what: &str,
+    events: &mut Streaming<v1::FetchResponse>,
+    fits: impl Fn(&v1::Transfer) -> bool,
+) -> v1::Transfer {
+    let mut last = None;
+    let follow = async {
+        while let Some(event) = events.message().await.unwrap() {
+            let transfer = event.transfer.unwrap();
+            if fits(&transfer) {
+                return transfer;
+            }
+            last = Some(transfer);
+        }
+        panic!("{what}: ended as {last:#?}");
+    };
+    tokio::time::timeout(PATIENCE, follow).await.expect(what)
+}
+
+pub(crate) fn waits_for_room(transfer: &v1::Transfer) -> bool {
+    transfer.state() == v1::TransferState::Waiting
+        && transfer
+            .error
+            .as_ref()
+            .is_some_and(|error| error.reason == "DISK_FULL")
+}
+
+pub(crate) fn done(transfer: &v1::Transfer) -> bool {
+    transfer.state() == v1::TransferState::Done
+}

@@ -1,0 +1,176 @@
+//! A download over a link that is slow and honest: it takes its time, and comes to an end.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::{sync::Arc, time::Duration};
+
+use common::*;
+use potluck_core::{
+    FileId,
+    index_client::Address,
+    proto::v1::{self, peer_service_client::PeerServiceClient},
+    transport::Endpoint,
+};
+use potluck_peer::{Config, LimitSettings};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::Mutex,
+    time::Instant,
+};
+use tonic::transport::Channel;
+
+/// Bytes that wait in front of the link, about: what a router holds.
+const QUEUE: u32 = 32 * 1024;
+
+/// Bytes that cross it at once.
+const STEP: usize = 1024;
+
+/// A link in front of a peer, over which all of its answers come at so many bytes a second in all. Gives its near end.
+async fn link(to: &Address, bytes_per_second: u64) -> Address {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = listener.local_addr().unwrap().into();
+    let to = format!("{}:{}", to.host, to.port).parse().unwrap();
+    let free_at = Arc::new(Mutex::new(Instant::now()));
+    let takes = Duration::from_secs(1) * STEP as u32 / bytes_per_second as u32;
+    tokio::spawn(async move {
+        while let Ok((inside, _)) = listener.accept().await {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.set_recv_buffer_size(QUEUE).unwrap();
+            let outside = socket.connect(to).await.unwrap();
+            inside.set_nodelay(true).unwrap();
+            outside.set_nodelay(true).unwrap();
+            let free_at = Arc::clone(&free_at);
+            tokio::spawn(carry(inside, outside, free_at, takes));
+        }
+    });
+    near
+}
+
+async fn carry(inside: TcpStream, outside: TcpStream, free_at: Arc<Mutex<Instant>>, takes: Duration) {
+    let (mut asks, mut hears) = inside.into_split();
+    let (mut answers, mut takes_in) = outside.into_split();
+    let asking = async { tokio::io::copy(&mut asks, &mut takes_in).await };
+    let answering = async {
+        let mut bytes = [0; STEP];
+        loop {
+            let len = answers.read(&mut bytes).await?;
+            if len == 0 {
+                return hears.shutdown().await;
+            }
+            let mut free_at = free_at.lock().await;
+            let at = Instant::now().max(*free_at) + takes * len as u32 / STEP as u32;
+            *free_at = at;
+            tokio::time::sleep_until(at).await;
+            drop(free_at);
+            hears.write_all(&bytes[..len]).await?;
+        }
+    };
+    // Both ends are closed when either is: nothing is left to say.
+    tokio::select! {
+        _ = asking => {}
+        _ = answering => {}
+    }
+}
+
+/// A seed, its far end of such a link, and what it shares.
+struct World {
+    dir: tempfile::TempDir,
+    data: Vec<u8>,
+    id: FileId,
+    seed: Peer,
+    near: Address,
+}
+
+async fn world(len: usize, bytes_per_second: u64, limits: LimitSettings) -> World {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let data = bytes(len, 3);
+    let path = file(dir.path(), "src/data.bin", &data);
+    let config = Config {
+        limits,
+        ..Config::new(dir.path().join("seed"))
+    };
+    let seed = Peer::with(config).await;
+    let id = seed.share(&path).await;
+    let near = link(&seed.address, bytes_per_second).await;
+    World {
+        dir,
+        data,
+        id,
+        seed,
+        near,
+    }
+}
+
+impl World {
+    async fn client(&self, at: &Address) -> PeerServiceClient<Channel> {
+        let at: Endpoint = format!("{}:{}", at.host, at.port).parse().unwrap();
+        PeerServiceClient::new(at.connect().await.unwrap())
+    }
+
+    /// So many bytes of the file.
+    fn request(&self, len: usize) -> v1::DownloadRequest {
+        let span = v1::Span {
+            file_id: self.id.to_bytes(),
+            offset: 0,
+            length: len as u64,
+        };
+        v1::DownloadRequest { spans: vec![span] }
+    }
+
+    async fn comes(&self) {
+        let peer = Peer::start(&self.dir.path().join("peer"), None).await;
+        let target = self.dir.path().join("out.bin");
+        let request = v1::FetchRequest {
+            providers: vec![(&self.near).into()],
+            ..wish(self.id, &target)
+        };
+        assert_done(&peer.fetch(request).await);
+        assert_eq!(std::fs::read(&target).unwrap(), self.data);
+        peer.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_comes_at_16_kib_a_second() {
+    let world = world(384 * 1024, 16 * 1024, LimitSettings::default()).await;
+    world.comes().await;
+    world.seed.stop().await;
+}
+
+/// The only slot is taken by whoever is slow, and somebody else wants one all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_reader_is_not_cut_where_others_find_no_slot() {
+    const LEN: usize = 512 * 1024;
+    let slots = LimitSettings {
+        upload_slots: 1,
+        ..LimitSettings::default()
+    };
+    let world = world(LEN, 30 * 1024, slots).await;
+    let mut slow = world.client(&world.near).await;
+    let mut answer = slow.download(world.request(LEN)).await.unwrap().into_inner();
+    let reads = async {
+        let mut read = Vec::new();
+        while let Some(chunk) = answer.message().await.unwrap() {
+            read.extend_from_slice(&chunk.data);
+        }
+        read
+    };
+    let mut other = world.client(&world.seed.address).await;
+    let mut refused = 0;
+    let asks = async {
+        loop {
+            refused += usize::from(other.download(world.request(1)).await.is_err());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        read = reads => assert!(read == world.data, "other bytes"),
+        () = asks => {}
+    }
+    assert!(refused > 50, "it was not in the way of others: {refused}");
+    world.seed.stop().await;
+}
