@@ -102,6 +102,16 @@ impl Peer {
             .expect("the peer stops");
     }
 
+    /// Limits what it sends to so many bytes a second; 0: no limit.
+    pub(crate) async fn limit_upload(&self, bytes: u64) {
+        let limits = v1::Limits {
+            upload_bytes_per_second: bytes,
+            ..Default::default()
+        };
+        let request = v1::SetLimitsRequest { limits: Some(limits) };
+        self.control.clone().set_limits(request).await.unwrap();
+    }
+
     /// Shares a path and gives its id.
     pub(crate) async fn share(&self, path: &Path) -> FileId {
         let request = v1::ShareRequest {
