@@ -17,8 +17,10 @@ pub(super) struct Rate(VecDeque<(Instant, u64)>);
 impl Rate {
     /// Bytes a second over the window that ends now, at which `total` bytes have come in all. 0 where the total went back.
     pub(super) fn at(&mut self, now: Instant, total: u64) -> u64 {
-        let past = |&mut (at, _): &mut (Instant, u64)| now - at > WINDOW;
-        while self.0.len() > 1 && self.0.pop_front_if(past).is_some() {}
+        let past = |&(at, _): &(Instant, u64)| now - at > WINDOW;
+        while self.0.len() > 1 && self.0.front().is_some_and(past) {
+            self.0.pop_front();
+        }
         if self.0.back().is_none_or(|&(at, _)| now - at >= APART) {
             self.0.push_back((now, total));
         }
