@@ -335,7 +335,7 @@ impl Task {
     async fn tell_upto(&mut self, upto: u64) -> Result<(), Problem> {
         let mut calls = FuturesOrdered::new();
         let (mut taken, mut ended) = (self.seen, false);
-        let (mut total, mut lease) = (0, None);
+        let (mut total, mut lease) = (0, None::<Lease>);
         loop {
             while !ended && calls.len() < if self.replace { 1 } else { AT_ONCE } {
                 let changes = self.listener.changes(taken, self.batch, MAX_BATCH_BYTES);
@@ -348,6 +348,7 @@ impl Task {
                 if removes {
                     let Index { client, token, .. } = &self.index;
                     client.unregister(token, Some(&changes.removed)).await?;
+                    lease = None;
                 }
                 (taken, total) = (changes.upto, changes.total);
                 ended = !changes.more || newer;
@@ -361,8 +362,11 @@ impl Task {
                     self.batch = (self.batch * 2).min(MAX_BATCH);
                     self.seen = changes.upto;
                     self.listener.acknowledged(self.seen);
-                    if let Some(told) = told {
+                    if let Some(mut told) = told {
                         (self.open, self.replace) = (false, false);
+                        // A small batch may have overtaken a large one: where nothing is removed, the index has the most that it said.
+                        let most = lease.map_or(0, |lease| lease.file_count);
+                        told.file_count = told.file_count.max(most);
                         self.leased(&told);
                         lease = Some(told);
                     }
