@@ -94,25 +94,25 @@ impl Holdings {
     pub fn put(&self, registrations: Vec<Registration>) {
         let mut state = self.state();
         for registration in registrations {
-            if state.log.put(&registration) {
-                state.put.insert(registration.file.id, registration);
+            let id = registration.file.id;
+            let what = match registration.partial {
+                true => What::Part,
+                false => What::Whole,
+            };
+            if state.put.get(&id) != Some(&registration) && state.log.put(id, what) {
+                state.put.insert(id, registration);
             }
         }
         self.publish(state);
     }
 
-    /// Makes room for so many files of the source.
-    pub(crate) fn expect(&self, files: usize) {
-        self.state().log.reserve(files);
-    }
-
-    /// As [`Holdings::put`], of what the source has and will be asked for again.
-    pub(crate) fn hold(&self, registrations: &[Registration]) {
+    /// The source has these files whole, new or registered otherwise than before, and will be asked how.
+    pub(crate) fn hold(&self, ids: &[FileId]) {
         let mut state = self.state();
-        for registration in registrations {
-            if state.log.put(registration) {
-                state.put.remove(&registration.file.id);
-            }
+        state.log.reserve(ids.len());
+        for &id in ids {
+            state.log.put(id, What::Whole);
+            state.put.remove(&id);
         }
         self.publish(state);
     }
@@ -385,7 +385,7 @@ mod tests {
                         let one = registration(n, &name.to_string(), false);
                         model.insert(one.file.id, one.clone());
                         shelf.0.lock().unwrap().insert(one.file.id, one.clone());
-                        holdings.hold(&[one]);
+                        holdings.hold(&[one.file.id]);
                     }
                     Op::Remove(n) => {
                         let id = registration(n, "", false).file.id;

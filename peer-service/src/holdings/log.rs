@@ -3,10 +3,10 @@
 //! Invariants: lines are sorted by number; an id has one line that counts, and the table knows where; lines that do not count any more
 //! are at most a fraction of all.
 
-use std::hash::{BuildHasher as _, DefaultHasher, Hash as _, Hasher as _, RandomState};
+use std::hash::{BuildHasher as _, RandomState};
 
 use hashbrown::HashTable;
-use potluck_core::{FileId, index_client::Registration};
+use potluck_core::FileId;
 
 /// One line in so many may be one that does not count, before all those are taken out.
 const SPARE: usize = 4;
@@ -29,8 +29,6 @@ pub(super) enum What {
 pub(super) struct Line {
     pub(super) version: u64,
     pub(super) id: FileId,
-    /// Of how it is registered: tells whether that changed.
-    print: u64,
     pub(super) what: What,
 }
 
@@ -71,24 +69,14 @@ impl Log {
         self.lines.reserve_exact(all.saturating_sub(self.lines.len()));
     }
 
-    /// Adds or replaces; false where that changes nothing, or would put a part in the place of a whole.
-    pub(super) fn put(&mut self, registration: &Registration) -> bool {
-        let id = registration.file.id;
-        let print = print(registration);
-        let what = if registration.partial {
-            What::Part
-        } else {
-            What::Whole
-        };
-        if let Some(old) = self.line(&id) {
-            let lesser = what == What::Part && old.what == What::Whole;
-            if lesser || (old.what == what && old.print == print) {
-                return false;
-            }
+    /// Adds or replaces; false where that would put a part in the place of a whole.
+    pub(super) fn put(&mut self, id: FileId, what: What) -> bool {
+        if what == What::Part && self.line(&id).is_some_and(|line| line.what == What::Whole) {
+            return false;
         }
         self.take(&id);
         self.there += 1;
-        self.push(id, print, what);
+        self.push(id, what);
         true
     }
 
@@ -100,7 +88,7 @@ impl Log {
         self.take(id);
         if remember {
             self.removed += 1;
-            self.push(*id, 0, What::Removed);
+            self.push(*id, What::Removed);
         } else {
             self.last += 1;
         }
@@ -142,7 +130,7 @@ impl Log {
         self.nothing += 1;
     }
 
-    fn push(&mut self, id: FileId, print: u64, what: What) {
+    fn push(&mut self, id: FileId, what: What) {
         self.tidy();
         self.last += 1;
         // A peer has far fewer than 2^32 files.
@@ -150,7 +138,6 @@ impl Log {
         self.lines.push(Line {
             version: self.last,
             id,
-            print,
             what,
         });
         self.index(at);
@@ -173,13 +160,4 @@ impl Log {
         self.places.clear();
         (0..self.lines.len() as u32).for_each(|at| self.index(at));
     }
-}
-
-/// A number that differs, as good as surely, where anything of a registration does.
-fn print(registration: &Registration) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    let file = &registration.file;
-    (file.id, file.size, file.root, file.sha256, file.kind).hash(&mut hasher);
-    (&registration.names, registration.partial).hash(&mut hasher);
-    hasher.finish()
 }

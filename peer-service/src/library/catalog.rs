@@ -18,12 +18,14 @@ use potluck_core::{
     merkle::LEAF_SIZE,
 };
 
+mod delta;
 mod item;
 #[cfg(test)]
 mod tests;
 
 use super::{Item, Totals, hasher::sum_of};
 use crate::store::{Change, Stamp};
+pub(super) use delta::{Delta, Settled};
 pub(super) use item::{Body, Folder, NewItem, Part, Place, Shared, WHOLE};
 
 /// Most names that a file is registered by, as the contract has it.
@@ -31,28 +33,6 @@ const MAX_NAMES: usize = 16;
 
 /// Most copies looked at for names and the like: a thousand copies of one file must not cost a thousand steps each time.
 const MAX_COPIES: usize = 64;
-
-/// What changed and has still to be settled, stored and told.
-#[derive(Debug, Default)]
-pub(super) struct Delta {
-    /// Ids whose copies or sums changed.
-    touched: Vec<FileId>,
-    /// Of them, those that had a piece layer or a manifest's blob when a copy went.
-    layered: Vec<FileId>,
-    manifests: Vec<FileId>,
-    changes: Vec<Change>,
-}
-
-/// What to store and tell.
-#[derive(Debug, Default)]
-pub(super) struct Settled {
-    pub(super) changes: Vec<Change>,
-    /// Files that are there, changed or not.
-    pub(super) there: Vec<FileId>,
-    pub(super) removed: Vec<FileId>,
-    /// Collections that are gone, whose manifests are kept beside the database.
-    pub(super) manifests: Vec<FileId>,
-}
 
 /// A trusted copy of a file; sorted so that all of one file are together, and of an item in the order of its parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,12 +57,6 @@ pub(super) struct Catalog {
     /// Paths in the files folder that the owner does not want shared.
     hidden: HashSet<PathBuf>,
     next: u64,
-}
-
-impl Delta {
-    pub(super) const fn is_empty(&self) -> bool {
-        self.touched.is_empty() && self.changes.is_empty()
-    }
 }
 
 impl Catalog {
@@ -144,10 +118,18 @@ impl Catalog {
             delta.changes.push(Change::PutLayer(id, layer));
         }
         let replaced = self.items.remove(&number);
+        // What others know of the copies that are replaced is told anew only where it is not so any more.
+        let untold = delta.touched.len();
         if let Some(replaced) = &replaced {
             self.drop_copies(number, replaced, delta);
         }
-        let before = |id: &FileId| replaced.as_ref().and_then(|old| old.record(old.part(id)?));
+        let mut dropped = delta.touched.split_off(untold);
+        dropped.sort_unstable();
+        let before = |id: &FileId| {
+            let old = replaced.as_deref()?;
+            let part = old.part(id)?;
+            Some((old, part, old.record(part)?))
+        };
         let mut shared = Shared {
             path: item.path,
             record: item.record,
@@ -158,15 +140,17 @@ impl Catalog {
         delta.touched.reserve(parts.len());
         let mut copies = Vec::with_capacity(parts.len());
         for part in parts {
-            let Some(record) = shared.record(part) else {
+            let Some(mut record) = shared.record(part) else {
                 continue;
             };
             // What another copy knows need not be found out again.
             if is_unsummed(&record)
-                && let known = self.record(&record.id).or_else(|| before(&record.id))
+                && let known = self.record(&record.id)
+                && let known = known.or_else(|| before(&record.id).map(|(.., known)| known))
                 && let Some(sum) = known.and_then(|known| known.sha256)
             {
                 shared.set_sum(part, sum);
+                record.sha256 = Some(sum);
             }
             if !shared.is_manifest(part) && !self.has_file(&record.id) {
                 self.files += 1;
@@ -176,8 +160,16 @@ impl Catalog {
                 prefix: record.id.prefix(),
                 place: Place { item: number, part },
             });
-            delta.touched.push(record.id);
+            let is_known = dropped.binary_search(&record.id).is_ok();
+            let is_as_it_was = |(old, before, known): (&Shared, Part, FileRecord)| {
+                known == record && old.name_of(before) == shared.name_of(part)
+            };
+            if !(is_known && before(&record.id).is_some_and(is_as_it_was)) {
+                delta.touched.push(record.id);
+            }
         }
+        let gone = dropped.into_iter().filter(|id| shared.part(id).is_none());
+        delta.touched.extend(gone);
         self.add_copies(copies);
         if self.hidden.remove(&*shared.path) {
             delta.changes.push(Change::Unhide(shared.path.to_path_buf()));
@@ -212,6 +204,7 @@ impl Catalog {
         if !self.copies.remove(&copy) {
             return;
         }
+        delta.has_lost = true;
         if shared.is_manifest(part) {
             delta.manifests.push(record.id);
         } else if !self.has_file(&record.id) {
@@ -269,34 +262,6 @@ impl Catalog {
         }
         self.items.insert(place.item, shared);
         self.stale.insert(place.item);
-    }
-
-    /// Says what to store and tell of what changed.
-    pub(super) fn settle(&self, delta: Delta) -> Settled {
-        let Delta {
-            mut touched,
-            layered,
-            manifests,
-            mut changes,
-        } = delta;
-        touched.sort_unstable();
-        touched.dedup();
-        let mut removed = Vec::new();
-        touched.retain(|id| {
-            let is_there = self.copies(id).next().is_some();
-            if !is_there {
-                removed.push(*id);
-            }
-            is_there
-        });
-        let gone = |id: &FileId| removed.binary_search(id).is_ok();
-        changes.extend(layered.into_iter().filter(gone).map(Change::RemoveLayer));
-        Settled {
-            changes,
-            there: touched,
-            manifests: manifests.into_iter().filter(gone).collect(),
-            removed,
-        }
     }
 
     /// Remembers a SHA-256.

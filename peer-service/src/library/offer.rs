@@ -67,12 +67,16 @@ impl LibraryOffer {
 
     /// Units of a collection's content.
     fn content_units(&self) -> Option<u32> {
-        let catalog = self.inner.catalog();
-        let mut copies = catalog.copies(&self.record.id);
-        copies.find_map(|(shared, part)| match &shared.body {
-            Body::Collection(folder) if part == WHOLE => Some(folder.units),
-            _ => None,
-        })
+        let folder = {
+            let catalog = self.inner.catalog();
+            let mut copies = catalog.copies(&self.record.id);
+            copies.find_map(|(shared, part)| match &shared.body {
+                Body::Collection(folder) if part == WHOLE => Some(folder.clone()),
+                _ => None,
+            })
+        };
+        // Not counted while others wait for the catalog.
+        folder.map(|folder| folder.units())
     }
 }
 

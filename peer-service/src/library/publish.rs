@@ -17,9 +17,6 @@ use crate::{
     store::{Change, StoreError},
 };
 
-/// Registrations made at once: few enough to take no memory, and others may look at the catalog in between.
-const TOLD_AT_ONCE: usize = 1024;
-
 impl Source for Inner {
     fn registration(&self, id: &FileId) -> Option<Registration> {
         self.catalog().registration(id)
@@ -56,14 +53,7 @@ impl Inner {
     /// Tells a change to all but the database.
     pub(super) fn tell(&self, settled: &Settled) {
         self.holdings.remove(&settled.removed);
-        self.holdings.expect(settled.there.len());
-        for ids in settled.there.chunks(TOLD_AT_ONCE) {
-            let registrations: Vec<_> = {
-                let catalog = self.catalog();
-                ids.iter().filter_map(|id| catalog.registration(id)).collect()
-            };
-            self.holdings.hold(&registrations);
-        }
+        self.holdings.hold(&settled.there);
         let mut watchers = self.watchers();
         watchers.retain(|_, sender| sender.receiver_count() > 0);
         for id in &settled.removed {

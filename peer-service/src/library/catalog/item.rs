@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use potluck_core::{
@@ -12,6 +12,7 @@ use potluck_core::{
     manifest::{Content, Manifest},
     merkle::Hash,
     path::Label,
+    plan::Plan,
 };
 
 use super::super::{Item, hasher::sum_of};
@@ -49,8 +50,8 @@ pub(in super::super) struct Folder {
     pub(in super::super) manifest: Arc<Manifest>,
     /// As many as the manifest has entries.
     pub(in super::super) members: Arc<Members>,
-    /// How many units its content has as a transfer.
-    pub(in super::super) units: u32,
+    /// Counted when somebody asks.
+    units: OnceLock<u32>,
 }
 
 /// An item to put, with the piece layers of what is new in it; of what else it has they must be held already.
@@ -192,10 +193,17 @@ impl Folder {
     /// Of a manifest whose files are what was hashed.
     pub(in super::super) fn new(manifest: Arc<Manifest>, members: impl Into<Arc<Members>>) -> Self {
         Self {
-            units: potluck_core::plan::Plan::of_collection(&manifest).unit_count(),
             manifest,
             members: members.into(),
+            units: OnceLock::new(),
         }
+    }
+
+    /// How many units its content has as a transfer.
+    pub(in super::super) fn units(&self) -> u32 {
+        *self
+            .units
+            .get_or_init(|| Plan::of_collection(&self.manifest).unit_count())
     }
 
     /// Whether each file's root and size make its id.

@@ -186,12 +186,12 @@ proptest! {
     #[test]
     fn the_catalog_is_its_items(ops in proptest::collection::vec(op(), 0..40)) {
         let (mut catalog, mut model) = (Catalog::default(), Model::default());
-        let mut told: BTreeSet<FileId> = BTreeSet::new();
+        let mut told: BTreeMap<FileId, Option<Registration>> = BTreeMap::new();
         for op in ops {
             let delta = apply(&mut catalog, &mut model, &op);
             let settled = catalog.settle(delta);
-            told.extend(&settled.there);
-            told.retain(|id| !settled.removed.contains(id));
+            told.extend(settled.there.iter().map(|id| (*id, catalog.registration(id))));
+            told.retain(|id, _| !settled.removed.contains(id));
             let there = model.there();
             for n in 0..SIZES.len() {
                 let record = catalog.record(&content(n).id);
@@ -209,7 +209,8 @@ proptest! {
             prop_assert_eq!(totals.files as usize, ids.len());
             prop_assert_eq!(totals.bytes, there.keys().map(|&n| SIZES[n]).sum::<u64>());
             ids.extend(model.manifests());
-            prop_assert_eq!(&told, &ids, "what others were told");
+            let known = ids.into_iter().map(|id| (id, catalog.registration(&id))).collect();
+            prop_assert_eq!(&told, &known, "what others were told");
             let unsummed: BTreeSet<_> = catalog.unsummed(None, usize::MAX).into_iter().map(|(_, id)| id).collect();
             let expected = there.keys().filter(|&&n| SIZES[n] > LEAF_SIZE as u64 && !model.sums.contains(&n));
             let expected: BTreeSet<_> = expected.map(|&n| content(n).id).collect();
@@ -259,6 +260,33 @@ fn an_item_that_stands_as_it_did_changes_nothing() {
     );
     catalog.put(folder, &mut delta);
     assert!(!delta.is_empty() && !catalog.is_stale(number));
+}
+
+#[test]
+fn of_a_folder_that_changed_only_what_changed_is_told() {
+    let mut catalog = Catalog::default();
+    let told = |catalog: &mut Catalog, new: NewItem| {
+        let mut delta = Delta::default();
+        catalog.put(new, &mut delta);
+        let Settled { there, removed, .. } = catalog.settle(delta);
+        let sorted = |ids: Vec<FileId>| ids.into_iter().collect::<BTreeSet<_>>();
+        (sorted(there), sorted(removed))
+    };
+    let ids = |contents: &'static [usize]| contents.iter().map(|&n| content(n).id);
+    let [before, after] = [&[0, 1, 2][..], &[0, 3, 2][..]].map(|contents| item(0, contents, true));
+    let [first, second] = [&before, &after].map(|new| new.record.id);
+    let all = ids(&[0, 1, 2]).chain([first]).collect();
+    assert_eq!(told(&mut catalog, before), (all, BTreeSet::new()));
+    let new = ids(&[3]).chain([second]).collect();
+    let gone = ids(&[1]).chain([first]).collect();
+    assert_eq!(told(&mut catalog, after.clone()), (new, gone));
+    // What was withdrawn is told once more.
+    let part = |part| Place { item: 0, part };
+    let mut delta = Delta::default();
+    catalog.distrust(part(2), &mut delta);
+    assert_eq!(catalog.settle(delta).removed.len(), 2);
+    let back = ids(&[2]).chain([second]).collect();
+    assert_eq!(told(&mut catalog, after), (back, BTreeSet::new()));
 }
 
 #[test]

@@ -1,0 +1,69 @@
+//! What changes of the catalog come to: what to store, and what to tell.
+
+use potluck_core::FileId;
+
+use super::Catalog;
+use crate::store::Change;
+
+/// What changed and has still to be settled, stored and told.
+#[derive(Debug, Default)]
+pub(in super::super) struct Delta {
+    /// Ids of which something changed that others know: whether there is a copy, its name, its SHA-256.
+    pub(super) touched: Vec<FileId>,
+    /// Whether any copy went: else all that was touched is there.
+    pub(super) has_lost: bool,
+    /// Those that had a piece layer or a manifest's blob when a copy went.
+    pub(super) layered: Vec<FileId>,
+    pub(super) manifests: Vec<FileId>,
+    pub(super) changes: Vec<Change>,
+}
+
+/// What to store and tell.
+#[derive(Debug, Default)]
+pub(in super::super) struct Settled {
+    pub(in super::super) changes: Vec<Change>,
+    /// Files that are there, and new or not registered as they were.
+    pub(in super::super) there: Vec<FileId>,
+    pub(in super::super) removed: Vec<FileId>,
+    /// Collections that are gone, whose manifests are kept beside the database.
+    pub(in super::super) manifests: Vec<FileId>,
+}
+
+impl Delta {
+    pub(in super::super) const fn is_empty(&self) -> bool {
+        self.touched.is_empty() && self.changes.is_empty()
+    }
+}
+
+impl Catalog {
+    /// Says what to store and tell of what changed.
+    pub(in super::super) fn settle(&self, delta: Delta) -> Settled {
+        let Delta {
+            mut touched,
+            has_lost,
+            layered,
+            manifests,
+            mut changes,
+        } = delta;
+        touched.sort_unstable();
+        touched.dedup();
+        let mut removed = Vec::new();
+        if has_lost {
+            touched.retain(|id| {
+                let is_there = self.copies(id).next().is_some();
+                if !is_there {
+                    removed.push(*id);
+                }
+                is_there
+            });
+        }
+        let gone = |id: &FileId| removed.binary_search(id).is_ok();
+        changes.extend(layered.into_iter().filter(gone).map(Change::RemoveLayer));
+        Settled {
+            changes,
+            there: touched,
+            manifests: manifests.into_iter().filter(gone).collect(),
+            removed,
+        }
+    }
+}
