@@ -238,12 +238,12 @@ impl Scanner {
         for batch in files.chunks(BATCH) {
             self.share_files(inner, batch);
         }
-        for (path, found) in folders {
+        for (path, mut found) in folders {
             if inner.shutdown.is_cancelled() {
                 return None;
             }
             let fingerprint = fingerprint(&found);
-            match share_folder(inner, &path, &found) {
+            match share_folder(inner, &path, &mut found) {
                 Ok(()) => drop(self.pending.remove(&path)),
                 // What changed meanwhile is looked at again.
                 Err(refused)
@@ -298,11 +298,19 @@ impl Scanner {
         let results = Mutex::new(Vec::with_capacity(ready.len()));
         let file = |index: usize| {
             let (path, stamp): &(&PathBuf, Stamp) = &ready[index];
-            (path.to_path_buf(), *stamp)
+            (path.to_path_buf(), Some(*stamp))
         };
         let on_done = |index: usize, _: &Path, result| lock(&results).push((index, result));
         let count = ready.len();
-        if !hash_many(count, &file, inner.hash_threads, &|_, _| {}, &cancelled, &on_done) {
+        if !hash_many(
+            count,
+            &file,
+            &|_, _, _| true,
+            inner.hash_threads,
+            &|_, _| {},
+            &cancelled,
+            &on_done,
+        ) {
             return;
         }
         let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -394,7 +402,11 @@ fn look(inner: &Inner, path: &Path) -> Option<Candidate> {
         }
     };
     if metadata.is_dir() {
-        match walk(path, inner.hash_threads) {
+        let found = walk(path).and_then(|mut found| {
+            found.ask(path, inner.hash_threads)?;
+            Ok(found)
+        });
+        match found {
             Ok(found) => match &item {
                 Some(Body::Collection(folder))
                     if !stale && is_same(&found, &folder.manifest, &folder.members.stamps) =>
@@ -419,7 +431,7 @@ fn look(inner: &Inner, path: &Path) -> Option<Candidate> {
     }
 }
 
-fn share_folder(inner: &Inner, path: &Path, found: &Found) -> Result<(), Vec<Refused>> {
+fn share_folder(inner: &Inner, path: &Path, found: &mut Found) -> Result<(), Vec<Refused>> {
     let watch = Watch {
         on_found: &|_| {},
         on_progress: &|_, _| {},

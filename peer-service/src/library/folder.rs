@@ -18,13 +18,44 @@ use super::{
     hasher::{Done, changed, hash_many, sum_of},
     hashes::Hashes,
     share::Watch,
-    walk::{Found, MAX_PROBLEMS, Refused, What},
+    walk::{Found, MAX_PROBLEMS, Refused, Seen, What},
 };
+use crate::store::Stamp;
 
 /// A folder whose files are all hashed.
 #[derive(Debug)]
 pub(super) struct HashedFolder {
     pub(super) hashes: Hashes,
+    /// Meaningless for those that are no files.
+    ids: Vec<FileId>,
+}
+
+/// A folder while its files are being hashed.
+struct Hashing<'a> {
+    found: &'a mut Found,
+    made: HashedFolder,
+    problems: Vec<Refused>,
+}
+
+impl HashedFolder {
+    /// Takes a file that is known as it is.
+    fn know(&mut self, index: usize, record: &FileRecord) {
+        self.ids[index] = record.id;
+        self.hashes.roots[index] = record.root;
+        // What follows from the root is not kept.
+        if let (Some(sum), None) = (record.sha256, sum_of(record.size, &record.root)) {
+            // Fits: a folder has at most `MAX_ENTRIES`.
+            self.hashes.sums.insert(index as u32, sum);
+        }
+    }
+}
+
+impl Hashing<'_> {
+    fn refuse(&mut self, path: &Path, problem: Problem) {
+        if self.problems.len() < MAX_PROBLEMS {
+            self.problems.push((path.to_owned(), problem));
+        }
+    }
 }
 
 /// What cannot be shared because it was told to stop.
@@ -32,69 +63,86 @@ pub(super) fn stopped() -> Problem {
     Problem::new(Reason::Cancelled, "sharing was stopped")
 }
 
-/// Hashes the files that are not `known`, by their number among what was found.
+/// Hashes the files that are not `known` by path and stamp. What nobody has asked yet about the files is told to `found`.
 ///
 /// # Errors
 /// Everything that cannot be read or changes meanwhile, up to a bound; `CANCELLED`.
 pub(super) fn hash_found(
     root: &Path,
-    found: &Found,
-    known: &dyn Fn(usize) -> Option<FileRecord>,
+    found: &mut Found,
+    known: &(dyn Fn(&Path, &Stamp) -> Option<FileRecord> + Sync),
     threads: usize,
     watch: &Watch<'_>,
 ) -> Result<HashedFolder, Vec<Refused>> {
-    let mut hashes = Hashes::new(found.len());
+    let mut made = HashedFolder {
+        hashes: Hashes::new(found.len()),
+        ids: vec![FileId([0; 32]); found.len()],
+    };
     let mut unknown: Vec<u32> = Vec::new();
-    for (index, what) in found.files() {
-        match known(index) {
+    for (index, seen) in found.files() {
+        let stamp = seen.map(|seen| seen.stamp);
+        match stamp.and_then(|stamp| known(&root.join(found.path(index)), &stamp)) {
             Some(record) => {
-                hashes.roots[index] = record.root;
-                let entry = index as u32;
-                if let Some(sum) = record
-                    .sha256
-                    .filter(|_| sum_of(record.size, &record.root).is_none())
-                {
-                    hashes.sums.insert(entry, sum);
-                }
-                (watch.on_progress)(root, what.size);
+                made.know(index, &record);
+                (watch.on_progress)(root, record.size);
             }
             // Fits: a folder has at most `MAX_ENTRIES`.
             None => unknown.push(index as u32),
         }
     }
-    let made = Mutex::new((hashes, Vec::new()));
+    let hashing = Mutex::new(Hashing {
+        found,
+        made,
+        problems: Vec::new(),
+    });
+    let lock = || hashing.lock().unwrap_or_else(PoisonError::into_inner);
     let file = |at: usize| {
         let index = unknown[at] as usize;
-        (
-            root.join(found.path(index)),
-            found.stamp(index).unwrap_or_default(),
-        )
+        let found = &lock().found;
+        let stamp = found.seen(index).map(|seen| seen.stamp);
+        (root.join(found.path(index)), stamp)
+    };
+    let is_wanted = |at: usize, path: &Path, seen: Seen| {
+        let index = unknown[at] as usize;
+        (watch.on_found)(seen.stamp.size);
+        let record = known(path, &seen.stamp);
+        let mut hashing = lock();
+        hashing.found.see(index, seen);
+        if let Some(record) = &record {
+            hashing.made.know(index, record);
+            (watch.on_progress)(path, record.size);
+        }
+        record.is_none()
     };
     let on_done = |at: usize, path: &Path, result: Result<Done, Problem>| {
         let index = unknown[at];
-        let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
-        let (hashes, problems): &mut (Hashes, Vec<Refused>) = &mut made;
+        let result = result.map(|done| (done.tree.id(), done));
+        let hashing = &mut *lock();
+        let seen = hashing.found.seen(index as usize);
         match result {
-            Ok(done) if Some(done.stamp) == found.stamp(index as usize) => hashes.set(index, done.tree),
-            // Another stamp than the walk's: something else stands there now, maybe a link out of the folder.
-            Ok(_) if problems.len() < MAX_PROBLEMS => problems.push((path.to_owned(), changed())),
-            Err(problem) if problems.len() < MAX_PROBLEMS => problems.push((path.to_owned(), problem)),
-            _ => {}
+            Ok((id, done)) if Some(done.stamp) == seen.map(|seen| seen.stamp) => {
+                hashing.made.ids[index as usize] = id;
+                hashing.made.hashes.set(index, done.tree);
+            }
+            // Another stamp than when it was found: something else stands there now, maybe a link out of the folder.
+            Ok(_) => hashing.refuse(path, changed()),
+            Err(problem) => hashing.refuse(path, problem),
         }
     };
     let all = hash_many(
         unknown.len(),
         &file,
+        &is_wanted,
         threads,
         watch.on_progress,
         watch.cancelled,
         &on_done,
     );
-    let (hashes, problems) = made.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let Hashing { made, problems, .. } = hashing.into_inner().unwrap_or_else(PoisonError::into_inner);
     match (problems.is_empty(), all) {
         (false, _) => Err(problems),
         (true, false) => Err(vec![(root.to_owned(), stopped())]),
-        (true, true) => Ok(HashedFolder { hashes }),
+        (true, true) => Ok(made),
     }
 }
 
@@ -106,22 +154,19 @@ impl HashedFolder {
     pub(super) fn manifest(&self, root: &Path, found: &Found) -> Result<Manifest, Vec<Refused>> {
         let refuse = |problem: Problem| vec![(PathBuf::from(root), problem)];
         let mut unsafe_path = None;
-        let entries = found
-            .iter()
-            .zip(&self.hashes.roots)
-            .map_while(|((path, what), root)| {
-                let content = match what {
-                    What::File { stamp, executable } => Content::File {
-                        id: FileId::derive(stamp.size, root),
-                        size: stamp.size,
-                        executable: *executable,
-                    },
-                    What::EmptyFolder => Content::EmptyDirectory,
-                    What::Link(target) => Content::Link { target },
-                };
-                let path = RelPath::parse(path).inspect_err(|error| unsafe_path = Some(*error));
-                path.ok().map(|path| Entry { path, content })
-            });
+        let entries = found.iter().zip(&self.ids).map_while(|((path, what), id)| {
+            let content = match what {
+                What::File(seen) => Content::File {
+                    id: *id,
+                    size: seen.map_or(0, |seen| seen.stamp.size),
+                    executable: seen.is_some_and(|seen| seen.executable),
+                },
+                What::EmptyFolder => Content::EmptyDirectory,
+                What::Link(target) => Content::Link { target },
+            };
+            let path = RelPath::parse(path).inspect_err(|error| unsafe_path = Some(*error));
+            path.ok().map(|path| Entry { path, content })
+        });
         let manifest = Manifest::new(entries).map_err(|error| refuse(error.into()))?;
         match unsafe_path {
             Some(error) => Err(refuse(Problem::new(Reason::InvalidName, error.to_string()))),

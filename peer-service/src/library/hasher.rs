@@ -22,8 +22,9 @@ use potluck_core::{
     index_client::{FileRecord, Kind},
     merkle::{FileTree, LEAF_SIZE},
 };
+use rustix::{fs::OFlags, io::Errno};
 
-use super::walk::{special, stamp_of, unreadable};
+use super::walk::{Seen, special, stamp_of, unreadable};
 use crate::store::Stamp;
 
 /// Files above this are hashed one at a time with all threads, those below many at a time with one each, in bytes.
@@ -36,20 +37,34 @@ const SETTLED: Duration = Duration::from_millis(20);
 /// Told how many bytes more are hashed of which file.
 pub(super) type OnProgress<'a> = dyn Fn(&Path, u64) + Sync + 'a;
 
-/// Opens whatever is there for reading, without waiting for another end of it.
-fn open_any(path: &Path) -> io::Result<File> {
-    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
+/// Opens whatever is there for reading, without waiting for another end of it; what is a link by now only where links are `followed`.
+fn open_any(path: &Path, followed: bool) -> io::Result<File> {
+    let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    flags.set(OFlags::NOFOLLOW, !followed);
     let flags = i32::try_from(flags.bits()).unwrap_or(0);
     OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
 /// Opens a regular file for reading. Never waits: what is a pipe by now is refused.
 pub(super) fn open_regular(path: &Path) -> Result<(File, Stamp), Problem> {
-    let file = open_any(path).map_err(|error| unreadable(&error))?;
+    let file = open_any(path, true).map_err(|error| unreadable(&error))?;
     let metadata = file.metadata().map_err(|error| unreadable(&error))?;
     match metadata.is_file() {
         true => Ok((file, stamp_of(&metadata))),
         false => Err(special(metadata.file_type())),
+    }
+}
+
+/// Opens what was listed as a regular file, and asks what it is like. A link that took its place is not followed.
+fn open_listed(path: &Path) -> Result<(File, Seen), Problem> {
+    let file = open_any(path, false).map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::LOOP) => changed(),
+        _ => unreadable(&error),
+    })?;
+    let metadata = file.metadata().map_err(|error| unreadable(&error))?;
+    match metadata.is_file() {
+        true => Ok((file, Seen::of(&metadata))),
+        false => Err(changed()),
     }
 }
 
@@ -148,10 +163,12 @@ fn unsettled(stamp: &Stamp) -> Option<Duration> {
 }
 
 /// Hashes so many files: the small ones side by side, each of the large ones with all threads. `file` tells where one is and how
-/// it was found, and `on_done` what came of it, from any thread; false if `cancelled` said so before all were hashed.
+/// it was found, if somebody asked; else `is_wanted` is told once it is open, and says whether to hash it. `on_done` is told what came of
+/// it. All from any thread; false if `cancelled` said so before all were hashed.
 pub(super) fn hash_many(
     count: usize,
-    file: &(dyn Fn(usize) -> (PathBuf, Stamp) + Sync),
+    file: &(dyn Fn(usize) -> (PathBuf, Option<Stamp>) + Sync),
+    is_wanted: &(dyn Fn(usize, &Path, Seen) -> bool + Sync),
     threads: usize,
     on_progress: &OnProgress<'_>,
     cancelled: &Cancelled<'_>,
@@ -174,7 +191,16 @@ pub(super) fn hash_many(
             if index >= count {
                 return together.hash(&done);
             }
-            let (path, stamp) = file(index);
+            let (path, found) = file(index);
+            let (open, stamp) = match found.map_or_else(|| open_listed(&path).map(Some), |_| Ok(None)) {
+                Ok(Some((_, seen))) if !is_wanted(index, &path, seen) => continue,
+                Ok(Some((file, seen))) => (Some(file), seen.stamp),
+                Ok(None) => (None, found.unwrap_or_default()),
+                Err(problem) => {
+                    done(index, &path, Err(problem));
+                    continue;
+                }
+            };
             if stamp.size > LARGE {
                 large.lock().unwrap_or_else(PoisonError::into_inner).push(index);
             } else if stamp.size > READ_SIZE as u64 {
@@ -184,7 +210,7 @@ pub(super) fn hash_many(
                     together.hash(&done);
                 }
                 // What is not as it was found, or has a problem to be told, is looked at alone.
-                if let Err(path) = together.read(index, path, stamp, on_progress) {
+                if let Err(path) = together.read(index, path, open, stamp, on_progress) {
                     hash(index, &path, 1);
                 }
             }
@@ -222,8 +248,7 @@ impl Together {
         self.used + (size as usize).next_multiple_of(LEAF_SIZE).max(LEAF_SIZE) <= READ_SIZE
     }
 
-    /// Reads a file that was found with this stamp and still has it after, so that it need not stay open. `stat` is not asked once more
-    /// before: what changed since it was found shows in the end.
+    /// Reads a file, if it is not open yet opened here, that had this stamp before and still has it after, so that it need not stay open.
     ///
     /// # Errors
     /// Its path, where it is not what was found or cannot be read.
@@ -231,6 +256,7 @@ impl Together {
         &mut self,
         index: usize,
         path: PathBuf,
+        open: Option<File>,
         stamp: Stamp,
         on_progress: &OnProgress<'_>,
     ) -> Result<(), PathBuf> {
@@ -239,7 +265,8 @@ impl Together {
             std::thread::sleep(wait);
         }
         let range = self.used..self.used + stamp.size as usize;
-        let is_read = open_any(&path).is_ok_and(|file| {
+        let file = open.map_or_else(|| open_any(&path, true), Ok);
+        let is_read = file.is_ok_and(|file| {
             file.read_exact_at(&mut self.buffer[range.clone()], 0).is_ok() && is_still(&file, &stamp).is_ok()
         });
         if !is_read {
@@ -280,7 +307,7 @@ mod tests {
                 std::fs::write(&path, vec![1; n as usize]).unwrap();
             }
             let stamp = path.symlink_metadata().map(|metadata| stamp_of(&metadata));
-            paths.push((path, stamp.unwrap_or_default()));
+            paths.push((path, stamp.ok()));
         }
         let results = Mutex::new(vec![None; paths.len()]);
         let file = |index: usize| paths[index].clone();
@@ -288,14 +315,23 @@ mod tests {
             assert_eq!(path, paths[index].0);
             results.lock().unwrap()[index] = Some(result);
         };
-        assert!(hash_many(20, &file, 3, &|_, _| {}, &|| false, &on_done));
+        assert!(hash_many(
+            20,
+            &file,
+            &|_, _, _| true,
+            3,
+            &|_, _| {},
+            &|| false,
+            &on_done
+        ));
         for (n, result) in results.into_inner().unwrap().into_iter().enumerate() {
             match (n, result.unwrap()) {
                 (7, result) => assert_eq!(result.unwrap_err().reason, Reason::NotFound),
                 (n, result) => assert_eq!(result.unwrap().tree, potluck_core::hash::hash_bytes(&vec![1; n])),
             }
         }
-        assert!(!hash_many(20, &file, 3, &|_, _| {}, &|| true, &|_, _, _| {}));
+        let stopped = hash_many(20, &file, &|_, _, _| true, 3, &|_, _| {}, &|| true, &|_, _, _| {});
+        assert!(!stopped);
     }
 
     #[test]
@@ -344,10 +380,20 @@ mod tests {
             );
             done.lock().unwrap().push(index);
         };
-        let file = |index: usize| (path(index), told(index));
+        // Of some nobody asked; some are not wanted.
+        let (count, unwanted) = (sizes.len() + 2, AtomicUsize::new(0));
+        std::fs::write(path(12), "12").unwrap();
+        std::fs::write(path(13), "13").unwrap();
+        let file = |index: usize| (path(index), (index % 3 != 0 && index < 12).then(|| told(index)));
+        let is_wanted = |index: usize, _: &Path, seen: Seen| {
+            assert_eq!(seen.stamp, stamp_of(&path(index).metadata().unwrap()));
+            unwanted.fetch_add(usize::from(index > 11), Ordering::Relaxed);
+            index < 12
+        };
         assert!(hash_many(
-            sizes.len(),
+            count,
             &file,
+            &is_wanted,
             1,
             &on_progress,
             &|| false,
@@ -358,6 +404,19 @@ mod tests {
         assert_eq!(done, (0..sizes.len()).collect::<Vec<_>>());
         let all: u64 = sizes[..11].iter().sum::<u64>() + 40 * leaf;
         assert_eq!(told_of.into_inner() as u64, all);
+        assert_eq!(unwanted.into_inner(), 2);
+    }
+
+    #[test]
+    fn what_is_no_file_any_more_was_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("file"), dir.path().join("link"));
+        std::fs::write(&path, "1").unwrap();
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        assert!(open_listed(&path).is_ok());
+        for gone in [&link, &dir.path().to_owned()] {
+            assert_eq!(open_listed(gone).unwrap_err().reason, Reason::FileChanged);
+        }
     }
 
     #[test]

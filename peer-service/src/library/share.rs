@@ -69,8 +69,13 @@ impl Inner {
         let metadata = path.metadata().map_err(|error| refuse(unreadable(&error)))?;
         self.check_place(path).map_err(refuse)?;
         if metadata.is_dir() {
-            let found = walk(path, self.hash_threads)?;
-            self.prepare_folder(path, &found, watch)
+            let mut found = walk(path)?;
+            match self.catalog().folder_at(path).is_some() {
+                // Maybe it is as it was.
+                true => found.ask(path, self.hash_threads)?,
+                false => found.ask_many(path, self.hash_threads)?,
+            }
+            self.prepare_folder(path, &mut found, watch)
         } else if metadata.is_file() {
             let size = metadata.len();
             (watch.on_found)(size);
@@ -124,7 +129,7 @@ impl Inner {
     pub(super) fn prepare_folder(
         &self,
         root: &Path,
-        found: &Found,
+        found: &mut Found,
         watch: &Watch<'_>,
     ) -> Result<NewItem, Vec<Refused>> {
         (watch.on_found)(found.size());
@@ -132,14 +137,12 @@ impl Inner {
             (watch.on_progress)(root, found.size());
             return Ok(item);
         }
-        let known = |index: usize| {
-            let (path, stamp) = (root.join(found.path(index)), found.stamp(index)?);
-            self.catalog().known(&path, &stamp)
-        };
+        let known = |path: &Path, stamp: &Stamp| self.catalog().known(path, stamp);
         let hashed = hash_found(root, found, &known, self.hash_threads, watch)?;
         // Sorted as `found` is, which the stamps rely on.
         let manifest = hashed.manifest(root, found)?;
-        let stamps = (0..found.len()).map(|index| found.stamp(index).unwrap_or_default());
+        let stamps =
+            (0..found.len()).map(|index| found.seen(index).map_or_else(Stamp::default, |seen| seen.stamp));
         self.collection_item(root, Arc::new(manifest), stamps.collect(), hashed.hashes)
             .map_err(|problem| one(root, problem))
     }

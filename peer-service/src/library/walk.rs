@@ -4,8 +4,11 @@
 //! something out silently.
 
 use std::{
-    fs::Metadata,
+    ffi::OsString,
+    fs::{FileType, Metadata},
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    io,
+    ops::ControlFlow,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
@@ -15,7 +18,6 @@ use potluck_core::{
     manifest::{Content, MAX_ENTRIES, Manifest, check_link},
     path::RelPath,
 };
-use walkdir::WalkDir;
 
 use super::{hasher::changed, parts::in_slices};
 use crate::store::Stamp;
@@ -23,8 +25,9 @@ use crate::store::Stamp;
 /// Most problems told of one folder: enough to see what is wrong, few enough to read.
 pub(super) const MAX_PROBLEMS: usize = 100;
 
-/// Most folders held open while walking.
-const MAX_OPEN: usize = 16;
+/// Most files of a folder that are not asked about before they are opened for hashing, which tells the same: of more, what each is like
+/// would be kept twice.
+const MAX_UNASKED: usize = 16 * 1024;
 
 /// Something that cannot be shared, and why.
 pub(super) type Refused = (PathBuf, Problem);
@@ -49,9 +52,27 @@ struct One {
 /// What stands at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum What {
-    File { stamp: Stamp, executable: bool },
+    /// What it is like, once somebody has asked.
+    File(Option<Seen>),
     EmptyFolder,
     Link(Box<str>),
+}
+
+/// What a file is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Seen {
+    pub(super) stamp: Stamp,
+    /// Whether the owner may execute it.
+    pub(super) executable: bool,
+}
+
+impl Seen {
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        Self {
+            stamp: stamp_of(metadata),
+            executable: metadata.mode() & 0o100 != 0,
+        }
+    }
 }
 
 impl One {
@@ -74,27 +95,44 @@ impl Found {
         self.ones[index].path(&self.text)
     }
 
-    /// Of a file.
-    pub(super) fn stamp(&self, index: usize) -> Option<Stamp> {
+    /// What a file is like, if somebody has asked.
+    pub(super) fn seen(&self, index: usize) -> Option<Seen> {
         match self.ones.get(index)?.what {
-            What::File { stamp, .. } => Some(stamp),
+            What::File(seen) => seen,
             _ => None,
         }
+    }
+
+    /// A file is like this.
+    ///
+    /// # Panics
+    /// Where there is no such one.
+    pub(super) fn see(&mut self, index: usize, seen: Seen) {
+        self.ones[index].what = What::File(Some(seen));
     }
 
     pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &What)> {
         self.ones.iter().map(|one| (one.path(&self.text), &one.what))
     }
 
-    /// The files by number.
-    pub(super) fn files(&self) -> impl Iterator<Item = (usize, Stamp)> {
-        let stamps = (0..self.len()).map(|index| (index, self.stamp(index)));
-        stamps.filter_map(|(index, stamp)| Some((index, stamp?)))
+    /// The files by number, and what each is like.
+    pub(super) fn files(&self) -> impl Iterator<Item = (usize, Option<Seen>)> {
+        self.ones
+            .iter()
+            .enumerate()
+            .filter_map(|(index, one)| match one.what {
+                What::File(seen) => Some((index, seen)),
+                _ => None,
+            })
     }
 
-    /// Of all files, in bytes.
+    /// Of all files that were asked about, in bytes.
     pub(super) fn size(&self) -> u64 {
-        self.files().map(|(_, stamp)| stamp.size).sum()
+        self.stamps().map(|stamp| stamp.size).sum()
+    }
+
+    fn stamps(&self) -> impl Iterator<Item = Stamp> {
+        self.files().filter_map(|(_, seen)| Some(seen?.stamp))
     }
 
     /// Adds one; false where its text has no room any more.
@@ -107,14 +145,33 @@ impl Found {
         true
     }
 
-    /// Asks what each file is like.
-    fn ask(&mut self, root: &Path, threads: usize) -> Result<(), Vec<Refused>> {
+    /// In the order of a manifest. It is that already, but for empty folders, which are listed without a slash.
+    fn sorted(mut self) -> Self {
+        let text = &self.text;
+        self.ones.sort_unstable_by(|a, b| a.path(text).cmp(b.path(text)));
+        self
+    }
+
+    /// Asks what each file is like, on so many threads, where there are so many of them that hashing does not do that.
+    ///
+    /// # Errors
+    /// As [`walk`].
+    pub(super) fn ask_many(&mut self, root: &Path, threads: usize) -> Result<(), Vec<Refused>> {
+        match self.len() > MAX_UNASKED {
+            true => self.ask(root, threads),
+            false => Ok(()),
+        }
+    }
+
+    /// Asks what each file is like, on so many threads.
+    ///
+    /// # Errors
+    /// As [`walk`].
+    pub(super) fn ask(&mut self, root: &Path, threads: usize) -> Result<(), Vec<Refused>> {
         let text = &self.text;
         let mut problems = in_slices(&mut self.ones, threads, |ones| {
             let mut problems = Vec::new();
-            let files = ones
-                .iter_mut()
-                .filter(|one| matches!(one.what, What::File { .. }));
+            let files = ones.iter_mut().filter(|one| matches!(one.what, What::File(_)));
             for one in files {
                 let path = root.join(one.path(text));
                 match ask(&path) {
@@ -131,26 +188,6 @@ impl Found {
             false => Err(problems),
         }
     }
-
-    /// Sorts, and leaves out the folders that follow from what is in them.
-    fn finish(mut self) -> Self {
-        let text = &self.text;
-        self.ones.sort_unstable_by(|a, b| a.path(text).cmp(b.path(text)));
-        let ones = &self.ones;
-        let is_full = |folder: &str| {
-            let beneath = format!("{folder}/");
-            let first = ones.partition_point(|one| *one.path(text) < *beneath);
-            ones.get(first)
-                .is_some_and(|one| one.path(text).starts_with(&beneath))
-        };
-        let kept: Vec<bool> = ones
-            .iter()
-            .map(|one| one.what != What::EmptyFolder || !is_full(one.path(text)))
-            .collect();
-        let mut kept = kept.into_iter();
-        self.ones.retain(|_| kept.next().unwrap_or(true));
-        self
-    }
 }
 
 /// What the operating system says of a file.
@@ -162,11 +199,6 @@ pub fn stamp_of(metadata: &Metadata) -> Stamp {
         inode: metadata.ino(),
         ctime: nanos(metadata.ctime(), metadata.ctime_nsec()),
     }
-}
-
-/// Whether the owner may execute it.
-pub(super) fn is_executable(metadata: &Metadata) -> bool {
-    metadata.mode() & 0o100 != 0
 }
 
 /// The problem with a path that cannot be read.
@@ -195,55 +227,102 @@ pub(super) fn special(kind: std::fs::FileType) -> Problem {
     )
 }
 
-/// Everything in a folder at any depth, sorted by path as a manifest is; files are asked about on so many threads.
+/// Everything in a folder at any depth, sorted by path as a manifest is. What the files are like is not asked.
 ///
 /// # Errors
 /// All that cannot be shared, up to [`MAX_PROBLEMS`].
-pub(super) fn walk(root: &Path, threads: usize) -> Result<Found, Vec<Refused>> {
-    let mut found = Found::default();
-    let mut problems = Vec::new();
-    let walk = WalkDir::new(root)
-        .min_depth(1)
-        .follow_links(false)
-        .max_open(MAX_OPEN);
-    for entry in walk {
-        if problems.len() >= MAX_PROBLEMS {
-            break;
-        }
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(error) => {
-                let path = error.path().unwrap_or(root).to_owned();
-                let problem = match error.io_error() {
-                    Some(error) => unreadable(error),
-                    None => Problem::new(Reason::Internal, error.to_string()),
-                };
-                problems.push((path, problem));
-                continue;
-            }
-        };
-        match look(root, &entry) {
-            Ok((path, what)) => {
-                if found.len() >= MAX_ENTRIES || !found.push(path, what) {
-                    let message = format!("it holds more than {MAX_ENTRIES} entries: share its parts");
-                    return Err(vec![(root.to_owned(), Problem::new(Reason::OutOfRange, message))]);
-                }
-            }
-            Err(problem) => problems.push((entry.path().to_owned(), problem)),
-        }
+pub(super) fn walk(root: &Path) -> Result<Found, Vec<Refused>> {
+    let mut walk = Walk {
+        root,
+        found: Found::default(),
+        problems: Vec::new(),
+    };
+    // Ended early where there are problems enough.
+    let _ = walk.folder("");
+    match walk.problems.is_empty() {
+        true => Ok(walk.found.sorted()),
+        false => Err(walk.problems),
     }
-    if !problems.is_empty() {
-        return Err(problems);
-    }
-    let mut found = found.finish();
-    found.ask(root, threads)?;
-    Ok(found)
 }
 
-/// What one entry is, and its path in the folder.
-fn look<'a>(root: &Path, entry: &'a walkdir::DirEntry) -> Result<(&'a str, What), Problem> {
-    let below = entry.path().strip_prefix(root).unwrap_or_else(|_| entry.path());
-    let text = below.to_str().ok_or_else(|| {
+/// A walk on its way.
+struct Walk<'a> {
+    root: &'a Path,
+    found: Found,
+    problems: Vec<Refused>,
+}
+
+impl Walk<'_> {
+    /// Takes what is in a folder. It goes as deep as a path may be.
+    fn folder(&mut self, below: &str) -> ControlFlow<()> {
+        let folder = self.root.join(below);
+        let names = match list(&folder) {
+            Ok(names) => names,
+            Err(error) => return self.refuse(folder, unreadable(&error)),
+        };
+        if names.is_empty() && !below.is_empty() {
+            return self.take(below, What::EmptyFolder);
+        }
+        for (name, kind) in names {
+            let path = name.to_str().map(|name| match below {
+                "" => name.to_owned(),
+                below => format!("{below}/{name}"),
+            });
+            match look(&folder, path.as_deref(), kind) {
+                Ok((path, Some(what))) => self.take(path, what)?,
+                Ok((path, None)) => self.folder(path)?,
+                Err(problem) => self.refuse(folder.join(name), problem)?,
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn take(&mut self, path: &str, what: What) -> ControlFlow<()> {
+        if self.found.len() < MAX_ENTRIES && self.found.push(path, what) {
+            return ControlFlow::Continue(());
+        }
+        let message = format!("it holds more than {MAX_ENTRIES} entries: share its parts");
+        self.problems = vec![(self.root.to_owned(), Problem::new(Reason::OutOfRange, message))];
+        ControlFlow::Break(())
+    }
+
+    fn refuse(&mut self, path: PathBuf, problem: Problem) -> ControlFlow<()> {
+        self.problems.push((path, problem));
+        match self.problems.len() < MAX_PROBLEMS {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        }
+    }
+}
+
+/// What is in a folder, in the order of the paths that begin there: as if a folder's name ended in a slash.
+fn list(folder: &Path) -> io::Result<Vec<(OsString, FileType)>> {
+    let entries = std::fs::read_dir(folder)?.map(|entry| {
+        let entry = entry?;
+        Ok((entry.file_name(), entry.file_type()?))
+    });
+    let mut entries = entries.collect::<io::Result<Vec<_>>>()?;
+    entries.sort_unstable_by(|(a, a_kind), (b, b_kind)| {
+        let (a, b) = (a.as_encoded_bytes(), b.as_encoded_bytes());
+        let both = a.len().min(b.len());
+        let rest = |name: &[u8], kind: &FileType| match name.get(both) {
+            None => kind.is_dir().then_some(b'/'),
+            next => next.copied(),
+        };
+        a[..both]
+            .cmp(&b[..both])
+            .then_with(|| rest(a, a_kind).cmp(&rest(b, b_kind)))
+    });
+    Ok(entries)
+}
+
+/// What an entry of a folder is, `None` for a folder, and its path from where the walk began.
+fn look<'a>(
+    folder: &Path,
+    path: Option<&'a str>,
+    kind: FileType,
+) -> Result<(&'a str, Option<What>), Problem> {
+    let text = path.ok_or_else(|| {
         Problem::new(
             Reason::InvalidName,
             "its name is not UTF-8: rename it to share the folder",
@@ -255,17 +334,12 @@ fn look<'a>(root: &Path, entry: &'a walkdir::DirEntry) -> Result<(&'a str, What)
             format!("{error}: rename it to share the folder"),
         )
     })?;
-    let kind = entry.file_type();
     let what = if kind.is_file() {
-        // Filled in by `Found::ask`.
-        What::File {
-            stamp: Stamp::default(),
-            executable: false,
-        }
+        Some(What::File(None))
     } else if kind.is_dir() {
-        What::EmptyFolder
+        None
     } else if kind.is_symlink() {
-        let target = std::fs::read_link(entry.path()).map_err(|error| unreadable(&error))?;
+        let target = std::fs::read_link(folder.join(path.file_name())).map_err(|error| unreadable(&error))?;
         let target = target.into_os_string().into_string().map_err(|_| {
             Problem::new(
                 Reason::InvalidName,
@@ -274,7 +348,7 @@ fn look<'a>(root: &Path, entry: &'a walkdir::DirEntry) -> Result<(&'a str, What)
         })?;
         // The manifest's own rules, asked for each link so that all bad ones are told.
         check_link(path, &target).map_err(Problem::from)?;
-        What::Link(target.into())
+        Some(What::Link(target.into()))
     } else {
         return Err(special(kind));
     };
@@ -285,10 +359,7 @@ fn look<'a>(root: &Path, entry: &'a walkdir::DirEntry) -> Result<(&'a str, What)
 fn ask(path: &Path) -> Result<What, Problem> {
     let metadata = path.symlink_metadata().map_err(|error| unreadable(&error))?;
     match metadata.is_file() {
-        true => Ok(What::File {
-            stamp: stamp_of(&metadata),
-            executable: is_executable(&metadata),
-        }),
+        true => Ok(What::File(Some(Seen::of(&metadata)))),
         false => Err(changed()),
     }
 }
@@ -299,7 +370,7 @@ pub(super) fn fingerprint(found: &Found) -> u64 {
     for (path, what) in found.iter() {
         path.hash(&mut hasher);
         match what {
-            What::File { stamp, executable } => (0, stamp, executable).hash(&mut hasher),
+            What::File(seen) => (0, seen).hash(&mut hasher),
             What::EmptyFolder => 1.hash(&mut hasher),
             What::Link(target) => (2, target).hash(&mut hasher),
         }
@@ -318,8 +389,8 @@ pub(super) fn is_same(found: &Found, manifest: &Manifest, stamps: &[Stamp]) -> b
             .all(|(((path, what), entry), known)| {
                 path == entry.path.as_str()
                     && match (what, entry.content) {
-                        (What::File { stamp, executable }, Content::File { executable: was, .. }) => {
-                            stamp == known && *executable == was
+                        (What::File(Some(seen)), Content::File { executable, .. }) => {
+                            seen.stamp == *known && seen.executable == executable
                         }
                         (What::EmptyFolder, Content::EmptyDirectory) => true,
                         (What::Link(target), Content::Link { target: was }) => **target == *was,
@@ -330,7 +401,7 @@ pub(super) fn is_same(found: &Found, manifest: &Manifest, stamps: &[Stamp]) -> b
 
 /// When anything in the folder last changed, in nanoseconds since 1970.
 pub(super) fn newest(found: &Found) -> i64 {
-    let changes = found.files().map(|(_, stamp)| stamp.ctime.max(stamp.mtime));
+    let changes = found.stamps().map(|stamp| stamp.ctime.max(stamp.mtime));
     changes.max().unwrap_or(0)
 }
 
@@ -340,18 +411,36 @@ mod tests {
 
     #[test]
     fn what_is_found_is_sorted_and_folders_with_content_are_left_out() {
-        let mut found = Found::default();
-        for (path, what) in [
-            ("b", What::EmptyFolder),
-            ("b/c", What::Link("x".into())),
-            ("b-", What::EmptyFolder),
-            ("a", What::EmptyFolder),
-            ("b/e", What::EmptyFolder),
-        ] {
-            assert!(found.push(path, what));
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        for folder in ["b/e", "b/f/g", "b-", "a", "a-"] {
+            std::fs::create_dir_all(root.join(folder)).unwrap();
         }
-        let found = found.finish();
+        std::os::unix::fs::symlink("x", root.join("b/c")).unwrap();
+        for file in ["a.txt", "b.txt", "b/f.txt", "b/f0", "b/f/g/h", "c"] {
+            std::fs::write(root.join(file), "").unwrap();
+        }
+        let mut found = walk(root).unwrap();
         let paths: Vec<_> = found.iter().map(|(path, _)| path).collect();
-        assert_eq!(paths, ["a", "b-", "b/c", "b/e"]);
+        let sorted = [
+            "a", "a-", "a.txt", "b-", "b.txt", "b/c", "b/e", "b/f.txt", "b/f/g/h", "b/f0", "c",
+        ];
+        assert_eq!(paths, sorted);
+        assert!(found.files().all(|(_, seen)| seen.is_none()));
+        found.ask(root, 1).unwrap();
+        assert!(found.files().all(|(_, seen)| seen.is_some()));
+        assert_eq!(found.files().count(), 6);
+    }
+
+    #[test]
+    fn a_folder_that_is_refused_says_so_once() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("bad\nname/below")).unwrap();
+        std::fs::write(dir.path().join("good"), "").unwrap();
+        let problems = walk(dir.path()).unwrap_err();
+        assert_eq!(problems.len(), 1);
+        assert_eq!(problems[0].0, dir.path().join("bad\nname"));
+        let missing = walk(&dir.path().join("missing")).unwrap_err();
+        assert_eq!(missing[0].1.reason, Reason::NotFound);
     }
 }
