@@ -20,6 +20,7 @@ use crate::{
     FileId, Problem, Reason,
     path::{PathError, RelPath},
 };
+use checks::Checks;
 pub use checks::check_link;
 
 /// What a manifest's bytes begin with.
@@ -154,7 +155,9 @@ impl Manifest {
     pub fn new<'a>(entries: impl IntoIterator<Item = Entry<'a>>) -> Result<Self, ManifestError> {
         let mut bytes = MAGIC.to_vec();
         let mut starts = Vec::new();
+        let mut checks = Checks::default();
         for entry in entries {
+            checks.next(&entry)?;
             if starts.len() == MAX_ENTRIES {
                 return Err(ManifestError::TooLarge("too many entries"));
             }
@@ -166,7 +169,7 @@ impl Manifest {
             }
         }
         bytes.shrink_to_fit();
-        Self::checked(bytes.into(), starts)
+        Self::indexed(bytes.into(), starts)
     }
 
     /// The manifest that these bytes are. Nothing but the bytes that [`Manifest::new`] makes is taken.
@@ -180,6 +183,7 @@ impl Manifest {
         }
         let mut rest = bytes.strip_prefix(MAGIC).ok_or(ManifestError::NotAManifest)?;
         let mut starts = Vec::new();
+        let mut checks = Checks::default();
         while !rest.is_empty() {
             let at = bytes.len() - rest.len();
             if starts.len() == MAX_ENTRIES {
@@ -190,23 +194,21 @@ impl Manifest {
                 path: shown(entry.path.as_str()),
                 error,
             })?;
+            checks.next(&entry)?;
             starts.push(at as u32);
             rest = after;
         }
-        Self::checked(bytes, starts)
+        Self::indexed(bytes, starts)
     }
 
-    /// What is more than one entry's own business, and what is.
-    fn checked(bytes: Bytes, starts: Vec<u32>) -> Result<Self, ManifestError> {
+    /// Entries that are checked, one after the other.
+    fn indexed(bytes: Bytes, starts: Vec<u32>) -> Result<Self, ManifestError> {
         let mut manifest = Self {
             bytes,
             starts,
             by_id: Vec::new(),
             content_size: 0,
         };
-        checks::order(&manifest)?;
-        manifest.entries().try_for_each(|entry| checks::alone(&entry))?;
-        checks::nesting(&manifest)?;
         manifest.by_id = manifest.sorted_by_id();
         manifest.content_size = checks::totals(&manifest)?;
         Ok(manifest)

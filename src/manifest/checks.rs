@@ -1,5 +1,7 @@
 //! What entries must be to make a manifest.
 
+use std::cmp::Ordering;
+
 use super::{Content, Entry, Manifest, ManifestError, shown};
 use crate::{
     FileLayout,
@@ -8,8 +10,38 @@ use crate::{
     plan::{BUNDLE_SIZE, MAX_UNITS},
 };
 
+/// Looks at entries one after the other.
+#[derive(Debug, Default)]
+pub(super) struct Checks<'a> {
+    /// The last path, and those before it that it begins with: whatever begins with a path comes right after it, all of that together.
+    begun: Vec<&'a str>,
+}
+
+impl<'a> Checks<'a> {
+    /// Refuses an entry that does not come after the last, is beneath another, or can be in no collection.
+    pub(super) fn next(&mut self, entry: &Entry<'a>) -> Result<(), ManifestError> {
+        let path = entry.path.as_str();
+        match self.begun.last().map(|last| (*last).cmp(path)) {
+            None | Some(Ordering::Less) => {}
+            Some(Ordering::Equal) => return Err(ManifestError::Duplicate { path: shown(path) }),
+            Some(Ordering::Greater) => return Err(ManifestError::Order { path: shown(path) }),
+        }
+        alone(entry)?;
+        while self.begun.pop_if(|above| !path.starts_with(*above)).is_some() {}
+        let beneath = |above: &&&str| path.as_bytes().get(above.len()) == Some(&b'/');
+        if let Some(above) = self.begun.iter().find(beneath) {
+            return Err(ManifestError::Conflict {
+                path: shown(path),
+                parent: shown(above),
+            });
+        }
+        self.begun.push(path);
+        Ok(())
+    }
+}
+
 /// Refuses an entry that can be in no collection, whatever the others are.
-pub(super) fn alone(entry: &Entry<'_>) -> Result<(), ManifestError> {
+fn alone(entry: &Entry<'_>) -> Result<(), ManifestError> {
     let path = || shown(entry.path.as_str());
     match entry.content {
         Content::File { id, size, .. } => {
@@ -21,20 +53,6 @@ pub(super) fn alone(entry: &Entry<'_>) -> Result<(), ManifestError> {
         Content::EmptyDirectory => Ok(()),
         Content::Link { target } => check_link(entry.path, target),
     }
-}
-
-/// Refuses entries that are not strictly sorted.
-pub(super) fn order(manifest: &Manifest) -> Result<(), ManifestError> {
-    let mut last: Option<&str> = None;
-    for entry in manifest.entries() {
-        let path = entry.path.as_str();
-        match last.map(|last| last.cmp(path)) {
-            None | Some(std::cmp::Ordering::Less) => last = Some(path),
-            Some(std::cmp::Ordering::Equal) => return Err(ManifestError::Duplicate { path: shown(path) }),
-            Some(std::cmp::Ordering::Greater) => return Err(ManifestError::Order { path: shown(path) }),
-        }
-    }
-    Ok(())
 }
 
 /// Refuses a link that may lead out of the collection, whatever other links there are.
@@ -84,25 +102,6 @@ fn why_not(path: RelPath<'_>, target: &str) -> Option<&'static str> {
         }
     }
     None
-}
-
-/// Refuses entries beneath others.
-pub(super) fn nesting(manifest: &Manifest) -> Result<(), ManifestError> {
-    // Whatever begins with a path comes right after it, and all of that together.
-    let mut begun: Vec<&str> = Vec::new();
-    for entry in manifest.entries() {
-        let path = entry.path.as_str();
-        while begun.pop_if(|above| !path.starts_with(*above)).is_some() {}
-        let beneath = |above: &&&str| path.as_bytes().get(above.len()) == Some(&b'/');
-        if let Some(above) = begun.iter().find(beneath) {
-            return Err(ManifestError::Conflict {
-                path: shown(path),
-                parent: shown(above),
-            });
-        }
-        begun.push(path);
-    }
-    Ok(())
 }
 
 /// Refuses one id with two sizes, and more content than sums and units can count. The sum of all sizes.
