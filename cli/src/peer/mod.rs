@@ -7,6 +7,7 @@ mod own;
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
+    time::Instant,
 };
 
 use potluck_core::{Problem, Reason, transport::Endpoint};
@@ -31,6 +32,8 @@ pub(crate) struct Peer {
     pub(crate) control: Control,
     /// What it said of itself when it was found.
     pub(crate) status: Status,
+    /// When it said so.
+    pub(crate) asked: Instant,
     own: Option<OwnPeer>,
 }
 
@@ -87,6 +90,7 @@ impl Peer {
         Ok(Self {
             control,
             status,
+            asked: Instant::now(),
             own: None,
         })
     }
@@ -116,6 +120,7 @@ impl Peer {
         Ok(Self {
             control,
             status,
+            asked: Instant::now(),
             own: Some(own),
         })
     }

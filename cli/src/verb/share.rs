@@ -133,8 +133,12 @@ fn told(item: &Item) -> Vec<String> {
     ]
 }
 
-/// Waits until the index holds the peer's lease, or says why it does not; the peer's state then.
+/// Waits until the index holds the peer's lease, or says why it does not; the peer's state then. A lease that it held a moment ago it
+/// still has: a peer with much to register answers late.
 async fn announced(peer: &Borrowed) -> Result<Status, Fail> {
+    if peer.status.registered && peer.asked.elapsed() < ANNOUNCE_PATIENCE {
+        return Ok(peer.status.clone());
+    }
     let deadline = Instant::now() + ANNOUNCE_PATIENCE;
     loop {
         let status = peer.control.status().await?;

@@ -66,7 +66,11 @@ impl Log {
 
     /// Makes room for so many in all: growing by doubling would take twice as much for a moment.
     pub(super) fn reserve(&mut self, all: usize) {
-        self.lines.reserve_exact(all.saturating_sub(self.lines.len()));
+        let (lines, hasher) = (&mut self.lines, &self.hasher);
+        let more = all.saturating_sub(lines.len());
+        lines.reserve_exact(more);
+        self.places
+            .reserve(more, |&at| hasher.hash_one(lines[at as usize].id));
     }
 
     /// Adds or replaces; false where that would put a part in the place of a whole.

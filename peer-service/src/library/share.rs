@@ -234,29 +234,25 @@ impl Inner {
         let _writing = self.writing();
         let mut delta = Delta::default();
         let mut catalog = self.catalog();
-        let mut numbers = Vec::with_capacity(items.len());
+        let mut put = Vec::with_capacity(items.len());
         for item in items {
             let unwritten =
                 matches!(item.body, Body::Collection(_)) && !self.manifest_path(&item.record.id).exists();
-            numbers.push(match unwritten || catalog.lacks(&item) {
+            put.push(match unwritten || catalog.lacks(&item) {
                 true => Err(Problem::new(
                     Reason::Busy,
                     "what it shares files with was unshared meanwhile",
                 )),
-                false => Ok(catalog.put(item, &mut delta)),
+                false => {
+                    let number = catalog.put(item, &mut delta);
+                    Ok(catalog.item(number).expect("was put just now").item())
+                }
             });
         }
         drop(catalog);
         let stored = self.publish(delta);
-        let catalog = self.catalog();
-        numbers
-            .into_iter()
-            .map(|number| {
-                let number = number?;
-                stored.clone()?;
-                let item = catalog.item(number).map(super::catalog::Shared::item);
-                item.ok_or_else(|| Problem::new(Reason::NotFound, "it was unshared meanwhile"))
-            })
+        put.into_iter()
+            .map(|item| item.and_then(|item| stored.clone().map(|()| item)))
             .collect()
     }
 }
