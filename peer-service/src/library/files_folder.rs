@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use super::{
     Inner,
     catalog::Body,
-    hasher::hash_many,
+    hasher::{Base, hash_many},
     lock,
     share::{Watch, file_item},
     upkeep::{QUIET, is_quiet},
@@ -294,23 +294,19 @@ impl Scanner {
                 Err(problem) => refused.push((path, problem)),
             }
         }
-        let cancelled = || inner.shutdown.is_cancelled();
+        let watch = Watch {
+            on_found: &|_| {},
+            on_progress: &|_, _| {},
+            cancelled: &|| inner.shutdown.is_cancelled(),
+        };
         let results = Mutex::new(Vec::with_capacity(ready.len()));
         let file = |index: usize| {
             let (path, stamp): &(&PathBuf, Stamp) = &ready[index];
-            (path.to_path_buf(), Some(*stamp))
+            (path.as_path(), Some(*stamp))
         };
         let on_done = |index: usize, _: &Path, result| lock(&results).push((index, result));
-        let count = ready.len();
-        if !hash_many(
-            count,
-            &file,
-            &|_, _, _| true,
-            inner.hash_threads,
-            &|_, _| {},
-            &cancelled,
-            &on_done,
-        ) {
+        let (base, count, threads) = (Base::default(), ready.len(), inner.hash_threads);
+        if !hash_many(&base, count, &file, &|_, _, _| true, &on_done, threads, &watch) {
             return;
         }
         let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -15,10 +15,10 @@ use potluck_core::{
 };
 
 use super::{
-    hasher::{Done, changed, hash_many, sum_of},
+    hasher::{Base, Done, changed, hash_many, sum_of},
     hashes::Hashes,
     share::Watch,
-    walk::{Found, MAX_PROBLEMS, Refused, Seen, What},
+    walk::{Found, MAX_PROBLEMS, One, Refused, Seen, What},
 };
 use crate::store::Stamp;
 
@@ -32,7 +32,7 @@ pub(super) struct HashedFolder {
 
 /// A folder while its files are being hashed.
 struct Hashing<'a> {
-    found: &'a mut Found,
+    ones: &'a mut [One],
     made: HashedFolder,
     problems: Vec<Refused>,
 }
@@ -46,14 +46,6 @@ impl HashedFolder {
         if let (Some(sum), None) = (record.sha256, sum_of(record.size, &record.root)) {
             // Fits: a folder has at most `MAX_ENTRIES`.
             self.hashes.sums.insert(index as u32, sum);
-        }
-    }
-}
-
-impl Hashing<'_> {
-    fn refuse(&mut self, path: &Path, problem: Problem) {
-        if self.problems.len() < MAX_PROBLEMS {
-            self.problems.push((path.to_owned(), problem));
         }
     }
 }
@@ -78,39 +70,40 @@ pub(super) fn hash_found(
         hashes: Hashes::new(found.len()),
         ids: vec![FileId([0; 32]); found.len()],
     };
+    let base = Base::at(root).map_err(|problem| vec![(root.to_owned(), problem)])?;
     let mut unknown: Vec<u32> = Vec::new();
     for (index, seen) in found.files() {
         let stamp = seen.map(|seen| seen.stamp);
         match stamp.and_then(|stamp| known(&root.join(found.path(index)), &stamp)) {
             Some(record) => {
                 made.know(index, &record);
-                (watch.on_progress)(root, record.size);
+                (watch.on_progress)(&|| root.to_owned(), record.size);
             }
             // Fits: a folder has at most `MAX_ENTRIES`.
             None => unknown.push(index as u32),
         }
     }
+    let (text, ones) = found.parts();
     let hashing = Mutex::new(Hashing {
-        found,
+        ones,
         made,
         problems: Vec::new(),
     });
     let lock = || hashing.lock().unwrap_or_else(PoisonError::into_inner);
     let file = |at: usize| {
-        let index = unknown[at] as usize;
-        let found = &lock().found;
-        let stamp = found.seen(index).map(|seen| seen.stamp);
-        (root.join(found.path(index)), stamp)
+        let one = &lock().ones[unknown[at] as usize];
+        (Path::new(one.path(text)), one.stamp())
     };
     let is_wanted = |at: usize, path: &Path, seen: Seen| {
         let index = unknown[at] as usize;
         (watch.on_found)(seen.stamp.size);
-        let record = known(path, &seen.stamp);
+        let path = || root.join(path);
+        let record = known(&path(), &seen.stamp);
         let mut hashing = lock();
-        hashing.found.see(index, seen);
+        hashing.ones[index].see(seen);
         if let Some(record) = &record {
             hashing.made.know(index, record);
-            (watch.on_progress)(path, record.size);
+            (watch.on_progress)(&path, record.size);
         }
         record.is_none()
     };
@@ -118,26 +111,21 @@ pub(super) fn hash_found(
         let index = unknown[at];
         let result = result.map(|done| (done.tree.id(), done));
         let hashing = &mut *lock();
-        let seen = hashing.found.seen(index as usize);
-        match result {
-            Ok((id, done)) if Some(done.stamp) == seen.map(|seen| seen.stamp) => {
+        let problem = match result {
+            Ok((id, done)) if Some(done.stamp) == hashing.ones[index as usize].stamp() => {
                 hashing.made.ids[index as usize] = id;
-                hashing.made.hashes.set(index, done.tree);
+                return hashing.made.hashes.set(index, done.tree);
             }
             // Another stamp than when it was found: something else stands there now, maybe a link out of the folder.
-            Ok(_) => hashing.refuse(path, changed()),
-            Err(problem) => hashing.refuse(path, problem),
+            Ok(_) => changed(),
+            Err(problem) => problem,
+        };
+        if hashing.problems.len() < MAX_PROBLEMS {
+            hashing.problems.push((root.join(path), problem));
         }
     };
-    let all = hash_many(
-        unknown.len(),
-        &file,
-        &is_wanted,
-        threads,
-        watch.on_progress,
-        watch.cancelled,
-        &on_done,
-    );
+    let count = unknown.len();
+    let all = hash_many(&base, count, &file, &is_wanted, &on_done, threads, watch);
     let Hashing { made, problems, .. } = hashing.into_inner().unwrap_or_else(PoisonError::into_inner);
     match (problems.is_empty(), all) {
         (false, _) => Err(problems),

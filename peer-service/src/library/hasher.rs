@@ -4,10 +4,13 @@
 //! change must show in it.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io,
     ops::{ControlFlow, Range},
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::FileExt as _,
+    },
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
@@ -22,9 +25,15 @@ use potluck_core::{
     index_client::{FileRecord, Kind},
     merkle::{FileTree, LEAF_SIZE},
 };
-use rustix::{fs::OFlags, io::Errno};
+use rustix::{
+    fs::{CWD, Mode, OFlags},
+    io::Errno,
+};
 
-use super::walk::{Seen, special, stamp_of, unreadable};
+use super::{
+    share::Watch,
+    walk::{Seen, special, stamp_of, unreadable},
+};
 use crate::store::Stamp;
 
 /// Files above this are hashed one at a time with all threads, those below many at a time with one each, in bytes.
@@ -34,38 +43,102 @@ const LARGE: u64 = 16 * 1024 * 1024;
 /// at most), so that a change after hashing gets another stamp.
 const SETTLED: Duration = Duration::from_millis(20);
 
-/// Told how many bytes more are hashed of which file.
-pub(super) type OnProgress<'a> = dyn Fn(&Path, u64) + Sync + 'a;
+/// Told how many bytes more are hashed, and of which file where that is asked for.
+pub(super) type OnProgress<'a> = dyn Fn(&dyn Fn() -> PathBuf, u64) + Sync + 'a;
 
-/// Opens whatever is there for reading, without waiting for another end of it; what is a link by now only where links are `followed`.
-fn open_any(path: &Path, followed: bool) -> io::Result<File> {
-    let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY;
-    flags.set(OFlags::NOFOLLOW, !followed);
-    let flags = i32::try_from(flags.bits()).unwrap_or(0);
-    OpenOptions::new().read(true).custom_flags(flags).open(path)
+/// Where paths begin: at a folder that is open, so that only what is beneath it is looked up, or nowhere in particular.
+#[derive(Debug, Default)]
+pub(super) struct Base {
+    path: PathBuf,
+    folder: Option<OwnedFd>,
+}
+
+impl Base {
+    /// At a folder.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub(super) fn at(path: &Path) -> Result<Self, Problem> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder =
+            rustix::fs::open(path, flags, Mode::empty()).map_err(|error| unreadable(&error.into()))?;
+        Ok(Self {
+            path: path.to_owned(),
+            folder: Some(folder),
+        })
+    }
+
+    /// The whole path of what is at `path`.
+    pub(super) fn join(&self, path: &Path) -> PathBuf {
+        self.path.join(path)
+    }
+
+    /// Opens whatever is there for reading, without waiting for another end of it; what is a link only where links are `followed`.
+    fn open_any(&self, path: &Path, followed: bool) -> Result<File, Errno> {
+        let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        flags.set(OFlags::NOFOLLOW, !followed);
+        let folder = self.folder.as_ref().map_or(CWD, |folder| folder.as_fd());
+        rustix::fs::openat(folder, path, flags, Mode::empty()).map(File::from)
+    }
+
+    /// Opens a regular file for reading. Never waits: what is a pipe by now is refused.
+    fn open_regular(&self, path: &Path) -> Result<(File, Stamp), Problem> {
+        let file = self.open_any(path, true);
+        let file = file.map_err(|error| unreadable(&error.into()))?;
+        let metadata = file.metadata().map_err(|error| unreadable(&error))?;
+        match metadata.is_file() {
+            true => Ok((file, stamp_of(&metadata))),
+            false => Err(special(metadata.file_type())),
+        }
+    }
+
+    /// Opens what was listed as a regular file, and asks what it is like. A link that took its place is not followed.
+    fn open_listed(&self, path: &Path) -> Result<(File, Seen), Problem> {
+        let file = self.open_any(path, false).map_err(|error| match error {
+            Errno::LOOP => changed(),
+            _ => unreadable(&error.into()),
+        })?;
+        let metadata = file.metadata().map_err(|error| unreadable(&error))?;
+        match metadata.is_file() {
+            true => Ok((file, Seen::of(&metadata))),
+            false => Err(changed()),
+        }
+    }
+
+    /// Opens a file whose stamp is old enough.
+    fn open_settled(&self, path: &Path) -> Result<(File, Stamp), Problem> {
+        let (file, mut stamp) = self.open_regular(path)?;
+        if let Some(wait) = unsettled(&stamp) {
+            std::thread::sleep(wait);
+            stamp = stamp_of(&file.metadata().map_err(|error| unreadable(&error))?);
+        }
+        Ok((file, stamp))
+    }
+
+    /// Hashes one file: see [`hash_one`].
+    fn hash(
+        &self,
+        path: &Path,
+        threads: usize,
+        on_progress: &OnProgress<'_>,
+        cancelled: &Cancelled<'_>,
+    ) -> Result<Done, Problem> {
+        let (file, stamp) = self.open_settled(path)?;
+        let tree = hash_file(&file, stamp.size, threads, &|bytes| {
+            on_progress(&|| self.join(path), bytes);
+            match cancelled() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        });
+        let tree = tree.map_err(|error| not_hashed(&error))?;
+        is_still(&file, &stamp).map(|()| Done { tree, stamp })
+    }
 }
 
 /// Opens a regular file for reading. Never waits: what is a pipe by now is refused.
 pub(super) fn open_regular(path: &Path) -> Result<(File, Stamp), Problem> {
-    let file = open_any(path, true).map_err(|error| unreadable(&error))?;
-    let metadata = file.metadata().map_err(|error| unreadable(&error))?;
-    match metadata.is_file() {
-        true => Ok((file, stamp_of(&metadata))),
-        false => Err(special(metadata.file_type())),
-    }
-}
-
-/// Opens what was listed as a regular file, and asks what it is like. A link that took its place is not followed.
-fn open_listed(path: &Path) -> Result<(File, Seen), Problem> {
-    let file = open_any(path, false).map_err(|error| match Errno::from_io_error(&error) {
-        Some(Errno::LOOP) => changed(),
-        _ => unreadable(&error),
-    })?;
-    let metadata = file.metadata().map_err(|error| unreadable(&error))?;
-    match metadata.is_file() {
-        true => Ok((file, Seen::of(&metadata))),
-        false => Err(changed()),
-    }
+    Base::default().open_regular(path)
 }
 
 /// What hashing gave.
@@ -107,26 +180,7 @@ pub(super) fn hash_one(
     on_progress: &OnProgress<'_>,
     cancelled: &Cancelled<'_>,
 ) -> Result<Done, Problem> {
-    let (file, stamp) = open_settled(path)?;
-    let tree = hash_file(&file, stamp.size, threads, &|bytes| {
-        on_progress(path, bytes);
-        match cancelled() {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
-    });
-    let tree = tree.map_err(|error| not_hashed(&error))?;
-    is_still(&file, &stamp).map(|()| Done { tree, stamp })
-}
-
-/// Opens a file whose stamp is old enough.
-fn open_settled(path: &Path) -> Result<(File, Stamp), Problem> {
-    let (file, mut stamp) = open_regular(path)?;
-    if let Some(wait) = unsettled(&stamp) {
-        std::thread::sleep(wait);
-        stamp = stamp_of(&file.metadata().map_err(|error| unreadable(&error))?);
-    }
-    Ok((file, stamp))
+    Base::default().hash(path, threads, on_progress, cancelled)
 }
 
 fn is_still(file: &File, stamp: &Stamp) -> Result<(), Problem> {
@@ -162,28 +216,34 @@ fn unsettled(stamp: &Stamp) -> Option<Duration> {
     SETTLED.checked_sub(age).filter(|wait| !wait.is_zero())
 }
 
-/// Hashes so many files: the small ones side by side, each of the large ones with all threads. `file` tells where one is and how
+/// Hashes so many files: the small ones side by side, then larger ones, which are all found by then, and each of the large ones with all
+/// threads. `file` tells where one is and how
 /// it was found, if somebody asked; else `is_wanted` is told once it is open, and says whether to hash it. `on_done` is told what came of
 /// it. All from any thread; false if `cancelled` said so before all were hashed.
-pub(super) fn hash_many(
+pub(super) fn hash_many<'f>(
+    base: &Base,
     count: usize,
-    file: &(dyn Fn(usize) -> (PathBuf, Option<Stamp>) + Sync),
+    file: &(dyn Fn(usize) -> (&'f Path, Option<Stamp>) + Sync),
     is_wanted: &(dyn Fn(usize, &Path, Seen) -> bool + Sync),
-    threads: usize,
-    on_progress: &OnProgress<'_>,
-    cancelled: &Cancelled<'_>,
     on_done: &OnDone<'_>,
+    threads: usize,
+    watch: &Watch<'_>,
 ) -> bool {
+    let Watch {
+        on_progress,
+        cancelled,
+        ..
+    } = watch;
     let all = AtomicBool::new(true);
     let done = |index: usize, path: &Path, result: Result<Done, Problem>| match result {
         Err(problem) if problem.reason == Reason::Cancelled => all.store(false, Ordering::Relaxed),
         result => on_done(index, path, result),
     };
     let hash = |index: usize, path: &Path, threads: usize| {
-        done(index, path, hash_one(path, threads, on_progress, cancelled));
+        done(index, path, base.hash(path, threads, on_progress, cancelled));
     };
     let next = AtomicUsize::new(0);
-    let large = Mutex::new(Vec::new());
+    let larger = Mutex::new(Vec::new());
     let small = || {
         let mut together = Together::default();
         while !cancelled() {
@@ -192,90 +252,89 @@ pub(super) fn hash_many(
                 return together.hash(&done);
             }
             let (path, found) = file(index);
-            let (open, stamp) = match found.map_or_else(|| open_listed(&path).map(Some), |_| Ok(None)) {
-                Ok(Some((_, seen))) if !is_wanted(index, &path, seen) => continue,
+            let (open, stamp) = match found.map_or_else(|| base.open_listed(path).map(Some), |_| Ok(None)) {
+                Ok(Some((_, seen))) if !is_wanted(index, path, seen) => continue,
                 Ok(Some((file, seen))) => (Some(file), seen.stamp),
                 Ok(None) => (None, found.unwrap_or_default()),
                 Err(problem) => {
-                    done(index, &path, Err(problem));
+                    done(index, path, Err(problem));
                     continue;
                 }
             };
-            if stamp.size > LARGE {
-                large.lock().unwrap_or_else(PoisonError::into_inner).push(index);
-            } else if stamp.size > READ_SIZE as u64 {
-                hash(index, &path, 1);
+            if stamp.size > READ_SIZE as u64 {
+                let mut larger = larger.lock().unwrap_or_else(PoisonError::into_inner);
+                larger.push((index, stamp.size));
             } else {
                 if !together.has_room(stamp.size) {
                     together.hash(&done);
                 }
                 // What is not as it was found, or has a problem to be told, is looked at alone.
-                if let Err(path) = together.read(index, path, open, stamp, on_progress) {
-                    hash(index, &path, 1);
+                let open = open.map_or_else(|| base.open_any(path, true), Ok);
+                match open.is_ok_and(|file| together.read(index, path, &file, stamp)) {
+                    true => on_progress(&|| base.join(path), stamp.size),
+                    false => hash(index, path, 1),
                 }
             }
         }
         all.store(false, Ordering::Relaxed);
     };
-    let helpers = threads.min(count).saturating_sub(1);
-    std::thread::scope(|scope| {
-        for _ in 0..helpers {
-            scope.spawn(small);
+    side_by_side(threads.min(count), &small);
+    let larger = larger.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (large, medium): (Vec<_>, Vec<_>) = larger.into_iter().partition(|(_, size)| *size > LARGE);
+    let each = |(index, _): &(usize, u64), threads: usize| match cancelled() {
+        true => all.store(false, Ordering::Relaxed),
+        false => hash(*index, file(*index).0, threads),
+    };
+    let next = AtomicUsize::new(0);
+    let medium_ones = || {
+        while let Some(one) = medium.get(next.fetch_add(1, Ordering::Relaxed)) {
+            each(one, 1);
         }
-        small();
-    });
-    for index in large.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        match cancelled() {
-            true => all.store(false, Ordering::Relaxed),
-            false => hash(index, &file(index).0, threads),
-        }
-    }
+    };
+    side_by_side(threads.min(medium.len()), &medium_ones);
+    large.iter().for_each(|one| each(one, threads));
     all.into_inner()
+}
+
+/// Runs on so many threads, this one of them.
+fn side_by_side(threads: usize, work: &(dyn Fn() + Sync)) {
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
+    });
 }
 
 /// Small files, read one after the other into one buffer, to be hashed together.
 #[derive(Default)]
-struct Together {
+struct Together<'f> {
     buffer: Vec<u8>,
     used: usize,
-    files: Vec<(usize, PathBuf, Range<usize>, Stamp)>,
+    files: Vec<(usize, &'f Path, Range<usize>, Stamp)>,
 }
 
-impl Together {
+impl<'f> Together<'f> {
     /// Whether a file of so many bytes can be taken before what is there is hashed. Counted in whole leaves: more than are hashed in
     /// step are no gain.
     fn has_room(&self, size: u64) -> bool {
         self.used + (size as usize).next_multiple_of(LEAF_SIZE).max(LEAF_SIZE) <= READ_SIZE
     }
 
-    /// Reads a file, if it is not open yet opened here, that had this stamp before and still has it after, so that it need not stay open.
-    ///
-    /// # Errors
-    /// Its path, where it is not what was found or cannot be read.
-    fn read(
-        &mut self,
-        index: usize,
-        path: PathBuf,
-        open: Option<File>,
-        stamp: Stamp,
-        on_progress: &OnProgress<'_>,
-    ) -> Result<(), PathBuf> {
+    /// Reads a file that had this stamp before; false where it has not any more after, so that it need not stay open.
+    fn read(&mut self, index: usize, path: &'f Path, file: &File, stamp: Stamp) -> bool {
         self.buffer.resize(READ_SIZE, 0);
         if let Some(wait) = unsettled(&stamp) {
             std::thread::sleep(wait);
         }
         let range = self.used..self.used + stamp.size as usize;
-        let file = open.map_or_else(|| open_any(&path, true), Ok);
-        let is_read = file.is_ok_and(|file| {
-            file.read_exact_at(&mut self.buffer[range.clone()], 0).is_ok() && is_still(&file, &stamp).is_ok()
-        });
-        if !is_read {
-            return Err(path);
+        if file.read_exact_at(&mut self.buffer[range.clone()], 0).is_err() || is_still(file, &stamp).is_err()
+        {
+            return false;
         }
-        on_progress(&path, stamp.size);
         self.used += range.len().next_multiple_of(LEAF_SIZE).max(LEAF_SIZE);
         self.files.push((index, path, range, stamp));
-        Ok(())
+        true
     }
 
     /// Hashes what was read.
@@ -288,7 +347,7 @@ impl Together {
         let trees = hash_together(&slices);
         self.used = 0;
         for ((index, path, _, stamp), tree) in self.files.drain(..).zip(trees) {
-            done(index, &path, Ok(Done { tree, stamp }));
+            done(index, path, Ok(Done { tree, stamp }));
         }
     }
 }
@@ -296,6 +355,14 @@ impl Together {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn watch<'a>(on_progress: &'a OnProgress<'a>, cancelled: &'a Cancelled<'a>) -> Watch<'a> {
+        Watch {
+            on_found: &|_| {},
+            on_progress,
+            cancelled,
+        }
+    }
 
     #[test]
     fn many_are_hashed_in_order_and_failures_stay_apart() {
@@ -310,28 +377,37 @@ mod tests {
             paths.push((path, stamp.ok()));
         }
         let results = Mutex::new(vec![None; paths.len()]);
-        let file = |index: usize| paths[index].clone();
+        let file = |index: usize| (paths[index].0.as_path(), paths[index].1);
         let on_done = |index: usize, path: &Path, result| {
             assert_eq!(path, paths[index].0);
             results.lock().unwrap()[index] = Some(result);
         };
+        let base = Base::default();
         assert!(hash_many(
+            &base,
             20,
             &file,
             &|_, _, _| true,
+            &on_done,
             3,
-            &|_, _| {},
-            &|| false,
-            &on_done
+            &watch(&|_, _| {}, &|| false),
         ));
-        for (n, result) in results.into_inner().unwrap().into_iter().enumerate() {
+        let stopped = watch(&|_, _| {}, &|| true);
+        assert!(!hash_many(
+            &base,
+            20,
+            &file,
+            &|_, _, _| true,
+            &on_done,
+            3,
+            &stopped
+        ));
+        for (n, result) in results.lock().unwrap().drain(..).enumerate() {
             match (n, result.unwrap()) {
                 (7, result) => assert_eq!(result.unwrap_err().reason, Reason::NotFound),
                 (n, result) => assert_eq!(result.unwrap().tree, potluck_core::hash::hash_bytes(&vec![1; n])),
             }
         }
-        let stopped = hash_many(20, &file, &|_, _, _| true, 3, &|_, _| {}, &|| true, &|_, _, _| {});
-        assert!(!stopped);
     }
 
     #[test]
@@ -367,11 +443,12 @@ mod tests {
             }
         };
         let (done, told_of) = (Mutex::new(Vec::new()), AtomicUsize::new(0));
-        let on_progress = |_: &Path, bytes: u64| {
+        let on_progress = |path: &dyn Fn() -> PathBuf, bytes: u64| {
+            assert!(path().is_file());
             told_of.fetch_add(bytes as usize, Ordering::Relaxed);
         };
         let on_done = |index: usize, path: &Path, result: Result<Done, Problem>| {
-            let alone = hash_one(path, 1, &|_, _| {}, &|| false).unwrap();
+            let alone = hash_one(&dir.path().join(path), 1, &|_, _| {}, &|| false).unwrap();
             let result = result.unwrap();
             assert_eq!(
                 (result.tree, result.stamp),
@@ -384,21 +461,18 @@ mod tests {
         let (count, unwanted) = (sizes.len() + 2, AtomicUsize::new(0));
         std::fs::write(path(12), "12").unwrap();
         std::fs::write(path(13), "13").unwrap();
-        let file = |index: usize| (path(index), (index % 3 != 0 && index < 12).then(|| told(index)));
+        let names: Vec<PathBuf> = (0..count).map(|index| index.to_string().into()).collect();
+        let file = |index: usize| {
+            let is_asked = index % 3 != 0 && index < 12;
+            (names[index].as_path(), is_asked.then(|| told(index)))
+        };
         let is_wanted = |index: usize, _: &Path, seen: Seen| {
             assert_eq!(seen.stamp, stamp_of(&path(index).metadata().unwrap()));
             unwanted.fetch_add(usize::from(index > 11), Ordering::Relaxed);
             index < 12
         };
-        assert!(hash_many(
-            count,
-            &file,
-            &is_wanted,
-            1,
-            &on_progress,
-            &|| false,
-            &on_done
-        ));
+        let (base, watch) = (Base::at(dir.path()).unwrap(), watch(&on_progress, &|| false));
+        assert!(hash_many(&base, count, &file, &is_wanted, &on_done, 1, &watch));
         let mut done = done.into_inner().unwrap();
         done.sort_unstable();
         assert_eq!(done, (0..sizes.len()).collect::<Vec<_>>());
@@ -413,9 +487,10 @@ mod tests {
         let (path, link) = (dir.path().join("file"), dir.path().join("link"));
         std::fs::write(&path, "1").unwrap();
         std::os::unix::fs::symlink("file", &link).unwrap();
-        assert!(open_listed(&path).is_ok());
+        let base = Base::default();
+        assert!(base.open_listed(&path).is_ok());
         for gone in [&link, &dir.path().to_owned()] {
-            assert_eq!(open_listed(gone).unwrap_err().reason, Reason::FileChanged);
+            assert_eq!(base.open_listed(gone).unwrap_err().reason, Reason::FileChanged);
         }
     }
 

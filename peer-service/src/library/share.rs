@@ -80,7 +80,7 @@ impl Inner {
             let size = metadata.len();
             (watch.on_found)(size);
             if let Some(item) = self.reuse_file(path, &stamp_of(&metadata)) {
-                (watch.on_progress)(path, size);
+                (watch.on_progress)(&|| path.to_owned(), size);
                 return Ok(item);
             }
             let done =
@@ -134,16 +134,14 @@ impl Inner {
     ) -> Result<NewItem, Vec<Refused>> {
         (watch.on_found)(found.size());
         if let Some(item) = self.reuse_folder(root, found) {
-            (watch.on_progress)(root, found.size());
+            (watch.on_progress)(&|| root.to_owned(), found.size());
             return Ok(item);
         }
         let known = |path: &Path, stamp: &Stamp| self.catalog().known(path, stamp);
         let hashed = hash_found(root, found, &known, self.hash_threads, watch)?;
         // Sorted as `found` is, which the stamps rely on.
         let manifest = hashed.manifest(root, found)?;
-        let stamps =
-            (0..found.len()).map(|index| found.seen(index).map_or_else(Stamp::default, |seen| seen.stamp));
-        self.collection_item(root, Arc::new(manifest), stamps.collect(), hashed.hashes)
+        self.collection_item(root, Arc::new(manifest), found.all_stamps(), hashed.hashes)
             .map_err(|problem| one(root, problem))
     }
 

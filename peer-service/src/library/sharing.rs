@@ -3,7 +3,7 @@
 //! Blocks; run off the async threads.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Mutex,
         atomic::{AtomicU64, Ordering},
@@ -33,7 +33,7 @@ pub(super) fn share_all(inner: &Inner, paths: Vec<PathBuf>, events: &mpsc::Sende
     let _hashing = inner.hashing.begin();
     let (done, total) = (AtomicU64::new(0), AtomicU64::new(0));
     let told = Mutex::new(None::<Instant>);
-    let on_progress = |path: &Path, bytes: u64| {
+    let on_progress = |path: &dyn Fn() -> PathBuf, bytes: u64| {
         let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         // Whoever finds the lock taken has nothing newer to tell.
         let Ok(mut told) = told.try_lock() else { return };
@@ -44,7 +44,7 @@ pub(super) fn share_all(inner: &Inner, paths: Vec<PathBuf>, events: &mpsc::Sende
         let total = total.load(Ordering::Relaxed);
         // A reader that is behind does not hold up the hashing.
         let _ = events.try_send(ShareEvent::Progress {
-            path: path.to_owned(),
+            path: path(),
             done,
             total,
         });

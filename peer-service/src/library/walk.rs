@@ -25,8 +25,8 @@ use crate::store::Stamp;
 /// Most problems told of one folder: enough to see what is wrong, few enough to read.
 pub(super) const MAX_PROBLEMS: usize = 100;
 
-/// Most files of a folder that are not asked about before they are opened for hashing, which tells the same: of more, what each is like
-/// would be kept twice.
+/// Most files of a folder that are not asked about before they are opened for hashing, which tells the same. Of more, whoever waits is told
+/// first how many bytes there are; of so many small ones, soon enough.
 const MAX_UNASKED: usize = 16 * 1024;
 
 /// Something that cannot be shared, and why.
@@ -42,7 +42,7 @@ pub(super) struct Found {
 
 /// Something in a folder.
 #[derive(Debug, PartialEq, Eq)]
-struct One {
+pub(super) struct One {
     /// Where in the text its path is, and how long.
     start: u32,
     len: u32,
@@ -76,8 +76,21 @@ impl Seen {
 }
 
 impl One {
+    /// What a file was found to be.
+    pub(super) fn stamp(&self) -> Option<Stamp> {
+        match self.what {
+            What::File(seen) => seen.map(|seen| seen.stamp),
+            _ => None,
+        }
+    }
+
+    /// A file is like this.
+    pub(super) fn see(&mut self, seen: Seen) {
+        self.what = What::File(Some(seen));
+    }
+
     /// Its path, in the text of all.
-    fn path<'a>(&self, text: &'a str) -> &'a str {
+    pub(super) fn path<'a>(&self, text: &'a str) -> &'a str {
         &text[self.start as usize..][..self.len as usize]
     }
 }
@@ -95,20 +108,15 @@ impl Found {
         self.ones[index].path(&self.text)
     }
 
-    /// What a file is like, if somebody has asked.
-    pub(super) fn seen(&self, index: usize) -> Option<Seen> {
-        match self.ones.get(index)?.what {
-            What::File(seen) => seen,
-            _ => None,
-        }
+    /// The text of all paths, and each thing apart.
+    pub(super) fn parts(&mut self) -> (&str, &mut [One]) {
+        (&self.text, &mut self.ones)
     }
 
-    /// A file is like this.
-    ///
-    /// # Panics
-    /// Where there is no such one.
-    pub(super) fn see(&mut self, index: usize, seen: Seen) {
-        self.ones[index].what = What::File(Some(seen));
+    /// The stamps of all, meaningless for those that are no files.
+    pub(super) fn all_stamps(&self) -> Vec<Stamp> {
+        let stamps = self.ones.iter().map(|one| one.stamp().unwrap_or_default());
+        stamps.collect()
     }
 
     pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &What)> {
