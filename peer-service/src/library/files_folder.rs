@@ -24,8 +24,9 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     Inner,
+    base::Base,
     catalog::Body,
-    hasher::{Base, hash_many},
+    hasher::hash_many,
     lock,
     share::{Watch, file_item},
     upkeep::{QUIET, is_quiet},

@@ -15,7 +15,8 @@ use potluck_core::{
 };
 
 use super::{
-    hasher::{Base, Done, changed, hash_many, sum_of},
+    base::Base,
+    hasher::{Done, changed, hash_many, sum_of},
     hashes::Hashes,
     share::Watch,
     walk::{Found, MAX_PROBLEMS, One, Refused, Seen, What},

@@ -7,10 +7,7 @@ use std::{
     fs::File,
     io,
     ops::{ControlFlow, Range},
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::fs::FileExt as _,
-    },
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
@@ -25,14 +22,11 @@ use potluck_core::{
     index_client::{FileRecord, Kind},
     merkle::{FileTree, LEAF_SIZE},
 };
-use rustix::{
-    fs::{CWD, Mode, OFlags},
-    io::Errno,
-};
 
 use super::{
+    base::Base,
     share::Watch,
-    walk::{Seen, special, stamp_of, unreadable},
+    walk::{Seen, stamp_of, unreadable},
 };
 use crate::store::Stamp;
 
@@ -45,101 +39,6 @@ const SETTLED: Duration = Duration::from_millis(20);
 
 /// Told how many bytes more are hashed, and of which file where that is asked for.
 pub(super) type OnProgress<'a> = dyn Fn(&dyn Fn() -> PathBuf, u64) + Sync + 'a;
-
-/// Where paths begin: at a folder that is open, so that only what is beneath it is looked up, or nowhere in particular.
-#[derive(Debug, Default)]
-pub(super) struct Base {
-    path: PathBuf,
-    folder: Option<OwnedFd>,
-}
-
-impl Base {
-    /// At a folder.
-    ///
-    /// # Errors
-    /// Where it cannot be read.
-    pub(super) fn at(path: &Path) -> Result<Self, Problem> {
-        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder =
-            rustix::fs::open(path, flags, Mode::empty()).map_err(|error| unreadable(&error.into()))?;
-        Ok(Self {
-            path: path.to_owned(),
-            folder: Some(folder),
-        })
-    }
-
-    /// The whole path of what is at `path`.
-    pub(super) fn join(&self, path: &Path) -> PathBuf {
-        self.path.join(path)
-    }
-
-    /// Opens whatever is there for reading, without waiting for another end of it; what is a link only where links are `followed`.
-    fn open_any(&self, path: &Path, followed: bool) -> Result<File, Errno> {
-        let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        flags.set(OFlags::NOFOLLOW, !followed);
-        let folder = self.folder.as_ref().map_or(CWD, |folder| folder.as_fd());
-        rustix::fs::openat(folder, path, flags, Mode::empty()).map(File::from)
-    }
-
-    /// Opens a regular file for reading. Never waits: what is a pipe by now is refused.
-    fn open_regular(&self, path: &Path) -> Result<(File, Stamp), Problem> {
-        let file = self.open_any(path, true);
-        let file = file.map_err(|error| unreadable(&error.into()))?;
-        let metadata = file.metadata().map_err(|error| unreadable(&error))?;
-        match metadata.is_file() {
-            true => Ok((file, stamp_of(&metadata))),
-            false => Err(special(metadata.file_type())),
-        }
-    }
-
-    /// Opens what was listed as a regular file, and asks what it is like. A link that took its place is not followed.
-    fn open_listed(&self, path: &Path) -> Result<(File, Seen), Problem> {
-        let file = self.open_any(path, false).map_err(|error| match error {
-            Errno::LOOP => changed(),
-            _ => unreadable(&error.into()),
-        })?;
-        let metadata = file.metadata().map_err(|error| unreadable(&error))?;
-        match metadata.is_file() {
-            true => Ok((file, Seen::of(&metadata))),
-            false => Err(changed()),
-        }
-    }
-
-    /// Opens a file whose stamp is old enough.
-    fn open_settled(&self, path: &Path) -> Result<(File, Stamp), Problem> {
-        let (file, mut stamp) = self.open_regular(path)?;
-        if let Some(wait) = unsettled(&stamp) {
-            std::thread::sleep(wait);
-            stamp = stamp_of(&file.metadata().map_err(|error| unreadable(&error))?);
-        }
-        Ok((file, stamp))
-    }
-
-    /// Hashes one file: see [`hash_one`].
-    fn hash(
-        &self,
-        path: &Path,
-        threads: usize,
-        on_progress: &OnProgress<'_>,
-        cancelled: &Cancelled<'_>,
-    ) -> Result<Done, Problem> {
-        let (file, stamp) = self.open_settled(path)?;
-        let tree = hash_file(&file, stamp.size, threads, &|bytes| {
-            on_progress(&|| self.join(path), bytes);
-            match cancelled() {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
-        });
-        let tree = tree.map_err(|error| not_hashed(&error))?;
-        is_still(&file, &stamp).map(|()| Done { tree, stamp })
-    }
-}
-
-/// Opens a regular file for reading. Never waits: what is a pipe by now is refused.
-pub(super) fn open_regular(path: &Path) -> Result<(File, Stamp), Problem> {
-    Base::default().open_regular(path)
-}
 
 /// What hashing gave.
 #[derive(Debug, Clone)]
@@ -180,7 +79,37 @@ pub(super) fn hash_one(
     on_progress: &OnProgress<'_>,
     cancelled: &Cancelled<'_>,
 ) -> Result<Done, Problem> {
-    Base::default().hash(path, threads, on_progress, cancelled)
+    hash_at(&Base::default(), path, threads, on_progress, cancelled)
+}
+
+/// Hashes one file: see [`hash_one`].
+fn hash_at(
+    base: &Base,
+    path: &Path,
+    threads: usize,
+    on_progress: &OnProgress<'_>,
+    cancelled: &Cancelled<'_>,
+) -> Result<Done, Problem> {
+    let (file, stamp) = open_settled(base, path)?;
+    let tree = hash_file(&file, stamp.size, threads, &|bytes| {
+        on_progress(&|| base.join(path), bytes);
+        match cancelled() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
+    let tree = tree.map_err(|error| not_hashed(&error))?;
+    is_still(&file, &stamp).map(|()| Done { tree, stamp })
+}
+
+/// Opens a file whose stamp is old enough.
+fn open_settled(base: &Base, path: &Path) -> Result<(File, Stamp), Problem> {
+    let (file, mut stamp) = base.open_regular(path)?;
+    if let Some(wait) = unsettled(&stamp) {
+        std::thread::sleep(wait);
+        stamp = stamp_of(&file.metadata().map_err(|error| unreadable(&error))?);
+    }
+    Ok((file, stamp))
 }
 
 fn is_still(file: &File, stamp: &Stamp) -> Result<(), Problem> {
@@ -217,9 +146,8 @@ fn unsettled(stamp: &Stamp) -> Option<Duration> {
 }
 
 /// Hashes so many files: the small ones side by side, then larger ones, which are all found by then, and each of the large ones with all
-/// threads. `file` tells where one is and how
-/// it was found, if somebody asked; else `is_wanted` is told once it is open, and says whether to hash it. `on_done` is told what came of
-/// it. All from any thread; false if `cancelled` said so before all were hashed.
+/// threads. `file` tells where one is and how it was found, if somebody asked; else `is_wanted` is told once it is open, and says whether
+/// to hash it. `on_done` is told what came of it. All from any thread; false if `cancelled` said so before all were hashed.
 pub(super) fn hash_many<'f>(
     base: &Base,
     count: usize,
@@ -240,7 +168,7 @@ pub(super) fn hash_many<'f>(
         result => on_done(index, path, result),
     };
     let hash = |index: usize, path: &Path, threads: usize| {
-        done(index, path, base.hash(path, threads, on_progress, cancelled));
+        done(index, path, hash_at(base, path, threads, on_progress, cancelled));
     };
     let next = AtomicUsize::new(0);
     let larger = Mutex::new(Vec::new());
@@ -479,28 +407,6 @@ mod tests {
         let all: u64 = sizes[..11].iter().sum::<u64>() + 40 * leaf;
         assert_eq!(told_of.into_inner() as u64, all);
         assert_eq!(unwanted.into_inner(), 2);
-    }
-
-    #[test]
-    fn what_is_no_file_any_more_was_changed() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, link) = (dir.path().join("file"), dir.path().join("link"));
-        std::fs::write(&path, "1").unwrap();
-        std::os::unix::fs::symlink("file", &link).unwrap();
-        let base = Base::default();
-        assert!(base.open_listed(&path).is_ok());
-        for gone in [&link, &dir.path().to_owned()] {
-            assert_eq!(base.open_listed(gone).unwrap_err().reason, Reason::FileChanged);
-        }
-    }
-
-    #[test]
-    fn a_pipe_is_refused_without_waiting() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("pipe");
-        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
-        assert!(made.success());
-        assert_eq!(open_regular(&path).unwrap_err().reason, Reason::UnsafePath);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! | module | its one job |
 //! |---|---|
+//! | `base` | opens what is to be hashed |
 //! | `catalog` | the library in memory: items, files, where a copy of each is; pure |
 //! | `files_folder` | shares what is dropped into the files folder |
 //! | `folder` | from what is found in a folder to its manifest |
@@ -36,6 +37,7 @@ use potluck_core::{
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+mod base;
 mod catalog;
 mod files_folder;
 mod folder;
@@ -296,7 +298,7 @@ impl Library {
         let inner = self.inner.clone();
         blocking(move || {
             let path = share::resolve(&path)?;
-            let (_, found) = hasher::open_regular(&path)?;
+            let (_, found) = base::open_regular(&path)?;
             let mut item = share::file_item(&path, Done { tree, stamp });
             if found != stamp || stamp.size != item.record.size {
                 return Err(offer::file_changed(&item.record.id));

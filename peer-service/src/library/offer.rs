@@ -17,8 +17,8 @@ use tokio::sync::watch;
 
 use super::{
     Inner,
+    base::open_regular,
     catalog::{Body, Catalog, Part, Place, Shared, WHOLE},
-    hasher::open_regular,
     walk::stamp_of,
 };
 use crate::{

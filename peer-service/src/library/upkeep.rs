@@ -17,8 +17,8 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     Inner,
+    base::open_regular,
     catalog::{Body, Delta, Place, WHOLE},
-    hasher::open_regular,
     load::changed_entries,
     lock,
     offer::HANDLE_IDLE,

@@ -1,0 +1,113 @@
+//! Opening files that are to be hashed: never waiting for another end, and never what is no file.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd as _, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use potluck_core::Problem;
+use rustix::{
+    fs::{CWD, Mode, OFlags},
+    io::Errno,
+};
+
+use super::{
+    hasher::changed,
+    walk::{Seen, special, stamp_of, unreadable},
+};
+use crate::store::Stamp;
+
+/// Where paths begin: at a folder that is open, so that only what is beneath it is looked up, or nowhere in particular.
+#[derive(Debug, Default)]
+pub(super) struct Base {
+    path: PathBuf,
+    folder: Option<OwnedFd>,
+}
+
+impl Base {
+    /// At a folder.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub(super) fn at(path: &Path) -> Result<Self, Problem> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder =
+            rustix::fs::open(path, flags, Mode::empty()).map_err(|error| unreadable(&error.into()))?;
+        Ok(Self {
+            path: path.to_owned(),
+            folder: Some(folder),
+        })
+    }
+
+    /// The whole path of what is at `path`.
+    pub(super) fn join(&self, path: &Path) -> PathBuf {
+        self.path.join(path)
+    }
+
+    /// Opens whatever is there for reading, without waiting for another end of it; what is a link only where links are `followed`.
+    pub(super) fn open_any(&self, path: &Path, followed: bool) -> Result<File, Errno> {
+        let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        flags.set(OFlags::NOFOLLOW, !followed);
+        let folder = self.folder.as_ref().map_or(CWD, |folder| folder.as_fd());
+        rustix::fs::openat(folder, path, flags, Mode::empty()).map(File::from)
+    }
+
+    /// Opens a regular file for reading. Never waits: what is a pipe by now is refused.
+    pub(super) fn open_regular(&self, path: &Path) -> Result<(File, Stamp), Problem> {
+        let file = self.open_any(path, true);
+        let file = file.map_err(|error| unreadable(&error.into()))?;
+        let metadata = file.metadata().map_err(|error| unreadable(&error))?;
+        match metadata.is_file() {
+            true => Ok((file, stamp_of(&metadata))),
+            false => Err(special(metadata.file_type())),
+        }
+    }
+
+    /// Opens what was listed as a regular file, and asks what it is like. A link that took its place is not followed.
+    pub(super) fn open_listed(&self, path: &Path) -> Result<(File, Seen), Problem> {
+        let file = self.open_any(path, false).map_err(|error| match error {
+            Errno::LOOP => changed(),
+            _ => unreadable(&error.into()),
+        })?;
+        let metadata = file.metadata().map_err(|error| unreadable(&error))?;
+        match metadata.is_file() {
+            true => Ok((file, Seen::of(&metadata))),
+            false => Err(changed()),
+        }
+    }
+}
+
+/// Opens a regular file, wherever it is, for reading. Never waits: what is a pipe by now is refused.
+pub(super) fn open_regular(path: &Path) -> Result<(File, Stamp), Problem> {
+    Base::default().open_regular(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use potluck_core::Reason;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_any_more_was_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("file"), dir.path().join("link"));
+        std::fs::write(&path, "1").unwrap();
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        let base = Base::default();
+        assert!(base.open_listed(&path).is_ok());
+        for gone in [&link, &dir.path().to_owned()] {
+            assert_eq!(base.open_listed(gone).unwrap_err().reason, Reason::FileChanged);
+        }
+    }
+
+    #[test]
+    fn a_pipe_is_refused_without_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        assert_eq!(open_regular(&path).unwrap_err().reason, Reason::UnsafePath);
+    }
+}
