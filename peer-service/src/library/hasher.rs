@@ -391,7 +391,7 @@ mod tests {
         std::fs::write(path(13), "13").unwrap();
         let names: Vec<PathBuf> = (0..count).map(|index| index.to_string().into()).collect();
         let file = |index: usize| {
-            let is_asked = index % 3 != 0 && index < 12;
+            let is_asked = !index.is_multiple_of(3) && index < 12;
             (names[index].as_path(), is_asked.then(|| told(index)))
         };
         let is_wanted = |index: usize, _: &Path, seen: Seen| {
