@@ -12,7 +12,7 @@ use potluck_core::{
 use tokio::sync::watch;
 use tonic::Status;
 
-use super::Inner;
+use super::{Inner, sending::Board};
 use crate::{
     bits::Bits,
     blocking::blocking,
@@ -27,7 +27,7 @@ const MAX_GATHER: Duration = Duration::from_millis(250);
 
 /// Messages a second to all watchers together that gathering aims at: each costs a packet and a turn of some thread at both ends,
 /// and a crowd where each tells each of every piece at once has no time left for the pieces.
-const MESSAGES_PER_SECOND: u32 = 200;
+const MESSAGES_PER_SECOND: u32 = 400;
 
 /// Most units in one message.
 const MAX_UNITS: usize = 64 * 1024;
@@ -35,17 +35,61 @@ const MAX_UNITS: usize = 64 * 1024;
 /// What the watcher was told.
 #[derive(Debug)]
 enum Told {
-    Complete(u32),
+    /// A crowd watches seeds: little to hold for each of them.
+    Complete(Complete),
     Partial(Units),
 }
 
+/// All is here.
+#[derive(Debug)]
+struct Complete {
+    units: u32,
+    /// What goes out to whom.
+    board: Arc<Board>,
+    changes: watch::Receiver<()>,
+    /// Of that, what was told, in order.
+    sending: Vec<u32>,
+}
+
 impl Told {
-    fn new(units: Units) -> Self {
-        match units.have.is_full() {
-            // A crowd watches seeds: nothing to hold for each of them.
-            true => Self::Complete(units.have.len()),
-            false => Self::Partial(units),
+    fn new(units: Units, board: impl FnOnce() -> Arc<Board>) -> Self {
+        if !units.have.is_full() {
+            return Self::Partial(units);
         }
+        let board = board();
+        Self::Complete(Complete {
+            units: units.have.len(),
+            changes: board.changes(),
+            board,
+            sending: Vec::new(),
+        })
+    }
+
+    /// Waits until other pieces are on their way; for ever where that is not told.
+    async fn sends_other(&mut self) {
+        match self {
+            // Its sender is held beside it.
+            Self::Complete(complete) => _ = complete.changes.changed().await,
+            Self::Partial(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Complete {
+    /// What to tell of what goes out.
+    fn difference(&mut self) -> Option<Event> {
+        let now = self.board.pieces();
+        let not_in = |some: &[u32], others: &[u32]| -> Vec<u32> {
+            let new = some.iter().filter(|unit| others.binary_search(unit).is_err());
+            new.copied().take(MAX_UNITS).collect()
+        };
+        let change = v1::AvailabilityChange {
+            have: Vec::new(),
+            fetching: not_in(&now, &self.sending),
+            abandoned: not_in(&self.sending, &now),
+        };
+        self.sending = now;
+        (change != v1::AvailabilityChange::default()).then_some(Event::Change(change))
     }
 }
 
@@ -90,10 +134,11 @@ pub(super) async fn watch(
 ) -> Result<impl Stream<Item = Result<v1::WatchAvailabilityResponse, Status>> + Send + use<>, Problem> {
     let (units, changes) = look(&inner, id).await?;
     let queue = VecDeque::from([snapshot(&units)]);
+    let told = Told::new(units, || inner.sending.board(&id));
     let watch = Watch {
         inner,
         id,
-        told: Told::new(units),
+        told,
         changes,
         queue,
         _place: place,
@@ -110,18 +155,30 @@ pub(super) async fn watch(
     }))
 }
 
+/// Waits until the units may be others.
+async fn change(changes: &mut Option<watch::Receiver<u64>>) {
+    match changes {
+        // Where the sender is gone the offer ended, and maybe another took its place.
+        Some(changes) => drop(changes.changed().await),
+        None => std::future::pending().await,
+    }
+}
+
 impl Watch {
     async fn next(&mut self) -> Result<Event, Problem> {
         loop {
             if let Some(event) = self.queue.pop_front() {
                 return Ok(event);
             }
-            match &mut self.changes {
-                // The sender is gone: the offer ended, and maybe another took its place.
-                Some(changes) => drop(changes.changed().await),
-                None => std::future::pending().await,
-            }
+            let other_units = tokio::select! {
+                () = change(&mut self.changes) => true,
+                () = self.told.sends_other() => false,
+            };
             tokio::time::sleep(gather(self.inner.watching())).await;
+            if let (Told::Complete(complete), false) = (&mut self.told, other_units) {
+                self.queue.extend(complete.difference());
+                continue;
+            }
             // A transfer: without a trip to another thread. Who was told of the whole was told by the library.
             let running = match self.told {
                 Told::Partial(_) => self.inner.find_now(&self.id).ok(),
@@ -133,7 +190,9 @@ impl Watch {
             };
             self.changes = changes;
             self.queue = difference(&self.told, &units)?.into();
-            self.told = Told::new(units);
+            if let Told::Partial(_) = self.told {
+                self.told = Told::new(units, || self.inner.sending.board(&self.id));
+            }
         }
     }
 }
@@ -164,7 +223,7 @@ fn difference(told: &Told, now: &Units) -> Result<Vec<Event>, Problem> {
         )
     };
     let before = match told {
-        Told::Complete(count) if now.have.is_full() && now.have.len() == *count => return Ok(Vec::new()),
+        Told::Complete(told) if now.have.is_full() && now.have.len() == told.units => return Ok(Vec::new()),
         Told::Complete(_) => return Err(lost()),
         Told::Partial(units) if units.have.len() == now.have.len() => units,
         Told::Partial(_) => return Err(lost()),
@@ -242,7 +301,7 @@ mod tests {
         ) {
             let mut known = units(40, &before, &fetching);
             let now = units(40, &[before, more].concat(), &fetching_now);
-            let told = Told::new(known.clone());
+            let told = Told::new(known.clone(), Arc::default);
             prop_assume!(matches!(told, Told::Partial(_)));
             for event in difference(&told, &now).unwrap() {
                 let Event::Change(change) = event else { panic!("a change is told") };
@@ -263,12 +322,12 @@ mod tests {
 
     #[test]
     fn what_was_lost_ends_the_watch() {
-        let told = Told::new(units(4, &[0, 1], &[]));
+        let told = Told::new(units(4, &[0, 1], &[]), Arc::default);
         assert_eq!(
             difference(&told, &units(4, &[0], &[])).unwrap_err().reason,
             Reason::PieceNotAvailable
         );
-        let told = Told::new(units(2, &[0, 1], &[]));
+        let told = Told::new(units(2, &[0, 1], &[]), Arc::default);
         assert!(difference(&told, &units(2, &[0], &[])).is_err());
         assert!(difference(&told, &units(2, &[0, 1], &[])).unwrap().is_empty());
     }

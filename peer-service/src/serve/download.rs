@@ -16,6 +16,7 @@ use tonic::Status;
 use super::{
     Inner,
     reader::{BATCH, Batch, Job, Reader},
+    sending::Notes,
     turns::Outlet,
 };
 use crate::{
@@ -121,6 +122,8 @@ struct Download {
     reader: Option<Reader>,
     /// Read before it was asked for: what the call began with.
     first: Option<Batch>,
+    /// Others are told of what is asked for until all of it was handed over.
+    _notes: Notes,
     /// The connection's way out.
     outlet: Outlet,
     /// Free once the last of its bytes is gone, not when the last was handed over.
@@ -140,15 +143,16 @@ pub(super) async fn stream(
     outlet: Outlet,
 ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
     let most = batch_size(&inner.limits, &outlet);
-    let (reader, first) = match at_once(&inner, &asked, most) {
+    let (reader, first, notes) = match at_once(&inner, &asked, most) {
         Some(begun) => begun,
         None => {
             let shared = inner.clone();
             blocking(move || {
                 let jobs = resolve(&asked, |id| shared.find(id))?;
+                let notes = shared.sending.note(&jobs);
                 let mut reader = Reader::new(jobs, shared.buffers.clone());
                 let first = reader.read(most)?;
-                Ok::<_, Problem>((reader, first))
+                Ok::<_, Problem>((reader, first, notes))
             })
             .await??
         }
@@ -157,6 +161,7 @@ pub(super) async fn stream(
         inner,
         reader: Some(reader),
         first: Some(first),
+        _notes: notes,
         outlet,
         slot: Arc::new(slot),
         deadline: Instant::now() + TOTAL,
@@ -186,14 +191,15 @@ fn batch_size(limits: &Limits, outlet: &Outlet) -> u64 {
 }
 
 /// The beginning of an answer that is in memory, as most are: without a trip to another thread.
-fn at_once(inner: &Inner, asked: &[Asked], most: u64) -> Option<(Reader, Batch)> {
+fn at_once(inner: &Inner, asked: &[Asked], most: u64) -> Option<(Reader, Batch, Notes)> {
     if asked.len() > MAX_AT_ONCE {
         return None;
     }
     let jobs = resolve(asked, |id| inner.find_now(id)).ok()?;
+    let notes = inner.sending.note(&jobs);
     let mut reader = Reader::new(jobs, inner.buffers.clone());
     let first = reader.read_now(most)?;
-    Some((reader, first))
+    Some((reader, first, notes))
 }
 
 impl Download {

@@ -11,6 +11,7 @@
 //! | `outgoing` | a connection that can be cut |
 //! | `patience` | ends streams whose receiver does not read |
 //! | `reader` | bytes of spans, from the disk into messages |
+//! | `sending` | what is on its way of files that a crowd watches |
 //! | `turns` | who is sent to, and when |
 //!
 //! Invariants: memory for a caller is bounded whatever it asks and however slowly it reads; every stream ends when its receiver
@@ -39,6 +40,7 @@ use crate::{
 };
 use buffers::Buffers;
 use patience::Patient;
+use sending::Sending;
 
 mod answer;
 mod availability;
@@ -49,6 +51,7 @@ mod lane;
 mod outgoing;
 mod patience;
 mod reader;
+mod sending;
 mod turns;
 
 pub use self::{
@@ -94,6 +97,7 @@ struct Inner {
     watchers: Places,
     hash_streams: Places,
     buffers: Buffers,
+    sending: Sending,
 }
 
 impl PeerApi {
@@ -114,6 +118,7 @@ impl PeerApi {
                 watchers: Places::new(MAX_WATCHERS, share),
                 hash_streams: Places::new(MAX_HASH_STREAMS, share),
                 buffers: Buffers::default(),
+                sending: Sending::default(),
             }),
         }
     }
