@@ -43,5 +43,6 @@ mod saved;
 mod sources;
 mod target;
 mod tree;
+mod unserved;
 mod verify;
 pub mod view;
