@@ -252,7 +252,7 @@ async fn fetch_units(
 ) -> Result<Vec<Bytes>, Problem> {
     let lie = |what: String| Problem::new(Reason::VerificationFailed, what);
     let mut assembly = Assembly::new(&plan, &units);
-    let mut stream = link.download(assembly.request()).await?;
+    let mut stream = link.download(assembly.ask(u64::MAX)).await?;
     let mut done = Vec::with_capacity(units.len());
     while assembly.current().is_some() {
         let Some(part) = stream.next().await? else {
