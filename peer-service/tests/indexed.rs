@@ -7,7 +7,11 @@ mod common;
 use std::time::Duration;
 
 use common::*;
-use potluck_core::proto::v1;
+use potluck_core::{
+    Token,
+    index_client::{Address, FileRecord, Kind, Registration},
+    proto::v1,
+};
 use potluck_index::StoreConfig;
 use potluck_peer::Config;
 use tokio::net::TcpListener;
@@ -148,4 +152,54 @@ async fn an_index_that_restarts_or_has_lost_its_data_knows_everything_again() {
         page.files.first().is_none_or(|found| found.provider_count == 0)
     })
     .await;
+}
+
+/// Most of those who registered it say that it is a folder. A look at its beginning tells better, and costs no second copy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_most_call_a_collection_is_fetched_once() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let index = Index::start().await;
+    let data = bytes(6_000_000, 13);
+    let path = file(dir.path(), "src/data.bin", &data);
+    let seed = Peer::start(&dir.path().join("seed"), Some(&index.endpoint)).await;
+    let id = seed.share(&path).await;
+    let root = potluck_core::hash::hash_bytes(&data).root;
+    for liar in 0..3 {
+        let lie = Registration {
+            file: FileRecord {
+                id,
+                size: data.len() as u64,
+                root,
+                sha256: None,
+                kind: Kind::Collection,
+            },
+            names: vec!["data.bin".into()],
+            partial: false,
+        };
+        let address = Address {
+            host: String::new(),
+            port: 1 + liar,
+        };
+        let (token, lies) = (Token::generate(), [lie]);
+        let told = index.client.register(&token, &address, &lies, None, false);
+        told.await.unwrap();
+    }
+    wait_for_providers(&index, id, 4).await;
+    let by = potluck_core::index_client::By::Id(id);
+    let page = index.client.query(&by, 1, None).await.unwrap();
+    assert_eq!(
+        page.files[0].file.kind,
+        Kind::Collection,
+        "the index believes them"
+    );
+    let peer = Peer::start(&dir.path().join("peer"), Some(&index.endpoint)).await;
+    let target = dir.path().join("out");
+    let done = peer.fetch(wish(id, &target)).await;
+    assert_done(&done);
+    assert_eq!(done.kind(), v1::FileKind::File);
+    assert_eq!(std::fs::read(&target).unwrap(), data);
+    let status = seed.control.clone().get_status(v1::GetStatusRequest {}).await;
+    let uploaded = status.unwrap().into_inner().uploaded_bytes;
+    assert!(uploaded < 6_500_000, "{uploaded} bytes for 6,000,000");
 }

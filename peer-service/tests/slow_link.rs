@@ -174,3 +174,79 @@ async fn a_slow_reader_is_not_cut_where_others_find_no_slot() {
     assert!(refused > 50, "it was not in the way of others: {refused}");
     world.seed.stop().await;
 }
+
+/// Fetches under a limit of so many bytes a second, and gives the transfer at the first that fits.
+async fn limited(
+    seed: &Peer,
+    id: FileId,
+    dir: &std::path::Path,
+    rate: u64,
+    fits: impl Fn(&v1::Transfer) -> bool,
+) -> v1::Transfer {
+    let peer = Peer::start(&dir.join("peer"), None).await;
+    let request = v1::FetchRequest {
+        providers: vec![(&seed.address).into()],
+        max_bytes_per_second: rate,
+        ..wish(id, &dir.join("out.bin"))
+    };
+    let mut events = peer.control.clone().fetch(request).await.unwrap().into_inner();
+    let mut last = None;
+    while let Some(event) = events.message().await.unwrap() {
+        let transfer = event.transfer.unwrap();
+        let blamed = transfer.peers.iter().find(|peer| !peer.reason.is_empty());
+        assert!(blamed.is_none(), "{blamed:?}");
+        if fits(&transfer) {
+            last = Some(transfer);
+            break;
+        }
+    }
+    drop(events);
+    peer.stop().await;
+    last.expect("it comes so far")
+}
+
+async fn uploaded(seed: &Peer) -> u64 {
+    let status = seed.control.clone().get_status(v1::GetStatusRequest {}).await;
+    status.unwrap().into_inner().uploaded_bytes
+}
+
+/// What waits for our own limit is here: its sender is not silent, and is not asked again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_comes_under_a_limit_of_1_kib_a_second_and_nobody_is_blamed() {
+    log();
+    const LEN: usize = 20 * 1024;
+    let dir = tempfile::tempdir().unwrap();
+    let seed = Peer::start(&dir.path().join("seed"), None).await;
+    let id = seed.share(&file(dir.path(), "data.bin", &bytes(LEN, 4))).await;
+    let start = Instant::now();
+    let is_done = |transfer: &v1::Transfer| transfer.state() == v1::TransferState::Done;
+    tokio::time::timeout(PATIENCE, limited(&seed, id, dir.path(), 1024, is_done))
+        .await
+        .expect("it ends");
+    let took = start.elapsed().as_secs();
+    assert!((18..30).contains(&took), "{took} s");
+    assert_eq!(std::fs::read(dir.path().join("out.bin")).unwrap(), bytes(LEN, 4));
+    assert_eq!(uploaded(&seed).await, LEN as u64, "nothing comes twice");
+    seed.stop().await;
+}
+
+/// A unit that is larger than what is on its way at once, and takes longer than any message may lie unread.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes"]
+async fn a_large_unit_comes_under_a_low_limit() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let seed = Peer::start(&dir.path().join("seed"), None).await;
+    let path = dir.path().join("data.bin");
+    let large = std::fs::File::create(&path).unwrap();
+    large.set_len(9 << 30).unwrap();
+    let id = seed.share(&path).await;
+    let a_unit = |transfer: &v1::Transfer| transfer.units_done > 0;
+    let within = Duration::from_secs(400);
+    let transfer = tokio::time::timeout(within, limited(&seed, id, dir.path(), 24 * 1024, a_unit))
+        .await
+        .expect("a unit comes");
+    println!("{} bytes in {} ms", transfer.bytes_done, transfer.elapsed_ms);
+    assert!(transfer.bytes_done >= 4 << 20, "{}", transfer.bytes_done);
+    seed.stop().await;
+}

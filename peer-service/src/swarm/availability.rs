@@ -9,8 +9,9 @@ use crate::{bits::Bits, offer::Units};
 impl Swarm {
     /// All that a peer has and is fetching, in place of whatever was known. Units of another number are no answer to what
     /// was asked and are ignored; so are peers that did not join.
-    pub fn availability(&mut self, peer: PeerKey, units: &Units, _now: Time) {
+    pub fn availability(&mut self, peer: PeerKey, units: &Units, now: Time) {
         self.replace(peer, units);
+        self.heard(peer, now);
         self.settle();
     }
 
@@ -22,7 +23,7 @@ impl Swarm {
         have: &[u32],
         fetching: &[u32],
         abandoned: &[u32],
-        _now: Time,
+        now: Time,
     ) {
         let count = self.have.len();
         let known = self
@@ -40,9 +41,23 @@ impl Swarm {
             for &unit in abandoned.iter().filter(|&&unit| unit < count) {
                 self.set_fetching(peer, unit, false);
             }
+            if !(have.is_empty() && fetching.is_empty() && abandoned.is_empty()) {
+                self.heard(peer, now);
+            }
             self.wake(peer);
         }
         self.settle();
+    }
+
+    /// A peer told of something new: if it is partial, it gets further.
+    fn heard(&mut self, key: PeerKey, now: Time) {
+        if self
+            .peers
+            .get(&key)
+            .is_some_and(|peer| peer.known && !peer.is_complete())
+        {
+            (self.news, self.quiet) = ((now, 0), false);
+        }
     }
 
     pub(super) fn join(&mut self, key: PeerKey, now: Time) {

@@ -22,6 +22,12 @@ pub const MAX_PEER_REQUESTS: u32 = 64;
 /// where 16 of 16 took 1.1 times.
 pub const CROWD_PEERS: u32 = 24;
 
+/// Silence of all partial peers after which they are no crowd: four times the longest that a peer gathers its news for.
+pub const QUIET: Duration = Duration::from_secs(1);
+
+/// Units that must have come here meanwhile: in a crowd others get theirs about as fast.
+pub const QUIET_UNITS: u32 = 16;
+
 /// How much data beyond the link's own delay is kept in flight with a complete source, as time at its rate: covers the
 /// hash check and the driver's scheduling, and lets the driver ask for neighbours in one call.
 pub const DEPTH_SLACK: Duration = Duration::from_millis(30);

@@ -1,6 +1,6 @@
 //! Requests, from asking to the last word about them, and what that makes of their unit.
 
-use super::{Action, PeerKey, RequestId, Swarm, Time};
+use super::{Action, PeerKey, QUIET, QUIET_UNITS, RequestId, Swarm, Time};
 
 /// A unit asked of a peer.
 #[derive(Debug)]
@@ -163,6 +163,8 @@ impl Swarm {
             }
         }
         self.cancel_flight(unit, now);
+        self.news.1 = self.news.1.saturating_add(1);
+        self.quiet |= self.news.1 >= QUIET_UNITS && now.saturating_sub(self.news.0) >= QUIET;
         self.announce_finish();
         true
     }

@@ -84,6 +84,10 @@ pub struct Swarm {
     /// How many peers that can be counted on are known to be complete, and how many partial.
     complete_peers: u32,
     partial_peers: u32,
+    /// When a partial peer last told of something new, and how many units came here since.
+    news: (Time, u32),
+    /// Whether partial peers are there and get no further: they are no crowd.
+    quiet: bool,
     /// How many peers have requests.
     active_peers: u32,
     /// Peers to look at: something changed that may let them be asked.
@@ -138,6 +142,8 @@ impl Swarm {
             peers: BTreeMap::new(),
             complete_peers: 0,
             partial_peers: 0,
+            news: (Time::ZERO, 0),
+            quiet: false,
             active_peers: 0,
             ready: VecDeque::new(),
             parked: Vec::new(),

@@ -35,9 +35,9 @@ impl Swarm {
         }
     }
 
-    /// Whether some peer downloads the same: then uplinks are shared, and what waits in a queue is kept from others.
+    /// Whether some peer downloads the same, and gets further: then uplinks are shared, and what waits in a queue is kept from others.
     pub const fn is_crowd(&self) -> bool {
-        self.partial_peers > 0
+        self.partial_peers > 0 && !self.quiet
     }
 
     /// Whether every unit is here.

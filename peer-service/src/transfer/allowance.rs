@@ -3,9 +3,19 @@
 use super::view::Terms;
 use crate::limits::{Flow, Limits, Meter};
 
-/// Most bytes that are waited for at once where there is a limit: under a low one a peer then looks slow, which it is, and not
-/// silent; and the shares of transfers are exact to a few of these.
+/// Most bytes that are waited for at once where there is a limit, and no more than a second's worth: the shares of transfers are exact
+/// to a few of these.
 const STEP: u64 = 64 * 1024;
+
+/// Least bytes that are waited for at once: less costs more than it says.
+const MIN_STEP: u64 = 1024;
+
+/// Where there is a limit, calls are for this part of what it lets through in a second: what was asked for is read whether or not it
+/// may count yet, so that a limit makes no peer wait with what it was about to send.
+const CALLS_A_SECOND: u64 = 4;
+
+/// Least bytes of such a call: less is mostly head.
+const MIN_CALL: u64 = 16 * 1024;
 
 /// See the module.
 #[derive(Debug)]
@@ -33,10 +43,22 @@ impl Allowance {
 
     /// How much of so many bytes to wait for next: all of them where nothing limits them.
     pub(crate) fn step(&self, bytes: u64) -> u64 {
-        match (self.own.rate(), self.shared.rate()) {
-            (0, 0) => bytes,
-            _ => bytes.min(STEP),
+        match self.rate() {
+            None => bytes,
+            Some(rate) => bytes.min(rate.clamp(MIN_STEP, STEP)),
         }
+    }
+
+    /// Most bytes to ask for in one call.
+    pub(crate) fn call(&self) -> u64 {
+        self.rate()
+            .map_or(u64::MAX, |rate| (rate / CALLS_A_SECOND).max(MIN_CALL))
+    }
+
+    /// Bytes a second that it cannot exceed, where anything limits it.
+    fn rate(&self) -> Option<u64> {
+        let rates = [self.own.rate(), self.shared.rate()];
+        rates.into_iter().filter(|&rate| rate > 0).min()
     }
 
     /// Waits until so many bytes may come. Cancel-safe: what was not waited for to the end is given back.

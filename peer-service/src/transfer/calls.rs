@@ -9,8 +9,14 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    allowance::Allowance, chunks::Chunks, context::Context, link::DATA_TIMEOUT, link::Link, live::Live,
-    receive::Assembly, rope::Rope, target,
+    allowance::Allowance,
+    context::Context,
+    link::DATA_TIMEOUT,
+    link::Link,
+    live::Live,
+    receive::{Assembly, Broken, Incoming},
+    rope::Rope,
+    target,
 };
 use crate::swarm::{Failure, PeerKey, RequestId};
 
@@ -22,6 +28,15 @@ const PROGRESS_STEP: u64 = 64 * 1024;
 
 /// Least pause between two reports of the same unit: a fast peer's rate is as well known from a few.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(5);
+
+/// How often it is said of bytes that wait for our own limit that they are here: sooner than any silence counts as one.
+const BEAT: Duration = Duration::from_millis(200);
+
+/// Least wait before a busy peer is asked for the rest of a unit.
+const BUSY_RETRY: Duration = Duration::from_millis(250);
+
+/// Longest such wait.
+const MAX_BUSY_RETRY: Duration = Duration::from_secs(5);
 
 /// A request as a call carries it.
 #[derive(Debug, Clone)]
@@ -37,7 +52,7 @@ pub(crate) struct Wanted {
 /// What came of requests.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// Bytes came, not verified.
+    /// So many bytes more came, not verified; 0: what came before waits for our own limit.
     Progress(u64),
     /// Verified and written.
     Verified,
@@ -118,71 +133,135 @@ impl Caller {
         let _ = self.told.send(told).await;
     }
 
-    /// One `Download` for all of `rest`, or for its first alone; takes from it what came.
+    /// `Download` for all of `rest`, or for its first alone; takes from it what came. Where there is a limit, in several calls.
     async fn call(&self, rest: &mut VecDeque<Wanted>, alone: bool) -> Ended {
         let count = if alone { 1 } else { rest.len() };
         let units: Vec<u32> = rest.iter().take(count).map(|wanted| wanted.unit).collect();
         let mut assembly = Assembly::new(self.live.part.plan(), &units);
-        let first = rest[0].token.clone();
-        // Dropping the call or the stream resets it at the other end: nothing is half taken.
-        let opened = tokio::select! {
-            () = first.cancelled() => return Ended::Again,
-            opened = self.link.download(assembly.request()) => opened,
-        };
-        let mut stream = match opened {
-            Ok(stream) => stream,
-            Err(problem) => return self.refused(rest, count > 1, problem).await,
-        };
-        let (mut unreported, mut reported) = (0, Instant::now());
+        let mut progress = Progress::new();
         while let (Some(_), Some(wanted)) = (assembly.current(), rest.front().cloned()) {
-            let message = tokio::select! {
+            let spans = assembly.ask(self.allowance.call());
+            // Dropping the call or the stream resets it at the other end: nothing is half taken.
+            let opened = tokio::select! {
                 () = wanted.token.cancelled() => return Ended::Again,
-                message = tokio::time::timeout(DATA_TIMEOUT, stream.next()) => message,
+                opened = self.link.download(spans) => opened,
             };
-            let part = match message {
-                Ok(Ok(Some(part))) => part,
-                Ok(Ok(None)) => {
-                    let problem = Problem::new(Reason::NotPotluck, "ended the stream before all was sent");
-                    return Ended::All(Failure::Refused, problem);
+            let stream = match opened {
+                Ok(stream) => stream,
+                Err(problem) if assembly.has_begun() && is_busy(problem.reason) => {
+                    // For a part of a unit the rest is not given up; where the peer stays busy, the swarm takes the unit back.
+                    let wait = problem
+                        .retry_after
+                        .unwrap_or(BUSY_RETRY)
+                        .clamp(BUSY_RETRY, MAX_BUSY_RETRY);
+                    tokio::select! {
+                        () = wanted.token.cancelled() => return Ended::Again,
+                        () = tokio::time::sleep(wait) => continue,
+                    }
                 }
-                Ok(Err(problem)) => return self.refused(rest, false, problem).await,
-                Err(_) => {
-                    let problem = Problem::new(Reason::TimedOut, "fell silent in the middle of a unit");
-                    return Ended::All(Failure::TimedOut, problem);
+                Err(problem) => return self.refused(rest, count > 1, problem).await,
+            };
+            let mut incoming = Incoming::new(stream, assembly.owed());
+            if let Err(ended) = self
+                .receive(rest, &mut assembly, &mut incoming, &mut progress)
+                .await
+            {
+                return ended;
+            }
+        }
+        Ended::Again
+    }
+
+    /// All that one call brings; what completes a unit is handed on.
+    async fn receive(
+        &self,
+        rest: &mut VecDeque<Wanted>,
+        assembly: &mut Assembly,
+        incoming: &mut Incoming,
+        progress: &mut Progress,
+    ) -> Result<(), Ended> {
+        while let (true, Some(wanted)) = (assembly.owed() > 0, rest.front().cloned()) {
+            let Some(part) = incoming.take() else {
+                let read = tokio::select! {
+                    () = wanted.token.cancelled() => return Err(Ended::Again),
+                    read = tokio::time::timeout(DATA_TIMEOUT, incoming.read()) => read,
+                };
+                match read {
+                    Ok(Ok(())) => continue,
+                    Ok(Err(broken)) => return Err(self.broken(rest, broken).await),
+                    Err(_) => {
+                        let problem = Problem::new(Reason::TimedOut, "fell silent in the middle of a unit");
+                        return Err(Ended::All(Failure::TimedOut, problem));
+                    }
                 }
             };
             let mut waiting = part.data.len() as u64;
             while waiting > 0 {
                 let step = self.allowance.step(waiting);
-                // Both arms are cancel-safe: what is not wanted any more is not waited for.
-                tokio::select! {
-                    biased;
-                    () = self.allowance.acquire(step) => {}
-                    () = wanted.token.cancelled() => return Ended::Again,
+                if let Err(broken) = self.allowed(step, &wanted, incoming, progress).await {
+                    return Err(match broken {
+                        Some(broken) => self.broken(rest, broken).await,
+                        None => Ended::Again,
+                    });
                 }
-                (waiting, unreported) = (waiting - step, unreported + step);
-                if unreported >= PROGRESS_STEP && reported.elapsed() >= PROGRESS_PAUSE {
-                    self.tell(&wanted, Outcome::Progress(unreported)).await;
-                    (unreported, reported) = (0, Instant::now());
+                waiting -= step;
+                progress.unreported += step;
+                if progress.is_due() {
+                    self.tell(&wanted, progress.told()).await;
                 }
             }
             let taken = match assembly.take(part) {
                 Ok(taken) => taken,
-                Err(error) => return Ended::Corrupt(error.to_string()),
+                Err(error) => return Err(Ended::Corrupt(error.to_string())),
             };
-            if taken.is_some() && unreported > 0 {
-                self.tell(&wanted, Outcome::Progress(unreported)).await;
-                (unreported, reported) = (0, Instant::now());
+            if taken.is_some() && progress.unreported > 0 {
+                self.tell(&wanted, progress.told()).await;
+            }
+            if assembly.owed() == 0 && tokio::time::timeout(END_TIMEOUT, incoming.goes_on()).await == Ok(true)
+            {
+                return Err(Ended::Corrupt("it sent more than was asked for".into()));
             }
             if let Some((_, data)) = taken {
-                if assembly.current().is_none() && goes_on(&mut stream).await {
-                    return Ended::Corrupt("it sent more than was asked for".into());
-                }
                 rest.pop_front();
                 self.check(wanted, data).await;
             }
         }
-        Ended::Again
+        Ok(())
+    }
+
+    /// Waits until so many bytes may count, and meanwhile says that they are here: whoever sent them is not silent. What comes behind
+    /// them is read. Fails where that cannot be, or with nothing where the unit is not wanted any more.
+    async fn allowed(
+        &self,
+        bytes: u64,
+        wanted: &Wanted,
+        incoming: &mut Incoming,
+        progress: &mut Progress,
+    ) -> Result<(), Option<Broken>> {
+        let mut allowed = std::pin::pin!(self.allowance.acquire(bytes));
+        loop {
+            // All arms are cancel-safe: what is not wanted any more is not waited for, and what is not read stays in the stream.
+            tokio::select! {
+                biased;
+                () = &mut allowed => return Ok(()),
+                () = wanted.token.cancelled() => return Err(None),
+                read = incoming.read(), if incoming.is_due() => read?,
+                () = tokio::time::sleep(BEAT) => {
+                    self.tell(wanted, progress.told()).await;
+                }
+            }
+        }
+    }
+
+    async fn broken(&self, rest: &mut VecDeque<Wanted>, broken: Broken) -> Ended {
+        match broken {
+            Broken::Unasked(error) => Ended::Corrupt(error.to_string()),
+            Broken::Short => {
+                let problem = Problem::new(Reason::NotPotluck, "ended the stream before all was sent");
+                Ended::All(Failure::Refused, problem)
+            }
+            Broken::Failed(problem) => self.refused(rest, false, problem).await,
+        }
     }
 
     /// Verifies and writes on a thread for that, while the next unit comes in.
@@ -219,7 +298,7 @@ impl Caller {
     /// What a status means for the requests that are still open. `any`: it could speak of any of them.
     async fn refused(&self, rest: &mut VecDeque<Wanted>, any: bool, problem: Problem) -> Ended {
         let failure = match problem.reason {
-            Reason::Busy | Reason::RateLimited => Failure::Busy {
+            reason if is_busy(reason) => Failure::Busy {
                 retry_after: problem.retry_after,
             },
             Reason::PieceNotAvailable | Reason::NotFound | Reason::FileChanged => Failure::NotAvailable,
@@ -279,12 +358,34 @@ impl Drop for Owed {
     }
 }
 
-/// Whether the stream has another message where it should end.
-async fn goes_on(stream: &mut Chunks) -> bool {
-    matches!(
-        tokio::time::timeout(END_TIMEOUT, stream.next()).await,
-        Ok(Ok(Some(_)))
-    )
+/// What came and was not reported yet.
+#[derive(Debug)]
+struct Progress {
+    unreported: u64,
+    reported: Instant,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self {
+            unreported: 0,
+            reported: Instant::now(),
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        self.unreported >= PROGRESS_STEP && self.reported.elapsed() >= PROGRESS_PAUSE
+    }
+
+    /// What to tell, and nothing is left to be told.
+    fn told(&mut self) -> Outcome {
+        self.reported = Instant::now();
+        Outcome::Progress(std::mem::take(&mut self.unreported))
+    }
+}
+
+const fn is_busy(reason: Reason) -> bool {
+    matches!(reason, Reason::Busy | Reason::RateLimited)
 }
 
 /// How a call ended.

@@ -14,7 +14,7 @@ use potluck_core::{Problem, Reason, index_client::Address};
 use rand::seq::SliceRandom as _;
 use tokio::sync::{Semaphore, watch};
 
-use super::{link::Link, peers::MAX_CONNECTED, sources::Sources};
+use super::{link::Link, peers::MAX_CONNECTED, sources::Sources, unserved::unserved};
 
 /// How long one peer has before another is asked as well.
 const STAGGER: Duration = Duration::from_millis(500);
@@ -86,8 +86,8 @@ impl Dialer {
             candidates.shuffle(&mut rand::rng());
             match self.round(candidates, &op).await {
                 Ok(answer) => return answer,
-                Err(problem) => {
-                    if let Some(problem) = problem.or(missing) {
+                Err(failed) => {
+                    if let Some(problem) = self.told(&failed).or(missing) {
                         waiting(problem);
                     }
                 }
@@ -105,20 +105,41 @@ impl Dialer {
         }
     }
 
-    /// One round over all candidates; the last problem where none answered well.
+    /// What keeps all from answering well: those who failed now, and those who lied before.
+    fn told(&self, failed: &[(Address, Problem)]) -> Option<Problem> {
+        let liars: Vec<(Address, Problem)> = {
+            let state = self.state();
+            let before = state
+                .liars
+                .iter()
+                .filter(|(liar, _)| failed.iter().all(|(address, _)| address != *liar));
+            before
+                .map(|(liar, what)| (liar.clone(), Problem::new(Reason::VerificationFailed, what)))
+                .collect()
+        };
+        let all = failed.iter().chain(&liars);
+        unserved(all.map(|(address, problem)| (address, problem)))
+    }
+
+    /// One round over all candidates; each one's problem where none answered well.
     async fn round<T: Send>(
         &self,
         candidates: Vec<Address>,
         op: &(impl Fn(Link) -> BoxFuture<'static, Result<T, Problem>> + Send + Sync),
-    ) -> Result<T, Option<Problem>> {
+    ) -> Result<T, Vec<(Address, Problem)>> {
         let mut candidates = candidates.into_iter();
         let mut attempts = FuturesUnordered::new();
-        let mut last = None;
+        let mut failed = Vec::new();
         loop {
             if let Some(address) = candidates.next() {
-                attempts.push(self.attempt(address, op));
+                attempts.push(async {
+                    let asked = address.clone();
+                    self.attempt(address, op)
+                        .await
+                        .map_err(|problem| (asked, problem))
+                });
             } else if attempts.is_empty() {
-                return Err(last);
+                return Err(failed);
             }
             let stagger = match candidates.len() {
                 0 => Duration::MAX,
@@ -126,7 +147,7 @@ impl Dialer {
             };
             match tokio::time::timeout(stagger, attempts.next()).await {
                 Ok(Some(Ok(answer))) => return Ok(answer),
-                Ok(Some(Err(problem))) => last = Some(problem),
+                Ok(Some(Err(failure))) => failed.push(failure),
                 Ok(None) | Err(_) => {}
             }
         }

@@ -6,6 +6,7 @@
 //! | [`view`] | what is asked of a transfer, and what it shows of itself |
 //! | `run` | the life of one transfer |
 //! | `prepare`, `dialer` | what has to be known first, from whichever peer answers |
+//! | `unserved` | why nobody serves it, in words |
 //! | `existing` | what stands at the target already |
 //! | `driver` | carries out what the swarm decides |
 //! | `peers`, `sources` | who is connected, and who there is |
@@ -43,5 +44,6 @@ mod saved;
 mod sources;
 mod target;
 mod tree;
+mod unserved;
 mod verify;
 pub mod view;

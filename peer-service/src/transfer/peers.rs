@@ -58,7 +58,7 @@ pub(crate) enum Contact {
     /// Connected.
     Connected,
     /// Lost; tried again.
-    Lost(String),
+    Lost(Problem),
     /// Never asked again, and why.
     Banned(String),
 }
@@ -257,7 +257,7 @@ impl Peers {
         peer.link = None;
         peer.failures += 1;
         peer.last_error = Some(problem.message.clone());
-        peer.contact = Contact::Lost(problem.message.clone());
+        peer.contact = Contact::Lost(problem.clone());
         if others && peer.failures % PATIENCE == 0 {
             peer.stop.cancel();
             peer.contact = Contact::Waiting;

@@ -8,7 +8,7 @@ use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use potluck_core::{
     FileId, FileLayout, Problem, Reason,
     index_client::{By, FileRecord, Kind},
-    manifest::{MAX_MANIFEST_SIZE, Manifest},
+    manifest::{MAGIC, MAX_MANIFEST_SIZE, Manifest},
     merkle::FileTree,
     path::Label,
     plan::{Plan, PlanFile},
@@ -117,7 +117,7 @@ pub(crate) async fn collection(
         Some(bytes) => bytes,
         None => {
             layers(context, &checks, &plan, dialer, &waiting).await?;
-            fetch_all(&plan, &checks, dialer, &waiting).await
+            fetch_manifest(&plan, &checks, dialer, &waiting).await
         }
     };
     let id = record.id;
@@ -210,18 +210,27 @@ async fn layer(
     Ok(())
 }
 
-/// All bytes of a small file, verified, into memory.
-async fn fetch_all(
+/// All bytes of a manifest, verified, into memory; of what is none no more than it takes to see that, or every file that someone calls a
+/// collection would be fetched twice.
+async fn fetch_manifest(
     plan: &Arc<Plan>,
     checks: &Arc<Checks>,
     dialer: &Dialer,
     waiting: &(impl Fn(Problem) + Send + Sync),
 ) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(plan.total() as usize);
+    let mut bytes = Vec::new();
     let layout = FileLayout::new(plan.total());
     let run = layout.map_or(1, |layout| (MANIFEST_RUN / layout.piece_size()).max(1)) as usize;
     let units: Vec<u32> = (0..plan.unit_count()).collect();
-    for units in units.chunks(run) {
+    // The first alone: the claim stands or falls with it.
+    let (first, rest) = units.split_at(units.len().min(1));
+    for units in std::iter::once(first).chain(rest.chunks(run)) {
+        if !bytes.is_empty() {
+            if !bytes.starts_with(MAGIC) {
+                break;
+            }
+            bytes.reserve_exact((plan.total() as usize).saturating_sub(bytes.len()));
+        }
         let op = |link: Link| {
             let (plan, checks, units) = (Arc::clone(plan), Arc::clone(checks), units.to_vec());
             async move {
@@ -252,7 +261,7 @@ async fn fetch_units(
 ) -> Result<Vec<Bytes>, Problem> {
     let lie = |what: String| Problem::new(Reason::VerificationFailed, what);
     let mut assembly = Assembly::new(&plan, &units);
-    let mut stream = link.download(assembly.request()).await?;
+    let mut stream = link.download(assembly.ask(u64::MAX)).await?;
     let mut done = Vec::with_capacity(units.len());
     while assembly.current().is_some() {
         let Some(part) = stream.next().await? else {

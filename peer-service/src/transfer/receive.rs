@@ -1,14 +1,18 @@
-//! One `Download` call: what a peer sends is put together into units, and anything that was not asked for ends it.
+//! Units of one peer, over one `Download` call or several: what it sends is put together, and anything that was not asked for ends
+//! it.
 //!
-//! Invariant: at most the units of the call are held in memory, each by the length that the plan gives it; what a peer sends
-//! beyond that is refused before it is stored.
+//! Invariant: at most these units are held in memory, each by the length that the plan gives it; what a peer sends beyond what it
+//! was asked for last is refused before it is stored.
 
-use potluck_core::{FileId, chunk::Part, plan::Plan, proto::v1};
+use std::collections::VecDeque;
 
-use super::rope::Rope;
+use potluck_core::{FileId, Problem, chunk::Part, plan::Plan, proto::v1};
+
+use super::{chunks::Chunks, rope::Rope};
 
 /// Where a chunk belongs, and what comes next.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct Assembly {
     /// What was asked for, in order: unit's place in the call, file, offset, length.
     spans: Vec<Asked>,
@@ -18,6 +22,10 @@ pub(crate) struct Assembly {
     at: (usize, u64),
     /// What is there of the unit that comes next.
     unit: Rope,
+    /// The span that the last call began with.
+    asked_from: usize,
+    /// Bytes that it has not brought yet.
+    owed: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -62,17 +70,41 @@ impl Assembly {
             units: units.iter().map(|&unit| plan.unit_len(unit) as usize).collect(),
             at: (0, 0),
             unit: Rope::default(),
+            asked_from: 0,
+            owed: 0,
         }
     }
 
-    /// The spans as the request has them.
-    pub(crate) fn request(&self) -> Vec<v1::Span> {
-        let span = |asked: &Asked| v1::Span {
-            file_id: asked.file.to_bytes(),
-            offset: asked.offset,
-            length: asked.len,
-        };
-        self.spans.iter().map(span).collect()
+    /// The spans of the next call: what is still to come, at most so many bytes of it and at least one.
+    pub(crate) fn ask(&mut self, most: u64) -> Vec<v1::Span> {
+        let (first, done) = self.at;
+        let mut room = most.max(1);
+        let mut spans = Vec::new();
+        for (place, asked) in self.spans[first..].iter().enumerate() {
+            let skip = if place == 0 { done } else { 0 };
+            let length = (asked.len - skip).min(room);
+            spans.push(v1::Span {
+                file_id: asked.file.to_bytes(),
+                offset: asked.offset + skip,
+                length,
+            });
+            room -= length;
+            if room == 0 {
+                break;
+            }
+        }
+        (self.asked_from, self.owed) = (first, spans.iter().map(|span| span.length).sum());
+        spans
+    }
+
+    /// Bytes that the last call has not brought yet.
+    pub(crate) const fn owed(&self) -> u64 {
+        self.owed
+    }
+
+    /// Whether some of the unit that comes next is there.
+    pub(crate) const fn has_begun(&self) -> bool {
+        self.unit.len() > 0
     }
 
     /// The unit, by its place in the call, that comes next; `None` once all is there.
@@ -88,13 +120,14 @@ impl Assembly {
         }
         let (index, done) = self.at;
         let asked = *self.spans.get(index).ok_or(Unasked::TooMuch)?;
-        if part.span as usize != index || part.offset != asked.offset + done {
+        if self.asked_from + part.span as usize != index || part.offset != asked.offset + done {
             return Err(Unasked::OutOfOrder);
         }
         let left = asked.len - done;
-        if len > left {
+        if len > left.min(self.owed) {
             return Err(Unasked::TooMuch);
         }
+        self.owed -= len;
         // At most a unit: the plan bounds it to the largest piece.
         let left_of_unit = self.units[asked.unit].saturating_sub(self.unit.len());
         self.unit.push(part.data, left_of_unit);
@@ -107,6 +140,75 @@ impl Assembly {
             Some(unit) if unit == asked.unit => Ok(None),
             _ => Ok(Some((asked.unit, std::mem::take(&mut self.unit)))),
         }
+    }
+}
+
+/// A call under way. It is read ahead of what is taken from it, as far as was asked for: what waits at this end is not left lying at
+/// the other, which would take it for read by nobody.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    stream: Chunks,
+    /// Bytes still to be read.
+    to_come: u64,
+    held: VecDeque<Part>,
+}
+
+/// Why nothing more can be read.
+#[derive(Debug)]
+pub(crate) enum Broken {
+    /// The peer sent what was not asked for.
+    Unasked(Unasked),
+    /// The stream ended before all was there.
+    Short,
+    /// It failed.
+    Failed(Problem),
+}
+
+impl Incoming {
+    /// The answer to a call for so many bytes.
+    pub(crate) const fn new(stream: Chunks, to_come: u64) -> Self {
+        Self {
+            stream,
+            to_come,
+            held: VecDeque::new(),
+        }
+    }
+
+    /// Whether something is still to be read.
+    pub(crate) const fn is_due(&self) -> bool {
+        self.to_come > 0
+    }
+
+    /// Reads some more. Cancel-safe.
+    ///
+    /// # Errors
+    /// Where nothing more can be read.
+    pub(crate) async fn read(&mut self) -> Result<(), Broken> {
+        let part = match self.stream.next().await {
+            Ok(Some(part)) => part,
+            Ok(None) => return Err(Broken::Short),
+            Err(problem) => return Err(Broken::Failed(problem)),
+        };
+        let len = part.data.len() as u64;
+        if len == 0 {
+            return Err(Broken::Unasked(Unasked::Empty));
+        }
+        self.to_come = self
+            .to_come
+            .checked_sub(len)
+            .ok_or(Broken::Unasked(Unasked::TooMuch))?;
+        self.held.push_back(part);
+        Ok(())
+    }
+
+    /// The next that was read.
+    pub(crate) fn take(&mut self) -> Option<Part> {
+        self.held.pop_front()
+    }
+
+    /// Whether the peer ends the stream where it should, or says something after all. To be waited for only so long.
+    pub(crate) async fn goes_on(&mut self) -> bool {
+        matches!(self.stream.next().await, Ok(Some(_)))
     }
 }
 
@@ -128,7 +230,7 @@ mod tests {
     #[test]
     fn units_come_out_as_they_fill() {
         let mut assembly = assembly(&[2, 0]);
-        assert_eq!(assembly.request().len(), 2);
+        assert_eq!(assembly.ask(u64::MAX).len(), 2);
         assert!(assembly.take(chunk(0, 2 * PIECE, 100)).unwrap().is_none());
         let rest = chunk(0, 2 * PIECE + 100, PIECE - 100);
         let (place, data) = assembly.take(rest).unwrap().unwrap();
@@ -141,10 +243,38 @@ mod tests {
 
     #[test]
     fn what_was_not_asked_for_is_refused() {
-        let refused = |part| assembly(&[0]).take(part).unwrap_err();
+        let refused = |part| {
+            let mut assembly = assembly(&[0]);
+            assembly.ask(u64::MAX);
+            assembly.take(part).unwrap_err()
+        };
         assert_eq!(refused(chunk(0, 0, PIECE + 1)), Unasked::TooMuch);
         assert_eq!(refused(chunk(0, 1, 1)), Unasked::OutOfOrder);
         assert_eq!(refused(chunk(1, 0, 1)), Unasked::OutOfOrder);
         assert_eq!(refused(chunk(0, 0, 0)), Unasked::Empty);
+    }
+
+    #[test]
+    fn units_come_over_several_calls() {
+        let mut assembly = assembly(&[2, 0]);
+        let (mut spans, mut calls) = (Vec::new(), 0);
+        while assembly.current().is_some() {
+            assert_eq!(assembly.has_begun(), calls > 0, "call {calls}");
+            let asked = assembly.ask(PIECE / 4 + 1);
+            assert!(asked.iter().map(|span| span.length).sum::<u64>() <= PIECE / 4 + 1);
+            for (place, span) in asked.iter().enumerate() {
+                let place = place as u32;
+                let more = assembly.clone().take(chunk(place, span.offset, span.length + 1));
+                // Not even what would be asked for next.
+                assert_eq!(more.unwrap_err(), Unasked::TooMuch);
+                drop(assembly.take(chunk(place, span.offset, span.length)).unwrap());
+            }
+            assert_eq!(assembly.owed(), 0);
+            spans.extend(asked);
+            calls += 1;
+        }
+        assert_eq!(calls, 8);
+        assert_eq!(spans.iter().map(|span| span.length).sum::<u64>(), 2 * PIECE);
+        assert_eq!(spans[0].offset, 2 * PIECE);
     }
 }

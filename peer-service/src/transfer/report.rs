@@ -15,6 +15,7 @@ use super::{
     peers::{Contact, Peer, Peers},
     rate::Rate,
     sources::Sources,
+    unserved::unserved,
     view::{Missing, PeerRow, PeerStanding, State, View},
 };
 use crate::swarm::{Failure, PeerKey, PeerState, PeerView, StuckReason, Swarm};
@@ -196,7 +197,7 @@ fn row(peer: &Peer, view: Option<&PeerView>, rate: u64) -> PeerRow {
     let last = peer.last_error.clone().unwrap_or_default();
     let (standing, reason) = match (&peer.contact, view.map(|view| view.state)) {
         (Contact::Banned(what), _) => (PeerStanding::Banned, what.clone()),
-        (Contact::Lost(what), _) => (PeerStanding::Unreachable, what.clone()),
+        (Contact::Lost(what), _) => (PeerStanding::Unreachable, what.message.clone()),
         (Contact::Waiting | Contact::Dialling, _) => (PeerStanding::Connecting, last),
         (Contact::Connected, Some(PeerState::Banned { unit })) => {
             (PeerStanding::Banned, format!("unit {unit} failed verification"))
@@ -242,22 +243,45 @@ fn stuck(swarm: &Swarm, peers: &Peers, sources: &Sources) -> Option<Problem> {
     let untried = |peer: &Peer| {
         matches!(peer.contact, Contact::Waiting | Contact::Dialling) && peer.last_error.is_none()
     };
-    let problem = |message: String| Some(Problem::new(Reason::NoProviders, message));
+    // What is known of those who are not there, and what would help.
+    let problem = |message: String| {
+        let message = match absent(peers) {
+            Some(absent) => format!("{message}: {}", absent.message),
+            None => message,
+        };
+        Some(Problem::new(Reason::NoProviders, message))
+    };
     match swarm.stuck_reason()? {
         // Some may still answer: too early to complain.
         StuckReason::NoPeers if peers.iter().any(|(_, peer)| untried(peer)) => None,
         StuckReason::NoPeers => dialer::no_provider(sources).or_else(|| {
-            problem("none of its providers can be reached now: it goes on as soon as one can".into())
+            problem("none of its providers can be reached now; it goes on as soon as one can".into())
         }),
         StuckReason::AllBanned => problem(
-            "every provider sent bytes that failed verification: it goes on as soon as an honest one appears"
+            "every provider sent bytes that failed verification; it goes on as soon as an honest one appears"
                 .into(),
         ),
         StuckReason::NoProvider { units } => problem(format!(
-            "no provider has {units} of the units that are missing: it goes on as soon as one does"
+            "no provider has {units} of the units that are missing; it goes on as soon as one does"
         )),
         StuckReason::NoAvailability | StuckReason::BackedOff { .. } => None,
     }
+}
+
+/// What keeps those away who are lost or banned.
+fn absent(peers: &Peers) -> Option<Problem> {
+    let absent: Vec<_> = peers
+        .iter()
+        .filter_map(|(_, peer)| match &peer.contact {
+            Contact::Lost(problem) => Some((&peer.source.address, problem.clone())),
+            Contact::Banned(what) => {
+                let problem = Problem::new(Reason::VerificationFailed, what);
+                Some((&peer.source.address, problem))
+            }
+            Contact::Waiting | Contact::Dialling | Contact::Connected => None,
+        })
+        .collect();
+    unserved(absent.iter().map(|(address, problem)| (*address, problem)))
 }
 
 fn missing(swarm: &Swarm) -> Vec<Missing> {

@@ -38,12 +38,7 @@ impl Disk {
     }
 
     fn run(&self, program: &str, arguments: &[&str]) -> bool {
-        let status = Command::new(program)
-            .args(arguments)
-            .arg(self.dir.path())
-            .stderr(std::process::Stdio::null())
-            .status();
-        status.is_ok_and(|status| status.success())
+        run(program, |command| command.args(arguments).arg(self.dir.path()))
     }
 
     /// Where it is.
@@ -80,6 +75,67 @@ impl Drop for Disk {
         // Lazily: whatever a failed test left open must not keep it.
         self.run("umount", &["-l"]);
     }
+}
+
+/// A file system on a disk that has less room than it says, as thin volumes have: what is written is taken, and lost when it is flushed.
+pub(crate) struct Thin {
+    /// Where it is mounted; goes before what it lies on.
+    dir: tempfile::TempDir,
+    under: Disk,
+}
+
+impl Thin {
+    /// Room for so many bytes, and for so many as it says. `None`, with a word why, where there can be none.
+    pub(crate) fn mount(bytes: usize, says: usize) -> Option<Self> {
+        let under = Disk::mount(bytes)?;
+        let image = under.path("image");
+        File::create(&image).unwrap().set_len(says as u64).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let options = [
+            "-q",
+            "-F",
+            "-O",
+            "^has_journal",
+            "-E",
+            "lazy_itable_init=0,nodiscard",
+        ];
+        let made = run("mkfs.ext4", |command| command.args(options).arg(&image));
+        let mounted = made
+            && run("mount", |command| {
+                command
+                    .args(["-o", "loop,errors=continue"])
+                    .arg(&image)
+                    .arg(dir.path())
+            });
+        if mounted {
+            return Some(Self { dir, under });
+        }
+        println!("skipped: a file system in a file cannot be made or mounted here");
+        std::mem::forget(dir);
+        None
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Gives what it lies on so many bytes.
+    pub(crate) fn grow(&self, bytes: usize) {
+        self.under.remount(&format!("size={bytes}"));
+    }
+}
+
+impl Drop for Thin {
+    fn drop(&mut self) {
+        run("umount", |command| command.arg("-l").arg(self.dir.path()));
+    }
+}
+
+/// Whether a program ran well.
+fn run(program: &str, with: impl FnOnce(&mut Command) -> &mut Command) -> bool {
+    let mut command = Command::new(program);
+    let status = with(&mut command).stderr(std::process::Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
 }
 
 /// The first state that fits.

@@ -65,6 +65,30 @@ fn liars_are_banned_and_cost_little() {
     }
 }
 
+/// A peer that has a part and gets no further is no crowd: nothing is kept from it by asking others for more at once.
+#[test]
+fn an_idle_partial_peer_costs_a_second_at_most() {
+    for (seed, delay) in [(0, 0.0005), (1, 0.005), (2, 0.02)] {
+        let took = |idle: bool| {
+            let mut nodes = vec![Spec::peer(100.0 * LINK)];
+            nodes.extend(vec![Spec::seed(10.0 * LINK); 4]);
+            let mut stuck = Spec::seed(LINK);
+            stuck.start = Start::Share(0.0);
+            nodes.extend(idle.then_some(stuck));
+            let mut setup = Setup::new(nodes, 16_384);
+            setup.delay = delay;
+            let mut world = World::new(setup, seed);
+            let took = world.run();
+            world.assert_sound(seed);
+            took
+        };
+        let (without, with) = (took(false), took(true));
+        println!("delay {delay}: {without:.3} s without, {with:.3} s with");
+        // Until it was silent for a second it may be a crowd.
+        assert!(with < without + 1.05, "delay {delay}: {with} against {without}");
+    }
+}
+
 #[test]
 fn one_slow_source_is_enough() {
     let (_, took) = fetch(vec![Spec::seed(LINK / 1000.0)], 4, 1);

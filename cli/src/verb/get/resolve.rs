@@ -92,7 +92,8 @@ fn by_id(
             sha256: None,
             providers: args.from.clone(),
             known: !args.from.is_empty(),
-            instead,
+            // Of peers that were named the transfer knows more than the index does.
+            instead: instead.filter(|_| args.from.is_empty()),
         },
     }
 }

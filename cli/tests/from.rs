@@ -1,0 +1,91 @@
+//! `get --from`: peers named by hand that cannot serve, and what is said of each.
+
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+mod support;
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    thread,
+};
+
+use support::{Finished, Sandbox};
+
+const ID: &str = "3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a";
+
+/// Says it for people and in JSON.
+#[track_caller]
+fn both(sandbox: &Sandbox, from: &str, code: i32, word: &str, says: &[&str]) {
+    let get = |more: &[&str]| -> Finished {
+        let args = ["get", ID, "--from", from, "--wait", "1"];
+        sandbox.run(&[&args, more].concat()).expect(code)
+    };
+    let object = get(&["--json", "-q"]).error();
+    assert_eq!(object["error"], word, "{object}");
+    let plain = get(&["-q"]).stderr;
+    for text in says {
+        assert!(
+            object["message"].as_str().unwrap().contains(text),
+            "{text}: {object}"
+        );
+        assert!(plain.contains(text), "{text}: {plain}");
+    }
+}
+
+/// An address where nobody listens.
+fn nobody() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+/// The address of a web server.
+fn web_server() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream
+                .write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        }
+    });
+    address
+}
+
+#[test]
+fn each_reason_is_repeated_with_what_to_do() {
+    let (unknown, without) = (Sandbox::new(), Sandbox::without_index());
+    let peer = unknown.peer("one", &[]);
+    let (nobody, web) = (nobody(), web_server());
+    // Whether an index says that it knows nothing or there is none.
+    for sandbox in [&unknown, &without] {
+        let refused = [
+            nobody.as_str(),
+            "onnection refused",
+            "see that the address is right",
+        ];
+        both(sandbox, &nobody, 5, "unreachable", &refused);
+        let foreign = [
+            web.as_str(),
+            "is no Potluck peer",
+            "give the address on which a peer listens",
+        ];
+        both(sandbox, &web, 5, "not_potluck", &foreign);
+        let absent = [peer.address.as_str(), "share the file there"];
+        both(sandbox, &peer.address, 3, "not_found", &absent);
+        let all = [
+            nobody.as_str(),
+            "onnection refused",
+            &peer.address,
+            "name another",
+        ];
+        both(
+            sandbox,
+            &format!("{nobody},{}", peer.address),
+            3,
+            "no_providers",
+            &all,
+        );
+    }
+}
