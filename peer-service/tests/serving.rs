@@ -211,7 +211,7 @@ async fn told(
 
 #[tokio::test]
 async fn several_who_watch_a_seed_are_told_what_it_sends() {
-    let mut served = Served::new(MIB).await;
+    let served = Served::new(MIB).await;
     served.peer.limits.set(1, 0, 0);
     let request = v1::WatchAvailabilityRequest {
         file_id: served.id.to_bytes(),

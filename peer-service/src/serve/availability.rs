@@ -27,7 +27,7 @@ const MAX_GATHER: Duration = Duration::from_millis(250);
 
 /// Messages a second to all watchers together that gathering aims at: each costs a packet and a turn of some thread at both ends,
 /// and a crowd where each tells each of every piece at once has no time left for the pieces.
-const MESSAGES_PER_SECOND: u32 = 400;
+const MESSAGES_PER_SECOND: u32 = 500;
 
 /// Most units in one message.
 const MAX_UNITS: usize = 64 * 1024;
@@ -52,15 +52,14 @@ struct Complete {
 }
 
 impl Told {
-    fn new(units: Units, board: impl FnOnce() -> Arc<Board>) -> Self {
+    fn new(units: Units, board: &Arc<Board>) -> Self {
         if !units.have.is_full() {
             return Self::Partial(units);
         }
-        let board = board();
         Self::Complete(Complete {
             units: units.have.len(),
             changes: board.changes(),
-            board,
+            board: Arc::clone(board),
             sending: Vec::new(),
         })
     }
@@ -97,6 +96,7 @@ struct Watch {
     inner: Arc<Inner>,
     id: FileId,
     told: Told,
+    board: Arc<Board>,
     changes: Option<watch::Receiver<u64>>,
     queue: VecDeque<Event>,
     _place: Place,
@@ -134,11 +134,13 @@ pub(super) async fn watch(
 ) -> Result<impl Stream<Item = Result<v1::WatchAvailabilityResponse, Status>> + Send + use<>, Problem> {
     let (units, changes) = look(&inner, id).await?;
     let queue = VecDeque::from([snapshot(&units)]);
-    let told = Told::new(units, || inner.sending.board(&id));
+    let board = inner.sending.board(&id);
+    let told = Told::new(units, &board);
     let watch = Watch {
         inner,
         id,
         told,
+        board,
         changes,
         queue,
         _place: place,
@@ -191,7 +193,7 @@ impl Watch {
             self.changes = changes;
             self.queue = difference(&self.told, &units)?.into();
             if let Told::Partial(_) = self.told {
-                self.told = Told::new(units, || self.inner.sending.board(&self.id));
+                self.told = Told::new(units, &self.board);
             }
         }
     }
@@ -274,7 +276,13 @@ fn difference(told: &Told, now: &Units) -> Result<Vec<Event>, Problem> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use potluck_core::places::Share;
+
+    use super::{super::sending::Sending, *};
+
+    fn board() -> Arc<Board> {
+        Sending::new(Share::ALL).board(&FileId([0; 32]))
+    }
 
     fn units(len: u32, have: &[u32], fetching: &[u32]) -> Units {
         let mut units = Units {
@@ -301,7 +309,7 @@ mod tests {
         ) {
             let mut known = units(40, &before, &fetching);
             let now = units(40, &[before, more].concat(), &fetching_now);
-            let told = Told::new(known.clone(), Arc::default);
+            let told = Told::new(known.clone(), &board());
             prop_assume!(matches!(told, Told::Partial(_)));
             for event in difference(&told, &now).unwrap() {
                 let Event::Change(change) = event else { panic!("a change is told") };
@@ -322,12 +330,12 @@ mod tests {
 
     #[test]
     fn what_was_lost_ends_the_watch() {
-        let told = Told::new(units(4, &[0, 1], &[]), Arc::default);
+        let told = Told::new(units(4, &[0, 1], &[]), &board());
         assert_eq!(
             difference(&told, &units(4, &[0], &[])).unwrap_err().reason,
             Reason::PieceNotAvailable
         );
-        let told = Told::new(units(2, &[0, 1], &[]), Arc::default);
+        let told = Told::new(units(2, &[0, 1], &[]), &board());
         assert!(difference(&told, &units(2, &[0], &[])).is_err());
         assert!(difference(&told, &units(2, &[0, 1], &[])).unwrap().is_empty());
     }

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use potluck_core::{FileId, Problem, Reason, merkle::LEAF_SIZE, proto::v1, wire};
+use potluck_core::{FileId, Problem, Reason, merkle::LEAF_SIZE, places::Source, proto::v1, wire};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -123,7 +123,7 @@ struct Download {
     /// Read before it was asked for: what the call began with.
     first: Option<Batch>,
     /// Others are told of what is asked for until all of it was handed over.
-    _notes: Notes,
+    notes: Notes,
     /// The connection's way out.
     outlet: Outlet,
     /// Free once the last of its bytes is gone, not when the last was handed over.
@@ -135,7 +135,7 @@ struct Download {
 /// The messages that answer a request, some at a time. The first are read, so that what cannot be served fails the call itself.
 ///
 /// # Errors
-/// `NOT_FOUND`, `OUT_OF_RANGE`, and whatever the first file's offer says.
+/// `NOT_FOUND`, `OUT_OF_RANGE`, `BUSY`, and whatever the first file's offer says.
 pub(super) async fn stream(
     inner: Arc<Inner>,
     asked: Vec<Asked>,
@@ -143,13 +143,13 @@ pub(super) async fn stream(
     outlet: Outlet,
 ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
     let most = batch_size(&inner.limits, &outlet);
-    let (reader, first, notes) = match at_once(&inner, &asked, most) {
+    let (reader, first, notes) = match at_once(&inner, &asked, most, outlet.source())? {
         Some(begun) => begun,
         None => {
-            let shared = inner.clone();
+            let (shared, source) = (inner.clone(), outlet.source());
             blocking(move || {
                 let jobs = resolve(&asked, |id| shared.find(id))?;
-                let notes = shared.sending.note(&jobs);
+                let notes = shared.sending.note(&jobs, source)?;
                 let mut reader = Reader::new(jobs, shared.buffers.clone());
                 let first = reader.read(most)?;
                 Ok::<_, Problem>((reader, first, notes))
@@ -161,7 +161,7 @@ pub(super) async fn stream(
         inner,
         reader: Some(reader),
         first: Some(first),
-        _notes: notes,
+        notes,
         outlet,
         slot: Arc::new(slot),
         deadline: Instant::now() + TOTAL,
@@ -191,15 +191,25 @@ fn batch_size(limits: &Limits, outlet: &Outlet) -> u64 {
 }
 
 /// The beginning of an answer that is in memory, as most are: without a trip to another thread.
-fn at_once(inner: &Inner, asked: &[Asked], most: u64) -> Option<(Reader, Batch, Notes)> {
+///
+/// # Errors
+/// `BUSY`.
+fn at_once(
+    inner: &Inner,
+    asked: &[Asked],
+    most: u64,
+    source: Source,
+) -> Result<Option<(Reader, Batch, Notes)>, Problem> {
     if asked.len() > MAX_AT_ONCE {
-        return None;
+        return Ok(None);
     }
-    let jobs = resolve(asked, |id| inner.find_now(id)).ok()?;
-    let notes = inner.sending.note(&jobs);
+    let Ok(jobs) = resolve(asked, |id| inner.find_now(id)) else {
+        return Ok(None);
+    };
+    let notes = inner.sending.note(&jobs, source)?;
     let mut reader = Reader::new(jobs, inner.buffers.clone());
-    let first = reader.read_now(most)?;
-    Some((reader, first, notes))
+    let first = reader.read_now(most);
+    Ok(first.map(|first| (reader, first, notes)))
 }
 
 impl Download {
@@ -219,6 +229,7 @@ impl Download {
         }
         self.inner.limits.upload().acquire(batch.data).await;
         let turn = self.outlet.turn().await;
+        self.notes.has_begun();
         // What this peer makes it wait is not the receiver's fault.
         self.deadline += asked.elapsed();
         self.inner

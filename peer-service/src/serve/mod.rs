@@ -11,7 +11,7 @@
 //! | `outgoing` | a connection that can be cut |
 //! | `patience` | ends streams whose receiver does not read |
 //! | `reader` | bytes of spans, from the disk into messages |
-//! | `sending` | what is on its way of files that a crowd watches |
+//! | `sending` | what a crowd is sent, and who of it may wait |
 //! | `turns` | who is sent to, and when |
 //!
 //! Invariants: memory for a caller is bounded whatever it asks and however slowly it reads; every stream ends when its receiver
@@ -118,7 +118,7 @@ impl PeerApi {
                 watchers: Places::new(MAX_WATCHERS, share),
                 hash_streams: Places::new(MAX_HASH_STREAMS, share),
                 buffers: Buffers::default(),
-                sending: Sending::default(),
+                sending: Sending::new(share),
             }),
         }
     }

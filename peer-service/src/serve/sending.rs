@@ -1,7 +1,9 @@
-//! Which pieces of whole files are on their way to someone: what a crowd that cannot know all of itself has to be told, or those who
-//! do not know each other ask a seed for the same.
+//! What a crowd asks a peer for: which pieces are on their way to someone, which is told, and who may wait.
 //!
-//! Only of files that several watch, and not of collections: nobody else chooses between seeds.
+//! Those who do not know each other would ask a seed for the same; and a piece that is waited for is long to be had elsewhere by the
+//! time it comes, while nobody else asks for it: so few may wait. In the simulator 300 peers take 1.20 instead of 1.48 times the bound.
+//!
+//! Only of files that several watch, and not of the pieces of collections: nobody else chooses between peers.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,30 +11,50 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use potluck_core::{FileId, FileLayout};
+use potluck_core::{
+    FileId, FileLayout, Problem,
+    places::{Place, Places, Share, Source},
+};
 use tokio::sync::watch;
 
-use super::reader::Job;
+use super::{busy, reader::Job};
+
+/// Most calls of a crowd that wait for their first turn, for each file: over these others are asked sooner than this peer. Enough that
+/// its link never idles, and for sixteen who all know each other.
+const MOST_WAITING: usize = 12;
 
 /// The boards of all files that are watched here.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Sending {
     boards: Mutex<HashMap<FileId, Weak<Board>>>,
+    share: Share,
 }
 
 /// What is on its way of one file. Held by those who watch it, and by nobody else for long.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Board {
     /// How many calls are for each piece.
     calls: Mutex<BTreeMap<u32, u32>>,
     changes: watch::Sender<()>,
+    waiting: Places,
 }
 
 /// Notes pieces as on their way until it is dropped.
 #[derive(Debug, Default)]
-pub(super) struct Notes(Vec<(Weak<Board>, RangeInclusive<u32>)>);
+pub(super) struct Notes {
+    pieces: Vec<(Weak<Board>, RangeInclusive<u32>)>,
+    waits: Option<Place>,
+}
 
 impl Sending {
+    /// One address takes its share of those who may wait.
+    pub(super) fn new(share: Share) -> Self {
+        Self {
+            boards: Mutex::default(),
+            share,
+        }
+    }
+
     /// The board of a file, for one who watches it.
     pub(super) fn board(&self, id: &FileId) -> Arc<Board> {
         let mut boards = lock(&self.boards);
@@ -40,25 +62,42 @@ impl Sending {
             return board;
         }
         boards.retain(|_, board| board.strong_count() > 0);
-        let board = Arc::<Board>::default();
+        let board = Arc::new(Board {
+            calls: Mutex::default(),
+            changes: watch::Sender::new(()),
+            waiting: Places::new(MOST_WAITING, self.share),
+        });
         boards.insert(*id, Arc::downgrade(&board));
         board
     }
 
     /// Notes what a call asks for, where others than the caller want to know.
-    pub(super) fn note(&self, jobs: &[Job]) -> Notes {
+    ///
+    /// # Errors
+    /// `BUSY` where too many of a crowd wait.
+    pub(super) fn note(&self, jobs: &[Job], source: Source) -> Result<Notes, Problem> {
         let boards = lock(&self.boards);
+        let mut notes = Notes::default();
         if boards.is_empty() {
-            return Notes::default();
+            return Ok(notes);
         }
-        let notes = jobs.iter().filter_map(|job| {
-            let board = boards.get(&job.offer.id())?;
-            let several = board.strong_count() > 1;
-            let pieces = pieces_of(job).filter(|_| several)?;
-            board.upgrade()?.count(&pieces, true);
-            Some((Weak::clone(board), pieces))
-        });
-        Notes(notes.collect())
+        for job in jobs {
+            let Some(weak) = boards
+                .get(&job.offer.id())
+                .filter(|board| board.strong_count() > 1)
+            else {
+                continue;
+            };
+            if let (Some(board), Some(pieces)) = (weak.upgrade(), pieces_of(job)) {
+                if notes.waits.is_none() {
+                    let place = board.waiting.take(source);
+                    notes.waits = Some(place.map_err(|why| busy("downloads of this file", why))?);
+                }
+                board.count(&pieces, true);
+                notes.pieces.push((Weak::clone(weak), pieces));
+            }
+        }
+        Ok(notes)
     }
 }
 
@@ -95,9 +134,16 @@ impl Board {
     }
 }
 
+impl Notes {
+    /// The call got its first turn.
+    pub(super) fn has_begun(&mut self) {
+        self.waits = None;
+    }
+}
+
 impl Drop for Notes {
     fn drop(&mut self) {
-        for (board, pieces) in &self.0 {
+        for (board, pieces) in &self.pieces {
             if let Some(board) = board.upgrade() {
                 board.count(pieces, false);
             }
