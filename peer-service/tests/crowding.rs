@@ -7,7 +7,7 @@ mod parts;
 use std::{net::IpAddr, time::Duration};
 
 use futures_util::StreamExt as _;
-use parts::{Peer, bytes, span};
+use parts::{Peer, bytes, span, wait_until};
 use potluck_core::{
     FileId, Problem, Reason,
     proto::v1::{self, peer_service_client::PeerServiceClient},
@@ -67,6 +67,34 @@ async fn one_address_leaves_upload_slots_to_others() {
     assert_busy(&far.download(request()).await.unwrap_err().into());
     held.push(other.download(request()).await.unwrap());
     drop(held);
+}
+
+#[tokio::test]
+async fn few_of_a_crowd_wait_for_a_file_and_an_address_leaves_places_to_others() {
+    let (_dir, peer, api, id) = world().await;
+    peer.limits.set(1, 0, 0);
+    let (mut far, mut other) = (from(&peer, &api, FAR).await, from(&peer, &api, OTHER).await);
+    let watched = v1::WatchAvailabilityRequest {
+        file_id: id.to_bytes(),
+    };
+    let request = || v1::DownloadRequest {
+        spans: vec![span(id, 0, 128 * 1024)],
+    };
+    let mut watches = vec![far.watch_availability(watched.clone()).await.unwrap()];
+    let mut held = Vec::new();
+    // Who is alone may ask for as much as it likes.
+    for _ in 0..20 {
+        held.push(far.download(request()).await.unwrap());
+    }
+    watches.push(other.watch_availability(watched).await.unwrap());
+    for _ in 0..6 {
+        held.push(far.download(request()).await.unwrap());
+    }
+    assert_busy(&far.download(request()).await.unwrap_err().into());
+    let waits = other.download(request()).await.unwrap();
+    drop((waits, held));
+    wait_until("the calls have ended", || peer.limits.uploads() == 0).await;
+    assert!(far.download(request()).await.is_ok());
 }
 
 #[tokio::test]

@@ -44,22 +44,20 @@ enum Told {
 #[derive(Debug)]
 struct Complete {
     units: u32,
-    /// What goes out to whom.
-    board: Arc<Board>,
+    /// Of what goes out.
     changes: watch::Receiver<()>,
     /// Of that, what was told, in order.
     sending: Vec<u32>,
 }
 
 impl Told {
-    fn new(units: Units, board: &Arc<Board>) -> Self {
+    fn new(units: Units, board: &Board) -> Self {
         if !units.have.is_full() {
             return Self::Partial(units);
         }
         Self::Complete(Complete {
             units: units.have.len(),
             changes: board.changes(),
-            board: Arc::clone(board),
             sending: Vec::new(),
         })
     }
@@ -76,8 +74,8 @@ impl Told {
 
 impl Complete {
     /// What to tell of what goes out.
-    fn difference(&mut self) -> Option<Event> {
-        let now = self.board.pieces();
+    fn difference(&mut self, board: &Board) -> Option<Event> {
+        let now = board.pieces();
         let not_in = |some: &[u32], others: &[u32]| -> Vec<u32> {
             let new = some.iter().filter(|unit| others.binary_search(unit).is_err());
             new.copied().take(MAX_UNITS).collect()
@@ -96,6 +94,7 @@ struct Watch {
     inner: Arc<Inner>,
     id: FileId,
     told: Told,
+    /// One for each who watches: how many hold it is how many there are.
     board: Arc<Board>,
     changes: Option<watch::Receiver<u64>>,
     queue: VecDeque<Event>,
@@ -178,7 +177,7 @@ impl Watch {
             };
             tokio::time::sleep(gather(self.inner.watching())).await;
             if let (Told::Complete(complete), false) = (&mut self.told, other_units) {
-                self.queue.extend(complete.difference());
+                self.queue.extend(complete.difference(&self.board));
                 continue;
             }
             // A transfer: without a trip to another thread. Who was told of the whole was told by the library.

@@ -56,17 +56,20 @@ fn flash(peers: usize, units: u32) -> Setup {
     Setup::new(nodes, units)
 }
 
-/// A crowd too large for everyone to know everyone, or for the seed to serve all at once. The seed tells as being fetched
-/// what it is sending: without that, those who do not know each other ask it for the same.
-fn large(peers: usize, slots: usize) -> Setup {
+/// A crowd too large for everyone to know everyone, as a peer serves one: four at a time, few who wait, changes gathered for as long
+/// as so many who watch ask for, and a seed that tells what it sends.
+fn large(peers: usize) -> Setup {
     let mut setup = Setup {
         unit_len: 128 * 1024,
+        delay: 0.002,
+        streams: 4,
+        tell_every: 0.1,
+        seed_tells_every: 0.25,
+        neighbours: Some(50),
         ..flash(peers, 512)
     };
-    setup.nodes.iter_mut().for_each(|node| node.slots = slots);
+    setup.nodes.iter_mut().for_each(|node| node.most_waiting = 12);
     setup.nodes[0].tells_uploads = true;
-    setup.neighbours = Some(50);
-    setup.tell_every = 0.05;
     setup
 }
 
@@ -136,14 +139,29 @@ fn peers_that_come_late_are_served_by_those_who_were_first() {
 #[test]
 #[ignore = "large"]
 fn a_hundred_peers() {
-    let crowd = run(large(100, 8), 1);
+    let crowd = run(large(100), 1);
     assert!(crowd.slowest < 1.2 && crowd.seed_sent < 1.18);
+}
+
+/// Where all may wait and the seed tells nothing, those who do not know each other ask it for the same and wait long for it.
+#[test]
+fn who_is_told_and_turned_away_is_done_sooner() {
+    let few = run(large(64), 1);
+    let mut setup = large(64);
+    setup
+        .nodes
+        .iter_mut()
+        .for_each(|node| node.most_waiting = usize::MAX);
+    let all = run(setup.clone(), 1);
+    setup.nodes[0].tells_uploads = false;
+    let untold = run(setup, 1);
+    assert!(few.slowest < 1.17 && few.slowest < all.slowest && all.median < untold.median);
 }
 
 #[test]
 #[ignore = "large"]
 fn a_thousand_peers() {
-    let crowd = run(large(1000, 8), 1);
+    let crowd = run(large(1000), 1);
     assert!(crowd.slowest < 1.3);
 }
 

@@ -3,7 +3,7 @@
 use potluck_peer::swarm::{Failure, RequestId};
 use rand::RngExt;
 
-use crate::world::{Change, Event, World};
+use crate::world::{Event, World};
 
 const CHUNK: u64 = 64 * 1024;
 
@@ -52,12 +52,14 @@ impl World {
         if dead {
             return;
         }
+        let begun = |index: &&usize| self.flows[**index].begun;
+        let waiting = self.nodes[from].uploads.len() - self.nodes[from].uploads.iter().filter(begun).count();
         let node = &mut self.nodes[from];
         let failure = if !node.online {
             Some(Failure::Disconnected)
         } else if !node.have.get(unit) {
             Some(Failure::NotAvailable)
-        } else if node.uploads.len() >= node.spec.slots {
+        } else if node.uploads.len() >= node.spec.slots || waiting >= node.spec.most_waiting {
             Some(Failure::Busy { retry_after: None })
         } else {
             None
@@ -67,15 +69,8 @@ impl World {
         }
         node.uploads.push(flow);
         if node.spec.tells_uploads {
-            node.told.1.set(unit, true);
-            self.tell_all(
-                from,
-                Change {
-                    have: vec![],
-                    fetching: vec![unit],
-                    abandoned: vec![],
-                },
-            );
+            node.uploading.set(unit, true);
+            self.tell_soon(from, self.setup.seed_tells_every);
         }
         self.send_next(from);
     }
@@ -163,15 +158,8 @@ impl World {
             .iter()
             .any(|&other| self.flows[other].unit == unit);
         if self.nodes[from].spec.tells_uploads && !sending {
-            self.nodes[from].told.1.set(unit, false);
-            self.tell_all(
-                from,
-                Change {
-                    have: vec![],
-                    fetching: vec![],
-                    abandoned: vec![unit],
-                },
-            );
+            self.nodes[from].uploading.set(unit, false);
+            self.tell_soon(from, self.setup.seed_tells_every);
         }
     }
 }

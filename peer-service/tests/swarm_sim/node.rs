@@ -14,6 +14,8 @@ pub(crate) struct Spec {
     pub(crate) downloads: bool,
     /// Most uploads at once; more are told BUSY.
     pub(crate) slots: usize,
+    /// Most uploads that wait for their turn; more are told BUSY.
+    pub(crate) most_waiting: usize,
     /// Share of the units it sends with a wrong byte.
     pub(crate) corrupt: f64,
     /// Share of the units it says it has and does not.
@@ -45,6 +47,7 @@ impl Spec {
             start: Start::All,
             downloads: false,
             slots: usize::MAX,
+            most_waiting: usize::MAX,
             corrupt: 0.0,
             lies: 0.0,
             stall: None,
@@ -75,6 +78,8 @@ pub(crate) struct Node {
     /// What it last told about itself.
     pub(crate) told: (Bits, Bits),
     pub(crate) telling: bool,
+    /// What it is sending, where it tells that.
+    pub(crate) uploading: Bits,
     pub(crate) online: bool,
     pub(crate) stalled: bool,
     /// Counts its visits: what was sent to an earlier one is lost.

@@ -14,6 +14,8 @@ pub(crate) struct Setup {
     pub(crate) delay: f64,
     /// How long changes are gathered before they are told, in seconds.
     pub(crate) tell_every: f64,
+    /// The same for what a seed tells of what it sends.
+    pub(crate) seed_tells_every: f64,
     /// How many others each downloader knows, the complete ones included first; all if `None`.
     pub(crate) neighbours: Option<usize>,
     pub(crate) config: SwarmConfig,
@@ -33,6 +35,7 @@ impl Setup {
             unit_len: 256 * 1024,
             delay: 0.0005,
             tell_every: 0.005,
+            seed_tells_every: 0.0,
             neighbours: None,
             config: SwarmConfig::default(),
             budgets: None,

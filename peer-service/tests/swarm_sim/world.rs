@@ -121,6 +121,7 @@ impl World {
                 told: (have.clone(), Bits::new(setup.units)),
                 have,
                 telling: false,
+                uploading: Bits::new(setup.units),
                 online: false,
                 stalled: false,
                 visit: 0,
@@ -383,20 +384,28 @@ impl World {
         }
         let node = &mut self.nodes[index];
         if let Some(swarm) = &node.swarm
-            && !node.telling
             && (*swarm.have() != node.told.0 || *swarm.fetching() != node.told.1)
         {
-            node.telling = true;
-            self.after(self.setup.tell_every, Event::Tell(index));
+            self.tell_soon(index, self.setup.tell_every);
         }
     }
 
-    /// A downloader tells its neighbours what changed.
+    /// Something is to be told, once more has gathered for so many seconds.
+    pub(crate) fn tell_soon(&mut self, index: usize, seconds: f64) {
+        if !std::mem::replace(&mut self.nodes[index].telling, true) {
+            self.after(seconds, Event::Tell(index));
+        }
+    }
+
+    /// A node tells its neighbours what changed.
     fn tell(&mut self, index: usize) {
         let node = &mut self.nodes[index];
         node.telling = false;
-        let Some(swarm) = &node.swarm else { return };
-        let (have, fetching) = (swarm.have().clone(), swarm.fetching().clone());
+        let (have, fetching) = match &node.swarm {
+            Some(swarm) => (swarm.have().clone(), swarm.fetching().clone()),
+            None => (node.have.clone(), node.uploading.clone()),
+        };
+        let is_seed = node.swarm.is_none();
         let newly = |new: &Bits, old: &Bits| new.ones().filter(|&unit| !old.get(unit)).collect();
         let change = Change {
             have: newly(&have, &node.told.0),
@@ -405,7 +414,7 @@ impl World {
                 .told
                 .1
                 .ones()
-                .filter(|&unit| !fetching.get(unit) && !have.get(unit))
+                .filter(|&unit| !fetching.get(unit) && (is_seed || !have.get(unit)))
                 .collect(),
         };
         node.told = (have, fetching);
