@@ -17,7 +17,7 @@ struct Crowd {
 
 fn run(setup: Setup, seed: u64) -> Crowd {
     let total = setup.total() as f64;
-    let (peers, slots) = (setup.nodes.len() - 1, setup.nodes[0].slots);
+    let peers = setup.nodes.len() - 1;
     let mut world = World::new(setup, seed);
     world.run();
     world.assert_sound(seed);
@@ -43,7 +43,7 @@ fn run(setup: Setup, seed: u64) -> Crowd {
         duplicates,
     } = crowd;
     println!(
-        "{peers} peers, {slots} slots, seed {seed}: slowest {slowest:.3}, median {median:.3}, sent {seed_sent:.3}, \
+        "{peers} peers, seed {seed}: slowest {slowest:.3}, median {median:.3}, sent {seed_sent:.3}, \
          duplicates {duplicates:.4}, {} events",
         world.event_count
     );
