@@ -264,9 +264,13 @@ impl Catalog {
         self.stale.insert(place.item);
     }
 
-    /// Remembers a SHA-256.
+    /// Remembers a SHA-256, unless the file is gone by now.
     pub(super) fn set_sha256(&mut self, id: FileId, sum: Sha256, delta: &mut Delta) {
-        for place in self.places(&id) {
+        let places = self.places(&id);
+        if places.is_empty() {
+            return;
+        }
+        for place in places {
             if let Some(shared) = self.items.get_mut(&place.item) {
                 shared.set_sum(place.part, sum);
                 delta

@@ -169,10 +169,9 @@ fn apply(catalog: &mut Catalog, model: &mut Model, op: &Op) -> Delta {
             }
         }
         Op::Sum(n) => {
-            if catalog.record(&content(*n).id).is_some() {
-                catalog.set_sha256(content(*n).id, Sha256([*n as u8; 32]), &mut delta);
-                model.sums.insert(*n);
-            }
+            // Also of what went while its sum was computed.
+            catalog.set_sha256(content(*n).id, Sha256([*n as u8; 32]), &mut delta);
+            model.sums.insert(*n);
         }
     }
     // What nobody holds is forgotten with its sum.
