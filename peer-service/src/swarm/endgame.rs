@@ -2,7 +2,7 @@
 //! peer would finish much sooner. Duplicate bytes are bounded: two live requests a unit at most, and a request of which no
 //! byte came is taken over rather than raced; but only once, or under load a unit could go from hand to hand for ever.
 
-use super::{ENDGAME_TICK, MAX_RACERS, PeerKey, RequestId, Swarm, Time, flight::Request};
+use super::{ENDGAME_TICK, MAX_RACERS, PeerKey, RequestId, Swarm, Time, flight::Request, peer::Peer};
 
 /// A request of which nothing came is taken over by a peer that would finish it in this part of the time.
 const STEAL_FACTOR: f64 = 1.5;
@@ -108,22 +108,7 @@ impl Swarm {
     /// Gives a peer with nothing better to do the request that would gain most by it. Returns whether there was one.
     pub(super) fn relieve(&mut self, key: PeerKey, now: Time) -> bool {
         let starved = !self.budget_left();
-        let gain = |&(id, unit): &(RequestId, u32)| {
-            let mine = self.seconds_of(key, unit, now)?;
-            let theirs = self.seconds_left(id, now);
-            let factor = match self.takes_over(id) {
-                _ if starved => RELIEVE_FACTOR,
-                true => STEAL_FACTOR,
-                false => RACE_FACTOR,
-            };
-            (theirs > mine * factor + MIN_GAIN).then_some((theirs, id, unit))
-        };
-        let slowest = self
-            .relievable(key, starved)
-            .iter()
-            .filter_map(gain)
-            .max_by(|a, b| a.0.total_cmp(&b.0));
-        let Some((_, id, unit)) = slowest else {
+        let Some((id, unit)) = self.slowest_for(key, starved, now) else {
             return false;
         };
         if starved || self.takes_over(id) {
@@ -134,49 +119,67 @@ impl Swarm {
         true
     }
 
+    /// The request, the only one for its unit, that would take longest where it is, and for which this peer would be so much faster
+    /// that it is worth it.
+    fn slowest_for(&self, key: PeerKey, starved: bool, now: Time) -> Option<(RequestId, u32)> {
+        let me = self.peers.get(&key)?;
+        let latency = me.estimate.latency().unwrap_or(0.0);
+        let mine = |len: u64| Some(me.estimate.seconds_for(me.owed + len, now)? + latency);
+        let is_worth = |theirs: f64, mine: f64, factor: f64| theirs > mine * factor + MIN_GAIN;
+        let least = mine(0)?;
+        let mut slowest: Option<(f64, RequestId, u32)> = None;
+        for (&other, peer) in &self.peers {
+            let Some(&oldest) = peer.requests.first() else {
+                continue;
+            };
+            if other == key || peer.owed == 0 {
+                continue;
+            }
+            // Most are as fast as others: whatever they were asked for, it is not worth a look.
+            let longest = self.seconds_until(peer, peer.owed, oldest, now);
+            let least_factor = if starved { RELIEVE_FACTOR } else { STEAL_FACTOR };
+            if !is_worth(longest, least, least_factor)
+                || slowest.is_some_and(|(theirs, ..)| longest <= theirs)
+            {
+                continue;
+            }
+            let mut owed = 0;
+            for &id in &peer.requests {
+                let request = &self.requests[&id];
+                let unit = request.unit;
+                owed += request.owed;
+                let theirs = self.seconds_until(peer, owed, id, now);
+                let factor = match self.takes_over(id) {
+                    _ if starved => RELIEVE_FACTOR,
+                    true => STEAL_FACTOR,
+                    false => RACE_FACTOR,
+                };
+                if request.owed > 0
+                    && !(starved && request.stolen)
+                    && slowest.is_none_or(|(slowest, ..)| theirs > slowest)
+                    && is_worth(theirs, mine(self.lens[unit as usize])?, factor)
+                    && me.have.get(unit)
+                    && self.flights.get(&unit).is_some_and(|racers| racers.len() == 1)
+                {
+                    slowest = Some((theirs, id, unit));
+                }
+            }
+        }
+        slowest.map(|(_, id, unit)| (id, unit))
+    }
+
+    /// Seconds until a peer has sent so many bytes more. Without an estimate: as long again as a request of it took so far.
+    fn seconds_until(&self, peer: &Peer, owed: u64, asked_by: RequestId, now: Time) -> f64 {
+        if peer.stalled {
+            return f64::INFINITY;
+        }
+        let so_far = || now.saturating_sub(self.requests[&asked_by].sent).as_secs_f64();
+        peer.estimate.seconds_for(owed, now).unwrap_or_else(so_far)
+    }
+
     /// Whether a request is taken over rather than raced.
     fn takes_over(&self, id: RequestId) -> bool {
         let request = &self.requests[&id];
         request.received == 0 && !request.stolen
-    }
-
-    /// Requests, each the only one for its unit, that this peer could take over.
-    fn relievable(&self, key: PeerKey, starved: bool) -> Vec<(RequestId, u32)> {
-        let Some(peer) = self.peers.get(&key) else {
-            return Vec::new();
-        };
-        let single = |(&unit, racers): (&u32, &Vec<RequestId>)| match racers.as_slice() {
-            [id] if peer.have.get(unit) => Some((*id, unit)),
-            _ => None,
-        };
-        let others = |(id, _): &(RequestId, u32)| {
-            let request = &self.requests[id];
-            request.peer != key && request.owed > 0 && !(starved && request.stolen)
-        };
-        self.flights.iter().filter_map(single).filter(others).collect()
-    }
-
-    /// Seconds this peer would take for a further unit; `None` before its first estimate.
-    fn seconds_of(&self, key: PeerKey, unit: u32, now: Time) -> Option<f64> {
-        let peer = self.peers.get(&key)?;
-        let transfer = peer
-            .estimate
-            .seconds_for(peer.owed + self.lens[unit as usize], now)?;
-        Some(transfer + peer.estimate.latency().unwrap_or(0.0))
-    }
-
-    /// Seconds until this request is done, all that its peer was asked before it included. Without an estimate: as long again
-    /// as it took so far.
-    fn seconds_left(&self, id: RequestId, now: Time) -> f64 {
-        let request = &self.requests[&id];
-        let peer = &self.peers[&request.peer];
-        if peer.stalled {
-            return f64::INFINITY;
-        }
-        let until_it = peer.requests.iter().take_while(|&&other| other <= id);
-        let owed = until_it.map(|id| self.requests[id].owed).sum();
-        peer.estimate
-            .seconds_for(owed, now)
-            .unwrap_or_else(|| now.saturating_sub(request.sent).as_secs_f64())
     }
 }
