@@ -122,10 +122,10 @@ impl Share {
             return;
         }
         self.told = in_flight;
-        let number = self.number;
-        self.budget
-            .inner()
-            .change(|division| division.tell(number, in_flight));
+        let mut inner = self.budget.inner();
+        if inner.division.is_news(self.number, in_flight) {
+            inner.change(|division| division.tell(self.number, in_flight));
+        }
     }
 
     /// Changes how much the transfer counts.
@@ -187,6 +187,15 @@ impl Division {
             member.held = in_flight;
         }
         self.divide();
+    }
+
+    /// Whether this changes anything for anybody: mostly a unit came and another was asked for.
+    fn is_news(&self, number: u64, in_flight: u64) -> bool {
+        let held = |it: &Member| match in_flight {
+            0 => 0,
+            some => some.max(it.part),
+        };
+        self.members.get(&number).is_some_and(|it| it.held != held(it))
     }
 
     fn part(&self, number: u64) -> u64 {
@@ -311,6 +320,18 @@ mod tests {
                 let all: u64 = world.shares.values().map(|(_, in_flight)| in_flight).sum();
                 let most = TOTAL + world.shares.len() as u64 * UNIT;
                 prop_assert!(all <= most, "{} in flight, {:?}", all, world.budget);
+                let mut inner = world.budget.inner();
+                for (number, tell) in &inner.tell {
+                    prop_assert_eq!(*tell.borrow(), inner.division.part(*number));
+                }
+                // What was told and taken for no news is none.
+                if let Some((share, in_flight)) = world.shares.get(&who).filter(|(share, _)| share.told > 0 || what > 2) {
+                    let before = format!("{:?}", inner.division);
+                    if !share.part.has_changed().unwrap() {
+                        inner.division.tell(share.number, *in_flight);
+                    }
+                    prop_assert_eq!(before, format!("{:?}", inner.division));
+                }
             }
             for who in weights.keys() {
                 world.set(*who, |_, _| 1);
