@@ -70,8 +70,12 @@ fn head(transfer: &Transfer, width: usize) -> String {
         ),
         _ => doing(transfer),
     };
+    let unverified = match transfer.long_unverified() {
+        0 => String::new(),
+        bytes => format!(" (+{} unverified)", text::size(bytes)),
+    };
     let facts = format!(
-        "{:>3} %  {:>10} of {}  {:>12}  {end:>9}",
+        "{:>3} %  {:>10} of {}{unverified}  {:>12}  {end:>9}",
         text::percent(transfer.done, total),
         text::size(transfer.done),
         text::size(total),
@@ -157,6 +161,7 @@ mod tests {
             done: 123_456_789,
             total: Some(987_654_321),
             resumed: 0,
+            unverified: 0,
             bytes_per_second: 34_567_890,
             elapsed: Duration::from_secs(3),
             units_total: 100,
@@ -194,6 +199,23 @@ mod tests {
                 assert!(!line.contains("\x1b[2J"));
             }
         }
+    }
+
+    #[test]
+    fn what_comes_of_a_long_unit_is_seen_before_it_is_verified() {
+        let mut now = transfer(1);
+        now.done = 0;
+        now.total = Some(9 << 30);
+        now.units_total = 2304;
+        now.unverified = 3 << 20;
+        // A unit of 4 MiB comes in no time, then in minutes.
+        let line = |now: &Transfer| Rows::default().render(now, 200).swap_remove(0);
+        assert!(!line(&now).contains("unverified"), "{}", line(&now));
+        now.bytes_per_second = 24 << 10;
+        let slow = line(&now);
+        assert!(slow.contains("0 B of 9.00 GiB (+3.00 MiB unverified)"), "{slow}");
+        now.unverified = now.total.unwrap() - (24 << 10) * 60;
+        assert!(line(&now).contains("1:00 left"), "{}", line(&now));
     }
 
     #[test]
