@@ -175,7 +175,7 @@ async fn stopped(peer: &Borrowed, last: Option<Transfer>, again: &str) -> Fail {
     let unverified = last.as_ref().map_or(0, Transfer::long_unverified);
     match hold(peer, last).await {
         Some(transfer) if unverified > 0 => Fail::interrupted(format!(
-            "{}; {} could not be verified before their piece is whole, and will come again",
+            "{}; {} of pieces that are not whole come again",
             kept(&transfer),
             text::size(unverified)
         ))

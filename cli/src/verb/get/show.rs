@@ -14,6 +14,9 @@ const MOST_ROWS: usize = 6;
 /// Width of the bar that shows a peer's share.
 const SHARE_BAR: usize = 12;
 
+/// Width from which on there is room for a word more.
+const WIDE: usize = 100;
+
 /// Widest address before it is cut.
 const ADDRESS_WIDTH: usize = 24;
 
@@ -70,9 +73,10 @@ fn head(transfer: &Transfer, width: usize) -> String {
         ),
         _ => doing(transfer),
     };
-    let unverified = match transfer.long_unverified() {
-        0 => String::new(),
-        bytes => format!(" (+{} unverified)", text::size(bytes)),
+    let unverified = match (transfer.long_unverified(), width >= WIDE) {
+        (0, _) => String::new(),
+        (bytes, true) => format!(" (+{} unverified)", text::size(bytes)),
+        (bytes, false) => format!(" (+{})", text::size(bytes)),
     };
     let facts = format!(
         "{:>3} %  {:>10} of {}{unverified}  {:>12}  {end:>9}",
@@ -214,6 +218,11 @@ mod tests {
         now.bytes_per_second = 24 << 10;
         let slow = line(&now);
         assert!(slow.contains("0 B of 9.00 GiB (+3.00 MiB unverified)"), "{slow}");
+        let narrow = Rows::default().render(&now, 80).swap_remove(0);
+        assert!(
+            narrow.contains("(+3.00 MiB)") && narrow.ends_with("left"),
+            "{narrow}"
+        );
         now.unverified = now.total.unwrap() - (24 << 10) * 60;
         assert!(line(&now).contains("1:00 left"), "{}", line(&now));
     }
