@@ -290,7 +290,7 @@ async fn under_a_limit_units_come_one_after_the_other_and_nothing_twice() {
 
 /// A unit that takes longer than any message may lie unread.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes three minutes"]
+#[ignore = "takes three minutes, and 9 GiB of room"]
 async fn a_large_unit_comes_under_a_low_limit() {
     log();
     const UNIT: u64 = 4 << 20;
