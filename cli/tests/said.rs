@@ -144,7 +144,7 @@ fn a_done_transfer_tells_who_gave_what() {
     assert!(!progress.is_empty());
     for event in progress {
         assert_eq!(event["event"], "progress");
-        for field in ["bytes", "total", "bytes_per_second", "peers"] {
+        for field in ["bytes", "unverified_bytes", "total", "bytes_per_second", "peers"] {
             assert!(event[field].is_u64(), "{field} of {event}");
         }
     }

@@ -106,6 +106,9 @@ pub(crate) struct TransferPeer {
     pub(crate) units: u32,
 }
 
+/// Seconds from which on a unit takes long: that much a rate is taken over.
+const LONG_UNIT: u64 = 3;
+
 /// A download.
 #[derive(Debug, Clone)]
 pub(crate) struct Transfer {
@@ -119,6 +122,8 @@ pub(crate) struct Transfer {
     /// `None` until known.
     pub(crate) total: Option<u64>,
     pub(crate) resumed: u64,
+    /// Bytes of units under way, not verified yet and not among those done.
+    pub(crate) unverified: u64,
     pub(crate) bytes_per_second: u64,
     pub(crate) elapsed: Duration,
     pub(crate) units_total: u32,
@@ -134,8 +139,17 @@ pub(crate) struct Transfer {
 impl Transfer {
     /// Seconds left at the present rate, where there is one.
     pub(crate) fn seconds_left(&self) -> Option<u64> {
-        let left = self.total?.saturating_sub(self.done);
+        let left = self.total?.saturating_sub(self.done + self.unverified);
         (self.bytes_per_second > 0).then(|| left.div_ceil(self.bytes_per_second))
+    }
+
+    /// Bytes not verified yet, where a unit takes so long that they are all there is to see; else 0.
+    pub(crate) fn long_unverified(&self) -> u64 {
+        let unit = self.total.unwrap_or(0) / u64::from(self.units_total.max(1));
+        match unit > self.bytes_per_second.saturating_mul(LONG_UNIT) {
+            true => self.unverified,
+            false => 0,
+        }
     }
 }
 
@@ -305,6 +319,7 @@ impl TryFrom<v1::Transfer> for Transfer {
             total: Some(transfer.bytes_total)
                 .filter(|&total| total > 0 || transfer.state == i32::from(v1::TransferState::Done)),
             resumed: transfer.resumed_bytes,
+            unverified: transfer.unverified_bytes,
             bytes_per_second: transfer.bytes_per_second,
             elapsed: Duration::from_millis(transfer.elapsed_ms),
             units_total: transfer.units_total,

@@ -87,9 +87,13 @@ fn summary(transfer: &Transfer) -> Vec<String> {
             )
         },
     );
+    let unverified = match transfer.unverified {
+        0 => String::new(),
+        bytes => format!(", {} more not verified yet", text::size(bytes)),
+    };
     let mut lines = vec![
         format!(
-            "{} — {}, {total}",
+            "{} — {}, {total}{unverified}",
             style(text::shown(&transfer.name)).bold(),
             transfer.state.word()
         ),

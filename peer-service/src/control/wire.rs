@@ -199,6 +199,7 @@ impl From<&View> for v1::Transfer {
             error: view.error.as_ref().map(failure),
             max_bytes_per_second: view.terms.max_bytes_per_second,
             priority: view.terms.priority.get(),
+            unverified_bytes: view.unverified_bytes,
         }
     }
 }

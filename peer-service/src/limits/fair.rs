@@ -10,14 +10,14 @@
 //! - As long as somebody waits, no less than `rate * t` less the largest request goes: what one flow does not take, the others do.
 //! - Of two flows that wait throughout, neither gets more than one request of each ahead of its share.
 //! - A flow that was idle begins where the others are: it has saved up nothing, and owes at most its last request.
-//! - Within a flow, first come, first served.
+//! - Within a flow, the lowest rank goes first; of one rank, first come, first served.
 #![deny(
     clippy::disallowed_methods,
     reason = "pure: time, randomness and I/O come in from outside"
 )]
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
@@ -39,6 +39,7 @@ pub struct FlowId(u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket {
     flow: FlowId,
+    rank: u64,
     number: u64,
     bytes: u64,
 }
@@ -78,7 +79,8 @@ struct Flow<T> {
     priority: Priority,
     /// Its virtual time: where its next request starts.
     start: u128,
-    requests: VecDeque<(Ticket, T)>,
+    /// By rank, then in the order in which they came.
+    requests: BTreeMap<(u64, u64), (Ticket, T)>,
 }
 
 impl<T> Flow<T> {
@@ -128,7 +130,7 @@ impl<T> Fair<T> {
         let flow = Flow {
             priority,
             start: self.virtual_now,
-            requests: VecDeque::new(),
+            requests: BTreeMap::new(),
         };
         self.flows.insert(id, flow);
         id
@@ -144,7 +146,7 @@ impl<T> Fair<T> {
         if let Some(flow) = self.flows.remove(&id) {
             self.order.remove(&(flow.start, id));
             let bytes = |(ticket, _): &(Ticket, T)| u128::from(ticket.bytes);
-            self.waiting -= flow.requests.iter().map(bytes).sum::<u128>();
+            self.waiting -= flow.requests.values().map(bytes).sum::<u128>();
         }
     }
 
@@ -157,6 +159,18 @@ impl<T> Fair<T> {
 
     /// Puts a request into the queue of its flow; `None` where the flow has left.
     pub fn ask(&mut self, id: FlowId, bytes: u64, what: T, now: Duration) -> Option<Ticket> {
+        self.ask_ranked(id, 0, bytes, what, now)
+    }
+
+    /// The same before all of a higher rank that wait in this flow, and behind those of a lower one.
+    pub fn ask_ranked(
+        &mut self,
+        id: FlowId,
+        rank: u64,
+        bytes: u64,
+        what: T,
+        now: Duration,
+    ) -> Option<Ticket> {
         // What a quiet time saved up is a burst, however much is asked for after it.
         self.advance(now);
         let number = self.next_number();
@@ -167,10 +181,11 @@ impl<T> Fair<T> {
         }
         let ticket = Ticket {
             flow: id,
+            rank,
             number,
             bytes,
         };
-        flow.requests.push_back((ticket, what));
+        flow.requests.insert((rank, number), (ticket, what));
         self.waiting += u128::from(bytes);
         Some(ticket)
     }
@@ -182,19 +197,19 @@ impl<T> Fair<T> {
             return Next::Nobody;
         };
         let flow = self.flows.get_mut(&id).expect("flows in order are there");
-        let (ticket, _) = flow
+        let first = flow
             .requests
-            .front()
+            .first_entry()
             .expect("flows in order have somebody waiting");
         if self.rate > 0 {
-            let needed = u128::from(ticket.bytes) * NANOS;
+            let needed = u128::from(first.get().0.bytes) * NANOS;
             let Some(left) = self.tokens.checked_sub(needed) else {
                 let nanos = (needed - self.tokens).div_ceil(u128::from(self.rate));
                 return Next::Wait(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)));
             };
             self.tokens = left;
         }
-        let (ticket, what) = flow.requests.pop_front().expect("looked at above");
+        let (ticket, what) = first.remove();
         self.waiting -= u128::from(ticket.bytes);
         self.virtual_now = start;
         flow.start += flow.cost(ticket.bytes);
@@ -210,9 +225,7 @@ impl<T> Fair<T> {
         let Some(flow) = self.flows.get_mut(&ticket.flow) else {
             return;
         };
-        let place = flow.requests.iter().position(|(other, _)| *other == ticket);
-        if let Some(place) = place {
-            flow.requests.remove(place);
+        if flow.requests.remove(&(ticket.rank, ticket.number)).is_some() {
             self.waiting -= u128::from(ticket.bytes);
             if flow.requests.is_empty() {
                 self.order.remove(&(flow.start, ticket.flow));
@@ -401,6 +414,25 @@ mod tests {
         fair.set_priority(one, priority(40));
         let then = run(&mut fair, secs(60));
         assert_eq!(then.iter().filter(|who| **who == "one").count(), 40, "{then:?}");
+    }
+
+    #[test]
+    fn the_lowest_rank_of_a_flow_goes_first_and_the_rest_takes_what_it_leaves() {
+        let mut fair = Fair::new(1000, START);
+        let flow = fair.join(Priority::default());
+        let ask = |fair: &mut Fair<_>, rank, who, at| fair.ask_ranked(flow, rank, 1000, who, at).unwrap();
+        ask(&mut fair, 7, "later", START);
+        ask(&mut fair, 7, "later still", START);
+        ask(&mut fair, 3, "first", START);
+        let gone = ask(&mut fair, 2, "gone", START);
+        assert_eq!(run(&mut fair, Duration::from_millis(800)), [""; 0]);
+        fair.withdraw(gone);
+        assert_eq!(run(&mut fair, secs(1)), ["first"]);
+        // Nobody of a lower rank waits just then.
+        assert_eq!(run(&mut fair, secs(2)), ["later"]);
+        ask(&mut fair, 3, "first again", secs(2));
+        assert_eq!(run(&mut fair, secs(4)), ["first again", "later still"]);
+        assert_eq!(fair.waiting, 0);
     }
 
     #[test]

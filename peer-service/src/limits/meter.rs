@@ -151,12 +151,18 @@ impl Flow {
 
     /// Waits until `bytes` may go. More than a second's worth is fine. Dropping the future gives them back.
     pub async fn acquire(&self, bytes: u64) {
+        self.acquire_ranked(bytes, 0).await;
+    }
+
+    /// The same, before all of a higher rank that wait in this flow.
+    pub async fn acquire_ranked(&self, bytes: u64, rank: u64) {
         if self.rate() == 0 {
             return;
         }
         let inner = &*self.meter.inner;
         let (tell, mut told) = oneshot::channel();
-        let Some(ticket) = inner.change(|fair| fair.ask(self.id, bytes, tell, inner.start.elapsed())) else {
+        let asked = inner.change(|fair| fair.ask_ranked(self.id, rank, bytes, tell, inner.start.elapsed()));
+        let Some(ticket) = asked else {
             return;
         };
         let mut asked = Asked {

@@ -23,7 +23,7 @@ impl Swarm {
     }
 
     pub(super) fn arm_tick(&mut self, now: Time) {
-        let starved = !self.parked.is_empty() && !self.budget_left();
+        let starved = !self.parked.is_empty() && (!self.budget_left() || self.held_back(now));
         if !(self.is_endgame() || starved) {
             self.tick = None;
         } else if self.tick.is_none() {
@@ -105,8 +105,12 @@ impl Swarm {
         }
     }
 
-    /// Gives a peer with nothing better to do the request that would gain most by it. Returns whether there was one.
+    /// Gives a peer with nothing better to do the request that would gain most by it. Returns whether there was one: never while our own
+    /// limit is what takes time, which it would take of anybody.
     pub(super) fn relieve(&mut self, key: PeerKey, now: Time) -> bool {
+        if self.is_held(now) {
+            return false;
+        }
         let starved = !self.budget_left();
         let Some((id, unit)) = self.slowest_for(key, starved, now) else {
             return false;

@@ -55,23 +55,42 @@ impl Estimate {
         self.owing_since = None;
     }
 
+    /// Bytes are here and wait for our own limit: since the last word of them there was no silence, and nothing to measure.
+    pub(super) fn held(&mut self, now: Time) {
+        if std::mem::take(&mut self.first_pending) {
+            self.answered(now);
+        }
+        self.last_arrival = now;
+        self.window_start = now;
+    }
+
+    /// The first bytes of what the peer owes came; whether the first ever.
+    fn answered(&mut self, now: Time) -> bool {
+        let took = now.saturating_sub(self.last_arrival).as_secs_f64();
+        let first_ever = self.latency.is_none();
+        self.latency = Some(self.latency.map_or(took, |old| {
+            if took < old {
+                took
+            } else {
+                old + (took - old) / 16.0
+            }
+        }));
+        first_ever
+    }
+
     /// Bytes arrived.
     pub(super) fn arrived(&mut self, bytes: u64, now: Time) {
         let gap = now.saturating_sub(self.last_arrival).as_secs_f64();
-        self.last_arrival = now;
-        if self.first_pending {
-            self.first_pending = false;
-            let first_ever = self.latency.is_none();
-            self.latency = Some(
-                self.latency
-                    .map_or(gap, |old| if gap < old { gap } else { old + (gap - old) / 16.0 }),
-            );
+        if std::mem::take(&mut self.first_pending) {
+            let first_ever = self.answered(now);
+            self.last_arrival = now;
             if first_ever {
                 // How long these took to send is not known.
                 self.window_start = now;
                 return;
             }
         } else {
+            self.last_arrival = now;
             self.gap = if gap > self.gap {
                 gap
             } else {

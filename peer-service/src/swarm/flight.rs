@@ -136,13 +136,20 @@ impl Swarm {
         if paid > 0 && peer.owed == 0 {
             peer.estimate.end(now);
         }
-        if std::mem::take(&mut peer.stalled) {
+        self.is_not_silent(key, unit, now);
+        self.wake(key);
+    }
+
+    /// The peer is not silent, and least of all about this unit.
+    pub(super) fn is_not_silent(&mut self, key: PeerKey, unit: u32, now: Time) {
+        if let Some(peer) = self.peers.get_mut(&key)
+            && std::mem::take(&mut peer.stalled)
+        {
             let units: Vec<u32> = peer.requests.iter().map(|id| self.requests[id].unit).collect();
             units.iter().for_each(|unit| _ = self.contested.remove(unit));
         }
         self.contested.remove(&unit);
         self.arm(key, now);
-        self.wake(key);
     }
 
     /// A unit verified: it is had, and whoever else was asked for it is told to stop.

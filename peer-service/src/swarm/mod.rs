@@ -15,6 +15,8 @@
 //!   so that duplicates stay below a unit or two for each peer asked at the end.
 //! - **Exact blame**: a unit comes from one peer; one that does not verify bans its sender for good. Slowness never bans:
 //!   the last provider, however slow, is still asked.
+//! - **Under a limit of our own** no more is asked for than comes in the next second, and nobody is taken for slow: what was asked for
+//!   first comes first, so that a limit finishes units one after the other.
 //! - **Back-off**: after BUSY, a broken connection or a time-out a peer rests, longer each time, and is tried again;
 //!   who fails [`FORGET_AFTER`] times in a row is forgotten until it joins anew.
 //!
@@ -32,7 +34,7 @@
 //!
 //! # Not here
 //!
-//! Bytes, hashes, connections, rate limits, and whom to connect to: the driver's.
+//! Bytes, hashes, connections, how fast anything may come, and whom to connect to: the driver's.
 #![deny(
     clippy::disallowed_methods,
     reason = "pure: time, randomness and I/O come in from outside"
@@ -43,6 +45,7 @@ mod config;
 mod endgame;
 mod estimate;
 mod flight;
+mod held;
 #[cfg(any(test, debug_assertions))]
 mod invariants;
 mod peer;
@@ -107,6 +110,8 @@ pub struct Swarm {
     in_flight_bytes: u64,
     /// Whatever arrives, as if one peer sent it: our own downlink, or the sum of all uplinks.
     line: Estimate,
+    /// When bytes last waited for our own limit.
+    held_at: Option<Time>,
 
     actions: VecDeque<Action>,
     announced: bool,
@@ -155,6 +160,7 @@ impl Swarm {
             next_request: 0,
             in_flight_bytes: 0,
             line: Estimate::default(),
+            held_at: None,
             actions: VecDeque::new(),
             announced: false,
             counters: Counters::default(),
@@ -193,6 +199,12 @@ impl Swarm {
     /// Bytes of a request arrived, not verified yet. They feed the estimates.
     pub fn progressed(&mut self, id: RequestId, bytes: u64, now: Time) {
         self.receive(id, bytes, now);
+        self.settle();
+    }
+
+    /// Bytes of a request are here and wait for our own limit: whoever sent them is not silent, and nobody else would be faster.
+    pub fn held(&mut self, id: RequestId, now: Time) {
+        self.hold(id, now);
         self.settle();
     }
 

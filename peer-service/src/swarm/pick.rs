@@ -27,7 +27,11 @@ impl Swarm {
         while self.actions.is_empty() {
             let key = if let Some(key) = self.ready.pop_front() {
                 key
-            } else if !self.parked.is_empty() && self.budget_left() && !self.crowd_full() {
+            } else if !self.parked.is_empty()
+                && self.budget_left()
+                && !self.held_back(now)
+                && !self.crowd_full()
+            {
                 // At random: in a crowd each peer comes to be asked, not the first few again and again.
                 self.parked
                     .swap_remove(self.rng.random_range(0..self.parked.len()))
@@ -58,7 +62,7 @@ impl Swarm {
                 if !self.relieve(key, now) {
                     return self.park(key);
                 }
-            } else if idle && self.crowd_full() {
+            } else if self.held_back(now) || idle && self.crowd_full() {
                 return self.park(key);
             } else {
                 self.open(key, unit, now);

@@ -1,7 +1,7 @@
 //! What the swarm tells of itself.
 
 use super::{
-    Counters, MissingRun, PeerKey, PeerState, PeerView, StuckReason, Swarm, Time, UnitState,
+    Counters, MissingRun, PeerKey, PeerState, PeerView, RequestId, StuckReason, Swarm, Time, UnitState,
     peer::{Peer, Standing},
 };
 use crate::bits::Bits;
@@ -20,6 +20,16 @@ impl Swarm {
     /// Bytes asked for and not yet verified.
     pub const fn in_flight_bytes(&self) -> u64 {
         self.in_flight_bytes
+    }
+
+    /// Bytes that came of units that are asked for, and are not verified yet; what came twice counts once.
+    pub fn unverified_bytes(&self) -> u64 {
+        let received = |id: &RequestId| self.requests[id].received;
+        let of_unit = |(&unit, racers): (&u32, &Vec<RequestId>)| {
+            let most = racers.iter().map(received).max().unwrap_or(0);
+            most.min(self.lens[unit as usize])
+        };
+        self.flights.iter().map(of_unit).sum()
     }
 
     /// Where a unit stands; `None` beyond the last.

@@ -5,16 +5,16 @@ use std::{collections::VecDeque, time::Duration};
 use super::*;
 use crate::offer::Units;
 
-const LEN: u64 = 256 * 1024;
-const A: PeerKey = PeerKey(1);
-const B: PeerKey = PeerKey(2);
+pub(super) const LEN: u64 = 256 * 1024;
+pub(super) const A: PeerKey = PeerKey(1);
+pub(super) const B: PeerKey = PeerKey(2);
 const C: PeerKey = PeerKey(3);
 
-const fn ms(ms: u64) -> Time {
+pub(super) const fn ms(ms: u64) -> Time {
     Duration::from_millis(ms)
 }
 
-fn swarm(units: u32) -> Swarm {
+pub(super) fn swarm(units: u32) -> Swarm {
     Swarm::new(
         SwarmConfig::default(),
         vec![LEN; units as usize],
@@ -33,14 +33,14 @@ fn units(swarm: &Swarm, have: &[u32]) -> Units {
 }
 
 /// A peer that has these units joins; all of them if none are named.
-fn join(swarm: &mut Swarm, peer: PeerKey, have: &[u32], now: Time) {
+pub(super) fn join(swarm: &mut Swarm, peer: PeerKey, have: &[u32], now: Time) {
     swarm.peer_joined(peer, now);
     let all: Vec<u32> = (0..swarm.have().len()).collect();
     let units = units(swarm, if have.is_empty() { &all } else { have });
     swarm.availability(peer, &units, now);
 }
 
-fn actions(swarm: &mut Swarm, now: Time) -> Vec<Action> {
+pub(super) fn actions(swarm: &mut Swarm, now: Time) -> Vec<Action> {
     let actions = std::iter::from_fn(|| swarm.poll_action(now)).collect();
     swarm.check();
     actions

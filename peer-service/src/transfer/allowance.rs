@@ -1,13 +1,21 @@
 //! How fast a transfer may fetch: its own limit, then its share of the peer's.
+//!
+//! Invariant: what was asked for first may come first. A limit is not divided over the units under way: a unit is of use only when it is
+//! whole, and those behind it take what its peer leaves of the limit.
 
 use super::view::Terms;
-use crate::limits::{Flow, Limits, Meter};
+use crate::{
+    limits::{Flow, Limits, Meter},
+    swarm::RequestId,
+};
 
-/// Most bytes that are waited for at once where there is a limit, and no more than a second's worth: the shares of transfers are exact
-/// to a few of these.
+/// Most bytes that are waited for at once where there is a limit: the shares of transfers are exact to a few of these.
 const STEP: u64 = 64 * 1024;
 
-/// Least bytes that are waited for at once: less costs more than it says.
+/// At least so often a second something is let through: a rate over a few seconds is then seen as it is.
+const STEPS_A_SECOND: u64 = 4;
+
+/// Least bytes that are waited for at once, all the same: less costs more than it says.
 const MIN_STEP: u64 = 1024;
 
 /// Where there is a limit, calls are for this part of what it lets through in a second: what was asked for is read whether or not it
@@ -45,7 +53,7 @@ impl Allowance {
     pub(crate) fn step(&self, bytes: u64) -> u64 {
         match self.rate() {
             None => bytes,
-            Some(rate) => bytes.min(rate.clamp(MIN_STEP, STEP)),
+            Some(rate) => bytes.min((rate / STEPS_A_SECOND).clamp(MIN_STEP, STEP)),
         }
     }
 
@@ -61,10 +69,11 @@ impl Allowance {
         rates.into_iter().filter(|&rate| rate > 0).min()
     }
 
-    /// Waits until so many bytes may come. Cancel-safe: what was not waited for to the end is given back.
-    pub(crate) async fn acquire(&self, bytes: u64) {
+    /// Waits until so many bytes of this request may come. Cancel-safe: what was not waited for to the end is given back.
+    pub(crate) async fn acquire(&self, bytes: u64, request: RequestId) {
+        let rank = request.order();
         // The own limit first: who waits for that does not stand in others' way.
-        self.own.acquire(bytes).await;
-        self.shared.acquire(bytes).await;
+        self.own.acquire_ranked(bytes, rank).await;
+        self.shared.acquire_ranked(bytes, rank).await;
     }
 }

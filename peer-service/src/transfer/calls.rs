@@ -52,8 +52,10 @@ pub(crate) struct Wanted {
 /// What came of requests.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// So many bytes more came, not verified; 0: what came before waits for our own limit.
+    /// So many bytes more came, not verified.
     Progress(u64),
+    /// What came next waits for our own limit.
+    Held,
     /// Verified and written.
     Verified,
     /// Not what it should be; what was wrong.
@@ -238,16 +240,21 @@ impl Caller {
         incoming: &mut Incoming,
         progress: &mut Progress,
     ) -> Result<(), Option<Broken>> {
-        let mut allowed = std::pin::pin!(self.allowance.acquire(bytes));
+        let mut allowed = std::pin::pin!(self.allowance.acquire(bytes, wanted.id));
         loop {
+            let beat = progress.held.map_or_else(Instant::now, |held| held + BEAT);
             // All arms are cancel-safe: what is not wanted any more is not waited for, and what is not read stays in the stream.
             tokio::select! {
                 biased;
                 () = &mut allowed => return Ok(()),
                 () = wanted.token.cancelled() => return Err(None),
                 read = incoming.read(), if incoming.is_due() => read?,
-                () = tokio::time::sleep(BEAT) => {
-                    self.tell(wanted, progress.told()).await;
+                () = tokio::time::sleep_until(beat) => {
+                    progress.held = Some(Instant::now());
+                    if progress.unreported > 0 {
+                        self.tell(wanted, progress.told()).await;
+                    }
+                    self.tell(wanted, Outcome::Held).await;
                 }
             }
         }
@@ -363,6 +370,8 @@ impl Drop for Owed {
 struct Progress {
     unreported: u64,
     reported: Instant,
+    /// When it was last said that bytes wait for our own limit.
+    held: Option<Instant>,
 }
 
 impl Progress {
@@ -370,6 +379,7 @@ impl Progress {
         Self {
             unreported: 0,
             reported: Instant::now(),
+            held: None,
         }
     }
 

@@ -260,6 +260,7 @@ impl Driver<'_> {
         let now = self.now();
         match told.outcome {
             Outcome::Progress(bytes) => self.swarm.progressed(told.id, bytes, now),
+            Outcome::Held => self.swarm.held(told.id, now),
             Outcome::Verified => {
                 // Of use even if the race was lost meanwhile: the bytes are there. The swarm counts them once.
                 if self.swarm.verified(told.id, now) {

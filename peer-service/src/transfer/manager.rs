@@ -331,6 +331,7 @@ impl Transfers {
             entry.task = None;
             entry.cancel = false;
             entry.view.send_modify(|view| {
+                view.unverified_bytes = 0;
                 view.bytes_per_second = 0;
                 view.error = None;
                 view.state = match ended {

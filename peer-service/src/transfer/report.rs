@@ -53,6 +53,7 @@ impl Reporter {
             view.state = State::Preparing;
             view.error = None;
             view.resumed_bytes = 0;
+            view.unverified_bytes = 0;
             view.bytes_per_second = 0;
             view.elapsed = Duration::ZERO;
             view.peers.clear();
@@ -79,6 +80,7 @@ impl Reporter {
             view.state = state;
             view.error = error;
             // Until the swarm says more, nothing comes.
+            view.unverified_bytes = 0;
             view.bytes_per_second = 0;
             view.peers.iter_mut().for_each(|row| row.bytes_per_second = 0);
         });
@@ -148,7 +150,8 @@ impl Reporter {
         let (done, rate, rows, missing_due) = {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
             let done = (inner.base + swarm.counters().verified_bytes).min(plan.total());
-            let rate = inner.rate.at(now, done);
+            // A unit may take minutes: what comes meanwhile is the rate.
+            let rate = inner.rate.at(now, swarm.counters().received_bytes);
             let rows = rows(swarm, peers, &mut inner.peer_rates, now);
             let due = inner.missing_at.is_none_or(|at| now - at >= MISSING_EVERY);
             if due {
@@ -166,6 +169,7 @@ impl Reporter {
             view.findings = findings(&rows, sources);
             view.error = stuck;
             view.bytes_done = done;
+            view.unverified_bytes = swarm.unverified_bytes().min(plan.total() - done);
             view.bytes_per_second = rate;
             view.units_total = plan.unit_count();
             view.units_done = swarm.have().count();

@@ -190,7 +190,9 @@ pub struct View {
     pub bytes_total: u64,
     /// Bytes that were there when it began or was resumed.
     pub resumed_bytes: u64,
-    /// Verified bytes a second, over the last seconds.
+    /// Bytes that came of units under way, not verified yet and not among `bytes_done`.
+    pub unverified_bytes: u64,
+    /// Bytes a second that came, verified yet or not, over the last seconds.
     pub bytes_per_second: u64,
     /// Time since it began or was resumed.
     pub elapsed: Duration,
@@ -222,6 +224,7 @@ impl View {
             bytes_done: 0,
             bytes_total: 0,
             resumed_bytes: 0,
+            unverified_bytes: 0,
             bytes_per_second: 0,
             elapsed: Duration::ZERO,
             units_total: 0,

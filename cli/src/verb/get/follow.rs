@@ -144,6 +144,7 @@ fn progress(transfer: &Transfer) -> serde_json::Value {
         "state": transfer.state,
         "bytes": transfer.done,
         "total": transfer.total,
+        "unverified_bytes": transfer.unverified,
         "bytes_per_second": transfer.bytes_per_second,
         "peers": transfer.peers.iter().filter(|peer| peer.state == PeerState::Active).count(),
     })
@@ -171,7 +172,14 @@ async fn hold(peer: &Borrowed, last: Option<Transfer>) -> Option<Transfer> {
 }
 
 async fn stopped(peer: &Borrowed, last: Option<Transfer>, again: &str) -> Fail {
+    let unverified = last.as_ref().map_or(0, Transfer::long_unverified);
     match hold(peer, last).await {
+        Some(transfer) if unverified > 0 => Fail::interrupted(format!(
+            "{}; {} of pieces that are not whole come again",
+            kept(&transfer),
+            text::size(unverified)
+        ))
+        .hint(format!("go on with: {again}")),
         Some(transfer) => Fail::interrupted(kept(&transfer)).hint(format!("go on with: {again}")),
         None => Fail::interrupted("nothing was fetched yet"),
     }

@@ -14,6 +14,9 @@ const MOST_ROWS: usize = 6;
 /// Width of the bar that shows a peer's share.
 const SHARE_BAR: usize = 12;
 
+/// Width from which on there is room for a word more.
+const WIDE: usize = 100;
+
 /// Widest address before it is cut.
 const ADDRESS_WIDTH: usize = 24;
 
@@ -70,8 +73,13 @@ fn head(transfer: &Transfer, width: usize) -> String {
         ),
         _ => doing(transfer),
     };
+    let unverified = match (transfer.long_unverified(), width >= WIDE) {
+        (0, _) => String::new(),
+        (bytes, true) => format!(" (+{} unverified)", text::size(bytes)),
+        (bytes, false) => format!(" (+{})", text::size(bytes)),
+    };
     let facts = format!(
-        "{:>3} %  {:>10} of {}  {:>12}  {end:>9}",
+        "{:>3} %  {:>10} of {}{unverified}  {:>12}  {end:>9}",
         text::percent(transfer.done, total),
         text::size(transfer.done),
         text::size(total),
@@ -157,6 +165,7 @@ mod tests {
             done: 123_456_789,
             total: Some(987_654_321),
             resumed: 0,
+            unverified: 0,
             bytes_per_second: 34_567_890,
             elapsed: Duration::from_secs(3),
             units_total: 100,
@@ -194,6 +203,28 @@ mod tests {
                 assert!(!line.contains("\x1b[2J"));
             }
         }
+    }
+
+    #[test]
+    fn what_comes_of_a_long_unit_is_seen_before_it_is_verified() {
+        let mut now = transfer(1);
+        now.done = 0;
+        now.total = Some(9 << 30);
+        now.units_total = 2304;
+        now.unverified = 3 << 20;
+        // A unit of 4 MiB comes in no time, then in minutes.
+        let line = |now: &Transfer| Rows::default().render(now, 200).swap_remove(0);
+        assert!(!line(&now).contains("unverified"), "{}", line(&now));
+        now.bytes_per_second = 24 << 10;
+        let slow = line(&now);
+        assert!(slow.contains("0 B of 9.00 GiB (+3.00 MiB unverified)"), "{slow}");
+        let narrow = Rows::default().render(&now, 80).swap_remove(0);
+        assert!(
+            narrow.contains("(+3.00 MiB)") && narrow.ends_with("left"),
+            "{narrow}"
+        );
+        now.unverified = now.total.unwrap() - (24 << 10) * 60;
+        assert!(line(&now).contains("1:00 left"), "{}", line(&now));
     }
 
     #[test]
