@@ -62,6 +62,8 @@ pub(crate) struct Changes {
     pub(crate) more: bool,
     /// How many files there are in all.
     pub(crate) total: usize,
+    /// Whether some of those are gone by now, so that the index is not told of them; their removal has a number that is still to come.
+    pub(crate) stale: bool,
 }
 
 impl Default for Holdings {
@@ -238,10 +240,13 @@ impl Listener {
         for (version, id, told) in told.by_ref() {
             match told {
                 None => changes.removed.push(id),
-                // One that is gone by now is told of under a number that is still to come.
-                Some(told) => changes.put.extend(told.ask(&source).inspect(|registration| {
-                    bytes += registration.names.iter().map(String::len).sum::<usize>();
-                })),
+                Some(told) => match told.ask(&source) {
+                    Some(registration) => {
+                        bytes += registration.names.iter().map(String::len).sum::<usize>();
+                        changes.put.push(registration);
+                    }
+                    None => changes.stale = true,
+                },
             }
             upto = version;
             if bytes >= most_bytes {
