@@ -130,6 +130,17 @@ impl Holdings {
         self.publish(state);
     }
 
+    /// Takes away a part, unless the whole came meanwhile.
+    pub(crate) fn remove_part(&self, id: &FileId) {
+        let mut state = self.state();
+        if state.put.get(id).is_some_and(|registration| registration.partial) {
+            let remember = state.listeners > 0;
+            state.log.remove(id, remember);
+            state.put.remove(id);
+        }
+        self.publish(state);
+    }
+
     fn publish(&self, state: MutexGuard<'_, State>) {
         let last = state.log.last();
         drop(state);
@@ -331,6 +342,8 @@ mod tests {
         Put(u8, u8, bool),
         Hold(u8, u8),
         Remove(u8),
+        /// A transfer ends.
+        End(u8),
         Sync,
     }
 
@@ -339,6 +352,7 @@ mod tests {
             4 => (0u8..8, 0u8..3, any::<bool>()).prop_map(|(n, name, partial)| Op::Put(n, name, partial)),
             4 => (0u8..8, 0u8..3).prop_map(|(n, name)| Op::Hold(n, name)),
             3 => (0u8..8).prop_map(Op::Remove),
+            2 => (0u8..8).prop_map(Op::End),
             2 => Just(Op::Sync),
         ]
     }
@@ -398,6 +412,11 @@ mod tests {
                         shelf.0.lock().unwrap().remove(&id);
                         holdings.remove(&[id]);
                     }
+                    Op::End(n) => {
+                        let id = registration(n, "", false).file.id;
+                        model.retain(|of, one| *of != id || !one.partial);
+                        holdings.remove_part(&id);
+                    }
                     Op::Sync => {
                         sync(&mut seen);
                     }
@@ -432,5 +451,23 @@ mod tests {
         holdings.put(vec![registration(1, "a", false)]);
         holdings.put(vec![registration(1, "a", true)]);
         assert!(!holdings.snapshot()[0].partial);
+    }
+
+    #[test]
+    fn a_part_that_ends_takes_nothing_else_away() {
+        let holdings = Holdings::new();
+        let (part, whole) = (registration(1, "a", true), registration(1, "b", false));
+        let shelf = Arc::new(Shelf::default());
+        shelf.0.lock().unwrap().insert(whole.file.id, whole.clone());
+        let source: Weak<Shelf> = Arc::downgrade(&shelf);
+        holdings.ask(source);
+        holdings.put(vec![part.clone()]);
+        holdings.remove_part(&part.file.id);
+        assert!(holdings.is_empty());
+        // The library has it by the time that the transfer ends.
+        holdings.put(vec![part.clone()]);
+        holdings.hold(&[whole.file.id]);
+        holdings.remove_part(&part.file.id);
+        assert_eq!(holdings.snapshot(), [whole]);
     }
 }

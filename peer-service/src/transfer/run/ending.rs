@@ -49,7 +49,7 @@ impl Run {
             live: Arc::clone(live),
             sha256: self.spec.sha256,
             stamp,
-            collection: prepared.collection,
+            collection: prepared.planned.collection,
             stop: self.stop.clone(),
         };
         // Served from the transfer until the library has it.
@@ -85,7 +85,7 @@ impl Adoption {
         };
         if let Err(problem) = adopted {
             tracing::warn!(path = %path.display(), %problem, "fetched and verified, and could not be shared");
-            self.context.holdings.remove(&[self.live.record.id]);
+            self.context.holdings.remove_part(&self.live.record.id);
         }
     }
 
