@@ -59,9 +59,10 @@ async fn assert_fails(endpoint: Endpoint, reason: Reason) {
 
 #[tokio::test]
 async fn a_port_where_nobody_listens() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    // Bound, so that nobody else listens there meanwhile.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap();
     assert_fails(address.to_string().parse().unwrap(), Reason::Unreachable).await;
 }
 

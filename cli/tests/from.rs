@@ -33,11 +33,8 @@ fn both(sandbox: &Sandbox, from: &str, code: i32, word: &str, says: &[&str]) {
     }
 }
 
-/// An address where nobody listens.
-fn nobody() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
-}
+/// An address where nobody listens, nor comes to: a free one could be taken meanwhile.
+const NOBODY: &str = "127.0.0.1:1";
 
 /// The address of a web server.
 fn web_server() -> String {
@@ -57,15 +54,11 @@ fn web_server() -> String {
 fn each_reason_is_repeated_with_what_to_do() {
     let (unknown, without) = (Sandbox::new(), Sandbox::without_index());
     let peer = unknown.peer("one", &[]);
-    let (nobody, web) = (nobody(), web_server());
+    let web = web_server();
     // Whether an index says that it knows nothing or there is none.
     for sandbox in [&unknown, &without] {
-        let refused = [
-            nobody.as_str(),
-            "onnection refused",
-            "see that the address is right",
-        ];
-        both(sandbox, &nobody, 5, "unreachable", &refused);
+        let refused = [NOBODY, "onnection refused", "see that the address is right"];
+        both(sandbox, NOBODY, 5, "unreachable", &refused);
         let foreign = [
             web.as_str(),
             "is no Potluck peer",
@@ -74,15 +67,10 @@ fn each_reason_is_repeated_with_what_to_do() {
         both(sandbox, &web, 5, "not_potluck", &foreign);
         let absent = [peer.address.as_str(), "share the file there"];
         both(sandbox, &peer.address, 3, "not_found", &absent);
-        let all = [
-            nobody.as_str(),
-            "onnection refused",
-            &peer.address,
-            "name another",
-        ];
+        let all = [NOBODY, "onnection refused", &peer.address, "name another"];
         both(
             sandbox,
-            &format!("{nobody},{}", peer.address),
+            &format!("{NOBODY},{}", peer.address),
             3,
             "no_providers",
             &all,

@@ -62,6 +62,8 @@ pub(crate) struct Changes {
     pub(crate) more: bool,
     /// How many files there are in all.
     pub(crate) total: usize,
+    /// Whether some of those are gone by now, so that the index is not told of them; their removal has a number that is still to come.
+    pub(crate) stale: bool,
 }
 
 impl Default for Holdings {
@@ -122,6 +124,17 @@ impl Holdings {
         let mut state = self.state();
         let remember = state.listeners > 0;
         for id in ids {
+            state.log.remove(id, remember);
+            state.put.remove(id);
+        }
+        self.publish(state);
+    }
+
+    /// Takes away a part, unless the whole came meanwhile.
+    pub(crate) fn remove_part(&self, id: &FileId) {
+        let mut state = self.state();
+        if state.put.get(id).is_some_and(|registration| registration.partial) {
+            let remember = state.listeners > 0;
             state.log.remove(id, remember);
             state.put.remove(id);
         }
@@ -238,10 +251,13 @@ impl Listener {
         for (version, id, told) in told.by_ref() {
             match told {
                 None => changes.removed.push(id),
-                // One that is gone by now is told of under a number that is still to come.
-                Some(told) => changes.put.extend(told.ask(&source).inspect(|registration| {
-                    bytes += registration.names.iter().map(String::len).sum::<usize>();
-                })),
+                Some(told) => match told.ask(&source) {
+                    Some(registration) => {
+                        bytes += registration.names.iter().map(String::len).sum::<usize>();
+                        changes.put.push(registration);
+                    }
+                    None => changes.stale = true,
+                },
             }
             upto = version;
             if bytes >= most_bytes {
@@ -326,6 +342,8 @@ mod tests {
         Put(u8, u8, bool),
         Hold(u8, u8),
         Remove(u8),
+        /// A transfer ends.
+        End(u8),
         Sync,
     }
 
@@ -334,6 +352,7 @@ mod tests {
             4 => (0u8..8, 0u8..3, any::<bool>()).prop_map(|(n, name, partial)| Op::Put(n, name, partial)),
             4 => (0u8..8, 0u8..3).prop_map(|(n, name)| Op::Hold(n, name)),
             3 => (0u8..8).prop_map(Op::Remove),
+            2 => (0u8..8).prop_map(Op::End),
             2 => Just(Op::Sync),
         ]
     }
@@ -393,6 +412,11 @@ mod tests {
                         shelf.0.lock().unwrap().remove(&id);
                         holdings.remove(&[id]);
                     }
+                    Op::End(n) => {
+                        let id = registration(n, "", false).file.id;
+                        model.retain(|of, one| *of != id || !one.partial);
+                        holdings.remove_part(&id);
+                    }
                     Op::Sync => {
                         sync(&mut seen);
                     }
@@ -427,5 +451,23 @@ mod tests {
         holdings.put(vec![registration(1, "a", false)]);
         holdings.put(vec![registration(1, "a", true)]);
         assert!(!holdings.snapshot()[0].partial);
+    }
+
+    #[test]
+    fn a_part_that_ends_takes_nothing_else_away() {
+        let holdings = Holdings::new();
+        let (part, whole) = (registration(1, "a", true), registration(1, "b", false));
+        let shelf = Arc::new(Shelf::default());
+        shelf.0.lock().unwrap().insert(whole.file.id, whole.clone());
+        let source: Weak<Shelf> = Arc::downgrade(&shelf);
+        holdings.ask(source);
+        holdings.put(vec![part.clone()]);
+        holdings.remove_part(&part.file.id);
+        assert!(holdings.is_empty());
+        // The library has it by the time that the transfer ends.
+        holdings.put(vec![part.clone()]);
+        holdings.hold(&[whole.file.id]);
+        holdings.remove_part(&part.file.id);
+        assert_eq!(holdings.snapshot(), [whole]);
     }
 }

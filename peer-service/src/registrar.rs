@@ -16,7 +16,10 @@ use potluck_core::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+mod quota;
 mod refusal;
+#[cfg(test)]
+mod tests;
 
 use crate::holdings::{Changes, Holdings, Listener};
 use refusal::{REFUSED_WAIT, Refusal, back_off, jittered, refusal};
@@ -81,27 +84,13 @@ impl Registrar {
             acknowledged: acknowledged.subscribe(),
             holdings: holdings.clone(),
         };
-        let task = Task {
-            index: Index {
-                client,
-                token,
-                address,
-                ttl,
-            },
-            listener: holdings.listen(),
-            status,
-            acknowledged,
-            seen: 0,
-            open: true,
-            replace: false,
-            replaced: false,
-            whole: true,
-            batch: MAX_BATCH,
-            skipped: 0,
-            expected: None,
-            renew_at: None,
-            failures: 0,
+        let index = Index {
+            client,
+            token,
+            address,
+            ttl,
         };
+        let task = Task::new(index, holdings.listen(), status, acknowledged);
         tracker.spawn(task.run(shutdown));
         registrar
     }
@@ -174,6 +163,30 @@ struct Task {
 }
 
 impl Task {
+    const fn new(
+        index: Index,
+        listener: Listener,
+        status: watch::Sender<RegistrarStatus>,
+        acknowledged: watch::Sender<Acknowledged>,
+    ) -> Self {
+        Self {
+            index,
+            listener,
+            status,
+            acknowledged,
+            seen: 0,
+            open: true,
+            replace: false,
+            replaced: false,
+            whole: true,
+            batch: MAX_BATCH,
+            skipped: 0,
+            expected: None,
+            renew_at: None,
+            failures: 0,
+        }
+    }
+
     async fn run(mut self, shutdown: CancellationToken) {
         // Cancel-safe: a call that is cut off leaves nothing that taking everything back does not end.
         tokio::select! {
@@ -259,45 +272,6 @@ impl Task {
         self.renew_at = None;
     }
 
-    /// Holds the lease until it is time to try again with what was too much. A removal makes room: then it is time at once.
-    async fn wait_within_quota(&mut self, until: Instant) {
-        loop {
-            let version = self.listener.version();
-            match self.take_back_removed().await {
-                Ok(false) => {}
-                Ok(true) | Err(_) => return,
-            }
-            let renew = self.renew_at.unwrap_or_else(Instant::now);
-            // All arms are cancel-safe: changes are numbered.
-            tokio::select! {
-                () = tokio::time::sleep_until(until) => return,
-                () = self.listener.changed(version) => {}
-                () = tokio::time::sleep_until(renew) => {
-                    if self.renew().await.is_err() {
-                        return;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Takes back what was removed after what the index was told of; whether there was anything that it had.
-    async fn take_back_removed(&mut self) -> Result<bool, Problem> {
-        let mut since = self.seen;
-        let mut any = false;
-        loop {
-            let changes = self.listener.changes(since, MAX_BATCH, MAX_BATCH_BYTES);
-            if !changes.removed.is_empty() {
-                let Index { client, token, .. } = &self.index;
-                any |= client.unregister(token, Some(&changes.removed)).await? > 0;
-            }
-            since = changes.upto;
-            if !changes.more {
-                return Ok(any);
-            }
-        }
-    }
-
     /// Waits for something to do.
     async fn rest(&mut self) {
         let renew = self.renew_at.unwrap_or_else(Instant::now);
@@ -335,7 +309,9 @@ impl Task {
     async fn tell_upto(&mut self, upto: u64) -> Result<(), Problem> {
         let mut calls = FuturesOrdered::new();
         let (mut taken, mut ended) = (self.seen, false);
-        let (mut total, mut lease) = (0, None::<Lease>);
+        let (mut total, mut lease, mut stale) = (0, None::<Lease>, false);
+        // An answer may be lost on its way: until all is told nobody knows how many files the index has.
+        self.expected = None;
         loop {
             while !ended && calls.len() < if self.replace { 1 } else { AT_ONCE } {
                 let changes = self.listener.changes(taken, self.batch, MAX_BATCH_BYTES);
@@ -351,6 +327,7 @@ impl Task {
                     lease = None;
                 }
                 (taken, total) = (changes.upto, changes.total);
+                stale |= changes.stale;
                 ended = !changes.more || newer;
                 calls.push_back(self.register(changes, self.open && calls.is_empty()));
             }
@@ -379,7 +356,7 @@ impl Task {
                 }
             }
         }
-        if self.listener.version() == self.seen {
+        if self.listener.version() == self.seen && !stale {
             self.expect(total as u64, lease.as_ref());
         } else {
             // The index may forget all before it hears of what is newer: only a pass without any is believed.

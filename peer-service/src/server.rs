@@ -224,6 +224,8 @@ pub async fn start(
             tracing::error!(%error, "the open port failed");
         }
     });
+    // Before the owner can begin others, which would be given their numbers.
+    transfers.restore().await?;
     let (control_token, socket, control_health) = match listening {
         Listening::Unix { listener, path } => {
             let health = serve_control(&servers, listener, owner, None, (&stop_accepting, &cut)).await?;
@@ -235,7 +237,6 @@ pub async fn start(
             (Some(token), None, health)
         }
     };
-    transfers.restore().await?;
     if !config.share.is_empty() {
         tracker.spawn(share_at_start(library, config.share));
     }

@@ -235,9 +235,7 @@ async fn only_liars_means_waiting_and_no_file() {
             }
         }
     };
-    let transfer = tokio::time::timeout(Duration::from_secs(30), waiting)
-        .await
-        .unwrap();
+    let transfer = tokio::time::timeout(PATIENCE, waiting).await.unwrap();
     assert_eq!(transfer.bytes_done, 0);
     assert_eq!(transfer.error.unwrap().reason, "NO_PROVIDERS");
     assert!(!target.exists());

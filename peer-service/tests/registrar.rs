@@ -34,6 +34,8 @@ struct State {
     replaces: usize,
     largest: usize,
     fail: Option<Reason>,
+    /// The next answer does not arrive.
+    lose: bool,
     /// Forgets all once it was replaced, while these are put into these holdings.
     forget: Option<(Holdings, Vec<Registration>)>,
 }
@@ -53,6 +55,10 @@ impl Fake {
             None => Ok(state),
         }
     }
+}
+
+fn lost() -> Status {
+    Problem::new(Reason::Unreachable, "nobody hears this").into()
 }
 
 fn lease_unknown() -> Status {
@@ -96,6 +102,9 @@ impl IndexService for Fake {
             holdings.put(new);
             *state = State::default();
         }
+        if std::mem::take(&mut state.lose) {
+            return Err(lost());
+        }
         Ok(Response::new(v1::RegisterResponse {
             address: request.address,
             ttl_ms: 300,
@@ -128,6 +137,9 @@ impl IndexService for Fake {
         }
         for id in request.file_ids {
             state.files.remove(&id[..]);
+        }
+        if std::mem::take(&mut state.lose) {
+            return Err(lost());
         }
         let removed = (before - state.files.len()) as u64;
         Ok(Response::new(v1::UnregisterResponse { removed }))
@@ -364,6 +376,24 @@ async fn an_index_that_forgot_is_told_again() {
     rig.fake.state().files.pop_first();
     wait_until("it forgot again", || rig.fake.state().forget.is_none()).await;
     wait_until("told again although it was just told", || rig.same()).await;
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_is_lost_does_not_make_the_index_replace_all() {
+    let holdings = Holdings::new();
+    holdings.put(many(0..50));
+    let rig = Rig::new(holdings, State::default()).await;
+    rig.registrar.synced(DEADLINE).await.unwrap();
+    rig.fake.state().lose = true;
+    rig.holdings.put(many(50..51));
+    rig.registrar.synced(DEADLINE).await.unwrap();
+    assert!(rig.same() && !rig.fake.state().lose);
+    rig.fake.state().lose = true;
+    rig.holdings.remove(&[registration(0, "").file.id]);
+    rig.registrar.synced(DEADLINE).await.unwrap();
+    assert!(rig.same() && !rig.fake.state().lose);
+    assert_eq!(rig.fake.state().replaces, 0, "nothing is taken away in between");
     rig.stop().await;
 }
 

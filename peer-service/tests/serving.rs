@@ -198,11 +198,12 @@ async fn a_watch_ends_when_the_file_is_withdrawn() {
     assert_eq!(Problem::from(status).reason, Reason::NotFound);
 }
 
-/// The next change that a watch tells of; `None` where there is none for a while.
+/// The next change that a watch tells of; `None` where there is none `within` this time.
 async fn told(
     stream: &mut tonic::Streaming<v1::WatchAvailabilityResponse>,
+    within: Duration,
 ) -> Option<v1::AvailabilityChange> {
-    let next = tokio::time::timeout(Duration::from_millis(300), stream.message()).await;
+    let next = tokio::time::timeout(within, stream.message()).await;
     match next.ok()?.unwrap().unwrap().event {
         Some(Event::Change(change)) => Some(change),
         other => panic!("{other:?} is no change"),
@@ -228,7 +229,7 @@ async fn several_who_watch_a_seed_are_told_what_it_sends() {
     first.message().await.unwrap();
     // Who is alone chooses against nobody.
     let alone = client.download(second_piece()).await.unwrap();
-    assert_eq!(told(&mut first).await, None);
+    assert_eq!(told(&mut first, Duration::from_millis(300)).await, None);
     drop(alone);
     let mut second = client.watch_availability(request).await.unwrap().into_inner();
     second.message().await.unwrap();
@@ -236,12 +237,12 @@ async fn several_who_watch_a_seed_are_told_what_it_sends() {
 
     let sending = client.download(second_piece()).await.unwrap();
     for stream in [&mut first, &mut second] {
-        let change = told(stream).await.expect("what is sent is told");
+        let change = told(stream, DEADLINE).await.expect("what is sent is told");
         assert_eq!((change.fetching, change.abandoned), (vec![1, 2], vec![]));
     }
     drop(sending);
     for stream in [&mut first, &mut second] {
-        let change = told(stream).await.expect("what was sent is told");
+        let change = told(stream, DEADLINE).await.expect("what was sent is told");
         assert_eq!((change.fetching, change.abandoned), (vec![], vec![1, 2]));
     }
 }

@@ -103,11 +103,7 @@ impl Catalog {
         let Some(shared) = self.items.get(&number) else {
             return false;
         };
-        let same = match (&shared.body, &item.body) {
-            (Body::File(known), Body::File(stamp)) => known == stamp && shared.record == item.record,
-            (Body::Collection(known), Body::Collection(folder)) => Arc::ptr_eq(known, folder),
-            _ => false,
-        };
+        let same = shared.body.is(&item.body) && shared.record == item.record;
         same && !self.stale.contains(&number) && !self.hidden.contains(&*item.path)
     }
 
@@ -434,15 +430,16 @@ impl Catalog {
         }
     }
 
-    /// Forgets those hidden paths that are gone.
-    pub(super) fn unhide_missing(&mut self, there: &HashSet<PathBuf>, delta: &mut Delta) {
-        self.hidden.retain(|path| {
-            let keep = there.contains(path);
-            if !keep {
-                delta.changes.push(Change::Unhide(path.clone()));
-            }
-            keep
-        });
+    /// The hidden paths that are not among these.
+    pub(super) fn hidden_besides(&self, there: &HashSet<PathBuf>) -> Vec<PathBuf> {
+        self.hidden.difference(there).cloned().collect()
+    }
+
+    /// Forgets that a path is hidden.
+    pub(super) fn unhide(&mut self, path: PathBuf, delta: &mut Delta) {
+        if self.hidden.remove(&path) {
+            delta.changes.push(Change::Unhide(path));
+        }
     }
 
     /// Sums; manifests count as items only.

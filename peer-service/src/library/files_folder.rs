@@ -28,7 +28,7 @@ use super::{
     catalog::Body,
     hasher::hash_many,
     lock,
-    share::{Watch, file_item},
+    share::{Cause, Watch, file_item},
     upkeep::{QUIET, is_quiet},
     walk::{Found, Refused, fingerprint, is_same, newest, special, stamp_of, unreadable, walk},
 };
@@ -246,14 +246,7 @@ impl Scanner {
             let fingerprint = fingerprint(&found);
             match share_folder(inner, &path, &mut found) {
                 Ok(()) => drop(self.pending.remove(&path)),
-                // What changed meanwhile is looked at again.
-                Err(refused)
-                    if refused
-                        .iter()
-                        .any(|(_, problem)| problem.reason == Reason::FileChanged) =>
-                {
-                    again = Some(QUIET);
-                }
+                Err(refused) if is_passing(&refused) => again = Some(QUIET),
                 Err(_) if inner.shutdown.is_cancelled() => return None,
                 Err(refused) => self.refuse(path, fingerprint, &refused),
             }
@@ -319,8 +312,9 @@ impl Scanner {
                 Err(problem) => refused.push((path, problem)),
             }
         }
-        for result in inner.put_items(items) {
+        for result in inner.put_items(items, Cause::DroppedIn) {
             match result {
+                Err(problem) if problem.reason == Reason::Cancelled => tracing::debug!(%problem),
                 Ok(item) => {
                     tracing::info!(path = %item.path.display(), id = %item.record.id, "shared");
                     self.pending.remove(&item.path);
@@ -359,8 +353,15 @@ fn drop_missing(inner: &Inner, listing: &HashSet<PathBuf>) {
             .map(|(number, _)| number)
             .collect()
     };
-    inner.drop_items(&gone);
-    inner.unhide_missing(listing);
+    inner.drop_gone(gone);
+    inner.unhide_gone(listing);
+}
+
+/// Whether what kept something from being shared was a matter of the moment: it changed meanwhile, or what it counted on did.
+fn is_passing(refused: &[Refused]) -> bool {
+    refused
+        .iter()
+        .any(|(_, problem)| matches!(problem.reason, Reason::FileChanged | Reason::Busy))
 }
 
 fn is_known_file(inner: &Inner, path: &Path) -> bool {
@@ -438,8 +439,9 @@ fn share_folder(inner: &Inner, path: &Path, found: &mut Found) -> Result<(), Vec
         .check_place(path)
         .map_err(|problem| vec![(path.to_owned(), problem)])?;
     let item = inner.prepare_folder(path, found, &watch)?;
-    for result in inner.put_items(vec![item]) {
+    for result in inner.put_items(vec![item], Cause::DroppedIn) {
         match result {
+            Err(problem) if problem.reason == Reason::Cancelled => tracing::debug!(%problem),
             Ok(item) => {
                 tracing::info!(path = %path.display(), id = %item.record.id, "shared as a collection")
             }

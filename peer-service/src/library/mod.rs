@@ -51,6 +51,8 @@ mod precedence;
 mod publish;
 mod share;
 mod sharing;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 mod walk;
 
@@ -150,12 +152,14 @@ pub struct Library {
     inner: Arc<Inner>,
 }
 
-/// Locks are taken in this order: `writing`, `watchers`, `catalog`; `handles` alone.
+/// Locks are taken in this order: `writing`, `watchers`, `catalog`; `handles` alone, `manifest` last.
 #[derive(Debug)]
 struct Inner {
     catalog: Mutex<Catalog>,
     /// Held while the catalog is changed and the change is stored and told, so that all see one order.
     writing: Mutex<()>,
+    /// Held while a manifest is written: two at once would write to one file.
+    manifest: Mutex<()>,
     store: Store,
     /// What could not be stored yet; `writing` is held where it changes.
     unsaved: Mutex<Vec<Change>>,
@@ -243,6 +247,7 @@ impl Library {
         let inner = Arc::new(Inner {
             catalog: Mutex::default(),
             writing: Mutex::default(),
+            manifest: Mutex::default(),
             store,
             unsaved: Mutex::default(),
             holdings,
@@ -388,7 +393,7 @@ fn not_hashed() -> Problem {
 impl Inner {
     fn adopt(&self, item: NewItem) -> Result<Item, Problem> {
         *lock(&self.arrived) = Some(Instant::now());
-        let put = self.put_items(vec![item]).pop();
+        let put = self.put_items(vec![item], share::Cause::Asked).pop();
         put.unwrap_or_else(|| Err(Problem::new(Reason::Internal, "nothing to share")))
             .map_err(|problem| match problem.reason {
                 Reason::Busy => not_hashed(),

@@ -170,6 +170,8 @@ pub(super) fn file_changed(id: &FileId) -> Problem {
 #[derive(Debug)]
 struct Candidate {
     place: Place,
+    /// Of the item that gives it.
+    body: Body,
     path: PathBuf,
     is_manifest: bool,
     expected: Expected,
@@ -208,6 +210,7 @@ impl Inner {
             let is_manifest = shared.is_manifest(place.part);
             Some(Candidate {
                 place,
+                body: shared.body.clone(),
                 path: match is_manifest {
                     true => self.manifest_path(id),
                     false => shared.locate(place.part)?,
@@ -249,7 +252,7 @@ impl Inner {
                         "the file cannot be opened now",
                     ));
                 }
-                _ => self.withdraw(candidate.place),
+                _ => self.withdraw(candidate.place, &candidate.body),
             }
         }
         Err(file_changed(id))
@@ -266,7 +269,7 @@ impl Inner {
         let candidates = self.candidates(&self.catalog(), id);
         for candidate in candidates {
             if !candidate.stands() {
-                self.withdraw(candidate.place);
+                self.withdraw(candidate.place, &candidate.body);
             }
         }
         Err(file_changed(id))
@@ -281,7 +284,7 @@ impl Inner {
                 true => self.unchanged_folder(candidate.place.item),
                 false if candidate.stands() => Some(candidate.path),
                 false => {
-                    self.withdraw(candidate.place);
+                    self.withdraw(candidate.place, &candidate.body);
                     None
                 }
             };

@@ -71,14 +71,17 @@ impl Inner {
         }
     }
 
-    /// Withdraws a copy that is not what it was; its item is looked at again in the background.
-    pub(super) fn withdraw(&self, place: Place) {
+    /// Withdraws a copy that is not what it was; its item is looked at again in the background. `seen`: what was looked at; what took its
+    /// place since is left alone.
+    pub(super) fn withdraw(&self, place: Place, seen: &Body) {
         let _writing = self.writing();
         let mut delta = Delta::default();
         let mut catalog = self.catalog();
-        if let Some(shared) = catalog.item(place.item) {
-            tracing::info!(path = %shared.path.display(), id = %shared.record.id, "a shared file changed: it is withdrawn and hashed again");
-        }
+        let item = catalog.item(place.item);
+        let Some(shared) = item.filter(|shared| shared.body.is(seen)) else {
+            return;
+        };
+        tracing::info!(path = %shared.path.display(), id = %shared.record.id, "a shared file changed: it is withdrawn and hashed again");
         catalog.distrust(place, &mut delta);
         drop(catalog);
         // A failure is logged there; at the next start `stat` tells again.
@@ -89,17 +92,17 @@ impl Inner {
 
     /// Where a collection is if all of its files are what they were. Those that are not are withdrawn.
     pub(super) fn unchanged_folder(&self, number: u64) -> Option<PathBuf> {
-        let (root, folder) = {
+        let (root, body) = {
             let catalog = self.catalog();
             let shared = catalog.item(number)?;
-            let Body::Collection(folder) = &shared.body else {
-                return None;
-            };
-            (shared.path.clone(), folder.clone())
+            (shared.path.clone(), shared.body.clone())
         };
-        let changed = load::changed_entries(&root, &folder, self.hash_threads);
+        let Body::Collection(folder) = &body else {
+            return None;
+        };
+        let changed = load::changed_entries(&root, folder, self.hash_threads);
         for &part in &changed {
-            self.withdraw(Place { item: number, part });
+            self.withdraw(Place { item: number, part }, &body);
         }
         changed.is_empty().then(|| root.to_path_buf())
     }

@@ -21,10 +21,11 @@ use potluck_core::{
 
 use super::{
     Inner, Item,
-    catalog::{Body, Delta, Folder, NewItem},
+    catalog::{Body, Catalog, Delta, Folder, NewItem},
     folder::{hash_found, stopped},
     hasher::{Cancelled, Done, OnProgress, hash_one, record_of},
     hashes::Hashes,
+    lock,
     walk::{Found, Refused, is_same, special, stamp_of, unreadable, walk},
 };
 use crate::store::{Members, Stamp};
@@ -40,6 +41,27 @@ pub(super) struct Watch<'a> {
     pub(super) on_progress: &'a OnProgress<'a>,
     /// Whether to stop.
     pub(super) cancelled: &'a Cancelled<'a>,
+}
+
+/// Why an item is put. Hashing takes a while, in which its owner may have unshared it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Cause {
+    /// Its owner asks for it.
+    Asked,
+    /// The item of this number had changed: put if that is still there.
+    Changed(u64),
+    /// It lies in the files folder: put unless its owner took it out of the sharing.
+    DroppedIn,
+}
+
+impl Cause {
+    fn holds(self, catalog: &Catalog, path: &Path) -> bool {
+        match self {
+            Self::Asked => true,
+            Self::Changed(number) => catalog.at(path) == Some(number),
+            Self::DroppedIn => !catalog.is_hidden(path),
+        }
+    }
 }
 
 /// The path that an item goes by: absolute, its folders without links. The last part is kept, so that a link keeps its name.
@@ -172,10 +194,6 @@ impl Inner {
         let bytes = manifest.bytes();
         let tree = hash_bytes(bytes);
         let record = record_of(&tree, Kind::Collection);
-        let path = self.manifest_path(&record.id);
-        if path.metadata().map(|metadata| metadata.len()).ok() != Some(record.size) {
-            crate::home::write_durably(&path, bytes, 0o600).map_err(|error| self.not_written(&error))?;
-        }
         let Hashes {
             roots,
             mut layers,
@@ -185,13 +203,28 @@ impl Inner {
             layers.insert(record.id, tree.piece_hashes.into());
         }
         let folder = Folder::new(manifest, Members { stamps, roots });
-        Ok(NewItem {
+        let item = NewItem {
             path: root.into(),
             record,
             body: Body::Collection(Arc::new(folder)),
             sums,
             layers,
-        })
+        };
+        self.keep_manifest(&item).map(|()| item)
+    }
+
+    /// Writes a collection's manifest where it is not: another collection with the same may have been the last that had it.
+    fn keep_manifest(&self, item: &NewItem) -> Result<(), Problem> {
+        let Body::Collection(folder) = &item.body else {
+            return Ok(());
+        };
+        let path = self.manifest_path(&item.record.id);
+        let _alone = lock(&self.manifest);
+        if path.metadata().map(|metadata| metadata.len()).ok() == Some(item.record.size) {
+            return Ok(());
+        }
+        crate::home::write_durably(&path, folder.manifest.bytes(), 0o600)
+            .map_err(|error| self.not_written(&error))
     }
 
     pub(super) fn not_written(&self, error: &std::io::Error) -> Problem {
@@ -212,11 +245,16 @@ impl Inner {
     ///
     /// # Errors
     /// Everything that keeps it from being shared.
-    pub(super) fn share_path(&self, path: &Path, watch: &Watch<'_>) -> Result<Item, Vec<Refused>> {
+    pub(super) fn share_path(
+        &self,
+        path: &Path,
+        cause: Cause,
+        watch: &Watch<'_>,
+    ) -> Result<Item, Vec<Refused>> {
         let mut last = None;
         for _ in 0..MAX_ATTEMPTS {
             let item = self.prepare(path, watch)?;
-            if let Some(result) = self.put_items(vec![item]).pop() {
+            if let Some(result) = self.put_items(vec![item], cause).pop() {
                 match result {
                     Ok(item) => return Ok(item),
                     Err(problem) if problem.reason == Reason::Busy => last = Some(problem),
@@ -227,21 +265,29 @@ impl Inner {
         Err(one(path, last.unwrap_or_else(stopped)))
     }
 
-    /// Puts items, all in one batch. Each ends well or with its problem; `BUSY`: make it anew, what it counted on is gone.
-    pub(super) fn put_items(&self, items: Vec<NewItem>) -> Vec<Result<Item, Problem>> {
+    /// Puts items, all in one batch. Each ends well or with its problem; `BUSY`: make it anew, what it counted on is gone;
+    /// `CANCELLED`: the cause does not hold any more.
+    pub(super) fn put_items(&self, items: Vec<NewItem>, cause: Cause) -> Vec<Result<Item, Problem>> {
         let _writing = self.writing();
+        let written: Vec<_> = items.iter().map(|item| self.keep_manifest(item)).collect();
         let mut delta = Delta::default();
         let mut catalog = self.catalog();
         let mut put = Vec::with_capacity(items.len());
-        for item in items {
-            let unwritten =
-                matches!(item.body, Body::Collection(_)) && !self.manifest_path(&item.record.id).exists();
-            put.push(match unwritten || catalog.lacks(&item) {
-                true => Err(Problem::new(
+        for (item, written) in items.into_iter().zip(written) {
+            put.push(match written {
+                Err(problem) => Err(problem),
+                Ok(()) if !cause.holds(&catalog, &item.path) => {
+                    let path = item.path.display();
+                    Err(Problem::new(
+                        Reason::Cancelled,
+                        format!("{path} was unshared meanwhile"),
+                    ))
+                }
+                Ok(()) if catalog.lacks(&item) => Err(Problem::new(
                     Reason::Busy,
                     "what it shares files with was unshared meanwhile",
                 )),
-                false => {
+                Ok(()) => {
                     let number = catalog.put(item, &mut delta);
                     Ok(catalog.item(number).expect("was put just now").item())
                 }

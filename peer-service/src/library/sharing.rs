@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::{
     Inner, ShareEvent,
     catalog::NewItem,
-    share::{self, Watch},
+    share::{self, Cause, Watch},
     walk::Refused,
 };
 
@@ -90,9 +90,9 @@ pub(super) fn share_all(inner: &Inner, paths: Vec<PathBuf>, events: &mpsc::Sende
 fn put_batch(inner: &Inner, batch: &mut Vec<NewItem>, events: &mpsc::Sender<ShareEvent>, watch: &Watch<'_>) {
     let items = std::mem::take(batch);
     let paths: Vec<_> = items.iter().map(|item| item.path.clone()).collect();
-    for (path, result) in paths.into_iter().zip(inner.put_items(items)) {
+    for (path, result) in paths.into_iter().zip(inner.put_items(items, Cause::Asked)) {
         let result = match result {
-            Err(problem) if problem.reason == Reason::Busy => inner.share_path(&path, watch),
+            Err(problem) if problem.reason == Reason::Busy => inner.share_path(&path, Cause::Asked, watch),
             result => result.map_err(|problem| vec![(path.to_path_buf(), problem)]),
         };
         match result {

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fs::Metadata,
     io,
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -23,7 +24,7 @@ use super::{
     lock,
     offer::HANDLE_IDLE,
     precedence::Turns,
-    share::Watch,
+    share::{Cause, Watch},
     walk::stamp_of,
 };
 
@@ -119,7 +120,7 @@ impl Inner {
         let metadata = match path.metadata() {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.drop_items(&[number]);
+                self.drop_gone(vec![number]);
                 return Outcome::Done;
             }
             Err(error) => {
@@ -135,12 +136,12 @@ impl Inner {
             on_progress: &|_, _| {},
             cancelled: &|| self.shutdown.is_cancelled(),
         };
-        match self.share_path(&path, &watch) {
+        match self.share_path(&path, Cause::Changed(number), &watch) {
             Ok(item) => {
                 tracing::info!(path = %path.display(), id = %item.record.id, "what changed is hashed and shared again");
                 Outcome::Done
             }
-            Err(_) if self.shutdown.is_cancelled() => Outcome::Done,
+            Err(_) if self.shutdown.is_cancelled() || self.catalog().item(number).is_none() => Outcome::Done,
             Err(refused) => {
                 for (path, problem) in refused.iter().take(5) {
                     tracing::warn!(path = %path.display(), %problem, "a changed path is not shared");
@@ -154,15 +155,21 @@ impl Inner {
         }
     }
 
-    /// Takes away items whose paths are gone.
-    pub(super) fn drop_items(&self, numbers: &[u64]) {
+    /// Takes away those of these items whose paths are gone. Looks itself: what somebody saw before may have come since, and been
+    /// shared, as a download is that ends.
+    pub(super) fn drop_gone(&self, mut numbers: Vec<u64>) {
         if numbers.is_empty() {
             return;
         }
         let _writing = self.writing();
+        numbers.retain(|&number| {
+            // Apart from the question: the catalog must not stay locked while the disk is asked.
+            let path = self.catalog().item(number).map(|shared| shared.path.clone());
+            path.is_some_and(|path| is_gone(path.metadata()))
+        });
         let mut delta = Delta::default();
         let mut catalog = self.catalog();
-        for &number in numbers {
+        for number in numbers {
             if let Some(item) = catalog.remove(number, &mut delta) {
                 tracing::info!(path = %item.path.display(), id = %item.record.id, "no longer there: no longer shared");
             }
@@ -172,11 +179,15 @@ impl Inner {
         let _ = self.publish(delta);
     }
 
-    /// Forgets hidden paths of the files folder that are gone.
-    pub(super) fn unhide_missing(&self, there: &HashSet<PathBuf>) {
+    /// Forgets hidden paths of the files folder that are gone: they are not `there`, and were not put there since.
+    pub(super) fn unhide_gone(&self, there: &HashSet<PathBuf>) {
         let _writing = self.writing();
+        let mut gone = self.catalog().hidden_besides(there);
+        gone.retain(|path| is_gone(path.symlink_metadata()));
         let mut delta = Delta::default();
-        self.catalog().unhide_missing(there, &mut delta);
+        let mut catalog = self.catalog();
+        gone.into_iter().for_each(|path| catalog.unhide(path, &mut delta));
+        drop(catalog);
         if !delta.is_empty() {
             let _ = self.publish(delta);
         }
@@ -202,7 +213,7 @@ impl Inner {
                 Body::Collection(folder) => changed_entries(&path, folder, 1),
             };
             for part in changed {
-                self.withdraw(Place { item: number, part });
+                self.withdraw(Place { item: number, part }, &body);
             }
         }
     }
@@ -214,6 +225,10 @@ impl Inner {
         let (number, shared) = items.find(|(number, _)| !catalog.is_stale(*number))?;
         Some((number, shared.path.clone(), shared.body.clone()))
     }
+}
+
+fn is_gone(metadata: io::Result<Metadata>) -> bool {
+    metadata.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Whether a file's last change is long enough ago. A time in the future says nothing: then it counts as quiet, and a change
@@ -364,7 +379,7 @@ mod tests {
                     on_progress: &|_, _| {},
                     cancelled: &|| false,
                 };
-                inner.share_path(&path, &watch).unwrap()
+                inner.share_path(&path, Cause::Asked, &watch).unwrap()
             }
         });
         let id = shared.await.unwrap().record.id;

@@ -5,6 +5,8 @@
 
 mod commands;
 mod keeping;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,
@@ -76,6 +78,24 @@ struct Task {
     ended: CancellationToken,
 }
 
+impl Task {
+    fn under(shutdown: &CancellationToken) -> Self {
+        Self {
+            stop: shutdown.child_token(),
+            ended: CancellationToken::new(),
+        }
+    }
+}
+
+/// Whether what is done or cancelled begins again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Again {
+    /// Somebody asks for the file.
+    Always,
+    /// It was to go on, and may have come to its end meanwhile.
+    UnlessEnded,
+}
+
 /// Somebody watches a transfer; dropping it tells that they do not any more.
 #[derive(Debug)]
 pub struct Watching {
@@ -140,15 +160,17 @@ impl Transfers {
             };
             let going = saved.running && saved.spec.detach;
             let stored = Some(saved.running);
-            self.insert(number, saved, stored);
+            self.table().insert(number, saved, stored);
             if going {
-                self.begin(number).await;
+                self.begin(number, Again::UnlessEnded).await;
             }
         }
         Ok(())
     }
+}
 
-    fn insert(&self, number: u64, saved: Saved, stored: Option<bool>) {
+impl Table {
+    fn insert(&mut self, number: u64, saved: Saved, stored: Option<bool>) -> &mut Entry {
         let mut view = View::new(number, &saved.spec);
         view.state = State::Paused;
         if !saved.name.is_empty() {
@@ -157,23 +179,22 @@ impl Transfers {
         if let Some(path) = saved.path {
             view.path = path;
         }
-        let mut table = self.table();
-        table.last = table.last.max(number);
-        table.transfers.insert(
-            number,
-            Entry {
-                terms: watch::Sender::new(view.terms),
-                spec: saved.spec,
-                view: watch::Sender::new(view),
-                live: watch::Sender::new(None),
-                task: None,
-                watchers: 0,
-                cancel: false,
-                stored,
-            },
-        );
+        self.last = self.last.max(number);
+        let entry = Entry {
+            terms: watch::Sender::new(view.terms),
+            spec: saved.spec,
+            view: watch::Sender::new(view),
+            live: watch::Sender::new(None),
+            task: None,
+            watchers: 0,
+            cancel: false,
+            stored,
+        };
+        self.transfers.entry(number).or_insert(entry)
     }
+}
 
+impl Transfers {
     /// Begins a fetch, or joins one of the same thing to the same target, resuming it if it is paused. One that is joined takes over
     /// what is asked of it besides: peers to ask, going on unwatched, and the terms that are named.
     ///
@@ -183,64 +204,57 @@ impl Transfers {
         if let Some(path) = &spec.target {
             target::check(path)?;
         }
-        let (number, joined) = self.find_or_insert(spec);
         // Watched before it begins, or it would be paused for want of a watcher.
-        let watching = self.watch(number).ok_or_else(|| unknown(number))?;
+        let (watching, joined) = self.find_or_insert(spec);
+        let number = watching.transfer;
         if joined {
             self.store(number).await;
         }
-        self.begin(number).await;
+        self.begin(number, Again::Always).await;
         Ok(watching)
     }
 
-    /// Its number, and whether it was there.
-    fn find_or_insert(&self, spec: FetchSpec) -> (u64, bool) {
-        let mut table = self.table();
-        let same = table.transfers.iter_mut().rev().find(|(_, entry)| {
-            let open = !matches!(entry.view.borrow().state, State::Done | State::Cancelled);
+    /// The transfer of this, watched, and whether it was there. In one step: two who ask for the same at once have the same.
+    fn find_or_insert(&self, spec: FetchSpec) -> (Watching, bool) {
+        let table = &mut *self.table();
+        let same = table.transfers.iter().rev().find(|(_, entry)| {
             let same = entry.spec.target == spec.target && entry.spec.name == spec.name;
-            open && same && entry.spec.id == spec.id && entry.spec.sha256 == spec.sha256
+            !entry.has_ended() && same && entry.spec.id == spec.id && entry.spec.sha256 == spec.sha256
         });
-        if let Some((&number, entry)) = same {
-            entry.spec.detach |= spec.detach;
-            entry.hold_to(spec.terms);
-            for address in spec.providers {
-                if !entry.spec.providers.contains(&address) {
-                    entry.spec.providers.push(address);
+        let same = same.map(|(&number, _)| number);
+        let number = same.unwrap_or(table.last + 1);
+        let entry = match same.and_then(|number| table.transfers.get_mut(&number)) {
+            Some(entry) => {
+                entry.spec.detach |= spec.detach;
+                entry.hold_to(spec.terms);
+                for address in spec.providers {
+                    if !entry.spec.providers.contains(&address) {
+                        entry.spec.providers.push(address);
+                    }
                 }
+                entry
             }
-            return (number, true);
-        }
-        table.last += 1;
-        let number = table.last;
-        drop(table);
-        self.insert(
-            number,
-            Saved {
-                spec,
-                running: true,
-                name: String::new(),
-                path: None,
-            },
-            None,
-        );
-        (number, false)
-    }
-
-    fn watch(&self, number: u64) -> Option<Watching> {
-        let mut table = self.table();
-        let entry = table.transfers.get_mut(&number)?;
+            None => {
+                let saved = Saved {
+                    spec,
+                    running: true,
+                    name: String::new(),
+                    path: None,
+                };
+                table.insert(number, saved, None)
+            }
+        };
         entry.watchers += 1;
-        let view = entry.view.subscribe();
-        Some(Watching {
+        let watching = Watching {
             transfers: self.clone(),
             transfer: number,
-            view,
-        })
+            view: entry.view.subscribe(),
+        };
+        (watching, same.is_some())
     }
 
     /// Starts the task of a transfer, unless one is at work. One that is stopping is waited for.
-    async fn begin(&self, number: u64) {
+    async fn begin(&self, number: u64, again: Again) {
         loop {
             let stopping = {
                 let mut table = self.table();
@@ -250,11 +264,9 @@ impl Transfers {
                 match &entry.task {
                     Some(task) if task.stop.is_cancelled() => task.ended.clone(),
                     Some(_) => return,
+                    None if again == Again::UnlessEnded && entry.has_ended() => return,
                     None => {
-                        let task = Task {
-                            stop: self.inner.shutdown.child_token(),
-                            ended: CancellationToken::new(),
-                        };
+                        let task = Task::under(&self.inner.shutdown);
                         entry.task = Some(task.clone());
                         entry.view.send_modify(|view| {
                             view.state = State::Preparing;
@@ -311,23 +323,38 @@ impl Transfers {
             .transfers
             .get(&number)
             .is_some_and(|entry| entry.cancel);
-        match ended {
-            Ended::Done => self.forget(number).await,
-            _ if cancel => self.discard(number).await,
-            Ended::Stopped if self.inner.shutdown.is_cancelled() => {}
-            Ended::Stopped | Ended::Failed(_) => self.remember(number, false).await,
-        }
-        let pruned = self.settle(number, ended, cancel);
+        self.conclude(number, task, ended, cancel).await;
+    }
+
+    /// What follows the end of a transfer's task.
+    async fn conclude(&self, number: u64, task: Task, ended: Ended, mut cancel: bool) {
+        let pruned = loop {
+            match ended {
+                Ended::Done => self.forget(number).await,
+                _ if cancel => self.discard(number).await,
+                Ended::Stopped if self.inner.shutdown.is_cancelled() => {}
+                Ended::Stopped | Ended::Failed(_) => self.remember(number, false).await,
+            }
+            match self.settle(number, &ended, cancel) {
+                Some(pruned) => break pruned,
+                // That came while it was being stored.
+                None => cancel = true,
+            }
+        };
         task.ended.cancel();
         for number in pruned {
             self.forget(number).await;
         }
     }
 
-    /// Shows how a transfer's task ended; gives the numbers of old transfers that are no longer listed.
-    fn settle(&self, number: u64, ended: Ended, cancel: bool) -> Vec<u64> {
+    /// Shows how a transfer's task ended; gives the numbers of old transfers that are no longer listed. `None` where it is to be
+    /// cancelled and was not.
+    fn settle(&self, number: u64, ended: &Ended, cancel: bool) -> Option<Vec<u64>> {
         let mut table = self.table();
         if let Some(entry) = table.transfers.get_mut(&number) {
+            if entry.cancel && !cancel && !matches!(ended, Ended::Done) {
+                return None;
+            }
             entry.task = None;
             entry.cancel = false;
             entry.view.send_modify(|view| {
@@ -345,13 +372,13 @@ impl Transfers {
                     _ if cancel => State::Cancelled,
                     Ended::Stopped => State::Paused,
                     Ended::Failed(problem) => {
-                        view.error = Some(problem);
+                        view.error = Some(problem.clone());
                         State::Failed
                     }
                 };
             });
         }
-        table.prune()
+        Some(table.prune())
     }
 
     /// Every transfer, newest first.

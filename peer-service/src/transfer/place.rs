@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::{self, ErrorKind},
     path::Path,
+    thread,
 };
 
 use potluck_core::{Problem, Reason, Sha256, hash};
@@ -17,10 +18,17 @@ use super::{
     part::{Body, Part},
     target,
 };
-use crate::{blocking::unless, library::stamp_of, store::Stamp};
+use crate::{
+    blocking::unless,
+    library::{stamp_of, stamps_at},
+    store::Stamp,
+};
 
-/// Makes the part whole, flushes it, checks the claimed SHA-256 where there is one, and gives it its name. A plain file's stamp since
-/// then: `None` where something else was changed on it meanwhile, so that it may not be what was verified.
+/// What a finished download is remembered by: a plain file's stamp, or one for each entry of a manifest. From before others knew its name,
+/// so that what they change shows in it; why not, where something was changed meanwhile and may not be what was verified.
+pub(crate) type Stamps = Result<Vec<Stamp>, Problem>;
+
+/// Makes the part whole, flushes it, checks the claimed SHA-256 where there is one, and gives it its name.
 ///
 /// # Errors
 /// [`Reason::VerificationFailed`] where the claim is wrong: nothing appears under the name. [`Reason::TargetExists`] where something came
@@ -30,7 +38,7 @@ pub(crate) fn finish(
     part: &Part,
     claim: Option<Sha256>,
     stop: &CancellationToken,
-) -> Result<Option<Stamp>, Problem> {
+) -> Result<Stamps, Problem> {
     let target = part.target();
     let failed = |error: io::Error| target::problem(&target.part(), &error);
     let stamp = || match part.body() {
@@ -52,19 +60,31 @@ pub(crate) fn finish(
             }
         }
     }
-    part.flush().map_err(failed)?;
+    let (flushed, listed) = thread::scope(|scope| {
+        // Beside the flush, which takes longer than a look at each of many files.
+        let manifest = part.plan().manifest();
+        let looking = manifest.map(|manifest| scope.spawn(move || stamps_at(&target.part(), manifest)));
+        (part.flush(), looking.map(thread::ScopedJoinHandle::join))
+    });
+    flushed.map_err(failed)?;
     rename(&target.part(), &target.path).map_err(|error| match error.kind() {
         ErrorKind::AlreadyExists => target::exists(&target.path),
         _ => target::problem(&target.path, &error),
     })?;
     // Of the verified file itself, whatever has its name by now.
     let after = stamp().filter(|after| before.is_some_and(|before| is_only_renamed(&before, after)));
+    let alone = || {
+        let changed = "something else changed it while it was given its name";
+        let stamp = after.ok_or_else(|| Problem::new(Reason::FileChanged, changed))?;
+        Ok(vec![stamp])
+    };
+    let stamps = listed.and_then(Result::ok).unwrap_or_else(alone);
     sync_folder(target.parent()).map_err(|error| target::problem(target.parent(), &error))?;
     // A state without its data says nothing to anybody: not worth failing for.
     if let Err(error) = fs::remove_file(target.state()) {
         tracing::debug!(path = %target.state().display(), %error, "the resume state could not be removed");
     }
-    Ok(after)
+    Ok(stamps)
 }
 
 /// Whether nothing but the name changed: a new name shows in `ctime` alone.
@@ -126,10 +146,18 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 mod tests {
     use std::{os::unix::fs::FileExt as _, sync::Arc, time::Duration};
 
-    use potluck_core::{FileId, plan::Plan};
+    use potluck_core::{
+        FileId,
+        manifest::{Content, Entry, Manifest},
+        path::RelPath,
+        plan::Plan,
+    };
 
     use super::*;
     use crate::transfer::target::Target;
+
+    /// Longer than a tick of the clock that files are stamped with.
+    const TICK: Duration = Duration::from_millis(20);
 
     #[test]
     fn the_stamp_is_of_what_was_verified_and_of_nothing_that_was_changed_since() {
@@ -139,14 +167,47 @@ mod tests {
         let (part, _) = Part::open(id, Target { path: path.clone() }, plan, None).unwrap();
         let stamp = finish(&part, None, &CancellationToken::new()).unwrap();
         let named = stamp_of(&path.metadata().unwrap());
-        assert_eq!(stamp, Some(named), "with its name");
-        // Longer than a tick of the clock that files are stamped with.
-        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(stamp, Ok(vec![named]), "with its name");
+        thread::sleep(TICK);
         part.file(0).unwrap().write_all_at(b"x", 0).unwrap();
         let written = stamp_of(&path.metadata().unwrap());
         assert!(!is_only_renamed(&named, &written));
         fs::rename(&path, folder.path().join("other")).unwrap();
         let renamed = stamp_of(&part.file(0).unwrap().metadata().unwrap());
         assert!(is_only_renamed(&written, &renamed));
+    }
+
+    #[test]
+    fn what_is_written_into_a_folder_as_soon_as_it_has_its_name_shows_in_the_stamps() {
+        let folder = tempfile::tempdir().unwrap();
+        let (id, path) = (FileId([7; 32]), folder.path().join("out"));
+        let tree = hash::hash_bytes(b"content");
+        let content = Content::File {
+            id: tree.id(),
+            size: tree.size,
+            executable: false,
+        };
+        let entry = Entry {
+            path: RelPath::parse("file").unwrap(),
+            content,
+        };
+        let manifest = Arc::new(Manifest::new([entry]).unwrap());
+        let plan = Arc::new(Plan::of_collection(&manifest));
+        let target = Target { path: path.clone() };
+        let (part, _) = Part::open(id, target, plan, Some(manifest)).unwrap();
+        part.write(0, &b"content".to_vec().into()).unwrap();
+        thread::sleep(TICK);
+        let file = path.join("file");
+        let writing = thread::spawn({
+            let file = file.clone();
+            move || {
+                while fs::write(&file, "another").is_err() {}
+            }
+        });
+        let stamps = finish(&part, None, &CancellationToken::new()).unwrap().unwrap();
+        writing.join().unwrap();
+        let now = stamp_of(&file.metadata().unwrap());
+        assert_eq!((now.size, now.inode), (stamps[0].size, stamps[0].inode));
+        assert_ne!(now, stamps[0]);
     }
 }

@@ -43,7 +43,6 @@ use super::{
 use crate::{
     bits::Bits,
     blocking::blocking,
-    offer::Shelf as _,
     swarm::{Swarm, SwarmConfig},
 };
 
@@ -136,12 +135,26 @@ impl Run {
         local: &CancellationToken,
     ) -> Result<bool, Problem> {
         let dialer = Dialer::new(sources.clone());
-        // Preparing holds nothing that is not dropped whole.
-        let prepared = tokio::select! {
+        // Neither of the two that can be dropped holds anything that is not dropped whole.
+        let planned = tokio::select! {
             () = self.stop.cancelled() => return Ok(false),
-            prepared = self.prepare(reporter, &dialer) => prepared?,
+            planned = self.plan(reporter, &dialer) => planned?,
         };
-        let Some(prepared) = prepared else { return Ok(true) };
+        let Some(planned) = planned else { return Ok(true) };
+        // To its end: left alone it would go on, and whoever removes the part or goes on with it next would meet it.
+        let Some((part, found)) = self.open_part(&planned, reporter).await? else {
+            return Ok(false);
+        };
+        let checks = tokio::select! {
+            () = self.stop.cancelled() => return Ok(false),
+            checks = self.checks(&planned, reporter, &dialer) => checks?,
+        };
+        let prepared = Prepared {
+            planned,
+            part: Arc::new(part),
+            found: Some(found).into(),
+            checks,
+        };
         let Some(have) = self.gather(&prepared, reporter).await? else {
             return Ok(false);
         };
@@ -163,10 +176,7 @@ impl Run {
     /// Takes the transfer off the shelf and records what it has.
     async fn leave(&self, live: &Arc<Live>, have: Bits) {
         self.live.send_replace(None);
-        let (library, id) = (self.context.library.clone(), self.spec.id);
-        if blocking(move || library.find(&id).is_none()).await == Ok(true) {
-            self.context.holdings.remove(&[id]);
-        }
+        self.context.holdings.remove_part(&self.spec.id);
         let part = Arc::clone(&live.part);
         let last = move || {
             let stored = part.checkpoint(&have);
@@ -181,20 +191,28 @@ impl Run {
     }
 }
 
-/// Everything that is known before the first unit.
+/// What is fetched, and where to.
 #[derive(Debug)]
-struct Prepared {
+struct Planned {
     record: FileRecord,
     name: String,
     collection: Option<Collection>,
+    target: Target,
+    plan: Arc<Plan>,
+}
+
+/// Everything that is known before the first unit.
+#[derive(Debug)]
+struct Prepared {
+    planned: Planned,
     part: Arc<Part>,
     found: std::sync::Mutex<Option<Found>>,
     checks: Arc<Checks>,
 }
 
 impl Run {
-    /// Everything up to the first unit; `None` where the file is at the target already.
-    async fn prepare(&self, reporter: &Reporter, dialer: &Dialer) -> Result<Option<Prepared>, Problem> {
+    /// What is to be known of it; `None` where the file is at the target already.
+    async fn plan(&self, reporter: &Reporter, dialer: &Dialer) -> Result<Option<Planned>, Problem> {
         let waiting = |problem: Problem| reporter.state(State::Waiting, Some(problem));
         let id = self.spec.id;
         if let Some(path) = &self.spec.target {
@@ -253,18 +271,27 @@ impl Run {
         if there {
             return Ok(None);
         }
-        let (part, found) = self.open_part(&target, &plan, manifest, reporter).await?;
-        let checks = Arc::new(Checks::new(Arc::clone(&plan)));
-        prepare::layers(&self.context, &checks, &plan, dialer, &waiting).await?;
-        reporter.state(State::Preparing, None);
-        Ok(Some(Prepared {
+        Ok(Some(Planned {
             record,
             name: name.as_str().to_owned(),
             collection,
-            part: Arc::new(part),
-            found: Some(found).into(),
-            checks,
+            target,
+            plan,
         }))
+    }
+
+    /// What its units are checked against.
+    async fn checks(
+        &self,
+        planned: &Planned,
+        reporter: &Reporter,
+        dialer: &Dialer,
+    ) -> Result<Arc<Checks>, Problem> {
+        let waiting = |problem: Problem| reporter.state(State::Waiting, Some(problem));
+        let checks = Arc::new(Checks::new(Arc::clone(&planned.plan)));
+        prepare::layers(&self.context, &checks, &planned.plan, dialer, &waiting).await?;
+        reporter.state(State::Preparing, None);
+        Ok(checks)
     }
 
     /// The target, where it is known without knowing the file.
@@ -278,25 +305,28 @@ impl Run {
         .filter(|target| target.path.is_file())
     }
 
-    /// Opens the part; where the disk is full, waits for room.
+    /// Opens the part; where the disk is full, waits for room. `None` when stopped.
     async fn open_part(
         &self,
-        target: &Target,
-        plan: &Arc<Plan>,
-        manifest: Option<Arc<potluck_core::manifest::Manifest>>,
+        planned: &Planned,
         reporter: &Reporter,
-    ) -> Result<(Part, Found), Problem> {
-        loop {
-            let (id, target, plan, manifest) =
-                (self.spec.id, target.clone(), Arc::clone(plan), manifest.clone());
+    ) -> Result<Option<(Part, Found)>, Problem> {
+        let id = self.spec.id;
+        while !self.stop.is_cancelled() {
+            let (target, plan) = (planned.target.clone(), Arc::clone(&planned.plan));
+            let manifest = planned.collection.as_ref().map(|it| Arc::clone(&it.manifest));
             match blocking(move || Part::open(id, target, plan, manifest)).await? {
                 Err(problem) if problem.reason == Reason::DiskFull => {
                     reporter.state(State::Waiting, Some(problem));
-                    tokio::time::sleep(DISK_RETRY).await;
+                    tokio::select! {
+                        () = self.stop.cancelled() => {}
+                        () = tokio::time::sleep(DISK_RETRY) => {}
+                    }
                 }
-                opened => return opened,
+                opened => return opened.map(Some),
             }
         }
+        Ok(None)
     }
 
     /// Units of an earlier run and units that are elsewhere on this machine; `None` when stopped.
@@ -344,9 +374,9 @@ impl Run {
 
     /// Puts the transfer where others can be served from it.
     async fn go_live(&self, prepared: &Prepared, have: Bits) -> Result<Arc<Live>, Problem> {
-        let (record, name) = (prepared.record, prepared.name.clone());
+        let (record, name) = (prepared.planned.record, prepared.planned.name.clone());
         let (part, checks) = (Arc::clone(&prepared.part), Arc::clone(&prepared.checks));
-        let collection = prepared.collection.clone();
+        let collection = prepared.planned.collection.clone();
         let live = blocking(move || {
             let manifest = collection
                 .as_ref()

@@ -38,6 +38,17 @@ pub(crate) struct Tree {
     open: Mutex<LruCache<usize, Arc<File>>>,
 }
 
+/// Whether a file is made where it is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Make {
+    /// It has to be there.
+    No,
+    /// If it is not there.
+    Missing,
+    /// It must not be there.
+    New,
+}
+
 impl Tree {
     /// Opens the folder at `path`, made if it is not there, and makes the folders inside it.
     pub(crate) fn open(path: &Path, manifest: Arc<Manifest>, plan: Arc<Plan>) -> io::Result<Self> {
@@ -79,24 +90,29 @@ impl Tree {
             .collect()
     }
 
-    /// The same as [`Tree::file`] where the file is most likely not there yet.
+    /// The file with this content, by its place in the plan, to be written: made if it is not there, as it most likely is not yet.
     pub(crate) fn new_file(&self, index: usize) -> io::Result<Arc<File>> {
         let small = self.plan.file(index).is_some_and(|file| file.size <= BUNDLE_SIZE);
         let first = self.plan.first_entry(index).filter(|_| small && self.made);
-        match first.map(|first| self.open_with(first, true)) {
+        match first.map(|first| self.open_entry(first, Make::New)) {
             Some(Ok((file, _))) => Ok(Arc::new(file)),
             Some(Err(error)) if error.kind() != ErrorKind::AlreadyExists => Err(error),
-            _ => self.file(index),
+            _ => self.handle(index, Make::Missing),
         }
     }
 
-    /// The file with this content, by its place in the plan, open for reading and writing.
+    /// The same, to be read. Never made: whoever is served from the folder when it has its name already would make there again what its
+    /// owner removed.
     pub(crate) fn file(&self, index: usize) -> io::Result<Arc<File>> {
+        self.handle(index, Make::No)
+    }
+
+    fn handle(&self, index: usize, make: Make) -> io::Result<Arc<File>> {
         if let Some(file) = self.handles().get(&index) {
             return Ok(Arc::clone(file));
         }
         let first = self.plan.first_entry(index).ok_or(ErrorKind::InvalidInput)?;
-        let (file, size) = self.open_entry(first)?;
+        let (file, size) = self.open_entry(first, make)?;
         let file = Arc::new(file);
         if size > BUNDLE_SIZE {
             self.handles().put(index, Arc::clone(&file));
@@ -108,13 +124,8 @@ impl Tree {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The entry's file, made if it is not there, and the size that it is to have.
-    fn open_entry(&self, entry: u32) -> io::Result<(File, u64)> {
-        self.open_with(entry, false)
-    }
-
-    /// `is_new`: only if it is not there.
-    fn open_with(&self, entry: u32, is_new: bool) -> io::Result<(File, u64)> {
+    /// The entry's file, and the size that it is to have.
+    fn open_entry(&self, entry: u32, make: Make) -> io::Result<(File, u64)> {
         let entry = self.manifest.get(entry).ok_or(ErrorKind::InvalidInput)?;
         let Content::File { size, executable, .. } = entry.content else {
             return Err(ErrorKind::InvalidInput.into());
@@ -123,14 +134,14 @@ impl Tree {
         options
             .read(true)
             .write(true)
-            .create(true)
-            .create_new(is_new)
+            .create(make == Make::Missing)
+            .create_new(make == Make::New)
             .mode(if executable { 0o777 } else { 0o666 })
             // Not through a link, and not stuck on a pipe, whoever put it there.
             .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32);
         let file = self.dir.open_with(entry.path.as_str(), &options)?.into_std();
         // What was made just now is nothing else.
-        match is_new || file.metadata()?.is_file() {
+        match make == Make::New || file.metadata()?.is_file() {
             true => Ok((file, size)),
             false => Err(ErrorKind::InvalidInput.into()),
         }
@@ -145,12 +156,12 @@ impl Tree {
             if self.made && entries.len() == 1 && id != Some(EMPTY_FILE) {
                 continue;
             }
-            let (first, size) = self.open_entry(entries[0])?;
+            let (first, size) = self.open_entry(entries[0], Make::Missing)?;
             if first.metadata()?.len() != size {
                 first.set_len(size)?;
             }
             for &entry in &entries[1..] {
-                let (mut copy, _) = self.open_entry(entry)?;
+                let (mut copy, _) = self.open_entry(entry, Make::Missing)?;
                 copy.set_len(0)?;
                 let mut source = first.try_clone()?;
                 source.rewind()?;

@@ -44,6 +44,17 @@ pub(in super::super) enum Body {
     Collection(Arc<Folder>),
 }
 
+impl Body {
+    /// Whether this is the very one that was looked at before: not one that took its place since.
+    pub(in super::super) fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::File(stamp), Self::File(other)) => stamp == other,
+            (Self::Collection(folder), Self::Collection(other)) => Arc::ptr_eq(folder, other),
+            _ => false,
+        }
+    }
+}
+
 /// A collection's content.
 #[derive(Debug, Default)]
 pub(in super::super) struct Folder {

@@ -3,13 +3,16 @@
 use potluck_core::Problem;
 
 use super::{
-    super::view::{NewTerms, State, View},
-    Entry, Transfers, unknown,
+    super::{
+        run::Ended,
+        view::{NewTerms, State, View},
+    },
+    Again, Entry, Task, Transfers, unknown,
 };
 
 impl Transfers {
-    /// Stops the task of a transfer and waits until it has.
-    async fn stop(&self, number: u64, cancel: bool) -> Result<bool, Problem> {
+    /// Stops the task of a transfer, if there is one, and waits until it has.
+    async fn stop(&self, number: u64, cancel: bool) -> Result<(), Problem> {
         let task = {
             let mut table = self.table();
             let entry = table.transfers.get_mut(&number).ok_or_else(|| unknown(number))?;
@@ -18,10 +21,11 @@ impl Transfers {
             }
             entry.task.clone()
         };
-        let Some(task) = task else { return Ok(false) };
-        task.stop.cancel();
-        task.ended.cancelled().await;
-        Ok(true)
+        if let Some(task) = task {
+            task.stop.cancel();
+            task.ended.cancelled().await;
+        }
+        Ok(())
     }
 
     /// Pauses a transfer; what has ended stays as it is.
@@ -42,12 +46,11 @@ impl Transfers {
             let mut table = self.table();
             let entry = table.transfers.get_mut(&number).ok_or_else(|| unknown(number))?;
             entry.spec.detach = true;
-            let state = entry.view.borrow().state;
-            matches!(state, State::Done | State::Cancelled)
+            entry.has_ended()
         };
         if !ended {
             self.store(number).await;
-            self.begin(number).await;
+            self.begin(number, Again::UnlessEnded).await;
         }
         self.get(number)
     }
@@ -60,8 +63,7 @@ impl Transfers {
         {
             let mut table = self.table();
             let entry = table.transfers.get_mut(&number).ok_or_else(|| unknown(number))?;
-            let state = entry.view.borrow().state;
-            if !matches!(state, State::Done | State::Cancelled) {
+            if !entry.has_ended() {
                 entry.hold_to(terms);
             }
         }
@@ -74,22 +76,37 @@ impl Transfers {
     /// # Errors
     /// [`Reason::NotFound`](potluck_core::Reason::NotFound).
     pub async fn cancel(&self, number: u64) -> Result<View, Problem> {
-        let was_at_work = self.stop(number, true).await?;
-        let view = self.get(number)?;
-        if !was_at_work && matches!(view.state, State::Paused | State::Failed) {
-            self.discard(number).await;
-            if let Some(entry) = self.table().transfers.get(&number) {
-                entry.view.send_modify(|view| {
-                    view.state = State::Cancelled;
-                    view.error = None;
-                });
-            }
+        self.stop(number, true).await?;
+        if let Some(task) = self.claim(number) {
+            let (transfers, ended) = (self.clone(), task.ended.clone());
+            // To its end, even if nobody waits for it any more.
+            let work = async move { transfers.conclude(number, task, Ended::Stopped, true).await };
+            self.inner.context.tracker.spawn(work);
+            ended.cancelled().await;
         }
         self.get(number)
+    }
+
+    /// Takes the place of the task of a transfer that rests, so that none begins meanwhile.
+    fn claim(&self, number: u64) -> Option<Task> {
+        let mut table = self.table();
+        let entry = table.transfers.get_mut(&number)?;
+        if entry.task.is_some() || entry.has_ended() {
+            return None;
+        }
+        let task = Task::under(&self.inner.shutdown);
+        task.stop.cancel();
+        entry.task = Some(task.clone());
+        Some(task)
     }
 }
 
 impl Entry {
+    /// Whether it is done or cancelled.
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(self.view.borrow().state, State::Done | State::Cancelled)
+    }
+
     /// Changes what the transfer is held to; the task at work hears of it.
     pub(super) fn hold_to(&mut self, terms: NewTerms) {
         let terms = terms.of(*self.terms.borrow());

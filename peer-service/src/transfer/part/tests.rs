@@ -1,3 +1,7 @@
+use potluck_core::{
+    manifest::{Content, Entry},
+    path::RelPath,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -26,6 +30,32 @@ fn a_part_that_somebody_writes_is_not_removed() {
     part.release();
     remove(ID, &target).unwrap();
     assert_eq!(there(), 0);
+}
+
+#[test]
+fn what_is_served_is_not_made_where_its_owner_removed_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = Target {
+        path: folder.path().join("out"),
+    };
+    let tree = potluck_core::hash::hash_bytes(b"content");
+    let entry = Entry {
+        path: RelPath::parse("file").unwrap(),
+        content: Content::File {
+            id: tree.id(),
+            size: tree.size,
+            executable: false,
+        },
+    };
+    let manifest = Arc::new(Manifest::new([entry]).unwrap());
+    let plan = Arc::new(Plan::of_collection(&manifest));
+    let (part, _) = Part::open(ID, target.clone(), plan, Some(manifest)).unwrap();
+    part.write(0, &b"content".to_vec().into()).unwrap();
+    assert_eq!(part.read(0).unwrap().len(), 7);
+    let path = target.part().join("file");
+    fs::remove_file(&path).unwrap();
+    assert_eq!(part.file(0).unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(!path.exists());
 }
 
 #[test]

@@ -7,16 +7,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{
-        context::Context, driver::DISK_RETRY, existing, live::Live, place, prepare::Collection,
-        report::Reporter, target, view::State,
+        context::Context,
+        driver::DISK_RETRY,
+        existing,
+        live::Live,
+        place::{self, Stamps},
+        prepare::Collection,
+        report::Reporter,
+        target,
+        view::State,
     },
     Prepared, Run,
 };
-use crate::{
-    blocking::blocking,
-    library::{Item, stamps_at},
-    store::Stamp,
-};
+use crate::{blocking::blocking, library::Item};
 
 /// How long a transfer that is done waits until it is shared: for all but huge collections, whose files are counted in the background.
 const SHARED_WITHIN: Duration = Duration::from_millis(250);
@@ -29,10 +32,10 @@ impl Run {
         prepared: Prepared,
         reporter: &Reporter,
     ) -> Result<bool, Problem> {
-        let stamp = loop {
+        let stamps = loop {
             let (part, claim, stop) = (Arc::clone(&live.part), self.spec.sha256, self.stop.clone());
             match blocking(move || place::finish(&part, claim, &stop)).await? {
-                Ok(stamp) => break stamp,
+                Ok(stamps) => break stamps,
                 // What could not be flushed is lost: that takes a new part.
                 Err(problem) if problem.reason == Reason::DiskFull && !live.part.has_lost() => {
                     reporter.state(State::Waiting, Some(problem));
@@ -48,8 +51,8 @@ impl Run {
             context: Arc::clone(&self.context),
             live: Arc::clone(live),
             sha256: self.spec.sha256,
-            stamp,
-            collection: prepared.collection,
+            stamps,
+            collection: prepared.planned.collection,
             stop: self.stop.clone(),
         };
         // Served from the transfer until the library has it.
@@ -69,8 +72,7 @@ struct Adoption {
     context: Arc<Context>,
     live: Arc<Live>,
     sha256: Option<Sha256>,
-    /// Of a plain file, since it was verified.
-    stamp: Option<Stamp>,
+    stamps: Stamps,
     collection: Option<Collection>,
     stop: CancellationToken,
 }
@@ -85,15 +87,12 @@ impl Adoption {
         };
         if let Err(problem) = adopted {
             tracing::warn!(path = %path.display(), %problem, "fetched and verified, and could not be shared");
-            self.context.holdings.remove(&[self.live.record.id]);
+            self.context.holdings.remove_part(&self.live.record.id);
         }
     }
 
     async fn file(&self, path: PathBuf) -> Result<Item, Problem> {
-        let stamp = self.stamp.ok_or_else(|| {
-            let message = "something else changed it while it was given its name";
-            Problem::new(Reason::FileChanged, message)
-        })?;
+        let stamp = self.stamps.clone()?.first().copied().unwrap_or_default();
         let tree = match self.live.checks.tree(0) {
             Some(tree) => tree,
             None => self.tree_of_small().await?,
@@ -124,13 +123,12 @@ impl Adoption {
         let manifest = Arc::clone(&collection.manifest);
         let entries = Arc::clone(&manifest);
         let stop = self.stop.clone();
-        let known = blocking(move || {
-            let stamps = stamps_at(&root, &entries)?;
+        let stamps = self.stamps.clone()?;
+        let hashes = blocking(move || {
             let hashes = existing::hashes(&checks, &plan, &entries, &root, &stop);
-            let hashes = hashes.map_err(|error| target::problem(&root, &error))?;
-            Ok::<_, Problem>((stamps, hashes))
+            hashes.map_err(|error| target::problem(&root, &error))
         });
-        let (stamps, hashes) = known.await??;
+        let hashes = hashes.await??;
         self.context
             .library
             .adopt_collection(path, manifest, stamps, hashes)

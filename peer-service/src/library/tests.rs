@@ -1,0 +1,199 @@
+//! What meets at the wrong moment: something is unshared, replaced or put there between a look at it and what follows from that look.
+
+use std::{
+    collections::HashSet,
+    fs,
+    path::Path,
+    sync::{
+        Barrier,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use super::{
+    share::{Cause, Watch},
+    *,
+};
+
+struct Rig {
+    inner: Arc<Inner>,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+    dir: tempfile::TempDir,
+}
+
+const WATCH: Watch<'_> = Watch {
+    on_found: &|_| {},
+    on_progress: &|_, _| {},
+    cancelled: &|| false,
+};
+
+impl Rig {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let (state, files) = (dir.path().join("state"), dir.path().join("files"));
+        fs::create_dir(&state).unwrap();
+        let store = Store::open_in(&state).unwrap();
+        let library = Library::open(store, Holdings::new(), files, 2, stop.clone(), &tracker).unwrap();
+        Self {
+            inner: library.inner,
+            stop,
+            tracker,
+            dir,
+        }
+    }
+
+    fn share(&self, path: &Path) -> Item {
+        self.inner.share_path(path, Cause::Asked, &WATCH).unwrap()
+    }
+
+    fn is_shared(&self, id: &FileId) -> bool {
+        self.inner.catalog().record(id).is_some()
+    }
+
+    fn number(&self, path: &Path) -> u64 {
+        self.inner.catalog().at(path).unwrap()
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_unshared_while_it_is_hashed_again_stays_unshared() {
+    let rig = Rig::new();
+    let path = rig.dir.path().canonicalize().unwrap().join("file");
+    fs::write(&path, "before").unwrap();
+    rig.share(&path);
+    let number = rig.number(&path);
+    fs::write(&path, "after").unwrap();
+    let asked = AtomicBool::new(false);
+    let watch = Watch {
+        on_progress: &|_, _| {
+            if !asked.swap(true, Ordering::Relaxed) {
+                rig.inner.unshare(&Target::Path(path.clone())).unwrap();
+            }
+        },
+        ..WATCH
+    };
+    let again = rig.inner.share_path(&path, Cause::Changed(number), &watch);
+    assert_eq!(again.unwrap_err()[0].1.reason, Reason::Cancelled);
+    assert!(asked.into_inner() && rig.inner.catalog().at(&path).is_none());
+    rig.share(&path);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn what_is_unshared_while_it_is_hashed_in_the_files_folder_stays_unshared() {
+    let rig = Rig::new();
+    let path = rig.inner.files_folder.join("file");
+    fs::write(&path, "content").unwrap();
+    let item = rig.inner.prepare(&path, &WATCH).unwrap();
+    let put = |cause| {
+        let item = item.clone();
+        rig.inner.put_items(vec![item], cause).remove(0)
+    };
+    put(Cause::DroppedIn).unwrap();
+    rig.inner.unshare(&Target::Path(path.clone())).unwrap();
+    assert_eq!(put(Cause::DroppedIn).unwrap_err().reason, Reason::Cancelled);
+    assert!(rig.inner.catalog().is_hidden(&path));
+    put(Cause::Asked).unwrap();
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn what_was_shared_anew_is_not_withdrawn_for_what_it_was_before() {
+    let rig = Rig::new();
+    let path = rig.dir.path().canonicalize().unwrap().join("file");
+    fs::write(&path, "content").unwrap();
+    let id = rig.share(&path).record.id;
+    let look = || {
+        let catalog = rig.inner.catalog();
+        let place = catalog.places(&id)[0];
+        (place, catalog.item(place.item).unwrap().body.clone())
+    };
+    let (place, before) = look();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_modified(SystemTime::now() - Duration::from_secs(60))
+        .unwrap();
+    assert_eq!(rig.share(&path).record.id, id);
+    rig.inner.withdraw(place, &before);
+    assert!(rig.is_shared(&id));
+    let (place, now) = look();
+    rig.inner.withdraw(place, &now);
+    assert!(!rig.is_shared(&id));
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn what_came_after_the_files_folder_was_listed_is_not_taken_for_gone() {
+    let rig = Rig::new();
+    let (path, hidden) = (
+        rig.inner.files_folder.join("file"),
+        rig.inner.files_folder.join("hidden"),
+    );
+    let listing = HashSet::new();
+    for (path, content) in [(&path, "arrived"), (&hidden, "not wanted")] {
+        fs::write(path, content).unwrap();
+        rig.share(path);
+    }
+    rig.inner.unshare(&Target::Path(hidden.clone())).unwrap();
+    let number = rig.number(&path);
+    let look = || {
+        rig.inner.drop_gone(vec![number]);
+        rig.inner.unhide_gone(&listing);
+        let catalog = rig.inner.catalog();
+        (catalog.at(&path).is_some(), catalog.is_hidden(&hidden))
+    };
+    assert_eq!(look(), (true, true));
+    fs::remove_file(&path).unwrap();
+    fs::remove_file(&hidden).unwrap();
+    assert_eq!(look(), (false, false));
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_collection_is_put_although_the_last_that_had_its_manifest_went() {
+    let rig = Rig::new();
+    let dir = rig.dir.path().canonicalize().unwrap();
+    let (one, other) = (dir.join("one"), dir.join("other"));
+    for folder in [&one, &other] {
+        fs::create_dir(folder).unwrap();
+        fs::write(folder.join("file"), "content").unwrap();
+    }
+    let id = rig.share(&one).record.id;
+    let item = rig.inner.prepare(&other, &WATCH).unwrap();
+    rig.inner.unshare(&Target::Path(one)).unwrap();
+    assert!(!rig.inner.manifest_path(&id).exists());
+    rig.inner.put_items(vec![item], Cause::Asked).remove(0).unwrap();
+    assert!(rig.is_shared(&id) && rig.inner.manifest_path(&id).is_file());
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn one_collection_is_shared_from_two_places_at_once() {
+    let rig = Rig::new();
+    let dir = rig.dir.path().canonicalize().unwrap();
+    for round in 0..20 {
+        let folders = [0, 1].map(|n| dir.join(format!("{round} {n}")));
+        for folder in &folders {
+            fs::create_dir(folder).unwrap();
+            fs::write(folder.join("file"), format!("round {round}")).unwrap();
+        }
+        let both = Barrier::new(2);
+        std::thread::scope(|scope| {
+            for folder in &folders {
+                scope.spawn(|| {
+                    both.wait();
+                    rig.share(folder)
+                });
+            }
+        });
+    }
+    rig.end().await;
+}

@@ -1,0 +1,47 @@
+//! What is done while the index takes no more files of this peer.
+
+use potluck_core::Problem;
+use tokio::time::Instant;
+
+use super::{Index, MAX_BATCH, MAX_BATCH_BYTES, Task};
+
+impl Task {
+    /// Holds the lease until it is time to try again with what was too much. A removal makes room: then it is time at once.
+    pub(super) async fn wait_within_quota(&mut self, until: Instant) {
+        loop {
+            let version = self.listener.version();
+            match self.take_back_removed().await {
+                Ok(false) => {}
+                Ok(true) | Err(_) => return,
+            }
+            let renew = self.renew_at.unwrap_or_else(Instant::now);
+            // All arms are cancel-safe: changes are numbered.
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return,
+                () = self.listener.changed(version) => {}
+                () = tokio::time::sleep_until(renew) => {
+                    if self.renew().await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes back what was removed after what the index was told of; whether there was anything that it had.
+    async fn take_back_removed(&mut self) -> Result<bool, Problem> {
+        let mut since = self.seen;
+        let mut any = false;
+        loop {
+            let changes = self.listener.changes(since, MAX_BATCH, MAX_BATCH_BYTES);
+            if !changes.removed.is_empty() {
+                let Index { client, token, .. } = &self.index;
+                any |= client.unregister(token, Some(&changes.removed)).await? > 0;
+            }
+            since = changes.upto;
+            if !changes.more {
+                return Ok(any);
+            }
+        }
+    }
+}

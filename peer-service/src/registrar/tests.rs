@@ -1,0 +1,85 @@
+use std::sync::{Arc, Mutex, Weak};
+
+use potluck_core::{
+    FileId, Root,
+    index_client::{FileRecord, Kind, Registration},
+};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::holdings::Source;
+
+/// A library.
+#[derive(Debug, Default)]
+struct Shelf(Mutex<Vec<Registration>>);
+
+impl Source for Shelf {
+    fn registration(&self, id: &FileId) -> Option<Registration> {
+        let all = self.0.lock().unwrap();
+        all.iter().find(|one| one.file.id == *id).cloned()
+    }
+}
+
+fn registration(n: u8) -> Registration {
+    let root = Root([n; 32]);
+    let file = FileRecord {
+        id: FileId::derive(1, &root),
+        size: 1,
+        root,
+        sha256: None,
+        kind: Kind::File,
+    };
+    Registration {
+        file,
+        names: vec![n.to_string()],
+        partial: false,
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_goes_while_it_is_told_does_not_make_the_index_replace_all() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
+    let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+    let config = potluck_index::Config {
+        store: potluck_index::StoreConfig::Memory,
+        ..Default::default()
+    };
+    let served = potluck_index::serve(listener, config, stop.clone());
+    tracker.spawn(async move { served.await.unwrap() });
+    let (stays, goes) = (registration(1), registration(2));
+    let holdings = Holdings::new();
+    let shelf = Arc::new(Shelf::default());
+    let source: Weak<Shelf> = Arc::downgrade(&shelf);
+    holdings.ask(source);
+    let index = Index {
+        client: IndexClient::new(endpoint),
+        token: Token::generate(),
+        address: Address {
+            host: String::new(),
+            port: 4,
+        },
+        ttl: None,
+    };
+    let (status, acknowledged) = (watch::Sender::default(), watch::Sender::default());
+    let mut task = Task::new(index, holdings.listen(), status, acknowledged);
+    // The library takes it away, and says so only once that is stored.
+    shelf.0.lock().unwrap().push(stays.clone());
+    holdings.hold(&[stays.file.id, goes.file.id]);
+    let count = |task: &Task| task.status.borrow().file_count;
+    task.tell().await.unwrap();
+    assert_eq!(
+        (task.replace, task.seen, count(&task)),
+        (false, holdings.version(), 1)
+    );
+    holdings.remove(&[goes.file.id]);
+    task.tell().await.unwrap();
+    assert_eq!(
+        (task.replace, task.replaced, task.expected),
+        (false, false, Some(1))
+    );
+    drop(task);
+    stop.cancel();
+    tracker.close();
+    tracker.wait().await;
+}

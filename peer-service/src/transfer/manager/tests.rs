@@ -1,0 +1,233 @@
+//! What meets at the wrong moment: two who ask for the same, a cancel while a transfer is stored or taken up again.
+
+use std::{
+    net::Ipv4Addr,
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+    process::Command,
+    sync::{Barrier, mpsc},
+    time::Duration,
+};
+
+use potluck_core::PeerId;
+use rustix::fs::OFlags;
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use super::*;
+use crate::{
+    holdings::Holdings,
+    library::{Library, ShareEvent},
+    limits::Limits,
+    store::Store,
+    transfer::{budget::Budget, target::Target, view::NewTerms},
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Transfers that find nobody to fetch from.
+struct Rig {
+    transfers: Transfers,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+    dir: tempfile::TempDir,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let (state, files) = (dir.path().join("state"), dir.path().join("files"));
+        std::fs::create_dir(&state).unwrap();
+        let store = Store::open_in(&state).unwrap();
+        let holdings = Holdings::new();
+        let library = Library::open(
+            store.clone(),
+            holdings.clone(),
+            files.clone(),
+            1,
+            stop.clone(),
+            &tracker,
+        );
+        let context = Context {
+            library: library.unwrap(),
+            holdings,
+            limits: Limits::new(0, 0, 1),
+            budget: Budget::default(),
+            index: None,
+            store,
+            files,
+            peer_id: PeerId([1; 32]),
+            local_addr: (Ipv4Addr::LOCALHOST, 1).into(),
+            hash_threads: 1,
+            verifying: Arc::new(Semaphore::new(1)),
+            downloaded: Default::default(),
+            tracker: tracker.clone(),
+        };
+        Self {
+            transfers: Transfers::new(Arc::new(context), stop.clone()),
+            stop,
+            tracker,
+            dir,
+        }
+    }
+
+    /// Waits until this holds of a transfer.
+    async fn until(&self, number: u64, mut holds: impl FnMut(&Entry) -> bool) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while !self
+            .transfers
+            .table()
+            .transfers
+            .get(&number)
+            .is_some_and(&mut holds)
+        {
+            assert!(tokio::time::Instant::now() < deadline, "waited in vain");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Keeps all from being stored until what this gives is dropped.
+    fn hold_up(&self) -> mpsc::Sender<()> {
+        let (begun, begins) = mpsc::channel::<()>();
+        let (held, holds) = mpsc::channel::<()>();
+        let inner = Arc::clone(&self.transfers.inner);
+        std::thread::spawn(move || {
+            let _storing = inner.storing.lock().unwrap();
+            drop(begun);
+            holds.recv().unwrap_err();
+        });
+        begins.recv().unwrap_err();
+        held
+    }
+
+    fn stored(&self) -> usize {
+        self.transfers.inner.context.store.transfers().unwrap().len()
+    }
+
+    fn state(&self, number: u64) -> State {
+        self.transfers.get(number).unwrap().state
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+}
+
+fn wish() -> FetchSpec {
+    FetchSpec {
+        target: Some(Path::new("/nowhere/at/all").to_owned()),
+        detach: true,
+        terms: NewTerms::default(),
+        ..FetchSpec::new(FileId([7; 32]))
+    }
+}
+
+#[tokio::test]
+async fn two_who_ask_for_the_same_at_once_have_one_transfer() {
+    let rig = Rig::new();
+    for round in 0..100 {
+        let (transfers, both) = (&rig.transfers, Barrier::new(2));
+        let name = Some(round.to_string());
+        let ask = || {
+            let name = name.clone();
+            both.wait();
+            transfers.find_or_insert(FetchSpec { name, ..wish() }).0.transfer
+        };
+        let (one, other) = std::thread::scope(|scope| {
+            let other = scope.spawn(ask);
+            (ask(), other.join().unwrap())
+        });
+        assert_eq!(one, other);
+    }
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_that_comes_while_a_pause_is_stored_is_done() {
+    let rig = Rig::new();
+    let number = rig.transfers.fetch(wish()).await.unwrap().transfer;
+    rig.until(number, |_| rig.stored() == 1).await;
+    let disk = rig.hold_up();
+    let transfers = rig.transfers.clone();
+    let pausing = tokio::spawn(async move { transfers.pause(number).await.unwrap() });
+    rig.until(number, |entry| entry.stored == Some(false)).await;
+    let transfers = rig.transfers.clone();
+    let cancelling = tokio::spawn(async move { transfers.cancel(number).await.unwrap() });
+    rig.until(number, |entry| entry.cancel).await;
+    drop(disk);
+    pausing.await.unwrap();
+    assert_eq!(cancelling.await.unwrap().state, State::Cancelled);
+    assert_eq!(rig.state(number), State::Cancelled);
+    assert_eq!(rig.stored(), 0);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_begins_while_what_was_fetched_is_removed() {
+    for again in [Again::UnlessEnded, Again::Always] {
+        let rig = Rig::new();
+        let number = rig.transfers.fetch(wish()).await.unwrap().transfer;
+        rig.transfers.pause(number).await.unwrap();
+        let disk = rig.hold_up();
+        let transfers = rig.transfers.clone();
+        let cancelling = tokio::spawn(async move { transfers.cancel(number).await.unwrap() });
+        rig.until(number, |entry| entry.stored.is_none()).await;
+        let mut beginning = Box::pin(rig.transfers.begin(number, again));
+        assert!(futures_util::poll!(&mut beginning).is_pending());
+        assert_eq!(rig.state(number), State::Paused, "nothing is at work on it");
+        drop(disk);
+        beginning.await;
+        cancelling.await.unwrap();
+        let is_at_work = rig.transfers.table().transfers[&number].task.is_some();
+        assert_eq!(is_at_work, again == Again::Always);
+        rig.end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_made_for_a_transfer_that_was_cancelled_while_its_part_was_opened() {
+    let rig = Rig::new();
+    let (path, target) = (rig.dir.path().join("here"), rig.dir.path().join("there"));
+    std::fs::write(&path, [7; 1000]).unwrap();
+    let (tell, mut events) = tokio::sync::mpsc::channel(8);
+    rig.transfers.inner.context.library.share(vec![path], tell).await;
+    let mut shared = None;
+    while let Some(event) = events.recv().await {
+        if let ShareEvent::Shared(item) = event {
+            shared = Some(item.record.id);
+        }
+    }
+    let target = Target { path: target };
+    // Whoever reads the state waits for what is written into this.
+    let state = target.state();
+    assert!(Command::new("mkfifo").arg(&state).status().unwrap().success());
+    let spec = FetchSpec {
+        target: Some(target.path.clone()),
+        ..FetchSpec::new(shared.unwrap())
+    };
+    let watching = rig.transfers.fetch(spec).await.unwrap();
+    let number = watching.transfer;
+    let writing = || {
+        let flags = OFlags::NONBLOCK.bits() as i32;
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).custom_flags(flags).open(&state).ok()
+    };
+    let mut writer = None;
+    rig.until(number, |_| {
+        writer = writing();
+        writer.is_some()
+    })
+    .await;
+    let transfers = rig.transfers.clone();
+    let mut cancelling = tokio::spawn(async move { transfers.cancel(number).await.unwrap() });
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut cancelling).await;
+    assert!(early.is_err(), "the part is still being opened");
+    drop(writer);
+    assert_eq!(cancelling.await.unwrap().state, State::Cancelled);
+    assert!(!target.part().exists() && !state.exists());
+    drop(watching);
+    rig.end().await;
+}
