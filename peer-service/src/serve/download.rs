@@ -229,7 +229,7 @@ impl Download {
         }
         self.inner.limits.upload().acquire(batch.data).await;
         let turn = self.outlet.turn().await;
-        self.notes.has_begun();
+        self.notes.has_sent(batch.data);
         // What this peer makes it wait is not the receiver's fault.
         self.deadline += asked.elapsed();
         self.inner

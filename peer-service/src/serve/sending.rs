@@ -23,6 +23,13 @@ use super::{busy, reader::Job};
 /// Enough that its link never idles, and for sixteen who all know each other.
 const MOST_WAITING: usize = 12;
 
+/// Bytes of a call that count as one call that waits for as long as they do: a bundle is of use to others once all of it came, and
+/// many that are sent side by side all come late. Three of the largest bundles, so that the link never idles.
+const PLACE_BYTES: u64 = 1024 * 1024;
+
+/// Most places that a call takes.
+const MOST_PLACES: u64 = 4;
+
 /// Most collections with crowds that a call is looked for in: each costs a search among its files.
 const MOST_COLLECTIONS: usize = 8;
 
@@ -51,10 +58,12 @@ pub(super) struct Board {
 }
 
 /// Notes units as on their way until it is dropped.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Notes {
     units: Vec<(Weak<Board>, Vec<u32>)>,
-    waits: Option<Place>,
+    waits: Vec<Place>,
+    /// Bytes that were not handed over.
+    left: u64,
 }
 
 impl Sending {
@@ -95,15 +104,23 @@ impl Sending {
     /// `BUSY` where too many of a crowd wait.
     pub(super) fn note(&self, jobs: &[Job], source: Source) -> Result<Notes, Problem> {
         let crowds = lock(&self.boards).crowds(jobs);
-        let mut notes = Notes::default();
+        let mut notes = Notes {
+            units: Vec::new(),
+            waits: Vec::new(),
+            left: jobs.iter().map(|job| job.range.end - job.range.start).sum(),
+        };
         for (weak, plan, jobs) in crowds {
             let units = units_of(&plan, jobs);
             let Some(board) = weak.upgrade().filter(|_| !units.is_empty()) else {
                 continue;
             };
-            if notes.waits.is_none() {
-                let place = board.waiting.take(source);
-                notes.waits = Some(place.map_err(|why| busy("downloads of this", why))?);
+            if notes.waits.is_empty() {
+                let first = board.waiting.take(source);
+                let first = first.map_err(|why| busy("downloads of this", why))?;
+                // As far as there are any: whoever finds one is served.
+                let more =
+                    (1..places(notes.left).min(MOST_PLACES)).map_while(|_| board.waiting.take(source).ok());
+                notes.waits = std::iter::once(first).chain(more).collect();
             }
             board.count(&units, true);
             notes.units.push((weak, units));
@@ -147,6 +164,11 @@ fn units_of(plan: &Plan, jobs: &[Job]) -> Vec<u32> {
     units
 }
 
+/// How many places a call takes that had its first turn and has so many bytes left.
+const fn places(left: u64) -> u64 {
+    left / PLACE_BYTES
+}
+
 impl Board {
     /// What is on its way, in order.
     pub(super) fn units(&self) -> Vec<u32> {
@@ -173,9 +195,10 @@ impl Board {
 }
 
 impl Notes {
-    /// The call got its first turn.
-    pub(super) fn has_begun(&mut self) {
-        self.waits = None;
+    /// It is the turn of so many bytes of the call.
+    pub(super) fn has_sent(&mut self, bytes: u64) {
+        self.left = self.left.saturating_sub(bytes);
+        self.waits.truncate(places(self.left) as usize);
     }
 }
 

@@ -52,8 +52,11 @@ impl World {
         if dead {
             return;
         }
-        let begun = |index: &&usize| self.flows[**index].begun;
-        let waiting = self.nodes[from].uploads.len() - self.nodes[from].uploads.iter().filter(begun).count();
+        let places = |index: &usize| {
+            let flow = &self.flows[*index];
+            (flow.to_send / self.setup.place_bytes).max(u64::from(!flow.begun)) as usize
+        };
+        let waiting: usize = self.nodes[from].uploads.iter().map(places).sum();
         let node = &mut self.nodes[from];
         let failure = if !node.online {
             Some(Failure::Disconnected)
