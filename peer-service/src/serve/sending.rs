@@ -12,23 +12,22 @@ use std::{
 
 use potluck_core::{
     FileId, Problem,
-    places::{Place, Places, Share, Source},
+    places::{Place, Places, Share},
     plan::Plan,
 };
 use tokio::sync::watch;
 
-use super::{busy, reader::Job};
+use super::{busy, reader::Job, turns::Outlet};
 
 /// Most calls of a crowd that wait for their first turn, for each file or collection: over these others are asked sooner than this peer.
 /// Enough that its link never idles, and for sixteen who all know each other.
 const MOST_WAITING: usize = 12;
 
-/// Bytes of a call that count as one call that waits for as long as they do: a bundle is of use to others once all of it came, and
-/// many that are sent side by side all come late. Three of the largest bundles, so that the link never idles.
-const PLACE_BYTES: u64 = 1024 * 1024;
+/// A call that has so many bytes left is large, such as one for a bundle: of use to others once all of it came.
+const LARGE: u64 = 1024 * 1024;
 
-/// Most places that a call takes.
-const MOST_PLACES: u64 = 4;
+/// Most large calls of a crowd at once, while the link is busy: many side by side would all come late. Enough to keep it so.
+const MOST_LARGE: usize = 3;
 
 /// Most collections with crowds that a call is looked for in: each costs a search among its files.
 const MOST_COLLECTIONS: usize = 8;
@@ -55,13 +54,15 @@ pub(super) struct Board {
     calls: Mutex<BTreeMap<u32, u32>>,
     changes: watch::Sender<()>,
     waiting: Places,
+    large: Places,
 }
 
 /// Notes units as on their way until it is dropped.
 #[derive(Debug)]
 pub(super) struct Notes {
     units: Vec<(Weak<Board>, Vec<u32>)>,
-    waits: Vec<Place>,
+    waits: Option<Place>,
+    large: Option<Place>,
     /// Bytes that were not handed over.
     left: u64,
 }
@@ -90,6 +91,7 @@ impl Sending {
             calls: Mutex::default(),
             changes: watch::Sender::new(()),
             waiting: Places::new(MOST_WAITING, self.share),
+            large: Places::new(MOST_LARGE, self.share),
         });
         boards.by_id.insert(*id, Arc::downgrade(&board));
         if plan.manifest().is_some() {
@@ -101,12 +103,14 @@ impl Sending {
     /// Notes what a call asks for, where others than the caller want to know.
     ///
     /// # Errors
-    /// `BUSY` where too many of a crowd wait.
-    pub(super) fn note(&self, jobs: &[Job], source: Source) -> Result<Notes, Problem> {
+    /// `BUSY` where too many of a crowd wait, or are sent what is large.
+    pub(super) fn note(&self, jobs: &[Job], outlet: &Outlet) -> Result<Notes, Problem> {
         let crowds = lock(&self.boards).crowds(jobs);
+        let source = outlet.source();
         let mut notes = Notes {
             units: Vec::new(),
-            waits: Vec::new(),
+            waits: None,
+            large: None,
             left: jobs.iter().map(|job| job.range.end - job.range.start).sum(),
         };
         for (weak, plan, jobs) in crowds {
@@ -114,13 +118,16 @@ impl Sending {
             let Some(board) = weak.upgrade().filter(|_| !units.is_empty()) else {
                 continue;
             };
-            if notes.waits.is_empty() {
-                let first = board.waiting.take(source);
-                let first = first.map_err(|why| busy("downloads of this", why))?;
-                // As far as there are any: whoever finds one is served.
-                let more =
-                    (1..places(notes.left).min(MOST_PLACES)).map_while(|_| board.waiting.take(source).ok());
-                notes.waits = std::iter::once(first).chain(more).collect();
+            if notes.waits.is_none() {
+                let refused = |why| busy("downloads of this", why);
+                notes.waits = Some(board.waiting.take(source).map_err(refused)?);
+                if notes.left >= LARGE {
+                    notes.large = match board.large.take(source) {
+                        // Those who have the places are slow, or wait for a limit.
+                        Err(_) if outlet.is_free() => None,
+                        place => Some(place.map_err(refused)?),
+                    };
+                }
             }
             board.count(&units, true);
             notes.units.push((weak, units));
@@ -164,11 +171,6 @@ fn units_of(plan: &Plan, jobs: &[Job]) -> Vec<u32> {
     units
 }
 
-/// How many places a call takes that had its first turn and has so many bytes left.
-const fn places(left: u64) -> u64 {
-    left / PLACE_BYTES
-}
-
 impl Board {
     /// What is on its way, in order.
     pub(super) fn units(&self) -> Vec<u32> {
@@ -198,7 +200,10 @@ impl Notes {
     /// It is the turn of so many bytes of the call.
     pub(super) fn has_sent(&mut self, bytes: u64) {
         self.left = self.left.saturating_sub(bytes);
-        self.waits.truncate(places(self.left) as usize);
+        self.waits = None;
+        if self.left < LARGE {
+            self.large = None;
+        }
     }
 }
 
@@ -214,4 +219,98 @@ impl Drop for Notes {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, ops::Range};
+
+    use futures_util::FutureExt as _;
+    use potluck_core::{Reason, index_client::FileRecord, merkle::Hash, places::Source};
+
+    use super::{super::turns::Turns, *};
+    use crate::offer::{Offer, Units};
+
+    /// A file of which nothing is asked but what it is.
+    #[derive(Debug)]
+    struct Named(FileId, u64);
+
+    impl Offer for Named {
+        fn id(&self) -> FileId {
+            self.0
+        }
+
+        fn size(&self) -> u64 {
+            self.1
+        }
+
+        fn record(&self) -> Result<FileRecord, Problem> {
+            unreachable!()
+        }
+
+        fn name(&self) -> String {
+            unreachable!()
+        }
+
+        fn piece_hashes(&self) -> Result<Arc<[Hash]>, Problem> {
+            unreachable!()
+        }
+
+        fn units(&self) -> Units {
+            unreachable!()
+        }
+
+        fn changes(&self) -> Option<watch::Receiver<u64>> {
+            unreachable!()
+        }
+
+        fn open(&self, _: Range<u64>) -> Result<Arc<File>, Problem> {
+            unreachable!()
+        }
+
+        fn open_now(&self, _: Range<u64>) -> Option<Arc<File>> {
+            unreachable!()
+        }
+
+        fn is_unchanged(&self, _: &File) -> bool {
+            unreachable!()
+        }
+
+        fn check(&self, _: &File) -> Result<(), Problem> {
+            unreachable!()
+        }
+    }
+
+    #[tokio::test]
+    async fn few_large_calls_of_a_crowd_go_side_by_side_while_the_link_is_busy() {
+        let file = Arc::new(Named(FileId([1; 32]), 8 * LARGE));
+        let plan = file.plan().unwrap();
+        let sending = Sending::new(Share::ALL);
+        let _watchers = [sending.board(&file.0, &plan), sending.board(&file.0, &plan)];
+        let turns = Turns::new();
+        let outlet = turns.outlet(Source::HERE);
+        let ask = |bytes| {
+            let offer: Arc<dyn Offer> = Arc::clone(&file) as _;
+            sending.note(
+                &[Job {
+                    offer,
+                    range: 0..bytes,
+                }],
+                &outlet,
+            )
+        };
+        let mut large: Vec<_> = (0..MOST_LARGE).map(|_| ask(4 * LARGE).unwrap()).collect();
+        assert!(ask(4 * LARGE).is_ok(), "nobody else is sent anything");
+
+        let busy: Vec<_> =
+            std::iter::from_fn(|| outlet.is_free().then(|| outlet.turn().now_or_never())).collect();
+        assert!(busy.iter().all(Option::is_some));
+        large.iter_mut().for_each(|notes| notes.has_sent(LARGE));
+        assert_eq!(ask(4 * LARGE).unwrap_err().reason, Reason::Busy);
+        assert!(ask(LARGE - 1).is_ok(), "what is small is not kept back");
+        large[0].has_sent(2 * LARGE + 1);
+        assert!(ask(4 * LARGE).is_ok(), "one is at its end");
+        drop(busy);
+        assert!(ask(4 * LARGE).is_ok(), "the link is free");
+    }
 }

@@ -66,7 +66,7 @@ fn large(peers: usize) -> Setup {
         tell_every: 0.1,
         seed_tells_every: 0.25,
         neighbours: Some(50),
-        place_bytes: 1024 * 1024,
+        most_large: 3,
         ..flash(peers, 512)
     };
     setup.nodes.iter_mut().for_each(|node| node.most_waiting = 12);
@@ -171,7 +171,7 @@ fn large_units_are_sent_a_few_at_a_time() {
         ..large(16)
     };
     let many = Setup {
-        place_bytes: u64::MAX,
+        most_large: usize::MAX,
         ..few.clone()
     };
     let (few, many) = (run(few, 1), run(many, 1));

@@ -23,8 +23,8 @@ pub(crate) struct Setup {
     pub(crate) budgets: Option<(u64, u64)>,
     /// Most uploads that one node serves side by side; the others wait, first come, first served.
     pub(crate) streams: usize,
-    /// So many bytes that are left to send of a unit count as one that waits.
-    pub(crate) place_bytes: u64,
+    /// Most large uploads at once.
+    pub(crate) most_large: usize,
     /// Give up after this many seconds.
     pub(crate) limit: f64,
 }
@@ -42,7 +42,7 @@ impl Setup {
             config: SwarmConfig::default(),
             budgets: None,
             streams: usize::MAX,
-            place_bytes: u64::MAX,
+            most_large: usize::MAX,
             limit: 3600.0,
         }
     }
