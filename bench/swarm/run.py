@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from swarmbench import plot, report  # First: it tells where `common` is.
 from common import machine
 from swarmbench.network import BURST, QUEUE_SECONDS, NetworkError, remove_leftovers
-from swarmbench.scenario import SCENARIOS, SETS
+from swarmbench.scenario import SCENARIOS, SETS, Scenario
 from swarmbench.systems import SYSTEMS, Unavailable
 from swarmbench.trial import TrialError, run_trial
 
@@ -53,7 +54,7 @@ def main() -> int:
     with raw.open("a") as out:
         for name in names:
             scenario = SCENARIOS[name]
-            payload = make_payload(options.scratch, scenario.size)
+            payload = make_payload(options.scratch, scenario)
             for number in range(options.rounds):
                 # A B A B: what else the machine does hits both alike.
                 for system in systems:
@@ -82,8 +83,7 @@ def main() -> int:
                     out.write(json.dumps(run) + "\n")
                     out.flush()
                     runs.append(run)
-            payload.unlink(missing_ok=True)
-            payload.parent.rmdir()
+            shutil.rmtree(payload.parent)
     show(runs, options, stem)
     return 1 if any("error" in run for run in runs) else 0
 
@@ -109,16 +109,24 @@ def usual_congestion_control() -> str:
     return "cubic" if "cubic" in known else "reno"
 
 
-def make_payload(scratch: Path, size: int) -> Path:
-    """A file of random bytes, new for each scenario."""
-    folder = scratch / f"payload-{os.getpid()}"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "payload.bin"
+def make_payload(scratch: Path, scenario: Scenario) -> Path:
+    """A file of random bytes, or a folder of such files, new for each scenario."""
+    path = scratch / f"payload-{os.getpid()}" / "payload.bin"
+    if scenario.files:
+        path = path.with_suffix("")
+        for number, size in enumerate(scenario.files):
+            fill(path / f"{number % 10}" / f"{number}.bin", size)
+    else:
+        fill(path, scenario.size)
+    return path
+
+
+def fill(path: Path, size: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         left = size
         while left:
             left -= file.write(os.urandom(min(left, 1 << 22)))
-    return path
 
 
 def parse() -> argparse.Namespace:

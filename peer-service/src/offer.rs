@@ -2,7 +2,7 @@
 
 use std::{fmt, fs::File, ops::Range, sync::Arc};
 
-use potluck_core::{FileId, Problem, index_client::FileRecord, merkle::Hash};
+use potluck_core::{FileId, Problem, index_client::FileRecord, merkle::Hash, plan::Plan};
 use tokio::sync::watch;
 
 use crate::bits::Bits;
@@ -32,6 +32,11 @@ pub trait Offer: Send + Sync + fmt::Debug {
     /// # Errors
     /// `PIECE_NOT_AVAILABLE` where it is not known yet.
     fn piece_hashes(&self) -> Result<Arc<[Hash]>, Problem>;
+
+    /// What it is cut into. For a collection, its content. May read the disk where [`Offer::units`] may not: what that counts is known then.
+    fn plan(&self) -> Option<Arc<Plan>> {
+        Plan::of_file(self.id(), self.size()).map(Arc::new)
+    }
 
     /// Which units can be served now. For a collection, the units of its content.
     fn units(&self) -> Units;

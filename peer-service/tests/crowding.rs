@@ -1,22 +1,25 @@
-//! One address among others: it never has all that a peer gives.
+//! A crowd at one peer: what it is told, that few of it wait, and that one address never has all.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod parts;
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, path::Path, time::Duration};
 
 use futures_util::StreamExt as _;
-use parts::{Peer, bytes, span, wait_until};
+use parts::{DEADLINE, Peer, bytes, span, wait_until};
 use potluck_core::{
     FileId, Problem, Reason,
-    proto::v1::{self, peer_service_client::PeerServiceClient},
+    hash::hash_bytes,
+    proto::v1::{self, peer_service_client::PeerServiceClient, watch_availability_response::Event},
     transport,
 };
 use potluck_peer::serve::{Counters, Outgoing, PeerApi, Turns};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Channel;
+
+const MIB: usize = 1 << 20;
 
 const FAR: [u8; 4] = [192, 0, 2, 1];
 const OTHER: [u8; 4] = [192, 0, 2, 2];
@@ -69,17 +72,27 @@ async fn one_address_leaves_upload_slots_to_others() {
     drop(held);
 }
 
-#[tokio::test]
-async fn few_of_a_crowd_wait_for_a_file_and_an_address_leaves_places_to_others() {
-    let (_dir, peer, api, id) = world().await;
+/// Shares a folder of files of these sizes, and gives its id and theirs.
+async fn share_folder(dir: &Path, peer: &Peer, name: &str, sizes: &[usize]) -> (FileId, Vec<FileId>) {
+    let folder = dir.join(name);
+    std::fs::create_dir(&folder).unwrap();
+    let files = sizes.iter().enumerate().map(|(n, &size)| {
+        let content = bytes(n as u8, size);
+        std::fs::write(folder.join(n.to_string()), &content).unwrap();
+        hash_bytes(&content).id()
+    });
+    let files = files.collect();
+    (peer.share_one(&folder).await.record.id, files)
+}
+
+/// Of those who ask for `spans` while several watch `id`, few wait, and one address leaves places to others.
+async fn few_wait(peer: &Peer, api: &PeerApi, id: FileId, spans: Vec<v1::Span>) {
     peer.limits.set(1, 0, 0);
-    let (mut far, mut other) = (from(&peer, &api, FAR).await, from(&peer, &api, OTHER).await);
+    let (mut far, mut other) = (from(peer, api, FAR).await, from(peer, api, OTHER).await);
     let watched = v1::WatchAvailabilityRequest {
         file_id: id.to_bytes(),
     };
-    let request = || v1::DownloadRequest {
-        spans: vec![span(id, 0, 128 * 1024)],
-    };
+    let request = || v1::DownloadRequest { spans: spans.clone() };
     let mut watches = vec![far.watch_availability(watched.clone()).await.unwrap()];
     let mut held = Vec::new();
     // Who is alone may ask for as much as it likes.
@@ -95,6 +108,20 @@ async fn few_of_a_crowd_wait_for_a_file_and_an_address_leaves_places_to_others()
     drop((waits, held));
     wait_until("the calls have ended", || peer.limits.uploads() == 0).await;
     assert!(far.download(request()).await.is_ok());
+}
+
+#[tokio::test]
+async fn few_of_a_crowd_wait_for_a_file_and_an_address_leaves_places_to_others() {
+    let (_dir, peer, api, id) = world().await;
+    few_wait(&peer, &api, id, vec![span(id, 0, 128 * 1024)]).await;
+}
+
+#[tokio::test]
+async fn few_of_a_crowd_wait_for_a_collection_as_for_a_file() {
+    let (dir, peer, api, _) = world().await;
+    let (id, files) = share_folder(dir.path(), &peer, "folder", &[1000, 3 * MIB]).await;
+    let spans = vec![span(files[0], 0, 1000), span(files[1], 0, 3 * MIB as u64)];
+    few_wait(&peer, &api, id, spans).await;
 }
 
 #[tokio::test]
@@ -118,4 +145,105 @@ async fn one_address_leaves_watches_to_others() {
     assert_busy(&refused);
     let mut other = from(&peer, &api, OTHER).await;
     assert!(other.watch_availability(request).await.is_ok());
+}
+
+/// How long is waited for what should not come.
+const SILENCE: Duration = Duration::from_millis(300);
+
+/// The next change that a watch tells of; `None` where there is none `within` this time.
+async fn told(
+    stream: &mut tonic::Streaming<v1::WatchAvailabilityResponse>,
+    within: Duration,
+) -> Option<v1::AvailabilityChange> {
+    let next = tokio::time::timeout(within, stream.message()).await;
+    match next.ok()?.unwrap().unwrap().event {
+        Some(Event::Change(change)) => Some(change),
+        other => panic!("{other:?} is no change"),
+    }
+}
+
+/// One more who watches this, and knows what there is.
+async fn watch(
+    client: &PeerServiceClient<Channel>,
+    id: FileId,
+) -> tonic::Streaming<v1::WatchAvailabilityResponse> {
+    let request = v1::WatchAvailabilityRequest {
+        file_id: id.to_bytes(),
+    };
+    let watch = client.clone().watch_availability(request).await;
+    let mut stream = watch.unwrap().into_inner();
+    stream.message().await.unwrap();
+    stream
+}
+
+/// Each of several who watch `id` is told of `units` while `spans` are sent, and one who is alone is not.
+async fn those_who_watch_are_told(peer: &Peer, id: FileId, spans: &[v1::Span], units: &[u32]) {
+    peer.limits.set(1, 0, 0);
+    let mut client = peer.serve().await;
+    let request = || v1::DownloadRequest {
+        spans: spans.to_vec(),
+    };
+    let mut first = watch(&client, id).await;
+    // Who is alone chooses against nobody.
+    let alone = client.download(request()).await.unwrap();
+    assert_eq!(told(&mut first, SILENCE).await, None);
+    drop(alone);
+    let mut second = watch(&client, id).await;
+    wait_until("the call has ended", || peer.limits.uploads() == 0).await;
+
+    let sending = client.download(request()).await.unwrap();
+    for stream in [&mut first, &mut second] {
+        let change = told(stream, DEADLINE).await.expect("what is sent is told");
+        assert_eq!((&change.fetching[..], &change.abandoned[..]), (units, &[][..]));
+    }
+    drop(sending);
+    for stream in [&mut first, &mut second] {
+        let change = told(stream, DEADLINE).await.expect("what was sent is told");
+        assert_eq!((&change.fetching[..], &change.abandoned[..]), (&[][..], units));
+    }
+}
+
+#[tokio::test]
+async fn several_who_watch_a_seed_are_told_what_it_sends() {
+    let (_dir, peer, _, id) = world().await;
+    let spans = [span(id, 128 * 1024 + 5, 128 * 1024)];
+    those_who_watch_are_told(&peer, id, &spans, &[1, 2]).await;
+}
+
+#[tokio::test]
+async fn several_who_watch_a_collection_are_told_what_is_sent_of_it() {
+    let (dir, peer, ..) = world().await;
+    // Two bundles, of which the first has two files, and units from 2 on for the last.
+    let sizes = [100, 3 * MIB, 2 * MIB, 5 * MIB];
+    let (id, files) = share_folder(dir.path(), &peer, "folder", &sizes).await;
+    let spans = [
+        span(files[0], 0, 100),
+        span(files[1], 0, 3 * MIB as u64),
+        span(files[3], 3 * 128 * 1024, 128 * 1024),
+    ];
+    those_who_watch_are_told(&peer, id, &spans, &[0, 5]).await;
+}
+
+#[tokio::test]
+async fn what_is_sent_is_told_of_each_collection_that_has_it_and_lists_are_not_content() {
+    let (dir, peer, ..) = world().await;
+    let (one, files) = share_folder(dir.path(), &peer, "one", &[3 * MIB, 2 * MIB]).await;
+    let (other, _) = share_folder(dir.path(), &peer, "other", &[3 * MIB, 2 * MIB, 1]).await;
+    let (without, _) = share_folder(dir.path(), &peer, "without", &[7, 8]).await;
+    peer.limits.set(1, 0, 0);
+    let mut client = peer.serve().await;
+    let mut watches = Vec::new();
+    for id in [one, other, without] {
+        watches.push([watch(&client, id).await, watch(&client, id).await]);
+    }
+    let mut ask = async |span| client.download(v1::DownloadRequest { spans: vec![span] }).await;
+    let mut held = vec![ask(span(one, 0, 8)).await.unwrap()];
+    for stream in watches.iter_mut().flatten() {
+        assert_eq!(told(stream, SILENCE).await, None, "a manifest is no unit");
+    }
+    held.push(ask(span(files[1], 0, 1)).await.unwrap());
+    for ([stream, _], units) in watches.iter_mut().zip([Some(vec![1]), Some(vec![1]), None]) {
+        let within = if units.is_some() { DEADLINE } else { SILENCE };
+        assert_eq!(told(stream, within).await.map(|change| change.fetching), units);
+    }
 }

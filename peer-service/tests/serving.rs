@@ -198,55 +198,6 @@ async fn a_watch_ends_when_the_file_is_withdrawn() {
     assert_eq!(Problem::from(status).reason, Reason::NotFound);
 }
 
-/// The next change that a watch tells of; `None` where there is none `within` this time.
-async fn told(
-    stream: &mut tonic::Streaming<v1::WatchAvailabilityResponse>,
-    within: Duration,
-) -> Option<v1::AvailabilityChange> {
-    let next = tokio::time::timeout(within, stream.message()).await;
-    match next.ok()?.unwrap().unwrap().event {
-        Some(Event::Change(change)) => Some(change),
-        other => panic!("{other:?} is no change"),
-    }
-}
-
-#[tokio::test]
-async fn several_who_watch_a_seed_are_told_what_it_sends() {
-    let served = Served::new(MIB).await;
-    served.peer.limits.set(1, 0, 0);
-    let request = v1::WatchAvailabilityRequest {
-        file_id: served.id.to_bytes(),
-    };
-    let second_piece = || v1::DownloadRequest {
-        spans: vec![span(served.id, 128 * 1024 + 5, 128 * 1024)],
-    };
-    let mut client = served.client.clone();
-    let mut first = client
-        .watch_availability(request.clone())
-        .await
-        .unwrap()
-        .into_inner();
-    first.message().await.unwrap();
-    // Who is alone chooses against nobody.
-    let alone = client.download(second_piece()).await.unwrap();
-    assert_eq!(told(&mut first, Duration::from_millis(300)).await, None);
-    drop(alone);
-    let mut second = client.watch_availability(request).await.unwrap().into_inner();
-    second.message().await.unwrap();
-    wait_until("the call has ended", || served.peer.limits.uploads() == 0).await;
-
-    let sending = client.download(second_piece()).await.unwrap();
-    for stream in [&mut first, &mut second] {
-        let change = told(stream, DEADLINE).await.expect("what is sent is told");
-        assert_eq!((change.fetching, change.abandoned), (vec![1, 2], vec![]));
-    }
-    drop(sending);
-    for stream in [&mut first, &mut second] {
-        let change = told(stream, DEADLINE).await.expect("what was sent is told");
-        assert_eq!((change.fetching, change.abandoned), (vec![], vec![1, 2]));
-    }
-}
-
 /// After each change: nothing is served under the old id, the index is no longer told of it, and what is there now is shared.
 async fn changed(change: impl FnOnce(&std::path::Path)) -> Served {
     let mut served = Served::new(2 * MIB).await;

@@ -81,6 +81,8 @@ class Scenario:
     compare_with: str | None = None
     """Another scenario that this one's time is divided by."""
     note: str = ""
+    files: tuple[int, ...] = ()
+    """Sizes of the files of the folder that is fetched; none: it is one file. A folder has no events, which look into one file."""
 
     @property
     def counted(self) -> list[int]:
@@ -116,6 +118,19 @@ def crowd(peers: int, size_mib: int, mbit: float = 100) -> Scenario:
     )
 
 
+def folder_crowd(peers: int, mbit: float = 100) -> Scenario:
+    """64 MiB in files of all kinds: large ones, such as just fit a bundle of Potluck's, and many small ones."""
+    files = (mib(16),) * 2 + (mib(4),) * 4 + (mib(3) // 16,) * 64 + (mib(1) // 64,) * 256
+    return Scenario(
+        name=f"folder-{peers}x{sum(files) // mib(1)}" + ("" if mbit == 100 else f"@{mbit:g}"),
+        size=sum(files),
+        sources=(Source(Link.even(mbit)),),
+        sinks=(Sink(Link.even(mbit)),) * peers,
+        note=f"{peers} peers start together, a folder of {len(files)} files of 16 KiB to 16 MiB, {mbit:g} Mbit/s links",
+        files=files,
+    )
+
+
 def sources(count: int, size_mib: int, sink_mbit: float, **extra) -> Scenario:
     return Scenario(
         size=mib(size_mib),
@@ -141,6 +156,10 @@ SCENARIOS: dict[str, Scenario] = {
         # The same at a quarter of the rate: what is lost here is not lost for want of processors.
         crowd(8, 64, 25),
         crowd(16, 64, 25),
+        folder_crowd(8),
+        folder_crowd(16),
+        folder_crowd(8, 25),
+        folder_crowd(16, 25),
         Scenario(
             name="mixed-links",
             size=mib(64),
@@ -210,6 +229,7 @@ SETS: dict[str, tuple[str, ...]] = {
     "quick": ("crowd-8x64",),
     "crowds": ("crowd-8x64", "crowd-16x64", "crowd-8x256", "crowd-16x256"),
     "calm": ("crowd-8x64@25", "crowd-16x64@25"),
+    "folders": ("folder-8x64", "folder-16x64"),
     "trouble": (
         "mixed-links", "seed-leaves", "arrivals", "one-slow-peer", "8-to-1", "3-to-1", "4-to-1",
         "4-to-1-one-slow", "4-to-1-stall", "4-honest", "half-corrupt",

@@ -160,7 +160,7 @@ class Trial(Processes):
 
     def _check(self, system: "System") -> None:
         for sink in self.scenario.counted:
-            if not filecmp.cmp(self.payload, system.arrived(sink), shallow=False):
+            if not same(self.payload, system.arrived(sink)):
                 raise TrialError(f"{self.sinks[sink].name} ended with other bytes than were shared")
 
     def _state(self) -> str:
@@ -227,6 +227,15 @@ class _Pieces:
             os.pread(file.fileno(), SAMPLE, at) == os.pread(payload.fileno(), SAMPLE, at)
             for at in range(piece * PIECE, end, BLOCK)
         )
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two files, or two folders with all that is in them, are equal."""
+    if one.is_dir():
+        names = sorted(path.name for path in one.iterdir())
+        return other.is_dir() and names == sorted(path.name for path in other.iterdir()) and all(
+            same(one / name, other / name) for name in names)
+    return filecmp.cmp(one, other, shallow=False)
 
 
 def run_trial(make: Callable[[], "System"], scenario: Scenario, scratch: Path, payload: Path, congestion_control: str | None,

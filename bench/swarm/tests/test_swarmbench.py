@@ -18,6 +18,13 @@ class Bounds(unittest.TestCase):
         quiet = Scenario("quiet", MIB, (Source(Link.even(100)),), (Sink(Link(0, 100e6)),) * 8)
         self.assertAlmostEqual(quiet.bound(), 8 * seconds_for(MIB, 100e6))
 
+    def test_a_folder_is_as_large_as_its_files_and_has_no_events(self):
+        for scenario in SCENARIOS.values():
+            if scenario.files:
+                self.assertEqual(scenario.size, sum(scenario.files))
+                self.assertEqual(scenario.events, ())
+        self.assertAlmostEqual(SCENARIOS["folder-8x64"].bound(), SCENARIOS["crowd-8x64"].bound())
+
     def test_a_peer_that_is_not_counted_does_not_set_the_bound(self):
         self.assertAlmostEqual(SCENARIOS["one-slow-peer"].bound(), SCENARIOS["crowd-8x64"].bound())
 

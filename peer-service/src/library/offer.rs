@@ -12,13 +12,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use potluck_core::{FileId, FileLayout, Problem, Reason, index_client::FileRecord, merkle::Hash};
+use potluck_core::{
+    FileId, FileLayout, Problem, Reason,
+    index_client::{FileRecord, Kind},
+    merkle::Hash,
+    plan::Plan,
+};
 use tokio::sync::watch;
 
 use super::{
     Inner,
     base::open_regular,
-    catalog::{Body, Catalog, Part, Place, Shared, WHOLE},
+    catalog::{Body, Catalog, Folder, Part, Place, Shared, WHOLE},
     walk::stamp_of,
 };
 use crate::{
@@ -48,9 +53,12 @@ impl LibraryOffer {
         Self::of(inner, &inner.catalog(), id)
     }
 
-    /// The same, if the catalog is free.
+    /// The same, if the catalog is free and nothing of it is still to be found out.
     pub(super) fn find_now(inner: &Arc<Inner>, id: &FileId) -> Option<Self> {
-        Self::of(inner, &*inner.catalog_now()?, id)
+        let catalog = inner.catalog_now()?;
+        let offer = Self::of(inner, &catalog, id)?;
+        let folder = offer.folder(&catalog);
+        folder.is_none_or(|folder| folder.is_planned()).then_some(offer)
     }
 
     fn of(inner: &Arc<Inner>, catalog: &Catalog, id: &FileId) -> Option<Self> {
@@ -65,18 +73,16 @@ impl LibraryOffer {
         self.record.size > READ_AT_ONCE
     }
 
-    /// Units of a collection's content.
-    fn content_units(&self) -> Option<u32> {
-        let folder = {
-            let catalog = self.inner.catalog();
-            let mut copies = catalog.copies(&self.record.id);
-            copies.find_map(|(shared, part)| match &shared.body {
-                Body::Collection(folder) if part == WHOLE => Some(folder.clone()),
-                _ => None,
-            })
-        };
-        // Not counted while others wait for the catalog.
-        folder.map(|folder| folder.units())
+    /// A collection's content.
+    fn folder<'a>(&self, catalog: &'a Catalog) -> Option<&'a Arc<Folder>> {
+        if self.record.kind != Kind::Collection {
+            return None;
+        }
+        let mut copies = catalog.copies(&self.record.id);
+        copies.find_map(|(shared, part)| match &shared.body {
+            Body::Collection(folder) if part == WHOLE => Some(folder),
+            _ => None,
+        })
     }
 }
 
@@ -118,10 +124,17 @@ impl Offer for LibraryOffer {
             })
     }
 
+    fn plan(&self) -> Option<Arc<Plan>> {
+        // Not made while others wait for the catalog.
+        let folder = self.folder(&self.inner.catalog()).cloned();
+        match folder {
+            Some(folder) => Some(folder.plan()),
+            None => Plan::of_file(self.record.id, self.record.size).map(Arc::new),
+        }
+    }
+
     fn units(&self) -> Units {
-        let count = self
-            .content_units()
-            .unwrap_or_else(|| FileLayout::new(self.record.size).map_or(0, |layout| layout.piece_count()));
+        let count = self.plan().map_or(0, |plan| plan.unit_count());
         Units {
             have: Bits::full(count),
             fetching: Bits::new(count),

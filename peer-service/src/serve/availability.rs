@@ -12,7 +12,7 @@ use potluck_core::{
 use tokio::sync::watch;
 use tonic::Status;
 
-use super::{Inner, sending::Board};
+use super::{Inner, not_found, sending::Board};
 use crate::{
     bits::Bits,
     blocking::blocking,
@@ -75,7 +75,7 @@ impl Told {
 impl Complete {
     /// What to tell of what goes out.
     fn difference(&mut self, board: &Board) -> Option<Event> {
-        let now = board.pieces();
+        let now = board.units();
         let not_in = |some: &[u32], others: &[u32]| -> Vec<u32> {
             let new = some.iter().filter(|unit| others.binary_search(unit).is_err());
             new.copied().take(MAX_UNITS).collect()
@@ -104,11 +104,7 @@ struct Watch {
 /// Looks at the file as it is offered now.
 async fn look(inner: &Arc<Inner>, id: FileId) -> Result<(Units, Option<watch::Receiver<u64>>), Problem> {
     let inner = inner.clone();
-    blocking(move || {
-        let offer = inner.find(&id)?;
-        Ok(look_at(&*offer))
-    })
-    .await?
+    blocking(move || Ok(look_at(&*inner.find(&id)?))).await?
 }
 
 fn look_at(offer: &dyn Offer) -> (Units, Option<watch::Receiver<u64>>) {
@@ -131,9 +127,16 @@ pub(super) async fn watch(
     id: FileId,
     place: Place,
 ) -> Result<impl Stream<Item = Result<v1::WatchAvailabilityResponse, Status>> + Send + use<>, Problem> {
-    let (units, changes) = look(&inner, id).await?;
+    let shared = inner.clone();
+    let first = blocking(move || {
+        let offer = shared.find(&id)?;
+        let (units, changes) = look_at(&*offer);
+        // No file is larger than may be.
+        let plan = offer.plan().ok_or_else(|| not_found(&id))?;
+        Ok::<_, Problem>((units, changes, shared.sending.board(&id, &plan)))
+    });
+    let (units, changes, board) = first.await??;
     let queue = VecDeque::from([snapshot(&units)]);
-    let board = inner.sending.board(&id);
     let told = Told::new(units, &board);
     let watch = Watch {
         inner,
@@ -275,12 +278,14 @@ fn difference(told: &Told, now: &Units) -> Result<Vec<Event>, Problem> {
 mod tests {
     use proptest::prelude::*;
 
-    use potluck_core::places::Share;
+    use potluck_core::{places::Share, plan::Plan};
 
     use super::{super::sending::Sending, *};
 
     fn board() -> Arc<Board> {
-        Sending::new(Share::ALL).board(&FileId([0; 32]))
+        let id = FileId([0; 32]);
+        let plan = Arc::new(Plan::of_file(id, 4).unwrap());
+        Sending::new(Share::ALL).board(&id, &plan)
     }
 
     fn units(len: u32, have: &[u32], fetching: &[u32]) -> Units {

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use potluck_core::{FileId, Problem, Reason, merkle::LEAF_SIZE, places::Source, proto::v1, wire};
+use potluck_core::{FileId, Problem, Reason, merkle::LEAF_SIZE, proto::v1, wire};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -143,13 +143,13 @@ pub(super) async fn stream(
     outlet: Outlet,
 ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
     let most = batch_size(&inner.limits, &outlet);
-    let (reader, first, notes) = match at_once(&inner, &asked, most, outlet.source())? {
+    let (reader, first, notes) = match at_once(&inner, &asked, most, &outlet)? {
         Some(begun) => begun,
         None => {
-            let (shared, source) = (inner.clone(), outlet.source());
+            let (shared, outlet) = (inner.clone(), outlet.clone());
             blocking(move || {
                 let jobs = resolve(&asked, |id| shared.find(id))?;
-                let notes = shared.sending.note(&jobs, source)?;
+                let notes = shared.sending.note(&jobs, &outlet)?;
                 let mut reader = Reader::new(jobs, shared.buffers.clone());
                 let first = reader.read(most)?;
                 Ok::<_, Problem>((reader, first, notes))
@@ -198,7 +198,7 @@ fn at_once(
     inner: &Inner,
     asked: &[Asked],
     most: u64,
-    source: Source,
+    outlet: &Outlet,
 ) -> Result<Option<(Reader, Batch, Notes)>, Problem> {
     if asked.len() > MAX_AT_ONCE {
         return Ok(None);
@@ -206,7 +206,7 @@ fn at_once(
     let Ok(jobs) = resolve(asked, |id| inner.find_now(id)) else {
         return Ok(None);
     };
-    let notes = inner.sending.note(&jobs, source)?;
+    let notes = inner.sending.note(&jobs, outlet)?;
     let mut reader = Reader::new(jobs, inner.buffers.clone());
     let first = reader.read_now(most);
     Ok(first.map(|first| (reader, first, notes)))
@@ -229,7 +229,7 @@ impl Download {
         }
         self.inner.limits.upload().acquire(batch.data).await;
         let turn = self.outlet.turn().await;
-        self.notes.has_begun();
+        self.notes.has_sent(batch.data);
         // What this peer makes it wait is not the receiver's fault.
         self.deadline += asked.elapsed();
         self.inner

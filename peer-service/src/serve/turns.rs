@@ -208,6 +208,11 @@ impl Outlet {
         self.0.source
     }
 
+    /// Whether one more chunk would not wait.
+    pub(super) fn is_free(&self) -> bool {
+        self.0.turns.inner.places.available_permits() > 0
+    }
+
     /// Waits until it is the turn of one more chunk.
     pub(super) async fn turn(&self) -> Turn {
         let way = &self.0;

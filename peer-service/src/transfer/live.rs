@@ -14,6 +14,7 @@ use potluck_core::{
     FileId, FileLayout, Problem, Reason,
     index_client::{FileRecord, Kind},
     merkle::{FileTree, Hash},
+    plan::Plan,
 };
 use tokio::sync::watch;
 
@@ -167,6 +168,10 @@ impl Offer for Whole {
             Some(manifest) => Ok(manifest.tree.piece_hashes.clone().into()),
             None => layer(&self.0.checks, 0, self.0.record.size),
         }
+    }
+
+    fn plan(&self) -> Option<Arc<Plan>> {
+        Some(Arc::clone(self.0.part.plan()))
     }
 
     fn units(&self) -> Units {

@@ -66,6 +66,7 @@ fn large(peers: usize) -> Setup {
         tell_every: 0.1,
         seed_tells_every: 0.25,
         neighbours: Some(50),
+        most_large: 3,
         ..flash(peers, 512)
     };
     setup.nodes.iter_mut().for_each(|node| node.most_waiting = 12);
@@ -156,6 +157,25 @@ fn who_is_told_and_turned_away_is_done_sooner() {
     setup.nodes[0].tells_uploads = false;
     let untold = run(setup, 1);
     assert!(few.slowest < 1.17 && few.slowest < all.slowest && all.median < untold.median);
+}
+
+/// Bundles, as a folder has: side by side all of them come late, and nobody gives on what has not come whole.
+#[test]
+fn large_units_are_sent_a_few_at_a_time() {
+    let few = Setup {
+        unit_len: 4 * 1024 * 1024,
+        units: 16,
+        streams: usize::MAX,
+        tell_every: 0.03,
+        seed_tells_every: 0.03,
+        ..large(16)
+    };
+    let many = Setup {
+        most_large: usize::MAX,
+        ..few.clone()
+    };
+    let (few, many) = (run(few, 1), run(many, 1));
+    assert!(few.slowest < 2.1 && few.slowest < 0.8 * many.slowest && few.seed_sent < many.seed_sent);
 }
 
 #[test]

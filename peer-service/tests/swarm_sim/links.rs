@@ -7,6 +7,9 @@ use crate::world::{Event, World};
 
 const CHUNK: u64 = 64 * 1024;
 
+/// What is left of an upload that counts as large.
+const LARGE: u64 = 1024 * 1024;
+
 #[derive(Debug)]
 pub(crate) struct Flow {
     pub(crate) from: usize,
@@ -52,14 +55,22 @@ impl World {
         if dead {
             return;
         }
-        let begun = |index: &&usize| self.flows[**index].begun;
-        let waiting = self.nodes[from].uploads.len() - self.nodes[from].uploads.iter().filter(begun).count();
+        let count = |is: &dyn Fn(&Flow) -> bool| {
+            let uploads = self.nodes[from].uploads.iter();
+            uploads.filter(|index| is(&self.flows[**index])).count()
+        };
+        let waiting = count(&|flow| !flow.begun);
+        let large = count(&|flow| flow.to_send >= LARGE);
+        let is_large = self.setup.unit_len >= LARGE;
         let node = &mut self.nodes[from];
         let failure = if !node.online {
             Some(Failure::Disconnected)
         } else if !node.have.get(unit) {
             Some(Failure::NotAvailable)
-        } else if node.uploads.len() >= node.spec.slots || waiting >= node.spec.most_waiting {
+        } else if node.uploads.len() >= node.spec.slots
+            || waiting >= node.spec.most_waiting
+            || is_large && large >= self.setup.most_large
+        {
             Some(Failure::Busy { retry_after: None })
         } else {
             None

@@ -23,6 +23,8 @@ pub(crate) struct Setup {
     pub(crate) budgets: Option<(u64, u64)>,
     /// Most uploads that one node serves side by side; the others wait, first come, first served.
     pub(crate) streams: usize,
+    /// Most large uploads at once.
+    pub(crate) most_large: usize,
     /// Give up after this many seconds.
     pub(crate) limit: f64,
 }
@@ -40,6 +42,7 @@ impl Setup {
             config: SwarmConfig::default(),
             budgets: None,
             streams: usize::MAX,
+            most_large: usize::MAX,
             limit: 3600.0,
         }
     }

@@ -43,11 +43,11 @@ class System(ABC):
 
     @abstractmethod
     def arriving(self, sink: int) -> Path:
-        """Where the sink's bytes are while it is under way; may not exist yet."""
+        """Where the sink's bytes are while it is under way; may not exist yet. Asked only where it is one file."""
 
     @abstractmethod
     def arrived(self, sink: int) -> Path:
-        """Where the finished file is."""
+        """Where the finished file or folder is."""
 
     def sent_by_sources(self, trial: "Trial") -> int | None:
         """Payload bytes that the sources sent, by the program's own count; asked once, before the end."""

@@ -61,8 +61,8 @@ pub(in super::super) struct Folder {
     pub(in super::super) manifest: Arc<Manifest>,
     /// As many as the manifest has entries.
     pub(in super::super) members: Arc<Members>,
-    /// Counted when somebody asks.
-    units: OnceLock<u32>,
+    /// Made when somebody asks.
+    plan: OnceLock<Arc<Plan>>,
 }
 
 /// An item to put, with the piece layers of what is new in it; of what else it has they must be held already.
@@ -206,15 +206,19 @@ impl Folder {
         Self {
             manifest,
             members: members.into(),
-            units: OnceLock::new(),
+            plan: OnceLock::new(),
         }
     }
 
-    /// How many units its content has as a transfer.
-    pub(in super::super) fn units(&self) -> u32 {
-        *self
-            .units
-            .get_or_init(|| Plan::of_collection(&self.manifest).unit_count())
+    /// What its content is cut into as a transfer.
+    pub(in super::super) fn plan(&self) -> Arc<Plan> {
+        let plan = || Arc::new(Plan::of_collection(&self.manifest));
+        Arc::clone(self.plan.get_or_init(plan))
+    }
+
+    /// Whether that is known already: with many files it takes a while.
+    pub(in super::super) fn is_planned(&self) -> bool {
+        self.plan.get().is_some()
     }
 
     /// Whether each file's root and size make its id.
