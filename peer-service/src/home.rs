@@ -79,8 +79,19 @@ impl HomeError {
 pub struct Home {
     path: PathBuf,
     token: Token,
-    /// Holds the lock while open.
-    _lock: File,
+    _lock: Lock,
+}
+
+/// The lock on a home, while this is held. Given up by name: where a program is started at that moment, it has the open file a little longer
+/// than this one.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // With the last that has it open it goes in any case.
+        let _ = self.0.unlock();
+    }
 }
 
 impl Home {
@@ -153,9 +164,9 @@ fn make_folder(path: &Path) -> Result<(), HomeError> {
 }
 
 /// Takes the lock and writes this process into it. The file stays when the peer ends; the operating system frees the lock.
-fn lock(home: &Path, path: &Path) -> Result<File, HomeError> {
+fn lock(home: &Path, path: &Path) -> Result<Lock, HomeError> {
     let failed = |error| HomeError::io(path, error);
-    let mut file = OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
@@ -179,10 +190,11 @@ fn lock(home: &Path, path: &Path) -> Result<File, HomeError> {
         }
         Err(TryLockError::Error(error)) => return Err(failed(error)),
     }
-    file.set_len(0).map_err(failed)?;
-    file.rewind().map_err(failed)?;
-    writeln!(file, "{}", std::process::id()).map_err(failed)?;
-    Ok(file)
+    let mut lock = Lock(file);
+    lock.0.set_len(0).map_err(failed)?;
+    lock.0.rewind().map_err(failed)?;
+    writeln!(lock.0, "{}", std::process::id()).map_err(failed)?;
+    Ok(lock)
 }
 
 fn load_or_make_token(state: &Path) -> Result<Token, HomeError> {
@@ -263,6 +275,17 @@ mod tests {
         let error = Home::open(dir.path()).unwrap_err();
         assert!(matches!(error, HomeError::Locked { pid: Some(pid), .. } if pid == std::process::id()));
         assert!(error.to_string().contains("--home"), "{error}");
+    }
+
+    #[test]
+    fn what_was_started_meanwhile_does_not_keep_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path()).unwrap();
+        // What a program that is being started has of this one.
+        let inherited = home._lock.0.try_clone().unwrap();
+        drop(home);
+        drop(Home::open(dir.path()).unwrap());
+        drop(inherited);
     }
 
     #[test]

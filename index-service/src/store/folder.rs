@@ -48,9 +48,17 @@ pub enum FolderError {
     },
 }
 
-/// The right to use a folder, until it is dropped.
+/// The right to use a folder, until it is dropped. Given up by name: where a program is started at that moment, it has the open file a
+/// little longer than this one.
 #[derive(Debug)]
-pub(super) struct Lock(#[expect(dead_code, reason = "holds the lock by being open")] File);
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // With the last that has it open it goes in any case.
+        let _ = self.0.unlock();
+    }
+}
 
 /// Opens what is in a folder, which is made if missing. What cannot be read is moved aside, and an empty one opened.
 pub(super) fn open<T>(

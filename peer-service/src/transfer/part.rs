@@ -343,6 +343,13 @@ impl Part {
     }
 }
 
+impl Drop for Part {
+    fn drop(&mut self) {
+        // By name: a program that is started at that moment has the open file a little longer than this one.
+        self.release();
+    }
+}
+
 /// Takes the lock on a part; false where somebody else has it. A file system without locks gives it to everybody.
 fn is_free(part: impl AsFd) -> bool {
     rustix::fs::flock(part, FlockOperation::NonBlockingLockExclusive) != Err(Errno::WOULDBLOCK)
