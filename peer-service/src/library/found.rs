@@ -191,7 +191,7 @@ impl Found {
     /// Asks what each file is like, on so many threads, where there are so many of them that hashing does not do that.
     ///
     /// # Errors
-    /// As [`walk`].
+    /// As [`walk`](super::walk::walk).
     pub(super) fn ask_many(&mut self, root: &Path, threads: usize) -> Result<(), Vec<Refused>> {
         match self.len() > MAX_UNASKED {
             true => self.ask(root, threads),
@@ -202,7 +202,7 @@ impl Found {
     /// Asks what each file is like, on so many threads.
     ///
     /// # Errors
-    /// As [`walk`].
+    /// As [`walk`](super::walk::walk).
     pub(super) fn ask(&mut self, root: &Path, threads: usize) -> Result<(), Vec<Refused>> {
         let text = &self.text;
         let mut problems = in_slices(&mut self.ones, threads, |ones| {
