@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How much a thread reads at once, in bytes: whole leaves, few enough to stay in its second-level cache.
-pub const READ_SIZE: usize = 16 * LEAF_SIZE;
+pub const READ_SIZE: usize = merkle::BATCH * LEAF_SIZE;
 
 /// Most threads that hash one file: more only wait for the disk.
 pub const MAX_THREADS: usize = 64;

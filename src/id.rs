@@ -112,11 +112,16 @@ impl FileId {
     /// `SHA-256("potluck/file/v1\0" || size as u64 little-endian || root)`: a bare root does not commit to the size, so that a
     /// 64-byte file could pose as an inner node.
     pub fn derive(size: u64, root: &Root) -> Self {
-        let mut hash = sha2::Sha256::new();
-        hash.update(b"potluck/file/v1\0");
-        hash.update(size.to_le_bytes());
-        hash.update(root.0);
-        Self(hash.finalize().into())
+        Self(sha2::Sha256::digest(Self::preimage(size, root)).into())
+    }
+
+    /// What an id is the SHA-256 of.
+    pub(crate) fn preimage(size: u64, root: &Root) -> [u8; 56] {
+        let mut bytes = [0; 56];
+        bytes[..16].copy_from_slice(b"potluck/file/v1\0");
+        bytes[16..24].copy_from_slice(&size.to_le_bytes());
+        bytes[24..].copy_from_slice(&root.0);
+        bytes
     }
 
     /// The first eight bytes as a number that sorts as the id does: tells nearly all ids apart in a quarter of the room.

@@ -20,8 +20,8 @@ use crate::{
     FileId, Problem, Reason,
     path::{PathError, RelPath},
 };
-use checks::Checks;
 pub use checks::check_link;
+use checks::{Checks, Sums};
 
 /// What a manifest's bytes begin with.
 pub const MAGIC: &[u8; 8] = b"PLCOLL1\n";
@@ -169,7 +169,7 @@ impl Manifest {
             }
         }
         bytes.shrink_to_fit();
-        Self::indexed(bytes.into(), starts)
+        Self::indexed(bytes.into(), starts, checks.sums())
     }
 
     /// The manifest that these bytes are. Nothing but the bytes that [`Manifest::new`] makes is taken.
@@ -198,33 +198,20 @@ impl Manifest {
             starts.push(at as u32);
             rest = after;
         }
-        Self::indexed(bytes, starts)
+        let sums = checks.sums();
+        Self::indexed(bytes, starts, sums)
     }
 
     /// Entries that are checked, one after the other.
-    fn indexed(bytes: Bytes, starts: Vec<u32>) -> Result<Self, ManifestError> {
+    fn indexed(bytes: Bytes, starts: Vec<u32>, sums: Sums) -> Result<Self, ManifestError> {
         let mut manifest = Self {
             bytes,
             starts,
             by_id: Vec::new(),
             content_size: 0,
         };
-        manifest.by_id = manifest.sorted_by_id();
-        manifest.content_size = checks::totals(&manifest)?;
+        (manifest.by_id, manifest.content_size) = sums.of(&manifest)?;
         Ok(manifest)
-    }
-
-    fn sorted_by_id(&self) -> Vec<u32> {
-        // By what an id begins with first: entries are looked at again only where that is the same.
-        let mut keyed: Vec<(u64, u32)> = (0..)
-            .zip(self.entries())
-            .filter_map(|(index, entry)| Some((entry.content.id()?.prefix(), index)))
-            .collect();
-        keyed.sort_unstable_by(|&(a, first), &(b, second)| {
-            let whole = || self.id(first).cmp(&self.id(second)).then(first.cmp(&second));
-            a.cmp(&b).then_with(whole)
-        });
-        keyed.into_iter().map(|(_, index)| index).collect()
     }
 
     /// The manifest's bytes: the content of the file that is the collection.

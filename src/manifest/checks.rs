@@ -15,6 +15,27 @@ use crate::{
 pub(super) struct Checks<'a> {
     /// The last path, and those before it that it begins with: whatever begins with a path comes right after it, all of that together.
     begun: Vec<&'a str>,
+    sums: Sums,
+}
+
+/// What entries come to.
+#[derive(Debug, Default)]
+pub(super) struct Sums {
+    /// How many entries there were.
+    count: u32,
+    /// Files by what their ids begin with: entries are looked at again only where that is the same.
+    keyed: Vec<(u64, u32)>,
+    size: u128,
+    /// Of all files, as if no two had one content; as [`units_of`].
+    units: u64,
+}
+
+/// The units of a file: a bundle for each small one, which is more than there can be.
+fn units_of(size: u64) -> u64 {
+    match size <= BUNDLE_SIZE {
+        true => 1,
+        false => FileLayout::new(size).map_or(0, |layout| u64::from(layout.piece_count())),
+    }
 }
 
 impl<'a> Checks<'a> {
@@ -36,7 +57,13 @@ impl<'a> Checks<'a> {
             });
         }
         self.begun.push(path);
+        self.sums.add(entry.content);
         Ok(())
+    }
+
+    /// What the entries came to.
+    pub(super) fn sums(self) -> Sums {
+        self.sums
     }
 }
 
@@ -104,34 +131,53 @@ fn why_not(path: RelPath<'_>, target: &str) -> Option<&'static str> {
     None
 }
 
-/// Refuses one id with two sizes, and more content than sums and units can count. The sum of all sizes.
-pub(super) fn totals(manifest: &Manifest) -> Result<u64, ManifestError> {
-    let (mut total, mut units) = (0_u64, 0_u64);
-    let mut last = None;
-    for &index in &manifest.by_id {
-        let Some(entry) = manifest.get(index) else {
-            continue;
-        };
-        let Content::File { id, size, .. } = entry.content else {
-            continue;
-        };
-        total = total
-            .checked_add(size)
-            .ok_or(ManifestError::TooLarge("its sizes overflow"))?;
-        match last.replace((id, size)) {
-            Some((other, known)) if other == id && known != size => {
-                return Err(ManifestError::Size {
-                    path: shown(entry.path.as_str()),
-                });
-            }
-            Some((other, _)) if other == id => {}
-            // Counts a bundle for each small file, more than there can be.
-            _ if size <= BUNDLE_SIZE => units += 1,
-            _ => units += FileLayout::new(size).map_or(0, |layout| u64::from(layout.piece_count())),
+impl Sums {
+    fn add(&mut self, content: Content<'_>) {
+        if let Content::File { id, size, .. } = content {
+            self.keyed.push((id.prefix(), self.count));
+            self.size += u128::from(size);
+            self.units += units_of(size);
         }
+        self.count += 1;
     }
-    match units > u64::from(MAX_UNITS) {
-        true => Err(ManifestError::TooLarge("it has too many pieces")),
-        false => Ok(total),
+
+    /// The files by id, those of one id by path, and the sum of all sizes. Refuses one id with two sizes, and more content than sums and
+    /// units can count.
+    pub(super) fn of(mut self, manifest: &Manifest) -> Result<(Vec<u32>, u64), ManifestError> {
+        self.keyed.sort_unstable_by(|&(a, first), &(b, second)| {
+            let whole = || {
+                manifest
+                    .id(first)
+                    .cmp(&manifest.id(second))
+                    .then(first.cmp(&second))
+            };
+            a.cmp(&b).then_with(whole)
+        });
+        for pair in self.keyed.windows(2) {
+            let &[(a, first), (b, second)] = pair else {
+                continue;
+            };
+            if a != b || manifest.id(first) != manifest.id(second) {
+                continue;
+            }
+            let file = |index| match manifest.get(index)?.content {
+                Content::File { size, .. } => Some(size),
+                _ => None,
+            };
+            let Some((known, size)) = file(first).zip(file(second)) else {
+                continue;
+            };
+            if known != size {
+                let path = manifest.get(second).map_or("", |entry| entry.path.as_str());
+                return Err(ManifestError::Size { path: shown(path) });
+            }
+            // Counted once.
+            self.units -= units_of(size);
+        }
+        if self.units > u64::from(MAX_UNITS) {
+            return Err(ManifestError::TooLarge("it has too many pieces"));
+        }
+        let size = u64::try_from(self.size).map_err(|_| ManifestError::TooLarge("its sizes overflow"))?;
+        Ok((self.keyed.into_iter().map(|(_, index)| index).collect(), size))
     }
 }

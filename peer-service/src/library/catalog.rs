@@ -384,6 +384,13 @@ impl Catalog {
         })
     }
 
+    /// Whether [`Catalog::known`] may know any of so many files beneath a folder: true where finding out takes more than asking for each.
+    pub(super) fn may_know(&self, folder: &Path, files: usize) -> bool {
+        self.items.len() > files
+            || folder.ancestors().any(|above| self.by_path.contains_key(above))
+            || self.by_path.keys().any(|path| path.starts_with(folder))
+    }
+
     /// Items that wait to be looked at again.
     pub(super) fn stale(&self) -> Vec<u64> {
         self.stale.iter().copied().collect()

@@ -26,11 +26,12 @@ use super::{
     Inner,
     base::Base,
     catalog::Body,
-    hasher::hash_many,
+    found::{Found, fingerprint, is_same, newest},
+    hasher::{Outcome, hash_many},
     lock,
     share::{Cause, Watch, file_item},
     upkeep::{QUIET, is_quiet},
-    walk::{Found, Refused, fingerprint, is_same, newest, special, stamp_of, unreadable, walk},
+    walk::{Refused, special, stamp_of, unreadable, walk},
 };
 use crate::store::Stamp;
 
@@ -298,7 +299,10 @@ impl Scanner {
             let (path, stamp): &(&PathBuf, Stamp) = &ready[index];
             (path.as_path(), Some(*stamp))
         };
-        let on_done = |index: usize, _: &Path, result| lock(&results).push((index, result));
+        let on_done = |outcomes: Vec<Outcome<'_>>| {
+            let outcomes = outcomes.into_iter().map(|(index, _, result)| (index, result));
+            lock(&results).extend(outcomes);
+        };
         let (base, count, threads) = (Base::default(), ready.len(), inner.hash_threads);
         if !hash_many(&base, count, &file, &|_, _, _| true, &on_done, threads, &watch) {
             return;
@@ -400,7 +404,7 @@ fn look(inner: &Inner, path: &Path) -> Option<Candidate> {
         }
     };
     if metadata.is_dir() {
-        let found = walk(path).and_then(|mut found| {
+        let found = walk(path, inner.hash_threads).and_then(|mut found| {
             found.ask(path, inner.hash_threads)?;
             Ok(found)
         });

@@ -11,15 +11,17 @@ use potluck_core::{
     FileId, Problem, Reason,
     index_client::FileRecord,
     manifest::{Content, Entry, Manifest},
+    merkle::ids_of,
     path::RelPath,
 };
 
 use super::{
     base::Base,
-    hasher::{Done, changed, hash_many, sum_of},
+    found::{Found, Seen, What},
+    hasher::{Outcome, changed, hash_many, sum_of},
     hashes::Hashes,
     share::Watch,
-    walk::{Found, MAX_PROBLEMS, One, Refused, Seen, What},
+    walk::{MAX_PROBLEMS, Refused},
 };
 use crate::store::Stamp;
 
@@ -32,8 +34,7 @@ pub(super) struct HashedFolder {
 }
 
 /// A folder while its files are being hashed.
-struct Hashing<'a> {
-    ones: &'a mut [One],
+struct Hashing {
     made: HashedFolder,
     problems: Vec<Refused>,
 }
@@ -56,14 +57,17 @@ pub(super) fn stopped() -> Problem {
     Problem::new(Reason::Cancelled, "sharing was stopped")
 }
 
-/// Hashes the files that are not `known` by path and stamp. What nobody has asked yet about the files is told to `found`.
+/// Says what a file is if it was hashed before, by path and stamp.
+pub(super) type KnownFile<'a> = dyn Fn(&Path, &Stamp) -> Option<FileRecord> + Sync + 'a;
+
+/// Hashes the files that are not `known`, if any may be. What nobody has asked yet about the files is told to `found`.
 ///
 /// # Errors
 /// Everything that cannot be read or changes meanwhile, up to a bound; `CANCELLED`.
 pub(super) fn hash_found(
     root: &Path,
-    found: &mut Found,
-    known: &(dyn Fn(&Path, &Stamp) -> Option<FileRecord> + Sync),
+    found: &Found,
+    known: Option<&KnownFile<'_>>,
     threads: usize,
     watch: &Watch<'_>,
 ) -> Result<HashedFolder, Vec<Refused>> {
@@ -74,8 +78,8 @@ pub(super) fn hash_found(
     let base = Base::at(root).map_err(|problem| vec![(root.to_owned(), problem)])?;
     let mut unknown: Vec<u32> = Vec::new();
     for (index, seen) in found.files() {
-        let stamp = seen.map(|seen| seen.stamp);
-        match stamp.and_then(|stamp| known(&root.join(found.path(index)), &stamp)) {
+        let known = known.zip(seen);
+        match known.and_then(|(known, seen)| known(&root.join(found.path(index)), &seen.stamp)) {
             Some(record) => {
                 made.know(index, &record);
                 (watch.on_progress)(&|| root.to_owned(), record.size);
@@ -84,50 +88,53 @@ pub(super) fn hash_found(
             None => unknown.push(index as u32),
         }
     }
-    let (text, ones) = found.parts();
     let hashing = Mutex::new(Hashing {
-        ones,
         made,
         problems: Vec::new(),
     });
     let lock = || hashing.lock().unwrap_or_else(PoisonError::into_inner);
     let file = |at: usize| {
-        let one = &lock().ones[unknown[at] as usize];
-        (Path::new(one.path(text)), one.stamp())
+        let index = unknown[at] as usize;
+        (Path::new(found.path(index)), found.stamp(index))
     };
     let is_wanted = |at: usize, path: &Path, seen: Seen| {
         let index = unknown[at] as usize;
-        (watch.on_found)(seen.stamp.size);
+        found.see(index, seen);
         let path = || root.join(path);
-        let record = known(&path(), &seen.stamp);
-        let mut hashing = lock();
-        hashing.ones[index].see(seen);
+        let record = known.and_then(|known| known(&path(), &seen.stamp));
         if let Some(record) = &record {
-            hashing.made.know(index, record);
+            (watch.on_found)(record.size);
+            lock().made.know(index, record);
             (watch.on_progress)(&path, record.size);
         }
         record.is_none()
     };
-    let on_done = |at: usize, path: &Path, result: Result<Done, Problem>| {
-        let index = unknown[at];
-        let result = result.map(|done| (done.tree.id(), done));
+    let on_done = |outcomes: Vec<Outcome<'_>>| {
+        let trees = outcomes
+            .iter()
+            .filter_map(|(.., result)| Some(&result.as_ref().ok()?.tree));
+        let mut ids = ids_of(trees).into_iter();
         let hashing = &mut *lock();
-        let problem = match result {
-            Ok((id, done)) if Some(done.stamp) == hashing.ones[index as usize].stamp() => {
-                hashing.made.ids[index as usize] = id;
-                return hashing.made.hashes.set(index, done.tree);
+        for (at, path, result) in outcomes {
+            let index = unknown[at];
+            let problem = match result.map(|done| (done, ids.next())) {
+                Ok((done, Some(id))) if Some(done.stamp) == found.stamp(index as usize) => {
+                    hashing.made.ids[index as usize] = id;
+                    hashing.made.hashes.set(index, done.tree);
+                    continue;
+                }
+                // Another stamp than when it was found: something else stands there now, maybe a link out of the folder.
+                Ok(_) => changed(),
+                Err(problem) => problem,
+            };
+            if hashing.problems.len() < MAX_PROBLEMS {
+                hashing.problems.push((root.join(path), problem));
             }
-            // Another stamp than when it was found: something else stands there now, maybe a link out of the folder.
-            Ok(_) => changed(),
-            Err(problem) => problem,
-        };
-        if hashing.problems.len() < MAX_PROBLEMS {
-            hashing.problems.push((root.join(path), problem));
         }
     };
     let count = unknown.len();
     let all = hash_many(&base, count, &file, &is_wanted, &on_done, threads, watch);
-    let Hashing { made, problems, .. } = hashing.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let Hashing { made, problems } = hashing.into_inner().unwrap_or_else(PoisonError::into_inner);
     match (problems.is_empty(), all) {
         (false, _) => Err(problems),
         (true, false) => Err(vec![(root.to_owned(), stopped())]),
@@ -147,8 +154,8 @@ impl HashedFolder {
             let content = match what {
                 What::File(seen) => Content::File {
                     id: *id,
-                    size: seen.map_or(0, |seen| seen.stamp.size),
-                    executable: seen.is_some_and(|seen| seen.executable),
+                    size: seen.get().map_or(0, |seen| seen.stamp.size),
+                    executable: seen.get().is_some_and(|seen| seen.executable),
                 },
                 What::EmptyFolder => Content::EmptyDirectory,
                 What::Link(target) => Content::Link { target },

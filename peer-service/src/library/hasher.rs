@@ -24,14 +24,18 @@ use potluck_core::{
 };
 
 use super::{
-    base::Base,
+    base::{Base, Opener},
+    found::Seen,
     share::Watch,
-    walk::{Seen, stamp_of, unreadable},
+    walk::{stamp_of, unreadable},
 };
 use crate::store::Stamp;
 
 /// Files above this are hashed one at a time with all threads, those below many at a time with one each, in bytes.
 const LARGE: u64 = 16 * 1024 * 1024;
+
+/// Most files that a thread takes at once: they lie in one folder, mostly, and nobody waits long for the last of them.
+const MAX_RUN: usize = 32;
 
 /// How old a file's last change must be before it is hashed: longer than a tick of the clock that files are stamped with (10 ms
 /// at most), so that a change after hashing gets another stamp.
@@ -63,8 +67,11 @@ pub(super) fn sum_of(size: u64, root: &Root) -> Option<Sha256> {
     (size <= LEAF_SIZE as u64).then_some(Sha256(root.0))
 }
 
-/// Told what came of a file, by its number and path.
-pub(super) type OnDone<'a> = dyn Fn(usize, &Path, Result<Done, Problem>) + Sync + 'a;
+/// What came of a file: its number, its path, and the result.
+pub(super) type Outcome<'f> = (usize, &'f Path, Result<Done, Problem>);
+
+/// Told what came of some files.
+pub(super) type OnDone<'a> = dyn Fn(Vec<Outcome<'_>>) + Sync + 'a;
 
 /// Asked often whether to stop.
 pub(super) type Cancelled<'a> = dyn Fn() -> bool + Sync + 'a;
@@ -147,7 +154,7 @@ fn unsettled(stamp: &Stamp) -> Option<Duration> {
 
 /// Hashes so many files: the small ones side by side, then larger ones, which are all found by then, and each of the large ones with all
 /// threads. `file` tells where one is and how it was found, if somebody asked; else `is_wanted` is told once it is open, and says whether
-/// to hash it. `on_done` is told what came of it. All from any thread; false if `cancelled` said so before all were hashed.
+/// to hash it. `on_done` is told what came of them. All from any thread; false if `cancelled` said so before all were hashed.
 pub(super) fn hash_many<'f>(
     base: &Base,
     count: usize,
@@ -158,49 +165,59 @@ pub(super) fn hash_many<'f>(
     watch: &Watch<'_>,
 ) -> bool {
     let Watch {
+        on_found,
         on_progress,
         cancelled,
-        ..
     } = watch;
     let all = AtomicBool::new(true);
-    let done = |index: usize, path: &Path, result: Result<Done, Problem>| match result {
+    let hash = |index: usize, path: &Path, threads: usize| match hash_at(
+        base,
+        path,
+        threads,
+        on_progress,
+        cancelled,
+    ) {
         Err(problem) if problem.reason == Reason::Cancelled => all.store(false, Ordering::Relaxed),
-        result => on_done(index, path, result),
-    };
-    let hash = |index: usize, path: &Path, threads: usize| {
-        done(index, path, hash_at(base, path, threads, on_progress, cancelled));
+        result => on_done(vec![(index, path, result)]),
     };
     let next = AtomicUsize::new(0);
+    let run = (count / (4 * threads.max(1))).clamp(1, MAX_RUN);
     let larger = Mutex::new(Vec::new());
     let small = || {
+        let mut opener = Opener::new(base);
         let mut together = Together::default();
         while !cancelled() {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            if index >= count {
-                return together.hash(&done);
+            let first = next.fetch_add(run, Ordering::Relaxed);
+            if first >= count {
+                return together.hash(base, watch, on_done);
             }
-            let (path, found) = file(index);
-            let (open, stamp) = match found.map_or_else(|| base.open_listed(path).map(Some), |_| Ok(None)) {
-                Ok(Some((_, seen))) if !is_wanted(index, path, seen) => continue,
-                Ok(Some((file, seen))) => (Some(file), seen.stamp),
-                Ok(None) => (None, found.unwrap_or_default()),
-                Err(problem) => {
-                    done(index, path, Err(problem));
+            for index in first..count.min(first + run) {
+                let (path, found) = file(index);
+                let (open, stamp) =
+                    match found.map_or_else(|| opener.open_listed(path).map(Some), |_| Ok(None)) {
+                        Ok(Some((_, seen))) if !is_wanted(index, path, seen) => continue,
+                        Ok(Some((file, seen))) => (Some(file), seen.stamp),
+                        Ok(None) => (None, found.unwrap_or_default()),
+                        Err(problem) => {
+                            on_done(vec![(index, path, Err(problem))]);
+                            continue;
+                        }
+                    };
+                let is_new = open.is_some();
+                if stamp.size > READ_SIZE as u64 {
+                    on_found(if is_new { stamp.size } else { 0 });
+                    let mut larger = larger.lock().unwrap_or_else(PoisonError::into_inner);
+                    larger.push((index, stamp.size));
                     continue;
                 }
-            };
-            if stamp.size > READ_SIZE as u64 {
-                let mut larger = larger.lock().unwrap_or_else(PoisonError::into_inner);
-                larger.push((index, stamp.size));
-            } else {
                 if !together.has_room(stamp.size) {
-                    together.hash(&done);
+                    together.hash(base, watch, on_done);
                 }
+                together.found += if is_new { stamp.size } else { 0 };
                 // What is not as it was found, or has a problem to be told, is looked at alone.
-                let open = open.map_or_else(|| base.open_any(path, true), Ok);
-                match open.is_ok_and(|file| together.read(index, path, &file, stamp)) {
-                    true => on_progress(&|| base.join(path), stamp.size),
-                    false => hash(index, path, 1),
+                let open = open.map_or_else(|| opener.open_any(path, true), Ok);
+                if !open.is_ok_and(|file| together.read(index, path, &file, stamp)) {
+                    hash(index, path, 1);
                 }
             }
         }
@@ -240,6 +257,8 @@ struct Together<'f> {
     buffer: Vec<u8>,
     used: usize,
     files: Vec<(usize, &'f Path, Range<usize>, Stamp)>,
+    /// Bytes that nobody was told of yet.
+    found: u64,
 }
 
 impl<'f> Together<'f> {
@@ -265,8 +284,12 @@ impl<'f> Together<'f> {
         true
     }
 
-    /// Hashes what was read.
-    fn hash(&mut self, done: &OnDone<'_>) {
+    /// Hashes what was read. Told of all at once: whoever counts is shared by all threads.
+    fn hash(&mut self, base: &Base, watch: &Watch<'_>, on_done: &OnDone<'_>) {
+        (watch.on_found)(std::mem::take(&mut self.found));
+        let Some(&(_, last, ..)) = self.files.last() else {
+            return;
+        };
         let slices: Vec<&[u8]> = self
             .files
             .iter()
@@ -274,9 +297,14 @@ impl<'f> Together<'f> {
             .collect();
         let trees = hash_together(&slices);
         self.used = 0;
-        for ((index, path, _, stamp), tree) in self.files.drain(..).zip(trees) {
-            done(index, path, Ok(Done { tree, stamp }));
-        }
+        let bytes = trees.iter().map(|tree| tree.size).sum();
+        let files = self.files.drain(..).zip(trees);
+        on_done(
+            files
+                .map(|((index, path, _, stamp), tree)| (index, path, Ok(Done { tree, stamp })))
+                .collect(),
+        );
+        (watch.on_progress)(&|| base.join(last), bytes);
     }
 }
 
@@ -306,9 +334,11 @@ mod tests {
         }
         let results = Mutex::new(vec![None; paths.len()]);
         let file = |index: usize| (paths[index].0.as_path(), paths[index].1);
-        let on_done = |index: usize, path: &Path, result| {
-            assert_eq!(path, paths[index].0);
-            results.lock().unwrap()[index] = Some(result);
+        let on_done = |outcomes: Vec<Outcome<'_>>| {
+            for (index, path, result) in outcomes {
+                assert_eq!(path, paths[index].0);
+                results.lock().unwrap()[index] = Some(result);
+            }
         };
         let base = Base::default();
         assert!(hash_many(
@@ -375,15 +405,17 @@ mod tests {
             assert!(path().is_file());
             told_of.fetch_add(bytes as usize, Ordering::Relaxed);
         };
-        let on_done = |index: usize, path: &Path, result: Result<Done, Problem>| {
-            let alone = hash_one(&dir.path().join(path), 1, &|_, _| {}, &|| false).unwrap();
-            let result = result.unwrap();
-            assert_eq!(
-                (result.tree, result.stamp),
-                (alone.tree, alone.stamp),
-                "file {index}"
-            );
-            done.lock().unwrap().push(index);
+        let on_done = |outcomes: Vec<Outcome<'_>>| {
+            for (index, path, result) in outcomes {
+                let alone = hash_one(&dir.path().join(path), 1, &|_, _| {}, &|| false).unwrap();
+                let result = result.unwrap();
+                assert_eq!(
+                    (result.tree, result.stamp),
+                    (alone.tree, alone.stamp),
+                    "file {index}"
+                );
+                done.lock().unwrap().push(index);
+            }
         };
         // Of some nobody asked; some are not wanted.
         let (count, unwanted) = (sizes.len() + 2, AtomicUsize::new(0));

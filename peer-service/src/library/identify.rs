@@ -48,10 +48,10 @@ pub fn identify(
     };
     let metadata = path.metadata().map_err(|error| refuse(unreadable(&error)))?;
     if metadata.is_dir() {
-        let mut found = walk(path)?;
+        let mut found = walk(path, threads)?;
         found.ask_many(path, threads)?;
         (watch.on_found)(found.size());
-        let hashed = hash_found(path, &mut found, &|_, _| None, threads, watch)?;
+        let hashed = hash_found(path, &found, None, threads, watch)?;
         let manifest = hashed.manifest(path, &found)?;
         return Ok(Identified {
             record: record_of(&hash_bytes(manifest.bytes()), Kind::Collection),

@@ -41,6 +41,7 @@ mod base;
 mod catalog;
 mod files_folder;
 mod folder;
+mod found;
 mod hasher;
 mod hashes;
 mod identify;

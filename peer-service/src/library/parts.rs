@@ -33,7 +33,7 @@ fn part_len(count: usize, threads: usize) -> usize {
 }
 
 /// All parts at once, the first on this thread.
-fn side_by_side<P: Send, T: Send>(
+pub(super) fn side_by_side<P: Send, T: Send>(
     mut parts: impl Iterator<Item = P>,
     work: impl Fn(P) -> Vec<T> + Sync,
 ) -> Vec<T> {

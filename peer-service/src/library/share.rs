@@ -23,10 +23,11 @@ use super::{
     Inner, Item,
     catalog::{Body, Catalog, Delta, Folder, NewItem},
     folder::{hash_found, stopped},
+    found::{Found, is_same},
     hasher::{Cancelled, Done, OnProgress, hash_one, record_of},
     hashes::Hashes,
     lock,
-    walk::{Found, Refused, is_same, special, stamp_of, unreadable, walk},
+    walk::{Refused, special, stamp_of, unreadable, walk},
 };
 use crate::store::{Members, Stamp};
 
@@ -91,13 +92,13 @@ impl Inner {
         let metadata = path.metadata().map_err(|error| refuse(unreadable(&error)))?;
         self.check_place(path).map_err(refuse)?;
         if metadata.is_dir() {
-            let mut found = walk(path)?;
+            let mut found = walk(path, self.hash_threads)?;
             match self.catalog().folder_at(path).is_some() {
                 // Maybe it is as it was.
                 true => found.ask(path, self.hash_threads)?,
                 false => found.ask_many(path, self.hash_threads)?,
             }
-            self.prepare_folder(path, &mut found, watch)
+            self.prepare_folder(path, &found, watch)
         } else if metadata.is_file() {
             let size = metadata.len();
             (watch.on_found)(size);
@@ -151,7 +152,7 @@ impl Inner {
     pub(super) fn prepare_folder(
         &self,
         root: &Path,
-        found: &mut Found,
+        found: &Found,
         watch: &Watch<'_>,
     ) -> Result<NewItem, Vec<Refused>> {
         (watch.on_found)(found.size());
@@ -160,7 +161,8 @@ impl Inner {
             return Ok(item);
         }
         let known = |path: &Path, stamp: &Stamp| self.catalog().known(path, stamp);
-        let hashed = hash_found(root, found, &known, self.hash_threads, watch)?;
+        let known = self.catalog().may_know(root, found.len()).then_some(&known as _);
+        let hashed = hash_found(root, found, known, self.hash_threads, watch)?;
         // Sorted as `found` is, which the stamps rely on.
         let manifest = hashed.manifest(root, found)?;
         self.collection_item(root, Arc::new(manifest), found.all_stamps(), hashed.hashes)

@@ -299,3 +299,18 @@ fn an_item_that_counts_on_a_layer_lacks_it_once_that_is_gone() {
     catalog.remove(number, &mut Delta::default());
     assert!(catalog.lacks(&without));
 }
+
+#[test]
+fn nothing_is_known_where_no_item_is() {
+    let mut catalog = Catalog::default();
+    assert!(!catalog.may_know(Path::new("/shared"), 1));
+    catalog.put(item(0, &[0, 1], true), &mut Delta::default());
+    // The item itself, what is beneath it, and what it is beneath.
+    for folder in ["/shared/p0", "/shared/p0/below", "/shared", "/"] {
+        assert!(catalog.may_know(Path::new(folder), 1), "{folder}");
+    }
+    for folder in ["/shared/p", "/shared/p00", "/other"] {
+        assert!(!catalog.may_know(Path::new(folder), 1), "{folder}");
+        assert!(catalog.may_know(Path::new(folder), 0), "not looked for");
+    }
+}

@@ -1,0 +1,279 @@
+//! What a walk found: paths, and what stands there.
+
+use std::{
+    fs::Metadata,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    sync::OnceLock,
+};
+
+use potluck_core::{
+    Problem,
+    manifest::{Content, MAX_ENTRIES, Manifest},
+};
+
+use super::{
+    hasher::changed,
+    parts::in_slices,
+    walk::{MAX_PROBLEMS, Refused, stamp_of, unreadable},
+};
+use crate::store::Stamp;
+
+/// Most files of a folder that are not asked about before they are opened for hashing, which tells the same. Of more, whoever waits is told
+/// first how many bytes there are; of so many small ones, soon enough.
+const MAX_UNASKED: usize = 128 * 1024;
+
+/// All that is in a folder, sorted by path as a manifest is. Paths are one text: a hundred thousand strings would take several times
+/// as much.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Found {
+    text: String,
+    ones: Vec<One>,
+}
+
+/// Something in a folder.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct One {
+    /// Where in the text its path is, and how long.
+    start: u32,
+    len: u32,
+    what: What,
+}
+
+/// What stands at a path.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum What {
+    /// What it is like, once somebody has asked.
+    File(OnceLock<Seen>),
+    EmptyFolder,
+    Link(Box<str>),
+}
+
+/// What a file is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Seen {
+    pub(super) stamp: Stamp,
+    /// Whether the owner may execute it.
+    pub(super) executable: bool,
+}
+
+impl Seen {
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        Self {
+            stamp: stamp_of(metadata),
+            executable: metadata.mode() & 0o100 != 0,
+        }
+    }
+}
+
+impl One {
+    /// What a file was found to be.
+    pub(super) fn stamp(&self) -> Option<Stamp> {
+        match self.what {
+            What::File(ref seen) => seen.get().map(|seen| seen.stamp),
+            _ => None,
+        }
+    }
+
+    /// Its path, in the text of all.
+    pub(super) fn path<'a>(&self, text: &'a str) -> &'a str {
+        &text[self.start as usize..][..self.len as usize]
+    }
+}
+
+impl Found {
+    pub(super) const fn len(&self) -> usize {
+        self.ones.len()
+    }
+
+    /// The path of one.
+    ///
+    /// # Panics
+    /// Where there is no such one.
+    pub(super) fn path(&self, index: usize) -> &str {
+        self.ones[index].path(&self.text)
+    }
+
+    /// What a file was found to be.
+    ///
+    /// # Panics
+    /// Where there is no such one.
+    pub(super) fn stamp(&self, index: usize) -> Option<Stamp> {
+        self.ones[index].stamp()
+    }
+
+    /// A file is like this, as far as nobody has asked before.
+    ///
+    /// # Panics
+    /// Where there is no such one.
+    pub(super) fn see(&self, index: usize, seen: Seen) {
+        if let What::File(unseen) = &self.ones[index].what {
+            // What was found first is what counts.
+            let _ = unseen.set(seen);
+        }
+    }
+
+    /// The stamps of all, meaningless for those that are no files.
+    pub(super) fn all_stamps(&self) -> Vec<Stamp> {
+        let stamps = self.ones.iter().map(|one| one.stamp().unwrap_or_default());
+        stamps.collect()
+    }
+
+    pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &What)> {
+        self.ones.iter().map(|one| (one.path(&self.text), &one.what))
+    }
+
+    /// The files by number, and what each is like.
+    pub(super) fn files(&self) -> impl Iterator<Item = (usize, Option<Seen>)> {
+        self.ones
+            .iter()
+            .enumerate()
+            .filter_map(|(index, one)| match &one.what {
+                What::File(seen) => Some((index, seen.get().copied())),
+                _ => None,
+            })
+    }
+
+    /// Of all files that were asked about, in bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.stamps().map(|stamp| stamp.size).sum()
+    }
+
+    fn stamps(&self) -> impl Iterator<Item = Stamp> {
+        self.files().filter_map(|(_, seen)| Some(seen?.stamp))
+    }
+
+    /// Adds one; false where there is no room any more.
+    pub(super) fn push(&mut self, path: &str, what: What) -> bool {
+        let (Ok(start), Ok(len)) = (u32::try_from(self.text.len()), u32::try_from(path.len())) else {
+            return false;
+        };
+        self.text.push_str(path);
+        self.ones.push(One { start, len, what });
+        self.len() <= MAX_ENTRIES
+    }
+
+    /// Adds all of another; false where there is no room any more.
+    pub(super) fn append(&mut self, other: Self) -> bool {
+        if self.ones.is_empty() {
+            *self = other;
+            return self.len() <= MAX_ENTRIES;
+        }
+        let Ok(before) = u32::try_from(self.text.len()) else {
+            return false;
+        };
+        if u32::try_from(self.text.len() + other.text.len()).is_err() {
+            return false;
+        }
+        self.text.push_str(&other.text);
+        let moved = other.ones.into_iter().map(|one| One {
+            start: before + one.start,
+            ..one
+        });
+        self.ones.extend(moved);
+        self.len() <= MAX_ENTRIES
+    }
+
+    /// Puts those from this one on in the order of a manifest.
+    pub(super) fn sort_from(&mut self, first: usize) {
+        let text = &self.text;
+        self.ones[first..].sort_unstable_by(|a, b| a.path(text).cmp(b.path(text)));
+    }
+
+    /// In the order of a manifest. A stable sort, as it merges what is in order already: each folder's files.
+    pub(super) fn sorted(mut self) -> Self {
+        let text = &self.text;
+        self.ones.sort_by(|a, b| a.path(text).cmp(b.path(text)));
+        self
+    }
+
+    /// Asks what each file is like, on so many threads, where there are so many of them that hashing does not do that.
+    ///
+    /// # Errors
+    /// As [`walk`](super::walk::walk).
+    pub(super) fn ask_many(&mut self, root: &Path, threads: usize) -> Result<(), Vec<Refused>> {
+        match self.len() > MAX_UNASKED {
+            true => self.ask(root, threads),
+            false => Ok(()),
+        }
+    }
+
+    /// Asks what each file is like, on so many threads.
+    ///
+    /// # Errors
+    /// As [`walk`](super::walk::walk).
+    pub(super) fn ask(&mut self, root: &Path, threads: usize) -> Result<(), Vec<Refused>> {
+        let text = &self.text;
+        let mut problems = in_slices(&mut self.ones, threads, |ones| {
+            let mut problems = Vec::new();
+            let files = ones.iter_mut().filter(|one| matches!(one.what, What::File(_)));
+            for one in files {
+                let path = root.join(one.path(text));
+                match ask(&path) {
+                    Ok(file) => one.what = file,
+                    Err(problem) if problems.len() < MAX_PROBLEMS => problems.push((path, problem)),
+                    Err(_) => {}
+                }
+            }
+            problems
+        });
+        problems.truncate(MAX_PROBLEMS);
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(problems),
+        }
+    }
+}
+
+/// A number that differs where anything in the folder does.
+pub(super) fn fingerprint(found: &Found) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for (path, what) in found.iter() {
+        path.hash(&mut hasher);
+        match what {
+            What::File(seen) => (0, seen.get()).hash(&mut hasher),
+            What::EmptyFolder => 1.hash(&mut hasher),
+            What::Link(target) => (2, target).hash(&mut hasher),
+        }
+    }
+    hasher.finish()
+}
+
+/// Whether a folder is still what a manifest and its stamps say.
+pub(super) fn is_same(found: &Found, manifest: &Manifest, stamps: &[Stamp]) -> bool {
+    found.len() == manifest.len()
+        && manifest.len() == stamps.len()
+        && found
+            .iter()
+            .zip(manifest.entries())
+            .zip(stamps)
+            .all(|(((path, what), entry), known)| {
+                path == entry.path.as_str()
+                    && match (what, entry.content) {
+                        (What::File(seen), Content::File { executable, .. }) => {
+                            let is_as_known =
+                                |seen: &Seen| seen.stamp == *known && seen.executable == executable;
+                            seen.get().is_some_and(is_as_known)
+                        }
+                        (What::EmptyFolder, Content::EmptyDirectory) => true,
+                        (What::Link(target), Content::Link { target: was }) => **target == *was,
+                        _ => false,
+                    }
+            })
+}
+
+/// When anything in the folder last changed, in nanoseconds since 1970.
+pub(super) fn newest(found: &Found) -> i64 {
+    let changes = found.stamps().map(|stamp| stamp.ctime.max(stamp.mtime));
+    changes.max().unwrap_or(0)
+}
+
+/// A file as the operating system has it.
+fn ask(path: &Path) -> Result<What, Problem> {
+    let metadata = path.symlink_metadata().map_err(|error| unreadable(&error))?;
+    match metadata.is_file() {
+        true => Ok(What::File(Seen::of(&metadata).into())),
+        false => Err(changed()),
+    }
+}
