@@ -33,6 +33,10 @@ const MAX_BATCH_BYTES: usize = 1024 * 1024;
 /// Batches on their way at once: one that the index writes, one that it reads, one that is made.
 const AT_ONCE: usize = 3;
 
+/// More changes than this at once are told a moment later: who made them is answered first, and what follows goes with them.
+const MANY: u64 = 1000;
+const MOMENT: Duration = Duration::from_millis(20);
+
 /// How long taking everything back may hold up the end.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -279,6 +283,9 @@ impl Task {
         tokio::select! {
             () = self.listener.changed(self.seen) => {}
             () = tokio::time::sleep_until(renew) => {}
+        }
+        if self.listener.version() > self.seen + MANY {
+            tokio::time::sleep(MOMENT).await;
         }
     }
 

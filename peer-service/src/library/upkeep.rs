@@ -44,6 +44,9 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(300);
 /// nobody waits for the sum.
 const AFTER_ARRIVAL: Duration = Duration::from_secs(5);
 
+/// How long after anything was shared: who shared it is answered first.
+const AFTER_SHARE: Duration = Duration::from_millis(20);
+
 /// Most SHA-256s stored in one batch, and how long the first may wait.
 const BATCH_SUMS: usize = 512;
 const BATCH_TIME: Duration = Duration::from_secs(1);
@@ -274,11 +277,10 @@ async fn sum_loop(inner: Arc<Inner>) {
     }
 }
 
-/// How long sums still make way for those who fetch what came here.
+/// How long sums still make way for those who fetch what came here, or wait for an answer.
 fn until_calm(arrived: Option<Instant>, now: Instant) -> Duration {
-    arrived.map_or(Duration::ZERO, |at| {
-        (at + AFTER_ARRIVAL).saturating_duration_since(now)
-    })
+    let calm = arrived.map(|at| (at + AFTER_ARRIVAL).saturating_duration_since(now));
+    calm.unwrap_or_default().max(AFTER_SHARE)
 }
 
 /// Computes every SHA-256 that is missing, giving way to those who wait for their hashing.
@@ -353,9 +355,9 @@ mod tests {
     #[test]
     fn sums_make_way_for_a_while_after_a_download() {
         let at = Instant::now();
-        assert_eq!(until_calm(None, at), Duration::ZERO);
+        assert_eq!(until_calm(None, at), AFTER_SHARE);
         assert_eq!(until_calm(Some(at), at + AFTER_ARRIVAL / 2), AFTER_ARRIVAL / 2);
-        assert_eq!(until_calm(Some(at), at + 2 * AFTER_ARRIVAL), Duration::ZERO);
+        assert_eq!(until_calm(Some(at), at + 2 * AFTER_ARRIVAL), AFTER_SHARE);
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,11 @@
 //! One other peer, as a client of its PeerService: domain types out, every wait bounded, nothing it says believed further than
 //! this file can check.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use futures_util::{Stream, StreamExt as _};
 use potluck_core::{
@@ -34,7 +38,10 @@ const HASHES_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct Link {
     endpoint: Endpoint,
     control: PeerServiceClient<Channel>,
-    data: Channel,
+    /// How long connecting took.
+    opened_in: Duration,
+    /// Made with the first answer.
+    data: Arc<OnceLock<Channel>>,
 }
 
 /// What a peer says of a file.
@@ -73,20 +80,32 @@ impl Link {
         let endpoint: Endpoint = address.to_string().parse()?;
         let begun = Instant::now();
         let control = client(endpoint.open().await?);
-        // Twice the round trip, as others may share the path.
-        let data = endpoint.lazy_for_bulk(2 * begun.elapsed());
         Ok(Self {
             endpoint,
             control,
-            data,
+            opened_in: begun.elapsed(),
+            data: Arc::default(),
         })
+    }
+
+    /// The connection for bulk data. A proxy before the peer takes a connection sooner than the peer answers: the longer of the two is
+    /// the round trip. Twice that, as others may share the path.
+    fn data(&self, answered_in: Duration) -> Channel {
+        let round_trip = self.opened_in.max(answered_in);
+        let channel = self
+            .data
+            .get_or_init(|| self.endpoint.lazy_for_bulk(2 * round_trip));
+        channel.clone()
     }
 
     async fn call<T>(
         &self,
         answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<T, Problem> {
-        self.endpoint.call("peer", ANSWER_TIMEOUT, answer).await
+        let asked = Instant::now();
+        let answer = self.endpoint.call("peer", ANSWER_TIMEOUT, answer).await?;
+        self.data(asked.elapsed());
+        Ok(answer)
     }
 
     fn silent(&self, waited: Duration) -> Problem {
@@ -251,7 +270,11 @@ impl Link {
     /// # Errors
     /// As `PeerService.Download`.
     pub(crate) async fn download(&self, spans: Vec<v1::Span>) -> Result<Chunks, Problem> {
-        let asked = chunks::download(self.data.clone(), &self.endpoint, v1::DownloadRequest { spans });
+        let asked = chunks::download(
+            self.data(Duration::ZERO),
+            &self.endpoint,
+            v1::DownloadRequest { spans },
+        );
         tokio::time::timeout(DATA_TIMEOUT, asked)
             .await
             .unwrap_or_else(|_| Err(self.silent(DATA_TIMEOUT)))
@@ -278,7 +301,8 @@ mod tests {
             let endpoint: Endpoint = "127.0.0.1:1".parse().unwrap();
             Self {
                 control: client(endpoint.lazy()),
-                data: endpoint.lazy(),
+                opened_in: Duration::ZERO,
+                data: Arc::default(),
                 endpoint,
             }
         }
