@@ -56,8 +56,8 @@ const LAST_GRACE: Duration = Duration::from_secs(10);
 /// for whoever dropped something in while the peer was off.
 const TOLD_FIRST: Duration = Duration::from_secs(2);
 
-/// Connections of the owner's programs at once.
-const CONTROL_CONNECTIONS: usize = 64;
+/// Connections of the owner's programs at once: each `get` that runs has one.
+const CONTROL_CONNECTIONS: usize = 512;
 
 /// Most streams of one connection: a downloader uses a few dozen, and one peer cannot take all memory.
 const MAX_STREAMS: u32 = 256;
