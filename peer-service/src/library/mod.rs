@@ -6,6 +6,7 @@
 //! | `catalog` | the library in memory: items, files, where a copy of each is; pure |
 //! | `files_folder` | shares what is dropped into the files folder |
 //! | `folder` | from what is found in a folder to its manifest |
+//! | `found` | what a walk found: paths, and what stands there |
 //! | `hasher` | hashes files that must not change meanwhile |
 //! | `hashes` | what hashing a collection's files gives |
 //! | `identify` | what a path would be shared as, without sharing it |
