@@ -23,7 +23,7 @@ use potluck_core::{
 };
 use tokio::{
     net::TcpListener,
-    sync::{Semaphore, mpsc},
+    sync::mpsc,
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -43,7 +43,7 @@ use crate::{
     registrar::Registrar,
     serve::{Counters, Outgoing, PeerApi, Turns},
     store::Store,
-    transfer::{budget::Budget, context::Context, manager::Transfers},
+    transfer::{budget::Budget, context::Context, manager::Transfers, verifying::Verifying},
 };
 
 /// How long open calls may take to end when the peer stops. Downloads are resumed elsewhere: nobody is helped by waiting long.
@@ -169,7 +169,7 @@ pub async fn start(
         peer_id: home.peer_id(),
         local_addr,
         hash_threads: config.hash_threads,
-        verifying: Arc::new(Semaphore::new(config.hash_threads.max(1))),
+        verifying: Verifying::new(config.hash_threads),
         downloaded: AtomicU64::new(0),
         tracker: tracker.clone(),
     });

@@ -85,6 +85,9 @@ impl Swarm {
             peer.requests.retain(|&other| other != id);
             peer.asked -= len;
             peer.owed -= owed;
+            if owed == 0 {
+                peer.waiting -= len;
+            }
             if owed > 0 && peer.owed == 0 {
                 peer.estimate.end(now);
                 silent = std::mem::take(&mut peer.stalled);
@@ -126,6 +129,7 @@ impl Swarm {
         let (key, unit, paid) = (request.peer, request.unit, bytes.min(request.owed));
         request.received += bytes;
         request.owed -= paid;
+        let is_whole = paid > 0 && request.owed == 0;
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
@@ -133,6 +137,9 @@ impl Swarm {
         peer.refusals = 0;
         peer.estimate.arrived(bytes, now);
         peer.owed -= paid;
+        if is_whole {
+            peer.waiting += self.lens[unit as usize];
+        }
         if paid > 0 && peer.owed == 0 {
             peer.estimate.end(now);
         }

@@ -94,6 +94,11 @@ impl Swarm {
                 peer.asked
             );
             assert_eq!(own().map(|request| request.owed).sum::<u64>(), peer.owed);
+            let whole = own().filter(|request| request.owed == 0);
+            assert_eq!(
+                whole.map(|request| self.lens[request.unit as usize]).sum::<u64>(),
+                peer.waiting
+            );
             assert_eq!(
                 peer.owed > 0,
                 peer.estimate.silent_since().is_some(),

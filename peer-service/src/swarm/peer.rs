@@ -14,7 +14,7 @@ pub(super) enum Standing {
 }
 
 /// Invariants: `useful` is the number of missing units in `have`, unless the peer is complete (then it is not kept);
-/// `asked` and `owed` are sums over `requests`.
+/// `asked`, `owed` and `waiting` are sums over `requests`.
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) standing: Standing,
@@ -31,6 +31,8 @@ pub(super) struct Peer {
     pub(super) asked: u64,
     /// Bytes of its requests that did not arrive yet.
     pub(super) owed: u64,
+    /// Bytes of its requests that came whole and are not verified yet.
+    pub(super) waiting: u64,
     /// Whether it is being asked until it owes enough again.
     pub(super) filling: bool,
     pub(super) stalled: bool,
@@ -63,6 +65,7 @@ impl Peer {
             requests: Vec::new(),
             asked: 0,
             owed: 0,
+            waiting: 0,
             filling: false,
             stalled: false,
             estimate: Estimate::default(),
@@ -113,7 +116,10 @@ impl Peer {
         let depth = self.depth_bytes(crowd, unit);
         let slack = self.estimate.rate().unwrap_or(0.0) * DEPTH_SLACK.as_secs_f64();
         let batch = if crowd { 0 } else { (slack / 2.0) as u64 };
-        self.filling = self.owed == 0 || self.owed <= depth && (self.filling || self.owed + batch <= depth);
+        // Where verifying is what takes time, more would only wait here.
+        let under_way = self.owed + self.waiting;
+        self.filling =
+            self.owed == 0 || under_way <= depth && (self.filling || under_way + batch <= depth);
         let wants = self.filling;
         self.is_open()
             && !self.stalled

@@ -184,9 +184,13 @@ impl Caller {
     ) -> Result<(), Ended> {
         while let (true, Some(wanted)) = (assembly.owed() > 0, rest.front().cloned()) {
             let Some(part) = incoming.take() else {
+                let read = async {
+                    self.context.verifying.may_read().await;
+                    tokio::time::timeout(DATA_TIMEOUT, incoming.read()).await
+                };
                 let read = tokio::select! {
                     () = wanted.token.cancelled() => return Err(Ended::Again),
-                    read = tokio::time::timeout(DATA_TIMEOUT, incoming.read()) => read,
+                    read = read => read,
                 };
                 match read {
                     Ok(Ok(())) => continue,
@@ -273,7 +277,7 @@ impl Caller {
 
     /// Verifies and writes on a thread for that, while the next unit comes in.
     async fn check(&self, wanted: Wanted, data: Rope) {
-        let Ok(permit) = Arc::clone(&self.context.verifying).acquire_owned().await else {
+        let Some(thread) = self.context.verifying.thread(data.len()).await else {
             return;
         };
         // Kept free from now on, so that telling never waits. Nobody listens any more: the transfer is over.
@@ -297,7 +301,7 @@ impl Caller {
                     Err(error) => Outcome::NotWritten(target::problem(&live.part.target().path, &error)),
                 },
             };
-            drop((data, permit));
+            drop((data, thread));
             owed.tell(outcome);
         });
     }

@@ -3,17 +3,16 @@
 use std::{
     net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, atomic::AtomicU64},
+    sync::atomic::AtomicU64,
 };
 
 use potluck_core::{
     PeerId,
     index_client::{Address, IndexClient},
 };
-use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use super::{budget::Budget, sources::Source};
+use super::{budget::Budget, sources::Source, verifying::Verifying};
 use crate::{holdings::Holdings, library::Library, limits::Limits, store::Store};
 
 /// See the module.
@@ -40,7 +39,7 @@ pub struct Context {
     /// Threads that hash.
     pub hash_threads: usize,
     /// Units verified and written at once, over all transfers.
-    pub verifying: Arc<Semaphore>,
+    pub verifying: Verifying,
     /// Verified bytes fetched since the start.
     pub downloaded: AtomicU64,
     /// Every task of every transfer.

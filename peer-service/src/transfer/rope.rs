@@ -10,8 +10,9 @@ use bytes::{Bytes, BytesMut};
 /// The shortest run that is kept where it lies, in bytes. What it lies in may be several times as large.
 const MIN_KEPT: usize = 32 * 1024;
 
-/// Longest run that crumbs are copied into, in bytes: a bundle of small files lies in one, of which each file is a slice.
-const CRUMBS: usize = potluck_core::plan::BUNDLE_SIZE as usize;
+/// Shortest run that crumbs are copied into, in bytes. Where more of them come each run has twice the room of the one before: a crumb
+/// between two long runs takes little, and a bundle of small files lies in a few, of which nearly each file is a slice.
+const CRUMBS: usize = 4 * 1024;
 
 /// See the module.
 #[derive(Debug, Clone, Default)]
@@ -32,13 +33,17 @@ impl Rope {
     /// Adds bytes at the end; `left`: how many are still to come, these among them.
     pub(crate) fn push(&mut self, bytes: Bytes, left: usize) {
         let is_crumb = bytes.len() < MIN_KEPT;
+        let room = match is_crumb && !self.tail.is_empty() {
+            true => 2 * self.tail.capacity(),
+            false => CRUMBS,
+        };
         if !is_crumb || self.tail.len() + bytes.len() > self.tail.capacity() {
             self.end_tail();
         }
         self.len += bytes.len();
         if is_crumb {
             if self.tail.is_empty() {
-                self.tail = BytesMut::with_capacity(left.min(CRUMBS).max(bytes.len()));
+                self.tail = BytesMut::with_capacity(room.min(left).max(bytes.len()));
             }
             self.tail.extend_from_slice(&bytes);
         } else {
@@ -143,15 +148,19 @@ mod tests {
     #[test]
     fn crumbs_are_copied_together() {
         let mut rope = Rope::default();
-        (0..10_000).for_each(|at| rope.push(Bytes::from_static(&[1; 3]), 30_000 - 3 * at));
-        assert_eq!(rope.slices(0..30_000).count(), 1);
-        let mut rope = Rope::default();
-        let len = 3 * CRUMBS + 5;
-        let bytes = vec![1; len];
+        let len = 4 << 20;
+        let bytes: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
         for (at, crumb) in (0..).step_by(1000).zip(bytes.chunks(1000)) {
             rope.push(Bytes::copy_from_slice(crumb), len - at);
         }
-        assert_eq!(rope.slices(0..len).count(), 4, "as few runs as there can be");
-        assert!(rope.runs.iter().all(|(_, run)| run.len() > CRUMBS - 1000));
+        assert_eq!(rope.slices(0..len).count(), 11, "few runs");
+        assert_eq!(*rope.run(0..len), bytes);
+        // One between two long runs takes no more than itself.
+        let mut rope = Rope::default();
+        for len in [MIN_KEPT, 100, MIN_KEPT, 100] {
+            rope.push(vec![1; len].into(), 4 << 20);
+        }
+        assert!(rope.tail.capacity() <= CRUMBS);
+        assert_eq!(rope.slices(0..rope.len()).count(), 4);
     }
 }

@@ -11,7 +11,6 @@ use std::{
 
 use potluck_core::PeerId;
 use rustix::fs::OFlags;
-use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use super::*;
@@ -20,7 +19,7 @@ use crate::{
     library::{Library, ShareEvent},
     limits::Limits,
     store::Store,
-    transfer::{budget::Budget, target::Target, view::NewTerms},
+    transfer::{budget::Budget, target::Target, verifying::Verifying, view::NewTerms},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -60,7 +59,7 @@ impl Rig {
             peer_id: PeerId([1; 32]),
             local_addr: (Ipv4Addr::LOCALHOST, 1).into(),
             hash_threads: 1,
-            verifying: Arc::new(Semaphore::new(1)),
+            verifying: Verifying::new(1),
             downloaded: Default::default(),
             tracker: tracker.clone(),
         };
