@@ -30,7 +30,7 @@ pub const QUIET_UNITS: u32 = 16;
 
 /// How much data beyond the link's own delay is kept in flight with a complete source, as time at its rate: covers the
 /// hash check and the driver's scheduling, and lets the driver ask for neighbours in one call.
-pub const DEPTH_SLACK: Duration = Duration::from_millis(30);
+pub const DEPTH_SLACK: Duration = Duration::from_millis(20);
 
 /// Longest silence before a peer's units are open to others. A silent source costs at most this and one unit's time.
 pub const MAX_STALL: Duration = Duration::from_millis(1500);
