@@ -21,11 +21,7 @@ use potluck_core::{
     proto::v1::control_service_server::ControlServiceServer,
     transport::{self, Accept, Endpoint, Health, connections, with_health_and_reflection},
 };
-use tokio::{
-    net::TcpListener,
-    sync::mpsc,
-    time::Instant,
-};
+use tokio::{net::TcpListener, sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{

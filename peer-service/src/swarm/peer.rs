@@ -118,8 +118,7 @@ impl Peer {
         let batch = if crowd { 0 } else { (slack / 2.0) as u64 };
         // Where verifying is what takes time, more would only wait here.
         let under_way = self.owed + self.waiting;
-        self.filling =
-            self.owed == 0 || under_way <= depth && (self.filling || under_way + batch <= depth);
+        self.filling = self.owed == 0 || under_way <= depth && (self.filling || under_way + batch <= depth);
         let wants = self.filling;
         self.is_open()
             && !self.stalled

@@ -159,6 +159,17 @@ fn depth_follows_bandwidth_times_delay() {
 }
 
 #[test]
+fn what_waits_to_be_verified_is_not_added_to() {
+    let mut swarm = swarm(100);
+    join(&mut swarm, A, &[], ms(0));
+    let made = requests(&mut swarm, ms(0));
+    swarm.progressed(made[0].0, LEN, ms(1));
+    assert_eq!(requests(&mut swarm, ms(1)), [], "it still owes one");
+    assert!(swarm.verified(made[0].0, ms(2)));
+    assert!(!requests(&mut swarm, ms(2)).is_empty());
+}
+
+#[test]
 fn bad_bytes_ban_their_sender_and_nobody_else() {
     let mut swarm = swarm(8);
     join(&mut swarm, A, &[], ms(0));

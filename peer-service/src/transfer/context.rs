@@ -1,10 +1,6 @@
 //! What every transfer of a peer works with.
 
-use std::{
-    net::SocketAddr,
-    path::PathBuf,
-    sync::atomic::AtomicU64,
-};
+use std::{net::SocketAddr, path::PathBuf, sync::atomic::AtomicU64};
 
 use potluck_core::{
     PeerId,

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.processes import TrialError
@@ -91,26 +92,40 @@ class SlowReaders(Entry):
         return transfer.payload.size / MIB / took
 
 
-class Sparse(Entry):
-    """A sparse file of far more than the memory is shared, and fetched for a while."""
+@dataclass(frozen=True)
+class Holes:
+    """A file of nothing but holes, which takes no memory at its sources."""
 
-    GET_BYTES = 2 * GIB
+    size: int
+    sources: int = 1
+    get: int = 2 * GIB
+    """Bytes of it that are fetched: these do take memory."""
+
+    def name(self) -> str:
+        return f"{size_name(self.size)} from {self.sources}"
+
+
+class Sparse(Entry):
+    """A sparse file of more than the memory is shared, and fetched for a while."""
+
     PATIENCE = 150.0
 
     def __init__(self, settings: dict[str, str], name: str, version: str):
         self._settings, self.name, self.version = settings, name, version
 
-    def measure(self, bench: Bench, variant: int) -> Outcome:
-        with bench.folder() as folder, room(folder / "room", variant + GIB) as target:
+    def measure(self, bench: Bench, variant: Holes) -> Outcome:
+        size = variant.size
+        with bench.folder() as folder, room(folder / "room", size + GIB) as target:
             path = folder / "sparse.img"
             with path.open("wb") as file:
-                file.truncate(variant)
-            transfer = Transfer(bench, Shape(0, variant), Payload(path, variant), folder, folder)
+                file.truncate(size)
+            transfer = Transfer(bench, Shape(0, size), Payload(path, size), folder, folder)
             system = Potluck(self._settings)
             shared, got = [], []
             try:
                 system.start_index(transfer)
-                system.start_peer(transfer, "source", folder / "s0")
+                for source in range(variant.sources):
+                    system.start_peer(transfer, "source", folder / f"s{source}")
                 system.start_peer(transfer, "downloader", folder / "p0")
                 sharing = Follow(transfer, "source")
                 start = time.monotonic()
@@ -121,7 +136,9 @@ class Sparse(Entry):
                 if not shared:
                     raise TrialError(f"not shared after {self.PATIENCE:.0f} s")
                 share_seconds = time.monotonic() - start
-                system.wait_registered(shared[0]["id"], 1)
+                for source in range(1, variant.sources):
+                    system.ask(folder / f"s{source}", "share", str(path))
+                system.wait_registered(shared[0]["id"], variant.sources)
                 source, downloader = Follow(transfer, "source"), Follow(transfer, "downloader")
                 start = time.monotonic()
                 get = transfer.hold("command", system.command(folder / "p0", "get", shared[0]["id"], "-o", str(target / "arrived.img")),
@@ -131,7 +148,7 @@ class Sparse(Entry):
                 def bytes_there() -> int:
                     return max((event["bytes"] for event in got if event.get("event") == "progress"), default=0)
 
-                while bytes_there() < min(self.GET_BYTES, variant) and time.monotonic() < start + self.PATIENCE and get.process.returncode is None:
+                while bytes_there() < min(variant.get, size) and time.monotonic() < start + self.PATIENCE and get.process.returncode is None:
                     source.look()
                     downloader.look()
                     time.sleep(LOOK)
@@ -141,8 +158,8 @@ class Sparse(Entry):
             finally:
                 transfer.stop()
         return Outcome({
-            "share s": share_seconds, "share MiB/s": variant / MIB / share_seconds, "sharing anon MiB": sharing.peak / MIB,
-            "get MiB/s": arrived / MIB / get_seconds, "source anon MiB": source.peak / MIB, "downloader anon MiB": downloader.peak / MIB,
+            "share s": share_seconds, "share MiB/s": size / MIB / share_seconds, "sharing anon MiB": sharing.peak / MIB,
+            "get MiB/s": arrived / MIB / get_seconds, "source anon MiB": source.peak / variant.sources / MIB, "downloader anon MiB": downloader.peak / MIB,
         }, {"sharing anon MiB": [(t, size / MIB) for t, size in sharing.seen]})
 
 
@@ -186,7 +203,7 @@ CASES = (
     Case("slow-readers", f"{READERS:,} readers of one peer, each of which takes {BYTES_PER_SECOND} bytes a second, and a plain `get` from the same peer meanwhile",
          lambda options: {size_name(options.size or 512 * MIB): options.size or 512 * MIB}, of_potluck(SlowReaders),
          compare=("get meanwhile MiB/s", "peak anon MiB"), plot="series"),
-    Case("sparse", f"a sparse file is shared, and {size_name(Sparse.GET_BYTES)} of it fetched",
-         lambda options: {size_name(options.size or 100 * GIB): options.size or 100 * GIB}, of_potluck(Sparse),
+    Case("sparse", "a sparse file is shared, and some of it fetched",
+         lambda options: {holes.name(): holes for holes in (Holes(options.size or 100 * GIB), Holes(16 * GIB, 4, 12 * GIB))}, of_potluck(Sparse),
          compare=("share MiB/s", "get MiB/s"), plot="series"),
 )
