@@ -1,4 +1,5 @@
-//! Under a limit of our own: what is here and may not count yet holds up everything behind it, and no peer is to blame.
+//! Under a limit of our own, or while our own disk is what takes time: what is here and may not count yet holds up everything behind it, and no
+//! peer is to blame.
 
 use std::time::Duration;
 

@@ -202,7 +202,7 @@ impl Swarm {
         self.settle();
     }
 
-    /// Bytes of a request are here and wait for our own limit: whoever sent them is not silent, and nobody else would be faster.
+    /// Bytes of a request wait for our own limit, or for us to verify and write: whoever sent them is not silent, and nobody else would be faster.
     pub fn held(&mut self, id: RequestId, now: Time) {
         self.hold(id, now);
         self.settle();

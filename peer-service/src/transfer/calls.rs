@@ -29,7 +29,7 @@ const PROGRESS_STEP: u64 = 64 * 1024;
 /// Least pause between two reports of the same unit: a fast peer's rate is as well known from a few.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(5);
 
-/// How often it is said of bytes that wait for our own limit that they are here: sooner than any silence counts as one.
+/// How often it is said that bytes wait for our own limit, or to be verified and written: sooner than any silence counts as one.
 const BEAT: Duration = Duration::from_millis(200);
 
 /// Least wait before a busy peer is asked for the rest of a unit.
@@ -54,7 +54,7 @@ pub(crate) struct Wanted {
 pub(crate) enum Outcome {
     /// So many bytes more came, not verified.
     Progress(u64),
-    /// What came next waits for our own limit.
+    /// What came, or comes next, waits for our own limit, or for us to verify and write what came before.
     Held,
     /// Verified and written.
     Verified,
@@ -184,13 +184,16 @@ impl Caller {
     ) -> Result<(), Ended> {
         while let (true, Some(wanted)) = (assembly.owed() > 0, rest.front().cloned()) {
             let Some(part) = incoming.take() else {
-                let read = async {
-                    self.context.verifying.may_read().await;
-                    tokio::time::timeout(DATA_TIMEOUT, incoming.read()).await
-                };
+                if self
+                    .ours(&wanted, self.context.verifying.may_read())
+                    .await
+                    .is_none()
+                {
+                    return Err(Ended::Again);
+                }
                 let read = tokio::select! {
                     () = wanted.token.cancelled() => return Err(Ended::Again),
-                    read = read => read,
+                    read = tokio::time::timeout(DATA_TIMEOUT, incoming.read()) => read,
                 };
                 match read {
                     Ok(Ok(())) => continue,
@@ -264,6 +267,21 @@ impl Caller {
         }
     }
 
+    /// Waits for what takes time here, such as a disk that writes nothing for a while, and says so: whoever was asked is not silent. `None`
+    /// where the unit is not wanted any more.
+    async fn ours<T>(&self, wanted: &Wanted, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            // The work is pinned outside: polling the other arms loses nothing of it.
+            tokio::select! {
+                biased;
+                done = &mut work => return Some(done),
+                () = wanted.token.cancelled() => return None,
+                () = tokio::time::sleep(BEAT) => self.tell(wanted, Outcome::Held).await,
+            }
+        }
+    }
+
     async fn broken(&self, rest: &mut VecDeque<Wanted>, broken: Broken) -> Ended {
         match broken {
             Broken::Unasked(error) => Ended::Corrupt(error.to_string()),
@@ -277,7 +295,10 @@ impl Caller {
 
     /// Verifies and writes on a thread for that, while the next unit comes in.
     async fn check(&self, wanted: Wanted, data: Rope) {
-        let Some(thread) = self.context.verifying.thread(data.len()).await else {
+        let thread = self
+            .ours(&wanted, self.context.verifying.thread(data.len()))
+            .await;
+        let Some(thread) = thread.flatten() else {
             return;
         };
         // Kept free from now on, so that telling never waits. Nobody listens any more: the transfer is over.

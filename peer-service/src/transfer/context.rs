@@ -34,7 +34,7 @@ pub struct Context {
     pub local_addr: SocketAddr,
     /// Threads that hash.
     pub hash_threads: usize,
-    /// Units verified and written at once, over all transfers.
+    /// Who may verify and write a unit now, over all transfers.
     pub verifying: Verifying,
     /// Verified bytes fetched since the start.
     pub downloaded: AtomicU64,

@@ -204,6 +204,6 @@ CASES = (
          lambda options: {size_name(options.size or 512 * MIB): options.size or 512 * MIB}, of_potluck(SlowReaders),
          compare=("get meanwhile MiB/s", "peak anon MiB"), plot="series"),
     Case("sparse", "a sparse file is shared, and some of it fetched",
-         lambda options: {holes.name(): holes for holes in (Holes(options.size or 100 * GIB), Holes(16 * GIB, 4, 12 * GIB))}, of_potluck(Sparse),
+         lambda options: {holes.name(): holes for holes in (Holes(options.size or 100 * GIB), Holes(options.size or 16 * GIB, 4, 12 * GIB))}, of_potluck(Sparse),
          compare=("share MiB/s", "get MiB/s"), plot="series"),
 )
