@@ -9,7 +9,7 @@
 //!
 //! Pure. Reading and restoring folders is for the peer.
 
-use std::fmt;
+use std::{fmt, iter};
 
 use bytes::Bytes;
 
@@ -268,13 +268,31 @@ impl Manifest {
 
     /// Each distinct content of files, in no order: the entries that have it, in order.
     pub fn contents(&self) -> impl Iterator<Item = &[u32]> {
-        self.by_id.chunk_by(|&a, &b| self.id(a) == self.id(b))
+        let mut rest = &self.by_id[..];
+        // Each id is read from the bytes once.
+        let mut id = rest.first().and_then(|&first| self.id(first));
+        iter::from_fn(move || {
+            let this = id?;
+            let mut same = 0;
+            while id == Some(this) {
+                same += 1;
+                id = rest.get(same).and_then(|&next| self.id(next));
+            }
+            let (entries, after) = rest.split_at(same);
+            rest = after;
+            Some(entries)
+        })
+    }
+
+    /// What stands at an entry's path, for those who need no path.
+    pub fn content(&self, index: u32) -> Option<Content<'_>> {
+        let start = *self.starts.get(index as usize)? as usize;
+        encoding::content(&self.bytes[start..])
     }
 
     /// The id of an entry that is a file.
     pub fn id(&self, index: u32) -> Option<FileId> {
-        let start = *self.starts.get(index as usize)? as usize;
-        encoding::id(&self.bytes[start..])
+        self.content(index)?.id()
     }
 
     /// How many regular files there are, each path counted.

@@ -180,7 +180,7 @@ impl Plan {
     pub fn file(&self, file: usize) -> Option<PlanFile> {
         match &self.files {
             Files::One(one) => (file == 0).then_some(*one),
-            Files::Of(manifest, firsts) => match manifest.get(*firsts.get(file)?)?.content {
+            Files::Of(manifest, firsts) => match manifest.content(*firsts.get(file)?)? {
                 Content::File { id, size, .. } => Some(PlanFile { id, size }),
                 _ => None,
             },

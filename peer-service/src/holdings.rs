@@ -114,7 +114,11 @@ impl Holdings {
         state.log.reserve(ids.len());
         for &id in ids {
             state.log.put(id, What::Whole);
-            state.put.remove(&id);
+        }
+        if !state.put.is_empty() {
+            for id in ids {
+                state.put.remove(id);
+            }
         }
         self.publish(state);
     }

@@ -160,7 +160,7 @@ impl Sums {
             if a != b || manifest.id(first) != manifest.id(second) {
                 continue;
             }
-            let file = |index| match manifest.get(index)?.content {
+            let file = |index| match manifest.content(index)? {
                 Content::File { size, .. } => Some(size),
                 _ => None,
             };

@@ -65,21 +65,7 @@ pub(super) fn put(entry: &Entry<'_>, bytes: &mut Vec<u8>) {
 pub(super) fn take(bytes: &[u8]) -> Option<(Entry<'_>, &[u8])> {
     let (entry, after) = take_field(ENTRY, bytes)?;
     let (path, rest) = take_text(PATH, entry)?;
-    let (&key, _) = rest.split_first()?;
-    let (inner, []) = take_field(key, rest)? else {
-        return None;
-    };
-    let content = match key {
-        FILE => take_file(inner)?,
-        DIRECTORY if inner.is_empty() => Content::EmptyDirectory,
-        LINK if inner.is_empty() => Content::Link { target: "" },
-        LINK => match take_text(TARGET, inner)? {
-            ("", _) => return None,
-            (target, []) => Content::Link { target },
-            _ => return None,
-        },
-        _ => return None,
-    };
+    let content = take_content(rest)?;
     let path = RelPath::unchecked(path);
     Some((Entry { path, content }, after))
 }
@@ -90,13 +76,29 @@ pub(super) fn path(bytes: &[u8]) -> &[u8] {
     path.map_or(&[], |(path, _)| path)
 }
 
-/// The id of a file's entry that was read before.
-pub(super) fn id(bytes: &[u8]) -> Option<FileId> {
+/// What stands at the path of an entry that was read before.
+pub(super) fn content(bytes: &[u8]) -> Option<Content<'_>> {
     let (entry, _) = take_field(ENTRY, bytes)?;
     let (_, rest) = take_field(PATH, entry)?;
-    let (inner, _) = take_field(FILE, rest)?;
-    let (id, _) = take_field(FILE_ID, inner)?;
-    FileId::try_from(id).ok()
+    take_content(rest)
+}
+
+fn take_content(bytes: &[u8]) -> Option<Content<'_>> {
+    let (&key, _) = bytes.split_first()?;
+    let (inner, []) = take_field(key, bytes)? else {
+        return None;
+    };
+    match key {
+        FILE => take_file(inner),
+        DIRECTORY if inner.is_empty() => Some(Content::EmptyDirectory),
+        LINK if inner.is_empty() => Some(Content::Link { target: "" }),
+        LINK => match take_text(TARGET, inner)? {
+            ("", _) => None,
+            (target, []) => Some(Content::Link { target }),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 fn take_file(inner: &[u8]) -> Option<Content<'_>> {
@@ -146,6 +148,10 @@ fn put_text(key: u8, text: &str, bytes: &mut Vec<u8>) {
 
 /// A number in its shortest form.
 fn take_number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    // Most are small.
+    if let [byte @ ..0x80, rest @ ..] = bytes {
+        return Some((u64::from(*byte), rest));
+    }
     let mut number = 0_u64;
     for (index, &byte) in bytes.iter().enumerate().take(10) {
         let part = u64::from(byte & 0x7f);

@@ -5,7 +5,7 @@
 
 use std::hash::{BuildHasher as _, RandomState};
 
-use hashbrown::HashTable;
+use hashbrown::{HashTable, hash_table::Entry};
 use potluck_core::FileId;
 
 /// One line in so many may be one that does not count, before all those are taken out.
@@ -78,8 +78,6 @@ impl Log {
         if what == What::Part && self.line(&id).is_some_and(|line| line.what == What::Whole) {
             return false;
         }
-        self.take(&id);
-        self.there += 1;
         self.push(id, what);
         true
     }
@@ -89,11 +87,10 @@ impl Log {
         if self.line(id).is_none_or(|line| line.what == What::Removed) {
             return;
         }
-        self.take(id);
         if remember {
-            self.removed += 1;
             self.push(*id, What::Removed);
         } else {
+            self.take(id);
             self.last += 1;
         }
     }
@@ -121,30 +118,53 @@ impl Log {
 
     /// Lets an id's line, if it has one, count no more.
     fn take(&mut self, id: &FileId) {
-        let lines = &mut self.lines;
+        let lines = &self.lines;
         let found = self
             .places
             .find_entry(self.hasher.hash_one(id), |&at| lines[at as usize].id == *id);
-        let Ok(found) = found else { return };
-        let (at, _) = found.remove();
-        match std::mem::replace(&mut lines[at as usize].what, What::Nothing) {
+        if let Ok(found) = found {
+            let (at, _) = found.remove();
+            self.retire(at);
+        }
+    }
+
+    /// Lets a line that no place leads to count no more.
+    fn retire(&mut self, at: u32) {
+        match std::mem::replace(&mut self.lines[at as usize].what, What::Nothing) {
             What::Removed => self.removed -= 1,
             _ => self.there -= 1,
         }
         self.nothing += 1;
     }
 
+    /// Gives an id a new line, the one that counts from now on.
     fn push(&mut self, id: FileId, what: What) {
         self.tidy();
         self.last += 1;
+        match what {
+            What::Removed => self.removed += 1,
+            _ => self.there += 1,
+        }
         // A peer has far fewer than 2^32 files.
         let at = self.lines.len() as u32;
+        let (lines, hasher) = (&self.lines, &self.hasher);
+        let place = self.places.entry(
+            hasher.hash_one(id),
+            |&at| lines[at as usize].id == id,
+            |&at| hasher.hash_one(lines[at as usize].id),
+        );
+        match place {
+            Entry::Vacant(place) => drop(place.insert(at)),
+            Entry::Occupied(mut place) => {
+                let old = std::mem::replace(place.get_mut(), at);
+                self.retire(old);
+            }
+        }
         self.lines.push(Line {
             version: self.last,
             id,
             what,
         });
-        self.index(at);
     }
 
     fn index(&mut self, at: u32) {

@@ -17,6 +17,9 @@ use crate::{
     store::{Change, StoreError},
 };
 
+/// Files above which counting them among the holdings takes long enough to be done while the database is written.
+const MANY: usize = 4096;
+
 impl Source for Inner {
     fn registration(&self, id: &FileId) -> Option<Registration> {
         self.catalog().registration(id)
@@ -31,7 +34,15 @@ impl Inner {
         // With what a full disk kept from being stored before.
         let mut changes = std::mem::take(&mut *lock(&self.unsaved));
         changes.append(&mut settled.changes);
-        let stored = self.store.apply(&changes).map_err(|error| {
+        let stored = std::thread::scope(|scope| {
+            let hold = || self.holdings.hold(&settled.there);
+            match settled.there.len() > MANY {
+                true => drop(scope.spawn(hold)),
+                false => hold(),
+            }
+            self.store.apply(&changes)
+        });
+        let stored = stored.map_err(|error| {
             *lock(&self.unsaved) = std::mem::take(&mut changes);
             tracing::error!(%error, "a change of the library could not be stored");
             match error.is_full() {
@@ -45,15 +56,20 @@ impl Inner {
                 ),
             }
         });
-        self.tell(&settled);
+        self.forget(&settled);
         self.unsummed.notify_one();
         stored
     }
 
     /// Tells a change to all but the database.
     pub(super) fn tell(&self, settled: &Settled) {
-        self.holdings.remove(&settled.removed);
         self.holdings.hold(&settled.there);
+        self.forget(settled);
+    }
+
+    /// Tells what is gone.
+    fn forget(&self, settled: &Settled) {
+        self.holdings.remove(&settled.removed);
         let mut watchers = self.watchers();
         watchers.retain(|_, sender| sender.receiver_count() > 0);
         for id in &settled.removed {

@@ -152,7 +152,7 @@ impl Tree {
     pub(crate) fn complete(&self) -> io::Result<()> {
         self.handles().clear();
         for entries in self.manifest.contents() {
-            let id = self.manifest.get(entries[0]).and_then(|entry| entry.content.id());
+            let id = self.manifest.id(entries[0]);
             if self.made && entries.len() == 1 && id != Some(EMPTY_FILE) {
                 continue;
             }

@@ -45,7 +45,8 @@ impl Catalog {
             manifests,
             mut changes,
         } = delta;
-        touched.sort_unstable();
+        // An item's files are in order already, which this sort makes use of.
+        touched.sort();
         touched.dedup();
         let mut removed = Vec::new();
         if has_lost {

@@ -139,7 +139,7 @@ impl Shared {
             return Some(self.record);
         }
         let folder = self.folder()?;
-        let Content::File { id, size, .. } = folder.manifest.get(part)?.content else {
+        let Content::File { id, size, .. } = folder.manifest.content(part)? else {
             return None;
         };
         let root = *folder.members.roots.get(part as usize)?;
