@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal as _;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -20,6 +21,19 @@ pub fn log() {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+}
+
+/// Takes as many open files as the system lets this program have. Shells begin programs with 1,024, for the sake of old ones that
+/// cannot do with more; hundreds of transfers at once need more.
+pub fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let all = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, all) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// A token that SIGINT or SIGTERM cancels. The second signal ends the program at once: what is acknowledged is on disk by then, and

@@ -20,6 +20,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     program::log();
+    program::raise_open_files();
     match start(arguments.options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

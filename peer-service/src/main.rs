@@ -23,6 +23,7 @@ const LAST_READS: Duration = Duration::from_secs(1);
 fn main() -> ExitCode {
     let line = Line::parse();
     program::log();
+    program::raise_open_files();
     match serve(line.options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

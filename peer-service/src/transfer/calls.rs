@@ -295,9 +295,9 @@ impl Caller {
 
     /// Verifies and writes on a thread for that, while the next unit comes in.
     async fn check(&self, wanted: Wanted, data: Rope) {
-        let thread = self
-            .ours(&wanted, self.context.verifying.thread(data.len()))
-            .await;
+        let target = &self.live.part.target().path;
+        let turn = self.context.verifying.thread(data.len(), target);
+        let thread = self.ours(&wanted, turn).await;
         let Some(thread) = thread.flatten() else {
             return;
         };

@@ -16,6 +16,7 @@ use super::{
     rate::Rate,
     sources::Sources,
     unserved::unserved,
+    verifying::Verifying,
     view::{Missing, PeerRow, PeerStanding, State, View},
 };
 use crate::swarm::{Failure, PeerKey, PeerState, PeerView, StuckReason, Swarm};
@@ -26,6 +27,9 @@ const MAX_PEERS: usize = 1_000;
 /// Most runs of missing units shown, as the contract has it.
 const MAX_RUNS: usize = 1_000;
 
+/// How long a unit may take to be verified and written before that is told: far longer than a slow disk takes, busy with others.
+const HUNG: Duration = Duration::from_secs(5);
+
 /// How often the missing units are gone through.
 const MISSING_EVERY: Duration = Duration::from_secs(1);
 
@@ -33,6 +37,7 @@ const MISSING_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Reporter {
     view: watch::Sender<View>,
+    verifying: Verifying,
     start: Instant,
     inner: Mutex<Inner>,
 }
@@ -48,7 +53,7 @@ struct Inner {
 
 impl Reporter {
     /// Writes to this view.
-    pub(crate) fn new(view: watch::Sender<View>) -> Self {
+    pub(crate) fn new(view: watch::Sender<View>, verifying: Verifying) -> Self {
         view.send_modify(|view| {
             view.state = State::Preparing;
             view.error = None;
@@ -62,6 +67,7 @@ impl Reporter {
         });
         Self {
             view,
+            verifying,
             start: Instant::now(),
             inner: Mutex::default(),
         }
@@ -159,7 +165,9 @@ impl Reporter {
             }
             (done, rate, rows, due)
         };
-        let stuck = wrong.or_else(|| stuck(swarm, peers, sources));
+        let stuck = wrong
+            .or_else(|| hung(&self.verifying))
+            .or_else(|| stuck(swarm, peers, sources));
         self.write(|view| {
             view.state = if stuck.is_some() {
                 State::Waiting
@@ -240,6 +248,19 @@ const fn explained(failure: Failure) -> &'static str {
         Failure::NotAvailable => "had not what it was asked for",
         Failure::Refused => "refused to send",
     }
+}
+
+/// What keeps everything that comes from being verified and written.
+fn hung(verifying: &Verifying) -> Option<Problem> {
+    let (target, age) = verifying.longest(HUNG)?;
+    Some(Problem::new(
+        Reason::TargetNotWritable,
+        format!(
+            "the disk hangs or is very slow: it has been writing a piece of {} for {} s; the transfer goes on when it answers",
+            target.display(),
+            age.as_secs()
+        ),
+    ))
 }
 
 /// Why nothing can be asked for, where that is for others to change.

@@ -73,7 +73,7 @@ pub(crate) struct Run {
 impl Run {
     /// Runs to the end.
     pub(crate) async fn run(self) -> Ended {
-        let reporter = Reporter::new(self.view.clone());
+        let reporter = Reporter::new(self.view.clone(), self.context.verifying.clone());
         let (list, sources) = watch::channel(Sources::default());
         // Ends with the run, however that ends.
         let local = self.stop.child_token();

@@ -3,9 +3,17 @@
 //! Invariant: units that came whole and wait for a thread are a few MiB, whatever the number of transfers and peers. Where these come
 //! faster than they can be verified and written, nothing more is read: what was asked for waits in the kernel and at the senders, not here.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
 /// Bytes of whole units that may wait: what threads are kept busy with while the next units come. A larger unit waits alone.
 const MAX_WAITING: usize = 4 << 20;
@@ -16,6 +24,33 @@ pub struct Verifying {
     threads: Arc<Semaphore>,
     /// In bytes. First come, first served: behind a unit that finds no room here, no reader finds any.
     room: Arc<Semaphore>,
+    turns: Arc<Mutex<Turns>>,
+}
+
+/// The units that have a thread.
+#[derive(Debug, Default)]
+struct Turns {
+    /// Since when, and where to: the first is the oldest.
+    running: BTreeMap<u64, (Instant, PathBuf)>,
+    next: u64,
+}
+
+/// A thread for one unit, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    number: u64,
+    turns: Arc<Mutex<Turns>>,
+    _thread: OwnedSemaphorePermit,
+}
+
+fn lock(turns: &Mutex<Turns>) -> MutexGuard<'_, Turns> {
+    turns.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        lock(&self.turns).running.remove(&self.number);
+    }
 }
 
 impl Verifying {
@@ -24,6 +59,7 @@ impl Verifying {
         Self {
             threads: Arc::new(Semaphore::new(threads.max(1))),
             room: Arc::new(Semaphore::new(MAX_WAITING)),
+            turns: Arc::default(),
         }
     }
 
@@ -33,11 +69,29 @@ impl Verifying {
         let _ = self.room.acquire().await;
     }
 
-    /// Waits for a thread for a unit of so many bytes, until what this gives is dropped. Cancel-safe.
-    pub(crate) async fn thread(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    /// Waits for a thread for a unit of so many bytes that is to be written there. Cancel-safe.
+    pub(crate) async fn thread(&self, bytes: usize, target: &Path) -> Option<Turn> {
         let bytes = bytes.min(MAX_WAITING) as u32;
         let _waits = self.room.acquire_many(bytes).await.ok()?;
-        Arc::clone(&self.threads).acquire_owned().await.ok()
+        let thread = Arc::clone(&self.threads).acquire_owned().await.ok()?;
+        let mut turns = lock(&self.turns);
+        let number = turns.next;
+        turns.next += 1;
+        turns.running.insert(number, (Instant::now(), target.to_owned()));
+        drop(turns);
+        Some(Turn {
+            number,
+            turns: Arc::clone(&self.turns),
+            _thread: thread,
+        })
+    }
+
+    /// Where the unit is written to that has had its thread for longest, if that is at least this long: the disk may hang.
+    pub(crate) fn longest(&self, least: Duration) -> Option<(PathBuf, Duration)> {
+        let turns = lock(&self.turns);
+        let (since, target) = turns.running.values().next()?;
+        let age = since.elapsed();
+        (age >= least).then(|| (target.clone(), age))
     }
 }
 
@@ -45,7 +99,7 @@ impl Verifying {
 mod tests {
     use std::{future::Future, pin::pin};
 
-    use tokio::time::{Duration, timeout};
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -55,14 +109,14 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_read_while_too_much_waits() {
-        let verifying = Verifying::new(2);
-        let first = verifying.thread(MAX_WAITING).await.unwrap();
-        let second = verifying.thread(3 * MAX_WAITING).await.unwrap();
+        let (verifying, target) = (Verifying::new(2), Path::new("/target"));
+        let first = verifying.thread(MAX_WAITING, target).await.unwrap();
+        let second = verifying.thread(3 * MAX_WAITING, target).await.unwrap();
         assert!(is_ready(verifying.may_read()).await, "nothing waits");
-        let mut small = pin!(verifying.thread(MAX_WAITING / 2));
+        let mut small = pin!(verifying.thread(MAX_WAITING / 2, target));
         assert!(!is_ready(&mut small).await);
         assert!(is_ready(verifying.may_read()).await, "there is room for more");
-        let mut large = pin!(verifying.thread(3 * MAX_WAITING));
+        let mut large = pin!(verifying.thread(3 * MAX_WAITING, target));
         assert!(!is_ready(&mut large).await);
         assert!(!is_ready(verifying.may_read()).await, "and now there is none");
         drop(first);
@@ -79,11 +133,27 @@ mod tests {
 
     #[tokio::test]
     async fn who_gives_up_holds_up_nobody() {
-        let verifying = Verifying::new(1);
-        let busy = verifying.thread(1).await.unwrap();
-        assert!(!is_ready(verifying.thread(MAX_WAITING)).await);
+        let (verifying, target) = (Verifying::new(1), Path::new("/target"));
+        let busy = verifying.thread(1, target).await.unwrap();
+        assert!(!is_ready(verifying.thread(MAX_WAITING, target)).await);
         assert!(is_ready(verifying.may_read()).await);
         drop(busy);
-        assert!(is_ready(verifying.thread(1)).await);
+        assert!(is_ready(verifying.thread(1, target)).await);
+    }
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_turn_is_told_while_it_lasts() {
+        let verifying = Verifying::new(2);
+        let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+        let first = verifying.thread(1, Path::new("/slow")).await.unwrap();
+        assert_eq!(verifying.longest(second), None, "it has only begun");
+        tokio::time::sleep(minute).await;
+        let later = verifying.thread(1, Path::new("/quick")).await.unwrap();
+        assert_eq!(verifying.longest(second), Some(("/slow".into(), minute)));
+        drop(first);
+        assert_eq!(verifying.longest(second), None);
+        tokio::time::sleep(second).await;
+        assert_eq!(verifying.longest(second), Some(("/quick".into(), second)));
+        drop(later);
+        assert_eq!(verifying.longest(Duration::ZERO), None);
     }
 }
