@@ -1,8 +1,26 @@
 //! Reading what is in memory already, without ever waiting for a disk.
+//!
+//! Of files on other machines even `stat` may wait, for ever where that machine is gone: whether a file [`never_waits`] is asked where
+//! waiting harms nobody, once it is open, and only such a file is read or asked about on an async thread.
 
 use std::fs::File;
 
-/// Fills `buf` from this offset if all of that is in memory; false: it is not, or the system cannot tell.
+/// Whether the file's system can say at once what is in memory, or has everything there. May itself wait.
+#[cfg(target_os = "linux")]
+pub(crate) fn never_waits(file: &File) -> bool {
+    use rustix::io::{Errno, ReadWriteFlags, preadv2};
+
+    let mut byte = [0];
+    let read = preadv2(
+        file,
+        &mut [std::io::IoSliceMut::new(&mut byte)],
+        0,
+        ReadWriteFlags::NOWAIT,
+    );
+    read != Err(Errno::OPNOTSUPP) || is_in_memory(file)
+}
+
+/// Fills `buf` from this offset of a file that [`never_waits`] if all of that is in memory; false: it is not.
 #[cfg(target_os = "linux")]
 pub(crate) fn read(file: &File, offset: u64, buf: &mut [u8]) -> bool {
     use std::os::unix::fs::FileExt as _;
@@ -18,7 +36,7 @@ pub(crate) fn read(file: &File, offset: u64, buf: &mut [u8]) -> bool {
     ) {
         Ok(read) => read == len,
         // A file system in memory has no use for the flag.
-        Err(Errno::OPNOTSUPP) => is_in_memory(file) && file.read_exact_at(buf, offset).is_ok(),
+        Err(Errno::OPNOTSUPP) => file.read_exact_at(buf, offset).is_ok(),
         Err(_) => false,
     }
 }
@@ -36,6 +54,11 @@ pub(crate) fn is_in_memory(file: &File) -> bool {
 }
 
 #[cfg(not(target_os = "linux"))]
+pub(crate) fn never_waits(_file: &File) -> bool {
+    false
+}
+
+#[cfg(not(target_os = "linux"))]
 pub(crate) fn read(_file: &File, _offset: u64, _buf: &mut [u8]) -> bool {
     false
 }
@@ -43,4 +66,21 @@ pub(crate) fn read(_file: &File, _offset: u64, _buf: &mut [u8]) -> bool {
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn is_in_memory(_file: &File) -> bool {
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_file_of_this_machine_is_read_at_once() {
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, b"content").unwrap();
+        assert!(never_waits(&file));
+        let mut bytes = [0; 4];
+        assert!(read(&file, 3, &mut bytes));
+        assert_eq!(&bytes, b"tent");
+        assert!(!read(&file, 4, &mut bytes), "there is less");
+    }
 }

@@ -50,7 +50,8 @@ pub trait Offer: Send + Sync + fmt::Debug {
     /// `PIECE_NOT_AVAILABLE` where part of it is not verified yet; `FILE_CHANGED` where the file is not what was hashed.
     fn open(&self, range: Range<u64>) -> Result<Arc<File>, Problem>;
 
-    /// The same, where that can be done without waiting for a disk or a lock that is held for long.
+    /// The same, where that can be done without waiting for a disk, another machine or a lock that is held for long, and neither does
+    /// reading it where [`crate::cached`] can.
     fn open_now(&self, range: Range<u64>) -> Option<Arc<File>>;
 
     /// Whether the file that was opened is surely still what was hashed, as far as that can be told at once.

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     bits::Bits,
+    cached,
     offer::{Offer, Units},
     store::Stamp,
 };
@@ -156,7 +157,7 @@ impl Offer for LibraryOffer {
         if !self.is_kept() {
             return None;
         }
-        let file = self.inner.handles().get(&self.record.id)?;
+        let file = self.inner.handles().get_now(&self.record.id)?;
         self.is_unchanged(&file).then_some(file)
     }
 
@@ -246,7 +247,8 @@ impl Inner {
             self.handles().remove(id);
         }
         let file = self.open_anew(id)?;
-        self.handles().put(*id, file.clone());
+        let never_waits = cached::never_waits(&file);
+        self.handles().put(*id, file.clone(), never_waits);
         Ok(file)
     }
 
@@ -334,36 +336,61 @@ fn fits(catalog: &Catalog, id: &FileId, stamp: &Stamp) -> bool {
     copies.any(|(shared, part)| Expected::of(shared, part).is_some_and(|expected| expected.fits(stamp)))
 }
 
+/// A file that is kept open.
+#[derive(Debug)]
+struct Handle {
+    id: FileId,
+    file: Arc<File>,
+    never_waits: bool,
+    used: Instant,
+}
+
 /// The files last read, kept open.
 #[derive(Debug, Default)]
 pub(super) struct Handles {
     /// Least lately used first.
-    open: VecDeque<(FileId, Arc<File>, Instant)>,
+    open: VecDeque<Handle>,
 }
 
 impl Handles {
     fn get(&mut self, id: &FileId) -> Option<Arc<File>> {
-        let index = self.open.iter().position(|(held, ..)| held == id)?;
-        let (id, file, _) = self.open.remove(index)?;
-        self.open.push_back((id, file.clone(), Instant::now()));
-        Some(file)
+        self.used(id).map(|handle| handle.file.clone())
     }
 
-    fn put(&mut self, id: FileId, file: Arc<File>) {
+    /// The same, if it never waits.
+    fn get_now(&mut self, id: &FileId) -> Option<Arc<File>> {
+        let handle = self.used(id)?;
+        handle.never_waits.then(|| handle.file.clone())
+    }
+
+    fn used(&mut self, id: &FileId) -> Option<&Handle> {
+        let index = self.open.iter().position(|handle| handle.id == *id)?;
+        let mut handle = self.open.remove(index)?;
+        handle.used = Instant::now();
+        self.open.push_back(handle);
+        self.open.back()
+    }
+
+    fn put(&mut self, id: FileId, file: Arc<File>, never_waits: bool) {
         self.remove(&id);
         if self.open.len() == MAX_HANDLES {
             self.open.pop_front();
         }
-        self.open.push_back((id, file, Instant::now()));
+        self.open.push_back(Handle {
+            id,
+            file,
+            never_waits,
+            used: Instant::now(),
+        });
     }
 
     pub(super) fn remove(&mut self, id: &FileId) {
-        self.open.retain(|(held, ..)| held != id);
+        self.open.retain(|handle| handle.id != *id);
     }
 
     /// Closes those unused for [`HANDLE_IDLE`].
     pub(super) fn sweep(&mut self, now: Instant) {
         self.open
-            .retain(|(_, _, used)| now.saturating_duration_since(*used) < HANDLE_IDLE);
+            .retain(|handle| now.saturating_duration_since(handle.used) < HANDLE_IDLE);
     }
 }

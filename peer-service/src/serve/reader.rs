@@ -46,6 +46,8 @@ pub(super) struct Reader {
     at: usize,
     offset: u64,
     file: Option<Arc<File>>,
+    /// Whether that file never waits for a disk or another machine unless it is to.
+    never_waits: bool,
     buffers: Buffers,
 }
 
@@ -55,6 +57,7 @@ impl Reader {
             offset: 0,
             at: 0,
             file: None,
+            never_waits: false,
             jobs,
             buffers,
         };
@@ -70,6 +73,11 @@ impl Reader {
 
     /// The next messages, of at most `most` bytes of data, as far as they are in memory; never waits for a disk.
     pub(super) fn read_now(&mut self, most: u64) -> Option<Batch> {
+        if self.file.is_some() && !self.never_waits {
+            return None;
+        }
+        // What is opened now is such a file.
+        self.never_waits = true;
         // Why it is not is found out where that may take its time.
         let not_now = || Problem::new(Reason::Internal, "not in memory");
         let batch = self.fill(
@@ -88,7 +96,7 @@ impl Reader {
     /// # Errors
     /// Whatever the offer says of the file, and `STORE_UNAVAILABLE` where the disk fails. Nothing more can be read then.
     pub(super) fn read(&mut self, most: u64) -> Result<Batch, Problem> {
-        self.fill(
+        let batch = self.fill(
             most,
             |offer, range| offer.open(range),
             |offer, file, range, bytes| {
@@ -100,7 +108,9 @@ impl Reader {
                 offer.check(file)?;
                 read.map_err(|error| unreadable(offer, &error))
             },
-        )
+        );
+        self.never_waits = self.file.as_deref().is_some_and(cached::never_waits);
+        batch
     }
 
     /// Reads the next messages by these means; those before one that cannot be had, if there are any.

@@ -191,7 +191,8 @@ impl Offer for Whole {
 
     fn open_now(&self, range: Range<u64>) -> Option<Arc<File>> {
         // A plain file is open as long as the transfer runs.
-        self.0.manifest.is_none().then(|| self.open(range).ok()).flatten()
+        let is_now = self.0.manifest.is_none() && self.0.part.never_waits();
+        is_now.then(|| self.open(range).ok()).flatten()
     }
 
     fn is_unchanged(&self, _file: &File) -> bool {

@@ -8,7 +8,7 @@
 mod tests;
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, Metadata, OpenOptions},
     io::{self, ErrorKind},
     os::{
         fd::AsFd,
@@ -40,6 +40,8 @@ pub(crate) struct Part {
     target: Target,
     plan: Arc<Plan>,
     body: Body,
+    /// Whether it is a file that can be read without ever waiting for a disk or another machine unless it is to.
+    never_waits: bool,
     /// The first flush that failed.
     unflushed: OnceLock<io::Error>,
 }
@@ -100,6 +102,7 @@ impl Part {
             id,
             target,
             plan,
+            never_waits: matches!(&body, Body::File(file) if cached::never_waits(file)),
             body,
             unflushed: OnceLock::new(),
         };
@@ -107,7 +110,9 @@ impl Part {
         let made = before.is_none();
         let found = match (before, state) {
             (None, _) => Found::Nothing,
-            (Some(_), Some(state)) if ours => Found::Resume(state.have),
+            (Some(before), Some(state)) if ours && part.is_as_left(&before, &state) => {
+                Found::Resume(state.have)
+            }
             (Some(before), _) if before.is_file() && before.len() == 0 => Found::Nothing,
             (Some(_), _) => Found::Unknown,
         };
@@ -121,6 +126,15 @@ impl Part {
                 Err(problem)
             }
         }
+    }
+
+    /// Whether what is there can be what this state was written of: no copy, which may have been cut short, and nothing shorter or gone.
+    fn is_as_left(&self, before: &Metadata, state: &Resume) -> bool {
+        before.ino() == state.inode
+            && match &self.body {
+                Body::File(_) => before.len() >= self.plan.total(),
+                Body::Tree(tree) => tree.holds(&state.have),
+            }
     }
 
     /// Takes the room, and says that a new part has nothing.
@@ -242,6 +256,11 @@ impl Part {
         &self.target
     }
 
+    /// Whether it is a file that can be read without ever waiting for a disk or another machine unless it is to.
+    pub(crate) const fn never_waits(&self) -> bool {
+        self.never_waits
+    }
+
     /// Where the bytes are.
     pub(crate) const fn body(&self) -> &Body {
         &self.body
@@ -333,13 +352,17 @@ impl Part {
     }
 
     fn store_state(&self, have: &Bits) -> Result<(), Problem> {
-        let state = Resume {
-            id: self.id,
-            size: self.plan.total(),
-            have: have.clone(),
-        };
         let path = self.target.state();
-        state.store(&path).map_err(|error| target::problem(&path, &error))
+        let store = || {
+            let state = Resume {
+                id: self.id,
+                size: self.plan.total(),
+                inode: rustix::fs::fstat(self.handle())?.st_ino,
+                have: have.clone(),
+            };
+            state.store(&path)
+        };
+        store().map_err(|error| target::problem(&path, &error))
     }
 }
 

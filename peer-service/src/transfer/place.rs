@@ -28,6 +28,17 @@ use crate::{
 /// so that what they change shows in it; why not, where something was changed meanwhile and may not be what was verified.
 pub(crate) type Stamps = Result<Vec<Stamp>, Problem>;
 
+/// The problem with a part of which something is gone that was written.
+fn cut(part: &Path) -> Problem {
+    Problem::new(
+        Reason::FileChanged,
+        format!(
+            "something took away of {} what had been fetched: resume, and all of it is verified again",
+            part.display()
+        ),
+    )
+}
+
 /// Makes the part whole, flushes it, checks the claimed SHA-256 where there is one, and gives it its name.
 ///
 /// # Errors
@@ -52,9 +63,13 @@ pub(crate) fn finish(
                 Reason::TargetExists,
                 format!("{}: {error}; move it away and resume", target.part().display()),
             ),
+            ErrorKind::NotFound | ErrorKind::UnexpectedEof => cut(&target.part()),
             _ => failed(error),
         })?,
         Body::File(file) => {
+            if file.metadata().map_err(failed)?.len() != part.plan().total() {
+                return Err(cut(&target.part()));
+            }
             if let Some(claim) = claim {
                 check_claim(file, claim, &target.path, stop)?;
             }

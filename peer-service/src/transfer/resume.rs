@@ -4,8 +4,8 @@
 //! rename), so that it can be behind the data but never ahead of it. A damaged or foreign state is no state: the data is then
 //! verified by hashing it.
 //!
-//! Layout: the 8 bytes of [`MAGIC`], the file id, the size (u64 little-endian), the number of units (u32 little-endian), the
-//! bitfield of units, and SHA-256 over all before it.
+//! Layout: the 8 bytes of [`MAGIC`], the file id, the size and the inode of the part (u64 little-endian each), the number of units (u32
+//! little-endian), the bitfield of units, and SHA-256 over all before it.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -20,9 +20,9 @@ use sha2::{Digest as _, Sha256};
 use crate::bits::Bits;
 
 /// First bytes of a state file; the digit is the version.
-const MAGIC: &[u8; 8] = b"PLPART1\n";
+const MAGIC: &[u8; 8] = b"PLPART2\n";
 
-const HEADER: usize = MAGIC.len() + 32 + 8 + 4;
+const HEADER: usize = MAGIC.len() + 32 + 2 * 8 + 4;
 const CHECKSUM: usize = 32;
 
 /// Largest state file read, in bytes: the bitfield of the largest file, with room.
@@ -35,6 +35,8 @@ pub(crate) struct Resume {
     pub(crate) id: FileId,
     /// Bytes in all.
     pub(crate) size: u64,
+    /// Number of the part's file or folder: a copy of it has another, and may be cut short.
+    pub(crate) inode: u64,
     /// Units verified and flushed.
     pub(crate) have: Bits,
 }
@@ -45,6 +47,7 @@ impl Resume {
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(self.id.as_bytes());
         bytes.extend_from_slice(&self.size.to_le_bytes());
+        bytes.extend_from_slice(&self.inode.to_le_bytes());
         bytes.extend_from_slice(&self.have.len().to_le_bytes());
         bytes.extend_from_slice(self.have.as_bytes());
         let checksum = Sha256::digest(&bytes);
@@ -61,11 +64,13 @@ impl Resume {
         let rest = body.strip_prefix(MAGIC)?;
         let (id, rest) = rest.split_first_chunk::<32>()?;
         let (size, rest) = rest.split_first_chunk::<8>()?;
+        let (inode, rest) = rest.split_first_chunk::<8>()?;
         let (units, bitfield) = rest.split_first_chunk::<4>()?;
         let have = Bits::from_bytes(u32::from_le_bytes(*units), bitfield)?;
         Some(Self {
             id: FileId(*id),
             size: u64::from_le_bytes(*size),
+            inode: u64::from_le_bytes(*inode),
             have,
         })
     }
@@ -132,6 +137,7 @@ mod tests {
         Resume {
             id: FileId([7; 32]),
             size: 123_456,
+            inode: 7,
             have,
         }
     }

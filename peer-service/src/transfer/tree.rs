@@ -4,7 +4,7 @@
 //! somebody who plants links in the folder can lead a write out of it. Links are made last, by [`Tree::complete`].
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fs::File,
     io::{self, ErrorKind, Seek as _},
     num::NonZeroUsize,
@@ -22,6 +22,8 @@ use potluck_core::{
     plan::{BUNDLE_SIZE, Plan},
 };
 use rustix::fs::OFlags;
+
+use crate::bits::Bits;
 
 /// Large files kept open at once: the pieces of a few files arrive at a time, and file handles are scarce.
 const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not 0");
@@ -147,8 +149,23 @@ impl Tree {
         }
     }
 
+    /// Whether each file that these units are of is there, and long enough to hold them.
+    pub(crate) fn holds(&self, have: &Bits) -> bool {
+        let mut least: HashMap<usize, u64> = HashMap::new();
+        for span in have.ones().flat_map(|unit| self.plan.spans(unit)) {
+            let least = least.entry(span.file).or_default();
+            *least = (span.offset + span.len).max(*least);
+        }
+        least.into_iter().all(|(file, least)| {
+            let first = self.plan.first_entry(file);
+            let path = first.and_then(|first| Some(self.manifest.get(first)?.path));
+            let there = path.and_then(|path| self.dir.symlink_metadata(path.as_str()).ok());
+            there.is_some_and(|there| there.is_file() && there.len() >= least)
+        })
+    }
+
     /// Makes what no unit brings: empty files, copies of content that several paths have, and the links. Fails where something is in the
-    /// folder that the manifest does not list.
+    /// folder that the manifest does not list, and where something is gone that was fetched.
     pub(crate) fn complete(&self) -> io::Result<()> {
         self.handles().clear();
         for entries in self.manifest.contents() {
@@ -156,8 +173,17 @@ impl Tree {
             if self.made && entries.len() == 1 && id != Some(EMPTY_FILE) {
                 continue;
             }
-            let (first, size) = self.open_entry(entries[0], Make::Missing)?;
-            if first.metadata()?.len() != size {
+            let make = match id == Some(EMPTY_FILE) {
+                true => Make::Missing,
+                false => Make::No,
+            };
+            let (first, size) = self.open_entry(entries[0], make)?;
+            let len = first.metadata()?.len();
+            if len < size {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+            // It may have been longer before.
+            if len > size {
                 first.set_len(size)?;
             }
             for &entry in &entries[1..] {

@@ -113,3 +113,79 @@ fn a_flush_without_room_is_made_good_by_a_new_part_with_what_was_flushed_before(
     assert_eq!(found, Found::Resume(have));
     assert!(!part.has_lost());
 }
+
+#[test]
+fn what_was_copied_or_cut_short_is_not_believed() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = Target {
+        path: folder.path().join("out"),
+    };
+    let plan = Arc::new(Plan::of_file(ID, 1 << 20).unwrap());
+    let open = || Part::open(ID, target.clone(), Arc::clone(&plan), None).unwrap();
+    let (part, copy) = (target.part(), folder.path().join("copy"));
+    let mut have = Bits::new(plan.unit_count());
+    have.set(0, true);
+    let checkpoint = |part: &Part| part.checkpoint(&have).unwrap();
+    checkpoint(&open().0);
+    assert_eq!(open().1, Found::Resume(have.clone()));
+    fs::copy(&part, &copy).unwrap();
+    fs::rename(&copy, &part).unwrap();
+    let (copied, found) = open();
+    assert_eq!(found, Found::Unknown);
+    checkpoint(&copied);
+    drop(copied);
+    assert_eq!(open().1, Found::Resume(have.clone()), "looked through since");
+    let file = OpenOptions::new().write(true).open(&part).unwrap();
+    file.set_len((1 << 20) - 1).unwrap();
+    assert_eq!(open().1, Found::Unknown);
+}
+
+#[test]
+fn a_folder_that_lost_something_is_not_believed_nor_filled_with_zeros() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = Target {
+        path: folder.path().join("out"),
+    };
+    let tree = potluck_core::hash::hash_bytes(b"content");
+    let entry = |path| Entry {
+        path: RelPath::parse(path).unwrap(),
+        content: Content::File {
+            id: tree.id(),
+            size: tree.size,
+            executable: false,
+        },
+    };
+    let manifest = Arc::new(Manifest::new([entry("a"), entry("b")]).unwrap());
+    let plan = Arc::new(Plan::of_collection(&manifest));
+    let open = || Part::open(ID, target.clone(), Arc::clone(&plan), Some(Arc::clone(&manifest))).unwrap();
+    let complete = |part: &Part| match part.body() {
+        Body::Tree(tree) => tree.complete(),
+        Body::File(_) => panic!("a folder"),
+    };
+    let have = Bits::full(plan.unit_count());
+    let (part, _) = open();
+    part.write(0, &b"content".to_vec().into()).unwrap();
+    part.checkpoint(&have).unwrap();
+    drop(part);
+    let (part, found) = open();
+    assert_eq!(found, Found::Resume(have));
+    complete(&part).unwrap();
+    drop(part);
+    for path in ["a", "b"] {
+        assert_eq!(fs::read(target.part().join(path)).unwrap(), b"content");
+    }
+    let file = OpenOptions::new()
+        .write(true)
+        .open(target.part().join("a"))
+        .unwrap();
+    file.set_len(6).unwrap();
+    let (part, found) = open();
+    assert_eq!(found, Found::Unknown);
+    assert_eq!(complete(&part).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+    fs::remove_file(target.part().join("a")).unwrap();
+    drop(part);
+    let (part, found) = open();
+    assert_eq!(found, Found::Unknown);
+    assert_eq!(complete(&part).unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(!target.part().join("a").exists());
+}
