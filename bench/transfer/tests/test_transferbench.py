@@ -5,7 +5,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from transferbench import bench, report  # First: it tells where `common` is.
+from transferbench import bench, report, samples  # First: it tells where `common` is.
 from common.measure import Usage, _kilobytes
 from common.units import MIB
 from transferbench.cases import CASES
@@ -110,6 +110,32 @@ class Files(unittest.TestCase):
             before = bench.sha256(path)
             (path / "000" / "file-000001.bin").write_bytes(b"x")
             self.assertNotEqual(before, bench.sha256(path))
+
+
+class Samples(unittest.TestCase):
+    SCRIPT = """tokio-rt-worker
+	ffffffff8c tcp_sendmsg_locked ([kernel.kallsyms])
+	ffffffff8d __x64_sys_writev ([kernel.kallsyms])
+	      5581 h2::frame::write (/bin/potluck-peer)
+
+potluck-peer
+	      5582 tape_sha256::avx512::group (/bin/potluck-peer)
+
+perf
+	      5583 main (/bin/perf)
+"""
+
+    def test_samples_are_read_and_those_of_others_left_out(self):
+        found = list(samples.stacks(self.SCRIPT.splitlines()))
+        self.assertEqual([program for program, _ in found], ["tokio-rt-worker", "potluck-peer", "perf"])
+        shares = dict(samples.shares(found, r"potluck.*|tokio-rt-worker"))
+        self.assertEqual({name: share for name, share in shares.items() if share}, {samples.GROUPS[0][0]: 0.5, samples.GROUPS[1][0]: 0.5})
+
+    def test_what_fits_nowhere_is_told(self):
+        self.assertEqual(samples.group(["[unknown] (/lib/libc.so.6)"]), samples.REST)
+        self.assertEqual(samples.group([]), samples.REST)
+        self.assertEqual(samples.group(["clear_page_erms ([kernel.kallsyms])", "asm_exc_page_fault ([kernel.kallsyms])"]), "page faults")
+        self.assertEqual(samples.group(["<hyper::proto::h2::PipeToSendStream<S>>::poll (/bin/potluck-peer)"]), "HTTP/2 and gRPC")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Where the processor time of a transfer goes: all processors are sampled while Potluck, or the bare stream, moves a file. Needs root and `perf`. See README.md."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transferbench import samples  # First: it tells where `common` is.
+from transferbench.bench import Bench
+from transferbench.options import pairs, size
+from transferbench.systems.bare import Bare
+from transferbench.systems.base import System
+from transferbench.systems.potluck import Potluck
+from transferbench.transfer import Shape, Transfer
+
+PROGRAMS = r"potluck.*|tokio-rt-worker"
+"""Names of the threads that count."""
+
+HERTZ = 1999
+"""Samples a second and processor."""
+
+WARM_UP = 0.5
+"""Seconds until the sampler samples."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sources", type=int, default=4, help="how many send [default: %(default)s]")
+    parser.add_argument("--size", type=size, default=2 << 30, help="of the file [default: 2GiB]")
+    parser.add_argument("--rounds", type=int, default=3, help="that are added up; one before them counts for nothing [default: %(default)s]")
+    parser.add_argument("--potluck", type=pairs, default={}, metavar="bin=DIR", help="a build of Potluck [default: target/release]")
+    parser.add_argument("--bare", type=Path, metavar="BIN", help="profile this program of the bare stream instead")
+    parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/potluck-transfer"), help="folder in memory for all files [default: %(default)s]")
+    parser.set_defaults(disk_dir=None, keep=False)
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    shape = Shape(options.sources, options.size)
+    bench = Bench(options)
+    try:
+        found, seconds = [], []
+        for number in range(options.rounds + 1):
+            system = Bare({"bin": str(options.bare)}) if options.bare else Potluck(options.potluck)
+            stacks, used = one(bench, system, shape)
+            if number:
+                found += stacks
+                seconds.append(used / (shape.size / 2**30))
+    finally:
+        bench.close()
+    show(samples.shares(found, PROGRAMS), sum(seconds) / len(seconds))
+    return 0
+
+
+def one(bench: Bench, system: System, shape: Shape) -> tuple[list[tuple[str, list[str]]], float]:
+    """The samples of a transfer, and the seconds of processor time that it took."""
+    payload = bench.payload(shape.size)
+    with bench.folder() as folder:
+        transfer = Transfer(bench, shape, payload, folder, folder / "target")
+        transfer.target.mkdir()
+        try:
+            system.launch(transfer)
+            with sampled(folder / "samples"):
+                _, usages = transfer.run(lambda: system.begin(transfer))
+        finally:
+            transfer.stop()
+        script = ["perf", "script", "--no-inline", "-i", str(folder / "samples"), "-F", "comm,ip,sym,dso"]
+        told = subprocess.run(script, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+        return list(samples.stacks(told.stdout.splitlines())), sum(usage.cpu for usage in usages)
+
+
+@contextmanager
+def sampled(path: Path) -> Iterator[None]:
+    """Samples all processors meanwhile."""
+    record = ["perf", "record", "-a", "-g", "-F", str(HERTZ), "-o", str(path)]
+    sampler = subprocess.Popen(record, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        time.sleep(WARM_UP)
+        yield
+    finally:
+        sampler.send_signal(signal.SIGINT)
+        sampler.wait()
+
+
+def show(shares: list[tuple[str, float]], seconds: float) -> None:
+    """A table; `seconds`: of processor time a GiB."""
+    print("| | share | CPU s/GiB |\n|---|---|---|")
+    for name, share in shares:
+        print(f"| {name} | {share:.1%} | {share * seconds:.2f} |")
+    print(f"| **all** | | **{seconds:.2f}** |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""What samples of the processors say: each is put in the first group that it fits. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+LEAF, ANY = "leaf", "any"
+"""Whether a group's pattern is looked for where the processor was, or in everything that led there."""
+
+GROUPS = (
+    ("hashing leaves", LEAF, r"sha256|sha2::"),
+    ("sending: through TCP and the loopback to the other socket", ANY, r"__x64_sys_(writev|sendto|sendmsg)\b"),
+    ("receiving", ANY, r"__x64_sys_(recvfrom|recvmsg|readv)\b"),
+    ("writing to the page cache", ANY, r"__x64_sys_(pwrite64|pwritev2?|ftruncate|fallocate)\b"),
+    ("reading from the page cache", ANY, r"__x64_sys_(pread64|preadv2?)\b"),
+    ("page faults", ANY, r"asm_exc_page_fault"),
+    ("sleeping and waking", ANY, r"__x64_sys_(futex|epoll_\w+|write|clock_nanosleep|sched_yield)\b"),
+    ("other calls, interrupts", LEAF, r"\[kernel"),
+    ("copies and zeros in the programs", LEAF, r"memmove|memcpy|memset"),
+    ("allocation", LEAF, r"malloc|calloc|realloc|free\b|unlink_chunk"),
+    ("HTTP/2 and gRPC", LEAF, r"\b(h2|hyper|hyper_util|http|tonic|tower)::"),
+    ("tokio", LEAF, r"\b(tokio|tokio_util|mio|futures_util)::"),
+    ("Potluck", LEAF, r"\bpotluck"),
+)
+REST = "everything else"
+
+
+def stacks(lines: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """Program and frames, the innermost first, of each sample that `perf script -F comm,ip,sym,dso` prints."""
+    program, frames = "", []
+    for line in lines:
+        if not line.strip():
+            if program:
+                yield program, frames
+            program, frames = "", []
+        elif line[0].isspace():
+            frames.append(line.split(maxsplit=1)[-1].strip())
+        else:
+            program = line.strip()
+    if program:
+        yield program, frames
+
+
+def group(frames: list[str]) -> str:
+    """The group of a sample."""
+    leaf, everything = frames[0] if frames else "", "\n".join(frames)
+    for name, where, pattern in GROUPS:
+        if re.search(pattern, leaf if where == LEAF else everything):
+            return name
+    return REST
+
+
+def shares(samples: Iterable[tuple[str, list[str]]], programs: str) -> list[tuple[str, float]]:
+    """What part of the samples of programs whose names match is in which group, in the order of the groups."""
+    counts = Counter(group(frames) for program, frames in samples if re.fullmatch(programs, program))
+    total = sum(counts.values()) or 1
+    return [(name, counts[name] / total) for name in [*(name for name, *_ in GROUPS), REST]]
