@@ -261,3 +261,33 @@ async fn a_home_without_room_is_of_use_again_when_there_is_some() {
     }
     peer.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_seems_to_have_room_is_not_tried_without_end() {
+    let Some(disk) = Disk::mount(256 * MIB) else {
+        return;
+    };
+    // No room for so many files, and nothing that says so.
+    disk.remount("nr_inodes=60");
+    let world = world().await;
+    let folder = world.dir.path().join("folder");
+    for n in 0..160 {
+        file(&folder, &format!("{n}"), &bytes(128 * 1024, 200 + n));
+    }
+    let id = world.seed.share(&folder).await;
+    let target = disk.path("out");
+    let mut events = world.begin(id, &target, 0).await;
+    until("it waits", &mut events, waits_for_room).await;
+    tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+    let mut control = world.seed.control.clone();
+    let status = control.get_status(v1::GetStatusRequest {}).await;
+    let sent = status.unwrap().into_inner().uploaded_bytes;
+    assert!(sent < 5 * 160 * 128 * 1024, "{sent} bytes were sent for nothing");
+    disk.remount("nr_inodes=1000");
+    until("it goes on by itself", &mut events, done).await;
+    for n in 0..160 {
+        let there = std::fs::read(target.join(format!("{n}"))).unwrap();
+        assert_eq!(there, bytes(128 * 1024, 200 + n), "{n}");
+    }
+    world.peer.stop().await;
+}

@@ -20,12 +20,13 @@ use super::{
     Inner,
     base::open_regular,
     catalog::{Body, Delta, Place, WHOLE},
+    found::newest,
     load::changed_entries,
     lock,
     offer::HANDLE_IDLE,
     precedence::Turns,
     share::{Cause, Watch},
-    walk::stamp_of,
+    walk::{stamp_of, walk},
 };
 
 /// How long nothing may have written to a file before it is hashed again.
@@ -131,7 +132,7 @@ impl Inner {
                 return Outcome::Failed;
             }
         };
-        if metadata.is_file() && !is_quiet(stamp_of(&metadata).ctime) {
+        if !self.is_quiet_at(&path, &metadata) {
             return Outcome::Changing;
         }
         let watch = Watch {
@@ -156,6 +157,18 @@ impl Inner {
                 }
             }
         }
+    }
+
+    /// Whether nothing has written there for a while: of a folder, to any of its files. What cannot be looked at is told by who shares it.
+    fn is_quiet_at(&self, path: &Path, metadata: &Metadata) -> bool {
+        if !metadata.is_dir() {
+            return is_quiet(stamp_of(metadata).ctime);
+        }
+        let found = walk(path, self.hash_threads).and_then(|mut found| {
+            found.ask(path, self.hash_threads)?;
+            Ok(newest(&found))
+        });
+        found.map_or(true, is_quiet)
     }
 
     /// Takes away those of these items whose paths are gone. Looks itself: what somebody saw before may have come since, and been

@@ -38,6 +38,13 @@ const REPORT: Duration = Duration::from_millis(200);
 /// How often a full disk is looked at again.
 pub(crate) const DISK_RETRY: Duration = Duration::from_secs(3);
 
+/// How long at most nothing is asked for where the disk seems to have room and takes nothing, such as where a quota or the file system's
+/// inodes are used up: what came is lost each time.
+const MAX_DISK_RETRY: Duration = Duration::from_secs(120);
+
+/// How often a peer's place is given to another where none of those that are connected has what is missing.
+const PLACE_EVERY: Duration = Duration::from_secs(1);
+
 /// Events of calls that may wait for the driver.
 const EVENTS: usize = 1024;
 
@@ -72,14 +79,25 @@ pub(crate) struct Driver<'a> {
     pub(crate) report: Report<'a>,
     /// Open requests.
     pub(crate) requests: HashMap<RequestId, (PeerKey, u32, CancellationToken)>,
+    /// When a place was last made for a peer that waits.
+    pub(crate) place_made: Instant,
     /// The disk is full: nothing is asked for until there is room.
-    pub(crate) full: Option<Problem>,
+    pub(crate) full: Option<Full>,
+    /// When that is looked at if a write fails now: twice as late each time until one succeeds.
+    pub(crate) disk_retry: Duration,
     /// The tasks of this transfer's calls: over before its bytes are given their name.
     pub(crate) calls: TaskTracker,
     /// What a banned peer did, until its ban arrives.
     pub(crate) lies: HashMap<PeerKey, String>,
     /// Whether others were ever seen to fetch the same.
     pub(crate) crowded: bool,
+}
+
+/// A disk without room.
+pub(crate) struct Full {
+    problem: Problem,
+    /// When to look again.
+    at: Instant,
 }
 
 impl Driver<'_> {
@@ -97,7 +115,6 @@ impl Driver<'_> {
     ) -> Result<bool, Problem> {
         let (tell, mut told) = mpsc::channel(EVENTS);
         let mut report = tokio::time::interval(REPORT);
-        let mut disk = tokio::time::interval(DISK_RETRY);
         let list = Arc::clone(&self.sources.borrow_and_update().list);
         self.peers.reconcile(&list);
         loop {
@@ -108,6 +125,7 @@ impl Driver<'_> {
                 return Ok(true);
             }
             let timeout = self.swarm.poll_timeout().map(|at| self.start + at);
+            let look = self.full.as_ref().map(|full| full.at);
             // Each arm is cancel-safe: channels and timers lose nothing when another arm is taken.
             tokio::select! {
                 () = self.stop.cancelled() => return Ok(false),
@@ -140,9 +158,10 @@ impl Driver<'_> {
                 }
                 _ = report.tick() => {
                     self.look_for_more();
-                    (self.report)(&self.swarm, &self.peers, self.full.clone());
+                    let wrong = self.full.as_ref().map(|full| full.problem.clone());
+                    (self.report)(&self.swarm, &self.peers, wrong);
                 }
-                _ = disk.tick(), if self.full.is_some() => self.look_at_disk().await,
+                () = sleep_until(look) => self.look_at_disk().await,
                 () = sleep_until(timeout) => {
                     let now = self.now();
                     self.swarm.handle_timeout(now);
@@ -161,6 +180,15 @@ impl Driver<'_> {
         );
         if !self.crowded || others_help {
             self.peers.widen();
+        }
+        // Those that are connected may never have it, and those that wait may.
+        if matches!(stuck, Some(StuckReason::NoProvider { .. })) && self.place_made.elapsed() >= PLACE_EVERY {
+            self.place_made = Instant::now();
+            if let Some(key) = self.peers.make_place() {
+                let now = self.now();
+                self.swarm.peer_left(key, now);
+                self.close_requests_of(key);
+            }
         }
     }
 
@@ -263,6 +291,7 @@ impl Driver<'_> {
             Outcome::Held => self.swarm.held(told.id, now),
             Outcome::Verified => {
                 // Of use even if the race was lost meanwhile: the bytes are there. The swarm counts them once.
+                self.disk_retry = DISK_RETRY;
                 if self.swarm.verified(told.id, now) {
                     if let Some(known) = self.peers.get(told.peer) {
                         tracing::trace!(file = %self.live.record.id.short(), unit = told.unit, peer = %known.source.address, "verified");
@@ -291,7 +320,11 @@ impl Driver<'_> {
                 if self.full.is_none() {
                     tracing::warn!(file = %self.live.record.id.short(), %problem, "waiting for room on the disk");
                     (self.report)(&self.swarm, &self.peers, Some(problem.clone()));
-                    self.full = Some(problem);
+                    self.full = Some(Full {
+                        problem,
+                        at: Instant::now() + self.disk_retry,
+                    });
+                    self.disk_retry = (2 * self.disk_retry).min(MAX_DISK_RETRY);
                 }
             }
             Outcome::Failed(failure, problem) => {
@@ -356,12 +389,12 @@ impl Driver<'_> {
     /// Goes on where the disk has room for a few units again.
     async fn look_at_disk(&mut self) {
         let live = Arc::clone(&self.live);
-        if blocking(move || live.part.has_room(&live.have()))
-            .await
-            .is_ok_and(|room| room)
-        {
+        let room = blocking(move || live.part.has_room(&live.have())).await;
+        if room.is_ok_and(|room| room) {
             tracing::info!(file = %self.live.record.id.short(), "there is room on the disk again");
             self.full = None;
+        } else if let Some(full) = &mut self.full {
+            full.at = Instant::now() + DISK_RETRY;
         }
     }
 }

@@ -32,6 +32,18 @@ use crate::{
 /// Mode bits that let somebody execute a file.
 const ANY_EXECUTE: u32 = 0o111;
 
+/// The target, where it is known without knowing what is fetched, and a file is there.
+pub(crate) fn early(asked: Option<&Path>, name: Option<&str>, files: &Path) -> Option<Target> {
+    let target = match (asked, name) {
+        (Some(path), _) if !path.is_dir() => Some(Target {
+            path: path.to_owned(),
+        }),
+        (asked, Some(name)) => Target::resolve(asked, name, files).ok(),
+        _ => None,
+    };
+    target.filter(|target| target.path.is_file())
+}
+
 /// The target, knowing what is fetched: a folder that is there is the collection's own where it has its content or an unfinished
 /// download of it, otherwise the collection goes inside.
 pub(crate) fn resolve(

@@ -3,11 +3,12 @@
 //! Invariant: a peer keeps its key for as long as the transfer runs, so that a ban lasts through any number of reconnections; at
 //! most [`MAX_CONNECTED`] are dialled or connected at once, and [`NEIGHBOURS`] until [`Peers::widen`] says that more are of use.
 
+mod watcher;
+
 use std::{collections::HashMap, time::Duration};
 
-use futures_util::StreamExt as _;
-use potluck_core::{FileId, PeerId, Problem, Reason, index_client::Address};
-use rand::RngExt as _;
+use potluck_core::{FileId, PeerId, Problem, index_client::Address};
+use rand::{RngExt as _, seq::IteratorRandom as _};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -16,6 +17,7 @@ use super::{
     sources::Source,
 };
 use crate::swarm::{CROWD_PEERS, PeerKey};
+use watcher::Watcher;
 
 /// Peers connected at once: more give no more speed, and each costs two connections.
 pub(super) const MAX_CONNECTED: usize = 64;
@@ -23,17 +25,8 @@ pub(super) const MAX_CONNECTED: usize = 64;
 /// Peers connected at once in a crowd, drawn by lot: as many as are asked at once. Each more is told and tells of every unit.
 const NEIGHBOURS: usize = CROWD_PEERS as usize;
 
-/// First wait before a lost peer is tried again; doubles up to [`MAX_RETRY`].
-const RETRY: Duration = Duration::from_millis(500);
-
-/// Longest such wait.
-const MAX_RETRY: Duration = Duration::from_secs(30);
-
-/// Failures in a row after which a peer gives up its place to others, if others wait.
+/// Failures without anything good between after which a peer gives up its place to others, if others wait.
 const PATIENCE: u32 = 3;
-
-/// Least pause between two events of one peer: HTTP/2 holds back whoever sends them faster, and no honest peer does.
-const EVENT_PAUSE: Duration = Duration::from_millis(5);
 
 /// Something that happened to a peer.
 #[derive(Debug)]
@@ -174,6 +167,29 @@ impl Peers {
         }
     }
 
+    /// Gives the place of somebody by lot to one that waits, where all places are taken: none of those who have one has what is missing.
+    /// Says whose connection is gone.
+    pub(crate) fn make_place(&mut self) -> Option<PeerKey> {
+        let waits = |peer: &Peer| peer.contact == Contact::Waiting;
+        if self.taken() < MAX_CONNECTED || !self.peers.values().any(waits) {
+            return None;
+        }
+        let connected = self.iter().filter(|(_, peer)| peer.contact == Contact::Connected);
+        let (key, _) = connected.choose(&mut rand::rng())?;
+        self.restart(key);
+        Some(key)
+    }
+
+    fn taken(&self) -> usize {
+        let takes = |peer: &&Peer| {
+            matches!(
+                peer.contact,
+                Contact::Dialling | Contact::Connected | Contact::Lost(_)
+            )
+        };
+        self.peers.values().filter(takes).count()
+    }
+
     /// Whether a peer of this id was banned under whatever address.
     fn is_banned(&self, id: PeerId) -> bool {
         self.peers
@@ -183,13 +199,7 @@ impl Peers {
 
     /// Dials those who wait, while there is room.
     fn dial(&mut self) {
-        let busy = |peer: &&Peer| {
-            matches!(
-                peer.contact,
-                Contact::Dialling | Contact::Connected | Contact::Lost(_)
-            )
-        };
-        let taken = self.peers.values().filter(busy).count();
+        let taken = self.taken();
         let mut waiting: Vec<PeerKey> = self
             .peers
             .iter()
@@ -240,7 +250,6 @@ impl Peers {
             return false;
         }
         peer.contact = Contact::Connected;
-        peer.failures = 0;
         peer.link = Some(link);
         true
     }
@@ -251,7 +260,8 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        if matches!(peer.contact, Contact::Banned(_)) {
+        // What one says that has lost its place is late.
+        if matches!(peer.contact, Contact::Banned(_) | Contact::Waiting) {
             return;
         }
         peer.link = None;
@@ -306,6 +316,8 @@ impl Peers {
     pub(crate) fn credit(&mut self, key: PeerKey, bytes: u64) {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.bytes += bytes;
+            // Not for connecting: whoever does nothing else would always come before those who were away for a while.
+            peer.failures = 0;
         }
     }
 
@@ -319,82 +331,6 @@ impl Peers {
     /// All of them.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (PeerKey, &Peer)> {
         self.peers.iter().map(|(&key, peer)| (key, peer))
-    }
-}
-
-/// Keeps one peer connected and passes on what it has.
-struct Watcher {
-    key: PeerKey,
-    source: Source,
-    id: FileId,
-    units: u32,
-    own: PeerId,
-    events: mpsc::Sender<(PeerKey, PeerEvent)>,
-}
-
-impl Watcher {
-    async fn run(self, mut ready: Option<Link>) {
-        let mut wait = RETRY;
-        loop {
-            let started = tokio::time::Instant::now();
-            let problem = match self.connected(ready.take()).await {
-                Ok(()) => return,
-                Err(problem) => problem,
-            };
-            let useless = matches!(
-                problem.reason,
-                Reason::VerificationFailed | Reason::InvalidAddress
-            ) || problem.reason == Reason::Cancelled;
-            let event = if useless {
-                PeerEvent::Useless(problem)
-            } else {
-                PeerEvent::Lost(problem)
-            };
-            if self.tell(event).await.is_none() || useless {
-                return;
-            }
-            if started.elapsed() > MAX_RETRY {
-                wait = RETRY;
-            }
-            let jitter = rand::rng().random_range(0.75..1.25);
-            tokio::time::sleep(wait.mul_f64(jitter)).await;
-            wait = (wait * 2).min(MAX_RETRY);
-        }
-    }
-
-    async fn tell(&self, event: PeerEvent) -> Option<()> {
-        self.events.send((self.key, event)).await.ok()
-    }
-
-    /// From the connection to its loss; `Ok` where nobody listens any more.
-    async fn connected(&self, ready: Option<Link>) -> Result<(), Problem> {
-        let link = match ready {
-            Some(link) => link,
-            None => Link::open(&self.source.address).await?,
-        };
-        if self.source.peer.is_none() && link.describe(self.id).await?.peer == self.own {
-            return Err(Problem::new(Reason::Cancelled, "this is the peer itself"));
-        }
-        let asked = tokio::time::Instant::now();
-        let mut events = std::pin::pin!(link.availability(self.id, self.units).await?);
-        let round_trip = asked.elapsed();
-        if self
-            .tell(PeerEvent::Joined(Box::new(link.clone()), round_trip))
-            .await
-            .is_none()
-        {
-            return Ok(());
-        }
-        while let Some(event) = events.next().await {
-            if self.tell(PeerEvent::Availability(event?)).await.is_none() {
-                return Ok(());
-            }
-            tokio::time::sleep(EVENT_PAUSE).await;
-        }
-        Err(Problem::new(
-            Reason::Unreachable,
-            format!("the peer at {} ended the stream", self.source.address),
-        ))
     }
 }
 
@@ -453,5 +389,32 @@ mod tests {
         }
         peers.widen();
         assert_eq!(dialled(&peers), MAX_CONNECTED);
+    }
+    #[tokio::test]
+    async fn a_provider_that_was_away_gets_its_turn_however_many_useless_peers_there_are() {
+        let mut peers = peers();
+        peers.reconcile(&many());
+        let connect = |peers: &mut Peers| {
+            let dialling = peers
+                .peers
+                .values_mut()
+                .filter(|peer| peer.contact == Contact::Dialling);
+            dialling.for_each(|peer| peer.contact = Contact::Connected);
+        };
+        connect(&mut peers);
+        peers.widen();
+        connect(&mut peers);
+        // Away three times when it was dialled.
+        let waits = |(key, peer): (PeerKey, &Peer)| (peer.contact == Contact::Waiting).then_some(key);
+        let seed = peers.iter().find_map(waits).unwrap();
+        peers.peers.get_mut(&seed).unwrap().failures = PATIENCE;
+        let mut turns = 0;
+        while peers.get(seed).unwrap().contact != Contact::Connected {
+            assert!(peers.make_place().is_some());
+            assert_eq!(dialled(&peers), MAX_CONNECTED);
+            connect(&mut peers);
+            turns += 1;
+            assert!(turns < 100 * PATIENCE, "it never gets a place");
+        }
     }
 }

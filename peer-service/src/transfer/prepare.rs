@@ -1,7 +1,7 @@
 //! What a transfer has to know before the swarm begins: size and root, what kind it is, the manifest of a collection, and the
 //! piece layers. All of it comes from strangers and is checked against the id.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
@@ -13,6 +13,8 @@ use potluck_core::{
     path::Label,
     plan::{Plan, PlanFile},
 };
+
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     context::Context,
@@ -29,8 +31,8 @@ const LAYERS_AT_ONCE: usize = 8;
 /// Bytes of a manifest asked for in one call: held besides those that are there.
 const MANIFEST_RUN: u64 = 2 * 1024 * 1024;
 
-/// How long one such call may take in all.
-const MANIFEST_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+/// How long one such call may take in all: what came by then is kept, and the next call asks for the rest.
+const MANIFEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What is known of the file by itself.
 #[derive(Debug, Clone)]
@@ -222,9 +224,11 @@ async fn fetch_manifest(
     let layout = FileLayout::new(plan.total());
     let run = layout.map_or(1, |layout| (MANIFEST_RUN / layout.piece_size()).max(1)) as usize;
     let units: Vec<u32> = (0..plan.unit_count()).collect();
-    // The first alone: the claim stands or falls with it.
-    let (first, rest) = units.split_at(units.len().min(1));
-    for units in std::iter::once(first).chain(rest.chunks(run)) {
+    let mut got = 0;
+    while got < units.len() {
+        // The first alone: the claim stands or falls with it.
+        let most = if got == 0 { 1 } else { run };
+        let units = &units[got..units.len().min(got + most)];
         if !bytes.is_empty() {
             if !bytes.starts_with(MAGIC) {
                 break;
@@ -233,26 +237,18 @@ async fn fetch_manifest(
         }
         let op = |link: Link| {
             let (plan, checks, units) = (Arc::clone(plan), Arc::clone(checks), units.to_vec());
-            async move {
-                tokio::time::timeout(MANIFEST_TIMEOUT, fetch_units(link, plan, checks, units))
-                    .await
-                    .unwrap_or_else(|_| {
-                        Err(Problem::new(
-                            Reason::TimedOut,
-                            "sending the manifest took too long",
-                        ))
-                    })
-            }
-            .boxed()
+            fetch_units(link, plan, checks, units).boxed()
         };
-        for unit in dialer.ask(op, waiting).await {
+        let came = dialer.ask(op, waiting).await;
+        got += came.len();
+        for unit in came {
             bytes.extend_from_slice(&unit);
         }
     }
     bytes
 }
 
-/// These units from this peer, verified.
+/// The first of these units, at least one and as many as come in time, from this peer and verified.
 async fn fetch_units(
     link: Link,
     plan: Arc<Plan>,
@@ -260,15 +256,21 @@ async fn fetch_units(
     units: Vec<u32>,
 ) -> Result<Vec<Bytes>, Problem> {
     let lie = |what: String| Problem::new(Reason::VerificationFailed, what);
+    let deadline = Instant::now() + MANIFEST_TIMEOUT;
+    let late = |_| Problem::new(Reason::TimedOut, "sending the manifest took too long");
     let mut assembly = Assembly::new(&plan, &units);
-    let mut stream = link.download(assembly.ask(u64::MAX)).await?;
+    let opened = timeout_at(deadline, link.download(assembly.ask(u64::MAX))).await;
+    let mut stream = opened.map_err(late)??;
     let mut done = Vec::with_capacity(units.len());
     while assembly.current().is_some() {
-        let Some(part) = stream.next().await? else {
-            return Err(Problem::new(
-                Reason::NotPotluck,
-                "the peer ended the stream early",
-            ));
+        let part = match timeout_at(deadline, stream.next()).await.map_err(late) {
+            Ok(Ok(Some(part))) => part,
+            _ if !done.is_empty() => break,
+            Ok(Err(problem)) | Err(problem) => return Err(problem),
+            Ok(Ok(None)) => {
+                let message = "the peer ended the stream early";
+                return Err(Problem::new(Reason::NotPotluck, message));
+            }
         };
         let taken = assembly.take(part);
         if let Some((place, data)) = taken.map_err(|error| lie(error.to_string()))? {

@@ -143,6 +143,11 @@ impl Assembly {
     }
 }
 
+/// Parts that may be held whatever their size, and bytes that there must be for each beyond them: each takes room besides its bytes, which
+/// of a peer that sends a byte at a time would be most of the memory.
+const FREE_PARTS: u64 = 256;
+const LEAST_PART: u64 = 1024;
+
 /// A call under way. It is read ahead of what is taken from it, as far as was asked for: what waits at this end is not left lying at
 /// the other, which would take it for read by nobody.
 #[derive(Debug)]
@@ -150,7 +155,31 @@ pub(crate) struct Incoming {
     stream: Chunks,
     /// Bytes still to be read.
     to_come: u64,
-    held: VecDeque<Part>,
+    held: Held,
+}
+
+/// What was read and not yet taken.
+#[derive(Debug, Default)]
+struct Held {
+    parts: VecDeque<Part>,
+    bytes: u64,
+}
+
+impl Held {
+    fn has_room(&self) -> bool {
+        self.parts.len() as u64 <= FREE_PARTS + self.bytes / LEAST_PART
+    }
+
+    fn push(&mut self, part: Part) {
+        self.bytes += part.data.len() as u64;
+        self.parts.push_back(part);
+    }
+
+    fn pop(&mut self) -> Option<Part> {
+        let part = self.parts.pop_front()?;
+        self.bytes -= part.data.len() as u64;
+        Some(part)
+    }
 }
 
 /// Why nothing more can be read.
@@ -166,17 +195,17 @@ pub(crate) enum Broken {
 
 impl Incoming {
     /// The answer to a call for so many bytes.
-    pub(crate) const fn new(stream: Chunks, to_come: u64) -> Self {
+    pub(crate) fn new(stream: Chunks, to_come: u64) -> Self {
         Self {
             stream,
             to_come,
-            held: VecDeque::new(),
+            held: Held::default(),
         }
     }
 
-    /// Whether something is still to be read.
-    pub(crate) const fn is_due(&self) -> bool {
-        self.to_come > 0
+    /// Whether something is still to be read, and there is room for it.
+    pub(crate) fn is_due(&self) -> bool {
+        self.to_come > 0 && self.held.has_room()
     }
 
     /// Reads some more. Cancel-safe.
@@ -197,13 +226,13 @@ impl Incoming {
             .to_come
             .checked_sub(len)
             .ok_or(Broken::Unasked(Unasked::TooMuch))?;
-        self.held.push_back(part);
+        self.held.push(part);
         Ok(())
     }
 
     /// The next that was read.
     pub(crate) fn take(&mut self) -> Option<Part> {
-        self.held.pop_front()
+        self.held.pop()
     }
 
     /// Whether the peer ends the stream where it should, or says something after all. To be waited for only so long.
@@ -225,6 +254,22 @@ mod tests {
     fn chunk(span: u32, offset: u64, len: u64) -> Part {
         let data = vec![9; len as usize].into();
         Part { span, offset, data }
+    }
+
+    #[test]
+    fn crumbs_are_not_held_without_end() {
+        let mut held = Held::default();
+        while held.has_room() {
+            held.push(chunk(0, 0, 1));
+        }
+        assert!((FREE_PARTS..2 * FREE_PARTS).contains(&held.bytes));
+        assert!(held.pop().is_some() && held.has_room());
+        for _ in 0..10_000 {
+            held.push(chunk(0, 0, 16 * LEAST_PART));
+            assert!(held.has_room(), "what is no crumb always has room");
+        }
+        while held.pop().is_some() {}
+        assert_eq!(held.bytes, 0);
     }
 
     #[test]

@@ -27,7 +27,7 @@ const MAX_PEERS: usize = 1_000;
 /// Most runs of missing units shown, as the contract has it.
 const MAX_RUNS: usize = 1_000;
 
-/// How long a unit may take to be verified and written before that is told: far longer than a slow disk takes, busy with others.
+/// How long nothing may get verified and written before that is told: longer than a slow disk that is busy with others takes for a unit.
 const HUNG: Duration = Duration::from_secs(5);
 
 /// How often the missing units are gone through.
@@ -166,8 +166,8 @@ impl Reporter {
             (done, rate, rows, due)
         };
         let stuck = wrong
-            .or_else(|| hung(&self.verifying))
-            .or_else(|| stuck(swarm, peers, sources));
+            .or_else(|| stuck(swarm, peers, sources))
+            .or_else(|| hung(&self.verifying));
         self.write(|view| {
             view.state = if stuck.is_some() {
                 State::Waiting
@@ -252,13 +252,13 @@ const fn explained(failure: Failure) -> &'static str {
 
 /// What keeps everything that comes from being verified and written.
 fn hung(verifying: &Verifying) -> Option<Problem> {
-    let (target, age) = verifying.longest(HUNG)?;
+    let (target, idle) = verifying.hung(HUNG)?;
     Some(Problem::new(
         Reason::TargetNotWritable,
         format!(
-            "the disk hangs or is very slow: it has been writing a piece of {} for {} s; the transfer goes on when it answers",
-            target.display(),
-            age.as_secs()
+            "the disk hangs or is very slow: nothing was written for {} s, and {} is next; the transfer goes on when it answers",
+            idle.as_secs(),
+            target.display()
         ),
     ))
 }

@@ -219,7 +219,13 @@ impl Run {
             target::check(path)?;
         }
         // What is there already needs nobody's help to be recognised.
-        if let Some(target) = self.early_target() {
+        let (asked, named, files) = (
+            self.spec.target.clone(),
+            self.spec.name.clone(),
+            self.context.files.clone(),
+        );
+        let early = move || existing::early(asked.as_deref(), named.as_deref(), &files);
+        if let Some(target) = blocking(early).await? {
             reporter.path(&target.path);
             if existing::file(&self.context, id, &target.path, reporter).await? {
                 return Ok(None);
@@ -292,17 +298,6 @@ impl Run {
         prepare::layers(&self.context, &checks, &planned.plan, dialer, &waiting).await?;
         reporter.state(State::Preparing, None);
         Ok(checks)
-    }
-
-    /// The target, where it is known without knowing the file.
-    fn early_target(&self) -> Option<Target> {
-        let name = self.spec.name.as_deref();
-        match (&self.spec.target, name) {
-            (Some(path), _) if !path.is_dir() => Some(Target { path: path.clone() }),
-            (target, Some(name)) => Target::resolve(target.as_deref(), name, &self.context.files).ok(),
-            _ => None,
-        }
-        .filter(|target| target.path.is_file())
     }
 
     /// Opens the part; where the disk is full, waits for room. `None` when stopped.
@@ -449,7 +444,9 @@ impl Run {
                 reporter.swarm(plan, swarm, peers, &sources.borrow(), wrong)
             }),
             requests: Default::default(),
+            place_made: Instant::now(),
             full: None,
+            disk_retry: DISK_RETRY,
             calls: calls.clone(),
             lies: Default::default(),
             crowded: false,

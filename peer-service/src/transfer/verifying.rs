@@ -33,6 +33,8 @@ struct Turns {
     /// Since when, and where to: the first is the oldest.
     running: BTreeMap<u64, (Instant, PathBuf)>,
     next: u64,
+    /// When one was last over.
+    ended: Option<Instant>,
 }
 
 /// A thread for one unit, until it is dropped.
@@ -49,7 +51,9 @@ fn lock(turns: &Mutex<Turns>) -> MutexGuard<'_, Turns> {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        lock(&self.turns).running.remove(&self.number);
+        let mut turns = lock(&self.turns);
+        turns.running.remove(&self.number);
+        turns.ended = Some(Instant::now());
     }
 }
 
@@ -86,12 +90,16 @@ impl Verifying {
         })
     }
 
-    /// Where the unit is written to that has had its thread for longest, if that is at least this long: the disk may hang.
-    pub(crate) fn longest(&self, least: Duration) -> Option<(PathBuf, Duration)> {
+    /// Where the oldest unit is being written to and for how long nothing has got done, if that is at least so long and no thread is
+    /// free: everything waits for a disk.
+    pub(crate) fn hung(&self, least: Duration) -> Option<(PathBuf, Duration)> {
+        if self.threads.available_permits() > 0 {
+            return None;
+        }
         let turns = lock(&self.turns);
         let (since, target) = turns.running.values().next()?;
-        let age = since.elapsed();
-        (age >= least).then(|| (target.clone(), age))
+        let idle = turns.ended.map_or(*since, |ended| ended.max(*since)).elapsed();
+        (idle >= least).then(|| (target.clone(), idle))
     }
 }
 
@@ -141,19 +149,21 @@ mod tests {
         assert!(is_ready(verifying.thread(1, target)).await);
     }
     #[tokio::test(start_paused = true)]
-    async fn the_oldest_turn_is_told_while_it_lasts() {
+    async fn a_disk_hangs_where_no_thread_is_free_and_nothing_gets_done() {
         let verifying = Verifying::new(2);
         let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
-        let first = verifying.thread(1, Path::new("/slow")).await.unwrap();
-        assert_eq!(verifying.longest(second), None, "it has only begun");
+        let slow = verifying.thread(1, Path::new("/slow")).await.unwrap();
         tokio::time::sleep(minute).await;
-        let later = verifying.thread(1, Path::new("/quick")).await.unwrap();
-        assert_eq!(verifying.longest(second), Some(("/slow".into(), minute)));
-        drop(first);
-        assert_eq!(verifying.longest(second), None);
+        assert_eq!(verifying.hung(second), None, "a thread is free");
+        let other = verifying.thread(1, Path::new("/quick")).await.unwrap();
+        assert_eq!(verifying.hung(second), Some(("/slow".into(), minute)));
+        drop(other);
+        let other = verifying.thread(1, Path::new("/quick")).await.unwrap();
+        assert_eq!(verifying.hung(second), None, "something was done just now");
         tokio::time::sleep(second).await;
-        assert_eq!(verifying.longest(second), Some(("/quick".into(), second)));
-        drop(later);
-        assert_eq!(verifying.longest(Duration::ZERO), None);
+        assert_eq!(verifying.hung(second), Some(("/slow".into(), second)));
+        drop(slow);
+        assert_eq!(verifying.hung(Duration::ZERO), None);
+        drop(other);
     }
 }

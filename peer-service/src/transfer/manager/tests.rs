@@ -19,7 +19,12 @@ use crate::{
     library::{Library, ShareEvent},
     limits::Limits,
     store::Store,
-    transfer::{budget::Budget, target::Target, verifying::Verifying, view::NewTerms},
+    transfer::{
+        budget::Budget,
+        target::Target,
+        verifying::Verifying,
+        view::{NewTerms, PeerStanding},
+    },
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -228,5 +233,47 @@ async fn nothing_is_made_for_a_transfer_that_was_cancelled_while_its_part_was_op
     assert_eq!(cancelling.await.unwrap().state, State::Cancelled);
     assert!(!target.part().exists() && !state.exists());
     drop(watching);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_hangs_is_named_and_nobody_is_blamed_for_it() {
+    let rig = Rig::new();
+    let (path, bytes) = (rig.dir.path().join("large"), vec![7; 4 << 20]);
+    std::fs::write(&path, &bytes).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = crate::Config {
+        share: vec![path],
+        ..crate::Config::new(rig.dir.path().join("source"))
+    };
+    let stop = CancellationToken::new();
+    let source = crate::start(listener, config, stop.clone()).await.unwrap();
+    let disk = rig.transfers.inner.context.verifying.clone();
+    let hangs = disk.thread(1, Path::new("/slow")).await;
+    let spec = FetchSpec {
+        providers: vec![source.local_addr.into()],
+        detach: true,
+        ..FetchSpec::new(potluck_core::hash::hash_bytes(&bytes).id())
+    };
+    let number = rig.transfers.fetch(spec).await.unwrap().transfer;
+    rig.until(number, |entry| {
+        let view = entry.view.borrow();
+        assert!(
+            view.peers
+                .iter()
+                .all(|row| row.standing != PeerStanding::BackingOff)
+        );
+        let named = view.error.as_ref().is_some_and(|problem| {
+            problem.reason == Reason::TargetNotWritable && problem.message.contains("/slow")
+        });
+        named && view.state == State::Waiting
+    })
+    .await;
+    assert!(rig.transfers.get(number).unwrap().bytes_done == 0);
+    drop(hangs);
+    rig.until(number, |entry| entry.view.borrow().state == State::Done)
+        .await;
+    stop.cancel();
+    source.join().await;
     rig.end().await;
 }

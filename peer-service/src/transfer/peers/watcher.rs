@@ -1,0 +1,100 @@
+//! One peer that is to be connected: dialled, listened to, and dialled again.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use potluck_core::{FileId, PeerId, Problem, Reason};
+use rand::RngExt as _;
+use tokio::sync::mpsc;
+
+use super::PeerEvent;
+use crate::{
+    swarm::PeerKey,
+    transfer::{link::Link, sources::Source},
+};
+
+/// First wait before a lost peer is tried again; doubles up to [`MAX_RETRY`].
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Longest such wait.
+const MAX_RETRY: Duration = Duration::from_secs(30);
+
+/// Least pause between two events of one peer: HTTP/2 holds back whoever sends them faster, and no honest peer does.
+const EVENT_PAUSE: Duration = Duration::from_millis(5);
+
+/// Keeps one peer connected and passes on what it has.
+pub(super) struct Watcher {
+    pub(super) key: PeerKey,
+    pub(super) source: Source,
+    pub(super) id: FileId,
+    pub(super) units: u32,
+    pub(super) own: PeerId,
+    pub(super) events: mpsc::Sender<(PeerKey, PeerEvent)>,
+}
+
+impl Watcher {
+    /// Runs until nobody listens or the peer is of no use.
+    pub(super) async fn run(self, mut ready: Option<Link>) {
+        let mut wait = RETRY;
+        loop {
+            let started = tokio::time::Instant::now();
+            let problem = match self.connected(ready.take()).await {
+                Ok(()) => return,
+                Err(problem) => problem,
+            };
+            let useless = matches!(
+                problem.reason,
+                Reason::VerificationFailed | Reason::InvalidAddress
+            ) || problem.reason == Reason::Cancelled;
+            let event = if useless {
+                PeerEvent::Useless(problem)
+            } else {
+                PeerEvent::Lost(problem)
+            };
+            if self.tell(event).await.is_none() || useless {
+                return;
+            }
+            if started.elapsed() > MAX_RETRY {
+                wait = RETRY;
+            }
+            let jitter = rand::rng().random_range(0.75..1.25);
+            tokio::time::sleep(wait.mul_f64(jitter)).await;
+            wait = (wait * 2).min(MAX_RETRY);
+        }
+    }
+
+    async fn tell(&self, event: PeerEvent) -> Option<()> {
+        self.events.send((self.key, event)).await.ok()
+    }
+
+    /// From the connection to its loss; `Ok` where nobody listens any more.
+    async fn connected(&self, ready: Option<Link>) -> Result<(), Problem> {
+        let link = match ready {
+            Some(link) => link,
+            None => Link::open(&self.source.address).await?,
+        };
+        if self.source.peer.is_none() && link.describe(self.id).await?.peer == self.own {
+            return Err(Problem::new(Reason::Cancelled, "this is the peer itself"));
+        }
+        let asked = tokio::time::Instant::now();
+        let mut events = std::pin::pin!(link.availability(self.id, self.units).await?);
+        let round_trip = asked.elapsed();
+        if self
+            .tell(PeerEvent::Joined(Box::new(link.clone()), round_trip))
+            .await
+            .is_none()
+        {
+            return Ok(());
+        }
+        while let Some(event) = events.next().await {
+            if self.tell(PeerEvent::Availability(event?)).await.is_none() {
+                return Ok(());
+            }
+            tokio::time::sleep(EVENT_PAUSE).await;
+        }
+        Err(Problem::new(
+            Reason::Unreachable,
+            format!("the peer at {} ended the stream", self.source.address),
+        ))
+    }
+}
