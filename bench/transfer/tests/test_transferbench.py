@@ -115,7 +115,7 @@ class Files(unittest.TestCase):
 class Samples(unittest.TestCase):
     SCRIPT = """tokio-rt-worker
 	ffffffff8c tcp_sendmsg_locked ([kernel.kallsyms])
-	ffffffff8d __x64_sys_writev ([kernel.kallsyms])
+	ffffffff8d sock_write_iter ([kernel.kallsyms])
 	      5581 h2::frame::write (/bin/potluck-peer)
 
 potluck-peer

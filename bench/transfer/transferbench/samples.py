@@ -11,8 +11,8 @@ LEAF, ANY = "leaf", "any"
 
 GROUPS = (
     ("hashing leaves", LEAF, r"sha256|sha2::"),
-    ("sending: through TCP and the loopback to the other socket", ANY, r"__x64_sys_(writev|sendto|sendmsg)\b"),
-    ("receiving", ANY, r"__x64_sys_(recvfrom|recvmsg|readv)\b"),
+    ("sending: through TCP and the loopback to the other socket", ANY, r"\b(sock_write_iter|__sys_sendto|____sys_sendmsg)\b"),
+    ("receiving", ANY, r"\b(sock_read_iter|__sys_recvfrom|____sys_recvmsg)\b"),
     ("writing to the page cache", ANY, r"__x64_sys_(pwrite64|pwritev2?|ftruncate|fallocate)\b"),
     ("reading from the page cache", ANY, r"__x64_sys_(pread64|preadv2?)\b"),
     ("page faults", ANY, r"asm_exc_page_fault"),
