@@ -51,7 +51,7 @@ pub trait Offer: Send + Sync + fmt::Debug {
     fn open(&self, range: Range<u64>) -> Result<Arc<File>, Problem>;
 
     /// The same, where that can be done without waiting for a disk, another machine or a lock that is held for long, and neither does
-    /// reading it where [`crate::cached`] can.
+    /// reading what is in memory already.
     fn open_now(&self, range: Range<u64>) -> Option<Arc<File>>;
 
     /// Whether the file that was opened is surely still what was hashed, as far as that can be told at once.
