@@ -34,6 +34,7 @@ impl Inner {
         // With what a full disk kept from being stored before.
         let mut changes = std::mem::take(&mut *lock(&self.unsaved));
         changes.append(&mut settled.changes);
+        self.holdings.remove(&settled.removed);
         let stored = std::thread::scope(|scope| {
             let hold = || self.holdings.hold(&settled.there);
             match settled.there.len() > MANY {
@@ -63,13 +64,13 @@ impl Inner {
 
     /// Tells a change to all but the database.
     pub(super) fn tell(&self, settled: &Settled) {
+        self.holdings.remove(&settled.removed);
         self.holdings.hold(&settled.there);
         self.forget(settled);
     }
 
-    /// Tells what is gone.
+    /// Tells those who watch or read what is gone, and removes what only that needed.
     fn forget(&self, settled: &Settled) {
-        self.holdings.remove(&settled.removed);
         let mut watchers = self.watchers();
         watchers.retain(|_, sender| sender.receiver_count() > 0);
         for id in &settled.removed {

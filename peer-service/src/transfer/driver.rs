@@ -182,7 +182,8 @@ impl Driver<'_> {
             self.peers.widen();
         }
         // Those that are connected may never have it, and those that wait may.
-        if matches!(stuck, Some(StuckReason::NoProvider { .. })) && self.place_made.elapsed() >= PLACE_EVERY {
+        let nobody_helps = matches!(stuck, Some(StuckReason::NoProvider { .. } | StuckReason::NoPeers));
+        if nobody_helps && self.place_made.elapsed() >= PLACE_EVERY {
             self.place_made = Instant::now();
             if let Some(key) = self.peers.make_place() {
                 let now = self.now();
@@ -287,7 +288,10 @@ impl Driver<'_> {
     fn on_told(&mut self, told: Told) -> Result<(), Problem> {
         let now = self.now();
         match told.outcome {
-            Outcome::Progress(bytes) => self.swarm.progressed(told.id, bytes, now),
+            Outcome::Progress(bytes) => {
+                self.peers.sends(told.peer);
+                self.swarm.progressed(told.id, bytes, now);
+            }
             Outcome::Held => self.swarm.held(told.id, now),
             Outcome::Verified => {
                 // Of use even if the race was lost meanwhile: the bytes are there. The swarm counts them once.

@@ -15,7 +15,10 @@ use std::{
         unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     },
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use potluck_core::{FileId, Problem, Reason, manifest::Manifest, plan::Plan};
@@ -42,6 +45,8 @@ pub(crate) struct Part {
     body: Body,
     /// Whether it is a file that can be read without ever waiting for a disk or another machine unless it is to.
     never_waits: bool,
+    /// Whether a state is on the disk that is to be believed when the part is opened again.
+    is_stated: AtomicBool,
     /// The first flush that failed.
     unflushed: OnceLock<io::Error>,
 }
@@ -104,6 +109,7 @@ impl Part {
             plan,
             never_waits: matches!(&body, Body::File(file) if cached::never_waits(file)),
             body,
+            is_stated: AtomicBool::new(false),
             unflushed: OnceLock::new(),
         };
         part.lock(&path)?;
@@ -116,7 +122,7 @@ impl Part {
             (Some(before), _) if before.is_file() && before.len() == 0 => Found::Nothing,
             (Some(_), _) => Found::Unknown,
         };
-        match part.begin(&found) {
+        match part.begin(&found, ours) {
             Ok(()) => Ok((part, found)),
             Err(problem) => {
                 // What was made a moment ago holds nothing, and half of the room taken helps nobody.
@@ -137,12 +143,19 @@ impl Part {
             }
     }
 
-    /// Takes the room, and says that a new part has nothing.
-    fn begin(&self, found: &Found) -> Result<(), Problem> {
+    /// Takes the room, and says that a new part has nothing. A state that is `ours` and not believed is made such that nobody ever does:
+    /// what shows that it is wrong is gone once there is room.
+    fn begin(&self, found: &Found, ours: bool) -> Result<(), Problem> {
+        let nothing = Bits::new(self.plan.unit_count());
+        match found {
+            Found::Unknown if ours => self.store(&nothing, 0)?,
+            Found::Resume(_) => self.is_stated.store(true, Ordering::Relaxed),
+            Found::Nothing | Found::Unknown => {}
+        }
         self.make_room(found)
             .map_err(|error| target::problem(&self.target.path, &error))?;
         match found {
-            Found::Nothing => self.store_state(&Bits::new(self.plan.unit_count())),
+            Found::Nothing => self.store_state(&nothing),
             _ => Ok(()),
         }
     }
@@ -335,8 +348,8 @@ impl Part {
         };
         flushed.map_err(|error| {
             let first = self.unflushed.get_or_init(|| error);
-            // A part without any state would be read to find what is there, and memory may still show what the disk lost.
-            if !self.target.state().exists()
+            // Without a state that is believed it would be read to find what is there, and memory may still show what the disk lost.
+            if !self.is_stated()
                 && let Err(problem) = self.store_state(&Bits::new(self.plan.unit_count()))
             {
                 tracing::warn!(%problem, "the resume state could not be written");
@@ -351,18 +364,28 @@ impl Part {
         self.unflushed.get().is_some()
     }
 
+    /// Whether a state is on the disk that is to be believed when the part is opened again.
+    pub(crate) fn is_stated(&self) -> bool {
+        self.is_stated.load(Ordering::Relaxed)
+    }
+
     fn store_state(&self, have: &Bits) -> Result<(), Problem> {
-        let path = self.target.state();
-        let store = || {
-            let state = Resume {
-                id: self.id,
-                size: self.plan.total(),
-                inode: rustix::fs::fstat(self.handle())?.st_ino,
-                have: have.clone(),
-            };
-            state.store(&path)
+        let stat = rustix::fs::fstat(self.handle());
+        let stat = stat.map_err(|error| target::problem(&self.target.part(), &error.into()))?;
+        self.store(have, stat.st_ino)?;
+        self.is_stated.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn store(&self, have: &Bits, inode: u64) -> Result<(), Problem> {
+        let state = Resume {
+            id: self.id,
+            size: self.plan.total(),
+            inode,
+            have: have.clone(),
         };
-        store().map_err(|error| target::problem(&path, &error))
+        let path = self.target.state();
+        state.store(&path).map_err(|error| target::problem(&path, &error))
     }
 }
 

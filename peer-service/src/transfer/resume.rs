@@ -22,6 +22,9 @@ use crate::bits::Bits;
 /// First bytes of a state file; the digit is the version.
 const MAGIC: &[u8; 8] = b"PLPART2\n";
 
+/// Of the version before, which had no inode.
+const WITHOUT_INODE: &[u8; 8] = b"PLPART1\n";
+
 const HEADER: usize = MAGIC.len() + 32 + 2 * 8 + 4;
 const CHECKSUM: usize = 32;
 
@@ -35,7 +38,8 @@ pub(crate) struct Resume {
     pub(crate) id: FileId,
     /// Bytes in all.
     pub(crate) size: u64,
-    /// Number of the part's file or folder: a copy of it has another, and may be cut short.
+    /// Number of the part's file or folder: a copy of it has another, and may be cut short. 0, which none has: what is there is not to be
+    /// believed.
     pub(crate) inode: u64,
     /// Units verified and flushed.
     pub(crate) have: Bits,
@@ -61,10 +65,14 @@ impl Resume {
         if Sha256::digest(body).as_slice() != checksum {
             return None;
         }
-        let rest = body.strip_prefix(MAGIC)?;
+        let (magic, rest) = body.split_first_chunk::<8>()?;
         let (id, rest) = rest.split_first_chunk::<32>()?;
         let (size, rest) = rest.split_first_chunk::<8>()?;
-        let (inode, rest) = rest.split_first_chunk::<8>()?;
+        let (inode, rest) = match magic {
+            MAGIC => rest.split_first_chunk::<8>()?,
+            WITHOUT_INODE => (&[0; 8], rest),
+            _ => return None,
+        };
         let (units, bitfield) = rest.split_first_chunk::<4>()?;
         let have = Bits::from_bytes(u32::from_le_bytes(*units), bitfield)?;
         Some(Self {
@@ -158,6 +166,18 @@ mod tests {
             prop_assert_eq!(Resume::decode(&flipped), None);
             prop_assert_eq!(Resume::decode(&good[..cut.min(good.len() - 1)]), None);
         }
+    }
+
+    #[test]
+    fn a_state_of_the_version_before_is_read_and_not_believed() {
+        let state = sample(9, &[1, 2]);
+        let mut bytes = state.encode();
+        bytes.drain(HEADER - 12..HEADER - 4);
+        bytes[..8].copy_from_slice(WITHOUT_INODE);
+        let body = bytes.len() - CHECKSUM;
+        let checksum = Sha256::digest(&bytes[..body]);
+        bytes[body..].copy_from_slice(&checksum);
+        assert_eq!(Resume::decode(&bytes), Some(Resume { inode: 0, ..state }));
     }
 
     #[test]

@@ -106,7 +106,12 @@ struct Stuck {
 
 impl Stuck {
     fn note(&mut self, context: &Context, transfer: &Transfer, wait: Duration) {
-        if transfer.state != State::Waiting || transfer.done > self.done {
+        // A disk that hangs is waited for: it has what came so far, and others would not do better.
+        let hangs = transfer
+            .error
+            .as_ref()
+            .is_some_and(|error| error.reason == Reason::TargetNotWritable);
+        if transfer.state != State::Waiting || transfer.done > self.done || hangs {
             self.since = None;
             self.said = None;
         } else if self.since.is_none() {

@@ -34,8 +34,15 @@ pub(super) struct Watcher {
 
 impl Watcher {
     /// Runs until nobody listens or the peer is of no use.
-    pub(super) async fn run(self, mut ready: Option<Link>) {
+    /// After so many failures not at once.
+    pub(super) async fn run(self, mut ready: Option<Link>, failures: u32) {
         let mut wait = RETRY;
+        for _ in 1..failures.min(10) {
+            wait = (wait * 2).min(MAX_RETRY);
+        }
+        if failures > 0 && ready.is_none() {
+            tokio::time::sleep(wait).await;
+        }
         loop {
             let started = tokio::time::Instant::now();
             let problem = match self.connected(ready.take()).await {

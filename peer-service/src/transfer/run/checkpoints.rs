@@ -24,7 +24,11 @@ const CHECKPOINT_SHARE: u32 = 10;
 /// Where data was lost on its way to the disk; it cancels `stop`, as nothing that follows can be relied on.
 pub(super) async fn keep(live: Arc<Live>, stop: CancellationToken) -> Result<(), Problem> {
     let mut wait = FIRST_CHECKPOINT;
-    let mut stored = live.have().count();
+    // What was found without a state that is believed is worth one.
+    let mut stored = match live.part.is_stated() {
+        true => Some(live.have().count()),
+        false => None,
+    };
     let mut failing = false;
     loop {
         tokio::select! {
@@ -33,17 +37,17 @@ pub(super) async fn keep(live: Arc<Live>, stop: CancellationToken) -> Result<(),
         }
         let have = live.have();
         wait = CHECKPOINT;
-        if have.count() == stored {
+        let count = have.count();
+        if Some(count) == stored {
             continue;
         }
-        let count = have.count();
         let (part, started) = (Arc::clone(&live.part), Instant::now());
         match blocking(move || part.checkpoint(&have))
             .await
             .and_then(|done| done)
         {
             Ok(()) => {
-                (stored, failing) = (count, false);
+                (stored, failing) = (Some(count), false);
                 wait = CHECKPOINT.max(started.elapsed() * CHECKPOINT_SHARE);
             }
             Err(problem) if live.part.has_lost() => {
