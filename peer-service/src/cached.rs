@@ -74,8 +74,9 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn a_file_of_this_machine_is_read_at_once() {
-        let mut file = tempfile::tempfile().unwrap();
+    fn a_file_in_memory_is_read_at_once() {
+        let file = rustix::fs::memfd_create("file", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let mut file = File::from(file);
         std::io::Write::write_all(&mut file, b"content").unwrap();
         assert!(never_waits(&file));
         let mut bytes = [0; 4];

@@ -28,22 +28,11 @@ use crate::{
 /// so that what they change shows in it; why not, where something was changed meanwhile and may not be what was verified.
 pub(crate) type Stamps = Result<Vec<Stamp>, Problem>;
 
-/// The problem with a part of which something is gone that was written.
-fn cut(part: &Path) -> Problem {
-    Problem::new(
-        Reason::FileChanged,
-        format!(
-            "something took away of {} what had been fetched: resume, and all of it is verified again",
-            part.display()
-        ),
-    )
-}
-
 /// Makes the part whole, flushes it, checks the claimed SHA-256 where there is one, and gives it its name.
 ///
 /// # Errors
 /// [`Reason::VerificationFailed`] where the claim is wrong: nothing appears under the name. [`Reason::TargetExists`] where something came
-/// to be there meanwhile. [`Reason::Cancelled`] where `stop` was before the name was given. [`Reason::DiskFull`] and
+/// to be there meanwhile. [`Reason::Cancelled`] where `stop` was before the name was given. [`Reason::FileChanged`] where something that was written is gone. [`Reason::DiskFull`] and
 /// [`Reason::TargetNotWritable`]; what was fetched is kept.
 pub(crate) fn finish(
     part: &Part,
@@ -100,6 +89,17 @@ pub(crate) fn finish(
         tracing::debug!(path = %target.state().display(), %error, "the resume state could not be removed");
     }
     Ok(stamps)
+}
+
+/// The problem with a part of which something is gone that was written.
+fn cut(part: &Path) -> Problem {
+    Problem::new(
+        Reason::FileChanged,
+        format!(
+            "something took away of {} what had been fetched: resume, and all of it is verified again",
+            part.display()
+        ),
+    )
 }
 
 /// Whether nothing but the name changed: a new name shows in `ctime` alone.

@@ -13,7 +13,6 @@ use potluck_core::{
     path::Label,
     plan::{Plan, PlanFile},
 };
-
 use tokio::time::{Instant, timeout_at};
 
 use super::{

@@ -106,24 +106,22 @@ struct Stuck {
 
 impl Stuck {
     fn note(&mut self, context: &Context, transfer: &Transfer, wait: Duration) {
-        // A disk that hangs is waited for: it has what came so far, and others would not do better.
+        let is_stuck = transfer.state == State::Waiting && transfer.done <= self.done;
+        // A disk that hangs goes on by itself: it is told, and not given up.
         let hangs = transfer
             .error
             .as_ref()
             .is_some_and(|error| error.reason == Reason::TargetNotWritable);
-        if transfer.state != State::Waiting || transfer.done > self.done || hangs {
-            self.since = None;
+        if !is_stuck {
             self.said = None;
-        } else if self.since.is_none() {
-            self.since = Some(tokio::time::Instant::now());
         }
+        self.since = match is_stuck && !hangs {
+            true => self.since.or_else(|| Some(tokio::time::Instant::now())),
+            false => None,
+        };
         self.done = transfer.done;
         // On a terminal the board says it.
-        if let Some(error) = transfer
-            .error
-            .as_ref()
-            .filter(|_| self.since.is_some() && !wait.is_zero())
-        {
+        if let Some(error) = transfer.error.as_ref().filter(|_| is_stuck && !wait.is_zero()) {
             if self.said != Some(error.reason) && !context.out.draws() {
                 context
                     .out

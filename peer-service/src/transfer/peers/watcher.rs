@@ -33,13 +33,9 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
-    /// Runs until nobody listens or the peer is of no use.
-    /// After so many failures not at once.
+    /// Runs until nobody listens or the peer is of no use; after so many failures it begins with a wait.
     pub(super) async fn run(self, mut ready: Option<Link>, failures: u32) {
-        let mut wait = RETRY;
-        for _ in 1..failures.min(10) {
-            wait = (wait * 2).min(MAX_RETRY);
-        }
+        let mut wait = (RETRY * (1 << failures.saturating_sub(1).min(10))).min(MAX_RETRY);
         if failures > 0 && ready.is_none() {
             tokio::time::sleep(wait).await;
         }
