@@ -33,6 +33,7 @@ WARM_UP = 0.5
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sources", type=int, default=4, help="how many send [default: %(default)s]")
+    parser.add_argument("--sinks", type=int, default=1, help="how many it is sent to [default: %(default)s]")
     parser.add_argument("--size", type=size, default=2 << 30, help="of the file [default: 2GiB]")
     parser.add_argument("--rounds", type=int, default=3, help="that are added up; one before them counts for nothing [default: %(default)s]")
     parser.add_argument("--potluck", type=pairs, default={}, metavar="bin=DIR", help="a build of Potluck [default: target/release]")
@@ -41,7 +42,7 @@ def main() -> int:
     parser.set_defaults(disk_dir=None, keep=False)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    shape = Shape(options.sources, options.size)
+    shape = Shape(options.sources, options.size, options.sinks)
     bench = Bench(options)
     try:
         found, seconds = [], []
@@ -50,7 +51,7 @@ def main() -> int:
             stacks, used = one(bench, system, shape)
             if number:
                 found += stacks
-                seconds.append(used / (shape.size / 2**30))
+                seconds.append(used / (shape.size * shape.sinks / 2**30))
     finally:
         bench.close()
     show(samples.shares(found, PROGRAMS), sum(seconds) / len(seconds))
