@@ -163,7 +163,7 @@ pub async fn start(
         store,
         files: home.files(),
         peer_id: home.peer_id(),
-        local_addr,
+        local_addr: local_addr.into(),
         hash_threads: config.hash_threads,
         verifying: Verifying::new(config.hash_threads),
         downloaded: AtomicU64::new(0),

@@ -16,7 +16,6 @@ use std::{
 use futures_util::{Stream, StreamExt as _, stream};
 use potluck_core::{
     Problem, Reason,
-    index_client::Address,
     proto::v1::{self, control_service_server::ControlService},
     wire::file_id,
 };
@@ -300,7 +299,7 @@ impl ControlService for Control {
         let totals = context.library.totals();
         Ok(Response::new(v1::GetStatusResponse {
             peer_id: context.peer_id.to_bytes(),
-            listening: Some((&Address::from(context.local_addr)).into()),
+            listening: Some((&context.local_addr).into()),
             advertised: registrar.advertised.as_ref().map(Into::into),
             index: context
                 .index

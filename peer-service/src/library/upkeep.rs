@@ -43,7 +43,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(300);
 
 /// How long after a download its plain SHA-256 is computed at the earliest: those who fetch the same are still at it, and
 /// nobody waits for the sum.
-const AFTER_ARRIVAL: Duration = Duration::from_secs(5);
+const AFTER_ARRIVAL: Duration = Duration::from_secs(20);
 
 /// How long after anything was shared: who shared it is answered first.
 const AFTER_SHARE: Duration = Duration::from_millis(20);

@@ -10,13 +10,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     allowance::Allowance,
-    context::Context,
     link::DATA_TIMEOUT,
     link::Link,
     live::Live,
     receive::{Assembly, Broken, Incoming},
     rope::Rope,
     target,
+    verifying::Disk,
 };
 use crate::swarm::{Failure, PeerKey, RequestId};
 
@@ -82,8 +82,9 @@ pub(crate) struct Told {
 /// Everything a call needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
-    pub(crate) context: Arc<Context>,
     pub(crate) live: Arc<Live>,
+    /// Where it is written to.
+    pub(crate) disk: Arc<Disk>,
     /// How fast the transfer may be.
     pub(crate) allowance: Arc<Allowance>,
     pub(crate) peer: PeerKey,
@@ -184,11 +185,7 @@ impl Caller {
     ) -> Result<(), Ended> {
         while let (true, Some(wanted)) = (assembly.owed() > 0, rest.front().cloned()) {
             let Some(part) = incoming.take() else {
-                if self
-                    .ours(&wanted, self.context.verifying.may_read())
-                    .await
-                    .is_none()
-                {
+                if self.ours(&wanted, self.disk.may_read()).await.is_none() {
                     return Err(Ended::Again);
                 }
                 let read = tokio::select! {
@@ -293,38 +290,32 @@ impl Caller {
         }
     }
 
-    /// Verifies and writes on a thread for that, while the next unit comes in.
+    /// Has a unit verified and written, while the next comes in.
     async fn check(&self, wanted: Wanted, data: Rope) {
-        let target = &self.live.part.target().path;
-        let turn = self.context.verifying.thread(data.len(), target);
-        let thread = self.ours(&wanted, turn).await;
-        let Some(thread) = thread.flatten() else {
-            return;
-        };
         // Kept free from now on, so that telling never waits. Nobody listens any more: the transfer is over.
         let Ok(slot) = self.told.clone().reserve_owned().await else {
             return;
         };
-        let owed = Owed {
-            slot: Some(slot),
-            peer: self.peer,
-            id: wanted.id,
-            unit: wanted.unit,
-        };
-        let live = Arc::clone(&self.live);
-        self.tasks.spawn_blocking(move || {
-            let outcome = match live.checks.verify(wanted.unit, &data) {
-                false => Outcome::Corrupt(format!("unit {} failed verification", wanted.unit)),
+        let (live, counted) = (Arc::clone(&self.live), self.tasks.token());
+        let (bytes, peer, id, unit) = (data.len(), self.peer, wanted.id, wanted.unit);
+        let work = move || {
+            let slot = Some(slot);
+            let owed = Owed { slot, peer, id, unit };
+            let outcome = match live.checks.verify(unit, &data) {
+                false => Outcome::Corrupt(format!("unit {unit} failed verification")),
                 // Another peer was faster: the bytes are there.
-                true if live.has(wanted.unit) => Outcome::Verified,
-                true => match live.part.write(wanted.unit, &data) {
+                true if live.has(unit) => Outcome::Verified,
+                true => match live.part.write(unit, &data) {
                     Ok(()) => Outcome::Verified,
                     Err(error) => Outcome::NotWritten(target::problem(&live.part.target().path, &error)),
                 },
             };
-            drop((data, thread));
+            drop((data, live));
             owed.tell(outcome);
-        });
+            drop(counted);
+        };
+        let target = &self.live.part.target().path;
+        self.ours(&wanted, self.disk.submit(bytes, target, work)).await;
     }
 
     /// What a status means for the requests that are still open. `any`: it could speak of any of them.

@@ -1,6 +1,6 @@
 //! What every transfer of a peer works with.
 
-use std::{net::SocketAddr, path::PathBuf, sync::atomic::AtomicU64};
+use std::{path::PathBuf, sync::atomic::AtomicU64};
 
 use potluck_core::{
     PeerId,
@@ -31,7 +31,7 @@ pub struct Context {
     /// This peer.
     pub peer_id: PeerId,
     /// Where this peer listens.
-    pub local_addr: SocketAddr,
+    pub local_addr: Address,
     /// Threads that hash.
     pub hash_threads: usize,
     /// Who may verify and write a unit now, over all transfers.
@@ -45,6 +45,6 @@ pub struct Context {
 impl Context {
     /// Whether this source is this very peer.
     pub(crate) fn is_self(&self, source: &Source) -> bool {
-        source.peer == Some(self.peer_id) || source.address == Address::from(self.local_addr)
+        source.peer == Some(self.peer_id) || source.address == self.local_addr
     }
 }

@@ -25,6 +25,7 @@ use super::{
     live::Live,
     peers::{PeerEvent, Peers},
     sources::Sources,
+    verifying::Disk,
     view::Terms,
 };
 use crate::{
@@ -64,6 +65,8 @@ type Report<'a> = Box<dyn FnMut(&Swarm, &Peers, Option<Problem>) + Send + 'a>;
 pub(crate) struct Driver<'a> {
     pub(crate) context: Arc<Context>,
     pub(crate) live: Arc<Live>,
+    /// Where it is written to.
+    pub(crate) disk: Arc<Disk>,
     pub(crate) swarm: Swarm,
     pub(crate) peers: Peers,
     pub(crate) sources: watch::Receiver<Sources>,
@@ -262,8 +265,8 @@ impl Driver<'_> {
             return;
         };
         let caller = Caller {
-            context: Arc::clone(&self.context),
             live: Arc::clone(&self.live),
+            disk: Arc::clone(&self.disk),
             allowance: Arc::clone(&self.allowance),
             peer,
             link,

@@ -14,7 +14,7 @@
 //! | `receive`, `rope` | what an answer's bytes belong to; the bytes of a unit, where they came in |
 //! | `allowance`, [`budget`] | how fast it may fetch, and how much it may have asked for, beside the others |
 //! | `verify` | whether bytes are what the id commits to |
-//! | [`verifying`] | who may do that now, and whether more may be read meanwhile |
+//! | [`verifying`] | on which threads that is done, and whether more may be read meanwhile |
 //! | `live` | what a running transfer can serve already |
 //! | `target`, `part`, `tree`, `resume`, `recover`, `place` | where it goes, its bytes on disk, and their end under its name |
 //! | `report`, `rate`, `saved` | what it shows, bytes a second among it, and what the store remembers |

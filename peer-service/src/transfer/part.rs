@@ -11,7 +11,7 @@ use std::{
     fs::{self, File, Metadata, OpenOptions},
     io::{self, ErrorKind},
     os::{
-        fd::AsFd,
+        fd::{AsFd, BorrowedFd},
         unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     },
     path::Path,
@@ -45,6 +45,8 @@ pub(crate) struct Part {
     body: Body,
     /// Whether it is a file that can be read without ever waiting for a disk or another machine unless it is to.
     never_waits: bool,
+    /// The file system's number.
+    device: u64,
     /// Whether a state is on the disk that is to be believed when the part is opened again.
     is_stated: AtomicBool,
     /// The first flush that failed.
@@ -69,6 +71,15 @@ pub(crate) enum Found {
     Resume(Bits),
     /// Data without a usable state: any unit may be there, verify each.
     Unknown,
+}
+
+impl Body {
+    fn handle(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::File(file) => file.as_fd(),
+            Self::Tree(tree) => tree.dir().as_fd(),
+        }
+    }
 }
 
 impl Part {
@@ -103,12 +114,16 @@ impl Part {
             Some(manifest) => Body::Tree(Tree::open(&path, manifest, Arc::clone(&plan)).map_err(failed)?),
             None => Body::File(Arc::new(open_file(&path).map_err(failed)?)),
         };
+        let device = rustix::fs::fstat(body.handle())
+            .map_err(|error| failed(error.into()))?
+            .st_dev;
         let part = Self {
             id,
             target,
             plan,
             never_waits: matches!(&body, Body::File(file) if cached::never_waits(file)),
             body,
+            device,
             is_stated: AtomicBool::new(false),
             unflushed: OnceLock::new(),
         };
@@ -191,11 +206,8 @@ impl Part {
         let _ = rustix::fs::flock(self.handle(), FlockOperation::NonBlockingUnlock);
     }
 
-    fn handle(&self) -> rustix::fd::BorrowedFd<'_> {
-        match &self.body {
-            Body::File(file) => file.as_fd(),
-            Body::Tree(tree) => tree.dir().as_fd(),
-        }
+    fn handle(&self) -> BorrowedFd<'_> {
+        self.body.handle()
     }
 
     /// Checks that what is missing fits on the disk, and takes the room for it.
@@ -272,6 +284,11 @@ impl Part {
     /// Whether it is a file that can be read without ever waiting for a disk or another machine unless it is to.
     pub(crate) const fn never_waits(&self) -> bool {
         self.never_waits
+    }
+
+    /// The number of the file system that it is on.
+    pub(crate) const fn device(&self) -> u64 {
+        self.device
     }
 
     /// Where the bytes are.

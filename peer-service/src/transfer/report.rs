@@ -16,7 +16,7 @@ use super::{
     rate::Rate,
     sources::Sources,
     unserved::unserved,
-    verifying::Verifying,
+    verifying::Disk,
     view::{Missing, PeerRow, PeerStanding, State, View},
 };
 use crate::swarm::{Failure, PeerKey, PeerState, PeerView, StuckReason, Swarm};
@@ -37,7 +37,6 @@ const MISSING_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Reporter {
     view: watch::Sender<View>,
-    verifying: Verifying,
     start: Instant,
     inner: Mutex<Inner>,
 }
@@ -53,7 +52,7 @@ struct Inner {
 
 impl Reporter {
     /// Writes to this view.
-    pub(crate) fn new(view: watch::Sender<View>, verifying: Verifying) -> Self {
+    pub(crate) fn new(view: watch::Sender<View>) -> Self {
         view.send_modify(|view| {
             view.state = State::Preparing;
             view.error = None;
@@ -67,7 +66,6 @@ impl Reporter {
         });
         Self {
             view,
-            verifying,
             start: Instant::now(),
             inner: Mutex::default(),
         }
@@ -143,7 +141,7 @@ impl Reporter {
         self.write(|view| view.resumed_bytes = bytes);
     }
 
-    /// How the swarm stands.
+    /// How the swarm stands, and the disk that is written to.
     pub(crate) fn swarm(
         &self,
         plan: &Arc<Plan>,
@@ -151,6 +149,7 @@ impl Reporter {
         peers: &Peers,
         sources: &Sources,
         wrong: Option<Problem>,
+        disk: &Disk,
     ) {
         let now = Instant::now();
         let (done, rate, rows, missing_due) = {
@@ -167,7 +166,7 @@ impl Reporter {
         };
         let stuck = wrong
             .or_else(|| stuck(swarm, peers, sources))
-            .or_else(|| hung(&self.verifying));
+            .or_else(|| hung(disk));
         self.write(|view| {
             view.state = if stuck.is_some() {
                 State::Waiting
@@ -251,8 +250,8 @@ const fn explained(failure: Failure) -> &'static str {
 }
 
 /// What keeps everything that comes from being verified and written.
-fn hung(verifying: &Verifying) -> Option<Problem> {
-    let (target, idle) = verifying.hung(HUNG)?;
+fn hung(disk: &Disk) -> Option<Problem> {
+    let (target, idle) = disk.hung(HUNG)?;
     Some(Problem::new(
         Reason::TargetNotWritable,
         format!(

@@ -73,7 +73,7 @@ pub(crate) struct Run {
 impl Run {
     /// Runs to the end.
     pub(crate) async fn run(self) -> Ended {
-        let reporter = Reporter::new(self.view.clone(), self.context.verifying.clone());
+        let reporter = Reporter::new(self.view.clone());
         let (list, sources) = watch::channel(Sources::default());
         // Ends with the run, however that ends.
         let local = self.stop.child_token();
@@ -422,9 +422,11 @@ impl Run {
         let calls = TaskTracker::new();
         let mut terms = self.terms.clone();
         let now = *terms.borrow_and_update();
+        let disk = self.context.verifying.disk(live.part.device());
         let mut driver = Driver {
             context: Arc::clone(&self.context),
             live: Arc::clone(live),
+            disk: Arc::clone(&disk),
             swarm,
             peers: Peers::new(
                 (self.spec.id, plan.unit_count(), self.context.peer_id),
@@ -441,7 +443,7 @@ impl Run {
             start: Instant::now(),
             stop: &stop,
             report: Box::new(|swarm, peers, wrong| {
-                reporter.swarm(plan, swarm, peers, &sources.borrow(), wrong)
+                reporter.swarm(plan, swarm, peers, &sources.borrow(), wrong, &disk)
             }),
             requests: Default::default(),
             place_made: Instant::now(),

@@ -3,7 +3,11 @@
 //! The list is a level, not a stream of edges: whoever looks sees all providers of now, so nothing is missed by looking late.
 //! Losing the index loses no provider: the list stays as it was until the index is back.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::StreamExt as _;
 use potluck_core::{
@@ -136,21 +140,22 @@ fn publish(
     is_self: &impl Fn(&Source) -> bool,
     change: impl FnOnce(&mut Sources),
 ) {
-    let from_index = known.from_index.iter().map(|(&peer, address)| Source {
-        address: address.clone(),
-        peer: Some(peer),
-    });
-    let named = known.named.iter().map(|address| Source {
-        address: address.clone(),
-        peer: None,
-    });
-    let mut all: Vec<Source> = from_index
+    let from_index = known
+        .from_index
+        .iter()
+        .map(|(&peer, address)| (Some(peer), address));
+    let named = known.named.iter().map(|address| (None, address));
+    // Those with an id come first and win over the same address without one.
+    let mut seen = HashSet::new();
+    let all: Vec<Source> = from_index
         .chain(named)
+        .filter(|(_, address)| seen.insert(*address))
+        .map(|(peer, address)| Source {
+            address: address.clone(),
+            peer,
+        })
         .filter(|source| !is_self(source))
         .collect();
-    // Those with an id come first and win over the same address without one.
-    let mut seen = std::collections::HashSet::new();
-    all.retain(|source| seen.insert(source.address.clone()));
     list.send_modify(|sources| {
         sources.list = Arc::new(all);
         change(sources);

@@ -1,12 +1,18 @@
-//! Who may verify and write a unit now, over all transfers of a peer, and whether more may be read meanwhile.
+//! Who verifies and writes units, over all transfers of a peer, and whether more may be read meanwhile.
 //!
-//! Invariant: units that came whole and wait for a thread are a few MiB, whatever the number of transfers and peers. Where these come
-//! faster than they can be verified and written, nothing more is read: what was asked for waits in the kernel and at the senders, not here.
+//! Each file system has threads and a queue of its own, so that one that hangs holds up only those who write to it. A thread that is done
+//! takes the next unit itself: where many come, nobody is woken for each.
+//!
+//! Invariant: units that came whole and wait for a thread are a few MiB for each file system, whatever the number of transfers and
+//! peers. Where these come faster than they can be verified and written, nothing more is read: what was asked for waits in the kernel and
+//! at the senders, not here.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap, VecDeque},
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -18,96 +24,170 @@ use tokio::{
 /// Bytes of whole units that may wait: what threads are kept busy with while the next units come. A larger unit waits alone.
 const MAX_WAITING: usize = 4 << 20;
 
-/// See the module. Cheap to clone; all clones are one.
+/// The file systems that are written to. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
 pub struct Verifying {
-    threads: Arc<Semaphore>,
-    /// In bytes. First come, first served: behind a unit that finds no room here, no reader finds any.
-    room: Arc<Semaphore>,
-    turns: Arc<Mutex<Turns>>,
+    threads: usize,
+    disks: Arc<Mutex<HashMap<u64, Weak<Disk>>>>,
 }
 
-/// The units that have a thread.
+/// One file system's threads and queue. See the module.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    threads: usize,
+    /// In bytes. First come, first served: behind a unit that finds no room here, no reader finds any.
+    room: Arc<Semaphore>,
+    turns: Mutex<Turns>,
+}
+
 #[derive(Debug, Default)]
 struct Turns {
-    /// Since when, and where to: the first is the oldest.
+    waiting: VecDeque<Job>,
+    /// The units that have a thread: since when, and where to. The first is the oldest.
     running: BTreeMap<u64, (Instant, PathBuf)>,
     next: u64,
     /// When one was last over.
     ended: Option<Instant>,
 }
 
-/// A thread for one unit, until it is dropped.
-#[derive(Debug)]
-pub(crate) struct Turn {
-    number: u64,
-    turns: Arc<Mutex<Turns>>,
-    _thread: OwnedSemaphorePermit,
+/// A unit to be verified and written.
+struct Job {
+    target: PathBuf,
+    work: Box<dyn FnOnce() + Send>,
+    /// Of those that wait.
+    room: OwnedSemaphorePermit,
 }
 
-fn lock(turns: &Mutex<Turns>) -> MutexGuard<'_, Turns> {
-    turns.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let mut turns = lock(&self.turns);
-        turns.running.remove(&self.number);
-        turns.ended = Some(Instant::now());
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job")
+            .field("target", &self.target)
+            .finish_non_exhaustive()
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Verifying {
-    /// On so many threads, at least one.
+    /// On so many threads for each file system, at least one.
     pub fn new(threads: usize) -> Self {
         Self {
-            threads: Arc::new(Semaphore::new(threads.max(1))),
-            room: Arc::new(Semaphore::new(MAX_WAITING)),
-            turns: Arc::default(),
+            threads: threads.max(1),
+            disks: Arc::default(),
         }
     }
 
+    /// The file system with this number (`st_dev`), for as long as somebody holds it.
+    pub(crate) fn disk(&self, device: u64) -> Arc<Disk> {
+        let mut disks = lock(&self.disks);
+        if let Some(disk) = disks.get(&device).and_then(Weak::upgrade) {
+            return disk;
+        }
+        disks.retain(|_, disk| disk.strong_count() > 0);
+        let disk = Arc::new(Disk {
+            threads: self.threads,
+            room: Arc::new(Semaphore::new(MAX_WAITING)),
+            turns: Mutex::default(),
+        });
+        disks.insert(device, Arc::downgrade(&disk));
+        disk
+    }
+}
+
+impl Disk {
     /// Waits until more may be read. Cancel-safe.
     pub(crate) async fn may_read(&self) {
         // Never closed.
         let _ = self.room.acquire().await;
     }
 
-    /// Waits for a thread for a unit of so many bytes that is to be written there. Cancel-safe.
-    pub(crate) async fn thread(&self, bytes: usize, target: &Path) -> Option<Turn> {
+    /// Has `work` done on a unit of so many bytes that is to be written there: on a thread that may wait, before whatever comes later. Returns as
+    /// soon as there is room for it among those that wait. Dropped before that, the work is not done.
+    pub(crate) async fn submit(
+        self: &Arc<Self>,
+        bytes: usize,
+        target: &Path,
+        work: impl FnOnce() + Send + 'static,
+    ) {
         let bytes = bytes.min(MAX_WAITING) as u32;
-        let _waits = self.room.acquire_many(bytes).await.ok()?;
-        let thread = Arc::clone(&self.threads).acquire_owned().await.ok()?;
+        let Ok(room) = Arc::clone(&self.room).acquire_many_owned(bytes).await else {
+            return;
+        };
+        let job = Job {
+            target: target.to_owned(),
+            work: Box::new(work),
+            room,
+        };
         let mut turns = lock(&self.turns);
-        let number = turns.next;
-        turns.next += 1;
-        turns.running.insert(number, (Instant::now(), target.to_owned()));
+        turns.waiting.push_back(job);
+        if turns.running.len() == self.threads {
+            return;
+        }
+        let Some((mut number, mut job)) = turns.begin() else {
+            return;
+        };
         drop(turns);
-        Some(Turn {
-            number,
-            turns: Arc::clone(&self.turns),
-            _thread: thread,
-        })
+        let disk = Arc::clone(self);
+        // Never waited for: whoever gave the work knows when it is done.
+        drop(tokio::task::spawn_blocking(move || {
+            loop {
+                job.run();
+                let next = lock(&disk.turns).next(number);
+                match next {
+                    Some(next) => (number, job) = next,
+                    None => return,
+                }
+            }
+        }));
     }
 
     /// Where the oldest unit is being written to and for how long nothing has got done, if that is at least so long and no thread is
-    /// free: everything waits for a disk.
+    /// free: everything waits for the disk.
     pub(crate) fn hung(&self, least: Duration) -> Option<(PathBuf, Duration)> {
-        if self.threads.available_permits() > 0 {
+        let turns = lock(&self.turns);
+        if turns.running.len() < self.threads {
             return None;
         }
-        let turns = lock(&self.turns);
         let (since, target) = turns.running.values().next()?;
         let idle = turns.ended.map_or(*since, |ended| ended.max(*since)).elapsed();
         (idle >= least).then(|| (target.clone(), idle))
     }
 }
 
+impl Turns {
+    /// The next that waits has a thread from now on.
+    fn begin(&mut self) -> Option<(u64, Job)> {
+        let job = self.waiting.pop_front()?;
+        let number = self.next;
+        self.next += 1;
+        self.running.insert(number, (Instant::now(), job.target.clone()));
+        Some((number, job))
+    }
+
+    /// One is over, and its thread is the next one's.
+    fn next(&mut self, over: u64) -> Option<(u64, Job)> {
+        self.running.remove(&over);
+        self.ended = Some(Instant::now());
+        self.begin()
+    }
+}
+
+impl Job {
+    fn run(self) {
+        let Self { work, room, .. } = self;
+        drop(room);
+        // What panicked said so itself, to whoever waits for it and in the log; those that wait still have this thread.
+        let _ = catch_unwind(AssertUnwindSafe(work));
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::{future::Future, pin::pin};
+    use std::{future::Future, pin::pin, sync::mpsc};
 
-    use tokio::time::timeout;
+    use tokio::{sync::oneshot, time::timeout};
 
     use super::*;
 
@@ -115,55 +195,123 @@ mod tests {
         timeout(Duration::from_millis(20), future).await.is_ok()
     }
 
-    #[tokio::test]
+    /// Work that lasts until the sender is dropped, and tells its number when it begins.
+    fn held(number: u32, told: &mpsc::Sender<u32>) -> (mpsc::Sender<()>, impl FnOnce() + Send + 'static) {
+        let (hold, held) = mpsc::channel::<()>();
+        let told = told.clone();
+        (hold, move || {
+            told.send(number).unwrap();
+            let _ = held.recv();
+        })
+    }
+
+    const A: &str = "/a";
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn nothing_is_read_while_too_much_waits() {
-        let (verifying, target) = (Verifying::new(2), Path::new("/target"));
-        let first = verifying.thread(MAX_WAITING, target).await.unwrap();
-        let second = verifying.thread(3 * MAX_WAITING, target).await.unwrap();
-        assert!(is_ready(verifying.may_read()).await, "nothing waits");
-        let mut small = pin!(verifying.thread(MAX_WAITING / 2, target));
-        assert!(!is_ready(&mut small).await);
-        assert!(is_ready(verifying.may_read()).await, "there is room for more");
-        let mut large = pin!(verifying.thread(3 * MAX_WAITING, target));
+        let verifying = Verifying::new(2);
+        let disk = verifying.disk(1);
+        let (told, begun) = mpsc::channel();
+        let mut holds = VecDeque::new();
+        let mut work = |number| {
+            let (hold, work) = held(number, &told);
+            holds.push_back(hold);
+            work
+        };
+        disk.submit(MAX_WAITING, A.as_ref(), work(0)).await;
+        assert_eq!(begun.recv(), Ok(0));
+        disk.submit(3 * MAX_WAITING, A.as_ref(), work(1)).await;
+        assert_eq!(begun.recv(), Ok(1));
+        assert!(is_ready(disk.may_read()).await, "nothing waits");
+        disk.submit(MAX_WAITING / 2, A.as_ref(), work(2)).await;
+        assert!(is_ready(disk.may_read()).await, "there is room for more");
+        let large = work(3);
+        let mut large = pin!(disk.submit(3 * MAX_WAITING, A.as_ref(), large));
         assert!(!is_ready(&mut large).await);
-        assert!(!is_ready(verifying.may_read()).await, "and now there is none");
-        drop(first);
-        let small = small.await.unwrap();
+        assert!(!is_ready(disk.may_read()).await, "and now there is none");
         assert!(
-            !is_ready(verifying.may_read()).await,
+            is_ready(verifying.disk(2).may_read()).await,
+            "but on another disk"
+        );
+        holds.pop_front();
+        assert_eq!(begun.recv(), Ok(2));
+        large.await;
+        assert!(
+            !is_ready(disk.may_read()).await,
             "the large one fills the room by itself"
         );
-        drop(second);
-        assert!(is_ready(large).await);
-        assert!(is_ready(verifying.may_read()).await);
-        drop(small);
+        holds.pop_front();
+        assert_eq!(begun.recv(), Ok(3));
+        assert!(is_ready(disk.may_read()).await);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_gives_up_holds_up_nobody() {
+        let disk = Verifying::new(1).disk(1);
+        let (told, begun) = mpsc::channel();
+        let (busy, work) = held(0, &told);
+        disk.submit(1, A.as_ref(), work).await;
+        assert_eq!(begun.recv(), Ok(0));
+        let (_waits, work) = held(1, &told);
+        disk.submit(MAX_WAITING, A.as_ref(), work).await;
+        assert!(!is_ready(disk.submit(MAX_WAITING, A.as_ref(), || panic!("given up"))).await);
+        drop(busy);
+        assert_eq!(begun.recv(), Ok(1));
+        assert!(is_ready(disk.may_read()).await);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn work_that_panics_costs_no_thread() {
+        let disk = Verifying::new(1).disk(1);
+        let (done, ends) = oneshot::channel();
+        disk.submit(1, A.as_ref(), || panic!("a defect")).await;
+        disk.submit(1, A.as_ref(), || done.send(()).unwrap()).await;
+        ends.await.unwrap();
     }
 
     #[tokio::test]
-    async fn who_gives_up_holds_up_nobody() {
-        let (verifying, target) = (Verifying::new(1), Path::new("/target"));
-        let busy = verifying.thread(1, target).await.unwrap();
-        assert!(!is_ready(verifying.thread(MAX_WAITING, target)).await);
-        assert!(is_ready(verifying.may_read()).await);
-        drop(busy);
-        assert!(is_ready(verifying.thread(1, target)).await);
+    async fn a_disk_is_one_for_all_who_write_to_it_and_forgotten_after_them() {
+        let verifying = Verifying::new(1);
+        let disk = verifying.disk(1);
+        assert!(Arc::ptr_eq(&disk, &verifying.disk(1)));
+        drop(disk);
+        let _other = verifying.disk(2);
+        assert_eq!(lock(&verifying.disks).len(), 1);
     }
-    #[tokio::test(start_paused = true)]
-    async fn a_disk_hangs_where_no_thread_is_free_and_nothing_gets_done() {
-        let verifying = Verifying::new(2);
-        let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
-        let slow = verifying.thread(1, Path::new("/slow")).await.unwrap();
-        tokio::time::sleep(minute).await;
-        assert_eq!(verifying.hung(second), None, "a thread is free");
-        let other = verifying.thread(1, Path::new("/quick")).await.unwrap();
-        assert_eq!(verifying.hung(second), Some(("/slow".into(), minute)));
-        drop(other);
-        let other = verifying.thread(1, Path::new("/quick")).await.unwrap();
-        assert_eq!(verifying.hung(second), None, "something was done just now");
-        tokio::time::sleep(second).await;
-        assert_eq!(verifying.hung(second), Some(("/slow".into(), second)));
-        drop(slow);
-        assert_eq!(verifying.hung(Duration::ZERO), None);
-        drop(other);
+
+    #[test]
+    fn a_disk_hangs_where_no_thread_is_free_and_nothing_gets_done() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build();
+        runtime.unwrap().block_on(async {
+            let disk = Verifying::new(2).disk(1);
+            let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+            let begin = |target: &str| {
+                let room = Arc::clone(&disk.room).try_acquire_owned().unwrap();
+                let mut turns = lock(&disk.turns);
+                turns.waiting.push_back(Job {
+                    target: target.into(),
+                    work: Box::new(|| {}),
+                    room,
+                });
+                turns.begin().unwrap().0
+            };
+            let end = |number| assert!(lock(&disk.turns).next(number).is_none());
+            let slow = begin("/slow");
+            tokio::time::sleep(minute).await;
+            assert_eq!(disk.hung(second), None, "a thread is free");
+            let other = begin("/quick");
+            assert_eq!(disk.hung(second), Some(("/slow".into(), minute)));
+            end(other);
+            let other = begin("/quick");
+            assert_eq!(disk.hung(second), None, "something was done just now");
+            tokio::time::sleep(second).await;
+            assert_eq!(disk.hung(second), Some(("/slow".into(), second)));
+            end(slow);
+            assert_eq!(disk.hung(Duration::ZERO), None);
+            end(other);
+        });
     }
 }

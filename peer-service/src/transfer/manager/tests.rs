@@ -2,7 +2,7 @@
 
 use std::{
     net::Ipv4Addr,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::Path,
     process::Command,
     sync::{Barrier, mpsc},
@@ -62,7 +62,7 @@ impl Rig {
             store,
             files,
             peer_id: PeerId([1; 32]),
-            local_addr: (Ipv4Addr::LOCALHOST, 1).into(),
+            local_addr: std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 1)).into(),
             hash_threads: 1,
             verifying: Verifying::new(1),
             downloaded: Default::default(),
@@ -248,8 +248,10 @@ async fn a_disk_that_hangs_is_named_and_nobody_is_blamed_for_it() {
     };
     let stop = CancellationToken::new();
     let source = crate::start(listener, config, stop.clone()).await.unwrap();
-    let disk = rig.transfers.inner.context.verifying.clone();
-    let hangs = disk.thread(1, Path::new("/slow")).await;
+    let device = std::fs::metadata(rig.dir.path()).unwrap().dev();
+    let disk = rig.transfers.inner.context.verifying.disk(device);
+    let (hangs, held) = std::sync::mpsc::channel::<()>();
+    disk.submit(1, Path::new("/slow"), move || _ = held.recv()).await;
     let spec = FetchSpec {
         providers: vec![source.local_addr.into()],
         detach: true,
