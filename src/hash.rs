@@ -17,6 +17,7 @@ use crate::{
     FileLayout, PieceIndex, Sha256,
     id::LEN,
     merkle::{self, FileTree, Hash, LEAF_SIZE},
+    read_buffer::ReadBuffer,
 };
 
 /// How much a thread reads at once, in bytes: whole leaves, few enough to stay in its second-level cache.
@@ -76,7 +77,7 @@ pub fn hash_with(
 ) -> io::Result<FileTree> {
     let layout = FileLayout::new(size).ok_or(io::ErrorKind::FileTooLarge)?;
     if layout.piece_count() < 2 {
-        let mut bytes = vec![0; size as usize];
+        let mut bytes = ReadBuffer::new(size as usize);
         read(&mut bytes, 0)?;
         return Ok(FileTree {
             size,
@@ -145,7 +146,7 @@ pub fn hash_together(files: &[&[u8]]) -> Vec<FileTree> {
 /// [`io::ErrorKind::Interrupted`] if `on_progress` said to stop, and whatever reading gives.
 pub fn sha256_file(file: &File, on_progress: &OnProgress<'_>) -> io::Result<Sha256> {
     let mut hash = sha2::Sha256::new();
-    let mut buffer = vec![0; READ_SIZE];
+    let mut buffer = ReadBuffer::new(READ_SIZE);
     let mut offset = 0;
     loop {
         match file.read_at(&mut buffer, offset) {
@@ -173,7 +174,7 @@ impl Work<'_> {
     /// Hashes pieces until there are no more, or another thread failed.
     fn run(&self) -> io::Result<Vec<(PieceIndex, Hash)>> {
         let mut done = Vec::new();
-        let mut buffer = vec![0; READ_SIZE];
+        let mut buffer = ReadBuffer::new(READ_SIZE);
         // Several where they are small: their leaves are hashed together.
         let at_once = (READ_SIZE as u64 / self.layout.piece_size()).max(1) as u32;
         while !self.failed.load(Ordering::Relaxed) {

@@ -33,6 +33,7 @@ pub mod plan;
 pub mod problem;
 pub mod program;
 pub mod proto;
+pub mod read_buffer;
 pub mod transport;
 pub mod wire;
 

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result};
 use potluck_core::{
     hash::READ_SIZE,
     merkle::{self, LEAF_SIZE},
+    read_buffer::ReadBuffer,
 };
 use walkdir::WalkDir;
 
@@ -44,7 +45,7 @@ pub(crate) fn run(folder: &Path) -> Result<()> {
 }
 
 fn hash(paths: &[PathBuf], next: &AtomicUsize) -> io::Result<usize> {
-    let mut buffer = vec![0; READ_SIZE];
+    let mut buffer = ReadBuffer::new(READ_SIZE);
     let (mut used, mut ends, mut count) = (0, Vec::new(), 0);
     let mut hashes = Vec::new();
     let mut flush = |buffer: &[u8], used: &mut usize, ends: &mut Vec<usize>| {

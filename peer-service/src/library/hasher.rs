@@ -21,6 +21,7 @@ use potluck_core::{
     hash::{READ_SIZE, hash_file, hash_together},
     index_client::{FileRecord, Kind},
     merkle::{FileTree, LEAF_SIZE},
+    read_buffer::ReadBuffer,
 };
 
 use super::{
@@ -254,7 +255,7 @@ fn side_by_side(threads: usize, work: &(dyn Fn() + Sync)) {
 /// Small files, read one after the other into one buffer, to be hashed together.
 #[derive(Default)]
 struct Together<'f> {
-    buffer: Vec<u8>,
+    buffer: ReadBuffer,
     used: usize,
     files: Vec<(usize, &'f Path, Range<usize>, Stamp)>,
     /// Bytes that nobody was told of yet.
@@ -270,7 +271,9 @@ impl<'f> Together<'f> {
 
     /// Reads a file that had this stamp before; false where it has not any more after, so that it need not stay open.
     fn read(&mut self, index: usize, path: &'f Path, file: &File, stamp: Stamp) -> bool {
-        self.buffer.resize(READ_SIZE, 0);
+        if self.buffer.is_empty() {
+            self.buffer = ReadBuffer::new(READ_SIZE);
+        }
         if let Some(wait) = unsettled(&stamp) {
             std::thread::sleep(wait);
         }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use potluck_core::{
     Problem,
     chunk::{Header, MAX_HEADER},
+    read_buffer::ReadBuffer,
 };
 
 /// Buffers kept for the next chunk: 2 MiB.
@@ -22,7 +23,7 @@ const MIN_KEPT: usize = 64 * 1024;
 /// Buffers that are not in use. Cheap to clone; all clones are one.
 #[derive(Clone, Default)]
 pub(super) struct Buffers {
-    idle: Arc<Mutex<Vec<Vec<u8>>>>,
+    idle: Arc<Mutex<Vec<ReadBuffer>>>,
 }
 
 impl fmt::Debug for Buffers {
@@ -32,7 +33,7 @@ impl fmt::Debug for Buffers {
 }
 
 impl Buffers {
-    fn idle(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<ReadBuffer>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -47,7 +48,7 @@ impl Buffers {
         let kept = fits.map(|at| idle.swap_remove(at));
         drop(idle);
         Buffer {
-            bytes: kept.unwrap_or_else(|| vec![0; room]),
+            bytes: kept.unwrap_or_else(|| ReadBuffer::new(room)),
             filled: 0,
             home: self.clone(),
         }
@@ -57,7 +58,7 @@ impl Buffers {
 /// Messages, one after the other as they go out.
 #[derive(Debug)]
 pub(super) struct Buffer {
-    bytes: Vec<u8>,
+    bytes: ReadBuffer,
     filled: usize,
     home: Buffers,
 }

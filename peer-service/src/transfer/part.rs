@@ -21,7 +21,8 @@ use std::{
     },
 };
 
-use potluck_core::{FileId, Problem, Reason, manifest::Manifest, plan::Plan};
+use bytes::Bytes;
+use potluck_core::{FileId, Problem, Reason, manifest::Manifest, plan::Plan, read_buffer::ReadBuffer};
 use rustix::{
     fs::{FallocateFlags, FlockOperation, OFlags},
     io::Errno,
@@ -330,14 +331,14 @@ impl Part {
     /// # Errors
     /// Whatever the file system says; `UnexpectedEof` where it is not all there.
     pub(crate) fn read(&self, unit: u32) -> io::Result<Rope> {
-        let mut data = vec![0; self.plan.unit_len(unit) as usize];
-        let mut rest = data.as_mut_slice();
+        let mut data = ReadBuffer::new(self.plan.unit_len(unit) as usize);
+        let mut rest = &mut data[..];
         for span in self.plan.spans(unit) {
             let (bytes, after) = rest.split_at_mut(span.len as usize);
             self.file(span.file)?.read_exact_at(bytes, span.offset)?;
             rest = after;
         }
-        Ok(data.into())
+        Ok(Bytes::from_owner(data).into())
     }
 
     /// Flushes all data, then records which units it holds. `have` must have been read before the call.

@@ -210,7 +210,8 @@ mod tests {
         let plan = Arc::new(Plan::of_collection(&manifest));
         let target = Target { path: path.clone() };
         let (part, _) = Part::open(id, target, plan, Some(manifest)).unwrap();
-        part.write(0, &b"content".to_vec().into()).unwrap();
+        part.write(0, &bytes::Bytes::from_static(b"content").into())
+            .unwrap();
         thread::sleep(TICK);
         let file = path.join("file");
         let writing = thread::spawn({

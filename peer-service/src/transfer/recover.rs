@@ -11,6 +11,8 @@ use std::{
     },
 };
 
+use bytes::Bytes;
+use potluck_core::read_buffer::ReadBuffer;
 use rand::seq::IteratorRandom as _;
 
 use super::{
@@ -125,13 +127,13 @@ fn local_unit(library: &Library, part: &Part, unit: u32) -> Option<Rope> {
     for span in plan.spans(unit) {
         offers.push((library.find(&span.id)?, span));
     }
-    let mut data = vec![0; plan.unit_len(unit) as usize];
-    let mut rest = data.as_mut_slice();
+    let mut data = ReadBuffer::new(plan.unit_len(unit) as usize);
+    let mut rest = &mut data[..];
     for (offer, span) in offers {
         let (bytes, after) = rest.split_at_mut(span.len as usize);
         let file = offer.open(span.offset..span.offset + span.len).ok()?;
         file.read_exact_at(bytes, span.offset).ok()?;
         rest = after;
     }
-    Some(data.into())
+    Some(Bytes::from_owner(data).into())
 }

@@ -107,11 +107,11 @@ impl Rope {
     }
 }
 
-impl From<Vec<u8>> for Rope {
-    fn from(bytes: Vec<u8>) -> Self {
+impl From<Bytes> for Rope {
+    fn from(bytes: Bytes) -> Self {
         Self {
             len: bytes.len(),
-            runs: vec![(bytes.len(), bytes.into())],
+            runs: vec![(bytes.len(), bytes)],
             tail: BytesMut::new(),
         }
     }

@@ -193,7 +193,7 @@ mod tests {
     }
 
     fn verify(checks: &Checks, unit: u32, data: &[u8]) -> bool {
-        checks.verify(unit, &data.to_vec().into())
+        checks.verify(unit, &bytes::Bytes::copy_from_slice(data).into())
     }
 
     #[test]

@@ -50,7 +50,8 @@ fn what_is_served_is_not_made_where_its_owner_removed_it() {
     let manifest = Arc::new(Manifest::new([entry]).unwrap());
     let plan = Arc::new(Plan::of_collection(&manifest));
     let (part, _) = Part::open(ID, target.clone(), plan, Some(manifest)).unwrap();
-    part.write(0, &b"content".to_vec().into()).unwrap();
+    part.write(0, &bytes::Bytes::from_static(b"content").into())
+        .unwrap();
     assert_eq!(part.read(0).unwrap().len(), 7);
     let path = target.part().join("file");
     fs::remove_file(&path).unwrap();
@@ -171,7 +172,8 @@ fn a_folder_that_lost_something_is_not_believed_nor_filled_with_zeros() {
     };
     let have = Bits::full(plan.unit_count());
     let (part, _) = open();
-    part.write(0, &b"content".to_vec().into()).unwrap();
+    part.write(0, &bytes::Bytes::from_static(b"content").into())
+        .unwrap();
     part.checkpoint(&have).unwrap();
     drop(part);
     let (part, found) = open();
