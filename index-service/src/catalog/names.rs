@@ -2,7 +2,11 @@
 //!
 //! Invariant: a name is here exactly as long as a file bears it, a word exactly as long as a name holds it.
 
-use std::{collections::BTreeMap, hash::BuildHasher as _, ops::Bound};
+use std::{
+    collections::{BTreeMap, btree_map},
+    hash::BuildHasher as _,
+    ops::Bound,
+};
 
 use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 use roaring::RoaringBitmap;
@@ -146,11 +150,12 @@ impl Names {
         *bytes += cost::name(text);
         words::each_word(text, |word| {
             *bytes += cost::POSTING;
-            match index.get_mut(word) {
-                Some(posting) => posting.add(slot),
-                None => {
+            // Most are new: looked for once.
+            match index.entry(word.into()) {
+                btree_map::Entry::Occupied(posting) => posting.into_mut().add(slot),
+                btree_map::Entry::Vacant(vacant) => {
                     *bytes += cost::word(word);
-                    index.insert(word.into(), Posting::Few(SmallVec::from_slice(&[slot])));
+                    vacant.insert(Posting::Few(SmallVec::from_slice(&[slot])));
                 }
             }
         });

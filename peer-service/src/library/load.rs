@@ -6,8 +6,13 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io,
+    panic::resume_unwind,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{self, SyncSender},
+    },
+    thread,
 };
 
 use potluck_core::{
@@ -25,10 +30,13 @@ use super::{
     parts::in_parts,
     walk::stamp_of,
 };
-use crate::store::{ItemRow, Members, RowBody, StoreError, Sums};
+use crate::store::{ItemRow, Known, Members, RowBody, StoreError, Sums};
 
 /// Rows read at once: enough to keep all threads busy with `stat`, few enough to take no memory.
-const LOADED_AT_ONCE: usize = 4096;
+const LOADED_AT_ONCE: usize = 2048;
+
+/// Rows, and where each stands that is of a file.
+type Found = Vec<(Known, Option<Standing>)>;
 
 /// Where a remembered item stands.
 enum Standing {
@@ -46,21 +54,15 @@ impl Inner {
         for path in self.store.hidden()? {
             catalog.hide(path, None);
         }
-        let mut after = None;
-        loop {
-            let items = self.store.items(after, LOADED_AT_ONCE)?;
-            let Some((last, ..)) = items.last() else { break };
-            after = Some(*last);
-            let standings = in_parts(items.len(), self.hash_threads, |part| {
-                items[part]
-                    .iter()
-                    .map(|(_, row, _)| standing_of_file(row))
-                    .collect()
-            });
-            for ((number, row, sums), standing) in items.into_iter().zip(standings) {
+        // While some are put in their places, others are asked about.
+        let (give, found) = mpsc::sync_channel(0);
+        thread::scope(|scope| {
+            let finding = scope.spawn(|| self.find_all(give));
+            for ((number, row, sums), standing) in found.into_iter().flatten() {
                 self.restore(&mut catalog, number, (row, standing), sums, &mut delta);
             }
-        }
+            finding.join().unwrap_or_else(|panic| resume_unwind(panic))
+        })?;
         let settled = catalog.settle(delta);
         let stale = !catalog.stale().is_empty();
         drop(catalog);
@@ -71,6 +73,25 @@ impl Inner {
         }
         self.unsummed.notify_one();
         Ok(())
+    }
+
+    /// Gives all that is remembered, some at a time.
+    fn find_all(&self, give: SyncSender<Found>) -> Result<(), StoreError> {
+        let mut after = None;
+        loop {
+            let items = self.store.items(after, LOADED_AT_ONCE)?;
+            let Some((last, ..)) = items.last() else {
+                return Ok(());
+            };
+            after = Some(*last);
+            let standings = in_parts(items.len(), self.hash_threads, |part| {
+                let rows = items[part].iter();
+                rows.map(|(_, row, _)| standing_of_file(row)).collect()
+            });
+            if give.send(items.into_iter().zip(standings).collect()).is_err() {
+                return Ok(());
+            }
+        }
     }
 
     /// `standing`: of a file; a collection is looked at once its manifest is read.
