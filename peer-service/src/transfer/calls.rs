@@ -292,13 +292,22 @@ impl Caller {
 
     /// Has a unit verified and written, while the next comes in.
     async fn check(&self, wanted: Wanted, data: Rope) {
+        let room = self.ours(&wanted, self.disk.room(data.len())).await;
+        let Some(room) = room.flatten() else {
+            return;
+        };
         // Kept free from now on, so that telling never waits. Nobody listens any more: the transfer is over.
         let Ok(slot) = self.told.clone().reserve_owned().await else {
             return;
         };
-        let (live, counted) = (Arc::clone(&self.live), self.tasks.token());
-        let (bytes, peer, id, unit) = (data.len(), self.peer, wanted.id, wanted.unit);
+        let (live, tasks, peer) = (Arc::clone(&self.live), self.tasks.clone(), self.peer);
         let work = move || {
+            let Wanted { id, unit, token } = wanted;
+            // Counted before it is asked whether to begin: whoever cancelled it and counts none finds nothing begun later.
+            let _counted = tasks.token();
+            if token.is_cancelled() {
+                return;
+            }
             let slot = Some(slot);
             let owed = Owed { slot, peer, id, unit };
             let outcome = match live.checks.verify(unit, &data) {
@@ -312,10 +321,8 @@ impl Caller {
             };
             drop((data, live));
             owed.tell(outcome);
-            drop(counted);
         };
-        let target = &self.live.part.target().path;
-        self.ours(&wanted, self.disk.submit(bytes, target, work)).await;
+        self.disk.submit(room, &self.live.part.target().path, work);
     }
 
     /// What a status means for the requests that are still open. `any`: it could speak of any of them.

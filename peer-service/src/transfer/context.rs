@@ -8,7 +8,7 @@ use potluck_core::{
 };
 use tokio_util::task::TaskTracker;
 
-use super::{budget::Budget, sources::Source, verifying::Verifying};
+use super::{budget::Budget, verifying::Verifying};
 use crate::{holdings::Holdings, library::Library, limits::Limits, store::Store};
 
 /// See the module.
@@ -34,7 +34,7 @@ pub struct Context {
     pub local_addr: Address,
     /// Threads that hash.
     pub hash_threads: usize,
-    /// Who may verify and write a unit now, over all transfers.
+    /// Who verifies and writes units, over all transfers.
     pub verifying: Verifying,
     /// Verified bytes fetched since the start.
     pub downloaded: AtomicU64,
@@ -43,8 +43,8 @@ pub struct Context {
 }
 
 impl Context {
-    /// Whether this source is this very peer.
-    pub(crate) fn is_self(&self, source: &Source) -> bool {
-        source.peer == Some(self.peer_id) || source.address == self.local_addr
+    /// Whether a source with this id and address is this very peer.
+    pub(crate) fn is_self(&self, peer: Option<&PeerId>, address: &Address) -> bool {
+        peer == Some(&self.peer_id) || *address == self.local_addr
     }
 }

@@ -83,6 +83,14 @@ impl Body {
     }
 }
 
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "`st_dev` is of another type on other systems"
+)]
+fn device_of(body: &Body) -> io::Result<u64> {
+    Ok(rustix::fs::fstat(body.handle())?.st_dev as u64)
+}
+
 impl Part {
     /// Opens the part of this target, or makes it.
     ///
@@ -115,9 +123,7 @@ impl Part {
             Some(manifest) => Body::Tree(Tree::open(&path, manifest, Arc::clone(&plan)).map_err(failed)?),
             None => Body::File(Arc::new(open_file(&path).map_err(failed)?)),
         };
-        let device = rustix::fs::fstat(body.handle())
-            .map_err(|error| failed(error.into()))?
-            .st_dev;
+        let device = device_of(&body).map_err(failed)?;
         let part = Self {
             id,
             target,

@@ -86,7 +86,7 @@ impl Run {
                 index,
                 id,
                 named,
-                |source| context.is_self(source),
+                |peer, address| context.is_self(peer, address),
                 list,
                 keep_stop,
             )

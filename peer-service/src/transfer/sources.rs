@@ -55,7 +55,7 @@ pub(crate) async fn keep(
     index: Option<IndexClient>,
     id: FileId,
     named: Vec<Address>,
-    is_self: impl Fn(&Source) -> bool + Send,
+    is_self: impl Fn(Option<&PeerId>, &Address) -> bool + Send,
     list: watch::Sender<Sources>,
     stop: CancellationToken,
 ) {
@@ -95,7 +95,7 @@ async fn follow(
     index: &IndexClient,
     id: FileId,
     known: &mut Known,
-    is_self: &(impl Fn(&Source) -> bool + Send),
+    is_self: &(impl Fn(Option<&PeerId>, &Address) -> bool + Send),
     list: &watch::Sender<Sources>,
     retry: &mut Duration,
 ) -> Problem {
@@ -137,27 +137,47 @@ async fn follow(
 fn publish(
     list: &watch::Sender<Sources>,
     known: &Known,
-    is_self: &impl Fn(&Source) -> bool,
+    is_self: &impl Fn(Option<&PeerId>, &Address) -> bool,
     change: impl FnOnce(&mut Sources),
 ) {
     let from_index = known
         .from_index
         .iter()
-        .map(|(&peer, address)| (Some(peer), address));
+        .map(|(peer, address)| (Some(peer), address));
     let named = known.named.iter().map(|address| (None, address));
     // Those with an id come first and win over the same address without one.
     let mut seen = HashSet::new();
-    let all: Vec<Source> = from_index
+    let all = from_index
         .chain(named)
-        .filter(|(_, address)| seen.insert(*address))
+        .filter(|&(peer, address)| !is_self(peer, address) && seen.insert(address))
         .map(|(peer, address)| Source {
             address: address.clone(),
-            peer,
+            peer: peer.copied(),
         })
-        .filter(|source| !is_self(source))
         .collect();
     list.send_modify(|sources| {
         sources.list = Arc::new(all);
         change(sources);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_address_is_tried_once_with_its_id_and_the_peer_itself_never() {
+        let at = |port| Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], port)));
+        let (own, other) = (PeerId([1; 32]), PeerId([2; 32]));
+        // Behind one address two peers can be, of which one is this.
+        let known = Known {
+            named: vec![at(1), at(2), at(2)],
+            from_index: [(own, at(1)), (other, at(1))].into(),
+        };
+        let (list, sources) = watch::channel(Sources::default());
+        publish(&list, &known, &|peer, _| peer == Some(&own), |_| {});
+        let expected = [(at(1), Some(other)), (at(2), None)];
+        let expected = expected.map(|(address, peer)| Source { address, peer });
+        assert_eq!(sources.borrow().list[..], expected);
+    }
 }

@@ -24,6 +24,9 @@ use tokio::{
 /// Bytes of whole units that may wait: what threads are kept busy with while the next units come. A larger unit waits alone.
 const MAX_WAITING: usize = 4 << 20;
 
+/// Most threads for each file system: they hash faster than any disk writes, and those that hang must leave some to others.
+const MAX_THREADS: usize = 16;
+
 /// The file systems that are written to. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
 pub struct Verifying {
@@ -50,12 +53,14 @@ struct Turns {
     ended: Option<Instant>,
 }
 
+/// Of those that wait.
+pub(crate) type Room = OwnedSemaphorePermit;
+
 /// A unit to be verified and written.
 struct Job {
     target: PathBuf,
     work: Box<dyn FnOnce() + Send>,
-    /// Of those that wait.
-    room: OwnedSemaphorePermit,
+    room: Room,
 }
 
 impl fmt::Debug for Job {
@@ -71,10 +76,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Verifying {
-    /// On so many threads for each file system, at least one.
+    /// On so many threads for each file system, at least one and at most [`MAX_THREADS`].
     pub fn new(threads: usize) -> Self {
         Self {
-            threads: threads.max(1),
+            threads: threads.clamp(1, MAX_THREADS),
             disks: Arc::default(),
         }
     }
@@ -103,18 +108,14 @@ impl Disk {
         let _ = self.room.acquire().await;
     }
 
-    /// Has `work` done on a unit of so many bytes that is to be written there: on a thread that may wait, before whatever comes later. Returns as
-    /// soon as there is room for it among those that wait. Dropped before that, the work is not done.
-    pub(crate) async fn submit(
-        self: &Arc<Self>,
-        bytes: usize,
-        target: &Path,
-        work: impl FnOnce() + Send + 'static,
-    ) {
+    /// Waits for room among the units that wait, for one of so many bytes. Cancel-safe.
+    pub(crate) async fn room(&self, bytes: usize) -> Option<Room> {
         let bytes = bytes.min(MAX_WAITING) as u32;
-        let Ok(room) = Arc::clone(&self.room).acquire_many_owned(bytes).await else {
-            return;
-        };
+        Arc::clone(&self.room).acquire_many_owned(bytes).await.ok()
+    }
+
+    /// Has `work` done on a unit that is to be written there: on a thread that may wait, before whatever comes later.
+    pub(crate) fn submit(self: &Arc<Self>, room: Room, target: &Path, work: impl FnOnce() + Send + 'static) {
         let job = Job {
             target: target.to_owned(),
             work: Box::new(work),
@@ -205,7 +206,9 @@ mod tests {
         })
     }
 
-    const A: &str = "/a";
+    async fn submit(disk: &Arc<Disk>, bytes: usize, work: impl FnOnce() + Send + 'static) {
+        disk.submit(disk.room(bytes).await.unwrap(), "/target".as_ref(), work);
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn nothing_is_read_while_too_much_waits() {
@@ -218,15 +221,15 @@ mod tests {
             holds.push_back(hold);
             work
         };
-        disk.submit(MAX_WAITING, A.as_ref(), work(0)).await;
+        submit(&disk, MAX_WAITING, work(0)).await;
         assert_eq!(begun.recv(), Ok(0));
-        disk.submit(3 * MAX_WAITING, A.as_ref(), work(1)).await;
+        submit(&disk, 3 * MAX_WAITING, work(1)).await;
         assert_eq!(begun.recv(), Ok(1));
         assert!(is_ready(disk.may_read()).await, "nothing waits");
-        disk.submit(MAX_WAITING / 2, A.as_ref(), work(2)).await;
+        submit(&disk, MAX_WAITING / 2, work(2)).await;
         assert!(is_ready(disk.may_read()).await, "there is room for more");
         let large = work(3);
-        let mut large = pin!(disk.submit(3 * MAX_WAITING, A.as_ref(), large));
+        let mut large = pin!(submit(&disk, 3 * MAX_WAITING, large));
         assert!(!is_ready(&mut large).await);
         assert!(!is_ready(disk.may_read()).await, "and now there is none");
         assert!(
@@ -250,11 +253,11 @@ mod tests {
         let disk = Verifying::new(1).disk(1);
         let (told, begun) = mpsc::channel();
         let (busy, work) = held(0, &told);
-        disk.submit(1, A.as_ref(), work).await;
+        submit(&disk, 1, work).await;
         assert_eq!(begun.recv(), Ok(0));
         let (_waits, work) = held(1, &told);
-        disk.submit(MAX_WAITING, A.as_ref(), work).await;
-        assert!(!is_ready(disk.submit(MAX_WAITING, A.as_ref(), || panic!("given up"))).await);
+        submit(&disk, MAX_WAITING, work).await;
+        assert!(!is_ready(disk.room(MAX_WAITING)).await);
         drop(busy);
         assert_eq!(begun.recv(), Ok(1));
         assert!(is_ready(disk.may_read()).await);
@@ -264,8 +267,8 @@ mod tests {
     async fn work_that_panics_costs_no_thread() {
         let disk = Verifying::new(1).disk(1);
         let (done, ends) = oneshot::channel();
-        disk.submit(1, A.as_ref(), || panic!("a defect")).await;
-        disk.submit(1, A.as_ref(), || done.send(()).unwrap()).await;
+        submit(&disk, 1, || panic!("a defect")).await;
+        submit(&disk, 1, || done.send(()).unwrap()).await;
         ends.await.unwrap();
     }
 

@@ -241,6 +241,7 @@ async fn a_disk_that_hangs_is_named_and_nobody_is_blamed_for_it() {
     let rig = Rig::new();
     let (path, bytes) = (rig.dir.path().join("large"), vec![7; 4 << 20]);
     std::fs::write(&path, &bytes).unwrap();
+    let device = std::fs::metadata(&path).unwrap().dev();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = crate::Config {
         share: vec![path],
@@ -248,30 +249,37 @@ async fn a_disk_that_hangs_is_named_and_nobody_is_blamed_for_it() {
     };
     let stop = CancellationToken::new();
     let source = crate::start(listener, config, stop.clone()).await.unwrap();
-    let device = std::fs::metadata(rig.dir.path()).unwrap().dev();
     let disk = rig.transfers.inner.context.verifying.disk(device);
     let (hangs, held) = std::sync::mpsc::channel::<()>();
-    disk.submit(1, Path::new("/slow"), move || _ = held.recv()).await;
-    let spec = FetchSpec {
-        providers: vec![source.local_addr.into()],
-        detach: true,
-        ..FetchSpec::new(potluck_core::hash::hash_bytes(&bytes).id())
+    let room = disk.room(1).await.unwrap();
+    disk.submit(room, Path::new("/slow"), move || _ = held.recv());
+    let until_named = async || {
+        let spec = FetchSpec {
+            providers: vec![source.local_addr.into()],
+            detach: true,
+            ..FetchSpec::new(potluck_core::hash::hash_bytes(&bytes).id())
+        };
+        let number = rig.transfers.fetch(spec).await.unwrap().transfer;
+        rig.until(number, |entry| {
+            let view = entry.view.borrow();
+            assert!(
+                view.peers
+                    .iter()
+                    .all(|row| row.standing != PeerStanding::BackingOff)
+            );
+            let named = view.error.as_ref().is_some_and(|problem| {
+                problem.reason == Reason::TargetNotWritable && problem.message.contains("/slow")
+            });
+            named && view.state == State::Waiting
+        })
+        .await;
+        assert!(rig.transfers.get(number).unwrap().bytes_done == 0);
+        number
     };
-    let number = rig.transfers.fetch(spec).await.unwrap().transfer;
-    rig.until(number, |entry| {
-        let view = entry.view.borrow();
-        assert!(
-            view.peers
-                .iter()
-                .all(|row| row.standing != PeerStanding::BackingOff)
-        );
-        let named = view.error.as_ref().is_some_and(|problem| {
-            problem.reason == Reason::TargetNotWritable && problem.message.contains("/slow")
-        });
-        named && view.state == State::Waiting
-    })
-    .await;
-    assert!(rig.transfers.get(number).unwrap().bytes_done == 0);
+    // What waits behind the disk holds up no end.
+    let cancelled = rig.transfers.cancel(until_named().await);
+    tokio::time::timeout(PATIENCE, cancelled).await.unwrap().unwrap();
+    let number = until_named().await;
     drop(hangs);
     rig.until(number, |entry| entry.view.borrow().state == State::Done)
         .await;
