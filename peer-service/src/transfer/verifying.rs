@@ -76,7 +76,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Verifying {
-    /// On so many threads for each file system, at least one and at most [`MAX_THREADS`].
+    /// On so many threads for each file system: at least one, at most 16.
     pub fn new(threads: usize) -> Self {
         Self {
             threads: threads.clamp(1, MAX_THREADS),
