@@ -5,13 +5,12 @@ use std::ops::{Deref, DerefMut};
 /// Bytes of a page, which files lie in memory by.
 const PAGE: usize = 4096;
 
-/// Where in a page the bytes begin: far from where the file's begin in theirs. A kernel copies with `rep movsb`, which AMD's Zen 3 does
-/// at a quarter of its speed where the target begins 1 to 31 bytes further into its page than the source; the allocator's large blocks
-/// begin 16 bytes into theirs. Other processors wait there, too, as long as a load looks like what was just stored ("4K aliasing": Intel, Optimization
-/// Reference Manual, 15.8).
+/// Where in a page the bytes begin: far from where the file's begin in theirs. Where the target of the kernel's copy begins 1 to 31 bytes
+/// further into its page than the source, AMD's Zen 3 copies at a quarter of its speed (docs/performance.md); the allocator's large
+/// blocks begin 16 bytes into theirs.
 const INTO_PAGE: usize = PAGE / 2;
 
-/// Below this many bytes where they lie makes no difference.
+/// From this many bytes on they are placed: beside fewer, a page more would be much.
 const MIN_PLACED: usize = 16 * 1024;
 
 /// Zeros to begin with, so many, that the system copies whole pages of files to quickly.

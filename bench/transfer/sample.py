@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from transferbench import samples  # First: it tells where `common` is.
+from common.unavailable import Unavailable
 from transferbench.bench import Bench
 from transferbench.options import pairs, size
 from transferbench.systems.bare import Bare
@@ -41,6 +42,8 @@ def main() -> int:
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/potluck-transfer"), help="folder in memory for all files [default: %(default)s]")
     parser.set_defaults(disk_dir=None, keep=False)
     options = parser.parse_args()
+    if min(options.rounds, options.sources, options.sinks) < 1:
+        parser.error("--rounds, --sources and --sinks are at least 1")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     shape = Shape(options.sources, options.size, options.sinks)
     bench = Bench(options)
@@ -52,6 +55,8 @@ def main() -> int:
             if number:
                 found += stacks
                 seconds.append(used / (shape.size * shape.sinks / 2**30))
+    except Unavailable as why:
+        parser.error(str(why))
     finally:
         bench.close()
     show(samples.shares(found, PROGRAMS), sum(seconds) / len(seconds))

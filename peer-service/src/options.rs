@@ -101,7 +101,8 @@ pub struct Options {
     )]
     pub address_share: u8,
 
-    /// Threads that hash files, and that verify what arrives for each file system [default: one for each core]
+    /// Threads that hash files, and that verify what arrives for each file system, of these at most 16 [default: one for
+    /// each core]
     #[arg(long, value_name = "N", env = "POTLUCK_PEER_HASH_THREADS")]
     pub hash_threads: Option<NonZeroUsize>,
 

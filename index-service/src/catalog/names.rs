@@ -150,7 +150,7 @@ impl Names {
         *bytes += cost::name(text);
         words::each_word(text, |word| {
             *bytes += cost::POSTING;
-            // Most are new: looked for once.
+            // Looked for once, whether it is new or not.
             match index.entry(word.into()) {
                 btree_map::Entry::Occupied(posting) => posting.into_mut().add(slot),
                 btree_map::Entry::Vacant(vacant) => {

@@ -4,6 +4,7 @@
 //! failed none succeeds; one process at a time has the part (a lock on it). All calls block: they are for the blocking threads. Non-goals: what the bytes mean, who
 //! sent them, and where they go in the end ([`super::place`]).
 
+mod body;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use rustix::{
     io::Errno,
 };
 
+pub(crate) use self::body::Body;
 use super::{resume::Resume, rope::Rope, target, target::Target, tree::Tree};
 use crate::{bits::Bits, cached};
 
@@ -54,15 +56,6 @@ pub(crate) struct Part {
     unflushed: OnceLock<io::Error>,
 }
 
-/// Where the bytes go.
-#[derive(Debug)]
-pub(crate) enum Body {
-    /// A plain file.
-    File(Arc<File>),
-    /// A collection's folder.
-    Tree(Tree),
-}
-
 /// What was found when a part was opened.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found {
@@ -72,23 +65,6 @@ pub(crate) enum Found {
     Resume(Bits),
     /// Data without a usable state: any unit may be there, verify each.
     Unknown,
-}
-
-impl Body {
-    fn handle(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::File(file) => file.as_fd(),
-            Self::Tree(tree) => tree.dir().as_fd(),
-        }
-    }
-}
-
-#[allow(
-    clippy::unnecessary_cast,
-    reason = "`st_dev` is of another type on other systems"
-)]
-fn device_of(body: &Body) -> io::Result<u64> {
-    Ok(rustix::fs::fstat(body.handle())?.st_dev as u64)
 }
 
 impl Part {
@@ -123,7 +99,7 @@ impl Part {
             Some(manifest) => Body::Tree(Tree::open(&path, manifest, Arc::clone(&plan)).map_err(failed)?),
             None => Body::File(Arc::new(open_file(&path).map_err(failed)?)),
         };
-        let device = device_of(&body).map_err(failed)?;
+        let device = body.device().map_err(failed)?;
         let part = Self {
             id,
             target,
