@@ -18,6 +18,8 @@ use potluck_core::{FileId, index_client::Registration};
 use tokio::sync::watch;
 
 mod log;
+#[cfg(test)]
+mod tests;
 
 use log::{Log, What};
 
@@ -45,6 +47,8 @@ struct State {
     log: Log,
     /// Of what was put, as it was put; all else is the source's.
     put: HashMap<FileId, Registration>,
+    /// How many transfers have a part of each file.
+    parts: HashMap<FileId, u32>,
     source: Option<Weak<dyn Source>>,
     listeners: usize,
 }
@@ -134,9 +138,28 @@ impl Holdings {
         self.publish(state);
     }
 
-    /// Takes away a part, unless the whole came meanwhile.
-    pub(crate) fn remove_part(&self, id: &FileId) {
+    /// Adds a part of a file, until what this gives is dropped. Where several transfers fetch one file, it is there until the last ends.
+    pub(crate) fn put_part(&self, registration: Registration) -> OfferedPart {
+        let id = registration.file.id;
+        *self.state().parts.entry(id).or_default() += 1;
+        self.put(vec![registration]);
+        OfferedPart {
+            holdings: self.clone(),
+            id,
+        }
+    }
+
+    /// One transfer of a file less has a part of it.
+    fn end_part(&self, id: &FileId) {
         let mut state = self.state();
+        if let Some(count) = state.parts.get_mut(id) {
+            *count -= 1;
+            if *count > 0 {
+                return;
+            }
+        }
+        state.parts.remove(id);
+        // Unless the whole came meanwhile.
         if state.put.get(id).is_some_and(|registration| registration.partial) {
             let remember = state.listeners > 0;
             state.log.remove(id, remember);
@@ -188,6 +211,19 @@ impl Holdings {
             holdings: self.clone(),
             changed: self.inner.version.subscribe(),
         }
+    }
+}
+
+/// A part that is offered. Dropping it takes the part away.
+#[derive(Debug)]
+pub(crate) struct OfferedPart {
+    holdings: Holdings,
+    id: FileId,
+}
+
+impl Drop for OfferedPart {
+    fn drop(&mut self) {
+        self.holdings.end_part(&self.id);
     }
 }
 
@@ -301,177 +337,5 @@ impl Drop for Listener {
         if state.listeners == 0 {
             state.log.forget_removed(u64::MAX);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use potluck_core::{
-        Root,
-        index_client::{FileRecord, Kind},
-    };
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn registration(n: u8, name: &str, partial: bool) -> Registration {
-        let root = Root([n; 32]);
-        let id = FileId::derive(u64::from(n), &root);
-        let file = FileRecord {
-            id,
-            size: n.into(),
-            root,
-            sha256: None,
-            kind: Kind::File,
-        };
-        Registration {
-            file,
-            names: vec![name.to_owned()],
-            partial,
-        }
-    }
-
-    /// A library.
-    #[derive(Debug, Default)]
-    struct Shelf(Mutex<HashMap<FileId, Registration>>);
-
-    impl Source for Shelf {
-        fn registration(&self, id: &FileId) -> Option<Registration> {
-            self.0.lock().unwrap().get(id).cloned()
-        }
-    }
-
-    #[derive(Debug, Clone)]
-    enum Op {
-        Put(u8, u8, bool),
-        Hold(u8, u8),
-        Remove(u8),
-        /// A transfer ends.
-        End(u8),
-        Sync,
-    }
-
-    fn op() -> impl Strategy<Value = Op> {
-        prop_oneof![
-            4 => (0u8..8, 0u8..3, any::<bool>()).prop_map(|(n, name, partial)| Op::Put(n, name, partial)),
-            4 => (0u8..8, 0u8..3).prop_map(|(n, name)| Op::Hold(n, name)),
-            3 => (0u8..8).prop_map(Op::Remove),
-            2 => (0u8..8).prop_map(Op::End),
-            2 => Just(Op::Sync),
-        ]
-    }
-
-    proptest! {
-        /// A listener that applies what it is told ends with exactly what there is.
-        #[test]
-        fn a_listener_misses_nothing(ops in proptest::collection::vec(op(), 0..80), most in 1usize..5) {
-            let holdings = Holdings::new();
-            let shelf = Arc::new(Shelf::default());
-            let source: Weak<Shelf> = Arc::downgrade(&shelf);
-            holdings.ask(source);
-            // As it is, with nothing left out or joined together.
-            let mut model = HashMap::new();
-            let first = registration(1, "before", false);
-            model.insert(first.file.id, first.clone());
-            holdings.put(vec![first]);
-            let listener = holdings.listen();
-            let mut copy = HashMap::new();
-            let mut seen = 0;
-            let mut sync = |seen: &mut u64| {
-                loop {
-                    let changes = listener.changes(*seen, most, usize::MAX);
-                    for put in changes.put {
-                        copy.insert(put.file.id, put);
-                    }
-                    for id in changes.removed {
-                        copy.remove(&id);
-                    }
-                    *seen = changes.upto;
-                    listener.acknowledged(*seen);
-                    if !changes.more {
-                        break;
-                    }
-                }
-                copy.clone()
-            };
-            for op in ops {
-                match op {
-                    Op::Put(n, name, partial) => {
-                        let one = registration(n, &name.to_string(), partial);
-                        let whole = |old: &Registration| !old.partial;
-                        if !(partial && model.get(&one.file.id).is_some_and(whole)) {
-                            model.insert(one.file.id, one.clone());
-                        }
-                        holdings.put(vec![one]);
-                    }
-                    Op::Hold(n, name) => {
-                        let one = registration(n, &name.to_string(), false);
-                        model.insert(one.file.id, one.clone());
-                        shelf.0.lock().unwrap().insert(one.file.id, one.clone());
-                        holdings.hold(&[one.file.id]);
-                    }
-                    Op::Remove(n) => {
-                        let id = registration(n, "", false).file.id;
-                        model.remove(&id);
-                        shelf.0.lock().unwrap().remove(&id);
-                        holdings.remove(&[id]);
-                    }
-                    Op::End(n) => {
-                        let id = registration(n, "", false).file.id;
-                        model.retain(|of, one| *of != id || !one.partial);
-                        holdings.remove_part(&id);
-                    }
-                    Op::Sync => {
-                        sync(&mut seen);
-                    }
-                }
-            }
-            let copy = sync(&mut seen);
-            let expected: HashMap<_, _> =
-                holdings.snapshot().into_iter().map(|registration| (registration.file.id, registration)).collect();
-            prop_assert_eq!(&copy, &expected);
-            prop_assert_eq!(&copy, &model);
-            prop_assert_eq!(holdings.len(), model.len());
-            drop(listener);
-            prop_assert_eq!(holdings.state().log.after(0).count(), model.len());
-        }
-    }
-
-    #[test]
-    fn what_did_not_change_is_not_told_again() {
-        let holdings = Holdings::new();
-        holdings.put(vec![registration(1, "a", false)]);
-        let version = holdings.version();
-        holdings.put(vec![registration(1, "a", false)]);
-        assert_eq!(holdings.version(), version);
-        holdings.put(vec![registration(1, "b", false)]);
-        assert!(holdings.version() > version);
-    }
-
-    #[test]
-    fn a_part_does_not_hide_the_whole() {
-        let holdings = Holdings::new();
-        holdings.put(vec![registration(1, "a", true)]);
-        holdings.put(vec![registration(1, "a", false)]);
-        holdings.put(vec![registration(1, "a", true)]);
-        assert!(!holdings.snapshot()[0].partial);
-    }
-
-    #[test]
-    fn a_part_that_ends_takes_nothing_else_away() {
-        let holdings = Holdings::new();
-        let (part, whole) = (registration(1, "a", true), registration(1, "b", false));
-        let shelf = Arc::new(Shelf::default());
-        shelf.0.lock().unwrap().insert(whole.file.id, whole.clone());
-        let source: Weak<Shelf> = Arc::downgrade(&shelf);
-        holdings.ask(source);
-        holdings.put(vec![part.clone()]);
-        holdings.remove_part(&part.file.id);
-        assert!(holdings.is_empty());
-        // The library has it by the time that the transfer ends.
-        holdings.put(vec![part.clone()]);
-        holdings.hold(&[whole.file.id]);
-        holdings.remove_part(&part.file.id);
-        assert_eq!(holdings.snapshot(), [whole]);
     }
 }

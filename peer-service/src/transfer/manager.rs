@@ -13,7 +13,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use potluck_core::{FileId, Problem, Reason};
+use potluck_core::{FileId, Problem, Reason, index_client::Address};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -29,9 +29,6 @@ use crate::{
     blocking::blocking,
     offer::{Offer, Shelf},
 };
-
-/// Ended transfers that are kept to be listed.
-const KEPT: usize = 100;
 
 /// See the module. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -59,6 +56,8 @@ struct Entry {
     spec: FetchSpec,
     /// What it is held to, for the task at work.
     terms: watch::Sender<Terms>,
+    /// Who was named to be asked, for the same.
+    named: watch::Sender<Vec<Address>>,
     view: watch::Sender<View>,
     live: watch::Sender<Option<Arc<Live>>>,
     /// The task at work, if there is one.
@@ -182,6 +181,7 @@ impl Table {
         self.last = self.last.max(number);
         let entry = Entry {
             terms: watch::Sender::new(view.terms),
+            named: watch::Sender::new(saved.spec.providers.clone()),
             spec: saved.spec,
             view: watch::Sender::new(view),
             live: watch::Sender::new(None),
@@ -232,6 +232,7 @@ impl Transfers {
                         entry.spec.providers.push(address);
                     }
                 }
+                entry.named.send_replace(entry.spec.providers.clone());
                 entry
             }
             None => {
@@ -276,6 +277,7 @@ impl Transfers {
                             context: Arc::clone(&self.inner.context),
                             spec: entry.spec.clone(),
                             terms: entry.terms.subscribe(),
+                            named: entry.named.subscribe(),
                             view: entry.view.clone(),
                             stop: task.stop.clone(),
                             live: entry.live.clone(),
@@ -300,19 +302,18 @@ impl Transfers {
         self.remember(number, true).await;
         tracing::debug!(transfer = number, file = %run.spec.id.short(), "begins");
         // A task of its own, so that a defect in it ends one transfer and not its bookkeeping.
-        let ended = self
-            .inner
-            .context
-            .tracker
-            .spawn(run.run())
-            .await
-            .unwrap_or_else(|error| {
+        let ran = self.inner.context.tracker.spawn(run.run()).await;
+        let ended = match ran {
+            Ok(ended) => ended,
+            Err(error) => {
                 tracing::error!(transfer = number, %error, "the transfer's task failed");
+                self.take_down(number).await;
                 Ended::Failed(Problem::new(
                     Reason::Internal,
                     "the transfer failed for a defect: see the peer's log",
                 ))
-            });
+            }
+        };
         match &ended {
             Ended::Done => tracing::info!(transfer = number, "done"),
             Ended::Failed(problem) => tracing::warn!(transfer = number, %problem, "failed"),
@@ -324,6 +325,19 @@ impl Transfers {
             .get(&number)
             .is_some_and(|entry| entry.cancel);
         self.conclude(number, task, ended, cancel).await;
+    }
+
+    /// Does what the task of a transfer could not do any more: nothing is served of it, and its part is free to go on with.
+    async fn take_down(&self, number: u64) {
+        let live = self
+            .table()
+            .transfers
+            .get(&number)
+            .and_then(|entry| entry.live.send_replace(None));
+        if let Some(live) = live {
+            // Where this fails the peer is ending, and the lock with it.
+            let _ = blocking(move || live.part.release()).await;
+        }
     }
 
     /// What follows the end of a transfer's task.
@@ -426,28 +440,6 @@ impl Transfers {
             )
         };
         table.transfers.values().filter(|entry| !ended(entry)).count()
-    }
-}
-
-impl Table {
-    /// Takes out the oldest ended transfers beyond those that are kept.
-    fn prune(&mut self) -> Vec<u64> {
-        let ended = |entry: &Entry| {
-            let state = entry.view.borrow().state;
-            entry.watchers == 0 && matches!(state, State::Done | State::Cancelled | State::Failed)
-        };
-        let ended: Vec<u64> = self
-            .transfers
-            .iter()
-            .filter(|(_, entry)| ended(entry))
-            .map(|(&number, _)| number)
-            .collect();
-        let surplus = ended.len().saturating_sub(KEPT);
-        let pruned = ended[..surplus].to_vec();
-        for number in &pruned {
-            self.transfers.remove(number);
-        }
-        pruned
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 
 use potluck_core::{
     Problem, Reason,
-    index_client::{FileRecord, Kind, Registration},
+    index_client::{Address, FileRecord, Kind, Registration},
     path::Label,
     plan::Plan,
 };
@@ -64,6 +64,8 @@ pub(crate) struct Run {
     pub(crate) spec: FetchSpec,
     /// What it is held to; changes on the way.
     pub(crate) terms: watch::Receiver<Terms>,
+    /// Who was named to be asked; grows on the way.
+    pub(crate) named: watch::Receiver<Vec<Address>>,
     pub(crate) view: watch::Sender<View>,
     pub(crate) stop: CancellationToken,
     /// Where the running transfer is put for others to serve from.
@@ -79,7 +81,7 @@ impl Run {
         let local = self.stop.child_token();
         let _ends = local.clone().drop_guard();
         let (context, keep_stop) = (Arc::clone(&self.context), local.clone());
-        let (id, named) = (self.spec.id, self.spec.providers.clone());
+        let (id, named) = (self.spec.id, self.named.clone());
         self.context.tracker.spawn(async move {
             let index = context.index.clone();
             sources::keep(
@@ -159,14 +161,22 @@ impl Run {
             return Ok(false);
         };
         let live = self.go_live(&prepared, have).await?;
+        // At once, with nothing to give yet: those who fetch the same find each other while the first pieces come, and each knows
+        // that the others fetch.
+        let offered = self.context.holdings.put_part(Registration {
+            file: live.record,
+            names: vec![live.name.clone()],
+            partial: true,
+        });
         let finished = self.drive(&live, reporter, sources, dialer, local).await;
         let have = live.have();
         if !matches!(finished, Ok(true)) {
+            drop(offered);
             self.leave(&live, have).await;
             return finished;
         }
         reporter.state(State::Finishing, None);
-        let placed = self.place(&live, prepared, reporter).await;
+        let placed = self.place(&live, prepared, offered, reporter).await;
         if !matches!(placed, Ok(true)) {
             self.leave(&live, have).await;
         }
@@ -176,7 +186,6 @@ impl Run {
     /// Takes the transfer off the shelf and records what it has.
     async fn leave(&self, live: &Arc<Live>, have: Bits) {
         self.live.send_replace(None);
-        self.context.holdings.remove_part(&self.spec.id);
         let part = Arc::clone(&live.part);
         let last = move || {
             let stored = part.checkpoint(&have);
@@ -453,13 +462,6 @@ impl Run {
             lies: Default::default(),
             crowded: false,
         };
-        // At once, with nothing to give yet: those who fetch the same find each other while the first pieces come, and each knows
-        // that the others fetch.
-        self.context.holdings.put(vec![Registration {
-            file: live.record,
-            names: vec![live.name.clone()],
-            partial: true,
-        }]);
         let (part, over) = (Arc::clone(&live.part), stop.clone());
         calls.spawn_blocking(move || {
             if let Err(error) = part.preallocate(|| !over.is_cancelled()) {

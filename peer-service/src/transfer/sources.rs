@@ -50,53 +50,75 @@ pub(crate) struct Sources {
     pub(crate) asked: bool,
 }
 
-/// Keeps the list until `stop`. `named` are always on it; whoever `is_self` says is this peer never is.
+/// What the index said last.
+#[derive(Debug, Default)]
+struct IndexSays {
+    providers: BTreeMap<PeerId, Address>,
+    error: Option<Problem>,
+    asked: bool,
+}
+
+/// Keeps the list until `stop`. Whoever is `named`, now or later, is always on it; whoever `is_self` says is this peer never is.
 pub(crate) async fn keep(
     index: Option<IndexClient>,
     id: FileId,
-    named: Vec<Address>,
-    is_self: impl Fn(Option<&PeerId>, &Address) -> bool + Send,
+    mut named: watch::Receiver<Vec<Address>>,
+    is_self: impl Fn(Option<&PeerId>, &Address) -> bool,
     list: watch::Sender<Sources>,
     stop: CancellationToken,
 ) {
-    let mut known = Known {
-        named,
-        from_index: BTreeMap::new(),
-    };
-    publish(&list, &known, &is_self, |sources| sources.asked = index.is_none());
-    let Some(index) = index else { return };
-    let mut retry = RETRY;
-    loop {
-        // Dropping the watch at any point loses nothing: the next one begins with a snapshot.
-        let lost = tokio::select! {
-            () = stop.cancelled() => return,
-            lost = follow(&index, id, &mut known, &is_self, &list, &mut retry) => lost,
-        };
-        tracing::debug!(file = %id.short(), error = %lost, "the index is lost; going on with the providers known");
-        list.send_modify(|sources| {
-            sources.index_error = Some(lost);
-            sources.asked = true;
-        });
-        let wait = retry.mul_f64(rand::rng().random_range(0.5..1.0));
-        retry = (retry * 2).min(MAX_RETRY);
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
+    let (says, mut said) = watch::channel(IndexSays {
+        asked: index.is_none(),
+        ..IndexSays::default()
+    });
+    let listen = async {
+        match &index {
+            Some(index) => listen(index, id, &says).await,
+            None => std::future::pending().await,
         }
+    };
+    let publish = async {
+        loop {
+            list.send_replace(merge(
+                &said.borrow_and_update(),
+                &named.borrow_and_update(),
+                &is_self,
+            ));
+            tokio::select! {
+                Ok(()) = said.changed() => {}
+                Ok(()) = named.changed() => {}
+                else => return,
+            }
+        }
+    };
+    // Dropping the watch at any point loses nothing: the next one begins with a snapshot.
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = listen => {}
+        () = publish => {}
     }
 }
 
-struct Known {
-    named: Vec<Address>,
-    from_index: BTreeMap<PeerId, Address>,
+/// Follows the index for ever, through losses of it.
+async fn listen(index: &IndexClient, id: FileId, says: &watch::Sender<IndexSays>) {
+    let mut retry = RETRY;
+    loop {
+        let lost = follow(index, id, says, &mut retry).await;
+        tracing::debug!(file = %id.short(), error = %lost, "the index is lost; going on with the providers known");
+        says.send_modify(|says| {
+            says.error = Some(lost);
+            says.asked = true;
+        });
+        let wait = retry.mul_f64(rand::rng().random_range(0.5..1.0));
+        retry = (retry * 2).min(MAX_RETRY);
+        tokio::time::sleep(wait).await;
+    }
 }
 
 async fn follow(
     index: &IndexClient,
     id: FileId,
-    known: &mut Known,
-    is_self: &(impl Fn(Option<&PeerId>, &Address) -> bool + Send),
-    list: &watch::Sender<Sources>,
+    says: &watch::Sender<IndexSays>,
     retry: &mut Duration,
 ) -> Problem {
     let mut events = match index.watch(id, MAX_SNAPSHOT).await {
@@ -104,29 +126,14 @@ async fn follow(
         Err(problem) => return problem,
     };
     while let Some(event) = events.next().await {
-        match event {
-            Ok(WatchEvent::Snapshot(providers)) => {
-                *retry = RETRY;
-                known.from_index = providers
-                    .into_iter()
-                    .take(MAX_PROVIDERS)
-                    .map(|p| (p.peer, p.address))
-                    .collect();
-            }
-            Ok(WatchEvent::Joined(provider)) => {
-                if known.from_index.len() < MAX_PROVIDERS || known.from_index.contains_key(&provider.peer) {
-                    known.from_index.insert(provider.peer, provider.address);
-                }
-            }
-            Ok(WatchEvent::Left(peer)) => {
-                known.from_index.remove(&peer);
-            }
+        let event = match event {
+            Ok(event) => event,
             Err(problem) => return problem,
+        };
+        if matches!(event, WatchEvent::Snapshot(_)) {
+            *retry = RETRY;
         }
-        publish(list, known, is_self, |sources| {
-            sources.index_error = None;
-            sources.asked = true;
-        });
+        says.send_modify(|says| says.take(event));
     }
     Problem::new(
         potluck_core::Reason::Unreachable,
@@ -134,17 +141,37 @@ async fn follow(
     )
 }
 
-fn publish(
-    list: &watch::Sender<Sources>,
-    known: &Known,
+impl IndexSays {
+    fn take(&mut self, event: WatchEvent) {
+        let providers = &mut self.providers;
+        match event {
+            WatchEvent::Snapshot(all) => {
+                *providers = all
+                    .into_iter()
+                    .take(MAX_PROVIDERS)
+                    .map(|provider| (provider.peer, provider.address))
+                    .collect();
+            }
+            WatchEvent::Joined(provider) => {
+                if providers.len() < MAX_PROVIDERS || providers.contains_key(&provider.peer) {
+                    providers.insert(provider.peer, provider.address);
+                }
+            }
+            WatchEvent::Left(peer) => {
+                providers.remove(&peer);
+            }
+        }
+        (self.error, self.asked) = (None, true);
+    }
+}
+
+fn merge(
+    says: &IndexSays,
+    named: &[Address],
     is_self: &impl Fn(Option<&PeerId>, &Address) -> bool,
-    change: impl FnOnce(&mut Sources),
-) {
-    let from_index = known
-        .from_index
-        .iter()
-        .map(|(peer, address)| (Some(peer), address));
-    let named = known.named.iter().map(|address| (None, address));
+) -> Sources {
+    let from_index = says.providers.iter().map(|(peer, address)| (Some(peer), address));
+    let named = named.iter().map(|address| (None, address));
     // Those with an id come first and win over the same address without one.
     let mut seen = HashSet::new();
     let all = from_index
@@ -155,29 +182,52 @@ fn publish(
             peer: peer.copied(),
         })
         .collect();
-    list.send_modify(|sources| {
-        sources.list = Arc::new(all);
-        change(sources);
-    });
+    Sources {
+        list: Arc::new(all),
+        index_error: says.error.clone(),
+        asked: says.asked,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn at(port: u16) -> Address {
+        Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], port)))
+    }
+
     #[test]
     fn each_address_is_tried_once_with_its_id_and_the_peer_itself_never() {
-        let at = |port| Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], port)));
         let (own, other) = (PeerId([1; 32]), PeerId([2; 32]));
         // Behind one address two peers can be, of which one is this.
-        let known = Known {
-            named: vec![at(1), at(2), at(2)],
-            from_index: [(own, at(1)), (other, at(1))].into(),
+        let says = IndexSays {
+            providers: [(own, at(1)), (other, at(1))].into(),
+            ..IndexSays::default()
         };
-        let (list, sources) = watch::channel(Sources::default());
-        publish(&list, &known, &|peer, _| peer == Some(&own), |_| {});
+        let sources = merge(&says, &[at(1), at(2), at(2)], &|peer, _| peer == Some(&own));
         let expected = [(at(1), Some(other)), (at(2), None)];
         let expected = expected.map(|(address, peer)| Source { address, peer });
-        assert_eq!(sources.borrow().list[..], expected);
+        assert_eq!(sources.list[..], expected);
+    }
+
+    #[tokio::test]
+    async fn who_is_named_later_is_on_the_list_as_well() {
+        let (name, named) = watch::channel(vec![at(1)]);
+        let (list, mut sources) = watch::channel(Sources::default());
+        let stop = CancellationToken::new();
+        let id = FileId([1; 32]);
+        let kept = tokio::spawn(keep(None, id, named, |_, _| false, list, stop.clone()));
+        let addresses = |sources: &Sources| sources.list.iter().map(|of| of.address.port).collect::<Vec<_>>();
+        let first = sources.wait_for(|now| addresses(now) == [1]).await;
+        assert!(first.unwrap().asked, "there is no index to ask");
+        name.send_modify(|named| named.push(at(2)));
+        sources.wait_for(|now| addresses(now) == [1, 2]).await.unwrap();
+        // Whoever named them may be gone, and the list is kept all the same.
+        drop(name);
+        tokio::task::yield_now().await;
+        assert!(!kept.is_finished());
+        stop.cancel();
+        kept.await.unwrap();
     }
 }

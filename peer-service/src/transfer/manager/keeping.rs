@@ -1,12 +1,15 @@
-//! What the store remembers of transfers, and what is removed with one.
+//! What is remembered of transfers, in the store and in the list, and what is removed with one.
 
 use std::sync::PoisonError;
 
 use super::{
-    super::{part, saved::Saved, target::Target},
-    Transfers,
+    super::{part, saved::Saved, target::Target, view::State},
+    Entry, Table, Transfers,
 };
 use crate::blocking::blocking;
+
+/// Ended transfers that are kept to be listed.
+const KEPT: usize = 100;
 
 impl Transfers {
     /// Has the store remember a transfer as it stands; `running`: as one that is at work.
@@ -72,5 +75,27 @@ impl Transfers {
             }
         }
         self.forget(number).await;
+    }
+}
+
+impl Table {
+    /// Takes out the oldest ended transfers beyond those that are kept.
+    pub(super) fn prune(&mut self) -> Vec<u64> {
+        let ended = |entry: &Entry| {
+            let state = entry.view.borrow().state;
+            entry.watchers == 0 && matches!(state, State::Done | State::Cancelled | State::Failed)
+        };
+        let ended: Vec<u64> = self
+            .transfers
+            .iter()
+            .filter(|(_, entry)| ended(entry))
+            .map(|(&number, _)| number)
+            .collect();
+        let surplus = ended.len().saturating_sub(KEPT);
+        let pruned = ended[..surplus].to_vec();
+        for number in &pruned {
+            self.transfers.remove(number);
+        }
+        pruned
     }
 }

@@ -287,3 +287,34 @@ async fn a_disk_that_hangs_is_named_and_nobody_is_blamed_for_it() {
     source.join().await;
     rig.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_that_are_named_by_who_joins_are_asked() {
+    let rig = Rig::new();
+    let (path, bytes) = (rig.dir.path().join("shared"), vec![7; 100_000]);
+    std::fs::write(&path, &bytes).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = crate::Config {
+        share: vec![path],
+        ..crate::Config::new(rig.dir.path().join("source"))
+    };
+    let stop = CancellationToken::new();
+    let source = crate::start(listener, config, stop.clone()).await.unwrap();
+    let nobody = FetchSpec {
+        detach: true,
+        ..FetchSpec::new(potluck_core::hash::hash_bytes(&bytes).id())
+    };
+    let number = rig.transfers.fetch(nobody.clone()).await.unwrap().transfer;
+    rig.until(number, |entry| entry.view.borrow().state == State::Waiting)
+        .await;
+    let somebody = FetchSpec {
+        providers: vec![source.local_addr.into()],
+        ..nobody
+    };
+    assert_eq!(rig.transfers.fetch(somebody).await.unwrap().transfer, number);
+    rig.until(number, |entry| entry.view.borrow().state == State::Done)
+        .await;
+    stop.cancel();
+    source.join().await;
+    rig.end().await;
+}

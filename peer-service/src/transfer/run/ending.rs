@@ -19,7 +19,7 @@ use super::{
     },
     Prepared, Run,
 };
-use crate::{blocking::blocking, library::Item};
+use crate::{blocking::blocking, holdings::OfferedPart, library::Item};
 
 /// How long a transfer that is done waits until it is shared: for all but huge collections, whose files are counted in the background.
 const SHARED_WITHIN: Duration = Duration::from_millis(250);
@@ -30,6 +30,7 @@ impl Run {
         &self,
         live: &Arc<Live>,
         prepared: Prepared,
+        offered: OfferedPart,
         reporter: &Reporter,
     ) -> Result<bool, Problem> {
         let stamps = loop {
@@ -55,10 +56,11 @@ impl Run {
             collection: prepared.planned.collection,
             stop: self.stop.clone(),
         };
-        // Served from the transfer until the library has it.
+        // Served and told of as a part from the transfer until the library has it.
         let shelf = self.live.clone();
         let adopted = self.context.tracker.spawn(async move {
             adoption.run().await;
+            drop(offered);
             shelf.send_replace(None);
         });
         // It goes on if this takes longer.
@@ -87,7 +89,6 @@ impl Adoption {
         };
         if let Err(problem) = adopted {
             tracing::warn!(path = %path.display(), %problem, "fetched and verified, and could not be shared");
-            self.context.holdings.remove_part(&self.live.record.id);
         }
     }
 
