@@ -341,7 +341,7 @@ impl Worker {
                 mut replace,
                 cost,
             } => {
-                let all: HashSet<FileId> = files.iter().map(|file| file.file.id).collect();
+                let all: hashbrown::HashSet<FileId> = files.iter().map(|file| file.file.id).collect();
                 let mut new = all.iter().filter(|file| !catalog.holds(&peer.id, file)).count();
                 let mut held = catalog.files_of(&peer.id);
                 // Where everything of before is told again there is nothing to forget.

@@ -104,7 +104,7 @@ pub struct Catalog {
     file_slots: HashTable<u32>,
     names: Names,
     variants: Variants,
-    claims: HashMap<Sha256, Counted>,
+    claims: hashbrown::HashMap<Sha256, Counted>,
     registrations: u64,
     bytes: u64,
 }

@@ -97,6 +97,9 @@ impl Posting {
     }
 }
 
+/// A word. Most lie in the tree itself, where they are compared without going elsewhere.
+type Word = SmallVec<[u8; 16]>;
+
 #[derive(Debug)]
 struct Name {
     text: Box<str>,
@@ -109,7 +112,7 @@ pub(super) struct Names {
     hasher: DefaultHashBuilder,
     slots: HashTable<u32>,
     names: Slab<Name>,
-    words: BTreeMap<Box<str>, Posting>,
+    words: BTreeMap<Word, Posting>,
     /// Estimate of the memory held, in bytes.
     pub(super) bytes: u64,
 }
@@ -151,7 +154,7 @@ impl Names {
         words::each_word(text, |word| {
             *bytes += cost::POSTING;
             // Looked for once, whether it is new or not.
-            match index.entry(word.into()) {
+            match index.entry(Word::from_slice(word.as_bytes())) {
                 btree_map::Entry::Occupied(posting) => posting.into_mut().add(slot),
                 btree_map::Entry::Vacant(vacant) => {
                     *bytes += cost::word(word);
@@ -180,10 +183,10 @@ impl Names {
         self.bytes -= cost::name(&text);
         words::each_word(&text, |word| {
             self.bytes -= cost::POSTING;
-            if let Some(posting) = self.words.get_mut(word)
+            if let Some(posting) = self.words.get_mut(word.as_bytes())
                 && posting.remove(name)
             {
-                self.words.remove(word);
+                self.words.remove(word.as_bytes());
                 self.bytes -= cost::word(word);
             }
         });
@@ -207,10 +210,11 @@ impl Names {
 
     /// The names with a word that begins with `prefix`; `None` where more than `most` words do.
     pub(super) fn beginning(&self, prefix: &str, most: usize) -> Option<RoaringBitmap> {
+        let prefix = prefix.as_bytes();
         let from = (Bound::Included(prefix), Bound::Unbounded);
         let mut set = RoaringBitmap::new();
         let mut count = 0;
-        for (word, posting) in self.words.range::<str, _>(from) {
+        for (word, posting) in self.words.range::<[u8], _>(from) {
             if !word.starts_with(prefix) {
                 break;
             }
