@@ -13,12 +13,13 @@
 //! | [`places`] | connections and the like: so many in all, and no address all of them |
 //! | [`problem`] | failures with a stable reason, and their form as a gRPC status |
 //! | [`program`] | logs, and an end on a signal |
+//! | [`read_buffer`] | memory that files are read into, placed in its page |
 //! | [`transport`] | endpoints, channels and servers with the HTTP/2 settings that all use |
 //! | [`index_client`] | the index as its clients see it, in domain types |
 //! | [`chunk`] | a download's messages on the wire, without a copy of the bytes in them |
 //! | [`wire`] | messages to domain types and back |
 //!
-//! Pure apart from [`hash`], [`transport`] and [`index_client`].
+//! Pure apart from [`hash`], [`program`], [`transport`], [`index_client`], and making a [`Token`].
 
 pub mod chunk;
 pub mod hash;

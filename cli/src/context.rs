@@ -157,6 +157,19 @@ impl Context {
         }
     }
 
+    /// The index to look things up in: the one asked for, else the one of the peer that runs already, else where one is by default.
+    ///
+    /// # Errors
+    /// As [`Self::index_endpoint`].
+    pub(crate) async fn index_to_ask(&self) -> Result<IndexClient, Fail> {
+        if self.index.is_some() || self.no_index {
+            return self.index();
+        }
+        // A peer that does not answer is no reason not to ask.
+        let peer = self.running_peer().await.ok().flatten();
+        self.index_of(peer.as_deref())
+    }
+
     /// The peer that runs already: the session's, the one named, or the daemon of the default home.
     ///
     /// # Errors

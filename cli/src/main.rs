@@ -8,7 +8,7 @@
 //! | [`context`] | what every command is given |
 //! | [`peer`] | which peer a command talks to, its own among them |
 //! | [`control`] | a peer as its owner sees it |
-//! | [`out`], [`text`], [`table`], [`draw`] | how results and progress look |
+//! | [`out`], [`text`], [`table`], [`draw`], [`board`] | how results and progress look |
 //! | [`fail`], [`interrupt`], [`terminal`] | how commands end, and leave the terminal |
 
 mod args;

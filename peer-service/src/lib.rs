@@ -3,6 +3,7 @@
 //! | module | its one job |
 //! |---|---|
 //! | [`bits`] | a set of units as a bitfield |
+//! | `blocking`, `cached` | work on threads that may wait; reading only what is in memory |
 //! | [`control`] | what the peer's owner may do with it, at an endpoint of its own |
 //! | [`holdings`] | what this peer wants registered with the index |
 //! | [`home`] | the peer's folder, its lock and its secret |

@@ -40,7 +40,7 @@ pub(crate) struct QueryArgs {
 
 /// Asks the index and prints what it knows.
 pub(crate) async fn run(context: &Context, args: QueryArgs) -> Result<(), Fail> {
-    let files = find(&context.index()?, &args.want, args.providers).await?;
+    let files = find(&context.index_to_ask().await?, &args.want, args.providers).await?;
     if context.out.is_json() {
         context
             .out

@@ -46,7 +46,7 @@ pub(crate) struct SearchArgs {
 
 /// Searches, and prints page after page.
 pub(crate) async fn run(context: &Context, args: SearchArgs) -> Result<(), Fail> {
-    let index = context.index()?;
+    let index = context.index_to_ask().await?;
     let query = args.words.join(" ");
     let mut left = if args.all { u64::MAX } else { args.limit };
     let mut page = args.page;

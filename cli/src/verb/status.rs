@@ -24,6 +24,7 @@ pub(crate) async fn run(context: &Context, _: StatusArgs) -> Result<(), Fail> {
         Ok(peer) => (peer, None),
         Err(fail) => (None, Some(fail)),
     };
+    let index = context.index_of(peer.as_deref())?;
     let peer = match &peer {
         // What it said when it was found may be old in a session.
         Some(peer) => Some((
@@ -33,15 +34,15 @@ pub(crate) async fn run(context: &Context, _: StatusArgs) -> Result<(), Fail> {
         )),
         None => None,
     };
-    let index = context.index_endpoint()?;
-    let stats = context.index()?.stats().await;
+    let stats = index.stats().await;
+    let index = index.endpoint();
     if context.out.is_json() {
         context.out.object(&json!({
-            "index": index_object(&index, &stats),
+            "index": index_object(index, &stats),
             "peer": peer.as_ref().map(|(status, control, _)| peer_object(status, control)),
         }))?;
     } else {
-        let mut lines = index_lines(&index, &stats);
+        let mut lines = index_lines(index, &stats);
         lines.push(String::new());
         lines.extend(match &peer {
             Some((status, control, own)) => peer_lines(status, control, *own),

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`manager`] | all transfers of a peer: begun, joined, paused, resumed, cancelled, remembered |
 //! | [`view`] | what is asked of a transfer, and what it shows of itself |
+//! | [`context`] | what all transfers of a peer are given |
 //! | `run` | the life of one transfer |
 //! | `prepare`, `dialer` | what has to be known first, from whichever peer answers |
 //! | `unserved` | why nobody serves it, in words |
