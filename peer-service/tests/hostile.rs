@@ -10,7 +10,13 @@ use std::{path::Path, time::Duration};
 
 use common::*;
 use fake::{Vice, fake};
-use potluck_core::{FileId, index_client::Address, proto::v1};
+use potluck_core::{
+    FileId,
+    index_client::Address,
+    manifest::{Content, Entry, Manifest},
+    path::RelPath,
+    proto::v1,
+};
 
 struct World {
     dir: tempfile::TempDir,
@@ -201,6 +207,136 @@ async fn a_file_said_to_be_a_collection_is_fetched_as_a_file() {
     assert_done(&done);
     assert_eq!(done.kind(), v1::FileKind::File);
     assert_eq!(std::fs::read(&target).unwrap(), world.data);
+}
+
+/// A folder that an honest peer shares, and its manifest.
+async fn folder(world: &World) -> (FileId, Vec<u8>) {
+    let path = world.dir.path().join("folder");
+    let mut entries = Vec::new();
+    for n in 0..100 {
+        let name = format!("{n:03}");
+        let data = bytes(100_000, n);
+        file(&path, &name, &data);
+        entries.push((name, potluck_core::hash::hash_bytes(&data)));
+    }
+    let entries = entries.iter().map(|(name, tree)| Entry {
+        path: RelPath::parse(name).unwrap(),
+        content: Content::File {
+            id: tree.id(),
+            size: tree.size,
+            executable: false,
+        },
+    });
+    let manifest = Manifest::new(entries).unwrap().bytes().to_vec();
+    let id = world.honest.share(&path).await;
+    assert_eq!(potluck_core::hash::hash_bytes(&manifest).id(), id);
+    (id, manifest)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_said_to_be_a_file_is_fetched_as_a_folder() {
+    let world = world().await;
+    let (id, manifest) = folder(&world).await;
+    let target = world.dir.path().join("out");
+    // It has everything that it says there is, until its bytes are seen to be a manifest.
+    let bad = fake(Vice::SaysFile, &manifest).await;
+    let spec = |peers: &[&Address]| v1::FetchRequest {
+        providers: peers.iter().map(|&address| address.into()).collect(),
+        detach: true,
+        ..wish(id, &target)
+    };
+    let mut events = world
+        .peer
+        .control
+        .clone()
+        .fetch(spec(&[&bad]))
+        .await
+        .unwrap()
+        .into_inner();
+    let is_folder = async {
+        loop {
+            let transfer = events.message().await.unwrap().unwrap().transfer.unwrap();
+            if transfer.kind() == v1::FileKind::Collection {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, is_folder).await.unwrap();
+    assert!(!target.exists());
+    let done = world.peer.fetch(spec(&[&bad, &world.honest.address])).await;
+    assert_done(&done);
+    assert_eq!(std::fs::read(target.join("042")).unwrap(), bytes(100_000, 42));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_counts_the_units_otherwise_puts_in_doubt_that_it_is_a_file() {
+    let world = world().await;
+    let (id, manifest) = folder(&world).await;
+    let target = world.dir.path().join("out");
+    // It has nothing of what it says there is.
+    let bad = fake(Vice::Empty, &manifest).await;
+    let spec = |peers: &[&Address]| v1::FetchRequest {
+        providers: peers.iter().map(|&address| address.into()).collect(),
+        detach: true,
+        ..wish(id, &target)
+    };
+    let mut events = world
+        .peer
+        .control
+        .clone()
+        .fetch(spec(&[&bad]))
+        .await
+        .unwrap()
+        .into_inner();
+    let is_file = async {
+        loop {
+            let transfer = events.message().await.unwrap().unwrap().transfer.unwrap();
+            if transfer.kind() == v1::FileKind::File && transfer.state() != v1::TransferState::Preparing {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, is_file).await.unwrap();
+    let done = world.peer.fetch(spec(&[&bad, &world.honest.address])).await;
+    assert_done(&done);
+    assert_eq!(done.kind(), v1::FileKind::Collection);
+    assert_eq!(std::fs::read(target.join("042")).unwrap(), bytes(100_000, 42));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_keeps_its_name_whatever_others_call_the_file() {
+    let world = world().await;
+    let bad = fake(Vice::Empty, &world.data).await;
+    let spec = |peers: &[&Address]| v1::FetchRequest {
+        file_id: world.id.to_bytes(),
+        providers: peers.iter().map(|&address| address.into()).collect(),
+        ..Default::default()
+    };
+    let mut events = world
+        .peer
+        .control
+        .clone()
+        .fetch(spec(&[&bad]))
+        .await
+        .unwrap()
+        .into_inner();
+    let named = async {
+        loop {
+            let transfer = events.message().await.unwrap().unwrap().transfer.unwrap();
+            if !transfer.path.is_empty() {
+                return transfer;
+            }
+        }
+    };
+    let before = tokio::time::timeout(PATIENCE, named).await.unwrap();
+    let request = v1::PauseTransferRequest {
+        transfer_id: before.transfer_id,
+    };
+    world.peer.control.clone().pause_transfer(request).await.unwrap();
+    let done = world.peer.fetch(spec(&[&bad, &world.honest.address])).await;
+    assert_done(&done);
+    assert_eq!((done.transfer_id, &done.path), (before.transfer_id, &before.path));
+    assert_eq!(Path::new(&done.path).file_name().unwrap(), "another.bin");
 }
 
 fn wish_from(world: &World, target: &Path, address: &Address) -> v1::FetchRequest {

@@ -186,6 +186,8 @@ impl Swarm {
     /// The unit is to be fetched anew.
     pub(super) fn reset(&mut self, unit: u32, now: Time) {
         if self.have.set(unit, false) {
+            let len = self.lens[unit as usize];
+            self.counters.verified_bytes = self.counters.verified_bytes.saturating_sub(len);
             self.announced = false;
             self.actions.retain(|action| *action != Action::Finished);
             self.miss(unit);

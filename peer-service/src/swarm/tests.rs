@@ -362,7 +362,9 @@ fn a_write_that_failed_is_fetched_again_and_finished_again() {
     let (id, ..) = requests(&mut swarm, ms(0))[0];
     deliver(&mut swarm, id, ms(0), ms(10));
     assert_eq!(actions(&mut swarm, ms(10)), [Action::Finished]);
+    assert_eq!(swarm.counters().verified_bytes, LEN);
     swarm.reset_unit(0, ms(11));
+    assert_eq!(swarm.counters().verified_bytes, 0, "it is not there");
     let (id, ..) = requests(&mut swarm, ms(11))[0];
     swarm.reset_unit(0, ms(12));
     let done = actions(&mut swarm, ms(12));

@@ -24,6 +24,7 @@ use super::{
     link::Availability,
     live::Live,
     peers::{PeerEvent, Peers},
+    run::Fetched,
     sources::Sources,
     verifying::Disk,
     view::Terms,
@@ -94,6 +95,9 @@ pub(crate) struct Driver<'a> {
     pub(crate) lies: HashMap<PeerKey, String>,
     /// Whether others were ever seen to fetch the same.
     pub(crate) crowded: bool,
+    /// Whether it is doubted that this is a plain file where a peer counts the units otherwise, and whether one did.
+    pub(crate) doubts: bool,
+    pub(crate) doubted: bool,
 }
 
 /// A disk without room.
@@ -108,30 +112,33 @@ impl Driver<'_> {
         self.start.elapsed()
     }
 
-    /// Runs until all units are there (true) or it is stopped (false).
+    /// Runs until all units are there, or it is stopped or put in doubt.
     ///
     /// # Errors
     /// Where units cannot be written and waiting does not help.
     pub(crate) async fn run(
         &mut self,
         mut peer_events: mpsc::Receiver<(PeerKey, PeerEvent)>,
-    ) -> Result<bool, Problem> {
+    ) -> Result<Fetched, Problem> {
         let (tell, mut told) = mpsc::channel(EVENTS);
         let mut report = tokio::time::interval(REPORT);
         let list = Arc::clone(&self.sources.borrow_and_update().list);
         self.peers.reconcile(&list);
         loop {
             self.swarm.set_max_in_flight_bytes(self.share.bytes());
+            if self.doubted {
+                return Ok(Fetched::Doubted);
+            }
             let finished = self.act(&tell);
             self.share.tell(self.swarm.in_flight_bytes());
             if finished {
-                return Ok(true);
+                return Ok(Fetched::Done);
             }
             let timeout = self.swarm.poll_timeout().map(|at| self.start + at);
             let look = self.full.as_ref().map(|full| full.at);
             // Each arm is cancel-safe: channels and timers lose nothing when another arm is taken.
             tokio::select! {
-                () = self.stop.cancelled() => return Ok(false),
+                () = self.stop.cancelled() => return Ok(Fetched::Stopped),
                 Some(event) = told.recv() => {
                     self.on_told(event)?;
                     while let Ok(event) = told.try_recv() {
@@ -366,6 +373,9 @@ impl Driver<'_> {
             }) => {
                 self.swarm
                     .availability_changed(key, &have, &fetching, &abandoned, now);
+            }
+            PeerEvent::OtherUnits | PeerEvent::Availability(Availability::OtherUnits(_)) => {
+                self.doubted |= self.doubts;
             }
             PeerEvent::Lost(problem) => {
                 tracing::debug!(file = %self.live.record.id.short(), %problem, "a peer is not connected");

@@ -106,7 +106,8 @@ pub(crate) async fn file(
         });
         match hashed {
             Ok((tree, stamp)) if tree.id() == id => Ok(Some((metadata.len(), Some((tree, stamp))))),
-            _ => Err(target::exists(&owned)),
+            Ok(_) => Err(target::exists(&owned)),
+            Err(error) => Err(target::unreadable(&owned, &error)),
         }
     })
     .await??;
@@ -149,7 +150,8 @@ pub(crate) async fn folder(
         let stamps = stamps_at(&owned, &listed).map_err(|_| target::exists(&owned))?;
         match verified(&owned, &listed, stop) {
             Ok(hashes) => Ok(Some((Plan::of_collection(&listed).total(), stamps, hashes))),
-            Err(_) => Err(target::exists(&owned)),
+            Err(error) if error.kind() == ErrorKind::InvalidData => Err(target::exists(&owned)),
+            Err(error) => Err(target::unreadable(&owned, &error)),
         }
     })
     .await??;

@@ -60,6 +60,8 @@ pub(crate) struct Described {
 pub(crate) enum Availability {
     /// All of it.
     Snapshot(Units),
+    /// It counts the units otherwise; what to say of it.
+    OtherUnits(Problem),
     /// What is different.
     Change {
         /// Now there.
@@ -189,8 +191,7 @@ impl Link {
     /// Streams which of `units` units the peer has; the first item is a snapshot, owed within [`ANSWER_TIMEOUT`].
     ///
     /// # Errors
-    /// As `PeerService.WatchAvailability`, at once or as an item; [`Reason::NotFound`] where it speaks of another number of units;
-    /// [`Reason::VerificationFailed`] where it breaks the rules.
+    /// As `PeerService.WatchAvailability`, at once or as an item; [`Reason::VerificationFailed`] where it breaks the rules.
     pub(crate) async fn availability(
         &self,
         id: FileId,
@@ -226,13 +227,13 @@ impl Link {
             Some(Event::Snapshot(told)) => {
                 if told.units != units {
                     // No lie: whoever takes a folder for a file, as a false record has it, counts differently.
-                    return Err(Problem::new(
+                    return Ok(Availability::OtherUnits(Problem::new(
                         Reason::NotFound,
                         format!(
                             "the peer at {} has it in {} units, not in {units}: one of the two takes a folder for a file",
                             self.endpoint, told.units
                         ),
-                    ));
+                    )));
                 }
                 if told.complete {
                     return Ok(Availability::Snapshot(Units {
@@ -323,7 +324,7 @@ mod tests {
     #[tokio::test]
     async fn another_number_of_units_is_no_lie() {
         let told = Link::to_nobody().understand(complete(9), 10, true);
-        assert_eq!(told.unwrap_err().reason, Reason::NotFound);
+        assert!(matches!(told, Ok(Availability::OtherUnits(problem)) if problem.reason == Reason::NotFound));
     }
 
     #[tokio::test]

@@ -281,6 +281,7 @@ impl Transfers {
                             view: entry.view.clone(),
                             stop: task.stop.clone(),
                             live: entry.live.clone(),
+                            doubted: false.into(),
                         };
                         self.inner
                             .context

@@ -82,8 +82,15 @@ impl Part {
         let path = target.part();
         let failed = |error: io::Error| target::problem(&path, &error);
         fs::create_dir_all(target.parent()).map_err(|error| target::problem(target.parent(), &error))?;
-        let before = fs::symlink_metadata(&path).ok();
-        let state = Resume::load(&target.state()).map_err(failed)?;
+        let mut before = fs::symlink_metadata(&path).ok();
+        let mut state = Resume::load(&target.state()).map_err(failed)?;
+        // Of when this folder was taken for a plain file.
+        let is_file = before.as_ref().is_some_and(Metadata::is_file);
+        if manifest.is_some() && is_file && state.as_ref().is_some_and(|state| state.id == id) {
+            remove(id, &target).map_err(failed)?;
+            before = fs::symlink_metadata(&path).ok();
+            state = None;
+        }
         let ours = state
             .as_ref()
             .is_some_and(|state| state.id == id && state.have.len() == plan.unit_count());
@@ -146,7 +153,7 @@ impl Part {
     fn begin(&self, found: &Found, ours: bool) -> Result<(), Problem> {
         let nothing = Bits::new(self.plan.unit_count());
         match found {
-            Found::Unknown if ours => self.store(&nothing, 0)?,
+            Found::Unknown if ours => self.disbelieve()?,
             Found::Resume(_) => self.is_stated.store(true, Ordering::Relaxed),
             Found::Nothing | Found::Unknown => {}
         }
@@ -187,6 +194,14 @@ impl Part {
     pub(crate) fn release(&self) {
         // Where it cannot be unlocked it could not be locked.
         let _ = rustix::fs::flock(self.handle(), FlockOperation::NonBlockingUnlock);
+    }
+
+    /// Whether it still stands under its name: somebody may have removed it, or put something else there.
+    pub(crate) fn is_in_place(&self) -> bool {
+        let path = self.target.part();
+        let of = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+        let (named, held) = (rustix::fs::lstat(&path), rustix::fs::fstat(self.handle()));
+        matches!((named.map(of), held.map(of)), (Ok(named), Ok(held)) if named == held)
     }
 
     fn handle(&self) -> BorrowedFd<'_> {
@@ -367,6 +382,12 @@ impl Part {
     /// Whether a state is on the disk that is to be believed when the part is opened again.
     pub(crate) fn is_stated(&self) -> bool {
         self.is_stated.load(Ordering::Relaxed)
+    }
+
+    /// Makes the state on the disk such that nobody ever believes it: what is there has to be verified.
+    pub(crate) fn disbelieve(&self) -> Result<(), Problem> {
+        self.is_stated.store(false, Ordering::Relaxed);
+        self.store(&Bits::new(self.plan.unit_count()), 0)
     }
 
     fn store_state(&self, have: &Bits) -> Result<(), Problem> {

@@ -1,11 +1,14 @@
 //! The peers of a running transfer: who is connected, who is tried again, and what each of them has.
 //!
-//! Invariant: a peer keeps its key for as long as the transfer runs, so that a ban lasts through any number of reconnections; at
-//! most [`MAX_CONNECTED`] are dialled or connected at once, and [`NEIGHBOURS`] until [`Peers::widen`] says that more are of use.
+//! Invariant: a peer keeps its key for as long as it is listed or banned or has given anything, so that a ban lasts through any number of
+//! reconnections; at most [`MAX_CONNECTED`] are dialled or connected at once, and [`NEIGHBOURS`] until [`Peers::widen`] says that more are of use.
 
 mod watcher;
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use potluck_core::{FileId, PeerId, Problem, index_client::Address};
 use rand::{RngExt as _, seq::IteratorRandom as _};
@@ -35,6 +38,8 @@ pub(crate) enum PeerEvent {
     Joined(Box<Link>, Duration),
     /// What it has, or what is different.
     Availability(Availability),
+    /// It counts the units otherwise: one of the two takes a folder for a file.
+    OtherUnits,
     /// It is no longer connected, or could not be; tried again later.
     Lost(Problem),
     /// It is this very peer, or breaks the rules: not tried again.
@@ -148,8 +153,9 @@ impl Peers {
         key
     }
 
-    /// Takes up new sources and dials as many as there is room for.
+    /// Takes up new sources, forgets those that are gone and gave nothing, and dials as many as there is room for.
     pub(crate) fn reconcile(&mut self, list: &[Source]) {
+        self.forget_gone(list);
         for source in list {
             match self.by_address.get(&source.address) {
                 Some(key) => {
@@ -164,6 +170,21 @@ impl Peers {
             }
         }
         self.dial();
+    }
+
+    /// Forgets who is neither connected nor on the list any more: who comes and goes in a crowd, for as long as a transfer lasts, must
+    /// not fill the memory, nor be tried before those who are there.
+    fn forget_gone(&mut self, list: &[Source]) {
+        let listed: HashSet<&Address> = list.iter().map(|source| &source.address).collect();
+        self.peers.retain(|_, peer| {
+            let is_away = matches!(peer.contact, Contact::Waiting | Contact::Lost(_));
+            let stays = !is_away || peer.bytes > 0 || listed.contains(&peer.source.address);
+            if !stays {
+                peer.stop.cancel();
+                self.by_address.remove(&peer.source.address);
+            }
+            stays
+        });
     }
 
     /// Connects to more than [`NEIGHBOURS`] from now on. Has no effect before half of those have answered: they may tell that
@@ -442,5 +463,28 @@ mod tests {
             turns += 1;
             assert!(turns < 10_000, "it never gets a place");
         }
+    }
+    #[tokio::test]
+    async fn who_is_gone_and_gave_nothing_is_forgotten() {
+        let mut peers = peers();
+        let all = many();
+        peers.reconcile(&all);
+        let problem = Problem::new(potluck_core::Reason::Unreachable, "gone");
+        let key = |peers: &Peers, at: usize| peers.by_address[&all[at].address];
+        let (lost, banned, gave) = (key(&peers, 0), key(&peers, 1), key(&peers, 2));
+        for peer in peers.peers.values_mut() {
+            peer.contact = Contact::Waiting;
+        }
+        peers.peers.get_mut(&lost).unwrap().contact = Contact::Lost(problem);
+        peers.peers.get_mut(&banned).unwrap().contact = Contact::Banned("lied".into());
+        peers.credit(gave, 1);
+        peers.most = 0;
+        peers.reconcile(&all[50..]);
+        assert_eq!((peers.peers.len(), peers.by_address.len()), (52, 52));
+        assert!(peers.get(lost).is_none());
+        assert!(peers.get(banned).is_some() && peers.get(gave).is_some());
+        // Back again, as somebody new.
+        peers.reconcile(&all);
+        assert_eq!(peers.peers.len(), 100);
     }
 }

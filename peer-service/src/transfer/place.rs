@@ -71,6 +71,10 @@ pub(crate) fn finish(
         (part.flush(), looking.map(thread::ScopedJoinHandle::join))
     });
     flushed.map_err(failed)?;
+    // What gets the name is what was written, and all of it.
+    if !part.is_in_place() || matches!(listed, Some(Ok(Err(_)))) {
+        return Err(cut(&target.part()));
+    }
     rename(&target.part(), &target.path).map_err(|error| match error.kind() {
         ErrorKind::AlreadyExists => target::exists(&target.path),
         _ => target::problem(&target.path, &error),
@@ -83,7 +87,13 @@ pub(crate) fn finish(
         Ok(vec![stamp])
     };
     let stamps = listed.and_then(Result::ok).unwrap_or_else(alone);
-    sync_folder(target.parent()).map_err(|error| target::problem(target.parent(), &error))?;
+    match sync_folder(target.parent()) {
+        // Where the folder may be written and not read, or the file system knows no such thing: it is in its place all the same.
+        Err(error) if is_no_matter(&error) => {
+            tracing::debug!(path = %target.parent().display(), %error, "the folder could not be flushed");
+        }
+        flushed => flushed.map_err(|error| target::problem(target.parent(), &error))?,
+    }
     // A state without its data says nothing to anybody: not worth failing for.
     if let Err(error) = fs::remove_file(target.state()) {
         tracing::debug!(path = %target.state().display(), %error, "the resume state could not be removed");
@@ -153,6 +163,13 @@ fn rename_by_link(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
+fn is_no_matter(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::PermissionDenied | ErrorKind::InvalidInput | ErrorKind::Unsupported
+    )
+}
+
 fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
@@ -173,6 +190,21 @@ mod tests {
 
     /// Longer than a tick of the clock that files are stamped with.
     const TICK: Duration = Duration::from_millis(20);
+
+    /// A folder with one file.
+    fn manifest() -> Arc<Manifest> {
+        let tree = hash::hash_bytes(b"content");
+        let content = Content::File {
+            id: tree.id(),
+            size: tree.size,
+            executable: false,
+        };
+        let entry = Entry {
+            path: RelPath::parse("file").unwrap(),
+            content,
+        };
+        Arc::new(Manifest::new([entry]).unwrap())
+    }
 
     #[test]
     fn the_stamp_is_of_what_was_verified_and_of_nothing_that_was_changed_since() {
@@ -196,17 +228,7 @@ mod tests {
     fn what_is_written_into_a_folder_as_soon_as_it_has_its_name_shows_in_the_stamps() {
         let folder = tempfile::tempdir().unwrap();
         let (id, path) = (FileId([7; 32]), folder.path().join("out"));
-        let tree = hash::hash_bytes(b"content");
-        let content = Content::File {
-            id: tree.id(),
-            size: tree.size,
-            executable: false,
-        };
-        let entry = Entry {
-            path: RelPath::parse("file").unwrap(),
-            content,
-        };
-        let manifest = Arc::new(Manifest::new([entry]).unwrap());
+        let manifest = manifest();
         let plan = Arc::new(Plan::of_collection(&manifest));
         let target = Target { path: path.clone() };
         let (part, _) = Part::open(id, target, plan, Some(manifest)).unwrap();
@@ -225,5 +247,42 @@ mod tests {
         let now = stamp_of(&file.metadata().unwrap());
         assert_eq!((now.size, now.inode), (stamps[0].size, stamps[0].inode));
         assert_ne!(now, stamps[0]);
+    }
+    #[test]
+    fn a_part_that_is_gone_or_another_is_not_given_the_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let (id, path) = (FileId([7; 32]), folder.path().join("out"));
+        let plan = Arc::new(Plan::of_file(id, 1000).unwrap());
+        let target = Target { path: path.clone() };
+        let open = || Part::open(id, target.clone(), Arc::clone(&plan), None).unwrap().0;
+        let part = open();
+        fs::remove_file(target.part()).unwrap();
+        let stop = CancellationToken::new();
+        assert_eq!(
+            finish(&part, None, &stop).unwrap_err().reason,
+            Reason::FileChanged
+        );
+        fs::write(target.part(), [8; 1000]).unwrap();
+        assert_eq!(
+            finish(&part, None, &stop).unwrap_err().reason,
+            Reason::FileChanged
+        );
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_folder_that_lost_a_file_is_not_given_the_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let (id, path) = (FileId([7; 32]), folder.path().join("out"));
+        let target = Target { path: path.clone() };
+        let manifest = manifest();
+        let plan = Arc::new(Plan::of_collection(&manifest));
+        let (part, _) = Part::open(id, target.clone(), plan, Some(manifest)).unwrap();
+        part.write(0, &bytes::Bytes::from_static(b"content").into())
+            .unwrap();
+        fs::remove_file(target.part().join("file")).unwrap();
+        let finished = finish(&part, None, &CancellationToken::new());
+        assert_eq!(finished.unwrap_err().reason, Reason::FileChanged);
+        assert!(!path.exists());
     }
 }

@@ -49,6 +49,10 @@ pub(crate) fn recover(
                 part = %part.target().part().display(),
                 "the resume state does not fit the data: everything is verified again"
             );
+            // On the disk as well: the next sample might hit nothing.
+            if let Err(problem) = part.disbelieve() {
+                tracing::warn!(%problem, "the resume state could not be taken back");
+            }
             verify_all(part, checks, threads, wanted, on_unit)
         }
         Found::Unknown => verify_all(part, checks, threads, wanted, on_unit),
@@ -136,4 +140,37 @@ fn local_unit(library: &Library, part: &Part, unit: u32) -> Option<Rope> {
         rest = after;
     }
     Some(Bytes::from_owner(data).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use potluck_core::{hash::hash_bytes, plan::Plan};
+
+    use super::*;
+    use crate::transfer::target::Target;
+
+    #[test]
+    fn a_state_that_is_found_to_be_wrong_is_not_met_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let tree = hash_bytes(&[7; 1 << 20]);
+        let target = Target {
+            path: folder.path().join("out"),
+        };
+        let plan = Arc::new(Plan::of_file(tree.id(), tree.size).unwrap());
+        let open = || Part::open(tree.id(), target.clone(), Arc::clone(&plan), None).unwrap();
+        let checks = Checks::new(Arc::clone(&plan));
+        assert!(checks.offer_layer(0, tree.piece_hashes.clone()));
+        let all = Bits::full(plan.unit_count());
+        // Nothing was written.
+        open().0.checkpoint(&all).unwrap();
+        let (part, found) = open();
+        assert_eq!(found, Found::Resume(all));
+        let have = recover(&part, &checks, found, 1, &|| true, &|_| {});
+        assert_eq!(have.count(), 0);
+        assert!(!part.is_stated());
+        drop(part);
+        assert_eq!(open().1, Found::Unknown);
+    }
 }

@@ -2,20 +2,19 @@
 
 mod checkpoints;
 mod ending;
+mod planning;
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use potluck_core::{
     Problem, Reason,
-    index_client::{Address, FileRecord, Kind, Registration},
-    path::Label,
-    plan::Plan,
+    index_client::{Address, Registration},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -28,15 +27,12 @@ use super::{
     context::Context,
     dialer::Dialer,
     driver::{DISK_RETRY, Driver, PEER_EVENTS},
-    existing,
     live::Live,
     part::{Found, Part},
     peers::Peers,
-    prepare::{self, Collection},
     recover,
     report::Reporter,
     sources::{self, Sources},
-    target::{self, Target},
     verify::Checks,
     view::{FetchSpec, State, Terms, View},
 };
@@ -45,6 +41,8 @@ use crate::{
     blocking::blocking,
     swarm::{Swarm, SwarmConfig},
 };
+
+use planning::Planned;
 
 /// How a transfer's task ended.
 #[derive(Debug)]
@@ -55,6 +53,17 @@ pub(crate) enum Ended {
     Stopped,
     /// Cannot go on; what was fetched is kept.
     Failed(Problem),
+}
+
+/// What came of fetching.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fetched {
+    /// All of it.
+    Done,
+    /// It was told to stop.
+    Stopped,
+    /// It was taken for a plain file, and may be none: to be looked at, and begun anew.
+    Doubted,
 }
 
 /// One run of a transfer.
@@ -68,6 +77,8 @@ pub(crate) struct Run {
     pub(crate) named: watch::Receiver<Vec<Address>>,
     pub(crate) view: watch::Sender<View>,
     pub(crate) stop: CancellationToken,
+    /// Whether it was doubted that this is a plain file: its bytes are looked at, whatever is said.
+    pub(crate) doubted: AtomicBool,
     /// Where the running transfer is put for others to serve from.
     pub(crate) live: watch::Sender<Option<Arc<Live>>>,
 }
@@ -116,11 +127,18 @@ impl Run {
     ) -> Result<bool, Problem> {
         loop {
             match self.fetch(reporter, sources.clone(), local).await {
+                Ok(Fetched::Done) => return Ok(true),
+                Ok(Fetched::Stopped) => return Ok(false),
+                Ok(Fetched::Doubted) => {
+                    tracing::info!(file = %self.spec.id.short(), "said to be a plain file, and may be a folder: looked at again");
+                    self.doubted.store(true, Ordering::Relaxed);
+                    continue;
+                }
                 Err(problem) if problem.reason == Reason::DiskFull => {
                     tracing::warn!(file = %self.spec.id.short(), %problem, "begins anew once there is room");
                     reporter.state(State::Waiting, Some(problem));
                 }
-                ended => return ended,
+                Err(problem) => return Err(problem),
             }
             tokio::select! {
                 () = self.stop.cancelled() => return Ok(false),
@@ -129,26 +147,27 @@ impl Run {
         }
     }
 
-    /// True when done, false when stopped.
     async fn fetch(
         &self,
         reporter: &Reporter,
         sources: watch::Receiver<Sources>,
         local: &CancellationToken,
-    ) -> Result<bool, Problem> {
+    ) -> Result<Fetched, Problem> {
         let dialer = Dialer::new(sources.clone());
         // Neither of the two that can be dropped holds anything that is not dropped whole.
         let planned = tokio::select! {
-            () = self.stop.cancelled() => return Ok(false),
+            () = self.stop.cancelled() => return Ok(Fetched::Stopped),
             planned = self.plan(reporter, &dialer) => planned?,
         };
-        let Some(planned) = planned else { return Ok(true) };
+        let Some(planned) = planned else {
+            return Ok(Fetched::Done);
+        };
         // To its end: left alone it would go on, and whoever removes the part or goes on with it next would meet it.
         let Some((part, found)) = self.open_part(&planned, reporter).await? else {
-            return Ok(false);
+            return Ok(Fetched::Stopped);
         };
         let checks = tokio::select! {
-            () = self.stop.cancelled() => return Ok(false),
+            () = self.stop.cancelled() => return Ok(Fetched::Stopped),
             checks = self.checks(&planned, reporter, &dialer) => checks?,
         };
         let prepared = Prepared {
@@ -158,7 +177,7 @@ impl Run {
             checks,
         };
         let Some(have) = self.gather(&prepared, reporter).await? else {
-            return Ok(false);
+            return Ok(Fetched::Stopped);
         };
         let live = self.go_live(&prepared, have).await?;
         // At once, with nothing to give yet: those who fetch the same find each other while the first pieces come, and each knows
@@ -168,9 +187,12 @@ impl Run {
             names: vec![live.name.clone()],
             partial: true,
         });
-        let finished = self.drive(&live, reporter, sources, dialer, local).await;
+        let mut finished = self.drive(&live, reporter, sources, dialer, local).await;
+        if matches!(finished, Ok(Fetched::Done)) && self.may_be_manifest(&live).await? {
+            finished = Ok(Fetched::Doubted);
+        }
         let have = live.have();
-        if !matches!(finished, Ok(true)) {
+        if !matches!(finished, Ok(Fetched::Done)) {
             drop(offered);
             self.leave(&live, have).await;
             return finished;
@@ -180,7 +202,10 @@ impl Run {
         if !matches!(placed, Ok(true)) {
             self.leave(&live, have).await;
         }
-        placed
+        Ok(match placed? {
+            true => Fetched::Done,
+            false => Fetched::Stopped,
+        })
     }
 
     /// Takes the transfer off the shelf and records what it has.
@@ -200,16 +225,6 @@ impl Run {
     }
 }
 
-/// What is fetched, and where to.
-#[derive(Debug)]
-struct Planned {
-    record: FileRecord,
-    name: String,
-    collection: Option<Collection>,
-    target: Target,
-    plan: Arc<Plan>,
-}
-
 /// Everything that is known before the first unit.
 #[derive(Debug)]
 struct Prepared {
@@ -220,95 +235,6 @@ struct Prepared {
 }
 
 impl Run {
-    /// What is to be known of it; `None` where the file is at the target already.
-    async fn plan(&self, reporter: &Reporter, dialer: &Dialer) -> Result<Option<Planned>, Problem> {
-        let waiting = |problem: Problem| reporter.state(State::Waiting, Some(problem));
-        let id = self.spec.id;
-        if let Some(path) = &self.spec.target {
-            target::check(path)?;
-        }
-        // What is there already needs nobody's help to be recognised.
-        let (asked, named, files) = (
-            self.spec.target.clone(),
-            self.spec.name.clone(),
-            self.context.files.clone(),
-        );
-        let early = move || existing::early(asked.as_deref(), named.as_deref(), &files);
-        if let Some(target) = blocking(early).await? {
-            reporter.path(&target.path);
-            if existing::file(&self.context, id, &target.path, reporter).await? {
-                return Ok(None);
-            }
-        }
-        let known = prepare::identify(&self.context, id, dialer, waiting).await?;
-        let mut record = known.record;
-        let name = match self.spec.name.as_ref().or(known.name.as_ref()) {
-            Some(name) => Label::sanitize(name),
-            None => prepare::fallback_name(id),
-        };
-        reporter.identified(name.as_str(), record.size);
-        let collection = match prepare::claims_collection(&record) {
-            true => prepare::collection(&self.context, &record, dialer, waiting).await?,
-            false => None,
-        };
-        record.kind = if collection.is_some() {
-            Kind::Collection
-        } else {
-            Kind::File
-        };
-        let manifest = collection
-            .as_ref()
-            .map(|collection| Arc::clone(&collection.manifest));
-        let (asked, files, label) = (self.spec.target.clone(), self.context.files.clone(), name.clone());
-        let of_collection = manifest.clone();
-        let target = blocking(move || {
-            existing::resolve(
-                id,
-                asked.as_deref(),
-                label.as_str(),
-                &files,
-                of_collection.as_deref(),
-            )
-        })
-        .await??;
-        reporter.path(&target.path);
-        let plan = match &manifest {
-            Some(manifest) => Plan::of_collection(manifest),
-            None => Plan::of_file(id, record.size)
-                .ok_or_else(|| Problem::new(Reason::OutOfRange, "no file is that large"))?,
-        };
-        let plan = Arc::new(plan);
-        reporter.planned(record.kind, &plan);
-        let there = match &manifest {
-            Some(manifest) => existing::folder(&self.context, &target.path, manifest, reporter).await?,
-            None => existing::file(&self.context, id, &target.path, reporter).await?,
-        };
-        if there {
-            return Ok(None);
-        }
-        Ok(Some(Planned {
-            record,
-            name: name.as_str().to_owned(),
-            collection,
-            target,
-            plan,
-        }))
-    }
-
-    /// What its units are checked against.
-    async fn checks(
-        &self,
-        planned: &Planned,
-        reporter: &Reporter,
-        dialer: &Dialer,
-    ) -> Result<Arc<Checks>, Problem> {
-        let waiting = |problem: Problem| reporter.state(State::Waiting, Some(problem));
-        let checks = Arc::new(Checks::new(Arc::clone(&planned.plan)));
-        prepare::layers(&self.context, &checks, &planned.plan, dialer, &waiting).await?;
-        reporter.state(State::Preparing, None);
-        Ok(checks)
-    }
-
     /// Opens the part; where the disk is full, waits for room. `None` when stopped.
     async fn open_part(
         &self,
@@ -408,7 +334,7 @@ impl Run {
         Ok(live)
     }
 
-    /// The swarm's part: true once all units are there, false when stopped.
+    /// The swarm's part, until all units are there.
     async fn drive(
         &self,
         live: &Arc<Live>,
@@ -416,11 +342,11 @@ impl Run {
         sources: watch::Receiver<Sources>,
         dialer: Dialer,
         local: &CancellationToken,
-    ) -> Result<bool, Problem> {
+    ) -> Result<Fetched, Problem> {
         let plan = live.part.plan();
         let have = live.have();
         if have.is_full() {
-            return Ok(true);
+            return Ok(Fetched::Done);
         }
         let lens = (0..plan.unit_count()).map(|unit| plan.unit_len(unit)).collect();
         let swarm = Swarm::new(SwarmConfig::default(), lens, have.clone(), rand::random());
@@ -461,6 +387,8 @@ impl Run {
             calls: calls.clone(),
             lies: Default::default(),
             crowded: false,
+            doubts: plan.manifest().is_none() && !self.doubted.load(Ordering::Relaxed),
+            doubted: false,
         };
         let (part, over) = (Arc::clone(&live.part), stop.clone());
         calls.spawn_blocking(move || {
@@ -485,6 +413,9 @@ impl Run {
         if let Ok(Err(problem)) = checkpoints.await {
             return Err(problem);
         }
-        finished.map(|finished| finished && live.have().is_full())
+        finished.map(|finished| match finished {
+            Fetched::Done if !live.have().is_full() => Fetched::Stopped,
+            finished => finished,
+        })
     }
 }

@@ -144,6 +144,19 @@ pub(crate) fn exists(path: &Path) -> Problem {
     .field("target")
 }
 
+/// What stands in the way of a download, and cannot be read to tell whether it is the same.
+pub(crate) fn unreadable(path: &Path, error: &io::Error) -> Problem {
+    Problem::new(
+        Reason::TargetExists,
+        format!(
+            "{} is there already and cannot be read to see whether it is this ({error}): nothing was changed; \
+             see that it can be read, choose another target or move it away",
+            path.display()
+        ),
+    )
+    .field("target")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

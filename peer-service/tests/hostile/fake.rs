@@ -46,6 +46,8 @@ pub(crate) enum Vice {
     Silent,
     /// Says that a plain file is a collection.
     SaysCollection,
+    /// Says that a collection is a plain file, and sends its manifest as one.
+    SaysFile,
 }
 
 struct Fake {
@@ -84,7 +86,7 @@ impl PeerService for Fake {
                 },
                 ..Default::default()
             }),
-            name: "../../data.bin".into(),
+            name: "../../another.bin".into(),
             complete: true,
             peer_id: PeerId([9; 32]).to_bytes(),
         }))
@@ -121,7 +123,7 @@ impl PeerService for Fake {
         &self,
         _: Request<v1::WatchAvailabilityRequest>,
     ) -> Result<Response<Self::WatchAvailabilityStream>, Status> {
-        let units = self.tree.piece_hashes.len() as u32;
+        let units = (self.tree.piece_hashes.len() as u32).max(1);
         let units = if self.vice == Vice::WrongUnits {
             units + 1
         } else {

@@ -10,7 +10,10 @@ use tokio::sync::mpsc;
 use super::PeerEvent;
 use crate::{
     swarm::PeerKey,
-    transfer::{link::Link, sources::Source},
+    transfer::{
+        link::{Availability, Link},
+        sources::Source,
+    },
 };
 
 /// First wait before a lost peer is tried again; doubles up to [`MAX_RETRY`].
@@ -90,7 +93,14 @@ impl Watcher {
             return Ok(());
         }
         while let Some(event) = events.next().await {
-            if self.tell(PeerEvent::Availability(event?)).await.is_none() {
+            let event = match event? {
+                Availability::OtherUnits(problem) => {
+                    self.tell(PeerEvent::OtherUnits).await;
+                    return Err(problem);
+                }
+                event => PeerEvent::Availability(event),
+            };
+            if self.tell(event).await.is_none() {
                 return Ok(());
             }
             tokio::time::sleep(EVENT_PAUSE).await;

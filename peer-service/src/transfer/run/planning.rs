@@ -1,0 +1,163 @@
+//! What a run has to know before its part is opened: what is fetched, where to, and what its units are checked against.
+//!
+//! That something is a folder is believed once its bytes are a manifest. That it is a plain file is believed until somebody counts its units
+//! otherwise, or its own bytes begin as a manifest does: then they are looked at, once.
+
+use std::{
+    os::unix::fs::FileExt as _,
+    sync::{Arc, atomic::Ordering},
+};
+
+use potluck_core::{
+    Problem, Reason,
+    index_client::{FileRecord, Kind},
+    manifest::{MAGIC, MAX_MANIFEST_SIZE},
+    path::Label,
+    plan::Plan,
+};
+
+use super::{
+    super::{
+        dialer::Dialer,
+        existing,
+        live::Live,
+        prepare::{self, Collection},
+        report::Reporter,
+        target::{self, Target},
+        verify::Checks,
+        view::State,
+    },
+    Run,
+};
+use crate::blocking::blocking;
+
+/// What is fetched, and where to.
+#[derive(Debug)]
+pub(super) struct Planned {
+    pub(super) record: FileRecord,
+    pub(super) name: String,
+    pub(super) collection: Option<Collection>,
+    pub(super) target: Target,
+    pub(super) plan: Arc<Plan>,
+}
+
+impl Run {
+    /// What is to be known of it; `None` where the file is at the target already.
+    pub(super) async fn plan(
+        &self,
+        reporter: &Reporter,
+        dialer: &Dialer,
+    ) -> Result<Option<Planned>, Problem> {
+        let waiting = |problem: Problem| reporter.state(State::Waiting, Some(problem));
+        let id = self.spec.id;
+        if let Some(path) = &self.spec.target {
+            target::check(path)?;
+        }
+        // What is there already needs nobody's help to be recognised.
+        let (asked, named, files) = (
+            self.spec.target.clone(),
+            self.spec.name.clone(),
+            self.context.files.clone(),
+        );
+        let early = move || existing::early(asked.as_deref(), named.as_deref(), &files);
+        if let Some(target) = blocking(early).await? {
+            reporter.path(&target.path);
+            if existing::file(&self.context, id, &target.path, reporter).await? {
+                return Ok(None);
+            }
+        }
+        let known = prepare::identify(&self.context, id, dialer, waiting).await?;
+        let mut record = known.record;
+        // A name that was used before stays: others may call it otherwise, and what was fetched lies under that one.
+        let before = Some(self.view.borrow().name.clone()).filter(|name| !name.is_empty());
+        let name = match self
+            .spec
+            .name
+            .as_ref()
+            .or(before.as_ref())
+            .or(known.name.as_ref())
+        {
+            Some(name) => Label::sanitize(name),
+            None => prepare::fallback_name(id),
+        };
+        reporter.identified(name.as_str(), record.size);
+        let collection = match prepare::claims_collection(&record) || self.doubted.load(Ordering::Relaxed) {
+            true => prepare::collection(&self.context, &record, dialer, waiting).await?,
+            false => None,
+        };
+        record.kind = if collection.is_some() {
+            Kind::Collection
+        } else {
+            Kind::File
+        };
+        let manifest = collection
+            .as_ref()
+            .map(|collection| Arc::clone(&collection.manifest));
+        let (asked, files, label) = (self.spec.target.clone(), self.context.files.clone(), name.clone());
+        let of_collection = manifest.clone();
+        let target = blocking(move || {
+            existing::resolve(
+                id,
+                asked.as_deref(),
+                label.as_str(),
+                &files,
+                of_collection.as_deref(),
+            )
+        })
+        .await??;
+        reporter.path(&target.path);
+        let plan = match &manifest {
+            Some(manifest) => Plan::of_collection(manifest),
+            None => Plan::of_file(id, record.size)
+                .ok_or_else(|| Problem::new(Reason::OutOfRange, "no file is that large"))?,
+        };
+        let plan = Arc::new(plan);
+        reporter.planned(record.kind, &plan);
+        let there = match &manifest {
+            Some(manifest) => existing::folder(&self.context, &target.path, manifest, reporter).await?,
+            None => existing::file(&self.context, id, &target.path, reporter).await?,
+        };
+        if there {
+            return Ok(None);
+        }
+        Ok(Some(Planned {
+            record,
+            name: name.as_str().to_owned(),
+            collection,
+            target,
+            plan,
+        }))
+    }
+
+    /// What its units are checked against.
+    pub(super) async fn checks(
+        &self,
+        planned: &Planned,
+        reporter: &Reporter,
+        dialer: &Dialer,
+    ) -> Result<Arc<Checks>, Problem> {
+        let waiting = |problem: Problem| reporter.state(State::Waiting, Some(problem));
+        let checks = Arc::new(Checks::new(Arc::clone(&planned.plan)));
+        prepare::layers(&self.context, &checks, &planned.plan, dialer, &waiting).await?;
+        reporter.state(State::Preparing, None);
+        Ok(checks)
+    }
+
+    /// Whether what was fetched as a plain file may be a folder's manifest after all, and nobody looked yet.
+    pub(super) async fn may_be_manifest(&self, live: &Arc<Live>) -> Result<bool, Problem> {
+        let part = Arc::clone(&live.part);
+        if self.doubted.load(Ordering::Relaxed) || part.plan().manifest().is_some() {
+            return Ok(false);
+        }
+        if part.plan().total() > MAX_MANIFEST_SIZE {
+            return Ok(false);
+        }
+        blocking(move || {
+            let mut head = [0; MAGIC.len()];
+            let read = part.file(0).and_then(|file| file.read_exact_at(&mut head, 0));
+            // What cannot be read is told of when it is given its name.
+            read.is_ok() && head == *MAGIC
+        })
+        .await
+    }
+}
