@@ -8,14 +8,20 @@ from pathlib import Path
 
 
 def describe() -> dict:
-    return {"cpu": _cpu_model(), "cpus": os.cpu_count(), "memory_mib": _memory() >> 20, "kernel": platform.release(), "load": os.getloadavg()[0]}
+    return {"cpu": _cpu_model(), "family": _cpu("cpu family"), "model": _cpu("model"), "avx512": "avx512f" in _cpu("flags").split(), "cpus": os.cpu_count(), "memory_mib": _memory() >> 20, "kernel": platform.release(), "load": os.getloadavg()[0]}
 
 
 def _cpu_model() -> str:
+    return _cpu("model name") or platform.machine()
+
+
+def _cpu(field: str) -> str:
+    """What the kernel says of the first processor; a virtual machine's name for it may tell less than its family and model."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+        name, _, value = line.partition(":")
+        if name.strip() == field:
+            return value.strip()
+    return ""
 
 
 def _memory() -> int:
