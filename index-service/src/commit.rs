@@ -22,6 +22,7 @@ use potluck_core::{FileId, PeerId, index_client::Registration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::{
+    catalog::cost,
     quota::{Limits, host_key},
     registry::Registry,
     store::{Change, IndexStore, PeerRecord},
@@ -363,6 +364,15 @@ impl Worker {
                 if wanted > most && new > 0 {
                     return Err(Err(CommitError::TooManyFiles { most, wanted }));
                 }
+                let is_new = catalog.address(&peer.id).is_none();
+                let mut bytes = 0;
+                if is_new || files.iter().any(|file| catalog.adds(&peer.id, file)) {
+                    bytes = cost + if is_new { cost::PEER } else { 0 };
+                    let room = self.limits.max_memory_mib.saturating_mul(1024 * 1024);
+                    if catalog.bytes() + pending.bytes + bytes > room {
+                        return Err(Err(CommitError::Full));
+                    }
+                }
                 let key = host_key(&peer.address.host);
                 let is_there = catalog
                     .address(&peer.id)
@@ -378,11 +388,7 @@ impl Worker {
                     }
                     *at += 1;
                 }
-                let room = self.limits.max_memory_mib.saturating_mul(1024 * 1024);
-                if new > 0 && catalog.bytes() + pending.bytes + cost > room {
-                    return Err(Err(CommitError::Full));
-                }
-                pending.bytes += cost;
+                pending.bytes += bytes;
                 Ok(Change::Register {
                     peer,
                     files,

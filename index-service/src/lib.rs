@@ -12,7 +12,7 @@
 //! | [`registry`] | catalog, leases and watchers, kept in step |
 //! | [`commit`] | the one thread through which changes go, many to a flush |
 //! | [`pages`] | page tokens |
-//! | `request`, `problem`, `service` | gRPC: requests checked, errors told, calls answered |
+//! | `intake`, `request`, `problem`, `service` | gRPC: lists counted, requests checked, errors told, calls answered |
 //! | [`server`] | assembly: services, limits, shutdown |
 //!
 //! A change goes `service` -> [`commit`] -> [`store`] -> [`registry`] and is then answered; a question goes `service` -> [`registry`] and
@@ -21,6 +21,7 @@
 pub mod address;
 pub mod catalog;
 pub mod commit;
+mod intake;
 pub mod leases;
 pub mod options;
 pub mod pages;

@@ -29,7 +29,7 @@ pub struct Limits {
     #[arg(long, env = "POTLUCK_INDEX_MAX_WATCHERS", value_name = "N", default_value_t = DEFAULT_WATCHERS)]
     pub max_watchers: usize,
 
-    /// Most open connections
+    /// Most open connections; one address takes at most half of those that others leave, this machine takes what there is
     #[arg(long, env = "POTLUCK_INDEX_MAX_CONNECTIONS", value_name = "N", default_value_t = DEFAULT_CONNECTIONS)]
     pub max_connections: usize,
 

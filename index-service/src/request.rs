@@ -12,6 +12,7 @@ use potluck_core::{
 };
 
 use crate::{
+    catalog::MAX_NAMES,
     options::{MAX_TTL, MIN_TTL},
     problem::{bad_name, invalid, token},
 };
@@ -80,14 +81,10 @@ fn registration(registration: v1::Registration) -> Result<Registration, Problem>
     let file: FileRecord = file
         .ok_or_else(|| invalid("file", "the file is missing"))?
         .try_into()?;
-    if names.is_empty() || names.len() > crate::catalog::MAX_NAMES {
-        let message = format!(
-            "a file has 1 to {} names, this has {}",
-            crate::catalog::MAX_NAMES,
-            names.len()
-        );
-        return Err(Problem::new(potluck_core::Reason::InvalidName, message).field("names"));
+    if names.is_empty() {
+        return Err(bad_count(0));
     }
+    check_names(names.len())?;
     for (at, name) in names.iter().enumerate() {
         Label::parse(name).map_err(|error| bad_name(&error).field(format!("names[{at}]")))?;
     }
@@ -236,7 +233,21 @@ fn read_address(address: Option<v1::Address>) -> Result<Address, Problem> {
     address.unwrap_or_default().try_into()
 }
 
-fn check_batch(count: usize, field: &str) -> Result<(), Problem> {
+/// Whether a file may have so many names at most.
+pub(crate) fn check_names(count: usize) -> Result<(), Problem> {
+    match count <= MAX_NAMES {
+        true => Ok(()),
+        false => Err(bad_count(count)),
+    }
+}
+
+fn bad_count(names: usize) -> Problem {
+    let message = format!("a file has 1 to {MAX_NAMES} names, this has {names}");
+    Problem::new(potluck_core::Reason::InvalidName, message).field("names")
+}
+
+/// Whether a request may have so many files at most.
+pub(crate) fn check_batch(count: usize, field: &str) -> Result<(), Problem> {
     match count <= MAX_BATCH {
         true => Ok(()),
         false => Err(invalid(

@@ -22,8 +22,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Config, Options, OptionsError, StoreConfig,
     commit::Committer,
+    intake::Intake,
     pages::Pages,
-    quota::RateLimiter,
+    quota::{Limits, RateLimiter},
     registry::{Registry, Restored},
     service::Service,
     store::{FolderError, IndexStore, MemoryStore, SledStore},
@@ -178,7 +179,7 @@ impl Index {
             thread,
             store,
         } = self;
-        let service = IndexServiceServer::new(Service {
+        let service = Arc::new(Service {
             registry: Arc::clone(&registry),
             committer: committer.clone(),
             limiter: Mutex::new(RateLimiter::new(config.limits.max_calls_per_second)),
@@ -187,15 +188,15 @@ impl Index {
             ttl: config.ttl,
             started: Instant::now(),
             store,
-        })
-        .max_decoding_message_size(transport::MAX_MESSAGE)
-        .max_encoding_message_size(transport::MAX_MESSAGE);
-        let (health, routes) = with_health_and_reflection(service).await?;
+        });
+        let generated = IndexServiceServer::from_arc(Arc::clone(&service))
+            .max_decoding_message_size(transport::MAX_MESSAGE)
+            .max_encoding_message_size(transport::MAX_MESSAGE);
+        let (health, routes) = with_health_and_reflection(Intake::new(service, generated)).await?;
 
         let address = listener.local_addr().ok();
         let cut = CancellationToken::new();
-        let places = Places::new(config.limits.max_connections, Share::ALL);
-        let incoming = connections(listener, places, cut.clone());
+        let incoming = connections(listener, places(&config.limits), cut.clone());
         let stop_accepting = CancellationToken::new();
         let server = transport::server()
             .initial_stream_window_size(STREAM_WINDOW)
@@ -239,6 +240,11 @@ impl Index {
     }
 }
 
+/// Places for connections: one address leaves some to the others.
+fn places(limits: &Limits) -> Places {
+    Places::new(limits.max_connections, Share::default())
+}
+
 /// A span for each call, with where it comes from.
 fn span(request: &http::Request<()>) -> tracing::Span {
     use tonic::transport::server::TcpConnectInfo;
@@ -251,4 +257,23 @@ fn span(request: &http::Request<()>) -> tracing::Span {
         method = request.uri().path(),
         from = from.map(tracing::field::display)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    #[test]
+    fn no_address_takes_all_connections() {
+        let places = places(&Limits {
+            max_connections: 8,
+            ..Limits::default()
+        });
+        let source = |n| IpAddr::from([192, 0, 2, n]).into();
+        let held: Vec<_> = (0..8).map_while(|_| places.take(source(1)).ok()).collect();
+        assert_eq!(held.len(), 4);
+        assert!(places.take(source(2)).is_ok());
+    }
 }

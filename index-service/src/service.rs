@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     address::{self, AddressError, AllowedHost},
-    catalog::{RankCursor, cost},
+    catalog::{PAGE_WORK, RankCursor, cost},
     commit::{self, Committer},
     pages::Pages,
     quota::RateLimiter,
@@ -33,6 +33,9 @@ const FILES_A_CALL: usize = 100;
 
 /// What a search costs a caller, in calls: it reads far more than a lookup.
 const SEARCH_COST: u32 = 4;
+
+/// Files with one name or claim that a query goes through for what one call costs: as many as a search takes steps for it.
+const LISTED_A_CALL: usize = PAGE_WORK / SEARCH_COST as usize;
 
 /// The service's state.
 #[derive(Debug)]
@@ -59,11 +62,28 @@ impl Service {
     /// Takes calls from the budget of a request's source.
     fn admit<T>(&self, request: &Request<T>, cost: u32) -> Result<Option<IpAddr>, Problem> {
         let source = request.remote_addr().map(|address| address.ip());
+        self.charge(source, cost)?;
+        Ok(source)
+    }
+
+    /// Takes calls from the budget of a source.
+    fn charge(&self, source: Option<IpAddr>, cost: u32) -> Result<(), Problem> {
         if let Some(source) = source {
             let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
             limiter.take(source, cost, Instant::now())?;
         }
-        Ok(source)
+        Ok(())
+    }
+
+    /// What a query costs beside the call: its answer is chosen from all files with the name or claim.
+    fn listing_cost(&self, query: &Query) -> u32 {
+        let catalog = self.registry.catalog();
+        let files = match &query.by {
+            By::Id(_) => 0,
+            By::Sha256(sum) => catalog.count_by_sha256(sum),
+            By::Name(name) => catalog.count_by_name(name),
+        };
+        u32::try_from(files / LISTED_A_CALL).unwrap_or(u32::MAX)
     }
 
     fn ranked(&self, query: &Query) -> Result<(Vec<Found>, String), Problem> {
@@ -178,8 +198,9 @@ impl IndexService for Service {
     }
 
     async fn query(&self, request: Request<v1::QueryRequest>) -> Result<Response<v1::QueryResponse>, Status> {
-        self.admit(&request, 1)?;
+        let source = self.admit(&request, 1)?;
         let query: Query = request.into_inner().try_into()?;
+        self.charge(source, self.listing_cost(&query))?;
         let (found, next_page_token) = self.ranked(&query)?;
         let files = found
             .into_iter()
@@ -319,4 +340,98 @@ fn to_wire(event: WatchEvent) -> Event {
 
 fn millis(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::net::SocketAddr;
+
+    use potluck_core::{
+        FileId, PeerId, Root,
+        index_client::{Address, FileRecord, Kind},
+    };
+    use tonic::transport::server::TcpConnectInfo;
+
+    use super::*;
+    use crate::{
+        quota::Limits,
+        registry::Restored,
+        store::{MemoryStore, StoredPeer},
+    };
+
+    /// A service that keeps nothing, and lets each source make this many calls a second.
+    pub(crate) fn service(restored: Restored, calls: u32) -> Service {
+        let registry = Arc::new(Registry::new(restored, 10, Instant::now()));
+        let store = Box::new(MemoryStore::default());
+        let (committer, _) = Committer::start(store, Arc::clone(&registry), Limits::default()).unwrap();
+        Service {
+            registry,
+            committer,
+            limiter: Mutex::new(RateLimiter::new(calls)),
+            pages: Pages::default(),
+            allowed_hosts: Vec::new(),
+            ttl: Duration::from_secs(60),
+            started: Instant::now(),
+            store: "memory",
+        }
+    }
+
+    /// A peer with files of one name and one claim.
+    fn crowd(files: usize) -> StoredPeer {
+        let files = (0..files as u64).map(|n| {
+            let root = Root([1; 32]);
+            Registration {
+                file: FileRecord {
+                    id: FileId::derive(n, &root),
+                    size: n,
+                    root,
+                    sha256: Some(potluck_core::Sha256([2; 32])),
+                    kind: Kind::File,
+                },
+                names: vec!["same".to_owned()],
+                partial: false,
+            }
+        });
+        let address = Address {
+            host: "192.0.2.1".to_owned(),
+            port: 1,
+        };
+        StoredPeer {
+            record: PeerRecord {
+                id: PeerId([1; 32]),
+                address,
+                ttl: Duration::from_secs(60),
+            },
+            files: files.collect(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_query_costs_by_how_many_files_it_goes_through() {
+        use v1::query_request::By as Asked;
+        let mut restored = Restored::default();
+        restored.add(crowd(2 * LISTED_A_CALL));
+        let service = service(restored, 1);
+        let asked = [
+            Asked::Name("same".to_owned()),
+            Asked::Sha256(vec![2; 32].into()),
+            Asked::Name("another".to_owned()),
+        ];
+        // Five calls may come at once.
+        for (n, (by, most)) in (1..).zip(asked.into_iter().zip([1, 1, 5])) {
+            let mut answered = 0;
+            for _ in 0..6 {
+                let mut request = Request::new(v1::QueryRequest {
+                    by: Some(by.clone()),
+                    ..Default::default()
+                });
+                request.extensions_mut().insert(TcpConnectInfo {
+                    local_addr: None,
+                    remote_addr: Some(SocketAddr::from(([192, 0, 2, n], 1))),
+                });
+                answered += u32::from(service.query(request).await.is_ok());
+            }
+            assert_eq!(answered, most, "{by:?}");
+        }
+    }
 }

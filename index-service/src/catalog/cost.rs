@@ -5,7 +5,7 @@ use potluck_core::index_client::Registration;
 use super::words;
 
 /// One peer: its entry, its slot and the set of its files.
-pub(super) const PEER: u64 = 256;
+pub const PEER: u64 = 256;
 
 /// One peer having one file.
 pub(super) const REGISTRATION: u64 = 24;
@@ -18,6 +18,9 @@ pub(super) const VARIANT: u64 = 112;
 
 /// One file under one claim.
 pub(super) const CLAIM: u64 = 96;
+
+/// One file bearing one name, because of what one or more registrations say.
+pub(super) const BEARER: u64 = 24;
 
 /// One name holding one word.
 pub(super) const POSTING: u64 = 8;
@@ -32,13 +35,13 @@ pub(super) fn word(text: &str) -> u64 {
     96 + text.len() as u64
 }
 
-/// The most that a registration can add.
+/// The most that a registration of a known peer can add.
 pub fn most(registration: &Registration) -> u64 {
     let names: u64 = registration
         .names
         .iter()
         .map(|text| {
-            let mut bytes = name(text);
+            let mut bytes = name(text) + BEARER;
             words::each_word(text, |text| bytes += word(text) + POSTING);
             bytes
         })

@@ -1,25 +1,44 @@
 //! Reading the catalog page by page: by id, by exact name, by claim, by words.
 //!
-//! Every page is bounded in files, in bytes and in work, whatever the catalog holds: a page may be shorter than asked for, even
-//! empty, and still have a next one.
+//! Every page is bounded in files, in bytes and in memory, and that of a search in work too, whatever the catalog holds: a page may be
+//! shorter than asked for, even empty, and still have a next one. A page by exact name or by claim goes through all files that have it,
+//! since any of them may be the one of most providers: whoever asks for one is to be charged by their number.
 
-use std::cmp::Reverse;
+use std::{cmp::Reverse, collections::BinaryHeap};
 
 use potluck_core::{FileId, Sha256, index_client::Found};
 use rand::Rng;
 use roaring::RoaringBitmap;
 
-use super::{Catalog, words};
+use super::{Catalog, counted::Counted, words};
 
 /// Most bytes of a page, estimated: half of what one message may hold.
 const PAGE_BYTES: usize = 2 * 1024 * 1024;
 
 /// Most steps of one page of a search: some 20 milliseconds.
-const PAGE_WORK: usize = 200_000;
+pub const PAGE_WORK: usize = 200_000;
 
 /// Most words that one term is widened to by its beginning; a term that fits more is checked name by name instead, since
 /// such a term fits so many names that going through them finds a page soon.
 const MAX_WIDENED: usize = 4096;
+
+/// What one page of a search may cost.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// As [`PAGE_WORK`]: two steps at least, as the name where the last page ended is one.
+    pub(super) work: usize,
+    /// As [`MAX_WIDENED`].
+    pub(super) widened: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            work: PAGE_WORK,
+            widened: MAX_WIDENED,
+        }
+    }
+}
 
 /// Where a page of a search ended: at this file under this name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,6 +83,17 @@ impl Catalog {
         Some(self.found(slot, max_providers, rng))
     }
 
+    /// How many files have exactly this name.
+    pub fn count_by_name(&self, name: &str) -> usize {
+        let name = self.names.find(name);
+        name.map_or(0, |name| self.names.file_count(name))
+    }
+
+    /// How many files some peer claims to have this SHA-256.
+    pub fn count_by_sha256(&self, sum: &Sha256) -> usize {
+        self.claims.get(sum).map_or(0, Counted::len)
+    }
+
     /// Files with exactly this name.
     pub fn by_name(
         &self,
@@ -102,10 +132,20 @@ impl Catalog {
 
     /// Files with a name that fits all terms (as [`words::terms`] gives them), in the order in which the names came to be known.
     pub fn search(&self, terms: &[String], after: Option<Cursor>, most: usize) -> Searched {
+        self.search_within(Bounds::default(), terms, after, most)
+    }
+
+    pub(super) fn search_within(
+        &self,
+        bounds: Bounds,
+        terms: &[String],
+        after: Option<Cursor>,
+        most: usize,
+    ) -> Searched {
         let mut widened: Option<RoaringBitmap> = None;
         let mut broad: Vec<String> = Vec::new();
         for term in terms {
-            match self.names.beginning(term, MAX_WIDENED) {
+            match self.names.beginning(term, bounds.widened) {
                 Some(names) => match &mut widened {
                     Some(all) => *all &= names,
                     None => widened = Some(names),
@@ -117,6 +157,7 @@ impl Catalog {
             catalog: self,
             widened: widened.as_ref(),
             broad: &broad,
+            work: bounds.work,
         };
         let from = after.map_or(0, |cursor| cursor.name);
         match &widened {
@@ -141,19 +182,16 @@ impl Catalog {
     ) -> Ranked {
         let key = |providers: u64, file: FileId| (Reverse(providers), file);
         let after = after.map(|cursor| key(cursor.providers, cursor.file));
-        let mut rest: Vec<((Reverse<u64>, FileId), u32)> = slots
+        let rest = slots
             .map(|slot| {
                 let file = &self.files[slot as usize];
                 (key(file.providers.len() as u64, file.id), slot)
             })
-            .filter(|(key, _)| after.is_none_or(|after| *key > after))
-            .collect();
+            .filter(|(key, _)| after.is_none_or(|after| *key > after));
+        // One more tells whether there is a next page.
+        let mut rest = least(rest, most.saturating_add(1));
         let mut more = rest.len() > most;
-        if more && most > 0 {
-            rest.select_nth_unstable(most - 1);
-            rest.truncate(most);
-        }
-        rest.sort_unstable();
+        rest.truncate(most);
         let mut files = Vec::with_capacity(rest.len());
         let mut bytes = 0;
         let mut last = None;
@@ -182,6 +220,7 @@ struct Search<'a> {
     catalog: &'a Catalog,
     widened: Option<&'a RoaringBitmap>,
     broad: &'a [String],
+    work: usize,
 }
 
 impl Search<'_> {
@@ -206,17 +245,15 @@ impl Search<'_> {
                 _ => 0,
             };
             if !self.fits_broad(name) {
-                // Checked again on the next page, if the work runs out here: the cursor never passes what was not done.
-                if work > PAGE_WORK {
-                    return Searched {
-                        files,
-                        next: Some(Cursor { name, file: u32::MAX }),
-                    };
+                // It is done with: wherever the page ends, the next one goes on after it.
+                last = Some(Cursor { name, file: u32::MAX });
+                if work > self.work {
+                    return Searched { files, next: last };
                 }
                 continue;
             }
             for file in self.catalog.names.files(name, from) {
-                if files.len() >= most || bytes > PAGE_BYTES || work > PAGE_WORK {
+                if files.len() >= most || bytes > PAGE_BYTES || work > self.work {
                     return Searched { files, next: last };
                 }
                 last = Some(Cursor { name, file });
@@ -247,6 +284,21 @@ impl Search<'_> {
     }
 }
 
+/// The least of all, at most so many, in order; holds no more than these.
+fn least<T: Ord>(all: impl Iterator<Item = T>, most: usize) -> Vec<T> {
+    let mut kept = BinaryHeap::new();
+    for one in all {
+        if kept.len() < most {
+            kept.push(one);
+        } else if let Some(mut last) = kept.peek_mut()
+            && one < *last
+        {
+            *last = one;
+        }
+    }
+    kept.into_sorted_vec()
+}
+
 /// What a result takes in an answer, in bytes, roughly and rather too much.
 fn weight(found: &Found) -> usize {
     let names: usize = found.names.iter().map(|name| name.len() + 4).sum();
@@ -256,4 +308,21 @@ fn weight(found: &Found) -> usize {
         .map(|provider| provider.address.host.len() + 56)
         .sum();
     160 + names + providers
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_least_are_those_that_sorting_puts_first(all in prop::collection::vec(0..50u8, 0..60), most in 0..70usize) {
+            let mut expected = all.clone();
+            expected.sort_unstable();
+            expected.truncate(most);
+            prop_assert_eq!(least(all.into_iter(), most), expected);
+        }
+    }
 }

@@ -12,7 +12,7 @@ use std::{collections::HashMap, hash::BuildHasher as _};
 use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 use potluck_core::{
     FileId, PeerId, Root, Sha256,
-    index_client::{Address, FileRecord, Found, Kind, Provider, Registration},
+    index_client::{Address, FileRecord, Provider, Registration},
 };
 use rand::Rng;
 use roaring::RoaringBitmap;
@@ -20,6 +20,8 @@ use slab::Slab;
 use smallvec::SmallVec;
 
 pub mod cost;
+mod counted;
+mod describe;
 mod find;
 mod names;
 #[cfg(test)]
@@ -27,16 +29,13 @@ mod tests;
 mod variants;
 pub mod words;
 
-pub use find::{Cursor, RankCursor, Ranked, Searched};
-use names::{Counted, Names};
+use counted::Counted;
+pub use find::{Cursor, PAGE_WORK, RankCursor, Ranked, Searched};
+use names::Names;
 use variants::Variants;
 
 /// Most names given of one file, as the contract has it.
 pub const MAX_NAMES: usize = 16;
-
-/// Most variants of one file that are asked what most providers say: a crowd that says a different thing each must not make
-/// every query slow.
-const MAX_VARIANTS: usize = 256;
 
 /// What a registration did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,6 +163,16 @@ impl Catalog {
             held.partial() == registration.partial
                 && self.variants[held.variant()].says(&self.names, registration)
         })
+    }
+
+    /// Whether registering this can take more memory: a known peer that has the file takes none for what somebody says of it already.
+    pub fn adds(&self, peer: &PeerId, registration: &Registration) -> bool {
+        let said = || {
+            let file = self.find_file(&registration.file.id)?;
+            let variant = self.variants.find(&self.names, registration)?;
+            find_variant(&self.files[file as usize].tally, variant).ok()
+        };
+        !self.holds(peer, &registration.file.id) || said().is_none()
     }
 
     fn held(&self, peer: &PeerId, file: &FileId) -> Option<Held> {
@@ -343,13 +352,14 @@ impl Catalog {
     /// One more provider of `file` claims `variant`. Takes over the reference that interning gave.
     fn count_variant(&mut self, file: u32, variant: u32) {
         let tally = &mut self.files[file as usize].tally;
-        match tally.binary_search_by_key(&variant, |&(variant, _)| variant) {
+        match find_variant(tally, variant) {
             Ok(at) => tally[at].1 += 1,
             Err(at) => {
                 tally.insert(at, (variant, 1));
                 let said = &self.variants[variant];
                 for &name in &said.names {
                     self.names.add_file(name, file);
+                    self.bytes += cost::BEARER;
                 }
                 if let Some(sum) = said.sha256 {
                     self.claims.entry(sum).or_default().add(file);
@@ -362,13 +372,14 @@ impl Catalog {
     /// One provider of `file` less claims `variant`.
     fn discount_variant(&mut self, file: u32, variant: u32) {
         let tally = &mut self.files[file as usize].tally;
-        if let Ok(at) = tally.binary_search_by_key(&variant, |&(variant, _)| variant) {
+        if let Ok(at) = find_variant(tally, variant) {
             tally[at].1 -= 1;
             if tally[at].1 == 0 {
                 tally.remove(at);
                 let said = &self.variants[variant];
                 for &name in &said.names {
                     self.names.remove_file(name, file);
+                    self.bytes -= cost::BEARER;
                 }
                 if let Some(sum) = said.sha256 {
                     self.bytes -= cost::CLAIM;
@@ -408,73 +419,9 @@ impl Catalog {
         let picked = rand::seq::index::sample(rng, all.len(), most.min(all.len()));
         picked.iter().map(|at| self.to_provider(all[at])).collect()
     }
-
-    /// What most providers say of a file. Names come most used first, then by text; `first` sorts before both.
-    fn describe(&self, slot: u32, first: impl Fn(u32) -> bool) -> Found {
-        let file = &self.files[slot as usize];
-        let mut names: Vec<(u32, u32)> = Vec::new();
-        let mut sums: Vec<(Sha256, u32)> = Vec::new();
-        let mut collections = 0;
-        for (variant, count) in commonest(&file.tally) {
-            let said = &self.variants[variant];
-            names.extend(said.names.iter().map(|&name| (name, count)));
-            sums.extend(said.sha256.map(|sum| (sum, count)));
-            if said.kind == Kind::Collection {
-                collections += count as usize;
-            }
-        }
-        sum_up(&mut names);
-        sum_up(&mut sums);
-        names.sort_unstable_by_key(|&(name, count)| {
-            (!first(name), std::cmp::Reverse(count), self.names.text(name))
-        });
-        let sha256 = sums
-            .iter()
-            .max_by_key(|&&(sum, count)| (count, std::cmp::Reverse(sum)));
-        // Half are enough: whoever fetches it sees by its bytes whether it is a folder, but only where it was told so.
-        let kind = match collections > 0 && 2 * collections >= file.providers.len() {
-            true => Kind::Collection,
-            false => Kind::File,
-        };
-        Found {
-            file: FileRecord {
-                id: file.id,
-                size: file.size,
-                root: file.root,
-                sha256: sha256.map(|&(sum, _)| sum),
-                kind,
-            },
-            names: names
-                .iter()
-                .take(MAX_NAMES)
-                .map(|&(name, _)| self.names.text(name).to_owned())
-                .collect(),
-            provider_count: file.providers.len() as u64,
-            providers: Vec::new(),
-        }
-    }
 }
 
-/// The variants that most providers claim, at most [`MAX_VARIANTS`].
-fn commonest(tally: &[(u32, u32)]) -> Vec<(u32, u32)> {
-    let mut tally = tally.to_vec();
-    if tally.len() > MAX_VARIANTS {
-        tally.select_nth_unstable_by_key(MAX_VARIANTS, |&(variant, count)| {
-            (std::cmp::Reverse(count), variant)
-        });
-        tally.truncate(MAX_VARIANTS);
-    }
-    tally
-}
-
-/// Makes one pair of all pairs with the same key, adding their counts.
-fn sum_up<K: Copy + Ord>(pairs: &mut Vec<(K, u32)>) {
-    pairs.sort_unstable();
-    pairs.dedup_by(|next, kept| {
-        let same = next.0 == kept.0;
-        if same {
-            kept.1 += next.1;
-        }
-        same
-    });
+/// Where a variant is in a tally, or where it belongs.
+fn find_variant(tally: &[(u32, u32)], variant: u32) -> Result<usize, usize> {
+    tally.binary_search_by_key(&variant, |&(variant, _)| variant)
 }

@@ -13,38 +13,7 @@ use roaring::RoaringBitmap;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use super::{cost, words};
-
-/// Files with how many reasons each has to be listed, sorted by slot.
-#[derive(Debug, Default)]
-pub(super) struct Counted(SmallVec<[(u32, u32); 2]>);
-
-impl Counted {
-    /// Counts one more reason.
-    pub(super) fn add(&mut self, file: u32) {
-        match self.0.binary_search_by_key(&file, |&(slot, _)| slot) {
-            Ok(at) => self.0[at].1 += 1,
-            Err(at) => self.0.insert(at, (file, 1)),
-        }
-    }
-
-    /// Counts one reason less; true once no file is left.
-    pub(super) fn subtract(&mut self, file: u32) -> bool {
-        if let Ok(at) = self.0.binary_search_by_key(&file, |&(slot, _)| slot) {
-            self.0[at].1 -= 1;
-            if self.0[at].1 == 0 {
-                self.0.remove(at);
-            }
-        }
-        self.0.is_empty()
-    }
-
-    /// The files in order, from this one on.
-    pub(super) fn from(&self, file: u32) -> impl Iterator<Item = u32> + '_ {
-        let start = self.0.partition_point(|&(slot, _)| slot < file);
-        self.0[start..].iter().map(|&(slot, _)| slot)
-    }
-}
+use super::{cost, counted::Counted, words};
 
 /// Names that hold a word. Most words are in a few names, some in most of them.
 #[derive(Debug)]
@@ -195,6 +164,11 @@ impl Names {
     /// The text of a name.
     pub(super) fn text(&self, name: u32) -> &str {
         &self.names[name as usize].text
+    }
+
+    /// How many files bear a name.
+    pub(super) fn file_count(&self, name: u32) -> usize {
+        self.names[name as usize].files.len()
     }
 
     /// The files that bear a name, from this slot on.

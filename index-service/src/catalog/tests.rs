@@ -9,7 +9,7 @@ use potluck_core::{
 use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng};
 
-use super::{Catalog, Cursor, Put, RankCursor, words};
+use super::{Catalog, Cursor, Put, RankCursor, cost, find::Bounds, words};
 
 fn rng() -> StdRng {
     StdRng::seed_from_u64(7)
@@ -48,11 +48,15 @@ fn registration(n: u8, names: &[&str]) -> Registration {
 
 /// All pages of a search.
 fn search(catalog: &Catalog, query: &str, page: usize) -> Vec<Found> {
+    search_within(Bounds::default(), catalog, query, page)
+}
+
+fn search_within(bounds: Bounds, catalog: &Catalog, query: &str, page: usize) -> Vec<Found> {
     let terms = words::terms(query).unwrap();
     let mut all = Vec::new();
     let mut after: Option<Cursor> = None;
     loop {
-        let found = catalog.search(&terms, after, page);
+        let found = catalog.search_within(bounds, &terms, after, page);
         assert!(found.files.len() <= page);
         all.extend(found.files);
         match found.next {
@@ -221,6 +225,11 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
     for query in ["", "a", "ab", "model", "mode gguf", "7b é", "nothing", "model a"] {
         let terms = words::terms(query).unwrap();
         let mut found = search(catalog, query, page);
+        for (work, widened) in [(2, 0), (3, 1), (4, 2), (9, 0)] {
+            let bounds = Bounds { work, widened };
+            let bounded = search_within(bounds, catalog, query, page);
+            assert_eq!(bounded, found, "search {query:?} within {bounds:?}");
+        }
         found.sort_by_key(|found| found.file.id);
         let fits = |file: &FileId| {
             model
@@ -283,7 +292,11 @@ proptest! {
                     model.peers.entry(peer(n)).or_insert_with(|| (address(at), BTreeMap::new())).0 = address(at);
                 }
                 Step::Put(n, registration) => {
+                    let before = catalog.bytes();
+                    let adds = catalog.adds(&peer(n), &registration);
                     let put = catalog.put(&peer(n), &registration);
+                    let most = if adds { cost::most(&registration) } else { 0 };
+                    prop_assert!(catalog.bytes() <= before + most, "{} after {before}", catalog.bytes());
                     if let Some((_, files)) = model.peers.get_mut(&peer(n)) {
                         let expected = match files.insert(registration.file.id, registration.clone()) {
                             None => Put::New,
@@ -314,6 +327,38 @@ proptest! {
         }
         is_spotless(&catalog);
     }
+}
+
+#[test]
+fn a_page_that_ends_where_a_name_does_not_fit_loses_nothing() {
+    let mut catalog = Catalog::default();
+    catalog.set_peer(peer(1), &address(1));
+    for n in 0..10 {
+        catalog.put(&peer(1), &registration(n, &[&format!("other {n}")]));
+    }
+    for n in 10..13 {
+        catalog.put(&peer(1), &registration(n, &[&format!("wide {n}")]));
+    }
+    for work in 2..30 {
+        // Nothing is widened: every name is looked at.
+        let bounds = Bounds { work, widened: 0 };
+        assert_eq!(search_within(bounds, &catalog, "wide", 2).len(), 3, "{bounds:?}");
+    }
+}
+
+#[test]
+fn a_name_of_one_more_file_takes_memory() {
+    let mut catalog = Catalog::default();
+    catalog.set_peer(peer(1), &address(1));
+    let names: Vec<String> = (0..16).map(|n| format!("name {n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    catalog.put(&peer(1), &registration(1, &names));
+    let before = catalog.bytes();
+    catalog.put(&peer(1), &registration(2, &names));
+    let more = cost::REGISTRATION + cost::FILE + 16 * cost::BEARER;
+    assert_eq!(catalog.bytes(), before + more);
+    catalog.remove(&peer(1), &record(2).id);
+    assert_eq!(catalog.bytes(), before);
 }
 
 #[test]

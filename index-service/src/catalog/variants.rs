@@ -89,6 +89,20 @@ impl Variants {
         }
     }
 
+    /// The slot of what a registration says, if any says it.
+    pub(super) fn find(&self, names: &Names, registration: &Registration) -> Option<u32> {
+        let known = registration.names.iter().map(|name| names.find(name));
+        let mut slots = known.collect::<Option<SmallVec<[u32; 4]>>>()?;
+        slots.sort_unstable();
+        slots.dedup();
+        let key = (&*slots, registration.file.sha256, registration.file.kind);
+        self.slots
+            .find(self.hasher.hash_one(key), |&slot| {
+                self.variants[slot as usize].key() == key
+            })
+            .copied()
+    }
+
     /// Gives one reference back.
     pub(super) fn release(&mut self, slot: u32) {
         let variant = &mut self.variants[slot as usize];

@@ -48,14 +48,18 @@ struct Setup {
 }
 
 fn setup() -> Setup {
+    setup_with(Restored::default(), Limits::default())
+}
+
+fn setup_with(restored: Restored, limits: Limits) -> Setup {
     let (leave, receive_leave) = mpsc::channel();
     let (send_seen, seen) = mpsc::channel();
-    let registry = Arc::new(Registry::new(Restored::default(), 10, Instant::now()));
+    let registry = Arc::new(Registry::new(restored, 10, Instant::now()));
     let store = Box::new(Told {
         leave: receive_leave,
         seen: send_seen,
     });
-    let (committer, thread) = Committer::start(store, Arc::clone(&registry), Limits::default()).unwrap();
+    let (committer, thread) = Committer::start(store, Arc::clone(&registry), limits).unwrap();
     Setup {
         committer,
         registry,
@@ -187,6 +191,68 @@ async fn what_is_durable_is_not_written_again() {
         (1, Some((one.to_vec(), 1))),
         "the other one is gone"
     );
+}
+
+#[tokio::test]
+async fn a_full_index_takes_what_needs_no_memory_and_nothing_else() {
+    let Request::Register { peer: record, .. } = open(1) else {
+        unreachable!()
+    };
+    let other = PeerRecord {
+        id: PeerId([2; 32]),
+        ..record.clone()
+    };
+    let partial = |file: Registration| Registration {
+        partial: true,
+        ..file
+    };
+    let mut restored = Restored::default();
+    for (record, files) in [
+        (record.clone(), vec![partial(file(1, "a")), file(2, "b")]),
+        (other, vec![file(1, "c")]),
+    ] {
+        restored.add(StoredPeer { record, files });
+    }
+    let limits = Limits {
+        max_memory_mib: 0,
+        ..Limits::default()
+    };
+    let setup = setup_with(restored, limits);
+    drop(setup.leave);
+    let mut claimed = file(1, "a");
+    claimed.file.sha256 = Some(potluck_core::Sha256([1; 32]));
+    let longer = Registration {
+        names: vec!["a".to_owned(), "c".to_owned()],
+        ..file(1, "")
+    };
+    let both = [file(1, "a"), file(2, "b")];
+    for (n, files, replace, outcome) in [
+        (1, vec![file(3, "a")], false, Err(CommitError::Full)),
+        (1, vec![file(1, "new")], false, Err(CommitError::Full)),
+        (1, vec![file(1, "b")], false, Err(CommitError::Full)),
+        (1, vec![longer], false, Err(CommitError::Full)),
+        (1, vec![claimed], false, Err(CommitError::Full)),
+        (1, vec![file(2, "b"), file(1, "b")], true, Err(CommitError::Full)),
+        (3, vec![], false, Err(CommitError::Full)),
+        (1, both.to_vec(), false, Ok(2)),
+        (1, both.to_vec(), true, Ok(2)),
+        (1, vec![file(1, "c")], false, Ok(2)),
+        (1, vec![file(1, "c")], true, Ok(1)),
+        (1, vec![file(2, "b")], false, Err(CommitError::Full)),
+    ] {
+        let Request::Register { peer, .. } = open(n) else {
+            unreachable!()
+        };
+        let what = format!("{n}: {files:?}, replace: {replace}");
+        let cost = files.iter().map(cost::most).sum();
+        let request = Request::Register {
+            peer,
+            files,
+            replace,
+            cost,
+        };
+        assert_eq!(setup.committer.commit(request, 1).await, outcome, "{what}");
+    }
 }
 
 #[tokio::test]

@@ -10,13 +10,16 @@ use potluck_core::{
     FileId, Root, Sha256,
     index_client::{Address, FileRecord, Kind, Registration},
 };
-use prost::Message as _;
+use prost::{Message as _, encoding::message::encoded_len};
 
 use super::StoreError;
 
 /// Where a pack is full, in bytes. sled writes up to 16 neighbouring entries as one page, and moves a page beyond 128 KiB into a
 /// file of its own: 16 packs stay well below.
 pub(super) const PACK_BYTES: usize = 4096;
+
+/// Number of the field that a pack's entries are.
+const ENTRIES: u32 = 1;
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Pack {
@@ -56,7 +59,8 @@ struct Peer {
 /// What a pack says of one file: how it is registered, or `None` that it no longer is.
 pub(super) type Said = (FileId, Option<Registration>);
 
-/// Packs that hold these entries in this order, none much over [`PACK_BYTES`].
+/// Packs that hold these entries in this order, none over [`PACK_BYTES`] but for an entry that is so by itself. A pack is begun only
+/// where its first entry goes past what the one before may hold: entries that fit one pack come as one.
 pub(super) fn encode<'a>(
     entries: impl IntoIterator<Item = (FileId, Option<&'a Registration>)>,
 ) -> Vec<Encoded> {
@@ -75,7 +79,7 @@ pub(super) fn encode<'a>(
     };
     for (id, registration) in entries {
         let entry = Entry::new(id, registration);
-        let size = entry.encoded_len() + 4;
+        let size = encoded_len(ENTRIES, &entry);
         if bytes + size > PACK_BYTES {
             finish(&mut pack, &mut bytes);
         }
@@ -185,4 +189,44 @@ pub(super) fn decode_peer(bytes: &[u8]) -> Result<(Address, Duration), StoreErro
         },
         Duration::from_millis(peer.ttl_ms),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::store::contract::registration;
+
+    fn packs(files: &[Registration]) -> Vec<Encoded> {
+        encode(files.iter().map(|file| (file.file.id, Some(file))))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_pack_is_full_to_the_byte(lengths in prop::collection::vec((1..=16usize, 1..=255usize), 1..40)) {
+            let files: Vec<Registration> = (0..)
+                .zip(&lengths)
+                .map(|(n, &(names, length))| Registration {
+                    names: vec!["x".repeat(length); names],
+                    ..registration(n, "")
+                })
+                .collect();
+            let packs = packs(&files);
+            let mut rest = &files[..];
+            for (at, pack) in packs.iter().enumerate() {
+                let (held, after) = rest.split_at(pack.entries);
+                let size = |file: &Registration| encoded_len(ENTRIES, &Entry::new(file.file.id, Some(file)));
+                prop_assert_eq!(pack.bytes.len(), held.iter().map(size).sum::<usize>());
+                prop_assert!(pack.bytes.len() <= PACK_BYTES || pack.entries == 1);
+                prop_assert_eq!(at + 1 == packs.len(), after.is_empty());
+                if let Some(next) = after.first() {
+                    prop_assert!(pack.bytes.len() + size(next) > PACK_BYTES, "one more fits");
+                }
+                rest = after;
+            }
+        }
+    }
 }

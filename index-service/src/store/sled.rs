@@ -291,7 +291,12 @@ impl Writing<'_> {
             && before.bytes < 2 * last.bytes
             && before.bytes + last.bytes <= PACK_BYTES
         {
-            self.fold(peer, packs, packs.packs.len() - 2)?;
+            let count = packs.packs.len();
+            self.fold(peer, packs, count - 2)?;
+            // Whatever the bytes promised: what gave nothing is not tried for ever.
+            if packs.packs.len() >= count {
+                break;
+            }
         }
         if packs.entries() > 2 * packs.needed + SLACK_ENTRIES {
             self.fold(peer, packs, 0)?;
@@ -426,6 +431,41 @@ mod tests {
             "{} packs",
             packs.packs.len()
         );
+    }
+
+    #[test]
+    fn two_packs_that_just_fit_one_become_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, _) = open(dir.path());
+        // 2048 and 2047 bytes in a pack.
+        let files: Vec<_> = [242, 241]
+            .map(|last| {
+                let mut file = registration(1, "");
+                file.file.root.0[8] = last;
+                file.file.id = FileId::derive(file.file.size, &file.file.root);
+                file.names = vec!["x".repeat(249); 7];
+                file.names.push("x".repeat(last.into()));
+                file.partial = false;
+                file
+            })
+            .to_vec();
+        let told = Change::Register {
+            peer: peer(1),
+            files: files.clone(),
+            new: 2,
+            replace: false,
+        };
+        store.apply(&[told]).unwrap();
+        let packs: Vec<_> = store.peers[&peer(1).id]
+            .packs
+            .iter()
+            .map(|pack| (pack.bytes, pack.entries))
+            .collect();
+        assert_eq!(packs, [(PACK_BYTES - 1, 2)]);
+        drop(store);
+        let mut held = open(dir.path()).1.remove(0).files;
+        held.sort_by_key(|file| std::cmp::Reverse(file.names[7].len()));
+        assert_eq!(held, files);
     }
 
     #[test]

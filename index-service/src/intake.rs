@@ -1,0 +1,300 @@
+//! `Register` and `Unregister` as a server: what their lists hold is counted before it is decoded. All other calls go on to the
+//! generated service.
+//!
+//! An empty item is two bytes on the wire and more than a hundred in memory: a message of an allowed size could take hundreds of MiB
+//! before anybody saw that its lists are too long. Non-goal: whether what is in the lists makes sense.
+
+use std::{
+    convert::Infallible,
+    marker::PhantomData,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Buf as _;
+use potluck_core::{
+    Problem,
+    proto::v1::{self, index_service_server::IndexService},
+    transport::MAX_MESSAGE,
+};
+use prost::{
+    Message,
+    encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
+};
+use tonic::{
+    Request, Response, Status,
+    body::Body,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codegen,
+    server::{Grpc, NamedService, UnaryService},
+};
+
+use crate::{
+    request::{check_batch, check_names},
+    service::Service,
+};
+
+/// The calls' paths (gRPC over HTTP/2, "Path").
+const REGISTER: &str = "/potluck.v1.IndexService/Register";
+const UNREGISTER: &str = "/potluck.v1.IndexService/Unregister";
+
+/// Number of `RegisterRequest.files`.
+const FILES: u32 = 3;
+
+/// Number of `Registration.names`.
+const NAMES: u32 = 2;
+
+/// Number of `UnregisterRequest.file_ids`.
+const FILE_IDS: u32 = 2;
+
+/// The index's service with its own way for messages that hold lists.
+#[derive(Debug, Clone)]
+pub(crate) struct Intake<S> {
+    service: Arc<Service>,
+    rest: S,
+}
+
+impl<S> Intake<S> {
+    /// Takes in the lists that `service` is told, and leaves everything else to `rest`.
+    pub(crate) const fn new(service: Arc<Service>, rest: S) -> Self {
+        Self { service, rest }
+    }
+}
+
+impl<S: NamedService> NamedService for Intake<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type Answer = Boxed<Result<http::Response<Body>, Infallible>>;
+
+impl<S> codegen::Service<http::Request<Body>> for Intake<S>
+where
+    S: codegen::Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.rest.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Answer {
+        let service = Arc::clone(&self.service);
+        match request.uri().path() {
+            REGISTER => Box::pin(answer::<v1::RegisterRequest>(service, request)),
+            UNREGISTER => Box::pin(answer::<v1::UnregisterRequest>(service, request)),
+            _ => Box::pin(self.rest.call(request)),
+        }
+    }
+}
+
+async fn answer<Q: Lists>(
+    service: Arc<Service>,
+    request: http::Request<Body>,
+) -> Result<http::Response<Body>, Infallible>
+where
+    Call: UnaryService<Q, Response: Message + 'static>,
+{
+    let codec = Counting::<Q, <Call as UnaryService<Q>>::Response>(PhantomData);
+    let mut grpc = Grpc::new(codec)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    Ok(grpc.unary(Call(service), request).await)
+}
+
+/// A call of the service, whichever the request is for.
+struct Call(Arc<Service>);
+
+impl UnaryService<v1::RegisterRequest> for Call {
+    type Response = v1::RegisterResponse;
+    type Future = Boxed<Result<Response<v1::RegisterResponse>, Status>>;
+
+    fn call(&mut self, request: Request<v1::RegisterRequest>) -> Self::Future {
+        let service = Arc::clone(&self.0);
+        Box::pin(async move { service.register(request).await })
+    }
+}
+
+impl UnaryService<v1::UnregisterRequest> for Call {
+    type Response = v1::UnregisterResponse;
+    type Future = Boxed<Result<Response<v1::UnregisterResponse>, Status>>;
+
+    fn call(&mut self, request: Request<v1::UnregisterRequest>) -> Self::Future {
+        let service = Arc::clone(&self.0);
+        Box::pin(async move { service.unregister(request).await })
+    }
+}
+
+/// A message that holds lists.
+trait Lists: Message + Default + 'static {
+    /// Whether the lists are no longer than they may be, told from the message's bytes.
+    fn count(message: &[u8]) -> Result<(), Problem>;
+}
+
+impl Lists for v1::RegisterRequest {
+    fn count(message: &[u8]) -> Result<(), Problem> {
+        check_batch(items(message, FILES).count(), "files")?;
+        for (at, file) in items(message, FILES).enumerate() {
+            check_names(items(file, NAMES).count())
+                .map_err(|problem| problem.field(format!("files[{at}].names")))?;
+        }
+        Ok(())
+    }
+}
+
+impl Lists for v1::UnregisterRequest {
+    fn count(message: &[u8]) -> Result<(), Problem> {
+        check_batch(items(message, FILE_IDS).count(), "file_ids")
+    }
+}
+
+/// The items of a list in a message, up to where its bytes make no sense. Decoding comes no further either.
+fn items(message: &[u8], list: u32) -> impl Iterator<Item = &[u8]> {
+    let mut rest = message;
+    std::iter::from_fn(move || {
+        loop {
+            let (field, wire) = decode_key(&mut rest).ok()?;
+            if field == list && wire == WireType::LengthDelimited {
+                let length = usize::try_from(decode_varint(&mut rest).ok()?).ok()?;
+                let (item, after) = rest.split_at_checked(length)?;
+                rest = after;
+                return Some(item);
+            }
+            skip_field(wire, field, &mut rest, DecodeContext::default()).ok()?;
+        }
+    })
+}
+
+/// Protobuf, counted before it is decoded.
+struct Counting<Q, A>(PhantomData<fn() -> (Q, A)>);
+
+impl<Q: Lists, A: Message + 'static> Codec for Counting<Q, A> {
+    type Encode = A;
+    type Decode = Q;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self(PhantomData)
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<Q, A: Message> Encoder for Counting<Q, A> {
+    type Item = A;
+    type Error = Status;
+
+    fn encode(&mut self, answer: A, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        answer
+            .encode(buffer)
+            .map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+impl<Q: Lists, A> Decoder for Counting<Q, A> {
+    type Item = Q;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Q>, Status> {
+        let message = buffer.copy_to_bytes(buffer.remaining());
+        Q::count(&message)?;
+        Q::decode(message)
+            .map(Some)
+            .map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use potluck_core::{
+        Reason, index_client::MAX_BATCH, proto::v1::index_service_server::IndexServiceServer,
+    };
+    use tonic::codegen::Service as _;
+
+    use super::*;
+    use crate::{registry::Restored, service::tests::service};
+
+    /// What is wrong with a request of these bytes, which have to be ASCII: the body of a test is a string.
+    async fn refused(path: &str, message: &[u8]) -> Problem {
+        let length = (message.len() as u32).to_be_bytes();
+        let body = [&[0], &length[..], message].concat();
+        let body = String::from_utf8(body).unwrap();
+        assert!(body.is_ascii());
+        let service = Arc::new(service(Restored::default(), 0));
+        let mut intake = Intake::new(Arc::clone(&service), IndexServiceServer::from_arc(service));
+        let request = http::Request::post(path).body(Body::new(body)).unwrap();
+        let response = intake.call(request).await.unwrap();
+        Status::from_header_map(response.headers()).unwrap().into()
+    }
+
+    #[tokio::test]
+    async fn lists_that_are_too_long_are_not_decoded() {
+        // A field with a wire type that there is none of: what decodes it says so.
+        let senseless = [0x0f];
+        for (path, message, reason, field) in [
+            (
+                REGISTER,
+                [&[0x1a, 1][..], &senseless].concat().repeat(MAX_BATCH + 1),
+                Reason::InvalidArgument,
+                "files",
+            ),
+            (
+                REGISTER,
+                [&[0x1a, 35][..], &[0x12, 0].repeat(17), &senseless].concat(),
+                Reason::InvalidName,
+                "files[0].names",
+            ),
+            (
+                UNREGISTER,
+                [&[0x12, 0].repeat(16_300)[..], &senseless].concat(),
+                Reason::InvalidArgument,
+                "file_ids",
+            ),
+        ] {
+            let problem = refused(path, &message).await;
+            assert_eq!(
+                (problem.reason, problem.field.as_deref()),
+                (reason, Some(field)),
+                "{problem}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_fields_are_those_of_the_contract() {
+        let names = |count| v1::Registration {
+            names: vec!["x".to_owned(); count],
+            ..Default::default()
+        };
+        let register = |count, names: v1::Registration| {
+            let files = vec![names; count];
+            let request = v1::RegisterRequest {
+                files,
+                ttl_ms: 1,
+                replace: true,
+                ..Default::default()
+            };
+            v1::RegisterRequest::count(&request.encode_to_vec()).map_err(|problem| problem.field)
+        };
+        assert_eq!(register(MAX_BATCH, names(16)), Ok(()));
+        assert_eq!(register(MAX_BATCH + 1, names(1)), Err(Some("files".to_owned())));
+        assert_eq!(register(2, names(17)), Err(Some("files[0].names".to_owned())));
+        let unregister = |count| {
+            let request = v1::UnregisterRequest {
+                token: vec![1; 32].into(),
+                file_ids: vec![vec![2; 32].into(); count],
+                all: true,
+            };
+            v1::UnregisterRequest::count(&request.encode_to_vec()).map_err(|problem| problem.field)
+        };
+        assert_eq!(unregister(MAX_BATCH), Ok(()));
+        assert_eq!(unregister(MAX_BATCH + 1), Err(Some("file_ids".to_owned())));
+    }
+}
