@@ -161,7 +161,7 @@ struct Task {
     skipped: usize,
     /// How many files the index should say it has; `None` where that cannot be known.
     expected: Option<u64>,
-    /// `None`: at once.
+    /// `None`: at once, as it is not known whether there is a lease.
     renew_at: Option<Instant>,
     failures: u32,
 }
@@ -220,6 +220,7 @@ impl Task {
                 tracing::info!("the index does not know this peer: everything is registered again");
                 self.start_over(false);
                 self.open = true;
+                self.renew_at = None;
                 // Once at once, then as any failure: an index that never knows it must not be flooded.
                 self.failures += 1;
                 if self.failures == 1 {
@@ -255,21 +256,23 @@ impl Task {
         if news {
             tracing::warn!(%problem, "the index is not told of everything; it is tried again");
         }
+        // With a full quota a lease is held all the same, if there is one.
+        let held = refusal == Refusal::Quota && self.has_lease().await;
         self.status.send_modify(|status| {
-            // With a full quota the lease is held all the same.
-            status.registered = refusal == Refusal::Quota;
+            status.registered = held;
             status.error = Some(problem.clone());
         });
         if lasting {
             self.acknowledged.send_modify(|now| now.blocked = Some(problem));
         }
+        match held {
+            true => self.wait_within_quota(Instant::now() + wait).await,
+            false => tokio::time::sleep(wait).await,
+        }
         if refusal == Refusal::Quota {
-            self.wait_within_quota(Instant::now() + wait).await;
             self.start_over(false);
             // What an earlier run left was looked for already.
             self.replaced = true;
-        } else {
-            tokio::time::sleep(wait).await;
         }
         self.acknowledged.send_modify(|now| now.blocked = None);
         // Whatever the index knew before may be gone.

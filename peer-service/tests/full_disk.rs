@@ -10,7 +10,7 @@ use std::{fs::File, path::Path};
 
 use common::*;
 use disk::*;
-use potluck_core::proto::v1;
+use potluck_core::{Problem, Reason, proto::v1};
 use rustix::fs::FallocateFlags;
 use tonic::Streaming;
 
@@ -259,6 +259,62 @@ async fn a_home_without_room_is_of_use_again_when_there_is_some() {
     for name in ["1", "2"] {
         assert!(items.iter().any(|item| item.name == name), "{name} of {items:?}");
     }
+    peer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_unshared_without_room_is_remembered_when_it_is_asked_again() {
+    let Some(disk) = Disk::mount(16 * MIB) else { return };
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let home = disk.path("home");
+    let peer = Peer::start(&home, None).await;
+    let path = file(dir.path(), "unwanted", &bytes(MIB, 7));
+    peer.share(&path).await;
+    let filler = disk.fill();
+    // Nothing more goes into the database: its own room is used up too.
+    let mut n = 10;
+    loop {
+        let path = file(dir.path(), &format!("{n}"), &bytes(3 * MIB, n));
+        let request = v1::ShareRequest {
+            paths: vec![path.to_str().unwrap().to_owned()],
+        };
+        let mut events = peer.control.clone().share(request).await.unwrap().into_inner();
+        let mut is_full = false;
+        while let Some(event) = events.message().await.unwrap() {
+            is_full |= matches!(event.event, Some(v1::share_response::Event::Failed(_)));
+        }
+        if is_full {
+            break;
+        }
+        n += 1;
+        assert!(n < 200, "it runs out of room");
+    }
+    let unshare = async || {
+        let target = v1::unshare_request::Target::Path(path.to_str().unwrap().to_owned());
+        let request = v1::UnshareRequest { target: Some(target) };
+        let answer = peer.control.clone().unshare(request).await;
+        answer
+            .map(|answer| answer.into_inner().removed.len())
+            .map_err(Problem::from)
+    };
+    for _ in 0..2 {
+        let problem = unshare().await.unwrap_err();
+        assert_eq!(problem.reason, Reason::DiskFull);
+        let message = problem.message;
+        assert!(message.contains("no longer shared"), "{message}");
+        assert!(message.contains("unshare it again"), "{message}");
+    }
+    std::fs::remove_file(filler).unwrap();
+    assert_eq!(unshare().await, Ok(1));
+    assert_eq!(unshare().await.unwrap_err().reason, Reason::NotFound);
+    peer.stop().await;
+    let peer = Peer::start(&home, None).await;
+    let list = v1::ListLibraryRequest::default();
+    let list = peer.control.clone().list_library(list).await.unwrap();
+    let items = list.into_inner().items;
+    assert!(items.iter().all(|item| item.name != "unwanted"), "{items:?}");
+    assert!(items.iter().any(|item| item.name == format!("{n}")), "{items:?}");
     peer.stop().await;
 }
 

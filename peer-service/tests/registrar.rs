@@ -2,168 +2,29 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "registrar/fake.rs"]
+mod fake;
 mod parts;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
+use fake::{Fake, State};
 use parts::{DEADLINE, wait_until};
 use potluck_core::{
-    FileId, Problem, Reason, Root, Token,
+    FileId, Reason, Root, Token,
     index_client::{Address, FileRecord, IndexClient, Kind, Registration},
-    proto::v1::{self, index_service_server::IndexService, index_service_server::IndexServiceServer},
+    proto::v1::index_service_server::IndexServiceServer,
     transport,
 };
 use potluck_peer::{holdings::Holdings, registrar::Registrar};
 use tokio::net::TcpListener;
-use tokio_stream::{Empty, wrappers::TcpListenerStream};
+use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Request, Response, Status};
-
-#[derive(Debug, Default)]
-struct State {
-    lease: bool,
-    files: BTreeMap<Vec<u8>, Vec<String>>,
-    quota: Option<usize>,
-    bad_names: BTreeSet<String>,
-    registers: usize,
-    replaces: usize,
-    largest: usize,
-    fail: Option<Reason>,
-    /// The next answer does not arrive.
-    lose: bool,
-    /// Forgets all once it was replaced, while these are put into these holdings.
-    forget: Option<(Holdings, Vec<Registration>)>,
-}
-
-#[derive(Debug, Clone, Default)]
-struct Fake(Arc<Mutex<State>>);
-
-impl Fake {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
-    }
-
-    fn checked(&self) -> Result<MutexGuard<'_, State>, Status> {
-        let state = self.state();
-        match state.fail {
-            Some(reason) => Err(Problem::new(reason, "made to fail").into()),
-            None => Ok(state),
-        }
-    }
-}
-
-fn lost() -> Status {
-    Problem::new(Reason::Unreachable, "nobody hears this").into()
-}
-
-fn lease_unknown() -> Status {
-    Problem::new(Reason::LeaseUnknown, "no lease").into()
-}
-
-#[tonic::async_trait]
-impl IndexService for Fake {
-    type WatchStream = Empty<Result<v1::WatchResponse, Status>>;
-
-    async fn register(
-        &self,
-        request: Request<v1::RegisterRequest>,
-    ) -> Result<Response<v1::RegisterResponse>, Status> {
-        let request = request.into_inner();
-        // The more there is to read, the longer it takes: a small batch overtakes a large one.
-        tokio::time::sleep(Duration::from_micros(10) * request.files.len() as u32).await;
-        let mut state = self.checked()?;
-        state.registers += 1;
-        state.replaces += usize::from(request.replace);
-        state.largest = state.largest.max(request.files.len());
-        let mut files = if request.replace {
-            BTreeMap::new()
-        } else {
-            state.files.clone()
-        };
-        for file in &request.files {
-            if file.names.iter().any(|name| state.bad_names.contains(name)) {
-                return Err(Problem::new(Reason::InvalidName, "bad name").into());
-            }
-            let id = file.file.as_ref().unwrap().file_id.to_vec();
-            files.insert(id, file.names.clone());
-        }
-        if state.quota.is_some_and(|quota| files.len() > quota) {
-            return Err(Problem::new(Reason::QuotaExceeded, "too many files").into());
-        }
-        state.files = files;
-        state.lease = true;
-        let file_count = state.files.len() as u64;
-        if let Some((holdings, new)) = state.forget.take_if(|_| request.replace) {
-            holdings.put(new);
-            *state = State::default();
-        }
-        if std::mem::take(&mut state.lose) {
-            return Err(lost());
-        }
-        Ok(Response::new(v1::RegisterResponse {
-            address: request.address,
-            ttl_ms: 300,
-            file_count,
-            ..Default::default()
-        }))
-    }
-
-    async fn renew(&self, _: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
-        let state = self.checked()?;
-        if !state.lease {
-            return Err(lease_unknown());
-        }
-        Ok(Response::new(v1::RenewResponse {
-            ttl_ms: 300,
-            file_count: state.files.len() as u64,
-        }))
-    }
-
-    async fn unregister(
-        &self,
-        request: Request<v1::UnregisterRequest>,
-    ) -> Result<Response<v1::UnregisterResponse>, Status> {
-        let request = request.into_inner();
-        let mut state = self.checked()?;
-        let before = state.files.len();
-        if request.all {
-            state.files.clear();
-            state.lease = false;
-        }
-        for id in request.file_ids {
-            state.files.remove(&id[..]);
-        }
-        if std::mem::take(&mut state.lose) {
-            return Err(lost());
-        }
-        let removed = (before - state.files.len()) as u64;
-        Ok(Response::new(v1::UnregisterResponse { removed }))
-    }
-
-    async fn query(&self, _: Request<v1::QueryRequest>) -> Result<Response<v1::QueryResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn search(&self, _: Request<v1::SearchRequest>) -> Result<Response<v1::SearchResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn watch(&self, _: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn get_stats(
-        &self,
-        _: Request<v1::GetStatsRequest>,
-    ) -> Result<Response<v1::GetStatsResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-}
 
 struct Rig {
     fake: Fake,
@@ -461,6 +322,47 @@ async fn a_full_quota_is_reported_and_room_is_used() {
         .remove(&many(0..30).iter().map(|one| one.file.id).collect::<Vec<_>>());
     wait_until("what has room now is registered", || rig.same()).await;
     rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_full_index_that_gives_no_lease_is_not_asked_again_and_again() {
+    let full = || State {
+        quota: Some(0),
+        ..State::default()
+    };
+    let holding = || {
+        let holdings = Holdings::new();
+        holdings.put(many(0..1));
+        holdings
+    };
+    let new = Rig::new(holding(), full()).await;
+    let forgotten = Rig::new(holding(), State::default()).await;
+    forgotten.registrar.synced(DEADLINE).await.unwrap();
+    // It forgets this peer, and others take its room.
+    *forgotten.fake.state() = full();
+    // It has what an earlier run told it.
+    let remembered = State {
+        quota: Some(0),
+        ..remembering(&many(0..1))
+    };
+    let remembered = Rig::new(holding(), remembered).await;
+    let rigs = [(new, false), (forgotten, false), (remembered, true)];
+    for (rig, has_lease) in &rigs {
+        let registrar = rig.registrar.clone();
+        let is_told =
+            || registrar.status().error.map(|problem| problem.reason) == Some(Reason::QuotaExceeded);
+        wait_until("it is told that there is no room", is_told).await;
+        assert_eq!(registrar.status().registered, *has_lease);
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for (rig, _) in rigs {
+        assert_eq!(
+            rig.fake.state().registers,
+            2,
+            "once, and once in place of what it has"
+        );
+        rig.stop().await;
+    }
 }
 
 #[tokio::test]

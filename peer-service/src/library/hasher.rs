@@ -24,6 +24,9 @@ use potluck_core::{
     read_buffer::ReadBuffer,
 };
 
+#[cfg(test)]
+mod tests;
+
 use super::{
     base::{Base, Opener},
     found::Seen,
@@ -41,6 +44,12 @@ const MAX_RUN: usize = 32;
 /// How old a file's last change must be before it is hashed: longer than a tick of the clock that files are stamped with (10 ms
 /// at most), so that a change after hashing gets another stamp.
 const SETTLED: Duration = Duration::from_millis(20);
+
+/// The same where only whole seconds are stamped, or every other one, as FAT has it: a change within them gets the same stamp.
+const SETTLED_SECONDS: Duration = Duration::from_secs(2).saturating_add(SETTLED);
+
+/// How often to wait for a file to settle that is written to.
+const MAX_WAITS: usize = 3;
 
 /// Told how many bytes more are hashed, and of which file where that is asked for.
 pub(super) type OnProgress<'a> = dyn Fn(&dyn Fn() -> PathBuf, u64) + Sync + 'a;
@@ -113,11 +122,14 @@ fn hash_at(
 /// Opens a file whose stamp is old enough.
 fn open_settled(base: &Base, path: &Path) -> Result<(File, Stamp), Problem> {
     let (file, mut stamp) = base.open_regular(path)?;
-    if let Some(wait) = unsettled(&stamp) {
+    for _ in 0..MAX_WAITS {
+        let Some(wait) = unsettled(&stamp) else {
+            return Ok((file, stamp));
+        };
         std::thread::sleep(wait);
         stamp = stamp_of(&file.metadata().map_err(|error| unreadable(&error))?);
     }
-    Ok((file, stamp))
+    Err(changed())
 }
 
 fn is_still(file: &File, stamp: &Stamp) -> Result<(), Problem> {
@@ -147,10 +159,20 @@ pub(super) fn changed() -> Problem {
 
 /// How long to wait until the stamp is old enough; a stamp from the future cannot be waited for.
 fn unsettled(stamp: &Stamp) -> Option<Duration> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    unsettled_at(stamp, SystemTime::now().duration_since(UNIX_EPOCH).ok()?)
+}
+
+/// The same at a time since 1970.
+fn unsettled_at(stamp: &Stamp, now: Duration) -> Option<Duration> {
     let changed = Duration::from_nanos(u64::try_from(stamp.ctime.max(stamp.mtime)).ok()?);
     let age = now.checked_sub(changed)?;
-    SETTLED.checked_sub(age).filter(|wait| !wait.is_zero())
+    let is_whole = |time: i64| time % 1_000_000_000 == 0;
+    // A tool that sets a time to whole seconds sets `mtime` alone.
+    let settled = match is_whole(stamp.ctime) && is_whole(stamp.mtime) {
+        true => SETTLED_SECONDS,
+        false => SETTLED,
+    };
+    settled.checked_sub(age).filter(|wait| !wait.is_zero())
 }
 
 /// Hashes so many files: the small ones side by side, then larger ones, which are all found by then, and each of the large ones with all
@@ -308,148 +330,5 @@ impl<'f> Together<'f> {
                 .collect(),
         );
         (watch.on_progress)(&|| base.join(last), bytes);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn watch<'a>(on_progress: &'a OnProgress<'a>, cancelled: &'a Cancelled<'a>) -> Watch<'a> {
-        Watch {
-            on_found: &|_| {},
-            on_progress,
-            cancelled,
-        }
-    }
-
-    #[test]
-    fn many_are_hashed_in_order_and_failures_stay_apart() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut paths = Vec::new();
-        for n in 0..20u64 {
-            let path = dir.path().join(n.to_string());
-            if n != 7 {
-                std::fs::write(&path, vec![1; n as usize]).unwrap();
-            }
-            let stamp = path.symlink_metadata().map(|metadata| stamp_of(&metadata));
-            paths.push((path, stamp.ok()));
-        }
-        let results = Mutex::new(vec![None; paths.len()]);
-        let file = |index: usize| (paths[index].0.as_path(), paths[index].1);
-        let on_done = |outcomes: Vec<Outcome<'_>>| {
-            for (index, path, result) in outcomes {
-                assert_eq!(path, paths[index].0);
-                results.lock().unwrap()[index] = Some(result);
-            }
-        };
-        let base = Base::default();
-        assert!(hash_many(
-            &base,
-            20,
-            &file,
-            &|_, _, _| true,
-            &on_done,
-            3,
-            &watch(&|_, _| {}, &|| false),
-        ));
-        let stopped = watch(&|_, _| {}, &|| true);
-        assert!(!hash_many(
-            &base,
-            20,
-            &file,
-            &|_, _, _| true,
-            &on_done,
-            3,
-            &stopped
-        ));
-        for (n, result) in results.lock().unwrap().drain(..).enumerate() {
-            match (n, result.unwrap()) {
-                (7, result) => assert_eq!(result.unwrap_err().reason, Reason::NotFound),
-                (n, result) => assert_eq!(result.unwrap().tree, potluck_core::hash::hash_bytes(&vec![1; n])),
-            }
-        }
-    }
-
-    #[test]
-    fn files_of_any_size_come_out_as_they_are_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let leaf = LEAF_SIZE as u64;
-        let sizes = [
-            0,
-            1,
-            leaf,
-            leaf + 1,
-            3,
-            15 * leaf,
-            16 * leaf,
-            16 * leaf + 1,
-            131_073,
-            0,
-            7 * leaf + 5,
-            2,
-        ];
-        let path = |index: usize| dir.path().join(index.to_string());
-        for (index, &size) in sizes.iter().enumerate() {
-            let size = if index == 11 { 40 * leaf } else { size };
-            std::fs::write(path(index), vec![index as u8; size as usize]).unwrap();
-        }
-        // The last was found when it was smaller, and one when it was another file of that size.
-        let told = |index: usize| {
-            let stamp = stamp_of(&path(index).symlink_metadata().unwrap());
-            match index {
-                11 => Stamp { size: 1, ..stamp },
-                4 => Stamp { inode: 0, ..stamp },
-                _ => stamp,
-            }
-        };
-        let (done, told_of) = (Mutex::new(Vec::new()), AtomicUsize::new(0));
-        let on_progress = |path: &dyn Fn() -> PathBuf, bytes: u64| {
-            assert!(path().is_file());
-            told_of.fetch_add(bytes as usize, Ordering::Relaxed);
-        };
-        let on_done = |outcomes: Vec<Outcome<'_>>| {
-            for (index, path, result) in outcomes {
-                let alone = hash_one(&dir.path().join(path), 1, &|_, _| {}, &|| false).unwrap();
-                let result = result.unwrap();
-                assert_eq!(
-                    (result.tree, result.stamp),
-                    (alone.tree, alone.stamp),
-                    "file {index}"
-                );
-                done.lock().unwrap().push(index);
-            }
-        };
-        // Of some nobody asked; some are not wanted.
-        let (count, unwanted) = (sizes.len() + 2, AtomicUsize::new(0));
-        std::fs::write(path(12), "12").unwrap();
-        std::fs::write(path(13), "13").unwrap();
-        let names: Vec<PathBuf> = (0..count).map(|index| index.to_string().into()).collect();
-        let file = |index: usize| {
-            let is_asked = !index.is_multiple_of(3) && index < 12;
-            (names[index].as_path(), is_asked.then(|| told(index)))
-        };
-        let is_wanted = |index: usize, _: &Path, seen: Seen| {
-            assert_eq!(seen.stamp, stamp_of(&path(index).metadata().unwrap()));
-            unwanted.fetch_add(usize::from(index > 11), Ordering::Relaxed);
-            index < 12
-        };
-        let (base, watch) = (Base::at(dir.path()).unwrap(), watch(&on_progress, &|| false));
-        assert!(hash_many(&base, count, &file, &is_wanted, &on_done, 1, &watch));
-        let mut done = done.into_inner().unwrap();
-        done.sort_unstable();
-        assert_eq!(done, (0..sizes.len()).collect::<Vec<_>>());
-        let all: u64 = sizes[..11].iter().sum::<u64>() + 40 * leaf;
-        assert_eq!(told_of.into_inner() as u64, all);
-        assert_eq!(unwanted.into_inner(), 2);
-    }
-
-    #[test]
-    fn a_fresh_file_settles_first() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("fresh");
-        std::fs::write(&path, "1").unwrap();
-        let done = hash_one(&path, 1, &|_, _| {}, &|| false).unwrap();
-        assert_eq!(unsettled(&done.stamp), None);
     }
 }

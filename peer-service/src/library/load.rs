@@ -5,7 +5,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    io,
     panic::resume_unwind,
     path::Path,
     sync::{
@@ -27,8 +26,9 @@ use super::{
     Inner,
     catalog::{Body, Catalog, Delta, Folder, NewItem, Part, Place, WHOLE},
     hasher::record_of,
+    looking::{Look, Looking},
     parts::in_parts,
-    walk::stamp_of,
+    walk::{is_gone, stamp_of},
 };
 use crate::store::{ItemRow, Known, Members, RowBody, StoreError, Sums};
 
@@ -56,10 +56,14 @@ impl Inner {
         }
         // While some are put in their places, others are asked about.
         let (give, found) = mpsc::sync_channel(0);
+        let (looking, (end, ended)) = (Looking::default(), mpsc::channel());
         thread::scope(|scope| {
-            let finding = scope.spawn(|| self.find_all(give));
+            let (looking, _end) = (&looking, end);
+            scope.spawn(move || looking.watch(&ended));
+            let finding = scope.spawn(move || self.find_all(looking, give));
+            let look = looking.begin();
             for ((number, row, sums), standing) in found.into_iter().flatten() {
-                self.restore(&mut catalog, number, (row, standing), sums, &mut delta);
+                self.restore(&mut catalog, number, (row, standing), sums, &look, &mut delta);
             }
             finding.join().unwrap_or_else(|panic| resume_unwind(panic))
         })?;
@@ -76,7 +80,7 @@ impl Inner {
     }
 
     /// Gives all that is remembered, some at a time.
-    fn find_all(&self, give: SyncSender<Found>) -> Result<(), StoreError> {
+    fn find_all(&self, looking: &Looking, give: SyncSender<Found>) -> Result<(), StoreError> {
         let mut after = None;
         loop {
             let items = self.store.items(after, LOADED_AT_ONCE)?;
@@ -85,8 +89,8 @@ impl Inner {
             };
             after = Some(*last);
             let standings = in_parts(items.len(), self.hash_threads, |part| {
-                let rows = items[part].iter();
-                rows.map(|(_, row, _)| standing_of_file(row)).collect()
+                let (rows, look) = (items[part].iter(), looking.begin());
+                rows.map(|(_, row, _)| standing_of_file(row, &look)).collect()
             });
             if give.send(items.into_iter().zip(standings).collect()).is_err() {
                 return Ok(());
@@ -101,6 +105,7 @@ impl Inner {
         number: u64,
         (row, standing): (ItemRow, Option<Standing>),
         sums: Sums,
+        look: &Look,
         delta: &mut Delta,
     ) {
         let path = row.path.clone();
@@ -133,7 +138,7 @@ impl Inner {
             };
             return catalog.put_stale(number, path, record, body);
         };
-        let standing = standing.unwrap_or_else(|| self.standing_of_folder(&path, &body));
+        let standing = standing.unwrap_or_else(|| self.standing_of_folder(&path, &body, look));
         let item = NewItem {
             path: path.clone(),
             record,
@@ -155,9 +160,9 @@ impl Inner {
         }
     }
 
-    fn standing_of_folder(&self, path: &Path, body: &Body) -> Standing {
-        match (path.metadata(), body) {
-            (Err(error), _) if error.kind() == io::ErrorKind::NotFound => Standing::Gone,
+    fn standing_of_folder(&self, path: &Arc<Path>, body: &Body, look: &Look) -> Standing {
+        match (look.at(path, Path::metadata), body) {
+            (Err(error), _) if is_gone(&error) => Standing::Gone,
             (_, Body::Collection(folder)) => Standing::Same(changed_entries(path, folder, self.hash_threads)),
             (_, Body::File(_)) => Standing::Same(vec![WHOLE]),
         }
@@ -184,12 +189,12 @@ impl Inner {
 }
 
 /// Where a file stands; `None` for a collection.
-fn standing_of_file(row: &ItemRow) -> Option<Standing> {
+fn standing_of_file(row: &ItemRow, look: &Look) -> Option<Standing> {
     let RowBody::File(known) = &row.body else {
         return None;
     };
-    Some(match row.path.metadata() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Standing::Gone,
+    Some(match look.at(&row.path, Path::metadata) {
+        Err(error) if is_gone(&error) => Standing::Gone,
         Ok(metadata) if metadata.is_file() && stamp_of(&metadata) == *known => Standing::Same(Vec::new()),
         _ => Standing::Same(vec![WHOLE]),
     })

@@ -11,12 +11,14 @@
 //! | `hashes` | what hashing a collection's files gives |
 //! | `identify` | what a path would be shared as, without sharing it |
 //! | `load` | the library as it was before the last stop, checked by `stat` alone |
+//! | `looking` | says which path the start waits for |
 //! | `offer` | opens files for the serving side, never one that changed |
 //! | `parts` | asks about many files on several threads |
 //! | `precedence` | lets hashing that somebody waits for go first |
 //! | `publish` | stores and tells what changed |
 //! | `share` | from a path to an item |
 //! | `sharing` | a whole call to share: many paths, events, batches |
+//! | `unshare` | takes items out of the library |
 //! | `upkeep` | looks again at what changed, and computes plain SHA-256s |
 //! | `walk` | what is in a folder |
 //!
@@ -47,6 +49,7 @@ mod hasher;
 mod hashes;
 mod identify;
 mod load;
+mod looking;
 mod offer;
 mod parts;
 mod precedence;
@@ -55,6 +58,7 @@ mod share;
 mod sharing;
 #[cfg(test)]
 mod tests;
+mod unshare;
 mod upkeep;
 mod walk;
 
@@ -62,9 +66,9 @@ use crate::{
     blocking::blocking,
     holdings::Holdings,
     offer::{Offer, Shelf},
-    store::{Change, Stamp, Store, StoreError},
+    store::{Stamp, Store, StoreError},
 };
-use catalog::{Body, Catalog, Delta, NewItem};
+use catalog::{Body, Catalog, NewItem};
 use hasher::Done;
 pub use hashes::Hashes;
 pub use identify::{Identified, identify};
@@ -164,7 +168,7 @@ struct Inner {
     manifest: Mutex<()>,
     store: Store,
     /// What could not be stored yet; `writing` is held where it changes.
-    unsaved: Mutex<Vec<Change>>,
+    unsaved: Mutex<publish::Unsaved>,
     holdings: Holdings,
     /// Absolute, without links.
     files_folder: PathBuf,
@@ -345,7 +349,8 @@ impl Library {
     /// folder is not shared by itself again.
     ///
     /// # Errors
-    /// `NOT_FOUND`.
+    /// `NOT_FOUND`; `DISK_FULL` and `STORE_UNAVAILABLE` where it is no longer shared, but that could not be remembered: asked again,
+    /// this remembers it.
     pub async fn unshare(&self, target: Target) -> Result<Vec<Item>, Problem> {
         let inner = self.inner.clone();
         blocking(move || inner.unshare(&target)).await?
@@ -401,52 +406,6 @@ impl Inner {
                 Reason::Busy => not_hashed(),
                 _ => problem,
             })
-    }
-
-    fn unshare(&self, target: &Target) -> Result<Vec<Item>, Problem> {
-        let _writing = self.writing();
-        let mut catalog = self.catalog();
-        let numbers: Vec<u64> = match target {
-            Target::Id(id) => {
-                let items = catalog.items_after(None);
-                items
-                    .filter(|(_, shared)| shared.record.id == *id)
-                    .map(|(number, _)| number)
-                    .collect()
-            }
-            Target::Path(path) => {
-                // A path whose folder is gone can only be compared as it stands.
-                let path = share::resolve(path).unwrap_or_else(|_| path.clone());
-                catalog.at(&path).into_iter().collect()
-            }
-        };
-        if numbers.is_empty() {
-            return Err(match target {
-                Target::Id(id) if catalog.record(id).is_some() => Problem::new(
-                    Reason::NotFound,
-                    format!("{id} is shared only as part of a collection: unshare the collection"),
-                ),
-                Target::Id(id) => Problem::new(Reason::NotFound, format!("{id} is not shared here")),
-                Target::Path(path) => Problem::new(
-                    Reason::NotFound,
-                    format!("{} is not shared here as such", path.display()),
-                ),
-            });
-        }
-        let mut delta = Delta::default();
-        let mut removed = Vec::new();
-        for number in numbers {
-            let Some(item) = catalog.remove(number, &mut delta) else {
-                continue;
-            };
-            if self.is_dropped_in(&item.path) {
-                catalog.hide(item.path.clone(), Some(&mut delta));
-            }
-            removed.push(item);
-        }
-        drop(catalog);
-        self.publish(delta)?;
-        Ok(removed)
     }
 }
 

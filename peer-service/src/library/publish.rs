@@ -5,10 +5,10 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use potluck_core::{FileId, Problem, Reason, index_client::Registration, merkle::Hash};
+use potluck_core::{FileId, index_client::Registration, merkle::Hash};
 
 use super::{
-    Inner,
+    Inner, Item,
     catalog::{Body, Delta, Place, Settled},
     load, lock,
 };
@@ -20,6 +20,14 @@ use crate::{
 /// Files above which counting them among the holdings takes long enough to be done while the database is written.
 const MANY: usize = 4096;
 
+/// What could not be stored yet.
+#[derive(Debug, Default)]
+pub(super) struct Unsaved {
+    changes: Vec<Change>,
+    /// What these took out of the library at its owner's wish.
+    pub(super) unshared: Vec<Item>,
+}
+
 impl Source for Inner {
     fn registration(&self, id: &FileId) -> Option<Registration> {
         self.catalog().registration(id)
@@ -27,13 +35,13 @@ impl Source for Inner {
 }
 
 impl Inner {
-    /// Stores and tells a change of the catalog; `writing` is held. What cannot be stored is shared all the same until the peer
+    /// Stores and tells a change of the catalog; `writing` is held. What cannot be stored holds all the same until the peer
     /// stops, or until a later change can be stored and it with that; the caller is told.
-    pub(super) fn publish(&self, delta: Delta) -> Result<(), Problem> {
+    pub(super) fn publish(&self, delta: Delta) -> Result<(), StoreError> {
         let mut settled = self.catalog().settle(delta);
         // With what a full disk kept from being stored before.
-        let mut changes = std::mem::take(&mut *lock(&self.unsaved));
-        changes.append(&mut settled.changes);
+        let mut unsaved = std::mem::take(&mut *lock(&self.unsaved));
+        unsaved.changes.append(&mut settled.changes);
         self.holdings.remove(&settled.removed);
         let stored = std::thread::scope(|scope| {
             let hold = || self.holdings.hold(&settled.there);
@@ -41,22 +49,12 @@ impl Inner {
                 true => drop(scope.spawn(hold)),
                 false => hold(),
             }
-            self.store.apply(&changes)
+            self.store.apply(&unsaved.changes)
         });
-        let stored = stored.map_err(|error| {
-            *lock(&self.unsaved) = std::mem::take(&mut changes);
+        if let Err(error) = &stored {
+            *lock(&self.unsaved) = unsaved;
             tracing::error!(%error, "a change of the library could not be stored");
-            match error.is_full() {
-                true => Problem::new(
-                    Reason::DiskFull,
-                    "no room to remember it: shared only until the peer stops; free some and share again",
-                ),
-                false => Problem::new(
-                    Reason::StoreUnavailable,
-                    "it could not be remembered and is shared only until the peer stops: see the peer's log",
-                ),
-            }
-        });
+        }
         self.forget(&settled);
         self.unsummed.notify_one();
         stored
@@ -126,11 +124,13 @@ impl Inner {
 
     /// The piece layer of a file.
     pub(super) fn layer(&self, id: &FileId) -> Result<Option<Arc<[Hash]>>, StoreError> {
-        let unsaved = lock(&self.unsaved).iter().rev().find_map(|change| match change {
+        let unsaved = lock(&self.unsaved);
+        let layer = unsaved.changes.iter().rev().find_map(|change| match change {
             Change::PutLayer(of, layer) if of == id => Some(layer.clone()),
             _ => None,
         });
-        match unsaved {
+        drop(unsaved);
+        match layer {
             Some(layer) => Ok(Some(layer)),
             None => self.store.layer(id),
         }

@@ -29,7 +29,7 @@ use super::{
     lock,
     walk::{Refused, special, stamp_of, unreadable, walk},
 };
-use crate::store::{Members, Stamp};
+use crate::store::{Members, Stamp, StoreError};
 
 /// How often an item is made anew because what it counted on was unshared meanwhile.
 const MAX_ATTEMPTS: usize = 3;
@@ -296,10 +296,24 @@ impl Inner {
             });
         }
         drop(catalog);
-        let stored = self.publish(delta);
+        let stored = self.publish(delta).map_err(|error| not_remembered(&error));
         put.into_iter()
             .map(|item| item.and_then(|item| stored.clone().map(|()| item)))
             .collect()
+    }
+}
+
+/// The problem with what is shared and could not be stored.
+fn not_remembered(error: &StoreError) -> Problem {
+    match error.is_full() {
+        true => Problem::new(
+            Reason::DiskFull,
+            "no room to remember it: shared only until the peer stops; free some and share again",
+        ),
+        false => Problem::new(
+            Reason::StoreUnavailable,
+            "it could not be remembered and is shared only until the peer stops: see the peer's log",
+        ),
     }
 }
 

@@ -32,9 +32,13 @@ const WATCH: Watch<'_> = Watch {
 impl Rig {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("state")).unwrap();
+        Self::at(dir)
+    }
+
+    fn at(dir: tempfile::TempDir) -> Self {
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
         let (state, files) = (dir.path().join("state"), dir.path().join("files"));
-        fs::create_dir(&state).unwrap();
         let store = Store::open_in(&state).unwrap();
         let library = Library::open(store, Holdings::new(), files, 2, stop.clone(), &tracker).unwrap();
         Self {
@@ -57,10 +61,11 @@ impl Rig {
         self.inner.catalog().at(path).unwrap()
     }
 
-    async fn end(self) {
+    async fn end(self) -> tempfile::TempDir {
         self.stop.cancel();
         self.tracker.close();
         self.tracker.wait().await;
+        self.dir
     }
 }
 
@@ -154,6 +159,40 @@ async fn what_came_after_the_files_folder_was_listed_is_not_taken_for_gone() {
     fs::remove_file(&path).unwrap();
     fs::remove_file(&hidden).unwrap();
     assert_eq!(look(), (false, false));
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn what_lay_in_a_folder_that_is_a_file_now_is_gone() {
+    let rig = Rig::new();
+    let dir = rig.dir.path().canonicalize().unwrap();
+    let [noticed, missed] = ["noticed", "missed"].map(|name| dir.join(name));
+    let mut shared = Vec::new();
+    for folder in [&noticed, &missed] {
+        fs::create_dir_all(folder.join("collection")).unwrap();
+        fs::write(
+            folder.join("collection/file"),
+            folder.as_os_str().as_encoded_bytes(),
+        )
+        .unwrap();
+        fs::write(folder.join("file"), [1].repeat(folder.as_os_str().len())).unwrap();
+        for name in ["collection", "file"] {
+            shared.push(rig.share(&folder.join(name)).record.id);
+        }
+        fs::remove_dir_all(folder).unwrap();
+        fs::write(folder, "").unwrap();
+    }
+    // As it is where somebody asks for it.
+    for id in &shared[..2] {
+        assert_eq!(rig.inner.locate(id), None);
+    }
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while rig.inner.catalog().totals().items > 2 {
+        assert!(Instant::now() < deadline, "it is kept");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let rig = Rig::at(rig.end().await);
+    assert_eq!(rig.inner.catalog().totals().items, 0);
     rig.end().await;
 }
 

@@ -6,7 +6,6 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::Metadata,
-    io,
     ops::ControlFlow,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -26,7 +25,7 @@ use super::{
     offer::HANDLE_IDLE,
     precedence::Turns,
     share::{Cause, Watch},
-    walk::{stamp_of, walk},
+    walk::{is_gone, stamp_of, walk},
 };
 
 /// How long nothing may have written to a file before it is hashed again.
@@ -123,7 +122,7 @@ impl Inner {
         }
         let metadata = match path.metadata() {
             Ok(metadata) => metadata,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(error) if is_gone(&error) => {
                 self.drop_gone(vec![number]);
                 return Outcome::Done;
             }
@@ -181,7 +180,7 @@ impl Inner {
         numbers.retain(|&number| {
             // Apart from the question: the catalog must not stay locked while the disk is asked.
             let path = self.catalog().item(number).map(|shared| shared.path.clone());
-            path.is_some_and(|path| is_gone(path.metadata()))
+            path.is_some_and(|path| path.metadata().is_err_and(|error| is_gone(&error)))
         });
         let mut delta = Delta::default();
         let mut catalog = self.catalog();
@@ -199,7 +198,7 @@ impl Inner {
     pub(super) fn unhide_gone(&self, there: &HashSet<PathBuf>) {
         let _writing = self.writing();
         let mut gone = self.catalog().hidden_besides(there);
-        gone.retain(|path| is_gone(path.symlink_metadata()));
+        gone.retain(|path| path.symlink_metadata().is_err_and(|error| is_gone(&error)));
         let mut delta = Delta::default();
         let mut catalog = self.catalog();
         gone.into_iter().for_each(|path| catalog.unhide(path, &mut delta));
@@ -241,10 +240,6 @@ impl Inner {
         let (number, shared) = items.find(|(number, _)| !catalog.is_stale(*number))?;
         Some((number, shared.path.clone(), shared.body.clone()))
     }
-}
-
-fn is_gone(metadata: io::Result<Metadata>) -> bool {
-    metadata.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Whether a file's last change is long enough ago. A time in the future says nothing: then it counts as quiet, and a change

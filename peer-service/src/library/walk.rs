@@ -40,11 +40,19 @@ pub fn stamp_of(metadata: &Metadata) -> Stamp {
     }
 }
 
+/// Whether nothing is at the path that gave this error: it, or a folder that it was in, is gone or something else now.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
 /// The problem with a path that cannot be read.
-pub(super) fn unreadable(error: &std::io::Error) -> Problem {
+pub(super) fn unreadable(error: &io::Error) -> Problem {
     match error.kind() {
-        std::io::ErrorKind::NotFound => Problem::new(Reason::NotFound, "there is no such file or folder"),
-        std::io::ErrorKind::PermissionDenied => Problem::new(
+        _ if is_gone(error) => Problem::new(Reason::NotFound, "there is no such file or folder"),
+        io::ErrorKind::PermissionDenied => Problem::new(
             Reason::PermissionDenied,
             "no permission to read it: give this user access to it",
         ),

@@ -6,7 +6,13 @@ use tokio::time::Instant;
 use super::{Index, MAX_BATCH, MAX_BATCH_BYTES, Task};
 
 impl Task {
-    /// Holds the lease until it is time to try again with what was too much. A removal makes room: then it is time at once.
+    /// Whether the index holds a lease of this peer: the last answer said so, or it says so now. An index that is full may never have
+    /// given one.
+    pub(super) async fn has_lease(&mut self) -> bool {
+        self.renew_at.is_some() || self.renew().await.is_ok()
+    }
+
+    /// Holds the lease, which there is, until it is time to try again with what was too much. A removal makes room: then it is time at once.
     pub(super) async fn wait_within_quota(&mut self, until: Instant) {
         loop {
             let version = self.listener.version();
@@ -14,7 +20,7 @@ impl Task {
                 Ok(false) => {}
                 Ok(true) | Err(_) => return,
             }
-            let renew = self.renew_at.unwrap_or_else(Instant::now);
+            let renew = self.renew_at.unwrap_or(until);
             // All arms are cancel-safe: changes are numbered.
             tokio::select! {
                 () = tokio::time::sleep_until(until) => return,

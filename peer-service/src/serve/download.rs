@@ -126,7 +126,8 @@ struct Download {
     notes: Notes,
     /// The connection's way out.
     outlet: Outlet,
-    /// Free once the last of its bytes is gone, not when the last was handed over.
+    /// Free once the last of its bytes is gone, not when the last was handed over; and not while another thread reads, though nobody
+    /// may wait for that any more: a disk that does not answer holds no more threads than there are slots.
     slot: Arc<UploadSlot>,
     /// Until when its receiver may take.
     deadline: Instant,
@@ -142,12 +143,14 @@ pub(super) async fn stream(
     slot: UploadSlot,
     outlet: Outlet,
 ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
+    let slot = Arc::new(slot);
     let most = batch_size(&inner.limits, &outlet);
     let (reader, first, notes) = match at_once(&inner, &asked, most, &outlet)? {
         Some(begun) => begun,
         None => {
-            let (shared, outlet) = (inner.clone(), outlet.clone());
+            let (shared, outlet, slot) = (inner.clone(), outlet.clone(), Arc::clone(&slot));
             blocking(move || {
+                let _held = slot;
                 let jobs = resolve(&asked, |id| shared.find(id))?;
                 let notes = shared.sending.note(&jobs, &outlet)?;
                 let mut reader = Reader::new(jobs, shared.buffers.clone());
@@ -163,7 +166,7 @@ pub(super) async fn stream(
         first: Some(first),
         notes,
         outlet,
-        slot: Arc::new(slot),
+        slot,
         deadline: Instant::now() + TOTAL,
     };
     Ok(stream::unfold(Some(download), |download| async {
@@ -249,7 +252,9 @@ impl Download {
             self.reader = Some(reader);
             return Ok(batch);
         }
+        let slot = Arc::clone(&self.slot);
         let (reader, batch) = blocking(move || {
+            let _held = slot;
             let batch = reader.read(most)?;
             Ok::<_, Problem>((reader, batch))
         })

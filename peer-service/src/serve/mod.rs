@@ -52,6 +52,8 @@ mod outgoing;
 mod patience;
 mod reader;
 mod sending;
+#[cfg(test)]
+mod tests;
 mod turns;
 
 pub use self::{

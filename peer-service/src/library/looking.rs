@@ -1,0 +1,102 @@
+//! Says which path the start waits for: one on a disk or a machine that does not answer is waited for as long as that takes.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex, Weak,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::Duration,
+};
+
+use super::lock;
+
+/// How long looking at a path takes before that is said, and at most twice as long: disks that have to spin up are mostly quicker.
+const SLOW: Duration = Duration::from_secs(5);
+
+/// What is being looked at.
+#[derive(Debug, Default)]
+pub(super) struct Looking {
+    looks: Mutex<Vec<Weak<Mutex<At>>>>,
+}
+
+#[derive(Debug, Default)]
+struct At {
+    path: Option<Arc<Path>>,
+    /// How often it was seen to be looked at.
+    seen: u32,
+}
+
+/// Looks at one path at a time.
+#[derive(Debug)]
+pub(super) struct Look(Arc<Mutex<At>>);
+
+impl Looking {
+    /// One more who looks.
+    pub(super) fn begin(&self) -> Look {
+        let at = Arc::default();
+        lock(&self.looks).push(Arc::downgrade(&at));
+        Look(at)
+    }
+
+    /// Says what takes long until the other `end` is dropped.
+    pub(super) fn watch(&self, end: &Receiver<()>) {
+        while end.recv_timeout(SLOW) == Err(RecvTimeoutError::Timeout) {
+            for path in self.slow() {
+                tracing::warn!(
+                    path = %path.display(),
+                    "a shared path is looked at for long: the disk or machine that it is on may not answer; the peer starts when it does"
+                );
+            }
+        }
+    }
+
+    /// What is looked at since before this was asked last; of each look once.
+    fn slow(&self) -> Vec<Arc<Path>> {
+        let mut slow = Vec::new();
+        lock(&self.looks).retain(|look| {
+            let Some(look) = look.upgrade() else { return false };
+            let mut at = lock(&look);
+            at.seen += 1;
+            slow.extend(at.path.clone().filter(|_| at.seen == 2));
+            true
+        });
+        slow
+    }
+}
+
+impl Look {
+    /// Looks at a path.
+    pub(super) fn at<T>(&self, path: &Arc<Path>, look: impl FnOnce(&Path) -> T) -> T {
+        *lock(&self.0) = At {
+            path: Some(path.clone()),
+            seen: 0,
+        };
+        let found = look(path);
+        lock(&self.0).path = None;
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_looked_at_for_long_is_said_once() {
+        let looking = Looking::default();
+        let (look, _other) = (looking.begin(), looking.begin());
+        let path: Arc<Path> = Path::new("/mount/file").into();
+        for _ in 0..2 {
+            look.at(&path, |_| {
+                assert!(looking.slow().is_empty(), "it was begun just now");
+                assert_eq!(looking.slow(), std::slice::from_ref(&path));
+                assert!(looking.slow().is_empty(), "it was said");
+            });
+            assert!((0..3).all(|_| looking.slow().is_empty()), "nothing is looked at");
+        }
+        drop(look);
+        looking.slow();
+        assert_eq!(lock(&looking.looks).len(), 1);
+    }
+}

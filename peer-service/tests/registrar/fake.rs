@@ -1,0 +1,157 @@
+//! An index that does as the contract says and can be made to fail.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use potluck_core::{
+    Problem, Reason,
+    index_client::Registration,
+    proto::v1::{self, index_service_server::IndexService},
+};
+use potluck_peer::holdings::Holdings;
+use tokio_stream::Empty;
+use tonic::{Request, Response, Status};
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) lease: bool,
+    pub(crate) files: BTreeMap<Vec<u8>, Vec<String>>,
+    pub(crate) quota: Option<usize>,
+    pub(crate) bad_names: BTreeSet<String>,
+    pub(crate) registers: usize,
+    pub(crate) replaces: usize,
+    pub(crate) largest: usize,
+    pub(crate) fail: Option<Reason>,
+    /// The next answer does not arrive.
+    pub(crate) lose: bool,
+    /// Forgets all once it was replaced, while these are put into these holdings.
+    pub(crate) forget: Option<(Holdings, Vec<Registration>)>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Fake(pub(crate) Arc<Mutex<State>>);
+
+impl Fake {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    fn checked(&self) -> Result<MutexGuard<'_, State>, Status> {
+        let state = self.state();
+        match state.fail {
+            Some(reason) => Err(Problem::new(reason, "made to fail").into()),
+            None => Ok(state),
+        }
+    }
+}
+
+fn lost() -> Status {
+    Problem::new(Reason::Unreachable, "nobody hears this").into()
+}
+
+fn lease_unknown() -> Status {
+    Problem::new(Reason::LeaseUnknown, "no lease").into()
+}
+
+#[tonic::async_trait]
+impl IndexService for Fake {
+    type WatchStream = Empty<Result<v1::WatchResponse, Status>>;
+
+    async fn register(
+        &self,
+        request: Request<v1::RegisterRequest>,
+    ) -> Result<Response<v1::RegisterResponse>, Status> {
+        let request = request.into_inner();
+        // The more there is to read, the longer it takes: a small batch overtakes a large one.
+        tokio::time::sleep(Duration::from_micros(10) * request.files.len() as u32).await;
+        let mut state = self.checked()?;
+        state.registers += 1;
+        state.replaces += usize::from(request.replace);
+        state.largest = state.largest.max(request.files.len());
+        let mut files = if request.replace {
+            BTreeMap::new()
+        } else {
+            state.files.clone()
+        };
+        for file in &request.files {
+            if file.names.iter().any(|name| state.bad_names.contains(name)) {
+                return Err(Problem::new(Reason::InvalidName, "bad name").into());
+            }
+            let id = file.file.as_ref().unwrap().file_id.to_vec();
+            files.insert(id, file.names.clone());
+        }
+        if state.quota.is_some_and(|quota| files.len() > quota) {
+            return Err(Problem::new(Reason::QuotaExceeded, "too many files").into());
+        }
+        state.files = files;
+        state.lease = true;
+        let file_count = state.files.len() as u64;
+        if let Some((holdings, new)) = state.forget.take_if(|_| request.replace) {
+            holdings.put(new);
+            *state = State::default();
+        }
+        if std::mem::take(&mut state.lose) {
+            return Err(lost());
+        }
+        Ok(Response::new(v1::RegisterResponse {
+            address: request.address,
+            ttl_ms: 300,
+            file_count,
+            ..Default::default()
+        }))
+    }
+
+    async fn renew(&self, _: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
+        let state = self.checked()?;
+        if !state.lease {
+            return Err(lease_unknown());
+        }
+        Ok(Response::new(v1::RenewResponse {
+            ttl_ms: 300,
+            file_count: state.files.len() as u64,
+        }))
+    }
+
+    async fn unregister(
+        &self,
+        request: Request<v1::UnregisterRequest>,
+    ) -> Result<Response<v1::UnregisterResponse>, Status> {
+        let request = request.into_inner();
+        let mut state = self.checked()?;
+        let before = state.files.len();
+        if request.all {
+            state.files.clear();
+            state.lease = false;
+        }
+        for id in request.file_ids {
+            state.files.remove(&id[..]);
+        }
+        if std::mem::take(&mut state.lose) {
+            return Err(lost());
+        }
+        let removed = (before - state.files.len()) as u64;
+        Ok(Response::new(v1::UnregisterResponse { removed }))
+    }
+
+    async fn query(&self, _: Request<v1::QueryRequest>) -> Result<Response<v1::QueryResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn search(&self, _: Request<v1::SearchRequest>) -> Result<Response<v1::SearchResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn watch(&self, _: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_stats(
+        &self,
+        _: Request<v1::GetStatsRequest>,
+    ) -> Result<Response<v1::GetStatsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+}
