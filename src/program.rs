@@ -20,6 +20,8 @@ pub fn log() {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // What cannot be told there would be told there as well, by a macro that panics.
+        .log_internal_errors(false)
         .init();
 }
 

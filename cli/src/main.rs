@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    args::{Cli, Command, Globals},
+    args::{Cli, Command, Globals, JSON_VARIABLE},
     context::Context,
     fail::{Exit, Fail},
     interrupt::Interrupts,
@@ -61,9 +61,7 @@ fn main() -> ExitCode {
 
 /// Help, the version, or what is wrong with the command line.
 fn refuse(error: &clap::Error) -> ExitCode {
-    let wants_json = std::env::args_os()
-        .take_while(|arg| arg != "--")
-        .any(|arg| arg == "--json");
+    let wants_json = args::asks_json(std::env::args_os()) || args::json_by_variable(std::env::var_os(JSON_VARIABLE));
     if error.use_stderr() && wants_json {
         Out::new(true, false).fail(&Fail::usage(args::usage_message(error)));
     } else {
@@ -115,7 +113,8 @@ fn no_command(out: &Out) -> Fail {
     if out.is_json() {
         return Fail::usage("no command given; `potluck --help` lists them");
     }
-    eprintln!("{}", Cli::command().render_help());
+    // Nobody may be left to read it.
+    let _ = writeln!(std::io::stderr(), "{}", Cli::command().render_help());
     Fail::AlreadyTold(Exit::Usage)
 }
 
@@ -148,5 +147,7 @@ fn log_to_stderr(globals: &Globals, out: &Out, serves: bool) {
         .with_env_filter(filter)
         .with_writer(move || LogWriter(bars.clone()))
         .with_ansi(std::io::stderr().is_terminal())
+        // What cannot be told there would be told there as well, by a macro that panics.
+        .log_internal_errors(false)
         .try_init();
 }

@@ -1,6 +1,6 @@
 //! `potluck-peer`: the peer service as a program.
 
-use std::{process::ExitCode, time::Duration};
+use std::{io::Write as _, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use potluck_core::program;
@@ -27,7 +27,8 @@ fn main() -> ExitCode {
     match serve(line.options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("potluck-peer: {error}");
+            // Nobody may be left to read it.
+            let _ = writeln!(std::io::stderr(), "potluck-peer: {error}");
             ExitCode::FAILURE
         }
     }

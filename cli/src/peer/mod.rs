@@ -2,9 +2,11 @@
 //!
 //! Invariant: a peer of one's own is stopped, its registrations taken back, before the command ends.
 
+mod holder;
 mod own;
 
 use std::{
+    io::ErrorKind,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Instant,
@@ -13,8 +15,9 @@ use std::{
 use potluck_core::{Problem, Reason, transport::Endpoint};
 use potluck_peer::options::DEFAULT_LISTEN;
 
+pub(crate) use self::holder::Holder;
+use self::own::OwnPeer;
 use crate::control::{Control, model::Status};
-use own::OwnPeer;
 
 /// Names the folder of the peer that commands talk to, as it does for `potluck peer`.
 const HOME_VARIABLE: &str = "POTLUCK_PEER_HOME";
@@ -85,6 +88,14 @@ impl Peer {
                      (the token is in state/control-token in the peer's home)"
                 ),
             ),
+            // Its own words would be of a peer or of a call that is not implemented.
+            Reason::NotPotluck => Problem::new(
+                problem.reason,
+                format!(
+                    "what answers at {endpoint} is not a peer's control service: give --peer unix:HOME/{SOCKET}, HOME being the \
+                     peer's home; `potluck status` shows where it is"
+                ),
+            ),
             _ => problem,
         })?;
         Ok(Self {
@@ -142,8 +153,13 @@ fn token(file: Option<&PathBuf>) -> Result<Option<String>, Problem> {
     match file {
         Some(path) => {
             let text = std::fs::read_to_string(path).map_err(|error| {
+                let reason = match error.kind() {
+                    ErrorKind::NotFound => Reason::NotFound,
+                    ErrorKind::PermissionDenied => Reason::PermissionDenied,
+                    _ => Reason::InvalidArgument,
+                };
                 Problem::new(
-                    Reason::NotFound,
+                    reason,
                     format!("cannot read the control token from {}: {error}", path.display()),
                 )
             })?;

@@ -50,11 +50,13 @@ impl OwnPeer {
             ..Config::new(path)
         };
         let shutdown = CancellationToken::new();
+        // A start that is given up in the middle leaves nothing at work.
+        let guard = shutdown.clone().drop_guard();
         let listener = bind(settings.listen).await?;
         let running = potluck_peer::start(listener, config, shutdown.clone()).await?;
         Ok(Self {
             running,
-            shutdown,
+            shutdown: guard.disarm(),
             home,
             _socket: socket,
         })
