@@ -1,6 +1,6 @@
 //! What every command is given: where the index and the peer are, where output goes, and when to stop.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use potluck_core::{Problem, Reason, index_client::IndexClient, transport::Endpoint};
 use tokio_util::sync::CancellationToken;
@@ -9,8 +9,11 @@ use crate::{
     args::Globals,
     fail::Fail,
     out::Out,
-    peer::{OwnSettings, Peer},
+    peer::{Holder, OwnSettings, Peer, default_home},
 };
+
+/// How long a peer may take to start before that is told: longer than one with an ordinary library takes.
+const SLOW_START: Duration = Duration::from_secs(5);
 
 /// The surroundings of one command. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -24,7 +27,8 @@ pub(crate) struct Context {
     /// Whether no index is wanted at all.
     no_index: bool,
     peer: Option<Endpoint>,
-    token_file: Option<PathBuf>,
+    /// The flags that all this comes of.
+    globals: Globals,
     /// The prompt's peer, which every command of the session talks to.
     session: Option<Arc<Peer>>,
 }
@@ -96,25 +100,22 @@ impl Context {
                 .map(str::parse)
                 .transpose()
                 .map_err(|problem| flag(problem, "--peer"))?,
-            token_file: globals.peer_token_file.clone(),
+            globals: globals.clone(),
             session: None,
         })
     }
 
-    /// The same for one line of a session: its own stop, and what the line's flags add.
+    /// The same for one line of a session: its own stop, and what the line's flags say in place of the session's.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
     pub(crate) fn line(&self, globals: &Globals, stop: CancellationToken) -> Result<Self, Fail> {
-        let mut line = self.clone();
-        line.out = self.out.with(globals.json, globals.quiet);
-        line.stop = stop;
-        let own = Self::new(globals, line.out.clone(), line.stop.clone())?;
-        if own.index.is_some() {
-            line.index = own.index;
-        }
-        if own.peer.is_some() {
-            line.peer = own.peer;
-            line.session = None;
-        }
-        Ok(line)
+        let out = self.out.with(globals.json, globals.quiet);
+        let line = Self::new(&globals.over(&self.globals), out, stop)?;
+        Ok(Self {
+            session: self.session.clone().filter(|_| globals.peer.is_none()),
+            ..line
+        })
     }
 
     /// The same within a session of this peer.
@@ -180,7 +181,7 @@ impl Context {
         }
         if let Some(endpoint) = &self.peer {
             return Ok(Some(Borrowed::from(
-                Peer::at(endpoint, self.token_file.as_ref()).await?,
+                Peer::at(endpoint, self.globals.peer_token_file.as_ref()).await?,
             )));
         }
         Ok(Peer::daemon().await?.map(Into::into))
@@ -191,10 +192,11 @@ impl Context {
     /// # Errors
     /// [`Reason::Unreachable`] where there is none.
     pub(crate) async fn daemon(&self) -> Result<Borrowed, Fail> {
-        self.running_peer().await?.ok_or_else(|| {
-            Fail::new(Reason::Unreachable, "no peer is running on this machine").hint(
+        self.running_peer().await?.ok_or_else(|| match Holder::find() {
+            Some(holder) => holder.in_the_way(Reason::Unreachable),
+            None => Fail::new(Reason::Unreachable, "no peer is running on this machine").hint(
                 "start one with `potluck peer`, or name one with --peer unix:PATH or --peer http://ADDR",
-            )
+            ),
         })
     }
 
@@ -207,13 +209,12 @@ impl Context {
             true => None,
             false => Some(self.index_endpoint()?),
         };
-        Ok(Peer::own(OwnSettings {
+        let settings = OwnSettings {
             index,
             listen,
             temporary: true,
-        })
-        .await?
-        .into())
+        };
+        Ok(self.start(settings).await?.into())
     }
 
     /// The peer that runs already, else one of the command's own in the default home that talks to no index: for looking
@@ -231,18 +232,91 @@ impl Context {
             listen: any_port,
             temporary: false,
         };
-        Ok(Peer::own(settings).await?.into())
+        match self.start(settings).await {
+            Ok(peer) => Ok(peer.into()),
+            Err(problem) if problem.reason == Reason::HomeLocked => Err(locked(problem)),
+            Err(problem) => Err(problem.into()),
+        }
     }
 
-    /// Runs `work` until it is done or the command should stop; for work that leaves nothing behind.
+    /// Starts a peer of the command's own, and says so where that takes long.
+    async fn start(&self, settings: OwnSettings) -> Result<Peer, Problem> {
+        let slow = || {
+            self.out.note(
+                "the peer of this command is still starting: its library may be large, or its disk slow",
+            );
+        };
+        told_if_slow(Peer::own(settings), slow).await
+    }
+
+    /// A command line for a shell, with what it needs to mean the same index and peer.
+    pub(crate) fn command(&self, words: impl IntoIterator<Item = String>) -> String {
+        let words: Vec<_> = words.into_iter().chain(self.flags()).collect();
+        shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "))
+    }
+
+    /// The flags that a command typed elsewhere needs to mean the same index and peer, as they were given. What the environment
+    /// says is there anyway.
+    fn flags(&self) -> Vec<String> {
+        let given = [
+            ("--index", "POTLUCK_INDEX", self.globals.index.clone()),
+            ("--peer", "POTLUCK_PEER", self.globals.peer.clone()),
+            (
+                "--peer-token-file",
+                "POTLUCK_PEER_TOKEN_FILE",
+                self.globals
+                    .peer_token_file
+                    .as_ref()
+                    .map(|path| path.to_string_lossy().into_owned()),
+            ),
+        ];
+        given
+            .into_iter()
+            .filter_map(|(flag, variable, value)| Some((flag, variable, value?)))
+            .filter(|(_, variable, value)| std::env::var(variable).ok().as_ref() != Some(value))
+            .flat_map(|(flag, _, value)| [flag.to_owned(), value])
+            .collect()
+    }
+
+    /// Runs `work` until it is done or the command should stop; for work that leaves nothing behind, such as to look, or to start a
+    /// peer of the command's own.
     ///
     /// # Errors
     /// As `work`; [`Fail::interrupted`].
     pub(crate) async fn stoppable<T>(&self, work: impl Future<Output = Result<T, Fail>>) -> Result<T, Fail> {
         tokio::select! {
-            // Dropping `work` is safe: it only reads.
+            // Dropping `work` is safe: it only reads, or starts what stops when it is dropped.
             done = work => done,
             () = self.stop.cancelled() => Err(Fail::interrupted("interrupted")),
+        }
+    }
+}
+
+/// Runs `work`, and calls `slow` if it takes more than [`SLOW_START`].
+async fn told_if_slow<T>(work: impl Future<Output = T>, slow: impl FnOnce()) -> T {
+    let mut work = pin!(work);
+    tokio::select! {
+        // Not dropped: it is waited for below.
+        done = &mut work => return done,
+        () = tokio::time::sleep(SLOW_START) => slow(),
+    }
+    work.await
+}
+
+/// That the library is in somebody else's hands. Its own words are for a peer, which has flags that commands have not.
+fn locked(problem: Problem) -> Fail {
+    match Holder::find() {
+        Some(holder) => holder.in_the_way(problem.reason),
+        None => {
+            let home = default_home().map(|home| home.display().to_string());
+            Fail::new(
+                problem.reason,
+                format!(
+                    "another peer has {} and is not to be talked to from here",
+                    home.as_deref().unwrap_or("the home")
+                ),
+            )
+            .hint("stop it, or name it with --peer unix:PATH or --peer http://ADDR")
         }
     }
 }
@@ -253,4 +327,77 @@ fn flag(problem: Problem, flag: &str) -> Fail {
         ..problem
     }
     .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn globals() -> Globals {
+        Globals {
+            index: None,
+            peer: None,
+            peer_token_file: None,
+            json: false,
+            quiet: false,
+            verbose: 0,
+        }
+    }
+
+    fn started(globals: &Globals) -> Context {
+        Context::new(globals, Out::new(false, true), CancellationToken::new()).unwrap()
+    }
+
+    #[test]
+    fn a_line_takes_over_each_flag_that_it_names_and_keeps_the_rest() {
+        let outer = started(&Globals {
+            index: Some("http://a:1".into()),
+            peer: Some("http://b:2".into()),
+            peer_token_file: Some("outer".into()),
+            ..globals()
+        });
+        let line = |flags: &Globals| outer.line(flags, CancellationToken::new()).unwrap();
+        let same = line(&globals());
+        assert_eq!(same.flags(), outer.flags());
+        let named = line(&Globals {
+            index: Some("none".into()),
+            peer_token_file: Some("inner".into()),
+            json: true,
+            ..globals()
+        });
+        assert!(named.no_index && named.index.is_none() && named.out.is_json());
+        assert_eq!(
+            named.flags(),
+            [
+                "--index",
+                "none",
+                "--peer",
+                "http://b:2",
+                "--peer-token-file",
+                "inner"
+            ]
+        );
+        let without = started(&Globals {
+            index: Some("none".into()),
+            ..globals()
+        });
+        let back = Globals {
+            index: Some("http://a:1".into()),
+            ..globals()
+        };
+        let back = without.line(&back, CancellationToken::new()).unwrap();
+        assert!(!back.no_index && back.index.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_slow_start_is_told() {
+        for (takes, told) in [(1, false), (6, true)] {
+            let said = Cell::new(false);
+            let work = tokio::time::sleep(Duration::from_secs(takes));
+            told_if_slow(work, || said.set(true)).await;
+            assert_eq!(said.get(), told, "{takes} s");
+        }
+    }
 }

@@ -26,7 +26,10 @@ mod terminal;
 mod text;
 mod verb;
 
-use std::{io::IsTerminal as _, process::ExitCode};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+};
 
 use clap::{CommandFactory as _, Parser as _};
 use tokio_util::sync::CancellationToken;
@@ -61,7 +64,8 @@ fn main() -> ExitCode {
 
 /// Help, the version, or what is wrong with the command line.
 fn refuse(error: &clap::Error) -> ExitCode {
-    let wants_json = args::asks_json(std::env::args_os()) || args::json_by_variable(std::env::var_os(JSON_VARIABLE));
+    let wants_json =
+        args::asks_json(std::env::args_os()) || args::json_by_variable(std::env::var_os(JSON_VARIABLE));
     if error.use_stderr() && wants_json {
         Out::new(true, false).fail(&Fail::usage(args::usage_message(error)));
     } else {

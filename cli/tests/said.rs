@@ -4,7 +4,11 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    io::{BufRead as _, BufReader},
+    process::Stdio,
+    time::Duration,
+};
 
 use potluck_core::proto::v1::{Failure, PeerState, Transfer, TransferPeer, TransferState};
 use support::{
@@ -216,8 +220,15 @@ fn waiting_for_peers_ends_with_patience_and_keeps_what_is_there() {
     let fake = Fake::start(sandbox.dir.path(), script);
     let told = run(&sandbox, &fake, &["get", "fake.bin", "--wait", "1"]).expect(3);
     assert!(told.stderr.contains("no peer has the rest"), "{}", told.stderr);
-    assert!(told.stderr.contains("potluck get fake.bin"), "{}", told.stderr);
-    assert!(fake.was_called("pause") && !fake.was_called("cancel"));
+    let again = format!(
+        "go on with: potluck get fake.bin --index {} --peer {}",
+        fake.index, fake.peer
+    );
+    assert!(told.stderr.contains(&again), "{}", told.stderr);
+    assert!(
+        !fake.was_called("pause") && !fake.was_called("cancel"),
+        "others may follow it"
+    );
 }
 
 #[test]
@@ -237,9 +248,15 @@ fn an_id_that_nobody_has_is_not_waited_for() {
     let id = hex(&record(1, 1000).file_id);
     let told = run(&sandbox, &fake, &["get", &id, "--json"]).expect(3);
     assert_eq!(told.error()["error"], "not_found");
+    let plain = run(&sandbox, &fake, &["get", &id]).expect(3);
     assert!(
-        fake.was_called("cancel"),
-        "nothing is left in the list of transfers"
+        plain.stderr.contains("potluck transfers cancel 7"),
+        "{}",
+        plain.stderr
+    );
+    assert!(
+        !fake.was_called("pause") && !fake.was_called("cancel"),
+        "others may follow it"
     );
 }
 
@@ -271,7 +288,7 @@ fn a_peer_that_goes_away_in_the_middle_is_told_with_how_to_go_on() {
 }
 
 #[test]
-fn ctrl_c_holds_the_transfer_and_tells_how_to_go_on() {
+fn ctrl_c_leaves_the_transfer_to_the_peer_and_tells_how_to_go_on() {
     let sandbox = Sandbox::without_index();
     let script = Script {
         hangs: true,
@@ -291,7 +308,97 @@ fn ctrl_c_holds_the_transfer_and_tells_how_to_go_on() {
     let mut get = support::Service::start(&mut command);
     assert!(get.line().contains("progress"));
     assert_eq!(get.interrupt().code(), Some(130));
-    assert!(fake.was_called("pause"));
+    assert!(!fake.was_called("pause") && !fake.was_called("cancel"));
+}
+
+#[test]
+fn a_transfer_that_somebody_else_pauses_is_told_as_paused() {
+    let sandbox = Sandbox::without_index();
+    let fake = Fake::start(
+        sandbox.dir.path(),
+        play([
+            transfer(1, TransferState::Running, 400),
+            transfer(1, TransferState::Paused, 400),
+        ]),
+    );
+    let told = run(&sandbox, &fake, &["get", "fake.bin"]).expect(1);
+    for text in ["transfer 7 was paused", "potluck transfers resume 7"] {
+        assert!(told.stderr.contains(text), "{}", told.stderr);
+    }
+    let told = run(&sandbox, &fake, &["get", "fake.bin", "--json"]).expect(1);
+    assert_eq!(told.error()["error"], "cancelled");
+}
+
+#[test]
+fn a_reader_that_went_away_does_not_end_the_fetch() {
+    let late = Duration::from_millis(400);
+    for (state, code) in [(TransferState::Done, 0), (TransferState::Failed, 4)] {
+        let sandbox = Sandbox::without_index();
+        let last = transfer(1, state, 1000);
+        let last = match state {
+            TransferState::Failed => with_error(last, "VERIFICATION_FAILED", "it broke"),
+            _ => last,
+        };
+        let running = |done| transfer(1, TransferState::Running, done);
+        let script = Script {
+            transfer: vec![(SOON, running(100)), (late, running(500)), (late, last)],
+            ..play([])
+        };
+        let fake = Fake::start(sandbox.dir.path(), script);
+        let mut get = sandbox
+            .command()
+            .args([
+                "get",
+                "fake.bin",
+                "--json",
+                "--index",
+                &fake.index,
+                "--peer",
+                &fake.peer,
+            ])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(get.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert!(line.contains("progress"), "{line}");
+        assert_eq!(get.wait().unwrap().code(), Some(code));
+    }
+}
+
+#[test]
+fn a_sha256_goes_on_to_the_next_candidate_where_nobody_serves_the_first() {
+    for (reason, code) in [("NO_PROVIDERS", 3), ("UNREACHABLE", 5), ("DISK_FULL", 1)] {
+        let sandbox = Sandbox::without_index();
+        let failed = with_error(transfer(1, TransferState::Failed, 0), reason, "it cannot be had");
+        let script = Script {
+            files: vec![found(1, &["a"]), found(2, &["b"])],
+            ..play([failed])
+        };
+        let fake = Fake::start(sandbox.dir.path(), script);
+        let sum = format!("sha256:{}", "ab".repeat(32));
+        let told = run(&sandbox, &fake, &["get", &sum]).expect(code);
+        let another = code != 1;
+        assert_eq!(fake.calls("fetch"), 1 + usize::from(another), "{reason}");
+        assert_eq!(
+            told.stderr.contains("is served by nobody now, trying another"),
+            another,
+            "{}",
+            told.stderr
+        );
+    }
+}
+
+#[test]
+fn json_asked_for_by_the_environment_counts_for_what_is_mistyped() {
+    let sandbox = Sandbox::without_index();
+    let mistyped = |json: &str| finish(sandbox.command().env("POTLUCK_JSON", json).arg("get")).expect(2);
+    assert_eq!(mistyped("1").error()["error"], "usage");
+    assert!(mistyped("0").stderr.contains("Usage:"));
 }
 
 #[test]

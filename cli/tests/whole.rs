@@ -311,9 +311,10 @@ fn what_cannot_be_shared_is_named_and_the_rest_is_shared() {
     assert_eq!(told.error()["error"], "not_found");
     let plain = sandbox
         .run(&["share", "none", "--peer", &control(&peer)])
-        .expect(1);
+        .expect(3);
     assert!(plain.stderr.contains("none"), "{}", plain.stderr);
-    sandbox.run(&["share", "none"]).expect(1);
+    sandbox.run(&["share", "none"]).expect(3);
+    sandbox.run(&["share", "none", "nothing"]).expect(1);
 }
 
 #[test]

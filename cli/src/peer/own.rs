@@ -8,7 +8,7 @@ use potluck_core::{Problem, Reason, transport::Endpoint};
 use potluck_peer::{Config, ControlAt, Running};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{OwnSettings, SOCKET, candidates, default_home};
 
@@ -19,7 +19,8 @@ const GRACE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct OwnPeer {
     running: Running,
-    shutdown: CancellationToken,
+    /// Stops it also where it is dropped in the middle of something.
+    shutdown: DropGuard,
     /// Removed last.
     home: Option<TempDir>,
     _socket: TempDir,
@@ -50,13 +51,12 @@ impl OwnPeer {
             ..Config::new(path)
         };
         let shutdown = CancellationToken::new();
-        // A start that is given up in the middle leaves nothing at work.
         let guard = shutdown.clone().drop_guard();
         let listener = bind(settings.listen).await?;
         let running = potluck_peer::start(listener, config, shutdown.clone()).await?;
         Ok(Self {
             running,
-            shutdown: guard.disarm(),
+            shutdown: guard,
             home,
             _socket: socket,
         })
@@ -72,7 +72,7 @@ impl OwnPeer {
 
     /// Stops it: what it fetched is on disk and its lease is taken back, or [`GRACE`] is over.
     pub(super) async fn stop(self) {
-        self.shutdown.cancel();
+        drop(self.shutdown);
         if tokio::time::timeout(GRACE, self.running.join()).await.is_err() {
             tracing::warn!("the peer did not stop within {GRACE:?}");
         }

@@ -1,9 +1,11 @@
 //! What a line typed at the prompt means. Pure.
 
-use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+use clap::{
+    Command, CommandFactory, FromArgMatches as _, Parser, Subcommand, builder::Resettable, error::ErrorKind,
+};
 
 use crate::{
-    args::{Globals, Verb},
+    args::{Globals, Verb, asks_json},
     fail::Fail,
 };
 
@@ -62,13 +64,21 @@ pub(super) enum Parsed {
     /// To be run.
     Line(Box<Line>),
     /// Not understood.
-    Wrong(Fail),
+    Wrong {
+        /// Why.
+        fail: Fail,
+        /// Whether it was to be told as JSON.
+        json: bool,
+    },
 }
 
 /// Understands a line: words as a POSIX shell splits them, then as the command line has them.
 pub(super) fn parse(text: &str) -> Parsed {
     let Some(words) = shlex::split(text) else {
-        return Parsed::Wrong(Fail::usage("a quote is not closed"));
+        return Parsed::Wrong {
+            fail: Fail::usage("a quote is not closed"),
+            json: asks_json(text.split_whitespace()),
+        };
     };
     // A habit from the shell.
     let words = match words.split_first() {
@@ -84,11 +94,26 @@ pub(super) fn parse(text: &str) -> Parsed {
         [help, verb, ..] if help == "help" => &[verb.clone(), "--help".to_owned()],
         words => words,
     };
-    match Line::try_parse_from(words) {
+    match read(words) {
         Ok(line) => Parsed::Line(Box::new(line)),
         Err(error) if !error.use_stderr() => Parsed::Told(error.render().ansi().to_string()),
-        Err(error) => Parsed::Wrong(explain(&error, &words[0])),
+        Err(error) => Parsed::Wrong {
+            fail: explain(&error, &words[0]),
+            json: asks_json(words),
+        },
     }
+}
+
+fn read(words: &[String]) -> Result<Line, clap::Error> {
+    let mut command = command();
+    let matches = command.try_get_matches_from_mut(words)?;
+    Line::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+/// What a line may be. What the environment says went into the session: a line that repeated it would override the flags that the
+/// program was started with.
+fn command() -> Command {
+    Line::command().mut_args(|arg| arg.env(Resettable::Reset))
 }
 
 fn explain(error: &clap::Error, word: &str) -> Fail {
@@ -137,10 +162,33 @@ mod tests {
     #[test]
     fn what_is_wrong_is_told_without_an_end() {
         for wrong in ["frobnicate", "get", "share 'x", "id --nonsense", "-x"] {
-            assert!(matches!(parse(wrong), Parsed::Wrong(_)), "{wrong}");
+            assert!(
+                matches!(parse(wrong), Parsed::Wrong { json: false, .. }),
+                "{wrong}"
+            );
         }
         for help in ["help", "?", "get --help", "help get"] {
             assert!(matches!(parse(help), Parsed::Told(_)), "{help}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_as_the_line_asks() {
+        for wrong in ["get --json", "--json frobnicate", "share --json 'x"] {
+            assert!(
+                matches!(parse(wrong), Parsed::Wrong { json: true, .. }),
+                "{wrong}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_environment_says_nothing_in_a_line() {
+        let mut command = command();
+        command.build();
+        for verb in std::iter::once(&command).chain(command.get_subcommands()) {
+            let from_there = verb.get_arguments().find(|arg| arg.get_env().is_some());
+            assert!(from_there.is_none(), "{} {from_there:?}", verb.get_name());
         }
     }
 

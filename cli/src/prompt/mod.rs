@@ -27,16 +27,32 @@ use crate::{
 /// Reads and runs lines until the end.
 pub(crate) async fn run(context: &Context, interrupts: &mut Interrupts) -> Result<(), Fail> {
     let mut reader = Reader::start()?;
-    let peer = find_peer(context).await;
-    greet(context, peer.as_deref()).await;
+    let left = || Fail::AlreadyTold(Exit::Interrupted);
+    let peer = tokio::select! {
+        // Dropped, a peer that starts is stopped.
+        peer = find_peer(context) => peer,
+        () = interrupts.next() => return Err(left()),
+    };
+    let greeted = tokio::select! {
+        // Dropping it is safe: it only asks and prints.
+        () = greet(context, peer.as_deref()) => Ok(()),
+        () = interrupts.next() => Err(left()),
+    };
     let session = match &peer {
         Some(peer) => context.clone().in_session(Arc::clone(peer)),
         None => context.clone(),
     };
-    let done = read_and_run(&session, interrupts, &mut reader).await;
+    let done = match greeted {
+        Ok(()) => read_and_run(&session, interrupts, &mut reader).await,
+        left => left,
+    };
     drop(session);
     if let Some(peer) = peer.and_then(Arc::into_inner) {
-        peer.close().await;
+        tokio::select! {
+            () = peer.close() => {}
+            // Not waited for any longer: its leases end by themselves.
+            () = interrupts.next() => {}
+        }
     }
     done
 }
@@ -63,17 +79,20 @@ async fn read_and_run(
         match line::parse(&text) {
             Parsed::Nothing => {}
             Parsed::Told(told) => session.out.line(told.trim_end())?,
-            Parsed::Wrong(fail) => session.out.fail(&fail),
+            Parsed::Wrong { fail, json } => session.out.with(json, false).fail(&fail),
             Parsed::Line(line) => match *line {
                 Line {
                     command: LineCommand::Quit,
                     ..
                 } => return Ok(()),
-                line => match run_line(session, interrupts, line).await {
-                    Ok(()) => {}
-                    Err(Fail::BrokenPipe) => return Err(Fail::BrokenPipe),
-                    Err(fail) => session.out.fail(&fail),
-                },
+                line => {
+                    let out = session.out.with(line.globals.json, line.globals.quiet);
+                    match run_line(session, interrupts, line).await {
+                        Ok(()) => {}
+                        Err(Fail::BrokenPipe) => return Err(Fail::BrokenPipe),
+                        Err(fail) => out.fail(&fail),
+                    }
+                }
             },
         }
     }

@@ -24,7 +24,7 @@ pub(crate) struct LsArgs {}
 
 /// Lists the library, page after page.
 pub(crate) async fn run(context: &Context, _: LsArgs) -> Result<(), Fail> {
-    let peer = context.library_peer().await?;
+    let peer = context.stoppable(context.library_peer()).await?;
     let done = context.stoppable(list(context, &peer)).await;
     peer.close().await;
     done

@@ -54,6 +54,8 @@ pub(crate) struct ShareArgs {
 struct Tally {
     shared: u64,
     failed: u64,
+    /// How the first that failed did.
+    first: Option<Exit>,
 }
 
 /// Shares, and serves if nobody else does.
@@ -65,7 +67,7 @@ pub(crate) async fn run(context: &Context, args: ShareArgs) -> Result<(), Fail> 
         .collect::<Result<Vec<_>, _>>()?;
     let peer = match context.stoppable(context.running_peer()).await? {
         Some(peer) => peer,
-        None => context.own_peer(args.listen).await?,
+        None => context.stoppable(context.own_peer(args.listen)).await?,
     };
     let done = share_and_serve(context, &peer, paths).await;
     peer.close().await;
@@ -73,6 +75,7 @@ pub(crate) async fn run(context: &Context, args: ShareArgs) -> Result<(), Fail> 
 }
 
 async fn share_and_serve(context: &Context, peer: &Borrowed, paths: Vec<String>) -> Result<(), Fail> {
+    let alone = paths.len() == 1;
     let tally = context.stoppable(share(context, peer, paths)).await?;
     if tally.shared > 0 {
         let known = context.stoppable(announced(peer)).await;
@@ -84,6 +87,8 @@ async fn share_and_serve(context: &Context, peer: &Borrowed, paths: Vec<String>)
     }
     match tally.failed {
         0 => Ok(()),
+        // Of a path alone the code tells what is wrong with it.
+        _ if alone && tally.shared == 0 => Err(Fail::AlreadyTold(tally.first.unwrap_or(Exit::Failed))),
         _ => Err(Fail::AlreadyTold(Exit::Failed)),
     }
 }
@@ -113,7 +118,9 @@ async fn share(context: &Context, peer: &Borrowed, paths: Vec<String>) -> Result
                     true => problem.message.clone(),
                     false => format!("{}: {}", text::path(&path), problem.message),
                 };
-                context.out.fail(&Fail::new(problem.reason, message));
+                let fail = Fail::new(problem.reason, message);
+                context.out.fail(&fail);
+                tally.first = tally.first.or_else(|| fail.exit());
             }
         }
     }

@@ -31,7 +31,7 @@ pub(crate) struct UnshareArgs {
 
 /// Stops sharing each target.
 pub(crate) async fn run(context: &Context, args: UnshareArgs) -> Result<(), Fail> {
-    let peer = context.library_peer().await?;
+    let peer = context.stoppable(context.library_peer()).await?;
     let done = context.stoppable(remove(context, &peer, &args.targets)).await;
     peer.close().await;
     done

@@ -86,9 +86,15 @@ impl Fake {
         }
     }
 
+    /// How many calls of this name the control service got.
+    pub(crate) fn calls(&self, name: &str) -> usize {
+        let calls = self.calls.lock().unwrap();
+        calls.iter().filter(|call| *call == name).count()
+    }
+
     /// Whether the control service got a call of this name.
     pub(crate) fn was_called(&self, name: &str) -> bool {
-        self.calls.lock().unwrap().iter().any(|call| call == name)
+        self.calls(name) > 0
     }
 }
 

@@ -95,7 +95,7 @@ async fn act(context: &Context, network: &Network, file: Option<&Path>) -> Resul
         wait: ANNOUNCE_PATIENCE,
         instead: None,
     };
-    let transfer = get::follow(context, network.fetcher(), &order, patience, "potluck demo").await?;
+    let transfer = get::follow(context, network.fetcher(), &order, patience, None).await?;
     get::report(context, &transfer, false)?;
     step(context, 3, "what arrived is compared with the original");
     let same = sample::compare(context, &original, Path::new(&transfer.path), item.record.id).await?;

@@ -33,7 +33,7 @@ pub(crate) struct Patience {
     pub(crate) instead: Option<Fail>,
 }
 
-/// Fetches as ordered, showing how it goes. `again` is the command that goes on after an interruption.
+/// Fetches as ordered, showing how it goes. `again` is the command that goes on after an interruption; `None`: nothing is kept then.
 ///
 /// # Errors
 /// As the transfer failed; [`crate::fail::Exit::Interrupted`] after Ctrl-C, with everything fetched kept.
@@ -42,8 +42,9 @@ pub(crate) async fn follow(
     peer: &Borrowed,
     order: &FetchOrder,
     patience: Patience,
-    again: &str,
+    again: Option<&str>,
 ) -> Result<Transfer, Fail> {
+    let mut heard = true;
     let mut events = pin!(
         context
             .stoppable(async { Ok(peer.control.fetch(order).await?) })
@@ -64,7 +65,7 @@ pub(crate) async fn follow(
             }
             () = stuck.over(patience.wait) => {
                 drop(board);
-                return Err(gave_up(peer, last, patience, again).await);
+                return Err(gave_up(context, peer, last, patience, again).await);
             }
         };
         let transfer = match event {
@@ -74,11 +75,15 @@ pub(crate) async fn follow(
         };
         stuck.note(context, &transfer, patience.wait);
         board.show(|width| rows.render(&transfer, width));
-        if context.out.is_json() && !context.out.is_quiet() && !transfer.state.is_over() {
+        if heard && context.out.is_json() && !context.out.is_quiet() && !transfer.state.is_over() {
             let due = told.is_none_or(|told| told.elapsed() >= OBJECT_INTERVAL);
             if due {
                 told = Some(Instant::now());
-                context.out.object(&progress(&transfer))?;
+                match context.out.object(&progress(&transfer)) {
+                    // The file is wanted though nobody listens any more.
+                    Err(Fail::BrokenPipe) => heard = false,
+                    told => told?,
+                }
             }
         }
         match transfer.state {
@@ -90,6 +95,7 @@ pub(crate) async fn follow(
                     format!("transfer {} was cancelled", transfer.number),
                 ));
             }
+            State::Paused => return Err(paused(context, &transfer)),
             _ if order.detach => return Ok(transfer),
             _ => last = Some(transfer),
         }
@@ -168,40 +174,90 @@ fn kept(transfer: &Transfer) -> String {
     }
 }
 
-/// Holds the transfer where it stands; it would hold by itself when this command is gone.
-async fn hold(peer: &Borrowed, last: Option<Transfer>) -> Option<Transfer> {
-    let transfer = last?;
-    Some(peer.control.pause(transfer.number).await.unwrap_or(transfer))
+/// Paused by somebody else, who may want it so: nothing is resumed here.
+fn paused(context: &Context, transfer: &Transfer) -> Fail {
+    let number = transfer.number;
+    Fail::new(Reason::Cancelled, format!("transfer {number} was paused"))
+        .hint(transfers(context, "resume", number))
 }
 
-async fn stopped(peer: &Borrowed, last: Option<Transfer>, again: &str) -> Fail {
-    let unverified = last.as_ref().map_or(0, Transfer::long_unverified);
-    match hold(peer, last).await {
-        Some(transfer) if unverified > 0 => Fail::interrupted(format!(
+/// The command that does this to a transfer.
+fn transfers(context: &Context, action: &str, number: u64) -> String {
+    context.command(["potluck", "transfers", action, &number.to_string()].map(ToOwned::to_owned))
+}
+
+/// Holds the transfer where it stands, if the peer is the command's own. With any other peer others may follow it, or it was left to
+/// the peer: that peer holds it by itself when it is nobody's any more, which it learns from this command's stream.
+async fn hold(peer: &Borrowed, transfer: Transfer) -> Transfer {
+    match peer.ends_with_command() {
+        true => peer.control.pause(transfer.number).await.unwrap_or(transfer),
+        false => transfer,
+    }
+}
+
+/// What becomes of the transfer at a peer that goes on after the command.
+const HELD: &str = "the peer holds it, unless it was detached or somebody else follows it";
+
+async fn stopped(peer: &Borrowed, last: Option<Transfer>, again: Option<&str>) -> Fail {
+    let Some(again) = again else {
+        return Fail::interrupted("interrupted");
+    };
+    let Some(last) = last else {
+        return Fail::interrupted("nothing was fetched yet");
+    };
+    let unverified = last.long_unverified();
+    let transfer = hold(peer, last).await;
+    let go_on = format!("go on with: {again}");
+    match (peer.ends_with_command(), unverified) {
+        (false, _) => Fail::interrupted(kept(&transfer)).hint(HELD).hint(go_on),
+        (true, 0) => Fail::interrupted(kept(&transfer)).hint(go_on),
+        (true, unverified) => Fail::interrupted(format!(
             "{}; {} of pieces that are not whole come again",
             kept(&transfer),
             text::size(unverified)
         ))
-        .hint(format!("go on with: {again}")),
-        Some(transfer) => Fail::interrupted(kept(&transfer)).hint(format!("go on with: {again}")),
-        None => Fail::interrupted("nothing was fetched yet"),
+        .hint(go_on),
     }
 }
 
-async fn gave_up(peer: &Borrowed, last: Option<Transfer>, patience: Patience, again: &str) -> Fail {
+async fn gave_up(
+    context: &Context,
+    peer: &Borrowed,
+    last: Option<Transfer>,
+    patience: Patience,
+    again: Option<&str>,
+) -> Fail {
     let Some(transfer) = last else {
         return patience
             .instead
             .unwrap_or_else(|| Fail::new(Reason::NoProviders, "nobody has it now"));
     };
-    if transfer.done == 0 {
-        // Nothing to keep, and nothing to litter the list of transfers with. That it may fail changes nothing.
-        let _ = peer.control.cancel(transfer.number).await;
-    } else {
-        let _ = hold(peer, Some(transfer.clone())).await;
-    }
+    let number = transfer.number;
+    // With another peer than the command's own it stays in that peer's list: who else wants it is not known here.
+    let stays = !peer.ends_with_command();
+    let transfer = match transfer.done {
+        0 if !stays => {
+            // Nothing to keep, and nothing to litter the list of transfers with. That it may fail changes nothing.
+            let _ = peer.control.cancel(number).await;
+            transfer
+        }
+        _ => hold(peer, transfer).await,
+    };
+    let cancel = transfers(context, "cancel", number);
+    let with_rest = |fail: Fail| {
+        let Some(again) = again else { return fail };
+        let go_on = format!("go on with: {again}");
+        match (transfer.done, stays) {
+            (0, false) => fail,
+            (0, true) => fail.hint(format!(
+                "transfer {number} stays with the peer; this ends it for everybody: {cancel}"
+            )),
+            (_, false) => fail.hint(kept(&transfer)).hint(go_on),
+            (_, true) => fail.hint(kept(&transfer)).hint(HELD).hint(go_on),
+        }
+    };
     if let Some(instead) = patience.instead {
-        return instead;
+        return with_rest(instead);
     }
     let problem = transfer
         .error
@@ -212,14 +268,10 @@ async fn gave_up(peer: &Borrowed, last: Option<Transfer>, patience: Patience, ag
         text::time(patience.wait),
         problem.message
     );
-    let fail = Fail::from(Problem {
+    with_rest(Fail::from(Problem {
         message: waited,
         ..problem
-    });
-    match transfer.done {
-        0 => fail,
-        _ => fail.hint(kept(&transfer)).hint(format!("go on with: {again}")),
-    }
+    }))
 }
 
 fn failed(transfer: &Transfer, patience: Patience) -> Fail {
@@ -242,19 +294,19 @@ fn cut_off() -> Problem {
 }
 
 /// The peer is gone in the middle.
-fn lost(problem: Problem, began: bool, again: &str) -> Fail {
+fn lost(problem: Problem, began: bool, again: Option<&str>) -> Fail {
     let resumes = began
         && matches!(
             problem.reason,
             Reason::Unreachable | Reason::ShuttingDown | Reason::Cancelled | Reason::NotPotluck
         );
-    match (resumes, problem.reason) {
-        (true, _) => Fail::from(Problem {
+    match (again.filter(|_| resumes), problem.reason) {
+        (Some(again), _) => Fail::from(Problem {
             reason: Reason::Unreachable,
             ..problem
         })
         .hint(format!("what was fetched is kept; go on with: {again}")),
-        (false, Reason::TargetExists) => Fail::from(problem).hint("give another path with -o"),
-        (false, _) => problem.into(),
+        (None, Reason::TargetExists) => Fail::from(problem).hint("give another path with -o"),
+        (None, _) => problem.into(),
     }
 }

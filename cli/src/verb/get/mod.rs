@@ -88,14 +88,14 @@ pub(crate) async fn run(context: &Context, args: GetArgs) -> Result<(), Fail> {
         .await?;
     let peer = match running {
         Some(peer) => peer,
-        None => context.own_peer(args.listen).await?,
+        None => context.stoppable(context.own_peer(args.listen)).await?,
     };
     let done = fetch_first(context, &peer, &args, candidates).await;
     peer.close().await;
     done
 }
 
-/// Fetches the first candidate whose bytes are what was asked for.
+/// Fetches the first candidate that somebody serves and whose bytes are what was asked for.
 async fn fetch_first(
     context: &Context,
     peer: &Borrowed,
@@ -103,6 +103,7 @@ async fn fetch_first(
     candidates: Vec<Candidate>,
 ) -> Result<(), Fail> {
     let target = target(peer, args)?;
+    let again = again(context, args);
     let last = candidates.len().saturating_sub(1);
     for (i, candidate) in candidates.into_iter().enumerate() {
         let order = FetchOrder {
@@ -123,19 +124,27 @@ async fn fetch_first(
             },
             instead: candidate.instead,
         };
-        match follow(context, peer, &order, patience, &again(args)).await {
+        match follow(context, peer, &order, patience, Some(&again)).await {
             Ok(transfer) => return report(context, &transfer, args.detach),
-            Err(fail) if i < last && fail.exit() == Some(Exit::Verification) => {
-                context.out.warn(format_args!(
-                    "{} is not what was asked for, trying another",
-                    order.file
-                ));
-            }
-            Err(fail) => return Err(fail),
+            Err(fail) => match why_another(&fail).filter(|_| i < last) {
+                Some(why) => context
+                    .out
+                    .warn(format_args!("{} {why}, trying another", order.file)),
+                None => return Err(fail),
+            },
         }
     }
     // Nothing found is told by `resolve`.
     Err(Fail::new(Reason::NotFound, format!("nobody has {}", args.want)))
+}
+
+/// Why another candidate may do where one failed so.
+const fn why_another(fail: &Fail) -> Option<&'static str> {
+    match fail.exit() {
+        Some(Exit::Verification) => Some("is not what was asked for"),
+        Some(Exit::NotFound | Exit::Unreachable) => Some("is served by nobody now"),
+        _ => None,
+    }
 }
 
 /// Where it goes: as asked, else the current folder for a peer of this process, else the peer's own choice.
@@ -156,8 +165,8 @@ fn target(peer: &Borrowed, args: &GetArgs) -> Result<Option<PathBuf>, Fail> {
     Ok(Some(target))
 }
 
-/// The command that goes on after an interruption.
-fn again(args: &GetArgs) -> String {
+/// The command that goes on after an interruption, anywhere on this machine.
+fn again(context: &Context, args: &GetArgs) -> String {
     let want = match &args.want {
         Want::Id(id) => id.to_string(),
         Want::Sha256(sum) => format!("sha256:{sum}"),
@@ -168,8 +177,11 @@ fn again(args: &GetArgs) -> String {
         .output
         .iter()
         .flat_map(|path| ["-o".to_owned(), path.to_string_lossy().into_owned()]);
-    let words: Vec<_> = words.chain(output).collect();
-    shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "))
+    let from = args
+        .from
+        .iter()
+        .flat_map(|address| ["--from".to_owned(), address.to_string()]);
+    context.command(words.chain(output).chain(from))
 }
 
 fn parse_address(text: &str) -> Result<Address, String> {

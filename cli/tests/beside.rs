@@ -1,0 +1,168 @@
+//! Commands beside others on the same machine: who follows the same transfer, who has the home, and what is no peer to talk to.
+
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+mod support;
+
+use std::{fs, os::unix::net::UnixListener};
+
+use support::{Sandbox, Service, bytes};
+
+fn control(peer: &Service) -> String {
+    format!("unix:{}", peer.home.join("control.sock").display())
+}
+
+/// Waits until a `get --json` has some of the file.
+#[track_caller]
+fn has_some(get: &Service) {
+    loop {
+        let event: serde_json::Value = serde_json::from_str(&get.line()).unwrap();
+        assert_eq!(event["event"], "progress", "{event}");
+        if event["bytes"].as_u64().unwrap() > 0 {
+            return;
+        }
+    }
+}
+
+#[test]
+fn ctrl_c_in_one_get_leaves_it_to_the_other() {
+    const SIZE: usize = 12 << 20;
+    let sandbox = Sandbox::new();
+    let seed = sandbox.peer("seed", &["--upload-limit", "4MiB"]);
+    sandbox.file("x.bin", SIZE, 1);
+    sandbox
+        .run(&["share", "x.bin", "--peer", &control(&seed)])
+        .expect(0);
+    sandbox.eventually(&["query", "x.bin"]);
+    let daemon = sandbox.peer_in(&sandbox.default_home(), &[]);
+    let get = || {
+        let mut command = sandbox.command();
+        let get = Service::start(command.args(["get", "x.bin", "--json"]));
+        has_some(&get);
+        get
+    };
+    let mut other = get();
+    assert_eq!(get().interrupt().code(), Some(130));
+    let running = sandbox.run(&["transfers", "--json"]).expect(0).object();
+    assert_eq!(running["state"], "running");
+    assert!(other.wait().success());
+    assert!(fs::read(daemon.home.join("files/x.bin")).unwrap() == bytes(SIZE, 1));
+}
+
+#[test]
+fn a_get_of_its_own_that_gives_up_leaves_nothing_in_the_list() {
+    let sandbox = Sandbox::without_index();
+    let id = "3f".repeat(32);
+    sandbox
+        .run(&["get", &id, "--from", "127.0.0.1:1", "--wait", "1"])
+        .expect(5);
+    let _daemon = sandbox.peer_in(&sandbox.default_home(), &[]);
+    assert_eq!(sandbox.run(&["transfers", "--json"]).expect(0).stdout, "");
+}
+
+#[test]
+fn what_to_go_on_with_names_all_that_was_named() {
+    let sandbox = Sandbox::new();
+    let seed = sandbox.peer("seed", &["--upload-limit", "1MiB"]);
+    sandbox.file("src/x.bin", 12 << 20, 1);
+    let shared = sandbox
+        .run(&["share", "src/x.bin", "--peer", &control(&seed), "--json"])
+        .expect(0)
+        .object();
+    let id = shared["id"].as_str().unwrap();
+    let index = "http://127.0.0.1:1";
+    let get = ["get", id, "--from", &seed.address, "--index", index];
+    let mut command = sandbox.command();
+    let stderr = sandbox.dir.path().join("stderr");
+    command
+        .args(get)
+        .args(["-o", "a b", "--limit", "1MiB"])
+        .stderr(fs::File::create(&stderr).unwrap());
+    let mut get = Service::start(&mut command);
+    support::wait_until("it fetches", || fs::read_dir(sandbox.work()).unwrap().count() > 1);
+    assert_eq!(get.interrupt().code(), Some(130));
+    let told = fs::read_to_string(stderr).unwrap();
+    let again = format!(
+        "potluck get {id} -o 'a b' --from {} --index {index}",
+        seed.address
+    );
+    assert!(told.contains(&again), "{told}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_share_that_has_the_home_is_named() {
+    let sandbox = Sandbox::new();
+    sandbox.file("x.bin", 1000, 1);
+    let mut command = sandbox.command();
+    let mut sharing = Service::start(command.args(["share", "x.bin", "--json", "--listen", "127.0.0.1:0"]));
+    sharing.line();
+    for (args, code) in [
+        (&["ls"][..], 1),
+        (&["unshare", "x.bin"], 1),
+        (&["transfers"], 5),
+        (&["limits"], 5),
+        (&["why", "1"], 5),
+    ] {
+        let told = sandbox.run(args).expect(code).stderr;
+        assert!(
+            told.contains("`potluck share` runs here") && told.contains("stop it first"),
+            "{args:?}: {told}"
+        );
+        assert!(!told.contains("--home"), "{args:?}: {told}");
+    }
+    assert!(sharing.interrupt().success());
+    let told = sandbox.run(&["transfers"]).expect(5).stderr;
+    assert!(told.contains("no peer is running"), "{told}");
+}
+
+#[test]
+fn ctrl_c_works_while_a_peer_does_not_answer() {
+    for args in [&["ls"][..], &["unshare", "x"], &["share", "x"], &["get", "x"]] {
+        let sandbox = Sandbox::without_index();
+        let home = sandbox.default_home();
+        fs::create_dir_all(&home).unwrap();
+        // Connections are taken by the system, and nobody ever says anything.
+        let silent = UnixListener::bind(home.join("control.sock")).unwrap();
+        let mut command = sandbox.command();
+        let mut started = Service::start(command.args(args));
+        let _looks = silent.accept().unwrap();
+        let begun = std::time::Instant::now();
+        assert_eq!(started.interrupt().code(), Some(130), "{args:?}");
+        // It would be given up after 15 seconds by itself.
+        assert!(begun.elapsed().as_secs() < 10, "{args:?}");
+    }
+}
+
+#[test]
+fn the_port_for_other_peers_is_not_the_control_service() {
+    let sandbox = Sandbox::without_index();
+    let peer = sandbox.peer("one", &[]);
+    let url = format!("http://{}", peer.address);
+    let error = sandbox.run(&["ls", "--peer", &url, "--json"]).expect(5).error();
+    assert_eq!(error["error"], "not_potluck");
+    let message = error["message"].as_str().unwrap();
+    for text in ["is not a peer's control service", "control.sock", &url] {
+        assert!(message.contains(text), "{message}");
+    }
+}
+
+#[test]
+fn a_token_file_that_is_there_and_cannot_be_read_is_not_missing() {
+    let sandbox = Sandbox::without_index();
+    let peer = sandbox.peer("one", &[]);
+    let with = |file: &str, code: i32| {
+        let args = [
+            "ls",
+            "--json",
+            "--peer",
+            &control(&peer),
+            "--peer-token-file",
+            file,
+        ];
+        sandbox.run(&args).expect(code).error()["error"].clone()
+    };
+    assert_eq!(with("nowhere", 3), "not_found");
+    // A folder.
+    assert_eq!(with(".", 2), "invalid_argument");
+}

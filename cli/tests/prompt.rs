@@ -1,0 +1,139 @@
+//! The prompt on a terminal of its own: how it starts, what a line may override, and how a line's failure is told.
+
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+mod support;
+
+use std::{
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    os::unix::net::UnixListener,
+    process::{Child, Command},
+    sync::{Arc, Mutex},
+    thread,
+    time::Instant,
+};
+
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use support::{Sandbox, wait_until};
+
+/// A prompt that runs.
+struct Prompt {
+    child: Child,
+    terminal: File,
+    shown: Arc<Mutex<String>>,
+}
+
+impl Prompt {
+    /// Starts a command with a terminal for its input and output.
+    fn start(command: &mut Command) -> Self {
+        let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&terminal).unwrap();
+        unlockpt(&terminal).unwrap();
+        let name = ptsname(&terminal, Vec::new()).unwrap().into_string().unwrap();
+        let end = File::options().read(true).write(true).open(name).unwrap();
+        let child = command
+            .env("TERM", "xterm")
+            .stdin(end.try_clone().unwrap())
+            .stdout(end.try_clone().unwrap())
+            .stderr(end)
+            .spawn()
+            .unwrap();
+        let terminal = File::from(terminal);
+        let (shown, mut reader) = (Arc::<Mutex<String>>::default(), terminal.try_clone().unwrap());
+        let writer = Arc::clone(&shown);
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(1..) = reader.read(&mut bytes).inspect(|&read| {
+                let text = String::from_utf8_lossy(&bytes[..read]);
+                writer.lock().unwrap().push_str(&text);
+            }) {}
+        });
+        Self {
+            child,
+            terminal,
+            shown,
+        }
+    }
+
+    /// Waits until this is shown, and forgets what was shown until then.
+    #[track_caller]
+    fn shows(&self, text: &str) {
+        wait_until(text, || {
+            let mut shown = self.shown.lock().unwrap();
+            let found = shown.find(text).map(|at| at + text.len());
+            found.map(|end| shown.drain(..end)).is_some()
+        });
+    }
+
+    /// Types a line.
+    fn types(&mut self, line: &str) {
+        self.shows("potluck> ");
+        self.terminal.write_all(line.as_bytes()).unwrap();
+        self.terminal.write_all(b"\r").unwrap();
+    }
+
+    /// Ends it as a signal does, and gives the code.
+    fn interrupt(&mut self) -> Option<i32> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Prompt {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[test]
+fn a_start_that_hangs_can_be_interrupted() {
+    let sandbox = Sandbox::without_index();
+    let home = sandbox.default_home();
+    fs::create_dir_all(&home).unwrap();
+    let silent = UnixListener::bind(home.join("control.sock")).unwrap();
+    let mut prompt = Prompt::start(&mut sandbox.command());
+    let _looks = silent.accept().unwrap();
+    let begun = Instant::now();
+    assert_eq!(prompt.interrupt(), Some(130));
+    // It would be given up after 15 seconds by itself.
+    assert!(begun.elapsed().as_secs() < 10);
+}
+
+#[test]
+fn an_index_that_hangs_does_not_hold_up_the_end() {
+    let sandbox = Sandbox::without_index();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = sandbox.command();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let mut prompt = Prompt::start(command.args(["--index", &url]));
+    prompt.shows("this prompt's own");
+    let begun = Instant::now();
+    assert_eq!(prompt.interrupt(), Some(130));
+    // The peer's own grace, which it may need to leave an index that says nothing.
+    assert!(begun.elapsed().as_secs() < 20);
+}
+
+#[test]
+fn the_environment_does_not_beat_the_flags_and_a_line_beats_both() {
+    let sandbox = Sandbox::new();
+    let mut command = sandbox.command();
+    command
+        .args(["--index", &sandbox.index_url()])
+        .env("POTLUCK_INDEX", "http://127.0.0.1:1");
+    let mut prompt = Prompt::start(&mut command);
+    prompt.types("search absent --json");
+    prompt.shows(r#""error":"not_found""#);
+    prompt.types("search absent --index http://127.0.0.1:1 --json");
+    prompt.shows(r#""error":"unreachable""#);
+    prompt.types("search absent --index none --json");
+    prompt.shows(r#""error":"usage""#);
+    prompt.types("frobnicate --json");
+    prompt.shows(r#""error":"usage""#);
+    prompt.types("search absent");
+    prompt.shows("error:");
+    prompt.types("quit");
+    assert_eq!(prompt.child.wait().unwrap().code(), Some(0));
+}
