@@ -59,7 +59,17 @@ async fn asked(by: &Peer, bad: &Address) {
         let mut control = by.control.clone();
         let list = control.list_transfers(v1::ListTransfersRequest {});
         let transfers = list.await.unwrap().into_inner().transfers;
-        let mut peers = transfers.iter().flat_map(|transfer| &transfer.peers);
+        let mut all = Vec::new();
+        for transfer in transfers {
+            // A list tells only of those that gave something or are banned.
+            let target = v1::explain_transfer_request::Target::TransferId(transfer.transfer_id);
+            let target = Some(target);
+            let told = control
+                .explain_transfer(v1::ExplainTransferRequest { target })
+                .await;
+            all.extend(told.unwrap().into_inner().transfer);
+        }
+        let mut peers = all.iter().flat_map(|transfer| &transfer.peers);
         let shown = peers.any(|peer| {
             let here = peer
                 .address

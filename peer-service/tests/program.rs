@@ -37,7 +37,11 @@ fn command(home: &Path) -> Command {
 
 impl Program {
     fn start(home: &Path) -> Self {
-        let mut child = command(home).stderr(Stdio::null()).spawn().unwrap();
+        Self::run(command(home).stderr(Stdio::null()))
+    }
+
+    fn run(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap())
             .read_line(&mut line)
@@ -266,6 +270,36 @@ async fn it_stops_within_seconds_while_a_large_file_is_hashed() {
     wait_until("it hashes", || async { program.has_read() > 10_000_000 }).await;
     let took = stop(&mut program);
     assert!(took < limit, "a target: {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_works_and_ends_properly_although_nobody_reads_its_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = bytes(3_000_000, 7);
+    let source = file(dir.path(), "src/data.bin", &data);
+    let seed = Peer::start(&dir.path().join("seed"), None).await;
+    let id = seed.share(&source).await;
+    let (home, target) = (dir.path().join("peer"), dir.path().join("out"));
+    let mut program = Program::run(command(&home).env("POTLUCK_LOG", "debug"));
+    drop(program.child.stderr.take());
+    let request = v1::FetchRequest {
+        providers: vec![(&seed.address).into()],
+        ..wish(id, &target)
+    };
+    let mut events = control(&home).await.fetch(request).await.unwrap().into_inner();
+    let mut last = None;
+    while let Some(event) = events.message().await.unwrap() {
+        last = event.transfer;
+    }
+    assert_done(&last.unwrap());
+    assert_eq!(std::fs::read(&target).unwrap(), data);
+    stop(&mut program);
+    assert!(!home.join("control.sock").exists());
+    // What it refuses it refuses as always.
+    let _other = Program::start(&home);
+    let mut second = command(&home).spawn().unwrap();
+    drop(second.stderr.take());
+    assert_eq!(second.wait().unwrap().code(), Some(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

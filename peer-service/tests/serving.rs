@@ -232,7 +232,12 @@ async fn a_changed_file_is_withdrawn_and_shared_anew() {
 #[tokio::test]
 async fn a_vanished_file_is_withdrawn() {
     let served = changed(|path| fs::remove_file(path).unwrap()).await;
-    wait_until("the item is gone", || served.peer.library.totals().items == 0).await;
+    wait_until("it is not held", || served.peer.library.totals().files == 0).await;
+    assert_eq!(
+        served.peer.library.totals().items,
+        1,
+        "it is shared again when it is back"
+    );
 }
 
 #[tokio::test]

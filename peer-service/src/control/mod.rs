@@ -198,7 +198,7 @@ impl ControlService for Control {
         &self,
         _request: Request<v1::ListTransfersRequest>,
     ) -> Result<Response<v1::ListTransfersResponse>, Status> {
-        let transfers = self.transfers.list().iter().map(Into::into).collect();
+        let transfers = self.transfers.list().into_iter().map(wire::in_list).collect();
         Ok(Response::new(v1::ListTransfersResponse { transfers }))
     }
 

@@ -13,6 +13,9 @@ use crate::{
 /// Peers that one fetch may name by address.
 const MAX_NAMED: usize = 256;
 
+/// Most peers told of each transfer in a list of them, as the contract has it.
+const MAX_LISTED_PEERS: usize = 32;
+
 /// A path that came as text, absolute.
 pub(super) fn path(text: &str, field: &str) -> Result<PathBuf, Problem> {
     let path = PathBuf::from(text);
@@ -204,6 +207,14 @@ impl From<&View> for v1::Transfer {
     }
 }
 
+/// A transfer among many: an answer has to hold them all.
+pub(super) fn in_list(mut view: View) -> v1::Transfer {
+    view.peers
+        .retain(|row| row.bytes > 0 || row.standing == PeerStanding::Banned);
+    view.peers.truncate(MAX_LISTED_PEERS);
+    (&view).into()
+}
+
 impl From<&Missing> for v1::MissingUnits {
     fn from(run: &Missing) -> Self {
         Self {
@@ -222,5 +233,56 @@ impl From<&Limits> for v1::Limits {
             download_bytes_per_second: limits.download().rate(),
             upload_slots: limits.upload_slots(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use potluck_core::FileId;
+    use prost::Message as _;
+
+    use super::*;
+
+    #[test]
+    fn a_list_tells_only_of_peers_that_gave_something_or_are_banned() {
+        let row = |bytes, standing| PeerRow {
+            peer: None,
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)).into(),
+            standing,
+            reason: String::new(),
+            bytes,
+            bytes_per_second: 0,
+            requests: 0,
+            units: 0,
+        };
+        let mut view = View::new(1, &FetchSpec::new(FileId([7; 32])));
+        view.peers = vec![
+            row(5, PeerStanding::Unreachable),
+            row(0, PeerStanding::Active),
+            row(0, PeerStanding::Banned),
+        ];
+        let told = |view: &View| {
+            let peers = in_list(view.clone()).peers.into_iter();
+            peers.map(|row| (row.bytes, row.state())).collect::<Vec<_>>()
+        };
+        let expected = [(5, v1::PeerState::Unreachable), (0, v1::PeerState::Banned)];
+        assert_eq!(told(&view), expected);
+        assert_eq!(
+            v1::Transfer::from(&view).peers.len(),
+            3,
+            "alone it tells them all"
+        );
+        let reason = "it sent bytes of piece 123456 that failed verification".to_owned();
+        view.peers = (0..1_000)
+            .map(|_| PeerRow {
+                reason: reason.clone(),
+                ..row(5, PeerStanding::Banned)
+            })
+            .collect();
+        let transfers = vec![in_list(view); 200];
+        let size = v1::ListTransfersResponse { transfers }.encoded_len();
+        assert!(size < potluck_core::transport::MAX_MESSAGE, "{size}");
     }
 }

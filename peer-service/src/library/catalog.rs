@@ -18,7 +18,9 @@ use potluck_core::{
     merkle::LEAF_SIZE,
 };
 
+mod away;
 mod delta;
+mod hidden;
 mod item;
 #[cfg(test)]
 mod tests;
@@ -54,6 +56,10 @@ pub(super) struct Catalog {
     bytes: u64,
     /// Items that have lost a copy and wait to be looked at again.
     stale: BTreeSet<u64>,
+    /// Those of them at whose paths nothing is now.
+    away: BTreeSet<u64>,
+    /// Copies that were trusted when their item was last there.
+    kept: BTreeSet<Copy>,
     /// Paths in the files folder that the owner does not want shared.
     hidden: HashSet<PathBuf>,
     next: u64,
@@ -63,7 +69,8 @@ impl Catalog {
     /// Whether an item takes a piece layer for granted that is not held any more.
     pub(super) fn lacks(&self, item: &NewItem) -> bool {
         let lacks = |id: FileId, size| {
-            has_layer(size) && !item.layers.contains_key(&id) && self.record(&id).is_none()
+            let is_held = || self.record(&id).is_some() || self.keeps(&id);
+            has_layer(size) && !item.layers.contains_key(&id) && !is_held()
         };
         let listed = match &item.body {
             Body::File(_) => None,
@@ -114,6 +121,9 @@ impl Catalog {
             delta.changes.push(Change::PutLayer(id, layer));
         }
         let replaced = self.items.remove(&number);
+        if let Some(replaced) = &replaced {
+            self.drop_kept(number, replaced, delta);
+        }
         // What others know of the copies that are replaced is told anew only where it is not so any more.
         let untold = delta.touched.len();
         if let Some(replaced) = &replaced {
@@ -192,25 +202,40 @@ impl Catalog {
     }
 
     fn drop_copy(&mut self, item: u64, shared: &Shared, part: Part, delta: &mut Delta) {
-        let Some(record) = shared.record(part) else { return };
+        let Some((_, record)) = self.take_copy(item, shared, part, delta) else {
+            return;
+        };
+        if shared.is_manifest(part) {
+            delta.manifests.push(record.id);
+        }
+        if has_layer(record.size) {
+            delta.layered.push(record.id);
+        }
+    }
+
+    /// Withdraws a copy, if it is there, and leaves what belongs to it.
+    fn take_copy(
+        &mut self,
+        item: u64,
+        shared: &Shared,
+        part: Part,
+        delta: &mut Delta,
+    ) -> Option<(Copy, FileRecord)> {
+        let record = shared.record(part)?;
         let copy = Copy {
             prefix: record.id.prefix(),
             place: Place { item, part },
         };
         if !self.copies.remove(&copy) {
-            return;
+            return None;
         }
         delta.has_lost = true;
-        if shared.is_manifest(part) {
-            delta.manifests.push(record.id);
-        } else if !self.has_file(&record.id) {
+        if !shared.is_manifest(part) && !self.has_file(&record.id) {
             self.files -= 1;
             self.bytes -= record.size;
         }
-        if has_layer(record.size) {
-            delta.layered.push(record.id);
-        }
         delta.touched.push(record.id);
+        Some((copy, record))
     }
 
     /// Whether there is a copy that is no manifest.
@@ -223,6 +248,7 @@ impl Catalog {
         let shared = self.items.remove(&number)?;
         self.by_path.remove(&shared.path);
         self.stale.remove(&number);
+        self.drop_kept(number, &shared, delta);
         self.drop_copies(number, &shared, delta);
         delta.changes.push(Change::RemoveItem(number));
         Some(shared.item())
@@ -321,12 +347,20 @@ impl Catalog {
     }
 
     fn placed(&self, id: &FileId) -> impl Iterator<Item = (u64, &Shared, Part)> {
+        self.placed_in(&self.copies, id)
+    }
+
+    fn placed_in<'a>(
+        &'a self,
+        copies: &'a BTreeSet<Copy>,
+        id: &FileId,
+    ) -> impl Iterator<Item = (u64, &'a Shared, Part)> + use<'a> {
         let (id, prefix) = (*id, id.prefix());
         let copy = |item, part| Copy {
             prefix,
             place: Place { item, part },
         };
-        let copies = self.copies.range(copy(0, 0)..=copy(u64::MAX, Part::MAX));
+        let copies = copies.range(copy(0, 0)..=copy(u64::MAX, Part::MAX));
         copies.filter_map(move |copy| {
             let Place { item, part } = copy.place;
             let shared: &Shared = self.items.get(&item)?;
@@ -365,10 +399,11 @@ impl Catalog {
         Some((shared.record, shared.folder()?))
     }
 
-    /// The id of what is at a path, if it was hashed when `stat` said this and is trusted since.
+    /// The id of what is at a path, if it was hashed when `stat` said this and is trusted since, or kept.
     pub(super) fn known(&self, path: &Path, stamp: &Stamp) -> Option<FileRecord> {
         path.ancestors().find_map(|ancestor| {
-            let shared = self.items.get(&self.at(ancestor)?)?;
+            let number = self.at(ancestor)?;
+            let shared = self.items.get(&number)?;
             let part = match &shared.body {
                 Body::File(_) if ancestor == path => WHOLE,
                 Body::File(_) => return None,
@@ -380,7 +415,8 @@ impl Catalog {
             if shared.stamp(part) != Some(*stamp) {
                 return None;
             }
-            self.record(&shared.id(part)?)
+            let trusted = self.record(&shared.id(part)?);
+            trusted.or_else(|| self.kept(number, shared, part))
         })
     }
 
@@ -421,32 +457,6 @@ impl Catalog {
             })
             .take(most)
             .collect()
-    }
-
-    /// Whether the owner took this path out of the files folder's sharing.
-    pub(super) fn is_hidden(&self, path: &Path) -> bool {
-        self.hidden.contains(path)
-    }
-
-    /// Keeps a path in the files folder from being shared by itself again.
-    pub(super) fn hide(&mut self, path: PathBuf, delta: Option<&mut Delta>) {
-        if self.hidden.insert(path.clone())
-            && let Some(delta) = delta
-        {
-            delta.changes.push(Change::Hide(path));
-        }
-    }
-
-    /// The hidden paths that are not among these.
-    pub(super) fn hidden_besides(&self, there: &HashSet<PathBuf>) -> Vec<PathBuf> {
-        self.hidden.difference(there).cloned().collect()
-    }
-
-    /// Forgets that a path is hidden.
-    pub(super) fn unhide(&mut self, path: PathBuf, delta: &mut Delta) {
-        if self.hidden.remove(&path) {
-            delta.changes.push(Change::Unhide(path));
-        }
     }
 
     /// Sums; manifests count as items only.

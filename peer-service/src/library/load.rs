@@ -1,7 +1,8 @@
 //! The library as it was before the last stop: read from the database, checked by `stat` alone, so that a hundred thousand
 //! shares are there in about a second.
 //!
-//! What is gone is dropped; what changed keeps its place and is looked at again in the background.
+//! What changed keeps its place and is looked at again in the background, and so does what is away. What is gone from the files folder
+//! is dropped.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -24,6 +25,7 @@ use potluck_core::{
 
 use super::{
     Inner,
+    away::tell_all_away,
     catalog::{Body, Catalog, Delta, Folder, NewItem, Part, Place, WHOLE},
     hasher::record_of,
     looking::{Look, Looking},
@@ -69,6 +71,7 @@ impl Inner {
         })?;
         let settled = catalog.settle(delta);
         let stale = !catalog.stale().is_empty();
+        tell_all_away(&catalog);
         drop(catalog);
         self.store.apply(&settled.changes)?;
         self.tell(&settled);
@@ -148,6 +151,7 @@ impl Inner {
         };
         catalog.insert(number, item, delta);
         match standing {
+            Standing::Gone if self.outlasts(&path) => drop(catalog.set_away(number, delta)),
             Standing::Gone => {
                 tracing::info!(path = %path.display(), "no longer there: no longer shared");
                 catalog.remove(number, delta);

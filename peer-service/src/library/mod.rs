@@ -2,6 +2,7 @@
 //!
 //! | module | its one job |
 //! |---|---|
+//! | `away` | keeps what is on a disk that is not mounted |
 //! | `base` | opens what is to be hashed |
 //! | `catalog` | the library in memory: items, files, where a copy of each is; pure |
 //! | `files_folder` | shares what is dropped into the files folder |
@@ -25,7 +26,8 @@
 //! Invariants: a file is offered only under the id of the bytes that it has, as far as `stat` can tell; what the database says is
 //! shared was on the disk before anybody was told. A shared folder is the collection that it was when it was shared: what is
 //! changed in it makes it a new collection when that is noticed (on a read, at start, or by the check every few minutes);
-//! files added to it are noticed only beneath the files folder, which is watched.
+//! files added to it are noticed only beneath the files folder, which is watched. What is shared outside the files folder stays an
+//! item until its owner unshares it, whatever is at its path.
 
 use std::{
     collections::HashMap,
@@ -40,6 +42,7 @@ use potluck_core::{
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+mod away;
 mod base;
 mod catalog;
 mod files_folder;

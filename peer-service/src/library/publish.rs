@@ -89,6 +89,16 @@ impl Inner {
     /// Withdraws a copy that is not what it was; its item is looked at again in the background. `seen`: what was looked at; what took its
     /// place since is left alone.
     pub(super) fn withdraw(&self, place: Place, seen: &Body) {
+        let path = {
+            let catalog = self.catalog();
+            let item = catalog.item(place.item).filter(|shared| shared.body.is(seen));
+            item.filter(|_| !catalog.is_away(place.item))
+                .map(|shared| shared.path.clone())
+        };
+        let Some(path) = path else { return };
+        if self.is_away(&path) && self.put_away(place.item) {
+            return;
+        }
         let _writing = self.writing();
         let mut delta = Delta::default();
         let mut catalog = self.catalog();

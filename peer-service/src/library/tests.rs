@@ -162,37 +162,141 @@ async fn what_came_after_the_files_folder_was_listed_is_not_taken_for_gone() {
     rig.end().await;
 }
 
+/// A file of two pieces and a folder on what can be taken away like a disk.
+fn fill(disk: &Path) -> [PathBuf; 2] {
+    let [file, folder] = ["file", "folder"].map(|name| disk.join(name));
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(&file, vec![3; 600_000]).unwrap();
+    fs::write(folder.join("large"), vec![4; 700_000]).unwrap();
+    fs::write(folder.join("small"), "small").unwrap();
+    [file, folder]
+}
+
 #[tokio::test]
-async fn what_lay_in_a_folder_that_is_a_file_now_is_gone() {
+async fn what_is_on_a_disk_that_is_away_is_not_served_and_is_back_without_hashing() {
     let rig = Rig::new();
     let dir = rig.dir.path().canonicalize().unwrap();
-    let [noticed, missed] = ["noticed", "missed"].map(|name| dir.join(name));
-    let mut shared = Vec::new();
-    for folder in [&noticed, &missed] {
-        fs::create_dir_all(folder.join("collection")).unwrap();
-        fs::write(
-            folder.join("collection/file"),
-            folder.as_os_str().as_encoded_bytes(),
-        )
-        .unwrap();
-        fs::write(folder.join("file"), [1].repeat(folder.as_os_str().len())).unwrap();
-        for name in ["collection", "file"] {
-            shared.push(rig.share(&folder.join(name)).record.id);
+    let (disk, elsewhere) = (dir.join("disk"), dir.join("elsewhere"));
+    let paths = fill(&disk);
+    let ids = paths.each_ref().map(|path| rig.share(path).record.id);
+    let numbers = paths.each_ref().map(|path| rig.number(path));
+    let file = rig.inner.catalog().known(&paths[1].join("large"), &{
+        let metadata = paths[1].join("large").metadata().unwrap();
+        stamp_of(&metadata)
+    });
+    let large = file.unwrap().id;
+    // The second time a file is in its place: as gone as on a disk that is not mounted.
+    for is_file in [false, true] {
+        fs::rename(&disk, &elsewhere).unwrap();
+        if is_file {
+            fs::write(&disk, "").unwrap();
         }
-        fs::remove_dir_all(folder).unwrap();
-        fs::write(folder, "").unwrap();
+        for id in &ids {
+            assert_eq!(rig.inner.locate(id), None);
+        }
+        for (number, id) in numbers.into_iter().zip(&ids) {
+            rig.inner.refresh_one(number);
+            assert!(rig.inner.catalog().is_away(number) && !rig.is_shared(id));
+        }
+        assert!(!rig.is_shared(&large));
+        let totals = rig.inner.catalog().totals();
+        assert_eq!((totals.items, totals.files), (2, 0));
+        for id in [&ids[0], &large] {
+            assert!(rig.inner.layer(id).unwrap().is_some(), "what hashing it gave");
+        }
+        assert!(rig.inner.manifest_path(&ids[1]).is_file());
+        if is_file {
+            fs::remove_file(&disk).unwrap();
+        }
+        fs::rename(&elsewhere, &disk).unwrap();
+        let again = rig.inner.prepare(&paths[0], &WATCH).unwrap();
+        assert!(again.layers.is_empty(), "hashed anew");
+        let again = rig.inner.prepare(&paths[1], &WATCH).unwrap();
+        assert!(!again.layers.contains_key(&large), "hashed anew");
+        for number in numbers {
+            wait_until(|| {
+                rig.inner.refresh_one(number);
+                !rig.inner.catalog().is_stale(number)
+            })
+            .await;
+        }
+        for (path, id) in paths.iter().zip(&ids) {
+            assert_eq!(rig.inner.locate(id).as_ref(), Some(path));
+        }
+        assert!(rig.inner.layer(&large).unwrap().is_some());
     }
-    // As it is where somebody asks for it.
-    for id in &shared[..2] {
-        assert_eq!(rig.inner.locate(id), None);
-    }
+    // Away, and not wanted any more.
+    fs::rename(&disk, &elsewhere).unwrap();
+    rig.inner.refresh_one(numbers[0]);
+    rig.inner.unshare(&Target::Path(paths[0].clone())).unwrap();
+    assert!(rig.inner.layer(&ids[0]).unwrap().is_none());
+    let rig = Rig::at(rig.end().await);
+    assert_eq!(rig.inner.catalog().totals().items, 1);
+    rig.end().await;
+}
+
+async fn wait_until(mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
-    while rig.inner.catalog().totals().items > 2 {
-        assert!(Instant::now() < deadline, "it is kept");
+    while !done() {
+        assert!(Instant::now() < deadline, "it hangs");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let rig = Rig::at(rig.end().await);
-    assert_eq!(rig.inner.catalog().totals().items, 0);
+}
+
+#[tokio::test]
+async fn what_is_away_at_start_stays_shared_but_in_the_files_folder() {
+    let rig = Rig::new();
+    let dir = rig.dir.path().canonicalize().unwrap();
+    let (disk, elsewhere) = (dir.join("disk"), dir.join("elsewhere"));
+    let dropped = rig.inner.files_folder.join("dropped");
+    let paths = fill(&disk);
+    fs::write(&dropped, "dropped").unwrap();
+    rig.share(&dropped);
+    let ids = paths.each_ref().map(|path| rig.share(path).record.id);
+    let dir = rig.end().await;
+    fs::rename(&disk, &elsewhere).unwrap();
+    fs::remove_file(&dropped).unwrap();
+    // Twice: what is away is still so after another start.
+    let rig = Rig::at(Rig::at(dir).end().await);
+    assert!(ids.iter().all(|id| !rig.is_shared(id)));
+    assert_eq!(rig.inner.holdings.snapshot().len(), 0);
+    let items: Vec<_> = rig.inner.catalog().away().map(|item| item.path.clone()).collect();
+    assert_eq!(items, paths.each_ref().map(|path| Arc::from(path.as_path())));
+    assert_eq!(rig.inner.catalog().totals().items, 2);
+    let dir = rig.end().await;
+    fs::rename(&elsewhere, &disk).unwrap();
+    let rig = Rig::at(dir);
+    // At once, and not hashed in the background.
+    for (path, id) in paths.iter().zip(&ids) {
+        assert_eq!(rig.inner.locate(id).as_ref(), Some(path));
+    }
+    assert!(rig.inner.layer(&ids[0]).unwrap().is_some());
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn another_file_where_one_was_away_is_hashed_anew() {
+    let rig = Rig::new();
+    let path = rig.dir.path().canonicalize().unwrap().join("file");
+    fs::write(&path, vec![3; 600_000]).unwrap();
+    let id = rig.share(&path).record.id;
+    let number = rig.number(&path);
+    fs::remove_file(&path).unwrap();
+    assert_eq!(rig.inner.locate(&id), None);
+    assert!(rig.inner.catalog().is_away(number));
+    fs::write(&path, "another").unwrap();
+    // Not asked about whenever something changes.
+    let next = upkeep::refresh(&rig.inner, false);
+    assert_eq!(next, upkeep::RETRY_FAILED);
+    assert!(rig.inner.catalog().is_away(number));
+    wait_until(|| {
+        rig.inner.refresh_one(number);
+        !rig.inner.catalog().is_stale(number)
+    })
+    .await;
+    let now = rig.inner.catalog().item(number).unwrap().record.id;
+    assert_eq!(now, potluck_core::hash::hash_bytes(b"another").id());
+    assert!(!rig.is_shared(&id) && rig.inner.layer(&id).unwrap().is_none());
     rig.end().await;
 }
 

@@ -35,7 +35,7 @@ pub(super) const QUIET: Duration = Duration::from_secs(1);
 const RETRY_CHANGING: Duration = Duration::from_secs(1);
 
 /// How soon an item that cannot be read is looked at again.
-const RETRY_FAILED: Duration = Duration::from_secs(60);
+pub(super) const RETRY_FAILED: Duration = Duration::from_secs(60);
 
 /// How often everything shared is checked by `stat`, so that the index is not told of what is gone until somebody asks for it.
 const CHECK_INTERVAL: Duration = Duration::from_secs(300);
@@ -71,15 +71,22 @@ async fn off_thread<T: Send + 'static>(
 
 /// What looking at an item again came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+pub(super) enum Outcome {
     Done,
     Changing,
     Failed,
 }
 
 async fn refresh_loop(inner: Arc<Inner>) {
+    let mut looked: Option<Instant> = None;
     loop {
-        let Some(delay) = off_thread(&inner, refresh).await else {
+        // What is away may be much, and what changes is looked at every second.
+        let with_away = looked.is_none_or(|at| at.elapsed() >= RETRY_FAILED);
+        if with_away {
+            looked = Some(Instant::now());
+        }
+        let pass = move |inner: &Inner| refresh(inner, with_away);
+        let Some(delay) = off_thread(&inner, pass).await else {
             return;
         };
         // All arms are cancel-safe: a notification that is taken leads to a pass.
@@ -91,14 +98,18 @@ async fn refresh_loop(inner: Arc<Inner>) {
     }
 }
 
-/// Looks at each item that waits for it; how long until the next look.
-fn refresh(inner: &Inner) -> Duration {
+/// Looks at each item that waits for it, or only at those that are not away; how long until the next look.
+pub(super) fn refresh(inner: &Inner, with_away: bool) -> Duration {
     let mut delay = CHECK_INTERVAL;
     // Apart from the loop: the catalog must not stay locked in it.
     let stale = inner.catalog().stale();
     for number in stale {
         if inner.shutdown.is_cancelled() {
             break;
+        }
+        if !with_away && inner.catalog().is_away(number) {
+            delay = delay.min(RETRY_FAILED);
+            continue;
         }
         match inner.refresh_one(number) {
             Outcome::Done => {}
@@ -110,7 +121,7 @@ fn refresh(inner: &Inner) -> Duration {
 }
 
 impl Inner {
-    fn refresh_one(&self, number: u64) -> Outcome {
+    pub(super) fn refresh_one(&self, number: u64) -> Outcome {
         let path = match self.catalog().item(number) {
             Some(shared) => shared.path.clone(),
             None => return Outcome::Done,
@@ -122,6 +133,12 @@ impl Inner {
         }
         let metadata = match path.metadata() {
             Ok(metadata) => metadata,
+            Err(error) if is_gone(&error) && self.outlasts(&path) => {
+                if !self.catalog().is_away(number) {
+                    self.put_away(number);
+                }
+                return Outcome::Failed;
+            }
             Err(error) if is_gone(&error) => {
                 self.drop_gone(vec![number]);
                 return Outcome::Done;
@@ -131,6 +148,7 @@ impl Inner {
                 return Outcome::Failed;
             }
         };
+        let was_away = self.catalog().set_back(number);
         if !self.is_quiet_at(&path, &metadata) {
             return Outcome::Changing;
         }
@@ -141,7 +159,11 @@ impl Inner {
         };
         match self.share_path(&path, Cause::Changed(number), &watch) {
             Ok(item) => {
-                tracing::info!(path = %path.display(), id = %item.record.id, "what changed is hashed and shared again");
+                let what = match was_away {
+                    true => "what was away is shared again",
+                    false => "what changed is hashed and shared again",
+                };
+                tracing::info!(path = %path.display(), id = %item.record.id, "{what}");
                 Outcome::Done
             }
             Err(_) if self.shutdown.is_cancelled() || self.catalog().item(number).is_none() => Outcome::Done,

@@ -58,7 +58,7 @@ impl Catalog {
                 is_there
             });
         }
-        let gone = |id: &FileId| removed.binary_search(id).is_ok();
+        let gone = |id: &FileId| self.copies(id).next().is_none() && !self.keeps(id);
         changes.extend(layered.into_iter().filter(gone).map(Change::RemoveLayer));
         Settled {
             changes,

@@ -74,6 +74,8 @@ enum Op {
     Folder(usize, Vec<usize>),
     Remove(usize),
     Distrust(usize, usize),
+    Away(usize),
+    Back(usize),
     Sum(usize),
 }
 
@@ -84,6 +86,8 @@ fn op() -> impl Strategy<Value = Op> {
         (0..3_usize, contents).prop_map(|(at, contents)| Op::Folder(at, contents)),
         (0..3_usize).prop_map(Op::Remove),
         (0..3_usize, 0..4_usize).prop_map(|(at, entry)| Op::Distrust(at, entry)),
+        (0..3_usize).prop_map(Op::Away),
+        (0..3_usize).prop_map(Op::Back),
         (2..SIZES.len()).prop_map(Op::Sum),
     ]
 }
@@ -168,6 +172,20 @@ fn apply(catalog: &mut Catalog, model: &mut Model, op: &Op) -> Delta {
                 plain.is_stale = true;
             }
         }
+        Op::Away(at) => {
+            if let (Some(number), Some(plain)) = (catalog.at(&path(*at)), model.items.get_mut(at)) {
+                catalog.set_away(number, &mut delta);
+                plain
+                    .distrusted
+                    .extend(plain.names.iter().map(|(content, _)| *content));
+                plain.is_stale = true;
+            }
+        }
+        Op::Back(at) => {
+            if let Some(number) = catalog.at(&path(*at)) {
+                catalog.set_back(number);
+            }
+        }
         Op::Sum(n) => {
             // Also of what went while its sum was computed.
             catalog.set_sha256(content(*n).id, Sha256([*n as u8; 32]), &mut delta);
@@ -240,6 +258,58 @@ fn a_layer_goes_with_the_last_copy() {
     assert_eq!(removed(&settled), [content(4).id]);
     assert_eq!(settled.manifests.len(), 1);
     assert_eq!(catalog.totals(), Totals::default());
+}
+
+#[test]
+fn what_is_away_keeps_its_layers_until_it_is_unshared_or_another() {
+    let mut catalog = Catalog::default();
+    let lost = |catalog: &Catalog, delta| {
+        let Settled {
+            changes, manifests, ..
+        } = catalog.settle(delta);
+        let layers = changes.iter().filter_map(|change| match change {
+            Change::RemoveLayer(id) => Some(*id),
+            _ => None,
+        });
+        (layers.collect::<Vec<_>>(), manifests)
+    };
+    let folder = item(0, &[0, 4], true);
+    let number = catalog.put(folder.clone(), &mut Delta::default());
+    let other = catalog.put(item(1, &[4], false), &mut Delta::default());
+    let mut delta = Delta::default();
+    assert!(catalog.set_away(number, &mut delta) && catalog.is_stale(number));
+    assert!(!catalog.set_away(number, &mut delta), "it is away already");
+    assert_eq!(lost(&catalog, delta), (vec![], vec![]));
+    let mut delta = Delta::default();
+    catalog.remove(other, &mut delta);
+    assert_eq!(lost(&catalog, delta), (vec![], vec![]), "the other needs it");
+    assert_eq!(catalog.record(&content(4).id), None);
+    // Back as it was: put from what is known.
+    let below = path(0).join("e1");
+    assert_eq!(catalog.known(&below, &Stamp::default()), Some(content(4)));
+    let again = NewItem {
+        layers: HashMap::new(),
+        ..folder
+    };
+    assert!(catalog.set_back(number) && !catalog.lacks(&again));
+    let mut delta = Delta::default();
+    catalog.put(again.clone(), &mut delta);
+    assert_eq!(lost(&catalog, delta), (vec![], vec![]));
+    assert_eq!(catalog.record(&content(4).id), Some(content(4)));
+    assert!(!catalog.is_stale(number));
+    // Another thing at its path, and unshared: what it was is forgotten.
+    let mut delta = Delta::default();
+    catalog.set_away(number, &mut delta);
+    catalog.put(item(0, &[0], false), &mut delta);
+    let all = (vec![content(4).id], vec![again.record.id]);
+    assert_eq!(lost(&catalog, delta), all);
+    assert!(!catalog.is_away(number) && catalog.known(&below, &Stamp::default()).is_none());
+    let mut delta = Delta::default();
+    catalog.put(item(0, &[0, 4], true), &mut delta);
+    catalog.set_away(number, &mut delta);
+    catalog.remove(number, &mut delta);
+    assert_eq!(lost(&catalog, delta), all);
+    assert!(catalog.kept.is_empty() && catalog.away.is_empty());
 }
 
 #[test]

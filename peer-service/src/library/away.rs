@@ -1,0 +1,61 @@
+//! Shared paths that are away for a while, as on a disk that is not mounted: what was shared stays shared until its owner unshares it.
+//! Not so in the files folder, where taking a file away is how to unshare it.
+
+use std::path::Path;
+
+use super::{
+    Inner,
+    catalog::{Catalog, Delta},
+    walk::is_gone,
+};
+
+/// Most paths named at start.
+const MAX_NAMED: usize = 5;
+
+impl Inner {
+    /// Whether an item at this path stays when nothing is there.
+    pub(super) fn outlasts(&self, path: &Path) -> bool {
+        !path.starts_with(&self.files_folder)
+    }
+
+    /// Whether nothing is at this path now, and an item there stays nevertheless.
+    pub(super) fn is_away(&self, path: &Path) -> bool {
+        self.outlasts(path) && path.metadata().is_err_and(|error| is_gone(&error))
+    }
+
+    /// Withdraws an item whose path is away and keeps it. Looks itself, as what somebody saw before may have come since. Whether it is
+    /// away.
+    pub(super) fn put_away(&self, number: u64) -> bool {
+        let _writing = self.writing();
+        // Apart from the question: the catalog must not stay locked while the disk is asked.
+        let path = self.catalog().item(number).map(|shared| shared.path.clone());
+        let Some(path) = path.filter(|path| self.is_away(path)) else {
+            return false;
+        };
+        let mut delta = Delta::default();
+        if self.catalog().set_away(number, &mut delta) {
+            tell_away(&path);
+            // A failure is logged there; at the next start `stat` tells again.
+            let _ = self.publish(delta);
+            self.stale.notify_one();
+        }
+        true
+    }
+}
+
+/// Says which paths are away: not of each of a hundred thousand on one disk.
+pub(super) fn tell_all_away(catalog: &Catalog) {
+    let mut away = catalog.away();
+    away.by_ref()
+        .take(MAX_NAMED)
+        .for_each(|shared| tell_away(&shared.path));
+    match away.count() {
+        0 => {}
+        more => tracing::warn!(more, "more shared paths are away"),
+    }
+}
+
+fn tell_away(path: &Path) {
+    let path = path.display();
+    tracing::warn!("{path} is away: it is shared again when it is back; `potluck unshare {path}` forgets it");
+}
