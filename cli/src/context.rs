@@ -15,6 +15,9 @@ use crate::{
 /// How long a peer may take to start before that is told: longer than one with an ordinary library takes.
 const SLOW_START: Duration = Duration::from_secs(5);
 
+/// How long the peer that runs here may take to say which index it uses, before the default one is asked.
+const ASKED_WITHIN: Duration = Duration::from_secs(1);
+
 /// The surroundings of one command. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Context {
@@ -167,7 +170,16 @@ impl Context {
             return self.index();
         }
         // A peer that does not answer is no reason not to ask.
-        let peer = self.running_peer().await.ok().flatten();
+        let peer = match tokio::time::timeout(ASKED_WITHIN, self.running_peer()).await {
+            Ok(peer) => peer.ok().flatten(),
+            Err(_) => {
+                let default = potluck_peer::options::DEFAULT_INDEX;
+                self.out.note(format_args!(
+                    "the peer that runs here does not answer: asking the index at {default}"
+                ));
+                None
+            }
+        };
         self.index_of(peer.as_deref())
     }
 

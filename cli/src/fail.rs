@@ -98,6 +98,11 @@ impl Fail {
         Problem::new(reason, message).into()
     }
 
+    /// Whether it is for this reason.
+    pub(crate) fn is(&self, reason: Reason) -> bool {
+        matches!(self, Self::Told { word, .. } if *word == reason.word())
+    }
+
     /// The same with one more hint.
     #[must_use]
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {

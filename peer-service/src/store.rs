@@ -351,6 +351,7 @@ mod tests {
     fn file(path: &[u8], n: u8) -> ItemRow {
         ItemRow {
             path: path_of(path).into(),
+            arrived: false,
             id: id(n),
             root: Root([n + 100; 32]),
             body: RowBody::File(stamp(n.into())),

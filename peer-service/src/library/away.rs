@@ -13,14 +13,14 @@ use super::{
 const MAX_NAMED: usize = 5;
 
 impl Inner {
-    /// Whether an item at this path stays when nothing is there.
-    pub(super) fn outlasts(&self, path: &Path) -> bool {
-        !path.starts_with(&self.files_folder)
+    /// Whether an item at this path stays when nothing is there. Not so a download that its owner only fetched.
+    pub(super) fn outlasts(&self, path: &Path, arrived: bool) -> bool {
+        !arrived && !path.starts_with(&self.files_folder)
     }
 
     /// Whether nothing is at this path now, and an item there stays nevertheless.
-    pub(super) fn is_away(&self, path: &Path) -> bool {
-        self.outlasts(path) && path.metadata().is_err_and(|error| is_gone(&error))
+    pub(super) fn is_away(&self, path: &Path, arrived: bool) -> bool {
+        self.outlasts(path, arrived) && path.metadata().is_err_and(|error| is_gone(&error))
     }
 
     /// Withdraws an item whose path is away and keeps it. Looks itself, as what somebody saw before may have come since. Whether it is
@@ -28,8 +28,11 @@ impl Inner {
     pub(super) fn put_away(&self, number: u64) -> bool {
         let _writing = self.writing();
         // Apart from the question: the catalog must not stay locked while the disk is asked.
-        let path = self.catalog().item(number).map(|shared| shared.path.clone());
-        let Some(path) = path.filter(|path| self.is_away(path)) else {
+        let item = self
+            .catalog()
+            .item(number)
+            .map(|shared| (shared.path.clone(), shared.arrived));
+        let Some((path, _)) = item.filter(|(path, arrived)| self.is_away(path, *arrived)) else {
             return false;
         };
         let mut delta = Delta::default();

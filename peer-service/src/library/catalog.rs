@@ -85,8 +85,10 @@ impl Catalog {
     }
 
     /// Puts an item in place of the one at its path, or as the newest. Nothing that it [`Catalog::lacks`].
-    pub(super) fn put(&mut self, item: NewItem, delta: &mut Delta) -> u64 {
+    pub(super) fn put(&mut self, mut item: NewItem, delta: &mut Delta) -> u64 {
         let old = self.by_path.get(&item.path).copied();
+        let before = old.and_then(|number| self.items.get(&number));
+        item.arrived &= before.is_none_or(|before| before.arrived);
         if let Some(number) = old.filter(|&number| self.is_same(number, &item)) {
             return number;
         }
@@ -110,7 +112,8 @@ impl Catalog {
         let Some(shared) = self.items.get(&number) else {
             return false;
         };
-        let same = shared.body.is(&item.body) && shared.record == item.record;
+        let same =
+            shared.body.is(&item.body) && shared.record == item.record && shared.arrived == item.arrived;
         same && !self.stale.contains(&number) && !self.hidden.contains(&*item.path)
     }
 
@@ -138,6 +141,7 @@ impl Catalog {
         };
         let mut shared = Shared {
             path: item.path,
+            arrived: item.arrived,
             record: item.record,
             body: item.body,
             sums: item.sums,
@@ -255,11 +259,18 @@ impl Catalog {
     }
 
     /// Puts an item as it was remembered, without any copy: for those that are found changed at start.
-    pub(super) fn put_stale(&mut self, number: u64, path: Arc<Path>, record: FileRecord, body: Body) {
+    pub(super) fn put_stale(
+        &mut self,
+        number: u64,
+        (path, arrived): (Arc<Path>, bool),
+        record: FileRecord,
+        body: Body,
+    ) {
         self.by_path.insert(path.clone(), number);
         let sums = BTreeMap::new();
         let shared = Shared {
             path,
+            arrived,
             record,
             body,
             sums,

@@ -139,11 +139,12 @@ impl Inner {
                 RowBody::File(stamp) => Body::File(stamp),
                 RowBody::Collection(_) => Body::Collection(Arc::default()),
             };
-            return catalog.put_stale(number, path, record, body);
+            return catalog.put_stale(number, (path, row.arrived), record, body);
         };
         let standing = standing.unwrap_or_else(|| self.standing_of_folder(&path, &body, look));
         let item = NewItem {
             path: path.clone(),
+            arrived: row.arrived,
             record,
             body,
             sums,
@@ -151,7 +152,7 @@ impl Inner {
         };
         catalog.insert(number, item, delta);
         match standing {
-            Standing::Gone if self.outlasts(&path) => drop(catalog.set_away(number, delta)),
+            Standing::Gone if self.outlasts(&path, row.arrived) => drop(catalog.set_away(number, delta)),
             Standing::Gone => {
                 tracing::info!(path = %path.display(), "no longer there: no longer shared");
                 catalog.remove(number, delta);

@@ -401,7 +401,8 @@ fn not_hashed() -> Problem {
 }
 
 impl Inner {
-    fn adopt(&self, item: NewItem) -> Result<Item, Problem> {
+    fn adopt(&self, mut item: NewItem) -> Result<Item, Problem> {
+        item.arrived = true;
         *lock(&self.arrived) = Some(Instant::now());
         let put = self.put_items(vec![item], share::Cause::Asked).pop();
         put.unwrap_or_else(|| Err(Problem::new(Reason::Internal, "nothing to share")))

@@ -93,10 +93,10 @@ impl Inner {
             let catalog = self.catalog();
             let item = catalog.item(place.item).filter(|shared| shared.body.is(seen));
             item.filter(|_| !catalog.is_away(place.item))
-                .map(|shared| shared.path.clone())
+                .map(|shared| (shared.path.clone(), shared.arrived))
         };
-        let Some(path) = path else { return };
-        if self.is_away(&path) && self.put_away(place.item) {
+        let Some((path, arrived)) = path else { return };
+        if self.is_away(&path, arrived) && self.put_away(place.item) {
             return;
         }
         let _writing = self.writing();

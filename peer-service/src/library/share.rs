@@ -141,6 +141,7 @@ impl Inner {
         let record = self.catalog().known(path, stamp)?;
         Some(NewItem {
             path: path.into(),
+            arrived: false,
             record,
             body: Body::File(*stamp),
             sums: BTreeMap::new(),
@@ -178,6 +179,7 @@ impl Inner {
         };
         is_same(found, &folder.manifest, &folder.members.stamps).then(|| NewItem {
             path: root.into(),
+            arrived: false,
             record,
             body: Body::Collection(folder),
             sums: BTreeMap::new(),
@@ -207,6 +209,7 @@ impl Inner {
         let folder = Folder::new(manifest, Members { stamps, roots });
         let item = NewItem {
             path: root.into(),
+            arrived: false,
             record,
             body: Body::Collection(Arc::new(folder)),
             sums,
@@ -275,7 +278,9 @@ impl Inner {
         let mut delta = Delta::default();
         let mut catalog = self.catalog();
         let mut put = Vec::with_capacity(items.len());
-        for (item, written) in items.into_iter().zip(written) {
+        for (mut item, written) in items.into_iter().zip(written) {
+            // Only who asks for it changes that it came as a download.
+            item.arrived |= !matches!(cause, Cause::Asked);
             put.push(match written {
                 Err(problem) => Err(problem),
                 Ok(()) if !cause.holds(&catalog, &item.path) => {
@@ -324,6 +329,7 @@ pub(super) fn file_item(path: &Path, done: Done) -> NewItem {
     let layers = (!layer.is_empty()).then(|| (record.id, layer.into()));
     NewItem {
         path: path.into(),
+        arrived: false,
         record,
         body: Body::File(done.stamp),
         sums: BTreeMap::new(),

@@ -301,6 +301,40 @@ async fn another_file_where_one_was_away_is_hashed_anew() {
 }
 
 #[tokio::test]
+async fn a_download_that_is_gone_is_forgotten_unless_its_owner_shared_it() {
+    let rig = Rig::new();
+    let dir = rig.dir.path().canonicalize().unwrap();
+    let paths = ["fetched", "shared"].map(|name| dir.join(name));
+    for path in &paths {
+        fs::write(path, path.as_os_str().as_encoded_bytes()).unwrap();
+        let mut item = rig.inner.prepare(path, &WATCH).unwrap();
+        item.arrived = true;
+        rig.inner
+            .put_items(vec![item], Cause::Asked)
+            .pop()
+            .unwrap()
+            .unwrap();
+    }
+    rig.share(&paths[1]);
+    let numbers = paths.each_ref().map(|path| rig.number(path));
+    // What is hashed again for a change is still what it was.
+    rig.inner
+        .share_path(&paths[0], Cause::Changed(numbers[0]), &WATCH)
+        .unwrap();
+    let rig = Rig::at(rig.end().await);
+    for path in &paths {
+        fs::remove_file(dir.join(path)).unwrap();
+    }
+    numbers
+        .into_iter()
+        .for_each(|number| _ = rig.inner.refresh_one(number));
+    let at = |path: &Path| rig.inner.catalog().at(path);
+    assert_eq!((at(&paths[0]), at(&paths[1])), (None, Some(numbers[1])));
+    assert!(rig.inner.catalog().is_away(numbers[1]));
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn a_collection_is_put_although_the_last_that_had_its_manifest_went() {
     let rig = Rig::new();
     let dir = rig.dir.path().canonicalize().unwrap();

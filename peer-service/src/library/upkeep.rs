@@ -122,8 +122,8 @@ pub(super) fn refresh(inner: &Inner, with_away: bool) -> Duration {
 
 impl Inner {
     pub(super) fn refresh_one(&self, number: u64) -> Outcome {
-        let path = match self.catalog().item(number) {
-            Some(shared) => shared.path.clone(),
+        let (path, arrived) = match self.catalog().item(number) {
+            Some(shared) => (shared.path.clone(), shared.arrived),
             None => return Outcome::Done,
         };
         if self.is_dropped_in(&path) {
@@ -133,7 +133,7 @@ impl Inner {
         }
         let metadata = match path.metadata() {
             Ok(metadata) => metadata,
-            Err(error) if is_gone(&error) && self.outlasts(&path) => {
+            Err(error) if is_gone(&error) && self.outlasts(&path, arrived) => {
                 if !self.catalog().is_away(number) {
                     self.put_away(number);
                 }

@@ -58,6 +58,8 @@ pub(crate) struct Members {
 pub(crate) struct ItemRow {
     /// Where it is.
     pub(crate) path: Arc<Path>,
+    /// Whether it came as a download, and nobody asked for it to be shared.
+    pub(crate) arrived: bool,
     /// Its id: the file's, or the manifest's.
     pub(crate) id: FileId,
     /// Root of its tree.
@@ -128,10 +130,14 @@ pub(super) fn path_of(bytes: &[u8]) -> PathBuf {
     std::ffi::OsStr::from_bytes(bytes).into()
 }
 
-/// `0`, id, root, stamp, path for a file; `1`, id, root, path for a collection.
+/// In the first byte of an item's row: that it came as a download.
+const ARRIVED: u8 = 2;
+
+/// `0`, id, root, stamp, path for a file; `1`, id, root, path for a collection; [`ARRIVED`] more for what came as a download.
 pub(super) fn encode_item(row: &ItemRow) -> Vec<u8> {
     let mut out = Vec::with_capacity(1 + 2 * 32 + STAMP_LEN + row.path.as_os_str().len());
-    out.push(u8::from(matches!(row.body, RowBody::Collection(_))));
+    let kind = u8::from(matches!(row.body, RowBody::Collection(_)));
+    out.push(kind | if row.arrived { ARRIVED } else { 0 });
     out.extend_from_slice(row.id.as_bytes());
     out.extend_from_slice(row.root.as_bytes());
     if let RowBody::File(stamp) = &row.body {
@@ -146,7 +152,7 @@ pub(super) fn decode_item(bytes: &[u8]) -> Option<ItemRow> {
     let (&kind, rest) = bytes.split_first()?;
     let (id, rest) = rest.split_first_chunk::<32>()?;
     let (root, rest) = rest.split_first_chunk::<32>()?;
-    let (body, rest) = match kind {
+    let (body, rest) = match kind & !ARRIVED {
         0 => {
             let (stamp, rest) = rest.split_first_chunk::<STAMP_LEN>()?;
             (RowBody::File(Stamp::read(stamp)), rest)
@@ -157,6 +163,7 @@ pub(super) fn decode_item(bytes: &[u8]) -> Option<ItemRow> {
     let path = path_of(rest);
     path.is_absolute().then(|| ItemRow {
         path: path.into(),
+        arrived: kind & ARRIVED != 0,
         id: FileId(*id),
         root: Root(*root),
         body,

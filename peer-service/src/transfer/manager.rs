@@ -385,6 +385,8 @@ impl Transfers {
                         State::Done
                     }
                     _ if cancel => State::Cancelled,
+                    // Who follows it is told that the peer ends, and not that somebody paused it.
+                    Ended::Stopped if self.inner.shutdown.is_cancelled() => view.state,
                     Ended::Stopped => State::Paused,
                     Ended::Failed(problem) => {
                         view.error = Some(problem.clone());

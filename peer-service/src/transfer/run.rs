@@ -188,7 +188,7 @@ impl Run {
             partial: true,
         });
         let mut finished = self.drive(&live, reporter, sources, dialer, local).await;
-        if matches!(finished, Ok(Fetched::Done)) && self.may_be_manifest(&live).await? {
+        if matches!(finished, Ok(Fetched::Done)) && self.is_manifest(&live).await? {
             finished = Ok(Fetched::Doubted);
         }
         let have = live.have();
@@ -387,7 +387,7 @@ impl Run {
             calls: calls.clone(),
             lies: Default::default(),
             crowded: false,
-            doubts: plan.manifest().is_none() && !self.doubted.load(Ordering::Relaxed),
+            doubts: self.may_doubt(plan),
             doubted: false,
         };
         let (part, over) = (Arc::clone(&live.part), stop.clone());

@@ -105,6 +105,7 @@ async fn fetch_first(
     let target = target(peer, args)?;
     let again = again(context, args);
     let last = candidates.len().saturating_sub(1);
+    let mut first = None;
     for (i, candidate) in candidates.into_iter().enumerate() {
         let order = FetchOrder {
             file: candidate.id,
@@ -127,9 +128,14 @@ async fn fetch_first(
         match follow(context, peer, &order, patience, Some(&again)).await {
             Ok(transfer) => return report(context, &transfer, args.detach),
             Err(fail) => match why_another(&fail).filter(|_| i < last) {
-                Some(why) => context
-                    .out
-                    .warn(format_args!("{} {why}, trying another", order.file)),
+                Some(why) => {
+                    context
+                        .out
+                        .warn(format_args!("{} {why}, trying another", order.file));
+                    first.get_or_insert(fail);
+                }
+                // What is in the way is what was fetched of the first, which says how to go on.
+                None if fail.is(Reason::TargetExists) => return Err(first.unwrap_or(fail)),
                 None => return Err(fail),
             },
         }

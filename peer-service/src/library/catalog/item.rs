@@ -30,6 +30,8 @@ pub(in super::super) struct Place {
 #[derive(Debug)]
 pub(in super::super) struct Shared {
     pub(in super::super) path: Arc<Path>,
+    /// Whether it came as a download, and nobody asked for it to be shared.
+    pub(in super::super) arrived: bool,
     /// Of the file, or of the collection's manifest.
     pub(in super::super) record: FileRecord,
     pub(in super::super) body: Body,
@@ -69,6 +71,8 @@ pub(in super::super) struct Folder {
 #[derive(Debug, Clone)]
 pub(in super::super) struct NewItem {
     pub(in super::super) path: Arc<Path>,
+    /// As in [`Shared`]; what was asked for stays so, whoever puts it.
+    pub(in super::super) arrived: bool,
     pub(in super::super) record: FileRecord,
     pub(in super::super) body: Body,
     pub(in super::super) sums: BTreeMap<Part, Sha256>,
@@ -190,6 +194,7 @@ impl Shared {
     pub(super) fn row(&self) -> ItemRow {
         ItemRow {
             path: self.path.clone(),
+            arrived: self.arrived,
             id: self.record.id,
             root: self.record.root,
             body: match &self.body {

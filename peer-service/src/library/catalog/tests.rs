@@ -61,6 +61,7 @@ fn item(at: usize, contents: &[usize], is_folder: bool) -> NewItem {
     };
     NewItem {
         path: path(at),
+        arrived: false,
         record,
         body,
         sums: BTreeMap::new(),

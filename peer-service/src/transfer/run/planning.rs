@@ -1,7 +1,7 @@
 //! What a run has to know before its part is opened: what is fetched, where to, and what its units are checked against.
 //!
 //! That something is a folder is believed once its bytes are a manifest. That it is a plain file is believed until somebody counts its units
-//! otherwise, or its own bytes begin as a manifest does: then they are looked at, once.
+//! otherwise, or its own bytes turn out to be one: then it is looked at, once.
 
 use std::{
     os::unix::fs::FileExt as _,
@@ -11,7 +11,7 @@ use std::{
 use potluck_core::{
     Problem, Reason,
     index_client::{FileRecord, Kind},
-    manifest::{MAGIC, MAX_MANIFEST_SIZE},
+    manifest::{MAGIC, MAX_MANIFEST_SIZE, Manifest},
     path::Label,
     plan::Plan,
 };
@@ -143,20 +143,28 @@ impl Run {
         Ok(checks)
     }
 
-    /// Whether what was fetched as a plain file may be a folder's manifest after all, and nobody looked yet.
-    pub(super) async fn may_be_manifest(&self, live: &Arc<Live>) -> Result<bool, Problem> {
+    /// Whether what is taken for a plain file could be a folder's manifest, and nobody looked yet.
+    pub(super) fn may_doubt(&self, plan: &Plan) -> bool {
+        plan.manifest().is_none()
+            && plan.total() <= MAX_MANIFEST_SIZE
+            && !self.doubted.load(Ordering::Relaxed)
+    }
+
+    /// Whether what was fetched as a plain file is a folder's manifest after all.
+    pub(super) async fn is_manifest(&self, live: &Arc<Live>) -> Result<bool, Problem> {
         let part = Arc::clone(&live.part);
-        if self.doubted.load(Ordering::Relaxed) || part.plan().manifest().is_some() {
-            return Ok(false);
-        }
-        if part.plan().total() > MAX_MANIFEST_SIZE {
+        if !self.may_doubt(part.plan()) {
             return Ok(false);
         }
         blocking(move || {
-            let mut head = [0; MAGIC.len()];
-            let read = part.file(0).and_then(|file| file.read_exact_at(&mut head, 0));
             // What cannot be read is told of when it is given its name.
-            read.is_ok() && head == *MAGIC
+            let Ok(file) = part.file(0) else { return false };
+            let mut bytes = vec![0; MAGIC.len()];
+            if file.read_exact_at(&mut bytes, 0).is_err() || bytes != MAGIC {
+                return false;
+            }
+            bytes.resize(part.plan().total() as usize, 0);
+            file.read_exact_at(&mut bytes, 0).is_ok() && Manifest::decode(bytes).is_ok()
         })
         .await
     }
