@@ -111,6 +111,8 @@ fn a_share_that_has_the_home_is_named() {
         );
         assert!(!told.contains("--home"), "{args:?}: {told}");
     }
+    let status = sandbox.run(&["status"]).expect(0).stdout;
+    assert!(status.contains("`potluck share` runs here"), "{status}");
     assert!(sharing.interrupt().success());
     let told = sandbox.run(&["transfers"]).expect(5).stderr;
     assert!(told.contains("no peer is running"), "{told}");

@@ -53,6 +53,26 @@ fn from(id: FileId, target: &Path, peers: &[&Address]) -> v1::FetchRequest {
     }
 }
 
+/// Begins a fetch, and follows it until this holds of it; goes on for as long as its events are kept.
+async fn fetch_until(
+    world: &World,
+    request: v1::FetchRequest,
+    holds: impl Fn(&v1::Transfer) -> bool,
+) -> (tonic::Streaming<v1::FetchResponse>, v1::Transfer) {
+    let mut control = world.peer.control.clone();
+    let mut events = control.fetch(request).await.unwrap().into_inner();
+    let follow = async {
+        loop {
+            let transfer = events.message().await.unwrap().unwrap().transfer.unwrap();
+            if holds(&transfer) {
+                return transfer;
+            }
+        }
+    };
+    let transfer = tokio::time::timeout(PATIENCE, follow).await.unwrap();
+    (events, transfer)
+}
+
 /// Waits until a download showed what this peer is like, or a second.
 async fn asked(by: &Peer, bad: &Address) {
     for _ in 0..40 {
@@ -251,27 +271,11 @@ async fn a_folder_said_to_be_a_file_is_fetched_as_a_folder() {
     // It has everything that it says there is, until its bytes are seen to be a manifest.
     let bad = fake(Vice::SaysFile, &manifest).await;
     let spec = |peers: &[&Address]| v1::FetchRequest {
-        providers: peers.iter().map(|&address| address.into()).collect(),
         detach: true,
-        ..wish(id, &target)
+        ..from(id, &target, peers)
     };
-    let mut events = world
-        .peer
-        .control
-        .clone()
-        .fetch(spec(&[&bad]))
-        .await
-        .unwrap()
-        .into_inner();
-    let is_folder = async {
-        loop {
-            let transfer = events.message().await.unwrap().unwrap().transfer.unwrap();
-            if transfer.kind() == v1::FileKind::Collection {
-                return;
-            }
-        }
-    };
-    tokio::time::timeout(PATIENCE, is_folder).await.unwrap();
+    let is_folder = |transfer: &v1::Transfer| transfer.kind() == v1::FileKind::Collection;
+    let (_events, _) = fetch_until(&world, spec(&[&bad]), is_folder).await;
     assert!(!target.exists());
     let done = world.peer.fetch(spec(&[&bad, &world.honest.address])).await;
     assert_done(&done);
@@ -286,27 +290,13 @@ async fn who_counts_the_units_otherwise_puts_in_doubt_that_it_is_a_file() {
     // It has nothing of what it says there is.
     let bad = fake(Vice::Empty, &manifest).await;
     let spec = |peers: &[&Address]| v1::FetchRequest {
-        providers: peers.iter().map(|&address| address.into()).collect(),
         detach: true,
-        ..wish(id, &target)
+        ..from(id, &target, peers)
     };
-    let mut events = world
-        .peer
-        .control
-        .clone()
-        .fetch(spec(&[&bad]))
-        .await
-        .unwrap()
-        .into_inner();
-    let is_file = async {
-        loop {
-            let transfer = events.message().await.unwrap().unwrap().transfer.unwrap();
-            if transfer.kind() == v1::FileKind::File && transfer.state() != v1::TransferState::Preparing {
-                return;
-            }
-        }
+    let is_file = |transfer: &v1::Transfer| {
+        transfer.kind() == v1::FileKind::File && transfer.state() != v1::TransferState::Preparing
     };
-    tokio::time::timeout(PATIENCE, is_file).await.unwrap();
+    let (_events, _) = fetch_until(&world, spec(&[&bad]), is_file).await;
     let done = world.peer.fetch(spec(&[&bad, &world.honest.address])).await;
     assert_done(&done);
     assert_eq!(done.kind(), v1::FileKind::Collection);
@@ -322,23 +312,8 @@ async fn a_transfer_keeps_its_name_whatever_others_call_the_file() {
         providers: peers.iter().map(|&address| address.into()).collect(),
         ..Default::default()
     };
-    let mut events = world
-        .peer
-        .control
-        .clone()
-        .fetch(spec(&[&bad]))
-        .await
-        .unwrap()
-        .into_inner();
-    let named = async {
-        loop {
-            let transfer = events.message().await.unwrap().unwrap().transfer.unwrap();
-            if !transfer.path.is_empty() {
-                return transfer;
-            }
-        }
-    };
-    let before = tokio::time::timeout(PATIENCE, named).await.unwrap();
+    let is_named = |transfer: &v1::Transfer| !transfer.path.is_empty();
+    let (_events, before) = fetch_until(&world, spec(&[&bad]), is_named).await;
     let request = v1::PauseTransferRequest {
         transfer_id: before.transfer_id,
     };
@@ -364,24 +339,12 @@ async fn only_liars_means_waiting_and_no_file() {
         fake(Vice::Corrupts, &world.data).await,
     );
     let target = world.dir.path().join("out");
-    let mut events = world
-        .peer
-        .control
-        .clone()
-        .fetch(from(world.id, &target, &[&one, &two]))
-        .await
-        .unwrap()
-        .into_inner();
-    let waiting = async {
-        loop {
-            let transfer = events.message().await.unwrap().unwrap().transfer.unwrap();
-            let banned = |peer: &v1::TransferPeer| peer.state() == v1::PeerState::Banned;
-            if transfer.state() == v1::TransferState::Waiting && transfer.peers.iter().all(banned) {
-                return transfer;
-            }
-        }
+    let is_waiting = |transfer: &v1::Transfer| {
+        let banned = |peer: &v1::TransferPeer| peer.state() == v1::PeerState::Banned;
+        transfer.state() == v1::TransferState::Waiting && transfer.peers.iter().all(banned)
     };
-    let transfer = tokio::time::timeout(PATIENCE, waiting).await.unwrap();
+    let request = from(world.id, &target, &[&one, &two]);
+    let (_events, transfer) = fetch_until(&world, request, is_waiting).await;
     assert_eq!(transfer.bytes_done, 0);
     assert_eq!(transfer.error.unwrap().reason, "NO_PROVIDERS");
     assert!(!target.exists());

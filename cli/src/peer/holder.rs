@@ -67,27 +67,25 @@ impl Holder {
         Some(Self { pid, verb })
     }
 
-    /// Why the command that was typed cannot be done now.
-    pub(crate) fn in_the_way(&self, reason: Reason) -> Fail {
+    /// Who it is, and what it does with the home.
+    pub(crate) fn told(&self) -> String {
         let pid = self.pid;
         match self.verb {
-            Some("peer") => Fail::new(
-                reason,
-                format!("`potluck peer` runs here (process {pid}) with its control service elsewhere"),
-            )
-            .hint("name it with --peer unix:PATH or --peer http://ADDR"),
-            verb => {
-                let command = verb.map_or_else(
-                    || "the prompt of `potluck`".to_owned(),
-                    |verb| format!("`potluck {verb}`"),
-                );
-                Fail::new(
-                    reason,
-                    format!("{command} runs here (process {pid}) and has its peer to itself"),
-                )
-                .hint("stop it first; a `potluck peer` in its place works with all commands at once")
+            Some("peer") => {
+                format!("`potluck peer` runs here (process {pid}) with its control service elsewhere")
             }
+            Some(verb) => format!("`potluck {verb}` runs here (process {pid}) and has its peer to itself"),
+            None => format!("the prompt of `potluck` runs here (process {pid}) and has its peer to itself"),
         }
+    }
+
+    /// Why the command that was typed cannot be done now.
+    pub(crate) fn in_the_way(&self, reason: Reason) -> Fail {
+        let hint = match self.verb {
+            Some("peer") => "name it with --peer unix:PATH or --peer http://ADDR",
+            _ => "stop it first; a `potluck peer` in its place works with all commands at once",
+        };
+        Fail::new(reason, self.told()).hint(hint)
     }
 }
 

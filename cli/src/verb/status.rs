@@ -5,7 +5,7 @@ use console::style;
 use potluck_core::{Problem, proto::v1::GetStatsResponse, transport::Endpoint};
 use serde_json::{Value, json};
 
-use crate::{context::Context, control::model::Status, fail::Fail, text};
+use crate::{context::Context, control::model::Status, fail::Fail, peer::Holder, text};
 use std::time::Duration;
 
 const EXAMPLES: &str = "\
@@ -46,10 +46,11 @@ pub(crate) async fn run(context: &Context, _: StatusArgs) -> Result<(), Fail> {
         lines.push(String::new());
         lines.extend(match &peer {
             Some((status, control, own)) => peer_lines(status, control, *own),
-            None => vec![format!(
-                "{}   none is running here; start one with: potluck peer",
-                style("peer").bold()
-            )],
+            None => {
+                let none = || "none is running here; start one with: potluck peer".to_owned();
+                let told = Holder::find().map_or_else(none, |holder| holder.told());
+                vec![format!("{}   {told}", style("peer").bold())]
+            }
         });
         context.out.lines(lines)?;
     }

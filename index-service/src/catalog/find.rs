@@ -4,8 +4,9 @@
 //! shorter than asked for, even empty, and still have a next one. A page by exact name or by claim goes through all files that have it,
 //! since any of them may be the one of most providers: whoever asks for one is to be charged by their number.
 
-use std::{cmp::Reverse, collections::BinaryHeap};
+use std::cmp::Reverse;
 
+use itertools::Itertools as _;
 use potluck_core::{FileId, Sha256, index_client::Found};
 use rand::Rng;
 use roaring::RoaringBitmap;
@@ -189,7 +190,7 @@ impl Catalog {
             })
             .filter(|(key, _)| after.is_none_or(|after| *key > after));
         // One more tells whether there is a next page.
-        let mut rest = least(rest, most.saturating_add(1));
+        let mut rest: Vec<_> = rest.k_smallest(most.saturating_add(1)).collect();
         let mut more = rest.len() > most;
         rest.truncate(most);
         let mut files = Vec::with_capacity(rest.len());
@@ -284,21 +285,6 @@ impl Search<'_> {
     }
 }
 
-/// The least of all, at most so many, in order; holds no more than these.
-fn least<T: Ord>(all: impl Iterator<Item = T>, most: usize) -> Vec<T> {
-    let mut kept = BinaryHeap::new();
-    for one in all {
-        if kept.len() < most {
-            kept.push(one);
-        } else if let Some(mut last) = kept.peek_mut()
-            && one < *last
-        {
-            *last = one;
-        }
-    }
-    kept.into_sorted_vec()
-}
-
 /// What a result takes in an answer, in bytes, roughly and rather too much.
 fn weight(found: &Found) -> usize {
     let names: usize = found.names.iter().map(|name| name.len() + 4).sum();
@@ -308,21 +294,4 @@ fn weight(found: &Found) -> usize {
         .map(|provider| provider.address.host.len() + 56)
         .sum();
     160 + names + providers
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn the_least_are_those_that_sorting_puts_first(all in prop::collection::vec(0..50u8, 0..60), most in 0..70usize) {
-            let mut expected = all.clone();
-            expected.sort_unstable();
-            expected.truncate(most);
-            prop_assert_eq!(least(all.into_iter(), most), expected);
-        }
-    }
 }
