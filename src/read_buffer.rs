@@ -6,7 +6,7 @@ use std::ops::{Deref, DerefMut};
 const PAGE: usize = 4096;
 
 /// Where in a page the bytes begin: far from where the file's begin in theirs. Where the target of the kernel's copy begins 1 to 31 bytes
-/// further into its page than the source, AMD's Zen 3 copies at a quarter of its speed (docs/performance-log.md); the allocator's large
+/// further into its page than the source, AMD's Zen 3 copies at a quarter of its speed (docs/performance.md); the allocator's large
 /// blocks begin 16 bytes into theirs.
 const INTO_PAGE: usize = PAGE / 2;
 
