@@ -24,6 +24,9 @@ from transferbench.transfer import Shape, Transfer
 PROGRAMS = r"potluck.*|tokio-rt-worker"
 """Names of the threads that count."""
 
+BUILD = Path(__file__).resolve().parents[2] / "target" / "profiling"
+"""Made by `cargo build --profile profiling --workspace`."""
+
 HERTZ = 1999
 """Samples a second and processor."""
 
@@ -37,7 +40,8 @@ def main() -> int:
     parser.add_argument("--sinks", type=int, default=1, help="how many it is sent to [default: %(default)s]")
     parser.add_argument("--size", type=size, default=2 << 30, help="of the file [default: 2GiB]")
     parser.add_argument("--rounds", type=int, default=3, help="that are added up; one before them counts for nothing [default: %(default)s]")
-    parser.add_argument("--potluck", type=pairs, default={}, metavar="bin=DIR", help="a build of Potluck [default: target/release]")
+    parser.add_argument("--potluck", type=pairs, default={"bin": str(BUILD)}, metavar="bin=DIR",
+                        help="a build of Potluck with line tables [default: target/profiling]")
     parser.add_argument("--bare", type=Path, metavar="BIN", help="profile this program of the bare stream instead")
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/potluck-transfer"), help="folder in memory for all files [default: %(default)s]")
     parser.set_defaults(disk_dir=None, keep=False)
