@@ -3,8 +3,9 @@
 //! The only place that knows how a reason, the field at fault and a retry delay travel (`google.rpc` details, through
 //! `tonic-types`). Services turn their own errors into a [`Problem`] each in one file; clients get the same [`Problem`] back.
 
-use std::{borrow::Cow, fmt, time::Duration};
+use std::{borrow::Cow, fmt, io, time::Duration};
 
+use rustix::io::Errno;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -98,6 +99,8 @@ reasons! {
     TargetNotWritable = "TARGET_NOT_WRITABLE", "target_not_writable", PermissionDenied;
     /// No room on the disk.
     DiskFull = "DISK_FULL", "disk_full", ResourceExhausted;
+    /// The process, or the whole system, has as many files open as it may.
+    TooManyOpenFiles = "TOO_MANY_OPEN_FILES", "too_many_open_files", ResourceExhausted;
     /// More than this caller is allowed to have.
     QuotaExceeded = "QUOTA_EXCEEDED", "quota_exceeded", ResourceExhausted;
     /// Too many calls.
@@ -122,6 +125,49 @@ reasons! {
     Cancelled = "CANCELLED", "cancelled", Cancelled;
     /// A defect in Potluck, or a failure of the machine that no other reason describes.
     Internal = "INTERNAL", "internal", Internal;
+}
+
+impl Reason {
+    /// The reason for an error of the operating system that says nothing about the file or the
+    /// peer at hand: a resource of this machine is used up.
+    pub fn of_exhaustion(error: &io::Error) -> Option<Self> {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(Self::DiskFull),
+            _ => lacks_descriptors(error).then_some(Self::TooManyOpenFiles),
+        }
+    }
+
+    /// Whether a resource of this machine is used up, so that the same attempt succeeds once some
+    /// of it is free again.
+    pub const fn is_exhaustion(self) -> bool {
+        matches!(self, Self::DiskFull | Self::TooManyOpenFiles)
+    }
+}
+
+/// What to do where [`Reason::TooManyOpenFiles`] is the reason, as the end of a message.
+pub const RAISE_OPEN_FILES: &str =
+    "too many files are open: raise the limit (`ulimit -n`), or end some of what runs";
+
+/// Whether the system refused a file descriptor (`EMFILE`, `ENFILE`). An error that wraps another
+/// has no number of its own: its cause is looked at.
+fn lacks_descriptors(error: &io::Error) -> bool {
+    let is_refusal = |error: &io::Error| {
+        let number = error.raw_os_error().map(Errno::from_raw_os_error);
+        matches!(number, Some(Errno::MFILE | Errno::NFILE))
+    };
+    if is_refusal(error) {
+        return true;
+    }
+    let mut next = error
+        .get_ref()
+        .map(|cause| cause as &(dyn std::error::Error + 'static));
+    while let Some(cause) = next {
+        if cause.downcast_ref().is_some_and(is_refusal) {
+            return true;
+        }
+        next = cause.source();
+    }
+    false
 }
 
 impl fmt::Display for Reason {
@@ -320,6 +366,21 @@ mod tests {
         let status = Status::with_error_details(Code::Unavailable, "", details);
         assert!(!is_ours(&status));
         assert_eq!(Problem::from(status).reason, Reason::Unreachable);
+    }
+
+    #[test]
+    fn a_lack_of_file_descriptors_is_seen_through_any_wrapping() {
+        for number in [Errno::MFILE, Errno::NFILE] {
+            let bare = || io::Error::from(number);
+            assert_eq!(Reason::of_exhaustion(&bare()), Some(Reason::TooManyOpenFiles));
+            let wrapped = io::Error::other(io::Error::other(bare()));
+            assert_eq!(Reason::of_exhaustion(&wrapped), Some(Reason::TooManyOpenFiles));
+        }
+        let full = io::Error::from(Errno::NOSPC);
+        assert_eq!(Reason::of_exhaustion(&full), Some(Reason::DiskFull));
+        for other in [Errno::ACCESS, Errno::NOENT] {
+            assert_eq!(Reason::of_exhaustion(&other.into()), None);
+        }
     }
 
     #[test]

@@ -117,8 +117,7 @@ impl Fail {
         let reason = match error.kind() {
             std::io::ErrorKind::NotFound => Reason::NotFound,
             std::io::ErrorKind::PermissionDenied => Reason::PermissionDenied,
-            std::io::ErrorKind::StorageFull => Reason::DiskFull,
-            _ => Reason::Internal,
+            _ => Reason::of_exhaustion(error).unwrap_or(Reason::Internal),
         };
         let word = if reason == Reason::Internal {
             "io"

@@ -9,6 +9,9 @@ use crate::{home::HomeError, library::LibraryError, store::StoreError};
 impl From<HomeError> for Problem {
     fn from(error: HomeError) -> Self {
         let reason = match &error {
+            HomeError::Io { source, .. } if Reason::of_exhaustion(source).is_some() => {
+                Reason::of_exhaustion(source).unwrap_or(Reason::Internal)
+            }
             HomeError::Locked { .. } => Reason::HomeLocked,
             HomeError::Permission { .. } => Reason::PermissionDenied,
             HomeError::NotAFolder { .. } | HomeError::Token { .. } => Reason::InvalidArgument,
@@ -20,7 +23,8 @@ impl From<HomeError> for Problem {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
-        Self::new(Reason::StoreUnavailable, error.to_string())
+        let reason = error.exhaustion().unwrap_or(Reason::StoreUnavailable);
+        Self::new(reason, error.to_string())
     }
 }
 

@@ -8,13 +8,12 @@
 //! Non-goals: knows nothing of what the rows mean. Calls block.
 
 use std::{
-    io,
     ops::Bound,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
 
-use potluck_core::{FileId, Sha256, merkle::Hash};
+use potluck_core::{FileId, Reason, Sha256, merkle::Hash};
 use redb::{
     Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction,
 };
@@ -81,9 +80,16 @@ from_redb!(
 impl StoreError {
     /// Whether there was no room.
     pub fn is_full(&self) -> bool {
+        self.exhaustion() == Some(Reason::DiskFull)
+    }
+
+    /// The resource of this machine that is used up, where that is why.
+    pub(crate) fn exhaustion(&self) -> Option<Reason> {
         let (Self::Database(error) | Self::Open { source: error, .. }) = self;
-        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
-        matches!(error, redb::Error::Io(error) if full.contains(&error.kind()))
+        match error {
+            redb::Error::Io(error) => Reason::of_exhaustion(error),
+            _ => None,
+        }
     }
 }
 

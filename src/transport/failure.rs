@@ -4,7 +4,10 @@ use std::{error::Error, io};
 
 use tonic::{Code, ConnectError, Status, TimeoutExpired};
 
-use crate::{Problem, Reason, problem::is_ours};
+use crate::{
+    Problem, Reason,
+    problem::{RAISE_OPEN_FILES, is_ours},
+};
 
 /// What went wrong below gRPC.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +18,8 @@ enum Failure {
     Late(String),
     /// Bytes that are no HTTP/2, or an answer that is no gRPC.
     Foreign(String),
+    /// This process may open no more connections: nothing is known of the other side.
+    NoDescriptors,
 }
 
 const NOT_HTTP2: &str = "it does not speak HTTP/2";
@@ -45,6 +50,7 @@ pub(super) fn problem(status: Status, service: &str, place: &dyn std::fmt::Displ
             format!("the {service} at {place} does not answer: {why}"),
         ),
         Some(Failure::Foreign(why)) => (Reason::NotPotluck, foreign(service, place, &why)),
+        Some(Failure::NoDescriptors) => (Reason::TooManyOpenFiles, no_descriptors(place)),
     };
     Problem {
         reason,
@@ -59,10 +65,17 @@ pub(super) fn connect_problem(error: &(dyn Error + 'static), place: &dyn std::fm
         Some(Failure::Late(why)) => {
             return Problem::new(Reason::TimedOut, format!("no answer at {place}: {why}"));
         }
+        Some(Failure::NoDescriptors) => {
+            return Problem::new(Reason::TooManyOpenFiles, no_descriptors(place));
+        }
         Some(Failure::Lost(why) | Failure::Foreign(why)) => why,
         None => root_cause(error),
     };
     Problem::new(Reason::Unreachable, format!("nothing answers at {place}: {why}"))
+}
+
+fn no_descriptors(place: &dyn std::fmt::Display) -> String {
+    format!("cannot connect to {place}: {RAISE_OPEN_FILES}")
 }
 
 fn below_grpc(status: &Status) -> Option<Failure> {
@@ -84,6 +97,7 @@ fn failure(error: &(dyn Error + 'static)) -> Option<Failure> {
     if let Some(error) = error.downcast_ref::<io::Error>() {
         return Some(match error.kind() {
             io::ErrorKind::TimedOut => Failure::Late("the connection timed out".into()),
+            _ if Reason::of_exhaustion(error) == Some(Reason::TooManyOpenFiles) => Failure::NoDescriptors,
             _ => Failure::Lost(root_cause(error)),
         });
     }

@@ -233,6 +233,7 @@ impl Scanner {
             match candidate {
                 Candidate::File(path, stamp) => files.push((path, stamp)),
                 Candidate::Folder(path, found) => folders.push((path, found)),
+                Candidate::Refused(_, refused) if is_passing(&refused) => again = Some(QUIET),
                 Candidate::Refused(path, refused) => self.refuse(path, fingerprint, &refused),
             }
         }
@@ -361,11 +362,12 @@ fn drop_missing(inner: &Inner, listing: &HashSet<PathBuf>) {
     inner.unhide_gone(listing);
 }
 
-/// Whether what kept something from being shared was a matter of the moment: it changed meanwhile, or what it counted on did.
+/// Whether what kept something from being shared was a matter of the moment: it changed meanwhile,
+/// what it counted on did, or a resource of this machine was used up.
 fn is_passing(refused: &[Refused]) -> bool {
-    refused
-        .iter()
-        .any(|(_, problem)| matches!(problem.reason, Reason::FileChanged | Reason::Busy))
+    let is_passing =
+        |reason: Reason| matches!(reason, Reason::FileChanged | Reason::Busy) || reason.is_exhaustion();
+    refused.iter().any(|(_, problem)| is_passing(problem.reason))
 }
 
 fn is_known_file(inner: &Inner, path: &Path) -> bool {

@@ -260,7 +260,7 @@ impl Inner {
             match open_regular(&candidate.path) {
                 Ok((file, stamp)) if candidate.expected.fits(&stamp) => return Ok(Arc::new(file)),
                 // The machine's trouble, such as too many open files, says nothing about the file.
-                Err(problem) if problem.reason == Reason::Internal => {
+                Err(problem) if problem.reason == Reason::Internal || problem.reason.is_exhaustion() => {
                     tracing::warn!(path = %candidate.path.display(), %problem, "a shared file cannot be opened");
                     return Err(Problem::new(
                         Reason::StoreUnavailable,

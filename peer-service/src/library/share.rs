@@ -17,6 +17,7 @@ use potluck_core::{
     index_client::Kind,
     manifest::{Content, Manifest},
     path::Label,
+    problem::RAISE_OPEN_FILES,
 };
 
 use super::{
@@ -234,12 +235,13 @@ impl Inner {
 
     pub(super) fn not_written(&self, error: &std::io::Error) -> Problem {
         let folder = self.store.folder().display();
-        match error.kind() {
-            std::io::ErrorKind::StorageFull => Problem::new(
+        match Reason::of_exhaustion(error) {
+            Some(Reason::DiskFull) => Problem::new(
                 Reason::DiskFull,
                 format!("no room in {folder}: free some and share again"),
             ),
-            _ => Problem::new(
+            Some(reason) => Problem::new(reason, format!("cannot write in {folder}: {RAISE_OPEN_FILES}")),
+            None => Problem::new(
                 Reason::StoreUnavailable,
                 format!("cannot write in {folder}: {error}"),
             ),

@@ -3,7 +3,7 @@
 //! Blocks; run off the async threads.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Mutex,
         atomic::{AtomicU64, Ordering},
@@ -27,6 +27,11 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 /// Most items of a share that are put in one batch, and how long the first may wait for it: one flush of the disk for many.
 const BATCH_ITEMS: usize = 256;
 const BATCH_TIME: Duration = Duration::from_millis(200);
+
+/// First and last wait for file descriptors that are lacking: about four seconds in all, in which
+/// a burst of other work ends, and not so long that whoever waits thinks the command hangs.
+const FIRST_DESCRIPTOR_WAIT: Duration = Duration::from_millis(125);
+const LAST_DESCRIPTOR_WAIT: Duration = Duration::from_secs(2);
 
 /// Shares paths in order, the items of several in one batch.
 pub(super) fn share_all(inner: &Inner, paths: Vec<PathBuf>, events: &mpsc::Sender<ShareEvent>) {
@@ -64,10 +69,7 @@ pub(super) fn share_all(inner: &Inner, paths: Vec<PathBuf>, events: &mpsc::Sende
         if cancelled() {
             break;
         }
-        let prepared = match share::resolve(&path) {
-            Ok(resolved) => inner.prepare(&resolved, &watch),
-            Err(problem) => Err(vec![(path, problem)]),
-        };
+        let prepared = prepare(inner, &path, &watch);
         match prepared {
             Ok(item) => {
                 if batch.is_empty() {
@@ -85,6 +87,28 @@ pub(super) fn share_all(inner: &Inner, paths: Vec<PathBuf>, events: &mpsc::Sende
         }
     }
     put_batch(inner, &mut batch, events, &watch);
+}
+
+/// Makes the item at a path. A lack of file descriptors passes as other work ends: it is waited
+/// for, a little longer each time.
+fn prepare(inner: &Inner, path: &Path, watch: &Watch<'_>) -> Result<NewItem, Vec<Refused>> {
+    let mut wait = FIRST_DESCRIPTOR_WAIT;
+    loop {
+        let prepared = match share::resolve(path) {
+            Ok(resolved) => inner.prepare(&resolved, watch),
+            Err(problem) => Err(vec![(path.to_owned(), problem)]),
+        };
+        let lacks = |(_, problem): &Refused| problem.reason == Reason::TooManyOpenFiles;
+        match prepared {
+            Err(refused)
+                if refused.iter().any(lacks) && wait <= LAST_DESCRIPTOR_WAIT && !(watch.cancelled)() =>
+            {
+                std::thread::sleep(wait);
+                wait *= 2;
+            }
+            prepared => return prepared,
+        }
+    }
 }
 
 fn put_batch(inner: &Inner, batch: &mut Vec<NewItem>, events: &mpsc::Sender<ShareEvent>, watch: &Watch<'_>) {

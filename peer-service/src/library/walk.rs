@@ -15,6 +15,7 @@ use potluck_core::{
     Problem, Reason,
     manifest::{MAX_ENTRIES, check_link},
     path::RelPath,
+    problem::RAISE_OPEN_FILES,
 };
 
 use super::{
@@ -55,6 +56,10 @@ pub(super) fn unreadable(error: &io::Error) -> Problem {
         io::ErrorKind::PermissionDenied => Problem::new(
             Reason::PermissionDenied,
             "no permission to read it: give this user access to it",
+        ),
+        _ if Reason::of_exhaustion(error) == Some(Reason::TooManyOpenFiles) => Problem::new(
+            Reason::TooManyOpenFiles,
+            format!("it cannot be opened: {RAISE_OPEN_FILES}"),
         ),
         _ => Problem::new(Reason::Internal, format!("it cannot be read: {error}")),
     }

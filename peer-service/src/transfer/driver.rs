@@ -328,11 +328,11 @@ impl Driver<'_> {
                     self.swarm.reset_unit(told.unit, now);
                 }
                 self.close(told.id);
-                if problem.reason != Reason::DiskFull {
+                if !problem.reason.is_exhaustion() {
                     return Err(problem);
                 }
                 if self.full.is_none() {
-                    tracing::warn!(file = %self.live.record.id.short(), %problem, "waiting for room on the disk");
+                    tracing::warn!(file = %self.live.record.id.short(), %problem, "waiting until it can write again");
                     (self.report)(&self.swarm, &self.peers, Some(problem.clone()));
                     self.full = Some(Full {
                         problem,
@@ -408,7 +408,7 @@ impl Driver<'_> {
         let live = Arc::clone(&self.live);
         let room = blocking(move || live.part.has_room(&live.have())).await;
         if room.is_ok_and(|room| room) {
-            tracing::info!(file = %self.live.record.id.short(), "there is room on the disk again");
+            tracing::info!(file = %self.live.record.id.short(), "tries to write again");
             self.full = None;
         } else if let Some(full) = &mut self.full {
             full.at = Instant::now() + DISK_RETRY;

@@ -15,6 +15,7 @@ use std::{
 use potluck_core::{
     Problem, Reason,
     index_client::{Address, Registration},
+    problem::RAISE_OPEN_FILES,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -134,8 +135,8 @@ impl Run {
                     self.doubted.store(true, Ordering::Relaxed);
                     continue;
                 }
-                Err(problem) if problem.reason == Reason::DiskFull => {
-                    tracing::warn!(file = %self.spec.id.short(), %problem, "begins anew once there is room");
+                Err(problem) if problem.reason.is_exhaustion() => {
+                    tracing::warn!(file = %self.spec.id.short(), %problem, "begins anew in a moment");
                     reporter.state(State::Waiting, Some(problem));
                 }
                 Err(problem) => return Err(problem),
@@ -246,7 +247,7 @@ impl Run {
             let (target, plan) = (planned.target.clone(), Arc::clone(&planned.plan));
             let manifest = planned.collection.as_ref().map(|it| Arc::clone(&it.manifest));
             match blocking(move || Part::open(id, target, plan, manifest)).await? {
-                Err(problem) if problem.reason == Reason::DiskFull => {
+                Err(problem) if problem.reason.is_exhaustion() => {
                     reporter.state(State::Waiting, Some(problem));
                     tokio::select! {
                         () = self.stop.cancelled() => {}
@@ -316,14 +317,18 @@ impl Run {
         let live = live.await?.map_err(|error| {
             let folder = std::env::temp_dir();
             let folder = folder.display();
-            match error.kind() {
-                std::io::ErrorKind::StorageFull => Problem::new(
+            match Reason::of_exhaustion(&error) {
+                Some(Reason::DiskFull) => Problem::new(
                     Reason::DiskFull,
                     format!(
                         "no room for a temporary file in {folder}: make room there, and it goes on by itself"
                     ),
                 ),
-                _ => Problem::new(
+                Some(reason) => Problem::new(
+                    reason,
+                    format!("cannot make a temporary file: {RAISE_OPEN_FILES}; it goes on by itself"),
+                ),
+                None => Problem::new(
                     Reason::Internal,
                     format!("cannot make a temporary file in {folder}: {error}"),
                 ),

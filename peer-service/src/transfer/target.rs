@@ -5,7 +5,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use potluck_core::{Problem, Reason, path::Label};
+use potluck_core::{Problem, Reason, path::Label, problem::RAISE_OPEN_FILES};
 use sha2::{Digest as _, Sha256};
 
 use super::resume::with_suffix;
@@ -107,11 +107,18 @@ pub(crate) fn check(target: &Path) -> Result<(), Problem> {
 /// What an error of the file system at a target means to the one who asked.
 pub(crate) fn problem(path: &Path, error: &io::Error) -> Problem {
     let at = path.display();
+    match Reason::of_exhaustion(error) {
+        Some(Reason::DiskFull) => {
+            let message = format!("no room for {at}: make room on the disk, and it goes on by itself");
+            return Problem::new(Reason::DiskFull, message);
+        }
+        Some(reason) => {
+            let message = format!("cannot open {at}: {RAISE_OPEN_FILES}; it goes on by itself");
+            return Problem::new(reason, message);
+        }
+        None => {}
+    }
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Problem::new(
-            Reason::DiskFull,
-            format!("no room for {at}: make room on the disk, and it goes on by itself"),
-        ),
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Problem::new(
             Reason::TargetNotWritable,
             format!("cannot write {at}: {error}; choose another target or change its permissions"),
@@ -146,6 +153,9 @@ pub(crate) fn exists(path: &Path) -> Problem {
 
 /// What stands in the way of a download, and cannot be read to tell whether it is the same.
 pub(crate) fn unreadable(path: &Path, error: &io::Error) -> Problem {
+    if Reason::of_exhaustion(error).is_some() {
+        return problem(path, error);
+    }
     Problem::new(
         Reason::TargetExists,
         format!(
@@ -175,6 +185,16 @@ mod tests {
         ] {
             let target = Target::resolve(None, name, files).unwrap();
             assert_eq!(target.parent(), files, "{name:?} gave {target:?}");
+        }
+    }
+
+    #[test]
+    fn a_lack_of_file_descriptors_is_no_matter_of_permissions() {
+        let path = Path::new("/f/a");
+        let error = io::Error::from(rustix::io::Errno::MFILE);
+        for problem in [problem(path, &error), unreadable(path, &error)] {
+            assert_eq!(problem.reason, Reason::TooManyOpenFiles);
+            assert!(problem.message.contains("ulimit -n"), "{problem}");
         }
     }
 

@@ -52,6 +52,7 @@ const fn advice(reason: Reason) -> &'static str {
         Reason::NotFound | Reason::FileChanged => "share the file there, or name another peer that has it",
         Reason::VerificationFailed => "name another peer that has the file: these are not asked again",
         Reason::Busy | Reason::RateLimited => "wait, or name another peer that has the file",
+        Reason::TooManyOpenFiles => "it goes on by itself once it can connect",
         _ => "see that one of them is up and shares the file, or name another peer that has it",
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use potluck_core::{Problem, Reason, Sha256, hash, merkle::FileTree};
+use potluck_core::{Problem, Sha256, hash, merkle::FileTree};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -38,7 +38,7 @@ impl Run {
             match blocking(move || place::finish(&part, claim, &stop)).await? {
                 Ok(stamps) => break stamps,
                 // What could not be flushed is lost: that takes a new part.
-                Err(problem) if problem.reason == Reason::DiskFull && !live.part.has_lost() => {
+                Err(problem) if problem.reason.is_exhaustion() && !live.part.has_lost() => {
                     reporter.state(State::Waiting, Some(problem));
                     tokio::select! {
                         () = self.stop.cancelled() => return Ok(false),
