@@ -121,6 +121,8 @@ reasons! {
     HomeLocked = "HOME_LOCKED", "home_locked", FailedPrecondition;
     /// Another program listens on the port.
     AddressInUse = "ADDRESS_IN_USE", "address_in_use", FailedPrecondition;
+    /// The transfer is done or cancelled: nothing of it can be paused, resumed or cancelled.
+    AlreadyEnded = "ALREADY_ENDED", "already_ended", FailedPrecondition;
     /// Stopped by its owner.
     Cancelled = "CANCELLED", "cancelled", Cancelled;
     /// A defect in Potluck, or a failure of the machine that no other reason describes.

@@ -218,10 +218,26 @@ fn waiting_for_peers_ends_with_patience_and_keeps_what_is_there() {
         ..play([transfer(1, TransferState::Running, 400), waiting])
     };
     let fake = Fake::start(sandbox.dir.path(), script);
-    let told = run(&sandbox, &fake, &["get", "fake.bin", "--wait", "1"]).expect(3);
+    let told = run(
+        &sandbox,
+        &fake,
+        &[
+            "get",
+            "fake.bin",
+            "--wait",
+            "1",
+            "--limit",
+            "10MiB",
+            "--priority",
+            "3",
+            "--from",
+            "192.0.2.1:9",
+        ],
+    )
+    .expect(3);
     assert!(told.stderr.contains("no peer has the rest"), "{}", told.stderr);
     let again = format!(
-        "go on with: potluck get fake.bin --index {} --peer {}",
+        "go on with: potluck get fake.bin --from 192.0.2.1:9 --limit 10MiB --priority 3 --wait 1 --index {} --peer {}",
         fake.index, fake.peer
     );
     assert!(told.stderr.contains(&again), "{}", told.stderr);

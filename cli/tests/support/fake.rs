@@ -323,6 +323,13 @@ impl ControlService for Service {
         Err(Status::unimplemented(""))
     }
 
+    async fn await_registration(
+        &self,
+        _: Request<v1::AwaitRegistrationRequest>,
+    ) -> Answer<v1::AwaitRegistrationResponse> {
+        Ok(Response::new(v1::AwaitRegistrationResponse::default()))
+    }
+
     async fn unshare(&self, _: Request<v1::UnshareRequest>) -> Answer<v1::UnshareResponse> {
         Err(Status::unimplemented(""))
     }

@@ -9,6 +9,7 @@ use std::{
 
 use potluck_core::{Problem, Reason, index_client::Kind, plan::Plan};
 use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     dialer,
@@ -37,6 +38,8 @@ const MISSING_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Reporter {
     view: watch::Sender<View>,
+    /// Cancelled where the run is to stop: from then on the view shows it at rest.
+    stop: CancellationToken,
     start: Instant,
     inner: Mutex<Inner>,
 }
@@ -51,8 +54,8 @@ struct Inner {
 }
 
 impl Reporter {
-    /// Writes to this view.
-    pub(crate) fn new(view: watch::Sender<View>) -> Self {
+    /// Writes to this view, and shows no activity in it any more once `stop` is cancelled.
+    pub(crate) fn new(view: watch::Sender<View>, stop: CancellationToken) -> Self {
         view.send_modify(|view| {
             view.state = State::Preparing;
             view.error = None;
@@ -63,9 +66,11 @@ impl Reporter {
             view.peers.clear();
             view.missing.clear();
             view.findings.clear();
+            view.sharing_error = None;
         });
         Self {
             view,
+            stop,
             start: Instant::now(),
             inner: Mutex::default(),
         }
@@ -73,9 +78,26 @@ impl Reporter {
 
     fn write(&self, change: impl FnOnce(&mut View)) {
         self.view.send_modify(|view| {
+            let before = view.state;
             change(view);
+            if self.stop.is_cancelled() {
+                view.rest(before);
+            }
             view.elapsed = self.start.elapsed();
         });
+    }
+
+    /// Shows that all is fetched and gets its name now; false where the run is to stop instead. One
+    /// of the two holds: whoever pauses a transfer that is not shown as finishing has it paused.
+    pub(crate) fn finishing(&self) -> bool {
+        let mut finishes = false;
+        self.write(|view| {
+            finishes = !self.stop.is_cancelled();
+            if finishes {
+                view.rest(State::Finishing);
+            }
+        });
+        finishes
     }
 
     /// Where it stands, and what is wrong.
@@ -128,6 +150,11 @@ impl Reporter {
                     .map_or_else(String::new, |name| name.to_string_lossy().into());
             }
         });
+    }
+
+    /// It is all there, and is not shared, or only until the peer stops.
+    pub(crate) fn not_shared(&self, problem: Problem) {
+        self.write(|view| view.sharing_error = Some(problem));
     }
 
     /// Bytes that are there before the swarm begins.

@@ -87,7 +87,7 @@ pub(crate) struct Run {
 impl Run {
     /// Runs to the end.
     pub(crate) async fn run(self) -> Ended {
-        let reporter = Reporter::new(self.view.clone());
+        let reporter = Reporter::new(self.view.clone(), self.stop.clone());
         let (list, sources) = watch::channel(Sources::default());
         // Ends with the run, however that ends.
         let local = self.stop.child_token();
@@ -198,7 +198,6 @@ impl Run {
             self.leave(&live, have).await;
             return finished;
         }
-        reporter.state(State::Finishing, None);
         let placed = self.place(&live, prepared, offered, reporter).await;
         if !matches!(placed, Ok(true)) {
             self.leave(&live, have).await;
