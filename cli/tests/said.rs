@@ -473,3 +473,25 @@ fn transfers_and_why_speak_of_everything_there_is() {
         .stdout;
     assert!(plain.contains("3–6") && plain.contains("50 %"), "{plain}");
 }
+
+#[test]
+fn a_download_that_stays_shared_only_until_the_peer_stops_says_so() {
+    let sandbox = Sandbox::without_index();
+    let mut done = transfer(1, TransferState::Done, 1000);
+    let message = "it is shared only until the peer stops: the disk of its home is full";
+    done.sharing_error = Some(Failure {
+        reason: "DISK_FULL".into(),
+        message: message.into(),
+    });
+    let fake = Fake::start(sandbox.dir.path(), play([done]));
+    let told = run(&sandbox, &fake, &["get", "fake.bin"]).expect(0);
+    let expected = format!("downloaded; {message}");
+    assert!(told.stderr.contains(&expected), "{}", told.stderr);
+    let told = run(&sandbox, &fake, &["get", "fake.bin", "--json"]).expect(0);
+    let last = told.objects().pop().unwrap();
+    assert_eq!(
+        (&last["event"], &last["sharing_error"]),
+        (&"done".into(), &"disk_full".into())
+    );
+    assert_eq!(last["sharing_message"], message);
+}
