@@ -43,13 +43,9 @@ fn a_paused_transfer_is_paused_in_every_view() {
         let args = [args, &["--peer", &at_peer, "--json"]].concat();
         sandbox.run(&args).expect(0).object()
     };
-    ask(&[
-        "get",
-        shared["id"].as_str().unwrap(),
-        "--detach",
-        "--limit",
-        "1MiB",
-    ]);
+    let id = shared["id"].as_str().unwrap();
+    let get = ["get", id, "--detach", "--limit", "1MiB", "--peer", &at_peer];
+    sandbox.run(&get).expect(0);
     wait_until("something has come", || {
         let view = ask(&["why", "1"]);
         view["sources"]
