@@ -203,7 +203,8 @@ fn numbers(value: Option<impl ToString>) -> Vec<String> {
 fn rate(rate: ByteSize) -> String {
     let bytes = rate.as_u64();
     let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-    let whole = units.iter().find(|(unit, _)| bytes > 0 && bytes % unit == 0);
+    let is_whole = |unit: u64| bytes > 0 && bytes.is_multiple_of(unit);
+    let whole = units.iter().find(|(unit, _)| is_whole(*unit));
     match whole {
         Some((unit, name)) => format!("{}{name}", bytes / unit),
         None => bytes.to_string(),
