@@ -6,7 +6,7 @@ use futures_util::{Stream, StreamExt as _};
 use tonic::{Status, transport::Channel};
 
 use crate::{
-    FileId, PeerId, Problem, Root, Sha256, Token,
+    FileId, PeerId, Problem, Reason, Root, Sha256, Token,
     proto::v1::{self, index_service_client::IndexServiceClient},
     transport::{self, Endpoint},
 };
@@ -135,6 +135,17 @@ pub enum By {
     Name(String),
 }
 
+impl By {
+    /// As an answer repeats it.
+    pub fn to_bytes(&self) -> bytes::Bytes {
+        match self {
+            Self::Id(id) => id.to_bytes(),
+            Self::Sha256(sum) => sum.to_bytes(),
+            Self::Name(name) => bytes::Bytes::copy_from_slice(name.as_bytes()),
+        }
+    }
+}
+
 /// A granted lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
@@ -257,7 +268,17 @@ impl IndexClient {
             page_size: 0,
             page_token: page.unwrap_or_default(),
         };
-        let answer = self.call(self.inner.clone().query(request)).await?;
+        let mut answer = self.call(self.inner.clone().query(request.clone())).await?;
+        if answer.by != by.to_bytes() {
+            // The network damaged the request: what is not found, or found, says nothing.
+            answer = self.call(self.inner.clone().query(request)).await?;
+        }
+        if answer.by != by.to_bytes() {
+            return Err(Problem::new(
+                Reason::Unreachable,
+                format!("the index at {} answers another query", self.endpoint),
+            ));
+        }
         Ok(Page {
             files: answer
                 .files
@@ -304,9 +325,21 @@ impl IndexClient {
         };
         let stream = self.call(self.inner.clone().watch(request)).await?;
         let endpoint = self.endpoint.clone();
-        Ok(stream.map(move |event| match event {
-            Ok(event) => event.try_into(),
-            Err(status) => Err(endpoint.problem(status, "index")),
+        Ok(stream.enumerate().map(move |(place, event)| {
+            let event = event.map_err(|status| endpoint.problem(status, "index"))?;
+            // The network may have damaged the request: what another file's watchers are told must
+            // not count for this one.
+            let is_ours = match &event.event {
+                Some(v1::watch_response::Event::Snapshot(snapshot)) => snapshot.file_id == file.to_bytes(),
+                _ => place > 0,
+            };
+            match is_ours {
+                true => event.try_into(),
+                false => Err(Problem::new(
+                    Reason::Unreachable,
+                    format!("the index at {endpoint} answered about another file than was asked for"),
+                )),
+            }
         }))
     }
 

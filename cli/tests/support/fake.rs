@@ -169,8 +169,16 @@ impl Service {
 impl IndexService for Service {
     type WatchStream = Streamed<v1::WatchResponse>;
 
-    async fn query(&self, _: Request<v1::QueryRequest>) -> Answer<v1::QueryResponse> {
+    async fn query(&self, request: Request<v1::QueryRequest>) -> Answer<v1::QueryResponse> {
+        use v1::query_request::By;
+        let by = match request.into_inner().by {
+            Some(By::FileId(id)) => id,
+            Some(By::Sha256(sum)) => sum,
+            Some(By::Name(name)) => name.into_bytes().into(),
+            None => Default::default(),
+        };
         Ok(Response::new(v1::QueryResponse {
+            by,
             files: self.script.files.clone(),
             next_page_token: String::new(),
         }))
