@@ -6,7 +6,10 @@ mod common;
 
 use std::time::Duration;
 
-use common::*;
+use common::{
+    damage::{Way, damaging},
+    *,
+};
 use potluck_core::{
     Token,
     index_client::{Address, By, FileRecord, Kind, Registration},
@@ -41,6 +44,52 @@ async fn providers_are_found_and_the_finished_file_is_registered() {
         "{done:#?}"
     );
     wait_for_providers(&index, id, 4).await;
+}
+
+/// Whichever request it is whose id is damaged on its way, to the index or to the only source, and
+/// whatever answers it then: it is asked again, or another answer does.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_damaged_request_stalls_no_download() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let index = Index::start().await;
+    let data = bytes(500_000, 13);
+    let path = file(dir.path(), "src/data.bin", &data);
+    let seed = Peer::start(&dir.path().join("seed"), Some(&index.endpoint)).await;
+    let id = seed.share(&path).await;
+    wait_for_providers(&index, id, 1).await;
+    let at: Address = index.address.into();
+    let mut fetches = Vec::new();
+    // The index is sent two requests with the id, the source five or so.
+    for nth in 0..7 {
+        let (data, home, target) = (
+            data.clone(),
+            dir.path().join(format!("home{nth}")),
+            dir.path().join(format!("out{nth}")),
+        );
+        let (at, source) = (at.clone(), seed.address.clone());
+        fetches.push(tokio::spawn(async move {
+            let (endpoint, named) = match nth {
+                0 | 1 => {
+                    let proxy = damaging(&at, id, Way::Requests, nth).await;
+                    (Some(proxy.to_string().parse().unwrap()), None)
+                }
+                _ => (None, Some(damaging(&source, id, Way::Requests, nth - 2).await)),
+            };
+            let peer = Peer::start(&home, endpoint.as_ref()).await;
+            let request = v1::FetchRequest {
+                providers: named.iter().map(Into::into).collect(),
+                ..wish(id, &target)
+            };
+            let done = peer.fetch(request).await;
+            assert_eq!(done.state(), v1::TransferState::Done, "damaged {nth}: {done:#?}");
+            assert_eq!(std::fs::read(&target).unwrap(), data);
+            peer.stop().await;
+        }));
+    }
+    for fetch in fetches {
+        fetch.await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -93,11 +93,11 @@ impl Run {
         let local = self.stop.child_token();
         let _ends = local.clone().drop_guard();
         let (context, keep_stop) = (Arc::clone(&self.context), local.clone());
-        let (id, named) = (self.spec.id, self.named.clone());
+        let (id, named, view) = (self.spec.id, self.named.clone(), self.view.subscribe());
         self.context.tracker.spawn(async move {
             let index = context.index.clone();
             sources::keep(
-                index,
+                (index, view),
                 id,
                 named,
                 |peer, address| context.is_self(peer, address),
@@ -381,11 +381,12 @@ impl Run {
             share: self.context.budget.share(now.priority),
             start: Instant::now(),
             stop: &stop,
-            report: Box::new(|swarm, peers, wrong| {
-                reporter.swarm(plan, swarm, peers, &sources.borrow(), wrong, &disk)
+            report: Box::new(|swarm, peers, now, wrong| {
+                reporter.swarm(plan, (swarm, now), peers, &sources.borrow(), wrong, &disk)
             }),
             requests: Default::default(),
             place_made: Instant::now(),
+            ask_anew: Default::default(),
             full: None,
             disk_retry: DISK_RETRY,
             calls: calls.clone(),
