@@ -1,8 +1,8 @@
-//! Ctrl-C and SIGTERM: the first asks the command to stop, the second stops waiting for it.
+//! Ctrl-C, SIGTERM and SIGHUP: the first asks the command to stop, the second stops waiting for it.
 
 use std::time::Duration;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use potluck_core::program::StopSignals;
 use tokio_util::sync::CancellationToken;
 
 use crate::fail::{Exit, Fail};
@@ -10,32 +10,26 @@ use crate::fail::{Exit, Fail};
 /// How long a command may take to stop: longer than a peer's own grace.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Both signals.
+/// All of these signals.
 #[derive(Debug)]
 pub(crate) struct Interrupts {
-    keyboard: Signal,
-    terminate: Signal,
+    signals: StopSignals,
 }
 
 impl Interrupts {
-    /// Takes over both signals from their defaults.
+    /// Takes over the signals from their defaults.
     ///
     /// # Errors
     /// Where the operating system gives no handler.
     pub(crate) fn listen() -> std::io::Result<Self> {
         Ok(Self {
-            keyboard: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
+            signals: StopSignals::listen()?,
         })
     }
 
     /// The next signal. Cancel-safe.
     pub(crate) async fn next(&mut self) {
-        tokio::select! {
-            // Both are cancel-safe.
-            _ = self.keyboard.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
+        self.signals.next().await;
     }
 
     /// Runs `work`, which watches `stop`, to its end; or drops it at the second signal, or when it does not stop in time.

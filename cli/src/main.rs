@@ -136,8 +136,9 @@ fn log_to_stderr(globals: &Globals, out: &Out, serves: bool) {
         .ok()
         .and_then(|text| EnvFilter::try_new(text).ok())
         .unwrap_or_else(|| {
+            let others = potluck_core::program::default_filter("warn");
             EnvFilter::new(format!(
-                "warn,potluck_core={level},potluck_index={level},potluck_peer={level},potluck={level}"
+                "{others},potluck_core={level},potluck_index={level},potluck_peer={level},potluck={level}"
             ))
         });
     let filter = if level == "off" && std::env::var_os(LOG_VARIABLE).is_none() {

@@ -32,7 +32,11 @@ fn command(dir: &Path) -> Command {
 
 impl Program {
     fn start(dir: &Path) -> Self {
-        let mut child = command(dir).stderr(Stdio::null()).spawn().unwrap();
+        Self::run(command(dir).stderr(Stdio::null()))
+    }
+
+    fn run(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut line)
@@ -57,15 +61,14 @@ impl Program {
     }
 
     fn terminate(mut self) -> ExitStatus {
-        let pid = self.child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args(["-TERM", &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
+        self.signal("-TERM");
         self.child.wait().unwrap()
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args([signal, &pid]).status();
+        assert!(sent.unwrap().success());
     }
 }
 
@@ -148,6 +151,35 @@ async fn what_was_taken_back_stays_so_after_a_kill() {
     assert!(program.terminate().success());
 }
 
+#[tokio::test]
+async fn a_hangup_ends_it_as_a_termination_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut program = Program::start(dir.path());
+    program.signal("-HUP");
+    assert!(program.child.wait().unwrap().success());
+}
+
+#[tokio::test]
+async fn a_hangup_is_ignored_where_whoever_started_it_says_so() {
+    if !Path::new("/proc/self/status").exists() {
+        println!("skipped: only Linux tells which signals are ignored");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "trap '' HUP; exec \"$0\" \"$@\""])
+        .arg(env!("CARGO_BIN_EXE_potluck-index"))
+        .args(["--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(dir.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let program = Program::run(&mut shell);
+    program.signal("-HUP");
+    program.client().stats().await.unwrap();
+    assert!(program.terminate().success());
+}
+
 fn fails(command: &mut Command) -> String {
     let mut child = command.spawn().unwrap();
     let began = std::time::Instant::now();
@@ -205,7 +237,12 @@ fn bad_flags_are_explained() {
         ("--ttl", "1ms", "a lease lasts 1s to 1h"),
         ("--ttl", "soon", "expected number"),
         ("--allow-host", "10.0.0.0/99", "neither a network"),
-        ("--listen", "nowhere", "invalid socket address"),
+        ("--listen", "nowhere", "give an IP address with a port"),
+        (
+            "--listen",
+            "[fe80::1%nowhere]:1",
+            "no network interface `nowhere`",
+        ),
     ] {
         let said = fails(
             Command::new(env!("CARGO_BIN_EXE_potluck-index"))
