@@ -3,16 +3,27 @@
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
-use tonic::{Status, transport::Channel};
+use http::uri::PathAndQuery;
+use tonic::{Status, client::Grpc, transport::Channel};
 
 use crate::{
-    FileId, PeerId, Problem, Reason, Root, Sha256, Token,
+    FileId, PeerId, Problem, Root, Sha256, Token,
+    counted::{CountingCodec, Lists},
     proto::v1::{self, index_service_client::IndexServiceClient},
     transport::{self, Endpoint},
 };
 
 /// How long the index may take to answer one call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest answer that is taken, in bytes: pages are about half of it at most.
+const MAX_ANSWER: usize = 2 * 1024 * 1024;
+
+/// The calls' paths (gRPC over HTTP/2, "Path").
+const REGISTER: &str = "/potluck.v1.IndexService/Register";
+const QUERY: &str = "/potluck.v1.IndexService/Query";
+const SEARCH: &str = "/potluck.v1.IndexService/Search";
+const WATCH: &str = "/potluck.v1.IndexService/Watch";
 
 /// Most registrations in one `Register`, as the contract has it.
 pub const MAX_BATCH: usize = 10_000;
@@ -135,17 +146,6 @@ pub enum By {
     Name(String),
 }
 
-impl By {
-    /// As an answer repeats it.
-    pub fn to_bytes(&self) -> bytes::Bytes {
-        match self {
-            Self::Id(id) => id.to_bytes(),
-            Self::Sha256(sum) => sum.to_bytes(),
-            Self::Name(name) => bytes::Bytes::copy_from_slice(name.as_bytes()),
-        }
-    }
-}
-
 /// A granted lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
@@ -172,16 +172,28 @@ pub enum WatchEvent {
 #[derive(Debug, Clone)]
 pub struct IndexClient {
     endpoint: Endpoint,
+    channel: Channel,
     inner: IndexServiceClient<Channel>,
 }
 
 impl IndexClient {
     /// A client of the index at `endpoint`; connects at the first call.
     pub fn new(endpoint: Endpoint) -> Self {
-        let inner = IndexServiceClient::new(endpoint.lazy())
-            .max_decoding_message_size(transport::MAX_MESSAGE)
+        Self::leaving_from(endpoint, None)
+    }
+
+    /// The same, whose connections leave from this address of this machine where that can reach the
+    /// index.
+    pub fn leaving_from(endpoint: Endpoint, from: Option<std::net::IpAddr>) -> Self {
+        let channel = endpoint.lazy_from(from);
+        let inner = IndexServiceClient::new(channel.clone())
+            .max_decoding_message_size(MAX_ANSWER)
             .max_encoding_message_size(transport::MAX_MESSAGE);
-        Self { endpoint, inner }
+        Self {
+            endpoint,
+            channel,
+            inner,
+        }
     }
 
     /// Where the index is.
@@ -194,6 +206,32 @@ impl IndexClient {
         answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<T, Problem> {
         self.endpoint.call("index", CALL_TIMEOUT, answer).await
+    }
+
+    /// What calls go through whose answers hold lists, which are counted before they are decoded.
+    async fn grpc(&self) -> Result<Grpc<Channel>, Status> {
+        let mut grpc = Grpc::new(self.channel.clone())
+            .max_decoding_message_size(MAX_ANSWER)
+            .max_encoding_message_size(transport::MAX_MESSAGE);
+        let ready = grpc.ready().await;
+        ready.map_err(|error| Status::unknown(format!("the channel is not ready: {error}")))?;
+        Ok(grpc)
+    }
+
+    async fn unary<Q, A>(&self, path: &'static str, request: Q) -> Result<A, Problem>
+    where
+        Q: prost::Message + 'static,
+        A: Lists,
+    {
+        let answer = async {
+            let codec = CountingCodec::<Q, A>::new(A::count);
+            let path = PathAndQuery::from_static(path);
+            self.grpc()
+                .await?
+                .unary(tonic::Request::new(request), path, codec)
+                .await
+        };
+        self.call(answer).await
     }
 
     /// Registers files (one of [`batches`]) and opens or renews the lease. `replace` forgets what was registered before.
@@ -215,7 +253,7 @@ impl IndexClient {
             ttl_ms: ttl.map_or(0, |ttl| u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX)),
             replace,
         };
-        let answer = self.call(self.inner.clone().register(request)).await?;
+        let answer: v1::RegisterResponse = self.unary(REGISTER, request).await?;
         Ok(Lease {
             ttl: lease_ttl(answer.ttl_ms),
             file_count: answer.file_count,
@@ -268,17 +306,7 @@ impl IndexClient {
             page_size: 0,
             page_token: page.unwrap_or_default(),
         };
-        let mut answer = self.call(self.inner.clone().query(request.clone())).await?;
-        if answer.by != by.to_bytes() {
-            // The network damaged the request: what is not found, or found, says nothing.
-            answer = self.call(self.inner.clone().query(request)).await?;
-        }
-        if answer.by != by.to_bytes() {
-            return Err(Problem::new(
-                Reason::Unreachable,
-                format!("the index at {} answers another query", self.endpoint),
-            ));
-        }
+        let answer: v1::QueryResponse = self.unary(QUERY, request).await?;
         Ok(Page {
             files: answer
                 .files
@@ -299,7 +327,7 @@ impl IndexClient {
             page_size,
             page_token: page.unwrap_or_default(),
         };
-        let answer = self.call(self.inner.clone().search(request)).await?;
+        let answer: v1::SearchResponse = self.unary(SEARCH, request).await?;
         Ok(Page {
             files: answer
                 .files
@@ -323,23 +351,18 @@ impl IndexClient {
             file_id: file.to_bytes(),
             max_providers,
         };
-        let stream = self.call(self.inner.clone().watch(request)).await?;
+        let answer = async {
+            let codec = CountingCodec::<v1::WatchRequest, v1::WatchResponse>::new(v1::WatchResponse::count);
+            let path = PathAndQuery::from_static(WATCH);
+            let mut grpc = self.grpc().await?;
+            grpc.server_streaming(tonic::Request::new(request), path, codec)
+                .await
+        };
+        let stream = self.call(answer).await?;
         let endpoint = self.endpoint.clone();
-        Ok(stream.enumerate().map(move |(place, event)| {
-            let event = event.map_err(|status| endpoint.problem(status, "index"))?;
-            // The network may have damaged the request: what another file's watchers are told must
-            // not count for this one.
-            let is_ours = match &event.event {
-                Some(v1::watch_response::Event::Snapshot(snapshot)) => snapshot.file_id == file.to_bytes(),
-                _ => place > 0,
-            };
-            match is_ours {
-                true => event.try_into(),
-                false => Err(Problem::new(
-                    Reason::Unreachable,
-                    format!("the index at {endpoint} answered about another file than was asked for"),
-                )),
-            }
+        Ok(stream.map(move |event| match event {
+            Ok(event) => event.try_into(),
+            Err(status) => Err(endpoint.problem(status, "index")),
         }))
     }
 

@@ -10,6 +10,7 @@
 //! | [`path`] | names that are safe to create: [`path::RelPath`] and [`path::Label`] |
 //! | [`manifest`] | a folder as a file: the canonical manifest of a collection |
 //! | [`plan`] | what a transfer is cut into |
+//! | [`counted`] | messages whose lists are counted before they are decoded |
 //! | [`places`] | connections and the like: so many in all, and no address all of them |
 //! | [`problem`] | failures with a stable reason, and their form as a gRPC status |
 //! | [`program`] | logs, and an end on a signal |
@@ -22,6 +23,7 @@
 //! Pure apart from [`hash`], [`program`], [`transport`], [`index_client`], and making a [`Token`].
 
 pub mod chunk;
+pub mod counted;
 pub mod hash;
 pub mod id;
 pub mod index_client;

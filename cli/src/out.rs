@@ -86,9 +86,19 @@ impl Out {
         })
     }
 
-    /// An object of the result, on a line.
+    /// An object of the result, on a line. It goes out as it is written, so that a large one takes
+    /// no memory as text.
     pub(crate) fn object(&self, object: &impl Serialize) -> Result<(), Fail> {
-        self.line(json_line(object))
+        self.bars.suspend(|| {
+            let mut stdout = io::BufWriter::new(io::stdout().lock());
+            let mut serializer = serde_json::Serializer::with_formatter(&mut stdout, Harmless);
+            let written = object.serialize(&mut serializer).map_err(io::Error::from);
+            told(
+                written
+                    .and_then(|()| stdout.write_all(b"\n"))
+                    .and_then(|()| stdout.flush()),
+            )
+        })
     }
 
     /// Something worth knowing, for people; nothing with `--json` or `-q`.

@@ -1,31 +1,25 @@
 //! `Register` and `Unregister` as a server: what their lists hold is counted before it is decoded. All other calls go on to the
 //! generated service.
 //!
-//! An empty item is two bytes on the wire and more than a hundred in memory: a message of an allowed size could take hundreds of MiB
-//! before anybody saw that its lists are too long. Non-goal: whether what is in the lists makes sense.
+//! [`potluck_core::counted`] says why. Non-goal: whether what is in the lists makes sense.
 
 use std::{
     convert::Infallible,
-    marker::PhantomData,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use bytes::Buf as _;
 use potluck_core::{
     Problem,
+    counted::{CountingCodec, items},
     proto::v1::{self, index_service_server::IndexService},
     transport::MAX_MESSAGE,
 };
-use prost::{
-    Message,
-    encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
-};
+use prost::Message;
 use tonic::{
     Request, Response, Status,
     body::Body,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     codegen,
     server::{Grpc, NamedService, UnaryService},
 };
@@ -36,8 +30,9 @@ use crate::{
 };
 
 /// The calls' paths (gRPC over HTTP/2, "Path").
-const REGISTER: &str = "/potluck.v1.IndexService/Register";
-const UNREGISTER: &str = "/potluck.v1.IndexService/Unregister";
+pub(crate) const REGISTER: &str = "/potluck.v1.IndexService/Register";
+pub(crate) const UNREGISTER: &str = "/potluck.v1.IndexService/Unregister";
+pub(crate) const WATCH: &str = "/potluck.v1.IndexService/Watch";
 
 /// Number of `RegisterRequest.files`.
 const FILES: u32 = 3;
@@ -99,7 +94,7 @@ async fn answer<Q: Lists>(
 where
     Call: UnaryService<Q, Response: Message + 'static>,
 {
-    let codec = Counting::<Q, <Call as UnaryService<Q>>::Response>(PhantomData);
+    let codec = CountingCodec::<<Call as UnaryService<Q>>::Response, Q>::new(Q::count);
     let mut grpc = Grpc::new(codec)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
@@ -149,65 +144,6 @@ impl Lists for v1::RegisterRequest {
 impl Lists for v1::UnregisterRequest {
     fn count(message: &[u8]) -> Result<(), Problem> {
         check_batch(items(message, FILE_IDS).count(), "file_ids")
-    }
-}
-
-/// The items of a list in a message, up to where its bytes make no sense. Decoding comes no further either.
-fn items(message: &[u8], list: u32) -> impl Iterator<Item = &[u8]> {
-    let mut rest = message;
-    std::iter::from_fn(move || {
-        loop {
-            let (field, wire) = decode_key(&mut rest).ok()?;
-            if field == list && wire == WireType::LengthDelimited {
-                let length = usize::try_from(decode_varint(&mut rest).ok()?).ok()?;
-                let (item, after) = rest.split_at_checked(length)?;
-                rest = after;
-                return Some(item);
-            }
-            skip_field(wire, field, &mut rest, DecodeContext::default()).ok()?;
-        }
-    })
-}
-
-/// Protobuf, counted before it is decoded.
-struct Counting<Q, A>(PhantomData<fn() -> (Q, A)>);
-
-impl<Q: Lists, A: Message + 'static> Codec for Counting<Q, A> {
-    type Encode = A;
-    type Decode = Q;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self(PhantomData)
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self(PhantomData)
-    }
-}
-
-impl<Q, A: Message> Encoder for Counting<Q, A> {
-    type Item = A;
-    type Error = Status;
-
-    fn encode(&mut self, answer: A, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        answer
-            .encode(buffer)
-            .map_err(|error| Status::internal(error.to_string()))
-    }
-}
-
-impl<Q: Lists, A> Decoder for Counting<Q, A> {
-    type Item = Q;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Q>, Status> {
-        let message = buffer.copy_to_bytes(buffer.remaining());
-        Q::count(&message)?;
-        Q::decode(message)
-            .map(Some)
-            .map_err(|error| Status::internal(error.to_string()))
     }
 }
 

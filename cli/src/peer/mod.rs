@@ -9,6 +9,7 @@ use std::{
     io::ErrorKind,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
+    time::Instant,
 };
 
 use potluck_core::{Problem, Reason, transport::Endpoint};
@@ -34,6 +35,8 @@ pub(crate) struct Peer {
     pub(crate) control: Control,
     /// What it said of itself when it was found.
     pub(crate) status: Status,
+    /// When it said so.
+    pub(crate) asked: Instant,
     own: Option<OwnPeer>,
 }
 
@@ -98,6 +101,7 @@ impl Peer {
         Ok(Self {
             control,
             status,
+            asked: Instant::now(),
             own: None,
         })
     }
@@ -127,6 +131,7 @@ impl Peer {
         Ok(Self {
             control,
             status,
+            asked: Instant::now(),
             own: Some(own),
         })
     }

@@ -19,6 +19,10 @@ use crate::{
 /// Files of one name that are looked at: far more than anybody chooses from.
 const MOST_FILES: usize = 1000;
 
+/// Bytes of what is known of them, about: as much as a thousand files with a few names and peers
+/// each.
+const MOST_BYTES: usize = 2 * 1024 * 1024;
+
 const EXAMPLES: &str = "\
 Examples:
   potluck query model.bin            every file of this name, with its peers
@@ -42,9 +46,7 @@ pub(crate) struct QueryArgs {
 pub(crate) async fn run(context: &Context, args: QueryArgs) -> Result<(), Fail> {
     let files = find(&context.index_to_ask().await?, &args.want, args.providers).await?;
     if context.out.is_json() {
-        context
-            .out
-            .object(&json!({ "files": files.iter().map(object).collect::<Vec<_>>() }))?;
+        context.out.object(&Objects { files: &files })?;
     }
     if files.is_empty() {
         return Err(unknown(&args.want));
@@ -60,19 +62,38 @@ pub(crate) async fn run(context: &Context, args: QueryArgs) -> Result<(), Fail> 
     Ok(())
 }
 
-/// Everything the index knows by this, up to [`MOST_FILES`].
+/// Found files as JSON, which is made for one at a time.
+#[derive(serde::Serialize)]
+pub(crate) struct Objects<'a> {
+    #[serde(serialize_with = "objects")]
+    pub(crate) files: &'a [Found],
+}
+
+fn objects<S: serde::Serializer>(files: &&[Found], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(files.iter().map(object))
+}
+
+/// What a found file takes in memory, in bytes, roughly.
+fn weight(found: &Found) -> usize {
+    let names: usize = found.names.iter().map(|name| name.len() + 32).sum();
+    256 + names + found.providers.len() * 128
+}
+
+/// Everything the index knows by this, up to [`MOST_FILES`] and [`MOST_BYTES`].
 ///
 /// # Errors
 /// As `IndexService.Query`.
 pub(crate) async fn find(index: &IndexClient, want: &Want, providers: u32) -> Result<Vec<Found>, Problem> {
     let mut files = Vec::new();
+    let mut bytes = 0;
     let mut page = None;
     loop {
         let answer = index.query(&want.by(), providers, page).await?;
         let was_empty = answer.files.is_empty();
+        bytes += answer.files.iter().map(weight).sum::<usize>();
         files.extend(answer.files);
         page = answer.next;
-        if page.is_none() || was_empty || files.len() >= MOST_FILES {
+        if page.is_none() || was_empty || files.len() >= MOST_FILES || bytes >= MOST_BYTES {
             return Ok(files);
         }
     }

@@ -58,10 +58,10 @@ pub(crate) async fn run(context: &Context, args: SearchArgs) -> Result<(), Fail>
         left = left.saturating_sub(answer.files.len().max(1) as u64);
         found += answer.files.len();
         if context.out.is_json() {
-            let files: Vec<_> = answer.files.iter().map(object).collect();
-            context
-                .out
-                .object(&json!({ "files": files, "next_page": page }))?;
+            context.out.object(&Objects {
+                files: &answer.files,
+                next_page: page.as_deref(),
+            })?;
         } else if !answer.files.is_empty() {
             context.out.lines(lines(&answer.files, context.out.width()))?;
         }
@@ -87,6 +87,18 @@ pub(crate) async fn run(context: &Context, args: SearchArgs) -> Result<(), Fail>
         ));
     }
     Ok(())
+}
+
+/// A page as JSON, which is made for one file at a time.
+#[derive(serde::Serialize)]
+struct Objects<'a> {
+    #[serde(serialize_with = "objects")]
+    files: &'a [Found],
+    next_page: Option<&'a str>,
+}
+
+fn objects<S: serde::Serializer>(files: &&[Found], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(files.iter().map(object))
 }
 
 fn object(found: &Found) -> serde_json::Value {

@@ -4,7 +4,6 @@ use potluck_core::{
     FileId, Problem, Reason, Sha256,
     index_client::{Address, Found, IndexClient},
 };
-use serde_json::json;
 
 use super::GetArgs;
 use crate::{
@@ -148,9 +147,7 @@ fn other_index(context: &Context, peer: Option<&Peer>) -> bool {
 /// Several files of one name: prints the choice.
 fn ambiguous(context: &Context, name: &str, files: &[Found]) -> Fail {
     let printed = match context.out.is_json() {
-        true => context
-            .out
-            .object(&json!({ "files": files.iter().map(query::object).collect::<Vec<_>>() })),
+        true => context.out.object(&query::Objects { files }),
         false => context.out.lines(search::lines(files, context.out.width())),
     };
     if let Err(fail) = printed {

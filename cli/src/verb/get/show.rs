@@ -190,7 +190,6 @@ mod tests {
                 })
                 .collect(),
             error: None,
-            sharing_error: None,
             limit: 0,
             priority: 10,
         }

@@ -1,0 +1,156 @@
+//! How much memory an index can make the command line take.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../../tests/support/raw_client.rs"]
+mod raw_client;
+#[path = "../../tests/support/raw_server.rs"]
+mod raw_server;
+
+use std::{
+    io::Read as _,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use potluck_core::{FileId, Root, proto::v1};
+use prost::Message as _;
+
+/// The most that a command may take, in MiB, whatever the index answers.
+const MOST: u64 = 40;
+
+/// Runs a command against an index that answers with this: its exit code, the most memory in MiB
+/// that it was seen to have, and what it said on standard error.
+async fn run(arguments: &[&str], answer: Vec<u8>) -> (Option<i32>, Option<u64>, String) {
+    let address = raw_server::answering(answer.into()).await;
+    let home = tempfile::tempdir().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_potluck"))
+        .args(["--index", &format!("http://{address}")])
+        .args(arguments)
+        .env("HOME", home.path())
+        .env_remove("XDG_DATA_HOME")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let reader = std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()).unwrap());
+    let began = Instant::now();
+    let mut peak = None;
+    let code = loop {
+        // The peak only grows: what was seen last is what it was, or little less.
+        peak = raw_client::peak_memory(child.id()).max(peak);
+        if let Some(status) = child.try_wait().unwrap() {
+            break status.code();
+        }
+        if began.elapsed() > DEADLINE {
+            child.kill().unwrap();
+            panic!("it did not end");
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    };
+    println!(
+        "{arguments:?}: {peak:?} MiB, {} bytes printed",
+        reader.join().unwrap()
+    );
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    (code, peak, said)
+}
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn assert_small(peak: Option<u64>) {
+    match peak {
+        Some(peak) => assert!(peak < MOST, "{peak} MiB"),
+        None => println!("memory is not checked: this system has no /proc/PID/status"),
+    }
+}
+
+/// Two bytes on the wire for each file that would take two hundred in memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_of_empty_items_are_refused_before_they_are_decoded() {
+    for bytes in [4, 2] {
+        let empty = [0x0a, 0].repeat((bytes << 19) - 100);
+        for arguments in [&["search", "x"][..], &["query", "x"], &["query", "x", "--json"]] {
+            let (code, peak, said) = run(arguments, empty.clone()).await;
+            assert!(code.is_some_and(|code| code > 0), "{code:?}");
+            assert!(
+                said.contains("more files") || said.contains("too large"),
+                "{said}"
+            );
+            assert_small(peak);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_answers_that_are_taken_cost_little() {
+    let file = |n: u64| {
+        let root = Root([1; 32]);
+        v1::FileRecord {
+            file_id: FileId::derive(n, &root).to_bytes(),
+            size: n,
+            root: root.to_bytes(),
+            ..Default::default()
+        }
+    };
+    // Letters that JSON for a terminal has to escape, six bytes for two.
+    let names = vec!["\u{e9}".repeat(120); 7];
+    let query = v1::QueryResponse {
+        files: (1..=1000)
+            .map(|n| v1::QueryResult {
+                file: Some(file(n)),
+                names: names.clone(),
+                provider_count: 3,
+                ..Default::default()
+            })
+            .collect(),
+        ..Default::default()
+    };
+    let provider = v1::Provider {
+        peer_id: vec![1; 32].into(),
+        address: Some(v1::Address {
+            host: "192.0.2.1".to_owned(),
+            port: 1,
+        }),
+        partial: false,
+    };
+    let crowded = v1::QueryResponse {
+        files: (1..=40)
+            .map(|n| v1::QueryResult {
+                file: Some(file(n)),
+                names: vec!["a".to_owned()],
+                provider_count: 1000,
+                providers: vec![provider.clone(); 900],
+            })
+            .collect(),
+        // There is always more.
+        next_page_token: "more".to_owned(),
+    };
+    for answer in [query.encode_to_vec(), crowded.encode_to_vec()] {
+        assert!((1 << 20..2 << 20).contains(&answer.len()), "{}", answer.len());
+        for arguments in [&["query", "x"][..], &["query", "x", "--json"]] {
+            let (code, peak, said) = run(arguments, answer.clone()).await;
+            assert_eq!(code, Some(0), "{said}");
+            assert_small(peak);
+        }
+    }
+    let search = v1::SearchResponse {
+        files: query
+            .files
+            .into_iter()
+            .map(|found| v1::SearchResult {
+                file: found.file,
+                names: found.names,
+                provider_count: 3,
+            })
+            .collect(),
+        ..Default::default()
+    };
+    for arguments in [&["search", "x"][..], &["search", "x", "--json"]] {
+        let (code, peak, said) = run(arguments, search.encode_to_vec()).await;
+        assert_eq!(code, Some(0), "{said}");
+        assert_small(peak);
+    }
+}

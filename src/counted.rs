@@ -1,0 +1,261 @@
+//! Messages whose lists are counted before they are decoded.
+//!
+//! An empty item is two bytes on the wire and more than a hundred in memory: a message of an
+//! allowed size could take hundreds of MiB before anybody saw that its lists are too long.
+//! Non-goal: whether what is in the lists makes sense.
+
+use std::{fmt, marker::PhantomData};
+
+use bytes::Buf as _;
+use prost::{
+    Message,
+    encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
+};
+use tonic::{
+    Status,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+};
+
+use crate::{Problem, Reason, index_client::MAX_BATCH, proto::v1};
+
+/// Most files of a page, and most providers of a file, as the contract has it.
+const MAX_PAGE: usize = 1_000;
+
+/// Most names of a file in an answer: several times what the contract has.
+const MAX_NAMES: usize = 64;
+
+/// Least bytes of a provider: its id and two numbers before it.
+const MIN_PROVIDER: usize = 34;
+
+/// A message that holds lists.
+pub trait Lists: Message + Default + 'static {
+    /// Whether the lists are no longer than they may be, told from the message's bytes.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    fn count(message: &[u8]) -> Result<(), Problem>;
+}
+
+/// The items of the list with this field number in a message, up to where its bytes make no sense.
+/// Decoding comes no further either.
+pub fn items(message: &[u8], list: u32) -> impl Iterator<Item = &[u8]> {
+    let mut rest = message;
+    std::iter::from_fn(move || {
+        loop {
+            let (field, wire) = decode_key(&mut rest).ok()?;
+            if field == list && wire == WireType::LengthDelimited {
+                let length = usize::try_from(decode_varint(&mut rest).ok()?).ok()?;
+                let (item, after) = rest.split_at_checked(length)?;
+                rest = after;
+                return Some(item);
+            }
+            skip_field(wire, field, &mut rest, DecodeContext::default()).ok()?;
+        }
+    })
+}
+
+/// Whether a message's lists are no longer than they may be, told from its bytes.
+pub type Count = fn(&[u8]) -> Result<(), Problem>;
+
+/// Protobuf that encodes `E`, and decodes `D` after it was counted.
+pub struct CountingCodec<E, D> {
+    count: Count,
+    messages: PhantomData<fn() -> (E, D)>,
+}
+
+impl<E, D> CountingCodec<E, D> {
+    /// Decodes what `count` finds no fault with.
+    pub const fn new(count: Count) -> Self {
+        Self {
+            count,
+            messages: PhantomData,
+        }
+    }
+}
+
+impl<E, D> fmt::Debug for CountingCodec<E, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CountingCodec")
+    }
+}
+
+impl<E: Message + 'static, D: Message + Default + 'static> Codec for CountingCodec<E, D> {
+    type Encode = E;
+    type Decode = D;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self::new(self.count)
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self::new(self.count)
+    }
+}
+
+impl<E: Message, D> Encoder for CountingCodec<E, D> {
+    type Item = E;
+    type Error = Status;
+
+    fn encode(&mut self, message: E, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        message
+            .encode(buffer)
+            .map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+impl<E, D: Message + Default> Decoder for CountingCodec<E, D> {
+    type Item = D;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<D>, Status> {
+        let message = buffer.copy_to_bytes(buffer.remaining());
+        (self.count)(&message)?;
+        D::decode(message)
+            .map(Some)
+            .map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+/// What an answer of the index is that no index gives.
+fn too_many(what: &str) -> Problem {
+    Problem::new(
+        Reason::NotPotluck,
+        format!("the index sent more {what} than an answer may have"),
+    )
+}
+
+/// Whether the list has at most so many items.
+fn at_most(most: usize, message: &[u8], list: u32, what: &str) -> Result<(), Problem> {
+    match items(message, list).nth(most) {
+        None => Ok(()),
+        Some(_) => Err(too_many(what)),
+    }
+}
+
+/// Whether these are providers, at most as many as a file may have in an answer. An empty one takes
+/// fifty times its bytes in memory.
+fn check_providers(message: &[u8], list: u32) -> Result<(), Problem> {
+    at_most(MAX_PAGE, message, list, "providers")?;
+    match items(message, list).all(|provider| provider.len() >= MIN_PROVIDER) {
+        true => Ok(()),
+        false => Err(Problem::new(
+            Reason::NotPotluck,
+            "the index sent a provider that has no peer id",
+        )),
+    }
+}
+
+impl Lists for v1::QueryResponse {
+    fn count(message: &[u8]) -> Result<(), Problem> {
+        at_most(MAX_PAGE, message, 1, "files")?;
+        for file in items(message, 1) {
+            at_most(MAX_NAMES, file, 2, "names of a file")?;
+            check_providers(file, 4)?;
+        }
+        Ok(())
+    }
+}
+
+impl Lists for v1::SearchResponse {
+    fn count(message: &[u8]) -> Result<(), Problem> {
+        at_most(MAX_PAGE, message, 1, "files")?;
+        items(message, 1).try_for_each(|file| at_most(MAX_NAMES, file, 2, "names of a file"))
+    }
+}
+
+impl Lists for v1::WatchResponse {
+    fn count(message: &[u8]) -> Result<(), Problem> {
+        items(message, 1).try_for_each(|snapshot| check_providers(snapshot, 1))
+    }
+}
+
+impl Lists for v1::RegisterResponse {
+    fn count(message: &[u8]) -> Result<(), Problem> {
+        at_most(MAX_BATCH, message, 6, "file ids")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn provider() -> v1::Provider {
+        v1::Provider {
+            peer_id: vec![1; 32].into(),
+            ..Default::default()
+        }
+    }
+
+    /// A message in which the item of this list is so many times.
+    fn repeated(list: u8, item: &[u8], times: usize) -> Vec<u8> {
+        let field = [&[list << 3 | 2, item.len() as u8], item].concat();
+        field.repeat(times)
+    }
+
+    #[test]
+    fn what_the_contract_allows_is_taken() {
+        let names = vec!["x".repeat(255); 16];
+        let query = v1::QueryResponse {
+            files: vec![
+                v1::QueryResult {
+                    names: names.clone(),
+                    providers: vec![provider(); MAX_PAGE],
+                    ..Default::default()
+                };
+                MAX_PAGE
+            ],
+            ..Default::default()
+        };
+        assert_eq!(v1::QueryResponse::count(&query.encode_to_vec()), Ok(()));
+        let search = v1::SearchResponse {
+            files: vec![
+                v1::SearchResult {
+                    names,
+                    ..Default::default()
+                };
+                MAX_PAGE
+            ],
+            ..Default::default()
+        };
+        assert_eq!(v1::SearchResponse::count(&search.encode_to_vec()), Ok(()));
+        use v1::watch_response::Event;
+        let snapshot = v1::WatchSnapshot {
+            providers: vec![provider(); MAX_PAGE],
+            ..Default::default()
+        };
+        for event in [
+            Event::Snapshot(snapshot),
+            Event::Joined(provider()),
+            Event::Left(vec![1; 32].into()),
+        ] {
+            let watch = v1::WatchResponse { event: Some(event) };
+            assert_eq!(v1::WatchResponse::count(&watch.encode_to_vec()), Ok(()));
+        }
+        let register = v1::RegisterResponse {
+            file_ids: vec![vec![1; 32].into(); MAX_BATCH],
+            ..Default::default()
+        };
+        assert_eq!(v1::RegisterResponse::count(&register.encode_to_vec()), Ok(()));
+    }
+
+    #[test]
+    fn longer_lists_and_empty_providers_are_refused() {
+        let reason = |counted: Result<(), Problem>| counted.unwrap_err().reason;
+        let many = repeated(1, &[], MAX_PAGE + 1);
+        assert_eq!(reason(v1::QueryResponse::count(&many)), Reason::NotPotluck);
+        assert_eq!(reason(v1::SearchResponse::count(&many)), Reason::NotPotluck);
+        let names = repeated(1, &repeated(2, &[], MAX_NAMES + 1)[..], 1);
+        // Too long for a length of one byte: a number of two.
+        let names = [&[0x0a, 0x82, 0x01], &names[2..]].concat();
+        assert_eq!(reason(v1::QueryResponse::count(&names)), Reason::NotPotluck);
+        assert_eq!(reason(v1::SearchResponse::count(&names)), Reason::NotPotluck);
+        let empty = repeated(1, &repeated(4, &[], 1), 1);
+        assert_eq!(reason(v1::QueryResponse::count(&empty)), Reason::NotPotluck);
+        let empty = repeated(1, &repeated(1, &[], 1), 1);
+        assert_eq!(reason(v1::WatchResponse::count(&empty)), Reason::NotPotluck);
+        let ids = repeated(6, &[], MAX_BATCH + 1);
+        assert_eq!(reason(v1::RegisterResponse::count(&ids)), Reason::NotPotluck);
+    }
+}
