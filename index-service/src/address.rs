@@ -51,6 +51,12 @@ pub enum AddressError {
     /// An address that nobody can be reached at.
     #[error("{0} is no address of one machine: leave the host empty to be found where you call from")]
     NotOneMachine(IpAddr),
+    /// An address that means another machine on each network.
+    #[error(
+        "{0} is link-local: without the name of a network interface nobody can use it, and each machine has its own names for \
+         these; call the index by an address that is not link-local, or register another with --advertise"
+    )]
+    LinkLocal(IpAddr),
     /// Not the caller's, and not allowed.
     #[error(
         "{host} is not where you call from ({from}): leave the host empty, or let the index be started with \
@@ -82,6 +88,9 @@ pub fn resolve(
     };
     if claimed.host.is_empty() {
         let ip = source.ok_or_else(|| refused("an empty host"))?;
+        if is_link_local(ip) {
+            return Err(AddressError::LinkLocal(ip));
+        }
         return Ok(Address {
             host: ip.to_string(),
             port: claimed.port,
@@ -104,6 +113,9 @@ pub fn resolve(
     if ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::V4(std::net::Ipv4Addr::BROADCAST) {
         return Err(AddressError::NotOneMachine(ip));
     }
+    if is_link_local(ip) {
+        return Err(AddressError::LinkLocal(ip));
+    }
     let fits = |host: &AllowedHost| matches!(host, AllowedHost::Network(network) if network.contains(&ip));
     match source == Some(ip) || allowed.iter().any(fits) {
         true => Ok(Address {
@@ -112,6 +124,12 @@ pub fn resolve(
         }),
         false => Err(refused(&ip.to_string())),
     }
+}
+
+/// Whether it is an IPv6 address that needs an interface beside it (RFC 4291, section 2.5.6). In
+/// IPv4 there is nothing that could be left out (RFC 3927).
+fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
 /// The text in lower case if it is a host name as RFC 1123 has it, with at least one letter.
@@ -210,6 +228,19 @@ mod tests {
                 "{host}"
             );
         }
+    }
+
+    #[test]
+    fn link_local_addresses_are_refused_wherever_they_come_from() {
+        let link_local = |told| matches!(told, Err(AddressError::LinkLocal(_)));
+        assert!(link_local(at("fe80::1", "", &[])), "the caller's own");
+        assert!(link_local(at("fe80::1", "fe80::1", &[])));
+        assert!(link_local(at("2001:db8::7", "fe80::1", &["::/0"])), "allowed");
+        assert!(link_local(at("2001:db8::7", "febf::1", &["febf::1"])));
+        assert_eq!(at("169.254.1.2", "", &[]), Ok("169.254.1.2".to_owned()));
+        assert_eq!(at("fec0::1", "", &[]), Ok("fec0::1".to_owned()));
+        let text = at("fe80::1", "", &[]).unwrap_err().to_string();
+        assert!(text.contains("--advertise"), "{text}");
     }
 
     #[test]

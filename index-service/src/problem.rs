@@ -22,7 +22,9 @@ const LATER: Duration = Duration::from_secs(30);
 impl From<AddressError> for Problem {
     fn from(error: AddressError) -> Self {
         let reason = match error {
-            AddressError::NotAHost | AddressError::NotOneMachine(_) => Reason::InvalidAddress,
+            AddressError::NotAHost | AddressError::NotOneMachine(_) | AddressError::LinkLocal(_) => {
+                Reason::InvalidAddress
+            }
             AddressError::Refused { .. } => Reason::AddressRefused,
         };
         Self::new(reason, error.to_string()).field("address.host")

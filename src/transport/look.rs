@@ -32,6 +32,10 @@ pub(super) async fn is_foreign(endpoint: &Endpoint) -> bool {
                 let host = uri.host()?.trim_matches(['[', ']']);
                 begins_foreign(TcpStream::connect((host, uri.port_u16()?)).await.ok()?).await
             }
+            Endpoint::LinkLocal(address) => {
+                let stream = TcpStream::connect((address.host(), address.port)).await;
+                begins_foreign(stream.ok()?).await
+            }
             Endpoint::Unix(path) => begins_foreign(UnixStream::connect(path).await.ok()?).await,
         }
     };

@@ -1,7 +1,8 @@
 //! Where the control service listens: a Unix socket that only the owner can open, or TCP with a token.
 //!
-//! Invariant: whoever reaches the service is the owner: the socket has mode 0600 in a folder that is the peer's own, and over TCP
-//! every call carries the token.
+//! Invariant: whoever reaches the service is the owner: the socket has mode 0600 in a folder that
+//! is the peer's own, and over TCP every call carries the token. Nothing is encrypted, so the token
+//! leaves the machine only where the owner says that it may.
 
 use std::{
     fs, io,
@@ -43,10 +44,11 @@ pub enum Listening {
 
 impl Listening {
     /// Opens the endpoint. The home is locked, so a socket that is left in it belongs to nobody.
+    /// With `plaintext` it may listen beyond this machine.
     ///
     /// # Errors
     /// With what to do about it.
-    pub async fn open(at: &ControlAt, home: &Home) -> Result<(Self, Endpoint), Problem> {
+    pub async fn open(at: &ControlAt, plaintext: bool, home: &Home) -> Result<(Self, Endpoint), Problem> {
         match at {
             ControlAt::Unix(path) => {
                 let inside = home.control_socket();
@@ -61,6 +63,16 @@ impl Listening {
                 ))
             }
             ControlAt::Tcp(address) => {
+                if !address.ip().to_canonical().is_loopback() {
+                    if !plaintext {
+                        return Err(beyond_this_machine(*address));
+                    }
+                    tracing::warn!(
+                        %address,
+                        "the control service listens beyond this machine without encryption: whoever can read the network's \
+                         traffic learns the token and commands this peer"
+                    );
+                }
                 let token = make_token(&home.state().join(TOKEN_FILE))?;
                 let listener = TcpListener::bind(address)
                     .await
@@ -71,6 +83,17 @@ impl Listening {
             }
         }
     }
+}
+
+fn beyond_this_machine(address: SocketAddr) -> Problem {
+    Problem::new(
+        Reason::InvalidArgument,
+        format!(
+            "--control {address} would let other machines command this peer, without encryption: use a socket or 127.0.0.1, \
+             reach it from elsewhere through a tunnel such as `ssh -L`, or give --plaintext as well"
+        ),
+    )
+    .field("control")
 }
 
 fn in_use(address: SocketAddr, error: &io::Error) -> Problem {
@@ -204,6 +227,26 @@ mod tests {
             .metadata_mut()
             .insert("authorization", "Bearer secret".parse().unwrap());
         assert!(guard.call(request).is_ok());
+    }
+
+    #[tokio::test]
+    async fn control_beyond_this_machine_needs_the_owners_word() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::open(&folder.path().join("home")).unwrap();
+        let open = async |at: &str, plaintext| {
+            let at = ControlAt::Tcp(at.parse().unwrap());
+            let opened = Listening::open(&at, plaintext, &home).await;
+            opened.map(drop).map_err(|problem| problem.reason)
+        };
+        for beyond in ["0.0.0.0:0", "[::]:0", "192.0.2.1:1", "[::ffff:192.0.2.1]:1"] {
+            assert_eq!(
+                open(beyond, false).await,
+                Err(Reason::InvalidArgument),
+                "{beyond}"
+            );
+        }
+        assert_eq!(open("0.0.0.0:0", true).await, Ok(()));
+        assert_eq!(open("127.0.0.1:0", false).await, Ok(()));
     }
 
     #[tokio::test]

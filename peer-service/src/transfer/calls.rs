@@ -115,15 +115,9 @@ impl Caller {
                     return;
                 }
                 Ended::Corrupt(what) => {
-                    // The ban that follows cancels the others. Where none follows, as the request
-                    // was taken back meanwhile, they failed.
+                    // The ban that follows cancels the others.
                     if let Some(wanted) = rest.pop_front() {
-                        self.tell(&wanted, Outcome::Corrupt(what.clone())).await;
-                    }
-                    let problem = Problem::new(Reason::VerificationFailed, what);
-                    for wanted in rest {
-                        self.tell(&wanted, Outcome::Failed(Failure::Refused, problem.clone()))
-                            .await;
+                        self.tell(&wanted, Outcome::Corrupt(what)).await;
                     }
                     return;
                 }
@@ -339,10 +333,7 @@ impl Caller {
             },
             Reason::PieceNotAvailable | Reason::NotFound | Reason::FileChanged => Failure::NotAvailable,
             Reason::TimedOut => Failure::TimedOut,
-            // A lack of file descriptors is this machine's own, and passes.
-            Reason::Unreachable | Reason::Cancelled | Reason::ShuttingDown | Reason::TooManyOpenFiles => {
-                Failure::Disconnected
-            }
+            Reason::Unreachable | Reason::Cancelled | Reason::ShuttingDown => Failure::Disconnected,
             _ => Failure::Refused,
         };
         if failure == Failure::NotAvailable {

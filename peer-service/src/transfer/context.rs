@@ -1,6 +1,6 @@
 //! What every transfer of a peer works with.
 
-use std::{path::PathBuf, sync::atomic::AtomicU64};
+use std::{net::IpAddr, path::PathBuf, sync::atomic::AtomicU64};
 
 use potluck_core::{
     PeerId,
@@ -32,6 +32,9 @@ pub struct Context {
     pub peer_id: PeerId,
     /// Where this peer listens.
     pub local_addr: Address,
+    /// Where connections to other peers leave from, so that these and the index see the address
+    /// that is listened on; `None`: as the system has it.
+    pub leave_from: Option<IpAddr>,
     /// Threads that hash.
     pub hash_threads: usize,
     /// Who verifies and writes units, over all transfers.

@@ -13,7 +13,6 @@ use potluck_core::{
     index_client::Kind,
     manifest::{Content, Entry, Manifest},
     merkle::FileTree,
-    path::Label,
     plan::Plan,
 };
 use tokio_util::sync::CancellationToken;
@@ -72,8 +71,7 @@ pub(crate) fn resolve(
     Target::resolve(asked, name, files)
 }
 
-/// Whether the file is at `path` already. What is there and verifies is shared like a download, under
-/// this label.
+/// Whether the file is at `path` already. What is there and verifies is shared like a download.
 ///
 /// # Errors
 /// `TARGET_EXISTS` where something else is there; `VERIFICATION_FAILED` is for the caller's claim.
@@ -81,7 +79,6 @@ pub(crate) async fn file(
     context: &Context,
     id: FileId,
     path: &Path,
-    label: Option<Label>,
     reporter: &Reporter,
 ) -> Result<bool, Problem> {
     let (library, owned, threads) = (context.library.clone(), path.to_owned(), context.hash_threads);
@@ -121,17 +118,15 @@ pub(crate) async fn file(
     if let Some((tree, stamp)) = hashed
         && let Err(problem) = context
             .library
-            .adopt_file(path.to_owned(), tree, stamp, None, label)
+            .adopt_file(path.to_owned(), tree, stamp, None)
             .await
     {
         tracing::warn!(path = %path.display(), %problem, "was there already, and could not be shared");
-        reporter.not_shared(problem);
     }
     Ok(true)
 }
 
-/// Whether the folder at `path` has everything that the manifest lists, as it lists it. It is shared
-/// like a download, under this label.
+/// Whether the folder at `path` has everything that the manifest lists, as it lists it.
 ///
 /// # Errors
 /// `TARGET_EXISTS` where something else is there.
@@ -139,7 +134,6 @@ pub(crate) async fn folder(
     context: &Context,
     path: &Path,
     manifest: &Arc<Manifest>,
-    label: Option<Label>,
     reporter: &Reporter,
 ) -> Result<bool, Problem> {
     let (owned, listed) = (path.to_owned(), Arc::clone(manifest));
@@ -167,11 +161,10 @@ pub(crate) async fn folder(
     reporter.found(Kind::Collection, size);
     let adopted = context
         .library
-        .adopt_collection(path.to_owned(), Arc::clone(manifest), stamps, hashes, label)
+        .adopt_collection(path.to_owned(), Arc::clone(manifest), stamps, hashes)
         .await;
     if let Err(problem) = adopted {
         tracing::warn!(path = %path.display(), %problem, "was there already, and could not be shared");
-        reporter.not_shared(problem);
     }
     Ok(true)
 }

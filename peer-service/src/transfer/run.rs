@@ -87,17 +87,17 @@ pub(crate) struct Run {
 impl Run {
     /// Runs to the end.
     pub(crate) async fn run(self) -> Ended {
-        let reporter = Reporter::new(self.view.clone(), self.stop.clone());
+        let reporter = Reporter::new(self.view.clone());
         let (list, sources) = watch::channel(Sources::default());
         // Ends with the run, however that ends.
         let local = self.stop.child_token();
         let _ends = local.clone().drop_guard();
         let (context, keep_stop) = (Arc::clone(&self.context), local.clone());
-        let (id, named, view) = (self.spec.id, self.named.clone(), self.view.subscribe());
+        let (id, named) = (self.spec.id, self.named.clone());
         self.context.tracker.spawn(async move {
             let index = context.index.clone();
             sources::keep(
-                (index, view),
+                index,
                 id,
                 named,
                 |peer, address| context.is_self(peer, address),
@@ -154,7 +154,7 @@ impl Run {
         sources: watch::Receiver<Sources>,
         local: &CancellationToken,
     ) -> Result<Fetched, Problem> {
-        let dialer = Dialer::new(sources.clone());
+        let dialer = Dialer::new(sources.clone()).leaving_from(self.context.leave_from);
         // Neither of the two that can be dropped holds anything that is not dropped whole.
         let planned = tokio::select! {
             () = self.stop.cancelled() => return Ok(Fetched::Stopped),
@@ -198,6 +198,7 @@ impl Run {
             self.leave(&live, have).await;
             return finished;
         }
+        reporter.state(State::Finishing, None);
         let placed = self.place(&live, prepared, offered, reporter).await;
         if !matches!(placed, Ok(true)) {
             self.leave(&live, have).await;
@@ -374,19 +375,19 @@ impl Run {
                 liars,
                 stop.clone(),
                 self.context.tracker.clone(),
-            ),
+            )
+            .leaving_from(self.context.leave_from),
             sources: sources.clone(),
             terms,
             allowance: Arc::new(Allowance::new(now, &self.context.limits)),
             share: self.context.budget.share(now.priority),
             start: Instant::now(),
             stop: &stop,
-            report: Box::new(|swarm, peers, now, wrong| {
-                reporter.swarm(plan, (swarm, now), peers, &sources.borrow(), wrong, &disk)
+            report: Box::new(|swarm, peers, wrong| {
+                reporter.swarm(plan, swarm, peers, &sources.borrow(), wrong, &disk)
             }),
             requests: Default::default(),
             place_made: Instant::now(),
-            ask_anew: Default::default(),
             full: None,
             disk_retry: DISK_RETRY,
             calls: calls.clone(),

@@ -2,9 +2,14 @@
 //!
 //! The list is a level, not a stream of edges: whoever looks sees all providers of now, so nothing is missed by looking late.
 //! Losing the index loses no provider: the list stays as it was until the index is back.
+//!
+//! An index that is elsewhere cannot make this peer call what only this machine or its network
+//! reaches: services on loopback, say. Addresses of that kind are ignored where such an index names
+//! them.
 
 use std::{
     collections::{BTreeMap, HashSet},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -18,8 +23,6 @@ use rand::RngExt as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::view::{State, View};
-
 /// Providers asked of the index for a file: far more than are connected at once, so that there is a choice.
 const MAX_SNAPSHOT: u32 = 200;
 
@@ -31,13 +34,6 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// Longest such wait.
 const MAX_RETRY: Duration = Duration::from_secs(15);
-
-/// How long a transfer waits before the index is asked anew: no single answer that was lost or
-/// damaged must decide. Doubles each time, up to [`MAX_ASK_ANEW`].
-const ASK_ANEW: Duration = Duration::from_secs(15);
-
-/// Longest such wait.
-const MAX_ASK_ANEW: Duration = Duration::from_secs(300);
 
 /// A peer worth asking.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,12 +61,13 @@ struct IndexSays {
     providers: BTreeMap<PeerId, Address>,
     error: Option<Problem>,
     asked: bool,
+    /// How many were named at addresses that the index had no business to name.
+    ignored: u64,
 }
 
 /// Keeps the list until `stop`. Whoever is `named`, now or later, is always on it; whoever `is_self` says is this peer never is.
-/// While the transfer with this view waits, the index is asked anew now and then.
 pub(crate) async fn keep(
-    (index, view): (Option<IndexClient>, watch::Receiver<View>),
+    index: Option<IndexClient>,
     id: FileId,
     mut named: watch::Receiver<Vec<Address>>,
     is_self: impl Fn(Option<&PeerId>, &Address) -> bool,
@@ -83,7 +80,7 @@ pub(crate) async fn keep(
     });
     let listen = async {
         match &index {
-            Some(index) => listen(index, id, view, &says).await,
+            Some(index) => listen(index, id, &says).await,
             None => std::future::pending().await,
         }
     };
@@ -110,23 +107,10 @@ pub(crate) async fn keep(
 }
 
 /// Follows the index for ever, through losses of it.
-async fn listen(
-    index: &IndexClient,
-    id: FileId,
-    mut view: watch::Receiver<View>,
-    says: &watch::Sender<IndexSays>,
-) {
+async fn listen(index: &IndexClient, id: FileId, says: &watch::Sender<IndexSays>) {
     let mut retry = RETRY;
-    let mut asked_anew = 0;
     loop {
-        // A watch that is dropped loses nothing: the next one begins with a snapshot.
-        let lost = tokio::select! {
-            lost = follow(index, id, says, &mut retry) => lost,
-            () = has_waited(&mut view, &mut asked_anew) => {
-                tracing::debug!(file = %id.short(), "the transfer waits: the index is asked anew");
-                continue;
-            }
-        };
+        let lost = follow(index, id, says, &mut retry).await;
         tracing::debug!(file = %id.short(), error = %lost, "the index is lost; going on with the providers known");
         says.send_modify(|says| {
             says.error = Some(lost);
@@ -138,35 +122,13 @@ async fn listen(
     }
 }
 
-/// Ends once the transfer began to wait and nothing came for long enough that the index is to be
-/// asked anew. `times`: how often in a row it was.
-async fn has_waited(view: &mut watch::Receiver<View>, times: &mut u32) {
-    loop {
-        let Ok(done) = view
-            .wait_for(|view| view.state == State::Waiting)
-            .await
-            .map(|view| view.bytes_done)
-        else {
-            return std::future::pending().await;
-        };
-        let delay = (ASK_ANEW * (1 << (*times).min(10))).min(MAX_ASK_ANEW);
-        let delay = delay.mul_f64(rand::rng().random_range(0.75..1.25));
-        tokio::select! {
-            _ = view.wait_for(|view| view.bytes_done != done) => *times = 0,
-            () = tokio::time::sleep(delay) => {
-                *times += 1;
-                return;
-            }
-        }
-    }
-}
-
 async fn follow(
     index: &IndexClient,
     id: FileId,
     says: &watch::Sender<IndexSays>,
     retry: &mut Duration,
 ) -> Problem {
+    let is_local = index.endpoint().is_local().await;
     let mut events = match index.watch(id, MAX_SNAPSHOT).await {
         Ok(events) => std::pin::pin!(events),
         Err(problem) => return problem,
@@ -179,7 +141,16 @@ async fn follow(
         if matches!(event, WatchEvent::Snapshot(_)) {
             *retry = RETRY;
         }
-        says.send_modify(|says| says.take(event));
+        says.send_modify(|says| {
+            let ignored = says.ignored;
+            says.take(event, is_local);
+            if says.ignored > ignored {
+                tracing::debug!(
+                    file = %id.short(), ignored = says.ignored, index = %index.endpoint(),
+                    "the index named peers at addresses of this machine only, and is on another: ignored them"
+                );
+            }
+        });
     }
     Problem::new(
         potluck_core::Reason::Unreachable,
@@ -188,15 +159,28 @@ async fn follow(
 }
 
 impl IndexSays {
-    fn take(&mut self, event: WatchEvent) {
-        let providers = &mut self.providers;
+    /// Takes an event of an index that is on this machine, or is not.
+    fn take(&mut self, event: WatchEvent, is_local: bool) {
+        let Self {
+            providers, ignored, ..
+        } = self;
+        let mut may_call = |address: &Address| {
+            let may = is_local || is_reached_from_afar(address);
+            *ignored += u64::from(!may);
+            may
+        };
         match event {
             WatchEvent::Snapshot(all) => {
                 *providers = all
                     .into_iter()
+                    .filter(|provider| may_call(&provider.address))
                     .take(MAX_PROVIDERS)
                     .map(|provider| (provider.peer, provider.address))
                     .collect();
+            }
+            // It moved to where it cannot be reached.
+            WatchEvent::Joined(provider) if !may_call(&provider.address) => {
+                providers.remove(&provider.peer);
             }
             WatchEvent::Joined(provider) => {
                 if providers.len() < MAX_PROVIDERS || providers.contains_key(&provider.peer) {
@@ -208,6 +192,28 @@ impl IndexSays {
             }
         }
         (self.error, self.asked) = (None, true);
+    }
+}
+
+/// Whether this can be the address of a peer on another machine, as far as it shows.
+fn is_reached_from_afar(address: &Address) -> bool {
+    let Ok(ip) = address.host.parse::<IpAddr>() else {
+        let host = address.host.to_ascii_lowercase();
+        let host = host.trim_end_matches('.');
+        return host != "localhost" && !host.ends_with(".localhost");
+    };
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            let this_network = ip.octets()[0] == 0;
+            !(ip.is_loopback()
+                || this_network
+                || ip.is_multicast()
+                || ip.is_broadcast()
+                || ip.is_link_local())
+        }
+        IpAddr::V6(ip) => {
+            !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_unicast_link_local())
+        }
     }
 }
 
@@ -237,7 +243,7 @@ fn merge(
 
 #[cfg(test)]
 mod tests {
-    use super::{super::view::FetchSpec, *};
+    use super::*;
 
     fn at(port: u16) -> Address {
         Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], port)))
@@ -257,14 +263,67 @@ mod tests {
         assert_eq!(sources.list[..], expected);
     }
 
+    fn provider(n: u8, host: &str) -> potluck_core::index_client::Provider {
+        potluck_core::index_client::Provider {
+            peer: PeerId([n; 32]),
+            address: Address {
+                host: host.to_owned(),
+                port: 22,
+            },
+            partial: false,
+        }
+    }
+
+    #[test]
+    fn an_index_elsewhere_cannot_name_what_only_this_machine_reaches() {
+        let local = [
+            "127.0.0.1",
+            "127.9.9.9",
+            "0.0.0.0",
+            "0.1.2.3",
+            "255.255.255.255",
+            "224.0.0.1",
+            "169.254.169.254",
+            "::1",
+            "::",
+            "ff02::1",
+            "fe80::1",
+            "::ffff:127.0.0.1",
+            "localhost",
+            "LocalHost.",
+            "db.localhost",
+        ];
+        let good = provider(200, "192.0.2.1");
+        let named = || (0..).zip(local).map(|(n, host)| provider(n, host));
+        let snapshot = || WatchEvent::Snapshot(named().chain([good.clone()]).collect());
+        let mut says = IndexSays::default();
+        says.take(snapshot(), false);
+        assert_eq!(says.providers.keys().collect::<Vec<_>>(), [&good.peer]);
+        assert_eq!(says.ignored, local.len() as u64);
+        for provider in named() {
+            says.take(WatchEvent::Joined(provider), false);
+        }
+        assert_eq!(says.providers.len(), 1);
+        says.take(WatchEvent::Joined(provider(200, "::1")), false);
+        assert!(
+            says.providers.is_empty(),
+            "it moved to where nobody else reaches it"
+        );
+        says.take(snapshot(), true);
+        assert_eq!(
+            says.providers.len(),
+            local.len() + 1,
+            "an index here may name them"
+        );
+    }
+
     #[tokio::test]
     async fn who_is_named_later_is_on_the_list_as_well() {
         let (name, named) = watch::channel(vec![at(1)]);
         let (list, mut sources) = watch::channel(Sources::default());
         let stop = CancellationToken::new();
         let id = FileId([1; 32]);
-        let (_view, view) = watch::channel(View::new(1, &FetchSpec::new(id)));
-        let kept = tokio::spawn(keep((None, view), id, named, |_, _| false, list, stop.clone()));
+        let kept = tokio::spawn(keep(None, id, named, |_, _| false, list, stop.clone()));
         let addresses = |sources: &Sources| sources.list.iter().map(|of| of.address.port).collect::<Vec<_>>();
         let first = sources.wait_for(|now| addresses(now) == [1]).await;
         assert!(first.unwrap().asked, "there is no index to ask");

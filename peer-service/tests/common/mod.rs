@@ -3,8 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-pub(crate) mod damage;
-
 use std::{
     path::{Path, PathBuf},
     time::Duration,
@@ -27,7 +25,6 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// An index that runs until it is dropped or stopped.
 pub(crate) struct Index {
     pub(crate) endpoint: Endpoint,
-    pub(crate) address: std::net::SocketAddr,
     pub(crate) client: IndexClient,
     stop: CancellationToken,
     tracker: TaskTracker,
@@ -44,8 +41,7 @@ impl Index {
     }
 
     pub(crate) async fn with_store(listener: TcpListener, store: potluck_index::StoreConfig) -> Self {
-        let address = listener.local_addr().unwrap();
-        let endpoint: Endpoint = address.to_string().parse().unwrap();
+        let endpoint: Endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
         let config = potluck_index::Config {
             store,
@@ -57,7 +53,6 @@ impl Index {
         Self {
             client: IndexClient::new(endpoint.clone()),
             endpoint,
-            address,
             stop,
             tracker,
         }
@@ -87,7 +82,10 @@ impl Peer {
     }
 
     pub(crate) async fn with(config: Config) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), config).await
+    }
+
+    pub(crate) async fn on(listener: TcpListener, config: Config) -> Self {
         let stop = CancellationToken::new();
         let running = start(listener, config, stop.clone()).await.unwrap();
         let control = ControlServiceClient::new(running.control.connect().await.unwrap());

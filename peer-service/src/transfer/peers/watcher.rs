@@ -1,6 +1,6 @@
 //! One peer that is to be connected: dialled, listened to, and dialled again.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use futures_util::StreamExt as _;
 use potluck_core::{FileId, PeerId, Problem, Reason};
@@ -25,10 +25,6 @@ const MAX_RETRY: Duration = Duration::from_secs(30);
 /// Least pause between two events of one peer: HTTP/2 holds back whoever sends them faster, and no honest peer does.
 const EVENT_PAUSE: Duration = Duration::from_millis(5);
 
-/// Least pause after a snapshot that repeats itself: it costs more than a change, and an honest
-/// peer hashes a file for longer.
-const SNAPSHOT_PAUSE: Duration = Duration::from_millis(250);
-
 /// Keeps one peer connected and passes on what it has.
 pub(super) struct Watcher {
     pub(super) key: PeerKey,
@@ -36,6 +32,7 @@ pub(super) struct Watcher {
     pub(super) id: FileId,
     pub(super) units: u32,
     pub(super) own: PeerId,
+    pub(super) leave_from: Option<IpAddr>,
     pub(super) events: mpsc::Sender<(PeerKey, PeerEvent)>,
 }
 
@@ -81,7 +78,7 @@ impl Watcher {
     async fn connected(&self, ready: Option<Link>) -> Result<(), Problem> {
         let link = match ready {
             Some(link) => link,
-            None => Link::open(&self.source.address).await?,
+            None => Link::open(&self.source.address, self.leave_from).await?,
         };
         if self.source.peer.is_none() && link.describe(self.id).await?.peer == self.own {
             return Err(Problem::new(Reason::Cancelled, "this is the peer itself"));
@@ -96,11 +93,8 @@ impl Watcher {
         {
             return Ok(());
         }
-        let mut is_first = true;
         while let Some(event) = events.next().await {
-            let event = event?;
-            let repeats = matches!(event, Availability::Snapshot(_)) && !std::mem::take(&mut is_first);
-            let event = match event {
+            let event = match event? {
                 Availability::OtherUnits(problem) => {
                     self.tell(PeerEvent::OtherUnits).await;
                     return Err(problem);
@@ -110,8 +104,7 @@ impl Watcher {
             if self.tell(event).await.is_none() {
                 return Ok(());
             }
-            let pause = if repeats { SNAPSHOT_PAUSE } else { EVENT_PAUSE };
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(EVENT_PAUSE).await;
         }
         Err(Problem::new(
             Reason::Unreachable,
