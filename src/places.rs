@@ -1,12 +1,15 @@
-//! Places that callers take and give back, such as connections: so many in all, and no address all of them.
+//! Places that callers take and give back, such as connections or bytes: so many in all, and no
+//! address all of them.
 //!
-//! Invariants: at most as many are taken as there are; one address takes at most its share of those that others leave, so that
-//! whoever comes first from elsewhere finds one for as long as any is free. Callers on this machine are not counted by address: they
-//! share its processors and disks whatever is decided here, and a whole crowd may run on one.
+//! Invariants: at most as many are taken as there are; one source takes at most its share of those
+//! that others leave, so that whoever comes first from elsewhere finds one for as long as any is
+//! free. A source is an address. On loopback it is one connection: behind a proxy every client
+//! comes from there, and a whole crowd may run on one machine. Callers without an address, such as
+//! those of a Unix socket, are not counted by source.
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -30,10 +33,13 @@ impl Share {
         }
     }
 
-    /// Whether whoever has `own` may take one of the `free`.
-    const fn allows(self, own: usize, free: usize) -> bool {
-        // own / (own + free) is below the share; the first is always allowed.
-        own == 0 || own.saturating_mul(100 - self.0 as usize) < free.saturating_mul(self.0 as usize)
+    /// Whether whoever has `own` may take `count` of the `free`.
+    const fn allows(self, own: usize, count: usize, free: usize) -> bool {
+        // With all but the last of them, own / (own + free) has to be below the share; the first
+        // are always allowed.
+        let more = count.saturating_sub(1);
+        let (own_then, free_then) = (own.saturating_add(more), free.saturating_sub(more));
+        own == 0 || own_then.saturating_mul(100 - self.0 as usize) < free_then.saturating_mul(self.0 as usize)
     }
 }
 
@@ -45,18 +51,42 @@ impl Default for Share {
 
 /// Where a caller is, as far as places are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Source(Option<IpAddr>);
+pub struct Source(Option<Key>);
+
+/// What places are counted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Key {
+    /// An address, or for IPv6 a network.
+    Network(IpAddr),
+    /// One connection over loopback.
+    Local(SocketAddr),
+}
 
 impl Source {
-    /// This machine, or wherever nothing is known of the address.
+    /// The owner, or wherever nothing is known of the address: not counted.
     pub const HERE: Self = Self(None);
 }
 
 impl From<IpAddr> for Source {
+    /// Whoever is at this address; [`Source::HERE`] for loopback, where only the port tells callers
+    /// apart.
     fn from(address: IpAddr) -> Self {
-        let address = network(address);
-        Self((!address.is_loopback() && address != network(Ipv6Addr::LOCALHOST.into())).then_some(address))
+        Self((!is_loopback(address)).then(|| Key::Network(network(address))))
     }
+}
+
+impl From<SocketAddr> for Source {
+    /// Whoever calls from this address, or over loopback this one connection.
+    fn from(address: SocketAddr) -> Self {
+        Self(Some(match is_loopback(address.ip()) {
+            true => Key::Local(SocketAddr::new(address.ip().to_canonical(), address.port())),
+            false => Key::Network(network(address.ip())),
+        }))
+    }
+}
+
+fn is_loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
 }
 
 /// What counts as one address: itself, or for IPv6 the network of 64 bits that one customer has whole.
@@ -87,15 +117,35 @@ struct Inner {
     most: usize,
     share: Share,
     taken: usize,
-    /// Of the taken, those of each address that has any.
-    by_address: HashMap<IpAddr, usize>,
+    /// Of the taken, those of each source that has any.
+    by_source: HashMap<Key, usize>,
 }
 
-/// A place that is taken; dropping it gives it back.
+impl Inner {
+    /// Counts some more as taken.
+    fn take(&mut self, source: Source, count: usize) -> Result<(), Refused> {
+        let free = self.most.saturating_sub(self.taken);
+        if free < count {
+            return Err(Refused::Full);
+        }
+        if let Some(key) = source.0 {
+            let own = self.by_source.get(&key).copied().unwrap_or(0);
+            if !self.share.allows(own, count, free) {
+                return Err(Refused::Share);
+            }
+            self.by_source.insert(key, own + count);
+        }
+        self.taken += count;
+        Ok(())
+    }
+}
+
+/// Places that are taken, one as a rule; dropping it gives them back.
 #[derive(Debug)]
 pub struct Place {
     places: Places,
     source: Source,
+    count: usize,
 }
 
 impl Places {
@@ -106,7 +156,7 @@ impl Places {
                 most,
                 share,
                 taken: 0,
-                by_address: HashMap::new(),
+                by_source: HashMap::new(),
             })),
         }
     }
@@ -130,41 +180,56 @@ impl Places {
         self.inner().taken
     }
 
+    /// How many of the taken are this source's; 0 where it is not counted.
+    pub fn taken_by(&self, source: Source) -> usize {
+        let key = source.0;
+        key.and_then(|key| self.inner().by_source.get(&key).copied())
+            .unwrap_or(0)
+    }
+
     /// Takes one.
     ///
     /// # Errors
     /// Why there is none for this caller.
     pub fn take(&self, source: Source) -> Result<Place, Refused> {
-        let mut inner = self.inner();
-        let free = inner.most.saturating_sub(inner.taken);
-        if free == 0 {
-            return Err(Refused::Full);
-        }
-        if let Some(address) = source.0 {
-            let own = inner.by_address.get(&address).copied().unwrap_or(0);
-            if !inner.share.allows(own, free) {
-                return Err(Refused::Share);
-            }
-            inner.by_address.insert(address, own + 1);
-        }
-        inner.taken += 1;
-        drop(inner);
+        self.take_many(source, 1)
+    }
+
+    /// Takes so many at once, such as bytes, or none.
+    ///
+    /// # Errors
+    /// Why there are not so many for this caller.
+    pub fn take_many(&self, source: Source, count: usize) -> Result<Place, Refused> {
+        self.inner().take(source, count)?;
         Ok(Place {
             places: self.clone(),
             source,
+            count,
         })
+    }
+}
+
+impl Place {
+    /// Takes so many more, or none.
+    ///
+    /// # Errors
+    /// As [`Places::take_many`]; what it has it keeps.
+    pub fn grow(&mut self, count: usize) -> Result<(), Refused> {
+        self.places.inner().take(self.source, count)?;
+        self.count += count;
+        Ok(())
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut inner = self.places.inner();
-        inner.taken -= 1;
-        let Some(address) = self.source.0 else { return };
-        if let Some(own) = inner.by_address.get_mut(&address) {
-            *own -= 1;
+        inner.taken -= self.count;
+        let Some(key) = self.source.0 else { return };
+        if let Some(own) = inner.by_source.get_mut(&key) {
+            *own -= self.count;
             if *own == 0 {
-                inner.by_address.remove(&address);
+                inner.by_source.remove(&key);
             }
         }
     }
@@ -203,12 +268,48 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_on_this_machine_may_take_all() {
+    fn whoever_has_no_port_on_this_machine_may_take_all() {
         for here in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
             let places = Places::new(5, Share::default());
             let (taken, refused) = all(&places, source(here));
             assert_eq!((taken.len(), refused), (5, Refused::Full), "{here}");
         }
+    }
+
+    #[test]
+    fn a_connection_over_loopback_leaves_places_to_the_others() {
+        for hosts in [
+            ["127.0.0.1:1", "127.0.0.1:2"],
+            ["[::1]:1", "[::1]:2"],
+            ["[::ffff:127.0.0.1]:1", "127.0.0.1:2"],
+        ] {
+            let places = Places::new(8, Share::default());
+            let [one, other] = hosts.map(|host| Source::from(host.parse::<SocketAddr>().unwrap()));
+            let (taken, refused) = all(&places, one);
+            assert_eq!((taken.len(), refused), (4, Refused::Share), "{hosts:?}");
+            assert!(places.take(other).is_ok());
+        }
+        let far = |text: &str| Source::from(text.parse::<SocketAddr>().unwrap());
+        assert_eq!(
+            far("192.0.2.1:1"),
+            far("192.0.2.1:2"),
+            "elsewhere the port says nothing"
+        );
+    }
+
+    #[test]
+    fn many_are_taken_at_once_or_none() {
+        let places = Places::new(100, Share::default());
+        let (one, other) = (source("192.0.2.1"), source("192.0.2.2"));
+        assert_eq!(places.take_many(one, 101).unwrap_err(), Refused::Full);
+        let mut held = places.take_many(one, 30).unwrap();
+        assert_eq!(held.grow(21), Err(Refused::Share));
+        assert_eq!((held.grow(20), places.taken()), (Ok(()), 50));
+        assert_eq!(places.taken_by(one), 50);
+        assert_eq!(places.take_many(other, 51).unwrap_err(), Refused::Full);
+        assert!(places.take_many(other, 50).is_ok(), "the first are for anyone");
+        drop(held);
+        assert_eq!((places.taken(), places.taken_by(one)), (0, 0));
     }
 
     #[test]
@@ -252,7 +353,7 @@ mod tests {
                 prop_assert_eq!(places.taken(), held.len());
             }
             drop(held);
-            prop_assert!(places.inner().by_address.is_empty());
+            prop_assert!(places.inner().by_source.is_empty());
         }
     }
 }

@@ -1,11 +1,19 @@
 //! Endpoints, channels and servers with the HTTP/2 settings that all parts use.
 
 mod about;
+pub mod admission;
+mod clients;
 mod failure;
 mod incoming;
 mod look;
 
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use hyper_util::rt::TokioIo;
 use tonic::{
@@ -18,6 +26,7 @@ use tonic_health::pb::{
 
 pub use self::{
     about::{Health, with_health_and_reflection},
+    clients::{Activity, ClientConnection, IDLE_TIMEOUT, UNREAD_GRACE},
     incoming::{Accept, Connection, connections},
 };
 use crate::{Problem, Reason, problem::is_ours};
@@ -61,8 +70,69 @@ pub const MAX_STREAMS: u32 = 1024;
 pub enum Endpoint {
     /// Over TCP: `http://HOST:PORT`, or `HOST:PORT`.
     Http(Uri),
+    /// Over TCP at a link-local address, which needs the name or number of a network interface:
+    /// `http://[ADDR%INTERFACE]:PORT`.
+    LinkLocal(LinkLocal),
     /// Over a Unix socket: `unix:PATH`.
     Unix(PathBuf),
+}
+
+/// An address that means another machine on each network interface, and the interface (RFC 4007,
+/// section 11).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkLocal {
+    address: Ipv6Addr,
+    zone: String,
+    port: u16,
+}
+
+impl LinkLocal {
+    /// From `[ADDR%INTERFACE]:PORT`; `None` where it is something else.
+    fn parse(text: &str) -> Option<Self> {
+        let (host, port) = text.strip_prefix('[')?.rsplit_once("]:")?;
+        let (address, zone) = host.split_once('%')?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '@' | ':');
+        if zone.is_empty() || zone.len() > MAX_ZONE || !zone.chars().all(plain) {
+            return None;
+        }
+        Some(Self {
+            address: address.parse().ok()?,
+            zone: zone.to_owned(),
+            port: port.parse().ok()?,
+        })
+    }
+
+    /// As the system takes it.
+    fn host(&self) -> String {
+        format!("{}%{}", self.address, self.zone)
+    }
+}
+
+impl fmt::Display for LinkLocal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}%{}]:{}", self.address, self.zone, self.port)
+    }
+}
+
+/// Longest name of a network interface, in bytes: twice what systems allow.
+const MAX_ZONE: usize = 32;
+
+/// An address to listen on, as a person types it: `ADDR:PORT`, or `[ADDR%INTERFACE]:PORT` for one
+/// that is link-local.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    let Some(link_local) = LinkLocal::parse(text) else {
+        return text.parse().map_err(|_| {
+            "give an IP address with a port, as in 127.0.0.1:1313 or [fe80::1%eth0]:1313".to_owned()
+        });
+    };
+    let found = (link_local.host(), link_local.port).to_socket_addrs();
+    found
+        .ok()
+        .and_then(|mut addresses| addresses.next())
+        .ok_or_else(|| format!("this machine has no network interface `{}`", link_local.zone))
 }
 
 impl FromStr for Endpoint {
@@ -77,6 +147,18 @@ impl FromStr for Endpoint {
                 return Err(bad("give unix:PATH"));
             }
             return Ok(Self::Unix(path.into()));
+        }
+        let bare = text.strip_prefix("http://").unwrap_or(text);
+        if let Some(link_local) = LinkLocal::parse(bare.trim_end_matches('/')) {
+            return match link_local.port {
+                0 => Err(bad("give a host and a port, as in http://[fe80::1%eth0]:1313")),
+                _ => Ok(Self::LinkLocal(link_local)),
+            };
+        }
+        if bare.contains('%') {
+            return Err(bad(
+                "give an address with its network interface as in http://[fe80::1%eth0]:1313",
+            ));
         }
         let with_scheme = if text.contains("://") {
             text.to_owned()
@@ -103,6 +185,7 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Http(uri) => f.write_str(uri.to_string().trim_end_matches('/')),
+            Self::LinkLocal(address) => write!(f, "http://{address}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -136,10 +219,22 @@ impl Endpoint {
     /// # Errors
     /// Those of [`Endpoint::connect`], as far as they show by then.
     pub async fn open(&self) -> Result<Channel, Problem> {
+        self.open_from(None).await
+    }
+
+    /// The same, leaving from this address of this machine where that can reach the endpoint.
+    ///
+    /// # Errors
+    /// Those of [`Endpoint::open`].
+    pub async fn open_from(&self, from: Option<IpAddr>) -> Result<Channel, Problem> {
         let connected = match self {
-            Self::Http(uri) => configure(Channel::builder(uri.clone())).connect().await,
+            Self::Http(uri) => leaving(uri, from).connect().await,
+            Self::LinkLocal(address) => {
+                let connector = link_local_connector(address.clone());
+                socket_builder().connect_with_connector(connector).await
+            }
             Self::Unix(path) => {
-                unix_builder()
+                socket_builder()
                     .connect_with_connector(unix_connector(path.clone()))
                     .await
             }
@@ -173,25 +268,57 @@ impl Endpoint {
 
     /// A channel that connects when it is first used, and again after a failure.
     pub fn lazy(&self) -> Channel {
-        self.lazy_with(|endpoint| endpoint)
+        self.lazy_from(None)
+    }
+
+    /// The same, leaving from this address of this machine where that can reach the endpoint.
+    pub fn lazy_from(&self, from: Option<IpAddr>) -> Channel {
+        self.lazy_with(from, |endpoint| endpoint)
+    }
+
+    /// Whether it is on this machine, as far as its host's name can be looked up now.
+    pub async fn is_local(&self) -> bool {
+        let uri = match self {
+            Self::Unix(_) => return true,
+            Self::LinkLocal(_) => return false,
+            Self::Http(uri) => uri,
+        };
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return ip.to_canonical().is_loopback();
+        }
+        let found = tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::lookup_host((host, 0))).await;
+        let Ok(Ok(mut addresses)) = found else {
+            return host == "localhost";
+        };
+        addresses.all(|address| address.ip().to_canonical().is_loopback())
     }
 
     /// The same for bulk data of one server, over a path with this round trip: with windows that let a stream fill a link of some
     /// Gbit/s, at most [`MAX_BULK_WINDOW`].
-    pub fn lazy_for_bulk(&self, round_trip: Duration) -> Channel {
+    pub fn lazy_for_bulk(&self, round_trip: Duration, from: Option<IpAddr>) -> Channel {
         let window = (round_trip.as_secs_f64() * BULK_RATE) as u32;
         let window = window.clamp(STREAM_WINDOW, MAX_BULK_WINDOW);
-        self.lazy_with(|endpoint| {
+        self.lazy_with(from, |endpoint| {
             endpoint
                 .initial_stream_window_size(window)
                 .initial_connection_window_size(window)
         })
     }
 
-    fn lazy_with(&self, set: impl Fn(tonic::transport::Endpoint) -> tonic::transport::Endpoint) -> Channel {
+    fn lazy_with(
+        &self,
+        from: Option<IpAddr>,
+        set: impl Fn(tonic::transport::Endpoint) -> tonic::transport::Endpoint,
+    ) -> Channel {
         match self {
-            Self::Http(uri) => set(configure(Channel::builder(uri.clone()))).connect_lazy(),
-            Self::Unix(path) => set(unix_builder()).connect_with_connector_lazy(unix_connector(path.clone())),
+            Self::Http(uri) => set(leaving(uri, from)).connect_lazy(),
+            Self::LinkLocal(address) => {
+                set(socket_builder()).connect_with_connector_lazy(link_local_connector(address.clone()))
+            }
+            Self::Unix(path) => {
+                set(socket_builder()).connect_with_connector_lazy(unix_connector(path.clone()))
+            }
         }
     }
 
@@ -246,7 +373,7 @@ impl Endpoint {
     }
 }
 
-fn unix_builder() -> tonic::transport::Endpoint {
+fn socket_builder() -> tonic::transport::Endpoint {
     // The host is never looked up: the connector ignores it.
     configure(Channel::from_static("http://localhost"))
 }
@@ -260,6 +387,38 @@ fn unix_connector(
         let path = path.clone();
         async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
     })
+}
+
+fn link_local_connector(
+    address: LinkLocal,
+) -> impl tower::Service<Uri, Response = TokioIo<tokio::net::TcpStream>, Error = std::io::Error, Future: Send>
++ Send
++ 'static {
+    tower::service_fn(move |_: Uri| {
+        let address = address.clone();
+        async move {
+            let stream = tokio::net::TcpStream::connect((address.host(), address.port)).await?;
+            stream.set_nodelay(true)?;
+            Ok(TokioIo::new(stream))
+        }
+    })
+}
+
+/// Where this is, leaving from an address of this machine that can reach it.
+fn leaving(uri: &Uri, from: Option<IpAddr>) -> tonic::transport::Endpoint {
+    let from = from.filter(|&from| can_leave(from, uri.host().unwrap_or_default()));
+    configure(Channel::builder(uri.clone())).local_address(from)
+}
+
+/// Whether connections to this host can leave from this address, and would not do so by themselves.
+fn can_leave(from: IpAddr, host: &str) -> bool {
+    if from.is_unspecified() || from == Ipv4Addr::LOCALHOST || from == Ipv6Addr::LOCALHOST {
+        return false;
+    }
+    match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+        Ok(to) => from.is_ipv4() == to.is_ipv4() && (!from.is_loopback() || to.is_loopback()),
+        Err(_) => !from.is_loopback() || host == "localhost",
+    }
 }
 
 fn configure(endpoint: tonic::transport::Endpoint) -> tonic::transport::Endpoint {
@@ -283,4 +442,78 @@ pub fn server() -> Server {
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn link_local_addresses_carry_their_interface() {
+        for (text, shown) in [
+            ("http://[fe80::1%eth0]:1313", "http://[fe80::1%eth0]:1313"),
+            ("[fe80::1%2]:1313", "http://[fe80::1%2]:1313"),
+            ("http://[FE80::1%en-0.1]:1/", "http://[fe80::1%en-0.1]:1"),
+        ] {
+            let endpoint: Endpoint = text.parse().unwrap();
+            assert!(matches!(endpoint, Endpoint::LinkLocal(_)), "{text}");
+            assert_eq!(endpoint.to_string(), shown);
+        }
+        for bad in [
+            "http://[fe80::1%]:1313",
+            "http://[fe80::1%eth0]:0",
+            "http://[fe80::1%eth0]",
+            "http://[nonsense%eth0]:1313",
+            "http://[fe80::1%a b]:1313",
+            "http://[fe80::1%eth0/x]:1313",
+            "https://[fe80::1%eth0]:1313",
+        ] {
+            assert!(bad.parse::<Endpoint>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_listened_on_may_name_an_interface() {
+        assert_eq!(parse_listen("127.0.0.1:7").unwrap().to_string(), "127.0.0.1:7");
+        assert_eq!(parse_listen("[::1]:7").unwrap().to_string(), "[::1]:7");
+        let text = parse_listen("[fe80::1%no-such-interface]:7").unwrap_err();
+        assert!(text.contains("no-such-interface"), "{text}");
+        assert!(parse_listen("localhost:7").is_err());
+        let SocketAddr::V6(zoned) = parse_listen("[fe80::1%1]:7").unwrap() else {
+            panic!("it is IPv6");
+        };
+        assert_eq!((zoned.scope_id(), zoned.port()), (1, 7));
+    }
+
+    #[test]
+    fn connections_leave_from_an_address_only_where_it_can_reach_the_host() {
+        let can = |from: &str, host: &str| can_leave(from.parse().unwrap(), host);
+        assert!(can("127.0.0.10", "127.0.0.1") && can("127.0.0.10", "localhost"));
+        assert!(can("192.0.2.1", "192.0.2.2") && can("192.0.2.1", "index.example"));
+        assert!(
+            can("192.0.2.1", "127.0.0.1"),
+            "the index here sees where the peer is"
+        );
+        assert!(can("2001:db8::1", "[2001:db8::2]"));
+        assert!(!can("127.0.0.10", "192.0.2.1") && !can("127.0.0.10", "index.example"));
+        assert!(!can("192.0.2.1", "[2001:db8::2]") && !can("2001:db8::1", "192.0.2.1"));
+        assert!(!can("0.0.0.0", "192.0.2.1") && !can("::", "::1"));
+        assert!(!can("127.0.0.1", "127.0.0.1"), "it does so by itself");
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_on_this_machine_is_known_as_such() {
+        for (text, local) in [
+            ("unix:/run/x", true),
+            ("127.0.0.1:1", true),
+            ("127.9.9.9:1", true),
+            ("[::1]:1", true),
+            ("localhost:1", true),
+            ("192.0.2.1:1", false),
+            ("[fe80::1%1]:1", false),
+        ] {
+            let endpoint: Endpoint = text.parse().unwrap();
+            assert_eq!(endpoint.is_local().await, local, "{text}");
+        }
+    }
 }

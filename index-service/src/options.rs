@@ -8,6 +8,9 @@ use std::{
     time::Duration,
 };
 
+use clap::builder::FalseyValueParser;
+use potluck_core::transport::parse_listen;
+
 use crate::{address::AllowedHost, quota::Limits};
 
 /// Where the index listens unless told otherwise: loopback, so that nobody serves a network without having said so.
@@ -31,7 +34,7 @@ pub const DEFAULT_GRACE: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     /// Address to listen on; port 0 takes a free one
-    #[arg(long, env = "POTLUCK_INDEX_LISTEN", value_name = "ADDR", default_value_t = DEFAULT_LISTEN)]
+    #[arg(long, env = "POTLUCK_INDEX_LISTEN", value_name = "ADDR", default_value_t = DEFAULT_LISTEN, value_parser = parse_listen)]
     pub listen: SocketAddr,
 
     /// Folder for what must survive a restart [default: potluck/index in the user's data directory]
@@ -54,6 +57,10 @@ pub struct Options {
         value_delimiter = ','
     )]
     pub allow_host: Vec<AllowedHost>,
+
+    /// Do not tell callers what is served here (gRPC reflection)
+    #[arg(long, env = "POTLUCK_INDEX_NO_REFLECTION", value_parser = FalseyValueParser::new())]
+    pub no_reflection: bool,
 
     /// Bounds on what callers may use
     #[command(flatten)]
@@ -87,6 +94,8 @@ pub struct Config {
     pub ttl: Duration,
     /// Hosts that peers may register besides their own address.
     pub allowed_hosts: Vec<AllowedHost>,
+    /// Whether callers are told what is served (gRPC reflection).
+    pub reflection: bool,
     /// Bounds on what callers may use.
     pub limits: Limits,
     /// How long a stopping index lets calls finish.
@@ -100,6 +109,7 @@ impl Default for Config {
             store: StoreConfig::Memory,
             ttl: DEFAULT_TTL,
             allowed_hosts: Vec::new(),
+            reflection: true,
             limits: Limits::default(),
             grace: DEFAULT_GRACE,
         }
@@ -132,6 +142,7 @@ impl Options {
             store,
             ttl: self.ttl,
             allowed_hosts: self.allow_host.clone(),
+            reflection: !self.no_reflection,
             limits: self.limits.clone(),
             grace: DEFAULT_GRACE,
         })

@@ -135,6 +135,20 @@ impl RateLimiter {
         Ok(())
     }
 
+    /// Takes `cost` calls from the budget of `source`, whether it has them or not: of what was done
+    /// already. What it lacks, at most one whole budget, its next calls wait for.
+    pub fn spend(&mut self, source: IpAddr, cost: u32, now: Instant) {
+        let Some(interval) = self.interval else { return };
+        let source = network(source);
+        // Whoever was let in is in the table, unless its budget is whole.
+        if !self.whole_at.contains_key(&source) && self.whole_at.len() >= MAX_SOURCES {
+            return;
+        }
+        let whole_at = self.whole_at.entry(source).or_insert(now);
+        let price = interval.saturating_mul(cost);
+        *whole_at = ((*whole_at).max(now) + price.min(self.burst)).min(now + 2 * self.burst);
+    }
+
     /// Forgets the sources whose budget is whole. At most once a second: with so many sources going through them costs.
     fn sweep(&mut self, now: Instant) -> Result<(), Exceeded> {
         let pause = Duration::from_secs(1);
@@ -173,6 +187,22 @@ mod tests {
         );
         assert_eq!(limiter.take(ip(1), 1, start + exceeded.retry_after), Ok(()));
         assert!(limiter.take(ip(1), 1, start + exceeded.retry_after).is_err());
+    }
+
+    #[test]
+    fn what_was_done_already_is_paid_for_by_the_next_calls() {
+        let start = Instant::now();
+        let mut limiter = RateLimiter::new(10);
+        limiter.spend(ip(1), 10 * BURST, start);
+        limiter.spend(ip(1), 5, start);
+        let exceeded = limiter.take(ip(1), 1, start).unwrap_err();
+        assert_eq!(exceeded.retry_after, Duration::from_millis(600));
+        for _ in 0..100 {
+            limiter.spend(ip(1), u32::MAX, start);
+        }
+        let exceeded = limiter.take(ip(1), 1, start).unwrap_err();
+        assert!(exceeded.retry_after <= Duration::from_secs(u64::from(BURST) + 1));
+        assert_eq!(limiter.take(ip(2), 1, start), Ok(()));
     }
 
     #[test]

@@ -14,7 +14,11 @@ use std::{
 use potluck_core::{
     places::{Places, Share},
     proto::v1::index_service_server::IndexServiceServer,
-    transport::{self, connections, with_health_and_reflection},
+    transport::{
+        self, ClientConnection,
+        admission::{Admission, Budgets, CallKind, MAX_HEADERS},
+        connections, with_health_and_reflection,
+    },
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Config, Options, OptionsError, StoreConfig,
     commit::Committer,
-    intake::Intake,
+    intake::{Intake, REGISTER, UNREGISTER, WATCH},
     pages::Pages,
     quota::{Limits, RateLimiter},
     registry::{Registry, Restored},
@@ -31,7 +35,7 @@ use crate::{
 };
 
 /// How long a call may take, but for what a Watch streams: longer than a flush on a slow disk, and than a large request on a slow link.
-const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Receive window of one stream, in bytes. Requests are small: even the largest goes over a fast link in a few round trips.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -39,8 +43,16 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// Receive window of one connection, in bytes: four streams at full window.
 const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
 
-/// Calls of one connection that are worked on at the same time; further ones wait their turn.
-const MAX_CALLS: usize = 64;
+/// What the index has for requests and answers under way: dozens of the largest, of which one
+/// address takes at most half.
+const BUDGETS: Budgets = Budgets {
+    incoming: 48 * 1024 * 1024,
+    unread: 64 * 1024 * 1024,
+    share: Share::percent(potluck_core::places::DEFAULT_SHARE).expect("it is a percentage"),
+};
+
+/// Largest `Unregister`, in bytes: as many ids as it may have, 34 bytes each.
+const MAX_UNREGISTER: usize = 512 * 1024;
 
 /// Why an index ended otherwise than by being told to.
 #[derive(Debug, thiserror::Error)]
@@ -189,10 +201,15 @@ impl Index {
             started: Instant::now(),
             store,
         });
+        let charged = Arc::clone(&service);
+        let admission = Admission::with_rate_limiter(BUDGETS, call_kind, move |source, cost| {
+            charged.charge_cost(source, cost)
+        });
         let generated = IndexServiceServer::from_arc(Arc::clone(&service))
-            .max_decoding_message_size(transport::MAX_MESSAGE)
+            .max_decoding_message_size(transport::admission::SMALL_REQUEST)
             .max_encoding_message_size(transport::MAX_MESSAGE);
-        let (health, routes) = with_health_and_reflection(Intake::new(service, generated)).await?;
+        let intake = Intake::new(service, generated);
+        let (health, routes) = with_health_and_reflection(intake, config.reflection).await?;
 
         let address = listener.local_addr().ok();
         let cut = CancellationToken::new();
@@ -201,9 +218,12 @@ impl Index {
         let server = transport::server()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .concurrency_limit_per_connection(MAX_CALLS)
+            // A frame is held until it is whole.
+            .max_frame_size(None)
+            .http2_max_header_list_size(MAX_HEADERS)
             .timeout(CALL_TIMEOUT)
             .trace_fn(span)
+            .layer(admission)
             .add_routes(routes)
             .serve_with_incoming_shutdown(incoming, stop_accepting.clone().cancelled_owned());
         tokio::pin!(server);
@@ -245,13 +265,26 @@ fn places(limits: &Limits) -> Places {
     Places::new(limits.max_connections, Share::default())
 }
 
+/// What a call is held to.
+fn call_kind(path: &str) -> CallKind {
+    match path {
+        REGISTER => CallKind::Unary {
+            max_request: transport::MAX_MESSAGE,
+        },
+        UNREGISTER => CallKind::Unary {
+            max_request: MAX_UNREGISTER,
+        },
+        WATCH => CallKind::Watch,
+        other => CallKind::of_common(other),
+    }
+}
+
 /// A span for each call, with where it comes from.
 fn span(request: &http::Request<()>) -> tracing::Span {
-    use tonic::transport::server::TcpConnectInfo;
     let from = request
         .extensions()
-        .get::<TcpConnectInfo>()
-        .and_then(TcpConnectInfo::remote_addr);
+        .get::<ClientConnection>()
+        .and_then(ClientConnection::address);
     tracing::debug_span!(
         "call",
         method = request.uri().path(),

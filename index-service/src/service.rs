@@ -9,9 +9,10 @@ use std::{
 
 use futures_util::{Stream, stream};
 use potluck_core::{
-    FileId, Problem, Token,
+    Problem, Token,
     index_client::{By, Found, Registration, WatchEvent},
     proto::v1::{self, index_service_server::IndexService, watch_response::Event},
+    transport::admission::Cost,
 };
 use prost::Message as _;
 use tonic::{Request, Response, Status};
@@ -33,6 +34,12 @@ const FILES_A_CALL: usize = 100;
 
 /// What a search costs a caller, in calls: it reads far more than a lookup.
 const SEARCH_COST: u32 = 4;
+
+/// What a call about the server itself costs: reflection answers a few bytes with dozens of KiB.
+const DIAGNOSTIC_COST: u32 = 10;
+
+/// Bytes of answers that cost a caller as much as one call.
+const BYTES_A_CALL: usize = 16 * 1024;
 
 /// Files with one name or claim that a query goes through for what one call costs: as many as a search takes steps for it.
 const LISTED_A_CALL: usize = PAGE_WORK / SEARCH_COST as usize;
@@ -73,6 +80,21 @@ impl Service {
             limiter.take(source, cost, Instant::now())?;
         }
         Ok(())
+    }
+
+    /// Takes what a call costs beside what the call itself is charged.
+    pub(crate) fn charge_cost(&self, source: Option<IpAddr>, cost: Cost) -> Result<(), Problem> {
+        match cost {
+            Cost::Diagnostic => self.charge(source, DIAGNOSTIC_COST),
+            Cost::Answer(bytes) => {
+                let calls = u32::try_from(bytes / BYTES_A_CALL).unwrap_or(u32::MAX);
+                if let Some(source) = source.filter(|_| calls > 0) {
+                    let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+                    limiter.spend(source, calls, Instant::now());
+                }
+                Ok(())
+            }
+        }
     }
 
     /// What a query costs beside the call: its answer is chosen from all files with the name or claim.
@@ -214,7 +236,6 @@ impl IndexService for Service {
         Ok(Response::new(v1::QueryResponse {
             files,
             next_page_token,
-            by: query.by.to_bytes(),
         }))
     }
 
@@ -283,7 +304,6 @@ impl IndexService for Service {
         let snapshot = v1::WatchSnapshot {
             providers: providers.iter().map(Into::into).collect(),
             provider_count,
-            file_id: file.to_bytes(),
         };
         let first = Ok(v1::WatchResponse {
             event: Some(Event::Snapshot(snapshot)),
@@ -321,7 +341,7 @@ async fn next_event(
     match subscription.next().await {
         Ok(event) => Some((
             Ok(v1::WatchResponse {
-                event: Some(to_wire(&subscription.file(), event)),
+                event: Some(to_wire(event)),
             }),
             Some(subscription),
         )),
@@ -329,12 +349,11 @@ async fn next_event(
     }
 }
 
-fn to_wire(file: &FileId, event: WatchEvent) -> Event {
+fn to_wire(event: WatchEvent) -> Event {
     match event {
         WatchEvent::Snapshot(providers) => Event::Snapshot(v1::WatchSnapshot {
             provider_count: providers.len() as u64,
             providers: providers.iter().map(Into::into).collect(),
-            file_id: file.to_bytes(),
         }),
         WatchEvent::Joined(provider) => Event::Joined((&provider).into()),
         WatchEvent::Left(peer) => Event::Left(peer.to_bytes()),
@@ -350,7 +369,7 @@ pub(crate) mod tests {
     use std::net::SocketAddr;
 
     use potluck_core::{
-        PeerId, Root,
+        FileId, PeerId, Root,
         index_client::{Address, FileRecord, Kind},
     };
     use tonic::transport::server::TcpConnectInfo;

@@ -12,11 +12,12 @@ use std::{
 };
 
 use bytesize::ByteSize;
+use clap::builder::FalseyValueParser;
 use potluck_core::{
     Problem, Reason,
     index_client::Address,
     places::{DEFAULT_SHARE, Share},
-    transport::Endpoint,
+    transport::{Endpoint, parse_listen},
 };
 
 /// Where a peer listens unless told otherwise: this machine only.
@@ -36,7 +37,7 @@ pub const DEFAULT_MAX_CONNECTIONS: usize = 512;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     /// Address to serve other peers on; port 0 takes a free one
-    #[arg(long, value_name = "ADDR", env = "POTLUCK_PEER_LISTEN", default_value_t = DEFAULT_LISTEN)]
+    #[arg(long, value_name = "ADDR", env = "POTLUCK_PEER_LISTEN", default_value_t = DEFAULT_LISTEN, value_parser = parse_listen)]
     pub listen: SocketAddr,
 
     /// The peer's folder [default: `peer-PORT` in the user's data directory for potluck]
@@ -63,6 +64,12 @@ pub struct Options {
     /// [default: control.sock in the home]
     #[arg(long, value_name = "unix:PATH|ADDR", env = "POTLUCK_PEER_CONTROL")]
     pub control: Option<ControlAt>,
+
+    /// Let the control service listen beyond this machine although nothing is encrypted: whoever
+    /// can read the network's traffic learns the token, and with it commands this peer and reads
+    /// every file that its user can read
+    #[arg(long, env = "POTLUCK_PEER_PLAINTEXT", value_parser = FalseyValueParser::new())]
+    pub plaintext: bool,
 
     /// Most bytes a second to send, as in 10MiB; 0: no limit
     #[arg(
@@ -100,6 +107,10 @@ pub struct Options {
         value_parser = clap::value_parser!(u8).range(1..=100)
     )]
     pub address_share: u8,
+
+    /// Do not tell other peers what is served here (gRPC reflection)
+    #[arg(long, env = "POTLUCK_PEER_NO_REFLECTION", value_parser = FalseyValueParser::new())]
+    pub no_reflection: bool,
 
     /// Threads that hash files, and that verify what arrives for each file system, of these at most 16 [default: one for
     /// each core]
@@ -173,12 +184,16 @@ pub struct Config {
     pub advertise: Option<Address>,
     /// Where the control service listens.
     pub control: ControlAt,
+    /// Whether it may listen beyond this machine although nothing is encrypted.
+    pub plaintext: bool,
     /// Limits at the start.
     pub limits: LimitSettings,
     /// Connections from other peers at once.
     pub max_connections: usize,
     /// What one address takes at most of what others leave.
     pub address_share: Share,
+    /// Whether other peers are told what is served (gRPC reflection).
+    pub reflection: bool,
     /// Threads that hash files.
     pub hash_threads: usize,
     /// How long the index keeps this peer without hearing of it; `None`: as the index has it.
@@ -194,9 +209,11 @@ impl Config {
             share: Vec::new(),
             advertise: None,
             control: ControlAt::Unix(None),
+            plaintext: false,
             limits: LimitSettings::default(),
             max_connections: DEFAULT_MAX_CONNECTIONS,
             address_share: Share::default(),
+            reflection: true,
             hash_threads: default_threads(),
             lease: None,
         }
@@ -223,6 +240,7 @@ impl Config {
             share: options.share.into_iter().chain(listed).collect(),
             advertise: options.advertise,
             control: options.control.unwrap_or(ControlAt::Unix(None)),
+            plaintext: options.plaintext,
             limits: LimitSettings {
                 upload_bytes_per_second: options.upload_limit.as_u64(),
                 download_bytes_per_second: options.download_limit.as_u64(),
@@ -230,6 +248,7 @@ impl Config {
             },
             max_connections: options.max_connections.max(1),
             address_share: Share::percent(options.address_share).unwrap_or_default(),
+            reflection: !options.no_reflection,
             hash_threads: options
                 .hash_threads
                 .map_or_else(default_threads, NonZeroUsize::get),

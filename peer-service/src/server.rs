@@ -19,7 +19,11 @@ use potluck_core::{
     index_client::{Address, IndexClient},
     places::{Places, Share},
     proto::v1::control_service_server::ControlServiceServer,
-    transport::{self, Accept, Endpoint, Health, connections, with_health_and_reflection},
+    transport::{
+        self, Accept, Endpoint, Health,
+        admission::{Admission, Budgets, MAX_HEADERS},
+        connections, with_health_and_reflection,
+    },
 };
 use tokio::{net::TcpListener, sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -37,7 +41,7 @@ use crate::{
     options::{Config, Options},
     problem::cannot_listen,
     registrar::Registrar,
-    serve::{Counters, Outgoing, PeerApi, Turns},
+    serve::{self, Counters, Outgoing, PeerApi, Turns},
     store::Store,
     transfer::{budget::Budget, context::Context, manager::Transfers, verifying::Verifying},
 };
@@ -57,6 +61,12 @@ const CONTROL_CONNECTIONS: usize = 512;
 
 /// Most streams of one connection: a downloader uses a few dozen, and one peer cannot take all memory.
 const MAX_STREAMS: u32 = 256;
+
+/// What the open port has in bytes for requests and for small answers under way: hundreds of the
+/// largest requests, and lists of what is here of many large files. Downloads and lists of hashes
+/// have places of their own.
+const MAX_INCOMING: usize = 32 * 1024 * 1024;
+const MAX_UNREAD: usize = 64 * 1024 * 1024;
 
 /// Receive window of a stream on the open port, in bytes: what comes in there are requests. What nobody has read yet is bounded by
 /// four of them for a connection.
@@ -110,7 +120,7 @@ pub async fn start(
     let work = CancellationToken::new();
     let path = config.home.clone();
     let home = blocking(move || Home::open(&path)).await??;
-    let (listening, control) = Listening::open(&config.control, &home).await?;
+    let (listening, control) = Listening::open(&config.control, config.plaintext, &home).await?;
     warn_of_loopback(local_addr, &config);
 
     let limits = Limits::with_share(
@@ -130,7 +140,9 @@ pub async fn start(
         };
         blocking(open).await??
     };
-    let index = config.index.clone().map(IndexClient::new);
+    let leave_from = Some(local_addr.ip()).filter(|ip| !ip.is_unspecified());
+    let index = config.index.clone();
+    let index = index.map(|index| IndexClient::leaving_from(index, leave_from));
     let registrar = index.clone().map(|index| {
         let address = config
             .advertise
@@ -164,6 +176,7 @@ pub async fn start(
         files: home.files(),
         peer_id: home.peer_id(),
         local_addr: local_addr.into(),
+        leave_from,
         hash_threads: config.hash_threads,
         verifying: Verifying::new(config.hash_threads),
         downloaded: AtomicU64::new(0),
@@ -190,16 +203,24 @@ pub async fn start(
     let stop_accepting = CancellationToken::new();
     let cut = CancellationToken::new();
     let servers = TaskTracker::new();
-    let (health, routes) = with_health_and_reflection(api.into_service())
+    let (health, routes) = with_health_and_reflection(api.into_service(), config.reflection)
         .await
         .map_err(defect)?;
     let turns = Turns::new();
     servers.spawn(turns.clone().watch(stop_accepting.clone()));
+    let budgets = Budgets {
+        incoming: MAX_INCOMING,
+        unread: MAX_UNREAD,
+        share: config.address_share,
+    };
     let open_port = transport::server()
         .max_concurrent_streams(MAX_STREAMS)
         .initial_stream_window_size(REQUEST_WINDOW)
         .initial_connection_window_size(4 * REQUEST_WINDOW)
         .max_frame_size(None)
+        .http2_max_header_list_size(MAX_HEADERS)
+        .layer(tower::util::MapRequestLayer::new(serve::name_client))
+        .layer(Admission::new(budgets, serve::call_kind))
         .add_routes(routes)
         .serve_with_incoming_shutdown(
             connections(
@@ -209,7 +230,7 @@ pub async fn start(
             )
             .map(move |stream| {
                 stream.map(|stream| {
-                    let outlet = turns.outlet(stream.source());
+                    let outlet = turns.outlet_of(stream.client().clone());
                     Outgoing::new(stream, outlet)
                 })
             }),
@@ -271,10 +292,11 @@ async fn serve_control<L: Accept>(
     let service = ControlServiceServer::new(owner)
         .max_decoding_message_size(transport::MAX_MESSAGE)
         .max_encoding_message_size(transport::MAX_MESSAGE);
-    let (health, routes) = with_health_and_reflection(service).await.map_err(defect)?;
+    let (health, routes) = with_health_and_reflection(service, true).await.map_err(defect)?;
     let server = transport::server()
         .max_concurrent_streams(MAX_STREAMS)
         .layer(tonic::service::InterceptorLayer::new(guard))
+        .layer(Admission::trusting())
         .add_routes(routes)
         .serve_with_incoming_shutdown(
             connections(

@@ -8,6 +8,7 @@ use tonic::{
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
+use super::admission::SMALL_REQUEST;
 use crate::proto::DESCRIPTORS;
 
 /// Under this name a health service tells of the whole server.
@@ -31,12 +32,14 @@ impl Health {
     }
 }
 
-/// A service with health (`grpc.health.v1`) and reflection (v1 and v1alpha) beside it; reflection lists only what is served here.
+/// A service with health (`grpc.health.v1`) and, where it `reflects`, reflection (v1 and v1alpha)
+/// beside it; reflection lists only what is served here.
 ///
 /// # Errors
 /// Where the services' own description cannot be read, which is a defect.
 pub async fn with_health_and_reflection<S>(
     service: S,
+    reflects: bool,
 ) -> Result<(Health, Routes), tonic_reflection::server::Error>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = std::convert::Infallible>
@@ -49,10 +52,14 @@ where
 {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status(S::NAME, ServingStatus::Serving).await;
-    let routes = Routes::new(service)
-        .add_service(health)
-        .add_service(reflection(S::NAME).build_v1()?)
-        .add_service(reflection(S::NAME).build_v1alpha()?);
+    let mut routes = Routes::new(service).add_service(health.max_decoding_message_size(SMALL_REQUEST));
+    if reflects {
+        let v1 = reflection(S::NAME).build_v1()?;
+        let v1alpha = reflection(S::NAME).build_v1alpha()?;
+        routes = routes
+            .add_service(v1.max_decoding_message_size(SMALL_REQUEST))
+            .add_service(v1alpha.max_decoding_message_size(SMALL_REQUEST));
+    }
     let health = Health {
         reporter,
         service: S::NAME,

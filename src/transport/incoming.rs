@@ -1,10 +1,14 @@
 //! A server's connections as they come: counted, made to speak soon, and cut when the server must end.
 //!
-//! Invariant: at most as many connections are open as there are places, and one address never takes all; one more is closed at
-//! once, so that its caller does not wait for nothing. A connection that has not sent HTTP/2's opening bytes in time is closed: the server's own probes begin only after them.
+//! Invariant: at most as many connections are open as there are places, and one address never takes
+//! all; one more takes the place of an idle one, or is closed at once, so that its caller does not
+//! wait for nothing. A connection that has not sent HTTP/2's opening bytes in time is closed: the
+//! server's own probes begin only after them. So is one that is idle for long, or does not read
+//! ([`super::clients`]).
 
 use std::{
     fmt, io,
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -14,12 +18,13 @@ use futures_util::{Stream, stream};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    time::Sleep,
+    time::{MissedTickBehavior, Sleep},
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
-use crate::places::{Place, Places, Source};
+use super::clients::{ClientConnection, Clients, OpenConnection, SWEEP};
+use crate::places::{Places, Source};
 
 /// How long a connection may take to begin: longer than a lost packet sent again twice.
 const OPENING: Duration = Duration::from_secs(10);
@@ -40,39 +45,38 @@ pub trait Accept: Send + Sync + 'static {
     /// A connection.
     type Io: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static;
 
-    /// The next one, and where it comes from.
-    fn next(&self) -> impl Future<Output = io::Result<(Self::Io, Source)>> + Send;
+    /// The next one, and the client's address where it has one. Cancel-safe.
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Io, Option<SocketAddr>)>> + Send;
 }
 
 impl Accept for TcpListener {
     type Io = TcpStream;
 
-    async fn next(&self) -> io::Result<(TcpStream, Source)> {
+    async fn next(&self) -> io::Result<(TcpStream, Option<SocketAddr>)> {
         let (stream, address) = self.accept().await?;
         // Only slower where the system does not do it.
         let _ = stream.set_nodelay(true);
         #[cfg(target_os = "linux")]
         let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
-        Ok((stream, address.ip().into()))
+        Ok((stream, Some(address)))
     }
 }
 
 impl Accept for UnixListener {
     type Io = UnixStream;
 
-    async fn next(&self) -> io::Result<(UnixStream, Source)> {
-        Ok((self.accept().await?.0, Source::HERE))
+    async fn next(&self) -> io::Result<(UnixStream, Option<SocketAddr>)> {
+        Ok((self.accept().await?.0, None))
     }
 }
 
 /// One connection of a listener. Gives its place back when it is dropped.
 pub struct Connection<S> {
     stream: S,
-    source: Source,
+    open: OpenConnection,
     opening: Option<Pin<Box<Sleep>>>,
     read: usize,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
-    _place: Place,
 }
 
 /// Connections of a listener, as many at a time as there are places, all cut by `cut`. Never ends and never fails: what the system
@@ -82,9 +86,20 @@ pub fn connections<L: Accept>(
     places: Places,
     cut: CancellationToken,
 ) -> impl Stream<Item = io::Result<Connection<L::Io>>> + Send {
-    stream::unfold((listener, places, cut), |(listener, places, cut)| async move {
+    let mut sweep = tokio::time::interval(SWEEP);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let state = (listener, places, cut, Clients::default(), sweep);
+    stream::unfold(state, |(listener, places, cut, clients, mut sweep)| async move {
         loop {
-            let (stream, source) = match listener.next().await {
+            // Both arms are cancel-safe.
+            let accepted = tokio::select! {
+                accepted = listener.next() => accepted,
+                _ = sweep.tick() => {
+                    clients.sweep();
+                    continue;
+                }
+            };
+            let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::debug!(%error, "a connection was not accepted");
@@ -92,30 +107,34 @@ pub fn connections<L: Accept>(
                     continue;
                 }
             };
-            let place = match places.take(source) {
+            let source = address.map_or(Source::HERE, Source::from);
+            let place = places
+                .take(source)
+                .or_else(|why| clients.evict(source, why).ok_or(why));
+            let place = match place {
                 Ok(place) => place,
                 Err(why) => {
                     tracing::debug!(?why, ?source, "no place for one more connection: closed it");
                     continue;
                 }
             };
+            let open = clients.open(source, address, place, cut.child_token());
             let connection = Connection {
                 stream,
-                source,
                 opening: Some(Box::pin(tokio::time::sleep(OPENING))),
                 read: 0,
-                cut: Box::pin(cut.clone().cancelled_owned()),
-                _place: place,
+                cut: Box::pin(open.client().is_cut()),
+                open,
             };
-            return Some((Ok(connection), (listener, places, cut)));
+            return Some((Ok(connection), (listener, places, cut, clients, sweep)));
         }
     })
 }
 
 impl<S> Connection<S> {
-    /// Where it comes from.
-    pub const fn source(&self) -> Source {
-        self.source
+    /// The connection as those see it who serve its calls.
+    pub const fn client(&self) -> &ClientConnection {
+        self.open.client()
     }
 }
 
@@ -128,10 +147,21 @@ impl<S: fmt::Debug> fmt::Debug for Connection<S> {
 }
 
 impl<S: Connected> Connected for Connection<S> {
-    type ConnectInfo = S::ConnectInfo;
+    type ConnectInfo = ClientConnection;
 
-    fn connect_info(&self) -> S::ConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> ClientConnection {
+        self.client().clone()
+    }
+}
+
+impl<S> Connection<S> {
+    /// What was written, unless nothing could be and the connection is to end. What waits to write
+    /// may read nothing meanwhile.
+    fn written<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match polled.is_pending() && self.cut.as_mut().poll(cx).is_ready() {
+            true => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
+            false => polled,
+        }
     }
 }
 
@@ -164,7 +194,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.written(cx, polled)
     }
 
     fn poll_write_vectored(
@@ -172,7 +203,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.written(cx, polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -180,7 +212,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let polled = Pin::new(&mut self.stream).poll_flush(cx);
+        self.written(cx, polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -212,10 +245,10 @@ mod tests {
     impl Accept for Handed {
         type Io = DuplexStream;
 
-        async fn next(&self) -> io::Result<(DuplexStream, Source)> {
+        async fn next(&self) -> io::Result<(DuplexStream, Option<SocketAddr>)> {
             let next = std::future::poll_fn(|cx| self.0.lock().unwrap().poll_recv(cx)).await;
             match next {
-                Some(stream) => Ok((stream, Source::from(IpAddr::from([192, 0, 2, 1])))),
+                Some(stream) => Ok((stream, Some(SocketAddr::from(([192, 0, 2, 1], 1))))),
                 None => std::future::pending().await,
             }
         }
@@ -258,6 +291,35 @@ mod tests {
             places.take(IpAddr::from([192, 0, 2, 2]).into()).is_ok(),
             "another finds a place"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_all_are_taken_an_idle_connection_makes_room() {
+        let (call, listener) = listener();
+        let mut incoming = Box::pin(connections(listener, places(2), CancellationToken::new()));
+        let _callers = (call(), call());
+        let mut idle = incoming.next().await.unwrap().unwrap();
+        let busy = incoming.next().await.unwrap().unwrap();
+        let _call = busy.client().activity();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let _third = call();
+        let third = tokio::time::timeout(PAUSE, incoming.next()).await;
+        assert!(third.is_ok(), "a place was free");
+        let error = idle.read(&mut [0; 1]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_is_to_end_does_not_wait_to_write() {
+        let (call, listener) = listener();
+        let cut = CancellationToken::new();
+        let mut incoming = Box::pin(connections(listener, places(1), cut.clone()));
+        let _silent = call();
+        let mut open = incoming.next().await.unwrap().unwrap();
+        let writing = tokio::spawn(async move { open.write_all(&[0; 4096]).await.unwrap_err() });
+        tokio::task::yield_now().await;
+        cut.cancel();
+        assert_eq!(writing.await.unwrap().kind(), io::ErrorKind::ConnectionAborted);
     }
 
     #[tokio::test(start_paused = true)]

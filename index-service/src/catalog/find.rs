@@ -13,8 +13,9 @@ use roaring::RoaringBitmap;
 
 use super::{Catalog, counted::Counted, words};
 
-/// Most bytes of a page, estimated: half of what one message may hold.
-const PAGE_BYTES: usize = 2 * 1024 * 1024;
+/// Most bytes of a page, estimated: a quarter of what one message may hold, so that few are enough
+/// for whoever asks for many.
+const PAGE_BYTES: usize = 1024 * 1024;
 
 /// Most steps of one page of a search: some 20 milliseconds.
 pub const PAGE_WORK: usize = 200_000;

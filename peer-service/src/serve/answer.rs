@@ -18,19 +18,19 @@ use prost::Message;
 use tonic::{Status, body::Body, codegen::Service, server::NamedService};
 
 use super::{
-    MAX_REQUEST, PeerApi,
+    PeerApi, SMALL_REQUEST,
     turns::{Outlet, Turns},
 };
 
 /// Largest request for a download, in bytes: as many spans as it may have, 58 bytes each at most.
-const MAX_DOWNLOAD: usize = 256 * 1024;
+pub(super) const MAX_DOWNLOAD: usize = 256 * 1024;
 
 /// How long a request may take to come.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 
 /// The calls' paths (gRPC over HTTP/2, "Path").
-const DOWNLOAD: &str = "/potluck.v1.PeerService/Download";
-const PIECE_HASHES: &str = "/potluck.v1.PeerService/GetPieceHashes";
+pub(super) const DOWNLOAD: &str = "/potluck.v1.PeerService/Download";
+pub(super) const PIECE_HASHES: &str = "/potluck.v1.PeerService/GetPieceHashes";
 
 /// The peer service with its own way for downloads and lists of piece hashes.
 #[derive(Debug, Clone)]
@@ -82,7 +82,7 @@ async fn download(api: PeerApi, request: Request<Body>) -> Result<Messages, Stat
 
 async fn piece_hashes(api: PeerApi, request: Request<Body>) -> Result<Messages, Status> {
     let outlet = outlet(&request);
-    let asked = asked(request, MAX_REQUEST).await?;
+    let asked = asked(request, SMALL_REQUEST).await?;
     Ok(Messages::new(api.piece_hashes(asked, outlet).await?))
 }
 

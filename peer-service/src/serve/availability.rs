@@ -1,12 +1,11 @@
-//! Which units of a file are here: first all, then each change, as much of it at once as has
-//! gathered; all again where no change can say it.
+//! Which units of a file are here: first all, then each change, as much of it at once as has gathered.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use potluck_core::{
-    FileId, Problem,
+    FileId, Problem, Reason,
     places::Place,
     proto::v1::{self, watch_availability_response::Event},
 };
@@ -137,7 +136,7 @@ pub(super) async fn watch(
         Ok::<_, Problem>((units, changes, shared.sending.board(&id, &plan)))
     });
     let (units, changes, board) = first.await??;
-    let queue = VecDeque::from([snapshot(&id, &units)]);
+    let queue = VecDeque::from([snapshot(&units)]);
     let told = Told::new(units, &board);
     let watch = Watch {
         inner,
@@ -160,25 +159,11 @@ pub(super) async fn watch(
     }))
 }
 
-/// What a watcher waits for.
-enum Woken {
-    /// The units may be others.
-    Units,
-    /// The offer ended, and maybe another took its place: a file that was hashed again, or a
-    /// transfer that is done. Its units may be the same, but whoever was refused one of them
-    /// meanwhile does not know that it is back.
-    OfferEnded,
-    /// Other pieces are on their way out.
-    Sending,
-}
-
 /// Waits until the units may be others.
-async fn change(changes: &mut Option<watch::Receiver<u64>>) -> Woken {
+async fn change(changes: &mut Option<watch::Receiver<u64>>) {
     match changes {
-        Some(changes) => match changes.changed().await {
-            Ok(()) => Woken::Units,
-            Err(_) => Woken::OfferEnded,
-        },
+        // Where the sender is gone the offer ended, and maybe another took its place.
+        Some(changes) => drop(changes.changed().await),
         None => std::future::pending().await,
     }
 }
@@ -189,12 +174,12 @@ impl Watch {
             if let Some(event) = self.queue.pop_front() {
                 return Ok(event);
             }
-            let woken = tokio::select! {
-                woken = change(&mut self.changes) => woken,
-                () = self.told.sends_other() => Woken::Sending,
+            let other_units = tokio::select! {
+                () = change(&mut self.changes) => true,
+                () = self.told.sends_other() => false,
             };
             tokio::time::sleep(gather(self.inner.watching())).await;
-            if let (Told::Complete(complete), Woken::Sending) = (&mut self.told, &woken) {
+            if let (Told::Complete(complete), false) = (&mut self.told, other_units) {
                 self.queue.extend(complete.difference(&self.board));
                 continue;
             }
@@ -208,27 +193,15 @@ impl Watch {
                 None => look(&self.inner, self.id).await?,
             };
             self.changes = changes;
-            let told = match woken {
-                Woken::OfferEnded => None,
-                Woken::Units | Woken::Sending => difference(&self.told, &units),
-            };
-            match told {
-                Some(changes) => {
-                    self.queue = changes.into();
-                    if let Told::Partial(_) = self.told {
-                        self.told = Told::new(units, &self.board);
-                    }
-                }
-                None => {
-                    self.queue = VecDeque::from([snapshot(&self.id, &units)]);
-                    self.told = Told::new(units, &self.board);
-                }
+            self.queue = difference(&self.told, &units)?.into();
+            if let Told::Partial(_) = self.told {
+                self.told = Told::new(units, &self.board);
             }
         }
     }
 }
 
-fn snapshot(id: &FileId, units: &Units) -> Event {
+fn snapshot(units: &Units) -> Event {
     let complete = units.have.is_full();
     let bytes = |bits: &Bits| match complete {
         true => Bytes::new(),
@@ -239,20 +212,28 @@ fn snapshot(id: &FileId, units: &Units) -> Event {
         complete,
         have: bytes(&units.have),
         fetching: bytes(&units.fetching),
-        file_id: id.to_bytes(),
     })
 }
 
-/// What to tell a watcher that was told something else before; `None` where units were lost, which
-/// no change can say: all is told again.
-fn difference(told: &Told, now: &Units) -> Option<Vec<Event>> {
+/// What to tell a watcher that was told something else before.
+///
+/// # Errors
+/// `PIECE_NOT_AVAILABLE` where units were lost, which no change can say: the watcher starts anew.
+fn difference(told: &Told, now: &Units) -> Result<Vec<Event>, Problem> {
+    let lost = || {
+        Problem::new(
+            Reason::PieceNotAvailable,
+            "some units are no longer here: watch again",
+        )
+    };
     let before = match told {
-        Told::Complete(told) if now.have.is_full() && now.have.len() == told.units => return Some(Vec::new()),
+        Told::Complete(told) if now.have.is_full() && now.have.len() == told.units => return Ok(Vec::new()),
+        Told::Complete(_) => return Err(lost()),
         Told::Partial(units) if units.have.len() == now.have.len() => units,
-        Told::Complete(_) | Told::Partial(_) => return None,
+        Told::Partial(_) => return Err(lost()),
     };
     if before.have.ones_not_in(&now.have).next().is_some() {
-        return None;
+        return Err(lost());
     }
     let have = now.have.ones_not_in(&before.have);
     let not_here = |unit: &u32| !now.have.get(*unit);
@@ -276,7 +257,7 @@ fn difference(told: &Told, now: &Units) -> Option<Vec<Event>> {
                 abandoned,
             }));
         }
-        return Some(events);
+        return Ok(events);
     }
     add(have, |have| v1::AvailabilityChange {
         have,
@@ -290,7 +271,7 @@ fn difference(told: &Told, now: &Units) -> Option<Vec<Event>> {
         abandoned,
         ..Default::default()
     });
-    Some(events)
+    Ok(events)
 }
 
 #[cfg(test)]
@@ -352,11 +333,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_lost_cannot_be_told_as_a_change() {
+    fn what_was_lost_ends_the_watch() {
         let told = Told::new(units(4, &[0, 1], &[]), &board());
-        assert_eq!(difference(&told, &units(4, &[0], &[])), None);
+        assert_eq!(
+            difference(&told, &units(4, &[0], &[])).unwrap_err().reason,
+            Reason::PieceNotAvailable
+        );
         let told = Told::new(units(2, &[0, 1], &[]), &board());
-        assert_eq!(difference(&told, &units(2, &[0], &[])), None);
-        assert_eq!(difference(&told, &units(2, &[0, 1], &[])), Some(Vec::new()));
+        assert!(difference(&told, &units(2, &[0], &[])).is_err());
+        assert!(difference(&told, &units(2, &[0, 1], &[])).unwrap().is_empty());
     }
 }

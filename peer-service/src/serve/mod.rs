@@ -28,7 +28,10 @@ use potluck_core::{
     FileId, PeerId, Problem, Reason,
     places::{Place, Places, Refused, Source},
     proto::v1::{self, peer_service_server::PeerServiceServer},
-    transport::MAX_MESSAGE,
+    transport::{
+        MAX_MESSAGE,
+        admission::{CallKind, SMALL_REQUEST},
+    },
     wire,
 };
 use tonic::{Request, Response, Status};
@@ -74,8 +77,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(250);
 /// How long a connection may take too little of what lies with it while others find no slot.
 const UNREAD: Duration = Duration::from_secs(2);
 
-/// Largest request of any call but a download, in bytes: an id and two numbers, with room for what later versions add.
-const MAX_REQUEST: usize = 4 * 1024;
+/// The call's path, as in `answer`.
+const WATCH_AVAILABILITY: &str = "/potluck.v1.PeerService/WatchAvailability";
 
 /// What the service has done since it started.
 #[derive(Debug, Default)]
@@ -128,7 +131,7 @@ impl PeerApi {
     /// What a server serves: all calls of `PeerService`.
     pub fn into_service(self) -> ByHand<PeerServiceServer<Self>> {
         let rest = PeerServiceServer::new(self.clone())
-            .max_decoding_message_size(MAX_REQUEST)
+            .max_decoding_message_size(SMALL_REQUEST)
             .max_encoding_message_size(MAX_MESSAGE);
         ByHand::new(self, rest)
     }
@@ -201,6 +204,29 @@ fn place<T>(places: &Places, request: &Request<T>, what: &str) -> Result<Place, 
     let outlet = request.extensions().get::<Outlet>();
     let source = outlet.map_or(Source::HERE, Outlet::source);
     places.take(source).map_err(|why| busy(what, why))
+}
+
+/// What a call on the open port is held to.
+pub(crate) fn call_kind(path: &str) -> CallKind {
+    match path {
+        answer::DOWNLOAD => CallKind::SelfBounded {
+            max_request: answer::MAX_DOWNLOAD,
+        },
+        answer::PIECE_HASHES => CallKind::SelfBounded {
+            max_request: SMALL_REQUEST,
+        },
+        WATCH_AVAILABILITY => CallKind::Watch,
+        other => CallKind::of_common(other),
+    }
+}
+
+/// Names the connection of a request by itself: it comes with its outlet.
+pub(crate) fn name_client<B>(mut request: http::Request<B>) -> http::Request<B> {
+    let client = request.extensions().get::<Outlet>().and_then(Outlet::client);
+    if let Some(client) = client.cloned() {
+        request.extensions_mut().insert(client);
+    }
+    request
 }
 
 #[tonic::async_trait]

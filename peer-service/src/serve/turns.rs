@@ -19,7 +19,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use potluck_core::places::Source;
+use potluck_core::{
+    places::Source,
+    transport::{Activity, ClientConnection},
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
@@ -84,8 +87,17 @@ impl Turns {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Where the bytes of this connection go out. It is not idle while it holds any.
+    pub fn outlet_of(&self, client: ClientConnection) -> Outlet {
+        self.open(client.source(), Some(client))
+    }
+
     /// Where one more connection's bytes go out.
     pub fn outlet(&self, source: Source) -> Outlet {
+        self.open(source, None)
+    }
+
+    fn open(&self, source: Source, client: Option<ClientConnection>) -> Outlet {
         let mut state = self.state();
         let number = state.number();
         let lane = Lane::default();
@@ -96,6 +108,7 @@ impl Turns {
             turns: self.clone(),
             number,
             source,
+            client,
             cut,
         }))
     }
@@ -148,6 +161,7 @@ struct Way {
     turns: Turns,
     number: u64,
     source: Source,
+    client: Option<ClientConnection>,
     cut: CancellationToken,
 }
 
@@ -164,6 +178,7 @@ impl Drop for Way {
 pub(super) struct Turn {
     way: Arc<Way>,
     chunk: u64,
+    _activity: Option<Activity>,
 }
 
 impl Turn {
@@ -208,6 +223,11 @@ impl Outlet {
         self.0.source
     }
 
+    /// The connection, where it is known.
+    pub fn client(&self) -> Option<&ClientConnection> {
+        self.0.client.as_ref()
+    }
+
     /// Whether one more chunk would not wait.
     pub(super) fn is_free(&self) -> bool {
         self.0.turns.inner.places.available_permits() > 0
@@ -249,6 +269,7 @@ impl Outlet {
         Turn {
             way: Arc::clone(way),
             chunk,
+            _activity: way.client.as_ref().map(ClientConnection::activity),
         }
     }
 

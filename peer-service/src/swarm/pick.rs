@@ -55,9 +55,6 @@ impl Swarm {
             return;
         }
         let idle = peer.requests.is_empty();
-        if peer.probation.is_some() {
-            return self.ask_on_probation(key, now);
-        }
         if let Some(unit) = self.contested_for(key) {
             self.race(key, unit, now);
         } else if let Some(unit) = self.missing_for(key) {
@@ -95,15 +92,15 @@ impl Swarm {
 
     /// The rarest missing unit that the peer has; where nobody else downloads, the neighbour of its last one if that is as
     /// rare, so that the driver can ask for both in one call and the peer reads on.
-    pub(super) fn missing_for(&self, key: PeerKey) -> Option<u32> {
+    fn missing_for(&self, key: PeerKey) -> Option<u32> {
         let peer = self.peers.get(&key)?;
-        if !peer.known || self.askable(peer) == 0 {
+        if !peer.known || !peer.is_complete() && peer.useful == 0 {
             return None;
         }
-        let unit = self.rarity.rarest().find(|&unit| peer.serves(unit))?;
+        let unit = self.rarity.rarest().find(|&unit| peer.have.get(unit))?;
         let next = peer.cursor.map(|cursor| cursor + 1).filter(|&next| {
             !self.is_crowd()
-                && peer.serves(next)
+                && peer.have.get(next)
                 && self.rarity.contains(next)
                 && self.rarity.count(next) == self.rarity.count(unit)
         });
@@ -112,7 +109,7 @@ impl Swarm {
 
     fn contested_for(&self, key: PeerKey) -> Option<u32> {
         let peer = self.peers.get(&key)?;
-        let fits = |unit: &u32| peer.serves(*unit) && !self.is_racing(key, *unit);
+        let fits = |unit: &u32| peer.have.get(*unit) && !self.is_racing(key, *unit);
         self.contested.iter().copied().take(CONTESTED_LOOK).find(fits)
     }
 

@@ -62,7 +62,6 @@ fn item(at: usize, contents: &[usize], is_folder: bool) -> NewItem {
     NewItem {
         path: path(at),
         arrived: false,
-        label: None,
         record,
         body,
         sums: BTreeMap::new(),
