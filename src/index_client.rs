@@ -7,7 +7,7 @@ use http::uri::PathAndQuery;
 use tonic::{Status, client::Grpc, transport::Channel};
 
 use crate::{
-    FileId, PeerId, Problem, Root, Sha256, Token,
+    FileId, PeerId, Problem, Reason, Root, Sha256, Token,
     counted::{CountingCodec, Lists},
     proto::v1::{self, index_service_client::IndexServiceClient},
     transport::{self, Endpoint},
@@ -144,6 +144,17 @@ pub enum By {
     Sha256(Sha256),
     /// Exact name.
     Name(String),
+}
+
+impl By {
+    /// As an answer repeats it.
+    pub fn to_bytes(&self) -> bytes::Bytes {
+        match self {
+            Self::Id(id) => id.to_bytes(),
+            Self::Sha256(sum) => sum.to_bytes(),
+            Self::Name(name) => bytes::Bytes::copy_from_slice(name.as_bytes()),
+        }
+    }
 }
 
 /// A granted lease.
@@ -306,7 +317,17 @@ impl IndexClient {
             page_size: 0,
             page_token: page.unwrap_or_default(),
         };
-        let answer: v1::QueryResponse = self.unary(QUERY, request).await?;
+        let mut answer: v1::QueryResponse = self.unary(QUERY, request.clone()).await?;
+        if answer.by != by.to_bytes() {
+            // The network damaged the request: what is not found, or found, says nothing.
+            answer = self.unary(QUERY, request).await?;
+        }
+        if answer.by != by.to_bytes() {
+            return Err(Problem::new(
+                Reason::Unreachable,
+                format!("the index at {} answers another query", self.endpoint),
+            ));
+        }
         Ok(Page {
             files: answer
                 .files
@@ -360,9 +381,21 @@ impl IndexClient {
         };
         let stream = self.call(answer).await?;
         let endpoint = self.endpoint.clone();
-        Ok(stream.map(move |event| match event {
-            Ok(event) => event.try_into(),
-            Err(status) => Err(endpoint.problem(status, "index")),
+        Ok(stream.enumerate().map(move |(place, event)| {
+            let event = event.map_err(|status| endpoint.problem(status, "index"))?;
+            // The network may have damaged the request: what another file's watchers are told must
+            // not count for this one.
+            let is_ours = match &event.event {
+                Some(v1::watch_response::Event::Snapshot(snapshot)) => snapshot.file_id == file.to_bytes(),
+                _ => place > 0,
+            };
+            match is_ours {
+                true => event.try_into(),
+                false => Err(Problem::new(
+                    Reason::Unreachable,
+                    format!("the index at {endpoint} answered about another file than was asked for"),
+                )),
+            }
         }))
     }
 

@@ -121,6 +121,8 @@ reasons! {
     HomeLocked = "HOME_LOCKED", "home_locked", FailedPrecondition;
     /// Another program listens on the port.
     AddressInUse = "ADDRESS_IN_USE", "address_in_use", FailedPrecondition;
+    /// The transfer is done or cancelled: nothing of it can be paused, resumed or cancelled.
+    AlreadyEnded = "ALREADY_ENDED", "already_ended", FailedPrecondition;
     /// Stopped by its owner.
     Cancelled = "CANCELLED", "cancelled", Cancelled;
     /// A defect in Potluck, or a failure of the machine that no other reason describes.
@@ -149,25 +151,19 @@ pub const RAISE_OPEN_FILES: &str =
     "too many files are open: raise the limit (`ulimit -n`), or end some of what runs";
 
 /// Whether the system refused a file descriptor (`EMFILE`, `ENFILE`). An error that wraps another
-/// has no number of its own: its cause is looked at.
+/// has no number of its own: the one that it wraps is looked at.
 fn lacks_descriptors(error: &io::Error) -> bool {
-    let is_refusal = |error: &io::Error| {
-        let number = error.raw_os_error().map(Errno::from_raw_os_error);
-        matches!(number, Some(Errno::MFILE | Errno::NFILE))
-    };
-    if is_refusal(error) {
-        return true;
+    let number = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(number, Some(Errno::MFILE | Errno::NFILE))
+        || error.get_ref().is_some_and(|cause| is_lack_of_descriptors(cause))
+}
+
+fn is_lack_of_descriptors(error: &(dyn std::error::Error + 'static)) -> bool {
+    match error.downcast_ref() {
+        // Its `source` would pass over the error that it wraps.
+        Some(error) => lacks_descriptors(error),
+        None => error.source().is_some_and(is_lack_of_descriptors),
     }
-    let mut next = error
-        .get_ref()
-        .map(|cause| cause as &(dyn std::error::Error + 'static));
-    while let Some(cause) = next {
-        if cause.downcast_ref().is_some_and(is_refusal) {
-            return true;
-        }
-        next = cause.source();
-    }
-    false
 }
 
 impl fmt::Display for Reason {

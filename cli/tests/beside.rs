@@ -83,7 +83,7 @@ fn what_to_go_on_with_names_all_that_was_named() {
     assert_eq!(get.interrupt().code(), Some(130));
     let told = fs::read_to_string(stderr).unwrap();
     let again = format!(
-        "potluck get {id} -o 'a b' --from {} --index {index}",
+        "potluck get {id} -o 'a b' --from {} --limit 1MiB --index {index}",
         seed.address
     );
     assert!(told.contains(&again), "{told}");

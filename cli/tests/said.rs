@@ -218,10 +218,26 @@ fn waiting_for_peers_ends_with_patience_and_keeps_what_is_there() {
         ..play([transfer(1, TransferState::Running, 400), waiting])
     };
     let fake = Fake::start(sandbox.dir.path(), script);
-    let told = run(&sandbox, &fake, &["get", "fake.bin", "--wait", "1"]).expect(3);
+    let told = run(
+        &sandbox,
+        &fake,
+        &[
+            "get",
+            "fake.bin",
+            "--wait",
+            "1",
+            "--limit",
+            "10MiB",
+            "--priority",
+            "3",
+            "--from",
+            "192.0.2.1:9",
+        ],
+    )
+    .expect(3);
     assert!(told.stderr.contains("no peer has the rest"), "{}", told.stderr);
     let again = format!(
-        "go on with: potluck get fake.bin --index {} --peer {}",
+        "go on with: potluck get fake.bin --from 192.0.2.1:9 --limit 10MiB --priority 3 --wait 1 --index {} --peer {}",
         fake.index, fake.peer
     );
     assert!(told.stderr.contains(&again), "{}", told.stderr);
@@ -456,4 +472,26 @@ fn transfers_and_why_speak_of_everything_there_is() {
         .expect(0)
         .stdout;
     assert!(plain.contains("3–6") && plain.contains("50 %"), "{plain}");
+}
+
+#[test]
+fn a_download_that_stays_shared_only_until_the_peer_stops_says_so() {
+    let sandbox = Sandbox::without_index();
+    let mut done = transfer(1, TransferState::Done, 1000);
+    let message = "it is shared only until the peer stops: the disk of its home is full";
+    done.sharing_error = Some(Failure {
+        reason: "DISK_FULL".into(),
+        message: message.into(),
+    });
+    let fake = Fake::start(sandbox.dir.path(), play([done]));
+    let told = run(&sandbox, &fake, &["get", "fake.bin"]).expect(0);
+    let expected = format!("downloaded; {message}");
+    assert!(told.stderr.contains(&expected), "{}", told.stderr);
+    let told = run(&sandbox, &fake, &["get", "fake.bin", "--json"]).expect(0);
+    let last = told.objects().pop().unwrap();
+    assert_eq!(
+        (&last["event"], &last["sharing_error"]),
+        (&"done".into(), &"disk_full".into())
+    );
+    assert_eq!(last["sharing_message"], message);
 }

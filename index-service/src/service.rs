@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::{Stream, stream};
 use potluck_core::{
-    Problem, Token,
+    FileId, Problem, Token,
     index_client::{By, Found, Registration, WatchEvent},
     proto::v1::{self, index_service_server::IndexService, watch_response::Event},
     transport::admission::Cost,
@@ -236,6 +236,7 @@ impl IndexService for Service {
         Ok(Response::new(v1::QueryResponse {
             files,
             next_page_token,
+            by: query.by.to_bytes(),
         }))
     }
 
@@ -304,6 +305,7 @@ impl IndexService for Service {
         let snapshot = v1::WatchSnapshot {
             providers: providers.iter().map(Into::into).collect(),
             provider_count,
+            file_id: file.to_bytes(),
         };
         let first = Ok(v1::WatchResponse {
             event: Some(Event::Snapshot(snapshot)),
@@ -341,7 +343,7 @@ async fn next_event(
     match subscription.next().await {
         Ok(event) => Some((
             Ok(v1::WatchResponse {
-                event: Some(to_wire(event)),
+                event: Some(to_wire(&subscription.file(), event)),
             }),
             Some(subscription),
         )),
@@ -349,11 +351,12 @@ async fn next_event(
     }
 }
 
-fn to_wire(event: WatchEvent) -> Event {
+fn to_wire(file: &FileId, event: WatchEvent) -> Event {
     match event {
         WatchEvent::Snapshot(providers) => Event::Snapshot(v1::WatchSnapshot {
             provider_count: providers.len() as u64,
             providers: providers.iter().map(Into::into).collect(),
+            file_id: file.to_bytes(),
         }),
         WatchEvent::Joined(provider) => Event::Joined((&provider).into()),
         WatchEvent::Left(peer) => Event::Left(peer.to_bytes()),
@@ -369,7 +372,7 @@ pub(crate) mod tests {
     use std::net::SocketAddr;
 
     use potluck_core::{
-        FileId, PeerId, Root,
+        PeerId, Root,
         index_client::{Address, FileRecord, Kind},
     };
     use tonic::transport::server::TcpConnectInfo;

@@ -155,6 +155,11 @@ impl Hub {
 }
 
 impl Subscription {
+    /// The file that is watched.
+    pub const fn file(&self) -> FileId {
+        self.file
+    }
+
     /// The next event; `Err` once the subscription is over. Cancel-safe.
     pub async fn next(&mut self) -> Result<WatchEvent, Ended> {
         match self.events.recv().await {

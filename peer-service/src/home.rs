@@ -10,13 +10,15 @@
 //! Invariant: at most one [`Home`] is open for a folder at any time, in this process or another.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions, TryLockError},
+    fs::{File, OpenOptions, TryLockError},
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
 use potluck_core::{PeerId, Token};
+
+use crate::durable::create_folders;
 
 const TOKEN: &str = "token";
 const LOCK: &str = "lock";
@@ -154,11 +156,9 @@ fn make_folder(path: &Path) -> Result<(), HomeError> {
         Ok(_) => Err(HomeError::NotAFolder {
             path: path.to_owned(),
         }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(|error| HomeError::io(path, error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            create_folders(path, 0o700).map_err(|error| HomeError::io(path, error))
+        }
         Err(error) => Err(HomeError::io(path, error)),
     }
 }
@@ -226,29 +226,7 @@ fn load_or_make_token(state: &Path) -> Result<Token, HomeError> {
     Token::try_from(bytes.as_slice()).map_err(|_| damaged())
 }
 
-/// Writes a file so that after a crash it is whole or not there at all: beside its place, to the disk, then into its place.
-pub(crate) fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-    name.push(".new");
-    let beside = folder.join(name);
-    match std::fs::remove_file(&beside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&beside)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    if let Err(error) = written.and_then(|()| std::fs::rename(&beside, path)) {
-        // Best effort: the first error is the one that says what is wrong.
-        let _ = std::fs::remove_file(&beside);
-        return Err(error);
-    }
-    File::open(folder)?.sync_all()
-}
+pub(crate) use crate::durable::write as write_durably;
 
 #[cfg(test)]
 mod tests {

@@ -5,6 +5,7 @@
 //! | [`bits`] | a set of units as a bitfield |
 //! | `blocking`, `cached` | work on threads that may wait; reading only what is in memory |
 //! | [`control`] | what the peer's owner may do with it, at an endpoint of its own |
+//! | `durable` | files and folders that are still there after a loss of power |
 //! | [`holdings`] | what this peer wants registered with the index |
 //! | [`home`] | the peer's folder, its lock and its secret |
 //! | [`library`] | what is shared: files, collections, their hashes, and whether they still are what they were |
@@ -23,6 +24,7 @@ pub mod bits;
 mod blocking;
 mod cached;
 pub mod control;
+mod durable;
 pub mod holdings;
 pub mod home;
 pub mod library;

@@ -130,6 +130,31 @@ impl Registrar {
     }
 }
 
+impl Registrar {
+    /// As [`Registrar::synced`], but ends at once where the index cannot be told now.
+    ///
+    /// # Errors
+    /// As of [`Registrar::synced`], and why the index cannot be told.
+    pub async fn announced(&self, timeout: Duration) -> Result<(), Problem> {
+        let mut status = self.status.clone();
+        let fails = async {
+            let failing = |status: &RegistrarStatus| !status.registered && status.error.is_some();
+            match status.wait_for(failing).await {
+                Ok(status) => status.error.clone(),
+                Err(_) => None,
+            }
+        };
+        tokio::select! {
+            biased;
+            // Both only wait.
+            synced = self.synced(timeout) => synced,
+            problem = fails => Err(problem.unwrap_or_else(|| {
+                Problem::new(Reason::ShuttingDown, "the peer is shutting down")
+            })),
+        }
+    }
+}
+
 /// The index and what every call to it carries.
 #[derive(Clone)]
 struct Index {
@@ -254,7 +279,10 @@ impl Task {
         let wait = jittered(wait).max(problem.retry_after.unwrap_or_default());
         let news = self.status.borrow().error.as_ref().map(|error| error.reason) != Some(problem.reason);
         if news {
-            tracing::warn!(%problem, "the index is not told of everything; it is tried again");
+            tracing::warn!(
+                %problem,
+                "not registered: others may not find what this peer has; it keeps trying"
+            );
         }
         // With a full quota a lease is held all the same, if there is one.
         let held = refusal == Refusal::Quota && self.has_lease().await;
@@ -301,6 +329,9 @@ impl Task {
             self.tell_upto(self.listener.version()).await?;
         }
         self.status.send_modify(|status| {
+            if !status.registered {
+                tracing::info!("registered: the index knows what this peer has");
+            }
             status.registered = true;
             if self.skipped == 0 {
                 status.error = None;

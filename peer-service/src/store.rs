@@ -1,7 +1,8 @@
 //! What the peer remembers over restarts: a redb database in the home. All use of redb lives here.
 //!
-//! Invariants: a batch of changes is taken whole or not at all and is on the disk when `Store::apply` returns; a database that
-//! will not open is moved aside, never deleted, and a new one begun; a row that cannot be read is passed over, never trusted;
+//! Invariants: a batch of changes is taken whole or not at all and is on the disk when `Store::apply` returns (redb commits with
+//! `Durability::Immediate`, which ends in `fdatasync`); a damaged database is moved aside, never deleted, and a new one begun; no
+//! damage ends the peer; a row that cannot be read is passed over, never trusted;
 //! after a failure of the disk the database is opened anew, as redb asks for, so that a disk that was full is no reason to
 //! start the peer again.
 //!
@@ -10,7 +11,10 @@
 use std::{
     ops::Bound,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use potluck_core::{FileId, Reason, Sha256, merkle::Hash};
@@ -22,7 +26,7 @@ mod opening;
 mod rows;
 
 use crate::home::Home;
-use opening::{Failure, aside, try_open};
+use opening::{Failure, caught, is_damage, mark_suspect, move_aside, try_open};
 pub use rows::Stamp;
 pub(crate) use rows::{ItemRow, Members, Part, RowBody, WHOLE};
 use rows::{bytes_of, decode_item, encode_item, path_of};
@@ -44,6 +48,10 @@ const TRANSFERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("transfe
 const CACHE_SIZE: usize = 4 * 1024 * 1024;
 
 const FILE_NAME: &str = "potluck.redb";
+
+/// What is lost with a database, and what to do.
+const LOST: &str = "what is in the files folder is shared again by itself; share again what is \
+                    elsewhere, and get again what was being fetched: it goes on where it was";
 
 /// Why the database cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +86,12 @@ from_redb!(
 );
 
 impl StoreError {
+    /// Whether the database is not what was written to it.
+    pub(crate) fn is_damaged(&self) -> bool {
+        let (Self::Database(error) | Self::Open { source: error, .. }) = self;
+        is_damage(error)
+    }
+
     /// Whether there was no room.
     pub fn is_full(&self) -> bool {
         self.exhaustion() == Some(Reason::DiskFull)
@@ -118,6 +132,10 @@ pub struct Store {
     /// `None` after a failure of the disk, until it can be opened again.
     database: Arc<RwLock<Option<Database>>>,
     folder: Arc<Path>,
+    /// Where a damaged database was moved to since the start.
+    moved_aside: Arc<Mutex<Option<PathBuf>>>,
+    /// Whether the database that is open was found to be damaged.
+    is_suspect: Arc<AtomicBool>,
 }
 
 impl Store {
@@ -131,41 +149,75 @@ impl Store {
 
     pub(crate) fn open_in(folder: &Path) -> Result<Self, StoreError> {
         let path = folder.join(FILE_NAME);
+        let store = Self {
+            database: Arc::default(),
+            folder: folder.into(),
+            moved_aside: Arc::default(),
+            is_suspect: Arc::default(),
+        };
+        let database = match try_open(&path) {
+            Ok(database) => database,
+            Err(Failure::System(source)) => return Err(StoreError::Open { path, source }),
+            Err(Failure::Damaged(why)) => store.begin_anew(&why)?,
+        };
+        *store.database.write().unwrap_or_else(PoisonError::into_inner) = Some(database);
+        Ok(store)
+    }
+
+    /// Moves the damaged database aside and begins a new one in its place. What was remembered is
+    /// gone from this one, and kept in the other.
+    ///
+    /// # Errors
+    /// Only where the operating system does not let it.
+    pub(crate) fn replace_damaged(&self, damage: &StoreError) -> Result<(), StoreError> {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        close(database.take());
+        *database = Some(self.begin_anew(&damage.to_string())?);
+        self.is_suspect.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn begin_anew(&self, why: &str) -> Result<Database, StoreError> {
+        let path = self.folder.join(FILE_NAME);
         let failed = |source| StoreError::Open {
             path: path.clone(),
             source,
         };
-        let database = match try_open(&path) {
-            Ok(database) => database,
-            Err(Failure::System(error)) => return Err(failed(error)),
-            Err(Failure::Damaged(why)) => {
-                let aside = aside(&path);
-                std::fs::rename(&path, &aside).map_err(|error| failed(redb::Error::Io(error)))?;
-                tracing::error!(
-                    path = %path.display(), moved_to = %aside.display(), %why,
-                    "the peer's database would not open: it is moved aside and a new one begun; share again what was shared from outside the files folder"
-                );
-                try_open(&path).map_err(|failure| failed(failure.into_error()))?
-            }
-        };
-        Ok(Self {
-            database: Arc::new(RwLock::new(Some(database))),
-            folder: folder.into(),
+        let aside = move_aside(&path).map_err(|error| failed(redb::Error::Io(error)))?;
+        tracing::error!(
+            path = %path.display(), moved_to = %aside.display(), %why,
+            "the peer's database is damaged: it is kept under another name, and a new one is begun; \
+             {}", LOST
+        );
+        let database = try_open(&path).map_err(|failure| failed(failure.into_error()))?;
+        *self.moved_aside.lock().unwrap_or_else(PoisonError::into_inner) = Some(aside);
+        Ok(database)
+    }
+
+    /// For people: that what was remembered was lost since the start, and what to do.
+    pub(crate) fn warning(&self) -> Option<String> {
+        let aside = self.moved_aside.lock().unwrap_or_else(PoisonError::into_inner);
+        aside.as_ref().map(|aside| {
+            format!(
+                "the peer's database was damaged and is kept as {}: {LOST}",
+                aside.display()
+            )
         })
     }
 
     /// Does something with the open database. Where that has failed before, it is opened anew and the work done again.
     fn with<T>(&self, work: impl Fn(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let done = match &*self.database.read().unwrap_or_else(PoisonError::into_inner) {
-            Some(database) => work(database),
+            Some(database) => caught(|| work(database)),
             None => Err(StoreError::Database(redb::Error::PreviousIo)),
         };
+        let done = done.inspect_err(|error| self.note(error));
         if !matches!(done, Err(StoreError::Database(redb::Error::PreviousIo))) {
             return done;
         }
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         // Closed before it is opened: it cannot be open twice.
-        drop(database.take());
+        close(database.take());
         let path = self.folder.join(FILE_NAME);
         // Never moved aside here: what cannot be read now may be readable after a restart.
         let opened = try_open(&path).map_err(|failure| StoreError::Open {
@@ -173,7 +225,32 @@ impl Store {
             source: failure.into_error(),
         })?;
         tracing::info!("the peer's database is open again after a failure of the disk");
-        work(database.insert(opened))
+        let database = database.insert(opened);
+        caught(|| work(database)).inspect_err(|error| self.note(error))
+    }
+
+    /// As after a failure of the disk: the next call opens the database again.
+    #[cfg(test)]
+    pub(crate) fn close(&self) {
+        close(
+            self.database
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
+    }
+
+    /// Sees to it that a database that is found to be damaged is checked when it is next opened.
+    fn note(&self, error: &StoreError) {
+        if error.is_damaged() && !self.is_suspect.swap(true, Ordering::Relaxed) {
+            let path = self.folder.join(FILE_NAME);
+            tracing::error!(
+                path = %path.display(), %error,
+                "the peer's database is damaged: start the peer again, which keeps the file under \
+                 another name and begins a new one"
+            );
+            mark_suspect(&path);
+        }
     }
 
     /// The folder that the database is in: the peer's own, never to be shared.
@@ -262,24 +339,20 @@ impl Store {
         })
     }
 
-    /// Remembers a transfer, replacing what was remembered under its number. On the disk when it returns.
+    /// Remembers transfers under their numbers, and forgets those without bytes: all or none, and
+    /// on the disk when it returns.
     ///
     /// # Errors
     /// Where the disk does not let it.
-    pub fn put_transfer(&self, id: u64, bytes: &[u8]) -> Result<(), StoreError> {
+    pub fn write_transfers(&self, changes: &[(u64, Option<Vec<u8>>)]) -> Result<(), StoreError> {
         self.write(|write| {
-            write.open_table(TRANSFERS)?.insert(id, bytes)?;
-            Ok(())
-        })
-    }
-
-    /// Forgets a transfer.
-    ///
-    /// # Errors
-    /// Where the disk does not let it.
-    pub fn remove_transfer(&self, id: u64) -> Result<(), StoreError> {
-        self.write(|write| {
-            write.open_table(TRANSFERS)?.remove(id)?;
+            let mut table = write.open_table(TRANSFERS)?;
+            for (id, bytes) in changes {
+                match bytes {
+                    Some(bytes) => drop(table.insert(id, &**bytes)?),
+                    None => drop(table.remove(id)?),
+                }
+            }
             Ok(())
         })
     }
@@ -299,6 +372,17 @@ impl Store {
             })
             .collect()
         })
+    }
+}
+
+/// Closes a database; a damaged one may trip redb's own checks on the way.
+fn close(database: Option<Database>) {
+    let closed: Result<(), StoreError> = caught(|| {
+        drop(database);
+        Ok(())
+    });
+    if let Err(error) = closed {
+        tracing::debug!(%error, "closing the database failed");
     }
 }
 
@@ -337,9 +421,13 @@ fn items(read: &ReadTransaction, after: Option<u64>, most: usize) -> Result<Vec<
 
 #[cfg(test)]
 mod tests {
-    use potluck_core::Root;
+    use potluck_core::{Root, path::Label};
+    use rand::{RngExt as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
 
     use super::*;
+
+    /// How many ways of damaging a database are tried.
+    const DAMAGES: u64 = 150;
 
     fn id(n: u8) -> FileId {
         FileId([n; 32])
@@ -358,6 +446,7 @@ mod tests {
         ItemRow {
             path: path_of(path).into(),
             arrived: false,
+            label: None,
             id: id(n),
             root: Root([n + 100; 32]),
             body: RowBody::File(stamp(n.into())),
@@ -384,7 +473,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layer: Arc<[Hash]> = Arc::from([[1; 32], [2; 32]]);
         let long = collection(b"/long", 4, 2 * rows::RUN + 1);
-        let odd = collection(b"/not utf-8 \xff", 3, 2);
+        let odd = ItemRow {
+            label: Some(Label::parse("what others say").unwrap()),
+            arrived: true,
+            ..collection(b"/not utf-8 \xff", 3, 2)
+        };
         let sum = |n: u8| Sha256([n; 32]);
         {
             let store = Store::open_in(dir.path()).unwrap();
@@ -407,7 +500,7 @@ mod tests {
                     Change::Hide("/a/hidden".into()),
                 ])
                 .unwrap();
-            store.put_transfer(9, b"nine").unwrap();
+            store.write_transfers(&[(9, Some(b"nine".to_vec()))]).unwrap();
         }
         let store = Store::open_in(dir.path()).unwrap();
         let long = collection(b"/long", 4, 2 * rows::RUN + 1);
@@ -426,7 +519,7 @@ mod tests {
         assert_eq!(store.layer(&id(3)).unwrap(), Some(layer));
         assert_eq!(store.layer(&id(2)).unwrap(), None);
         assert_eq!(store.transfers().unwrap(), [(9, b"nine".to_vec())]);
-        store.remove_transfer(9).unwrap();
+        store.write_transfers(&[(9, None)]).unwrap();
         assert_eq!(store.transfers().unwrap(), []);
     }
 
@@ -462,6 +555,83 @@ mod tests {
             let aside = std::fs::read(dir.path().join("potluck.redb.damaged-1")).unwrap();
             assert_eq!(aside, damage);
         }
+    }
+
+    /// Everything that the peer reads, and a change of everything.
+    fn use_all(store: &Store) -> Result<(), StoreError> {
+        let mut after = None;
+        loop {
+            let found = store.items(after, 100)?;
+            let Some((last, ..)) = found.last() else { break };
+            after = Some(*last);
+        }
+        store.hidden()?;
+        store.transfers()?;
+        for n in 0..20 {
+            store.layer(&id(n))?;
+        }
+        store.write_transfers(&[(1, Some(b"row".to_vec())), (2, None)])?;
+        store.apply(&[
+            Change::PutItem(7, file(b"/new", 1)),
+            Change::PutSums(7, vec![(WHOLE, Sha256([1; 32]))]),
+            Change::PutLayer(id(1), Arc::from([[1; 32]; 3])),
+            Change::RemoveItem(8),
+            Change::Hide("/another".into()),
+        ])
+    }
+
+    #[test]
+    fn whatever_bytes_are_damaged_the_peer_starts_and_nothing_panics_or_hangs() {
+        let whole = {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::open_in(dir.path()).unwrap();
+            let mut changes = Vec::new();
+            for n in 0..200 {
+                let path = format!("/folder/file {n}");
+                changes.push(Change::PutItem(n, file(path.as_bytes(), (n % 100) as u8)));
+                changes.push(Change::PutLayer(id(n as u8), Arc::from([[n as u8; 32]; 40])));
+                changes.push(Change::Hide(path.into()));
+            }
+            changes.push(Change::PutItem(200, collection(b"/long", 4, 2 * rows::RUN)));
+            store.apply(&changes).unwrap();
+            for n in 0..40 {
+                store.write_transfers(&[(n, Some(vec![b'x'; 200]))]).unwrap();
+            }
+            drop(store);
+            std::fs::read(dir.path().join(FILE_NAME)).unwrap()
+        };
+        let mut moved = 0;
+        for seed in 0..DAMAGES {
+            let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+            let mut bytes = whole.clone();
+            for _ in 0..rng.random_range(1..=24) {
+                // Half of them where the roots of all trees are.
+                let most = if rng.random() { 8192 } else { bytes.len() };
+                let at = rng.random_range(0..most);
+                bytes[at] ^= 1 << rng.random_range(0..8);
+            }
+            let (tell, told) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                let dir = tempfile::tempdir().unwrap();
+                std::fs::write(dir.path().join(FILE_NAME), &bytes).unwrap();
+                let store = Store::open_in(dir.path()).unwrap();
+                if let Err(error) = use_all(&store) {
+                    assert!(error.is_damaged(), "seed {seed}: {error}");
+                    // Found where it is used, it is found when the peer starts again.
+                    drop(store);
+                    let store = Store::open_in(dir.path()).unwrap();
+                    if let Err(error) = use_all(&store) {
+                        store.replace_damaged(&error).unwrap();
+                        use_all(&store).unwrap();
+                    }
+                }
+                let aside = dir.path().join("potluck.redb.damaged-1").exists();
+                let _ = tell.send(aside);
+            });
+            let aside = told.recv_timeout(std::time::Duration::from_secs(60));
+            moved += usize::from(aside.unwrap_or_else(|error| panic!("seed {seed}: {error}")));
+        }
+        assert!(moved > 0, "no damage was met");
     }
 
     #[test]

@@ -370,3 +370,53 @@ async fn a_disk_that_seems_to_have_room_is_not_tried_without_end() {
     }
     world.peer.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_full_home_a_download_says_that_it_is_shared_only_until_the_peer_stops() {
+    let Some(disk) = Disk::mount(16 * MIB) else { return };
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let seed = Peer::start(&dir.path().join("seed"), None).await;
+    let peer = Peer::start(&disk.path("home"), None).await;
+    disk.fill();
+    let share = async |n: u64| {
+        let path = file(dir.path(), &format!("shared {n}"), &bytes(3 * MIB, n));
+        let request = v1::ShareRequest {
+            paths: vec![path.to_str().unwrap().to_owned()],
+        };
+        let mut events = peer.control.clone().share(request).await.unwrap().into_inner();
+        let mut is_stored = true;
+        while let Some(event) = events.message().await.unwrap() {
+            is_stored &= !matches!(event.event, Some(v1::share_response::Event::Failed(_)));
+        }
+        is_stored
+    };
+    // The database has some room of its own first, and frees a little now and then.
+    let mut n = 0;
+    let problem = loop {
+        n += 1;
+        assert!(n < 200, "it runs out of room");
+        if share(n).await {
+            continue;
+        }
+        let source = file(dir.path(), &format!("src/{n}"), &bytes(3 * MIB, 1000 + n));
+        let target = dir.path().join(format!("out {n}"));
+        let request = v1::FetchRequest {
+            providers: vec![(&seed.address).into()],
+            ..wish(seed.share(&source).await, &target)
+        };
+        let done = peer.fetch(request).await;
+        assert_done(&done);
+        assert!(target.exists());
+        if let Some(problem) = done.sharing_error {
+            break problem;
+        }
+    };
+    assert_eq!(problem.reason, "DISK_FULL");
+    assert!(
+        problem.message.contains("only until the peer stops"),
+        "{problem:?}"
+    );
+    peer.stop().await;
+    seed.stop().await;
+}

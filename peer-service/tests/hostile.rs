@@ -9,7 +9,7 @@ mod fake;
 use std::{path::Path, time::Duration};
 
 use common::*;
-use fake::{Vice, fake};
+use fake::{Vice, fake, fake_that_heals};
 use potluck_core::{
     FileId,
     index_client::Address,
@@ -348,6 +348,95 @@ async fn only_liars_means_waiting_and_no_file() {
     assert_eq!(transfer.bytes_done, 0);
     assert_eq!(transfer.error.unwrap().reason, "NO_PROVIDERS");
     assert!(!target.exists());
+}
+
+/// As where the link to it damaged what it sent, and does so no more.
+#[tokio::test]
+async fn a_sole_source_that_was_banned_is_tried_again() {
+    let world = world().await;
+    let (source, healed) = fake_that_heals(Vice::Corrupts, &world.data).await;
+    let target = world.dir.path().join("out");
+    let told = |transfer: &v1::Transfer| {
+        let mut peers = transfer.peers.iter();
+        let is_told = peers.any(|peer| {
+            peer.state() == v1::PeerState::Banned && peer.reason.contains("because no other peer serves it")
+        });
+        transfer.state() == v1::TransferState::Waiting && is_told
+    };
+    let request = from(world.id, &target, &[&source]);
+    let (mut events, waiting) = fetch_until(&world, request, told).await;
+    let message = waiting.error.unwrap().message;
+    assert!(message.contains("tried again in"), "{message}");
+    assert_eq!(waiting.bytes_done, 0);
+    healed.store(true, std::sync::atomic::Ordering::Relaxed);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(45)).await;
+    tokio::time::resume();
+    let mut last = None;
+    let follow = async {
+        while let Some(event) = events.message().await.unwrap() {
+            last = event.transfer;
+        }
+    };
+    tokio::time::timeout(PATIENCE, follow).await.unwrap();
+    assert_done(&last.unwrap());
+    assert_eq!(std::fs::read(&target).unwrap(), world.data);
+}
+
+/// As where it hashes the file again: what it has does not change, so that it has nothing to tell.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sole_source_that_refused_for_a_while_is_asked_again() {
+    let world = world().await;
+    let (source, healed) = fake_that_heals(Vice::Changed, &world.data).await;
+    let target = world.dir.path().join("out");
+    let request = wish_from(&world, &target, &source);
+    let told = |transfer: &v1::Transfer| transfer.state() == v1::TransferState::Waiting;
+    let (mut events, waiting) = fetch_until(&world, request, told).await;
+    let message = waiting.error.unwrap().message;
+    assert!(
+        message.contains("the file is not what it was") && message.contains("asked again"),
+        "{message}"
+    );
+    healed.store(true, std::sync::atomic::Ordering::Relaxed);
+    let mut last = None;
+    let follow = async {
+        while let Some(event) = events.message().await.unwrap() {
+            last = event.transfer;
+        }
+    };
+    tokio::time::timeout(PATIENCE, follow).await.unwrap();
+    assert_done(&last.unwrap());
+    assert_eq!(std::fs::read(&target).unwrap(), world.data);
+}
+
+/// `touch`, `chmod` and `ln` do that: the file is refused once, hashed again, and the same as
+/// before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sole_source_whose_file_was_touched_serves_it() {
+    let world = world().await;
+    let data = &world.data[..500_000];
+    for (n, age) in [0, 1100, 1100, 1100].into_iter().enumerate() {
+        let path = file(
+            world.dir.path(),
+            &format!("touched/{n}"),
+            &[data, &[n as u8]].concat(),
+        );
+        let id = world.honest.share(&path).await;
+        let shared = std::fs::File::options().write(true).open(&path).unwrap();
+        shared.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        let touched = std::time::Instant::now();
+        wait_until("it was touched a while ago", || async {
+            touched.elapsed() >= Duration::from_millis(age)
+        })
+        .await;
+        let target = world.dir.path().join(format!("out/{n}"));
+        let request = v1::FetchRequest {
+            providers: vec![(&world.honest.address).into()],
+            ..wish(id, &target)
+        };
+        assert_done(&world.peer.fetch(request).await);
+        assert_eq!(std::fs::read(&target).unwrap(), std::fs::read(&path).unwrap());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

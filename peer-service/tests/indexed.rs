@@ -6,7 +6,10 @@ mod common;
 
 use std::time::Duration;
 
-use common::*;
+use common::{
+    damage::{Way, damaging},
+    *,
+};
 use potluck_core::{
     Token,
     index_client::{Address, By, FileRecord, Kind, Registration},
@@ -41,6 +44,52 @@ async fn providers_are_found_and_the_finished_file_is_registered() {
         "{done:#?}"
     );
     wait_for_providers(&index, id, 4).await;
+}
+
+/// Whichever request it is whose id is damaged on its way, to the index or to the only source, and
+/// whatever answers it then: it is asked again, or another answer does.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_damaged_request_stalls_no_download() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let index = Index::start().await;
+    let data = bytes(500_000, 13);
+    let path = file(dir.path(), "src/data.bin", &data);
+    let seed = Peer::start(&dir.path().join("seed"), Some(&index.endpoint)).await;
+    let id = seed.share(&path).await;
+    wait_for_providers(&index, id, 1).await;
+    let at: Address = index.address.into();
+    let mut fetches = Vec::new();
+    // The index is sent two requests with the id, the source five or so.
+    for nth in 0..7 {
+        let (data, home, target) = (
+            data.clone(),
+            dir.path().join(format!("home{nth}")),
+            dir.path().join(format!("out{nth}")),
+        );
+        let (at, source) = (at.clone(), seed.address.clone());
+        fetches.push(tokio::spawn(async move {
+            let (endpoint, named) = match nth {
+                0 | 1 => {
+                    let proxy = damaging(&at, id, Way::Requests, nth).await;
+                    (Some(proxy.to_string().parse().unwrap()), None)
+                }
+                _ => (None, Some(damaging(&source, id, Way::Requests, nth - 2).await)),
+            };
+            let peer = Peer::start(&home, endpoint.as_ref()).await;
+            let request = v1::FetchRequest {
+                providers: named.iter().map(Into::into).collect(),
+                ..wish(id, &target)
+            };
+            let done = peer.fetch(request).await;
+            assert_eq!(done.state(), v1::TransferState::Done, "damaged {nth}: {done:#?}");
+            assert_eq!(std::fs::read(&target).unwrap(), data);
+            peer.stop().await;
+        }));
+    }
+    for fetch in fetches {
+        fetch.await.unwrap();
+    }
 }
 
 /// A machine with several addresses: what leaves by another than the one that is listened on is
@@ -235,4 +284,58 @@ async fn a_file_that_most_call_a_collection_is_fetched_once() {
     let status = seed.control.clone().get_status(v1::GetStatusRequest {}).await;
     let uploaded = status.unwrap().into_inner().uploaded_bytes;
     assert!(uploaded < 6_500_000, "{uploaded} bytes for 6,000,000");
+}
+
+/// Where its owner puts a download, and under which name, is nobody else's business.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_name_of_the_target_is_not_told_to_anybody() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = Index::start().await;
+    let source = file(dir.path(), "src/shared.bin", &bytes(700_000, 5));
+    let folder = dir.path().join("src/set");
+    file(&folder, "inner", &bytes(300_000, 6));
+    let giver = Peer::start(&dir.path().join("giver"), Some(&index.endpoint)).await;
+    let home = dir.path().join("taker");
+    let mut taker = Peer::start(&home, Some(&index.endpoint)).await;
+    let names = async |id| {
+        let page = index.client.query(&By::Id(id), 10, None).await.unwrap();
+        page.files
+            .into_iter()
+            .next()
+            .map(|found| found.names)
+            .unwrap_or_default()
+    };
+    for (path, name) in [(&source, "shared.bin"), (&folder, "set")] {
+        let id = giver.share(path).await;
+        wait_for_providers(&index, id, 1).await;
+        let target = dir.path().join(format!("private {name}"));
+        assert_done(&taker.fetch(wish(id, &target)).await);
+        wait_for_providers(&index, id, 2).await;
+        assert_eq!(names(id).await, [name]);
+        // As the only provider it says no more, also after a restart, and after another look.
+        let target_id = v1::unshare_request::Target::FileId(id.to_bytes());
+        let request = v1::UnshareRequest {
+            target: Some(target_id),
+        };
+        giver.control.clone().unshare(request).await.unwrap();
+        let only = async |taker: &Peer| {
+            wait_until("the taker alone has it", || async {
+                let page = index.client.query(&By::Id(id), 10, None).await.unwrap();
+                let found = page.files.into_iter().next();
+                let at = taker.address.clone();
+                found.is_some_and(|found| found.provider_count == 1 && found.providers[0].address == at)
+            })
+            .await;
+            assert_eq!(names(id).await, [name]);
+        };
+        only(&taker).await;
+        taker.stop().await;
+        taker = Peer::start(&home, Some(&index.endpoint)).await;
+        only(&taker).await;
+        assert_done(&taker.fetch(wish(id, &target)).await);
+        only(&taker).await;
+    }
+    taker.stop().await;
+    giver.stop().await;
+    index.stop().await;
 }

@@ -373,7 +373,7 @@ async fn finished_downloads_are_taken_without_hashing() {
     let stamps = stamps_at(&root, &manifest).unwrap();
     let item = peer
         .library
-        .adopt_collection(root.clone(), manifest.clone(), stamps, trees)
+        .adopt_collection(root.clone(), manifest.clone(), stamps, trees, None)
         .await
         .unwrap();
     assert_eq!(item, shared);
@@ -382,7 +382,10 @@ async fn finished_downloads_are_taken_without_hashing() {
     fs::write(&path, &content).unwrap();
     let tree = hash_bytes(&content);
     let stamp = stamp_of(&path.metadata().unwrap());
-    let adopt = || peer.library.adopt_file(path.clone(), tree.clone(), stamp, None);
+    let adopt = || {
+        peer.library
+            .adopt_file(path.clone(), tree.clone(), stamp, None, None)
+    };
     assert_eq!(adopt().await.unwrap().record.id, tree.id());
     assert!(peer.library.find(&tree.id()).is_some());
     // Longer than a tick of the clock that files are stamped with.

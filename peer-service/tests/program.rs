@@ -198,6 +198,164 @@ async fn a_detached_transfer_goes_on_by_itself_after_a_restart() {
     assert_eq!(std::fs::read(&target).unwrap(), data);
 }
 
+async fn transfers(home: &Path) -> Vec<v1::Transfer> {
+    let request = v1::ListTransfersRequest {};
+    let answer = control(home).await.list_transfers(request).await.unwrap();
+    answer.into_inner().transfers
+}
+
+async fn shared_paths(home: &Path) -> Vec<String> {
+    let request = v1::ListLibraryRequest::default();
+    let answer = control(home).await.list_library(request).await.unwrap();
+    let items = answer.into_inner().items.into_iter();
+    items.map(|item| item.path).collect()
+}
+
+/// Rounds of each command, with a kill at each answer.
+const KILLS: usize = 5;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_the_answer_it_has_kept_what_it_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("peer");
+    let mut program = Program::start(&home);
+    for round in 0..KILLS {
+        let id = potluck_core::hash::hash_bytes(&[round as u8; 10]).id();
+        let request = v1::FetchRequest {
+            detach: true,
+            ..wish(id, &dir.path().join(format!("out {round}")))
+        };
+        let mut events = control(&home).await.fetch(request).await.unwrap().into_inner();
+        let event = events.message().await.unwrap().unwrap();
+        program.kill();
+        program = Program::start(&home);
+        let number = event.transfer.unwrap().transfer_id;
+        let now = async || {
+            let transfers = transfers(&home).await;
+            transfers
+                .into_iter()
+                .find(|transfer| transfer.transfer_id == number)
+        };
+        assert!(now().await.is_some(), "round {round}: get --detach");
+
+        let request = v1::PauseTransferRequest { transfer_id: number };
+        control(&home).await.pause_transfer(request).await.unwrap();
+        program.kill();
+        program = Program::start(&home);
+        let state = now().await.unwrap().state();
+        assert_eq!(state, v1::TransferState::Paused, "round {round}: pause");
+
+        let request = v1::AdjustTransferRequest {
+            transfer_id: number,
+            max_bytes_per_second: Some(1000),
+            priority: Some(3),
+        };
+        control(&home).await.adjust_transfer(request).await.unwrap();
+        program.kill();
+        program = Program::start(&home);
+        let transfer = now().await.unwrap();
+        assert_eq!(
+            (transfer.max_bytes_per_second, transfer.priority),
+            (1000, 3),
+            "adjust"
+        );
+        assert_eq!(
+            transfer.state(),
+            v1::TransferState::Paused,
+            "round {round}: adjust"
+        );
+
+        let request = v1::ResumeTransferRequest { transfer_id: number };
+        control(&home).await.resume_transfer(request).await.unwrap();
+        program.kill();
+        program = Program::start(&home);
+        let state = now().await.unwrap().state();
+        assert_ne!(state, v1::TransferState::Paused, "round {round}: resume");
+
+        let request = v1::CancelTransferRequest { transfer_id: number };
+        control(&home).await.cancel_transfer(request).await.unwrap();
+        program.kill();
+        program = Program::start(&home);
+        assert!(now().await.is_none(), "round {round}: cancel");
+
+        let path = file(dir.path(), &format!("shared {round}"), &bytes(1000, round as u64));
+        let path = path.canonicalize().unwrap().to_str().unwrap().to_owned();
+        let request = v1::ShareRequest {
+            paths: vec![path.clone()],
+        };
+        let mut events = control(&home).await.share(request).await.unwrap().into_inner();
+        while let Some(event) = events.message().await.unwrap() {
+            if matches!(event.event.unwrap(), v1::share_response::Event::Shared(_)) {
+                break;
+            }
+        }
+        program.kill();
+        program = Program::start(&home);
+        assert!(shared_paths(&home).await.contains(&path), "round {round}: share");
+
+        let target = Some(v1::unshare_request::Target::Path(path.clone()));
+        let request = v1::UnshareRequest { target };
+        control(&home).await.unshare(request).await.unwrap();
+        program.kill();
+        program = Program::start(&home);
+        assert!(
+            !shared_paths(&home).await.contains(&path),
+            "round {round}: unshare"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_damaged_database_it_starts_and_shares_what_it_can_find() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("peer");
+    for n in 0..20 {
+        file(&home, &format!("files/{n}"), &bytes(1000, n));
+    }
+    let program = Program::start(&home);
+    wait_until("all is shared", || async {
+        shared_paths(&home).await.len() == 20
+    })
+    .await;
+    program.kill();
+    let database = home.join("state/potluck.redb");
+    let whole = std::fs::read(&database).unwrap();
+    for seed in 1..=8 {
+        let noise = bytes(96, seed);
+        let mut damaged = whole.clone();
+        for place in noise.chunks(4) {
+            let at = u32::from_le_bytes(place.try_into().unwrap()) as usize;
+            damaged[at % whole.len()] ^= place[0] | 1;
+        }
+        std::fs::write(&database, damaged).unwrap();
+        let program = Program::start(&home);
+        wait_until("all is shared again", || async {
+            shared_paths(&home).await.len() == 20
+        })
+        .await;
+        let request = v1::GetStatusRequest {};
+        let status = control(&home)
+            .await
+            .get_status(request)
+            .await
+            .unwrap()
+            .into_inner();
+        let files = std::fs::read_dir(home.join("state")).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        let aside: Vec<_> = names.filter(|name| name.contains("damaged")).collect();
+        assert_eq!(
+            aside.is_empty(),
+            status.warnings.is_empty(),
+            "{aside:?} {status:?}"
+        );
+        for name in aside {
+            assert!(status.warnings[0].contains(&name), "{status:?}");
+            std::fs::remove_file(home.join("state").join(name)).unwrap();
+        }
+        program.kill();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_it_cannot_do_it_says_and_what_to_do_instead() {
     let dir = tempfile::tempdir().unwrap();
@@ -346,4 +504,67 @@ async fn a_share_whose_caller_goes_stops_hashing() {
     events.message().await.unwrap().unwrap();
     drop(events);
     // The runtime ends only when the hashing has: this test would hang.
+}
+
+/// Connections that another program holds open, each with the first bytes of HTTP/2.
+fn hold_connections(address: &str, count: usize) -> Vec<std::net::TcpStream> {
+    use std::io::Write as _;
+    let mut held = Vec::new();
+    for _ in 0..count {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+            .unwrap();
+        held.push(stream);
+    }
+    held
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_file_descriptor_left_a_share_waits_for_one_and_then_says_what_is_missing() {
+    const LIMIT: usize = 64;
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("peer");
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", &format!("ulimit -n {LIMIT}; exec \"$0\" \"$@\"")])
+        .arg(env!("CARGO_BIN_EXE_potluck-peer"))
+        .args(["--listen", "127.0.0.1:0", "--index", "none", "--home"])
+        .arg(&home)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let program = Program::run(&mut command);
+    let mut control = control(&home).await;
+    control.get_status(v1::GetStatusRequest {}).await.unwrap();
+    let open_files = || {
+        let folder = format!("/proc/{}/fd", program.child.id());
+        std::fs::read_dir(folder).map_or(0, Iterator::count)
+    };
+    let path = file(dir.path(), "file", &bytes(1000, 1));
+    let mut share = async || {
+        let request = v1::ShareRequest {
+            paths: vec![path.to_str().unwrap().to_owned()],
+        };
+        let mut events = control.share(request).await.unwrap().into_inner();
+        loop {
+            match events.message().await.unwrap().unwrap().event.unwrap() {
+                v1::share_response::Event::Shared(_) => return None,
+                v1::share_response::Event::Failed(failed) => return failed.failure,
+                v1::share_response::Event::Progress(_) => {}
+            }
+        }
+    };
+    let held = hold_connections(&program.address, LIMIT);
+    wait_until("no descriptor is left", || async { open_files() >= LIMIT }).await;
+    let failure = share().await.expect("there is none");
+    assert_eq!(failure.reason, "TOO_MANY_OPEN_FILES");
+    assert!(failure.message.contains("ulimit -n"), "{failure:?}");
+    {
+        let mut sharing = std::pin::pin!(share());
+        let early = tokio::time::timeout(std::time::Duration::from_millis(300), &mut sharing).await;
+        assert!(early.is_err(), "it waits");
+        drop(held);
+        assert_eq!(sharing.await, None);
+    }
 }

@@ -198,6 +198,51 @@ async fn a_watch_ends_when_the_file_is_withdrawn() {
     assert_eq!(Problem::from(status).reason, Reason::NotFound);
 }
 
+/// A file whose times changed is refused, hashed again, and has the same id: whoever was refused
+/// hears that it is back, or that the watch is over.
+#[tokio::test]
+async fn a_watch_repeats_itself_after_the_file_was_hashed_again() {
+    let mut served = Served::new(MIB).await;
+    let request = v1::WatchAvailabilityRequest {
+        file_id: served.id.to_bytes(),
+    };
+    let watch = served.client.watch_availability(request).await;
+    let mut stream = watch.unwrap().into_inner();
+    let snapshot = |event: v1::WatchAvailabilityResponse| match event.event {
+        Some(Event::Snapshot(snapshot)) => snapshot,
+        other => panic!("{other:?}"),
+    };
+    let first = snapshot(stream.message().await.unwrap().unwrap());
+    assert_eq!(first.file_id, served.id.to_bytes());
+    let path = served.dir.path().join("file");
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    // Long enough ago that it is hashed again at once.
+    wait_until("nothing wrote to it for a while", || {
+        let changed = fs::metadata(&path).unwrap();
+        let changed = Duration::new(
+            std::os::unix::fs::MetadataExt::ctime(&changed) as u64,
+            std::os::unix::fs::MetadataExt::ctime_nsec(&changed) as u32,
+        );
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.unwrap() > changed + Duration::from_millis(1100)
+    })
+    .await;
+    // This peer may have noticed by itself meanwhile.
+    let asked = download(&mut served.client, vec![span(served.id, 0, MIB as u64)]);
+    if let Err(refused) = tokio::time::timeout(DEADLINE, asked).await.unwrap() {
+        let passing = [Reason::FileChanged, Reason::NotFound];
+        assert!(passing.contains(&refused.reason), "{refused:?}");
+    }
+    let again = tokio::time::timeout(DEADLINE, stream.message())
+        .await
+        .expect("the watch says something");
+    match again {
+        Ok(event) => assert_eq!(snapshot(event.unwrap()), first),
+        Err(status) => assert_eq!(Problem::from(status).reason, Reason::NotFound),
+    }
+}
+
 /// After each change: nothing is served under the old id, the index is no longer told of it, and what is there now is shared.
 async fn changed(change: impl FnOnce(&std::path::Path)) -> Served {
     let mut served = Served::new(2 * MIB).await;

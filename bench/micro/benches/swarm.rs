@@ -40,7 +40,7 @@ fn download(swarm: &mut Swarm) {
                 Action::Request { id, .. } => open.push_back(id),
                 Action::Cancel { id } => open.retain(|open| *open != id),
                 Action::Finished => return,
-                Action::Ban { .. } | Action::Forget { .. } => {}
+                Action::Ban { .. } | Action::Forget { .. } | Action::Readmit { .. } => {}
             }
         }
         now += Duration::from_micros(100);

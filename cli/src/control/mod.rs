@@ -18,7 +18,7 @@ use tonic::{
     transport::Channel,
 };
 
-use self::model::{Explanation, Item, Limits, ShareEvent, Status, Transfer};
+use self::model::{Explanation, Item, Limits, Registration, ShareEvent, Status, Transfer};
 
 /// How long the peer may take to answer a call, or to begin a stream. It answers from memory.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -159,6 +159,18 @@ impl Control {
             .call(CALL_TIMEOUT, self.client.clone().share(request))
             .await?;
         Ok(self.events(messages, ShareEvent::try_from))
+    }
+
+    /// Waits until the index knows of all that the peer has to offer, or cannot be told now.
+    pub(crate) async fn await_registration(&self, timeout: Duration) -> Result<Registration, Problem> {
+        let request = v1::AwaitRegistrationRequest {
+            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+        };
+        let limit = timeout.saturating_add(CALL_TIMEOUT);
+        let answer = self
+            .call(limit, self.client.clone().await_registration(request))
+            .await?;
+        Ok(answer.into())
     }
 
     /// Stops sharing what has this id or this absolute path.

@@ -130,6 +130,8 @@ pub(crate) struct Transfer {
     pub(crate) units_done: u32,
     pub(crate) peers: Vec<TransferPeer>,
     pub(crate) error: Option<Problem>,
+    /// Why it is done and not shared, or only until the peer stops.
+    pub(crate) sharing_error: Option<Problem>,
     /// Most bytes a second; 0: no limit of its own.
     pub(crate) limit: u64,
     /// How much it counts beside others, 1 to 100.
@@ -181,6 +183,23 @@ pub(crate) struct Limits {
     pub(crate) slots: u32,
 }
 
+/// Whether the index knows of all that the peer has to offer.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Registration {
+    pub(crate) registered: bool,
+    /// Why not; `None` for a peer without an index.
+    pub(crate) problem: Option<Problem>,
+}
+
+impl From<v1::AwaitRegistrationResponse> for Registration {
+    fn from(answer: v1::AwaitRegistrationResponse) -> Self {
+        Self {
+            registered: answer.registered,
+            problem: answer.failure.map(problem),
+        }
+    }
+}
+
 /// The peer's own state.
 #[derive(Debug, Clone)]
 pub(crate) struct Status {
@@ -195,7 +214,11 @@ pub(crate) struct Status {
     pub(crate) bytes: u64,
     pub(crate) uploaded: u64,
     pub(crate) downloaded: u64,
+    /// Those that have not ended, the paused among them.
     pub(crate) transfers: u32,
+    pub(crate) paused: u32,
+    /// What went wrong that its owner has to know of.
+    pub(crate) warnings: Vec<String>,
     pub(crate) home: String,
     pub(crate) files_folder: String,
     pub(crate) uptime: Duration,
@@ -326,6 +349,7 @@ impl TryFrom<v1::Transfer> for Transfer {
             units_done: transfer.units_done,
             peers: transfer.peers.into_iter().map(Into::into).collect(),
             error: transfer.error.map(problem),
+            sharing_error: transfer.sharing_error.map(problem),
             limit: transfer.max_bytes_per_second,
             priority: transfer.priority,
         })
@@ -373,6 +397,8 @@ impl TryFrom<v1::GetStatusResponse> for Status {
             uploaded: status.uploaded_bytes,
             downloaded: status.downloaded_bytes,
             transfers: status.transfers,
+            paused: status.paused_transfers,
+            warnings: status.warnings,
             home: status.home,
             files_folder: status.files_folder,
             uptime: Duration::from_millis(status.uptime_ms),

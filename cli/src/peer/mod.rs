@@ -9,7 +9,6 @@ use std::{
     io::ErrorKind,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
-    time::Instant,
 };
 
 use potluck_core::{Problem, Reason, transport::Endpoint};
@@ -35,8 +34,6 @@ pub(crate) struct Peer {
     pub(crate) control: Control,
     /// What it said of itself when it was found.
     pub(crate) status: Status,
-    /// When it said so.
-    pub(crate) asked: Instant,
     own: Option<OwnPeer>,
 }
 
@@ -101,7 +98,6 @@ impl Peer {
         Ok(Self {
             control,
             status,
-            asked: Instant::now(),
             own: None,
         })
     }
@@ -131,7 +127,6 @@ impl Peer {
         Ok(Self {
             control,
             status,
-            asked: Instant::now(),
             own: Some(own),
         })
     }

@@ -10,22 +10,21 @@ use std::{
 use clap::Args;
 use console::style;
 use futures_util::StreamExt as _;
+use serde_json::json;
 
 use super::{local, ls};
 use crate::{
     board::{Board, LOOK_INTERVAL},
     context::{Borrowed, Context},
-    control::model::{Item, ShareEvent, Status},
+    control::model::{Item, Registration, ShareEvent, Status},
     draw,
     fail::{Exit, Fail},
     text,
 };
 
-/// How long to wait for the index to know of what is shared before saying that it does not yet.
-const ANNOUNCE_PATIENCE: Duration = Duration::from_secs(5);
-
-/// How often the peer is asked whether the index knows.
-const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(50);
+/// Seconds to wait, unless told otherwise, until the index knows of what is shared: longer than some
+/// hundred thousand files take on a local network.
+const DEFAULT_WAIT: u64 = 30;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -47,12 +46,18 @@ pub(crate) struct ShareArgs {
     /// Where to serve from if no peer is running [default: 127.0.0.1:12349, or a free port of this machine]
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
+
+    /// Seconds to wait at most until the index knows of what is shared
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_WAIT)]
+    wait: u64,
 }
 
 /// What became of the paths.
 #[derive(Debug, Default)]
 struct Tally {
     shared: u64,
+    /// What is shared, where it is told only once it is known whether the index knows of it.
+    items: Vec<Item>,
     failed: u64,
     /// How the first that failed did.
     first: Option<Exit>,
@@ -69,20 +74,38 @@ pub(crate) async fn run(context: &Context, args: ShareArgs) -> Result<(), Fail> 
         Some(peer) => peer,
         None => context.stoppable(context.own_peer(args.listen)).await?,
     };
-    let done = share_and_serve(context, &peer, paths).await;
+    let done = share_and_serve(context, &peer, paths, Duration::from_secs(args.wait)).await;
     peer.close().await;
     done
 }
 
-async fn share_and_serve(context: &Context, peer: &Borrowed, paths: Vec<String>) -> Result<(), Fail> {
+async fn share_and_serve(
+    context: &Context,
+    peer: &Borrowed,
+    paths: Vec<String>,
+    wait: Duration,
+) -> Result<(), Fail> {
     let alone = paths.len() == 1;
     let tally = context.stoppable(share(context, peer, paths)).await?;
     if tally.shared > 0 {
-        let known = context.stoppable(announced(peer)).await;
-        if peer.ends_with_command() {
-            serve(context, peer, known.ok()).await?;
-        } else {
-            advise(context, known?);
+        let waiting = async { Ok(peer.control.await_registration(wait).await?) };
+        let registration = context.stoppable(waiting).await;
+        let is_registered = registration.as_ref().is_ok_and(|it| it.registered);
+        for item in &tally.items {
+            let mut object = ls::object(item);
+            object["registered"] = json!(is_registered);
+            context.out.object(&object)?;
+        }
+        match registration {
+            Ok(registration) => {
+                tell_registration(context, peer.status.index.as_deref(), &registration);
+                if peer.ends_with_command() {
+                    serve(context, peer, registration.registered).await?;
+                }
+            }
+            // Ctrl-C is the way to end a share that serves.
+            Err(_) if peer.ends_with_command() && context.stop.is_cancelled() => {}
+            Err(fail) => return Err(fail),
         }
     }
     match tally.failed {
@@ -108,7 +131,7 @@ async fn share(context: &Context, peer: &Borrowed, paths: Vec<String>) -> Result
             ShareEvent::Shared(item) => {
                 tally.shared += 1;
                 match context.out.is_json() {
-                    true => context.out.object(&ls::object(&item))?,
+                    true => tally.items.push(item),
                     false => context.out.lines(told(&item))?,
                 }
             }
@@ -140,62 +163,35 @@ fn told(item: &Item) -> Vec<String> {
     ]
 }
 
-/// Waits until the index holds the peer's lease, or says why it does not; the peer's state then. A lease that it held a moment ago it
-/// still has: a peer with much to register answers late.
-async fn announced(peer: &Borrowed) -> Result<Status, Fail> {
-    if peer.status.registered && peer.asked.elapsed() < ANNOUNCE_PATIENCE {
-        return Ok(peer.status.clone());
-    }
-    let deadline = Instant::now() + ANNOUNCE_PATIENCE;
-    loop {
-        let status = peer.control.status().await?;
-        if status.registered
-            || status.index.is_none()
-            || status.index_error.is_some()
-            || Instant::now() >= deadline
-        {
-            return Ok(status);
-        }
-        tokio::time::sleep(ANNOUNCE_INTERVAL).await;
-    }
-}
-
-/// What to try next, or what stands in the way.
-fn advise(context: &Context, status: Status) {
-    match (&status.index, status.registered) {
-        (Some(_), true) => context.out.note(
-            style("others fetch it with: potluck get ID|NAME")
+/// Says whether others find what is shared, and what to try next.
+fn tell_registration(context: &Context, index: Option<&str>, registration: &Registration) {
+    match (index, &registration.problem) {
+        _ if registration.registered => context.out.note(
+            style("registered with the index; others fetch it with: potluck get ID|NAME")
                 .dim()
                 .for_stderr(),
         ),
-        _ => warn_unannounced(context, &status),
-    }
-}
-
-fn warn_unannounced(context: &Context, status: &Status) {
-    match (&status.index, &status.index_error) {
         (None, _) => context
             .out
             .warn("the peer runs without an index: nobody finds this by name or id"),
-        (Some(_), Some(error)) => context.out.warn(format_args!(
-            "nobody finds this yet: {}; the peer keeps trying",
-            text::shown(&error.message)
+        (Some(_), Some(problem)) => context.out.warn(format_args!(
+            "not registered yet, so that nobody finds this: {}; the peer keeps trying",
+            text::shown(&problem.message)
         )),
-        (Some(url), None) => {
-            context.out.warn(format_args!(
-                "nobody finds this yet: the index at {url} has not answered; the peer keeps trying"
-            ));
-        }
+        (Some(url), None) => context.out.warn(format_args!(
+            "not registered yet, so that nobody finds this: the index at {} has not answered; \
+             the peer keeps trying",
+            text::shown(url)
+        )),
     }
 }
 
-/// Serves from this process until told to stop, showing what goes out.
-async fn serve(context: &Context, peer: &Borrowed, known: Option<Status>) -> Result<(), Fail> {
-    let status = known.as_ref().unwrap_or(&peer.status);
-    if !status.registered {
-        warn_unannounced(context, status);
-    }
-    let listening = status
+/// Serves from this process until told to stop, showing what goes out, and says when the index no
+/// longer knows of it and when it does again.
+async fn serve(context: &Context, peer: &Borrowed, mut registered: bool) -> Result<(), Fail> {
+    let index = peer.status.index.as_deref();
+    let listening = peer
+        .status
         .listening
         .as_ref()
         .map(ToString::to_string)
@@ -203,19 +199,25 @@ async fn serve(context: &Context, peer: &Borrowed, known: Option<Status>) -> Res
     context.out.note(format_args!(
         "serving from {listening} until Ctrl-C; `potluck peer` keeps serving all that it shares"
     ));
-    if listening.starts_with("127.") && status.index.as_deref().is_some_and(|url| !is_loopback(url)) {
+    if listening.starts_with("127.") && index.is_some_and(|url| !is_loopback(url)) {
         context.out.warn("the index is on another machine, but only this one can fetch from here: give --listen 0.0.0.0:12349");
     }
     let mut board = Board::new(context.out.bars());
-    let mut sent = (Instant::now(), status.uploaded);
+    let mut sent = (Instant::now(), peer.status.uploaded);
     loop {
         tokio::select! {
             // Both only wait.
             () = context.stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(LOOK_INTERVAL) => {}
         }
+        let status = peer.control.status().await?;
+        // An index that is full holds the lease, and does not know of everything.
+        let known = status.registered && status.index_error.is_none();
+        if known != registered {
+            registered = known;
+            tell_change(context, &status, known)?;
+        }
         if context.out.draws() {
-            let status = peer.control.status().await?;
             let (then, before) = std::mem::replace(&mut sent, (Instant::now(), status.uploaded));
             let rate = text::mean_rate(status.uploaded.saturating_sub(before), then.elapsed());
             board.show(|width| {
@@ -226,6 +228,30 @@ async fn serve(context: &Context, peer: &Borrowed, known: Option<Status>) -> Res
             });
         }
     }
+}
+
+/// Says that the index no longer knows of what is served, or that it does again.
+fn tell_change(context: &Context, status: &Status, known: bool) -> Result<(), Fail> {
+    let problem = status.index_error.as_ref().filter(|_| !known);
+    if context.out.is_json() {
+        return context.out.object(&json!({
+            "event": "registration",
+            "registered": known,
+            "error": problem.map(|problem| problem.reason.word()),
+            "message": problem.map(|problem| problem.message.as_str()),
+        }));
+    }
+    let why = problem.map_or("it does not answer", |problem| problem.message.as_str());
+    match known {
+        true => context
+            .out
+            .note("registered with the index: others find this again"),
+        false => context.out.warn(format_args!(
+            "not registered any more, so that nobody finds this: {}; the peer keeps trying",
+            text::shown(why)
+        )),
+    }
+    Ok(())
 }
 
 fn is_loopback(url: &str) -> bool {

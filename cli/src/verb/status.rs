@@ -98,6 +98,8 @@ fn peer_object(status: &Status, control: &Endpoint) -> Value {
         "uploaded_bytes": status.uploaded,
         "downloaded_bytes": status.downloaded,
         "transfers": status.transfers,
+        "paused_transfers": status.paused,
+        "warnings": status.warnings,
         "home": status.home,
         "files_folder": status.files_folder,
         "uptime_seconds": status.uptime.as_secs(),
@@ -155,6 +157,10 @@ fn peer_lines(status: &Status, control: &Endpoint, own: bool) -> Vec<String> {
         }
         (false, Some(_), None) => style("not registered yet").yellow().to_string(),
     };
+    let paused = match status.paused {
+        0 => String::new(),
+        paused => format!(", {paused} paused"),
+    };
     let mut lines = vec![
         format!(
             "{}   {listening}  {}  (peer {}{owned})",
@@ -171,11 +177,11 @@ fn peer_lines(status: &Status, control: &Endpoint, own: bool) -> Vec<String> {
                 .unwrap_or_default()
         ),
         format!(
-            "  shares {} ({}, {}), {} under way",
+            "  shares {} ({}, {}), {} under way{paused}",
             text::count(status.items, "item"),
             text::count(status.files, "file"),
             text::size(status.bytes),
-            text::count(status.transfers.into(), "transfer")
+            text::count(status.transfers.saturating_sub(status.paused).into(), "transfer")
         ),
         format!(
             "  up for {}: sent {}, fetched {}",
@@ -185,6 +191,11 @@ fn peer_lines(status: &Status, control: &Endpoint, own: bool) -> Vec<String> {
         ),
         format!("  home {}", text::shown(&status.home)),
     ];
+    let warning = |warning: &String| {
+        let head = style("warning:").yellow().bold();
+        format!("  {head} {}", text::shown(warning))
+    };
+    lines.extend(status.warnings.iter().map(warning));
     if !own {
         lines.push(format!("  control {}", text::shown(&control.to_string())));
     }

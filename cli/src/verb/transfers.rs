@@ -195,7 +195,7 @@ fn list(context: &Context, transfers: &[Transfer]) -> Result<(), Fail> {
     }
     context.out.lines(table.lines())?;
     for transfer in transfers {
-        if let Some(error) = &transfer.error {
+        if let Some(error) = transfer.error.as_ref().or(transfer.sharing_error.as_ref()) {
             context.out.line(format_args!(
                 "{}: {}",
                 transfer.number,
@@ -252,6 +252,8 @@ pub(crate) fn object(transfer: &Transfer) -> Value {
         "sources": transfer.peers.iter().map(source).collect::<Vec<_>>(),
         "error": transfer.error.as_ref().map(|problem| problem.reason.word()),
         "message": transfer.error.as_ref().map(|problem| problem.message.as_str()),
+        "sharing_error": transfer.sharing_error.as_ref().map(|problem| problem.reason.word()),
+        "sharing_message": transfer.sharing_error.as_ref().map(|problem| problem.message.as_str()),
     })
 }
 

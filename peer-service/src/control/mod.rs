@@ -45,6 +45,9 @@ const SHARE_EVENTS: usize = 64;
 const PAGE: usize = 100;
 const MAX_PAGE: usize = 1_000;
 
+/// Longest wait for a registration.
+const MAX_REGISTRATION_WAIT: Duration = Duration::from_secs(600);
+
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The service. Cheap to clone.
@@ -154,6 +157,21 @@ impl ControlService for Control {
             .spawn(async move { library.share(paths, tell).await });
         let events = ReceiverStream::new(events).map(|event| Ok(event.into()));
         Ok(Response::new(self.until_shutdown(events)))
+    }
+
+    async fn await_registration(
+        &self,
+        request: Request<v1::AwaitRegistrationRequest>,
+    ) -> Result<Response<v1::AwaitRegistrationResponse>, Status> {
+        let timeout = Duration::from_millis(request.into_inner().timeout_ms);
+        let Some(registrar) = &self.registrar else {
+            return Ok(Response::new(v1::AwaitRegistrationResponse::default()));
+        };
+        let announced = registrar.announced(timeout.min(MAX_REGISTRATION_WAIT)).await;
+        Ok(Response::new(v1::AwaitRegistrationResponse {
+            registered: announced.is_ok(),
+            failure: announced.err().as_ref().map(wire::failure),
+        }))
     }
 
     async fn unshare(
@@ -314,10 +332,12 @@ impl ControlService for Control {
             uploaded_bytes: self.counters.uploaded_bytes.load(Ordering::Relaxed),
             downloaded_bytes: context.downloaded.load(Ordering::Relaxed),
             transfers: u32::try_from(self.transfers.open()).unwrap_or(u32::MAX),
+            paused_transfers: u32::try_from(self.transfers.paused()).unwrap_or(u32::MAX),
             home: self.home.to_string_lossy().into_owned(),
             files_folder: context.files.to_string_lossy().into_owned(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            warnings: context.store.warning().into_iter().collect(),
         }))
     }
 }

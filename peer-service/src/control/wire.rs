@@ -203,6 +203,7 @@ impl From<&View> for v1::Transfer {
             max_bytes_per_second: view.terms.max_bytes_per_second,
             priority: view.terms.priority.get(),
             unverified_bytes: view.unverified_bytes,
+            sharing_error: view.sharing_error.as_ref().map(failure),
         }
     }
 }

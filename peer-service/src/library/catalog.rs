@@ -16,6 +16,7 @@ use potluck_core::{
     FileId, FileLayout, Sha256,
     index_client::{FileRecord, Kind, Registration},
     merkle::LEAF_SIZE,
+    path::Label,
 };
 
 mod away;
@@ -28,7 +29,7 @@ mod tests;
 use super::{Item, Totals, hasher::sum_of};
 use crate::store::{Change, Stamp};
 pub(super) use delta::{Delta, Settled};
-pub(super) use item::{Body, Folder, NewItem, Part, Place, Shared, WHOLE};
+pub(super) use item::{Body, Folder, NewItem, Part, Place, Shared, WHOLE, name_of};
 
 /// Most names that a file is registered by, as the contract has it.
 const MAX_NAMES: usize = 16;
@@ -88,6 +89,11 @@ impl Catalog {
     pub(super) fn put(&mut self, mut item: NewItem, delta: &mut Delta) -> u64 {
         let old = self.by_path.get(&item.path).copied();
         let before = old.and_then(|number| self.items.get(&number));
+        // What its owner did not ask to be shared keeps the name that it came under: what its path
+        // ends in may be private.
+        if item.arrived && item.label.is_none() {
+            item.label = before.and_then(|before| before.label.clone());
+        }
         item.arrived &= before.is_none_or(|before| before.arrived);
         if let Some(number) = old.filter(|&number| self.is_same(number, &item)) {
             return number;
@@ -114,7 +120,9 @@ impl Catalog {
         };
         let same =
             shared.body.is(&item.body) && shared.record == item.record && shared.arrived == item.arrived;
-        same && !self.stale.contains(&number) && !self.hidden.contains(&*item.path)
+        same && shared.label == item.label
+            && !self.stale.contains(&number)
+            && !self.hidden.contains(&*item.path)
     }
 
     /// Puts an item under a number, in place of the one that has it.
@@ -142,6 +150,7 @@ impl Catalog {
         let mut shared = Shared {
             path: item.path,
             arrived: item.arrived,
+            label: item.label,
             record: item.record,
             body: item.body,
             sums: item.sums,
@@ -262,7 +271,7 @@ impl Catalog {
     pub(super) fn put_stale(
         &mut self,
         number: u64,
-        (path, arrived): (Arc<Path>, bool),
+        (path, arrived, label): (Arc<Path>, bool, Option<Label>),
         record: FileRecord,
         body: Body,
     ) {
@@ -271,6 +280,7 @@ impl Catalog {
         let shared = Shared {
             path,
             arrived,
+            label,
             record,
             body,
             sums,

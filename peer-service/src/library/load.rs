@@ -48,8 +48,25 @@ enum Standing {
 }
 
 impl Inner {
+    /// Fills the catalog and the holdings; where the database turns out to be damaged, begins with
+    /// a new one.
+    ///
+    /// # Errors
+    /// Where the database cannot be read or replaced.
+    pub(super) fn load_or_begin_anew(&self) -> Result<(), StoreError> {
+        match self.load() {
+            Err(error) if error.is_damaged() => {
+                // What was read so far nobody was told.
+                *self.catalog() = Catalog::default();
+                self.store.replace_damaged(&error)?;
+                self.load()
+            }
+            loaded => loaded,
+        }
+    }
+
     /// Fills the catalog and the holdings.
-    pub(super) fn load(&self) -> Result<(), StoreError> {
+    fn load(&self) -> Result<(), StoreError> {
         let _writing = self.writing();
         let mut catalog = self.catalog();
         let mut delta = Delta::default();
@@ -139,12 +156,13 @@ impl Inner {
                 RowBody::File(stamp) => Body::File(stamp),
                 RowBody::Collection(_) => Body::Collection(Arc::default()),
             };
-            return catalog.put_stale(number, (path, row.arrived), record, body);
+            return catalog.put_stale(number, (path, row.arrived, row.label), record, body);
         };
         let standing = standing.unwrap_or_else(|| self.standing_of_folder(&path, &body, look));
         let item = NewItem {
             path: path.clone(),
             arrived: row.arrived,
+            label: row.label,
             record,
             body,
             sums,

@@ -38,6 +38,7 @@ use std::{
 
 use potluck_core::{
     FileId, Problem, Reason, Sha256, index_client::FileRecord, manifest::Manifest, merkle::FileTree,
+    path::Label,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -274,7 +275,7 @@ impl Library {
         std::fs::create_dir_all(inner.manifests()).map_err(failed(&inner.manifests()))?;
         let source: Weak<Inner> = Arc::downgrade(&inner);
         inner.holdings.ask(source);
-        inner.load()?;
+        inner.load_or_begin_anew()?;
         upkeep::start(&inner, tracker);
         Ok(Self { inner })
     }
@@ -297,7 +298,7 @@ impl Library {
     }
 
     /// Shares a finished download without hashing it again. `stamp`: the file's, from a time since when nothing but a change of it can
-    /// have made its bytes others than the tree says.
+    /// have made its bytes others than the tree says. `label`: what others call it, where its path is not to be told.
     ///
     /// # Errors
     /// `FILE_CHANGED` where the file at `path` has another stamp, or another size than the tree says; `STORE_UNAVAILABLE` and
@@ -308,6 +309,7 @@ impl Library {
         tree: FileTree,
         stamp: Stamp,
         sha256: Option<Sha256>,
+        label: Option<Label>,
     ) -> Result<Item, Problem> {
         let inner = self.inner.clone();
         blocking(move || {
@@ -318,6 +320,7 @@ impl Library {
                 return Err(offer::file_changed(&item.record.id));
             }
             item.record.sha256 = sha256.or(item.record.sha256);
+            item.label = other_name(&path, label);
             inner.adopt(item)
         })
         .await?
@@ -335,11 +338,13 @@ impl Library {
         manifest: Arc<Manifest>,
         stamps: Vec<Stamp>,
         hashes: Hashes,
+        label: Option<Label>,
     ) -> Result<Item, Problem> {
         let inner = self.inner.clone();
         blocking(move || {
             let root = share::resolve(&root)?;
-            let item = inner.collection_item(&root, manifest, stamps, hashes)?;
+            let mut item = inner.collection_item(&root, manifest, stamps, hashes)?;
+            item.label = other_name(&root, label);
             match &item.body {
                 Body::Collection(folder) if folder.fits() => inner.adopt(item),
                 _ => Err(not_hashed()),
@@ -394,6 +399,11 @@ impl Library {
     pub fn locate(&self, id: &FileId) -> Option<PathBuf> {
         self.inner.locate(id)
     }
+}
+
+/// A label that says something else than the path.
+fn other_name(path: &Path, label: Option<Label>) -> Option<Label> {
+    label.filter(|label| label.as_str() != catalog::name_of(path))
 }
 
 fn not_hashed() -> Problem {

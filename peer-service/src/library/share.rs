@@ -143,6 +143,7 @@ impl Inner {
         Some(NewItem {
             path: path.into(),
             arrived: false,
+            label: None,
             record,
             body: Body::File(*stamp),
             sums: BTreeMap::new(),
@@ -181,6 +182,7 @@ impl Inner {
         is_same(found, &folder.manifest, &folder.members.stamps).then(|| NewItem {
             path: root.into(),
             arrived: false,
+            label: None,
             record,
             body: Body::Collection(folder),
             sums: BTreeMap::new(),
@@ -211,6 +213,7 @@ impl Inner {
         let item = NewItem {
             path: root.into(),
             arrived: false,
+            label: None,
             record,
             body: Body::Collection(Arc::new(folder)),
             sums,
@@ -238,7 +241,7 @@ impl Inner {
         match Reason::of_exhaustion(error) {
             Some(Reason::DiskFull) => Problem::new(
                 Reason::DiskFull,
-                format!("no room in {folder}: free some and share again"),
+                format!("it is not shared: no room in {folder}; make room and share it again"),
             ),
             Some(reason) => Problem::new(reason, format!("cannot write in {folder}: {RAISE_OPEN_FILES}")),
             None => Problem::new(
@@ -312,14 +315,16 @@ impl Inner {
 
 /// The problem with what is shared and could not be stored.
 fn not_remembered(error: &StoreError) -> Problem {
-    match error.is_full() {
-        true => Problem::new(
+    let until = "it is shared only until the peer stops";
+    match error.exhaustion() {
+        Some(Reason::DiskFull) => Problem::new(
             Reason::DiskFull,
-            "no room to remember it: shared only until the peer stops; free some and share again",
+            format!("{until}: the disk of its home is full; make room and share it again"),
         ),
-        false => Problem::new(
+        Some(reason) => Problem::new(reason, format!("{until}: {RAISE_OPEN_FILES}, and share it again")),
+        None => Problem::new(
             Reason::StoreUnavailable,
-            "it could not be remembered and is shared only until the peer stops: see the peer's log",
+            format!("{until}: it could not be stored; see the peer's log"),
         ),
     }
 }
@@ -332,6 +337,7 @@ pub(super) fn file_item(path: &Path, done: Done) -> NewItem {
     NewItem {
         path: path.into(),
         arrived: false,
+        label: None,
         record,
         body: Body::File(done.stamp),
         sums: BTreeMap::new(),

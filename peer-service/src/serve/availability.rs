@@ -1,11 +1,12 @@
-//! Which units of a file are here: first all, then each change, as much of it at once as has gathered.
+//! Which units of a file are here: first all, then each change, as much of it at once as has
+//! gathered; all again where no change can say it.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use potluck_core::{
-    FileId, Problem, Reason,
+    FileId, Problem,
     places::Place,
     proto::v1::{self, watch_availability_response::Event},
 };
@@ -136,7 +137,7 @@ pub(super) async fn watch(
         Ok::<_, Problem>((units, changes, shared.sending.board(&id, &plan)))
     });
     let (units, changes, board) = first.await??;
-    let queue = VecDeque::from([snapshot(&units)]);
+    let queue = VecDeque::from([snapshot(&id, &units)]);
     let told = Told::new(units, &board);
     let watch = Watch {
         inner,
@@ -159,11 +160,25 @@ pub(super) async fn watch(
     }))
 }
 
+/// What a watcher waits for.
+enum Woken {
+    /// The units may be others.
+    Units,
+    /// The offer ended, and maybe another took its place: a file that was hashed again, or a
+    /// transfer that is done. Its units may be the same, but whoever was refused one of them
+    /// meanwhile does not know that it is back.
+    OfferEnded,
+    /// Other pieces are on their way out.
+    Sending,
+}
+
 /// Waits until the units may be others.
-async fn change(changes: &mut Option<watch::Receiver<u64>>) {
+async fn change(changes: &mut Option<watch::Receiver<u64>>) -> Woken {
     match changes {
-        // Where the sender is gone the offer ended, and maybe another took its place.
-        Some(changes) => drop(changes.changed().await),
+        Some(changes) => match changes.changed().await {
+            Ok(()) => Woken::Units,
+            Err(_) => Woken::OfferEnded,
+        },
         None => std::future::pending().await,
     }
 }
@@ -174,12 +189,12 @@ impl Watch {
             if let Some(event) = self.queue.pop_front() {
                 return Ok(event);
             }
-            let other_units = tokio::select! {
-                () = change(&mut self.changes) => true,
-                () = self.told.sends_other() => false,
+            let woken = tokio::select! {
+                woken = change(&mut self.changes) => woken,
+                () = self.told.sends_other() => Woken::Sending,
             };
             tokio::time::sleep(gather(self.inner.watching())).await;
-            if let (Told::Complete(complete), false) = (&mut self.told, other_units) {
+            if let (Told::Complete(complete), Woken::Sending) = (&mut self.told, &woken) {
                 self.queue.extend(complete.difference(&self.board));
                 continue;
             }
@@ -193,15 +208,27 @@ impl Watch {
                 None => look(&self.inner, self.id).await?,
             };
             self.changes = changes;
-            self.queue = difference(&self.told, &units)?.into();
-            if let Told::Partial(_) = self.told {
-                self.told = Told::new(units, &self.board);
+            let told = match woken {
+                Woken::OfferEnded => None,
+                Woken::Units | Woken::Sending => difference(&self.told, &units),
+            };
+            match told {
+                Some(changes) => {
+                    self.queue = changes.into();
+                    if let Told::Partial(_) = self.told {
+                        self.told = Told::new(units, &self.board);
+                    }
+                }
+                None => {
+                    self.queue = VecDeque::from([snapshot(&self.id, &units)]);
+                    self.told = Told::new(units, &self.board);
+                }
             }
         }
     }
 }
 
-fn snapshot(units: &Units) -> Event {
+fn snapshot(id: &FileId, units: &Units) -> Event {
     let complete = units.have.is_full();
     let bytes = |bits: &Bits| match complete {
         true => Bytes::new(),
@@ -212,28 +239,20 @@ fn snapshot(units: &Units) -> Event {
         complete,
         have: bytes(&units.have),
         fetching: bytes(&units.fetching),
+        file_id: id.to_bytes(),
     })
 }
 
-/// What to tell a watcher that was told something else before.
-///
-/// # Errors
-/// `PIECE_NOT_AVAILABLE` where units were lost, which no change can say: the watcher starts anew.
-fn difference(told: &Told, now: &Units) -> Result<Vec<Event>, Problem> {
-    let lost = || {
-        Problem::new(
-            Reason::PieceNotAvailable,
-            "some units are no longer here: watch again",
-        )
-    };
+/// What to tell a watcher that was told something else before; `None` where units were lost, which
+/// no change can say: all is told again.
+fn difference(told: &Told, now: &Units) -> Option<Vec<Event>> {
     let before = match told {
-        Told::Complete(told) if now.have.is_full() && now.have.len() == told.units => return Ok(Vec::new()),
-        Told::Complete(_) => return Err(lost()),
+        Told::Complete(told) if now.have.is_full() && now.have.len() == told.units => return Some(Vec::new()),
         Told::Partial(units) if units.have.len() == now.have.len() => units,
-        Told::Partial(_) => return Err(lost()),
+        Told::Complete(_) | Told::Partial(_) => return None,
     };
     if before.have.ones_not_in(&now.have).next().is_some() {
-        return Err(lost());
+        return None;
     }
     let have = now.have.ones_not_in(&before.have);
     let not_here = |unit: &u32| !now.have.get(*unit);
@@ -257,7 +276,7 @@ fn difference(told: &Told, now: &Units) -> Result<Vec<Event>, Problem> {
                 abandoned,
             }));
         }
-        return Ok(events);
+        return Some(events);
     }
     add(have, |have| v1::AvailabilityChange {
         have,
@@ -271,7 +290,7 @@ fn difference(told: &Told, now: &Units) -> Result<Vec<Event>, Problem> {
         abandoned,
         ..Default::default()
     });
-    Ok(events)
+    Some(events)
 }
 
 #[cfg(test)]
@@ -333,14 +352,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_lost_ends_the_watch() {
+    fn what_was_lost_cannot_be_told_as_a_change() {
         let told = Told::new(units(4, &[0, 1], &[]), &board());
-        assert_eq!(
-            difference(&told, &units(4, &[0], &[])).unwrap_err().reason,
-            Reason::PieceNotAvailable
-        );
+        assert_eq!(difference(&told, &units(4, &[0], &[])), None);
         let told = Told::new(units(2, &[0, 1], &[]), &board());
-        assert!(difference(&told, &units(2, &[0], &[])).is_err());
-        assert!(difference(&told, &units(2, &[0, 1], &[])).unwrap().is_empty());
+        assert_eq!(difference(&told, &units(2, &[0], &[])), None);
+        assert_eq!(difference(&told, &units(2, &[0, 1], &[])), Some(Vec::new()));
     }
 }

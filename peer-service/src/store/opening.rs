@@ -9,6 +9,7 @@ use std::{
 use redb::{Database, ReadableTable as _, StorageError, TableDefinition, TableHandle as _, WriteTransaction};
 
 use super::{CACHE_SIZE, HIDDEN, ITEMS, LAYERS, MEMBERS, SUMS, TRANSFERS, rows::from_first_version};
+use crate::durable;
 
 /// Tables of the first version: files and their roots apart from the items.
 const FIRST_ITEMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("items.v1");
@@ -34,43 +35,90 @@ impl Failure {
 
 impl From<redb::Error> for Failure {
     fn from(error: redb::Error) -> Self {
-        match &error {
-            redb::Error::Io(io)
-                if !matches!(
-                    io.kind(),
-                    io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
-                ) =>
-            {
-                Self::System(error)
-            }
-            redb::Error::DatabaseAlreadyOpen => Self::System(error),
-            _ => Self::Damaged(error.to_string()),
+        match is_damage(&error) {
+            true => Self::Damaged(error.to_string()),
+            false => Self::System(error),
         }
     }
 }
 
-/// Opens or makes a database with all its tables.
+/// Whether an error says that the file is not what redb wrote, rather than that the operating
+/// system refused something.
+pub(super) fn is_damage(error: &redb::Error) -> bool {
+    match error {
+        redb::Error::Io(error) => matches!(
+            error.kind(),
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+        ),
+        redb::Error::DatabaseAlreadyOpen | redb::Error::PreviousIo => false,
+        _ => true,
+    }
+}
+
+/// Runs what reads or writes a database. A damaged file can trip redb's own checks: that is an
+/// error like any other, and no reason to end the peer.
+pub(super) fn caught<T, E: From<StorageError>>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(StorageError::Corrupted("redb gave up on it".into()).into()))
+}
+
+/// Opens or makes a database with all its tables. One that was found damaged while it was open
+/// ([`mark_suspect`]) is checked from end to end; of any other, what is small and read at every
+/// start.
 pub(super) fn try_open(path: &Path) -> Result<Database, Failure> {
+    let is_new = !path.exists();
+    let suspect = suspect(path);
+    let is_suspect = suspect.exists();
     let open = || -> Result<Database, redb::Error> {
-        let database = Database::builder().set_cache_size(CACHE_SIZE).create(path)?;
+        let mut database = Database::builder().set_cache_size(CACHE_SIZE).create(path)?;
+        if is_suspect {
+            database.check_integrity()?;
+        }
         let write = database.begin_write()?;
         write.open_table(ITEMS)?;
         write.open_table(MEMBERS)?;
         write.open_table(SUMS)?;
         write.open_table(LAYERS)?;
-        write.open_table(HIDDEN)?;
-        write.open_table(TRANSFERS)?;
+        for row in write.open_table(HIDDEN)?.iter()? {
+            row?;
+        }
+        for row in write.open_table(TRANSFERS)?.iter()? {
+            row?;
+        }
         take_over(&write)?;
         write.commit()?;
+        if is_new && let Some(folder) = path.parent() {
+            durable::sync_folder(folder).map_err(redb::Error::Io)?;
+        }
         Ok(database)
     };
-    // A damaged file can trip redb's own checks: that is a file that will not open, no reason to end the peer.
-    match catch_unwind(AssertUnwindSafe(open)) {
-        Ok(opened) => opened.map_err(Failure::from),
-        Err(_) => Err(Failure::Damaged(
-            StorageError::Corrupted("redb gave up".into()).to_string(),
-        )),
+    let database = caught(open)?;
+    if is_suspect {
+        // Where it stays, the next start only checks once more.
+        let _ = std::fs::remove_file(suspect);
     }
+    Ok(database)
+}
+
+/// Notes beside a database that it is to be checked from end to end when it is next opened.
+pub(super) fn mark_suspect(path: &Path) {
+    // Without the note, what is damaged is met again where it was met.
+    let _ = std::fs::write(suspect(path), "");
+}
+
+fn suspect(path: &Path) -> PathBuf {
+    path.with_extension("redb.suspect")
+}
+
+/// Moves a damaged database aside, so that a new one can be begun; gives its new name.
+pub(super) fn move_aside(path: &Path) -> io::Result<PathBuf> {
+    let aside = aside(path);
+    std::fs::rename(path, &aside)?;
+    let _ = std::fs::remove_file(suspect(path));
+    if let Some(folder) = path.parent() {
+        durable::sync_folder(folder)?;
+    }
+    Ok(aside)
 }
 
 /// Takes the items of the first version over: they are hashed again, as their roots are not where they were.
@@ -97,7 +145,7 @@ fn take_over(write: &WriteTransaction) -> Result<(), redb::Error> {
 }
 
 /// A free name beside a damaged database.
-pub(super) fn aside(path: &Path) -> PathBuf {
+fn aside(path: &Path) -> PathBuf {
     (1..=u32::MAX)
         .map(|number| path.with_extension(format!("redb.damaged-{number}")))
         .find(|aside| !aside.exists())

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use potluck_core::{FileId, Root};
+use potluck_core::{FileId, Root, path::Label};
 
 /// What a file's `stat` says: any change of its bytes shows in at least one of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -60,6 +60,8 @@ pub(crate) struct ItemRow {
     pub(crate) path: Arc<Path>,
     /// Whether it came as a download, and nobody asked for it to be shared.
     pub(crate) arrived: bool,
+    /// What others call it, where that is not what its path ends in.
+    pub(crate) label: Option<Label>,
     /// Its id: the file's, or the manifest's.
     pub(crate) id: FileId,
     /// Root of its tree.
@@ -133,12 +135,24 @@ pub(super) fn path_of(bytes: &[u8]) -> PathBuf {
 /// In the first byte of an item's row: that it came as a download.
 const ARRIVED: u8 = 2;
 
-/// `0`, id, root, stamp, path for a file; `1`, id, root, path for a collection; [`ARRIVED`] more for what came as a download.
+/// In the first byte of an item's row: that a label follows the id, behind its length in one byte.
+const LABELLED: u8 = 4;
+
+/// `0`, id, root, stamp, path for a file; `1`, id, root, path for a collection; [`ARRIVED`] more for what came as a download,
+/// [`LABELLED`] more for what has a label.
 pub(super) fn encode_item(row: &ItemRow) -> Vec<u8> {
     let mut out = Vec::with_capacity(1 + 2 * 32 + STAMP_LEN + row.path.as_os_str().len());
     let kind = u8::from(matches!(row.body, RowBody::Collection(_)));
-    out.push(kind | if row.arrived { ARRIVED } else { 0 });
+    let label = row.label.as_ref().map(|label| label.as_str().as_bytes());
+    // A label has at most 255 bytes.
+    let label = label.and_then(|label| Some((u8::try_from(label.len()).ok()?, label)));
+    let arrived = if row.arrived { ARRIVED } else { 0 };
+    out.push(kind | arrived | if label.is_some() { LABELLED } else { 0 });
     out.extend_from_slice(row.id.as_bytes());
+    if let Some((len, label)) = label {
+        out.push(len);
+        out.extend_from_slice(label);
+    }
     out.extend_from_slice(row.root.as_bytes());
     if let RowBody::File(stamp) = &row.body {
         stamp.write(&mut out);
@@ -151,8 +165,17 @@ pub(super) fn encode_item(row: &ItemRow) -> Vec<u8> {
 pub(super) fn decode_item(bytes: &[u8]) -> Option<ItemRow> {
     let (&kind, rest) = bytes.split_first()?;
     let (id, rest) = rest.split_first_chunk::<32>()?;
+    let (label, rest) = match kind & LABELLED {
+        0 => (None, rest),
+        _ => {
+            let (&len, rest) = rest.split_first()?;
+            let (label, rest) = rest.split_at_checked(len.into())?;
+            let label = Label::parse(std::str::from_utf8(label).ok()?).ok()?;
+            (Some(label), rest)
+        }
+    };
     let (root, rest) = rest.split_first_chunk::<32>()?;
-    let (body, rest) = match kind & !ARRIVED {
+    let (body, rest) = match kind & !(ARRIVED | LABELLED) {
         0 => {
             let (stamp, rest) = rest.split_first_chunk::<STAMP_LEN>()?;
             (RowBody::File(Stamp::read(stamp)), rest)
@@ -164,6 +187,7 @@ pub(super) fn decode_item(bytes: &[u8]) -> Option<ItemRow> {
     path.is_absolute().then(|| ItemRow {
         path: path.into(),
         arrived: kind & ARRIVED != 0,
+        label,
         id: FileId(*id),
         root: Root(*root),
         body,

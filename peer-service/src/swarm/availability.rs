@@ -33,7 +33,8 @@ impl Swarm {
         if known {
             for &unit in have.iter().filter(|&&unit| unit < count) {
                 self.set_fetching(peer, unit, false);
-                self.set_have(peer, unit, true);
+                self.set_have(peer, unit);
+                self.reopen(peer, unit);
             }
             for &unit in fetching.iter().filter(|&&unit| unit < count) {
                 self.set_fetching(peer, unit, true);
@@ -63,6 +64,7 @@ impl Swarm {
     pub(super) fn join(&mut self, key: PeerKey, now: Time) {
         let units = self.have.len();
         let peer = self.peers.entry(key).or_insert_with(|| Peer::new(units));
+        peer.is_here = true;
         peer.failures = 0;
         if matches!(peer.standing, Standing::BackedOff { .. }) {
             peer.standing = Standing::Open;
@@ -74,15 +76,32 @@ impl Swarm {
     pub(super) fn part(&mut self, key: PeerKey, now: Time) {
         self.drop_requests_of(key, now);
         self.retract(key);
-        if let Some(peer) = self.peers.get_mut(&key) {
-            if let Some(at) = peer.wake.take() {
-                self.timers.remove(&(at, key));
-            }
-            // A ban outlives the visit.
-            if !peer.is_banned() {
-                self.peers.remove(&key);
-            }
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        peer.is_here = false;
+        if let Some(at) = peer.wake.take() {
+            self.timers.remove(&(at, key));
         }
+        // A ban outlives the visit, and so does what is known of a peer that was banned.
+        if peer.bans == 0 {
+            self.peers.remove(&key);
+            return;
+        }
+        if !peer.is_banned() {
+            let (standing, bans, probation) = (Standing::Open, peer.bans, peer.probation);
+            let units = self.have.len();
+            *peer = Peer {
+                standing,
+                bans,
+                probation,
+                bytes: peer.bytes,
+                verified_bytes: peer.verified_bytes,
+                last_failure: peer.last_failure,
+                ..Peer::new(units)
+            };
+        }
+        self.arm(key, now);
     }
 
     /// Cancels whatever this peer is asked for.
@@ -134,6 +153,8 @@ impl Swarm {
         let fetching = std::mem::replace(&mut peer.fetching, Bits::new(units));
         peer.known = false;
         peer.useful = 0;
+        peer.refused.clear();
+        peer.withheld = 0;
         self.count_kind(complete, false);
         if !complete {
             for unit in have.ones() {
@@ -146,45 +167,29 @@ impl Swarm {
         }
     }
 
-    /// A known peer has a unit or not. Turning complete, or no longer being so, counts or uncounts all its units at once.
-    pub(super) fn set_have(&mut self, key: PeerKey, unit: u32, value: bool) {
+    /// A known peer has a unit. Once it is complete, none of its units is counted by itself any
+    /// more.
+    fn set_have(&mut self, key: PeerKey, unit: u32) {
+        let missing = self.rarity.contains(unit);
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        let was_complete = peer.is_complete();
-        if !peer.have.set(unit, value) {
+        if !peer.have.set(unit, true) {
             return;
         }
-        let is_complete = peer.is_complete();
-        if was_complete != is_complete {
-            let others: Vec<u32> = peer.have.ones().filter(|&other| other != unit).collect();
-            peer.useful = 0;
-            self.count_kind(was_complete, false);
-            self.count_kind(is_complete, true);
-            others
-                .into_iter()
-                .for_each(|other| self.count_have(key, other, was_complete));
-        } else {
-            self.count_have(key, unit, value);
-        }
-    }
-
-    /// Counts or uncounts one unit of a partial peer.
-    fn count_have(&mut self, key: PeerKey, unit: u32, value: bool) {
-        let missing = self.rarity.contains(unit);
-        if value {
+        if !peer.is_complete() {
+            peer.useful += u32::from(missing);
             self.holders[unit as usize] += 1;
             self.rarity.increment(unit, &mut self.rng);
-        } else {
-            self.holders[unit as usize] -= 1;
-            self.rarity.decrement(unit, &mut self.rng);
+            return;
         }
-        if let Some(peer) = self
-            .peers
-            .get_mut(&key)
-            .filter(|peer| missing && !peer.is_complete())
-        {
-            if value { peer.useful += 1 } else { peer.useful -= 1 }
+        peer.useful = 0;
+        let others: Vec<u32> = peer.have.ones().filter(|&other| other != unit).collect();
+        self.count_kind(false, false);
+        self.count_kind(true, true);
+        for other in others {
+            self.holders[other as usize] -= 1;
+            self.rarity.decrement(other, &mut self.rng);
         }
     }
 

@@ -56,6 +56,28 @@ pub const BUSY_BACK_OFF: Duration = Duration::from_millis(50);
 /// Longest back-off after BUSY, stated or not: slots change hands faster than connections break.
 pub const MAX_BUSY_BACK_OFF: Duration = Duration::from_secs(5);
 
+/// First delay before a peer is asked again for units that it refused; doubles while it refuses
+/// them. A source that hashes a small file again needs a few milliseconds.
+pub const REFUSED_BACK_OFF: Duration = Duration::from_millis(250);
+
+/// Longest such delay: units that are back are noticed within this time.
+pub const MAX_REFUSED_BACK_OFF: Duration = Duration::from_secs(30);
+
+/// Delay before a banned peer is asked again where nobody else can serve; doubles with each ban.
+/// Long enough that a misbehaving peer costs next to nothing, and short enough to wait for where a
+/// link damaged what an honest one sent.
+pub const BAN: Duration = Duration::from_secs(30);
+
+/// Longest such delay.
+pub const MAX_BAN: Duration = Duration::from_secs(600);
+
+/// Units that a banned peer which is asked again has to send before it is asked for more than one
+/// at a time.
+pub const PROBATION_UNITS: u32 = 32;
+
+/// How often it is looked at whether others can serve in place of a peer that was banned.
+pub const BAN_LOOK: Duration = Duration::from_secs(1);
+
 /// Failures in a row before a peer is forgotten: about two minutes of trying.
 pub const FORGET_AFTER: u32 = 10;
 

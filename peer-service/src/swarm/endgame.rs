@@ -54,7 +54,7 @@ impl Swarm {
         if open && self.contested.insert(unit) {
             self.unpark();
             for (&key, peer) in &mut self.peers {
-                if peer.have.get(unit) && peer.is_open() && !std::mem::replace(&mut peer.queued, true) {
+                if peer.serves(unit) && peer.is_open() && !std::mem::replace(&mut peer.queued, true) {
                     self.ready.push_back(key);
                 }
             }
@@ -162,7 +162,7 @@ impl Swarm {
                     && !(starved && request.stolen)
                     && slowest.is_none_or(|(slowest, ..)| theirs > slowest)
                     && is_worth(theirs, mine(self.lens[unit as usize])?, factor)
-                    && me.have.get(unit)
+                    && me.serves(unit)
                     && self.flights.get(&unit).is_some_and(|racers| racers.len() == 1)
                 {
                     slowest = Some((theirs, id, unit));

@@ -175,6 +175,7 @@ impl Swarm {
                 peer.verified_bytes += len;
                 peer.estimate.unit_done(len, now.saturating_sub(request.sent));
             }
+            self.has_sent(request.peer, unit);
         }
         self.cancel_flight(unit, now);
         self.news.1 = self.news.1.saturating_add(1);
@@ -229,6 +230,10 @@ impl Swarm {
             }
             if !peer.is_complete() {
                 peer.useful = peer.useful.saturating_add_signed(change);
+            }
+            if peer.refused.contains(unit) {
+                peer.withheld = peer.withheld.saturating_add_signed(change);
+                continue;
             }
             if change > 0 && peer.is_open() && !std::mem::replace(&mut peer.queued, true) {
                 self.ready.push_back(key);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{MAX_RACERS, Swarm, peer::Standing};
+use super::{MAX_RACERS, Swarm, peer::Peer};
 
 /// A whole check costs about units times peers: a large swarm does it only every so many events.
 const CHECK_COST: usize = 256;
@@ -24,6 +24,25 @@ impl Swarm {
         self.check_requests();
         self.check_peers();
         self.rarity.check();
+    }
+
+    /// Checks that no transfer waits for ever. To be called when there is nothing left to do: while
+    /// units are missing and nothing is in flight, every peer that claims one of them has a timer,
+    /// and where no peer does, every banned one.
+    #[track_caller]
+    pub(super) fn check_liveness(&self) {
+        if self.is_finished() || !self.requests.is_empty() {
+            return;
+        }
+        let claims = |peer: &Peer| peer.known && self.useful(peer) > 0;
+        let nobody = !self.peers.values().any(claims);
+        for (key, peer) in &self.peers {
+            let waits = claims(peer) || nobody && peer.is_banned();
+            assert!(
+                !waits || peer.wake.is_some(),
+                "{key:?} could serve, and nobody asks it: {peer:?}"
+            );
+        }
     }
 
     #[track_caller]
@@ -106,7 +125,7 @@ impl Swarm {
             );
             requests += peer.requests.len();
             active += u32::from(!peer.requests.is_empty());
-            if let Standing::Banned { .. } = peer.standing {
+            if peer.is_banned() {
                 assert!(
                     peer.requests.is_empty() && !peer.known,
                     "{key:?} is banned and left alone"
@@ -125,6 +144,21 @@ impl Swarm {
                     .count();
                 assert_eq!(peer.useful as usize, useful, "useful units of {key:?}");
             }
+            assert!(
+                peer.refused.units().all(|unit| peer.have.get(unit)),
+                "{key:?} refused what it has"
+            );
+            let withheld = peer.refused.units().filter(|&unit| self.rarity.contains(unit));
+            assert_eq!(
+                peer.withheld as usize,
+                withheld.count(),
+                "withheld units of {key:?}"
+            );
+            assert_eq!(
+                peer.refused.due().is_some(),
+                !peer.refused.is_empty(),
+                "{key:?} is asked again for what it refused"
+            );
             if let Some(at) = peer.wake {
                 assert!(self.timers.contains(&(at, *key)), "the timer of {key:?} is set");
             }

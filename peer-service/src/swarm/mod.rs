@@ -13,8 +13,15 @@
 //! - **Nobody is waited for**: units of a silent peer are open to others; at the end, a request that another peer would
 //!   finish much sooner is taken over if no byte of it came, else raced. At most two live requests are for the same unit,
 //!   so that duplicates stay below a unit or two for each peer asked at the end.
-//! - **Exact blame**: a unit comes from one peer; one that does not verify bans its sender for good. Slowness never bans:
-//!   the last provider, however slow, is still asked.
+//! - **Exact blame**: a unit comes from one peer; one that does not verify bans its sender.
+//!   Slowness never bans: the last
+//!   provider, however slow, is still asked.
+//! - **A ban ends only where nobody else can serve**: after a delay that doubles with each ban
+//!   ([`BAN`]) the peer is asked
+//!   for one unit at a time, so that a link which damaged bytes for a while does not end a transfer.
+//! - **A refusal is not for ever**: a peer that does not send what it announced is asked for it
+//!   again after a growing delay
+//!   ([`REFUSED_BACK_OFF`]), or at once when it announces it anew.
 //! - **Under a limit of our own** no more is asked for than comes in the next second, and nobody is taken for slow: what was asked for
 //!   first comes first, so that a limit finishes units one after the other.
 //! - **Back-off**: after BUSY, a broken connection or a time-out a peer rests, longer each time, and is tried again;
@@ -22,9 +29,12 @@
 //!
 //! # Invariants, checked in debug builds
 //!
-//! Each unit is exactly one of missing (and then in the picking order), in flight (with at least one request), or had. A
-//! peer has no request while it is banned. Bytes in flight stay within the budget, or are those of one
-//! request; where the budget was made smaller than what is in flight, they only become fewer until they fit. A unit has at most [`MAX_RACERS`] requests, each of another peer.
+//! Each unit is exactly one of missing (and then in the picking order), in flight (with at least
+//! one request), or had. A peer has no request while it is banned. While units are missing and
+//! nothing is in flight, every peer that claims one of them has a timer: no transfer waits for ever
+//! for bytes that are there. Bytes in flight stay within the budget, or are those of one request;
+//! where the budget was made smaller than what is in flight, they only become fewer until they fit.
+//! A unit has at most [`MAX_RACERS`] requests, each of another peer.
 //!
 //! # Cost
 //!
@@ -52,6 +62,7 @@ mod peer;
 mod pick;
 mod query;
 mod rarity;
+mod refusals;
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -175,7 +186,7 @@ impl Swarm {
     }
 
     /// A peer can be reached; what it has comes with [`Swarm::availability`]. A forgotten or failing one starts anew, a
-    /// banned one stays banned.
+    /// banned one stays banned until [`Action::Readmit`].
     pub fn peer_joined(&mut self, peer: PeerKey, now: Time) {
         self.join(peer, now);
         self.settle();
@@ -221,6 +232,13 @@ impl Swarm {
         self.settle();
     }
 
+    /// A peer broke the protocol, whether it joined or not: it is banned, and its requests are
+    /// cancelled.
+    pub fn misbehaved(&mut self, peer: PeerKey, now: Time) {
+        self.ban_peer(peer, now);
+        self.settle();
+    }
+
     /// The request failed otherwise.
     pub fn failed(&mut self, id: RequestId, failure: Failure, now: Time) {
         self.fail(id, failure, now);
@@ -253,7 +271,12 @@ impl Swarm {
         if self.actions.is_empty() {
             self.pick(now);
         }
-        self.actions.pop_front()
+        let action = self.actions.pop_front();
+        #[cfg(any(test, debug_assertions))]
+        if action.is_none() {
+            self.check_liveness();
+        }
+        action
     }
 
     /// When [`Swarm::handle_timeout`] wants to be called; `None`: only events can change anything.

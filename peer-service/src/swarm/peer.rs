@@ -2,22 +2,41 @@
 
 use std::time::Duration;
 
-use super::{DEPTH_SLACK, Failure, GIVE_UP, RequestId, SwarmConfig, Time, estimate::Estimate};
+use super::{
+    DEPTH_SLACK, Failure, GIVE_UP, RequestId, SwarmConfig, Time, estimate::Estimate, refusals::Refusals,
+};
 use crate::bits::Bits;
 
 /// Whether a peer may be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
     Open,
-    BackedOff { until: Time },
-    Banned { unit: u32 },
+    BackedOff {
+        until: Time,
+    },
+    /// `unit`: the one that did not verify, if that was it. Not asked before `until`, nor while
+    /// others can serve.
+    Banned {
+        unit: Option<u32>,
+        until: Time,
+    },
 }
 
-/// Invariants: `useful` is the number of missing units in `have`, unless the peer is complete (then it is not kept);
-/// `asked`, `owed` and `waiting` are sums over `requests`.
+/// Invariants: `useful` is the number of missing units in `have`, unless the peer is complete (then
+/// it is not kept); refused units are in `have`, and `withheld` is the number of missing ones among
+/// them; `asked`, `owed` and `waiting` are sums over `requests`.
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) standing: Standing,
+    /// Whether it joined and did not leave: a peer that was banned is remembered when it is gone.
+    pub(super) is_here: bool,
+    /// How often it was banned.
+    pub(super) bans: u32,
+    /// Verified units that it has to send before it is trusted like others, if it was banned and
+    /// readmitted.
+    pub(super) probation: Option<u32>,
+    /// When to look again whether others can serve in its place, if it was banned.
+    pub(super) ban_look: Option<Time>,
     /// Verified there, as it says.
     pub(super) have: Bits,
     /// Being fetched there, as it says.
@@ -25,6 +44,9 @@ pub(super) struct Peer {
     /// Whether it ever said.
     pub(super) known: bool,
     pub(super) useful: u32,
+    /// What it has, as it says, and refused to send.
+    pub(super) refused: Refusals,
+    pub(super) withheld: u32,
     /// In the order in which they were made.
     pub(super) requests: Vec<RequestId>,
     /// Bytes of all its requests.
@@ -58,10 +80,16 @@ impl Peer {
     pub(super) fn new(units: u32) -> Self {
         Self {
             standing: Standing::Open,
+            is_here: false,
+            bans: 0,
+            probation: None,
+            ban_look: None,
             have: Bits::new(units),
             fetching: Bits::new(units),
             known: false,
             useful: 0,
+            refused: Refusals::default(),
+            withheld: 0,
             requests: Vec::new(),
             asked: 0,
             owed: 0,
@@ -84,6 +112,11 @@ impl Peer {
     /// Whether it has every unit.
     pub(super) fn is_complete(&self) -> bool {
         self.known && self.have.is_full()
+    }
+
+    /// Whether it may be asked for this unit: it has it, as it says, and did not refuse it.
+    pub(super) fn serves(&self, unit: u32) -> bool {
+        self.have.get(unit) && !self.refused.contains(unit)
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -113,6 +146,8 @@ impl Peer {
     /// once it owes few enough, as each call costs something at both ends; a peer in a crowd for each as it comes.
     pub(super) fn has_room(&mut self, config: &SwarmConfig, crowd: bool, unit: u64) -> bool {
         let fits = self.asked == 0 || self.asked + unit <= config.max_peer_bytes;
+        // One unit at a time, each verified before the next.
+        let trusted = self.probation.is_none() || self.requests.is_empty();
         let depth = self.depth_bytes(crowd, unit);
         let slack = self.estimate.rate().unwrap_or(0.0) * DEPTH_SLACK.as_secs_f64();
         let batch = if crowd { 0 } else { (slack / 2.0) as u64 };
@@ -123,6 +158,7 @@ impl Peer {
         self.is_open()
             && !self.stalled
             && fits
+            && trusted
             && wants
             && self.requests.len() < config.max_peer_requests as usize
     }
@@ -144,10 +180,12 @@ impl Peer {
             patience
         };
         let silence = self.estimate.silent_since().map(|since| since + allowed);
-        match self.standing {
-            Standing::BackedOff { until } => Some(silence.map_or(until, |silence| silence.min(until))),
-            Standing::Open => silence,
-            Standing::Banned { .. } => None,
-        }
+        let until = match self.standing {
+            Standing::BackedOff { until } => Some(until),
+            Standing::Open => None,
+            Standing::Banned { until, .. } => return Some(self.ban_look.unwrap_or(until)),
+        };
+        let waits = [silence, until, self.refused.due(), self.ban_look];
+        waits.into_iter().flatten().min()
     }
 }

@@ -55,6 +55,9 @@ impl Swarm {
             return;
         }
         let idle = peer.requests.is_empty();
+        if peer.probation.is_some() {
+            return self.ask_on_probation(key, now);
+        }
         if let Some(unit) = self.contested_for(key) {
             self.race(key, unit, now);
         } else if let Some(unit) = self.missing_for(key) {
@@ -92,15 +95,15 @@ impl Swarm {
 
     /// The rarest missing unit that the peer has; where nobody else downloads, the neighbour of its last one if that is as
     /// rare, so that the driver can ask for both in one call and the peer reads on.
-    fn missing_for(&self, key: PeerKey) -> Option<u32> {
+    pub(super) fn missing_for(&self, key: PeerKey) -> Option<u32> {
         let peer = self.peers.get(&key)?;
-        if !peer.known || !peer.is_complete() && peer.useful == 0 {
+        if !peer.known || self.askable(peer) == 0 {
             return None;
         }
-        let unit = self.rarity.rarest().find(|&unit| peer.have.get(unit))?;
+        let unit = self.rarity.rarest().find(|&unit| peer.serves(unit))?;
         let next = peer.cursor.map(|cursor| cursor + 1).filter(|&next| {
             !self.is_crowd()
-                && peer.have.get(next)
+                && peer.serves(next)
                 && self.rarity.contains(next)
                 && self.rarity.count(next) == self.rarity.count(unit)
         });
@@ -109,7 +112,7 @@ impl Swarm {
 
     fn contested_for(&self, key: PeerKey) -> Option<u32> {
         let peer = self.peers.get(&key)?;
-        let fits = |unit: &u32| peer.have.get(*unit) && !self.is_racing(key, *unit);
+        let fits = |unit: &u32| peer.serves(*unit) && !self.is_racing(key, *unit);
         self.contested.iter().copied().take(CONTESTED_LOOK).find(fits)
     }
 

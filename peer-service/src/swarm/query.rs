@@ -92,31 +92,55 @@ impl Swarm {
         if self.is_finished() || !self.requests.is_empty() {
             return None;
         }
-        if self.peers.is_empty() {
-            return Some(StuckReason::NoPeers);
+        let here = || {
+            self.peers
+                .values()
+                .filter(|peer| peer.is_here && !peer.is_banned())
+        };
+        if here().next().is_none() {
+            let banned = self.peers.values().filter_map(|peer| match peer.standing {
+                Standing::Banned { until, .. } => Some(until),
+                _ => None,
+            });
+            let first = banned.min();
+            return Some(first.map_or(StuckReason::NoPeers, |until| StuckReason::AllBanned { until }));
         }
-        if self.peers.values().all(Peer::is_banned) {
-            return Some(StuckReason::AllBanned);
-        }
-        if !self.peers.values().any(|peer| peer.known) {
+        if !here().any(|peer| peer.known) {
             return Some(StuckReason::NoAvailability);
         }
-        let useful = || self.peers.values().filter(|peer| self.useful(peer) > 0);
+        if !here().any(|peer| self.useful(peer) > 0) {
+            return Some(StuckReason::NoProvider {
+                units: self.rarity.len() as u32,
+            });
+        }
         let until = |peer: &Peer| match peer.standing {
             Standing::BackedOff { until } => until,
             _ => Time::ZERO,
         };
-        match useful().map(until).min() {
-            None => Some(StuckReason::NoProvider {
-                units: self.rarity.len() as u32,
-            }),
+        match here().filter(|peer| self.askable(peer) > 0).map(until).min() {
+            None => {
+                let refusing = || here().filter(|peer| peer.withheld > 0);
+                let until = refusing().filter_map(|peer| peer.refused.due()).min();
+                let tries = refusing().map(|peer| peer.refused.rounds()).min();
+                Some(StuckReason::Refused {
+                    until: until.unwrap_or(Time::ZERO),
+                    tries: tries.unwrap_or(0),
+                })
+            }
             Some(Time::ZERO) => None,
             Some(until) => Some(StuckReason::BackedOff { until }),
         }
     }
 
+    /// Whether a peer that is not on probation sends, or can be expected to send, what is missing.
+    /// While one is, no banned peer is asked again.
+    pub fn is_served(&self) -> bool {
+        let sends = |peer: &Peer| peer.probation.is_none() && !peer.requests.is_empty();
+        self.peers.values().any(sends) || self.others_can_serve()
+    }
+
     /// How many missing units this peer has.
-    fn useful(&self, peer: &Peer) -> u32 {
+    pub(super) fn useful(&self, peer: &Peer) -> u32 {
         if peer.is_complete() {
             self.rarity.len() as u32
         } else {
@@ -124,14 +148,24 @@ impl Swarm {
         }
     }
 
+    /// How many of those it did not refuse.
+    pub(super) fn askable(&self, peer: &Peer) -> u32 {
+        self.useful(peer) - peer.withheld
+    }
+
     fn view(&self, key: PeerKey, peer: &Peer) -> PeerView {
+        let refused = peer.refused.due().filter(|_| peer.withheld > 0);
+        let refused = refused.map(|until| (peer.withheld, until));
         let state = match peer.standing {
-            Standing::Banned { unit } => PeerState::Banned { unit },
+            Standing::Banned { unit, until } => PeerState::Banned { unit, until },
             Standing::BackedOff { until } => PeerState::BackedOff { until },
             Standing::Open if !peer.known => PeerState::Joining,
             Standing::Open if peer.stalled => PeerState::Stalled,
             Standing::Open if !peer.requests.is_empty() => PeerState::Active,
-            Standing::Open => PeerState::Idle,
+            Standing::Open => match refused {
+                Some((_, until)) if self.askable(peer) == 0 => PeerState::Refusing { until },
+                _ => PeerState::Idle,
+            },
         };
         let depth = peer.depth_bytes(self.is_crowd(), self.longest) / self.longest.max(1) + 1;
         PeerView {
@@ -140,6 +174,8 @@ impl Swarm {
             complete: peer.is_complete(),
             units: peer.have.count(),
             useful: self.useful(peer),
+            refused,
+            on_probation: peer.probation.is_some(),
             requests: peer.requests.len() as u32,
             depth: depth.min(u64::from(self.config.max_peer_requests)) as u32,
             rate: peer.estimate.rate(),

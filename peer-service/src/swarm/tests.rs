@@ -187,13 +187,104 @@ fn bad_bytes_ban_their_sender_and_nobody_else() {
     swarm.peer_left(A, ms(6));
     join(&mut swarm, A, &[], ms(7));
     assert!(requests(&mut swarm, ms(7)).iter().all(|(_, peer, _)| *peer == B));
-    assert_eq!(swarm.peers().next().unwrap().state, PeerState::Banned { unit });
+    let state = swarm.peers().next().unwrap().state;
+    let PeerState::Banned {
+        unit: banned_for,
+        until,
+    } = state
+    else {
+        panic!("{state:?}")
+    };
+    assert_eq!(banned_for, Some(unit));
+    assert!(until > BAN / 2 && until < BAN * 2, "{until:?}");
     swarm.peer_left(B, ms(8));
     assert_eq!(actions(&mut swarm, ms(8)).len(), 2);
     assert_eq!(
         (swarm.stuck_reason(), swarm.poll_timeout()),
-        (Some(StuckReason::AllBanned), None)
+        (Some(StuckReason::AllBanned { until }), Some(until))
     );
+}
+
+/// The only source lies twice, then sends what it should.
+#[test]
+fn a_banned_peer_is_asked_again_one_unit_at_a_time_where_nobody_else_can_serve() {
+    let count = PROBATION_UNITS + 5;
+    let mut swarm = swarm(count);
+    join(&mut swarm, A, &[], ms(0));
+    let mut now = ms(0);
+    let mut delays = Vec::new();
+    for _ in 0..2 {
+        let (bad, ..) = requests(&mut swarm, now)[0];
+        swarm.corrupt(bad, now);
+        swarm.peer_left(A, now);
+        let banned = now;
+        now = loop {
+            let at = swarm.poll_timeout().expect("it is tried again");
+            swarm.handle_timeout(at);
+            if actions(&mut swarm, at).contains(&Action::Readmit { peer: A }) {
+                break at;
+            }
+            assert!(at < banned + MAX_BAN, "{at:?}");
+        };
+        delays.push(now - banned);
+        join(&mut swarm, A, &[], now);
+    }
+    assert!(
+        delays[0] >= BAN.mul_f64(0.75) && delays[1] > delays[0].mul_f64(1.1),
+        "{delays:?}"
+    );
+    for verified in 0..count {
+        let made = requests(&mut swarm, now);
+        if verified < PROBATION_UNITS {
+            assert_eq!(made.len(), 1, "after {verified} units");
+        }
+        let Some(&(id, ..)) = made.first() else { break };
+        deliver(&mut swarm, id, now, ms(10));
+        now += ms(10);
+    }
+    assert!(swarm.have().count() > PROBATION_UNITS, "it is trusted again");
+}
+
+#[test]
+fn a_banned_peer_is_not_asked_while_another_can_serve() {
+    let mut swarm = swarm(3);
+    join(&mut swarm, A, &[], ms(0));
+    let (bad, ..) = requests(&mut swarm, ms(0))[0];
+    swarm.corrupt(bad, ms(1));
+    swarm.peer_left(A, ms(1));
+    join(&mut swarm, B, &[], ms(2));
+    // A slow one, which takes longer for each unit than the ban lasts.
+    let mut open: VecDeque<_> = requests(&mut swarm, ms(2)).into();
+    let mut now = ms(2);
+    while let Some((id, peer, _)) = open.pop_front() {
+        assert_eq!(peer, B);
+        for _ in 0..32 {
+            now += ms(4000);
+            for (_, action) in run_until(&mut swarm, now) {
+                let Action::Request { id, peer, unit } = action else {
+                    panic!("{action:?}")
+                };
+                open.push_back((id, peer, unit));
+            }
+            swarm.progressed(id, LEN / 32, now);
+        }
+        assert!(swarm.verified(id, now));
+        open.extend(requests(&mut swarm, now));
+    }
+    assert!(swarm.is_finished());
+}
+
+/// A peer that broke the protocol before it joined is banned like any other.
+#[test]
+fn a_peer_that_breaks_the_protocol_is_banned_and_tried_again() {
+    let mut swarm = swarm(1);
+    swarm.misbehaved(A, ms(0));
+    join(&mut swarm, A, &[], ms(1));
+    assert_eq!(actions(&mut swarm, ms(1)), []);
+    let done = run_until(&mut swarm, BAN * 2);
+    assert!(matches!(done[..], [(_, Action::Readmit { peer: A })]), "{done:?}");
+    join(&mut swarm, A, &[], BAN * 2);
+    assert_eq!(requests(&mut swarm, BAN * 2).len(), 1);
 }
 
 #[test]
@@ -340,19 +431,99 @@ fn a_unit_that_is_not_there_is_asked_of_another() {
         swarm.check();
     }
     assert_eq!(requests(&mut swarm, ms(1)), []);
-    assert_eq!(swarm.stuck_reason(), Some(StuckReason::NoProvider { units: 2 }));
-    assert_eq!(
-        swarm.missing(),
-        [MissingRun {
-            units: 0..2,
-            providers: 0,
-            in_flight: false
-        }]
+    let stuck = swarm.stuck_reason();
+    assert!(
+        matches!(stuck, Some(StuckReason::Refused { until, tries: 0 }) if until > ms(1)),
+        "{stuck:?}"
     );
     join(&mut swarm, B, &[1], ms(2));
     assert!(matches!(requests(&mut swarm, ms(2))[..], [(_, B, 1)]));
+    // A change that announces a unit takes back its refusal.
     swarm.availability_changed(A, &[0], &[], &[], ms(3));
     assert!(matches!(requests(&mut swarm, ms(3))[..], [(_, A, 0)]));
+}
+
+/// A source that hashes a file again refuses it, and has nothing new to announce once it serves
+/// again.
+#[test]
+fn a_peer_that_refused_is_asked_again_after_a_growing_delay() {
+    let mut swarm = swarm(4);
+    join(&mut swarm, A, &[], ms(0));
+    let (mut now, mut delays) = (ms(0), Vec::new());
+    for _ in 0..12 {
+        // Until everything was refused.
+        loop {
+            let made = requests(&mut swarm, now);
+            if made.is_empty() {
+                break;
+            }
+            for (id, ..) in made {
+                swarm.failed(id, Failure::NotAvailable, now);
+            }
+        }
+        let Some(StuckReason::Refused { until, .. }) = swarm.stuck_reason() else {
+            panic!("{:?}", swarm.stuck_reason())
+        };
+        assert!(swarm.poll_timeout().is_some_and(|at| at <= until));
+        assert_eq!(swarm.peers().next().unwrap().state, PeerState::Refusing { until });
+        delays.push(until - now);
+        now = until;
+        swarm.handle_timeout(now);
+    }
+    assert!(delays[0] <= REFUSED_BACK_OFF.mul_f64(1.25), "{delays:?}");
+    assert!(
+        delays[11] > MAX_REFUSED_BACK_OFF / 2 && delays[11] <= MAX_REFUSED_BACK_OFF.mul_f64(1.25),
+        "{delays:?}"
+    );
+    // It serves again, and gives all.
+    let mut open = VecDeque::from(requests(&mut swarm, now));
+    while let Some((id, ..)) = open.pop_front() {
+        deliver(&mut swarm, id, now, ms(10));
+        now += ms(10);
+        open.extend(requests(&mut swarm, now));
+    }
+    assert!(swarm.is_finished());
+    assert_eq!(swarm.stuck_reason(), None);
+}
+
+/// A snapshot replaces what was told, and what was refused is asked for at once.
+#[test]
+fn a_peer_that_tells_all_again_is_asked_at_once() {
+    let mut swarm = swarm(2);
+    join(&mut swarm, A, &[], ms(0));
+    for (id, ..) in requests(&mut swarm, ms(0)) {
+        swarm.failed(id, Failure::NotAvailable, ms(1));
+    }
+    assert_eq!(requests(&mut swarm, ms(1)), []);
+    let all = units(&swarm, &[0, 1]);
+    swarm.availability(A, &all, ms(20));
+    assert!(!requests(&mut swarm, ms(20)).is_empty());
+}
+
+/// A source of thousands of files that all were touched is not asked for each of them after each
+/// delay.
+#[test]
+fn a_peer_that_refuses_everything_costs_few_requests() {
+    let mut swarm = swarm(1000);
+    join(&mut swarm, A, &[], ms(0));
+    let (mut asked, mut now) = (0, ms(0));
+    let end = Duration::from_secs(600);
+    while now < end {
+        loop {
+            let made = requests(&mut swarm, now);
+            asked += made.len();
+            if made.is_empty() {
+                break;
+            }
+            for (id, ..) in made {
+                swarm.failed(id, Failure::NotAvailable, now);
+            }
+        }
+        now = swarm.poll_timeout().unwrap();
+        swarm.handle_timeout(now);
+    }
+    // Each once, and then a few after each delay.
+    assert!(asked > 1000 && asked < 1000 + 40 * 64, "{asked}");
 }
 
 #[test]

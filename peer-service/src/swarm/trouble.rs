@@ -5,12 +5,21 @@ use std::time::Duration;
 use rand::RngExt;
 
 use super::{
-    Action, BACK_OFF, BUSY_BACK_OFF, FORGET_AFTER, Failure, GIVE_UP, MAX_BACK_OFF, MAX_BUSY_BACK_OFF,
-    MAX_STALL, PeerKey, RequestId, Swarm, Time, peer::Standing,
+    Action, BACK_OFF, BAN, BAN_LOOK, BUSY_BACK_OFF, FORGET_AFTER, Failure, GIVE_UP, MAX_BACK_OFF, MAX_BAN,
+    MAX_BUSY_BACK_OFF, MAX_REFUSED_BACK_OFF, MAX_STALL, PROBATION_UNITS, PeerKey, REFUSED_BACK_OFF,
+    RequestId, Swarm, Time,
+    peer::{Peer, Standing},
 };
 
 /// A refusal counts as this many failures: asking again soon is unlikely to help.
 const REFUSED_WEIGHT: u32 = 4;
+
+/// BUSY answers or refusals in a row after which a peer is not expected to serve soon: ten seconds
+/// and more.
+const IN_VAIN: u32 = 8;
+
+/// Failures in a row after which that is so.
+const FAILING: u32 = 4;
 
 /// Senders that share a downlink do not share it evenly: one may come last, and then a little late.
 const QUEUE_PATIENCE: f64 = 2.0;
@@ -24,7 +33,7 @@ impl Swarm {
         self.counters.duplicate_bytes += request.received;
         if failure == Failure::NotAvailable {
             // Before the unit is missing again, or it would be asked of the same peer.
-            self.set_have(key, unit, false);
+            self.refuse(key, unit, now);
         }
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.last_failure = Some(failure);
@@ -51,6 +60,63 @@ impl Swarm {
         }
     }
 
+    /// The peer refused a unit: it is not asked for it again before a delay that grows each time.
+    fn refuse(&mut self, key: PeerKey, unit: u32, now: Time) {
+        let (count, jitter) = (self.have.len(), self.jitter());
+        let missing = self.rarity.contains(unit);
+        if let Some(peer) = self.peers.get_mut(&key)
+            && peer.have.get(unit)
+        {
+            let delay = refused_delay(peer.refused.rounds()).mul_f64(jitter);
+            if peer.refused.insert(unit, count, now + delay) {
+                peer.withheld += u32::from(missing);
+            }
+            self.arm(key, now);
+        }
+    }
+
+    /// The peer announced a unit: if it had refused it, it is asked for it again.
+    pub(super) fn reopen(&mut self, key: PeerKey, unit: u32) {
+        let missing = self.rarity.contains(unit);
+        if let Some(peer) = self.peers.get_mut(&key)
+            && peer.refused.remove(unit)
+        {
+            peer.withheld -= u32::from(missing);
+        }
+    }
+
+    /// Opens some of the units that a peer refused, if the delay is over.
+    fn retry_refused(&mut self, key: PeerKey, now: Time) {
+        let is_due = |peer: &Peer| peer.refused.due().is_some_and(|due| due <= now);
+        if !self.peers.get(&key).is_some_and(is_due) {
+            return;
+        }
+        let jitter = self.jitter();
+        let (rarity, have) = (&self.rarity, &self.have);
+        if let Some(peer) = self.peers.get_mut(&key) {
+            let delay = refused_delay(peer.refused.rounds() + 1).mul_f64(jitter);
+            let opened = peer.refused.retry(|unit| !have.get(unit), now + delay);
+            let missing = opened.iter().filter(|&&unit| rarity.contains(unit));
+            peer.withheld -= missing.count() as u32;
+        }
+    }
+
+    /// A peer sent a unit that verified: one that it had refused speaks for the others, and a peer
+    /// that was banned earns trust.
+    pub(super) fn has_sent(&mut self, key: PeerKey, unit: u32) {
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        for unit in peer.refused.sent(unit) {
+            peer.withheld -= u32::from(self.rarity.contains(unit));
+        }
+        peer.probation = peer.probation.map(|left| left - 1).filter(|&left| left > 0);
+        if peer.probation.is_none() {
+            peer.ban_look = None;
+        }
+        self.wake(key);
+    }
+
     pub(super) fn ban(&mut self, id: RequestId, now: Time) {
         let Some(request) = self.requests.get(&id) else {
             return;
@@ -58,16 +124,86 @@ impl Swarm {
         let (key, unit) = (request.peer, request.unit);
         self.counters.corrupt_bytes += request.received;
         self.actions.push_back(Action::Ban { peer: key, unit });
-        // What it says it has counts no more, before its units are missing again.
-        self.retract(key);
-        if let Some(peer) = self.peers.get_mut(&key) {
-            peer.standing = Standing::Banned { unit };
-            if let Some(at) = peer.wake.take() {
-                self.timers.remove(&(at, key));
-            }
-        }
+        self.set_banned(key, Some(unit), now);
         self.close(id, now);
         self.drop_requests_of(key, now);
+    }
+
+    /// Bans a peer that broke the protocol, whether it joined or not.
+    pub(super) fn ban_peer(&mut self, key: PeerKey, now: Time) {
+        let units = self.have.len();
+        self.peers.entry(key).or_insert_with(|| Peer::new(units));
+        self.set_banned(key, None, now);
+        self.drop_requests_of(key, now);
+    }
+
+    /// Takes down a ban. What the peer has counts no more, before its units are missing again.
+    fn set_banned(&mut self, key: PeerKey, unit: Option<u32>, now: Time) {
+        let jitter = self.jitter();
+        self.retract(key);
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        let until = now + doubled(BAN, peer.bans).min(MAX_BAN).mul_f64(jitter);
+        peer.standing = Standing::Banned { unit, until };
+        peer.bans = peer.bans.saturating_add(1);
+        (peer.probation, peer.ban_look) = (None, None);
+        if let Some(at) = peer.wake.take() {
+            self.timers.remove(&(at, key));
+        }
+        self.arm(key, now);
+    }
+
+    /// Whether any peer that is trusted can be expected to send a missing unit, now or after a
+    /// short rest. One that says BUSY, fails or refuses again and again is still asked, and does
+    /// not count.
+    pub(super) fn others_can_serve(&self) -> bool {
+        let serves = |peer: &Peer| {
+            peer.known
+                && !peer.is_banned()
+                && peer.probation.is_none()
+                && self.askable(peer) > 0
+                && peer.refusals < IN_VAIN
+                && peer.refused.rounds() < IN_VAIN
+                && peer.failures < FAILING
+        };
+        self.peers.values().any(serves)
+    }
+
+    /// Asks for a banned peer's connection once its ban is over and nobody else can serve.
+    fn look_at_ban(&mut self, key: PeerKey, now: Time) {
+        let is_needed = !self.rarity.is_empty() && !self.others_can_serve();
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        if peer.ban_look.is_some_and(|at| at <= now) {
+            peer.ban_look = None;
+        }
+        match peer.standing {
+            Standing::Banned { until, .. } if until <= now && is_needed => {
+                peer.standing = Standing::Open;
+                peer.probation = Some(PROBATION_UNITS);
+                (peer.is_here, peer.failures, peer.refusals) = (false, 0, 0);
+                self.actions.push_back(Action::Readmit { peer: key });
+            }
+            Standing::Banned { until, .. } if until <= now => {
+                peer.ban_look = Some(now + BAN_LOOK);
+            }
+            _ => {}
+        }
+    }
+
+    /// Asks a peer that was banned for one unit, if nobody else can serve; else looks again later.
+    pub(super) fn ask_on_probation(&mut self, key: PeerKey, now: Time) {
+        let Some(unit) = self.missing_for(key) else {
+            return;
+        };
+        if !self.others_can_serve() {
+            self.open(key, unit, now);
+        } else if let Some(peer) = self.peers.get_mut(&key) {
+            peer.ban_look = Some(now + BAN_LOOK);
+            self.arm(key, now);
+        }
     }
 
     /// Backs off from a peer with no room, by its own word or a little more each time.
@@ -103,6 +239,10 @@ impl Swarm {
             peer.last_failure = Some(Failure::TimedOut);
             self.back_off(key, now + MAX_STALL.mul_f64(jitter), now);
         }
+    }
+
+    fn jitter(&mut self) -> f64 {
+        self.rng.random_range(0.75..1.25)
     }
 
     fn back_off(&mut self, key: PeerKey, until: Time, now: Time) {
@@ -173,6 +313,13 @@ impl Swarm {
         if matches!(peer.standing, Standing::BackedOff { until } if until <= now) {
             peer.standing = Standing::Open;
         }
+        if peer.bans > 0 {
+            self.look_at_ban(key, now);
+        }
+        self.retry_refused(key, now);
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
         let Some(since) = peer.estimate.silent_since() else {
             return;
         };
@@ -192,6 +339,11 @@ impl Swarm {
         self.actions.push_back(Action::Cancel { id });
         self.fail(id, Failure::TimedOut, now);
     }
+}
+
+/// How long a peer that refused is not asked for the same again, after so many delays in vain.
+fn refused_delay(rounds: u32) -> Duration {
+    doubled(REFUSED_BACK_OFF, rounds).min(MAX_REFUSED_BACK_OFF)
 }
 
 /// `base` doubled this often, within reason.

@@ -38,7 +38,8 @@ pub enum Action {
         /// The request.
         id: RequestId,
     },
-    /// This peer sent bytes that do not belong to the file. It is never asked again, and its other requests are cancelled.
+    /// This peer sent bytes that do not belong to the file. Its other requests are cancelled, and
+    /// it is not asked again before [`Action::Readmit`].
     Ban {
         /// The liar.
         peer: PeerKey,
@@ -48,6 +49,12 @@ pub enum Action {
     /// This peer failed too often with nothing good between: close its connections. `peer_joined` re-admits it.
     Forget {
         /// The dead.
+        peer: PeerKey,
+    },
+    /// Nobody else can serve what is missing: connect to this banned peer again. It is asked for
+    /// one unit at a time.
+    Readmit {
+        /// The banned peer.
         peer: PeerKey,
     },
     /// Every unit is there. Comes once, and once more after each `reset_unit` that took one away.
@@ -62,7 +69,7 @@ pub enum Failure {
         /// How long it says to wait.
         retry_after: Option<Duration>,
     },
-    /// The peer does not have this unit, whatever it announced.
+    /// The peer does not have this unit now, whatever it announced. It is asked again later.
     NotAvailable,
     /// The connection broke, or could not be made.
     Disconnected,
@@ -99,10 +106,18 @@ pub enum PeerState {
         /// When it will be asked again.
         until: Time,
     },
-    /// Sent bad bytes; never asked again.
+    /// Refused all that is needed of what it has; asked again then.
+    Refusing {
+        /// When it will be asked again.
+        until: Time,
+    },
+    /// Sent bad bytes or broke the protocol; not asked again before then, nor while others can
+    /// serve.
     Banned {
-        /// The unit that did not verify.
-        unit: u32,
+        /// The unit that did not verify, if that was it.
+        unit: Option<u32>,
+        /// When it may be asked again.
+        until: Time,
     },
 }
 
@@ -119,6 +134,11 @@ pub struct PeerView {
     pub units: u32,
     /// How many of those are missing here and not asked for.
     pub useful: u32,
+    /// How many of these it refused, and when it is asked for some of them again.
+    pub refused: Option<(u32, Time)>,
+    /// Whether it was banned and is asked again, for one unit at a time, because nobody else can
+    /// serve.
+    pub on_probation: bool,
     /// Requests in flight.
     pub requests: u32,
     /// Requests the swarm would keep in flight now.
@@ -151,14 +171,24 @@ pub struct MissingRun {
 pub enum StuckReason {
     /// No peer is known.
     NoPeers,
-    /// Every peer that is known sent bad bytes.
-    AllBanned,
+    /// Every peer that is known is banned; the first may be asked again then.
+    AllBanned {
+        /// When.
+        until: Time,
+    },
     /// Peers are there, but what they have is not known yet.
     NoAvailability,
     /// No peer has any of the units still missing.
     NoProvider {
         /// How many units are missing.
         units: u32,
+    },
+    /// Everyone who has something needed refused it; the first is asked again then.
+    Refused {
+        /// When.
+        until: Time,
+        /// How often the one that refused least often was asked again in vain.
+        tries: u32,
     },
     /// Everyone who has something needed is backed off; the first is tried again then.
     BackedOff {

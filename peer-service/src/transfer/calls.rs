@@ -115,9 +115,15 @@ impl Caller {
                     return;
                 }
                 Ended::Corrupt(what) => {
-                    // The ban that follows cancels the others.
+                    // The ban that follows cancels the others. Where none follows, as the request
+                    // was taken back meanwhile, they failed.
                     if let Some(wanted) = rest.pop_front() {
-                        self.tell(&wanted, Outcome::Corrupt(what)).await;
+                        self.tell(&wanted, Outcome::Corrupt(what.clone())).await;
+                    }
+                    let problem = Problem::new(Reason::VerificationFailed, what);
+                    for wanted in rest {
+                        self.tell(&wanted, Outcome::Failed(Failure::Refused, problem.clone()))
+                            .await;
                     }
                     return;
                 }
@@ -333,7 +339,10 @@ impl Caller {
             },
             Reason::PieceNotAvailable | Reason::NotFound | Reason::FileChanged => Failure::NotAvailable,
             Reason::TimedOut => Failure::TimedOut,
-            Reason::Unreachable | Reason::Cancelled | Reason::ShuttingDown => Failure::Disconnected,
+            // A lack of file descriptors is this machine's own, and passes.
+            Reason::Unreachable | Reason::Cancelled | Reason::ShuttingDown | Reason::TooManyOpenFiles => {
+                Failure::Disconnected
+            }
             _ => Failure::Refused,
         };
         if failure == Failure::NotAvailable {

@@ -1,7 +1,8 @@
 //! Asking whichever peer answers: for what a transfer needs to know before the swarm can begin.
 //!
-//! Invariants: a peer whose answer was checked and found false is not asked again, and its name and lie are kept; at most
-//! [`AT_ONCE`] peers are asked at once, and as many connections kept, however many there are.
+//! Invariants: a peer whose answer was checked and found false is asked again only where all others
+//! failed, after a delay that grows each time, and its name and lie are kept; at most [`AT_ONCE`]
+//! peers are asked at once, and as many connections kept, however many there are.
 
 use std::{
     collections::HashMap,
@@ -12,10 +13,19 @@ use std::{
 
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use potluck_core::{Problem, Reason, index_client::Address};
-use rand::seq::SliceRandom as _;
-use tokio::sync::{Semaphore, watch};
+use rand::{RngExt as _, seq::SliceRandom as _};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 
-use super::{link::Link, peers::MAX_CONNECTED, sources::Sources, unserved::unserved};
+use super::{
+    link::Link,
+    peers::MAX_CONNECTED,
+    sources::{Source, Sources},
+    unserved::unserved,
+};
+use crate::swarm::{BAN, MAX_BAN};
 
 /// How long one peer has before another is asked as well.
 const STAGGER: Duration = Duration::from_millis(500);
@@ -41,7 +51,28 @@ pub(crate) struct Dialer {
 #[derive(Debug, Default)]
 struct State {
     links: HashMap<Address, Link>,
-    liars: HashMap<Address, String>,
+    liars: HashMap<Address, Lie>,
+}
+
+/// What a peer answered falsely, and when it may be asked again.
+#[derive(Debug)]
+struct Lie {
+    what: String,
+    /// How often it lied.
+    times: u32,
+    until: Instant,
+}
+
+impl Lie {
+    /// In words, with when the peer is asked again.
+    fn told(&self) -> String {
+        let left = self.until.saturating_duration_since(Instant::now()).as_secs();
+        let what = &self.what;
+        match left {
+            0 => format!("banned: {what}; tried again now because no other peer serves it"),
+            seconds => format!("banned: {what}; tried again in {seconds} s because no other peer serves it"),
+        }
+    }
 }
 
 impl Dialer {
@@ -68,7 +99,8 @@ impl Dialer {
     /// Connections that were made and the peers that lied, with what they did.
     pub(crate) fn into_parts(self) -> (HashMap<Address, Link>, HashMap<Address, String>) {
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        (state.links, state.liars)
+        let liars = state.liars.into_iter().map(|(address, lie)| (address, lie.what));
+        (state.links, liars.collect())
     }
 
     /// Asks one peer after the other, each a while after the one before, until one answers well; tries again for as long as it takes.
@@ -93,7 +125,15 @@ impl Dialer {
                 honest.map(|source| source.address.clone()).collect()
             };
             candidates.shuffle(&mut rand::rng());
-            match self.round(candidates, &op).await {
+            let mut answered = self.round(candidates, &op).await;
+            if answered.is_err()
+                && let Some(liar) = self.due_liar(&list)
+            {
+                // Alone, and only now: nobody else has it.
+                let second = self.round(vec![liar], &op).await;
+                answered = second.or(answered);
+            }
+            match answered {
                 Ok(answer) => return answer,
                 Err(failed) => {
                     if let Some(problem) = self.told(&failed).or(missing) {
@@ -114,6 +154,29 @@ impl Dialer {
         }
     }
 
+    /// Of those on the list that lied, one that may be asked again.
+    fn due_liar(&self, list: &[Source]) -> Option<Address> {
+        let (state, now) = (self.state(), Instant::now());
+        let mut liars = list.iter().filter(|source| {
+            let lie = state.liars.get(&source.address);
+            lie.is_some_and(|lie| lie.until <= now)
+        });
+        liars.next().map(|source| source.address.clone())
+    }
+
+    /// Notes that a peer lied; it may be asked again after a while.
+    fn ban(&self, address: Address, what: String) {
+        let mut state = self.state();
+        let times = state.liars.get(&address).map_or(0, |lie| lie.times);
+        let delay = (BAN * (1 << times.min(10))).min(MAX_BAN);
+        let lie = Lie {
+            what,
+            times: times + 1,
+            until: Instant::now() + delay.mul_f64(rand::rng().random_range(0.75..1.25)),
+        };
+        state.liars.insert(address, lie);
+    }
+
     /// What keeps all from answering well: those who failed now, and those who lied before.
     fn told(&self, failed: &[(Address, Problem)]) -> Option<Problem> {
         let liars: Vec<(Address, Problem)> = {
@@ -123,7 +186,7 @@ impl Dialer {
                 .iter()
                 .filter(|(liar, _)| failed.iter().all(|(address, _)| address != *liar));
             before
-                .map(|(liar, what)| (liar.clone(), Problem::new(Reason::VerificationFailed, what)))
+                .map(|(liar, lie)| (liar.clone(), Problem::new(Reason::VerificationFailed, lie.told())))
                 .collect()
         };
         let all = failed.iter().chain(&liars);
@@ -186,11 +249,14 @@ impl Dialer {
             }
         };
         let told = op(link).await;
+        if told.is_ok() {
+            self.state().liars.remove(&address);
+        }
         if let Err(problem) = &told {
             match problem.reason {
                 Reason::VerificationFailed => {
                     tracing::warn!(peer = %address, %problem, "banned a peer");
-                    self.state().liars.insert(address, problem.message.clone());
+                    self.ban(address, problem.message.clone());
                 }
                 Reason::Unreachable | Reason::TimedOut => {
                     self.state().links.remove(&address);
@@ -209,10 +275,7 @@ pub(crate) fn no_provider(sources: &Sources) -> Option<Problem> {
     }
     Some(match &sources.index_error {
         Some(problem) => problem.clone(),
-        None => Problem::new(
-            Reason::NoProviders,
-            "no peer offers it now: it goes on as soon as one does",
-        ),
+        None => Problem::new(Reason::NoProviders, "no peer offers it now"),
     })
 }
 
@@ -258,6 +321,44 @@ mod tests {
         assert!(waited.is_err());
         assert_eq!(asked.load(Ordering::Relaxed), AT_ONCE);
         assert!(round.await.is_ok(), "everyone has its turn");
+    }
+
+    /// The link to it may have damaged its answer.
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_lied_is_asked_again_after_a_while_where_nobody_else_is_left() {
+        let list = Sources {
+            list: Arc::new(vec![Source {
+                address: address(0),
+                peer: None,
+            }]),
+            ..Sources::default()
+        };
+        let (_list, sources) = watch::channel(list);
+        let dialer = Dialer::new(sources);
+        dialer.state().links.insert(address(0), Link::to_nobody());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let op = |_| {
+            let asked = Arc::clone(&asked);
+            async move {
+                match asked.fetch_add(1, Ordering::Relaxed) {
+                    0 => Err(Problem::new(Reason::VerificationFailed, "lied")),
+                    _ => Ok(()),
+                }
+            }
+            .boxed()
+        };
+        let (begun, told) = (Instant::now(), Mutex::new(Vec::new()));
+        let note = |problem: Problem| told.lock().unwrap().push(problem.message);
+        dialer.ask(op, note).await;
+        assert!(begun.elapsed() >= BAN.mul_f64(0.75), "{:?}", begun.elapsed());
+        assert_eq!(asked.load(Ordering::Relaxed), 2);
+        let told = told.into_inner().unwrap();
+        assert!(
+            told.iter()
+                .any(|message| message.contains("banned: lied; tried again in")),
+            "{told:?}"
+        );
+        assert!(dialer.into_parts().1.is_empty(), "it answered well");
     }
 
     #[tokio::test]

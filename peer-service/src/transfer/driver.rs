@@ -10,6 +10,7 @@ use std::{
 };
 
 use potluck_core::{Problem, Reason};
+use rand::RngExt as _;
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -47,6 +48,14 @@ const MAX_DISK_RETRY: Duration = Duration::from_secs(120);
 /// How often a peer's place is given to another where none of those that are connected has what is missing.
 const PLACE_EVERY: Duration = Duration::from_secs(1);
 
+/// How long nobody has what is missing before all peers that are connected are asked anew what they
+/// have: one answer that was lost or damaged must not decide. Doubles each time, up to
+/// [`MAX_ASK_ANEW`].
+const ASK_ANEW: Duration = Duration::from_secs(30);
+
+/// Longest such wait.
+const MAX_ASK_ANEW: Duration = Duration::from_secs(600);
+
 /// Events of calls that may wait for the driver.
 const EVENTS: usize = 1024;
 
@@ -59,8 +68,9 @@ const CALL_BYTES: u64 = 4 * 1024 * 1024;
 /// Most spans in one call, as the contract has it.
 const CALL_SPANS: usize = 4096;
 
-/// Shows how a transfer stands, with what is wrong if anything is.
-type Report<'a> = Box<dyn FnMut(&Swarm, &Peers, Option<Problem>) + Send + 'a>;
+/// Shows how a transfer stands: the swarm, its peers, the swarm's time, and what is wrong if
+/// anything is.
+type Report<'a> = Box<dyn FnMut(&Swarm, &Peers, Duration, Option<Problem>) + Send + 'a>;
 
 /// See the module.
 pub(crate) struct Driver<'a> {
@@ -85,6 +95,8 @@ pub(crate) struct Driver<'a> {
     pub(crate) requests: HashMap<RequestId, (PeerKey, u32, CancellationToken)>,
     /// When a place was last made for a peer that waits.
     pub(crate) place_made: Instant,
+    /// When peers are asked anew what they have, where nobody has what is missing.
+    pub(crate) ask_anew: AskAnew,
     /// The disk is full: nothing is asked for until there is room.
     pub(crate) full: Option<Full>,
     /// When that is looked at if a write fails now: twice as late each time until one succeeds.
@@ -98,6 +110,33 @@ pub(crate) struct Driver<'a> {
     /// Whether it is doubted that this is a plain file where a peer counts the units otherwise, and whether one did.
     pub(crate) doubts: bool,
     pub(crate) doubted: bool,
+}
+
+/// When to ask all peers anew what they have.
+#[derive(Debug, Default)]
+pub(crate) struct AskAnew {
+    /// Set while nobody has what is missing.
+    at: Option<Instant>,
+    /// How often that was done in a row.
+    times: u32,
+}
+
+impl AskAnew {
+    /// Whether to ask now.
+    fn is_due(&mut self, nobody_has_it: bool, now: Instant) -> bool {
+        if !nobody_has_it {
+            self.at = None;
+            return false;
+        }
+        let delay = (ASK_ANEW * (1 << self.times.min(10))).min(MAX_ASK_ANEW);
+        let delay = delay.mul_f64(rand::rng().random_range(0.75..1.25));
+        let is_due = *self.at.get_or_insert(now + delay) <= now;
+        if is_due {
+            self.at = None;
+            self.times += 1;
+        }
+        is_due
+    }
 }
 
 /// A disk without room.
@@ -124,6 +163,11 @@ impl Driver<'_> {
         let mut report = tokio::time::interval(REPORT);
         let list = Arc::clone(&self.sources.borrow_and_update().list);
         self.peers.reconcile(&list);
+        // Those that lied before the swarm began.
+        for key in self.peers.banned() {
+            let now = self.now();
+            self.swarm.misbehaved(key, now);
+        }
         loop {
             self.swarm.set_max_in_flight_bytes(self.share.bytes());
             if self.doubted {
@@ -169,7 +213,7 @@ impl Driver<'_> {
                 _ = report.tick() => {
                     self.look_for_more();
                     let wrong = self.full.as_ref().map(|full| full.problem.clone());
-                    (self.report)(&self.swarm, &self.peers, wrong);
+                    self.show(wrong);
                 }
                 () = sleep_until(look) => self.look_at_disk().await,
                 () = sleep_until(timeout) => {
@@ -186,13 +230,28 @@ impl Driver<'_> {
         let stuck = self.swarm.stuck_reason();
         let others_help = matches!(
             stuck,
-            Some(StuckReason::NoProvider { .. } | StuckReason::BackedOff { .. })
+            Some(
+                StuckReason::NoProvider { .. } | StuckReason::Refused { .. } | StuckReason::BackedOff { .. }
+            )
         );
         if !self.crowded || others_help {
             self.peers.widen();
         }
+        let nobody_has_it = matches!(
+            stuck,
+            Some(StuckReason::NoProvider { .. } | StuckReason::NoAvailability)
+        );
+        if self.ask_anew.is_due(nobody_has_it, Instant::now()) {
+            let now = self.now();
+            for key in self.peers.reconnect() {
+                self.swarm.peer_left(key, now);
+            }
+        }
         // Those that are connected may never have it, and those that wait may.
-        let nobody_helps = matches!(stuck, Some(StuckReason::NoProvider { .. } | StuckReason::NoPeers));
+        let nobody_helps = matches!(
+            stuck,
+            Some(StuckReason::NoProvider { .. } | StuckReason::Refused { .. } | StuckReason::NoPeers)
+        );
         if nobody_helps && self.place_made.elapsed() >= PLACE_EVERY {
             self.place_made = Instant::now();
             if let Some(key) = self.peers.make_place() {
@@ -205,7 +264,12 @@ impl Driver<'_> {
 
     /// A last look at how it stands.
     pub(crate) fn last_report(&mut self) {
-        (self.report)(&self.swarm, &self.peers, None);
+        self.show(None);
+    }
+
+    fn show(&mut self, wrong: Option<Problem>) {
+        let now = self.now();
+        (self.report)(&self.swarm, &self.peers, now, wrong);
     }
 
     /// Does what the swarm wants; true once it is finished.
@@ -251,6 +315,13 @@ impl Driver<'_> {
                     self.peers.ban(peer, what);
                 }
                 Action::Forget { peer } => self.peers.restart(peer),
+                Action::Readmit { peer } => {
+                    if let Some(known) = self.peers.get(peer) {
+                        let address = &known.source.address;
+                        tracing::info!(file = %self.live.record.id.short(), peer = %address, "tries a banned peer again: no other peer serves what is missing");
+                    }
+                    self.peers.readmit(peer);
+                }
                 Action::Finished => finished = true,
             }
         }
@@ -306,6 +377,7 @@ impl Driver<'_> {
             Outcome::Verified => {
                 // Of use even if the race was lost meanwhile: the bytes are there. The swarm counts them once.
                 self.disk_retry = DISK_RETRY;
+                self.ask_anew = AskAnew::default();
                 if self.swarm.verified(told.id, now) {
                     if let Some(known) = self.peers.get(told.peer) {
                         tracing::trace!(file = %self.live.record.id.short(), unit = told.unit, peer = %known.source.address, "verified");
@@ -333,7 +405,7 @@ impl Driver<'_> {
                 }
                 if self.full.is_none() {
                     tracing::warn!(file = %self.live.record.id.short(), %problem, "waiting until it can write again");
-                    (self.report)(&self.swarm, &self.peers, Some(problem.clone()));
+                    self.show(Some(problem.clone()));
                     self.full = Some(Full {
                         problem,
                         at: Instant::now() + self.disk_retry,
@@ -383,17 +455,19 @@ impl Driver<'_> {
                 self.peers.lost(key, &problem);
                 self.close_requests_of(key);
             }
-            PeerEvent::Useless(problem) => {
-                self.swarm.peer_left(key, now);
-                self.close_requests_of(key);
-                match problem.reason {
-                    Reason::VerificationFailed => {
-                        tracing::warn!(file = %self.live.record.id.short(), %problem, "banned a peer");
-                        self.peers.ban(key, problem.message);
-                    }
-                    _ => self.peers.forget(key),
+            PeerEvent::Useless(problem) => match problem.reason {
+                Reason::VerificationFailed => {
+                    tracing::warn!(file = %self.live.record.id.short(), %problem, "banned a peer");
+                    self.swarm.misbehaved(key, now);
+                    self.close_requests_of(key);
+                    self.peers.ban(key, problem.message);
                 }
-            }
+                _ => {
+                    self.swarm.peer_left(key, now);
+                    self.close_requests_of(key);
+                    self.peers.forget(key);
+                }
+            },
         }
     }
 

@@ -13,6 +13,7 @@ use potluck_core::{
     index_client::Kind,
     manifest::{Content, Entry, Manifest},
     merkle::FileTree,
+    path::Label,
     plan::Plan,
 };
 use tokio_util::sync::CancellationToken;
@@ -71,7 +72,8 @@ pub(crate) fn resolve(
     Target::resolve(asked, name, files)
 }
 
-/// Whether the file is at `path` already. What is there and verifies is shared like a download.
+/// Whether the file is at `path` already. What is there and verifies is shared like a download, under
+/// this label.
 ///
 /// # Errors
 /// `TARGET_EXISTS` where something else is there; `VERIFICATION_FAILED` is for the caller's claim.
@@ -79,6 +81,7 @@ pub(crate) async fn file(
     context: &Context,
     id: FileId,
     path: &Path,
+    label: Option<Label>,
     reporter: &Reporter,
 ) -> Result<bool, Problem> {
     let (library, owned, threads) = (context.library.clone(), path.to_owned(), context.hash_threads);
@@ -118,15 +121,17 @@ pub(crate) async fn file(
     if let Some((tree, stamp)) = hashed
         && let Err(problem) = context
             .library
-            .adopt_file(path.to_owned(), tree, stamp, None)
+            .adopt_file(path.to_owned(), tree, stamp, None, label)
             .await
     {
         tracing::warn!(path = %path.display(), %problem, "was there already, and could not be shared");
+        reporter.not_shared(problem);
     }
     Ok(true)
 }
 
-/// Whether the folder at `path` has everything that the manifest lists, as it lists it.
+/// Whether the folder at `path` has everything that the manifest lists, as it lists it. It is shared
+/// like a download, under this label.
 ///
 /// # Errors
 /// `TARGET_EXISTS` where something else is there.
@@ -134,6 +139,7 @@ pub(crate) async fn folder(
     context: &Context,
     path: &Path,
     manifest: &Arc<Manifest>,
+    label: Option<Label>,
     reporter: &Reporter,
 ) -> Result<bool, Problem> {
     let (owned, listed) = (path.to_owned(), Arc::clone(manifest));
@@ -161,10 +167,11 @@ pub(crate) async fn folder(
     reporter.found(Kind::Collection, size);
     let adopted = context
         .library
-        .adopt_collection(path.to_owned(), Arc::clone(manifest), stamps, hashes)
+        .adopt_collection(path.to_owned(), Arc::clone(manifest), stamps, hashes, label)
         .await;
     if let Err(problem) = adopted {
         tracing::warn!(path = %path.display(), %problem, "was there already, and could not be shared");
+        reporter.not_shared(problem);
     }
     Ok(true)
 }

@@ -214,20 +214,31 @@ impl Link {
         let rest = stream.map(move |event| event.map_err(|status| link.endpoint.problem(status, "peer")));
         let link = self.clone();
         let events = futures_util::stream::iter([Ok(first)]).chain(rest).enumerate();
-        Ok(events.map(move |(place, event)| link.understand(event?, units, place == 0)))
+        Ok(events.map(move |(place, event)| link.understand(event?, (id, units), place == 0)))
     }
 
-    /// An event as it counts. Each costs work in proportion to the units, so one snapshot is taken, and no list longer than there
-    /// are units.
+    /// An event as it counts. Each costs work in proportion to the units, so no list is longer than
+    /// there are units. A later snapshot replaces all that was told: the peer hashed the file
+    /// again, or lost units.
     fn understand(
         &self,
         event: v1::WatchAvailabilityResponse,
-        units: u32,
+        (id, units): (FileId, u32),
         first: bool,
     ) -> Result<Availability, Problem> {
         use v1::watch_availability_response::Event;
         match event.event {
-            Some(Event::Snapshot(_)) if !first => Err(self.liar("sent a second snapshot of what it has")),
+            Some(Event::Change(_)) if first => Err(self.liar("told of a change before what it has")),
+            Some(Event::Snapshot(told)) if told.file_id != id.to_bytes() => Err(Problem::new(
+                // Not the peer's fault: it answers what it was asked, and the network may have
+                // damaged that.
+                Reason::Unreachable,
+                format!(
+                    "the peer at {} was asked about {} and answered about another file",
+                    self.endpoint,
+                    id.short()
+                ),
+            )),
             Some(Event::Snapshot(told)) => {
                 if told.units != units {
                     // No lie: whoever takes a folder for a file, as a false record has it, counts differently.
@@ -318,35 +329,52 @@ mod tests {
         v1::WatchAvailabilityResponse { event: Some(event) }
     }
 
-    fn complete(units: u32) -> v1::WatchAvailabilityResponse {
+    const ID: FileId = FileId([7; 32]);
+
+    fn complete(id: FileId, units: u32) -> v1::WatchAvailabilityResponse {
         event(Event::Snapshot(AvailabilitySnapshot {
             units,
             complete: true,
+            file_id: id.to_bytes(),
             ..Default::default()
         }))
     }
 
     #[tokio::test]
     async fn another_number_of_units_is_no_lie() {
-        let told = Link::to_nobody().understand(complete(9), 10, true);
+        let told = Link::to_nobody().understand(complete(ID, 9), (ID, 10), true);
         assert!(matches!(told, Ok(Availability::OtherUnits(problem)) if problem.reason == Reason::NotFound));
+    }
+
+    /// One flipped bit in the request makes a peer answer about a file that nobody wants.
+    #[tokio::test]
+    async fn an_answer_about_another_file_counts_for_nothing_and_is_no_lie() {
+        let told = Link::to_nobody().understand(complete(FileId([6; 32]), 10), (ID, 10), true);
+        assert_eq!(told.unwrap_err().reason, Reason::Unreachable);
     }
 
     #[tokio::test]
     async fn a_flood_of_availability_is_a_lie() {
         let link = Link::to_nobody();
-        let change = |times| {
+        let change = |times, first| {
             let have = vec![3; times];
             let change = AvailabilityChange {
                 have,
                 ..Default::default()
             };
-            link.understand(event(Event::Change(change)), 10, false)
+            link.understand(event(Event::Change(change)), (ID, 10), first)
         };
-        assert!(matches!(change(10), Ok(Availability::Change { .. })));
-        assert_eq!(change(11).unwrap_err().reason, Reason::VerificationFailed);
-        let snapshot = |first| link.understand(complete(10), 10, first);
-        assert!(matches!(snapshot(true), Ok(Availability::Snapshot(_))));
-        assert_eq!(snapshot(false).unwrap_err().reason, Reason::VerificationFailed);
+        assert!(matches!(change(10, false), Ok(Availability::Change { .. })));
+        assert_eq!(change(11, false).unwrap_err().reason, Reason::VerificationFailed);
+        assert_eq!(change(10, true).unwrap_err().reason, Reason::VerificationFailed);
+    }
+
+    #[tokio::test]
+    async fn a_peer_may_tell_all_that_it_has_again() {
+        let link = Link::to_nobody();
+        for first in [true, false] {
+            let told = link.understand(complete(ID, 10), (ID, 10), first);
+            assert!(matches!(told, Ok(Availability::Snapshot(_))), "{told:?}");
+        }
     }
 }

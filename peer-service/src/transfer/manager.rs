@@ -1,7 +1,8 @@
 //! All transfers of a peer: begun, joined, paused, resumed, cancelled, and taken up again after a restart.
 //!
-//! Invariants: at most one task works on a transfer; what is not ended is in the store before its task begins; a transfer that
-//! nobody watches is paused unless it was told to go on.
+//! Invariants: at most one task works on a transfer; what is not ended is in the store before its
+//! task begins; whoever asks for a change is answered once the store has it on the disk; a transfer
+//! that nobody watches is paused unless it was told to go on.
 
 mod commands;
 mod keeping;
@@ -9,12 +10,12 @@ mod keeping;
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use potluck_core::{FileId, Problem, Reason, index_client::Address};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -49,6 +50,10 @@ struct Inner {
 struct Table {
     transfers: BTreeMap<u64, Entry>,
     last: u64,
+    /// Numbers of transfers that the store does not have as they are; or has, and should not.
+    unstored: BTreeSet<u64>,
+    /// Whether a task tries again to store them.
+    is_retrying: bool,
 }
 
 #[derive(Debug)]
@@ -95,6 +100,18 @@ enum Again {
     UnlessEnded,
 }
 
+/// What came of a try to begin a transfer.
+enum Begin {
+    /// Its task began, and tells whether the transfer was stored.
+    Begun(oneshot::Receiver<Result<(), Problem>>),
+    /// A task was at work already.
+    AtWork,
+    /// The task is stopping: it can begin once this is cancelled.
+    Stopping(CancellationToken),
+    /// There is nothing to begin.
+    Nothing,
+}
+
 /// Somebody watches a transfer; dropping it tells that they do not any more.
 #[derive(Debug)]
 pub struct Watching {
@@ -113,13 +130,9 @@ impl Drop for Watching {
         };
         entry.watchers -= 1;
         let unwatched = entry.watchers == 0 && !entry.spec.detach;
-        if let Some(task) = entry
-            .task
-            .as_ref()
-            .filter(|_| unwatched && !self.transfers.inner.shutdown.is_cancelled())
-        {
+        if unwatched && entry.task.is_some() && !self.transfers.inner.shutdown.is_cancelled() {
             tracing::info!(transfer = self.transfer, "paused: nobody watches it any more");
-            task.stop.cancel();
+            entry.pause();
         }
     }
 }
@@ -161,7 +174,8 @@ impl Transfers {
             let stored = Some(saved.running);
             self.table().insert(number, saved, stored);
             if going {
-                self.begin(number, Again::UnlessEnded).await;
+                // The store has it: nothing can fail.
+                let _ = self.begin(number, Again::UnlessEnded).await;
             }
         }
         Ok(())
@@ -199,24 +213,27 @@ impl Transfers {
     /// what is asked of it besides: peers to ask, going on unwatched, and the terms that are named.
     ///
     /// # Errors
-    /// [`Reason::UnsafePath`], [`Reason::InvalidName`]; whatever comes later is in the view.
+    /// [`Reason::UnsafePath`]; where it is to go on unwatched and cannot be stored, [`Reason::DiskFull`],
+    /// [`Reason::TooManyOpenFiles`] or [`Reason::StoreUnavailable`]. Whatever comes later is in the
+    /// view.
     pub async fn fetch(&self, spec: FetchSpec) -> Result<Watching, Problem> {
         if let Some(path) = &spec.target {
             target::check(path)?;
         }
+        let detach = spec.detach;
         // Watched before it begins, or it would be paused for want of a watcher.
-        let (watching, joined) = self.find_or_insert(spec);
-        let number = watching.transfer;
-        if joined {
-            self.store(number).await;
+        let (watching, _) = self.find_or_insert(spec);
+        match self.begin(watching.transfer, Again::Always).await {
+            // Only a detached transfer is promised to outlast its caller and this process.
+            Err(problem) if detach => Err(problem),
+            _ => Ok(watching),
         }
-        self.begin(number, Again::Always).await;
-        Ok(watching)
     }
 
     /// The transfer of this, watched, and whether it was there. In one step: two who ask for the same at once have the same.
     fn find_or_insert(&self, spec: FetchSpec) -> (Watching, bool) {
-        let table = &mut *self.table();
+        let mut table = self.table();
+        let table = &mut *table;
         let same = table.transfers.iter().rev().find(|(_, entry)| {
             let same = entry.spec.target == spec.target && entry.spec.name == spec.name;
             !entry.has_ended() && same && entry.spec.id == spec.id && entry.spec.sha256 == spec.sha256
@@ -233,6 +250,7 @@ impl Transfers {
                     }
                 }
                 entry.named.send_replace(entry.spec.providers.clone());
+                table.unstored.insert(number);
                 entry
             }
             None => {
@@ -255,52 +273,86 @@ impl Transfers {
     }
 
     /// Starts the task of a transfer, unless one is at work. One that is stopping is waited for.
-    async fn begin(&self, number: u64, again: Again) {
+    /// When this returns, the store has the transfer as it stands, as one that is at work.
+    ///
+    /// # Errors
+    /// Where it could not be stored; a detached transfer that had to begin has failed then.
+    async fn begin(&self, number: u64, again: Again) -> Result<(), Problem> {
         loop {
-            let stopping = {
-                let mut table = self.table();
-                let Some(entry) = table.transfers.get_mut(&number) else {
-                    return;
-                };
-                match &entry.task {
-                    Some(task) if task.stop.is_cancelled() => task.ended.clone(),
-                    Some(_) => return,
-                    None if again == Again::UnlessEnded && entry.has_ended() => return,
-                    None => {
-                        let task = Task::under(&self.inner.shutdown);
-                        entry.task = Some(task.clone());
-                        entry.view.send_modify(|view| {
-                            view.state = State::Preparing;
-                            view.error = None;
-                        });
-                        let run = Run {
-                            context: Arc::clone(&self.inner.context),
-                            spec: entry.spec.clone(),
-                            terms: entry.terms.subscribe(),
-                            named: entry.named.subscribe(),
-                            view: entry.view.clone(),
-                            stop: task.stop.clone(),
-                            live: entry.live.clone(),
-                            doubted: false.into(),
-                        };
-                        self.inner
-                            .context
-                            .tracker
-                            .spawn(self.clone().work(number, run, task));
-                        return;
-                    }
+            match self.try_begin(number, again) {
+                // It is always told, unless the task was lost to the end of the process.
+                Begin::Begun(told) => {
+                    return told.await.unwrap_or_else(|_| Err(shutting_down()));
                 }
-            };
-            if self.inner.shutdown.is_cancelled() {
-                return;
+                Begin::AtWork => return self.store(number).await,
+                Begin::Nothing => return Ok(()),
+                Begin::Stopping(_) if self.inner.shutdown.is_cancelled() => {
+                    return Err(shutting_down());
+                }
+                Begin::Stopping(ended) => ended.cancelled().await,
             }
-            stopping.cancelled().await;
         }
     }
 
-    /// The task of a transfer.
-    async fn work(self, number: u64, run: Run, task: Task) {
-        self.remember(number, true).await;
+    fn try_begin(&self, number: u64, again: Again) -> Begin {
+        let mut table = self.table();
+        let table = &mut *table;
+        let Some(entry) = table.transfers.get_mut(&number) else {
+            return Begin::Nothing;
+        };
+        match &entry.task {
+            Some(task) if task.stop.is_cancelled() => Begin::Stopping(task.ended.clone()),
+            Some(_) => Begin::AtWork,
+            None if again == Again::UnlessEnded && entry.has_ended() => Begin::Nothing,
+            None => {
+                if entry.stored != Some(true) {
+                    entry.stored = Some(true);
+                    table.unstored.insert(number);
+                }
+                Begin::Begun(self.start(number, entry))
+            }
+        }
+    }
+
+    /// Starts the task of an entry that has none. What this gives tells whether it was stored.
+    fn start(&self, number: u64, entry: &mut Entry) -> oneshot::Receiver<Result<(), Problem>> {
+        let task = Task::under(&self.inner.shutdown);
+        entry.task = Some(task.clone());
+        entry.view.send_modify(|view| {
+            view.state = State::Preparing;
+            view.error = None;
+        });
+        let run = Run {
+            context: Arc::clone(&self.inner.context),
+            spec: entry.spec.clone(),
+            terms: entry.terms.subscribe(),
+            named: entry.named.subscribe(),
+            view: entry.view.clone(),
+            stop: task.stop.clone(),
+            live: entry.live.clone(),
+            doubted: false.into(),
+        };
+        let (tell, begun) = oneshot::channel();
+        let work = self.clone().work(number, run, task, tell);
+        self.inner.context.tracker.spawn(work);
+        begun
+    }
+
+    /// The task of a transfer. `begun` is told whether the transfer was stored.
+    async fn work(self, number: u64, run: Run, task: Task, begun: oneshot::Sender<Result<(), Problem>>) {
+        let stored = self.store(number).await;
+        if let Err(problem) = &stored
+            && run.spec.detach
+        {
+            // It was promised to nobody: it ends before anybody hears of it.
+            let cancel = self.is_to_cancel(number);
+            self.conclude(number, task, Ended::Failed(problem.clone()), cancel)
+                .await;
+            let _ = begun.send(stored);
+            return;
+        }
+        // Whoever asked may have gone.
+        let _ = begun.send(stored);
         tracing::debug!(transfer = number, file = %run.spec.id.short(), "begins");
         // A task of its own, so that a defect in it ends one transfer and not its bookkeeping.
         let ran = self.inner.context.tracker.spawn(run.run()).await;
@@ -320,12 +372,14 @@ impl Transfers {
             Ended::Failed(problem) => tracing::warn!(transfer = number, %problem, "failed"),
             Ended::Stopped => tracing::debug!(transfer = number, "stopped"),
         }
-        let cancel = self
-            .table()
-            .transfers
-            .get(&number)
-            .is_some_and(|entry| entry.cancel);
+        let cancel = self.is_to_cancel(number);
         self.conclude(number, task, ended, cancel).await;
+    }
+
+    /// Whether its owner wants what a transfer has fetched removed.
+    fn is_to_cancel(&self, number: u64) -> bool {
+        let table = self.table();
+        table.transfers.get(&number).is_some_and(|entry| entry.cancel)
     }
 
     /// Does what the task of a transfer could not do any more: nothing is served of it, and its part is free to go on with.
@@ -341,15 +395,17 @@ impl Transfers {
         }
     }
 
-    /// What follows the end of a transfer's task.
+    /// What follows the end of a transfer's task. What cannot be stored now is stored later.
     async fn conclude(&self, number: u64, task: Task, ended: Ended, mut cancel: bool) {
         let pruned = loop {
-            match ended {
+            let stored = match ended {
                 Ended::Done => self.forget(number).await,
                 _ if cancel => self.discard(number).await,
-                Ended::Stopped if self.inner.shutdown.is_cancelled() => {}
+                Ended::Stopped if self.inner.shutdown.is_cancelled() => Ok(()),
                 Ended::Stopped | Ended::Failed(_) => self.remember(number, false).await,
-            }
+            };
+            // Whoever waits for this asks again for it to be stored, and hears of a failure then.
+            drop(stored);
             match self.settle(number, &ended, cancel) {
                 Some(pruned) => break pruned,
                 // That came while it was being stored.
@@ -358,7 +414,8 @@ impl Transfers {
         };
         task.ended.cancel();
         for number in pruned {
-            self.forget(number).await;
+            // Tried again where it fails.
+            let _ = self.forget(number).await;
         }
     }
 
@@ -373,26 +430,23 @@ impl Transfers {
             entry.task = None;
             entry.cancel = false;
             entry.view.send_modify(|view| {
-                view.unverified_bytes = 0;
-                view.bytes_per_second = 0;
-                view.error = None;
-                view.state = match ended {
-                    Ended::Done => {
-                        view.bytes_done = view.bytes_total;
-                        view.units_done = view.units_total;
-                        view.missing.clear();
-                        view.findings.clear();
-                        State::Done
-                    }
+                view.rest(match ended {
+                    Ended::Done => State::Done,
                     _ if cancel => State::Cancelled,
                     // Who follows it is told that the peer ends, and not that somebody paused it.
                     Ended::Stopped if self.inner.shutdown.is_cancelled() => view.state,
                     Ended::Stopped => State::Paused,
-                    Ended::Failed(problem) => {
-                        view.error = Some(problem.clone());
-                        State::Failed
+                    Ended::Failed(_) => State::Failed,
+                });
+                match ended {
+                    Ended::Done => {
+                        view.bytes_done = view.bytes_total;
+                        view.units_done = view.units_total;
+                        view.missing.clear();
                     }
-                };
+                    Ended::Failed(problem) if !cancel => view.error = Some(problem.clone()),
+                    Ended::Failed(_) | Ended::Stopped => {}
+                }
             });
         }
         Some(table.prune())
@@ -444,6 +498,13 @@ impl Transfers {
         };
         table.transfers.values().filter(|entry| !ended(entry)).count()
     }
+
+    /// How many are paused.
+    pub fn paused(&self) -> usize {
+        let table = self.table();
+        let is_paused = |entry: &&Entry| entry.view.borrow().state == State::Paused;
+        table.transfers.values().filter(is_paused).count()
+    }
 }
 
 impl Transfers {
@@ -469,6 +530,13 @@ impl Shelf for Transfers {
         let live = running.iter().find(|live| live.record.id == *id)?;
         live.offer(id)
     }
+}
+
+fn shutting_down() -> Problem {
+    Problem::new(
+        Reason::ShuttingDown,
+        "the peer is shutting down: what was fetched is kept",
+    )
 }
 
 fn unknown(number: u64) -> Problem {

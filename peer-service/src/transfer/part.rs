@@ -31,7 +31,7 @@ use rustix::{
 
 pub(crate) use self::body::Body;
 use super::{resume::Resume, rope::Rope, target, target::Target, tree::Tree};
-use crate::{bits::Bits, cached};
+use crate::{bits::Bits, cached, durable};
 
 /// Room left free on the disk, in bytes: a disk filled to the last byte hurts every other program.
 const RESERVE: u64 = 16 * 1024 * 1024;
@@ -81,7 +81,8 @@ impl Part {
     ) -> Result<(Self, Found), Problem> {
         let path = target.part();
         let failed = |error: io::Error| target::problem(&path, &error);
-        fs::create_dir_all(target.parent()).map_err(|error| target::problem(target.parent(), &error))?;
+        durable::create_folders(target.parent(), 0o777)
+            .map_err(|error| target::problem(target.parent(), &error))?;
         let mut before = fs::symlink_metadata(&path).ok();
         let mut state = Resume::load(&target.state()).map_err(failed)?;
         // Of when this folder was taken for a plain file.

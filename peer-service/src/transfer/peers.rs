@@ -1,7 +1,9 @@
 //! The peers of a running transfer: who is connected, who is tried again, and what each of them has.
 //!
-//! Invariant: a peer keeps its key for as long as it is listed or banned or has given anything, so that a ban lasts through any number of
-//! reconnections; at most [`MAX_CONNECTED`] are dialled or connected at once, and [`NEIGHBOURS`] until [`Peers::widen`] says that more are of use.
+//! Invariant: a peer keeps its key for as long as it is listed or has given anything or was ever
+//! banned, so that a ban lasts through any number of reconnections; at most [`MAX_CONNECTED`] are
+//! dialled or connected at once, and [`NEIGHBOURS`] until [`Peers::widen`] says that more are of
+//! use.
 
 mod watcher;
 
@@ -58,7 +60,7 @@ pub(crate) enum Contact {
     Connected,
     /// Lost; tried again.
     Lost(Problem),
-    /// Never asked again, and why.
+    /// Not asked again before the swarm says so, and why.
     Banned(String),
 }
 
@@ -70,6 +72,8 @@ pub(crate) struct Peer {
     pub(crate) link: Option<Link>,
     /// The last thing it did wrong.
     pub(crate) last_error: Option<String>,
+    /// What it was last banned for, also once it is asked again.
+    pub(crate) ban: Option<String>,
     /// Verified bytes it gave, over all its connections.
     pub(crate) bytes: u64,
     stop: CancellationToken,
@@ -153,6 +157,7 @@ impl Peers {
             contact: Contact::Waiting,
             link: None,
             last_error: None,
+            ban: None,
             bytes: 0,
             stop: self.stop.child_token(),
             failures: 0,
@@ -172,10 +177,12 @@ impl Peers {
                         peer.source.peer = Some(id);
                     }
                 }
-                None if source.peer.is_some_and(|id| self.is_banned(id)) => {}
-                None => {
-                    self.insert(source.clone());
-                }
+                None => match source.peer.and_then(|id| self.banned_as(id)) {
+                    Some(key) => self.move_to(key, &source.address),
+                    None => {
+                        self.insert(source.clone());
+                    }
+                },
             }
         }
         self.dial();
@@ -187,7 +194,8 @@ impl Peers {
         let listed: HashSet<&Address> = list.iter().map(|source| &source.address).collect();
         self.peers.retain(|_, peer| {
             let is_away = matches!(peer.contact, Contact::Waiting | Contact::Lost(_));
-            let stays = !is_away || peer.bytes > 0 || listed.contains(&peer.source.address);
+            let is_known = peer.bytes > 0 || peer.ban.is_some();
+            let stays = !is_away || is_known || listed.contains(&peer.source.address);
             if !stays {
                 peer.stop.cancel();
                 self.by_address.remove(&peer.source.address);
@@ -229,11 +237,19 @@ impl Peers {
         self.peers.values().filter(|peer| peer.has_place()).count()
     }
 
-    /// Whether a peer of this id was banned under whatever address.
-    fn is_banned(&self, id: PeerId) -> bool {
-        self.peers
-            .values()
-            .any(|peer| peer.source.peer == Some(id) && matches!(peer.contact, Contact::Banned(_)))
+    /// The banned peer with this id, under whatever address.
+    fn banned_as(&self, id: PeerId) -> Option<PeerKey> {
+        let is_it = |peer: &Peer| peer.source.peer == Some(id) && matches!(peer.contact, Contact::Banned(_));
+        self.iter().find(|(_, peer)| is_it(peer)).map(|(key, _)| key)
+    }
+
+    /// A banned peer has another address now: there it is found if it is readmitted.
+    fn move_to(&mut self, key: PeerKey, address: &Address) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            self.by_address.remove(&peer.source.address);
+            self.by_address.insert(address.clone(), key);
+            peer.source.address = address.clone();
+        }
     }
 
     /// Dials those who wait, while there is room.
@@ -320,14 +336,49 @@ impl Peers {
         self.dial();
     }
 
-    /// Never asks a peer again.
+    /// Ends a peer's connection until [`Peers::readmit`].
     pub(crate) fn ban(&mut self, key: PeerKey, what: String) {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.stop.cancel();
             peer.link = None;
+            peer.ban = Some(what.clone());
             peer.contact = Contact::Banned(what);
         }
         self.dial();
+    }
+
+    /// Connects to a banned peer again, before others that wait: none of those has what is missing.
+    pub(crate) fn readmit(&mut self, key: PeerKey) {
+        let has_room = self.taken() < MAX_CONNECTED;
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        (peer.contact, peer.failures, peer.last_error) = (Contact::Waiting, 0, None);
+        if has_room {
+            self.begin(key);
+        }
+    }
+
+    /// Connects anew to all that are connected, and gives their keys: what they told may have been
+    /// lost or damaged.
+    pub(crate) fn reconnect(&mut self) -> Vec<PeerKey> {
+        let connected = |(&key, peer): (&PeerKey, &Peer)| (peer.contact == Contact::Connected).then_some(key);
+        let keys: Vec<PeerKey> = self.peers.iter().filter_map(connected).collect();
+        for &key in &keys {
+            if let Some(peer) = self.peers.get_mut(&key) {
+                peer.stop.cancel();
+                peer.link = None;
+            }
+            self.begin(key);
+        }
+        keys
+    }
+
+    /// Those who are banned.
+    pub(crate) fn banned(&self) -> Vec<PeerKey> {
+        let is_banned = |peer: &Peer| matches!(peer.contact, Contact::Banned(_));
+        let banned = self.iter().filter(|(_, peer)| is_banned(peer));
+        banned.map(|(key, _)| key).collect()
     }
 
     /// A peer that is gone without having lied, such as this very peer.
@@ -474,6 +525,28 @@ mod tests {
             assert!(turns < 10_000, "it never gets a place");
         }
     }
+
+    /// A peer that restarts on another port is the same peer.
+    #[tokio::test]
+    async fn a_banned_peer_is_followed_to_its_new_address() {
+        let mut peers = peers();
+        let mut source = many().remove(0);
+        source.peer = Some(PeerId([7; 32]));
+        peers.reconcile(std::slice::from_ref(&source));
+        let key = peers.by_address[&source.address];
+        peers.ban(key, "lied".into());
+        let before = source.address.clone();
+        source.address.port += 1000;
+        peers.reconcile(std::slice::from_ref(&source));
+        assert_eq!((peers.peers.len(), peers.by_address.len()), (1, 1));
+        assert_eq!(peers.get(key).unwrap().source.address, source.address);
+        assert!(!peers.by_address.contains_key(&before));
+        peers.readmit(key);
+        let peer = peers.get(key).unwrap();
+        assert_eq!(peer.contact, Contact::Dialling);
+        assert_eq!(peer.ban.as_deref(), Some("lied"), "remembered");
+    }
+
     #[tokio::test]
     async fn who_is_gone_and_gave_nothing_is_forgotten() {
         let mut peers = peers();

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     blocking::unless,
+    durable,
     library::{stamp_of, stamps_at},
     store::Stamp,
 };
@@ -87,13 +88,7 @@ pub(crate) fn finish(
         Ok(vec![stamp])
     };
     let stamps = listed.and_then(Result::ok).unwrap_or_else(alone);
-    match sync_folder(target.parent()) {
-        // Where the folder may be written and not read, or the file system knows no such thing: it is in its place all the same.
-        Err(error) if is_no_matter(&error) => {
-            tracing::debug!(path = %target.parent().display(), %error, "the folder could not be flushed");
-        }
-        flushed => flushed.map_err(|error| target::problem(target.parent(), &error))?,
-    }
+    durable::sync_folder(target.parent()).map_err(|error| target::problem(target.parent(), &error))?;
     // A state without its data says nothing to anybody: not worth failing for.
     if let Err(error) = fs::remove_file(target.state()) {
         tracing::debug!(path = %target.state().display(), %error, "the resume state could not be removed");
@@ -161,17 +156,6 @@ fn rename_by_link(from: &Path, to: &Path) -> io::Result<()> {
         Err(_) if fs::symlink_metadata(to).is_ok() => Err(ErrorKind::AlreadyExists.into()),
         Err(_) => fs::rename(from, to),
     }
-}
-
-fn is_no_matter(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::PermissionDenied | ErrorKind::InvalidInput | ErrorKind::Unsupported
-    )
-}
-
-fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }
 
 #[cfg(test)]

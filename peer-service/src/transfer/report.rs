@@ -7,8 +7,13 @@ use std::{
     time::Duration,
 };
 
-use potluck_core::{Problem, Reason, index_client::Kind, plan::Plan};
+use potluck_core::{
+    Problem, Reason,
+    index_client::{Address, Kind},
+    plan::Plan,
+};
 use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     dialer,
@@ -19,7 +24,7 @@ use super::{
     verifying::Disk,
     view::{Missing, PeerRow, PeerStanding, State, View},
 };
-use crate::swarm::{Failure, PeerKey, PeerState, PeerView, StuckReason, Swarm};
+use crate::swarm::{Failure, PeerKey, PeerState, PeerView, StuckReason, Swarm, Time};
 
 /// Most peers shown, as the contract has it.
 const MAX_PEERS: usize = 1_000;
@@ -37,6 +42,8 @@ const MISSING_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Reporter {
     view: watch::Sender<View>,
+    /// Cancelled where the run is to stop: from then on the view shows it at rest.
+    stop: CancellationToken,
     start: Instant,
     inner: Mutex<Inner>,
 }
@@ -51,8 +58,8 @@ struct Inner {
 }
 
 impl Reporter {
-    /// Writes to this view.
-    pub(crate) fn new(view: watch::Sender<View>) -> Self {
+    /// Writes to this view, and shows no activity in it any more once `stop` is cancelled.
+    pub(crate) fn new(view: watch::Sender<View>, stop: CancellationToken) -> Self {
         view.send_modify(|view| {
             view.state = State::Preparing;
             view.error = None;
@@ -63,9 +70,11 @@ impl Reporter {
             view.peers.clear();
             view.missing.clear();
             view.findings.clear();
+            view.sharing_error = None;
         });
         Self {
             view,
+            stop,
             start: Instant::now(),
             inner: Mutex::default(),
         }
@@ -73,9 +82,26 @@ impl Reporter {
 
     fn write(&self, change: impl FnOnce(&mut View)) {
         self.view.send_modify(|view| {
+            let before = view.state;
             change(view);
+            if self.stop.is_cancelled() {
+                view.rest(before);
+            }
             view.elapsed = self.start.elapsed();
         });
+    }
+
+    /// Shows that all is fetched and gets its name now; false where the run is to stop instead. One
+    /// of the two holds: whoever pauses a transfer that is not shown as finishing has it paused.
+    pub(crate) fn finishing(&self) -> bool {
+        let mut finishes = false;
+        self.write(|view| {
+            finishes = !self.stop.is_cancelled();
+            if finishes {
+                view.rest(State::Finishing);
+            }
+        });
+        finishes
     }
 
     /// Where it stands, and what is wrong.
@@ -130,6 +156,11 @@ impl Reporter {
         });
     }
 
+    /// It is all there, and is not shared, or only until the peer stops.
+    pub(crate) fn not_shared(&self, problem: Problem) {
+        self.write(|view| view.sharing_error = Some(problem));
+    }
+
     /// Bytes that are there before the swarm begins.
     pub(crate) fn bytes(&self, bytes: u64) {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).base = bytes;
@@ -141,11 +172,11 @@ impl Reporter {
         self.write(|view| view.resumed_bytes = bytes);
     }
 
-    /// How the swarm stands, and the disk that is written to.
+    /// How the swarm stands at its time, and the disk that is written to.
     pub(crate) fn swarm(
         &self,
         plan: &Arc<Plan>,
-        swarm: &Swarm,
+        (swarm, time): (&Swarm, Time),
         peers: &Peers,
         sources: &Sources,
         wrong: Option<Problem>,
@@ -157,7 +188,7 @@ impl Reporter {
             let done = (inner.base + swarm.counters().verified_bytes).min(plan.total());
             // A unit may take minutes: what comes meanwhile is the rate.
             let rate = inner.rate.at(now, swarm.counters().received_bytes);
-            let rows = rows(swarm, peers, &mut inner.peer_rates, now);
+            let rows = rows((swarm, time), peers, &mut inner.peer_rates, now);
             let due = inner.missing_at.is_none_or(|at| now - at >= MISSING_EVERY);
             if due {
                 inner.missing_at = Some(now);
@@ -165,7 +196,7 @@ impl Reporter {
             (done, rate, rows, due)
         };
         let stuck = wrong
-            .or_else(|| stuck(swarm, peers, sources))
+            .or_else(|| stuck((swarm, time), peers, sources))
             .or_else(|| hung(disk));
         self.write(|view| {
             view.state = if stuck.is_some() {
@@ -188,7 +219,13 @@ impl Reporter {
     }
 }
 
-fn rows(swarm: &Swarm, peers: &Peers, rates: &mut HashMap<PeerKey, Rate>, now: Instant) -> Vec<PeerRow> {
+fn rows(
+    (swarm, time): (&Swarm, Time),
+    peers: &Peers,
+    rates: &mut HashMap<PeerKey, Rate>,
+    now: Instant,
+) -> Vec<PeerRow> {
+    let retries = Retries::of(swarm, time);
     let views: HashMap<_, PeerView> = swarm.peers().map(|view| (view.key, view)).collect();
     rates.retain(|key, _| views.contains_key(key));
     let mut rows: Vec<PeerRow> = peers
@@ -196,7 +233,7 @@ fn rows(swarm: &Swarm, peers: &Peers, rates: &mut HashMap<PeerKey, Rate>, now: I
         .map(|(key, peer)| {
             let view = views.get(&key);
             let rate = view.map_or(0, |view| rates.entry(key).or_default().at(now, view.bytes));
-            row(peer, view, rate)
+            row(peer, view, &retries, rate)
         })
         .collect();
     rows.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.address.cmp(&b.address)));
@@ -204,14 +241,15 @@ fn rows(swarm: &Swarm, peers: &Peers, rates: &mut HashMap<PeerKey, Rate>, now: I
     rows
 }
 
-fn row(peer: &Peer, view: Option<&PeerView>, rate: u64) -> PeerRow {
+fn row(peer: &Peer, view: Option<&PeerView>, retries: &Retries, rate: u64) -> PeerRow {
     let last = peer.last_error.clone().unwrap_or_default();
-    let (standing, reason) = match (&peer.contact, view.map(|view| view.state)) {
-        (Contact::Banned(what), _) => (PeerStanding::Banned, what.clone()),
+    let state = view.map(|view| view.state);
+    let (standing, reason) = match (&peer.contact, state) {
+        (Contact::Banned(what), state) => (PeerStanding::Banned, retries.of_banned(what, state)),
         (Contact::Lost(what), _) => (PeerStanding::Unreachable, what.message.clone()),
         (Contact::Waiting | Contact::Dialling, _) => (PeerStanding::Connecting, last),
-        (Contact::Connected, Some(PeerState::Banned { unit })) => {
-            (PeerStanding::Banned, format!("unit {unit} failed verification"))
+        (Contact::Connected, Some(PeerState::Banned { .. })) => {
+            (PeerStanding::Banned, peer.ban.clone().unwrap_or_default())
         }
         (Contact::Connected, Some(PeerState::Active)) => (PeerStanding::Active, String::new()),
         (Contact::Connected, Some(PeerState::Stalled)) => (
@@ -223,9 +261,18 @@ fn row(peer: &Peer, view: Option<&PeerView>, rate: u64) -> PeerRow {
             (PeerStanding::BackingOff, failure.map_or("", explained).into())
         }
         (Contact::Connected, Some(PeerState::BackedOff { .. })) => (PeerStanding::BackingOff, last),
+        (Contact::Connected, Some(PeerState::Refusing { until })) => {
+            (PeerStanding::BackingOff, retries.of_refusing(peer, until))
+        }
         (Contact::Connected, Some(PeerState::Joining | PeerState::Idle) | None) => {
             (PeerStanding::Idle, String::new())
         }
+    };
+    let reason = match (&peer.ban, view) {
+        (Some(what), Some(view)) if view.on_probation && reason.is_empty() => {
+            format!("was banned: {what}; asked for one unit at a time while nobody else can serve")
+        }
+        _ => reason,
     };
     PeerRow {
         peer: peer.source.peer,
@@ -244,8 +291,55 @@ const fn explained(failure: Failure) -> &'static str {
         Failure::Busy { .. } => "had no free upload slot",
         Failure::TimedOut => "was silent for too long",
         Failure::Disconnected => "the connection broke",
-        Failure::NotAvailable => "had not what it was asked for",
+        Failure::NotAvailable => "did not have the requested unit",
         Failure::Refused => "refused to send",
+    }
+}
+
+/// When peers that are banned or refuse are asked again, in words.
+struct Retries {
+    now: Time,
+    is_finished: bool,
+    /// Whether any other peer serves, or will after a short rest.
+    others_serve: bool,
+}
+
+impl Retries {
+    fn of(swarm: &Swarm, now: Time) -> Self {
+        Self {
+            now,
+            is_finished: swarm.is_finished(),
+            others_serve: swarm.is_served(),
+        }
+    }
+
+    fn seconds_until(&self, at: Time) -> u64 {
+        at.saturating_sub(self.now).as_secs()
+    }
+
+    /// What a peer was banned for, and when it is tried again.
+    fn of_banned(&self, what: &str, state: Option<PeerState>) -> String {
+        let until = match state {
+            Some(PeerState::Banned { until, .. }) if !self.is_finished => until,
+            _ => return what.to_owned(),
+        };
+        match (self.others_serve, self.seconds_until(until)) {
+            (true, _) => format!("{what}; not asked while others can serve"),
+            (false, 0) => format!("{what}; tried again now because no other peer serves it"),
+            (false, seconds) => {
+                format!("{what}; tried again in {seconds} s because no other peer serves it")
+            }
+        }
+    }
+
+    /// What a peer said when it refused what it has, and when it is asked again.
+    fn of_refusing(&self, peer: &Peer, until: Time) -> String {
+        let said = peer.last_error.as_deref().filter(|said| !said.is_empty());
+        let said = said.unwrap_or_else(|| explained(Failure::NotAvailable));
+        match self.seconds_until(until) {
+            0 => format!("{said}; asked again now"),
+            seconds => format!("{said}; asked again in {seconds} s"),
+        }
     }
 }
 
@@ -262,50 +356,75 @@ fn hung(disk: &Disk) -> Option<Problem> {
     ))
 }
 
-/// Why nothing can be asked for, where that is for others to change.
-fn stuck(swarm: &Swarm, peers: &Peers, sources: &Sources) -> Option<Problem> {
+/// Refusals in a row of everyone who has something needed, after which that is shown: a source that
+/// hashes a file again is asked again before.
+const REFUSALS_SHOWN: u32 = 4;
+
+/// Why nothing can be asked for, where that is for others to change: who has what is missing, what
+/// keeps it away, and when it is tried again.
+fn stuck((swarm, now): (&Swarm, Time), peers: &Peers, sources: &Sources) -> Option<Problem> {
     let untried = |peer: &Peer| {
         matches!(peer.contact, Contact::Waiting | Contact::Dialling) && peer.last_error.is_none()
     };
-    // What is known of those who are not there, and what would help.
-    let problem = |message: String| {
-        let message = match absent(peers) {
-            Some(absent) => format!("{message}: {}", absent.message),
+    let nobody = |message: String| {
+        let troubles = troubles((swarm, now), peers);
+        let troubles = unserved(troubles.iter().map(|(address, problem)| (*address, problem)));
+        let message = match troubles {
+            Some(troubles) => format!("{message}: {}", troubles.message),
             None => message,
         };
         Some(Problem::new(Reason::NoProviders, message))
     };
     match swarm.stuck_reason()? {
         // Some may still answer: too early to complain.
-        StuckReason::NoPeers if peers.iter().any(|(_, peer)| untried(peer)) => None,
-        StuckReason::NoPeers => dialer::no_provider(sources).or_else(|| {
-            problem("none of its providers can be reached now; it goes on as soon as one can".into())
-        }),
-        StuckReason::AllBanned => problem(
-            "every provider sent bytes that failed verification; it goes on as soon as an honest one appears"
-                .into(),
-        ),
-        StuckReason::NoProvider { units } => problem(format!(
-            "no provider has {units} of the units that are missing; it goes on as soon as one does"
-        )),
+        StuckReason::NoPeers | StuckReason::AllBanned { .. }
+            if peers.iter().any(|(_, peer)| untried(peer)) =>
+        {
+            None
+        }
+        StuckReason::NoPeers => {
+            dialer::no_provider(sources).or_else(|| nobody("none of its providers can be reached now".into()))
+        }
+        StuckReason::AllBanned { .. } if peers.iter().all(|(_, peer)| peer.ban.is_some()) => {
+            nobody("every provider that is known sent bytes that failed verification".into())
+        }
+        StuckReason::AllBanned { .. } => {
+            nobody("no provider that can be reached now sent what passed verification".into())
+        }
+        StuckReason::NoProvider { units } => {
+            let missing = match units {
+                1 => "the unit that is missing".to_owned(),
+                units => format!("any of the {units} units that are missing"),
+            };
+            nobody(format!("no provider that is connected has {missing}"))
+        }
+        StuckReason::Refused { tries, .. } if tries < REFUSALS_SHOWN => None,
+        StuckReason::Refused { .. } => {
+            nobody("the providers that have what is missing do not send it now".into())
+        }
         StuckReason::NoAvailability | StuckReason::BackedOff { .. } => None,
     }
 }
 
-/// What keeps those away who are lost or banned.
-fn absent(peers: &Peers) -> Option<Problem> {
-    let absent: Vec<_> = peers
-        .iter()
-        .filter_map(|(_, peer)| match &peer.contact {
-            Contact::Lost(problem) => Some((&peer.source.address, problem.clone())),
-            Contact::Banned(what) => {
-                let problem = Problem::new(Reason::VerificationFailed, what);
-                Some((&peer.source.address, problem))
+/// What keeps each peer from serving: those who are lost, banned, or refuse what they have.
+fn troubles<'a>((swarm, now): (&Swarm, Time), peers: &'a Peers) -> Vec<(&'a Address, Problem)> {
+    let states: HashMap<_, _> = swarm.peers().map(|view| (view.key, view.state)).collect();
+    let retries = Retries::of(swarm, now);
+    let trouble = |(key, peer): (PeerKey, &'a Peer)| {
+        let problem = match (&peer.contact, states.get(&key)) {
+            (Contact::Lost(problem), _) => problem.clone(),
+            (Contact::Banned(what), state) => {
+                let what = retries.of_banned(what, state.copied());
+                Problem::new(Reason::VerificationFailed, format!("banned: {what}"))
             }
-            Contact::Waiting | Contact::Dialling | Contact::Connected => None,
-        })
-        .collect();
-    unserved(absent.iter().map(|(address, problem)| (*address, problem)))
+            (Contact::Connected, Some(PeerState::Refusing { until })) => {
+                Problem::new(Reason::PieceNotAvailable, retries.of_refusing(peer, *until))
+            }
+            _ => return None,
+        };
+        Some((&peer.source.address, problem))
+    };
+    peers.iter().filter_map(trouble).collect()
 }
 
 fn missing(swarm: &Swarm) -> Vec<Missing> {
@@ -332,7 +451,7 @@ fn findings(rows: &[PeerRow], sources: &Sources) -> Vec<String> {
     }
     let banned = rows.iter().filter(|row| row.standing == PeerStanding::Banned);
     for row in banned.take(10) {
-        findings.push(format!("{} is not asked any more: {}", row.address, row.reason));
+        findings.push(format!("{} is banned: {}", row.address, row.reason));
     }
     match count(PeerStanding::Unreachable) {
         0 => {}
@@ -344,7 +463,7 @@ fn findings(rows: &[PeerRow], sources: &Sources) -> Vec<String> {
     match count(PeerStanding::BackingOff) {
         0 => {}
         resting => findings.push(format!(
-            "{resting} of {} providers busy or silent; asked again soon",
+            "{resting} of {} providers are busy, silent or refuse; asked again later",
             rows.len()
         )),
     }

@@ -1,23 +1,22 @@
 //! The resume state of a transfer: which units are verified and on disk, in a small file beside the data.
 //!
 //! Invariant: the state is written only after the data it speaks of was flushed, and replaced whole (temporary file, flush,
-//! rename), so that it can be behind the data but never ahead of it. A damaged or foreign state is no state: the data is then
+//! rename, flush of the folder), so that it can be behind the data but never ahead of it. A damaged or foreign state is no state: the data is then
 //! verified by hashing it.
 //!
 //! Layout: the 8 bytes of [`MAGIC`], the file id, the size and the inode of the part (u64 little-endian each), the number of units (u32
 //! little-endian), the bitfield of units, and SHA-256 over all before it.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fs::File,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
 use potluck_core::FileId;
 use sha2::{Digest as _, Sha256};
 
-use crate::bits::Bits;
+use crate::{bits::Bits, durable};
 
 /// First bytes of a state file; the digit is the version.
 const MAGIC: &[u8; 8] = b"PLPART2\n";
@@ -98,29 +97,13 @@ impl Resume {
         Ok(Self::decode(&bytes))
     }
 
-    /// Replaces the state file. The data it speaks of must have been flushed before.
+    /// Replaces the state file; on the disk when this returns. The data it speaks of must have been
+    /// flushed before.
     ///
     /// # Errors
     /// Whatever the file system says; the old state then still stands.
     pub(crate) fn store(&self, path: &Path) -> io::Result<()> {
-        let temporary = with_suffix(path, ".new");
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        // Made anew, so that a link planted there is never followed.
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        let written = file.write_all(&self.encode()).and_then(|()| file.sync_all());
-        if let Err(error) = written.and_then(|()| fs::rename(&temporary, path)) {
-            // What is half written helps nobody, and on a full disk its room does.
-            let _ = fs::remove_file(&temporary);
-            return Err(error);
-        }
-        Ok(())
+        durable::write(path, &self.encode(), 0o600)
     }
 }
 
@@ -133,6 +116,8 @@ pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use proptest::prelude::*;
 
     use super::*;

@@ -87,17 +87,17 @@ pub(crate) struct Run {
 impl Run {
     /// Runs to the end.
     pub(crate) async fn run(self) -> Ended {
-        let reporter = Reporter::new(self.view.clone());
+        let reporter = Reporter::new(self.view.clone(), self.stop.clone());
         let (list, sources) = watch::channel(Sources::default());
         // Ends with the run, however that ends.
         let local = self.stop.child_token();
         let _ends = local.clone().drop_guard();
         let (context, keep_stop) = (Arc::clone(&self.context), local.clone());
-        let (id, named) = (self.spec.id, self.named.clone());
+        let (id, named, view) = (self.spec.id, self.named.clone(), self.view.subscribe());
         self.context.tracker.spawn(async move {
             let index = context.index.clone();
             sources::keep(
-                index,
+                (index, view),
                 id,
                 named,
                 |peer, address| context.is_self(peer, address),
@@ -198,7 +198,6 @@ impl Run {
             self.leave(&live, have).await;
             return finished;
         }
-        reporter.state(State::Finishing, None);
         let placed = self.place(&live, prepared, offered, reporter).await;
         if !matches!(placed, Ok(true)) {
             self.leave(&live, have).await;
@@ -383,11 +382,12 @@ impl Run {
             share: self.context.budget.share(now.priority),
             start: Instant::now(),
             stop: &stop,
-            report: Box::new(|swarm, peers, wrong| {
-                reporter.swarm(plan, swarm, peers, &sources.borrow(), wrong, &disk)
+            report: Box::new(|swarm, peers, now, wrong| {
+                reporter.swarm(plan, (swarm, now), peers, &sources.borrow(), wrong, &disk)
             }),
             requests: Default::default(),
             place_made: Instant::now(),
+            ask_anew: Default::default(),
             full: None,
             disk_retry: DISK_RETRY,
             calls: calls.clone(),

@@ -23,6 +23,8 @@ use rand::RngExt as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::view::{State, View};
+
 /// Providers asked of the index for a file: far more than are connected at once, so that there is a choice.
 const MAX_SNAPSHOT: u32 = 200;
 
@@ -34,6 +36,13 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// Longest such wait.
 const MAX_RETRY: Duration = Duration::from_secs(15);
+
+/// How long a transfer waits before the index is asked anew: no single answer that was lost or
+/// damaged must decide. Doubles each time, up to [`MAX_ASK_ANEW`].
+const ASK_ANEW: Duration = Duration::from_secs(15);
+
+/// Longest such wait.
+const MAX_ASK_ANEW: Duration = Duration::from_secs(300);
 
 /// A peer worth asking.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,8 +75,9 @@ struct IndexSays {
 }
 
 /// Keeps the list until `stop`. Whoever is `named`, now or later, is always on it; whoever `is_self` says is this peer never is.
+/// While the transfer with this view waits, the index is asked anew now and then.
 pub(crate) async fn keep(
-    index: Option<IndexClient>,
+    (index, view): (Option<IndexClient>, watch::Receiver<View>),
     id: FileId,
     mut named: watch::Receiver<Vec<Address>>,
     is_self: impl Fn(Option<&PeerId>, &Address) -> bool,
@@ -80,7 +90,7 @@ pub(crate) async fn keep(
     });
     let listen = async {
         match &index {
-            Some(index) => listen(index, id, &says).await,
+            Some(index) => listen(index, id, view, &says).await,
             None => std::future::pending().await,
         }
     };
@@ -107,10 +117,23 @@ pub(crate) async fn keep(
 }
 
 /// Follows the index for ever, through losses of it.
-async fn listen(index: &IndexClient, id: FileId, says: &watch::Sender<IndexSays>) {
+async fn listen(
+    index: &IndexClient,
+    id: FileId,
+    mut view: watch::Receiver<View>,
+    says: &watch::Sender<IndexSays>,
+) {
     let mut retry = RETRY;
+    let mut asked_anew = 0;
     loop {
-        let lost = follow(index, id, says, &mut retry).await;
+        // A watch that is dropped loses nothing: the next one begins with a snapshot.
+        let lost = tokio::select! {
+            lost = follow(index, id, says, &mut retry) => lost,
+            () = has_waited(&mut view, &mut asked_anew) => {
+                tracing::debug!(file = %id.short(), "the transfer waits: the index is asked anew");
+                continue;
+            }
+        };
         tracing::debug!(file = %id.short(), error = %lost, "the index is lost; going on with the providers known");
         says.send_modify(|says| {
             says.error = Some(lost);
@@ -119,6 +142,29 @@ async fn listen(index: &IndexClient, id: FileId, says: &watch::Sender<IndexSays>
         let wait = retry.mul_f64(rand::rng().random_range(0.5..1.0));
         retry = (retry * 2).min(MAX_RETRY);
         tokio::time::sleep(wait).await;
+    }
+}
+
+/// Ends once the transfer began to wait and nothing came for long enough that the index is to be
+/// asked anew. `times`: how often in a row it was.
+async fn has_waited(view: &mut watch::Receiver<View>, times: &mut u32) {
+    loop {
+        let Ok(done) = view
+            .wait_for(|view| view.state == State::Waiting)
+            .await
+            .map(|view| view.bytes_done)
+        else {
+            return std::future::pending().await;
+        };
+        let delay = (ASK_ANEW * (1 << (*times).min(10))).min(MAX_ASK_ANEW);
+        let delay = delay.mul_f64(rand::rng().random_range(0.75..1.25));
+        tokio::select! {
+            _ = view.wait_for(|view| view.bytes_done != done) => *times = 0,
+            () = tokio::time::sleep(delay) => {
+                *times += 1;
+                return;
+            }
+        }
     }
 }
 
@@ -243,7 +289,7 @@ fn merge(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::view::FetchSpec, *};
 
     fn at(port: u16) -> Address {
         Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], port)))
@@ -323,7 +369,8 @@ mod tests {
         let (list, mut sources) = watch::channel(Sources::default());
         let stop = CancellationToken::new();
         let id = FileId([1; 32]);
-        let kept = tokio::spawn(keep(None, id, named, |_, _| false, list, stop.clone()));
+        let (_view, view) = watch::channel(View::new(1, &FetchSpec::new(id)));
+        let kept = tokio::spawn(keep((None, view), id, named, |_, _| false, list, stop.clone()));
         let addresses = |sources: &Sources| sources.list.iter().map(|of| of.address.port).collect::<Vec<_>>();
         let first = sources.wait_for(|now| addresses(now) == [1]).await;
         assert!(first.unwrap().asked, "there is no index to ask");

@@ -50,7 +50,10 @@ const fn advice(reason: Reason) -> &'static str {
         }
         Reason::NotPotluck => "give the address on which a peer listens, as `potluck status` shows it there",
         Reason::NotFound | Reason::FileChanged => "share the file there, or name another peer that has it",
-        Reason::VerificationFailed => "name another peer that has the file: these are not asked again",
+        Reason::PieceNotAvailable => {
+            "see that the file is still there and unchanged, or name another peer that has it"
+        }
+        Reason::VerificationFailed => "name another peer that has the file",
         Reason::Busy | Reason::RateLimited => "wait, or name another peer that has the file",
         Reason::TooManyOpenFiles => "it goes on by itself once it can connect",
         _ => "see that one of them is up and shares the file, or name another peer that has it",

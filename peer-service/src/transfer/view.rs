@@ -208,6 +208,8 @@ pub struct View {
     pub error: Option<Problem>,
     /// For people: what else holds it up.
     pub findings: Vec<String>,
+    /// Why it is done and not shared, or only until the peer stops.
+    pub sharing_error: Option<Problem>,
 }
 
 impl View {
@@ -233,6 +235,86 @@ impl View {
             missing: Vec::new(),
             error: None,
             findings: Vec::new(),
+            sharing_error: None,
         }
+    }
+
+    /// Shows the transfer in `state` with nobody at work on it: nothing comes and nothing is asked
+    /// for. What its peers gave, and why some gave nothing, stays to be seen.
+    pub(crate) fn rest(&mut self, state: State) {
+        self.state = state;
+        self.unverified_bytes = 0;
+        self.bytes_per_second = 0;
+        self.error = None;
+        self.findings.clear();
+        self.missing.iter_mut().for_each(|run| run.in_flight = false);
+        for row in &mut self.peers {
+            row.bytes_per_second = 0;
+            row.requests = 0;
+            match row.standing {
+                PeerStanding::Active => row.reason.clear(),
+                PeerStanding::Connecting | PeerStanding::BackingOff => {}
+                PeerStanding::Idle | PeerStanding::Unreachable | PeerStanding::Banned => continue,
+            }
+            row.standing = PeerStanding::Idle;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(standing: PeerStanding, bytes: u64) -> PeerRow {
+        PeerRow {
+            peer: None,
+            address: Address {
+                host: "192.0.2.1".into(),
+                port: 9,
+            },
+            standing,
+            reason: "why".into(),
+            bytes,
+            bytes_per_second: 5,
+            requests: 2,
+            units: 7,
+        }
+    }
+
+    #[test]
+    fn a_view_at_rest_shows_no_activity_anywhere() {
+        let mut view = View::new(1, &FetchSpec::new(FileId([7; 32])));
+        view.bytes_per_second = 10;
+        view.unverified_bytes = 3;
+        view.findings
+            .push("1 of 2 providers busy or silent; asked again soon".into());
+        view.missing.push(Missing {
+            first: 0,
+            count: 2,
+            providers: 1,
+            in_flight: true,
+        });
+        view.peers = vec![
+            row(PeerStanding::Active, 5),
+            row(PeerStanding::BackingOff, 1),
+            row(PeerStanding::Unreachable, 0),
+            row(PeerStanding::Banned, 0),
+        ];
+        view.rest(State::Paused);
+        assert_eq!(
+            (view.state, view.bytes_per_second, view.unverified_bytes),
+            (State::Paused, 0, 0)
+        );
+        assert!(view.findings.is_empty() && view.missing.iter().all(|run| !run.in_flight));
+        let standings = |view: &View| view.peers.iter().map(|row| row.standing).collect::<Vec<_>>();
+        use PeerStanding::{Banned, Idle, Unreachable};
+        assert_eq!(standings(&view), [Idle, Idle, Unreachable, Banned]);
+        assert!(
+            view.peers
+                .iter()
+                .all(|row| row.bytes_per_second == 0 && row.requests == 0)
+        );
+        let reasons: Vec<_> = view.peers.iter().map(|row| &*row.reason).collect();
+        assert_eq!(reasons, ["", "why", "why", "why"]);
     }
 }

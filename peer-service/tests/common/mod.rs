@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod damage;
+
 use std::{
     path::{Path, PathBuf},
     time::Duration,
@@ -25,6 +27,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// An index that runs until it is dropped or stopped.
 pub(crate) struct Index {
     pub(crate) endpoint: Endpoint,
+    pub(crate) address: std::net::SocketAddr,
     pub(crate) client: IndexClient,
     stop: CancellationToken,
     tracker: TaskTracker,
@@ -41,7 +44,8 @@ impl Index {
     }
 
     pub(crate) async fn with_store(listener: TcpListener, store: potluck_index::StoreConfig) -> Self {
-        let endpoint: Endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
+        let address = listener.local_addr().unwrap();
+        let endpoint: Endpoint = address.to_string().parse().unwrap();
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
         let config = potluck_index::Config {
             store,
@@ -53,6 +57,7 @@ impl Index {
         Self {
             client: IndexClient::new(endpoint.clone()),
             endpoint,
+            address,
             stop,
             tracker,
         }

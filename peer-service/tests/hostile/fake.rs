@@ -1,10 +1,16 @@
 //! A peer that does not do as it should, in one way of many.
 
-use std::pin::Pin;
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use futures_util::{Stream, StreamExt as _, stream};
 use potluck_core::{
-    PeerId,
+    PeerId, Problem, Reason,
     index_client::Address,
     merkle::FileTree,
     proto::v1::{
@@ -42,6 +48,8 @@ pub(crate) enum Vice {
     Busy,
     /// Says it has everything, and has nothing.
     Empty,
+    /// Says that the file changed, and tells no change of what it has.
+    Changed,
     /// Answers no call.
     Silent,
     /// Says that a plain file is a collection.
@@ -52,6 +60,8 @@ pub(crate) enum Vice {
 
 struct Fake {
     vice: Vice,
+    /// Does nothing wrong any more.
+    healed: Arc<AtomicBool>,
     data: Vec<u8>,
     tree: FileTree,
 }
@@ -132,6 +142,7 @@ impl PeerService for Fake {
         let snapshot = v1::AvailabilitySnapshot {
             units,
             complete: true,
+            file_id: self.tree.id().to_bytes(),
             ..Default::default()
         };
         let event = v1::watch_availability_response::Event::Snapshot(snapshot);
@@ -145,7 +156,11 @@ impl PeerService for Fake {
         &self,
         request: Request<v1::DownloadRequest>,
     ) -> Result<Response<Self::DownloadStream>, Status> {
+        let vice = Some(self.vice).filter(|_| !self.healed.load(Ordering::Relaxed));
         match self.vice {
+            Vice::Changed if vice.is_some() => {
+                return Err(Problem::new(Reason::FileChanged, "the file is not what it was").into());
+            }
             Vice::Busy => return Err(Status::resource_exhausted("no room")),
             Vice::Empty => return Err(Status::not_found("not here")),
             _ => {}
@@ -154,7 +169,7 @@ impl PeerService for Fake {
         for (span, asked) in request.into_inner().spans.into_iter().enumerate() {
             let (start, end) = (asked.offset as usize, (asked.offset + asked.length) as usize);
             let mut data = self.data[start..end].to_vec();
-            if self.vice == Vice::Corrupts {
+            if vice == Some(Vice::Corrupts) {
                 data[1000] ^= 1;
             }
             for (n, chunk) in data.chunks(64 * 1024).enumerate() {
@@ -194,10 +209,17 @@ impl PeerService for Fake {
 
 /// Starts a peer with a vice; it runs for as long as the test.
 pub(crate) async fn fake(vice: Vice, data: &[u8]) -> Address {
+    fake_that_heals(vice, data).await.0
+}
+
+/// Starts a peer with a vice of what it sends, until this is set.
+pub(crate) async fn fake_that_heals(vice: Vice, data: &[u8]) -> (Address, Arc<AtomicBool>) {
+    let healed = Arc::new(AtomicBool::new(false));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().into();
     let service = Fake {
         vice,
+        healed: Arc::clone(&healed),
         data: data.to_vec(),
         tree: potluck_core::hash::hash_bytes(data),
     };
@@ -206,5 +228,5 @@ pub(crate) async fn fake(vice: Vice, data: &[u8]) -> Address {
             .add_service(PeerServiceServer::new(service))
             .serve_with_incoming(TcpListenerStream::new(listener)),
     );
-    address
+    (address, healed)
 }

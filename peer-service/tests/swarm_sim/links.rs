@@ -3,7 +3,7 @@
 use potluck_peer::swarm::{Failure, RequestId};
 use rand::RngExt;
 
-use crate::world::{Event, World};
+use crate::world::{Event, World, seconds};
 
 const CHUNK: u64 = 64 * 1024;
 
@@ -29,8 +29,10 @@ impl World {
     pub(crate) fn request(&mut self, to: usize, id: RequestId, from: usize, unit: u32) {
         assert!(!self.nodes[to].banned.contains(&from), "a banned peer is asked");
         assert!(!self.nodes[to].have.get(unit), "unit {unit} is asked for again");
-        let corrupt =
-            self.nodes[from].spec.corrupt > 0.0 && self.rng.random_bool(self.nodes[from].spec.corrupt);
+        let spec = &self.nodes[from].spec;
+        let corrupts = spec.corrupt > 0.0 && seconds(self.now) < spec.corrupts_until;
+        let corrupt = corrupts && self.rng.random_bool(spec.corrupt);
+        self.nodes[to].asked += 1;
         let len = self.setup.unit_len;
         let flow = Flow {
             from,
@@ -65,7 +67,7 @@ impl World {
         let node = &mut self.nodes[from];
         let failure = if !node.online {
             Some(Failure::Disconnected)
-        } else if !node.have.get(unit) {
+        } else if node.refuses || !node.have.get(unit) {
             Some(Failure::NotAvailable)
         } else if node.uploads.len() >= node.spec.slots
             || waiting >= node.spec.most_waiting

@@ -18,6 +18,11 @@ pub(crate) struct Spec {
     pub(crate) most_waiting: usize,
     /// Share of the units it sends with a wrong byte.
     pub(crate) corrupt: f64,
+    /// Until when it corrupts, in seconds: the link does, and the node is honest.
+    pub(crate) corrupts_until: f64,
+    /// When it refuses whatever it is asked for, and for how long. Nothing that it announced
+    /// changes.
+    pub(crate) refuses: Option<(f64, f64)>,
     /// Share of the units it says it has and does not.
     pub(crate) lies: f64,
     /// When it stops sending without a word, and for how long.
@@ -49,6 +54,8 @@ impl Spec {
             slots: usize::MAX,
             most_waiting: usize::MAX,
             corrupt: 0.0,
+            corrupts_until: f64::INFINITY,
+            refuses: None,
             lies: 0.0,
             stall: None,
             dies: None,
@@ -82,6 +89,7 @@ pub(crate) struct Node {
     pub(crate) uploading: Bits,
     pub(crate) online: bool,
     pub(crate) stalled: bool,
+    pub(crate) refuses: bool,
     /// Counts its visits: what was sent to an earlier one is lost.
     pub(crate) visit: u32,
 
@@ -96,4 +104,6 @@ pub(crate) struct Node {
     pub(crate) wake: Option<u64>,
     pub(crate) finished: Option<u64>,
     pub(crate) banned: Vec<usize>,
+    /// How often it asked others.
+    pub(crate) asked: u64,
 }

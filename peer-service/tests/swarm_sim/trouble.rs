@@ -65,6 +65,61 @@ fn liars_are_banned_and_cost_little() {
     }
 }
 
+/// A source that hashes its file again refuses for a moment, and announces nothing: all that it
+/// announced is true again.
+#[test]
+fn the_only_source_refuses_for_a_moment() {
+    for seed in 0..20 {
+        for lasts in [0.001, 0.05, 0.5, 5.0, 60.0] {
+            let mut source = Spec::seed(LINK);
+            source.refuses = Some((0.01, lasts));
+            let (world, took) = fetch(vec![source], 64, seed);
+            let bound = 64.0 * 0.25 * MIB / LINK + lasts;
+            // The last delay before it serves again may have been as long as all before together,
+            // and a little more.
+            assert!(
+                took < bound + 0.5 + 1.5 * lasts,
+                "seed {seed}: {took} s after {lasts} s"
+            );
+            let asked = world.nodes[0].asked;
+            assert!(asked < 64 * 12, "seed {seed}: {asked} requests in {lasts} s");
+        }
+    }
+}
+
+/// The link of the only source damages whatever comes over it for a while.
+#[test]
+fn the_only_source_is_tried_again_after_its_link_corrupted() {
+    for seed in 0..20 {
+        for (sources, lasts) in [(1, 12.0), (3, 12.0), (1, 100.0)] {
+            let mut source = Spec::seed(LINK);
+            (source.corrupt, source.corrupts_until) = (1.0, lasts);
+            let (world, took) = fetch(vec![source; sources], 64, seed);
+            // Delays of 30, 60 and 120 s, each a quarter more at most.
+            let most = if lasts < 20.0 { 40.0 } else { 265.0 };
+            assert!(took < most, "seed {seed}: {took} s");
+            let swarm = world.nodes[0].swarm.as_ref().unwrap();
+            let corrupt = swarm.counters().corrupt_bytes as f64;
+            assert!(
+                corrupt <= 8.0 * 0.25 * MIB,
+                "seed {seed}: {corrupt} bytes in vain"
+            );
+        }
+    }
+}
+
+/// One that lies is not asked again while another source serves, however slowly and however long.
+#[test]
+fn a_banned_peer_is_left_alone_while_another_serves() {
+    let mut liar = Spec::seed(LINK);
+    liar.corrupt = 1.0;
+    let (world, took) = fetch(vec![liar, Spec::seed(LINK / 500.0)], 32, 1);
+    assert!(took > 100.0, "{took} s");
+    let swarm = world.nodes[0].swarm.as_ref().unwrap();
+    let corrupt = swarm.counters().corrupt_bytes as f64;
+    assert!(corrupt <= 0.25 * MIB, "{corrupt} bytes in vain");
+}
+
 /// A peer that has a part and gets no further is no crowd: nothing is kept from it by asking others for more at once.
 #[test]
 fn an_idle_partial_peer_costs_a_second_at_most() {
@@ -174,6 +229,56 @@ fn every_world_with_an_honest_source_ends() {
             took < bound * downloaders * 1.5 + 6.0,
             "seed {seed}: {took} s, alone {bound} s"
         );
+    }
+}
+
+/// Everything that can be wrong, at the only source of everything too, and that ends: no transfer
+/// may wait for ever for bytes that are there, nor ask without pause.
+#[test]
+fn every_world_whose_source_recovers_ends() {
+    for seed in seeds(300) {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed ^ 0x5eed);
+        let mut source = Spec::seed(LINK);
+        let at = |rng: &mut Xoshiro256PlusPlus| (rng.random_range(0.0..0.5), rng.random_range(0.001..20.0));
+        if rng.random_bool(0.5) {
+            source.refuses = Some(at(&mut rng));
+        }
+        if rng.random_bool(0.5) {
+            (source.corrupt, source.corrupts_until) =
+                (rng.random_range(0.1..1.0), rng.random_range(0.1..12.0));
+        }
+        if rng.random_bool(0.3) {
+            source.stall = Some(at(&mut rng));
+        }
+        match rng.random_range(0..4) {
+            0 => source.flaps = Some(rng.random_range(1.0..3.0)),
+            1 => source.slots = 1,
+            _ => {}
+        }
+        let mut nodes = vec![Spec::peer(LINK), source];
+        let others = rng.random_range(0..4);
+        nodes.extend((0..others).map(|_| strange(&mut rng)));
+        let mut setup = Setup::new(nodes, rng.random_range(1..32));
+        setup.delay = rng.random_range(0.0001..0.05);
+        setup.limit = 1800.0;
+        let units = u64::from(setup.units);
+        let mut world = World::new(setup, seed);
+        let took = world.run();
+        world.assert_sound(seed);
+        for (index, node) in world
+            .nodes
+            .iter()
+            .enumerate()
+            .filter(|(_, node)| node.swarm.is_some())
+        {
+            // Each unit of each peer once or twice, and what is tried again after growing delays.
+            let most = 8 * units * world.nodes.len() as u64 + (20.0 * took) as u64;
+            assert!(
+                node.asked <= most,
+                "seed {seed}: node {index} asked {} times",
+                node.asked
+            );
+        }
     }
 }
 

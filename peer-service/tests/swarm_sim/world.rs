@@ -36,6 +36,7 @@ pub(crate) enum Event {
     Join(usize),
     Leave(usize, bool),
     Stall(usize, bool),
+    Refuse(usize, bool),
     Wake(usize),
     Tell(usize),
     Readmit(usize, usize),
@@ -124,6 +125,7 @@ impl World {
                 uploading: Bits::new(setup.units),
                 online: false,
                 stalled: false,
+                refuses: false,
                 visit: 0,
                 uploads: Vec::new(),
                 sending: false,
@@ -133,6 +135,7 @@ impl World {
                 wake: None,
                 finished: None,
                 banned: Vec::new(),
+                asked: 0,
             });
         }
         // Knowing goes both ways.
@@ -161,6 +164,10 @@ impl World {
             if let Some((at, lasts)) = spec.stall {
                 world.at(at, Event::Stall(index, true));
                 world.at(at + lasts, Event::Stall(index, false));
+            }
+            if let Some((at, lasts)) = spec.refuses {
+                world.at(at, Event::Refuse(index, true));
+                world.at(at + lasts, Event::Refuse(index, false));
             }
             if let Some(at) = spec.dies {
                 world.at(at, Event::Leave(index, true));
@@ -218,6 +225,7 @@ impl World {
                 self.nodes[node].stalled = stalled;
                 self.send_next(node);
             }
+            Event::Refuse(node, refuses) => self.nodes[node].refuses = refuses,
             Event::Wake(node) => {
                 if self.nodes[node].wake == Some(self.now) {
                     self.nodes[node].wake = None;
@@ -370,6 +378,12 @@ impl World {
                 }
                 // As the index would name it again.
                 Action::Forget { peer } => self.after(10.0, Event::Readmit(index, peer.0 as usize)),
+                Action::Readmit { peer } => {
+                    let peer = peer.0 as usize;
+                    assert!(self.nodes[index].banned.contains(&peer), "node {peer} was banned");
+                    self.nodes[index].banned.retain(|&other| other != peer);
+                    self.after(self.setup.delay, Event::Readmit(index, peer));
+                }
                 Action::Finished => self.nodes[index].finished = Some(self.now),
             }
         }

@@ -171,23 +171,44 @@ fn target(peer: &Borrowed, args: &GetArgs) -> Result<Option<PathBuf>, Fail> {
     Ok(Some(target))
 }
 
-/// The command that goes on after an interruption, anywhere on this machine.
+/// The command that goes on after an interruption, with every flag that changes what it does.
 fn again(context: &Context, args: &GetArgs) -> String {
     let want = match &args.want {
         Want::Id(id) => id.to_string(),
         Want::Sha256(sum) => format!("sha256:{sum}"),
         Want::Name(name) => name.clone(),
     };
+    let output = args.output.iter().map(|path| path.to_string_lossy().into_owned());
+    let wait = Some(args.wait).filter(|&wait| wait != DEFAULT_WAIT);
+    let flags = [
+        ("-o", output.collect()),
+        ("--from", args.from.iter().map(ToString::to_string).collect()),
+        ("--limit", args.limit.map(rate).into_iter().collect()),
+        ("--priority", numbers(args.priority)),
+        ("--wait", numbers(wait)),
+        ("--listen", numbers(args.listen)),
+    ];
+    let flags = flags.into_iter().flat_map(|(flag, values): (_, Vec<String>)| {
+        values.into_iter().flat_map(move |value| [flag.to_owned(), value])
+    });
     let words = ["potluck", "get", &want].map(ToOwned::to_owned).into_iter();
-    let output = args
-        .output
-        .iter()
-        .flat_map(|path| ["-o".to_owned(), path.to_string_lossy().into_owned()]);
-    let from = args
-        .from
-        .iter()
-        .flat_map(|address| ["--from".to_owned(), address.to_string()]);
-    context.command(words.chain(output).chain(from))
+    context.command(words.chain(flags))
+}
+
+fn numbers(value: Option<impl ToString>) -> Vec<String> {
+    value.iter().map(ToString::to_string).collect()
+}
+
+/// A rate as `--limit` takes it, exactly.
+fn rate(rate: ByteSize) -> String {
+    let bytes = rate.as_u64();
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    let is_whole = |unit: u64| bytes > 0 && bytes.is_multiple_of(unit);
+    let whole = units.iter().find(|(unit, _)| is_whole(*unit));
+    match whole {
+        Some((unit, name)) => format!("{}{name}", bytes / unit),
+        None => bytes.to_string(),
+    }
 }
 
 fn parse_address(text: &str) -> Result<Address, String> {

@@ -49,6 +49,11 @@ pub(crate) fn report(context: &Context, transfer: &Transfer, detached: bool) -> 
     for line in sources(&transfer.peers) {
         context.out.note(line);
     }
+    if let Some(problem) = &transfer.sharing_error {
+        context
+            .out
+            .warn(format_args!("downloaded; {}", text::shown(&problem.message)));
+    }
     Ok(())
 }
 
@@ -64,6 +69,8 @@ fn object(transfer: &Transfer) -> serde_json::Value {
         "seconds": transfer.elapsed.as_millis() as f64 / 1000.0,
         "resumed_bytes": transfer.resumed,
         "sources": transfer.peers.iter().map(transfers::source).collect::<Vec<_>>(),
+        "sharing_error": transfer.sharing_error.as_ref().map(|problem| problem.reason.word()),
+        "sharing_message": transfer.sharing_error.as_ref().map(|problem| problem.message.as_str()),
     })
 }
 

@@ -190,6 +190,7 @@ mod tests {
                 })
                 .collect(),
             error: None,
+            sharing_error: None,
             limit: 0,
             priority: 10,
         }

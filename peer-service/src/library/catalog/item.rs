@@ -32,6 +32,8 @@ pub(in super::super) struct Shared {
     pub(in super::super) path: Arc<Path>,
     /// Whether it came as a download, and nobody asked for it to be shared.
     pub(in super::super) arrived: bool,
+    /// What others call it, where that is not what its path ends in.
+    pub(in super::super) label: Option<Label>,
     /// Of the file, or of the collection's manifest.
     pub(in super::super) record: FileRecord,
     pub(in super::super) body: Body,
@@ -73,6 +75,8 @@ pub(in super::super) struct NewItem {
     pub(in super::super) path: Arc<Path>,
     /// As in [`Shared`]; what was asked for stays so, whoever puts it.
     pub(in super::super) arrived: bool,
+    /// As in [`Shared`].
+    pub(in super::super) label: Option<Label>,
     pub(in super::super) record: FileRecord,
     pub(in super::super) body: Body,
     pub(in super::super) sums: BTreeMap<Part, Sha256>,
@@ -82,7 +86,10 @@ pub(in super::super) struct NewItem {
 impl Shared {
     /// The label it is shared by.
     pub(in super::super) fn name(&self) -> String {
-        name_of(&self.path)
+        match &self.label {
+            Some(label) => label.as_str().to_owned(),
+            None => name_of(&self.path),
+        }
     }
 
     pub(in super::super) fn item(&self) -> Item {
@@ -195,6 +202,7 @@ impl Shared {
         ItemRow {
             path: self.path.clone(),
             arrived: self.arrived,
+            label: self.label.clone(),
             id: self.record.id,
             root: self.record.root,
             body: match &self.body {

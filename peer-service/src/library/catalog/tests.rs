@@ -62,6 +62,7 @@ fn item(at: usize, contents: &[usize], is_folder: bool) -> NewItem {
     NewItem {
         path: path(at),
         arrived: false,
+        label: None,
         record,
         body,
         sums: BTreeMap::new(),

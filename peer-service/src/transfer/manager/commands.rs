@@ -1,13 +1,13 @@
 //! What a transfer's owner may do with it: pause, resume, adjust, cancel.
 
-use potluck_core::Problem;
+use potluck_core::{Problem, Reason};
 
 use super::{
     super::{
         run::Ended,
         view::{NewTerms, State, View},
     },
-    Again, Entry, Task, Transfers, unknown,
+    Again, Entry, Task, Transfers, shutting_down, unknown,
 };
 
 impl Transfers {
@@ -16,65 +16,79 @@ impl Transfers {
         let task = {
             let mut table = self.table();
             let entry = table.transfers.get_mut(&number).ok_or_else(|| unknown(number))?;
-            if cancel && entry.task.is_some() {
-                entry.cancel = true;
+            if cancel {
+                entry.cancel = entry.task.is_some();
+                entry.stop();
+            } else if !self.inner.shutdown.is_cancelled() {
+                entry.pause();
             }
             entry.task.clone()
         };
         if let Some(task) = task {
-            task.stop.cancel();
             task.ended.cancelled().await;
         }
         Ok(())
     }
 
-    /// Pauses a transfer; what has ended stays as it is.
+    /// Pauses a transfer. Every view shows it as paused at once; when this returns, it is stored.
     ///
     /// # Errors
-    /// [`Reason::NotFound`](potluck_core::Reason::NotFound).
+    /// [`Reason::NotFound`], [`Reason::AlreadyEnded`]; what keeps it from being stored: it is
+    /// paused then, until the peer ends.
     pub async fn pause(&self, number: u64) -> Result<View, Problem> {
+        self.check_open(number)?;
         self.stop(number, false).await?;
-        self.get(number)
+        self.store(number).await?;
+        let view = self.get(number)?;
+        match view.state {
+            State::Done => Err(already_ended(&view)),
+            state if state.is_active() && self.inner.shutdown.is_cancelled() => Err(shutting_down()),
+            _ => Ok(view),
+        }
     }
 
-    /// Lets a paused or failed transfer go on, whether or not somebody watches it.
+    /// Lets a paused or failed transfer go on, whether or not somebody watches it. When this
+    /// returns, it is stored as one that goes on.
     ///
     /// # Errors
-    /// [`Reason::NotFound`](potluck_core::Reason::NotFound).
+    /// [`Reason::NotFound`], [`Reason::AlreadyEnded`]; what keeps it from being stored: it has
+    /// failed then.
     pub async fn resume(&self, number: u64) -> Result<View, Problem> {
-        let ended = {
+        self.check_open(number)?;
+        {
             let mut table = self.table();
             let entry = table.transfers.get_mut(&number).ok_or_else(|| unknown(number))?;
             entry.spec.detach = true;
-            entry.has_ended()
-        };
-        if !ended {
-            self.store(number).await;
-            self.begin(number, Again::UnlessEnded).await;
+            table.unstored.insert(number);
         }
+        self.begin(number, Again::UnlessEnded).await?;
         self.get(number)
     }
 
-    /// Changes what a transfer is held to, at once and for good; what is done or cancelled stays as it is.
+    /// Changes what a transfer is held to, at once and for good; what is done or cancelled stays as
+    /// it is. When this returns, it is stored.
     ///
     /// # Errors
-    /// [`Reason::NotFound`](potluck_core::Reason::NotFound).
+    /// [`Reason::NotFound`]; what keeps it from being stored: it holds then until the peer ends.
     pub async fn adjust(&self, number: u64, terms: NewTerms) -> Result<View, Problem> {
         {
             let mut table = self.table();
             let entry = table.transfers.get_mut(&number).ok_or_else(|| unknown(number))?;
             if !entry.has_ended() {
                 entry.hold_to(terms);
+                table.unstored.insert(number);
             }
         }
-        self.store(number).await;
+        self.store(number).await?;
         self.get(number)
     }
 
-    /// Ends a transfer and removes what it had fetched; what is done stays done.
+    /// Ends a transfer and removes what it had fetched; one that was cancelled before stays so.
+    /// When this returns, the store has forgotten it.
     ///
     /// # Errors
-    /// [`Reason::NotFound`](potluck_core::Reason::NotFound).
+    /// [`Reason::NotFound`]; [`Reason::AlreadyEnded`] where it is done; what keeps the store from
+    /// forgetting it: it begins again with the peer's next start.
     pub async fn cancel(&self, number: u64) -> Result<View, Problem> {
         self.stop(number, true).await?;
         if let Some(task) = self.claim(number) {
@@ -84,7 +98,22 @@ impl Transfers {
             self.inner.context.tracker.spawn(work);
             ended.cancelled().await;
         }
-        self.get(number)
+        self.store(number).await?;
+        let view = self.get(number)?;
+        match view.state {
+            State::Done => Err(already_ended(&view)),
+            _ => Ok(view),
+        }
+    }
+
+    /// # Errors
+    /// [`Reason::NotFound`]; [`Reason::AlreadyEnded`] for what is done or cancelled.
+    fn check_open(&self, number: u64) -> Result<(), Problem> {
+        let view = self.get(number)?;
+        match view.state {
+            State::Done | State::Cancelled => Err(already_ended(&view)),
+            _ => Ok(()),
+        }
     }
 
     /// Takes the place of the task of a transfer that rests, so that none begins meanwhile.
@@ -107,6 +136,27 @@ impl Entry {
         matches!(self.view.borrow().state, State::Done | State::Cancelled)
     }
 
+    /// Has the task at work stop, if there is one, and shows no activity any more.
+    fn stop(&self) {
+        if let Some(task) = &self.task {
+            task.stop.cancel();
+            self.view.send_modify(|view| view.rest(view.state));
+        }
+    }
+
+    /// The same, and shows the transfer as paused at once: unless it gets its name at the moment,
+    /// as it is done then.
+    pub(super) fn pause(&self) {
+        self.stop();
+        self.view.send_if_modified(|view| {
+            let pauses = self.task.is_some() && view.state.is_active();
+            if pauses && view.state != State::Finishing {
+                view.rest(State::Paused);
+            }
+            pauses
+        });
+    }
+
     /// Changes what the transfer is held to; the task at work hears of it.
     pub(super) fn hold_to(&mut self, terms: NewTerms) {
         let terms = terms.of(*self.terms.borrow());
@@ -114,4 +164,14 @@ impl Entry {
         self.view.send_modify(|view| view.terms = terms);
         self.terms.send_replace(terms);
     }
+}
+
+/// The problem with asking something of a transfer that has ended for good.
+fn already_ended(view: &View) -> Problem {
+    let (number, path) = (view.transfer, view.path.display());
+    let message = match view.state {
+        State::Done => format!("transfer {number} is done already: what it fetched is at {path}"),
+        _ => format!("transfer {number} was cancelled already: get the file again to have it"),
+    };
+    Problem::new(Reason::AlreadyEnded, message)
 }

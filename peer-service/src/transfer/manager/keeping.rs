@@ -1,69 +1,119 @@
 //! What is remembered of transfers, in the store and in the list, and what is removed with one.
 
-use std::sync::PoisonError;
+use std::{sync::PoisonError, time::Duration};
+
+use potluck_core::{Problem, Reason, problem::RAISE_OPEN_FILES};
 
 use super::{
     super::{part, saved::Saved, target::Target, view::State},
     Entry, Table, Transfers,
 };
-use crate::blocking::blocking;
+use crate::{blocking::blocking, store::StoreError};
 
 /// Ended transfers that are kept to be listed.
 const KEPT: usize = 100;
 
+/// Time between two tries to store what could not be stored.
+const STORE_RETRY: Duration = Duration::from_secs(3);
+
 impl Transfers {
     /// Has the store remember a transfer as it stands; `running`: as one that is at work.
-    pub(super) async fn remember(&self, number: u64, running: bool) {
+    ///
+    /// # Errors
+    /// As of [`Transfers::store`].
+    pub(super) async fn remember(&self, number: u64, running: bool) -> Result<(), Problem> {
         self.mark(number, Some(running));
-        self.store(number).await;
+        self.store(number).await
     }
 
-    pub(super) async fn forget(&self, number: u64) {
+    /// Has the store forget a transfer.
+    ///
+    /// # Errors
+    /// As of [`Transfers::store`].
+    pub(super) async fn forget(&self, number: u64) -> Result<(), Problem> {
         self.mark(number, None);
-        self.store(number).await;
+        self.store(number).await
     }
 
     fn mark(&self, number: u64, stored: Option<bool>) {
-        if let Some(entry) = self.table().transfers.get_mut(&number) {
+        let mut table = self.table();
+        if let Some(entry) = table.transfers.get_mut(&number) {
             entry.stored = stored;
         }
+        table.unstored.insert(number);
     }
 
-    /// Brings the store up to date with a transfer: one that is to be remembered as it is now, any other not at all.
-    pub(super) async fn store(&self, number: u64) {
+    /// Brings the store up to date with a transfer, and with all others that it does not have as
+    /// they are. On the disk when this returns.
+    ///
+    /// # Errors
+    /// [`Reason::DiskFull`], [`Reason::TooManyOpenFiles`] or [`Reason::StoreUnavailable`]: tried
+    /// again until it succeeds, or the peer ends.
+    pub(super) async fn store(&self, number: u64) -> Result<(), Problem> {
         let transfers = self.clone();
-        let stored = blocking(move || {
-            // One at a time, and each with what holds when its turn comes: the last that is written is the latest.
-            let _storing = transfers
-                .inner
-                .storing
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            let store = &transfers.inner.context.store;
-            match transfers.to_save(number) {
-                Some(saved) => store.put_transfer(number, &saved.encode()),
-                None => store.remove_transfer(number),
-            }
-        });
-        if let Ok(Err(error)) = stored.await {
-            tracing::warn!(transfer = number, %error, "could not be stored: after a restart it is as it was before");
-        }
-    }
-
-    fn to_save(&self, number: u64) -> Option<Saved> {
-        let table = self.table();
-        let entry = table.transfers.get(&number)?;
-        let view = entry.view.borrow();
-        Some(Saved {
-            spec: entry.spec.clone(),
-            running: entry.stored?,
-            name: view.name.clone(),
-            path: Some(view.path.clone()).filter(|path| !path.as_os_str().is_empty()),
+        let stored = blocking(move || transfers.store_all()).await?;
+        stored.map_err(|error| {
+            tracing::warn!(
+                transfer = number, %error,
+                "could not be stored, and is tried again: until then a restart brings back what was before"
+            );
+            self.retry_storing();
+            not_stored(number, &error)
         })
     }
 
+    /// Writes what the store does not have yet. One call at a time, and each writes what holds when
+    /// its turn comes: what is written last is the latest. Blocks.
+    fn store_all(&self) -> Result<(), StoreError> {
+        let _storing = self.inner.storing.lock().unwrap_or_else(PoisonError::into_inner);
+        let changes: Vec<_> = {
+            let mut table = self.table();
+            let unstored = std::mem::take(&mut table.unstored);
+            let row = |number| (number, table.to_save(number).map(|saved| saved.encode()));
+            unstored.into_iter().map(row).collect()
+        };
+        if changes.is_empty() {
+            // Another call wrote it with its own.
+            return Ok(());
+        }
+        let stored = self.inner.context.store.write_transfers(&changes);
+        if stored.is_err() {
+            let numbers = changes.iter().map(|(number, _)| *number);
+            self.table().unstored.extend(numbers);
+        }
+        stored
+    }
+
+    /// Tries again and again to store what could not be stored.
+    fn retry_storing(&self) {
+        if std::mem::replace(&mut self.table().is_retrying, true) {
+            return;
+        }
+        let transfers = self.clone();
+        self.inner.context.tracker.spawn(async move {
+            loop {
+                tokio::select! {
+                    // Both only wait.
+                    () = transfers.inner.shutdown.cancelled() => return,
+                    () = tokio::time::sleep(STORE_RETRY) => {}
+                }
+                let again = transfers.clone();
+                let _ = blocking(move || again.store_all()).await;
+                let mut table = transfers.table();
+                if table.unstored.is_empty() {
+                    tracing::info!("what could not be stored of the transfers is stored now");
+                    table.is_retrying = false;
+                    return;
+                }
+            }
+        });
+    }
+
     /// Removes what a cancelled transfer had fetched.
-    pub(super) async fn discard(&self, number: u64) {
+    ///
+    /// # Errors
+    /// As of [`Transfers::store`].
+    pub(super) async fn discard(&self, number: u64) -> Result<(), Problem> {
         let target = self.table().transfers.get(&number).map(|entry| {
             let path = entry.view.borrow().path.clone();
             (entry.spec.id, Target { path })
@@ -74,11 +124,23 @@ impl Transfers {
                 tracing::warn!(part = %path.display(), %error, "could not be removed");
             }
         }
-        self.forget(number).await;
+        self.forget(number).await
     }
 }
 
 impl Table {
+    /// A transfer as the store is to have it; `None`: not at all.
+    fn to_save(&self, number: u64) -> Option<Saved> {
+        let entry = self.transfers.get(&number)?;
+        let view = entry.view.borrow();
+        Some(Saved {
+            spec: entry.spec.clone(),
+            running: entry.stored?,
+            name: view.name.clone(),
+            path: Some(view.path.clone()).filter(|path| !path.as_os_str().is_empty()),
+        })
+    }
+
     /// Takes out the oldest ended transfers beyond those that are kept.
     pub(super) fn prune(&mut self) -> Vec<u64> {
         let ended = |entry: &Entry| {
@@ -97,5 +159,30 @@ impl Table {
             self.transfers.remove(number);
         }
         pruned
+    }
+}
+
+/// The problem with a transfer that could not be stored as it stands.
+fn not_stored(number: u64, error: &StoreError) -> Problem {
+    let lost = "a restart of the peer would bring back what was before";
+    match error.exhaustion() {
+        Some(Reason::DiskFull) => Problem::new(
+            Reason::DiskFull,
+            format!(
+                "the disk of the peer's home has no room to store transfer {number} as it is now: \
+                 {lost}; make room and ask again"
+            ),
+        ),
+        Some(reason) => Problem::new(
+            reason,
+            format!("transfer {number} could not be stored as it is now: {RAISE_OPEN_FILES}"),
+        ),
+        None => Problem::new(
+            Reason::StoreUnavailable,
+            format!(
+                "transfer {number} could not be stored as it is now: {lost}; see the peer's log \
+                 and ask again"
+            ),
+        ),
     }
 }

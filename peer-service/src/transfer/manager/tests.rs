@@ -29,6 +29,9 @@ use crate::{
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long a call that must wait is watched.
+const EARLY: Duration = Duration::from_millis(200);
+
 /// Transfers that find nobody to fetch from.
 struct Rig {
     transfers: Transfers,
@@ -106,6 +109,33 @@ impl Rig {
         held
     }
 
+    /// What a command answers, which must be nothing as long as nothing can be stored.
+    async fn once_stored<T>(&self, command: impl Future<Output = T>) -> T {
+        let disk = self.hold_up();
+        let mut command = std::pin::pin!(command);
+        let early = tokio::time::timeout(EARLY, &mut command).await;
+        assert!(early.is_err(), "it is answered before it is stored");
+        drop(disk);
+        command.await
+    }
+
+    /// A transfer as the store has it.
+    fn row(&self, number: u64) -> Option<Saved> {
+        let rows = self.transfers.inner.context.store.transfers().unwrap();
+        let row = rows.into_iter().find(|(row, _)| *row == number);
+        row.map(|(_, bytes)| Saved::decode(&bytes).unwrap())
+    }
+
+    /// Keeps all from being stored until [`Rig::mend_store`].
+    fn break_store(&self) {
+        self.transfers.inner.context.store.close();
+        std::fs::rename(self.dir.path().join("state"), self.dir.path().join("away")).unwrap();
+    }
+
+    fn mend_store(&self) {
+        std::fs::rename(self.dir.path().join("away"), self.dir.path().join("state")).unwrap();
+    }
+
     fn stored(&self) -> usize {
         self.transfers.inner.context.store.transfers().unwrap().len()
     }
@@ -151,6 +181,117 @@ async fn two_who_ask_for_the_same_at_once_have_one_transfer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_command_is_answered_once_the_store_has_it() {
+    let rig = Rig::new();
+    let transfers = &rig.transfers;
+    let fetched = rig.once_stored(transfers.fetch(wish())).await.unwrap();
+    let number = fetched.transfer;
+    assert!(rig.row(number).unwrap().running);
+    rig.once_stored(transfers.pause(number)).await.unwrap();
+    assert!(!rig.row(number).unwrap().running);
+    let terms = NewTerms {
+        max_bytes_per_second: Some(5),
+        priority: crate::limits::Priority::new(3),
+    };
+    rig.once_stored(transfers.adjust(number, terms)).await.unwrap();
+    assert_eq!(rig.row(number).unwrap().spec.terms, terms);
+    rig.once_stored(transfers.resume(number)).await.unwrap();
+    let row = rig.row(number).unwrap();
+    assert!(row.running && row.spec.terms == terms);
+    // Whoever joins is answered no sooner.
+    let named = FetchSpec {
+        providers: vec![std::net::SocketAddr::from(([192, 0, 2, 1], 9)).into()],
+        ..wish()
+    };
+    rig.once_stored(transfers.fetch(named)).await.unwrap();
+    assert_eq!(rig.row(number).unwrap().spec.providers.len(), 1);
+    rig.once_stored(transfers.cancel(number)).await.unwrap();
+    assert!(rig.row(number).is_none());
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_stored_is_told_and_stored_as_soon_as_it_can_be() {
+    let rig = Rig::new();
+    let transfers = &rig.transfers;
+    let number = transfers.fetch(wish()).await.unwrap().transfer;
+    rig.break_store();
+    let reason = |problem: Problem| problem.reason;
+    let named = |name: &str, detach| FetchSpec {
+        name: Some(name.into()),
+        detach,
+        ..wish()
+    };
+    let refused = transfers.fetch(named("detached", true)).await.unwrap_err();
+    assert_eq!(reason(refused), Reason::StoreUnavailable);
+    let failed = &transfers.list()[0];
+    assert_eq!((failed.state, &*failed.name), (State::Failed, "detached"));
+    // Its caller sees it end with the peer, and was promised nothing else.
+    let watched = transfers.fetch(named("watched", false)).await.unwrap();
+    rig.until(watched.transfer, |entry| entry.view.borrow().state.is_active())
+        .await;
+    assert_eq!(
+        transfers.pause(number).await.map_err(reason).unwrap_err(),
+        Reason::StoreUnavailable
+    );
+    assert_eq!(rig.state(number), State::Paused);
+    rig.mend_store();
+    rig.until(number, |_| rig.row(number).is_some_and(|row| !row.running))
+        .await;
+    rig.until(number, |_| {
+        rig.row(watched.transfer).is_some_and(|row| row.running)
+    })
+    .await;
+    drop(watched);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_is_seen_at_once() {
+    let rig = Rig::new();
+    let number = rig.transfers.fetch(wish()).await.unwrap().transfer;
+    let disk = rig.hold_up();
+    let transfers = rig.transfers.clone();
+    let pausing = tokio::spawn(async move { transfers.pause(number).await });
+    rig.until(number, |entry| entry.view.borrow().state == State::Paused)
+        .await;
+    assert!(!pausing.is_finished(), "it is not stored yet");
+    drop(disk);
+    assert_eq!(pausing.await.unwrap().unwrap().state, State::Paused);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_ended_is_not_said_to_be_paused_resumed_or_cancelled() {
+    let rig = Rig::new();
+    let transfers = &rig.transfers;
+    let path = rig.dir.path().join("there");
+    std::fs::write(&path, [7; 1000]).unwrap();
+    let spec = FetchSpec {
+        target: Some(path.clone()),
+        detach: true,
+        ..FetchSpec::new(potluck_core::hash::hash_bytes(&[7; 1000]).id())
+    };
+    let done = transfers.fetch(spec).await.unwrap().transfer;
+    rig.until(done, |entry| entry.view.borrow().state == State::Done)
+        .await;
+    let cancelled = transfers.fetch(wish()).await.unwrap().transfer;
+    assert_eq!(transfers.cancel(cancelled).await.unwrap().state, State::Cancelled);
+    for (number, state) in [(done, State::Done), (cancelled, State::Cancelled)] {
+        let answers = [transfers.pause(number).await, transfers.resume(number).await];
+        for answer in answers {
+            assert_eq!(answer.unwrap_err().reason, Reason::AlreadyEnded);
+        }
+        assert_eq!(rig.state(number), state);
+    }
+    let problem = transfers.cancel(done).await.unwrap_err();
+    assert_eq!(problem.reason, Reason::AlreadyEnded);
+    assert!(problem.message.contains(path.to_str().unwrap()), "{problem}");
+    assert_eq!(transfers.cancel(cancelled).await.unwrap().state, State::Cancelled);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_that_comes_while_a_pause_is_stored_is_done() {
     let rig = Rig::new();
     let number = rig.transfers.fetch(wish()).await.unwrap().transfer;
@@ -184,7 +325,7 @@ async fn nothing_begins_while_what_was_fetched_is_removed() {
         assert!(futures_util::poll!(&mut beginning).is_pending());
         assert_eq!(rig.state(number), State::Paused, "nothing is at work on it");
         drop(disk);
-        beginning.await;
+        beginning.await.unwrap();
         cancelling.await.unwrap();
         let is_at_work = rig.transfers.table().transfers[&number].task.is_some();
         assert_eq!(is_at_work, again == Again::Always);

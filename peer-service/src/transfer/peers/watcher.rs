@@ -25,6 +25,10 @@ const MAX_RETRY: Duration = Duration::from_secs(30);
 /// Least pause between two events of one peer: HTTP/2 holds back whoever sends them faster, and no honest peer does.
 const EVENT_PAUSE: Duration = Duration::from_millis(5);
 
+/// Least pause after a snapshot that repeats itself: it costs more than a change, and an honest
+/// peer hashes a file for longer.
+const SNAPSHOT_PAUSE: Duration = Duration::from_millis(250);
+
 /// Keeps one peer connected and passes on what it has.
 pub(super) struct Watcher {
     pub(super) key: PeerKey,
@@ -93,8 +97,11 @@ impl Watcher {
         {
             return Ok(());
         }
+        let mut is_first = true;
         while let Some(event) = events.next().await {
-            let event = match event? {
+            let event = event?;
+            let repeats = matches!(event, Availability::Snapshot(_)) && !std::mem::take(&mut is_first);
+            let event = match event {
                 Availability::OtherUnits(problem) => {
                     self.tell(PeerEvent::OtherUnits).await;
                     return Err(problem);
@@ -104,7 +111,8 @@ impl Watcher {
             if self.tell(event).await.is_none() {
                 return Ok(());
             }
-            tokio::time::sleep(EVENT_PAUSE).await;
+            let pause = if repeats { SNAPSHOT_PAUSE } else { EVENT_PAUSE };
+            tokio::time::sleep(pause).await;
         }
         Err(Problem::new(
             Reason::Unreachable,

@@ -2,7 +2,8 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use potluck_core::{Problem, Sha256, hash, merkle::FileTree};
+use potluck_core::{Problem, Sha256, hash, merkle::FileTree, path::Label};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -15,7 +16,7 @@ use super::{
         prepare::Collection,
         report::Reporter,
         target,
-        view::State,
+        view::{State, View},
     },
     Prepared, Run,
 };
@@ -33,6 +34,9 @@ impl Run {
         offered: OfferedPart,
         reporter: &Reporter,
     ) -> Result<bool, Problem> {
+        if !reporter.finishing() {
+            return Ok(false);
+        }
         let stamps = loop {
             let (part, claim, stop) = (Arc::clone(&live.part), self.spec.sha256, self.stop.clone());
             match blocking(move || place::finish(&part, claim, &stop)).await? {
@@ -55,6 +59,8 @@ impl Run {
             stamps,
             collection: prepared.planned.collection,
             stop: self.stop.clone(),
+            view: self.view.clone(),
+            label: Label::sanitize(&live.name),
         };
         // Served and told of as a part from the transfer until the library has it.
         let shelf = self.live.clone();
@@ -77,6 +83,9 @@ struct Adoption {
     stamps: Stamps,
     collection: Option<Collection>,
     stop: CancellationToken,
+    view: watch::Sender<View>,
+    /// What others call it: where it was put is its owner's business.
+    label: Label,
 }
 
 impl Adoption {
@@ -89,6 +98,7 @@ impl Adoption {
         };
         if let Err(problem) = adopted {
             tracing::warn!(path = %path.display(), %problem, "fetched and verified, and could not be shared");
+            self.view.send_modify(|view| view.sharing_error = Some(problem));
         }
     }
 
@@ -100,7 +110,7 @@ impl Adoption {
         };
         self.context
             .library
-            .adopt_file(path, tree, stamp, self.sha256)
+            .adopt_file(path, tree, stamp, self.sha256, Some(self.label.clone()))
             .await
     }
 
@@ -132,7 +142,7 @@ impl Adoption {
         let hashes = hashes.await??;
         self.context
             .library
-            .adopt_collection(path, manifest, stamps, hashes)
+            .adopt_collection(path, manifest, stamps, hashes, Some(self.label.clone()))
             .await
     }
 }

@@ -62,7 +62,13 @@ impl Run {
         let early = move || existing::early(asked.as_deref(), named.as_deref(), &files);
         if let Some(target) = blocking(early).await? {
             reporter.path(&target.path);
-            if existing::file(&self.context, id, &target.path, reporter).await? {
+            let label = match (&self.spec.name, &self.spec.target) {
+                (Some(name), _) => Some(Label::sanitize(name)),
+                // Its owner named the path, and nobody said what others call it.
+                (None, Some(_)) => Some(prepare::fallback_name(id)),
+                (None, None) => None,
+            };
+            if existing::file(&self.context, id, &target.path, label, reporter).await? {
                 return Ok(None);
             }
         }
@@ -114,8 +120,17 @@ impl Run {
         let plan = Arc::new(plan);
         reporter.planned(record.kind, &plan);
         let there = match &manifest {
-            Some(manifest) => existing::folder(&self.context, &target.path, manifest, reporter).await?,
-            None => existing::file(&self.context, id, &target.path, reporter).await?,
+            Some(manifest) => {
+                existing::folder(
+                    &self.context,
+                    &target.path,
+                    manifest,
+                    Some(name.clone()),
+                    reporter,
+                )
+                .await?
+            }
+            None => existing::file(&self.context, id, &target.path, Some(name.clone()), reporter).await?,
         };
         if there {
             return Ok(None);

@@ -1,0 +1,117 @@
+//! Files and folders that are still there after a loss of power.
+//!
+//! A file's bytes are on the disk once it is synced; its name is there once its folder is synced.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, ErrorKind, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::Path,
+};
+
+/// Writes a file so that after a crash it is whole or not there at all: beside its place, to the
+/// disk, then into its place.
+///
+/// # Errors
+/// As of the file system; what was there before still stands.
+pub(crate) fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let folder = path.parent().ok_or(ErrorKind::InvalidInput)?;
+    let mut name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_owned();
+    name.push(".new");
+    let beside = folder.join(name);
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Made anew, so that a link planted there is never followed.
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&beside)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    if let Err(error) = written.and_then(|()| fs::rename(&beside, path)) {
+        // What is half written helps nobody, and on a full disk its room does.
+        let _ = fs::remove_file(&beside);
+        return Err(error);
+    }
+    sync_folder(folder)
+}
+
+/// Makes a folder and all above it that are not there, with these mode bits.
+///
+/// # Errors
+/// As of the file system.
+pub(crate) fn create_folders(path: &Path, mode: u32) -> io::Result<()> {
+    let missing = path.ancestors().take_while(|folder| {
+        !folder.as_os_str().is_empty()
+            && matches!(folder.symlink_metadata(),
+            Err(error) if error.kind() == ErrorKind::NotFound)
+    });
+    let made = missing.last().map(Path::to_owned);
+    fs::DirBuilder::new().recursive(true).mode(mode).create(path)?;
+    let Some(highest) = made else {
+        return Ok(());
+    };
+    // The name of each that was made is in the folder above it.
+    for folder in path.ancestors() {
+        let above = folder.parent().filter(|above| !above.as_os_str().is_empty());
+        sync_folder(above.unwrap_or_else(|| Path::new(".")))?;
+        if folder == highest {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Has the disk keep the names in a folder.
+///
+/// # Errors
+/// As of the file system, but for one that knows no such thing and a folder that this user may not
+/// read: the names are in their places all the same.
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
+    match File::open(path).and_then(|folder| folder.sync_all()) {
+        Err(error) if is_no_matter(&error) => {
+            tracing::debug!(path = %path.display(), %error, "the folder could not be flushed");
+            Ok(())
+        }
+        synced => synced,
+    }
+}
+
+fn is_no_matter(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::PermissionDenied | ErrorKind::InvalidInput | ErrorKind::Unsupported
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn folders_are_made_at_any_depth_and_those_that_are_there_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a/b/c");
+        create_folders(&deep, 0o700).unwrap();
+        assert_eq!(deep.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        create_folders(&deep, 0o755).unwrap();
+        assert_eq!(deep.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert!(create_folders(&dir.path().join("file/x"), 0o700).is_err());
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_nothing_is_left_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        for text in ["one", "another"] {
+            write(&path, text.as_bytes(), 0o600).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
