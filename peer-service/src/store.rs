@@ -365,12 +365,13 @@ impl Store {
         self.with(|database| {
             let read = database.begin_read()?;
             let table = read.open_table(TRANSFERS)?;
-            let rows = table.iter()?;
-            rows.map(|row| {
+            let (mut rows, mut last) = (Vec::new(), None);
+            for row in table.iter()? {
                 let (id, bytes) = row?;
-                Ok((id.value(), bytes.value().to_vec()))
-            })
-            .collect()
+                check_ascends(&mut last, id.value())?;
+                rows.push((id.value(), bytes.value().to_vec()));
+            }
+            Ok(rows)
         })
     }
 }
@@ -386,9 +387,20 @@ fn close(database: Option<Database>) {
     }
 }
 
+/// Checks that keys come in order: in a damaged tree they may lead back, and reading would never
+/// end.
+fn check_ascends<K: Ord + Copy>(last: &mut Option<K>, key: K) -> Result<(), StoreError> {
+    if last.replace(key).is_some_and(|last| last >= key) {
+        let why = "its keys are out of order";
+        return Err(redb::StorageError::Corrupted(why.into()).into());
+    }
+    Ok(())
+}
+
 fn items(read: &ReadTransaction, after: Option<u64>, most: usize) -> Result<Vec<Known>, StoreError> {
     let mut found = Vec::new();
     let (members, sums) = (read.open_table(MEMBERS)?, read.open_table(SUMS)?);
+    let mut last = after;
     let after = after.map_or(Bound::Unbounded, Bound::Excluded);
     for row in read.open_table(ITEMS)?.range((after, Bound::Unbounded))? {
         if found.len() == most {
@@ -396,22 +408,26 @@ fn items(read: &ReadTransaction, after: Option<u64>, most: usize) -> Result<Vec<
         }
         let (number, bytes) = row?;
         let number = number.value();
+        check_ascends(&mut last, number)?;
         let all = (number, 0)..=(number, u32::MAX);
         let Some(mut item) = decode_item(bytes.value()) else {
             tracing::warn!(item = number, "a damaged row of the database is passed over");
             continue;
         };
         if let RowBody::Collection(known) = &mut item.body {
-            let mut found = Members::default();
+            let (mut found, mut last) = (Members::default(), None);
             for row in members.range(all.clone())? {
+                let (key, row) = row?;
+                check_ascends(&mut last, key.value())?;
                 // What is left out is missed by whoever compares it with the manifest.
-                let _ = found.add(row?.1.value());
+                let _ = found.add(row.value());
             }
             *known = Arc::new(found);
         }
-        let mut known = Vec::new();
+        let (mut known, mut last) = (Vec::new(), None);
         for row in sums.range(all)? {
             let (key, sum) = row?;
+            check_ascends(&mut last, key.value())?;
             known.push((key.value().1, Sha256(*sum.value())));
         }
         found.push((number, item, known));
@@ -427,7 +443,7 @@ mod tests {
     use super::*;
 
     /// How many ways of damaging a database are tried.
-    const DAMAGES: u64 = 150;
+    const DAMAGES: u64 = 250;
 
     fn id(n: u8) -> FileId {
         FileId([n; 32])
@@ -554,6 +570,16 @@ mod tests {
             assert!(all(&store).is_empty());
             let aside = std::fs::read(dir.path().join("potluck.redb.damaged-1")).unwrap();
             assert_eq!(aside, damage);
+        }
+    }
+
+    #[test]
+    fn keys_that_lead_back_are_damage() {
+        let mut last = Some(3);
+        assert!(check_ascends(&mut last, 4).is_ok());
+        for back in [4, 2] {
+            let error = check_ascends(&mut Some(4), back).unwrap_err();
+            assert!(error.is_damaged(), "{error}");
         }
     }
 
