@@ -106,6 +106,7 @@ async fn the_largest_answers_that_are_taken_cost_little() {
                 ..Default::default()
             })
             .collect(),
+        by: "x".into(),
         ..Default::default()
     };
     let provider = v1::Provider {
@@ -127,6 +128,7 @@ async fn the_largest_answers_that_are_taken_cost_little() {
             .collect(),
         // There is always more.
         next_page_token: "more".to_owned(),
+        by: "x".into(),
     };
     for answer in [query.encode_to_vec(), crowded.encode_to_vec()] {
         assert!((1 << 20..2 << 20).contains(&answer.len()), "{}", answer.len());
