@@ -383,6 +383,33 @@ async fn a_sole_source_that_was_banned_is_tried_again() {
     assert_eq!(std::fs::read(&target).unwrap(), world.data);
 }
 
+/// One snapshot that was damaged on its way does not decide.
+#[tokio::test]
+async fn a_sole_source_that_told_of_nothing_is_asked_anew_what_it_has() {
+    let world = world().await;
+    let (source, healed) = fake_that_heals(Vice::TellsNothing, &world.data).await;
+    let target = world.dir.path().join("out");
+    let waits = |transfer: &v1::Transfer| {
+        let error = transfer.error.as_ref();
+        error.is_some_and(|error| error.message.contains("no provider that is connected has any"))
+    };
+    let request = wish_from(&world, &target, &source);
+    let (mut events, _) = fetch_until(&world, request, waits).await;
+    healed.store(true, std::sync::atomic::Ordering::Relaxed);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(45)).await;
+    tokio::time::resume();
+    let mut last = None;
+    let follow = async {
+        while let Some(event) = events.message().await.unwrap() {
+            last = event.transfer;
+        }
+    };
+    tokio::time::timeout(PATIENCE, follow).await.unwrap();
+    assert_done(&last.unwrap());
+    assert_eq!(std::fs::read(&target).unwrap(), world.data);
+}
+
 /// As where it hashes the file again: what it has does not change, so that it has nothing to tell.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sole_source_that_refused_for_a_while_is_asked_again() {

@@ -170,12 +170,16 @@ impl Swarm {
         self.have.set(unit, true);
         if let Some(request) = self.close(id, now) {
             self.counters.verified_bytes += len;
+            let mut earns = false;
             if let Some(peer) = self.peers.get_mut(&request.peer) {
+                earns = peer.probation.is_some() || peer.refused.is_retrying();
                 peer.failures = 0;
                 peer.verified_bytes += len;
                 peer.estimate.unit_done(len, now.saturating_sub(request.sent));
             }
-            self.has_sent(request.peer, unit);
+            if earns {
+                self.has_sent(request.peer, unit);
+            }
         }
         self.cancel_flight(unit, now);
         self.news.1 = self.news.1.saturating_add(1);

@@ -185,7 +185,13 @@ impl Peer {
             Standing::Open => None,
             Standing::Banned { until, .. } => return Some(self.ban_look.unwrap_or(until)),
         };
-        let waits = [silence, until, self.refused.due(), self.ban_look];
-        waits.into_iter().flatten().min()
+        let earlier = |a: Option<Time>, b: Option<Time>| match (a, b) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        earlier(
+            earlier(silence, until),
+            earlier(self.refused.due(), self.ban_look),
+        )
     }
 }

@@ -40,6 +40,11 @@ impl Refusals {
         self.units.as_ref().is_none_or(|units| units.count() == 0)
     }
 
+    /// Whether any unit is open again since the last delay, and not sent yet.
+    pub(super) const fn is_retrying(&self) -> bool {
+        !self.retried.is_empty()
+    }
+
     /// The refused units, whether they are missing here or not.
     #[cfg(any(test, debug_assertions))]
     pub(super) fn units(&self) -> impl Iterator<Item = u32> + '_ {

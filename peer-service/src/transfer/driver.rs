@@ -496,3 +496,24 @@ async fn sleep_until(at: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_are_asked_anew_later_each_time_while_nobody_has_what_is_missing() {
+        let (mut ask, begun) = (AskAnew::default(), Instant::now());
+        let mut times = Vec::new();
+        for second in 0..3600 {
+            let now = begun + Duration::from_secs(second);
+            if ask.is_due(true, now) {
+                times.push(second);
+            }
+        }
+        assert!((22..=38).contains(&times[0]), "{times:?}");
+        // 30, 60, 120, 240, 480, and then 600 s each.
+        assert!((8..=11).contains(&times.len()), "{times:?}");
+        assert!(!ask.is_due(false, begun + 2 * MAX_ASK_ANEW * 10));
+    }
+}

@@ -383,4 +383,33 @@ mod tests {
         stop.cancel();
         kept.await.unwrap();
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_download_that_waits_asks_the_index_again_later_each_time() {
+        let (show, mut view) = watch::channel(View::new(1, &FetchSpec::new(FileId([1; 32]))));
+        let mut times = 0;
+        let idle = tokio::time::timeout(10 * MAX_ASK_ANEW, has_waited(&mut view, &mut times));
+        assert!(idle.await.is_err(), "a download that does not wait asks nobody");
+        show.send_modify(|view| view.state = State::Waiting);
+        let mut delays = Vec::new();
+        for _ in 0..7 {
+            let begun = tokio::time::Instant::now();
+            has_waited(&mut view, &mut times).await;
+            delays.push(begun.elapsed());
+        }
+        assert!(delays[0] <= ASK_ANEW.mul_f64(1.26), "{delays:?}");
+        assert!(
+            delays[6] >= MAX_ASK_ANEW.mul_f64(0.74) && delays[6] <= MAX_ASK_ANEW.mul_f64(1.26),
+            "{delays:?}"
+        );
+        // Bytes came: the delays begin anew.
+        let progress = async {
+            tokio::time::sleep(ASK_ANEW).await;
+            show.send_modify(|view| view.bytes_done += 1);
+        };
+        let begun = tokio::time::Instant::now();
+        tokio::join!(has_waited(&mut view, &mut times), progress);
+        assert!(begun.elapsed() < 3 * ASK_ANEW, "{:?}", begun.elapsed());
+        assert_eq!(times, 1);
+    }
 }

@@ -50,6 +50,8 @@ pub(crate) enum Vice {
     Empty,
     /// Says that the file changed, and tells no change of what it has.
     Changed,
+    /// Says that it has nothing, as a damaged answer does.
+    TellsNothing,
     /// Answers no call.
     Silent,
     /// Says that a plain file is a collection.
@@ -139,9 +141,10 @@ impl PeerService for Fake {
         } else {
             units
         };
+        let healed = self.healed.load(Ordering::Relaxed);
         let snapshot = v1::AvailabilitySnapshot {
             units,
-            complete: true,
+            complete: self.vice != Vice::TellsNothing || healed,
             file_id: self.tree.id().to_bytes(),
             ..Default::default()
         };
