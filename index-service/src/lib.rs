@@ -12,6 +12,7 @@
 //! | [`registry`] | catalog, leases and watchers, kept in step |
 //! | [`commit`] | the one thread through which changes go, many to a flush |
 //! | [`pages`] | page tokens |
+//! | `searching` | where searches wait and run |
 //! | `intake`, `request`, `problem`, `service` | gRPC: lists counted, requests checked, errors told, calls answered |
 //! | [`server`] | assembly: services, limits, shutdown |
 //!
@@ -29,6 +30,7 @@ mod problem;
 pub mod quota;
 pub mod registry;
 mod request;
+mod searching;
 pub mod server;
 mod service;
 pub mod store;

@@ -45,7 +45,7 @@ impl Pages {
     /// [`PageError`] for anything else.
     pub fn position<P: Position>(&self, question: &impl Hash, token: &str) -> Result<Option<P>, PageError> {
         /// Twice the longest position and its checksum.
-        const LONGEST: usize = 2 * (40 + 8);
+        const LONGEST: usize = 2 * (48 + 8);
         if token.is_empty() {
             return Ok(None);
         }
@@ -81,12 +81,22 @@ impl Position for Cursor {
 
 impl Position for RankCursor {
     fn to_bytes(&self) -> Vec<u8> {
-        [self.providers.to_le_bytes().as_slice(), self.file.as_bytes()].concat()
+        let (from, to) = self.slots;
+        [
+            from.to_le_bytes().as_slice(),
+            &to.to_le_bytes(),
+            &self.providers.to_le_bytes(),
+            self.file.as_bytes(),
+        ]
+        .concat()
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (from, bytes) = bytes.split_first_chunk()?;
+        let (to, bytes) = bytes.split_first_chunk()?;
         let (providers, file) = bytes.split_first_chunk()?;
         Some(Self {
+            slots: (u32::from_le_bytes(*from), u32::from_le_bytes(*to)),
             providers: u64::from_le_bytes(*providers),
             file: FileId::try_from(file).ok()?,
         })
@@ -127,6 +137,7 @@ mod tests {
         let good = pages.token(
             &1,
             Some(RankCursor {
+                slots: (1, 2),
                 providers: 3,
                 file: FileId([1; 32]),
             }),

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// When a caller may try again where the index has too much to do at this moment.
-const SOON: Duration = Duration::from_secs(1);
+pub(crate) const SOON: Duration = Duration::from_secs(1);
 
 /// When a caller may try again where something has to change first.
 const LATER: Duration = Duration::from_secs(30);

@@ -30,6 +30,7 @@ use crate::{
     pages::Pages,
     quota::{Limits, RateLimiter},
     registry::{Registry, Restored},
+    searching::SearchQueue,
     service::Service,
     store::{FolderError, IndexStore, MemoryStore, SledStore},
 };
@@ -194,7 +195,8 @@ impl Index {
         let service = Arc::new(Service {
             registry: Arc::clone(&registry),
             committer: committer.clone(),
-            limiter: Mutex::new(RateLimiter::new(config.limits.max_calls_per_second)),
+            limiter: Arc::new(Mutex::new(RateLimiter::new(config.limits.max_calls_per_second))),
+            searches: SearchQueue::new(),
             pages: Pages::default(),
             allowed_hosts: config.allowed_hosts,
             ttl: config.ttl,

@@ -3,14 +3,14 @@
 use std::{
     net::IpAddr,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use futures_util::{Stream, stream};
 use potluck_core::{
     FileId, Problem, Token,
-    index_client::{By, Found, Registration, WatchEvent},
+    index_client::{By, Registration, WatchEvent},
     proto::v1::{self, index_service_server::IndexService, watch_response::Event},
     transport::admission::Cost,
 };
@@ -19,12 +19,13 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     address::{self, AddressError, AllowedHost},
-    catalog::{PAGE_WORK, RankCursor, cost},
+    catalog::{self, Listing, RankCursor, Ranked, Searched, cost},
     commit::{self, Committer},
     pages::Pages,
     quota::RateLimiter,
     registry::Registry,
     request::{Query, Register, Renew, Search, Unregister, Watch},
+    searching::SearchQueue,
     store::PeerRecord,
     watch::Subscription,
 };
@@ -32,8 +33,8 @@ use crate::{
 /// Files of a request that cost a caller as much as one call.
 const FILES_A_CALL: usize = 100;
 
-/// What a search costs a caller, in calls: it reads far more than a lookup.
-const SEARCH_COST: u32 = 4;
+/// Steps of a search or listing that cost a caller as much as one call: about as much work as answering a short one.
+const STEPS_A_CALL: usize = 4_000;
 
 /// What a call about the server itself costs: reflection answers a few bytes with dozens of KiB.
 const DIAGNOSTIC_COST: u32 = 10;
@@ -41,8 +42,11 @@ const DIAGNOSTIC_COST: u32 = 10;
 /// Bytes of answers that cost a caller as much as one call.
 const BYTES_A_CALL: usize = 16 * 1024;
 
-/// Files with one name or claim that a query goes through for what one call costs: as many as a search takes steps for it.
-const LISTED_A_CALL: usize = PAGE_WORK / SEARCH_COST as usize;
+/// Steps of a search after which the catalog is unlocked for a moment: some 0.2 milliseconds.
+const SLICE: usize = 8_000;
+
+/// Steps of a listing that are taken at once: enough for the files of most names. Longer ones wait in the queue of searches.
+const SHORT_LISTING: usize = 4_000;
 
 /// The service's state.
 #[derive(Debug)]
@@ -52,7 +56,9 @@ pub(crate) struct Service {
     /// Where changes go.
     pub(crate) committer: Committer,
     /// Calls a second of each source.
-    pub(crate) limiter: Mutex<RateLimiter>,
+    pub(crate) limiter: Arc<Mutex<RateLimiter>>,
+    /// Where searches wait and run.
+    pub(crate) searches: SearchQueue,
     /// Page tokens of this run.
     pub(crate) pages: Pages,
     /// Hosts that peers may register besides their own.
@@ -69,65 +75,79 @@ impl Service {
     /// Takes calls from the budget of a request's source.
     fn admit<T>(&self, request: &Request<T>, cost: u32) -> Result<Option<IpAddr>, Problem> {
         let source = request.remote_addr().map(|address| address.ip());
-        self.charge(source, cost)?;
-        Ok(source)
-    }
-
-    /// Takes calls from the budget of a source.
-    fn charge(&self, source: Option<IpAddr>, cost: u32) -> Result<(), Problem> {
         if let Some(source) = source {
-            let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-            limiter.take(source, cost, Instant::now())?;
+            lock(&self.limiter).take(source, cost, Instant::now())?;
         }
-        Ok(())
+        Ok(source)
     }
 
     /// Takes what a call costs beside what the call itself is charged.
     pub(crate) fn charge_cost(&self, source: Option<IpAddr>, cost: Cost) -> Result<(), Problem> {
+        let Some(source) = source else { return Ok(()) };
         match cost {
-            Cost::Diagnostic => self.charge(source, DIAGNOSTIC_COST),
-            Cost::Answer(bytes) => {
-                let calls = u32::try_from(bytes / BYTES_A_CALL).unwrap_or(u32::MAX);
-                if let Some(source) = source.filter(|_| calls > 0) {
-                    let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-                    limiter.spend(source, calls, Instant::now());
-                }
-                Ok(())
-            }
+            Cost::Diagnostic => lock(&self.limiter).take(source, DIAGNOSTIC_COST, Instant::now())?,
+            Cost::Answer(bytes) => spend(&self.limiter, source, bytes / BYTES_A_CALL),
         }
+        Ok(())
     }
 
-    /// What a query costs beside the call: its answer is chosen from all files with the name or claim.
-    fn listing_cost(&self, query: &Query) -> u32 {
-        let catalog = self.registry.catalog();
-        let files = match &query.by {
-            By::Id(_) => 0,
-            By::Sha256(sum) => catalog.count_by_sha256(sum),
-            By::Name(name) => catalog.count_by_name(name),
-        };
-        u32::try_from(files / LISTED_A_CALL).unwrap_or(u32::MAX)
-    }
-
-    fn ranked(&self, query: &Query) -> Result<(Vec<Found>, String), Problem> {
-        let rng = &mut rand::rng();
-        let question = match &query.by {
-            By::Id(id) => {
-                self.pages
-                    .position::<RankCursor>(&("id", id), &query.page_token)?;
-                let found = self.registry.catalog().by_id(id, query.max_providers, rng);
-                return Ok((found.into_iter().collect(), String::new()));
+    async fn list(
+        &self,
+        source: Option<IpAddr>,
+        query: &Query,
+        after: Option<RankCursor>,
+    ) -> Result<Ranked, Problem> {
+        let by = query.by.clone();
+        let mut listing = Listing::new(by, after, query.page_size, query.max_providers);
+        let is_done = self
+            .registry
+            .catalog()
+            .advance_listing(&mut listing, SHORT_LISTING, &mut rand::rng());
+        if is_done {
+            settle(&self.limiter, source, listing.steps());
+            return Ok(listing.finish());
+        }
+        let (registry, limiter) = (Arc::clone(&self.registry), Arc::clone(&self.limiter));
+        let go_on = move || {
+            let rng = &mut rand::rng();
+            while !registry.catalog().advance_listing(&mut listing, SLICE, rng) {
+                std::thread::yield_now();
             }
-            By::Sha256(sum) => ("sha256", sum.0.to_vec()),
-            By::Name(name) => ("name", name.as_bytes().to_vec()),
+            settle(&limiter, source, listing.steps());
+            listing.finish()
         };
-        let after = self.pages.position(&question, &query.page_token)?;
-        let catalog = self.registry.catalog();
-        let page = match &query.by {
-            By::Sha256(sum) => catalog.by_sha256(sum, after, query.page_size, query.max_providers, rng),
-            By::Name(name) => catalog.by_name(name, after, query.page_size, query.max_providers, rng),
-            By::Id(_) => return Ok((Vec::new(), String::new())),
+        self.searches.run(source, go_on).await
+    }
+
+    async fn find(&self, source: Option<IpAddr>, mut search: catalog::Search) -> Result<Searched, Problem> {
+        let (registry, limiter) = (Arc::clone(&self.registry), Arc::clone(&self.limiter));
+        let go_on = move || {
+            while !registry.catalog().advance_search(&mut search, SLICE) {
+                std::thread::yield_now();
+            }
+            settle(&limiter, source, search.steps());
+            search.finish()
         };
-        Ok((page.files, self.pages.token(&question, page.next)))
+        self.searches.run(source, go_on).await
+    }
+}
+
+fn lock(limiter: &Mutex<RateLimiter>) -> MutexGuard<'_, RateLimiter> {
+    // Whole after every line that could panic.
+    limiter.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Charges a caller for work that was done, whether it still waits for the answer or not.
+fn settle(limiter: &Mutex<RateLimiter>, source: Option<IpAddr>, steps: usize) {
+    if let Some(source) = source {
+        spend(limiter, source, steps / STEPS_A_CALL);
+    }
+}
+
+fn spend(limiter: &Mutex<RateLimiter>, source: IpAddr, calls: usize) {
+    if calls > 0 {
+        let calls = u32::try_from(calls).unwrap_or(u32::MAX);
+        lock(limiter).spend(source, calls, Instant::now());
     }
 }
 
@@ -222,9 +242,18 @@ impl IndexService for Service {
     async fn query(&self, request: Request<v1::QueryRequest>) -> Result<Response<v1::QueryResponse>, Status> {
         let source = self.admit(&request, 1)?;
         let query: Query = request.into_inner().try_into()?;
-        self.charge(source, self.listing_cost(&query))?;
-        let (found, next_page_token) = self.ranked(&query)?;
-        let files = found
+        let question = match &query.by {
+            By::Id(id) => ("id", id.as_bytes().to_vec()),
+            By::Sha256(sum) => ("sha256", sum.0.to_vec()),
+            By::Name(name) => ("name", name.as_bytes().to_vec()),
+        };
+        let after = self
+            .pages
+            .position(&question, &query.page_token)
+            .map_err(Problem::from)?;
+        let page = self.list(source, &query, after).await?;
+        let files = page
+            .files
             .into_iter()
             .map(|found| v1::QueryResult {
                 file: Some((&found.file).into()),
@@ -235,7 +264,7 @@ impl IndexService for Service {
             .collect();
         Ok(Response::new(v1::QueryResponse {
             files,
-            next_page_token,
+            next_page_token: self.pages.token(&question, page.next),
             by: query.by.to_bytes(),
         }))
     }
@@ -244,7 +273,7 @@ impl IndexService for Service {
         &self,
         request: Request<v1::SearchRequest>,
     ) -> Result<Response<v1::SearchResponse>, Status> {
-        self.admit(&request, SEARCH_COST)?;
+        let source = self.admit(&request, 1)?;
         let Search {
             terms,
             page_size,
@@ -255,7 +284,9 @@ impl IndexService for Service {
             .pages
             .position(&question, &page_token)
             .map_err(Problem::from)?;
-        let page = self.registry.catalog().search(&terms, after, page_size);
+        let page = self
+            .find(source, catalog::Search::new(terms.clone(), after, page_size))
+            .await?;
         let files = page
             .files
             .into_iter()
@@ -392,7 +423,8 @@ pub(crate) mod tests {
         Service {
             registry,
             committer,
-            limiter: Mutex::new(RateLimiter::new(calls)),
+            limiter: Arc::new(Mutex::new(RateLimiter::new(calls))),
+            searches: SearchQueue::new(),
             pages: Pages::default(),
             allowed_hosts: Vec::new(),
             ttl: Duration::from_secs(60),
@@ -431,11 +463,20 @@ pub(crate) mod tests {
         }
     }
 
+    fn from<T>(n: u8, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.extensions_mut().insert(TcpConnectInfo {
+            local_addr: None,
+            remote_addr: Some(SocketAddr::from(([192, 0, 2, n], 1))),
+        });
+        request
+    }
+
     #[tokio::test]
     async fn a_query_costs_by_how_many_files_it_goes_through() {
         use v1::query_request::By as Asked;
         let mut restored = Restored::default();
-        restored.add(crowd(2 * LISTED_A_CALL));
+        restored.add(crowd(5 * STEPS_A_CALL));
         let service = service(restored, 1);
         let asked = [
             Asked::Name("same".to_owned()),
@@ -446,17 +487,37 @@ pub(crate) mod tests {
         for (n, (by, most)) in (1..).zip(asked.into_iter().zip([1, 1, 5])) {
             let mut answered = 0;
             for _ in 0..6 {
-                let mut request = Request::new(v1::QueryRequest {
+                let request = v1::QueryRequest {
                     by: Some(by.clone()),
                     ..Default::default()
-                });
-                request.extensions_mut().insert(TcpConnectInfo {
-                    local_addr: None,
-                    remote_addr: Some(SocketAddr::from(([192, 0, 2, n], 1))),
-                });
-                answered += u32::from(service.query(request).await.is_ok());
+                };
+                answered += u32::from(service.query(from(n, request)).await.is_ok());
             }
             assert_eq!(answered, most, "{by:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_search_costs_by_the_names_that_it_goes_through() {
+        let mut restored = Restored::default();
+        let mut all = crowd(4_000);
+        for (n, file) in all.files.iter_mut().enumerate() {
+            file.names = vec![format!("a{n} b{n}")];
+        }
+        restored.add(all);
+        let service = service(restored, 1);
+        // Both begin too many words to be looked up, and no name is without one of them; no name has the third.
+        for (n, (query, most)) in (1..).zip([("a b", 1), ("a c", 5)]) {
+            let mut answered = 0;
+            for _ in 0..6 {
+                let request = v1::SearchRequest {
+                    query: query.to_owned(),
+                    page_size: 1000,
+                    ..Default::default()
+                };
+                answered += u32::from(service.search(from(n, request)).await.is_ok());
+            }
+            assert_eq!(answered, most, "{query}");
         }
     }
 }

@@ -1,19 +1,43 @@
 //! What most providers say of a file.
+//!
+//! However much is said of a file, describing it takes a bounded number of steps: [`MAX_STEPS`].
+
+use std::cmp::Reverse;
 
 use potluck_core::{
     Sha256,
     index_client::{FileRecord, Found, Kind},
 };
 
-use super::{Catalog, MAX_NAMES};
+use super::{Catalog, MAX_NAMES, words::Matcher};
 
 /// Most variants of one file that are asked what most providers say: a crowd that says a different thing each must not make
 /// every query slow.
-const MAX_VARIANTS: usize = 256;
+const MAX_VARIANTS: usize = 64;
+
+/// Most variants of one file among which the commonest are looked for: as many as there are peers in a very large crowd.
+const MAX_TALLIED: usize = 65_536;
+
+/// Variants that are looked through in one step.
+const TALLIED_A_STEP: usize = 16;
+
+/// Most names of a file that are checked against a search, the most used ones.
+const MAX_CHECKED: usize = 64;
+
+/// Steps after which no further name is checked.
+pub(super) const CHECK_STEPS: usize = 2048;
+
+/// Most steps of checking one name: every character of the longest becomes eighteen.
+const ONE_CHECK: usize = 6_000;
+
+/// Most steps of describing one file.
+pub(super) const MAX_STEPS: usize =
+    MAX_TALLIED / TALLIED_A_STEP + 4 * MAX_VARIANTS * MAX_NAMES + CHECK_STEPS + ONE_CHECK + 16;
 
 impl Catalog {
-    /// What most providers say of a file. Names come most used first, then by text; `first` sorts before both.
-    pub(super) fn describe(&self, slot: u32, first: impl Fn(u32) -> bool) -> Found {
+    /// What most providers say of a file, and the steps that it took. Names come most used first, then by text; before all those
+    /// that fit the search by which it was found, the name under which it was among them.
+    pub(super) fn describe(&self, slot: u32, search: Option<(u32, &mut Matcher)>) -> (Found, usize) {
         let file = &self.files[slot as usize];
         let mut names: Vec<(u32, u32)> = Vec::new();
         let mut sums: Vec<(Sha256, u32)> = Vec::new();
@@ -26,20 +50,18 @@ impl Catalog {
                 collections += count as usize;
             }
         }
+        let mut steps = 8 + file.tally.len().min(MAX_TALLIED) / TALLIED_A_STEP + 4 * names.len();
         sum_up(&mut names);
         sum_up(&mut sums);
-        names.sort_unstable_by_key(|&(name, count)| {
-            (!first(name), std::cmp::Reverse(count), self.names.text(name))
-        });
-        let sha256 = sums
-            .iter()
-            .max_by_key(|&&(sum, count)| (count, std::cmp::Reverse(sum)));
+        let (names, checked) = self.best_names(names, search);
+        steps += checked;
+        let sha256 = sums.iter().max_by_key(|&&(sum, count)| (count, Reverse(sum)));
         // Half are enough: whoever fetches it sees by its bytes whether it is a folder, but only where it was told so.
         let kind = match collections > 0 && 2 * collections >= file.providers.len() {
             true => Kind::Collection,
             false => Kind::File,
         };
-        Found {
+        let found = Found {
             file: FileRecord {
                 id: file.id,
                 size: file.size,
@@ -47,27 +69,71 @@ impl Catalog {
                 sha256: sha256.map(|&(sum, _)| sum),
                 kind,
             },
-            names: names
-                .iter()
-                .take(MAX_NAMES)
-                .map(|&(name, _)| self.names.text(name).to_owned())
-                .collect(),
+            names,
             provider_count: file.providers.len() as u64,
             providers: Vec::new(),
+        };
+        (found, steps)
+    }
+
+    /// The names to give, of names with how many providers use each; and the steps of checking them.
+    fn best_names(
+        &self,
+        mut names: Vec<(u32, u32)>,
+        search: Option<(u32, &mut Matcher)>,
+    ) -> (Vec<String>, usize) {
+        let text = |name: u32| self.names.text(name);
+        let by_use = |a: &(u32, u32), b: &(u32, u32)| (b.1.cmp(&a.1)).then_with(|| text(a.0).cmp(text(b.0)));
+        if names.len() > MAX_CHECKED {
+            names.select_nth_unstable_by(MAX_CHECKED, by_use);
+            names.truncate(MAX_CHECKED);
         }
+        names.sort_unstable_by(by_use);
+        let mut names: Vec<u32> = names.into_iter().map(|(name, _)| name).collect();
+        let mut steps = 0;
+        if let Some((found_under, matcher)) = search {
+            if !names.contains(&found_under) {
+                names.insert(0, found_under);
+            }
+            // Stable: among those that fit, and among the others, the order stays.
+            names.sort_by_cached_key(|&name| {
+                if name == found_under {
+                    return false;
+                }
+                if steps >= CHECK_STEPS {
+                    return true;
+                }
+                let (fits, took) = matcher.fits(text(name));
+                steps += took;
+                !fits
+            });
+        }
+        names.truncate(MAX_NAMES);
+        (
+            names.into_iter().map(|name| text(name).to_owned()).collect(),
+            steps,
+        )
     }
 }
 
-/// The variants that most providers claim, at most [`MAX_VARIANTS`].
+/// The variants that most providers claim, at most [`MAX_VARIANTS`] of the first [`MAX_TALLIED`].
 fn commonest(tally: &[(u32, u32)]) -> Vec<(u32, u32)> {
-    let mut tally = tally.to_vec();
-    if tally.len() > MAX_VARIANTS {
-        tally.select_nth_unstable_by_key(MAX_VARIANTS, |&(variant, count)| {
-            (std::cmp::Reverse(count), variant)
-        });
-        tally.truncate(MAX_VARIANTS);
+    let order = |&(variant, count): &(u32, u32)| (Reverse(count), variant);
+    let (head, rest) = tally.split_at(tally.len().min(MAX_VARIANTS));
+    let mut best = head.to_vec();
+    if rest.is_empty() {
+        return best;
     }
-    tally
+    // Where a crowd says a different thing each, next to nobody of the rest comes in.
+    best.sort_unstable_by_key(order);
+    for said in &rest[..rest.len().min(MAX_TALLIED - MAX_VARIANTS)] {
+        if best.last().is_some_and(|last| order(said) < order(last)) {
+            best.pop();
+            let at = best.partition_point(|kept| order(kept) < order(said));
+            best.insert(at, *said);
+        }
+    }
+    best
 }
 
 /// Makes one pair of all pairs with the same key, adding their counts.

@@ -14,7 +14,6 @@ use potluck_core::{
     FileId, PeerId, Root, Sha256,
     index_client::{Address, FileRecord, Provider, Registration},
 };
-use rand::Rng;
 use roaring::RoaringBitmap;
 use slab::Slab;
 use smallvec::SmallVec;
@@ -24,14 +23,18 @@ mod counted;
 mod describe;
 mod find;
 mod names;
+mod sample;
 #[cfg(test)]
 mod tests;
 mod variants;
 pub mod words;
 
 use counted::Counted;
-pub use find::{Cursor, PAGE_WORK, RankCursor, Ranked, Searched};
+pub use find::{
+    Cursor, Listing, MAX_CALL_STEPS, MAX_ITEM_STEPS, PAGE_STEPS, RankCursor, Ranked, Search, Searched,
+};
 use names::Names;
+use sample::SAMPLED_FROM;
 use variants::Variants;
 
 /// Most names given of one file, as the contract has it.
@@ -52,6 +55,8 @@ pub enum Put {
 struct Peer {
     id: PeerId,
     address: Address,
+    /// Equal for peers whose addresses count as one host.
+    host: u64,
     files: RoaringBitmap,
 }
 
@@ -202,6 +207,7 @@ impl Catalog {
             let peer = Peer {
                 id,
                 address: address.clone(),
+                host: self.hash_host(&address.host),
                 files: RoaringBitmap::new(),
             };
             let slot = self.peers.insert(peer) as u32;
@@ -213,10 +219,12 @@ impl Catalog {
             self.bytes += cost::PEER;
             return false;
         };
+        let host = self.hash_host(&address.host);
         let peer = &mut self.peers[slot as usize];
         if peer.address == *address {
             return false;
         }
+        peer.host = host;
         let old = std::mem::replace(&mut peer.address, address.clone());
         self.leave_host(&old.host);
         *self
@@ -300,6 +308,10 @@ impl Catalog {
         self.leave_host(&peer.address.host);
         self.bytes -= cost::PEER;
         true
+    }
+
+    fn hash_host(&self, host: &str) -> u64 {
+        self.hasher.hash_one(crate::quota::host_key(host))
     }
 
     fn leave_host(&mut self, host: &str) {
@@ -403,21 +415,6 @@ impl Catalog {
             address: peer.address.clone(),
             partial: held.partial(),
         }
-    }
-
-    /// Who has a file: a random sample of at most `most`, and how many there are.
-    pub fn providers(&self, file: &FileId, most: usize, rng: &mut impl Rng) -> (Vec<Provider>, u64) {
-        let Some(slot) = self.find_file(file) else {
-            return (Vec::new(), 0);
-        };
-        let all = &self.files[slot as usize].providers;
-        (self.sample(all, most, rng), all.len() as u64)
-    }
-
-    fn sample(&self, all: &[Held], most: usize, rng: &mut impl Rng) -> Vec<Provider> {
-        // Sampled even where all are given: in random order, so that callers do not all begin with the same one.
-        let picked = rand::seq::index::sample(rng, all.len(), most.min(all.len()));
-        picked.iter().map(|at| self.to_provider(all[at])).collect()
     }
 }
 

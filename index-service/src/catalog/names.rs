@@ -57,12 +57,77 @@ impl Posting {
             }
         }
     }
+}
 
-    fn add_to(&self, set: &mut RoaringBitmap) {
-        match self {
-            Self::Few(few) => set.extend(few.iter().copied()),
-            Self::Many(many) => *set |= &**many,
+/// Slots in a block: those of one container of a [`RoaringBitmap`].
+const BLOCK: u32 = 1 << 16;
+
+/// The last slot of the block that a slot is in.
+pub(super) const fn block_end(slot: u32) -> u32 {
+    slot | (BLOCK - 1)
+}
+
+/// Names of one block, collected from many postings.
+struct Gathered {
+    range: RoaringBitmap,
+    from: u32,
+    end: u32,
+    /// From short postings, a bit each; made when it is first needed.
+    bits: Vec<u8>,
+    /// From long ones.
+    sets: RoaringBitmap,
+}
+
+impl Gathered {
+    /// Nothing yet of the slots from this one on to the end of its block.
+    fn new(from: u32) -> Self {
+        let end = block_end(from);
+        let mut range = RoaringBitmap::new();
+        range.insert_range(from..=end);
+        Self {
+            range,
+            from,
+            end,
+            bits: Vec::new(),
+            sets: RoaringBitmap::new(),
         }
+    }
+
+    /// Takes in a posting; returns the steps that it took.
+    fn add(&mut self, posting: &Posting, blocks: usize) -> usize {
+        match posting {
+            Posting::Few(few) => {
+                let few = &few[few.partition_point(|&slot| slot < self.from)..];
+                let here = &few[..few.partition_point(|&slot| slot <= self.end)];
+                if !here.is_empty() && self.bits.is_empty() {
+                    self.bits = vec![0; BLOCK as usize / 8];
+                }
+                for slot in here {
+                    let at = slot & (BLOCK - 1);
+                    self.bits[at as usize / 8] |= 1 << (at % 8);
+                }
+                2 + here.len() / 8
+            }
+            Posting::Many(many) => {
+                /// Where a container becomes a plain row of bits.
+                const SPARSE: u64 = 4096;
+                let here = &**many & &self.range;
+                let steps = here.len().min(SPARSE) + self.sets.len().min(SPARSE);
+                if self.sets.is_empty() {
+                    self.sets = here;
+                } else {
+                    self.sets |= here;
+                }
+                16 + blocks / 8 + steps as usize / 16
+            }
+        }
+    }
+
+    fn finish(mut self) -> RoaringBitmap {
+        if !self.bits.is_empty() {
+            self.sets |= RoaringBitmap::from_lsb0_bytes(self.from & !(BLOCK - 1), &self.bits);
+        }
+        self.sets
     }
 }
 
@@ -82,6 +147,8 @@ pub(super) struct Names {
     slots: HashTable<u32>,
     names: Slab<Name>,
     words: BTreeMap<Word, Posting>,
+    /// After the last slot that was ever taken since there were no names.
+    end: u32,
     /// Estimate of the memory held, in bytes.
     pub(super) bytes: u64,
 }
@@ -102,6 +169,7 @@ impl Names {
             slots,
             names,
             words: index,
+            end,
             bytes,
         } = self;
         let hash = hasher.hash_one(text);
@@ -119,6 +187,7 @@ impl Names {
             files: Counted::default(),
         }) as u32;
         vacant.insert(slot);
+        *end = (*end).max(slot + 1);
         *bytes += cost::name(text);
         words::each_word(text, |word| {
             *bytes += cost::POSTING;
@@ -145,6 +214,9 @@ impl Names {
             return;
         }
         let Name { text, .. } = self.names.remove(name as usize);
+        if self.names.is_empty() {
+            self.end = 0;
+        }
         let hash = self.hasher.hash_one(&*text);
         if let Ok(entry) = self.slots.find_entry(hash, |&slot| slot == name) {
             entry.remove();
@@ -166,9 +238,9 @@ impl Names {
         &self.names[name as usize].text
     }
 
-    /// How many files bear a name.
-    pub(super) fn file_count(&self, name: u32) -> usize {
-        self.names[name as usize].files.len()
+    /// The files that bear a name.
+    pub(super) fn files_of(&self, name: u32) -> &Counted {
+        &self.names[name as usize].files
     }
 
     /// The files that bear a name, from this slot on.
@@ -176,29 +248,43 @@ impl Names {
         self.names[name as usize].files.from(from)
     }
 
-    /// The names in order of their slots, from this one on.
-    pub(super) fn slots(&self, from: u32) -> impl Iterator<Item = u32> + '_ {
-        (from..u32::try_from(self.names.capacity()).unwrap_or(u32::MAX))
-            .filter(|&slot| self.names.contains(slot as usize))
+    /// The text of a name, if the slot is one's.
+    pub(super) fn get(&self, slot: u32) -> Option<&str> {
+        self.names.get(slot as usize).map(|name| &*name.text)
     }
 
-    /// The names with a word that begins with `prefix`; `None` where more than `most` words do.
-    pub(super) fn beginning(&self, prefix: &str, most: usize) -> Option<RoaringBitmap> {
+    /// No slot is at or past this one.
+    pub(super) const fn end(&self) -> u32 {
+        self.end
+    }
+
+    /// How many words begin with `prefix`, at most `most`.
+    pub(super) fn count_words(&self, prefix: &str, most: usize) -> usize {
+        self.beginning_with(prefix).take(most).count()
+    }
+
+    /// The names with a word that begins with `prefix`, of the slots from `from` on to the end of its block; and the steps that it
+    /// took. `None` where it would take more than `most`.
+    pub(super) fn beginning(&self, prefix: &str, from: u32, most: usize) -> (Option<RoaringBitmap>, usize) {
+        let blocks = (self.end / BLOCK) as usize;
+        let mut names = Gathered::new(from);
+        let mut steps = 0;
+        for posting in self.beginning_with(prefix) {
+            steps += names.add(posting, blocks);
+            if steps > most {
+                return (None, steps);
+            }
+        }
+        (Some(names.finish()), steps)
+    }
+
+    fn beginning_with<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a Posting> {
         let prefix = prefix.as_bytes();
         let from = (Bound::Included(prefix), Bound::Unbounded);
-        let mut set = RoaringBitmap::new();
-        let mut count = 0;
-        for (word, posting) in self.words.range::<[u8], _>(from) {
-            if !word.starts_with(prefix) {
-                break;
-            }
-            count += 1;
-            if count > most {
-                return None;
-            }
-            posting.add_to(&mut set);
-        }
-        Some(set)
+        self.words
+            .range::<[u8], _>(from)
+            .take_while(move |(word, _)| word.starts_with(prefix))
+            .map(|(_, posting)| posting)
     }
 
     /// How many names and words there are.

@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use potluck_core::{
     FileId, PeerId, Root, Sha256,
-    index_client::{Address, FileRecord, Found, Kind, Provider, Registration},
+    index_client::{Address, By, FileRecord, Found, Kind, Provider, Registration},
 };
 use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng};
 
-use super::{Catalog, Cursor, Put, RankCursor, cost, find::Bounds, words};
+use super::{
+    Catalog, Cursor, Listing, MAX_CALL_STEPS, MAX_ITEM_STEPS, Put, RankCursor, Ranked, Search, Searched,
+    cost, find::Bounds, words,
+};
 
 fn rng() -> StdRng {
     StdRng::seed_from_u64(7)
@@ -51,13 +54,34 @@ fn search(catalog: &Catalog, query: &str, page: usize) -> Vec<Found> {
     search_within(Bounds::default(), catalog, query, page)
 }
 
+/// A page of a search, made in slices of some steps.
+fn search_page(
+    catalog: &Catalog,
+    bounds: Bounds,
+    query: &str,
+    after: Option<Cursor>,
+    most: usize,
+    slice: usize,
+) -> Searched {
+    let mut search = Search::within(bounds, words::terms(query).unwrap(), after, most);
+    while !catalog.advance_search(&mut search, slice) {}
+    search.finish()
+}
+
 fn search_within(bounds: Bounds, catalog: &Catalog, query: &str, page: usize) -> Vec<Found> {
-    let terms = words::terms(query).unwrap();
     let mut all = Vec::new();
     let mut after: Option<Cursor> = None;
+    let mut slice = 1;
     loop {
-        let found = catalog.search_within(bounds, &terms, after, page);
+        let found = search_page(catalog, bounds, query, after, page, slice);
+        slice = slice % 97 + 5;
         assert!(found.files.len() <= page);
+        let lookups = 16 * (bounds.term + 700) + 16 * 300;
+        assert!(
+            found.steps <= bounds.steps.max(lookups) + MAX_ITEM_STEPS,
+            "{} steps within {bounds:?}",
+            found.steps
+        );
         all.extend(found.files);
         match found.next {
             Some(next) => {
@@ -69,13 +93,38 @@ fn search_within(bounds: Bounds, catalog: &Catalog, query: &str, page: usize) ->
     }
 }
 
+fn list_page(
+    catalog: &Catalog,
+    bounds: Bounds,
+    by: &By,
+    after: Option<RankCursor>,
+    most: usize,
+    providers: usize,
+) -> Ranked {
+    let mut listing = Listing::within(bounds, by.clone(), after, most, providers);
+    while !catalog.advance_listing(&mut listing, 7, &mut rng()) {}
+    listing.finish()
+}
+
+fn by_id(catalog: &Catalog, id: &FileId) -> Option<Found> {
+    let page = list_page(catalog, Bounds::default(), &By::Id(*id), None, 1, 1000);
+    page.files.into_iter().next()
+}
+
 /// All pages of a query by name.
 fn by_name(catalog: &Catalog, name: &str, page: usize) -> Vec<Found> {
+    let by = By::Name(name.to_owned());
+    list_within(Bounds::default(), catalog, &by, page)
+}
+
+fn list_within(bounds: Bounds, catalog: &Catalog, by: &By, page: usize) -> Vec<Found> {
     let mut all = Vec::new();
     let mut after: Option<RankCursor> = None;
     loop {
-        let found = catalog.by_name(name, after, page, 1000, &mut rng());
+        let found = list_page(catalog, bounds, by, after, page, 1000);
         assert!(found.files.len() <= page);
+        let ranking = 4 * bounds.ranked + 8;
+        assert!(found.steps <= bounds.steps.max(ranking) + MAX_ITEM_STEPS);
         all.extend(found.files);
         match found.next {
             Some(next) => after = Some(next),
@@ -218,15 +267,19 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
     assert_eq!(catalog.registration_count(), registrations as u64);
     for n in 0..8 {
         let id = record(n).id;
-        let found = catalog.by_id(&id, 1000, &mut rng()).map(sorted);
+        let found = by_id(catalog, &id).map(sorted);
         let expected = model.files().contains(&id).then(|| model.found(id, &[]));
         assert_eq!(found, expected);
     }
     for query in ["", "a", "ab", "model", "mode gguf", "7b é", "nothing", "model a"] {
         let terms = words::terms(query).unwrap();
         let mut found = search(catalog, query, page);
-        for (work, widened) in [(2, 0), (3, 1), (4, 2), (9, 0)] {
-            let bounds = Bounds { work, widened };
+        for (steps, term) in [(1, 0), (2, 1), (20, 3), (100, 100_000), (100_000, 0)] {
+            let bounds = Bounds {
+                steps,
+                term,
+                ..Bounds::default()
+            };
             let bounded = search_within(bounds, catalog, query, page);
             assert_eq!(bounded, found, "search {query:?} within {bounds:?}");
         }
@@ -263,12 +316,24 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
         expected.sort_by_key(|found| (std::cmp::Reverse(found.provider_count), found.file.id));
         let found: Vec<Found> = by_name(catalog, name, page).into_iter().map(sorted).collect();
         assert_eq!(found, expected, "name {name:?}");
+        let by = By::Name(name.to_owned());
+        for (steps, ranked) in [(1, 1), (30, 2), (1000, 3)] {
+            let bounds = Bounds {
+                steps,
+                ranked,
+                ..Bounds::default()
+            };
+            let mut bounded: Vec<Found> = list_within(bounds, catalog, &by, page)
+                .into_iter()
+                .map(sorted)
+                .collect();
+            bounded.sort_by_key(|found| (std::cmp::Reverse(found.provider_count), found.file.id));
+            assert_eq!(bounded, expected, "name {name:?} within {bounds:?}");
+        }
     }
     for n in 0..3 {
         let sum = Sha256([n; 32]);
-        let found: BTreeSet<FileId> = catalog
-            .by_sha256(&sum, None, 1000, 0, &mut rng())
-            .files
+        let found: BTreeSet<FileId> = list_within(Bounds::default(), catalog, &By::Sha256(sum), 1000)
             .iter()
             .map(|found| found.file.id)
             .collect();
@@ -339,9 +404,13 @@ fn a_page_that_ends_where_a_name_does_not_fit_loses_nothing() {
     for n in 10..13 {
         catalog.put(&peer(1), &registration(n, &[&format!("wide {n}")]));
     }
-    for work in 2..30 {
-        // Nothing is widened: every name is looked at.
-        let bounds = Bounds { work, widened: 0 };
+    for steps in 1..60 {
+        // No term is looked up: every name is checked.
+        let bounds = Bounds {
+            steps,
+            term: 0,
+            ..Bounds::default()
+        };
         assert_eq!(search_within(bounds, &catalog, "wide", 2).len(), 3, "{bounds:?}");
     }
 }
@@ -430,7 +499,7 @@ fn pages_are_bounded_in_bytes() {
             },
         );
     }
-    let page = catalog.search(&[], None, 1000);
+    let page = search_page(&catalog, Bounds::default(), "", None, 1000, usize::MAX / 2);
     assert!(page.next.is_some() && page.files.len() < 1000);
     assert_eq!(search(&catalog, "", 1000).len(), 1000);
     assert_eq!(by_name(&catalog, &long[0], 1000).len(), 1000);
@@ -445,16 +514,148 @@ fn a_crowd_that_says_a_different_thing_each_is_answered_soon() {
         catalog.set_peer(PeerId(id), &address(1));
         catalog.put(&PeerId(id), &registration(1, &[&format!("name {n}")]));
     }
-    let began = std::time::Instant::now();
-    let found = catalog.by_id(&record(1).id, 50, &mut rng()).unwrap();
+    let page = list_page(&catalog, Bounds::default(), &By::Id(record(1).id), None, 1, 50);
+    assert!(page.steps <= MAX_ITEM_STEPS, "{}", page.steps);
+    let found = &page.files[0];
     assert_eq!(
         (found.provider_count, found.names.len()),
         (20_000, super::MAX_NAMES)
     );
     assert_eq!(search(&catalog, "", 100).len(), 1);
-    assert!(
-        began.elapsed() < std::time::Duration::from_secs(20),
-        "{:?}",
-        began.elapsed()
-    );
+    // Under one name or another, and more than once.
+    let mut after = None;
+    loop {
+        let page = search_page(&catalog, Bounds::default(), "name", after, 1000, 8000);
+        assert!(page.steps <= MAX_CALL_STEPS, "{}", page.steps);
+        let distinct: BTreeSet<FileId> = page.files.iter().map(|found| found.file.id).collect();
+        assert_eq!(distinct.len(), page.files.len(), "once a page");
+        let Some(next) = page.next else { break };
+        after = Some(next);
+    }
+}
+
+/// A catalog of many names that are slow to check: each character of them becomes eighteen.
+#[test]
+fn the_slowest_search_is_bounded_in_steps_too() {
+    let mut catalog = Catalog::default();
+    for n in 0..80u8 {
+        catalog.set_peer(peer(n), &address(1));
+        for file in 0..4 {
+            let names: Vec<String> = (0..16)
+                .map(|at| format!("a{n:02}{at:02}{file}{} b", "\u{fdfa}".repeat(80)))
+                .collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            catalog.put(&peer(n), &registration(file, &names));
+        }
+    }
+    // What each call may cost, in steps: the files are found, and few of them at once.
+    for query in ["a", "a b", "a0 b", "b a1 \u{627}", "c a", ""] {
+        let mut after = None;
+        let mut found = BTreeSet::new();
+        loop {
+            let page = search_page(&catalog, Bounds::default(), query, after, 1000, 8000);
+            assert!(page.steps <= MAX_CALL_STEPS, "{query:?}: {}", page.steps);
+            found.extend(page.files.iter().map(|found| found.file.id));
+            let Some(next) = page.next else { break };
+            assert!(after < Some(next), "a page goes on");
+            after = Some(next);
+        }
+        let expected = if query == "c a" { 0 } else { 4 };
+        assert_eq!(found.len(), expected, "{query:?}");
+    }
+}
+
+/// Two words that half of all names have each, and none has both: as bitmaps that takes a step for many names.
+#[test]
+fn broad_words_without_a_common_name_are_told_so_in_one_call() {
+    let mut catalog = Catalog::default();
+    catalog.set_peer(peer(1), &address(1));
+    for n in 0..20_000u64 {
+        let root = Root([9; 32]);
+        let file = FileRecord {
+            id: FileId::derive(n, &root),
+            size: n,
+            root,
+            ..record(9)
+        };
+        let word = if n.is_multiple_of(2) { "even" } else { "odd" };
+        let names = vec![format!("number {n} {word}")];
+        catalog.put(
+            &peer(1),
+            &Registration {
+                file,
+                names,
+                partial: false,
+            },
+        );
+    }
+    let page = search_page(&catalog, Bounds::default(), "even odd", None, 100, 8000);
+    assert!(page.files.is_empty() && page.next.is_none());
+    assert!(page.steps < 2_000, "{} steps", page.steps);
+    // A prefix of all words there are: names are checked one by one, and the call ends in between.
+    let page = search_page(&catalog, Bounds::default(), "1 n o", None, 1000, 8000);
+    assert!(page.steps <= MAX_CALL_STEPS);
+    assert!(!page.files.is_empty());
+}
+
+#[test]
+fn slots_that_are_empty_are_counted() {
+    let mut catalog = Catalog::default();
+    catalog.set_peer(peer(1), &address(1));
+    for n in 0..200 {
+        catalog.put(&peer(1), &registration(n, &[&format!("name {n}")]));
+    }
+    for n in 0..199 {
+        catalog.remove(&peer(1), &record(n).id);
+    }
+    let bounds = Bounds {
+        steps: 3,
+        ..Bounds::default()
+    };
+    let mut pages = 0;
+    let mut after = None;
+    let mut found = 0;
+    loop {
+        let page = search_page(&catalog, bounds, "", after, 10, 1000);
+        assert!(page.steps < 100, "{}", page.steps);
+        (pages, found) = (pages + 1, found + page.files.len());
+        let Some(next) = page.next else { break };
+        after = Some(next);
+    }
+    assert_eq!(found, 1);
+    assert!(pages > 2, "{pages} pages");
+}
+
+#[test]
+fn a_host_with_many_peers_counts_about_as_much_as_one_with_one() {
+    let mut catalog = Catalog::default();
+    let id = |n: u32| {
+        let mut id = [0; 32];
+        id[..4].copy_from_slice(&n.to_le_bytes());
+        PeerId(id)
+    };
+    for n in 0..300 {
+        catalog.set_peer(
+            id(n),
+            &Address {
+                host: "192.0.2.1".into(),
+                port: n as u16 + 1,
+            },
+        );
+        catalog.put(&id(n), &registration(1, &["a"]));
+    }
+    for n in 300..303 {
+        catalog.set_peer(id(n), &address((n - 200) as u8));
+        catalog.put(&id(n), &registration(1, &["a"]));
+    }
+    let mut rng = rng();
+    let mut first = BTreeSet::new();
+    for _ in 0..100 {
+        let (some, count) = catalog.providers(&record(1).id, 8, &mut rng);
+        assert_eq!((some.len(), count), (8, 303));
+        let hosts: BTreeSet<&str> = some[..4].iter().map(|of| of.address.host.as_str()).collect();
+        assert_eq!(hosts.len(), 4, "each host before any comes again");
+        first.insert(some[0].peer);
+    }
+    assert!(first.len() > 4, "in random order, and with any peer of a host");
 }

@@ -42,8 +42,15 @@ pub fn each_word(text: &str, each: impl FnMut(&str)) {
 }
 
 fn normalize(text: &str) -> String {
-    text.nfkc().flat_map(char::to_lowercase).nfkc().collect()
+    lower(text).collect()
 }
+
+fn lower(text: &str) -> impl Iterator<Item = char> + '_ {
+    text.nfkc().flat_map(char::to_lowercase).nfkc()
+}
+
+// A bit for each term.
+const _: () = assert!(MAX_QUERY_WORDS < 32);
 
 /// Why text is no search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -83,8 +90,62 @@ pub fn terms(query: &str) -> Result<Vec<String>, TermsError> {
     Ok(terms)
 }
 
-/// Whether a name holds a word that begins with each of the terms.
-pub fn fits(name: &str, terms: &[String]) -> bool {
+/// Checks names against the terms of one search, without an allocation for each name.
+#[derive(Debug)]
+pub struct Matcher {
+    /// As [`terms`] gives them: sorted, and none the beginning of another, so that a word begins with one at most.
+    terms: Vec<String>,
+    /// The name at hand as words are compared: in lower case and composed.
+    normal: String,
+}
+
+impl Matcher {
+    /// For terms as [`terms`] gives them.
+    pub const fn new(terms: Vec<String>) -> Self {
+        Self {
+            terms,
+            normal: String::new(),
+        }
+    }
+
+    /// The terms.
+    pub fn terms(&self) -> &[String] {
+        &self.terms
+    }
+
+    /// Whether a name holds a word that begins with each of the terms, and the steps that it took to tell.
+    pub fn fits(&mut self, name: &str) -> (bool, usize) {
+        if self.terms.is_empty() {
+            return (true, 1);
+        }
+        self.normal.clear();
+        let steps = if name.is_ascii() {
+            self.normal.push_str(name);
+            self.normal.make_ascii_lowercase();
+            4 + name.len() / 4
+        } else {
+            self.normal.extend(lower(name));
+            // Composing is slow, and some characters become eighteen.
+            4 + 2 * name.len().max(self.normal.len())
+        };
+        let mut missing = (1_u32 << self.terms.len()) - 1;
+        for word in self.normal.split(|c: char| !c.is_alphanumeric()) {
+            // Whatever lies between a term and a word that begins with it begins with the term as well.
+            let after = self.terms.partition_point(|term| term.as_str() <= word);
+            if after > 0 && word.starts_with(&self.terms[after - 1]) {
+                missing &= !(1 << (after - 1));
+                if missing == 0 {
+                    return (true, steps);
+                }
+            }
+        }
+        (false, steps)
+    }
+}
+
+/// Whether a name holds a word that begins with each of the terms: the plain way, which tests compare [`Matcher`] with.
+#[cfg(test)]
+pub(crate) fn fits(name: &str, terms: &[String]) -> bool {
     let words = words(name);
     terms
         .iter()
@@ -93,7 +154,24 @@ pub fn fits(name: &str, terms: &[String]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_matcher_tells_what_the_plain_way_does(
+            query in "[abAé ]{0,8}",
+            names in prop::collection::vec("[abABéﬁ .-]{0,10}|\\PC{0,12}", 0..8),
+        ) {
+            if let Ok(terms) = terms(&query) {
+                let mut matcher = Matcher::new(terms.clone());
+                for name in names {
+                    prop_assert_eq!(matcher.fits(&name).0, fits(&name, &terms), "{:?} in {:?}", terms, name);
+                }
+            }
+        }
+    }
 
     #[test]
     fn words_are_runs_of_letters_and_digits() {

@@ -1,0 +1,288 @@
+//! What searches cost: `search [NAMES]`.
+//!
+//! First each query on its own, page after page: calls, steps, and processor time of a call. Then a server with eight callers that
+//! search without a pause and without a limit, and what `Query` takes beside them.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use potluck_core::{
+    FileId, PeerId, Root, Token,
+    index_client::{Address, By, FileRecord, IndexClient, Kind, Registration, batches},
+};
+use potluck_index::{
+    Config,
+    catalog::{Catalog, Listing, RankCursor, Search, words},
+    quota::Limits,
+    serve,
+};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use tokio_util::sync::CancellationToken;
+
+/// Names where none are asked for.
+const NAMES: u64 = 1_000_000;
+
+/// Steps during which the catalog would be locked.
+const SLICE: usize = 8_000;
+
+/// Callers that search.
+const CALLERS: usize = 8;
+
+/// Words of which each name has all but one.
+const COMMON: [&str; 14] = [
+    "amber", "birch", "cedar", "delta", "ember", "frost", "grove", "haven", "iris", "jade", "karma", "lotus",
+    "maple", "north",
+];
+
+fn queries() -> Vec<(&'static str, String)> {
+    vec![
+        ("everything", String::new()),
+        ("one name", "model 7 part 00007".to_owned()),
+        ("one broad word", "model".to_owned()),
+        ("two broad words, no common name", "even odd".to_owned()),
+        (
+            "16 broad words, no common name",
+            format!("{} model safetensors", COMMON.join(" ")),
+        ),
+        ("the beginning of many words", "a".to_owned()),
+        (
+            "the beginnings of many words, few names",
+            "1 2 3 4 5 6 7 8 9".to_owned(),
+        ),
+        (
+            "beginnings of many words, no name",
+            "0a 0b 0c 0d 0e 0f".to_owned(),
+        ),
+        ("no such word", "nothing model".to_owned()),
+    ]
+}
+
+fn main() -> anyhow::Result<()> {
+    let names = match std::env::args().nth(1) {
+        Some(names) => names.parse()?,
+        None => NAMES,
+    };
+    alone(names);
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(beside(names))
+}
+
+fn alone(names: u64) {
+    let mut catalog = Catalog::default();
+    let peer = PeerId([1; 32]);
+    let address = Address {
+        host: "192.0.2.1".to_owned(),
+        port: 1,
+    };
+    catalog.set_peer(peer, &address);
+    (0..names).for_each(|n| {
+        catalog.put(&peer, &registration(n));
+    });
+    println!("{names} names; processor time of a call in ms");
+    println!(
+        "{:42} {:>8} {:>8} {:>10} {:>8} {:>8}",
+        "query", "files", "calls", "max steps", "p50", "max"
+    );
+    for (what, query) in queries() {
+        let terms = words::terms(&query).expect("a query");
+        let (mut after, mut times, mut most, mut files) = (None, Vec::new(), 0, 0);
+        loop {
+            let began = processor_time();
+            let mut search = Search::new(terms.clone(), after, 1000);
+            while !catalog.advance_search(&mut search, SLICE) {}
+            let page = search.finish();
+            times.push(processor_time().saturating_sub(began));
+            most = most.max(page.steps);
+            files += page.files.len();
+            after = page.next;
+            // What follows is of the same kind.
+            if after.is_none() || times.len() == 500 {
+                break;
+            }
+        }
+        row(what, files, most, times);
+    }
+    let by = By::Name("README.md".to_owned());
+    let (mut after, mut times, mut most, mut files): (Option<RankCursor>, _, _, _) = (None, Vec::new(), 0, 0);
+    for _ in 0..20 {
+        let began = processor_time();
+        let mut listing = Listing::new(by.clone(), after, 1000, 50);
+        while !catalog.advance_listing(&mut listing, SLICE, &mut rand::rng()) {}
+        let page = listing.finish();
+        times.push(processor_time().saturating_sub(began));
+        most = most.max(page.steps);
+        files += page.files.len();
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    row("Query: a name of every tenth file", files, most, times);
+}
+
+fn row(what: &str, files: usize, most: usize, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    println!(
+        "{what:42} {files:>8} {:>8} {most:>10} {:>8.2} {:>8.2}",
+        times.len(),
+        ms(percentile(&times, 50)),
+        ms(percentile(&times, 100)),
+    );
+}
+
+async fn beside(names: u64) -> anyhow::Result<()> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let client = IndexClient::new(listener.local_addr()?.to_string().parse()?);
+    let config = Config {
+        limits: Limits {
+            max_calls_per_second: 0,
+            max_files_per_peer: names,
+            ..Limits::default()
+        },
+        ttl: Duration::from_secs(3600),
+        ..Config::default()
+    };
+    let stop = CancellationToken::new();
+    let server = tokio::spawn(serve(listener, config, stop.clone()));
+    let token = Token::generate();
+    let address = Address {
+        host: String::new(),
+        port: 1,
+    };
+    for from in (0..names).step_by(10_000) {
+        let files: Vec<Registration> = (from..names.min(from + 10_000)).map(registration).collect();
+        for batch in batches(&files) {
+            client.register(&token, &address, batch, None, false).await?;
+        }
+    }
+    println!("\nQuery by id over gRPC, in ms");
+    println!(
+        "{:42} {:>8} {:>8} {:>8} {:>8} {:>10}",
+        "beside", "p50", "p90", "p99", "max", "searches/s"
+    );
+    measure("nothing", &client, names, &[]).await?;
+    for (what, query) in queries() {
+        measure(what, &client, names, &[query]).await?;
+    }
+    let all: Vec<String> = queries().into_iter().map(|(_, query)| query).collect();
+    measure("all of these", &client, names, &all).await?;
+    stop.cancel();
+    server.await??;
+    Ok(())
+}
+
+/// A second's queries, with callers that search meanwhile.
+async fn measure(what: &str, client: &IndexClient, names: u64, queries: &[String]) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let searches = Arc::new(AtomicU64::new(0));
+    let mut callers = Vec::new();
+    for caller in 0..CALLERS {
+        let Some(query) = queries.get(caller % queries.len().max(1)).cloned() else {
+            break;
+        };
+        // A connection of its own, as callers elsewhere have.
+        let client = IndexClient::new(client.endpoint().clone());
+        let (stop, searches) = (stop.clone(), Arc::clone(&searches));
+        callers.push(tokio::spawn(async move {
+            let mut page = None;
+            while !stop.is_cancelled() {
+                let answer = client.search(&query, 1000, page).await;
+                searches.fetch_add(1, Ordering::Relaxed);
+                page = answer.ok().and_then(|answer| answer.next);
+            }
+        }));
+    }
+    let mut rng = StdRng::seed_from_u64(7);
+    let mut times = Vec::new();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(3) {
+        let file = registration(rng.random_range(0..names)).file.id;
+        let asked = Instant::now();
+        let page = client.query(&By::Id(file), 50, None).await?;
+        anyhow::ensure!(page.files.len() == 1, "the file is there");
+        times.push(asked.elapsed());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    stop.cancel();
+    for caller in callers {
+        caller.await?;
+    }
+    times.sort_unstable();
+    println!(
+        "{what:42} {:>8.2} {:>8.2} {:>8.2} {:>8.2} {:>10.0}",
+        ms(percentile(&times, 50)),
+        ms(percentile(&times, 90)),
+        ms(percentile(&times, 99)),
+        ms(percentile(&times, 100)),
+        searches.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64(),
+    );
+    Ok(())
+}
+
+fn registration(n: u64) -> Registration {
+    let mut rng = StdRng::seed_from_u64(n);
+    let root = Root(rng.random());
+    let common: BTreeMap<usize, &str> = COMMON.into_iter().enumerate().collect();
+    let missing = (n % COMMON.len() as u64) as usize;
+    // One of eight has them, or every name would be as long as names never are.
+    let common: Vec<&str> = match n.is_multiple_of(8) {
+        true => common
+            .into_iter()
+            .filter(|&(at, _)| at != missing)
+            .map(|(_, word)| word)
+            .collect(),
+        false => Vec::new(),
+    };
+    let parity = if n.is_multiple_of(2) { "even" } else { "odd" };
+    let name = format!(
+        "model-{}-{:08x}-part-{:05}-{parity} {}.safetensors",
+        n / 1000,
+        rng.random::<u32>(),
+        n % 1000,
+        common.join("-"),
+    );
+    let mut names = vec![name];
+    if n.is_multiple_of(10) {
+        names.push("README.md".to_owned());
+    }
+    Registration {
+        file: FileRecord {
+            id: FileId::derive(n + 1, &root),
+            size: n + 1,
+            root,
+            sha256: None,
+            kind: Kind::File,
+        },
+        names,
+        partial: false,
+    }
+}
+
+/// What this thread has used of a processor; where the system does not tell, the time that went by.
+fn processor_time() -> Duration {
+    let told = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
+    let nanos = told.and_then(|told| told.split(' ').next()?.parse().ok());
+    nanos.map_or_else(
+        || {
+            static BEGAN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+            BEGAN.get_or_init(Instant::now).elapsed()
+        },
+        Duration::from_nanos,
+    )
+}
+
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    sorted[(sorted.len() - 1) * percent / 100]
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}

@@ -1,0 +1,109 @@
+//! Where searches and long listings run: on a few threads of their own, so that other calls never wait behind them.
+//!
+//! Invariants: as many run at once as leave processors to other calls; those that wait are bounded, over all and for each address, and take
+//! turns in the order in which they came.
+
+use std::{net::IpAddr, sync::Arc};
+
+use potluck_core::{
+    Problem, Reason,
+    places::{Places, Share, Source},
+};
+use tokio::sync::Semaphore;
+
+use crate::problem::SOON;
+
+/// Searches that run or wait: the last of them waits for a third of a second where one runs at a time.
+const MAX_QUEUED: usize = 64;
+
+/// Searches that run at once, whatever the machine: their memory is the pages that they fill.
+const MAX_RUNNING: usize = 4;
+
+/// The queue of searches.
+#[derive(Debug)]
+pub(crate) struct SearchQueue {
+    places: Places,
+    running: Arc<Semaphore>,
+}
+
+impl SearchQueue {
+    /// A queue for this machine.
+    pub(crate) fn new() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self {
+            places: Places::new(MAX_QUEUED, Share::default()),
+            running: Arc::new(Semaphore::new((cores / 2).clamp(1, MAX_RUNNING))),
+        }
+    }
+
+    /// Runs a search for a caller and waits for it. Once begun it is finished even if the caller goes away.
+    ///
+    /// # Errors
+    /// [`Reason::Busy`] where too many wait.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        source: Option<IpAddr>,
+        search: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Problem> {
+        let busy = || {
+            Problem::new(
+                Reason::Busy,
+                "too many searches are waiting: try again in a moment",
+            )
+            .retry_after(SOON)
+        };
+        let place = self
+            .places
+            .take(source.map_or(Source::HERE, Into::into))
+            .map_err(|_| busy())?;
+        let permit = Arc::clone(&self.running)
+            .acquire_owned()
+            .await
+            .map_err(|_| busy())?;
+        let running = tokio::task::spawn_blocking(move || {
+            let _held = (place, permit);
+            search()
+        });
+        running.await.map_err(|_| {
+            Problem::new(
+                Reason::Internal,
+                "the search failed: this is a defect, see the log",
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn searches_that_wait_are_bounded_and_an_address_leaves_room_to_others() {
+        let queue = Arc::new(SearchQueue {
+            places: Places::new(8, Share::default()),
+            running: Arc::new(Semaphore::new(1)),
+        });
+        let source = |n| Some(IpAddr::from([192, 0, 2, n]));
+        let (release, blocked) = mpsc::channel::<()>();
+        let blocked = Arc::new(std::sync::Mutex::new(blocked));
+        let mut waiting = Vec::new();
+        for _ in 0..4 {
+            let (queue, blocked) = (Arc::clone(&queue), Arc::clone(&blocked));
+            let wait = move || blocked.lock().unwrap().recv();
+            waiting.push(tokio::spawn(async move { queue.run(source(1), wait).await }));
+            tokio::task::yield_now().await;
+        }
+        let refused = queue.run(source(1), || ()).await.unwrap_err();
+        assert_eq!(refused.reason, Reason::Busy);
+        let other = Arc::clone(&queue);
+        let other = tokio::spawn(async move { other.run(source(2), || 7).await });
+        (0..4).for_each(|_| release.send(()).unwrap());
+        assert_eq!(other.await.unwrap().unwrap(), 7);
+        for search in waiting {
+            assert!(search.await.unwrap().is_ok());
+        }
+        assert!(queue.run(source(1), || ()).await.is_ok(), "places are given back");
+    }
+}
