@@ -331,6 +331,37 @@ fn wish_from(world: &World, target: &Path, address: &Address) -> v1::FetchReques
     }
 }
 
+/// Peers of one host that take connections and never say anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn black_holes_of_one_host_do_not_keep_an_honest_peer_waiting() {
+    let world = world().await;
+    let hole = || {
+        let hole = std::net::TcpListener::bind("127.0.0.2:0")
+            .or_else(|_| std::net::TcpListener::bind("127.0.0.1:0"))
+            .unwrap();
+        hole.set_nonblocking(true).unwrap();
+        hole
+    };
+    let holes: Vec<_> = (0..90).map(|_| hole()).collect();
+    let addresses: Vec<Address> = holes
+        .iter()
+        .map(|hole| hole.local_addr().unwrap().into())
+        .collect();
+    let target = world.dir.path().join("out");
+    let all = addresses.iter().chain([&world.honest.address]);
+    let request = v1::FetchRequest {
+        providers: all.map(Into::into).collect(),
+        ..wish(world.id, &target)
+    };
+    assert_done(&world.peer.fetch(request).await);
+    assert_eq!(std::fs::read(&target).unwrap(), world.data);
+    let dialled = holes.iter().filter(|hole| hole.accept().is_ok()).count();
+    assert!(
+        dialled < holes.len(),
+        "all were tried before the one that answers was used"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_liars_means_waiting_and_no_file() {
     let world = world().await;

@@ -1,8 +1,13 @@
 //! Asking whichever peer answers: for what a transfer needs to know before the swarm can begin.
 //!
+//! Peers that say nothing must not keep those that would answer waiting: each time nobody has
+//! answered for [`STAGGER`], as many more are asked as were before. Hosts take turns, and one whose
+//! peers were silent comes last.
+//!
 //! Invariants: a peer whose answer was checked and found false is asked again only where all others
 //! failed, after a delay that grows each time, and its name and lie are kept; at most [`AT_ONCE`]
-//! peers are asked at once, and as many connections kept, however many there are.
+//! peers are asked at once, besides as many that have been silent for [`SILENT`]; as many
+//! connections are kept, however many there are.
 
 use std::{
     collections::HashMap,
@@ -22,13 +27,19 @@ use tokio::{
 use super::{
     link::Link,
     peers::MAX_CONNECTED,
-    sources::{Source, Sources},
+    sources::{Host, HostTurns, Source, Sources},
     unserved::unserved,
 };
 use crate::swarm::{BAN, MAX_BAN};
 
-/// How long one peer has before another is asked as well.
-const STAGGER: Duration = Duration::from_millis(500);
+/// How long peers have before others are asked as well: most answer within it, wherever they are.
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// How long a peer may take before it no longer counts as one that is asked: it may still answer.
+const SILENT: Duration = Duration::from_secs(1);
+
+/// Silent peers of one host after which its others come last.
+const SILENT_HOST: u32 = 2;
 
 /// Peers asked at once, over all questions, and connections kept: as many as the swarm then connects to.
 const AT_ONCE: usize = MAX_CONNECTED;
@@ -45,6 +56,8 @@ pub(crate) struct Dialer {
     sources: watch::Receiver<Sources>,
     state: Mutex<State>,
     attempts: Semaphore,
+    /// For those that are silent.
+    silent: Semaphore,
     leave_from: Option<IpAddr>,
 }
 
@@ -52,6 +65,8 @@ pub(crate) struct Dialer {
 struct State {
     links: HashMap<Address, Link>,
     liars: HashMap<Address, Lie>,
+    /// How many peers of each host were silent since one of them answered.
+    silent: HashMap<Host, u32>,
 }
 
 /// What a peer answered falsely, and when it may be asked again.
@@ -82,6 +97,7 @@ impl Dialer {
             sources,
             state: Mutex::default(),
             attempts: Semaphore::new(AT_ONCE),
+            silent: Semaphore::new(AT_ONCE),
             leave_from: None,
         }
     }
@@ -124,7 +140,7 @@ impl Dialer {
                     .filter(|source| !state.liars.contains_key(&source.address));
                 honest.map(|source| source.address.clone()).collect()
             };
-            candidates.shuffle(&mut rand::rng());
+            self.order(&mut candidates);
             let mut answered = self.round(candidates, &op).await;
             if answered.is_err()
                 && let Some(liar) = self.due_liar(&list)
@@ -177,6 +193,22 @@ impl Dialer {
         state.liars.insert(address, lie);
     }
 
+    /// Puts candidates in the order in which they are asked: by lot, hosts taking turns, silent hosts last.
+    fn order(&self, candidates: &mut [Address]) {
+        candidates.shuffle(&mut rand::rng());
+        let hosts: HashMap<Address, Host> = candidates
+            .iter()
+            .map(|address| (address.clone(), Host::from(address)))
+            .collect();
+        let mut turns = HostTurns::default();
+        let state = self.state();
+        candidates.sort_by_cached_key(|address| {
+            let host = &hosts[address];
+            let silent = state.silent.get(host).is_some_and(|&count| count >= SILENT_HOST);
+            (silent, turns.next(host))
+        });
+    }
+
     /// What keeps all from answering well: those who failed now, and those who lied before.
     fn told(&self, failed: &[(Address, Problem)]) -> Option<Problem> {
         let liars: Vec<(Address, Problem)> = {
@@ -202,26 +234,33 @@ impl Dialer {
         let mut candidates = candidates.into_iter();
         let mut attempts = FuturesUnordered::new();
         let mut failed = Vec::new();
+        let mut more = 1;
         loop {
-            if let Some(address) = candidates.next() {
+            for address in candidates.by_ref().take(more) {
                 attempts.push(async {
                     let asked = address.clone();
                     self.attempt(address, op)
                         .await
                         .map_err(|problem| (asked, problem))
                 });
-            } else if attempts.is_empty() {
+            }
+            if attempts.is_empty() {
                 return Err(failed);
             }
             let stagger = match candidates.len() {
                 0 => Duration::MAX,
                 _ => STAGGER,
             };
-            match tokio::time::timeout(stagger, attempts.next()).await {
+            more = match tokio::time::timeout(stagger, attempts.next()).await {
                 Ok(Some(Ok(answer))) => return Ok(answer),
-                Ok(Some(Err(failure))) => failed.push(failure),
-                Ok(None) | Err(_) => {}
-            }
+                Ok(Some(Err(failure))) => {
+                    failed.push(failure);
+                    1
+                }
+                Ok(None) => 1,
+                // Beyond this many they would only wait for each other.
+                Err(_) => attempts.len().min(AT_ONCE),
+            };
         }
     }
 
@@ -238,17 +277,42 @@ impl Dialer {
         address: Address,
         op: &(impl Fn(Link) -> BoxFuture<'static, Result<T, Problem>> + Send + Sync),
     ) -> Result<T, Problem> {
-        let _attempt = self.attempts.acquire().await;
+        let attempt = self.attempts.acquire().await;
         let known = self.state().links.get(&address).cloned();
-        let link = match known {
-            Some(link) => link,
-            None => {
-                let link = Link::open(&address, self.leave_from).await?;
+        let asked = async {
+            let link = match known {
+                Some(link) => link,
+                None => Link::open(&address, self.leave_from).await?,
+            };
+            let told = op(link.clone()).await;
+            // Whoever only takes connections has not answered.
+            if !matches!(&told, Err(problem) if is_silence(problem)) {
                 self.keep(&address, &link);
-                link
+            }
+            told
+        };
+        tokio::pin!(asked);
+        let host = Host::from(&address);
+        let told = match tokio::time::timeout(SILENT, &mut asked).await {
+            Ok(told) => {
+                self.state().silent.remove(&host);
+                told
+            }
+            Err(_) => {
+                *self.state().silent.entry(host).or_default() += 1;
+                // An acquisition that is dropped leaves the queue.
+                tokio::select! {
+                    told = &mut asked => told,
+                    silent = self.silent.acquire() => {
+                        // Others have their turn.
+                        drop(attempt);
+                        let told = asked.await;
+                        drop(silent);
+                        told
+                    }
+                }
             }
         };
-        let told = op(link).await;
         if told.is_ok() {
             self.state().liars.remove(&address);
         }
@@ -256,9 +320,9 @@ impl Dialer {
             match problem.reason {
                 Reason::VerificationFailed => {
                     tracing::warn!(peer = %address, %problem, "banned a peer");
-                    self.ban(address, problem.message.clone());
+                    self.ban(address.clone(), problem.message.clone());
                 }
-                Reason::Unreachable | Reason::TimedOut => {
+                _ if is_silence(problem) => {
                     self.state().links.remove(&address);
                 }
                 _ => {}
@@ -266,6 +330,11 @@ impl Dialer {
         }
         told
     }
+}
+
+/// Whether a connection that fails so is of no further use.
+const fn is_silence(problem: &Problem) -> bool {
+    matches!(problem.reason, Reason::Unreachable | Reason::TimedOut)
 }
 
 /// What to say where nobody is known who could be asked.
@@ -294,20 +363,26 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn however_many_say_nothing_few_are_asked_at_once() {
+    /// A dialer whose peers are connected already, so that nobody is called.
+    fn dialer(addresses: impl Iterator<Item = Address>) -> Dialer {
         let (_list, sources) = watch::channel(Sources::default());
         let dialer = Dialer::new(sources);
-        let all = 3 * AT_ONCE;
-        for n in 0..all {
-            dialer.state().links.insert(address(n), Link::to_nobody());
+        for address in addresses {
+            dialer.state().links.insert(address, Link::to_nobody());
         }
+        dialer
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn however_many_say_nothing_few_are_asked_at_once() {
+        let all = 4 * AT_ONCE;
+        let dialer = dialer((0..all).map(address));
         let asked = Arc::new(AtomicUsize::new(0));
         let op = |_| {
             let asked = Arc::clone(&asked);
             async move {
                 let asked = asked.fetch_add(1, Ordering::Relaxed) + 1;
-                tokio::time::sleep(STAGGER * all as u32).await;
+                tokio::time::sleep(Duration::from_secs(100)).await;
                 match asked == all {
                     true => Ok(()),
                     false => Err(Problem::new(Reason::NotFound, "has nothing")),
@@ -317,9 +392,13 @@ mod tests {
         };
         let round = dialer.round((0..all).map(address).collect(), &op);
         tokio::pin!(round);
-        let waited = tokio::time::timeout(STAGGER * (all as u32 - 1), &mut round).await;
+        let waited = tokio::time::timeout(Duration::from_secs(99), &mut round).await;
         assert!(waited.is_err());
-        assert_eq!(asked.load(Ordering::Relaxed), AT_ONCE);
+        assert_eq!(
+            asked.load(Ordering::Relaxed),
+            2 * AT_ONCE,
+            "those that are silent, and others"
+        );
         assert!(round.await.is_ok(), "everyone has its turn");
     }
 
@@ -359,6 +438,48 @@ mod tests {
             "{told:?}"
         );
         assert!(dialer.into_parts().1.is_empty(), "it answered well");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hundred_that_say_nothing_keep_nobody_waiting_for_long() {
+        let count = 100;
+        let dialer = dialer((0..=count).map(address));
+        let asked = Arc::new(AtomicUsize::new(0));
+        let op = |_| {
+            let asked = Arc::clone(&asked);
+            async move {
+                match asked.fetch_add(1, Ordering::Relaxed) == count {
+                    true => Ok(()),
+                    false => std::future::pending().await,
+                }
+            }
+            .boxed()
+        };
+        let began = tokio::time::Instant::now();
+        let round = dialer.round((0..=count).map(address).collect(), &op).await;
+        assert!(
+            round.is_ok() && began.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            began.elapsed()
+        );
+    }
+
+    #[tokio::test]
+    async fn hosts_take_turns_and_silent_ones_come_last() {
+        let other = |n: u8| Address {
+            host: format!("198.51.100.{n}"),
+            port: 1,
+        };
+        let dialer = dialer(std::iter::empty());
+        let all = || -> Vec<Address> { (0..300).map(address).chain((1..=3).map(other)).collect() };
+        let mut order = all();
+        dialer.order(&mut order);
+        let hosts: std::collections::HashSet<_> = order[..4].iter().map(|address| &address.host).collect();
+        assert_eq!(hosts.len(), 4, "{:?}", &order[..4]);
+        dialer.state().silent.insert(Host::from(&address(0)), SILENT_HOST);
+        let mut order = all();
+        dialer.order(&mut order);
+        assert!(order[..3].iter().all(|address| address.host != "192.0.2.1"));
     }
 
     #[tokio::test]

@@ -226,6 +226,7 @@ impl Driver<'_> {
 
     /// Connects to more peers where that helps: in a crowd a few are enough, unless none of them has what is missing and time for it.
     fn look_for_more(&mut self) {
+        self.peers.pass_over_silent();
         self.crowded |= self.swarm.is_crowd();
         let stuck = self.swarm.stuck_reason();
         let others_help = matches!(

@@ -3,7 +3,7 @@
 //! Invariant: a peer keeps its key for as long as it is listed or has given anything or was ever
 //! banned, so that a ban lasts through any number of reconnections; at most [`MAX_CONNECTED`] are
 //! dialled or connected at once, and [`NEIGHBOURS`] until [`Peers::widen`] says that more are of
-//! use.
+//! use, or those that were dialled are silent.
 
 mod watcher;
 
@@ -13,17 +13,17 @@ use std::{
     time::Duration,
 };
 
-use potluck_core::{FileId, PeerId, Problem, index_client::Address};
+use potluck_core::{FileId, PeerId, Problem, Reason, index_client::Address};
 use rand::{RngExt as _, seq::IteratorRandom as _};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     link::{Availability, Link},
-    sources::Source,
+    sources::{Host, HostTurns, Source},
 };
 use crate::swarm::{CROWD_PEERS, PeerKey};
-use watcher::Watcher;
+use watcher::{Watcher, wait_after};
 
 /// Peers connected at once: more give no more speed, and each costs two connections.
 pub(super) const MAX_CONNECTED: usize = 64;
@@ -33,6 +33,13 @@ const NEIGHBOURS: usize = CROWD_PEERS as usize;
 
 /// Failures without anything good between after which a peer gives up its place to others, if others wait.
 const PATIENCE: u32 = 3;
+
+/// How long a peer that is dialled for the first time may take before others are dialled besides, if others wait. Twice as long after
+/// each failure, so that one on a slow path is reached in the end.
+const SILENT: Duration = Duration::from_secs(1);
+
+/// Silent peers of one host after which its others are dialled last.
+const SILENT_HOST: u32 = 2;
 
 /// Something that happened to a peer.
 #[derive(Debug)]
@@ -77,7 +84,10 @@ pub(crate) struct Peer {
     /// Verified bytes it gave, over all its connections.
     pub(crate) bytes: u64,
     stop: CancellationToken,
+    host: Host,
     failures: u32,
+    /// When it counts as silent unless it has answered.
+    overdue_at: Instant,
     /// Its place in line: by lot, so that a crowd does not lean on the same few.
     lot: u64,
 }
@@ -90,6 +100,11 @@ impl Peer {
             Contact::Dialling | Contact::Connected | Contact::Lost(_)
         )
     }
+
+    /// Whether it was dialled a while ago and has not answered.
+    fn is_overdue(&self, now: Instant) -> bool {
+        self.contact == Contact::Dialling && self.overdue_at <= now
+    }
 }
 
 /// See the module.
@@ -99,6 +114,8 @@ pub(crate) struct Peers {
     units: u32,
     peers: HashMap<PeerKey, Peer>,
     by_address: HashMap<Address, PeerKey>,
+    /// How many peers of each host were silent since one of them answered.
+    silent: HashMap<Host, u32>,
     next: u64,
     /// How many may be dialled or connected now.
     most: usize,
@@ -126,6 +143,7 @@ impl Peers {
             units,
             peers: HashMap::new(),
             by_address: HashMap::new(),
+            silent: HashMap::new(),
             next: 0,
             most: NEIGHBOURS,
             events,
@@ -153,6 +171,8 @@ impl Peers {
         self.next += 1;
         self.by_address.insert(source.address.clone(), key);
         let peer = Peer {
+            host: Host::from(&source.address),
+            overdue_at: Instant::now(),
             source,
             contact: Contact::Waiting,
             link: None,
@@ -202,6 +222,10 @@ impl Peers {
             }
             stays
         });
+        if !self.silent.is_empty() {
+            let hosts: HashSet<&Host> = self.peers.values().map(|peer| &peer.host).collect();
+            self.silent.retain(|host, _| hosts.contains(host));
+        }
     }
 
     /// Connects to more than [`NEIGHBOURS`] from now on. Has no effect before half of those have answered: they may tell that
@@ -249,29 +273,87 @@ impl Peers {
             self.by_address.remove(&peer.source.address);
             self.by_address.insert(address.clone(), key);
             peer.source.address = address.clone();
+            peer.host = Host::from(address);
         }
     }
 
-    /// Dials those who wait, while there is room.
+    /// Dials others besides those that are silent.
+    pub(crate) fn pass_over_silent(&mut self) {
+        let now = Instant::now();
+        if self.peers.values().any(|peer| peer.is_overdue(now)) {
+            self.dial();
+        }
+    }
+
+    /// Dials those who wait, while there is room. Those that are silent take no room while there are free places, and give theirs to
+    /// others where there are none.
     fn dial(&mut self) {
-        let taken = self.taken();
+        let now = Instant::now();
         let mut waiting: Vec<PeerKey> = self
             .peers
             .iter()
             .filter(|(_, peer)| peer.contact == Contact::Waiting)
             .map(|(&key, _)| key)
             .collect();
-        // Those that failed least first, then those to whom there is a connection.
-        waiting.sort_by_key(|key| {
+        if waiting.is_empty() {
+            return;
+        }
+        let mut overdue: Vec<PeerKey> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.is_overdue(now))
+            .map(|(&key, _)| key)
+            .collect();
+        let taken = self.taken();
+        // As long as nobody answers at all, as many are dialled as may be connected.
+        let is_answered = self.peers.values().any(|peer| peer.contact == Contact::Connected);
+        let most = match overdue.is_empty() || is_answered {
+            true => self.most,
+            false => MAX_CONNECTED,
+        };
+        let more = most.saturating_sub(taken - overdue.len()).min(waiting.len());
+        let to_free = more
+            .saturating_sub(MAX_CONNECTED.saturating_sub(taken))
+            .min(overdue.len());
+        overdue.sort_by_key(|key| self.peers[key].overdue_at);
+        for key in overdue.into_iter().take(to_free) {
+            self.count_silent(key);
+            self.put_off(key);
+        }
+        let more = more.min(MAX_CONNECTED.saturating_sub(self.taken()));
+        let is_silent = |peer: &Peer| {
+            self.silent
+                .get(&peer.host)
+                .is_some_and(|&count| count >= SILENT_HOST)
+        };
+        // Those of hosts that answer first, then those that failed least, then those that answered while preparing.
+        let rank = |peer: &Peer| {
+            let is_ready = self.ready.contains_key(&peer.source.address);
+            (is_silent(peer), peer.failures, !is_ready)
+        };
+        waiting.sort_by_cached_key(|key| {
             let peer = &self.peers[key];
-            (
-                peer.failures,
-                !self.ready.contains_key(&peer.source.address),
-                peer.lot,
-            )
+            (rank(peer), peer.lot)
         });
-        for key in waiting.into_iter().take(self.most.saturating_sub(taken)) {
+        // Among these, hosts take turns.
+        let mut turns = HostTurns::default();
+        for peer in self.peers.values().filter(|peer| peer.has_place()) {
+            turns.next(&peer.host);
+        }
+        waiting.sort_by_cached_key(|key| {
+            let peer = &self.peers[key];
+            (rank(peer), turns.next(&peer.host))
+        });
+        waiting.truncate(more);
+        for key in waiting {
             self.begin(key);
+        }
+    }
+
+    /// Notes that a peer was dialled and did not answer.
+    fn count_silent(&mut self, key: PeerKey) {
+        if let Some(peer) = self.peers.get(&key) {
+            *self.silent.entry(peer.host.clone()).or_default() += 1;
         }
     }
 
@@ -281,6 +363,8 @@ impl Peers {
             return;
         };
         peer.contact = Contact::Dialling;
+        let patience = wait_after(peer.failures) + SILENT * (1 << peer.failures.min(4));
+        peer.overdue_at = Instant::now() + patience;
         peer.stop = self.stop.child_token();
         let watcher = Watcher {
             key,
@@ -312,6 +396,7 @@ impl Peers {
         }
         peer.contact = Contact::Connected;
         peer.link = Some(link);
+        self.silent.remove(&peer.host);
         true
     }
 
@@ -325,11 +410,17 @@ impl Peers {
         if matches!(peer.contact, Contact::Banned(_) | Contact::Waiting) {
             return;
         }
+        let answered = peer.contact == Contact::Connected;
         peer.link = None;
         peer.failures += 1;
         peer.last_error = Some(problem.message.clone());
         peer.contact = Contact::Lost(problem.clone());
-        if others && peer.failures % PATIENCE == 0 {
+        if !answered && problem.reason == Reason::TimedOut {
+            *self.silent.entry(peer.host.clone()).or_default() += 1;
+        }
+        // One that never answered has no place to keep.
+        let was_here = answered || peer.bytes > 0;
+        if others && (!was_here || peer.failures % PATIENCE == 0) {
             peer.stop.cancel();
             peer.contact = Contact::Waiting;
         }
@@ -547,12 +638,71 @@ mod tests {
         assert_eq!(peer.ban.as_deref(), Some("lied"), "remembered");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn black_holes_of_one_host_keep_no_other_waiting() {
+        let mut peers = peers();
+        let port = |port| Address {
+            host: "198.51.100.1".into(),
+            port,
+        };
+        let source = |address| Source { address, peer: None };
+        let mut all: Vec<Source> = (1..=300).map(port).map(source).collect();
+        peers.reconcile(&all);
+        assert_eq!(dialled(&peers), NEIGHBOURS);
+        all.push(many().remove(0));
+        peers.reconcile(&all);
+        let honest = peers.by_address[&all[300].address];
+        assert_eq!(
+            peers.get(honest).unwrap().contact,
+            Contact::Waiting,
+            "no place is free"
+        );
+        tokio::time::advance(SILENT).await;
+        peers.pass_over_silent();
+        assert_eq!(peers.get(honest).unwrap().contact, Contact::Dialling);
+        // From the beginning, hosts take turns.
+        let mut peers = self::peers();
+        peers.reconcile(&all);
+        let honest = peers.by_address[&all[300].address];
+        assert_eq!(peers.get(honest).unwrap().contact, Contact::Dialling);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn hundreds_of_silent_hosts_are_tried_within_seconds_and_few_at_once() {
+        let mut peers = peers();
+        let all: Vec<Source> = (1..=200)
+            .map(|n| Source {
+                address: Address {
+                    host: format!("198.51.100.{n}"),
+                    port: 1,
+                },
+                peer: None,
+            })
+            .collect();
+        peers.reconcile(&all);
+        let tried = |peers: &Peers| {
+            peers
+                .iter()
+                .filter(|(_, peer)| peer.failures > 0 || peer.has_place())
+                .count()
+        };
+        let mut seconds = 0;
+        while tried(&peers) < all.len() {
+            tokio::time::advance(SILENT).await;
+            peers.pass_over_silent();
+            assert!(peers.taken() <= MAX_CONNECTED);
+            seconds += 1;
+            assert!(seconds < 10, "{} were tried", tried(&peers));
+        }
+        assert!(seconds <= 4, "{seconds} s");
+    }
+
     #[tokio::test]
     async fn who_is_gone_and_gave_nothing_is_forgotten() {
         let mut peers = peers();
         let all = many();
         peers.reconcile(&all);
-        let problem = Problem::new(potluck_core::Reason::Unreachable, "gone");
+        let problem = Problem::new(Reason::Unreachable, "gone");
         let key = |peers: &Peers, at: usize| peers.by_address[&all[at].address];
         let (lost, banned, gave) = (key(&peers, 0), key(&peers, 1), key(&peers, 2));
         for peer in peers.peers.values_mut() {

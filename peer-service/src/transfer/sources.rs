@@ -8,7 +8,7 @@
 //! them.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -18,6 +18,7 @@ use futures_util::StreamExt as _;
 use potluck_core::{
     FileId, PeerId, Problem,
     index_client::{Address, IndexClient, WatchEvent},
+    places::network,
 };
 use rand::RngExt as _;
 use tokio::sync::watch;
@@ -51,6 +52,37 @@ pub(crate) struct Source {
     pub(crate) address: Address,
     /// Who it is, where the index vouches for it.
     pub(crate) peer: Option<PeerId>,
+}
+
+/// What counts as one host: whoever has it can have any number of peers there.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Host {
+    /// An IPv4 address, or an IPv6 network.
+    Network(IpAddr),
+    /// A name.
+    Name(Box<str>),
+}
+
+impl From<&Address> for Host {
+    fn from(address: &Address) -> Self {
+        match address.host.parse() {
+            Ok(ip) => Self::Network(network(ip)),
+            Err(_) => Self::Name(address.host.as_str().into()),
+        }
+    }
+}
+
+/// Numbers the peers of each host, from what is there already: sorted by these numbers, every host has its turn before any has a second.
+#[derive(Debug, Default)]
+pub(crate) struct HostTurns<'a>(HashMap<&'a Host, u32>);
+
+impl<'a> HostTurns<'a> {
+    /// The number of the next peer of this host.
+    pub(crate) fn next(&mut self, host: &'a Host) -> u32 {
+        let turn = self.0.entry(host).or_default();
+        *turn += 1;
+        *turn
+    }
 }
 
 /// Who has the file, as far as is known.

@@ -29,6 +29,14 @@ const EVENT_PAUSE: Duration = Duration::from_millis(5);
 /// peer hashes a file for longer.
 const SNAPSHOT_PAUSE: Duration = Duration::from_millis(250);
 
+/// How long a peer that failed so often is not dialled.
+pub(super) fn wait_after(failures: u32) -> Duration {
+    match failures {
+        0 => Duration::ZERO,
+        _ => (RETRY * (1 << (failures - 1).min(10))).min(MAX_RETRY),
+    }
+}
+
 /// Keeps one peer connected and passes on what it has.
 pub(super) struct Watcher {
     pub(super) key: PeerKey,
@@ -43,7 +51,7 @@ pub(super) struct Watcher {
 impl Watcher {
     /// Runs until nobody listens or the peer is of no use; after so many failures it begins with a wait.
     pub(super) async fn run(self, mut ready: Option<Link>, failures: u32) {
-        let mut wait = (RETRY * (1 << failures.saturating_sub(1).min(10))).min(MAX_RETRY);
+        let mut wait = wait_after(failures).max(RETRY);
         if failures > 0 && ready.is_none() {
             tokio::time::sleep(wait).await;
         }
