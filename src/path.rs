@@ -32,6 +32,12 @@ pub enum PathError {
     /// A control character, NUL among them.
     #[error("control characters are not taken in names")]
     Control,
+    /// A character that reorders the text around it, or separates lines.
+    #[error("characters that turn the direction of text, and line separators, are not taken in names")]
+    Reordering,
+    /// Nothing that can be seen.
+    #[error("a name needs at least one character that can be seen")]
+    Invisible,
     /// A backslash, which separates folders on some systems.
     #[error("backslashes are not taken in names")]
     Backslash,
@@ -143,7 +149,13 @@ impl Label {
             .unwrap_or(UNNAMED);
         let clean: String = last
             .chars()
-            .map(|c| if c.is_control() { '_' } else { c })
+            .map(|c| {
+                if c.is_control() || is_reordering(c) {
+                    '_'
+                } else {
+                    c
+                }
+            })
             .collect();
         let cut = cut_to_length(&clean);
         Self::parse(&cut).unwrap_or_else(|_| Self(UNNAMED.into()))
@@ -176,7 +188,28 @@ fn check_component(component: &str) -> Result<(), PathError> {
     if component.len() > MAX_COMPONENT_LEN {
         return Err(PathError::ComponentTooLong(component.len()));
     }
-    check_characters(component)
+    check_characters(component)?;
+    if component.chars().all(|c| c.is_whitespace() || is_invisible(c)) {
+        return Err(PathError::Invisible);
+    }
+    Ok(())
+}
+
+/// Whether a character makes the text after it, or before it, appear in another order, as `U+202E` does, or separates lines. File
+/// names need none of them: letters of scripts that run from right to left do so by themselves.
+pub const fn is_reordering(c: char) -> bool {
+    matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Whether nothing can be seen of a character though it is no whitespace: `Default_Ignorable_Code_Point` of Unicode 16, and the
+/// blank braille pattern. A list, not a library: which manifests are valid must not change with a version.
+pub const fn is_invisible(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+        | '\u{ffa0}' | '\u{fff0}'..='\u{fff8}' | '\u{1bca0}'..='\u{1bca3}'
+        | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 /// Refuses characters that neither a path nor what a link says may have.
@@ -186,6 +219,9 @@ pub(crate) fn check_characters(text: &str) -> Result<(), PathError> {
     }
     if text.contains('\\') {
         return Err(PathError::Backslash);
+    }
+    if text.chars().any(is_reordering) {
+        return Err(PathError::Reordering);
     }
     Ok(())
 }
@@ -242,6 +278,46 @@ mod tests {
             assert_eq!(refused(text), PathError::Control, "{text:?}");
         }
         assert_eq!(refused("..\\a"), PathError::Backslash);
+    }
+
+    #[test]
+    fn names_that_look_like_others_or_like_nothing_are_refused() {
+        for text in [
+            "cv\u{202e}fdp.exe",
+            "a/\u{2066}b\u{2069}",
+            "a\u{2028}b",
+            "\u{202b}x",
+        ] {
+            assert_eq!(RelPath::parse(text), Err(PathError::Reordering), "{text:?}");
+        }
+        for c in "\u{3164}\u{115f}\u{1160}\u{2800}\u{ffa0}\u{200b}\u{feff}\u{e0041}\u{a0}\u{fe0f} ".chars() {
+            assert_eq!(Label::parse(&c.to_string()), Err(PathError::Invisible), "{c:?}");
+            assert_eq!(
+                RelPath::parse(&format!("a/{c}{c} ")),
+                Err(PathError::Invisible),
+                "{c:?}"
+            );
+            assert_eq!(Label::sanitize(&c.to_string()).as_str(), UNNAMED);
+        }
+        assert_eq!(Label::sanitize("cv\u{202e}fdp.exe").as_str(), "cv_fdp.exe");
+    }
+
+    #[test]
+    fn names_in_all_scripts_are_taken() {
+        for text in [
+            "👩\u{200d}👩\u{200d}👧.png",
+            "❤\u{fe0f}.txt",
+            "🏴\u{e0067}\u{e0062}\u{e0065}\u{e006e}\u{e0067}\u{e007f}",
+            "تقرير نهائي.pdf",
+            "می\u{200c}خواهم.txt",
+            "דוח \u{200f}סופי.doc",
+            "हिन्दी क्\u{200d}ष.txt",
+            "한국어.txt",
+            "Capture d’écran à 10\u{202f}h.png",
+            "名前\u{3000}一.bin",
+        ] {
+            assert_eq!(Label::parse(text).map(String::from).as_deref(), Ok(text));
+        }
     }
 
     #[test]

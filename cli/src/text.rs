@@ -5,28 +5,70 @@
 use std::{borrow::Cow, fmt::Write as _, time::Duration};
 
 use indicatif::HumanBytes;
+use potluck_core::path;
 
 /// A name or message from outside, with everything that could steer a terminal or disguise the text written as `\u{…}`.
 pub(crate) fn shown(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(is_hostile) {
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         return Cow::Borrowed(text);
     }
     let mut safe = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        match is_hostile(c) {
+    let mut before = None;
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        match is_hostile(c) && !joins(before, c, rest.peek().copied()) {
             true => write!(safe, "\\u{{{:x}}}", u32::from(c)).expect("a String takes everything"),
             false => safe.push(c),
         }
+        before = Some(c);
     }
-    Cow::Owned(safe)
+    match safe == text {
+        true => Cow::Borrowed(text),
+        false => Cow::Owned(safe),
+    }
 }
 
-/// Whether a terminal acts on it (C0, C1, DEL), or it reorders or hides text (bidirectional and zero-width controls, line separators, tags).
+/// Whether a terminal acts on it, it reorders or hides text, cannot be seen, or means nothing (not assigned, or for private use).
 pub(crate) fn is_hostile(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+    if c.is_ascii() || c.is_control() {
+        return c.is_control();
+    }
+    // The standard library has the categories only as what it would print: after a letter that is all but format characters, separators,
+    // and what is not assigned.
+    let mut pair = [b'a'; 5];
+    let end = 1 + c.encode_utf8(&mut pair[1..]).len();
+    let printed = std::str::from_utf8(&pair[..end]).is_ok_and(|pair| pair.escape_debug().nth(1) == Some(c));
+    let is_space = c.is_whitespace() && !path::is_reordering(c);
+    path::is_invisible(c) || !(printed || is_space)
+}
+
+/// Whether a character that cannot be seen is here what a script or an emoji needs: a joiner between two emoji or between letters of
+/// a script that joins them, a variation selector, or the tags of a flag.
+fn joins(before: Option<char>, c: char, after: Option<char>) -> bool {
+    /// The flag that others are made of, by tags.
+    const FLAG: char = '\u{1f3f4}';
+    // Arabic to Malayalam and Sinhala, Myanmar, Khmer and Mongolian.
+    let is_joined =
+        |c: char| matches!(c, '\u{600}'..='\u{dff}' | '\u{1000}'..='\u{109f}' | '\u{1780}'..='\u{18af}');
+    let is_picture = |c: char| {
+        matches!(c, '\u{2190}'..='\u{27ff}' | '\u{2900}'..='\u{2bff}' | '\u{3030}' | '\u{303d}' | '\u{3297}'
+            | '\u{3299}' | '\u{1f000}'..='\u{1faff}')
+            && !path::is_invisible(c)
+    };
+    let Some(before) = before else { return false };
+    match c {
+        '\u{200c}' => is_joined(before) && after.is_some_and(is_joined),
+        '\u{200d}' => after.is_some_and(|after| {
+            (is_joined(before) && is_joined(after))
+                || ((is_picture(before) || before == '\u{fe0f}') && is_picture(after))
+        }),
+        '\u{fe0e}' | '\u{fe0f}' => {
+            is_picture(before) || matches!(before, '#' | '*' | '0'..='9' | '©' | '®' | '‼' | '⁉' | '™')
+        }
+        '\u{e0020}'..='\u{e007f}' => before == FLAG || matches!(before, '\u{e0020}'..='\u{e007e}'),
+        '\u{e0100}'..='\u{e01ef}' => matches!(before, '\u{3400}'..='\u{9fff}' | '\u{20000}'..='\u{323af}'),
+        _ => false,
+    }
 }
 
 /// Bytes with an IEC unit: `1.50 GiB`.
@@ -125,6 +167,29 @@ mod tests {
         assert_eq!(shown("\x1b[2Jx"), "\\u{1b}[2Jx");
         assert_eq!(shown("a\u{9b}31m\r\n"), "a\\u{9b}31m\\u{d}\\u{a}");
         assert_eq!(shown("exe\u{202e}gpj"), "exe\\u{202e}gpj");
+        for c in "\u{3164}\u{115f}\u{1160}\u{2800}\u{ffa0}\u{ad}\u{200b}\u{200e}\u{2028}\u{2066}\u{feff}\u{fe0f}\u{e0041}\u{e000}\u{378}\u{fffff}\u{200d}\u{200c}".chars() {
+            assert_eq!(shown(&format!("a{c}b")), format!("a\\u{{{:x}}}b", u32::from(c)));
+            assert_eq!(shown(&c.to_string()), format!("\\u{{{:x}}}", u32::from(c)));
+        }
+    }
+
+    #[test]
+    fn names_in_all_scripts_are_shown_as_they_are() {
+        for text in [
+            "👩\u{200d}👩\u{200d}👧.png",
+            "🏳\u{fe0f}\u{200d}🌈 👍🏽",
+            "❤\u{fe0f}.txt 1\u{fe0f}\u{20e3}",
+            "🏴\u{e0067}\u{e0062}\u{e0065}\u{e006e}\u{e0067}\u{e007f}",
+            "تقرير نهائي.pdf",
+            "می\u{200c}خواهم.txt",
+            "דוח סופי.doc",
+            "हिन्दी क्\u{200d}ष.txt",
+            "Cafe\u{301} \"x\" 'y'",
+            "Capture d’écran à 10\u{202f}h.png",
+            "名前\u{3000}一.bin",
+        ] {
+            assert_eq!(shown(text), text);
+        }
     }
 
     #[test]
