@@ -27,20 +27,20 @@ impl Target {
     /// Decides the path.
     ///
     /// `target`: an absolute path; a folder that is there means inside it; `None` means inside `files`. `name` is what to call it inside
-    /// a folder: it may come from the network and is made safe here.
+    /// a folder: it may come from the network and is made safe and harmless here.
     ///
     /// # Errors
     /// [`Reason::UnsafePath`] where `target` is relative or has `..` in it.
     pub(crate) fn resolve(target: Option<&Path>, name: &str, files: &Path) -> Result<Self, Problem> {
-        let label = Label::sanitize(name);
+        let label = harmless(name);
         let Some(target) = target else {
             return Ok(Self {
-                path: files.join(label.as_str()),
+                path: files.join(&label),
             });
         };
         check(target)?;
         let path = if target.is_dir() {
-            target.join(label.as_str())
+            target.join(&label)
         } else {
             target.to_owned()
         };
@@ -77,6 +77,17 @@ impl Target {
     /// Its folder.
     pub(crate) fn parent(&self) -> &Path {
         self.path.parent().unwrap_or_else(|| Path::new("/"))
+    }
+}
+
+/// A name from the network as it is used at the top of a folder. Programs read files that begin with a dot without being asked
+/// (`.bash_profile` in a home folder), and take a name that begins with a dash for an option (`rm *` with `-rf`): both begin with
+/// `_` instead. A name that is wanted as it is can be given as the target.
+fn harmless(name: &str) -> String {
+    let label = String::from(Label::sanitize(name));
+    match label.strip_prefix(['.', '-']) {
+        Some(rest) => format!("_{rest}"),
+        None => label,
     }
 }
 
@@ -196,6 +207,28 @@ mod tests {
             assert_eq!(problem.reason, Reason::TooManyOpenFiles);
             assert!(problem.message.contains("ulimit -n"), "{problem}");
         }
+    }
+
+    #[test]
+    fn a_name_from_the_network_is_no_hidden_file_and_no_option() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, expected) in [
+            (".bash_profile", "_bash_profile"),
+            ("-rf", "_rf"),
+            (".config", "_config"),
+            ("--", "_-"),
+            ("...", "_.."),
+            ("a/.profile", "_profile"),
+            ("a.b-c", "a.b-c"),
+        ] {
+            for target in [None, Some(folder.path())] {
+                let target = Target::resolve(target, name, folder.path()).unwrap();
+                assert_eq!(target.path, folder.path().join(expected), "{name}");
+            }
+        }
+        let asked = folder.path().join(".bash_profile");
+        let target = Target::resolve(Some(&asked), "x", folder.path()).unwrap();
+        assert_eq!(target.path, asked, "the owner said so");
     }
 
     #[test]

@@ -46,6 +46,9 @@ pub(crate) fn report(context: &Context, transfer: &Transfer, detached: bool) -> 
         text::path(&transfer.path)
     ))?;
     context.out.note(format_args!("  {}", facts(transfer)));
+    if let Some(note) = renamed(transfer) {
+        context.out.note(format_args!("  {note}"));
+    }
     for line in sources(&transfer.peers) {
         context.out.note(line);
     }
@@ -71,6 +74,18 @@ fn object(transfer: &Transfer) -> serde_json::Value {
         "sources": transfer.peers.iter().map(transfers::source).collect::<Vec<_>>(),
         "sharing_error": transfer.sharing_error.as_ref().map(|problem| problem.reason.word()),
         "sharing_message": transfer.sharing_error.as_ref().map(|problem| problem.message.as_str()),
+    })
+}
+
+/// Why it is not called what others call it, where that is so because of how the name begins.
+fn renamed(transfer: &Transfer) -> Option<String> {
+    let rest = transfer.name.strip_prefix(['.', '-'])?;
+    let saved = std::path::Path::new(&transfer.path).file_name()?.to_str()?;
+    (saved.strip_prefix('_')? == rest).then(|| {
+        format!(
+            "others call it `{}`: it begins with `_` instead, as programs may act on a file of that name; -o PATH gives it any name",
+            text::shown(&transfer.name)
+        )
     })
 }
 
