@@ -49,11 +49,55 @@ fn with_error(mut transfer: Transfer, reason: &str, message: &str) -> Transfer {
 }
 
 #[test]
+fn a_search_goes_on_past_pages_without_results() {
+    let sandbox = Sandbox::without_index();
+    let script = Script {
+        files: vec![found(1, &["fake.bin"])],
+        empty_pages: 20,
+        ..Script::default()
+    };
+    let fake = Fake::start(sandbox.dir.path(), script);
+    let run = run(&sandbox, &fake, &["search", "fake", "--limit", "3"]);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(run.stdout.contains("fake.bin"), "{}", run.stdout);
+    assert_eq!(fake.calls("search"), 21);
+}
+
+#[test]
+fn a_search_that_finds_nothing_on_any_page_ends_and_says_how_to_go_on() {
+    let sandbox = Sandbox::without_index();
+    let script = Script {
+        empty_pages: usize::MAX,
+        ..Script::default()
+    };
+    let fake = Fake::start(sandbox.dir.path(), script);
+    let run = run(&sandbox, &fake, &["search", "fake", "--all"]);
+    assert_eq!(run.code, Some(3), "{}", run.stderr);
+    assert!(run.stderr.contains("--page"), "{}", run.stderr);
+    assert_eq!(fake.calls("search"), 500);
+}
+
+#[test]
+fn a_query_with_many_files_is_a_table() {
+    let sandbox = Sandbox::without_index();
+    let script = Script {
+        files: (0..100).map(|seed| found(seed, &["same.bin"])).collect(),
+        ..Script::default()
+    };
+    let fake = Fake::start(sandbox.dir.path(), script);
+    let run = run(&sandbox, &fake, &["query", "same.bin"]);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(run.stdout.lines().count() < 210, "{}", run.stdout);
+    assert!(!run.stdout.contains("192.0.2."), "{}", run.stdout);
+    assert!(run.stderr.contains("potluck query ID"), "{}", run.stderr);
+}
+
+#[test]
 fn hostile_names_from_the_network_steer_no_terminal() {
     let sandbox = Sandbox::without_index();
     let evil = "\x1b]0;owned\x07\x1b[2J\u{9b}31m\u{202e}gpj.exe\r\nfake";
     // Not a control character: a name that the index may take.
-    let sly = "photo_\u{202e}gpj.exe";
+    let sly = "photo_\u{3164}gpj.exe";
     let files = vec![found(1, &[evil, sly]), found(2, &[sly, evil])];
     let script = Script {
         files,
@@ -73,7 +117,7 @@ fn hostile_names_from_the_network_steer_no_terminal() {
         for text in [&run.stdout, &run.stderr] {
             let harmless = text
                 .chars()
-                .all(|c| c == '\n' || !(c.is_control() || c == '\u{202e}'));
+                .all(|c| c == '\n' || !(c.is_control() || matches!(c, '\u{202e}' | '\u{3164}')));
             assert!(harmless, "{args:?}: {text:?}");
         }
     }

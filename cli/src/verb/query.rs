@@ -8,7 +8,7 @@ use potluck_core::{
 };
 use serde_json::json;
 
-use super::want::Want;
+use super::{search, want::Want};
 use crate::{
     context::Context,
     fail::Fail,
@@ -22,6 +22,12 @@ const MOST_FILES: usize = 1000;
 /// Bytes of what is known of them, about: as much as a thousand files with a few names and peers
 /// each.
 const MOST_BYTES: usize = 2 * 1024 * 1024;
+
+/// Files that are shown with their peers; more are shown as a table, to choose one.
+const MOST_IN_FULL: usize = 20;
+
+/// Pages in a row without a file: what was there can be gone by the time it would be given.
+const MAX_EMPTY: u32 = 10;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -51,7 +57,10 @@ pub(crate) async fn run(context: &Context, args: QueryArgs) -> Result<(), Fail> 
     if files.is_empty() {
         return Err(unknown(&args.want));
     }
-    if !context.out.is_json() {
+    if !context.out.is_json() && files.len() > MOST_IN_FULL {
+        context.out.lines(search::lines(&files, context.out.width()))?;
+        context.out.note("who has one of them: potluck query ID");
+    } else if !context.out.is_json() {
         for (i, found) in files.iter().enumerate() {
             if i > 0 {
                 context.out.line("")?;
@@ -86,14 +95,16 @@ fn weight(found: &Found) -> usize {
 pub(crate) async fn find(index: &IndexClient, want: &Want, providers: u32) -> Result<Vec<Found>, Problem> {
     let mut files = Vec::new();
     let mut bytes = 0;
+    let mut empty = 0;
     let mut page = None;
     loop {
         let answer = index.query(&want.by(), providers, page).await?;
-        let was_empty = answer.files.is_empty();
+        empty = if answer.files.is_empty() { empty + 1 } else { 0 };
         bytes += answer.files.iter().map(weight).sum::<usize>();
         files.extend(answer.files);
         page = answer.next;
-        if page.is_none() || was_empty || files.len() >= MOST_FILES || bytes >= MOST_BYTES {
+        let is_enough = files.len() >= MOST_FILES || bytes >= MOST_BYTES;
+        if page.is_none() || empty == MAX_EMPTY || is_enough {
             return Ok(files);
         }
     }

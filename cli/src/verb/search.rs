@@ -1,7 +1,12 @@
 //! `potluck search`: files by words of their names.
 
+use std::{collections::HashSet, time::Duration};
+
 use clap::Args;
-use potluck_core::{Reason, index_client::Found};
+use potluck_core::{
+    FileId, Problem, Reason,
+    index_client::{Found, IndexClient, Page},
+};
 use serde_json::json;
 
 use crate::{
@@ -16,6 +21,18 @@ const DEFAULT_LIMIT: u64 = 100;
 
 /// Results asked for at once: the most that the index gives.
 const PAGE: u64 = 1000;
+
+/// Pages without a single result after which it gives up. An index looks at some ten thousand names for a page.
+const MAX_EMPTY: u32 = 500;
+
+/// How often a page is asked for again where the index has too much to do, or wants this caller to wait.
+const MAX_WAITS: u32 = 30;
+
+/// Longest such wait.
+const MAX_WAIT: Duration = Duration::from_secs(10);
+
+/// Results that are remembered so that none is printed twice: a file with a great many names can come on several pages.
+const REMEMBERED: usize = 100_000;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -51,23 +68,40 @@ pub(crate) async fn run(context: &Context, args: SearchArgs) -> Result<(), Fail>
     let mut left = if args.all { u64::MAX } else { args.limit };
     let mut page = args.page;
     let mut found = 0;
-    while left > 0 {
+    let mut empty = 0;
+    let mut seen: HashSet<FileId> = HashSet::new();
+    while left > 0 && empty < MAX_EMPTY {
         let size = left.min(PAGE) as u32; // at most PAGE
-        let answer = index.search(&query, size, page).await?;
+        let mut answer = context
+            .stoppable(async { Ok(ask(&index, &query, size, page).await?) })
+            .await?;
         page = answer.next;
-        left = left.saturating_sub(answer.files.len().max(1) as u64);
+        answer.files.retain(|found| !seen.contains(&found.file.id));
+        let room = REMEMBERED.saturating_sub(seen.len());
+        seen.extend(answer.files.iter().take(room).map(|found| found.file.id));
+        left = left.saturating_sub(answer.files.len() as u64);
         found += answer.files.len();
+        empty = if answer.files.is_empty() { empty + 1 } else { 0 };
         if context.out.is_json() {
-            context.out.object(&Objects {
-                files: &answer.files,
-                next_page: page.as_deref(),
-            })?;
+            // The last object of all says whether there is more.
+            if !answer.files.is_empty() || page.is_none() || empty == MAX_EMPTY {
+                context.out.object(&Objects {
+                    files: &answer.files,
+                    next_page: page.as_deref(),
+                })?;
+            }
         } else if !answer.files.is_empty() {
             context.out.lines(lines(&answer.files, context.out.width()))?;
         }
         if page.is_none() {
             break;
         }
+    }
+    if let Some(page) = page.as_ref().filter(|_| empty == MAX_EMPTY) {
+        let what = format!("nothing more in the names looked at so far for `{query}`");
+        return Err(Fail::new(Reason::NotFound, what)
+            .hint("longer or rarer words are found sooner")
+            .hint(format!("to go on from here: add --page {page}")));
     }
     if found == 0 {
         let what = match query.is_empty() {
@@ -99,6 +133,26 @@ struct Objects<'a> {
 
 fn objects<S: serde::Serializer>(files: &&[Found], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(files.iter().map(object))
+}
+
+/// Asks for a page; waits where the index says so.
+///
+/// # Errors
+/// As `IndexService.Search`.
+async fn ask(index: &IndexClient, query: &str, size: u32, page: Option<String>) -> Result<Page, Problem> {
+    let mut waits = 0;
+    loop {
+        match index.search(query, size, page.clone()).await {
+            Err(problem)
+                if matches!(problem.reason, Reason::RateLimited | Reason::Busy) && waits < MAX_WAITS =>
+            {
+                waits += 1;
+                let wait = problem.retry_after.unwrap_or(MAX_WAIT).min(MAX_WAIT);
+                tokio::time::sleep(wait).await;
+            }
+            answer => return answer,
+        }
+    }
 }
 
 fn object(found: &Found) -> serde_json::Value {

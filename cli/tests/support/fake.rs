@@ -29,6 +29,8 @@ type Answer<T> = Result<Response<T>, Status>;
 pub(crate) struct Script {
     /// The files that the index knows, whatever it is asked.
     pub(crate) files: Vec<v1::QueryResult>,
+    /// Empty pages of a search before the one with the files.
+    pub(crate) empty_pages: usize,
     /// What a fetch tells, with the time before each.
     pub(crate) transfer: Vec<(Duration, v1::Transfer)>,
     /// Whether a fetch's stream stays open after that.
@@ -184,7 +186,15 @@ impl IndexService for Service {
         }))
     }
 
-    async fn search(&self, _: Request<v1::SearchRequest>) -> Answer<v1::SearchResponse> {
+    async fn search(&self, request: Request<v1::SearchRequest>) -> Answer<v1::SearchResponse> {
+        self.called("search");
+        let page = request.into_inner().page_token.parse().unwrap_or(0);
+        if page < self.script.empty_pages {
+            return Ok(Response::new(v1::SearchResponse {
+                files: Vec::new(),
+                next_page_token: (page + 1).to_string(),
+            }));
+        }
         let files = self.script.files.iter().map(|found| v1::SearchResult {
             file: found.file.clone(),
             names: found.names.clone(),

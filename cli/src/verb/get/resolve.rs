@@ -17,6 +17,9 @@ use crate::{
 /// Similar names offered where the one asked for is unknown.
 const SUGGESTIONS: u32 = 3;
 
+/// Pages of a search in which these are looked for: a page can be empty though there are more.
+const SUGGESTION_PAGES: u32 = 5;
+
 /// Providers told to a peer that uses another index, or none.
 const TOLD_PROVIDERS: usize = 100;
 
@@ -168,7 +171,14 @@ async fn suggest(index: Option<&IndexClient>, want: &Want) -> Fail {
     };
     // Only a courtesy: an error here changes nothing. The extension says little and is left out.
     let words = name.rsplit_once('.').map_or(name.as_str(), |(stem, _)| stem);
-    let near = index.search(words, SUGGESTIONS, None).await.unwrap_or_default();
+    let mut near = index.search(words, SUGGESTIONS, None).await.unwrap_or_default();
+    for _ in 1..SUGGESTION_PAGES {
+        if !near.files.is_empty() || near.next.is_none() {
+            break;
+        }
+        let page = near.next.take();
+        near = index.search(words, SUGGESTIONS, page).await.unwrap_or_default();
+    }
     near.files
         .iter()
         .filter_map(|found| found.names.first())
