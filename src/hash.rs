@@ -26,25 +26,72 @@ pub const READ_SIZE: usize = merkle::BATCH * LEAF_SIZE;
 /// Most threads that hash one file: more only wait for the disk.
 pub const MAX_THREADS: usize = 64;
 
-/// Hashes the first `size` bytes of a file with up to `threads` threads.
+/// Hashes a file of `size` bytes with up to `threads` threads.
 ///
 /// Reads by position: the file's own offset neither matters nor moves. `on_progress` is told from any of the threads how many
 /// bytes more are hashed, some hundred KiB at a time, and says whether to go on. Whether the file changed meanwhile is for the
 /// caller to check.
 ///
 /// # Errors
-/// [`io::ErrorKind::UnexpectedEof`] if the file has fewer bytes, [`io::ErrorKind::FileTooLarge`] if `size` is over
-/// [`crate::layout::MAX_FILE_SIZE`], [`io::ErrorKind::Interrupted`] if `on_progress` said to stop, and whatever reading gives.
+/// [`io::ErrorKind::UnexpectedEof`] if the file has fewer bytes, [`io::ErrorKind::InvalidData`] if
+/// it has more, [`io::ErrorKind::FileTooLarge`] if `size` is over [`crate::layout::MAX_FILE_SIZE`],
+/// [`io::ErrorKind::Interrupted`] if `on_progress` said to stop, and whatever reading gives.
 pub fn hash_file(
     file: &File,
     size: u64,
     threads: usize,
     on_progress: &OnProgress<'_>,
 ) -> io::Result<FileTree> {
-    hash_with(size, threads, &|buffer, offset| {
+    let tree = hash_with(size, threads, &|buffer, offset| {
         file.read_exact_at(buffer, offset)?;
         go_on(on_progress(buffer.len() as u64))
-    })
+    })?;
+    ends_at(file, size).map(|()| tree)
+}
+
+/// Whether a file ends at this offset: what its system says of its length may not be so.
+fn ends_at(file: &File, size: u64) -> io::Result<()> {
+    loop {
+        return match file.read_at(&mut [0], size) {
+            Ok(0) => Ok(()),
+            Ok(_) => Err(longer_than(size)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => Err(error),
+        };
+    }
+}
+
+fn longer_than(size: u64) -> io::Error {
+    let message = format!("the file has more than {size} bytes");
+    io::Error::new(io::ErrorKind::InvalidData, message)
+}
+
+/// Reads a file of `size` bytes into the beginning of `buffer`, which has room for one byte more,
+/// so that a file that is longer is noticed without a call of its own.
+///
+/// # Errors
+/// As [`hash_file`].
+///
+/// # Panics
+/// Where the buffer has no such room.
+pub fn read_whole(file: &File, size: usize, buffer: &mut [u8]) -> io::Result<()> {
+    let buffer = &mut buffer[..=size];
+    let mut filled = 0;
+    loop {
+        match file.read_at(&mut buffer[filled..], filled as u64) {
+            Ok(0) if filled == size => return Ok(()),
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        }
+        match filled.cmp(&size) {
+            // Asked for one byte more, a file gives less than that at its end only.
+            std::cmp::Ordering::Equal => return Ok(()),
+            std::cmp::Ordering::Greater => return Err(longer_than(size as u64)),
+            std::cmp::Ordering::Less => {}
+        }
+    }
 }
 
 /// Told how many bytes more are hashed; says whether to go on.
@@ -276,13 +323,33 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_shrank_is_an_error() {
+    fn a_file_that_is_shorter_or_longer_is_an_error() {
         for (has, size) in [(0, 1), (999_999, 1_000_000), (1_000_000, 5_000_000)] {
             let error = hash_file(&file(&bytes(has)), size, 3, &to_the_end).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         }
+        for (has, size) in [(1, 0), (16_385, 16_384), (1_000_001, 1_000_000)] {
+            let error = hash_file(&file(&bytes(has)), size, 3, &to_the_end).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        }
         let error = hash_file(&file(b""), u64::MAX, 1, &to_the_end).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+    }
+
+    #[test]
+    fn a_whole_file_is_read_only_if_it_has_its_size() {
+        let content = bytes(1000);
+        let mut buffer = vec![0; 1001];
+        read_whole(&file(&content), 1000, &mut buffer).unwrap();
+        assert_eq!(buffer[..1000], content);
+        read_whole(&file(b""), 0, &mut buffer).unwrap();
+        for (has, kind) in [
+            (999, io::ErrorKind::UnexpectedEof),
+            (1001, io::ErrorKind::InvalidData),
+        ] {
+            let error = read_whole(&file(&bytes(has)), 1000, &mut buffer).unwrap_err();
+            assert_eq!(error.kind(), kind);
+        }
     }
 
     #[test]

@@ -73,6 +73,9 @@ reasons! {
     OutOfRange = "OUT_OF_RANGE", "out_of_range", InvalidArgument;
     /// A path that would lead out of its folder, or that is no path for a file.
     UnsafePath = "UNSAFE_PATH", "unsafe_path", InvalidArgument;
+    /// A file whose length is not what its file system says, as those of `/proc`: nothing tells
+    /// whether it changed.
+    UnsizedFile = "UNSIZED_FILE", "unsized_file", FailedPrecondition;
     /// A host that the caller may not register.
     AddressRefused = "ADDRESS_REFUSED", "address_refused", PermissionDenied;
     /// The caller has not shown that it is the owner.

@@ -7,7 +7,6 @@ use std::{
     fs::File,
     io,
     ops::{ControlFlow, Range},
-    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
@@ -18,7 +17,7 @@ use std::{
 
 use potluck_core::{
     Problem, Reason, Root, Sha256,
-    hash::{READ_SIZE, hash_file, hash_together},
+    hash::{READ_SIZE, hash_file, hash_together, read_whole},
     index_client::{FileRecord, Kind},
     merkle::{FileTree, LEAF_SIZE},
     read_buffer::ReadBuffer,
@@ -115,8 +114,29 @@ fn hash_at(
             false => ControlFlow::Continue(()),
         }
     });
-    let tree = tree.map_err(|error| not_hashed(&error))?;
-    is_still(&file, &stamp).map(|()| Done { tree, stamp })
+    match tree {
+        Ok(tree) => is_still(&file, &stamp).map(|()| Done { tree, stamp }),
+        // A length that is not what it was is a change; one that never was what the system says is
+        // none.
+        Err(error) if is_other_length(&error) => is_still(&file, &stamp).and(Err(unsized_file())),
+        Err(error) => Err(not_hashed(&error)),
+    }
+}
+
+fn is_other_length(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData
+    )
+}
+
+/// The problem with a file whose length is not what `stat` says: its stamp says nothing of its
+/// content.
+fn unsized_file() -> Problem {
+    Problem::new(
+        Reason::UnsizedFile,
+        "its length is not what its file system says, so that a change of it would not be noticed: share a copy of it",
+    )
 }
 
 /// Opens a file whose stamp is old enough.
@@ -142,7 +162,6 @@ fn is_still(file: &File, stamp: &Stamp) -> Result<(), Problem> {
 /// The problem with a file that could not be read to its end.
 fn not_hashed(error: &io::Error) -> Problem {
     match error.kind() {
-        io::ErrorKind::UnexpectedEof => changed(),
         io::ErrorKind::Interrupted => Problem::new(Reason::Cancelled, "hashing was stopped"),
         io::ErrorKind::FileTooLarge => Problem::new(Reason::OutOfRange, "it is too large to be shared"),
         _ => unreadable(error),
@@ -294,14 +313,15 @@ impl<'f> Together<'f> {
     /// Reads a file that had this stamp before; false where it has not any more after, so that it need not stay open.
     fn read(&mut self, index: usize, path: &'f Path, file: &File, stamp: Stamp) -> bool {
         if self.buffer.is_empty() {
-            self.buffer = ReadBuffer::new(READ_SIZE);
+            // A byte more, so that a file which is longer than it is said to be is noticed.
+            self.buffer = ReadBuffer::new(READ_SIZE + 1);
         }
         if let Some(wait) = unsettled(&stamp) {
             std::thread::sleep(wait);
         }
         let range = self.used..self.used + stamp.size as usize;
-        if file.read_exact_at(&mut self.buffer[range.clone()], 0).is_err() || is_still(file, &stamp).is_err()
-        {
+        let read = read_whole(file, range.len(), &mut self.buffer[range.start..]);
+        if read.is_err() || is_still(file, &stamp).is_err() {
             return false;
         }
         self.used += range.len().next_multiple_of(LEAF_SIZE).max(LEAF_SIZE);

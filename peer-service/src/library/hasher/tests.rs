@@ -186,3 +186,38 @@ fn a_file_that_changes_while_it_settles_settles_again_or_is_refused() {
         }
     });
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_file_that_is_longer_or_shorter_than_its_system_says_is_refused() {
+    // The first says 0 bytes and has some; the second says a page, and has less.
+    let odd = ["/proc/self/status", "/sys/kernel/mm/transparent_hugepage/enabled"];
+    for path in odd.map(Path::new) {
+        let (Ok(metadata), Ok(content)) = (path.metadata(), std::fs::read(path)) else {
+            eprintln!("skipped: no {} here", path.display());
+            continue;
+        };
+        assert_ne!(metadata.len(), content.len() as u64);
+        let refused = hash_one(path, 1, &|_, _| {}, &|| false).unwrap_err();
+        assert_eq!(refused.reason, Reason::UnsizedFile, "{}", path.display());
+        // The same where it is one of many.
+        let refused = Mutex::new(None);
+        let on_done = |outcomes: Vec<Outcome<'_>>| {
+            for (_, _, result) in outcomes {
+                *refused.lock().unwrap() = result.err();
+            }
+        };
+        let (base, watch) = (Base::default(), watch(&|_, _| {}, &|| false));
+        assert!(hash_many(
+            &base,
+            1,
+            &|_| (path, None),
+            &|_, _, _| true,
+            &on_done,
+            1,
+            &watch
+        ));
+        let refused = refused.into_inner().unwrap().unwrap();
+        assert_eq!(refused.reason, Reason::UnsizedFile, "{}", path.display());
+    }
+}
