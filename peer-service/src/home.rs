@@ -3,11 +3,13 @@
 //! ```text
 //! HOME/           mode 0700
 //!   files/        shared; downloads land here
-//!   state/        token (mode 0600), lock, database, manifests
+//!   state/        token (mode 0600), machine, lock, database, manifests
 //!   control.sock  made by the control service
 //! ```
 //!
-//! Invariant: at most one [`Home`] is open for a folder at any time, in this process or another.
+//! Invariants: at most one [`Home`] is open for a folder at any time, in this process or another;
+//! nobody but its owner and root can write in it; a home that is found on another machine becomes
+//! another peer (docs/decisions/0021).
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -17,11 +19,26 @@ use std::{
 };
 
 use potluck_core::{PeerId, Token};
+use rustix::process::{getegid, geteuid, getgroups};
+
+mod machine;
+
+use machine::MachineId;
 
 use crate::durable::create_folders;
 
 const TOKEN: &str = "token";
 const LOCK: &str = "lock";
+
+/// Which machine the token is of.
+const MACHINE: &str = "machine";
+
+/// The token of a home before it was found on another machine: for an owner who wants it back.
+const PREVIOUS_TOKEN: &str = "token.previous";
+
+/// Bits of a mode that let others write.
+const GROUP_WRITES: u32 = 0o020;
+const OTHERS_WRITE: u32 = 0o002;
 
 /// Why a home cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +63,18 @@ pub enum HomeError {
     NotAFolder {
         /// What stands there.
         path: PathBuf,
+    },
+    /// Others may write there: whoever does could have any file of the owner shared.
+    #[error(
+        "{path} {why}, who could have any of your files shared: {remedy}, or choose another folder with --home"
+    )]
+    WritableByOthers {
+        /// What they could write.
+        path: PathBuf,
+        /// Why they can.
+        why: String,
+        /// What to do.
+        remedy: String,
     },
     /// The secret's file holds something else.
     #[error(
@@ -81,6 +110,7 @@ impl HomeError {
 pub struct Home {
     path: PathBuf,
     token: Token,
+    previous: Option<PeerId>,
     _lock: Lock,
 }
 
@@ -102,19 +132,32 @@ impl Home {
     /// # Errors
     /// [`HomeError::Locked`] where another peer has it.
     pub fn open(path: &Path) -> Result<Self, HomeError> {
+        Self::open_on(MachineId::of_this().as_ref(), path)
+    }
+
+    /// The same on a machine.
+    fn open_on(machine: Option<&MachineId>, path: &Path) -> Result<Self, HomeError> {
         let absolute = std::path::absolute(path).map_err(|error| HomeError::io(path, error))?;
         make_folder(&absolute)?;
         let path = absolute
             .canonicalize()
             .map_err(|error| HomeError::io(&absolute, error))?;
-        make_folder(&path.join("files"))?;
-        let state = path.join("state");
+        let (files, state) = (path.join("files"), path.join("state"));
+        make_folder(&files)?;
         make_folder(&state)?;
+        for folder in [&path, &files, &state] {
+            keep_others_out(folder)?;
+        }
         let lock = lock(&path, &state.join(LOCK))?;
         let token = load_or_make_token(&state)?;
+        let (token, previous) = match machine {
+            Some(machine) => token_of_machine(&state, token, machine)?,
+            None => (token, None),
+        };
         Ok(Self {
             path,
             token,
+            previous,
             _lock: lock,
         })
     }
@@ -148,6 +191,11 @@ impl Home {
     pub fn peer_id(&self) -> PeerId {
         self.token.peer_id()
     }
+
+    /// The id that this home had until it was found on another machine, just now.
+    pub const fn previous_peer_id(&self) -> Option<PeerId> {
+        self.previous
+    }
 }
 
 fn make_folder(path: &Path) -> Result<(), HomeError> {
@@ -161,6 +209,96 @@ fn make_folder(path: &Path) -> Result<(), HomeError> {
         }
         Err(error) => Err(HomeError::io(path, error)),
     }
+}
+
+/// Makes sure that nobody but this user and root can write in a folder: whoever can could put links
+/// there, or a token.
+fn keep_others_out(path: &Path) -> Result<(), HomeError> {
+    let metadata = path.metadata().map_err(|error| HomeError::io(path, error))?;
+    let (owner, me) = (metadata.uid(), geteuid().as_raw());
+    let refuse = |why: String, remedy: String| HomeError::WritableByOthers {
+        path: path.to_owned(),
+        why,
+        remedy,
+    };
+    if owner != me && owner != 0 {
+        // Root is given others' folders on purpose, as a container is its volume.
+        if me == 0 {
+            tracing::warn!(path = %path.display(), owner, "this folder of the peer belongs to a user who could have any file of root shared");
+            return Ok(());
+        }
+        let why = format!("belongs to another user (number {owner})");
+        return Err(refuse(why, "make yourself its owner".to_owned()));
+    }
+    let writers = metadata.mode() & (GROUP_WRITES | OTHERS_WRITE);
+    if writers == 0 {
+        return Ok(());
+    }
+    if owner == me {
+        let mode = metadata.mode() & 0o7777 & !writers;
+        let closed = std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+            .and_then(|()| path.metadata())
+            .is_ok_and(|now| now.mode() & writers == 0);
+        if closed {
+            tracing::warn!(path = %path.display(), "other users could write in this folder of the peer: its mode is set to {mode:04o}");
+            return Ok(());
+        }
+    } else if writers == GROUP_WRITES && is_in_group(metadata.gid()) {
+        // As volumes are given to a container: root's, and writable by the group that it runs with.
+        return Ok(());
+    }
+    let remedy = format!("take that right away (chmod go-w {})", path.display());
+    Err(refuse("can be written by other users".to_owned(), remedy))
+}
+
+fn is_in_group(group: u32) -> bool {
+    let mine = getgroups().unwrap_or_default();
+    getegid().as_raw() == group || mine.iter().any(|mine| mine.as_raw() == group)
+}
+
+/// The token of a home on this machine, and the id it had on another. A home that comes from
+/// another was copied with its machine's disk or moved here: of a copy the original may be running,
+/// and two peers of one token hide each other's files.
+fn token_of_machine(
+    state: &Path,
+    token: Token,
+    machine: &MachineId,
+) -> Result<(Token, Option<PeerId>), HomeError> {
+    let path = state.join(MACHINE);
+    let write = |path: &Path, text: &str| {
+        write_durably(path, text.as_bytes(), 0o600).map_err(|error| HomeError::io(path, error))
+    };
+    let known = match std::fs::read_to_string(&path) {
+        Ok(text) => Some(text),
+        // What is no text is of no machine.
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(HomeError::io(&path, error)),
+    };
+    match known.as_deref().map(str::trim) {
+        Some(known) if known == machine.as_str() => return Ok((token, None)),
+        // Damaged, or of a time when it was not written yet.
+        Some(known) if !MachineId::is_one(known) => {}
+        None => {}
+        Some(_) => {
+            let (new, previous) = (Token::generate(), token.peer_id());
+            write(&state.join(PREVIOUS_TOKEN), &token_text(&token))?;
+            write(&state.join(TOKEN), &token_text(&new))?;
+            write(&path, &format!("{}\n", machine.as_str()))?;
+            tracing::warn!(
+                peer = %new.peer_id().short(), previous = %previous.short(),
+                "this home was copied from another machine or moved here: the peer has a new identity, so that it does not \
+                 get in the way of the one on the other machine"
+            );
+            return Ok((new, Some(previous)));
+        }
+    }
+    write(&path, &format!("{}\n", machine.as_str()))?;
+    Ok((token, None))
+}
+
+fn token_text(token: &Token) -> String {
+    format!("{}\n", hex::encode(token.expose()))
 }
 
 /// Takes the lock and writes this process into it. The file stays when the peer ends; the operating system frees the lock.
@@ -205,8 +343,7 @@ fn load_or_make_token(state: &Path) -> Result<Token, HomeError> {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let token = Token::generate();
-            let text = format!("{}\n", hex::encode(token.expose()));
-            write_durably(&path, text.as_bytes(), 0o600).map_err(failed)?;
+            write_durably(&path, token_text(&token).as_bytes(), 0o600).map_err(failed)?;
             return Ok(token);
         }
         Err(error) => return Err(failed(error)),
@@ -284,6 +421,69 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         drop(Home::open(dir.path()).unwrap());
         assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_home_on_another_machine_becomes_another_peer() {
+        let dir = tempfile::tempdir().unwrap();
+        let [first, second] = ["1", "2"].map(|text| MachineId::from_text(text).unwrap());
+        let open = |machine: Option<&MachineId>| Home::open_on(machine, dir.path()).unwrap();
+        let id = open(Some(&first)).peer_id();
+        assert_eq!(open(Some(&first)).peer_id(), id);
+        // In a container, whose id is made anew each time, the machine says nothing.
+        assert_eq!(open(None).peer_id(), id);
+        let copy = open(Some(&second));
+        assert_ne!(copy.peer_id(), id);
+        assert_eq!(copy.previous_peer_id(), Some(id));
+        let other = copy.peer_id();
+        drop(copy);
+        let again = open(Some(&second));
+        assert_eq!((again.peer_id(), again.previous_peer_id()), (other, None));
+        drop(again);
+        let previous = dir.path().join("state/token.previous");
+        assert_eq!(previous.metadata().unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_home_whose_machine_is_not_known_stays_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let machine = MachineId::from_text("1").unwrap();
+        let id = Home::open_on(None, dir.path()).unwrap().peer_id();
+        let known = dir.path().join("state/machine");
+        assert!(!known.exists());
+        for damaged in [None, Some(&b"nonsense"[..]), Some(b"\xff"), Some(b"")] {
+            if let Some(damaged) = damaged {
+                std::fs::write(&known, damaged).unwrap();
+            }
+            assert_eq!(Home::open_on(Some(&machine), dir.path()).unwrap().peer_id(), id);
+            assert_eq!(std::fs::read_to_string(&known).unwrap().trim(), machine.as_str());
+        }
+    }
+
+    #[test]
+    fn a_home_that_others_may_write_is_closed_to_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("home");
+        drop(Home::open(&home).unwrap());
+        for folder in ["", "files", "state"] {
+            let path = home.join(folder);
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).unwrap();
+            drop(Home::open(&home).unwrap());
+            assert_eq!(path.metadata().unwrap().mode() & 0o022, 0, "{folder}");
+        }
+    }
+
+    #[test]
+    fn a_home_of_another_user_is_refused() {
+        // Root may use it: a container is given its volume so.
+        if geteuid().is_root() {
+            println!("skipped: root may use the folders of others");
+            return;
+        }
+        // Root's, and everybody may write there.
+        let error = keep_others_out(Path::new("/tmp")).unwrap_err();
+        assert!(matches!(error, HomeError::WritableByOthers { .. }), "{error}");
+        assert!(error.to_string().contains("chmod go-w /tmp"), "{error}");
     }
 
     #[test]
