@@ -29,7 +29,8 @@ def pairs(text: str) -> dict[str, str]:
 
 def parse(known: list[str], systems: list[str], results: Path, doc: str, line: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=doc)
-    parser.add_argument("cases", nargs="*", default=["4-to-1", "1-to-1"], metavar="CASE", help="cases, or all; --list tells them [default: 4-to-1 1-to-1]")
+    parser.add_argument("cases", nargs="*", default=["4-to-1", "1-to-1", "at-once"], metavar="CASE",
+                        help="cases, or all; --list tells them [default: 4-to-1 1-to-1 at-once]")
     parser.add_argument("--list", action="store_true", help="list the cases")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each system in each case [default: 5]")
     parser.add_argument("--systems", default=[], type=lambda text: text.split(","), metavar="A,B", help=f"only these ({', '.join(systems)})")

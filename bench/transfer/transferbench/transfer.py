@@ -140,15 +140,21 @@ class Transfer(Processes):
 
     # What the driver calls.
 
-    def run(self, begin: Callable[[], None], arriving: tuple[Path, ...] = ()) -> tuple[float, list]:
-        """Seconds from `begin` until the last sink had its file, and what each process used. `arriving` must be on the disk in the end."""
+    def prepare(self) -> None:
+        """Makes the memory be there that the result takes."""
+        touch(self.target, self.shape.size * self.shape.sinks)
+
+    def run(self, begin: Callable[[], None], arriving: tuple[Path, ...] = (), at_once: bool = False) -> tuple[float, list]:
+        """Seconds from `begin` until the last sink had its file, and what each process used. `arriving` must be on the disk in the end.
+        `at_once`: nothing is waited for, as `prepare` was called before."""
         deadline = PATIENCE + self.shape.size * self.shape.sinks / SLOWEST
         if arriving:
             os.sync()
             drop_caches()
-        else:
-            touch(self.target, self.shape.size * self.shape.sinks)
-        time.sleep(SETTLE)
+        elif not at_once:
+            self.prepare()
+        if not at_once:
+            time.sleep(SETTLE)
         self.raise_failure()
         self.meter.forget_peaks()
         self.meter.start()

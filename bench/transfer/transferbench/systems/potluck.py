@@ -40,10 +40,15 @@ class Potluck(System):
             # The home is kept: the file is hashed once, not in every round.
             home = transfer.bench.kept(f"{self.name}-{self.options.get('label', '')}-s{number}")
             self.start_peer(transfer, "source", home, "--share", str(transfer.payload.path), behind_link=True)
-        sinks = [transfer.folder / f"p{number}" for number in range(shape.sinks)]
+        self.start_sinks(transfer, self.id)
+        self.wait_registered(self.id, shape.sources)
+
+    def start_sinks(self, transfer: Transfer, file: str) -> None:
+        """Peers that are about to fetch a file, and what tells them to."""
+        self.id = file
+        sinks = [transfer.folder / f"p{number}" for number in range(transfer.shape.sinks)]
         for home in sinks:
             self.start_peer(transfer, "downloader", home)
-        self.wait_registered(self.id, shape.sources)
         for number, home in enumerate(sinks):
             get = self.command(home, "get", self.id, "-o", str(self.arrived(transfer)[number]))
             self._gets.append(transfer.hold("command", get, self._on_line(transfer, number), self._on_exit(transfer)))
