@@ -110,6 +110,7 @@ pub(crate) enum Verb {
     Limits(verb::limits::LimitsArgs),
     Id(verb::id::IdArgs),
     Verify(verb::verify::VerifyArgs),
+    Check(verb::check::CheckArgs),
     Status(verb::status::StatusArgs),
     Health(verb::health::HealthArgs),
 }

@@ -539,3 +539,31 @@ fn a_download_that_stays_shared_only_until_the_peer_stops_says_so() {
     );
     assert_eq!(last["sharing_message"], message);
 }
+
+#[test]
+fn a_check_names_what_is_damaged_and_fails() {
+    let sandbox = Sandbox::without_index();
+    let fake = Fake::start(sandbox.dir.path(), Script::default());
+    let good = run(&sandbox, &fake, &["check", "/somewhere/good"]).expect(0);
+    assert!(good.stdout.starts_with("good  1 file"), "{}", good.stdout);
+    let paths = ["check", "/somewhere/good", "/somewhere/damaged"];
+    let bad = run(&sandbox, &fake, &paths).expect(4);
+    let lines: Vec<_> = bad.stdout.lines().collect();
+    assert_eq!(lines.len(), 1, "a line for each bad file: {lines:?}");
+    assert!(lines[0].starts_with("damaged  /somewhere/damaged: "), "{lines:?}");
+    assert!(bad.stderr.contains("1 of 2 files is not"), "{}", bad.stderr);
+    let objects = run(&sandbox, &fake, &[&paths[..], &["--json"]].concat()).expect(4);
+    let objects: Vec<serde_json::Value> = objects
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(objects[0]["event"], "bad");
+    assert_eq!(objects[0]["path"], "/somewhere/damaged");
+    assert_eq!(objects[0]["reason"], "verification_failed");
+    assert_eq!(objects[1]["bad_files"], 1);
+    assert_eq!(objects.len(), 2);
+    for wrong in [&["check"][..], &["check", "--all", "/x"]] {
+        run(&sandbox, &fake, wrong).expect(2);
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! | module | its one job |
 //! |---|---|
+//! | [`activity`] | whether the peer moves data for somebody |
 //! | [`bits`] | a set of units as a bitfield |
 //! | `blocking`, `cached` | work on threads that may wait; reading only what is in memory |
 //! | [`control`] | what the peer's owner may do with it, at an endpoint of its own |
@@ -20,6 +21,7 @@
 //! | [`swarm`] | which peer is asked for which unit, and when: pure |
 //! | [`transfer`] | downloads: from what was asked for to a verified file in its place |
 
+pub mod activity;
 pub mod bits;
 mod blocking;
 mod cached;

@@ -2,7 +2,7 @@
 
 use std::{fmt, fs::File, ops::Range, sync::Arc};
 
-use potluck_core::{FileId, Problem, index_client::FileRecord, merkle::Hash, plan::Plan};
+use potluck_core::{FileId, Problem, index_client::FileRecord, merkle::Hash, places::Source, plan::Plan};
 use tokio::sync::watch;
 
 use crate::bits::Bits;
@@ -73,6 +73,17 @@ pub struct Units {
     pub fetching: Bits,
 }
 
+/// Pieces of a file that somebody received and that failed verification there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadPieces {
+    /// The file.
+    pub id: FileId,
+    /// The first of them.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+}
+
 /// A place to look for offers by id.
 pub trait Shelf: Send + Sync + fmt::Debug {
     /// The offer of this file, if there is one.
@@ -81,5 +92,11 @@ pub trait Shelf: Send + Sync + fmt::Debug {
     /// The same without ever waiting for long: also on the async threads. `None` too where that cannot be said so quickly.
     fn find_now(&self, _id: &FileId) -> Option<Arc<dyn Offer>> {
         None
+    }
+
+    /// Somebody says that these pieces were wrong when they came: they are looked at when there is
+    /// time. Only what is seen here is believed. False where too much was reported; never waits.
+    fn on_bad_pieces(&self, _pieces: BadPieces, _source: Source) -> bool {
+        true
     }
 }

@@ -5,13 +5,7 @@
 //! Order of stopping: health says NOT_SERVING, transfers record what they have, the lease is taken back, no connection is
 //! accepted, open calls get `GRACE` to end, connections are cut, the rest of the tasks end.
 
-use std::{
-    io::Write as _,
-    net::SocketAddr,
-    path::PathBuf,
-    sync::{Arc, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{io::Write as _, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 use potluck_core::{
@@ -179,11 +173,13 @@ pub async fn start(
         leave_from,
         hash_threads: config.hash_threads,
         verifying: Verifying::new(config.hash_threads),
-        downloaded: AtomicU64::new(0),
+        downloaded: Arc::clone(&library.activity().downloaded),
         tracker: tracker.clone(),
     });
     let transfers = Transfers::new(Arc::clone(&context), work.child_token());
-    let counters = Arc::new(Counters::default());
+    let counters = Arc::new(Counters {
+        uploaded_bytes: Arc::clone(&library.activity().uploaded),
+    });
     let api = PeerApi::new(
         vec![Arc::new(library.clone()), Arc::new(transfers.clone())],
         home.peer_id(),
@@ -196,6 +192,7 @@ pub async fn start(
         registrar,
         counters,
         home: home.path().to_owned(),
+        previous_peer_id: home.previous_peer_id(),
         started: Instant::now(),
         shutdown: work.child_token(),
     };

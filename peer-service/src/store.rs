@@ -41,6 +41,9 @@ const SUMS: TableDefinition<'_, (u64, Part), &[u8; 32]> = TableDefinition::new("
 const LAYERS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("layers.v1");
 /// Paths in the files folder that the owner does not want shared.
 const HIDDEN: TableDefinition<'_, &[u8], ()> = TableDefinition::new("hidden.v1");
+/// Parts of items whose bytes are not what was hashed, although nothing shows a change, by the
+/// item's number and the [`Part`].
+const DAMAGED: TableDefinition<'_, (u64, Part), ()> = TableDefinition::new("damaged.v1");
 /// Transfers by number.
 const TRANSFERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("transfers.v1");
 
@@ -114,6 +117,10 @@ pub(crate) enum Change {
     RemoveItem(u64),
     /// Of an item that is there.
     PutSums(u64, Sums),
+    /// Of an item that is there; forgotten when the item is put again or removed.
+    PutDamaged(u64, Part),
+    /// Of one item, all of it.
+    RemoveDamaged(u64),
     PutLayer(FileId, Arc<[Hash]>),
     RemoveLayer(FileId),
     Hide(PathBuf),
@@ -273,6 +280,16 @@ impl Store {
         })
     }
 
+    /// Parts whose bytes are not what was hashed, by item.
+    pub(crate) fn damaged(&self) -> Result<Vec<(u64, Part)>, StoreError> {
+        self.with(|database| {
+            let read = database.begin_read()?;
+            let table = read.open_table(DAMAGED)?;
+            let rows = table.iter()?;
+            rows.map(|row| Ok(row?.0.value())).collect()
+        })
+    }
+
     /// The piece layer of a file; `None` if it is not there or damaged.
     pub(crate) fn layer(&self, id: &FileId) -> Result<Option<Arc<[Hash]>>, StoreError> {
         self.with(|database| {
@@ -296,12 +313,14 @@ impl Store {
             let mut sums = write.open_table(SUMS)?;
             let mut layers = write.open_table(LAYERS)?;
             let mut hidden = write.open_table(HIDDEN)?;
+            let mut damaged = write.open_table(DAMAGED)?;
             for change in changes {
                 if let Change::PutItem(number, _) | Change::RemoveItem(number) = change {
                     let all = (*number, 0)..=(*number, u32::MAX);
                     items.remove(number)?;
                     members.retain_in(all.clone(), |_, _| false)?;
-                    sums.retain_in(all, |_, _| false)?;
+                    sums.retain_in(all.clone(), |_, _| false)?;
+                    damaged.retain_in(all, |_, ()| false)?;
                 }
                 match change {
                     Change::PutItem(number, row) => {
@@ -317,6 +336,10 @@ impl Store {
                         for (part, sum) in all {
                             sums.insert((*number, *part), sum.as_bytes())?;
                         }
+                    }
+                    Change::PutDamaged(number, part) => drop(damaged.insert((*number, *part), ())?),
+                    Change::RemoveDamaged(number) => {
+                        damaged.retain_in((*number, 0)..=(*number, u32::MAX), |_, ()| false)?;
                     }
                     Change::PutLayer(id, layer) => {
                         layers.insert(id.as_bytes(), layer.as_flattened())?;

@@ -18,7 +18,7 @@ use tonic::{
     transport::Channel,
 };
 
-use self::model::{Explanation, Item, Limits, Registration, ShareEvent, Status, Transfer};
+use self::model::{CheckEvent, Explanation, Item, Limits, Registration, ShareEvent, Status, Transfer};
 
 /// How long the peer may take to answer a call, or to begin a stream. It answers from memory.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -171,6 +171,23 @@ impl Control {
             .call(limit, self.client.clone().await_registration(request))
             .await?;
         Ok(answer.into())
+    }
+
+    /// Hashes again what is shared at these absolute paths, or everything, at most so many bytes a
+    /// second; 0: no limit.
+    pub(crate) async fn check(
+        &self,
+        paths: Vec<String>,
+        max_bytes_per_second: u64,
+    ) -> Result<impl Stream<Item = Result<CheckEvent, Problem>> + Send, Problem> {
+        let request = v1::CheckRequest {
+            paths,
+            max_bytes_per_second,
+        };
+        let messages = self
+            .call(CALL_TIMEOUT, self.client.clone().check(request))
+            .await?;
+        Ok(self.events(messages, CheckEvent::try_from))
     }
 
     /// Stops sharing what has this id or this absolute path.

@@ -18,6 +18,25 @@ pub(crate) struct Item {
     pub(crate) file_count: u64,
     /// Bytes of content: of a collection, its files'.
     pub(crate) content_size: u64,
+    /// Files of it that are not what was hashed; such an item is not offered.
+    pub(crate) damaged_paths: Vec<String>,
+}
+
+/// What comes of a check, as it comes.
+#[derive(Debug, Clone)]
+pub(crate) enum CheckEvent {
+    /// Hashing goes on: what, bytes done and to be done in all.
+    Progress { path: String, done: u64, total: u64 },
+    /// A file is not what it was shared as, or cannot be read.
+    Bad {
+        path: String,
+        file: FileId,
+        problem: Problem,
+    },
+    /// A path is not shared.
+    Failed { path: String, problem: Problem },
+    /// All was checked.
+    Summary { files: u64, bytes: u64, bad: u64 },
 }
 
 /// What comes of sharing, as it comes.
@@ -223,6 +242,10 @@ pub(crate) struct Status {
     pub(crate) files_folder: String,
     pub(crate) uptime: Duration,
     pub(crate) version: String,
+    /// Items with files that are not what was hashed.
+    pub(crate) damaged_items: u64,
+    /// The id that the home had until this start found it on another machine.
+    pub(crate) previous_peer: Option<PeerId>,
 }
 
 fn problem(failure: v1::Failure) -> Problem {
@@ -257,6 +280,7 @@ impl TryFrom<v1::LibraryItem> for Item {
             path: item.path,
             file_count: item.file_count,
             content_size: item.content_size,
+            damaged_paths: item.damaged_paths,
         })
     }
 }
@@ -276,6 +300,35 @@ impl TryFrom<v1::ShareResponse> for ShareEvent {
             Event::Failed(failed) => Self::Failed {
                 path: failed.path,
                 problem: problem(failed.failure.unwrap_or_default()),
+            },
+        })
+    }
+}
+
+impl TryFrom<v1::CheckResponse> for CheckEvent {
+    type Error = Problem;
+
+    fn try_from(response: v1::CheckResponse) -> Result<Self, Problem> {
+        use v1::check_response::Event;
+        Ok(match response.event.ok_or_else(|| missing_part("an event"))? {
+            Event::Progress(p) => Self::Progress {
+                path: p.path,
+                done: p.bytes_done,
+                total: p.bytes_total,
+            },
+            Event::Bad(bad) => Self::Bad {
+                path: bad.path,
+                file: potluck_core::wire::file_id(&bad.file_id, "bad.file_id")?,
+                problem: problem(bad.failure.unwrap_or_default()),
+            },
+            Event::Failed(failed) => Self::Failed {
+                path: failed.path,
+                problem: problem(failed.failure.unwrap_or_default()),
+            },
+            Event::Summary(sum) => Self::Summary {
+                files: sum.files,
+                bytes: sum.bytes,
+                bad: sum.bad_files,
             },
         })
     }
@@ -403,6 +456,8 @@ impl TryFrom<v1::GetStatusResponse> for Status {
             files_folder: status.files_folder,
             uptime: Duration::from_millis(status.uptime_ms),
             version: status.version,
+            damaged_items: status.damaged_items,
+            previous_peer: PeerId::try_from(&status.previous_peer_id[..]).ok(),
         })
     }
 }

@@ -13,7 +13,7 @@ use rustyline::{
 use super::line;
 
 /// What follows a verb, shown until something is typed.
-const USAGES: [(&str, &str); 12] = [
+const USAGES: [(&str, &str); 13] = [
     ("share", "PATH…"),
     ("search", "WORDS"),
     ("query", "ID|NAME|sha256:HEX"),
@@ -24,6 +24,7 @@ const USAGES: [(&str, &str); 12] = [
     ("limits", "[--upload RATE] [--download RATE] [--slots N]"),
     ("id", "PATH…"),
     ("verify", "ID PATH"),
+    ("check", "PATH…|--all [--rate RATE]"),
     ("help", "[COMMAND]"),
     ("status", ""),
 ];

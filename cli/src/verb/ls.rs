@@ -66,6 +66,7 @@ pub(crate) fn object(item: &Item) -> serde_json::Value {
         "sha256": item.record.sha256,
         "file_count": item.file_count,
         "content_size": item.content_size,
+        "damaged_paths": item.damaged_paths,
     })
 }
 
@@ -88,10 +89,14 @@ fn lines(items: &[Item], width: Option<usize>) -> Vec<String> {
     table::with_ids(&columns, rows, width)
 }
 
-/// What an item is: `file`, or how many files are in the folder.
+/// What an item is: `file`, or how many files are in the folder; and whether it is damaged.
 pub(crate) fn what(item: &Item) -> String {
-    match item.record.kind {
+    let what = match item.record.kind {
         Kind::File => "file".to_owned(),
         Kind::Collection => format!("folder, {}", text::count(item.file_count, "file")),
+    };
+    match item.damaged_paths.is_empty() {
+        true => what,
+        false => format!("{what}, damaged"),
     }
 }

@@ -1,5 +1,6 @@
 //! The verbs, a module each: arguments, what they mean, and doing it.
 
+pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod get;
@@ -50,6 +51,7 @@ pub(crate) async fn run_verb(context: &Context, verb: Verb) -> Result<(), Fail> 
         Verb::Limits(args) => context.stoppable(limits::run(context, args)).await,
         Verb::Id(args) => id::run(context, args).await,
         Verb::Verify(args) => verify::run(context, args).await,
+        Verb::Check(args) => check::run(context, args).await,
         Verb::Status(args) => context.stoppable(status::run(context, args)).await,
         Verb::Health(args) => context.stoppable(health::run(context, args)).await,
     }

@@ -104,6 +104,8 @@ fn peer_object(status: &Status, control: &Endpoint) -> Value {
         "files_folder": status.files_folder,
         "uptime_seconds": status.uptime.as_secs(),
         "version": status.version,
+        "damaged_items": status.damaged_items,
+        "previous_peer": status.previous_peer,
     })
 }
 
@@ -196,6 +198,22 @@ fn peer_lines(status: &Status, control: &Endpoint, own: bool) -> Vec<String> {
         format!("  {head} {}", text::shown(warning))
     };
     lines.extend(status.warnings.iter().map(warning));
+    if status.damaged_items > 0 {
+        lines.push(format!(
+            "  {}: {} not what was hashed, and not offered; `potluck ls` and `potluck check --all` tell which",
+            style("damaged").red(),
+            match status.damaged_items {
+                1 => "1 item is".to_owned(),
+                more => format!("{more} items are"),
+            }
+        ));
+    }
+    if let Some(previous) = &status.previous_peer {
+        lines.push(format!(
+            "  new identity: this home was copied from another machine or moved here; there it was peer {}",
+            previous.short()
+        ));
+    }
     if !own {
         lines.push(format!("  control {}", text::shown(&control.to_string())));
     }

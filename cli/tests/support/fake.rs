@@ -234,6 +234,7 @@ impl IndexService for Service {
 impl ControlService for Service {
     type ShareStream = Streamed<v1::ShareResponse>;
     type FetchStream = Streamed<v1::FetchResponse>;
+    type CheckStream = Streamed<v1::CheckResponse>;
 
     async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Answer<v1::GetStatusResponse> {
         Ok(Response::new(v1::GetStatusResponse {
@@ -335,6 +336,33 @@ impl ControlService for Service {
             items: self.script.items.clone(),
             next_page_token: String::new(),
         }))
+    }
+
+    async fn check(&self, request: Request<v1::CheckRequest>) -> Answer<Self::CheckStream> {
+        use v1::check_response::Event;
+        self.called("check");
+        let paths = request.into_inner().paths;
+        let bad = paths.iter().filter(|path| path.ends_with("damaged"));
+        let bad: Vec<_> = bad
+            .map(|path| {
+                Event::Bad(v1::BadFile {
+                    path: path.clone(),
+                    file_id: vec![7; 32].into(),
+                    failure: Some(v1::Failure {
+                        reason: "VERIFICATION_FAILED".into(),
+                        message: "its bytes are not what was hashed".into(),
+                    }),
+                })
+            })
+            .collect();
+        let summary = Event::Summary(v1::CheckSummary {
+            files: paths.len() as u64,
+            bytes: 100,
+            bad_files: bad.len() as u64,
+        });
+        let events = bad.into_iter().chain([summary]);
+        let told = events.map(|event| Ok(v1::CheckResponse { event: Some(event) }));
+        Ok(Response::new(Box::pin(stream::iter(told.collect::<Vec<_>>()))))
     }
 
     async fn share(&self, _: Request<v1::ShareRequest>) -> Answer<Self::ShareStream> {

@@ -15,7 +15,7 @@ use std::{
 
 use futures_util::{Stream, StreamExt as _, stream};
 use potluck_core::{
-    Problem, Reason,
+    PeerId, Problem, Reason,
     proto::v1::{self, control_service_server::ControlService},
     wire::file_id,
 };
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    library::Target,
+    library::{CheckTarget, Target},
     registrar::Registrar,
     serve::Counters,
     transfer::{
@@ -63,6 +63,8 @@ pub struct Control {
     pub counters: Arc<Counters>,
     /// Its folder.
     pub home: PathBuf,
+    /// The id that its home had until it was found on another machine, at this start.
+    pub previous_peer_id: Option<PeerId>,
     /// When it started.
     pub started: Instant,
     /// Cancelled when it stops: streams end then.
@@ -138,6 +140,7 @@ fn follow(watching: Watching) -> impl Stream<Item = Result<v1::FetchResponse, St
 impl ControlService for Control {
     type ShareStream = Answers<v1::ShareResponse>;
     type FetchStream = Answers<v1::FetchResponse>;
+    type CheckStream = Answers<v1::CheckResponse>;
 
     async fn share(&self, request: Request<v1::ShareRequest>) -> Result<Response<Self::ShareStream>, Status> {
         let paths = request.into_inner().paths;
@@ -204,6 +207,26 @@ impl ControlService for Control {
             items: items.iter().map(Into::into).collect(),
             next_page_token: next.unwrap_or_default(),
         }))
+    }
+
+    async fn check(&self, request: Request<v1::CheckRequest>) -> Result<Response<Self::CheckStream>, Status> {
+        let request = request.into_inner();
+        let targets = match request.paths.is_empty() {
+            true => vec![CheckTarget::All],
+            false => request
+                .paths
+                .iter()
+                .map(|path| wire::path(path, "paths").map(CheckTarget::Path))
+                .collect::<Result<_, _>>()?,
+        };
+        let (tell, events) = mpsc::channel(SHARE_EVENTS);
+        let library = self.context.library.clone();
+        let rate = request.max_bytes_per_second;
+        self.context
+            .tracker
+            .spawn(async move { library.check(targets, rate, tell).await });
+        let events = ReceiverStream::new(events).map(|event| Ok(event.into()));
+        Ok(Response::new(self.until_shutdown(events)))
     }
 
     async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
@@ -338,6 +361,8 @@ impl ControlService for Control {
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             warnings: context.store.warning().into_iter().collect(),
+            damaged_items: totals.damaged,
+            previous_peer_id: self.previous_peer_id.map(|id| id.to_bytes()).unwrap_or_default(),
         }))
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use potluck_core::{Problem, Reason, Sha256, path::Label, proto::v1, wire};
 
 use crate::{
-    library::{Item, ShareEvent},
+    library::{CheckEvent, Item, ShareEvent},
     limits::{Limits, Priority},
     transfer::view::{FetchSpec, Missing, NewTerms, PeerRow, PeerStanding, State, View},
 };
@@ -116,6 +116,7 @@ impl From<&Item> for v1::LibraryItem {
             path: text(&item.path),
             file_count: item.file_count,
             content_size: item.content_size,
+            damaged_paths: item.damaged.iter().map(|path| text(path)).collect(),
         }
     }
 }
@@ -133,6 +134,34 @@ impl From<ShareEvent> for v1::ShareResponse {
             ShareEvent::Failed { path, problem } => Event::Failed(v1::ShareFailure {
                 path: text(&path),
                 failure: Some(failure(&problem)),
+            }),
+        };
+        Self { event: Some(event) }
+    }
+}
+
+impl From<CheckEvent> for v1::CheckResponse {
+    fn from(event: CheckEvent) -> Self {
+        use v1::check_response::Event;
+        let event = match event {
+            CheckEvent::Progress { path, done, total } => Event::Progress(v1::ShareProgress {
+                path: text(&path),
+                bytes_done: done,
+                bytes_total: total,
+            }),
+            CheckEvent::Bad { path, id, problem } => Event::Bad(v1::BadFile {
+                path: text(&path),
+                file_id: id.to_bytes(),
+                failure: Some(failure(&problem)),
+            }),
+            CheckEvent::Failed { path, problem } => Event::Failed(v1::ShareFailure {
+                path: text(&path),
+                failure: Some(failure(&problem)),
+            }),
+            CheckEvent::Done { files, bytes, bad } => Event::Summary(v1::CheckSummary {
+                files,
+                bytes,
+                bad_files: bad,
             }),
         };
         Self { event: Some(event) }

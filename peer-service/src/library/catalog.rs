@@ -20,6 +20,7 @@ use potluck_core::{
 };
 
 mod away;
+mod damaged;
 mod delta;
 mod hidden;
 mod item;
@@ -59,6 +60,9 @@ pub(super) struct Catalog {
     stale: BTreeSet<u64>,
     /// Those of them at whose paths nothing is now.
     away: BTreeSet<u64>,
+    /// Parts whose bytes are not what was hashed, although nothing shows a change, by item: see
+    /// [`damaged`].
+    damaged: BTreeMap<u64, BTreeSet<Part>>,
     /// Copies that were trusted when their item was last there.
     kept: BTreeSet<Copy>,
     /// Paths in the files folder that the owner does not want shared.
@@ -122,6 +126,7 @@ impl Catalog {
             shared.body.is(&item.body) && shared.record == item.record && shared.arrived == item.arrived;
         same && shared.label == item.label
             && !self.stale.contains(&number)
+            && !self.is_damaged(number)
             && !self.hidden.contains(&*item.path)
     }
 
@@ -194,6 +199,7 @@ impl Catalog {
             delta.changes.push(Change::Unhide(shared.path.to_path_buf()));
         }
         self.stale.remove(&number);
+        self.damaged.remove(&number);
         self.by_path.insert(shared.path.clone(), number);
         self.items.insert(number, Box::new(shared));
     }
@@ -261,6 +267,7 @@ impl Catalog {
         let shared = self.items.remove(&number)?;
         self.by_path.remove(&shared.path);
         self.stale.remove(&number);
+        self.damaged.remove(&number);
         self.drop_kept(number, &shared, delta);
         self.drop_copies(number, &shared, delta);
         delta.changes.push(Change::RemoveItem(number));
@@ -304,7 +311,10 @@ impl Catalog {
             self.drop_copy(place.item, &shared, part, delta);
         }
         self.items.insert(place.item, shared);
-        self.stale.insert(place.item);
+        // What is damaged waits for its owner.
+        if !self.is_damaged(place.item) {
+            self.stale.insert(place.item);
+        }
     }
 
     /// Remembers a SHA-256, unless the file is gone by now.
@@ -415,7 +425,8 @@ impl Catalog {
 
     /// The collection at a path, if all of it is trusted.
     pub(super) fn folder_at(&self, path: &Path) -> Option<(FileRecord, &Arc<Folder>)> {
-        let number = self.at(path).filter(|number| !self.stale.contains(number))?;
+        let is_trusted = |number: &u64| !self.stale.contains(number) && !self.is_damaged(*number);
+        let number = self.at(path).filter(is_trusted)?;
         let shared = self.items.get(&number)?;
         Some((shared.record, shared.folder()?))
     }
@@ -433,7 +444,7 @@ impl Catalog {
                     folder.manifest.find(below)?
                 }
             };
-            if shared.stamp(part) != Some(*stamp) {
+            if shared.stamp(part) != Some(*stamp) || self.is_part_damaged(number, part) {
                 return None;
             }
             let trusted = self.record(&shared.id(part)?);
@@ -486,6 +497,7 @@ impl Catalog {
             items: self.items.len() as u64,
             files: self.files,
             bytes: self.bytes,
+            damaged: self.damaged.len() as u64,
         }
     }
 }

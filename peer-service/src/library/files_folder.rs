@@ -44,6 +44,11 @@ const SCAN_INTERVAL: Duration = Duration::from_secs(5);
 /// Rest after a pass, as a multiple of the time it took: a huge folder that changes all the time costs a fifth of one core.
 const REST: u32 = 4;
 
+/// How soon something is tried again that could not be shared for a reason that may pass without
+/// anybody touching it, such as a full disk: twice as late each time, as all of it is hashed again.
+const RETRY: Duration = Duration::from_secs(2);
+const MAX_RETRY: Duration = Duration::from_secs(120);
+
 /// Most files hashed and put in one batch.
 const BATCH: usize = 512;
 
@@ -145,13 +150,49 @@ fn start_watching(inner: &Arc<Inner>) -> Option<RecommendedWatcher> {
 
 /// What is remembered from pass to pass.
 #[derive(Debug, Default)]
-struct Scanner {
+pub(super) struct Scanner {
     /// What changes: how it looked, and since when.
     pending: HashMap<PathBuf, (u64, Instant)>,
-    /// What cannot be shared: how it looked when that was said.
-    refused: HashMap<PathBuf, u64>,
+    /// What cannot be shared: how it looked when that was said, and when it is tried again if it
+    /// stays so.
+    refused: HashMap<PathBuf, Refusal>,
     /// Whether there was a pass.
     begun: bool,
+}
+
+/// Something that could not be shared.
+#[derive(Debug, Clone, Copy)]
+struct Refusal {
+    /// How it looked.
+    fingerprint: u64,
+    /// When to try again, and how long that is after the last time; `None`: once it looks
+    /// otherwise.
+    retry: Option<(Instant, Duration)>,
+}
+
+impl Refusal {
+    /// Of something that was refused so `before`, if it was.
+    fn new(fingerprint: u64, may_pass: bool, before: Option<&Self>, now: Instant) -> Self {
+        let last = before
+            .filter(|before| before.fingerprint == fingerprint)
+            .and_then(|before| before.retry);
+        let delay = last.map_or(RETRY, |(_, delay)| (2 * delay).min(MAX_RETRY));
+        Self {
+            fingerprint,
+            retry: may_pass.then(|| (now + delay, delay)),
+        }
+    }
+
+    /// How long something that looks like this is left alone; `None`: it is tried now.
+    fn rests(&self, fingerprint: u64, now: Instant) -> Option<Duration> {
+        if self.fingerprint != fingerprint {
+            return None;
+        }
+        match self.retry {
+            None => Some(Duration::MAX),
+            Some((at, _)) => Some(at.saturating_duration_since(now)).filter(|left| !left.is_zero()),
+        }
+    }
 }
 
 /// Something at the top of the folder that is not shared as it is.
@@ -193,7 +234,7 @@ impl Candidate {
 
 impl Scanner {
     /// Compares the folder with what is shared from it and shares what is new; when to look again, if by the clock.
-    fn pass(&mut self, inner: &Inner) -> Option<Duration> {
+    pub(super) fn pass(&mut self, inner: &Inner) -> Option<Duration> {
         let listing = match list(&inner.files_folder) {
             Ok(listing) => listing,
             Err(error) => {
@@ -210,6 +251,7 @@ impl Scanner {
         self.pending.retain(|path, _| listing.contains(path));
         self.refused.retain(|path, _| listing.contains(path));
         let mut again = first.then_some(SCAN_INTERVAL);
+        let sooner = |again: Option<Duration>, delay: Duration| Some(again.map_or(delay, |at| at.min(delay)));
         let (mut files, mut folders) = (Vec::new(), Vec::new());
         for path in &listing {
             if inner.shutdown.is_cancelled() {
@@ -223,23 +265,32 @@ impl Scanner {
                 continue;
             };
             let fingerprint = candidate.fingerprint();
-            if self.refused.get(path) == Some(&fingerprint) {
+            let refused = self.refused.get(path);
+            if let Some(rest) = refused.and_then(|refused| refused.rests(fingerprint, Instant::now())) {
+                if rest < Duration::MAX {
+                    again = sooner(again, rest);
+                }
                 continue;
             }
             if !self.settled(&candidate, fingerprint) {
-                again = Some(QUIET);
+                again = sooner(again, QUIET);
                 continue;
             }
             match candidate {
                 Candidate::File(path, stamp) => files.push((path, stamp)),
                 Candidate::Folder(path, found) => folders.push((path, found)),
-                Candidate::Refused(_, refused) if is_passing(&refused) => again = Some(QUIET),
-                Candidate::Refused(path, refused) => self.refuse(path, fingerprint, &refused),
+                Candidate::Refused(path, refused) => {
+                    if let Some(delay) = self.refuse(path, fingerprint, &refused) {
+                        again = sooner(again, delay);
+                    }
+                }
             }
         }
         let _hashing = inner.hashing.begin();
         for batch in files.chunks(BATCH) {
-            self.share_files(inner, batch);
+            if let Some(delay) = self.share_files(inner, batch) {
+                again = sooner(again, delay);
+            }
         }
         for (path, mut found) in folders {
             if inner.shutdown.is_cancelled() {
@@ -247,13 +298,26 @@ impl Scanner {
             }
             let fingerprint = fingerprint(&found);
             match share_folder(inner, &path, &mut found) {
-                Ok(()) => drop(self.pending.remove(&path)),
-                Err(refused) if is_passing(&refused) => again = Some(QUIET),
+                Ok(()) => {
+                    self.pending.remove(&path);
+                    self.refused.remove(&path);
+                }
+                Err(refused) if is_changing(&refused) => again = sooner(again, QUIET),
                 Err(_) if inner.shutdown.is_cancelled() => return None,
-                Err(refused) => self.refuse(path, fingerprint, &refused),
+                Err(refused) => {
+                    if let Some(delay) = self.refuse(path, fingerprint, &refused) {
+                        again = sooner(again, delay);
+                    }
+                }
             }
         }
         again
+    }
+
+    /// Whether something is left alone for now.
+    #[cfg(test)]
+    pub(super) fn has_refused(&self, path: &Path) -> bool {
+        self.refused.contains_key(path)
     }
 
     /// Whether a candidate has stopped changing.
@@ -272,15 +336,23 @@ impl Scanner {
         since.elapsed() >= QUIET
     }
 
-    fn refuse(&mut self, path: PathBuf, fingerprint: u64, refused: &[Refused]) {
-        for (path, problem) in refused.iter().take(10) {
-            tracing::warn!(path = %path.display(), %problem, "not shared");
+    /// Leaves something alone that cannot be shared; how long, where it is tried again as it is.
+    fn refuse(&mut self, path: PathBuf, fingerprint: u64, refused: &[Refused]) -> Option<Duration> {
+        let before = self.refused.get(&path);
+        // Said once, however often it is tried.
+        if before.is_none_or(|before| before.fingerprint != fingerprint) {
+            for (path, problem) in refused.iter().take(10) {
+                tracing::warn!(path = %path.display(), %problem, "not shared");
+            }
         }
+        let refusal = Refusal::new(fingerprint, may_pass(refused), before, Instant::now());
         self.pending.remove(&path);
-        self.refused.insert(path, fingerprint);
+        self.refused.insert(path, refusal);
+        refusal.retry.map(|(_, delay)| delay)
     }
 
-    fn share_files(&mut self, inner: &Inner, files: &[(PathBuf, Stamp)]) {
+    /// Shares files; when to try again those that could not be and may be then.
+    fn share_files(&mut self, inner: &Inner, files: &[(PathBuf, Stamp)]) -> Option<Duration> {
         let mut items = Vec::new();
         let mut refused = Vec::new();
         let mut ready = Vec::new();
@@ -306,7 +378,7 @@ impl Scanner {
         };
         let (base, count, threads) = (Base::default(), ready.len(), inner.hash_threads);
         if !hash_many(&base, count, &file, &|_, _, _| true, &on_done, threads, &watch) {
-            return;
+            return None;
         }
         let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
         results.sort_unstable_by_key(|(index, _)| *index);
@@ -322,11 +394,14 @@ impl Scanner {
                 Err(problem) if problem.reason == Reason::Cancelled => tracing::debug!(%problem),
                 Ok(item) => {
                     tracing::info!(path = %item.path.display(), id = %item.record.id, "shared");
-                    self.pending.remove(&item.path);
+                    self.pending.remove(&*item.path);
+                    self.refused.remove(&*item.path);
                 }
-                Err(problem) => tracing::warn!(%problem, "a file in the files folder is not shared"),
+                // It is shared, and stored as soon as that works.
+                Err(problem) => tracing::warn!(%problem, "a file in the files folder is not remembered"),
             }
         }
+        let mut again: Option<Duration> = None;
         for (path, problem) in refused {
             // What changed meanwhile comes again with another stamp; what went is not there next time.
             if !matches!(problem.reason, Reason::FileChanged | Reason::NotFound) {
@@ -335,9 +410,13 @@ impl Scanner {
                     .find(|(other, _)| other == path)
                     .map(|(_, stamp)| *stamp);
                 let candidate = Candidate::File(path.clone(), stamp.unwrap_or_default());
-                self.refuse(path.clone(), candidate.fingerprint(), &[(path.clone(), problem)]);
+                let refused = [(path.clone(), problem)];
+                if let Some(delay) = self.refuse(path.clone(), candidate.fingerprint(), &refused) {
+                    again = Some(again.map_or(delay, |at| at.min(delay)));
+                }
             }
         }
+        again
     }
 }
 
@@ -362,12 +441,21 @@ fn drop_missing(inner: &Inner, listing: &HashSet<PathBuf>) {
     inner.unhide_gone(listing);
 }
 
+/// Whether what kept something from being shared may pass without anybody touching it: a full disk,
+/// too many open files, a disk or database that does not answer.
+fn may_pass(refused: &[Refused]) -> bool {
+    let may_pass = |reason: Reason| {
+        reason.is_exhaustion() || matches!(reason, Reason::StoreUnavailable | Reason::Internal)
+    };
+    refused.iter().any(|(_, problem)| may_pass(problem.reason))
+}
+
 /// Whether what kept something from being shared was a matter of the moment: it changed meanwhile,
-/// what it counted on did, or a resource of this machine was used up.
-fn is_passing(refused: &[Refused]) -> bool {
-    let is_passing =
-        |reason: Reason| matches!(reason, Reason::FileChanged | Reason::Busy) || reason.is_exhaustion();
-    refused.iter().any(|(_, problem)| is_passing(problem.reason))
+/// or what it counted on did.
+fn is_changing(refused: &[Refused]) -> bool {
+    refused
+        .iter()
+        .any(|(_, problem)| matches!(problem.reason, Reason::FileChanged | Reason::Busy))
 }
 
 fn is_known_file(inner: &Inner, path: &Path) -> bool {

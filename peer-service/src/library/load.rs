@@ -86,6 +86,9 @@ impl Inner {
             }
             finding.join().unwrap_or_else(|panic| resume_unwind(panic))
         })?;
+        for (item, part) in self.store.damaged()? {
+            catalog.restore_damaged(Place { item, part }, &mut delta);
+        }
         let settled = catalog.settle(delta);
         let stale = !catalog.stale().is_empty();
         tell_all_away(&catalog);

@@ -5,6 +5,7 @@
 //! | `away` | keeps what is on a disk that is not mounted |
 //! | `base` | opens what is to be hashed |
 //! | `catalog` | the library in memory: items, files, where a copy of each is; pure |
+//! | `check` | compares bytes on the disk with what was hashed |
 //! | `files_folder` | shares what is dropped into the files folder |
 //! | `folder` | from what is found in a folder to its manifest |
 //! | `found` | what a walk found: paths, and what stands there |
@@ -17,6 +18,7 @@
 //! | `parts` | asks about many files on several threads |
 //! | `precedence` | lets hashing that somebody waits for go first |
 //! | `publish` | stores and tells what changed |
+//! | `reports` | pieces that others found to be wrong |
 //! | `share` | from a path to an item |
 //! | `sharing` | a whole call to share: many paths, events, batches |
 //! | `unshare` | takes items out of the library |
@@ -38,7 +40,7 @@ use std::{
 
 use potluck_core::{
     FileId, Problem, Reason, Sha256, index_client::FileRecord, manifest::Manifest, merkle::FileTree,
-    path::Label,
+    path::Label, places::Source,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -46,6 +48,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 mod away;
 mod base;
 mod catalog;
+mod check;
 mod files_folder;
 mod folder;
 mod found;
@@ -58,6 +61,7 @@ mod offer;
 mod parts;
 mod precedence;
 mod publish;
+mod reports;
 mod share;
 mod sharing;
 #[cfg(test)]
@@ -67,12 +71,14 @@ mod upkeep;
 mod walk;
 
 use crate::{
-    blocking::blocking,
+    activity::Activity,
+    blocking::{blocking, in_background},
     holdings::Holdings,
-    offer::{Offer, Shelf},
+    offer::{BadPieces, Offer, Shelf},
     store::{Stamp, Store, StoreError},
 };
 use catalog::{Body, Catalog, NewItem};
+pub use check::{CheckEvent, CheckTarget};
 use hasher::Done;
 pub use hashes::Hashes;
 pub use identify::{Identified, identify};
@@ -108,6 +114,9 @@ pub struct Item {
     pub file_count: u64,
     /// Size of its content in bytes.
     pub content_size: u64,
+    /// Files of it whose bytes are not what was hashed, although nothing shows a change; the first
+    /// of them. Such an item is not offered to others.
+    pub damaged: Vec<PathBuf>,
 }
 
 /// What happens while sharing.
@@ -151,6 +160,8 @@ pub struct Totals {
     pub files: u64,
     /// Their sizes in all, in bytes.
     pub bytes: u64,
+    /// Items with a file whose bytes are not what was hashed.
+    pub damaged: u64,
 }
 
 /// Most items of a page.
@@ -181,6 +192,8 @@ struct Inner {
     /// Of files that somebody watches; dropping the sender tells them that the file is withdrawn.
     watchers: Mutex<HashMap<FileId, watch::Sender<u64>>>,
     hashing: precedence::Hashers,
+    activity: Activity,
+    reports: reports::Reports,
     stale: Notify,
     unsummed: Notify,
     /// When the last download came.
@@ -266,6 +279,8 @@ impl Library {
             handles: Mutex::default(),
             watchers: Mutex::default(),
             hashing: precedence::Hashers::default(),
+            activity: Activity::default(),
+            reports: reports::Reports::default(),
             stale: Notify::new(),
             unsummed: Notify::new(),
             arrived: Mutex::default(),
@@ -283,6 +298,11 @@ impl Library {
     /// Shares what is in the files folder from now on, and follows what changes there until the library is shut down. To be called once.
     pub fn watch_files_folder(&self, tracker: &TaskTracker) {
         files_folder::start(&self.inner, tracker);
+    }
+
+    /// Counts of what the peer moves, for those who move it: background work waits meanwhile.
+    pub fn activity(&self) -> &Activity {
+        &self.inner.activity
     }
 
     /// Shares files and folders in place, in order. Each ends in [`ShareEvent::Shared`] or at least one [`ShareEvent::Failed`];
@@ -353,6 +373,16 @@ impl Library {
         .await?
     }
 
+    /// Hashes what is shared again, at most so many bytes a second (0: no limit), and tells what is
+    /// not what it was hashed as. That is no longer offered to others. Ends early when nobody
+    /// receives the events any more.
+    pub async fn check(&self, targets: Vec<CheckTarget>, rate: u64, events: mpsc::Sender<CheckEvent>) {
+        let inner = self.inner.clone();
+        let check = move || inner.check_targets(&targets, rate, &events);
+        // A failure is logged there, and the events end without a result.
+        let _ = in_background("potluck-check", check).await;
+    }
+
     /// Stops sharing; deletes no file. What a collection held goes too, unless something else shares it. What lies in the files
     /// folder is not shared by itself again.
     ///
@@ -380,8 +410,8 @@ impl Library {
         let mut items = catalog.items_after(after).peekable();
         let mut page = Vec::new();
         let mut last = None;
-        for (number, shared) in items.by_ref().take(page_size.clamp(1, MAX_PAGE)) {
-            page.push(shared.item());
+        for (number, _) in items.by_ref().take(page_size.clamp(1, MAX_PAGE)) {
+            page.extend(catalog.shown(number));
             last = Some(number);
         }
         let next = last
@@ -432,5 +462,9 @@ impl Shelf for Library {
     fn find_now(&self, id: &FileId) -> Option<Arc<dyn Offer>> {
         let offer = offer::LibraryOffer::find_now(&self.inner, id)?;
         Some(Arc::new(offer))
+    }
+
+    fn on_bad_pieces(&self, pieces: BadPieces, source: Source) -> bool {
+        self.inner.reports.push(pieces, source)
     }
 }

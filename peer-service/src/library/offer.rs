@@ -15,7 +15,8 @@ use std::{
 use potluck_core::{
     FileId, FileLayout, Problem, Reason,
     index_client::{FileRecord, Kind},
-    merkle::Hash,
+    manifest::Manifest,
+    merkle::{self, Hash},
     plan::Plan,
 };
 use tokio::sync::watch;
@@ -115,14 +116,18 @@ impl Offer for LibraryOffer {
             tracing::warn!(id = %self.record.id, %error, "the piece hashes cannot be read");
             Problem::new(Reason::StoreUnavailable, "the piece hashes cannot be read now")
         })?;
-        layer
-            .filter(|layer| layer.len() == pieces as usize)
-            .ok_or_else(|| {
-                Problem::new(
-                    Reason::PieceNotAvailable,
-                    format!("no piece hashes of {} here", self.record.id),
-                )
-            })
+        if let Some(layer) = layer.filter(|layer| is_layer_of(&self.record, layer)) {
+            return Ok(layer);
+        }
+        // Whoever is given a layer that does not fold bans this peer, and rightly.
+        self.inner.hash_again(&self.record.id);
+        Err(Problem::new(
+            Reason::PieceNotAvailable,
+            format!(
+                "no piece hashes of {} here now: it is being hashed again",
+                self.record.id
+            ),
+        ))
     }
 
     fn plan(&self) -> Option<Arc<Plan>> {
@@ -173,6 +178,12 @@ impl Offer for LibraryOffer {
     }
 }
 
+/// Whether these are the piece hashes that a file's root stands for.
+pub(super) fn is_layer_of(record: &FileRecord, layer: &[Hash]) -> bool {
+    let layout = FileLayout::new(record.size);
+    layout.and_then(|layout| merkle::fold(layer, &layout)) == Some(record.root)
+}
+
 pub(super) fn file_changed(id: &FileId) -> Problem {
     Problem::new(
         Reason::FileChanged,
@@ -182,21 +193,21 @@ pub(super) fn file_changed(id: &FileId) -> Problem {
 
 /// One copy of a file: its place, where that is on disk, and what `stat` should say.
 #[derive(Debug)]
-struct Candidate {
-    place: Place,
+pub(super) struct Candidate {
+    pub(super) place: Place,
     /// Of the item that gives it.
-    body: Body,
-    path: PathBuf,
+    pub(super) body: Body,
+    pub(super) path: PathBuf,
     is_manifest: bool,
-    expected: Expected,
+    pub(super) expected: Expected,
 }
 
 /// What `stat` should say.
 #[derive(Debug)]
-enum Expected {
+pub(super) enum Expected {
     Stamp(Stamp),
-    /// The manifest's own blob has no stamp in the database: its size stands for it, as nobody but the peer writes there and readers
-    /// verify.
+    /// The manifest's own file has no stamp in the database: its size stands for it while it is
+    /// open. It is compared when it is opened.
     Size(u64),
 }
 
@@ -208,7 +219,7 @@ impl Expected {
         }
     }
 
-    fn fits(&self, found: &Stamp) -> bool {
+    pub(super) fn fits(&self, found: &Stamp) -> bool {
         match self {
             Self::Stamp(stamp) => stamp == found,
             Self::Size(size) => *size == found.size,
@@ -217,7 +228,7 @@ impl Expected {
 }
 
 impl Inner {
-    fn candidates(&self, catalog: &Catalog, id: &FileId) -> Vec<Candidate> {
+    pub(super) fn candidates(&self, catalog: &Catalog, id: &FileId) -> Vec<Candidate> {
         let places = catalog.places(id).into_iter();
         let candidates = places.filter_map(|place| {
             let shared = catalog.item(place.item)?;
@@ -257,6 +268,10 @@ impl Inner {
         // Apart from the loop: the catalog must not stay locked in it.
         let candidates = self.candidates(&self.catalog(), id);
         for candidate in candidates {
+            if let Some(manifest) = candidate.manifest() {
+                // Checked each time that it is opened: no stamp tells of a change.
+                return self.manifest_file(id, manifest).map(Arc::new);
+            }
             match open_regular(&candidate.path) {
                 Ok((file, stamp)) if candidate.expected.fits(&stamp) => return Ok(Arc::new(file)),
                 // The machine's trouble, such as too many open files, says nothing about the file.
@@ -283,11 +298,22 @@ impl Inner {
         self.handles().remove(id);
         let candidates = self.candidates(&self.catalog(), id);
         for candidate in candidates {
-            if !candidate.stands() {
+            // A manifest is written again when it is opened next.
+            if candidate.manifest().is_none() && !candidate.stands() {
                 self.withdraw(candidate.place, &candidate.body);
             }
         }
         Err(file_changed(id))
+    }
+
+    /// Has a file hashed again whose stored piece hashes are damaged.
+    pub(super) fn hash_again(&self, id: &FileId) {
+        tracing::warn!(%id, "the stored piece hashes of a file are missing or damaged: it is hashed again");
+        // Apart from the loop: the catalog must not stay locked in it.
+        let candidates = self.candidates(&self.catalog(), id);
+        for candidate in candidates {
+            self.withdraw(candidate.place, &candidate.body);
+        }
     }
 
     /// Where a copy is that is still what was hashed.
@@ -323,6 +349,14 @@ impl Inner {
 }
 
 impl Candidate {
+    /// The manifest, where that is what is asked for.
+    pub(super) fn manifest(&self) -> Option<&Manifest> {
+        match &self.body {
+            Body::Collection(folder) if self.is_manifest => Some(&folder.manifest),
+            _ => None,
+        }
+    }
+
     /// Whether what is at the path now is what was hashed.
     fn stands(&self) -> bool {
         let now = self.path.metadata().ok().map(|metadata| stamp_of(&metadata));

@@ -1,14 +1,29 @@
-//! Who hashes first: what somebody waits for goes before the background pass, which goes on all the same, only slower.
+//! Who hashes first: what somebody waits for goes before the background pass, which goes on all the
+//! same, only slower. The pass also waits while the peer sends or fetches.
 //!
-//! Invariant: the background pass gets a turn at least every [`LONGEST_WAIT`], however many shares come one after the other.
+//! Invariant: the background pass gets a turn at least every [`LONGEST_WAIT`] and
+//! [`LONGEST_PAUSE`], however many shares and downloads come one after the other.
 
 use std::{
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+use tokio_util::sync::CancellationToken;
+
+use crate::activity::{Activity, ActivityWatch};
 
 /// Longest time that the background pass makes way at once; also how late it may notice that the peer stops.
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
+
+/// Longest time that it waits at once for the peer to be idle: with a turn after each it takes
+/// about a hundredth of a core beside downloads, and a day of them still lets it hash some hundred
+/// GiB.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often it looks meanwhile whether the peer is idle; also how late it may notice that the peer
+/// stops.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Bytes that it may read in a turn: some ten milliseconds of work, so that it takes about a tenth while others hash.
 const TURN: u64 = 8 * 1024 * 1024;
@@ -61,13 +76,20 @@ impl Drop for Hashing<'_> {
 #[derive(Debug)]
 pub(super) struct Turns<'a> {
     hashers: &'a Hashers,
+    activity: ActivityWatch<'a>,
+    stop: &'a CancellationToken,
     left: u64,
 }
 
 impl<'a> Turns<'a> {
-    /// Before the first turn.
-    pub(super) const fn new(hashers: &'a Hashers) -> Self {
-        Self { hashers, left: 0 }
+    /// Before the first turn. `stop` ends every wait.
+    pub(super) fn new(hashers: &'a Hashers, activity: &'a Activity, stop: &'a CancellationToken) -> Self {
+        Self {
+            hashers,
+            activity: ActivityWatch::new(activity),
+            stop,
+            left: 0,
+        }
     }
 
     /// Before a file. Blocks where others go first.
@@ -79,15 +101,27 @@ impl<'a> Turns<'a> {
     pub(super) fn take(&mut self, bytes: u64) {
         if self.left == 0 {
             self.hashers.make_way();
+            self.wait_until_idle();
             self.left = TURN;
         }
         self.left = self.left.saturating_sub(bytes);
+    }
+
+    /// Waits while the peer moves data, but not longer than [`LONGEST_PAUSE`].
+    fn wait_until_idle(&mut self) {
+        let began = Instant::now();
+        while self.activity.is_busy(Instant::now())
+            && began.elapsed() < LONGEST_PAUSE
+            && !self.stop.is_cancelled()
+        {
+            std::thread::sleep(LOOK);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::sync::atomic::Ordering;
 
     use super::*;
 
@@ -95,7 +129,8 @@ mod tests {
     fn the_background_makes_way_and_goes_on() {
         let hashers = Hashers::default();
         let start = Instant::now();
-        let mut turns = Turns::new(&hashers);
+        let (activity, stop) = (Activity::default(), CancellationToken::new());
+        let mut turns = Turns::new(&hashers, &activity, &stop);
         for _ in 0..100 {
             turns.take(TURN);
         }
@@ -113,5 +148,30 @@ mod tests {
             start.elapsed() < 50 * LONGEST_WAIT,
             "goes on at once when nobody hashes"
         );
+    }
+
+    #[test]
+    fn the_background_waits_for_downloads_but_not_for_ever() {
+        let (hashers, activity, stop) = (Hashers::default(), Activity::default(), CancellationToken::new());
+        let mut turns = Turns::new(&hashers, &activity, &stop);
+        // Something moves all the time.
+        let (ended, start) = (CancellationToken::new(), Instant::now());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.is_cancelled() {
+                    activity.uploaded.fetch_add(1, Ordering::Relaxed);
+                    std::thread::yield_now();
+                }
+            });
+            while activity.uploaded.load(Ordering::Relaxed) == 0 {
+                std::thread::yield_now();
+            }
+            turns.take(TURN);
+            ended.cancel();
+        });
+        assert!(start.elapsed() >= LONGEST_PAUSE, "gave way, and had its turn");
+        activity.uploaded.fetch_add(1, Ordering::Relaxed);
+        stop.cancel();
+        turns.take(TURN);
     }
 }

@@ -60,6 +60,24 @@ impl Inner {
         stored
     }
 
+    /// Whether something could not be stored yet.
+    pub(super) fn has_unsaved(&self) -> bool {
+        !lock(&self.unsaved).changes.is_empty()
+    }
+
+    /// Stores what could not be stored before, if that works now.
+    pub(super) fn save_again(&self) {
+        let _writing = self.writing();
+        let unsaved = std::mem::take(&mut *lock(&self.unsaved));
+        match self.store.apply(&unsaved.changes) {
+            Ok(()) => tracing::info!("what could not be stored before is stored now"),
+            Err(error) => {
+                tracing::debug!(%error, "what could not be stored before cannot be stored yet");
+                *lock(&self.unsaved) = unsaved;
+            }
+        }
+    }
+
     /// Tells a change to all but the database.
     pub(super) fn tell(&self, settled: &Settled) {
         self.holdings.remove(&settled.removed);

@@ -7,12 +7,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fs::File,
+    io::{self, BufRead as _, BufReader, Seek as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use potluck_core::{
-    Problem, Reason,
+    FileId, Problem, Reason,
     hash::hash_bytes,
     index_client::Kind,
     manifest::{Content, Manifest},
@@ -31,6 +33,9 @@ use super::{
     walk::{Refused, special, stamp_of, unreadable, walk},
 };
 use crate::store::{Members, Stamp, StoreError};
+
+/// Bytes of a manifest on disk that are compared at once.
+const COMPARED_AT_ONCE: usize = 256 * 1024;
 
 /// How often an item is made anew because what it counted on was unshared meanwhile.
 const MAX_ATTEMPTS: usize = 3;
@@ -229,14 +234,36 @@ impl Inner {
         };
         let path = self.manifest_path(&item.record.id);
         let _alone = lock(&self.manifest);
-        if path.metadata().map(|metadata| metadata.len()).ok() == Some(item.record.size) {
+        if open_manifest(&path, &folder.manifest).is_some() {
             return Ok(());
         }
         crate::home::write_durably(&path, folder.manifest.bytes(), 0o600)
             .map_err(|error| self.not_written(&error))
     }
 
-    pub(super) fn not_written(&self, error: &std::io::Error) -> Problem {
+    /// Opens a collection's manifest where it is kept. One that is missing or damaged is written
+    /// again from memory, where it was checked against its id.
+    ///
+    /// # Errors
+    /// `STORE_UNAVAILABLE`.
+    pub(super) fn manifest_file(&self, id: &FileId, manifest: &Manifest) -> Result<File, Problem> {
+        let path = self.manifest_path(id);
+        if let Some(file) = open_manifest(&path, manifest) {
+            return Ok(file);
+        }
+        let _alone = lock(&self.manifest);
+        let written = crate::home::write_durably(&path, manifest.bytes(), 0o600);
+        match written.map(|()| open_manifest(&path, manifest)) {
+            Ok(Some(file)) => {
+                tracing::warn!(%id, "the manifest of a collection was missing or damaged: it is written again");
+                Ok(file)
+            }
+            Ok(None) => Err(manifest_unreadable(id, "what was written cannot be read back")),
+            Err(error) => Err(manifest_unreadable(id, &error)),
+        }
+    }
+
+    pub(super) fn not_written(&self, error: &io::Error) -> Problem {
         let folder = self.store.folder().display();
         match Reason::of_exhaustion(error) {
             Some(Reason::DiskFull) => Problem::new(
@@ -311,6 +338,32 @@ impl Inner {
             .map(|item| item.and_then(|item| stored.clone().map(|()| item)))
             .collect()
     }
+}
+
+/// Opens the file of a manifest if it holds just that.
+fn open_manifest(path: &Path, manifest: &Manifest) -> Option<File> {
+    let mut file = File::open(path).ok()?;
+    let mut rest = &manifest.bytes()[..];
+    let mut reader = BufReader::with_capacity(COMPARED_AT_ONCE, &file);
+    loop {
+        let read = reader.fill_buf().ok()?;
+        if read.is_empty() {
+            break;
+        }
+        rest = rest.strip_prefix(read)?;
+        let len = read.len();
+        reader.consume(len);
+    }
+    file.rewind().ok()?;
+    rest.is_empty().then_some(file)
+}
+
+fn manifest_unreadable(id: &FileId, why: impl std::fmt::Display) -> Problem {
+    tracing::warn!(%id, %why, "the manifest of a collection cannot be read");
+    Problem::new(
+        Reason::StoreUnavailable,
+        "the list of the collection's files cannot be read now",
+    )
 }
 
 /// The problem with what is shared and could not be stored.

@@ -374,3 +374,103 @@ async fn one_collection_is_shared_from_two_places_at_once() {
     }
     rig.end().await;
 }
+
+#[tokio::test]
+async fn a_report_of_bad_pieces_is_believed_only_if_they_are_bad() {
+    let rig = Rig::new();
+    let path = rig.dir.path().canonicalize().unwrap().join("file");
+    let content = vec![7; 300_000];
+    fs::write(&path, &content).unwrap();
+    let id = rig.share(&path).record.id;
+    let report = |first, count| {
+        let pieces = crate::offer::BadPieces { id, first, count };
+        rig.inner.look_at_pieces(&pieces, check::LARGEST);
+    };
+    for (first, count) in [(0, 0), (2, 1), (0, u32::MAX), (u32::MAX, u32::MAX)] {
+        report(first, count);
+        assert!(rig.is_shared(&id));
+    }
+    // Other bytes under the stamp that is known, as where the disk fails.
+    let mut damaged = content;
+    damaged[299_999] ^= 1;
+    fs::write(&path, damaged).unwrap();
+    let mut item = rig.inner.prepare(&path, &WATCH).unwrap();
+    let changed = item.record.id;
+    item.record = rig.inner.catalog().record(&id).unwrap();
+    item.layers = HashMap::from([(id, rig.inner.layer(&id).unwrap().unwrap())]);
+    rig.inner.put_items(vec![item], Cause::Asked).remove(0).unwrap();
+    report(0, 2);
+    assert!(rig.is_shared(&id), "these pieces are good");
+    report(0, 3);
+    assert!(!rig.is_shared(&id));
+    let number = rig.number(&path);
+    assert_eq!(rig.inner.refresh_one(number), upkeep::Outcome::Done);
+    assert!(!rig.is_shared(&changed), "not shared by itself");
+    // Something that shows is done about it.
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_modified(SystemTime::now() - Duration::from_secs(60))
+        .unwrap();
+    rig.inner.check_all();
+    assert!(!rig.inner.catalog().is_damaged(number));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !rig.is_shared(&changed) {
+        assert!(Instant::now() < deadline, "it is not hashed again");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_piece_hashes_are_never_given_and_made_again() {
+    let rig = Rig::new();
+    let path = rig.dir.path().canonicalize().unwrap().join("file");
+    fs::write(&path, vec![7; 300_000]).unwrap();
+    let id = rig.share(&path).record.id;
+    let good = rig.inner.layer(&id).unwrap().unwrap();
+    let mut wrong = good.to_vec();
+    wrong[1][0] ^= 1;
+    let change = crate::store::Change::PutLayer(id, wrong.into());
+    rig.inner.store.apply(&[change]).unwrap();
+    let given = || offer::LibraryOffer::find(&rig.inner, &id).map(|offer| offer.piece_hashes());
+    let refused = given().unwrap().unwrap_err();
+    assert_eq!(refused.reason, Reason::PieceNotAvailable);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match given() {
+            Some(Ok(layer)) => break assert_eq!(layer, good),
+            _ => assert!(Instant::now() < deadline, "they are not made again"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn what_could_not_be_kept_in_the_files_folder_is_tried_again() {
+    let rig = Rig::new();
+    let folder = rig.inner.files_folder.join("folder");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("file"), "content").unwrap();
+    // As where the disk is full: nothing can be written there.
+    let manifests = rig.inner.manifests();
+    fs::remove_dir(&manifests).unwrap();
+    fs::write(&manifests, "").unwrap();
+    let mut scanner = files_folder::Scanner::default();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !scanner.has_refused(&folder) {
+        scanner.pass(&rig.inner);
+        assert!(Instant::now() < deadline, "it is not tried");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let again = scanner.pass(&rig.inner).expect("it is tried again by the clock");
+    assert!(again <= Duration::from_secs(5), "{again:?}");
+    fs::remove_file(&manifests).unwrap();
+    fs::create_dir(&manifests).unwrap();
+    while rig.inner.catalog().at(&folder).is_none() {
+        scanner.pass(&rig.inner);
+        assert!(Instant::now() < deadline, "it is not tried again");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(!scanner.has_refused(&folder));
+    rig.end().await;
+}

@@ -8,7 +8,10 @@ use std::{
     fs::Metadata,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -18,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use super::{
     Inner,
     base::open_regular,
-    catalog::{Body, Delta, Place, WHOLE},
+    catalog::{Body, Delta, Part, Place, WHOLE},
     found::newest,
     load::changed_entries,
     lock,
@@ -27,6 +30,7 @@ use super::{
     share::{Cause, Watch},
     walk::{is_gone, stamp_of, walk},
 };
+use crate::blocking::in_background;
 
 /// How long nothing may have written to a file before it is hashed again.
 pub(super) const QUIET: Duration = Duration::from_secs(1);
@@ -56,6 +60,7 @@ pub(super) fn start(inner: &Arc<Inner>, tracker: &TaskTracker) {
     tracker.spawn(refresh_loop(inner.clone()));
     tracker.spawn(sum_loop(inner.clone()));
     tracker.spawn(sweep_loop(inner.clone()));
+    tracker.spawn(report_loop(inner.clone()));
 }
 
 /// Runs what blocks; `None` when shutting down, as soon as the work has noticed: nothing may use the database after that.
@@ -149,6 +154,9 @@ impl Inner {
             }
         };
         let was_away = self.catalog().set_back(number);
+        if self.catalog().is_damaged(number) {
+            return Outcome::Done;
+        }
         if !self.is_quiet_at(&path, &metadata) {
             return Outcome::Changing;
         }
@@ -231,7 +239,7 @@ impl Inner {
     }
 
     /// Withdraws every copy that is not what it was.
-    fn check_all(&self) {
+    pub(super) fn check_all(&self) {
         let mut last = None;
         while let Some((number, path, body)) = self.item_after(last) {
             if self.shutdown.is_cancelled() {
@@ -249,10 +257,29 @@ impl Inner {
                 }
                 Body::Collection(folder) => changed_entries(&path, folder, 1),
             };
+            if self.catalog().is_damaged(number) {
+                self.look_at_damaged(number, &changed);
+            }
             for part in changed {
                 self.withdraw(Place { item: number, part }, &body);
             }
         }
+    }
+
+    /// Something of a damaged item changed: where that is a damaged file, its owner did something
+    /// about it.
+    fn look_at_damaged(&self, number: u64, changed: &[Part]) {
+        let is_damaged = |&part: &Part| self.catalog().is_part_damaged(number, part);
+        if !changed.iter().any(is_damaged) {
+            return;
+        }
+        let _writing = self.writing();
+        let mut delta = Delta::default();
+        self.catalog().forget_damage(number, &mut delta);
+        // A failure is logged there; at the next start `stat` tells again.
+        let _ = self.publish(delta);
+        self.stale.notify_one();
+        self.rescan.notify_one();
     }
 
     /// The next item that is trusted.
@@ -280,6 +307,9 @@ async fn sweep_loop(inner: Arc<Inner>) {
             () = tokio::time::sleep(HANDLE_IDLE / 2) => {}
         }
         inner.handles().sweep(Instant::now());
+        if inner.has_unsaved() && off_thread(&inner, Inner::save_again).await.is_none() {
+            return;
+        }
         if checked.elapsed() >= CHECK_INTERVAL {
             if off_thread(&inner, Inner::check_all).await.is_none() {
                 return;
@@ -301,7 +331,30 @@ async fn sum_loop(inner: Arc<Inner>) {
             () = inner.shutdown.cancelled() => return,
             () = tokio::time::sleep(rest) => {}
         }
-        if off_thread(&inner, sum_all).await.is_none() {
+        let summed = in_background("potluck-sums", {
+            let inner = inner.clone();
+            move || sum_all(&inner)
+        });
+        summed.await;
+        if inner.shutdown.is_cancelled() {
+            return;
+        }
+    }
+}
+
+/// Looks at what others found to be wrong.
+async fn report_loop(inner: Arc<Inner>) {
+    loop {
+        tokio::select! {
+            () = inner.shutdown.cancelled() => return,
+            () = inner.reports.wait() => {}
+        }
+        let looked = in_background("potluck-reports", {
+            let inner = inner.clone();
+            move || inner.look_at_reports()
+        });
+        looked.await;
+        if inner.shutdown.is_cancelled() {
             return;
         }
     }
@@ -313,11 +366,12 @@ fn until_calm(arrived: Option<Instant>, now: Instant) -> Duration {
     calm.unwrap_or_default().max(AFTER_SHARE)
 }
 
-/// Computes every SHA-256 that is missing, giving way to those who wait for their hashing.
+/// Computes every SHA-256 that is missing, giving way to those who wait for their hashing or their
+/// download.
 fn sum_all(inner: &Inner) {
     let mut sums = HashMap::new();
     let mut since = Instant::now();
-    let mut turns = Turns::new(&inner.hashing);
+    let mut turns = Turns::new(&inner.hashing, &inner.activity, &inner.shutdown);
     let mut last = None;
     loop {
         // Apart from the loop: the catalog must not stay locked in it.
@@ -365,16 +419,18 @@ fn sha256_of(inner: &Inner, path: &Path, id: &FileId, turns: &mut Turns<'_>) -> 
     if inner.catalog().known(path, &before)?.id != *id {
         return None;
     }
-    let turns = Mutex::new(turns);
+    let (turns, read) = (Mutex::new(turns), AtomicU64::new(0));
     let sum = hash::sha256_file(&file, &|bytes| {
         lock(&turns).take(bytes);
+        read.fetch_add(bytes, Ordering::Relaxed);
         match inner.shutdown.is_cancelled() {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
     });
     let after = stamp_of(&file.metadata().ok()?);
-    sum.ok().filter(|_| after == before)
+    sum.ok()
+        .filter(|_| after == before && read.into_inner() == before.size)
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     blocking::blocking,
     limits::Limits,
-    offer::{Offer, Shelf},
+    offer::{BadPieces, Offer, Shelf},
 };
 use buffers::Buffers;
 use patience::Patient;
@@ -74,6 +74,9 @@ const MAX_HASH_STREAMS: usize = 128;
 /// When a caller that is turned away should come again: about what a slot takes to be free.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 
+/// When a report of bad pieces that is turned away may come again.
+const REPORT_AGAIN: Duration = Duration::from_secs(30);
+
 /// How long a connection may take too little of what lies with it while others find no slot.
 const UNREAD: Duration = Duration::from_secs(2);
 
@@ -84,7 +87,7 @@ const WATCH_AVAILABILITY: &str = "/potluck.v1.PeerService/WatchAvailability";
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Bytes handed over to be sent to other peers.
-    pub uploaded_bytes: AtomicU64,
+    pub uploaded_bytes: Arc<AtomicU64>,
 }
 
 /// The service that other peers call. Cheap to clone.
@@ -268,6 +271,30 @@ impl v1::peer_service_server::PeerService for PeerApi {
         let permit = place(&self.inner.watchers, &request, "watchers")?;
         let events = availability::watch(self.inner.clone(), id, permit).await?;
         Ok(Response::new(Patient::new(events)))
+    }
+
+    async fn report_bad_pieces(
+        &self,
+        request: Request<v1::ReportBadPiecesRequest>,
+    ) -> Result<Response<v1::ReportBadPiecesResponse>, Status> {
+        let id = wire::file_id(&request.get_ref().file_id, "file_id")?;
+        let pieces = BadPieces {
+            id,
+            first: request.get_ref().first_piece,
+            count: request.get_ref().count.max(1),
+        };
+        let outlet = request.extensions().get::<Outlet>();
+        let source = outlet.map_or(Source::HERE, Outlet::source);
+        let mut shelves = self.inner.shelves.iter();
+        match shelves.all(|shelf| shelf.on_bad_pieces(pieces, source)) {
+            true => Ok(Response::new(v1::ReportBadPiecesResponse {})),
+            false => {
+                let message = "this peer has reports enough to look at: nothing need be done";
+                Err(Problem::new(Reason::RateLimited, message)
+                    .retry_after(REPORT_AGAIN)
+                    .into())
+            }
+        }
     }
 
     async fn download(

@@ -8,7 +8,7 @@ use std::{
 
 use redb::{Database, ReadableTable as _, StorageError, TableDefinition, TableHandle as _, WriteTransaction};
 
-use super::{CACHE_SIZE, HIDDEN, ITEMS, LAYERS, MEMBERS, SUMS, TRANSFERS, rows::from_first_version};
+use super::{CACHE_SIZE, DAMAGED, HIDDEN, ITEMS, LAYERS, MEMBERS, SUMS, TRANSFERS, rows::from_first_version};
 use crate::durable;
 
 /// Tables of the first version: files and their roots apart from the items.
@@ -80,6 +80,9 @@ pub(super) fn try_open(path: &Path) -> Result<Database, Failure> {
         write.open_table(SUMS)?;
         write.open_table(LAYERS)?;
         for row in write.open_table(HIDDEN)?.iter()? {
+            row?;
+        }
+        for row in write.open_table(DAMAGED)?.iter()? {
             row?;
         }
         for row in write.open_table(TRANSFERS)?.iter()? {

@@ -18,7 +18,10 @@ use super::{
     target,
     verifying::Disk,
 };
-use crate::swarm::{Failure, PeerKey, RequestId};
+use crate::{
+    offer::BadPieces,
+    swarm::{Failure, PeerKey, RequestId},
+};
 
 /// How long the end of a stream may take after its last byte; past that it is dropped.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
@@ -60,6 +63,8 @@ pub(crate) enum Outcome {
     Verified,
     /// Not what it should be; what was wrong.
     Corrupt(String),
+    /// Failed verification: what to say of that, and which pieces it was, where that can be told.
+    Unverified(String, Option<BadPieces>),
     /// Verified, and could not be written.
     NotWritten(Problem),
     /// Did not come.
@@ -317,7 +322,10 @@ impl Caller {
             let slot = Some(slot);
             let owed = Owed { slot, peer, id, unit };
             let outcome = match live.checks.verify(unit, &data) {
-                false => Outcome::Corrupt(format!("unit {unit} failed verification")),
+                false => Outcome::Unverified(
+                    format!("unit {unit} failed verification"),
+                    live.checks.bad_pieces(unit, &data),
+                ),
                 // Another peer was faster: the bytes are there.
                 true if live.has(unit) => Outcome::Verified,
                 true => match live.part.write(unit, &data) {

@@ -1,6 +1,10 @@
 //! What every transfer of a peer works with.
 
-use std::{net::IpAddr, path::PathBuf, sync::atomic::AtomicU64};
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use potluck_core::{
     PeerId,
@@ -40,7 +44,7 @@ pub struct Context {
     /// Who verifies and writes units, over all transfers.
     pub verifying: Verifying,
     /// Verified bytes fetched since the start.
-    pub downloaded: AtomicU64,
+    pub downloaded: Arc<AtomicU64>,
     /// Every task of every transfer.
     pub tracker: TaskTracker,
 }

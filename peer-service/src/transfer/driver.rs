@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     blocking::blocking,
+    offer::BadPieces,
     swarm::{Action, PeerKey, RequestId, StuckReason, Swarm},
 };
 
@@ -367,6 +368,15 @@ impl Driver<'_> {
         }
     }
 
+    /// Tells a peer which of its pieces were wrong: its disk or memory may be at fault, and its
+    /// owner not know of it. Whether it listens changes nothing here.
+    fn report_bad_pieces(&self, peer: PeerKey, bad: Option<BadPieces>) {
+        let link = self.peers.get(peer).and_then(|known| known.link.clone());
+        if let Some((link, bad)) = link.zip(bad) {
+            self.context.tracker.spawn(link.report_bad_pieces(bad));
+        }
+    }
+
     fn on_told(&mut self, told: Told) -> Result<(), Problem> {
         let now = self.now();
         match told.outcome {
@@ -391,6 +401,12 @@ impl Driver<'_> {
                 self.close(told.id);
             }
             Outcome::Corrupt(what) => {
+                self.lies.entry(told.peer).or_insert(what);
+                self.swarm.corrupt(told.id, now);
+                self.close(told.id);
+            }
+            Outcome::Unverified(what, bad) => {
+                self.report_bad_pieces(told.peer, bad);
                 self.lies.entry(told.peer).or_insert(what);
                 self.swarm.corrupt(told.id, now);
                 self.close(told.id);

@@ -20,7 +20,10 @@ use tokio::time::Instant;
 use tonic::{Status, Streaming, transport::Channel};
 
 use super::chunks::{self, Chunks};
-use crate::{bits::Bits, offer::Units};
+use crate::{
+    bits::Bits,
+    offer::{BadPieces, Units},
+};
 
 /// How long a peer may take to answer a call, and to send the next message of a stream that it owes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -148,6 +151,19 @@ impl Link {
             name: told.name,
             peer,
         })
+    }
+
+    /// Tells the peer that pieces it sent failed verification. Whether it takes that is its own
+    /// affair.
+    pub(crate) async fn report_bad_pieces(self, pieces: BadPieces) {
+        let request = v1::ReportBadPiecesRequest {
+            file_id: pieces.id.to_bytes(),
+            first_piece: pieces.first,
+            count: pieces.count,
+        };
+        if let Err(problem) = self.call(self.control.clone().report_bad_pieces(request)).await {
+            tracing::debug!(file = %pieces.id.short(), peer = %self.endpoint, %problem, "a report was not taken");
+        }
     }
 
     /// The piece layer of a file of this size, not verified.

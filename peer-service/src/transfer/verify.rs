@@ -16,6 +16,7 @@ use potluck_core::{
 };
 
 use super::rope::Rope;
+use crate::offer::BadPieces;
 
 /// Files of one leaf that are hashed together: a multiple of what is hashed in step.
 const SMALL_AT_ONCE: usize = 64;
@@ -95,6 +96,34 @@ impl Checks {
             }
         });
         good && self.verify_small(&mut small)
+    }
+
+    /// The pieces of a unit that fail verification, as far as that can be told: of a file that came
+    /// whole, all of it. Slow, for units that failed.
+    pub(crate) fn bad_pieces(&self, unit: u32, data: &Rope) -> Option<BadPieces> {
+        if data.len() as u64 != self.plan.unit_len(unit) {
+            return None;
+        }
+        let mut at = 0;
+        self.plan.spans(unit).find_map(|span| {
+            let range = at..at + span.len as usize;
+            at = range.end;
+            let layout = FileLayout::new(self.plan.file(span.file)?.size)?;
+            let (is_good, first, count) = match span.whole {
+                true => (
+                    self.verify_whole(&span, &data.run(range)),
+                    0,
+                    layout.piece_count(),
+                ),
+                false => {
+                    // Below the number of pieces, so it fits.
+                    let piece = (span.offset / layout.piece_size()) as u32;
+                    (self.verify_piece(&span, data, range), piece, 1)
+                }
+            };
+            let id = span.id;
+            (!is_good).then_some(BadPieces { id, first, count })
+        })
     }
 
     /// Files of one leaf: hashed together, as one after the other would leave the processor waiting. Empties `small`.

@@ -76,6 +76,13 @@ impl PeerService for Fake {
     type WatchAvailabilityStream = Answers<v1::WatchAvailabilityResponse>;
     type DownloadStream = Answers<v1::DownloadResponse>;
 
+    async fn report_bad_pieces(
+        &self,
+        _: Request<v1::ReportBadPiecesRequest>,
+    ) -> Result<Response<v1::ReportBadPiecesResponse>, Status> {
+        Ok(Response::new(v1::ReportBadPiecesResponse {}))
+    }
+
     async fn describe(
         &self,
         _: Request<v1::DescribeRequest>,

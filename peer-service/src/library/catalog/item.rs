@@ -103,6 +103,7 @@ impl Shared {
             path: self.path.to_path_buf(),
             file_count,
             content_size,
+            damaged: Vec::new(),
         }
     }
 
@@ -129,7 +130,7 @@ impl Shared {
     }
 
     /// The id of a part.
-    pub(super) fn id(&self, part: Part) -> Option<FileId> {
+    pub(in super::super) fn id(&self, part: Part) -> Option<FileId> {
         match part {
             WHOLE => Some(self.record.id),
             entry => self.folder()?.manifest.id(entry),

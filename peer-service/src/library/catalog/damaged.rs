@@ -1,0 +1,90 @@
+//! Items with bytes that are not what was hashed although nothing shows a change: the disk or the
+//! memory that they lie in is at fault, or something wrote there and set the times back.
+//!
+//! Invariants: a damaged part gives no copy and is never taken for known; its item is not hashed
+//! again by itself, as that would share the damaged bytes under a new id. The owner shares it
+//! again, puts back what was there, or takes it away.
+
+use std::path::PathBuf;
+
+use super::{Catalog, Delta, Item, Part, Place, WHOLE};
+use crate::store::Change;
+
+/// Most damaged files that are named of one item.
+const MAX_NAMED: usize = 16;
+
+impl Catalog {
+    /// Withdraws a part that is damaged, and with it the manifest that lists it. Whether that was
+    /// not known.
+    pub(in super::super) fn set_damaged(&mut self, place: Place, delta: &mut Delta) -> bool {
+        let Some(shared) = self.items.remove(&place.item) else {
+            return false;
+        };
+        let parts = [Some(WHOLE), Some(place.part).filter(|&part| part != WHOLE)];
+        for part in parts.into_iter().flatten() {
+            self.drop_copy(place.item, &shared, part, delta);
+        }
+        self.items.insert(place.item, shared);
+        self.stale.remove(&place.item);
+        let is_new = self.damaged.entry(place.item).or_default().insert(place.part);
+        if is_new {
+            delta.changes.push(Change::PutDamaged(place.item, place.part));
+        }
+        is_new
+    }
+
+    /// What was remembered as damaged when the peer stopped is so still, unless it changed since:
+    /// then it is looked at again.
+    pub(in super::super) fn restore_damaged(&mut self, place: Place, delta: &mut Delta) {
+        let Some(shared) = self.items.get(&place.item) else {
+            return;
+        };
+        let is_unchanged = shared.id(place.part).is_some_and(|id| {
+            // A part that is not the first of its content has no copy of its own.
+            let part = shared.part(&id);
+            self.placed(&id)
+                .any(|(item, _, known)| item == place.item && Some(known) == part)
+        });
+        match is_unchanged {
+            true => drop(self.set_damaged(place, delta)),
+            false => delta.changes.push(Change::RemoveDamaged(place.item)),
+        }
+    }
+
+    /// Lets an item be looked at again, as something of it that was damaged has changed.
+    pub(in super::super) fn forget_damage(&mut self, number: u64, delta: &mut Delta) {
+        if self.damaged.remove(&number).is_some() {
+            self.stale.insert(number);
+            delta.changes.push(Change::RemoveDamaged(number));
+        }
+    }
+
+    /// Whether anything of an item is damaged.
+    pub(in super::super) fn is_damaged(&self, number: u64) -> bool {
+        self.damaged.contains_key(&number)
+    }
+
+    /// Whether something of an item is damaged, and all of that is among these parts, which were
+    /// found to be good.
+    pub(in super::super) fn is_mended(&self, number: u64, good: &[Part]) -> bool {
+        let damaged = self.damaged.get(&number);
+        damaged.is_some_and(|parts| parts.iter().all(|part| good.contains(part)))
+    }
+
+    /// Whether this part of an item is damaged.
+    pub(in super::super) fn is_part_damaged(&self, number: u64, part: Part) -> bool {
+        let damaged = self.damaged.get(&number);
+        damaged.is_some_and(|parts| parts.contains(&part))
+    }
+
+    /// An item as its owner is shown it.
+    pub(in super::super) fn shown(&self, number: u64) -> Option<Item> {
+        let shared = self.item(number)?;
+        let damaged = self.damaged.get(&number).into_iter().flatten();
+        let paths = damaged.filter_map(|&part| shared.locate(part));
+        Some(Item {
+            damaged: paths.take(MAX_NAMED).collect::<Vec<PathBuf>>(),
+            ..shared.item()
+        })
+    }
+}

@@ -1,0 +1,122 @@
+//! Pieces that others received from here and that failed verification there: who is at fault is
+//! seen by looking at the bytes here.
+//!
+//! Invariants: nobody's word is believed; what strangers can make this peer read is at most
+//! [`LARGEST`] bytes a report and a tenth of the time of one thread of the lowest priority; few
+//! reports wait, and fewer of one address.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use potluck_core::places::Source;
+use tokio::sync::Notify;
+
+use super::{Inner, check::LARGEST};
+use crate::offer::BadPieces;
+
+/// Most reports that wait.
+const MAX_WAITING: usize = 64;
+
+/// Most of them from one address.
+const MAX_OF_SOURCE: usize = 4;
+
+/// Rest after each look, as a multiple of the time it took, and the least: whoever reports without
+/// end gets little done.
+const REST: u32 = 9;
+const MIN_REST: Duration = Duration::from_millis(20);
+
+/// How soon a rest ends when the peer stops.
+const STEP: Duration = Duration::from_millis(50);
+
+/// Reports that wait.
+#[derive(Debug, Default)]
+pub(super) struct Reports {
+    waiting: Mutex<VecDeque<(Source, BadPieces)>>,
+    came: Notify,
+}
+
+impl Reports {
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<(Source, BadPieces)>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a report; false where too many wait, or too many of this address.
+    pub(super) fn push(&self, pieces: BadPieces, source: Source) -> bool {
+        let mut waiting = self.waiting();
+        if waiting.iter().any(|(_, known)| *known == pieces) {
+            return true;
+        }
+        let own = waiting.iter().filter(|(other, _)| *other == source).count();
+        if waiting.len() >= MAX_WAITING || own >= MAX_OF_SOURCE {
+            return false;
+        }
+        waiting.push_back((source, pieces));
+        drop(waiting);
+        self.came.notify_one();
+        true
+    }
+
+    fn pop(&self) -> Option<BadPieces> {
+        self.waiting().pop_front().map(|(_, pieces)| pieces)
+    }
+
+    /// Waits until there is a report.
+    pub(super) async fn wait(&self) {
+        self.came.notified().await;
+    }
+}
+
+impl Inner {
+    /// Looks at all that is reported, slowly.
+    pub(super) fn look_at_reports(&self) {
+        while let Some(pieces) = self.reports.pop() {
+            let began = Instant::now();
+            self.look_at_pieces(&pieces, LARGEST);
+            let rest = (began.elapsed() * REST).max(MIN_REST);
+            let until = Instant::now() + rest;
+            while let left = until.saturating_duration_since(Instant::now())
+                && !left.is_zero()
+            {
+                if self.shutdown.is_cancelled() {
+                    return;
+                }
+                std::thread::sleep(left.min(STEP));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use potluck_core::FileId;
+
+    use super::*;
+
+    #[test]
+    fn few_reports_wait_and_fewer_of_one_address() {
+        let reports = Reports::default();
+        let piece = |first| BadPieces {
+            id: FileId([7; 32]),
+            first,
+            count: 1,
+        };
+        let source = |n: u8| Source::from(IpAddr::from([10, 0, 0, n]));
+        for first in 0..MAX_OF_SOURCE as u32 {
+            assert!(reports.push(piece(first), source(1)));
+        }
+        assert!(!reports.push(piece(100), source(1)));
+        assert!(reports.push(piece(0), source(1)), "known, and not kept twice");
+        let taken = (2..=200u8).flat_map(|n| (0..100).map(move |first| (n, first)));
+        let count = taken
+            .filter(|&(n, first)| reports.push(piece(1000 * u32::from(n) + first), source(n)))
+            .count();
+        assert_eq!(count, MAX_WAITING - MAX_OF_SOURCE);
+        assert_eq!(reports.pop(), Some(piece(0)));
+        assert!(reports.push(piece(100), source(1)));
+    }
+}
