@@ -34,7 +34,7 @@ use super::{
     lock,
     offer::is_layer_of,
     share::{Cause, Watch, resolve},
-    walk::stamp_of,
+    walk::{Refused, stamp_of},
 };
 use crate::{
     offer::BadPieces,
@@ -106,6 +106,9 @@ struct Subject {
     stamp: Stamp,
 }
 
+/// The files of an item, by its number.
+type OfItem = (u64, Vec<Subject>);
+
 /// What hashing a file came to.
 enum Checked {
     Good,
@@ -125,7 +128,7 @@ impl Inner {
         events: &mpsc::Sender<CheckEvent>,
     ) {
         let tell = |event: CheckEvent| events.blocking_send(event).is_ok();
-        let mut items: Vec<(u64, Vec<Subject>)> = Vec::new();
+        let mut items: Vec<OfItem> = Vec::new();
         for target in targets {
             match self.subjects(target) {
                 Ok(more) => items.extend(more),
@@ -173,7 +176,7 @@ impl Inner {
     }
 
     /// The files that a target means, by item.
-    fn subjects(&self, target: &CheckTarget) -> Result<Vec<(u64, Vec<Subject>)>, (PathBuf, Problem)> {
+    fn subjects(&self, target: &CheckTarget) -> Result<Vec<OfItem>, Refused> {
         let path = match target {
             CheckTarget::All => {
                 let numbers: Vec<u64> = self

@@ -118,7 +118,7 @@ fn hash_at(
         Ok(tree) => is_still(&file, &stamp).map(|()| Done { tree, stamp }),
         // A length that is not what it was is a change; one that never was what the system says is
         // none.
-        Err(error) if is_other_length(&error) => is_still(&file, &stamp).and(Err(unsized_file())),
+        Err(error) if is_other_length(&error) => is_still(&file, &stamp).and_then(|()| Err(unsized_file())),
         Err(error) => Err(not_hashed(&error)),
     }
 }
