@@ -102,7 +102,7 @@ async fn a_damaged_file_is_withdrawn_once_a_receiver_tells_of_it() {
     receiver.stop().await;
     assert!(peer.library.find(&id).is_none(), "not offered");
     assert_eq!(peer.registered(&id), None);
-    assert_eq!(listed(&peer)[0].damaged, [path.clone()]);
+    assert_eq!(listed(&peer)[0].damaged, std::slice::from_ref(&path));
     peer.close().await;
 
     // Not forgotten, and not shared as it is by itself.
