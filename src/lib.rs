@@ -11,6 +11,7 @@
 //! | [`manifest`] | a folder as a file: the canonical manifest of a collection |
 //! | [`plan`] | what a transfer is cut into |
 //! | [`counted`] | messages whose lists are counted before they are decoded |
+//! | [`files`] | opening files where others may have put something else |
 //! | [`places`] | connections and the like: so many in all, and no address all of them |
 //! | [`problem`] | failures with a stable reason, and their form as a gRPC status |
 //! | [`program`] | logs, and an end on a signal |
@@ -20,10 +21,11 @@
 //! | [`chunk`] | a download's messages on the wire, without a copy of the bytes in them |
 //! | [`wire`] | messages to domain types and back |
 //!
-//! Pure apart from [`hash`], [`program`], [`transport`], [`index_client`], and making a [`Token`].
+//! Pure apart from [`hash`], [`files`], [`program`], [`transport`], [`index_client`], and making a [`Token`].
 
 pub mod chunk;
 pub mod counted;
+pub mod files;
 pub mod hash;
 pub mod id;
 pub mod index_client;

@@ -15,6 +15,8 @@ use bytes::Bytes;
 
 mod checks;
 mod encoding;
+mod lookalikes;
+mod nodes;
 
 use crate::{
     FileId, Problem, Reason,
@@ -22,6 +24,7 @@ use crate::{
 };
 pub use checks::check_link;
 use checks::{Checks, Sums};
+pub use lookalikes::fold;
 
 /// What a manifest's bytes begin with.
 pub const MAGIC: &[u8; 8] = b"PLCOLL1\n";
@@ -31,6 +34,16 @@ pub const MAX_MANIFEST_SIZE: u64 = 64 * 1024 * 1024;
 
 /// Most entries, whatever their size in bytes: bounds what reading a manifest costs in memory.
 pub const MAX_ENTRIES: usize = 1 << 20;
+
+/// Most distinct folders, those that paths imply among them: a quarter of [`MAX_ENTRIES`]. Source trees have some five files a folder.
+pub const MAX_FOLDERS: usize = 1 << 18;
+
+/// Folders that any manifest may have, however few its entries.
+pub const FREE_FOLDERS: usize = 4096;
+
+/// Folders for each entry beyond [`FREE_FOLDERS`]. Paths may imply 255 each, so that a small manifest could make a hundred thousand
+/// folders; in trees that people make even a lonely file of deep packages needs about ten.
+pub const FOLDERS_PER_ENTRY: usize = 16;
 
 /// A folder's content. Cheap to clone but for the places of its entries: keep it in an `Arc`.
 #[derive(Clone, PartialEq, Eq)]
@@ -131,6 +144,18 @@ pub enum ManifestError {
         /// The path, escaped.
         path: String,
     },
+    /// More folders than [`MAX_FOLDERS`], or than so many entries may have.
+    #[error(
+        "the folder has too many folders for one collection: {folders} for {entries} entries, and at most {most} are taken"
+    )]
+    TooManyFolders {
+        /// Distinct folders counted, up to the first entry that is too many.
+        folders: usize,
+        /// Entries counted by then.
+        entries: usize,
+        /// How many would be taken.
+        most: usize,
+    },
     /// Over [`MAX_MANIFEST_SIZE`] or [`MAX_ENTRIES`], or more content than a transfer can have units.
     #[error("the folder is too large for one collection ({0}): share its parts")]
     TooLarge(&'static str),
@@ -140,7 +165,7 @@ impl From<ManifestError> for Problem {
     fn from(error: ManifestError) -> Self {
         let reason = match error {
             ManifestError::Path { .. } | ManifestError::UnsafeLink { .. } => Reason::UnsafePath,
-            ManifestError::TooLarge(_) => Reason::OutOfRange,
+            ManifestError::TooLarge(_) | ManifestError::TooManyFolders { .. } => Reason::OutOfRange,
             _ => Reason::InvalidArgument,
         };
         Self::new(reason, error.to_string())
@@ -169,7 +194,7 @@ impl Manifest {
             }
         }
         bytes.shrink_to_fit();
-        Self::indexed(bytes.into(), starts, checks.sums())
+        Self::indexed(bytes.into(), starts, checks.sums()?)
     }
 
     /// The manifest that these bytes are. Nothing but the bytes that [`Manifest::new`] makes is taken.
@@ -198,7 +223,7 @@ impl Manifest {
             starts.push(at as u32);
             rest = after;
         }
-        let sums = checks.sums();
+        let sums = checks.sums()?;
         Self::indexed(bytes, starts, sums)
     }
 

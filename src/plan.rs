@@ -24,6 +24,14 @@ pub const BUNDLE_FILES: usize = 1024;
 /// fewer pieces; a manifest with more units is refused.
 pub const MAX_UNITS: u32 = 1 << 22;
 
+/// Bytes that a collection may write whatever its distinct content: the room that any disk in use has, and more than the duplicates
+/// of the source trees and package caches that people share (hundreds of MiB).
+pub const EXPANSION_FREE: u64 = 1 << 30;
+
+/// How many times its distinct content a larger collection may write before its owner is asked. Folders of backups that share most
+/// content, the most repetitive that are common, have some five to ten copies of each file.
+pub const EXPANSION_RATIO: u64 = 10;
+
 /// A distinct file of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlanFile {
@@ -166,6 +174,20 @@ impl Plan {
     /// Bytes in all units: each distinct file counts once.
     pub const fn total(&self) -> u64 {
         self.total
+    }
+
+    /// Bytes that are written: each path of a collection counts, whatever content it shares with others.
+    pub fn written(&self) -> u64 {
+        match &self.files {
+            Files::One(one) => one.size,
+            Files::Of(manifest, _) => manifest.content_size(),
+        }
+    }
+
+    /// Whether far more is written than fetched, so that a small manifest could fill a disk: more than [`EXPANSION_FREE`], and more than
+    /// [`EXPANSION_RATIO`] times the distinct content.
+    pub fn expands(&self) -> bool {
+        self.written() > EXPANSION_FREE && self.written() / EXPANSION_RATIO > self.total
     }
 
     /// How many distinct files there are.

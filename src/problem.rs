@@ -100,6 +100,10 @@ reasons! {
     TargetExists = "TARGET_EXISTS", "target_exists", AlreadyExists;
     /// The target cannot be written.
     TargetNotWritable = "TARGET_NOT_WRITABLE", "target_not_writable", PermissionDenied;
+    /// The file system at the target cannot hold what is to be fetched: its names, or paths of their length.
+    TargetUnsuitable = "TARGET_UNSUITABLE", "target_unsuitable", FailedPrecondition;
+    /// A collection that writes many times its distinct content, and nobody agreed to that.
+    ExpansionRefused = "EXPANSION_REFUSED", "expansion_refused", FailedPrecondition;
     /// No room on the disk.
     DiskFull = "DISK_FULL", "disk_full", ResourceExhausted;
     /// The process, or the whole system, has as many files open as it may.
@@ -134,10 +138,12 @@ reasons! {
 
 impl Reason {
     /// The reason for an error of the operating system that says nothing about the file or the
-    /// peer at hand: a resource of this machine is used up.
+    /// peer at hand: a resource of this machine is used up. A file that may not grow any more counts as a full disk.
     pub fn of_exhaustion(error: &io::Error) -> Option<Self> {
         match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(Self::DiskFull),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                Some(Self::DiskFull)
+            }
             _ => lacks_descriptors(error).then_some(Self::TooManyOpenFiles),
         }
     }

@@ -50,12 +50,23 @@ pub fn raise_open_files() {
     }
 }
 
+/// Has a write beyond the largest file that the process may write (`ulimit -f`) fail with an error, as on a full disk, instead of ending
+/// the program with SIGXFSZ. Once set it stays so. Has to be called in a runtime.
+///
+/// # Errors
+/// Where the system gives no signal handlers.
+pub fn survive_file_size_limit() -> std::io::Result<()> {
+    // A handler takes the place of the default action, and stays when the stream of signals is dropped.
+    signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())).map(drop)
+}
+
 /// A token that SIGINT, SIGTERM or SIGHUP cancels. The second signal ends the program at once: what
 /// is acknowledged is on disk by then, and what was verified is resumed from.
 ///
 /// # Errors
 /// Where the system gives no signal handlers.
 pub fn stop_on_signals() -> std::io::Result<CancellationToken> {
+    survive_file_size_limit()?;
     let shutdown = CancellationToken::new();
     let mut signals = StopSignals::listen()?;
     let told = shutdown.clone();

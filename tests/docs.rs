@@ -54,6 +54,15 @@ fn the_protocols_numbers_are_the_codes() {
     has(&merkle::EMPTY_FILE.to_string());
     assert_eq!(merkle::LEAF_SIZE, 16 << 10);
     has("leaves of 16 KiB");
+    let folders = (
+        manifest::MAX_FOLDERS,
+        manifest::FREE_FOLDERS,
+        manifest::FOLDERS_PER_ENTRY,
+    );
+    assert_eq!(folders, (262_144, 4_096, 16));
+    has("at most 262,144, and at most 4,096 + 16 for each entry");
+    assert_eq!((plan::EXPANSION_FREE, plan::EXPANSION_RATIO), (1 << 30, 10));
+    has("over 1 GiB and over ten times the distinct content");
     assert_eq!(
         (
             layout::MIN_PIECE_SIZE,

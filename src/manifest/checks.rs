@@ -2,7 +2,10 @@
 
 use std::cmp::Ordering;
 
-use super::{Content, Entry, Manifest, ManifestError, shown};
+use super::{
+    Content, Entry, FOLDERS_PER_ENTRY, FREE_FOLDERS, MAX_FOLDERS, Manifest, ManifestError,
+    nodes::new_folders, shown,
+};
 use crate::{
     FileLayout,
     merkle::EMPTY_FILE,
@@ -15,6 +18,10 @@ use crate::{
 pub(super) struct Checks<'a> {
     /// The last path, and those before it that it begins with: whatever begins with a path comes right after it, all of that together.
     begun: Vec<&'a str>,
+    /// The last path.
+    previous: &'a str,
+    /// Distinct folders, empty ones among them.
+    folders: usize,
     sums: Sums,
 }
 
@@ -57,13 +64,31 @@ impl<'a> Checks<'a> {
             });
         }
         self.begun.push(path);
+        self.folders += new_folders(self.previous, path).count();
+        self.folders += usize::from(matches!(entry.content, Content::EmptyDirectory));
+        self.previous = path;
         self.sums.add(entry.content);
-        Ok(())
+        match self.folders > MAX_FOLDERS {
+            true => Err(self.too_many_folders(MAX_FOLDERS)),
+            false => Ok(()),
+        }
     }
 
-    /// What the entries came to.
-    pub(super) fn sums(self) -> Sums {
-        self.sums
+    fn too_many_folders(&self, most: usize) -> ManifestError {
+        ManifestError::TooManyFolders {
+            folders: self.folders,
+            entries: self.sums.count as usize,
+            most,
+        }
+    }
+
+    /// What the entries came to. Refuses more folders than so many entries may have.
+    pub(super) fn sums(self) -> Result<Sums, ManifestError> {
+        let most = FREE_FOLDERS + FOLDERS_PER_ENTRY * self.sums.count as usize;
+        match self.folders > most {
+            true => Err(self.too_many_folders(most)),
+            false => Ok(self.sums),
+        }
     }
 }
 

@@ -291,7 +291,7 @@ fn too_many_entries_are_refused_before_they_take_memory() {
     // The shortest entries there can be; without the cap they would be millions.
     let mut bytes = MAGIC.to_vec();
     for i in 0..=MAX_ENTRIES {
-        encoding::put(&directory(&format!("{i:07}")), &mut bytes);
+        encoding::put(&link(&format!("{i:07}"), "x"), &mut bytes);
     }
     assert_eq!(
         Manifest::decode(bytes),
@@ -486,4 +486,36 @@ proptest! {
             prop_assert_eq!(to_message(&manifest.entries().collect::<Vec<_>>()), bytes);
         }
     }
+}
+
+#[test]
+fn few_entries_do_not_make_many_folders() {
+    // Chains of folders that share nothing.
+    let chain = |n: usize, depth: usize| format!("{n:05}/{}f", "x/".repeat(depth - 1));
+    let refused = |entries: &[Entry<'_>]| match Manifest::decode(raw(entries)) {
+        Err(ManifestError::TooManyFolders {
+            folders,
+            entries,
+            most,
+        }) => Some((folders, entries, most)),
+        decoded => decoded.map(|_| None).unwrap(),
+    };
+    let paths: Vec<String> = (0..400).map(|n| chain(n, 254)).collect();
+    let entries: Vec<_> = paths.iter().map(|path| file(path, 1)).collect();
+    let most = FREE_FOLDERS + 400 * FOLDERS_PER_ENTRY;
+    assert_eq!(refused(&entries), Some((400 * 254, 400, most)));
+    let error = make(entries).unwrap_err();
+    assert!(error.to_string().contains("101600 for 400 entries"), "{error}");
+    assert_eq!(Problem::from(error).reason, Reason::OutOfRange);
+    // What people make.
+    let paths: Vec<String> = (0..400).map(|n| chain(n, 16)).collect();
+    let entries: Vec<_> = paths.iter().map(|path| file(path, 1)).collect();
+    assert_eq!(refused(&entries), None);
+    let paths: Vec<String> = (0..16).map(|n| chain(n, 254)).collect();
+    let entries: Vec<_> = paths.iter().map(|path| file(path, 1)).collect();
+    assert_eq!(refused(&entries), None, "a few deep ones are free");
+    let paths: Vec<String> = (0..=MAX_FOLDERS).map(|n| format!("{n:07}")).collect();
+    let entries: Vec<_> = paths.iter().map(|path| directory(path)).collect();
+    let all = (MAX_FOLDERS + 1, MAX_FOLDERS + 1, MAX_FOLDERS);
+    assert_eq!(refused(&entries), Some(all));
 }

@@ -195,3 +195,18 @@ proptest! {
         prop_assert_eq!(span.map(|span| span.offset..span.offset + span.len), expected);
     }
 }
+
+#[test]
+fn what_is_written_counts_each_path_and_much_more_than_is_fetched_is_an_expansion() {
+    const MIB: u64 = 1 << 20;
+    let plan = |copies: usize, size| Plan::of_collection(&manifest(&vec![(1, size); copies]));
+    let bomb = plan(1000, 8 * MIB);
+    assert_eq!((bomb.total(), bomb.written()), (8 * MIB, 8000 * MIB));
+    assert!(bomb.expands());
+    assert!(!plan(128, 8 * MIB).expands(), "1 GiB is free");
+    assert!(plan(129, 8 * MIB).expands());
+    assert!(!plan(10, 1024 * MIB).expands(), "ten times");
+    assert!(plan(11, 1024 * MIB).expands());
+    let one = Plan::of_file(id(1), 5 * MIB).unwrap();
+    assert_eq!((one.written(), one.expands()), (5 * MIB, false));
+}
