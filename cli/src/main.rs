@@ -94,7 +94,8 @@ fn run(cli: Cli, out: &Out) -> Result<(), Fail> {
         .build()
         .map_err(|error| Fail::new(potluck_core::Reason::Internal, format!("cannot start: {error}")))?;
     let done = runtime.block_on(async {
-        let mut interrupts = Interrupts::listen().map_err(|error| {
+        let listening = potluck_core::program::survive_file_size_limit().and_then(|()| Interrupts::listen());
+        let mut interrupts = listening.map_err(|error| {
             Fail::new(
                 potluck_core::Reason::Internal,
                 format!("cannot handle signals: {error}"),

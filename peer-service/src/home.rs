@@ -18,8 +18,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use potluck_core::{PeerId, Token};
-use rustix::process::{getegid, geteuid, getgroups};
+use potluck_core::{PeerId, Token, files::open_regular};
+use rustix::{
+    fs::OFlags,
+    process::{getegid, geteuid, getgroups},
+};
 
 mod machine;
 
@@ -27,6 +30,8 @@ use machine::MachineId;
 
 use crate::durable::create_folders;
 
+/// The folder for what only the peer itself uses.
+pub(crate) const STATE: &str = "state";
 const TOKEN: &str = "token";
 const LOCK: &str = "lock";
 
@@ -142,7 +147,7 @@ impl Home {
         let path = absolute
             .canonicalize()
             .map_err(|error| HomeError::io(&absolute, error))?;
-        let (files, state) = (path.join("files"), path.join("state"));
+        let (files, state) = (path.join("files"), path.join(STATE));
         make_folder(&files)?;
         make_folder(&state)?;
         for folder in [&path, &files, &state] {
@@ -174,7 +179,7 @@ impl Home {
 
     /// What the peer remembers.
     pub fn state(&self) -> PathBuf {
-        self.path.join("state")
+        self.path.join(STATE)
     }
 
     /// Where the control service listens unless told otherwise.
@@ -310,6 +315,8 @@ fn lock(home: &Path, path: &Path) -> Result<Lock, HomeError> {
         .create(true)
         .truncate(false)
         .mode(0o600)
+        // Never stuck on a pipe.
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
         .open(path)
         .map_err(failed)?;
     match file.try_lock() {
@@ -339,19 +346,17 @@ fn load_or_make_token(state: &Path) -> Result<Token, HomeError> {
     let path = state.join(TOKEN);
     let failed = |error| HomeError::io(&path, error);
     let damaged = || HomeError::Token { path: path.clone() };
-    let file = match File::open(&path) {
+    let file = match open_regular(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let token = Token::generate();
             write_durably(&path, token_text(&token).as_bytes(), 0o600).map_err(failed)?;
             return Ok(token);
         }
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(damaged()),
         Err(error) => return Err(failed(error)),
     };
     let metadata = file.metadata().map_err(failed)?;
-    if metadata.is_dir() {
-        return Err(damaged());
-    }
     if metadata.mode() & 0o077 != 0 {
         tracing::warn!(path = %path.display(), "the token could be read by other users: its mode is set to 0600");
         file.set_permissions(std::fs::Permissions::from_mode(0o600))

@@ -27,6 +27,7 @@ mod blocking;
 mod cached;
 pub mod control;
 mod durable;
+mod file_system;
 pub mod holdings;
 pub mod home;
 pub mod library;

@@ -152,7 +152,7 @@ async fn a_resume_state_without_room_is_written_later_although_nothing_more_come
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collection_that_cannot_be_finished_waits_for_room() {
+async fn a_collection_whose_copies_do_not_fit_waits_before_anything_is_fetched() {
     // Room for the content and the reserve, none for it three times.
     let Some(disk) = Disk::mount(27 * MIB) else { return };
     let world = world().await;
@@ -165,10 +165,14 @@ async fn a_collection_that_cannot_be_finished_waits_for_room() {
     let target = disk.path("out");
     let mut events = world.begin(id, &target, 0).await;
     let waiting = until("it waits", &mut events, waits_for_room).await;
-    assert_eq!(waiting.bytes_done, waiting.bytes_total);
-    assert!(!target.exists());
+    assert_eq!((waiting.bytes_done, waiting.bytes_total), (0, 30 * MIB as u64));
+    assert_eq!(std::fs::read_dir(disk.root()).unwrap().count(), 0);
     disk.remount("size=64m");
-    until("it goes on by itself", &mut events, done).await;
+    let done = until("it goes on by itself", &mut events, done).await;
+    assert_eq!(
+        (done.bytes_done, done.copied_bytes),
+        (30 * MIB as u64, 20 * MIB as u64)
+    );
     for name in ["a", "b", "c"] {
         assert_eq!(std::fs::read(target.join(name)).unwrap(), data, "{name}");
     }

@@ -568,3 +568,40 @@ async fn without_a_file_descriptor_left_a_share_waits_for_one_and_then_says_what
         assert_eq!(sharing.await, None);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_on_the_size_of_files_is_waited_at_as_a_full_disk_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = file(dir.path(), "src/data.bin", &bytes(24_000_000, 9));
+    let seed = Peer::start(&dir.path().join("seed"), None).await;
+    let id = seed.share(&source).await;
+    let (home, target) = (dir.path().join("peer"), dir.path().join("out"));
+    // 10,000 blocks of 512 or 1,024 bytes.
+    let line = "ulimit -f 10000 && exec \"$0\" --listen 127.0.0.1:0 --index none --home \"$1\"";
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", line])
+        .arg(env!("CARGO_BIN_EXE_potluck-peer"))
+        .arg(&home)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .stdin(Stdio::null());
+    let mut program = Program::run(&mut limited);
+    let request = v1::FetchRequest {
+        providers: vec![(&seed.address).into()],
+        ..wish(id, &target)
+    };
+    let mut events = control(&home).await.fetch(request).await.unwrap().into_inner();
+    let waiting = loop {
+        let event = events.message().await.expect("the program lives");
+        let transfer = event.unwrap().transfer.unwrap();
+        match transfer.state() {
+            v1::TransferState::Waiting => break transfer.error.unwrap(),
+            v1::TransferState::Failed => panic!("{transfer:?}"),
+            _ => {}
+        }
+    };
+    assert_eq!(waiting.reason, "DISK_FULL");
+    assert!(waiting.message.contains("ulimit -f"), "{}", waiting.message);
+    assert!(program.child.try_wait().unwrap().is_none());
+}

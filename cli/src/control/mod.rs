@@ -43,6 +43,8 @@ pub(crate) struct FetchOrder {
     pub(crate) providers: Vec<Address>,
     /// Whether it goes on when the caller goes away.
     pub(crate) detach: bool,
+    /// Whether a collection may write many times its distinct content.
+    pub(crate) allow_expansion: bool,
     /// Bytes a second; 0: no limit of its own, or that of the transfer it joins.
     pub(crate) limit: u64,
     /// 1 to 100; `None`: the usual, or that of the transfer it joins.
@@ -240,6 +242,7 @@ impl Control {
             sha256: order.sha256.map(Sha256::to_bytes).unwrap_or_default(),
             providers: order.providers.iter().map(Into::into).collect(),
             detach: order.detach,
+            allow_expansion: order.allow_expansion,
             max_bytes_per_second: order.limit,
             priority: order.priority.unwrap_or_default(),
         };

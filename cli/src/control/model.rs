@@ -141,6 +141,8 @@ pub(crate) struct Transfer {
     /// `None` until known.
     pub(crate) total: Option<u64>,
     pub(crate) resumed: u64,
+    /// Bytes among those done that were copied on the peer's machine.
+    pub(crate) copied: u64,
     /// Bytes of units under way, not verified yet and not among those done.
     pub(crate) unverified: u64,
     pub(crate) bytes_per_second: u64,
@@ -151,6 +153,8 @@ pub(crate) struct Transfer {
     pub(crate) error: Option<Problem>,
     /// Why it is done and not shared, or only until the peer stops.
     pub(crate) sharing_error: Option<Problem>,
+    /// What the file system at the target could not keep, a sentence each.
+    pub(crate) not_kept: Vec<String>,
     /// Most bytes a second; 0: no limit of its own.
     pub(crate) limit: u64,
     /// How much it counts beside others, 1 to 100.
@@ -395,6 +399,8 @@ impl TryFrom<v1::Transfer> for Transfer {
             total: Some(transfer.bytes_total)
                 .filter(|&total| total > 0 || transfer.state == i32::from(v1::TransferState::Done)),
             resumed: transfer.resumed_bytes,
+            copied: transfer.copied_bytes,
+            not_kept: transfer.not_kept,
             unverified: transfer.unverified_bytes,
             bytes_per_second: transfer.bytes_per_second,
             elapsed: Duration::from_millis(transfer.elapsed_ms),

@@ -28,11 +28,8 @@ impl Holder {
     /// The command that has the default home, where the operating system tells.
     pub(crate) fn find() -> Option<Self> {
         let home = default_home().ok()?;
-        let pid: u32 = std::fs::read_to_string(home.join(LOCK))
-            .ok()?
-            .trim()
-            .parse()
-            .ok()?;
+        let text = potluck_core::files::read_own(&home.join(LOCK), 32).ok()?;
+        let pid: u32 = std::str::from_utf8(&text).ok()?.trim().parse().ok()?;
         // The file outlasts its writer, whose number another process may have now.
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         (pid != std::process::id())

@@ -242,6 +242,7 @@ pub(crate) fn object(transfer: &Transfer) -> Value {
         "bytes": transfer.done,
         "total": transfer.total,
         "resumed_bytes": transfer.resumed,
+        "copied_bytes": transfer.copied,
         "unverified_bytes": transfer.unverified,
         "bytes_per_second": transfer.bytes_per_second,
         "max_bytes_per_second": transfer.limit,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use potluck_core::{FileId, Reason};
+use potluck_peer::library::kept_manifest;
 use serde_json::json;
 
 use super::local;
@@ -28,7 +29,16 @@ pub(crate) struct VerifyArgs {
 pub(crate) async fn run(context: &Context, args: VerifyArgs) -> Result<(), Fail> {
     let hashed = local::hash(context, &args.path).await?;
     let path = local::absolute(&args.path)?;
-    if hashed.record.id != args.id {
+    let not_kept = match hashed.record.id == args.id {
+        true => None,
+        // The peer that fetched it may know what the file system could not keep.
+        false => crate::peer::default_home()
+            .ok()
+            .and_then(|home| kept_manifest(&home, args.id))
+            .filter(|manifest| hashed.holds_all_of(manifest))
+            .map(|_| "the file system cannot keep modes or links, which are not compared"),
+    };
+    if hashed.record.id != args.id && not_kept.is_none() {
         let message = format!(
             "{} is not {}: its id is {}",
             args.path.display(),
@@ -39,17 +49,23 @@ pub(crate) async fn run(context: &Context, args: VerifyArgs) -> Result<(), Fail>
     }
     match context.out.is_json() {
         true => context.out.object(&json!({
-            "id": hashed.record.id,
+            "id": args.id,
             "path": path,
             "kind": hashed.record.kind,
             "size": hashed.record.size,
             "content_size": hashed.content_size,
             "verified": true,
+            "not_kept": not_kept.into_iter().collect::<Vec<_>>(),
         })),
-        false => context.out.line(format_args!(
-            "{}  {} is what the id says",
-            console::style("verified").green(),
-            text::shown(&args.path.to_string_lossy())
-        )),
+        false => {
+            if let Some(what) = not_kept {
+                context.out.warn(what);
+            }
+            context.out.line(format_args!(
+                "{}  {} is what the id says",
+                console::style("verified").green(),
+                text::shown(&args.path.to_string_lossy())
+            ))
+        }
     }
 }

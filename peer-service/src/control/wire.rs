@@ -91,6 +91,7 @@ impl TryFrom<v1::FetchRequest> for FetchSpec {
                 .map(TryInto::try_into)
                 .collect::<Result<_, _>>()?,
             detach: request.detach,
+            allow_expansion: request.allow_expansion,
             terms,
         })
     }
@@ -233,6 +234,8 @@ impl From<&View> for v1::Transfer {
             priority: view.terms.priority.get(),
             unverified_bytes: view.unverified_bytes,
             sharing_error: view.sharing_error.as_ref().map(failure),
+            copied_bytes: view.copied_bytes,
+            not_kept: view.not_kept.clone(),
         }
     }
 }

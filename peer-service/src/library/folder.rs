@@ -150,12 +150,13 @@ impl HashedFolder {
     pub(super) fn manifest(&self, root: &Path, found: &Found) -> Result<Manifest, Vec<Refused>> {
         let refuse = |problem: Problem| vec![(PathBuf::from(root), problem)];
         let mut unsafe_path = None;
+        let has_modes = found.has_modes();
         let entries = found.iter().zip(&self.ids).map_while(|((path, what), id)| {
             let content = match what {
                 What::File(seen) => Content::File {
                     id: *id,
                     size: seen.get().map_or(0, |seen| seen.stamp.size),
-                    executable: seen.get().is_some_and(|seen| seen.executable),
+                    executable: has_modes && seen.get().is_some_and(|seen| seen.executable),
                 },
                 What::EmptyFolder => Content::EmptyDirectory,
                 What::Link(target) => Content::Link { target },

@@ -30,6 +30,8 @@ const MAX_UNASKED: usize = 128 * 1024;
 pub(super) struct Found {
     text: String,
     ones: Vec<One>,
+    /// Whether the file system may have no modes and no links.
+    may_lack_modes: bool,
 }
 
 /// Something in a folder.
@@ -83,6 +85,24 @@ impl One {
 }
 
 impl Found {
+    /// What is known of the file system that all this is on.
+    pub(super) const fn on(mut self, may_lack_modes: bool) -> Self {
+        self.may_lack_modes = may_lack_modes;
+        self
+    }
+
+    /// Whether it shows which files may be executed. Where every file may on a file system that may have no modes, it shows nothing.
+    /// Only files that were asked about count.
+    pub(super) fn has_modes(&self) -> bool {
+        let mut seen = self.files().filter_map(|(_, seen)| seen);
+        !self.may_lack_modes || seen.any(|seen| !seen.executable)
+    }
+
+    /// Whether it shows links. Where there are none on a file system that may have no modes, there can be none.
+    fn has_links(&self) -> bool {
+        !self.may_lack_modes || self.ones.iter().any(|one| matches!(one.what, What::Link(_)))
+    }
+
     pub(super) const fn len(&self) -> usize {
         self.ones.len()
     }
@@ -242,25 +262,29 @@ pub(super) fn fingerprint(found: &Found) -> u64 {
 
 /// Whether a folder is still what a manifest and its stamps say.
 pub(super) fn is_same(found: &Found, manifest: &Manifest, stamps: &[Stamp]) -> bool {
-    found.len() == manifest.len()
-        && manifest.len() == stamps.len()
-        && found
-            .iter()
-            .zip(manifest.entries())
-            .zip(stamps)
-            .all(|(((path, what), entry), known)| {
-                path == entry.path.as_str()
-                    && match (what, entry.content) {
-                        (What::File(seen), Content::File { executable, .. }) => {
-                            let is_as_known =
-                                |seen: &Seen| seen.stamp == *known && seen.executable == executable;
-                            seen.get().is_some_and(is_as_known)
-                        }
-                        (What::EmptyFolder, Content::EmptyDirectory) => true,
-                        (What::Link(target), Content::Link { target: was }) => **target == *was,
-                        _ => false,
-                    }
-            })
+    let (has_modes, has_links) = (found.has_modes(), found.has_links());
+    // What the file system cannot have is not missed.
+    let mut expected = manifest
+        .entries()
+        .zip(stamps)
+        .filter(|(entry, _)| has_links || !matches!(entry.content, Content::Link { .. }));
+    let are_same = found.iter().all(|(path, what)| {
+        let Some((entry, known)) = expected.next() else {
+            return false;
+        };
+        path == entry.path.as_str()
+            && match (what, entry.content) {
+                (What::File(seen), Content::File { executable, .. }) => {
+                    let is_as_known =
+                        |seen: &Seen| seen.stamp == *known && (seen.executable == executable || !has_modes);
+                    seen.get().is_some_and(is_as_known)
+                }
+                (What::EmptyFolder, Content::EmptyDirectory) => true,
+                (What::Link(target), Content::Link { target: was }) => **target == *was,
+                _ => false,
+            }
+    });
+    manifest.len() == stamps.len() && are_same && expected.next().is_none()
 }
 
 /// When anything in the folder last changed, in nanoseconds since 1970.

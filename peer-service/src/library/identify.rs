@@ -4,8 +4,10 @@
 use std::path::Path;
 
 use potluck_core::{
+    FileId, files,
     hash::hash_bytes,
     index_client::{FileRecord, Kind},
+    manifest::{Content, Entry, MAX_MANIFEST_SIZE, Manifest},
 };
 
 use super::{
@@ -14,6 +16,7 @@ use super::{
     share::Watch,
     walk::{Refused, special, unreadable, walk},
 };
+use crate::file_system::may_lack_modes;
 
 /// What a path would be shared as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +27,57 @@ pub struct Identified {
     pub file_count: u64,
     /// Bytes of content: of a collection its files', each path counted.
     pub content_size: u64,
+    /// Of a collection, what it lists.
+    pub manifest: Option<Manifest>,
+    /// Whether the file system shows which files may be executed.
+    pub has_modes: bool,
+    /// Whether the file system may have no links.
+    may_lack_links: bool,
+}
+
+impl Identified {
+    /// Whether this is all of a collection that the file system can keep: the same files and folders, whichever of them may be executed
+    /// and whatever links there are where it keeps neither.
+    pub fn holds_all_of(&self, wanted: &Manifest) -> bool {
+        let Some(there) = &self.manifest else {
+            return false;
+        };
+        let is_link = |entry: &Entry<'_>| matches!(entry.content, Content::Link { .. });
+        let lacks_links = self.may_lack_links && !there.entries().any(|entry| is_link(&entry));
+        let is_expected = |entry: &Entry<'_>| !(lacks_links && is_link(entry));
+        let expected = wanted.entries().filter(is_expected);
+        let comparable = |entry| match self.has_modes {
+            true => entry,
+            false => without_mode(entry),
+        };
+        there.entries().map(comparable).eq(expected.map(comparable))
+    }
+}
+
+/// The same entry, not executable.
+fn without_mode(entry: Entry<'_>) -> Entry<'_> {
+    match entry.content {
+        Content::File { id, size, .. } => Entry {
+            content: Content::File {
+                id,
+                size,
+                executable: false,
+            },
+            ..entry
+        },
+        _ => entry,
+    }
+}
+
+/// The manifest of a collection that the peer with this home shared or fetched, where it is kept and whole.
+pub fn kept_manifest(home: &Path, id: FileId) -> Option<Manifest> {
+    let path = home
+        .join(crate::home::STATE)
+        .join(super::MANIFESTS)
+        .join(id.to_string());
+    let bytes = files::read_own(&path, MAX_MANIFEST_SIZE).ok()?;
+    let is_whole = record_of(&hash_bytes(&bytes), Kind::Collection).id == id;
+    is_whole.then(|| Manifest::decode(bytes).ok())?
 }
 
 /// Hashes what stands at `path`. Blocks: call it off the async threads.
@@ -57,6 +111,9 @@ pub fn identify(
             record: record_of(&hash_bytes(manifest.bytes()), Kind::Collection),
             file_count: manifest.file_count(),
             content_size: manifest.content_size(),
+            manifest: Some(manifest),
+            has_modes: found.has_modes(),
+            may_lack_links: may_lack_modes(path),
         });
     }
     if !metadata.is_file() {
@@ -68,6 +125,9 @@ pub fn identify(
         record: record_of(&done.tree, Kind::File),
         file_count: 1,
         content_size: done.tree.size,
+        manifest: None,
+        has_modes: true,
+        may_lack_links: false,
     })
 }
 

@@ -16,7 +16,7 @@ use std::{
 };
 
 use potluck_core::{
-    FileId, Root, Sha256,
+    FileId, Root, Sha256, files,
     hash::hash_bytes,
     index_client::{FileRecord, Kind},
     manifest::{Content, MAX_MANIFEST_SIZE, Manifest},
@@ -197,10 +197,7 @@ impl Inner {
     /// The manifest of a collection with its members, if the blob is whole and fits them.
     fn read_folder(&self, id: &FileId, members: &Arc<Members>) -> Option<(FileRecord, Body)> {
         let path = self.manifest_path(id);
-        if path.metadata().ok()?.len() > MAX_MANIFEST_SIZE {
-            return None;
-        }
-        let bytes = std::fs::read(path).ok()?;
+        let bytes = files::read_own(&path, MAX_MANIFEST_SIZE).ok()?;
         let record = record_of(&hash_bytes(&bytes), Kind::Collection);
         if record.id != *id {
             tracing::warn!(%id, "a collection's manifest is damaged: its folder is hashed again");

@@ -81,9 +81,12 @@ use catalog::{Body, Catalog, NewItem};
 pub use check::{CheckEvent, CheckTarget};
 use hasher::Done;
 pub use hashes::Hashes;
-pub use identify::{Identified, identify};
+pub use identify::{Identified, identify, kept_manifest};
 pub use share::stamps_at;
 pub use walk::stamp_of;
+
+/// The folder in the peer's state for the manifests of collections, each named by its id.
+const MANIFESTS: &str = "manifests";
 
 /// Why the library cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -233,7 +236,7 @@ impl Inner {
     }
 
     fn manifests(&self) -> PathBuf {
-        self.store.folder().join("manifests")
+        self.store.folder().join(MANIFESTS)
     }
 
     /// Where a collection's manifest is kept.

@@ -30,7 +30,7 @@ use super::{
     hasher::{Cancelled, Done, OnProgress, hash_one, record_of},
     hashes::Hashes,
     lock,
-    walk::{Refused, special, stamp_of, unreadable, walk},
+    walk::{Refused, is_gone, special, stamp_of, unreadable, walk},
 };
 use crate::store::{Members, Stamp, StoreError};
 
@@ -401,21 +401,30 @@ pub(super) fn file_item(path: &Path, done: Done) -> NewItem {
 /// The stamps of a manifest's files as they are on disk now. Blocks.
 ///
 /// # Errors
-/// `FILE_CHANGED`, naming the first that cannot be read or has another size.
+/// `FILE_CHANGED`, naming the first that is gone, no file, or of another size; `TARGET_NOT_WRITABLE` with the system's own words where
+/// one cannot be looked at for another reason.
 pub fn stamps_at(root: &Path, manifest: &Manifest) -> Result<Vec<Stamp>, Problem> {
     let stamps = manifest.entries().map(|entry| {
         let Content::File { size, .. } = entry.content else {
             return Ok(Stamp::default());
         };
-        let metadata = root.join(entry.path.as_str()).symlink_metadata().ok();
-        let file = metadata.filter(std::fs::Metadata::is_file);
-        file.map(|metadata| stamp_of(&metadata))
+        let (path, shown) = (entry.path, root.display());
+        let there = match root.join(path.as_str()).symlink_metadata() {
+            Err(error) if !is_gone(&error) => {
+                return Err(Problem::new(
+                    Reason::TargetNotWritable,
+                    format!("`{path}` in {shown} cannot be looked at: {error}"),
+                ));
+            }
+            there => there.ok().filter(std::fs::Metadata::is_file),
+        };
+        there
+            .map(|metadata| stamp_of(&metadata))
             .filter(|stamp| stamp.size == size)
             .ok_or_else(|| {
-                let (path, root) = (entry.path, root.display());
                 Problem::new(
                     Reason::FileChanged,
-                    format!("`{path}` in {root} is not what was fetched any more"),
+                    format!("`{path}` in {shown} is not what was fetched any more"),
                 )
             })
     });

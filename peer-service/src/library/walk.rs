@@ -22,7 +22,7 @@ use super::{
     found::{Found, What},
     parts::side_by_side,
 };
-use crate::store::Stamp;
+use crate::{file_system::may_lack_modes, store::Stamp};
 
 /// Most problems told of one folder: enough to see what is wrong, few enough to read.
 pub(super) const MAX_PROBLEMS: usize = 100;
@@ -107,7 +107,7 @@ pub(super) fn walk(root: &Path, threads: usize) -> Result<Found, Vec<Refused>> {
     problems.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     problems.truncate(MAX_PROBLEMS);
     match problems.is_empty() {
-        true => Ok(found.sorted()),
+        true => Ok(found.sorted().on(may_lack_modes(root))),
         false => Err(problems),
     }
 }

@@ -1,7 +1,8 @@
 //! What stands at the target already: if it is what was asked for, the transfer is done; anything else is left alone.
 
 use std::{
-    fs::{self, File},
+    cell::OnceCell,
+    fs,
     io::{self, ErrorKind},
     os::unix::fs::PermissionsExt as _,
     path::Path,
@@ -9,7 +10,9 @@ use std::{
 };
 
 use potluck_core::{
-    FileId, Problem, hash,
+    FileId, Problem,
+    files::{open_own, open_regular},
+    hash,
     index_client::Kind,
     manifest::{Content, Entry, Manifest},
     merkle::FileTree,
@@ -27,6 +30,7 @@ use super::{
 };
 use crate::{
     blocking::{stoppable, unless},
+    file_system::may_lack_modes,
     library::{Hashes, stamp_of, stamps_at},
 };
 
@@ -102,7 +106,7 @@ pub(crate) async fn file(
             return Ok(Some((metadata.len(), None)));
         }
         // The stamp is from before it is read: a change since then shows in it.
-        let hashed = File::open(&owned).and_then(|file| {
+        let hashed = open_regular(&owned).and_then(|file| {
             let stamp = stamp_of(&file.metadata()?);
             let tree = hash::hash_file(&file, metadata.len(), threads, &|_| unless(stop))?;
             Ok((tree, stamp))
@@ -155,7 +159,7 @@ pub(crate) async fn folder(
         }
         let stamps = stamps_at(&owned, &listed).map_err(|_| target::exists(&owned))?;
         match verified(&owned, &listed, stop) {
-            Ok(hashes) => Ok(Some((Plan::of_collection(&listed).total(), stamps, hashes))),
+            Ok(hashes) => Ok(Some((listed.content_size(), stamps, hashes))),
             Err(error) if error.kind() == ErrorKind::InvalidData => Err(target::exists(&owned)),
             Err(error) => Err(target::unreadable(&owned, &error)),
         }
@@ -176,19 +180,26 @@ pub(crate) async fn folder(
     Ok(true)
 }
 
-/// Whether every entry is there with the right type, size, mode and link, told without reading any file.
+/// Whether every entry is there with the right type, size, mode and link, told without reading any file. Modes and links do not count
+/// where the file system has none.
 fn looks_like(root: &Path, manifest: &Manifest) -> bool {
+    let lacks_modes = OnceCell::new();
+    let lacks_modes = || *lacks_modes.get_or_init(|| may_lack_modes(root));
     manifest.entries().all(|entry| {
         let path = root.join(entry.path.as_str());
-        let Ok(metadata) = fs::symlink_metadata(&path) else {
-            return false;
+        let is_link = matches!(entry.content, Content::Link { .. });
+        let metadata = match fs::symlink_metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(error) => return is_link && error.kind() == ErrorKind::NotFound && lacks_modes(),
         };
         match entry.content {
             Content::EmptyDirectory => metadata.is_dir(),
             Content::Link { target } => fs::read_link(&path).is_ok_and(|there| there == Path::new(target)),
             Content::File { size, executable, .. } => {
                 let mode = metadata.permissions().mode();
-                metadata.is_file() && metadata.len() == size && (mode & ANY_EXECUTE != 0) == executable
+                let is_executable = mode & ANY_EXECUTE != 0;
+                let fits = is_executable == executable || (is_executable && lacks_modes());
+                metadata.is_file() && metadata.len() == size && fits
             }
         }
     })
@@ -211,7 +222,7 @@ fn verified(root: &Path, manifest: &Manifest, stop: &CancellationToken) -> io::R
 }
 
 fn hash_entry(root: &Path, entry: &Entry<'_>, size: u64, stop: &CancellationToken) -> io::Result<FileTree> {
-    let file = File::open(root.join(entry.path.as_str()))?;
+    let file = open_own(&root.join(entry.path.as_str()))?;
     hash::hash_file(&file, size, 1, &|_| unless(stop))
 }
 

@@ -243,6 +243,7 @@ impl Transfers {
         let entry = match same.and_then(|number| table.transfers.get_mut(&number)) {
             Some(entry) => {
                 entry.spec.detach |= spec.detach;
+                entry.spec.allow_expansion |= spec.allow_expansion;
                 entry.hold_to(spec.terms);
                 for address in spec.providers {
                     if !entry.spec.providers.contains(&address) {

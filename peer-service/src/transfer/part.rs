@@ -28,6 +28,7 @@ use rustix::{
     fs::{FallocateFlags, FlockOperation, OFlags},
     io::Errno,
 };
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::body::Body;
 use super::{resume::Resume, rope::Rope, target, target::Target, tree::Tree};
@@ -72,19 +73,26 @@ impl Part {
     ///
     /// # Errors
     /// [`Reason::TargetExists`] where another download's part is there or another process has it; [`Reason::DiskFull`] where what
-    /// is missing does not fit on the disk; [`Reason::TargetNotWritable`].
+    /// is missing does not fit on the disk; [`Reason::TargetUnsuitable`] where the file system cannot hold it;
+    /// [`Reason::TargetNotWritable`]; [`Reason::Cancelled`] once `stop` is.
     pub(crate) fn open(
         id: FileId,
         target: Target,
         plan: Arc<Plan>,
         manifest: Option<Arc<Manifest>>,
+        stop: &CancellationToken,
     ) -> Result<(Self, Found), Problem> {
         let path = target.part();
         let failed = |error: io::Error| target::problem(&path, &error);
         durable::create_folders(target.parent(), 0o777)
             .map_err(|error| target::problem(target.parent(), &error))?;
         let mut before = fs::symlink_metadata(&path).ok();
-        let mut state = Resume::load(&target.state()).map_err(failed)?;
+        let unreadable = |error: io::Error| match error.kind() {
+            // A pipe, a folder or a link: nothing that a download makes.
+            ErrorKind::InvalidInput => unfinished(&target.state()),
+            _ => target::problem(&target.state(), &error),
+        };
+        let mut state = Resume::load(&target.state()).map_err(unreadable)?;
         // Of when this folder was taken for a plain file.
         let is_file = before.as_ref().is_some_and(Metadata::is_file);
         if manifest.is_some() && is_file && state.as_ref().is_some_and(|state| state.id == id) {
@@ -96,7 +104,8 @@ impl Part {
             .as_ref()
             .is_some_and(|state| state.id == id && state.have.len() == plan.unit_count());
         let fits = before.as_ref().is_none_or(|before| match manifest {
-            Some(_) => before.is_dir(),
+            // Files in it are written to: only where a state shows that they are this download's, be it damaged or of another folder.
+            Some(_) => before.is_dir() && (target.state().is_file() || is_empty(&path)),
             // One without bytes is what is left where the room for them could not be had.
             None => before.is_file() && (ours || before.len() == plan.total() || before.len() == 0),
         });
@@ -105,7 +114,7 @@ impl Part {
         }
         let body = match manifest {
             Some(manifest) => Body::Tree(Tree::open(&path, manifest, Arc::clone(&plan)).map_err(failed)?),
-            None => Body::File(Arc::new(open_file(&path).map_err(failed)?)),
+            None => Body::File(Arc::new(open_file(&path, before.is_some()).map_err(failed)?)),
         };
         let device = body.device().map_err(failed)?;
         let part = Self {
@@ -128,12 +137,13 @@ impl Part {
             (Some(before), _) if before.is_file() && before.len() == 0 => Found::Nothing,
             (Some(_), _) => Found::Unknown,
         };
-        match part.begin(&found, ours) {
+        match part.begin(&found, ours, stop) {
             Ok(()) => Ok((part, found)),
             Err(problem) => {
                 // What was made a moment ago holds nothing, and half of the room taken helps nobody.
                 if made {
                     part.unmake(&path);
+                    let _ = fs::remove_file(part.target.state());
                 }
                 Err(problem)
             }
@@ -151,7 +161,7 @@ impl Part {
 
     /// Takes the room, and says that a new part has nothing. A state that is `ours` and not believed is made such that nobody ever does:
     /// what shows that it is wrong is gone once there is room.
-    fn begin(&self, found: &Found, ours: bool) -> Result<(), Problem> {
+    fn begin(&self, found: &Found, ours: bool, stop: &CancellationToken) -> Result<(), Problem> {
         let nothing = Bits::new(self.plan.unit_count());
         match found {
             Found::Unknown if ours => self.disbelieve()?,
@@ -160,9 +170,13 @@ impl Part {
         }
         self.make_room(found)
             .map_err(|error| target::problem(&self.target.path, &error))?;
-        match found {
-            Found::Nothing => self.store_state(&nothing),
-            _ => Ok(()),
+        if *found == Found::Nothing {
+            self.store_state(&nothing)?;
+        }
+        match &self.body {
+            // After the state: a folder that is found half made is known to be this download's.
+            Body::Tree(tree) => tree.prepare(&self.target.part(), stop),
+            Body::File(_) => Ok(()),
         }
     }
 
@@ -211,21 +225,19 @@ impl Part {
 
     /// Checks that what is missing fits on the disk, and takes the room for it.
     fn make_room(&self, found: &Found) -> io::Result<()> {
+        let disk = rustix::fs::fstatvfs(self.handle())?;
         let missing = match (&self.body, found) {
             // Blocks of 512 bytes, whatever the file system's own.
             (Body::File(file), _) => self.plan.total().saturating_sub(file.metadata()?.blocks() * 512),
-            (Body::Tree(_), Found::Resume(have)) => (0..have.len())
-                .filter(|&unit| !have.get(unit))
-                .map(|unit| self.plan.unit_len(unit))
-                .sum(),
-            (Body::Tree(_), Found::Nothing) => self.plan.total(),
-            (Body::Tree(_), Found::Unknown) => 0,
-        };
-        if missing > 0 {
-            let disk = rustix::fs::fstatvfs(self.handle())?;
-            if missing.saturating_add(RESERVE) > disk.f_bavail.saturating_mul(disk.f_frsize) {
-                return Err(ErrorKind::StorageFull.into());
+            (Body::Tree(tree), Found::Resume(have)) => tree.room_needed(Some(have), disk.f_frsize),
+            (Body::Tree(tree), Found::Nothing) => tree.room_needed(None, disk.f_frsize),
+            (Body::Tree(tree), Found::Unknown) => {
+                let all = Bits::full(self.plan.unit_count());
+                tree.room_needed(Some(&all), disk.f_frsize)
             }
+        };
+        if missing > 0 && missing.saturating_add(RESERVE) > disk.f_bavail.saturating_mul(disk.f_frsize) {
+            return Err(ErrorKind::StorageFull.into());
         }
         match &self.body {
             Body::File(file) => file.set_len(self.plan.total()),
@@ -288,6 +300,22 @@ impl Part {
     /// The number of the file system that it is on.
     pub(crate) const fn device(&self) -> u64 {
         self.device
+    }
+
+    /// Bytes of copies that were made of content that several paths have.
+    pub(crate) fn copied(&self) -> u64 {
+        match &self.body {
+            Body::Tree(tree) => tree.copied(),
+            Body::File(_) => 0,
+        }
+    }
+
+    /// What the file system could not keep, a sentence each; known once it is finished.
+    pub(crate) fn not_kept(&self) -> Vec<String> {
+        match &self.body {
+            Body::Tree(tree) => tree.not_kept(),
+            Body::File(_) => Vec::new(),
+        }
     }
 
     /// Where the bytes are.
@@ -449,9 +477,12 @@ pub(crate) fn remove(id: FileId, target: &Target) -> io::Result<()> {
         tracing::info!(part = %part.display(), "another download is writing it: nothing was removed");
         return Ok(());
     }
-    match held.metadata()?.is_dir() {
+    let held = held.metadata()?;
+    match held.is_dir() {
         true => fs::remove_dir_all(&part)?,
-        false => fs::remove_file(&part)?,
+        false if held.is_file() => fs::remove_file(&part)?,
+        // Nothing that a download makes.
+        false => return Ok(()),
     }
     fs::remove_file(state)
 }
@@ -476,14 +507,23 @@ fn unfinished(part: &Path) -> Problem {
     .field("target")
 }
 
-fn open_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
+/// Whether nothing is in a folder.
+fn is_empty(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// Opens a part that was there and is a file, or makes it: exclusively, so that nothing that came there meanwhile is taken for it.
+fn open_file(path: &Path, is_there: bool) -> io::Result<File> {
+    let file = OpenOptions::new()
         .read(true)
         .write(true)
-        .create(true)
-        .truncate(false)
+        .create_new(!is_there)
         .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
-        .open(path)
+        .open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("something that is no file is there")),
+    }
 }
 
 #[cfg(target_os = "linux")]

@@ -48,7 +48,8 @@ pub(crate) fn finish(
     };
     let before = stamp();
     match part.body() {
-        Body::Tree(tree) => tree.complete().map_err(|error| match error.kind() {
+        Body::Tree(tree) => tree.complete(stop).map_err(|error| match error.kind() {
+            ErrorKind::Interrupted => Problem::new(Reason::Cancelled, "stopped; what was fetched is kept"),
             ErrorKind::AlreadyExists => Problem::new(
                 Reason::TargetExists,
                 format!("{}: {error}; move it away and resume", target.part().display()),
@@ -73,8 +74,11 @@ pub(crate) fn finish(
     });
     flushed.map_err(failed)?;
     // What gets the name is what was written, and all of it.
-    if !part.is_in_place() || matches!(listed, Some(Ok(Err(_)))) {
-        return Err(cut(&target.part()));
+    match &listed {
+        Some(Ok(Err(problem))) if problem.reason != Reason::FileChanged => return Err(problem.clone()),
+        Some(Ok(Err(_))) => return Err(cut(&target.part())),
+        _ if !part.is_in_place() => return Err(cut(&target.part())),
+        _ => {}
     }
     rename(&target.part(), &target.path).map_err(|error| match error.kind() {
         ErrorKind::AlreadyExists => target::exists(&target.path),
@@ -195,7 +199,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (id, path) = (FileId([7; 32]), folder.path().join("out"));
         let plan = Arc::new(Plan::of_file(id, 1000).unwrap());
-        let (part, _) = Part::open(id, Target { path: path.clone() }, plan, None).unwrap();
+        let (part, _) = Part::open(
+            id,
+            Target { path: path.clone() },
+            plan,
+            None,
+            &CancellationToken::new(),
+        )
+        .unwrap();
         let stamp = finish(&part, None, &CancellationToken::new()).unwrap();
         let named = stamp_of(&path.metadata().unwrap());
         assert_eq!(stamp, Ok(vec![named]), "with its name");
@@ -215,7 +226,7 @@ mod tests {
         let manifest = manifest();
         let plan = Arc::new(Plan::of_collection(&manifest));
         let target = Target { path: path.clone() };
-        let (part, _) = Part::open(id, target, plan, Some(manifest)).unwrap();
+        let (part, _) = Part::open(id, target, plan, Some(manifest), &CancellationToken::new()).unwrap();
         part.write(0, &bytes::Bytes::from_static(b"content").into())
             .unwrap();
         thread::sleep(TICK);
@@ -238,7 +249,17 @@ mod tests {
         let (id, path) = (FileId([7; 32]), folder.path().join("out"));
         let plan = Arc::new(Plan::of_file(id, 1000).unwrap());
         let target = Target { path: path.clone() };
-        let open = || Part::open(id, target.clone(), Arc::clone(&plan), None).unwrap().0;
+        let open = || {
+            Part::open(
+                id,
+                target.clone(),
+                Arc::clone(&plan),
+                None,
+                &CancellationToken::new(),
+            )
+            .unwrap()
+            .0
+        };
         let part = open();
         fs::remove_file(target.part()).unwrap();
         let stop = CancellationToken::new();
@@ -261,7 +282,14 @@ mod tests {
         let target = Target { path: path.clone() };
         let manifest = manifest();
         let plan = Arc::new(Plan::of_collection(&manifest));
-        let (part, _) = Part::open(id, target.clone(), plan, Some(manifest)).unwrap();
+        let (part, _) = Part::open(
+            id,
+            target.clone(),
+            plan,
+            Some(manifest),
+            &CancellationToken::new(),
+        )
+        .unwrap();
         part.write(0, &bytes::Bytes::from_static(b"content").into())
             .unwrap();
         fs::remove_file(target.part().join("file")).unwrap();

@@ -147,6 +147,7 @@ mod tests {
     use std::sync::Arc;
 
     use potluck_core::{hash::hash_bytes, plan::Plan};
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::transfer::target::Target;
@@ -159,7 +160,16 @@ mod tests {
             path: folder.path().join("out"),
         };
         let plan = Arc::new(Plan::of_file(tree.id(), tree.size).unwrap());
-        let open = || Part::open(tree.id(), target.clone(), Arc::clone(&plan), None).unwrap();
+        let open = || {
+            Part::open(
+                tree.id(),
+                target.clone(),
+                Arc::clone(&plan),
+                None,
+                &CancellationToken::new(),
+            )
+            .unwrap()
+        };
         let checks = Checks::new(Arc::clone(&plan));
         assert!(checks.offer_layer(0, tree.piece_hashes.clone()));
         let all = Bits::full(plan.unit_count());

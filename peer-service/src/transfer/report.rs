@@ -65,6 +65,8 @@ impl Reporter {
             view.error = None;
             view.resumed_bytes = 0;
             view.unverified_bytes = 0;
+            view.copied_bytes = 0;
+            view.not_kept.clear();
             view.bytes_per_second = 0;
             view.elapsed = Duration::ZERO;
             view.peers.clear();
@@ -135,7 +137,7 @@ impl Reporter {
     pub(crate) fn planned(&self, kind: Kind, plan: &Plan) {
         self.write(|view| {
             view.kind = Some(kind);
-            view.bytes_total = plan.total();
+            view.bytes_total = plan.written();
             view.units_total = plan.unit_count();
         });
     }
@@ -164,7 +166,24 @@ impl Reporter {
     /// Bytes that are there before the swarm begins.
     pub(crate) fn bytes(&self, bytes: u64) {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).base = bytes;
-        self.write(|view| view.bytes_done = bytes);
+        self.write(|view| {
+            view.bytes_done = bytes;
+            view.copied_bytes = 0;
+        });
+    }
+
+    /// Bytes copied so far, of content that was fetched and that several paths have.
+    pub(crate) fn copied(&self, copied: u64) {
+        self.write(|view| {
+            let fetched = view.bytes_done - view.copied_bytes;
+            view.copied_bytes = copied;
+            view.bytes_done = fetched + copied;
+        });
+    }
+
+    /// What the file system could not keep, a sentence each.
+    pub(crate) fn not_kept(&self, what: Vec<String>) {
+        self.write(|view| view.not_kept = what);
     }
 
     /// Bytes of an earlier run.
@@ -207,6 +226,7 @@ impl Reporter {
             view.findings = findings(&rows, sources);
             view.error = stuck;
             view.bytes_done = done;
+            view.copied_bytes = 0;
             view.unverified_bytes = swarm.unverified_bytes().min(plan.total() - done);
             view.bytes_per_second = rate;
             view.units_total = plan.unit_count();

@@ -8,12 +8,11 @@
 //! little-endian), the bitfield of units, and SHA-256 over all before it.
 
 use std::{
-    fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
-use potluck_core::FileId;
+use potluck_core::{FileId, files::open_own};
 use sha2::{Digest as _, Sha256};
 
 use crate::{bits::Bits, durable};
@@ -85,9 +84,10 @@ impl Resume {
     /// Reads a state file; `Ok(None)` where there is none or it is damaged.
     ///
     /// # Errors
-    /// Where it is there and cannot be read.
+    /// Where it is there and cannot be read; `InvalidInput` where it is no file.
     pub(crate) fn load(path: &Path) -> io::Result<Option<Self>> {
-        let file = match File::open(path) {
+        // Others may write in the target's folder.
+        let file = match open_own(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),

@@ -245,7 +245,8 @@ impl Run {
         while !self.stop.is_cancelled() {
             let (target, plan) = (planned.target.clone(), Arc::clone(&planned.plan));
             let manifest = planned.collection.as_ref().map(|it| Arc::clone(&it.manifest));
-            match blocking(move || Part::open(id, target, plan, manifest)).await? {
+            let stop = self.stop.clone();
+            match blocking(move || Part::open(id, target, plan, manifest, &stop)).await? {
                 Err(problem) if problem.reason.is_exhaustion() => {
                     reporter.state(State::Waiting, Some(problem));
                     tokio::select! {

@@ -39,6 +39,8 @@ struct Record {
     #[serde(default)]
     detach: bool,
     #[serde(default)]
+    allow_expansion: bool,
+    #[serde(default)]
     max_bytes_per_second: u64,
     /// 0, or anything else that is no priority: as usual.
     #[serde(default)]
@@ -65,6 +67,7 @@ impl Saved {
                 .map(|it| (it.host.clone(), it.port))
                 .collect(),
             detach: spec.detach,
+            allow_expansion: spec.allow_expansion,
             max_bytes_per_second: spec.terms.max_bytes_per_second.unwrap_or_default(),
             priority: spec.terms.priority.unwrap_or_default().get(),
             running: self.running,
@@ -96,6 +99,7 @@ impl Saved {
                     .map(|(host, port)| Address { host, port })
                     .collect(),
                 detach: record.detach,
+                allow_expansion: record.allow_expansion,
                 terms: NewTerms {
                     max_bytes_per_second: Some(record.max_bytes_per_second),
                     priority: Priority::new(record.priority),
@@ -134,6 +138,7 @@ mod tests {
                     port: 7,
                 }],
                 detach: true,
+                allow_expansion: true,
                 terms: NewTerms {
                     max_bytes_per_second: Some(u64::MAX),
                     priority: Priority::new(3),

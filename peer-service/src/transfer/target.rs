@@ -6,6 +6,7 @@ use std::{
 };
 
 use potluck_core::{Problem, Reason, path::Label, problem::RAISE_OPEN_FILES};
+use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use super::resume::with_suffix;
@@ -117,12 +118,18 @@ pub(crate) fn check(target: &Path) -> Result<(), Problem> {
 
 /// What an error of the file system at a target means to the one who asked.
 pub(crate) fn problem(path: &Path, error: &io::Error) -> Problem {
+    let inner = error.get_ref();
+    if let Some(AtEntry { path: entry, error }) = inner.and_then(|inner| inner.downcast_ref()) {
+        return problem(&path.join(entry), error);
+    }
+    if let Some(clash) = inner.and_then(|inner| inner.downcast_ref::<NameClash>()) {
+        return clash.problem(path);
+    }
     let at = path.display();
+    let unwritable =
+        |why: String| Problem::new(Reason::TargetNotWritable, format!("cannot write {at}: {why}"));
     match Reason::of_exhaustion(error) {
-        Some(Reason::DiskFull) => {
-            let message = format!("no room for {at}: make room on the disk, and it goes on by itself");
-            return Problem::new(Reason::DiskFull, message);
-        }
+        Some(Reason::DiskFull) => return Problem::new(Reason::DiskFull, no_room(path, error)),
         Some(reason) => {
             let message = format!("cannot open {at}: {RAISE_OPEN_FILES}; it goes on by itself");
             return Problem::new(reason, message);
@@ -130,24 +137,113 @@ pub(crate) fn problem(path: &Path, error: &io::Error) -> Problem {
         None => {}
     }
     match error.kind() {
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Problem::new(
-            Reason::TargetNotWritable,
-            format!("cannot write {at}: {error}; choose another target or change its permissions"),
+        io::ErrorKind::ReadOnlyFilesystem => unwritable(
+            "the file system is mounted read-only; choose another target or mount it writable".into(),
         ),
-        io::ErrorKind::NotADirectory | io::ErrorKind::NotFound => Problem::new(
-            Reason::TargetNotWritable,
-            format!("cannot write {at}: its folder is not there; make it or choose another target"),
-        ),
-        io::ErrorKind::InvalidFilename => Problem::new(
-            Reason::TargetNotWritable,
-            format!("cannot write {at}: the name is too long here; give a target of your own"),
-        ),
-        io::ErrorKind::FileTooLarge => Problem::new(
-            Reason::TargetNotWritable,
-            format!("cannot write {at}: the file is larger than this file system or process may write"),
-        ),
-        _ => Problem::new(Reason::TargetNotWritable, format!("cannot write {at}: {error}")),
+        io::ErrorKind::PermissionDenied => unwritable(format!(
+            "{error}; choose another target or change its permissions"
+        )),
+        _ if is_of_name(path, error) => name_not_taken(path, error),
+        io::ErrorKind::NotADirectory | io::ErrorKind::NotFound => {
+            unwritable("its folder is not there; make it or choose another target".into())
+        }
+        _ => unwritable(error.to_string()),
     }
+}
+
+/// What to tell where a file cannot grow.
+fn no_room(path: &Path, error: &io::Error) -> String {
+    let what = match error.kind() {
+        io::ErrorKind::QuotaExceeded => {
+            "the quota on this file system is used up: free some of it, and it goes on by itself"
+        }
+        // Of the process, or of the file system: 4 GiB on FAT.
+        io::ErrorKind::FileTooLarge => {
+            "a file may not become that large here: raise the limit (`ulimit -f`), or choose a target on a \
+             file system that takes larger files"
+        }
+        _ => "make room on the disk, and it goes on by itself",
+    };
+    format!("no room for {}: {what}", path.display())
+}
+
+/// Characters that DOS and Windows keep for other uses; file systems made for them refuse names with these.
+pub(crate) const RESERVED: [char; 7] = [':', '*', '?', '"', '<', '>', '|'];
+
+/// Whether an error says that the file system does not take a name: too long, or with characters that it cannot have.
+pub(crate) fn is_of_name(path: &Path, error: &io::Error) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let is_odd = || name.contains(RESERVED) || name.ends_with(['.', ' ']) || !name.is_ascii();
+    match Errno::from_io_error(error) {
+        Some(Errno::NAMETOOLONG | Errno::ILSEQ) => true,
+        // exFAT's driver for user space says of a name that it does not take that it is not there.
+        Some(Errno::INVAL | Errno::NOENT) => is_odd() && path.parent().is_some_and(Path::is_dir),
+        _ => false,
+    }
+}
+
+/// An error at an entry of a collection: keeps what the operating system said, and names the entry.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {error}")]
+pub(crate) struct AtEntry {
+    path: String,
+    error: io::Error,
+}
+
+impl AtEntry {
+    /// The same error, of the same kind, at this path of the collection.
+    pub(crate) fn wrap(path: &str, error: io::Error) -> io::Error {
+        io::Error::new(
+            error.kind(),
+            Self {
+                path: path.to_owned(),
+                error,
+            },
+        )
+    }
+}
+
+/// Two entries of a collection that are one file on the file system at the target.
+#[derive(Debug, thiserror::Error)]
+#[error("`{first}` and `{second}` are one name on this file system")]
+pub(crate) struct NameClash {
+    /// The entry that came first.
+    pub(crate) first: String,
+    /// The entry that met it.
+    pub(crate) second: String,
+}
+
+impl NameClash {
+    /// What to tell of it; `root`: the folder that is written into.
+    pub(crate) fn problem(&self, root: &Path) -> Problem {
+        let Self { first, second } = self;
+        Problem::new(
+            Reason::TargetUnsuitable,
+            format!(
+                "the file system at {} takes `{}` and `{}` for one name, so that one would overwrite the other; \
+                 choose a target on another file system",
+                root.display(),
+                first.escape_debug(),
+                second.escape_debug()
+            ),
+        )
+        .field("target")
+    }
+}
+
+/// What to answer where the file system does not take a name.
+pub(crate) fn name_not_taken(path: &Path, error: &io::Error) -> Problem {
+    let at = path.display();
+    let message = match Errno::from_io_error(error) {
+        Some(Errno::NAMETOOLONG) => {
+            format!("{at}: the name or the path is longer than this file system takes")
+        }
+        _ => format!("{at}: this file system takes no such name ({error})"),
+    };
+    Problem::new(
+        Reason::TargetUnsuitable,
+        format!("cannot write {message}; choose a target on another file system, or one with another name"),
+    )
 }
 
 /// What stands in the way of a download, and what to do about it.
@@ -164,7 +260,8 @@ pub(crate) fn exists(path: &Path) -> Problem {
 
 /// What stands in the way of a download, and cannot be read to tell whether it is the same.
 pub(crate) fn unreadable(path: &Path, error: &io::Error) -> Problem {
-    if Reason::of_exhaustion(error).is_some() {
+    // A file larger than any that can be hashed is no lack of room.
+    if error.kind() != io::ErrorKind::FileTooLarge && Reason::of_exhaustion(error).is_some() {
         return problem(path, error);
     }
     Problem::new(

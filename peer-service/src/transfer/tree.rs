@@ -1,32 +1,57 @@
 //! The folder that a collection is written into while it is fetched.
 //!
-//! Invariant: every path is opened beneath the folder's handle and never through a link, so that neither a hostile manifest nor
-//! somebody who plants links in the folder can lead a write out of it. Links are made last, by [`Tree::complete`].
+//! Invariants: every path is opened beneath the folder's handle and never through a link, so that neither a hostile manifest nor
+//! somebody who plants links in the folder can lead a write out of it. Every file is created exclusively, so that no two entries are
+//! one file; one that is there already is written only where an earlier run of this download made it. Links are made last, by
+//! [`Tree::complete`], which also sees that the folder lists every entry once and nothing else.
+
+mod probe;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     fs::File,
-    io::{self, ErrorKind, Seek as _},
+    io::{self, ErrorKind, Read as _, Seek as _},
     num::NonZeroUsize,
-    os::unix::fs::OpenOptionsExt as _,
+    os::{fd::AsFd, unix::fs::OpenOptionsExt as _},
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt as _};
 use lru::LruCache;
 use potluck_core::{
-    manifest::{Content, Manifest},
+    Problem, Reason,
+    manifest::{Content, Manifest, fold},
     merkle::EMPTY_FILE,
     path::RelPath,
     plan::{BUNDLE_SIZE, Plan},
 };
-use rustix::fs::OFlags;
+use rustix::{fs::OFlags, io::Errno};
+use tokio_util::sync::CancellationToken;
 
+use super::target::{self, AtEntry, NameClash};
 use crate::bits::Bits;
 
 /// Large files kept open at once: the pieces of a few files arrive at a time, and file handles are scarce.
 const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not 0");
+
+/// Locks for the creation of files: whoever writes two files at once hardly meets the same.
+const CREATION_LOCKS: u32 = 64;
+
+/// Bytes copied between two looks at whether to stop: some milliseconds' work.
+const COPY_STEP: u64 = 16 * 1024 * 1024;
+
+/// Bytes copied without a flush. What is copied beyond is flushed with each step: a flush of many GiB at the end could not be stopped.
+const COPY_UNFLUSHED: u64 = 64 * 1024 * 1024;
+
+/// Longest path that the operating system takes, in bytes: `PATH_MAX` less its final zero.
+const MAX_SYSTEM_PATH: usize = if cfg!(target_os = "linux") { 4095 } else { 1023 };
+
+/// Links named when the file system cannot have them.
+const NAMED_LINKS: usize = 3;
 
 /// See the module.
 #[derive(Debug)]
@@ -38,6 +63,12 @@ pub(crate) struct Tree {
     made: bool,
     /// Handles of large files by their place in the plan.
     open: Mutex<LruCache<usize, Arc<File>>>,
+    /// In a folder that was made just now: the entries whose files were created. Entry `i` is bit `i / n` of `n`.
+    created: Vec<Mutex<Bits>>,
+    /// Bytes of copies that [`Tree::complete`] made.
+    copied: AtomicU64,
+    /// What the file system cannot keep, for people.
+    not_kept: Mutex<Vec<String>>,
 }
 
 /// Whether a file is made where it is opened.
@@ -52,7 +83,7 @@ enum Make {
 }
 
 impl Tree {
-    /// Opens the folder at `path`, made if it is not there, and makes the folders inside it.
+    /// Opens the folder at `path`, made if it is not there. [`Tree::prepare`] has to follow.
     pub(crate) fn open(path: &Path, manifest: Arc<Manifest>, plan: Arc<Plan>) -> io::Result<Self> {
         let made = match std::fs::create_dir(path) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
@@ -63,17 +94,21 @@ impl Tree {
             .read(true)
             .custom_flags((OFlags::DIRECTORY | OFlags::NOFOLLOW).bits() as i32)
             .open(path)?;
-        let tree = Self {
+        // A manifest has at most 2^20 entries.
+        let entries = manifest.len() as u32;
+        let bits = || Mutex::new(Bits::new(entries / CREATION_LOCKS + 1));
+        Ok(Self {
             dir: Dir::from_std_file(handle),
+            created: std::iter::repeat_with(bits)
+                .take(CREATION_LOCKS as usize)
+                .collect(),
             manifest,
             plan,
             made,
             open: Mutex::new(LruCache::new(OPEN_FILES)),
-        };
-        for folder in tree.folders() {
-            tree.dir.create_dir_all(folder)?;
-        }
-        Ok(tree)
+            copied: AtomicU64::new(0),
+            not_kept: Mutex::default(),
+        })
     }
 
     /// The folder's handle.
@@ -81,40 +116,129 @@ impl Tree {
         &self.dir
     }
 
-    /// Every folder that holds something, each parent before what is in it.
-    fn folders(&self) -> BTreeSet<&str> {
-        self.manifest
-            .entries()
-            .filter_map(|entry| match entry.content {
-                Content::EmptyDirectory => Some(entry.path.as_str()),
-                _ => entry.path.parent(),
-            })
-            .collect()
+    /// Refuses what the file system cannot hold, before anything is fetched, and makes the folders. `path`: of the folder.
+    ///
+    /// # Errors
+    /// [`Reason::TargetUnsuitable`]: two names that are one here, a name that is not taken, a path that is too long;
+    /// [`Reason::Cancelled`] once `stop` is; whatever else the file system says.
+    pub(crate) fn prepare(&self, path: &Path, stop: &CancellationToken) -> Result<(), Problem> {
+        self.check_lengths(path)?;
+        probe::check_names(&self.dir, path, &self.manifest, stop)?;
+        for folder in self.manifest.folders() {
+            if stop.is_cancelled() {
+                return Err(stopped());
+            }
+            match self.dir.create_dir(folder) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && !self.made => {}
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    return Err(self.clash(folder).problem(path));
+                }
+                Err(error) => return Err(target::problem(&path.join(folder), &error)),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a folder with paths that would be longer than the system takes: nobody could open them, this peer among them.
+    fn check_lengths(&self, path: &Path) -> Result<(), Problem> {
+        let longest = self.manifest.entries().map(|entry| entry.path.as_str());
+        let Some(longest) = longest.max_by_key(|path| path.len()) else {
+            return Ok(());
+        };
+        let base = path.as_os_str().len();
+        let len = base + 1 + longest.len();
+        if len <= MAX_SYSTEM_PATH {
+            return Ok(());
+        }
+        Err(Problem::new(
+            Reason::TargetUnsuitable,
+            format!(
+                "a path in it has {} bytes, and below {} it would have {len}: this system takes {MAX_SYSTEM_PATH}; \
+                 choose a target whose path is {} bytes shorter",
+                longest.len(),
+                path.display(),
+                len - MAX_SYSTEM_PATH
+            ),
+        )
+        .field("target"))
+    }
+
+    /// The entry whose name is taken, and the one that most likely has it.
+    fn clash(&self, path: &str) -> NameClash {
+        let folded = |path: &str| path.split('/').map(fold).collect::<Vec<_>>().join("/");
+        let wanted = folded(path);
+        let paths = || self.manifest.entries().map(|entry| entry.path.as_str());
+        let mut others = self.manifest.folders().chain(paths());
+        let other = others.find(|other| *other != path && folded(other) == wanted);
+        NameClash {
+            first: other.unwrap_or("another name").to_owned(),
+            second: path.to_owned(),
+        }
+    }
+
+    /// Room that is to be free before anything is fetched, in bytes: for what is missing, `have` being there, and for the copies of what
+    /// several paths have, all in whole blocks of this size. Copies that share their blocks take none.
+    pub(crate) fn room_needed(&self, have: Option<&Bits>, block: u64) -> u64 {
+        let blocks = |size: u64| size.div_ceil(block.max(1)).saturating_mul(block.max(1));
+        let mut distinct = 0_u64;
+        let mut copies = 0_u64;
+        for entries in self.manifest.contents() {
+            let Some(Content::File { size, .. }) = self.manifest.content(entries[0]) else {
+                continue;
+            };
+            let is_missing = |entry: &&u32| {
+                let path = self.manifest.get(**entry).map(|entry| entry.path.as_str());
+                let there = path.and_then(|path| self.dir.symlink_metadata(path).ok());
+                there.is_none_or(|there| there.len() < size)
+            };
+            let others = match self.made || size == 0 {
+                true => entries.len() - 1,
+                // Some may be there, made when there was no room for all.
+                false => entries[1..].iter().filter(is_missing).count(),
+            };
+            distinct = distinct.saturating_add(blocks(size));
+            copies = copies.saturating_add(blocks(size).saturating_mul(others as u64));
+        }
+        if copies > 0 && probe::can_clone(&self.dir, &self.manifest) {
+            copies = 0;
+        }
+        let missing = match have {
+            // What is there of a file has its blocks: only whole units count.
+            Some(have) => (0..have.len())
+                .filter(|&unit| !have.get(unit))
+                .map(|unit| self.plan.unit_len(unit))
+                .sum(),
+            None => distinct,
+        };
+        missing.saturating_add(copies)
     }
 
     /// The file with this content, by its place in the plan, to be written: made if it is not there, as it most likely is not yet.
     pub(crate) fn new_file(&self, index: usize) -> io::Result<Arc<File>> {
-        let small = self.plan.file(index).is_some_and(|file| file.size <= BUNDLE_SIZE);
-        let first = self.plan.first_entry(index).filter(|_| small && self.made);
-        match first.map(|first| self.open_entry(first, Make::New)) {
-            Some(Ok((file, _))) => Ok(Arc::new(file)),
-            Some(Err(error)) if error.kind() != ErrorKind::AlreadyExists => Err(error),
-            _ => self.handle(index, Make::Missing),
+        if self.plan.file(index).is_some_and(|file| file.size > BUNDLE_SIZE) {
+            return self.handle(index, |entry| self.open_to_write(entry));
         }
+        let first = self.plan.first_entry(index).ok_or(ErrorKind::InvalidInput)?;
+        Ok(Arc::new(self.open_to_write(first)?.0))
     }
 
     /// The same, to be read. Never made: whoever is served from the folder when it has its name already would make there again what its
     /// owner removed.
     pub(crate) fn file(&self, index: usize) -> io::Result<Arc<File>> {
-        self.handle(index, Make::No)
+        self.handle(index, |entry| self.open_entry(entry, Make::No))
     }
 
-    fn handle(&self, index: usize, make: Make) -> io::Result<Arc<File>> {
+    fn handle(
+        &self,
+        index: usize,
+        open: impl FnOnce(u32) -> io::Result<(File, u64)>,
+    ) -> io::Result<Arc<File>> {
         if let Some(file) = self.handles().get(&index) {
             return Ok(Arc::clone(file));
         }
         let first = self.plan.first_entry(index).ok_or(ErrorKind::InvalidInput)?;
-        let (file, size) = self.open_entry(first, make)?;
+        let (file, size) = open(first)?;
         let file = Arc::new(file);
         if size > BUNDLE_SIZE {
             self.handles().put(index, Arc::clone(&file));
@@ -122,8 +246,34 @@ impl Tree {
         Ok(file)
     }
 
-    fn handles(&self) -> std::sync::MutexGuard<'_, LruCache<usize, Arc<File>>> {
+    fn handles(&self) -> MutexGuard<'_, LruCache<usize, Arc<File>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The entry's file, to be written. In a folder that was made just now it is created exclusively the first time: whatever has its
+    /// name then is another entry.
+    fn open_to_write(&self, entry: u32) -> io::Result<(File, u64)> {
+        if !self.made {
+            return self.open_entry(entry, Make::Missing);
+        }
+        let created = &self.created[(entry % CREATION_LOCKS) as usize];
+        let bit = entry / CREATION_LOCKS;
+        // Held while it is created: whoever writes to it next must find it.
+        let mut created = created.lock().unwrap_or_else(PoisonError::into_inner);
+        if created.get(bit) {
+            drop(created);
+            return self.open_entry(entry, Make::No);
+        }
+        match self.open_entry(entry, Make::New) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                let path = self.manifest.get(entry).map_or("", |entry| entry.path.as_str());
+                Err(io::Error::other(self.clash(path)))
+            }
+            opened => {
+                created.set(bit, opened.is_ok());
+                opened
+            }
+        }
     }
 
     /// The entry's file, and the size that it is to have.
@@ -132,6 +282,8 @@ impl Tree {
         let Content::File { size, executable, .. } = entry.content else {
             return Err(ErrorKind::InvalidInput.into());
         };
+        let path = entry.path.as_str();
+        let failed = |error| AtEntry::wrap(path, error);
         let mut options = OpenOptions::new();
         options
             .read(true)
@@ -141,11 +293,14 @@ impl Tree {
             .mode(if executable { 0o777 } else { 0o666 })
             // Not through a link, and not stuck on a pipe, whoever put it there.
             .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32);
-        let file = self.dir.open_with(entry.path.as_str(), &options)?.into_std();
+        let file = self.dir.open_with(path, &options).map_err(failed)?.into_std();
         // What was made just now is nothing else.
-        match make == Make::New || file.metadata()?.is_file() {
+        match make == Make::New || file.metadata().map_err(failed)?.is_file() {
             true => Ok((file, size)),
-            false => Err(ErrorKind::InvalidInput.into()),
+            false => Err(failed(io::Error::new(
+                ErrorKind::AlreadyExists,
+                "something that is no file is there",
+            ))),
         }
     }
 
@@ -164,20 +319,34 @@ impl Tree {
         })
     }
 
+    /// Bytes of copies that were made.
+    pub(crate) fn copied(&self) -> u64 {
+        self.copied.load(Ordering::Relaxed)
+    }
+
+    /// What the file system could not keep, a sentence each; known once it is complete.
+    pub(crate) fn not_kept(&self) -> Vec<String> {
+        self.not_kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
     /// Makes what no unit brings: empty files, copies of content that several paths have, and the links. Fails where something is in the
-    /// folder that the manifest does not list, and where something is gone that was fetched.
-    pub(crate) fn complete(&self) -> io::Result<()> {
+    /// folder that the manifest does not list, where something is gone that was fetched, and with `Interrupted` once `stop` is.
+    pub(crate) fn complete(&self, stop: &CancellationToken) -> io::Result<()> {
         self.handles().clear();
+        self.copied.store(0, Ordering::Relaxed);
         for entries in self.manifest.contents() {
-            let id = self.manifest.id(entries[0]);
-            if self.made && entries.len() == 1 && id != Some(EMPTY_FILE) {
+            proceed(stop)?;
+            let is_empty = self.manifest.id(entries[0]) == Some(EMPTY_FILE);
+            if self.made && entries.len() == 1 && !is_empty {
                 continue;
             }
-            let make = match id == Some(EMPTY_FILE) {
-                true => Make::Missing,
-                false => Make::No,
+            let (first, size) = match is_empty {
+                true => self.open_to_write(entries[0])?,
+                false => self.open_entry(entries[0], Make::No)?,
             };
-            let (first, size) = self.open_entry(entries[0], make)?;
             let len = first.metadata()?.len();
             if len < size {
                 return Err(ErrorKind::UnexpectedEof.into());
@@ -187,20 +356,70 @@ impl Tree {
                 first.set_len(size)?;
             }
             for &entry in &entries[1..] {
-                let (mut copy, _) = self.open_entry(entry, Make::Missing)?;
-                copy.set_len(0)?;
-                let mut source = first.try_clone()?;
-                source.rewind()?;
-                // Shares the blocks where the file system can.
-                io::copy(&mut source, &mut copy)?;
+                self.copy(&first, entry, stop)?;
             }
         }
+        let links = self.make_links(stop)?;
+        self.note_modes();
+        self.check_listing(links, stop)
+    }
+
+    /// Writes the content of `source` to an entry's file: by sharing its blocks where the file system can.
+    fn copy(&self, source: &File, entry: u32, stop: &CancellationToken) -> io::Result<()> {
+        proceed(stop)?;
+        let (mut copy, size) = self.open_to_write(entry)?;
+        copy.set_len(0)?;
+        if size == 0 {
+            return Ok(());
+        }
+        let failed = |error| {
+            let path = self.manifest.get(entry).map_or("", |entry| entry.path.as_str());
+            AtEntry::wrap(path, error)
+        };
+        if clone_file(source, &copy).is_ok() {
+            self.copied.fetch_add(size, Ordering::Relaxed);
+            return Ok(());
+        }
+        let mut source = source.try_clone()?;
+        source.rewind()?;
+        loop {
+            proceed(stop)?;
+            // In the kernel where it can.
+            let step = io::copy(&mut (&source).take(COPY_STEP), &mut copy).map_err(failed)?;
+            if step == 0 {
+                return Ok(());
+            }
+            let copied = self.copied.fetch_add(step, Ordering::Relaxed) + step;
+            if copied > COPY_UNFLUSHED {
+                copy.sync_data().map_err(failed)?;
+            }
+        }
+    }
+
+    /// Makes the links, and gives how many there are: none where the file system cannot have any.
+    fn make_links(&self, stop: &CancellationToken) -> io::Result<usize> {
+        let (mut made, mut lost) = (0, Vec::new());
         for entry in self.manifest.entries() {
-            if let Content::Link { target } = entry.content {
-                self.link(entry.path, target)?;
+            let Content::Link { target } = entry.content else {
+                continue;
+            };
+            proceed(stop)?;
+            match self.link(entry.path, target) {
+                Ok(()) => made += 1,
+                Err(error) if made == 0 && cannot_link(&error) => lost.push(entry.path.as_str()),
+                Err(error) => return Err(AtEntry::wrap(entry.path.as_str(), error)),
             }
         }
-        self.refuse_strangers(Path::new("."))
+        if !lost.is_empty() {
+            let count = lost.len();
+            lost.truncate(NAMED_LINKS);
+            let more = if count > lost.len() { ", …" } else { "" };
+            let named = lost.join("`, `");
+            self.note(format!(
+                "the file system cannot have links: {count} left out (`{named}`{more})"
+            ));
+        }
+        Ok(made)
     }
 
     fn link(&self, path: RelPath<'_>, target: &str) -> io::Result<()> {
@@ -213,26 +432,117 @@ impl Tree {
         self.dir.symlink(target, path.as_str())
     }
 
-    /// Fails where something is in the folder that the manifest neither lists nor implies.
-    fn refuse_strangers(&self, folder: &Path) -> io::Result<()> {
-        let known = |path: &str| self.manifest.find(path).is_some() || self.manifest.is_above(path);
-        for entry in self.dir.read_dir(folder)? {
-            let entry = entry?;
-            let path = folder.join(entry.file_name());
-            let relative = path.strip_prefix(".").unwrap_or(&path);
-            if !relative.to_str().is_some_and(known) {
-                return Err(io::Error::new(
-                    ErrorKind::AlreadyExists,
-                    format!(
-                        "{} is in the folder and does not belong to it",
-                        relative.display()
-                    ),
-                ));
-            }
-            if entry.file_type()?.is_dir() {
-                self.refuse_strangers(&path)?;
+    fn note(&self, what: String) {
+        let mut not_kept = self.not_kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if !not_kept.contains(&what) {
+            not_kept.push(what);
+        }
+    }
+
+    /// Notes it where the file system does not keep who may execute a file: a look at one file of each kind tells.
+    fn note_modes(&self) {
+        use cap_std::fs::PermissionsExt as _;
+        let mut executables = 0_usize;
+        let (mut plain_seen, mut is_kept) = (false, true);
+        for entry in self.manifest.entries() {
+            let Content::File { executable, .. } = entry.content else {
+                continue;
+            };
+            executables += usize::from(executable);
+            let is_first = match executable {
+                true => executables == 1,
+                false => !std::mem::replace(&mut plain_seen, true),
+            };
+            if is_first && let Ok(there) = self.dir.symlink_metadata(entry.path.as_str()) {
+                is_kept &= (there.permissions().mode() & 0o100 != 0) == executable;
             }
         }
-        Ok(())
+        if executables > 0 && !is_kept {
+            self.note(format!(
+                "the file system does not keep which files may be executed: {executables} are executable in the original"
+            ));
+        }
     }
+
+    /// Fails where something is in the folder that the manifest neither lists nor implies, and where it does not list each entry:
+    /// two entries that are one file show here at the latest. `links`: how many of the manifest's links were made.
+    fn check_listing(&self, links: usize, stop: &CancellationToken) -> io::Result<()> {
+        let all_links = self
+            .manifest
+            .entries()
+            .filter(|entry| matches!(entry.content, Content::Link { .. }))
+            .count();
+        let expected = self.manifest.len() - all_links + links;
+        let mut listed = 0;
+        let mut folders = vec![Path::new(".").to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in self.dir.read_dir(&folder)? {
+                proceed(stop)?;
+                let entry = entry?;
+                let path = folder.join(entry.file_name());
+                let relative = path.strip_prefix(".").unwrap_or(&path);
+                let found = relative.to_str().map(|path| {
+                    let is_entry = self.manifest.find(path).is_some();
+                    (is_entry, is_entry || self.manifest.is_above(path))
+                });
+                let Some((is_entry, true)) = found else {
+                    return Err(io::Error::new(
+                        ErrorKind::AlreadyExists,
+                        format!(
+                            "{} is in the folder and does not belong to it",
+                            relative.display()
+                        ),
+                    ));
+                };
+                listed += usize::from(is_entry);
+                if entry.file_type()?.is_dir() {
+                    folders.push(path);
+                }
+            }
+        }
+        if listed == expected {
+            return Ok(());
+        }
+        // Each can be found, and they are fewer: two are one.
+        for entry in self.manifest.entries() {
+            let path = entry.path.as_str();
+            if !matches!(entry.content, Content::Link { .. }) {
+                let there = self.dir.symlink_metadata(path);
+                there.map_err(|error| AtEntry::wrap(path, error))?;
+            }
+        }
+        Err(io::Error::other(NameClash {
+            first: "one of its names".into(),
+            second: "another".into(),
+        }))
+    }
+}
+
+/// What ends the work on a folder once it is not wanted any more.
+fn stopped() -> Problem {
+    Problem::new(Reason::Cancelled, "stopped; what was fetched is kept")
+}
+
+fn proceed(stop: &CancellationToken) -> io::Result<()> {
+    match stop.is_cancelled() {
+        true => Err(ErrorKind::Interrupted.into()),
+        false => Ok(()),
+    }
+}
+
+/// Whether an error says that the file system has no links.
+fn cannot_link(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP))
+}
+
+/// Makes `copy`, which is empty, share all blocks of `source`.
+#[cfg(target_os = "linux")]
+fn clone_file(source: impl AsFd, copy: impl AsFd) -> io::Result<()> {
+    Ok(rustix::fs::ioctl_ficlone(copy, source)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn clone_file(_source: impl AsFd, _copy: impl AsFd) -> io::Result<()> {
+    Err(ErrorKind::Unsupported.into())
 }

@@ -61,6 +61,8 @@ pub struct FetchSpec {
     pub providers: Vec<Address>,
     /// Whether it goes on when nobody watches it.
     pub detach: bool,
+    /// Whether a collection may write many times its distinct content.
+    pub allow_expansion: bool,
     /// What it is to be held to. What is left open is as usual, or as the transfer has it that it joins.
     pub terms: NewTerms,
 }
@@ -75,6 +77,7 @@ impl FetchSpec {
             sha256: None,
             providers: Vec::new(),
             detach: false,
+            allow_expansion: false,
             terms: NewTerms::default(),
         }
     }
@@ -190,6 +193,8 @@ pub struct View {
     pub bytes_total: u64,
     /// Bytes that were there when it began or was resumed.
     pub resumed_bytes: u64,
+    /// Bytes among those done that were copied on this machine, of content that several paths of a collection have.
+    pub copied_bytes: u64,
     /// Bytes that came of units under way, not verified yet and not among `bytes_done`.
     pub unverified_bytes: u64,
     /// Bytes a second that came, verified yet or not, over the last seconds.
@@ -210,6 +215,8 @@ pub struct View {
     pub findings: Vec<String>,
     /// Why it is done and not shared, or only until the peer stops.
     pub sharing_error: Option<Problem>,
+    /// For people: what the file system at the target could not keep.
+    pub not_kept: Vec<String>,
 }
 
 impl View {
@@ -226,6 +233,7 @@ impl View {
             bytes_done: 0,
             bytes_total: 0,
             resumed_bytes: 0,
+            copied_bytes: 0,
             unverified_bytes: 0,
             bytes_per_second: 0,
             elapsed: Duration::ZERO,
@@ -236,6 +244,7 @@ impl View {
             error: None,
             findings: Vec::new(),
             sharing_error: None,
+            not_kept: Vec::new(),
         }
     }
 

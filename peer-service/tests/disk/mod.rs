@@ -7,7 +7,7 @@ use std::{
     fs::File,
     io::Write as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use potluck_core::proto::v1;
@@ -128,6 +128,85 @@ impl Thin {
 impl Drop for Thin {
     fn drop(&mut self) {
         run("umount", |command| command.arg("-l").arg(self.dir.path()));
+    }
+}
+
+/// A disk with exFAT, which folds case and has no modes, no links and no names with colons. Gone when dropped.
+pub(crate) struct ExFat {
+    dir: tempfile::TempDir,
+    device: String,
+    _under: Disk,
+}
+
+impl ExFat {
+    /// `None`, with a word why, where there can be none.
+    pub(crate) fn mount() -> Option<Self> {
+        let under = Disk::mount(48 * MIB)?;
+        let image = under.path("image");
+        File::create(&image).unwrap().set_len(40 * MIB as u64).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let made = run("mkfs.exfat", |command| command.arg(&image).stdout(Stdio::null()));
+        let device = made.then(|| {
+            Command::new("losetup")
+                .args(["--find", "--show"])
+                .arg(&image)
+                .output()
+        });
+        let device = device
+            .and_then(Result::ok)
+            .filter(|output| output.status.success());
+        let Some(device) = device else {
+            println!("skipped: takes root and mkfs.exfat (Debian packages exfatprogs and exfat-fuse)");
+            return None;
+        };
+        let disk = Self {
+            dir,
+            device: String::from_utf8(device.stdout).unwrap().trim().to_owned(),
+            _under: under,
+        };
+        let mounted = run("mount.exfat-fuse", |command| {
+            command.arg(&disk.device).arg(disk.root()).stdout(Stdio::null())
+        });
+        // It answers from the background.
+        let is_there = || {
+            let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+            mounts.contains(disk.root().to_str().unwrap())
+        };
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while mounted && !is_there() && std::time::Instant::now() < deadline {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        if is_there() {
+            return Some(disk);
+        }
+        println!("skipped: takes root and mount.exfat-fuse (Debian package exfat-fuse)");
+        None
+    }
+
+    /// Where it is.
+    pub(crate) fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// What is at the top, sorted.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.dir.path()).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for ExFat {
+    fn drop(&mut self) {
+        run("umount", |command| command.arg("-l").arg(self.dir.path()));
+        run("losetup", |command| command.args(["-d", &self.device]));
     }
 }
 

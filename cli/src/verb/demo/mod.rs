@@ -88,6 +88,7 @@ async fn act(context: &Context, network: &Network, file: Option<&Path>) -> Resul
         sha256: None,
         providers: Vec::new(),
         detach: false,
+        allow_expansion: false,
         limit: 0,
         priority: None,
     };

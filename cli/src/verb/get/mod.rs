@@ -70,6 +70,10 @@ pub(crate) struct GetArgs {
     #[arg(short, long)]
     detach: bool,
 
+    /// Fetch it also where it writes over 1 GiB and over ten times its distinct content
+    #[arg(long)]
+    allow_expansion: bool,
+
     /// Where to serve from meanwhile if no peer is running [default: 127.0.0.1:12349, or a free port of this machine]
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
@@ -114,6 +118,7 @@ async fn fetch_first(
             sha256: candidate.sha256,
             providers: candidate.providers,
             detach: args.detach,
+            allow_expansion: args.allow_expansion,
             limit: args.limit.map_or(0, |limit| limit.as_u64()),
             priority: args.priority,
         };
@@ -192,7 +197,8 @@ fn again(context: &Context, args: &GetArgs) -> String {
         values.into_iter().flat_map(move |value| [flag.to_owned(), value])
     });
     let words = ["potluck", "get", &want].map(ToOwned::to_owned).into_iter();
-    context.command(words.chain(flags))
+    let expansion = args.allow_expansion.then(|| "--allow-expansion".to_owned());
+    context.command(words.chain(flags).chain(expansion))
 }
 
 fn numbers(value: Option<impl ToString>) -> Vec<String> {

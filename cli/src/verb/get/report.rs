@@ -49,6 +49,9 @@ pub(crate) fn report(context: &Context, transfer: &Transfer, detached: bool) -> 
     if let Some(note) = renamed(transfer) {
         context.out.note(format_args!("  {note}"));
     }
+    for what in &transfer.not_kept {
+        context.out.warn(format_args!("{}", text::shown(what)));
+    }
     for line in sources(&transfer.peers) {
         context.out.note(line);
     }
@@ -71,6 +74,8 @@ fn object(transfer: &Transfer) -> serde_json::Value {
         "size": transfer.total.unwrap_or(transfer.done),
         "seconds": transfer.elapsed.as_millis() as f64 / 1000.0,
         "resumed_bytes": transfer.resumed,
+        "copied_bytes": transfer.copied,
+        "not_kept": transfer.not_kept,
         "sources": transfer.peers.iter().map(transfers::source).collect::<Vec<_>>(),
         "sharing_error": transfer.sharing_error.as_ref().map(|problem| problem.reason.word()),
         "sharing_message": transfer.sharing_error.as_ref().map(|problem| problem.message.as_str()),
@@ -89,13 +94,13 @@ fn renamed(transfer: &Transfer) -> Option<String> {
     })
 }
 
-/// Whether anything had to be fetched.
+/// Bytes that had to be fetched.
 fn fetched(transfer: &Transfer) -> u64 {
-    transfer.done.saturating_sub(transfer.resumed)
+    transfer.done.saturating_sub(transfer.resumed + transfer.copied)
 }
 
 fn verb(transfer: &Transfer) -> &'static str {
-    match fetched(transfer) == 0 && transfer.done > 0 {
+    match fetched(transfer) == 0 && transfer.copied == 0 && transfer.done > 0 {
         true => "already there",
         false => "saved",
     }

@@ -1,10 +1,8 @@
+use super::*;
 use potluck_core::{
     manifest::{Content, Entry},
     path::RelPath,
 };
-use tokio_util::sync::CancellationToken;
-
-use super::*;
 
 const ID: FileId = FileId([7; 32]);
 
@@ -13,7 +11,7 @@ fn open(folder: &Path) -> Result<Part, Problem> {
         path: folder.join("out"),
     };
     let plan = Arc::new(Plan::of_file(ID, 100_000).unwrap());
-    Part::open(ID, target, plan, None).map(|(part, _)| part)
+    Part::open(ID, target, plan, None, &CancellationToken::new()).map(|(part, _)| part)
 }
 
 #[test]
@@ -49,7 +47,14 @@ fn what_is_served_is_not_made_where_its_owner_removed_it() {
     };
     let manifest = Arc::new(Manifest::new([entry]).unwrap());
     let plan = Arc::new(Plan::of_collection(&manifest));
-    let (part, _) = Part::open(ID, target.clone(), plan, Some(manifest)).unwrap();
+    let (part, _) = Part::open(
+        ID,
+        target.clone(),
+        plan,
+        Some(manifest),
+        &CancellationToken::new(),
+    )
+    .unwrap();
     part.write(0, &bytes::Bytes::from_static(b"content").into())
         .unwrap();
     assert_eq!(part.read(0).unwrap().len(), 7);
@@ -99,7 +104,16 @@ fn a_flush_without_room_is_made_good_by_a_new_part_with_what_was_flushed_before(
         path: folder.path().join("out"),
     };
     let plan = Arc::new(Plan::of_file(ID, 1 << 20).unwrap());
-    let open = || Part::open(ID, target.clone(), Arc::clone(&plan), None).unwrap();
+    let open = || {
+        Part::open(
+            ID,
+            target.clone(),
+            Arc::clone(&plan),
+            None,
+            &CancellationToken::new(),
+        )
+        .unwrap()
+    };
     let (part, _) = open();
     let mut have = Bits::new(plan.unit_count());
     have.set(0, true);
@@ -123,7 +137,16 @@ fn what_was_copied_or_cut_short_is_not_believed() {
         path: folder.path().join("out"),
     };
     let plan = Arc::new(Plan::of_file(ID, 1 << 20).unwrap());
-    let open = || Part::open(ID, target.clone(), Arc::clone(&plan), None).unwrap();
+    let open = || {
+        Part::open(
+            ID,
+            target.clone(),
+            Arc::clone(&plan),
+            None,
+            &CancellationToken::new(),
+        )
+        .unwrap()
+    };
     let (part, copy) = (target.part(), folder.path().join("copy"));
     let mut have = Bits::new(plan.unit_count());
     have.set(0, true);
@@ -165,9 +188,18 @@ fn a_folder_that_lost_something_is_not_believed_nor_filled_with_zeros() {
     };
     let manifest = Arc::new(Manifest::new([entry("a"), entry("b")]).unwrap());
     let plan = Arc::new(Plan::of_collection(&manifest));
-    let open = || Part::open(ID, target.clone(), Arc::clone(&plan), Some(Arc::clone(&manifest))).unwrap();
+    let open = || {
+        Part::open(
+            ID,
+            target.clone(),
+            Arc::clone(&plan),
+            Some(Arc::clone(&manifest)),
+            &CancellationToken::new(),
+        )
+        .unwrap()
+    };
     let complete = |part: &Part| match part.body() {
-        Body::Tree(tree) => tree.complete(),
+        Body::Tree(tree) => tree.complete(&CancellationToken::new()),
         Body::File(_) => panic!("a folder"),
     };
     let have = Bits::full(plan.unit_count());
@@ -197,4 +229,156 @@ fn a_folder_that_lost_something_is_not_believed_nor_filled_with_zeros() {
     assert_eq!(found, Found::Unknown);
     assert_eq!(complete(&part).unwrap_err().kind(), ErrorKind::NotFound);
     assert!(!target.part().join("a").exists());
+}
+
+fn small_file<'a>(path: &'a str, content: &[u8]) -> Entry<'a> {
+    let tree = potluck_core::hash::hash_bytes(content);
+    Entry {
+        path: RelPath::parse(path).unwrap(),
+        content: Content::File {
+            id: tree.id(),
+            size: tree.size,
+            executable: false,
+        },
+    }
+}
+
+/// The part of a collection with these entries, opened in `folder`.
+fn open_folder(folder: &Path, entries: &[Entry<'_>], stop: &CancellationToken) -> Result<Part, Problem> {
+    let target = Target {
+        path: folder.join("out"),
+    };
+    let manifest = Arc::new(Manifest::new(entries.iter().copied()).unwrap());
+    let plan = Arc::new(Plan::of_collection(&manifest));
+    Part::open(ID, target, plan, Some(manifest), stop).map(|(part, _)| part)
+}
+
+fn names(folder: &Path) -> Vec<std::ffi::OsString> {
+    let mut names: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_file_that_another_name_led_to_is_never_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let entries = [small_file("README", b"two"), small_file("Readme", b"one")];
+    let part = open_folder(folder.path(), &entries, &CancellationToken::new()).unwrap();
+    // As where the file system takes both for one, and no probe found it.
+    let theirs = part.target().part().join("Readme");
+    fs::write(&theirs, "their").unwrap();
+    let data: Rope = bytes::Bytes::from_static(b"twoone").into();
+    let error = part.write(0, &data).unwrap_err();
+    let problem = target::problem(&part.target().part(), &error);
+    assert_eq!(problem.reason, Reason::TargetUnsuitable);
+    for name in ["`Readme`", "`README`"] {
+        assert!(problem.message.contains(name), "{problem}");
+    }
+    assert_eq!(fs::read(&theirs).unwrap(), b"their");
+    fs::remove_file(&theirs).unwrap();
+    for _ in 0..2 {
+        part.write(0, &data).unwrap();
+    }
+    assert_eq!(fs::read(theirs).unwrap(), b"one", "also when it is written again");
+}
+
+#[test]
+fn a_folder_that_no_state_shows_to_be_a_download_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let there = folder.path().join("out.part");
+    fs::create_dir(&there).unwrap();
+    fs::write(there.join("a"), "theirs").unwrap();
+    let open = || {
+        open_folder(
+            folder.path(),
+            &[small_file("a", b"ours")],
+            &CancellationToken::new(),
+        )
+    };
+    assert_eq!(open().unwrap_err().reason, Reason::TargetExists);
+    assert_eq!(fs::read(there.join("a")).unwrap(), b"theirs");
+    fs::remove_file(there.join("a")).unwrap();
+    drop(open().expect("an empty one is as good as none"));
+    fs::write(folder.path().join("out.part.state"), "damaged").unwrap();
+    open().expect("what a damaged state was of is verified");
+}
+
+#[test]
+fn paths_that_would_be_too_long_are_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = vec!["x".repeat(250); 15].join("/");
+    let below = folder.path().join("y".repeat(200)).join("z".repeat(150));
+    fs::create_dir_all(&below).unwrap();
+    let entries = [small_file(&long, b"1")];
+    let problem = open_folder(&below, &entries, &CancellationToken::new()).unwrap_err();
+    assert_eq!(problem.reason, Reason::TargetUnsuitable, "{problem}");
+    assert!(problem.message.contains("has 3764 bytes"), "{problem}");
+    assert!(names(&below).is_empty());
+    open_folder(folder.path(), &entries, &CancellationToken::new()).expect("fits here");
+}
+
+#[test]
+fn a_stop_while_the_folders_are_made_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let problem = open_folder(folder.path(), &[small_file("a/b/c", b"1")], &stop).unwrap_err();
+    assert_eq!(problem.reason, Reason::Cancelled);
+    assert!(names(folder.path()).is_empty());
+}
+
+#[test]
+fn copies_are_counted_and_a_stop_ends_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let entries = ["a", "b", "c"].map(|path| small_file(path, b"content"));
+    let stop = CancellationToken::new();
+    let part = open_folder(folder.path(), &entries, &stop).unwrap();
+    part.write(0, &bytes::Bytes::from_static(b"content").into())
+        .unwrap();
+    let finish = |stop| crate::transfer::place::finish(&part, None, stop);
+    let stopped = CancellationToken::new();
+    stopped.cancel();
+    assert_eq!(finish(&stopped).unwrap_err().reason, Reason::Cancelled);
+    assert_eq!(names(&part.target().part()), ["a"]);
+    finish(&stop).unwrap().unwrap();
+    assert_eq!(part.copied(), 14);
+    for path in ["a", "b", "c"] {
+        assert_eq!(fs::read(part.target().path.join(path)).unwrap(), b"content");
+    }
+}
+
+#[test]
+fn what_is_no_file_in_the_place_of_a_part_or_its_state_is_refused_and_not_waited_for() {
+    use rustix::fs::{CWD, FileType, Mode};
+    type Put = (&'static str, fn(&Path));
+    let put: [Put; 3] = [
+        ("pipe", |path| {
+            rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        }),
+        ("folder", |path| fs::create_dir(path).unwrap()),
+        ("link", |path| {
+            std::os::unix::fs::symlink("/etc/passwd", path).unwrap()
+        }),
+    ];
+    for suffix in [".part", ".part.state"] {
+        for (what, put) in put {
+            let folder = tempfile::tempdir().unwrap();
+            put(&folder.path().join(format!("out{suffix}")));
+            let problem = open(folder.path()).unwrap_err();
+            assert_eq!(
+                problem.reason,
+                Reason::TargetExists,
+                "{what} at {suffix}: {problem}"
+            );
+            let target = Target {
+                path: folder.path().join("out"),
+            };
+            // Nothing that a download made.
+            let _ = remove(ID, &target);
+            assert_eq!(names(folder.path()).len(), 1, "{what} at {suffix}");
+        }
+    }
 }

@@ -25,6 +25,9 @@ use crate::{blocking::blocking, holdings::OfferedPart, library::Item};
 /// How long a transfer that is done waits until it is shared: for all but huge collections, whose files are counted in the background.
 const SHARED_WITHIN: Duration = Duration::from_millis(250);
 
+/// How often the bytes copied are shown.
+const SHOWN_EVERY: Duration = Duration::from_millis(200);
+
 impl Run {
     /// Gives it its name and shares it.
     pub(super) async fn place(
@@ -39,7 +42,8 @@ impl Run {
         }
         let stamps = loop {
             let (part, claim, stop) = (Arc::clone(&live.part), self.spec.sha256, self.stop.clone());
-            match blocking(move || place::finish(&part, claim, &stop)).await? {
+            let work = blocking(move || place::finish(&part, claim, &stop));
+            match self.while_copying(live, reporter, work).await? {
                 Ok(stamps) => break stamps,
                 // What could not be flushed is lost: that takes a new part.
                 Err(problem) if problem.reason.is_exhaustion() && !live.part.has_lost() => {
@@ -52,6 +56,8 @@ impl Run {
                 Err(problem) => return Err(problem),
             }
         };
+        reporter.copied(live.part.copied());
+        reporter.not_kept(live.part.not_kept());
         let adoption = Adoption {
             context: Arc::clone(&self.context),
             live: Arc::clone(live),
@@ -72,6 +78,26 @@ impl Run {
         // It goes on if this takes longer.
         let _ = tokio::time::timeout(SHARED_WITHIN, adopted).await;
         Ok(true)
+    }
+}
+
+impl Run {
+    /// Shows how far the copies of content that several paths have are, until the work is done.
+    async fn while_copying<T>(
+        &self,
+        live: &Arc<Live>,
+        reporter: &Reporter,
+        work: impl Future<Output = T>,
+    ) -> T {
+        tokio::pin!(work);
+        let mut tick = tokio::time::interval(SHOWN_EVERY);
+        loop {
+            // The work is pinned outside: polling the other arm loses nothing of it.
+            tokio::select! {
+                done = &mut work => break done,
+                _ = tick.tick() => reporter.copied(live.part.copied()),
+            }
+        }
     }
 }
 

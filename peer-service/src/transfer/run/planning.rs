@@ -135,6 +135,9 @@ impl Run {
         if there {
             return Ok(None);
         }
+        if plan.expands() && !self.spec.allow_expansion {
+            return Err(expansion_refused(&plan));
+        }
         Ok(Some(Planned {
             record,
             name: name.as_str().to_owned(),
@@ -183,4 +186,19 @@ impl Run {
         })
         .await
     }
+}
+
+/// Why a collection is not fetched that would write many times its distinct content.
+fn expansion_refused(plan: &Plan) -> Problem {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    Problem::new(
+        Reason::ExpansionRefused,
+        format!(
+            "the folder has {} MiB of distinct content and would write {} MiB, as many of its files are copies of each other: \
+             fetch it with --allow-expansion if that is wanted",
+            mib(plan.total()),
+            mib(plan.written())
+        ),
+    )
+    .field("allow_expansion")
 }
