@@ -16,6 +16,7 @@
 //! | [`problem`] | failures with a stable reason, and their form as a gRPC status |
 //! | [`program`] | logs, and an end on a signal |
 //! | [`read_buffer`] | memory that files are read into, placed in its page |
+//! | [`set_digest`] | a digest of the registrations of a peer, for it and the index to compare |
 //! | [`transport`] | endpoints, channels and servers with the HTTP/2 settings that all use |
 //! | [`index_client`] | the index as its clients see it, in domain types |
 //! | [`chunk`] | a download's messages on the wire, without a copy of the bytes in them |
@@ -39,9 +40,11 @@ pub mod problem;
 pub mod program;
 pub mod proto;
 pub mod read_buffer;
+pub mod set_digest;
 pub mod transport;
 pub mod wire;
 
 pub use id::{FileId, PeerId, Root, Sha256, Token};
 pub use layout::{FileLayout, PieceIndex};
 pub use problem::{Problem, Reason};
+pub use set_digest::SetDigest;

@@ -1,0 +1,214 @@
+//! A digest of the set of registrations that one peer has at the index.
+//!
+//! Peer and index compute it on their own and compare: where it differs, one of them has forgotten something, such as an index whose
+//! data was put back from a copy. It is the sum, modulo 2^256, of one SHA-256 for each registration, so that it does not depend on an
+//! order and is kept up to date at the cost of one hash a change (M. Bellare and D. Micciancio, "A New Paradigm for Collision-Free
+//! Hashing", AdHash). The encoding is in docs/protocol.md.
+//!
+//! Non-goal: it proves nothing to anybody who chooses registrations for an attack. Two sets with one digest take some 2^32 steps to
+//! find (D. Wagner, "A Generalized Birthday Problem"); whoever registers them gains nothing but a wrong picture of its own files.
+
+use sha2::{Digest as _, Sha256 as Hasher};
+
+use crate::{
+    FileId, Sha256,
+    id::IdError,
+    index_client::{Kind, Registration},
+};
+
+/// What every hash of a registration begins with.
+const DOMAIN: &[u8; 24] = b"potluck/registration/v1\0";
+
+const PARTIAL: u8 = 1;
+const COLLECTION: u8 = 2;
+const CLAIM: u8 = 4;
+
+/// Limbs of a sum, the lowest first.
+type Limbs = [u64; 4];
+
+/// The digest of a set of registrations. The default is that of the empty set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SetDigest(Limbs);
+
+/// The hash of one registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Element(Limbs);
+
+impl Element {
+    /// The hash of a registration of these parts. Order and repetition of the names make no difference; they are sorted in place.
+    pub fn new(id: &FileId, sha256: Option<&Sha256>, kind: Kind, partial: bool, names: &mut [&str]) -> Self {
+        let mut flags = if partial { PARTIAL } else { 0 };
+        if kind == Kind::Collection {
+            flags |= COLLECTION;
+        }
+        if sha256.is_some() {
+            flags |= CLAIM;
+        }
+        let mut hasher = Hasher::new();
+        hasher.update(DOMAIN);
+        hasher.update(id.as_bytes());
+        hasher.update([flags]);
+        if let Some(sum) = sha256 {
+            hasher.update(sum.as_bytes());
+        }
+        names.sort_unstable();
+        let mut before = None;
+        for name in names.iter().copied() {
+            if before != Some(name) {
+                // A name has at most 255 bytes; a longer one would be refused.
+                hasher.update([name.len() as u8]);
+                hasher.update(name);
+            }
+            before = Some(name);
+        }
+        Self(limbs(&hasher.finalize().into()))
+    }
+}
+
+impl From<&Registration> for Element {
+    fn from(Registration { file, names, partial }: &Registration) -> Self {
+        let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+        Self::new(&file.id, file.sha256.as_ref(), file.kind, *partial, &mut names)
+    }
+}
+
+impl SetDigest {
+    /// Adds a registration that is not in the set.
+    pub fn insert(&mut self, Element(element): &Element) {
+        let mut carry = false;
+        for (sum, limb) in self.0.iter_mut().zip(element) {
+            let (partly, first) = sum.overflowing_add(*limb);
+            let (whole, second) = partly.overflowing_add(carry.into());
+            (*sum, carry) = (whole, first || second);
+        }
+    }
+
+    /// Takes out a registration that is in the set.
+    pub fn remove(&mut self, Element(element): &Element) {
+        let mut borrow = false;
+        for (sum, limb) in self.0.iter_mut().zip(element) {
+            let (partly, first) = sum.overflowing_sub(*limb);
+            let (whole, second) = partly.overflowing_sub(borrow.into());
+            (*sum, borrow) = (whole, first || second);
+        }
+    }
+
+    /// As it travels: the sum as 32 bytes, little-endian.
+    pub fn to_bytes(&self) -> bytes::Bytes {
+        let bytes: Vec<u8> = self.0.iter().flat_map(|limb| limb.to_le_bytes()).collect();
+        bytes.into()
+    }
+}
+
+impl<'a> FromIterator<&'a Registration> for SetDigest {
+    fn from_iter<I: IntoIterator<Item = &'a Registration>>(registrations: I) -> Self {
+        let mut digest = Self::default();
+        for registration in registrations {
+            digest.insert(&registration.into());
+        }
+        digest
+    }
+}
+
+impl TryFrom<&[u8]> for SetDigest {
+    type Error = IdError;
+
+    fn try_from(bytes: &[u8]) -> Result<Self, IdError> {
+        let bytes = bytes.try_into().map_err(|_| IdError::Bytes(bytes.len()))?;
+        Ok(Self(limbs(bytes)))
+    }
+}
+
+fn limbs(bytes: &[u8; 32]) -> Limbs {
+    let (limbs, _) = bytes.as_chunks::<8>();
+    [0, 1, 2, 3].map(|at| u64::from_le_bytes(limbs[at]))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{Root, index_client::FileRecord};
+
+    fn registration(n: u8, sum: bool, partial: bool, names: &[&str]) -> Registration {
+        let root = Root([n; 32]);
+        Registration {
+            file: FileRecord {
+                id: FileId([n; 32]),
+                size: 1,
+                root,
+                sha256: sum.then_some(Sha256([n; 32])),
+                kind: if n.is_multiple_of(2) {
+                    Kind::Collection
+                } else {
+                    Kind::File
+                },
+            },
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            partial,
+        }
+    }
+
+    #[test]
+    fn the_digest_is_the_one_of_the_contract() {
+        // Computed from docs/protocol.md with Python's hashlib.
+        let set = [
+            registration(1, false, true, &["b", "a", "b"]),
+            registration(2, true, false, &["é"]),
+        ];
+        let digest = SetDigest::from_iter(&set);
+        assert_eq!(
+            hex::encode(digest.to_bytes()),
+            "9ca73258071fa0e0c789bf99ca1cfc807af612194f982dd9cb7601ea4884e152"
+        );
+    }
+
+    #[test]
+    fn every_part_of_a_registration_counts() {
+        let all = [
+            registration(1, false, false, &["a"]),
+            registration(3, false, false, &["a"]),
+            registration(1, true, false, &["a"]),
+            registration(1, false, true, &["a"]),
+            registration(1, false, false, &["b"]),
+            registration(1, false, false, &["a", "b"]),
+            Registration {
+                file: FileRecord {
+                    kind: Kind::Collection,
+                    ..registration(1, false, false, &[]).file
+                },
+                ..registration(1, false, false, &["a"])
+            },
+        ];
+        for (at, one) in all.iter().enumerate() {
+            for other in &all[..at] {
+                assert_ne!(Element::from(one), Element::from(other), "{one:?} and {other:?}");
+            }
+        }
+    }
+
+    proptest! {
+        /// Whatever came and went, and in whichever order.
+        #[test]
+        fn only_what_is_in_the_set_counts(
+            steps in prop::collection::vec((0..20u8, any::<bool>()), 0..200),
+        ) {
+            let mut digest = SetDigest::default();
+            let mut set = std::collections::BTreeMap::new();
+            for (n, partial) in steps {
+                let next = registration(n, true, partial, &["a"]);
+                if let Some(old) = set.insert(n, next.clone()) {
+                    digest.remove(&Element::from(&old));
+                }
+                digest.insert(&Element::from(&next));
+                if partial && n % 3 == 0 {
+                    set.remove(&n);
+                    digest.remove(&Element::from(&next));
+                }
+            }
+            prop_assert_eq!(digest, SetDigest::from_iter(set.values().rev()));
+            prop_assert_eq!(SetDigest::try_from(&*digest.to_bytes()), Ok(digest));
+        }
+    }
+}
