@@ -7,7 +7,7 @@ use http::uri::PathAndQuery;
 use tonic::{Status, client::Grpc, transport::Channel};
 
 use crate::{
-    FileId, PeerId, Problem, Reason, Root, Sha256, Token,
+    FileId, PeerId, Problem, Reason, Root, SetDigest, Sha256, Token,
     counted::{CountingCodec, Lists},
     proto::v1::{self, index_service_client::IndexServiceClient},
     transport::{self, Endpoint},
@@ -24,6 +24,8 @@ const REGISTER: &str = "/potluck.v1.IndexService/Register";
 const QUERY: &str = "/potluck.v1.IndexService/Query";
 const SEARCH: &str = "/potluck.v1.IndexService/Search";
 const WATCH: &str = "/potluck.v1.IndexService/Watch";
+/// Bytes that one run of a peer is known by, at most, as the contract has it.
+pub const INSTANCE: usize = 16;
 
 /// Most registrations in one `Register`, as the contract has it.
 pub const MAX_BATCH: usize = 10_000;
@@ -54,6 +56,11 @@ pub fn batches(files: &[Registration]) -> Vec<&[Registration]> {
 
 fn lease_ttl(ms: u32) -> Duration {
     Duration::from_millis(ms.clamp(*TTL_MS.start(), *TTL_MS.end()).into())
+}
+
+/// What cannot be a digest is none: only its absence costs nothing.
+fn digest(bytes: &[u8]) -> Option<SetDigest> {
+    SetDigest::try_from(bytes).ok()
 }
 
 /// What the bytes of a file mean.
@@ -166,6 +173,10 @@ pub struct Lease {
     pub file_count: u64,
     /// The address it gives to others; only from `register`.
     pub address: Option<Address>,
+    /// The digest of the peer's registrations; `None` from an index that tells none.
+    pub digest: Option<SetDigest>,
+    /// Where another live process is that uses the same token.
+    pub rival: Option<Address>,
 }
 
 /// A change of a file's providers.
@@ -185,6 +196,7 @@ pub struct IndexClient {
     endpoint: Endpoint,
     channel: Channel,
     inner: IndexServiceClient<Channel>,
+    instance: bytes::Bytes,
 }
 
 impl IndexClient {
@@ -204,7 +216,15 @@ impl IndexClient {
             endpoint,
             channel,
             inner,
+            instance: bytes::Bytes::new(),
         }
+    }
+
+    /// The same client, telling the index that its leases are of one run of a peer: these are random bytes that it drew at its start.
+    #[must_use]
+    pub fn with_instance(mut self, instance: [u8; INSTANCE]) -> Self {
+        self.instance = bytes::Bytes::copy_from_slice(&instance);
+        self
     }
 
     /// Where the index is.
@@ -263,12 +283,15 @@ impl IndexClient {
             files: files.iter().map(Into::into).collect(),
             ttl_ms: ttl.map_or(0, |ttl| u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX)),
             replace,
+            instance: self.instance.clone(),
         };
         let answer: v1::RegisterResponse = self.unary(REGISTER, request).await?;
         Ok(Lease {
             ttl: lease_ttl(answer.ttl_ms),
             file_count: answer.file_count,
             address: answer.address.map(TryInto::try_into).transpose()?,
+            digest: digest(&answer.digest),
+            rival: answer.rival.and_then(|rival| rival.try_into().ok()),
         })
     }
 
@@ -280,12 +303,15 @@ impl IndexClient {
         let request = v1::RenewRequest {
             token: bytes::Bytes::copy_from_slice(token.expose()),
             address: Some(address.into()),
+            instance: self.instance.clone(),
         };
         let answer = self.call(self.inner.clone().renew(request)).await?;
         Ok(Lease {
             ttl: lease_ttl(answer.ttl_ms),
             file_count: answer.file_count,
             address: None,
+            digest: digest(&answer.digest),
+            rival: answer.rival.and_then(|rival| rival.try_into().ok()),
         })
     }
 
@@ -298,6 +324,7 @@ impl IndexClient {
             token: bytes::Bytes::copy_from_slice(token.expose()),
             file_ids: files.unwrap_or_default().iter().map(|id| id.to_bytes()).collect(),
             all: files.is_none(),
+            instance: self.instance.clone(),
         };
         Ok(self.call(self.inner.clone().unregister(request)).await?.removed)
     }

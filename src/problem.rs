@@ -124,6 +124,8 @@ reasons! {
     StoreUnavailable = "STORE_UNAVAILABLE", "store_unavailable", Unavailable;
     /// The service is shutting down.
     ShuttingDown = "SHUTTING_DOWN", "shutting_down", Unavailable;
+    /// Another live peer uses this one's token.
+    IdentityInUse = "IDENTITY_IN_USE", "identity_in_use", FailedPrecondition;
     /// Another program uses the folder.
     HomeLocked = "HOME_LOCKED", "home_locked", FailedPrecondition;
     /// Another program listens on the port.

@@ -2,8 +2,12 @@
 //!
 //! It takes what is waiting, checks quotas, has the store make all of it durable at once, shows it to queries, and only then answers. A
 //! change is taken whole or not at all. Being alone in changing the catalog, it can check a quota without a lock held for the time of a
-//! flush. Leases that run out are collected here too: an expired peer is hidden from queries at once and removed from the store
-//! with the next flush, in one order with registrations, so that a peer which comes back at that moment stays.
+//! flush. Leases that run out are collected here too, some with each batch: an expired peer is hidden from queries at once and removed
+//! from the store with that batch's flush, in one order with registrations, so that a peer which comes back at that moment stays. What
+//! hidden peers leave behind in the catalog is cleared between batches.
+//!
+//! A store that fails stays closed until it can be opened again, which is tried by itself ([`recovery`]). Until then changes are refused,
+//! and leases go on: renewing one touches no disk.
 //!
 //! Bounds: what waits is bounded in number and in bytes; beyond that callers are told to come back.
 
@@ -18,16 +22,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use potluck_core::{FileId, PeerId, index_client::Registration};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use potluck_core::{
+    FileId, PeerId,
+    index_client::{Address, Registration},
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::{
-    catalog::cost,
-    quota::{Limits, host_key},
+    catalog::{Catalog, cost},
+    leases::Holder,
+    quota::{Limits, MEMORY_SHARE, host_key, is_shared_host},
     registry::Registry,
     store::{Change, IndexStore, PeerRecord},
 };
 
+mod recovery;
 #[cfg(test)]
 mod tests;
 
@@ -40,11 +49,18 @@ const QUEUE_BYTES: usize = 64 * 1024 * 1024;
 /// Changes that share one flush at most: beyond it the wait for the first of them would grow.
 const BATCH: usize = 512;
 
-/// Registrations after which a batch is closed.
-const BATCH_FILES: usize = 20_000;
+/// Registrations after which a batch is closed: as many as one request has at most, so that no caller waits for more than two of those.
+const BATCH_FILES: usize = 10_000;
 
-/// Peers that are collected at once.
-const EXPIRED: usize = 1024;
+/// Expired peers that are collected with one batch: forgetting them takes some milliseconds.
+const EXPIRED: usize = 256;
+
+/// Registrations of hidden peers that are cleared between two batches: some milliseconds.
+const CLEAR: usize = 1024;
+
+/// First and longest wait before a store that failed is opened again. Tests have no disk to spare.
+const FIRST_RETRY: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 250 });
+pub(crate) const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
 /// How long a caller waits for the disk: less than the 10 seconds that clients give a call, so that they are told why.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -65,6 +81,8 @@ pub enum Request {
         replace: bool,
         /// The most memory that the files can take, in bytes.
         cost: u64,
+        /// By which this run of the peer is known; empty where it says nothing.
+        instance: Vec<u8>,
     },
     /// As [`Change::Unregister`].
     Unregister {
@@ -111,6 +129,26 @@ pub enum CommitError {
     /// No memory is left for registrations.
     #[error("the index is full: try again later, or let it be started with a larger --max-memory-mib")]
     Full,
+    /// No more memory is left for this peer, or for all peers of its host.
+    #[error(
+        "{who} has its share of the index's memory, {mib} MiB, and others need the rest: \
+         unregister something, or let the index be started with a larger --max-memory-mib"
+    )]
+    Share {
+        /// The peer or the host.
+        who: String,
+        /// What it has.
+        mib: u64,
+    },
+    /// Another live process uses the peer's token and holds its lease.
+    #[error(
+        "another peer at {}:{} uses the same token: stop one of the two, and remove `state/token` from the home that is a copy",
+        .address.host, .address.port
+    )]
+    IdentityInUse {
+        /// Where it is.
+        address: Address,
+    },
     /// Too much is waiting.
     #[error("the index has too much to write: try again in a moment")]
     Busy,
@@ -143,6 +181,7 @@ enum Message {
 pub struct Committer {
     queue: SyncSender<Message>,
     bytes: Arc<Semaphore>,
+    working: watch::Receiver<bool>,
 }
 
 impl Committer {
@@ -156,12 +195,15 @@ impl Committer {
         limits: Limits,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (queue, requests) = sync_channel(QUEUE);
+        let working = watch::Sender::new(true);
+        let is_working = working.subscribe();
         let worker = Worker {
             store,
             registry,
             limits,
             to_forget: Vec::new(),
-            failing: false,
+            failing: None,
+            working,
         };
         let thread = std::thread::Builder::new()
             .name("committer".to_owned())
@@ -170,6 +212,7 @@ impl Committer {
             Self {
                 queue,
                 bytes: Arc::new(Semaphore::new(QUEUE_BYTES)),
+                working: is_working,
             },
             thread,
         ))
@@ -203,6 +246,11 @@ impl Committer {
         outcome.unwrap_or(Err(CommitError::Closed))
     }
 
+    /// Whether changes can be stored, and each change of that.
+    pub fn working(&self) -> watch::Receiver<bool> {
+        self.working.clone()
+    }
+
     /// Tells the thread to finish what waits and end. Blocks while the queue is full.
     pub fn stop(&self) {
         // It is gone already where this fails.
@@ -216,7 +264,15 @@ struct Worker {
     limits: Limits,
     /// Peers that are gone from the catalog but not yet from the store.
     to_forget: Vec<PeerId>,
-    failing: bool,
+    failing: Option<Failing>,
+    working: watch::Sender<bool>,
+}
+
+/// A store that failed.
+#[derive(Debug, Clone, Copy)]
+struct Failing {
+    retry_at: Instant,
+    wait: Duration,
 }
 
 type Waiting = (Request, oneshot::Sender<Outcome>, OwnedSemaphorePermit);
@@ -226,18 +282,25 @@ type Waiting = (Request, oneshot::Sender<Outcome>, OwnedSemaphorePermit);
 struct Pending {
     peers_at: HashMap<String, u64>,
     bytes: u64,
+    bytes_at: HashMap<String, u64>,
 }
 
 impl Worker {
     fn run(mut self, queue: &Receiver<Message>) {
         let mut next: Option<Waiting> = None;
         let mut stopping = false;
+        let mut leftovers = false;
         loop {
             let mut batch: Vec<Waiting> = Vec::new();
             let mut peers: HashSet<PeerId> = HashSet::new();
             let mut files = 0;
             if next.is_none() && !stopping {
-                match queue.recv_timeout(self.until_next_lease()) {
+                let wait = if leftovers {
+                    Duration::ZERO
+                } else {
+                    self.until_next_event()
+                };
+                match queue.recv_timeout(wait) {
                     Ok(Message::Change {
                         request,
                         answer,
@@ -275,22 +338,59 @@ impl Worker {
                 // What came after the word to stop is told so by the queue's end.
                 return;
             }
+            self.retry();
             self.process(batch);
+            leftovers = self.registry.clear(CLEAR);
         }
     }
 
-    fn until_next_lease(&self) -> Duration {
+    fn until_next_event(&self) -> Duration {
         let now = Instant::now();
-        self.registry
-            .next_deadline()
-            .map_or(IDLE, |at| at.saturating_duration_since(now).min(IDLE))
+        let retry = self.failing.map(|failing| failing.retry_at);
+        let next = self.registry.next_deadline().into_iter().chain(retry).min();
+        next.map_or(IDLE, |at| at.saturating_duration_since(now).min(IDLE))
+    }
+
+    /// Opens a store that failed, if it is time.
+    fn retry(&mut self) {
+        let Some(Failing { retry_at, wait }) = self.failing else {
+            return;
+        };
+        if Instant::now() < retry_at {
+            return;
+        }
+        let store = &mut self.store;
+        // As `Self::store`.
+        let recovered = catch_unwind(AssertUnwindSafe(|| {
+            recovery::recover(&mut **store, &self.registry)
+        }));
+        match recovered {
+            Ok(Ok(changes)) => {
+                tracing::info!(changes, "registrations can be stored again");
+                // The store has what the catalog has.
+                self.to_forget.clear();
+                self.failing = None;
+                self.working.send_replace(true);
+            }
+            failed => {
+                let error = failed.map(|failed| failed.err().map(|error| error.to_string()));
+                tracing::debug!(?error, "the store cannot be opened again yet");
+                let wait = (wait * 2).min(LONGEST_RETRY);
+                self.failing = Some(Failing {
+                    retry_at: Instant::now() + wait,
+                    wait,
+                });
+            }
+        }
     }
 
     fn process(&mut self, batch: Vec<Waiting>) {
         for peer in self.registry.take_expired(Instant::now(), EXPIRED) {
             let files = self.registry.forget(&peer);
             tracing::debug!(%peer, files, "lease ran out");
-            self.to_forget.push(peer);
+            if self.failing.is_none() {
+                self.to_forget.push(peer);
+            }
         }
         let mut changes: Vec<Change> = self
             .to_forget
@@ -299,11 +399,17 @@ impl Worker {
             .collect();
         let forgotten = changes.len();
         let mut answers = Vec::with_capacity(batch.len());
+        let mut instances = Vec::with_capacity(batch.len());
         let mut pending = Pending::default();
-        for (request, answer, held) in batch {
-            match self.check(request, &mut pending) {
+        for (mut request, answer, held) in batch {
+            let instance = match &mut request {
+                Request::Register { instance, .. } => std::mem::take(instance),
+                Request::Unregister { .. } | Request::Forget { .. } => Vec::new(),
+            };
+            match self.check(request, &instance, &mut pending) {
                 Ok(change) => {
                     changes.push(change);
+                    instances.push(instance);
                     answers.push((answer, held));
                 }
                 // The caller may be gone.
@@ -318,8 +424,10 @@ impl Worker {
         }
         if self.store(&changes) {
             self.to_forget.clear();
-            for (change, (answer, held)) in changes.into_iter().skip(forgotten).zip(answers) {
-                let outcome = self.show(&change);
+            for ((change, instance), (answer, held)) in
+                changes.into_iter().skip(forgotten).zip(instances).zip(answers)
+            {
+                let outcome = self.show(&change, &instance);
                 // Room is made before the answer: a caller that was told may come back at once.
                 drop(held);
                 drop(answer.send(Ok(outcome)));
@@ -333,7 +441,7 @@ impl Worker {
     }
 
     /// The change that a request comes to, or its outcome where nothing needs to be stored.
-    fn check(&self, request: Request, pending: &mut Pending) -> Result<Change, Outcome> {
+    fn check(&self, request: Request, instance: &[u8], pending: &mut Pending) -> Result<Change, Outcome> {
         let catalog = self.registry.catalog();
         match request {
             Request::Register {
@@ -341,7 +449,15 @@ impl Worker {
                 mut files,
                 mut replace,
                 cost,
+                ..
             } => {
+                let holder = Holder {
+                    address: peer.address.clone(),
+                    instance: instance.to_vec(),
+                };
+                if let Some(address) = self.registry.contest(&peer.id, &holder, Instant::now()) {
+                    return Err(Err(CommitError::IdentityInUse { address }));
+                }
                 let all: hashbrown::HashSet<FileId> = files.iter().map(|file| file.file.id).collect();
                 let mut new = all.iter().filter(|file| !catalog.holds(&peer.id, file)).count();
                 let mut held = catalog.files_of(&peer.id);
@@ -356,7 +472,8 @@ impl Worker {
                         && self.registry.ttl(&peer.id) == Some(peer.ttl);
                     if files.is_empty() && there {
                         drop(catalog);
-                        return Err(Ok(self.registry.register(&peer, &[], false, Instant::now())));
+                        let now = Instant::now();
+                        return Err(Ok(self.registry.register(&peer, instance, &[], false, now)));
                     }
                 }
                 let wanted = held + new as u64;
@@ -365,15 +482,14 @@ impl Worker {
                     return Err(Err(CommitError::TooManyFiles { most, wanted }));
                 }
                 let is_new = catalog.address(&peer.id).is_none();
+                let key = host_key(&peer.address.host);
                 let mut bytes = 0;
                 if is_new || files.iter().any(|file| catalog.adds(&peer.id, file)) {
                     bytes = cost + if is_new { cost::PEER } else { 0 };
-                    let room = self.limits.max_memory_mib.saturating_mul(1024 * 1024);
-                    if catalog.bytes() + pending.bytes + bytes > room {
-                        return Err(Err(CommitError::Full));
-                    }
+                    let freed = if replace { catalog.charge_of(&peer.id) } else { 0 };
+                    self.check_memory(&catalog, &peer, &key, [bytes, freed], pending)
+                        .map_err(Err)?;
                 }
-                let key = host_key(&peer.address.host);
                 let is_there = catalog
                     .address(&peer.id)
                     .is_some_and(|known| host_key(&known.host) == key);
@@ -389,6 +505,7 @@ impl Worker {
                     *at += 1;
                 }
                 pending.bytes += bytes;
+                *pending.bytes_at.entry(host_key(&peer.address.host)).or_default() += bytes;
                 Ok(Change::Register {
                     peer,
                     files,
@@ -410,29 +527,69 @@ impl Worker {
         }
     }
 
+    /// Whether there is memory for so many bytes more of a peer, which frees some later, and whose host has this key.
+    fn check_memory(
+        &self,
+        catalog: &Catalog,
+        peer: &PeerRecord,
+        key: &str,
+        [bytes, freed]: [u64; 2],
+        pending: &Pending,
+    ) -> Result<(), CommitError> {
+        let room = self.limits.max_memory_mib.saturating_mul(1024 * 1024);
+        let used = catalog.bytes() + pending.bytes;
+        if used + bytes > room {
+            return Err(CommitError::Full);
+        }
+        // Of what the others leave, one has its share at most.
+        let allows = |own: u64| {
+            let left = own + (room - used);
+            own + bytes <= left / 100 * MEMORY_SHARE
+        };
+        let share = |who: String, own: u64| {
+            let mib = own / (1024 * 1024);
+            Err(CommitError::Share { who, mib })
+        };
+        let of_peer = catalog.charge_of(&peer.id) - freed;
+        if !allows(of_peer) {
+            return share("this peer".to_owned(), of_peer);
+        }
+        let pending = pending.bytes_at.get(key).copied().unwrap_or(0);
+        let at_host = (catalog.charge_at(&peer.address.host) + pending).saturating_sub(freed);
+        if is_shared_host(&peer.address.host) || allows(at_host) {
+            return Ok(());
+        }
+        share(format!("the address {}", peer.address.host), at_host)
+    }
+
     /// Makes changes durable; false where that failed.
     fn store(&mut self, changes: &[Change]) -> bool {
-        // sled panics on some failures. Such a store goes on failing, which is then what callers are told.
+        if self.failing.is_some() {
+            return false;
+        }
+        // sled panics on some failures. What it may have done to itself ends where the store is opened again.
         let applied = catch_unwind(AssertUnwindSafe(|| self.store.apply(changes)));
         let error = match applied {
-            Ok(Ok(())) => {
-                self.failing = false;
-                return true;
-            }
+            Ok(Ok(())) => return true,
             Ok(Err(error)) => error.to_string(),
             Err(_) => "the store panicked".to_owned(),
         };
-        if !std::mem::replace(&mut self.failing, true) {
-            tracing::error!(%error, "registrations cannot be stored and are refused until they can; look at the disk, then restart");
-        }
+        tracing::error!(%error, "registrations cannot be stored and are refused until they can: look at the disk");
+        self.failing = Some(Failing {
+            retry_at: Instant::now() + FIRST_RETRY,
+            wait: FIRST_RETRY,
+        });
+        self.working.send_replace(false);
         false
     }
 
-    fn show(&self, change: &Change) -> u64 {
+    fn show(&self, change: &Change, instance: &[u8]) -> u64 {
         match change {
             Change::Register {
                 peer, files, replace, ..
-            } => self.registry.register(peer, files, *replace, Instant::now()),
+            } => self
+                .registry
+                .register(peer, instance, files, *replace, Instant::now()),
             Change::Unregister { peer, files } => self.registry.unregister(peer, files),
             Change::Forget { peer } => self.registry.forget(peer),
         }

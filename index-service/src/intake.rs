@@ -227,6 +227,7 @@ mod tests {
                 token: vec![1; 32].into(),
                 file_ids: vec![vec![2; 32].into(); count],
                 all: true,
+                ..Default::default()
             };
             v1::UnregisterRequest::count(&request.encode_to_vec()).map_err(|problem| problem.field)
         };

@@ -3,18 +3,43 @@
 //! Invariant: each lease stands once in the order of expiry, under its own deadline. A lease whose deadline has come is over for
 //! [`LeaseTable::renew`] even before [`LeaseTable::take_expired`] has collected it. Pure: time is a parameter. Non-goals: what
 //! peers have, and durability: after a restart every peer that the store knows is given one lease to come back.
+//!
+//! Two live processes with one token, such as those of a copied home, would take the lease from each other for ever. A process that
+//! moved does not come back to where it was; two that live do, again and again. So whoever takes a lease back for the second time within
+//! [`CONTEST`] is refused, and its holder is told of it, for as long as both go on.
 
 use std::{
     collections::{BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
-use potluck_core::PeerId;
+use potluck_core::{PeerId, index_client::Address};
 
-#[derive(Debug, Clone, Copy)]
+/// How long it is remembered who held a lease before, and that somebody else tried to take it: longer than a peer waits that was refused.
+const CONTEST: Duration = Duration::from_secs(180);
+
+/// How often a process may take a lease back from another: one that moved away and came back does it once.
+const RETURNS: u8 = 1;
+
+/// One run of a peer: where it listens, and the number that it drew at its start (empty where it drew none).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Where it listens.
+    pub address: Address,
+    /// Its number.
+    pub instance: Vec<u8>,
+}
+
+#[derive(Debug)]
 struct Lease {
     deadline: Instant,
     ttl: Duration,
+    /// `None` after the index was started, until the peer is heard of.
+    holder: Option<Holder>,
+    /// Who held it before, until when, and how often the two took it from each other.
+    before: Option<Box<(Holder, Instant, u8)>>,
+    /// Who was refused last because of `holder`, and when.
+    rival: Option<Box<(Address, Instant)>>,
 }
 
 /// The leases of all peers.
@@ -25,22 +50,72 @@ pub struct LeaseTable {
 }
 
 impl LeaseTable {
-    /// Opens a lease, or begins the one that there is anew.
-    pub fn open(&mut self, peer: PeerId, ttl: Duration, now: Instant) {
-        let lease = Lease {
-            deadline: now + ttl,
-            ttl,
-        };
-        if let Some(old) = self.leases.insert(peer, lease) {
-            self.by_deadline.remove(&(old.deadline, peer));
+    /// Whether somebody else holds a lease and is not gone: then where it is. Whoever asks is remembered as its rival.
+    pub fn contest(&mut self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<Address> {
+        let lease = self.leases.get_mut(peer).filter(|lease| lease.deadline > now)?;
+        let current = lease.holder.as_ref().filter(|current| *current != holder)?;
+        let (before, until, returns) = lease.before.as_deref_mut()?;
+        if before != holder || now > *until + CONTEST || *returns < RETURNS {
+            return None;
         }
-        self.by_deadline.insert((lease.deadline, peer));
+        *until = now;
+        lease.rival = Some(Box::new((holder.address.clone(), now)));
+        Some(current.address.clone())
     }
 
-    /// Renews a lease that has not run out, and says for how long.
-    pub fn renew(&mut self, peer: &PeerId, now: Instant) -> Option<Duration> {
-        let lease = *self.leases.get(peer).filter(|lease| lease.deadline > now)?;
-        self.open(*peer, lease.ttl, now);
+    /// Whether a lease, if there is one, may be that of this run of a peer.
+    pub fn may_be_of(&self, peer: &PeerId, instance: &[u8]) -> bool {
+        let holder = self.leases.get(peer).and_then(|lease| lease.holder.as_ref());
+        holder.is_none_or(|holder| {
+            instance.is_empty() || holder.instance.is_empty() || holder.instance == instance
+        })
+    }
+
+    /// Where another process is that claims to be this peer, if one tried to take the lease of late.
+    pub fn rival(&self, peer: &PeerId, now: Instant) -> Option<&Address> {
+        let (address, at) = self.leases.get(peer)?.rival.as_deref()?;
+        (now <= *at + CONTEST).then_some(address)
+    }
+
+    /// Opens a lease, or begins the one that there is anew. `holder`: `None` where it is not known.
+    pub fn open(&mut self, peer: PeerId, ttl: Duration, holder: Option<Holder>, now: Instant) {
+        let deadline = now + ttl;
+        let mut lease = Lease {
+            deadline,
+            ttl,
+            holder,
+            before: None,
+            rival: None,
+        };
+        if let Some(old) = self.leases.remove(&peer) {
+            self.by_deadline.remove(&(old.deadline, peer));
+            if old.holder == lease.holder || old.holder.is_none() {
+                (lease.before, lease.rival) = (old.before, old.rival);
+            } else if let Some(left) = old.holder {
+                let returns = match old.before.as_deref() {
+                    Some((before, until, returns))
+                        if Some(before) == lease.holder.as_ref() && now <= *until + CONTEST =>
+                    {
+                        returns.saturating_add(1)
+                    }
+                    _ => 0,
+                };
+                lease.before = Some(Box::new((left, now, returns)));
+            }
+        }
+        self.leases.insert(peer, lease);
+        self.by_deadline.insert((deadline, peer));
+    }
+
+    /// Renews a lease that has not run out and that nobody else holds, and says for how long.
+    pub fn renew(&mut self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<Duration> {
+        let lease = self.leases.get_mut(peer).filter(|lease| lease.deadline > now)?;
+        if lease.holder.get_or_insert_with(|| holder.clone()) != holder {
+            return None;
+        }
+        self.by_deadline.remove(&(lease.deadline, *peer));
+        lease.deadline = now + lease.ttl;
+        self.by_deadline.insert((lease.deadline, *peer));
         Some(lease.ttl)
     }
 
@@ -99,11 +174,103 @@ mod tests {
 
     const TTL: Duration = Duration::from_secs(60);
 
+    fn holder(port: u16, instance: u8) -> Holder {
+        Holder {
+            address: Address {
+                host: "192.0.2.1".to_owned(),
+                port,
+            },
+            instance: vec![instance; 16],
+        }
+    }
+
+    /// Has one of several processes register, if it may.
+    fn register(table: &mut LeaseTable, holder: &Holder, now: Instant) -> Result<(), Address> {
+        match table.contest(&peer(1), holder, now) {
+            Some(other) => Err(other),
+            None => {
+                table.open(peer(1), TTL, Some(holder.clone()), now);
+                Ok(())
+            }
+        }
+    }
+
+    #[test]
+    fn two_live_processes_of_one_peer_are_told_of_each_other() {
+        // Two machines; one machine, or two behind one address; a machine that was copied while it ran.
+        for (one, two) in [
+            (holder(1, 1), holder(2, 2)),
+            (holder(1, 1), holder(1, 2)),
+            (holder(1, 1), holder(2, 1)),
+        ] {
+            let mut now = Instant::now();
+            let mut table = LeaseTable::default();
+            assert_eq!(register(&mut table, &one, now), Ok(()));
+            let mut refused = None;
+            for turn in 0..4 {
+                // Each finds its lease gone when it renews, and registers again.
+                now += TTL / 4;
+                let (comes, holds) = if turn % 2 == 0 { (&two, &one) } else { (&one, &two) };
+                assert_eq!(table.renew(&peer(1), comes, now), None);
+                assert_eq!(table.rival(&peer(1), now), None);
+                if let Err(other) = register(&mut table, comes, now) {
+                    assert_eq!(other, holds.address);
+                    refused = Some((comes, holds));
+                    break;
+                }
+            }
+            let (rival, holds) = refused.expect("refused after a few turns");
+            for _ in 0..10 {
+                now += TTL / 2;
+                assert_eq!(table.renew(&peer(1), holds, now), Some(TTL));
+                assert_eq!(table.rival(&peer(1), now), Some(&rival.address));
+                assert_eq!(register(&mut table, rival, now), Err(holds.address.clone()));
+            }
+            // One is stopped: the other has the lease to itself.
+            let mut gone = table.renew(&peer(1), holds, now + CONTEST).is_none();
+            gone |= table.rival(&peer(1), now + CONTEST + TTL).is_none();
+            assert!(gone);
+            assert_eq!(register(&mut table, rival, now + CONTEST + 2 * TTL), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_peer_that_moves_or_starts_again_is_not_refused() {
+        let start = Instant::now();
+        let mut table = LeaseTable::default();
+        let second = Duration::from_secs(1);
+        // To and fro once, and then on.
+        for (n, at) in [1, 2, 1, 3, 4].into_iter().enumerate() {
+            let now = start + second * n as u32;
+            assert_eq!(register(&mut table, &holder(at, 1), now), Ok(()), "to {at}");
+            assert_eq!(table.rival(&peer(1), now), None);
+        }
+        // Started again and again where it is.
+        for instance in 2..20 {
+            let now = start + second * u32::from(instance);
+            assert_eq!(register(&mut table, &holder(4, instance), now), Ok(()));
+        }
+        // To and fro, but not within one time of remembering.
+        for turn in 1..10 {
+            let now = start + (CONTEST + TTL) * turn;
+            assert_eq!(register(&mut table, &holder(1 + turn as u16 % 2, 1), now), Ok(()));
+        }
+    }
+
+    #[test]
+    fn after_a_restart_whoever_comes_first_holds_the_lease() {
+        let start = Instant::now();
+        let mut table = LeaseTable::default();
+        table.open(peer(1), TTL, None, start);
+        assert_eq!(table.renew(&peer(1), &holder(1, 1), start), Some(TTL));
+        assert_eq!(table.renew(&peer(1), &holder(1, 2), start), None);
+    }
+
     #[test]
     fn a_lease_ends_at_its_deadline() {
         let start = Instant::now();
         let mut table = LeaseTable::default();
-        table.open(peer(1), TTL, start);
+        table.open(peer(1), TTL, None, start);
         assert_eq!(table.next_deadline(), Some(start + TTL));
         assert!(
             table
@@ -111,7 +278,7 @@ mod tests {
                 .is_empty()
         );
         assert_eq!(
-            table.renew(&peer(1), start + TTL),
+            table.renew(&peer(1), &holder(1, 1), start + TTL),
             None,
             "over even before it is collected"
         );
@@ -123,11 +290,11 @@ mod tests {
     fn renewing_begins_anew() {
         let start = Instant::now();
         let mut table = LeaseTable::default();
-        table.open(peer(1), TTL, start);
-        assert_eq!(table.renew(&peer(1), start + TTL / 2), Some(TTL));
+        table.open(peer(1), TTL, None, start);
+        assert_eq!(table.renew(&peer(1), &holder(1, 1), start + TTL / 2), Some(TTL));
         assert!(table.take_expired(start + TTL, 10).is_empty());
         assert_eq!(table.take_expired(start + TTL / 2 + TTL, 10), [peer(1)]);
-        assert_eq!(table.renew(&peer(2), start), None);
+        assert_eq!(table.renew(&peer(2), &holder(1, 1), start), None);
     }
 
     #[derive(Debug, Clone)]
@@ -160,14 +327,14 @@ mod tests {
                 match step {
                     Step::Open(n, ttl) => {
                         let ttl = Duration::from_secs(ttl);
-                        table.open(peer(n), ttl, now);
+                        table.open(peer(n), ttl, Some(holder(1, 1)), now);
                         model.retain(|entry| entry.0 != peer(n));
                         model.push((peer(n), now + ttl, ttl));
                     }
                     Step::Renew(n) => {
                         let entry = model.iter_mut().find(|entry| entry.0 == peer(n) && entry.1 > now);
                         let expected = entry.map(|entry| { entry.1 = now + entry.2; entry.2 });
-                        prop_assert_eq!(table.renew(&peer(n), now), expected);
+                        prop_assert_eq!(table.renew(&peer(n), &holder(1, 1), now), expected);
                     }
                     Step::Close(n) => {
                         let before = model.len();

@@ -7,7 +7,7 @@ use potluck_core::{Problem, Reason, id::IdError, path::PathError};
 use crate::{
     address::AddressError,
     catalog::words::TermsError,
-    commit::CommitError,
+    commit::{self, CommitError},
     pages::PageError,
     quota::Exceeded,
     watch::{Ended, WatchError},
@@ -57,9 +57,12 @@ impl From<CommitError> for Problem {
     fn from(error: CommitError) -> Self {
         let (reason, wait) = match error {
             CommitError::TooManyFiles { .. } => (Reason::QuotaExceeded, None),
-            CommitError::TooManyPeers { .. } | CommitError::Full => (Reason::QuotaExceeded, Some(LATER)),
+            CommitError::TooManyPeers { .. } | CommitError::Full | CommitError::Share { .. } => {
+                (Reason::QuotaExceeded, Some(LATER))
+            }
+            CommitError::IdentityInUse { .. } => (Reason::IdentityInUse, Some(LATER)),
             CommitError::Busy | CommitError::Slow => (Reason::StoreUnavailable, Some(SOON)),
-            CommitError::Store => (Reason::StoreUnavailable, Some(LATER)),
+            CommitError::Store => (Reason::StoreUnavailable, Some(commit::LONGEST_RETRY)),
             CommitError::Closed => (Reason::ShuttingDown, Some(SOON)),
         };
         Self {

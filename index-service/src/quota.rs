@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use potluck_core::places::network;
+use potluck_core::places::{Source, network};
 
 /// Bounds on what callers may use. Each is an upper limit; what goes past it is refused with a reason.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
@@ -73,6 +73,16 @@ impl Default for Limits {
 pub fn host_key(host: &str) -> String {
     host.parse()
         .map_or_else(|_| host.to_owned(), |address| network(address).to_string())
+}
+
+/// Of the memory for registrations that others leave, what one peer may take at most, and all peers of one host, in percent: as of
+/// connections, so that whoever fills it leaves room for those who come later.
+pub const MEMORY_SHARE: u64 = potluck_core::places::DEFAULT_SHARE as u64;
+
+/// Whether a host stands for many machines or for this one, whose peers have nothing to do with each other: only each peer has its share.
+pub fn is_shared_host(host: &str) -> bool {
+    host.parse::<IpAddr>()
+        .is_ok_and(|address| Source::from(address) == Source::HERE)
 }
 
 /// Most sources that are remembered at once: some 3 MiB.

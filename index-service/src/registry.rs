@@ -1,30 +1,42 @@
 //! What the index knows now: catalog, leases and watchers, kept in step.
 //!
-//! Invariants: a peer is in the catalog exactly as long as it has a lease that was not collected. Only the committer's thread changes
-//! the catalog; anybody reads it. Watchers are told while the catalog is locked, so that what they are told and what they read agree.
-//! Locks are taken in the order catalog, leases, watchers, and never held across a wait.
+//! Invariants: a peer is live in the catalog exactly as long as it has a lease that was not collected. Only the committer's thread
+//! changes the catalog; anybody reads it. Watchers are told while the catalog cannot change, so that what they are told and what they
+//! read agree. Locks are taken in the order catalog, leases, watchers, and never held across a wait.
+//!
+//! Readers wait for one slice of a change at most: no section that holds the catalog for writing handles more than [`SLICE`]
+//! registrations, and after each the readers that wait go first (`parking_lot`'s fair unlock; the lock of `std` may be taken back by the
+//! writer before any of them wakes up). A peer that is forgotten is hidden at once, and cleared later by [`Registry::clear`].
 
 use std::{
-    collections::HashSet,
+    collections::VecDeque,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use hashbrown::HashSet;
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use potluck_core::{
-    FileId, PeerId,
+    FileId, PeerId, SetDigest,
     index_client::{Address, Provider, Registration, WatchEvent},
 };
 
 use crate::{
-    catalog::{Catalog, Put},
-    leases::LeaseTable,
+    catalog::{Catalog, PeerSlot, Put},
+    leases::{Holder, LeaseTable},
     store::{PeerRecord, StoredPeer},
     watch::{Hub, Subscription, WatchError},
 };
 
-/// Files that are changed before readers get a turn: some 5 milliseconds.
-const TURN: usize = 2_000;
+/// Registrations that are changed before readers get a turn: some 200 microseconds.
+pub(crate) const SLICE: usize = 64;
+
+/// Bytes of names after which a slice ends: what a name costs depends on its words.
+const SLICE_BYTES: usize = 8 * 1024;
+
+/// A peer that replaces more files than this is filled anew, and the old one cleared later: its caller and all others would wait for it.
+const REPLACE_IN_PLACE: usize = 1024;
 
 /// The index's knowledge.
 #[derive(Debug)]
@@ -32,6 +44,8 @@ pub struct Registry {
     catalog: RwLock<Catalog>,
     leases: Mutex<LeaseTable>,
     hub: Arc<Hub>,
+    /// Hidden peers that are not cleared yet.
+    leftovers: Mutex<VecDeque<PeerSlot>>,
 }
 
 /// Peers as a store gives them, on their way into a registry.
@@ -54,32 +68,46 @@ impl Restored {
     }
 }
 
-/// A renewed lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Renewed {
-    /// How long it lasts from now.
-    pub ttl: Duration,
-    /// How many files the peer has in the index.
+/// What a peer has in the index.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Holding {
+    /// How many files.
     pub file_count: u64,
+    /// The digest of its registrations.
+    pub digest: SetDigest,
+    /// Where another live process is that claims to be this peer.
+    pub rival: Option<Address>,
 }
 
 impl Registry {
     /// A registry of what a store gave: every peer has one lease from `now` to come back.
-    pub fn new(restored: Restored, max_watchers: usize, now: Instant) -> Self {
+    pub fn new(mut restored: Restored, max_watchers: usize, now: Instant) -> Self {
         let mut leases = LeaseTable::default();
         for (peer, ttl) in restored.leases {
-            leases.open(peer, ttl, now);
+            leases.open(peer, ttl, None, now);
         }
+        restored.catalog.take_work();
         Self {
             catalog: RwLock::new(restored.catalog),
             leases: Mutex::new(leases),
             hub: Arc::new(Hub::new(max_watchers)),
+            leftovers: Mutex::default(),
         }
     }
 
     /// The catalog, to read. Not to be held across a wait.
     pub fn catalog(&self) -> RwLockReadGuard<'_, Catalog> {
-        self.catalog.read().unwrap_or_else(PoisonError::into_inner)
+        self.catalog.read()
+    }
+
+    /// Changes the catalog by at most [`SLICE`] registrations, and lets those who wait to read it go next.
+    fn change<T>(&self, change: impl FnOnce(&mut Catalog) -> T) -> T {
+        let mut catalog = self.catalog.write();
+        let result = change(&mut catalog);
+        let work = catalog.take_work();
+        debug_assert!(work <= SLICE, "readers waited for {work} registrations");
+        RwLockWriteGuard::unlock_fair(catalog);
+        result
     }
 
     /// The watchers.
@@ -87,15 +115,35 @@ impl Registry {
         &self.hub
     }
 
-    /// Renews a peer's lease if it has one and is where it was.
-    pub fn renew(&self, peer: &PeerId, address: &Address, now: Instant) -> Option<Renewed> {
+    /// Renews a peer's lease if it has one and is where it was: for how long, and what the peer has.
+    pub fn renew(&self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<(Duration, Holding)> {
         let catalog = self.catalog();
-        catalog.address(peer).filter(|known| *known == address)?;
-        let ttl = self.leases().renew(peer, now)?;
-        Some(Renewed {
-            ttl,
+        catalog.address(peer).filter(|known| **known == holder.address)?;
+        let ttl = self.leases().renew(peer, holder, now)?;
+        Some((ttl, self.holding_in(&catalog, peer, now)))
+    }
+
+    /// What a peer has.
+    pub fn holding(&self, peer: &PeerId, now: Instant) -> Holding {
+        self.holding_in(&self.catalog(), peer, now)
+    }
+
+    fn holding_in(&self, catalog: &Catalog, peer: &PeerId, now: Instant) -> Holding {
+        Holding {
             file_count: catalog.files_of(peer),
-        })
+            digest: catalog.digest_of(peer),
+            rival: self.leases().rival(peer, now).cloned(),
+        }
+    }
+
+    /// Whether another live process holds the lease of this peer: then where it is.
+    pub fn contest(&self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<Address> {
+        self.leases().contest(peer, holder, now)
+    }
+
+    /// Whether a peer's lease, if it has one, may be that of this run of it.
+    pub fn may_be_of(&self, peer: &PeerId, instance: &[u8]) -> bool {
+        self.leases().may_be_of(peer, instance)
     }
 
     /// Begins to watch a file, with a sample of its providers of now and how many there are.
@@ -115,66 +163,150 @@ impl Registry {
     }
 
     /// Registers files, and opens or renews the lease. Returns how many files the peer then has.
-    pub fn register(&self, peer: &PeerRecord, files: &[Registration], replace: bool, now: Instant) -> u64 {
-        self.set_peer(peer, now);
-        for files in files.chunks(TURN) {
-            let mut catalog = self.write();
-            let watched = !self.hub.is_idle();
-            for file in files {
-                let put = catalog.put(&peer.id, file);
-                if watched && put != Put::Same {
-                    self.tell_joined(&catalog, &peer.id, &file.file.id);
-                }
+    pub fn register(
+        &self,
+        peer: &PeerRecord,
+        instance: &[u8],
+        files: &[Registration],
+        replace: bool,
+        now: Instant,
+    ) -> u64 {
+        let gone = if replace {
+            self.others(&peer.id, files)
+        } else {
+            Vec::new()
+        };
+        if gone.len() > REPLACE_IN_PLACE {
+            self.fill_anew(peer, instance, files, now);
+        } else {
+            self.set_peer(peer, instance, now);
+            for files in slices(files) {
+                self.change(|catalog| {
+                    let watched = !self.hub.is_idle();
+                    for file in files {
+                        let put = catalog.put(&peer.id, file);
+                        if watched && put != Put::Same {
+                            self.tell_joined(catalog, &peer.id, &file.file.id);
+                        }
+                    }
+                });
             }
-        }
-        if replace {
-            let kept: HashSet<FileId> = files.iter().map(|file| file.file.id).collect();
-            let all = self.catalog().some_files_of(&peer.id, usize::MAX);
-            let gone: Vec<FileId> = all.into_iter().filter(|file| !kept.contains(file)).collect();
             self.unregister(&peer.id, &gone);
         }
         self.catalog().files_of(&peer.id)
     }
 
-    fn set_peer(&self, peer: &PeerRecord, now: Instant) {
-        let mut catalog = self.write();
-        let moved = catalog.set_peer(peer.id, &peer.address);
-        self.leases().open(peer.id, peer.ttl, now);
+    /// The files of a peer that are not among these.
+    fn others(&self, peer: &PeerId, files: &[Registration]) -> Vec<FileId> {
+        let kept: HashSet<FileId> = files.iter().map(|file| file.file.id).collect();
+        let catalog = self.catalog();
+        catalog
+            .files(peer)
+            .filter(|file| !kept.contains(*file))
+            .copied()
+            .collect()
+    }
+
+    fn set_peer(&self, peer: &PeerRecord, instance: &[u8], now: Instant) {
+        let moved = self.change(|catalog| {
+            let moved = catalog.set_peer(peer.id, &peer.address);
+            self.open_lease(peer, instance, now);
+            moved
+        });
         if moved {
-            for file in self.hub.files() {
-                self.tell_joined(&catalog, &peer.id, &file);
-            }
+            let catalog = self.catalog();
+            self.each_watched(&catalog, &peer.id, |file| {
+                self.tell_joined(&catalog, &peer.id, file);
+            });
+        }
+    }
+
+    fn open_lease(&self, peer: &PeerRecord, instance: &[u8], now: Instant) {
+        let holder = Holder {
+            address: peer.address.clone(),
+            instance: instance.to_vec(),
+        };
+        self.leases().open(peer.id, peer.ttl, Some(holder), now);
+    }
+
+    /// Registers files in the place of all that a peer has.
+    fn fill_anew(&self, peer: &PeerRecord, instance: &[u8], files: &[Registration], now: Instant) {
+        let new = self.change(|catalog| catalog.add_hidden(peer.id, &peer.address));
+        for files in slices(files) {
+            self.change(|catalog| {
+                for file in files {
+                    catalog.put_at(new, file);
+                }
+            });
+        }
+        let old = self.change(|catalog| {
+            self.open_lease(peer, instance, now);
+            catalog.publish(new)
+        });
+        let catalog = self.catalog();
+        self.each_watched(&catalog, &peer.id, |file| {
+            self.tell_joined(&catalog, &peer.id, file);
+        });
+        if let Some(old) = old {
+            self.each_watched_of(&catalog, old, |file| {
+                if !catalog.holds(&peer.id, file) {
+                    self.tell_left(&peer.id, file);
+                }
+            });
+            self.leftovers().push_back(old);
         }
     }
 
     /// Takes registrations back. Returns how many there were.
     pub fn unregister(&self, peer: &PeerId, files: &[FileId]) -> u64 {
         let mut removed = 0;
-        for files in files.chunks(TURN) {
-            let mut catalog = self.write();
-            for file in files {
-                if catalog.remove(peer, file) {
-                    removed += 1;
-                    self.hub.tell(file, || Some(WatchEvent::Left(*peer)));
+        for files in files.chunks(SLICE) {
+            self.change(|catalog| {
+                for file in files {
+                    if catalog.remove(peer, file) {
+                        removed += 1;
+                        self.tell_left(peer, file);
+                    }
                 }
-            }
+            });
         }
         removed
     }
 
-    /// Forgets a peer, its files and its lease. Returns how many files it had.
+    /// Forgets a peer and its lease: from now on nobody sees it. Returns how many files it had. Those of a large peer take memory until
+    /// [`Self::clear`] has gone through them.
     pub fn forget(&self, peer: &PeerId) -> u64 {
-        let mut removed = 0;
-        loop {
-            let some = self.catalog().some_files_of(peer, TURN);
-            if some.is_empty() {
-                break;
-            }
-            removed += self.unregister(peer, &some);
+        let hidden = self.change(|catalog| {
+            let slot = catalog.hide(peer);
+            self.leases().close(peer);
+            slot
+        });
+        let Some(slot) = hidden else {
+            return 0;
+        };
+        let catalog = self.catalog();
+        let count = catalog.files_of_slot(slot);
+        self.each_watched_of(&catalog, slot, |file| self.tell_left(peer, file));
+        drop(catalog);
+        if count > SLICE as u64 || !self.change(|catalog| catalog.clear(slot, SLICE)) {
+            self.leftovers().push_back(slot);
         }
-        self.write().remove_peer(peer);
-        self.leases().close(peer);
-        removed
+        count
+    }
+
+    /// Clears some `most` registrations of peers that were forgotten; true where there are more.
+    pub fn clear(&self, most: usize) -> bool {
+        let mut cleared = 0;
+        let mut leftovers = self.leftovers();
+        while let Some(&slot) = leftovers.front()
+            && cleared < most
+        {
+            if self.change(|catalog| catalog.clear(slot, SLICE)) {
+                leftovers.pop_front();
+            }
+            cleared += SLICE;
+        }
+        !leftovers.is_empty()
     }
 
     /// How long a peer's lease lasts each time, if it has one.
@@ -192,16 +324,60 @@ impl Registry {
         self.leases().next_deadline()
     }
 
+    /// Goes through the watched files of a live peer.
+    fn each_watched(&self, catalog: &Catalog, peer: &PeerId, each: impl FnMut(&FileId)) {
+        if let Some(slot) = catalog.slot_of(peer) {
+            self.each_watched_of(catalog, slot, each);
+        }
+    }
+
+    /// Goes through the watched files of a live or hidden peer: through its own, or through all that are watched, whichever are fewer.
+    fn each_watched_of(&self, catalog: &Catalog, slot: PeerSlot, mut each: impl FnMut(&FileId)) {
+        let watched = self.hub.file_count();
+        if watched == 0 {
+            return;
+        }
+        if catalog.files_of_slot(slot) <= watched as u64 {
+            catalog.files_at(slot).for_each(each);
+        } else {
+            for file in self.hub.files() {
+                if catalog.slot_holds(slot, &file) {
+                    each(&file);
+                }
+            }
+        }
+    }
+
     fn tell_joined(&self, catalog: &Catalog, peer: &PeerId, file: &FileId) {
         self.hub
             .tell(file, || catalog.provider(peer, file).map(WatchEvent::Joined));
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Catalog> {
-        self.catalog.write().unwrap_or_else(PoisonError::into_inner)
+    fn tell_left(&self, peer: &PeerId, file: &FileId) {
+        self.hub.tell(file, || Some(WatchEvent::Left(*peer)));
     }
 
     fn leases(&self) -> MutexGuard<'_, LeaseTable> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn leftovers(&self) -> MutexGuard<'_, VecDeque<PeerSlot>> {
+        self.leftovers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Registrations in slices that readers can wait for.
+fn slices(files: &[Registration]) -> impl Iterator<Item = &[Registration]> {
+    let mut rest = files;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let count = rest.iter().take(SLICE).take_while(|file| {
+            let fits = bytes < SLICE_BYTES;
+            bytes += file.names.iter().map(String::len).sum::<usize>();
+            fits
+        });
+        let (slice, after) = rest.split_at(count.count());
+        rest = after;
+        (!slice.is_empty()).then_some(slice)
+    })
 }

@@ -3,9 +3,10 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
+use bytes::Bytes;
 use potluck_core::{
     FileId, Problem, Sha256, Token,
-    index_client::{Address, By, FileRecord, MAX_BATCH, Registration},
+    index_client::{Address, By, FileRecord, INSTANCE, MAX_BATCH, Registration},
     path::Label,
     proto::v1,
     wire,
@@ -39,6 +40,8 @@ pub(crate) struct Register {
     pub(crate) ttl: Option<Duration>,
     /// Whether what it registered before is forgotten.
     pub(crate) replace: bool,
+    /// By which this run of the peer is known.
+    pub(crate) instance: Bytes,
 }
 
 impl TryFrom<v1::RegisterRequest> for Register {
@@ -72,6 +75,7 @@ impl TryFrom<v1::RegisterRequest> for Register {
             files: files.collect::<Result<_, _>>()?,
             ttl,
             replace: request.replace,
+            instance: check_instance(request.instance)?,
         })
     }
 }
@@ -98,6 +102,8 @@ pub(crate) struct Renew {
     pub(crate) token: Token,
     /// Where it says it is.
     pub(crate) address: Address,
+    /// By which this run of the peer is known.
+    pub(crate) instance: Bytes,
 }
 
 impl TryFrom<v1::RenewRequest> for Renew {
@@ -107,6 +113,7 @@ impl TryFrom<v1::RenewRequest> for Renew {
         Ok(Self {
             token: read_token(&request.token)?,
             address: read_address(request.address)?,
+            instance: check_instance(request.instance)?,
         })
     }
 }
@@ -118,6 +125,8 @@ pub(crate) struct Unregister {
     pub(crate) token: Token,
     /// `None`: everything, and the lease.
     pub(crate) files: Option<Vec<FileId>>,
+    /// By which this run of the peer is known.
+    pub(crate) instance: Bytes,
 }
 
 impl TryFrom<v1::UnregisterRequest> for Unregister {
@@ -135,6 +144,7 @@ impl TryFrom<v1::UnregisterRequest> for Unregister {
         Ok(Self {
             token,
             files: (!request.all).then_some(files),
+            instance: check_instance(request.instance)?,
         })
     }
 }
@@ -227,6 +237,19 @@ impl TryFrom<v1::WatchRequest> for Watch {
 
 fn read_token(bytes: &[u8]) -> Result<Token, Problem> {
     Token::try_from(bytes).map_err(|error| token(&error))
+}
+
+fn check_instance(instance: Bytes) -> Result<Bytes, Problem> {
+    match instance.len() <= INSTANCE {
+        true => Ok(instance),
+        false => Err(invalid(
+            "instance",
+            format!(
+                "an instance has at most {INSTANCE} bytes, this has {}",
+                instance.len()
+            ),
+        )),
+    }
 }
 
 fn read_address(address: Option<v1::Address>) -> Result<Address, Problem> {

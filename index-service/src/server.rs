@@ -15,12 +15,12 @@ use potluck_core::{
     places::{Places, Share},
     proto::v1::index_service_server::IndexServiceServer,
     transport::{
-        self, ClientConnection,
+        self, ClientConnection, Health,
         admission::{Admission, Budgets, CallKind, MAX_HEADERS},
         connections, with_health_and_reflection,
     },
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -213,6 +213,9 @@ impl Index {
         let intake = Intake::new(service, generated);
         let (health, routes) = with_health_and_reflection(intake, config.reflection).await?;
 
+        let stop_reporting = CancellationToken::new();
+        let reporting = report_health(health.clone(), committer.working(), stop_reporting.clone());
+        let reporting = tokio::spawn(reporting);
         let address = listener.local_addr().ok();
         let cut = CancellationToken::new();
         let incoming = connections(listener, places(&config.limits), cut.clone());
@@ -239,6 +242,10 @@ impl Index {
             () = shutdown.cancelled() => None,
         };
         tracing::info!("index stopping");
+        stop_reporting.cancel();
+        if let Err(error) = reporting.await {
+            tracing::error!(%error, "the task that tells the index's health panicked");
+        }
         health.stop_serving().await;
         registry.hub().close();
         stop_accepting.cancel();
@@ -259,6 +266,20 @@ impl Index {
             Err(_) => tracing::warn!("the store did not close in time; what was acknowledged is stored"),
         }
         Ok(served?)
+    }
+}
+
+/// Tells the index's health, as whether changes can be stored changes.
+async fn report_health(health: Health, mut working: watch::Receiver<bool>, stop: CancellationToken) {
+    loop {
+        // Both arms are cancel-safe.
+        tokio::select! {
+            () = stop.cancelled() => return,
+            // The committer ends after this task.
+            changed = working.changed() => if changed.is_err() { return },
+        }
+        let is_working = *working.borrow_and_update();
+        health.set_serving(is_working).await;
     }
 }
 

@@ -21,9 +21,10 @@ use crate::{
     address::{self, AddressError, AllowedHost},
     catalog::{self, Listing, RankCursor, Ranked, Searched, cost},
     commit::{self, Committer},
+    leases::Holder,
     pages::Pages,
     quota::RateLimiter,
-    registry::Registry,
+    registry::{Holding, Registry},
     request::{Query, Register, Renew, Search, Unregister, Watch},
     searching::SearchQueue,
     store::PeerRecord,
@@ -39,7 +40,8 @@ const STEPS_A_CALL: usize = 4_000;
 /// What a call about the server itself costs: reflection answers a few bytes with dozens of KiB.
 const DIAGNOSTIC_COST: u32 = 10;
 
-/// Bytes of answers that cost a caller as much as one call.
+/// Bytes of answers, and of requests, that cost a caller as much as one call: a request of 100 files
+/// with names of usual length has as many.
 const BYTES_A_CALL: usize = 16 * 1024;
 
 /// Steps of a search after which the catalog is unlocked for a moment: some 0.2 milliseconds.
@@ -151,8 +153,17 @@ fn spend(limiter: &Mutex<RateLimiter>, source: IpAddr, calls: usize) {
     }
 }
 
-fn call_cost(files: usize) -> u32 {
-    1 + u32::try_from(files / FILES_A_CALL).unwrap_or(u32::MAX)
+fn lease_unknown() -> Problem {
+    Problem::new(
+        potluck_core::Reason::LeaseUnknown,
+        "the index has no lease for this peer at this address: register everything again",
+    )
+}
+
+/// What a request of so many files and bytes costs a caller, in calls.
+fn call_cost(files: usize, bytes: usize) -> u32 {
+    let more = (files / FILES_A_CALL).max(bytes / BYTES_A_CALL);
+    u32::try_from(more).unwrap_or(u32::MAX).saturating_add(1)
 }
 
 fn memory_cost(files: &[Registration]) -> u64 {
@@ -165,14 +176,15 @@ impl IndexService for Service {
         &self,
         request: Request<v1::RegisterRequest>,
     ) -> Result<Response<v1::RegisterResponse>, Status> {
-        let source = self.admit(&request, call_cost(request.get_ref().files.len()))?;
         let bytes = request.get_ref().encoded_len();
+        let source = self.admit(&request, call_cost(request.get_ref().files.len(), bytes))?;
         let Register {
             token,
             address,
             files,
             ttl,
             replace,
+            instance,
         } = request.into_inner().try_into()?;
         let address = address::resolve(&address, source, &self.allowed_hosts).map_err(Problem::from)?;
         let (token, issued) = match token {
@@ -196,13 +208,17 @@ impl IndexService for Service {
             files,
             replace,
             cost,
+            instance: instance.to_vec(),
         };
         let file_count = self
             .committer
             .commit(change, bytes)
             .await
             .map_err(Problem::from)?;
+        let Holding { digest, rival, .. } = self.registry.holding(&id, Instant::now());
         Ok(Response::new(v1::RegisterResponse {
+            digest: digest.to_bytes(),
+            rival: rival.as_ref().map(Into::into),
             token: issued
                 .map(|token| bytes::Bytes::copy_from_slice(token.expose()))
                 .unwrap_or_default(),
@@ -216,26 +232,30 @@ impl IndexService for Service {
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
         let source = self.admit(&request, 1)?;
-        let Renew { token, address } = request.into_inner().try_into()?;
-        let unknown = || {
-            Problem::new(
-                potluck_core::Reason::LeaseUnknown,
-                "the index has no lease for this peer at this address: register everything again",
-            )
-        };
+        let Renew {
+            token,
+            address,
+            instance,
+        } = request.into_inner().try_into()?;
         let address = match address::resolve(&address, source, &self.allowed_hosts) {
             Ok(address) => address,
             // Registering again tells the peer why.
-            Err(AddressError::Refused { .. }) => return Err(unknown().into()),
+            Err(AddressError::Refused { .. }) => return Err(lease_unknown().into()),
             Err(error) => return Err(Problem::from(error).into()),
         };
-        let renewed = self
+        let holder = Holder {
+            address,
+            instance: instance.to_vec(),
+        };
+        let (ttl, holding) = self
             .registry
-            .renew(&token.peer_id(), &address, Instant::now())
-            .ok_or_else(unknown)?;
+            .renew(&token.peer_id(), &holder, Instant::now())
+            .ok_or_else(lease_unknown)?;
         Ok(Response::new(v1::RenewResponse {
-            ttl_ms: millis(renewed.ttl),
-            file_count: renewed.file_count,
+            ttl_ms: millis(ttl),
+            file_count: holding.file_count,
+            digest: holding.digest.to_bytes(),
+            rival: holding.rival.as_ref().map(Into::into),
         }))
     }
 
@@ -306,10 +326,21 @@ impl IndexService for Service {
         &self,
         request: Request<v1::UnregisterRequest>,
     ) -> Result<Response<v1::UnregisterResponse>, Status> {
-        self.admit(&request, call_cost(request.get_ref().file_ids.len()))?;
         let bytes = request.get_ref().encoded_len();
-        let Unregister { token, files } = request.into_inner().try_into()?;
+        self.admit(&request, call_cost(request.get_ref().file_ids.len(), bytes))?;
+        let Unregister {
+            token,
+            files,
+            instance,
+        } = request.into_inner().try_into()?;
         let peer = token.peer_id();
+        if !self.registry.may_be_of(&peer, &instance) {
+            // What another live process has registered is not this one's to take back, such as when it ends.
+            return match files {
+                Some(_) => Err(lease_unknown().into()),
+                None => Ok(Response::new(v1::UnregisterResponse { removed: 0 })),
+            };
+        }
         let change = match files {
             Some(files) => commit::Request::Unregister { peer, files },
             None => commit::Request::Forget { peer },
@@ -374,7 +405,7 @@ async fn next_event(
     match subscription.next().await {
         Ok(event) => Some((
             Ok(v1::WatchResponse {
-                event: Some(to_wire(&subscription.file(), event)),
+                event: Some(to_wire(&subscription.file(), &event)),
             }),
             Some(subscription),
         )),
@@ -382,14 +413,14 @@ async fn next_event(
     }
 }
 
-fn to_wire(file: &FileId, event: WatchEvent) -> Event {
+fn to_wire(file: &FileId, event: &WatchEvent) -> Event {
     match event {
         WatchEvent::Snapshot(providers) => Event::Snapshot(v1::WatchSnapshot {
             provider_count: providers.len() as u64,
             providers: providers.iter().map(Into::into).collect(),
             file_id: file.to_bytes(),
         }),
-        WatchEvent::Joined(provider) => Event::Joined((&provider).into()),
+        WatchEvent::Joined(provider) => Event::Joined(provider.into()),
         WatchEvent::Left(peer) => Event::Left(peer.to_bytes()),
     }
 }

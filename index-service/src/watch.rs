@@ -1,20 +1,28 @@
 //! Who watches which file, and what they are told.
 //!
-//! Invariant: a watcher is told every change after its subscription, in order, or is dropped; its queue is bounded and nobody waits
-//! for it. Pure apart from the queues.
+//! Invariants: a watcher is told every change after its subscription, in order, or is dropped; nobody waits for it. What all watchers
+//! have not read yet is bounded, and an event is held once however many it waits for. A watcher that is dropped gives its place back at
+//! once, whether or not its caller reads on. Pure apart from waking who waits.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use potluck_core::{FileId, index_client::WatchEvent, places::network};
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 
 /// Events that a watcher may be behind before it is dropped: what a crowd that starts together makes in a moment. A watcher that
 /// is dropped watches again and gets a new snapshot.
 const QUEUE: usize = 1024;
+
+/// Events that all watchers together may be behind: some 80 MiB where no two wait for the same. Beyond it only those are dropped that
+/// are behind by more than their part of it.
+const TOTAL: usize = 512 * 1024;
 
 /// The part of all watchers that one source may have, as a divisor: one machine cannot take the places of all others.
 const SHARE: usize = 4;
@@ -22,7 +30,24 @@ const SHARE: usize = 4;
 #[derive(Debug)]
 struct Watcher {
     number: u64,
-    events: mpsc::Sender<WatchEvent>,
+    source: IpAddr,
+    queue: Arc<Queue>,
+}
+
+/// Events that one watcher has not read yet.
+#[derive(Debug)]
+struct Queue {
+    state: Mutex<QueueState>,
+    /// Wakes whoever waits for an event or the end.
+    changed: Notify,
+    /// Events that all watchers have not read yet.
+    total: Arc<AtomicUsize>,
+}
+
+#[derive(Debug, Default)]
+struct QueueState {
+    events: VecDeque<Arc<WatchEvent>>,
+    ended: Option<Ended>,
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +64,8 @@ struct Watchers {
 pub struct Hub {
     watchers: Mutex<Watchers>,
     most: usize,
+    most_queued: usize,
+    queued: Arc<AtomicUsize>,
 }
 
 /// Why nobody can watch now.
@@ -66,17 +93,66 @@ pub enum Ended {
 pub struct Subscription {
     hub: Arc<Hub>,
     file: FileId,
-    source: IpAddr,
     number: u64,
-    events: mpsc::Receiver<WatchEvent>,
+    queue: Arc<Queue>,
+}
+
+impl Queue {
+    fn state(&self) -> MutexGuard<'_, QueueState> {
+        // Whole after every line that could panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an event; false where the watcher is `most` behind.
+    fn push(&self, event: &Arc<WatchEvent>, most: usize) -> bool {
+        let mut state = self.state();
+        if state.events.len() >= most {
+            return false;
+        }
+        state.events.push_back(Arc::clone(event));
+        self.total.fetch_add(1, Ordering::Relaxed);
+        drop(state);
+        self.changed.notify_one();
+        true
+    }
+
+    /// Throws away what was not read.
+    fn end(&self, ended: Ended) {
+        let mut state = self.state();
+        state.ended.get_or_insert(ended);
+        let unread = std::mem::take(&mut state.events);
+        self.total.fetch_sub(unread.len(), Ordering::Relaxed);
+        drop(state);
+        self.changed.notify_one();
+    }
+}
+
+impl Watchers {
+    /// One watcher of this source less.
+    fn leave(&mut self, source: IpAddr) {
+        self.count -= 1;
+        if let Some(count) = self.sources.get_mut(&source) {
+            *count -= 1;
+            if *count == 0 {
+                self.sources.remove(&source);
+            }
+        }
+    }
 }
 
 impl Hub {
     /// A hub that lets at most this many watch.
     pub fn new(most: usize) -> Self {
+        Self::with_bounds(most, TOTAL)
+    }
+
+    /// The same, with at most some `most_queued` events that were not read.
+    fn with_bounds(most: usize, most_queued: usize) -> Self {
         Self {
             watchers: Mutex::default(),
             most,
+            most_queued,
+            queued: Arc::default(),
         }
     }
 
@@ -86,7 +162,6 @@ impl Hub {
     /// [`WatchError`].
     pub fn subscribe(self: &Arc<Self>, file: FileId, source: IpAddr) -> Result<Subscription, WatchError> {
         let source = network(source);
-        let (sender, events) = mpsc::channel(QUEUE);
         let mut guard = self.lock();
         let watchers = &mut *guard;
         if watchers.closed {
@@ -100,22 +175,32 @@ impl Hub {
         watchers.next += 1;
         watchers.count += 1;
         *watchers.sources.entry(source).or_default() += 1;
+        let queue = Arc::new(Queue {
+            state: Mutex::default(),
+            changed: Notify::new(),
+            total: Arc::clone(&self.queued),
+        });
         watchers.files.entry(file).or_default().push(Watcher {
             number,
-            events: sender,
+            source,
+            queue: Arc::clone(&queue),
         });
         Ok(Subscription {
             hub: Arc::clone(self),
             file,
-            source,
             number,
-            events,
+            queue,
         })
     }
 
     /// Whether anybody watches at all.
     pub fn is_idle(&self) -> bool {
         self.lock().files.is_empty()
+    }
+
+    /// How many files somebody watches.
+    pub fn file_count(&self) -> usize {
+        self.lock().files.len()
     }
 
     /// The files that somebody watches.
@@ -125,14 +210,33 @@ impl Hub {
 
     /// Tells whoever watches `file`. Whoever is too far behind is dropped.
     pub fn tell(&self, file: &FileId, event: impl FnOnce() -> Option<WatchEvent>) {
-        let mut watchers = self.lock();
+        let mut guard = self.lock();
+        let watchers = &mut *guard;
         let Some(of_file) = watchers.files.get_mut(file) else {
             return;
         };
-        let Some(event) = event() else { return };
-        of_file.retain(|watcher| watcher.events.try_send(event.clone()).is_ok());
+        let Some(event) = event().map(Arc::new) else {
+            return;
+        };
+        let mut dropped = Vec::new();
+        let count = watchers.count;
+        of_file.retain(|watcher| {
+            let most = match self.queued.load(Ordering::Relaxed) < self.most_queued {
+                true => QUEUE,
+                false => self.most_queued / count.max(1),
+            };
+            let told = watcher.queue.push(&event, most);
+            if !told {
+                watcher.queue.end(Ended::TooSlow);
+                dropped.push(watcher.source);
+            }
+            told
+        });
         if of_file.is_empty() {
             watchers.files.remove(file);
+        }
+        for source in dropped {
+            watchers.leave(source);
         }
     }
 
@@ -141,11 +245,20 @@ impl Hub {
         self.lock().count
     }
 
+    /// How many events were not read yet, over all watchers.
+    pub fn queued(&self) -> usize {
+        self.queued.load(Ordering::Relaxed)
+    }
+
     /// Ends every subscription and allows no more.
     pub fn close(&self) {
-        let mut watchers = self.lock();
+        let mut guard = self.lock();
+        let watchers = &mut *guard;
         watchers.closed = true;
-        watchers.files.clear();
+        for watcher in std::mem::take(&mut watchers.files).into_values().flatten() {
+            watcher.queue.end(Ended::Closed);
+            watchers.leave(watcher.source);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Watchers> {
@@ -160,12 +273,25 @@ impl Subscription {
         self.file
     }
 
-    /// The next event; `Err` once the subscription is over. Cancel-safe.
-    pub async fn next(&mut self) -> Result<WatchEvent, Ended> {
-        match self.events.recv().await {
-            Some(event) => Ok(event),
-            None if self.hub.lock().closed => Err(Ended::Closed),
-            None => Err(Ended::TooSlow),
+    /// The next event; `Err` once the subscription is over. Cancel-safe: an event is taken only when it is given.
+    pub async fn next(&mut self) -> Result<Arc<WatchEvent>, Ended> {
+        loop {
+            {
+                let mut state = self.queue.state();
+                if let Some(ended) = state.ended {
+                    return Err(ended);
+                }
+                if let Some(event) = state.events.pop_front() {
+                    if state.events.is_empty() {
+                        // Most watchers have nothing to read most of the time.
+                        state.events = VecDeque::new();
+                    }
+                    self.queue.total.fetch_sub(1, Ordering::Relaxed);
+                    return Ok(event);
+                }
+            }
+            // What is told from here on leaves a permit: nothing is missed.
+            self.queue.changed.notified().await;
         }
     }
 }
@@ -174,19 +300,17 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         let mut guard = self.hub.lock();
         let watchers = &mut *guard;
-        watchers.count -= 1;
-        if let Some(count) = watchers.sources.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                watchers.sources.remove(&self.source);
-            }
-        }
-        if let Some(of_file) = watchers.files.get_mut(&self.file) {
-            of_file.retain(|watcher| watcher.number != self.number);
+        // Not there where the hub has dropped it: then its place is free already.
+        if let Some(of_file) = watchers.files.get_mut(&self.file)
+            && let Some(at) = of_file.iter().position(|watcher| watcher.number == self.number)
+        {
+            let watcher = of_file.swap_remove(at);
             if of_file.is_empty() {
                 watchers.files.remove(&self.file);
             }
+            watchers.leave(watcher.source);
         }
+        self.queue.end(Ended::Closed);
     }
 }
 
@@ -202,6 +326,14 @@ mod tests {
         Some(WatchEvent::Left(PeerId([n; 32])))
     }
 
+    async fn told(subscription: &mut Subscription) -> Option<WatchEvent> {
+        subscription
+            .next()
+            .await
+            .ok()
+            .map(|event| WatchEvent::clone(&event))
+    }
+
     #[tokio::test]
     async fn events_arrive_in_order_and_only_of_the_file() {
         let hub = Arc::new(Hub::new(8));
@@ -209,8 +341,8 @@ mod tests {
         hub.tell(&FileId([1; 32]), || left(1));
         hub.tell(&FileId([2; 32]), || unreachable!("nobody watches"));
         hub.tell(&FileId([1; 32]), || left(2));
-        assert_eq!(one.next().await.ok(), left(1));
-        assert_eq!(one.next().await.ok(), left(2));
+        assert_eq!(told(&mut one).await, left(1));
+        assert_eq!(told(&mut one).await, left(2));
     }
 
     #[tokio::test]
@@ -219,16 +351,49 @@ mod tests {
         let file = FileId([1; 32]);
         let mut slow = hub.subscribe(file, HERE).unwrap();
         let mut quick = hub.subscribe(file, HERE).unwrap();
-        for _ in 0..=QUEUE {
+        for _ in 0..QUEUE {
             hub.tell(&file, || left(1));
             assert!(quick.next().await.is_ok());
         }
-        for _ in 0..QUEUE {
-            assert!(slow.next().await.is_ok());
-        }
-        assert_eq!(slow.next().await, Err(Ended::TooSlow));
+        assert_eq!((hub.count(), hub.queued()), (2, QUEUE));
+        hub.tell(&file, || left(1));
+        assert!(quick.next().await.is_ok());
+        // It has read nothing, and still holds its subscription: the place and the memory are free all the same.
+        assert_eq!((hub.count(), hub.queued()), (1, 0));
+        let _another = hub.subscribe(file, HERE).unwrap();
+        assert_eq!(slow.next().await, Err(Ended::TooSlow), "it ends at once");
+        drop(slow);
+        assert_eq!(hub.count(), 2);
         hub.tell(&file, || left(2));
-        assert_eq!(quick.next().await.ok(), left(2));
+        assert_eq!(told(&mut quick).await, left(2));
+    }
+
+    #[tokio::test]
+    async fn what_all_watchers_have_not_read_is_bounded() {
+        let hub = Arc::new(Hub::with_bounds(4 * 40, 400));
+        let files: Vec<FileId> = (0..40).map(|n| FileId([n; 32])).collect();
+        let mut silent: Vec<_> = files
+            .iter()
+            .map(|&file| hub.subscribe(file, HERE).unwrap())
+            .collect();
+        let mut reader = hub
+            .subscribe(files[0], IpAddr::V4(std::net::Ipv4Addr::BROADCAST))
+            .unwrap();
+        for _ in 0..100 {
+            for file in &files {
+                hub.tell(file, || left(1));
+                assert!(hub.queued() <= 400 + 40);
+            }
+            assert_eq!(told(&mut reader).await, left(1), "one that reads is not dropped");
+        }
+        // Those that are left fit the bound.
+        let left = hub.count() - 1;
+        assert!(left <= 4 && hub.queued() == 100 * left, "{left}");
+        let mut ended = 0;
+        for watcher in &mut silent {
+            ended += usize::from(watcher.next().await == Err(Ended::TooSlow));
+        }
+        assert_eq!(ended, 40 - left);
     }
 
     #[tokio::test]

@@ -303,6 +303,7 @@ async fn bad_questions_are_refused_by_field() {
         token: Bytes::copy_from_slice(token(1).expose()),
         file_ids: vec![record(1).id.to_bytes(), Bytes::from_static(b"x")],
         all: false,
+        ..Default::default()
     };
     let refused = problem(raw.unregister(unregister.clone()).await);
     assert_eq!(

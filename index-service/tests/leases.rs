@@ -6,7 +6,10 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{DEADLINE, TestIndex, file, here, record, token, wait_until};
-use potluck_core::{Reason, index_client::By};
+use potluck_core::{
+    Reason, SetDigest,
+    index_client::{Address, By, IndexClient, Registration},
+};
 
 #[tokio::test]
 async fn a_lease_that_is_not_renewed_ends() {
@@ -72,4 +75,79 @@ async fn a_renewed_lease_goes_on() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn two_processes_with_one_token_are_told_of_each_other() {
+    let index = TestIndex::in_memory().await;
+    let one = index.client().with_instance([1; 16]);
+    let two = index.client().with_instance([2; 16]);
+    let files = [file(1, "a")];
+    let register =
+        async |client: &IndexClient, port| client.register(&token(1), &here(port), &files, None, false).await;
+    assert_eq!(register(&one, 1).await.unwrap().rival, None);
+    assert_eq!(register(&two, 2).await.unwrap().rival, None);
+    let gone = one.renew(&token(1), &here(1)).await.unwrap_err();
+    assert_eq!(gone.reason, Reason::LeaseUnknown);
+    assert_eq!(register(&one, 1).await.unwrap().rival, None);
+    let refused = register(&two, 2).await.unwrap_err();
+    assert_eq!(refused.reason, Reason::IdentityInUse);
+    assert!(refused.message.contains("127.0.0.1:1"), "{refused}");
+    let rival = Address {
+        host: "127.0.0.1".to_owned(),
+        port: 2,
+    };
+    let lease = one.renew(&token(1), &here(1)).await.unwrap();
+    assert_eq!(lease.rival, Some(rival.clone()));
+    assert_eq!(register(&one, 1).await.unwrap().rival, Some(rival));
+    // The files of the one that holds the lease stay where they are.
+    let found = client_query(&two).await;
+    assert_eq!(found, [1]);
+    // The other one ends, and takes nothing back that is not its own.
+    assert_eq!(two.unregister(&token(1), None).await.unwrap(), 0);
+    let refused = two.unregister(&token(1), Some(&[record(1).id])).await;
+    assert_eq!(refused.unwrap_err().reason, Reason::LeaseUnknown);
+    assert_eq!(client_query(&two).await, [1]);
+    // This one ends, and the other one has the lease to itself.
+    one.unregister(&token(1), None).await.unwrap();
+    assert_eq!(register(&two, 2).await.unwrap().rival, None);
+    assert_eq!(client_query(&two).await, [2]);
+}
+
+/// The ports of those who have the first file.
+async fn client_query(client: &IndexClient) -> Vec<u16> {
+    let page = client.query(&By::Id(record(1).id), 0, None).await.unwrap();
+    page.files[0]
+        .providers
+        .iter()
+        .map(|provider| provider.address.port)
+        .collect()
+}
+
+#[tokio::test]
+async fn a_peer_learns_the_digest_of_what_it_has_registered() {
+    let index = TestIndex::in_memory().await;
+    let client = index.client();
+    let files: Vec<_> = (0..200).map(|n| file(n, &format!("name {}", n % 7))).collect();
+    let lease = client
+        .register(&token(1), &here(1), &files, None, false)
+        .await
+        .unwrap();
+    assert_eq!(lease.digest, Some(SetDigest::from_iter(&files)));
+    client
+        .unregister(&token(1), Some(&[files[0].file.id]))
+        .await
+        .unwrap();
+    let renewed = [Registration {
+        partial: true,
+        ..file(7, "another")
+    }];
+    client
+        .register(&token(1), &here(1), &renewed, None, false)
+        .await
+        .unwrap();
+    let mut expected = files[1..].to_vec();
+    expected[6] = renewed[0].clone();
+    let lease = client.renew(&token(1), &here(1)).await.unwrap();
+    assert_eq!(lease.digest, Some(SetDigest::from_iter(&expected)));
 }

@@ -24,10 +24,18 @@ pub struct Health {
 impl Health {
     /// Tells everyone who asks or watches that the endpoint is about to end.
     pub async fn stop_serving(&self) {
+        self.set_serving(false).await;
+    }
+
+    /// Tells everyone who asks or watches whether the endpoint can do its work.
+    pub async fn set_serving(&self, serving: bool) {
+        let status = if serving {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
         for name in [self.service, WHOLE] {
-            self.reporter
-                .set_service_status(name, ServingStatus::NotServing)
-                .await;
+            self.reporter.set_service_status(name, status).await;
         }
     }
 }

@@ -70,7 +70,7 @@ impl Catalog {
                 kind,
             },
             names,
-            provider_count: file.providers.len() as u64,
+            provider_count: self.provider_count(slot),
             providers: Vec::new(),
         };
         (found, steps)

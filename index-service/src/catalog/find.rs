@@ -516,7 +516,10 @@ impl Catalog {
         let under = (!search.matcher.terms().is_empty()).then_some((name, &mut search.matcher));
         let (found, steps) = self.describe(file, under);
         search.page.steps += steps;
-        search.page.push(found);
+        // Peers that are hidden may be all that have it.
+        if found.provider_count > 0 {
+            search.page.push(found);
+        }
     }
 
     /// Whether no earlier name of the file fits as well, under which it was given already, as far as [`MAX_EARLIER`] names tell;
@@ -546,8 +549,8 @@ impl Catalog {
         let until = listing.page.steps + slice;
         if let By::Id(id) = listing.by {
             listing.at = None;
-            if let Some(found) = self.find_file(&id).map(|slot| self.found(slot, listing, rng)) {
-                listing.page.push(found);
+            if let Some(slot) = self.find_file(&id) {
+                self.list(slot, listing, rng);
             }
             return true;
         }
@@ -576,10 +579,7 @@ impl Catalog {
             listing.rest.pop();
             (listing.cursor.providers, listing.cursor.file) = (providers, file);
             match self.find_file(&file) {
-                Some(slot) => {
-                    let found = self.found(slot, listing, rng);
-                    listing.page.push(found);
-                }
+                Some(slot) => self.list(slot, listing, rng),
                 None => listing.page.steps += 1,
             }
         }
@@ -616,13 +616,15 @@ impl Catalog {
         true
     }
 
-    /// A file with a sample of its providers.
-    fn found(&self, slot: u32, listing: &mut Listing, rng: &mut impl Rng) -> Found {
+    /// Puts a file with a sample of its providers on the page, unless all of them are hidden.
+    fn list(&self, slot: u32, listing: &mut Listing, rng: &mut impl Rng) {
         let (mut found, steps) = self.describe(slot, None);
         let providers = &self.files[slot as usize].providers;
         found.providers = self.sample(providers, listing.max_providers, rng);
         listing.page.steps += steps + 2 * providers.len().min(SAMPLED_FROM) + 2 * found.providers.len();
-        found
+        if found.provider_count > 0 {
+            listing.page.push(found);
+        }
     }
 }
 

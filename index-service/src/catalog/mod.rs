@@ -5,6 +5,13 @@
 //! file (names, claimed SHA-256, kind) is held as a *variant*, once for all peers that say the same; a file tallies its variants,
 //! so that what most providers say is known without asking each.
 //!
+//! A peer is *live* or *hidden*. Only live ones are found by their ids and given as providers. A peer that is gone is hidden at once and
+//! cleared bit by bit, and one that replaces all it has is filled while it is hidden: neither keeps readers waiting. Counts and sizes
+//! of files leave hidden peers out; the number of distinct files may count those that only hidden ones have.
+//!
+//! Each registration is charged with the memory that it added: the first of a file pays for the file, and the first that says something
+//! for what it says. A peer is charged with all of its own, and a host with all of its peers.
+//!
 //! Pure: no clock, randomness as a parameter. Non-goals: leases, durability, locks.
 
 use std::{collections::HashMap, hash::BuildHasher as _};
@@ -13,6 +20,7 @@ use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 use potluck_core::{
     FileId, PeerId, Root, Sha256,
     index_client::{Address, FileRecord, Provider, Registration},
+    set_digest::{Element, SetDigest},
 };
 use roaring::RoaringBitmap;
 use slab::Slab;
@@ -55,12 +63,31 @@ pub enum Put {
 struct Peer {
     id: PeerId,
     address: Address,
-    /// Equal for peers whose addresses count as one host.
-    host: u64,
+    host: u32,
+    is_live: bool,
     files: RoaringBitmap,
+    digest: SetDigest,
+    /// Bytes that its registrations are charged with.
+    charge: u64,
 }
 
-/// One peer having one file: the variant it claims, and in the top bit whether it is partial.
+/// What counts as one host, with its peers.
+#[derive(Debug)]
+struct Host {
+    key: String,
+    /// Peers that are live.
+    live: u64,
+    /// Peers, live or hidden.
+    peers: u64,
+    /// Bytes that its peers are charged with.
+    charge: u64,
+}
+
+/// A peer's place in the catalog, live or hidden.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerSlot(u32);
+
+/// One peer having one file: the variant it claims, and in the top bits whether it is partial and what it pays for.
 #[derive(Debug, Clone, Copy)]
 struct Held {
     peer: u32,
@@ -68,6 +95,14 @@ struct Held {
 }
 
 const PARTIAL: u32 = 1 << 31;
+
+/// The registration is charged with the file.
+const PAYS_FILE: u32 = 1 << 30;
+
+/// The registration is charged with its variant.
+const PAYS_VARIANT: u32 = 1 << 29;
+
+const FLAGS: u32 = PARTIAL | PAYS_FILE | PAYS_VARIANT;
 
 impl Held {
     const fn new(peer: u32, variant: u32, partial: bool) -> Self {
@@ -78,11 +113,15 @@ impl Held {
     }
 
     const fn variant(self) -> u32 {
-        self.says & !PARTIAL
+        self.says & !FLAGS
     }
 
     const fn partial(self) -> bool {
         self.says & PARTIAL != 0
+    }
+
+    const fn pays(self, what: u32) -> bool {
+        self.says & what != 0
     }
 }
 
@@ -102,21 +141,28 @@ struct File {
 pub struct Catalog {
     hasher: DefaultHashBuilder,
     peers: Slab<Peer>,
+    /// Of live peers.
     peer_slots: HashMap<PeerId, u32>,
-    hosts: HashMap<String, u64>,
+    hosts: Slab<Host>,
+    host_slots: HashMap<String, u32>,
     files: Slab<File>,
     file_slots: HashTable<u32>,
     names: Names,
     variants: Variants,
     claims: hashbrown::HashMap<Sha256, Counted>,
+    /// Of live and hidden peers.
     registrations: u64,
+    /// Of hidden peers.
+    hidden_registrations: u64,
     bytes: u64,
+    /// Registrations that were put or removed since this was last asked.
+    work: usize,
 }
 
 impl Catalog {
     /// How many peers there are.
     pub fn peer_count(&self) -> u64 {
-        self.peers.len() as u64
+        self.peer_slots.len() as u64
     }
 
     /// How many distinct files some peer has.
@@ -126,7 +172,7 @@ impl Catalog {
 
     /// How many pairs of peer and file there are.
     pub const fn registration_count(&self) -> u64 {
-        self.registrations
+        self.registrations - self.hidden_registrations
     }
 
     /// Estimate of the memory held, in bytes.
@@ -134,26 +180,121 @@ impl Catalog {
         self.bytes + self.names.bytes + self.variants.bytes
     }
 
+    /// How many registrations were put or removed since this was last called.
+    pub const fn take_work(&mut self) -> usize {
+        std::mem::replace(&mut self.work, 0)
+    }
+
     /// How many peers have an address that counts as this host.
     pub fn peers_at(&self, host: &str) -> u64 {
-        self.hosts
-            .get(&crate::quota::host_key(host))
-            .copied()
-            .unwrap_or(0)
+        self.host(host).map_or(0, |host| host.live)
+    }
+
+    /// Bytes that the peers of this host are charged with.
+    pub fn charge_at(&self, host: &str) -> u64 {
+        self.host(host).map_or(0, |host| host.charge)
+    }
+
+    fn host(&self, host: &str) -> Option<&Host> {
+        let slot = self.host_slots.get(&crate::quota::host_key(host))?;
+        self.hosts.get(*slot as usize)
+    }
+
+    /// Bytes that a peer is charged with.
+    pub fn charge_of(&self, peer: &PeerId) -> u64 {
+        self.live(peer).map_or(0, |peer| peer.charge)
+    }
+
+    /// The digest of what a peer has registered.
+    pub fn digest_of(&self, peer: &PeerId) -> SetDigest {
+        self.live(peer)
+            .map_or_else(SetDigest::default, |peer| peer.digest)
+    }
+
+    fn live(&self, peer: &PeerId) -> Option<&Peer> {
+        self.peer_slots.get(peer).map(|&slot| &self.peers[slot as usize])
     }
 
     /// Where a peer is, if it is known.
     pub fn address(&self, peer: &PeerId) -> Option<&Address> {
-        self.peer_slots
-            .get(peer)
-            .map(|&slot| &self.peers[slot as usize].address)
+        self.live(peer).map(|peer| &peer.address)
     }
 
     /// How many files a peer has.
     pub fn files_of(&self, peer: &PeerId) -> u64 {
-        self.peer_slots
-            .get(peer)
-            .map_or(0, |&slot| self.peers[slot as usize].files.len())
+        self.live(peer).map_or(0, |peer| peer.files.len())
+    }
+
+    /// Whether a hidden or live peer has a file.
+    pub fn slot_holds(&self, PeerSlot(peer): PeerSlot, file: &FileId) -> bool {
+        self.find_file(file)
+            .is_some_and(|file| self.peers[peer as usize].files.contains(file))
+    }
+
+    /// How many files a hidden or live peer has.
+    pub fn files_of_slot(&self, PeerSlot(peer): PeerSlot) -> u64 {
+        self.peers[peer as usize].files.len()
+    }
+
+    /// The place of a live peer.
+    pub fn slot_of(&self, peer: &PeerId) -> Option<PeerSlot> {
+        self.peer_slots.get(peer).copied().map(PeerSlot)
+    }
+
+    /// The files of a live peer.
+    pub fn files(&self, peer: &PeerId) -> impl Iterator<Item = &FileId> {
+        self.slot_of(peer)
+            .into_iter()
+            .flat_map(move |slot| self.files_at(slot))
+    }
+
+    /// The files of a hidden or live peer.
+    pub fn files_at(&self, PeerSlot(peer): PeerSlot) -> impl Iterator<Item = &FileId> {
+        let files = self.peers[peer as usize].files.iter();
+        files.map(|file| &self.files[file as usize].id)
+    }
+
+    /// The peers that are live, in no order.
+    pub fn peers(&self) -> impl Iterator<Item = &PeerId> {
+        self.peer_slots.keys()
+    }
+
+    /// Up to `most` registrations of a peer, and where the next ones begin, if there are any. `from`: 0 for the first.
+    pub fn registrations_of(
+        &self,
+        peer: &PeerId,
+        from: u32,
+        most: usize,
+    ) -> (Vec<Registration>, Option<u32>) {
+        let Some(live) = self.live(peer) else {
+            return (Vec::new(), None);
+        };
+        let mut slots = live.files.range(from..);
+        let found = slots.by_ref().take(most);
+        let found = found.filter_map(|slot| self.registration(peer, &self.files[slot as usize].id));
+        (found.collect(), slots.next())
+    }
+
+    /// What a peer has registered of a file.
+    pub fn registration(&self, peer: &PeerId, file: &FileId) -> Option<Registration> {
+        let held = self.held(peer, file)?;
+        let file = &self.files[self.find_file(file)? as usize];
+        let said = &self.variants[held.variant()];
+        Some(Registration {
+            file: FileRecord {
+                id: file.id,
+                size: file.size,
+                root: file.root,
+                sha256: said.sha256,
+                kind: said.kind,
+            },
+            names: said
+                .names
+                .iter()
+                .map(|&name| self.names.text(name).to_owned())
+                .collect(),
+            partial: held.partial(),
+        })
     }
 
     /// Whether a peer has registered a file.
@@ -192,45 +333,81 @@ impl Catalog {
         self.held(peer, file).map(|held| self.to_provider(held))
     }
 
-    /// Up to `most` files of a peer.
-    pub fn some_files_of(&self, peer: &PeerId, most: usize) -> Vec<FileId> {
-        let Some(&slot) = self.peer_slots.get(peer) else {
-            return Vec::new();
-        };
-        let files = self.peers[slot as usize].files.iter().take(most);
-        files.map(|file| self.files[file as usize].id).collect()
-    }
-
     /// Makes a peer known or changes its address; true if it was known under another.
     pub fn set_peer(&mut self, id: PeerId, address: &Address) -> bool {
         let Some(&slot) = self.peer_slots.get(&id) else {
-            let peer = Peer {
-                id,
-                address: address.clone(),
-                host: self.hash_host(&address.host),
-                files: RoaringBitmap::new(),
-            };
-            let slot = self.peers.insert(peer) as u32;
-            self.peer_slots.insert(id, slot);
-            *self
-                .hosts
-                .entry(crate::quota::host_key(&address.host))
-                .or_default() += 1;
-            self.bytes += cost::PEER;
+            let slot = self.add_hidden(id, address);
+            self.publish(slot);
             return false;
         };
-        let host = self.hash_host(&address.host);
-        let peer = &mut self.peers[slot as usize];
-        if peer.address == *address {
+        if self.peers[slot as usize].address == *address {
             return false;
         }
-        peer.host = host;
-        let old = std::mem::replace(&mut peer.address, address.clone());
-        self.leave_host(&old.host);
-        *self
-            .hosts
-            .entry(crate::quota::host_key(&address.host))
-            .or_default() += 1;
+        let host = self.enter_host(&address.host);
+        let peer = &mut self.peers[slot as usize];
+        peer.address = address.clone();
+        let charge = peer.charge;
+        let old = std::mem::replace(&mut peer.host, host);
+        self.hosts[host as usize].live += 1;
+        self.hosts[host as usize].charge += charge;
+        self.hosts[old as usize].live -= 1;
+        self.hosts[old as usize].charge -= charge;
+        self.leave_host(old);
+        true
+    }
+
+    /// Adds a peer that nobody sees, to be filled by [`Self::put_at`] and shown by [`Self::publish`].
+    pub fn add_hidden(&mut self, id: PeerId, address: &Address) -> PeerSlot {
+        let host = self.enter_host(&address.host);
+        let peer = Peer {
+            id,
+            address: address.clone(),
+            host,
+            is_live: false,
+            files: RoaringBitmap::new(),
+            digest: SetDigest::default(),
+            charge: cost::PEER,
+        };
+        self.hosts[host as usize].charge += cost::PEER;
+        self.bytes += cost::PEER;
+        PeerSlot(self.peers.insert(peer) as u32)
+    }
+
+    /// Shows a hidden peer, in the place of the one that has the same id and is hidden now.
+    pub fn publish(&mut self, slot: PeerSlot) -> Option<PeerSlot> {
+        let peer = &mut self.peers[slot.0 as usize];
+        let id = peer.id;
+        peer.is_live = true;
+        self.hidden_registrations -= peer.files.len();
+        self.hosts[peer.host as usize].live += 1;
+        let old = self.hide(&id);
+        self.peer_slots.insert(id, slot.0);
+        old
+    }
+
+    /// Hides a peer at once, to be cleared by [`Self::clear`].
+    pub fn hide(&mut self, id: &PeerId) -> Option<PeerSlot> {
+        let slot = self.peer_slots.remove(id)?;
+        let peer = &mut self.peers[slot as usize];
+        peer.is_live = false;
+        self.hidden_registrations += peer.files.len();
+        self.hosts[peer.host as usize].live -= 1;
+        Some(PeerSlot(slot))
+    }
+
+    /// Removes up to `most` files of a hidden peer; true once the peer is gone with all of them.
+    pub fn clear(&mut self, slot: PeerSlot, most: usize) -> bool {
+        let files: SmallVec<[u32; 64]> = self.peers[slot.0 as usize].files.iter().take(most).collect();
+        for file in files {
+            self.remove_held(slot.0, file);
+        }
+        if !self.peers[slot.0 as usize].files.is_empty() {
+            return false;
+        }
+        let peer = self.peers.remove(slot.0 as usize);
+        self.hosts[peer.host as usize].charge -= peer.charge;
+        self.leave_host(peer.host);
+        self.bytes -= cost::PEER;
         true
     }
 
@@ -238,16 +415,39 @@ impl Catalog {
     ///
     /// The names are expected to be valid and the record's id to fit its size and root.
     pub fn put(&mut self, peer: &PeerId, registration: &Registration) -> Put {
-        let Some(&peer) = self.peer_slots.get(peer) else {
-            return Put::Same;
-        };
-        let file = self.intern_file(&registration.file);
-        let variant = self.variants.intern(&mut self.names, registration);
-        let held = Held::new(peer, variant, registration.partial);
-        let providers = &mut self.files[file as usize].providers;
+        match self.peer_slots.get(peer) {
+            Some(&slot) => self.put_at(PeerSlot(slot), registration),
+            None => Put::Same,
+        }
+    }
+
+    /// Registers a file of a live or hidden peer, as [`Self::put`].
+    pub fn put_at(&mut self, PeerSlot(peer): PeerSlot, registration: &Registration) -> Put {
+        self.work += 1;
+        let (file, is_new_file) = self.intern_file(&registration.file);
+        let (variant, is_new_variant) = self.variants.intern(&mut self.names, registration);
+        let mut held = Held::new(peer, variant, registration.partial);
+        if is_new_file {
+            held.says |= PAYS_FILE;
+        }
+        if is_new_variant {
+            held.says |= PAYS_VARIANT;
+        }
+        let element = Element::from(registration);
+        let providers = &self.files[file as usize].providers;
         match providers.binary_search_by_key(&peer, |held| held.peer) {
             Ok(at) => {
-                let old = std::mem::replace(&mut providers[at], held);
+                let old = providers[at];
+                held.says |= old.says & PAYS_FILE;
+                if old.variant() == variant {
+                    held.says |= old.says & PAYS_VARIANT;
+                }
+                let before = self.element(file, old);
+                self.files[file as usize].providers[at] = held;
+                self.charge(peer, self.price(held), self.price(old));
+                let digest = &mut self.peers[peer as usize].digest;
+                digest.remove(&before);
+                digest.insert(&element);
                 // The new one first: what both say is never dropped in between.
                 self.count_variant(file, variant);
                 self.discount_variant(file, old.variant());
@@ -257,9 +457,15 @@ impl Catalog {
                 }
             }
             Err(at) => {
-                providers.insert(at, held);
+                self.files[file as usize].providers.insert(at, held);
                 self.count_variant(file, variant);
-                self.peers[peer as usize].files.insert(file);
+                self.charge(peer, self.price(held), 0);
+                let peer = &mut self.peers[peer as usize];
+                peer.digest.insert(&element);
+                peer.files.insert(file);
+                if !peer.is_live {
+                    self.hidden_registrations += 1;
+                }
                 self.registrations += 1;
                 self.bytes += cost::REGISTRATION;
                 Put::New
@@ -272,21 +478,32 @@ impl Catalog {
         let Some(&peer) = self.peer_slots.get(peer) else {
             return false;
         };
-        let Some(slot) = self.find_file(file) else {
-            return false;
-        };
-        let providers = &mut self.files[slot as usize].providers;
+        self.find_file(file)
+            .is_some_and(|file| self.remove_held(peer, file))
+    }
+
+    fn remove_held(&mut self, peer: u32, slot: u32) -> bool {
+        self.work += 1;
+        let providers = &self.files[slot as usize].providers;
         let Ok(at) = providers.binary_search_by_key(&peer, |held| held.peer) else {
             return false;
         };
-        let held = providers.remove(at);
-        let last = providers.is_empty();
+        let held = providers[at];
+        let element = self.element(slot, held);
+        self.charge(peer, 0, self.price(held));
+        self.files[slot as usize].providers.remove(at);
+        let last = self.files[slot as usize].providers.is_empty();
         self.discount_variant(slot, held.variant());
-        self.peers[peer as usize].files.remove(slot);
+        let peer = &mut self.peers[peer as usize];
+        peer.digest.remove(&element);
+        peer.files.remove(slot);
+        if !peer.is_live {
+            self.hidden_registrations -= 1;
+        }
         self.registrations -= 1;
         self.bytes -= cost::REGISTRATION;
         if last {
-            let hash = self.hasher.hash_one(file);
+            let hash = self.hasher.hash_one(self.files[slot as usize].id);
             if let Ok(entry) = self.file_slots.find_entry(hash, |&other| other == slot) {
                 entry.remove();
             }
@@ -296,31 +513,56 @@ impl Catalog {
         true
     }
 
-    /// Forgets a peer and all that it registered. For a peer with many files, [`Self::remove`] them bit by bit first.
-    pub fn remove_peer(&mut self, peer: &PeerId) -> bool {
-        for file in self.some_files_of(peer, usize::MAX) {
-            self.remove(peer, &file);
+    /// The hash of one registration in its peer's digest.
+    fn element(&self, file: u32, held: Held) -> Element {
+        let said = &self.variants[held.variant()];
+        let mut names: SmallVec<[&str; 4]> = said.names.iter().map(|&name| self.names.text(name)).collect();
+        let id = &self.files[file as usize].id;
+        Element::new(id, said.sha256.as_ref(), said.kind, held.partial(), &mut names)
+    }
+
+    /// What a registration is charged with.
+    fn price(&self, held: Held) -> u64 {
+        let mut price = cost::REGISTRATION;
+        if held.pays(PAYS_FILE) {
+            price += cost::FILE;
         }
-        let Some(slot) = self.peer_slots.remove(peer) else {
-            return false;
-        };
-        let peer = self.peers.remove(slot as usize);
-        self.leave_host(&peer.address.host);
-        self.bytes -= cost::PEER;
-        true
+        if held.pays(PAYS_VARIANT) {
+            price += u64::from(self.variants[held.variant()].cost);
+        }
+        price
     }
 
-    fn hash_host(&self, host: &str) -> u64 {
-        self.hasher.hash_one(crate::quota::host_key(host))
+    fn charge(&mut self, peer: u32, more: u64, less: u64) {
+        let peer = &mut self.peers[peer as usize];
+        peer.charge = peer.charge + more - less;
+        let host = &mut self.hosts[peer.host as usize];
+        host.charge = host.charge + more - less;
     }
 
-    fn leave_host(&mut self, host: &str) {
+    /// The slot of a host, with one more peer.
+    fn enter_host(&mut self, host: &str) -> u32 {
         let key = crate::quota::host_key(host);
-        if let Some(count) = self.hosts.get_mut(&key) {
-            *count -= 1;
-            if *count == 0 {
-                self.hosts.remove(&key);
-            }
+        let hosts = &mut self.hosts;
+        let slot = *self.host_slots.entry(key).or_insert_with_key(|key| {
+            hosts.insert(Host {
+                key: key.clone(),
+                live: 0,
+                peers: 0,
+                charge: 0,
+            }) as u32
+        });
+        self.hosts[slot as usize].peers += 1;
+        slot
+    }
+
+    /// One peer of a host less.
+    fn leave_host(&mut self, slot: u32) {
+        let host = &mut self.hosts[slot as usize];
+        host.peers -= 1;
+        if host.peers == 0 {
+            let host = self.hosts.remove(slot as usize);
+            self.host_slots.remove(&host.key);
         }
     }
 
@@ -331,7 +573,7 @@ impl Catalog {
             .copied()
     }
 
-    fn intern_file(&mut self, record: &FileRecord) -> u32 {
+    fn intern_file(&mut self, record: &FileRecord) -> (u32, bool) {
         let Self {
             hasher,
             files,
@@ -345,7 +587,7 @@ impl Catalog {
             |&slot| hasher.hash_one(files[slot as usize].id),
         );
         match entry {
-            Entry::Occupied(entry) => *entry.get(),
+            Entry::Occupied(entry) => (*entry.get(), false),
             Entry::Vacant(vacant) => {
                 let slot = files.insert(File {
                     id: record.id,
@@ -356,7 +598,7 @@ impl Catalog {
                 }) as u32;
                 vacant.insert(slot);
                 *bytes += cost::FILE;
-                slot
+                (slot, true)
             }
         }
     }
@@ -415,6 +657,24 @@ impl Catalog {
             address: peer.address.clone(),
             partial: held.partial(),
         }
+    }
+
+    /// How many live peers have a file.
+    fn provider_count(&self, file: u32) -> u64 {
+        let providers = &self.files[file as usize].providers;
+        let count = match self.has_hidden() {
+            true => providers.iter().filter(|held| self.is_live(**held)).count(),
+            false => providers.len(),
+        };
+        count as u64
+    }
+
+    fn has_hidden(&self) -> bool {
+        self.peers.len() > self.peer_slots.len()
+    }
+
+    fn is_live(&self, held: Held) -> bool {
+        self.peers[held.peer as usize].is_live
     }
 }
 

@@ -21,13 +21,19 @@ impl Catalog {
             return (Vec::new(), 0);
         };
         let all = &self.files[slot as usize].providers;
-        (self.sample(all, most, rng), all.len() as u64)
+        (self.sample(all, most, rng), self.provider_count(slot))
     }
 
     pub(super) fn sample(&self, all: &[Held], most: usize, rng: &mut impl Rng) -> Vec<Provider> {
+        let live: Vec<Held>;
+        let mut all = all;
+        if self.has_hidden() {
+            live = all.iter().copied().filter(|held| self.is_live(*held)).collect();
+            all = &live;
+        }
         // Sampled even where all are given: in random order, so that callers do not all begin with the same one.
         let picked = rand::seq::index::sample(rng, all.len(), SAMPLED_FROM.max(most).min(all.len()));
-        let mut from_host: HashMap<u64, u32> = HashMap::new();
+        let mut from_host: HashMap<u32, u32> = HashMap::new();
         let mut picked: Vec<(u32, Held)> = picked
             .iter()
             .map(|at| {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use potluck_core::{
-    FileId, PeerId, Root, Sha256,
+    FileId, PeerId, Root, SetDigest, Sha256,
     index_client::{Address, By, FileRecord, Found, Kind, Provider, Registration},
 };
 use proptest::prelude::*;
@@ -131,6 +131,15 @@ fn list_within(bounds: Bounds, catalog: &Catalog, by: &By, page: usize) -> Vec<F
             None => return all,
         }
     }
+}
+
+/// Hides a peer and clears it; true if it was there.
+fn remove_peer(catalog: &mut Catalog, peer: &PeerId) -> bool {
+    let Some(slot) = catalog.hide(peer) else {
+        return false;
+    };
+    while !catalog.clear(slot, 2) {}
+    true
 }
 
 fn is_spotless(catalog: &Catalog) {
@@ -265,6 +274,24 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
     assert_eq!(catalog.file_count(), model.files().len() as u64);
     let registrations: usize = model.peers.values().map(|(_, files)| files.len()).sum();
     assert_eq!(catalog.registration_count(), registrations as u64);
+    let mut charges = 0;
+    for (id, (_, files)) in &model.peers {
+        assert_eq!(catalog.digest_of(id), SetDigest::from_iter(files.values()));
+        charges += catalog.charge_of(id);
+        for (file, registration) in files {
+            let mut found = catalog.registration(id, file).unwrap();
+            let mut expected = registration.clone();
+            for registration in [&mut found, &mut expected] {
+                registration.names.sort();
+                registration.names.dedup();
+            }
+            assert_eq!(found, expected);
+        }
+    }
+    assert!(charges <= catalog.bytes(), "{charges} of {}", catalog.bytes());
+    let hosts: BTreeSet<String> = (0..6).map(|n| address(n).host).collect();
+    let at_hosts: u64 = hosts.iter().map(|host| catalog.charge_at(host)).sum();
+    assert_eq!(at_hosts, charges);
     for n in 0..8 {
         let id = record(n).id;
         let found = by_id(catalog, &id).map(sorted);
@@ -378,7 +405,7 @@ proptest! {
                 }
                 Step::RemovePeer(n) => {
                     let was = model.peers.remove(&peer(n)).is_some();
-                    prop_assert_eq!(catalog.remove_peer(&peer(n)), was);
+                    prop_assert_eq!(remove_peer(&mut catalog, &peer(n)), was);
                 }
             }
         }
@@ -388,10 +415,73 @@ proptest! {
             prop_assert_eq!(catalog.peers_at(&address(at).host), here as u64);
         }
         for n in 0..5 {
-            catalog.remove_peer(&peer(n));
+            remove_peer(&mut catalog, &peer(n));
         }
         is_spotless(&catalog);
     }
+}
+
+#[test]
+fn a_hidden_peer_is_nowhere_to_be_found() {
+    let mut catalog = Catalog::default();
+    for n in 1..3 {
+        catalog.set_peer(peer(n), &address(n));
+        catalog.put(&peer(n), &registration(7, &["both"]));
+    }
+    for n in 10..20 {
+        catalog.put(&peer(1), &registration(n, &["gone"]));
+    }
+    let gone = catalog.hide(&peer(1)).unwrap();
+    loop {
+        assert_eq!((catalog.peer_count(), catalog.registration_count()), (1, 1));
+        assert_eq!(
+            (catalog.address(&peer(1)), catalog.peers_at("192.0.2.1")),
+            (None, 0)
+        );
+        assert_eq!(by_id(&catalog, &record(10).id), None);
+        assert_eq!(by_name(&catalog, "gone", 3), []);
+        assert_eq!(search(&catalog, "gone", 3), []);
+        let (providers, count) = catalog.providers(&record(7).id, 10, &mut rng());
+        assert_eq!((providers.len(), count, providers[0].peer), (1, 1, peer(2)));
+        assert_eq!(by_name(&catalog, "both", 1)[0].provider_count, 1);
+        // It takes memory for as long as it is there.
+        assert!(catalog.charge_at("192.0.2.1") > 0);
+        if catalog.clear(gone, 3) {
+            break;
+        }
+    }
+    assert_eq!(catalog.charge_at("192.0.2.1"), 0);
+    assert!(remove_peer(&mut catalog, &peer(2)));
+    is_spotless(&catalog);
+}
+
+#[test]
+fn a_peer_that_replaces_all_is_shown_at_once() {
+    let mut catalog = Catalog::default();
+    catalog.set_peer(peer(1), &address(1));
+    for n in 0..5 {
+        catalog.put(&peer(1), &registration(n, &["old"]));
+    }
+    let new = catalog.add_hidden(peer(1), &address(2));
+    for n in 3..9 {
+        catalog.put_at(new, &registration(n, &["new"]));
+    }
+    assert_eq!((catalog.files_of(&peer(1)), catalog.registration_count()), (5, 5));
+    assert_eq!(
+        catalog.provider_count(catalog.find_file(&record(3).id).unwrap()),
+        1
+    );
+    let old = catalog.publish(new).unwrap();
+    assert_eq!((catalog.files_of(&peer(1)), catalog.registration_count()), (6, 6));
+    assert_eq!(catalog.address(&peer(1)), Some(&address(2)));
+    assert_eq!(
+        (catalog.peers_at("192.0.2.1"), catalog.peers_at("192.0.2.2")),
+        (0, 1)
+    );
+    while !catalog.clear(old, 1) {}
+    assert_eq!(by_name(&catalog, "old", 9), []);
+    assert!(remove_peer(&mut catalog, &peer(1)));
+    is_spotless(&catalog);
 }
 
 #[test]

@@ -21,6 +21,8 @@ pub(super) struct Variant {
     pub(super) names: SmallVec<[u32; 4]>,
     pub(super) sha256: Option<Sha256>,
     pub(super) kind: Kind,
+    /// Bytes that it added with the names and words that were new with it.
+    pub(super) cost: u32,
     references: u32,
 }
 
@@ -52,8 +54,9 @@ pub(super) struct Variants {
 }
 
 impl Variants {
-    /// The slot of what a registration says, with one more reference.
-    pub(super) fn intern(&mut self, names: &mut Names, registration: &Registration) -> u32 {
+    /// The slot of what a registration says, with one more reference, and whether it is new.
+    pub(super) fn intern(&mut self, names: &mut Names, registration: &Registration) -> (u32, bool) {
+        let before = names.bytes;
         let mut slots: SmallVec<[u32; 4]> =
             registration.names.iter().map(|name| names.intern(name)).collect();
         slots.sort_unstable();
@@ -62,6 +65,7 @@ impl Variants {
             names: slots,
             sha256: registration.file.sha256,
             kind: registration.file.kind,
+            cost: u32::try_from(names.bytes - before + cost::VARIANT).unwrap_or(u32::MAX),
             references: 1,
         };
         let Self {
@@ -78,13 +82,13 @@ impl Variants {
         match entry {
             Entry::Occupied(entry) => {
                 variants[*entry.get() as usize].references += 1;
-                *entry.get()
+                (*entry.get(), false)
             }
             Entry::Vacant(vacant) => {
                 let slot = variants.insert(new) as u32;
                 vacant.insert(slot);
                 *bytes += cost::VARIANT;
-                slot
+                (slot, true)
             }
         }
     }

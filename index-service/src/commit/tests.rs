@@ -7,16 +7,28 @@ use potluck_core::{
     index_client::{Address, FileRecord, Kind},
 };
 
+use rand::{RngExt as _, SeedableRng as _};
+
 use super::*;
 use crate::{
     registry::Restored,
-    store::{StoreError, StoredPeer},
+    store::{MemoryStore, StoreError, StoredPeer},
 };
 
-/// A store that waits for leave before it does anything, then does as it is told: write, fail or panic.
+/// A store in memory that waits for leave before it does anything, then does as it is told: write, fail or panic.
 struct Told {
     leave: mpsc::Receiver<&'static str>,
     seen: mpsc::Sender<Vec<Change>>,
+    stored: Stored,
+}
+
+/// What a store holds, also for the test to see.
+type Stored = Arc<std::sync::Mutex<MemoryStore>>;
+
+fn stored_peers(stored: &Stored) -> Vec<StoredPeer> {
+    let mut peers = Vec::new();
+    stored.lock().unwrap().load(&mut |peer| peers.push(peer)).unwrap();
+    peers
 }
 
 impl IndexStore for Told {
@@ -24,18 +36,22 @@ impl IndexStore for Told {
         "told"
     }
 
-    fn load(&mut self, _: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError> {
-        Ok(())
+    fn load(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError> {
+        self.stored.lock().unwrap().load(each)
     }
 
     fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError> {
         let leave = self.leave.recv().unwrap_or("write");
         self.seen.send(changes.to_vec()).unwrap();
         match leave {
-            "write" => Ok(()),
+            "write" => self.stored.lock().unwrap().apply(changes),
             "fail" => Err(StoreError::Damaged("told to".to_owned())),
             _ => panic!("told to"),
         }
+    }
+
+    fn reopen(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError> {
+        self.load(each)
     }
 }
 
@@ -44,7 +60,16 @@ struct Setup {
     registry: Arc<Registry>,
     leave: mpsc::Sender<&'static str>,
     seen: mpsc::Receiver<Vec<Change>>,
+    stored: Stored,
     thread: JoinHandle<()>,
+}
+
+impl Setup {
+    /// Waits until the store is open again.
+    async fn recovered(&self) {
+        let mut working = self.committer.working();
+        working.wait_for(|working| *working).await.unwrap();
+    }
 }
 
 fn setup() -> Setup {
@@ -55,9 +80,11 @@ fn setup_with(restored: Restored, limits: Limits) -> Setup {
     let (leave, receive_leave) = mpsc::channel();
     let (send_seen, seen) = mpsc::channel();
     let registry = Arc::new(Registry::new(restored, 10, Instant::now()));
+    let stored = Stored::default();
     let store = Box::new(Told {
         leave: receive_leave,
         seen: send_seen,
+        stored: Arc::clone(&stored),
     });
     let (committer, thread) = Committer::start(store, Arc::clone(&registry), limits).unwrap();
     Setup {
@@ -65,6 +92,7 @@ fn setup_with(restored: Restored, limits: Limits) -> Setup {
         registry,
         leave,
         seen,
+        stored,
         thread,
     }
 }
@@ -84,6 +112,7 @@ fn open(n: u8) -> Request {
         files: Vec::new(),
         replace: false,
         cost: 0,
+        instance: Vec::new(),
     }
 }
 
@@ -147,6 +176,7 @@ async fn what_is_durable_is_not_written_again() {
             files: files.to_vec(),
             replace,
             cost: 0,
+            instance: Vec::new(),
         };
         let count = setup.committer.commit(request, 1).await.unwrap();
         let written: Vec<Change> = setup.seen.try_iter().flatten().collect();
@@ -250,18 +280,22 @@ async fn a_full_index_takes_what_needs_no_memory_and_nothing_else() {
             files,
             replace,
             cost,
+            instance: Vec::new(),
         };
         assert_eq!(setup.committer.commit(request, 1).await, outcome, "{what}");
     }
 }
 
 #[tokio::test]
-async fn a_store_that_fails_is_told_and_may_recover() {
+async fn a_store_that_fails_is_told_and_opened_again() {
     let setup = setup();
+    let working = setup.committer.working();
     for how in ["fail", "panic"] {
+        assert!(*working.borrow());
         setup.leave.send(how).unwrap();
         assert_eq!(setup.committer.commit(open(1), 1).await, Err(CommitError::Store));
         assert_eq!(setup.registry.catalog().peer_count(), 0);
+        setup.recovered().await;
     }
     setup.leave.send("write").unwrap();
     assert_eq!(setup.committer.commit(open(1), 1).await, Ok(0));
@@ -269,7 +303,7 @@ async fn a_store_that_fails_is_told_and_may_recover() {
 }
 
 #[tokio::test]
-async fn what_could_not_be_forgotten_is_forgotten_with_the_next() {
+async fn what_could_not_be_forgotten_is_forgotten_when_the_store_is_open_again() {
     let setup = setup();
     setup.leave.send("write").unwrap();
     let Request::Register {
@@ -277,6 +311,7 @@ async fn what_could_not_be_forgotten_is_forgotten_with_the_next() {
         files,
         replace,
         cost,
+        instance,
     } = open(1)
     else {
         unreachable!()
@@ -287,6 +322,7 @@ async fn what_could_not_be_forgotten_is_forgotten_with_the_next() {
         files,
         replace,
         cost,
+        instance,
     };
     setup.committer.commit(brief, 1).await.unwrap();
     setup.seen.recv().unwrap();
@@ -297,12 +333,361 @@ async fn what_could_not_be_forgotten_is_forgotten_with_the_next() {
     };
     assert_eq!(setup.seen.recv().unwrap(), std::slice::from_ref(&forget));
     assert_eq!(setup.registry.catalog().peer_count(), 0, "hidden at once");
+    assert_eq!(stored_peers(&setup.stored).len(), 1);
+    setup.leave.send("write").unwrap();
+    assert_eq!(setup.seen.recv().unwrap(), [forget]);
+    setup.recovered().await;
+    assert_eq!(stored_peers(&setup.stored), []);
     setup.leave.send("write").unwrap();
     setup.committer.commit(open(1), 1).await.unwrap();
-    let next = setup.seen.recv().unwrap();
-    assert_eq!(next[0], forget, "before the peer comes back");
-    assert_eq!(next.len(), 2);
     assert_eq!(setup.registry.catalog().peer_count(), 1);
+}
+
+/// A store that fails now and then in every way that it can: before it wrote, after, in between, by a panic, or losing all it has.
+struct Faulty {
+    stored: Stored,
+    rng: rand::rngs::StdRng,
+    is_open: bool,
+    is_lost: bool,
+}
+
+impl IndexStore for Faulty {
+    fn kind(&self) -> &'static str {
+        "faulty"
+    }
+
+    fn load(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError> {
+        self.stored.lock().unwrap().load(each)
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        assert!(self.is_open, "a store that failed is opened before it is used");
+        let mut stored = self.stored.lock().unwrap();
+        let written = match self.rng.random_range(0..10) {
+            0 => 0,
+            1 => changes.len() / 2,
+            2 => {
+                *stored = MemoryStore::default();
+                self.is_lost = true;
+                0
+            }
+            _ => changes.len(),
+        };
+        stored.apply(&changes[..written]).unwrap();
+        drop(stored);
+        let fault = if written < changes.len() {
+            1
+        } else {
+            self.rng.random_range(0..10)
+        };
+        self.is_open = fault > 2;
+        match fault {
+            0 => panic!("told to"),
+            1 | 2 => Err(StoreError::Io(std::io::Error::other("told to"))),
+            _ => Ok(()),
+        }
+    }
+
+    fn reopen(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError> {
+        if std::mem::take(&mut self.is_lost) {
+            // What it gave before it saw that is of no use.
+            let mut given = Vec::new();
+            self.stored.lock().unwrap().load(&mut |peer| given.push(peer))?;
+            given.truncate(1);
+            given.into_iter().for_each(each);
+            *self.stored.lock().unwrap() = MemoryStore::default();
+            return Err(StoreError::Damaged("told to".to_owned()));
+        }
+        if self.rng.random_range(0..4) == 0 {
+            return Err(StoreError::Io(std::io::Error::other("told to")));
+        }
+        self.is_open = true;
+        self.load(each)
+    }
+}
+
+#[tokio::test]
+async fn whatever_the_store_does_nothing_acknowledged_is_lost() {
+    use std::collections::BTreeMap;
+    for seed in 0..6 {
+        let stored = Stored::default();
+        let registry = Arc::new(Registry::new(Restored::default(), 10, Instant::now()));
+        let store = Box::new(Faulty {
+            stored: Arc::clone(&stored),
+            rng: rand::rngs::StdRng::seed_from_u64(seed),
+            is_open: true,
+            is_lost: false,
+        });
+        let (committer, thread) = Committer::start(store, Arc::clone(&registry), Limits::default()).unwrap();
+        let mut rng = rand::rngs::StdRng::seed_from_u64(seed + 1000);
+        let mut model = BTreeMap::<PeerId, BTreeMap<FileId, Registration>>::new();
+        let mut failures = 0;
+        for step in 0..40 {
+            let Request::Register { peer, .. } = open(rng.random_range(1..5)) else {
+                unreachable!()
+            };
+            let files: Vec<_> = (0..rng.random_range(0..20))
+                .map(|_| file(rng.random_range(0..30), &format!("name {step}")))
+                .collect();
+            let ids: Vec<FileId> = files.iter().map(|file| file.file.id).collect();
+            let id = peer.id;
+            let replace = rng.random_range(0..5) == 0;
+            let request = match rng.random_range(0..6) {
+                0 => Request::Forget { peer: id },
+                1 => Request::Unregister {
+                    peer: id,
+                    files: ids.clone(),
+                },
+                _ => Request::Register {
+                    peer,
+                    files: files.clone(),
+                    replace,
+                    cost: 0,
+                    instance: Vec::new(),
+                },
+            };
+            let kind = std::mem::discriminant(&request);
+            match committer.commit(request, 1).await {
+                Ok(_) if kind == std::mem::discriminant(&Request::Forget { peer: id }) => {
+                    model.remove(&id);
+                }
+                Ok(_) if kind == std::mem::discriminant(&open(1)) => {
+                    let held = model.entry(id).or_default();
+                    if replace {
+                        held.clear();
+                    }
+                    held.extend(files.into_iter().map(|file| (file.file.id, file)));
+                }
+                Ok(_) => {
+                    let held = model.entry(id).or_default();
+                    held.retain(|id, _| !ids.contains(id));
+                }
+                Err(error) => {
+                    assert_eq!(error, CommitError::Store);
+                    failures += 1;
+                    let mut working = committer.working();
+                    working.wait_for(|working| *working).await.unwrap();
+                }
+            }
+        }
+        assert!(failures > 0, "seed {seed} fails now and then");
+        model.retain(|peer, _| registry.catalog().address(peer).is_some());
+        committer.stop();
+        thread.join().unwrap();
+        let found: BTreeMap<_, _> = stored_peers(&stored)
+            .into_iter()
+            .map(|StoredPeer { record, files }| {
+                let files = files.into_iter().map(|file| (file.file.id, file));
+                (record.id, files.collect::<BTreeMap<_, _>>())
+            })
+            .collect();
+        assert_eq!(found, model, "seed {seed}");
+        for (peer, files) in &model {
+            let held: BTreeMap<_, _> = files
+                .keys()
+                .map(|file| (*file, registry.catalog().registration(peer, file).unwrap()))
+                .collect();
+            assert_eq!(&held, files, "seed {seed}");
+            assert_eq!(registry.catalog().files_of(peer), files.len() as u64);
+        }
+    }
+}
+
+#[tokio::test]
+async fn while_the_store_fails_leases_go_on() {
+    let setup = setup();
+    setup.leave.send("write").unwrap();
+    setup.committer.commit(open(1), 1).await.unwrap();
+    setup.leave.send("fail").unwrap();
+    assert_eq!(setup.committer.commit(open(2), 1).await, Err(CommitError::Store));
+    let Request::Register { peer, .. } = open(1) else {
+        unreachable!()
+    };
+    let holder = Holder {
+        address: peer.address,
+        instance: Vec::new(),
+    };
+    assert!(setup.registry.renew(&peer.id, &holder, Instant::now()).is_some());
+    // What is durable already needs no disk.
+    assert_eq!(setup.committer.commit(open(1), 1).await, Ok(0));
+}
+
+#[tokio::test]
+async fn a_large_peer_is_gone_at_once_and_cleared_bit_by_bit() {
+    let record = |n: u8| {
+        let Request::Register { peer, .. } = open(n) else {
+            unreachable!()
+        };
+        peer
+    };
+    let many = |n: u32| {
+        let mut one = file(1, "many");
+        one.file.root.0[..4].copy_from_slice(&n.to_le_bytes());
+        one.file.id = FileId::derive(1, &one.file.root);
+        one
+    };
+    let files: Vec<_> = (0..20_000).map(many).collect();
+    let mut restored = Restored::default();
+    restored.add(StoredPeer {
+        record: record(1),
+        files: files.clone(),
+    });
+    restored.add(StoredPeer {
+        record: record(2),
+        files: files[..1].to_vec(),
+    });
+    let setup = setup_with(restored, Limits::default());
+    drop(setup.leave);
+    let mut watcher = setup
+        .registry
+        .watch(files[9].file.id, std::net::IpAddr::from([192, 0, 2, 7]), 9)
+        .unwrap()
+        .0;
+    let forget = Request::Forget { peer: record(1).id };
+    assert_eq!(setup.committer.commit(forget, 1).await, Ok(20_000));
+    let found = |n: usize| {
+        let catalog = setup.registry.catalog();
+        catalog.providers(&files[n].file.id, 9, &mut rand::rng()).1
+    };
+    assert_eq!(found(9), 0);
+    assert_eq!(found(0), 1);
+    assert_eq!(
+        *watcher.next().await.unwrap(),
+        potluck_core::index_client::WatchEvent::Left(record(1).id)
+    );
+    // It comes back while it is cleared, and stays.
+    let back = Request::Register {
+        peer: record(1),
+        files: files[..3].to_vec(),
+        replace: true,
+        cost: 0,
+        instance: Vec::new(),
+    };
+    assert_eq!(setup.committer.commit(back, 1).await, Ok(3));
+    while setup.registry.catalog().file_count() > 3 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(found(0), 2);
+    assert_eq!(setup.registry.catalog().registration_count(), 4);
+    assert_eq!(found(9), 0);
+    // One that replaces a great many is shown whole.
+    let all = Request::Register {
+        peer: record(1),
+        files: files[..10_000].to_vec(),
+        replace: false,
+        cost: 0,
+        instance: Vec::new(),
+    };
+    assert_eq!(setup.committer.commit(all, 1).await, Ok(10_000));
+    let other = Request::Register {
+        peer: record(1),
+        files: files[9_999..10_001].to_vec(),
+        replace: true,
+        cost: 0,
+        instance: Vec::new(),
+    };
+    assert_eq!(setup.committer.commit(other, 1).await, Ok(2));
+    assert_eq!(setup.registry.catalog().registration_count(), 3);
+    assert_eq!(
+        setup.registry.holding(&record(1).id, Instant::now()).digest,
+        potluck_core::SetDigest::from_iter(&files[9_999..10_001])
+    );
+}
+
+#[tokio::test]
+async fn many_expired_peers_do_not_keep_others_waiting() {
+    let mut restored = Restored::default();
+    for n in 0..4 * EXPIRED {
+        let mut id = [0; 32];
+        id[..8].copy_from_slice(&n.to_le_bytes());
+        let Request::Register { mut peer, .. } = open(1) else {
+            unreachable!()
+        };
+        (peer.id, peer.ttl) = (PeerId(id), Duration::ZERO);
+        restored.add(StoredPeer {
+            record: peer,
+            files: Vec::new(),
+        });
+    }
+    let registry = Arc::new(Registry::new(restored, 10, Instant::now()));
+    let (committer, thread) = Committer::start(
+        Box::new(MemoryStore::default()),
+        Arc::clone(&registry),
+        Limits::default(),
+    )
+    .unwrap();
+    committer.commit(open(9), 1).await.unwrap();
+    while registry.catalog().peer_count() > 1 {
+        tokio::task::yield_now().await;
+    }
+    committer.stop();
+    thread.join().unwrap();
+}
+
+#[tokio::test]
+async fn nobody_fills_the_index_alone() {
+    const MIB: u64 = 1024 * 1024;
+    let limits = Limits {
+        max_memory_mib: 4,
+        ..Limits::default()
+    };
+    let setup = setup_with(Restored::default(), limits);
+    drop(setup.leave);
+    let register = async |n: u8, host: &str, from: u32| {
+        let Request::Register { mut peer, .. } = open(n) else {
+            unreachable!()
+        };
+        peer.address.host = host.to_owned();
+        let files: Vec<_> = (from..from + 100)
+            .map(|n| {
+                let mut one = file(1, &format!("a name of its own {n}"));
+                one.file.root.0[..4].copy_from_slice(&n.to_le_bytes());
+                one.file.id = FileId::derive(1, &one.file.root);
+                one
+            })
+            .collect();
+        let cost = files.iter().map(cost::most).sum();
+        let request = Request::Register {
+            peer,
+            files,
+            replace: false,
+            cost,
+            instance: Vec::new(),
+        };
+        setup.committer.commit(request, 1).await
+    };
+    let fill = async |peers: &[u8], host: &str, from: u32| {
+        for at in 0..1000 {
+            let n = peers[at as usize % peers.len()];
+            match register(n, host, from + at * 100).await {
+                Ok(_) => {}
+                Err(CommitError::Share { .. }) => break,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        setup.registry.catalog().charge_at(host)
+    };
+    // One peer, several at one address, and several on this machine, where each has its share.
+    let first = fill(&[1], "192.0.2.1", 0).await;
+    assert!((MIB..=2 * MIB).contains(&first), "{first}");
+    let second = fill(&[2, 3, 4, 5], "192.0.2.2", 100_000).await;
+    assert!((MIB / 2..=MIB).contains(&second), "{second}");
+    assert!(matches!(
+        register(6, "192.0.2.2", 300_000).await,
+        Err(CommitError::Share { .. })
+    ));
+    for n in 7..9 {
+        assert_eq!(register(n, "127.0.0.1", u32::from(n) * 1_000_000).await, Ok(100));
+    }
+    // What somebody gives back is for all.
+    let forget = Request::Forget {
+        peer: PeerId([1; 32]),
+    };
+    setup.committer.commit(forget, 1).await.unwrap();
+    while setup.registry.catalog().charge_at("192.0.2.1") > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(register(2, "192.0.2.2", 400_000).await.is_ok());
 }
 
 #[tokio::test]

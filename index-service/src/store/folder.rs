@@ -6,12 +6,16 @@
 use std::{
     fs::{self, File, TryLockError},
     io::{self, ErrorKind, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use super::StoreError;
+use super::{
+    StoreError,
+    durable::{probe, rewrite, sync_folder},
+};
 
 /// Held while a process uses the folder; holds its process id for people.
 const LOCK: &str = "index.lock";
@@ -48,10 +52,17 @@ pub enum FolderError {
     },
 }
 
+/// A data folder that no other process may use until this is dropped.
+#[derive(Debug)]
+pub(super) struct DataFolder {
+    path: PathBuf,
+    _lock: Lock,
+}
+
 /// The right to use a folder, until it is dropped. Given up by name: where a program is started at that moment, it has the open file a
 /// little longer than this one.
 #[derive(Debug)]
-pub(super) struct Lock(File);
+struct Lock(File);
 
 impl Drop for Lock {
     fn drop(&mut self) {
@@ -60,35 +71,91 @@ impl Drop for Lock {
     }
 }
 
-/// Opens what is in a folder, which is made if missing. What cannot be read is moved aside, and an empty one opened.
+/// Opens what is in a folder, which is made if missing, for its owner only. What cannot be read is moved aside, and an empty one opened.
 pub(super) fn open<T>(
     data_dir: &Path,
     open: impl Fn(&Path) -> Result<T, StoreError>,
-) -> Result<(T, Lock), FolderError> {
+) -> Result<(T, DataFolder), FolderError> {
     let system = |path: &Path| {
         let path = path.to_owned();
         move |source| FolderError::System { path, source }
     };
-    fs::create_dir_all(data_dir).map_err(system(data_dir))?;
-    let lock = lock(data_dir)?;
-    let store = data_dir.join(STORE);
+    create_private(data_dir).map_err(system(data_dir))?;
+    let folder = DataFolder {
+        path: data_dir.to_owned(),
+        _lock: lock(data_dir)?,
+    };
+    let store = folder.store();
     check_permissions(&store)?;
     let why = match attempt(&store, &open) {
-        Ok(value) => return Ok((value, lock)),
+        Ok(value) => {
+            sync_folder(data_dir).map_err(system(data_dir))?;
+            return Ok((value, folder));
+        }
         Err(StoreError::Io(source)) => return Err(FolderError::System { path: store, source }),
         Err(StoreError::Damaged(why)) => why,
     };
-    let aside = move_aside(&store).map_err(system(&store))?;
-    tracing::warn!(
-        folder = %aside.display(),
-        reason = %why,
-        "the stored registrations cannot be read and were moved aside; the index starts empty and fills as peers renew"
-    );
+    folder.move_aside(&why).map_err(system(&store))?;
     match attempt(&store, &open) {
-        Ok(value) => Ok((value, lock)),
+        Ok(value) => {
+            sync_folder(data_dir).map_err(system(data_dir))?;
+            Ok((value, folder))
+        }
         Err(StoreError::Io(source)) => Err(FolderError::System { path: store, source }),
         Err(StoreError::Damaged(why)) => Err(FolderError::Hopeless { path: store, why }),
     }
+}
+
+impl DataFolder {
+    fn store(&self) -> PathBuf {
+        self.path.join(STORE)
+    }
+
+    /// Opens what is in the folder again, after a failure and after it was closed.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] while the system does not allow it. [`StoreError::Damaged`] where it could not be read and was moved aside:
+    /// the next call opens an empty one.
+    pub(super) fn reopen<T>(&self, open: impl Fn(&Path) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let store = self.store();
+        probe(&self.path).map_err(StoreError::Io)?;
+        rewrite(&store).map_err(StoreError::Io)?;
+        match attempt(&store, open) {
+            Ok(value) => {
+                sync_folder(&self.path).map_err(StoreError::Io)?;
+                Ok(value)
+            }
+            Err(StoreError::Damaged(why)) => {
+                self.move_aside(&why).map_err(StoreError::Io)?;
+                Err(StoreError::Damaged(why))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the store another name, which is on the disk when this returns.
+    fn move_aside(&self, why: &str) -> io::Result<()> {
+        let aside = move_aside(&self.store())?;
+        sync_folder(&self.path)?;
+        tracing::warn!(
+            folder = %aside.display(),
+            reason = %why,
+            "the stored registrations cannot be read and were moved aside; the store begins empty and fills as peers renew"
+        );
+        Ok(())
+    }
+}
+
+/// Makes a folder, and those above it that are missing, for its owner only. One that is there keeps its mode.
+fn create_private(folder: &Path) -> io::Result<()> {
+    let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+    let missing: Vec<&Path> = folder.ancestors().take_while(is_missing).collect();
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    for path in missing {
+        let above = path.parent().filter(|path| !path.as_os_str().is_empty());
+        sync_folder(above.unwrap_or_else(|| Path::new(".")))?;
+    }
+    Ok(())
 }
 
 /// Whether an error is the system's, and says nothing of what is in the store.
@@ -108,7 +175,15 @@ pub(super) fn is_the_systems(error: &io::Error) -> bool {
 
 fn attempt<T>(store: &Path, open: impl Fn(&Path) -> Result<T, StoreError>) -> Result<T, StoreError> {
     // sled panics on some damage. What it leaves behind is dropped, and the folder moved aside.
-    catch_unwind(AssertUnwindSafe(|| open(store))).unwrap_or_else(|_| {
+    catch_unwind(AssertUnwindSafe(|| {
+        create_private(store).map_err(|error| match is_the_systems(&error) {
+            true => StoreError::Io(error),
+            // Such as a file in its place.
+            false => StoreError::Damaged(error.to_string()),
+        })?;
+        open(store)
+    }))
+    .unwrap_or_else(|_| {
         Err(StoreError::Damaged(
             "the store panicked when it was opened".to_owned(),
         ))
@@ -126,6 +201,7 @@ fn lock(data_dir: &Path) -> Result<Lock, FolderError> {
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(0o600)
         .open(&path)
         .map_err(system)?;
     match file.try_lock() {
@@ -288,5 +364,112 @@ mod tests {
         fs::write(&file, "").unwrap();
         let refused = open_sled(&file.join("index")).unwrap_err();
         assert!(matches!(refused, FolderError::System { .. }), "{refused}");
+    }
+
+    fn mode(path: &Path) -> u32 {
+        use std::os::unix::fs::PermissionsExt as _;
+        path.metadata().unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn nobody_else_may_read_what_is_stored() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let index = dir.path().join("above").join("index");
+        drop(open_sled(&index).unwrap());
+        for folder in ["", "../../above", "sled", "sled/blobs"] {
+            assert_eq!(mode(&index.join(folder)), 0o700, "{folder}");
+        }
+        for file in ["index.lock", "sled/db", "sled/conf"] {
+            assert_eq!(mode(&index.join(file)), 0o600, "{file}");
+        }
+        // What an earlier version left open is closed.
+        for (path, open) in [("sled", 0o755), ("sled/db", 0o644)] {
+            fs::set_permissions(index.join(path), fs::Permissions::from_mode(open)).unwrap();
+        }
+        drop(open_sled(&index).unwrap());
+        assert_eq!(
+            (mode(&index.join("sled")), mode(&index.join("sled/db"))),
+            (0o700, 0o600)
+        );
+    }
+
+    #[test]
+    fn whatever_happened_to_its_files_the_store_opens_or_is_moved_aside() {
+        use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+        let dir = filled();
+        let whole: Vec<(PathBuf, Vec<u8>)> = ["db", "conf"]
+            .map(|file| dir.path().join(STORE).join(file))
+            .into_iter()
+            .chain(
+                fs::read_dir(dir.path().join(STORE))
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path())
+                    .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("snap")),
+            )
+            .map(|path| (path.clone(), fs::read(path).unwrap()))
+            .collect();
+        let mut opened = [0, 0];
+        for seed in 0..60 {
+            let rng = &mut StdRng::seed_from_u64(seed);
+            let index = tempfile::tempdir().unwrap();
+            let store = index.path().join(STORE);
+            fs::create_dir_all(store.join("blobs")).unwrap();
+            let damaged = rng.random_range(0..whole.len());
+            for (at, (path, bytes)) in whole.iter().enumerate() {
+                let mut bytes = bytes.clone();
+                if at == damaged {
+                    let from = rng.random_range(0..bytes.len());
+                    let to = rng.random_range(from..=bytes.len());
+                    match rng.random_range(0..4) {
+                        0 => bytes.truncate(from),
+                        1 => bytes[from..to].fill(0),
+                        2 => bytes[from..to].fill_with(|| rng.random()),
+                        _ => bytes[from] ^= 1 << rng.random_range(0..8),
+                    }
+                }
+                fs::write(store.join(path.file_name().unwrap()), bytes).unwrap();
+            }
+            let (mut store, peers) = open_sled(index.path()).unwrap();
+            opened[aside(index.path())] += 1;
+            let files: usize = peers.iter().map(|peer| peer.files.len()).sum();
+            assert!(files <= 500, "seed {seed}: {files}");
+            let more = Change::Register {
+                peer: peer(2),
+                files: vec![registration(1, "b.bin")],
+                new: 1,
+                replace: false,
+            };
+            store.apply(&[more]).unwrap();
+        }
+        assert!(opened.iter().all(|times| *times > 0), "{opened:?}");
+    }
+
+    #[test]
+    fn a_store_that_is_opened_again_holds_what_was_acknowledged() {
+        let dir = filled();
+        let (mut store, _) = open_sled(dir.path()).unwrap();
+        for n in 0..3 {
+            let files = vec![registration(1000 + n, "later.bin")];
+            store
+                .apply(&[Change::Register {
+                    peer: peer(1),
+                    files,
+                    new: 1,
+                    replace: false,
+                }])
+                .unwrap();
+            let mut count = 0;
+            store.reopen(&mut |peer| count += peer.files.len()).unwrap();
+            assert_eq!(count as u64, 501 + n);
+        }
+        // What cannot be read is moved aside, and said.
+        fs::write(dir.path().join(STORE).join("conf"), vec![0xa5; 70_000]).unwrap();
+        let refused = store.reopen(&mut |_| {}).unwrap_err();
+        assert!(matches!(refused, StoreError::Damaged(_)), "{refused}");
+        assert_eq!(aside(dir.path()), 1);
+        let mut count = 0;
+        store.reopen(&mut |_| count += 1).unwrap();
+        assert_eq!(count, 0);
     }
 }

@@ -12,6 +12,7 @@ use potluck_core::{
 
 #[cfg(test)]
 mod contract;
+mod durable;
 mod folder;
 mod memory;
 mod pack;
@@ -85,6 +86,14 @@ pub trait IndexStore: Send {
     /// # Errors
     /// [`StoreError`]: then nothing is certain to be durable, and what is stored may hold any of the changes.
     fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError>;
+
+    /// Opens the store again after a failure, and gives every peer in turn as [`Self::load`] does: what is stored may hold any of the
+    /// changes that failed. Whoever calls it knows what has to be stored, and applies the difference.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] while the system does not allow it: try again later. [`StoreError::Damaged`] where it could not be read and
+    /// was moved aside: the next call opens an empty one. After either, what was given is of no use.
+    fn reopen(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError>;
 }
 
 /// Why a store failed.

@@ -6,20 +6,16 @@
 //! has few packs; and once a peer's packs hold over twice the entries that they would need, all of them are folded into new ones.
 //! Either costs each entry a bounded number of rewrites on average.
 
-use std::{
-    collections::HashMap,
-    io,
-    path::Path,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, collections::HashMap, io, path::Path, thread, time::Instant};
 
 use hashbrown::HashSet;
 use potluck_core::{FileId, PeerId, index_client::Registration};
 use sled::{Batch, Db, IVec, Tree};
 
 use super::{
-    Change, FolderError, IndexStore, PeerRecord, StoreError, StoredPeer, folder,
+    Change, FolderError, IndexStore, PeerRecord, StoreError, StoredPeer,
+    durable::{CLOSING, StoreFiles},
+    folder::{self, DataFolder},
     pack::{self, PACK_BYTES, Said},
 };
 
@@ -35,20 +31,25 @@ const SLACK_ENTRIES: usize = 4096;
 /// Under this key the store says that it was begun.
 const BEGUN: &str = "potluck.begun";
 
-/// How long sled may take to let go of what it had open.
-const CLOSING: Duration = Duration::from_secs(2);
-
 const PEER: u8 = 0;
 const PACK: u8 = 1;
 
 /// Registrations on disk.
 #[derive(Debug)]
 pub struct SledStore {
-    // Before the lock: sled is closed before another process may open the folder.
+    // Before the folder: sled is closed before another process may open it.
+    /// `None` after a failure, until the store is opened again.
+    open: Option<Box<Open>>,
+    folder: DataFolder,
+}
+
+/// An open store.
+#[derive(Debug)]
+struct Open {
     tree: Tree,
     db: Db,
+    files: StoreFiles,
     peers: HashMap<PeerId, Packs>,
-    _lock: folder::Lock,
 }
 
 /// The packs of one peer.
@@ -83,29 +84,61 @@ impl SledStore {
         data_dir: &Path,
         each: impl Fn(&mut C, StoredPeer),
     ) -> Result<(Self, C), FolderError> {
-        let (((tree, db, peers), collected), lock) = folder::open(data_dir, |path| {
-            let began_before = path.join("db").metadata().is_ok_and(|db| db.len() > 0);
-            let config = sled::Config::new()
-                .path(path)
-                .cache_capacity(CACHE_BYTES)
-                // Flushed by `apply`, before anything is acknowledged.
-                .flush_every_ms(None);
-            let db = open_patiently(&config)?;
-            check_whole(&db, began_before)?;
-            let tree = db.open_tree(TREE).map_err(store_error)?;
+        let ((open, collected), folder) = folder::open(data_dir, |path| {
             let mut collected = C::default();
-            let peers = read_all(&tree, &mut |peer| each(&mut collected, peer))?;
-            Ok(((tree, db, peers), collected))
+            let open = Open::at(path, &mut |peer| each(&mut collected, peer))?;
+            Ok((open, collected))
         })?;
-        Ok((
-            Self {
-                tree,
-                db,
-                peers,
-                _lock: lock,
-            },
-            collected,
-        ))
+        let open = Some(Box::new(open));
+        Ok((Self { open, folder }, collected))
+    }
+}
+
+impl Open {
+    /// Opens the store at `path`, makes it private and durable, and gives every peer in it.
+    fn at(path: &Path, each: &mut dyn FnMut(StoredPeer)) -> Result<Self, StoreError> {
+        let began_before = path.join("db").metadata().is_ok_and(|db| db.len() > 0);
+        let config = sled::Config::new()
+            .path(path)
+            .cache_capacity(CACHE_BYTES)
+            // Flushed by `apply`, before anything is acknowledged.
+            .flush_every_ms(None);
+        let db = open_patiently(&config)?;
+        check_whole(&db, began_before)?;
+        let tree = db.open_tree(TREE).map_err(store_error)?;
+        db.flush().map_err(store_error)?;
+        let files = StoreFiles::open(path).map_err(StoreError::Io)?;
+        let peers = read_all(&tree, each)?;
+        Ok(Self {
+            tree,
+            db,
+            files,
+            peers,
+        })
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        let mut writing = Writing {
+            tree: &self.tree,
+            peers: &self.peers,
+            batch: Batch::default(),
+            changed: HashMap::new(),
+            unwritten: HashMap::new(),
+        };
+        for change in changes {
+            writing.change(change)?;
+        }
+        let Writing { batch, changed, .. } = writing;
+        self.tree.apply_batch(batch).map_err(store_error)?;
+        // Now sled has it, durable or not: what is known of the packs must follow.
+        for (peer, packs) in changed {
+            match packs {
+                Some(packs) => self.peers.insert(peer, packs),
+                None => self.peers.remove(&peer),
+            };
+        }
+        self.db.flush().map_err(store_error)?;
+        self.files.sync().map_err(StoreError::Io)
     }
 }
 
@@ -130,32 +163,39 @@ impl IndexStore for SledStore {
     }
 
     fn load(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError> {
-        self.peers = read_all(&self.tree, each)?;
+        let open = self.open.as_mut().ok_or_else(closed)?;
+        open.peers = read_all(&open.tree, each)?;
         Ok(())
     }
 
     fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError> {
-        let mut writing = Writing {
-            tree: &self.tree,
-            peers: &self.peers,
-            batch: Batch::default(),
-            changed: HashMap::new(),
-            unwritten: HashMap::new(),
-        };
-        for change in changes {
-            writing.change(change)?;
+        self.open.as_mut().ok_or_else(closed)?.apply(changes)
+    }
+
+    fn reopen(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError> {
+        if let Some(open) = self.open.take() {
+            close(open);
         }
-        let Writing { batch, changed, .. } = writing;
-        self.tree.apply_batch(batch).map_err(store_error)?;
-        // Now sled has it, durable or not: what is known of the packs must follow.
-        for (peer, packs) in changed {
-            match packs {
-                Some(packs) => self.peers.insert(peer, packs),
-                None => self.peers.remove(&peer),
-            };
-        }
-        self.db.flush().map_err(store_error)?;
+        let each = RefCell::new(each);
+        let opened = self
+            .folder
+            .reopen(|path| Open::at(path, &mut **each.borrow_mut()))?;
+        self.open = Some(Box::new(opened));
         Ok(())
+    }
+}
+
+/// What a store that was not opened again says.
+fn closed() -> StoreError {
+    StoreError::Io(io::Error::other("the store is closed after a failure"))
+}
+
+/// Closes a store that failed, on a thread of its own: sled may panic on the way, or wait for a write that never ends. Until it lets go
+/// of its files they cannot be opened again.
+fn close(open: Box<Open>) {
+    let closing = thread::Builder::new().name("closing the store".to_owned());
+    if let Err(error) = closing.spawn(move || drop(open)) {
+        tracing::warn!(%error, "the failed store is closed without a thread of its own");
     }
 }
 
@@ -424,7 +464,7 @@ mod tests {
                 }])
                 .unwrap();
         }
-        let packs = &store.peers[&peer(1).id];
+        let packs = &store.open.as_ref().unwrap().peers[&peer(1).id];
         assert_eq!(packs.entries(), 300);
         assert!(
             packs.packs.len() <= 300 * 100 / PACK_BYTES * 2 + 8,
@@ -456,7 +496,7 @@ mod tests {
             replace: false,
         };
         store.apply(&[told]).unwrap();
-        let packs: Vec<_> = store.peers[&peer(1).id]
+        let packs: Vec<_> = store.open.as_ref().unwrap().peers[&peer(1).id]
             .packs
             .iter()
             .map(|pack| (pack.bytes, pack.entries))
@@ -490,7 +530,7 @@ mod tests {
                 ])
                 .unwrap();
         }
-        assert!(store.peers[&peer(1).id].entries() <= 2 * SLACK_ENTRIES);
+        assert!(store.open.as_ref().unwrap().peers[&peer(1).id].entries() <= 2 * SLACK_ENTRIES);
         drop(store);
         assert!(open(dir.path()).1[0].files.is_empty());
     }

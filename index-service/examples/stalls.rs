@@ -1,0 +1,252 @@
+//! How long queries, and the changes of others, wait while the index is busy with large or with many peers.
+//!
+//! `cargo run --release -p potluck-index --example stalls [FILES] [PEERS]`, with 1,000,000 files of one peer and 10,000 peers that
+//! expire at once where nothing else is said; against an index that runs where `POTLUCK_INDEX` names one. Prints the 50th and 99th percentile and the longest of each, in milliseconds.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a benchmark for developers"
+)]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use potluck_core::{
+    FileId, Root, Token,
+    index_client::{Address, By, FileRecord, IndexClient, Kind, MAX_BATCH, Registration},
+};
+use potluck_index::{Config, StoreConfig, quota::Limits, serve};
+use tokio_util::sync::CancellationToken;
+
+/// Registers of peers that are to expire, at once.
+const AT_ONCE: usize = 256;
+
+/// Pause between two calls of one caller.
+const PAUSE: Duration = Duration::from_millis(2);
+
+fn registration(n: u64) -> Registration {
+    let mut root = [5; 32];
+    root[..8].copy_from_slice(&n.to_le_bytes());
+    let root = Root(root);
+    Registration {
+        file: FileRecord {
+            id: FileId::derive(n + 1, &root),
+            size: n + 1,
+            root,
+            sha256: None,
+            kind: Kind::File,
+        },
+        names: vec![format!("folder-{} file-{n}.bin", n / 1000)],
+        partial: false,
+    }
+}
+
+fn here(port: u16) -> Address {
+    Address {
+        host: String::new(),
+        port,
+    }
+}
+
+/// Times of calls.
+#[derive(Default)]
+struct Times(Vec<Duration>);
+
+impl Times {
+    fn print(mut self, what: &str) {
+        self.0.sort_unstable();
+        let at = |share: f64| {
+            let index = ((self.0.len() as f64 * share) as usize).min(self.0.len().saturating_sub(1));
+            self.0.get(index).map_or(0.0, |time| time.as_secs_f64() * 1000.0)
+        };
+        println!(
+            "  {what:<9} {:>7} calls   p50 {:>8.1} ms   p99 {:>8.1} ms   longest {:>8.1} ms",
+            self.0.len(),
+            at(0.5),
+            at(0.99),
+            at(1.0)
+        );
+    }
+}
+
+/// Calls on and on until `stop`, and says how long each took.
+async fn measure<F: Future<Output = ()>>(stop: Arc<AtomicBool>, mut call: impl FnMut(u64) -> F) -> Times {
+    let mut times = Times::default();
+    for n in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let began = Instant::now();
+        call(n).await;
+        times.0.push(began.elapsed());
+        tokio::time::sleep(PAUSE).await;
+    }
+    times
+}
+
+/// Measures queries and Registers of others while `work` goes on.
+async fn beside(title: &str, client: &IndexClient, work: impl Future<Output = ()>) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let queries = tokio::spawn({
+        let (client, stop) = (client.clone(), Arc::clone(&stop));
+        async move {
+            measure(stop, |n| {
+                let client = client.clone();
+                async move {
+                    let id = registration(n * 7919 % 100_000).file.id;
+                    client.query(&By::Id(id), 0, None).await.unwrap();
+                }
+            })
+            .await
+        }
+    });
+    let registers = tokio::spawn({
+        let (client, stop) = (client.clone(), Arc::clone(&stop));
+        let token = Token::generate();
+        async move {
+            measure(stop, |n| {
+                let (client, token) = (client.clone(), token.clone());
+                async move {
+                    let files = [registration(u64::MAX / 2 + n)];
+                    client
+                        .register(&token, &here(9), &files, None, false)
+                        .await
+                        .unwrap();
+                }
+            })
+            .await
+        }
+    });
+    let began = Instant::now();
+    work.await;
+    println!("{title}: {:.1} s", began.elapsed().as_secs_f64());
+    stop.store(true, Ordering::Relaxed);
+    queries.await.unwrap().print("Query");
+    registers.await.unwrap().print("Register");
+}
+
+#[tokio::main]
+async fn main() {
+    let mut arguments = std::env::args().skip(1).map(|text| text.parse::<u64>().unwrap());
+    let files = arguments.next().unwrap_or(1_000_000);
+    let peers = arguments.next().unwrap_or(10_000);
+    let dir = std::env::temp_dir().join(format!("potluck-stalls-{}", std::process::id()));
+    let stop = CancellationToken::new();
+    let mut served = None;
+    let endpoint = match std::env::var("POTLUCK_INDEX") {
+        Ok(text) => text,
+        Err(_) => {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let config = Config {
+                store: StoreConfig::Sled(dir.clone()),
+                limits: Limits {
+                    max_files_per_peer: files,
+                    max_peers_per_address: peers + 10,
+                    max_calls_per_second: 0,
+                    max_memory_mib: 64 * 1024,
+                    ..Limits::default()
+                },
+                ..Config::default()
+            };
+            served = Some(tokio::spawn(serve(listener, config, stop.clone())));
+            address.to_string()
+        }
+    };
+    let client = IndexClient::new(endpoint.parse().unwrap());
+    // Calls of the one that works go over a connection of their own.
+    let large = IndexClient::new(client.endpoint().clone());
+
+    beside(
+        "nothing else",
+        &client,
+        tokio::time::sleep(Duration::from_secs(3)),
+    )
+    .await;
+
+    let token = Token::generate();
+    let all = beside("a peer registers its files", &client, async {
+        let mut at = 0;
+        while at < files {
+            let some: Vec<_> = (at..files.min(at + MAX_BATCH as u64)).map(registration).collect();
+            at += some.len() as u64;
+            large
+                .register(&token, &here(1), &some, None, false)
+                .await
+                .unwrap();
+        }
+    });
+    all.await;
+
+    beside("it replaces them by one", &client, async {
+        let one = [registration(0)];
+        large.register(&token, &here(1), &one, None, true).await.unwrap();
+        gone(&large, files).await;
+    })
+    .await;
+
+    let mut at = 0;
+    while at < files {
+        let some: Vec<_> = (at..files.min(at + MAX_BATCH as u64)).map(registration).collect();
+        at += some.len() as u64;
+        large
+            .register(&token, &here(1), &some, None, false)
+            .await
+            .unwrap();
+    }
+    beside("it takes everything back", &client, async {
+        large.unregister(&token, None).await.unwrap();
+        gone(&large, files).await;
+    })
+    .await;
+
+    // All leases end at one moment.
+    let end = Instant::now() + Duration::from_secs(45);
+    for first in (0..peers).step_by(AT_ONCE) {
+        let mut calls = tokio::task::JoinSet::new();
+        for n in first..peers.min(first + AT_ONCE as u64) {
+            let large = large.clone();
+            calls.spawn(async move {
+                let files: Vec<_> = (0..20).map(|at| registration(n * 20 + at)).collect();
+                let left = end.saturating_duration_since(Instant::now());
+                let ttl = Some(left.max(Duration::from_secs(1)));
+                let token = Token::generate();
+                large
+                    .register(&token, &here(1), &files, ttl, false)
+                    .await
+                    .unwrap();
+            });
+        }
+        calls.join_all().await;
+    }
+    println!(
+        "{peers} peers are there, {:?} before they expire",
+        end.saturating_duration_since(Instant::now())
+    );
+    tokio::time::sleep_until((end - Duration::from_millis(200)).into()).await;
+    beside("they expire at once", &client, async {
+        while large.stats().await.unwrap().peers > 10 {
+            tokio::time::sleep(PAUSE).await;
+        }
+    })
+    .await;
+
+    stop.cancel();
+    if let Some(served) = served {
+        served.await.unwrap().unwrap();
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}
+
+/// Waits until less than half of so many files are there.
+async fn gone(client: &IndexClient, files: u64) {
+    while client.stats().await.unwrap().files > files / 2 {
+        tokio::time::sleep(PAUSE).await;
+    }
+}
