@@ -4,6 +4,9 @@
 //! believed; an index that forgot is told everything again; nothing that one file is refused for keeps the others out. It never
 //! stops trying, and never hurries: waits grow, are capped and jittered.
 //!
+//! Whether the index has what this peer has is seen by their number, and when a lease is renewed by the digest of all registrations: an
+//! index that was put back to an older state may have as many.
+//!
 //! Non-goals: knows nothing of files; the holdings say what there is.
 
 use std::time::Duration;
@@ -11,11 +14,13 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, stream::FuturesOrdered};
 use potluck_core::{
     Problem, Reason, Token,
-    index_client::{Address, IndexClient, Lease},
+    index_client::{Address, INSTANCE, IndexClient, Lease},
 };
+use rand::RngExt as _;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+mod digest;
 mod quota;
 mod refusal;
 #[cfg(test)]
@@ -89,7 +94,7 @@ impl Registrar {
             holdings: holdings.clone(),
         };
         let index = Index {
-            client,
+            client: client.with_instance(rand::rng().random::<[u8; INSTANCE]>()),
             token,
             address,
             ttl,
@@ -186,6 +191,10 @@ struct Task {
     skipped: usize,
     /// How many files the index should say it has; `None` where that cannot be known.
     expected: Option<u64>,
+    /// What is known of the digest that it should give.
+    digest: digest::Expectation,
+    /// Where another live peer is that uses this one's token.
+    rival: Option<Address>,
     /// `None`: at once, as it is not known whether there is a lease.
     renew_at: Option<Instant>,
     failures: u32,
@@ -211,6 +220,8 @@ impl Task {
             batch: MAX_BATCH,
             skipped: 0,
             expected: None,
+            digest: digest::Expectation::new(),
+            rival: None,
             renew_at: None,
             failures: 0,
         }
@@ -284,8 +295,8 @@ impl Task {
                 "not registered: others may not find what this peer has; it keeps trying"
             );
         }
-        // With a full quota a lease is held all the same, if there is one.
-        let held = refusal == Refusal::Quota && self.has_lease().await;
+        // With a full quota or a full disk a lease is held all the same, if there is one.
+        let held = matches!(refusal, Refusal::Quota | Refusal::Store) && self.has_lease().await;
         self.status.send_modify(|status| {
             status.registered = held;
             status.error = Some(problem.clone());
@@ -293,9 +304,11 @@ impl Task {
         if lasting {
             self.acknowledged.send_modify(|now| now.blocked = Some(problem));
         }
-        match held {
-            true => self.wait_within_quota(Instant::now() + wait).await,
-            false => tokio::time::sleep(wait).await,
+        let until = Instant::now() + wait;
+        match (held, refusal) {
+            (true, Refusal::Quota) => self.wait_within_quota(until).await,
+            (true, _) => self.wait_with_lease(until).await,
+            (false, _) => tokio::time::sleep_until(until).await,
         }
         if refusal == Refusal::Quota {
             self.start_over(false);
@@ -333,7 +346,9 @@ impl Task {
                 tracing::info!("registered: the index knows what this peer has");
             }
             status.registered = true;
-            if self.skipped == 0 {
+            if let Some(rival) = &self.rival {
+                status.error = Some(identity_in_use(rival));
+            } else if self.skipped == 0 {
                 status.error = None;
             }
         });
@@ -462,6 +477,11 @@ impl Task {
         } = &self.index;
         let lease = client.renew(token, address).await?;
         self.leased(&lease);
+        if self.differs(&lease).await {
+            tracing::info!("the index has other registrations of this peer: everything is registered again");
+            self.start_over(true);
+            return Ok(());
+        }
         match self.expected {
             Some(expected) if expected != lease.file_count => {
                 tracing::info!(
@@ -478,6 +498,12 @@ impl Task {
     }
 
     fn leased(&mut self, lease: &Lease) {
+        if self.rival != lease.rival {
+            if let Some(rival) = &lease.rival {
+                tracing::warn!(problem = %identity_in_use(rival), "another peer uses this peer's identity");
+            }
+            self.rival.clone_from(&lease.rival);
+        }
         self.renew_at = Some(Instant::now() + jittered(lease.ttl / 3));
         self.status.send_modify(|status| {
             status.file_count = lease.file_count;
@@ -502,4 +528,16 @@ impl Task {
             }
         }
     }
+}
+
+/// What to do about another live peer with this one's token.
+fn identity_in_use(rival: &Address) -> Problem {
+    Problem::new(
+        Reason::IdentityInUse,
+        format!(
+            "another peer at {}:{} uses this peer's token, and the index refuses it: stop one of the two, and remove `state/token` \
+             from the home that is a copy",
+            rival.host, rival.port
+        ),
+    )
 }

@@ -18,7 +18,7 @@ use parts::{DEADLINE, wait_until};
 use potluck_core::{
     FileId, Reason, Root, Token,
     index_client::{Address, FileRecord, IndexClient, Kind, Registration},
-    proto::v1::index_service_server::IndexServiceServer,
+    proto::v1::{self, index_service_server::IndexServiceServer},
     transport,
 };
 use potluck_peer::{holdings::Holdings, registrar::Registrar};
@@ -93,7 +93,7 @@ impl Rig {
             .holdings
             .snapshot()
             .into_iter()
-            .map(|one| (one.file.id.0.to_vec(), one.names))
+            .map(|one| (one.file.id.0.to_vec(), one))
             .collect();
         let state = self.fake.state();
         state.lease && state.files == held
@@ -157,9 +157,7 @@ async fn everything_is_registered_in_batches_and_changes_follow() {
 
 /// An index that still has what this peer told it before it fell over.
 fn remembering(files: &[Registration]) -> State {
-    let files = files
-        .iter()
-        .map(|one| (one.file.id.0.to_vec(), one.names.clone()));
+    let files = files.iter().map(|one| (one.file.id.0.to_vec(), one.clone()));
     State {
         lease: true,
         files: files.collect(),
@@ -379,5 +377,111 @@ async fn an_index_that_refuses_this_peer_says_so_at_once() {
     assert_eq!(problem.reason, Reason::AddressRefused);
     assert!(!rig.registrar.status().registered);
     rig.fake.state().fail = None;
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn an_index_that_was_put_back_to_an_older_state_with_as_many_files_is_told_again() {
+    let holdings = Holdings::new();
+    holdings.put(many(0..50));
+    let rig = Rig::new(holdings, State::default()).await;
+    rig.registrar.synced(DEADLINE).await.unwrap();
+    let partial = Registration {
+        partial: true,
+        ..registration(7, "name 7")
+    };
+    // Another file, another name, another part: each time as many files as there are.
+    for (gone, stale) in [
+        (3, registration(1000, "old")),
+        (3, registration(3, "old")),
+        (7, partial),
+    ] {
+        let replaces = rig.fake.state().replaces;
+        {
+            let mut state = rig.fake.state();
+            state.files.remove(registration(gone, "").file.id.0.as_slice());
+            state.files.insert(stale.file.id.0.to_vec(), stale);
+            assert_eq!(state.files.len(), 50);
+        }
+        wait_until("the index is told again", || rig.same()).await;
+        assert_eq!(rig.fake.state().replaces, replaces + 1);
+        // The peer sees that the digests agree, before the next.
+        let renewals = rig.fake.state().renewals;
+        wait_until("it is renewed", || rig.fake.state().renewals > renewals + 1).await;
+    }
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn an_index_that_counts_otherwise_is_told_again_once() {
+    let holdings = Holdings::new();
+    holdings.put(many(0..50));
+    let state = State {
+        wrong_digest: Some([7; 32]),
+        ..State::default()
+    };
+    let rig = Rig::new(holdings, state).await;
+    wait_until("everything is told again", || rig.fake.state().replaces == 1).await;
+    let renewals = rig.fake.state().renewals;
+    wait_until("it renews on and on", || rig.fake.state().renewals > renewals + 6).await;
+    assert!(rig.same() && rig.registrar.status().registered);
+    assert_eq!(rig.fake.state().replaces, 1);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn another_peer_with_the_same_token_is_told_of() {
+    let holdings = Holdings::new();
+    holdings.put(many(0..5));
+    let rig = Rig::new(holdings, State::default()).await;
+    rig.registrar.synced(DEADLINE).await.unwrap();
+    let reason = || rig.registrar.status().error.map(|problem| problem.reason);
+    assert_eq!(reason(), None);
+    rig.fake.state().rival = Some(v1::Address {
+        host: "192.0.2.9".to_owned(),
+        port: 12349,
+    });
+    wait_until("it is in the status", || reason() == Some(Reason::IdentityInUse)).await;
+    let status = rig.registrar.status();
+    let said = status.error.unwrap().message;
+    assert!(
+        status.registered && said.contains("192.0.2.9:12349") && said.contains("state/token"),
+        "{said}"
+    );
+    rig.fake.state().rival = None;
+    wait_until("it is gone from the status", || reason().is_none()).await;
+    // The one that is refused says so as well.
+    rig.fake.state().fail = Some(Reason::IdentityInUse);
+    rig.holdings.put(many(5..6));
+    wait_until("it is refused", || reason() == Some(Reason::IdentityInUse)).await;
+    assert!(!rig.registrar.status().registered);
+    let instances = rig.fake.state().instances.clone();
+    assert!(
+        instances.len() == 1 && instances.iter().all(|one| one.len() == 16),
+        "{instances:?}"
+    );
+    rig.fake.state().fail = None;
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn an_index_that_cannot_store_anything_is_renewed_all_the_same() {
+    let holdings = Holdings::new();
+    holdings.put(many(0..5));
+    let rig = Rig::new(holdings, State::default()).await;
+    rig.registrar.synced(DEADLINE).await.unwrap();
+    rig.fake.state().fail = Some(Reason::StoreUnavailable);
+    rig.holdings.put(many(5..10));
+    let reason = || rig.registrar.status().error.map(|problem| problem.reason);
+    wait_until("it is noticed", || reason() == Some(Reason::StoreUnavailable)).await;
+    let renewals = rig.fake.state().renewals;
+    wait_until("the lease is renewed", || {
+        rig.fake.state().renewals > renewals + 9
+    })
+    .await;
+    assert!(rig.registrar.status().registered);
+    rig.fake.state().fail = None;
+    rig.registrar.synced(DEADLINE).await.unwrap();
+    assert!(rig.same());
     rig.stop().await;
 }

@@ -1,4 +1,4 @@
-//! What is done while the index takes no more files of this peer.
+//! What is done while the index takes no more files of this peer, or cannot store anything: the lease is held all the same.
 
 use potluck_core::Problem;
 use tokio::time::Instant;
@@ -32,6 +32,17 @@ impl Task {
                 }
             }
         }
+    }
+
+    /// Holds the lease, which there is, until it is time to try again.
+    pub(super) async fn wait_with_lease(&mut self, until: Instant) {
+        while let Some(renew) = self.renew_at.filter(|at| *at < until) {
+            tokio::time::sleep_until(renew).await;
+            if self.renew().await.is_err() {
+                return;
+            }
+        }
+        tokio::time::sleep_until(until).await;
     }
 
     /// Takes back what was removed after what the index was told of; whether there was anything that it had.

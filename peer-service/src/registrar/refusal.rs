@@ -23,6 +23,8 @@ pub(super) enum Refusal {
     LeaseUnknown,
     /// Nothing to do with what was sent, and only its owner can mend it.
     OfThisPeer,
+    /// The index cannot store anything now; leases go on.
+    Store,
     /// Try again later.
     Passing,
 }
@@ -40,7 +42,9 @@ pub(super) fn refusal(reason: Reason) -> Refusal {
         | Reason::InvalidAddress
         | Reason::AddressRefused
         | Reason::Unauthenticated
+        | Reason::IdentityInUse
         | Reason::PermissionDenied => Refusal::OfThisPeer,
+        Reason::StoreUnavailable => Refusal::Store,
         _ => Refusal::Passing,
     }
 }

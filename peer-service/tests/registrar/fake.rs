@@ -7,7 +7,7 @@ use std::{
 };
 
 use potluck_core::{
-    Problem, Reason,
+    Problem, Reason, SetDigest,
     index_client::Registration,
     proto::v1::{self, index_service_server::IndexService},
 };
@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status};
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) lease: bool,
-    pub(crate) files: BTreeMap<Vec<u8>, Vec<String>>,
+    pub(crate) files: BTreeMap<Vec<u8>, Registration>,
     pub(crate) quota: Option<usize>,
     pub(crate) bad_names: BTreeSet<String>,
     pub(crate) registers: usize,
@@ -29,6 +29,22 @@ pub(crate) struct State {
     pub(crate) lose: bool,
     /// Forgets all once it was replaced, while these are put into these holdings.
     pub(crate) forget: Option<(Holdings, Vec<Registration>)>,
+    /// What it gives in the place of a digest.
+    pub(crate) wrong_digest: Option<[u8; 32]>,
+    /// Another peer that uses the same token.
+    pub(crate) rival: Option<v1::Address>,
+    pub(crate) renewals: usize,
+    /// By which the peer's runs were known.
+    pub(crate) instances: BTreeSet<Vec<u8>>,
+}
+
+impl State {
+    fn digest(&self) -> bytes::Bytes {
+        match self.wrong_digest {
+            Some(digest) => bytes::Bytes::copy_from_slice(&digest),
+            None => SetDigest::from_iter(self.files.values()).to_bytes(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -69,6 +85,7 @@ impl IndexService for Fake {
         tokio::time::sleep(Duration::from_micros(10) * request.files.len() as u32).await;
         let mut state = self.checked()?;
         state.registers += 1;
+        state.instances.insert(request.instance.to_vec());
         state.replaces += usize::from(request.replace);
         state.largest = state.largest.max(request.files.len());
         let mut files = if request.replace {
@@ -80,8 +97,13 @@ impl IndexService for Fake {
             if file.names.iter().any(|name| state.bad_names.contains(name)) {
                 return Err(Problem::new(Reason::InvalidName, "bad name").into());
             }
-            let id = file.file.as_ref().unwrap().file_id.to_vec();
-            files.insert(id, file.names.clone());
+            let record = file.file.clone().unwrap();
+            let registration = Registration {
+                file: record.clone().try_into().unwrap(),
+                names: file.names.clone(),
+                partial: file.partial,
+            };
+            files.insert(record.file_id.to_vec(), registration);
         }
         if state.quota.is_some_and(|quota| files.len() > quota) {
             return Err(Problem::new(Reason::QuotaExceeded, "too many files").into());
@@ -100,18 +122,28 @@ impl IndexService for Fake {
             address: request.address,
             ttl_ms: 300,
             file_count,
+            digest: state.digest(),
+            rival: state.rival.clone(),
             ..Default::default()
         }))
     }
 
-    async fn renew(&self, _: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
-        let state = self.checked()?;
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
+        // Of what fails only this goes on where the disk is full.
+        let mut state = self.state();
+        if let Some(reason) = state.fail.filter(|reason| *reason != Reason::StoreUnavailable) {
+            return Err(Problem::new(reason, "made to fail").into());
+        }
+        state.renewals += 1;
+        state.instances.insert(request.into_inner().instance.to_vec());
         if !state.lease {
             return Err(lease_unknown());
         }
         Ok(Response::new(v1::RenewResponse {
             ttl_ms: 300,
             file_count: state.files.len() as u64,
+            digest: state.digest(),
+            rival: state.rival.clone(),
         }))
     }
 
