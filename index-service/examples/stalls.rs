@@ -113,7 +113,7 @@ async fn beside(title: &str, client: &IndexClient, work: impl Future<Output = ()
             measure(stop, |n| {
                 let (client, token) = (client.clone(), token.clone());
                 async move {
-                    let files = [registration(u64::MAX / 2 + n)];
+                    let files = [registration((1 << 40) + n)];
                     client
                         .register(&token, &here(9), &files, None, false)
                         .await
