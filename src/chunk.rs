@@ -1,12 +1,12 @@
 //! `DownloadResponse` on the wire, without a copy of the bytes it carries.
 //!
-//! A generated codec copies each chunk into its message and out of it again. Here a sender writes a [`Header`] in front of bytes that
-//! lie in a buffer already, and a receiver's [`Decoder`] gives out the bytes where they came in. On the wire it is what any gRPC
+//! A generated codec copies each chunk into its message and out of it again. Here a sender writes a [`ChunkHeader`] in front of bytes that
+//! lie in a buffer already, and a receiver's [`ChunkDecoder`] gives out the bytes where they came in. On the wire it is what any gRPC
 //! program sends and takes: a prefix of 5 bytes (gRPC over HTTP/2, "Length-Prefixed-Message"), then the message as protobuf
 //! encodes it.
 //!
-//! Invariants: what [`Header`] writes, `prost` reads as the same message; whatever [`Decoder`] takes in, it holds at most
-//! [`MAX_CHUNK`] bytes, and nothing of a message in the form that [`Header`] gives it.
+//! Invariants: what [`ChunkHeader`] writes, `prost` reads as the same message; whatever [`ChunkDecoder`] takes in, it holds at most
+//! [`MAX_CHUNK`] bytes, and nothing of a message in the form that [`ChunkHeader`] gives it.
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use prost::{
@@ -31,12 +31,12 @@ const DATA: u32 = 3;
 
 /// Everything of a message but its bytes, which follow it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Header {
+pub struct ChunkHeader {
     bytes: [u8; MAX_HEADER],
     len: usize,
 }
 
-impl Header {
+impl ChunkHeader {
     /// Of `data_len` bytes, at least one, from `offset` of the file that the request's span numbered `span` is of.
     pub fn new(span: u32, offset: u64, data_len: u32) -> Self {
         let mut bytes = [0; MAX_HEADER];
@@ -64,7 +64,7 @@ impl Header {
 
 /// Bytes of a span, or some of a longer chunk's.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Part {
+pub struct ChunkSlice {
     /// Which span of the request, counted from 0.
     pub span: u32,
     /// Offset in the file.
@@ -75,7 +75,7 @@ pub struct Part {
 
 /// What came is no stream of chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
+pub enum ChunkError {
     /// A compressed message, which nobody asked for.
     #[error("it sent a compressed chunk")]
     Compressed,
@@ -84,56 +84,56 @@ pub enum Malformed {
     TooLong,
     /// No protobuf, or other fields in it.
     #[error("it sent what is no chunk")]
-    NoChunk,
+    NotAChunk,
     /// The stream ended inside a message.
     #[error("it ended in the middle of a chunk")]
-    Cut,
+    Truncated,
 }
 
 /// Takes a stream's bytes as they come, cut anywhere, and gives the chunks' bytes.
 #[derive(Debug, Default)]
-pub struct Decoder {
+pub struct ChunkDecoder {
     /// What is not understood yet: the beginning of a message, or one in a form of its own.
     pending: BytesMut,
     /// What came last and was not looked at yet.
-    fresh: Bytes,
+    unparsed: Bytes,
     /// The chunk whose bytes are coming.
-    current: Option<Current>,
+    current: Option<CurrentChunk>,
 }
 
 #[derive(Debug)]
-struct Current {
+struct CurrentChunk {
     span: u32,
     offset: u64,
-    left: usize,
+    remaining: usize,
 }
 
-impl Decoder {
-    /// Takes what came; only once [`Decoder::next_part`] gave `None`.
+impl ChunkDecoder {
+    /// Takes what came; only once [`ChunkDecoder::next_slice`] gave `None`.
     pub fn push(&mut self, bytes: Bytes) {
-        debug_assert!(self.fresh.is_empty(), "what came before was not looked at");
-        self.fresh = bytes;
+        debug_assert!(self.unparsed.is_empty(), "what came before was not looked at");
+        self.unparsed = bytes;
     }
 
     /// The next bytes of a chunk; `None`: more has to come.
     ///
     /// # Errors
     /// Where this cannot be what it should be; nothing more can be read then.
-    pub fn next_part(&mut self) -> Result<Option<Part>, Malformed> {
+    pub fn next_slice(&mut self) -> Result<Option<ChunkSlice>, ChunkError> {
         loop {
-            if self.fresh.is_empty() {
+            if self.unparsed.is_empty() {
                 return Ok(None);
             }
             if let Some(current) = &mut self.current {
-                let data = self.fresh.split_to(current.left.min(self.fresh.len()));
-                let part = Part {
+                let data = self.unparsed.split_to(current.remaining.min(self.unparsed.len()));
+                let part = ChunkSlice {
                     span: current.span,
                     offset: current.offset,
                     data,
                 };
                 current.offset = current.offset.saturating_add(part.data.len() as u64);
-                current.left -= part.data.len();
-                if current.left == 0 {
+                current.remaining -= part.data.len();
+                if current.remaining == 0 {
                     self.current = None;
                 }
                 return Ok(Some(part));
@@ -144,27 +144,27 @@ impl Decoder {
                 _ => MAX_HEADER - self.pending.len(),
             };
             let before = self.pending.len();
-            let taken = missing.min(self.fresh.len());
-            self.pending.extend_from_slice(&self.fresh[..taken]);
+            let taken = missing.min(self.unparsed.len());
+            self.pending.extend_from_slice(&self.unparsed[..taken]);
             let Some(len) = message_len(&self.pending)? else {
-                self.fresh.advance(taken);
+                self.unparsed.advance(taken);
                 return Ok(None);
             };
             let end = self.pending.len().min(PREFIX + len);
-            match Start::read(&self.pending[PREFIX..end], len) {
-                Start::Header { current, len: header } => {
+            match MessageStart::read(&self.pending[PREFIX..end], len) {
+                MessageStart::Header { current, len: header } => {
                     // Only the header is this message's: what was taken beyond it is looked at again.
-                    self.fresh.advance(PREFIX + header - before);
+                    self.unparsed.advance(PREFIX + header - before);
                     self.pending.clear();
                     self.current = Some(current);
                 }
-                Start::Unknown if self.pending.len() >= PREFIX + len => {
-                    self.fresh.advance(PREFIX + len - before);
+                MessageStart::Unknown if self.pending.len() >= PREFIX + len => {
+                    self.unparsed.advance(PREFIX + len - before);
                     let message = self.pending.split_to(PREFIX + len).freeze().slice(PREFIX..);
                     self.pending.clear();
-                    return whole(message).map(Some);
+                    return decode_whole(message).map(Some);
                 }
-                Start::Unknown => self.fresh.advance(taken),
+                MessageStart::Unknown => self.unparsed.advance(taken),
             }
         }
     }
@@ -172,39 +172,39 @@ impl Decoder {
     /// Looks whether the stream may end here.
     ///
     /// # Errors
-    /// [`Malformed::Cut`].
-    pub fn end(&self) -> Result<(), Malformed> {
+    /// [`ChunkError::Truncated`].
+    pub fn finish(&self) -> Result<(), ChunkError> {
         match self.pending.is_empty() && self.current.is_none() {
             true => Ok(()),
-            false => Err(Malformed::Cut),
+            false => Err(ChunkError::Truncated),
         }
     }
 }
 
 /// The message's length, once its prefix is there.
-fn message_len(pending: &[u8]) -> Result<Option<usize>, Malformed> {
+fn message_len(pending: &[u8]) -> Result<Option<usize>, ChunkError> {
     let Some((prefix, _)) = pending.split_first_chunk::<PREFIX>() else {
         return Ok(None);
     };
     let [compressed, len @ ..] = *prefix;
     if compressed != 0 {
-        return Err(Malformed::Compressed);
+        return Err(ChunkError::Compressed);
     }
     match u32::from_be_bytes(len) as usize {
-        len if len > MAX_CHUNK + MAX_HEADER => Err(Malformed::TooLong),
+        len if len > MAX_CHUNK + MAX_HEADER => Err(ChunkError::TooLong),
         len => Ok(Some(len)),
     }
 }
 
 /// How a message begins.
-enum Start {
-    /// As [`Header`] writes it; after so many bytes, nothing but the chunk's bytes comes.
-    Header { current: Current, len: usize },
+enum MessageStart {
+    /// As [`ChunkHeader`] writes it; after so many bytes, nothing but the chunk's bytes comes.
+    Header { current: CurrentChunk, len: usize },
     /// Not all of it is there yet, or it is put in other words.
     Unknown,
 }
 
-impl Start {
+impl MessageStart {
     fn read(mut bytes: &[u8], message: usize) -> Self {
         let all = bytes.len();
         let (mut span, mut offset, mut after) = (0, 0, 0);
@@ -221,7 +221,11 @@ impl Start {
                     let left = message.saturating_sub(len);
                     return match left > 0 && value == left as u64 {
                         true => Self::Header {
-                            current: Current { span, offset, left },
+                            current: CurrentChunk {
+                                span,
+                                offset,
+                                remaining: left,
+                            },
                             len,
                         },
                         false => Self::Unknown,
@@ -234,10 +238,10 @@ impl Start {
     }
 }
 
-/// A message in another form than [`Header`]'s: fields in another order, or more than there are.
-fn whole(message: Bytes) -> Result<Part, Malformed> {
-    let response = v1::DownloadResponse::decode(message).map_err(|_| Malformed::NoChunk)?;
-    Ok(Part {
+/// A message in another form than [`ChunkHeader`]'s: fields in another order, or more than there are.
+fn decode_whole(message: Bytes) -> Result<ChunkSlice, ChunkError> {
+    let response = v1::DownloadResponse::decode(message).map_err(|_| ChunkError::NotAChunk)?;
+    Ok(ChunkSlice {
         span: response.span,
         offset: response.offset,
         data: response.data,
@@ -270,15 +274,15 @@ mod tests {
     }
 
     /// All parts, those that follow each other put together again.
-    fn decoded(stream: &[u8], cuts: &[usize]) -> Result<Vec<Part>, Malformed> {
-        let mut decoder = Decoder::default();
-        let mut parts: Vec<Part> = Vec::new();
+    fn decoded(stream: &[u8], cuts: &[usize]) -> Result<Vec<ChunkSlice>, ChunkError> {
+        let mut decoder = ChunkDecoder::default();
+        let mut parts: Vec<ChunkSlice> = Vec::new();
         let mut rest = stream;
         for at in cuts.iter().copied().chain([usize::MAX]) {
             let (piece, after) = rest.split_at(at.min(rest.len()));
             rest = after;
             decoder.push(Bytes::copy_from_slice(piece));
-            while let Some(part) = decoder.next_part()? {
+            while let Some(part) = decoder.next_slice()? {
                 match parts.last_mut() {
                     Some(last)
                         if last.span == part.span
@@ -291,13 +295,13 @@ mod tests {
                 }
             }
         }
-        decoder.end()?;
+        decoder.finish()?;
         Ok(parts)
     }
 
     #[test]
     fn a_header_is_at_most_as_long_as_it_says() {
-        let header = Header::new(u32::MAX, u64::MAX, u32::MAX - 32);
+        let header = ChunkHeader::new(u32::MAX, u64::MAX, u32::MAX - 32);
         assert_eq!(header.as_bytes().len(), MAX_HEADER);
     }
 
@@ -316,7 +320,7 @@ mod tests {
             stream.extend((form.len() as u32).to_be_bytes());
             stream.extend(&form);
             for cut in 0..stream.len() {
-                let part = Part {
+                let part = ChunkSlice {
                     span: 3,
                     offset: 5,
                     data: data.clone().into(),
@@ -329,15 +333,18 @@ mod tests {
     #[test]
     fn what_is_no_chunk_is_refused() {
         let stream = encoded(&[message(1, 2, vec![3; 40])]);
-        assert_eq!(decoded(&stream[..stream.len() - 1], &[]), Err(Malformed::Cut));
-        assert_eq!(decoded(&stream[..3], &[]), Err(Malformed::Cut));
+        assert_eq!(
+            decoded(&stream[..stream.len() - 1], &[]),
+            Err(ChunkError::Truncated)
+        );
+        assert_eq!(decoded(&stream[..3], &[]), Err(ChunkError::Truncated));
         let mut compressed = stream.clone();
         compressed[0] = 1;
-        assert_eq!(decoded(&compressed, &[]), Err(Malformed::Compressed));
+        assert_eq!(decoded(&compressed, &[]), Err(ChunkError::Compressed));
         let mut long = stream;
         long[1] = 1;
-        assert_eq!(decoded(&long, &[]), Err(Malformed::TooLong));
-        assert_eq!(decoded(&[0, 0, 0, 0, 1, 0xff], &[]), Err(Malformed::NoChunk));
+        assert_eq!(decoded(&long, &[]), Err(ChunkError::TooLong));
+        assert_eq!(decoded(&[0, 0, 0, 0, 1, 0xff], &[]), Err(ChunkError::NotAChunk));
         let empty = decoded(&encoded(&[message(1, 2, vec![])]), &[]).unwrap();
         assert!(empty[0].data.is_empty());
     }
@@ -353,16 +360,16 @@ mod tests {
             cuts in proptest::collection::vec(0usize..80, 0..12),
         ) {
             let first = message(span, offset, data.clone());
-            let ours = [Header::new(span, offset, data.len() as u32).as_bytes(), &data].concat();
+            let ours = [ChunkHeader::new(span, offset, data.len() as u32).as_bytes(), &data].concat();
             prop_assert_eq!(&ours, &encoded(std::slice::from_ref(&first)));
 
             let mut messages = vec![first];
             // Apart, so that no two run into each other.
             messages.extend((0..).zip(more).map(|(k, (span, offset, data))| message(span + 10 * k, offset, data)));
             let parts = decoded(&encoded(&messages), &cuts).unwrap();
-            let expected: Vec<Part> = messages
+            let expected: Vec<ChunkSlice> = messages
                 .into_iter()
-                .map(|message| Part { span: message.span, offset: message.offset, data: message.data })
+                .map(|message| ChunkSlice { span: message.span, offset: message.offset, data: message.data })
                 .collect();
             prop_assert_eq!(parts, expected);
         }

@@ -28,7 +28,7 @@ const MAX_NAMES: usize = 64;
 const MIN_PROVIDER: usize = 34;
 
 /// A message that holds lists.
-pub trait Lists: Message + Default + 'static {
+pub trait PrecheckedMessage: Message + Default + 'static {
     /// Whether the lists are no longer than they may be, told from the message's bytes.
     ///
     /// # Errors
@@ -38,7 +38,7 @@ pub trait Lists: Message + Default + 'static {
 
 /// The items of the list with this field number in a message, up to where its bytes make no sense.
 /// Decoding comes no further either.
-pub fn items(message: &[u8], list: u32) -> impl Iterator<Item = &[u8]> {
+pub fn list_items(message: &[u8], list: u32) -> impl Iterator<Item = &[u8]> {
     let mut rest = message;
     std::iter::from_fn(move || {
         loop {
@@ -128,7 +128,7 @@ fn too_many(what: &str) -> Problem {
 
 /// Whether the list has at most so many items.
 fn at_most(most: usize, message: &[u8], list: u32, what: &str) -> Result<(), Problem> {
-    match items(message, list).nth(most) {
+    match list_items(message, list).nth(most) {
         None => Ok(()),
         Some(_) => Err(too_many(what)),
     }
@@ -138,7 +138,7 @@ fn at_most(most: usize, message: &[u8], list: u32, what: &str) -> Result<(), Pro
 /// fifty times its bytes in memory.
 fn check_providers(message: &[u8], list: u32) -> Result<(), Problem> {
     at_most(MAX_PAGE, message, list, "providers")?;
-    match items(message, list).all(|provider| provider.len() >= MIN_PROVIDER) {
+    match list_items(message, list).all(|provider| provider.len() >= MIN_PROVIDER) {
         true => Ok(()),
         false => Err(Problem::new(
             Reason::NotPotluck,
@@ -147,10 +147,10 @@ fn check_providers(message: &[u8], list: u32) -> Result<(), Problem> {
     }
 }
 
-impl Lists for v1::QueryResponse {
+impl PrecheckedMessage for v1::QueryResponse {
     fn count(message: &[u8]) -> Result<(), Problem> {
         at_most(MAX_PAGE, message, 1, "files")?;
-        for file in items(message, 1) {
+        for file in list_items(message, 1) {
             at_most(MAX_NAMES, file, 2, "names of a file")?;
             check_providers(file, 4)?;
         }
@@ -158,20 +158,20 @@ impl Lists for v1::QueryResponse {
     }
 }
 
-impl Lists for v1::SearchResponse {
+impl PrecheckedMessage for v1::SearchResponse {
     fn count(message: &[u8]) -> Result<(), Problem> {
         at_most(MAX_PAGE, message, 1, "files")?;
-        items(message, 1).try_for_each(|file| at_most(MAX_NAMES, file, 2, "names of a file"))
+        list_items(message, 1).try_for_each(|file| at_most(MAX_NAMES, file, 2, "names of a file"))
     }
 }
 
-impl Lists for v1::WatchResponse {
+impl PrecheckedMessage for v1::WatchResponse {
     fn count(message: &[u8]) -> Result<(), Problem> {
-        items(message, 1).try_for_each(|snapshot| check_providers(snapshot, 1))
+        list_items(message, 1).try_for_each(|snapshot| check_providers(snapshot, 1))
     }
 }
 
-impl Lists for v1::RegisterResponse {
+impl PrecheckedMessage for v1::RegisterResponse {
     fn count(message: &[u8]) -> Result<(), Problem> {
         at_most(MAX_BATCH, message, 6, "file ids")
     }

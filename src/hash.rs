@@ -44,7 +44,7 @@ pub fn hash_file(
 ) -> io::Result<FileTree> {
     let tree = hash_with(size, threads, &|buffer, offset| {
         file.read_exact_at(buffer, offset)?;
-        go_on(on_progress(buffer.len() as u64))
+        check_stop(on_progress(buffer.len() as u64))
     })?;
     ends_at(file, size).map(|()| tree)
 }
@@ -98,12 +98,12 @@ pub fn read_whole(file: &File, size: usize, buffer: &mut [u8]) -> io::Result<()>
 pub type OnProgress<'a> = dyn Fn(u64) -> ControlFlow<()> + Sync + 'a;
 
 /// For those who neither look at the progress nor stop.
-pub const fn to_the_end(_: u64) -> ControlFlow<()> {
+pub const fn ignore_progress(_: u64) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
 /// `Interrupted` where it was said to stop: no read gives that to its caller.
-fn go_on(said: ControlFlow<()>) -> io::Result<()> {
+fn check_stop(said: ControlFlow<()>) -> io::Result<()> {
     match said {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(io::ErrorKind::Interrupted.into()),
@@ -133,7 +133,7 @@ pub fn hash_with(
         });
     }
     let threads = threads.clamp(1, MAX_THREADS).min(layout.piece_count() as usize);
-    let work = Work {
+    let work = PieceQueue {
         layout: &layout,
         read,
         next: AtomicU32::new(0),
@@ -165,14 +165,14 @@ pub fn hash_with(
 /// # Panics
 /// Never: memory is smaller than the largest file.
 pub fn hash_bytes(bytes: &[u8]) -> FileTree {
-    hash_together(&[bytes]).pop().expect("one tree for one file")
+    hash_batch(&[bytes]).pop().expect("one tree for one file")
 }
 
 /// Hashes files in memory, their leaves together: alone, a file of a few leaves takes as long as one of sixteen.
 ///
 /// # Panics
 /// Never: memory is smaller than the largest file.
-pub fn hash_together(files: &[&[u8]]) -> Vec<FileTree> {
+pub fn hash_batch(files: &[&[u8]]) -> Vec<FileTree> {
     let mut leaves = Vec::new();
     merkle::hash_each(files.iter().flat_map(|file| file.chunks(LEAF_SIZE)), &mut leaves);
     let mut rest = &leaves[..];
@@ -201,7 +201,7 @@ pub fn sha256_file(file: &File, on_progress: &OnProgress<'_>) -> io::Result<Sha2
             Ok(count) => {
                 hash.update(&buffer[..count]);
                 offset += count as u64;
-                go_on(on_progress(count as u64))?;
+                check_stop(on_progress(count as u64))?;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
@@ -210,14 +210,14 @@ pub fn sha256_file(file: &File, on_progress: &OnProgress<'_>) -> io::Result<Sha2
 }
 
 /// Pieces handed out in order, so that the disk sees one nearly sequential read.
-struct Work<'a> {
+struct PieceQueue<'a> {
     layout: &'a FileLayout,
     read: &'a (dyn Fn(&mut [u8], u64) -> io::Result<()> + Sync),
     next: AtomicU32,
     failed: AtomicBool,
 }
 
-impl Work<'_> {
+impl PieceQueue<'_> {
     /// Hashes pieces until there are no more, or another thread failed.
     fn run(&self) -> io::Result<Vec<(PieceIndex, Hash)>> {
         let mut done = Vec::new();
@@ -231,8 +231,8 @@ impl Work<'_> {
                 .collect();
             let hashes = match pieces[..] {
                 [] => break,
-                [piece] => self.piece(piece, &mut buffer).map(|hash| vec![hash]),
-                [first, .., last] => self.pieces(first, last, &mut buffer),
+                [piece] => self.hash_piece(piece, &mut buffer).map(|hash| vec![hash]),
+                [first, .., last] => self.hash_pieces(first, last, &mut buffer),
             };
             match hashes {
                 Ok(hashes) => done.extend(pieces.into_iter().zip(hashes)),
@@ -246,7 +246,7 @@ impl Work<'_> {
     }
 
     /// Pieces that fit the buffer together.
-    fn pieces(&self, first: PieceIndex, last: PieceIndex, buffer: &mut [u8]) -> io::Result<Vec<Hash>> {
+    fn hash_pieces(&self, first: PieceIndex, last: PieceIndex, buffer: &mut [u8]) -> io::Result<Vec<Hash>> {
         let range = self.layout.range(first).start..self.layout.range(last).end;
         let bytes = &mut buffer[..(range.end - range.start) as usize];
         (self.read)(bytes, range.start)?;
@@ -254,7 +254,7 @@ impl Work<'_> {
     }
 
     /// A piece that may be larger than the buffer.
-    fn piece(&self, piece: PieceIndex, buffer: &mut [u8]) -> io::Result<Hash> {
+    fn hash_piece(&self, piece: PieceIndex, buffer: &mut [u8]) -> io::Result<Hash> {
         let range = self.layout.range(piece);
         let mut hasher = merkle::PieceHasher::new(self.layout);
         let mut offset = range.start;
@@ -314,25 +314,25 @@ mod tests {
         let mut file = file(b"potluck");
         file.seek(io::SeekFrom::Start(3)).unwrap();
         assert_eq!(
-            hash_file(&file, 7, 1, &to_the_end).unwrap(),
+            hash_file(&file, 7, 1, &ignore_progress).unwrap(),
             hash_bytes(b"potluck")
         );
         let sum = Sha256(sha2::Sha256::digest(b"potluck").into());
-        assert_eq!(sha256_file(&file, &to_the_end).unwrap(), sum);
+        assert_eq!(sha256_file(&file, &ignore_progress).unwrap(), sum);
         assert_eq!(file.stream_position().unwrap(), 3);
     }
 
     #[test]
     fn a_file_that_is_shorter_or_longer_is_an_error() {
         for (has, size) in [(0, 1), (999_999, 1_000_000), (1_000_000, 5_000_000)] {
-            let error = hash_file(&file(&bytes(has)), size, 3, &to_the_end).unwrap_err();
+            let error = hash_file(&file(&bytes(has)), size, 3, &ignore_progress).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         }
         for (has, size) in [(1, 0), (16_385, 16_384), (1_000_001, 1_000_000)] {
-            let error = hash_file(&file(&bytes(has)), size, 3, &to_the_end).unwrap_err();
+            let error = hash_file(&file(&bytes(has)), size, 3, &ignore_progress).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
-        let error = hash_file(&file(b""), u64::MAX, 1, &to_the_end).unwrap_err();
+        let error = hash_file(&file(b""), u64::MAX, 1, &ignore_progress).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
     }
 
@@ -389,11 +389,11 @@ mod tests {
         fn files_hashed_together_are_what_they_are_alone(sizes in proptest::collection::vec(0..300_000_usize, 0..24)) {
             let files: Vec<Vec<u8>> = sizes.iter().map(|&size| bytes(size)).collect();
             let slices: Vec<&[u8]> = files.iter().map(|file| &file[..]).collect();
-            let trees = hash_together(&slices);
+            let trees = hash_batch(&slices);
             prop_assert_eq!(trees.len(), files.len());
             for (tree, bytes) in trees.iter().zip(&files) {
                 prop_assert_eq!(tree.root, merkle::root_of(bytes));
-                let alone = hash_file(&file(bytes), bytes.len() as u64, 1, &to_the_end).unwrap();
+                let alone = hash_file(&file(bytes), bytes.len() as u64, 1, &ignore_progress).unwrap();
                 prop_assert_eq!(tree, &alone);
             }
         }

@@ -8,7 +8,7 @@ use tonic::{Status, client::Grpc, transport::Channel};
 
 use crate::{
     FileId, PeerId, Problem, Reason, Root, SetDigest, Sha256, Token,
-    counted::{CountingCodec, Lists},
+    counted::{CountingCodec, PrecheckedMessage},
     proto::v1::{self, index_service_client::IndexServiceClient},
     transport::{self, Endpoint},
 };
@@ -66,7 +66,7 @@ fn digest(bytes: &[u8]) -> Option<SetDigest> {
 /// What the bytes of a file mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum FileKind {
     /// A plain file.
     #[default]
     File,
@@ -86,7 +86,7 @@ pub struct FileRecord {
     /// Claimed SHA-256 of the whole.
     pub sha256: Option<Sha256>,
     /// What the bytes mean.
-    pub kind: Kind,
+    pub kind: FileKind,
 }
 
 /// Where a peer is reached.
@@ -111,7 +111,7 @@ pub struct Provider {
 
 /// A file that a query or search found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct IndexedFile {
     /// The file.
     pub file: FileRecord,
     /// Its names, most used first.
@@ -124,9 +124,9 @@ pub struct Found {
 
 /// A page of what was found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Page {
+pub struct FilePage {
     /// The files.
-    pub files: Vec<Found>,
+    pub files: Vec<IndexedFile>,
     /// Give it back for the next page; `None` on the last.
     pub next: Option<String>,
 }
@@ -144,7 +144,7 @@ pub struct Registration {
 
 /// What to find files by.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum By {
+pub enum QueryKey {
     /// Identity.
     Id(FileId),
     /// Claimed SHA-256 of the whole file.
@@ -153,7 +153,7 @@ pub enum By {
     Name(String),
 }
 
-impl By {
+impl QueryKey {
     /// As an answer repeats it.
     pub fn to_bytes(&self) -> bytes::Bytes {
         match self {
@@ -181,7 +181,7 @@ pub struct Lease {
 
 /// A change of a file's providers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum WatchEvent {
+pub enum ProviderEvent {
     /// Who there is; always first.
     Snapshot(Vec<Provider>),
     /// One came or changed.
@@ -195,7 +195,7 @@ pub enum WatchEvent {
 pub struct IndexClient {
     endpoint: Endpoint,
     channel: Channel,
-    inner: IndexServiceClient<Channel>,
+    service: IndexServiceClient<Channel>,
     instance: bytes::Bytes,
 }
 
@@ -215,7 +215,7 @@ impl IndexClient {
         Self {
             endpoint,
             channel,
-            inner,
+            service: inner,
             instance: bytes::Bytes::new(),
         }
     }
@@ -252,7 +252,7 @@ impl IndexClient {
     async fn unary<Q, A>(&self, path: &'static str, request: Q) -> Result<A, Problem>
     where
         Q: prost::Message + 'static,
-        A: Lists,
+        A: PrecheckedMessage,
     {
         let answer = async {
             let codec = CountingCodec::<Q, A>::new(A::count);
@@ -305,7 +305,7 @@ impl IndexClient {
             address: Some(address.into()),
             instance: self.instance.clone(),
         };
-        let answer = self.call(self.inner.clone().renew(request)).await?;
+        let answer = self.call(self.service.clone().renew(request)).await?;
         Ok(Lease {
             ttl: lease_ttl(answer.ttl_ms),
             file_count: answer.file_count,
@@ -326,19 +326,24 @@ impl IndexClient {
             all: files.is_none(),
             instance: self.instance.clone(),
         };
-        Ok(self.call(self.inner.clone().unregister(request)).await?.removed)
+        Ok(self.call(self.service.clone().unregister(request)).await?.removed)
     }
 
     /// Finds files with their providers.
     ///
     /// # Errors
     /// As `IndexService.Query`.
-    pub async fn query(&self, by: &By, max_providers: u32, page: Option<String>) -> Result<Page, Problem> {
+    pub async fn query(
+        &self,
+        by: &QueryKey,
+        max_providers: u32,
+        page: Option<String>,
+    ) -> Result<FilePage, Problem> {
         let request = v1::QueryRequest {
             by: Some(match by {
-                By::Id(id) => v1::query_request::By::FileId(id.to_bytes()),
-                By::Sha256(sum) => v1::query_request::By::Sha256(sum.to_bytes()),
-                By::Name(name) => v1::query_request::By::Name(name.clone()),
+                QueryKey::Id(id) => v1::query_request::By::FileId(id.to_bytes()),
+                QueryKey::Sha256(sum) => v1::query_request::By::Sha256(sum.to_bytes()),
+                QueryKey::Name(name) => v1::query_request::By::Name(name.clone()),
             }),
             max_providers,
             page_size: 0,
@@ -355,7 +360,7 @@ impl IndexClient {
                 format!("the index at {} answers another query", self.endpoint),
             ));
         }
-        Ok(Page {
+        Ok(FilePage {
             files: answer
                 .files
                 .into_iter()
@@ -369,14 +374,19 @@ impl IndexClient {
     ///
     /// # Errors
     /// As `IndexService.Search`.
-    pub async fn search(&self, query: &str, page_size: u32, page: Option<String>) -> Result<Page, Problem> {
+    pub async fn search(
+        &self,
+        query: &str,
+        page_size: u32,
+        page: Option<String>,
+    ) -> Result<FilePage, Problem> {
         let request = v1::SearchRequest {
             query: query.to_owned(),
             page_size,
             page_token: page.unwrap_or_default(),
         };
         let answer: v1::SearchResponse = self.unary(SEARCH, request).await?;
-        Ok(Page {
+        Ok(FilePage {
             files: answer
                 .files
                 .into_iter()
@@ -390,11 +400,11 @@ impl IndexClient {
     ///
     /// # Errors
     /// As `IndexService.Watch`, at once or as the stream's last item.
-    pub async fn watch(
+    pub async fn watch_providers(
         &self,
         file: FileId,
         max_providers: u32,
-    ) -> Result<impl Stream<Item = Result<WatchEvent, Problem>> + Send + use<>, Problem> {
+    ) -> Result<impl Stream<Item = Result<ProviderEvent, Problem>> + Send + use<>, Problem> {
         let request = v1::WatchRequest {
             file_id: file.to_bytes(),
             max_providers,
@@ -431,7 +441,7 @@ impl IndexClient {
     /// # Errors
     /// Only where the index does not answer.
     pub async fn stats(&self) -> Result<v1::GetStatsResponse, Problem> {
-        self.call(self.inner.clone().get_stats(v1::GetStatsRequest {}))
+        self.call(self.service.clone().get_stats(v1::GetStatsRequest {}))
             .await
     }
 }
@@ -452,7 +462,7 @@ mod tests {
                 size,
                 root,
                 sha256: Some(Sha256([2; 32])),
-                kind: Kind::Collection,
+                kind: FileKind::Collection,
             },
             names: vec!["n".repeat(255); names],
             partial: true,

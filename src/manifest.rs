@@ -23,7 +23,7 @@ use crate::{
     path::{PathError, RelPath},
 };
 pub use checks::check_link;
-use checks::{Checks, Sums};
+use checks::{EntryChecker, ManifestTotals};
 pub use lookalikes::fold;
 
 /// What a manifest's bytes begin with.
@@ -51,7 +51,7 @@ pub struct Manifest {
     /// [`MAGIC`] and the entries, checked.
     bytes: Bytes,
     /// Where each entry begins in the bytes.
-    starts: Vec<u32>,
+    offsets: Vec<u32>,
     /// The entries that are files, sorted by id, those of one id by path.
     by_id: Vec<u32>,
     /// Sum of the files' sizes, each path counted.
@@ -60,16 +60,16 @@ pub struct Manifest {
 
 /// One file, empty folder or link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry<'a> {
+pub struct ManifestEntry<'a> {
     /// Path relative to the folder.
     pub path: RelPath<'a>,
     /// What stands there.
-    pub content: Content<'a>,
+    pub content: EntryContent<'a>,
 }
 
 /// What stands at a path of a collection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Content<'a> {
+pub enum EntryContent<'a> {
     /// A regular file.
     File {
         /// Its id.
@@ -177,24 +177,24 @@ impl Manifest {
     ///
     /// # Errors
     /// Entries out of order or twice, entries beneath others, links that may lead out, sizes that do not fit, and whatever is over a limit.
-    pub fn new<'a>(entries: impl IntoIterator<Item = Entry<'a>>) -> Result<Self, ManifestError> {
+    pub fn new<'a>(entries: impl IntoIterator<Item = ManifestEntry<'a>>) -> Result<Self, ManifestError> {
         let mut bytes = MAGIC.to_vec();
         let mut starts = Vec::new();
-        let mut checks = Checks::default();
+        let mut checks = EntryChecker::default();
         for entry in entries {
-            checks.next(&entry)?;
+            checks.check(&entry)?;
             if starts.len() == MAX_ENTRIES {
                 return Err(ManifestError::TooLarge("too many entries"));
             }
             // Fits: held to the largest manifest below.
             starts.push(bytes.len() as u32);
-            encoding::put(&entry, &mut bytes);
+            encoding::encode_entry(&entry, &mut bytes);
             if bytes.len() as u64 > MAX_MANIFEST_SIZE {
                 return Err(ManifestError::TooLarge("its manifest is over 64 MiB"));
             }
         }
         bytes.shrink_to_fit();
-        Self::indexed(bytes.into(), starts, checks.sums()?)
+        Self::with_index(bytes.into(), starts, checks.totals()?)
     }
 
     /// The manifest that these bytes are. Nothing but the bytes that [`Manifest::new`] makes is taken.
@@ -208,34 +208,34 @@ impl Manifest {
         }
         let mut rest = bytes.strip_prefix(MAGIC).ok_or(ManifestError::NotAManifest)?;
         let mut starts = Vec::new();
-        let mut checks = Checks::default();
+        let mut checks = EntryChecker::default();
         while !rest.is_empty() {
             let at = bytes.len() - rest.len();
             if starts.len() == MAX_ENTRIES {
                 return Err(ManifestError::TooLarge("too many entries"));
             }
-            let (entry, after) = encoding::take(rest).ok_or(ManifestError::NotCanonical { at })?;
+            let (entry, after) = encoding::decode_entry(rest).ok_or(ManifestError::NotCanonical { at })?;
             RelPath::parse(entry.path.as_str()).map_err(|error| ManifestError::Path {
-                path: shown(entry.path.as_str()),
+                path: escaped(entry.path.as_str()),
                 error,
             })?;
-            checks.next(&entry)?;
+            checks.check(&entry)?;
             starts.push(at as u32);
             rest = after;
         }
-        let sums = checks.sums()?;
-        Self::indexed(bytes, starts, sums)
+        let sums = checks.totals()?;
+        Self::with_index(bytes, starts, sums)
     }
 
     /// Entries that are checked, one after the other.
-    fn indexed(bytes: Bytes, starts: Vec<u32>, sums: Sums) -> Result<Self, ManifestError> {
+    fn with_index(bytes: Bytes, starts: Vec<u32>, sums: ManifestTotals) -> Result<Self, ManifestError> {
         let mut manifest = Self {
             bytes,
-            starts,
+            offsets: starts,
             by_id: Vec::new(),
             content_size: 0,
         };
-        (manifest.by_id, manifest.content_size) = sums.of(&manifest)?;
+        (manifest.by_id, manifest.content_size) = sums.into_index(&manifest)?;
         Ok(manifest)
     }
 
@@ -246,40 +246,40 @@ impl Manifest {
 
     /// How many entries there are.
     pub const fn len(&self) -> usize {
-        self.starts.len()
+        self.offsets.len()
     }
 
     /// Whether the folder is empty.
     pub const fn is_empty(&self) -> bool {
-        self.starts.is_empty()
+        self.offsets.is_empty()
     }
 
     /// An entry, counted from 0 in the order of paths.
-    pub fn get(&self, index: u32) -> Option<Entry<'_>> {
-        let start = *self.starts.get(index as usize)? as usize;
-        encoding::take(&self.bytes[start..]).map(|(entry, _)| entry)
+    pub fn get(&self, index: u32) -> Option<ManifestEntry<'_>> {
+        let start = *self.offsets.get(index as usize)? as usize;
+        encoding::decode_entry(&self.bytes[start..]).map(|(entry, _)| entry)
     }
 
     /// Everything in the folder at any depth, sorted by path.
-    pub fn entries(&self) -> impl ExactSizeIterator<Item = Entry<'_>> {
-        let read = |&start: &u32| encoding::take(&self.bytes[start as usize..]);
-        self.starts
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = ManifestEntry<'_>> {
+        let read = |&start: &u32| encoding::decode_entry(&self.bytes[start as usize..]);
+        self.offsets
             .iter()
             .map(move |start| read(start).expect("read when it was made").0)
     }
 
     /// The entry at this path.
     pub fn find(&self, path: &str) -> Option<u32> {
-        let at = |start: &u32| encoding::path(&self.bytes[*start as usize..]).cmp(path.as_bytes());
-        self.starts.binary_search_by(at).ok().map(|index| index as u32)
+        let at = |start: &u32| encoding::entry_path(&self.bytes[*start as usize..]).cmp(path.as_bytes());
+        self.offsets.binary_search_by(at).ok().map(|index| index as u32)
     }
 
     /// Whether there are entries beneath this path, so that it is a folder.
-    pub fn is_above(&self, path: &str) -> bool {
+    pub fn is_folder(&self, path: &str) -> bool {
         let beneath = [path.as_bytes(), b"/"].concat();
-        let at = |start: &u32| encoding::path(&self.bytes[*start as usize..]);
-        let first = self.starts.partition_point(|start| at(start) < &beneath[..]);
-        self.starts
+        let at = |start: &u32| encoding::entry_path(&self.bytes[*start as usize..]);
+        let first = self.offsets.partition_point(|start| at(start) < &beneath[..]);
+        self.offsets
             .get(first)
             .is_some_and(|start| at(start).starts_with(&beneath))
     }
@@ -310,9 +310,9 @@ impl Manifest {
     }
 
     /// What stands at an entry's path, for those who need no path.
-    pub fn content(&self, index: u32) -> Option<Content<'_>> {
-        let start = *self.starts.get(index as usize)? as usize;
-        encoding::content(&self.bytes[start..])
+    pub fn content(&self, index: u32) -> Option<EntryContent<'_>> {
+        let start = *self.offsets.get(index as usize)? as usize;
+        encoding::entry_content(&self.bytes[start..])
     }
 
     /// The id of an entry that is a file.
@@ -336,7 +336,7 @@ impl Default for Manifest {
     fn default() -> Self {
         Self {
             bytes: Bytes::from_static(MAGIC),
-            starts: Vec::new(),
+            offsets: Vec::new(),
             by_id: Vec::new(),
             content_size: 0,
         }
@@ -349,7 +349,7 @@ impl fmt::Debug for Manifest {
     }
 }
 
-impl Content<'_> {
+impl EntryContent<'_> {
     /// The id of a file.
     pub const fn id(&self) -> Option<FileId> {
         match self {
@@ -360,7 +360,7 @@ impl Content<'_> {
 }
 
 /// Text from outside, fit for a message.
-fn shown(text: &str) -> String {
+fn escaped(text: &str) -> String {
     // Enough to recognise it by.
     const MAX: usize = 200;
     let mut shown: String = text.chars().take(MAX).flat_map(char::escape_debug).collect();

@@ -85,7 +85,7 @@ pub fn hash_leaves(data: &[u8], hashes: &mut Vec<Hash>) {
 
 /// As [`hash_leaves`], of leaves that lie anywhere: those of several small files are hashed together.
 pub fn hash_each<'a>(mut leaves: impl Iterator<Item = &'a [u8]>, hashes: &mut Vec<Hash>) {
-    if !several_at_once_is_right() {
+    if !batch_hashing_is_correct() {
         return hashes.extend(leaves.map(|leaf| Hash::from(Sha256::digest(leaf))));
     }
     loop {
@@ -105,14 +105,14 @@ pub fn hash_each<'a>(mut leaves: impl Iterator<Item = &'a [u8]>, hashes: &mut Ve
 ///
 /// # Panics
 /// Where one is larger.
-pub fn roots_of_small(files: &[&[u8]], roots: &mut Vec<Root>) {
+pub fn small_file_roots(files: &[&[u8]], roots: &mut Vec<Root>) {
     assert!(
         files.iter().all(|file| file.len() <= LEAF_SIZE),
         "files of one leaf"
     );
     for files in files.chunks(BATCH) {
         let mut done = [[0; LEN]; BATCH];
-        match several_at_once_is_right() {
+        match batch_hashing_is_correct() {
             true => tape_sha256::hash_many(files, &mut done[..files.len()]),
             false => {
                 (done.iter_mut().zip(files)).for_each(|(done, file)| *done = Sha256::digest(file).into())
@@ -133,7 +133,7 @@ pub fn ids_of<'a>(trees: impl Iterator<Item = &'a FileTree>) -> Vec<FileId> {
 
 /// The reference: `sha2`, a leaf at a time.
 #[cfg(test)]
-fn one_by_one(data: &[u8], hashes: &mut Vec<Hash>) {
+fn hash_leaves_one_by_one(data: &[u8], hashes: &mut Vec<Hash>) {
     hashes.extend(
         data.chunks(LEAF_SIZE)
             .map(|leaf| Hash::from(Sha256::digest(leaf))),
@@ -142,7 +142,7 @@ fn one_by_one(data: &[u8], hashes: &mut Vec<Hash>) {
 
 /// Whether hashing several at once agrees with the reference on this processor; looked at once, within a millisecond. A backend that
 /// is wrong somewhere must cost speed there, and neither false ids nor bans of honest peers.
-fn several_at_once_is_right() -> bool {
+fn batch_hashing_is_correct() -> bool {
     static RIGHT: OnceLock<bool> = OnceLock::new();
     *RIGHT.get_or_init(|| {
         let bytes: Vec<u8> = (0..LEAF_SIZE as u32 + 256)
@@ -203,7 +203,7 @@ fn fold_piece(leaves: Vec<Hash>, layout: &FileLayout) -> Hash {
 pub struct PieceHasher {
     layout: FileLayout,
     leaves: Vec<Hash>,
-    partial: Vec<u8>,
+    incomplete_leaf: Vec<u8>,
 }
 
 impl PieceHasher {
@@ -212,30 +212,30 @@ impl PieceHasher {
         Self {
             layout: *layout,
             leaves: Vec::new(),
-            partial: Vec::new(),
+            incomplete_leaf: Vec::new(),
         }
     }
 
     /// The piece's next bytes.
     pub fn update(&mut self, mut data: &[u8]) {
-        if !self.partial.is_empty() {
-            let taken = data.len().min(LEAF_SIZE - self.partial.len());
-            self.partial.extend_from_slice(&data[..taken]);
+        if !self.incomplete_leaf.is_empty() {
+            let taken = data.len().min(LEAF_SIZE - self.incomplete_leaf.len());
+            self.incomplete_leaf.extend_from_slice(&data[..taken]);
             data = &data[taken..];
-            if self.partial.len() < LEAF_SIZE {
+            if self.incomplete_leaf.len() < LEAF_SIZE {
                 return;
             }
-            hash_leaves(&self.partial, &mut self.leaves);
-            self.partial.clear();
+            hash_leaves(&self.incomplete_leaf, &mut self.leaves);
+            self.incomplete_leaf.clear();
         }
         let (whole, rest) = data.split_at(data.len() - data.len() % LEAF_SIZE);
         hash_leaves(whole, &mut self.leaves);
-        self.partial.extend_from_slice(rest);
+        self.incomplete_leaf.extend_from_slice(rest);
     }
 
     /// The subtree hash of the bytes so far.
     pub fn finish(mut self) -> Hash {
-        hash_leaves(&self.partial, &mut self.leaves);
+        hash_leaves(&self.incomplete_leaf, &mut self.leaves);
         fold_piece(self.leaves, &self.layout)
     }
 }
@@ -382,7 +382,7 @@ mod tests {
             let data = bytes(size, seed);
             let (mut fast, mut reference) = (Vec::new(), Vec::new());
             hash_leaves(&data, &mut fast);
-            one_by_one(&data, &mut reference);
+            hash_leaves_one_by_one(&data, &mut reference);
             prop_assert_eq!(fast, reference);
         }
 
@@ -391,7 +391,7 @@ mod tests {
             let files: Vec<_> = (0..).zip(sizes).map(|(seed, size)| bytes(size, seed)).collect();
             let slices: Vec<_> = files.iter().map(|file| &file[..]).collect();
             let mut roots = Vec::new();
-            roots_of_small(&slices, &mut roots);
+            small_file_roots(&slices, &mut roots);
             prop_assert_eq!(roots, files.iter().map(|file| root_of(file)).collect::<Vec<_>>());
         }
 

@@ -15,7 +15,7 @@ pub const MAX_PATH_LEN: usize = 4096;
 pub const MAX_DEPTH: usize = 256;
 
 /// What [`Label::sanitize`] gives where nothing of a name is usable.
-const UNNAMED: &str = "unnamed";
+const FALLBACK_LABEL: &str = "unnamed";
 
 /// Why text is no safe path or label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -146,7 +146,7 @@ impl Label {
         let last = text
             .rsplit(['/', '\\'])
             .find(|part| !part.is_empty())
-            .unwrap_or(UNNAMED);
+            .unwrap_or(FALLBACK_LABEL);
         let clean: String = last
             .chars()
             .map(|c| {
@@ -157,8 +157,8 @@ impl Label {
                 }
             })
             .collect();
-        let cut = cut_to_length(&clean);
-        Self::parse(&cut).unwrap_or_else(|_| Self(UNNAMED.into()))
+        let cut = truncate(&clean);
+        Self::parse(&cut).unwrap_or_else(|_| Self(FALLBACK_LABEL.into()))
     }
 
     /// The text.
@@ -226,7 +226,7 @@ pub(crate) fn check_characters(text: &str) -> Result<(), PathError> {
     Ok(())
 }
 
-fn cut_to_length(name: &str) -> String {
+fn truncate(name: &str) -> String {
     // An extension longer than this is no extension.
     const MAX_EXTENSION: usize = 32;
     if name.len() <= MAX_COMPONENT_LEN {
@@ -297,7 +297,7 @@ mod tests {
                 Err(PathError::Invisible),
                 "{c:?}"
             );
-            assert_eq!(Label::sanitize(&c.to_string()).as_str(), UNNAMED);
+            assert_eq!(Label::sanitize(&c.to_string()).as_str(), FALLBACK_LABEL);
         }
         assert_eq!(Label::sanitize("cv\u{202e}fdp.exe").as_str(), "cv_fdp.exe");
     }
@@ -359,7 +359,7 @@ mod tests {
         assert_eq!(label("folder/"), "folder");
         assert_eq!(label("a\nb"), "a_b");
         for text in ["", "/", "..", ".", "a/.."] {
-            assert_eq!(label(text), UNNAMED, "{text:?}");
+            assert_eq!(label(text), FALLBACK_LABEL, "{text:?}");
         }
         let long = label(&format!("{}.tar", "é".repeat(300)));
         assert!(

@@ -15,18 +15,18 @@ use std::{
 
 /// Of what others leave, what one address takes at most unless told otherwise, in percent: half is plenty for a crowd behind one
 /// address, and two such leave a third of all to the rest.
-pub const DEFAULT_SHARE: u8 = 50;
+pub const DEFAULT_MAX_SHARE: u8 = 50;
 
 /// What one address takes at most of the places that others leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Share(u8);
+pub struct MaxShare(u8);
 
-impl Share {
+impl MaxShare {
     /// All of them.
     pub const ALL: Self = Self(100);
 
     /// In percent; `None` unless it is 1 to 100.
-    pub const fn percent(percent: u8) -> Option<Self> {
+    pub const fn from_percent(percent: u8) -> Option<Self> {
         match percent {
             1..=100 => Some(Self(percent)),
             _ => None,
@@ -43,15 +43,15 @@ impl Share {
     }
 }
 
-impl Default for Share {
+impl Default for MaxShare {
     fn default() -> Self {
-        Self(DEFAULT_SHARE)
+        Self(DEFAULT_MAX_SHARE)
     }
 }
 
 /// Where a caller is, as far as places are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Source(Option<Key>);
+pub struct ClientAddress(Option<Key>);
 
 /// What places are counted by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,25 +62,25 @@ enum Key {
     Local(SocketAddr),
 }
 
-impl Source {
+impl ClientAddress {
     /// The owner, or wherever nothing is known of the address: not counted.
-    pub const HERE: Self = Self(None);
+    pub const LOCAL: Self = Self(None);
 }
 
-impl From<IpAddr> for Source {
-    /// Whoever is at this address; [`Source::HERE`] for loopback, where only the port tells callers
+impl From<IpAddr> for ClientAddress {
+    /// Whoever is at this address; [`ClientAddress::LOCAL`] for loopback, where only the port tells callers
     /// apart.
     fn from(address: IpAddr) -> Self {
-        Self((!is_loopback(address)).then(|| Key::Network(network(address))))
+        Self((!is_loopback(address)).then(|| Key::Network(client_network(address))))
     }
 }
 
-impl From<SocketAddr> for Source {
+impl From<SocketAddr> for ClientAddress {
     /// Whoever calls from this address, or over loopback this one connection.
     fn from(address: SocketAddr) -> Self {
         Self(Some(match is_loopback(address.ip()) {
             true => Key::Local(SocketAddr::new(address.ip().to_canonical(), address.port())),
-            false => Key::Network(network(address.ip())),
+            false => Key::Network(client_network(address.ip())),
         }))
     }
 }
@@ -90,7 +90,7 @@ fn is_loopback(address: IpAddr) -> bool {
 }
 
 /// What counts as one address: itself, or for IPv6 the network of 64 bits that one customer has whole.
-pub fn network(address: IpAddr) -> IpAddr {
+pub fn client_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
         v4 => v4,
@@ -99,91 +99,91 @@ pub fn network(address: IpAddr) -> IpAddr {
 
 /// Why there is no place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
+pub enum LimitError {
     /// All are taken.
     Full,
     /// The caller's address has its share.
-    Share,
+    AddressShare,
 }
 
 /// See the module. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
-pub struct Places {
-    inner: Arc<Mutex<Inner>>,
+pub struct PerAddressLimiter {
+    state: Arc<Mutex<LimiterState>>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    most: usize,
-    share: Share,
-    taken: usize,
+struct LimiterState {
+    capacity: usize,
+    share: MaxShare,
+    in_use: usize,
     /// Of the taken, those of each source that has any.
     by_source: HashMap<Key, usize>,
 }
 
-impl Inner {
+impl LimiterState {
     /// Counts some more as taken.
-    fn take(&mut self, source: Source, count: usize) -> Result<(), Refused> {
-        let free = self.most.saturating_sub(self.taken);
+    fn take(&mut self, source: ClientAddress, count: usize) -> Result<(), LimitError> {
+        let free = self.capacity.saturating_sub(self.in_use);
         if free < count {
-            return Err(Refused::Full);
+            return Err(LimitError::Full);
         }
         if let Some(key) = source.0 {
             let own = self.by_source.get(&key).copied().unwrap_or(0);
             if !self.share.allows(own, count, free) {
-                return Err(Refused::Share);
+                return Err(LimitError::AddressShare);
             }
             self.by_source.insert(key, own + count);
         }
-        self.taken += count;
+        self.in_use += count;
         Ok(())
     }
 }
 
 /// Places that are taken, one as a rule; dropping it gives them back.
 #[derive(Debug)]
-pub struct Place {
-    places: Places,
-    source: Source,
+pub struct Permit {
+    limiter: PerAddressLimiter,
+    client: ClientAddress,
     count: usize,
 }
 
-impl Places {
+impl PerAddressLimiter {
     /// So many, of which one address takes at most its share.
-    pub fn new(most: usize, share: Share) -> Self {
+    pub fn new(most: usize, share: MaxShare) -> Self {
         Self {
-            inner: Arc::new(Mutex::new(Inner {
-                most,
+            state: Arc::new(Mutex::new(LimiterState {
+                capacity: most,
                 share,
-                taken: 0,
+                in_use: 0,
                 by_source: HashMap::new(),
             })),
         }
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, LimiterState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many there are from now on. What is taken stays taken.
-    pub fn resize(&self, most: usize) {
-        self.inner().most = most;
+    pub fn set_capacity(&self, most: usize) {
+        self.state().capacity = most;
     }
 
     /// How many there are.
-    pub fn most(&self) -> usize {
-        self.inner().most
+    pub fn capacity(&self) -> usize {
+        self.state().capacity
     }
 
     /// How many are taken.
-    pub fn taken(&self) -> usize {
-        self.inner().taken
+    pub fn in_use(&self) -> usize {
+        self.state().in_use
     }
 
     /// How many of the taken are this source's; 0 where it is not counted.
-    pub fn taken_by(&self, source: Source) -> usize {
+    pub fn taken_by(&self, source: ClientAddress) -> usize {
         let key = source.0;
-        key.and_then(|key| self.inner().by_source.get(&key).copied())
+        key.and_then(|key| self.state().by_source.get(&key).copied())
             .unwrap_or(0)
     }
 
@@ -191,7 +191,7 @@ impl Places {
     ///
     /// # Errors
     /// Why there is none for this caller.
-    pub fn take(&self, source: Source) -> Result<Place, Refused> {
+    pub fn try_acquire(&self, source: ClientAddress) -> Result<Permit, LimitError> {
         self.take_many(source, 1)
     }
 
@@ -199,33 +199,33 @@ impl Places {
     ///
     /// # Errors
     /// Why there are not so many for this caller.
-    pub fn take_many(&self, source: Source, count: usize) -> Result<Place, Refused> {
-        self.inner().take(source, count)?;
-        Ok(Place {
-            places: self.clone(),
-            source,
+    pub fn take_many(&self, source: ClientAddress, count: usize) -> Result<Permit, LimitError> {
+        self.state().take(source, count)?;
+        Ok(Permit {
+            limiter: self.clone(),
+            client: source,
             count,
         })
     }
 }
 
-impl Place {
+impl Permit {
     /// Takes so many more, or none.
     ///
     /// # Errors
-    /// As [`Places::take_many`]; what it has it keeps.
-    pub fn grow(&mut self, count: usize) -> Result<(), Refused> {
-        self.places.inner().take(self.source, count)?;
+    /// As [`PerAddressLimiter::take_many`]; what it has it keeps.
+    pub fn grow(&mut self, count: usize) -> Result<(), LimitError> {
+        self.limiter.state().take(self.client, count)?;
         self.count += count;
         Ok(())
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        let mut inner = self.places.inner();
-        inner.taken -= self.count;
-        let Some(key) = self.source.0 else { return };
+        let mut inner = self.limiter.state();
+        inner.in_use -= self.count;
+        let Some(key) = self.client.0 else { return };
         if let Some(own) = inner.by_source.get_mut(&key) {
             *own -= self.count;
             if *own == 0 {
@@ -241,15 +241,15 @@ mod tests {
 
     use super::*;
 
-    fn source(text: &str) -> Source {
-        Source::from(text.parse::<IpAddr>().unwrap())
+    fn source(text: &str) -> ClientAddress {
+        ClientAddress::from(text.parse::<IpAddr>().unwrap())
     }
 
     /// Takes as many as there are for this caller, and why no more.
-    fn all(places: &Places, source: Source) -> (Vec<Place>, Refused) {
+    fn all(places: &PerAddressLimiter, source: ClientAddress) -> (Vec<Permit>, LimitError) {
         let mut taken = Vec::new();
         loop {
-            match places.take(source) {
+            match places.try_acquire(source) {
                 Ok(place) => taken.push(place),
                 Err(refused) => return (taken, refused),
             }
@@ -258,21 +258,24 @@ mod tests {
 
     #[test]
     fn one_address_takes_half_and_leaves_the_rest_to_others() {
-        let places = Places::new(512, Share::default());
+        let places = PerAddressLimiter::new(512, MaxShare::default());
         let (first, refused) = all(&places, source("192.0.2.1"));
-        assert_eq!((first.len(), refused), (256, Refused::Share));
+        assert_eq!((first.len(), refused), (256, LimitError::AddressShare));
         let (second, refused) = all(&places, source("192.0.2.2"));
-        assert_eq!((second.len(), refused), (128, Refused::Share));
+        assert_eq!((second.len(), refused), (128, LimitError::AddressShare));
         drop(first);
-        assert!(places.take(source("192.0.2.1")).is_ok(), "it gave them back");
+        assert!(
+            places.try_acquire(source("192.0.2.1")).is_ok(),
+            "it gave them back"
+        );
     }
 
     #[test]
     fn whoever_has_no_port_on_this_machine_may_take_all() {
         for here in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
-            let places = Places::new(5, Share::default());
+            let places = PerAddressLimiter::new(5, MaxShare::default());
             let (taken, refused) = all(&places, source(here));
-            assert_eq!((taken.len(), refused), (5, Refused::Full), "{here}");
+            assert_eq!((taken.len(), refused), (5, LimitError::Full), "{here}");
         }
     }
 
@@ -283,13 +286,13 @@ mod tests {
             ["[::1]:1", "[::1]:2"],
             ["[::ffff:127.0.0.1]:1", "127.0.0.1:2"],
         ] {
-            let places = Places::new(8, Share::default());
-            let [one, other] = hosts.map(|host| Source::from(host.parse::<SocketAddr>().unwrap()));
+            let places = PerAddressLimiter::new(8, MaxShare::default());
+            let [one, other] = hosts.map(|host| ClientAddress::from(host.parse::<SocketAddr>().unwrap()));
             let (taken, refused) = all(&places, one);
-            assert_eq!((taken.len(), refused), (4, Refused::Share), "{hosts:?}");
-            assert!(places.take(other).is_ok());
+            assert_eq!((taken.len(), refused), (4, LimitError::AddressShare), "{hosts:?}");
+            assert!(places.try_acquire(other).is_ok());
         }
-        let far = |text: &str| Source::from(text.parse::<SocketAddr>().unwrap());
+        let far = |text: &str| ClientAddress::from(text.parse::<SocketAddr>().unwrap());
         assert_eq!(
             far("192.0.2.1:1"),
             far("192.0.2.1:2"),
@@ -299,36 +302,47 @@ mod tests {
 
     #[test]
     fn many_are_taken_at_once_or_none() {
-        let places = Places::new(100, Share::default());
+        let places = PerAddressLimiter::new(100, MaxShare::default());
         let (one, other) = (source("192.0.2.1"), source("192.0.2.2"));
-        assert_eq!(places.take_many(one, 101).unwrap_err(), Refused::Full);
+        assert_eq!(places.take_many(one, 101).unwrap_err(), LimitError::Full);
         let mut held = places.take_many(one, 30).unwrap();
-        assert_eq!(held.grow(21), Err(Refused::Share));
-        assert_eq!((held.grow(20), places.taken()), (Ok(()), 50));
+        assert_eq!(held.grow(21), Err(LimitError::AddressShare));
+        assert_eq!((held.grow(20), places.in_use()), (Ok(()), 50));
         assert_eq!(places.taken_by(one), 50);
-        assert_eq!(places.take_many(other, 51).unwrap_err(), Refused::Full);
+        assert_eq!(places.take_many(other, 51).unwrap_err(), LimitError::Full);
         assert!(places.take_many(other, 50).is_ok(), "the first are for anyone");
         drop(held);
-        assert_eq!((places.taken(), places.taken_by(one)), (0, 0));
+        assert_eq!((places.in_use(), places.taken_by(one)), (0, 0));
     }
 
     #[test]
     fn a_network_of_64_bits_counts_as_one_address() {
-        let places = Places::new(4, Share::default());
+        let places = PerAddressLimiter::new(4, MaxShare::default());
         let _held = all(&places, source("2001:db8::1"));
-        assert_eq!(places.take(source("2001:db8::2")).unwrap_err(), Refused::Share);
-        assert!(places.take(source("2001:db8:0:1::2")).is_ok());
+        assert_eq!(
+            places.try_acquire(source("2001:db8::2")).unwrap_err(),
+            LimitError::AddressShare
+        );
+        assert!(places.try_acquire(source("2001:db8:0:1::2")).is_ok());
     }
 
     #[test]
     fn a_single_place_and_a_whole_share_are_for_anyone() {
         assert_eq!(
-            all(&Places::new(1, Share::default()), source("192.0.2.1"))
-                .0
-                .len(),
+            all(
+                &PerAddressLimiter::new(1, MaxShare::default()),
+                source("192.0.2.1")
+            )
+            .0
+            .len(),
             1
         );
-        assert_eq!(all(&Places::new(9, Share::ALL), source("192.0.2.1")).0.len(), 9);
+        assert_eq!(
+            all(&PerAddressLimiter::new(9, MaxShare::ALL), source("192.0.2.1"))
+                .0
+                .len(),
+            9
+        );
     }
 
     proptest! {
@@ -338,22 +352,22 @@ mod tests {
             steps in proptest::collection::vec((0u8..6, any::<bool>()), 0..200),
             percent in 1u8..=100,
         ) {
-            let places = Places::new(20, Share::percent(percent).unwrap());
-            let mut held: Vec<(u8, Place)> = Vec::new();
+            let places = PerAddressLimiter::new(20, MaxShare::from_percent(percent).unwrap());
+            let mut held: Vec<(u8, Permit)> = Vec::new();
             for (host, takes) in steps {
-                let source = Source::from(IpAddr::from([192, 0, 2, host]));
+                let source = ClientAddress::from(IpAddr::from([192, 0, 2, host]));
                 match takes {
-                    true => match places.take(source) {
+                    true => match places.try_acquire(source) {
                         Ok(place) => held.push((host, place)),
-                        Err(Refused::Full) => prop_assert_eq!(held.len(), 20),
-                        Err(Refused::Share) => prop_assert!(held.iter().any(|(other, _)| *other == host)),
+                        Err(LimitError::Full) => prop_assert_eq!(held.len(), 20),
+                        Err(LimitError::AddressShare) => prop_assert!(held.iter().any(|(other, _)| *other == host)),
                     },
                     false => held.retain(|(other, _)| *other != host),
                 }
-                prop_assert_eq!(places.taken(), held.len());
+                prop_assert_eq!(places.in_use(), held.len());
             }
             drop(held);
-            prop_assert!(places.inner().by_source.is_empty());
+            prop_assert!(places.state().by_source.is_empty());
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{ops::Range, sync::Arc};
 
 use crate::{
     FileId, FileLayout,
-    manifest::{Content, Manifest},
+    manifest::{EntryContent, Manifest},
 };
 
 /// Most bytes in a bundle, and the largest file that goes into one. Big enough that thousands of small files do not cost a round
@@ -53,12 +53,12 @@ pub struct PlanSpan {
     /// How many bytes; never 0.
     pub len: u64,
     /// Whether this is the whole file, to be verified by its id; otherwise it is one piece, verified by the piece layer.
-    pub whole: bool,
+    pub is_whole_file: bool,
 }
 
 /// A file that gives one unit for each of its pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Large {
+struct LargeFile {
     first_unit: u32,
     file: u32,
     layout: FileLayout,
@@ -74,53 +74,53 @@ struct Bundle {
 
 /// What the files are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Files {
+enum PlanFiles {
     One(PlanFile),
     /// The first entry of each distinct content, in order.
-    Of(Arc<Manifest>, Vec<u32>),
+    Collection(Arc<Manifest>, Vec<u32>),
 }
 
 /// The units of a transfer. A few bytes for each file: all else is in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    files: Files,
+    files: PlanFiles,
     bundles: Vec<Bundle>,
     /// In order of their units, which follow those of the bundles.
-    large: Vec<Large>,
+    large_files: Vec<LargeFile>,
     unit_count: u32,
-    total: u64,
+    total_bytes: u64,
 }
 
 impl Plan {
     /// The plan of a plain file: its units are its pieces. `None` for a size that no file may have.
     pub fn of_file(id: FileId, size: u64) -> Option<Self> {
         let layout = FileLayout::new(size)?;
-        let large = Large {
+        let large = LargeFile {
             first_unit: 0,
             file: 0,
             layout,
         };
         Some(Self {
-            files: Files::One(PlanFile { id, size }),
+            files: PlanFiles::One(PlanFile { id, size }),
             bundles: Vec::new(),
-            large: if size == 0 { Vec::new() } else { vec![large] },
+            large_files: if size == 0 { Vec::new() } else { vec![large] },
             unit_count: layout.piece_count(),
-            total: size,
+            total_bytes: size,
         })
     }
 
     /// The plan of a collection's content.
     pub fn of_collection(manifest: &Arc<Manifest>) -> Self {
         let mut plan = Self {
-            files: Files::Of(Arc::clone(manifest), firsts(manifest)),
+            files: PlanFiles::Collection(Arc::clone(manifest), first_entries(manifest)),
             bundles: Vec::new(),
-            large: Vec::new(),
+            large_files: Vec::new(),
             unit_count: 0,
-            total: 0,
+            total_bytes: 0,
         };
         plan.pack_bundles();
         plan.number_pieces();
-        plan.total = plan.files().map(|file| file.size).sum();
+        plan.total_bytes = plan.files().map(|file| file.size).sum();
         plan
     }
 
@@ -157,7 +157,7 @@ impl Plan {
             large.push((file, layout));
         }
         for (file, layout) in large {
-            self.large.push(Large {
+            self.large_files.push(LargeFile {
                 first_unit: self.unit_count,
                 file,
                 layout,
@@ -173,37 +173,37 @@ impl Plan {
 
     /// Bytes in all units: each distinct file counts once.
     pub const fn total(&self) -> u64 {
-        self.total
+        self.total_bytes
     }
 
     /// Bytes that are written: each path of a collection counts, whatever content it shares with others.
     pub fn written(&self) -> u64 {
         match &self.files {
-            Files::One(one) => one.size,
-            Files::Of(manifest, _) => manifest.content_size(),
+            PlanFiles::One(one) => one.size,
+            PlanFiles::Collection(manifest, _) => manifest.content_size(),
         }
     }
 
     /// Whether far more is written than fetched, so that a small manifest could fill a disk: more than [`EXPANSION_FREE`], and more than
     /// [`EXPANSION_RATIO`] times the distinct content.
     pub fn expands(&self) -> bool {
-        self.written() > EXPANSION_FREE && self.written() / EXPANSION_RATIO > self.total
+        self.written() > EXPANSION_FREE && self.written() / EXPANSION_RATIO > self.total_bytes
     }
 
     /// How many distinct files there are.
     pub const fn file_count(&self) -> usize {
         match &self.files {
-            Files::One(_) => 1,
-            Files::Of(_, firsts) => firsts.len(),
+            PlanFiles::One(_) => 1,
+            PlanFiles::Collection(_, firsts) => firsts.len(),
         }
     }
 
     /// A distinct file by its number: they are counted from 0 in the order of their first entry in the manifest.
     pub fn file(&self, file: usize) -> Option<PlanFile> {
         match &self.files {
-            Files::One(one) => (file == 0).then_some(*one),
-            Files::Of(manifest, firsts) => match manifest.content(*firsts.get(file)?)? {
-                Content::File { id, size, .. } => Some(PlanFile { id, size }),
+            PlanFiles::One(one) => (file == 0).then_some(*one),
+            PlanFiles::Collection(manifest, firsts) => match manifest.content(*firsts.get(file)?)? {
+                EntryContent::File { id, size, .. } => Some(PlanFile { id, size }),
                 _ => None,
             },
         }
@@ -217,24 +217,26 @@ impl Plan {
     /// The number of the file with this id.
     pub fn find(&self, id: &FileId) -> Option<usize> {
         match &self.files {
-            Files::One(one) => (one.id == *id).then_some(0),
-            Files::Of(manifest, firsts) => firsts.binary_search(manifest.with_id(id).first()?).ok(),
+            PlanFiles::One(one) => (one.id == *id).then_some(0),
+            PlanFiles::Collection(manifest, firsts) => {
+                firsts.binary_search(manifest.with_id(id).first()?).ok()
+            }
         }
     }
 
     /// The first entry of the manifest that has a file's content; the others are copies. `None` for a plain file.
     pub fn first_entry(&self, file: usize) -> Option<u32> {
         match &self.files {
-            Files::One(_) => None,
-            Files::Of(_, firsts) => firsts.get(file).copied(),
+            PlanFiles::One(_) => None,
+            PlanFiles::Collection(_, firsts) => firsts.get(file).copied(),
         }
     }
 
     /// The manifest, of a collection.
     pub const fn manifest(&self) -> Option<&Arc<Manifest>> {
         match &self.files {
-            Files::One(_) => None,
-            Files::Of(manifest, _) => Some(manifest),
+            PlanFiles::One(_) => None,
+            PlanFiles::Collection(manifest, _) => Some(manifest),
         }
     }
 
@@ -255,7 +257,7 @@ impl Plan {
                 id: planned.id,
                 offset: 0,
                 len: planned.size,
-                whole: true,
+                is_whole_file: true,
             })
         });
         small.chain(self.piece_span(unit))
@@ -271,10 +273,10 @@ impl Plan {
             return 0..0;
         }
         if let Ok(large) = self
-            .large
+            .large_files
             .binary_search_by_key(&(file as u32), |large| large.file)
         {
-            let large = &self.large[large];
+            let large = &self.large_files[large];
             let piece_size = large.layout.piece_size();
             // Fits: both are below the number of pieces.
             let at = |byte: u64| large.first_unit + (byte / piece_size) as u32;
@@ -297,13 +299,13 @@ impl Plan {
     }
 
     /// The file whose pieces' units hold this one.
-    fn large_of(&self, unit: u32) -> Option<&Large> {
-        let after = self.large.partition_point(|large| large.first_unit <= unit);
-        self.large.get(after.checked_sub(1)?)
+    fn large_file_of(&self, unit: u32) -> Option<&LargeFile> {
+        let after = self.large_files.partition_point(|large| large.first_unit <= unit);
+        self.large_files.get(after.checked_sub(1)?)
     }
 
     fn piece_span(&self, unit: u32) -> Option<PlanSpan> {
-        let large = self.large_of(unit)?;
+        let large = self.large_file_of(unit)?;
         let piece = large.layout.piece(unit - large.first_unit)?;
         let id = self.file(large.file as usize)?.id;
         let range = large.layout.range(piece);
@@ -314,13 +316,13 @@ impl Plan {
             id,
             offset: range.start,
             len,
-            whole,
+            is_whole_file: whole,
         })
     }
 }
 
 /// The first entry of each distinct content, in order.
-fn firsts(manifest: &Manifest) -> Vec<u32> {
+fn first_entries(manifest: &Manifest) -> Vec<u32> {
     let mut firsts: Vec<u32> = manifest.contents().map(|entries| entries[0]).collect();
     firsts.sort_unstable();
     firsts.shrink_to_fit();

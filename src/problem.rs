@@ -225,11 +225,11 @@ impl Problem {
 
 impl From<Problem> for Status {
     fn from(problem: Problem) -> Self {
-        let message = cut(&problem.message);
+        let message = truncate(&problem.message);
         let mut details = ErrorDetails::new();
         details.set_error_info(problem.reason.as_str(), DOMAIN, std::collections::HashMap::new());
         if let Some(field) = problem.field {
-            details.add_bad_request_violation(cut(&field), message);
+            details.add_bad_request_violation(truncate(&field), message);
         }
         if let Some(delay) = problem.retry_after {
             details.set_retry_info(Some(delay.min(MAX_RETRY_AFTER)));
@@ -251,11 +251,11 @@ impl From<Status> for Problem {
             .unwrap_or_else(|| reason_of_foreign(&status));
         Self {
             reason,
-            message: clean(status.message()).into_owned(),
+            message: sanitize(status.message()).into_owned(),
             field: details
                 .bad_request()
                 .and_then(|bad| bad.field_violations.first())
-                .map(|violation| clean(&violation.field).into_owned()),
+                .map(|violation| sanitize(&violation.field).into_owned()),
             retry_after: details
                 .retry_info()
                 .and_then(|info| info.retry_delay)
@@ -265,14 +265,14 @@ impl From<Status> for Problem {
 }
 
 /// Whether a Potluck service made this status.
-pub(crate) fn is_ours(status: &Status) -> bool {
+pub(crate) fn is_from_potluck(status: &Status) -> bool {
     status
         .get_error_details()
         .error_info()
         .is_some_and(|info| info.domain == DOMAIN)
 }
 
-fn cut(text: &str) -> &str {
+fn truncate(text: &str) -> &str {
     let mut end = text.len().min(MAX_MESSAGE_LEN);
     while !text.is_char_boundary(end) {
         end -= 1;
@@ -280,8 +280,8 @@ fn cut(text: &str) -> &str {
     &text[..end]
 }
 
-fn clean(text: &str) -> Cow<'_, str> {
-    let text = cut(text);
+fn sanitize(text: &str) -> Cow<'_, str> {
+    let text = truncate(text);
     match text.contains(char::is_control) {
         true => text.replace(char::is_control, "\u{fffd}").into(),
         false => text.into(),
@@ -371,7 +371,7 @@ mod tests {
         let mut details = ErrorDetails::new();
         details.set_error_info("NOT_FOUND", "example.com", std::collections::HashMap::new());
         let status = Status::with_error_details(Code::Unavailable, "", details);
-        assert!(!is_ours(&status));
+        assert!(!is_from_potluck(&status));
         assert_eq!(Problem::from(status).reason, Reason::Unreachable);
     }
 

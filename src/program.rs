@@ -24,7 +24,7 @@ pub fn default_filter(level: &str) -> String {
 /// Logs to standard error, in colour only on a terminal. `POTLUCK_LOG`, or else `RUST_LOG`, says
 /// how much, as in `POTLUCK_LOG=potluck_peer=debug`; unless set, `info`, and errors only of the
 /// libraries that speak HTTP/2.
-pub fn log() {
+pub fn init_logging() {
     let filter = EnvFilter::try_from_env("POTLUCK_LOG")
         .or_else(|_| EnvFilter::try_from_default_env())
         .unwrap_or_else(|_| EnvFilter::new(default_filter("info")));
@@ -39,7 +39,7 @@ pub fn log() {
 
 /// Takes as many open files as the system lets this program have. Shells begin programs with 1,024, for the sake of old ones that
 /// cannot do with more; hundreds of transfers at once need more.
-pub fn raise_open_files() {
+pub fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     let all = Rlimit {
         current: limit.maximum,
@@ -65,7 +65,7 @@ pub fn survive_file_size_limit() -> std::io::Result<()> {
 ///
 /// # Errors
 /// Where the system gives no signal handlers.
-pub fn stop_on_signals() -> std::io::Result<CancellationToken> {
+pub fn shutdown_on_signals() -> std::io::Result<CancellationToken> {
     survive_file_size_limit()?;
     let shutdown = CancellationToken::new();
     let mut signals = StopSignals::listen()?;

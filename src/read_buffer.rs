@@ -8,10 +8,10 @@ const PAGE: usize = 4096;
 /// Where in a page the bytes begin: far from where the file's begin in theirs. Where the target of the kernel's copy begins 1 to 31 bytes
 /// further into its page than the source, AMD's Zen 3 copies at a quarter of its speed (docs/performance.md); the allocator's large
 /// blocks begin 16 bytes into theirs.
-const INTO_PAGE: usize = PAGE / 2;
+const PAGE_OFFSET: usize = PAGE / 2;
 
 /// From this many bytes on they are placed: beside fewer, a page more would be much.
-const MIN_PLACED: usize = 16 * 1024;
+const MIN_ALIGNED: usize = 16 * 1024;
 
 /// Zeros to begin with, so many, that the system copies whole pages of files to quickly.
 #[derive(Debug, Default)]
@@ -24,7 +24,7 @@ pub struct ReadBuffer {
 impl ReadBuffer {
     /// Of so many bytes.
     pub fn new(len: usize) -> Self {
-        if len < MIN_PLACED {
+        if len < MIN_ALIGNED {
             let memory = vec![0; len];
             return Self {
                 memory,
@@ -35,7 +35,7 @@ impl ReadBuffer {
         let memory = vec![0; len + PAGE];
         let into_page = memory.as_ptr().addr() % PAGE;
         Self {
-            start: (INTO_PAGE + PAGE - into_page) % PAGE,
+            start: (PAGE_OFFSET + PAGE - into_page) % PAGE,
             memory,
             len,
         }
@@ -68,12 +68,12 @@ mod tests {
 
     #[test]
     fn bytes_are_as_many_as_asked_for_and_begin_where_copies_are_quick() {
-        for len in [0, 1, 4096, MIN_PLACED - 1, MIN_PLACED, 100_000, 1 << 20] {
+        for len in [0, 1, 4096, MIN_ALIGNED - 1, MIN_ALIGNED, 100_000, 1 << 20] {
             let mut buffer = ReadBuffer::new(len);
             assert_eq!(buffer.len(), len);
             assert!(buffer.iter().all(|byte| *byte == 0));
-            if len >= MIN_PLACED {
-                assert_eq!(buffer.as_ptr().addr() % PAGE, INTO_PAGE);
+            if len >= MIN_ALIGNED {
+                assert_eq!(buffer.as_ptr().addr() % PAGE, PAGE_OFFSET);
             }
             buffer.fill(7);
             let moved = Box::new(buffer);

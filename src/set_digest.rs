@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256 as Hasher};
 use crate::{
     FileId, Sha256,
     id::IdError,
-    index_client::{Kind, Registration},
+    index_client::{FileKind, Registration},
 };
 
 /// What every hash of a registration begins with.
@@ -36,9 +36,15 @@ pub struct Element(Limbs);
 
 impl Element {
     /// The hash of a registration of these parts. Order and repetition of the names make no difference; they are sorted in place.
-    pub fn new(id: &FileId, sha256: Option<&Sha256>, kind: Kind, partial: bool, names: &mut [&str]) -> Self {
+    pub fn new(
+        id: &FileId,
+        sha256: Option<&Sha256>,
+        kind: FileKind,
+        partial: bool,
+        names: &mut [&str],
+    ) -> Self {
         let mut flags = if partial { PARTIAL } else { 0 };
-        if kind == Kind::Collection {
+        if kind == FileKind::Collection {
             flags |= COLLECTION;
         }
         if sha256.is_some() {
@@ -140,9 +146,9 @@ mod tests {
                 root,
                 sha256: sum.then_some(Sha256([n; 32])),
                 kind: if n.is_multiple_of(2) {
-                    Kind::Collection
+                    FileKind::Collection
                 } else {
-                    Kind::File
+                    FileKind::File
                 },
             },
             names: names.iter().map(|name| (*name).to_owned()).collect(),
@@ -175,7 +181,7 @@ mod tests {
             registration(1, false, false, &["a", "b"]),
             Registration {
                 file: FileRecord {
-                    kind: Kind::Collection,
+                    kind: FileKind::Collection,
                     ..registration(1, false, false, &[]).file
                 },
                 ..registration(1, false, false, &["a"])

@@ -29,7 +29,7 @@ pub use self::{
     clients::{Activity, ClientConnection, IDLE_TIMEOUT, UNREAD_GRACE},
     incoming::{Accept, Connection, connections},
 };
-use crate::{Problem, Reason, problem::is_ours};
+use crate::{Problem, Reason, problem::is_from_potluck};
 
 /// Receive window of one stream, in bytes: two of the largest chunks, so that a sender never waits for an answer on a LAN.
 pub const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
@@ -54,7 +54,7 @@ pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long whatever accepted a connection may take to show that it speaks gRPC.
-pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often a quiet connection is probed.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -192,7 +192,7 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// Opens a connection and makes sure that gRPC is spoken there, within [`CONNECT_TIMEOUT`] and [`ANSWER_TIMEOUT`].
+    /// Opens a connection and makes sure that gRPC is spoken there, within [`CONNECT_TIMEOUT`] and [`RESPONSE_TIMEOUT`].
     ///
     /// # Errors
     /// [`Reason::Unreachable`] where nothing answers, [`Reason::TimedOut`] where it does not answer in time,
@@ -210,7 +210,7 @@ impl Endpoint {
     pub async fn is_serving(&self) -> Result<bool, Problem> {
         let mut health = HealthClient::new(self.open().await?);
         let answer = health.check(HealthCheckRequest::default());
-        let told = self.call("health service", ANSWER_TIMEOUT, answer).await?;
+        let told = self.call("health service", RESPONSE_TIMEOUT, answer).await?;
         Ok(told.status() == ServingStatus::Serving)
     }
 
@@ -242,7 +242,7 @@ impl Endpoint {
         match connected {
             Ok(channel) => Ok(channel),
             Err(error) => Err(self
-                .named(failure::connect_problem(&error, self), "service")
+                .identify_foreign(failure::connect_problem(&error, self), "service")
                 .await),
         }
     }
@@ -252,8 +252,8 @@ impl Endpoint {
     async fn probe(&self, channel: Channel) -> Result<(), Problem> {
         let mut health = HealthClient::new(channel);
         let request = HealthCheckRequest::default();
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, health.check(request)).await;
-        let Err(status) = answer.map_err(|_| self.late("service", ANSWER_TIMEOUT))? else {
+        let answer = tokio::time::timeout(RESPONSE_TIMEOUT, health.check(request)).await;
+        let Err(status) = answer.map_err(|_| self.timed_out("service", RESPONSE_TIMEOUT))? else {
             return Ok(());
         };
         if status.code() == tonic::Code::Unimplemented {
@@ -267,7 +267,7 @@ impl Endpoint {
     }
 
     /// A channel that connects when it is first used, and again after a failure.
-    pub fn lazy(&self) -> Channel {
+    pub fn lazy_channel(&self) -> Channel {
         self.lazy_from(None)
     }
 
@@ -296,7 +296,7 @@ impl Endpoint {
 
     /// The same for bulk data of one server, over a path with this round trip: with windows that let a stream fill a link of some
     /// Gbit/s, at most [`MAX_BULK_WINDOW`].
-    pub fn lazy_for_bulk(&self, round_trip: Duration, from: Option<IpAddr>) -> Channel {
+    pub fn lazy_bulk_channel(&self, round_trip: Duration, from: Option<IpAddr>) -> Channel {
         let window = (round_trip.as_secs_f64() * BULK_RATE) as u32;
         let window = window.clamp(STREAM_WINDOW, MAX_BULK_WINDOW);
         self.lazy_with(from, |endpoint| {
@@ -334,7 +334,7 @@ impl Endpoint {
     ) -> Result<T, Problem> {
         let told = tokio::time::timeout(limit, answer)
             .await
-            .map_err(|_| self.late(service, limit))?;
+            .map_err(|_| self.timed_out(service, limit))?;
         match told {
             Ok(answer) => Ok(answer.into_inner()),
             Err(status) => Err(self.explain(status, service).await),
@@ -343,17 +343,17 @@ impl Endpoint {
 
     /// As [`Endpoint::problem`], with a second look at whoever broke the connection.
     async fn explain(&self, status: Status, service: &str) -> Problem {
-        let told_by_service = is_ours(&status);
+        let told_by_service = is_from_potluck(&status);
         let problem = self.problem(status, service);
         match told_by_service {
             true => problem,
-            false => self.named(problem, service).await,
+            false => self.identify_foreign(problem, service).await,
         }
     }
 
     /// Whoever broke the connection may be something else than Potluck.
-    async fn named(&self, problem: Problem, service: &str) -> Problem {
-        if problem.reason == Reason::Unreachable && look::is_foreign(self).await {
+    async fn identify_foreign(&self, problem: Problem, service: &str) -> Problem {
+        if problem.reason == Reason::Unreachable && look::is_not_http2(self).await {
             return failure::not_http2(service, self);
         }
         problem
@@ -365,7 +365,7 @@ impl Endpoint {
         failure::problem(status, service, self)
     }
 
-    fn late(&self, service: &str, limit: Duration) -> Problem {
+    fn timed_out(&self, service: &str, limit: Duration) -> Problem {
         Problem::new(
             Reason::TimedOut,
             format!("the {service} at {self} did not answer within {limit:?}"),

@@ -5,7 +5,7 @@
 use crate::{
     FileId, FileLayout, PeerId, Problem, Reason, Root, Sha256,
     id::IdError,
-    index_client::{Address, FileRecord, Found, Kind, Provider, Registration, WatchEvent},
+    index_client::{Address, FileKind, FileRecord, IndexedFile, Provider, ProviderEvent, Registration},
     layout::MAX_FILE_SIZE,
     merkle::EMPTY_ROOT,
     path::Label,
@@ -30,7 +30,7 @@ pub fn file_id(bytes: &[u8], field: &str) -> Result<FileId, Problem> {
     id(bytes, field)
 }
 
-impl From<v1::FileKind> for Kind {
+impl From<v1::FileKind> for FileKind {
     fn from(kind: v1::FileKind) -> Self {
         match kind {
             v1::FileKind::Unspecified | v1::FileKind::File => Self::File,
@@ -39,11 +39,11 @@ impl From<v1::FileKind> for Kind {
     }
 }
 
-impl From<Kind> for v1::FileKind {
-    fn from(kind: Kind) -> Self {
+impl From<FileKind> for v1::FileKind {
+    fn from(kind: FileKind) -> Self {
         match kind {
-            Kind::File => Self::File,
-            Kind::Collection => Self::Collection,
+            FileKind::File => Self::File,
+            FileKind::Collection => Self::Collection,
         }
     }
 }
@@ -192,7 +192,7 @@ fn names(mut names: Vec<String>) -> Vec<String> {
     names
 }
 
-impl TryFrom<v1::QueryResult> for Found {
+impl TryFrom<v1::QueryResult> for IndexedFile {
     type Error = Problem;
 
     fn try_from(result: v1::QueryResult) -> Result<Self, Problem> {
@@ -209,7 +209,7 @@ impl TryFrom<v1::QueryResult> for Found {
     }
 }
 
-impl TryFrom<v1::SearchResult> for Found {
+impl TryFrom<v1::SearchResult> for IndexedFile {
     type Error = Problem;
 
     fn try_from(result: v1::SearchResult) -> Result<Self, Problem> {
@@ -222,7 +222,7 @@ impl TryFrom<v1::SearchResult> for Found {
     }
 }
 
-impl TryFrom<v1::WatchResponse> for WatchEvent {
+impl TryFrom<v1::WatchResponse> for ProviderEvent {
     type Error = Problem;
 
     fn try_from(response: v1::WatchResponse) -> Result<Self, Problem> {
@@ -266,7 +266,11 @@ mod tests {
                     size,
                     root,
                     sha256: sha256.map(Sha256),
-                    kind: if collection { Kind::Collection } else { Kind::File },
+                    kind: if collection {
+                        FileKind::Collection
+                    } else {
+                        FileKind::File
+                    },
                 }
             })
     }

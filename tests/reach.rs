@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use potluck_core::{
     FileId, Problem, Reason,
-    index_client::{By, IndexClient},
+    index_client::{IndexClient, QueryKey},
     transport::{self, Endpoint},
 };
 use tokio::{
@@ -47,7 +47,7 @@ async fn assert_fails(endpoint: Endpoint, reason: Reason) {
     let start = Instant::now();
     let connect = async { endpoint.connect().await.map(drop).unwrap_err() };
     let client = IndexClient::new(endpoint.clone());
-    let by = By::Name("a".into());
+    let by = QueryKey::Name("a".into());
     let call = async { client.query(&by, 0, None).await.unwrap_err() };
     let (connected, called): (Problem, Problem) = tokio::join!(connect, call);
     for problem in [connected, called] {
@@ -177,7 +177,7 @@ async fn a_grpc_server_of_something_else() {
     );
     endpoint.connect().await.unwrap();
     let problem = IndexClient::new(endpoint.clone())
-        .query(&By::Name("a".into()), 0, None)
+        .query(&QueryKey::Name("a".into()), 0, None)
         .await
         .unwrap_err();
     assert_eq!(problem.reason, Reason::NotPotluck, "{problem}");
@@ -205,7 +205,7 @@ async fn a_server_that_dies_in_the_middle_of_a_stream() {
     })
     .await;
     let client = IndexClient::new(endpoint.clone());
-    let mut events = std::pin::pin!(client.watch(FileId([1; 32]), 0).await.unwrap());
+    let mut events = std::pin::pin!(client.watch_providers(FileId([1; 32]), 0).await.unwrap());
     let problem = events.next().await.unwrap().unwrap_err();
     assert_eq!(problem.reason, Reason::Unreachable, "{problem}");
     assert!(problem.message.contains(&endpoint.to_string()), "{problem}");

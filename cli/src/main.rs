@@ -52,7 +52,7 @@ fn main() -> ExitCode {
         Err(error) => return refuse(&error),
     };
     let out = Out::new(cli.globals.json, cli.globals.quiet);
-    potluck_core::program::raise_open_files();
+    potluck_core::program::raise_file_limit();
     match run(cli, &out) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fail) => {

@@ -6,7 +6,7 @@ use std::{path::Path, time::Duration, time::Instant};
 use anyhow::Context as _;
 use potluck_core::{
     FileId, PeerId, Root,
-    index_client::{Address, FileRecord, Kind, Registration},
+    index_client::{Address, FileKind, FileRecord, Registration},
 };
 use potluck_index::{
     registry::Restored,
@@ -79,7 +79,7 @@ fn registration(n: u64) -> Registration {
             size: 1000 + n,
             root,
             sha256: None,
-            kind: Kind::File,
+            kind: FileKind::File,
         },
         // Of its words one is in no other name, one in a thousand, and two in all.
         names: vec![format!(

@@ -14,7 +14,7 @@ use std::{
 
 use potluck_core::{
     FileId, PeerId, Root, Token,
-    index_client::{Address, By, FileRecord, IndexClient, Kind, Registration, batches},
+    index_client::{Address, FileKind, FileRecord, IndexClient, QueryKey, Registration, batches},
 };
 use potluck_index::{
     Config,
@@ -110,7 +110,7 @@ fn alone(names: u64) {
         }
         row(what, files, most, times);
     }
-    let by = By::Name("README.md".to_owned());
+    let by = QueryKey::Name("README.md".to_owned());
     let (mut after, mut times, mut most, mut files): (Option<RankCursor>, _, _, _) = (None, Vec::new(), 0, 0);
     for _ in 0..20 {
         let began = processor_time();
@@ -206,7 +206,7 @@ async fn measure(what: &str, client: &IndexClient, names: u64, queries: &[String
     while began.elapsed() < Duration::from_secs(3) {
         let file = registration(rng.random_range(0..names)).file.id;
         let asked = Instant::now();
-        let page = client.query(&By::Id(file), 50, None).await?;
+        let page = client.query(&QueryKey::Id(file), 50, None).await?;
         anyhow::ensure!(page.files.len() == 1, "the file is there");
         times.push(asked.elapsed());
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -259,7 +259,7 @@ fn registration(n: u64) -> Registration {
             size: n + 1,
             root,
             sha256: None,
-            kind: Kind::File,
+            kind: FileKind::File,
         },
         names,
         partial: false,

@@ -19,7 +19,7 @@ use std::{
 
 use potluck_core::{
     FileId, Root, Token,
-    index_client::{Address, By, FileRecord, IndexClient, Kind, MAX_BATCH, Registration},
+    index_client::{Address, FileKind, FileRecord, IndexClient, MAX_BATCH, QueryKey, Registration},
 };
 use potluck_index::{Config, StoreConfig, quota::Limits, serve};
 use tokio_util::sync::CancellationToken;
@@ -40,7 +40,7 @@ fn registration(n: u64) -> Registration {
             size: n + 1,
             root,
             sha256: None,
-            kind: Kind::File,
+            kind: FileKind::File,
         },
         names: vec![format!("folder-{} file-{n}.bin", n / 1000)],
         partial: false,
@@ -100,7 +100,7 @@ async fn beside(title: &str, client: &IndexClient, work: impl Future<Output = ()
                 let client = client.clone();
                 async move {
                     let id = registration(n * 7919 % 100_000).file.id;
-                    client.query(&By::Id(id), 0, None).await.unwrap();
+                    client.query(&QueryKey::Id(id), 0, None).await.unwrap();
                 }
             })
             .await

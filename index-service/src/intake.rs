@@ -12,7 +12,7 @@ use std::{
 
 use potluck_core::{
     Problem,
-    counted::{CountingCodec, items},
+    counted::{CountingCodec, list_items},
     proto::v1::{self, index_service_server::IndexService},
     transport::MAX_MESSAGE,
 };
@@ -132,9 +132,9 @@ trait Lists: Message + Default + 'static {
 
 impl Lists for v1::RegisterRequest {
     fn count(message: &[u8]) -> Result<(), Problem> {
-        check_batch(items(message, FILES).count(), "files")?;
-        for (at, file) in items(message, FILES).enumerate() {
-            check_names(items(file, NAMES).count())
+        check_batch(list_items(message, FILES).count(), "files")?;
+        for (at, file) in list_items(message, FILES).enumerate() {
+            check_names(list_items(file, NAMES).count())
                 .map_err(|problem| problem.field(format!("files[{at}].names")))?;
         }
         Ok(())
@@ -143,7 +143,7 @@ impl Lists for v1::RegisterRequest {
 
 impl Lists for v1::UnregisterRequest {
     fn count(message: &[u8]) -> Result<(), Problem> {
-        check_batch(items(message, FILE_IDS).count(), "file_ids")
+        check_batch(list_items(message, FILE_IDS).count(), "file_ids")
     }
 }
 

@@ -19,8 +19,8 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    program::log();
-    program::raise_open_files();
+    program::init_logging();
+    program::raise_file_limit();
     match start(arguments.options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -32,5 +32,5 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn start(options: Options) -> anyhow::Result<()> {
-    Ok(run(options, program::stop_on_signals()?).await?)
+    Ok(run(options, program::shutdown_on_signals()?).await?)
 }

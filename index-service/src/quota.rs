@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use potluck_core::places::{Source, network};
+use potluck_core::places::{ClientAddress, client_network};
 
 /// Bounds on what callers may use. Each is an upper limit; what goes past it is refused with a reason.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
@@ -72,17 +72,17 @@ impl Default for Limits {
 /// What counts as one host among those that peers register; names count as themselves.
 pub fn host_key(host: &str) -> String {
     host.parse()
-        .map_or_else(|_| host.to_owned(), |address| network(address).to_string())
+        .map_or_else(|_| host.to_owned(), |address| client_network(address).to_string())
 }
 
 /// Of the memory for registrations that others leave, what one peer may take at most, and all peers of one host, in percent: as of
 /// connections, so that whoever fills it leaves room for those who come later.
-pub const MEMORY_SHARE: u64 = potluck_core::places::DEFAULT_SHARE as u64;
+pub const MEMORY_SHARE: u64 = potluck_core::places::DEFAULT_MAX_SHARE as u64;
 
 /// Whether a host stands for many machines or for this one, whose peers have nothing to do with each other: only each peer has its share.
 pub fn is_shared_host(host: &str) -> bool {
     host.parse::<IpAddr>()
-        .is_ok_and(|address| Source::from(address) == Source::HERE)
+        .is_ok_and(|address| ClientAddress::from(address) == ClientAddress::LOCAL)
 }
 
 /// Most sources that are remembered at once: some 3 MiB.
@@ -130,7 +130,7 @@ impl RateLimiter {
         let Some(interval) = self.interval else {
             return Ok(());
         };
-        let source = network(source);
+        let source = client_network(source);
         if !self.whole_at.contains_key(&source) && self.whole_at.len() >= MAX_SOURCES {
             self.sweep(now)?;
         }
@@ -149,7 +149,7 @@ impl RateLimiter {
     /// already. What it lacks, at most one whole budget, its next calls wait for.
     pub fn spend(&mut self, source: IpAddr, cost: u32, now: Instant) {
         let Some(interval) = self.interval else { return };
-        let source = network(source);
+        let source = client_network(source);
         // Whoever was let in is in the table, unless its budget is whole.
         if !self.whole_at.contains_key(&source) && self.whole_at.len() >= MAX_SOURCES {
             return;

@@ -19,7 +19,7 @@ use hashbrown::HashSet;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use potluck_core::{
     FileId, PeerId, SetDigest,
-    index_client::{Address, Provider, Registration, WatchEvent},
+    index_client::{Address, Provider, ProviderEvent, Registration},
 };
 
 use crate::{
@@ -350,11 +350,11 @@ impl Registry {
 
     fn tell_joined(&self, catalog: &Catalog, peer: &PeerId, file: &FileId) {
         self.hub
-            .tell(file, || catalog.provider(peer, file).map(WatchEvent::Joined));
+            .tell(file, || catalog.provider(peer, file).map(ProviderEvent::Joined));
     }
 
     fn tell_left(&self, peer: &PeerId, file: &FileId) {
-        self.hub.tell(file, || Some(WatchEvent::Left(*peer)));
+        self.hub.tell(file, || Some(ProviderEvent::Left(*peer)));
     }
 
     fn leases(&self) -> MutexGuard<'_, LeaseTable> {

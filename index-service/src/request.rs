@@ -6,7 +6,7 @@ use std::{ops::RangeInclusive, time::Duration};
 use bytes::Bytes;
 use potluck_core::{
     FileId, Problem, Sha256, Token,
-    index_client::{Address, By, FileRecord, INSTANCE, MAX_BATCH, Registration},
+    index_client::{Address, FileRecord, INSTANCE, MAX_BATCH, QueryKey, Registration},
     path::Label,
     proto::v1,
     wire,
@@ -153,7 +153,7 @@ impl TryFrom<v1::UnregisterRequest> for Unregister {
 #[derive(Debug)]
 pub(crate) struct Query {
     /// What to find files by.
-    pub(crate) by: By,
+    pub(crate) by: QueryKey,
     /// Most providers of a file.
     pub(crate) max_providers: usize,
     /// Most files.
@@ -174,13 +174,13 @@ impl TryFrom<v1::QueryRequest> for Query {
                     "say what to find files by: file_id, sha256 or name",
                 ));
             }
-            Some(Asked::FileId(id)) => By::Id(wire::file_id(&id, "file_id")?),
-            Some(Asked::Sha256(sum)) => By::Sha256(Sha256::try_from(&*sum).map_err(|error| {
+            Some(Asked::FileId(id)) => QueryKey::Id(wire::file_id(&id, "file_id")?),
+            Some(Asked::Sha256(sum)) => QueryKey::Sha256(Sha256::try_from(&*sum).map_err(|error| {
                 Problem::new(potluck_core::Reason::InvalidId, error.to_string()).field("sha256")
             })?),
             Some(Asked::Name(name)) => {
                 Label::parse(&name).map_err(|error| bad_name(&error).field("name"))?;
-                By::Name(name)
+                QueryKey::Name(name)
             }
         };
         Ok(Self {

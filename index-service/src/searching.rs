@@ -7,7 +7,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use potluck_core::{
     Problem, Reason,
-    places::{Places, Share, Source},
+    places::{ClientAddress, MaxShare, PerAddressLimiter},
 };
 use tokio::sync::Semaphore;
 
@@ -22,7 +22,7 @@ const MAX_RUNNING: usize = 4;
 /// The queue of searches.
 #[derive(Debug)]
 pub(crate) struct SearchQueue {
-    places: Places,
+    places: PerAddressLimiter,
     running: Arc<Semaphore>,
 }
 
@@ -31,7 +31,7 @@ impl SearchQueue {
     pub(crate) fn new() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
-            places: Places::new(MAX_QUEUED, Share::default()),
+            places: PerAddressLimiter::new(MAX_QUEUED, MaxShare::default()),
             running: Arc::new(Semaphore::new((cores / 2).clamp(1, MAX_RUNNING))),
         }
     }
@@ -54,7 +54,7 @@ impl SearchQueue {
         };
         let place = self
             .places
-            .take(source.map_or(Source::HERE, Into::into))
+            .try_acquire(source.map_or(ClientAddress::LOCAL, Into::into))
             .map_err(|_| busy())?;
         let permit = Arc::clone(&self.running)
             .acquire_owned()
@@ -82,7 +82,7 @@ mod tests {
     #[tokio::test]
     async fn searches_that_wait_are_bounded_and_an_address_leaves_room_to_others() {
         let queue = Arc::new(SearchQueue {
-            places: Places::new(8, Share::default()),
+            places: PerAddressLimiter::new(8, MaxShare::default()),
             running: Arc::new(Semaphore::new(1)),
         });
         let source = |n| Some(IpAddr::from([192, 0, 2, n]));

@@ -12,7 +12,7 @@ use std::{
 };
 
 use potluck_core::{
-    places::{Places, Share},
+    places::{MaxShare, PerAddressLimiter},
     proto::v1::index_service_server::IndexServiceServer,
     transport::{
         self, ClientConnection, Health,
@@ -49,7 +49,7 @@ const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
 const BUDGETS: Budgets = Budgets {
     incoming: 48 * 1024 * 1024,
     unread: 64 * 1024 * 1024,
-    share: Share::percent(potluck_core::places::DEFAULT_SHARE).expect("it is a percentage"),
+    max_share: MaxShare::from_percent(potluck_core::places::DEFAULT_MAX_SHARE).expect("it is a percentage"),
 };
 
 /// Largest `Unregister`, in bytes: as many ids as it may have, 34 bytes each.
@@ -246,7 +246,7 @@ impl Index {
         if let Err(error) = reporting.await {
             tracing::error!(%error, "the task that tells the index's health panicked");
         }
-        health.stop_serving().await;
+        health.set_not_serving().await;
         registry.hub().close();
         stop_accepting.cancel();
         let served = match served {
@@ -284,8 +284,8 @@ async fn report_health(health: Health, mut working: watch::Receiver<bool>, stop:
 }
 
 /// Places for connections: one address leaves some to the others.
-fn places(limits: &Limits) -> Places {
-    Places::new(limits.max_connections, Share::default())
+fn places(limits: &Limits) -> PerAddressLimiter {
+    PerAddressLimiter::new(limits.max_connections, MaxShare::default())
 }
 
 /// What a call is held to.
@@ -328,8 +328,8 @@ mod tests {
             ..Limits::default()
         });
         let source = |n| IpAddr::from([192, 0, 2, n]).into();
-        let held: Vec<_> = (0..8).map_while(|_| places.take(source(1)).ok()).collect();
+        let held: Vec<_> = (0..8).map_while(|_| places.try_acquire(source(1)).ok()).collect();
         assert_eq!(held.len(), 4);
-        assert!(places.take(source(2)).is_ok());
+        assert!(places.try_acquire(source(2)).is_ok());
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use futures_util::{Stream, stream};
 use potluck_core::{
     FileId, Problem, Token,
-    index_client::{By, Registration, WatchEvent},
+    index_client::{ProviderEvent, QueryKey, Registration},
     proto::v1::{self, index_service_server::IndexService, watch_response::Event},
     transport::admission::Cost,
 };
@@ -263,9 +263,9 @@ impl IndexService for Service {
         let source = self.admit(&request, 1)?;
         let query: Query = request.into_inner().try_into()?;
         let question = match &query.by {
-            By::Id(id) => ("id", id.as_bytes().to_vec()),
-            By::Sha256(sum) => ("sha256", sum.0.to_vec()),
-            By::Name(name) => ("name", name.as_bytes().to_vec()),
+            QueryKey::Id(id) => ("id", id.as_bytes().to_vec()),
+            QueryKey::Sha256(sum) => ("sha256", sum.0.to_vec()),
+            QueryKey::Name(name) => ("name", name.as_bytes().to_vec()),
         };
         let after = self
             .pages
@@ -413,15 +413,15 @@ async fn next_event(
     }
 }
 
-fn to_wire(file: &FileId, event: &WatchEvent) -> Event {
+fn to_wire(file: &FileId, event: &ProviderEvent) -> Event {
     match event {
-        WatchEvent::Snapshot(providers) => Event::Snapshot(v1::WatchSnapshot {
+        ProviderEvent::Snapshot(providers) => Event::Snapshot(v1::WatchSnapshot {
             provider_count: providers.len() as u64,
             providers: providers.iter().map(Into::into).collect(),
             file_id: file.to_bytes(),
         }),
-        WatchEvent::Joined(provider) => Event::Joined(provider.into()),
-        WatchEvent::Left(peer) => Event::Left(peer.to_bytes()),
+        ProviderEvent::Joined(provider) => Event::Joined(provider.into()),
+        ProviderEvent::Left(peer) => Event::Left(peer.to_bytes()),
     }
 }
 
@@ -435,7 +435,7 @@ pub(crate) mod tests {
 
     use potluck_core::{
         PeerId, Root,
-        index_client::{Address, FileRecord, Kind},
+        index_client::{Address, FileKind, FileRecord},
     };
     use tonic::transport::server::TcpConnectInfo;
 
@@ -474,7 +474,7 @@ pub(crate) mod tests {
                     size: n,
                     root,
                     sha256: Some(potluck_core::Sha256([2; 32])),
-                    kind: Kind::File,
+                    kind: FileKind::File,
                 },
                 names: vec!["same".to_owned()],
                 partial: false,

@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use potluck_core::{FileId, index_client::WatchEvent, places::network};
+use potluck_core::{FileId, index_client::ProviderEvent, places::client_network};
 use tokio::sync::Notify;
 
 /// Events that a watcher may be behind before it is dropped: what a crowd that starts together makes in a moment. A watcher that
@@ -46,7 +46,7 @@ struct Queue {
 
 #[derive(Debug, Default)]
 struct QueueState {
-    events: VecDeque<Arc<WatchEvent>>,
+    events: VecDeque<Arc<ProviderEvent>>,
     ended: Option<Ended>,
 }
 
@@ -104,7 +104,7 @@ impl Queue {
     }
 
     /// Adds an event; false where the watcher is `most` behind.
-    fn push(&self, event: &Arc<WatchEvent>, most: usize) -> bool {
+    fn push(&self, event: &Arc<ProviderEvent>, most: usize) -> bool {
         let mut state = self.state();
         if state.events.len() >= most {
             return false;
@@ -161,7 +161,7 @@ impl Hub {
     /// # Errors
     /// [`WatchError`].
     pub fn subscribe(self: &Arc<Self>, file: FileId, source: IpAddr) -> Result<Subscription, WatchError> {
-        let source = network(source);
+        let source = client_network(source);
         let mut guard = self.lock();
         let watchers = &mut *guard;
         if watchers.closed {
@@ -209,7 +209,7 @@ impl Hub {
     }
 
     /// Tells whoever watches `file`. Whoever is too far behind is dropped.
-    pub fn tell(&self, file: &FileId, event: impl FnOnce() -> Option<WatchEvent>) {
+    pub fn tell(&self, file: &FileId, event: impl FnOnce() -> Option<ProviderEvent>) {
         let mut guard = self.lock();
         let watchers = &mut *guard;
         let Some(of_file) = watchers.files.get_mut(file) else {
@@ -274,7 +274,7 @@ impl Subscription {
     }
 
     /// The next event; `Err` once the subscription is over. Cancel-safe: an event is taken only when it is given.
-    pub async fn next(&mut self) -> Result<Arc<WatchEvent>, Ended> {
+    pub async fn next(&mut self) -> Result<Arc<ProviderEvent>, Ended> {
         loop {
             {
                 let mut state = self.queue.state();
@@ -322,16 +322,16 @@ mod tests {
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
-    fn left(n: u8) -> Option<WatchEvent> {
-        Some(WatchEvent::Left(PeerId([n; 32])))
+    fn left(n: u8) -> Option<ProviderEvent> {
+        Some(ProviderEvent::Left(PeerId([n; 32])))
     }
 
-    async fn told(subscription: &mut Subscription) -> Option<WatchEvent> {
+    async fn told(subscription: &mut Subscription) -> Option<ProviderEvent> {
         subscription
             .next()
             .await
             .ok()
-            .map(|event| WatchEvent::clone(&event))
+            .map(|event| ProviderEvent::clone(&event))
     }
 
     #[tokio::test]

@@ -15,7 +15,7 @@ use std::{
 use common::{file, here, token, wait_until};
 use potluck_core::{
     Reason,
-    index_client::{By, IndexClient},
+    index_client::{IndexClient, QueryKey},
     transport::Endpoint,
 };
 
@@ -283,7 +283,10 @@ async fn an_index_whose_disk_was_full_goes_on_by_itself() {
     .await;
     // Who is there stays, and is found.
     client.renew(&token(1), &here(1)).await.unwrap();
-    let found = client.query(&By::Id(first[5].file.id), 0, None).await.unwrap();
+    let found = client
+        .query(&QueryKey::Id(first[5].file.id), 0, None)
+        .await
+        .unwrap();
     assert_eq!(found.files.len(), 1);
     fs::remove_file(disk.filler()).unwrap();
     wait_until("it works again by itself", || async {
@@ -302,7 +305,7 @@ async fn an_index_whose_disk_was_full_goes_on_by_itself() {
     let stats = program.client().stats().await.unwrap();
     assert_eq!(stats.registrations, 2_000 + taken.len() as u64 + 1);
     for one in first.iter().chain(&taken).chain(&last).step_by(97) {
-        let page = program.client().query(&By::Id(one.file.id), 0, None).await;
+        let page = program.client().query(&QueryKey::Id(one.file.id), 0, None).await;
         assert_eq!(page.unwrap().files.len(), 1);
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use common::{DEADLINE, TestIndex, file, here, problem, record, token};
 use potluck_core::{
     FileId, Reason,
-    index_client::{By, MAX_BATCH},
+    index_client::{MAX_BATCH, QueryKey},
     proto::v1,
 };
 use potluck_index::Config;
@@ -197,7 +197,7 @@ async fn a_stranger_takes_nothing_from_others() {
     let id = token(1).peer_id();
     let posing = potluck_core::Token::try_from(id.as_bytes().as_slice()).unwrap();
     assert_eq!(client.unregister(&posing, None).await.unwrap(), 0);
-    let page = client.query(&By::Id(record(1).id), 0, None).await.unwrap();
+    let page = client.query(&QueryKey::Id(record(1).id), 0, None).await.unwrap();
     assert_eq!(page.files[0].providers[0].peer, id);
 }
 
@@ -359,7 +359,7 @@ async fn it_ends_in_time_whoever_hangs_on() {
     };
     let index = TestIndex::start(config).await;
     let client = index.client();
-    let _watch = client.watch(FileId([1; 32]), 0).await.unwrap();
+    let _watch = client.watch_providers(FileId([1; 32]), 0).await.unwrap();
     let _idle = TcpStream::connect(index.address).await.unwrap();
     let channel = index.endpoint().connect().await.unwrap();
     let mut health = tonic_health::pb::health_client::HealthClient::new(channel);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use common::{DEADLINE, TestIndex, file, here, record, token, wait_until};
 use potluck_core::{
     Reason, SetDigest,
-    index_client::{Address, By, IndexClient, Registration},
+    index_client::{Address, IndexClient, QueryKey, Registration},
 };
 
 #[tokio::test]
@@ -25,7 +25,13 @@ async fn a_lease_that_is_not_renewed_ends() {
         .await
         .unwrap();
     wait_until("the lease to run out", || async {
-        client.query(&By::Id(record(1).id), 0, None).await.unwrap().files[0].provider_count == 1
+        client
+            .query(&QueryKey::Id(record(1).id), 0, None)
+            .await
+            .unwrap()
+            .files[0]
+            .provider_count
+            == 1
     })
     .await;
     let refused = client.renew(&token(1), &here(1)).await.unwrap_err();
@@ -37,7 +43,12 @@ async fn a_lease_that_is_not_renewed_ends() {
         .await
         .unwrap();
     assert_eq!(
-        client.query(&By::Id(record(1).id), 0, None).await.unwrap().files[0].provider_count,
+        client
+            .query(&QueryKey::Id(record(1).id), 0, None)
+            .await
+            .unwrap()
+            .files[0]
+            .provider_count,
         2
     );
 }
@@ -116,7 +127,7 @@ async fn two_processes_with_one_token_are_told_of_each_other() {
 
 /// The ports of those who have the first file.
 async fn client_query(client: &IndexClient) -> Vec<u16> {
-    let page = client.query(&By::Id(record(1).id), 0, None).await.unwrap();
+    let page = client.query(&QueryKey::Id(record(1).id), 0, None).await.unwrap();
     page.files[0]
         .providers
         .iter()

@@ -154,12 +154,16 @@ async fn watchers_are_capped() {
     })
     .await;
     let client = index.client();
-    let first = client.watch(FileId([1; 32]), 0).await.unwrap();
-    let refused = client.watch(FileId([2; 32]), 0).await.map(drop).unwrap_err();
+    let first = client.watch_providers(FileId([1; 32]), 0).await.unwrap();
+    let refused = client
+        .watch_providers(FileId([2; 32]), 0)
+        .await
+        .map(drop)
+        .unwrap_err();
     assert_eq!(refused.reason, Reason::Busy);
     drop(first);
     common::wait_until("the place to be given back", || async {
-        client.watch(FileId([2; 32]), 0).await.is_ok()
+        client.watch_providers(FileId([2; 32]), 0).await.is_ok()
     })
     .await;
 }

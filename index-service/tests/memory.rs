@@ -15,7 +15,7 @@ use bytes::Bytes;
 use common::{DEADLINE, file, here, record, token, wait_until};
 use potluck_core::{
     Problem,
-    index_client::{By, IndexClient, Registration},
+    index_client::{IndexClient, QueryKey, Registration},
     proto::v1,
 };
 use prost::Message as _;
@@ -135,7 +135,7 @@ async fn answers_that_nobody_reads_are_bounded() {
     }
     settled_memory(program.child.id()).await;
     let page = program
-        .honestly(async |client| client.query(&By::Name("same".to_owned()), 0, None).await)
+        .honestly(async |client| client.query(&QueryKey::Name("same".to_owned()), 0, None).await)
         .await;
     assert!(!page.files.is_empty() && page.next.is_some());
     program.assert_bounded().await;
@@ -154,7 +154,7 @@ async fn pages_are_small_and_lose_nothing() {
     loop {
         let page = program
             .client
-            .query(&By::Name("same".to_owned()), 0, next)
+            .query(&QueryKey::Name("same".to_owned()), 0, next)
             .await
             .unwrap();
         pages += 1;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use common::{DEADLINE, file, here, record, token};
-use potluck_core::index_client::{By, IndexClient};
+use potluck_core::index_client::{IndexClient, QueryKey};
 
 struct Program {
     child: Child,
@@ -117,7 +117,7 @@ async fn what_was_acknowledged_survives_twenty_kills() {
     let client = program.client();
     for registration in &acknowledged {
         let page = client
-            .query(&By::Id(registration.file.id), 0, None)
+            .query(&QueryKey::Id(registration.file.id), 0, None)
             .await
             .unwrap();
         assert_eq!(page.files.len(), 1, "{} is lost", registration.file.id);

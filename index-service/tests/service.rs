@@ -9,7 +9,7 @@ use common::{DEADLINE, TestIndex, file, here, record, token, wait_until, with_su
 use futures_util::{Stream, StreamExt as _};
 use potluck_core::{
     Problem, Reason, Sha256, Token,
-    index_client::{By, Kind, Registration, WatchEvent},
+    index_client::{FileKind, ProviderEvent, QueryKey, Registration},
     proto::v1,
 };
 use potluck_index::{Config, StoreConfig, quota::Limits};
@@ -33,9 +33,9 @@ async fn a_file_is_registered_found_and_taken_back() {
     assert_eq!(lease.address.unwrap().to_string(), "127.0.0.1:7001");
 
     let by = [
-        By::Id(record(5).id),
-        By::Sha256(Sha256([9; 32])),
-        By::Name("Llama 7B.gguf".to_owned()),
+        QueryKey::Id(record(5).id),
+        QueryKey::Sha256(Sha256([9; 32])),
+        QueryKey::Name("Llama 7B.gguf".to_owned()),
     ];
     for by in by {
         let page = client.query(&by, 0, None).await.unwrap();
@@ -54,7 +54,7 @@ async fn a_file_is_registered_found_and_taken_back() {
     assert!(client.search("llama 8b", 0, None).await.unwrap().files.is_empty());
     assert!(
         client
-            .query(&By::Name("llama 7b.gguf".to_owned()), 0, None)
+            .query(&QueryKey::Name("llama 7b.gguf".to_owned()), 0, None)
             .await
             .unwrap()
             .files
@@ -70,7 +70,7 @@ async fn a_file_is_registered_found_and_taken_back() {
     );
     assert!(
         client
-            .query(&By::Id(record(5).id), 0, None)
+            .query(&QueryKey::Id(record(5).id), 0, None)
             .await
             .unwrap()
             .files
@@ -100,7 +100,7 @@ async fn one_name_for_two_files_is_two_results() {
             .unwrap();
     }
     let page = client
-        .query(&By::Name("config.json".to_owned()), 1, None)
+        .query(&QueryKey::Name("config.json".to_owned()), 1, None)
         .await
         .unwrap();
     let found: Vec<_> = page
@@ -177,11 +177,21 @@ async fn replace_forgets_what_was_registered_before() {
         .unwrap();
     assert_eq!(lease.file_count, 2);
     assert_eq!(
-        client.query(&By::Id(record(0).id), 0, None).await.unwrap().files[0].provider_count,
+        client
+            .query(&QueryKey::Id(record(0).id), 0, None)
+            .await
+            .unwrap()
+            .files[0]
+            .provider_count,
         1
     );
     assert_eq!(
-        client.query(&By::Id(record(9).id), 0, None).await.unwrap().files[0].provider_count,
+        client
+            .query(&QueryKey::Id(record(9).id), 0, None)
+            .await
+            .unwrap()
+            .files[0]
+            .provider_count,
         2
     );
     assert_eq!(client.stats().await.unwrap().registrations, 12);
@@ -208,7 +218,7 @@ async fn a_peer_that_moved_has_to_register_again() {
         .await
         .unwrap();
     assert_eq!(lease.file_count, 1);
-    let page = client.query(&By::Id(record(1).id), 0, None).await.unwrap();
+    let page = client.query(&QueryKey::Id(record(1).id), 0, None).await.unwrap();
     assert_eq!(page.files[0].providers[0].address.port, 2);
 }
 
@@ -240,9 +250,9 @@ async fn pages_hold_every_file_once() {
     assert_eq!(ids.len(), 257);
 }
 
-async fn next<S>(events: &mut S) -> Result<WatchEvent, Problem>
+async fn next<S>(events: &mut S) -> Result<ProviderEvent, Problem>
 where
-    S: Stream<Item = Result<WatchEvent, Problem>> + Unpin,
+    S: Stream<Item = Result<ProviderEvent, Problem>> + Unpin,
 {
     tokio::time::timeout(DEADLINE, events.next())
         .await
@@ -258,8 +268,8 @@ async fn a_watcher_hears_of_all_that_happens() {
         .register(&token(1), &here(1), &[file(1, "a")], None, false)
         .await
         .unwrap();
-    let mut events = Box::pin(client.watch(record(1).id, 0).await.unwrap());
-    let WatchEvent::Snapshot(first) = next(&mut events).await.unwrap() else {
+    let mut events = Box::pin(client.watch_providers(record(1).id, 0).await.unwrap());
+    let ProviderEvent::Snapshot(first) = next(&mut events).await.unwrap() else {
         panic!("a snapshot first")
     };
     assert_eq!(first[0].peer, token(1).peer_id());
@@ -272,7 +282,7 @@ async fn a_watcher_hears_of_all_that_happens() {
         .register(&token(2), &here(2), &[partial], None, false)
         .await
         .unwrap();
-    let WatchEvent::Joined(joined) = next(&mut events).await.unwrap() else {
+    let ProviderEvent::Joined(joined) = next(&mut events).await.unwrap() else {
         panic!("joined")
     };
     assert_eq!((joined.peer, joined.partial), (token(2).peer_id(), true));
@@ -281,7 +291,7 @@ async fn a_watcher_hears_of_all_that_happens() {
         .register(&token(2), &here(2), &[file(1, "a"), file(2, "b")], None, false)
         .await
         .unwrap();
-    let WatchEvent::Joined(joined) = next(&mut events).await.unwrap() else {
+    let ProviderEvent::Joined(joined) = next(&mut events).await.unwrap() else {
         panic!("complete")
     };
     assert!(!joined.partial);
@@ -290,7 +300,7 @@ async fn a_watcher_hears_of_all_that_happens() {
         .register(&token(1), &here(11), &[], None, false)
         .await
         .unwrap();
-    let WatchEvent::Joined(joined) = next(&mut events).await.unwrap() else {
+    let ProviderEvent::Joined(joined) = next(&mut events).await.unwrap() else {
         panic!("moved")
     };
     assert_eq!((joined.peer, joined.address.port), (token(1).peer_id(), 11));
@@ -298,7 +308,7 @@ async fn a_watcher_hears_of_all_that_happens() {
     client.unregister(&token(1), None).await.unwrap();
     assert_eq!(
         next(&mut events).await.unwrap(),
-        WatchEvent::Left(token(1).peer_id())
+        ProviderEvent::Left(token(1).peer_id())
     );
     let second = Some(Duration::from_secs(1));
     client
@@ -307,7 +317,7 @@ async fn a_watcher_hears_of_all_that_happens() {
         .unwrap();
     assert_eq!(
         next(&mut events).await.unwrap(),
-        WatchEvent::Left(token(2).peer_id()),
+        ProviderEvent::Left(token(2).peer_id()),
         "its lease ran out"
     );
 
@@ -328,7 +338,7 @@ async fn registrations_survive_a_restart() {
     let index = TestIndex::start(config()).await;
     let client = index.client();
     let mut collection = with_sum(1, "a folder", 4);
-    collection.file.kind = Kind::Collection;
+    collection.file.kind = FileKind::Collection;
     client
         .register(&token(1), &here(1), &[collection, file(2, "b")], None, false)
         .await
@@ -359,7 +369,10 @@ async fn registrations_survive_a_restart() {
         (stats.peers, stats.registrations, stats.store.as_str()),
         (2, 2, "sled")
     );
-    let page = client.query(&By::Sha256(Sha256([4; 32])), 0, None).await.unwrap();
+    let page = client
+        .query(&QueryKey::Sha256(Sha256([4; 32])), 0, None)
+        .await
+        .unwrap();
     assert_eq!(page.files[0].provider_count, 2);
     assert!(
         client.renew(&token(1), &here(1)).await.is_ok(),
@@ -379,10 +392,10 @@ async fn registrations_survive_a_restart() {
     );
     let page = index
         .client()
-        .query(&By::Id(record(1).id), 0, None)
+        .query(&QueryKey::Id(record(1).id), 0, None)
         .await
         .unwrap();
-    assert_eq!(page.files[0].file.kind, Kind::Collection);
+    assert_eq!(page.files[0].file.kind, FileKind::Collection);
     index.stop().await;
 }
 
@@ -411,7 +424,10 @@ async fn many_clients_at_once() {
                     .await
                     .unwrap();
                 assert_eq!(lease.file_count, round + 2);
-                let page = client.query(&By::Id(record(mine).id), 0, None).await.unwrap();
+                let page = client
+                    .query(&QueryKey::Id(record(mine).id), 0, None)
+                    .await
+                    .unwrap();
                 assert_eq!(
                     page.files[0].providers[0].peer,
                     token(n).peer_id(),
@@ -427,7 +443,7 @@ async fn many_clients_at_once() {
     assert_eq!(client.stats().await.unwrap().registrations, 50 * 11);
     assert_eq!(
         client
-            .query(&By::Id(record(999_999).id), 10, None)
+            .query(&QueryKey::Id(record(999_999).id), 10, None)
             .await
             .unwrap()
             .files[0]

@@ -2,7 +2,9 @@
 
 use std::{fmt, fs::File, ops::Range, sync::Arc};
 
-use potluck_core::{FileId, Problem, index_client::FileRecord, merkle::Hash, places::Source, plan::Plan};
+use potluck_core::{
+    FileId, Problem, index_client::FileRecord, merkle::Hash, places::ClientAddress, plan::Plan,
+};
 use tokio::sync::watch;
 
 use crate::bits::Bits;
@@ -96,7 +98,7 @@ pub trait Shelf: Send + Sync + fmt::Debug {
 
     /// Somebody says that these pieces were wrong when they came: they are looked at when there is
     /// time. Only what is seen here is believed. False where too much was reported; never waits.
-    fn on_bad_pieces(&self, _pieces: BadPieces, _source: Source) -> bool {
+    fn on_bad_pieces(&self, _pieces: BadPieces, _source: ClientAddress) -> bool {
         true
     }
 }

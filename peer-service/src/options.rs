@@ -16,7 +16,7 @@ use clap::builder::FalseyValueParser;
 use potluck_core::{
     Problem, Reason,
     index_client::Address,
-    places::{DEFAULT_SHARE, Share},
+    places::{DEFAULT_MAX_SHARE, MaxShare},
     transport::{Endpoint, parse_listen},
 };
 
@@ -103,7 +103,7 @@ pub struct Options {
         long,
         value_name = "PERCENT",
         env = "POTLUCK_PEER_ADDRESS_SHARE",
-        default_value_t = DEFAULT_SHARE,
+        default_value_t = DEFAULT_MAX_SHARE,
         value_parser = clap::value_parser!(u8).range(1..=100)
     )]
     pub address_share: u8,
@@ -191,7 +191,7 @@ pub struct Config {
     /// Connections from other peers at once.
     pub max_connections: usize,
     /// What one address takes at most of what others leave.
-    pub address_share: Share,
+    pub address_share: MaxShare,
     /// Whether other peers are told what is served (gRPC reflection).
     pub reflection: bool,
     /// Threads that hash files.
@@ -212,7 +212,7 @@ impl Config {
             plaintext: false,
             limits: LimitSettings::default(),
             max_connections: DEFAULT_MAX_CONNECTIONS,
-            address_share: Share::default(),
+            address_share: MaxShare::default(),
             reflection: true,
             hash_threads: default_threads(),
             lease: None,
@@ -247,7 +247,7 @@ impl Config {
                 upload_slots: options.upload_slots,
             },
             max_connections: options.max_connections.max(1),
-            address_share: Share::percent(options.address_share).unwrap_or_default(),
+            address_share: MaxShare::from_percent(options.address_share).unwrap_or_default(),
             reflection: !options.no_reflection,
             hash_threads: options
                 .hash_threads

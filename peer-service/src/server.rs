@@ -11,7 +11,7 @@ use futures_util::StreamExt as _;
 use potluck_core::{
     PeerId, Problem, Reason,
     index_client::{Address, IndexClient},
-    places::{Places, Share},
+    places::{MaxShare, PerAddressLimiter},
     proto::v1::control_service_server::ControlServiceServer,
     transport::{
         self, Accept, Endpoint, Health,
@@ -208,7 +208,7 @@ pub async fn start(
     let budgets = Budgets {
         incoming: MAX_INCOMING,
         unread: MAX_UNREAD,
-        share: config.address_share,
+        max_share: config.address_share,
     };
     let open_port = transport::server()
         .max_concurrent_streams(MAX_STREAMS)
@@ -222,7 +222,7 @@ pub async fn start(
         .serve_with_incoming_shutdown(
             connections(
                 listener,
-                Places::new(config.max_connections, config.address_share),
+                PerAddressLimiter::new(config.max_connections, config.address_share),
                 cut.clone(),
             )
             .map(move |stream| {
@@ -298,7 +298,7 @@ async fn serve_control<L: Accept>(
         .serve_with_incoming_shutdown(
             connections(
                 listener,
-                Places::new(CONTROL_CONNECTIONS, Share::ALL),
+                PerAddressLimiter::new(CONTROL_CONNECTIONS, MaxShare::ALL),
                 cut.clone(),
             ),
             stop_accepting.clone().cancelled_owned(),
@@ -335,7 +335,7 @@ async fn supervise(parts: Parts) {
     parts.shutdown.cancelled().await;
     tracing::info!("peer stopping");
     for health in &parts.health {
-        health.stop_serving().await;
+        health.set_not_serving().await;
     }
     parts.work.cancel();
     parts.stop_accepting.cancel();

@@ -15,7 +15,7 @@ use std::{
 use potluck_core::{
     FileId, Reason,
     hash::hash_bytes,
-    manifest::{Content, Entry, Manifest},
+    manifest::{EntryContent, Manifest, ManifestEntry},
     path::RelPath,
     proto::v1,
 };
@@ -135,9 +135,9 @@ async fn a_check_names_what_is_damaged_and_nothing_else() {
     let (one, two) = (bytes(5, 200_000), bytes(6, 200_000));
     fs::write(folder.join("one"), &one).unwrap();
     fs::write(folder.join("two"), flipped(&two, 199_999)).unwrap();
-    let entry = |path, bytes: &[u8]| Entry {
+    let entry = |path, bytes: &[u8]| ManifestEntry {
         path: RelPath::parse(path).unwrap(),
-        content: Content::File {
+        content: EntryContent::File {
             id: id_of(bytes),
             size: bytes.len() as u64,
             executable: false,

@@ -15,7 +15,7 @@ use common::*;
 use disk::*;
 use potluck_core::{
     FileId,
-    manifest::{Content, Entry, Manifest},
+    manifest::{EntryContent, Manifest, ManifestEntry},
     path::RelPath,
     proto::v1,
 };
@@ -171,9 +171,9 @@ async fn a_list_that_names_one_file_many_times_is_asked_about_before_it_is_fetch
     let data = bytes(8 * MIB, 1);
     let content = world.seed.share(&file(world.dir.path(), "data", &data)).await;
     let paths: Vec<String> = (0..1000).map(|n| format!("{n:03}")).collect();
-    let entries = paths.iter().map(|path| Entry {
+    let entries = paths.iter().map(|path| ManifestEntry {
         path: RelPath::parse(path).unwrap(),
-        content: Content::File {
+        content: EntryContent::File {
             id: content,
             size: data.len() as u64,
             executable: false,

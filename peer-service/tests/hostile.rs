@@ -13,7 +13,7 @@ use fake::{Vice, fake, fake_that_heals};
 use potluck_core::{
     FileId,
     index_client::Address,
-    manifest::{Content, Entry, Manifest},
+    manifest::{EntryContent, Manifest, ManifestEntry},
     path::RelPath,
     proto::v1,
 };
@@ -249,9 +249,9 @@ async fn folder(world: &World) -> (FileId, Vec<u8>) {
         file(&path, &name, &data);
         entries.push((name, potluck_core::hash::hash_bytes(&data)));
     }
-    let entries = entries.iter().map(|(name, tree)| Entry {
+    let entries = entries.iter().map(|(name, tree)| ManifestEntry {
         path: RelPath::parse(name).unwrap(),
-        content: Content::File {
+        content: EntryContent::File {
             id: tree.id(),
             size: tree.size,
             executable: false,

@@ -12,7 +12,7 @@ use common::{
 };
 use potluck_core::{
     Token,
-    index_client::{Address, By, FileRecord, Kind, Registration},
+    index_client::{Address, FileKind, FileRecord, QueryKey, Registration},
     proto::v1,
 };
 use potluck_index::StoreConfig;
@@ -116,7 +116,7 @@ async fn connections_leave_from_the_address_that_is_listened_on() {
     let done = peer.fetch(wish(id, &dir.path().join("out"))).await;
     assert_done(&done);
     wait_for_providers(&index, id, 2).await;
-    let page = index.client.query(&By::Id(id), 0, None).await.unwrap();
+    let page = index.client.query(&QueryKey::Id(id), 0, None).await.unwrap();
     let hosts: Vec<_> = page.files[0]
         .providers
         .iter()
@@ -229,7 +229,7 @@ async fn an_index_that_restarts_or_has_lost_its_data_knows_everything_again() {
     peer.stop().await;
     // It took back its lease.
     wait_until("nobody has it", || async {
-        let by = potluck_core::index_client::By::Id(single);
+        let by = potluck_core::index_client::QueryKey::Id(single);
         let page = index.client.query(&by, 10, None).await.unwrap();
         page.files.first().is_none_or(|found| found.provider_count == 0)
     })
@@ -254,7 +254,7 @@ async fn a_file_that_most_call_a_collection_is_fetched_once() {
                 size: data.len() as u64,
                 root,
                 sha256: None,
-                kind: Kind::Collection,
+                kind: FileKind::Collection,
             },
             names: vec!["data.bin".into()],
             partial: false,
@@ -268,11 +268,11 @@ async fn a_file_that_most_call_a_collection_is_fetched_once() {
         told.await.unwrap();
     }
     wait_for_providers(&index, id, 4).await;
-    let by = potluck_core::index_client::By::Id(id);
+    let by = potluck_core::index_client::QueryKey::Id(id);
     let page = index.client.query(&by, 1, None).await.unwrap();
     assert_eq!(
         page.files[0].file.kind,
-        Kind::Collection,
+        FileKind::Collection,
         "the index believes them"
     );
     let peer = Peer::start(&dir.path().join("peer"), Some(&index.endpoint)).await;
@@ -298,7 +298,7 @@ async fn the_name_of_the_target_is_not_told_to_anybody() {
     let home = dir.path().join("taker");
     let mut taker = Peer::start(&home, Some(&index.endpoint)).await;
     let names = async |id| {
-        let page = index.client.query(&By::Id(id), 10, None).await.unwrap();
+        let page = index.client.query(&QueryKey::Id(id), 10, None).await.unwrap();
         page.files
             .into_iter()
             .next()
@@ -320,7 +320,7 @@ async fn the_name_of_the_target_is_not_told_to_anybody() {
         giver.control.clone().unshare(request).await.unwrap();
         let only = async |taker: &Peer| {
             wait_until("the taker alone has it", || async {
-                let page = index.client.query(&By::Id(id), 10, None).await.unwrap();
+                let page = index.client.query(&QueryKey::Id(id), 10, None).await.unwrap();
                 let found = page.files.into_iter().next();
                 let at = taker.address.clone();
                 found.is_some_and(|found| found.provider_count == 1 && found.providers[0].address == at)

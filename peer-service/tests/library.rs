@@ -16,8 +16,8 @@ use parts::{Peer, bytes, wait_until};
 use potluck_core::{
     FileId, Reason,
     hash::hash_bytes,
-    index_client::Kind,
-    manifest::{Content, Manifest},
+    index_client::FileKind,
+    manifest::{EntryContent, Manifest},
     plan::Plan,
 };
 use potluck_peer::{
@@ -99,7 +99,7 @@ async fn a_folder_is_a_collection_whose_files_can_be_had_alone() {
     make_folder(&root);
     let peer = Peer::open(&dir.path().join("home")).await;
     let item = peer.share_one(&root).await;
-    assert_eq!((item.record.kind, item.file_count), (Kind::Collection, 5));
+    assert_eq!((item.record.kind, item.file_count), (FileKind::Collection, 5));
     assert_eq!(item.content_size, 3 + 4 + 4 + 1_000_000 + 10);
     assert_eq!(peer.registered(&item.record.id), Some(vec!["folder".to_owned()]));
     assert_eq!(peer.registered(&id_of(b"one")), Some(vec!["one".to_owned()]));
@@ -110,12 +110,12 @@ async fn a_folder_is_a_collection_whose_files_can_be_had_alone() {
     assert_eq!(id_of(&manifest), item.record.id);
     let manifest = Arc::new(Manifest::decode(manifest).unwrap());
     let of = |path: &str| manifest.get(manifest.find(path).unwrap()).unwrap().content;
-    assert_eq!(of("empty"), Content::EmptyDirectory);
-    assert_eq!(of("link"), Content::Link { target: "a/one" });
-    assert!(matches!(of("run"), Content::File { executable: true, .. }));
+    assert_eq!(of("empty"), EntryContent::EmptyDirectory);
+    assert_eq!(of("link"), EntryContent::Link { target: "a/one" });
+    assert!(matches!(of("run"), EntryContent::File { executable: true, .. }));
     assert!(matches!(
         of("a/b/same"),
-        Content::File {
+        EntryContent::File {
             executable: false,
             size: 4,
             ..

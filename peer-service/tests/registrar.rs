@@ -17,7 +17,7 @@ use fake::{Fake, State};
 use parts::{DEADLINE, wait_until};
 use potluck_core::{
     FileId, Reason, Root, Token,
-    index_client::{Address, FileRecord, IndexClient, Kind, Registration},
+    index_client::{Address, FileKind, FileRecord, IndexClient, Registration},
     proto::v1::{self, index_service_server::IndexServiceServer},
     transport,
 };
@@ -121,7 +121,7 @@ fn registration(n: u32, name: &str) -> Registration {
         size: 1,
         root,
         sha256: None,
-        kind: Kind::File,
+        kind: FileKind::File,
     };
     Registration {
         file,

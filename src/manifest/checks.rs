@@ -3,8 +3,8 @@
 use std::cmp::Ordering;
 
 use super::{
-    Content, Entry, FOLDERS_PER_ENTRY, FREE_FOLDERS, MAX_FOLDERS, Manifest, ManifestError,
-    nodes::new_folders, shown,
+    EntryContent, FOLDERS_PER_ENTRY, FREE_FOLDERS, MAX_FOLDERS, Manifest, ManifestEntry, ManifestError,
+    escaped, nodes::new_folders,
 };
 use crate::{
     FileLayout,
@@ -15,23 +15,23 @@ use crate::{
 
 /// Looks at entries one after the other.
 #[derive(Debug, Default)]
-pub(super) struct Checks<'a> {
+pub(super) struct EntryChecker<'a> {
     /// The last path, and those before it that it begins with: whatever begins with a path comes right after it, all of that together.
-    begun: Vec<&'a str>,
+    open_paths: Vec<&'a str>,
     /// The last path.
     previous: &'a str,
     /// Distinct folders, empty ones among them.
     folders: usize,
-    sums: Sums,
+    finish: ManifestTotals,
 }
 
 /// What entries come to.
 #[derive(Debug, Default)]
-pub(super) struct Sums {
+pub(super) struct ManifestTotals {
     /// How many entries there were.
     count: u32,
     /// Files by what their ids begin with: entries are looked at again only where that is the same.
-    keyed: Vec<(u64, u32)>,
+    id_prefixes: Vec<(u64, u32)>,
     size: u128,
     /// Of all files, as if no two had one content; as [`units_of`].
     units: u64,
@@ -45,29 +45,33 @@ fn units_of(size: u64) -> u64 {
     }
 }
 
-impl<'a> Checks<'a> {
+impl<'a> EntryChecker<'a> {
     /// Refuses an entry that does not come after the last, is beneath another, or can be in no collection.
-    pub(super) fn next(&mut self, entry: &Entry<'a>) -> Result<(), ManifestError> {
+    pub(super) fn check(&mut self, entry: &ManifestEntry<'a>) -> Result<(), ManifestError> {
         let path = entry.path.as_str();
-        match self.begun.last().map(|last| (*last).cmp(path)) {
+        match self.open_paths.last().map(|last| (*last).cmp(path)) {
             None | Some(Ordering::Less) => {}
-            Some(Ordering::Equal) => return Err(ManifestError::Duplicate { path: shown(path) }),
-            Some(Ordering::Greater) => return Err(ManifestError::Order { path: shown(path) }),
+            Some(Ordering::Equal) => return Err(ManifestError::Duplicate { path: escaped(path) }),
+            Some(Ordering::Greater) => return Err(ManifestError::Order { path: escaped(path) }),
         }
-        alone(entry)?;
-        while self.begun.pop_if(|above| !path.starts_with(*above)).is_some() {}
+        check_entry(entry)?;
+        while self
+            .open_paths
+            .pop_if(|above| !path.starts_with(*above))
+            .is_some()
+        {}
         let beneath = |above: &&&str| path.as_bytes().get(above.len()) == Some(&b'/');
-        if let Some(above) = self.begun.iter().find(beneath) {
+        if let Some(above) = self.open_paths.iter().find(beneath) {
             return Err(ManifestError::Conflict {
-                path: shown(path),
-                parent: shown(above),
+                path: escaped(path),
+                parent: escaped(above),
             });
         }
-        self.begun.push(path);
+        self.open_paths.push(path);
         self.folders += new_folders(self.previous, path).count();
-        self.folders += usize::from(matches!(entry.content, Content::EmptyDirectory));
+        self.folders += usize::from(matches!(entry.content, EntryContent::EmptyDirectory));
         self.previous = path;
-        self.sums.add(entry.content);
+        self.finish.add(entry.content);
         match self.folders > MAX_FOLDERS {
             true => Err(self.too_many_folders(MAX_FOLDERS)),
             false => Ok(()),
@@ -77,33 +81,33 @@ impl<'a> Checks<'a> {
     fn too_many_folders(&self, most: usize) -> ManifestError {
         ManifestError::TooManyFolders {
             folders: self.folders,
-            entries: self.sums.count as usize,
+            entries: self.finish.count as usize,
             most,
         }
     }
 
     /// What the entries came to. Refuses more folders than so many entries may have.
-    pub(super) fn sums(self) -> Result<Sums, ManifestError> {
-        let most = FREE_FOLDERS + FOLDERS_PER_ENTRY * self.sums.count as usize;
+    pub(super) fn totals(self) -> Result<ManifestTotals, ManifestError> {
+        let most = FREE_FOLDERS + FOLDERS_PER_ENTRY * self.finish.count as usize;
         match self.folders > most {
             true => Err(self.too_many_folders(most)),
-            false => Ok(self.sums),
+            false => Ok(self.finish),
         }
     }
 }
 
 /// Refuses an entry that can be in no collection, whatever the others are.
-fn alone(entry: &Entry<'_>) -> Result<(), ManifestError> {
-    let path = || shown(entry.path.as_str());
+fn check_entry(entry: &ManifestEntry<'_>) -> Result<(), ManifestError> {
+    let path = || escaped(entry.path.as_str());
     match entry.content {
-        Content::File { id, size, .. } => {
+        EntryContent::File { id, size, .. } => {
             match FileLayout::new(size).is_none() || (id == EMPTY_FILE) != (size == 0) {
                 true => Err(ManifestError::Size { path: path() }),
                 false => Ok(()),
             }
         }
-        Content::EmptyDirectory => Ok(()),
-        Content::Link { target } => check_link(entry.path, target),
+        EntryContent::EmptyDirectory => Ok(()),
+        EntryContent::Link { target } => check_link(entry.path, target),
     }
 }
 
@@ -115,16 +119,16 @@ fn alone(entry: &Entry<'_>) -> Result<(), ManifestError> {
 /// # Errors
 /// [`ManifestError::UnsafeLink`].
 pub fn check_link(path: RelPath<'_>, target: &str) -> Result<(), ManifestError> {
-    why_not(path, target).map_or(Ok(()), |why| {
+    link_problem(path, target).map_or(Ok(()), |why| {
         Err(ManifestError::UnsafeLink {
-            path: shown(path.as_str()),
-            target: shown(target),
+            path: escaped(path.as_str()),
+            target: escaped(target),
             why,
         })
     })
 }
 
-fn why_not(path: RelPath<'_>, target: &str) -> Option<&'static str> {
+fn link_problem(path: RelPath<'_>, target: &str) -> Option<&'static str> {
     if target.is_empty() {
         return Some("it says nothing");
     }
@@ -156,10 +160,10 @@ fn why_not(path: RelPath<'_>, target: &str) -> Option<&'static str> {
     None
 }
 
-impl Sums {
-    fn add(&mut self, content: Content<'_>) {
-        if let Content::File { id, size, .. } = content {
-            self.keyed.push((id.prefix(), self.count));
+impl ManifestTotals {
+    fn add(&mut self, content: EntryContent<'_>) {
+        if let EntryContent::File { id, size, .. } = content {
+            self.id_prefixes.push((id.prefix(), self.count));
             self.size += u128::from(size);
             self.units += units_of(size);
         }
@@ -168,8 +172,8 @@ impl Sums {
 
     /// The files by id, those of one id by path, and the sum of all sizes. Refuses one id with two sizes, and more content than sums and
     /// units can count.
-    pub(super) fn of(mut self, manifest: &Manifest) -> Result<(Vec<u32>, u64), ManifestError> {
-        self.keyed.sort_unstable_by(|&(a, first), &(b, second)| {
+    pub(super) fn into_index(mut self, manifest: &Manifest) -> Result<(Vec<u32>, u64), ManifestError> {
+        self.id_prefixes.sort_unstable_by(|&(a, first), &(b, second)| {
             let whole = || {
                 manifest
                     .id(first)
@@ -178,7 +182,7 @@ impl Sums {
             };
             a.cmp(&b).then_with(whole)
         });
-        for pair in self.keyed.windows(2) {
+        for pair in self.id_prefixes.windows(2) {
             let &[(a, first), (b, second)] = pair else {
                 continue;
             };
@@ -186,7 +190,7 @@ impl Sums {
                 continue;
             }
             let file = |index| match manifest.content(index)? {
-                Content::File { size, .. } => Some(size),
+                EntryContent::File { size, .. } => Some(size),
                 _ => None,
             };
             let Some((known, size)) = file(first).zip(file(second)) else {
@@ -194,7 +198,7 @@ impl Sums {
             };
             if known != size {
                 let path = manifest.get(second).map_or("", |entry| entry.path.as_str());
-                return Err(ManifestError::Size { path: shown(path) });
+                return Err(ManifestError::Size { path: escaped(path) });
             }
             // Counted once.
             self.units -= units_of(size);
@@ -203,6 +207,9 @@ impl Sums {
             return Err(ManifestError::TooLarge("it has too many pieces"));
         }
         let size = u64::try_from(self.size).map_err(|_| ManifestError::TooLarge("its sizes overflow"))?;
-        Ok((self.keyed.into_iter().map(|(_, index)| index).collect(), size))
+        Ok((
+            self.id_prefixes.into_iter().map(|(_, index)| index).collect(),
+            size,
+        ))
     }
 }

@@ -1,9 +1,9 @@
 //! Entries as bytes: the fields of `potluck.v1.Manifest` by hand, in the one form that is allowed.
 //!
 //! Protobuf leaves a writer free to order, repeat, spell out and pad fields. Here each has its place and its shortest form, so that the
-//! same entries are the same bytes. Invariant: [`take`] reads nothing but what [`put`] writes. Whether a path is safe is for the caller.
+//! same entries are the same bytes. Invariant: [`decode_entry`] reads nothing but what [`encode_entry`] writes. Whether a path is safe is for the caller.
 
-use super::{Content, Entry};
+use super::{EntryContent, ManifestEntry};
 use crate::{FileId, id::LEN, path::RelPath};
 
 // Keys of the wire: field number and type (2: with a length before it, 0: a number).
@@ -24,89 +24,89 @@ const EXECUTABLE: u8 = 3 << 3;
 const TARGET: u8 = 1 << 3 | 2;
 
 /// Appends an entry.
-pub(super) fn put(entry: &Entry<'_>, bytes: &mut Vec<u8>) {
+pub(super) fn encode_entry(entry: &ManifestEntry<'_>, bytes: &mut Vec<u8>) {
     let path = entry.path.as_str();
     let inner = match entry.content {
-        Content::File { size, executable, .. } => {
-            let size = if size == 0 { 0 } else { 1 + number_len(size) };
+        EntryContent::File { size, executable, .. } => {
+            let size = if size == 0 { 0 } else { 1 + varint_len(size) };
             2 + LEN + size + 2 * usize::from(executable)
         }
-        Content::EmptyDirectory => 0,
-        Content::Link { target: "" } => 0,
-        Content::Link { target } => field_len(target.len()),
+        EntryContent::EmptyDirectory => 0,
+        EntryContent::Link { target: "" } => 0,
+        EntryContent::Link { target } => field_len(target.len()),
     };
     bytes.push(ENTRY);
-    put_number((field_len(path.len()) + field_len(inner)) as u64, bytes);
-    put_text(PATH, path, bytes);
+    encode_varint((field_len(path.len()) + field_len(inner)) as u64, bytes);
+    encode_text(PATH, path, bytes);
     match entry.content {
-        Content::File { id, size, executable } => {
-            put_key(FILE, inner, bytes);
-            put_key(FILE_ID, LEN, bytes);
+        EntryContent::File { id, size, executable } => {
+            encode_key(FILE, inner, bytes);
+            encode_key(FILE_ID, LEN, bytes);
             bytes.extend_from_slice(id.as_bytes());
             if size != 0 {
                 bytes.push(SIZE);
-                put_number(size, bytes);
+                encode_varint(size, bytes);
             }
             if executable {
                 bytes.extend_from_slice(&[EXECUTABLE, 1]);
             }
         }
-        Content::EmptyDirectory => put_key(DIRECTORY, inner, bytes),
-        Content::Link { target } => {
-            put_key(LINK, inner, bytes);
+        EntryContent::EmptyDirectory => encode_key(DIRECTORY, inner, bytes),
+        EntryContent::Link { target } => {
+            encode_key(LINK, inner, bytes);
             if !target.is_empty() {
-                put_text(TARGET, target, bytes);
+                encode_text(TARGET, target, bytes);
             }
         }
     }
 }
 
-/// The first entry of `bytes`, and the bytes after it; `None` where it is not as [`put`] writes it. The path is not checked.
-pub(super) fn take(bytes: &[u8]) -> Option<(Entry<'_>, &[u8])> {
-    let (entry, after) = take_field(ENTRY, bytes)?;
-    let (path, rest) = take_text(PATH, entry)?;
-    let content = take_content(rest)?;
+/// The first entry of `bytes`, and the bytes after it; `None` where it is not as [`encode_entry`] writes it. The path is not checked.
+pub(super) fn decode_entry(bytes: &[u8]) -> Option<(ManifestEntry<'_>, &[u8])> {
+    let (entry, after) = decode_field(ENTRY, bytes)?;
+    let (path, rest) = decode_text(PATH, entry)?;
+    let content = decode_content(rest)?;
     let path = RelPath::unchecked(path);
-    Some((Entry { path, content }, after))
+    Some((ManifestEntry { path, content }, after))
 }
 
 /// The path of an entry that was read before.
-pub(super) fn path(bytes: &[u8]) -> &[u8] {
-    let path = take_field(ENTRY, bytes).and_then(|(entry, _)| take_field(PATH, entry));
+pub(super) fn entry_path(bytes: &[u8]) -> &[u8] {
+    let path = decode_field(ENTRY, bytes).and_then(|(entry, _)| decode_field(PATH, entry));
     path.map_or(&[], |(path, _)| path)
 }
 
 /// What stands at the path of an entry that was read before.
-pub(super) fn content(bytes: &[u8]) -> Option<Content<'_>> {
-    let (entry, _) = take_field(ENTRY, bytes)?;
-    let (_, rest) = take_field(PATH, entry)?;
-    take_content(rest)
+pub(super) fn entry_content(bytes: &[u8]) -> Option<EntryContent<'_>> {
+    let (entry, _) = decode_field(ENTRY, bytes)?;
+    let (_, rest) = decode_field(PATH, entry)?;
+    decode_content(rest)
 }
 
-fn take_content(bytes: &[u8]) -> Option<Content<'_>> {
+fn decode_content(bytes: &[u8]) -> Option<EntryContent<'_>> {
     let (&key, _) = bytes.split_first()?;
-    let (inner, []) = take_field(key, bytes)? else {
+    let (inner, []) = decode_field(key, bytes)? else {
         return None;
     };
     match key {
-        FILE => take_file(inner),
-        DIRECTORY if inner.is_empty() => Some(Content::EmptyDirectory),
-        LINK if inner.is_empty() => Some(Content::Link { target: "" }),
-        LINK => match take_text(TARGET, inner)? {
+        FILE => decode_file(inner),
+        DIRECTORY if inner.is_empty() => Some(EntryContent::EmptyDirectory),
+        LINK if inner.is_empty() => Some(EntryContent::Link { target: "" }),
+        LINK => match decode_text(TARGET, inner)? {
             ("", _) => None,
-            (target, []) => Some(Content::Link { target }),
+            (target, []) => Some(EntryContent::Link { target }),
             _ => None,
         },
         _ => None,
     }
 }
 
-fn take_file(inner: &[u8]) -> Option<Content<'_>> {
-    let (id, mut rest) = take_field(FILE_ID, inner)?;
+fn decode_file(inner: &[u8]) -> Option<EntryContent<'_>> {
+    let (id, mut rest) = decode_field(FILE_ID, inner)?;
     let id = FileId::try_from(id).ok()?;
     let mut size = 0;
     if let [SIZE, after @ ..] = rest {
-        (size, rest) = take_number(after)?;
+        (size, rest) = decode_varint(after)?;
         // Zero is said by saying nothing.
         if size == 0 {
             return None;
@@ -117,18 +117,18 @@ fn take_file(inner: &[u8]) -> Option<Content<'_>> {
         [EXECUTABLE, 1] => true,
         _ => return None,
     };
-    Some(Content::File { id, size, executable })
+    Some(EntryContent::File { id, size, executable })
 }
 
-fn number_len(number: u64) -> usize {
+fn varint_len(number: u64) -> usize {
     (64 - (number | 1).leading_zeros() as usize).div_ceil(7)
 }
 
 fn field_len(len: usize) -> usize {
-    1 + number_len(len as u64) + len
+    1 + varint_len(len as u64) + len
 }
 
-fn put_number(mut number: u64, bytes: &mut Vec<u8>) {
+fn encode_varint(mut number: u64, bytes: &mut Vec<u8>) {
     while number >= 0x80 {
         bytes.push(number as u8 | 0x80);
         number >>= 7;
@@ -136,18 +136,18 @@ fn put_number(mut number: u64, bytes: &mut Vec<u8>) {
     bytes.push(number as u8);
 }
 
-fn put_key(key: u8, len: usize, bytes: &mut Vec<u8>) {
+fn encode_key(key: u8, len: usize, bytes: &mut Vec<u8>) {
     bytes.push(key);
-    put_number(len as u64, bytes);
+    encode_varint(len as u64, bytes);
 }
 
-fn put_text(key: u8, text: &str, bytes: &mut Vec<u8>) {
-    put_key(key, text.len(), bytes);
+fn encode_text(key: u8, text: &str, bytes: &mut Vec<u8>) {
+    encode_key(key, text.len(), bytes);
     bytes.extend_from_slice(text.as_bytes());
 }
 
 /// A number in its shortest form.
-fn take_number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+fn decode_varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     // Most are small.
     if let [byte @ ..0x80, rest @ ..] = bytes {
         return Some((u64::from(*byte), rest));
@@ -167,16 +167,16 @@ fn take_number(bytes: &[u8]) -> Option<(u64, &[u8])> {
     None
 }
 
-fn take_field(key: u8, bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+fn decode_field(key: u8, bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (&found, rest) = bytes.split_first()?;
     if found != key {
         return None;
     }
-    let (len, rest) = take_number(rest)?;
+    let (len, rest) = decode_varint(rest)?;
     rest.split_at_checked(usize::try_from(len).ok()?)
 }
 
-fn take_text(key: u8, bytes: &[u8]) -> Option<(&str, &[u8])> {
-    let (text, rest) = take_field(key, bytes)?;
+fn decode_text(key: u8, bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let (text, rest) = decode_field(key, bytes)?;
     Some((std::str::from_utf8(text).ok()?, rest))
 }

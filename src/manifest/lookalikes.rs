@@ -137,14 +137,14 @@ mod tests {
     use super::*;
     use crate::{
         FileId,
-        manifest::{Content, Entry},
+        manifest::{EntryContent, ManifestEntry},
         path::RelPath,
     };
 
     fn manifest(paths: &BTreeSet<String>) -> Option<Manifest> {
-        let entries = paths.iter().map(|path| Entry {
+        let entries = paths.iter().map(|path| ManifestEntry {
             path: RelPath::parse(path).unwrap(),
-            content: Content::File {
+            content: EntryContent::File {
                 id: FileId([1; 32]),
                 size: 1,
                 executable: false,

@@ -22,7 +22,7 @@ impl Manifest {
             let path = entry.path.as_str();
             let above = new_folders(previous, path).map(move |end| &path[..end]);
             previous = path;
-            let itself = matches!(entry.content, super::Content::EmptyDirectory).then_some(path);
+            let itself = matches!(entry.content, super::EntryContent::EmptyDirectory).then_some(path);
             above.chain(itself)
         })
     }

@@ -12,21 +12,21 @@ use crate::{
 };
 
 /// The manifest of these entries, in any order.
-fn make(mut entries: Vec<Entry<'_>>) -> Result<Manifest, ManifestError> {
+fn make(mut entries: Vec<ManifestEntry<'_>>) -> Result<Manifest, ManifestError> {
     entries.sort_unstable_by_key(|entry| entry.path);
     Manifest::new(entries)
 }
 
 /// An entry as the generated code has it.
-fn to_wire(entry: Entry<'_>) -> v1::ManifestEntry {
+fn to_wire(entry: ManifestEntry<'_>) -> v1::ManifestEntry {
     let content = match entry.content {
-        Content::File { id, size, executable } => WireContent::File(v1::ManifestFile {
+        EntryContent::File { id, size, executable } => WireContent::File(v1::ManifestFile {
             file_id: id.to_bytes(),
             size,
             executable,
         }),
-        Content::EmptyDirectory => WireContent::Directory(v1::ManifestDirectory {}),
-        Content::Link { target } => WireContent::Link(v1::ManifestLink {
+        EntryContent::EmptyDirectory => WireContent::Directory(v1::ManifestDirectory {}),
+        EntryContent::Link { target } => WireContent::Link(v1::ManifestLink {
             target: target.to_owned(),
         }),
     };
@@ -36,7 +36,7 @@ fn to_wire(entry: Entry<'_>) -> v1::ManifestEntry {
     }
 }
 
-fn to_message(entries: &[Entry<'_>]) -> Vec<u8> {
+fn to_message(entries: &[ManifestEntry<'_>]) -> Vec<u8> {
     use prost::Message as _;
     let message = v1::Manifest {
         entries: entries.iter().copied().map(to_wire).collect(),
@@ -44,14 +44,14 @@ fn to_message(entries: &[Entry<'_>]) -> Vec<u8> {
     [MAGIC.to_vec(), message.encode_to_vec()].concat()
 }
 
-fn entry<'a>(path: &'a str, content: Content<'a>) -> Entry<'a> {
-    Entry {
+fn entry<'a>(path: &'a str, content: EntryContent<'a>) -> ManifestEntry<'a> {
+    ManifestEntry {
         path: RelPath::parse(path).unwrap(),
         content,
     }
 }
 
-fn file(path: &str, size: u64) -> Entry<'_> {
+fn file(path: &str, size: u64) -> ManifestEntry<'_> {
     let id = if size == 0 {
         EMPTY_FILE
     } else {
@@ -59,7 +59,7 @@ fn file(path: &str, size: u64) -> Entry<'_> {
     };
     entry(
         path,
-        Content::File {
+        EntryContent::File {
             id,
             size,
             executable: false,
@@ -67,19 +67,19 @@ fn file(path: &str, size: u64) -> Entry<'_> {
     )
 }
 
-fn link<'a>(path: &'a str, target: &'a str) -> Entry<'a> {
-    entry(path, Content::Link { target })
+fn link<'a>(path: &'a str, target: &'a str) -> ManifestEntry<'a> {
+    entry(path, EntryContent::Link { target })
 }
 
-fn directory(path: &str) -> Entry<'_> {
-    entry(path, Content::EmptyDirectory)
+fn directory(path: &str) -> ManifestEntry<'_> {
+    entry(path, EntryContent::EmptyDirectory)
 }
 
 /// The bytes of entries as they are, whatever is wrong with them.
-fn raw(entries: &[Entry<'_>]) -> Vec<u8> {
+fn raw(entries: &[ManifestEntry<'_>]) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
     for entry in entries {
-        encoding::put(entry, &mut bytes);
+        encoding::encode_entry(entry, &mut bytes);
     }
     bytes
 }
@@ -90,7 +90,7 @@ fn the_bytes_are_those_of_the_documented_message() {
         link("b", "a"),
         entry(
             "a",
-            Content::File {
+            EntryContent::File {
                 id: FileId([7; 32]),
                 size: 300,
                 executable: true,
@@ -163,7 +163,7 @@ fn files_are_found_by_path_and_by_content() {
     let mut contents: Vec<_> = manifest.contents().collect();
     contents.sort_unstable();
     assert_eq!(contents, [&[0, 3][..], &[1], &[4]]);
-    let above = ["", "a", "d", "d/same", "d/", "z"].map(|path| manifest.is_above(path));
+    let above = ["", "a", "d", "d/same", "d/", "z"].map(|path| manifest.is_folder(path));
     assert_eq!(above, [false, false, true, false, false, false]);
     assert_eq!((manifest.file_count(), manifest.content_size()), (4, 4));
 }
@@ -243,7 +243,7 @@ fn sizes_fit_ids_and_limits() {
     let of = |id, size| {
         entry(
             "a",
-            Content::File {
+            EntryContent::File {
                 id,
                 size,
                 executable: false,
@@ -274,7 +274,7 @@ fn sizes_fit_ids_and_limits() {
 fn content_beyond_what_units_can_count_is_refused() {
     let names = ["1", "2", "3", "4", "5"];
     let huge = |&path: &&'static str| {
-        let content = Content::File {
+        let content = EntryContent::File {
             id: FileId([path.as_bytes()[0]; 32]),
             size: crate::layout::MAX_FILE_SIZE,
             executable: false,
@@ -291,7 +291,7 @@ fn too_many_entries_are_refused_before_they_take_memory() {
     // The shortest entries there can be; without the cap they would be millions.
     let mut bytes = MAGIC.to_vec();
     for i in 0..=MAX_ENTRIES {
-        encoding::put(&link(&format!("{i:07}"), "x"), &mut bytes);
+        encoding::encode_entry(&link(&format!("{i:07}"), "x"), &mut bytes);
     }
     assert_eq!(
         Manifest::decode(bytes),
@@ -354,26 +354,26 @@ enum OwnedContent {
 }
 
 impl Owned {
-    fn entry(&self) -> Entry<'_> {
+    fn entry(&self) -> ManifestEntry<'_> {
         let content = match &self.1 {
-            OwnedContent::File(_, 0, executable) => Content::File {
+            OwnedContent::File(_, 0, executable) => EntryContent::File {
                 id: EMPTY_FILE,
                 size: 0,
                 executable: *executable,
             },
-            OwnedContent::File(id, size, executable) => Content::File {
+            OwnedContent::File(id, size, executable) => EntryContent::File {
                 id: FileId([*id; 32]),
                 size: *size,
                 executable: *executable,
             },
-            OwnedContent::Directory => Content::EmptyDirectory,
-            OwnedContent::Link(target) => Content::Link { target },
+            OwnedContent::Directory => EntryContent::EmptyDirectory,
+            OwnedContent::Link(target) => EntryContent::Link { target },
         };
         entry(&self.0, content)
     }
 }
 
-fn of(entries: &[Owned]) -> Vec<Entry<'_>> {
+fn of(entries: &[Owned]) -> Vec<ManifestEntry<'_>> {
     entries.iter().map(Owned::entry).collect()
 }
 
@@ -394,13 +394,14 @@ fn entries() -> impl Strategy<Value = Vec<Owned>> {
 }
 
 /// The rules again, as plainly as they can be said.
-fn is_allowed(entries: &[Entry<'_>]) -> bool {
-    let beneath = |a: &Entry<'_>, b: &Entry<'_>| b.path.as_str().starts_with(&format!("{}/", a.path));
-    let clash = |a: &Entry<'_>, b: &Entry<'_>| {
+fn is_allowed(entries: &[ManifestEntry<'_>]) -> bool {
+    let beneath =
+        |a: &ManifestEntry<'_>, b: &ManifestEntry<'_>| b.path.as_str().starts_with(&format!("{}/", a.path));
+    let clash = |a: &ManifestEntry<'_>, b: &ManifestEntry<'_>| {
         let sizes = match (&a.content, &b.content) {
             (
-                Content::File { id, size, .. },
-                Content::File {
+                EntryContent::File { id, size, .. },
+                EntryContent::File {
                     id: other_id,
                     size: other,
                     ..
@@ -410,8 +411,8 @@ fn is_allowed(entries: &[Entry<'_>]) -> bool {
         };
         a.path == b.path || beneath(a, b) || beneath(b, a) || sizes
     };
-    let inside = |entry: &Entry<'_>| match &entry.content {
-        Content::Link { target } => target.matches("..").count() < entry.path.components().count(),
+    let inside = |entry: &ManifestEntry<'_>| match &entry.content {
+        EntryContent::Link { target } => target.matches("..").count() < entry.path.components().count(),
         _ => true,
     };
     entries.iter().all(inside)
@@ -492,7 +493,7 @@ proptest! {
 fn few_entries_do_not_make_many_folders() {
     // Chains of folders that share nothing.
     let chain = |n: usize, depth: usize| format!("{n:05}/{}f", "x/".repeat(depth - 1));
-    let refused = |entries: &[Entry<'_>]| match Manifest::decode(raw(entries)) {
+    let refused = |entries: &[ManifestEntry<'_>]| match Manifest::decode(raw(entries)) {
         Err(ManifestError::TooManyFolders {
             folders,
             entries,

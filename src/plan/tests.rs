@@ -3,7 +3,7 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{manifest::Entry, merkle::EMPTY_FILE, path::RelPath};
+use crate::{manifest::ManifestEntry, merkle::EMPTY_FILE, path::RelPath};
 
 fn id(n: usize) -> FileId {
     let mut bytes = [1; 32];
@@ -14,14 +14,17 @@ fn id(n: usize) -> FileId {
 /// A manifest of files with these contents (number and size); equal numbers are equal content.
 fn manifest(contents: &[(usize, u64)]) -> Arc<Manifest> {
     let paths: Vec<String> = (0..contents.len()).map(|index| format!("{index:07}")).collect();
-    let entries = paths.iter().zip(contents).map(|(path, &(content, size))| Entry {
-        path: RelPath::parse(path).unwrap(),
-        content: Content::File {
-            id: if size == 0 { EMPTY_FILE } else { id(content) },
-            size,
-            executable: false,
-        },
-    });
+    let entries = paths
+        .iter()
+        .zip(contents)
+        .map(|(path, &(content, size))| ManifestEntry {
+            path: RelPath::parse(path).unwrap(),
+            content: EntryContent::File {
+                id: if size == 0 { EMPTY_FILE } else { id(content) },
+                size,
+                executable: false,
+            },
+        });
     Arc::new(Manifest::new(entries).unwrap())
 }
 
@@ -51,8 +54,8 @@ fn check(plan: &Plan) {
             assert!(span.len > 0);
             covered[span.file] += span.len;
             let size = plan.file(span.file).unwrap().size;
-            assert_eq!(span.whole, span.len == size);
-            if !span.whole {
+            assert_eq!(span.is_whole_file, span.len == size);
+            if !span.is_whole_file {
                 let layout = FileLayout::new(size).unwrap();
                 assert_eq!(span.offset % layout.piece_size(), 0, "a part is one piece");
                 assert!(span.len == layout.piece_size() || span.offset + span.len == size);
@@ -146,7 +149,7 @@ fn a_hundred_thousand_files_stay_modest() {
     let plan = Plan::of_collection(&manifest(&(0..100_000).map(|n| (n, 4096)).collect::<Vec<_>>()));
     assert_eq!(plan.unit_count(), 98);
     check(&plan);
-    let Files::Of(manifest, firsts) = &plan.files else {
+    let PlanFiles::Collection(manifest, firsts) = &plan.files else {
         panic!("a collection has a manifest")
     };
     assert_eq!(firsts.capacity(), 100_000, "four bytes for each file");

@@ -12,7 +12,7 @@ use super::admission::SMALL_REQUEST;
 use crate::proto::DESCRIPTORS;
 
 /// Under this name a health service tells of the whole server.
-const WHOLE: &str = "";
+const WHOLE_SERVER: &str = "";
 
 /// What an endpoint says of its health. Serving until told otherwise.
 #[derive(Debug, Clone)]
@@ -23,7 +23,7 @@ pub struct Health {
 
 impl Health {
     /// Tells everyone who asks or watches that the endpoint is about to end.
-    pub async fn stop_serving(&self) {
+    pub async fn set_not_serving(&self) {
         self.set_serving(false).await;
     }
 
@@ -34,7 +34,7 @@ impl Health {
         } else {
             ServingStatus::NotServing
         };
-        for name in [self.service, WHOLE] {
+        for name in [self.service, WHOLE_SERVER] {
             self.reporter.set_service_status(name, status).await;
         }
     }

@@ -38,7 +38,7 @@ use tower::{Layer, Service, ServiceExt as _};
 use super::clients::{Activity, ClientConnection};
 use crate::{
     Problem, Reason,
-    places::{Place, Places, Refused, Share},
+    places::{LimitError, MaxShare, PerAddressLimiter, Permit},
 };
 
 /// Largest request of most calls, in bytes: ids and short texts, with room for what later versions
@@ -148,31 +148,31 @@ pub struct Budgets {
     /// Of answers that are unread.
     pub unread: usize,
     /// What one client takes at most of what others leave.
-    pub share: Share,
+    pub max_share: MaxShare,
 }
 
 /// See the module. Cheap to clone; all clones are one.
 #[derive(Clone)]
 pub struct Admission {
-    shared: Arc<Shared>,
+    shared: Arc<AdmissionShared>,
 }
 
-struct Shared {
+struct AdmissionShared {
     kind: fn(&str) -> CallKind,
-    calls: Places,
-    diagnostics: Places,
-    incoming: Places,
-    unread: Places,
+    calls: PerAddressLimiter,
+    diagnostics: PerAddressLimiter,
+    incoming: PerAddressLimiter,
+    unread: PerAddressLimiter,
     charge: Option<Charge>,
 }
 
 impl fmt::Debug for Admission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Admission")
-            .field("calls", &self.shared.calls.taken())
-            .field("diagnostics", &self.shared.diagnostics.taken())
-            .field("incoming", &self.shared.incoming.taken())
-            .field("unread", &self.shared.unread.taken())
+            .field("calls", &self.shared.calls.in_use())
+            .field("diagnostics", &self.shared.diagnostics.in_use())
+            .field("incoming", &self.shared.incoming.in_use())
+            .field("unread", &self.shared.unread.in_use())
             .finish_non_exhaustive()
     }
 }
@@ -197,20 +197,20 @@ impl Admission {
         let budgets = Budgets {
             incoming: 0,
             unread: 0,
-            share: Share::ALL,
+            max_share: MaxShare::ALL,
         };
         Self::new(budgets, |_| CallKind::Trusted)
     }
 
     fn charging(budgets: Budgets, kind: fn(&str) -> CallKind, charge: Option<Charge>) -> Self {
-        let share = budgets.share;
+        let share = budgets.max_share;
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(AdmissionShared {
                 kind,
-                calls: Places::new(MAX_CALLS, share),
-                diagnostics: Places::new(MAX_DIAGNOSTICS, share),
-                incoming: Places::new(budgets.incoming, share),
-                unread: Places::new(budgets.unread, share),
+                calls: PerAddressLimiter::new(MAX_CALLS, share),
+                diagnostics: PerAddressLimiter::new(MAX_DIAGNOSTICS, share),
+                incoming: PerAddressLimiter::new(budgets.incoming, share),
+                unread: PerAddressLimiter::new(budgets.unread, share),
                 charge,
             }),
         }
@@ -218,17 +218,17 @@ impl Admission {
 
     /// Bytes of large requests that are not answered.
     pub fn incoming_bytes(&self) -> usize {
-        self.shared.incoming.taken()
+        self.shared.incoming.in_use()
     }
 
     /// Bytes of answers that are unread.
     pub fn unread_bytes(&self) -> usize {
-        self.shared.unread.taken()
+        self.shared.unread.in_use()
     }
 
     /// Diagnostic streams that are open or unread.
     pub fn diagnostics(&self) -> usize {
-        self.shared.diagnostics.taken()
+        self.shared.diagnostics.in_use()
     }
 }
 
@@ -246,7 +246,7 @@ impl<S> Layer<S> for Admission {
 /// A service whose calls are admitted one by one.
 #[derive(Clone)]
 pub struct Admitted<S> {
-    shared: Arc<Shared>,
+    shared: Arc<AdmissionShared>,
     service: S,
 }
 
@@ -273,7 +273,7 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let known = request.extensions().get::<ClientConnection>().cloned();
-        let call = Call {
+        let call = AdmittedCall {
             kind: (self.shared.kind)(request.uri().path()),
             client: known.unwrap_or_else(ClientConnection::unknown),
             shared: Arc::clone(&self.shared),
@@ -290,13 +290,13 @@ where
 }
 
 /// One call.
-struct Call {
+struct AdmittedCall {
     kind: CallKind,
     client: ClientConnection,
-    shared: Arc<Shared>,
+    shared: Arc<AdmissionShared>,
 }
 
-impl Call {
+impl AdmittedCall {
     /// The service's answer; an error where the call is not admitted.
     async fn answer<S>(
         self,
@@ -307,16 +307,21 @@ impl Call {
     where
         S: Service<Request<Body>, Response = Response<Body>>,
     {
-        let source = self.client.source();
+        let source = self.client.client();
         let trusted = self.kind == CallKind::Trusted;
         let _permit = match trusted {
             true => None,
-            false => Some(self.shared.calls.take(source).map_err(|why| busy("calls", why))?),
+            false => Some(
+                self.shared
+                    .calls
+                    .try_acquire(source)
+                    .map_err(|why| busy("calls", why))?,
+            ),
         };
         let diagnostic = match self.kind.is_diagnostic() {
             true => {
                 self.charge(Cost::Diagnostic)?;
-                let permit = self.shared.diagnostics.take(source);
+                let permit = self.shared.diagnostics.try_acquire(source);
                 Some(permit.map_err(|why| busy("calls of this kind", why))?)
             }
             false => None,
@@ -356,13 +361,13 @@ impl Call {
         let (head, body) = response.into_parts();
         let body = match self.kind {
             CallKind::Unary { .. } => self.whole(body, activity).await?,
-            CallKind::SelfBounded { .. } | CallKind::Trusted => Body::new(Open {
+            CallKind::SelfBounded { .. } | CallKind::Trusted => Body::new(StreamBody {
                 body,
                 _activity: activity,
             }),
             CallKind::Watch | CallKind::HealthWatch | CallKind::Reflection => {
                 let time = (self.kind == CallKind::Reflection).then_some(REFLECTION_TIME);
-                Body::new(Counted {
+                Body::new(CountedBody {
                     body,
                     limit: time.map(|time| Box::pin(tokio::time::sleep(time))),
                     call: self,
@@ -386,7 +391,7 @@ impl Call {
         &self,
         mut body: Body,
         most: usize,
-        incoming: &mut Option<Place>,
+        incoming: &mut Option<Permit>,
     ) -> Result<Bytes, Problem> {
         let too_large = || {
             let message = format!("a request of this call has at most {most} bytes");
@@ -407,7 +412,7 @@ impl Call {
                     let taken = match incoming {
                         Some(incoming) => incoming.grow(data.len()),
                         None => {
-                            let taken = self.shared.incoming.take_many(self.client.source(), length);
+                            let taken = self.shared.incoming.take_many(self.client.client(), length);
                             taken.map(|taken| *incoming = Some(taken))
                         }
                     };
@@ -435,17 +440,17 @@ impl Call {
     }
 
     /// A budget for an answer of so many bytes.
-    fn take_unread(&self, bytes: usize) -> Result<Arc<Place>, Problem> {
+    fn take_unread(&self, bytes: usize) -> Result<Arc<Permit>, Problem> {
         // It is counted all the same, and who asks for too much is told at the next call.
         let _ = self.charge(Cost::Answer(bytes));
         let taken = self
             .shared
             .unread
-            .take_many(self.client.source(), bytes + ANSWER_OVERHEAD);
+            .take_many(self.client.client(), bytes + ANSWER_OVERHEAD);
         taken.map(Arc::new).map_err(|why| {
-            if why == Refused::Full {
+            if why == LimitError::Full {
                 // Whoever does not read makes room for whoever may, and comes again.
-                self.client.cut_hoarder();
+                self.client.evict_hoarder();
             }
             busy("answers that are not read yet", why)
         })
@@ -475,7 +480,7 @@ impl Call {
             let part = bytes.split_to(PART.min(bytes.len()));
             parts.push_back(self.client.count_unread(part, Arc::clone(&budget)));
         }
-        Ok(Body::new(Whole {
+        Ok(Body::new(UnaryBody {
             parts,
             trailers,
             _activity: activity,
@@ -493,22 +498,22 @@ fn declared(bytes: &[u8]) -> Option<usize> {
     usize::try_from(u32::from_be_bytes(length)).ok()
 }
 
-fn busy(what: &str, why: Refused) -> Problem {
+fn busy(what: &str, why: LimitError) -> Problem {
     let message = match why {
-        Refused::Full => format!("too many {what} at once: try again"),
-        Refused::Share => format!("too many {what} at once from your address: try again"),
+        LimitError::Full => format!("too many {what} at once: try again"),
+        LimitError::AddressShare => format!("too many {what} at once from your address: try again"),
     };
     Problem::new(Reason::Busy, message).retry_after(RETRY_AFTER)
 }
 
 /// An answer that is there as a whole.
-struct Whole {
+struct UnaryBody {
     parts: VecDeque<Bytes>,
     trailers: Option<HeaderMap>,
     _activity: Activity,
 }
 
-impl http_body::Body for Whole {
+impl http_body::Body for UnaryBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -529,12 +534,12 @@ impl http_body::Body for Whole {
 }
 
 /// An answer whose call is open until it ends.
-struct Open {
+struct StreamBody {
     body: Body,
     _activity: Activity,
 }
 
-impl http_body::Body for Open {
+impl http_body::Body for StreamBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -555,15 +560,15 @@ impl http_body::Body for Open {
 }
 
 /// A stream of answers, each of which counts until it was taken.
-struct Counted {
+struct CountedBody {
     body: Body,
     limit: Option<Pin<Box<Sleep>>>,
-    call: Call,
-    diagnostic: Option<Arc<Place>>,
+    call: AdmittedCall,
+    diagnostic: Option<Arc<Permit>>,
     _activity: Activity,
 }
 
-impl http_body::Body for Counted {
+impl http_body::Body for CountedBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -603,10 +608,10 @@ impl http_body::Body for Counted {
 }
 
 /// The same bytes, which hold this place until the last of their memory is dropped.
-fn hold(bytes: Bytes, place: Arc<Place>) -> Bytes {
+fn hold(bytes: Bytes, place: Arc<Permit>) -> Bytes {
     struct Held(
         Bytes,
-        #[allow(dead_code, reason = "held until it is dropped")] Arc<Place>,
+        #[allow(dead_code, reason = "held until it is dropped")] Arc<Permit>,
     );
     impl AsRef<[u8]> for Held {
         fn as_ref(&self) -> &[u8] {

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::places::{Place, Refused, Source};
+use crate::places::{ClientAddress, LimitError, Permit};
 
 /// How long a connection may be idle: much longer than a peer's usual heartbeat takes to come, so
 /// that it keeps its connection.
@@ -52,29 +52,29 @@ const HOARDED: Duration = Duration::from_secs(2);
 const CALLS_AT_ONCE: usize = 64;
 
 /// How often connections are looked through.
-pub(super) const SWEEP: Duration = Duration::from_secs(2);
+pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 
 /// All open connections of a listener. Cheap to clone; all clones are one.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Clients {
-    shared: Arc<Table>,
+    shared: Arc<ClientTable>,
 }
 
 #[derive(Debug, Default)]
-struct Table {
-    state: Mutex<State>,
+struct ClientTable {
+    state: Mutex<ClientTableState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ClientTableState {
     next: u64,
-    open: HashMap<u64, Arc<Connection>>,
+    open: HashMap<u64, Arc<ConnectionRecord>>,
     /// When all were last looked through for a source that has its share.
-    looked: Option<Instant>,
+    last_sweep: Option<Instant>,
 }
 
-impl Table {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl ClientTable {
+    fn state(&self) -> MutexGuard<'_, ClientTableState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -82,48 +82,48 @@ impl Table {
 /// One open connection, as those who serve its calls see it. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
 pub struct ClientConnection {
-    shared: Arc<Connection>,
+    shared: Arc<ConnectionRecord>,
 }
 
 #[derive(Debug)]
-struct Connection {
-    source: Source,
+struct ConnectionRecord {
+    client: ClientAddress,
     address: Option<SocketAddr>,
-    cut: CancellationToken,
+    disconnect: CancellationToken,
     /// `None` once another connection has it.
-    place: Mutex<Option<Place>>,
-    table: Weak<Table>,
-    began: Instant,
+    permit: Mutex<Option<Permit>>,
+    table: Weak<ClientTable>,
+    opened_at: Instant,
     /// Calls that are open, and parts of answers that are unread.
     active: AtomicUsize,
-    /// When the last of them ended, in milliseconds since `began`.
+    /// When the last of them ended, in milliseconds since `opened_at`.
     idle_since: AtomicU64,
-    unread: Mutex<Unread>,
+    unread: Mutex<UnreadAnswers>,
     calls_at_once: Arc<Semaphore>,
 }
 
 /// Parts of answers that lie with HTTP/2.
 #[derive(Debug, Default)]
-struct Unread {
+struct UnreadAnswers {
     next: u64,
     bytes: u64,
-    parts: BTreeMap<u64, Part>,
+    parts: BTreeMap<u64, UnreadRange>,
 }
 
 #[derive(Debug)]
-struct Part {
+struct UnreadRange {
     since: Instant,
     deadline: Instant,
     bytes: u64,
 }
 
-impl Connection {
-    fn unread(&self) -> MutexGuard<'_, Unread> {
+impl ConnectionRecord {
+    fn unread(&self) -> MutexGuard<'_, UnreadAnswers> {
         self.unread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn place(&self) -> MutexGuard<'_, Option<Place>> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    fn place(&self) -> MutexGuard<'_, Option<Permit>> {
+        self.permit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long it has been idle; `None` while it is not.
@@ -132,7 +132,7 @@ impl Connection {
             return None;
         }
         let since = Duration::from_millis(self.idle_since.load(Ordering::Relaxed));
-        Some(now.duration_since(self.began).saturating_sub(since))
+        Some(now.duration_since(self.opened_at).saturating_sub(since))
     }
 
     /// Whether some part of an answer was not taken in time.
@@ -149,7 +149,7 @@ impl Connection {
 
     fn ended(&self) {
         if self.active.fetch_sub(1, Ordering::Relaxed) == 1 {
-            let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let now = u64::try_from(self.opened_at.elapsed().as_millis()).unwrap_or(u64::MAX);
             self.idle_since.store(now, Ordering::Relaxed);
         }
     }
@@ -159,18 +159,18 @@ impl Clients {
     /// Counts a connection until its guard is dropped.
     pub(super) fn open(
         &self,
-        source: Source,
+        source: ClientAddress,
         address: Option<SocketAddr>,
-        place: Place,
+        place: Permit,
         cut: CancellationToken,
-    ) -> OpenConnection {
-        let shared = Arc::new(Connection {
-            source,
+    ) -> OpenConnectionGuard {
+        let shared = Arc::new(ConnectionRecord {
+            client: source,
             address,
-            cut,
-            place: Mutex::new(Some(place)),
+            disconnect: cut,
+            permit: Mutex::new(Some(place)),
             table: Arc::downgrade(&self.shared),
-            began: Instant::now(),
+            opened_at: Instant::now(),
             active: AtomicUsize::new(0),
             idle_since: AtomicU64::new(0),
             unread: Mutex::default(),
@@ -181,7 +181,7 @@ impl Clients {
         let number = state.next;
         state.open.insert(number, Arc::clone(&shared));
         drop(state);
-        OpenConnection {
+        OpenConnectionGuard {
             client: ClientConnection { shared },
             table: Arc::clone(&self.shared),
             number,
@@ -190,33 +190,33 @@ impl Clients {
 
     /// Closes the connection that is idle for longest, and gives its place: to anybody where all
     /// are taken, to another of its own source where that has its share. `None` where none is idle.
-    pub(super) fn evict(&self, source: Source, why: Refused) -> Option<Place> {
+    pub(super) fn evict(&self, source: ClientAddress, why: LimitError) -> Option<Permit> {
         let now = Instant::now();
         let mut state = self.shared.state();
-        if why == Refused::Share {
+        if why == LimitError::AddressShare {
             // Only a place of its own is in question: not worth a look for each attempt.
             let recently = |last: Instant| now.duration_since(last) < BETWEEN_LOOKS;
-            if state.looked.is_some_and(recently) {
+            if state.last_sweep.is_some_and(recently) {
                 return None;
             }
-            state.looked = Some(now);
+            state.last_sweep = Some(now);
         }
-        let mut connections: HashMap<Source, usize> = HashMap::new();
+        let mut connections: HashMap<ClientAddress, usize> = HashMap::new();
         let idle = state
             .open
             .values()
-            .filter(|connection| !connection.cut.is_cancelled())
-            .inspect(|connection| *connections.entry(connection.source).or_default() += 1)
-            .filter(|connection| why == Refused::Full || connection.source == source)
+            .filter(|connection| !connection.disconnect.is_cancelled())
+            .inspect(|connection| *connections.entry(connection.client).or_default() += 1)
+            .filter(|connection| why == LimitError::Full || connection.client == source)
             .filter_map(|connection| Some((connection.idle(now)?, connection)))
             .filter(|(idle, _)| *idle >= EVICTABLE)
             .collect::<Vec<_>>();
         // Whoever has most gives first.
         let (_, evicted) = idle
             .into_iter()
-            .max_by_key(|(idle, connection)| (connections.get(&connection.source).copied(), *idle))?;
+            .max_by_key(|(idle, connection)| (connections.get(&connection.client).copied(), *idle))?;
         let place = evicted.place().take();
-        evicted.cut.cancel();
+        evicted.disconnect.cancel();
         drop(state);
         tracing::debug!(?source, "closed an idle connection to make room for another");
         place
@@ -230,26 +230,26 @@ impl Clients {
             connection.idle(now).is_some_and(|idle| idle >= IDLE_TIMEOUT) || connection.is_overdue(now)
         });
         // Only wakes the connection's task: what it holds goes there.
-        late.for_each(|connection| connection.cut.cancel());
+        late.for_each(|connection| connection.disconnect.cancel());
     }
 }
 
 /// A connection for as long as it is open.
 #[derive(Debug)]
-pub(super) struct OpenConnection {
+pub(super) struct OpenConnectionGuard {
     client: ClientConnection,
-    table: Arc<Table>,
+    table: Arc<ClientTable>,
     number: u64,
 }
 
-impl OpenConnection {
+impl OpenConnectionGuard {
     /// As those see it who serve its calls.
     pub(super) const fn client(&self) -> &ClientConnection {
         &self.client
     }
 }
 
-impl Drop for OpenConnection {
+impl Drop for OpenConnectionGuard {
     fn drop(&mut self) {
         let connection = self.table.state().open.remove(&self.number);
         drop(connection);
@@ -261,8 +261,8 @@ impl Drop for OpenConnection {
 
 impl ClientConnection {
     /// Where it comes from.
-    pub fn source(&self) -> Source {
-        self.shared.source
+    pub fn client(&self) -> ClientAddress {
+        self.shared.client
     }
 
     /// The client's address, where it has one.
@@ -272,13 +272,13 @@ impl ClientConnection {
 
     /// A connection that nothing is known of and that cannot be closed.
     pub(super) fn unknown() -> Self {
-        let shared = Connection {
-            source: Source::HERE,
+        let shared = ConnectionRecord {
+            client: ClientAddress::LOCAL,
             address: None,
-            cut: CancellationToken::new(),
-            place: Mutex::default(),
+            disconnect: CancellationToken::new(),
+            permit: Mutex::default(),
             table: Weak::new(),
-            began: Instant::now(),
+            opened_at: Instant::now(),
             active: AtomicUsize::new(0),
             idle_since: AtomicU64::new(0),
             unread: Mutex::default(),
@@ -298,8 +298,8 @@ impl ClientConnection {
     }
 
     /// Resolves once the connection is to end.
-    pub(super) fn is_cut(&self) -> WaitForCancellationFutureOwned {
-        self.shared.cut.clone().cancelled_owned()
+    pub(super) fn disconnected(&self) -> WaitForCancellationFutureOwned {
+        self.shared.disconnect.clone().cancelled_owned()
     }
 
     /// A permit for each call that is worked on.
@@ -309,21 +309,21 @@ impl ClientConnection {
 
     /// The same bytes, which count as unread until the last of their memory is dropped, as does
     /// `budget`.
-    pub(super) fn count_unread(&self, bytes: Bytes, budget: Arc<Place>) -> Bytes {
+    pub(super) fn count_unread(&self, bytes: Bytes, budget: Arc<Permit>) -> Bytes {
         let now = Instant::now();
         let mut unread = self.shared.unread();
         unread.next += 1;
         unread.bytes += bytes.len() as u64;
         let number = unread.next;
         let deadline = now + UNREAD_GRACE + Duration::from_millis(unread.bytes * 1000 / SLOWEST);
-        let part = Part {
+        let part = UnreadRange {
             since: now,
             deadline,
             bytes: bytes.len() as u64,
         };
         unread.parts.insert(number, part);
         drop(unread);
-        Bytes::from_owner(UnreadPart {
+        Bytes::from_owner(UnreadGuard {
             bytes,
             number,
             activity: self.activity(),
@@ -333,16 +333,16 @@ impl ClientConnection {
 
     /// Closes the connection of this listener whose oldest answer lies unread for longest, if that
     /// is for long.
-    pub(super) fn cut_hoarder(&self) {
+    pub(super) fn evict_hoarder(&self) {
         let Some(table) = self.shared.table.upgrade() else {
             return;
         };
         let now = Instant::now();
         let state = table.state();
-        let open = state.open.values().filter(|open| !open.cut.is_cancelled());
+        let open = state.open.values().filter(|open| !open.disconnect.is_cancelled());
         let longest = open.max_by_key(|connection| connection.hoards(now));
         if let Some(connection) = longest.filter(|connection| connection.hoards(now) >= HOARDED) {
-            connection.cut.cancel();
+            connection.disconnect.cancel();
         }
     }
 }
@@ -350,7 +350,7 @@ impl ClientConnection {
 /// A call that is open. Dropping it ends it.
 #[derive(Debug)]
 pub struct Activity {
-    connection: Arc<Connection>,
+    connection: Arc<ConnectionRecord>,
 }
 
 impl Drop for Activity {
@@ -360,20 +360,20 @@ impl Drop for Activity {
 }
 
 /// Bytes on their way that count as unread.
-struct UnreadPart {
+struct UnreadGuard {
     bytes: Bytes,
     number: u64,
     activity: Activity,
-    _budget: Arc<Place>,
+    _budget: Arc<Permit>,
 }
 
-impl AsRef<[u8]> for UnreadPart {
+impl AsRef<[u8]> for UnreadGuard {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-impl Drop for UnreadPart {
+impl Drop for UnreadGuard {
     fn drop(&mut self) {
         let mut unread = self.activity.connection.unread();
         if let Some(part) = unread.parts.remove(&self.number) {
@@ -387,68 +387,68 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
-    use crate::places::{Places, Share};
+    use crate::places::{MaxShare, PerAddressLimiter};
 
-    fn connect(clients: &Clients, places: &Places, port: u16) -> OpenConnection {
+    fn connect(clients: &Clients, places: &PerAddressLimiter, port: u16) -> OpenConnectionGuard {
         let address = SocketAddr::from(([192, 0, 2, (port >> 8) as u8], port));
-        let place = places.take(address.into()).unwrap();
+        let place = places.try_acquire(address.into()).unwrap();
         clients.open(address.into(), Some(address), place, CancellationToken::new())
     }
 
-    fn is_cut(open: &OpenConnection) -> bool {
-        open.client().is_cut().now_or_never().is_some()
+    fn is_cut(open: &OpenConnectionGuard) -> bool {
+        open.client().disconnected().now_or_never().is_some()
     }
 
-    fn budget(bytes: usize) -> Arc<Place> {
-        let places = Places::new(bytes, Share::ALL);
-        Arc::new(places.take_many(Source::HERE, bytes).unwrap())
+    fn budget(bytes: usize) -> Arc<Permit> {
+        let places = PerAddressLimiter::new(bytes, MaxShare::ALL);
+        Arc::new(places.take_many(ClientAddress::LOCAL, bytes).unwrap())
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_is_closed_and_one_with_a_call_is_not() {
-        let (clients, places) = (Clients::default(), Places::new(9, Share::ALL));
+        let (clients, places) = (Clients::default(), PerAddressLimiter::new(9, MaxShare::ALL));
         let (idle, busy) = (connect(&clients, &places, 1), connect(&clients, &places, 2));
         let call = busy.client().activity();
-        tokio::time::advance(IDLE_TIMEOUT - SWEEP).await;
+        tokio::time::advance(IDLE_TIMEOUT - SWEEP_INTERVAL).await;
         clients.sweep();
         assert!(!is_cut(&idle));
-        tokio::time::advance(SWEEP).await;
+        tokio::time::advance(SWEEP_INTERVAL).await;
         clients.sweep();
         assert!(is_cut(&idle) && !is_cut(&busy));
         drop(call);
-        tokio::time::advance(IDLE_TIMEOUT - SWEEP).await;
+        tokio::time::advance(IDLE_TIMEOUT - SWEEP_INTERVAL).await;
         clients.sweep();
         assert!(!is_cut(&busy), "idle since its last call ended");
-        tokio::time::advance(SWEEP).await;
+        tokio::time::advance(SWEEP_INTERVAL).await;
         clients.sweep();
         assert!(is_cut(&busy));
     }
 
     #[tokio::test(start_paused = true)]
     async fn where_all_are_taken_whoever_has_most_gives_an_idle_one() {
-        let (clients, places) = (Clients::default(), Places::new(4, Share::ALL));
+        let (clients, places) = (Clients::default(), PerAddressLimiter::new(4, MaxShare::ALL));
         let lone = connect(&clients, &places, 0x100);
         tokio::time::advance(EVICTABLE).await;
         let many = [0x200, 0x201, 0x202].map(|port| connect(&clients, &places, port));
         let _call = many[0].client().activity();
-        let newcomer = Source::from(SocketAddr::from(([192, 0, 2, 9], 1)));
+        let newcomer = ClientAddress::from(SocketAddr::from(([192, 0, 2, 9], 1)));
         assert!(
-            clients.evict(newcomer, Refused::Share).is_none(),
+            clients.evict(newcomer, LimitError::AddressShare).is_none(),
             "it has none itself"
         );
         tokio::time::advance(EVICTABLE).await;
-        let place = clients.evict(newcomer, Refused::Full).expect("some are idle");
+        let place = clients.evict(newcomer, LimitError::Full).expect("some are idle");
         let cut: Vec<bool> = many.iter().map(is_cut).collect();
         assert!(!is_cut(&lone) && !cut[0] && (cut[1] || cut[2]), "{cut:?}");
         drop(many);
-        assert_eq!(places.taken(), 2, "the place went to the newcomer");
+        assert_eq!(places.in_use(), 2, "the place went to the newcomer");
         drop((place, lone));
-        assert_eq!(places.taken(), 0);
+        assert_eq!(places.in_use(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_lies_unread_closes_its_connection() {
-        let (clients, places) = (Clients::default(), Places::new(9, Share::ALL));
+        let (clients, places) = (Clients::default(), PerAddressLimiter::new(9, MaxShare::ALL));
         let (silent, slow) = (connect(&clients, &places, 1), connect(&clients, &places, 2));
         let part = || Bytes::from(vec![0; SLOWEST as usize]);
         let _unread = silent.client().count_unread(part(), budget(1));
@@ -468,14 +468,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_hoards_for_longest_makes_room_for_others() {
-        let (clients, places) = (Clients::default(), Places::new(9, Share::ALL));
+        let (clients, places) = (Clients::default(), PerAddressLimiter::new(9, MaxShare::ALL));
         let (one, other) = (connect(&clients, &places, 1), connect(&clients, &places, 2));
         let _first = one.client().count_unread(Bytes::from_static(b"x"), budget(1));
-        other.client().cut_hoarder();
+        other.client().evict_hoarder();
         assert!(!is_cut(&one), "it may be about to read it");
         tokio::time::advance(HOARDED).await;
         let _second = other.client().count_unread(Bytes::from_static(b"x"), budget(1));
-        other.client().cut_hoarder();
+        other.client().evict_hoarder();
         assert!(is_cut(&one) && !is_cut(&other));
     }
 }

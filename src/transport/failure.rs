@@ -6,18 +6,18 @@ use tonic::{Code, ConnectError, Status, TimeoutExpired};
 
 use crate::{
     Problem, Reason,
-    problem::{RAISE_OPEN_FILES, is_ours},
+    problem::{RAISE_OPEN_FILES, is_from_potluck},
 };
 
 /// What went wrong below gRPC.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Failure {
     /// No connection, or it broke.
-    Lost(String),
+    Disconnected(String),
     /// No answer in time.
-    Late(String),
+    TimedOut(String),
     /// Bytes that are no HTTP/2, or an answer that is no gRPC.
-    Foreign(String),
+    NotGrpc(String),
     /// This process may open no more connections: nothing is known of the other side.
     NoDescriptors,
 }
@@ -35,21 +35,21 @@ fn foreign(service: &str, place: &dyn std::fmt::Display, why: &str) -> String {
 
 /// The problem that a status from `place` is, where `service` was expected.
 pub(super) fn problem(status: Status, service: &str, place: &dyn std::fmt::Display) -> Problem {
-    let failure = match is_ours(&status) {
+    let failure = match is_from_potluck(&status) {
         true => None,
         false => below_grpc(&status).or_else(|| not_grpc(&status)),
     };
     let (reason, message) = match failure {
         None => return status.into(),
-        Some(Failure::Lost(why)) => (
+        Some(Failure::Disconnected(why)) => (
             Reason::Unreachable,
             format!("the {service} at {place} cannot be reached: {why}"),
         ),
-        Some(Failure::Late(why)) => (
+        Some(Failure::TimedOut(why)) => (
             Reason::TimedOut,
             format!("the {service} at {place} does not answer: {why}"),
         ),
-        Some(Failure::Foreign(why)) => (Reason::NotPotluck, foreign(service, place, &why)),
+        Some(Failure::NotGrpc(why)) => (Reason::NotPotluck, foreign(service, place, &why)),
         Some(Failure::NoDescriptors) => (Reason::TooManyOpenFiles, no_descriptors(place)),
     };
     Problem {
@@ -62,13 +62,13 @@ pub(super) fn problem(status: Status, service: &str, place: &dyn std::fmt::Displ
 /// The failure that an error of the transport stands for. Also where no status was made of it, as when connecting.
 pub(super) fn connect_problem(error: &(dyn Error + 'static), place: &dyn std::fmt::Display) -> Problem {
     let why = match in_chain(error) {
-        Some(Failure::Late(why)) => {
+        Some(Failure::TimedOut(why)) => {
             return Problem::new(Reason::TimedOut, format!("no answer at {place}: {why}"));
         }
         Some(Failure::NoDescriptors) => {
             return Problem::new(Reason::TooManyOpenFiles, no_descriptors(place));
         }
-        Some(Failure::Lost(why) | Failure::Foreign(why)) => why,
+        Some(Failure::Disconnected(why) | Failure::NotGrpc(why)) => why,
         None => root_cause(error),
     };
     Problem::new(Reason::Unreachable, format!("nothing answers at {place}: {why}"))
@@ -96,36 +96,36 @@ fn in_chain(error: &(dyn Error + 'static)) -> Option<Failure> {
 fn failure(error: &(dyn Error + 'static)) -> Option<Failure> {
     if let Some(error) = error.downcast_ref::<io::Error>() {
         return Some(match error.kind() {
-            io::ErrorKind::TimedOut => Failure::Late("the connection timed out".into()),
+            io::ErrorKind::TimedOut => Failure::TimedOut("the connection timed out".into()),
             _ if Reason::of_exhaustion(error) == Some(Reason::TooManyOpenFiles) => Failure::NoDescriptors,
-            _ => Failure::Lost(root_cause(error)),
+            _ => Failure::Disconnected(root_cause(error)),
         });
     }
     if let Some(error) = error.downcast_ref::<h2::Error>() {
         return Some(match error.is_library() {
-            true => Failure::Foreign(NOT_HTTP2.into()),
-            false => Failure::Lost(error.to_string()),
+            true => Failure::NotGrpc(NOT_HTTP2.into()),
+            false => Failure::Disconnected(error.to_string()),
         });
     }
     if let Some(error) = error.downcast_ref::<hyper::Error>() {
         return Some(match error.is_timeout() {
-            true => Failure::Late("the connection went silent".into()),
-            false => Failure::Lost("it closed the connection".into()),
+            true => Failure::TimedOut("the connection went silent".into()),
+            false => Failure::Disconnected("it closed the connection".into()),
         });
     }
     if error.is::<TimeoutExpired>() {
-        return Some(Failure::Late("the call took too long".into()));
+        return Some(Failure::TimedOut("the call took too long".into()));
     }
     error
         .is::<ConnectError>()
-        .then(|| Failure::Lost(root_cause(error)))
+        .then(|| Failure::Disconnected(root_cause(error)))
 }
 
 /// Potluck's own statuses say why; these codes without it come from something else, or from an answer that is no message.
 fn not_grpc(status: &Status) -> Option<Failure> {
     match status.code() {
-        Code::Unknown | Code::Internal => Some(Failure::Foreign("its answer is no gRPC".into())),
-        Code::Unimplemented => Some(Failure::Foreign("it does not know the call".into())),
+        Code::Unknown | Code::Internal => Some(Failure::NotGrpc("its answer is no gRPC".into())),
+        Code::Unimplemented => Some(Failure::NotGrpc("it does not know the call".into())),
         _ => None,
     }
 }

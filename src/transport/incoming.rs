@@ -23,22 +23,22 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
-use super::clients::{ClientConnection, Clients, OpenConnection, SWEEP};
-use crate::places::{Places, Source};
+use super::clients::{ClientConnection, Clients, OpenConnectionGuard, SWEEP_INTERVAL};
+use crate::places::{ClientAddress, PerAddressLimiter};
 
 /// How long a connection may take to begin: longer than a lost packet sent again twice.
-const OPENING: Duration = Duration::from_secs(10);
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Bytes that the system takes of a connection ahead of what it may send: enough that the link never waits for the program. More would
 /// be a queue that nobody can take anything back from, and that looks sent to those who take turns.
 #[cfg(target_os = "linux")]
-const UNSENT: u32 = 256 * 1024;
+const NOTSENT_LOWAT: u32 = 256 * 1024;
 
 /// Length of HTTP/2's connection preface (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
 
 /// How long to wait after the system refused a connection, as when it has no more file descriptors.
-const PAUSE: Duration = Duration::from_millis(50);
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// What accepts connections.
 pub trait Accept: Send + Sync + 'static {
@@ -46,18 +46,18 @@ pub trait Accept: Send + Sync + 'static {
     type Io: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static;
 
     /// The next one, and the client's address where it has one. Cancel-safe.
-    fn next(&self) -> impl Future<Output = io::Result<(Self::Io, Option<SocketAddr>)>> + Send;
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Io, Option<SocketAddr>)>> + Send;
 }
 
 impl Accept for TcpListener {
     type Io = TcpStream;
 
-    async fn next(&self) -> io::Result<(TcpStream, Option<SocketAddr>)> {
+    async fn accept(&self) -> io::Result<(TcpStream, Option<SocketAddr>)> {
         let (stream, address) = self.accept().await?;
         // Only slower where the system does not do it.
         let _ = stream.set_nodelay(true);
         #[cfg(target_os = "linux")]
-        let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
+        let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(NOTSENT_LOWAT);
         Ok((stream, Some(address)))
     }
 }
@@ -65,7 +65,7 @@ impl Accept for TcpListener {
 impl Accept for UnixListener {
     type Io = UnixStream;
 
-    async fn next(&self) -> io::Result<(UnixStream, Option<SocketAddr>)> {
+    async fn accept(&self) -> io::Result<(UnixStream, Option<SocketAddr>)> {
         Ok((self.accept().await?.0, None))
     }
 }
@@ -73,27 +73,27 @@ impl Accept for UnixListener {
 /// One connection of a listener. Gives its place back when it is dropped.
 pub struct Connection<S> {
     stream: S,
-    open: OpenConnection,
-    opening: Option<Pin<Box<Sleep>>>,
-    read: usize,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    open: OpenConnectionGuard,
+    preface_deadline: Option<Pin<Box<Sleep>>>,
+    preface_bytes: usize,
+    disconnect: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-/// Connections of a listener, as many at a time as there are places, all cut by `cut`. Never ends and never fails: what the system
+/// Connections of a listener, as many at a time as there are places, all cut by `disconnect`. Never ends and never fails: what the system
 /// refuses is asked for again after a pause.
 pub fn connections<L: Accept>(
     listener: L,
-    places: Places,
+    places: PerAddressLimiter,
     cut: CancellationToken,
 ) -> impl Stream<Item = io::Result<Connection<L::Io>>> + Send {
-    let mut sweep = tokio::time::interval(SWEEP);
+    let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let state = (listener, places, cut, Clients::default(), sweep);
     stream::unfold(state, |(listener, places, cut, clients, mut sweep)| async move {
         loop {
             // Both arms are cancel-safe.
             let accepted = tokio::select! {
-                accepted = listener.next() => accepted,
+                accepted = listener.accept() => accepted,
                 _ = sweep.tick() => {
                     clients.sweep();
                     continue;
@@ -103,13 +103,13 @@ pub fn connections<L: Accept>(
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::debug!(%error, "a connection was not accepted");
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(ACCEPT_RETRY).await;
                     continue;
                 }
             };
-            let source = address.map_or(Source::HERE, Source::from);
+            let source = address.map_or(ClientAddress::LOCAL, ClientAddress::from);
             let place = places
-                .take(source)
+                .try_acquire(source)
                 .or_else(|why| clients.evict(source, why).ok_or(why));
             let place = match place {
                 Ok(place) => place,
@@ -121,9 +121,9 @@ pub fn connections<L: Accept>(
             let open = clients.open(source, address, place, cut.child_token());
             let connection = Connection {
                 stream,
-                opening: Some(Box::pin(tokio::time::sleep(OPENING))),
-                read: 0,
-                cut: Box::pin(open.client().is_cut()),
+                preface_deadline: Some(Box::pin(tokio::time::sleep(PREFACE_TIMEOUT))),
+                preface_bytes: 0,
+                disconnect: Box::pin(open.client().disconnected()),
                 open,
             };
             return Some((Ok(connection), (listener, places, cut, clients, sweep)));
@@ -158,7 +158,7 @@ impl<S> Connection<S> {
     /// What was written, unless nothing could be and the connection is to end. What waits to write
     /// may read nothing meanwhile.
     fn written<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        match polled.is_pending() && self.cut.as_mut().poll(cx).is_ready() {
+        match polled.is_pending() && self.disconnect.as_mut().poll(cx).is_ready() {
             true => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
             false => polled,
         }
@@ -171,19 +171,19 @@ impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.cut.as_mut().poll(cx).is_ready() {
+        if self.disconnect.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if self.opening.is_some() {
-            self.read += buf.filled().len() - before;
-            if self.read >= PREFACE {
-                self.opening = None;
+        if self.preface_deadline.is_some() {
+            self.preface_bytes += buf.filled().len() - before;
+            if self.preface_bytes >= PREFACE {
+                self.preface_deadline = None;
             }
         }
         if polled.is_pending()
-            && let Some(opening) = &mut self.opening
+            && let Some(opening) = &mut self.preface_deadline
             && opening.as_mut().poll(cx).is_ready()
         {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -233,10 +233,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::places::Share;
+    use crate::places::MaxShare;
 
-    fn places(most: usize) -> Places {
-        Places::new(most, Share::ALL)
+    fn places(most: usize) -> PerAddressLimiter {
+        PerAddressLimiter::new(most, MaxShare::ALL)
     }
 
     /// Accepts what a test hands over.
@@ -245,7 +245,7 @@ mod tests {
     impl Accept for Handed {
         type Io = DuplexStream;
 
-        async fn next(&self) -> io::Result<(DuplexStream, Option<SocketAddr>)> {
+        async fn accept(&self) -> io::Result<(DuplexStream, Option<SocketAddr>)> {
             let next = std::future::poll_fn(|cx| self.0.lock().unwrap().poll_recv(cx)).await;
             match next {
                 Some(stream) => Ok((stream, Some(SocketAddr::from(([192, 0, 2, 1], 1))))),
@@ -282,13 +282,13 @@ mod tests {
     #[tokio::test]
     async fn an_address_that_has_its_share_is_turned_away() {
         let (call, listener) = listener();
-        let places = Places::new(4, Share::default());
+        let places = PerAddressLimiter::new(4, MaxShare::default());
         let mut incoming = Box::pin(connections(listener, places.clone(), CancellationToken::new()));
         let callers = [call(), call(), call()];
         let _open = [incoming.next().await, incoming.next().await];
         assert!(futures_util::poll!(incoming.next()).is_pending(), "{callers:?}");
         assert!(
-            places.take(IpAddr::from([192, 0, 2, 2]).into()).is_ok(),
+            places.try_acquire(IpAddr::from([192, 0, 2, 2]).into()).is_ok(),
             "another finds a place"
         );
     }
@@ -303,7 +303,7 @@ mod tests {
         let _call = busy.client().activity();
         tokio::time::sleep(Duration::from_secs(5)).await;
         let _third = call();
-        let third = tokio::time::timeout(PAUSE, incoming.next()).await;
+        let third = tokio::time::timeout(ACCEPT_RETRY, incoming.next()).await;
         assert!(third.is_ok(), "a place was free");
         let error = idle.read(&mut [0; 1]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
@@ -332,7 +332,7 @@ mod tests {
         let began = Instant::now();
         let error = open.read_exact(&mut [0; PREFACE]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert!(began.elapsed() >= OPENING);
+        assert!(began.elapsed() >= PREFACE_TIMEOUT);
     }
 
     #[tokio::test(start_paused = true)]
@@ -344,7 +344,7 @@ mod tests {
         caller.write_all(&[0; PREFACE]).await.unwrap();
         open.read_exact(&mut [0; PREFACE]).await.unwrap();
         let mut byte = [0];
-        let quiet = tokio::time::timeout(10 * OPENING, open.read(&mut byte)).await;
+        let quiet = tokio::time::timeout(10 * PREFACE_TIMEOUT, open.read(&mut byte)).await;
         assert!(quiet.is_err(), "{quiet:?}");
     }
 

@@ -13,10 +13,10 @@ use tokio::{
 use super::Endpoint;
 
 /// How long it may take: it comes on top of a call that has failed already.
-const LIMIT: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The client's connection preface (RFC 9113, section 3.4), with a SETTINGS frame that sets nothing.
-const OPENING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+const CLIENT_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// Length of a frame's header (section 4.1), in bytes.
 const FRAME_HEADER: usize = 9;
@@ -25,21 +25,21 @@ const FRAME_HEADER: usize = 9;
 const SETTINGS: u8 = 4;
 
 /// Whether whoever answers at the endpoint begins with something else than HTTP/2. False where nothing answers in time.
-pub(super) async fn is_foreign(endpoint: &Endpoint) -> bool {
+pub(super) async fn is_not_http2(endpoint: &Endpoint) -> bool {
     let look = async {
         match endpoint {
             Endpoint::Http(uri) => {
                 let host = uri.host()?.trim_matches(['[', ']']);
-                begins_foreign(TcpStream::connect((host, uri.port_u16()?)).await.ok()?).await
+                first_frame_is_not_http2(TcpStream::connect((host, uri.port_u16()?)).await.ok()?).await
             }
             Endpoint::LinkLocal(address) => {
                 let stream = TcpStream::connect((address.host(), address.port)).await;
-                begins_foreign(stream.ok()?).await
+                first_frame_is_not_http2(stream.ok()?).await
             }
-            Endpoint::Unix(path) => begins_foreign(UnixStream::connect(path).await.ok()?).await,
+            Endpoint::Unix(path) => first_frame_is_not_http2(UnixStream::connect(path).await.ok()?).await,
         }
     };
-    tokio::time::timeout(LIMIT, look)
+    tokio::time::timeout(PROBE_TIMEOUT, look)
         .await
         .ok()
         .flatten()
@@ -47,9 +47,9 @@ pub(super) async fn is_foreign(endpoint: &Endpoint) -> bool {
 }
 
 /// `None` where nothing was said.
-async fn begins_foreign(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Option<bool> {
+async fn first_frame_is_not_http2(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Option<bool> {
     // Who speaks first and hangs up need not have listened.
-    let _ = stream.write_all(OPENING).await;
+    let _ = stream.write_all(CLIENT_PREFACE).await;
     let mut header = Vec::with_capacity(FRAME_HEADER);
     let mut stream = stream.take(FRAME_HEADER as u64);
     // Of a connection that breaks, what came before counts.

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use bytes::{Buf as _, Bytes, BytesMut};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use potluck_core::{
-    chunk::{Decoder, Header},
+    chunk::{ChunkDecoder, ChunkHeader},
     proto::v1::DownloadResponse,
 };
 use prost::Message as _;
@@ -13,15 +13,15 @@ use prost::Message as _;
 const DATA: usize = 256 * 1024;
 
 fn decode(c: &mut Criterion) {
-    let header = Header::new(3, 1 << 30, DATA as u32);
+    let header = ChunkHeader::new(3, 1 << 30, DATA as u32);
     let frame = Bytes::from([header.as_bytes(), &vec![7; DATA]].concat());
     let mut group = c.benchmark_group("decode 256 KiB");
     group.throughput(Throughput::Bytes(DATA as u64));
     group.bench_function("where it lies", |b| {
-        let mut decoder = Decoder::default();
+        let mut decoder = ChunkDecoder::default();
         b.iter(|| {
             decoder.push(black_box(frame.clone()));
-            decoder.next_part()
+            decoder.next_slice()
         });
     });
     group.bench_function("generated", |b| {
@@ -41,7 +41,7 @@ fn encode(c: &mut Criterion) {
     let mut group = c.benchmark_group("encode 256 KiB");
     group.throughput(Throughput::Bytes(DATA as u64));
     group.bench_function("header", |b| {
-        b.iter(|| Header::new(black_box(3), black_box(1 << 30), DATA as u32));
+        b.iter(|| ChunkHeader::new(black_box(3), black_box(1 << 30), DATA as u32));
     });
     group.bench_function("generated", |b| {
         b.iter(|| {

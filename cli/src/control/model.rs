@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use potluck_core::{
     FileId, PeerId, Problem, Reason,
-    index_client::{Address, FileRecord, Kind},
+    index_client::{Address, FileKind, FileRecord},
     proto::v1,
 };
 use serde::Serialize;
@@ -134,7 +134,7 @@ pub(crate) struct Transfer {
     pub(crate) number: u64,
     pub(crate) file: FileId,
     pub(crate) name: String,
-    pub(crate) kind: Kind,
+    pub(crate) kind: FileKind,
     pub(crate) path: String,
     pub(crate) state: State,
     pub(crate) done: u64,

@@ -1,7 +1,7 @@
 //! `potluck ls`: what the peer shares.
 
 use clap::Args;
-use potluck_core::index_client::Kind;
+use potluck_core::index_client::FileKind;
 use serde_json::json;
 
 use crate::{
@@ -92,8 +92,8 @@ fn lines(items: &[Item], width: Option<usize>) -> Vec<String> {
 /// What an item is: `file`, or how many files are in the folder; and whether it is damaged.
 pub(crate) fn what(item: &Item) -> String {
     let what = match item.record.kind {
-        Kind::File => "file".to_owned(),
-        Kind::Collection => format!("folder, {}", text::count(item.file_count, "file")),
+        FileKind::File => "file".to_owned(),
+        FileKind::Collection => format!("folder, {}", text::count(item.file_count, "file")),
     };
     match item.damaged_paths.is_empty() {
         true => what,

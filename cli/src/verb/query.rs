@@ -4,7 +4,7 @@ use clap::Args;
 use console::style;
 use potluck_core::{
     Problem, Reason,
-    index_client::{Found, IndexClient, Kind},
+    index_client::{FileKind, IndexClient, IndexedFile},
 };
 use serde_json::json;
 
@@ -75,15 +75,15 @@ pub(crate) async fn run(context: &Context, args: QueryArgs) -> Result<(), Fail> 
 #[derive(serde::Serialize)]
 pub(crate) struct Objects<'a> {
     #[serde(serialize_with = "objects")]
-    pub(crate) files: &'a [Found],
+    pub(crate) files: &'a [IndexedFile],
 }
 
-fn objects<S: serde::Serializer>(files: &&[Found], serializer: S) -> Result<S::Ok, S::Error> {
+fn objects<S: serde::Serializer>(files: &&[IndexedFile], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(files.iter().map(object))
 }
 
 /// What a found file takes in memory, in bytes, roughly.
-fn weight(found: &Found) -> usize {
+fn weight(found: &IndexedFile) -> usize {
     let names: usize = found.names.iter().map(|name| name.len() + 32).sum();
     256 + names + found.providers.len() * 128
 }
@@ -92,7 +92,11 @@ fn weight(found: &Found) -> usize {
 ///
 /// # Errors
 /// As `IndexService.Query`.
-pub(crate) async fn find(index: &IndexClient, want: &Want, providers: u32) -> Result<Vec<Found>, Problem> {
+pub(crate) async fn find(
+    index: &IndexClient,
+    want: &Want,
+    providers: u32,
+) -> Result<Vec<IndexedFile>, Problem> {
     let mut files = Vec::new();
     let mut bytes = 0;
     let mut empty = 0;
@@ -129,7 +133,7 @@ fn quoted(name: &str) -> String {
 }
 
 /// A found file as JSON.
-pub(crate) fn object(found: &Found) -> serde_json::Value {
+pub(crate) fn object(found: &IndexedFile) -> serde_json::Value {
     let providers: Vec<_> = found
         .providers
         .iter()
@@ -153,7 +157,7 @@ pub(crate) fn object(found: &Found) -> serde_json::Value {
     })
 }
 
-fn lines(found: &Found) -> Vec<String> {
+fn lines(found: &IndexedFile) -> Vec<String> {
     let name = found
         .names
         .first()
@@ -162,11 +166,11 @@ fn lines(found: &Found) -> Vec<String> {
     let mut fact = |what: &str, value: String| lines.push(format!("  {:<7} {value}", style(what).dim()));
     fact("id", found.file.id.to_string());
     match found.file.kind {
-        Kind::File => fact(
+        FileKind::File => fact(
             "size",
             format!("{} ({} bytes)", text::size(found.file.size), found.file.size),
         ),
-        Kind::Collection => fact(
+        FileKind::Collection => fact(
             "kind",
             format!("folder (its list of files has {})", text::size(found.file.size)),
         ),

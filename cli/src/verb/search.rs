@@ -5,7 +5,7 @@ use std::{collections::HashSet, time::Duration};
 use clap::Args;
 use potluck_core::{
     FileId, Problem, Reason,
-    index_client::{Found, IndexClient, Page},
+    index_client::{FilePage, IndexClient, IndexedFile},
 };
 use serde_json::json;
 
@@ -127,11 +127,11 @@ pub(crate) async fn run(context: &Context, args: SearchArgs) -> Result<(), Fail>
 #[derive(serde::Serialize)]
 struct Objects<'a> {
     #[serde(serialize_with = "objects")]
-    files: &'a [Found],
+    files: &'a [IndexedFile],
     next_page: Option<&'a str>,
 }
 
-fn objects<S: serde::Serializer>(files: &&[Found], serializer: S) -> Result<S::Ok, S::Error> {
+fn objects<S: serde::Serializer>(files: &&[IndexedFile], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(files.iter().map(object))
 }
 
@@ -139,7 +139,7 @@ fn objects<S: serde::Serializer>(files: &&[Found], serializer: S) -> Result<S::O
 ///
 /// # Errors
 /// As `IndexService.Search`.
-async fn ask(index: &IndexClient, query: &str, size: u32, page: Option<String>) -> Result<Page, Problem> {
+async fn ask(index: &IndexClient, query: &str, size: u32, page: Option<String>) -> Result<FilePage, Problem> {
     let mut waits = 0;
     loop {
         match index.search(query, size, page.clone()).await {
@@ -155,7 +155,7 @@ async fn ask(index: &IndexClient, query: &str, size: u32, page: Option<String>) 
     }
 }
 
-fn object(found: &Found) -> serde_json::Value {
+fn object(found: &IndexedFile) -> serde_json::Value {
     json!({
         "id": found.file.id,
         "size": found.file.size,
@@ -166,7 +166,7 @@ fn object(found: &Found) -> serde_json::Value {
 }
 
 /// Found files as a table: where several fit, to choose one by its id.
-pub(crate) fn lines(files: &[Found], width: Option<usize>) -> Vec<String> {
+pub(crate) fn lines(files: &[IndexedFile], width: Option<usize>) -> Vec<String> {
     let columns = [
         ("SIZE", Lean::Right),
         ("PEERS", Lean::Right),
@@ -180,15 +180,15 @@ pub(crate) fn lines(files: &[Found], width: Option<usize>) -> Vec<String> {
 }
 
 /// The size for people; of a collection only its list's size is known to the index.
-fn size(found: &Found) -> String {
+fn size(found: &IndexedFile) -> String {
     match found.file.kind {
-        potluck_core::index_client::Kind::File => text::size(found.file.size),
-        potluck_core::index_client::Kind::Collection => "folder".to_owned(),
+        potluck_core::index_client::FileKind::File => text::size(found.file.size),
+        potluck_core::index_client::FileKind::Collection => "folder".to_owned(),
     }
 }
 
 /// The name that most peers use, and how many others there are.
-fn names(found: &Found) -> String {
+fn names(found: &IndexedFile) -> String {
     let first = found
         .names
         .first()

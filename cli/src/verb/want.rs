@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use potluck_core::{FileId, Sha256, index_client::By};
+use potluck_core::{FileId, Sha256, index_client::QueryKey};
 
 /// Marks a plain SHA-256 of a whole file.
 const SHA256_PREFIX: &str = "sha256:";
@@ -44,11 +44,11 @@ impl FromStr for Want {
 
 impl Want {
     /// As the index is asked.
-    pub(crate) fn by(&self) -> By {
+    pub(crate) fn by(&self) -> QueryKey {
         match self {
-            Self::Id(id) => By::Id(*id),
-            Self::Sha256(sum) => By::Sha256(*sum),
-            Self::Name(name) => By::Name(name.clone()),
+            Self::Id(id) => QueryKey::Id(*id),
+            Self::Sha256(sum) => QueryKey::Sha256(*sum),
+            Self::Name(name) => QueryKey::Name(name.clone()),
         }
     }
 

@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 
 use potluck_core::{
     Sha256,
-    index_client::{FileRecord, Found, Kind},
+    index_client::{FileKind, FileRecord, IndexedFile},
 };
 
 use super::{Catalog, MAX_NAMES, words::Matcher};
@@ -37,7 +37,7 @@ pub(super) const MAX_STEPS: usize =
 impl Catalog {
     /// What most providers say of a file, and the steps that it took. Names come most used first, then by text; before all those
     /// that fit the search by which it was found, the name under which it was among them.
-    pub(super) fn describe(&self, slot: u32, search: Option<(u32, &mut Matcher)>) -> (Found, usize) {
+    pub(super) fn describe(&self, slot: u32, search: Option<(u32, &mut Matcher)>) -> (IndexedFile, usize) {
         let file = &self.files[slot as usize];
         let mut names: Vec<(u32, u32)> = Vec::new();
         let mut sums: Vec<(Sha256, u32)> = Vec::new();
@@ -46,7 +46,7 @@ impl Catalog {
             let said = &self.variants[variant];
             names.extend(said.names.iter().map(|&name| (name, count)));
             sums.extend(said.sha256.map(|sum| (sum, count)));
-            if said.kind == Kind::Collection {
+            if said.kind == FileKind::Collection {
                 collections += count as usize;
             }
         }
@@ -58,10 +58,10 @@ impl Catalog {
         let sha256 = sums.iter().max_by_key(|&&(sum, count)| (count, Reverse(sum)));
         // Half are enough: whoever fetches it sees by its bytes whether it is a folder, but only where it was told so.
         let kind = match collections > 0 && 2 * collections >= file.providers.len() {
-            true => Kind::Collection,
-            false => Kind::File,
+            true => FileKind::Collection,
+            false => FileKind::File,
         };
-        let found = Found {
+        let found = IndexedFile {
             file: FileRecord {
                 id: file.id,
                 size: file.size,

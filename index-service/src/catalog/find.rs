@@ -16,7 +16,7 @@ use std::{
 
 use potluck_core::{
     FileId,
-    index_client::{By, Found},
+    index_client::{IndexedFile, QueryKey},
 };
 use rand::Rng;
 use roaring::{RoaringBitmap, bitmap};
@@ -108,7 +108,7 @@ impl Cursor {
 #[derive(Debug)]
 pub struct Searched {
     /// The files, without providers.
-    pub files: Vec<Found>,
+    pub files: Vec<IndexedFile>,
     /// Where the next page begins after; `None` on the last.
     pub next: Option<Cursor>,
     /// What it cost.
@@ -141,7 +141,7 @@ impl RankCursor {
 #[derive(Debug)]
 pub struct Ranked {
     /// The files with samples of their providers.
-    pub files: Vec<Found>,
+    pub files: Vec<IndexedFile>,
     /// Where the next page begins after; `None` on the last.
     pub next: Option<RankCursor>,
     /// What it cost.
@@ -151,7 +151,7 @@ pub struct Ranked {
 /// The files of a page so far.
 #[derive(Debug)]
 struct Page {
-    files: Vec<Found>,
+    files: Vec<IndexedFile>,
     bytes: usize,
     most: usize,
     steps: usize,
@@ -169,7 +169,7 @@ impl Page {
         }
     }
 
-    fn push(&mut self, found: Found) {
+    fn push(&mut self, found: IndexedFile) {
         self.bytes += weight(&found);
         self.files.push(found);
     }
@@ -310,7 +310,7 @@ impl Search {
 /// A page of the files that have one name or claim in the making, those of most providers first.
 #[derive(Debug)]
 pub struct Listing {
-    by: By,
+    by: QueryKey,
     max_providers: usize,
     page: Page,
     /// The files that are ranked against each other, and after which of them the page begins.
@@ -328,13 +328,13 @@ pub struct Listing {
 
 impl Listing {
     /// Begins a page of files by name, claim or id, each with up to `max_providers` of its providers.
-    pub fn new(by: By, after: Option<RankCursor>, most: usize, max_providers: usize) -> Self {
+    pub fn new(by: QueryKey, after: Option<RankCursor>, most: usize, max_providers: usize) -> Self {
         Self::within(Bounds::default(), by, after, most, max_providers)
     }
 
     pub(super) fn within(
         bounds: Bounds,
-        by: By,
+        by: QueryKey,
         after: Option<RankCursor>,
         most: usize,
         max_providers: usize,
@@ -547,7 +547,7 @@ impl Catalog {
     /// Goes on with a page of files by name or claim for some `slice` steps; true once it is finished.
     pub fn advance_listing(&self, listing: &mut Listing, slice: usize, rng: &mut impl Rng) -> bool {
         let until = listing.page.steps + slice;
-        if let By::Id(id) = listing.by {
+        if let QueryKey::Id(id) = listing.by {
             listing.at = None;
             if let Some(slot) = self.find_file(&id) {
                 self.list(slot, listing, rng);
@@ -556,9 +556,9 @@ impl Catalog {
         }
         if let Some(at) = listing.at {
             let files = match &listing.by {
-                By::Name(name) => self.names.find(name).map(|name| self.names.files_of(name)),
-                By::Sha256(sum) => self.claims.get(sum),
-                By::Id(_) => None,
+                QueryKey::Name(name) => self.names.find(name).map(|name| self.names.files_of(name)),
+                QueryKey::Sha256(sum) => self.claims.get(sum),
+                QueryKey::Id(_) => None,
             };
             let rest = files.map(|files| files.from(at)).into_iter().flatten();
             if !self.rank(listing, rest, until) {
@@ -629,7 +629,7 @@ impl Catalog {
 }
 
 /// What a result takes in an answer, in bytes, roughly and rather too much.
-fn weight(found: &Found) -> usize {
+fn weight(found: &IndexedFile) -> usize {
     let names: usize = found.names.iter().map(|name| name.len() + 4).sum();
     let providers: usize = found
         .providers

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use potluck_core::{
     FileId, PeerId, Root, SetDigest, Sha256,
-    index_client::{Address, By, FileRecord, Found, Kind, Provider, Registration},
+    index_client::{Address, FileKind, FileRecord, IndexedFile, Provider, QueryKey, Registration},
 };
 use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng};
@@ -36,7 +36,7 @@ fn record(n: u8) -> FileRecord {
         size: n.into(),
         root,
         sha256: None,
-        kind: Kind::File,
+        kind: FileKind::File,
     }
 }
 
@@ -50,7 +50,7 @@ fn registration(n: u8, names: &[&str]) -> Registration {
 }
 
 /// All pages of a search.
-fn search(catalog: &Catalog, query: &str, page: usize) -> Vec<Found> {
+fn search(catalog: &Catalog, query: &str, page: usize) -> Vec<IndexedFile> {
     search_within(Bounds::default(), catalog, query, page)
 }
 
@@ -68,7 +68,7 @@ fn search_page(
     search.finish()
 }
 
-fn search_within(bounds: Bounds, catalog: &Catalog, query: &str, page: usize) -> Vec<Found> {
+fn search_within(bounds: Bounds, catalog: &Catalog, query: &str, page: usize) -> Vec<IndexedFile> {
     let mut all = Vec::new();
     let mut after: Option<Cursor> = None;
     let mut slice = 1;
@@ -96,7 +96,7 @@ fn search_within(bounds: Bounds, catalog: &Catalog, query: &str, page: usize) ->
 fn list_page(
     catalog: &Catalog,
     bounds: Bounds,
-    by: &By,
+    by: &QueryKey,
     after: Option<RankCursor>,
     most: usize,
     providers: usize,
@@ -106,18 +106,18 @@ fn list_page(
     listing.finish()
 }
 
-fn by_id(catalog: &Catalog, id: &FileId) -> Option<Found> {
-    let page = list_page(catalog, Bounds::default(), &By::Id(*id), None, 1, 1000);
+fn by_id(catalog: &Catalog, id: &FileId) -> Option<IndexedFile> {
+    let page = list_page(catalog, Bounds::default(), &QueryKey::Id(*id), None, 1, 1000);
     page.files.into_iter().next()
 }
 
 /// All pages of a query by name.
-fn by_name(catalog: &Catalog, name: &str, page: usize) -> Vec<Found> {
-    let by = By::Name(name.to_owned());
+fn by_name(catalog: &Catalog, name: &str, page: usize) -> Vec<IndexedFile> {
+    let by = QueryKey::Name(name.to_owned());
     list_within(Bounds::default(), catalog, &by, page)
 }
 
-fn list_within(bounds: Bounds, catalog: &Catalog, by: &By, page: usize) -> Vec<Found> {
+fn list_within(bounds: Bounds, catalog: &Catalog, by: &QueryKey, page: usize) -> Vec<IndexedFile> {
     let mut all = Vec::new();
     let mut after: Option<RankCursor> = None;
     loop {
@@ -179,7 +179,11 @@ fn step() -> impl Strategy<Value = Step> {
     )
         .prop_map(|(peer, file, names, sum, collection, partial)| {
             let sha256 = sum.map(|n| Sha256([n; 32]));
-            let kind = if collection { Kind::Collection } else { Kind::File };
+            let kind = if collection {
+                FileKind::Collection
+            } else {
+                FileKind::File
+            };
             Step::Put(
                 peer,
                 Registration {
@@ -229,7 +233,7 @@ impl Model {
     }
 
     /// What is to be found of a file, names that fit first.
-    fn found(&self, file: FileId, terms: &[String]) -> Found {
+    fn found(&self, file: FileId, terms: &[String]) -> IndexedFile {
         let held = self.of(file);
         let count = |wanted: &dyn Fn(&Registration) -> bool| held.iter().filter(|(_, r)| wanted(r)).count();
         let mut names: Vec<String> = held.iter().flat_map(|(_, r)| r.names.clone()).collect();
@@ -244,14 +248,14 @@ impl Model {
             .into_iter()
             .rev()
             .max_by_key(|&sum| count(&|r| r.file.sha256 == Some(sum)));
-        let collections = count(&|r| r.file.kind == Kind::Collection);
+        let collections = count(&|r| r.file.kind == FileKind::Collection);
         let kind = if collections > 0 && 2 * collections >= held.len() {
-            Kind::Collection
+            FileKind::Collection
         } else {
-            Kind::File
+            FileKind::File
         };
         names.truncate(super::MAX_NAMES);
-        Found {
+        IndexedFile {
             file: FileRecord {
                 sha256,
                 kind,
@@ -264,7 +268,7 @@ impl Model {
     }
 }
 
-fn sorted(mut found: Found) -> Found {
+fn sorted(mut found: IndexedFile) -> IndexedFile {
     found.providers.sort_by_key(|provider| provider.peer);
     found
 }
@@ -317,11 +321,11 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
                 .iter()
                 .any(|(_, r)| r.names.iter().any(|name| words::fits(name, &terms)))
         };
-        let expected: Vec<Found> = model
+        let expected: Vec<IndexedFile> = model
             .files()
             .into_iter()
             .filter(fits)
-            .map(|file| Found {
+            .map(|file| IndexedFile {
                 providers: Vec::new(),
                 ..model.found(file, &terms)
             })
@@ -329,7 +333,7 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
         assert_eq!(found, expected, "search {query:?}");
     }
     for name in ["a", "model", "model-gguf", "nothing"] {
-        let mut expected: Vec<Found> = model
+        let mut expected: Vec<IndexedFile> = model
             .files()
             .into_iter()
             .filter(|&file| {
@@ -341,16 +345,16 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
             .map(|file| model.found(file, &[]))
             .collect();
         expected.sort_by_key(|found| (std::cmp::Reverse(found.provider_count), found.file.id));
-        let found: Vec<Found> = by_name(catalog, name, page).into_iter().map(sorted).collect();
+        let found: Vec<IndexedFile> = by_name(catalog, name, page).into_iter().map(sorted).collect();
         assert_eq!(found, expected, "name {name:?}");
-        let by = By::Name(name.to_owned());
+        let by = QueryKey::Name(name.to_owned());
         for (steps, ranked) in [(1, 1), (30, 2), (1000, 3)] {
             let bounds = Bounds {
                 steps,
                 ranked,
                 ..Bounds::default()
             };
-            let mut bounded: Vec<Found> = list_within(bounds, catalog, &by, page)
+            let mut bounded: Vec<IndexedFile> = list_within(bounds, catalog, &by, page)
                 .into_iter()
                 .map(sorted)
                 .collect();
@@ -360,7 +364,7 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
     }
     for n in 0..3 {
         let sum = Sha256([n; 32]);
-        let found: BTreeSet<FileId> = list_within(Bounds::default(), catalog, &By::Sha256(sum), 1000)
+        let found: BTreeSet<FileId> = list_within(Bounds::default(), catalog, &QueryKey::Sha256(sum), 1000)
             .iter()
             .map(|found| found.file.id)
             .collect();
@@ -604,7 +608,14 @@ fn a_crowd_that_says_a_different_thing_each_is_answered_soon() {
         catalog.set_peer(PeerId(id), &address(1));
         catalog.put(&PeerId(id), &registration(1, &[&format!("name {n}")]));
     }
-    let page = list_page(&catalog, Bounds::default(), &By::Id(record(1).id), None, 1, 50);
+    let page = list_page(
+        &catalog,
+        Bounds::default(),
+        &QueryKey::Id(record(1).id),
+        None,
+        1,
+        50,
+    );
     assert!(page.steps <= MAX_ITEM_STEPS, "{}", page.steps);
     let found = &page.files[0];
     assert_eq!(

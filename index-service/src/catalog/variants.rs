@@ -7,7 +7,7 @@ use std::{hash::BuildHasher as _, ops::Index};
 use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 use potluck_core::{
     Sha256,
-    index_client::{Kind, Registration},
+    index_client::{FileKind, Registration},
 };
 use slab::Slab;
 use smallvec::SmallVec;
@@ -20,14 +20,14 @@ pub(super) struct Variant {
     /// Slots, sorted, each once.
     pub(super) names: SmallVec<[u32; 4]>,
     pub(super) sha256: Option<Sha256>,
-    pub(super) kind: Kind,
+    pub(super) kind: FileKind,
     /// Bytes that it added with the names and words that were new with it.
     pub(super) cost: u32,
     references: u32,
 }
 
 impl Variant {
-    fn key(&self) -> (&[u32], Option<Sha256>, Kind) {
+    fn key(&self) -> (&[u32], Option<Sha256>, FileKind) {
         (&self.names, self.sha256, self.kind)
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use potluck_core::{
     FileId, PeerId, Root, Sha256,
-    index_client::{Address, FileRecord, Kind, Registration},
+    index_client::{Address, FileKind, FileRecord, Registration},
 };
 use proptest::prelude::*;
 
@@ -32,9 +32,9 @@ pub(super) fn registration(n: u64, name: &str) -> Registration {
         root,
         sha256: n.is_multiple_of(3).then_some(Sha256([n as u8; 32])),
         kind: if n.is_multiple_of(5) {
-            Kind::Collection
+            FileKind::Collection
         } else {
-            Kind::File
+            FileKind::File
         },
     };
     Registration {

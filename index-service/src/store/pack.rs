@@ -8,7 +8,7 @@ use std::time::Duration;
 use hashbrown::HashMap;
 use potluck_core::{
     FileId, Root, Sha256,
-    index_client::{Address, FileRecord, Kind, Registration},
+    index_client::{Address, FileKind, FileRecord, Registration},
 };
 use prost::{Message as _, encoding::message::encoded_len};
 
@@ -126,7 +126,7 @@ impl Entry {
             root: file.root.0.to_vec(),
             size: file.size,
             sha256: file.sha256.map(|sum| sum.0.to_vec()).unwrap_or_default(),
-            collection: file.kind == Kind::Collection,
+            collection: file.kind == FileKind::Collection,
             partial: *partial,
             names: names.clone(),
             removed: Vec::new(),
@@ -145,9 +145,9 @@ impl Entry {
             false => Some(Sha256::try_from(&*self.sha256).map_err(damaged)?),
         };
         let kind = if self.collection {
-            Kind::Collection
+            FileKind::Collection
         } else {
-            Kind::File
+            FileKind::File
         };
         let file = FileRecord {
             id,

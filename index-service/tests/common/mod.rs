@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use potluck_core::{
     FileId, Problem, Root, Sha256, Token,
-    index_client::{Address, FileRecord, IndexClient, Kind, Registration},
+    index_client::{Address, FileKind, FileRecord, IndexClient, Registration},
     proto::v1::index_service_client::IndexServiceClient,
     transport::Endpoint,
 };
@@ -81,7 +81,7 @@ pub fn record(n: u64) -> FileRecord {
         size: n + 1,
         root,
         sha256: None,
-        kind: Kind::File,
+        kind: FileKind::File,
     }
 }
 

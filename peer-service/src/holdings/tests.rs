@@ -2,7 +2,7 @@
 
 use potluck_core::{
     Root,
-    index_client::{FileRecord, Kind},
+    index_client::{FileKind, FileRecord},
 };
 use proptest::prelude::*;
 
@@ -16,7 +16,7 @@ fn registration(n: u8, name: &str, partial: bool) -> Registration {
         size: n.into(),
         root,
         sha256: None,
-        kind: Kind::File,
+        kind: FileKind::File,
     };
     Registration {
         file,

@@ -14,7 +14,7 @@ use std::{
 
 use potluck_core::{
     FileId, FileLayout, Sha256,
-    index_client::{FileRecord, Kind, Registration},
+    index_client::{FileKind, FileRecord, Registration},
     merkle::LEAF_SIZE,
     path::Label,
 };
@@ -84,7 +84,7 @@ impl Catalog {
         let mut listed = listed.into_iter().flatten();
         lacks(item.record.id, item.record.size)
             || listed.any(|entry| match entry.content {
-                potluck_core::manifest::Content::File { id, size, .. } => lacks(id, size),
+                potluck_core::manifest::EntryContent::File { id, size, .. } => lacks(id, size),
                 _ => false,
             })
     }
@@ -365,7 +365,7 @@ impl Catalog {
         let mut record = records.next()?;
         for other in records {
             record.sha256 = record.sha256.or(other.sha256);
-            if other.kind == Kind::Collection {
+            if other.kind == FileKind::Collection {
                 record.kind = other.kind;
             }
         }
@@ -509,5 +509,5 @@ fn has_layer(size: u64) -> bool {
 
 /// Whether a file's SHA-256 is still to be found out.
 fn is_unsummed(record: &FileRecord) -> bool {
-    record.sha256.is_none() && record.kind == Kind::File && record.size > LEAF_SIZE as u64
+    record.sha256.is_none() && record.kind == FileKind::File && record.size > LEAF_SIZE as u64
 }

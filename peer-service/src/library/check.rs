@@ -21,7 +21,7 @@ use potluck_core::{
     FileId, FileLayout, Problem, Reason,
     hash::{READ_SIZE, hash_file},
     index_client::FileRecord,
-    manifest::Content,
+    manifest::EntryContent,
     merkle::{self, FileTree, Hash, PieceHasher},
     read_buffer::ReadBuffer,
 };
@@ -236,7 +236,7 @@ impl Inner {
         };
         let entries = (0..).zip(folder.manifest.entries());
         let files = entries.filter(|(_, entry)| {
-            matches!(entry.content, Content::File { .. }) && is_meant(entry.path.as_str())
+            matches!(entry.content, EntryContent::File { .. }) && is_meant(entry.path.as_str())
         });
         files.filter_map(|(part, _)| subject(part)).collect()
     }

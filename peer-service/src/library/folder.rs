@@ -10,7 +10,7 @@ use std::{
 use potluck_core::{
     FileId, Problem, Reason,
     index_client::FileRecord,
-    manifest::{Content, Entry, Manifest},
+    manifest::{EntryContent, Manifest, ManifestEntry},
     merkle::ids_of,
     path::RelPath,
 };
@@ -153,16 +153,16 @@ impl HashedFolder {
         let has_modes = found.has_modes();
         let entries = found.iter().zip(&self.ids).map_while(|((path, what), id)| {
             let content = match what {
-                What::File(seen) => Content::File {
+                What::File(seen) => EntryContent::File {
                     id: *id,
                     size: seen.get().map_or(0, |seen| seen.stamp.size),
                     executable: has_modes && seen.get().is_some_and(|seen| seen.executable),
                 },
-                What::EmptyFolder => Content::EmptyDirectory,
-                What::Link(target) => Content::Link { target },
+                What::EmptyFolder => EntryContent::EmptyDirectory,
+                What::Link(target) => EntryContent::Link { target },
             };
             let path = RelPath::parse(path).inspect_err(|error| unsafe_path = Some(*error));
-            path.ok().map(|path| Entry { path, content })
+            path.ok().map(|path| ManifestEntry { path, content })
         });
         let manifest = Manifest::new(entries).map_err(|error| refuse(error.into()))?;
         match unsafe_path {

@@ -10,7 +10,7 @@ use std::{
 
 use potluck_core::{
     Problem,
-    manifest::{Content, MAX_ENTRIES, Manifest},
+    manifest::{EntryContent, MAX_ENTRIES, Manifest},
 };
 
 use super::{
@@ -267,20 +267,20 @@ pub(super) fn is_same(found: &Found, manifest: &Manifest, stamps: &[Stamp]) -> b
     let mut expected = manifest
         .entries()
         .zip(stamps)
-        .filter(|(entry, _)| has_links || !matches!(entry.content, Content::Link { .. }));
+        .filter(|(entry, _)| has_links || !matches!(entry.content, EntryContent::Link { .. }));
     let are_same = found.iter().all(|(path, what)| {
         let Some((entry, known)) = expected.next() else {
             return false;
         };
         path == entry.path.as_str()
             && match (what, entry.content) {
-                (What::File(seen), Content::File { executable, .. }) => {
+                (What::File(seen), EntryContent::File { executable, .. }) => {
                     let is_as_known =
                         |seen: &Seen| seen.stamp == *known && (seen.executable == executable || !has_modes);
                     seen.get().is_some_and(is_as_known)
                 }
-                (What::EmptyFolder, Content::EmptyDirectory) => true,
-                (What::Link(target), Content::Link { target: was }) => **target == *was,
+                (What::EmptyFolder, EntryContent::EmptyDirectory) => true,
+                (What::Link(target), EntryContent::Link { target: was }) => **target == *was,
                 _ => false,
             }
     });

@@ -17,8 +17,8 @@ use std::{
 
 use potluck_core::{
     Problem, Reason, Root, Sha256,
-    hash::{READ_SIZE, hash_file, hash_together, read_whole},
-    index_client::{FileRecord, Kind},
+    hash::{READ_SIZE, hash_batch, hash_file, read_whole},
+    index_client::{FileKind, FileRecord},
     merkle::{FileTree, LEAF_SIZE},
     read_buffer::ReadBuffer,
 };
@@ -61,12 +61,12 @@ pub(super) struct Done {
 }
 
 /// The record of a file with this tree.
-pub(super) fn record_of(tree: &FileTree, kind: Kind) -> FileRecord {
+pub(super) fn record_of(tree: &FileTree, kind: FileKind) -> FileRecord {
     FileRecord {
         id: tree.id(),
         size: tree.size,
         root: tree.root,
-        sha256: sum_of(tree.size, &tree.root).filter(|_| kind == Kind::File),
+        sha256: sum_of(tree.size, &tree.root).filter(|_| kind == FileKind::File),
         kind,
     }
 }
@@ -340,7 +340,7 @@ impl<'f> Together<'f> {
             .iter()
             .map(|(_, _, range, _)| &self.buffer[range.clone()])
             .collect();
-        let trees = hash_together(&slices);
+        let trees = hash_batch(&slices);
         self.used = 0;
         let bytes = trees.iter().map(|tree| tree.size).sum();
         let files = self.files.drain(..).zip(trees);

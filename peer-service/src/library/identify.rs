@@ -6,8 +6,8 @@ use std::path::Path;
 use potluck_core::{
     FileId, files,
     hash::hash_bytes,
-    index_client::{FileRecord, Kind},
-    manifest::{Content, Entry, MAX_MANIFEST_SIZE, Manifest},
+    index_client::{FileKind, FileRecord},
+    manifest::{EntryContent, MAX_MANIFEST_SIZE, Manifest, ManifestEntry},
 };
 
 use super::{
@@ -42,9 +42,9 @@ impl Identified {
         let Some(there) = &self.manifest else {
             return false;
         };
-        let is_link = |entry: &Entry<'_>| matches!(entry.content, Content::Link { .. });
+        let is_link = |entry: &ManifestEntry<'_>| matches!(entry.content, EntryContent::Link { .. });
         let lacks_links = self.may_lack_links && !there.entries().any(|entry| is_link(&entry));
-        let is_expected = |entry: &Entry<'_>| !(lacks_links && is_link(entry));
+        let is_expected = |entry: &ManifestEntry<'_>| !(lacks_links && is_link(entry));
         let expected = wanted.entries().filter(is_expected);
         let comparable = |entry| match self.has_modes {
             true => entry,
@@ -55,10 +55,10 @@ impl Identified {
 }
 
 /// The same entry, not executable.
-fn without_mode(entry: Entry<'_>) -> Entry<'_> {
+fn without_mode(entry: ManifestEntry<'_>) -> ManifestEntry<'_> {
     match entry.content {
-        Content::File { id, size, .. } => Entry {
-            content: Content::File {
+        EntryContent::File { id, size, .. } => ManifestEntry {
+            content: EntryContent::File {
                 id,
                 size,
                 executable: false,
@@ -76,7 +76,7 @@ pub fn kept_manifest(home: &Path, id: FileId) -> Option<Manifest> {
         .join(super::MANIFESTS)
         .join(id.to_string());
     let bytes = files::read_own(&path, MAX_MANIFEST_SIZE).ok()?;
-    let is_whole = record_of(&hash_bytes(&bytes), Kind::Collection).id == id;
+    let is_whole = record_of(&hash_bytes(&bytes), FileKind::Collection).id == id;
     is_whole.then(|| Manifest::decode(bytes).ok())?
 }
 
@@ -108,7 +108,7 @@ pub fn identify(
         let hashed = hash_found(path, &found, None, threads, watch)?;
         let manifest = hashed.manifest(path, &found)?;
         return Ok(Identified {
-            record: record_of(&hash_bytes(manifest.bytes()), Kind::Collection),
+            record: record_of(&hash_bytes(manifest.bytes()), FileKind::Collection),
             file_count: manifest.file_count(),
             content_size: manifest.content_size(),
             manifest: Some(manifest),
@@ -122,7 +122,7 @@ pub fn identify(
     on_found(metadata.len());
     let done = hash_one(path, threads, watch.on_progress, cancelled).map_err(refuse)?;
     Ok(Identified {
-        record: record_of(&done.tree, Kind::File),
+        record: record_of(&done.tree, FileKind::File),
         file_count: 1,
         content_size: done.tree.size,
         manifest: None,

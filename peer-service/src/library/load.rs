@@ -18,8 +18,8 @@ use std::{
 use potluck_core::{
     FileId, Root, Sha256, files,
     hash::hash_bytes,
-    index_client::{FileRecord, Kind},
-    manifest::{Content, MAX_MANIFEST_SIZE, Manifest},
+    index_client::{FileKind, FileRecord},
+    manifest::{EntryContent, MAX_MANIFEST_SIZE, Manifest},
     merkle::FileTree,
 };
 
@@ -140,7 +140,7 @@ impl Inner {
                     root: row.root,
                     piece_hashes: Vec::new(),
                 };
-                let mut record = record_of(&tree, Kind::File);
+                let mut record = record_of(&tree, FileKind::File);
                 record.sha256 = record.sha256.or_else(|| sums.remove(&WHOLE));
                 Some((record, Body::File(*stamp)))
             }
@@ -153,7 +153,7 @@ impl Inner {
                 size: 0,
                 root: Root([0; 32]),
                 sha256: None,
-                kind: Kind::File,
+                kind: FileKind::File,
             };
             let body = match row.body {
                 RowBody::File(stamp) => Body::File(stamp),
@@ -198,7 +198,7 @@ impl Inner {
     fn read_folder(&self, id: &FileId, members: &Arc<Members>) -> Option<(FileRecord, Body)> {
         let path = self.manifest_path(id);
         let bytes = files::read_own(&path, MAX_MANIFEST_SIZE).ok()?;
-        let record = record_of(&hash_bytes(&bytes), Kind::Collection);
+        let record = record_of(&hash_bytes(&bytes), FileKind::Collection);
         if record.id != *id {
             tracing::warn!(%id, "a collection's manifest is damaged: its folder is hashed again");
             return None;
@@ -234,7 +234,7 @@ pub(super) fn changed_entries(root: &Path, folder: &Folder, threads: usize) -> V
             return false;
         };
         let stamp = || root.join(there.path.as_str()).symlink_metadata().ok();
-        matches!(there.content, Content::File { .. })
+        matches!(there.content, EntryContent::File { .. })
             && stamp().map(|metadata| stamp_of(&metadata)) != Some(*known)
     };
     in_parts(stamps.len(), threads, |part| {

@@ -40,7 +40,7 @@ use std::{
 
 use potluck_core::{
     FileId, Problem, Reason, Sha256, index_client::FileRecord, manifest::Manifest, merkle::FileTree,
-    path::Label, places::Source,
+    path::Label, places::ClientAddress,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -467,7 +467,7 @@ impl Shelf for Library {
         Some(Arc::new(offer))
     }
 
-    fn on_bad_pieces(&self, pieces: BadPieces, source: Source) -> bool {
+    fn on_bad_pieces(&self, pieces: BadPieces, source: ClientAddress) -> bool {
         self.inner.reports.push(pieces, source)
     }
 }

@@ -14,7 +14,7 @@ use std::{
 
 use potluck_core::{
     FileId, FileLayout, Problem, Reason,
-    index_client::{FileRecord, Kind},
+    index_client::{FileKind, FileRecord},
     manifest::Manifest,
     merkle::{self, Hash},
     plan::Plan,
@@ -77,7 +77,7 @@ impl LibraryOffer {
 
     /// A collection's content.
     fn folder<'a>(&self, catalog: &'a Catalog) -> Option<&'a Arc<Folder>> {
-        if self.record.kind != Kind::Collection {
+        if self.record.kind != FileKind::Collection {
             return None;
         }
         let mut copies = catalog.copies(&self.record.id);

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use potluck_core::places::Source;
+use potluck_core::places::ClientAddress;
 use tokio::sync::Notify;
 
 use super::{Inner, check::LARGEST};
@@ -34,17 +34,17 @@ const STEP: Duration = Duration::from_millis(50);
 /// Reports that wait.
 #[derive(Debug, Default)]
 pub(super) struct Reports {
-    waiting: Mutex<VecDeque<(Source, BadPieces)>>,
+    waiting: Mutex<VecDeque<(ClientAddress, BadPieces)>>,
     came: Notify,
 }
 
 impl Reports {
-    fn waiting(&self) -> MutexGuard<'_, VecDeque<(Source, BadPieces)>> {
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<(ClientAddress, BadPieces)>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a report; false where too many wait, or too many of this address.
-    pub(super) fn push(&self, pieces: BadPieces, source: Source) -> bool {
+    pub(super) fn push(&self, pieces: BadPieces, source: ClientAddress) -> bool {
         let mut waiting = self.waiting();
         if waiting.iter().any(|(_, known)| *known == pieces) {
             return true;
@@ -105,7 +105,7 @@ mod tests {
             first,
             count: 1,
         };
-        let source = |n: u8| Source::from(IpAddr::from([10, 0, 0, n]));
+        let source = |n: u8| ClientAddress::from(IpAddr::from([10, 0, 0, n]));
         for first in 0..MAX_OF_SOURCE as u32 {
             assert!(reports.push(piece(first), source(1)));
         }

@@ -16,8 +16,8 @@ use std::{
 use potluck_core::{
     FileId, Problem, Reason,
     hash::hash_bytes,
-    index_client::Kind,
-    manifest::{Content, Manifest},
+    index_client::FileKind,
+    manifest::{EntryContent, Manifest},
     path::Label,
     problem::RAISE_OPEN_FILES,
 };
@@ -205,7 +205,7 @@ impl Inner {
     ) -> Result<NewItem, Problem> {
         let bytes = manifest.bytes();
         let tree = hash_bytes(bytes);
-        let record = record_of(&tree, Kind::Collection);
+        let record = record_of(&tree, FileKind::Collection);
         let Hashes {
             roots,
             mut layers,
@@ -384,7 +384,7 @@ fn not_remembered(error: &StoreError) -> Problem {
 
 /// The item of a file that was hashed.
 pub(super) fn file_item(path: &Path, done: Done) -> NewItem {
-    let record = record_of(&done.tree, Kind::File);
+    let record = record_of(&done.tree, FileKind::File);
     let layer = done.tree.piece_hashes;
     let layers = (!layer.is_empty()).then(|| (record.id, layer.into()));
     NewItem {
@@ -405,7 +405,7 @@ pub(super) fn file_item(path: &Path, done: Done) -> NewItem {
 /// one cannot be looked at for another reason.
 pub fn stamps_at(root: &Path, manifest: &Manifest) -> Result<Vec<Stamp>, Problem> {
     let stamps = manifest.entries().map(|entry| {
-        let Content::File { size, .. } = entry.content else {
+        let EntryContent::File { size, .. } = entry.content else {
             return Ok(Stamp::default());
         };
         let (path, shown) = (entry.path, root.display());

@@ -11,7 +11,7 @@ pub mod meter;
 
 use std::sync::Arc;
 
-use potluck_core::places::{Place, Places, Refused, Share, Source};
+use potluck_core::places::{ClientAddress, LimitError, MaxShare, PerAddressLimiter, Permit};
 
 pub use self::meter::{Flow, Meter};
 
@@ -55,26 +55,26 @@ struct Inner {
     /// All uploads are one flow: first come, first served.
     upload: Flow,
     download: Meter,
-    slots: Places,
-    share: Share,
+    slots: PerAddressLimiter,
+    share: MaxShare,
 }
 
 /// An upload that is under way; dropping it frees the slot.
-pub type UploadSlot = Place;
+pub type UploadSlot = Permit;
 
 impl Limits {
     /// Limits in bytes a second each way, and uploads at once; 0: none. One address takes its usual share.
     pub fn new(upload: u64, download: u64, upload_slots: u32) -> Self {
-        Self::with_share(upload, download, upload_slots, Share::default())
+        Self::with_share(upload, download, upload_slots, MaxShare::default())
     }
 
     /// The same with what one address may take.
-    pub fn with_share(upload: u64, download: u64, upload_slots: u32, share: Share) -> Self {
+    pub fn with_share(upload: u64, download: u64, upload_slots: u32, share: MaxShare) -> Self {
         Self {
             inner: Arc::new(Inner {
                 upload: Meter::new(upload).flow(Priority::default()),
                 download: Meter::new(download),
-                slots: Places::new(places(upload_slots), share),
+                slots: PerAddressLimiter::new(places(upload_slots), share),
                 share,
             }),
         }
@@ -84,7 +84,7 @@ impl Limits {
     pub fn set(&self, upload: u64, download: u64, upload_slots: u32) {
         self.inner.upload.set_rate(upload);
         self.inner.download.set_rate(download);
-        self.inner.slots.resize(places(upload_slots));
+        self.inner.slots.set_capacity(places(upload_slots));
     }
 
     /// What is sent to other peers waits here.
@@ -99,16 +99,16 @@ impl Limits {
 
     /// Most uploads at once; 0: no limit.
     pub fn upload_slots(&self) -> u32 {
-        u32::try_from(self.inner.slots.most()).unwrap_or(0)
+        u32::try_from(self.inner.slots.capacity()).unwrap_or(0)
     }
 
     /// Uploads under way.
     pub fn uploads(&self) -> u32 {
-        u32::try_from(self.inner.slots.taken()).unwrap_or(u32::MAX)
+        u32::try_from(self.inner.slots.in_use()).unwrap_or(u32::MAX)
     }
 
     /// What one address may take of whatever there is so many of.
-    pub fn share(&self) -> Share {
+    pub fn share(&self) -> MaxShare {
         self.inner.share
     }
 
@@ -116,8 +116,8 @@ impl Limits {
     ///
     /// # Errors
     /// Why there is none for this caller.
-    pub fn try_upload(&self, source: Source) -> Result<UploadSlot, Refused> {
-        self.inner.slots.take(source)
+    pub fn try_upload(&self, source: ClientAddress) -> Result<UploadSlot, LimitError> {
+        self.inner.slots.try_acquire(source)
     }
 }
 
@@ -143,10 +143,10 @@ mod tests {
     #[test]
     fn slots_are_counted_and_can_be_changed() {
         let limits = Limits::new(0, 0, 1);
-        let first = limits.try_upload(Source::HERE).unwrap();
-        assert!(limits.try_upload(Source::HERE).is_err());
+        let first = limits.try_upload(ClientAddress::LOCAL).unwrap();
+        assert!(limits.try_upload(ClientAddress::LOCAL).is_err());
         limits.set(0, 0, 2);
-        let _second = limits.try_upload(Source::HERE).unwrap();
+        let _second = limits.try_upload(ClientAddress::LOCAL).unwrap();
         drop(first);
         assert_eq!(limits.uploads(), 1);
     }

@@ -2,7 +2,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use potluck_core::{
     FileId, Root,
-    index_client::{FileRecord, Kind, Registration},
+    index_client::{FileKind, FileRecord, Registration},
 };
 use tokio::net::TcpListener;
 
@@ -27,7 +27,7 @@ fn registration(n: u8) -> Registration {
         size: 1,
         root,
         sha256: None,
-        kind: Kind::File,
+        kind: FileKind::File,
     };
     Registration {
         file,

@@ -13,7 +13,7 @@ use futures_util::Stream;
 use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Limited};
-use potluck_core::{Problem, Reason, places::Source};
+use potluck_core::{Problem, Reason, places::ClientAddress};
 use prost::Message;
 use tonic::{Status, body::Body, codegen::Service, server::NamedService};
 
@@ -89,7 +89,7 @@ async fn piece_hashes(api: PeerApi, request: Request<Body>) -> Result<Messages, 
 fn outlet(request: &Request<Body>) -> Outlet {
     let outlet = request.extensions().get::<Outlet>().cloned();
     // Where connections take no turns, each call is alone.
-    outlet.unwrap_or_else(|| Turns::new().outlet(Source::HERE))
+    outlet.unwrap_or_else(|| Turns::new().outlet(ClientAddress::LOCAL))
 }
 
 async fn asked<M: Message + Default>(request: Request<Body>, most: usize) -> Result<M, Status> {

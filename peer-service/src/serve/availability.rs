@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::{Stream, stream};
 use potluck_core::{
     FileId, Problem,
-    places::Place,
+    places::Permit,
     proto::v1::{self, watch_availability_response::Event},
 };
 use tokio::sync::watch;
@@ -99,7 +99,7 @@ struct Watch {
     board: Arc<Board>,
     changes: Option<watch::Receiver<u64>>,
     queue: VecDeque<Event>,
-    _place: Place,
+    _place: Permit,
 }
 
 /// Looks at the file as it is offered now.
@@ -126,7 +126,7 @@ fn gather(watchers: u32) -> Duration {
 pub(super) async fn watch(
     inner: Arc<Inner>,
     id: FileId,
-    place: Place,
+    place: Permit,
 ) -> Result<impl Stream<Item = Result<v1::WatchAvailabilityResponse, Status>> + Send + use<>, Problem> {
     let shared = inner.clone();
     let first = blocking(move || {
@@ -297,14 +297,14 @@ fn difference(told: &Told, now: &Units) -> Option<Vec<Event>> {
 mod tests {
     use proptest::prelude::*;
 
-    use potluck_core::{places::Share, plan::Plan};
+    use potluck_core::{places::MaxShare, plan::Plan};
 
     use super::{super::sending::Sending, *};
 
     fn board() -> Arc<Board> {
         let id = FileId([0; 32]);
         let plan = Arc::new(Plan::of_file(id, 4).unwrap());
-        Sending::new(Share::ALL).board(&id, &plan)
+        Sending::new(MaxShare::ALL).board(&id, &plan)
     }
 
     fn units(len: u32, have: &[u32], fetching: &[u32]) -> Units {

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use potluck_core::{
     Problem,
-    chunk::{Header, MAX_HEADER},
+    chunk::{ChunkHeader, MAX_HEADER},
     read_buffer::ReadBuffer,
 };
 
@@ -70,7 +70,7 @@ impl Buffer {
     /// What `read` says; then nothing was added.
     pub(super) fn add(
         &mut self,
-        header: &Header,
+        header: &ChunkHeader,
         data: usize,
         read: impl FnOnce(&mut [u8]) -> Result<(), Problem>,
     ) -> Result<(), Problem> {
@@ -116,7 +116,7 @@ mod tests {
         let buffers = Buffers::default();
         let data = 128 * 1024;
         let mut buffer = buffers.take(1, data);
-        let header = Header::new(1, 2, data as u32);
+        let header = ChunkHeader::new(1, 2, data as u32);
         buffer
             .add(&header, data, |bytes| {
                 bytes.fill(7);

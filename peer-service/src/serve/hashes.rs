@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt as _, stream};
-use potluck_core::{Problem, Reason, merkle::Hash, places::Refused, proto::v1, wire};
+use potluck_core::{Problem, Reason, merkle::Hash, places::LimitError, proto::v1, wire};
 use prost::Message as _;
 use tonic::Status;
 
@@ -25,8 +25,8 @@ pub(super) async fn stream(
     request: v1::GetPieceHashesRequest,
     outlet: Outlet,
 ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
-    let place = inner.hash_streams.take(outlet.source()).map_err(|why| {
-        if why == Refused::Full {
+    let place = inner.hash_streams.try_acquire(outlet.source()).map_err(|why| {
+        if why == LimitError::Full {
             // Whoever does not read makes room for whoever may, and comes again.
             outlet.cut_idlest(UNREAD);
         }

@@ -26,7 +26,7 @@ use bytes::Bytes;
 use futures_util::{Stream, stream};
 use potluck_core::{
     FileId, PeerId, Problem, Reason,
-    places::{Place, Places, Refused, Source},
+    places::{ClientAddress, LimitError, PerAddressLimiter, Permit},
     proto::v1::{self, peer_service_server::PeerServiceServer},
     transport::{
         MAX_MESSAGE,
@@ -102,8 +102,8 @@ struct Inner {
     peer_id: PeerId,
     limits: Limits,
     counters: Arc<Counters>,
-    watchers: Places,
-    hash_streams: Places,
+    watchers: PerAddressLimiter,
+    hash_streams: PerAddressLimiter,
     buffers: Buffers,
     sending: Sending,
 }
@@ -123,8 +123,8 @@ impl PeerApi {
                 peer_id,
                 limits,
                 counters,
-                watchers: Places::new(MAX_WATCHERS, share),
-                hash_streams: Places::new(MAX_HASH_STREAMS, share),
+                watchers: PerAddressLimiter::new(MAX_WATCHERS, share),
+                hash_streams: PerAddressLimiter::new(MAX_HASH_STREAMS, share),
                 buffers: Buffers::default(),
                 sending: Sending::new(share),
             }),
@@ -148,7 +148,7 @@ impl PeerApi {
         let spans = download::parse(request)?;
         let slot = self.inner.limits.try_upload(outlet.source());
         let slot = slot.map_err(|why| {
-            if why == Refused::Full {
+            if why == LimitError::Full {
                 // Whoever does not read makes room for whoever may, and comes again.
                 outlet.cut_idlest(UNREAD);
             }
@@ -178,7 +178,7 @@ impl Inner {
     /// How many watch what is here.
     fn watching(&self) -> u32 {
         // At most MAX_WATCHERS, so it fits.
-        self.watchers.taken() as u32
+        self.watchers.in_use() as u32
     }
 
     /// The offer of a file. May wait for locks: off the async threads.
@@ -192,10 +192,10 @@ fn not_found(id: &FileId) -> Problem {
     Problem::new(Reason::NotFound, format!("this peer does not share {id}"))
 }
 
-fn busy(what: &str, why: Refused) -> Problem {
+fn busy(what: &str, why: LimitError) -> Problem {
     let message = match why {
-        Refused::Full => format!("this peer serves no more {what} at once: try again"),
-        Refused::Share => format!(
+        LimitError::Full => format!("this peer serves no more {what} at once: try again"),
+        LimitError::AddressShare => format!(
             "this peer serves no more {what} at once to your address, which has its share of them: end some, or try again"
         ),
     };
@@ -203,10 +203,10 @@ fn busy(what: &str, why: Refused) -> Problem {
 }
 
 /// A place among those who are answered so.
-fn place<T>(places: &Places, request: &Request<T>, what: &str) -> Result<Place, Problem> {
+fn place<T>(places: &PerAddressLimiter, request: &Request<T>, what: &str) -> Result<Permit, Problem> {
     let outlet = request.extensions().get::<Outlet>();
-    let source = outlet.map_or(Source::HERE, Outlet::source);
-    places.take(source).map_err(|why| busy(what, why))
+    let source = outlet.map_or(ClientAddress::LOCAL, Outlet::source);
+    places.try_acquire(source).map_err(|why| busy(what, why))
 }
 
 /// What a call on the open port is held to.
@@ -284,7 +284,7 @@ impl v1::peer_service_server::PeerService for PeerApi {
             count: request.get_ref().count.max(1),
         };
         let outlet = request.extensions().get::<Outlet>();
-        let source = outlet.map_or(Source::HERE, Outlet::source);
+        let source = outlet.map_or(ClientAddress::LOCAL, Outlet::source);
         let mut shelves = self.inner.shelves.iter();
         match shelves.all(|shelf| shelf.on_bad_pieces(pieces, source)) {
             true => Ok(Response::new(v1::ReportBadPiecesResponse {})),

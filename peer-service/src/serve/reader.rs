@@ -8,7 +8,7 @@
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
 
 use bytes::Bytes;
-use potluck_core::{Problem, Reason, chunk::Header};
+use potluck_core::{Problem, Reason, chunk::ChunkHeader};
 
 use super::buffers::Buffers;
 use crate::{cached, offer::Offer};
@@ -173,9 +173,9 @@ impl Reader {
         lens
     }
 
-    fn header(&self, len: u64) -> Header {
+    fn header(&self, len: u64) -> ChunkHeader {
         // At most 4,096 spans and a batch: both fit.
-        Header::new(self.at as u32, self.offset, len as u32)
+        ChunkHeader::new(self.at as u32, self.offset, len as u32)
     }
 
     fn advance(&mut self, len: u64) {

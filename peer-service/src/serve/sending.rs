@@ -12,7 +12,7 @@ use std::{
 
 use potluck_core::{
     FileId, Problem,
-    places::{Place, Places, Share},
+    places::{MaxShare, PerAddressLimiter, Permit},
     plan::Plan,
 };
 use tokio::sync::watch;
@@ -36,7 +36,7 @@ const MOST_COLLECTIONS: usize = 8;
 #[derive(Debug)]
 pub(super) struct Sending {
     boards: Mutex<Boards>,
-    share: Share,
+    share: MaxShare,
 }
 
 #[derive(Debug, Default)]
@@ -53,23 +53,23 @@ pub(super) struct Board {
     /// How many calls are for each unit.
     calls: Mutex<BTreeMap<u32, u32>>,
     changes: watch::Sender<()>,
-    waiting: Places,
-    large: Places,
+    waiting: PerAddressLimiter,
+    large: PerAddressLimiter,
 }
 
 /// Notes units as on their way until it is dropped.
 #[derive(Debug)]
 pub(super) struct Notes {
     units: Vec<(Weak<Board>, Vec<u32>)>,
-    waits: Option<Place>,
-    large: Option<Place>,
+    waits: Option<Permit>,
+    large: Option<Permit>,
     /// Bytes that were not handed over.
     left: u64,
 }
 
 impl Sending {
     /// One address takes its share of those who may wait.
-    pub(super) fn new(share: Share) -> Self {
+    pub(super) fn new(share: MaxShare) -> Self {
         Self {
             boards: Mutex::default(),
             share,
@@ -90,8 +90,8 @@ impl Sending {
             plan: Arc::clone(plan),
             calls: Mutex::default(),
             changes: watch::Sender::new(()),
-            waiting: Places::new(MOST_WAITING, self.share),
-            large: Places::new(MOST_LARGE, self.share),
+            waiting: PerAddressLimiter::new(MOST_WAITING, self.share),
+            large: PerAddressLimiter::new(MOST_LARGE, self.share),
         });
         boards.by_id.insert(*id, Arc::downgrade(&board));
         if plan.manifest().is_some() {
@@ -120,9 +120,9 @@ impl Sending {
             };
             if notes.waits.is_none() {
                 let refused = |why| busy("downloads of this", why);
-                notes.waits = Some(board.waiting.take(source).map_err(refused)?);
+                notes.waits = Some(board.waiting.try_acquire(source).map_err(refused)?);
                 if notes.left >= LARGE {
-                    notes.large = match board.large.take(source) {
+                    notes.large = match board.large.try_acquire(source) {
                         // Those who have the places are slow, or wait for a limit.
                         Err(_) if outlet.is_free() => None,
                         place => Some(place.map_err(refused)?),
@@ -226,7 +226,7 @@ mod tests {
     use std::{fs::File, ops::Range};
 
     use futures_util::FutureExt as _;
-    use potluck_core::{Reason, index_client::FileRecord, merkle::Hash, places::Source};
+    use potluck_core::{Reason, index_client::FileRecord, merkle::Hash, places::ClientAddress};
 
     use super::{super::turns::Turns, *};
     use crate::offer::{Offer, Units};
@@ -285,10 +285,10 @@ mod tests {
     async fn few_large_calls_of_a_crowd_go_side_by_side_while_the_link_is_busy() {
         let file = Arc::new(Named(FileId([1; 32]), 8 * LARGE));
         let plan = file.plan().unwrap();
-        let sending = Sending::new(Share::ALL);
+        let sending = Sending::new(MaxShare::ALL);
         let _watchers = [sending.board(&file.0, &plan), sending.board(&file.0, &plan)];
         let turns = Turns::new();
-        let outlet = turns.outlet(Source::HERE);
+        let outlet = turns.outlet(ClientAddress::LOCAL);
         let ask = |bytes| {
             let offer: Arc<dyn Offer> = Arc::clone(&file) as _;
             sending.note(

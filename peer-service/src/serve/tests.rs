@@ -10,7 +10,7 @@ use std::{
 use futures_util::StreamExt as _;
 use potluck_core::{
     Root,
-    index_client::{FileRecord, Kind},
+    index_client::{FileKind, FileRecord},
     merkle::Hash,
 };
 use tokio::sync::{Notify, watch};
@@ -116,7 +116,7 @@ async fn a_read_that_hangs_keeps_its_slot_though_nobody_waits_for_it() {
             size,
             root,
             sha256: None,
-            kind: Kind::File,
+            kind: FileKind::File,
         };
         let offer = Arc::new(OnDeadDisk {
             file: Arc::new(file),
@@ -132,7 +132,7 @@ async fn a_read_that_hangs_keeps_its_slot_though_nobody_waits_for_it() {
             Arc::default(),
         );
         let download = || {
-            let outlet = Turns::new().outlet(Source::HERE);
+            let outlet = Turns::new().outlet(ClientAddress::LOCAL);
             let span = v1::Span {
                 file_id: record.id.to_bytes(),
                 offset: 0,

@@ -20,7 +20,7 @@ use std::{
 
 use bytes::Bytes;
 use potluck_core::{
-    places::Source,
+    places::ClientAddress,
     transport::{Activity, ClientConnection},
 };
 use tokio::{
@@ -89,15 +89,15 @@ impl Turns {
 
     /// Where the bytes of this connection go out. It is not idle while it holds any.
     pub fn outlet_of(&self, client: ClientConnection) -> Outlet {
-        self.open(client.source(), Some(client))
+        self.open(client.client(), Some(client))
     }
 
     /// Where one more connection's bytes go out.
-    pub fn outlet(&self, source: Source) -> Outlet {
+    pub fn outlet(&self, source: ClientAddress) -> Outlet {
         self.open(source, None)
     }
 
-    fn open(&self, source: Source, client: Option<ClientConnection>) -> Outlet {
+    fn open(&self, source: ClientAddress, client: Option<ClientConnection>) -> Outlet {
         let mut state = self.state();
         let number = state.number();
         let lane = Lane::default();
@@ -160,7 +160,7 @@ pub struct Outlet(Arc<Way>);
 struct Way {
     turns: Turns,
     number: u64,
-    source: Source,
+    source: ClientAddress,
     client: Option<ClientConnection>,
     cut: CancellationToken,
 }
@@ -219,7 +219,7 @@ impl<P> AsRef<[u8]> for Held<P> {
 
 impl Outlet {
     /// Where the connection comes from.
-    pub(super) fn source(&self) -> Source {
+    pub(super) fn source(&self) -> ClientAddress {
         self.0.source
     }
 
@@ -314,7 +314,7 @@ mod tests {
     async fn taken(turns: &Turns) -> Vec<(Outlet, Turn)> {
         let mut taken = Vec::new();
         for _ in 0..PLACES {
-            let outlet = turns.outlet(Source::HERE);
+            let outlet = turns.outlet(ClientAddress::LOCAL);
             let turn = outlet.turn().await;
             taken.push((outlet, turn));
         }
@@ -325,7 +325,10 @@ mod tests {
     async fn who_asked_first_goes_first_once_a_chunk_is_out() {
         let turns = Turns::new();
         let mut taken = taken(&turns).await;
-        let (first, second) = (turns.outlet(Source::HERE), turns.outlet(Source::HERE));
+        let (first, second) = (
+            turns.outlet(ClientAddress::LOCAL),
+            turns.outlet(ClientAddress::LOCAL),
+        );
         let mut one = Box::pin(first.turn());
         let mut two = Box::pin(second.turn());
         assert!((&mut one).now_or_never().is_none());
@@ -339,7 +342,7 @@ mod tests {
     async fn whoever_does_not_take_its_chunk_keeps_nobody_waiting_for_long() {
         let turns = Turns::new();
         let silent = taken(&turns).await;
-        let other = turns.outlet(Source::HERE);
+        let other = turns.outlet(ClientAddress::LOCAL);
         let start = Instant::now();
         let mut held = vec![other.turn().await];
         assert_eq!(start.elapsed(), PATIENCE);
@@ -359,17 +362,18 @@ mod tests {
             .turn()
             .now_or_never()
             .expect("it waits for its turn, and it is");
-        let held: Vec<_> = std::iter::repeat_with(|| turns.outlet(Source::HERE).turn().now_or_never())
-            .take(PLACES - 1)
-            .collect();
-        turns.outlet(Source::HERE).turn().await;
+        let held: Vec<_> =
+            std::iter::repeat_with(|| turns.outlet(ClientAddress::LOCAL).turn().now_or_never())
+                .take(PLACES - 1)
+                .collect();
+        turns.outlet(ClientAddress::LOCAL).turn().await;
         drop((stalled, held));
     }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_keeps_up_again_waits_for_its_turn_again_but_later_each_time() {
         let turns = Turns::new();
-        let slow = turns.outlet(Source::HERE);
+        let slow = turns.outlet(ClientAddress::LOCAL);
         for strike in 0..3 {
             stall(&turns, &slow).await;
             for _ in 0..1 << strike {
@@ -387,7 +391,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_small_goes_beside_the_others_and_pays_no_debt() {
         let turns = Turns::new();
-        let slow = turns.outlet(Source::HERE);
+        let slow = turns.outlet(ClientAddress::LOCAL);
         stall(&turns, &slow).await;
         drop(slow.beside());
         let full = taken(&turns).await;
@@ -406,7 +410,7 @@ mod tests {
     async fn a_connection_that_ends_gives_its_places_back() {
         let turns = Turns::new();
         let mut taken = taken(&turns).await;
-        let next = turns.outlet(Source::HERE);
+        let next = turns.outlet(ClientAddress::LOCAL);
         assert!(next.turn().now_or_never().is_none());
         drop(taken.pop());
         assert!(next.turn().now_or_never().is_some());
@@ -417,7 +421,10 @@ mod tests {
         let turns = Turns::new();
         let stop = CancellationToken::new();
         let watching = tokio::spawn(turns.clone().watch(stop.clone()));
-        let (silent, reader) = (turns.outlet(Source::HERE), turns.outlet(Source::HERE));
+        let (silent, reader) = (
+            turns.outlet(ClientAddress::LOCAL),
+            turns.outlet(ClientAddress::LOCAL),
+        );
         let _lies = silent.turn().await;
         let start = Instant::now();
         while start.elapsed() < IDLE - LOOK {
@@ -437,9 +444,9 @@ mod tests {
         let turns = Turns::new();
         let idle = Duration::from_secs(1);
         let (first, second, third) = (
-            turns.outlet(Source::HERE),
-            turns.outlet(Source::HERE),
-            turns.outlet(Source::HERE),
+            turns.outlet(ClientAddress::LOCAL),
+            turns.outlet(ClientAddress::LOCAL),
+            turns.outlet(ClientAddress::LOCAL),
         );
         let _first = first.turn().await;
         tokio::time::sleep(idle).await;

@@ -10,7 +10,7 @@ use http::{
 use http_body_util::{BodyExt as _, Full};
 use potluck_core::{
     Problem, Reason,
-    chunk::{Decoder, Part},
+    chunk::{ChunkDecoder, ChunkSlice},
     proto::v1,
     transport::Endpoint,
 };
@@ -26,7 +26,7 @@ const PATH: &str = "/potluck.v1.PeerService/Download";
 pub(crate) struct Chunks {
     endpoint: Endpoint,
     body: Body,
-    decoder: Decoder,
+    decoder: ChunkDecoder,
 }
 
 /// Asks for spans.
@@ -51,7 +51,7 @@ pub(super) async fn download(
     Ok(Chunks {
         endpoint: endpoint.clone(),
         body: answer.into_body(),
-        decoder: Decoder::default(),
+        decoder: ChunkDecoder::default(),
     })
 }
 
@@ -78,9 +78,9 @@ impl Chunks {
     ///
     /// # Errors
     /// As `PeerService.Download`; `NOT_POTLUCK` where what comes is no stream of chunks.
-    pub(crate) async fn next(&mut self) -> Result<Option<Part>, Problem> {
+    pub(crate) async fn next(&mut self) -> Result<Option<ChunkSlice>, Problem> {
         loop {
-            match self.decoder.next_part() {
+            match self.decoder.next_slice() {
                 Ok(Some(part)) => return Ok(Some(part)),
                 Ok(None) => {}
                 Err(error) => return Err(Problem::new(Reason::NotPotluck, error.to_string())),
@@ -100,10 +100,10 @@ impl Chunks {
         }
     }
 
-    fn end(&self, status: Option<Status>) -> Result<Option<Part>, Problem> {
+    fn end(&self, status: Option<Status>) -> Result<Option<ChunkSlice>, Problem> {
         match status {
             Some(status) if status.code() != Code::Ok => Err(self.endpoint.problem(status, "peer")),
-            _ => match self.decoder.end() {
+            _ => match self.decoder.finish() {
                 Ok(()) => Ok(None),
                 Err(error) => Err(Problem::new(Reason::NotPotluck, error.to_string())),
             },

@@ -13,8 +13,8 @@ use potluck_core::{
     FileId, Problem,
     files::{open_own, open_regular},
     hash,
-    index_client::Kind,
-    manifest::{Content, Entry, Manifest},
+    index_client::FileKind,
+    manifest::{EntryContent, Manifest, ManifestEntry},
     merkle::FileTree,
     path::Label,
     plan::Plan,
@@ -121,7 +121,7 @@ pub(crate) async fn file(
     let Some((size, hashed)) = found else {
         return Ok(false);
     };
-    reporter.found(Kind::File, size);
+    reporter.found(FileKind::File, size);
     if let Some((tree, stamp)) = hashed
         && let Err(problem) = context
             .library
@@ -168,7 +168,7 @@ pub(crate) async fn folder(
     let Some((size, stamps, hashes)) = found else {
         return Ok(false);
     };
-    reporter.found(Kind::Collection, size);
+    reporter.found(FileKind::Collection, size);
     let adopted = context
         .library
         .adopt_collection(path.to_owned(), Arc::clone(manifest), stamps, hashes, label)
@@ -187,15 +187,17 @@ fn looks_like(root: &Path, manifest: &Manifest) -> bool {
     let lacks_modes = || *lacks_modes.get_or_init(|| may_lack_modes(root));
     manifest.entries().all(|entry| {
         let path = root.join(entry.path.as_str());
-        let is_link = matches!(entry.content, Content::Link { .. });
+        let is_link = matches!(entry.content, EntryContent::Link { .. });
         let metadata = match fs::symlink_metadata(&path) {
             Ok(metadata) => metadata,
             Err(error) => return is_link && error.kind() == ErrorKind::NotFound && lacks_modes(),
         };
         match entry.content {
-            Content::EmptyDirectory => metadata.is_dir(),
-            Content::Link { target } => fs::read_link(&path).is_ok_and(|there| there == Path::new(target)),
-            Content::File { size, executable, .. } => {
+            EntryContent::EmptyDirectory => metadata.is_dir(),
+            EntryContent::Link { target } => {
+                fs::read_link(&path).is_ok_and(|there| there == Path::new(target))
+            }
+            EntryContent::File { size, executable, .. } => {
                 let mode = metadata.permissions().mode();
                 let is_executable = mode & ANY_EXECUTE != 0;
                 let fits = is_executable == executable || (is_executable && lacks_modes());
@@ -209,7 +211,7 @@ fn looks_like(root: &Path, manifest: &Manifest) -> bool {
 fn verified(root: &Path, manifest: &Manifest, stop: &CancellationToken) -> io::Result<Hashes> {
     let mut hashes = Hashes::new(manifest.len());
     for (index, entry) in (0..).zip(manifest.entries()) {
-        let Content::File { id, size, .. } = entry.content else {
+        let EntryContent::File { id, size, .. } = entry.content else {
             continue;
         };
         let tree = hash_entry(root, &entry, size, stop)?;
@@ -221,7 +223,12 @@ fn verified(root: &Path, manifest: &Manifest, stop: &CancellationToken) -> io::R
     Ok(hashes)
 }
 
-fn hash_entry(root: &Path, entry: &Entry<'_>, size: u64, stop: &CancellationToken) -> io::Result<FileTree> {
+fn hash_entry(
+    root: &Path,
+    entry: &ManifestEntry<'_>,
+    size: u64,
+    stop: &CancellationToken,
+) -> io::Result<FileTree> {
     let file = open_own(&root.join(entry.path.as_str()))?;
     hash::hash_file(&file, size, 1, &|_| unless(stop))
 }

@@ -103,7 +103,7 @@ impl Link {
         let round_trip = self.opened_in.max(answered_in);
         let channel = self
             .data
-            .get_or_init(|| self.endpoint.lazy_for_bulk(2 * round_trip, self.leave_from));
+            .get_or_init(|| self.endpoint.lazy_bulk_channel(2 * round_trip, self.leave_from));
         channel.clone()
     }
 
@@ -332,7 +332,7 @@ mod tests {
         pub(in super::super) fn to_nobody() -> Self {
             let endpoint: Endpoint = "127.0.0.1:1".parse().unwrap();
             Self {
-                control: client(endpoint.lazy()),
+                control: client(endpoint.lazy_channel()),
                 leave_from: None,
                 opened_in: Duration::ZERO,
                 data: Arc::default(),

@@ -12,7 +12,7 @@ use std::{
 
 use potluck_core::{
     FileId, FileLayout, Problem, Reason,
-    index_client::{FileRecord, Kind},
+    index_client::{FileKind, FileRecord},
     merkle::{FileTree, Hash},
     plan::Plan,
 };
@@ -236,7 +236,7 @@ impl Offer for Inner {
             size: self.size,
             root,
             sha256: None,
-            kind: Kind::File,
+            kind: FileKind::File,
         })
     }
 

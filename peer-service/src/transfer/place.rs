@@ -168,7 +168,7 @@ mod tests {
 
     use potluck_core::{
         FileId,
-        manifest::{Content, Entry, Manifest},
+        manifest::{EntryContent, Manifest, ManifestEntry},
         path::RelPath,
         plan::Plan,
     };
@@ -182,12 +182,12 @@ mod tests {
     /// A folder with one file.
     fn manifest() -> Arc<Manifest> {
         let tree = hash::hash_bytes(b"content");
-        let content = Content::File {
+        let content = EntryContent::File {
             id: tree.id(),
             size: tree.size,
             executable: false,
         };
-        let entry = Entry {
+        let entry = ManifestEntry {
             path: RelPath::parse("file").unwrap(),
             content,
         };

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use potluck_core::{
     FileId, FileLayout, Problem, Reason,
-    index_client::{By, FileRecord, Kind},
+    index_client::{FileKind, FileRecord, QueryKey},
     manifest::{MAGIC, MAX_MANIFEST_SIZE, Manifest},
     merkle::FileTree,
     path::Label,
@@ -72,7 +72,7 @@ pub(crate) async fn identify(
         });
     }
     if let Some(index) = &context.index {
-        match index.query(&By::Id(id), 1, None).await {
+        match index.query(&QueryKey::Id(id), 1, None).await {
             Ok(page) => {
                 // The wall has checked that id, size and root fit.
                 if let Some(found) = page.files.into_iter().find(|found| found.file.id == id) {
@@ -284,5 +284,5 @@ async fn fetch_units(
 
 /// Whether a record's claim makes it worth a look at its bytes as a manifest.
 pub(crate) fn claims_collection(record: &FileRecord) -> bool {
-    record.kind == Kind::Collection
+    record.kind == FileKind::Collection
 }

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use potluck_core::{FileId, Problem, chunk::Part, plan::Plan, proto::v1};
+use potluck_core::{FileId, Problem, chunk::ChunkSlice, plan::Plan, proto::v1};
 
 use super::{chunks::Chunks, rope::Rope};
 
@@ -113,7 +113,7 @@ impl Assembly {
     }
 
     /// Takes what came. Gives the unit that it completes, by its place in the call, with its bytes.
-    pub(crate) fn take(&mut self, part: Part) -> Result<Option<(usize, Rope)>, Unasked> {
+    pub(crate) fn take(&mut self, part: ChunkSlice) -> Result<Option<(usize, Rope)>, Unasked> {
         let len = part.data.len() as u64;
         if len == 0 {
             return Err(Unasked::Empty);
@@ -161,7 +161,7 @@ pub(crate) struct Incoming {
 /// What was read and not yet taken.
 #[derive(Debug, Default)]
 struct Held {
-    parts: VecDeque<Part>,
+    parts: VecDeque<ChunkSlice>,
     bytes: u64,
 }
 
@@ -170,12 +170,12 @@ impl Held {
         self.parts.len() as u64 <= FREE_PARTS + self.bytes / LEAST_PART
     }
 
-    fn push(&mut self, part: Part) {
+    fn push(&mut self, part: ChunkSlice) {
         self.bytes += part.data.len() as u64;
         self.parts.push_back(part);
     }
 
-    fn pop(&mut self) -> Option<Part> {
+    fn pop(&mut self) -> Option<ChunkSlice> {
         let part = self.parts.pop_front()?;
         self.bytes -= part.data.len() as u64;
         Some(part)
@@ -231,7 +231,7 @@ impl Incoming {
     }
 
     /// The next that was read.
-    pub(crate) fn take(&mut self) -> Option<Part> {
+    pub(crate) fn take(&mut self) -> Option<ChunkSlice> {
         self.held.pop()
     }
 
@@ -251,9 +251,9 @@ mod tests {
         Assembly::new(&Plan::of_file(FileId([1; 32]), 3 * PIECE).unwrap(), units)
     }
 
-    fn chunk(span: u32, offset: u64, len: u64) -> Part {
+    fn chunk(span: u32, offset: u64, len: u64) -> ChunkSlice {
         let data = vec![9; len as usize].into();
-        Part { span, offset, data }
+        ChunkSlice { span, offset, data }
     }
 
     #[test]

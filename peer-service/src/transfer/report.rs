@@ -9,7 +9,7 @@ use std::{
 
 use potluck_core::{
     Problem, Reason,
-    index_client::{Address, Kind},
+    index_client::{Address, FileKind},
     plan::Plan,
 };
 use tokio::{sync::watch, time::Instant};
@@ -134,7 +134,7 @@ impl Reporter {
     }
 
     /// What it is and how it is cut.
-    pub(crate) fn planned(&self, kind: Kind, plan: &Plan) {
+    pub(crate) fn planned(&self, kind: FileKind, plan: &Plan) {
         self.write(|view| {
             view.kind = Some(kind);
             view.bytes_total = plan.written();
@@ -143,7 +143,7 @@ impl Reporter {
     }
 
     /// It is all there already.
-    pub(crate) fn found(&self, kind: Kind, size: u64) {
+    pub(crate) fn found(&self, kind: FileKind, size: u64) {
         self.write(|view| {
             view.kind = Some(kind);
             view.bytes_total = size;

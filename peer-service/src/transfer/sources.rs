@@ -17,8 +17,8 @@ use std::{
 use futures_util::StreamExt as _;
 use potluck_core::{
     FileId, PeerId, Problem,
-    index_client::{Address, IndexClient, WatchEvent},
-    places::network,
+    index_client::{Address, IndexClient, ProviderEvent},
+    places::client_network,
 };
 use rand::RngExt as _;
 use tokio::sync::watch;
@@ -66,7 +66,7 @@ pub(crate) enum Host {
 impl From<&Address> for Host {
     fn from(address: &Address) -> Self {
         match address.host.parse() {
-            Ok(ip) => Self::Network(network(ip)),
+            Ok(ip) => Self::Network(client_network(ip)),
             Err(_) => Self::Name(address.host.as_str().into()),
         }
     }
@@ -207,7 +207,7 @@ async fn follow(
     retry: &mut Duration,
 ) -> Problem {
     let is_local = index.endpoint().is_local().await;
-    let mut events = match index.watch(id, MAX_SNAPSHOT).await {
+    let mut events = match index.watch_providers(id, MAX_SNAPSHOT).await {
         Ok(events) => std::pin::pin!(events),
         Err(problem) => return problem,
     };
@@ -216,7 +216,7 @@ async fn follow(
             Ok(event) => event,
             Err(problem) => return problem,
         };
-        if matches!(event, WatchEvent::Snapshot(_)) {
+        if matches!(event, ProviderEvent::Snapshot(_)) {
             *retry = RETRY;
         }
         says.send_modify(|says| {
@@ -238,7 +238,7 @@ async fn follow(
 
 impl IndexSays {
     /// Takes an event of an index that is on this machine, or is not.
-    fn take(&mut self, event: WatchEvent, is_local: bool) {
+    fn take(&mut self, event: ProviderEvent, is_local: bool) {
         let Self {
             providers, ignored, ..
         } = self;
@@ -248,7 +248,7 @@ impl IndexSays {
             may
         };
         match event {
-            WatchEvent::Snapshot(all) => {
+            ProviderEvent::Snapshot(all) => {
                 *providers = all
                     .into_iter()
                     .filter(|provider| may_call(&provider.address))
@@ -257,15 +257,15 @@ impl IndexSays {
                     .collect();
             }
             // It moved to where it cannot be reached.
-            WatchEvent::Joined(provider) if !may_call(&provider.address) => {
+            ProviderEvent::Joined(provider) if !may_call(&provider.address) => {
                 providers.remove(&provider.peer);
             }
-            WatchEvent::Joined(provider) => {
+            ProviderEvent::Joined(provider) => {
                 if providers.len() < MAX_PROVIDERS || providers.contains_key(&provider.peer) {
                     providers.insert(provider.peer, provider.address);
                 }
             }
-            WatchEvent::Left(peer) => {
+            ProviderEvent::Left(peer) => {
                 providers.remove(&peer);
             }
         }
@@ -373,16 +373,16 @@ mod tests {
         ];
         let good = provider(200, "192.0.2.1");
         let named = || (0..).zip(local).map(|(n, host)| provider(n, host));
-        let snapshot = || WatchEvent::Snapshot(named().chain([good.clone()]).collect());
+        let snapshot = || ProviderEvent::Snapshot(named().chain([good.clone()]).collect());
         let mut says = IndexSays::default();
         says.take(snapshot(), false);
         assert_eq!(says.providers.keys().collect::<Vec<_>>(), [&good.peer]);
         assert_eq!(says.ignored, local.len() as u64);
         for provider in named() {
-            says.take(WatchEvent::Joined(provider), false);
+            says.take(ProviderEvent::Joined(provider), false);
         }
         assert_eq!(says.providers.len(), 1);
-        says.take(WatchEvent::Joined(provider(200, "::1")), false);
+        says.take(ProviderEvent::Joined(provider(200, "::1")), false);
         assert!(
             says.providers.is_empty(),
             "it moved to where nobody else reaches it"

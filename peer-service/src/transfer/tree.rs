@@ -24,7 +24,7 @@ use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt as _};
 use lru::LruCache;
 use potluck_core::{
     Problem, Reason,
-    manifest::{Content, Manifest, fold},
+    manifest::{EntryContent, Manifest, fold},
     merkle::EMPTY_FILE,
     path::RelPath,
     plan::{BUNDLE_SIZE, Plan},
@@ -184,7 +184,7 @@ impl Tree {
         let mut distinct = 0_u64;
         let mut copies = 0_u64;
         for entries in self.manifest.contents() {
-            let Some(Content::File { size, .. }) = self.manifest.content(entries[0]) else {
+            let Some(EntryContent::File { size, .. }) = self.manifest.content(entries[0]) else {
                 continue;
             };
             let is_missing = |entry: &&u32| {
@@ -279,7 +279,7 @@ impl Tree {
     /// The entry's file, and the size that it is to have.
     fn open_entry(&self, entry: u32, make: Make) -> io::Result<(File, u64)> {
         let entry = self.manifest.get(entry).ok_or(ErrorKind::InvalidInput)?;
-        let Content::File { size, executable, .. } = entry.content else {
+        let EntryContent::File { size, executable, .. } = entry.content else {
             return Err(ErrorKind::InvalidInput.into());
         };
         let path = entry.path.as_str();
@@ -400,7 +400,7 @@ impl Tree {
     fn make_links(&self, stop: &CancellationToken) -> io::Result<usize> {
         let (mut made, mut lost) = (0, Vec::new());
         for entry in self.manifest.entries() {
-            let Content::Link { target } = entry.content else {
+            let EntryContent::Link { target } = entry.content else {
                 continue;
             };
             proceed(stop)?;
@@ -445,7 +445,7 @@ impl Tree {
         let mut executables = 0_usize;
         let (mut plain_seen, mut is_kept) = (false, true);
         for entry in self.manifest.entries() {
-            let Content::File { executable, .. } = entry.content else {
+            let EntryContent::File { executable, .. } = entry.content else {
                 continue;
             };
             executables += usize::from(executable);
@@ -470,7 +470,7 @@ impl Tree {
         let all_links = self
             .manifest
             .entries()
-            .filter(|entry| matches!(entry.content, Content::Link { .. }))
+            .filter(|entry| matches!(entry.content, EntryContent::Link { .. }))
             .count();
         let expected = self.manifest.len() - all_links + links;
         let mut listed = 0;
@@ -483,7 +483,7 @@ impl Tree {
                 let relative = path.strip_prefix(".").unwrap_or(&path);
                 let found = relative.to_str().map(|path| {
                     let is_entry = self.manifest.find(path).is_some();
-                    (is_entry, is_entry || self.manifest.is_above(path))
+                    (is_entry, is_entry || self.manifest.is_folder(path))
                 });
                 let Some((is_entry, true)) = found else {
                     return Err(io::Error::new(
@@ -506,7 +506,7 @@ impl Tree {
         // Each can be found, and they are fewer: two are one.
         for entry in self.manifest.entries() {
             let path = entry.path.as_str();
-            if !matches!(entry.content, Content::Link { .. }) {
+            if !matches!(entry.content, EntryContent::Link { .. }) {
                 let there = self.dir.symlink_metadata(path);
                 there.map_err(|error| AtEntry::wrap(path, error))?;
             }

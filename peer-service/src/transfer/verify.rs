@@ -86,7 +86,7 @@ impl Checks {
         let good = self.plan.spans(unit).all(|span| {
             let range = at..at + span.len as usize;
             at = range.end;
-            match span.whole {
+            match span.is_whole_file {
                 true if range.len() <= LEAF_SIZE => {
                     small.push((span, data.run(range)));
                     small.len() < SMALL_AT_ONCE || self.verify_small(&mut small)
@@ -109,7 +109,7 @@ impl Checks {
             let range = at..at + span.len as usize;
             at = range.end;
             let layout = FileLayout::new(self.plan.file(span.file)?.size)?;
-            let (is_good, first, count) = match span.whole {
+            let (is_good, first, count) = match span.is_whole_file {
                 true => (
                     self.verify_whole(&span, &data.run(range)),
                     0,
@@ -130,7 +130,7 @@ impl Checks {
     fn verify_small(&self, small: &mut Vec<(PlanSpan, Cow<'_, [u8]>)>) -> bool {
         let files: Vec<&[u8]> = small.iter().map(|(_, bytes)| &**bytes).collect();
         let mut roots = Vec::with_capacity(files.len());
-        merkle::roots_of_small(&files, &mut roots);
+        merkle::small_file_roots(&files, &mut roots);
         small.drain(..).zip(roots).all(|((span, _), root)| {
             let good = FileId::derive(span.len, &root) == span.id;
             if good {
@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn every_file_of_a_bundle_is_checked() {
         use potluck_core::{
-            manifest::{Content, Entry, Manifest},
+            manifest::{EntryContent, Manifest, ManifestEntry},
             path::RelPath,
         };
         let files: Vec<Vec<u8>> = (0..3 * SMALL_AT_ONCE + 7)
@@ -270,9 +270,9 @@ mod tests {
             .collect();
         let names: Vec<String> = (0..files.len()).map(|n| format!("{n:04}")).collect();
         let trees: Vec<_> = files.iter().map(|file| hash::hash_bytes(file)).collect();
-        let entries = names.iter().zip(&trees).map(|(name, tree)| Entry {
+        let entries = names.iter().zip(&trees).map(|(name, tree)| ManifestEntry {
             path: RelPath::parse(name).unwrap(),
-            content: Content::File {
+            content: EntryContent::File {
                 id: tree.id(),
                 size: tree.size,
                 executable: false,

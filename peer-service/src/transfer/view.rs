@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use potluck_core::{
     FileId, PeerId, Problem, Sha256,
-    index_client::{Address, Kind},
+    index_client::{Address, FileKind},
 };
 
 use crate::limits::Priority;
@@ -180,7 +180,7 @@ pub struct View {
     /// Its label.
     pub name: String,
     /// What it is, once known.
-    pub kind: Option<Kind>,
+    pub kind: Option<FileKind>,
     /// Where it will be, or is; empty until known.
     pub path: PathBuf,
     /// Where it stands.

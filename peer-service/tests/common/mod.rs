@@ -12,7 +12,7 @@ use std::{
 
 use potluck_core::{
     FileId,
-    index_client::{Address, By, IndexClient},
+    index_client::{Address, IndexClient, QueryKey},
     proto::v1::{self, control_service_client::ControlServiceClient},
     transport::Endpoint,
 };
@@ -224,7 +224,7 @@ pub(crate) async fn wait_until<F: Future<Output = bool>>(what: &str, mut conditi
 /// Waits until the index knows this many providers of a file.
 pub(crate) async fn wait_for_providers(index: &Index, id: FileId, count: u64) {
     wait_until(&format!("{count} providers are known"), || async {
-        let page = index.client.query(&By::Id(id), 10, None).await.unwrap();
+        let page = index.client.query(&QueryKey::Id(id), 10, None).await.unwrap();
         page.files
             .first()
             .is_some_and(|found| found.provider_count >= count)

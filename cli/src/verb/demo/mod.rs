@@ -174,7 +174,7 @@ async fn known_to_index(network: &Network, id: FileId) -> Result<(), Fail> {
     loop {
         let page = network
             .index_client()
-            .query(&potluck_core::index_client::By::Id(id), 10, None)
+            .query(&potluck_core::index_client::QueryKey::Id(id), 10, None)
             .await?;
         let known = page.files.first().map_or(0, |found| found.provider_count);
         if known >= network.sharers().count() as u64 {

@@ -2,7 +2,7 @@
 
 use potluck_core::{
     FileId, Problem, Reason, Sha256,
-    index_client::{Address, Found, IndexClient},
+    index_client::{Address, IndexClient, IndexedFile},
 };
 
 use super::GetArgs;
@@ -68,7 +68,7 @@ pub(super) async fn candidates(
     }
 }
 
-async fn look_up(index: &IndexClient, want: &Want) -> Result<Vec<Found>, Problem> {
+async fn look_up(index: &IndexClient, want: &Want) -> Result<Vec<IndexedFile>, Problem> {
     query::find(index, want, TOLD_PROVIDERS as u32).await
 }
 
@@ -77,7 +77,7 @@ fn by_id(
     peer: Option<&Peer>,
     args: &GetArgs,
     id: FileId,
-    looked_up: Result<Vec<Found>, Problem>,
+    looked_up: Result<Vec<IndexedFile>, Problem>,
 ) -> Candidate {
     let (found, instead) = match looked_up {
         Ok(files) => match files.into_iter().next() {
@@ -104,7 +104,7 @@ fn found_one(
     context: &Context,
     peer: Option<&Peer>,
     args: &GetArgs,
-    found: &Found,
+    found: &IndexedFile,
     name: Option<&str>,
     sha256: Option<Sha256>,
 ) -> Candidate {
@@ -148,7 +148,7 @@ fn other_index(context: &Context, peer: Option<&Peer>) -> bool {
 }
 
 /// Several files of one name: prints the choice.
-fn ambiguous(context: &Context, name: &str, files: &[Found]) -> Fail {
+fn ambiguous(context: &Context, name: &str, files: &[IndexedFile]) -> Fail {
     let printed = match context.out.is_json() {
         true => context.out.object(&query::Objects { files }),
         false => context.out.lines(search::lines(files, context.out.width())),

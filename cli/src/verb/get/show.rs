@@ -150,7 +150,7 @@ mod tests {
     use std::time::Duration;
 
     use console::measure_text_width;
-    use potluck_core::{FileId, index_client::Kind};
+    use potluck_core::{FileId, index_client::FileKind};
 
     use super::*;
 
@@ -159,7 +159,7 @@ mod tests {
             number: 1,
             file: FileId([7; 32]),
             name: "a-rather-long-name-of-a-model-\x1b[2J.safetensors".into(),
-            kind: Kind::File,
+            kind: FileKind::File,
             path: String::new(),
             state: State::Running,
             done: 123_456_789,

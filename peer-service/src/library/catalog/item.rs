@@ -8,8 +8,8 @@ use std::{
 
 use potluck_core::{
     FileId, Sha256,
-    index_client::{FileRecord, Kind},
-    manifest::{Content, Manifest},
+    index_client::{FileKind, FileRecord},
+    manifest::{EntryContent, Manifest},
     merkle::Hash,
     path::Label,
     plan::Plan,
@@ -151,7 +151,7 @@ impl Shared {
             return Some(self.record);
         }
         let folder = self.folder()?;
-        let Content::File { id, size, .. } = folder.manifest.content(part)? else {
+        let EntryContent::File { id, size, .. } = folder.manifest.content(part)? else {
             return None;
         };
         let root = *folder.members.roots.get(part as usize)?;
@@ -160,7 +160,7 @@ impl Shared {
             size,
             root,
             sha256: sum_of(size, &root).or_else(|| self.sums.get(&part).copied()),
-            kind: Kind::File,
+            kind: FileKind::File,
         })
     }
 
@@ -245,7 +245,7 @@ impl Folder {
                 .entries()
                 .zip(roots)
                 .all(|(entry, root)| match entry.content {
-                    Content::File { id, size, .. } => FileId::derive(size, root) == id,
+                    EntryContent::File { id, size, .. } => FileId::derive(size, root) == id,
                     _ => true,
                 })
     }

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use potluck_core::{
     Root,
     hash::hash_bytes,
-    manifest::{Content, Entry, Manifest},
+    manifest::{EntryContent, Manifest, ManifestEntry},
     merkle::FileTree,
     path::RelPath,
 };
@@ -24,7 +24,7 @@ fn content(n: usize) -> FileRecord {
         root: Root([n as u8 + 1; 32]),
         piece_hashes: Vec::new(),
     };
-    record_of(&tree, Kind::File)
+    record_of(&tree, FileKind::File)
 }
 
 fn path(n: usize) -> Arc<Path> {
@@ -40,16 +40,16 @@ fn item(at: usize, contents: &[usize], is_folder: bool) -> NewItem {
         (false, [only]) => (*only, Body::File(Stamp::default())),
         _ => {
             let names: Vec<String> = (0..contents.len()).map(|n| format!("e{n}")).collect();
-            let entries = names.iter().zip(&contents).map(|(name, record)| Entry {
+            let entries = names.iter().zip(&contents).map(|(name, record)| ManifestEntry {
                 path: RelPath::parse(name).unwrap(),
-                content: Content::File {
+                content: EntryContent::File {
                     id: record.id,
                     size: record.size,
                     executable: false,
                 },
             });
             let manifest = Manifest::new(entries).unwrap();
-            let record = record_of(&hash_bytes(manifest.bytes()), Kind::Collection);
+            let record = record_of(&hash_bytes(manifest.bytes()), FileKind::Collection);
             let members = Members {
                 stamps: vec![Stamp::default(); contents.len()],
                 roots: contents.iter().map(|record| record.root).collect(),
@@ -216,7 +216,7 @@ proptest! {
                 let record = catalog.record(&content(n).id);
                 prop_assert_eq!(record.is_some(), there.contains_key(&n), "content {}", n);
                 let Some(record) = record else { continue };
-                prop_assert_eq!((record.size, record.root, record.kind), (SIZES[n], content(n).root, Kind::File));
+                prop_assert_eq!((record.size, record.root, record.kind), (SIZES[n], content(n).root, FileKind::File));
                 if SIZES[n] <= LEAF_SIZE as u64 {
                     prop_assert_eq!(record.sha256, sum_of(record.size, &record.root));
                 }

@@ -1,6 +1,6 @@
 use super::*;
 use potluck_core::{
-    manifest::{Content, Entry},
+    manifest::{EntryContent, ManifestEntry},
     path::RelPath,
 };
 
@@ -37,9 +37,9 @@ fn what_is_served_is_not_made_where_its_owner_removed_it() {
         path: folder.path().join("out"),
     };
     let tree = potluck_core::hash::hash_bytes(b"content");
-    let entry = Entry {
+    let entry = ManifestEntry {
         path: RelPath::parse("file").unwrap(),
-        content: Content::File {
+        content: EntryContent::File {
             id: tree.id(),
             size: tree.size,
             executable: false,
@@ -178,9 +178,9 @@ fn a_folder_that_lost_something_is_not_believed_nor_filled_with_zeros() {
         path: folder.path().join("out"),
     };
     let tree = potluck_core::hash::hash_bytes(b"content");
-    let entry = |path| Entry {
+    let entry = |path| ManifestEntry {
         path: RelPath::parse(path).unwrap(),
-        content: Content::File {
+        content: EntryContent::File {
             id: tree.id(),
             size: tree.size,
             executable: false,
@@ -231,11 +231,11 @@ fn a_folder_that_lost_something_is_not_believed_nor_filled_with_zeros() {
     assert!(!target.part().join("a").exists());
 }
 
-fn small_file<'a>(path: &'a str, content: &[u8]) -> Entry<'a> {
+fn small_file<'a>(path: &'a str, content: &[u8]) -> ManifestEntry<'a> {
     let tree = potluck_core::hash::hash_bytes(content);
-    Entry {
+    ManifestEntry {
         path: RelPath::parse(path).unwrap(),
-        content: Content::File {
+        content: EntryContent::File {
             id: tree.id(),
             size: tree.size,
             executable: false,
@@ -244,7 +244,11 @@ fn small_file<'a>(path: &'a str, content: &[u8]) -> Entry<'a> {
 }
 
 /// The part of a collection with these entries, opened in `folder`.
-fn open_folder(folder: &Path, entries: &[Entry<'_>], stop: &CancellationToken) -> Result<Part, Problem> {
+fn open_folder(
+    folder: &Path,
+    entries: &[ManifestEntry<'_>],
+    stop: &CancellationToken,
+) -> Result<Part, Problem> {
     let target = Target {
         path: folder.join("out"),
     };

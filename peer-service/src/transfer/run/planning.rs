@@ -10,7 +10,7 @@ use std::{
 
 use potluck_core::{
     Problem, Reason,
-    index_client::{FileRecord, Kind},
+    index_client::{FileKind, FileRecord},
     manifest::{MAGIC, MAX_MANIFEST_SIZE, Manifest},
     path::Label,
     plan::Plan,
@@ -92,9 +92,9 @@ impl Run {
             false => None,
         };
         record.kind = if collection.is_some() {
-            Kind::Collection
+            FileKind::Collection
         } else {
-            Kind::File
+            FileKind::File
         };
         let manifest = collection
             .as_ref()

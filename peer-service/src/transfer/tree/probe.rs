@@ -35,7 +35,7 @@ struct Probe<'a> {
 
 impl<'a> Probe<'a> {
     fn make(parent: &'a Dir, manifest: &Manifest) -> io::Result<Self> {
-        let is_free = |name: &String| manifest.find(name).is_none() && !manifest.is_above(name);
+        let is_free = |name: &String| manifest.find(name).is_none() && !manifest.is_folder(name);
         let name = (0..).map(|n| format!(".probe-{n}")).find(is_free);
         let name = name.ok_or(ErrorKind::AlreadyExists)?;
         match parent.create_dir(&name) {
