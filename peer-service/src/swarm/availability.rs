@@ -2,7 +2,7 @@
 
 use super::{
     PeerKey, RequestId, Swarm, Time,
-    peer::{Peer, Standing},
+    peer::{Eligibility, Peer},
 };
 use crate::{bits::Bits, offer::Units};
 
@@ -10,9 +10,9 @@ impl Swarm {
     /// All that a peer has and is fetching, in place of whatever was known. Units of another number are no answer to what
     /// was asked and are ignored; so are peers that did not join.
     pub fn availability(&mut self, peer: PeerKey, units: &Units, now: Time) {
-        self.replace(peer, units);
-        self.heard(peer, now);
-        self.settle();
+        self.replace_availability(peer, units);
+        self.record_partial_progress(peer, now);
+        self.after_event();
     }
 
     /// What changed since: units that it has now, that it began to fetch, and that it gave up fetching. Units out of range
@@ -29,7 +29,7 @@ impl Swarm {
         let known = self
             .peers
             .get(&peer)
-            .is_some_and(|peer| peer.known && !peer.is_banned());
+            .is_some_and(|peer| peer.is_availability_known && !peer.is_banned());
         if known {
             for &unit in have.iter().filter(|&&unit| unit < count) {
                 self.set_fetching(peer, unit, false);
@@ -43,44 +43,44 @@ impl Swarm {
                 self.set_fetching(peer, unit, false);
             }
             if !(have.is_empty() && fetching.is_empty() && abandoned.is_empty()) {
-                self.heard(peer, now);
+                self.record_partial_progress(peer, now);
             }
-            self.wake(peer);
+            self.mark_ready(peer);
         }
-        self.settle();
+        self.after_event();
     }
 
     /// A peer told of something new: if it is partial, it gets further.
-    fn heard(&mut self, key: PeerKey, now: Time) {
+    fn record_partial_progress(&mut self, key: PeerKey, now: Time) {
         if self
             .peers
             .get(&key)
-            .is_some_and(|peer| peer.known && !peer.is_complete())
+            .is_some_and(|peer| peer.is_availability_known && !peer.is_complete())
         {
-            (self.news, self.quiet) = ((now, 0), false);
+            (self.partial_progress, self.stalled_crowd) = ((now, 0), false);
         }
     }
 
-    pub(super) fn join(&mut self, key: PeerKey, now: Time) {
+    pub(super) fn add_peer(&mut self, key: PeerKey, now: Time) {
         let units = self.have.len();
         let peer = self.peers.entry(key).or_insert_with(|| Peer::new(units));
         peer.is_here = true;
         peer.failures = 0;
-        if matches!(peer.standing, Standing::BackedOff { .. }) {
-            peer.standing = Standing::Open;
+        if matches!(peer.eligibility, Eligibility::BackedOff { .. }) {
+            peer.eligibility = Eligibility::Open;
         }
-        self.arm(key, now);
-        self.wake(key);
+        self.arm_timer(key, now);
+        self.mark_ready(key);
     }
 
-    pub(super) fn part(&mut self, key: PeerKey, now: Time) {
-        self.drop_requests_of(key, now);
-        self.retract(key);
+    pub(super) fn remove_peer(&mut self, key: PeerKey, now: Time) {
+        self.cancel_requests_of(key, now);
+        self.forget_availability(key);
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
         peer.is_here = false;
-        if let Some(at) = peer.wake.take() {
+        if let Some(at) = peer.timer.take() {
             self.timers.remove(&(at, key));
         }
         // A ban outlives the visit, and so does what is known of a peer that was banned.
@@ -89,10 +89,10 @@ impl Swarm {
             return;
         }
         if !peer.is_banned() {
-            let (standing, bans, probation) = (Standing::Open, peer.bans, peer.probation);
+            let (standing, bans, probation) = (Eligibility::Open, peer.bans, peer.probation);
             let units = self.have.len();
             *peer = Peer {
-                standing,
+                eligibility: standing,
                 bans,
                 probation,
                 bytes: peer.bytes,
@@ -101,25 +101,25 @@ impl Swarm {
                 ..Peer::new(units)
             };
         }
-        self.arm(key, now);
+        self.arm_timer(key, now);
     }
 
     /// Cancels whatever this peer is asked for.
-    pub(super) fn drop_requests_of(&mut self, key: PeerKey, now: Time) {
+    pub(super) fn cancel_requests_of(&mut self, key: PeerKey, now: Time) {
         let ids: Vec<RequestId> = self
             .peers
             .get(&key)
             .map(|peer| peer.requests.clone())
             .unwrap_or_default();
-        ids.into_iter().for_each(|id| self.cancel(id, now));
+        ids.into_iter().for_each(|id| self.cancel_request(id, now));
     }
 
-    fn replace(&mut self, key: PeerKey, units: &Units) {
+    fn replace_availability(&mut self, key: PeerKey, units: &Units) {
         let fits = units.have.len() == self.have.len() && units.fetching.len() == self.have.len();
         if !fits || self.peers.get(&key).is_none_or(Peer::is_banned) {
             return;
         }
-        self.retract(key);
+        self.forget_availability(key);
         let complete = units.have.is_full();
         let mut useful = 0;
         if !complete {
@@ -132,30 +132,30 @@ impl Swarm {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        peer.known = true;
+        peer.is_availability_known = true;
         peer.have = units.have.clone();
-        peer.useful = useful;
-        self.count_kind(complete, true);
+        peer.useful_units = useful;
+        self.count_peer_kind(complete, true);
         for unit in units.fetching.ones() {
             self.set_fetching(key, unit, true);
         }
-        self.wake(key);
+        self.mark_ready(key);
     }
 
     /// Forgets all that a peer has: it counts for nothing any more.
-    pub(super) fn retract(&mut self, key: PeerKey) {
+    pub(super) fn forget_availability(&mut self, key: PeerKey) {
         let units = self.have.len();
-        let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.known) else {
+        let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.is_availability_known) else {
             return;
         };
         let complete = peer.is_complete();
         let have = std::mem::replace(&mut peer.have, Bits::new(units));
         let fetching = std::mem::replace(&mut peer.fetching, Bits::new(units));
-        peer.known = false;
-        peer.useful = 0;
+        peer.is_availability_known = false;
+        peer.useful_units = 0;
         peer.refused.clear();
         peer.withheld = 0;
-        self.count_kind(complete, false);
+        self.count_peer_kind(complete, false);
         if !complete {
             for unit in have.ones() {
                 self.holders[unit as usize] -= 1;
@@ -178,15 +178,15 @@ impl Swarm {
             return;
         }
         if !peer.is_complete() {
-            peer.useful += u32::from(missing);
+            peer.useful_units += u32::from(missing);
             self.holders[unit as usize] += 1;
             self.rarity.increment(unit, &mut self.rng);
             return;
         }
-        peer.useful = 0;
+        peer.useful_units = 0;
         let others: Vec<u32> = peer.have.ones().filter(|&other| other != unit).collect();
-        self.count_kind(false, false);
-        self.count_kind(true, true);
+        self.count_peer_kind(false, false);
+        self.count_peer_kind(true, true);
         for other in others {
             self.holders[other as usize] -= 1;
             self.rarity.decrement(other, &mut self.rng);
@@ -208,7 +208,7 @@ impl Swarm {
         }
     }
 
-    fn count_kind(&mut self, complete: bool, more: bool) {
+    fn count_peer_kind(&mut self, complete: bool, more: bool) {
         let count = if complete {
             &mut self.complete_peers
         } else {

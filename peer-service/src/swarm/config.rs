@@ -8,7 +8,7 @@ use std::time::Duration;
 pub const MAX_IN_FLIGHT_BYTES: u64 = 64 << 20;
 
 /// Most requests for one unit at once, those to stalled peers included.
-pub const MAX_RACERS: usize = 3;
+pub const MAX_REQUESTS_PER_UNIT: usize = 3;
 
 /// The same for one peer: enough for 1 Gbit/s over 60 ms twice over, as what is on its way and what waits for that to arrive, and no
 /// single peer can take the whole budget.
@@ -23,14 +23,14 @@ pub const MAX_PEER_REQUESTS: u32 = 64;
 pub const CROWD_PEERS: u32 = 24;
 
 /// Silence of all partial peers after which they are no crowd: four times the longest that a peer gathers its news for.
-pub const QUIET: Duration = Duration::from_secs(1);
+pub const CROWD_STALL: Duration = Duration::from_secs(1);
 
 /// Units that must have come here meanwhile: in a crowd others get theirs about as fast.
-pub const QUIET_UNITS: u32 = 16;
+pub const CROWD_STALL_UNITS: u32 = 16;
 
 /// How much data beyond the link's own delay is kept in flight with a complete source, as time at its rate: covers the
 /// hash check and the driver's scheduling, and lets the driver ask for neighbours in one call.
-pub const DEPTH_SLACK: Duration = Duration::from_millis(20);
+pub const PIPELINE_SLACK: Duration = Duration::from_millis(20);
 
 /// Longest silence before a peer's units are open to others. A silent source costs at most this and one unit's time.
 pub const MAX_STALL: Duration = Duration::from_millis(1500);
@@ -39,7 +39,7 @@ pub const MAX_STALL: Duration = Duration::from_millis(1500);
 pub const MIN_STALL: Duration = Duration::from_millis(250);
 
 /// Silence before a request is given up and the peer backed off.
-pub const GIVE_UP: Duration = Duration::from_secs(15);
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How often the end of a transfer looks for requests that another peer would finish sooner.
 pub const ENDGAME_TICK: Duration = Duration::from_millis(50);
@@ -79,7 +79,7 @@ pub const PROBATION_UNITS: u32 = 32;
 pub const BAN_LOOK: Duration = Duration::from_secs(1);
 
 /// Failures in a row before a peer is forgotten: about two minutes of trying.
-pub const FORGET_AFTER: u32 = 10;
+pub const MAX_FAILURES: u32 = 10;
 
 /// How a swarm behaves.
 #[derive(Debug, Clone, PartialEq)]

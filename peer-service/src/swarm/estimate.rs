@@ -20,9 +20,9 @@ pub(super) struct Estimate {
     /// In seconds.
     latency: Option<f64>,
     /// Usual silence between two arrivals, in seconds: rises at once, falls slowly.
-    gap: f64,
+    arrival_gap: f64,
     /// Since when the peer owes bytes.
-    owing_since: Option<Time>,
+    busy_since: Option<Time>,
     first_pending: bool,
     last_arrival: Time,
     window_start: Time,
@@ -42,30 +42,30 @@ impl Estimate {
     }
 
     /// The peer owed nothing, and now does.
-    pub(super) fn begin(&mut self, now: Time) {
-        self.owing_since = Some(now);
+    pub(super) fn begin_busy(&mut self, now: Time) {
+        self.busy_since = Some(now);
         self.first_pending = true;
         self.last_arrival = now;
         self.window_start = now + Duration::from_secs_f64(self.latency.unwrap_or(0.0));
     }
 
     /// The peer owes nothing any more.
-    pub(super) fn end(&mut self, now: Time) {
+    pub(super) fn end_busy(&mut self, now: Time) {
         self.window_busy += now.saturating_sub(self.window_start).as_secs_f64();
-        self.owing_since = None;
+        self.busy_since = None;
     }
 
     /// Bytes are here and wait for our own limit: since the last word of them there was no silence, and nothing to measure.
-    pub(super) fn held(&mut self, now: Time) {
+    pub(super) fn locally_throttled(&mut self, now: Time) {
         if std::mem::take(&mut self.first_pending) {
-            self.answered(now);
+            self.first_bytes_arrived(now);
         }
         self.last_arrival = now;
         self.window_start = now;
     }
 
     /// The first bytes of what the peer owes came; whether the first ever.
-    fn answered(&mut self, now: Time) -> bool {
+    fn first_bytes_arrived(&mut self, now: Time) -> bool {
         let took = now.saturating_sub(self.last_arrival).as_secs_f64();
         let first_ever = self.latency.is_none();
         self.latency = Some(self.latency.map_or(took, |old| {
@@ -79,10 +79,10 @@ impl Estimate {
     }
 
     /// Bytes arrived.
-    pub(super) fn arrived(&mut self, bytes: u64, now: Time) {
+    pub(super) fn bytes_arrived(&mut self, bytes: u64, now: Time) {
         let gap = now.saturating_sub(self.last_arrival).as_secs_f64();
         if std::mem::take(&mut self.first_pending) {
-            let first_ever = self.answered(now);
+            let first_ever = self.first_bytes_arrived(now);
             self.last_arrival = now;
             if first_ever {
                 // How long these took to send is not known.
@@ -91,10 +91,10 @@ impl Estimate {
             }
         } else {
             self.last_arrival = now;
-            self.gap = if gap > self.gap {
+            self.arrival_gap = if gap > self.arrival_gap {
                 gap
             } else {
-                self.gap + (gap - self.gap) / 16.0
+                self.arrival_gap + (gap - self.arrival_gap) / 16.0
             };
         }
         self.window_bytes += bytes;
@@ -127,15 +127,15 @@ impl Estimate {
 
     /// Since when nothing came although it was owed; `None` if nothing is owed.
     pub(super) fn silent_since(&self) -> Option<Time> {
-        self.owing_since.map(|since| since.max(self.last_arrival))
+        self.busy_since.map(|since| since.max(self.last_arrival))
     }
 
     /// The silence from which on the peer counts as stalled. A link known to be slower than [`MAX_STALL`] gets twice what is
     /// usual there: its silence may be the queue in front of our own downlink.
-    pub(super) fn patience(&self) -> Duration {
+    pub(super) fn stall_timeout(&self) -> Duration {
         match self.latency {
             Some(latency) if self.rate.is_some() => {
-                let usual = Duration::from_secs_f64(self.gap.max(latency));
+                let usual = Duration::from_secs_f64(self.arrival_gap.max(latency));
                 (usual * STALL_GAPS).clamp(MIN_STALL, MAX_STALL.max(usual * 2))
             }
             _ => MAX_STALL,
@@ -148,7 +148,7 @@ impl Estimate {
             .silent_since()
             .map_or(0.0, |since| now.saturating_sub(since).as_secs_f64());
         self.rate
-            .map(|rate| (bytes as f64 / rate.max(1.0)).max(silence - self.gap))
+            .map(|rate| (bytes as f64 / rate.max(1.0)).max(silence - self.arrival_gap))
     }
 }
 
@@ -163,9 +163,9 @@ mod tests {
     #[test]
     fn finds_rate_and_latency_of_a_steady_link() {
         let mut estimate = Estimate::default();
-        estimate.begin(ms(0));
+        estimate.begin_busy(ms(0));
         for chunk in 0..100 {
-            estimate.arrived(10_000, ms(50 + chunk * 10));
+            estimate.bytes_arrived(10_000, ms(50 + chunk * 10));
         }
         assert!((estimate.latency().unwrap() - 0.05).abs() < 1e-9);
         assert!(
@@ -173,12 +173,12 @@ mod tests {
             "{:?}",
             estimate.rate()
         );
-        assert_eq!(estimate.patience(), ms(400));
-        estimate.end(ms(1040));
+        assert_eq!(estimate.stall_timeout(), ms(400));
+        estimate.end_busy(ms(1040));
         assert_eq!(estimate.silent_since(), None);
         // Idle time counts for nothing.
-        estimate.begin(ms(9000));
-        estimate.arrived(10_000, ms(9060));
+        estimate.begin_busy(ms(9000));
+        estimate.bytes_arrived(10_000, ms(9060));
         assert!(
             (estimate.rate().unwrap() - 1e6).abs() < 1e5,
             "{:?}",
@@ -189,8 +189,8 @@ mod tests {
     #[test]
     fn silence_is_held_against_the_estimate() {
         let mut estimate = Estimate::default();
-        estimate.begin(ms(0));
-        (1..100).for_each(|chunk| estimate.arrived(10_000, ms(chunk * 10)));
+        estimate.begin_busy(ms(0));
+        (1..100).for_each(|chunk| estimate.bytes_arrived(10_000, ms(chunk * 10)));
         assert!(estimate.seconds_for(10_000, ms(1000)).unwrap() < 0.1);
         assert!(estimate.seconds_for(10_000, ms(3000)).unwrap() > 1.5);
     }
@@ -198,8 +198,8 @@ mod tests {
     #[test]
     fn one_chunk_units_still_give_a_rate() {
         let mut estimate = Estimate::default();
-        estimate.begin(ms(0));
-        estimate.arrived(1000, ms(10));
+        estimate.begin_busy(ms(0));
+        estimate.bytes_arrived(1000, ms(10));
         assert_eq!(estimate.rate(), None);
         estimate.unit_done(1000, ms(10));
         assert_eq!(estimate.rate(), Some(100_000.0));

@@ -6,34 +6,41 @@ use std::time::Duration;
 use super::{RequestId, Swarm, Time};
 
 /// How long after the last word of bytes that wait the limit counts as what holds the transfer up: several of the driver's beats.
-const HELD: Duration = Duration::from_secs(1);
+const THROTTLED_FOR: Duration = Duration::from_secs(1);
 
 /// While it does, units are asked for once less is owed than comes within this time: longer than any round trip, so that the limit is used
 /// up.
-const AHEAD: Duration = Duration::from_secs(1);
+const THROTTLED_LEAD: Duration = Duration::from_secs(1);
 
 impl Swarm {
-    pub(super) fn hold(&mut self, id: RequestId, now: Time) {
+    pub(super) fn mark_locally_throttled(&mut self, id: RequestId, now: Time) {
         let Some(request) = self.requests.get(&id) else {
             return;
         };
         let (key, unit) = (request.peer, request.unit);
-        self.held_at = Some(now);
+        self.throttled_at = Some(now);
         if let Some(peer) = self.peers.get_mut(&key) {
-            peer.estimate.held(now);
-            self.is_not_silent(key, unit, now);
+            peer.estimate.locally_throttled(now);
+            self.clear_stall(key, unit, now);
         }
     }
 
     /// Whether our own limit is what takes time.
-    pub(super) fn is_held(&self, now: Time) -> bool {
-        self.held_at.is_some_and(|at| now.saturating_sub(at) < HELD)
+    pub(super) fn is_locally_throttled(&self, now: Time) -> bool {
+        self.throttled_at
+            .is_some_and(|at| now.saturating_sub(at) < THROTTLED_FOR)
     }
 
     /// Whether a further unit could only wait.
-    pub(super) fn held_back(&self, now: Time) -> bool {
-        let comes = || (self.line.rate().unwrap_or(0.0) * AHEAD.as_secs_f64()) as u64;
-        self.is_held(now) && self.peers.values().map(|peer| peer.owed).sum::<u64>() > comes()
+    pub(super) fn has_enough_requested(&self, now: Time) -> bool {
+        let comes = || (self.downlink.rate().unwrap_or(0.0) * THROTTLED_LEAD.as_secs_f64()) as u64;
+        self.is_locally_throttled(now)
+            && self
+                .peers
+                .values()
+                .map(|peer| peer.outstanding_bytes)
+                .sum::<u64>()
+                > comes()
     }
 }
 
@@ -74,7 +81,7 @@ mod tests {
             let verified = swarm.have().count();
             let most = if verified < 4 { 4 } else { 2 };
             assert!((1..=most).contains(&open.len()), "{} at {now:?}", open.len());
-            open.iter().for_each(|&id| swarm.held(id, now));
+            open.iter().for_each(|&id| swarm.locally_throttled(id, now));
             let next = swarm.poll_timeout().unwrap_or(Time::MAX).min(now + BEAT);
             let bytes = (RATE as f64 * (next - now).as_secs_f64()) as u64;
             now = next;
@@ -111,7 +118,7 @@ mod tests {
         (1..=4).for_each(|n| swarm.progressed(ids[0], LEN / 16, ms(10 * n)));
         let before = swarm.peers().next().unwrap().rate.unwrap();
         // A minute under a limit of next to nothing, which then goes away.
-        (0..300).for_each(|beat| swarm.held(ids[0], ms(40 + 200 * beat)));
+        (0..300).for_each(|beat| swarm.locally_throttled(ids[0], ms(40 + 200 * beat)));
         assert_eq!(actions(&mut swarm, ms(60_000)), []);
         let now = ms(40 + 200 * 299);
         (1..=4).for_each(|n| swarm.progressed(ids[0], LEN / 16, now + ms(10 * n)));
@@ -120,6 +127,6 @@ mod tests {
             after > before / 2.0 && after < before * 2.0,
             "{before} and {after}"
         );
-        assert!(!swarm.is_held(now + HELD));
+        assert!(!swarm.is_locally_throttled(now + THROTTLED_FOR));
     }
 }

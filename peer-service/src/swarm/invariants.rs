@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{MAX_RACERS, Swarm, peer::Peer};
+use super::{MAX_REQUESTS_PER_UNIT, Swarm, peer::Peer};
 
 /// A whole check costs about units times peers: a large swarm does it only every so many events.
 const CHECK_COST: usize = 256;
@@ -11,7 +11,7 @@ impl Swarm {
     #[track_caller]
     pub(super) fn check_now_and_then(&mut self) {
         self.events += 1;
-        let stride = 1 + self.lens.len() * (1 + self.peers.len()) / CHECK_COST;
+        let stride = 1 + self.unit_lens.len() * (1 + self.peers.len()) / CHECK_COST;
         if self.events.is_multiple_of(stride as u64) {
             self.check();
         }
@@ -34,12 +34,12 @@ impl Swarm {
         if self.is_finished() || !self.requests.is_empty() {
             return;
         }
-        let claims = |peer: &Peer| peer.known && self.useful(peer) > 0;
+        let claims = |peer: &Peer| peer.is_availability_known && self.useful_units(peer) > 0;
         let nobody = !self.peers.values().any(claims);
         for (key, peer) in &self.peers {
             let waits = claims(peer) || nobody && peer.is_banned();
             assert!(
-                !waits || peer.wake.is_some(),
+                !waits || peer.timer.is_some(),
                 "{key:?} could serve, and nobody asks it: {peer:?}"
             );
         }
@@ -48,7 +48,7 @@ impl Swarm {
     #[track_caller]
     fn check_units(&self) {
         for unit in 0..self.have.len() {
-            let flying = self.flights.contains_key(&unit);
+            let flying = self.unit_requests.contains_key(&unit);
             let states = [self.have.get(unit), flying, self.rarity.contains(unit)];
             assert_eq!(
                 states.iter().filter(|&&is| is).count(),
@@ -62,7 +62,9 @@ impl Swarm {
             );
         }
         assert!(
-            self.contested.iter().all(|unit| self.flights.contains_key(unit)),
+            self.open_units
+                .iter()
+                .all(|unit| self.unit_requests.contains_key(unit)),
             "contested units are in flight"
         );
     }
@@ -70,9 +72,9 @@ impl Swarm {
     #[track_caller]
     fn check_requests(&self) {
         let mut count = 0;
-        for (unit, racers) in &self.flights {
+        for (unit, racers) in &self.unit_requests {
             assert!(
-                (1..=MAX_RACERS).contains(&racers.len()),
+                (1..=MAX_REQUESTS_PER_UNIT).contains(&racers.len()),
                 "unit {unit} has {} requests",
                 racers.len()
             );
@@ -89,37 +91,44 @@ impl Swarm {
         let bytes: u64 = self
             .requests
             .values()
-            .map(|request| self.lens[request.unit as usize])
+            .map(|request| self.unit_lens[request.unit as usize])
             .sum();
         assert_eq!(bytes, self.in_flight_bytes);
         let few = self.requests.len() <= 1;
         assert!(
-            few || bytes <= self.allowed,
+            few || bytes <= self.in_flight_limit,
             "{bytes} bytes in flight, {} allowed",
-            self.allowed
+            self.in_flight_limit
         );
     }
 
     #[track_caller]
     fn check_peers(&self) {
-        let mut counts = vec![0; self.lens.len()];
-        let mut holders = vec![0; self.lens.len()];
+        let mut counts = vec![0; self.unit_lens.len()];
+        let mut holders = vec![0; self.unit_lens.len()];
         let (mut complete, mut partial, mut active, mut requests) = (0, 0, 0, 0);
         for (key, peer) in &self.peers {
             let own = || peer.requests.iter().map(|id| &self.requests[id]);
             assert!(own().all(|request| request.peer == *key));
             assert_eq!(
-                own().map(|request| self.lens[request.unit as usize]).sum::<u64>(),
-                peer.asked
-            );
-            assert_eq!(own().map(|request| request.owed).sum::<u64>(), peer.owed);
-            let whole = own().filter(|request| request.owed == 0);
-            assert_eq!(
-                whole.map(|request| self.lens[request.unit as usize]).sum::<u64>(),
-                peer.waiting
+                own()
+                    .map(|request| self.unit_lens[request.unit as usize])
+                    .sum::<u64>(),
+                peer.requested_bytes
             );
             assert_eq!(
-                peer.owed > 0,
+                own().map(|request| request.outstanding_bytes).sum::<u64>(),
+                peer.outstanding_bytes
+            );
+            let whole = own().filter(|request| request.outstanding_bytes == 0);
+            assert_eq!(
+                whole
+                    .map(|request| self.unit_lens[request.unit as usize])
+                    .sum::<u64>(),
+                peer.unverified_bytes
+            );
+            assert_eq!(
+                peer.outstanding_bytes > 0,
                 peer.estimate.silent_since().is_some(),
                 "{key:?} owes or does not"
             );
@@ -127,12 +136,12 @@ impl Swarm {
             active += u32::from(!peer.requests.is_empty());
             if peer.is_banned() {
                 assert!(
-                    peer.requests.is_empty() && !peer.known,
+                    peer.requests.is_empty() && !peer.is_availability_known,
                     "{key:?} is banned and left alone"
                 );
             }
             complete += u32::from(peer.is_complete());
-            partial += u32::from(peer.known && !peer.is_complete());
+            partial += u32::from(peer.is_availability_known && !peer.is_complete());
             peer.fetching.ones().for_each(|unit| counts[unit as usize] += 1);
             if !peer.is_complete() {
                 peer.have.ones().for_each(|unit| counts[unit as usize] += 1);
@@ -142,7 +151,7 @@ impl Swarm {
                     .ones()
                     .filter(|&unit| self.rarity.contains(unit))
                     .count();
-                assert_eq!(peer.useful as usize, useful, "useful units of {key:?}");
+                assert_eq!(peer.useful_units as usize, useful, "useful units of {key:?}");
             }
             assert!(
                 peer.refused.units().all(|unit| peer.have.get(unit)),
@@ -159,7 +168,7 @@ impl Swarm {
                 !peer.refused.is_empty(),
                 "{key:?} is asked again for what it refused"
             );
-            if let Some(at) = peer.wake {
+            if let Some(at) = peer.timer {
                 assert!(self.timers.contains(&(at, *key)), "the timer of {key:?} is set");
             }
         }

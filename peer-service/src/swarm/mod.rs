@@ -25,7 +25,7 @@
 //! - **Under a limit of our own** no more is asked for than comes in the next second, and nobody is taken for slow: what was asked for
 //!   first comes first, so that a limit finishes units one after the other.
 //! - **Back-off**: after BUSY, a broken connection or a time-out a peer rests, longer each time, and is tried again;
-//!   who fails [`FORGET_AFTER`] times in a row is forgotten until it joins anew.
+//!   who fails [`MAX_FAILURES`] times in a row is forgotten until it joins anew.
 //!
 //! # Invariants, checked in debug builds
 //!
@@ -34,7 +34,7 @@
 //! nothing is in flight, every peer that claims one of them has a timer: no transfer waits for ever
 //! for bytes that are there. Bytes in flight stay within the budget, or are those of one request;
 //! where the budget was made smaller than what is in flight, they only become fewer until they fit.
-//! A unit has at most [`MAX_RACERS`] requests, each of another peer.
+//! A unit has at most [`MAX_REQUESTS_PER_UNIT`] requests, each of another peer.
 //!
 //! # Cost
 //!
@@ -76,7 +76,7 @@ use std::{
 use rand::{SeedableRng, rngs::Xoshiro256PlusPlus};
 
 pub use self::{config::*, types::*};
-use self::{estimate::Estimate, flight::Request, peer::Peer, rarity::Rarity};
+use self::{estimate::Estimate, flight::Request, peer::Peer, rarity::RarityOrder};
 use crate::bits::Bits;
 
 /// The state of one transfer. See the [module](self).
@@ -84,13 +84,13 @@ use crate::bits::Bits;
 pub struct Swarm {
     config: SwarmConfig,
     rng: Xoshiro256PlusPlus,
-    lens: Vec<u64>,
+    unit_lens: Vec<u64>,
     /// Length of the longest unit: what has to fit for any request to fit.
-    longest: u64,
+    longest_unit: u64,
     have: Bits,
     /// Units in flight.
     fetching: Bits,
-    rarity: Rarity,
+    rarity: RarityOrder,
     /// How many partial peers have each unit.
     holders: Vec<u32>,
 
@@ -99,39 +99,39 @@ pub struct Swarm {
     complete_peers: u32,
     partial_peers: u32,
     /// When a partial peer last told of something new, and how many units came here since.
-    news: (Time, u32),
+    partial_progress: (Time, u32),
     /// Whether partial peers are there and get no further: they are no crowd.
-    quiet: bool,
+    stalled_crowd: bool,
     /// How many peers have requests.
     active_peers: u32,
     /// Peers to look at: something changed that may let them be asked.
     ready: VecDeque<PeerKey>,
     /// Peers that could be asked were the transfer not at its limits.
-    parked: Vec<PeerKey>,
+    blocked: Vec<PeerKey>,
     timers: BTreeSet<(Time, PeerKey)>,
     /// When the end of the transfer is looked at again.
-    tick: Option<Time>,
+    endgame_tick: Option<Time>,
 
     requests: BTreeMap<RequestId, Request>,
     /// The requests of each unit in flight.
-    flights: BTreeMap<u32, Vec<RequestId>>,
+    unit_requests: BTreeMap<u32, Vec<RequestId>>,
     /// Units in flight all of whose peers are stalled: open to others.
-    contested: BTreeSet<u32>,
+    open_units: BTreeSet<u32>,
     next_request: u64,
     in_flight_bytes: u64,
     /// Whatever arrives, as if one peer sent it: our own downlink, or the sum of all uplinks.
-    line: Estimate,
+    downlink: Estimate,
     /// When bytes last waited for our own limit.
-    held_at: Option<Time>,
+    throttled_at: Option<Time>,
 
     actions: VecDeque<Action>,
-    announced: bool,
+    finish_announced: bool,
     counters: Counters,
     #[cfg(any(test, debug_assertions))]
     events: u64,
     /// Most bytes that may be in flight: the budget, or what was in flight when it was made smaller and still is.
     #[cfg(any(test, debug_assertions))]
-    allowed: u64,
+    in_flight_limit: u64,
 }
 
 impl Swarm {
@@ -143,42 +143,42 @@ impl Swarm {
     pub fn new(config: SwarmConfig, unit_lens: Vec<u64>, have: Bits, seed: u64) -> Self {
         assert_eq!(unit_lens.len(), have.len() as usize, "one bit for each unit");
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
-        let mut rarity = Rarity::new(unit_lens.len());
+        let mut rarity = RarityOrder::new(unit_lens.len());
         for unit in (0..have.len()).filter(|&unit| !have.get(unit)) {
             rarity.insert(unit, &mut rng);
         }
         let mut swarm = Self {
             rng,
-            longest: unit_lens.iter().copied().max().unwrap_or(0),
+            longest_unit: unit_lens.iter().copied().max().unwrap_or(0),
             fetching: Bits::new(have.len()),
             rarity,
             holders: vec![0; unit_lens.len()],
-            lens: unit_lens,
+            unit_lens,
             have,
             peers: BTreeMap::new(),
             complete_peers: 0,
             partial_peers: 0,
-            news: (Time::ZERO, 0),
-            quiet: false,
+            partial_progress: (Time::ZERO, 0),
+            stalled_crowd: false,
             active_peers: 0,
             ready: VecDeque::new(),
-            parked: Vec::new(),
+            blocked: Vec::new(),
             timers: BTreeSet::new(),
-            tick: None,
+            endgame_tick: None,
             requests: BTreeMap::new(),
-            flights: BTreeMap::new(),
-            contested: BTreeSet::new(),
+            unit_requests: BTreeMap::new(),
+            open_units: BTreeSet::new(),
             next_request: 0,
             in_flight_bytes: 0,
-            line: Estimate::default(),
-            held_at: None,
+            downlink: Estimate::default(),
+            throttled_at: None,
             actions: VecDeque::new(),
-            announced: false,
+            finish_announced: false,
             counters: Counters::default(),
             #[cfg(any(test, debug_assertions))]
             events: 0,
             #[cfg(any(test, debug_assertions))]
-            allowed: config.max_in_flight_bytes,
+            in_flight_limit: config.max_in_flight_bytes,
             config,
         };
         swarm.announce_finish();
@@ -188,8 +188,8 @@ impl Swarm {
     /// A peer can be reached; what it has comes with [`Swarm::availability`]. A forgotten or failing one starts anew, a
     /// banned one stays banned until [`Action::Readmit`].
     pub fn peer_joined(&mut self, peer: PeerKey, now: Time) {
-        self.join(peer, now);
-        self.settle();
+        self.add_peer(peer, now);
+        self.after_event();
     }
 
     /// A small message to this peer and its answer took so long, measured where nothing queues: with it the swarm tells a
@@ -198,57 +198,57 @@ impl Swarm {
         if let Some(peer) = self.peers.get_mut(&peer) {
             peer.round_trip = Some(peer.round_trip.map_or(took, |least| least.min(took)));
         }
-        self.settle();
+        self.after_event();
     }
 
     /// A peer is gone: its requests are cancelled, and what it had is no longer counted.
     pub fn peer_left(&mut self, peer: PeerKey, now: Time) {
-        self.part(peer, now);
-        self.settle();
+        self.remove_peer(peer, now);
+        self.after_event();
     }
 
     /// Bytes of a request arrived, not verified yet. They feed the estimates.
     pub fn progressed(&mut self, id: RequestId, bytes: u64, now: Time) {
-        self.receive(id, bytes, now);
-        self.settle();
+        self.receive_bytes(id, bytes, now);
+        self.after_event();
     }
 
     /// Bytes of a request wait for our own limit, or for us to verify and write: whoever sent them is not silent, and nobody else would be faster.
-    pub fn held(&mut self, id: RequestId, now: Time) {
-        self.hold(id, now);
-        self.settle();
+    pub fn locally_throttled(&mut self, id: RequestId, now: Time) {
+        self.mark_locally_throttled(id, now);
+        self.after_event();
     }
 
     /// The unit of this request verified. Returns whether it was needed: if not, drop the bytes.
     pub fn verified(&mut self, id: RequestId, now: Time) -> bool {
-        let needed = self.complete(id, now);
-        self.settle();
+        let needed = self.complete_unit(id, now);
+        self.after_event();
         needed
     }
 
     /// The unit of this request came whole and did not verify: its sender is banned.
     pub fn corrupt(&mut self, id: RequestId, now: Time) {
-        self.ban(id, now);
-        self.settle();
+        self.ban_sender(id, now);
+        self.after_event();
     }
 
     /// A peer broke the protocol, whether it joined or not: it is banned, and its requests are
     /// cancelled.
     pub fn misbehaved(&mut self, peer: PeerKey, now: Time) {
         self.ban_peer(peer, now);
-        self.settle();
+        self.after_event();
     }
 
     /// The request failed otherwise.
     pub fn failed(&mut self, id: RequestId, failure: Failure, now: Time) {
-        self.fail(id, failure, now);
-        self.settle();
+        self.fail_request(id, failure, now);
+        self.after_event();
     }
 
     /// The unit has to be fetched (again), and nobody is to blame: writing it here failed.
     pub fn reset_unit(&mut self, unit: u32, now: Time) {
-        self.reset(unit, now);
-        self.settle();
+        self.refetch(unit, now);
+        self.after_event();
     }
 
     /// Changes how many bytes may be in flight. Where more than that are, nothing is taken back: nothing is asked for beyond
@@ -256,20 +256,20 @@ impl Swarm {
     pub fn set_max_in_flight_bytes(&mut self, bytes: u64) {
         if bytes != self.config.max_in_flight_bytes {
             self.config.max_in_flight_bytes = bytes;
-            self.settle();
+            self.after_event();
         }
     }
 
     /// Time passed. To be called when [`Swarm::poll_timeout`] says so; early or late calls do no harm.
     pub fn handle_timeout(&mut self, now: Time) {
-        self.expire(now);
-        self.settle();
+        self.expire_timers(now);
+        self.after_event();
     }
 
     /// What to do next. To be called until it gives `None`, after every event.
     pub fn poll_action(&mut self, now: Time) -> Option<Action> {
         if self.actions.is_empty() {
-            self.pick(now);
+            self.pick_next(now);
         }
         let action = self.actions.pop_front();
         #[cfg(any(test, debug_assertions))]
@@ -282,24 +282,24 @@ impl Swarm {
     /// When [`Swarm::handle_timeout`] wants to be called; `None`: only events can change anything.
     pub fn poll_timeout(&self) -> Option<Time> {
         let timer = self.timers.first().map(|&(at, _)| at);
-        timer.into_iter().chain(self.tick).min()
+        timer.into_iter().chain(self.endgame_tick).min()
     }
 
     /// After every event.
-    fn settle(&mut self) {
+    fn after_event(&mut self) {
         #[cfg(any(test, debug_assertions))]
         {
-            self.allowed = self
+            self.in_flight_limit = self
                 .config
                 .max_in_flight_bytes
-                .max(self.in_flight_bytes.min(self.allowed));
+                .max(self.in_flight_bytes.min(self.in_flight_limit));
             self.check_now_and_then();
         }
     }
 
     fn announce_finish(&mut self) {
-        if self.have.is_full() && !self.announced {
-            self.announced = true;
+        if self.have.is_full() && !self.finish_announced {
+            self.finish_announced = true;
             self.actions.push_back(Action::Finished);
         }
     }

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use super::{
-    DEPTH_SLACK, Failure, GIVE_UP, RequestId, SwarmConfig, Time, estimate::Estimate, refusals::Refusals,
+    Failure, PIPELINE_SLACK, REQUEST_TIMEOUT, RequestId, SwarmConfig, Time, estimate::Estimate,
+    refusals::Refusals,
 };
 use crate::bits::Bits;
 
 /// Whether a peer may be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum Eligibility {
     Open,
     BackedOff {
         until: Time,
@@ -22,12 +23,12 @@ pub(super) enum Standing {
     },
 }
 
-/// Invariants: `useful` is the number of missing units in `have`, unless the peer is complete (then
+/// Invariants: `useful_units` is the number of missing units in `have`, unless the peer is complete (then
 /// it is not kept); refused units are in `have`, and `withheld` is the number of missing ones among
-/// them; `asked`, `owed` and `waiting` are sums over `requests`.
+/// them; `requested_bytes`, `outstanding_bytes` and `unverified_bytes` are sums over `requests`.
 #[derive(Debug)]
 pub(super) struct Peer {
-    pub(super) standing: Standing,
+    pub(super) eligibility: Eligibility,
     /// Whether it joined and did not leave: a peer that was banned is remembered when it is gone.
     pub(super) is_here: bool,
     /// How often it was banned.
@@ -42,22 +43,22 @@ pub(super) struct Peer {
     /// Being fetched there, as it says.
     pub(super) fetching: Bits,
     /// Whether it ever said.
-    pub(super) known: bool,
-    pub(super) useful: u32,
+    pub(super) is_availability_known: bool,
+    pub(super) useful_units: u32,
     /// What it has, as it says, and refused to send.
     pub(super) refused: Refusals,
     pub(super) withheld: u32,
     /// In the order in which they were made.
     pub(super) requests: Vec<RequestId>,
     /// Bytes of all its requests.
-    pub(super) asked: u64,
+    pub(super) requested_bytes: u64,
     /// Bytes of its requests that did not arrive yet.
-    pub(super) owed: u64,
+    pub(super) outstanding_bytes: u64,
     /// Bytes of its requests that came whole and are not verified yet.
-    pub(super) waiting: u64,
+    pub(super) unverified_bytes: u64,
     /// Whether it is being asked until it owes enough again.
-    pub(super) filling: bool,
-    pub(super) stalled: bool,
+    pub(super) is_filling_pipeline: bool,
+    pub(super) is_stalled: bool,
     pub(super) estimate: Estimate,
     /// Of a small message, nothing queued before it; `None` if nobody measured it.
     pub(super) round_trip: Option<Duration>,
@@ -68,9 +69,9 @@ pub(super) struct Peer {
     /// What its last request was for: its neighbour is the next where nothing speaks against it.
     pub(super) cursor: Option<u32>,
     /// Waits to be looked at.
-    pub(super) queued: bool,
+    pub(super) is_ready: bool,
     /// Its place in the timers.
-    pub(super) wake: Option<Time>,
+    pub(super) timer: Option<Time>,
     pub(super) bytes: u64,
     pub(super) verified_bytes: u64,
     pub(super) last_failure: Option<Failure>,
@@ -79,30 +80,30 @@ pub(super) struct Peer {
 impl Peer {
     pub(super) fn new(units: u32) -> Self {
         Self {
-            standing: Standing::Open,
+            eligibility: Eligibility::Open,
             is_here: false,
             bans: 0,
             probation: None,
             ban_look: None,
             have: Bits::new(units),
             fetching: Bits::new(units),
-            known: false,
-            useful: 0,
+            is_availability_known: false,
+            useful_units: 0,
             refused: Refusals::default(),
             withheld: 0,
             requests: Vec::new(),
-            asked: 0,
-            owed: 0,
-            waiting: 0,
-            filling: false,
-            stalled: false,
+            requested_bytes: 0,
+            outstanding_bytes: 0,
+            unverified_bytes: 0,
+            is_filling_pipeline: false,
+            is_stalled: false,
             estimate: Estimate::default(),
             round_trip: None,
             failures: 0,
             refusals: 0,
             cursor: None,
-            queued: false,
-            wake: None,
+            is_ready: false,
+            timer: None,
             bytes: 0,
             verified_bytes: 0,
             last_failure: None,
@@ -111,7 +112,7 @@ impl Peer {
 
     /// Whether it has every unit.
     pub(super) fn is_complete(&self) -> bool {
-        self.known && self.have.is_full()
+        self.is_availability_known && self.have.is_full()
     }
 
     /// Whether it may be asked for this unit: it has it, as it says, and did not refuse it.
@@ -120,17 +121,17 @@ impl Peer {
     }
 
     pub(super) fn is_open(&self) -> bool {
-        self.standing == Standing::Open
+        self.eligibility == Eligibility::Open
     }
 
     pub(super) fn is_banned(&self) -> bool {
-        matches!(self.standing, Standing::Banned { .. })
+        matches!(self.eligibility, Eligibility::Banned { .. })
     }
 
     /// Bytes to keep owed, so that the link never waits for a request. In a crowd only what is under way on the wire: whatever
     /// waits in a queue is kept from everyone else. With a complete source a little more, and two units at least. A wait in a
     /// queue, at the other end or before our own downlink, is no reason to make it longer: what counts is the link's own delay.
-    pub(super) fn depth_bytes(&self, crowd: bool, unit: u64) -> u64 {
+    pub(super) fn pipeline_bytes(&self, crowd: bool, unit: u64) -> u64 {
         let (Some(rate), Some(latency)) = (self.estimate.rate(), self.estimate.latency()) else {
             return if crowd { 0 } else { unit };
         };
@@ -138,25 +139,26 @@ impl Peer {
         if crowd {
             (rate * wire.unwrap_or(0.0)) as u64
         } else {
-            ((rate * (2.0 * wire.unwrap_or(latency) + DEPTH_SLACK.as_secs_f64())) as u64).max(unit)
+            ((rate * (2.0 * wire.unwrap_or(latency) + PIPELINE_SLACK.as_secs_f64())) as u64).max(unit)
         }
     }
 
     /// Whether one more request for a unit of this length would be right for this link. A complete source is asked for several units
     /// once it owes few enough, as each call costs something at both ends; a peer in a crowd for each as it comes.
     pub(super) fn has_room(&mut self, config: &SwarmConfig, crowd: bool, unit: u64) -> bool {
-        let fits = self.asked == 0 || self.asked + unit <= config.max_peer_bytes;
+        let fits = self.requested_bytes == 0 || self.requested_bytes + unit <= config.max_peer_bytes;
         // One unit at a time, each verified before the next.
         let trusted = self.probation.is_none() || self.requests.is_empty();
-        let depth = self.depth_bytes(crowd, unit);
-        let slack = self.estimate.rate().unwrap_or(0.0) * DEPTH_SLACK.as_secs_f64();
+        let depth = self.pipeline_bytes(crowd, unit);
+        let slack = self.estimate.rate().unwrap_or(0.0) * PIPELINE_SLACK.as_secs_f64();
         let batch = if crowd { 0 } else { (slack / 2.0) as u64 };
         // Where verifying is what takes time, more would only wait here.
-        let under_way = self.owed + self.waiting;
-        self.filling = self.owed == 0 || under_way <= depth && (self.filling || under_way + batch <= depth);
-        let wants = self.filling;
+        let under_way = self.outstanding_bytes + self.unverified_bytes;
+        self.is_filling_pipeline = self.outstanding_bytes == 0
+            || under_way <= depth && (self.is_filling_pipeline || under_way + batch <= depth);
+        let wants = self.is_filling_pipeline;
         self.is_open()
-            && !self.stalled
+            && !self.is_stalled
             && fits
             && trusted
             && wants
@@ -165,25 +167,25 @@ impl Peer {
 
     /// The silence from which on it counts as stalled: doubled with each failure. At least `queue`, in which it may only wait
     /// for its turn on our own downlink.
-    pub(super) fn patience(&self, queue: Duration) -> Duration {
-        (self.estimate.patience() * (1 << self.failures.min(4)))
+    pub(super) fn stall_timeout(&self, queue: Duration) -> Duration {
+        (self.estimate.stall_timeout() * (1 << self.failures.min(4)))
             .max(queue)
-            .min(GIVE_UP)
+            .min(REQUEST_TIMEOUT)
     }
 
     /// When it has to be looked at again without anything happening.
-    pub(super) fn deadline(&self, queue: Duration) -> Option<Time> {
-        let patience = self.patience(queue);
-        let allowed = if self.stalled {
-            GIVE_UP.max(patience * 2)
+    pub(super) fn next_deadline(&self, queue: Duration) -> Option<Time> {
+        let patience = self.stall_timeout(queue);
+        let allowed = if self.is_stalled {
+            REQUEST_TIMEOUT.max(patience * 2)
         } else {
             patience
         };
         let silence = self.estimate.silent_since().map(|since| since + allowed);
-        let until = match self.standing {
-            Standing::BackedOff { until } => Some(until),
-            Standing::Open => None,
-            Standing::Banned { until, .. } => return Some(self.ban_look.unwrap_or(until)),
+        let until = match self.eligibility {
+            Eligibility::BackedOff { until } => Some(until),
+            Eligibility::Open => None,
+            Eligibility::Banned { until, .. } => return Some(self.ban_look.unwrap_or(until)),
         };
         let earlier = |a: Option<Time>, b: Option<Time>| match (a, b) {
             (Some(a), Some(b)) => Some(a.min(b)),

@@ -1,8 +1,8 @@
 //! What the swarm tells of itself.
 
 use super::{
-    Counters, MissingRun, PeerKey, PeerState, PeerView, RequestId, StuckReason, Swarm, Time, UnitState,
-    peer::{Peer, Standing},
+    Counters, MissingRun, PeerKey, PeerPhase, PeerView, RequestId, StuckReason, Swarm, Time, UnitState,
+    peer::{Eligibility, Peer},
 };
 use crate::bits::Bits;
 
@@ -27,9 +27,9 @@ impl Swarm {
         let received = |id: &RequestId| self.requests[id].received;
         let of_unit = |(&unit, racers): (&u32, &Vec<RequestId>)| {
             let most = racers.iter().map(received).max().unwrap_or(0);
-            most.min(self.lens[unit as usize])
+            most.min(self.unit_lens[unit as usize])
         };
-        self.flights.iter().map(of_unit).sum()
+        self.unit_requests.iter().map(of_unit).sum()
     }
 
     /// Where a unit stands; `None` beyond the last.
@@ -39,15 +39,19 @@ impl Swarm {
         } else if self.have.get(unit) {
             Some(UnitState::Have)
         } else {
-            Some(self.flights.get(&unit).map_or(UnitState::Missing, |racers| {
-                UnitState::InFlight(racers.len() as u32)
-            }))
+            Some(
+                self.unit_requests
+                    .get(&unit)
+                    .map_or(UnitState::Missing, |racers| {
+                        UnitState::InFlight(racers.len() as u32)
+                    }),
+            )
         }
     }
 
     /// Whether some peer downloads the same, and gets further: then uplinks are shared, and what waits in a queue is kept from others.
     pub const fn is_crowd(&self) -> bool {
-        self.partial_peers > 0 && !self.quiet
+        self.partial_peers > 0 && !self.stalled_crowd
     }
 
     /// Whether every unit is here.
@@ -62,7 +66,7 @@ impl Swarm {
 
     /// The peers by key, banned ones that left included.
     pub fn peers(&self) -> impl Iterator<Item = PeerView> + '_ {
-        self.peers.iter().map(|(&key, peer)| self.view(key, peer))
+        self.peers.iter().map(|(&key, peer)| self.peer_view(key, peer))
     }
 
     /// What is not here, in runs of units with the same number of providers.
@@ -98,23 +102,23 @@ impl Swarm {
                 .filter(|peer| peer.is_here && !peer.is_banned())
         };
         if here().next().is_none() {
-            let banned = self.peers.values().filter_map(|peer| match peer.standing {
-                Standing::Banned { until, .. } => Some(until),
+            let banned = self.peers.values().filter_map(|peer| match peer.eligibility {
+                Eligibility::Banned { until, .. } => Some(until),
                 _ => None,
             });
             let first = banned.min();
             return Some(first.map_or(StuckReason::NoPeers, |until| StuckReason::AllBanned { until }));
         }
-        if !here().any(|peer| peer.known) {
+        if !here().any(|peer| peer.is_availability_known) {
             return Some(StuckReason::NoAvailability);
         }
-        if !here().any(|peer| self.useful(peer) > 0) {
+        if !here().any(|peer| self.useful_units(peer) > 0) {
             return Some(StuckReason::NoProvider {
                 units: self.rarity.len() as u32,
             });
         }
-        let until = |peer: &Peer| match peer.standing {
-            Standing::BackedOff { until } => until,
+        let until = |peer: &Peer| match peer.eligibility {
+            Eligibility::BackedOff { until } => until,
             _ => Time::ZERO,
         };
         match here().filter(|peer| self.askable(peer) > 0).map(until).min() {
@@ -140,44 +144,44 @@ impl Swarm {
     }
 
     /// How many missing units this peer has.
-    pub(super) fn useful(&self, peer: &Peer) -> u32 {
+    pub(super) fn useful_units(&self, peer: &Peer) -> u32 {
         if peer.is_complete() {
             self.rarity.len() as u32
         } else {
-            peer.useful
+            peer.useful_units
         }
     }
 
     /// How many of those it did not refuse.
     pub(super) fn askable(&self, peer: &Peer) -> u32 {
-        self.useful(peer) - peer.withheld
+        self.useful_units(peer) - peer.withheld
     }
 
-    fn view(&self, key: PeerKey, peer: &Peer) -> PeerView {
+    fn peer_view(&self, key: PeerKey, peer: &Peer) -> PeerView {
         let refused = peer.refused.due().filter(|_| peer.withheld > 0);
         let refused = refused.map(|until| (peer.withheld, until));
-        let state = match peer.standing {
-            Standing::Banned { unit, until } => PeerState::Banned { unit, until },
-            Standing::BackedOff { until } => PeerState::BackedOff { until },
-            Standing::Open if !peer.known => PeerState::Joining,
-            Standing::Open if peer.stalled => PeerState::Stalled,
-            Standing::Open if !peer.requests.is_empty() => PeerState::Active,
-            Standing::Open => match refused {
-                Some((_, until)) if self.askable(peer) == 0 => PeerState::Refusing { until },
-                _ => PeerState::Idle,
+        let state = match peer.eligibility {
+            Eligibility::Banned { unit, until } => PeerPhase::Banned { unit, until },
+            Eligibility::BackedOff { until } => PeerPhase::BackedOff { until },
+            Eligibility::Open if !peer.is_availability_known => PeerPhase::Joining,
+            Eligibility::Open if peer.is_stalled => PeerPhase::Stalled,
+            Eligibility::Open if !peer.requests.is_empty() => PeerPhase::Active,
+            Eligibility::Open => match refused {
+                Some((_, until)) if self.askable(peer) == 0 => PeerPhase::Refusing { until },
+                _ => PeerPhase::Idle,
             },
         };
-        let depth = peer.depth_bytes(self.is_crowd(), self.longest) / self.longest.max(1) + 1;
+        let depth = peer.pipeline_bytes(self.is_crowd(), self.longest_unit) / self.longest_unit.max(1) + 1;
         PeerView {
             key,
-            state,
-            complete: peer.is_complete(),
+            phase: state,
+            is_complete: peer.is_complete(),
             units: peer.have.count(),
-            useful: self.useful(peer),
+            useful_units: self.useful_units(peer),
             refused,
             on_probation: peer.probation.is_some(),
             requests: peer.requests.len() as u32,
-            depth: depth.min(u64::from(self.config.max_peer_requests)) as u32,
+            pipeline_depth: depth.min(u64::from(self.config.max_peer_requests)) as u32,
             rate: peer.estimate.rate(),
             latency: peer.estimate.latency().map(std::time::Duration::from_secs_f64),
             bytes: peer.bytes,

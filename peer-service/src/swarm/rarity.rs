@@ -5,7 +5,7 @@
 //! different units. Adding or removing a unit shifts one unit a marker: O(largest count). The idea is libtorrent's
 //! `piece_picker`.
 //!
-//! Invariants: `order` is sorted by count; `start[c]` is the first place of count `c` or more; `place` is the inverse of
+//! Invariants: `order` is sorted by count; `start[c]` is the first place of count `c` or more; `position` is the inverse of
 //! `order`.
 
 use rand::{RngExt, rngs::Xoshiro256PlusPlus};
@@ -13,20 +13,20 @@ use rand::{RngExt, rngs::Xoshiro256PlusPlus};
 const ABSENT: u32 = u32::MAX;
 
 #[derive(Debug)]
-pub(super) struct Rarity {
+pub(super) struct RarityOrder {
     counts: Vec<u32>,
     order: Vec<u32>,
-    place: Vec<u32>,
+    position: Vec<u32>,
     start: Vec<u32>,
 }
 
-impl Rarity {
+impl RarityOrder {
     /// All of `units` units counted 0 and none of them missing.
     pub(super) fn new(units: usize) -> Self {
         Self {
             counts: vec![0; units],
             order: Vec::new(),
-            place: vec![ABSENT; units],
+            position: vec![ABSENT; units],
             start: vec![0],
         }
     }
@@ -41,7 +41,7 @@ impl Rarity {
     }
 
     pub(super) fn contains(&self, unit: u32) -> bool {
-        self.place[unit as usize] != ABSENT
+        self.position[unit as usize] != ABSENT
     }
 
     /// How often this unit is had or being fetched by partial peers.
@@ -75,7 +75,7 @@ impl Rarity {
     /// The unit is not missing any more.
     pub(super) fn remove(&mut self, unit: u32) {
         debug_assert!(self.contains(unit), "unit {unit} is not missing");
-        let mut hole = self.place[unit as usize];
+        let mut hole = self.position[unit as usize];
         for marker in self.counts[unit as usize] as usize + 1..self.start.len() {
             self.start[marker] -= 1;
             let last = self.start[marker];
@@ -87,7 +87,7 @@ impl Rarity {
         {
             self.put(hole, last);
         }
-        self.place[unit as usize] = ABSENT;
+        self.position[unit as usize] = ABSENT;
     }
 
     /// One more peer has or fetches the unit.
@@ -97,7 +97,7 @@ impl Rarity {
         self.reach(count + 1);
         if self.contains(unit) {
             self.start[count + 1] -= 1;
-            self.swap(self.place[unit as usize], self.start[count + 1]);
+            self.swap(self.position[unit as usize], self.start[count + 1]);
             self.shuffle(unit, rng);
         }
     }
@@ -108,7 +108,7 @@ impl Rarity {
         debug_assert!(count > 0, "unit {unit} is counted by nobody");
         self.counts[unit as usize] -= 1;
         if self.contains(unit) {
-            self.swap(self.place[unit as usize], self.start[count]);
+            self.swap(self.position[unit as usize], self.start[count]);
             self.start[count] += 1;
             self.shuffle(unit, rng);
         }
@@ -130,7 +130,7 @@ impl Rarity {
             .copied()
             .unwrap_or(self.order.len() as u32);
         self.swap(
-            self.place[unit as usize],
+            self.position[unit as usize],
             rng.random_range(self.start[count]..end),
         );
     }
@@ -150,7 +150,7 @@ impl Rarity {
 
     fn put(&mut self, place: u32, unit: u32) {
         self.order[place as usize] = unit;
-        self.place[unit as usize] = place;
+        self.position[unit as usize] = place;
     }
 
     /// Panics where an invariant does not hold.
@@ -162,7 +162,7 @@ impl Rarity {
         );
         for (place, &unit) in self.order.iter().enumerate() {
             assert_eq!(
-                self.place[unit as usize] as usize, place,
+                self.position[unit as usize] as usize, place,
                 "place is the inverse of order"
             );
         }
@@ -186,7 +186,7 @@ mod tests {
         #[test]
         fn stays_sorted(changes in proptest::collection::vec((0u32..20, 0u8..4), 0..300), seed: u64) {
             let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
-            let mut rarity = Rarity::new(20);
+            let mut rarity = RarityOrder::new(20);
             let mut missing = std::collections::BTreeSet::new();
             for (unit, change) in changes {
                 match change {
@@ -206,7 +206,7 @@ mod tests {
     fn equals_come_in_random_order() {
         let first = |seed| {
             let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
-            let mut rarity = Rarity::new(100);
+            let mut rarity = RarityOrder::new(100);
             (0..100).for_each(|unit| rarity.insert(unit, &mut rng));
             rarity.rarest().next()
         };

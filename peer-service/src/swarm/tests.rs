@@ -187,8 +187,8 @@ fn bad_bytes_ban_their_sender_and_nobody_else() {
     swarm.peer_left(A, ms(6));
     join(&mut swarm, A, &[], ms(7));
     assert!(requests(&mut swarm, ms(7)).iter().all(|(_, peer, _)| *peer == B));
-    let state = swarm.peers().next().unwrap().state;
-    let PeerState::Banned {
+    let state = swarm.peers().next().unwrap().phase;
+    let PeerPhase::Banned {
         unit: banned_for,
         until,
     } = state
@@ -348,7 +348,7 @@ fn a_silent_peer_whose_work_others_did_is_not_asked_again_at_once() {
             }
             due += ms(200);
         }
-        let resting = |peer: &PeerView| peer.key == A && matches!(peer.state, PeerState::BackedOff { .. });
+        let resting = |peer: &PeerView| peer.key == A && matches!(peer.phase, PeerPhase::BackedOff { .. });
         rested |= swarm.peers().any(|peer| resting(&peer));
         assert!(now < ms(12_000), "it ends");
     }
@@ -393,7 +393,7 @@ fn failures_back_off_longer_each_time_and_are_forgotten_at_last() {
         now = until;
         swarm.handle_timeout(now);
     }
-    assert_eq!(waits.len() as u32, FORGET_AFTER - 1);
+    assert_eq!(waits.len() as u32, MAX_FAILURES - 1);
     assert!(
         waits[0] < ms(700) && waits[4] > ms(5000) && waits[8] <= MAX_BACK_OFF.mul_f64(1.25),
         "{waits:?}"
@@ -465,7 +465,7 @@ fn a_peer_that_refused_is_asked_again_after_a_growing_delay() {
             panic!("{:?}", swarm.stuck_reason())
         };
         assert!(swarm.poll_timeout().is_some_and(|at| at <= until));
-        assert_eq!(swarm.peers().next().unwrap().state, PeerState::Refusing { until });
+        assert_eq!(swarm.peers().next().unwrap().phase, PeerPhase::Refusing { until });
         delays.push(until - now);
         now = until;
         swarm.handle_timeout(now);
@@ -633,7 +633,10 @@ fn a_wait_in_a_queue_does_not_make_it_longer() {
     (0..4).for_each(|chunk| swarm.progressed(id, LEN / 4, ms(2000 + chunk * 5)));
     assert!(swarm.verified(id, ms(2015)));
     let view = swarm.peers().next().unwrap();
-    assert!(view.latency.unwrap() >= ms(2000) && view.depth <= 4, "{view:?}");
+    assert!(
+        view.latency.unwrap() >= ms(2000) && view.pipeline_depth <= 4,
+        "{view:?}"
+    );
 }
 
 #[test]

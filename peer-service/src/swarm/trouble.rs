@@ -5,10 +5,10 @@ use std::time::Duration;
 use rand::RngExt;
 
 use super::{
-    Action, BACK_OFF, BAN, BAN_LOOK, BUSY_BACK_OFF, FORGET_AFTER, Failure, GIVE_UP, MAX_BACK_OFF, MAX_BAN,
-    MAX_BUSY_BACK_OFF, MAX_REFUSED_BACK_OFF, MAX_STALL, PROBATION_UNITS, PeerKey, REFUSED_BACK_OFF,
-    RequestId, Swarm, Time,
-    peer::{Peer, Standing},
+    Action, BACK_OFF, BAN, BAN_LOOK, BUSY_BACK_OFF, Failure, MAX_BACK_OFF, MAX_BAN, MAX_BUSY_BACK_OFF,
+    MAX_FAILURES, MAX_REFUSED_BACK_OFF, MAX_STALL, PROBATION_UNITS, PeerKey, REFUSED_BACK_OFF,
+    REQUEST_TIMEOUT, RequestId, Swarm, Time,
+    peer::{Eligibility, Peer},
 };
 
 /// A refusal counts as this many failures: asking again soon is unlikely to help.
@@ -22,10 +22,10 @@ const IN_VAIN: u32 = 8;
 const FAILING: u32 = 4;
 
 /// Senders that share a downlink do not share it evenly: one may come last, and then a little late.
-const QUEUE_PATIENCE: f64 = 2.0;
+const QUEUE_FACTOR: f64 = 2.0;
 
 impl Swarm {
-    pub(super) fn fail(&mut self, id: RequestId, failure: Failure, now: Time) {
+    pub(super) fn fail_request(&mut self, id: RequestId, failure: Failure, now: Time) {
         let Some(request) = self.requests.get(&id) else {
             return;
         };
@@ -42,20 +42,20 @@ impl Swarm {
             Failure::NotAvailable => {
                 // It answered: whatever it is, it is not silent.
                 if let Some(peer) = self.peers.get_mut(&key) {
-                    peer.stalled = false;
+                    peer.is_stalled = false;
                 }
             }
-            Failure::Busy { retry_after } => self.rest_busy(key, retry_after, now),
-            Failure::Disconnected | Failure::TimedOut => self.rest(key, 1, now),
-            Failure::Refused => self.rest(key, REFUSED_WEIGHT, now),
+            Failure::Busy { retry_after } => self.back_off_busy(key, retry_after, now),
+            Failure::Disconnected | Failure::TimedOut => self.back_off_failing(key, 1, now),
+            Failure::Refused => self.back_off_failing(key, REFUSED_WEIGHT, now),
         }
-        self.close(id, now);
+        self.close_request(id, now);
         if self
             .peers
             .get(&key)
-            .is_some_and(|peer| peer.failures >= FORGET_AFTER)
+            .is_some_and(|peer| peer.failures >= MAX_FAILURES)
         {
-            self.part(key, now);
+            self.remove_peer(key, now);
             self.actions.push_back(Action::Forget { peer: key });
         }
     }
@@ -71,7 +71,7 @@ impl Swarm {
             if peer.refused.insert(unit, count, now + delay) {
                 peer.withheld += u32::from(missing);
             }
-            self.arm(key, now);
+            self.arm_timer(key, now);
         }
     }
 
@@ -114,10 +114,10 @@ impl Swarm {
         if peer.probation.is_none() {
             peer.ban_look = None;
         }
-        self.wake(key);
+        self.mark_ready(key);
     }
 
-    pub(super) fn ban(&mut self, id: RequestId, now: Time) {
+    pub(super) fn ban_sender(&mut self, id: RequestId, now: Time) {
         let Some(request) = self.requests.get(&id) else {
             return;
         };
@@ -125,8 +125,8 @@ impl Swarm {
         self.counters.corrupt_bytes += request.received;
         self.actions.push_back(Action::Ban { peer: key, unit });
         self.set_banned(key, Some(unit), now);
-        self.close(id, now);
-        self.drop_requests_of(key, now);
+        self.close_request(id, now);
+        self.cancel_requests_of(key, now);
     }
 
     /// Bans a peer that broke the protocol, whether it joined or not.
@@ -134,24 +134,24 @@ impl Swarm {
         let units = self.have.len();
         self.peers.entry(key).or_insert_with(|| Peer::new(units));
         self.set_banned(key, None, now);
-        self.drop_requests_of(key, now);
+        self.cancel_requests_of(key, now);
     }
 
     /// Takes down a ban. What the peer has counts no more, before its units are missing again.
     fn set_banned(&mut self, key: PeerKey, unit: Option<u32>, now: Time) {
         let jitter = self.jitter();
-        self.retract(key);
+        self.forget_availability(key);
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
         let until = now + doubled(BAN, peer.bans).min(MAX_BAN).mul_f64(jitter);
-        peer.standing = Standing::Banned { unit, until };
+        peer.eligibility = Eligibility::Banned { unit, until };
         peer.bans = peer.bans.saturating_add(1);
         (peer.probation, peer.ban_look) = (None, None);
-        if let Some(at) = peer.wake.take() {
+        if let Some(at) = peer.timer.take() {
             self.timers.remove(&(at, key));
         }
-        self.arm(key, now);
+        self.arm_timer(key, now);
     }
 
     /// Whether any peer that is trusted can be expected to send a missing unit, now or after a
@@ -159,7 +159,7 @@ impl Swarm {
     /// not count.
     pub(super) fn others_can_serve(&self) -> bool {
         let serves = |peer: &Peer| {
-            peer.known
+            peer.is_availability_known
                 && !peer.is_banned()
                 && peer.probation.is_none()
                 && self.askable(peer) > 0
@@ -179,14 +179,14 @@ impl Swarm {
         if peer.ban_look.is_some_and(|at| at <= now) {
             peer.ban_look = None;
         }
-        match peer.standing {
-            Standing::Banned { until, .. } if until <= now && is_needed => {
-                peer.standing = Standing::Open;
+        match peer.eligibility {
+            Eligibility::Banned { until, .. } if until <= now && is_needed => {
+                peer.eligibility = Eligibility::Open;
                 peer.probation = Some(PROBATION_UNITS);
                 (peer.is_here, peer.failures, peer.refusals) = (false, 0, 0);
                 self.actions.push_back(Action::Readmit { peer: key });
             }
-            Standing::Banned { until, .. } if until <= now => {
+            Eligibility::Banned { until, .. } if until <= now => {
                 peer.ban_look = Some(now + BAN_LOOK);
             }
             _ => {}
@@ -195,19 +195,19 @@ impl Swarm {
 
     /// Asks a peer that was banned for one unit, if nobody else can serve; else looks again later.
     pub(super) fn ask_on_probation(&mut self, key: PeerKey, now: Time) {
-        let Some(unit) = self.missing_for(key) else {
+        let Some(unit) = self.pick_missing(key) else {
             return;
         };
         if !self.others_can_serve() {
-            self.open(key, unit, now);
+            self.open_request(key, unit, now);
         } else if let Some(peer) = self.peers.get_mut(&key) {
             peer.ban_look = Some(now + BAN_LOOK);
-            self.arm(key, now);
+            self.arm_timer(key, now);
         }
     }
 
     /// Backs off from a peer with no room, by its own word or a little more each time.
-    fn rest_busy(&mut self, key: PeerKey, retry_after: Option<Duration>, now: Time) {
+    fn back_off_busy(&mut self, key: PeerKey, retry_after: Option<Duration>, now: Time) {
         let jitter = self.rng.random_range(1.0..1.5);
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
@@ -222,7 +222,7 @@ impl Swarm {
     }
 
     /// Backs off from a peer that fails. Several requests that fail at once are one failure.
-    fn rest(&mut self, key: PeerKey, weight: u32, now: Time) {
+    fn back_off_failing(&mut self, key: PeerKey, weight: u32, now: Time) {
         let jitter = self.rng.random_range(0.75..1.25);
         let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.is_open()) else {
             return;
@@ -233,7 +233,7 @@ impl Swarm {
     }
 
     /// Backs off from a peer that was silent until others had done its work: for a moment, as it may be all there is for other units.
-    pub(super) fn rest_silent(&mut self, key: PeerKey, now: Time) {
+    pub(super) fn back_off_silent(&mut self, key: PeerKey, now: Time) {
         let jitter = self.rng.random_range(0.75..1.25);
         if let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.is_open()) {
             peer.last_failure = Some(Failure::TimedOut);
@@ -249,69 +249,69 @@ impl Swarm {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        peer.standing = match peer.standing {
-            Standing::Open => Standing::BackedOff { until },
-            Standing::BackedOff { until: before } => Standing::BackedOff {
+        peer.eligibility = match peer.eligibility {
+            Eligibility::Open => Eligibility::BackedOff { until },
+            Eligibility::BackedOff { until: before } => Eligibility::BackedOff {
                 until: before.max(until),
             },
-            banned @ Standing::Banned { .. } => banned,
+            banned @ Eligibility::Banned { .. } => banned,
         };
-        self.arm(key, now);
+        self.arm_timer(key, now);
     }
 
     /// Sets the peer's timer to its deadline. A timer that is early stays: when it fires it is set anew, which is cheaper than
     /// moving it with every chunk.
-    pub(super) fn arm(&mut self, key: PeerKey, now: Time) {
-        let queue = self.queue();
+    pub(super) fn arm_timer(&mut self, key: PeerKey, now: Time) {
+        let queue = self.queue_delay();
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        let Some(deadline) = peer.deadline(queue) else {
+        let Some(deadline) = peer.next_deadline(queue) else {
             return;
         };
-        if peer.wake.is_some_and(|at| at <= deadline && at > now) {
+        if peer.timer.is_some_and(|at| at <= deadline && at > now) {
             return;
         }
-        if let Some(at) = peer.wake.replace(deadline) {
+        if let Some(at) = peer.timer.replace(deadline) {
             self.timers.remove(&(at, key));
         }
         self.timers.insert((deadline, key));
     }
 
-    pub(super) fn expire(&mut self, now: Time) {
-        if self.tick.is_some_and(|at| at <= now) {
-            self.run_tick();
+    pub(super) fn expire_timers(&mut self, now: Time) {
+        if self.endgame_tick.is_some_and(|at| at <= now) {
+            self.run_endgame_tick();
         }
         while let Some(&(at, key)) = self.timers.first()
             && at <= now
         {
             self.timers.pop_first();
             if let Some(peer) = self.peers.get_mut(&key) {
-                peer.wake = None;
-                self.look_at(key, now);
-                self.arm(key, now);
-                self.wake(key);
+                peer.timer = None;
+                self.check_deadline(key, now);
+                self.arm_timer(key, now);
+                self.mark_ready(key);
             }
         }
     }
 
     /// How long a peer may be silent only because our own downlink brings what others owe: twice the time that all bytes in
     /// flight take at the rate at which bytes arrive. Near nothing unless that link is what is slow.
-    fn queue(&self) -> Duration {
-        let seconds = self.line.rate().map_or(0.0, |rate| {
-            QUEUE_PATIENCE * self.in_flight_bytes as f64 / rate.max(1.0)
+    fn queue_delay(&self) -> Duration {
+        let seconds = self.downlink.rate().map_or(0.0, |rate| {
+            QUEUE_FACTOR * self.in_flight_bytes as f64 / rate.max(1.0)
         });
-        Duration::from_secs_f64(seconds.min(GIVE_UP.as_secs_f64()))
+        Duration::from_secs_f64(seconds.min(REQUEST_TIMEOUT.as_secs_f64()))
     }
 
     /// A peer's deadline may have passed.
-    fn look_at(&mut self, key: PeerKey, now: Time) {
-        let queue = self.queue();
+    fn check_deadline(&mut self, key: PeerKey, now: Time) {
+        let queue = self.queue_delay();
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        if matches!(peer.standing, Standing::BackedOff { until } if until <= now) {
-            peer.standing = Standing::Open;
+        if matches!(peer.eligibility, Eligibility::BackedOff { until } if until <= now) {
+            peer.eligibility = Eligibility::Open;
         }
         if peer.bans > 0 {
             self.look_at_ban(key, now);
@@ -323,21 +323,24 @@ impl Swarm {
         let Some(since) = peer.estimate.silent_since() else {
             return;
         };
-        if !peer.stalled && now >= since + peer.patience(queue) {
-            peer.stalled = true;
+        if !peer.is_stalled && now >= since + peer.stall_timeout(queue) {
+            peer.is_stalled = true;
             let units: Vec<u32> = peer.requests.iter().map(|id| self.requests[id].unit).collect();
-            units.into_iter().for_each(|unit| self.contest(unit));
-        } else if peer.stalled && peer.deadline(queue).is_some_and(|at| at <= now) && now >= since + GIVE_UP {
-            let owed = |id: &RequestId| self.requests[id].owed > 0;
+            units.into_iter().for_each(|unit| self.open_to_others(unit));
+        } else if peer.is_stalled
+            && peer.next_deadline(queue).is_some_and(|at| at <= now)
+            && now >= since + REQUEST_TIMEOUT
+        {
+            let owed = |id: &RequestId| self.requests[id].outstanding_bytes > 0;
             let given_up: Vec<RequestId> = peer.requests.iter().copied().filter(owed).collect();
-            given_up.into_iter().for_each(|id| self.give_up(id, now));
+            given_up.into_iter().for_each(|id| self.time_out_request(id, now));
         }
     }
 
     /// Ends a request that nothing is expected of any more.
-    pub(super) fn give_up(&mut self, id: RequestId, now: Time) {
+    pub(super) fn time_out_request(&mut self, id: RequestId, now: Time) {
         self.actions.push_back(Action::Cancel { id });
-        self.fail(id, Failure::TimedOut, now);
+        self.fail_request(id, Failure::TimedOut, now);
     }
 }
 

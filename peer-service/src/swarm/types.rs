@@ -92,7 +92,7 @@ pub enum UnitState {
 
 /// Where a peer stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PeerState {
+pub enum PeerPhase {
     /// What it has is not known yet.
     Joining,
     /// Has nothing that is needed and not asked for already.
@@ -127,13 +127,13 @@ pub struct PeerView {
     /// The peer.
     pub key: PeerKey,
     /// Where it stands.
-    pub state: PeerState,
+    pub phase: PeerPhase,
     /// Whether it has every unit.
-    pub complete: bool,
+    pub is_complete: bool,
     /// How many units it has.
     pub units: u32,
     /// How many of those are missing here and not asked for.
-    pub useful: u32,
+    pub useful_units: u32,
     /// How many of these it refused, and when it is asked for some of them again.
     pub refused: Option<(u32, Time)>,
     /// Whether it was banned and is asked again, for one unit at a time, because nobody else can
@@ -142,7 +142,7 @@ pub struct PeerView {
     /// Requests in flight.
     pub requests: u32,
     /// Requests the swarm would keep in flight now.
-    pub depth: u32,
+    pub pipeline_depth: u32,
     /// Estimated throughput in bytes a second, once something arrived.
     pub rate: Option<f64>,
     /// Estimated time from a request to its first byte.

@@ -384,7 +384,7 @@ impl Driver<'_> {
                 self.peers.sends(told.peer);
                 self.swarm.progressed(told.id, bytes, now);
             }
-            Outcome::Held => self.swarm.held(told.id, now),
+            Outcome::Held => self.swarm.locally_throttled(told.id, now),
             Outcome::Verified => {
                 // Of use even if the race was lost meanwhile: the bytes are there. The swarm counts them once.
                 self.disk_retry = DISK_RETRY;

@@ -24,7 +24,7 @@ use super::{
     verifying::Disk,
     view::{Missing, PeerRow, PeerStanding, State, View},
 };
-use crate::swarm::{Failure, PeerKey, PeerState, PeerView, StuckReason, Swarm, Time};
+use crate::swarm::{Failure, PeerKey, PeerPhase, PeerView, StuckReason, Swarm, Time};
 
 /// Most peers shown, as the contract has it.
 const MAX_PEERS: usize = 1_000;
@@ -263,28 +263,28 @@ fn rows(
 
 fn row(peer: &Peer, view: Option<&PeerView>, retries: &Retries, rate: u64) -> PeerRow {
     let last = peer.last_error.clone().unwrap_or_default();
-    let state = view.map(|view| view.state);
+    let state = view.map(|view| view.phase);
     let (standing, reason) = match (&peer.contact, state) {
         (Contact::Banned(what), state) => (PeerStanding::Banned, retries.of_banned(what, state)),
         (Contact::Lost(what), _) => (PeerStanding::Unreachable, what.message.clone()),
         (Contact::Waiting | Contact::Dialling, _) => (PeerStanding::Connecting, last),
-        (Contact::Connected, Some(PeerState::Banned { .. })) => {
+        (Contact::Connected, Some(PeerPhase::Banned { .. })) => {
             (PeerStanding::Banned, peer.ban.clone().unwrap_or_default())
         }
-        (Contact::Connected, Some(PeerState::Active)) => (PeerStanding::Active, String::new()),
-        (Contact::Connected, Some(PeerState::Stalled)) => (
+        (Contact::Connected, Some(PeerPhase::Active)) => (PeerStanding::Active, String::new()),
+        (Contact::Connected, Some(PeerPhase::Stalled)) => (
             PeerStanding::Active,
             "sends nothing: others are asked as well".into(),
         ),
-        (Contact::Connected, Some(PeerState::BackedOff { .. })) if last.is_empty() => {
+        (Contact::Connected, Some(PeerPhase::BackedOff { .. })) if last.is_empty() => {
             let failure = view.and_then(|view| view.last_failure);
             (PeerStanding::BackingOff, failure.map_or("", explained).into())
         }
-        (Contact::Connected, Some(PeerState::BackedOff { .. })) => (PeerStanding::BackingOff, last),
-        (Contact::Connected, Some(PeerState::Refusing { until })) => {
+        (Contact::Connected, Some(PeerPhase::BackedOff { .. })) => (PeerStanding::BackingOff, last),
+        (Contact::Connected, Some(PeerPhase::Refusing { until })) => {
             (PeerStanding::BackingOff, retries.of_refusing(peer, until))
         }
-        (Contact::Connected, Some(PeerState::Joining | PeerState::Idle) | None) => {
+        (Contact::Connected, Some(PeerPhase::Joining | PeerPhase::Idle) | None) => {
             (PeerStanding::Idle, String::new())
         }
     };
@@ -338,9 +338,9 @@ impl Retries {
     }
 
     /// What a peer was banned for, and when it is tried again.
-    fn of_banned(&self, what: &str, state: Option<PeerState>) -> String {
+    fn of_banned(&self, what: &str, state: Option<PeerPhase>) -> String {
         let until = match state {
-            Some(PeerState::Banned { until, .. }) if !self.is_finished => until,
+            Some(PeerPhase::Banned { until, .. }) if !self.is_finished => until,
             _ => return what.to_owned(),
         };
         match (self.others_serve, self.seconds_until(until)) {
@@ -428,7 +428,7 @@ fn stuck((swarm, now): (&Swarm, Time), peers: &Peers, sources: &Sources) -> Opti
 
 /// What keeps each peer from serving: those who are lost, banned, or refuse what they have.
 fn troubles<'a>((swarm, now): (&Swarm, Time), peers: &'a Peers) -> Vec<(&'a Address, Problem)> {
-    let states: HashMap<_, _> = swarm.peers().map(|view| (view.key, view.state)).collect();
+    let states: HashMap<_, _> = swarm.peers().map(|view| (view.key, view.phase)).collect();
     let retries = Retries::of(swarm, now);
     let trouble = |(key, peer): (PeerKey, &'a Peer)| {
         let problem = match (&peer.contact, states.get(&key)) {
@@ -437,7 +437,7 @@ fn troubles<'a>((swarm, now): (&Swarm, Time), peers: &'a Peers) -> Vec<(&'a Addr
                 let what = retries.of_banned(what, state.copied());
                 Problem::new(Reason::VerificationFailed, format!("banned: {what}"))
             }
-            (Contact::Connected, Some(PeerState::Refusing { until })) => {
+            (Contact::Connected, Some(PeerPhase::Refusing { until })) => {
                 Problem::new(Reason::PieceNotAvailable, retries.of_refusing(peer, *until))
             }
             _ => return None,
