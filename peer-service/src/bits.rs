@@ -4,13 +4,13 @@
 
 /// A fixed number of bits.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Bits {
+pub struct Bitfield {
     len: u32,
     count: u32,
     bytes: Vec<u8>,
 }
 
-impl Bits {
+impl Bitfield {
     /// `len` bits, all zero.
     pub fn new(len: u32) -> Self {
         Self {
@@ -134,7 +134,7 @@ mod tests {
     proptest! {
         #[test]
         fn behaves_as_a_set(len in 0u32..100, changes in proptest::collection::vec((0u32..120, any::<bool>()), 0..200)) {
-            let mut bits = Bits::new(len);
+            let mut bits = Bitfield::new(len);
             let mut set = std::collections::BTreeSet::new();
             for (index, value) in changes {
                 let changed = bits.set(index, value);
@@ -143,19 +143,19 @@ mod tests {
             }
             prop_assert_eq!(bits.ones().collect::<Vec<_>>(), set.iter().copied().collect::<Vec<_>>());
             prop_assert_eq!(bits.count() as usize, set.len());
-            prop_assert_eq!(Bits::from_bytes(len, bits.as_bytes()), Some(bits));
+            prop_assert_eq!(Bitfield::from_bytes(len, bits.as_bytes()), Some(bits));
         }
 
         #[test]
         fn full_is_all_ones(len in 0u32..100) {
-            prop_assert_eq!(Bits::full(len).ones().count() as u32, len);
-            prop_assert_eq!(Bits::from_bytes(len, Bits::full(len).as_bytes()), Some(Bits::full(len)));
+            prop_assert_eq!(Bitfield::full(len).ones().count() as u32, len);
+            prop_assert_eq!(Bitfield::from_bytes(len, Bitfield::full(len).as_bytes()), Some(Bitfield::full(len)));
         }
     }
 
     #[test]
     fn spare_bits_are_refused() {
-        assert_eq!(Bits::from_bytes(3, &[0b0001_0000]), None);
-        assert_eq!(Bits::from_bytes(3, &[]), None);
+        assert_eq!(Bitfield::from_bytes(3, &[0b0001_0000]), None);
+        assert_eq!(Bitfield::from_bytes(3, &[]), None);
     }
 }

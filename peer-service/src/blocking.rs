@@ -19,7 +19,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// The same for work that takes long and can be stopped: it is told to when nobody waits for it any more.
-pub(crate) async fn stoppable<T: Send + 'static>(
+pub(crate) async fn blocking_cancellable<T: Send + 'static>(
     work: impl FnOnce(&CancellationToken) -> T + Send + 'static,
 ) -> Result<T, Problem> {
     let stop = CancellationToken::new();
@@ -69,7 +69,7 @@ fn lower_priority() {
 const fn lower_priority() {}
 
 /// What to answer to whoever hashes and asks whether to go on.
-pub(crate) fn unless(stop: &CancellationToken) -> ControlFlow<()> {
+pub(crate) fn continue_unless(stop: &CancellationToken) -> ControlFlow<()> {
     match stop.is_cancelled() {
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),

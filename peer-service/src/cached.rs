@@ -22,7 +22,7 @@ pub(crate) fn never_waits(file: &File) -> bool {
 
 /// Fills `buf` from this offset of a file that [`never_waits`] if all of that is in memory; false: it is not.
 #[cfg(target_os = "linux")]
-pub(crate) fn read(file: &File, offset: u64, buf: &mut [u8]) -> bool {
+pub(crate) fn read_cached(file: &File, offset: u64, buf: &mut [u8]) -> bool {
     use std::os::unix::fs::FileExt as _;
 
     use rustix::io::{Errno, ReadWriteFlags, preadv2};
@@ -80,8 +80,8 @@ mod tests {
         std::io::Write::write_all(&mut file, b"content").unwrap();
         assert!(never_waits(&file));
         let mut bytes = [0; 4];
-        assert!(read(&file, 3, &mut bytes));
+        assert!(read_cached(&file, 3, &mut bytes));
         assert_eq!(&bytes, b"tent");
-        assert!(!read(&file, 4, &mut bytes), "there is less");
+        assert!(!read_cached(&file, 4, &mut bytes), "there is less");
     }
 }

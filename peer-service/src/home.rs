@@ -116,15 +116,15 @@ pub struct Home {
     path: PathBuf,
     token: Token,
     previous: Option<PeerId>,
-    _lock: Lock,
+    _lock: HomeLock,
 }
 
 /// The lock on a home, while this is held. Given up by name: where a program is started at that moment, it has the open file a little longer
 /// than this one.
 #[derive(Debug)]
-struct Lock(File);
+struct HomeLock(File);
 
-impl Drop for Lock {
+impl Drop for HomeLock {
     fn drop(&mut self) {
         // With the last that has it open it goes in any case.
         let _ = self.0.unlock();
@@ -143,13 +143,13 @@ impl Home {
     /// The same on a machine.
     fn open_on(machine: Option<&MachineId>, path: &Path) -> Result<Self, HomeError> {
         let absolute = std::path::absolute(path).map_err(|error| HomeError::io(path, error))?;
-        make_folder(&absolute)?;
+        create_dir(&absolute)?;
         let path = absolute
             .canonicalize()
             .map_err(|error| HomeError::io(&absolute, error))?;
         let (files, state) = (path.join("files"), path.join(STATE));
-        make_folder(&files)?;
-        make_folder(&state)?;
+        create_dir(&files)?;
+        create_dir(&state)?;
         for folder in [&path, &files, &state] {
             keep_others_out(folder)?;
         }
@@ -203,7 +203,7 @@ impl Home {
     }
 }
 
-fn make_folder(path: &Path) -> Result<(), HomeError> {
+fn create_dir(path: &Path) -> Result<(), HomeError> {
     match path.metadata() {
         Ok(metadata) if metadata.is_dir() => Ok(()),
         Ok(_) => Err(HomeError::NotAFolder {
@@ -307,7 +307,7 @@ fn token_text(token: &Token) -> String {
 }
 
 /// Takes the lock and writes this process into it. The file stays when the peer ends; the operating system frees the lock.
-fn lock(home: &Path, path: &Path) -> Result<Lock, HomeError> {
+fn lock(home: &Path, path: &Path) -> Result<HomeLock, HomeError> {
     let failed = |error| HomeError::io(path, error);
     let file = OpenOptions::new()
         .read(true)
@@ -335,7 +335,7 @@ fn lock(home: &Path, path: &Path) -> Result<Lock, HomeError> {
         }
         Err(TryLockError::Error(error)) => return Err(failed(error)),
     }
-    let mut lock = Lock(file);
+    let mut lock = HomeLock(file);
     lock.0.set_len(0).map_err(failed)?;
     lock.0.rewind().map_err(failed)?;
     writeln!(lock.0, "{}", std::process::id()).map_err(failed)?;

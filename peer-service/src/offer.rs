@@ -7,13 +7,13 @@ use potluck_core::{
 };
 use tokio::sync::watch;
 
-use crate::bits::Bits;
+use crate::bits::Bitfield;
 
 /// One file, or a collection's content, that this peer can serve in whole or in part.
 ///
-/// Calls may read the disk: use them off the async threads, but for [`Offer::units`], [`Offer::changes`], [`Offer::open_now`] and
-/// [`Offer::is_unchanged`].
-pub trait Offer: Send + Sync + fmt::Debug {
+/// Calls may read the disk: use them off the async threads, but for [`Content::availability`], [`Content::changes`], [`Content::try_open`] and
+/// [`Content::is_unchanged`].
+pub trait Content: Send + Sync + fmt::Debug {
     /// Its id.
     fn id(&self) -> FileId;
 
@@ -35,15 +35,15 @@ pub trait Offer: Send + Sync + fmt::Debug {
     /// `PIECE_NOT_AVAILABLE` where it is not known yet.
     fn piece_hashes(&self) -> Result<Arc<[Hash]>, Problem>;
 
-    /// What it is cut into. For a collection, its content. May read the disk where [`Offer::units`] may not: what that counts is known then.
+    /// What it is cut into. For a collection, its content. May read the disk where [`Content::availability`] may not: what that counts is known then.
     fn plan(&self) -> Option<Arc<Plan>> {
         Plan::of_file(self.id(), self.size()).map(Arc::new)
     }
 
     /// Which units can be served now. For a collection, the units of its content.
-    fn units(&self) -> Units;
+    fn availability(&self) -> Availability;
 
-    /// Changes each time that [`Offer::units`] does; `None` where it never will.
+    /// Changes each time that [`Content::availability`] does; `None` where it never will.
     fn changes(&self) -> Option<watch::Receiver<u64>>;
 
     /// Opens the file for reading `range`, which lies inside it, all of it verified.
@@ -54,7 +54,7 @@ pub trait Offer: Send + Sync + fmt::Debug {
 
     /// The same, where that can be done without waiting for a disk, another machine or a lock that is held for long, and neither does
     /// reading what is in memory already.
-    fn open_now(&self, range: Range<u64>) -> Option<Arc<File>>;
+    fn try_open(&self, range: Range<u64>) -> Option<Arc<File>>;
 
     /// Whether the file that was opened is surely still what was hashed, as far as that can be told at once.
     fn is_unchanged(&self, file: &File) -> bool;
@@ -63,16 +63,16 @@ pub trait Offer: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// `FILE_CHANGED`.
-    fn check(&self, file: &File) -> Result<(), Problem>;
+    fn check_unchanged(&self, file: &File) -> Result<(), Problem>;
 }
 
 /// Which units of a file a peer has and is fetching.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Units {
+pub struct Availability {
     /// Verified here.
-    pub have: Bits,
+    pub have: Bitfield,
     /// Being fetched.
-    pub fetching: Bits,
+    pub fetching: Bitfield,
 }
 
 /// Pieces of a file that somebody received and that failed verification there.
@@ -87,12 +87,12 @@ pub struct BadPieces {
 }
 
 /// A place to look for offers by id.
-pub trait Shelf: Send + Sync + fmt::Debug {
+pub trait ContentSource: Send + Sync + fmt::Debug {
     /// The offer of this file, if there is one.
-    fn find(&self, id: &FileId) -> Option<Arc<dyn Offer>>;
+    fn find(&self, id: &FileId) -> Option<Arc<dyn Content>>;
 
     /// The same without ever waiting for long: also on the async threads. `None` too where that cannot be said so quickly.
-    fn find_now(&self, _id: &FileId) -> Option<Arc<dyn Offer>> {
+    fn try_find(&self, _id: &FileId) -> Option<Arc<dyn Content>> {
         None
     }
 

@@ -25,8 +25,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     blocking::blocking,
     control::{
-        Control,
-        endpoint::{Guard, Listening},
+        ControlApi,
+        endpoint::{ControlListener, TokenInterceptor},
     },
     holdings::Holdings,
     home::Home,
@@ -48,7 +48,7 @@ const LAST_GRACE: Duration = Duration::from_secs(10);
 
 /// How long the files folder may wait for the index to be told first: longer than that takes with a hundred thousand files, short enough
 /// for whoever dropped something in while the peer was off.
-const TOLD_FIRST: Duration = Duration::from_secs(2);
+const FIRST_SYNC_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Connections of the owner's programs at once: each `get` that runs has one.
 const CONTROL_CONNECTIONS: usize = 512;
@@ -114,10 +114,10 @@ pub async fn start(
     let work = CancellationToken::new();
     let path = config.home.clone();
     let home = blocking(move || Home::open(&path)).await??;
-    let (listening, control) = Listening::open(&config.control, config.plaintext, &home).await?;
+    let (listening, control) = ControlListener::open(&config.control, config.plaintext, &home).await?;
     warn_of_loopback(local_addr, &config);
 
-    let limits = Limits::with_share(
+    let limits = Limits::with_max_share(
         config.limits.upload_bytes_per_second,
         config.limits.download_bytes_per_second,
         config.limits.upload_slots,
@@ -153,7 +153,7 @@ pub async fn start(
             &tracker,
         )
     });
-    tracker.spawn(watch_once_told(
+    tracker.spawn(watch_after_first_sync(
         library.clone(),
         holdings.clone(),
         registrar.clone(),
@@ -186,7 +186,7 @@ pub async fn start(
         limits,
         Arc::clone(&counters),
     );
-    let owner = Control {
+    let owner = ControlApi {
         context: Arc::clone(&context),
         transfers: transfers.clone(),
         registrar,
@@ -202,7 +202,7 @@ pub async fn start(
     let servers = TaskTracker::new();
     let (health, routes) = with_health_and_reflection(api.into_service(), config.reflection)
         .await
-        .map_err(defect)?;
+        .map_err(internal_error)?;
     let turns = Turns::new();
     servers.spawn(turns.clone().watch(stop_accepting.clone()));
     let budgets = Budgets {
@@ -241,11 +241,11 @@ pub async fn start(
     // Before the owner can begin others, which would be given their numbers.
     transfers.restore().await?;
     let (control_token, socket, control_health) = match listening {
-        Listening::Unix { listener, path } => {
+        ControlListener::Unix { listener, path } => {
             let health = serve_control(&servers, listener, owner, None, (&stop_accepting, &cut)).await?;
             (None, Some(path), health)
         }
-        Listening::Tcp { listener, token } => {
+        ControlListener::Tcp { listener, token } => {
             let asked = Some(token.clone());
             let health = serve_control(&servers, listener, owner, asked, (&stop_accepting, &cut)).await?;
             (Some(token), None, health)
@@ -262,7 +262,7 @@ pub async fn start(
         control_token,
         peer_id: home.peer_id(),
         home: home.path().to_owned(),
-        supervisor: tokio::spawn(supervise(Parts {
+        supervisor: tokio::spawn(supervise(ShutdownParts {
             shutdown,
             work,
             stop_accepting,
@@ -281,15 +281,17 @@ pub async fn start(
 async fn serve_control<L: Accept>(
     servers: &TaskTracker,
     listener: L,
-    owner: Control,
+    owner: ControlApi,
     token: Option<String>,
     (stop_accepting, cut): (&CancellationToken, &CancellationToken),
 ) -> Result<Health, Problem> {
-    let guard = Guard::new(token);
+    let guard = TokenInterceptor::new(token);
     let service = ControlServiceServer::new(owner)
         .max_decoding_message_size(transport::MAX_MESSAGE)
         .max_encoding_message_size(transport::MAX_MESSAGE);
-    let (health, routes) = with_health_and_reflection(service, true).await.map_err(defect)?;
+    let (health, routes) = with_health_and_reflection(service, true)
+        .await
+        .map_err(internal_error)?;
     let server = transport::server()
         .max_concurrent_streams(MAX_STREAMS)
         .layer(tonic::service::InterceptorLayer::new(guard))
@@ -311,7 +313,7 @@ async fn serve_control<L: Accept>(
     Ok(health)
 }
 
-fn defect(error: tonic_reflection::server::Error) -> Problem {
+fn internal_error(error: tonic_reflection::server::Error) -> Problem {
     Problem::new(
         Reason::Internal,
         format!("the services' own description cannot be read: {error}"),
@@ -319,7 +321,7 @@ fn defect(error: tonic_reflection::server::Error) -> Problem {
 }
 
 /// What has to be brought down.
-struct Parts {
+struct ShutdownParts {
     shutdown: CancellationToken,
     work: CancellationToken,
     stop_accepting: CancellationToken,
@@ -331,7 +333,7 @@ struct Parts {
     home: Home,
 }
 
-async fn supervise(parts: Parts) {
+async fn supervise(parts: ShutdownParts) {
     parts.shutdown.cancelled().await;
     tracing::info!("peer stopping");
     for health in &parts.health {
@@ -386,9 +388,9 @@ fn warn_of_loopback(local: SocketAddr, config: &Config) {
     }
 }
 
-/// Looks at the files folder once the index knows what was shared before, or after [`TOLD_FIRST`]: both at once would only slow down
+/// Looks at the files folder once the index knows what was shared before, or after [`FIRST_SYNC_TIMEOUT`]: both at once would only slow down
 /// what others wait for.
-async fn watch_once_told(
+async fn watch_after_first_sync(
     library: Library,
     holdings: Holdings,
     registrar: Option<Registrar>,
@@ -398,7 +400,7 @@ async fn watch_once_told(
     if let Some(registrar) = registrar.filter(|_| !holdings.is_empty()) {
         // Both arms only wait. Why the index could not be told is the registrar's to say.
         tokio::select! {
-            _ = registrar.synced(TOLD_FIRST) => {}
+            _ = registrar.synced(FIRST_SYNC_TIMEOUT) => {}
             () = shutdown.cancelled() => return,
         }
     }

@@ -26,24 +26,24 @@ mod opening;
 mod rows;
 
 use crate::home::Home;
-use opening::{Failure, caught, is_damage, mark_suspect, move_aside, try_open};
+use opening::{OpenFailure, caught, is_damage, mark_suspect, move_aside, try_open};
 pub use rows::Stamp;
-pub(crate) use rows::{ItemRow, Members, Part, RowBody, WHOLE};
+pub(crate) use rows::{EntryIndex, ItemRow, Members, RowBody, WHOLE_ITEM};
 use rows::{bytes_of, decode_item, encode_item, path_of};
 
 /// Items by number: how, where and what. See [`ItemRow`].
 const ITEMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("items.v2");
 /// Stamps and roots of a collection's entries, by the item's number and the number of the run of entries.
 const MEMBERS: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("members.v2");
-/// SHA-256s that do not follow from the root, by the item's number and the [`Part`] of it.
-const SUMS: TableDefinition<'_, (u64, Part), &[u8; 32]> = TableDefinition::new("sums.v2");
+/// SHA-256s that do not follow from the root, by the item's number and the [`EntryIndex`] of it.
+const SHA256S: TableDefinition<'_, (u64, EntryIndex), &[u8; 32]> = TableDefinition::new("sums.v2");
 /// Piece layers by id; apart from all else, which is read at start.
 const LAYERS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("layers.v1");
 /// Paths in the files folder that the owner does not want shared.
-const HIDDEN: TableDefinition<'_, &[u8], ()> = TableDefinition::new("hidden.v1");
+const TOMBSTONES: TableDefinition<'_, &[u8], ()> = TableDefinition::new("hidden.v1");
 /// Parts of items whose bytes are not what was hashed, although nothing shows a change, by the
-/// item's number and the [`Part`].
-const DAMAGED: TableDefinition<'_, (u64, Part), ()> = TableDefinition::new("damaged.v1");
+/// item's number and the [`EntryIndex`].
+const DAMAGED: TableDefinition<'_, (u64, EntryIndex), ()> = TableDefinition::new("damaged.v1");
 /// Transfers by number.
 const TRANSFERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("transfers.v1");
 
@@ -112,26 +112,26 @@ impl StoreError {
 
 /// One change of a batch.
 #[derive(Debug, Clone)]
-pub(crate) enum Change {
+pub(crate) enum StoreChange {
     PutItem(u64, ItemRow),
     RemoveItem(u64),
     /// Of an item that is there.
-    PutSums(u64, Sums),
+    PutSha256s(u64, EntrySha256s),
     /// Of an item that is there; forgotten when the item is put again or removed.
-    PutDamaged(u64, Part),
+    PutDamaged(u64, EntryIndex),
     /// Of one item, all of it.
     RemoveDamaged(u64),
     PutLayer(FileId, Arc<[Hash]>),
     RemoveLayer(FileId),
-    Hide(PathBuf),
-    Unhide(PathBuf),
+    AddTombstone(PathBuf),
+    RemoveTombstone(PathBuf),
 }
 
 /// SHA-256s of parts of an item.
-pub(crate) type Sums = Vec<(Part, Sha256)>;
+pub(crate) type EntrySha256s = Vec<(EntryIndex, Sha256)>;
 
 /// An item by its number, with the SHA-256s that are known of it.
-pub(crate) type Known = (u64, ItemRow, Sums);
+pub(crate) type StoredItem = (u64, ItemRow, EntrySha256s);
 
 /// The peer's database. Calls block: use them off the async threads. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -164,8 +164,8 @@ impl Store {
         };
         let database = match try_open(&path) {
             Ok(database) => database,
-            Err(Failure::System(source)) => return Err(StoreError::Open { path, source }),
-            Err(Failure::Damaged(why)) => store.begin_anew(&why)?,
+            Err(OpenFailure::System(source)) => return Err(StoreError::Open { path, source }),
+            Err(OpenFailure::Damaged(why)) => store.begin_anew(&why)?,
         };
         *store.database.write().unwrap_or_else(PoisonError::into_inner) = Some(database);
         Ok(store)
@@ -266,22 +266,22 @@ impl Store {
     }
 
     /// The items after the one numbered `after`, at most so many, by number; none: there are no more.
-    pub(crate) fn items(&self, after: Option<u64>, most: usize) -> Result<Vec<Known>, StoreError> {
+    pub(crate) fn items(&self, after: Option<u64>, most: usize) -> Result<Vec<StoredItem>, StoreError> {
         self.with(|database| items(&database.begin_read()?, after, most))
     }
 
     /// The paths that the owner does not want shared.
-    pub(crate) fn hidden(&self) -> Result<Vec<PathBuf>, StoreError> {
+    pub(crate) fn tombstones(&self) -> Result<Vec<PathBuf>, StoreError> {
         self.with(|database| {
             let read = database.begin_read()?;
-            let table = read.open_table(HIDDEN)?;
+            let table = read.open_table(TOMBSTONES)?;
             let rows = table.iter()?;
             rows.map(|row| Ok(path_of(row?.0.value()))).collect()
         })
     }
 
     /// Parts whose bytes are not what was hashed, by item.
-    pub(crate) fn damaged(&self) -> Result<Vec<(u64, Part)>, StoreError> {
+    pub(crate) fn damaged(&self) -> Result<Vec<(u64, EntryIndex)>, StoreError> {
         self.with(|database| {
             let read = database.begin_read()?;
             let table = read.open_table(DAMAGED)?;
@@ -303,19 +303,19 @@ impl Store {
     }
 
     /// Makes changes, all or none; on the disk when it returns.
-    pub(crate) fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
+    pub(crate) fn apply(&self, changes: &[StoreChange]) -> Result<(), StoreError> {
         if changes.is_empty() {
             return Ok(());
         }
         self.write(|write| {
             let mut items = write.open_table(ITEMS)?;
             let mut members = write.open_table(MEMBERS)?;
-            let mut sums = write.open_table(SUMS)?;
+            let mut sums = write.open_table(SHA256S)?;
             let mut layers = write.open_table(LAYERS)?;
-            let mut hidden = write.open_table(HIDDEN)?;
+            let mut hidden = write.open_table(TOMBSTONES)?;
             let mut damaged = write.open_table(DAMAGED)?;
             for change in changes {
-                if let Change::PutItem(number, _) | Change::RemoveItem(number) = change {
+                if let StoreChange::PutItem(number, _) | StoreChange::RemoveItem(number) = change {
                     let all = (*number, 0)..=(*number, u32::MAX);
                     items.remove(number)?;
                     members.retain_in(all.clone(), |_, _| false)?;
@@ -323,7 +323,7 @@ impl Store {
                     damaged.retain_in(all, |_, ()| false)?;
                 }
                 match change {
-                    Change::PutItem(number, row) => {
+                    StoreChange::PutItem(number, row) => {
                         items.insert(number, &*encode_item(row))?;
                         if let RowBody::Collection(all) = &row.body {
                             for (run, row) in (0..).zip(all.rows()) {
@@ -331,22 +331,22 @@ impl Store {
                             }
                         }
                     }
-                    Change::RemoveItem(_) => {}
-                    Change::PutSums(number, all) => {
+                    StoreChange::RemoveItem(_) => {}
+                    StoreChange::PutSha256s(number, all) => {
                         for (part, sum) in all {
                             sums.insert((*number, *part), sum.as_bytes())?;
                         }
                     }
-                    Change::PutDamaged(number, part) => drop(damaged.insert((*number, *part), ())?),
-                    Change::RemoveDamaged(number) => {
+                    StoreChange::PutDamaged(number, part) => drop(damaged.insert((*number, *part), ())?),
+                    StoreChange::RemoveDamaged(number) => {
                         damaged.retain_in((*number, 0)..=(*number, u32::MAX), |_, ()| false)?;
                     }
-                    Change::PutLayer(id, layer) => {
+                    StoreChange::PutLayer(id, layer) => {
                         layers.insert(id.as_bytes(), layer.as_flattened())?;
                     }
-                    Change::RemoveLayer(id) => drop(layers.remove(id.as_bytes())?),
-                    Change::Hide(path) => drop(hidden.insert(bytes_of(path), ())?),
-                    Change::Unhide(path) => drop(hidden.remove(bytes_of(path))?),
+                    StoreChange::RemoveLayer(id) => drop(layers.remove(id.as_bytes())?),
+                    StoreChange::AddTombstone(path) => drop(hidden.insert(bytes_of(path), ())?),
+                    StoreChange::RemoveTombstone(path) => drop(hidden.remove(bytes_of(path))?),
                 }
             }
             Ok(())
@@ -420,9 +420,9 @@ fn check_ascends<K: Ord + Copy>(last: &mut Option<K>, key: K) -> Result<(), Stor
     Ok(())
 }
 
-fn items(read: &ReadTransaction, after: Option<u64>, most: usize) -> Result<Vec<Known>, StoreError> {
+fn items(read: &ReadTransaction, after: Option<u64>, most: usize) -> Result<Vec<StoredItem>, StoreError> {
     let mut found = Vec::new();
-    let (members, sums) = (read.open_table(MEMBERS)?, read.open_table(SUMS)?);
+    let (members, sums) = (read.open_table(MEMBERS)?, read.open_table(SHA256S)?);
     let mut last = after;
     let after = after.map_or(Bound::Unbounded, Bound::Excluded);
     for row in read.open_table(ITEMS)?.range((after, Bound::Unbounded))? {
@@ -484,7 +484,7 @@ mod tests {
     fn file(path: &[u8], n: u8) -> ItemRow {
         ItemRow {
             path: path_of(path).into(),
-            arrived: false,
+            downloaded: false,
             label: None,
             id: id(n),
             root: Root([n + 100; 32]),
@@ -503,7 +503,7 @@ mod tests {
         }
     }
 
-    fn all(store: &Store) -> Vec<Known> {
+    fn all(store: &Store) -> Vec<StoredItem> {
         store.items(None, usize::MAX).unwrap()
     }
 
@@ -511,10 +511,10 @@ mod tests {
     fn what_is_put_is_there_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let layer: Arc<[Hash]> = Arc::from([[1; 32], [2; 32]]);
-        let long = collection(b"/long", 4, 2 * rows::RUN + 1);
+        let long = collection(b"/long", 4, 2 * rows::MEMBERS_PER_ROW + 1);
         let odd = ItemRow {
             label: Some(Label::parse("what others say").unwrap()),
-            arrived: true,
+            downloaded: true,
             ..collection(b"/not utf-8 \xff", 3, 2)
         };
         let sum = |n: u8| Sha256([n; 32]);
@@ -522,29 +522,29 @@ mod tests {
             let store = Store::open_in(dir.path()).unwrap();
             store
                 .apply(&[
-                    Change::PutItem(1, file(b"/a/b", 1)),
-                    Change::PutItem(2, odd.clone()),
-                    Change::PutItem(3, file(b"/a/b", 1)),
-                    Change::PutSums(3, vec![(WHOLE, sum(9))]),
-                    Change::RemoveItem(3),
-                    Change::PutItem(4, long.clone()),
-                    Change::PutSums(4, vec![(2000, sum(1)), (7, sum(2))]),
-                    Change::PutSums(1, vec![(WHOLE, sum(3))]),
-                    Change::PutItem(5, long),
-                    Change::PutSums(5, vec![(0, sum(4))]),
-                    Change::PutItem(5, odd.clone()),
-                    Change::PutLayer(id(3), layer.clone()),
-                    Change::PutLayer(id(2), layer.clone()),
-                    Change::RemoveLayer(id(2)),
-                    Change::Hide("/a/hidden".into()),
+                    StoreChange::PutItem(1, file(b"/a/b", 1)),
+                    StoreChange::PutItem(2, odd.clone()),
+                    StoreChange::PutItem(3, file(b"/a/b", 1)),
+                    StoreChange::PutSha256s(3, vec![(WHOLE_ITEM, sum(9))]),
+                    StoreChange::RemoveItem(3),
+                    StoreChange::PutItem(4, long.clone()),
+                    StoreChange::PutSha256s(4, vec![(2000, sum(1)), (7, sum(2))]),
+                    StoreChange::PutSha256s(1, vec![(WHOLE_ITEM, sum(3))]),
+                    StoreChange::PutItem(5, long),
+                    StoreChange::PutSha256s(5, vec![(0, sum(4))]),
+                    StoreChange::PutItem(5, odd.clone()),
+                    StoreChange::PutLayer(id(3), layer.clone()),
+                    StoreChange::PutLayer(id(2), layer.clone()),
+                    StoreChange::RemoveLayer(id(2)),
+                    StoreChange::AddTombstone("/a/hidden".into()),
                 ])
                 .unwrap();
             store.write_transfers(&[(9, Some(b"nine".to_vec()))]).unwrap();
         }
         let store = Store::open_in(dir.path()).unwrap();
-        let long = collection(b"/long", 4, 2 * rows::RUN + 1);
+        let long = collection(b"/long", 4, 2 * rows::MEMBERS_PER_ROW + 1);
         let expected = [
-            (1, file(b"/a/b", 1), vec![(WHOLE, sum(3))]),
+            (1, file(b"/a/b", 1), vec![(WHOLE_ITEM, sum(3))]),
             (2, odd.clone(), vec![]),
             (4, long, vec![(7, sum(2)), (2000, sum(1))]),
             (5, odd, vec![]),
@@ -554,7 +554,7 @@ mod tests {
         assert_eq!(store.items(Some(2), 1).unwrap(), expected[2..3]);
         assert_eq!(store.items(Some(4), 3).unwrap(), expected[3..]);
         assert_eq!(store.items(Some(5), 3).unwrap(), []);
-        assert_eq!(store.hidden().unwrap(), [PathBuf::from("/a/hidden")]);
+        assert_eq!(store.tombstones().unwrap(), [PathBuf::from("/a/hidden")]);
         assert_eq!(store.layer(&id(3)).unwrap(), Some(layer));
         assert_eq!(store.layer(&id(2)).unwrap(), None);
         assert_eq!(store.transfers().unwrap(), [(9, b"nine".to_vec())]);
@@ -614,18 +614,18 @@ mod tests {
             let Some((last, ..)) = found.last() else { break };
             after = Some(*last);
         }
-        store.hidden()?;
+        store.tombstones()?;
         store.transfers()?;
         for n in 0..20 {
             store.layer(&id(n))?;
         }
         store.write_transfers(&[(1, Some(b"row".to_vec())), (2, None)])?;
         store.apply(&[
-            Change::PutItem(7, file(b"/new", 1)),
-            Change::PutSums(7, vec![(WHOLE, Sha256([1; 32]))]),
-            Change::PutLayer(id(1), Arc::from([[1; 32]; 3])),
-            Change::RemoveItem(8),
-            Change::Hide("/another".into()),
+            StoreChange::PutItem(7, file(b"/new", 1)),
+            StoreChange::PutSha256s(7, vec![(WHOLE_ITEM, Sha256([1; 32]))]),
+            StoreChange::PutLayer(id(1), Arc::from([[1; 32]; 3])),
+            StoreChange::RemoveItem(8),
+            StoreChange::AddTombstone("/another".into()),
         ])
     }
 
@@ -637,11 +637,14 @@ mod tests {
             let mut changes = Vec::new();
             for n in 0..200 {
                 let path = format!("/folder/file {n}");
-                changes.push(Change::PutItem(n, file(path.as_bytes(), (n % 100) as u8)));
-                changes.push(Change::PutLayer(id(n as u8), Arc::from([[n as u8; 32]; 40])));
-                changes.push(Change::Hide(path.into()));
+                changes.push(StoreChange::PutItem(n, file(path.as_bytes(), (n % 100) as u8)));
+                changes.push(StoreChange::PutLayer(id(n as u8), Arc::from([[n as u8; 32]; 40])));
+                changes.push(StoreChange::AddTombstone(path.into()));
             }
-            changes.push(Change::PutItem(200, collection(b"/long", 4, 2 * rows::RUN)));
+            changes.push(StoreChange::PutItem(
+                200,
+                collection(b"/long", 4, 2 * rows::MEMBERS_PER_ROW),
+            ));
             store.apply(&changes).unwrap();
             for n in 0..40 {
                 store.write_transfers(&[(n, Some(vec![b'x'; 200]))]).unwrap();

@@ -106,7 +106,7 @@ async fn few_wait(peer: &Peer, api: &PeerApi, id: FileId, spans: Vec<v1::Span>) 
     assert_busy(&far.download(request()).await.unwrap_err().into());
     let waits = other.download(request()).await.unwrap();
     drop((waits, held));
-    wait_until("the calls have ended", || peer.limits.uploads() == 0).await;
+    wait_until("the calls have ended", || peer.limits.active_uploads() == 0).await;
     assert!(far.download(request()).await.is_ok());
 }
 
@@ -189,7 +189,7 @@ async fn those_who_watch_are_told(peer: &Peer, id: FileId, spans: &[v1::Span], u
     assert_eq!(told(&mut first, SILENCE).await, None);
     drop(alone);
     let mut second = watch(&client, id).await;
-    wait_until("the call has ended", || peer.limits.uploads() == 0).await;
+    wait_until("the call has ended", || peer.limits.active_uploads() == 0).await;
 
     let sending = client.download(request()).await.unwrap();
     for stream in [&mut first, &mut second] {

@@ -21,7 +21,7 @@ use potluck_core::{
 };
 use potluck_peer::{
     library::{CheckEvent, CheckTarget, Hashes, Item, stamp_of, stamps_at},
-    offer::Shelf as _,
+    offer::ContentSource as _,
 };
 use tokio::sync::mpsc;
 

@@ -22,7 +22,7 @@ use potluck_core::{
 };
 use potluck_peer::{
     library::{Hashes, Target, stamp_of, stamps_at},
-    offer::Shelf as _,
+    offer::ContentSource as _,
 };
 
 fn id_of(bytes: &[u8]) -> FileId {
@@ -122,7 +122,7 @@ async fn a_folder_is_a_collection_whose_files_can_be_had_alone() {
         }
     ));
     assert_eq!(
-        offer.units().have.count(),
+        offer.availability().have.count(),
         Plan::of_collection(&manifest).unit_count()
     );
     assert_eq!(peer.library.locate(&item.record.id), Some(root.clone()));

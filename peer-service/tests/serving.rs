@@ -85,7 +85,7 @@ async fn spans_of_several_files_come_in_order() {
         sent as u64
     );
     let limits = served.peer.limits.clone();
-    wait_until("the slot is free again", || limits.uploads() == 0).await;
+    wait_until("the slot is free again", || limits.active_uploads() == 0).await;
 }
 
 #[tokio::test]
@@ -115,7 +115,7 @@ async fn hostile_requests_are_refused() {
             .await
             .is_ok()
     );
-    assert_eq!(served.peer.limits.uploads(), 0);
+    assert_eq!(served.peer.limits.active_uploads(), 0);
 }
 
 #[tokio::test]
@@ -350,7 +350,7 @@ async fn slots_are_bounded_and_freed_when_the_caller_goes() {
     );
     drop(stream);
     let limits = served.peer.limits.clone();
-    wait_until("the slot is free", || limits.uploads() == 0).await;
+    wait_until("the slot is free", || limits.active_uploads() == 0).await;
     assert!(
         download(&mut served.client, vec![span(served.id, 0, 1)])
             .await
@@ -385,10 +385,10 @@ async fn who_takes_a_byte_holds_its_slot_until_it_goes() {
         }
     }
     assert_eq!((held.len() as u32, busy), (SLOTS, 2 * SLOTS));
-    assert_eq!(served.peer.limits.uploads(), SLOTS);
+    assert_eq!(served.peer.limits.active_uploads(), SLOTS);
     drop((held, hostile));
     let limits = served.peer.limits.clone();
-    wait_until("the slots are free", || limits.uploads() == 0).await;
+    wait_until("the slots are free", || limits.active_uploads() == 0).await;
 }
 
 #[tokio::test]

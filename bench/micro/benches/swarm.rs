@@ -4,8 +4,8 @@ use std::{collections::VecDeque, time::Duration};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use potluck_peer::{
-    bits::Bits,
-    offer::Units,
+    bits::Bitfield,
+    offer::Availability,
     swarm::{Action, PeerKey, Swarm, SwarmConfig},
 };
 
@@ -16,12 +16,12 @@ fn swarm(units: u32, peers: u64) -> Swarm {
     let mut swarm = Swarm::new(
         SwarmConfig::default(),
         vec![UNIT; units as usize],
-        Bits::new(units),
+        Bitfield::new(units),
         7,
     );
-    let all = Units {
-        have: Bits::full(units),
-        fetching: Bits::new(units),
+    let all = Availability {
+        have: Bitfield::full(units),
+        fetching: Bitfield::new(units),
     };
     for peer in (0..peers).map(PeerKey) {
         swarm.peer_joined(peer, Duration::ZERO);

@@ -25,7 +25,7 @@ const MAX_SOCKET_PATH: usize = 107;
 
 /// A control endpoint that is open.
 #[derive(Debug)]
-pub enum Listening {
+pub enum ControlListener {
     /// On a socket.
     Unix {
         /// What accepts.
@@ -42,7 +42,7 @@ pub enum Listening {
     },
 }
 
-impl Listening {
+impl ControlListener {
     /// Opens the endpoint. The home is locked, so a socket that is left in it belongs to nobody.
     /// With `plaintext` it may listen beyond this machine.
     ///
@@ -73,7 +73,7 @@ impl Listening {
                          traffic learns the token and commands this peer"
                     );
                 }
-                let token = make_token(&home.state().join(TOKEN_FILE))?;
+                let token = create_token(&home.state().join(TOKEN_FILE))?;
                 let listener = TcpListener::bind(address)
                     .await
                     .map_err(|error| in_use(*address, &error))?;
@@ -155,7 +155,7 @@ fn bind_socket(path: &Path, ours: bool) -> Result<UnixListener, Problem> {
 }
 
 /// A new token for this run, kept where only the owner can read it.
-fn make_token(path: &Path) -> Result<String, Problem> {
+fn create_token(path: &Path) -> Result<String, Problem> {
     let token = hex::encode(Token::generate().expose());
     crate::home::write_durably(path, format!("{token}\n").as_bytes(), 0o600).map_err(|error| {
         Problem::new(
@@ -168,20 +168,22 @@ fn make_token(path: &Path) -> Result<String, Problem> {
 
 /// Lets calls through that carry the token.
 #[derive(Debug, Clone)]
-pub struct Guard {
-    expected: Option<String>,
+pub struct TokenInterceptor {
+    expected_token: Option<String>,
 }
 
-impl Guard {
+impl TokenInterceptor {
     /// Asks for this token, or for none on a socket.
     pub const fn new(expected: Option<String>) -> Self {
-        Self { expected }
+        Self {
+            expected_token: expected,
+        }
     }
 }
 
-impl tonic::service::Interceptor for Guard {
+impl tonic::service::Interceptor for TokenInterceptor {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        let Some(expected) = &self.expected else {
+        let Some(expected) = &self.expected_token else {
             return Ok(request);
         };
         let given = request
@@ -191,7 +193,7 @@ impl tonic::service::Interceptor for Guard {
         let given = given
             .and_then(|value| value.strip_prefix("Bearer "))
             .unwrap_or_default();
-        match same(given.as_bytes(), expected.as_bytes()) {
+        match constant_time_eq(given.as_bytes(), expected.as_bytes()) {
             true => Ok(request),
             false => Err(Problem::new(
                 Reason::Unauthenticated,
@@ -203,7 +205,7 @@ impl tonic::service::Interceptor for Guard {
 }
 
 /// Whether two secrets are equal, in a time that does not tell where they differ.
-fn same(a: &[u8], b: &[u8]) -> bool {
+fn constant_time_eq(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (x, y)| differ | (x ^ y)) == 0
 }
 
@@ -215,7 +217,7 @@ mod tests {
 
     #[test]
     fn only_the_token_opens() {
-        let mut guard = Guard::new(Some("secret".into()));
+        let mut guard = TokenInterceptor::new(Some("secret".into()));
         let mut request = Request::new(());
         assert!(guard.call(Request::new(())).is_err());
         request
@@ -235,7 +237,7 @@ mod tests {
         let home = Home::open(&folder.path().join("home")).unwrap();
         let open = async |at: &str, plaintext| {
             let at = ControlAt::Tcp(at.parse().unwrap());
-            let opened = Listening::open(&at, plaintext, &home).await;
+            let opened = ControlListener::open(&at, plaintext, &home).await;
             opened.map(drop).map_err(|problem| problem.reason)
         };
         for beyond in ["0.0.0.0:0", "[::]:0", "192.0.2.1:1", "[::ffff:192.0.2.1]:1"] {

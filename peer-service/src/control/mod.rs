@@ -36,23 +36,23 @@ use crate::{
 };
 
 /// How often a fetch's caller is told how it stands: several times a second, as the contract has it.
-const TELL_EVERY: Duration = Duration::from_millis(200);
+const STATUS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Share events that may wait for a slow caller.
 const SHARE_EVENTS: usize = 64;
 
 /// Items on a page unless asked otherwise, and most of them; as the contract has it.
-const PAGE: usize = 100;
+const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 1_000;
 
 /// Longest wait for a registration.
 const MAX_REGISTRATION_WAIT: Duration = Duration::from_secs(600);
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The service. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Control {
+pub struct ControlApi {
     /// What the peer is made of.
     pub context: Arc<Context>,
     /// Its transfers.
@@ -71,12 +71,12 @@ pub struct Control {
     pub shutdown: CancellationToken,
 }
 
-impl Control {
+impl ControlApi {
     /// Ends a stream when the peer stops, saying so.
     fn until_shutdown<T: Send + 'static>(
         &self,
         answers: impl Stream<Item = Result<T, Status>> + Send + 'static,
-    ) -> Answers<T> {
+    ) -> ResponseStream<T> {
         let stopping = Problem::new(
             Reason::ShuttingDown,
             "the peer is shutting down: what was fetched is kept",
@@ -104,7 +104,7 @@ fn transfer(view: &crate::transfer::view::View) -> Option<v1::Transfer> {
 }
 
 /// How a fetch stands, at once, then every so often, and at once when it comes to rest.
-fn follow(watching: Watching) -> impl Stream<Item = Result<v1::FetchResponse, Status>> + Send {
+fn status_stream(watching: Watching) -> impl Stream<Item = Result<v1::FetchResponse, Status>> + Send {
     stream::unfold(
         (watching, true, false),
         |(mut watching, first, ended)| async move {
@@ -119,9 +119,9 @@ fn follow(watching: Watching) -> impl Stream<Item = Result<v1::FetchResponse, St
                         .await
                         .is_ok()
                 };
-                if tokio::time::timeout(TELL_EVERY, rests).await == Ok(false) {
+                if tokio::time::timeout(STATUS_INTERVAL, rests).await == Ok(false) {
                     // Nobody will change it any more: told as it stands, no more often than else.
-                    tokio::time::sleep(TELL_EVERY).await;
+                    tokio::time::sleep(STATUS_INTERVAL).await;
                 }
             }
             let view = watching.view.borrow_and_update().clone();
@@ -137,10 +137,10 @@ fn follow(watching: Watching) -> impl Stream<Item = Result<v1::FetchResponse, St
 }
 
 #[tonic::async_trait]
-impl ControlService for Control {
-    type ShareStream = Answers<v1::ShareResponse>;
-    type FetchStream = Answers<v1::FetchResponse>;
-    type CheckStream = Answers<v1::CheckResponse>;
+impl ControlService for ControlApi {
+    type ShareStream = ResponseStream<v1::ShareResponse>;
+    type FetchStream = ResponseStream<v1::FetchResponse>;
+    type CheckStream = ResponseStream<v1::CheckResponse>;
 
     async fn share(&self, request: Request<v1::ShareRequest>) -> Result<Response<Self::ShareStream>, Status> {
         let paths = request.into_inner().paths;
@@ -185,7 +185,7 @@ impl ControlService for Control {
         let target = match request.into_inner().target {
             Some(Wanted::FileId(id)) => Target::Id(file_id(&id, "file_id")?),
             Some(Wanted::Path(path)) => Target::Path(wire::path(&path, "path")?),
-            None => return Err(missing("target").into()),
+            None => return Err(missing_field("target").into()),
         };
         let removed = self.context.library.unshare(target).await?;
         Ok(Response::new(v1::UnshareResponse {
@@ -199,7 +199,7 @@ impl ControlService for Control {
     ) -> Result<Response<v1::ListLibraryResponse>, Status> {
         let request = request.into_inner();
         let size = match request.page_size as usize {
-            0 => PAGE,
+            0 => DEFAULT_PAGE,
             size => size.min(MAX_PAGE),
         };
         let (items, next) = self.context.library.list(size, &request.page_token)?;
@@ -232,14 +232,14 @@ impl ControlService for Control {
     async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
         let spec = FetchSpec::try_from(request.into_inner())?;
         let watching = self.transfers.fetch(spec).await?;
-        Ok(Response::new(self.until_shutdown(follow(watching))))
+        Ok(Response::new(self.until_shutdown(status_stream(watching))))
     }
 
     async fn list_transfers(
         &self,
         _request: Request<v1::ListTransfersRequest>,
     ) -> Result<Response<v1::ListTransfersResponse>, Status> {
-        let transfers = self.transfers.list().into_iter().map(wire::in_list).collect();
+        let transfers = self.transfers.list().into_iter().map(wire::summarized).collect();
         Ok(Response::new(v1::ListTransfersResponse { transfers }))
     }
 
@@ -294,7 +294,7 @@ impl ControlService for Control {
         let view = match request.into_inner().target {
             Some(Wanted::FileId(id)) => self.transfers.of_file(file_id(&id, "file_id")?)?,
             Some(Wanted::TransferId(number)) => self.transfers.get(number)?,
-            None => return Err(missing("target").into()),
+            None => return Err(missing_field("target").into()),
         };
         let error = view.error.iter().map(|problem| problem.message.clone());
         let findings = error.chain(view.findings.iter().cloned()).collect();
@@ -318,7 +318,10 @@ impl ControlService for Control {
         &self,
         request: Request<v1::SetLimitsRequest>,
     ) -> Result<Response<v1::SetLimitsResponse>, Status> {
-        let wanted = request.into_inner().limits.ok_or_else(|| missing("limits"))?;
+        let wanted = request
+            .into_inner()
+            .limits
+            .ok_or_else(|| missing_field("limits"))?;
         let limits = &self.context.limits;
         limits.set(
             wanted.upload_bytes_per_second,
@@ -367,6 +370,6 @@ impl ControlService for Control {
     }
 }
 
-fn missing(field: &str) -> Problem {
+fn missing_field(field: &str) -> Problem {
     Problem::new(Reason::InvalidArgument, format!("`{field}` is missing")).field(field)
 }

@@ -105,7 +105,7 @@ pub(super) fn failure(problem: &Problem) -> v1::Failure {
     }
 }
 
-fn text(path: &Path) -> String {
+fn path_text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
@@ -114,10 +114,10 @@ impl From<&Item> for v1::LibraryItem {
         Self {
             file: Some((&item.record).into()),
             name: item.name.clone(),
-            path: text(&item.path),
+            path: path_text(&item.path),
             file_count: item.file_count,
             content_size: item.content_size,
-            damaged_paths: item.damaged.iter().map(|path| text(path)).collect(),
+            damaged_paths: item.damaged.iter().map(|path| path_text(path)).collect(),
         }
     }
 }
@@ -127,13 +127,13 @@ impl From<ShareEvent> for v1::ShareResponse {
         use v1::share_response::Event;
         let event = match event {
             ShareEvent::Progress { path, done, total } => Event::Progress(v1::ShareProgress {
-                path: text(&path),
+                path: path_text(&path),
                 bytes_done: done,
                 bytes_total: total,
             }),
             ShareEvent::Shared(item) => Event::Shared((&item).into()),
             ShareEvent::Failed { path, problem } => Event::Failed(v1::ShareFailure {
-                path: text(&path),
+                path: path_text(&path),
                 failure: Some(failure(&problem)),
             }),
         };
@@ -146,17 +146,17 @@ impl From<CheckEvent> for v1::CheckResponse {
         use v1::check_response::Event;
         let event = match event {
             CheckEvent::Progress { path, done, total } => Event::Progress(v1::ShareProgress {
-                path: text(&path),
+                path: path_text(&path),
                 bytes_done: done,
                 bytes_total: total,
             }),
             CheckEvent::Bad { path, id, problem } => Event::Bad(v1::BadFile {
-                path: text(&path),
+                path: path_text(&path),
                 file_id: id.to_bytes(),
                 failure: Some(failure(&problem)),
             }),
             CheckEvent::Failed { path, problem } => Event::Failed(v1::ShareFailure {
-                path: text(&path),
+                path: path_text(&path),
                 failure: Some(failure(&problem)),
             }),
             CheckEvent::Done { files, bytes, bad } => Event::Summary(v1::CheckSummary {
@@ -219,7 +219,7 @@ impl From<&View> for v1::Transfer {
             file_id: view.id.to_bytes(),
             name: view.name.clone(),
             kind: view.kind.map_or(v1::FileKind::Unspecified, Into::into).into(),
-            path: text(&view.path),
+            path: path_text(&view.path),
             state: v1::TransferState::from(view.state).into(),
             bytes_done: view.bytes_done,
             bytes_total: view.bytes_total,
@@ -241,7 +241,7 @@ impl From<&View> for v1::Transfer {
 }
 
 /// A transfer among many: an answer has to hold them all.
-pub(super) fn in_list(mut view: View) -> v1::Transfer {
+pub(super) fn summarized(mut view: View) -> v1::Transfer {
     view.peers
         .retain(|row| row.bytes > 0 || row.standing == PeerStanding::Banned);
     view.peers.truncate(MAX_LISTED_PEERS);
@@ -297,7 +297,7 @@ mod tests {
             row(0, PeerStanding::Banned),
         ];
         let told = |view: &View| {
-            let peers = in_list(view.clone()).peers.into_iter();
+            let peers = summarized(view.clone()).peers.into_iter();
             peers.map(|row| (row.bytes, row.state())).collect::<Vec<_>>()
         };
         let expected = [(5, v1::PeerState::Unreachable), (0, v1::PeerState::Banned)];
@@ -314,7 +314,7 @@ mod tests {
                 ..row(5, PeerStanding::Banned)
             })
             .collect();
-        let transfers = vec![in_list(view); 200];
+        let transfers = vec![summarized(view); 200];
         let size = v1::ListTransfersResponse { transfers }.encoded_len();
         assert!(size < potluck_core::transport::MAX_MESSAGE, "{size}");
     }

@@ -28,9 +28,9 @@ mod item;
 mod tests;
 
 use super::{Item, Totals, hasher::sum_of};
-use crate::store::{Change, Stamp};
+use crate::store::{Stamp, StoreChange};
 pub(super) use delta::{Delta, Settled};
-pub(super) use item::{Body, Folder, NewItem, Part, Place, Shared, WHOLE, name_of};
+pub(super) use item::{Body, EntryIndex, Folder, NewItem, Place, Shared, WHOLE_ITEM, name_of};
 
 /// Most names that a file is registered by, as the contract has it.
 const MAX_NAMES: usize = 16;
@@ -62,7 +62,7 @@ pub(super) struct Catalog {
     away: BTreeSet<u64>,
     /// Parts whose bytes are not what was hashed, although nothing shows a change, by item: see
     /// [`damaged`].
-    damaged: BTreeMap<u64, BTreeSet<Part>>,
+    damaged: BTreeMap<u64, BTreeSet<EntryIndex>>,
     /// Copies that were trusted when their item was last there.
     kept: BTreeSet<Copy>,
     /// Paths in the files folder that the owner does not want shared.
@@ -105,13 +105,13 @@ impl Catalog {
         let number = old.unwrap_or(self.next);
         self.insert(number, item, delta);
         if let Some(shared) = self.items.get(&number) {
-            delta.changes.push(Change::PutItem(number, shared.row()));
+            delta.changes.push(StoreChange::PutItem(number, shared.row()));
             let mut sums: Vec<_> = shared.sums.iter().map(|(&part, &sum)| (part, sum)).collect();
             let whole = &shared.record;
             let own = whole.sha256.filter(|_| sum_of(whole.size, &whole.root).is_none());
-            sums.extend(own.map(|sum| (WHOLE, sum)));
+            sums.extend(own.map(|sum| (WHOLE_ITEM, sum)));
             if !sums.is_empty() {
-                delta.changes.push(Change::PutSums(number, sums));
+                delta.changes.push(StoreChange::PutSha256s(number, sums));
             }
         }
         number
@@ -134,7 +134,7 @@ impl Catalog {
     pub(super) fn insert(&mut self, number: u64, item: NewItem, delta: &mut Delta) {
         self.next = self.next.max(number + 1);
         for (id, layer) in item.layers {
-            delta.changes.push(Change::PutLayer(id, layer));
+            delta.changes.push(StoreChange::PutLayer(id, layer));
         }
         let replaced = self.items.remove(&number);
         if let Some(replaced) = &replaced {
@@ -160,7 +160,7 @@ impl Catalog {
             body: item.body,
             sums: item.sums,
         };
-        let parts: Vec<Part> = shared.parts().collect();
+        let parts: Vec<EntryIndex> = shared.parts().collect();
         delta.touched.reserve(parts.len());
         let mut copies = Vec::with_capacity(parts.len());
         for part in parts {
@@ -185,7 +185,7 @@ impl Catalog {
                 place: Place { item: number, part },
             });
             let is_known = dropped.binary_search(&record.id).is_ok();
-            let is_as_it_was = |(old, before, known): (&Shared, Part, FileRecord)| {
+            let is_as_it_was = |(old, before, known): (&Shared, EntryIndex, FileRecord)| {
                 known == record && old.name_of(before) == shared.name_of(part)
             };
             if !(is_known && before(&record.id).is_some_and(is_as_it_was)) {
@@ -196,7 +196,9 @@ impl Catalog {
         delta.touched.extend(gone);
         self.add_copies(copies);
         if self.hidden.remove(&*shared.path) {
-            delta.changes.push(Change::Unhide(shared.path.to_path_buf()));
+            delta
+                .changes
+                .push(StoreChange::RemoveTombstone(shared.path.to_path_buf()));
         }
         self.stale.remove(&number);
         self.damaged.remove(&number);
@@ -220,7 +222,7 @@ impl Catalog {
         }
     }
 
-    fn drop_copy(&mut self, item: u64, shared: &Shared, part: Part, delta: &mut Delta) {
+    fn drop_copy(&mut self, item: u64, shared: &Shared, part: EntryIndex, delta: &mut Delta) {
         let Some((_, record)) = self.take_copy(item, shared, part, delta) else {
             return;
         };
@@ -237,7 +239,7 @@ impl Catalog {
         &mut self,
         item: u64,
         shared: &Shared,
-        part: Part,
+        part: EntryIndex,
         delta: &mut Delta,
     ) -> Option<(Copy, FileRecord)> {
         let record = shared.record(part)?;
@@ -270,7 +272,7 @@ impl Catalog {
         self.damaged.remove(&number);
         self.drop_kept(number, &shared, delta);
         self.drop_copies(number, &shared, delta);
-        delta.changes.push(Change::RemoveItem(number));
+        delta.changes.push(StoreChange::RemoveItem(number));
         Some(shared.item())
     }
 
@@ -304,7 +306,7 @@ impl Catalog {
         };
         // All entries of one content have one copy.
         let part = shared.id(place.part).and_then(|id| shared.part(&id));
-        for part in [Some(WHOLE), part.filter(|&part| part != WHOLE)]
+        for part in [Some(WHOLE_ITEM), part.filter(|&part| part != WHOLE_ITEM)]
             .into_iter()
             .flatten()
         {
@@ -328,7 +330,7 @@ impl Catalog {
                 shared.set_sum(place.part, sum);
                 delta
                     .changes
-                    .push(Change::PutSums(place.item, vec![(place.part, sum)]));
+                    .push(StoreChange::PutSha256s(place.item, vec![(place.part, sum)]));
             }
         }
         delta.touched.push(id);
@@ -358,7 +360,7 @@ impl Catalog {
     }
 
     /// The same; `see` is shown the copies that were looked at.
-    fn record_seen(&self, id: &FileId, mut see: impl FnMut(&Shared, Part)) -> Option<FileRecord> {
+    fn record_seen(&self, id: &FileId, mut see: impl FnMut(&Shared, EntryIndex)) -> Option<FileRecord> {
         let copies = self.copies(id).take(MAX_COPIES);
         let copies = copies.inspect(|(shared, part)| see(shared, *part));
         let mut records = copies.filter_map(|(shared, part)| shared.record(part));
@@ -373,11 +375,11 @@ impl Catalog {
     }
 
     /// The copies of a file: the items that have them, and which part it is.
-    pub(super) fn copies(&self, id: &FileId) -> impl Iterator<Item = (&Shared, Part)> {
+    pub(super) fn copies(&self, id: &FileId) -> impl Iterator<Item = (&Shared, EntryIndex)> {
         self.placed(id).map(|(_, shared, part)| (shared, part))
     }
 
-    fn placed(&self, id: &FileId) -> impl Iterator<Item = (u64, &Shared, Part)> {
+    fn placed(&self, id: &FileId) -> impl Iterator<Item = (u64, &Shared, EntryIndex)> {
         self.placed_in(&self.copies, id)
     }
 
@@ -385,13 +387,13 @@ impl Catalog {
         &'a self,
         copies: &'a BTreeSet<Copy>,
         id: &FileId,
-    ) -> impl Iterator<Item = (u64, &'a Shared, Part)> + use<'a> {
+    ) -> impl Iterator<Item = (u64, &'a Shared, EntryIndex)> + use<'a> {
         let (id, prefix) = (*id, id.prefix());
         let copy = |item, part| Copy {
             prefix,
             place: Place { item, part },
         };
-        let copies = copies.range(copy(0, 0)..=copy(u64::MAX, Part::MAX));
+        let copies = copies.range(copy(0, 0)..=copy(u64::MAX, EntryIndex::MAX));
         copies.filter_map(move |copy| {
             let Place { item, part } = copy.place;
             let shared: &Shared = self.items.get(&item)?;
@@ -437,7 +439,7 @@ impl Catalog {
             let number = self.at(ancestor)?;
             let shared = self.items.get(&number)?;
             let part = match &shared.body {
-                Body::File(_) if ancestor == path => WHOLE,
+                Body::File(_) if ancestor == path => WHOLE_ITEM,
                 Body::File(_) => return None,
                 Body::Collection(folder) => {
                     let below = path.strip_prefix(ancestor).ok().and_then(Path::to_str)?;
@@ -473,8 +475,10 @@ impl Catalog {
     pub(super) fn unsummed(&self, after: Option<Place>, most: usize) -> Vec<(Place, FileId)> {
         let first = after.map_or(0, |after| after.item);
         let places = self.items.range(first..).flat_map(|(&item, shared)| {
-            let entries = shared.folder().map_or(0, |folder| folder.manifest.len() as Part);
-            let parts = (0..entries).chain([WHOLE]);
+            let entries = shared
+                .folder()
+                .map_or(0, |folder| folder.manifest.len() as EntryIndex);
+            let parts = (0..entries).chain([WHOLE_ITEM]);
             parts.map(move |part| (Place { item, part }, shared))
         });
         places

@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 use super::{
     Inner,
     base::open_regular,
-    catalog::{Body, Delta, Part, Place, WHOLE},
+    catalog::{Body, Delta, EntryIndex, Place, WHOLE_ITEM},
     lock,
     offer::is_layer_of,
     share::{Cause, Watch, resolve},
@@ -38,7 +38,7 @@ use super::{
 };
 use crate::{
     offer::BadPieces,
-    store::{Change, Stamp},
+    store::{Stamp, StoreChange},
 };
 
 /// Most bytes that are read for one report of bad pieces: one piece of the largest files.
@@ -217,7 +217,7 @@ impl Inner {
         let Some(shared) = catalog.item(number) else {
             return Vec::new();
         };
-        let subject = |part: Part| {
+        let subject = |part: EntryIndex| {
             Some(Subject {
                 place: Place { item: number, part },
                 path: shared.locate(part)?,
@@ -226,7 +226,7 @@ impl Inner {
             })
         };
         let Body::Collection(folder) = &shared.body else {
-            return subject(WHOLE).into_iter().collect();
+            return subject(WHOLE_ITEM).into_iter().collect();
         };
         let is_meant = |path: &str| {
             below.is_none_or(|below| {
@@ -293,7 +293,7 @@ impl Inner {
             return;
         }
         tracing::warn!(id = %record.id, "the stored piece hashes of a file were missing or damaged: they are stored again");
-        let change = Change::PutLayer(record.id, tree.piece_hashes.into());
+        let change = StoreChange::PutLayer(record.id, tree.piece_hashes.into());
         let _writing = self.writing();
         if let Err(error) = self.store.apply(&[change]) {
             tracing::warn!(%error, "the piece hashes could not be stored");
@@ -333,7 +333,7 @@ impl Inner {
     }
 
     /// Offers an item again whose damaged parts are all found to be `good`.
-    fn trust_again(&self, number: u64, good: &[Part]) {
+    fn trust_again(&self, number: u64, good: &[EntryIndex]) {
         let path = {
             let catalog = self.catalog();
             let shared = catalog.item(number).filter(|_| catalog.is_mended(number, good));

@@ -26,25 +26,25 @@ use potluck_core::{
 use super::{
     Inner,
     away::tell_all_away,
-    catalog::{Body, Catalog, Delta, Folder, NewItem, Part, Place, WHOLE},
+    catalog::{Body, Catalog, Delta, EntryIndex, Folder, NewItem, Place, WHOLE_ITEM},
     hasher::record_of,
     looking::{Look, Looking},
     parts::in_parts,
     walk::{is_gone, stamp_of},
 };
-use crate::store::{ItemRow, Known, Members, RowBody, StoreError, Sums};
+use crate::store::{EntrySha256s, ItemRow, Members, RowBody, StoreError, StoredItem};
 
 /// Rows read at once: enough to keep all threads busy with `stat`, few enough to take no memory.
 const LOADED_AT_ONCE: usize = 2048;
 
 /// Rows, and where each stands that is of a file.
-type Found = Vec<(Known, Option<Standing>)>;
+type Found = Vec<(StoredItem, Option<Standing>)>;
 
 /// Where a remembered item stands.
 enum Standing {
     Gone,
     /// But for these parts.
-    Same(Vec<Part>),
+    Same(Vec<EntryIndex>),
 }
 
 impl Inner {
@@ -70,7 +70,7 @@ impl Inner {
         let _writing = self.writing();
         let mut catalog = self.catalog();
         let mut delta = Delta::default();
-        for path in self.store.hidden()? {
+        for path in self.store.tombstones()? {
             catalog.hide(path, None);
         }
         // While some are put in their places, others are asked about.
@@ -127,12 +127,12 @@ impl Inner {
         catalog: &mut Catalog,
         number: u64,
         (row, standing): (ItemRow, Option<Standing>),
-        sums: Sums,
+        sums: EntrySha256s,
         look: &Look,
         delta: &mut Delta,
     ) {
         let path = row.path.clone();
-        let mut sums: BTreeMap<Part, Sha256> = sums.into_iter().collect();
+        let mut sums: BTreeMap<EntryIndex, Sha256> = sums.into_iter().collect();
         let remembered = match &row.body {
             RowBody::File(stamp) => {
                 let tree = FileTree {
@@ -141,7 +141,7 @@ impl Inner {
                     piece_hashes: Vec::new(),
                 };
                 let mut record = record_of(&tree, FileKind::File);
-                record.sha256 = record.sha256.or_else(|| sums.remove(&WHOLE));
+                record.sha256 = record.sha256.or_else(|| sums.remove(&WHOLE_ITEM));
                 Some((record, Body::File(*stamp)))
             }
             RowBody::Collection(members) => self.read_folder(&row.id, members),
@@ -159,12 +159,12 @@ impl Inner {
                 RowBody::File(stamp) => Body::File(stamp),
                 RowBody::Collection(_) => Body::Collection(Arc::default()),
             };
-            return catalog.put_stale(number, (path, row.arrived, row.label), record, body);
+            return catalog.put_stale(number, (path, row.downloaded, row.label), record, body);
         };
         let standing = standing.unwrap_or_else(|| self.standing_of_folder(&path, &body, look));
         let item = NewItem {
             path: path.clone(),
-            arrived: row.arrived,
+            arrived: row.downloaded,
             label: row.label,
             record,
             body,
@@ -173,7 +173,7 @@ impl Inner {
         };
         catalog.insert(number, item, delta);
         match standing {
-            Standing::Gone if self.outlasts(&path, row.arrived) => drop(catalog.set_away(number, delta)),
+            Standing::Gone if self.outlasts(&path, row.downloaded) => drop(catalog.set_away(number, delta)),
             Standing::Gone => {
                 tracing::info!(path = %path.display(), "no longer there: no longer shared");
                 catalog.remove(number, delta);
@@ -190,7 +190,7 @@ impl Inner {
         match (look.at(path, Path::metadata), body) {
             (Err(error), _) if is_gone(&error) => Standing::Gone,
             (_, Body::Collection(folder)) => Standing::Same(changed_entries(path, folder, self.hash_threads)),
-            (_, Body::File(_)) => Standing::Same(vec![WHOLE]),
+            (_, Body::File(_)) => Standing::Same(vec![WHOLE_ITEM]),
         }
     }
 
@@ -219,13 +219,13 @@ fn standing_of_file(row: &ItemRow, look: &Look) -> Option<Standing> {
     Some(match look.at(&row.path, Path::metadata) {
         Err(error) if is_gone(&error) => Standing::Gone,
         Ok(metadata) if metadata.is_file() && stamp_of(&metadata) == *known => Standing::Same(Vec::new()),
-        _ => Standing::Same(vec![WHOLE]),
+        _ => Standing::Same(vec![WHOLE_ITEM]),
     })
 }
 
 /// Entries of a collection whose files are not what they were. Asked on so many threads: the operating system's answers take
 /// longer than anything else at start.
-pub(super) fn changed_entries(root: &Path, folder: &Folder, threads: usize) -> Vec<Part> {
+pub(super) fn changed_entries(root: &Path, folder: &Folder, threads: usize) -> Vec<EntryIndex> {
     let stamps = &folder.members.stamps;
     let is_changed = |entry: u32| {
         let known = stamps.get(entry as usize);

@@ -74,7 +74,7 @@ use crate::{
     activity::Activity,
     blocking::{blocking, in_background},
     holdings::Holdings,
-    offer::{BadPieces, Offer, Shelf},
+    offer::{BadPieces, Content, ContentSource},
     store::{Stamp, Store, StoreError},
 };
 use catalog::{Body, Catalog, NewItem};
@@ -456,13 +456,13 @@ impl Inner {
     }
 }
 
-impl Shelf for Library {
-    fn find(&self, id: &FileId) -> Option<Arc<dyn Offer>> {
+impl ContentSource for Library {
+    fn find(&self, id: &FileId) -> Option<Arc<dyn Content>> {
         let offer = offer::LibraryOffer::find(&self.inner, id)?;
         Some(Arc::new(offer))
     }
 
-    fn find_now(&self, id: &FileId) -> Option<Arc<dyn Offer>> {
+    fn try_find(&self, id: &FileId) -> Option<Arc<dyn Content>> {
         let offer = offer::LibraryOffer::find_now(&self.inner, id)?;
         Some(Arc::new(offer))
     }

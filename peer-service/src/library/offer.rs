@@ -1,4 +1,4 @@
-//! What the library gives to the serving side: one [`Offer`] a file, and the handles of the files last read.
+//! What the library gives to the serving side: one [`Content`] a file, and the handles of the files last read.
 //!
 //! Invariant: a handle is given out, and bytes read from it are let go, only while `stat` of it says what it said when the
 //! file was hashed.
@@ -24,13 +24,13 @@ use tokio::sync::watch;
 use super::{
     Inner,
     base::open_regular,
-    catalog::{Body, Catalog, Folder, Part, Place, Shared, WHOLE},
+    catalog::{Body, Catalog, EntryIndex, Folder, Place, Shared, WHOLE_ITEM},
     walk::stamp_of,
 };
 use crate::{
-    bits::Bits,
+    bits::Bitfield,
     cached,
-    offer::{Offer, Units},
+    offer::{Availability, Content},
     store::Stamp,
 };
 
@@ -82,13 +82,13 @@ impl LibraryOffer {
         }
         let mut copies = catalog.copies(&self.record.id);
         copies.find_map(|(shared, part)| match &shared.body {
-            Body::Collection(folder) if part == WHOLE => Some(folder),
+            Body::Collection(folder) if part == WHOLE_ITEM => Some(folder),
             _ => None,
         })
     }
 }
 
-impl Offer for LibraryOffer {
+impl Content for LibraryOffer {
     fn id(&self) -> FileId {
         self.record.id
     }
@@ -139,11 +139,11 @@ impl Offer for LibraryOffer {
         }
     }
 
-    fn units(&self) -> Units {
+    fn availability(&self) -> Availability {
         let count = self.plan().map_or(0, |plan| plan.unit_count());
-        Units {
-            have: Bits::full(count),
-            fetching: Bits::new(count),
+        Availability {
+            have: Bitfield::full(count),
+            fetching: Bitfield::new(count),
         }
     }
 
@@ -158,7 +158,7 @@ impl Offer for LibraryOffer {
         }
     }
 
-    fn open_now(&self, _range: Range<u64>) -> Option<Arc<File>> {
+    fn try_open(&self, _range: Range<u64>) -> Option<Arc<File>> {
         if !self.is_kept() {
             return None;
         }
@@ -173,7 +173,7 @@ impl Offer for LibraryOffer {
         known.is_some_and(|(stamp, catalog)| fits(&catalog, &self.record.id, &stamp))
     }
 
-    fn check(&self, file: &File) -> Result<(), Problem> {
+    fn check_unchanged(&self, file: &File) -> Result<(), Problem> {
         self.inner.check(&self.record.id, file)
     }
 }
@@ -212,7 +212,7 @@ pub(super) enum Expected {
 }
 
 impl Expected {
-    fn of(shared: &Shared, part: Part) -> Option<Self> {
+    fn of(shared: &Shared, part: EntryIndex) -> Option<Self> {
         match shared.is_manifest(part) {
             true => Some(Self::Size(shared.record.size)),
             false => shared.stamp(part).map(Self::Stamp),

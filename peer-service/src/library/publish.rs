@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     holdings::Source,
-    store::{Change, StoreError},
+    store::{StoreChange, StoreError},
 };
 
 /// Files above which counting them among the holdings takes long enough to be done while the database is written.
@@ -23,7 +23,7 @@ const MANY: usize = 4096;
 /// What could not be stored yet.
 #[derive(Debug, Default)]
 pub(super) struct Unsaved {
-    changes: Vec<Change>,
+    changes: Vec<StoreChange>,
     /// What these took out of the library at its owner's wish.
     pub(super) unshared: Vec<Item>,
 }
@@ -154,7 +154,7 @@ impl Inner {
     pub(super) fn layer(&self, id: &FileId) -> Result<Option<Arc<[Hash]>>, StoreError> {
         let unsaved = lock(&self.unsaved);
         let layer = unsaved.changes.iter().rev().find_map(|change| match change {
-            Change::PutLayer(of, layer) if of == id => Some(layer.clone()),
+            StoreChange::PutLayer(of, layer) if of == id => Some(layer.clone()),
             _ => None,
         });
         drop(unsaved);

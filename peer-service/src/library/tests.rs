@@ -429,7 +429,7 @@ async fn damaged_piece_hashes_are_never_given_and_made_again() {
     let good = rig.inner.layer(&id).unwrap().unwrap();
     let mut wrong = good.to_vec();
     wrong[1][0] ^= 1;
-    let change = crate::store::Change::PutLayer(id, wrong.into());
+    let change = crate::store::StoreChange::PutLayer(id, wrong.into());
     rig.inner.store.apply(&[change]).unwrap();
     let given = || offer::LibraryOffer::find(&rig.inner, &id).map(|offer| offer.piece_hashes());
     let refused = given().unwrap().unwrap_err();

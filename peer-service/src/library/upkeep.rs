@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use super::{
     Inner,
     base::open_regular,
-    catalog::{Body, Delta, Part, Place, WHOLE},
+    catalog::{Body, Delta, EntryIndex, Place, WHOLE_ITEM},
     found::newest,
     load::changed_entries,
     lock,
@@ -252,7 +252,7 @@ impl Inner {
                     if now == Some(*stamp) {
                         Vec::new()
                     } else {
-                        vec![WHOLE]
+                        vec![WHOLE_ITEM]
                     }
                 }
                 Body::Collection(folder) => changed_entries(&path, folder, 1),
@@ -268,8 +268,8 @@ impl Inner {
 
     /// Something of a damaged item changed: where that is a damaged file, its owner did something
     /// about it.
-    fn look_at_damaged(&self, number: u64, changed: &[Part]) {
-        let is_damaged = |&part: &Part| self.catalog().is_part_damaged(number, part);
+    fn look_at_damaged(&self, number: u64, changed: &[EntryIndex]) {
+        let is_damaged = |&part: &EntryIndex| self.catalog().is_part_damaged(number, part);
         if !changed.iter().any(is_damaged) {
             return;
         }

@@ -29,7 +29,7 @@ pub const BURST: Duration = Duration::from_millis(100);
 const NANOS: u128 = 1_000_000_000;
 
 /// Virtual time that a byte takes at priority 1: so large that dividing it by any priority loses nothing that counts.
-const BYTE: u128 = 1 << 20;
+const VIRTUAL_TIME_PER_BYTE: u128 = 1 << 20;
 
 /// One of those that share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,18 +46,18 @@ pub struct Ticket {
 
 /// What is to happen now.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Next<T> {
+pub enum Dispatch<T> {
     /// This one may go, and has been charged.
     Go(T),
     /// The next may go after this time, unless something changes before.
     Wait(Duration),
     /// Nobody waits.
-    Nobody,
+    Empty,
 }
 
 /// See the [module](self). `T` is what a request is known by to whoever lets it go.
 #[derive(Debug)]
-pub struct Fair<T> {
+pub struct FairQueue<T> {
     /// Bytes a second; 0: no limit.
     rate: u64,
     /// What may go as of `at`, in billionths of a byte.
@@ -67,30 +67,30 @@ pub struct Fair<T> {
     waiting: u128,
     /// Where the last flow that went was when it did.
     virtual_now: u128,
-    flows: BTreeMap<FlowId, Flow<T>>,
+    flows: BTreeMap<FlowId, FlowState<T>>,
     /// Flows with somebody waiting, those furthest behind first.
     order: BTreeSet<(u128, FlowId)>,
     /// Of the next flow, and of the next request.
-    number: u64,
+    last_number: u64,
 }
 
 #[derive(Debug)]
-struct Flow<T> {
+struct FlowState<T> {
     priority: Priority,
     /// Its virtual time: where its next request starts.
-    start: u128,
+    virtual_start: u128,
     /// By rank, then in the order in which they came.
     requests: BTreeMap<(u64, u64), (Ticket, T)>,
 }
 
-impl<T> Flow<T> {
+impl<T> FlowState<T> {
     /// The virtual time that so many bytes take.
     fn cost(&self, bytes: u64) -> u128 {
-        u128::from(bytes) * BYTE / u128::from(self.priority.get())
+        u128::from(bytes) * VIRTUAL_TIME_PER_BYTE / u128::from(self.priority.get())
     }
 }
 
-impl<T> Fair<T> {
+impl<T> FairQueue<T> {
     /// A full bucket of this many bytes a second, 0: no limit.
     pub fn new(rate: u64, now: Duration) -> Self {
         let mut fair = Self {
@@ -101,7 +101,7 @@ impl<T> Fair<T> {
             virtual_now: 0,
             flows: BTreeMap::new(),
             order: BTreeSet::new(),
-            number: 0,
+            last_number: 0,
         };
         fair.tokens = fair.burst();
         fair
@@ -127,9 +127,9 @@ impl<T> Fair<T> {
     /// One more to share.
     pub fn join(&mut self, priority: Priority) -> FlowId {
         let id = FlowId(self.next_number());
-        let flow = Flow {
+        let flow = FlowState {
             priority,
-            start: self.virtual_now,
+            virtual_start: self.virtual_now,
             requests: BTreeMap::new(),
         };
         self.flows.insert(id, flow);
@@ -137,14 +137,14 @@ impl<T> Fair<T> {
     }
 
     fn next_number(&mut self) -> u64 {
-        self.number += 1;
-        self.number
+        self.last_number += 1;
+        self.last_number
     }
 
     /// One less; its requests are dropped.
     pub fn leave(&mut self, id: FlowId) {
         if let Some(flow) = self.flows.remove(&id) {
-            self.order.remove(&(flow.start, id));
+            self.order.remove(&(flow.virtual_start, id));
             let bytes = |(ticket, _): &(Ticket, T)| u128::from(ticket.bytes);
             self.waiting -= flow.requests.values().map(bytes).sum::<u128>();
         }
@@ -158,12 +158,12 @@ impl<T> Fair<T> {
     }
 
     /// Puts a request into the queue of its flow; `None` where the flow has left.
-    pub fn ask(&mut self, id: FlowId, bytes: u64, what: T, now: Duration) -> Option<Ticket> {
-        self.ask_ranked(id, 0, bytes, what, now)
+    pub fn enqueue(&mut self, id: FlowId, bytes: u64, what: T, now: Duration) -> Option<Ticket> {
+        self.enqueue_ranked(id, 0, bytes, what, now)
     }
 
     /// The same before all of a higher rank that wait in this flow, and behind those of a lower one.
-    pub fn ask_ranked(
+    pub fn enqueue_ranked(
         &mut self,
         id: FlowId,
         rank: u64,
@@ -176,8 +176,8 @@ impl<T> Fair<T> {
         let number = self.next_number();
         let flow = self.flows.get_mut(&id)?;
         if flow.requests.is_empty() {
-            flow.start = flow.start.max(self.virtual_now);
-            self.order.insert((flow.start, id));
+            flow.virtual_start = flow.virtual_start.max(self.virtual_now);
+            self.order.insert((flow.virtual_start, id));
         }
         let ticket = Ticket {
             flow: id,
@@ -191,10 +191,10 @@ impl<T> Fair<T> {
     }
 
     /// Lets the next request go, if one may. To be called until it gives something else.
-    pub fn next(&mut self, now: Duration) -> Next<T> {
+    pub fn next(&mut self, now: Duration) -> Dispatch<T> {
         self.advance(now);
         let Some(&(start, id)) = self.order.first() else {
-            return Next::Nobody;
+            return Dispatch::Empty;
         };
         let flow = self.flows.get_mut(&id).expect("flows in order are there");
         let first = flow
@@ -205,19 +205,19 @@ impl<T> Fair<T> {
             let needed = u128::from(first.get().0.bytes) * NANOS;
             let Some(left) = self.tokens.checked_sub(needed) else {
                 let nanos = (needed - self.tokens).div_ceil(u128::from(self.rate));
-                return Next::Wait(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)));
+                return Dispatch::Wait(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)));
             };
             self.tokens = left;
         }
         let (ticket, what) = first.remove();
         self.waiting -= u128::from(ticket.bytes);
         self.virtual_now = start;
-        flow.start += flow.cost(ticket.bytes);
+        flow.virtual_start += flow.cost(ticket.bytes);
         self.order.pop_first();
         if !flow.requests.is_empty() {
-            self.order.insert((flow.start, id));
+            self.order.insert((flow.virtual_start, id));
         }
-        Next::Go(what)
+        Dispatch::Go(what)
     }
 
     /// Takes a request back that is of no use any more; what it was charged, if it went already, is given back.
@@ -228,7 +228,7 @@ impl<T> Fair<T> {
         if flow.requests.remove(&(ticket.rank, ticket.number)).is_some() {
             self.waiting -= u128::from(ticket.bytes);
             if flow.requests.is_empty() {
-                self.order.remove(&(flow.start, ticket.flow));
+                self.order.remove(&(flow.virtual_start, ticket.flow));
             }
         } else if self.rate > 0 {
             self.tokens += u128::from(ticket.bytes) * NANOS;
@@ -251,15 +251,15 @@ mod tests {
     /// Flows of these priorities that always have another request of these sizes waiting, in turn; the bytes that each got
     /// by `end`.
     fn backlogged(rate: u64, flows: &[(u32, Vec<u64>)], end: Duration) -> Vec<u64> {
-        let mut fair = Fair::new(rate, START);
+        let mut fair = FairQueue::new(rate, START);
         let ids: Vec<_> = flows.iter().map(|(of, _)| fair.join(priority(*of))).collect();
         let mut asked = vec![0; flows.len()];
         let mut got = vec![0; flows.len()];
-        let mut ask = |fair: &mut Fair<(usize, u64)>, flow: usize, now: Duration| {
+        let mut ask = |fair: &mut FairQueue<(usize, u64)>, flow: usize, now: Duration| {
             let sizes = &flows[flow].1;
             let bytes = sizes[asked[flow] % sizes.len()];
             asked[flow] += 1;
-            fair.ask(ids[flow], bytes, (flow, bytes), now).unwrap();
+            fair.enqueue(ids[flow], bytes, (flow, bytes), now).unwrap();
         };
         (0..flows.len()).for_each(|flow| (0..2).for_each(|_| ask(&mut fair, flow, START)));
         let largest = *flows.iter().flat_map(|(_, sizes)| sizes).max().unwrap();
@@ -267,20 +267,20 @@ mod tests {
         let mut sent = 0u128;
         loop {
             match fair.next(now) {
-                Next::Go((flow, bytes)) => {
+                Dispatch::Go((flow, bytes)) => {
                     got[flow] += bytes;
                     sent += u128::from(bytes);
                     ask(&mut fair, flow, now);
                     let most = u128::from(rate) * (now + BURST).as_nanos();
                     assert!(sent * NANOS <= most, "{sent} bytes by {now:?}");
                 }
-                Next::Wait(wait) if now + wait > end => return got,
-                Next::Wait(wait) => {
+                Dispatch::Wait(wait) if now + wait > end => return got,
+                Dispatch::Wait(wait) => {
                     now += wait;
                     let least = (u128::from(rate) * now.as_nanos() / NANOS).saturating_sub(largest.into());
                     assert!(sent >= least, "{sent} bytes by {now:?}, {least} could have gone");
                 }
-                Next::Nobody => panic!("somebody always waits"),
+                Dispatch::Empty => panic!("somebody always waits"),
             }
         }
     }
@@ -313,23 +313,23 @@ mod tests {
             rate in 1_000u64..10_000_000,
             events in proptest::collection::vec((0usize..4, 0u64..1 << 20, 0u64..500, 0u8..10), 1..80),
         ) {
-            let mut fair = Fair::new(rate, START);
+            let mut fair = FairQueue::new(rate, START);
             let ids = [1, 10, 20, 100].map(|of| fair.join(priority(of)));
             let (mut now, mut sent, mut log) = (START, 0i128, vec![(START, 0i128)]);
             let mut asked: Vec<(Ticket, bool)> = Vec::new();
             // Lets go whoever may until then, each when it may.
-            let mut run = |fair: &mut Fair<u64>, asked: &mut Vec<(Ticket, bool)>, sent: &mut i128, until: Duration| {
+            let mut run = |fair: &mut FairQueue<u64>, asked: &mut Vec<(Ticket, bool)>, sent: &mut i128, until: Duration| {
                 loop {
                     match fair.next(now) {
-                        Next::Go(number) => {
+                        Dispatch::Go(number) => {
                             let it = asked.iter_mut().find(|(ticket, _)| ticket.number == number);
                             let (ticket, gone) = it.expect("nobody goes who was taken back");
                             assert!(!std::mem::replace(gone, true), "nobody goes twice");
                             *sent += i128::from(ticket.bytes);
                             log.push((now, *sent));
                         }
-                        Next::Wait(wait) if now + wait <= until => now += wait,
-                        Next::Wait(_) | Next::Nobody => break,
+                        Dispatch::Wait(wait) if now + wait <= until => now += wait,
+                        Dispatch::Wait(_) | Dispatch::Empty => break,
                     }
                 }
                 now = now.max(until);
@@ -346,7 +346,7 @@ mod tests {
                         sent -= i128::from(gone) * i128::from(ticket.bytes);
                     }
                     _ => {
-                        let ticket = fair.ask(ids[flow], bytes, fair.number + 1, at).unwrap();
+                        let ticket = fair.enqueue(ids[flow], bytes, fair.last_number + 1, at).unwrap();
                         asked.push((ticket, false));
                     }
                 }
@@ -367,9 +367,9 @@ mod tests {
     }
 
     /// Lets everything go that may by then, in order.
-    fn run(fair: &mut Fair<&'static str>, now: Duration) -> Vec<&'static str> {
+    fn run(fair: &mut FairQueue<&'static str>, now: Duration) -> Vec<&'static str> {
         std::iter::from_fn(|| match fair.next(now) {
-            Next::Go(who) => Some(who),
+            Dispatch::Go(who) => Some(who),
             _ => None,
         })
         .collect()
@@ -381,24 +381,24 @@ mod tests {
 
     #[test]
     fn a_quiet_bucket_saves_up_a_burst_and_no_more() {
-        let mut fair = Fair::new(1000, START);
+        let mut fair = FairQueue::new(1000, START);
         let flow = fair.join(Priority::default());
         let hour = secs(3600);
-        fair.ask(flow, 100, (), hour).unwrap();
-        assert_eq!(fair.next(hour), Next::Go(()));
-        fair.ask(flow, 1000, (), hour).unwrap();
-        assert_eq!(fair.next(hour), Next::Wait(secs(1)));
+        fair.enqueue(flow, 100, (), hour).unwrap();
+        assert_eq!(fair.next(hour), Dispatch::Go(()));
+        fair.enqueue(flow, 1000, (), hour).unwrap();
+        assert_eq!(fair.next(hour), Dispatch::Wait(secs(1)));
     }
 
     #[test]
     fn an_idle_flow_hoards_nothing_and_loses_nothing() {
-        let mut fair = Fair::new(1000, START);
+        let mut fair = FairQueue::new(1000, START);
         let (busy, idle) = (fair.join(priority(10)), fair.join(priority(10)));
         // All of the rate while the other is idle.
-        (0..50).for_each(|_| _ = fair.ask(busy, 1000, "busy", START));
+        (0..50).for_each(|_| _ = fair.enqueue(busy, 1000, "busy", START));
         assert_eq!(run(&mut fair, secs(20)).len(), 20);
         // Then half of it each, not twenty seconds for the one that comes.
-        (0..50).for_each(|_| _ = fair.ask(idle, 1000, "idle", secs(20)));
+        (0..50).for_each(|_| _ = fair.enqueue(idle, 1000, "idle", secs(20)));
         let both = run(&mut fair, secs(30));
         let idles = both.iter().filter(|who| **who == "idle").count();
         assert_eq!((both.len(), idles), (10, 5), "{both:?}");
@@ -406,10 +406,10 @@ mod tests {
 
     #[test]
     fn a_new_priority_holds_for_what_waits() {
-        let mut fair = Fair::new(1000, START);
+        let mut fair = FairQueue::new(1000, START);
         let (one, two) = (fair.join(priority(10)), fair.join(priority(10)));
-        (0..100).for_each(|_| _ = fair.ask(one, 1000, "one", START));
-        (0..100).for_each(|_| _ = fair.ask(two, 1000, "two", START));
+        (0..100).for_each(|_| _ = fair.enqueue(one, 1000, "one", START));
+        (0..100).for_each(|_| _ = fair.enqueue(two, 1000, "two", START));
         assert_eq!(run(&mut fair, secs(10)).len(), 10);
         fair.set_priority(one, priority(40));
         let then = run(&mut fair, secs(60));
@@ -418,9 +418,10 @@ mod tests {
 
     #[test]
     fn the_lowest_rank_of_a_flow_goes_first_and_the_rest_takes_what_it_leaves() {
-        let mut fair = Fair::new(1000, START);
+        let mut fair = FairQueue::new(1000, START);
         let flow = fair.join(Priority::default());
-        let ask = |fair: &mut Fair<_>, rank, who, at| fair.ask_ranked(flow, rank, 1000, who, at).unwrap();
+        let ask =
+            |fair: &mut FairQueue<_>, rank, who, at| fair.enqueue_ranked(flow, rank, 1000, who, at).unwrap();
         ask(&mut fair, 7, "later", START);
         ask(&mut fair, 7, "later still", START);
         ask(&mut fair, 3, "first", START);
@@ -437,24 +438,24 @@ mod tests {
 
     #[test]
     fn without_a_rate_all_go_at_once_and_leave_no_debt() {
-        let mut fair = Fair::new(0, START);
+        let mut fair = FairQueue::new(0, START);
         let flow = fair.join(Priority::default());
-        (0..100).for_each(|_| _ = fair.ask(flow, u64::MAX, "it", START));
+        (0..100).for_each(|_| _ = fair.enqueue(flow, u64::MAX, "it", START));
         assert_eq!(run(&mut fair, START).len(), 100);
         fair.set_rate(1000, START);
-        fair.ask(flow, 1000, "it", START).unwrap();
+        fair.enqueue(flow, 1000, "it", START).unwrap();
         assert_eq!(run(&mut fair, secs(1)), ["it"]);
     }
 
     #[test]
     fn who_leaves_is_waited_for_no_more() {
-        let mut fair = Fair::new(1000, START);
+        let mut fair = FairQueue::new(1000, START);
         let (gone, stays) = (fair.join(priority(100)), fair.join(priority(1)));
-        let ticket = fair.ask(gone, 1 << 40, "gone", START).unwrap();
-        fair.ask(stays, 1000, "stays", START).unwrap();
+        let ticket = fair.enqueue(gone, 1 << 40, "gone", START).unwrap();
+        fair.enqueue(stays, 1000, "stays", START).unwrap();
         fair.leave(gone);
         fair.withdraw(ticket);
         assert_eq!(run(&mut fair, secs(1)), ["stays"]);
-        assert_eq!(fair.ask(gone, 1, "gone", START), None);
+        assert_eq!(fair.enqueue(gone, 1, "gone", START), None);
     }
 }

@@ -1,6 +1,6 @@
 //! A limit on bytes a second that tasks wait on.
 //!
-//! Whose turn it is, [`Fair`] decides; here is only how to wait for it. Of the tasks that wait one keeps the clock for all, so
+//! Whose turn it is, [`FairQueue`] decides; here is only how to wait for it. Of the tasks that wait one keeps the clock for all, so
 //! that a request which goes wakes one task and not everybody.
 //!
 //! Invariant: while somebody waits, somebody keeps the clock. Without a limit nothing is locked, counted or woken.
@@ -20,49 +20,49 @@ use tokio::{
 
 use super::{
     Priority,
-    fair::{Fair, FlowId, Next, Ticket},
+    fair::{Dispatch, FairQueue, FlowId, Ticket},
 };
 
 /// A rate that flows share. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
-pub struct Meter {
-    inner: Arc<Inner>,
+pub struct RateLimiter {
+    shared: Arc<RateLimiterShared>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    /// As `fair` has it: read without locking.
+struct RateLimiterShared {
+    /// As `queue` has it: read without locking.
     rate: AtomicU64,
-    fair: Mutex<Fair<oneshot::Sender<()>>>,
+    queue: Mutex<FairQueue<oneshot::Sender<()>>>,
     start: Instant,
     /// Held by whoever keeps the clock.
-    clock: Turn<()>,
+    timer: Turn<()>,
     /// Something may go sooner than the clock was set for.
-    sooner: Notify,
+    deadline_moved: Notify,
 }
 
-impl Meter {
+impl RateLimiter {
     /// Bytes a second; 0: no limit.
     pub fn new(rate: u64) -> Self {
         Self {
-            inner: Arc::new(Inner {
+            shared: Arc::new(RateLimiterShared {
                 rate: AtomicU64::new(rate),
-                fair: Mutex::new(Fair::new(rate, Duration::ZERO)),
+                queue: Mutex::new(FairQueue::new(rate, Duration::ZERO)),
                 start: Instant::now(),
-                clock: Turn::new(()),
-                sooner: Notify::new(),
+                timer: Turn::new(()),
+                deadline_moved: Notify::new(),
             }),
         }
     }
 
     /// Bytes a second; 0: no limit.
     pub fn rate(&self) -> u64 {
-        self.inner.rate.load(Ordering::Relaxed)
+        self.shared.rate.load(Ordering::Relaxed)
     }
 
     /// Changes the rate, in bytes a second, 0: no limit. Holds at once, also for those who wait.
     pub fn set_rate(&self, rate: u64) {
-        let inner = &self.inner;
+        let inner = &self.shared;
         inner.change(|fair| {
             fair.set_rate(rate, inner.start.elapsed());
             inner.rate.store(rate, Ordering::Relaxed);
@@ -72,47 +72,47 @@ impl Meter {
     /// One more to share the rate; it leaves when dropped.
     pub fn flow(&self, priority: Priority) -> Flow {
         Flow {
-            id: self.inner.fair().join(priority),
-            meter: self.clone(),
+            id: self.shared.queue().join(priority),
+            limiter: self.clone(),
         }
     }
 }
 
-impl Inner {
-    fn fair(&self) -> MutexGuard<'_, Fair<oneshot::Sender<()>>> {
-        self.fair.lock().unwrap_or_else(PoisonError::into_inner)
+impl RateLimiterShared {
+    fn queue(&self) -> MutexGuard<'_, FairQueue<oneshot::Sender<()>>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes something, and lets go who may go then.
-    fn change<T>(&self, change: impl FnOnce(&mut Fair<oneshot::Sender<()>>) -> T) -> T {
-        let changed = change(&mut self.fair());
-        self.let_go();
-        self.sooner.notify_one();
+    fn change<T>(&self, change: impl FnOnce(&mut FairQueue<oneshot::Sender<()>>) -> T) -> T {
+        let changed = change(&mut self.queue());
+        self.release_ready();
+        self.deadline_moved.notify_one();
         changed
     }
 
     /// Lets go who may; how long until the next may, if somebody waits.
-    fn let_go(&self) -> Option<Duration> {
-        let mut fair = self.fair();
+    fn release_ready(&self) -> Option<Duration> {
+        let mut fair = self.queue();
         loop {
             match fair.next(self.start.elapsed()) {
                 // Who does not wait any more takes it back.
-                Next::Go(tell) => _ = tell.send(()),
-                Next::Wait(wait) => return Some(wait),
-                Next::Nobody => return None,
+                Dispatch::Go(tell) => _ = tell.send(()),
+                Dispatch::Wait(wait) => return Some(wait),
+                Dispatch::Empty => return None,
             }
         }
     }
 
     /// Keeps the clock for all who wait, once it is this task's turn. Never ends; dropping it hands the clock on.
-    async fn keep_clock(&self) {
-        let _turn = self.clock.lock().await;
+    async fn run_timer(&self) {
+        let _turn = self.timer.lock().await;
         loop {
-            let wait = self.let_go().unwrap_or(Duration::MAX);
+            let wait = self.release_ready().unwrap_or(Duration::MAX);
             // Both arms are cancel-safe: nothing is taken by either, and a notice that nobody waits for is kept.
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = self.sooner.notified() => {}
+                () = self.deadline_moved.notified() => {}
             }
         }
     }
@@ -121,31 +121,31 @@ impl Inner {
 /// One of those who share a rate.
 #[derive(Debug)]
 pub struct Flow {
-    meter: Meter,
+    limiter: RateLimiter,
     id: FlowId,
 }
 
 impl Drop for Flow {
     fn drop(&mut self) {
-        self.meter.inner.change(|fair| fair.leave(self.id));
+        self.limiter.shared.change(|fair| fair.leave(self.id));
     }
 }
 
 impl Flow {
     /// Bytes a second that all flows share; 0: no limit.
     pub fn rate(&self) -> u64 {
-        self.meter.rate()
+        self.limiter.rate()
     }
 
-    /// Changes the rate that all flows share: [`Meter::set_rate`].
+    /// Changes the rate that all flows share: [`RateLimiter::set_rate`].
     pub fn set_rate(&self, rate: u64) {
-        self.meter.set_rate(rate);
+        self.limiter.set_rate(rate);
     }
 
     /// Changes this flow's share, for those who wait as well.
     pub fn set_priority(&self, priority: Priority) {
-        self.meter
-            .inner
+        self.limiter
+            .shared
             .change(|fair| fair.set_priority(self.id, priority));
     }
 
@@ -159,36 +159,37 @@ impl Flow {
         if self.rate() == 0 {
             return;
         }
-        let inner = &*self.meter.inner;
+        let inner = &*self.limiter.shared;
         let (tell, mut told) = oneshot::channel();
-        let asked = inner.change(|fair| fair.ask_ranked(self.id, rank, bytes, tell, inner.start.elapsed()));
+        let asked =
+            inner.change(|fair| fair.enqueue_ranked(self.id, rank, bytes, tell, inner.start.elapsed()));
         let Some(ticket) = asked else {
             return;
         };
-        let mut asked = Asked {
-            inner,
+        let mut asked = PendingRequest {
+            limiter: inner,
             ticket: Some(ticket),
         };
         // Both arms are cancel-safe: what was asked for is given back, the clock is handed on.
         tokio::select! {
             biased;
             _ = &mut told => {}
-            () = inner.keep_clock() => {}
+            () = inner.run_timer() => {}
         }
         asked.ticket = None;
     }
 }
 
 /// Takes a request back unless it went and was noticed.
-struct Asked<'a> {
-    inner: &'a Inner,
+struct PendingRequest<'a> {
+    limiter: &'a RateLimiterShared,
     ticket: Option<Ticket>,
 }
 
-impl Drop for Asked<'_> {
+impl Drop for PendingRequest<'_> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
-            self.inner.change(|fair| fair.withdraw(ticket));
+            self.limiter.change(|fair| fair.withdraw(ticket));
         }
     }
 }
@@ -218,7 +219,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn tasks_share_as_their_priorities_whatever_their_number() {
-        let meter = Meter::new(1_000_000);
+        let meter = RateLimiter::new(1_000_000);
         let (high, low) = (
             Arc::new(meter.flow(priority(30))),
             Arc::new(meter.flow(priority(10))),
@@ -248,7 +249,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_new_rate_holds_for_those_who_wait() {
-        let meter = Meter::new(1);
+        let meter = RateLimiter::new(1);
         let flow = Arc::new(meter.flow(Priority::default()));
         let done = Arc::new(AtomicUsize::new(0));
         for _ in 0..3 {
@@ -270,7 +271,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_gives_up_gives_back_and_hands_the_clock_on() {
-        let meter = Meter::new(1000);
+        let meter = RateLimiter::new(1000);
         let flow = Arc::new(meter.flow(Priority::default()));
         let keeper = tokio::spawn({
             let flow = Arc::clone(&flow);
@@ -290,7 +291,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn without_a_limit_nobody_waits() {
-        let flow = Meter::new(0).flow(Priority::default());
+        let flow = RateLimiter::new(0).flow(Priority::default());
         let start = Instant::now();
         flow.acquire(u64::MAX).await;
         assert_eq!(start.elapsed(), Duration::ZERO);

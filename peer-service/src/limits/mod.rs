@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use potluck_core::places::{ClientAddress, LimitError, MaxShare, PerAddressLimiter, Permit};
 
-pub use self::meter::{Flow, Meter};
+pub use self::meter::{Flow, RateLimiter};
 
 /// How much a transfer counts beside others, 1 to 100: one of 30 gets three times what one of 10 gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,16 +47,16 @@ impl Default for Priority {
 /// The limits in force. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    inner: Arc<Inner>,
+    shared: Arc<LimitsShared>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct LimitsShared {
     /// All uploads are one flow: first come, first served.
     upload: Flow,
-    download: Meter,
-    slots: PerAddressLimiter,
-    share: MaxShare,
+    download: RateLimiter,
+    upload_slots: PerAddressLimiter,
+    max_share: MaxShare,
 }
 
 /// An upload that is under way; dropping it frees the slot.
@@ -65,51 +65,51 @@ pub type UploadSlot = Permit;
 impl Limits {
     /// Limits in bytes a second each way, and uploads at once; 0: none. One address takes its usual share.
     pub fn new(upload: u64, download: u64, upload_slots: u32) -> Self {
-        Self::with_share(upload, download, upload_slots, MaxShare::default())
+        Self::with_max_share(upload, download, upload_slots, MaxShare::default())
     }
 
     /// The same with what one address may take.
-    pub fn with_share(upload: u64, download: u64, upload_slots: u32, share: MaxShare) -> Self {
+    pub fn with_max_share(upload: u64, download: u64, upload_slots: u32, share: MaxShare) -> Self {
         Self {
-            inner: Arc::new(Inner {
-                upload: Meter::new(upload).flow(Priority::default()),
-                download: Meter::new(download),
-                slots: PerAddressLimiter::new(places(upload_slots), share),
-                share,
+            shared: Arc::new(LimitsShared {
+                upload: RateLimiter::new(upload).flow(Priority::default()),
+                download: RateLimiter::new(download),
+                upload_slots: PerAddressLimiter::new(slot_capacity(upload_slots), share),
+                max_share: share,
             }),
         }
     }
 
     /// Changes all of them at once.
     pub fn set(&self, upload: u64, download: u64, upload_slots: u32) {
-        self.inner.upload.set_rate(upload);
-        self.inner.download.set_rate(download);
-        self.inner.slots.set_capacity(places(upload_slots));
+        self.shared.upload.set_rate(upload);
+        self.shared.download.set_rate(download);
+        self.shared.upload_slots.set_capacity(slot_capacity(upload_slots));
     }
 
     /// What is sent to other peers waits here.
     pub fn upload(&self) -> &Flow {
-        &self.inner.upload
+        &self.shared.upload
     }
 
     /// What is fetched waits here, each transfer in a flow of its own.
-    pub fn download(&self) -> &Meter {
-        &self.inner.download
+    pub fn download(&self) -> &RateLimiter {
+        &self.shared.download
     }
 
     /// Most uploads at once; 0: no limit.
     pub fn upload_slots(&self) -> u32 {
-        u32::try_from(self.inner.slots.capacity()).unwrap_or(0)
+        u32::try_from(self.shared.upload_slots.capacity()).unwrap_or(0)
     }
 
     /// Uploads under way.
-    pub fn uploads(&self) -> u32 {
-        u32::try_from(self.inner.slots.in_use()).unwrap_or(u32::MAX)
+    pub fn active_uploads(&self) -> u32 {
+        u32::try_from(self.shared.upload_slots.in_use()).unwrap_or(u32::MAX)
     }
 
     /// What one address may take of whatever there is so many of.
-    pub fn share(&self) -> MaxShare {
-        self.inner.share
+    pub fn max_share(&self) -> MaxShare {
+        self.shared.max_share
     }
 
     /// A slot for one more upload.
@@ -117,12 +117,12 @@ impl Limits {
     /// # Errors
     /// Why there is none for this caller.
     pub fn try_upload(&self, source: ClientAddress) -> Result<UploadSlot, LimitError> {
-        self.inner.slots.try_acquire(source)
+        self.shared.upload_slots.try_acquire(source)
     }
 }
 
 /// Slots as a setting has them: 0 is any number.
-fn places(slots: u32) -> usize {
+fn slot_capacity(slots: u32) -> usize {
     match slots {
         0 => usize::MAX,
         slots => usize::try_from(slots).unwrap_or(usize::MAX),
@@ -148,6 +148,6 @@ mod tests {
         limits.set(0, 0, 2);
         let _second = limits.try_upload(ClientAddress::LOCAL).unwrap();
         drop(first);
-        assert_eq!(limits.uploads(), 1);
+        assert_eq!(limits.active_uploads(), 1);
     }
 }

@@ -15,9 +15,9 @@ use tonic::Status;
 
 use super::{Inner, not_found, sending::Board};
 use crate::{
-    bits::Bits,
+    bits::Bitfield,
     blocking::blocking,
-    offer::{Offer, Units},
+    offer::{Availability, Content},
 };
 
 /// How long changes are gathered at least: short against the time a piece takes, so that a crowd knows what is where.
@@ -38,7 +38,7 @@ const MAX_UNITS: usize = 64 * 1024;
 enum Told {
     /// A crowd watches seeds: little to hold for each of them.
     Complete(Complete),
-    Partial(Units),
+    Partial(Availability),
 }
 
 /// All is here.
@@ -52,7 +52,7 @@ struct Complete {
 }
 
 impl Told {
-    fn new(units: Units, board: &Board) -> Self {
+    fn new(units: Availability, board: &Board) -> Self {
         if !units.have.is_full() {
             return Self::Partial(units);
         }
@@ -103,15 +103,18 @@ struct Watch {
 }
 
 /// Looks at the file as it is offered now.
-async fn look(inner: &Arc<Inner>, id: FileId) -> Result<(Units, Option<watch::Receiver<u64>>), Problem> {
+async fn look(
+    inner: &Arc<Inner>,
+    id: FileId,
+) -> Result<(Availability, Option<watch::Receiver<u64>>), Problem> {
     let inner = inner.clone();
     blocking(move || Ok(look_at(&*inner.find(&id)?))).await?
 }
 
-fn look_at(offer: &dyn Offer) -> (Units, Option<watch::Receiver<u64>>) {
+fn look_at(offer: &dyn Content) -> (Availability, Option<watch::Receiver<u64>>) {
     // Asked for first, so that no change between the two is missed.
     let changes = offer.changes();
-    (offer.units(), changes)
+    (offer.availability(), changes)
 }
 
 /// How long changes are gathered where so many watch.
@@ -228,9 +231,9 @@ impl Watch {
     }
 }
 
-fn snapshot(id: &FileId, units: &Units) -> Event {
+fn snapshot(id: &FileId, units: &Availability) -> Event {
     let complete = units.have.is_full();
-    let bytes = |bits: &Bits| match complete {
+    let bytes = |bits: &Bitfield| match complete {
         true => Bytes::new(),
         false => Bytes::copy_from_slice(bits.as_bytes()),
     };
@@ -245,7 +248,7 @@ fn snapshot(id: &FileId, units: &Units) -> Event {
 
 /// What to tell a watcher that was told something else before; `None` where units were lost, which
 /// no change can say: all is told again.
-fn difference(told: &Told, now: &Units) -> Option<Vec<Event>> {
+fn difference(told: &Told, now: &Availability) -> Option<Vec<Event>> {
     let before = match told {
         Told::Complete(told) if now.have.is_full() && now.have.len() == told.units => return Some(Vec::new()),
         Told::Partial(units) if units.have.len() == now.have.len() => units,
@@ -307,10 +310,10 @@ mod tests {
         Sending::new(MaxShare::ALL).board(&id, &plan)
     }
 
-    fn units(len: u32, have: &[u32], fetching: &[u32]) -> Units {
-        let mut units = Units {
-            have: Bits::new(len),
-            fetching: Bits::new(len),
+    fn units(len: u32, have: &[u32], fetching: &[u32]) -> Availability {
+        let mut units = Availability {
+            have: Bitfield::new(len),
+            fetching: Bitfield::new(len),
         };
         for &unit in have {
             units.have.set(unit, true);

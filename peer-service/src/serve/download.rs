@@ -22,7 +22,7 @@ use super::{
 use crate::{
     blocking::blocking,
     limits::{Limits, UploadSlot},
-    offer::Offer,
+    offer::Content,
 };
 
 /// Most spans of a request, as the contract has it.
@@ -90,9 +90,9 @@ pub(super) fn parse(request: v1::DownloadRequest) -> Result<Vec<Asked>, Problem>
 /// The files asked for, and that the ranges lie in them.
 fn resolve(
     asked: &[Asked],
-    find: impl Fn(&FileId) -> Result<Arc<dyn Offer>, Problem>,
+    find: impl Fn(&FileId) -> Result<Arc<dyn Content>, Problem>,
 ) -> Result<Vec<Job>, Problem> {
-    let mut offers: HashMap<FileId, Arc<dyn Offer>> = HashMap::new();
+    let mut offers: HashMap<FileId, Arc<dyn Content>> = HashMap::new();
     let jobs = asked.iter().enumerate().map(|(index, Asked { id, range })| {
         let offer = match offers.get(id) {
             Some(offer) => Arc::clone(offer),
@@ -188,7 +188,7 @@ fn batch_size(limits: &Limits, outlet: &Outlet) -> u64 {
         rate => HELD.min(rate / BATCHES_A_SECOND),
     };
     let most = if outlet.is_swift() { BATCH } else { CAREFUL };
-    let share = held / u64::from(limits.uploads().max(1));
+    let share = held / u64::from(limits.active_uploads().max(1));
     // Whole leaves: a receiver hashes them where they lie.
     (share / LEAF_SIZE as u64 * LEAF_SIZE as u64).clamp(LEAF_SIZE as u64, most)
 }

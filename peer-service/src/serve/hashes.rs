@@ -11,7 +11,7 @@ use prost::Message as _;
 use tonic::Status;
 
 use super::{Inner, UNREAD, busy, turns::Outlet};
-use crate::{blocking::blocking, offer::Offer};
+use crate::{blocking::blocking, offer::Content};
 
 /// Hashes in one message: 64 KiB, as the contract has it.
 const HASHES_PER_MESSAGE: usize = 2048;
@@ -67,7 +67,7 @@ fn framed(message: &v1::GetPieceHashesResponse) -> Bytes {
 }
 
 /// The piece layer, or the one hash of a file of one piece: its root. The empty file has no piece and no hash.
-fn piece_hashes(offer: &dyn Offer) -> Result<Arc<[Hash]>, Problem> {
+fn piece_hashes(offer: &dyn Content) -> Result<Arc<[Hash]>, Problem> {
     let layout = potluck_core::FileLayout::new(offer.size());
     match layout.map_or(0, |layout| layout.piece_count()) {
         0 => Ok(Arc::from([])),

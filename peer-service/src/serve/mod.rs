@@ -39,7 +39,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     blocking::blocking,
     limits::Limits,
-    offer::{BadPieces, Offer, Shelf},
+    offer::{BadPieces, Content, ContentSource},
 };
 use buffers::Buffers;
 use patience::Patient;
@@ -98,7 +98,7 @@ pub struct PeerApi {
 
 #[derive(Debug)]
 struct Inner {
-    shelves: Vec<Arc<dyn Shelf>>,
+    shelves: Vec<Arc<dyn ContentSource>>,
     peer_id: PeerId,
     limits: Limits,
     counters: Arc<Counters>,
@@ -111,12 +111,12 @@ struct Inner {
 impl PeerApi {
     /// Serves what is on the shelves, the first that has a file before the others.
     pub fn new(
-        shelves: Vec<Arc<dyn Shelf>>,
+        shelves: Vec<Arc<dyn ContentSource>>,
         peer_id: PeerId,
         limits: Limits,
         counters: Arc<Counters>,
     ) -> Self {
-        let share = limits.share();
+        let share = limits.max_share();
         Self {
             inner: Arc::new(Inner {
                 shelves,
@@ -170,8 +170,8 @@ impl PeerApi {
 
 impl Inner {
     /// The offer of a file, where it can be had without waiting for anything.
-    fn find_now(&self, id: &FileId) -> Result<Arc<dyn Offer>, Problem> {
-        let offer = self.shelves.iter().find_map(|shelf| shelf.find_now(id));
+    fn find_now(&self, id: &FileId) -> Result<Arc<dyn Content>, Problem> {
+        let offer = self.shelves.iter().find_map(|shelf| shelf.try_find(id));
         offer.ok_or_else(|| not_found(id))
     }
 
@@ -182,7 +182,7 @@ impl Inner {
     }
 
     /// The offer of a file. May wait for locks: off the async threads.
-    fn find(&self, id: &FileId) -> Result<Arc<dyn Offer>, Problem> {
+    fn find(&self, id: &FileId) -> Result<Arc<dyn Content>, Problem> {
         let offer = self.shelves.iter().find_map(|shelf| shelf.find(id));
         offer.ok_or_else(|| not_found(id))
     }
@@ -249,7 +249,7 @@ impl v1::peer_service_server::PeerService for PeerApi {
             Ok::<_, Problem>(v1::DescribeResponse {
                 file: Some((&offer.record()?).into()),
                 name: offer.name(),
-                complete: offer.units().have.is_full(),
+                complete: offer.availability().have.is_full(),
                 peer_id: inner.peer_id.to_bytes(),
             })
         });

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use potluck_core::{Problem, Reason, chunk::ChunkHeader};
 
 use super::buffers::Buffers;
-use crate::{cached, offer::Offer};
+use crate::{cached, offer::Content};
 
 /// Most bytes of data in a batch: large enough that each costs little, small enough to hold one for each of many readers.
 pub(super) const BATCH: u64 = 256 * 1024;
@@ -25,7 +25,7 @@ const READ_AHEAD: u64 = 4 * 1024 * 1024;
 /// A span of a request, checked: the range lies in the file.
 #[derive(Debug)]
 pub(super) struct Job {
-    pub(super) offer: Arc<dyn Offer>,
+    pub(super) offer: Arc<dyn Content>,
     pub(super) range: Range<u64>,
 }
 
@@ -82,9 +82,9 @@ impl Reader {
         let not_now = || Problem::new(Reason::Internal, "not in memory");
         let batch = self.fill(
             most,
-            |offer, range| offer.open_now(range).ok_or_else(not_now),
+            |offer, range| offer.try_open(range).ok_or_else(not_now),
             |offer, file, range, bytes| {
-                let good = cached::read(file, range.start, bytes) && offer.is_unchanged(file);
+                let good = cached::read_cached(file, range.start, bytes) && offer.is_unchanged(file);
                 good.then_some(()).ok_or_else(not_now)
             },
         );
@@ -105,7 +105,7 @@ impl Reader {
                 }
                 let read = file.read_exact_at(bytes, range.start);
                 // Asked also where reading failed: a file that became shorter is one that changed.
-                offer.check(file)?;
+                offer.check_unchanged(file)?;
                 read.map_err(|error| unreadable(offer, &error))
             },
         );
@@ -117,8 +117,8 @@ impl Reader {
     fn fill(
         &mut self,
         most: u64,
-        open: impl Fn(&dyn Offer, Range<u64>) -> Result<Arc<File>, Problem>,
-        read: impl Fn(&dyn Offer, &File, Range<u64>, &mut [u8]) -> Result<(), Problem>,
+        open: impl Fn(&dyn Content, Range<u64>) -> Result<Arc<File>, Problem>,
+        read: impl Fn(&dyn Content, &File, Range<u64>, &mut [u8]) -> Result<(), Problem>,
     ) -> Result<Batch, Problem> {
         let lens = self.next_lens(most);
         let mut buffer = self.buffers.take(lens.len(), lens.iter().sum::<u64>() as usize);
@@ -206,7 +206,7 @@ fn bring(file: &File, rest: &Range<u64>) {
     let _ = (file, rest);
 }
 
-fn unreadable(offer: &dyn Offer, error: &io::Error) -> Problem {
+fn unreadable(offer: &dyn Content, error: &io::Error) -> Problem {
     let id = offer.id();
     tracing::warn!(%id, %error, "a shared file cannot be read");
     Problem::new(Reason::StoreUnavailable, format!("{id} cannot be read here now"))

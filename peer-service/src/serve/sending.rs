@@ -229,13 +229,13 @@ mod tests {
     use potluck_core::{Reason, index_client::FileRecord, merkle::Hash, places::ClientAddress};
 
     use super::{super::turns::Turns, *};
-    use crate::offer::{Offer, Units};
+    use crate::offer::{Availability, Content};
 
     /// A file of which nothing is asked but what it is.
     #[derive(Debug)]
     struct Named(FileId, u64);
 
-    impl Offer for Named {
+    impl Content for Named {
         fn id(&self) -> FileId {
             self.0
         }
@@ -256,7 +256,7 @@ mod tests {
             unreachable!()
         }
 
-        fn units(&self) -> Units {
+        fn availability(&self) -> Availability {
             unreachable!()
         }
 
@@ -268,7 +268,7 @@ mod tests {
             unreachable!()
         }
 
-        fn open_now(&self, _: Range<u64>) -> Option<Arc<File>> {
+        fn try_open(&self, _: Range<u64>) -> Option<Arc<File>> {
             unreachable!()
         }
 
@@ -276,7 +276,7 @@ mod tests {
             unreachable!()
         }
 
-        fn check(&self, _: &File) -> Result<(), Problem> {
+        fn check_unchanged(&self, _: &File) -> Result<(), Problem> {
             unreachable!()
         }
     }
@@ -290,7 +290,7 @@ mod tests {
         let turns = Turns::new();
         let outlet = turns.outlet(ClientAddress::LOCAL);
         let ask = |bytes| {
-            let offer: Arc<dyn Offer> = Arc::clone(&file) as _;
+            let offer: Arc<dyn Content> = Arc::clone(&file) as _;
             sending.note(
                 &[Job {
                     offer,

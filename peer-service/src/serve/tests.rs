@@ -16,7 +16,7 @@ use potluck_core::{
 use tokio::sync::{Notify, watch};
 
 use super::*;
-use crate::offer::Units;
+use crate::offer::Availability;
 
 /// What a connection gets at once that is not known to be swift, in bytes.
 const BATCH: u64 = 64 * 1024;
@@ -47,13 +47,13 @@ impl OnDeadDisk {
 #[derive(Debug)]
 struct One(Arc<OnDeadDisk>);
 
-impl Shelf for One {
-    fn find(&self, _: &FileId) -> Option<Arc<dyn Offer>> {
+impl ContentSource for One {
+    fn find(&self, _: &FileId) -> Option<Arc<dyn Content>> {
         Some(self.0.clone())
     }
 }
 
-impl Offer for OnDeadDisk {
+impl Content for OnDeadDisk {
     fn id(&self) -> FileId {
         self.record.id
     }
@@ -74,7 +74,7 @@ impl Offer for OnDeadDisk {
         Ok(Arc::from([]))
     }
 
-    fn units(&self) -> Units {
+    fn availability(&self) -> Availability {
         unreachable!("nobody watches it")
     }
 
@@ -87,7 +87,7 @@ impl Offer for OnDeadDisk {
         Ok(self.file.clone())
     }
 
-    fn open_now(&self, _: Range<u64>) -> Option<Arc<File>> {
+    fn try_open(&self, _: Range<u64>) -> Option<Arc<File>> {
         None
     }
 
@@ -95,7 +95,7 @@ impl Offer for OnDeadDisk {
         false
     }
 
-    fn check(&self, _: &File) -> Result<(), Problem> {
+    fn check_unchanged(&self, _: &File) -> Result<(), Problem> {
         self.ask();
         Ok(())
     }
@@ -153,15 +153,15 @@ async fn a_read_that_hangs_keeps_its_slot_though_nobody_waits_for_it() {
             () = asked.notified() => {}
         }
         // Whoever asked has gone.
-        assert_eq!((limits.uploads(), *got.lock().unwrap()), (1, batches));
+        assert_eq!((limits.active_uploads(), *got.lock().unwrap()), (1, batches));
         let problem = download().await.err().expect("there is no other slot");
         assert_eq!(problem.reason, Reason::Busy);
         drop(revive);
-        while limits.uploads() > 0 {
+        while limits.active_uploads() > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let stream = download().await.expect("the disk answers");
         assert_eq!(stream.count().await, 2);
-        assert_eq!(limits.uploads(), 0);
+        assert_eq!(limits.active_uploads(), 0);
     }
 }

@@ -8,7 +8,9 @@ use std::{
 
 use redb::{Database, ReadableTable as _, StorageError, TableDefinition, TableHandle as _, WriteTransaction};
 
-use super::{CACHE_SIZE, DAMAGED, HIDDEN, ITEMS, LAYERS, MEMBERS, SUMS, TRANSFERS, rows::from_first_version};
+use super::{
+    CACHE_SIZE, DAMAGED, ITEMS, LAYERS, MEMBERS, SHA256S, TOMBSTONES, TRANSFERS, rows::from_first_version,
+};
 use crate::durable;
 
 /// Tables of the first version: files and their roots apart from the items.
@@ -17,14 +19,14 @@ const FIRST_MEMBERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("mem
 const FIRST_RECORDS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("records.v1");
 
 /// Why a database did not open.
-pub(super) enum Failure {
+pub(super) enum OpenFailure {
     /// The operating system: permission, no room. Another database would fare no better.
     System(redb::Error),
     /// The file itself.
     Damaged(String),
 }
 
-impl Failure {
+impl OpenFailure {
     pub(super) fn into_error(self) -> redb::Error {
         match self {
             Self::System(error) => error,
@@ -33,7 +35,7 @@ impl Failure {
     }
 }
 
-impl From<redb::Error> for Failure {
+impl From<redb::Error> for OpenFailure {
     fn from(error: redb::Error) -> Self {
         match is_damage(&error) {
             true => Self::Damaged(error.to_string()),
@@ -65,7 +67,7 @@ pub(super) fn caught<T, E: From<StorageError>>(work: impl FnOnce() -> Result<T, 
 /// Opens or makes a database with all its tables. One that was found damaged while it was open
 /// ([`mark_suspect`]) is checked from end to end; of any other, what is small and read at every
 /// start.
-pub(super) fn try_open(path: &Path) -> Result<Database, Failure> {
+pub(super) fn try_open(path: &Path) -> Result<Database, OpenFailure> {
     let is_new = !path.exists();
     let suspect = suspect(path);
     let is_suspect = suspect.exists();
@@ -77,9 +79,9 @@ pub(super) fn try_open(path: &Path) -> Result<Database, Failure> {
         let write = database.begin_write()?;
         write.open_table(ITEMS)?;
         write.open_table(MEMBERS)?;
-        write.open_table(SUMS)?;
+        write.open_table(SHA256S)?;
         write.open_table(LAYERS)?;
-        for row in write.open_table(HIDDEN)?.iter()? {
+        for row in write.open_table(TOMBSTONES)?.iter()? {
             row?;
         }
         for row in write.open_table(DAMAGED)?.iter()? {
@@ -88,7 +90,7 @@ pub(super) fn try_open(path: &Path) -> Result<Database, Failure> {
         for row in write.open_table(TRANSFERS)?.iter()? {
             row?;
         }
-        take_over(&write)?;
+        migrate(&write)?;
         write.commit()?;
         if is_new && let Some(folder) = path.parent() {
             durable::sync_folder(folder).map_err(redb::Error::Io)?;
@@ -115,7 +117,7 @@ fn suspect(path: &Path) -> PathBuf {
 
 /// Moves a damaged database aside, so that a new one can be begun; gives its new name.
 pub(super) fn move_aside(path: &Path) -> io::Result<PathBuf> {
-    let aside = aside(path);
+    let aside = damaged_path(path);
     std::fs::rename(path, &aside)?;
     let _ = std::fs::remove_file(suspect(path));
     if let Some(folder) = path.parent() {
@@ -125,7 +127,7 @@ pub(super) fn move_aside(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// Takes the items of the first version over: they are hashed again, as their roots are not where they were.
-fn take_over(write: &WriteTransaction) -> Result<(), redb::Error> {
+fn migrate(write: &WriteTransaction) -> Result<(), redb::Error> {
     if !write
         .list_tables()?
         .any(|table| table.name() == FIRST_ITEMS.name())
@@ -148,7 +150,7 @@ fn take_over(write: &WriteTransaction) -> Result<(), redb::Error> {
 }
 
 /// A free name beside a damaged database.
-fn aside(path: &Path) -> PathBuf {
+fn damaged_path(path: &Path) -> PathBuf {
     (1..=u32::MAX)
         .map(|number| path.with_extension(format!("redb.damaged-{number}")))
         .find(|aside| !aside.exists())

@@ -59,7 +59,7 @@ pub(crate) struct ItemRow {
     /// Where it is.
     pub(crate) path: Arc<Path>,
     /// Whether it came as a download, and nobody asked for it to be shared.
-    pub(crate) arrived: bool,
+    pub(crate) downloaded: bool,
     /// What others call it, where that is not what its path ends in.
     pub(crate) label: Option<Label>,
     /// Its id: the file's, or the manifest's.
@@ -79,14 +79,14 @@ pub(crate) enum RowBody {
     Collection(Arc<Members>),
 }
 
-/// Which SHA-256 of an item: of this entry of its manifest, or [`WHOLE`].
-pub(crate) type Part = u32;
+/// Which SHA-256 of an item: of this entry of its manifest, or [`WHOLE_ITEM`].
+pub(crate) type EntryIndex = u32;
 
 /// Stands for the item's own file where an entry is expected.
-pub(crate) const WHOLE: Part = u32::MAX;
+pub(crate) const WHOLE_ITEM: EntryIndex = u32::MAX;
 
 /// Entries of a collection in one row: with what the database puts around it a little less than 64 KiB, as its pages are powers of two.
-pub(super) const RUN: usize = 1000;
+pub(super) const MEMBERS_PER_ROW: usize = 1000;
 
 /// Length of an entry in a row, in bytes.
 const MEMBER_LEN: usize = STAMP_LEN + 32;
@@ -94,7 +94,10 @@ const MEMBER_LEN: usize = STAMP_LEN + 32;
 impl Members {
     /// The rows, in order: stamp and root of each entry.
     pub(super) fn rows(&self) -> impl Iterator<Item = Vec<u8>> {
-        let runs = self.stamps.chunks(RUN).zip(self.roots.chunks(RUN));
+        let runs = self
+            .stamps
+            .chunks(MEMBERS_PER_ROW)
+            .zip(self.roots.chunks(MEMBERS_PER_ROW));
         runs.map(|(stamps, roots)| {
             let mut out = Vec::with_capacity(stamps.len() * MEMBER_LEN);
             for (stamp, root) in stamps.iter().zip(roots) {
@@ -133,12 +136,12 @@ pub(super) fn path_of(bytes: &[u8]) -> PathBuf {
 }
 
 /// In the first byte of an item's row: that it came as a download.
-const ARRIVED: u8 = 2;
+const DOWNLOADED: u8 = 2;
 
 /// In the first byte of an item's row: that a label follows the id, behind its length in one byte.
 const LABELLED: u8 = 4;
 
-/// `0`, id, root, stamp, path for a file; `1`, id, root, path for a collection; [`ARRIVED`] more for what came as a download,
+/// `0`, id, root, stamp, path for a file; `1`, id, root, path for a collection; [`DOWNLOADED`] more for what came as a download,
 /// [`LABELLED`] more for what has a label.
 pub(super) fn encode_item(row: &ItemRow) -> Vec<u8> {
     let mut out = Vec::with_capacity(1 + 2 * 32 + STAMP_LEN + row.path.as_os_str().len());
@@ -146,7 +149,7 @@ pub(super) fn encode_item(row: &ItemRow) -> Vec<u8> {
     let label = row.label.as_ref().map(|label| label.as_str().as_bytes());
     // A label has at most 255 bytes.
     let label = label.and_then(|label| Some((u8::try_from(label.len()).ok()?, label)));
-    let arrived = if row.arrived { ARRIVED } else { 0 };
+    let arrived = if row.downloaded { DOWNLOADED } else { 0 };
     out.push(kind | arrived | if label.is_some() { LABELLED } else { 0 });
     out.extend_from_slice(row.id.as_bytes());
     if let Some((len, label)) = label {
@@ -175,7 +178,7 @@ pub(super) fn decode_item(bytes: &[u8]) -> Option<ItemRow> {
         }
     };
     let (root, rest) = rest.split_first_chunk::<32>()?;
-    let (body, rest) = match kind & !(ARRIVED | LABELLED) {
+    let (body, rest) = match kind & !(DOWNLOADED | LABELLED) {
         0 => {
             let (stamp, rest) = rest.split_first_chunk::<STAMP_LEN>()?;
             (RowBody::File(Stamp::read(stamp)), rest)
@@ -186,7 +189,7 @@ pub(super) fn decode_item(bytes: &[u8]) -> Option<ItemRow> {
     let path = path_of(rest);
     path.is_absolute().then(|| ItemRow {
         path: path.into(),
-        arrived: kind & ARRIVED != 0,
+        downloaded: kind & DOWNLOADED != 0,
         label,
         id: FileId(*id),
         root: Root(*root),

@@ -4,12 +4,12 @@ use super::{
     PeerKey, RequestId, Swarm, Time,
     peer::{Eligibility, Peer},
 };
-use crate::{bits::Bits, offer::Units};
+use crate::{bits::Bitfield, offer::Availability};
 
 impl Swarm {
     /// All that a peer has and is fetching, in place of whatever was known. Units of another number are no answer to what
     /// was asked and are ignored; so are peers that did not join.
-    pub fn availability(&mut self, peer: PeerKey, units: &Units, now: Time) {
+    pub fn availability(&mut self, peer: PeerKey, units: &Availability, now: Time) {
         self.replace_availability(peer, units);
         self.record_partial_progress(peer, now);
         self.after_event();
@@ -114,7 +114,7 @@ impl Swarm {
         ids.into_iter().for_each(|id| self.cancel_request(id, now));
     }
 
-    fn replace_availability(&mut self, key: PeerKey, units: &Units) {
+    fn replace_availability(&mut self, key: PeerKey, units: &Availability) {
         let fits = units.have.len() == self.have.len() && units.fetching.len() == self.have.len();
         if !fits || self.peers.get(&key).is_none_or(Peer::is_banned) {
             return;
@@ -149,8 +149,8 @@ impl Swarm {
             return;
         };
         let complete = peer.is_complete();
-        let have = std::mem::replace(&mut peer.have, Bits::new(units));
-        let fetching = std::mem::replace(&mut peer.fetching, Bits::new(units));
+        let have = std::mem::replace(&mut peer.have, Bitfield::new(units));
+        let fetching = std::mem::replace(&mut peer.fetching, Bitfield::new(units));
         peer.is_availability_known = false;
         peer.useful_units = 0;
         peer.refused.clear();

@@ -77,7 +77,7 @@ use rand::{SeedableRng, rngs::Xoshiro256PlusPlus};
 
 pub use self::{config::*, types::*};
 use self::{estimate::Estimate, flight::Request, peer::Peer, rarity::RarityOrder};
-use crate::bits::Bits;
+use crate::bits::Bitfield;
 
 /// The state of one transfer. See the [module](self).
 #[derive(Debug)]
@@ -87,9 +87,9 @@ pub struct Swarm {
     unit_lens: Vec<u64>,
     /// Length of the longest unit: what has to fit for any request to fit.
     longest_unit: u64,
-    have: Bits,
+    have: Bitfield,
     /// Units in flight.
-    fetching: Bits,
+    fetching: Bitfield,
     rarity: RarityOrder,
     /// How many partial peers have each unit.
     holders: Vec<u32>,
@@ -140,7 +140,7 @@ impl Swarm {
     ///
     /// # Panics
     /// If `have` is not of `unit_lens.len()` bits.
-    pub fn new(config: SwarmConfig, unit_lens: Vec<u64>, have: Bits, seed: u64) -> Self {
+    pub fn new(config: SwarmConfig, unit_lens: Vec<u64>, have: Bitfield, seed: u64) -> Self {
         assert_eq!(unit_lens.len(), have.len() as usize, "one bit for each unit");
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
         let mut rarity = RarityOrder::new(unit_lens.len());
@@ -150,7 +150,7 @@ impl Swarm {
         let mut swarm = Self {
             rng,
             longest_unit: unit_lens.iter().copied().max().unwrap_or(0),
-            fetching: Bits::new(have.len()),
+            fetching: Bitfield::new(have.len()),
             rarity,
             holders: vec![0; unit_lens.len()],
             unit_lens,

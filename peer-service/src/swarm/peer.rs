@@ -6,7 +6,7 @@ use super::{
     Failure, PIPELINE_SLACK, REQUEST_TIMEOUT, RequestId, SwarmConfig, Time, estimate::Estimate,
     refusals::Refusals,
 };
-use crate::bits::Bits;
+use crate::bits::Bitfield;
 
 /// Whether a peer may be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,9 +39,9 @@ pub(super) struct Peer {
     /// When to look again whether others can serve in its place, if it was banned.
     pub(super) ban_look: Option<Time>,
     /// Verified there, as it says.
-    pub(super) have: Bits,
+    pub(super) have: Bitfield,
     /// Being fetched there, as it says.
-    pub(super) fetching: Bits,
+    pub(super) fetching: Bitfield,
     /// Whether it ever said.
     pub(super) is_availability_known: bool,
     pub(super) useful_units: u32,
@@ -85,8 +85,8 @@ impl Peer {
             bans: 0,
             probation: None,
             ban_look: None,
-            have: Bits::new(units),
-            fetching: Bits::new(units),
+            have: Bitfield::new(units),
+            fetching: Bitfield::new(units),
             is_availability_known: false,
             useful_units: 0,
             refused: Refusals::default(),

@@ -4,16 +4,16 @@ use super::{
     Counters, MissingRun, PeerKey, PeerPhase, PeerView, RequestId, StuckReason, Swarm, Time, UnitState,
     peer::{Eligibility, Peer},
 };
-use crate::bits::Bits;
+use crate::bits::Bitfield;
 
 impl Swarm {
     /// The units that are here, verified.
-    pub const fn have(&self) -> &Bits {
+    pub const fn have(&self) -> &Bitfield {
         &self.have
     }
 
     /// The units that are asked for.
-    pub const fn fetching(&self) -> &Bits {
+    pub const fn fetching(&self) -> &Bitfield {
         &self.fetching
     }
 

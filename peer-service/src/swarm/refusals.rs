@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 
 use super::Time;
-use crate::bits::Bits;
+use crate::bits::Bitfield;
 
 /// Most refused units that are asked for again after one delay: enough to learn whether the peer
 /// serves again, and few enough that a peer which claims units that it does not have costs little.
@@ -20,7 +20,7 @@ const RETRIES: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     /// The units; none until the first refusal, since most peers never refuse.
-    units: Option<Bits>,
+    units: Option<Bitfield>,
     /// The same units, the oldest refusal first. May also hold units that are no longer refused.
     queue: VecDeque<u32>,
     /// Units that are open again since the last delay, and not sent yet.
@@ -48,7 +48,7 @@ impl Refusals {
     /// The refused units, whether they are missing here or not.
     #[cfg(any(test, debug_assertions))]
     pub(super) fn units(&self) -> impl Iterator<Item = u32> + '_ {
-        self.units.iter().flat_map(Bits::ones)
+        self.units.iter().flat_map(Bitfield::ones)
     }
 
     pub(super) const fn due(&self) -> Option<Time> {
@@ -62,7 +62,7 @@ impl Refusals {
     /// The peer refused one of `count` units; returns whether that is new. `due`: when to ask
     /// again, unless a time is set.
     pub(super) fn insert(&mut self, unit: u32, count: u32, due: Time) -> bool {
-        let units = self.units.get_or_insert_with(|| Bits::new(count));
+        let units = self.units.get_or_insert_with(|| Bitfield::new(count));
         let is_new = units.set(unit, true);
         if is_new {
             self.queue.push_back(unit);

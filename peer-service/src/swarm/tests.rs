@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use super::*;
-use crate::offer::Units;
+use crate::offer::Availability;
 
 pub(super) const LEN: u64 = 256 * 1024;
 pub(super) const A: PeerKey = PeerKey(1);
@@ -18,15 +18,15 @@ pub(super) fn swarm(units: u32) -> Swarm {
     Swarm::new(
         SwarmConfig::default(),
         vec![LEN; units as usize],
-        Bits::new(units),
+        Bitfield::new(units),
         7,
     )
 }
 
-fn units(swarm: &Swarm, have: &[u32]) -> Units {
-    let mut units = Units {
-        have: Bits::new(swarm.have().len()),
-        fetching: Bits::new(swarm.have().len()),
+fn units(swarm: &Swarm, have: &[u32]) -> Availability {
+    let mut units = Availability {
+        have: Bitfield::new(swarm.have().len()),
+        fetching: Bitfield::new(swarm.have().len()),
     };
     have.iter().for_each(|&unit| _ = units.have.set(unit, true));
     units
@@ -556,7 +556,7 @@ fn bytes_in_flight_stay_within_the_budget() {
         max_in_flight_bytes: 5 * LEN,
         ..SwarmConfig::default()
     };
-    let mut swarm = Swarm::new(config, vec![LEN; 100], Bits::new(100), 1);
+    let mut swarm = Swarm::new(config, vec![LEN; 100], Bitfield::new(100), 1);
     (0..20).for_each(|peer| join(&mut swarm, PeerKey(peer), &[], ms(0)));
     let made = requests(&mut swarm, ms(0));
     assert_eq!(made.len(), 5);
@@ -618,14 +618,14 @@ fn huge_units_are_asked_for_one_by_one() {
         max_in_flight_bytes: 5 * LEN,
         ..SwarmConfig::default()
     };
-    let mut swarm = Swarm::new(config, vec![7 * LEN; 3], Bits::new(3), 1);
+    let mut swarm = Swarm::new(config, vec![7 * LEN; 3], Bitfield::new(3), 1);
     (0..4).for_each(|peer| join(&mut swarm, PeerKey(peer), &[], ms(0)));
     assert_eq!(requests(&mut swarm, ms(0)).len(), 1);
 }
 
 #[test]
 fn a_wait_in_a_queue_does_not_make_it_longer() {
-    let mut swarm = Swarm::new(SwarmConfig::default(), vec![LEN; 100], Bits::new(100), 1);
+    let mut swarm = Swarm::new(SwarmConfig::default(), vec![LEN; 100], Bitfield::new(100), 1);
     join(&mut swarm, A, &[], ms(0));
     swarm.round_trip(A, ms(1));
     let (id, ..) = requests(&mut swarm, ms(0))[0];
@@ -648,9 +648,9 @@ fn nonsense_is_ignored() {
     swarm.peer_joined(A, ms(0));
     swarm.availability(
         A,
-        &Units {
-            have: Bits::full(99),
-            fetching: Bits::full(99),
+        &Availability {
+            have: Bitfield::full(99),
+            fetching: Bitfield::full(99),
         },
         ms(0),
     );

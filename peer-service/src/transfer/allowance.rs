@@ -5,7 +5,7 @@
 
 use super::view::Terms;
 use crate::{
-    limits::{Flow, Limits, Meter},
+    limits::{Flow, Limits, RateLimiter},
     swarm::RequestId,
 };
 
@@ -38,7 +38,7 @@ impl Allowance {
     /// By these terms, beside the others of this peer.
     pub(crate) fn new(terms: Terms, limits: &Limits) -> Self {
         Self {
-            own: Meter::new(terms.max_bytes_per_second).flow(terms.priority),
+            own: RateLimiter::new(terms.max_bytes_per_second).flow(terms.priority),
             shared: limits.download().flow(terms.priority),
         }
     }

@@ -454,17 +454,17 @@ enum Ended {
 mod tests {
     use super::*;
     use crate::{
-        bits::Bits,
-        offer::Units,
+        bits::Bitfield,
+        offer::Availability,
         swarm::{Action, Swarm, SwarmConfig},
     };
 
     fn request() -> RequestId {
         let (peer, now) = (PeerKey(1), Duration::ZERO);
-        let mut swarm = Swarm::new(SwarmConfig::default(), vec![10], Bits::new(1), 1);
+        let mut swarm = Swarm::new(SwarmConfig::default(), vec![10], Bitfield::new(1), 1);
         swarm.peer_joined(peer, now);
-        let (have, fetching) = (Bits::full(1), Bits::new(1));
-        swarm.availability(peer, &Units { have, fetching }, now);
+        let (have, fetching) = (Bitfield::full(1), Bitfield::new(1));
+        swarm.availability(peer, &Availability { have, fetching }, now);
         match swarm.poll_action(now) {
             Some(Action::Request { id, .. }) => id,
             other => panic!("{other:?}"),

@@ -22,7 +22,7 @@ use super::{
     budget::Share,
     calls::{Caller, Outcome, Told, Wanted},
     context::Context,
-    link::Availability,
+    link::AvailabilityEvent,
     live::Live,
     peers::{PeerEvent, Peers},
     run::Fetched,
@@ -452,10 +452,10 @@ impl Driver<'_> {
                     self.swarm.round_trip(key, round_trip);
                 }
             }
-            PeerEvent::Availability(Availability::Snapshot(units)) => {
+            PeerEvent::Availability(AvailabilityEvent::Snapshot(units)) => {
                 self.swarm.availability(key, &units, now)
             }
-            PeerEvent::Availability(Availability::Change {
+            PeerEvent::Availability(AvailabilityEvent::Change {
                 have,
                 fetching,
                 abandoned,
@@ -463,7 +463,7 @@ impl Driver<'_> {
                 self.swarm
                     .availability_changed(key, &have, &fetching, &abandoned, now);
             }
-            PeerEvent::OtherUnits | PeerEvent::Availability(Availability::OtherUnits(_)) => {
+            PeerEvent::OtherUnits | PeerEvent::Availability(AvailabilityEvent::OtherUnits(_)) => {
                 self.doubted |= self.doubts;
             }
             PeerEvent::Lost(problem) => {

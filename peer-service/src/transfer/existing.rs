@@ -29,7 +29,7 @@ use super::{
     verify::Checks,
 };
 use crate::{
-    blocking::{stoppable, unless},
+    blocking::{blocking_cancellable, continue_unless},
     file_system::may_lack_modes,
     library::{Hashes, stamp_of, stamps_at},
 };
@@ -89,7 +89,7 @@ pub(crate) async fn file(
     reporter: &Reporter,
 ) -> Result<bool, Problem> {
     let (library, owned, threads) = (context.library.clone(), path.to_owned(), context.hash_threads);
-    let found = stoppable(move |stop| {
+    let found = blocking_cancellable(move |stop| {
         let metadata = match fs::symlink_metadata(&owned) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(target::problem(&owned, &error)),
@@ -108,7 +108,7 @@ pub(crate) async fn file(
         // The stamp is from before it is read: a change since then shows in it.
         let hashed = open_regular(&owned).and_then(|file| {
             let stamp = stamp_of(&file.metadata()?);
-            let tree = hash::hash_file(&file, metadata.len(), threads, &|_| unless(stop))?;
+            let tree = hash::hash_file(&file, metadata.len(), threads, &|_| continue_unless(stop))?;
             Ok((tree, stamp))
         });
         match hashed {
@@ -147,7 +147,7 @@ pub(crate) async fn folder(
     reporter: &Reporter,
 ) -> Result<bool, Problem> {
     let (owned, listed) = (path.to_owned(), Arc::clone(manifest));
-    let found = stoppable(move |stop| {
+    let found = blocking_cancellable(move |stop| {
         match fs::symlink_metadata(&owned) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(target::problem(&owned, &error)),
@@ -230,7 +230,7 @@ fn hash_entry(
     stop: &CancellationToken,
 ) -> io::Result<FileTree> {
     let file = open_own(&root.join(entry.path.as_str()))?;
-    hash::hash_file(&file, size, 1, &|_| unless(stop))
+    hash::hash_file(&file, size, 1, &|_| continue_unless(stop))
 }
 
 /// The hashes of a collection that has just been put in its place: from what verified on the way, or by hashing what an earlier run

@@ -21,8 +21,8 @@ use tonic::{Status, Streaming, transport::Channel};
 
 use super::chunks::{self, Chunks};
 use crate::{
-    bits::Bits,
-    offer::{BadPieces, Units},
+    bits::Bitfield,
+    offer::{Availability, BadPieces},
 };
 
 /// How long a peer may take to answer a call, and to send the next message of a stream that it owes.
@@ -62,9 +62,9 @@ pub(crate) struct Described {
 
 /// A change of what a peer has.
 #[derive(Debug, Clone)]
-pub(crate) enum Availability {
+pub(crate) enum AvailabilityEvent {
     /// All of it.
-    Snapshot(Units),
+    Snapshot(Availability),
     /// It counts the units otherwise; what to say of it.
     OtherUnits(Problem),
     /// What is different.
@@ -216,7 +216,7 @@ impl Link {
         &self,
         id: FileId,
         units: u32,
-    ) -> Result<impl Stream<Item = Result<Availability, Problem>> + Send + use<>, Problem> {
+    ) -> Result<impl Stream<Item = Result<AvailabilityEvent, Problem>> + Send + use<>, Problem> {
         let request = v1::WatchAvailabilityRequest {
             file_id: id.to_bytes(),
         };
@@ -241,7 +241,7 @@ impl Link {
         event: v1::WatchAvailabilityResponse,
         (id, units): (FileId, u32),
         first: bool,
-    ) -> Result<Availability, Problem> {
+    ) -> Result<AvailabilityEvent, Problem> {
         use v1::watch_availability_response::Event;
         match event.event {
             Some(Event::Change(_)) if first => Err(self.liar("told of a change before what it has")),
@@ -258,7 +258,7 @@ impl Link {
             Some(Event::Snapshot(told)) => {
                 if told.units != units {
                     // No lie: whoever takes a folder for a file, as a false record has it, counts differently.
-                    return Ok(Availability::OtherUnits(Problem::new(
+                    return Ok(AvailabilityEvent::OtherUnits(Problem::new(
                         Reason::NotFound,
                         format!(
                             "the peer at {} has it in {} units, not in {units}: one of the two takes a folder for a file",
@@ -267,17 +267,19 @@ impl Link {
                     )));
                 }
                 if told.complete {
-                    return Ok(Availability::Snapshot(Units {
-                        have: Bits::full(units),
-                        fetching: Bits::new(units),
+                    return Ok(AvailabilityEvent::Snapshot(Availability {
+                        have: Bitfield::full(units),
+                        fetching: Bitfield::new(units),
                     }));
                 }
                 let bits = |bytes: &[u8]| match bytes.is_empty() {
-                    true => Some(Bits::new(units)),
-                    false => Bits::from_bytes(units, bytes),
+                    true => Some(Bitfield::new(units)),
+                    false => Bitfield::from_bytes(units, bytes),
                 };
                 match (bits(&told.have), bits(&told.fetching)) {
-                    (Some(have), Some(fetching)) => Ok(Availability::Snapshot(Units { have, fetching })),
+                    (Some(have), Some(fetching)) => {
+                        Ok(AvailabilityEvent::Snapshot(Availability { have, fetching }))
+                    }
                     _ => Err(self.liar("sent a bitfield of the wrong length")),
                 }
             }
@@ -287,7 +289,7 @@ impl Link {
                     return Err(self.liar("told of more changes than there are units"));
                 }
                 let inside = |list: Vec<u32>| list.into_iter().filter(|&unit| unit < units).collect();
-                Ok(Availability::Change {
+                Ok(AvailabilityEvent::Change {
                     have: inside(change.have),
                     fetching: inside(change.fetching),
                     abandoned: inside(change.abandoned),
@@ -359,7 +361,9 @@ mod tests {
     #[tokio::test]
     async fn another_number_of_units_is_no_lie() {
         let told = Link::to_nobody().understand(complete(ID, 9), (ID, 10), true);
-        assert!(matches!(told, Ok(Availability::OtherUnits(problem)) if problem.reason == Reason::NotFound));
+        assert!(
+            matches!(told, Ok(AvailabilityEvent::OtherUnits(problem)) if problem.reason == Reason::NotFound)
+        );
     }
 
     /// One flipped bit in the request makes a peer answer about a file that nobody wants.
@@ -380,7 +384,7 @@ mod tests {
             };
             link.understand(event(Event::Change(change)), (ID, 10), first)
         };
-        assert!(matches!(change(10, false), Ok(Availability::Change { .. })));
+        assert!(matches!(change(10, false), Ok(AvailabilityEvent::Change { .. })));
         assert_eq!(change(11, false).unwrap_err().reason, Reason::VerificationFailed);
         assert_eq!(change(10, true).unwrap_err().reason, Reason::VerificationFailed);
     }
@@ -390,7 +394,7 @@ mod tests {
         let link = Link::to_nobody();
         for first in [true, false] {
             let told = link.understand(complete(ID, 10), (ID, 10), first);
-            assert!(matches!(told, Ok(Availability::Snapshot(_))), "{told:?}");
+            assert!(matches!(told, Ok(AvailabilityEvent::Snapshot(_))), "{told:?}");
         }
     }
 }

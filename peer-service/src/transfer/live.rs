@@ -20,8 +20,8 @@ use tokio::sync::watch;
 
 use super::{part::Part, verify::Checks};
 use crate::{
-    bits::Bits,
-    offer::{Offer, Units},
+    bits::Bitfield,
+    offer::{Availability, Content},
 };
 
 /// What the driver of a transfer and those who serve from it share.
@@ -37,7 +37,7 @@ pub(crate) struct Live {
     pub(crate) checks: Arc<Checks>,
     /// Of a collection, its manifest.
     manifest: Option<ManifestFile>,
-    units: Mutex<Units>,
+    units: Mutex<Availability>,
     version: watch::Sender<u64>,
 }
 
@@ -58,7 +58,7 @@ impl Live {
         part: Arc<Part>,
         checks: Arc<Checks>,
         manifest: Option<(FileTree, &[u8])>,
-        have: Bits,
+        have: Bitfield,
     ) -> io::Result<Self> {
         let manifest = match manifest {
             Some((tree, bytes)) => {
@@ -71,8 +71,8 @@ impl Live {
             }
             None => None,
         };
-        let units = Units {
-            fetching: Bits::new(have.len()),
+        let units = Availability {
+            fetching: Bitfield::new(have.len()),
             have,
         };
         Ok(Self {
@@ -86,12 +86,12 @@ impl Live {
         })
     }
 
-    fn units(&self) -> MutexGuard<'_, Units> {
+    fn units(&self) -> MutexGuard<'_, Availability> {
         self.units.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes what there is, and tells those who watch if anything did.
-    pub(crate) fn update(&self, change: impl FnOnce(&mut Units) -> bool) {
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Availability) -> bool) {
         let changed = change(&mut self.units());
         if changed {
             self.version.send_modify(|version| *version += 1);
@@ -99,7 +99,7 @@ impl Live {
     }
 
     /// The units verified by now.
-    pub(crate) fn have(&self) -> Bits {
+    pub(crate) fn have(&self) -> Bitfield {
         self.units().have.clone()
     }
 
@@ -109,7 +109,7 @@ impl Live {
     }
 
     /// What this transfer can serve under this id.
-    pub(crate) fn offer(self: &Arc<Self>, id: &FileId) -> Option<Arc<dyn Offer>> {
+    pub(crate) fn offer(self: &Arc<Self>, id: &FileId) -> Option<Arc<dyn Content>> {
         if *id == self.record.id {
             return Some(Arc::new(Whole(Arc::clone(self))));
         }
@@ -146,7 +146,7 @@ impl Live {
 #[derive(Debug)]
 struct Whole(Arc<Live>);
 
-impl Offer for Whole {
+impl Content for Whole {
     fn id(&self) -> FileId {
         self.0.record.id
     }
@@ -174,7 +174,7 @@ impl Offer for Whole {
         Some(Arc::clone(self.0.part.plan()))
     }
 
-    fn units(&self) -> Units {
+    fn availability(&self) -> Availability {
         self.0.units().clone()
     }
 
@@ -189,7 +189,7 @@ impl Offer for Whole {
         }
     }
 
-    fn open_now(&self, range: Range<u64>) -> Option<Arc<File>> {
+    fn try_open(&self, range: Range<u64>) -> Option<Arc<File>> {
         // A plain file is open as long as the transfer runs.
         let is_now = self.0.manifest.is_none() && self.0.part.never_waits();
         is_now.then(|| self.open(range).ok()).flatten()
@@ -199,7 +199,7 @@ impl Offer for Whole {
         true
     }
 
-    fn check(&self, _file: &File) -> Result<(), Problem> {
+    fn check_unchanged(&self, _file: &File) -> Result<(), Problem> {
         Ok(())
     }
 }
@@ -217,7 +217,7 @@ struct Inner {
     size: u64,
 }
 
-impl Offer for Inner {
+impl Content for Inner {
     fn id(&self) -> FileId {
         self.id
     }
@@ -248,17 +248,17 @@ impl Offer for Inner {
         layer(&self.live.checks, self.index, self.size)
     }
 
-    fn units(&self) -> Units {
+    fn availability(&self) -> Availability {
         let plan = self.live.part.plan();
         let Some(layout) = FileLayout::new(self.size) else {
-            return Units {
-                have: Bits::new(0),
-                fetching: Bits::new(0),
+            return Availability {
+                have: Bitfield::new(0),
+                fetching: Bitfield::new(0),
             };
         };
-        let mut units = Units {
-            have: Bits::new(layout.piece_count()),
-            fetching: Bits::new(layout.piece_count()),
+        let mut units = Availability {
+            have: Bitfield::new(layout.piece_count()),
+            fetching: Bitfield::new(layout.piece_count()),
         };
         let all = self.live.units();
         for piece in layout.pieces() {
@@ -281,7 +281,7 @@ impl Offer for Inner {
         self.live.open(self.index, range)
     }
 
-    fn open_now(&self, _: Range<u64>) -> Option<Arc<File>> {
+    fn try_open(&self, _: Range<u64>) -> Option<Arc<File>> {
         None
     }
 
@@ -289,7 +289,7 @@ impl Offer for Inner {
         true
     }
 
-    fn check(&self, _file: &File) -> Result<(), Problem> {
+    fn check_unchanged(&self, _file: &File) -> Result<(), Problem> {
         Ok(())
     }
 }

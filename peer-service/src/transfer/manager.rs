@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     blocking::blocking,
-    offer::{Offer, Shelf},
+    offer::{Content, ContentSource},
 };
 
 /// See the module. Cheap to clone.
@@ -520,12 +520,12 @@ impl Transfers {
     }
 }
 
-impl Shelf for Transfers {
-    fn find(&self, id: &FileId) -> Option<Arc<dyn Offer>> {
+impl ContentSource for Transfers {
+    fn find(&self, id: &FileId) -> Option<Arc<dyn Content>> {
         self.running().iter().find_map(|live| live.offer(id))
     }
 
-    fn find_now(&self, id: &FileId) -> Option<Arc<dyn Offer>> {
+    fn try_find(&self, id: &FileId) -> Option<Arc<dyn Content>> {
         // Only locks that are held for moments. Not the files inside a collection, whose units take some counting.
         let running = self.running();
         let live = running.iter().find(|live| live.record.id == *id)?;

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::body::Body;
 use super::{resume::Resume, rope::Rope, target, target::Target, tree::Tree};
-use crate::{bits::Bits, cached, durable};
+use crate::{bits::Bitfield, cached, durable};
 
 /// Room left free on the disk, in bytes: a disk filled to the last byte hurts every other program.
 const RESERVE: u64 = 16 * 1024 * 1024;
@@ -63,7 +63,7 @@ pub(crate) enum Found {
     /// Nothing: it was made.
     Nothing,
     /// Data with a state that says which units are there; trust it after a sample.
-    Resume(Bits),
+    Resume(Bitfield),
     /// Data without a usable state: any unit may be there, verify each.
     Unknown,
 }
@@ -162,7 +162,7 @@ impl Part {
     /// Takes the room, and says that a new part has nothing. A state that is `ours` and not believed is made such that nobody ever does:
     /// what shows that it is wrong is gone once there is room.
     fn begin(&self, found: &Found, ours: bool, stop: &CancellationToken) -> Result<(), Problem> {
-        let nothing = Bits::new(self.plan.unit_count());
+        let nothing = Bitfield::new(self.plan.unit_count());
         match found {
             Found::Unknown if ours => self.disbelieve()?,
             Found::Resume(_) => self.is_stated.store(true, Ordering::Relaxed),
@@ -232,7 +232,7 @@ impl Part {
             (Body::Tree(tree), Found::Resume(have)) => tree.room_needed(Some(have), disk.f_frsize),
             (Body::Tree(tree), Found::Nothing) => tree.room_needed(None, disk.f_frsize),
             (Body::Tree(tree), Found::Unknown) => {
-                let all = Bits::full(self.plan.unit_count());
+                let all = Bitfield::full(self.plan.unit_count());
                 tree.room_needed(Some(&all), disk.f_frsize)
             }
         };
@@ -273,7 +273,7 @@ impl Part {
     }
 
     /// Whether the disk has room for what is missing, or at least for more than a few units of it.
-    pub(crate) fn has_room(&self, have: &Bits) -> bool {
+    pub(crate) fn has_room(&self, have: &Bitfield) -> bool {
         let missing = (0..have.len())
             .filter(|&unit| !have.get(unit))
             .map(|unit| self.plan.unit_len(unit))
@@ -371,7 +371,7 @@ impl Part {
     ///
     /// # Errors
     /// As of the file system; the state before still stands and is still true, and where the flush failed none follows.
-    pub(crate) fn checkpoint(&self, have: &Bits) -> Result<(), Problem> {
+    pub(crate) fn checkpoint(&self, have: &Bitfield) -> Result<(), Problem> {
         self.flush()
             .map_err(|error| target::problem(&self.target.part(), &error))?;
         self.store_state(have)
@@ -394,7 +394,7 @@ impl Part {
             let first = self.unflushed.get_or_init(|| error);
             // Without a state that is believed it would be read to find what is there, and memory may still show what the disk lost.
             if !self.is_stated()
-                && let Err(problem) = self.store_state(&Bits::new(self.plan.unit_count()))
+                && let Err(problem) = self.store_state(&Bitfield::new(self.plan.unit_count()))
             {
                 tracing::warn!(%problem, "the resume state could not be written");
             }
@@ -416,10 +416,10 @@ impl Part {
     /// Makes the state on the disk such that nobody ever believes it: what is there has to be verified.
     pub(crate) fn disbelieve(&self) -> Result<(), Problem> {
         self.is_stated.store(false, Ordering::Relaxed);
-        self.store(&Bits::new(self.plan.unit_count()), 0)
+        self.store(&Bitfield::new(self.plan.unit_count()), 0)
     }
 
-    fn store_state(&self, have: &Bits) -> Result<(), Problem> {
+    fn store_state(&self, have: &Bitfield) -> Result<(), Problem> {
         let stat = rustix::fs::fstat(self.handle());
         let stat = stat.map_err(|error| target::problem(&self.target.part(), &error.into()))?;
         self.store(have, stat.st_ino)?;
@@ -427,7 +427,7 @@ impl Part {
         Ok(())
     }
 
-    fn store(&self, have: &Bits, inode: u64) -> Result<(), Problem> {
+    fn store(&self, have: &Bitfield, inode: u64) -> Result<(), Problem> {
         let state = Resume {
             id: self.id,
             size: self.plan.total(),

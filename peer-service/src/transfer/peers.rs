@@ -19,7 +19,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    link::{Availability, Link},
+    link::{AvailabilityEvent, Link},
     sources::{Host, HostTurns, Source},
 };
 use crate::swarm::{CROWD_PEERS, PeerKey};
@@ -47,7 +47,7 @@ pub(crate) enum PeerEvent {
     /// It is connected, and a call without data took this long.
     Joined(Box<Link>, Duration),
     /// What it has, or what is different.
-    Availability(Availability),
+    Availability(AvailabilityEvent),
     /// It counts the units otherwise: one of the two takes a folder for a file.
     OtherUnits,
     /// It is no longer connected, or could not be; tried again later.

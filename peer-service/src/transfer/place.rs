@@ -19,7 +19,7 @@ use super::{
     target,
 };
 use crate::{
-    blocking::unless,
+    blocking::continue_unless,
     durable,
     library::{stamp_of, stamps_at},
     store::Stamp,
@@ -118,7 +118,7 @@ fn is_only_renamed(before: &Stamp, after: &Stamp) -> bool {
 }
 
 fn check_claim(file: &File, claim: Sha256, path: &Path, stop: &CancellationToken) -> Result<(), Problem> {
-    let found = hash::sha256_file(file, &|_| unless(stop)).map_err(|error| match error.kind() {
+    let found = hash::sha256_file(file, &|_| continue_unless(stop)).map_err(|error| match error.kind() {
         ErrorKind::Interrupted => Problem::new(Reason::Cancelled, "stopped; what was fetched is kept"),
         _ => target::problem(path, &error),
     })?;

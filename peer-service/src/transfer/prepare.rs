@@ -22,7 +22,7 @@ use super::{
     receive::Assembly,
     verify::{Checks, tree_of},
 };
-use crate::{blocking::blocking, offer::Shelf as _};
+use crate::{blocking::blocking, offer::ContentSource as _};
 
 /// Piece layers asked for at once: small answers, so the round trips count.
 const LAYERS_AT_ONCE: usize = 8;

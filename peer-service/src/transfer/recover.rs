@@ -20,7 +20,7 @@ use super::{
     rope::Rope,
     verify::Checks,
 };
-use crate::{bits::Bits, library::Library, offer::Shelf as _};
+use crate::{bits::Bitfield, library::Library, offer::ContentSource as _};
 
 /// Units verified again before a resume state is believed: damage to a part as a whole (a copy cut short, a disk that lost
 /// its cache) hits one of them.
@@ -35,10 +35,10 @@ pub(crate) fn recover(
     threads: usize,
     wanted: &(dyn Fn() -> bool + Sync),
     on_unit: &(dyn Fn(u64) + Sync),
-) -> Bits {
+) -> Bitfield {
     let units = part.plan().unit_count();
     match found {
-        Found::Nothing => Bits::new(units),
+        Found::Nothing => Bitfield::new(units),
         Found::Resume(have) => {
             let sample = have.ones().sample(&mut rand::rng(), SAMPLE);
             if sample.iter().all(|&unit| is_there(part, checks, unit)) {
@@ -70,10 +70,10 @@ fn verify_all(
     threads: usize,
     wanted: &(dyn Fn() -> bool + Sync),
     on_unit: &(dyn Fn(u64) + Sync),
-) -> Bits {
+) -> Bitfield {
     let units = part.plan().unit_count();
     let next = AtomicU32::new(0);
-    let have = Mutex::new(Bits::new(units));
+    let have = Mutex::new(Bitfield::new(units));
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
@@ -103,7 +103,7 @@ pub(crate) fn copy_local(
     library: &Library,
     part: &Part,
     checks: &Checks,
-    have: &mut Bits,
+    have: &mut Bitfield,
     wanted: &dyn Fn() -> bool,
     on_unit: &(dyn Fn(u64) + Sync),
 ) -> io::Result<()> {
@@ -172,7 +172,7 @@ mod tests {
         };
         let checks = Checks::new(Arc::clone(&plan));
         assert!(checks.offer_layer(0, tree.piece_hashes.clone()));
-        let all = Bits::full(plan.unit_count());
+        let all = Bitfield::full(plan.unit_count());
         // Nothing was written.
         open().0.checkpoint(&all).unwrap();
         let (part, found) = open();

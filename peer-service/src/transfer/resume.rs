@@ -15,7 +15,7 @@ use std::{
 use potluck_core::{FileId, files::open_own};
 use sha2::{Digest as _, Sha256};
 
-use crate::{bits::Bits, durable};
+use crate::{bits::Bitfield, durable};
 
 /// First bytes of a state file; the digit is the version.
 const MAGIC: &[u8; 8] = b"PLPART2\n";
@@ -40,7 +40,7 @@ pub(crate) struct Resume {
     /// believed.
     pub(crate) inode: u64,
     /// Units verified and flushed.
-    pub(crate) have: Bits,
+    pub(crate) have: Bitfield,
 }
 
 impl Resume {
@@ -72,7 +72,7 @@ impl Resume {
             _ => return None,
         };
         let (units, bitfield) = rest.split_first_chunk::<4>()?;
-        let have = Bits::from_bytes(u32::from_le_bytes(*units), bitfield)?;
+        let have = Bitfield::from_bytes(u32::from_le_bytes(*units), bitfield)?;
         Some(Self {
             id: FileId(*id),
             size: u64::from_le_bytes(*size),
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     fn sample(units: u32, set: &[u32]) -> Resume {
-        let mut have = Bits::new(units);
+        let mut have = Bitfield::new(units);
         for &unit in set {
             have.set(unit, true);
         }

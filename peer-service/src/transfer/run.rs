@@ -38,7 +38,7 @@ use super::{
     view::{FetchSpec, State, Terms, View},
 };
 use crate::{
-    bits::Bits,
+    bits::Bitfield,
     blocking::blocking,
     swarm::{Swarm, SwarmConfig},
 };
@@ -209,7 +209,7 @@ impl Run {
     }
 
     /// Takes the transfer off the shelf and records what it has.
-    async fn leave(&self, live: &Arc<Live>, have: Bits) {
+    async fn leave(&self, live: &Arc<Live>, have: Bitfield) {
         self.live.send_replace(None);
         let part = Arc::clone(&live.part);
         let last = move || {
@@ -261,7 +261,7 @@ impl Run {
     }
 
     /// Units of an earlier run and units that are elsewhere on this machine; `None` when stopped.
-    async fn gather(&self, prepared: &Prepared, reporter: &Reporter) -> Result<Option<Bits>, Problem> {
+    async fn gather(&self, prepared: &Prepared, reporter: &Reporter) -> Result<Option<Bitfield>, Problem> {
         let found = prepared
             .found
             .lock()
@@ -304,7 +304,7 @@ impl Run {
     }
 
     /// Puts the transfer where others can be served from it.
-    async fn go_live(&self, prepared: &Prepared, have: Bits) -> Result<Arc<Live>, Problem> {
+    async fn go_live(&self, prepared: &Prepared, have: Bitfield) -> Result<Arc<Live>, Problem> {
         let (record, name) = (prepared.planned.record, prepared.planned.name.clone());
         let (part, checks) = (Arc::clone(&prepared.part), Arc::clone(&prepared.checks));
         let collection = prepared.planned.collection.clone();

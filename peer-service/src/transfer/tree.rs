@@ -33,7 +33,7 @@ use rustix::{fs::OFlags, io::Errno};
 use tokio_util::sync::CancellationToken;
 
 use super::target::{self, AtEntry, NameClash};
-use crate::bits::Bits;
+use crate::bits::Bitfield;
 
 /// Large files kept open at once: the pieces of a few files arrive at a time, and file handles are scarce.
 const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not 0");
@@ -64,7 +64,7 @@ pub(crate) struct Tree {
     /// Handles of large files by their place in the plan.
     open: Mutex<LruCache<usize, Arc<File>>>,
     /// In a folder that was made just now: the entries whose files were created. Entry `i` is bit `i / n` of `n`.
-    created: Vec<Mutex<Bits>>,
+    created: Vec<Mutex<Bitfield>>,
     /// Bytes of copies that [`Tree::complete`] made.
     copied: AtomicU64,
     /// What the file system cannot keep, for people.
@@ -96,7 +96,7 @@ impl Tree {
             .open(path)?;
         // A manifest has at most 2^20 entries.
         let entries = manifest.len() as u32;
-        let bits = || Mutex::new(Bits::new(entries / CREATION_LOCKS + 1));
+        let bits = || Mutex::new(Bitfield::new(entries / CREATION_LOCKS + 1));
         Ok(Self {
             dir: Dir::from_std_file(handle),
             created: std::iter::repeat_with(bits)
@@ -179,7 +179,7 @@ impl Tree {
 
     /// Room that is to be free before anything is fetched, in bytes: for what is missing, `have` being there, and for the copies of what
     /// several paths have, all in whole blocks of this size. Copies that share their blocks take none.
-    pub(crate) fn room_needed(&self, have: Option<&Bits>, block: u64) -> u64 {
+    pub(crate) fn room_needed(&self, have: Option<&Bitfield>, block: u64) -> u64 {
         let blocks = |size: u64| size.div_ceil(block.max(1)).saturating_mul(block.max(1));
         let mut distinct = 0_u64;
         let mut copies = 0_u64;
@@ -305,7 +305,7 @@ impl Tree {
     }
 
     /// Whether each file that these units are of is there, and long enough to hold them.
-    pub(crate) fn holds(&self, have: &Bits) -> bool {
+    pub(crate) fn holds(&self, have: &Bitfield) -> bool {
         let mut least: HashMap<usize, u64> = HashMap::new();
         for span in have.ones().flat_map(|unit| self.plan.spans(unit)) {
             let least = least.entry(span.file).or_default();

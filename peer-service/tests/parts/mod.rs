@@ -18,7 +18,7 @@ use potluck_peer::{
     home::Home,
     library::{Item, Library, ShareEvent},
     limits::Limits,
-    offer::Shelf,
+    offer::ContentSource,
     serve::{Counters, PeerApi},
     store::Store,
 };
@@ -121,7 +121,7 @@ impl Peer {
 
     /// The same, and where it is served.
     pub(crate) async fn serve_at(&self) -> (SocketAddr, PeerServiceClient<Channel>) {
-        let shelves: Vec<Arc<dyn Shelf>> = vec![Arc::new(self.library.clone())];
+        let shelves: Vec<Arc<dyn ContentSource>> = vec![Arc::new(self.library.clone())];
         let api = PeerApi::new(
             shelves,
             self.home.peer_id(),

@@ -1,6 +1,6 @@
 //! Who takes part in a simulated swarm.
 
-use potluck_peer::{bits::Bits, swarm::Swarm};
+use potluck_peer::{bits::Bitfield, swarm::Swarm};
 
 /// What a node is told to be. Rates in bytes a second, times in seconds.
 #[derive(Debug, Clone)]
@@ -81,12 +81,12 @@ pub(crate) struct Node {
     pub(crate) neighbours: Vec<usize>,
     pub(crate) swarm: Option<Swarm>,
     /// What it can serve.
-    pub(crate) have: Bits,
+    pub(crate) have: Bitfield,
     /// What it last told about itself.
-    pub(crate) told: (Bits, Bits),
+    pub(crate) told: (Bitfield, Bitfield),
     pub(crate) telling: bool,
     /// What it is sending, where it tells that.
-    pub(crate) uploading: Bits,
+    pub(crate) uploading: Bitfield,
     pub(crate) online: bool,
     pub(crate) stalled: bool,
     pub(crate) refuses: bool,

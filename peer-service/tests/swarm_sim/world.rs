@@ -12,8 +12,8 @@ use std::{
 };
 
 use potluck_peer::{
-    bits::Bits,
-    offer::Units,
+    bits::Bitfield,
+    offer::Availability,
     swarm::{Action, Failure, PeerKey, RequestId, Swarm, Time},
 };
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
@@ -103,8 +103,8 @@ impl World {
         let mut nodes = Vec::new();
         for (index, spec) in setup.nodes.iter().enumerate() {
             let mut have = match spec.start {
-                Start::All => Bits::full(setup.units),
-                _ => Bits::new(setup.units),
+                Start::All => Bitfield::full(setup.units),
+                _ => Bitfield::new(setup.units),
             };
             if let Start::Share(share) = spec.start {
                 for unit in 0..setup.units {
@@ -119,10 +119,10 @@ impl World {
                 spec: spec.clone(),
                 neighbours,
                 swarm,
-                told: (have.clone(), Bits::new(setup.units)),
+                told: (have.clone(), Bitfield::new(setup.units)),
                 have,
                 telling: false,
-                uploading: Bits::new(setup.units),
+                uploading: Bitfield::new(setup.units),
                 online: false,
                 stalled: false,
                 refuses: false,
@@ -310,7 +310,7 @@ impl World {
             }
         }
         let fetching = if have.is_full() {
-            Bits::new(self.setup.units)
+            Bitfield::new(self.setup.units)
         } else {
             fetching
         };
@@ -318,7 +318,7 @@ impl World {
         self.tell_swarm(to, |swarm, now| {
             swarm.peer_joined(key(from), now);
             swarm.round_trip(key(from), Duration::from_secs_f64(2.0 * delay));
-            swarm.availability(key(from), &Units { have, fetching }, now);
+            swarm.availability(key(from), &Availability { have, fetching }, now);
         });
     }
 
@@ -420,7 +420,7 @@ impl World {
             None => (node.have.clone(), node.uploading.clone()),
         };
         let is_seed = node.swarm.is_none();
-        let newly = |new: &Bits, old: &Bits| new.ones().filter(|&unit| !old.get(unit)).collect();
+        let newly = |new: &Bitfield, old: &Bitfield| new.ones().filter(|&unit| !old.get(unit)).collect();
         let change = Change {
             have: newly(&have, &node.told.0),
             fetching: newly(&fetching, &node.told.1),

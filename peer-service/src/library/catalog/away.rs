@@ -4,7 +4,7 @@
 
 use potluck_core::{FileId, index_client::FileRecord};
 
-use super::{Catalog, Copy, Delta, Part, Place, Shared, has_layer};
+use super::{Catalog, Copy, Delta, EntryIndex, Place, Shared, has_layer};
 
 impl Catalog {
     /// Withdraws all that an item gives, and keeps what is known of it. It waits to be looked at again. Whether it was there.
@@ -41,7 +41,7 @@ impl Catalog {
     }
 
     /// What is kept of a part of an item.
-    pub(super) fn kept(&self, item: u64, shared: &Shared, part: Part) -> Option<FileRecord> {
+    pub(super) fn kept(&self, item: u64, shared: &Shared, part: EntryIndex) -> Option<FileRecord> {
         let record = shared.record(part)?;
         let place = Place {
             item,

@@ -7,8 +7,8 @@
 
 use std::path::PathBuf;
 
-use super::{Catalog, Delta, Item, Part, Place, WHOLE};
-use crate::store::Change;
+use super::{Catalog, Delta, EntryIndex, Item, Place, WHOLE_ITEM};
+use crate::store::StoreChange;
 
 /// Most damaged files that are named of one item.
 const MAX_NAMED: usize = 16;
@@ -20,7 +20,10 @@ impl Catalog {
         let Some(shared) = self.items.remove(&place.item) else {
             return false;
         };
-        let parts = [Some(WHOLE), Some(place.part).filter(|&part| part != WHOLE)];
+        let parts = [
+            Some(WHOLE_ITEM),
+            Some(place.part).filter(|&part| part != WHOLE_ITEM),
+        ];
         for part in parts.into_iter().flatten() {
             self.drop_copy(place.item, &shared, part, delta);
         }
@@ -28,7 +31,9 @@ impl Catalog {
         self.stale.remove(&place.item);
         let is_new = self.damaged.entry(place.item).or_default().insert(place.part);
         if is_new {
-            delta.changes.push(Change::PutDamaged(place.item, place.part));
+            delta
+                .changes
+                .push(StoreChange::PutDamaged(place.item, place.part));
         }
         is_new
     }
@@ -47,7 +52,7 @@ impl Catalog {
         });
         match is_unchanged {
             true => drop(self.set_damaged(place, delta)),
-            false => delta.changes.push(Change::RemoveDamaged(place.item)),
+            false => delta.changes.push(StoreChange::RemoveDamaged(place.item)),
         }
     }
 
@@ -55,7 +60,7 @@ impl Catalog {
     pub(in super::super) fn forget_damage(&mut self, number: u64, delta: &mut Delta) {
         if self.damaged.remove(&number).is_some() {
             self.stale.insert(number);
-            delta.changes.push(Change::RemoveDamaged(number));
+            delta.changes.push(StoreChange::RemoveDamaged(number));
         }
     }
 
@@ -66,13 +71,13 @@ impl Catalog {
 
     /// Whether something of an item is damaged, and all of that is among these parts, which were
     /// found to be good.
-    pub(in super::super) fn is_mended(&self, number: u64, good: &[Part]) -> bool {
+    pub(in super::super) fn is_mended(&self, number: u64, good: &[EntryIndex]) -> bool {
         let damaged = self.damaged.get(&number);
         damaged.is_some_and(|parts| parts.iter().all(|part| good.contains(part)))
     }
 
     /// Whether this part of an item is damaged.
-    pub(in super::super) fn is_part_damaged(&self, number: u64, part: Part) -> bool {
+    pub(in super::super) fn is_part_damaged(&self, number: u64, part: EntryIndex) -> bool {
         let damaged = self.damaged.get(&number);
         damaged.is_some_and(|parts| parts.contains(&part))
     }

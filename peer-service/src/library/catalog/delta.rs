@@ -3,7 +3,7 @@
 use potluck_core::FileId;
 
 use super::Catalog;
-use crate::store::Change;
+use crate::store::StoreChange;
 
 /// What changed and has still to be settled, stored and told.
 #[derive(Debug, Default)]
@@ -15,13 +15,13 @@ pub(in super::super) struct Delta {
     /// Those that had a piece layer or a manifest's blob when a copy went.
     pub(super) layered: Vec<FileId>,
     pub(super) manifests: Vec<FileId>,
-    pub(super) changes: Vec<Change>,
+    pub(super) changes: Vec<StoreChange>,
 }
 
 /// What to store and tell.
 #[derive(Debug, Default)]
 pub(in super::super) struct Settled {
-    pub(in super::super) changes: Vec<Change>,
+    pub(in super::super) changes: Vec<StoreChange>,
     /// Files that are there, and new or not registered as they were.
     pub(in super::super) there: Vec<FileId>,
     pub(in super::super) removed: Vec<FileId>,
@@ -59,7 +59,7 @@ impl Catalog {
             });
         }
         let gone = |id: &FileId| self.copies(id).next().is_none() && !self.keeps(id);
-        changes.extend(layered.into_iter().filter(gone).map(Change::RemoveLayer));
+        changes.extend(layered.into_iter().filter(gone).map(StoreChange::RemoveLayer));
         Settled {
             changes,
             there: touched,

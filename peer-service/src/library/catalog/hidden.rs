@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Catalog, Delta};
-use crate::store::Change;
+use crate::store::StoreChange;
 
 impl Catalog {
     /// Whether the owner took this path out of the files folder's sharing.
@@ -19,7 +19,7 @@ impl Catalog {
         if self.hidden.insert(path.clone())
             && let Some(delta) = delta
         {
-            delta.changes.push(Change::Hide(path));
+            delta.changes.push(StoreChange::AddTombstone(path));
         }
     }
 
@@ -31,7 +31,7 @@ impl Catalog {
     /// Forgets that a path is hidden.
     pub(in super::super) fn unhide(&mut self, path: PathBuf, delta: &mut Delta) {
         if self.hidden.remove(&path) {
-            delta.changes.push(Change::Unhide(path));
+            delta.changes.push(StoreChange::RemoveTombstone(path));
         }
     }
 }

@@ -16,14 +16,14 @@ use potluck_core::{
 };
 
 use super::super::{Item, hasher::sum_of};
+pub(in super::super) use crate::store::{EntryIndex, WHOLE_ITEM};
 use crate::store::{ItemRow, Members, RowBody, Stamp};
-pub(in super::super) use crate::store::{Part, WHOLE};
 
-/// Where a copy of a file is: an item, and the entry of its manifest, or [`WHOLE`] for the item's own file.
+/// Where a copy of a file is: an item, and the entry of its manifest, or [`WHOLE_ITEM`] for the item's own file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in super::super) struct Place {
     pub(in super::super) item: u64,
-    pub(in super::super) part: Part,
+    pub(in super::super) part: EntryIndex,
 }
 
 /// Something that is shared.
@@ -38,7 +38,7 @@ pub(in super::super) struct Shared {
     pub(in super::super) record: FileRecord,
     pub(in super::super) body: Body,
     /// SHA-256s of a collection's entries that do not follow from the root.
-    pub(super) sums: BTreeMap<Part, Sha256>,
+    pub(super) sums: BTreeMap<EntryIndex, Sha256>,
 }
 
 /// What an item is.
@@ -79,7 +79,7 @@ pub(in super::super) struct NewItem {
     pub(in super::super) label: Option<Label>,
     pub(in super::super) record: FileRecord,
     pub(in super::super) body: Body,
-    pub(in super::super) sums: BTreeMap<Part, Sha256>,
+    pub(in super::super) sums: BTreeMap<EntryIndex, Sha256>,
     pub(in super::super) layers: HashMap<FileId, Arc<[Hash]>>,
 }
 
@@ -108,13 +108,13 @@ impl Shared {
     }
 
     /// The parts that it holds, each distinct content once.
-    pub(super) fn parts(&self) -> impl Iterator<Item = Part> {
+    pub(super) fn parts(&self) -> impl Iterator<Item = EntryIndex> {
         let entries = self.folder().map(|folder| folder.manifest.contents());
         let entries = entries
             .into_iter()
             .flatten()
             .filter_map(|same| same.first().copied());
-        std::iter::once(WHOLE).chain(entries)
+        std::iter::once(WHOLE_ITEM).chain(entries)
     }
 
     pub(super) const fn folder(&self) -> Option<&Arc<Folder>> {
@@ -125,29 +125,29 @@ impl Shared {
     }
 
     /// Whether a part is the manifest of a collection.
-    pub(in super::super) const fn is_manifest(&self, part: Part) -> bool {
-        part == WHOLE && self.folder().is_some()
+    pub(in super::super) const fn is_manifest(&self, part: EntryIndex) -> bool {
+        part == WHOLE_ITEM && self.folder().is_some()
     }
 
     /// The id of a part.
-    pub(in super::super) fn id(&self, part: Part) -> Option<FileId> {
+    pub(in super::super) fn id(&self, part: EntryIndex) -> Option<FileId> {
         match part {
-            WHOLE => Some(self.record.id),
+            WHOLE_ITEM => Some(self.record.id),
             entry => self.folder()?.manifest.id(entry),
         }
     }
 
     /// The part that stands for all that have this id.
-    pub(super) fn part(&self, id: &FileId) -> Option<Part> {
+    pub(super) fn part(&self, id: &FileId) -> Option<EntryIndex> {
         if self.record.id == *id {
-            return Some(WHOLE);
+            return Some(WHOLE_ITEM);
         }
         self.folder()?.manifest.with_id(id).first().copied()
     }
 
     /// What is known of a part.
-    pub(in super::super) fn record(&self, part: Part) -> Option<FileRecord> {
-        if part == WHOLE {
+    pub(in super::super) fn record(&self, part: EntryIndex) -> Option<FileRecord> {
+        if part == WHOLE_ITEM {
             return Some(self.record);
         }
         let folder = self.folder()?;
@@ -165,23 +165,23 @@ impl Shared {
     }
 
     /// Remembers the SHA-256 of a part.
-    pub(super) fn set_sum(&mut self, part: Part, sum: Sha256) {
+    pub(super) fn set_sum(&mut self, part: EntryIndex, sum: Sha256) {
         match part {
-            WHOLE => self.record.sha256 = Some(sum),
+            WHOLE_ITEM => self.record.sha256 = Some(sum),
             entry => drop(self.sums.insert(entry, sum)),
         }
     }
 
     /// What a part is called.
-    pub(super) fn name_of(&self, part: Part) -> Option<String> {
+    pub(super) fn name_of(&self, part: EntryIndex) -> Option<String> {
         match part {
-            WHOLE => Some(self.name()),
+            WHOLE_ITEM => Some(self.name()),
             entry => Some(self.folder()?.manifest.get(entry)?.path.file_name().to_owned()),
         }
     }
 
     /// What `stat` said of a part; `None` for the manifest, which is not in the folder.
-    pub(in super::super) fn stamp(&self, part: Part) -> Option<Stamp> {
+    pub(in super::super) fn stamp(&self, part: EntryIndex) -> Option<Stamp> {
         match &self.body {
             Body::File(stamp) => Some(*stamp),
             Body::Collection(folder) => folder.members.stamps.get(part as usize).copied(),
@@ -189,9 +189,9 @@ impl Shared {
     }
 
     /// Where a part is; of the manifest, where its folder is.
-    pub(in super::super) fn locate(&self, part: Part) -> Option<PathBuf> {
+    pub(in super::super) fn locate(&self, part: EntryIndex) -> Option<PathBuf> {
         match (&self.body, part) {
-            (Body::File(_), _) | (_, WHOLE) => Some(self.path.to_path_buf()),
+            (Body::File(_), _) | (_, WHOLE_ITEM) => Some(self.path.to_path_buf()),
             (Body::Collection(folder), entry) => {
                 let path = folder.manifest.get(entry)?.path;
                 Some(self.path.join(path.as_str()))
@@ -202,7 +202,7 @@ impl Shared {
     pub(super) fn row(&self) -> ItemRow {
         ItemRow {
             path: self.path.clone(),
-            arrived: self.arrived,
+            downloaded: self.arrived,
             label: self.label.clone(),
             id: self.record.id,
             root: self.record.root,

@@ -165,11 +165,11 @@ fn apply(catalog: &mut Catalog, model: &mut Model, op: &Op) -> Delta {
         Op::Distrust(at, entry) => {
             if let (Some(item), Some(plain)) = (catalog.at(&path(*at)), model.items.get_mut(at)) {
                 let part = match plain.manifest {
-                    Some(_) => *entry as Part % plain.names.len() as Part,
-                    None => WHOLE,
+                    Some(_) => *entry as EntryIndex % plain.names.len() as EntryIndex,
+                    None => WHOLE_ITEM,
                 };
                 catalog.distrust(Place { item, part }, &mut delta);
-                let index = if part == WHOLE { 0 } else { part as usize };
+                let index = if part == WHOLE_ITEM { 0 } else { part as usize };
                 plain.distrusted.insert(plain.names[index].0);
                 plain.is_stale = true;
             }
@@ -246,7 +246,7 @@ fn a_layer_goes_with_the_last_copy() {
     let second = catalog.put(item(1, &[4, 4, 0], true), &mut delta);
     let removed = |settled: &Settled| {
         let layers = settled.changes.iter().filter_map(|change| match change {
-            Change::RemoveLayer(id) => Some(*id),
+            StoreChange::RemoveLayer(id) => Some(*id),
             _ => None,
         });
         layers.collect::<Vec<_>>()
@@ -270,7 +270,7 @@ fn what_is_away_keeps_its_layers_until_it_is_unshared_or_another() {
             changes, manifests, ..
         } = catalog.settle(delta);
         let layers = changes.iter().filter_map(|change| match change {
-            Change::RemoveLayer(id) => Some(*id),
+            StoreChange::RemoveLayer(id) => Some(*id),
             _ => None,
         });
         (layers.collect::<Vec<_>>(), manifests)

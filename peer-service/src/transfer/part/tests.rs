@@ -69,7 +69,7 @@ fn a_flush_that_failed_once_is_never_believed_again() {
     let folder = tempfile::tempdir().unwrap();
     let mut part = open(folder.path()).unwrap();
     let units = part.plan().unit_count();
-    let (path, none) = (part.target().state(), Bits::new(units));
+    let (path, none) = (part.target().state(), Bitfield::new(units));
     let state = || Resume::load(&path).unwrap().map(|state| state.have);
     let Body::File(file) = &part.body else {
         panic!("a plain file");
@@ -83,9 +83,9 @@ fn a_flush_that_failed_once_is_never_believed_again() {
         // What cannot be flushed stands for a disk that fails; the next try succeeds, as it does on Linux.
         part.body = Body::File(Arc::new(File::open("/dev/null").unwrap()));
         part.unflushed = OnceLock::new();
-        assert!(part.checkpoint(&Bits::full(units)).is_err());
+        assert!(part.checkpoint(&Bitfield::full(units)).is_err());
         part.body = Body::File(Arc::clone(&file));
-        assert!(part.checkpoint(&Bits::full(units)).is_err());
+        assert!(part.checkpoint(&Bitfield::full(units)).is_err());
         assert_eq!(
             state(),
             Some(none.clone()),
@@ -115,7 +115,7 @@ fn a_flush_without_room_is_made_good_by_a_new_part_with_what_was_flushed_before(
         .unwrap()
     };
     let (part, _) = open();
-    let mut have = Bits::new(plan.unit_count());
+    let mut have = Bitfield::new(plan.unit_count());
     have.set(0, true);
     part.checkpoint(&have).unwrap();
     have.set(1, true);
@@ -148,7 +148,7 @@ fn what_was_copied_or_cut_short_is_not_believed() {
         .unwrap()
     };
     let (part, copy) = (target.part(), folder.path().join("copy"));
-    let mut have = Bits::new(plan.unit_count());
+    let mut have = Bitfield::new(plan.unit_count());
     have.set(0, true);
     let checkpoint = |part: &Part| part.checkpoint(&have).unwrap();
     checkpoint(&open().0);
@@ -202,7 +202,7 @@ fn a_folder_that_lost_something_is_not_believed_nor_filled_with_zeros() {
         Body::Tree(tree) => tree.complete(&CancellationToken::new()),
         Body::File(_) => panic!("a folder"),
     };
-    let have = Bits::full(plan.unit_count());
+    let have = Bitfield::full(plan.unit_count());
     let (part, _) = open();
     part.write(0, &bytes::Bytes::from_static(b"content").into())
         .unwrap();

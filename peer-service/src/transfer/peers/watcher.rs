@@ -11,7 +11,7 @@ use super::PeerEvent;
 use crate::{
     swarm::PeerKey,
     transfer::{
-        link::{Availability, Link},
+        link::{AvailabilityEvent, Link},
         sources::Source,
     },
 };
@@ -108,9 +108,9 @@ impl Watcher {
         let mut is_first = true;
         while let Some(event) = events.next().await {
             let event = event?;
-            let repeats = matches!(event, Availability::Snapshot(_)) && !std::mem::take(&mut is_first);
+            let repeats = matches!(event, AvailabilityEvent::Snapshot(_)) && !std::mem::take(&mut is_first);
             let event = match event {
-                Availability::OtherUnits(problem) => {
+                AvailabilityEvent::OtherUnits(problem) => {
                     self.tell(PeerEvent::OtherUnits).await;
                     return Err(problem);
                 }
