@@ -35,7 +35,7 @@ use crate::{
     options::{Config, Options},
     problem::cannot_listen,
     registrar::Registrar,
-    serve::{self, Counters, Outgoing, PeerApi, Turns},
+    serve::{self, EvictableConnection, PeerApi, SendScheduler, UploadCounters},
     store::Store,
     transfer::{budget::Budget, context::Context, manager::Transfers, verifying::Verifying},
 };
@@ -177,7 +177,7 @@ pub async fn start(
         tracker: tracker.clone(),
     });
     let transfers = Transfers::new(Arc::clone(&context), work.child_token());
-    let counters = Arc::new(Counters {
+    let counters = Arc::new(UploadCounters {
         uploaded_bytes: Arc::clone(&library.activity().uploaded),
     });
     let api = PeerApi::new(
@@ -203,8 +203,8 @@ pub async fn start(
     let (health, routes) = with_health_and_reflection(api.into_service(), config.reflection)
         .await
         .map_err(internal_error)?;
-    let turns = Turns::new();
-    servers.spawn(turns.clone().watch(stop_accepting.clone()));
+    let turns = SendScheduler::new();
+    servers.spawn(turns.clone().run_eviction(stop_accepting.clone()));
     let budgets = Budgets {
         incoming: MAX_INCOMING,
         unread: MAX_UNREAD,
@@ -228,7 +228,7 @@ pub async fn start(
             .map(move |stream| {
                 stream.map(|stream| {
                     let outlet = turns.outlet_of(stream.client().clone());
-                    Outgoing::new(stream, outlet)
+                    EvictableConnection::new(stream, outlet)
                 })
             }),
             stop_accepting.clone().cancelled_owned(),

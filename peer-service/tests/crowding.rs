@@ -14,7 +14,7 @@ use potluck_core::{
     proto::v1::{self, peer_service_client::PeerServiceClient, watch_availability_response::Event},
     transport,
 };
-use potluck_peer::serve::{Counters, Outgoing, PeerApi, Turns};
+use potluck_peer::serve::{EvictableConnection, PeerApi, SendScheduler, UploadCounters};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Channel;
@@ -28,10 +28,11 @@ const OTHER: [u8; 4] = [192, 0, 2, 2];
 async fn from(peer: &Peer, api: &PeerApi, address: [u8; 4]) -> PeerServiceClient<Channel> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at: transport::Endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
-    let turns = Turns::new();
+    let turns = SendScheduler::new();
     let source = IpAddr::from(address).into();
-    let connections = TcpListenerStream::new(listener)
-        .map(move |stream| stream.map(|stream| Outgoing::new(stream, turns.outlet(source))));
+    let connections = TcpListenerStream::new(listener).map(move |stream| {
+        stream.map(|stream| EvictableConnection::new(stream, turns.add_connection(source)))
+    });
     let server = transport::server().add_service(api.clone().into_service());
     let stop = peer.shutdown.clone().cancelled_owned();
     tokio::spawn(server.serve_with_incoming_shutdown(connections, stop));
@@ -44,7 +45,7 @@ async fn world() -> (tempfile::TempDir, Peer, PeerApi, FileId) {
     let peer = Peer::open(&dir.path().join("home")).await;
     let id = peer.share_one(&dir.path().join("file")).await.record.id;
     let shelf = std::sync::Arc::new(peer.library.clone());
-    let counters = std::sync::Arc::<Counters>::default();
+    let counters = std::sync::Arc::<UploadCounters>::default();
     let api = PeerApi::new(vec![shelf], peer.home.peer_id(), peer.limits.clone(), counters);
     (dir, peer, api, id)
 }

@@ -13,7 +13,7 @@ use potluck_core::{
     proto::v1::{self, peer_service_client::PeerServiceClient},
     transport,
 };
-use potluck_peer::serve::{Counters, Outgoing, PeerApi, Turns};
+use potluck_peer::serve::{EvictableConnection, PeerApi, SendScheduler, UploadCounters};
 use tokio::{net::TcpListener, time::Instant};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Channel;
@@ -42,16 +42,16 @@ impl World {
             vec![shelf],
             peer.home.peer_id(),
             peer.limits.clone(),
-            Arc::<Counters>::default(),
+            Arc::<UploadCounters>::default(),
         );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let turns = Turns::new();
+        let turns = SendScheduler::new();
         let connections = TcpListenerStream::new(listener).map(move |stream| {
             stream.map(|stream| {
                 stream.set_nodelay(true).unwrap();
                 let source = stream.peer_addr().unwrap().ip().into();
-                Outgoing::new(stream, turns.outlet(source))
+                EvictableConnection::new(stream, turns.add_connection(source))
             })
         });
         let server = transport::server().add_service(api.into_service());

@@ -27,7 +27,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     library::{CheckTarget, Target},
     registrar::Registrar,
-    serve::Counters,
+    serve::UploadCounters,
     transfer::{
         context::Context,
         manager::{Transfers, Watching},
@@ -60,7 +60,7 @@ pub struct ControlApi {
     /// Its registrar, where it has an index.
     pub registrar: Option<Registrar>,
     /// What it has sent.
-    pub counters: Arc<Counters>,
+    pub counters: Arc<UploadCounters>,
     /// Its folder.
     pub home: PathBuf,
     /// The id that its home had until it was found on another machine, at this start.

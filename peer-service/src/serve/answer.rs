@@ -19,14 +19,14 @@ use tonic::{Status, body::Body, codegen::Service, server::NamedService};
 
 use super::{
     PeerApi, SMALL_REQUEST,
-    turns::{Outlet, Turns},
+    turns::{ConnectionHandle, SendScheduler},
 };
 
 /// Largest request for a download, in bytes: as many spans as it may have, 58 bytes each at most.
 pub(super) const MAX_DOWNLOAD: usize = 256 * 1024;
 
 /// How long a request may take to come.
-const REQUEST_TIME: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The calls' paths (gRPC over HTTP/2, "Path").
 pub(super) const DOWNLOAD: &str = "/potluck.v1.PeerService/Download";
@@ -34,72 +34,72 @@ pub(super) const PIECE_HASHES: &str = "/potluck.v1.PeerService/GetPieceHashes";
 
 /// The peer service with its own way for downloads and lists of piece hashes.
 #[derive(Debug, Clone)]
-pub struct ByHand<S> {
+pub struct RawGrpcService<S> {
     api: PeerApi,
-    rest: S,
+    generated: S,
 }
 
-impl<S> ByHand<S> {
-    /// Answers downloads and lists of piece hashes of `api`, and leaves everything else to `rest`.
+impl<S> RawGrpcService<S> {
+    /// Answers downloads and lists of piece hashes of `api`, and leaves everything else to `generated`.
     pub(super) const fn new(api: PeerApi, rest: S) -> Self {
-        Self { api, rest }
+        Self { api, generated: rest }
     }
 }
 
-impl<S: NamedService> NamedService for ByHand<S> {
+impl<S: NamedService> NamedService for RawGrpcService<S> {
     const NAME: &'static str = S::NAME;
 }
 
-type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
-impl<S> Service<Request<Body>> for ByHand<S>
+impl<S> Service<Request<Body>> for RawGrpcService<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>,
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Answer;
+    type Future = ResponseFuture;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.rest.poll_ready(context)
+        self.generated.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Answer {
+    fn call(&mut self, request: Request<Body>) -> ResponseFuture {
         let api = self.api.clone();
         match request.uri().path() {
-            DOWNLOAD => Box::pin(async move { Ok(told(download(api, request).await)) }),
-            PIECE_HASHES => Box::pin(async move { Ok(told(piece_hashes(api, request).await)) }),
-            _ => Box::pin(self.rest.call(request)),
+            DOWNLOAD => Box::pin(async move { Ok(response(download(api, request).await)) }),
+            PIECE_HASHES => Box::pin(async move { Ok(response(piece_hashes(api, request).await)) }),
+            _ => Box::pin(self.generated.call(request)),
         }
     }
 }
 
-async fn download(api: PeerApi, request: Request<Body>) -> Result<Messages, Status> {
-    let outlet = outlet(&request);
-    let asked = asked(request, MAX_DOWNLOAD).await?;
-    Ok(Messages::new(api.download(asked, outlet).await?))
+async fn download(api: PeerApi, request: Request<Body>) -> Result<ResponseBody, Status> {
+    let outlet = connection_handle(&request);
+    let asked = read_request(request, MAX_DOWNLOAD).await?;
+    Ok(ResponseBody::new(api.download(asked, outlet).await?))
 }
 
-async fn piece_hashes(api: PeerApi, request: Request<Body>) -> Result<Messages, Status> {
-    let outlet = outlet(&request);
-    let asked = asked(request, SMALL_REQUEST).await?;
-    Ok(Messages::new(api.piece_hashes(asked, outlet).await?))
+async fn piece_hashes(api: PeerApi, request: Request<Body>) -> Result<ResponseBody, Status> {
+    let outlet = connection_handle(&request);
+    let asked = read_request(request, SMALL_REQUEST).await?;
+    Ok(ResponseBody::new(api.piece_hashes(asked, outlet).await?))
 }
 
-fn outlet(request: &Request<Body>) -> Outlet {
-    let outlet = request.extensions().get::<Outlet>().cloned();
+fn connection_handle(request: &Request<Body>) -> ConnectionHandle {
+    let outlet = request.extensions().get::<ConnectionHandle>().cloned();
     // Where connections take no turns, each call is alone.
-    outlet.unwrap_or_else(|| Turns::new().outlet(ClientAddress::LOCAL))
+    outlet.unwrap_or_else(|| SendScheduler::new().add_connection(ClientAddress::LOCAL))
 }
 
-async fn asked<M: Message + Default>(request: Request<Body>, most: usize) -> Result<M, Status> {
-    let asked = tokio::time::timeout(REQUEST_TIME, decode(request.into_body(), most));
+async fn read_request<M: Message + Default>(request: Request<Body>, most: usize) -> Result<M, Status> {
+    let asked = tokio::time::timeout(REQUEST_TIMEOUT, decode(request.into_body(), most));
     asked
         .await
         .map_err(|_| Problem::new(Reason::TimedOut, "the request did not come in time: ask again"))?
 }
 
-fn told(messages: Result<Messages, Status>) -> Response<Body> {
+fn response(messages: Result<ResponseBody, Status>) -> Response<Body> {
     let messages = match messages {
         Ok(messages) => messages,
         Err(status) => return status.into_http(),
@@ -127,23 +127,23 @@ async fn decode<M: Message + Default>(body: Body, most: usize) -> Result<M, Stat
     M::decode(bytes).map_err(|error| malformed(&error.to_string()))
 }
 
-type Framed = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
+type FrameStream = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
 
 /// Messages as they come, and the status that ends them.
-struct Messages {
+struct ResponseBody {
     /// `None` once the end was told.
-    chunks: Option<Framed>,
+    frames: Option<FrameStream>,
 }
 
-impl Messages {
+impl ResponseBody {
     fn new(chunks: impl Stream<Item = Result<Bytes, Status>> + Send + 'static) -> Self {
         Self {
-            chunks: Some(Box::pin(chunks)),
+            frames: Some(Box::pin(chunks)),
         }
     }
 }
 
-impl http_body::Body for Messages {
+impl http_body::Body for ResponseBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -151,7 +151,7 @@ impl http_body::Body for Messages {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Some(chunks) = &mut self.chunks else {
+        let Some(chunks) = &mut self.frames else {
             return Poll::Ready(None);
         };
         let status = match ready!(chunks.as_mut().poll_next(context)) {
@@ -159,12 +159,12 @@ impl http_body::Body for Messages {
             Some(Err(status)) => status,
             None => Status::ok(""),
         };
-        self.chunks = None;
+        self.frames = None;
         Poll::Ready(Some(trailers(&status).map(Frame::trailers)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.chunks.is_none()
+        self.frames.is_none()
     }
 }
 

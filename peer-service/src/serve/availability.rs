@@ -13,7 +13,7 @@ use potluck_core::{
 use tokio::sync::watch;
 use tonic::Status;
 
-use super::{Inner, not_found, sending::Board};
+use super::{UploadShared, not_found, sending::UnitSends};
 use crate::{
     bits::Bitfield,
     blocking::blocking,
@@ -21,10 +21,10 @@ use crate::{
 };
 
 /// How long changes are gathered at least: short against the time a piece takes, so that a crowd knows what is where.
-const GATHER: Duration = Duration::from_millis(10);
+const COALESCE: Duration = Duration::from_millis(10);
 
 /// The same at most: with more watchers than this asks for, there are more messages.
-const MAX_GATHER: Duration = Duration::from_millis(250);
+const MAX_COALESCE: Duration = Duration::from_millis(250);
 
 /// Messages a second to all watchers together that gathering aims at: each costs a packet and a turn of some thread at both ends,
 /// and a crowd where each tells each of every piece at once has no time left for the pieces.
@@ -35,36 +35,36 @@ const MAX_UNITS: usize = 64 * 1024;
 
 /// What the watcher was told.
 #[derive(Debug)]
-enum Told {
+enum SentAvailability {
     /// A crowd watches seeds: little to hold for each of them.
-    Complete(Complete),
+    Complete(SentComplete),
     Partial(Availability),
 }
 
 /// All is here.
 #[derive(Debug)]
-struct Complete {
+struct SentComplete {
     units: u32,
     /// Of what goes out.
     changes: watch::Receiver<()>,
     /// Of that, what was told, in order.
-    sending: Vec<u32>,
+    in_flight: Vec<u32>,
 }
 
-impl Told {
-    fn new(units: Availability, board: &Board) -> Self {
+impl SentAvailability {
+    fn new(units: Availability, board: &UnitSends) -> Self {
         if !units.have.is_full() {
             return Self::Partial(units);
         }
-        Self::Complete(Complete {
+        Self::Complete(SentComplete {
             units: units.have.len(),
             changes: board.changes(),
-            sending: Vec::new(),
+            in_flight: Vec::new(),
         })
     }
 
     /// Waits until other pieces are on their way; for ever where that is not told.
-    async fn sends_other(&mut self) {
+    async fn in_flight_changed(&mut self) {
         match self {
             // Its sender is held beside it.
             Self::Complete(complete) => _ = complete.changes.changed().await,
@@ -73,9 +73,9 @@ impl Told {
     }
 }
 
-impl Complete {
+impl SentComplete {
     /// What to tell of what goes out.
-    fn difference(&mut self, board: &Board) -> Option<Event> {
+    fn difference(&mut self, board: &UnitSends) -> Option<Event> {
         let now = board.units();
         let not_in = |some: &[u32], others: &[u32]| -> Vec<u32> {
             let new = some.iter().filter(|unit| others.binary_search(unit).is_err());
@@ -83,43 +83,43 @@ impl Complete {
         };
         let change = v1::AvailabilityChange {
             have: Vec::new(),
-            fetching: not_in(&now, &self.sending),
-            abandoned: not_in(&self.sending, &now),
+            fetching: not_in(&now, &self.in_flight),
+            abandoned: not_in(&self.in_flight, &now),
         };
-        self.sending = now;
+        self.in_flight = now;
         (change != v1::AvailabilityChange::default()).then_some(Event::Change(change))
     }
 }
 
-struct Watch {
-    inner: Arc<Inner>,
+struct AvailabilityWatch {
+    shared: Arc<UploadShared>,
     id: FileId,
-    told: Told,
+    sent: SentAvailability,
     /// One for each who watches: how many hold it is how many there are.
-    board: Arc<Board>,
+    in_flight: Arc<UnitSends>,
     changes: Option<watch::Receiver<u64>>,
     queue: VecDeque<Event>,
-    _place: Permit,
+    _permit: Permit,
 }
 
 /// Looks at the file as it is offered now.
-async fn look(
-    inner: &Arc<Inner>,
+async fn current_availability(
+    inner: &Arc<UploadShared>,
     id: FileId,
 ) -> Result<(Availability, Option<watch::Receiver<u64>>), Problem> {
     let inner = inner.clone();
-    blocking(move || Ok(look_at(&*inner.find(&id)?))).await?
+    blocking(move || Ok(availability_of(&*inner.find(&id)?))).await?
 }
 
-fn look_at(offer: &dyn Content) -> (Availability, Option<watch::Receiver<u64>>) {
+fn availability_of(offer: &dyn Content) -> (Availability, Option<watch::Receiver<u64>>) {
     // Asked for first, so that no change between the two is missed.
     let changes = offer.changes();
     (offer.availability(), changes)
 }
 
 /// How long changes are gathered where so many watch.
-fn gather(watchers: u32) -> Duration {
-    (Duration::from_secs(1) * watchers / MESSAGES_PER_SECOND).clamp(GATHER, MAX_GATHER)
+fn coalesce_interval(watchers: u32) -> Duration {
+    (Duration::from_secs(1) * watchers / MESSAGES_PER_SECOND).clamp(COALESCE, MAX_COALESCE)
 }
 
 /// The stream of a file's units. Ends with `NOT_FOUND` when the file is withdrawn.
@@ -127,29 +127,29 @@ fn gather(watchers: u32) -> Duration {
 /// # Errors
 /// `NOT_FOUND`.
 pub(super) async fn watch(
-    inner: Arc<Inner>,
+    inner: Arc<UploadShared>,
     id: FileId,
     place: Permit,
 ) -> Result<impl Stream<Item = Result<v1::WatchAvailabilityResponse, Status>> + Send + use<>, Problem> {
     let shared = inner.clone();
     let first = blocking(move || {
         let offer = shared.find(&id)?;
-        let (units, changes) = look_at(&*offer);
+        let (units, changes) = availability_of(&*offer);
         // No file is larger than may be.
         let plan = offer.plan().ok_or_else(|| not_found(&id))?;
-        Ok::<_, Problem>((units, changes, shared.sending.board(&id, &plan)))
+        Ok::<_, Problem>((units, changes, shared.in_flight_sends.sends_of(&id, &plan)))
     });
     let (units, changes, board) = first.await??;
     let queue = VecDeque::from([snapshot(&id, &units)]);
-    let told = Told::new(units, &board);
-    let watch = Watch {
-        inner,
+    let told = SentAvailability::new(units, &board);
+    let watch = AvailabilityWatch {
+        shared: inner,
         id,
-        told,
-        board,
+        sent: told,
+        in_flight: board,
         changes,
         queue,
-        _place: place,
+        _permit: place,
     };
     Ok(stream::unfold(Some(watch), |watch| async {
         let mut watch = watch?;
@@ -176,7 +176,7 @@ enum Woken {
 }
 
 /// Waits until the units may be others.
-async fn change(changes: &mut Option<watch::Receiver<u64>>) -> Woken {
+async fn wait_for_change(changes: &mut Option<watch::Receiver<u64>>) -> Woken {
     match changes {
         Some(changes) => match changes.changed().await {
             Ok(()) => Woken::Units,
@@ -186,45 +186,45 @@ async fn change(changes: &mut Option<watch::Receiver<u64>>) -> Woken {
     }
 }
 
-impl Watch {
+impl AvailabilityWatch {
     async fn next(&mut self) -> Result<Event, Problem> {
         loop {
             if let Some(event) = self.queue.pop_front() {
                 return Ok(event);
             }
             let woken = tokio::select! {
-                woken = change(&mut self.changes) => woken,
-                () = self.told.sends_other() => Woken::Sending,
+                woken = wait_for_change(&mut self.changes) => woken,
+                () = self.sent.in_flight_changed() => Woken::Sending,
             };
-            tokio::time::sleep(gather(self.inner.watching())).await;
-            if let (Told::Complete(complete), Woken::Sending) = (&mut self.told, &woken) {
-                self.queue.extend(complete.difference(&self.board));
+            tokio::time::sleep(coalesce_interval(self.shared.watcher_count())).await;
+            if let (SentAvailability::Complete(complete), Woken::Sending) = (&mut self.sent, &woken) {
+                self.queue.extend(complete.difference(&self.in_flight));
                 continue;
             }
             // A transfer: without a trip to another thread. Who was told of the whole was told by the library.
-            let running = match self.told {
-                Told::Partial(_) => self.inner.find_now(&self.id).ok(),
-                Told::Complete(_) => None,
+            let running = match self.sent {
+                SentAvailability::Partial(_) => self.shared.try_find(&self.id).ok(),
+                SentAvailability::Complete(_) => None,
             };
             let (units, changes) = match running {
-                Some(offer) => look_at(&*offer),
-                None => look(&self.inner, self.id).await?,
+                Some(offer) => availability_of(&*offer),
+                None => current_availability(&self.shared, self.id).await?,
             };
             self.changes = changes;
             let told = match woken {
                 Woken::OfferEnded => None,
-                Woken::Units | Woken::Sending => difference(&self.told, &units),
+                Woken::Units | Woken::Sending => difference(&self.sent, &units),
             };
             match told {
                 Some(changes) => {
                     self.queue = changes.into();
-                    if let Told::Partial(_) = self.told {
-                        self.told = Told::new(units, &self.board);
+                    if let SentAvailability::Partial(_) = self.sent {
+                        self.sent = SentAvailability::new(units, &self.in_flight);
                     }
                 }
                 None => {
                     self.queue = VecDeque::from([snapshot(&self.id, &units)]);
-                    self.told = Told::new(units, &self.board);
+                    self.sent = SentAvailability::new(units, &self.in_flight);
                 }
             }
         }
@@ -248,11 +248,13 @@ fn snapshot(id: &FileId, units: &Availability) -> Event {
 
 /// What to tell a watcher that was told something else before; `None` where units were lost, which
 /// no change can say: all is told again.
-fn difference(told: &Told, now: &Availability) -> Option<Vec<Event>> {
+fn difference(told: &SentAvailability, now: &Availability) -> Option<Vec<Event>> {
     let before = match told {
-        Told::Complete(told) if now.have.is_full() && now.have.len() == told.units => return Some(Vec::new()),
-        Told::Partial(units) if units.have.len() == now.have.len() => units,
-        Told::Complete(_) | Told::Partial(_) => return None,
+        SentAvailability::Complete(told) if now.have.is_full() && now.have.len() == told.units => {
+            return Some(Vec::new());
+        }
+        SentAvailability::Partial(units) if units.have.len() == now.have.len() => units,
+        SentAvailability::Complete(_) | SentAvailability::Partial(_) => return None,
     };
     if before.have.ones_not_in(&now.have).next().is_some() {
         return None;
@@ -302,12 +304,12 @@ mod tests {
 
     use potluck_core::{places::MaxShare, plan::Plan};
 
-    use super::{super::sending::Sending, *};
+    use super::{super::sending::InFlightSends, *};
 
-    fn board() -> Arc<Board> {
+    fn board() -> Arc<UnitSends> {
         let id = FileId([0; 32]);
         let plan = Arc::new(Plan::of_file(id, 4).unwrap());
-        Sending::new(MaxShare::ALL).board(&id, &plan)
+        InFlightSends::new(MaxShare::ALL).sends_of(&id, &plan)
     }
 
     fn units(len: u32, have: &[u32], fetching: &[u32]) -> Availability {
@@ -335,8 +337,8 @@ mod tests {
         ) {
             let mut known = units(40, &before, &fetching);
             let now = units(40, &[before, more].concat(), &fetching_now);
-            let told = Told::new(known.clone(), &board());
-            prop_assume!(matches!(told, Told::Partial(_)));
+            let told = SentAvailability::new(known.clone(), &board());
+            prop_assume!(matches!(told, SentAvailability::Partial(_)));
             for event in difference(&told, &now).unwrap() {
                 let Event::Change(change) = event else { panic!("a change is told") };
                 for unit in change.have {
@@ -356,9 +358,9 @@ mod tests {
 
     #[test]
     fn what_was_lost_cannot_be_told_as_a_change() {
-        let told = Told::new(units(4, &[0, 1], &[]), &board());
+        let told = SentAvailability::new(units(4, &[0, 1], &[]), &board());
         assert_eq!(difference(&told, &units(4, &[0], &[])), None);
-        let told = Told::new(units(2, &[0, 1], &[]), &board());
+        let told = SentAvailability::new(units(2, &[0, 1], &[]), &board());
         assert_eq!(difference(&told, &units(2, &[0], &[])), None);
         assert_eq!(difference(&told, &units(2, &[0, 1], &[])), Some(Vec::new()));
     }

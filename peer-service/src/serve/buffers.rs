@@ -22,23 +22,23 @@ const MIN_KEPT: usize = 64 * 1024;
 
 /// Buffers that are not in use. Cheap to clone; all clones are one.
 #[derive(Clone, Default)]
-pub(super) struct Buffers {
+pub(super) struct BufferPool {
     idle: Arc<Mutex<Vec<ReadBuffer>>>,
 }
 
-impl fmt::Debug for Buffers {
+impl fmt::Debug for BufferPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Buffers").finish_non_exhaustive()
     }
 }
 
-impl Buffers {
+impl BufferPool {
     fn idle(&self) -> MutexGuard<'_, Vec<ReadBuffer>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A buffer with room for so many messages with so many bytes of data in all.
-    pub(super) fn take(&self, messages: usize, data: usize) -> Buffer {
+    pub(super) fn take(&self, messages: usize, data: usize) -> MessageBuffer {
         let room = messages * MAX_HEADER + data;
         let mut idle = self.idle();
         // One of about that size, so that what is held stays what was asked for.
@@ -47,28 +47,28 @@ impl Buffers {
             .position(|buffer| (room..=2 * room).contains(&buffer.len()));
         let kept = fits.map(|at| idle.swap_remove(at));
         drop(idle);
-        Buffer {
+        MessageBuffer {
             bytes: kept.unwrap_or_else(|| ReadBuffer::new(room)),
             filled: 0,
-            home: self.clone(),
+            pool: self.clone(),
         }
     }
 }
 
 /// Messages, one after the other as they go out.
 #[derive(Debug)]
-pub(super) struct Buffer {
+pub(super) struct MessageBuffer {
     bytes: ReadBuffer,
     filled: usize,
-    home: Buffers,
+    pool: BufferPool,
 }
 
-impl Buffer {
+impl MessageBuffer {
     /// Adds a message whose bytes `read` fills in.
     ///
     /// # Errors
     /// What `read` says; then nothing was added.
-    pub(super) fn add(
+    pub(super) fn push_message(
         &mut self,
         header: &ChunkHeader,
         data: usize,
@@ -89,18 +89,18 @@ impl Buffer {
     }
 }
 
-impl AsRef<[u8]> for Buffer {
+impl AsRef<[u8]> for MessageBuffer {
     fn as_ref(&self) -> &[u8] {
         &self.bytes[..self.filled]
     }
 }
 
-impl Drop for Buffer {
+impl Drop for MessageBuffer {
     fn drop(&mut self) {
         if self.bytes.len() < MIN_KEPT {
             return;
         }
-        let mut idle = self.home.idle();
+        let mut idle = self.pool.idle();
         if idle.len() < MAX_IDLE {
             idle.push(std::mem::take(&mut self.bytes));
         }
@@ -113,12 +113,12 @@ mod tests {
 
     #[test]
     fn a_buffer_is_used_again_with_nothing_left_in_it() {
-        let buffers = Buffers::default();
+        let buffers = BufferPool::default();
         let data = 128 * 1024;
         let mut buffer = buffers.take(1, data);
         let header = ChunkHeader::new(1, 2, data as u32);
         buffer
-            .add(&header, data, |bytes| {
+            .push_message(&header, data, |bytes| {
                 bytes.fill(7);
                 Ok(())
             })
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn no_more_are_kept_than_it_says_and_none_that_are_much_too_large() {
-        let buffers = Buffers::default();
+        let buffers = BufferPool::default();
         let many: Vec<_> = (0..2 * MAX_IDLE).map(|_| buffers.take(1, 1 << 20)).collect();
         drop(many);
         drop(buffers.take(1, 100));

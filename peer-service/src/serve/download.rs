@@ -1,4 +1,4 @@
-//! What a `Download` asks for, checked before anything is opened, and the stream that answers it.
+//! What a `UploadStream` asks for, checked before anything is opened, and the stream that answers it.
 
 use std::{
     collections::HashMap,
@@ -14,10 +14,10 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::{
-    Inner,
-    reader::{BATCH, Batch, Job, Reader},
-    sending::Notes,
-    turns::Outlet,
+    UploadShared,
+    reader::{BATCH, MessageBatch, SpanJob, SpanReader},
+    sending::SendGuard,
+    turns::ConnectionHandle,
 };
 use crate::{
     blocking::blocking,
@@ -32,24 +32,24 @@ pub(super) const MAX_SPANS: usize = 4096;
 pub(super) const MAX_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Bytes of data held for all uploads together, about: each holds its part of that, but not less than a leaf.
-const HELD: u64 = 16 * 1024 * 1024;
+const TOTAL_BATCH_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Most bytes of data in a batch for a connection that is not known to be swift: nothing else gets through while one is on its way,
 /// and over 16 KiB a second that is four seconds.
-const CAREFUL: u64 = 64 * 1024;
+const CAUTIOUS_BATCH: u64 = 64 * 1024;
 
 /// How long a receiver may take for a download in all: 64 MiB, the most that one is of, then come at 56 KiB a second at least.
-const TOTAL: Duration = Duration::from_secs(20 * 60);
+const TOTAL_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 
 /// Batches that a limited peer sends a second, about.
-const BATCHES_A_SECOND: u64 = 4;
+const BATCHES_PER_SECOND: u64 = 4;
 
 /// Most spans that are looked up on the thread that received the request.
-const MAX_AT_ONCE: usize = 64;
+const MAX_INLINE_SPANS: usize = 64;
 
 /// A range of a file, whose size is not known yet.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct RequestedRange {
     id: FileId,
     range: Range<u64>,
 }
@@ -58,7 +58,7 @@ pub(super) struct Asked {
 ///
 /// # Errors
 /// `INVALID_ID`; `OUT_OF_RANGE` for too many spans or bytes and for ranges that no file has.
-pub(super) fn parse(request: v1::DownloadRequest) -> Result<Vec<Asked>, Problem> {
+pub(super) fn parse(request: v1::DownloadRequest) -> Result<Vec<RequestedRange>, Problem> {
     let out_of_range =
         |message: String, field: String| Problem::new(Reason::OutOfRange, message).field(field);
     if request.spans.len() > MAX_SPANS {
@@ -79,7 +79,7 @@ pub(super) fn parse(request: v1::DownloadRequest) -> Result<Vec<Asked>, Problem>
             let message = format!("a request is of at most {MAX_BYTES} bytes in all");
             return Err(out_of_range(message, field("length")));
         }
-        Ok(Asked {
+        Ok(RequestedRange {
             id,
             range: span.offset..end,
         })
@@ -89,43 +89,47 @@ pub(super) fn parse(request: v1::DownloadRequest) -> Result<Vec<Asked>, Problem>
 
 /// The files asked for, and that the ranges lie in them.
 fn resolve(
-    asked: &[Asked],
+    asked: &[RequestedRange],
     find: impl Fn(&FileId) -> Result<Arc<dyn Content>, Problem>,
-) -> Result<Vec<Job>, Problem> {
+) -> Result<Vec<SpanJob>, Problem> {
     let mut offers: HashMap<FileId, Arc<dyn Content>> = HashMap::new();
-    let jobs = asked.iter().enumerate().map(|(index, Asked { id, range })| {
-        let offer = match offers.get(id) {
-            Some(offer) => Arc::clone(offer),
-            None => {
-                let offer = find(id).map_err(|problem| problem.field(format!("spans[{index}].file_id")))?;
-                offers.insert(*id, Arc::clone(&offer));
-                offer
+    let jobs = asked
+        .iter()
+        .enumerate()
+        .map(|(index, RequestedRange { id, range })| {
+            let offer = match offers.get(id) {
+                Some(offer) => Arc::clone(offer),
+                None => {
+                    let offer =
+                        find(id).map_err(|problem| problem.field(format!("spans[{index}].file_id")))?;
+                    offers.insert(*id, Arc::clone(&offer));
+                    offer
+                }
+            };
+            let size = offer.size();
+            if range.end > size {
+                let message = format!("{id} has {size} bytes");
+                return Err(Problem::new(Reason::OutOfRange, message).field(format!("spans[{index}].length")));
             }
-        };
-        let size = offer.size();
-        if range.end > size {
-            let message = format!("{id} has {size} bytes");
-            return Err(Problem::new(Reason::OutOfRange, message).field(format!("spans[{index}].length")));
-        }
-        Ok(Job {
-            offer,
-            range: range.clone(),
-        })
-    });
+            Ok(SpanJob {
+                content: offer,
+                range: range.clone(),
+            })
+        });
     jobs.collect()
 }
 
 /// A download under way.
-struct Download {
-    inner: Arc<Inner>,
+struct UploadStream {
+    shared: Arc<UploadShared>,
     /// Away only while another thread reads.
-    reader: Option<Reader>,
+    reader: Option<SpanReader>,
     /// Read before it was asked for: what the call began with.
-    first: Option<Batch>,
+    first_batch: Option<MessageBatch>,
     /// Others are told of what is asked for until all of it was handed over.
-    notes: Notes,
+    in_flight: SendGuard,
     /// The connection's way out.
-    outlet: Outlet,
+    connection: ConnectionHandle,
     /// Free once the last of its bytes is gone, not when the last was handed over; and not while another thread reads, though nobody
     /// may wait for that any more: a disk that does not answer holds no more threads than there are slots.
     slot: Arc<UploadSlot>,
@@ -138,36 +142,36 @@ struct Download {
 /// # Errors
 /// `NOT_FOUND`, `OUT_OF_RANGE`, `BUSY`, and whatever the first file's offer says.
 pub(super) async fn stream(
-    inner: Arc<Inner>,
-    asked: Vec<Asked>,
+    inner: Arc<UploadShared>,
+    asked: Vec<RequestedRange>,
     slot: UploadSlot,
-    outlet: Outlet,
+    outlet: ConnectionHandle,
 ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
     let slot = Arc::new(slot);
     let most = batch_size(&inner.limits, &outlet);
-    let (reader, first, notes) = match at_once(&inner, &asked, most, &outlet)? {
+    let (reader, first, notes) = match read_from_cache(&inner, &asked, most, &outlet)? {
         Some(begun) => begun,
         None => {
             let (shared, outlet, slot) = (inner.clone(), outlet.clone(), Arc::clone(&slot));
             blocking(move || {
                 let _held = slot;
                 let jobs = resolve(&asked, |id| shared.find(id))?;
-                let notes = shared.sending.note(&jobs, &outlet)?;
-                let mut reader = Reader::new(jobs, shared.buffers.clone());
+                let notes = shared.in_flight_sends.register(&jobs, &outlet)?;
+                let mut reader = SpanReader::new(jobs, shared.buffers.clone());
                 let first = reader.read(most)?;
                 Ok::<_, Problem>((reader, first, notes))
             })
             .await??
         }
     };
-    let download = Download {
-        inner,
+    let download = UploadStream {
+        shared: inner,
         reader: Some(reader),
-        first: Some(first),
-        notes,
-        outlet,
+        first_batch: Some(first),
+        in_flight: notes,
+        connection: outlet,
         slot,
-        deadline: Instant::now() + TOTAL,
+        deadline: Instant::now() + TOTAL_TIMEOUT,
     };
     Ok(stream::unfold(Some(download), |download| async {
         let mut download = download?;
@@ -179,15 +183,15 @@ pub(super) async fn stream(
     }))
 }
 
-/// Bytes of data to hold for an upload: fewer where there are many, so that all together they hold little more than [`HELD`];
+/// Bytes of data to hold for an upload: fewer where there are many, so that all together they hold little more than [`TOTAL_BATCH_BYTES`];
 /// where the link may be slow; and under a limit no more than each may send in a moment, so that its receiver sees a slow peer,
 /// which it is, and not a silent one.
-fn batch_size(limits: &Limits, outlet: &Outlet) -> u64 {
+fn batch_size(limits: &Limits, outlet: &ConnectionHandle) -> u64 {
     let held = match limits.upload().rate() {
-        0 => HELD,
-        rate => HELD.min(rate / BATCHES_A_SECOND),
+        0 => TOTAL_BATCH_BYTES,
+        rate => TOTAL_BATCH_BYTES.min(rate / BATCHES_PER_SECOND),
     };
-    let most = if outlet.is_swift() { BATCH } else { CAREFUL };
+    let most = if outlet.is_fast() { BATCH } else { CAUTIOUS_BATCH };
     let share = held / u64::from(limits.active_uploads().max(1));
     // Whole leaves: a receiver hashes them where they lie.
     (share / LEAF_SIZE as u64 * LEAF_SIZE as u64).clamp(LEAF_SIZE as u64, most)
@@ -197,31 +201,31 @@ fn batch_size(limits: &Limits, outlet: &Outlet) -> u64 {
 ///
 /// # Errors
 /// `BUSY`.
-fn at_once(
-    inner: &Inner,
-    asked: &[Asked],
+fn read_from_cache(
+    inner: &UploadShared,
+    asked: &[RequestedRange],
     most: u64,
-    outlet: &Outlet,
-) -> Result<Option<(Reader, Batch, Notes)>, Problem> {
-    if asked.len() > MAX_AT_ONCE {
+    outlet: &ConnectionHandle,
+) -> Result<Option<(SpanReader, MessageBatch, SendGuard)>, Problem> {
+    if asked.len() > MAX_INLINE_SPANS {
         return Ok(None);
     }
-    let Ok(jobs) = resolve(asked, |id| inner.find_now(id)) else {
+    let Ok(jobs) = resolve(asked, |id| inner.try_find(id)) else {
         return Ok(None);
     };
-    let notes = inner.sending.note(&jobs, outlet)?;
-    let mut reader = Reader::new(jobs, inner.buffers.clone());
-    let first = reader.read_now(most);
+    let notes = inner.in_flight_sends.register(&jobs, outlet)?;
+    let mut reader = SpanReader::new(jobs, inner.buffers.clone());
+    let first = reader.read_cached(most);
     Ok(first.map(|first| (reader, first, notes)))
 }
 
-impl Download {
+impl UploadStream {
     /// The next messages, once it is their turn; `None` at the end.
     async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
         let asked = Instant::now();
-        let batch = match self.first.take() {
+        let batch = match self.first_batch.take() {
             Some(first) => first,
-            None => self.read().await?,
+            None => self.read_batch().await?,
         };
         if batch.bytes.is_empty() {
             return Ok(None);
@@ -230,25 +234,25 @@ impl Download {
             let message = "the stream was read too slowly: ask again";
             return Err(Problem::new(Reason::TimedOut, message));
         }
-        self.inner.limits.upload().acquire(batch.data).await;
-        let turn = self.outlet.turn().await;
-        self.notes.has_sent(batch.data);
+        self.shared.limits.upload().acquire(batch.data).await;
+        let turn = self.connection.acquire().await;
+        self.in_flight.record_sent(batch.data);
         // What this peer makes it wait is not the receiver's fault.
         self.deadline += asked.elapsed();
-        self.inner
+        self.shared
             .counters
             .uploaded_bytes
             .fetch_add(batch.data, Ordering::Relaxed);
-        Ok(Some(turn.carry(batch.bytes, Arc::clone(&self.slot))))
+        Ok(Some(turn.attach_guard(batch.bytes, Arc::clone(&self.slot))))
     }
 
     /// The next messages; none at the end.
-    async fn read(&mut self) -> Result<Batch, Problem> {
-        let most = batch_size(&self.inner.limits, &self.outlet);
+    async fn read_batch(&mut self) -> Result<MessageBatch, Problem> {
+        let most = batch_size(&self.shared.limits, &self.connection);
         let Some(mut reader) = self.reader.take_if(|reader| !reader.is_done()) else {
-            return Ok(Batch::default());
+            return Ok(MessageBatch::default());
         };
-        if let Some(batch) = reader.read_now(most) {
+        if let Some(batch) = reader.read_cached(most) {
             self.reader = Some(reader);
             return Ok(batch);
         }

@@ -10,7 +10,7 @@ use potluck_core::{Problem, Reason, merkle::Hash, places::LimitError, proto::v1,
 use prost::Message as _;
 use tonic::Status;
 
-use super::{Inner, UNREAD, busy, turns::Outlet};
+use super::{STALL_BEFORE_EVICTION, UploadShared, busy, turns::ConnectionHandle};
 use crate::{blocking::blocking, offer::Content};
 
 /// Hashes in one message: 64 KiB, as the contract has it.
@@ -21,17 +21,20 @@ const HASHES_PER_MESSAGE: usize = 2048;
 /// # Errors
 /// `BUSY`, `INVALID_ID`, `NOT_FOUND`, `OUT_OF_RANGE`, and `PIECE_NOT_AVAILABLE` where the list is not known yet.
 pub(super) async fn stream(
-    inner: Arc<Inner>,
+    inner: Arc<UploadShared>,
     request: v1::GetPieceHashesRequest,
-    outlet: Outlet,
+    outlet: ConnectionHandle,
 ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
-    let place = inner.hash_streams.try_acquire(outlet.source()).map_err(|why| {
-        if why == LimitError::Full {
-            // Whoever does not read makes room for whoever may, and comes again.
-            outlet.cut_idlest(UNREAD);
-        }
-        busy("lists of piece hashes", why)
-    })?;
+    let place = inner
+        .hash_streams
+        .try_acquire(outlet.client_address())
+        .map_err(|why| {
+            if why == LimitError::Full {
+                // Whoever does not read makes room for whoever may, and comes again.
+                outlet.evict_slowest(STALL_BEFORE_EVICTION);
+            }
+            busy("lists of piece hashes", why)
+        })?;
     let place = Arc::new(place);
     let id = wire::file_id(&request.file_id, "file_id")?;
     let hashes = blocking(move || piece_hashes(&*inner.find(&id)?)).await??;
@@ -51,7 +54,9 @@ pub(super) async fn stream(
             first_piece: u32::try_from(start).unwrap_or(u32::MAX),
             hashes: Bytes::copy_from_slice(run.as_flattened()),
         };
-        Ok(outlet.beside().carry(framed(&message), Arc::clone(&place)))
+        Ok(outlet
+            .unscheduled()
+            .attach_guard(framed(&message), Arc::clone(&place)))
     }))
 }
 

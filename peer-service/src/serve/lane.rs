@@ -9,15 +9,15 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 /// How long a chunk may keep its place while others wait: several times what it takes on a link of 100 Mbit/s.
-pub(super) const PATIENCE: Duration = Duration::from_millis(500);
+pub(super) const PERMIT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How long a chunk may lie with a connection at all: HTTP/2 would leave it there for ever, and nothing but the end of the
 /// connection takes it back.
-pub(super) const IDLE: Duration = Duration::from_secs(30);
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// In what time all that lies with a connection would be gone, at the rate at which it takes, for it to count as read: two calls with
 /// a chunk of 64 KiB each, over a link of 8 KiB a second.
-const TURNOVER: Duration = Duration::from_secs(16);
+const MAX_DRAIN_TIME: Duration = Duration::from_secs(16);
 
 /// For how long what was taken counts at most: on a link of 16 KiB a second, the next lump comes after that.
 const CREDIT: Duration = Duration::from_secs(8);
@@ -27,105 +27,112 @@ const CREDIT: Duration = Duration::from_secs(8);
 const MAX_STRIKES: u32 = 6;
 
 /// Chunks that a connection takes in time, one after the other, before it is a swift one: more than the system takes ahead.
-const SWIFT: u32 = 8;
+const FAST_AFTER: u32 = 8;
 
 /// See the module. Chunks are oldest first.
 #[derive(Debug, Default)]
-pub(super) struct Lane {
-    chunks: BTreeMap<u64, Chunk>,
+pub(super) struct ConnectionQueue {
+    chunks: BTreeMap<u64, QueuedChunk>,
     /// How often it lost its places.
     strikes: u32,
     /// Chunks that it has to take in time before it waits for its turn again; until then it is sent to beside the others.
-    owed: u32,
+    probation: u32,
     /// Chunks that it took in time since it last did not.
-    in_time: u32,
+    timely_chunks: u32,
     /// Until when it counts as read for what it took.
     read_until: Option<Instant>,
-    cut: CancellationToken,
+    disconnect: CancellationToken,
 }
 
 #[derive(Debug)]
-struct Chunk {
+struct QueuedChunk {
     since: Instant,
     /// None where it is sent beside the others.
-    place: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
     /// Whether it counts for what its connection owes.
-    counts: bool,
+    counts_for_probation: bool,
 }
 
-impl Lane {
+impl ConnectionQueue {
     /// Cancelled where the connection is to end.
-    pub(super) const fn cut(&self) -> &CancellationToken {
-        &self.cut
+    pub(super) const fn disconnect(&self) -> &CancellationToken {
+        &self.disconnect
     }
 
     /// Whether it waits for its turn like others.
     pub(super) const fn keeps_up(&self) -> bool {
-        self.owed == 0
+        self.probation == 0
     }
 
     /// Whether it is known to take large chunks as fast as small ones.
-    pub(super) const fn is_swift(&self) -> bool {
-        self.in_time >= SWIFT
+    pub(super) const fn is_fast(&self) -> bool {
+        self.timely_chunks >= FAST_AFTER
     }
 
     /// The connection was handed a chunk. One that does not count pays no debt.
-    pub(super) fn hand_over(
+    pub(super) fn push(
         &mut self,
         chunk: u64,
         since: Instant,
         place: Option<OwnedSemaphorePermit>,
         counts: bool,
     ) {
-        self.chunks.insert(chunk, Chunk { since, place, counts });
+        self.chunks.insert(
+            chunk,
+            QueuedChunk {
+                since,
+                permit: place,
+                counts_for_probation: counts,
+            },
+        );
     }
 
     /// The connection let go of a chunk. Gives its place, to be dropped where no lock is held.
-    pub(super) fn let_go(&mut self, chunk: u64, now: Instant) -> Option<OwnedSemaphorePermit> {
+    pub(super) fn pop(&mut self, chunk: u64, now: Instant) -> Option<OwnedSemaphorePermit> {
         let (oldest, lying) = (*self.chunks.keys().next()?, self.chunks.len() as u32);
         let given = self.chunks.remove(&chunk)?;
         // Whoever leaves the oldest lying, and takes or resets what came after it, hoards.
         if chunk == oldest {
             let read_until = self.read_until.map_or(now, |until| until.max(now));
-            self.read_until = Some((read_until + TURNOVER / lying).min(now + CREDIT));
+            self.read_until = Some((read_until + MAX_DRAIN_TIME / lying).min(now + CREDIT));
         }
-        if given.counts {
-            match now.duration_since(given.since) < PATIENCE / 2 {
+        if given.counts_for_probation {
+            match now.duration_since(given.since) < PERMIT_TIMEOUT / 2 {
                 true => {
-                    self.owed = self.owed.saturating_sub(1);
-                    self.in_time = SWIFT.min(self.in_time + 1);
+                    self.probation = self.probation.saturating_sub(1);
+                    self.timely_chunks = FAST_AFTER.min(self.timely_chunks + 1);
                 }
-                false => self.in_time = 0,
+                false => self.timely_chunks = 0,
             }
         }
-        given.place
+        given.permit
     }
 
     /// Takes the places of chunks that have them for too long.
-    pub(super) fn evict(&mut self, now: Instant, freed: &mut Vec<OwnedSemaphorePermit>) {
+    pub(super) fn evict_overdue(&mut self, now: Instant, freed: &mut Vec<OwnedSemaphorePermit>) {
         let before = freed.len();
         let late = self
             .chunks
             .values_mut()
-            .take_while(|chunk| now.duration_since(chunk.since) >= PATIENCE);
-        freed.extend(late.filter_map(|chunk| chunk.place.take()));
+            .take_while(|chunk| now.duration_since(chunk.since) >= PERMIT_TIMEOUT);
+        freed.extend(late.filter_map(|chunk| chunk.permit.take()));
         if freed.len() > before {
-            self.owed = 1 << self.strikes;
+            self.probation = 1 << self.strikes;
             self.strikes = MAX_STRIKES.min(self.strikes + 1);
         }
     }
 
     /// How long the oldest chunk has lain here.
-    pub(super) fn idle(&self, now: Instant) -> Duration {
+    pub(super) fn idle_for(&self, now: Instant) -> Duration {
         let oldest = self.chunks.values().next();
         oldest.map_or(Duration::ZERO, |chunk| now.duration_since(chunk.since))
     }
 
     /// How long it has taken too little of what lies here.
-    pub(super) fn unread(&self, now: Instant) -> Duration {
-        let idle = self.idle(now);
+    pub(super) fn stalled_for(&self, now: Instant) -> Duration {
+        let idle = self.idle_for(now);
         match self.read_until {
-            Some(until) if idle < IDLE => idle.min(now.saturating_duration_since(until)),
+            Some(until) if idle < IDLE_TIMEOUT => idle.min(now.saturating_duration_since(until)),
             _ => idle,
         }
     }
@@ -136,7 +143,7 @@ mod tests {
     use super::*;
 
     /// How long others that find no slot leave a connection alone.
-    const UNREAD: Duration = crate::serve::UNREAD;
+    const STALLED: Duration = crate::serve::STALL_BEFORE_EVICTION;
 
     const KIB: u64 = 1024;
 
@@ -145,19 +152,20 @@ mod tests {
     fn over_a_link_of(bytes_per_second: u64, calls: u64) -> Duration {
         let (chunk, at_once) = (64 * KIB, 2);
         let lump = Duration::from_secs_f64((at_once * chunk) as f64 / bytes_per_second as f64);
-        let (mut lane, mut now, mut next) = (Lane::default(), Instant::now(), 0..);
+        let (mut lane, mut now, mut next) = (ConnectionQueue::default(), Instant::now(), 0..);
         let end = now + Duration::from_secs(60);
-        let mut hand_over = |lane: &mut Lane, now| lane.hand_over(next.next().unwrap(), now, None, true);
+        let mut hand_over =
+            |lane: &mut ConnectionQueue, now| lane.push(next.next().unwrap(), now, None, true);
         (0..calls).for_each(|_| hand_over(&mut lane, now));
         let mut longest = Duration::ZERO;
         while now < end {
             for _ in 0..at_once {
                 let oldest = *lane.chunks.keys().next().unwrap();
-                lane.let_go(oldest, now);
+                lane.pop(oldest, now);
                 hand_over(&mut lane, now);
             }
             now += lump;
-            longest = longest.max(lane.unread(now));
+            longest = longest.max(lane.stalled_for(now));
         }
         longest
     }
@@ -168,52 +176,56 @@ mod tests {
             for rate in [16, 30, 64] {
                 let unread = over_a_link_of(rate * KIB, calls);
                 assert!(
-                    unread < UNREAD,
+                    unread < STALLED,
                     "{calls} calls at {rate} KiB/s: unread for {unread:?}"
                 );
             }
         }
-        assert!(over_a_link_of(4 * KIB, 1) > UNREAD);
+        assert!(over_a_link_of(4 * KIB, 1) > STALLED);
     }
 
     #[test]
     fn whoever_leaves_the_oldest_lying_hoards_whatever_else_it_takes() {
-        let (mut lane, mut now) = (Lane::default(), Instant::now());
+        let (mut lane, mut now) = (ConnectionQueue::default(), Instant::now());
         let start = now;
-        lane.hand_over(0, now, None, true);
+        lane.push(0, now, None, true);
         for chunk in 1..100 {
-            lane.hand_over(chunk, now, None, true);
+            lane.push(chunk, now, None, true);
             now += Duration::from_millis(100);
-            lane.let_go(chunk, now);
+            lane.pop(chunk, now);
         }
-        assert_eq!(lane.unread(now), now - start);
+        assert_eq!(lane.stalled_for(now), now - start);
     }
 
     #[test]
     fn what_was_taken_counts_for_a_while_and_less_where_more_lies() {
-        let (mut lane, now) = (Lane::default(), Instant::now());
-        (0..160).for_each(|chunk| lane.hand_over(chunk, now, None, true));
-        lane.let_go(0, now);
+        let (mut lane, now) = (ConnectionQueue::default(), Instant::now());
+        (0..160).for_each(|chunk| lane.push(chunk, now, None, true));
+        lane.pop(0, now);
         let later = now + Duration::from_secs(5);
-        assert_eq!(lane.unread(later), Duration::from_millis(4_900));
-        (1..158).for_each(|chunk| drop(lane.let_go(chunk, later)));
-        assert_eq!(lane.unread(later + CREDIT), Duration::ZERO);
-        assert_eq!(lane.unread(later + CREDIT + UNREAD), UNREAD);
-        assert_eq!(lane.unread(now + IDLE), IDLE, "nothing lies for that long");
+        assert_eq!(lane.stalled_for(later), Duration::from_millis(4_900));
+        (1..158).for_each(|chunk| drop(lane.pop(chunk, later)));
+        assert_eq!(lane.stalled_for(later + CREDIT), Duration::ZERO);
+        assert_eq!(lane.stalled_for(later + CREDIT + STALLED), STALLED);
+        assert_eq!(
+            lane.stalled_for(now + IDLE_TIMEOUT),
+            IDLE_TIMEOUT,
+            "nothing lies for that long"
+        );
     }
 
     #[test]
     fn a_connection_is_swift_once_it_took_some_in_time_and_until_it_does_not() {
-        let (mut lane, mut now) = (Lane::default(), Instant::now());
-        for chunk in 0..u64::from(SWIFT) {
-            assert!(!lane.is_swift());
-            lane.hand_over(chunk, now, None, true);
-            lane.let_go(chunk, now);
+        let (mut lane, mut now) = (ConnectionQueue::default(), Instant::now());
+        for chunk in 0..u64::from(FAST_AFTER) {
+            assert!(!lane.is_fast());
+            lane.push(chunk, now, None, true);
+            lane.pop(chunk, now);
         }
-        assert!(lane.is_swift());
-        lane.hand_over(100, now, None, true);
-        now += PATIENCE;
-        lane.let_go(100, now);
-        assert!(!lane.is_swift());
+        assert!(lane.is_fast());
+        lane.push(100, now, None, true);
+        now += PERMIT_TIMEOUT;
+        lane.pop(100, now);
+        assert!(!lane.is_fast());
     }
 }

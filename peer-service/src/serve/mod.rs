@@ -11,7 +11,7 @@
 //! | `outgoing` | a connection that can be cut |
 //! | `patience` | ends streams whose receiver does not read |
 //! | `reader` | bytes of spans, from the disk into messages |
-//! | `sending` | what a crowd is sent, and who of it may wait |
+//! | `in_flight_sends` | what a crowd is sent, and who of it may wait |
 //! | `turns` | who is sent to, and when |
 //!
 //! Invariants: memory for a caller is bounded whatever it asks and however slowly it reads; every stream ends when its receiver
@@ -41,9 +41,9 @@ use crate::{
     limits::Limits,
     offer::{BadPieces, Content, ContentSource},
 };
-use buffers::Buffers;
-use patience::Patient;
-use sending::Sending;
+use buffers::BufferPool;
+use patience::IdleTimeoutStream;
+use sending::InFlightSends;
 
 mod answer;
 mod availability;
@@ -60,9 +60,9 @@ mod tests;
 mod turns;
 
 pub use self::{
-    answer::ByHand,
-    outgoing::Outgoing,
-    turns::{Outlet, Turns},
+    answer::RawGrpcService,
+    outgoing::EvictableConnection,
+    turns::{ConnectionHandle, SendScheduler},
 };
 
 /// Most WatchAvailability streams at once: each holds two bitfields. A crowd of thousands watches a peer.
@@ -78,14 +78,14 @@ const RETRY_AFTER: Duration = Duration::from_millis(250);
 const REPORT_AGAIN: Duration = Duration::from_secs(30);
 
 /// How long a connection may take too little of what lies with it while others find no slot.
-const UNREAD: Duration = Duration::from_secs(2);
+const STALL_BEFORE_EVICTION: Duration = Duration::from_secs(2);
 
 /// The call's path, as in `answer`.
 const WATCH_AVAILABILITY: &str = "/potluck.v1.PeerService/WatchAvailability";
 
 /// What the service has done since it started.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub struct UploadCounters {
     /// Bytes handed over to be sent to other peers.
     pub uploaded_bytes: Arc<AtomicU64>,
 }
@@ -93,19 +93,19 @@ pub struct Counters {
 /// The service that other peers call. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct PeerApi {
-    inner: Arc<Inner>,
+    shared: Arc<UploadShared>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    shelves: Vec<Arc<dyn ContentSource>>,
+struct UploadShared {
+    sources: Vec<Arc<dyn ContentSource>>,
     peer_id: PeerId,
     limits: Limits,
-    counters: Arc<Counters>,
+    counters: Arc<UploadCounters>,
     watchers: PerAddressLimiter,
     hash_streams: PerAddressLimiter,
-    buffers: Buffers,
-    sending: Sending,
+    buffers: BufferPool,
+    in_flight_sends: InFlightSends,
 }
 
 impl PeerApi {
@@ -114,76 +114,76 @@ impl PeerApi {
         shelves: Vec<Arc<dyn ContentSource>>,
         peer_id: PeerId,
         limits: Limits,
-        counters: Arc<Counters>,
+        counters: Arc<UploadCounters>,
     ) -> Self {
         let share = limits.max_share();
         Self {
-            inner: Arc::new(Inner {
-                shelves,
+            shared: Arc::new(UploadShared {
+                sources: shelves,
                 peer_id,
                 limits,
                 counters,
                 watchers: PerAddressLimiter::new(MAX_WATCHERS, share),
                 hash_streams: PerAddressLimiter::new(MAX_HASH_STREAMS, share),
-                buffers: Buffers::default(),
-                sending: Sending::new(share),
+                buffers: BufferPool::default(),
+                in_flight_sends: InFlightSends::new(share),
             }),
         }
     }
 
     /// What a server serves: all calls of `PeerService`.
-    pub fn into_service(self) -> ByHand<PeerServiceServer<Self>> {
+    pub fn into_service(self) -> RawGrpcService<PeerServiceServer<Self>> {
         let rest = PeerServiceServer::new(self.clone())
             .max_decoding_message_size(SMALL_REQUEST)
             .max_encoding_message_size(MAX_MESSAGE);
-        ByHand::new(self, rest)
+        RawGrpcService::new(self, rest)
     }
 
     /// Answers a `Download` with its messages, as they go out through this connection.
     async fn download(
         &self,
         request: v1::DownloadRequest,
-        outlet: Outlet,
+        outlet: ConnectionHandle,
     ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
         let spans = download::parse(request)?;
-        let slot = self.inner.limits.try_upload(outlet.source());
+        let slot = self.shared.limits.try_upload(outlet.client_address());
         let slot = slot.map_err(|why| {
             if why == LimitError::Full {
                 // Whoever does not read makes room for whoever may, and comes again.
-                outlet.cut_idlest(UNREAD);
+                outlet.evict_slowest(STALL_BEFORE_EVICTION);
             }
             busy("downloads", why)
         })?;
-        download::stream(self.inner.clone(), spans, slot, outlet).await
+        download::stream(self.shared.clone(), spans, slot, outlet).await
     }
 
     /// Answers a `GetPieceHashes` in the same way.
     async fn piece_hashes(
         &self,
         request: v1::GetPieceHashesRequest,
-        outlet: Outlet,
+        outlet: ConnectionHandle,
     ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
-        let messages = hashes::stream(self.inner.clone(), request, outlet).await?;
-        Ok(Patient::new(messages))
+        let messages = hashes::stream(self.shared.clone(), request, outlet).await?;
+        Ok(IdleTimeoutStream::new(messages))
     }
 }
 
-impl Inner {
+impl UploadShared {
     /// The offer of a file, where it can be had without waiting for anything.
-    fn find_now(&self, id: &FileId) -> Result<Arc<dyn Content>, Problem> {
-        let offer = self.shelves.iter().find_map(|shelf| shelf.try_find(id));
+    fn try_find(&self, id: &FileId) -> Result<Arc<dyn Content>, Problem> {
+        let offer = self.sources.iter().find_map(|shelf| shelf.try_find(id));
         offer.ok_or_else(|| not_found(id))
     }
 
     /// How many watch what is here.
-    fn watching(&self) -> u32 {
+    fn watcher_count(&self) -> u32 {
         // At most MAX_WATCHERS, so it fits.
         self.watchers.in_use() as u32
     }
 
     /// The offer of a file. May wait for locks: off the async threads.
     fn find(&self, id: &FileId) -> Result<Arc<dyn Content>, Problem> {
-        let offer = self.shelves.iter().find_map(|shelf| shelf.find(id));
+        let offer = self.sources.iter().find_map(|shelf| shelf.find(id));
         offer.ok_or_else(|| not_found(id))
     }
 }
@@ -203,9 +203,13 @@ fn busy(what: &str, why: LimitError) -> Problem {
 }
 
 /// A place among those who are answered so.
-fn place<T>(places: &PerAddressLimiter, request: &Request<T>, what: &str) -> Result<Permit, Problem> {
-    let outlet = request.extensions().get::<Outlet>();
-    let source = outlet.map_or(ClientAddress::LOCAL, Outlet::source);
+fn acquire_permit<T>(
+    places: &PerAddressLimiter,
+    request: &Request<T>,
+    what: &str,
+) -> Result<Permit, Problem> {
+    let outlet = request.extensions().get::<ConnectionHandle>();
+    let source = outlet.map_or(ClientAddress::LOCAL, ConnectionHandle::client_address);
     places.try_acquire(source).map_err(|why| busy(what, why))
 }
 
@@ -225,7 +229,10 @@ pub(crate) fn call_kind(path: &str) -> CallKind {
 
 /// Names the connection of a request by itself: it comes with its outlet.
 pub(crate) fn name_client<B>(mut request: http::Request<B>) -> http::Request<B> {
-    let client = request.extensions().get::<Outlet>().and_then(Outlet::client);
+    let client = request
+        .extensions()
+        .get::<ConnectionHandle>()
+        .and_then(ConnectionHandle::client);
     if let Some(client) = client.cloned() {
         request.extensions_mut().insert(client);
     }
@@ -235,7 +242,7 @@ pub(crate) fn name_client<B>(mut request: http::Request<B>) -> http::Request<B> 
 #[tonic::async_trait]
 impl v1::peer_service_server::PeerService for PeerApi {
     type GetPieceHashesStream = stream::Empty<Result<v1::GetPieceHashesResponse, Status>>;
-    type WatchAvailabilityStream = Patient<v1::WatchAvailabilityResponse>;
+    type WatchAvailabilityStream = IdleTimeoutStream<v1::WatchAvailabilityResponse>;
     type DownloadStream = stream::Empty<Result<v1::DownloadResponse, Status>>;
 
     async fn describe(
@@ -243,7 +250,7 @@ impl v1::peer_service_server::PeerService for PeerApi {
         request: Request<v1::DescribeRequest>,
     ) -> Result<Response<v1::DescribeResponse>, Status> {
         let id = wire::file_id(&request.get_ref().file_id, "file_id")?;
-        let inner = self.inner.clone();
+        let inner = self.shared.clone();
         let answer = blocking(move || {
             let offer = inner.find(&id)?;
             Ok::<_, Problem>(v1::DescribeResponse {
@@ -268,9 +275,9 @@ impl v1::peer_service_server::PeerService for PeerApi {
         request: Request<v1::WatchAvailabilityRequest>,
     ) -> Result<Response<Self::WatchAvailabilityStream>, Status> {
         let id = wire::file_id(&request.get_ref().file_id, "file_id")?;
-        let permit = place(&self.inner.watchers, &request, "watchers")?;
-        let events = availability::watch(self.inner.clone(), id, permit).await?;
-        Ok(Response::new(Patient::new(events)))
+        let permit = acquire_permit(&self.shared.watchers, &request, "watchers")?;
+        let events = availability::watch(self.shared.clone(), id, permit).await?;
+        Ok(Response::new(IdleTimeoutStream::new(events)))
     }
 
     async fn report_bad_pieces(
@@ -283,9 +290,9 @@ impl v1::peer_service_server::PeerService for PeerApi {
             first: request.get_ref().first_piece,
             count: request.get_ref().count.max(1),
         };
-        let outlet = request.extensions().get::<Outlet>();
-        let source = outlet.map_or(ClientAddress::LOCAL, Outlet::source);
-        let mut shelves = self.inner.shelves.iter();
+        let outlet = request.extensions().get::<ConnectionHandle>();
+        let source = outlet.map_or(ClientAddress::LOCAL, ConnectionHandle::client_address);
+        let mut shelves = self.shared.sources.iter();
         match shelves.all(|shelf| shelf.on_bad_pieces(pieces, source)) {
             true => Ok(Response::new(v1::ReportBadPiecesResponse {})),
             false => {

@@ -10,50 +10,50 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::transport::server::Connected;
 
-use super::turns::Outlet;
+use super::turns::ConnectionHandle;
 
-/// See the module. Whoever serves a call finds the [`Outlet`] among the request's extensions.
+/// See the module. Whoever serves a call finds the [`ConnectionHandle`] among the request's extensions.
 #[derive(Debug)]
-pub struct Outgoing<S> {
+pub struct EvictableConnection<S> {
     stream: S,
-    outlet: Outlet,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    handle: ConnectionHandle,
+    disconnected: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-impl<S> Outgoing<S> {
+impl<S> EvictableConnection<S> {
     /// A connection with its outlet.
-    pub fn new(stream: S, outlet: Outlet) -> Self {
+    pub fn new(stream: S, outlet: ConnectionHandle) -> Self {
         Self {
             stream,
-            cut: Box::pin(outlet.is_cut()),
-            outlet,
+            disconnected: Box::pin(outlet.disconnected()),
+            handle: outlet,
         }
     }
 }
 
-impl<S> Connected for Outgoing<S> {
-    type ConnectInfo = Outlet;
+impl<S> Connected for EvictableConnection<S> {
+    type ConnectInfo = ConnectionHandle;
 
-    fn connect_info(&self) -> Outlet {
-        self.outlet.clone()
+    fn connect_info(&self) -> ConnectionHandle {
+        self.handle.clone()
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Outgoing<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for EvictableConnection<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         // A connection always waits for what comes in: here it learns at once that it is to end.
-        if self.cut.as_mut().poll(cx).is_ready() {
+        if self.disconnected.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Outgoing<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for EvictableConnection<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

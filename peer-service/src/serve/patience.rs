@@ -19,65 +19,65 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
 /// How long a receiver may leave a message lying.
-const IDLE: Duration = Duration::from_secs(30);
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a receiver may keep a stream waiting in all.
-const TOTAL: Duration = Duration::from_secs(20 * 60);
+const TOTAL_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 
-type Inner<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type BoxedStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// A stream with a watchdog.
-pub struct Patient<T> {
-    shared: Arc<Mutex<Shared<T>>>,
+pub struct IdleTimeoutStream<T> {
+    state: Arc<Mutex<IdleTimeoutState<T>>>,
     _watchdog: DropGuard,
 }
 
-struct Shared<T> {
+struct IdleTimeoutState<T> {
     /// `None` once it ended or was let go.
-    stream: Option<Inner<T>>,
+    stream: Option<BoxedStream<T>>,
     /// Since when a message lies with the receiver.
     handed_over: Option<Instant>,
-    /// What is left of [`TOTAL`].
-    left: Duration,
+    /// What is left of [`TOTAL_TIMEOUT`].
+    remaining: Duration,
     /// Set by the watchdog, told once.
-    given_up: bool,
+    timed_out: bool,
 }
 
-impl<T> fmt::Debug for Patient<T> {
+impl<T> fmt::Debug for IdleTimeoutStream<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Patient").finish_non_exhaustive()
     }
 }
 
-fn lock<T>(shared: &Mutex<Shared<T>>) -> MutexGuard<'_, Shared<T>> {
+fn lock<T>(shared: &Mutex<IdleTimeoutState<T>>) -> MutexGuard<'_, IdleTimeoutState<T>> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<T: Send + 'static> Patient<T> {
+impl<T: Send + 'static> IdleTimeoutStream<T> {
     /// Watches over a stream; within a runtime.
     pub(super) fn new(stream: impl Stream<Item = Result<T, Status>> + Send + 'static) -> Self {
-        let shared = Arc::new(Mutex::new(Shared {
-            stream: Some(Box::pin(stream) as Inner<T>),
+        let shared = Arc::new(Mutex::new(IdleTimeoutState {
+            stream: Some(Box::pin(stream) as BoxedStream<T>),
             handed_over: None,
-            left: TOTAL,
-            given_up: false,
+            remaining: TOTAL_TIMEOUT,
+            timed_out: false,
         }));
         let gone = CancellationToken::new();
-        tokio::spawn(watch(shared.clone(), gone.clone()));
+        tokio::spawn(run_watchdog(shared.clone(), gone.clone()));
         Self {
-            shared,
+            state: shared,
             _watchdog: gone.drop_guard(),
         }
     }
 }
 
 /// Lets go of the stream when its receiver keeps it waiting too long. Ends with the stream.
-async fn watch<T: Send + 'static>(shared: Arc<Mutex<Shared<T>>>, gone: CancellationToken) {
+async fn run_watchdog<T: Send + 'static>(shared: Arc<Mutex<IdleTimeoutState<T>>>, gone: CancellationToken) {
     loop {
         let next = match lock(&shared).deadline() {
             Some(next) if next <= Instant::now() => break,
             Some(next) => next,
-            None => Instant::now() + IDLE,
+            None => Instant::now() + MESSAGE_TIMEOUT,
         };
         // Both arms are cancel-safe: nothing is taken by either.
         tokio::select! {
@@ -85,33 +85,34 @@ async fn watch<T: Send + 'static>(shared: Arc<Mutex<Shared<T>>>, gone: Cancellat
             () = tokio::time::sleep_until(next) => {}
         }
     }
-    let_go(&shared);
+    drop_stream(&shared);
 }
 
-fn let_go<T>(shared: &Mutex<Shared<T>>) {
+fn drop_stream<T>(shared: &Mutex<IdleTimeoutState<T>>) {
     let mut shared = lock(shared);
-    shared.given_up = shared.stream.is_some();
+    shared.timed_out = shared.stream.is_some();
     let stream = shared.stream.take();
     drop(shared);
     // Dropping it may free a good deal; not under the lock.
     drop(stream);
 }
 
-impl<T> Shared<T> {
+impl<T> IdleTimeoutState<T> {
     fn deadline(&self) -> Option<Instant> {
-        self.handed_over.map(|since| since + IDLE.min(self.left))
+        self.handed_over
+            .map(|since| since + MESSAGE_TIMEOUT.min(self.remaining))
     }
 }
 
-impl<T> Stream for Patient<T> {
+impl<T> Stream for IdleTimeoutStream<T> {
     type Item = Result<T, Status>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let mut shared = lock(&self.shared);
+        let mut shared = lock(&self.state);
         if let Some(since) = shared.handed_over.take() {
-            shared.left = shared.left.saturating_sub(since.elapsed());
+            shared.remaining = shared.remaining.saturating_sub(since.elapsed());
         }
-        if std::mem::take(&mut shared.given_up) {
+        if std::mem::take(&mut shared.timed_out) {
             let problem = Problem::new(Reason::TimedOut, "the stream was read too slowly: ask again");
             return Poll::Ready(Some(Err(problem.into())));
         }
@@ -138,14 +139,14 @@ mod tests {
     async fn a_receiver_that_does_not_read_loses_the_stream() {
         let held = Arc::new(());
         let holds = held.clone();
-        let mut patient = Patient::new(stream::repeat(0).map(move |n| {
+        let mut patient = IdleTimeoutStream::new(stream::repeat(0).map(move |n| {
             let _holds = &holds;
             Ok(n)
         }));
         assert_eq!(patient.next().await.unwrap().unwrap(), 0);
-        tokio::time::sleep(IDLE - Duration::from_secs(1)).await;
+        tokio::time::sleep(MESSAGE_TIMEOUT - Duration::from_secs(1)).await;
         assert!(patient.next().await.unwrap().is_ok());
-        tokio::time::sleep(2 * IDLE).await;
+        tokio::time::sleep(2 * MESSAGE_TIMEOUT).await;
         assert_eq!(
             Arc::strong_count(&held),
             1,
@@ -158,19 +159,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_receiver_that_dribbles_loses_it_too() {
-        let mut patient = Patient::new(stream::repeat(0).map(Ok));
+        let mut patient = IdleTimeoutStream::new(stream::repeat(0).map(Ok));
         let start = Instant::now();
         while patient.next().await.unwrap().is_ok() {
-            assert!(start.elapsed() < 2 * TOTAL);
-            tokio::time::sleep(IDLE / 2).await;
+            assert!(start.elapsed() < 2 * TOTAL_TIMEOUT);
+            tokio::time::sleep(MESSAGE_TIMEOUT / 2).await;
         }
-        assert!(start.elapsed() >= TOTAL);
+        assert!(start.elapsed() >= TOTAL_TIMEOUT);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_with_nothing_to_give_is_left_alone() {
-        let mut patient = Patient::new(stream::once(async { Ok(1) }).chain(stream::once(async {
-            tokio::time::sleep(10 * TOTAL).await;
+        let mut patient = IdleTimeoutStream::new(stream::once(async { Ok(1) }).chain(stream::once(async {
+            tokio::time::sleep(10 * TOTAL_TIMEOUT).await;
             Ok(2)
         })));
         assert_eq!(patient.next().await.unwrap().unwrap(), 1);

@@ -10,7 +10,7 @@ use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
 use bytes::Bytes;
 use potluck_core::{Problem, Reason, chunk::ChunkHeader};
 
-use super::buffers::Buffers;
+use super::buffers::BufferPool;
 use crate::{cached, offer::Content};
 
 /// Most bytes of data in a batch: large enough that each costs little, small enough to hold one for each of many readers.
@@ -24,14 +24,14 @@ const READ_AHEAD: u64 = 4 * 1024 * 1024;
 
 /// A span of a request, checked: the range lies in the file.
 #[derive(Debug)]
-pub(super) struct Job {
-    pub(super) offer: Arc<dyn Content>,
+pub(super) struct SpanJob {
+    pub(super) content: Arc<dyn Content>,
     pub(super) range: Range<u64>,
 }
 
 /// Some messages, as they go out; none at the end.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
+pub(super) struct MessageBatch {
     /// With their headers.
     pub(super) bytes: Bytes,
     /// Of them, the file's.
@@ -40,22 +40,22 @@ pub(super) struct Batch {
 
 /// Reads the spans of one request in order.
 #[derive(Debug)]
-pub(super) struct Reader {
-    jobs: Vec<Job>,
+pub(super) struct SpanReader {
+    jobs: Vec<SpanJob>,
     /// The span being read, and where in its file.
-    at: usize,
+    current: usize,
     offset: u64,
     file: Option<Arc<File>>,
     /// Whether that file never waits for a disk or another machine unless it is to.
     never_waits: bool,
-    buffers: Buffers,
+    buffers: BufferPool,
 }
 
-impl Reader {
-    pub(super) fn new(jobs: Vec<Job>, buffers: Buffers) -> Self {
+impl SpanReader {
+    pub(super) fn new(jobs: Vec<SpanJob>, buffers: BufferPool) -> Self {
         let mut reader = Self {
             offset: 0,
-            at: 0,
+            current: 0,
             file: None,
             never_waits: false,
             jobs,
@@ -68,11 +68,11 @@ impl Reader {
 
     /// Whether everything was read.
     pub(super) fn is_done(&self) -> bool {
-        self.at >= self.jobs.len()
+        self.current >= self.jobs.len()
     }
 
     /// The next messages, of at most `most` bytes of data, as far as they are in memory; never waits for a disk.
-    pub(super) fn read_now(&mut self, most: u64) -> Option<Batch> {
+    pub(super) fn read_cached(&mut self, most: u64) -> Option<MessageBatch> {
         if self.file.is_some() && !self.never_waits {
             return None;
         }
@@ -95,13 +95,13 @@ impl Reader {
     ///
     /// # Errors
     /// Whatever the offer says of the file, and `STORE_UNAVAILABLE` where the disk fails. Nothing more can be read then.
-    pub(super) fn read(&mut self, most: u64) -> Result<Batch, Problem> {
+    pub(super) fn read(&mut self, most: u64) -> Result<MessageBatch, Problem> {
         let batch = self.fill(
             most,
             |offer, range| offer.open(range),
             |offer, file, range, bytes| {
                 if bytes.len() as u64 + range.start < range.end {
-                    bring(file, &range);
+                    read_ahead(file, &range);
                 }
                 let read = file.read_exact_at(bytes, range.start);
                 // Asked also where reading failed: a file that became shorter is one that changed.
@@ -119,22 +119,22 @@ impl Reader {
         most: u64,
         open: impl Fn(&dyn Content, Range<u64>) -> Result<Arc<File>, Problem>,
         read: impl Fn(&dyn Content, &File, Range<u64>, &mut [u8]) -> Result<(), Problem>,
-    ) -> Result<Batch, Problem> {
+    ) -> Result<MessageBatch, Problem> {
         let lens = self.next_lens(most);
         let mut buffer = self.buffers.take(lens.len(), lens.iter().sum::<u64>() as usize);
         let mut data = 0;
         for len in lens {
             let header = self.header(len);
             let (offer, rest) = (
-                &*self.jobs[self.at].offer,
-                self.offset..self.jobs[self.at].range.end,
+                &*self.jobs[self.current].content,
+                self.offset..self.jobs[self.current].range.end,
             );
             let file = match self.file.take() {
                 Some(file) => Ok(file),
                 None => open(offer, rest.clone()),
             };
             let added = file.and_then(|file| {
-                buffer.add(&header, len as usize, |bytes| read(offer, &file, rest, bytes))?;
+                buffer.push_message(&header, len as usize, |bytes| read(offer, &file, rest, bytes))?;
                 Ok(file)
             });
             match added {
@@ -145,7 +145,7 @@ impl Reader {
             data += len;
             self.advance(len);
         }
-        Ok(Batch {
+        Ok(MessageBatch {
             bytes: buffer.freeze(),
             data,
         })
@@ -156,11 +156,11 @@ impl Reader {
         let mut room = most;
         let mut offset = self.offset;
         let mut lens = Vec::new();
-        for (index, job) in self.jobs.iter().enumerate().skip(self.at) {
+        for (index, job) in self.jobs.iter().enumerate().skip(self.current) {
             if room == 0 || lens.len() == MAX_MESSAGES {
                 break;
             }
-            if index > self.at {
+            if index > self.current {
                 offset = job.range.start;
             }
             let len = room.min(job.range.end - offset);
@@ -175,7 +175,7 @@ impl Reader {
 
     fn header(&self, len: u64) -> ChunkHeader {
         // At most 4,096 spans and a batch: both fit.
-        ChunkHeader::new(self.at as u32, self.offset, len as u32)
+        ChunkHeader::new(self.current as u32, self.offset, len as u32)
     }
 
     fn advance(&mut self, len: u64) {
@@ -185,18 +185,18 @@ impl Reader {
 
     /// Moves on to the next span that has bytes to read.
     fn skip_finished(&mut self) {
-        while let Some(job) = self.jobs.get(self.at)
+        while let Some(job) = self.jobs.get(self.current)
             && self.offset >= job.range.end
         {
-            self.at += 1;
+            self.current += 1;
             self.file = None;
-            self.offset = self.jobs.get(self.at).map_or(0, |job| job.range.start);
+            self.offset = self.jobs.get(self.current).map_or(0, |job| job.range.start);
         }
     }
 }
 
 /// Asks the system for what comes next, so that the disk goes on while this is sent.
-fn bring(file: &File, rest: &Range<u64>) {
+fn read_ahead(file: &File, rest: &Range<u64>) {
     #[cfg(target_os = "linux")]
     if let Some(len) = std::num::NonZeroU64::new((rest.end - rest.start).min(READ_AHEAD)) {
         // Only slower where the system does not do it.

@@ -17,68 +17,68 @@ use potluck_core::{
 };
 use tokio::sync::watch;
 
-use super::{busy, reader::Job, turns::Outlet};
+use super::{busy, reader::SpanJob, turns::ConnectionHandle};
 
 /// Most calls of a crowd that wait for their first turn, for each file or collection: over these others are asked sooner than this peer.
 /// Enough that its link never idles, and for sixteen who all know each other.
-const MOST_WAITING: usize = 12;
+const MAX_WAITING: usize = 12;
 
 /// A call that has so many bytes left is large, such as one for a bundle: of use to others once all of it came.
-const LARGE: u64 = 1024 * 1024;
+const LARGE_REQUEST: u64 = 1024 * 1024;
 
 /// Most large calls of a crowd at once, while the link is busy: many side by side would all come late. Enough to keep it so.
-const MOST_LARGE: usize = 3;
+const MAX_LARGE: usize = 3;
 
 /// Most collections with crowds that a call is looked for in: each costs a search among its files.
-const MOST_COLLECTIONS: usize = 8;
+const MAX_COLLECTIONS: usize = 8;
 
 /// The boards of all that is watched here.
 #[derive(Debug)]
-pub(super) struct Sending {
-    boards: Mutex<Boards>,
-    share: MaxShare,
+pub(super) struct InFlightSends {
+    registry: Mutex<SendRegistry>,
+    max_share: MaxShare,
 }
 
 #[derive(Debug, Default)]
-struct Boards {
-    by_id: HashMap<FileId, Weak<Board>>,
+struct SendRegistry {
+    by_id: HashMap<FileId, Weak<UnitSends>>,
     /// Of them, those of collections, the oldest first.
-    collections: Vec<Weak<Board>>,
+    collections: Vec<Weak<UnitSends>>,
 }
 
 /// What is on its way of one file or collection. Held by those who watch it, and by nobody else for long.
 #[derive(Debug)]
-pub(super) struct Board {
+pub(super) struct UnitSends {
     plan: Arc<Plan>,
     /// How many calls are for each unit.
-    calls: Mutex<BTreeMap<u32, u32>>,
+    counts: Mutex<BTreeMap<u32, u32>>,
     changes: watch::Sender<()>,
-    waiting: PerAddressLimiter,
-    large: PerAddressLimiter,
+    waiting_limiter: PerAddressLimiter,
+    large_limiter: PerAddressLimiter,
 }
 
 /// Notes units as on their way until it is dropped.
 #[derive(Debug)]
-pub(super) struct Notes {
-    units: Vec<(Weak<Board>, Vec<u32>)>,
-    waits: Option<Permit>,
-    large: Option<Permit>,
+pub(super) struct SendGuard {
+    units: Vec<(Weak<UnitSends>, Vec<u32>)>,
+    waiting_permit: Option<Permit>,
+    large_permit: Option<Permit>,
     /// Bytes that were not handed over.
-    left: u64,
+    remaining: u64,
 }
 
-impl Sending {
+impl InFlightSends {
     /// One address takes its share of those who may wait.
     pub(super) fn new(share: MaxShare) -> Self {
         Self {
-            boards: Mutex::default(),
-            share,
+            registry: Mutex::default(),
+            max_share: share,
         }
     }
 
     /// The board of a file or collection, for one who watches it.
-    pub(super) fn board(&self, id: &FileId, plan: &Arc<Plan>) -> Arc<Board> {
-        let mut boards = lock(&self.boards);
+    pub(super) fn sends_of(&self, id: &FileId, plan: &Arc<Plan>) -> Arc<UnitSends> {
+        let mut boards = lock(&self.registry);
         let known = boards.by_id.get(id).and_then(Weak::upgrade);
         // A collection can be shared as the plain file that its manifest is, too.
         if let Some(board) = known.filter(|board| board.plan.unit_count() == plan.unit_count()) {
@@ -86,12 +86,12 @@ impl Sending {
         }
         boards.by_id.retain(|_, board| board.strong_count() > 0);
         boards.collections.retain(|board| board.strong_count() > 0);
-        let board = Arc::new(Board {
+        let board = Arc::new(UnitSends {
             plan: Arc::clone(plan),
-            calls: Mutex::default(),
+            counts: Mutex::default(),
             changes: watch::Sender::new(()),
-            waiting: PerAddressLimiter::new(MOST_WAITING, self.share),
-            large: PerAddressLimiter::new(MOST_LARGE, self.share),
+            waiting_limiter: PerAddressLimiter::new(MAX_WAITING, self.max_share),
+            large_limiter: PerAddressLimiter::new(MAX_LARGE, self.max_share),
         });
         boards.by_id.insert(*id, Arc::downgrade(&board));
         if plan.manifest().is_some() {
@@ -104,52 +104,52 @@ impl Sending {
     ///
     /// # Errors
     /// `BUSY` where too many of a crowd wait, or are sent what is large.
-    pub(super) fn note(&self, jobs: &[Job], outlet: &Outlet) -> Result<Notes, Problem> {
-        let crowds = lock(&self.boards).crowds(jobs);
-        let source = outlet.source();
-        let mut notes = Notes {
+    pub(super) fn register(&self, jobs: &[SpanJob], outlet: &ConnectionHandle) -> Result<SendGuard, Problem> {
+        let crowds = lock(&self.registry).watched_sends(jobs);
+        let source = outlet.client_address();
+        let mut notes = SendGuard {
             units: Vec::new(),
-            waits: None,
-            large: None,
-            left: jobs.iter().map(|job| job.range.end - job.range.start).sum(),
+            waiting_permit: None,
+            large_permit: None,
+            remaining: jobs.iter().map(|job| job.range.end - job.range.start).sum(),
         };
         for (weak, plan, jobs) in crowds {
             let units = units_of(&plan, jobs);
             let Some(board) = weak.upgrade().filter(|_| !units.is_empty()) else {
                 continue;
             };
-            if notes.waits.is_none() {
+            if notes.waiting_permit.is_none() {
                 let refused = |why| busy("downloads of this", why);
-                notes.waits = Some(board.waiting.try_acquire(source).map_err(refused)?);
-                if notes.left >= LARGE {
-                    notes.large = match board.large.try_acquire(source) {
+                notes.waiting_permit = Some(board.waiting_limiter.try_acquire(source).map_err(refused)?);
+                if notes.remaining >= LARGE_REQUEST {
+                    notes.large_permit = match board.large_limiter.try_acquire(source) {
                         // Those who have the places are slow, or wait for a limit.
-                        Err(_) if outlet.is_free() => None,
+                        Err(_) if outlet.has_free_permit() => None,
                         place => Some(place.map_err(refused)?),
                     };
                 }
             }
-            board.count(&units, true);
+            board.adjust_counts(&units, true);
             notes.units.push((weak, units));
         }
         Ok(notes)
     }
 }
 
-impl Boards {
+impl SendRegistry {
     /// What several watch that some of these spans may be of.
-    fn crowds<'a>(&self, jobs: &'a [Job]) -> Vec<(Weak<Board>, Arc<Plan>, &'a [Job])> {
+    fn watched_sends<'a>(&self, jobs: &'a [SpanJob]) -> Vec<(Weak<UnitSends>, Arc<Plan>, &'a [SpanJob])> {
         if self.by_id.is_empty() {
             return Vec::new();
         }
-        let is_crowd = |board: &&Weak<Board>| board.strong_count() > 1;
-        let of_file = jobs.chunk_by(|one, next| one.offer.id() == next.offer.id());
+        let is_crowd = |board: &&Weak<UnitSends>| board.strong_count() > 1;
+        let of_file = jobs.chunk_by(|one, next| one.content.id() == next.content.id());
         let files = of_file.filter_map(|jobs| {
-            let board = self.by_id.get(&jobs.first()?.offer.id());
+            let board = self.by_id.get(&jobs.first()?.content.id());
             board.filter(is_crowd).map(|board| (board, jobs))
         });
         let collections = self.collections.iter().filter(is_crowd);
-        let collections = collections.take(MOST_COLLECTIONS).map(|board| (board, jobs));
+        let collections = collections.take(MAX_COLLECTIONS).map(|board| (board, jobs));
         let crowds = files.chain(collections).filter_map(|(weak, jobs)| {
             // Let go of before anybody counts who holds it.
             let plan = Arc::clone(&weak.upgrade()?.plan);
@@ -160,9 +160,9 @@ impl Boards {
 }
 
 /// The units that these spans touch, up to the first that is not of this plan.
-fn units_of(plan: &Plan, jobs: &[Job]) -> Vec<u32> {
+fn units_of(plan: &Plan, jobs: &[SpanJob]) -> Vec<u32> {
     let units = jobs.iter().map_while(|job| {
-        let file = plan.find(&job.offer.id())?;
+        let file = plan.find(&job.content.id())?;
         Some(plan.units_of(file, job.range.clone()))
     });
     let mut units: Vec<u32> = units.flatten().collect();
@@ -171,10 +171,10 @@ fn units_of(plan: &Plan, jobs: &[Job]) -> Vec<u32> {
     units
 }
 
-impl Board {
+impl UnitSends {
     /// What is on its way, in order.
     pub(super) fn units(&self) -> Vec<u32> {
-        lock(&self.calls).keys().copied().collect()
+        lock(&self.counts).keys().copied().collect()
     }
 
     /// Changes each time that [`Self::units`] does.
@@ -182,8 +182,8 @@ impl Board {
         self.changes.subscribe()
     }
 
-    fn count(&self, units: &[u32], more: bool) {
-        let mut calls = lock(&self.calls);
+    fn adjust_counts(&self, units: &[u32], more: bool) {
+        let mut calls = lock(&self.counts);
         for unit in units {
             let count = calls.entry(*unit).or_default();
             *count = if more { *count + 1 } else { count.saturating_sub(1) };
@@ -196,22 +196,22 @@ impl Board {
     }
 }
 
-impl Notes {
+impl SendGuard {
     /// It is the turn of so many bytes of the call.
-    pub(super) fn has_sent(&mut self, bytes: u64) {
-        self.left = self.left.saturating_sub(bytes);
-        self.waits = None;
-        if self.left < LARGE {
-            self.large = None;
+    pub(super) fn record_sent(&mut self, bytes: u64) {
+        self.remaining = self.remaining.saturating_sub(bytes);
+        self.waiting_permit = None;
+        if self.remaining < LARGE_REQUEST {
+            self.large_permit = None;
         }
     }
 }
 
-impl Drop for Notes {
+impl Drop for SendGuard {
     fn drop(&mut self) {
         for (board, units) in &self.units {
             if let Some(board) = board.upgrade() {
-                board.count(units, false);
+                board.adjust_counts(units, false);
             }
         }
     }
@@ -228,7 +228,7 @@ mod tests {
     use futures_util::FutureExt as _;
     use potluck_core::{Reason, index_client::FileRecord, merkle::Hash, places::ClientAddress};
 
-    use super::{super::turns::Turns, *};
+    use super::{super::turns::SendScheduler, *};
     use crate::offer::{Availability, Content};
 
     /// A file of which nothing is asked but what it is.
@@ -283,34 +283,37 @@ mod tests {
 
     #[tokio::test]
     async fn few_large_calls_of_a_crowd_go_side_by_side_while_the_link_is_busy() {
-        let file = Arc::new(Named(FileId([1; 32]), 8 * LARGE));
+        let file = Arc::new(Named(FileId([1; 32]), 8 * LARGE_REQUEST));
         let plan = file.plan().unwrap();
-        let sending = Sending::new(MaxShare::ALL);
-        let _watchers = [sending.board(&file.0, &plan), sending.board(&file.0, &plan)];
-        let turns = Turns::new();
-        let outlet = turns.outlet(ClientAddress::LOCAL);
+        let sending = InFlightSends::new(MaxShare::ALL);
+        let _watchers = [sending.sends_of(&file.0, &plan), sending.sends_of(&file.0, &plan)];
+        let turns = SendScheduler::new();
+        let outlet = turns.add_connection(ClientAddress::LOCAL);
         let ask = |bytes| {
             let offer: Arc<dyn Content> = Arc::clone(&file) as _;
-            sending.note(
-                &[Job {
-                    offer,
+            sending.register(
+                &[SpanJob {
+                    content: offer,
                     range: 0..bytes,
                 }],
                 &outlet,
             )
         };
-        let mut large: Vec<_> = (0..MOST_LARGE).map(|_| ask(4 * LARGE).unwrap()).collect();
-        assert!(ask(4 * LARGE).is_ok(), "nobody else is sent anything");
+        let mut large: Vec<_> = (0..MAX_LARGE).map(|_| ask(4 * LARGE_REQUEST).unwrap()).collect();
+        assert!(ask(4 * LARGE_REQUEST).is_ok(), "nobody else is sent anything");
 
         let busy: Vec<_> =
-            std::iter::from_fn(|| outlet.is_free().then(|| outlet.turn().now_or_never())).collect();
+            std::iter::from_fn(|| outlet.has_free_permit().then(|| outlet.acquire().now_or_never()))
+                .collect();
         assert!(busy.iter().all(Option::is_some));
-        large.iter_mut().for_each(|notes| notes.has_sent(LARGE));
-        assert_eq!(ask(4 * LARGE).unwrap_err().reason, Reason::Busy);
-        assert!(ask(LARGE - 1).is_ok(), "what is small is not kept back");
-        large[0].has_sent(2 * LARGE + 1);
-        assert!(ask(4 * LARGE).is_ok(), "one is at its end");
+        large
+            .iter_mut()
+            .for_each(|notes| notes.record_sent(LARGE_REQUEST));
+        assert_eq!(ask(4 * LARGE_REQUEST).unwrap_err().reason, Reason::Busy);
+        assert!(ask(LARGE_REQUEST - 1).is_ok(), "what is small is not kept back");
+        large[0].record_sent(2 * LARGE_REQUEST + 1);
+        assert!(ask(4 * LARGE_REQUEST).is_ok(), "one is at its end");
         drop(busy);
-        assert!(ask(4 * LARGE).is_ok(), "the link is free");
+        assert!(ask(4 * LARGE_REQUEST).is_ok(), "the link is free");
     }
 }

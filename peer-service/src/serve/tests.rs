@@ -23,14 +23,14 @@ const BATCH: u64 = 64 * 1024;
 
 /// A file on a disk that does not answer any more after so many questions, until it is told to.
 #[derive(Debug)]
-struct OnDeadDisk {
+struct HungDiskContent {
     file: Arc<File>,
     record: FileRecord,
     answers: Mutex<(usize, mpsc::Receiver<()>)>,
     asked: Arc<Notify>,
 }
 
-impl OnDeadDisk {
+impl HungDiskContent {
     fn ask(&self) {
         let (answers, revived) = &mut *self.answers.lock().unwrap();
         match answers.checked_sub(1) {
@@ -45,15 +45,15 @@ impl OnDeadDisk {
 }
 
 #[derive(Debug)]
-struct One(Arc<OnDeadDisk>);
+struct SingleContent(Arc<HungDiskContent>);
 
-impl ContentSource for One {
+impl ContentSource for SingleContent {
     fn find(&self, _: &FileId) -> Option<Arc<dyn Content>> {
         Some(self.0.clone())
     }
 }
 
-impl Content for OnDeadDisk {
+impl Content for HungDiskContent {
     fn id(&self) -> FileId {
         self.record.id
     }
@@ -118,7 +118,7 @@ async fn a_read_that_hangs_keeps_its_slot_though_nobody_waits_for_it() {
             sha256: None,
             kind: FileKind::File,
         };
-        let offer = Arc::new(OnDeadDisk {
+        let offer = Arc::new(HungDiskContent {
             file: Arc::new(file),
             record,
             answers: Mutex::new((answers, revived)),
@@ -126,13 +126,13 @@ async fn a_read_that_hangs_keeps_its_slot_though_nobody_waits_for_it() {
         });
         let limits = Limits::new(0, 0, 1);
         let api = PeerApi::new(
-            vec![Arc::new(One(offer))],
+            vec![Arc::new(SingleContent(offer))],
             PeerId([1; 32]),
             limits.clone(),
             Arc::default(),
         );
         let download = || {
-            let outlet = Turns::new().outlet(ClientAddress::LOCAL);
+            let outlet = SendScheduler::new().add_connection(ClientAddress::LOCAL);
             let span = v1::Span {
                 file_id: record.id.to_bytes(),
                 offset: 0,

@@ -5,9 +5,9 @@
 //! waits until one of a few places is free, and keeps it until the connection has let go of its bytes: sent, or thrown away with
 //! a stream that its receiver ended.
 //!
-//! Invariants: at most [`PLACES`] chunks that hold a place; whoever asked first goes first; a receiver that takes longer than
-//! [`PATIENCE`] loses its place to who waits, and its connection is sent to beside the others until it has kept up for a while; a
-//! connection that leaves a chunk lying for longer than [`IDLE`] is cut. Nobody slow, on purpose or not, keeps the others waiting
+//! Invariants: at most [`SEND_PERMITS`] chunks that hold a place; whoever asked first goes first; a receiver that takes longer than
+//! [`PERMIT_TIMEOUT`] loses its place to who waits, and its connection is sent to beside the others until it has kept up for a while; a
+//! connection that leaves a chunk lying for longer than [`IDLE_TIMEOUT`] is cut. Nobody slow, on purpose or not, keeps the others waiting
 //! for longer than that, or holds memory for ever.
 //!
 //! Not here: limits in bytes a second, and how many may be served at all ([`crate::limits`]).
@@ -29,122 +29,128 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::lane::{IDLE, Lane, PATIENCE};
+use super::lane::{ConnectionQueue, IDLE_TIMEOUT, PERMIT_TIMEOUT};
 
 /// Chunks sent at once: one would leave the link idle whenever its receiver's own is busy; in a crowd of sixteen, four do not.
-const PLACES: usize = 4;
+const SEND_PERMITS: usize = 4;
 
 /// How often connections are looked through for such chunks.
-const LOOK: Duration = Duration::from_secs(3);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Shortest time between two connections that are cut for the sake of others: what the first one held is free by then.
-const BETWEEN_CUTS: Duration = Duration::from_millis(100);
+const EVICTION_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The turns of one peer. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Turns {
-    inner: Arc<Inner>,
+pub struct SendScheduler {
+    shared: Arc<SchedulerShared>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    places: Arc<Semaphore>,
-    state: Mutex<State>,
+struct SchedulerShared {
+    permits: Arc<Semaphore>,
+    state: Mutex<SchedulerState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct SchedulerState {
     next: u64,
-    lanes: HashMap<u64, Lane>,
-    last_cut: Option<Instant>,
+    queues: HashMap<u64, ConnectionQueue>,
+    last_eviction: Option<Instant>,
 }
 
-impl State {
-    const fn number(&mut self) -> u64 {
+impl SchedulerState {
+    const fn next_number(&mut self) -> u64 {
         self.next += 1;
         self.next
     }
 }
 
-impl Default for Turns {
+impl Default for SendScheduler {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Turns {
+impl SendScheduler {
     /// Nobody's turn yet.
     pub fn new() -> Self {
         Self {
-            inner: Arc::new(Inner {
-                places: Arc::new(Semaphore::new(PLACES)),
+            shared: Arc::new(SchedulerShared {
+                permits: Arc::new(Semaphore::new(SEND_PERMITS)),
                 state: Mutex::default(),
             }),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, SchedulerState> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where the bytes of this connection go out. It is not idle while it holds any.
-    pub fn outlet_of(&self, client: ClientConnection) -> Outlet {
+    pub fn outlet_of(&self, client: ClientConnection) -> ConnectionHandle {
         self.open(client.client(), Some(client))
     }
 
     /// Where one more connection's bytes go out.
-    pub fn outlet(&self, source: ClientAddress) -> Outlet {
+    pub fn add_connection(&self, source: ClientAddress) -> ConnectionHandle {
         self.open(source, None)
     }
 
-    fn open(&self, source: ClientAddress, client: Option<ClientConnection>) -> Outlet {
+    fn open(&self, source: ClientAddress, client: Option<ClientConnection>) -> ConnectionHandle {
         let mut state = self.state();
-        let number = state.number();
-        let lane = Lane::default();
-        let cut = lane.cut().clone();
-        state.lanes.insert(number, lane);
+        let number = state.next_number();
+        let lane = ConnectionQueue::default();
+        let cut = lane.disconnect().clone();
+        state.queues.insert(number, lane);
         drop(state);
-        Outlet(Arc::new(Way {
-            turns: self.clone(),
+        ConnectionHandle(Arc::new(ConnectionShared {
+            scheduler: self.clone(),
             number,
-            source,
+            client_address: source,
             client,
-            cut,
+            disconnect: cut,
         }))
     }
 
     /// Cuts connections that leave a chunk lying, until `stop`.
-    pub async fn watch(self, stop: CancellationToken) {
+    pub async fn run_eviction(self, stop: CancellationToken) {
         // Cancel-safe: nothing is taken by either arm.
-        while tokio::time::timeout(LOOK, stop.cancelled()).await.is_err() {
+        while tokio::time::timeout(SWEEP_INTERVAL, stop.cancelled())
+            .await
+            .is_err()
+        {
             let now = Instant::now();
             let state = self.state();
-            let late = state.lanes.values().filter(|lane| lane.idle(now) >= IDLE);
+            let late = state
+                .queues
+                .values()
+                .filter(|lane| lane.idle_for(now) >= IDLE_TIMEOUT);
             // Only wakes: what the connection holds goes where it is served.
-            late.for_each(|lane| lane.cut().cancel());
+            late.for_each(|lane| lane.disconnect().cancel());
         }
     }
 
-    async fn place(&self) -> OwnedSemaphorePermit {
-        let place = Arc::clone(&self.inner.places).acquire_owned();
+    async fn acquire_permit(&self) -> OwnedSemaphorePermit {
+        let place = Arc::clone(&self.shared.permits).acquire_owned();
         tokio::pin!(place);
         loop {
             // Cancel-safe: the place in the queue is kept, pinned outside.
-            match tokio::time::timeout(PATIENCE, &mut place).await {
+            match tokio::time::timeout(PERMIT_TIMEOUT, &mut place).await {
                 Ok(Ok(place)) => return place,
                 Ok(Err(_)) => unreachable!("the semaphore is never closed"),
-                Err(_) => self.evict(),
+                Err(_) => self.evict_overdue(),
             }
         }
     }
 
     /// Takes the places of those who have them for too long.
-    fn evict(&self) {
+    fn evict_overdue(&self) {
         let now = Instant::now();
         let mut freed = Vec::new();
         let mut state = self.state();
-        for lane in state.lanes.values_mut() {
-            lane.evict(now, &mut freed);
+        for lane in state.queues.values_mut() {
+            lane.evict_overdue(now, &mut freed);
         }
         drop(state);
         // Wakes those who wait: not under the lock.
@@ -154,20 +160,20 @@ impl Turns {
 
 /// One connection's way out. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
-pub struct Outlet(Arc<Way>);
+pub struct ConnectionHandle(Arc<ConnectionShared>);
 
 #[derive(Debug)]
-struct Way {
-    turns: Turns,
+struct ConnectionShared {
+    scheduler: SendScheduler,
     number: u64,
-    source: ClientAddress,
+    client_address: ClientAddress,
     client: Option<ClientConnection>,
-    cut: CancellationToken,
+    disconnect: CancellationToken,
 }
 
-impl Drop for Way {
+impl Drop for ConnectionShared {
     fn drop(&mut self) {
-        let lane = self.turns.state().lanes.remove(&self.number);
+        let lane = self.scheduler.state().queues.remove(&self.number);
         // Wakes those who wait: not under the lock.
         drop(lane);
     }
@@ -175,29 +181,29 @@ impl Drop for Way {
 
 /// A chunk's turn, as long as the chunk is with the connection. Dropping it ends the turn.
 #[derive(Debug)]
-pub(super) struct Turn {
-    way: Arc<Way>,
+pub(super) struct SendPermit {
+    connection: Arc<ConnectionShared>,
     chunk: u64,
     _activity: Option<Activity>,
 }
 
-impl Turn {
-    /// The same bytes: with the last of their memory the turn ends and `place` is free.
-    pub(super) fn carry<P: Send + 'static>(self, bytes: Bytes, place: P) -> Bytes {
-        Bytes::from_owner(Held {
+impl SendPermit {
+    /// The same bytes: with the last of their memory the turn ends and `acquire_permit` is free.
+    pub(super) fn attach_guard<P: Send + 'static>(self, bytes: Bytes, place: P) -> Bytes {
+        Bytes::from_owner(GuardedBytes {
             bytes,
-            _turn: self,
-            _place: place,
+            _permit: self,
+            _guard: place,
         })
     }
 }
 
-impl Drop for Turn {
+impl Drop for SendPermit {
     fn drop(&mut self) {
         let now = Instant::now();
-        let mut state = self.way.turns.state();
-        let lane = state.lanes.get_mut(&self.way.number);
-        let place = lane.and_then(|lane| lane.let_go(self.chunk, now));
+        let mut state = self.connection.scheduler.state();
+        let lane = state.queues.get_mut(&self.connection.number);
+        let place = lane.and_then(|lane| lane.pop(self.chunk, now));
         drop(state);
         drop(place);
     }
@@ -205,22 +211,22 @@ impl Drop for Turn {
 
 /// Bytes on their way, with what they take: HTTP/2 holds them for as long as a receiver likes, and ends a stream for those who gave
 /// it its last bytes long before that.
-struct Held<P> {
+struct GuardedBytes<P> {
     bytes: Bytes,
-    _turn: Turn,
-    _place: P,
+    _permit: SendPermit,
+    _guard: P,
 }
 
-impl<P> AsRef<[u8]> for Held<P> {
+impl<P> AsRef<[u8]> for GuardedBytes<P> {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-impl Outlet {
+impl ConnectionHandle {
     /// Where the connection comes from.
-    pub(super) fn source(&self) -> ClientAddress {
-        self.0.source
+    pub(super) fn client_address(&self) -> ClientAddress {
+        self.0.client_address
     }
 
     /// The connection, where it is known.
@@ -229,45 +235,55 @@ impl Outlet {
     }
 
     /// Whether one more chunk would not wait.
-    pub(super) fn is_free(&self) -> bool {
-        self.0.turns.inner.places.available_permits() > 0
+    pub(super) fn has_free_permit(&self) -> bool {
+        self.0.scheduler.shared.permits.available_permits() > 0
     }
 
     /// Waits until it is the turn of one more chunk.
-    pub(super) async fn turn(&self) -> Turn {
+    pub(super) async fn acquire(&self) -> SendPermit {
         let way = &self.0;
-        let keeps_up = |state: &State| state.lanes.get(&way.number).is_none_or(Lane::keeps_up);
-        let slow = !keeps_up(&way.turns.state());
+        let keeps_up = |state: &SchedulerState| {
+            state
+                .queues
+                .get(&way.number)
+                .is_none_or(ConnectionQueue::keeps_up)
+        };
+        let slow = !keeps_up(&way.scheduler.state());
         let place = match slow {
             true => None,
-            false => Some(way.turns.place().await),
+            false => Some(way.scheduler.acquire_permit().await),
         };
-        let mut state = way.turns.state();
+        let mut state = way.scheduler.state();
         // It may have become slow while this waited: then it keeps no place of many more.
         let (place, unused) = match keeps_up(&state) {
             true => (place, None),
             false => (None, place),
         };
-        let turn = self.hand_over(&mut state, place, true);
+        let turn = self.push(&mut state, place, true);
         drop(state);
         drop(unused);
         turn
     }
 
     /// A turn for what is small, beside all others: it never waits, takes no place and pays no debt, but must not lie either.
-    pub(super) fn beside(&self) -> Turn {
-        self.hand_over(&mut self.0.turns.state(), None, false)
+    pub(super) fn unscheduled(&self) -> SendPermit {
+        self.push(&mut self.0.scheduler.state(), None, false)
     }
 
-    fn hand_over(&self, state: &mut State, place: Option<OwnedSemaphorePermit>, counts: bool) -> Turn {
+    fn push(
+        &self,
+        state: &mut SchedulerState,
+        place: Option<OwnedSemaphorePermit>,
+        counts: bool,
+    ) -> SendPermit {
         let way = &self.0;
-        let chunk = state.number();
+        let chunk = state.next_number();
         let since = Instant::now();
-        if let Some(lane) = state.lanes.get_mut(&way.number) {
-            lane.hand_over(chunk, since, place, counts);
+        if let Some(lane) = state.queues.get_mut(&way.number) {
+            lane.push(chunk, since, place, counts);
         }
-        Turn {
-            way: Arc::clone(way),
+        SendPermit {
+            connection: Arc::clone(way),
             chunk,
             _activity: way.client.as_ref().map(ClientConnection::activity),
         }
@@ -275,32 +291,38 @@ impl Outlet {
 
     /// Cuts the connection that is unread for longest, if that is this long at least: it makes room for others. Whether one was
     /// cut, just now or a moment ago. Looks at all of them.
-    pub(super) fn cut_idlest(&self, unread: Duration) -> bool {
+    pub(super) fn evict_slowest(&self, unread: Duration) -> bool {
         let now = Instant::now();
-        let mut state = self.0.turns.state();
-        let recently = |cut: &Instant| now.duration_since(*cut) < BETWEEN_CUTS;
-        if state.last_cut.as_ref().is_some_and(recently) {
+        let mut state = self.0.scheduler.state();
+        let recently = |cut: &Instant| now.duration_since(*cut) < EVICTION_INTERVAL;
+        if state.last_eviction.as_ref().is_some_and(recently) {
             return true;
         }
-        let open = state.lanes.values().filter(|lane| !lane.cut().is_cancelled());
-        let idlest = open.max_by_key(|lane| lane.unread(now));
-        let Some(lane) = idlest.filter(|lane| lane.unread(now) >= unread) else {
+        let open = state
+            .queues
+            .values()
+            .filter(|lane| !lane.disconnect().is_cancelled());
+        let idlest = open.max_by_key(|lane| lane.stalled_for(now));
+        let Some(lane) = idlest.filter(|lane| lane.stalled_for(now) >= unread) else {
             return false;
         };
-        lane.cut().cancel();
-        state.last_cut = Some(now);
+        lane.disconnect().cancel();
+        state.last_eviction = Some(now);
         true
     }
 
     /// Whether the connection is known to take large chunks as fast as small ones.
-    pub(super) fn is_swift(&self) -> bool {
-        let state = self.0.turns.state();
-        state.lanes.get(&self.0.number).is_some_and(Lane::is_swift)
+    pub(super) fn is_fast(&self) -> bool {
+        let state = self.0.scheduler.state();
+        state
+            .queues
+            .get(&self.0.number)
+            .is_some_and(ConnectionQueue::is_fast)
     }
 
     /// Resolves once the connection is to end.
-    pub(super) fn is_cut(&self) -> WaitForCancellationFutureOwned {
-        self.0.cut.clone().cancelled_owned()
+    pub(super) fn disconnected(&self) -> WaitForCancellationFutureOwned {
+        self.0.disconnect.clone().cancelled_owned()
     }
 }
 
@@ -311,11 +333,11 @@ mod tests {
     use super::*;
 
     /// As many connections as there are places, each with a chunk that holds one.
-    async fn taken(turns: &Turns) -> Vec<(Outlet, Turn)> {
+    async fn taken(turns: &SendScheduler) -> Vec<(ConnectionHandle, SendPermit)> {
         let mut taken = Vec::new();
-        for _ in 0..PLACES {
-            let outlet = turns.outlet(ClientAddress::LOCAL);
-            let turn = outlet.turn().await;
+        for _ in 0..SEND_PERMITS {
+            let outlet = turns.add_connection(ClientAddress::LOCAL);
+            let turn = outlet.acquire().await;
             taken.push((outlet, turn));
         }
         taken
@@ -323,14 +345,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_asked_first_goes_first_once_a_chunk_is_out() {
-        let turns = Turns::new();
+        let turns = SendScheduler::new();
         let mut taken = taken(&turns).await;
         let (first, second) = (
-            turns.outlet(ClientAddress::LOCAL),
-            turns.outlet(ClientAddress::LOCAL),
+            turns.add_connection(ClientAddress::LOCAL),
+            turns.add_connection(ClientAddress::LOCAL),
         );
-        let mut one = Box::pin(first.turn());
-        let mut two = Box::pin(second.turn());
+        let mut one = Box::pin(first.acquire());
+        let mut two = Box::pin(second.acquire());
         assert!((&mut one).now_or_never().is_none());
         assert!((&mut two).now_or_never().is_none());
         drop(taken.remove(2));
@@ -340,128 +362,141 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_does_not_take_its_chunk_keeps_nobody_waiting_for_long() {
-        let turns = Turns::new();
+        let turns = SendScheduler::new();
         let silent = taken(&turns).await;
-        let other = turns.outlet(ClientAddress::LOCAL);
+        let other = turns.add_connection(ClientAddress::LOCAL);
         let start = Instant::now();
-        let mut held = vec![other.turn().await];
-        assert_eq!(start.elapsed(), PATIENCE);
+        let mut held = vec![other.acquire().await];
+        assert_eq!(start.elapsed(), PERMIT_TIMEOUT);
         // From now on the silent are sent to beside the others, and take no place.
         for (outlet, _) in &silent {
-            held.push(outlet.turn().now_or_never().unwrap());
+            held.push(outlet.acquire().now_or_never().unwrap());
         }
-        for _ in 1..PLACES {
-            held.push(other.turn().now_or_never().unwrap());
+        for _ in 1..SEND_PERMITS {
+            held.push(other.acquire().now_or_never().unwrap());
         }
-        assert!(other.turn().now_or_never().is_none(), "all places are taken");
+        assert!(other.acquire().now_or_never().is_none(), "all places are taken");
     }
 
     /// Stalls until it loses its place.
-    async fn stall(turns: &Turns, slow: &Outlet) {
+    async fn stall(turns: &SendScheduler, slow: &ConnectionHandle) {
         let stalled = slow
-            .turn()
+            .acquire()
             .now_or_never()
             .expect("it waits for its turn, and it is");
-        let held: Vec<_> =
-            std::iter::repeat_with(|| turns.outlet(ClientAddress::LOCAL).turn().now_or_never())
-                .take(PLACES - 1)
-                .collect();
-        turns.outlet(ClientAddress::LOCAL).turn().await;
+        let held: Vec<_> = std::iter::repeat_with(|| {
+            turns
+                .add_connection(ClientAddress::LOCAL)
+                .acquire()
+                .now_or_never()
+        })
+        .take(SEND_PERMITS - 1)
+        .collect();
+        turns.add_connection(ClientAddress::LOCAL).acquire().await;
         drop((stalled, held));
     }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_keeps_up_again_waits_for_its_turn_again_but_later_each_time() {
-        let turns = Turns::new();
-        let slow = turns.outlet(ClientAddress::LOCAL);
+        let turns = SendScheduler::new();
+        let slow = turns.add_connection(ClientAddress::LOCAL);
         for strike in 0..3 {
             stall(&turns, &slow).await;
             for _ in 0..1 << strike {
                 let full = taken(&turns).await;
-                let beside = slow.turn().now_or_never();
+                let beside = slow.acquire().now_or_never();
                 assert!(beside.is_some(), "it is sent to beside the others");
                 drop((full, beside));
             }
             let full = taken(&turns).await;
-            assert!(slow.turn().now_or_never().is_none(), "it waits like the others");
+            assert!(
+                slow.acquire().now_or_never().is_none(),
+                "it waits like the others"
+            );
             drop(full);
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_small_goes_beside_the_others_and_pays_no_debt() {
-        let turns = Turns::new();
-        let slow = turns.outlet(ClientAddress::LOCAL);
+        let turns = SendScheduler::new();
+        let slow = turns.add_connection(ClientAddress::LOCAL);
         stall(&turns, &slow).await;
-        drop(slow.beside());
+        drop(slow.unscheduled());
         let full = taken(&turns).await;
-        let beside = slow.turn().now_or_never();
+        let beside = slow.acquire().now_or_never();
         assert!(beside.is_some(), "it still owes a chunk");
         drop(beside);
-        assert!(slow.turn().now_or_never().is_none(), "it waits like the others");
-        let _lies = slow.beside();
-        tokio::time::sleep(IDLE).await;
+        assert!(
+            slow.acquire().now_or_never().is_none(),
+            "it waits like the others"
+        );
+        let _lies = slow.unscheduled();
+        tokio::time::sleep(IDLE_TIMEOUT).await;
         drop(full);
-        assert!(slow.cut_idlest(IDLE), "it lies like any chunk");
-        assert!(slow.is_cut().now_or_never().is_some());
+        assert!(slow.evict_slowest(IDLE_TIMEOUT), "it lies like any chunk");
+        assert!(slow.disconnected().now_or_never().is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_ends_gives_its_places_back() {
-        let turns = Turns::new();
+        let turns = SendScheduler::new();
         let mut taken = taken(&turns).await;
-        let next = turns.outlet(ClientAddress::LOCAL);
-        assert!(next.turn().now_or_never().is_none());
+        let next = turns.add_connection(ClientAddress::LOCAL);
+        assert!(next.acquire().now_or_never().is_none());
         drop(taken.pop());
-        assert!(next.turn().now_or_never().is_some());
+        assert!(next.acquire().now_or_never().is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_leaves_a_chunk_lying_is_cut() {
-        let turns = Turns::new();
+        let turns = SendScheduler::new();
         let stop = CancellationToken::new();
-        let watching = tokio::spawn(turns.clone().watch(stop.clone()));
+        let watching = tokio::spawn(turns.clone().run_eviction(stop.clone()));
         let (silent, reader) = (
-            turns.outlet(ClientAddress::LOCAL),
-            turns.outlet(ClientAddress::LOCAL),
+            turns.add_connection(ClientAddress::LOCAL),
+            turns.add_connection(ClientAddress::LOCAL),
         );
-        let _lies = silent.turn().await;
+        let _lies = silent.acquire().await;
         let start = Instant::now();
-        while start.elapsed() < IDLE - LOOK {
-            let _taken = reader.turn().await;
-            tokio::time::sleep(LOOK).await;
-            assert!(silent.is_cut().now_or_never().is_none());
+        while start.elapsed() < IDLE_TIMEOUT - SWEEP_INTERVAL {
+            let _taken = reader.acquire().await;
+            tokio::time::sleep(SWEEP_INTERVAL).await;
+            assert!(silent.disconnected().now_or_never().is_none());
         }
-        tokio::time::sleep(3 * LOOK).await;
-        assert!(silent.is_cut().now_or_never().is_some());
-        assert!(reader.is_cut().now_or_never().is_none());
+        tokio::time::sleep(3 * SWEEP_INTERVAL).await;
+        assert!(silent.disconnected().now_or_never().is_some());
+        assert!(reader.disconnected().now_or_never().is_none());
         stop.cancel();
         watching.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_one_that_is_not_read_for_longest_makes_room_for_others() {
-        let turns = Turns::new();
+        let turns = SendScheduler::new();
         let idle = Duration::from_secs(1);
         let (first, second, third) = (
-            turns.outlet(ClientAddress::LOCAL),
-            turns.outlet(ClientAddress::LOCAL),
-            turns.outlet(ClientAddress::LOCAL),
+            turns.add_connection(ClientAddress::LOCAL),
+            turns.add_connection(ClientAddress::LOCAL),
+            turns.add_connection(ClientAddress::LOCAL),
         );
-        let _first = first.turn().await;
+        let _first = first.acquire().await;
         tokio::time::sleep(idle).await;
-        let _second = second.turn().await;
+        let _second = second.acquire().await;
         tokio::time::sleep(idle).await;
-        let _third = third.turn().await;
-        let cut = |outlet: &Outlet| outlet.is_cut().now_or_never().is_some();
-        assert!(third.cut_idlest(idle));
+        let _third = third.acquire().await;
+        let cut = |outlet: &ConnectionHandle| outlet.disconnected().now_or_never().is_some();
+        assert!(third.evict_slowest(idle));
         assert_eq!([cut(&first), cut(&second), cut(&third)], [true, false, false]);
-        assert!(third.cut_idlest(idle), "what that one held is about to be free");
+        assert!(
+            third.evict_slowest(idle),
+            "what that one held is about to be free"
+        );
         assert!(!cut(&second));
-        tokio::time::sleep(BETWEEN_CUTS).await;
-        assert!(third.cut_idlest(idle));
-        tokio::time::sleep(BETWEEN_CUTS).await;
-        assert!(!third.cut_idlest(idle), "the last was handed over just now");
+        tokio::time::sleep(EVICTION_INTERVAL).await;
+        assert!(third.evict_slowest(idle));
+        tokio::time::sleep(EVICTION_INTERVAL).await;
+        assert!(!third.evict_slowest(idle), "the last was handed over just now");
         assert_eq!([cut(&first), cut(&second), cut(&third)], [true, true, false]);
     }
 }

@@ -19,7 +19,7 @@ use potluck_peer::{
     library::{Item, Library, ShareEvent},
     limits::Limits,
     offer::ContentSource,
-    serve::{Counters, PeerApi},
+    serve::{PeerApi, UploadCounters},
     store::Store,
 };
 use tokio::{net::TcpListener, sync::mpsc, time::Instant};
@@ -42,7 +42,7 @@ pub(crate) struct Peer {
     pub(crate) library: Library,
     pub(crate) holdings: Holdings,
     pub(crate) limits: Limits,
-    pub(crate) counters: Arc<Counters>,
+    pub(crate) counters: Arc<UploadCounters>,
     pub(crate) shutdown: CancellationToken,
     tracker: TaskTracker,
 }
