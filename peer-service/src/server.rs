@@ -37,7 +37,9 @@ use crate::{
     registrar::Registrar,
     serve::{self, EvictableConnection, PeerApi, SendScheduler, UploadCounters},
     store::Store,
-    transfer::{budget::Budget, context::Context, manager::Transfers, verifying::Verifying},
+    transfer::{
+        budget::InFlightBudget, context::DownloadContext, manager::DownloadManager, verifying::DiskPools,
+    },
 };
 
 /// How long open calls may take to end when the peer stops. Downloads are resumed elsewhere: nobody is helped by waiting long.
@@ -160,23 +162,23 @@ pub async fn start(
         work.child_token(),
         tracker.clone(),
     ));
-    let context = Arc::new(Context {
+    let context = Arc::new(DownloadContext {
         library: library.clone(),
-        holdings,
+        announce_set: holdings,
         limits: limits.clone(),
-        budget: Budget::default(),
+        budget: InFlightBudget::default(),
         index,
         store,
-        files: home.files(),
+        files_folder: home.files(),
         peer_id: home.peer_id(),
         local_addr: local_addr.into(),
         leave_from,
         hash_threads: config.hash_threads,
-        verifying: Verifying::new(config.hash_threads),
-        downloaded: Arc::clone(&library.activity().downloaded),
+        disk_pools: DiskPools::new(config.hash_threads),
+        downloaded_bytes: Arc::clone(&library.activity().downloaded),
         tracker: tracker.clone(),
     });
-    let transfers = Transfers::new(Arc::clone(&context), work.child_token());
+    let transfers = DownloadManager::new(Arc::clone(&context), work.child_token());
     let counters = Arc::new(UploadCounters {
         uploaded_bytes: Arc::clone(&library.activity().uploaded),
     });

@@ -29,9 +29,9 @@ use crate::{
     registrar::Registrar,
     serve::UploadCounters,
     transfer::{
-        context::Context,
-        manager::{Transfers, Watching},
-        view::{FetchSpec, NewTerms},
+        context::DownloadContext,
+        manager::{DownloadManager, DownloadWatch},
+        view::{DownloadSpec, LimitsUpdate},
     },
 };
 
@@ -54,9 +54,9 @@ type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[derive(Debug, Clone)]
 pub struct ControlApi {
     /// What the peer is made of.
-    pub context: Arc<Context>,
+    pub context: Arc<DownloadContext>,
     /// Its transfers.
-    pub transfers: Transfers,
+    pub transfers: DownloadManager,
     /// Its registrar, where it has an index.
     pub registrar: Option<Registrar>,
     /// What it has sent.
@@ -99,12 +99,12 @@ impl ControlApi {
     }
 }
 
-fn transfer(view: &crate::transfer::view::View) -> Option<v1::Transfer> {
+fn transfer(view: &crate::transfer::view::DownloadStatus) -> Option<v1::Transfer> {
     Some(view.into())
 }
 
 /// How a fetch stands, at once, then every so often, and at once when it comes to rest.
-fn status_stream(watching: Watching) -> impl Stream<Item = Result<v1::FetchResponse, Status>> + Send {
+fn status_stream(watching: DownloadWatch) -> impl Stream<Item = Result<v1::FetchResponse, Status>> + Send {
     stream::unfold(
         (watching, true, false),
         |(mut watching, first, ended)| async move {
@@ -114,8 +114,8 @@ fn status_stream(watching: Watching) -> impl Stream<Item = Result<v1::FetchRespo
             if !first {
                 let rests = async {
                     watching
-                        .view
-                        .wait_for(|view| view.state.is_at_rest())
+                        .status
+                        .wait_for(|view| view.state.is_settled())
                         .await
                         .is_ok()
                 };
@@ -124,8 +124,8 @@ fn status_stream(watching: Watching) -> impl Stream<Item = Result<v1::FetchRespo
                     tokio::time::sleep(STATUS_INTERVAL).await;
                 }
             }
-            let view = watching.view.borrow_and_update().clone();
-            let ended = view.state.is_at_rest();
+            let view = watching.status.borrow_and_update().clone();
+            let ended = view.state.is_settled();
             Some((
                 Ok(v1::FetchResponse {
                     transfer: transfer(&view),
@@ -230,8 +230,8 @@ impl ControlService for ControlApi {
     }
 
     async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
-        let spec = FetchSpec::try_from(request.into_inner())?;
-        let watching = self.transfers.fetch(spec).await?;
+        let spec = DownloadSpec::try_from(request.into_inner())?;
+        let watching = self.transfers.start_download(spec).await?;
         Ok(Response::new(self.until_shutdown(status_stream(watching))))
     }
 
@@ -278,7 +278,7 @@ impl ControlService for ControlApi {
         request: Request<v1::AdjustTransferRequest>,
     ) -> Result<Response<v1::AdjustTransferResponse>, Status> {
         let request = request.into_inner();
-        let terms = NewTerms::try_from(&request)?;
+        let terms = LimitsUpdate::try_from(&request)?;
         let view = self.transfers.adjust(request.transfer_id, terms).await?;
         tracing::info!(transfer = request.transfer_id, ?terms, "adjusted");
         Ok(Response::new(v1::AdjustTransferResponse {
@@ -292,7 +292,7 @@ impl ControlService for ControlApi {
     ) -> Result<Response<v1::ExplainTransferResponse>, Status> {
         use v1::explain_transfer_request::Target as Wanted;
         let view = match request.into_inner().target {
-            Some(Wanted::FileId(id)) => self.transfers.of_file(file_id(&id, "file_id")?)?,
+            Some(Wanted::FileId(id)) => self.transfers.get_by_file(file_id(&id, "file_id")?)?,
             Some(Wanted::TransferId(number)) => self.transfers.get(number)?,
             None => return Err(missing_field("target").into()),
         };
@@ -356,11 +356,11 @@ impl ControlService for ControlApi {
             files: totals.files,
             bytes: totals.bytes,
             uploaded_bytes: self.counters.uploaded_bytes.load(Ordering::Relaxed),
-            downloaded_bytes: context.downloaded.load(Ordering::Relaxed),
-            transfers: u32::try_from(self.transfers.open()).unwrap_or(u32::MAX),
+            downloaded_bytes: context.downloaded_bytes.load(Ordering::Relaxed),
+            transfers: u32::try_from(self.transfers.unfinished_count()).unwrap_or(u32::MAX),
             paused_transfers: u32::try_from(self.transfers.paused()).unwrap_or(u32::MAX),
             home: self.home.to_string_lossy().into_owned(),
-            files_folder: context.files.to_string_lossy().into_owned(),
+            files_folder: context.files_folder.to_string_lossy().into_owned(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             warnings: context.store.warning().into_iter().collect(),

@@ -7,7 +7,9 @@ use potluck_core::{Problem, Reason, Sha256, path::Label, proto::v1, wire};
 use crate::{
     library::{CheckEvent, Item, ShareEvent},
     limits::{Limits, Priority},
-    transfer::view::{FetchSpec, Missing, NewTerms, PeerRow, PeerStanding, State, View},
+    transfer::view::{
+        DownloadSpec, DownloadState, DownloadStatus, LimitsUpdate, MissingUnits, PeerState, PeerStatus,
+    },
 };
 
 /// Peers that one fetch may name by address.
@@ -35,7 +37,7 @@ fn priority(number: u32) -> Result<Priority, Problem> {
     })
 }
 
-impl TryFrom<&v1::AdjustTransferRequest> for NewTerms {
+impl TryFrom<&v1::AdjustTransferRequest> for LimitsUpdate {
     type Error = Problem;
 
     fn try_from(request: &v1::AdjustTransferRequest) -> Result<Self, Problem> {
@@ -46,7 +48,7 @@ impl TryFrom<&v1::AdjustTransferRequest> for NewTerms {
     }
 }
 
-impl TryFrom<v1::FetchRequest> for FetchSpec {
+impl TryFrom<v1::FetchRequest> for DownloadSpec {
     type Error = Problem;
 
     fn try_from(request: v1::FetchRequest) -> Result<Self, Problem> {
@@ -73,7 +75,7 @@ impl TryFrom<v1::FetchRequest> for FetchSpec {
             return Err(Problem::new(Reason::InvalidArgument, message).field("providers"));
         }
         // 0 leaves it open.
-        let terms = NewTerms {
+        let terms = LimitsUpdate {
             max_bytes_per_second: Some(request.max_bytes_per_second).filter(|&rate| rate > 0),
             priority: match request.priority {
                 0 => None,
@@ -92,7 +94,7 @@ impl TryFrom<v1::FetchRequest> for FetchSpec {
                 .collect::<Result<_, _>>()?,
             detach: request.detach,
             allow_expansion: request.allow_expansion,
-            terms,
+            limits: terms,
         })
     }
 }
@@ -169,40 +171,40 @@ impl From<CheckEvent> for v1::CheckResponse {
     }
 }
 
-impl From<State> for v1::TransferState {
-    fn from(state: State) -> Self {
+impl From<DownloadState> for v1::TransferState {
+    fn from(state: DownloadState) -> Self {
         match state {
-            State::Preparing => Self::Preparing,
-            State::Running => Self::Running,
-            State::Waiting => Self::Waiting,
-            State::Paused => Self::Paused,
-            State::Finishing => Self::Finishing,
-            State::Done => Self::Done,
-            State::Failed => Self::Failed,
-            State::Cancelled => Self::Cancelled,
+            DownloadState::Preparing => Self::Preparing,
+            DownloadState::Running => Self::Running,
+            DownloadState::Waiting => Self::Waiting,
+            DownloadState::Paused => Self::Paused,
+            DownloadState::Finishing => Self::Finishing,
+            DownloadState::Done => Self::Done,
+            DownloadState::Failed => Self::Failed,
+            DownloadState::Cancelled => Self::Cancelled,
         }
     }
 }
 
-impl From<PeerStanding> for v1::PeerState {
-    fn from(standing: PeerStanding) -> Self {
+impl From<PeerState> for v1::PeerState {
+    fn from(standing: PeerState) -> Self {
         match standing {
-            PeerStanding::Connecting => Self::Connecting,
-            PeerStanding::Active => Self::Active,
-            PeerStanding::Idle => Self::Idle,
-            PeerStanding::BackingOff => Self::BackingOff,
-            PeerStanding::Unreachable => Self::Unreachable,
-            PeerStanding::Banned => Self::Banned,
+            PeerState::Connecting => Self::Connecting,
+            PeerState::Active => Self::Active,
+            PeerState::Idle => Self::Idle,
+            PeerState::BackingOff => Self::BackingOff,
+            PeerState::Unreachable => Self::Unreachable,
+            PeerState::Banned => Self::Banned,
         }
     }
 }
 
-impl From<&PeerRow> for v1::TransferPeer {
-    fn from(row: &PeerRow) -> Self {
+impl From<&PeerStatus> for v1::TransferPeer {
+    fn from(row: &PeerStatus) -> Self {
         Self {
             peer_id: row.peer.map(|peer| peer.to_bytes()).unwrap_or_default(),
             address: Some((&row.address).into()),
-            state: v1::PeerState::from(row.standing).into(),
+            state: v1::PeerState::from(row.state).into(),
             reason: row.reason.clone(),
             bytes: row.bytes,
             bytes_per_second: row.bytes_per_second,
@@ -212,8 +214,8 @@ impl From<&PeerRow> for v1::TransferPeer {
     }
 }
 
-impl From<&View> for v1::Transfer {
-    fn from(view: &View) -> Self {
+impl From<&DownloadStatus> for v1::Transfer {
+    fn from(view: &DownloadStatus) -> Self {
         Self {
             transfer_id: view.transfer,
             file_id: view.id.to_bytes(),
@@ -230,8 +232,8 @@ impl From<&View> for v1::Transfer {
             units_done: view.units_done,
             peers: view.peers.iter().map(Into::into).collect(),
             error: view.error.as_ref().map(failure),
-            max_bytes_per_second: view.terms.max_bytes_per_second,
-            priority: view.terms.priority.get(),
+            max_bytes_per_second: view.limits.max_bytes_per_second,
+            priority: view.limits.priority.get(),
             unverified_bytes: view.unverified_bytes,
             sharing_error: view.sharing_error.as_ref().map(failure),
             copied_bytes: view.copied_bytes,
@@ -241,15 +243,15 @@ impl From<&View> for v1::Transfer {
 }
 
 /// A transfer among many: an answer has to hold them all.
-pub(super) fn summarized(mut view: View) -> v1::Transfer {
+pub(super) fn summarized(mut view: DownloadStatus) -> v1::Transfer {
     view.peers
-        .retain(|row| row.bytes > 0 || row.standing == PeerStanding::Banned);
+        .retain(|row| row.bytes > 0 || row.state == PeerState::Banned);
     view.peers.truncate(MAX_LISTED_PEERS);
     (&view).into()
 }
 
-impl From<&Missing> for v1::MissingUnits {
-    fn from(run: &Missing) -> Self {
+impl From<&MissingUnits> for v1::MissingUnits {
+    fn from(run: &MissingUnits) -> Self {
         Self {
             first: run.first,
             count: run.count,
@@ -280,23 +282,23 @@ mod tests {
 
     #[test]
     fn a_list_tells_only_of_peers_that_gave_something_or_are_banned() {
-        let row = |bytes, standing| PeerRow {
+        let row = |bytes, standing| PeerStatus {
             peer: None,
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)).into(),
-            standing,
+            state: standing,
             reason: String::new(),
             bytes,
             bytes_per_second: 0,
             requests: 0,
             units: 0,
         };
-        let mut view = View::new(1, &FetchSpec::new(FileId([7; 32])));
+        let mut view = DownloadStatus::new(1, &DownloadSpec::new(FileId([7; 32])));
         view.peers = vec![
-            row(5, PeerStanding::Unreachable),
-            row(0, PeerStanding::Active),
-            row(0, PeerStanding::Banned),
+            row(5, PeerState::Unreachable),
+            row(0, PeerState::Active),
+            row(0, PeerState::Banned),
         ];
-        let told = |view: &View| {
+        let told = |view: &DownloadStatus| {
             let peers = summarized(view.clone()).peers.into_iter();
             peers.map(|row| (row.bytes, row.state())).collect::<Vec<_>>()
         };
@@ -309,9 +311,9 @@ mod tests {
         );
         let reason = "it sent bytes of piece 123456 that failed verification".to_owned();
         view.peers = (0..1_000)
-            .map(|_| PeerRow {
+            .map(|_| PeerStatus {
                 reason: reason.clone(),
-                ..row(5, PeerStanding::Banned)
+                ..row(5, PeerState::Banned)
             })
             .collect();
         let transfers = vec![summarized(view); 200];

@@ -9,14 +9,14 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    allowance::Allowance,
+    allowance::TransferRateLimiter,
     link::DATA_TIMEOUT,
-    link::Link,
-    live::Live,
-    receive::{Assembly, Broken, Incoming},
-    rope::Rope,
+    link::PeerClient,
+    live::ActiveDownload,
+    receive::{ReadAhead, StreamError, UnitAssembler},
+    rope::ChunkList,
     target,
-    verifying::Disk,
+    verifying::DiskPool,
 };
 use crate::{
     offer::BadPieces,
@@ -30,10 +30,10 @@ const END_TIMEOUT: Duration = Duration::from_secs(1);
 const PROGRESS_STEP: u64 = 64 * 1024;
 
 /// Least pause between two reports of the same unit: a fast peer's rate is as well known from a few.
-const PROGRESS_PAUSE: Duration = Duration::from_millis(5);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(5);
 
 /// How often it is said that bytes wait for our own limit, or to be verified and written: sooner than any silence counts as one.
-const BEAT: Duration = Duration::from_millis(200);
+const THROTTLED_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Least wait before a busy peer is asked for the rest of a unit.
 const BUSY_RETRY: Duration = Duration::from_millis(250);
@@ -43,7 +43,7 @@ const MAX_BUSY_RETRY: Duration = Duration::from_secs(5);
 
 /// A request as a call carries it.
 #[derive(Debug, Clone)]
-pub(crate) struct Wanted {
+pub(crate) struct UnitRequest {
     /// What the swarm calls it.
     pub(crate) id: RequestId,
     /// What for.
@@ -54,11 +54,11 @@ pub(crate) struct Wanted {
 
 /// What came of requests.
 #[derive(Debug)]
-pub(crate) enum Outcome {
+pub(crate) enum RequestOutcome {
     /// So many bytes more came, not verified.
     Progress(u64),
     /// What came, or comes next, waits for our own limit, or for us to verify and write what came before.
-    Held,
+    LocallyThrottled,
     /// Verified and written.
     Verified,
     /// Not what it should be; what was wrong.
@@ -73,7 +73,7 @@ pub(crate) enum Outcome {
 
 /// Something that a call tells the driver.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct RequestEvent {
     /// Of whom.
     pub(crate) peer: PeerKey,
     /// Which request.
@@ -81,53 +81,54 @@ pub(crate) struct Told {
     /// For which unit.
     pub(crate) unit: u32,
     /// What came of it.
-    pub(crate) outcome: Outcome,
+    pub(crate) outcome: RequestOutcome,
 }
 
 /// Everything a call needs.
 #[derive(Debug, Clone)]
-pub(crate) struct Caller {
-    pub(crate) live: Arc<Live>,
+pub(crate) struct RequestTask {
+    pub(crate) download: Arc<ActiveDownload>,
     /// Where it is written to.
-    pub(crate) disk: Arc<Disk>,
+    pub(crate) disk: Arc<DiskPool>,
     /// How fast the transfer may be.
-    pub(crate) allowance: Arc<Allowance>,
+    pub(crate) rate_limiter: Arc<TransferRateLimiter>,
     pub(crate) peer: PeerKey,
-    pub(crate) link: Link,
-    pub(crate) told: mpsc::Sender<Told>,
+    pub(crate) client: PeerClient,
+    pub(crate) events: mpsc::Sender<RequestEvent>,
     /// Where what it starts is counted.
     pub(crate) tasks: TaskTracker,
 }
 
-impl Caller {
+impl RequestTask {
     /// Asks for the units until each has come, failed or been cancelled.
-    pub(crate) async fn run(self, wanted: Vec<Wanted>) {
+    pub(crate) async fn run(self, wanted: Vec<UnitRequest>) {
         let mut rest = VecDeque::from(wanted);
         let mut alone = false;
         loop {
             rest.retain(|wanted| !wanted.token.is_cancelled());
-            if rest.is_empty() || self.told.is_closed() {
+            if rest.is_empty() || self.events.is_closed() {
                 return;
             }
-            match self.call(&mut rest, alone).await {
-                Ended::Again => {}
-                Ended::OneByOne => alone = true,
-                Ended::All(failure, problem) => {
+            match self.request_remaining(&mut rest, alone).await {
+                CallEnd::Retry => {}
+                CallEnd::OneByOne => alone = true,
+                CallEnd::FailAll(failure, problem) => {
                     for wanted in rest {
-                        self.tell(&wanted, Outcome::Failed(failure, problem.clone()))
+                        self.send_event(&wanted, RequestOutcome::Failed(failure, problem.clone()))
                             .await;
                     }
                     return;
                 }
-                Ended::Corrupt(what) => {
+                CallEnd::ProtocolViolation(what) => {
                     // The ban that follows cancels the others. Where none follows, as the request
                     // was taken back meanwhile, they failed.
                     if let Some(wanted) = rest.pop_front() {
-                        self.tell(&wanted, Outcome::Corrupt(what.clone())).await;
+                        self.send_event(&wanted, RequestOutcome::Corrupt(what.clone()))
+                            .await;
                     }
                     let problem = Problem::new(Reason::VerificationFailed, what);
                     for wanted in rest {
-                        self.tell(&wanted, Outcome::Failed(Failure::Refused, problem.clone()))
+                        self.send_event(&wanted, RequestOutcome::Failed(Failure::Refused, problem.clone()))
                             .await;
                     }
                     return;
@@ -136,46 +137,46 @@ impl Caller {
         }
     }
 
-    async fn tell(&self, wanted: &Wanted, outcome: Outcome) {
-        let told = Told {
+    async fn send_event(&self, wanted: &UnitRequest, outcome: RequestOutcome) {
+        let told = RequestEvent {
             peer: self.peer,
             id: wanted.id,
             unit: wanted.unit,
             outcome,
         };
         // Nobody listens any more: the transfer is over.
-        let _ = self.told.send(told).await;
+        let _ = self.events.send(told).await;
     }
 
     /// `Download` for all of `rest`, or for its first alone; takes from it what came. Where there is a limit, in several calls.
-    async fn call(&self, rest: &mut VecDeque<Wanted>, alone: bool) -> Ended {
+    async fn request_remaining(&self, rest: &mut VecDeque<UnitRequest>, alone: bool) -> CallEnd {
         let count = if alone { 1 } else { rest.len() };
         let units: Vec<u32> = rest.iter().take(count).map(|wanted| wanted.unit).collect();
-        let mut assembly = Assembly::new(self.live.part.plan(), &units);
-        let mut progress = Progress::new();
+        let mut assembly = UnitAssembler::new(self.download.part_file.plan(), &units);
+        let mut progress = UnreportedProgress::new();
         while let (Some(_), Some(wanted)) = (assembly.current(), rest.front().cloned()) {
-            let spans = assembly.ask(self.allowance.call());
+            let spans = assembly.next_spans(self.rate_limiter.max_request_bytes());
             // Dropping the call or the stream resets it at the other end: nothing is half taken.
             let opened = tokio::select! {
-                () = wanted.token.cancelled() => return Ended::Again,
-                opened = self.link.download(spans) => opened,
+                () = wanted.token.cancelled() => return CallEnd::Retry,
+                opened = self.client.download(spans) => opened,
             };
             let stream = match opened {
                 Ok(stream) => stream,
-                Err(problem) if assembly.has_begun() && is_busy(problem.reason) => {
+                Err(problem) if assembly.has_partial_unit() && is_busy(problem.reason) => {
                     // For a part of a unit the rest is not given up; where the peer stays busy, the swarm takes the unit back.
                     let wait = problem
                         .retry_after
                         .unwrap_or(BUSY_RETRY)
                         .clamp(BUSY_RETRY, MAX_BUSY_RETRY);
                     tokio::select! {
-                        () = wanted.token.cancelled() => return Ended::Again,
+                        () = wanted.token.cancelled() => return CallEnd::Retry,
                         () = tokio::time::sleep(wait) => continue,
                     }
                 }
-                Err(problem) => return self.refused(rest, count > 1, problem).await,
+                Err(problem) => return self.handle_status(rest, count > 1, problem).await,
             };
-            let mut incoming = Incoming::new(stream, assembly.owed());
+            let mut incoming = ReadAhead::new(stream, assembly.outstanding_bytes());
             if let Err(ended) = self
                 .receive(rest, &mut assembly, &mut incoming, &mut progress)
                 .await
@@ -183,64 +184,71 @@ impl Caller {
                 return ended;
             }
         }
-        Ended::Again
+        CallEnd::Retry
     }
 
     /// All that one call brings; what completes a unit is handed on.
     async fn receive(
         &self,
-        rest: &mut VecDeque<Wanted>,
-        assembly: &mut Assembly,
-        incoming: &mut Incoming,
-        progress: &mut Progress,
-    ) -> Result<(), Ended> {
-        while let (true, Some(wanted)) = (assembly.owed() > 0, rest.front().cloned()) {
-            let Some(part) = incoming.take() else {
-                if self.ours(&wanted, self.disk.may_read()).await.is_none() {
-                    return Err(Ended::Again);
+        rest: &mut VecDeque<UnitRequest>,
+        assembly: &mut UnitAssembler,
+        incoming: &mut ReadAhead,
+        progress: &mut UnreportedProgress,
+    ) -> Result<(), CallEnd> {
+        while let (true, Some(wanted)) = (assembly.outstanding_bytes() > 0, rest.front().cloned()) {
+            let Some(part) = incoming.pop() else {
+                if self
+                    .wait_locally(&wanted, self.disk.wait_for_space())
+                    .await
+                    .is_none()
+                {
+                    return Err(CallEnd::Retry);
                 }
                 let read = tokio::select! {
-                    () = wanted.token.cancelled() => return Err(Ended::Again),
+                    () = wanted.token.cancelled() => return Err(CallEnd::Retry),
                     read = tokio::time::timeout(DATA_TIMEOUT, incoming.read()) => read,
                 };
                 match read {
                     Ok(Ok(())) => continue,
-                    Ok(Err(broken)) => return Err(self.broken(rest, broken).await),
+                    Ok(Err(broken)) => return Err(self.handle_stream_error(rest, broken).await),
                     Err(_) => {
                         let problem = Problem::new(Reason::TimedOut, "fell silent in the middle of a unit");
-                        return Err(Ended::All(Failure::TimedOut, problem));
+                        return Err(CallEnd::FailAll(Failure::TimedOut, problem));
                     }
                 }
             };
             let mut waiting = part.data.len() as u64;
             while waiting > 0 {
-                let step = self.allowance.step(waiting);
-                if let Err(broken) = self.allowed(step, &wanted, incoming, progress).await {
+                let step = self.rate_limiter.next_step(waiting);
+                if let Err(broken) = self.wait_for_rate(step, &wanted, incoming, progress).await {
                     return Err(match broken {
-                        Some(broken) => self.broken(rest, broken).await,
-                        None => Ended::Again,
+                        Some(broken) => self.handle_stream_error(rest, broken).await,
+                        None => CallEnd::Retry,
                     });
                 }
                 waiting -= step;
                 progress.unreported += step;
                 if progress.is_due() {
-                    self.tell(&wanted, progress.told()).await;
+                    self.send_event(&wanted, progress.take()).await;
                 }
             }
-            let taken = match assembly.take(part) {
+            let taken = match assembly.push(part) {
                 Ok(taken) => taken,
-                Err(error) => return Err(Ended::Corrupt(error.to_string())),
+                Err(error) => return Err(CallEnd::ProtocolViolation(error.to_string())),
             };
             if taken.is_some() && progress.unreported > 0 {
-                self.tell(&wanted, progress.told()).await;
+                self.send_event(&wanted, progress.take()).await;
             }
-            if assembly.owed() == 0 && tokio::time::timeout(END_TIMEOUT, incoming.goes_on()).await == Ok(true)
+            if assembly.outstanding_bytes() == 0
+                && tokio::time::timeout(END_TIMEOUT, incoming.has_trailing_data()).await == Ok(true)
             {
-                return Err(Ended::Corrupt("it sent more than was asked for".into()));
+                return Err(CallEnd::ProtocolViolation(
+                    "it sent more than was asked for".into(),
+                ));
             }
             if let Some((_, data)) = taken {
                 rest.pop_front();
-                self.check(wanted, data).await;
+                self.submit_unit(wanted, data).await;
             }
         }
         Ok(())
@@ -248,28 +256,30 @@ impl Caller {
 
     /// Waits until so many bytes may count, and meanwhile says that they are here: whoever sent them is not silent. What comes behind
     /// them is read. Fails where that cannot be, or with nothing where the unit is not wanted any more.
-    async fn allowed(
+    async fn wait_for_rate(
         &self,
         bytes: u64,
-        wanted: &Wanted,
-        incoming: &mut Incoming,
-        progress: &mut Progress,
-    ) -> Result<(), Option<Broken>> {
-        let mut allowed = std::pin::pin!(self.allowance.acquire(bytes, wanted.id));
+        wanted: &UnitRequest,
+        incoming: &mut ReadAhead,
+        progress: &mut UnreportedProgress,
+    ) -> Result<(), Option<StreamError>> {
+        let mut allowed = std::pin::pin!(self.rate_limiter.acquire(bytes, wanted.id));
         loop {
-            let beat = progress.held.map_or_else(Instant::now, |held| held + BEAT);
+            let beat = progress
+                .throttled_at
+                .map_or_else(Instant::now, |held| held + THROTTLED_INTERVAL);
             // All arms are cancel-safe: what is not wanted any more is not waited for, and what is not read stays in the stream.
             tokio::select! {
                 biased;
                 () = &mut allowed => return Ok(()),
                 () = wanted.token.cancelled() => return Err(None),
-                read = incoming.read(), if incoming.is_due() => read?,
+                read = incoming.read(), if incoming.can_read() => read?,
                 () = tokio::time::sleep_until(beat) => {
-                    progress.held = Some(Instant::now());
+                    progress.throttled_at = Some(Instant::now());
                     if progress.unreported > 0 {
-                        self.tell(wanted, progress.told()).await;
+                        self.send_event(wanted, progress.take()).await;
                     }
-                    self.tell(wanted, Outcome::Held).await;
+                    self.send_event(wanted, RequestOutcome::LocallyThrottled).await;
                 }
             }
         }
@@ -277,7 +287,7 @@ impl Caller {
 
     /// Waits for what takes time here, such as a disk that writes nothing for a while, and says so: whoever was asked is not silent. `None`
     /// where the unit is not wanted any more.
-    async fn ours<T>(&self, wanted: &Wanted, work: impl Future<Output = T>) -> Option<T> {
+    async fn wait_locally<T>(&self, wanted: &UnitRequest, work: impl Future<Output = T>) -> Option<T> {
         let mut work = std::pin::pin!(work);
         loop {
             // The work is pinned outside: polling the other arms loses nothing of it.
@@ -285,62 +295,66 @@ impl Caller {
                 biased;
                 done = &mut work => return Some(done),
                 () = wanted.token.cancelled() => return None,
-                () = tokio::time::sleep(BEAT) => self.tell(wanted, Outcome::Held).await,
+                () = tokio::time::sleep(THROTTLED_INTERVAL) => self.send_event(wanted, RequestOutcome::LocallyThrottled).await,
             }
         }
     }
 
-    async fn broken(&self, rest: &mut VecDeque<Wanted>, broken: Broken) -> Ended {
+    async fn handle_stream_error(&self, rest: &mut VecDeque<UnitRequest>, broken: StreamError) -> CallEnd {
         match broken {
-            Broken::Unasked(error) => Ended::Corrupt(error.to_string()),
-            Broken::Short => {
+            StreamError::Unexpected(error) => CallEnd::ProtocolViolation(error.to_string()),
+            StreamError::Truncated => {
                 let problem = Problem::new(Reason::NotPotluck, "ended the stream before all was sent");
-                Ended::All(Failure::Refused, problem)
+                CallEnd::FailAll(Failure::Refused, problem)
             }
-            Broken::Failed(problem) => self.refused(rest, false, problem).await,
+            StreamError::Failed(problem) => self.handle_status(rest, false, problem).await,
         }
     }
 
     /// Has a unit verified and written, while the next comes in.
-    async fn check(&self, wanted: Wanted, data: Rope) {
-        let room = self.ours(&wanted, self.disk.room(data.len())).await;
+    async fn submit_unit(&self, wanted: UnitRequest, data: ChunkList) {
+        let room = self.wait_locally(&wanted, self.disk.acquire(data.len())).await;
         let Some(room) = room.flatten() else {
             return;
         };
         // Kept free from now on, so that telling never waits. Nobody listens any more: the transfer is over.
-        let Ok(slot) = self.told.clone().reserve_owned().await else {
+        let Ok(slot) = self.events.clone().reserve_owned().await else {
             return;
         };
-        let (live, tasks, peer) = (Arc::clone(&self.live), self.tasks.clone(), self.peer);
+        let (live, tasks, peer) = (Arc::clone(&self.download), self.tasks.clone(), self.peer);
         let work = move || {
-            let Wanted { id, unit, token } = wanted;
+            let UnitRequest { id, unit, token } = wanted;
             // Counted before it is asked whether to begin: whoever cancelled it and counts none finds nothing begun later.
             let _counted = tasks.token();
             if token.is_cancelled() {
                 return;
             }
             let slot = Some(slot);
-            let owed = Owed { slot, peer, id, unit };
-            let outcome = match live.checks.verify(unit, &data) {
-                false => Outcome::Unverified(
+            let owed = CompletionGuard { slot, peer, id, unit };
+            let outcome = match live.verifier.verify(unit, &data) {
+                false => RequestOutcome::Unverified(
                     format!("unit {unit} failed verification"),
-                    live.checks.bad_pieces(unit, &data),
+                    live.verifier.bad_pieces(unit, &data),
                 ),
                 // Another peer was faster: the bytes are there.
-                true if live.has(unit) => Outcome::Verified,
-                true => match live.part.write(unit, &data) {
-                    Ok(()) => Outcome::Verified,
-                    Err(error) => Outcome::NotWritten(target::problem(&live.part.target().path, &error)),
+                true if live.has(unit) => RequestOutcome::Verified,
+                true => match live.part_file.write(unit, &data) {
+                    Ok(()) => RequestOutcome::Verified,
+                    Err(error) => RequestOutcome::NotWritten(target::target_problem(
+                        &live.part_file.target().path,
+                        &error,
+                    )),
                 },
             };
             drop((data, live));
-            owed.tell(outcome);
+            owed.complete(outcome);
         };
-        self.disk.submit(room, &self.live.part.target().path, work);
+        self.disk
+            .submit(room, &self.download.part_file.target().path, work);
     }
 
     /// What a status means for the requests that are still open. `any`: it could speak of any of them.
-    async fn refused(&self, rest: &mut VecDeque<Wanted>, any: bool, problem: Problem) -> Ended {
+    async fn handle_status(&self, rest: &mut VecDeque<UnitRequest>, any: bool, problem: Problem) -> CallEnd {
         let failure = match problem.reason {
             reason if is_busy(reason) => Failure::Busy {
                 retry_after: problem.retry_after,
@@ -355,35 +369,36 @@ impl Caller {
         };
         if failure == Failure::NotAvailable {
             if any {
-                return Ended::OneByOne;
+                return CallEnd::OneByOne;
             }
             // Only the unit that was being sent: the others may be there.
             if let Some(wanted) = rest.pop_front() {
-                self.tell(&wanted, Outcome::Failed(failure, problem)).await;
+                self.send_event(&wanted, RequestOutcome::Failed(failure, problem))
+                    .await;
             }
-            return Ended::Again;
+            return CallEnd::Retry;
         }
-        Ended::All(failure, problem)
+        CallEnd::FailAll(failure, problem)
     }
 }
 
 /// What came of a request, still to be told. Dropped untold, as where the work on it panicked, it tells that the request failed:
 /// otherwise its unit would be on its way for ever.
-struct Owed {
-    slot: Option<mpsc::OwnedPermit<Told>>,
+struct CompletionGuard {
+    slot: Option<mpsc::OwnedPermit<RequestEvent>>,
     peer: PeerKey,
     id: RequestId,
     unit: u32,
 }
 
-impl Owed {
-    fn tell(mut self, outcome: Outcome) {
+impl CompletionGuard {
+    fn complete(mut self, outcome: RequestOutcome) {
         self.send(outcome);
     }
 
-    fn send(&mut self, outcome: Outcome) {
+    fn send(&mut self, outcome: RequestOutcome) {
         if let Some(slot) = self.slot.take() {
-            slot.send(Told {
+            slot.send(RequestEvent {
                 peer: self.peer,
                 id: self.id,
                 unit: self.unit,
@@ -393,44 +408,44 @@ impl Owed {
     }
 }
 
-impl Drop for Owed {
+impl Drop for CompletionGuard {
     fn drop(&mut self) {
         if self.slot.is_some() {
             let problem = Problem::new(
                 Reason::Internal,
                 "a unit could not be verified: see the peer's log",
             );
-            self.send(Outcome::Failed(Failure::Refused, problem));
+            self.send(RequestOutcome::Failed(Failure::Refused, problem));
         }
     }
 }
 
 /// What came and was not reported yet.
 #[derive(Debug)]
-struct Progress {
+struct UnreportedProgress {
     unreported: u64,
     reported: Instant,
     /// When it was last said that bytes wait for our own limit.
-    held: Option<Instant>,
+    throttled_at: Option<Instant>,
 }
 
-impl Progress {
+impl UnreportedProgress {
     fn new() -> Self {
         Self {
             unreported: 0,
             reported: Instant::now(),
-            held: None,
+            throttled_at: None,
         }
     }
 
     fn is_due(&self) -> bool {
-        self.unreported >= PROGRESS_STEP && self.reported.elapsed() >= PROGRESS_PAUSE
+        self.unreported >= PROGRESS_STEP && self.reported.elapsed() >= PROGRESS_INTERVAL
     }
 
     /// What to tell, and nothing is left to be told.
-    fn told(&mut self) -> Outcome {
+    fn take(&mut self) -> RequestOutcome {
         self.reported = Instant::now();
-        Outcome::Progress(std::mem::take(&mut self.unreported))
+        RequestOutcome::Progress(std::mem::take(&mut self.unreported))
     }
 }
 
@@ -439,15 +454,15 @@ const fn is_busy(reason: Reason) -> bool {
 }
 
 /// How a call ended.
-enum Ended {
+enum CallEnd {
     /// Ask again for what is left, if anything is.
-    Again,
+    Retry,
     /// One of them cannot be had, and it is not said which.
     OneByOne,
     /// What is left will not come.
-    All(Failure, Problem),
+    FailAll(Failure, Problem),
     /// The peer breaks the rules.
-    Corrupt(String),
+    ProtocolViolation(String),
 }
 
 #[cfg(test)]
@@ -475,7 +490,7 @@ mod tests {
     async fn a_request_whose_verification_panics_fails() {
         let (tell, mut told) = mpsc::channel(1);
         for panics in [true, false] {
-            let owed = Owed {
+            let owed = CompletionGuard {
                 slot: Some(tell.clone().reserve_owned().await.unwrap()),
                 peer: PeerKey(1),
                 id: request(),
@@ -483,12 +498,12 @@ mod tests {
             };
             let work = tokio::task::spawn_blocking(move || {
                 assert!(!panics, "a defect");
-                owed.tell(Outcome::Verified);
+                owed.complete(RequestOutcome::Verified);
             });
             assert_eq!(work.await.is_err(), panics);
             match told.try_recv().unwrap().outcome {
-                Outcome::Failed(..) if panics => {}
-                Outcome::Verified if !panics => {}
+                RequestOutcome::Failed(..) if panics => {}
+                RequestOutcome::Verified if !panics => {}
                 other => panic!("{other:?}"),
             }
             assert!(told.try_recv().is_err(), "told once");

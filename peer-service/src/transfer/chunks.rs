@@ -23,7 +23,7 @@ const PATH: &str = "/potluck.v1.PeerService/Download";
 
 /// The answer to a `Download`.
 #[derive(Debug)]
-pub(crate) struct Chunks {
+pub(crate) struct DownloadStream {
     endpoint: Endpoint,
     body: Body,
     decoder: ChunkDecoder,
@@ -37,18 +37,18 @@ pub(super) async fn download(
     channel: Channel,
     endpoint: &Endpoint,
     request: v1::DownloadRequest,
-) -> Result<Chunks, Problem> {
+) -> Result<DownloadStream, Problem> {
     let request = Request::builder()
         .method(Method::POST)
         .uri(PATH)
         .header(TE, "trailers")
         .header(CONTENT_TYPE, "application/grpc")
-        .body(Body::new(Full::new(framed(&request))))
+        .body(Body::new(Full::new(encode_framed(&request))))
         .map_err(|error| Problem::new(Reason::Internal, format!("a request cannot be made: {error}")))?;
     let answer = channel.oneshot(request).await;
     let answer = answer.map_err(|error| endpoint.problem(Status::from_error(error.into()), "peer"))?;
-    refusal(&answer).map_or(Ok(()), |status| Err(endpoint.problem(status, "peer")))?;
-    Ok(Chunks {
+    error_status(&answer).map_or(Ok(()), |status| Err(endpoint.problem(status, "peer")))?;
+    Ok(DownloadStream {
         endpoint: endpoint.clone(),
         body: answer.into_body(),
         decoder: ChunkDecoder::default(),
@@ -56,7 +56,7 @@ pub(super) async fn download(
 }
 
 /// A message with gRPC's prefix.
-fn framed(message: &v1::DownloadRequest) -> Bytes {
+fn encode_framed(message: &v1::DownloadRequest) -> Bytes {
     let len = message.encoded_len();
     let mut bytes = BytesMut::with_capacity(5 + len);
     bytes.put_u8(0);
@@ -67,13 +67,13 @@ fn framed(message: &v1::DownloadRequest) -> Bytes {
 }
 
 /// The status of an answer that is nothing else.
-fn refusal(answer: &Response<Body>) -> Option<Status> {
+fn error_status(answer: &Response<Body>) -> Option<Status> {
     let status = Status::from_header_map(answer.headers()).filter(|status| status.code() != Code::Ok);
     let foreign = || Status::unknown(format!("answered HTTP {}", answer.status()));
     status.or_else(|| (answer.status() != StatusCode::OK).then(foreign))
 }
 
-impl Chunks {
+impl DownloadStream {
     /// The next bytes; `None` at a good end. Cancel-safe.
     ///
     /// # Errors

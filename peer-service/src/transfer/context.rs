@@ -12,26 +12,26 @@ use potluck_core::{
 };
 use tokio_util::task::TaskTracker;
 
-use super::{budget::Budget, verifying::Verifying};
+use super::{budget::InFlightBudget, verifying::DiskPools};
 use crate::{holdings::Holdings, library::Library, limits::Limits, store::Store};
 
 /// See the module.
 #[derive(Debug)]
-pub struct Context {
+pub struct DownloadContext {
     /// What is here already, and where finished downloads go.
     pub library: Library,
     /// What the index is told.
-    pub holdings: Holdings,
+    pub announce_set: Holdings,
     /// Limits of the whole peer.
     pub limits: Limits,
     /// What all transfers together may have asked for.
-    pub budget: Budget,
+    pub budget: InFlightBudget,
     /// The index, if there is one.
     pub index: Option<IndexClient>,
     /// Where unfinished transfers are remembered.
     pub store: Store,
     /// Where downloads go unless told otherwise.
-    pub files: PathBuf,
+    pub files_folder: PathBuf,
     /// This peer.
     pub peer_id: PeerId,
     /// Where this peer listens.
@@ -42,14 +42,14 @@ pub struct Context {
     /// Threads that hash.
     pub hash_threads: usize,
     /// Who verifies and writes units, over all transfers.
-    pub verifying: Verifying,
+    pub disk_pools: DiskPools,
     /// Verified bytes fetched since the start.
-    pub downloaded: Arc<AtomicU64>,
+    pub downloaded_bytes: Arc<AtomicU64>,
     /// Every task of every transfer.
     pub tracker: TaskTracker,
 }
 
-impl Context {
+impl DownloadContext {
     /// Whether a source with this id and address is this very peer.
     pub(crate) fn is_self(&self, peer: Option<&PeerId>, address: &Address) -> bool {
         peer == Some(&self.peer_id) || *address == self.local_addr

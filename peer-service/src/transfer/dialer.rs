@@ -5,7 +5,7 @@
 //! peers were silent comes last.
 //!
 //! Invariants: a peer whose answer was checked and found false is asked again only where all others
-//! failed, after a delay that grows each time, and its name and lie are kept; at most [`AT_ONCE`]
+//! failed, after a delay that grows each time, and its name and lie are kept; at most [`MAX_CONCURRENT`]
 //! peers are asked at once, besides as many that have been silent for [`SILENT`]; as many
 //! connections are kept, however many there are.
 
@@ -25,10 +25,10 @@ use tokio::{
 };
 
 use super::{
-    link::Link,
+    link::PeerClient,
     peers::MAX_CONNECTED,
-    sources::{Host, HostTurns, Source, Sources},
-    unserved::unserved,
+    sources::{Host, HostTurns, PeerCandidate, PeerCandidates},
+    unserved::no_provider_serves,
 };
 use crate::swarm::{BAN, MAX_BAN};
 
@@ -42,7 +42,7 @@ const SILENT: Duration = Duration::from_secs(1);
 const SILENT_HOST: u32 = 2;
 
 /// Peers asked at once, over all questions, and connections kept: as many as the swarm then connects to.
-const AT_ONCE: usize = MAX_CONNECTED;
+const MAX_CONCURRENT: usize = MAX_CONNECTED;
 
 /// First wait after everyone failed; doubles up to [`MAX_RETRY`].
 const RETRY: Duration = Duration::from_millis(250);
@@ -52,9 +52,9 @@ const MAX_RETRY: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Dialer {
-    sources: watch::Receiver<Sources>,
-    state: Mutex<State>,
+pub(crate) struct BootstrapPool {
+    candidates: watch::Receiver<PeerCandidates>,
+    state: Mutex<BootstrapState>,
     attempts: Semaphore,
     /// For those that are silent.
     silent: Semaphore,
@@ -62,9 +62,9 @@ pub(crate) struct Dialer {
 }
 
 #[derive(Debug, Default)]
-struct State {
-    links: HashMap<Address, Link>,
-    liars: HashMap<Address, Lie>,
+struct BootstrapState {
+    clients: HashMap<Address, PeerClient>,
+    misbehaving: HashMap<Address, Lie>,
     /// How many peers of each host were silent since one of them answered.
     silent: HashMap<Host, u32>,
 }
@@ -90,14 +90,14 @@ impl Lie {
     }
 }
 
-impl Dialer {
-    /// Asks those in `sources`.
-    pub(crate) fn new(sources: watch::Receiver<Sources>) -> Self {
+impl BootstrapPool {
+    /// Asks those in `candidates`.
+    pub(crate) fn new(sources: watch::Receiver<PeerCandidates>) -> Self {
         Self {
-            sources,
+            candidates: sources,
             state: Mutex::default(),
-            attempts: Semaphore::new(AT_ONCE),
-            silent: Semaphore::new(AT_ONCE),
+            attempts: Semaphore::new(MAX_CONCURRENT),
+            silent: Semaphore::new(MAX_CONCURRENT),
             leave_from: None,
         }
     }
@@ -108,25 +108,28 @@ impl Dialer {
         self
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, BootstrapState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Connections that were made and the peers that lied, with what they did.
-    pub(crate) fn into_parts(self) -> (HashMap<Address, Link>, HashMap<Address, String>) {
+    pub(crate) fn into_parts(self) -> (HashMap<Address, PeerClient>, HashMap<Address, String>) {
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let liars = state.liars.into_iter().map(|(address, lie)| (address, lie.what));
-        (state.links, liars.collect())
+        let liars = state
+            .misbehaving
+            .into_iter()
+            .map(|(address, lie)| (address, lie.what));
+        (state.clients, liars.collect())
     }
 
     /// Asks one peer after the other, each a while after the one before, until one answers well; tries again for as long as it takes.
     /// `waiting` is told why each time that all have failed. An answer with [`Reason::VerificationFailed`] is a lie.
-    pub(crate) async fn ask<T: Send>(
+    pub(crate) async fn ask_any<T: Send>(
         &self,
-        op: impl Fn(Link) -> BoxFuture<'static, Result<T, Problem>> + Send + Sync,
+        op: impl Fn(PeerClient) -> BoxFuture<'static, Result<T, Problem>> + Send + Sync,
         waiting: impl Fn(Problem) + Send + Sync,
     ) -> T {
-        let mut sources = self.sources.clone();
+        let mut sources = self.candidates.clone();
         let mut retry = RETRY;
         loop {
             let (list, missing) = {
@@ -137,22 +140,22 @@ impl Dialer {
                 let state = self.state();
                 let honest = list
                     .iter()
-                    .filter(|source| !state.liars.contains_key(&source.address));
+                    .filter(|source| !state.misbehaving.contains_key(&source.address));
                 honest.map(|source| source.address.clone()).collect()
             };
             self.order(&mut candidates);
-            let mut answered = self.round(candidates, &op).await;
+            let mut answered = self.try_candidates(candidates, &op).await;
             if answered.is_err()
                 && let Some(liar) = self.due_liar(&list)
             {
                 // Alone, and only now: nobody else has it.
-                let second = self.round(vec![liar], &op).await;
+                let second = self.try_candidates(vec![liar], &op).await;
                 answered = second.or(answered);
             }
             match answered {
                 Ok(answer) => return answer,
                 Err(failed) => {
-                    if let Some(problem) = self.told(&failed).or(missing) {
+                    if let Some(problem) = self.combined_problem(&failed).or(missing) {
                         waiting(problem);
                     }
                 }
@@ -171,10 +174,10 @@ impl Dialer {
     }
 
     /// Of those on the list that lied, one that may be asked again.
-    fn due_liar(&self, list: &[Source]) -> Option<Address> {
+    fn due_liar(&self, list: &[PeerCandidate]) -> Option<Address> {
         let (state, now) = (self.state(), Instant::now());
         let mut liars = list.iter().filter(|source| {
-            let lie = state.liars.get(&source.address);
+            let lie = state.misbehaving.get(&source.address);
             lie.is_some_and(|lie| lie.until <= now)
         });
         liars.next().map(|source| source.address.clone())
@@ -183,14 +186,14 @@ impl Dialer {
     /// Notes that a peer lied; it may be asked again after a while.
     fn ban(&self, address: Address, what: String) {
         let mut state = self.state();
-        let times = state.liars.get(&address).map_or(0, |lie| lie.times);
+        let times = state.misbehaving.get(&address).map_or(0, |lie| lie.times);
         let delay = (BAN * (1 << times.min(10))).min(MAX_BAN);
         let lie = Lie {
             what,
             times: times + 1,
             until: Instant::now() + delay.mul_f64(rand::rng().random_range(0.75..1.25)),
         };
-        state.liars.insert(address, lie);
+        state.misbehaving.insert(address, lie);
     }
 
     /// Puts candidates in the order in which they are asked: by lot, hosts taking turns, silent hosts last.
@@ -210,11 +213,11 @@ impl Dialer {
     }
 
     /// What keeps all from answering well: those who failed now, and those who lied before.
-    fn told(&self, failed: &[(Address, Problem)]) -> Option<Problem> {
+    fn combined_problem(&self, failed: &[(Address, Problem)]) -> Option<Problem> {
         let liars: Vec<(Address, Problem)> = {
             let state = self.state();
             let before = state
-                .liars
+                .misbehaving
                 .iter()
                 .filter(|(liar, _)| failed.iter().all(|(address, _)| address != *liar));
             before
@@ -222,14 +225,14 @@ impl Dialer {
                 .collect()
         };
         let all = failed.iter().chain(&liars);
-        unserved(all.map(|(address, problem)| (address, problem)))
+        no_provider_serves(all.map(|(address, problem)| (address, problem)))
     }
 
     /// One round over all candidates; each one's problem where none answered well.
-    async fn round<T: Send>(
+    async fn try_candidates<T: Send>(
         &self,
         candidates: Vec<Address>,
-        op: &(impl Fn(Link) -> BoxFuture<'static, Result<T, Problem>> + Send + Sync),
+        op: &(impl Fn(PeerClient) -> BoxFuture<'static, Result<T, Problem>> + Send + Sync),
     ) -> Result<T, Vec<(Address, Problem)>> {
         let mut candidates = candidates.into_iter();
         let mut attempts = FuturesUnordered::new();
@@ -239,7 +242,7 @@ impl Dialer {
             for address in candidates.by_ref().take(more) {
                 attempts.push(async {
                     let asked = address.clone();
-                    self.attempt(address, op)
+                    self.try_candidate(address, op)
                         .await
                         .map_err(|problem| (asked, problem))
                 });
@@ -259,35 +262,35 @@ impl Dialer {
                 }
                 Ok(None) => 1,
                 // Beyond this many they would only wait for each other.
-                Err(_) => attempts.len().min(AT_ONCE),
+                Err(_) => attempts.len().min(MAX_CONCURRENT),
             };
         }
     }
 
     /// Keeps a connection for later, if there is room for it.
-    fn keep(&self, address: &Address, link: &Link) {
+    fn keep_client(&self, address: &Address, link: &PeerClient) {
         let mut state = self.state();
-        if state.links.len() < AT_ONCE {
-            state.links.insert(address.clone(), link.clone());
+        if state.clients.len() < MAX_CONCURRENT {
+            state.clients.insert(address.clone(), link.clone());
         }
     }
 
-    async fn attempt<T: Send>(
+    async fn try_candidate<T: Send>(
         &self,
         address: Address,
-        op: &(impl Fn(Link) -> BoxFuture<'static, Result<T, Problem>> + Send + Sync),
+        op: &(impl Fn(PeerClient) -> BoxFuture<'static, Result<T, Problem>> + Send + Sync),
     ) -> Result<T, Problem> {
         let attempt = self.attempts.acquire().await;
-        let known = self.state().links.get(&address).cloned();
+        let known = self.state().clients.get(&address).cloned();
         let asked = async {
             let link = match known {
                 Some(link) => link,
-                None => Link::open(&address, self.leave_from).await?,
+                None => PeerClient::open(&address, self.leave_from).await?,
             };
             let told = op(link.clone()).await;
             // Whoever only takes connections has not answered.
             if !matches!(&told, Err(problem) if is_silence(problem)) {
-                self.keep(&address, &link);
+                self.keep_client(&address, &link);
             }
             told
         };
@@ -314,7 +317,7 @@ impl Dialer {
             }
         };
         if told.is_ok() {
-            self.state().liars.remove(&address);
+            self.state().misbehaving.remove(&address);
         }
         if let Err(problem) = &told {
             match problem.reason {
@@ -323,7 +326,7 @@ impl Dialer {
                     self.ban(address.clone(), problem.message.clone());
                 }
                 _ if is_silence(problem) => {
-                    self.state().links.remove(&address);
+                    self.state().clients.remove(&address);
                 }
                 _ => {}
             }
@@ -338,8 +341,8 @@ const fn is_silence(problem: &Problem) -> bool {
 }
 
 /// What to say where nobody is known who could be asked.
-pub(crate) fn no_provider(sources: &Sources) -> Option<Problem> {
-    if !sources.list.is_empty() || !sources.asked {
+pub(crate) fn no_provider(sources: &PeerCandidates) -> Option<Problem> {
+    if !sources.list.is_empty() || !sources.index_answered {
         return None;
     }
     Some(match &sources.index_error {
@@ -364,18 +367,18 @@ mod tests {
     }
 
     /// A dialer whose peers are connected already, so that nobody is called.
-    fn dialer(addresses: impl Iterator<Item = Address>) -> Dialer {
-        let (_list, sources) = watch::channel(Sources::default());
-        let dialer = Dialer::new(sources);
+    fn dialer(addresses: impl Iterator<Item = Address>) -> BootstrapPool {
+        let (_list, sources) = watch::channel(PeerCandidates::default());
+        let dialer = BootstrapPool::new(sources);
         for address in addresses {
-            dialer.state().links.insert(address, Link::to_nobody());
+            dialer.state().clients.insert(address, PeerClient::to_nobody());
         }
         dialer
     }
 
     #[tokio::test(start_paused = true)]
     async fn however_many_say_nothing_few_are_asked_at_once() {
-        let all = 4 * AT_ONCE;
+        let all = 4 * MAX_CONCURRENT;
         let dialer = dialer((0..all).map(address));
         let asked = Arc::new(AtomicUsize::new(0));
         let op = |_| {
@@ -390,13 +393,13 @@ mod tests {
             }
             .boxed()
         };
-        let round = dialer.round((0..all).map(address).collect(), &op);
+        let round = dialer.try_candidates((0..all).map(address).collect(), &op);
         tokio::pin!(round);
         let waited = tokio::time::timeout(Duration::from_secs(99), &mut round).await;
         assert!(waited.is_err());
         assert_eq!(
             asked.load(Ordering::Relaxed),
-            2 * AT_ONCE,
+            2 * MAX_CONCURRENT,
             "those that are silent, and others"
         );
         assert!(round.await.is_ok(), "everyone has its turn");
@@ -405,16 +408,16 @@ mod tests {
     /// The link to it may have damaged its answer.
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_lied_is_asked_again_after_a_while_where_nobody_else_is_left() {
-        let list = Sources {
-            list: Arc::new(vec![Source {
+        let list = PeerCandidates {
+            list: Arc::new(vec![PeerCandidate {
                 address: address(0),
                 peer: None,
             }]),
-            ..Sources::default()
+            ..PeerCandidates::default()
         };
         let (_list, sources) = watch::channel(list);
-        let dialer = Dialer::new(sources);
-        dialer.state().links.insert(address(0), Link::to_nobody());
+        let dialer = BootstrapPool::new(sources);
+        dialer.state().clients.insert(address(0), PeerClient::to_nobody());
         let asked = Arc::new(AtomicUsize::new(0));
         let op = |_| {
             let asked = Arc::clone(&asked);
@@ -428,7 +431,7 @@ mod tests {
         };
         let (begun, told) = (Instant::now(), Mutex::new(Vec::new()));
         let note = |problem: Problem| told.lock().unwrap().push(problem.message);
-        dialer.ask(op, note).await;
+        dialer.ask_any(op, note).await;
         assert!(begun.elapsed() >= BAN.mul_f64(0.75), "{:?}", begun.elapsed());
         assert_eq!(asked.load(Ordering::Relaxed), 2);
         let told = told.into_inner().unwrap();
@@ -456,7 +459,9 @@ mod tests {
             .boxed()
         };
         let began = tokio::time::Instant::now();
-        let round = dialer.round((0..=count).map(address).collect(), &op).await;
+        let round = dialer
+            .try_candidates((0..=count).map(address).collect(), &op)
+            .await;
         assert!(
             round.is_ok() && began.elapsed() < Duration::from_secs(3),
             "{:?}",
@@ -484,9 +489,9 @@ mod tests {
 
     #[tokio::test]
     async fn few_connections_are_kept() {
-        let (_list, sources) = watch::channel(Sources::default());
-        let dialer = Dialer::new(sources);
-        (0..2 * AT_ONCE).for_each(|n| dialer.keep(&address(n), &Link::to_nobody()));
-        assert_eq!(dialer.into_parts().0.len(), AT_ONCE);
+        let (_list, sources) = watch::channel(PeerCandidates::default());
+        let dialer = BootstrapPool::new(sources);
+        (0..2 * MAX_CONCURRENT).for_each(|n| dialer.keep_client(&address(n), &PeerClient::to_nobody()));
+        assert_eq!(dialer.into_parts().0.len(), MAX_CONCURRENT);
     }
 }

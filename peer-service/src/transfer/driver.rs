@@ -18,17 +18,17 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    allowance::Allowance,
-    budget::Share,
-    calls::{Caller, Outcome, Told, Wanted},
-    context::Context,
+    allowance::TransferRateLimiter,
+    budget::BudgetShare,
+    calls::{RequestEvent, RequestOutcome, RequestTask, UnitRequest},
+    context::DownloadContext,
     link::AvailabilityEvent,
-    live::Live,
-    peers::{PeerEvent, Peers},
-    run::Fetched,
-    sources::Sources,
-    verifying::Disk,
-    view::Terms,
+    live::ActiveDownload,
+    peers::{PeerEvent, PeerSet},
+    run::FetchOutcome,
+    sources::PeerCandidates,
+    verifying::DiskPool,
+    view::TransferLimits,
 };
 use crate::{
     blocking::blocking,
@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// How often the transfer's view is renewed.
-const REPORT: Duration = Duration::from_millis(200);
+const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How often a full disk is looked at again.
 pub(crate) const DISK_RETRY: Duration = Duration::from_secs(3);
@@ -47,7 +47,7 @@ pub(crate) const DISK_RETRY: Duration = Duration::from_secs(3);
 const MAX_DISK_RETRY: Duration = Duration::from_secs(120);
 
 /// How often a peer's place is given to another where none of those that are connected has what is missing.
-const PLACE_EVERY: Duration = Duration::from_secs(1);
+const REPLACE_IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long nobody has what is missing before all peers that are connected are asked anew what they
 /// have: one answer that was lost or damaged must not decide. Doubles each time, up to
@@ -64,53 +64,53 @@ const EVENTS: usize = 1024;
 pub(crate) const PEER_EVENTS: usize = 64;
 
 /// Most bytes asked for in one call; larger units go alone.
-const CALL_BYTES: u64 = 4 * 1024 * 1024;
+const MAX_REQUEST_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Most spans in one call, as the contract has it.
-const CALL_SPANS: usize = 4096;
+const MAX_REQUEST_SPANS: usize = 4096;
 
 /// Shows how a transfer stands: the swarm, its peers, the swarm's time, and what is wrong if
 /// anything is.
-type Report<'a> = Box<dyn FnMut(&Swarm, &Peers, Duration, Option<Problem>) + Send + 'a>;
+type ReportFn<'a> = Box<dyn FnMut(&Swarm, &PeerSet, Duration, Option<Problem>) + Send + 'a>;
 
 /// See the module.
-pub(crate) struct Driver<'a> {
-    pub(crate) context: Arc<Context>,
-    pub(crate) live: Arc<Live>,
+pub(crate) struct DownloadDriver<'a> {
+    pub(crate) context: Arc<DownloadContext>,
+    pub(crate) download: Arc<ActiveDownload>,
     /// Where it is written to.
-    pub(crate) disk: Arc<Disk>,
+    pub(crate) disk: Arc<DiskPool>,
     pub(crate) swarm: Swarm,
-    pub(crate) peers: Peers,
-    pub(crate) sources: watch::Receiver<Sources>,
+    pub(crate) peers: PeerSet,
+    pub(crate) candidates: watch::Receiver<PeerCandidates>,
     /// What it is held to; changes on the way.
-    pub(crate) terms: watch::Receiver<Terms>,
+    pub(crate) limits: watch::Receiver<TransferLimits>,
     /// How fast it may be.
-    pub(crate) allowance: Arc<Allowance>,
+    pub(crate) rate_limiter: Arc<TransferRateLimiter>,
     /// How much it may have asked for.
-    pub(crate) share: Share,
+    pub(crate) budget_share: BudgetShare,
     pub(crate) start: Instant,
     pub(crate) stop: &'a CancellationToken,
     /// Told at every report, and at once when something is wrong.
-    pub(crate) report: Report<'a>,
+    pub(crate) report: ReportFn<'a>,
     /// Open requests.
     pub(crate) requests: HashMap<RequestId, (PeerKey, u32, CancellationToken)>,
     /// When a place was last made for a peer that waits.
-    pub(crate) place_made: Instant,
+    pub(crate) idle_peer_replaced_at: Instant,
     /// When peers are asked anew what they have, where nobody has what is missing.
     pub(crate) ask_anew: AskAnew,
     /// The disk is full: nothing is asked for until there is room.
-    pub(crate) full: Option<Full>,
+    pub(crate) disk_full: Option<DiskFull>,
     /// When that is looked at if a write fails now: twice as late each time until one succeeds.
     pub(crate) disk_retry: Duration,
     /// The tasks of this transfer's calls: over before its bytes are given their name.
     pub(crate) calls: TaskTracker,
     /// What a banned peer did, until its ban arrives.
-    pub(crate) lies: HashMap<PeerKey, String>,
+    pub(crate) violations: HashMap<PeerKey, String>,
     /// Whether others were ever seen to fetch the same.
-    pub(crate) crowded: bool,
+    pub(crate) saw_crowd: bool,
     /// Whether it is doubted that this is a plain file where a peer counts the units otherwise, and whether one did.
-    pub(crate) doubts: bool,
-    pub(crate) doubted: bool,
+    pub(crate) may_be_collection: bool,
+    pub(crate) kind_doubted: bool,
 }
 
 /// When to ask all peers anew what they have.
@@ -141,13 +141,13 @@ impl AskAnew {
 }
 
 /// A disk without room.
-pub(crate) struct Full {
+pub(crate) struct DiskFull {
     problem: Problem,
     /// When to look again.
     at: Instant,
 }
 
-impl Driver<'_> {
+impl DownloadDriver<'_> {
     fn now(&self) -> Duration {
         self.start.elapsed()
     }
@@ -159,64 +159,64 @@ impl Driver<'_> {
     pub(crate) async fn run(
         &mut self,
         mut peer_events: mpsc::Receiver<(PeerKey, PeerEvent)>,
-    ) -> Result<Fetched, Problem> {
+    ) -> Result<FetchOutcome, Problem> {
         let (tell, mut told) = mpsc::channel(EVENTS);
-        let mut report = tokio::time::interval(REPORT);
-        let list = Arc::clone(&self.sources.borrow_and_update().list);
-        self.peers.reconcile(&list);
+        let mut report = tokio::time::interval(REPORT_INTERVAL);
+        let list = Arc::clone(&self.candidates.borrow_and_update().list);
+        self.peers.update_candidates(&list);
         // Those that lied before the swarm began.
         for key in self.peers.banned() {
             let now = self.now();
             self.swarm.misbehaved(key, now);
         }
         loop {
-            self.swarm.set_max_in_flight_bytes(self.share.bytes());
-            if self.doubted {
-                return Ok(Fetched::Doubted);
+            self.swarm.set_max_in_flight_bytes(self.budget_share.bytes());
+            if self.kind_doubted {
+                return Ok(FetchOutcome::Doubted);
             }
-            let finished = self.act(&tell);
-            self.share.tell(self.swarm.in_flight_bytes());
+            let finished = self.run_actions(&tell);
+            self.budget_share.report_in_flight(self.swarm.in_flight_bytes());
             if finished {
-                return Ok(Fetched::Done);
+                return Ok(FetchOutcome::Done);
             }
             let timeout = self.swarm.poll_timeout().map(|at| self.start + at);
-            let look = self.full.as_ref().map(|full| full.at);
+            let look = self.disk_full.as_ref().map(|full| full.at);
             // Each arm is cancel-safe: channels and timers lose nothing when another arm is taken.
             tokio::select! {
-                () = self.stop.cancelled() => return Ok(Fetched::Stopped),
+                () = self.stop.cancelled() => return Ok(FetchOutcome::Stopped),
                 Some(event) = told.recv() => {
-                    self.on_told(event)?;
+                    self.on_request_event(event)?;
                     while let Ok(event) = told.try_recv() {
-                        self.on_told(event)?;
+                        self.on_request_event(event)?;
                     }
                 }
                 Some((peer, event)) = peer_events.recv() => {
-                    self.on_peer(peer, event);
+                    self.on_peer_event(peer, event);
                     // A crowd tells much at once, and a turn costs more than an event. Not for ever: requests must go out.
                     for _ in 1..PEER_EVENTS {
                         let Ok((peer, event)) = peer_events.try_recv() else {
                             break;
                         };
-                        self.on_peer(peer, event);
+                        self.on_peer_event(peer, event);
                     }
                 }
-                Ok(()) = self.sources.changed() => {
-                    let list = Arc::clone(&self.sources.borrow_and_update().list);
-                    self.peers.reconcile(&list);
+                Ok(()) = self.candidates.changed() => {
+                    let list = Arc::clone(&self.candidates.borrow_and_update().list);
+                    self.peers.update_candidates(&list);
                 }
                 // Looked at above.
-                Ok(()) = self.share.changed() => {}
-                Ok(()) = self.terms.changed() => {
-                    let terms = *self.terms.borrow_and_update();
-                    self.allowance.set(terms);
-                    self.share.set_priority(terms.priority);
+                Ok(()) = self.budget_share.changed() => {}
+                Ok(()) = self.limits.changed() => {
+                    let terms = *self.limits.borrow_and_update();
+                    self.rate_limiter.set_limits(terms);
+                    self.budget_share.set_priority(terms.priority);
                 }
                 _ = report.tick() => {
-                    self.look_for_more();
-                    let wrong = self.full.as_ref().map(|full| full.problem.clone());
+                    self.connect_more_peers();
+                    let wrong = self.disk_full.as_ref().map(|full| full.problem.clone());
                     self.show(wrong);
                 }
-                () = sleep_until(look) => self.look_at_disk().await,
+                () = sleep_until(look) => self.retry_full_disk().await,
                 () = sleep_until(timeout) => {
                     let now = self.now();
                     self.swarm.handle_timeout(now);
@@ -226,9 +226,9 @@ impl Driver<'_> {
     }
 
     /// Connects to more peers where that helps: in a crowd a few are enough, unless none of them has what is missing and time for it.
-    fn look_for_more(&mut self) {
+    fn connect_more_peers(&mut self) {
         self.peers.pass_over_silent();
-        self.crowded |= self.swarm.is_crowd();
+        self.saw_crowd |= self.swarm.is_crowd();
         let stuck = self.swarm.stuck_reason();
         let others_help = matches!(
             stuck,
@@ -236,8 +236,8 @@ impl Driver<'_> {
                 StuckReason::NoProvider { .. } | StuckReason::Refused { .. } | StuckReason::BackedOff { .. }
             )
         );
-        if !self.crowded || others_help {
-            self.peers.widen();
+        if !self.saw_crowd || others_help {
+            self.peers.raise_connection_cap();
         }
         let nobody_has_it = matches!(
             stuck,
@@ -254,9 +254,9 @@ impl Driver<'_> {
             stuck,
             Some(StuckReason::NoProvider { .. } | StuckReason::Refused { .. } | StuckReason::NoPeers)
         );
-        if nobody_helps && self.place_made.elapsed() >= PLACE_EVERY {
-            self.place_made = Instant::now();
-            if let Some(key) = self.peers.make_place() {
+        if nobody_helps && self.idle_peer_replaced_at.elapsed() >= REPLACE_IDLE_INTERVAL {
+            self.idle_peer_replaced_at = Instant::now();
+            if let Some(key) = self.peers.replace_idle_peer() {
                 let now = self.now();
                 self.swarm.peer_left(key, now);
                 self.close_requests_of(key);
@@ -265,7 +265,7 @@ impl Driver<'_> {
     }
 
     /// A last look at how it stands.
-    pub(crate) fn last_report(&mut self) {
+    pub(crate) fn report_final(&mut self) {
         self.show(None);
     }
 
@@ -275,24 +275,26 @@ impl Driver<'_> {
     }
 
     /// Does what the swarm wants; true once it is finished.
-    fn act(&mut self, tell: &mpsc::Sender<Told>) -> bool {
-        if self.full.is_some() {
+    fn run_actions(&mut self, tell: &mpsc::Sender<RequestEvent>) -> bool {
+        if self.disk_full.is_some() {
             return false;
         }
         let now = self.now();
-        let mut calls: Vec<(PeerKey, Vec<Wanted>, u64, usize)> = Vec::new();
+        let mut calls: Vec<(PeerKey, Vec<UnitRequest>, u64, usize)> = Vec::new();
         let mut finished = false;
         while let Some(action) = self.swarm.poll_action(now) {
             match action {
                 Action::Request { id, peer, unit } => {
                     let token = self.stop.child_token();
-                    tracing::trace!(file = %self.live.record.id.short(), unit, ?peer, "asked for");
+                    tracing::trace!(file = %self.download.record.id.short(), unit, ?peer, "asked for");
                     self.requests.insert(id, (peer, unit, token.clone()));
-                    let plan = self.live.part.plan();
+                    let plan = self.download.part_file.plan();
                     let (bytes, spans) = (plan.unit_len(unit), plan.spans(unit).count());
-                    let wanted = Wanted { id, unit, token };
-                    let fits = |call: &&mut (PeerKey, Vec<Wanted>, u64, usize)| {
-                        call.0 == peer && call.2 + bytes <= CALL_BYTES && call.3 + spans <= CALL_SPANS
+                    let wanted = UnitRequest { id, unit, token };
+                    let fits = |call: &&mut (PeerKey, Vec<UnitRequest>, u64, usize)| {
+                        call.0 == peer
+                            && call.2 + bytes <= MAX_REQUEST_BYTES
+                            && call.3 + spans <= MAX_REQUEST_SPANS
                     };
                     match calls.iter_mut().rev().find(fits) {
                         Some(call) => {
@@ -302,25 +304,25 @@ impl Driver<'_> {
                         }
                         None => calls.push((peer, vec![wanted], bytes, spans)),
                     }
-                    self.live.update(|units| units.fetching.set(unit, true));
+                    self.download.update(|units| units.fetching.set(unit, true));
                 }
-                Action::Cancel { id } => self.close(id),
+                Action::Cancel { id } => self.close_request(id),
                 Action::Ban { peer, unit } => {
                     let what = self
-                        .lies
+                        .violations
                         .remove(&peer)
                         .unwrap_or_else(|| format!("unit {unit} failed verification"));
                     if let Some(known) = self.peers.get(peer) {
-                        let address = &known.source.address;
-                        tracing::warn!(file = %self.live.record.id.short(), peer = %address, unit, what, "banned a peer");
+                        let address = &known.candidate.address;
+                        tracing::warn!(file = %self.download.record.id.short(), peer = %address, unit, what, "banned a peer");
                     }
                     self.peers.ban(peer, what);
                 }
-                Action::Forget { peer } => self.peers.restart(peer),
+                Action::Forget { peer } => self.peers.reconnect_later(peer),
                 Action::Readmit { peer } => {
                     if let Some(known) = self.peers.get(peer) {
-                        let address = &known.source.address;
-                        tracing::info!(file = %self.live.record.id.short(), peer = %address, "tries a banned peer again: no other peer serves what is missing");
+                        let address = &known.candidate.address;
+                        tracing::info!(file = %self.download.record.id.short(), peer = %address, "tries a banned peer again: no other peer serves what is missing");
                     }
                     self.peers.readmit(peer);
                 }
@@ -329,124 +331,124 @@ impl Driver<'_> {
         }
         for (peer, mut wanted, _, _) in calls {
             wanted.retain(|wanted| !wanted.token.is_cancelled());
-            self.call(peer, wanted, tell);
+            self.start_requests(peer, wanted, tell);
         }
         finished || self.swarm.is_finished()
     }
 
-    fn call(&mut self, peer: PeerKey, wanted: Vec<Wanted>, tell: &mpsc::Sender<Told>) {
-        let Some(link) = self.peers.get(peer).and_then(|known| known.link.clone()) else {
+    fn start_requests(&mut self, peer: PeerKey, wanted: Vec<UnitRequest>, tell: &mpsc::Sender<RequestEvent>) {
+        let Some(link) = self.peers.get(peer).and_then(|known| known.client.clone()) else {
             let now = self.now();
             for wanted in wanted {
-                self.close(wanted.id);
+                self.close_request(wanted.id);
                 self.swarm
                     .failed(wanted.id, crate::swarm::Failure::Disconnected, now);
             }
             return;
         };
-        let caller = Caller {
-            live: Arc::clone(&self.live),
+        let caller = RequestTask {
+            download: Arc::clone(&self.download),
             disk: Arc::clone(&self.disk),
-            allowance: Arc::clone(&self.allowance),
+            rate_limiter: Arc::clone(&self.rate_limiter),
             peer,
-            link,
-            told: tell.clone(),
+            client: link,
+            events: tell.clone(),
             tasks: self.calls.clone(),
         };
         self.calls.spawn(caller.run(wanted));
     }
 
     /// A request is over: its call drops it, and its unit may no longer be on its way.
-    fn close(&mut self, id: RequestId) {
+    fn close_request(&mut self, id: RequestId) {
         let Some((_, unit, token)) = self.requests.remove(&id) else {
             return;
         };
         token.cancel();
         let others = self.requests.values().any(|(_, other, _)| *other == unit);
         if !others {
-            self.live.update(|units| units.fetching.set(unit, false));
+            self.download.update(|units| units.fetching.set(unit, false));
         }
     }
 
     /// Tells a peer which of its pieces were wrong: its disk or memory may be at fault, and its
     /// owner not know of it. Whether it listens changes nothing here.
     fn report_bad_pieces(&self, peer: PeerKey, bad: Option<BadPieces>) {
-        let link = self.peers.get(peer).and_then(|known| known.link.clone());
+        let link = self.peers.get(peer).and_then(|known| known.client.clone());
         if let Some((link, bad)) = link.zip(bad) {
             self.context.tracker.spawn(link.report_bad_pieces(bad));
         }
     }
 
-    fn on_told(&mut self, told: Told) -> Result<(), Problem> {
+    fn on_request_event(&mut self, told: RequestEvent) -> Result<(), Problem> {
         let now = self.now();
         match told.outcome {
-            Outcome::Progress(bytes) => {
-                self.peers.sends(told.peer);
+            RequestOutcome::Progress(bytes) => {
+                self.peers.mark_sending(told.peer);
                 self.swarm.progressed(told.id, bytes, now);
             }
-            Outcome::Held => self.swarm.locally_throttled(told.id, now),
-            Outcome::Verified => {
+            RequestOutcome::LocallyThrottled => self.swarm.locally_throttled(told.id, now),
+            RequestOutcome::Verified => {
                 // Of use even if the race was lost meanwhile: the bytes are there. The swarm counts them once.
                 self.disk_retry = DISK_RETRY;
                 self.ask_anew = AskAnew::default();
                 if self.swarm.verified(told.id, now) {
                     if let Some(known) = self.peers.get(told.peer) {
-                        tracing::trace!(file = %self.live.record.id.short(), unit = told.unit, peer = %known.source.address, "verified");
+                        tracing::trace!(file = %self.download.record.id.short(), unit = told.unit, peer = %known.candidate.address, "verified");
                     }
-                    let len = self.live.part.plan().unit_len(told.unit);
-                    self.context.downloaded.fetch_add(len, Ordering::Relaxed);
-                    self.peers.credit(told.peer, len);
-                    self.live.update(|units| units.have.set(told.unit, true));
+                    let len = self.download.part_file.plan().unit_len(told.unit);
+                    self.context.downloaded_bytes.fetch_add(len, Ordering::Relaxed);
+                    self.peers.credit_bytes(told.peer, len);
+                    self.download.update(|units| units.have.set(told.unit, true));
                 }
-                self.close(told.id);
+                self.close_request(told.id);
             }
-            Outcome::Corrupt(what) => {
-                self.lies.entry(told.peer).or_insert(what);
+            RequestOutcome::Corrupt(what) => {
+                self.violations.entry(told.peer).or_insert(what);
                 self.swarm.corrupt(told.id, now);
-                self.close(told.id);
+                self.close_request(told.id);
             }
-            Outcome::Unverified(what, bad) => {
+            RequestOutcome::Unverified(what, bad) => {
                 self.report_bad_pieces(told.peer, bad);
-                self.lies.entry(told.peer).or_insert(what);
+                self.violations.entry(told.peer).or_insert(what);
                 self.swarm.corrupt(told.id, now);
-                self.close(told.id);
+                self.close_request(told.id);
             }
-            Outcome::NotWritten(problem) => {
+            RequestOutcome::NotWritten(problem) => {
                 // It was good, and is nobody's fault: counted, then taken back.
                 if self.swarm.verified(told.id, now) {
                     self.swarm.reset_unit(told.unit, now);
                 }
-                self.close(told.id);
+                self.close_request(told.id);
                 if !problem.reason.is_exhaustion() {
                     return Err(problem);
                 }
-                if self.full.is_none() {
-                    tracing::warn!(file = %self.live.record.id.short(), %problem, "waiting until it can write again");
+                if self.disk_full.is_none() {
+                    tracing::warn!(file = %self.download.record.id.short(), %problem, "waiting until it can write again");
                     self.show(Some(problem.clone()));
-                    self.full = Some(Full {
+                    self.disk_full = Some(DiskFull {
                         problem,
                         at: Instant::now() + self.disk_retry,
                     });
                     self.disk_retry = (2 * self.disk_retry).min(MAX_DISK_RETRY);
                 }
             }
-            Outcome::Failed(failure, problem) => {
-                tracing::debug!(file = %self.live.record.id.short(), unit = told.unit, %problem, "a request failed");
-                self.peers.note(told.peer, problem.message);
+            RequestOutcome::Failed(failure, problem) => {
+                tracing::debug!(file = %self.download.record.id.short(), unit = told.unit, %problem, "a request failed");
+                self.peers.record_error(told.peer, problem.message);
                 self.swarm.failed(told.id, failure, now);
-                self.close(told.id);
+                self.close_request(told.id);
             }
         }
         Ok(())
     }
 
-    fn on_peer(&mut self, key: PeerKey, event: PeerEvent) {
+    fn on_peer_event(&mut self, key: PeerKey, event: PeerEvent) {
         let now = self.now();
         match event {
-            PeerEvent::Joined(link, round_trip) => {
-                if self.peers.joined(key, *link) {
+            PeerEvent::Connected(link, round_trip) => {
+                if self.peers.mark_connected(key, *link) {
                     if let Some(known) = self.peers.get(key) {
-                        tracing::debug!(file = %self.live.record.id.short(), peer = %known.source.address, ?round_trip, "a peer joined");
+                        tracing::debug!(file = %self.download.record.id.short(), peer = %known.candidate.address, ?round_trip, "a peer joined");
                     }
                     self.swarm.peer_joined(key, now);
                     self.swarm.round_trip(key, round_trip);
@@ -463,18 +465,19 @@ impl Driver<'_> {
                 self.swarm
                     .availability_changed(key, &have, &fetching, &abandoned, now);
             }
-            PeerEvent::OtherUnits | PeerEvent::Availability(AvailabilityEvent::OtherUnits(_)) => {
-                self.doubted |= self.doubts;
+            PeerEvent::UnitCountMismatch
+            | PeerEvent::Availability(AvailabilityEvent::UnitCountMismatch(_)) => {
+                self.kind_doubted |= self.may_be_collection;
             }
             PeerEvent::Lost(problem) => {
-                tracing::debug!(file = %self.live.record.id.short(), %problem, "a peer is not connected");
+                tracing::debug!(file = %self.download.record.id.short(), %problem, "a peer is not connected");
                 self.swarm.peer_left(key, now);
-                self.peers.lost(key, &problem);
+                self.peers.mark_lost(key, &problem);
                 self.close_requests_of(key);
             }
-            PeerEvent::Useless(problem) => match problem.reason {
+            PeerEvent::Unusable(problem) => match problem.reason {
                 Reason::VerificationFailed => {
-                    tracing::warn!(file = %self.live.record.id.short(), %problem, "banned a peer");
+                    tracing::warn!(file = %self.download.record.id.short(), %problem, "banned a peer");
                     self.swarm.misbehaved(key, now);
                     self.close_requests_of(key);
                     self.peers.ban(key, problem.message);
@@ -491,17 +494,17 @@ impl Driver<'_> {
     fn close_requests_of(&mut self, key: PeerKey) {
         let open = self.requests.iter().filter(|(_, (peer, ..))| *peer == key);
         let open: VecDeque<RequestId> = open.map(|(&id, _)| id).collect();
-        open.into_iter().for_each(|id| self.close(id));
+        open.into_iter().for_each(|id| self.close_request(id));
     }
 
     /// Goes on where the disk has room for a few units again.
-    async fn look_at_disk(&mut self) {
-        let live = Arc::clone(&self.live);
-        let room = blocking(move || live.part.has_room(&live.have())).await;
+    async fn retry_full_disk(&mut self) {
+        let live = Arc::clone(&self.download);
+        let room = blocking(move || live.part_file.has_room(&live.have())).await;
         if room.is_ok_and(|room| room) {
-            tracing::info!(file = %self.live.record.id.short(), "tries to write again");
-            self.full = None;
-        } else if let Some(full) = &mut self.full {
+            tracing::info!(file = %self.download.record.id.short(), "tries to write again");
+            self.disk_full = None;
+        } else if let Some(full) = &mut self.disk_full {
             full.at = Instant::now() + DISK_RETRY;
         }
     }

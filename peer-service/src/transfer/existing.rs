@@ -22,11 +22,11 @@ use potluck_core::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    context::Context,
-    report::Reporter,
-    resume::Resume,
-    target::{self, Target},
-    verify::Checks,
+    context::DownloadContext,
+    report::StatusReporter,
+    resume::ResumeState,
+    target::{self, DownloadTarget},
+    verify::UnitVerifier,
 };
 use crate::{
     blocking::{blocking_cancellable, continue_unless},
@@ -38,12 +38,12 @@ use crate::{
 const ANY_EXECUTE: u32 = 0o111;
 
 /// The target, where it is known without knowing what is fetched, and a file is there.
-pub(crate) fn early(asked: Option<&Path>, name: Option<&str>, files: &Path) -> Option<Target> {
+pub(crate) fn early_target(asked: Option<&Path>, name: Option<&str>, files: &Path) -> Option<DownloadTarget> {
     let target = match (asked, name) {
-        (Some(path), _) if !path.is_dir() => Some(Target {
+        (Some(path), _) if !path.is_dir() => Some(DownloadTarget {
             path: path.to_owned(),
         }),
-        (asked, Some(name)) => Target::resolve(asked, name, files).ok(),
+        (asked, Some(name)) => DownloadTarget::resolve(asked, name, files).ok(),
         _ => None,
     };
     target.filter(|target| target.path.is_file())
@@ -51,29 +51,29 @@ pub(crate) fn early(asked: Option<&Path>, name: Option<&str>, files: &Path) -> O
 
 /// The target, knowing what is fetched: a folder that is there is the collection's own where it has its content or an unfinished
 /// download of it, otherwise the collection goes inside.
-pub(crate) fn resolve(
+pub(crate) fn resolve_target(
     id: FileId,
     asked: Option<&Path>,
     name: &str,
     files: &Path,
     manifest: Option<&Manifest>,
-) -> Result<Target, Problem> {
+) -> Result<DownloadTarget, Problem> {
     if let (Some(asked), Some(manifest)) = (asked, manifest)
         && asked.is_dir()
     {
-        target::check(asked)?;
-        let own = Target {
+        target::check_target(asked)?;
+        let own = DownloadTarget {
             path: asked.to_owned(),
         };
-        let begun = Resume::load(&own.state())
+        let begun = ResumeState::load(&own.state())
             .ok()
             .flatten()
             .is_some_and(|state| state.id == id);
-        if begun || (!manifest.is_empty() && looks_like(asked, manifest)) {
+        if begun || (!manifest.is_empty() && matches_manifest(asked, manifest)) {
             return Ok(own);
         }
     }
-    Target::resolve(asked, name, files)
+    DownloadTarget::resolve(asked, name, files)
 }
 
 /// Whether the file is at `path` already. What is there and verifies is shared like a download, under
@@ -81,23 +81,23 @@ pub(crate) fn resolve(
 ///
 /// # Errors
 /// `TARGET_EXISTS` where something else is there; `VERIFICATION_FAILED` is for the caller's claim.
-pub(crate) async fn file(
-    context: &Context,
+pub(crate) async fn is_file_complete(
+    context: &DownloadContext,
     id: FileId,
     path: &Path,
     label: Option<Label>,
-    reporter: &Reporter,
+    reporter: &StatusReporter,
 ) -> Result<bool, Problem> {
     let (library, owned, threads) = (context.library.clone(), path.to_owned(), context.hash_threads);
     let found = blocking_cancellable(move |stop| {
         let metadata = match fs::symlink_metadata(&owned) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(target::problem(&owned, &error)),
+            Err(error) => return Err(target::target_problem(&owned, &error)),
             // Through a link that somebody made on purpose.
-            Ok(_) => fs::metadata(&owned).map_err(|_| target::exists(&owned))?,
+            Ok(_) => fs::metadata(&owned).map_err(|_| target::target_exists(&owned))?,
         };
         if !metadata.is_file() {
-            return Err(target::exists(&owned));
+            return Err(target::target_exists(&owned));
         }
         if library
             .locate(&id)
@@ -113,15 +113,15 @@ pub(crate) async fn file(
         });
         match hashed {
             Ok((tree, stamp)) if tree.id() == id => Ok(Some((metadata.len(), Some((tree, stamp))))),
-            Ok(_) => Err(target::exists(&owned)),
-            Err(error) => Err(target::unreadable(&owned, &error)),
+            Ok(_) => Err(target::target_exists(&owned)),
+            Err(error) => Err(target::target_unreadable(&owned, &error)),
         }
     })
     .await??;
     let Some((size, hashed)) = found else {
         return Ok(false);
     };
-    reporter.found(FileKind::File, size);
+    reporter.set_preexisting(FileKind::File, size);
     if let Some((tree, stamp)) = hashed
         && let Err(problem) = context
             .library
@@ -139,36 +139,36 @@ pub(crate) async fn file(
 ///
 /// # Errors
 /// `TARGET_EXISTS` where something else is there.
-pub(crate) async fn folder(
-    context: &Context,
+pub(crate) async fn is_folder_complete(
+    context: &DownloadContext,
     path: &Path,
     manifest: &Arc<Manifest>,
     label: Option<Label>,
-    reporter: &Reporter,
+    reporter: &StatusReporter,
 ) -> Result<bool, Problem> {
     let (owned, listed) = (path.to_owned(), Arc::clone(manifest));
     let found = blocking_cancellable(move |stop| {
         match fs::symlink_metadata(&owned) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(target::problem(&owned, &error)),
+            Err(error) => return Err(target::target_problem(&owned, &error)),
             Ok(metadata) if metadata.is_dir() => {}
-            Ok(_) => return Err(target::exists(&owned)),
+            Ok(_) => return Err(target::target_exists(&owned)),
         }
-        if !looks_like(&owned, &listed) {
-            return Err(target::exists(&owned));
+        if !matches_manifest(&owned, &listed) {
+            return Err(target::target_exists(&owned));
         }
-        let stamps = stamps_at(&owned, &listed).map_err(|_| target::exists(&owned))?;
-        match verified(&owned, &listed, stop) {
+        let stamps = stamps_at(&owned, &listed).map_err(|_| target::target_exists(&owned))?;
+        match hash_folder(&owned, &listed, stop) {
             Ok(hashes) => Ok(Some((listed.content_size(), stamps, hashes))),
-            Err(error) if error.kind() == ErrorKind::InvalidData => Err(target::exists(&owned)),
-            Err(error) => Err(target::unreadable(&owned, &error)),
+            Err(error) if error.kind() == ErrorKind::InvalidData => Err(target::target_exists(&owned)),
+            Err(error) => Err(target::target_unreadable(&owned, &error)),
         }
     })
     .await??;
     let Some((size, stamps, hashes)) = found else {
         return Ok(false);
     };
-    reporter.found(FileKind::Collection, size);
+    reporter.set_preexisting(FileKind::Collection, size);
     let adopted = context
         .library
         .adopt_collection(path.to_owned(), Arc::clone(manifest), stamps, hashes, label)
@@ -182,7 +182,7 @@ pub(crate) async fn folder(
 
 /// Whether every entry is there with the right type, size, mode and link, told without reading any file. Modes and links do not count
 /// where the file system has none.
-fn looks_like(root: &Path, manifest: &Manifest) -> bool {
+fn matches_manifest(root: &Path, manifest: &Manifest) -> bool {
     let lacks_modes = OnceCell::new();
     let lacks_modes = || *lacks_modes.get_or_init(|| may_lack_modes(root));
     manifest.entries().all(|entry| {
@@ -208,7 +208,7 @@ fn looks_like(root: &Path, manifest: &Manifest) -> bool {
 }
 
 /// The hashes of a folder whose every file is what the manifest says, after hashing each.
-fn verified(root: &Path, manifest: &Manifest, stop: &CancellationToken) -> io::Result<Hashes> {
+fn hash_folder(root: &Path, manifest: &Manifest, stop: &CancellationToken) -> io::Result<Hashes> {
     let mut hashes = Hashes::new(manifest.len());
     for (index, entry) in (0..).zip(manifest.entries()) {
         let EntryContent::File { id, size, .. } = entry.content else {
@@ -235,8 +235,8 @@ fn hash_entry(
 
 /// The hashes of a collection that has just been put in its place: from what verified on the way, or by hashing what an earlier run
 /// fetched, unless told to stop.
-pub(crate) fn hashes(
-    checks: &Checks,
+pub(crate) fn collect_hashes(
+    checks: &UnitVerifier,
     plan: &Plan,
     manifest: &Manifest,
     root: &Path,

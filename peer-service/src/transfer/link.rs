@@ -19,7 +19,7 @@ use potluck_core::{
 use tokio::time::Instant;
 use tonic::{Status, Streaming, transport::Channel};
 
-use super::chunks::{self, Chunks};
+use super::chunks::{self, DownloadStream};
 use crate::{
     bits::Bitfield,
     offer::{Availability, BadPieces},
@@ -39,19 +39,19 @@ const HASHES_TIMEOUT: Duration = Duration::from_secs(60);
 ///
 /// Bulk data has a connection of its own, so that small calls never wait behind it.
 #[derive(Debug, Clone)]
-pub(crate) struct Link {
+pub(crate) struct PeerClient {
     endpoint: Endpoint,
     control: PeerServiceClient<Channel>,
     leave_from: Option<IpAddr>,
     /// How long connecting took.
-    opened_in: Duration,
+    connect_time: Duration,
     /// Made with the first answer.
     data: Arc<OnceLock<Channel>>,
 }
 
 /// What a peer says of a file.
 #[derive(Debug, Clone)]
-pub(crate) struct Described {
+pub(crate) struct FileDescription {
     /// The file; its id was checked against what was asked for.
     pub(crate) record: FileRecord,
     /// The peer's label; hostile.
@@ -66,7 +66,7 @@ pub(crate) enum AvailabilityEvent {
     /// All of it.
     Snapshot(Availability),
     /// It counts the units otherwise; what to say of it.
-    OtherUnits(Problem),
+    UnitCountMismatch(Problem),
     /// What is different.
     Change {
         /// Now there.
@@ -78,7 +78,7 @@ pub(crate) enum AvailabilityEvent {
     },
 }
 
-impl Link {
+impl PeerClient {
     /// Connects to the peer at this address, leaving from this one of this machine where that can
     /// reach it. Whether it is a peer shows with the first call.
     ///
@@ -87,12 +87,12 @@ impl Link {
     pub(crate) async fn open(address: &Address, leave_from: Option<IpAddr>) -> Result<Self, Problem> {
         let endpoint: Endpoint = address.to_string().parse()?;
         let begun = Instant::now();
-        let control = client(endpoint.open_from(leave_from).await?);
+        let control = grpc_client(endpoint.open_from(leave_from).await?);
         Ok(Self {
             endpoint,
             control,
             leave_from,
-            opened_in: begun.elapsed(),
+            connect_time: begun.elapsed(),
             data: Arc::default(),
         })
     }
@@ -100,7 +100,7 @@ impl Link {
     /// The connection for bulk data. A proxy before the peer takes a connection sooner than the peer answers: the longer of the two is
     /// the round trip. Twice that, as others may share the path.
     fn data(&self, answered_in: Duration) -> Channel {
-        let round_trip = self.opened_in.max(answered_in);
+        let round_trip = self.connect_time.max(answered_in);
         let channel = self
             .data
             .get_or_init(|| self.endpoint.lazy_bulk_channel(2 * round_trip, self.leave_from));
@@ -117,14 +117,14 @@ impl Link {
         Ok(answer)
     }
 
-    fn silent(&self, waited: Duration) -> Problem {
+    fn timed_out(&self, waited: Duration) -> Problem {
         Problem::new(
             Reason::TimedOut,
             format!("the peer at {} did not answer within {waited:?}", self.endpoint),
         )
     }
 
-    fn liar(&self, what: &str) -> Problem {
+    fn protocol_violation(&self, what: &str) -> Problem {
         Problem::new(
             Reason::VerificationFailed,
             format!("the peer at {} {what}", self.endpoint),
@@ -135,18 +135,19 @@ impl Link {
     ///
     /// # Errors
     /// As `PeerService.Describe`; [`Reason::VerificationFailed`] where size and root do not give the id.
-    pub(crate) async fn describe(&self, id: FileId) -> Result<Described, Problem> {
+    pub(crate) async fn describe(&self, id: FileId) -> Result<FileDescription, Problem> {
         let request = v1::DescribeRequest {
             file_id: id.to_bytes(),
         };
         let told = self.call(self.control.clone().describe(request)).await?;
         let record = FileRecord::try_from(told.file.unwrap_or_default())
-            .map_err(|problem| self.liar(&format!("described the file falsely: {problem}")))?;
+            .map_err(|problem| self.protocol_violation(&format!("described the file falsely: {problem}")))?;
         if record.id != id {
-            return Err(self.liar("described another file"));
+            return Err(self.protocol_violation("described another file"));
         }
-        let peer = PeerId::try_from(told.peer_id.as_ref()).map_err(|_| self.liar("has no peer id"))?;
-        Ok(Described {
+        let peer =
+            PeerId::try_from(told.peer_id.as_ref()).map_err(|_| self.protocol_violation("has no peer id"))?;
+        Ok(FileDescription {
             record,
             name: told.name,
             peer,
@@ -180,31 +181,31 @@ impl Link {
         let receive = async {
             let mut stream = self.call(self.control.clone().get_piece_hashes(request)).await?;
             let mut layer: Vec<Hash> = Vec::new();
-            while let Some(run) = self.next(&mut stream).await? {
+            while let Some(run) = self.next_message(&mut stream).await? {
                 let (hashes, rest) = run.hashes.as_chunks::<32>();
                 if run.first_piece as usize != layer.len() || !rest.is_empty() || hashes.is_empty() {
-                    return Err(self.liar("sent piece hashes with gaps"));
+                    return Err(self.protocol_violation("sent piece hashes with gaps"));
                 }
                 if layer.len() + hashes.len() > count {
-                    return Err(self.liar("sent more piece hashes than the file has pieces"));
+                    return Err(self.protocol_violation("sent more piece hashes than the file has pieces"));
                 }
                 layer.extend_from_slice(hashes);
             }
             match layer.len() == count {
                 true => Ok(layer),
-                false => Err(self.liar("sent fewer piece hashes than the file has pieces")),
+                false => Err(self.protocol_violation("sent fewer piece hashes than the file has pieces")),
             }
         };
         tokio::time::timeout(HASHES_TIMEOUT, receive)
             .await
-            .unwrap_or_else(|_| Err(self.silent(HASHES_TIMEOUT)))
+            .unwrap_or_else(|_| Err(self.timed_out(HASHES_TIMEOUT)))
     }
 
     /// The next message that the peer owes.
-    async fn next<T>(&self, stream: &mut Streaming<T>) -> Result<Option<T>, Problem> {
+    async fn next_message<T>(&self, stream: &mut Streaming<T>) -> Result<Option<T>, Problem> {
         match tokio::time::timeout(ANSWER_TIMEOUT, stream.message()).await {
             Ok(message) => message.map_err(|status| self.endpoint.problem(status, "peer")),
-            Err(_) => Err(self.silent(ANSWER_TIMEOUT)),
+            Err(_) => Err(self.timed_out(ANSWER_TIMEOUT)),
         }
     }
 
@@ -223,20 +224,20 @@ impl Link {
         let mut stream = self
             .call(self.control.clone().watch_availability(request))
             .await?;
-        let Some(first) = self.next(&mut stream).await? else {
-            return Err(self.liar("told nothing of what it has"));
+        let Some(first) = self.next_message(&mut stream).await? else {
+            return Err(self.protocol_violation("told nothing of what it has"));
         };
         let link = self.clone();
         let rest = stream.map(move |event| event.map_err(|status| link.endpoint.problem(status, "peer")));
         let link = self.clone();
         let events = futures_util::stream::iter([Ok(first)]).chain(rest).enumerate();
-        Ok(events.map(move |(place, event)| link.understand(event?, (id, units), place == 0)))
+        Ok(events.map(move |(place, event)| link.parse_event(event?, (id, units), place == 0)))
     }
 
     /// An event as it counts. Each costs work in proportion to the units, so no list is longer than
     /// there are units. A later snapshot replaces all that was told: the peer hashed the file
     /// again, or lost units.
-    fn understand(
+    fn parse_event(
         &self,
         event: v1::WatchAvailabilityResponse,
         (id, units): (FileId, u32),
@@ -244,7 +245,9 @@ impl Link {
     ) -> Result<AvailabilityEvent, Problem> {
         use v1::watch_availability_response::Event;
         match event.event {
-            Some(Event::Change(_)) if first => Err(self.liar("told of a change before what it has")),
+            Some(Event::Change(_)) if first => {
+                Err(self.protocol_violation("told of a change before what it has"))
+            }
             Some(Event::Snapshot(told)) if told.file_id != id.to_bytes() => Err(Problem::new(
                 // Not the peer's fault: it answers what it was asked, and the network may have
                 // damaged that.
@@ -258,7 +261,7 @@ impl Link {
             Some(Event::Snapshot(told)) => {
                 if told.units != units {
                     // No lie: whoever takes a folder for a file, as a false record has it, counts differently.
-                    return Ok(AvailabilityEvent::OtherUnits(Problem::new(
+                    return Ok(AvailabilityEvent::UnitCountMismatch(Problem::new(
                         Reason::NotFound,
                         format!(
                             "the peer at {} has it in {} units, not in {units}: one of the two takes a folder for a file",
@@ -280,13 +283,13 @@ impl Link {
                     (Some(have), Some(fetching)) => {
                         Ok(AvailabilityEvent::Snapshot(Availability { have, fetching }))
                     }
-                    _ => Err(self.liar("sent a bitfield of the wrong length")),
+                    _ => Err(self.protocol_violation("sent a bitfield of the wrong length")),
                 }
             }
             Some(Event::Change(change)) => {
                 let lists = [&change.have, &change.fetching, &change.abandoned];
                 if lists.iter().any(|list| list.len() > units as usize) {
-                    return Err(self.liar("told of more changes than there are units"));
+                    return Err(self.protocol_violation("told of more changes than there are units"));
                 }
                 let inside = |list: Vec<u32>| list.into_iter().filter(|&unit| unit < units).collect();
                 Ok(AvailabilityEvent::Change {
@@ -295,7 +298,7 @@ impl Link {
                     abandoned: inside(change.abandoned),
                 })
             }
-            None => Err(self.liar("sent an event without content")),
+            None => Err(self.protocol_violation("sent an event without content")),
         }
     }
 
@@ -303,7 +306,7 @@ impl Link {
     ///
     /// # Errors
     /// As `PeerService.Download`.
-    pub(crate) async fn download(&self, spans: Vec<v1::Span>) -> Result<Chunks, Problem> {
+    pub(crate) async fn download(&self, spans: Vec<v1::Span>) -> Result<DownloadStream, Problem> {
         let asked = chunks::download(
             self.data(Duration::ZERO),
             &self.endpoint,
@@ -311,11 +314,11 @@ impl Link {
         );
         tokio::time::timeout(DATA_TIMEOUT, asked)
             .await
-            .unwrap_or_else(|_| Err(self.silent(DATA_TIMEOUT)))
+            .unwrap_or_else(|_| Err(self.timed_out(DATA_TIMEOUT)))
     }
 }
 
-fn client(channel: Channel) -> PeerServiceClient<Channel> {
+fn grpc_client(channel: Channel) -> PeerServiceClient<Channel> {
     PeerServiceClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE)
@@ -329,14 +332,14 @@ mod tests {
 
     use super::*;
 
-    impl Link {
+    impl PeerClient {
         /// Where nobody is ever called.
         pub(in super::super) fn to_nobody() -> Self {
             let endpoint: Endpoint = "127.0.0.1:1".parse().unwrap();
             Self {
-                control: client(endpoint.lazy_channel()),
+                control: grpc_client(endpoint.lazy_channel()),
                 leave_from: None,
-                opened_in: Duration::ZERO,
+                connect_time: Duration::ZERO,
                 data: Arc::default(),
                 endpoint,
             }
@@ -360,29 +363,29 @@ mod tests {
 
     #[tokio::test]
     async fn another_number_of_units_is_no_lie() {
-        let told = Link::to_nobody().understand(complete(ID, 9), (ID, 10), true);
+        let told = PeerClient::to_nobody().parse_event(complete(ID, 9), (ID, 10), true);
         assert!(
-            matches!(told, Ok(AvailabilityEvent::OtherUnits(problem)) if problem.reason == Reason::NotFound)
+            matches!(told, Ok(AvailabilityEvent::UnitCountMismatch(problem)) if problem.reason == Reason::NotFound)
         );
     }
 
     /// One flipped bit in the request makes a peer answer about a file that nobody wants.
     #[tokio::test]
     async fn an_answer_about_another_file_counts_for_nothing_and_is_no_lie() {
-        let told = Link::to_nobody().understand(complete(FileId([6; 32]), 10), (ID, 10), true);
+        let told = PeerClient::to_nobody().parse_event(complete(FileId([6; 32]), 10), (ID, 10), true);
         assert_eq!(told.unwrap_err().reason, Reason::Unreachable);
     }
 
     #[tokio::test]
     async fn a_flood_of_availability_is_a_lie() {
-        let link = Link::to_nobody();
+        let link = PeerClient::to_nobody();
         let change = |times, first| {
             let have = vec![3; times];
             let change = AvailabilityChange {
                 have,
                 ..Default::default()
             };
-            link.understand(event(Event::Change(change)), (ID, 10), first)
+            link.parse_event(event(Event::Change(change)), (ID, 10), first)
         };
         assert!(matches!(change(10, false), Ok(AvailabilityEvent::Change { .. })));
         assert_eq!(change(11, false).unwrap_err().reason, Reason::VerificationFailed);
@@ -391,9 +394,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_may_tell_all_that_it_has_again() {
-        let link = Link::to_nobody();
+        let link = PeerClient::to_nobody();
         for first in [true, false] {
-            let told = link.understand(complete(ID, 10), (ID, 10), first);
+            let told = link.parse_event(complete(ID, 10), (ID, 10), first);
             assert!(matches!(told, Ok(AvailabilityEvent::Snapshot(_))), "{told:?}");
         }
     }

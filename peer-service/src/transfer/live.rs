@@ -18,7 +18,7 @@ use potluck_core::{
 };
 use tokio::sync::watch;
 
-use super::{part::Part, verify::Checks};
+use super::{part::PartFile, verify::UnitVerifier};
 use crate::{
     bits::Bitfield,
     offer::{Availability, Content},
@@ -26,28 +26,28 @@ use crate::{
 
 /// What the driver of a transfer and those who serve from it share.
 #[derive(Debug)]
-pub(crate) struct Live {
+pub(crate) struct ActiveDownload {
     /// The file, or the collection's manifest.
     pub(crate) record: FileRecord,
     /// Its label.
     pub(crate) name: String,
     /// Its bytes.
-    pub(crate) part: Arc<Part>,
+    pub(crate) part_file: Arc<PartFile>,
     /// What they are checked against.
-    pub(crate) checks: Arc<Checks>,
+    pub(crate) verifier: Arc<UnitVerifier>,
     /// Of a collection, its manifest.
-    manifest: Option<ManifestFile>,
-    units: Mutex<Availability>,
+    manifest: Option<LocalManifest>,
+    availability: Mutex<Availability>,
     version: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
-struct ManifestFile {
+struct LocalManifest {
     tree: FileTree,
     file: Arc<File>,
 }
 
-impl Live {
+impl ActiveDownload {
     /// A transfer that has `have` already. `manifest`: a collection's encoded manifest with its tree.
     ///
     /// # Errors
@@ -55,8 +55,8 @@ impl Live {
     pub(crate) fn new(
         record: FileRecord,
         name: String,
-        part: Arc<Part>,
-        checks: Arc<Checks>,
+        part: Arc<PartFile>,
+        checks: Arc<UnitVerifier>,
         manifest: Option<(FileTree, &[u8])>,
         have: Bitfield,
     ) -> io::Result<Self> {
@@ -64,7 +64,7 @@ impl Live {
             Some((tree, bytes)) => {
                 let mut file = tempfile::tempfile()?;
                 file.write_all(bytes)?;
-                Some(ManifestFile {
+                Some(LocalManifest {
                     tree,
                     file: Arc::new(file),
                 })
@@ -78,21 +78,21 @@ impl Live {
         Ok(Self {
             record,
             name,
-            part,
-            checks,
+            part_file: part,
+            verifier: checks,
             manifest,
-            units: Mutex::new(units),
+            availability: Mutex::new(units),
             version: watch::Sender::new(0),
         })
     }
 
-    fn units(&self) -> MutexGuard<'_, Availability> {
-        self.units.lock().unwrap_or_else(PoisonError::into_inner)
+    fn availability(&self) -> MutexGuard<'_, Availability> {
+        self.availability.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes what there is, and tells those who watch if anything did.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Availability) -> bool) {
-        let changed = change(&mut self.units());
+        let changed = change(&mut self.availability());
         if changed {
             self.version.send_modify(|version| *version += 1);
         }
@@ -100,23 +100,23 @@ impl Live {
 
     /// The units verified by now.
     pub(crate) fn have(&self) -> Bitfield {
-        self.units().have.clone()
+        self.availability().have.clone()
     }
 
     /// Whether this unit was verified and written.
     pub(crate) fn has(&self, unit: u32) -> bool {
-        self.units().have.get(unit)
+        self.availability().have.get(unit)
     }
 
     /// What this transfer can serve under this id.
-    pub(crate) fn offer(self: &Arc<Self>, id: &FileId) -> Option<Arc<dyn Content>> {
+    pub(crate) fn content(self: &Arc<Self>, id: &FileId) -> Option<Arc<dyn Content>> {
         if *id == self.record.id {
-            return Some(Arc::new(Whole(Arc::clone(self))));
+            return Some(Arc::new(DownloadContent(Arc::clone(self))));
         }
-        let plan = self.part.plan();
+        let plan = self.part_file.plan();
         let index = plan.find(id)?;
-        Some(Arc::new(Inner {
-            live: Arc::clone(self),
+        Some(Arc::new(CollectionFile {
+            download: Arc::clone(self),
             index,
             size: plan.file(index)?.size,
             id: *id,
@@ -125,8 +125,8 @@ impl Live {
 
     /// The file at this place of the plan, for reading bytes that are all verified.
     fn open(&self, index: usize, range: Range<u64>) -> Result<Arc<File>, Problem> {
-        let mut units = self.part.plan().units_of(index, range);
-        let have = self.units();
+        let mut units = self.part_file.plan().units_of(index, range);
+        let have = self.availability();
         let all = units.all(|unit| have.have.get(unit));
         drop(have);
         if !all {
@@ -135,8 +135,8 @@ impl Live {
                 "not all of this range is verified here yet",
             ));
         }
-        self.part.file(index).map_err(|error| {
-            tracing::warn!(path = %self.part.target().part().display(), %error, "cannot read what was fetched");
+        self.part_file.file(index).map_err(|error| {
+            tracing::warn!(path = %self.part_file.target().part().display(), %error, "cannot read what was fetched");
             Problem::new(Reason::FileChanged, "the file cannot be read here any more")
         })
     }
@@ -144,9 +144,9 @@ impl Live {
 
 /// The transfer's own file or collection.
 #[derive(Debug)]
-struct Whole(Arc<Live>);
+struct DownloadContent(Arc<ActiveDownload>);
 
-impl Content for Whole {
+impl Content for DownloadContent {
     fn id(&self) -> FileId {
         self.0.record.id
     }
@@ -166,16 +166,16 @@ impl Content for Whole {
     fn piece_hashes(&self) -> Result<Arc<[Hash]>, Problem> {
         match &self.0.manifest {
             Some(manifest) => Ok(manifest.tree.piece_hashes.clone().into()),
-            None => layer(&self.0.checks, 0, self.0.record.size),
+            None => layer(&self.0.verifier, 0, self.0.record.size),
         }
     }
 
     fn plan(&self) -> Option<Arc<Plan>> {
-        Some(Arc::clone(self.0.part.plan()))
+        Some(Arc::clone(self.0.part_file.plan()))
     }
 
     fn availability(&self) -> Availability {
-        self.0.units().clone()
+        self.0.availability().clone()
     }
 
     fn changes(&self) -> Option<watch::Receiver<u64>> {
@@ -191,7 +191,7 @@ impl Content for Whole {
 
     fn try_open(&self, range: Range<u64>) -> Option<Arc<File>> {
         // A plain file is open as long as the transfer runs.
-        let is_now = self.0.manifest.is_none() && self.0.part.never_waits();
+        let is_now = self.0.manifest.is_none() && self.0.part_file.never_waits();
         is_now.then(|| self.open(range).ok()).flatten()
     }
 
@@ -205,19 +205,19 @@ impl Content for Whole {
 }
 
 /// When to ask again for a root that is not known: about what a unit takes.
-const ROOT_SOON: Duration = Duration::from_millis(250);
+const ROOT_RETRY: Duration = Duration::from_millis(250);
 
 /// One file of a collection that is being fetched.
 #[derive(Debug)]
-struct Inner {
-    live: Arc<Live>,
+struct CollectionFile {
+    download: Arc<ActiveDownload>,
     /// In the plan.
     index: usize,
     id: FileId,
     size: u64,
 }
 
-impl Content for Inner {
+impl Content for CollectionFile {
     fn id(&self) -> FileId {
         self.id
     }
@@ -227,9 +227,9 @@ impl Content for Inner {
     }
 
     fn record(&self) -> Result<FileRecord, Problem> {
-        let root = self.live.checks.root(self.index).ok_or_else(|| {
+        let root = self.download.verifier.root(self.index).ok_or_else(|| {
             let message = format!("the root of {} is not known here yet: try again", self.id);
-            Problem::new(Reason::PieceNotAvailable, message).retry_after(ROOT_SOON)
+            Problem::new(Reason::PieceNotAvailable, message).retry_after(ROOT_RETRY)
         })?;
         Ok(FileRecord {
             id: self.id,
@@ -241,15 +241,15 @@ impl Content for Inner {
     }
 
     fn name(&self) -> String {
-        self.live.name.clone()
+        self.download.name.clone()
     }
 
     fn piece_hashes(&self) -> Result<Arc<[Hash]>, Problem> {
-        layer(&self.live.checks, self.index, self.size)
+        layer(&self.download.verifier, self.index, self.size)
     }
 
     fn availability(&self) -> Availability {
-        let plan = self.live.part.plan();
+        let plan = self.download.part_file.plan();
         let Some(layout) = FileLayout::new(self.size) else {
             return Availability {
                 have: Bitfield::new(0),
@@ -260,7 +260,7 @@ impl Content for Inner {
             have: Bitfield::new(layout.piece_count()),
             fetching: Bitfield::new(layout.piece_count()),
         };
-        let all = self.live.units();
+        let all = self.download.availability();
         for piece in layout.pieces() {
             let mut covering = plan.units_of(self.index, layout.range(piece));
             units
@@ -274,11 +274,11 @@ impl Content for Inner {
     }
 
     fn changes(&self) -> Option<watch::Receiver<u64>> {
-        Some(self.live.version.subscribe())
+        Some(self.download.version.subscribe())
     }
 
     fn open(&self, range: Range<u64>) -> Result<Arc<File>, Problem> {
-        self.live.open(self.index, range)
+        self.download.open(self.index, range)
     }
 
     fn try_open(&self, _: Range<u64>) -> Option<Arc<File>> {
@@ -294,7 +294,7 @@ impl Content for Inner {
     }
 }
 
-fn layer(checks: &Checks, file: usize, size: u64) -> Result<Arc<[Hash]>, Problem> {
+fn layer(checks: &UnitVerifier, file: usize, size: u64) -> Result<Arc<[Hash]>, Problem> {
     if FileLayout::new(size).is_some_and(|layout| layout.piece_count() < 2) {
         return Ok(Arc::new([]));
     }

@@ -19,12 +19,12 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    context::Context,
-    live::Live,
-    run::{Ended, Run},
-    saved::Saved,
+    context::DownloadContext,
+    live::ActiveDownload,
+    run::{DownloadRun, RunEnd},
+    saved::PersistedDownload,
     target,
-    view::{FetchSpec, State, Terms, View},
+    view::{DownloadSpec, DownloadState, DownloadStatus, TransferLimits},
 };
 use crate::{
     blocking::blocking,
@@ -33,23 +33,23 @@ use crate::{
 
 /// See the module. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Transfers {
-    inner: Arc<Inner>,
+pub struct DownloadManager {
+    shared: Arc<ManagerShared>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    context: Arc<Context>,
-    state: Mutex<Table>,
+struct ManagerShared {
+    context: Arc<DownloadContext>,
+    table: Mutex<DownloadTable>,
     /// Held while the store is written.
-    storing: Mutex<()>,
+    persisting: Mutex<()>,
     shutdown: CancellationToken,
 }
 
 #[derive(Debug, Default)]
-struct Table {
-    transfers: BTreeMap<u64, Entry>,
-    last: u64,
+struct DownloadTable {
+    downloads: BTreeMap<u64, DownloadEntry>,
+    last_number: u64,
     /// Numbers of transfers that the store does not have as they are; or has, and should not.
     unstored: BTreeSet<u64>,
     /// Whether a task tries again to store them.
@@ -57,32 +57,32 @@ struct Table {
 }
 
 #[derive(Debug)]
-struct Entry {
-    spec: FetchSpec,
+struct DownloadEntry {
+    spec: DownloadSpec,
     /// What it is held to, for the task at work.
-    terms: watch::Sender<Terms>,
+    limits: watch::Sender<TransferLimits>,
     /// Who was named to be asked, for the same.
-    named: watch::Sender<Vec<Address>>,
-    view: watch::Sender<View>,
-    live: watch::Sender<Option<Arc<Live>>>,
+    named_peers: watch::Sender<Vec<Address>>,
+    status: watch::Sender<DownloadStatus>,
+    active: watch::Sender<Option<Arc<ActiveDownload>>>,
     /// The task at work, if there is one.
-    task: Option<Task>,
+    task: Option<DownloadTask>,
     /// How many callers watch it.
     watchers: usize,
     /// Whether the task at work is to remove what it had fetched.
     cancel: bool,
     /// Whether the store is to remember it, and then as one that was at work.
-    stored: Option<bool>,
+    persisted: Option<bool>,
 }
 
 #[derive(Debug, Clone)]
-struct Task {
+struct DownloadTask {
     stop: CancellationToken,
     /// Cancelled once it has ended.
     ended: CancellationToken,
 }
 
-impl Task {
+impl DownloadTask {
     fn under(shutdown: &CancellationToken) -> Self {
         Self {
             stop: shutdown.child_token(),
@@ -93,7 +93,7 @@ impl Task {
 
 /// Whether what is done or cancelled begins again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Again {
+enum RestartPolicy {
     /// Somebody asks for the file.
     Always,
     /// It was to go on, and may have come to its end meanwhile.
@@ -114,44 +114,44 @@ enum Begin {
 
 /// Somebody watches a transfer; dropping it tells that they do not any more.
 #[derive(Debug)]
-pub struct Watching {
-    transfers: Transfers,
+pub struct DownloadWatch {
+    manager: DownloadManager,
     /// Its number.
     pub transfer: u64,
     /// How it stands.
-    pub view: watch::Receiver<View>,
+    pub status: watch::Receiver<DownloadStatus>,
 }
 
-impl Drop for Watching {
+impl Drop for DownloadWatch {
     fn drop(&mut self) {
-        let mut table = self.transfers.table();
-        let Some(entry) = table.transfers.get_mut(&self.transfer) else {
+        let mut table = self.manager.table();
+        let Some(entry) = table.downloads.get_mut(&self.transfer) else {
             return;
         };
         entry.watchers -= 1;
         let unwatched = entry.watchers == 0 && !entry.spec.detach;
-        if unwatched && entry.task.is_some() && !self.transfers.inner.shutdown.is_cancelled() {
+        if unwatched && entry.task.is_some() && !self.manager.shared.shutdown.is_cancelled() {
             tracing::info!(transfer = self.transfer, "paused: nobody watches it any more");
             entry.pause();
         }
     }
 }
 
-impl Transfers {
-    /// No transfers yet; [`Transfers::restore`] brings back those of earlier runs.
-    pub fn new(context: Arc<Context>, shutdown: CancellationToken) -> Self {
+impl DownloadManager {
+    /// No transfers yet; [`DownloadManager::restore`] brings back those of earlier runs.
+    pub fn new(context: Arc<DownloadContext>, shutdown: CancellationToken) -> Self {
         Self {
-            inner: Arc::new(Inner {
+            shared: Arc::new(ManagerShared {
                 context,
-                state: Mutex::default(),
-                storing: Mutex::default(),
+                table: Mutex::default(),
+                persisting: Mutex::default(),
                 shutdown,
             }),
         }
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, DownloadTable> {
+        self.shared.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Brings back what had not ended when the peer last stopped, and goes on with what was running on its own.
@@ -159,11 +159,11 @@ impl Transfers {
     /// # Errors
     /// Where the store cannot be read.
     pub async fn restore(&self) -> Result<(), Problem> {
-        let store = self.inner.context.store.clone();
+        let store = self.shared.context.store.clone();
         let saved = blocking(move || store.transfers()).await?;
         let saved = saved.map_err(|error| Problem::new(Reason::StoreUnavailable, error.to_string()))?;
         for (number, bytes) in saved {
-            let Some(saved) = Saved::decode(&bytes) else {
+            let Some(saved) = PersistedDownload::decode(&bytes) else {
                 tracing::warn!(
                     transfer = number,
                     "a remembered transfer cannot be understood and is passed over"
@@ -175,40 +175,40 @@ impl Transfers {
             self.table().insert(number, saved, stored);
             if going {
                 // The store has it: nothing can fail.
-                let _ = self.begin(number, Again::UnlessEnded).await;
+                let _ = self.start_task(number, RestartPolicy::UnlessEnded).await;
             }
         }
         Ok(())
     }
 }
 
-impl Table {
-    fn insert(&mut self, number: u64, saved: Saved, stored: Option<bool>) -> &mut Entry {
-        let mut view = View::new(number, &saved.spec);
-        view.state = State::Paused;
+impl DownloadTable {
+    fn insert(&mut self, number: u64, saved: PersistedDownload, stored: Option<bool>) -> &mut DownloadEntry {
+        let mut view = DownloadStatus::new(number, &saved.spec);
+        view.state = DownloadState::Paused;
         if !saved.name.is_empty() {
             view.name = saved.name;
         }
         if let Some(path) = saved.path {
             view.path = path;
         }
-        self.last = self.last.max(number);
-        let entry = Entry {
-            terms: watch::Sender::new(view.terms),
-            named: watch::Sender::new(saved.spec.providers.clone()),
+        self.last_number = self.last_number.max(number);
+        let entry = DownloadEntry {
+            limits: watch::Sender::new(view.limits),
+            named_peers: watch::Sender::new(saved.spec.providers.clone()),
             spec: saved.spec,
-            view: watch::Sender::new(view),
-            live: watch::Sender::new(None),
+            status: watch::Sender::new(view),
+            active: watch::Sender::new(None),
             task: None,
             watchers: 0,
             cancel: false,
-            stored,
+            persisted: stored,
         };
-        self.transfers.entry(number).or_insert(entry)
+        self.downloads.entry(number).or_insert(entry)
     }
 }
 
-impl Transfers {
+impl DownloadManager {
     /// Begins a fetch, or joins one of the same thing to the same target, resuming it if it is paused. One that is joined takes over
     /// what is asked of it besides: peers to ask, going on unwatched, and the terms that are named.
     ///
@@ -216,14 +216,14 @@ impl Transfers {
     /// [`Reason::UnsafePath`]; where it is to go on unwatched and cannot be stored, [`Reason::DiskFull`],
     /// [`Reason::TooManyOpenFiles`] or [`Reason::StoreUnavailable`]. Whatever comes later is in the
     /// view.
-    pub async fn fetch(&self, spec: FetchSpec) -> Result<Watching, Problem> {
+    pub async fn start_download(&self, spec: DownloadSpec) -> Result<DownloadWatch, Problem> {
         if let Some(path) = &spec.target {
-            target::check(path)?;
+            target::check_target(path)?;
         }
         let detach = spec.detach;
         // Watched before it begins, or it would be paused for want of a watcher.
         let (watching, _) = self.find_or_insert(spec);
-        match self.begin(watching.transfer, Again::Always).await {
+        match self.start_task(watching.transfer, RestartPolicy::Always).await {
             // Only a detached transfer is promised to outlast its caller and this process.
             Err(problem) if detach => Err(problem),
             _ => Ok(watching),
@@ -231,31 +231,31 @@ impl Transfers {
     }
 
     /// The transfer of this, watched, and whether it was there. In one step: two who ask for the same at once have the same.
-    fn find_or_insert(&self, spec: FetchSpec) -> (Watching, bool) {
+    fn find_or_insert(&self, spec: DownloadSpec) -> (DownloadWatch, bool) {
         let mut table = self.table();
         let table = &mut *table;
-        let same = table.transfers.iter().rev().find(|(_, entry)| {
+        let same = table.downloads.iter().rev().find(|(_, entry)| {
             let same = entry.spec.target == spec.target && entry.spec.name == spec.name;
             !entry.has_ended() && same && entry.spec.id == spec.id && entry.spec.sha256 == spec.sha256
         });
         let same = same.map(|(&number, _)| number);
-        let number = same.unwrap_or(table.last + 1);
-        let entry = match same.and_then(|number| table.transfers.get_mut(&number)) {
+        let number = same.unwrap_or(table.last_number + 1);
+        let entry = match same.and_then(|number| table.downloads.get_mut(&number)) {
             Some(entry) => {
                 entry.spec.detach |= spec.detach;
                 entry.spec.allow_expansion |= spec.allow_expansion;
-                entry.hold_to(spec.terms);
+                entry.apply_limits(spec.limits);
                 for address in spec.providers {
                     if !entry.spec.providers.contains(&address) {
                         entry.spec.providers.push(address);
                     }
                 }
-                entry.named.send_replace(entry.spec.providers.clone());
+                entry.named_peers.send_replace(entry.spec.providers.clone());
                 table.unstored.insert(number);
                 entry
             }
             None => {
-                let saved = Saved {
+                let saved = PersistedDownload {
                     spec,
                     running: true,
                     name: String::new(),
@@ -265,10 +265,10 @@ impl Transfers {
             }
         };
         entry.watchers += 1;
-        let watching = Watching {
-            transfers: self.clone(),
+        let watching = DownloadWatch {
+            manager: self.clone(),
             transfer: number,
-            view: entry.view.subscribe(),
+            status: entry.status.subscribe(),
         };
         (watching, same.is_some())
     }
@@ -278,16 +278,16 @@ impl Transfers {
     ///
     /// # Errors
     /// Where it could not be stored; a detached transfer that had to begin has failed then.
-    async fn begin(&self, number: u64, again: Again) -> Result<(), Problem> {
+    async fn start_task(&self, number: u64, again: RestartPolicy) -> Result<(), Problem> {
         loop {
             match self.try_begin(number, again) {
                 // It is always told, unless the task was lost to the end of the process.
                 Begin::Begun(told) => {
                     return told.await.unwrap_or_else(|_| Err(shutting_down()));
                 }
-                Begin::AtWork => return self.store(number).await,
+                Begin::AtWork => return self.sync_store(number).await,
                 Begin::Nothing => return Ok(()),
-                Begin::Stopping(_) if self.inner.shutdown.is_cancelled() => {
+                Begin::Stopping(_) if self.shared.shutdown.is_cancelled() => {
                     return Err(shutting_down());
                 }
                 Begin::Stopping(ended) => ended.cancelled().await,
@@ -295,19 +295,19 @@ impl Transfers {
         }
     }
 
-    fn try_begin(&self, number: u64, again: Again) -> Begin {
+    fn try_begin(&self, number: u64, again: RestartPolicy) -> Begin {
         let mut table = self.table();
         let table = &mut *table;
-        let Some(entry) = table.transfers.get_mut(&number) else {
+        let Some(entry) = table.downloads.get_mut(&number) else {
             return Begin::Nothing;
         };
         match &entry.task {
             Some(task) if task.stop.is_cancelled() => Begin::Stopping(task.ended.clone()),
             Some(_) => Begin::AtWork,
-            None if again == Again::UnlessEnded && entry.has_ended() => Begin::Nothing,
+            None if again == RestartPolicy::UnlessEnded && entry.has_ended() => Begin::Nothing,
             None => {
-                if entry.stored != Some(true) {
-                    entry.stored = Some(true);
+                if entry.persisted != Some(true) {
+                    entry.persisted = Some(true);
                     table.unstored.insert(number);
                 }
                 Begin::Begun(self.start(number, entry))
@@ -316,38 +316,44 @@ impl Transfers {
     }
 
     /// Starts the task of an entry that has none. What this gives tells whether it was stored.
-    fn start(&self, number: u64, entry: &mut Entry) -> oneshot::Receiver<Result<(), Problem>> {
-        let task = Task::under(&self.inner.shutdown);
+    fn start(&self, number: u64, entry: &mut DownloadEntry) -> oneshot::Receiver<Result<(), Problem>> {
+        let task = DownloadTask::under(&self.shared.shutdown);
         entry.task = Some(task.clone());
-        entry.view.send_modify(|view| {
-            view.state = State::Preparing;
+        entry.status.send_modify(|view| {
+            view.state = DownloadState::Preparing;
             view.error = None;
         });
-        let run = Run {
-            context: Arc::clone(&self.inner.context),
+        let run = DownloadRun {
+            context: Arc::clone(&self.shared.context),
             spec: entry.spec.clone(),
-            terms: entry.terms.subscribe(),
-            named: entry.named.subscribe(),
-            view: entry.view.clone(),
+            limits: entry.limits.subscribe(),
+            named_peers: entry.named_peers.subscribe(),
+            status: entry.status.clone(),
             stop: task.stop.clone(),
-            live: entry.live.clone(),
-            doubted: false.into(),
+            active: entry.active.clone(),
+            kind_doubted: false.into(),
         };
         let (tell, begun) = oneshot::channel();
-        let work = self.clone().work(number, run, task, tell);
-        self.inner.context.tracker.spawn(work);
+        let work = self.clone().run_task(number, run, task, tell);
+        self.shared.context.tracker.spawn(work);
         begun
     }
 
     /// The task of a transfer. `begun` is told whether the transfer was stored.
-    async fn work(self, number: u64, run: Run, task: Task, begun: oneshot::Sender<Result<(), Problem>>) {
-        let stored = self.store(number).await;
+    async fn run_task(
+        self,
+        number: u64,
+        run: DownloadRun,
+        task: DownloadTask,
+        begun: oneshot::Sender<Result<(), Problem>>,
+    ) {
+        let stored = self.sync_store(number).await;
         if let Err(problem) = &stored
             && run.spec.detach
         {
             // It was promised to nobody: it ends before anybody hears of it.
             let cancel = self.is_to_cancel(number);
-            self.conclude(number, task, Ended::Failed(problem.clone()), cancel)
+            self.finish_task(number, task, RunEnd::Failed(problem.clone()), cancel)
                 .await;
             let _ = begun.send(stored);
             return;
@@ -356,58 +362,58 @@ impl Transfers {
         let _ = begun.send(stored);
         tracing::debug!(transfer = number, file = %run.spec.id.short(), "begins");
         // A task of its own, so that a defect in it ends one transfer and not its bookkeeping.
-        let ran = self.inner.context.tracker.spawn(run.run()).await;
+        let ran = self.shared.context.tracker.spawn(run.run()).await;
         let ended = match ran {
             Ok(ended) => ended,
             Err(error) => {
                 tracing::error!(transfer = number, %error, "the transfer's task failed");
-                self.take_down(number).await;
-                Ended::Failed(Problem::new(
+                self.clean_up(number).await;
+                RunEnd::Failed(Problem::new(
                     Reason::Internal,
                     "the transfer failed for a defect: see the peer's log",
                 ))
             }
         };
         match &ended {
-            Ended::Done => tracing::info!(transfer = number, "done"),
-            Ended::Failed(problem) => tracing::warn!(transfer = number, %problem, "failed"),
-            Ended::Stopped => tracing::debug!(transfer = number, "stopped"),
+            RunEnd::Done => tracing::info!(transfer = number, "done"),
+            RunEnd::Failed(problem) => tracing::warn!(transfer = number, %problem, "failed"),
+            RunEnd::Stopped => tracing::debug!(transfer = number, "stopped"),
         }
         let cancel = self.is_to_cancel(number);
-        self.conclude(number, task, ended, cancel).await;
+        self.finish_task(number, task, ended, cancel).await;
     }
 
     /// Whether its owner wants what a transfer has fetched removed.
     fn is_to_cancel(&self, number: u64) -> bool {
         let table = self.table();
-        table.transfers.get(&number).is_some_and(|entry| entry.cancel)
+        table.downloads.get(&number).is_some_and(|entry| entry.cancel)
     }
 
     /// Does what the task of a transfer could not do any more: nothing is served of it, and its part is free to go on with.
-    async fn take_down(&self, number: u64) {
+    async fn clean_up(&self, number: u64) {
         let live = self
             .table()
-            .transfers
+            .downloads
             .get(&number)
-            .and_then(|entry| entry.live.send_replace(None));
+            .and_then(|entry| entry.active.send_replace(None));
         if let Some(live) = live {
             // Where this fails the peer is ending, and the lock with it.
-            let _ = blocking(move || live.part.release()).await;
+            let _ = blocking(move || live.part_file.unlock()).await;
         }
     }
 
     /// What follows the end of a transfer's task. What cannot be stored now is stored later.
-    async fn conclude(&self, number: u64, task: Task, ended: Ended, mut cancel: bool) {
+    async fn finish_task(&self, number: u64, task: DownloadTask, ended: RunEnd, mut cancel: bool) {
         let pruned = loop {
             let stored = match ended {
-                Ended::Done => self.forget(number).await,
+                RunEnd::Done => self.forget(number).await,
                 _ if cancel => self.discard(number).await,
-                Ended::Stopped if self.inner.shutdown.is_cancelled() => Ok(()),
-                Ended::Stopped | Ended::Failed(_) => self.remember(number, false).await,
+                RunEnd::Stopped if self.shared.shutdown.is_cancelled() => Ok(()),
+                RunEnd::Stopped | RunEnd::Failed(_) => self.persist(number, false).await,
             };
             // Whoever waits for this asks again for it to be stored, and hears of a failure then.
             drop(stored);
-            match self.settle(number, &ended, cancel) {
+            match self.record_end(number, &ended, cancel) {
                 Some(pruned) => break pruned,
                 // That came while it was being stored.
                 None => cancel = true,
@@ -422,31 +428,31 @@ impl Transfers {
 
     /// Shows how a transfer's task ended; gives the numbers of old transfers that are no longer listed. `None` where it is to be
     /// cancelled and was not.
-    fn settle(&self, number: u64, ended: &Ended, cancel: bool) -> Option<Vec<u64>> {
+    fn record_end(&self, number: u64, ended: &RunEnd, cancel: bool) -> Option<Vec<u64>> {
         let mut table = self.table();
-        if let Some(entry) = table.transfers.get_mut(&number) {
-            if entry.cancel && !cancel && !matches!(ended, Ended::Done) {
+        if let Some(entry) = table.downloads.get_mut(&number) {
+            if entry.cancel && !cancel && !matches!(ended, RunEnd::Done) {
                 return None;
             }
             entry.task = None;
             entry.cancel = false;
-            entry.view.send_modify(|view| {
+            entry.status.send_modify(|view| {
                 view.rest(match ended {
-                    Ended::Done => State::Done,
-                    _ if cancel => State::Cancelled,
+                    RunEnd::Done => DownloadState::Done,
+                    _ if cancel => DownloadState::Cancelled,
                     // Who follows it is told that the peer ends, and not that somebody paused it.
-                    Ended::Stopped if self.inner.shutdown.is_cancelled() => view.state,
-                    Ended::Stopped => State::Paused,
-                    Ended::Failed(_) => State::Failed,
+                    RunEnd::Stopped if self.shared.shutdown.is_cancelled() => view.state,
+                    RunEnd::Stopped => DownloadState::Paused,
+                    RunEnd::Failed(_) => DownloadState::Failed,
                 });
                 match ended {
-                    Ended::Done => {
+                    RunEnd::Done => {
                         view.bytes_done = view.bytes_total;
                         view.units_done = view.units_total;
                         view.missing.clear();
                     }
-                    Ended::Failed(problem) if !cancel => view.error = Some(problem.clone()),
-                    Ended::Failed(_) | Ended::Stopped => {}
+                    RunEnd::Failed(problem) if !cancel => view.error = Some(problem.clone()),
+                    RunEnd::Failed(_) | RunEnd::Stopped => {}
                 }
             });
         }
@@ -454,12 +460,12 @@ impl Transfers {
     }
 
     /// Every transfer, newest first.
-    pub fn list(&self) -> Vec<View> {
+    pub fn list(&self) -> Vec<DownloadStatus> {
         self.table()
-            .transfers
+            .downloads
             .values()
             .rev()
-            .map(|entry| entry.view.borrow().clone())
+            .map(|entry| entry.status.borrow().clone())
             .collect()
     }
 
@@ -467,10 +473,13 @@ impl Transfers {
     ///
     /// # Errors
     /// [`Reason::NotFound`].
-    pub fn get(&self, number: u64) -> Result<View, Problem> {
+    pub fn get(&self, number: u64) -> Result<DownloadStatus, Problem> {
         let table = self.table();
-        let entry = table.transfers.get(&number).ok_or_else(|| unknown(number))?;
-        let view = entry.view.borrow().clone();
+        let entry = table
+            .downloads
+            .get(&number)
+            .ok_or_else(|| unknown_transfer(number))?;
+        let view = entry.status.borrow().clone();
         Ok(view)
     }
 
@@ -478,7 +487,7 @@ impl Transfers {
     ///
     /// # Errors
     /// [`Reason::NotFound`].
-    pub fn of_file(&self, id: FileId) -> Result<View, Problem> {
+    pub fn get_by_file(&self, id: FileId) -> Result<DownloadStatus, Problem> {
         let found = self.list().into_iter().find(|view| view.id == id);
         found.ok_or_else(|| {
             Problem::new(
@@ -489,47 +498,47 @@ impl Transfers {
     }
 
     /// How many have not ended.
-    pub fn open(&self) -> usize {
+    pub fn unfinished_count(&self) -> usize {
         let table = self.table();
-        let ended = |entry: &&Entry| {
+        let ended = |entry: &&DownloadEntry| {
             matches!(
-                entry.view.borrow().state,
-                State::Done | State::Cancelled | State::Failed
+                entry.status.borrow().state,
+                DownloadState::Done | DownloadState::Cancelled | DownloadState::Failed
             )
         };
-        table.transfers.values().filter(|entry| !ended(entry)).count()
+        table.downloads.values().filter(|entry| !ended(entry)).count()
     }
 
     /// How many are paused.
     pub fn paused(&self) -> usize {
         let table = self.table();
-        let is_paused = |entry: &&Entry| entry.view.borrow().state == State::Paused;
-        table.transfers.values().filter(is_paused).count()
+        let is_paused = |entry: &&DownloadEntry| entry.status.borrow().state == DownloadState::Paused;
+        table.downloads.values().filter(is_paused).count()
     }
 }
 
-impl Transfers {
+impl DownloadManager {
     /// Those from which something can be served.
-    fn running(&self) -> Vec<Arc<Live>> {
+    fn active_downloads(&self) -> Vec<Arc<ActiveDownload>> {
         let table = self.table();
         let live = table
-            .transfers
+            .downloads
             .values()
-            .filter_map(|entry| entry.live.borrow().clone());
+            .filter_map(|entry| entry.active.borrow().clone());
         live.collect()
     }
 }
 
-impl ContentSource for Transfers {
+impl ContentSource for DownloadManager {
     fn find(&self, id: &FileId) -> Option<Arc<dyn Content>> {
-        self.running().iter().find_map(|live| live.offer(id))
+        self.active_downloads().iter().find_map(|live| live.content(id))
     }
 
     fn try_find(&self, id: &FileId) -> Option<Arc<dyn Content>> {
         // Only locks that are held for moments. Not the files inside a collection, whose units take some counting.
-        let running = self.running();
+        let running = self.active_downloads();
         let live = running.iter().find(|live| live.record.id == *id)?;
-        live.offer(id)
+        live.content(id)
     }
 }
 
@@ -540,7 +549,7 @@ fn shutting_down() -> Problem {
     )
 }
 
-fn unknown(number: u64) -> Problem {
+fn unknown_transfer(number: u64) -> Problem {
     Problem::new(
         Reason::NotFound,
         format!("there is no transfer {number}: list them with `transfers`"),

@@ -30,8 +30,8 @@ use rustix::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::body::Body;
-use super::{resume::Resume, rope::Rope, target, target::Target, tree::Tree};
+pub(crate) use self::body::PartStorage;
+use super::{resume::ResumeState, rope::ChunkList, target, target::DownloadTarget, tree::CollectionTree};
 use crate::{bits::Bitfield, cached, durable};
 
 /// Room left free on the disk, in bytes: a disk filled to the last byte hurts every other program.
@@ -42,33 +42,33 @@ const PREALLOCATE: u64 = 4 * 1024 * 1024;
 
 /// A part that is open. Cheap to clone through an `Arc`.
 #[derive(Debug)]
-pub(crate) struct Part {
+pub(crate) struct PartFile {
     id: FileId,
-    target: Target,
+    target: DownloadTarget,
     plan: Arc<Plan>,
-    body: Body,
+    storage: PartStorage,
     /// Whether it is a file that can be read without ever waiting for a disk or another machine unless it is to.
     never_waits: bool,
     /// The file system's number.
     device: u64,
     /// Whether a state is on the disk that is to be believed when the part is opened again.
-    is_stated: AtomicBool,
+    has_valid_resume_state: AtomicBool,
     /// The first flush that failed.
-    unflushed: OnceLock<io::Error>,
+    sync_error: OnceLock<io::Error>,
 }
 
 /// What was found when a part was opened.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Found {
+pub(crate) enum FoundPart {
     /// Nothing: it was made.
-    Nothing,
+    Created,
     /// Data with a state that says which units are there; trust it after a sample.
     Resume(Bitfield),
     /// Data without a usable state: any unit may be there, verify each.
-    Unknown,
+    Unverified,
 }
 
-impl Part {
+impl PartFile {
     /// Opens the part of this target, or makes it.
     ///
     /// # Errors
@@ -77,22 +77,22 @@ impl Part {
     /// [`Reason::TargetNotWritable`]; [`Reason::Cancelled`] once `stop` is.
     pub(crate) fn open(
         id: FileId,
-        target: Target,
+        target: DownloadTarget,
         plan: Arc<Plan>,
         manifest: Option<Arc<Manifest>>,
         stop: &CancellationToken,
-    ) -> Result<(Self, Found), Problem> {
+    ) -> Result<(Self, FoundPart), Problem> {
         let path = target.part();
-        let failed = |error: io::Error| target::problem(&path, &error);
+        let failed = |error: io::Error| target::target_problem(&path, &error);
         durable::create_folders(target.parent(), 0o777)
-            .map_err(|error| target::problem(target.parent(), &error))?;
+            .map_err(|error| target::target_problem(target.parent(), &error))?;
         let mut before = fs::symlink_metadata(&path).ok();
         let unreadable = |error: io::Error| match error.kind() {
             // A pipe, a folder or a link: nothing that a download makes.
-            ErrorKind::InvalidInput => unfinished(&target.state()),
-            _ => target::problem(&target.state(), &error),
+            ErrorKind::InvalidInput => in_use(&target.state()),
+            _ => target::target_problem(&target.state(), &error),
         };
-        let mut state = Resume::load(&target.state()).map_err(unreadable)?;
+        let mut state = ResumeState::load(&target.state()).map_err(unreadable)?;
         // Of when this folder was taken for a plain file.
         let is_file = before.as_ref().is_some_and(Metadata::is_file);
         if manifest.is_some() && is_file && state.as_ref().is_some_and(|state| state.id == id) {
@@ -110,39 +110,41 @@ impl Part {
             None => before.is_file() && (ours || before.len() == plan.total() || before.len() == 0),
         });
         if !fits || (before.is_some() && state.as_ref().is_some_and(|state| state.id != id)) {
-            return Err(unfinished(&path));
+            return Err(in_use(&path));
         }
         let body = match manifest {
-            Some(manifest) => Body::Tree(Tree::open(&path, manifest, Arc::clone(&plan)).map_err(failed)?),
-            None => Body::File(Arc::new(open_file(&path, before.is_some()).map_err(failed)?)),
+            Some(manifest) => {
+                PartStorage::Tree(CollectionTree::open(&path, manifest, Arc::clone(&plan)).map_err(failed)?)
+            }
+            None => PartStorage::File(Arc::new(open_file(&path, before.is_some()).map_err(failed)?)),
         };
         let device = body.device().map_err(failed)?;
         let part = Self {
             id,
             target,
             plan,
-            never_waits: matches!(&body, Body::File(file) if cached::never_waits(file)),
-            body,
+            never_waits: matches!(&body, PartStorage::File(file) if cached::never_waits(file)),
+            storage: body,
             device,
-            is_stated: AtomicBool::new(false),
-            unflushed: OnceLock::new(),
+            has_valid_resume_state: AtomicBool::new(false),
+            sync_error: OnceLock::new(),
         };
         part.lock(&path)?;
         let made = before.is_none();
         let found = match (before, state) {
-            (None, _) => Found::Nothing,
-            (Some(before), Some(state)) if ours && part.is_as_left(&before, &state) => {
-                Found::Resume(state.have)
+            (None, _) => FoundPart::Created,
+            (Some(before), Some(state)) if ours && part.matches_state(&before, &state) => {
+                FoundPart::Resume(state.have)
             }
-            (Some(before), _) if before.is_file() && before.len() == 0 => Found::Nothing,
-            (Some(_), _) => Found::Unknown,
+            (Some(before), _) if before.is_file() && before.len() == 0 => FoundPart::Created,
+            (Some(_), _) => FoundPart::Unverified,
         };
-        match part.begin(&found, ours, stop) {
+        match part.initialize(&found, ours, stop) {
             Ok(()) => Ok((part, found)),
             Err(problem) => {
                 // What was made a moment ago holds nothing, and half of the room taken helps nobody.
                 if made {
-                    part.unmake(&path);
+                    part.remove_empty(&path);
                     let _ = fs::remove_file(part.target.state());
                 }
                 Err(problem)
@@ -151,39 +153,39 @@ impl Part {
     }
 
     /// Whether what is there can be what this state was written of: no copy, which may have been cut short, and nothing shorter or gone.
-    fn is_as_left(&self, before: &Metadata, state: &Resume) -> bool {
+    fn matches_state(&self, before: &Metadata, state: &ResumeState) -> bool {
         before.ino() == state.inode
-            && match &self.body {
-                Body::File(_) => before.len() >= self.plan.total(),
-                Body::Tree(tree) => tree.holds(&state.have),
+            && match &self.storage {
+                PartStorage::File(_) => before.len() >= self.plan.total(),
+                PartStorage::Tree(tree) => tree.holds_units(&state.have),
             }
     }
 
     /// Takes the room, and says that a new part has nothing. A state that is `ours` and not believed is made such that nobody ever does:
     /// what shows that it is wrong is gone once there is room.
-    fn begin(&self, found: &Found, ours: bool, stop: &CancellationToken) -> Result<(), Problem> {
+    fn initialize(&self, found: &FoundPart, ours: bool, stop: &CancellationToken) -> Result<(), Problem> {
         let nothing = Bitfield::new(self.plan.unit_count());
         match found {
-            Found::Unknown if ours => self.disbelieve()?,
-            Found::Resume(_) => self.is_stated.store(true, Ordering::Relaxed),
-            Found::Nothing | Found::Unknown => {}
+            FoundPart::Unverified if ours => self.invalidate_resume_state()?,
+            FoundPart::Resume(_) => self.has_valid_resume_state.store(true, Ordering::Relaxed),
+            FoundPart::Created | FoundPart::Unverified => {}
         }
-        self.make_room(found)
-            .map_err(|error| target::problem(&self.target.path, &error))?;
-        if *found == Found::Nothing {
-            self.store_state(&nothing)?;
+        self.reserve_space(found)
+            .map_err(|error| target::target_problem(&self.target.path, &error))?;
+        if *found == FoundPart::Created {
+            self.write_state(&nothing)?;
         }
-        match &self.body {
+        match &self.storage {
             // After the state: a folder that is found half made is known to be this download's.
-            Body::Tree(tree) => tree.prepare(&self.target.part(), stop),
-            Body::File(_) => Ok(()),
+            PartStorage::Tree(tree) => tree.prepare(&self.target.part(), stop),
+            PartStorage::File(_) => Ok(()),
         }
     }
 
-    fn unmake(&self, path: &Path) {
-        let removed = match &self.body {
-            Body::File(_) => fs::remove_file(path),
-            Body::Tree(_) => fs::remove_dir_all(path),
+    fn remove_empty(&self, path: &Path) {
+        let removed = match &self.storage {
+            PartStorage::File(_) => fs::remove_file(path),
+            PartStorage::Tree(_) => fs::remove_dir_all(path),
         };
         if let Err(error) = removed {
             tracing::debug!(path = %path.display(), %error, "an empty part could not be removed");
@@ -191,7 +193,7 @@ impl Part {
     }
 
     fn lock(&self, path: &Path) -> Result<(), Problem> {
-        match is_free(self.handle()) {
+        match try_lock(self.handle()) {
             // Without locks two downloads to one target write the same verified bytes.
             true => Ok(()),
             false => Err(Problem::new(
@@ -206,13 +208,13 @@ impl Part {
     }
 
     /// Gives up the lock: nothing is written any more, though whoever is being served may still read.
-    pub(crate) fn release(&self) {
+    pub(crate) fn unlock(&self) {
         // Where it cannot be unlocked it could not be locked.
         let _ = rustix::fs::flock(self.handle(), FlockOperation::NonBlockingUnlock);
     }
 
     /// Whether it still stands under its name: somebody may have removed it, or put something else there.
-    pub(crate) fn is_in_place(&self) -> bool {
+    pub(crate) fn is_at_path(&self) -> bool {
         let path = self.target.part();
         let of = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
         let (named, held) = (rustix::fs::lstat(&path), rustix::fs::fstat(self.handle()));
@@ -220,18 +222,18 @@ impl Part {
     }
 
     fn handle(&self) -> BorrowedFd<'_> {
-        self.body.handle()
+        self.storage.handle()
     }
 
     /// Checks that what is missing fits on the disk, and takes the room for it.
-    fn make_room(&self, found: &Found) -> io::Result<()> {
+    fn reserve_space(&self, found: &FoundPart) -> io::Result<()> {
         let disk = rustix::fs::fstatvfs(self.handle())?;
-        let missing = match (&self.body, found) {
+        let missing = match (&self.storage, found) {
             // Blocks of 512 bytes, whatever the file system's own.
-            (Body::File(file), _) => self.plan.total().saturating_sub(file.metadata()?.blocks() * 512),
-            (Body::Tree(tree), Found::Resume(have)) => tree.room_needed(Some(have), disk.f_frsize),
-            (Body::Tree(tree), Found::Nothing) => tree.room_needed(None, disk.f_frsize),
-            (Body::Tree(tree), Found::Unknown) => {
+            (PartStorage::File(file), _) => self.plan.total().saturating_sub(file.metadata()?.blocks() * 512),
+            (PartStorage::Tree(tree), FoundPart::Resume(have)) => tree.room_needed(Some(have), disk.f_frsize),
+            (PartStorage::Tree(tree), FoundPart::Created) => tree.room_needed(None, disk.f_frsize),
+            (PartStorage::Tree(tree), FoundPart::Unverified) => {
                 let all = Bitfield::full(self.plan.unit_count());
                 tree.room_needed(Some(&all), disk.f_frsize)
             }
@@ -239,9 +241,9 @@ impl Part {
         if missing > 0 && missing.saturating_add(RESERVE) > disk.f_bavail.saturating_mul(disk.f_frsize) {
             return Err(ErrorKind::StorageFull.into());
         }
-        match &self.body {
-            Body::File(file) => file.set_len(self.plan.total()),
-            Body::Tree(_) => Ok(()),
+        match &self.storage {
+            PartStorage::File(file) => file.set_len(self.plan.total()),
+            PartStorage::Tree(_) => Ok(()),
         }
     }
 
@@ -251,7 +253,7 @@ impl Part {
     /// # Errors
     /// Whatever the file system says: the rest of the room is not taken.
     pub(crate) fn preallocate(&self, wanted: impl Fn() -> bool) -> io::Result<()> {
-        let Body::File(file) = &self.body else {
+        let PartStorage::File(file) = &self.storage else {
             return Ok(());
         };
         if cached::is_in_memory(file) {
@@ -288,7 +290,7 @@ impl Part {
     }
 
     /// Where it is written to and will be.
-    pub(crate) const fn target(&self) -> &Target {
+    pub(crate) const fn target(&self) -> &DownloadTarget {
         &self.target
     }
 
@@ -304,30 +306,30 @@ impl Part {
 
     /// Bytes of copies that were made of content that several paths have.
     pub(crate) fn copied(&self) -> u64 {
-        match &self.body {
-            Body::Tree(tree) => tree.copied(),
-            Body::File(_) => 0,
+        match &self.storage {
+            PartStorage::Tree(tree) => tree.copied(),
+            PartStorage::File(_) => 0,
         }
     }
 
     /// What the file system could not keep, a sentence each; known once it is finished.
     pub(crate) fn not_kept(&self) -> Vec<String> {
-        match &self.body {
-            Body::Tree(tree) => tree.not_kept(),
-            Body::File(_) => Vec::new(),
+        match &self.storage {
+            PartStorage::Tree(tree) => tree.not_kept(),
+            PartStorage::File(_) => Vec::new(),
         }
     }
 
     /// Where the bytes are.
-    pub(crate) const fn body(&self) -> &Body {
-        &self.body
+    pub(crate) const fn storage(&self) -> &PartStorage {
+        &self.storage
     }
 
     /// The file with this content, by its place in the plan.
     pub(crate) fn file(&self, index: usize) -> io::Result<Arc<File>> {
-        match &self.body {
-            Body::File(file) => Ok(Arc::clone(file)),
-            Body::Tree(tree) => tree.file(index),
+        match &self.storage {
+            PartStorage::File(file) => Ok(Arc::clone(file)),
+            PartStorage::Tree(tree) => tree.file(index),
         }
     }
 
@@ -335,12 +337,12 @@ impl Part {
     ///
     /// # Errors
     /// Whatever the file system says; the unit is then not there.
-    pub(crate) fn write(&self, unit: u32, data: &Rope) -> io::Result<()> {
+    pub(crate) fn write(&self, unit: u32, data: &ChunkList) -> io::Result<()> {
         let mut at = 0;
         for span in self.plan.spans(unit) {
-            let file = match &self.body {
-                Body::Tree(tree) => tree.new_file(span.file)?,
-                Body::File(file) => Arc::clone(file),
+            let file = match &self.storage {
+                PartStorage::Tree(tree) => tree.new_file(span.file)?,
+                PartStorage::File(file) => Arc::clone(file),
             };
             let mut offset = span.offset;
             for bytes in data.slices(at..at + span.len as usize) {
@@ -356,7 +358,7 @@ impl Part {
     ///
     /// # Errors
     /// Whatever the file system says; `UnexpectedEof` where it is not all there.
-    pub(crate) fn read(&self, unit: u32) -> io::Result<Rope> {
+    pub(crate) fn read(&self, unit: u32) -> io::Result<ChunkList> {
         let mut data = ReadBuffer::new(self.plan.unit_len(unit) as usize);
         let mut rest = &mut data[..];
         for span in self.plan.spans(unit) {
@@ -372,9 +374,9 @@ impl Part {
     /// # Errors
     /// As of the file system; the state before still stands and is still true, and where the flush failed none follows.
     pub(crate) fn checkpoint(&self, have: &Bitfield) -> Result<(), Problem> {
-        self.flush()
-            .map_err(|error| target::problem(&self.target.part(), &error))?;
-        self.store_state(have)
+        self.sync()
+            .map_err(|error| target::target_problem(&self.target.part(), &error))?;
+        self.write_state(have)
     }
 
     /// Flushes all data. The system tells of data that it could not write once and drops it: another try would succeed and prove
@@ -382,72 +384,74 @@ impl Part {
     ///
     /// # Errors
     /// Whatever the file system says, or said once.
-    pub(crate) fn flush(&self) -> io::Result<()> {
-        if let Some(error) = self.unflushed.get() {
-            return Err(lost(error));
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        if let Some(error) = self.sync_error.get() {
+            return Err(sync_failure(error));
         }
-        let flushed = match &self.body {
-            Body::File(file) => file.sync_data(),
-            Body::Tree(tree) => flush_tree(tree),
+        let flushed = match &self.storage {
+            PartStorage::File(file) => file.sync_data(),
+            PartStorage::Tree(tree) => sync_tree(tree),
         };
         flushed.map_err(|error| {
-            let first = self.unflushed.get_or_init(|| error);
+            let first = self.sync_error.get_or_init(|| error);
             // Without a state that is believed it would be read to find what is there, and memory may still show what the disk lost.
-            if !self.is_stated()
-                && let Err(problem) = self.store_state(&Bitfield::new(self.plan.unit_count()))
+            if !self.has_valid_resume_state()
+                && let Err(problem) = self.write_state(&Bitfield::new(self.plan.unit_count()))
             {
                 tracing::warn!(%problem, "the resume state could not be written");
             }
-            lost(first)
+            sync_failure(first)
         })
     }
 
     /// Whether a flush failed: nothing that is written from then on can be relied on. Only a part that is opened anew can go on, with
     /// what its state speaks of.
-    pub(crate) fn has_lost(&self) -> bool {
-        self.unflushed.get().is_some()
+    pub(crate) fn sync_failed(&self) -> bool {
+        self.sync_error.get().is_some()
     }
 
     /// Whether a state is on the disk that is to be believed when the part is opened again.
-    pub(crate) fn is_stated(&self) -> bool {
-        self.is_stated.load(Ordering::Relaxed)
+    pub(crate) fn has_valid_resume_state(&self) -> bool {
+        self.has_valid_resume_state.load(Ordering::Relaxed)
     }
 
     /// Makes the state on the disk such that nobody ever believes it: what is there has to be verified.
-    pub(crate) fn disbelieve(&self) -> Result<(), Problem> {
-        self.is_stated.store(false, Ordering::Relaxed);
-        self.store(&Bitfield::new(self.plan.unit_count()), 0)
+    pub(crate) fn invalidate_resume_state(&self) -> Result<(), Problem> {
+        self.has_valid_resume_state.store(false, Ordering::Relaxed);
+        self.write_state_of(&Bitfield::new(self.plan.unit_count()), 0)
     }
 
-    fn store_state(&self, have: &Bitfield) -> Result<(), Problem> {
+    fn write_state(&self, have: &Bitfield) -> Result<(), Problem> {
         let stat = rustix::fs::fstat(self.handle());
-        let stat = stat.map_err(|error| target::problem(&self.target.part(), &error.into()))?;
-        self.store(have, stat.st_ino)?;
-        self.is_stated.store(true, Ordering::Relaxed);
+        let stat = stat.map_err(|error| target::target_problem(&self.target.part(), &error.into()))?;
+        self.write_state_of(have, stat.st_ino)?;
+        self.has_valid_resume_state.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    fn store(&self, have: &Bitfield, inode: u64) -> Result<(), Problem> {
-        let state = Resume {
+    fn write_state_of(&self, have: &Bitfield, inode: u64) -> Result<(), Problem> {
+        let state = ResumeState {
             id: self.id,
             size: self.plan.total(),
             inode,
             have: have.clone(),
         };
         let path = self.target.state();
-        state.store(&path).map_err(|error| target::problem(&path, &error))
+        state
+            .store(&path)
+            .map_err(|error| target::target_problem(&path, &error))
     }
 }
 
-impl Drop for Part {
+impl Drop for PartFile {
     fn drop(&mut self) {
         // By name: a program that is started at that moment has the open file a little longer than this one.
-        self.release();
+        self.unlock();
     }
 }
 
 /// Takes the lock on a part; false where somebody else has it. A file system without locks gives it to everybody.
-fn is_free(part: impl AsFd) -> bool {
+fn try_lock(part: impl AsFd) -> bool {
     rustix::fs::flock(part, FlockOperation::NonBlockingLockExclusive) != Err(Errno::WOULDBLOCK)
 }
 
@@ -455,10 +459,10 @@ fn is_free(part: impl AsFd) -> bool {
 ///
 /// # Errors
 /// As of the file system.
-pub(crate) fn remove(id: FileId, target: &Target) -> io::Result<()> {
+pub(crate) fn remove(id: FileId, target: &DownloadTarget) -> io::Result<()> {
     let state = target.state();
     // Only what a state of this very download speaks of is ours to remove.
-    if Resume::load(&state)?.is_none_or(|state| state.id != id) {
+    if ResumeState::load(&state)?.is_none_or(|state| state.id != id) {
         return Ok(());
     }
     let part = target.part();
@@ -473,7 +477,7 @@ pub(crate) fn remove(id: FileId, target: &Target) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     // It may be another transfer's to the same target, which is at work.
-    if !is_free(&held) {
+    if !try_lock(&held) {
         tracing::info!(part = %part.display(), "another download is writing it: nothing was removed");
         return Ok(());
     }
@@ -488,14 +492,14 @@ pub(crate) fn remove(id: FileId, target: &Target) -> io::Result<()> {
 }
 
 /// Of the same kind: where there was no room, a new part may find some.
-fn lost(error: &io::Error) -> io::Error {
+fn sync_failure(error: &io::Error) -> io::Error {
     io::Error::new(
         error.kind(),
         format!("some of what was written did not reach the disk ({error}); see that it works and resume"),
     )
 }
 
-fn unfinished(part: &Path) -> Problem {
+fn in_use(part: &Path) -> Problem {
     Problem::new(
         Reason::TargetExists,
         format!(
@@ -527,13 +531,13 @@ fn open_file(path: &Path, is_there: bool) -> io::Result<File> {
 }
 
 #[cfg(target_os = "linux")]
-fn flush_tree(tree: &Tree) -> io::Result<()> {
+fn sync_tree(tree: &CollectionTree) -> io::Result<()> {
     // One call instead of one for each of thousands of files.
     Ok(rustix::fs::syncfs(tree.dir())?)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn flush_tree(_tree: &Tree) -> io::Result<()> {
+fn flush_tree(_tree: &CollectionTree) -> io::Result<()> {
     rustix::fs::sync();
     Ok(())
 }

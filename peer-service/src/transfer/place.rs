@@ -15,7 +15,7 @@ use rustix::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    part::{Body, Part},
+    part::{PartFile, PartStorage},
     target,
 };
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
 
 /// What a finished download is remembered by: a plain file's stamp, or one for each entry of a manifest. From before others knew its name,
 /// so that what they change shows in it; why not, where something was changed meanwhile and may not be what was verified.
-pub(crate) type Stamps = Result<Vec<Stamp>, Problem>;
+pub(crate) type FinalStamps = Result<Vec<Stamp>, Problem>;
 
 /// Makes the part whole, flushes it, checks the claimed SHA-256 where there is one, and gives it its name.
 ///
@@ -35,31 +35,31 @@ pub(crate) type Stamps = Result<Vec<Stamp>, Problem>;
 /// [`Reason::VerificationFailed`] where the claim is wrong: nothing appears under the name. [`Reason::TargetExists`] where something came
 /// to be there meanwhile. [`Reason::Cancelled`] where `stop` was before the name was given. [`Reason::FileChanged`] where something that was written is gone. [`Reason::DiskFull`] and
 /// [`Reason::TargetNotWritable`]; what was fetched is kept.
-pub(crate) fn finish(
-    part: &Part,
+pub(crate) fn finalize(
+    part: &PartFile,
     claim: Option<Sha256>,
     stop: &CancellationToken,
-) -> Result<Stamps, Problem> {
+) -> Result<FinalStamps, Problem> {
     let target = part.target();
-    let failed = |error: io::Error| target::problem(&target.part(), &error);
-    let stamp = || match part.body() {
-        Body::File(file) => file.metadata().ok().map(|metadata| stamp_of(&metadata)),
-        Body::Tree(_) => None,
+    let failed = |error: io::Error| target::target_problem(&target.part(), &error);
+    let stamp = || match part.storage() {
+        PartStorage::File(file) => file.metadata().ok().map(|metadata| stamp_of(&metadata)),
+        PartStorage::Tree(_) => None,
     };
     let before = stamp();
-    match part.body() {
-        Body::Tree(tree) => tree.complete(stop).map_err(|error| match error.kind() {
+    match part.storage() {
+        PartStorage::Tree(tree) => tree.finish(stop).map_err(|error| match error.kind() {
             ErrorKind::Interrupted => Problem::new(Reason::Cancelled, "stopped; what was fetched is kept"),
             ErrorKind::AlreadyExists => Problem::new(
                 Reason::TargetExists,
                 format!("{}: {error}; move it away and resume", target.part().display()),
             ),
-            ErrorKind::NotFound | ErrorKind::UnexpectedEof => cut(&target.part()),
+            ErrorKind::NotFound | ErrorKind::UnexpectedEof => part_truncated(&target.part()),
             _ => failed(error),
         })?,
-        Body::File(file) => {
+        PartStorage::File(file) => {
             if file.metadata().map_err(failed)?.len() != part.plan().total() {
-                return Err(cut(&target.part()));
+                return Err(part_truncated(&target.part()));
             }
             if let Some(claim) = claim {
                 check_claim(file, claim, &target.path, stop)?;
@@ -70,19 +70,19 @@ pub(crate) fn finish(
         // Beside the flush, which takes longer than a look at each of many files.
         let manifest = part.plan().manifest();
         let looking = manifest.map(|manifest| scope.spawn(move || stamps_at(&target.part(), manifest)));
-        (part.flush(), looking.map(thread::ScopedJoinHandle::join))
+        (part.sync(), looking.map(thread::ScopedJoinHandle::join))
     });
     flushed.map_err(failed)?;
     // What gets the name is what was written, and all of it.
     match &listed {
         Some(Ok(Err(problem))) if problem.reason != Reason::FileChanged => return Err(problem.clone()),
-        Some(Ok(Err(_))) => return Err(cut(&target.part())),
-        _ if !part.is_in_place() => return Err(cut(&target.part())),
+        Some(Ok(Err(_))) => return Err(part_truncated(&target.part())),
+        _ if !part.is_at_path() => return Err(part_truncated(&target.part())),
         _ => {}
     }
     rename(&target.part(), &target.path).map_err(|error| match error.kind() {
-        ErrorKind::AlreadyExists => target::exists(&target.path),
-        _ => target::problem(&target.path, &error),
+        ErrorKind::AlreadyExists => target::target_exists(&target.path),
+        _ => target::target_problem(&target.path, &error),
     })?;
     // Of the verified file itself, whatever has its name by now.
     let after = stamp().filter(|after| before.is_some_and(|before| is_only_renamed(&before, after)));
@@ -92,7 +92,7 @@ pub(crate) fn finish(
         Ok(vec![stamp])
     };
     let stamps = listed.and_then(Result::ok).unwrap_or_else(alone);
-    durable::sync_folder(target.parent()).map_err(|error| target::problem(target.parent(), &error))?;
+    durable::sync_folder(target.parent()).map_err(|error| target::target_problem(target.parent(), &error))?;
     // A state without its data says nothing to anybody: not worth failing for.
     if let Err(error) = fs::remove_file(target.state()) {
         tracing::debug!(path = %target.state().display(), %error, "the resume state could not be removed");
@@ -101,7 +101,7 @@ pub(crate) fn finish(
 }
 
 /// The problem with a part of which something is gone that was written.
-fn cut(part: &Path) -> Problem {
+fn part_truncated(part: &Path) -> Problem {
     Problem::new(
         Reason::FileChanged,
         format!(
@@ -120,7 +120,7 @@ fn is_only_renamed(before: &Stamp, after: &Stamp) -> bool {
 fn check_claim(file: &File, claim: Sha256, path: &Path, stop: &CancellationToken) -> Result<(), Problem> {
     let found = hash::sha256_file(file, &|_| continue_unless(stop)).map_err(|error| match error.kind() {
         ErrorKind::Interrupted => Problem::new(Reason::Cancelled, "stopped; what was fetched is kept"),
-        _ => target::problem(path, &error),
+        _ => target::target_problem(path, &error),
     })?;
     match found == claim {
         true => Ok(()),
@@ -174,7 +174,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::transfer::target::Target;
+    use crate::transfer::target::DownloadTarget;
 
     /// Longer than a tick of the clock that files are stamped with.
     const TICK: Duration = Duration::from_millis(20);
@@ -199,15 +199,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (id, path) = (FileId([7; 32]), folder.path().join("out"));
         let plan = Arc::new(Plan::of_file(id, 1000).unwrap());
-        let (part, _) = Part::open(
+        let (part, _) = PartFile::open(
             id,
-            Target { path: path.clone() },
+            DownloadTarget { path: path.clone() },
             plan,
             None,
             &CancellationToken::new(),
         )
         .unwrap();
-        let stamp = finish(&part, None, &CancellationToken::new()).unwrap();
+        let stamp = finalize(&part, None, &CancellationToken::new()).unwrap();
         let named = stamp_of(&path.metadata().unwrap());
         assert_eq!(stamp, Ok(vec![named]), "with its name");
         thread::sleep(TICK);
@@ -225,8 +225,8 @@ mod tests {
         let (id, path) = (FileId([7; 32]), folder.path().join("out"));
         let manifest = manifest();
         let plan = Arc::new(Plan::of_collection(&manifest));
-        let target = Target { path: path.clone() };
-        let (part, _) = Part::open(id, target, plan, Some(manifest), &CancellationToken::new()).unwrap();
+        let target = DownloadTarget { path: path.clone() };
+        let (part, _) = PartFile::open(id, target, plan, Some(manifest), &CancellationToken::new()).unwrap();
         part.write(0, &bytes::Bytes::from_static(b"content").into())
             .unwrap();
         thread::sleep(TICK);
@@ -237,7 +237,7 @@ mod tests {
                 while fs::write(&file, "another").is_err() {}
             }
         });
-        let stamps = finish(&part, None, &CancellationToken::new()).unwrap().unwrap();
+        let stamps = finalize(&part, None, &CancellationToken::new()).unwrap().unwrap();
         writing.join().unwrap();
         let now = stamp_of(&file.metadata().unwrap());
         assert_eq!((now.size, now.inode), (stamps[0].size, stamps[0].inode));
@@ -248,9 +248,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (id, path) = (FileId([7; 32]), folder.path().join("out"));
         let plan = Arc::new(Plan::of_file(id, 1000).unwrap());
-        let target = Target { path: path.clone() };
+        let target = DownloadTarget { path: path.clone() };
         let open = || {
-            Part::open(
+            PartFile::open(
                 id,
                 target.clone(),
                 Arc::clone(&plan),
@@ -264,12 +264,12 @@ mod tests {
         fs::remove_file(target.part()).unwrap();
         let stop = CancellationToken::new();
         assert_eq!(
-            finish(&part, None, &stop).unwrap_err().reason,
+            finalize(&part, None, &stop).unwrap_err().reason,
             Reason::FileChanged
         );
         fs::write(target.part(), [8; 1000]).unwrap();
         assert_eq!(
-            finish(&part, None, &stop).unwrap_err().reason,
+            finalize(&part, None, &stop).unwrap_err().reason,
             Reason::FileChanged
         );
         assert!(!path.exists());
@@ -279,10 +279,10 @@ mod tests {
     fn a_folder_that_lost_a_file_is_not_given_the_name() {
         let folder = tempfile::tempdir().unwrap();
         let (id, path) = (FileId([7; 32]), folder.path().join("out"));
-        let target = Target { path: path.clone() };
+        let target = DownloadTarget { path: path.clone() };
         let manifest = manifest();
         let plan = Arc::new(Plan::of_collection(&manifest));
-        let (part, _) = Part::open(
+        let (part, _) = PartFile::open(
             id,
             target.clone(),
             plan,
@@ -293,7 +293,7 @@ mod tests {
         part.write(0, &bytes::Bytes::from_static(b"content").into())
             .unwrap();
         fs::remove_file(target.part().join("file")).unwrap();
-        let finished = finish(&part, None, &CancellationToken::new());
+        let finished = finalize(&part, None, &CancellationToken::new());
         assert_eq!(finished.unwrap_err().reason, Reason::FileChanged);
         assert!(!path.exists());
     }

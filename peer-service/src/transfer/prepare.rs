@@ -16,11 +16,11 @@ use potluck_core::{
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    context::Context,
-    dialer::Dialer,
-    link::Link,
-    receive::Assembly,
-    verify::{Checks, tree_of},
+    context::DownloadContext,
+    dialer::BootstrapPool,
+    link::PeerClient,
+    receive::UnitAssembler,
+    verify::{UnitVerifier, tree_of},
 };
 use crate::{blocking::blocking, offer::ContentSource as _};
 
@@ -28,14 +28,14 @@ use crate::{blocking::blocking, offer::ContentSource as _};
 const LAYERS_AT_ONCE: usize = 8;
 
 /// Bytes of a manifest asked for in one call: held besides those that are there.
-const MANIFEST_RUN: u64 = 2 * 1024 * 1024;
+const MANIFEST_REQUEST_BYTES: u64 = 2 * 1024 * 1024;
 
 /// How long one such call may take in all: what came by then is kept, and the next call asks for the rest.
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What is known of the file by itself.
 #[derive(Debug, Clone)]
-pub(crate) struct Known {
+pub(crate) struct FileMetadata {
     /// Size and root fit the id; the kind is a claim.
     pub(crate) record: FileRecord,
     /// What others call it; hostile.
@@ -44,7 +44,7 @@ pub(crate) struct Known {
 
 /// A collection's manifest, verified.
 #[derive(Debug, Clone)]
-pub(crate) struct Collection {
+pub(crate) struct CollectionManifest {
     /// What it lists.
     pub(crate) manifest: Arc<Manifest>,
     /// The tree over them.
@@ -53,11 +53,11 @@ pub(crate) struct Collection {
 
 /// Finds out about a file: here, from the index, or from a peer.
 pub(crate) async fn identify(
-    context: &Context,
+    context: &DownloadContext,
     id: FileId,
-    dialer: &Dialer,
+    dialer: &BootstrapPool,
     waiting: impl Fn(Problem) + Send + Sync,
-) -> Result<Known, Problem> {
+) -> Result<FileMetadata, Problem> {
     let library = context.library.clone();
     let here = blocking(move || {
         let offer = library.find(&id);
@@ -66,7 +66,7 @@ pub(crate) async fn identify(
     })
     .await??;
     if let Some((record, name)) = here {
-        return Ok(Known {
+        return Ok(FileMetadata {
             record,
             name: Some(name),
         });
@@ -76,7 +76,7 @@ pub(crate) async fn identify(
             Ok(page) => {
                 // The wall has checked that id, size and root fit.
                 if let Some(found) = page.files.into_iter().find(|found| found.file.id == id) {
-                    return Ok(Known {
+                    return Ok(FileMetadata {
                         record: found.file,
                         name: found.names.into_iter().next(),
                     });
@@ -86,9 +86,9 @@ pub(crate) async fn identify(
         }
     }
     let told = dialer
-        .ask(|link| async move { link.describe(id).await }.boxed(), waiting)
+        .ask_any(|link| async move { link.describe(id).await }.boxed(), waiting)
         .await;
-    Ok(Known {
+    Ok(FileMetadata {
         record: told.record,
         name: Some(told.name),
     })
@@ -101,23 +101,23 @@ pub(crate) fn fallback_name(id: FileId) -> Label {
 
 /// The manifest behind an id that is said to be a collection; `None` where the verified bytes are no manifest, so that it is a plain file
 /// whatever was claimed.
-pub(crate) async fn collection(
-    context: &Context,
+pub(crate) async fn fetch_collection(
+    context: &DownloadContext,
     record: &FileRecord,
-    dialer: &Dialer,
+    dialer: &BootstrapPool,
     waiting: impl Fn(Problem) + Send + Sync,
-) -> Result<Option<Collection>, Problem> {
+) -> Result<Option<CollectionManifest>, Problem> {
     if record.size > MAX_MANIFEST_SIZE {
         return Ok(None);
     }
     let Some(plan) = Plan::of_file(record.id, record.size).map(Arc::new) else {
         return Ok(None);
     };
-    let checks = Arc::new(Checks::new(Arc::clone(&plan)));
+    let checks = Arc::new(UnitVerifier::new(Arc::clone(&plan)));
     let bytes = match local_bytes(context, record).await? {
         Some(bytes) => bytes,
         None => {
-            layers(context, &checks, &plan, dialer, &waiting).await?;
+            fetch_layers(context, &checks, &plan, dialer, &waiting).await?;
             fetch_manifest(&plan, &checks, dialer, &waiting).await
         }
     };
@@ -125,7 +125,7 @@ pub(crate) async fn collection(
     blocking(move || {
         let tree = potluck_core::hash::hash_bytes(&bytes);
         match Manifest::decode(bytes) {
-            Ok(manifest) => Some(Collection { manifest: Arc::new(manifest), tree }),
+            Ok(manifest) => Some(CollectionManifest { manifest: Arc::new(manifest), tree }),
             Err(error) => {
                 tracing::warn!(file = %id.short(), %error, "said to be a collection, and is none: fetched as a plain file");
                 None
@@ -136,7 +136,7 @@ pub(crate) async fn collection(
 }
 
 /// The bytes of a small file that is here already.
-async fn local_bytes(context: &Context, record: &FileRecord) -> Result<Option<Vec<u8>>, Problem> {
+async fn local_bytes(context: &DownloadContext, record: &FileRecord) -> Result<Option<Vec<u8>>, Problem> {
     use std::os::unix::fs::FileExt as _;
     let (library, id, size) = (context.library.clone(), record.id, record.size);
     blocking(move || {
@@ -153,11 +153,11 @@ async fn local_bytes(context: &Context, record: &FileRecord) -> Result<Option<Ve
 ///
 /// # Errors
 /// Only of the machine: it goes on asking peers until one has them.
-pub(crate) async fn layers(
-    context: &Context,
-    checks: &Arc<Checks>,
+pub(crate) async fn fetch_layers(
+    context: &DownloadContext,
+    checks: &Arc<UnitVerifier>,
     plan: &Arc<Plan>,
-    dialer: &Dialer,
+    dialer: &BootstrapPool,
     waiting: &(impl Fn(Problem) + Send + Sync),
 ) -> Result<(), Problem> {
     if let Some(id) = checks.false_empty() {
@@ -166,19 +166,19 @@ pub(crate) async fn layers(
             format!("{id} claims to be an empty file and is not: nobody can have it"),
         ));
     }
-    futures_util::stream::iter(checks.needed())
-        .map(|file| layer(context, checks, plan, file, dialer, waiting))
+    futures_util::stream::iter(checks.missing_layers())
+        .map(|file| fetch_layer(context, checks, plan, file, dialer, waiting))
         .buffer_unordered(LAYERS_AT_ONCE)
         .try_collect::<()>()
         .await
 }
 
-async fn layer(
-    context: &Context,
-    checks: &Arc<Checks>,
+async fn fetch_layer(
+    context: &DownloadContext,
+    checks: &Arc<UnitVerifier>,
     plan: &Arc<Plan>,
     file: usize,
-    dialer: &Dialer,
+    dialer: &BootstrapPool,
     waiting: &(impl Fn(Problem) + Send + Sync),
 ) -> Result<(), Problem> {
     let Some(PlanFile { id, size }) = plan.file(file) else {
@@ -188,12 +188,12 @@ async fn layer(
     let here = Arc::clone(checks);
     let found = blocking(move || {
         let layer = library.find(&id)?.piece_hashes().ok()?;
-        here.offer_layer(file, layer.to_vec()).then_some(())
+        here.add_layer(file, layer.to_vec()).then_some(())
     });
     if found.await?.is_some() {
         return Ok(());
     }
-    let op = |link: Link| {
+    let op = |link: PeerClient| {
         async move {
             let layer = link.piece_hashes(id, size).await?;
             // Folding a few thousand hashes takes a millisecond or two; the largest lists take longer.
@@ -206,8 +206,8 @@ async fn layer(
         }
         .boxed()
     };
-    let tree = dialer.ask(op, waiting).await;
-    checks.offer_layer(file, tree.piece_hashes);
+    let tree = dialer.ask_any(op, waiting).await;
+    checks.add_layer(file, tree.piece_hashes);
     Ok(())
 }
 
@@ -215,13 +215,13 @@ async fn layer(
 /// collection would be fetched twice.
 async fn fetch_manifest(
     plan: &Arc<Plan>,
-    checks: &Arc<Checks>,
-    dialer: &Dialer,
+    checks: &Arc<UnitVerifier>,
+    dialer: &BootstrapPool,
     waiting: &(impl Fn(Problem) + Send + Sync),
 ) -> Vec<u8> {
     let mut bytes = Vec::new();
     let layout = FileLayout::new(plan.total());
-    let run = layout.map_or(1, |layout| (MANIFEST_RUN / layout.piece_size()).max(1)) as usize;
+    let run = layout.map_or(1, |layout| (MANIFEST_REQUEST_BYTES / layout.piece_size()).max(1)) as usize;
     let units: Vec<u32> = (0..plan.unit_count()).collect();
     let mut got = 0;
     while got < units.len() {
@@ -234,11 +234,11 @@ async fn fetch_manifest(
             }
             bytes.reserve_exact((plan.total() as usize).saturating_sub(bytes.len()));
         }
-        let op = |link: Link| {
+        let op = |link: PeerClient| {
             let (plan, checks, units) = (Arc::clone(plan), Arc::clone(checks), units.to_vec());
             fetch_units(link, plan, checks, units).boxed()
         };
-        let came = dialer.ask(op, waiting).await;
+        let came = dialer.ask_any(op, waiting).await;
         got += came.len();
         for unit in came {
             bytes.extend_from_slice(&unit);
@@ -249,16 +249,16 @@ async fn fetch_manifest(
 
 /// The first of these units, at least one and as many as come in time, from this peer and verified.
 async fn fetch_units(
-    link: Link,
+    link: PeerClient,
     plan: Arc<Plan>,
-    checks: Arc<Checks>,
+    checks: Arc<UnitVerifier>,
     units: Vec<u32>,
 ) -> Result<Vec<Bytes>, Problem> {
     let lie = |what: String| Problem::new(Reason::VerificationFailed, what);
     let deadline = Instant::now() + MANIFEST_TIMEOUT;
     let late = |_| Problem::new(Reason::TimedOut, "sending the manifest took too long");
-    let mut assembly = Assembly::new(&plan, &units);
-    let opened = timeout_at(deadline, link.download(assembly.ask(u64::MAX))).await;
+    let mut assembly = UnitAssembler::new(&plan, &units);
+    let opened = timeout_at(deadline, link.download(assembly.next_spans(u64::MAX))).await;
     let mut stream = opened.map_err(late)??;
     let mut done = Vec::with_capacity(units.len());
     while assembly.current().is_some() {
@@ -271,7 +271,7 @@ async fn fetch_units(
                 return Err(Problem::new(Reason::NotPotluck, message));
             }
         };
-        let taken = assembly.take(part);
+        let taken = assembly.push(part);
         if let Some((place, data)) = taken.map_err(|error| lie(error.to_string()))? {
             let (checks, unit) = (Arc::clone(&checks), units[place]);
             let good = blocking(move || checks.verify(unit, &data).then_some(data)).await?;

@@ -16,9 +16,9 @@ use potluck_core::read_buffer::ReadBuffer;
 use rand::seq::IteratorRandom as _;
 
 use super::{
-    part::{Found, Part},
-    rope::Rope,
-    verify::Checks,
+    part::{FoundPart, PartFile},
+    rope::ChunkList,
+    verify::UnitVerifier,
 };
 use crate::{bits::Bitfield, library::Library, offer::ContentSource as _};
 
@@ -29,19 +29,19 @@ const SAMPLE: usize = 8;
 /// The units that are there, or those found by the time it is not wanted any more. Reads and hashes: not for the async threads.
 /// `on_unit` is told the length of each unit found.
 pub(crate) fn recover(
-    part: &Part,
-    checks: &Checks,
-    found: Found,
+    part: &PartFile,
+    checks: &UnitVerifier,
+    found: FoundPart,
     threads: usize,
     wanted: &(dyn Fn() -> bool + Sync),
     on_unit: &(dyn Fn(u64) + Sync),
 ) -> Bitfield {
     let units = part.plan().unit_count();
     match found {
-        Found::Nothing => Bitfield::new(units),
-        Found::Resume(have) => {
+        FoundPart::Created => Bitfield::new(units),
+        FoundPart::Resume(have) => {
             let sample = have.ones().sample(&mut rand::rng(), SAMPLE);
-            if sample.iter().all(|&unit| is_there(part, checks, unit)) {
+            if sample.iter().all(|&unit| verifies(part, checks, unit)) {
                 have.ones().for_each(|unit| on_unit(part.plan().unit_len(unit)));
                 return have;
             }
@@ -50,23 +50,23 @@ pub(crate) fn recover(
                 "the resume state does not fit the data: everything is verified again"
             );
             // On the disk as well: the next sample might hit nothing.
-            if let Err(problem) = part.disbelieve() {
+            if let Err(problem) = part.invalidate_resume_state() {
                 tracing::warn!(%problem, "the resume state could not be taken back");
             }
             verify_all(part, checks, threads, wanted, on_unit)
         }
-        Found::Unknown => verify_all(part, checks, threads, wanted, on_unit),
+        FoundPart::Unverified => verify_all(part, checks, threads, wanted, on_unit),
     }
 }
 
-fn is_there(part: &Part, checks: &Checks, unit: u32) -> bool {
+fn verifies(part: &PartFile, checks: &UnitVerifier, unit: u32) -> bool {
     part.read(unit).is_ok_and(|data| checks.verify(unit, &data))
 }
 
 /// Every unit that verifies.
 fn verify_all(
-    part: &Part,
-    checks: &Checks,
+    part: &PartFile,
+    checks: &UnitVerifier,
     threads: usize,
     wanted: &(dyn Fn() -> bool + Sync),
     on_unit: &(dyn Fn(u64) + Sync),
@@ -82,7 +82,7 @@ fn verify_all(
                     if unit >= units {
                         return;
                     }
-                    if is_there(part, checks, unit) {
+                    if verifies(part, checks, unit) {
                         have.lock()
                             .unwrap_or_else(PoisonError::into_inner)
                             .set(unit, true);
@@ -101,8 +101,8 @@ fn verify_all(
 /// Where a unit cannot be written.
 pub(crate) fn copy_local(
     library: &Library,
-    part: &Part,
-    checks: &Checks,
+    part: &PartFile,
+    checks: &UnitVerifier,
     have: &mut Bitfield,
     wanted: &dyn Fn() -> bool,
     on_unit: &(dyn Fn(u64) + Sync),
@@ -125,7 +125,7 @@ pub(crate) fn copy_local(
     Ok(())
 }
 
-fn local_unit(library: &Library, part: &Part, unit: u32) -> Option<Rope> {
+fn local_unit(library: &Library, part: &PartFile, unit: u32) -> Option<ChunkList> {
     let plan = part.plan();
     let mut offers = Vec::new();
     for span in plan.spans(unit) {
@@ -150,18 +150,18 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::transfer::target::Target;
+    use crate::transfer::target::DownloadTarget;
 
     #[test]
     fn a_state_that_is_found_to_be_wrong_is_not_met_again() {
         let folder = tempfile::tempdir().unwrap();
         let tree = hash_bytes(&[7; 1 << 20]);
-        let target = Target {
+        let target = DownloadTarget {
             path: folder.path().join("out"),
         };
         let plan = Arc::new(Plan::of_file(tree.id(), tree.size).unwrap());
         let open = || {
-            Part::open(
+            PartFile::open(
                 tree.id(),
                 target.clone(),
                 Arc::clone(&plan),
@@ -170,17 +170,17 @@ mod tests {
             )
             .unwrap()
         };
-        let checks = Checks::new(Arc::clone(&plan));
-        assert!(checks.offer_layer(0, tree.piece_hashes.clone()));
+        let checks = UnitVerifier::new(Arc::clone(&plan));
+        assert!(checks.add_layer(0, tree.piece_hashes.clone()));
         let all = Bitfield::full(plan.unit_count());
         // Nothing was written.
         open().0.checkpoint(&all).unwrap();
         let (part, found) = open();
-        assert_eq!(found, Found::Resume(all));
+        assert_eq!(found, FoundPart::Resume(all));
         let have = recover(&part, &checks, found, 1, &|| true, &|_| {});
         assert_eq!(have.count(), 0);
-        assert!(!part.is_stated());
+        assert!(!part.has_valid_resume_state());
         drop(part);
-        assert_eq!(open().1, Found::Unknown);
+        assert_eq!(open().1, FoundPart::Unverified);
     }
 }

@@ -17,12 +17,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     dialer,
-    peers::{Contact, Peer, Peers},
-    rate::Rate,
-    sources::Sources,
-    unserved::unserved,
-    verifying::Disk,
-    view::{Missing, PeerRow, PeerStanding, State, View},
+    peers::{ConnectionState, PeerEntry, PeerSet},
+    rate::RateWindow,
+    sources::PeerCandidates,
+    unserved::no_provider_serves,
+    verifying::DiskPool,
+    view::{DownloadState, DownloadStatus, MissingUnits, PeerState, PeerStatus},
 };
 use crate::swarm::{Failure, PeerKey, PeerPhase, PeerView, StuckReason, Swarm, Time};
 
@@ -33,35 +33,35 @@ const MAX_PEERS: usize = 1_000;
 const MAX_RUNS: usize = 1_000;
 
 /// How long nothing may get verified and written before that is told: longer than a slow disk that is busy with others takes for a unit.
-const HUNG: Duration = Duration::from_secs(5);
+const HUNG_AFTER: Duration = Duration::from_secs(5);
 
 /// How often the missing units are gone through.
-const MISSING_EVERY: Duration = Duration::from_secs(1);
+const MISSING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Reporter {
-    view: watch::Sender<View>,
+pub(crate) struct StatusReporter {
+    status: watch::Sender<DownloadStatus>,
     /// Cancelled where the run is to stop: from then on the view shows it at rest.
     stop: CancellationToken,
     start: Instant,
-    inner: Mutex<Inner>,
+    state: Mutex<ReporterState>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct ReporterState {
     /// Bytes that were there before the swarm began.
-    base: u64,
-    rate: Rate,
-    peer_rates: HashMap<PeerKey, Rate>,
+    initial_bytes: u64,
+    rate: RateWindow,
+    peer_rates: HashMap<PeerKey, RateWindow>,
     missing_at: Option<Instant>,
 }
 
-impl Reporter {
+impl StatusReporter {
     /// Writes to this view, and shows no activity in it any more once `stop` is cancelled.
-    pub(crate) fn new(view: watch::Sender<View>, stop: CancellationToken) -> Self {
+    pub(crate) fn new(view: watch::Sender<DownloadStatus>, stop: CancellationToken) -> Self {
         view.send_modify(|view| {
-            view.state = State::Preparing;
+            view.state = DownloadState::Preparing;
             view.error = None;
             view.resumed_bytes = 0;
             view.unverified_bytes = 0;
@@ -75,15 +75,15 @@ impl Reporter {
             view.sharing_error = None;
         });
         Self {
-            view,
+            status: view,
             stop,
             start: Instant::now(),
-            inner: Mutex::default(),
+            state: Mutex::default(),
         }
     }
 
-    fn write(&self, change: impl FnOnce(&mut View)) {
-        self.view.send_modify(|view| {
+    fn update(&self, change: impl FnOnce(&mut DownloadStatus)) {
+        self.status.send_modify(|view| {
             let before = view.state;
             change(view);
             if self.stop.is_cancelled() {
@@ -97,18 +97,18 @@ impl Reporter {
     /// of the two holds: whoever pauses a transfer that is not shown as finishing has it paused.
     pub(crate) fn finishing(&self) -> bool {
         let mut finishes = false;
-        self.write(|view| {
+        self.update(|view| {
             finishes = !self.stop.is_cancelled();
             if finishes {
-                view.rest(State::Finishing);
+                view.rest(DownloadState::Finishing);
             }
         });
         finishes
     }
 
     /// Where it stands, and what is wrong.
-    pub(crate) fn state(&self, state: State, error: Option<Problem>) {
-        self.write(|view| {
+    pub(crate) fn set_state(&self, state: DownloadState, error: Option<Problem>) {
+        self.update(|view| {
             view.state = state;
             view.error = error;
             // Until the swarm says more, nothing comes.
@@ -119,14 +119,14 @@ impl Reporter {
     }
 
     /// Where it will be.
-    pub(crate) fn path(&self, path: &Path) {
-        self.write(|view| view.path = path.to_owned());
+    pub(crate) fn set_path(&self, path: &Path) {
+        self.update(|view| view.path = path.to_owned());
     }
 
     /// What it is called and how large it is.
-    pub(crate) fn identified(&self, name: &str, size: u64) {
-        self.write(|view| {
-            view.state = State::Preparing;
+    pub(crate) fn set_identity(&self, name: &str, size: u64) {
+        self.update(|view| {
+            view.state = DownloadState::Preparing;
             view.error = None;
             view.name = name.to_owned();
             view.bytes_total = size;
@@ -134,8 +134,8 @@ impl Reporter {
     }
 
     /// What it is and how it is cut.
-    pub(crate) fn planned(&self, kind: FileKind, plan: &Plan) {
-        self.write(|view| {
+    pub(crate) fn set_plan(&self, kind: FileKind, plan: &Plan) {
+        self.update(|view| {
             view.kind = Some(kind);
             view.bytes_total = plan.written();
             view.units_total = plan.unit_count();
@@ -143,8 +143,8 @@ impl Reporter {
     }
 
     /// It is all there already.
-    pub(crate) fn found(&self, kind: FileKind, size: u64) {
-        self.write(|view| {
+    pub(crate) fn set_preexisting(&self, kind: FileKind, size: u64) {
+        self.update(|view| {
             view.kind = Some(kind);
             view.bytes_total = size;
             view.bytes_done = size;
@@ -160,13 +160,16 @@ impl Reporter {
 
     /// It is all there, and is not shared, or only until the peer stops.
     pub(crate) fn not_shared(&self, problem: Problem) {
-        self.write(|view| view.sharing_error = Some(problem));
+        self.update(|view| view.sharing_error = Some(problem));
     }
 
     /// Bytes that are there before the swarm begins.
-    pub(crate) fn bytes(&self, bytes: u64) {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).base = bytes;
-        self.write(|view| {
+    pub(crate) fn set_bytes(&self, bytes: u64) {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .initial_bytes = bytes;
+        self.update(|view| {
             view.bytes_done = bytes;
             view.copied_bytes = 0;
         });
@@ -174,7 +177,7 @@ impl Reporter {
 
     /// Bytes copied so far, of content that was fetched and that several paths have.
     pub(crate) fn copied(&self, copied: u64) {
-        self.write(|view| {
+        self.update(|view| {
             let fetched = view.bytes_done - view.copied_bytes;
             view.copied_bytes = copied;
             view.bytes_done = fetched + copied;
@@ -183,45 +186,45 @@ impl Reporter {
 
     /// What the file system could not keep, a sentence each.
     pub(crate) fn not_kept(&self, what: Vec<String>) {
-        self.write(|view| view.not_kept = what);
+        self.update(|view| view.not_kept = what);
     }
 
     /// Bytes of an earlier run.
-    pub(crate) fn resumed(&self, bytes: u64) {
-        self.write(|view| view.resumed_bytes = bytes);
+    pub(crate) fn set_resumed_bytes(&self, bytes: u64) {
+        self.update(|view| view.resumed_bytes = bytes);
     }
 
     /// How the swarm stands at its time, and the disk that is written to.
-    pub(crate) fn swarm(
+    pub(crate) fn update_from_swarm(
         &self,
         plan: &Arc<Plan>,
         (swarm, time): (&Swarm, Time),
-        peers: &Peers,
-        sources: &Sources,
+        peers: &PeerSet,
+        sources: &PeerCandidates,
         wrong: Option<Problem>,
-        disk: &Disk,
+        disk: &DiskPool,
     ) {
         let now = Instant::now();
         let (done, rate, rows, missing_due) = {
-            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            let done = (inner.base + swarm.counters().verified_bytes).min(plan.total());
+            let mut inner = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let done = (inner.initial_bytes + swarm.counters().verified_bytes).min(plan.total());
             // A unit may take minutes: what comes meanwhile is the rate.
-            let rate = inner.rate.at(now, swarm.counters().received_bytes);
-            let rows = rows((swarm, time), peers, &mut inner.peer_rates, now);
-            let due = inner.missing_at.is_none_or(|at| now - at >= MISSING_EVERY);
+            let rate = inner.rate.sample(now, swarm.counters().received_bytes);
+            let rows = peer_statuses((swarm, time), peers, &mut inner.peer_rates, now);
+            let due = inner.missing_at.is_none_or(|at| now - at >= MISSING_INTERVAL);
             if due {
                 inner.missing_at = Some(now);
             }
             (done, rate, rows, due)
         };
         let stuck = wrong
-            .or_else(|| stuck((swarm, time), peers, sources))
-            .or_else(|| hung(disk));
-        self.write(|view| {
+            .or_else(|| stuck_problem((swarm, time), peers, sources))
+            .or_else(|| hung_disk_problem(disk));
+        self.update(|view| {
             view.state = if stuck.is_some() {
-                State::Waiting
+                DownloadState::Waiting
             } else {
-                State::Running
+                DownloadState::Running
             };
             view.findings = findings(&rows, sources);
             view.error = stuck;
@@ -233,27 +236,27 @@ impl Reporter {
             view.units_done = swarm.have().count();
             view.peers = rows;
             if missing_due {
-                view.missing = missing(swarm);
+                view.missing = missing_units(swarm);
             }
         });
     }
 }
 
-fn rows(
+fn peer_statuses(
     (swarm, time): (&Swarm, Time),
-    peers: &Peers,
-    rates: &mut HashMap<PeerKey, Rate>,
+    peers: &PeerSet,
+    rates: &mut HashMap<PeerKey, RateWindow>,
     now: Instant,
-) -> Vec<PeerRow> {
+) -> Vec<PeerStatus> {
     let retries = Retries::of(swarm, time);
     let views: HashMap<_, PeerView> = swarm.peers().map(|view| (view.key, view)).collect();
     rates.retain(|key, _| views.contains_key(key));
-    let mut rows: Vec<PeerRow> = peers
+    let mut rows: Vec<PeerStatus> = peers
         .iter()
         .map(|(key, peer)| {
             let view = views.get(&key);
-            let rate = view.map_or(0, |view| rates.entry(key).or_default().at(now, view.bytes));
-            row(peer, view, &retries, rate)
+            let rate = view.map_or(0, |view| rates.entry(key).or_default().sample(now, view.bytes));
+            peer_status(peer, view, &retries, rate)
         })
         .collect();
     rows.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.address.cmp(&b.address)));
@@ -261,31 +264,31 @@ fn rows(
     rows
 }
 
-fn row(peer: &Peer, view: Option<&PeerView>, retries: &Retries, rate: u64) -> PeerRow {
+fn peer_status(peer: &PeerEntry, view: Option<&PeerView>, retries: &Retries, rate: u64) -> PeerStatus {
     let last = peer.last_error.clone().unwrap_or_default();
     let state = view.map(|view| view.phase);
-    let (standing, reason) = match (&peer.contact, state) {
-        (Contact::Banned(what), state) => (PeerStanding::Banned, retries.of_banned(what, state)),
-        (Contact::Lost(what), _) => (PeerStanding::Unreachable, what.message.clone()),
-        (Contact::Waiting | Contact::Dialling, _) => (PeerStanding::Connecting, last),
-        (Contact::Connected, Some(PeerPhase::Banned { .. })) => {
-            (PeerStanding::Banned, peer.ban.clone().unwrap_or_default())
+    let (standing, reason) = match (&peer.connection, state) {
+        (ConnectionState::Banned(what), state) => (PeerState::Banned, retries.of_banned(what, state)),
+        (ConnectionState::Lost(what), _) => (PeerState::Unreachable, what.message.clone()),
+        (ConnectionState::Waiting | ConnectionState::Dialing, _) => (PeerState::Connecting, last),
+        (ConnectionState::Connected, Some(PeerPhase::Banned { .. })) => {
+            (PeerState::Banned, peer.ban.clone().unwrap_or_default())
         }
-        (Contact::Connected, Some(PeerPhase::Active)) => (PeerStanding::Active, String::new()),
-        (Contact::Connected, Some(PeerPhase::Stalled)) => (
-            PeerStanding::Active,
+        (ConnectionState::Connected, Some(PeerPhase::Active)) => (PeerState::Active, String::new()),
+        (ConnectionState::Connected, Some(PeerPhase::Stalled)) => (
+            PeerState::Active,
             "sends nothing: others are asked as well".into(),
         ),
-        (Contact::Connected, Some(PeerPhase::BackedOff { .. })) if last.is_empty() => {
+        (ConnectionState::Connected, Some(PeerPhase::BackedOff { .. })) if last.is_empty() => {
             let failure = view.and_then(|view| view.last_failure);
-            (PeerStanding::BackingOff, failure.map_or("", explained).into())
+            (PeerState::BackingOff, failure.map_or("", failure_text).into())
         }
-        (Contact::Connected, Some(PeerPhase::BackedOff { .. })) => (PeerStanding::BackingOff, last),
-        (Contact::Connected, Some(PeerPhase::Refusing { until })) => {
-            (PeerStanding::BackingOff, retries.of_refusing(peer, until))
+        (ConnectionState::Connected, Some(PeerPhase::BackedOff { .. })) => (PeerState::BackingOff, last),
+        (ConnectionState::Connected, Some(PeerPhase::Refusing { until })) => {
+            (PeerState::BackingOff, retries.of_refusing(peer, until))
         }
-        (Contact::Connected, Some(PeerPhase::Joining | PeerPhase::Idle) | None) => {
-            (PeerStanding::Idle, String::new())
+        (ConnectionState::Connected, Some(PeerPhase::Joining | PeerPhase::Idle) | None) => {
+            (PeerState::Idle, String::new())
         }
     };
     let reason = match (&peer.ban, view) {
@@ -294,10 +297,10 @@ fn row(peer: &Peer, view: Option<&PeerView>, retries: &Retries, rate: u64) -> Pe
         }
         _ => reason,
     };
-    PeerRow {
-        peer: peer.source.peer,
-        address: peer.source.address.clone(),
-        standing,
+    PeerStatus {
+        peer: peer.candidate.peer,
+        address: peer.candidate.address.clone(),
+        state: standing,
         reason,
         bytes: peer.bytes,
         bytes_per_second: rate,
@@ -306,7 +309,7 @@ fn row(peer: &Peer, view: Option<&PeerView>, retries: &Retries, rate: u64) -> Pe
     }
 }
 
-const fn explained(failure: Failure) -> &'static str {
+const fn failure_text(failure: Failure) -> &'static str {
     match failure {
         Failure::Busy { .. } => "had no free upload slot",
         Failure::TimedOut => "was silent for too long",
@@ -353,9 +356,9 @@ impl Retries {
     }
 
     /// What a peer said when it refused what it has, and when it is asked again.
-    fn of_refusing(&self, peer: &Peer, until: Time) -> String {
+    fn of_refusing(&self, peer: &PeerEntry, until: Time) -> String {
         let said = peer.last_error.as_deref().filter(|said| !said.is_empty());
-        let said = said.unwrap_or_else(|| explained(Failure::NotAvailable));
+        let said = said.unwrap_or_else(|| failure_text(Failure::NotAvailable));
         match self.seconds_until(until) {
             0 => format!("{said}; asked again now"),
             seconds => format!("{said}; asked again in {seconds} s"),
@@ -364,8 +367,8 @@ impl Retries {
 }
 
 /// What keeps everything that comes from being verified and written.
-fn hung(disk: &Disk) -> Option<Problem> {
-    let (target, idle) = disk.hung(HUNG)?;
+fn hung_disk_problem(disk: &DiskPool) -> Option<Problem> {
+    let (target, idle) = disk.hung_for(HUNG_AFTER)?;
     Some(Problem::new(
         Reason::TargetNotWritable,
         format!(
@@ -382,13 +385,16 @@ const REFUSALS_SHOWN: u32 = 4;
 
 /// Why nothing can be asked for, where that is for others to change: who has what is missing, what
 /// keeps it away, and when it is tried again.
-fn stuck((swarm, now): (&Swarm, Time), peers: &Peers, sources: &Sources) -> Option<Problem> {
-    let untried = |peer: &Peer| {
-        matches!(peer.contact, Contact::Waiting | Contact::Dialling) && peer.last_error.is_none()
+fn stuck_problem((swarm, now): (&Swarm, Time), peers: &PeerSet, sources: &PeerCandidates) -> Option<Problem> {
+    let untried = |peer: &PeerEntry| {
+        matches!(
+            peer.connection,
+            ConnectionState::Waiting | ConnectionState::Dialing
+        ) && peer.last_error.is_none()
     };
     let nobody = |message: String| {
         let troubles = troubles((swarm, now), peers);
-        let troubles = unserved(troubles.iter().map(|(address, problem)| (*address, problem)));
+        let troubles = no_provider_serves(troubles.iter().map(|(address, problem)| (*address, problem)));
         let message = match troubles {
             Some(troubles) => format!("{message}: {}", troubles.message),
             None => message,
@@ -427,31 +433,31 @@ fn stuck((swarm, now): (&Swarm, Time), peers: &Peers, sources: &Sources) -> Opti
 }
 
 /// What keeps each peer from serving: those who are lost, banned, or refuse what they have.
-fn troubles<'a>((swarm, now): (&Swarm, Time), peers: &'a Peers) -> Vec<(&'a Address, Problem)> {
+fn troubles<'a>((swarm, now): (&Swarm, Time), peers: &'a PeerSet) -> Vec<(&'a Address, Problem)> {
     let states: HashMap<_, _> = swarm.peers().map(|view| (view.key, view.phase)).collect();
     let retries = Retries::of(swarm, now);
-    let trouble = |(key, peer): (PeerKey, &'a Peer)| {
-        let problem = match (&peer.contact, states.get(&key)) {
-            (Contact::Lost(problem), _) => problem.clone(),
-            (Contact::Banned(what), state) => {
+    let trouble = |(key, peer): (PeerKey, &'a PeerEntry)| {
+        let problem = match (&peer.connection, states.get(&key)) {
+            (ConnectionState::Lost(problem), _) => problem.clone(),
+            (ConnectionState::Banned(what), state) => {
                 let what = retries.of_banned(what, state.copied());
                 Problem::new(Reason::VerificationFailed, format!("banned: {what}"))
             }
-            (Contact::Connected, Some(PeerPhase::Refusing { until })) => {
+            (ConnectionState::Connected, Some(PeerPhase::Refusing { until })) => {
                 Problem::new(Reason::PieceNotAvailable, retries.of_refusing(peer, *until))
             }
             _ => return None,
         };
-        Some((&peer.source.address, problem))
+        Some((&peer.candidate.address, problem))
     };
     peers.iter().filter_map(trouble).collect()
 }
 
-fn missing(swarm: &Swarm) -> Vec<Missing> {
-    let mut runs: Vec<Missing> = swarm
+fn missing_units(swarm: &Swarm) -> Vec<MissingUnits> {
+    let mut runs: Vec<MissingUnits> = swarm
         .missing()
         .into_iter()
-        .map(|run| Missing {
+        .map(|run| MissingUnits {
             first: run.units.start,
             count: run.units.end - run.units.start,
             providers: run.providers,
@@ -463,24 +469,24 @@ fn missing(swarm: &Swarm) -> Vec<Missing> {
     runs
 }
 
-fn findings(rows: &[PeerRow], sources: &Sources) -> Vec<String> {
-    let count = |standing| rows.iter().filter(|row| row.standing == standing).count();
+fn findings(rows: &[PeerStatus], sources: &PeerCandidates) -> Vec<String> {
+    let count = |standing| rows.iter().filter(|row| row.state == standing).count();
     let mut findings = Vec::new();
     if let Some(problem) = &sources.index_error {
         findings.push(format!("new providers are not heard of: {}", problem.message));
     }
-    let banned = rows.iter().filter(|row| row.standing == PeerStanding::Banned);
+    let banned = rows.iter().filter(|row| row.state == PeerState::Banned);
     for row in banned.take(10) {
         findings.push(format!("{} is banned: {}", row.address, row.reason));
     }
-    match count(PeerStanding::Unreachable) {
+    match count(PeerState::Unreachable) {
         0 => {}
         lost => findings.push(format!(
             "{lost} of {} providers out of reach; tried again",
             rows.len()
         )),
     }
-    match count(PeerStanding::BackingOff) {
+    match count(PeerState::BackingOff) {
         0 => {}
         resting => findings.push(format!(
             "{resting} of {} providers are busy, silent or refuse; asked again later",

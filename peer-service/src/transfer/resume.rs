@@ -31,7 +31,7 @@ const MAX_STATE: u64 = (1 << 28) + 4096;
 
 /// What a state file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Resume {
+pub(crate) struct ResumeState {
     /// What is being fetched.
     pub(crate) id: FileId,
     /// Bytes in all.
@@ -43,7 +43,7 @@ pub(crate) struct Resume {
     pub(crate) have: Bitfield,
 }
 
-impl Resume {
+impl ResumeState {
     fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEADER + self.have.as_bytes().len() + CHECKSUM);
         bytes.extend_from_slice(MAGIC);
@@ -57,7 +57,7 @@ impl Resume {
         bytes
     }
 
-    /// `None` where the bytes are not exactly what [`Resume::encode`] writes.
+    /// `None` where the bytes are not exactly what [`ResumeState::encode`] writes.
     fn decode(bytes: &[u8]) -> Option<Self> {
         let (body, checksum) = bytes.split_last_chunk::<CHECKSUM>()?;
         if Sha256::digest(body).as_slice() != checksum {
@@ -122,12 +122,12 @@ mod tests {
 
     use super::*;
 
-    fn sample(units: u32, set: &[u32]) -> Resume {
+    fn sample(units: u32, set: &[u32]) -> ResumeState {
         let mut have = Bitfield::new(units);
         for &unit in set {
             have.set(unit, true);
         }
-        Resume {
+        ResumeState {
             id: FileId([7; 32]),
             size: 123_456,
             inode: 7,
@@ -139,7 +139,7 @@ mod tests {
         #[test]
         fn round_trips(units in 0u32..2000, set in proptest::collection::vec(0u32..2000, 0..50)) {
             let state = sample(units, &set);
-            prop_assert_eq!(Resume::decode(&state.encode()), Some(state));
+            prop_assert_eq!(ResumeState::decode(&state.encode()), Some(state));
         }
 
         #[test]
@@ -148,8 +148,8 @@ mod tests {
             let mut flipped = good.clone();
             let at = at % flipped.len();
             flipped[at] ^= 1 << bit;
-            prop_assert_eq!(Resume::decode(&flipped), None);
-            prop_assert_eq!(Resume::decode(&good[..cut.min(good.len() - 1)]), None);
+            prop_assert_eq!(ResumeState::decode(&flipped), None);
+            prop_assert_eq!(ResumeState::decode(&good[..cut.min(good.len() - 1)]), None);
         }
     }
 
@@ -162,21 +162,24 @@ mod tests {
         let body = bytes.len() - CHECKSUM;
         let checksum = Sha256::digest(&bytes[..body]);
         bytes[body..].copy_from_slice(&checksum);
-        assert_eq!(Resume::decode(&bytes), Some(Resume { inode: 0, ..state }));
+        assert_eq!(
+            ResumeState::decode(&bytes),
+            Some(ResumeState { inode: 0, ..state })
+        );
     }
 
     #[test]
     fn is_replaced_whole() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.part.state");
-        assert_eq!(Resume::load(&path).unwrap(), None);
+        assert_eq!(ResumeState::load(&path).unwrap(), None);
         for set in [&[1][..], &[1, 2]] {
             let state = sample(9, set);
             state.store(&path).unwrap();
-            assert_eq!(Resume::load(&path).unwrap(), Some(state));
+            assert_eq!(ResumeState::load(&path).unwrap(), Some(state));
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         fs::write(&path, "nonsense").unwrap();
-        assert_eq!(Resume::load(&path).unwrap(), None);
+        assert_eq!(ResumeState::load(&path).unwrap(), None);
     }
 }

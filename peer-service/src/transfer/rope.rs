@@ -8,23 +8,23 @@ use std::{borrow::Cow, ops::Range};
 use bytes::{Bytes, BytesMut};
 
 /// The shortest run that is kept where it lies, in bytes. What it lies in may be several times as large.
-const MIN_KEPT: usize = 32 * 1024;
+const MIN_SHARED_CHUNK: usize = 32 * 1024;
 
 /// Shortest run that crumbs are copied into, in bytes. Where more of them come each run has twice the room of the one before: a crumb
 /// between two long runs takes little, and a bundle of small files lies in a few, of which nearly each file is a slice.
-const CRUMBS: usize = 4 * 1024;
+const MIN_COPIED_CHUNK: usize = 4 * 1024;
 
 /// See the module.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Rope {
+pub(crate) struct ChunkList {
     /// Each with where it ends in the whole.
-    runs: Vec<(usize, Bytes)>,
+    chunks: Vec<(usize, Bytes)>,
     /// Crumbs at the end.
-    tail: BytesMut,
+    small_chunks: BytesMut,
     len: usize,
 }
 
-impl Rope {
+impl ChunkList {
     /// Bytes in it.
     pub(crate) const fn len(&self) -> usize {
         self.len
@@ -32,27 +32,27 @@ impl Rope {
 
     /// Adds bytes at the end; `left`: how many are still to come, these among them.
     pub(crate) fn push(&mut self, bytes: Bytes, left: usize) {
-        let is_crumb = bytes.len() < MIN_KEPT;
-        let room = match is_crumb && !self.tail.is_empty() {
-            true => 2 * self.tail.capacity(),
-            false => CRUMBS,
+        let is_crumb = bytes.len() < MIN_SHARED_CHUNK;
+        let room = match is_crumb && !self.small_chunks.is_empty() {
+            true => 2 * self.small_chunks.capacity(),
+            false => MIN_COPIED_CHUNK,
         };
-        if !is_crumb || self.tail.len() + bytes.len() > self.tail.capacity() {
-            self.end_tail();
+        if !is_crumb || self.small_chunks.len() + bytes.len() > self.small_chunks.capacity() {
+            self.seal_small_chunks();
         }
         self.len += bytes.len();
         if is_crumb {
-            if self.tail.is_empty() {
-                self.tail = BytesMut::with_capacity(room.min(left).max(bytes.len()));
+            if self.small_chunks.is_empty() {
+                self.small_chunks = BytesMut::with_capacity(room.min(left).max(bytes.len()));
             }
-            self.tail.extend_from_slice(&bytes);
+            self.small_chunks.extend_from_slice(&bytes);
         } else {
-            self.runs.push((self.len, bytes));
+            self.chunks.push((self.len, bytes));
         }
     }
 
-    fn end_tail(&mut self) {
-        let tail = std::mem::take(&mut self.tail);
+    fn seal_small_chunks(&mut self) {
+        let tail = std::mem::take(&mut self.small_chunks);
         if tail.is_empty() {
             return;
         }
@@ -61,15 +61,15 @@ impl Rope {
             true => Bytes::copy_from_slice(&tail),
             false => tail.freeze(),
         };
-        self.runs.push((self.len, run));
+        self.chunks.push((self.len, run));
     }
 
     /// The runs that these bytes lie in, in order.
     pub(crate) fn slices(&self, range: Range<usize>) -> impl Iterator<Item = &[u8]> {
-        let first = self.runs.partition_point(|(end, _)| *end <= range.start);
-        let mut at = first.checked_sub(1).map_or(0, |before| self.runs[before].0);
-        let runs = self.runs[first..].iter().map(|(_, run)| &run[..]);
-        let runs = runs.chain([&self.tail[..]]).map_while(move |run| {
+        let first = self.chunks.partition_point(|(end, _)| *end <= range.start);
+        let mut at = first.checked_sub(1).map_or(0, |before| self.chunks[before].0);
+        let runs = self.chunks[first..].iter().map(|(_, run)| &run[..]);
+        let runs = runs.chain([&self.small_chunks[..]]).map_while(move |run| {
             if at >= range.end {
                 return None;
             }
@@ -82,7 +82,7 @@ impl Rope {
     }
 
     /// These bytes in one run: without a copy where they lie in one.
-    pub(crate) fn run(&self, range: Range<usize>) -> Cow<'_, [u8]> {
+    pub(crate) fn contiguous(&self, range: Range<usize>) -> Cow<'_, [u8]> {
         let len = range.len();
         let mut runs = self.slices(range);
         match runs.next() {
@@ -99,20 +99,20 @@ impl Rope {
 
     /// All of it in one run: without a copy where it is one.
     pub(crate) fn into_bytes(mut self) -> Bytes {
-        match (self.runs.len(), self.tail.is_empty()) {
-            (1, true) => self.runs.remove(0).1,
-            (0, _) => self.tail.freeze(),
+        match (self.chunks.len(), self.small_chunks.is_empty()) {
+            (1, true) => self.chunks.remove(0).1,
+            (0, _) => self.small_chunks.freeze(),
             _ => self.slices(0..self.len).collect::<Vec<_>>().concat().into(),
         }
     }
 }
 
-impl From<Bytes> for Rope {
+impl From<Bytes> for ChunkList {
     fn from(bytes: Bytes) -> Self {
         Self {
             len: bytes.len(),
-            runs: vec![(bytes.len(), bytes)],
-            tail: BytesMut::new(),
+            chunks: vec![(bytes.len(), bytes)],
+            small_chunks: BytesMut::new(),
         }
     }
 }
@@ -126,10 +126,10 @@ mod tests {
     proptest! {
         #[test]
         fn it_is_what_was_pushed(
-            lens in proptest::collection::vec(prop_oneof![0usize..50, MIN_KEPT - 1..MIN_KEPT + 2], 0..8),
+            lens in proptest::collection::vec(prop_oneof![0usize..50, MIN_SHARED_CHUNK - 1..MIN_SHARED_CHUNK + 2], 0..8),
             from in 0usize..200_000, len in 0usize..200_000,
         ) {
-            let mut rope = Rope::default();
+            let mut rope = ChunkList::default();
             let mut flat = Vec::new();
             for (k, len) in lens.into_iter().enumerate() {
                 let bytes: Vec<u8> = (0..len).map(|i| (i * 7 + k) as u8).collect();
@@ -140,27 +140,27 @@ mod tests {
             let (from, to) = (from.min(flat.len()), (from + len).min(flat.len()));
             prop_assert_eq!(rope.slices(from..to).collect::<Vec<_>>().concat(), &flat[from..to]);
             prop_assert!(rope.slices(from..to).all(|run| !run.is_empty()));
-            prop_assert_eq!(&*rope.run(from..to), &flat[from..to]);
+            prop_assert_eq!(&*rope.contiguous(from..to), &flat[from..to]);
             prop_assert_eq!(&rope.into_bytes()[..], &flat[..]);
         }
     }
 
     #[test]
     fn crumbs_are_copied_together() {
-        let mut rope = Rope::default();
+        let mut rope = ChunkList::default();
         let len = 4 << 20;
         let bytes: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
         for (at, crumb) in (0..).step_by(1000).zip(bytes.chunks(1000)) {
             rope.push(Bytes::copy_from_slice(crumb), len - at);
         }
         assert_eq!(rope.slices(0..len).count(), 11, "few runs");
-        assert_eq!(*rope.run(0..len), bytes);
+        assert_eq!(*rope.contiguous(0..len), bytes);
         // One between two long runs takes no more than itself.
-        let mut rope = Rope::default();
-        for len in [MIN_KEPT, 100, MIN_KEPT, 100] {
+        let mut rope = ChunkList::default();
+        for len in [MIN_SHARED_CHUNK, 100, MIN_SHARED_CHUNK, 100] {
             rope.push(vec![1; len].into(), 4 << 20);
         }
-        assert!(rope.tail.capacity() <= CRUMBS);
+        assert!(rope.small_chunks.capacity() <= MIN_COPIED_CHUNK);
         assert_eq!(rope.slices(0..rope.len()).count(), 4);
     }
 }

@@ -24,18 +24,18 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    allowance::Allowance,
-    context::Context,
-    dialer::Dialer,
-    driver::{DISK_RETRY, Driver, PEER_EVENTS},
-    live::Live,
-    part::{Found, Part},
-    peers::Peers,
+    allowance::TransferRateLimiter,
+    context::DownloadContext,
+    dialer::BootstrapPool,
+    driver::{DISK_RETRY, DownloadDriver, PEER_EVENTS},
+    live::ActiveDownload,
+    part::{FoundPart, PartFile},
+    peers::PeerSet,
     recover,
-    report::Reporter,
-    sources::{self, Sources},
-    verify::Checks,
-    view::{FetchSpec, State, Terms, View},
+    report::StatusReporter,
+    sources::{self, PeerCandidates},
+    verify::UnitVerifier,
+    view::{DownloadSpec, DownloadState, DownloadStatus, TransferLimits},
 };
 use crate::{
     bits::Bitfield,
@@ -43,11 +43,11 @@ use crate::{
     swarm::{Swarm, SwarmConfig},
 };
 
-use planning::Planned;
+use planning::PlannedDownload;
 
 /// How a transfer's task ended.
 #[derive(Debug)]
-pub(crate) enum Ended {
+pub(crate) enum RunEnd {
     /// In its place, verified.
     Done,
     /// Told to stop; what was fetched is kept.
@@ -58,7 +58,7 @@ pub(crate) enum Ended {
 
 /// What came of fetching.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fetched {
+pub(crate) enum FetchOutcome {
     /// All of it.
     Done,
     /// It was told to stop.
@@ -69,34 +69,34 @@ pub(crate) enum Fetched {
 
 /// One run of a transfer.
 #[derive(Debug)]
-pub(crate) struct Run {
-    pub(crate) context: Arc<Context>,
-    pub(crate) spec: FetchSpec,
+pub(crate) struct DownloadRun {
+    pub(crate) context: Arc<DownloadContext>,
+    pub(crate) spec: DownloadSpec,
     /// What it is held to; changes on the way.
-    pub(crate) terms: watch::Receiver<Terms>,
+    pub(crate) limits: watch::Receiver<TransferLimits>,
     /// Who was named to be asked; grows on the way.
-    pub(crate) named: watch::Receiver<Vec<Address>>,
-    pub(crate) view: watch::Sender<View>,
+    pub(crate) named_peers: watch::Receiver<Vec<Address>>,
+    pub(crate) status: watch::Sender<DownloadStatus>,
     pub(crate) stop: CancellationToken,
     /// Whether it was doubted that this is a plain file: its bytes are looked at, whatever is said.
-    pub(crate) doubted: AtomicBool,
+    pub(crate) kind_doubted: AtomicBool,
     /// Where the running transfer is put for others to serve from.
-    pub(crate) live: watch::Sender<Option<Arc<Live>>>,
+    pub(crate) active: watch::Sender<Option<Arc<ActiveDownload>>>,
 }
 
-impl Run {
+impl DownloadRun {
     /// Runs to the end.
-    pub(crate) async fn run(self) -> Ended {
-        let reporter = Reporter::new(self.view.clone(), self.stop.clone());
-        let (list, sources) = watch::channel(Sources::default());
+    pub(crate) async fn run(self) -> RunEnd {
+        let reporter = StatusReporter::new(self.status.clone(), self.stop.clone());
+        let (list, sources) = watch::channel(PeerCandidates::default());
         // Ends with the run, however that ends.
         let local = self.stop.child_token();
         let _ends = local.clone().drop_guard();
         let (context, keep_stop) = (Arc::clone(&self.context), local.clone());
-        let (id, named, view) = (self.spec.id, self.named.clone(), self.view.subscribe());
+        let (id, named, view) = (self.spec.id, self.named_peers.clone(), self.status.subscribe());
         self.context.tracker.spawn(async move {
             let index = context.index.clone();
-            sources::keep(
+            sources::run_discovery(
                 (index, view),
                 id,
                 named,
@@ -106,38 +106,38 @@ impl Run {
             )
             .await;
         });
-        let ended = self.until_done(&reporter, &sources, &local).await;
+        let ended = self.run_until_done(&reporter, &sources, &local).await;
         if !matches!(ended, Ok(true)) {
-            self.live.send_replace(None);
+            self.active.send_replace(None);
         }
         match ended {
-            Ok(true) => Ended::Done,
-            Ok(false) => Ended::Stopped,
-            Err(_) if self.stop.is_cancelled() => Ended::Stopped,
-            Err(problem) => Ended::Failed(problem),
+            Ok(true) => RunEnd::Done,
+            Ok(false) => RunEnd::Stopped,
+            Err(_) if self.stop.is_cancelled() => RunEnd::Stopped,
+            Err(problem) => RunEnd::Failed(problem),
         }
     }
 
     /// True when done, false when stopped. Where room was lacking and nothing else waited for it, such as for what had been written
     /// and could not be flushed, it begins anew with what is there.
-    async fn until_done(
+    async fn run_until_done(
         &self,
-        reporter: &Reporter,
-        sources: &watch::Receiver<Sources>,
+        reporter: &StatusReporter,
+        sources: &watch::Receiver<PeerCandidates>,
         local: &CancellationToken,
     ) -> Result<bool, Problem> {
         loop {
             match self.fetch(reporter, sources.clone(), local).await {
-                Ok(Fetched::Done) => return Ok(true),
-                Ok(Fetched::Stopped) => return Ok(false),
-                Ok(Fetched::Doubted) => {
+                Ok(FetchOutcome::Done) => return Ok(true),
+                Ok(FetchOutcome::Stopped) => return Ok(false),
+                Ok(FetchOutcome::Doubted) => {
                     tracing::info!(file = %self.spec.id.short(), "said to be a plain file, and may be a folder: looked at again");
-                    self.doubted.store(true, Ordering::Relaxed);
+                    self.kind_doubted.store(true, Ordering::Relaxed);
                     continue;
                 }
                 Err(problem) if problem.reason.is_exhaustion() => {
                     tracing::warn!(file = %self.spec.id.short(), %problem, "begins anew in a moment");
-                    reporter.state(State::Waiting, Some(problem));
+                    reporter.set_state(DownloadState::Waiting, Some(problem));
                 }
                 Err(problem) => return Err(problem),
             }
@@ -150,72 +150,72 @@ impl Run {
 
     async fn fetch(
         &self,
-        reporter: &Reporter,
-        sources: watch::Receiver<Sources>,
+        reporter: &StatusReporter,
+        sources: watch::Receiver<PeerCandidates>,
         local: &CancellationToken,
-    ) -> Result<Fetched, Problem> {
-        let dialer = Dialer::new(sources.clone()).leaving_from(self.context.leave_from);
+    ) -> Result<FetchOutcome, Problem> {
+        let dialer = BootstrapPool::new(sources.clone()).leaving_from(self.context.leave_from);
         // Neither of the two that can be dropped holds anything that is not dropped whole.
         let planned = tokio::select! {
-            () = self.stop.cancelled() => return Ok(Fetched::Stopped),
+            () = self.stop.cancelled() => return Ok(FetchOutcome::Stopped),
             planned = self.plan(reporter, &dialer) => planned?,
         };
         let Some(planned) = planned else {
-            return Ok(Fetched::Done);
+            return Ok(FetchOutcome::Done);
         };
         // To its end: left alone it would go on, and whoever removes the part or goes on with it next would meet it.
         let Some((part, found)) = self.open_part(&planned, reporter).await? else {
-            return Ok(Fetched::Stopped);
+            return Ok(FetchOutcome::Stopped);
         };
         let checks = tokio::select! {
-            () = self.stop.cancelled() => return Ok(Fetched::Stopped),
-            checks = self.checks(&planned, reporter, &dialer) => checks?,
+            () = self.stop.cancelled() => return Ok(FetchOutcome::Stopped),
+            checks = self.build_verifier(&planned, reporter, &dialer) => checks?,
         };
-        let prepared = Prepared {
+        let prepared = PreparedDownload {
             planned,
-            part: Arc::new(part),
+            part_file: Arc::new(part),
             found: Some(found).into(),
-            checks,
+            verifier: checks,
         };
-        let Some(have) = self.gather(&prepared, reporter).await? else {
-            return Ok(Fetched::Stopped);
+        let Some(have) = self.recover_units(&prepared, reporter).await? else {
+            return Ok(FetchOutcome::Stopped);
         };
-        let live = self.go_live(&prepared, have).await?;
+        let live = self.publish(&prepared, have).await?;
         // At once, with nothing to give yet: those who fetch the same find each other while the first pieces come, and each knows
         // that the others fetch.
-        let offered = self.context.holdings.put_part(Registration {
+        let offered = self.context.announce_set.put_part(Registration {
             file: live.record,
             names: vec![live.name.clone()],
             partial: true,
         });
-        let mut finished = self.drive(&live, reporter, sources, dialer, local).await;
-        if matches!(finished, Ok(Fetched::Done)) && self.is_manifest(&live).await? {
-            finished = Ok(Fetched::Doubted);
+        let mut finished = self.run_swarm(&live, reporter, sources, dialer, local).await;
+        if matches!(finished, Ok(FetchOutcome::Done)) && self.is_manifest(&live).await? {
+            finished = Ok(FetchOutcome::Doubted);
         }
         let have = live.have();
-        if !matches!(finished, Ok(Fetched::Done)) {
+        if !matches!(finished, Ok(FetchOutcome::Done)) {
             drop(offered);
-            self.leave(&live, have).await;
+            self.retire(&live, have).await;
             return finished;
         }
-        let placed = self.place(&live, prepared, offered, reporter).await;
+        let placed = self.finalize(&live, prepared, offered, reporter).await;
         if !matches!(placed, Ok(true)) {
-            self.leave(&live, have).await;
+            self.retire(&live, have).await;
         }
         Ok(match placed? {
-            true => Fetched::Done,
-            false => Fetched::Stopped,
+            true => FetchOutcome::Done,
+            false => FetchOutcome::Stopped,
         })
     }
 
     /// Takes the transfer off the shelf and records what it has.
-    async fn leave(&self, live: &Arc<Live>, have: Bitfield) {
-        self.live.send_replace(None);
-        let part = Arc::clone(&live.part);
+    async fn retire(&self, live: &Arc<ActiveDownload>, have: Bitfield) {
+        self.active.send_replace(None);
+        let part = Arc::clone(&live.part_file);
         let last = move || {
             let stored = part.checkpoint(&have);
             // Whoever is being served holds the part for a while longer, and must not keep it from being removed or gone on with.
-            part.release();
+            part.unlock();
             stored
         };
         match blocking(last).await.and_then(|stored| stored) {
@@ -227,28 +227,28 @@ impl Run {
 
 /// Everything that is known before the first unit.
 #[derive(Debug)]
-struct Prepared {
-    planned: Planned,
-    part: Arc<Part>,
-    found: std::sync::Mutex<Option<Found>>,
-    checks: Arc<Checks>,
+struct PreparedDownload {
+    planned: PlannedDownload,
+    part_file: Arc<PartFile>,
+    found: std::sync::Mutex<Option<FoundPart>>,
+    verifier: Arc<UnitVerifier>,
 }
 
-impl Run {
+impl DownloadRun {
     /// Opens the part; where the disk is full, waits for room. `None` when stopped.
     async fn open_part(
         &self,
-        planned: &Planned,
-        reporter: &Reporter,
-    ) -> Result<Option<(Part, Found)>, Problem> {
+        planned: &PlannedDownload,
+        reporter: &StatusReporter,
+    ) -> Result<Option<(PartFile, FoundPart)>, Problem> {
         let id = self.spec.id;
         while !self.stop.is_cancelled() {
             let (target, plan) = (planned.target.clone(), Arc::clone(&planned.plan));
             let manifest = planned.collection.as_ref().map(|it| Arc::clone(&it.manifest));
             let stop = self.stop.clone();
-            match blocking(move || Part::open(id, target, plan, manifest, &stop)).await? {
+            match blocking(move || PartFile::open(id, target, plan, manifest, &stop)).await? {
                 Err(problem) if problem.reason.is_exhaustion() => {
-                    reporter.state(State::Waiting, Some(problem));
+                    reporter.set_state(DownloadState::Waiting, Some(problem));
                     tokio::select! {
                         () = self.stop.cancelled() => {}
                         () = tokio::time::sleep(DISK_RETRY) => {}
@@ -261,13 +261,17 @@ impl Run {
     }
 
     /// Units of an earlier run and units that are elsewhere on this machine; `None` when stopped.
-    async fn gather(&self, prepared: &Prepared, reporter: &Reporter) -> Result<Option<Bitfield>, Problem> {
+    async fn recover_units(
+        &self,
+        prepared: &PreparedDownload,
+        reporter: &StatusReporter,
+    ) -> Result<Option<Bitfield>, Problem> {
         let found = prepared
             .found
             .lock()
             .map_or(None, |mut found| found.take())
-            .unwrap_or(Found::Unknown);
-        let (part, checks) = (Arc::clone(&prepared.part), Arc::clone(&prepared.checks));
+            .unwrap_or(FoundPart::Unverified);
+        let (part, checks) = (Arc::clone(&prepared.part_file), Arc::clone(&prepared.verifier));
         let (library, threads, stop) = (
             self.context.library.clone(),
             self.context.hash_threads,
@@ -295,24 +299,28 @@ impl Run {
             // The work is pinned outside: polling the other arm loses nothing of it.
             tokio::select! {
                 told = &mut work => break told?,
-                _ = tick.tick() => reporter.bytes(done.load(Ordering::Relaxed)),
+                _ = tick.tick() => reporter.set_bytes(done.load(Ordering::Relaxed)),
             }
         };
-        reporter.resumed(resumed);
-        reporter.bytes(done.load(Ordering::Relaxed));
+        reporter.set_resumed_bytes(resumed);
+        reporter.set_bytes(done.load(Ordering::Relaxed));
         Ok(Some(have).filter(|_| !self.stop.is_cancelled()))
     }
 
     /// Puts the transfer where others can be served from it.
-    async fn go_live(&self, prepared: &Prepared, have: Bitfield) -> Result<Arc<Live>, Problem> {
+    async fn publish(
+        &self,
+        prepared: &PreparedDownload,
+        have: Bitfield,
+    ) -> Result<Arc<ActiveDownload>, Problem> {
         let (record, name) = (prepared.planned.record, prepared.planned.name.clone());
-        let (part, checks) = (Arc::clone(&prepared.part), Arc::clone(&prepared.checks));
+        let (part, checks) = (Arc::clone(&prepared.part_file), Arc::clone(&prepared.verifier));
         let collection = prepared.planned.collection.clone();
         let live = blocking(move || {
             let manifest = collection
                 .as_ref()
                 .map(|it| (it.tree.clone(), &**it.manifest.bytes()));
-            Live::new(record, name, part, checks, manifest, have)
+            ActiveDownload::new(record, name, part, checks, manifest, have)
         });
         let live = live.await?.map_err(|error| {
             let folder = std::env::temp_dir();
@@ -335,23 +343,23 @@ impl Run {
             }
         })?;
         let live = Arc::new(live);
-        self.live.send_replace(Some(Arc::clone(&live)));
+        self.active.send_replace(Some(Arc::clone(&live)));
         Ok(live)
     }
 
     /// The swarm's part, until all units are there.
-    async fn drive(
+    async fn run_swarm(
         &self,
-        live: &Arc<Live>,
-        reporter: &Reporter,
-        sources: watch::Receiver<Sources>,
-        dialer: Dialer,
+        live: &Arc<ActiveDownload>,
+        reporter: &StatusReporter,
+        sources: watch::Receiver<PeerCandidates>,
+        dialer: BootstrapPool,
         local: &CancellationToken,
-    ) -> Result<Fetched, Problem> {
-        let plan = live.part.plan();
+    ) -> Result<FetchOutcome, Problem> {
+        let plan = live.part_file.plan();
         let have = live.have();
         if have.is_full() {
-            return Ok(Fetched::Done);
+            return Ok(FetchOutcome::Done);
         }
         let lens = (0..plan.unit_count()).map(|unit| plan.unit_len(unit)).collect();
         let swarm = Swarm::new(SwarmConfig::default(), lens, have.clone(), rand::random());
@@ -360,15 +368,15 @@ impl Run {
         let stop = local.child_token();
         let ends = stop.clone().drop_guard();
         let calls = TaskTracker::new();
-        let mut terms = self.terms.clone();
+        let mut terms = self.limits.clone();
         let now = *terms.borrow_and_update();
-        let disk = self.context.verifying.disk(live.part.device());
-        let mut driver = Driver {
+        let disk = self.context.disk_pools.pool(live.part_file.device());
+        let mut driver = DownloadDriver {
             context: Arc::clone(&self.context),
-            live: Arc::clone(live),
+            download: Arc::clone(live),
             disk: Arc::clone(&disk),
             swarm,
-            peers: Peers::new(
+            peers: PeerSet::new(
                 (self.spec.id, plan.unit_count(), self.context.peer_id),
                 tell,
                 links,
@@ -377,27 +385,27 @@ impl Run {
                 self.context.tracker.clone(),
             )
             .leaving_from(self.context.leave_from),
-            sources: sources.clone(),
-            terms,
-            allowance: Arc::new(Allowance::new(now, &self.context.limits)),
-            share: self.context.budget.share(now.priority),
+            candidates: sources.clone(),
+            limits: terms,
+            rate_limiter: Arc::new(TransferRateLimiter::new(now, &self.context.limits)),
+            budget_share: self.context.budget.join(now.priority),
             start: Instant::now(),
             stop: &stop,
             report: Box::new(|swarm, peers, now, wrong| {
-                reporter.swarm(plan, (swarm, now), peers, &sources.borrow(), wrong, &disk)
+                reporter.update_from_swarm(plan, (swarm, now), peers, &sources.borrow(), wrong, &disk)
             }),
             requests: Default::default(),
-            place_made: Instant::now(),
+            idle_peer_replaced_at: Instant::now(),
             ask_anew: Default::default(),
-            full: None,
+            disk_full: None,
             disk_retry: DISK_RETRY,
             calls: calls.clone(),
-            lies: Default::default(),
-            crowded: false,
-            doubts: self.may_doubt(plan),
-            doubted: false,
+            violations: Default::default(),
+            saw_crowd: false,
+            may_be_collection: self.may_be_collection(plan),
+            kind_doubted: false,
         };
-        let (part, over) = (Arc::clone(&live.part), stop.clone());
+        let (part, over) = (Arc::clone(&live.part_file), stop.clone());
         calls.spawn_blocking(move || {
             if let Err(error) = part.preallocate(|| !over.is_cancelled()) {
                 // Whatever is written next meets the same trouble, and says it.
@@ -407,11 +415,11 @@ impl Run {
         let checkpoints = self
             .context
             .tracker
-            .spawn(checkpoints::keep(Arc::clone(live), stop.clone()));
+            .spawn(checkpoints::run_checkpoints(Arc::clone(live), stop.clone()));
         tracing::debug!(file = %self.spec.id.short(), units = plan.unit_count(), "fetching");
         let finished = driver.run(events).await;
         tracing::debug!(file = %self.spec.id.short(), "fetched");
-        driver.last_report();
+        driver.report_final();
         drop(driver);
         drop(ends);
         calls.close();
@@ -421,7 +429,7 @@ impl Run {
             return Err(problem);
         }
         finished.map(|finished| match finished {
-            Fetched::Done if !live.have().is_full() => Fetched::Stopped,
+            FetchOutcome::Done if !live.have().is_full() => FetchOutcome::Stopped,
             finished => finished,
         })
     }

@@ -11,14 +11,14 @@ use std::{
 use potluck_core::index_client::Address;
 use serde::{Deserialize, Serialize};
 
-use super::view::{FetchSpec, NewTerms};
+use super::view::{DownloadSpec, LimitsUpdate};
 use crate::limits::Priority;
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Saved {
+pub(crate) struct PersistedDownload {
     /// What was asked for.
-    pub(crate) spec: FetchSpec,
+    pub(crate) spec: DownloadSpec,
     /// Whether it was at work, rather than paused or failed.
     pub(crate) running: bool,
     /// Its label, once known.
@@ -28,7 +28,7 @@ pub(crate) struct Saved {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Record {
+struct PersistedJson {
     id: String,
     name: Option<String>,
     /// Paths are bytes, in hex.
@@ -52,11 +52,11 @@ struct Record {
     path: Option<String>,
 }
 
-impl Saved {
+impl PersistedDownload {
     /// As the store keeps it.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let spec = &self.spec;
-        let record = Record {
+        let record = PersistedJson {
             id: spec.id.to_string(),
             name: spec.name.clone(),
             target: spec.target.as_deref().map(path_to_hex),
@@ -68,8 +68,8 @@ impl Saved {
                 .collect(),
             detach: spec.detach,
             allow_expansion: spec.allow_expansion,
-            max_bytes_per_second: spec.terms.max_bytes_per_second.unwrap_or_default(),
-            priority: spec.terms.priority.unwrap_or_default().get(),
+            max_bytes_per_second: spec.limits.max_bytes_per_second.unwrap_or_default(),
+            priority: spec.limits.priority.unwrap_or_default().get(),
             running: self.running,
             label: self.name.clone(),
             path: self.path.as_deref().map(path_to_hex),
@@ -77,15 +77,15 @@ impl Saved {
         serde_json::to_vec(&record).expect("strings and numbers always serialise")
     }
 
-    /// `None` where the bytes are nothing that [`Saved::encode`] writes.
+    /// `None` where the bytes are nothing that [`PersistedDownload::encode`] writes.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        let record: Record = serde_json::from_slice(bytes).ok()?;
+        let record: PersistedJson = serde_json::from_slice(bytes).ok()?;
         let path = |hex: Option<String>| {
             hex.map(|hex| path_from_hex(&hex))
                 .map_or(Some(None), |path| path.map(Some))
         };
         Some(Self {
-            spec: FetchSpec {
+            spec: DownloadSpec {
                 id: record.id.parse().ok()?,
                 name: record.name,
                 target: path(record.target)?,
@@ -100,7 +100,7 @@ impl Saved {
                     .collect(),
                 detach: record.detach,
                 allow_expansion: record.allow_expansion,
-                terms: NewTerms {
+                limits: LimitsUpdate {
                     max_bytes_per_second: Some(record.max_bytes_per_second),
                     priority: Priority::new(record.priority),
                 },
@@ -124,12 +124,12 @@ fn path_from_hex(text: &str) -> Option<PathBuf> {
 mod tests {
     use potluck_core::{FileId, Sha256};
 
-    use super::{super::view::Terms, *};
+    use super::{super::view::TransferLimits, *};
 
     #[test]
     fn round_trips() {
-        let saved = Saved {
-            spec: FetchSpec {
+        let saved = PersistedDownload {
+            spec: DownloadSpec {
                 name: Some("a b".into()),
                 target: Some(OsString::from_vec(b"/x/\xff".to_vec()).into()),
                 sha256: Some(Sha256([4; 32])),
@@ -139,18 +139,18 @@ mod tests {
                 }],
                 detach: true,
                 allow_expansion: true,
-                terms: NewTerms {
+                limits: LimitsUpdate {
                     max_bytes_per_second: Some(u64::MAX),
                     priority: Priority::new(3),
                 },
-                ..FetchSpec::new(FileId([1; 32]))
+                ..DownloadSpec::new(FileId([1; 32]))
             },
             running: true,
             name: "label".into(),
             path: None,
         };
-        assert_eq!(Saved::decode(&saved.encode()), Some(saved));
-        assert_eq!(Saved::decode(b"nonsense"), None);
+        assert_eq!(PersistedDownload::decode(&saved.encode()), Some(saved));
+        assert_eq!(PersistedDownload::decode(b"nonsense"), None);
     }
 
     #[test]
@@ -158,8 +158,8 @@ mod tests {
         let id = FileId([1; 32]);
         for priority in ["", r#","priority":0"#, r#","priority":101"#] {
             let record = format!(r#"{{"id":"{id}","max_bytes_per_second":7{priority}}}"#);
-            let saved = Saved::decode(record.as_bytes()).unwrap();
-            let terms = saved.spec.terms.of(Terms::default());
+            let saved = PersistedDownload::decode(record.as_bytes()).unwrap();
+            let terms = saved.spec.limits.applied_to(TransferLimits::default());
             assert_eq!(
                 (terms.max_bytes_per_second, terms.priority.get()),
                 (7, 10),

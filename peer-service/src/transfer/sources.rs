@@ -24,7 +24,7 @@ use rand::RngExt as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::view::{State, View};
+use super::view::{DownloadState, DownloadStatus};
 
 /// Providers asked of the index for a file: far more than are connected at once, so that there is a choice.
 const MAX_SNAPSHOT: u32 = 200;
@@ -47,7 +47,7 @@ const MAX_ASK_ANEW: Duration = Duration::from_secs(300);
 
 /// A peer worth asking.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Source {
+pub(crate) struct PeerCandidate {
     /// Where it is.
     pub(crate) address: Address,
     /// Who it is, where the index vouches for it.
@@ -87,42 +87,42 @@ impl<'a> HostTurns<'a> {
 
 /// Who has the file, as far as is known.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Sources {
+pub(crate) struct PeerCandidates {
     /// By address, in no useful order.
-    pub(crate) list: Arc<Vec<Source>>,
+    pub(crate) list: Arc<Vec<PeerCandidate>>,
     /// What is wrong with the index.
     pub(crate) index_error: Option<Problem>,
     /// Whether the index answered at least once, or there is none to ask.
-    pub(crate) asked: bool,
+    pub(crate) index_answered: bool,
 }
 
 /// What the index said last.
 #[derive(Debug, Default)]
-struct IndexSays {
+struct IndexView {
     providers: BTreeMap<PeerId, Address>,
     error: Option<Problem>,
-    asked: bool,
+    answered: bool,
     /// How many were named at addresses that the index had no business to name.
     ignored: u64,
 }
 
 /// Keeps the list until `stop`. Whoever is `named`, now or later, is always on it; whoever `is_self` says is this peer never is.
 /// While the transfer with this view waits, the index is asked anew now and then.
-pub(crate) async fn keep(
-    (index, view): (Option<IndexClient>, watch::Receiver<View>),
+pub(crate) async fn run_discovery(
+    (index, view): (Option<IndexClient>, watch::Receiver<DownloadStatus>),
     id: FileId,
     mut named: watch::Receiver<Vec<Address>>,
     is_self: impl Fn(Option<&PeerId>, &Address) -> bool,
-    list: watch::Sender<Sources>,
+    list: watch::Sender<PeerCandidates>,
     stop: CancellationToken,
 ) {
-    let (says, mut said) = watch::channel(IndexSays {
-        asked: index.is_none(),
-        ..IndexSays::default()
+    let (says, mut said) = watch::channel(IndexView {
+        answered: index.is_none(),
+        ..IndexView::default()
     });
     let listen = async {
         match &index {
-            Some(index) => listen(index, id, view, &says).await,
+            Some(index) => watch_index(index, id, view, &says).await,
             None => std::future::pending().await,
         }
     };
@@ -149,11 +149,11 @@ pub(crate) async fn keep(
 }
 
 /// Follows the index for ever, through losses of it.
-async fn listen(
+async fn watch_index(
     index: &IndexClient,
     id: FileId,
-    mut view: watch::Receiver<View>,
-    says: &watch::Sender<IndexSays>,
+    mut view: watch::Receiver<DownloadStatus>,
+    says: &watch::Sender<IndexView>,
 ) {
     let mut retry = RETRY;
     let mut asked_anew = 0;
@@ -169,7 +169,7 @@ async fn listen(
         tracing::debug!(file = %id.short(), error = %lost, "the index is lost; going on with the providers known");
         says.send_modify(|says| {
             says.error = Some(lost);
-            says.asked = true;
+            says.answered = true;
         });
         let wait = retry.mul_f64(rand::rng().random_range(0.5..1.0));
         retry = (retry * 2).min(MAX_RETRY);
@@ -179,10 +179,10 @@ async fn listen(
 
 /// Ends once the transfer began to wait and nothing came for long enough that the index is to be
 /// asked anew. `times`: how often in a row it was.
-async fn has_waited(view: &mut watch::Receiver<View>, times: &mut u32) {
+async fn has_waited(view: &mut watch::Receiver<DownloadStatus>, times: &mut u32) {
     loop {
         let Ok(done) = view
-            .wait_for(|view| view.state == State::Waiting)
+            .wait_for(|view| view.state == DownloadState::Waiting)
             .await
             .map(|view| view.bytes_done)
         else {
@@ -203,7 +203,7 @@ async fn has_waited(view: &mut watch::Receiver<View>, times: &mut u32) {
 async fn follow(
     index: &IndexClient,
     id: FileId,
-    says: &watch::Sender<IndexSays>,
+    says: &watch::Sender<IndexView>,
     retry: &mut Duration,
 ) -> Problem {
     let is_local = index.endpoint().is_local().await;
@@ -221,7 +221,7 @@ async fn follow(
         }
         says.send_modify(|says| {
             let ignored = says.ignored;
-            says.take(event, is_local);
+            says.apply(event, is_local);
             if says.ignored > ignored {
                 tracing::debug!(
                     file = %id.short(), ignored = says.ignored, index = %index.endpoint(),
@@ -236,9 +236,9 @@ async fn follow(
     )
 }
 
-impl IndexSays {
+impl IndexView {
     /// Takes an event of an index that is on this machine, or is not.
-    fn take(&mut self, event: ProviderEvent, is_local: bool) {
+    fn apply(&mut self, event: ProviderEvent, is_local: bool) {
         let Self {
             providers, ignored, ..
         } = self;
@@ -269,7 +269,7 @@ impl IndexSays {
                 providers.remove(&peer);
             }
         }
-        (self.error, self.asked) = (None, true);
+        (self.error, self.answered) = (None, true);
     }
 }
 
@@ -296,10 +296,10 @@ fn is_reached_from_afar(address: &Address) -> bool {
 }
 
 fn merge(
-    says: &IndexSays,
+    says: &IndexView,
     named: &[Address],
     is_self: &impl Fn(Option<&PeerId>, &Address) -> bool,
-) -> Sources {
+) -> PeerCandidates {
     let from_index = says.providers.iter().map(|(peer, address)| (Some(peer), address));
     let named = named.iter().map(|address| (None, address));
     // Those with an id come first and win over the same address without one.
@@ -307,21 +307,21 @@ fn merge(
     let all = from_index
         .chain(named)
         .filter(|&(peer, address)| !is_self(peer, address) && seen.insert(address))
-        .map(|(peer, address)| Source {
+        .map(|(peer, address)| PeerCandidate {
             address: address.clone(),
             peer: peer.copied(),
         })
         .collect();
-    Sources {
+    PeerCandidates {
         list: Arc::new(all),
         index_error: says.error.clone(),
-        asked: says.asked,
+        index_answered: says.answered,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{super::view::FetchSpec, *};
+    use super::{super::view::DownloadSpec, *};
 
     fn at(port: u16) -> Address {
         Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], port)))
@@ -331,13 +331,13 @@ mod tests {
     fn each_address_is_tried_once_with_its_id_and_the_peer_itself_never() {
         let (own, other) = (PeerId([1; 32]), PeerId([2; 32]));
         // Behind one address two peers can be, of which one is this.
-        let says = IndexSays {
+        let says = IndexView {
             providers: [(own, at(1)), (other, at(1))].into(),
-            ..IndexSays::default()
+            ..IndexView::default()
         };
         let sources = merge(&says, &[at(1), at(2), at(2)], &|peer, _| peer == Some(&own));
         let expected = [(at(1), Some(other)), (at(2), None)];
-        let expected = expected.map(|(address, peer)| Source { address, peer });
+        let expected = expected.map(|(address, peer)| PeerCandidate { address, peer });
         assert_eq!(sources.list[..], expected);
     }
 
@@ -374,20 +374,20 @@ mod tests {
         let good = provider(200, "192.0.2.1");
         let named = || (0..).zip(local).map(|(n, host)| provider(n, host));
         let snapshot = || ProviderEvent::Snapshot(named().chain([good.clone()]).collect());
-        let mut says = IndexSays::default();
-        says.take(snapshot(), false);
+        let mut says = IndexView::default();
+        says.apply(snapshot(), false);
         assert_eq!(says.providers.keys().collect::<Vec<_>>(), [&good.peer]);
         assert_eq!(says.ignored, local.len() as u64);
         for provider in named() {
-            says.take(ProviderEvent::Joined(provider), false);
+            says.apply(ProviderEvent::Joined(provider), false);
         }
         assert_eq!(says.providers.len(), 1);
-        says.take(ProviderEvent::Joined(provider(200, "::1")), false);
+        says.apply(ProviderEvent::Joined(provider(200, "::1")), false);
         assert!(
             says.providers.is_empty(),
             "it moved to where nobody else reaches it"
         );
-        says.take(snapshot(), true);
+        says.apply(snapshot(), true);
         assert_eq!(
             says.providers.len(),
             local.len() + 1,
@@ -398,14 +398,22 @@ mod tests {
     #[tokio::test]
     async fn who_is_named_later_is_on_the_list_as_well() {
         let (name, named) = watch::channel(vec![at(1)]);
-        let (list, mut sources) = watch::channel(Sources::default());
+        let (list, mut sources) = watch::channel(PeerCandidates::default());
         let stop = CancellationToken::new();
         let id = FileId([1; 32]);
-        let (_view, view) = watch::channel(View::new(1, &FetchSpec::new(id)));
-        let kept = tokio::spawn(keep((None, view), id, named, |_, _| false, list, stop.clone()));
-        let addresses = |sources: &Sources| sources.list.iter().map(|of| of.address.port).collect::<Vec<_>>();
+        let (_view, view) = watch::channel(DownloadStatus::new(1, &DownloadSpec::new(id)));
+        let kept = tokio::spawn(run_discovery(
+            (None, view),
+            id,
+            named,
+            |_, _| false,
+            list,
+            stop.clone(),
+        ));
+        let addresses =
+            |sources: &PeerCandidates| sources.list.iter().map(|of| of.address.port).collect::<Vec<_>>();
         let first = sources.wait_for(|now| addresses(now) == [1]).await;
-        assert!(first.unwrap().asked, "there is no index to ask");
+        assert!(first.unwrap().index_answered, "there is no index to ask");
         name.send_modify(|named| named.push(at(2)));
         sources.wait_for(|now| addresses(now) == [1, 2]).await.unwrap();
         // Whoever named them may be gone, and the list is kept all the same.
@@ -418,11 +426,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_download_that_waits_asks_the_index_again_later_each_time() {
-        let (show, mut view) = watch::channel(View::new(1, &FetchSpec::new(FileId([1; 32]))));
+        let (show, mut view) = watch::channel(DownloadStatus::new(1, &DownloadSpec::new(FileId([1; 32]))));
         let mut times = 0;
         let idle = tokio::time::timeout(10 * MAX_ASK_ANEW, has_waited(&mut view, &mut times));
         assert!(idle.await.is_err(), "a download that does not wait asks nobody");
-        show.send_modify(|view| view.state = State::Waiting);
+        show.send_modify(|view| view.state = DownloadState::Waiting);
         let mut delays = Vec::new();
         for _ in 0..7 {
             let begun = tokio::time::Instant::now();

@@ -15,16 +15,16 @@ use super::resume::with_suffix;
 const MAX_PLAIN_NAME: usize = 240;
 
 /// Where a longer one is cut, in bytes, so that a hash of 16 digits fits as well.
-const MAX_CUT_NAME: usize = 200;
+const MAX_TRUNCATED_NAME: usize = 200;
 
 /// A download's final path and its companions while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Target {
+pub(crate) struct DownloadTarget {
     /// Where it will be.
     pub(crate) path: PathBuf,
 }
 
-impl Target {
+impl DownloadTarget {
     /// Decides the path.
     ///
     /// `target`: an absolute path; a folder that is there means inside it; `None` means inside `files`. `name` is what to call it inside
@@ -39,7 +39,7 @@ impl Target {
                 path: files.join(&label),
             });
         };
-        check(target)?;
+        check_target(target)?;
         let path = if target.is_dir() {
             target.join(&label)
         } else {
@@ -67,7 +67,7 @@ impl Target {
         }
         let hash = hex::encode(&Sha256::digest(name.as_encoded_bytes())[..8]);
         let text = name.to_string_lossy();
-        let cut = (0..=MAX_CUT_NAME)
+        let cut = (0..=MAX_TRUNCATED_NAME)
             .rev()
             .find(|&at| text.is_char_boundary(at))
             .unwrap_or(0);
@@ -96,7 +96,7 @@ fn harmless(name: &str) -> String {
 ///
 /// # Errors
 /// [`Reason::UnsafePath`].
-pub(crate) fn check(target: &Path) -> Result<(), Problem> {
+pub(crate) fn check_target(target: &Path) -> Result<(), Problem> {
     let bad = |why: &str| {
         Problem::new(
             Reason::UnsafePath,
@@ -117,10 +117,10 @@ pub(crate) fn check(target: &Path) -> Result<(), Problem> {
 }
 
 /// What an error of the file system at a target means to the one who asked.
-pub(crate) fn problem(path: &Path, error: &io::Error) -> Problem {
+pub(crate) fn target_problem(path: &Path, error: &io::Error) -> Problem {
     let inner = error.get_ref();
     if let Some(AtEntry { path: entry, error }) = inner.and_then(|inner| inner.downcast_ref()) {
-        return problem(&path.join(entry), error);
+        return target_problem(&path.join(entry), error);
     }
     if let Some(clash) = inner.and_then(|inner| inner.downcast_ref::<NameClash>()) {
         return clash.problem(path);
@@ -247,7 +247,7 @@ pub(crate) fn name_not_taken(path: &Path, error: &io::Error) -> Problem {
 }
 
 /// What stands in the way of a download, and what to do about it.
-pub(crate) fn exists(path: &Path) -> Problem {
+pub(crate) fn target_exists(path: &Path) -> Problem {
     Problem::new(
         Reason::TargetExists,
         format!(
@@ -259,10 +259,10 @@ pub(crate) fn exists(path: &Path) -> Problem {
 }
 
 /// What stands in the way of a download, and cannot be read to tell whether it is the same.
-pub(crate) fn unreadable(path: &Path, error: &io::Error) -> Problem {
+pub(crate) fn target_unreadable(path: &Path, error: &io::Error) -> Problem {
     // A file larger than any that can be hashed is no lack of room.
     if error.kind() != io::ErrorKind::FileTooLarge && Reason::of_exhaustion(error).is_some() {
-        return problem(path, error);
+        return target_problem(path, error);
     }
     Problem::new(
         Reason::TargetExists,
@@ -291,7 +291,7 @@ mod tests {
             "\u{0}x",
             ".part",
         ] {
-            let target = Target::resolve(None, name, files).unwrap();
+            let target = DownloadTarget::resolve(None, name, files).unwrap();
             assert_eq!(target.parent(), files, "{name:?} gave {target:?}");
         }
     }
@@ -300,7 +300,7 @@ mod tests {
     fn a_lack_of_file_descriptors_is_no_matter_of_permissions() {
         let path = Path::new("/f/a");
         let error = io::Error::from(rustix::io::Errno::MFILE);
-        for problem in [problem(path, &error), unreadable(path, &error)] {
+        for problem in [target_problem(path, &error), target_unreadable(path, &error)] {
             assert_eq!(problem.reason, Reason::TooManyOpenFiles);
             assert!(problem.message.contains("ulimit -n"), "{problem}");
         }
@@ -319,23 +319,25 @@ mod tests {
             ("a.b-c", "a.b-c"),
         ] {
             for target in [None, Some(folder.path())] {
-                let target = Target::resolve(target, name, folder.path()).unwrap();
+                let target = DownloadTarget::resolve(target, name, folder.path()).unwrap();
                 assert_eq!(target.path, folder.path().join(expected), "{name}");
             }
         }
         let asked = folder.path().join(".bash_profile");
-        let target = Target::resolve(Some(&asked), "x", folder.path()).unwrap();
+        let target = DownloadTarget::resolve(Some(&asked), "x", folder.path()).unwrap();
         assert_eq!(target.path, asked, "the owner said so");
     }
 
     #[test]
     fn a_folder_means_inside_it_and_anything_else_is_the_name() {
         let folder = tempfile::tempdir().unwrap();
-        let inside = Target::resolve(Some(folder.path()), "a", Path::new("/f")).unwrap();
+        let inside = DownloadTarget::resolve(Some(folder.path()), "a", Path::new("/f")).unwrap();
         assert_eq!(inside.path, folder.path().join("a"));
         let new = folder.path().join("new");
         assert_eq!(
-            Target::resolve(Some(&new), "a", Path::new("/f")).unwrap().path,
+            DownloadTarget::resolve(Some(&new), "a", Path::new("/f"))
+                .unwrap()
+                .path,
             new
         );
     }
@@ -343,7 +345,7 @@ mod tests {
     #[test]
     fn paths_that_could_lead_elsewhere_are_refused() {
         for bad in ["relative/file", "/a/../b", "/", ""] {
-            let problem = Target::resolve(Some(Path::new(bad)), "a", Path::new("/f")).unwrap_err();
+            let problem = DownloadTarget::resolve(Some(Path::new(bad)), "a", Path::new("/f")).unwrap_err();
             assert_eq!(problem.reason, Reason::UnsafePath, "{bad}");
         }
     }
@@ -352,10 +354,10 @@ mod tests {
     fn the_longest_names_have_companions_that_fit() {
         for letter in ["a", "é", "漢"] {
             let name: String = letter.repeat(255 / letter.len());
-            let target = Target {
+            let target = DownloadTarget {
                 path: Path::new("/f").join(&name),
             };
-            let other = Target {
+            let other = DownloadTarget {
                 path: Path::new("/f").join(format!("{}{}", &name[letter.len()..], letter)),
             };
             for path in [target.part(), target.state()] {

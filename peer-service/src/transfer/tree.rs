@@ -3,7 +3,7 @@
 //! Invariants: every path is opened beneath the folder's handle and never through a link, so that neither a hostile manifest nor
 //! somebody who plants links in the folder can lead a write out of it. Every file is created exclusively, so that no two entries are
 //! one file; one that is there already is written only where an earlier run of this download made it. Links are made last, by
-//! [`Tree::complete`], which also sees that the folder lists every entry once and nothing else.
+//! [`CollectionTree::finish`], which also sees that the folder lists every entry once and nothing else.
 
 mod probe;
 
@@ -55,17 +55,17 @@ const NAMED_LINKS: usize = 3;
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Tree {
+pub(crate) struct CollectionTree {
     dir: Dir,
     manifest: Arc<Manifest>,
     plan: Arc<Plan>,
     /// Whether the folder was made just now: whatever is in it was written here, and no longer than it should be.
-    made: bool,
+    is_new: bool,
     /// Handles of large files by their place in the plan.
-    open: Mutex<LruCache<usize, Arc<File>>>,
+    open_files: Mutex<LruCache<usize, Arc<File>>>,
     /// In a folder that was made just now: the entries whose files were created. Entry `i` is bit `i / n` of `n`.
     created: Vec<Mutex<Bitfield>>,
-    /// Bytes of copies that [`Tree::complete`] made.
+    /// Bytes of copies that [`CollectionTree::finish`] made.
     copied: AtomicU64,
     /// What the file system cannot keep, for people.
     not_kept: Mutex<Vec<String>>,
@@ -73,17 +73,17 @@ pub(crate) struct Tree {
 
 /// Whether a file is made where it is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Make {
+enum CreateMode {
     /// It has to be there.
-    No,
+    Never,
     /// If it is not there.
-    Missing,
+    IfMissing,
     /// It must not be there.
-    New,
+    Exclusive,
 }
 
-impl Tree {
-    /// Opens the folder at `path`, made if it is not there. [`Tree::prepare`] has to follow.
+impl CollectionTree {
+    /// Opens the folder at `path`, made if it is not there. [`CollectionTree::prepare`] has to follow.
     pub(crate) fn open(path: &Path, manifest: Arc<Manifest>, plan: Arc<Plan>) -> io::Result<Self> {
         let made = match std::fs::create_dir(path) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
@@ -104,8 +104,8 @@ impl Tree {
                 .collect(),
             manifest,
             plan,
-            made,
-            open: Mutex::new(LruCache::new(OPEN_FILES)),
+            is_new: made,
+            open_files: Mutex::new(LruCache::new(OPEN_FILES)),
             copied: AtomicU64::new(0),
             not_kept: Mutex::default(),
         })
@@ -129,11 +129,11 @@ impl Tree {
                 return Err(stopped());
             }
             match self.dir.create_dir(folder) {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists && !self.made => {}
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && !self.is_new => {}
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                     return Err(self.clash(folder).problem(path));
                 }
-                Err(error) => return Err(target::problem(&path.join(folder), &error)),
+                Err(error) => return Err(target::target_problem(&path.join(folder), &error)),
                 Ok(()) => {}
             }
         }
@@ -192,7 +192,7 @@ impl Tree {
                 let there = path.and_then(|path| self.dir.symlink_metadata(path).ok());
                 there.is_none_or(|there| there.len() < size)
             };
-            let others = match self.made || size == 0 {
+            let others = match self.is_new || size == 0 {
                 true => entries.len() - 1,
                 // Some may be there, made when there was no room for all.
                 false => entries[1..].iter().filter(is_missing).count(),
@@ -226,7 +226,7 @@ impl Tree {
     /// The same, to be read. Never made: whoever is served from the folder when it has its name already would make there again what its
     /// owner removed.
     pub(crate) fn file(&self, index: usize) -> io::Result<Arc<File>> {
-        self.handle(index, |entry| self.open_entry(entry, Make::No))
+        self.handle(index, |entry| self.open_entry(entry, CreateMode::Never))
     }
 
     fn handle(
@@ -247,14 +247,14 @@ impl Tree {
     }
 
     fn handles(&self) -> MutexGuard<'_, LruCache<usize, Arc<File>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open_files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The entry's file, to be written. In a folder that was made just now it is created exclusively the first time: whatever has its
     /// name then is another entry.
     fn open_to_write(&self, entry: u32) -> io::Result<(File, u64)> {
-        if !self.made {
-            return self.open_entry(entry, Make::Missing);
+        if !self.is_new {
+            return self.open_entry(entry, CreateMode::IfMissing);
         }
         let created = &self.created[(entry % CREATION_LOCKS) as usize];
         let bit = entry / CREATION_LOCKS;
@@ -262,9 +262,9 @@ impl Tree {
         let mut created = created.lock().unwrap_or_else(PoisonError::into_inner);
         if created.get(bit) {
             drop(created);
-            return self.open_entry(entry, Make::No);
+            return self.open_entry(entry, CreateMode::Never);
         }
-        match self.open_entry(entry, Make::New) {
+        match self.open_entry(entry, CreateMode::Exclusive) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 let path = self.manifest.get(entry).map_or("", |entry| entry.path.as_str());
                 Err(io::Error::other(self.clash(path)))
@@ -277,7 +277,7 @@ impl Tree {
     }
 
     /// The entry's file, and the size that it is to have.
-    fn open_entry(&self, entry: u32, make: Make) -> io::Result<(File, u64)> {
+    fn open_entry(&self, entry: u32, make: CreateMode) -> io::Result<(File, u64)> {
         let entry = self.manifest.get(entry).ok_or(ErrorKind::InvalidInput)?;
         let EntryContent::File { size, executable, .. } = entry.content else {
             return Err(ErrorKind::InvalidInput.into());
@@ -288,14 +288,14 @@ impl Tree {
         options
             .read(true)
             .write(true)
-            .create(make == Make::Missing)
-            .create_new(make == Make::New)
+            .create(make == CreateMode::IfMissing)
+            .create_new(make == CreateMode::Exclusive)
             .mode(if executable { 0o777 } else { 0o666 })
             // Not through a link, and not stuck on a pipe, whoever put it there.
             .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32);
         let file = self.dir.open_with(path, &options).map_err(failed)?.into_std();
         // What was made just now is nothing else.
-        match make == Make::New || file.metadata().map_err(failed)?.is_file() {
+        match make == CreateMode::Exclusive || file.metadata().map_err(failed)?.is_file() {
             true => Ok((file, size)),
             false => Err(failed(io::Error::new(
                 ErrorKind::AlreadyExists,
@@ -305,7 +305,7 @@ impl Tree {
     }
 
     /// Whether each file that these units are of is there, and long enough to hold them.
-    pub(crate) fn holds(&self, have: &Bitfield) -> bool {
+    pub(crate) fn holds_units(&self, have: &Bitfield) -> bool {
         let mut least: HashMap<usize, u64> = HashMap::new();
         for span in have.ones().flat_map(|unit| self.plan.spans(unit)) {
             let least = least.entry(span.file).or_default();
@@ -334,18 +334,18 @@ impl Tree {
 
     /// Makes what no unit brings: empty files, copies of content that several paths have, and the links. Fails where something is in the
     /// folder that the manifest does not list, where something is gone that was fetched, and with `Interrupted` once `stop` is.
-    pub(crate) fn complete(&self, stop: &CancellationToken) -> io::Result<()> {
+    pub(crate) fn finish(&self, stop: &CancellationToken) -> io::Result<()> {
         self.handles().clear();
         self.copied.store(0, Ordering::Relaxed);
         for entries in self.manifest.contents() {
             proceed(stop)?;
             let is_empty = self.manifest.id(entries[0]) == Some(EMPTY_FILE);
-            if self.made && entries.len() == 1 && !is_empty {
+            if self.is_new && entries.len() == 1 && !is_empty {
                 continue;
             }
             let (first, size) = match is_empty {
                 true => self.open_to_write(entries[0])?,
-                false => self.open_entry(entries[0], Make::No)?,
+                false => self.open_entry(entries[0], CreateMode::Never)?,
             };
             let len = first.metadata()?.len();
             if len < size {

@@ -3,14 +3,16 @@
 use potluck_core::{Problem, Reason, index_client::Address};
 
 /// Peers whose trouble is told one by one.
-const TOLD: usize = 3;
+const MAX_LISTED: usize = 3;
 
 /// Longest text of one peer's trouble, in characters: some of it is that peer's own words.
-const MAX_TROUBLE: usize = 200;
+const MAX_PEER_PROBLEM: usize = 200;
 
 /// What to say where these peers were asked and none serves; `None` where there are none. The reason is theirs if they have one in
 /// common.
-pub(super) fn unserved<'a>(peers: impl IntoIterator<Item = (&'a Address, &'a Problem)>) -> Option<Problem> {
+pub(super) fn no_provider_serves<'a>(
+    peers: impl IntoIterator<Item = (&'a Address, &'a Problem)>,
+) -> Option<Problem> {
     let mut peers: Vec<_> = peers.into_iter().collect();
     // The same peers in the same words each time: who asks again sees no news where there is none.
     peers.sort_by(|a, b| a.0.cmp(b.0));
@@ -21,11 +23,11 @@ pub(super) fn unserved<'a>(peers: impl IntoIterator<Item = (&'a Address, &'a Pro
     };
     let mut troubles: Vec<String> = peers
         .iter()
-        .take(TOLD)
-        .map(|(address, problem)| trouble(address, &problem.message))
+        .take(MAX_LISTED)
+        .map(|(address, problem)| peer_problem(address, &problem.message))
         .collect();
-    if peers.len() > TOLD {
-        troubles.push(format!("and {} more", peers.len() - TOLD));
+    if peers.len() > MAX_LISTED {
+        troubles.push(format!("and {} more", peers.len() - MAX_LISTED));
     }
     let mut problem = Problem::new(reason, format!("{}; {}", troubles.join("; "), advice(reason)));
     problem.retry_after = first.retry_after.filter(|_| peers.len() == 1);
@@ -33,9 +35,9 @@ pub(super) fn unserved<'a>(peers: impl IntoIterator<Item = (&'a Address, &'a Pro
 }
 
 /// One peer's trouble, its address named once.
-fn trouble(address: &Address, message: &str) -> String {
+fn peer_problem(address: &Address, message: &str) -> String {
     let message = message.split(" (os error").next().unwrap_or(message);
-    let message: String = message.chars().take(MAX_TROUBLE).collect();
+    let message: String = message.chars().take(MAX_PEER_PROBLEM).collect();
     match message.contains(&address.to_string()) {
         true => message,
         false => format!("the peer at {address}: {message}"),
@@ -76,7 +78,7 @@ mod tests {
             .iter()
             .map(|&(last, reason, message)| (address(last), Problem::new(reason, message)))
             .collect();
-        unserved(peers.iter().map(|(address, problem)| (address, problem)))
+        no_provider_serves(peers.iter().map(|(address, problem)| (address, problem)))
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Whether the bytes of a unit are what the id commits to. Pure.
 //!
-//! Invariant: a piece layer is kept only if it folds into its file's id, so whatever passes [`Checks::verify`] belongs to the id
+//! Invariant: a piece layer is kept only if it folds into its file's id, so whatever passes [`UnitVerifier::verify`] belongs to the id
 //! that the transfer is for.
 
 use std::{
@@ -15,15 +15,15 @@ use potluck_core::{
     plan::{BUNDLE_SIZE, Plan, PlanSpan},
 };
 
-use super::rope::Rope;
+use super::rope::ChunkList;
 use crate::offer::BadPieces;
 
 /// Files of one leaf that are hashed together: a multiple of what is hashed in step.
-const SMALL_AT_ONCE: usize = 64;
+const SMALL_BATCH: usize = 64;
 
 /// What the units of a plan are checked against.
 #[derive(Debug)]
-pub(crate) struct Checks {
+pub(crate) struct UnitVerifier {
     plan: Arc<Plan>,
     /// Of each file of the plan: its root, from a layer that folded or from bytes that verified.
     roots: Vec<OnceLock<Root>>,
@@ -31,7 +31,7 @@ pub(crate) struct Checks {
     layers: Vec<(usize, OnceLock<Arc<[Hash]>>)>,
 }
 
-impl Checks {
+impl UnitVerifier {
     /// Checks without any piece layer yet.
     pub(crate) fn new(plan: Arc<Plan>) -> Self {
         let several = plan.files().enumerate().filter(|(_, file)| has_layer(file.size));
@@ -43,7 +43,7 @@ impl Checks {
     }
 
     /// The files, by their number in the plan, whose piece layer is needed.
-    pub(crate) fn needed(&self) -> Vec<usize> {
+    pub(crate) fn missing_layers(&self) -> Vec<usize> {
         let by_pieces = |file: &usize| {
             let size = self.plan.file(*file).map_or(0, |file| file.size);
             self.plan.manifest().is_none() || size > BUNDLE_SIZE
@@ -53,16 +53,16 @@ impl Checks {
     }
 
     /// Takes a file's piece layer from a stranger; false where it does not fold into the file's id.
-    pub(crate) fn offer_layer(&self, file: usize, layer: Vec<Hash>) -> bool {
+    pub(crate) fn add_layer(&self, file: usize, layer: Vec<Hash>) -> bool {
         let tree = self
             .plan
             .file(file)
             .and_then(|planned| tree_of(planned.id, planned.size, layer));
-        tree.map(|tree| self.learn(file, tree)).is_some()
+        tree.map(|tree| self.record_tree(file, tree)).is_some()
     }
 
     /// Whoever was first had the same tree: the id commits to it.
-    fn learn(&self, file: usize, tree: FileTree) {
+    fn record_tree(&self, file: usize, tree: FileTree) {
         if let Some((_, layer)) = self.layer_at(file) {
             let _ = layer.set(tree.piece_hashes.into());
         }
@@ -77,21 +77,21 @@ impl Checks {
     }
 
     /// Whether these are the unit's bytes. Hashes all of them: not for the async threads.
-    pub(crate) fn verify(&self, unit: u32, data: &Rope) -> bool {
+    pub(crate) fn verify(&self, unit: u32, data: &ChunkList) -> bool {
         if data.len() as u64 != self.plan.unit_len(unit) {
             return false;
         }
         let mut at = 0;
-        let mut small = Vec::with_capacity(SMALL_AT_ONCE);
+        let mut small = Vec::with_capacity(SMALL_BATCH);
         let good = self.plan.spans(unit).all(|span| {
             let range = at..at + span.len as usize;
             at = range.end;
             match span.is_whole_file {
                 true if range.len() <= LEAF_SIZE => {
-                    small.push((span, data.run(range)));
-                    small.len() < SMALL_AT_ONCE || self.verify_small(&mut small)
+                    small.push((span, data.contiguous(range)));
+                    small.len() < SMALL_BATCH || self.verify_small(&mut small)
                 }
-                true => self.verify_whole(&span, &data.run(range)),
+                true => self.verify_whole(&span, &data.contiguous(range)),
                 false => self.verify_piece(&span, data, range),
             }
         });
@@ -100,7 +100,7 @@ impl Checks {
 
     /// The pieces of a unit that fail verification, as far as that can be told: of a file that came
     /// whole, all of it. Slow, for units that failed.
-    pub(crate) fn bad_pieces(&self, unit: u32, data: &Rope) -> Option<BadPieces> {
+    pub(crate) fn bad_pieces(&self, unit: u32, data: &ChunkList) -> Option<BadPieces> {
         if data.len() as u64 != self.plan.unit_len(unit) {
             return None;
         }
@@ -111,7 +111,7 @@ impl Checks {
             let layout = FileLayout::new(self.plan.file(span.file)?.size)?;
             let (is_good, first, count) = match span.is_whole_file {
                 true => (
-                    self.verify_whole(&span, &data.run(range)),
+                    self.verify_whole(&span, &data.contiguous(range)),
                     0,
                     layout.piece_count(),
                 ),
@@ -141,7 +141,7 @@ impl Checks {
         })
     }
 
-    fn verify_piece(&self, span: &PlanSpan, data: &Rope, range: Range<usize>) -> bool {
+    fn verify_piece(&self, span: &PlanSpan, data: &ChunkList, range: Range<usize>) -> bool {
         let size = self.plan.file(span.file).map(|file| file.size);
         let (Some(layout), Some(layer)) = (size.and_then(FileLayout::new), self.layer(span.file)) else {
             return false;
@@ -156,7 +156,7 @@ impl Checks {
         let tree = hash::hash_bytes(data);
         let good = tree.id() == span.id;
         if good {
-            self.learn(span.file, tree);
+            self.record_tree(span.file, tree);
         }
         good
     }
@@ -221,7 +221,7 @@ mod tests {
         (0..len).map(|i| (i * 31 % 251) as u8).collect()
     }
 
-    fn verify(checks: &Checks, unit: u32, data: &[u8]) -> bool {
+    fn verify(checks: &UnitVerifier, unit: u32, data: &[u8]) -> bool {
         checks.verify(unit, &bytes::Bytes::copy_from_slice(data).into())
     }
 
@@ -230,15 +230,15 @@ mod tests {
         let data = bytes(3 * 128 * 1024 + 5);
         let tree = hash::hash_bytes(&data);
         let plan = Arc::new(Plan::of_file(tree.id(), tree.size).unwrap());
-        let checks = Checks::new(Arc::clone(&plan));
-        assert_eq!(checks.needed(), [0]);
+        let checks = UnitVerifier::new(Arc::clone(&plan));
+        assert_eq!(checks.missing_layers(), [0]);
         let first = &data[..128 * 1024];
         assert!(!verify(&checks, 0, first), "without the layer nothing passes");
         let mut wrong = tree.piece_hashes.clone();
         wrong[1][0] ^= 1;
-        assert!(!checks.offer_layer(0, wrong));
-        assert!(!checks.offer_layer(0, tree.piece_hashes[1..].to_vec()));
-        assert!(checks.offer_layer(0, tree.piece_hashes));
+        assert!(!checks.add_layer(0, wrong));
+        assert!(!checks.add_layer(0, tree.piece_hashes[1..].to_vec()));
+        assert!(checks.add_layer(0, tree.piece_hashes));
         assert!(verify(&checks, 0, first));
         assert!(verify(&checks, 3, &data[3 * 128 * 1024..]));
         assert!(!verify(&checks, 1, first), "a good piece in the wrong place");
@@ -252,8 +252,8 @@ mod tests {
     fn a_file_of_one_piece_is_its_id() {
         let data = bytes(1000);
         let tree = hash::hash_bytes(&data);
-        let checks = Checks::new(Arc::new(Plan::of_file(tree.id(), tree.size).unwrap()));
-        assert!(checks.needed().is_empty());
+        let checks = UnitVerifier::new(Arc::new(Plan::of_file(tree.id(), tree.size).unwrap()));
+        assert!(checks.missing_layers().is_empty());
         assert!(verify(&checks, 0, &data));
         assert!(!verify(&checks, 0, &data[1..]));
         assert_eq!(checks.tree(0), Some(tree));
@@ -265,7 +265,7 @@ mod tests {
             manifest::{EntryContent, Manifest, ManifestEntry},
             path::RelPath,
         };
-        let files: Vec<Vec<u8>> = (0..3 * SMALL_AT_ONCE + 7)
+        let files: Vec<Vec<u8>> = (0..3 * SMALL_BATCH + 7)
             .map(|n| bytes(1 + n * 97).into_iter().map(|byte| byte ^ n as u8).collect())
             .collect();
         let names: Vec<String> = (0..files.len()).map(|n| format!("{n:04}")).collect();
@@ -279,7 +279,7 @@ mod tests {
             },
         });
         let manifest = Arc::new(Manifest::new(entries).unwrap());
-        let checks = Checks::new(Arc::new(Plan::of_collection(&manifest)));
+        let checks = UnitVerifier::new(Arc::new(Plan::of_collection(&manifest)));
         let good = files.concat();
         for at in [0, good.len() / 3, good.len() / 2, good.len() - 1] {
             let mut wrong = good.clone();
@@ -287,7 +287,7 @@ mod tests {
             assert!(!verify(&checks, 0, &wrong), "byte {at}");
         }
         // In runs whose borders lie anywhere in the files.
-        let mut rope = Rope::default();
+        let mut rope = ChunkList::default();
         let mut left = good.len();
         for run in good.chunks(40_001) {
             rope.push(run.to_vec().into(), left);
@@ -302,10 +302,10 @@ mod tests {
     #[test]
     fn an_empty_file_with_a_made_up_root_is_noticed() {
         let id = FileId::derive(0, &Root([3; 32]));
-        let checks = Checks::new(Arc::new(Plan::of_file(id, 0).unwrap()));
+        let checks = UnitVerifier::new(Arc::new(Plan::of_file(id, 0).unwrap()));
         assert_eq!(checks.false_empty(), Some(id));
         let id = hash::hash_bytes(&[]).id();
-        let checks = Checks::new(Arc::new(Plan::of_file(id, 0).unwrap()));
+        let checks = UnitVerifier::new(Arc::new(Plan::of_file(id, 0).unwrap()));
         assert_eq!(checks.false_empty(), None);
     }
 }

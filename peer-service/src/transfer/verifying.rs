@@ -22,7 +22,7 @@ use tokio::{
 };
 
 /// Bytes of whole units that may wait: what threads are kept busy with while the next units come. A larger unit waits alone.
-const MAX_WAITING: usize = 4 << 20;
+const MAX_QUEUED_BYTES: usize = 4 << 20;
 
 /// Most threads for each file system: at over 1 GiB/s each they hash what a disk can take, and where several hang, the program's
 /// other blocking work must still find threads.
@@ -30,41 +30,41 @@ const MAX_THREADS: usize = 16;
 
 /// The file systems that are written to. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
-pub struct Verifying {
+pub struct DiskPools {
     threads: usize,
-    disks: Arc<Mutex<HashMap<u64, Weak<Disk>>>>,
+    pools: Arc<Mutex<HashMap<u64, Weak<DiskPool>>>>,
 }
 
 /// One file system's threads and queue. See the module.
 #[derive(Debug)]
-pub(crate) struct Disk {
+pub(crate) struct DiskPool {
     threads: usize,
     /// In bytes. First come, first served: behind a unit that finds no room here, no reader finds any.
-    room: Arc<Semaphore>,
-    turns: Mutex<Turns>,
+    queue_space: Arc<Semaphore>,
+    queue: Mutex<JobQueue>,
 }
 
 #[derive(Debug, Default)]
-struct Turns {
-    waiting: VecDeque<Job>,
+struct JobQueue {
+    waiting: VecDeque<VerifyJob>,
     /// The units that have a thread: since when, and where to. The first is the oldest.
     running: BTreeMap<u64, (Instant, PathBuf)>,
-    next: u64,
+    last_number: u64,
     /// When one was last over.
-    ended: Option<Instant>,
+    last_finished: Option<Instant>,
 }
 
 /// Of those that wait.
-pub(crate) type Room = OwnedSemaphorePermit;
+pub(crate) type QueuePermit = OwnedSemaphorePermit;
 
 /// A unit to be verified and written.
-struct Job {
+struct VerifyJob {
     target: PathBuf,
     work: Box<dyn FnOnce() + Send>,
-    room: Room,
+    permit: QueuePermit,
 }
 
-impl fmt::Debug for Job {
+impl fmt::Debug for VerifyJob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Job")
             .field("target", &self.target)
@@ -76,58 +76,63 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Verifying {
+impl DiskPools {
     /// On so many threads for each file system: at least one, at most 16.
     pub fn new(threads: usize) -> Self {
         Self {
             threads: threads.clamp(1, MAX_THREADS),
-            disks: Arc::default(),
+            pools: Arc::default(),
         }
     }
 
     /// The file system with this number (`st_dev`), for as long as somebody holds it.
-    pub(crate) fn disk(&self, device: u64) -> Arc<Disk> {
-        let mut disks = lock(&self.disks);
+    pub(crate) fn pool(&self, device: u64) -> Arc<DiskPool> {
+        let mut disks = lock(&self.pools);
         if let Some(disk) = disks.get(&device).and_then(Weak::upgrade) {
             return disk;
         }
         disks.retain(|_, disk| disk.strong_count() > 0);
-        let disk = Arc::new(Disk {
+        let disk = Arc::new(DiskPool {
             threads: self.threads,
-            room: Arc::new(Semaphore::new(MAX_WAITING)),
-            turns: Mutex::default(),
+            queue_space: Arc::new(Semaphore::new(MAX_QUEUED_BYTES)),
+            queue: Mutex::default(),
         });
         disks.insert(device, Arc::downgrade(&disk));
         disk
     }
 }
 
-impl Disk {
+impl DiskPool {
     /// Waits until more may be read. Cancel-safe.
-    pub(crate) async fn may_read(&self) {
+    pub(crate) async fn wait_for_space(&self) {
         // Never closed.
-        let _ = self.room.acquire().await;
+        let _ = self.queue_space.acquire().await;
     }
 
     /// Waits for room among the units that wait, for one of so many bytes. Cancel-safe.
-    pub(crate) async fn room(&self, bytes: usize) -> Option<Room> {
-        let bytes = bytes.min(MAX_WAITING) as u32;
-        Arc::clone(&self.room).acquire_many_owned(bytes).await.ok()
+    pub(crate) async fn acquire(&self, bytes: usize) -> Option<QueuePermit> {
+        let bytes = bytes.min(MAX_QUEUED_BYTES) as u32;
+        Arc::clone(&self.queue_space).acquire_many_owned(bytes).await.ok()
     }
 
     /// Has `work` done on a unit that is to be written there: on a thread that may wait, before whatever comes later.
-    pub(crate) fn submit(self: &Arc<Self>, room: Room, target: &Path, work: impl FnOnce() + Send + 'static) {
-        let job = Job {
+    pub(crate) fn submit(
+        self: &Arc<Self>,
+        room: QueuePermit,
+        target: &Path,
+        work: impl FnOnce() + Send + 'static,
+    ) {
+        let job = VerifyJob {
             target: target.to_owned(),
             work: Box::new(work),
-            room,
+            permit: room,
         };
-        let mut turns = lock(&self.turns);
+        let mut turns = lock(&self.queue);
         turns.waiting.push_back(job);
         if turns.running.len() == self.threads {
             return;
         }
-        let Some((mut number, mut job)) = turns.begin() else {
+        let Some((mut number, mut job)) = turns.start_next() else {
             return;
         };
         drop(turns);
@@ -136,7 +141,7 @@ impl Disk {
         drop(tokio::task::spawn_blocking(move || {
             loop {
                 job.run();
-                let next = lock(&disk.turns).next(number);
+                let next = lock(&disk.queue).finish_and_start_next(number);
                 match next {
                     Some(next) => (number, job) = next,
                     None => return,
@@ -147,38 +152,43 @@ impl Disk {
 
     /// Where the oldest unit is being written to and for how long nothing has got done, if that is at least so long and no thread is
     /// free: everything waits for the disk.
-    pub(crate) fn hung(&self, least: Duration) -> Option<(PathBuf, Duration)> {
-        let turns = lock(&self.turns);
+    pub(crate) fn hung_for(&self, least: Duration) -> Option<(PathBuf, Duration)> {
+        let turns = lock(&self.queue);
         if turns.running.len() < self.threads {
             return None;
         }
         let (since, target) = turns.running.values().next()?;
-        let idle = turns.ended.map_or(*since, |ended| ended.max(*since)).elapsed();
+        let idle = turns
+            .last_finished
+            .map_or(*since, |ended| ended.max(*since))
+            .elapsed();
         (idle >= least).then(|| (target.clone(), idle))
     }
 }
 
-impl Turns {
+impl JobQueue {
     /// The next that waits has a thread from now on.
-    fn begin(&mut self) -> Option<(u64, Job)> {
+    fn start_next(&mut self) -> Option<(u64, VerifyJob)> {
         let job = self.waiting.pop_front()?;
-        let number = self.next;
-        self.next += 1;
+        let number = self.last_number;
+        self.last_number += 1;
         self.running.insert(number, (Instant::now(), job.target.clone()));
         Some((number, job))
     }
 
     /// One is over, and its thread is the next one's.
-    fn next(&mut self, over: u64) -> Option<(u64, Job)> {
+    fn finish_and_start_next(&mut self, over: u64) -> Option<(u64, VerifyJob)> {
         self.running.remove(&over);
-        self.ended = Some(Instant::now());
-        self.begin()
+        self.last_finished = Some(Instant::now());
+        self.start_next()
     }
 }
 
-impl Job {
+impl VerifyJob {
     fn run(self) {
-        let Self { work, room, .. } = self;
+        let Self {
+            work, permit: room, ..
+        } = self;
         drop(room);
         // What panicked said so itself, to whoever waits for it and in the log; those that wait still have this thread.
         let _ = catch_unwind(AssertUnwindSafe(work));
@@ -207,14 +217,14 @@ mod tests {
         })
     }
 
-    async fn submit(disk: &Arc<Disk>, bytes: usize, work: impl FnOnce() + Send + 'static) {
-        disk.submit(disk.room(bytes).await.unwrap(), "/target".as_ref(), work);
+    async fn submit(disk: &Arc<DiskPool>, bytes: usize, work: impl FnOnce() + Send + 'static) {
+        disk.submit(disk.acquire(bytes).await.unwrap(), "/target".as_ref(), work);
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn nothing_is_read_while_too_much_waits() {
-        let verifying = Verifying::new(2);
-        let disk = verifying.disk(1);
+        let verifying = DiskPools::new(2);
+        let disk = verifying.pool(1);
         let (told, begun) = mpsc::channel();
         let mut holds = VecDeque::new();
         let mut work = |number| {
@@ -222,51 +232,51 @@ mod tests {
             holds.push_back(hold);
             work
         };
-        submit(&disk, MAX_WAITING, work(0)).await;
+        submit(&disk, MAX_QUEUED_BYTES, work(0)).await;
         assert_eq!(begun.recv(), Ok(0));
-        submit(&disk, 3 * MAX_WAITING, work(1)).await;
+        submit(&disk, 3 * MAX_QUEUED_BYTES, work(1)).await;
         assert_eq!(begun.recv(), Ok(1));
-        assert!(is_ready(disk.may_read()).await, "nothing waits");
-        submit(&disk, MAX_WAITING / 2, work(2)).await;
-        assert!(is_ready(disk.may_read()).await, "there is room for more");
+        assert!(is_ready(disk.wait_for_space()).await, "nothing waits");
+        submit(&disk, MAX_QUEUED_BYTES / 2, work(2)).await;
+        assert!(is_ready(disk.wait_for_space()).await, "there is room for more");
         let large = work(3);
-        let mut large = pin!(submit(&disk, 3 * MAX_WAITING, large));
+        let mut large = pin!(submit(&disk, 3 * MAX_QUEUED_BYTES, large));
         assert!(!is_ready(&mut large).await);
-        assert!(!is_ready(disk.may_read()).await, "and now there is none");
+        assert!(!is_ready(disk.wait_for_space()).await, "and now there is none");
         assert!(
-            is_ready(verifying.disk(2).may_read()).await,
+            is_ready(verifying.pool(2).wait_for_space()).await,
             "but on another disk"
         );
         holds.pop_front();
         assert_eq!(begun.recv(), Ok(2));
         large.await;
         assert!(
-            !is_ready(disk.may_read()).await,
+            !is_ready(disk.wait_for_space()).await,
             "the large one fills the room by itself"
         );
         holds.pop_front();
         assert_eq!(begun.recv(), Ok(3));
-        assert!(is_ready(disk.may_read()).await);
+        assert!(is_ready(disk.wait_for_space()).await);
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn who_gives_up_holds_up_nobody() {
-        let disk = Verifying::new(1).disk(1);
+        let disk = DiskPools::new(1).pool(1);
         let (told, begun) = mpsc::channel();
         let (busy, work) = held(0, &told);
         submit(&disk, 1, work).await;
         assert_eq!(begun.recv(), Ok(0));
         let (_waits, work) = held(1, &told);
-        submit(&disk, MAX_WAITING, work).await;
-        assert!(!is_ready(disk.room(MAX_WAITING)).await);
+        submit(&disk, MAX_QUEUED_BYTES, work).await;
+        assert!(!is_ready(disk.acquire(MAX_QUEUED_BYTES)).await);
         drop(busy);
         assert_eq!(begun.recv(), Ok(1));
-        assert!(is_ready(disk.may_read()).await);
+        assert!(is_ready(disk.wait_for_space()).await);
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn work_that_panics_costs_no_thread() {
-        let disk = Verifying::new(1).disk(1);
+        let disk = DiskPools::new(1).pool(1);
         let (done, ends) = oneshot::channel();
         submit(&disk, 1, || panic!("a defect")).await;
         submit(&disk, 1, || done.send(()).unwrap()).await;
@@ -275,41 +285,41 @@ mod tests {
 
     #[tokio::test]
     async fn a_disk_is_one_for_all_who_write_to_it_and_forgotten_after_them() {
-        let verifying = Verifying::new(1);
-        let disk = verifying.disk(1);
-        assert!(Arc::ptr_eq(&disk, &verifying.disk(1)));
+        let verifying = DiskPools::new(1);
+        let disk = verifying.pool(1);
+        assert!(Arc::ptr_eq(&disk, &verifying.pool(1)));
         drop(disk);
-        let _other = verifying.disk(2);
-        assert_eq!(lock(&verifying.disks).len(), 1);
+        let _other = verifying.pool(2);
+        assert_eq!(lock(&verifying.pools).len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_disk_hangs_where_no_thread_is_free_and_nothing_gets_done() {
-        let disk = Verifying::new(2).disk(1);
+        let disk = DiskPools::new(2).pool(1);
         let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
         let begin = |target: &str| {
-            let room = Arc::clone(&disk.room).try_acquire_owned().unwrap();
-            let mut turns = lock(&disk.turns);
-            turns.waiting.push_back(Job {
+            let room = Arc::clone(&disk.queue_space).try_acquire_owned().unwrap();
+            let mut turns = lock(&disk.queue);
+            turns.waiting.push_back(VerifyJob {
                 target: target.into(),
                 work: Box::new(|| {}),
-                room,
+                permit: room,
             });
-            turns.begin().unwrap().0
+            turns.start_next().unwrap().0
         };
-        let end = |number| assert!(lock(&disk.turns).next(number).is_none());
+        let end = |number| assert!(lock(&disk.queue).finish_and_start_next(number).is_none());
         let slow = begin("/slow");
         tokio::time::sleep(minute).await;
-        assert_eq!(disk.hung(second), None, "a thread is free");
+        assert_eq!(disk.hung_for(second), None, "a thread is free");
         let other = begin("/quick");
-        assert_eq!(disk.hung(second), Some(("/slow".into(), minute)));
+        assert_eq!(disk.hung_for(second), Some(("/slow".into(), minute)));
         end(other);
         let other = begin("/quick");
-        assert_eq!(disk.hung(second), None, "something was done just now");
+        assert_eq!(disk.hung_for(second), None, "something was done just now");
         tokio::time::sleep(second).await;
-        assert_eq!(disk.hung(second), Some(("/slow".into(), second)));
+        assert_eq!(disk.hung_for(second), Some(("/slow".into(), second)));
         end(slow);
-        assert_eq!(disk.hung(Duration::ZERO), None);
+        assert_eq!(disk.hung_for(Duration::ZERO), None);
         end(other);
     }
 }

@@ -11,7 +11,7 @@ use crate::limits::Priority;
 
 /// What a transfer is held to; can be changed while it runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Terms {
+pub struct TransferLimits {
     /// Most bytes a second; 0: no limit of its own.
     pub max_bytes_per_second: u64,
     /// How much it counts beside other transfers.
@@ -20,25 +20,25 @@ pub struct Terms {
 
 /// Terms that somebody wants, and those that are left as they are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct NewTerms {
+pub struct LimitsUpdate {
     /// Most bytes a second; 0: no limit of its own.
     pub max_bytes_per_second: Option<u64>,
     /// How much it counts beside other transfers.
     pub priority: Option<Priority>,
 }
 
-impl NewTerms {
+impl LimitsUpdate {
     /// What is named replaces what was.
-    pub fn of(self, terms: Terms) -> Terms {
-        Terms {
+    pub fn applied_to(self, terms: TransferLimits) -> TransferLimits {
+        TransferLimits {
             max_bytes_per_second: self.max_bytes_per_second.unwrap_or(terms.max_bytes_per_second),
             priority: self.priority.unwrap_or(terms.priority),
         }
     }
 }
 
-impl From<Terms> for NewTerms {
-    fn from(terms: Terms) -> Self {
+impl From<TransferLimits> for LimitsUpdate {
+    fn from(terms: TransferLimits) -> Self {
         Self {
             max_bytes_per_second: Some(terms.max_bytes_per_second),
             priority: Some(terms.priority),
@@ -48,7 +48,7 @@ impl From<Terms> for NewTerms {
 
 /// What somebody wants fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FetchSpec {
+pub struct DownloadSpec {
     /// What to fetch.
     pub id: FileId,
     /// What to call it inside a folder; `None`: as the peers call it.
@@ -64,10 +64,10 @@ pub struct FetchSpec {
     /// Whether a collection may write many times its distinct content.
     pub allow_expansion: bool,
     /// What it is to be held to. What is left open is as usual, or as the transfer has it that it joins.
-    pub terms: NewTerms,
+    pub limits: LimitsUpdate,
 }
 
-impl FetchSpec {
+impl DownloadSpec {
     /// A plain wish for this file: into the files folder, as the peers call it.
     pub fn new(id: FileId) -> Self {
         Self {
@@ -78,14 +78,14 @@ impl FetchSpec {
             providers: Vec::new(),
             detach: false,
             allow_expansion: false,
-            terms: NewTerms::default(),
+            limits: LimitsUpdate::default(),
         }
     }
 }
 
 /// Where a transfer stands; as `TransferState` of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
+pub enum DownloadState {
     /// Looks for providers, piece hashes or the manifest.
     Preparing,
     /// Fetches.
@@ -104,7 +104,7 @@ pub enum State {
     Cancelled,
 }
 
-impl State {
+impl DownloadState {
     /// Whether a task works on it.
     pub const fn is_active(self) -> bool {
         matches!(
@@ -114,14 +114,14 @@ impl State {
     }
 
     /// Whether whoever waits for it need not wait longer.
-    pub const fn is_at_rest(self) -> bool {
+    pub const fn is_settled(self) -> bool {
         !self.is_active()
     }
 }
 
 /// What a transfer makes of a peer; as `PeerState` of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PeerStanding {
+pub enum PeerState {
     /// Being connected, or waiting for its turn to be.
     Connecting,
     /// Sends.
@@ -138,13 +138,13 @@ pub enum PeerStanding {
 
 /// One peer of a transfer.
 #[derive(Debug, Clone, PartialEq)]
-pub struct PeerRow {
+pub struct PeerStatus {
     /// Its public id, where the index told it.
     pub peer: Option<PeerId>,
     /// Where it is.
     pub address: Address,
     /// What the transfer makes of it.
-    pub standing: PeerStanding,
+    pub state: PeerState,
     /// Why, where that needs saying.
     pub reason: String,
     /// Verified bytes it gave.
@@ -159,7 +159,7 @@ pub struct PeerRow {
 
 /// A run of missing units.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Missing {
+pub struct MissingUnits {
     /// First unit.
     pub first: u32,
     /// How many.
@@ -172,7 +172,7 @@ pub struct Missing {
 
 /// A transfer as it stands.
 #[derive(Debug, Clone, PartialEq)]
-pub struct View {
+pub struct DownloadStatus {
     /// Its number.
     pub transfer: u64,
     /// What is fetched.
@@ -184,9 +184,9 @@ pub struct View {
     /// Where it will be, or is; empty until known.
     pub path: PathBuf,
     /// Where it stands.
-    pub state: State,
+    pub state: DownloadState,
     /// What it is held to.
-    pub terms: Terms,
+    pub limits: TransferLimits,
     /// Bytes verified and kept.
     pub bytes_done: u64,
     /// Bytes in all; 0 until known.
@@ -206,9 +206,9 @@ pub struct View {
     /// Units verified.
     pub units_done: u32,
     /// Who it comes from, those that gave most first.
-    pub peers: Vec<PeerRow>,
+    pub peers: Vec<PeerStatus>,
     /// What is missing, the scarcest first.
-    pub missing: Vec<Missing>,
+    pub missing: Vec<MissingUnits>,
     /// What is wrong, if anything.
     pub error: Option<Problem>,
     /// For people: what else holds it up.
@@ -219,17 +219,17 @@ pub struct View {
     pub not_kept: Vec<String>,
 }
 
-impl View {
+impl DownloadStatus {
     /// A transfer of which nothing is known yet.
-    pub fn new(transfer: u64, spec: &FetchSpec) -> Self {
+    pub fn new(transfer: u64, spec: &DownloadSpec) -> Self {
         Self {
             transfer,
             id: spec.id,
             name: spec.name.clone().unwrap_or_default(),
             kind: None,
             path: spec.target.clone().unwrap_or_default(),
-            state: State::Preparing,
-            terms: spec.terms.of(Terms::default()),
+            state: DownloadState::Preparing,
+            limits: spec.limits.applied_to(TransferLimits::default()),
             bytes_done: 0,
             bytes_total: 0,
             resumed_bytes: 0,
@@ -250,7 +250,7 @@ impl View {
 
     /// Shows the transfer in `state` with nobody at work on it: nothing comes and nothing is asked
     /// for. What its peers gave, and why some gave nothing, stays to be seen.
-    pub(crate) fn rest(&mut self, state: State) {
+    pub(crate) fn rest(&mut self, state: DownloadState) {
         self.state = state;
         self.unverified_bytes = 0;
         self.bytes_per_second = 0;
@@ -260,12 +260,12 @@ impl View {
         for row in &mut self.peers {
             row.bytes_per_second = 0;
             row.requests = 0;
-            match row.standing {
-                PeerStanding::Active => row.reason.clear(),
-                PeerStanding::Connecting | PeerStanding::BackingOff => {}
-                PeerStanding::Idle | PeerStanding::Unreachable | PeerStanding::Banned => continue,
+            match row.state {
+                PeerState::Active => row.reason.clear(),
+                PeerState::Connecting | PeerState::BackingOff => {}
+                PeerState::Idle | PeerState::Unreachable | PeerState::Banned => continue,
             }
-            row.standing = PeerStanding::Idle;
+            row.state = PeerState::Idle;
         }
     }
 }
@@ -274,14 +274,14 @@ impl View {
 mod tests {
     use super::*;
 
-    fn row(standing: PeerStanding, bytes: u64) -> PeerRow {
-        PeerRow {
+    fn row(standing: PeerState, bytes: u64) -> PeerStatus {
+        PeerStatus {
             peer: None,
             address: Address {
                 host: "192.0.2.1".into(),
                 port: 9,
             },
-            standing,
+            state: standing,
             reason: "why".into(),
             bytes,
             bytes_per_second: 5,
@@ -292,31 +292,31 @@ mod tests {
 
     #[test]
     fn a_view_at_rest_shows_no_activity_anywhere() {
-        let mut view = View::new(1, &FetchSpec::new(FileId([7; 32])));
+        let mut view = DownloadStatus::new(1, &DownloadSpec::new(FileId([7; 32])));
         view.bytes_per_second = 10;
         view.unverified_bytes = 3;
         view.findings
             .push("1 of 2 providers busy or silent; asked again soon".into());
-        view.missing.push(Missing {
+        view.missing.push(MissingUnits {
             first: 0,
             count: 2,
             providers: 1,
             in_flight: true,
         });
         view.peers = vec![
-            row(PeerStanding::Active, 5),
-            row(PeerStanding::BackingOff, 1),
-            row(PeerStanding::Unreachable, 0),
-            row(PeerStanding::Banned, 0),
+            row(PeerState::Active, 5),
+            row(PeerState::BackingOff, 1),
+            row(PeerState::Unreachable, 0),
+            row(PeerState::Banned, 0),
         ];
-        view.rest(State::Paused);
+        view.rest(DownloadState::Paused);
         assert_eq!(
             (view.state, view.bytes_per_second, view.unverified_bytes),
-            (State::Paused, 0, 0)
+            (DownloadState::Paused, 0, 0)
         );
         assert!(view.findings.is_empty() && view.missing.iter().all(|run| !run.in_flight));
-        let standings = |view: &View| view.peers.iter().map(|row| row.standing).collect::<Vec<_>>();
-        use PeerStanding::{Banned, Idle, Unreachable};
+        let standings = |view: &DownloadStatus| view.peers.iter().map(|row| row.state).collect::<Vec<_>>();
+        use PeerState::{Banned, Idle, Unreachable};
         assert_eq!(standings(&view), [Idle, Idle, Unreachable, Banned]);
         assert!(
             view.peers

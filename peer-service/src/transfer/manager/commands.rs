@@ -4,22 +4,25 @@ use potluck_core::{Problem, Reason};
 
 use super::{
     super::{
-        run::Ended,
-        view::{NewTerms, State, View},
+        run::RunEnd,
+        view::{DownloadState, DownloadStatus, LimitsUpdate},
     },
-    Again, Entry, Task, Transfers, shutting_down, unknown,
+    DownloadEntry, DownloadManager, DownloadTask, RestartPolicy, shutting_down, unknown_transfer,
 };
 
-impl Transfers {
+impl DownloadManager {
     /// Stops the task of a transfer, if there is one, and waits until it has.
     async fn stop(&self, number: u64, cancel: bool) -> Result<(), Problem> {
         let task = {
             let mut table = self.table();
-            let entry = table.transfers.get_mut(&number).ok_or_else(|| unknown(number))?;
+            let entry = table
+                .downloads
+                .get_mut(&number)
+                .ok_or_else(|| unknown_transfer(number))?;
             if cancel {
                 entry.cancel = entry.task.is_some();
                 entry.stop();
-            } else if !self.inner.shutdown.is_cancelled() {
+            } else if !self.shared.shutdown.is_cancelled() {
                 entry.pause();
             }
             entry.task.clone()
@@ -35,14 +38,14 @@ impl Transfers {
     /// # Errors
     /// [`Reason::NotFound`], [`Reason::AlreadyEnded`]; what keeps it from being stored: it is
     /// paused then, until the peer ends.
-    pub async fn pause(&self, number: u64) -> Result<View, Problem> {
+    pub async fn pause(&self, number: u64) -> Result<DownloadStatus, Problem> {
         self.check_open(number)?;
         self.stop(number, false).await?;
-        self.store(number).await?;
+        self.sync_store(number).await?;
         let view = self.get(number)?;
         match view.state {
-            State::Done => Err(already_ended(&view)),
-            state if state.is_active() && self.inner.shutdown.is_cancelled() => Err(shutting_down()),
+            DownloadState::Done => Err(already_ended(&view)),
+            state if state.is_active() && self.shared.shutdown.is_cancelled() => Err(shutting_down()),
             _ => Ok(view),
         }
     }
@@ -53,15 +56,18 @@ impl Transfers {
     /// # Errors
     /// [`Reason::NotFound`], [`Reason::AlreadyEnded`]; what keeps it from being stored: it has
     /// failed then.
-    pub async fn resume(&self, number: u64) -> Result<View, Problem> {
+    pub async fn resume(&self, number: u64) -> Result<DownloadStatus, Problem> {
         self.check_open(number)?;
         {
             let mut table = self.table();
-            let entry = table.transfers.get_mut(&number).ok_or_else(|| unknown(number))?;
+            let entry = table
+                .downloads
+                .get_mut(&number)
+                .ok_or_else(|| unknown_transfer(number))?;
             entry.spec.detach = true;
             table.unstored.insert(number);
         }
-        self.begin(number, Again::UnlessEnded).await?;
+        self.start_task(number, RestartPolicy::UnlessEnded).await?;
         self.get(number)
     }
 
@@ -70,16 +76,19 @@ impl Transfers {
     ///
     /// # Errors
     /// [`Reason::NotFound`]; what keeps it from being stored: it holds then until the peer ends.
-    pub async fn adjust(&self, number: u64, terms: NewTerms) -> Result<View, Problem> {
+    pub async fn adjust(&self, number: u64, terms: LimitsUpdate) -> Result<DownloadStatus, Problem> {
         {
             let mut table = self.table();
-            let entry = table.transfers.get_mut(&number).ok_or_else(|| unknown(number))?;
+            let entry = table
+                .downloads
+                .get_mut(&number)
+                .ok_or_else(|| unknown_transfer(number))?;
             if !entry.has_ended() {
-                entry.hold_to(terms);
+                entry.apply_limits(terms);
                 table.unstored.insert(number);
             }
         }
-        self.store(number).await?;
+        self.sync_store(number).await?;
         self.get(number)
     }
 
@@ -89,19 +98,19 @@ impl Transfers {
     /// # Errors
     /// [`Reason::NotFound`]; [`Reason::AlreadyEnded`] where it is done; what keeps the store from
     /// forgetting it: it begins again with the peer's next start.
-    pub async fn cancel(&self, number: u64) -> Result<View, Problem> {
+    pub async fn cancel(&self, number: u64) -> Result<DownloadStatus, Problem> {
         self.stop(number, true).await?;
-        if let Some(task) = self.claim(number) {
+        if let Some(task) = self.reserve_task(number) {
             let (transfers, ended) = (self.clone(), task.ended.clone());
             // To its end, even if nobody waits for it any more.
-            let work = async move { transfers.conclude(number, task, Ended::Stopped, true).await };
-            self.inner.context.tracker.spawn(work);
+            let work = async move { transfers.finish_task(number, task, RunEnd::Stopped, true).await };
+            self.shared.context.tracker.spawn(work);
             ended.cancelled().await;
         }
-        self.store(number).await?;
+        self.sync_store(number).await?;
         let view = self.get(number)?;
         match view.state {
-            State::Done => Err(already_ended(&view)),
+            DownloadState::Done => Err(already_ended(&view)),
             _ => Ok(view),
         }
     }
@@ -111,36 +120,39 @@ impl Transfers {
     fn check_open(&self, number: u64) -> Result<(), Problem> {
         let view = self.get(number)?;
         match view.state {
-            State::Done | State::Cancelled => Err(already_ended(&view)),
+            DownloadState::Done | DownloadState::Cancelled => Err(already_ended(&view)),
             _ => Ok(()),
         }
     }
 
     /// Takes the place of the task of a transfer that rests, so that none begins meanwhile.
-    fn claim(&self, number: u64) -> Option<Task> {
+    fn reserve_task(&self, number: u64) -> Option<DownloadTask> {
         let mut table = self.table();
-        let entry = table.transfers.get_mut(&number)?;
+        let entry = table.downloads.get_mut(&number)?;
         if entry.task.is_some() || entry.has_ended() {
             return None;
         }
-        let task = Task::under(&self.inner.shutdown);
+        let task = DownloadTask::under(&self.shared.shutdown);
         task.stop.cancel();
         entry.task = Some(task.clone());
         Some(task)
     }
 }
 
-impl Entry {
+impl DownloadEntry {
     /// Whether it is done or cancelled.
     pub(super) fn has_ended(&self) -> bool {
-        matches!(self.view.borrow().state, State::Done | State::Cancelled)
+        matches!(
+            self.status.borrow().state,
+            DownloadState::Done | DownloadState::Cancelled
+        )
     }
 
     /// Has the task at work stop, if there is one, and shows no activity any more.
     fn stop(&self) {
         if let Some(task) = &self.task {
             task.stop.cancel();
-            self.view.send_modify(|view| view.rest(view.state));
+            self.status.send_modify(|view| view.rest(view.state));
         }
     }
 
@@ -148,29 +160,29 @@ impl Entry {
     /// as it is done then.
     pub(super) fn pause(&self) {
         self.stop();
-        self.view.send_if_modified(|view| {
+        self.status.send_if_modified(|view| {
             let pauses = self.task.is_some() && view.state.is_active();
-            if pauses && view.state != State::Finishing {
-                view.rest(State::Paused);
+            if pauses && view.state != DownloadState::Finishing {
+                view.rest(DownloadState::Paused);
             }
             pauses
         });
     }
 
     /// Changes what the transfer is held to; the task at work hears of it.
-    pub(super) fn hold_to(&mut self, terms: NewTerms) {
-        let terms = terms.of(*self.terms.borrow());
-        self.spec.terms = terms.into();
-        self.view.send_modify(|view| view.terms = terms);
-        self.terms.send_replace(terms);
+    pub(super) fn apply_limits(&mut self, terms: LimitsUpdate) {
+        let terms = terms.applied_to(*self.limits.borrow());
+        self.spec.limits = terms.into();
+        self.status.send_modify(|view| view.limits = terms);
+        self.limits.send_replace(terms);
     }
 }
 
 /// The problem with asking something of a transfer that has ended for good.
-fn already_ended(view: &View) -> Problem {
+fn already_ended(view: &DownloadStatus) -> Problem {
     let (number, path) = (view.transfer, view.path.display());
     let message = match view.state {
-        State::Done => format!("transfer {number} is done already: what it fetched is at {path}"),
+        DownloadState::Done => format!("transfer {number} is done already: what it fetched is at {path}"),
         _ => format!("transfer {number} was cancelled already: get the file again to have it"),
     };
     Problem::new(Reason::AlreadyEnded, message)

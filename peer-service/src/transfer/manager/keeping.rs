@@ -5,40 +5,40 @@ use std::{sync::PoisonError, time::Duration};
 use potluck_core::{Problem, Reason, problem::RAISE_OPEN_FILES};
 
 use super::{
-    super::{part, saved::Saved, target::Target, view::State},
-    Entry, Table, Transfers,
+    super::{part, saved::PersistedDownload, target::DownloadTarget, view::DownloadState},
+    DownloadEntry, DownloadManager, DownloadTable,
 };
 use crate::{blocking::blocking, store::StoreError};
 
 /// Ended transfers that are kept to be listed.
-const KEPT: usize = 100;
+const MAX_ENDED: usize = 100;
 
 /// Time between two tries to store what could not be stored.
 const STORE_RETRY: Duration = Duration::from_secs(3);
 
-impl Transfers {
+impl DownloadManager {
     /// Has the store remember a transfer as it stands; `running`: as one that is at work.
     ///
     /// # Errors
-    /// As of [`Transfers::store`].
-    pub(super) async fn remember(&self, number: u64, running: bool) -> Result<(), Problem> {
-        self.mark(number, Some(running));
-        self.store(number).await
+    /// As of [`DownloadManager::store`].
+    pub(super) async fn persist(&self, number: u64, running: bool) -> Result<(), Problem> {
+        self.set_persisted(number, Some(running));
+        self.sync_store(number).await
     }
 
     /// Has the store forget a transfer.
     ///
     /// # Errors
-    /// As of [`Transfers::store`].
+    /// As of [`DownloadManager::store`].
     pub(super) async fn forget(&self, number: u64) -> Result<(), Problem> {
-        self.mark(number, None);
-        self.store(number).await
+        self.set_persisted(number, None);
+        self.sync_store(number).await
     }
 
-    fn mark(&self, number: u64, stored: Option<bool>) {
+    fn set_persisted(&self, number: u64, stored: Option<bool>) {
         let mut table = self.table();
-        if let Some(entry) = table.transfers.get_mut(&number) {
-            entry.stored = stored;
+        if let Some(entry) = table.downloads.get_mut(&number) {
+            entry.persisted = stored;
         }
         table.unstored.insert(number);
     }
@@ -49,7 +49,7 @@ impl Transfers {
     /// # Errors
     /// [`Reason::DiskFull`], [`Reason::TooManyOpenFiles`] or [`Reason::StoreUnavailable`]: tried
     /// again until it succeeds, or the peer ends.
-    pub(super) async fn store(&self, number: u64) -> Result<(), Problem> {
+    pub(super) async fn sync_store(&self, number: u64) -> Result<(), Problem> {
         let transfers = self.clone();
         let stored = blocking(move || transfers.store_all()).await?;
         stored.map_err(|error| {
@@ -65,7 +65,11 @@ impl Transfers {
     /// Writes what the store does not have yet. One call at a time, and each writes what holds when
     /// its turn comes: what is written last is the latest. Blocks.
     fn store_all(&self) -> Result<(), StoreError> {
-        let _storing = self.inner.storing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _storing = self
+            .shared
+            .persisting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let changes: Vec<_> = {
             let mut table = self.table();
             let unstored = std::mem::take(&mut table.unstored);
@@ -76,7 +80,7 @@ impl Transfers {
             // Another call wrote it with its own.
             return Ok(());
         }
-        let stored = self.inner.context.store.write_transfers(&changes);
+        let stored = self.shared.context.store.write_transfers(&changes);
         if stored.is_err() {
             let numbers = changes.iter().map(|(number, _)| *number);
             self.table().unstored.extend(numbers);
@@ -90,11 +94,11 @@ impl Transfers {
             return;
         }
         let transfers = self.clone();
-        self.inner.context.tracker.spawn(async move {
+        self.shared.context.tracker.spawn(async move {
             loop {
                 tokio::select! {
                     // Both only wait.
-                    () = transfers.inner.shutdown.cancelled() => return,
+                    () = transfers.shared.shutdown.cancelled() => return,
                     () = tokio::time::sleep(STORE_RETRY) => {}
                 }
                 let again = transfers.clone();
@@ -112,11 +116,11 @@ impl Transfers {
     /// Removes what a cancelled transfer had fetched.
     ///
     /// # Errors
-    /// As of [`Transfers::store`].
+    /// As of [`DownloadManager::store`].
     pub(super) async fn discard(&self, number: u64) -> Result<(), Problem> {
-        let target = self.table().transfers.get(&number).map(|entry| {
-            let path = entry.view.borrow().path.clone();
-            (entry.spec.id, Target { path })
+        let target = self.table().downloads.get(&number).map(|entry| {
+            let path = entry.status.borrow().path.clone();
+            (entry.spec.id, DownloadTarget { path })
         });
         if let Some((id, target)) = target.filter(|(_, target)| target.path.is_absolute()) {
             let path = target.part();
@@ -128,14 +132,14 @@ impl Transfers {
     }
 }
 
-impl Table {
+impl DownloadTable {
     /// A transfer as the store is to have it; `None`: not at all.
-    fn to_save(&self, number: u64) -> Option<Saved> {
-        let entry = self.transfers.get(&number)?;
-        let view = entry.view.borrow();
-        Some(Saved {
+    fn to_save(&self, number: u64) -> Option<PersistedDownload> {
+        let entry = self.downloads.get(&number)?;
+        let view = entry.status.borrow();
+        Some(PersistedDownload {
             spec: entry.spec.clone(),
-            running: entry.stored?,
+            running: entry.persisted?,
             name: view.name.clone(),
             path: Some(view.path.clone()).filter(|path| !path.as_os_str().is_empty()),
         })
@@ -143,20 +147,24 @@ impl Table {
 
     /// Takes out the oldest ended transfers beyond those that are kept.
     pub(super) fn prune(&mut self) -> Vec<u64> {
-        let ended = |entry: &Entry| {
-            let state = entry.view.borrow().state;
-            entry.watchers == 0 && matches!(state, State::Done | State::Cancelled | State::Failed)
+        let ended = |entry: &DownloadEntry| {
+            let state = entry.status.borrow().state;
+            entry.watchers == 0
+                && matches!(
+                    state,
+                    DownloadState::Done | DownloadState::Cancelled | DownloadState::Failed
+                )
         };
         let ended: Vec<u64> = self
-            .transfers
+            .downloads
             .iter()
             .filter(|(_, entry)| ended(entry))
             .map(|(&number, _)| number)
             .collect();
-        let surplus = ended.len().saturating_sub(KEPT);
+        let surplus = ended.len().saturating_sub(MAX_ENDED);
         let pruned = ended[..surplus].to_vec();
         for number in &pruned {
-            self.transfers.remove(number);
+            self.downloads.remove(number);
         }
         pruned
     }

@@ -18,10 +18,10 @@ use crate::{
     limits::Limits,
     store::Store,
     transfer::{
-        budget::Budget,
-        target::Target,
-        verifying::Verifying,
-        view::{NewTerms, PeerStanding},
+        budget::InFlightBudget,
+        target::DownloadTarget,
+        verifying::DiskPools,
+        view::{LimitsUpdate, PeerState},
     },
 };
 
@@ -32,7 +32,7 @@ const EARLY: Duration = Duration::from_millis(200);
 
 /// Transfers that find nobody to fetch from.
 struct Rig {
-    transfers: Transfers,
+    transfers: DownloadManager,
     stop: CancellationToken,
     tracker: TaskTracker,
     dir: tempfile::TempDir,
@@ -54,24 +54,24 @@ impl Rig {
             stop.clone(),
             &tracker,
         );
-        let context = Context {
+        let context = DownloadContext {
             library: library.unwrap(),
-            holdings,
+            announce_set: holdings,
             limits: Limits::new(0, 0, 1),
-            budget: Budget::default(),
+            budget: InFlightBudget::default(),
             index: None,
             store,
-            files,
+            files_folder: files,
             peer_id: PeerId([1; 32]),
             local_addr: std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 1)).into(),
             leave_from: None,
             hash_threads: 1,
-            verifying: Verifying::new(1),
-            downloaded: Default::default(),
+            disk_pools: DiskPools::new(1),
+            downloaded_bytes: Default::default(),
             tracker: tracker.clone(),
         };
         Self {
-            transfers: Transfers::new(Arc::new(context), stop.clone()),
+            transfers: DownloadManager::new(Arc::new(context), stop.clone()),
             stop,
             tracker,
             dir,
@@ -79,12 +79,12 @@ impl Rig {
     }
 
     /// Waits until this holds of a transfer.
-    async fn until(&self, number: u64, mut holds: impl FnMut(&Entry) -> bool) {
+    async fn until(&self, number: u64, mut holds: impl FnMut(&DownloadEntry) -> bool) {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while !self
             .transfers
             .table()
-            .transfers
+            .downloads
             .get(&number)
             .is_some_and(&mut holds)
         {
@@ -97,9 +97,9 @@ impl Rig {
     fn hold_up(&self) -> mpsc::Sender<()> {
         let (begun, begins) = mpsc::channel::<()>();
         let (held, holds) = mpsc::channel::<()>();
-        let inner = Arc::clone(&self.transfers.inner);
+        let inner = Arc::clone(&self.transfers.shared);
         std::thread::spawn(move || {
-            let _storing = inner.storing.lock().unwrap();
+            let _storing = inner.persisting.lock().unwrap();
             drop(begun);
             holds.recv().unwrap_err();
         });
@@ -118,15 +118,15 @@ impl Rig {
     }
 
     /// A transfer as the store has it.
-    fn row(&self, number: u64) -> Option<Saved> {
-        let rows = self.transfers.inner.context.store.transfers().unwrap();
+    fn row(&self, number: u64) -> Option<PersistedDownload> {
+        let rows = self.transfers.shared.context.store.transfers().unwrap();
         let row = rows.into_iter().find(|(row, _)| *row == number);
-        row.map(|(_, bytes)| Saved::decode(&bytes).unwrap())
+        row.map(|(_, bytes)| PersistedDownload::decode(&bytes).unwrap())
     }
 
     /// Keeps all from being stored until [`Rig::mend_store`].
     fn break_store(&self) {
-        self.transfers.inner.context.store.close();
+        self.transfers.shared.context.store.close();
         std::fs::rename(self.dir.path().join("state"), self.dir.path().join("away")).unwrap();
     }
 
@@ -135,10 +135,10 @@ impl Rig {
     }
 
     fn stored(&self) -> usize {
-        self.transfers.inner.context.store.transfers().unwrap().len()
+        self.transfers.shared.context.store.transfers().unwrap().len()
     }
 
-    fn state(&self, number: u64) -> State {
+    fn state(&self, number: u64) -> DownloadState {
         self.transfers.get(number).unwrap().state
     }
 
@@ -149,12 +149,12 @@ impl Rig {
     }
 }
 
-fn wish() -> FetchSpec {
-    FetchSpec {
+fn wish() -> DownloadSpec {
+    DownloadSpec {
         target: Some(Path::new("/nowhere/at/all").to_owned()),
         detach: true,
-        terms: NewTerms::default(),
-        ..FetchSpec::new(FileId([7; 32]))
+        limits: LimitsUpdate::default(),
+        ..DownloadSpec::new(FileId([7; 32]))
     }
 }
 
@@ -167,7 +167,10 @@ async fn two_who_ask_for_the_same_at_once_have_one_transfer() {
         let ask = || {
             let name = name.clone();
             both.wait();
-            transfers.find_or_insert(FetchSpec { name, ..wish() }).0.transfer
+            transfers
+                .find_or_insert(DownloadSpec { name, ..wish() })
+                .0
+                .transfer
         };
         let (one, other) = std::thread::scope(|scope| {
             let other = scope.spawn(ask);
@@ -182,26 +185,26 @@ async fn two_who_ask_for_the_same_at_once_have_one_transfer() {
 async fn every_command_is_answered_once_the_store_has_it() {
     let rig = Rig::new();
     let transfers = &rig.transfers;
-    let fetched = rig.once_stored(transfers.fetch(wish())).await.unwrap();
+    let fetched = rig.once_stored(transfers.start_download(wish())).await.unwrap();
     let number = fetched.transfer;
     assert!(rig.row(number).unwrap().running);
     rig.once_stored(transfers.pause(number)).await.unwrap();
     assert!(!rig.row(number).unwrap().running);
-    let terms = NewTerms {
+    let terms = LimitsUpdate {
         max_bytes_per_second: Some(5),
         priority: crate::limits::Priority::new(3),
     };
     rig.once_stored(transfers.adjust(number, terms)).await.unwrap();
-    assert_eq!(rig.row(number).unwrap().spec.terms, terms);
+    assert_eq!(rig.row(number).unwrap().spec.limits, terms);
     rig.once_stored(transfers.resume(number)).await.unwrap();
     let row = rig.row(number).unwrap();
-    assert!(row.running && row.spec.terms == terms);
+    assert!(row.running && row.spec.limits == terms);
     // Whoever joins is answered no sooner.
-    let named = FetchSpec {
+    let named = DownloadSpec {
         providers: vec![std::net::SocketAddr::from(([192, 0, 2, 1], 9)).into()],
         ..wish()
     };
-    rig.once_stored(transfers.fetch(named)).await.unwrap();
+    rig.once_stored(transfers.start_download(named)).await.unwrap();
     assert_eq!(rig.row(number).unwrap().spec.providers.len(), 1);
     rig.once_stored(transfers.cancel(number)).await.unwrap();
     assert!(rig.row(number).is_none());
@@ -212,27 +215,30 @@ async fn every_command_is_answered_once_the_store_has_it() {
 async fn what_cannot_be_stored_is_told_and_stored_as_soon_as_it_can_be() {
     let rig = Rig::new();
     let transfers = &rig.transfers;
-    let number = transfers.fetch(wish()).await.unwrap().transfer;
+    let number = transfers.start_download(wish()).await.unwrap().transfer;
     rig.break_store();
     let reason = |problem: Problem| problem.reason;
-    let named = |name: &str, detach| FetchSpec {
+    let named = |name: &str, detach| DownloadSpec {
         name: Some(name.into()),
         detach,
         ..wish()
     };
-    let refused = transfers.fetch(named("detached", true)).await.unwrap_err();
+    let refused = transfers
+        .start_download(named("detached", true))
+        .await
+        .unwrap_err();
     assert_eq!(reason(refused), Reason::StoreUnavailable);
     let failed = &transfers.list()[0];
-    assert_eq!((failed.state, &*failed.name), (State::Failed, "detached"));
+    assert_eq!((failed.state, &*failed.name), (DownloadState::Failed, "detached"));
     // Its caller sees it end with the peer, and was promised nothing else.
-    let watched = transfers.fetch(named("watched", false)).await.unwrap();
-    rig.until(watched.transfer, |entry| entry.view.borrow().state.is_active())
+    let watched = transfers.start_download(named("watched", false)).await.unwrap();
+    rig.until(watched.transfer, |entry| entry.status.borrow().state.is_active())
         .await;
     assert_eq!(
         transfers.pause(number).await.map_err(reason).unwrap_err(),
         Reason::StoreUnavailable
     );
-    assert_eq!(rig.state(number), State::Paused);
+    assert_eq!(rig.state(number), DownloadState::Paused);
     rig.mend_store();
     rig.until(number, |_| rig.row(number).is_some_and(|row| !row.running))
         .await;
@@ -247,15 +253,17 @@ async fn what_cannot_be_stored_is_told_and_stored_as_soon_as_it_can_be() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_is_seen_at_once() {
     let rig = Rig::new();
-    let number = rig.transfers.fetch(wish()).await.unwrap().transfer;
+    let number = rig.transfers.start_download(wish()).await.unwrap().transfer;
     let disk = rig.hold_up();
     let transfers = rig.transfers.clone();
     let pausing = tokio::spawn(async move { transfers.pause(number).await });
-    rig.until(number, |entry| entry.view.borrow().state == State::Paused)
-        .await;
+    rig.until(number, |entry| {
+        entry.status.borrow().state == DownloadState::Paused
+    })
+    .await;
     assert!(!pausing.is_finished(), "it is not stored yet");
     drop(disk);
-    assert_eq!(pausing.await.unwrap().unwrap().state, State::Paused);
+    assert_eq!(pausing.await.unwrap().unwrap().state, DownloadState::Paused);
     rig.end().await;
 }
 
@@ -265,17 +273,20 @@ async fn what_has_ended_is_not_said_to_be_paused_resumed_or_cancelled() {
     let transfers = &rig.transfers;
     let path = rig.dir.path().join("there");
     std::fs::write(&path, [7; 1000]).unwrap();
-    let spec = FetchSpec {
+    let spec = DownloadSpec {
         target: Some(path.clone()),
         detach: true,
-        ..FetchSpec::new(potluck_core::hash::hash_bytes(&[7; 1000]).id())
+        ..DownloadSpec::new(potluck_core::hash::hash_bytes(&[7; 1000]).id())
     };
-    let done = transfers.fetch(spec).await.unwrap().transfer;
-    rig.until(done, |entry| entry.view.borrow().state == State::Done)
+    let done = transfers.start_download(spec).await.unwrap().transfer;
+    rig.until(done, |entry| entry.status.borrow().state == DownloadState::Done)
         .await;
-    let cancelled = transfers.fetch(wish()).await.unwrap().transfer;
-    assert_eq!(transfers.cancel(cancelled).await.unwrap().state, State::Cancelled);
-    for (number, state) in [(done, State::Done), (cancelled, State::Cancelled)] {
+    let cancelled = transfers.start_download(wish()).await.unwrap().transfer;
+    assert_eq!(
+        transfers.cancel(cancelled).await.unwrap().state,
+        DownloadState::Cancelled
+    );
+    for (number, state) in [(done, DownloadState::Done), (cancelled, DownloadState::Cancelled)] {
         let answers = [transfers.pause(number).await, transfers.resume(number).await];
         for answer in answers {
             assert_eq!(answer.unwrap_err().reason, Reason::AlreadyEnded);
@@ -285,48 +296,55 @@ async fn what_has_ended_is_not_said_to_be_paused_resumed_or_cancelled() {
     let problem = transfers.cancel(done).await.unwrap_err();
     assert_eq!(problem.reason, Reason::AlreadyEnded);
     assert!(problem.message.contains(path.to_str().unwrap()), "{problem}");
-    assert_eq!(transfers.cancel(cancelled).await.unwrap().state, State::Cancelled);
+    assert_eq!(
+        transfers.cancel(cancelled).await.unwrap().state,
+        DownloadState::Cancelled
+    );
     rig.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_that_comes_while_a_pause_is_stored_is_done() {
     let rig = Rig::new();
-    let number = rig.transfers.fetch(wish()).await.unwrap().transfer;
+    let number = rig.transfers.start_download(wish()).await.unwrap().transfer;
     rig.until(number, |_| rig.stored() == 1).await;
     let disk = rig.hold_up();
     let transfers = rig.transfers.clone();
     let pausing = tokio::spawn(async move { transfers.pause(number).await.unwrap() });
-    rig.until(number, |entry| entry.stored == Some(false)).await;
+    rig.until(number, |entry| entry.persisted == Some(false)).await;
     let transfers = rig.transfers.clone();
     let cancelling = tokio::spawn(async move { transfers.cancel(number).await.unwrap() });
     rig.until(number, |entry| entry.cancel).await;
     drop(disk);
     pausing.await.unwrap();
-    assert_eq!(cancelling.await.unwrap().state, State::Cancelled);
-    assert_eq!(rig.state(number), State::Cancelled);
+    assert_eq!(cancelling.await.unwrap().state, DownloadState::Cancelled);
+    assert_eq!(rig.state(number), DownloadState::Cancelled);
     assert_eq!(rig.stored(), 0);
     rig.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_begins_while_what_was_fetched_is_removed() {
-    for again in [Again::UnlessEnded, Again::Always] {
+    for again in [RestartPolicy::UnlessEnded, RestartPolicy::Always] {
         let rig = Rig::new();
-        let number = rig.transfers.fetch(wish()).await.unwrap().transfer;
+        let number = rig.transfers.start_download(wish()).await.unwrap().transfer;
         rig.transfers.pause(number).await.unwrap();
         let disk = rig.hold_up();
         let transfers = rig.transfers.clone();
         let cancelling = tokio::spawn(async move { transfers.cancel(number).await.unwrap() });
-        rig.until(number, |entry| entry.stored.is_none()).await;
-        let mut beginning = Box::pin(rig.transfers.begin(number, again));
+        rig.until(number, |entry| entry.persisted.is_none()).await;
+        let mut beginning = Box::pin(rig.transfers.start_task(number, again));
         assert!(futures_util::poll!(&mut beginning).is_pending());
-        assert_eq!(rig.state(number), State::Paused, "nothing is at work on it");
+        assert_eq!(
+            rig.state(number),
+            DownloadState::Paused,
+            "nothing is at work on it"
+        );
         drop(disk);
         beginning.await.unwrap();
         cancelling.await.unwrap();
-        let is_at_work = rig.transfers.table().transfers[&number].task.is_some();
-        assert_eq!(is_at_work, again == Again::Always);
+        let is_at_work = rig.transfers.table().downloads[&number].task.is_some();
+        assert_eq!(is_at_work, again == RestartPolicy::Always);
         rig.end().await;
     }
 }
@@ -340,23 +358,23 @@ async fn nothing_is_left_of_a_folder_that_was_cancelled_while_it_was_made() {
         std::fs::create_dir_all(path.join(n.to_string())).unwrap();
     }
     let (tell, mut events) = tokio::sync::mpsc::channel(8);
-    rig.transfers.inner.context.library.share(vec![path], tell).await;
+    rig.transfers.shared.context.library.share(vec![path], tell).await;
     let mut shared = None;
     while let Some(event) = events.recv().await {
         if let ShareEvent::Shared(item) = event {
             shared = Some(item.record.id);
         }
     }
-    let target = Target { path: target };
-    let spec = FetchSpec {
+    let target = DownloadTarget { path: target };
+    let spec = DownloadSpec {
         target: Some(target.path.clone()),
-        ..FetchSpec::new(shared.unwrap())
+        ..DownloadSpec::new(shared.unwrap())
     };
-    let watching = rig.transfers.fetch(spec).await.unwrap();
+    let watching = rig.transfers.start_download(spec).await.unwrap();
     let number = watching.transfer;
     rig.until(number, |_| target.part().exists()).await;
     let cancelled = rig.transfers.cancel(number).await.unwrap();
-    assert_eq!(cancelled.state, State::Cancelled);
+    assert_eq!(cancelled.state, DownloadState::Cancelled);
     assert!(!target.part().exists() && !target.state().exists() && !target.path.exists());
     drop(watching);
     rig.end().await;
@@ -375,28 +393,24 @@ async fn a_disk_that_hangs_is_named_and_nobody_is_blamed_for_it() {
     };
     let stop = CancellationToken::new();
     let source = crate::start(listener, config, stop.clone()).await.unwrap();
-    let disk = rig.transfers.inner.context.verifying.disk(device);
+    let disk = rig.transfers.shared.context.disk_pools.pool(device);
     let (hangs, held) = std::sync::mpsc::channel::<()>();
-    let room = disk.room(1).await.unwrap();
+    let room = disk.acquire(1).await.unwrap();
     disk.submit(room, Path::new("/slow"), move || _ = held.recv());
     let until_named = async || {
-        let spec = FetchSpec {
+        let spec = DownloadSpec {
             providers: vec![source.local_addr.into()],
             detach: true,
-            ..FetchSpec::new(potluck_core::hash::hash_bytes(&bytes).id())
+            ..DownloadSpec::new(potluck_core::hash::hash_bytes(&bytes).id())
         };
-        let number = rig.transfers.fetch(spec).await.unwrap().transfer;
+        let number = rig.transfers.start_download(spec).await.unwrap().transfer;
         rig.until(number, |entry| {
-            let view = entry.view.borrow();
-            assert!(
-                view.peers
-                    .iter()
-                    .all(|row| row.standing != PeerStanding::BackingOff)
-            );
+            let view = entry.status.borrow();
+            assert!(view.peers.iter().all(|row| row.state != PeerState::BackingOff));
             let named = view.error.as_ref().is_some_and(|problem| {
                 problem.reason == Reason::TargetNotWritable && problem.message.contains("/slow")
             });
-            named && view.state == State::Waiting
+            named && view.state == DownloadState::Waiting
         })
         .await;
         assert!(rig.transfers.get(number).unwrap().bytes_done == 0);
@@ -407,7 +421,7 @@ async fn a_disk_that_hangs_is_named_and_nobody_is_blamed_for_it() {
     tokio::time::timeout(PATIENCE, cancelled).await.unwrap().unwrap();
     let number = until_named().await;
     drop(hangs);
-    rig.until(number, |entry| entry.view.borrow().state == State::Done)
+    rig.until(number, |entry| entry.status.borrow().state == DownloadState::Done)
         .await;
     stop.cancel();
     source.join().await;
@@ -426,19 +440,29 @@ async fn peers_that_are_named_by_who_joins_are_asked() {
     };
     let stop = CancellationToken::new();
     let source = crate::start(listener, config, stop.clone()).await.unwrap();
-    let nobody = FetchSpec {
+    let nobody = DownloadSpec {
         detach: true,
-        ..FetchSpec::new(potluck_core::hash::hash_bytes(&bytes).id())
+        ..DownloadSpec::new(potluck_core::hash::hash_bytes(&bytes).id())
     };
-    let number = rig.transfers.fetch(nobody.clone()).await.unwrap().transfer;
-    rig.until(number, |entry| entry.view.borrow().state == State::Waiting)
-        .await;
-    let somebody = FetchSpec {
+    let number = rig
+        .transfers
+        .start_download(nobody.clone())
+        .await
+        .unwrap()
+        .transfer;
+    rig.until(number, |entry| {
+        entry.status.borrow().state == DownloadState::Waiting
+    })
+    .await;
+    let somebody = DownloadSpec {
         providers: vec![source.local_addr.into()],
         ..nobody
     };
-    assert_eq!(rig.transfers.fetch(somebody).await.unwrap().transfer, number);
-    rig.until(number, |entry| entry.view.borrow().state == State::Done)
+    assert_eq!(
+        rig.transfers.start_download(somebody).await.unwrap().transfer,
+        number
+    );
+    rig.until(number, |entry| entry.status.borrow().state == DownloadState::Done)
         .await;
     stop.cancel();
     source.join().await;

@@ -7,18 +7,18 @@ use std::{
     sync::Arc,
 };
 
-use crate::transfer::tree::Tree;
+use crate::transfer::tree::CollectionTree;
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) enum Body {
+pub(crate) enum PartStorage {
     /// A plain file.
     File(Arc<File>),
     /// A collection's folder.
-    Tree(Tree),
+    Tree(CollectionTree),
 }
 
-impl Body {
+impl PartStorage {
     pub(super) fn handle(&self) -> BorrowedFd<'_> {
         match self {
             Self::File(file) => file.as_fd(),

@@ -6,12 +6,12 @@ use potluck_core::{
 
 const ID: FileId = FileId([7; 32]);
 
-fn open(folder: &Path) -> Result<Part, Problem> {
-    let target = Target {
+fn open(folder: &Path) -> Result<PartFile, Problem> {
+    let target = DownloadTarget {
         path: folder.join("out"),
     };
     let plan = Arc::new(Plan::of_file(ID, 100_000).unwrap());
-    Part::open(ID, target, plan, None, &CancellationToken::new()).map(|(part, _)| part)
+    PartFile::open(ID, target, plan, None, &CancellationToken::new()).map(|(part, _)| part)
 }
 
 #[test]
@@ -25,7 +25,7 @@ fn a_part_that_somebody_writes_is_not_removed() {
     remove(ID, &target).unwrap();
     assert_eq!(there(), 2, "the part and its state");
     // Held for somebody who is being served, and no longer written.
-    part.release();
+    part.unlock();
     remove(ID, &target).unwrap();
     assert_eq!(there(), 0);
 }
@@ -33,7 +33,7 @@ fn a_part_that_somebody_writes_is_not_removed() {
 #[test]
 fn what_is_served_is_not_made_where_its_owner_removed_it() {
     let folder = tempfile::tempdir().unwrap();
-    let target = Target {
+    let target = DownloadTarget {
         path: folder.path().join("out"),
     };
     let tree = potluck_core::hash::hash_bytes(b"content");
@@ -47,7 +47,7 @@ fn what_is_served_is_not_made_where_its_owner_removed_it() {
     };
     let manifest = Arc::new(Manifest::new([entry]).unwrap());
     let plan = Arc::new(Plan::of_collection(&manifest));
-    let (part, _) = Part::open(
+    let (part, _) = PartFile::open(
         ID,
         target.clone(),
         plan,
@@ -70,21 +70,21 @@ fn a_flush_that_failed_once_is_never_believed_again() {
     let mut part = open(folder.path()).unwrap();
     let units = part.plan().unit_count();
     let (path, none) = (part.target().state(), Bitfield::new(units));
-    let state = || Resume::load(&path).unwrap().map(|state| state.have);
-    let Body::File(file) = &part.body else {
+    let state = || ResumeState::load(&path).unwrap().map(|state| state.have);
+    let PartStorage::File(file) = &part.storage else {
         panic!("a plain file");
     };
     let file = Arc::clone(file);
     for stored in [true, false] {
         if !stored {
             fs::remove_file(&path).unwrap();
-            part.is_stated = AtomicBool::new(false);
+            part.has_valid_resume_state = AtomicBool::new(false);
         }
         // What cannot be flushed stands for a disk that fails; the next try succeeds, as it does on Linux.
-        part.body = Body::File(Arc::new(File::open("/dev/null").unwrap()));
-        part.unflushed = OnceLock::new();
+        part.storage = PartStorage::File(Arc::new(File::open("/dev/null").unwrap()));
+        part.sync_error = OnceLock::new();
         assert!(part.checkpoint(&Bitfield::full(units)).is_err());
-        part.body = Body::File(Arc::clone(&file));
+        part.storage = PartStorage::File(Arc::clone(&file));
         assert!(part.checkpoint(&Bitfield::full(units)).is_err());
         assert_eq!(
             state(),
@@ -92,7 +92,7 @@ fn a_flush_that_failed_once_is_never_believed_again() {
             "it speaks of nothing that was not flushed"
         );
     }
-    let finished = crate::transfer::place::finish(&part, None, &CancellationToken::new());
+    let finished = crate::transfer::place::finalize(&part, None, &CancellationToken::new());
     assert!(finished.is_err());
     assert!(!part.target().path.exists() && part.target().part().exists());
 }
@@ -100,12 +100,12 @@ fn a_flush_that_failed_once_is_never_believed_again() {
 #[test]
 fn a_flush_without_room_is_made_good_by_a_new_part_with_what_was_flushed_before() {
     let folder = tempfile::tempdir().unwrap();
-    let target = Target {
+    let target = DownloadTarget {
         path: folder.path().join("out"),
     };
     let plan = Arc::new(Plan::of_file(ID, 1 << 20).unwrap());
     let open = || {
-        Part::open(
+        PartFile::open(
             ID,
             target.clone(),
             Arc::clone(&plan),
@@ -119,26 +119,26 @@ fn a_flush_without_room_is_made_good_by_a_new_part_with_what_was_flushed_before(
     have.set(0, true);
     part.checkpoint(&have).unwrap();
     have.set(1, true);
-    part.unflushed.set(ErrorKind::StorageFull.into()).unwrap();
+    part.sync_error.set(ErrorKind::StorageFull.into()).unwrap();
     let problem = part.checkpoint(&have).unwrap_err();
     assert_eq!(problem.reason, Reason::DiskFull);
-    assert!(part.has_lost());
-    part.release();
+    assert!(part.sync_failed());
+    part.unlock();
     have.set(1, false);
     let (part, found) = open();
-    assert_eq!(found, Found::Resume(have));
-    assert!(!part.has_lost());
+    assert_eq!(found, FoundPart::Resume(have));
+    assert!(!part.sync_failed());
 }
 
 #[test]
 fn what_was_copied_or_cut_short_is_not_believed() {
     let folder = tempfile::tempdir().unwrap();
-    let target = Target {
+    let target = DownloadTarget {
         path: folder.path().join("out"),
     };
     let plan = Arc::new(Plan::of_file(ID, 1 << 20).unwrap());
     let open = || {
-        Part::open(
+        PartFile::open(
             ID,
             target.clone(),
             Arc::clone(&plan),
@@ -150,22 +150,22 @@ fn what_was_copied_or_cut_short_is_not_believed() {
     let (part, copy) = (target.part(), folder.path().join("copy"));
     let mut have = Bitfield::new(plan.unit_count());
     have.set(0, true);
-    let checkpoint = |part: &Part| part.checkpoint(&have).unwrap();
+    let checkpoint = |part: &PartFile| part.checkpoint(&have).unwrap();
     checkpoint(&open().0);
-    assert_eq!(open().1, Found::Resume(have.clone()));
+    assert_eq!(open().1, FoundPart::Resume(have.clone()));
     fs::copy(&part, &copy).unwrap();
     fs::rename(&copy, &part).unwrap();
     let (copied, found) = open();
-    assert_eq!(found, Found::Unknown);
+    assert_eq!(found, FoundPart::Unverified);
     checkpoint(&copied);
     drop(copied);
-    assert_eq!(open().1, Found::Resume(have.clone()), "looked through since");
+    assert_eq!(open().1, FoundPart::Resume(have.clone()), "looked through since");
     let file = OpenOptions::new().write(true).open(&part).unwrap();
     file.set_len((1 << 20) - 1).unwrap();
     for _ in 0..2 {
         assert_eq!(
             open().1,
-            Found::Unknown,
+            FoundPart::Unverified,
             "also where it was stopped before it was looked through"
         );
     }
@@ -174,7 +174,7 @@ fn what_was_copied_or_cut_short_is_not_believed() {
 #[test]
 fn a_folder_that_lost_something_is_not_believed_nor_filled_with_zeros() {
     let folder = tempfile::tempdir().unwrap();
-    let target = Target {
+    let target = DownloadTarget {
         path: folder.path().join("out"),
     };
     let tree = potluck_core::hash::hash_bytes(b"content");
@@ -189,7 +189,7 @@ fn a_folder_that_lost_something_is_not_believed_nor_filled_with_zeros() {
     let manifest = Arc::new(Manifest::new([entry("a"), entry("b")]).unwrap());
     let plan = Arc::new(Plan::of_collection(&manifest));
     let open = || {
-        Part::open(
+        PartFile::open(
             ID,
             target.clone(),
             Arc::clone(&plan),
@@ -198,9 +198,9 @@ fn a_folder_that_lost_something_is_not_believed_nor_filled_with_zeros() {
         )
         .unwrap()
     };
-    let complete = |part: &Part| match part.body() {
-        Body::Tree(tree) => tree.complete(&CancellationToken::new()),
-        Body::File(_) => panic!("a folder"),
+    let complete = |part: &PartFile| match part.storage() {
+        PartStorage::Tree(tree) => tree.finish(&CancellationToken::new()),
+        PartStorage::File(_) => panic!("a folder"),
     };
     let have = Bitfield::full(plan.unit_count());
     let (part, _) = open();
@@ -209,7 +209,7 @@ fn a_folder_that_lost_something_is_not_believed_nor_filled_with_zeros() {
     part.checkpoint(&have).unwrap();
     drop(part);
     let (part, found) = open();
-    assert_eq!(found, Found::Resume(have));
+    assert_eq!(found, FoundPart::Resume(have));
     complete(&part).unwrap();
     drop(part);
     for path in ["a", "b"] {
@@ -221,12 +221,12 @@ fn a_folder_that_lost_something_is_not_believed_nor_filled_with_zeros() {
         .unwrap();
     file.set_len(6).unwrap();
     let (part, found) = open();
-    assert_eq!(found, Found::Unknown);
+    assert_eq!(found, FoundPart::Unverified);
     assert_eq!(complete(&part).unwrap_err().kind(), ErrorKind::UnexpectedEof);
     fs::remove_file(target.part().join("a")).unwrap();
     drop(part);
     let (part, found) = open();
-    assert_eq!(found, Found::Unknown);
+    assert_eq!(found, FoundPart::Unverified);
     assert_eq!(complete(&part).unwrap_err().kind(), ErrorKind::NotFound);
     assert!(!target.part().join("a").exists());
 }
@@ -248,13 +248,13 @@ fn open_folder(
     folder: &Path,
     entries: &[ManifestEntry<'_>],
     stop: &CancellationToken,
-) -> Result<Part, Problem> {
-    let target = Target {
+) -> Result<PartFile, Problem> {
+    let target = DownloadTarget {
         path: folder.join("out"),
     };
     let manifest = Arc::new(Manifest::new(entries.iter().copied()).unwrap());
     let plan = Arc::new(Plan::of_collection(&manifest));
-    Part::open(ID, target, plan, Some(manifest), stop).map(|(part, _)| part)
+    PartFile::open(ID, target, plan, Some(manifest), stop).map(|(part, _)| part)
 }
 
 fn names(folder: &Path) -> Vec<std::ffi::OsString> {
@@ -274,9 +274,9 @@ fn a_file_that_another_name_led_to_is_never_written() {
     // As where the file system takes both for one, and no probe found it.
     let theirs = part.target().part().join("Readme");
     fs::write(&theirs, "their").unwrap();
-    let data: Rope = bytes::Bytes::from_static(b"twoone").into();
+    let data: ChunkList = bytes::Bytes::from_static(b"twoone").into();
     let error = part.write(0, &data).unwrap_err();
-    let problem = target::problem(&part.target().part(), &error);
+    let problem = target::target_problem(&part.target().part(), &error);
     assert_eq!(problem.reason, Reason::TargetUnsuitable);
     for name in ["`Readme`", "`README`"] {
         assert!(problem.message.contains(name), "{problem}");
@@ -342,7 +342,7 @@ fn copies_are_counted_and_a_stop_ends_them() {
     let part = open_folder(folder.path(), &entries, &stop).unwrap();
     part.write(0, &bytes::Bytes::from_static(b"content").into())
         .unwrap();
-    let finish = |stop| crate::transfer::place::finish(&part, None, stop);
+    let finish = |stop| crate::transfer::place::finalize(&part, None, stop);
     let stopped = CancellationToken::new();
     stopped.cancel();
     assert_eq!(finish(&stopped).unwrap_err().reason, Reason::Cancelled);
@@ -377,7 +377,7 @@ fn what_is_no_file_in_the_place_of_a_part_or_its_state_is_refused_and_not_waited
                 Reason::TargetExists,
                 "{what} at {suffix}: {problem}"
             );
-            let target = Target {
+            let target = DownloadTarget {
                 path: folder.path().join("out"),
             };
             // Nothing that a download made.

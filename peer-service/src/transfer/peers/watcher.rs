@@ -11,8 +11,8 @@ use super::PeerEvent;
 use crate::{
     swarm::PeerKey,
     transfer::{
-        link::{AvailabilityEvent, Link},
-        sources::Source,
+        link::{AvailabilityEvent, PeerClient},
+        sources::PeerCandidate,
     },
 };
 
@@ -38,9 +38,9 @@ pub(super) fn wait_after(failures: u32) -> Duration {
 }
 
 /// Keeps one peer connected and passes on what it has.
-pub(super) struct Watcher {
+pub(super) struct PeerConnector {
     pub(super) key: PeerKey,
-    pub(super) source: Source,
+    pub(super) candidate: PeerCandidate,
     pub(super) id: FileId,
     pub(super) units: u32,
     pub(super) own: PeerId,
@@ -48,16 +48,16 @@ pub(super) struct Watcher {
     pub(super) events: mpsc::Sender<(PeerKey, PeerEvent)>,
 }
 
-impl Watcher {
+impl PeerConnector {
     /// Runs until nobody listens or the peer is of no use; after so many failures it begins with a wait.
-    pub(super) async fn run(self, mut ready: Option<Link>, failures: u32) {
+    pub(super) async fn run(self, mut ready: Option<PeerClient>, failures: u32) {
         let mut wait = wait_after(failures).max(RETRY);
         if failures > 0 && ready.is_none() {
             tokio::time::sleep(wait).await;
         }
         loop {
             let started = tokio::time::Instant::now();
-            let problem = match self.connected(ready.take()).await {
+            let problem = match self.run_connection(ready.take()).await {
                 Ok(()) => return,
                 Err(problem) => problem,
             };
@@ -66,11 +66,11 @@ impl Watcher {
                 Reason::VerificationFailed | Reason::InvalidAddress
             ) || problem.reason == Reason::Cancelled;
             let event = if useless {
-                PeerEvent::Useless(problem)
+                PeerEvent::Unusable(problem)
             } else {
                 PeerEvent::Lost(problem)
             };
-            if self.tell(event).await.is_none() || useless {
+            if self.send_event(event).await.is_none() || useless {
                 return;
             }
             if started.elapsed() > MAX_RETRY {
@@ -82,24 +82,24 @@ impl Watcher {
         }
     }
 
-    async fn tell(&self, event: PeerEvent) -> Option<()> {
+    async fn send_event(&self, event: PeerEvent) -> Option<()> {
         self.events.send((self.key, event)).await.ok()
     }
 
     /// From the connection to its loss; `Ok` where nobody listens any more.
-    async fn connected(&self, ready: Option<Link>) -> Result<(), Problem> {
+    async fn run_connection(&self, ready: Option<PeerClient>) -> Result<(), Problem> {
         let link = match ready {
             Some(link) => link,
-            None => Link::open(&self.source.address, self.leave_from).await?,
+            None => PeerClient::open(&self.candidate.address, self.leave_from).await?,
         };
-        if self.source.peer.is_none() && link.describe(self.id).await?.peer == self.own {
+        if self.candidate.peer.is_none() && link.describe(self.id).await?.peer == self.own {
             return Err(Problem::new(Reason::Cancelled, "this is the peer itself"));
         }
         let asked = tokio::time::Instant::now();
         let mut events = std::pin::pin!(link.availability(self.id, self.units).await?);
         let round_trip = asked.elapsed();
         if self
-            .tell(PeerEvent::Joined(Box::new(link.clone()), round_trip))
+            .send_event(PeerEvent::Connected(Box::new(link.clone()), round_trip))
             .await
             .is_none()
         {
@@ -110,13 +110,13 @@ impl Watcher {
             let event = event?;
             let repeats = matches!(event, AvailabilityEvent::Snapshot(_)) && !std::mem::take(&mut is_first);
             let event = match event {
-                AvailabilityEvent::OtherUnits(problem) => {
-                    self.tell(PeerEvent::OtherUnits).await;
+                AvailabilityEvent::UnitCountMismatch(problem) => {
+                    self.send_event(PeerEvent::UnitCountMismatch).await;
                     return Err(problem);
                 }
                 event => PeerEvent::Availability(event),
             };
-            if self.tell(event).await.is_none() {
+            if self.send_event(event).await.is_none() {
                 return Ok(());
             }
             let pause = if repeats { SNAPSHOT_PAUSE } else { EVENT_PAUSE };
@@ -124,7 +124,7 @@ impl Watcher {
         }
         Err(Problem::new(
             Reason::Unreachable,
-            format!("the peer at {} ended the stream", self.source.address),
+            format!("the peer at {} ended the stream", self.candidate.address),
         ))
     }
 }

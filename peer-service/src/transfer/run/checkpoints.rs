@@ -6,14 +6,14 @@ use potluck_core::Problem;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::super::{driver::DISK_RETRY, live::Live};
+use super::super::{driver::DISK_RETRY, live::ActiveDownload};
 use crate::blocking::blocking;
 
 /// Time between two checkpoints: what a crash can cost.
-const CHECKPOINT: Duration = Duration::from_secs(1);
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time to the first one, so that even a short run leaves something to resume from.
-const FIRST_CHECKPOINT: Duration = Duration::from_millis(250);
+const FIRST_CHECKPOINT_AFTER: Duration = Duration::from_millis(250);
 
 /// A checkpoint may take this part of the time: on a slow disk they become rarer.
 const CHECKPOINT_SHARE: u32 = 10;
@@ -22,10 +22,13 @@ const CHECKPOINT_SHARE: u32 = 10;
 ///
 /// # Errors
 /// Where data was lost on its way to the disk; it cancels `stop`, as nothing that follows can be relied on.
-pub(super) async fn keep(live: Arc<Live>, stop: CancellationToken) -> Result<(), Problem> {
-    let mut wait = FIRST_CHECKPOINT;
+pub(super) async fn run_checkpoints(
+    live: Arc<ActiveDownload>,
+    stop: CancellationToken,
+) -> Result<(), Problem> {
+    let mut wait = FIRST_CHECKPOINT_AFTER;
     // What was found without a state that is believed is worth one.
-    let mut stored = match live.part.is_stated() {
+    let mut stored = match live.part_file.has_valid_resume_state() {
         true => Some(live.have().count()),
         false => None,
     };
@@ -36,21 +39,21 @@ pub(super) async fn keep(live: Arc<Live>, stop: CancellationToken) -> Result<(),
             () = tokio::time::sleep(wait) => {}
         }
         let have = live.have();
-        wait = CHECKPOINT;
+        wait = CHECKPOINT_INTERVAL;
         let count = have.count();
         if Some(count) == stored {
             continue;
         }
-        let (part, started) = (Arc::clone(&live.part), Instant::now());
+        let (part, started) = (Arc::clone(&live.part_file), Instant::now());
         match blocking(move || part.checkpoint(&have))
             .await
             .and_then(|done| done)
         {
             Ok(()) => {
                 (stored, failing) = (Some(count), false);
-                wait = CHECKPOINT.max(started.elapsed() * CHECKPOINT_SHARE);
+                wait = CHECKPOINT_INTERVAL.max(started.elapsed() * CHECKPOINT_SHARE);
             }
-            Err(problem) if live.part.has_lost() => {
+            Err(problem) if live.part_file.sync_failed() => {
                 stop.cancel();
                 return Err(problem);
             }

@@ -8,46 +8,46 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{
-        context::Context,
+        context::DownloadContext,
         driver::DISK_RETRY,
         existing,
-        live::Live,
-        place::{self, Stamps},
-        prepare::Collection,
-        report::Reporter,
+        live::ActiveDownload,
+        place::{self, FinalStamps},
+        prepare::CollectionManifest,
+        report::StatusReporter,
         target,
-        view::{State, View},
+        view::{DownloadState, DownloadStatus},
     },
-    Prepared, Run,
+    DownloadRun, PreparedDownload,
 };
 use crate::{blocking::blocking, holdings::OfferedPart, library::Item};
 
 /// How long a transfer that is done waits until it is shared: for all but huge collections, whose files are counted in the background.
-const SHARED_WITHIN: Duration = Duration::from_millis(250);
+const ADOPTION_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How often the bytes copied are shown.
 const SHOWN_EVERY: Duration = Duration::from_millis(200);
 
-impl Run {
+impl DownloadRun {
     /// Gives it its name and shares it.
-    pub(super) async fn place(
+    pub(super) async fn finalize(
         &self,
-        live: &Arc<Live>,
-        prepared: Prepared,
+        live: &Arc<ActiveDownload>,
+        prepared: PreparedDownload,
         offered: OfferedPart,
-        reporter: &Reporter,
+        reporter: &StatusReporter,
     ) -> Result<bool, Problem> {
         if !reporter.finishing() {
             return Ok(false);
         }
         let stamps = loop {
-            let (part, claim, stop) = (Arc::clone(&live.part), self.spec.sha256, self.stop.clone());
-            let work = blocking(move || place::finish(&part, claim, &stop));
+            let (part, claim, stop) = (Arc::clone(&live.part_file), self.spec.sha256, self.stop.clone());
+            let work = blocking(move || place::finalize(&part, claim, &stop));
             match self.while_copying(live, reporter, work).await? {
                 Ok(stamps) => break stamps,
                 // What could not be flushed is lost: that takes a new part.
-                Err(problem) if problem.reason.is_exhaustion() && !live.part.has_lost() => {
-                    reporter.state(State::Waiting, Some(problem));
+                Err(problem) if problem.reason.is_exhaustion() && !live.part_file.sync_failed() => {
+                    reporter.set_state(DownloadState::Waiting, Some(problem));
                     tokio::select! {
                         () = self.stop.cancelled() => return Ok(false),
                         () = tokio::time::sleep(DISK_RETRY) => {}
@@ -56,37 +56,37 @@ impl Run {
                 Err(problem) => return Err(problem),
             }
         };
-        reporter.copied(live.part.copied());
-        reporter.not_kept(live.part.not_kept());
+        reporter.copied(live.part_file.copied());
+        reporter.not_kept(live.part_file.not_kept());
         let adoption = Adoption {
             context: Arc::clone(&self.context),
-            live: Arc::clone(live),
+            download: Arc::clone(live),
             sha256: self.spec.sha256,
             stamps,
             collection: prepared.planned.collection,
             stop: self.stop.clone(),
-            view: self.view.clone(),
+            view: self.status.clone(),
             label: Label::sanitize(&live.name),
         };
         // Served and told of as a part from the transfer until the library has it.
-        let shelf = self.live.clone();
+        let shelf = self.active.clone();
         let adopted = self.context.tracker.spawn(async move {
             adoption.run().await;
             drop(offered);
             shelf.send_replace(None);
         });
         // It goes on if this takes longer.
-        let _ = tokio::time::timeout(SHARED_WITHIN, adopted).await;
+        let _ = tokio::time::timeout(ADOPTION_TIMEOUT, adopted).await;
         Ok(true)
     }
 }
 
-impl Run {
+impl DownloadRun {
     /// Shows how far the copies of content that several paths have are, until the work is done.
     async fn while_copying<T>(
         &self,
-        live: &Arc<Live>,
-        reporter: &Reporter,
+        live: &Arc<ActiveDownload>,
+        reporter: &StatusReporter,
         work: impl Future<Output = T>,
     ) -> T {
         tokio::pin!(work);
@@ -95,7 +95,7 @@ impl Run {
             // The work is pinned outside: polling the other arm loses nothing of it.
             tokio::select! {
                 done = &mut work => break done,
-                _ = tick.tick() => reporter.copied(live.part.copied()),
+                _ = tick.tick() => reporter.copied(live.part_file.copied()),
             }
         }
     }
@@ -103,13 +103,13 @@ impl Run {
 
 /// A finished download on its way into the library.
 struct Adoption {
-    context: Arc<Context>,
-    live: Arc<Live>,
+    context: Arc<DownloadContext>,
+    download: Arc<ActiveDownload>,
     sha256: Option<Sha256>,
-    stamps: Stamps,
-    collection: Option<Collection>,
+    stamps: FinalStamps,
+    collection: Option<CollectionManifest>,
     stop: CancellationToken,
-    view: watch::Sender<View>,
+    view: watch::Sender<DownloadStatus>,
     /// What others call it: where it was put is its owner's business.
     label: Label,
 }
@@ -117,7 +117,7 @@ struct Adoption {
 impl Adoption {
     /// The download is done whether or not this works.
     async fn run(&self) {
-        let path = self.live.part.target().path.clone();
+        let path = self.download.part_file.target().path.clone();
         let adopted = match &self.collection {
             None => self.file(path.clone()).await,
             Some(collection) => self.folder(collection, path.clone()).await,
@@ -130,7 +130,7 @@ impl Adoption {
 
     async fn file(&self, path: PathBuf) -> Result<Item, Problem> {
         let stamp = self.stamps.clone()?.first().copied().unwrap_or_default();
-        let tree = match self.live.checks.tree(0) {
+        let tree = match self.download.verifier.tree(0) {
             Some(tree) => tree,
             None => self.tree_of_small().await?,
         };
@@ -142,19 +142,21 @@ impl Adoption {
 
     /// The tree of a file of one piece that an earlier run fetched.
     async fn tree_of_small(&self) -> Result<FileTree, Problem> {
-        let part = Arc::clone(&self.live.part);
+        let part = Arc::clone(&self.download.part_file);
         let hashed = blocking(move || {
             let file = part.file(0)?;
             hash::hash_file(&file, part.plan().total(), 1, &hash::ignore_progress)
         });
-        let path = &self.live.part.target().path;
-        hashed.await?.map_err(|error| target::problem(path, &error))
+        let path = &self.download.part_file.target().path;
+        hashed
+            .await?
+            .map_err(|error| target::target_problem(path, &error))
     }
 
-    async fn folder(&self, collection: &Collection, path: PathBuf) -> Result<Item, Problem> {
+    async fn folder(&self, collection: &CollectionManifest, path: PathBuf) -> Result<Item, Problem> {
         let (checks, plan, root) = (
-            Arc::clone(&self.live.checks),
-            Arc::clone(self.live.part.plan()),
+            Arc::clone(&self.download.verifier),
+            Arc::clone(self.download.part_file.plan()),
             path.clone(),
         );
         let manifest = Arc::clone(&collection.manifest);
@@ -162,8 +164,8 @@ impl Adoption {
         let stop = self.stop.clone();
         let stamps = self.stamps.clone()?;
         let hashes = blocking(move || {
-            let hashes = existing::hashes(&checks, &plan, &entries, &root, &stop);
-            hashes.map_err(|error| target::problem(&root, &error))
+            let hashes = existing::collect_hashes(&checks, &plan, &entries, &root, &stop);
+            hashes.map_err(|error| target::target_problem(&root, &error))
         });
         let hashes = hashes.await??;
         self.context

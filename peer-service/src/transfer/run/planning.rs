@@ -18,64 +18,64 @@ use potluck_core::{
 
 use super::{
     super::{
-        dialer::Dialer,
+        dialer::BootstrapPool,
         existing,
-        live::Live,
-        prepare::{self, Collection},
-        report::Reporter,
-        target::{self, Target},
-        verify::Checks,
-        view::State,
+        live::ActiveDownload,
+        prepare::{self, CollectionManifest},
+        report::StatusReporter,
+        target::{self, DownloadTarget},
+        verify::UnitVerifier,
+        view::DownloadState,
     },
-    Run,
+    DownloadRun,
 };
 use crate::blocking::blocking;
 
 /// What is fetched, and where to.
 #[derive(Debug)]
-pub(super) struct Planned {
+pub(super) struct PlannedDownload {
     pub(super) record: FileRecord,
     pub(super) name: String,
-    pub(super) collection: Option<Collection>,
-    pub(super) target: Target,
+    pub(super) collection: Option<CollectionManifest>,
+    pub(super) target: DownloadTarget,
     pub(super) plan: Arc<Plan>,
 }
 
-impl Run {
+impl DownloadRun {
     /// What is to be known of it; `None` where the file is at the target already.
     pub(super) async fn plan(
         &self,
-        reporter: &Reporter,
-        dialer: &Dialer,
-    ) -> Result<Option<Planned>, Problem> {
-        let waiting = |problem: Problem| reporter.state(State::Waiting, Some(problem));
+        reporter: &StatusReporter,
+        dialer: &BootstrapPool,
+    ) -> Result<Option<PlannedDownload>, Problem> {
+        let waiting = |problem: Problem| reporter.set_state(DownloadState::Waiting, Some(problem));
         let id = self.spec.id;
         if let Some(path) = &self.spec.target {
-            target::check(path)?;
+            target::check_target(path)?;
         }
         // What is there already needs nobody's help to be recognised.
         let (asked, named, files) = (
             self.spec.target.clone(),
             self.spec.name.clone(),
-            self.context.files.clone(),
+            self.context.files_folder.clone(),
         );
-        let early = move || existing::early(asked.as_deref(), named.as_deref(), &files);
+        let early = move || existing::early_target(asked.as_deref(), named.as_deref(), &files);
         if let Some(target) = blocking(early).await? {
-            reporter.path(&target.path);
+            reporter.set_path(&target.path);
             let label = match (&self.spec.name, &self.spec.target) {
                 (Some(name), _) => Some(Label::sanitize(name)),
                 // Its owner named the path, and nobody said what others call it.
                 (None, Some(_)) => Some(prepare::fallback_name(id)),
                 (None, None) => None,
             };
-            if existing::file(&self.context, id, &target.path, label, reporter).await? {
+            if existing::is_file_complete(&self.context, id, &target.path, label, reporter).await? {
                 return Ok(None);
             }
         }
         let known = prepare::identify(&self.context, id, dialer, waiting).await?;
         let mut record = known.record;
         // A name that was used before stays: others may call it otherwise, and what was fetched lies under that one.
-        let before = Some(self.view.borrow().name.clone()).filter(|name| !name.is_empty());
+        let before = Some(self.status.borrow().name.clone()).filter(|name| !name.is_empty());
         let name = match self
             .spec
             .name
@@ -86,11 +86,12 @@ impl Run {
             Some(name) => Label::sanitize(name),
             None => prepare::fallback_name(id),
         };
-        reporter.identified(name.as_str(), record.size);
-        let collection = match prepare::claims_collection(&record) || self.doubted.load(Ordering::Relaxed) {
-            true => prepare::collection(&self.context, &record, dialer, waiting).await?,
-            false => None,
-        };
+        reporter.set_identity(name.as_str(), record.size);
+        let collection =
+            match prepare::claims_collection(&record) || self.kind_doubted.load(Ordering::Relaxed) {
+                true => prepare::fetch_collection(&self.context, &record, dialer, waiting).await?,
+                false => None,
+            };
         record.kind = if collection.is_some() {
             FileKind::Collection
         } else {
@@ -99,10 +100,14 @@ impl Run {
         let manifest = collection
             .as_ref()
             .map(|collection| Arc::clone(&collection.manifest));
-        let (asked, files, label) = (self.spec.target.clone(), self.context.files.clone(), name.clone());
+        let (asked, files, label) = (
+            self.spec.target.clone(),
+            self.context.files_folder.clone(),
+            name.clone(),
+        );
         let of_collection = manifest.clone();
         let target = blocking(move || {
-            existing::resolve(
+            existing::resolve_target(
                 id,
                 asked.as_deref(),
                 label.as_str(),
@@ -111,17 +116,17 @@ impl Run {
             )
         })
         .await??;
-        reporter.path(&target.path);
+        reporter.set_path(&target.path);
         let plan = match &manifest {
             Some(manifest) => Plan::of_collection(manifest),
             None => Plan::of_file(id, record.size)
                 .ok_or_else(|| Problem::new(Reason::OutOfRange, "no file is that large"))?,
         };
         let plan = Arc::new(plan);
-        reporter.planned(record.kind, &plan);
+        reporter.set_plan(record.kind, &plan);
         let there = match &manifest {
             Some(manifest) => {
-                existing::folder(
+                existing::is_folder_complete(
                     &self.context,
                     &target.path,
                     manifest,
@@ -130,7 +135,10 @@ impl Run {
                 )
                 .await?
             }
-            None => existing::file(&self.context, id, &target.path, Some(name.clone()), reporter).await?,
+            None => {
+                existing::is_file_complete(&self.context, id, &target.path, Some(name.clone()), reporter)
+                    .await?
+            }
         };
         if there {
             return Ok(None);
@@ -138,7 +146,7 @@ impl Run {
         if plan.expands() && !self.spec.allow_expansion {
             return Err(expansion_refused(&plan));
         }
-        Ok(Some(Planned {
+        Ok(Some(PlannedDownload {
             record,
             name: name.as_str().to_owned(),
             collection,
@@ -148,30 +156,30 @@ impl Run {
     }
 
     /// What its units are checked against.
-    pub(super) async fn checks(
+    pub(super) async fn build_verifier(
         &self,
-        planned: &Planned,
-        reporter: &Reporter,
-        dialer: &Dialer,
-    ) -> Result<Arc<Checks>, Problem> {
-        let waiting = |problem: Problem| reporter.state(State::Waiting, Some(problem));
-        let checks = Arc::new(Checks::new(Arc::clone(&planned.plan)));
-        prepare::layers(&self.context, &checks, &planned.plan, dialer, &waiting).await?;
-        reporter.state(State::Preparing, None);
+        planned: &PlannedDownload,
+        reporter: &StatusReporter,
+        dialer: &BootstrapPool,
+    ) -> Result<Arc<UnitVerifier>, Problem> {
+        let waiting = |problem: Problem| reporter.set_state(DownloadState::Waiting, Some(problem));
+        let checks = Arc::new(UnitVerifier::new(Arc::clone(&planned.plan)));
+        prepare::fetch_layers(&self.context, &checks, &planned.plan, dialer, &waiting).await?;
+        reporter.set_state(DownloadState::Preparing, None);
         Ok(checks)
     }
 
     /// Whether what is taken for a plain file could be a folder's manifest, and nobody looked yet.
-    pub(super) fn may_doubt(&self, plan: &Plan) -> bool {
+    pub(super) fn may_be_collection(&self, plan: &Plan) -> bool {
         plan.manifest().is_none()
             && plan.total() <= MAX_MANIFEST_SIZE
-            && !self.doubted.load(Ordering::Relaxed)
+            && !self.kind_doubted.load(Ordering::Relaxed)
     }
 
     /// Whether what was fetched as a plain file is a folder's manifest after all.
-    pub(super) async fn is_manifest(&self, live: &Arc<Live>) -> Result<bool, Problem> {
-        let part = Arc::clone(&live.part);
-        if !self.may_doubt(part.plan()) {
+    pub(super) async fn is_manifest(&self, live: &Arc<ActiveDownload>) -> Result<bool, Problem> {
+        let part = Arc::clone(&live.part_file);
+        if !self.may_be_collection(part.plan()) {
             return Ok(false);
         }
         blocking(move || {

@@ -108,7 +108,7 @@ pub(super) fn check_names(
     if groups.is_empty() && odd.is_empty() {
         return Ok(());
     }
-    let failed = |error: io::Error| target::problem(root, &error);
+    let failed = |error: io::Error| target::target_problem(root, &error);
     let probe = Probe::make(dir, manifest).map_err(failed)?;
     for path in odd {
         if stop.is_cancelled() {
@@ -122,7 +122,7 @@ pub(super) fn check_names(
             Err(error) if target::is_of_name(&root.join(&probe.name).join(name), &error) => {
                 return Err(target::name_not_taken(&at, &error));
             }
-            Err(error) => return Err(target::problem(&at, &error)),
+            Err(error) => return Err(target::target_problem(&at, &error)),
         }
         if name.ends_with(['.', ' ']) && !probe.is_listed(name).map_err(failed)? {
             let error = io::Error::other("it is given another name");
@@ -153,7 +153,7 @@ pub(super) fn check_names(
                     };
                     return Err(clash.problem(root));
                 }
-                Err(error) => return Err(target::problem(&root.join(path), &error)),
+                Err(error) => return Err(target::target_problem(&root.join(path), &error)),
             }
         }
         for name in there {
