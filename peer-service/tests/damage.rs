@@ -20,7 +20,7 @@ use potluck_core::{
     proto::v1,
 };
 use potluck_peer::{
-    library::{CheckEvent, CheckTarget, Hashes, Item, stamp_of, stamps_at},
+    library::{CheckEvent, CheckTarget, EntryHashes, Item, stamp_of, stamps_at},
     offer::ContentSource as _,
 };
 use tokio::sync::mpsc;
@@ -144,7 +144,7 @@ async fn a_check_names_what_is_damaged_and_nothing_else() {
         },
     };
     let manifest = Arc::new(Manifest::new([entry("one", &one), entry("two", &two)]).unwrap());
-    let mut hashes = Hashes::new(2);
+    let mut hashes = EntryHashes::new(2);
     hashes.set(0, hash_bytes(&one));
     hashes.set(1, hash_bytes(&two));
     let stamps = stamps_at(&folder, &manifest).unwrap();

@@ -21,7 +21,7 @@ use potluck_core::{
     plan::Plan,
 };
 use potluck_peer::{
-    library::{Hashes, Target, stamp_of, stamps_at},
+    library::{EntryHashes, UnshareTarget, stamp_of, stamps_at},
     offer::ContentSource as _,
 };
 
@@ -138,7 +138,11 @@ async fn a_folder_is_a_collection_whose_files_can_be_had_alone() {
     let peer = Peer::open(&dir.path().join("home")).await;
     assert_eq!(peer.library.totals(), before);
     assert!(peer.library.find(&item.record.id).is_some());
-    let removed = peer.library.unshare(Target::Path(root.clone())).await.unwrap();
+    let removed = peer
+        .library
+        .unshare(UnshareTarget::Path(root.clone()))
+        .await
+        .unwrap();
     assert_eq!(removed.len(), 1);
     assert!(peer.holdings.is_empty());
     assert_eq!(
@@ -168,21 +172,27 @@ async fn nested_and_repeated_shares_count_references_exactly() {
         Some(vec!["copy of one".to_owned(), "one".to_owned()])
     );
     // By id: both files of that content, not the collections.
-    let removed = peer.library.unshare(Target::Id(one)).await.unwrap();
+    let removed = peer.library.unshare(UnshareTarget::Id(one)).await.unwrap();
     assert_eq!(removed.len(), 2);
     assert_eq!(peer.registered(&one), Some(vec!["one".to_owned()]));
-    let problem = peer.library.unshare(Target::Id(one)).await.unwrap_err();
+    let problem = peer.library.unshare(UnshareTarget::Id(one)).await.unwrap_err();
     assert!(
         problem.reason == Reason::NotFound && problem.message.contains("collection"),
         "{problem}"
     );
-    peer.library.unshare(Target::Path(root.clone())).await.unwrap();
+    peer.library
+        .unshare(UnshareTarget::Path(root.clone()))
+        .await
+        .unwrap();
     assert!(peer.registered(&one).is_some(), "the inner folder still has it");
     assert!(peer.registered(&id_of(b"#!/bin/sh\n")).is_none());
-    peer.library.unshare(Target::Path(root.join("a"))).await.unwrap();
+    peer.library
+        .unshare(UnshareTarget::Path(root.join("a")))
+        .await
+        .unwrap();
     assert!(peer.holdings.is_empty());
     assert_eq!(peer.library.totals(), potluck_peer::library::Totals::default());
-    let problem = peer.library.unshare(Target::Path(root)).await.unwrap_err();
+    let problem = peer.library.unshare(UnshareTarget::Path(root)).await.unwrap_err();
     assert_eq!(problem.reason, Reason::NotFound);
     peer.close().await;
 }
@@ -338,7 +348,10 @@ async fn what_is_dropped_into_the_files_folder_is_shared_and_follows_changes() {
     fs::remove_dir_all(files.join("folder")).unwrap();
     wait_until("what is gone is not shared", || peer.holdings.len() == 1).await;
     // What its owner took out stays out, also after a restart, until shared by name.
-    peer.library.unshare(Target::Path(files.join("x"))).await.unwrap();
+    peer.library
+        .unshare(UnshareTarget::Path(files.join("x")))
+        .await
+        .unwrap();
     peer.close().await;
     let peer = Peer::open(&home).await;
     fs::write(files.join("marker"), "marker").unwrap();
@@ -363,7 +376,7 @@ async fn finished_downloads_are_taken_without_hashing() {
     drop(offer);
 
     let peer = Peer::open(&dir.path().join("home")).await;
-    let mut trees = Hashes::new(manifest.len());
+    let mut trees = EntryHashes::new(manifest.len());
     for (index, entry) in (0..).zip(manifest.entries()) {
         if entry.content.id().is_some() {
             let content = fs::read(root.join(entry.path.as_str())).unwrap();

@@ -188,7 +188,7 @@ async fn a_watch_ends_when_the_file_is_withdrawn() {
     served
         .peer
         .library
-        .unshare(potluck_peer::library::Target::Path(path))
+        .unshare(potluck_peer::library::UnshareTarget::Path(path))
         .await
         .unwrap();
     let status = tokio::time::timeout(DEADLINE, stream.message())

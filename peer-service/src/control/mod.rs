@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    library::{CheckTarget, Target},
+    library::{CheckTarget, UnshareTarget},
     registrar::Registrar,
     serve::UploadCounters,
     transfer::{
@@ -183,8 +183,8 @@ impl ControlService for ControlApi {
     ) -> Result<Response<v1::UnshareResponse>, Status> {
         use v1::unshare_request::Target as Wanted;
         let target = match request.into_inner().target {
-            Some(Wanted::FileId(id)) => Target::Id(file_id(&id, "file_id")?),
-            Some(Wanted::Path(path)) => Target::Path(wire::path(&path, "path")?),
+            Some(Wanted::FileId(id)) => UnshareTarget::Id(file_id(&id, "file_id")?),
+            Some(Wanted::Path(path)) => UnshareTarget::Path(wire::path(&path, "path")?),
             None => return Err(missing_field("target").into()),
         };
         let removed = self.context.library.unshare(target).await?;

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::{
-    Inner,
+    LibraryShared,
     catalog::{Catalog, Delta},
     walk::is_gone,
 };
@@ -12,32 +12,32 @@ use super::{
 /// Most paths named at start.
 const MAX_NAMED: usize = 5;
 
-impl Inner {
+impl LibraryShared {
     /// Whether an item at this path stays when nothing is there. Not so a download that its owner only fetched.
-    pub(super) fn outlasts(&self, path: &Path, arrived: bool) -> bool {
+    pub(super) fn survives_offline(&self, path: &Path, arrived: bool) -> bool {
         !arrived && !path.starts_with(&self.files_folder)
     }
 
     /// Whether nothing is at this path now, and an item there stays nevertheless.
-    pub(super) fn is_away(&self, path: &Path, arrived: bool) -> bool {
-        self.outlasts(path, arrived) && path.metadata().is_err_and(|error| is_gone(&error))
+    pub(super) fn is_offline(&self, path: &Path, arrived: bool) -> bool {
+        self.survives_offline(path, arrived) && path.metadata().is_err_and(|error| is_gone(&error))
     }
 
     /// Withdraws an item whose path is away and keeps it. Looks itself, as what somebody saw before may have come since. Whether it is
     /// away.
-    pub(super) fn put_away(&self, number: u64) -> bool {
+    pub(super) fn mark_offline(&self, number: u64) -> bool {
         let _writing = self.writing();
         // Apart from the question: the catalog must not stay locked while the disk is asked.
         let item = self
             .catalog()
             .item(number)
-            .map(|shared| (shared.path.clone(), shared.arrived));
-        let Some((path, _)) = item.filter(|(path, arrived)| self.is_away(path, *arrived)) else {
+            .map(|shared| (shared.path.clone(), shared.downloaded));
+        let Some((path, _)) = item.filter(|(path, arrived)| self.is_offline(path, *arrived)) else {
             return false;
         };
         let mut delta = Delta::default();
-        if self.catalog().set_away(number, &mut delta) {
-            tell_away(&path);
+        if self.catalog().set_offline(number, &mut delta) {
+            warn_offline_path(&path);
             // A failure is logged there; at the next start `stat` tells again.
             let _ = self.publish(delta);
             self.stale.notify_one();
@@ -47,18 +47,18 @@ impl Inner {
 }
 
 /// Says which paths are away: not of each of a hundred thousand on one disk.
-pub(super) fn tell_all_away(catalog: &Catalog) {
-    let mut away = catalog.away();
+pub(super) fn warn_offline(catalog: &Catalog) {
+    let mut away = catalog.offline_items();
     away.by_ref()
         .take(MAX_NAMED)
-        .for_each(|shared| tell_away(&shared.path));
+        .for_each(|shared| warn_offline_path(&shared.path));
     match away.count() {
         0 => {}
         more => tracing::warn!(more, "more shared paths are away"),
     }
 }
 
-fn tell_away(path: &Path) {
+fn warn_offline_path(path: &Path) {
     let path = path.display();
     tracing::warn!("{path} is away: it is shared again when it is back; `potluck unshare {path}` forgets it");
 }

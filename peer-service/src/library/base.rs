@@ -17,20 +17,20 @@ use rustix::{
 };
 
 use super::{
-    found::Seen,
+    found::FileStat,
     hasher::changed,
-    walk::{special, stamp_of, unreadable},
+    walk::{not_a_regular_file, stamp_of, unreadable},
 };
 use crate::store::Stamp;
 
 /// Where paths begin: at a folder that is open, so that only what is beneath it is looked up, or nowhere in particular.
 #[derive(Debug, Default)]
-pub(super) struct Base {
+pub(super) struct BaseFolder {
     path: PathBuf,
     folder: Option<OwnedFd>,
 }
 
-impl Base {
+impl BaseFolder {
     /// At a folder.
     ///
     /// # Errors
@@ -66,21 +66,21 @@ impl Base {
         let metadata = file.metadata().map_err(|error| unreadable(&error))?;
         match metadata.is_file() {
             true => Ok((file, stamp_of(&metadata))),
-            false => Err(special(metadata.file_type())),
+            false => Err(not_a_regular_file(metadata.file_type())),
         }
     }
 }
 
 /// Opens files one after the other; those of one folder, which mostly follow each other, from that folder.
 #[derive(Debug)]
-pub(super) struct Opener<'b, 'f> {
-    base: &'b Base,
+pub(super) struct FolderOpener<'b, 'f> {
+    base: &'b BaseFolder,
     folder: &'f [u8],
     open: Option<OwnedFd>,
 }
 
-impl<'b, 'f> Opener<'b, 'f> {
-    pub(super) const fn new(base: &'b Base) -> Self {
+impl<'b, 'f> FolderOpener<'b, 'f> {
+    pub(super) const fn new(base: &'b BaseFolder) -> Self {
         Self {
             base,
             folder: b"",
@@ -88,7 +88,7 @@ impl<'b, 'f> Opener<'b, 'f> {
         }
     }
 
-    /// As [`Base::open_any`].
+    /// As [`BaseFolder::open_any`].
     pub(super) fn open_any(&mut self, path: &'f Path, followed: bool) -> Result<File, Errno> {
         let bytes = path.as_os_str().as_bytes();
         let (folder, name) = match bytes.iter().rposition(|&byte| byte == b'/') {
@@ -110,14 +110,14 @@ impl<'b, 'f> Opener<'b, 'f> {
     }
 
     /// Opens what was listed as a regular file, and asks what it is like. A link that took its place is not followed.
-    pub(super) fn open_listed(&mut self, path: &'f Path) -> Result<(File, Seen), Problem> {
+    pub(super) fn open_listed(&mut self, path: &'f Path) -> Result<(File, FileStat), Problem> {
         let file = self.open_any(path, false).map_err(|error| match error {
             Errno::LOOP => changed(),
             _ => unreadable(&error.into()),
         })?;
         let metadata = file.metadata().map_err(|error| unreadable(&error))?;
         match metadata.is_file() {
-            true => Ok((file, Seen::of(&metadata))),
+            true => Ok((file, FileStat::from_metadata(&metadata))),
             false => Err(changed()),
         }
     }
@@ -131,7 +131,7 @@ fn open_in(folder: BorrowedFd<'_>, path: &Path, followed: bool) -> Result<File, 
 
 /// Opens a regular file, wherever it is, for reading. Never waits: what is a pipe by now is refused.
 pub(super) fn open_regular(path: &Path) -> Result<(File, Stamp), Problem> {
-    Base::default().open_regular(path)
+    BaseFolder::default().open_regular(path)
 }
 
 #[cfg(test)]
@@ -146,8 +146,8 @@ mod tests {
         let (path, link) = (dir.path().join("file"), dir.path().join("link"));
         std::fs::write(&path, "1").unwrap();
         std::os::unix::fs::symlink("file", &link).unwrap();
-        let (base, folder) = (Base::default(), dir.path().to_owned());
-        let mut opener = Opener::new(&base);
+        let (base, folder) = (BaseFolder::default(), dir.path().to_owned());
+        let mut opener = FolderOpener::new(&base);
         // The second time from its folder.
         for _ in 0..2 {
             assert!(opener.open_listed(&path).is_ok());

@@ -27,10 +27,12 @@ mod item;
 #[cfg(test)]
 mod tests;
 
-use super::{Item, Totals, hasher::sum_of};
+use super::{Item, Totals, hasher::small_file_sha256};
 use crate::store::{Stamp, StoreChange};
-pub(super) use delta::{Delta, Settled};
-pub(super) use item::{Body, EntryIndex, Folder, NewItem, Place, Shared, WHOLE_ITEM, name_of};
+pub(super) use delta::{Delta, DeltaEffects};
+pub(super) use item::{
+    EntryIndex, ItemBody, Location, NewItem, SharedCollection, SharedItem, WHOLE_ITEM, name_of,
+};
 
 /// Most names that a file is registered by, as the contract has it.
 const MAX_NAMES: usize = 16;
@@ -40,46 +42,46 @@ const MAX_COPIES: usize = 64;
 
 /// A trusted copy of a file; sorted so that all of one file are together, and of an item in the order of its parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Copy {
+struct FileCopy {
     /// What the id begins with: the rest is with the item.
     prefix: u64,
-    place: Place,
+    location: Location,
 }
 
 /// The library in memory.
 #[derive(Debug, Default)]
 pub(super) struct Catalog {
     /// Each has its own room: numbers come in order, and a tree that grows in order has half of its room empty.
-    items: BTreeMap<u64, Box<Shared>>,
+    items: BTreeMap<u64, Box<SharedItem>>,
     by_path: HashMap<Arc<Path>, u64>,
-    copies: BTreeSet<Copy>,
+    copies: BTreeSet<FileCopy>,
     /// Over the distinct files that have copies.
     files: u64,
     bytes: u64,
     /// Items that have lost a copy and wait to be looked at again.
-    stale: BTreeSet<u64>,
+    stale_items: BTreeSet<u64>,
     /// Those of them at whose paths nothing is now.
-    away: BTreeSet<u64>,
+    offline: BTreeSet<u64>,
     /// Parts whose bytes are not what was hashed, although nothing shows a change, by item: see
     /// [`damaged`].
     damaged: BTreeMap<u64, BTreeSet<EntryIndex>>,
     /// Copies that were trusted when their item was last there.
-    kept: BTreeSet<Copy>,
+    offline_copies: BTreeSet<FileCopy>,
     /// Paths in the files folder that the owner does not want shared.
-    hidden: HashSet<PathBuf>,
+    tombstones: HashSet<PathBuf>,
     next: u64,
 }
 
 impl Catalog {
     /// Whether an item takes a piece layer for granted that is not held any more.
-    pub(super) fn lacks(&self, item: &NewItem) -> bool {
+    pub(super) fn lacks_layer(&self, item: &NewItem) -> bool {
         let lacks = |id: FileId, size| {
-            let is_held = || self.record(&id).is_some() || self.keeps(&id);
+            let is_held = || self.record(&id).is_some() || self.has_offline_copy(&id);
             has_layer(size) && !item.layers.contains_key(&id) && !is_held()
         };
         let listed = match &item.body {
-            Body::File(_) => None,
-            Body::Collection(folder) => Some(folder.manifest.entries()),
+            ItemBody::File(_) => None,
+            ItemBody::Collection(folder) => Some(folder.manifest.entries()),
         };
         let mut listed = listed.into_iter().flatten();
         lacks(item.record.id, item.record.size)
@@ -89,26 +91,28 @@ impl Catalog {
             })
     }
 
-    /// Puts an item in place of the one at its path, or as the newest. Nothing that it [`Catalog::lacks`].
+    /// Puts an item in place of the one at its path, or as the newest. Nothing that it [`Catalog::lacks_layer`].
     pub(super) fn put(&mut self, mut item: NewItem, delta: &mut Delta) -> u64 {
         let old = self.by_path.get(&item.path).copied();
         let before = old.and_then(|number| self.items.get(&number));
         // What its owner did not ask to be shared keeps the name that it came under: what its path
         // ends in may be private.
-        if item.arrived && item.label.is_none() {
+        if item.downloaded && item.label.is_none() {
             item.label = before.and_then(|before| before.label.clone());
         }
-        item.arrived &= before.is_none_or(|before| before.arrived);
+        item.downloaded &= before.is_none_or(|before| before.downloaded);
         if let Some(number) = old.filter(|&number| self.is_same(number, &item)) {
             return number;
         }
         let number = old.unwrap_or(self.next);
         self.insert(number, item, delta);
         if let Some(shared) = self.items.get(&number) {
-            delta.changes.push(StoreChange::PutItem(number, shared.row()));
-            let mut sums: Vec<_> = shared.sums.iter().map(|(&part, &sum)| (part, sum)).collect();
+            delta.changes.push(StoreChange::PutItem(number, shared.to_row()));
+            let mut sums: Vec<_> = shared.sha256s.iter().map(|(&part, &sum)| (part, sum)).collect();
             let whole = &shared.record;
-            let own = whole.sha256.filter(|_| sum_of(whole.size, &whole.root).is_none());
+            let own = whole
+                .sha256
+                .filter(|_| small_file_sha256(whole.size, &whole.root).is_none());
             sums.extend(own.map(|sum| (WHOLE_ITEM, sum)));
             if !sums.is_empty() {
                 delta.changes.push(StoreChange::PutSha256s(number, sums));
@@ -122,12 +126,13 @@ impl Catalog {
         let Some(shared) = self.items.get(&number) else {
             return false;
         };
-        let same =
-            shared.body.is(&item.body) && shared.record == item.record && shared.arrived == item.arrived;
+        let same = shared.body.is(&item.body)
+            && shared.record == item.record
+            && shared.downloaded == item.downloaded;
         same && shared.label == item.label
-            && !self.stale.contains(&number)
+            && !self.stale_items.contains(&number)
             && !self.is_damaged(number)
-            && !self.hidden.contains(&*item.path)
+            && !self.tombstones.contains(&*item.path)
     }
 
     /// Puts an item under a number, in place of the one that has it.
@@ -138,7 +143,7 @@ impl Catalog {
         }
         let replaced = self.items.remove(&number);
         if let Some(replaced) = &replaced {
-            self.drop_kept(number, replaced, delta);
+            self.drop_offline_copies(number, replaced, delta);
         }
         // What others know of the copies that are replaced is told anew only where it is not so any more.
         let untold = delta.touched.len();
@@ -149,18 +154,18 @@ impl Catalog {
         dropped.sort_unstable();
         let before = |id: &FileId| {
             let old = replaced.as_deref()?;
-            let part = old.part(id)?;
+            let part = old.entry(id)?;
             Some((old, part, old.record(part)?))
         };
-        let mut shared = Shared {
+        let mut shared = SharedItem {
             path: item.path,
-            arrived: item.arrived,
+            downloaded: item.downloaded,
             label: item.label,
             record: item.record,
             body: item.body,
-            sums: item.sums,
+            sha256s: item.sha256s,
         };
-        let parts: Vec<EntryIndex> = shared.parts().collect();
+        let parts: Vec<EntryIndex> = shared.entries().collect();
         delta.touched.reserve(parts.len());
         let mut copies = Vec::with_capacity(parts.len());
         for part in parts {
@@ -168,46 +173,49 @@ impl Catalog {
                 continue;
             };
             // What another copy knows need not be found out again.
-            if is_unsummed(&record)
+            if lacks_sha256(&record)
                 && let known = self.record(&record.id)
                 && let known = known.or_else(|| before(&record.id).map(|(.., known)| known))
                 && let Some(sum) = known.and_then(|known| known.sha256)
             {
-                shared.set_sum(part, sum);
+                shared.set_sha256(part, sum);
                 record.sha256 = Some(sum);
             }
             if !shared.is_manifest(part) && !self.has_file(&record.id) {
                 self.files += 1;
                 self.bytes += record.size;
             }
-            copies.push(Copy {
+            copies.push(FileCopy {
                 prefix: record.id.prefix(),
-                place: Place { item: number, part },
+                location: Location {
+                    item: number,
+                    entry: part,
+                },
             });
             let is_known = dropped.binary_search(&record.id).is_ok();
-            let is_as_it_was = |(old, before, known): (&Shared, EntryIndex, FileRecord)| {
+            let is_as_it_was = |(old, before, known): (&SharedItem, EntryIndex, FileRecord)| {
                 known == record && old.name_of(before) == shared.name_of(part)
             };
             if !(is_known && before(&record.id).is_some_and(is_as_it_was)) {
                 delta.touched.push(record.id);
             }
         }
-        let gone = dropped.into_iter().filter(|id| shared.part(id).is_none());
+        let gone = dropped.into_iter().filter(|id| shared.entry(id).is_none());
         delta.touched.extend(gone);
         self.add_copies(copies);
-        if self.hidden.remove(&*shared.path) {
+        if self.tombstones.remove(&*shared.path) {
             delta
                 .changes
                 .push(StoreChange::RemoveTombstone(shared.path.to_path_buf()));
         }
-        self.stale.remove(&number);
+        self.stale_items.remove(&number);
         self.damaged.remove(&number);
         self.by_path.insert(shared.path.clone(), number);
         self.items.insert(number, Box::new(shared));
     }
 
     /// Many at once: a tree built as a whole has full nodes, one that is grown in order has them half empty.
-    fn add_copies(&mut self, copies: Vec<Copy>) {
+    fn add_copies(&mut self, copies: Vec<FileCopy>) {
         if copies.len() > self.copies.len() {
             self.copies.append(&mut copies.into_iter().collect());
         } else {
@@ -216,13 +224,13 @@ impl Catalog {
     }
 
     /// Withdraws all copies that an item gives; `shared` is not among the items any more.
-    fn drop_copies(&mut self, number: u64, shared: &Shared, delta: &mut Delta) {
-        for part in shared.parts() {
+    fn drop_copies(&mut self, number: u64, shared: &SharedItem, delta: &mut Delta) {
+        for part in shared.entries() {
             self.drop_copy(number, shared, part, delta);
         }
     }
 
-    fn drop_copy(&mut self, item: u64, shared: &Shared, part: EntryIndex, delta: &mut Delta) {
+    fn drop_copy(&mut self, item: u64, shared: &SharedItem, part: EntryIndex, delta: &mut Delta) {
         let Some((_, record)) = self.take_copy(item, shared, part, delta) else {
             return;
         };
@@ -238,19 +246,19 @@ impl Catalog {
     fn take_copy(
         &mut self,
         item: u64,
-        shared: &Shared,
+        shared: &SharedItem,
         part: EntryIndex,
         delta: &mut Delta,
-    ) -> Option<(Copy, FileRecord)> {
+    ) -> Option<(FileCopy, FileRecord)> {
         let record = shared.record(part)?;
-        let copy = Copy {
+        let copy = FileCopy {
             prefix: record.id.prefix(),
-            place: Place { item, part },
+            location: Location { item, entry: part },
         };
         if !self.copies.remove(&copy) {
             return None;
         }
-        delta.has_lost = true;
+        delta.lost_copies = true;
         if !shared.is_manifest(part) && !self.has_file(&record.id) {
             self.files -= 1;
             self.bytes -= record.size;
@@ -268,12 +276,12 @@ impl Catalog {
     pub(super) fn remove(&mut self, number: u64, delta: &mut Delta) -> Option<Item> {
         let shared = self.items.remove(&number)?;
         self.by_path.remove(&shared.path);
-        self.stale.remove(&number);
+        self.stale_items.remove(&number);
         self.damaged.remove(&number);
-        self.drop_kept(number, &shared, delta);
+        self.drop_offline_copies(number, &shared, delta);
         self.drop_copies(number, &shared, delta);
         delta.changes.push(StoreChange::RemoveItem(number));
-        Some(shared.item())
+        Some(shared.to_item())
     }
 
     /// Puts an item as it was remembered, without any copy: for those that are found changed at start.
@@ -282,30 +290,30 @@ impl Catalog {
         number: u64,
         (path, arrived, label): (Arc<Path>, bool, Option<Label>),
         record: FileRecord,
-        body: Body,
+        body: ItemBody,
     ) {
         self.by_path.insert(path.clone(), number);
         let sums = BTreeMap::new();
-        let shared = Shared {
+        let shared = SharedItem {
             path,
-            arrived,
+            downloaded: arrived,
             label,
             record,
             body,
-            sums,
+            sha256s: sums,
         };
         self.items.insert(number, Box::new(shared));
-        self.stale.insert(number);
+        self.stale_items.insert(number);
         self.next = self.next.max(number + 1);
     }
 
     /// Withdraws a copy that is not what it was, and with it the manifest that lists it. The item waits to be looked at again.
-    pub(super) fn distrust(&mut self, place: Place, delta: &mut Delta) {
+    pub(super) fn invalidate(&mut self, place: Location, delta: &mut Delta) {
         let Some(shared) = self.items.remove(&place.item) else {
             return;
         };
         // All entries of one content have one copy.
-        let part = shared.id(place.part).and_then(|id| shared.part(&id));
+        let part = shared.id(place.entry).and_then(|id| shared.entry(&id));
         for part in [Some(WHOLE_ITEM), part.filter(|&part| part != WHOLE_ITEM)]
             .into_iter()
             .flatten()
@@ -315,22 +323,22 @@ impl Catalog {
         self.items.insert(place.item, shared);
         // What is damaged waits for its owner.
         if !self.is_damaged(place.item) {
-            self.stale.insert(place.item);
+            self.stale_items.insert(place.item);
         }
     }
 
     /// Remembers a SHA-256, unless the file is gone by now.
     pub(super) fn set_sha256(&mut self, id: FileId, sum: Sha256, delta: &mut Delta) {
-        let places = self.places(&id);
+        let places = self.locations(&id);
         if places.is_empty() {
             return;
         }
         for place in places {
             if let Some(shared) = self.items.get_mut(&place.item) {
-                shared.set_sum(place.part, sum);
+                shared.set_sha256(place.entry, sum);
                 delta
                     .changes
-                    .push(StoreChange::PutSha256s(place.item, vec![(place.part, sum)]));
+                    .push(StoreChange::PutSha256s(place.item, vec![(place.entry, sum)]));
             }
         }
         delta.touched.push(id);
@@ -339,7 +347,7 @@ impl Catalog {
     /// How a file is registered.
     pub(super) fn registration(&self, id: &FileId) -> Option<Registration> {
         let mut names: Vec<String> = Vec::with_capacity(1);
-        let record = self.record_seen(id, |shared, part| {
+        let record = self.record_with(id, |shared, part| {
             if let Some(name) = shared.name_of(part)
                 && names.len() < MAX_NAMES
                 && !names.contains(&name)
@@ -356,11 +364,11 @@ impl Catalog {
 
     /// The file with this id, if a trusted copy is here.
     pub(super) fn record(&self, id: &FileId) -> Option<FileRecord> {
-        self.record_seen(id, |_, _| {})
+        self.record_with(id, |_, _| {})
     }
 
     /// The same; `see` is shown the copies that were looked at.
-    fn record_seen(&self, id: &FileId, mut see: impl FnMut(&Shared, EntryIndex)) -> Option<FileRecord> {
+    fn record_with(&self, id: &FileId, mut see: impl FnMut(&SharedItem, EntryIndex)) -> Option<FileRecord> {
         let copies = self.copies(id).take(MAX_COPIES);
         let copies = copies.inspect(|(shared, part)| see(shared, *part));
         let mut records = copies.filter_map(|(shared, part)| shared.record(part));
@@ -375,45 +383,47 @@ impl Catalog {
     }
 
     /// The copies of a file: the items that have them, and which part it is.
-    pub(super) fn copies(&self, id: &FileId) -> impl Iterator<Item = (&Shared, EntryIndex)> {
-        self.placed(id).map(|(_, shared, part)| (shared, part))
+    pub(super) fn copies(&self, id: &FileId) -> impl Iterator<Item = (&SharedItem, EntryIndex)> {
+        self.located_copies(id).map(|(_, shared, part)| (shared, part))
     }
 
-    fn placed(&self, id: &FileId) -> impl Iterator<Item = (u64, &Shared, EntryIndex)> {
-        self.placed_in(&self.copies, id)
+    fn located_copies(&self, id: &FileId) -> impl Iterator<Item = (u64, &SharedItem, EntryIndex)> {
+        self.located_copies_in(&self.copies, id)
     }
 
-    fn placed_in<'a>(
+    fn located_copies_in<'a>(
         &'a self,
-        copies: &'a BTreeSet<Copy>,
+        copies: &'a BTreeSet<FileCopy>,
         id: &FileId,
-    ) -> impl Iterator<Item = (u64, &'a Shared, EntryIndex)> + use<'a> {
+    ) -> impl Iterator<Item = (u64, &'a SharedItem, EntryIndex)> + use<'a> {
         let (id, prefix) = (*id, id.prefix());
-        let copy = |item, part| Copy {
+        let copy = |item, part| FileCopy {
             prefix,
-            place: Place { item, part },
+            location: Location { item, entry: part },
         };
         let copies = copies.range(copy(0, 0)..=copy(u64::MAX, EntryIndex::MAX));
         copies.filter_map(move |copy| {
-            let Place { item, part } = copy.place;
-            let shared: &Shared = self.items.get(&item)?;
+            let Location { item, entry: part } = copy.location;
+            let shared: &SharedItem = self.items.get(&item)?;
             (shared.id(part) == Some(id)).then_some((item, shared, part))
         })
     }
 
     /// Where the copies of a file are.
-    pub(super) fn places(&self, id: &FileId) -> Vec<Place> {
-        let placed = self.placed(id);
-        placed.map(|(item, _, part)| Place { item, part }).collect()
+    pub(super) fn locations(&self, id: &FileId) -> Vec<Location> {
+        let placed = self.located_copies(id);
+        placed
+            .map(|(item, _, part)| Location { item, entry: part })
+            .collect()
     }
 
     /// An item.
-    pub(super) fn item(&self, number: u64) -> Option<&Shared> {
+    pub(super) fn item(&self, number: u64) -> Option<&SharedItem> {
         self.items.get(&number).map(AsRef::as_ref)
     }
 
     /// Items after the one numbered `after`, oldest first.
-    pub(super) fn items_after(&self, after: Option<u64>) -> impl Iterator<Item = (u64, &Shared)> {
+    pub(super) fn items_after(&self, after: Option<u64>) -> impl Iterator<Item = (u64, &SharedItem)> {
         let start = after.map_or(0, |after| after.saturating_add(1));
         self.items
             .range(start..)
@@ -421,27 +431,27 @@ impl Catalog {
     }
 
     /// The item at a path.
-    pub(super) fn at(&self, path: &Path) -> Option<u64> {
+    pub(super) fn item_at(&self, path: &Path) -> Option<u64> {
         self.by_path.get(path).copied()
     }
 
     /// The collection at a path, if all of it is trusted.
-    pub(super) fn folder_at(&self, path: &Path) -> Option<(FileRecord, &Arc<Folder>)> {
-        let is_trusted = |number: &u64| !self.stale.contains(number) && !self.is_damaged(*number);
-        let number = self.at(path).filter(is_trusted)?;
+    pub(super) fn folder_at(&self, path: &Path) -> Option<(FileRecord, &Arc<SharedCollection>)> {
+        let is_trusted = |number: &u64| !self.stale_items.contains(number) && !self.is_damaged(*number);
+        let number = self.item_at(path).filter(is_trusted)?;
         let shared = self.items.get(&number)?;
         Some((shared.record, shared.folder()?))
     }
 
     /// The id of what is at a path, if it was hashed when `stat` said this and is trusted since, or kept.
-    pub(super) fn known(&self, path: &Path, stamp: &Stamp) -> Option<FileRecord> {
+    pub(super) fn known_file(&self, path: &Path, stamp: &Stamp) -> Option<FileRecord> {
         path.ancestors().find_map(|ancestor| {
-            let number = self.at(ancestor)?;
+            let number = self.item_at(ancestor)?;
             let shared = self.items.get(&number)?;
             let part = match &shared.body {
-                Body::File(_) if ancestor == path => WHOLE_ITEM,
-                Body::File(_) => return None,
-                Body::Collection(folder) => {
+                ItemBody::File(_) if ancestor == path => WHOLE_ITEM,
+                ItemBody::File(_) => return None,
+                ItemBody::Collection(folder) => {
                     let below = path.strip_prefix(ancestor).ok().and_then(Path::to_str)?;
                     folder.manifest.find(below)?
                 }
@@ -450,11 +460,11 @@ impl Catalog {
                 return None;
             }
             let trusted = self.record(&shared.id(part)?);
-            trusted.or_else(|| self.kept(number, shared, part))
+            trusted.or_else(|| self.offline_record(number, shared, part))
         })
     }
 
-    /// Whether [`Catalog::known`] may know any of so many files beneath a folder: true where finding out takes more than asking for each.
+    /// Whether [`Catalog::known_file`] may know any of so many files beneath a folder: true where finding out takes more than asking for each.
     pub(super) fn may_know(&self, folder: &Path, files: usize) -> bool {
         self.items.len() > files
             || folder.ancestors().any(|above| self.by_path.contains_key(above))
@@ -462,32 +472,32 @@ impl Catalog {
     }
 
     /// Items that wait to be looked at again.
-    pub(super) fn stale(&self) -> Vec<u64> {
-        self.stale.iter().copied().collect()
+    pub(super) fn stale_numbers(&self) -> Vec<u64> {
+        self.stale_items.iter().copied().collect()
     }
 
     /// Whether an item waits to be looked at again.
     pub(super) fn is_stale(&self, number: u64) -> bool {
-        self.stale.contains(&number)
+        self.stale_items.contains(&number)
     }
 
     /// Files after this place whose SHA-256 is not known, at most so many, in the order in which they lie on the disk, about.
-    pub(super) fn unsummed(&self, after: Option<Place>, most: usize) -> Vec<(Place, FileId)> {
+    pub(super) fn without_sha256(&self, after: Option<Location>, most: usize) -> Vec<(Location, FileId)> {
         let first = after.map_or(0, |after| after.item);
         let places = self.items.range(first..).flat_map(|(&item, shared)| {
             let entries = shared
                 .folder()
                 .map_or(0, |folder| folder.manifest.len() as EntryIndex);
             let parts = (0..entries).chain([WHOLE_ITEM]);
-            parts.map(move |part| (Place { item, part }, shared))
+            parts.map(move |part| (Location { item, entry: part }, shared))
         });
         places
             .skip_while(|(place, _)| after.is_some_and(|after| *place <= after))
             .filter_map(|(place, shared)| {
-                let record = shared.record(place.part).filter(is_unsummed)?;
-                let copy = Copy {
+                let record = shared.record(place.entry).filter(lacks_sha256)?;
+                let copy = FileCopy {
                     prefix: record.id.prefix(),
-                    place,
+                    location: place,
                 };
                 self.copies.contains(&copy).then_some((place, record.id))
             })
@@ -512,6 +522,6 @@ fn has_layer(size: u64) -> bool {
 }
 
 /// Whether a file's SHA-256 is still to be found out.
-fn is_unsummed(record: &FileRecord) -> bool {
+fn lacks_sha256(record: &FileRecord) -> bool {
     record.sha256.is_none() && record.kind == FileKind::File && record.size > LEAF_SIZE as u64
 }

@@ -28,12 +28,12 @@ use potluck_core::{
 use tokio::sync::mpsc;
 
 use super::{
-    Inner,
+    LibraryShared,
     base::open_regular,
-    catalog::{Body, Delta, EntryIndex, Place, WHOLE_ITEM},
+    catalog::{Delta, EntryIndex, ItemBody, Location, WHOLE_ITEM},
     lock,
     offer::is_layer_of,
-    share::{Cause, Watch, resolve},
+    share::{ShareCause, ShareObserver, resolve},
     walk::{Refused, stamp_of},
 };
 use crate::{
@@ -100,7 +100,7 @@ pub enum CheckEvent {
 
 /// A file of an item that is to be hashed.
 struct Subject {
-    place: Place,
+    place: Location,
     path: PathBuf,
     record: FileRecord,
     stamp: Stamp,
@@ -119,7 +119,7 @@ enum Checked {
     Stopped,
 }
 
-impl Inner {
+impl LibraryShared {
     /// See [`super::Library::check`].
     pub(super) fn check_targets(
         &self,
@@ -159,7 +159,7 @@ impl Inner {
                 };
                 files += 1;
                 let Some(problem) = problem else {
-                    good.push(subject.place.part);
+                    good.push(subject.place.entry);
                     continue;
                 };
                 bad += 1;
@@ -195,7 +195,7 @@ impl Inner {
         let item = {
             let catalog = self.catalog();
             let mut above = resolved.ancestors();
-            above.find_map(|ancestor| Some((catalog.at(ancestor)?, ancestor.to_owned())))
+            above.find_map(|ancestor| Some((catalog.item_at(ancestor)?, ancestor.to_owned())))
         };
         let subjects = item.map(|(number, root)| {
             let below = resolved.strip_prefix(root).ok().and_then(Path::to_str);
@@ -219,13 +219,16 @@ impl Inner {
         };
         let subject = |part: EntryIndex| {
             Some(Subject {
-                place: Place { item: number, part },
+                place: Location {
+                    item: number,
+                    entry: part,
+                },
                 path: shared.locate(part)?,
                 record: shared.record(part)?,
                 stamp: shared.stamp(part)?,
             })
         };
-        let Body::Collection(folder) = &shared.body else {
+        let ItemBody::Collection(folder) = &shared.body else {
             return subject(WHOLE_ITEM).into_iter().collect();
         };
         let is_meant = |path: &str| {
@@ -303,7 +306,7 @@ impl Inner {
     /// Withdraws a copy whose bytes are not what was hashed, and tells its owner. False where it
     /// changed in a way that shows: that is hashed again as any change is. `seen`: the item as it
     /// was when `file` was opened.
-    fn set_damaged(&self, place: Place, seen: &Body, file: &File, stamp: &Stamp) -> bool {
+    fn set_damaged(&self, place: Location, seen: &ItemBody, file: &File, stamp: &Stamp) -> bool {
         let now = file.metadata().map(|metadata| stamp_of(&metadata));
         if now.is_ok_and(|now| now != *stamp) {
             self.withdraw(place, seen);
@@ -316,7 +319,7 @@ impl Inner {
         let Some(shared) = item.filter(|shared| shared.body.is(seen)) else {
             return false;
         };
-        let (path, id) = (shared.locate(place.part), shared.id(place.part));
+        let (path, id) = (shared.locate(place.entry), shared.id(place.entry));
         let is_new = catalog.set_damaged(place, &mut delta);
         drop(catalog);
         if let (true, Some(path), Some(id)) = (is_new, path, id) {
@@ -325,7 +328,7 @@ impl Inner {
                 "a shared file is damaged: its bytes are not what was hashed, and nothing shows a change. It is no longer offered; \
                  put it back from a copy, or share it again as it is"
             );
-            self.handles().remove(&id);
+            self.open_files().remove(&id);
         }
         // A failure is logged there; it is found again when it is read.
         let _ = self.publish(delta);
@@ -340,12 +343,12 @@ impl Inner {
             shared.map(|shared| shared.path.clone())
         };
         let Some(path) = path else { return };
-        let watch = Watch {
-            on_found: &|_| {},
+        let watch = ShareObserver {
+            on_size: &|_| {},
             on_progress: &|_, _| {},
-            cancelled: &|| self.shutdown.is_cancelled(),
+            is_cancelled: &|| self.shutdown.is_cancelled(),
         };
-        match self.share_path(&path, Cause::Changed(number), &watch) {
+        match self.share_path(&path, ShareCause::Changed(number), &watch) {
             Ok(item) => {
                 tracing::info!(path = %path.display(), id = %item.record.id, "what was damaged is offered again");
             }
@@ -384,8 +387,8 @@ impl Inner {
             let Ok((file, found)) = open_regular(&candidate.path) else {
                 continue;
             };
-            if !candidate.expected.fits(&found) {
-                self.withdraw(candidate.place, &candidate.body);
+            if !candidate.expected.matches(&found) {
+                self.withdraw(candidate.location, &candidate.body);
                 continue;
             }
             let last = pieces.first.saturating_add(pieces.count.max(1));
@@ -396,7 +399,7 @@ impl Inner {
                 };
                 left = rest;
                 if is_piece(&file, &layout, range, layer.get(piece.get() as usize)) == Some(false) {
-                    self.set_damaged(candidate.place, &candidate.body, &file, &found);
+                    self.set_damaged(candidate.location, &candidate.body, &file, &found);
                     break;
                 }
             }

@@ -4,7 +4,7 @@
 //! operating system telling every event, and where it tells none the passes come by the clock. A pass that took long is
 //! followed by a longer rest.
 //!
-//! Invariant: nothing is shared while it changes: its last change is [`QUIET`] ago, or two passes that far apart saw the same.
+//! Invariant: nothing is shared while it changes: its last change is [`IDLE_BEFORE_HASH`] ago, or two passes that far apart saw the same.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,15 +23,15 @@ use potluck_core::Reason;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Inner,
-    base::Base,
-    catalog::Body,
-    found::{Found, fingerprint, is_same, newest},
-    hasher::{Outcome, hash_many},
+    LibraryShared,
+    base::BaseFolder,
+    catalog::ItemBody,
+    found::{Snapshot, fingerprint, is_same, newest},
+    hasher::{HashResult, hash_many},
     lock,
-    share::{Cause, Watch, file_item},
-    upkeep::{QUIET, is_quiet},
-    walk::{Refused, special, stamp_of, unreadable, walk},
+    share::{ShareCause, ShareObserver, file_item},
+    upkeep::{IDLE_BEFORE_HASH, is_idle},
+    walk::{Refused, not_a_regular_file, stamp_of, unreadable, walk},
 };
 use crate::store::Stamp;
 
@@ -42,7 +42,7 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 const SCAN_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Rest after a pass, as a multiple of the time it took: a huge folder that changes all the time costs a fifth of one core.
-const REST: u32 = 4;
+const REST_FACTOR: u32 = 4;
 
 /// How soon something is tried again that could not be shared for a reason that may pass without
 /// anybody touching it, such as a full disk: twice as late each time, as all of it is hashed again.
@@ -61,11 +61,11 @@ fn is_skipped(path: &Path) -> bool {
 }
 
 /// Starts watching and makes the first pass.
-pub(super) fn start(inner: &Arc<Inner>, tracker: &TaskTracker) {
+pub(super) fn start(inner: &Arc<LibraryShared>, tracker: &TaskTracker) {
     tracker.spawn(scan_loop(inner.clone()));
 }
 
-async fn scan_loop(inner: Arc<Inner>) {
+async fn scan_loop(inner: Arc<LibraryShared>) {
     let mut scanner = Some(Scanner::default());
     let watching = {
         let inner = inner.clone();
@@ -82,7 +82,7 @@ async fn scan_loop(inner: Arc<Inner>) {
         let pass = tokio::task::spawn_blocking({
             let inner = inner.clone();
             move || {
-                let next = taken.pass(&inner);
+                let next = taken.scan(&inner);
                 (taken, next)
             }
         });
@@ -102,7 +102,7 @@ async fn scan_loop(inner: Arc<Inner>) {
             Some(_) => next,
             None => Some(next.unwrap_or(SCAN_INTERVAL).min(SCAN_INTERVAL)),
         };
-        let rest = (began.elapsed() * REST).max(DEBOUNCE);
+        let rest = (began.elapsed() * REST_FACTOR).max(DEBOUNCE);
         // All arms are cancel-safe: a notification that is taken leads to a pass.
         tokio::select! {
             () = inner.shutdown.cancelled() => return,
@@ -117,7 +117,7 @@ async fn scan_loop(inner: Arc<Inner>) {
 }
 
 /// Asks the operating system to tell of changes; `None` where it does not.
-fn start_watching(inner: &Arc<Inner>) -> Option<RecommendedWatcher> {
+fn start_watching(inner: &Arc<LibraryShared>) -> Option<RecommendedWatcher> {
     let weak = Arc::downgrade(inner);
     let told = move |event: notify::Result<notify::Event>| {
         // What reads does not change anything, and hashing reads.
@@ -155,14 +155,14 @@ pub(super) struct Scanner {
     pending: HashMap<PathBuf, (u64, Instant)>,
     /// What cannot be shared: how it looked when that was said, and when it is tried again if it
     /// stays so.
-    refused: HashMap<PathBuf, Refusal>,
+    rejected: HashMap<PathBuf, RejectedPath>,
     /// Whether there was a pass.
-    begun: bool,
+    has_scanned: bool,
 }
 
 /// Something that could not be shared.
 #[derive(Debug, Clone, Copy)]
-struct Refusal {
+struct RejectedPath {
     /// How it looked.
     fingerprint: u64,
     /// When to try again, and how long that is after the last time; `None`: once it looks
@@ -170,7 +170,7 @@ struct Refusal {
     retry: Option<(Instant, Duration)>,
 }
 
-impl Refusal {
+impl RejectedPath {
     /// Of something that was refused so `before`, if it was.
     fn new(fingerprint: u64, may_pass: bool, before: Option<&Self>, now: Instant) -> Self {
         let last = before
@@ -196,13 +196,13 @@ impl Refusal {
 }
 
 /// Something at the top of the folder that is not shared as it is.
-enum Candidate {
+enum FolderCandidate {
     File(PathBuf, Stamp),
-    Folder(PathBuf, Found),
+    Folder(PathBuf, Snapshot),
     Refused(PathBuf, Vec<Refused>),
 }
 
-impl Candidate {
+impl FolderCandidate {
     fn path(&self) -> &Path {
         match self {
             Self::File(path, _) | Self::Folder(path, _) | Self::Refused(path, _) => path,
@@ -223,10 +223,10 @@ impl Candidate {
         hasher.finish()
     }
 
-    fn is_quiet(&self) -> bool {
+    fn is_idle(&self) -> bool {
         match self {
-            Self::File(_, stamp) => is_quiet(stamp.ctime.max(stamp.mtime)),
-            Self::Folder(_, found) => is_quiet(newest(found)),
+            Self::File(_, stamp) => is_idle(stamp.ctime.max(stamp.mtime)),
+            Self::Folder(_, found) => is_idle(newest(found)),
             Self::Refused(..) => true,
         }
     }
@@ -234,7 +234,7 @@ impl Candidate {
 
 impl Scanner {
     /// Compares the folder with what is shared from it and shares what is new; when to look again, if by the clock.
-    pub(super) fn pass(&mut self, inner: &Inner) -> Option<Duration> {
+    pub(super) fn scan(&mut self, inner: &LibraryShared) -> Option<Duration> {
         let listing = match list(&inner.files_folder) {
             Ok(listing) => listing,
             Err(error) => {
@@ -244,12 +244,12 @@ impl Scanner {
         };
         // The library was just read, and every file in it looked at: what remains is what is new. A whole pass follows, for what changed
         // before the folder was watched.
-        let first = !std::mem::replace(&mut self.begun, true);
+        let first = !std::mem::replace(&mut self.has_scanned, true);
         if !first {
             drop_missing(inner, &listing);
         }
         self.pending.retain(|path, _| listing.contains(path));
-        self.refused.retain(|path, _| listing.contains(path));
+        self.rejected.retain(|path, _| listing.contains(path));
         let mut again = first.then_some(SCAN_INTERVAL);
         let sooner = |again: Option<Duration>, delay: Duration| Some(again.map_or(delay, |at| at.min(delay)));
         let (mut files, mut folders) = (Vec::new(), Vec::new());
@@ -260,33 +260,33 @@ impl Scanner {
             if first && is_known_file(inner, path) {
                 continue;
             }
-            let Some(candidate) = look(inner, path) else {
+            let Some(candidate) = inspect(inner, path) else {
                 self.pending.remove(path);
                 continue;
             };
             let fingerprint = candidate.fingerprint();
-            let refused = self.refused.get(path);
+            let refused = self.rejected.get(path);
             if let Some(rest) = refused.and_then(|refused| refused.rests(fingerprint, Instant::now())) {
                 if rest < Duration::MAX {
                     again = sooner(again, rest);
                 }
                 continue;
             }
-            if !self.settled(&candidate, fingerprint) {
-                again = sooner(again, QUIET);
+            if !self.has_settled(&candidate, fingerprint) {
+                again = sooner(again, IDLE_BEFORE_HASH);
                 continue;
             }
             match candidate {
-                Candidate::File(path, stamp) => files.push((path, stamp)),
-                Candidate::Folder(path, found) => folders.push((path, found)),
-                Candidate::Refused(path, refused) => {
-                    if let Some(delay) = self.refuse(path, fingerprint, &refused) {
+                FolderCandidate::File(path, stamp) => files.push((path, stamp)),
+                FolderCandidate::Folder(path, found) => folders.push((path, found)),
+                FolderCandidate::Refused(path, refused) => {
+                    if let Some(delay) = self.reject(path, fingerprint, &refused) {
                         again = sooner(again, delay);
                     }
                 }
             }
         }
-        let _hashing = inner.hashing.begin();
+        let _hashing = inner.foreground_hashers.begin();
         for batch in files.chunks(BATCH) {
             if let Some(delay) = self.share_files(inner, batch) {
                 again = sooner(again, delay);
@@ -300,12 +300,12 @@ impl Scanner {
             match share_folder(inner, &path, &mut found) {
                 Ok(()) => {
                     self.pending.remove(&path);
-                    self.refused.remove(&path);
+                    self.rejected.remove(&path);
                 }
-                Err(refused) if is_changing(&refused) => again = sooner(again, QUIET),
+                Err(refused) if is_changing(&refused) => again = sooner(again, IDLE_BEFORE_HASH),
                 Err(_) if inner.shutdown.is_cancelled() => return None,
                 Err(refused) => {
-                    if let Some(delay) = self.refuse(path, fingerprint, &refused) {
+                    if let Some(delay) = self.reject(path, fingerprint, &refused) {
                         again = sooner(again, delay);
                     }
                 }
@@ -317,12 +317,12 @@ impl Scanner {
     /// Whether something is left alone for now.
     #[cfg(test)]
     pub(super) fn has_refused(&self, path: &Path) -> bool {
-        self.refused.contains_key(path)
+        self.rejected.contains_key(path)
     }
 
     /// Whether a candidate has stopped changing.
-    fn settled(&mut self, candidate: &Candidate, fingerprint: u64) -> bool {
-        if candidate.is_quiet() {
+    fn has_settled(&mut self, candidate: &FolderCandidate, fingerprint: u64) -> bool {
+        if candidate.is_idle() {
             return true;
         }
         let now = Instant::now();
@@ -333,50 +333,50 @@ impl Scanner {
         if *seen != fingerprint {
             (*seen, *since) = (fingerprint, now);
         }
-        since.elapsed() >= QUIET
+        since.elapsed() >= IDLE_BEFORE_HASH
     }
 
     /// Leaves something alone that cannot be shared; how long, where it is tried again as it is.
-    fn refuse(&mut self, path: PathBuf, fingerprint: u64, refused: &[Refused]) -> Option<Duration> {
-        let before = self.refused.get(&path);
+    fn reject(&mut self, path: PathBuf, fingerprint: u64, refused: &[Refused]) -> Option<Duration> {
+        let before = self.rejected.get(&path);
         // Said once, however often it is tried.
         if before.is_none_or(|before| before.fingerprint != fingerprint) {
             for (path, problem) in refused.iter().take(10) {
                 tracing::warn!(path = %path.display(), %problem, "not shared");
             }
         }
-        let refusal = Refusal::new(fingerprint, may_pass(refused), before, Instant::now());
+        let refusal = RejectedPath::new(fingerprint, may_pass(refused), before, Instant::now());
         self.pending.remove(&path);
-        self.refused.insert(path, refusal);
+        self.rejected.insert(path, refusal);
         refusal.retry.map(|(_, delay)| delay)
     }
 
     /// Shares files; when to try again those that could not be and may be then.
-    fn share_files(&mut self, inner: &Inner, files: &[(PathBuf, Stamp)]) -> Option<Duration> {
+    fn share_files(&mut self, inner: &LibraryShared, files: &[(PathBuf, Stamp)]) -> Option<Duration> {
         let mut items = Vec::new();
         let mut refused = Vec::new();
         let mut ready = Vec::new();
         for (path, stamp) in files {
-            match inner.check_place(path) {
+            match inner.check_location(path) {
                 Ok(()) => ready.push((path, *stamp)),
                 Err(problem) => refused.push((path, problem)),
             }
         }
-        let watch = Watch {
-            on_found: &|_| {},
+        let watch = ShareObserver {
+            on_size: &|_| {},
             on_progress: &|_, _| {},
-            cancelled: &|| inner.shutdown.is_cancelled(),
+            is_cancelled: &|| inner.shutdown.is_cancelled(),
         };
         let results = Mutex::new(Vec::with_capacity(ready.len()));
         let file = |index: usize| {
             let (path, stamp): &(&PathBuf, Stamp) = &ready[index];
             (path.as_path(), Some(*stamp))
         };
-        let on_done = |outcomes: Vec<Outcome<'_>>| {
+        let on_done = |outcomes: Vec<HashResult<'_>>| {
             let outcomes = outcomes.into_iter().map(|(index, _, result)| (index, result));
             lock(&results).extend(outcomes);
         };
-        let (base, count, threads) = (Base::default(), ready.len(), inner.hash_threads);
+        let (base, count, threads) = (BaseFolder::default(), ready.len(), inner.hash_threads);
         if !hash_many(&base, count, &file, &|_, _, _| true, &on_done, threads, &watch) {
             return None;
         }
@@ -389,13 +389,13 @@ impl Scanner {
                 Err(problem) => refused.push((path, problem)),
             }
         }
-        for result in inner.put_items(items, Cause::DroppedIn) {
+        for result in inner.put_items(items, ShareCause::DroppedIn) {
             match result {
                 Err(problem) if problem.reason == Reason::Cancelled => tracing::debug!(%problem),
                 Ok(item) => {
                     tracing::info!(path = %item.path.display(), id = %item.record.id, "shared");
                     self.pending.remove(&*item.path);
-                    self.refused.remove(&*item.path);
+                    self.rejected.remove(&*item.path);
                 }
                 // It is shared, and stored as soon as that works.
                 Err(problem) => tracing::warn!(%problem, "a file in the files folder is not remembered"),
@@ -409,9 +409,9 @@ impl Scanner {
                     .iter()
                     .find(|(other, _)| other == path)
                     .map(|(_, stamp)| *stamp);
-                let candidate = Candidate::File(path.clone(), stamp.unwrap_or_default());
+                let candidate = FolderCandidate::File(path.clone(), stamp.unwrap_or_default());
                 let refused = [(path.clone(), problem)];
-                if let Some(delay) = self.refuse(path.clone(), candidate.fingerprint(), &refused) {
+                if let Some(delay) = self.reject(path.clone(), candidate.fingerprint(), &refused) {
                     again = Some(again.map_or(delay, |at| at.min(delay)));
                 }
             }
@@ -428,17 +428,17 @@ fn list(folder: &Path) -> io::Result<HashSet<PathBuf>> {
 }
 
 /// Takes away items, and forgets hidden paths, that are gone from the folder.
-fn drop_missing(inner: &Inner, listing: &HashSet<PathBuf>) {
+fn drop_missing(inner: &LibraryShared, listing: &HashSet<PathBuf>) {
     let gone: Vec<u64> = {
         let catalog = inner.catalog();
         let items = catalog.items_after(None);
         items
-            .filter(|(_, shared)| inner.is_dropped_in(&shared.path) && !listing.contains(&*shared.path))
+            .filter(|(_, shared)| inner.is_in_files_folder(&shared.path) && !listing.contains(&*shared.path))
             .map(|(number, _)| number)
             .collect()
     };
     inner.drop_gone(gone);
-    inner.unhide_gone(listing);
+    inner.remove_gone_tombstones(listing);
 }
 
 /// Whether what kept something from being shared may pass without anybody touching it: a full disk,
@@ -458,22 +458,22 @@ fn is_changing(refused: &[Refused]) -> bool {
         .any(|(_, problem)| matches!(problem.reason, Reason::FileChanged | Reason::Busy))
 }
 
-fn is_known_file(inner: &Inner, path: &Path) -> bool {
+fn is_known_file(inner: &LibraryShared, path: &Path) -> bool {
     let catalog = inner.catalog();
-    let known = catalog.at(path).filter(|&number| !catalog.is_stale(number));
+    let known = catalog.item_at(path).filter(|&number| !catalog.is_stale(number));
     known
         .and_then(|number| catalog.item(number))
-        .is_some_and(|shared| matches!(shared.body, Body::File(_)))
+        .is_some_and(|shared| matches!(shared.body, ItemBody::File(_)))
 }
 
 /// What is at a path if it is to be shared and is not shared as it is.
-fn look(inner: &Inner, path: &Path) -> Option<Candidate> {
+fn inspect(inner: &LibraryShared, path: &Path) -> Option<FolderCandidate> {
     let (item, stale) = {
         let catalog = inner.catalog();
-        if catalog.is_hidden(path) {
+        if catalog.is_tombstoned(path) {
             return None;
         }
-        let number = catalog.at(path);
+        let number = catalog.item_at(path);
         let body = number
             .and_then(|number| catalog.item(number))
             .map(|shared| shared.body.clone());
@@ -487,7 +487,7 @@ fn look(inner: &Inner, path: &Path) -> Option<Candidate> {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => return None,
         Err(error) => {
-            return Some(Candidate::Refused(
+            return Some(FolderCandidate::Refused(
                 path.into(),
                 vec![(path.into(), unreadable(&error))],
             ));
@@ -495,45 +495,45 @@ fn look(inner: &Inner, path: &Path) -> Option<Candidate> {
     };
     if metadata.is_dir() {
         let found = walk(path, inner.hash_threads).and_then(|mut found| {
-            found.ask(path, inner.hash_threads)?;
+            found.stat_all(path, inner.hash_threads)?;
             Ok(found)
         });
         match found {
             Ok(found) => match &item {
-                Some(Body::Collection(folder))
+                Some(ItemBody::Collection(folder))
                     if !stale && is_same(&found, &folder.manifest, &folder.members.stamps) =>
                 {
                     None
                 }
-                _ => Some(Candidate::Folder(path.into(), found)),
+                _ => Some(FolderCandidate::Folder(path.into(), found)),
             },
-            Err(refused) => Some(Candidate::Refused(path.into(), refused)),
+            Err(refused) => Some(FolderCandidate::Refused(path.into(), refused)),
         }
     } else if metadata.is_file() {
         let stamp = stamp_of(&metadata);
         match item {
-            Some(Body::File(known)) if !stale && known == stamp => None,
-            _ => Some(Candidate::File(path.into(), stamp)),
+            Some(ItemBody::File(known)) if !stale && known == stamp => None,
+            _ => Some(FolderCandidate::File(path.into(), stamp)),
         }
     } else {
-        Some(Candidate::Refused(
+        Some(FolderCandidate::Refused(
             path.into(),
-            vec![(path.into(), special(metadata.file_type()))],
+            vec![(path.into(), not_a_regular_file(metadata.file_type()))],
         ))
     }
 }
 
-fn share_folder(inner: &Inner, path: &Path, found: &mut Found) -> Result<(), Vec<Refused>> {
-    let watch = Watch {
-        on_found: &|_| {},
+fn share_folder(inner: &LibraryShared, path: &Path, found: &mut Snapshot) -> Result<(), Vec<Refused>> {
+    let watch = ShareObserver {
+        on_size: &|_| {},
         on_progress: &|_, _| {},
-        cancelled: &|| inner.shutdown.is_cancelled(),
+        is_cancelled: &|| inner.shutdown.is_cancelled(),
     };
     inner
-        .check_place(path)
+        .check_location(path)
         .map_err(|problem| vec![(path.to_owned(), problem)])?;
-    let item = inner.prepare_folder(path, found, &watch)?;
-    for result in inner.put_items(vec![item], Cause::DroppedIn) {
+    let item = inner.build_collection(path, found, &watch)?;
+    for result in inner.put_items(vec![item], ShareCause::DroppedIn) {
         match result {
             Err(problem) if problem.reason == Reason::Cancelled => tracing::debug!(%problem),
             Ok(item) => {

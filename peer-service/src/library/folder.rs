@@ -16,11 +16,11 @@ use potluck_core::{
 };
 
 use super::{
-    base::Base,
-    found::{Found, Seen, What},
-    hasher::{Outcome, changed, hash_many, sum_of},
-    hashes::Hashes,
-    share::Watch,
+    base::BaseFolder,
+    found::{EntryKind, FileStat, Snapshot},
+    hasher::{HashResult, changed, hash_many, small_file_sha256},
+    hashes::EntryHashes,
+    share::ShareObserver,
     walk::{MAX_PROBLEMS, Refused},
 };
 use crate::store::Stamp;
@@ -28,26 +28,26 @@ use crate::store::Stamp;
 /// A folder whose files are all hashed.
 #[derive(Debug)]
 pub(super) struct HashedFolder {
-    pub(super) hashes: Hashes,
+    pub(super) hashes: EntryHashes,
     /// Meaningless for those that are no files.
     ids: Vec<FileId>,
 }
 
 /// A folder while its files are being hashed.
-struct Hashing {
-    made: HashedFolder,
+struct FolderHashing {
+    hashed: HashedFolder,
     problems: Vec<Refused>,
 }
 
 impl HashedFolder {
     /// Takes a file that is known as it is.
-    fn know(&mut self, index: usize, record: &FileRecord) {
+    fn set_known(&mut self, index: usize, record: &FileRecord) {
         self.ids[index] = record.id;
         self.hashes.roots[index] = record.root;
         // What follows from the root is not kept.
-        if let (Some(sum), None) = (record.sha256, sum_of(record.size, &record.root)) {
+        if let (Some(sum), None) = (record.sha256, small_file_sha256(record.size, &record.root)) {
             // Fits: a folder has at most `MAX_ENTRIES`.
-            self.hashes.sums.insert(index as u32, sum);
+            self.hashes.sha256s.insert(index as u32, sum);
         }
     }
 }
@@ -64,32 +64,32 @@ pub(super) type KnownFile<'a> = dyn Fn(&Path, &Stamp) -> Option<FileRecord> + Sy
 ///
 /// # Errors
 /// Everything that cannot be read or changes meanwhile, up to a bound; `CANCELLED`.
-pub(super) fn hash_found(
+pub(super) fn hash_snapshot(
     root: &Path,
-    found: &Found,
+    found: &Snapshot,
     known: Option<&KnownFile<'_>>,
     threads: usize,
-    watch: &Watch<'_>,
+    watch: &ShareObserver<'_>,
 ) -> Result<HashedFolder, Vec<Refused>> {
     let mut made = HashedFolder {
-        hashes: Hashes::new(found.len()),
+        hashes: EntryHashes::new(found.len()),
         ids: vec![FileId([0; 32]); found.len()],
     };
-    let base = Base::at(root).map_err(|problem| vec![(root.to_owned(), problem)])?;
+    let base = BaseFolder::at(root).map_err(|problem| vec![(root.to_owned(), problem)])?;
     let mut unknown: Vec<u32> = Vec::new();
     for (index, seen) in found.files() {
         let known = known.zip(seen);
         match known.and_then(|(known, seen)| known(&root.join(found.path(index)), &seen.stamp)) {
             Some(record) => {
-                made.know(index, &record);
+                made.set_known(index, &record);
                 (watch.on_progress)(&|| root.to_owned(), record.size);
             }
             // Fits: a folder has at most `MAX_ENTRIES`.
             None => unknown.push(index as u32),
         }
     }
-    let hashing = Mutex::new(Hashing {
-        made,
+    let hashing = Mutex::new(FolderHashing {
+        hashed: made,
         problems: Vec::new(),
     });
     let lock = || hashing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -97,19 +97,19 @@ pub(super) fn hash_found(
         let index = unknown[at] as usize;
         (Path::new(found.path(index)), found.stamp(index))
     };
-    let is_wanted = |at: usize, path: &Path, seen: Seen| {
+    let is_wanted = |at: usize, path: &Path, seen: FileStat| {
         let index = unknown[at] as usize;
-        found.see(index, seen);
+        found.set_stat(index, seen);
         let path = || root.join(path);
         let record = known.and_then(|known| known(&path(), &seen.stamp));
         if let Some(record) = &record {
-            (watch.on_found)(record.size);
-            lock().made.know(index, record);
+            (watch.on_size)(record.size);
+            lock().hashed.set_known(index, record);
             (watch.on_progress)(&path, record.size);
         }
         record.is_none()
     };
-    let on_done = |outcomes: Vec<Outcome<'_>>| {
+    let on_done = |outcomes: Vec<HashResult<'_>>| {
         let trees = outcomes
             .iter()
             .filter_map(|(.., result)| Some(&result.as_ref().ok()?.tree));
@@ -119,8 +119,8 @@ pub(super) fn hash_found(
             let index = unknown[at];
             let problem = match result.map(|done| (done, ids.next())) {
                 Ok((done, Some(id))) if Some(done.stamp) == found.stamp(index as usize) => {
-                    hashing.made.ids[index as usize] = id;
-                    hashing.made.hashes.set(index, done.tree);
+                    hashing.hashed.ids[index as usize] = id;
+                    hashing.hashed.hashes.set(index, done.tree);
                     continue;
                 }
                 // Another stamp than when it was found: something else stands there now, maybe a link out of the folder.
@@ -134,7 +134,10 @@ pub(super) fn hash_found(
     };
     let count = unknown.len();
     let all = hash_many(&base, count, &file, &is_wanted, &on_done, threads, watch);
-    let Hashing { made, problems } = hashing.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let FolderHashing {
+        hashed: made,
+        problems,
+    } = hashing.into_inner().unwrap_or_else(PoisonError::into_inner);
     match (problems.is_empty(), all) {
         (false, _) => Err(problems),
         (true, false) => Err(vec![(root.to_owned(), stopped())]),
@@ -147,19 +150,19 @@ impl HashedFolder {
     ///
     /// # Errors
     /// What a manifest cannot have.
-    pub(super) fn manifest(&self, root: &Path, found: &Found) -> Result<Manifest, Vec<Refused>> {
+    pub(super) fn manifest(&self, root: &Path, found: &Snapshot) -> Result<Manifest, Vec<Refused>> {
         let refuse = |problem: Problem| vec![(PathBuf::from(root), problem)];
         let mut unsafe_path = None;
         let has_modes = found.has_modes();
         let entries = found.iter().zip(&self.ids).map_while(|((path, what), id)| {
             let content = match what {
-                What::File(seen) => EntryContent::File {
+                EntryKind::File(seen) => EntryContent::File {
                     id: *id,
                     size: seen.get().map_or(0, |seen| seen.stamp.size),
                     executable: has_modes && seen.get().is_some_and(|seen| seen.executable),
                 },
-                What::EmptyFolder => EntryContent::EmptyDirectory,
-                What::Link(target) => EntryContent::Link { target },
+                EntryKind::EmptyFolder => EntryContent::EmptyDirectory,
+                EntryKind::Link(target) => EntryContent::Link { target },
             };
             let path = RelPath::parse(path).inspect_err(|error| unsafe_path = Some(*error));
             path.ok().map(|path| ManifestEntry { path, content })

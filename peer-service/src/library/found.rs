@@ -15,53 +15,53 @@ use potluck_core::{
 
 use super::{
     hasher::changed,
-    parts::in_slices,
+    parts::map_slices,
     walk::{MAX_PROBLEMS, Refused, stamp_of, unreadable},
 };
 use crate::store::Stamp;
 
 /// Most files of a folder that are not asked about before they are opened for hashing, which tells the same. Of more, whoever waits is told
 /// first how many bytes there are; of so many small ones, soon enough.
-const MAX_UNASKED: usize = 128 * 1024;
+const MAX_LAZY_STATS: usize = 128 * 1024;
 
 /// All that is in a folder, sorted by path as a manifest is. Paths are one text: a hundred thousand strings would take several times
 /// as much.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct Snapshot {
     text: String,
-    ones: Vec<One>,
+    entries: Vec<SnapshotEntry>,
     /// Whether the file system may have no modes and no links.
     may_lack_modes: bool,
 }
 
 /// Something in a folder.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct One {
+pub(super) struct SnapshotEntry {
     /// Where in the text its path is, and how long.
     start: u32,
     len: u32,
-    what: What,
+    kind: EntryKind,
 }
 
 /// What stands at a path.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum What {
+pub(super) enum EntryKind {
     /// What it is like, once somebody has asked.
-    File(OnceLock<Seen>),
+    File(OnceLock<FileStat>),
     EmptyFolder,
     Link(Box<str>),
 }
 
 /// What a file is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Seen {
+pub(super) struct FileStat {
     pub(super) stamp: Stamp,
     /// Whether the owner may execute it.
     pub(super) executable: bool,
 }
 
-impl Seen {
-    pub(super) fn of(metadata: &Metadata) -> Self {
+impl FileStat {
+    pub(super) fn from_metadata(metadata: &Metadata) -> Self {
         Self {
             stamp: stamp_of(metadata),
             executable: metadata.mode() & 0o100 != 0,
@@ -69,11 +69,11 @@ impl Seen {
     }
 }
 
-impl One {
+impl SnapshotEntry {
     /// What a file was found to be.
     pub(super) fn stamp(&self) -> Option<Stamp> {
-        match self.what {
-            What::File(ref seen) => seen.get().map(|seen| seen.stamp),
+        match self.kind {
+            EntryKind::File(ref seen) => seen.get().map(|seen| seen.stamp),
             _ => None,
         }
     }
@@ -84,7 +84,7 @@ impl One {
     }
 }
 
-impl Found {
+impl Snapshot {
     /// What is known of the file system that all this is on.
     pub(super) const fn on(mut self, may_lack_modes: bool) -> Self {
         self.may_lack_modes = may_lack_modes;
@@ -100,11 +100,15 @@ impl Found {
 
     /// Whether it shows links. Where there are none on a file system that may have no modes, there can be none.
     fn has_links(&self) -> bool {
-        !self.may_lack_modes || self.ones.iter().any(|one| matches!(one.what, What::Link(_)))
+        !self.may_lack_modes
+            || self
+                .entries
+                .iter()
+                .any(|one| matches!(one.kind, EntryKind::Link(_)))
     }
 
     pub(super) const fn len(&self) -> usize {
-        self.ones.len()
+        self.entries.len()
     }
 
     /// The path of one.
@@ -112,7 +116,7 @@ impl Found {
     /// # Panics
     /// Where there is no such one.
     pub(super) fn path(&self, index: usize) -> &str {
-        self.ones[index].path(&self.text)
+        self.entries[index].path(&self.text)
     }
 
     /// What a file was found to be.
@@ -120,15 +124,15 @@ impl Found {
     /// # Panics
     /// Where there is no such one.
     pub(super) fn stamp(&self, index: usize) -> Option<Stamp> {
-        self.ones[index].stamp()
+        self.entries[index].stamp()
     }
 
     /// A file is like this, as far as nobody has asked before.
     ///
     /// # Panics
     /// Where there is no such one.
-    pub(super) fn see(&self, index: usize, seen: Seen) {
-        if let What::File(unseen) = &self.ones[index].what {
+    pub(super) fn set_stat(&self, index: usize, seen: FileStat) {
+        if let EntryKind::File(unseen) = &self.entries[index].kind {
             // What was found first is what counts.
             let _ = unseen.set(seen);
         }
@@ -136,21 +140,21 @@ impl Found {
 
     /// The stamps of all, meaningless for those that are no files.
     pub(super) fn all_stamps(&self) -> Vec<Stamp> {
-        let stamps = self.ones.iter().map(|one| one.stamp().unwrap_or_default());
+        let stamps = self.entries.iter().map(|one| one.stamp().unwrap_or_default());
         stamps.collect()
     }
 
-    pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &What)> {
-        self.ones.iter().map(|one| (one.path(&self.text), &one.what))
+    pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &EntryKind)> {
+        self.entries.iter().map(|one| (one.path(&self.text), &one.kind))
     }
 
     /// The files by number, and what each is like.
-    pub(super) fn files(&self) -> impl Iterator<Item = (usize, Option<Seen>)> {
-        self.ones
+    pub(super) fn files(&self) -> impl Iterator<Item = (usize, Option<FileStat>)> {
+        self.entries
             .iter()
             .enumerate()
-            .filter_map(|(index, one)| match &one.what {
-                What::File(seen) => Some((index, seen.get().copied())),
+            .filter_map(|(index, one)| match &one.kind {
+                EntryKind::File(seen) => Some((index, seen.get().copied())),
                 _ => None,
             })
     }
@@ -165,18 +169,22 @@ impl Found {
     }
 
     /// Adds one; false where there is no room any more.
-    pub(super) fn push(&mut self, path: &str, what: What) -> bool {
+    pub(super) fn push(&mut self, path: &str, what: EntryKind) -> bool {
         let (Ok(start), Ok(len)) = (u32::try_from(self.text.len()), u32::try_from(path.len())) else {
             return false;
         };
         self.text.push_str(path);
-        self.ones.push(One { start, len, what });
+        self.entries.push(SnapshotEntry {
+            start,
+            len,
+            kind: what,
+        });
         self.len() <= MAX_ENTRIES
     }
 
     /// Adds all of another; false where there is no room any more.
     pub(super) fn append(&mut self, other: Self) -> bool {
-        if self.ones.is_empty() {
+        if self.entries.is_empty() {
             *self = other;
             return self.len() <= MAX_ENTRIES;
         }
@@ -187,24 +195,24 @@ impl Found {
             return false;
         }
         self.text.push_str(&other.text);
-        let moved = other.ones.into_iter().map(|one| One {
+        let moved = other.entries.into_iter().map(|one| SnapshotEntry {
             start: before + one.start,
             ..one
         });
-        self.ones.extend(moved);
+        self.entries.extend(moved);
         self.len() <= MAX_ENTRIES
     }
 
     /// Puts those from this one on in the order of a manifest.
     pub(super) fn sort_from(&mut self, first: usize) {
         let text = &self.text;
-        self.ones[first..].sort_unstable_by(|a, b| a.path(text).cmp(b.path(text)));
+        self.entries[first..].sort_unstable_by(|a, b| a.path(text).cmp(b.path(text)));
     }
 
     /// In the order of a manifest. A stable sort, as it merges what is in order already: each folder's files.
     pub(super) fn sorted(mut self) -> Self {
         let text = &self.text;
-        self.ones.sort_by(|a, b| a.path(text).cmp(b.path(text)));
+        self.entries.sort_by(|a, b| a.path(text).cmp(b.path(text)));
         self
     }
 
@@ -212,9 +220,9 @@ impl Found {
     ///
     /// # Errors
     /// As [`walk`](super::walk::walk).
-    pub(super) fn ask_many(&mut self, root: &Path, threads: usize) -> Result<(), Vec<Refused>> {
-        match self.len() > MAX_UNASKED {
-            true => self.ask(root, threads),
+    pub(super) fn stat_if_many(&mut self, root: &Path, threads: usize) -> Result<(), Vec<Refused>> {
+        match self.len() > MAX_LAZY_STATS {
+            true => self.stat_all(root, threads),
             false => Ok(()),
         }
     }
@@ -223,15 +231,17 @@ impl Found {
     ///
     /// # Errors
     /// As [`walk`](super::walk::walk).
-    pub(super) fn ask(&mut self, root: &Path, threads: usize) -> Result<(), Vec<Refused>> {
+    pub(super) fn stat_all(&mut self, root: &Path, threads: usize) -> Result<(), Vec<Refused>> {
         let text = &self.text;
-        let mut problems = in_slices(&mut self.ones, threads, |ones| {
+        let mut problems = map_slices(&mut self.entries, threads, |ones| {
             let mut problems = Vec::new();
-            let files = ones.iter_mut().filter(|one| matches!(one.what, What::File(_)));
+            let files = ones
+                .iter_mut()
+                .filter(|one| matches!(one.kind, EntryKind::File(_)));
             for one in files {
                 let path = root.join(one.path(text));
-                match ask(&path) {
-                    Ok(file) => one.what = file,
+                match stat_entry(&path) {
+                    Ok(file) => one.kind = file,
                     Err(problem) if problems.len() < MAX_PROBLEMS => problems.push((path, problem)),
                     Err(_) => {}
                 }
@@ -247,21 +257,21 @@ impl Found {
 }
 
 /// A number that differs where anything in the folder does.
-pub(super) fn fingerprint(found: &Found) -> u64 {
+pub(super) fn fingerprint(found: &Snapshot) -> u64 {
     let mut hasher = DefaultHasher::new();
     for (path, what) in found.iter() {
         path.hash(&mut hasher);
         match what {
-            What::File(seen) => (0, seen.get()).hash(&mut hasher),
-            What::EmptyFolder => 1.hash(&mut hasher),
-            What::Link(target) => (2, target).hash(&mut hasher),
+            EntryKind::File(seen) => (0, seen.get()).hash(&mut hasher),
+            EntryKind::EmptyFolder => 1.hash(&mut hasher),
+            EntryKind::Link(target) => (2, target).hash(&mut hasher),
         }
     }
     hasher.finish()
 }
 
 /// Whether a folder is still what a manifest and its stamps say.
-pub(super) fn is_same(found: &Found, manifest: &Manifest, stamps: &[Stamp]) -> bool {
+pub(super) fn is_same(found: &Snapshot, manifest: &Manifest, stamps: &[Stamp]) -> bool {
     let (has_modes, has_links) = (found.has_modes(), found.has_links());
     // What the file system cannot have is not missed.
     let mut expected = manifest
@@ -274,13 +284,14 @@ pub(super) fn is_same(found: &Found, manifest: &Manifest, stamps: &[Stamp]) -> b
         };
         path == entry.path.as_str()
             && match (what, entry.content) {
-                (What::File(seen), EntryContent::File { executable, .. }) => {
-                    let is_as_known =
-                        |seen: &Seen| seen.stamp == *known && (seen.executable == executable || !has_modes);
+                (EntryKind::File(seen), EntryContent::File { executable, .. }) => {
+                    let is_as_known = |seen: &FileStat| {
+                        seen.stamp == *known && (seen.executable == executable || !has_modes)
+                    };
                     seen.get().is_some_and(is_as_known)
                 }
-                (What::EmptyFolder, EntryContent::EmptyDirectory) => true,
-                (What::Link(target), EntryContent::Link { target: was }) => **target == *was,
+                (EntryKind::EmptyFolder, EntryContent::EmptyDirectory) => true,
+                (EntryKind::Link(target), EntryContent::Link { target: was }) => **target == *was,
                 _ => false,
             }
     });
@@ -288,16 +299,16 @@ pub(super) fn is_same(found: &Found, manifest: &Manifest, stamps: &[Stamp]) -> b
 }
 
 /// When anything in the folder last changed, in nanoseconds since 1970.
-pub(super) fn newest(found: &Found) -> i64 {
+pub(super) fn newest(found: &Snapshot) -> i64 {
     let changes = found.stamps().map(|stamp| stamp.ctime.max(stamp.mtime));
     changes.max().unwrap_or(0)
 }
 
 /// A file as the operating system has it.
-fn ask(path: &Path) -> Result<What, Problem> {
+fn stat_entry(path: &Path) -> Result<EntryKind, Problem> {
     let metadata = path.symlink_metadata().map_err(|error| unreadable(&error))?;
     match metadata.is_file() {
-        true => Ok(What::File(Seen::of(&metadata).into())),
+        true => Ok(EntryKind::File(FileStat::from_metadata(&metadata).into())),
         false => Err(changed()),
     }
 }

@@ -27,9 +27,9 @@ use potluck_core::{
 mod tests;
 
 use super::{
-    base::{Base, Opener},
-    found::Seen,
-    share::Watch,
+    base::{BaseFolder, FolderOpener},
+    found::FileStat,
+    share::ShareObserver,
     walk::{stamp_of, unreadable},
 };
 use crate::store::Stamp;
@@ -38,24 +38,24 @@ use crate::store::Stamp;
 const LARGE: u64 = 16 * 1024 * 1024;
 
 /// Most files that a thread takes at once: they lie in one folder, mostly, and nobody waits long for the last of them.
-const MAX_RUN: usize = 32;
+const MAX_FILES_PER_TURN: usize = 32;
 
 /// How old a file's last change must be before it is hashed: longer than a tick of the clock that files are stamped with (10 ms
 /// at most), so that a change after hashing gets another stamp.
-const SETTLED: Duration = Duration::from_millis(20);
+const SETTLE_TIME: Duration = Duration::from_millis(20);
 
 /// The same where only whole seconds are stamped, or every other one, as FAT has it: a change within them gets the same stamp.
-const SETTLED_SECONDS: Duration = Duration::from_secs(2).saturating_add(SETTLED);
+const COARSE_SETTLE_TIME: Duration = Duration::from_secs(2).saturating_add(SETTLE_TIME);
 
 /// How often to wait for a file to settle that is written to.
-const MAX_WAITS: usize = 3;
+const MAX_SETTLE_WAITS: usize = 3;
 
 /// Told how many bytes more are hashed, and of which file where that is asked for.
 pub(super) type OnProgress<'a> = dyn Fn(&dyn Fn() -> PathBuf, u64) + Sync + 'a;
 
 /// What hashing gave.
 #[derive(Debug, Clone)]
-pub(super) struct Done {
+pub(super) struct HashedFile {
     pub(super) tree: FileTree,
     pub(super) stamp: Stamp,
 }
@@ -66,24 +66,24 @@ pub(super) fn record_of(tree: &FileTree, kind: FileKind) -> FileRecord {
         id: tree.id(),
         size: tree.size,
         root: tree.root,
-        sha256: sum_of(tree.size, &tree.root).filter(|_| kind == FileKind::File),
+        sha256: small_file_sha256(tree.size, &tree.root).filter(|_| kind == FileKind::File),
         kind,
     }
 }
 
 /// The plain SHA-256 of a file of at most one leaf: its root is nothing else.
-pub(super) fn sum_of(size: u64, root: &Root) -> Option<Sha256> {
+pub(super) fn small_file_sha256(size: u64, root: &Root) -> Option<Sha256> {
     (size <= LEAF_SIZE as u64).then_some(Sha256(root.0))
 }
 
 /// What came of a file: its number, its path, and the result.
-pub(super) type Outcome<'f> = (usize, &'f Path, Result<Done, Problem>);
+pub(super) type HashResult<'f> = (usize, &'f Path, Result<HashedFile, Problem>);
 
 /// Told what came of some files.
-pub(super) type OnDone<'a> = dyn Fn(Vec<Outcome<'_>>) + Sync + 'a;
+pub(super) type OnHashed<'a> = dyn Fn(Vec<HashResult<'_>>) + Sync + 'a;
 
 /// Asked often whether to stop.
-pub(super) type Cancelled<'a> = dyn Fn() -> bool + Sync + 'a;
+pub(super) type IsCancelled<'a> = dyn Fn() -> bool + Sync + 'a;
 
 /// Hashes one file.
 ///
@@ -93,19 +93,19 @@ pub(super) fn hash_one(
     path: &Path,
     threads: usize,
     on_progress: &OnProgress<'_>,
-    cancelled: &Cancelled<'_>,
-) -> Result<Done, Problem> {
-    hash_at(&Base::default(), path, threads, on_progress, cancelled)
+    cancelled: &IsCancelled<'_>,
+) -> Result<HashedFile, Problem> {
+    hash_at(&BaseFolder::default(), path, threads, on_progress, cancelled)
 }
 
 /// Hashes one file: see [`hash_one`].
 fn hash_at(
-    base: &Base,
+    base: &BaseFolder,
     path: &Path,
     threads: usize,
     on_progress: &OnProgress<'_>,
-    cancelled: &Cancelled<'_>,
-) -> Result<Done, Problem> {
+    cancelled: &IsCancelled<'_>,
+) -> Result<HashedFile, Problem> {
     let (file, stamp) = open_settled(base, path)?;
     let tree = hash_file(&file, stamp.size, threads, &|bytes| {
         on_progress(&|| base.join(path), bytes);
@@ -115,7 +115,7 @@ fn hash_at(
         }
     });
     match tree {
-        Ok(tree) => is_still(&file, &stamp).map(|()| Done { tree, stamp }),
+        Ok(tree) => is_still(&file, &stamp).map(|()| HashedFile { tree, stamp }),
         // A length that is not what it was is a change; one that never was what the system says is
         // none.
         Err(error) if is_other_length(&error) => is_still(&file, &stamp).and_then(|()| Err(unsized_file())),
@@ -140,10 +140,10 @@ fn unsized_file() -> Problem {
 }
 
 /// Opens a file whose stamp is old enough.
-fn open_settled(base: &Base, path: &Path) -> Result<(File, Stamp), Problem> {
+fn open_settled(base: &BaseFolder, path: &Path) -> Result<(File, Stamp), Problem> {
     let (file, mut stamp) = base.open_regular(path)?;
-    for _ in 0..MAX_WAITS {
-        let Some(wait) = unsettled(&stamp) else {
+    for _ in 0..MAX_SETTLE_WAITS {
+        let Some(wait) = settle_delay(&stamp) else {
             return Ok((file, stamp));
         };
         std::thread::sleep(wait);
@@ -177,19 +177,19 @@ pub(super) fn changed() -> Problem {
 }
 
 /// How long to wait until the stamp is old enough; a stamp from the future cannot be waited for.
-fn unsettled(stamp: &Stamp) -> Option<Duration> {
-    unsettled_at(stamp, SystemTime::now().duration_since(UNIX_EPOCH).ok()?)
+fn settle_delay(stamp: &Stamp) -> Option<Duration> {
+    settle_delay_at(stamp, SystemTime::now().duration_since(UNIX_EPOCH).ok()?)
 }
 
 /// The same at a time since 1970.
-fn unsettled_at(stamp: &Stamp, now: Duration) -> Option<Duration> {
+fn settle_delay_at(stamp: &Stamp, now: Duration) -> Option<Duration> {
     let changed = Duration::from_nanos(u64::try_from(stamp.ctime.max(stamp.mtime)).ok()?);
     let age = now.checked_sub(changed)?;
     let is_whole = |time: i64| time % 1_000_000_000 == 0;
     // A tool that sets a time to whole seconds sets `mtime` alone.
     let settled = match is_whole(stamp.ctime) && is_whole(stamp.mtime) {
-        true => SETTLED_SECONDS,
-        false => SETTLED,
+        true => COARSE_SETTLE_TIME,
+        false => SETTLE_TIME,
     };
     settled.checked_sub(age).filter(|wait| !wait.is_zero())
 }
@@ -198,18 +198,18 @@ fn unsettled_at(stamp: &Stamp, now: Duration) -> Option<Duration> {
 /// threads. `file` tells where one is and how it was found, if somebody asked; else `is_wanted` is told once it is open, and says whether
 /// to hash it. `on_done` is told what came of them. All from any thread; false if `cancelled` said so before all were hashed.
 pub(super) fn hash_many<'f>(
-    base: &Base,
+    base: &BaseFolder,
     count: usize,
     file: &(dyn Fn(usize) -> (&'f Path, Option<Stamp>) + Sync),
-    is_wanted: &(dyn Fn(usize, &Path, Seen) -> bool + Sync),
-    on_done: &OnDone<'_>,
+    is_wanted: &(dyn Fn(usize, &Path, FileStat) -> bool + Sync),
+    on_done: &OnHashed<'_>,
     threads: usize,
-    watch: &Watch<'_>,
+    watch: &ShareObserver<'_>,
 ) -> bool {
-    let Watch {
-        on_found,
+    let ShareObserver {
+        on_size: on_found,
         on_progress,
-        cancelled,
+        is_cancelled: cancelled,
     } = watch;
     let all = AtomicBool::new(true);
     let hash = |index: usize, path: &Path, threads: usize| match hash_at(
@@ -223,11 +223,11 @@ pub(super) fn hash_many<'f>(
         result => on_done(vec![(index, path, result)]),
     };
     let next = AtomicUsize::new(0);
-    let run = (count / (4 * threads.max(1))).clamp(1, MAX_RUN);
+    let run = (count / (4 * threads.max(1))).clamp(1, MAX_FILES_PER_TURN);
     let larger = Mutex::new(Vec::new());
     let small = || {
-        let mut opener = Opener::new(base);
-        let mut together = Together::default();
+        let mut opener = FolderOpener::new(base);
+        let mut together = SmallFileBatch::default();
         while !cancelled() {
             let first = next.fetch_add(run, Ordering::Relaxed);
             if first >= count {
@@ -255,7 +255,7 @@ pub(super) fn hash_many<'f>(
                 if !together.has_room(stamp.size) {
                     together.hash(base, watch, on_done);
                 }
-                together.found += if is_new { stamp.size } else { 0 };
+                together.unreported_bytes += if is_new { stamp.size } else { 0 };
                 // What is not as it was found, or has a problem to be told, is looked at alone.
                 let open = open.map_or_else(|| opener.open_any(path, true), Ok);
                 if !open.is_ok_and(|file| together.read(index, path, &file, stamp)) {
@@ -265,7 +265,7 @@ pub(super) fn hash_many<'f>(
         }
         all.store(false, Ordering::Relaxed);
     };
-    side_by_side(threads.min(count), &small);
+    run_on_threads(threads.min(count), &small);
     let larger = larger.into_inner().unwrap_or_else(PoisonError::into_inner);
     let (large, medium): (Vec<_>, Vec<_>) = larger.into_iter().partition(|(_, size)| *size > LARGE);
     let each = |(index, _): &(usize, u64), threads: usize| match cancelled() {
@@ -278,13 +278,13 @@ pub(super) fn hash_many<'f>(
             each(one, 1);
         }
     };
-    side_by_side(threads.min(medium.len()), &medium_ones);
+    run_on_threads(threads.min(medium.len()), &medium_ones);
     large.iter().for_each(|one| each(one, threads));
     all.into_inner()
 }
 
 /// Runs on so many threads, this one of them.
-fn side_by_side(threads: usize, work: &(dyn Fn() + Sync)) {
+fn run_on_threads(threads: usize, work: &(dyn Fn() + Sync)) {
     std::thread::scope(|scope| {
         for _ in 1..threads {
             scope.spawn(work);
@@ -295,15 +295,15 @@ fn side_by_side(threads: usize, work: &(dyn Fn() + Sync)) {
 
 /// Small files, read one after the other into one buffer, to be hashed together.
 #[derive(Default)]
-struct Together<'f> {
+struct SmallFileBatch<'f> {
     buffer: ReadBuffer,
     used: usize,
     files: Vec<(usize, &'f Path, Range<usize>, Stamp)>,
     /// Bytes that nobody was told of yet.
-    found: u64,
+    unreported_bytes: u64,
 }
 
-impl<'f> Together<'f> {
+impl<'f> SmallFileBatch<'f> {
     /// Whether a file of so many bytes can be taken before what is there is hashed. Counted in whole leaves: more than are hashed in
     /// step are no gain.
     fn has_room(&self, size: u64) -> bool {
@@ -316,7 +316,7 @@ impl<'f> Together<'f> {
             // A byte more, so that a file which is longer than it is said to be is noticed.
             self.buffer = ReadBuffer::new(READ_SIZE + 1);
         }
-        if let Some(wait) = unsettled(&stamp) {
+        if let Some(wait) = settle_delay(&stamp) {
             std::thread::sleep(wait);
         }
         let range = self.used..self.used + stamp.size as usize;
@@ -330,8 +330,8 @@ impl<'f> Together<'f> {
     }
 
     /// Hashes what was read. Told of all at once: whoever counts is shared by all threads.
-    fn hash(&mut self, base: &Base, watch: &Watch<'_>, on_done: &OnDone<'_>) {
-        (watch.on_found)(std::mem::take(&mut self.found));
+    fn hash(&mut self, base: &BaseFolder, watch: &ShareObserver<'_>, on_done: &OnHashed<'_>) {
+        (watch.on_size)(std::mem::take(&mut self.unreported_bytes));
         let Some(&(_, last, ..)) = self.files.last() else {
             return;
         };
@@ -346,7 +346,7 @@ impl<'f> Together<'f> {
         let files = self.files.drain(..).zip(trees);
         on_done(
             files
-                .map(|((index, path, _, stamp), tree)| (index, path, Ok(Done { tree, stamp })))
+                .map(|((index, path, _, stamp), tree)| (index, path, Ok(HashedFile { tree, stamp })))
                 .collect(),
         );
         (watch.on_progress)(&|| base.join(last), bytes);

@@ -14,16 +14,16 @@ use potluck_core::{
 
 /// Of a manifest's entries, in order.
 #[derive(Debug, Clone, Default)]
-pub struct Hashes {
+pub struct EntryHashes {
     /// Meaningless for those that are no files.
     pub(super) roots: Vec<Root>,
     /// Piece layers of those files of several pieces that are new.
     pub(super) layers: HashMap<FileId, Arc<[Hash]>>,
     /// SHA-256s that are known and do not follow from the root.
-    pub(super) sums: BTreeMap<u32, Sha256>,
+    pub(super) sha256s: BTreeMap<u32, Sha256>,
 }
 
-impl Hashes {
+impl EntryHashes {
     /// Of so many entries, none of which was hashed.
     pub fn new(entries: usize) -> Self {
         Self {

@@ -11,10 +11,10 @@ use potluck_core::{
 };
 
 use super::{
-    folder::hash_found,
+    folder::hash_snapshot,
     hasher::{hash_one, record_of},
-    share::Watch,
-    walk::{Refused, special, unreadable, walk},
+    share::ShareObserver,
+    walk::{Refused, not_a_regular_file, unreadable, walk},
 };
 use crate::file_system::may_lack_modes;
 
@@ -95,17 +95,17 @@ pub fn identify(
     cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<Identified, Vec<Refused>> {
     let refuse = |problem| vec![(path.to_owned(), problem)];
-    let watch = &Watch {
-        on_found,
+    let watch = &ShareObserver {
+        on_size: on_found,
         on_progress: &|_, bytes| on_hashed(bytes),
-        cancelled,
+        is_cancelled: cancelled,
     };
     let metadata = path.metadata().map_err(|error| refuse(unreadable(&error)))?;
     if metadata.is_dir() {
         let mut found = walk(path, threads)?;
-        found.ask_many(path, threads)?;
-        (watch.on_found)(found.size());
-        let hashed = hash_found(path, &found, None, threads, watch)?;
+        found.stat_if_many(path, threads)?;
+        (watch.on_size)(found.size());
+        let hashed = hash_snapshot(path, &found, None, threads, watch)?;
         let manifest = hashed.manifest(path, &found)?;
         return Ok(Identified {
             record: record_of(&hash_bytes(manifest.bytes()), FileKind::Collection),
@@ -117,7 +117,7 @@ pub fn identify(
         });
     }
     if !metadata.is_file() {
-        return Err(refuse(special(metadata.file_type())));
+        return Err(refuse(not_a_regular_file(metadata.file_type())));
     }
     on_found(metadata.len());
     let done = hash_one(path, threads, watch.on_progress, cancelled).map_err(refuse)?;

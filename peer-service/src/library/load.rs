@@ -24,12 +24,12 @@ use potluck_core::{
 };
 
 use super::{
-    Inner,
-    away::tell_all_away,
-    catalog::{Body, Catalog, Delta, EntryIndex, Folder, NewItem, Place, WHOLE_ITEM},
+    LibraryShared,
+    away::warn_offline,
+    catalog::{Catalog, Delta, EntryIndex, ItemBody, Location, NewItem, SharedCollection, WHOLE_ITEM},
     hasher::record_of,
-    looking::{Look, Looking},
-    parts::in_parts,
+    looking::{PathProbe, SlowPathWarning},
+    parts::map_ranges,
     walk::{is_gone, stamp_of},
 };
 use crate::store::{EntrySha256s, ItemRow, Members, RowBody, StoreError, StoredItem};
@@ -38,16 +38,16 @@ use crate::store::{EntrySha256s, ItemRow, Members, RowBody, StoreError, StoredIt
 const LOADED_AT_ONCE: usize = 2048;
 
 /// Rows, and where each stands that is of a file.
-type Found = Vec<(StoredItem, Option<Standing>)>;
+type LoadedRows = Vec<(StoredItem, Option<ItemState>)>;
 
 /// Where a remembered item stands.
-enum Standing {
+enum ItemState {
     Gone,
     /// But for these parts.
     Same(Vec<EntryIndex>),
 }
 
-impl Inner {
+impl LibraryShared {
     /// Fills the catalog and the holdings; where the database turns out to be damaged, begins with
     /// a new one.
     ///
@@ -71,39 +71,39 @@ impl Inner {
         let mut catalog = self.catalog();
         let mut delta = Delta::default();
         for path in self.store.tombstones()? {
-            catalog.hide(path, None);
+            catalog.add_tombstone(path, None);
         }
         // While some are put in their places, others are asked about.
         let (give, found) = mpsc::sync_channel(0);
-        let (looking, (end, ended)) = (Looking::default(), mpsc::channel());
+        let (looking, (end, ended)) = (SlowPathWarning::default(), mpsc::channel());
         thread::scope(|scope| {
             let (looking, _end) = (&looking, end);
             scope.spawn(move || looking.watch(&ended));
-            let finding = scope.spawn(move || self.find_all(looking, give));
-            let look = looking.begin();
+            let finding = scope.spawn(move || self.stat_all(looking, give));
+            let look = looking.probe();
             for ((number, row, sums), standing) in found.into_iter().flatten() {
                 self.restore(&mut catalog, number, (row, standing), sums, &look, &mut delta);
             }
             finding.join().unwrap_or_else(|panic| resume_unwind(panic))
         })?;
         for (item, part) in self.store.damaged()? {
-            catalog.restore_damaged(Place { item, part }, &mut delta);
+            catalog.restore_damaged(Location { item, entry: part }, &mut delta);
         }
         let settled = catalog.settle(delta);
-        let stale = !catalog.stale().is_empty();
-        tell_all_away(&catalog);
+        let stale = !catalog.stale_numbers().is_empty();
+        warn_offline(&catalog);
         drop(catalog);
         self.store.apply(&settled.changes)?;
-        self.tell(&settled);
+        self.notify(&settled);
         if stale {
             self.stale.notify_one();
         }
-        self.unsummed.notify_one();
+        self.sha256_needed.notify_one();
         Ok(())
     }
 
     /// Gives all that is remembered, some at a time.
-    fn find_all(&self, looking: &Looking, give: SyncSender<Found>) -> Result<(), StoreError> {
+    fn stat_all(&self, looking: &SlowPathWarning, give: SyncSender<LoadedRows>) -> Result<(), StoreError> {
         let mut after = None;
         loop {
             let items = self.store.items(after, LOADED_AT_ONCE)?;
@@ -111,9 +111,9 @@ impl Inner {
                 return Ok(());
             };
             after = Some(*last);
-            let standings = in_parts(items.len(), self.hash_threads, |part| {
-                let (rows, look) = (items[part].iter(), looking.begin());
-                rows.map(|(_, row, _)| standing_of_file(row, &look)).collect()
+            let standings = map_ranges(items.len(), self.hash_threads, |part| {
+                let (rows, look) = (items[part].iter(), looking.probe());
+                rows.map(|(_, row, _)| state_of_file(row, &look)).collect()
             });
             if give.send(items.into_iter().zip(standings).collect()).is_err() {
                 return Ok(());
@@ -126,9 +126,9 @@ impl Inner {
         &self,
         catalog: &mut Catalog,
         number: u64,
-        (row, standing): (ItemRow, Option<Standing>),
+        (row, standing): (ItemRow, Option<ItemState>),
         sums: EntrySha256s,
-        look: &Look,
+        look: &PathProbe,
         delta: &mut Delta,
     ) {
         let path = row.path.clone();
@@ -142,7 +142,7 @@ impl Inner {
                 };
                 let mut record = record_of(&tree, FileKind::File);
                 record.sha256 = record.sha256.or_else(|| sums.remove(&WHOLE_ITEM));
-                Some((record, Body::File(*stamp)))
+                Some((record, ItemBody::File(*stamp)))
             }
             RowBody::Collection(members) => self.read_folder(&row.id, members),
         };
@@ -156,46 +156,56 @@ impl Inner {
                 kind: FileKind::File,
             };
             let body = match row.body {
-                RowBody::File(stamp) => Body::File(stamp),
-                RowBody::Collection(_) => Body::Collection(Arc::default()),
+                RowBody::File(stamp) => ItemBody::File(stamp),
+                RowBody::Collection(_) => ItemBody::Collection(Arc::default()),
             };
             return catalog.put_stale(number, (path, row.downloaded, row.label), record, body);
         };
-        let standing = standing.unwrap_or_else(|| self.standing_of_folder(&path, &body, look));
+        let standing = standing.unwrap_or_else(|| self.state_of_folder(&path, &body, look));
         let item = NewItem {
             path: path.clone(),
-            arrived: row.downloaded,
+            downloaded: row.downloaded,
             label: row.label,
             record,
             body,
-            sums,
+            sha256s: sums,
             layers: HashMap::new(),
         };
         catalog.insert(number, item, delta);
         match standing {
-            Standing::Gone if self.outlasts(&path, row.downloaded) => drop(catalog.set_away(number, delta)),
-            Standing::Gone => {
+            ItemState::Gone if self.survives_offline(&path, row.downloaded) => {
+                _ = catalog.set_offline(number, delta)
+            }
+            ItemState::Gone => {
                 tracing::info!(path = %path.display(), "no longer there: no longer shared");
                 catalog.remove(number, delta);
             }
-            Standing::Same(changed) => {
+            ItemState::Same(changed) => {
                 for part in changed {
-                    catalog.distrust(Place { item: number, part }, delta);
+                    catalog.invalidate(
+                        Location {
+                            item: number,
+                            entry: part,
+                        },
+                        delta,
+                    );
                 }
             }
         }
     }
 
-    fn standing_of_folder(&self, path: &Arc<Path>, body: &Body, look: &Look) -> Standing {
+    fn state_of_folder(&self, path: &Arc<Path>, body: &ItemBody, look: &PathProbe) -> ItemState {
         match (look.at(path, Path::metadata), body) {
-            (Err(error), _) if is_gone(&error) => Standing::Gone,
-            (_, Body::Collection(folder)) => Standing::Same(changed_entries(path, folder, self.hash_threads)),
-            (_, Body::File(_)) => Standing::Same(vec![WHOLE_ITEM]),
+            (Err(error), _) if is_gone(&error) => ItemState::Gone,
+            (_, ItemBody::Collection(folder)) => {
+                ItemState::Same(changed_entries(path, folder, self.hash_threads))
+            }
+            (_, ItemBody::File(_)) => ItemState::Same(vec![WHOLE_ITEM]),
         }
     }
 
     /// The manifest of a collection with its members, if the blob is whole and fits them.
-    fn read_folder(&self, id: &FileId, members: &Arc<Members>) -> Option<(FileRecord, Body)> {
+    fn read_folder(&self, id: &FileId, members: &Arc<Members>) -> Option<(FileRecord, ItemBody)> {
         let path = self.manifest_path(id);
         let bytes = files::read_own(&path, MAX_MANIFEST_SIZE).ok()?;
         let record = record_of(&hash_bytes(&bytes), FileKind::Collection);
@@ -204,28 +214,28 @@ impl Inner {
             return None;
         }
         let manifest = Arc::new(Manifest::decode(bytes).ok()?);
-        let folder = Folder::new(manifest, members.clone());
+        let folder = SharedCollection::new(manifest, members.clone());
         folder
-            .fits()
-            .then(|| (record, Body::Collection(Arc::new(folder))))
+            .ids_match_roots()
+            .then(|| (record, ItemBody::Collection(Arc::new(folder))))
     }
 }
 
 /// Where a file stands; `None` for a collection.
-fn standing_of_file(row: &ItemRow, look: &Look) -> Option<Standing> {
+fn state_of_file(row: &ItemRow, look: &PathProbe) -> Option<ItemState> {
     let RowBody::File(known) = &row.body else {
         return None;
     };
     Some(match look.at(&row.path, Path::metadata) {
-        Err(error) if is_gone(&error) => Standing::Gone,
-        Ok(metadata) if metadata.is_file() && stamp_of(&metadata) == *known => Standing::Same(Vec::new()),
-        _ => Standing::Same(vec![WHOLE_ITEM]),
+        Err(error) if is_gone(&error) => ItemState::Gone,
+        Ok(metadata) if metadata.is_file() && stamp_of(&metadata) == *known => ItemState::Same(Vec::new()),
+        _ => ItemState::Same(vec![WHOLE_ITEM]),
     })
 }
 
 /// Entries of a collection whose files are not what they were. Asked on so many threads: the operating system's answers take
 /// longer than anything else at start.
-pub(super) fn changed_entries(root: &Path, folder: &Folder, threads: usize) -> Vec<EntryIndex> {
+pub(super) fn changed_entries(root: &Path, folder: &SharedCollection, threads: usize) -> Vec<EntryIndex> {
     let stamps = &folder.members.stamps;
     let is_changed = |entry: u32| {
         let known = stamps.get(entry as usize);
@@ -237,7 +247,7 @@ pub(super) fn changed_entries(root: &Path, folder: &Folder, threads: usize) -> V
         matches!(there.content, EntryContent::File { .. })
             && stamp().map(|metadata| stamp_of(&metadata)) != Some(*known)
     };
-    in_parts(stamps.len(), threads, |part| {
+    map_ranges(stamps.len(), threads, |part| {
         let entries = part.filter_map(|entry| u32::try_from(entry).ok());
         entries.filter(|&entry| is_changed(entry)).collect()
     })

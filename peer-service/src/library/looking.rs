@@ -12,16 +12,16 @@ use std::{
 use super::lock;
 
 /// How long looking at a path takes before that is said, and at most twice as long: disks that have to spin up are mostly quicker.
-const SLOW: Duration = Duration::from_secs(5);
+const SLOW_AFTER: Duration = Duration::from_secs(5);
 
 /// What is being looked at.
 #[derive(Debug, Default)]
-pub(super) struct Looking {
-    looks: Mutex<Vec<Weak<Mutex<At>>>>,
+pub(super) struct SlowPathWarning {
+    probes: Mutex<Vec<Weak<Mutex<ProbedPath>>>>,
 }
 
 #[derive(Debug, Default)]
-struct At {
+struct ProbedPath {
     path: Option<Arc<Path>>,
     /// How often it was seen to be looked at.
     seen: u32,
@@ -29,20 +29,20 @@ struct At {
 
 /// Looks at one path at a time.
 #[derive(Debug)]
-pub(super) struct Look(Arc<Mutex<At>>);
+pub(super) struct PathProbe(Arc<Mutex<ProbedPath>>);
 
-impl Looking {
+impl SlowPathWarning {
     /// One more who looks.
-    pub(super) fn begin(&self) -> Look {
+    pub(super) fn probe(&self) -> PathProbe {
         let at = Arc::default();
-        lock(&self.looks).push(Arc::downgrade(&at));
-        Look(at)
+        lock(&self.probes).push(Arc::downgrade(&at));
+        PathProbe(at)
     }
 
     /// Says what takes long until the other `end` is dropped.
     pub(super) fn watch(&self, end: &Receiver<()>) {
-        while end.recv_timeout(SLOW) == Err(RecvTimeoutError::Timeout) {
-            for path in self.slow() {
+        while end.recv_timeout(SLOW_AFTER) == Err(RecvTimeoutError::Timeout) {
+            for path in self.slow_paths() {
                 tracing::warn!(
                     path = %path.display(),
                     "a shared path is looked at for long: the disk or machine that it is on may not answer; the peer starts when it does"
@@ -52,9 +52,9 @@ impl Looking {
     }
 
     /// What is looked at since before this was asked last; of each look once.
-    fn slow(&self) -> Vec<Arc<Path>> {
+    fn slow_paths(&self) -> Vec<Arc<Path>> {
         let mut slow = Vec::new();
-        lock(&self.looks).retain(|look| {
+        lock(&self.probes).retain(|look| {
             let Some(look) = look.upgrade() else { return false };
             let mut at = lock(&look);
             at.seen += 1;
@@ -65,10 +65,10 @@ impl Looking {
     }
 }
 
-impl Look {
+impl PathProbe {
     /// Looks at a path.
     pub(super) fn at<T>(&self, path: &Arc<Path>, look: impl FnOnce(&Path) -> T) -> T {
-        *lock(&self.0) = At {
+        *lock(&self.0) = ProbedPath {
             path: Some(path.clone()),
             seen: 0,
         };
@@ -84,19 +84,22 @@ mod tests {
 
     #[test]
     fn what_is_looked_at_for_long_is_said_once() {
-        let looking = Looking::default();
-        let (look, _other) = (looking.begin(), looking.begin());
+        let looking = SlowPathWarning::default();
+        let (look, _other) = (looking.probe(), looking.probe());
         let path: Arc<Path> = Path::new("/mount/file").into();
         for _ in 0..2 {
             look.at(&path, |_| {
-                assert!(looking.slow().is_empty(), "it was begun just now");
-                assert_eq!(looking.slow(), std::slice::from_ref(&path));
-                assert!(looking.slow().is_empty(), "it was said");
+                assert!(looking.slow_paths().is_empty(), "it was begun just now");
+                assert_eq!(looking.slow_paths(), std::slice::from_ref(&path));
+                assert!(looking.slow_paths().is_empty(), "it was said");
             });
-            assert!((0..3).all(|_| looking.slow().is_empty()), "nothing is looked at");
+            assert!(
+                (0..3).all(|_| looking.slow_paths().is_empty()),
+                "nothing is looked at"
+            );
         }
         drop(look);
-        looking.slow();
-        assert_eq!(lock(&looking.looks).len(), 1);
+        looking.slow_paths();
+        assert_eq!(lock(&looking.probes).len(), 1);
     }
 }

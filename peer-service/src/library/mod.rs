@@ -77,10 +77,10 @@ use crate::{
     offer::{BadPieces, Content, ContentSource},
     store::{Stamp, Store, StoreError},
 };
-use catalog::{Body, Catalog, NewItem};
+use catalog::{Catalog, ItemBody, NewItem};
 pub use check::{CheckEvent, CheckTarget};
-use hasher::Done;
-pub use hashes::Hashes;
+use hasher::HashedFile;
+pub use hashes::EntryHashes;
 pub use identify::{Identified, identify, kept_manifest};
 pub use share::stamps_at;
 pub use walk::stamp_of;
@@ -147,7 +147,7 @@ pub enum ShareEvent {
 
 /// What to stop sharing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
+pub enum UnshareTarget {
     /// Every item with this id.
     Id(FileId),
     /// The item at this path.
@@ -173,12 +173,12 @@ const MAX_PAGE: usize = 1000;
 /// The library. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
 pub struct Library {
-    inner: Arc<Inner>,
+    shared: Arc<LibraryShared>,
 }
 
-/// Locks are taken in this order: `writing`, `watchers`, `catalog`; `handles` alone, `manifest` last.
+/// Locks are taken in this order: `writing`, `watchers`, `catalog`; `open_files` alone, `manifest` last.
 #[derive(Debug)]
-struct Inner {
+struct LibraryShared {
     catalog: Mutex<Catalog>,
     /// Held while the catalog is changed and the change is stored and told, so that all see one order.
     writing: Mutex<()>,
@@ -186,21 +186,21 @@ struct Inner {
     manifest: Mutex<()>,
     store: Store,
     /// What could not be stored yet; `writing` is held where it changes.
-    unsaved: Mutex<publish::Unsaved>,
+    unsaved_changes: Mutex<publish::UnsavedChanges>,
     holdings: Holdings,
     /// Absolute, without links.
     files_folder: PathBuf,
     hash_threads: usize,
-    handles: Mutex<offer::Handles>,
+    open_files: Mutex<offer::OpenFiles>,
     /// Of files that somebody watches; dropping the sender tells them that the file is withdrawn.
     watchers: Mutex<HashMap<FileId, watch::Sender<u64>>>,
-    hashing: precedence::Hashers,
+    foreground_hashers: precedence::ForegroundHashers,
     activity: Activity,
     reports: reports::Reports,
     stale: Notify,
-    unsummed: Notify,
+    sha256_needed: Notify,
     /// When the last download came.
-    arrived: Mutex<Option<Instant>>,
+    last_download: Mutex<Option<Instant>>,
     rescan: Notify,
     shutdown: CancellationToken,
 }
@@ -209,13 +209,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Inner {
+impl LibraryShared {
     fn catalog(&self) -> MutexGuard<'_, Catalog> {
         lock(&self.catalog)
     }
 
     /// The catalog, unless somebody is busy with it.
-    fn catalog_now(&self) -> Option<MutexGuard<'_, Catalog>> {
+    fn try_catalog(&self) -> Option<MutexGuard<'_, Catalog>> {
         match self.catalog.try_lock() {
             Ok(catalog) => Some(catalog),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
@@ -227,8 +227,8 @@ impl Inner {
         lock(&self.writing)
     }
 
-    fn handles(&self) -> MutexGuard<'_, offer::Handles> {
-        lock(&self.handles)
+    fn open_files(&self) -> MutexGuard<'_, offer::OpenFiles> {
+        lock(&self.open_files)
     }
 
     fn watchers(&self) -> MutexGuard<'_, HashMap<FileId, watch::Sender<u64>>> {
@@ -244,7 +244,7 @@ impl Inner {
         self.manifests().join(id.to_string())
     }
 
-    fn is_dropped_in(&self, path: &Path) -> bool {
+    fn is_in_files_folder(&self, path: &Path) -> bool {
         path.parent() == Some(&self.files_folder)
     }
 }
@@ -270,49 +270,49 @@ impl Library {
         };
         std::fs::create_dir_all(&files_folder).map_err(failed(&files_folder))?;
         let files_folder = files_folder.canonicalize().map_err(failed(&files_folder))?;
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(LibraryShared {
             catalog: Mutex::default(),
             writing: Mutex::default(),
             manifest: Mutex::default(),
             store,
-            unsaved: Mutex::default(),
+            unsaved_changes: Mutex::default(),
             holdings,
             files_folder,
             hash_threads: hash_threads.max(1),
-            handles: Mutex::default(),
+            open_files: Mutex::default(),
             watchers: Mutex::default(),
-            hashing: precedence::Hashers::default(),
+            foreground_hashers: precedence::ForegroundHashers::default(),
             activity: Activity::default(),
             reports: reports::Reports::default(),
             stale: Notify::new(),
-            unsummed: Notify::new(),
-            arrived: Mutex::default(),
+            sha256_needed: Notify::new(),
+            last_download: Mutex::default(),
             rescan: Notify::new(),
             shutdown,
         });
         std::fs::create_dir_all(inner.manifests()).map_err(failed(&inner.manifests()))?;
-        let source: Weak<Inner> = Arc::downgrade(&inner);
+        let source: Weak<LibraryShared> = Arc::downgrade(&inner);
         inner.holdings.ask(source);
         inner.load_or_begin_anew()?;
         upkeep::start(&inner, tracker);
-        Ok(Self { inner })
+        Ok(Self { shared: inner })
     }
 
     /// Shares what is in the files folder from now on, and follows what changes there until the library is shut down. To be called once.
     pub fn watch_files_folder(&self, tracker: &TaskTracker) {
-        files_folder::start(&self.inner, tracker);
+        files_folder::start(&self.shared, tracker);
     }
 
     /// Counts of what the peer moves, for those who move it: background work waits meanwhile.
     pub fn activity(&self) -> &Activity {
-        &self.inner.activity
+        &self.shared.activity
     }
 
     /// Shares files and folders in place, in order. Each ends in [`ShareEvent::Shared`] or at least one [`ShareEvent::Failed`];
     /// a folder with anything in it that cannot be shared is refused whole, and every problem told, up to a bound. Ends early
     /// when nobody receives the events any more.
     pub async fn share(&self, paths: Vec<PathBuf>, events: mpsc::Sender<ShareEvent>) {
-        let inner = self.inner.clone();
+        let inner = self.shared.clone();
         let ended = blocking(move || {
             sharing::share_all(&inner, paths, &events);
         });
@@ -334,11 +334,11 @@ impl Library {
         sha256: Option<Sha256>,
         label: Option<Label>,
     ) -> Result<Item, Problem> {
-        let inner = self.inner.clone();
+        let inner = self.shared.clone();
         blocking(move || {
             let path = share::resolve(&path)?;
             let (_, found) = base::open_regular(&path)?;
-            let mut item = share::file_item(&path, Done { tree, stamp });
+            let mut item = share::file_item(&path, HashedFile { tree, stamp });
             if found != stamp || stamp.size != item.record.size {
                 return Err(offer::file_changed(&item.record.id));
             }
@@ -360,16 +360,16 @@ impl Library {
         root: PathBuf,
         manifest: Arc<Manifest>,
         stamps: Vec<Stamp>,
-        hashes: Hashes,
+        hashes: EntryHashes,
         label: Option<Label>,
     ) -> Result<Item, Problem> {
-        let inner = self.inner.clone();
+        let inner = self.shared.clone();
         blocking(move || {
             let root = share::resolve(&root)?;
             let mut item = inner.collection_item(&root, manifest, stamps, hashes)?;
             item.label = other_name(&root, label);
             match &item.body {
-                Body::Collection(folder) if folder.fits() => inner.adopt(item),
+                ItemBody::Collection(folder) if folder.ids_match_roots() => inner.adopt(item),
                 _ => Err(not_hashed()),
             }
         })
@@ -380,7 +380,7 @@ impl Library {
     /// not what it was hashed as. That is no longer offered to others. Ends early when nobody
     /// receives the events any more.
     pub async fn check(&self, targets: Vec<CheckTarget>, rate: u64, events: mpsc::Sender<CheckEvent>) {
-        let inner = self.inner.clone();
+        let inner = self.shared.clone();
         let check = move || inner.check_targets(&targets, rate, &events);
         // A failure is logged there, and the events end without a result.
         let _ = in_background("potluck-check", check).await;
@@ -392,8 +392,8 @@ impl Library {
     /// # Errors
     /// `NOT_FOUND`; `DISK_FULL` and `STORE_UNAVAILABLE` where it is no longer shared, but that could not be remembered: asked again,
     /// this remembers it.
-    pub async fn unshare(&self, target: Target) -> Result<Vec<Item>, Problem> {
-        let inner = self.inner.clone();
+    pub async fn unshare(&self, target: UnshareTarget) -> Result<Vec<Item>, Problem> {
+        let inner = self.shared.clone();
         blocking(move || inner.unshare(&target)).await?
     }
 
@@ -409,7 +409,7 @@ impl Library {
                     .field("page_token")
             })?),
         };
-        let catalog = self.inner.catalog();
+        let catalog = self.shared.catalog();
         let mut items = catalog.items_after(after).peekable();
         let mut page = Vec::new();
         let mut last = None;
@@ -425,12 +425,12 @@ impl Library {
 
     /// Sums over the library.
     pub fn totals(&self) -> Totals {
-        self.inner.catalog().totals()
+        self.shared.catalog().totals()
     }
 
     /// Where a current, unchanged copy of this file or collection is. Reads the disk: use it off the async threads.
     pub fn locate(&self, id: &FileId) -> Option<PathBuf> {
-        self.inner.locate(id)
+        self.shared.locate(id)
     }
 }
 
@@ -443,11 +443,11 @@ fn not_hashed() -> Problem {
     Problem::new(Reason::InvalidArgument, "a file of the collection was not hashed")
 }
 
-impl Inner {
+impl LibraryShared {
     fn adopt(&self, mut item: NewItem) -> Result<Item, Problem> {
-        item.arrived = true;
-        *lock(&self.arrived) = Some(Instant::now());
-        let put = self.put_items(vec![item], share::Cause::Asked).pop();
+        item.downloaded = true;
+        *lock(&self.last_download) = Some(Instant::now());
+        let put = self.put_items(vec![item], share::ShareCause::Requested).pop();
         put.unwrap_or_else(|| Err(Problem::new(Reason::Internal, "nothing to share")))
             .map_err(|problem| match problem.reason {
                 Reason::Busy => not_hashed(),
@@ -458,16 +458,16 @@ impl Inner {
 
 impl ContentSource for Library {
     fn find(&self, id: &FileId) -> Option<Arc<dyn Content>> {
-        let offer = offer::LibraryOffer::find(&self.inner, id)?;
+        let offer = offer::LibraryContent::find(&self.shared, id)?;
         Some(Arc::new(offer))
     }
 
     fn try_find(&self, id: &FileId) -> Option<Arc<dyn Content>> {
-        let offer = offer::LibraryOffer::find_now(&self.inner, id)?;
+        let offer = offer::LibraryContent::try_find(&self.shared, id)?;
         Some(Arc::new(offer))
     }
 
     fn on_bad_pieces(&self, pieces: BadPieces, source: ClientAddress) -> bool {
-        self.inner.reports.push(pieces, source)
+        self.shared.reports.push(pieces, source)
     }
 }

@@ -22,9 +22,9 @@ use potluck_core::{
 use tokio::sync::watch;
 
 use super::{
-    Inner,
+    LibraryShared,
     base::open_regular,
-    catalog::{Body, Catalog, EntryIndex, Folder, Place, Shared, WHOLE_ITEM},
+    catalog::{Catalog, EntryIndex, ItemBody, Location, SharedCollection, SharedItem, WHOLE_ITEM},
     walk::stamp_of,
 };
 use crate::{
@@ -35,60 +35,60 @@ use crate::{
 };
 
 /// Most files kept open: the spans of one request are often of few files, and of one file's readers many.
-const MAX_HANDLES: usize = 64;
+const MAX_OPEN_FILES: usize = 64;
 
 /// Largest file that is not kept open, in bytes: it is read in one go, and many such files would only push out others.
-const READ_AT_ONCE: u64 = 256 * 1024;
+const MAX_UNKEPT_SIZE: u64 = 256 * 1024;
 
 /// How long an unused handle is kept: it holds on to the space of a file that is removed.
-pub(super) const HANDLE_IDLE: Duration = Duration::from_secs(10);
+pub(super) const OPEN_FILE_IDLE: Duration = Duration::from_secs(10);
 
 /// A file that the library holds.
 #[derive(Debug)]
-pub(super) struct LibraryOffer {
-    inner: Arc<Inner>,
+pub(super) struct LibraryContent {
+    shared: Arc<LibraryShared>,
     record: FileRecord,
 }
 
-impl LibraryOffer {
-    pub(super) fn find(inner: &Arc<Inner>, id: &FileId) -> Option<Self> {
+impl LibraryContent {
+    pub(super) fn find(inner: &Arc<LibraryShared>, id: &FileId) -> Option<Self> {
         Self::of(inner, &inner.catalog(), id)
     }
 
     /// The same, if the catalog is free and nothing of it is still to be found out.
-    pub(super) fn find_now(inner: &Arc<Inner>, id: &FileId) -> Option<Self> {
-        let catalog = inner.catalog_now()?;
+    pub(super) fn try_find(inner: &Arc<LibraryShared>, id: &FileId) -> Option<Self> {
+        let catalog = inner.try_catalog()?;
         let offer = Self::of(inner, &catalog, id)?;
-        let folder = offer.folder(&catalog);
+        let folder = offer.collection(&catalog);
         folder.is_none_or(|folder| folder.is_planned()).then_some(offer)
     }
 
-    fn of(inner: &Arc<Inner>, catalog: &Catalog, id: &FileId) -> Option<Self> {
+    fn of(inner: &Arc<LibraryShared>, catalog: &Catalog, id: &FileId) -> Option<Self> {
         Some(Self {
-            inner: inner.clone(),
+            shared: inner.clone(),
             record: catalog.record(id)?,
         })
     }
 
     /// Whether it is kept open.
-    const fn is_kept(&self) -> bool {
-        self.record.size > READ_AT_ONCE
+    const fn is_kept_open(&self) -> bool {
+        self.record.size > MAX_UNKEPT_SIZE
     }
 
     /// A collection's content.
-    fn folder<'a>(&self, catalog: &'a Catalog) -> Option<&'a Arc<Folder>> {
+    fn collection<'a>(&self, catalog: &'a Catalog) -> Option<&'a Arc<SharedCollection>> {
         if self.record.kind != FileKind::Collection {
             return None;
         }
         let mut copies = catalog.copies(&self.record.id);
         copies.find_map(|(shared, part)| match &shared.body {
-            Body::Collection(folder) if part == WHOLE_ITEM => Some(folder),
+            ItemBody::Collection(folder) if part == WHOLE_ITEM => Some(folder),
             _ => None,
         })
     }
 }
 
-impl Content for LibraryOffer {
+impl Content for LibraryContent {
     fn id(&self) -> FileId {
         self.record.id
     }
@@ -102,7 +102,7 @@ impl Content for LibraryOffer {
     }
 
     fn name(&self) -> String {
-        let catalog = self.inner.catalog();
+        let catalog = self.shared.catalog();
         let names = catalog.registration(&self.record.id).map(|known| known.names);
         names.unwrap_or_default().into_iter().next().unwrap_or_default()
     }
@@ -112,7 +112,7 @@ impl Content for LibraryOffer {
         if pieces < 2 {
             return Ok(Arc::from([]));
         }
-        let layer = self.inner.layer(&self.record.id).map_err(|error| {
+        let layer = self.shared.layer(&self.record.id).map_err(|error| {
             tracing::warn!(id = %self.record.id, %error, "the piece hashes cannot be read");
             Problem::new(Reason::StoreUnavailable, "the piece hashes cannot be read now")
         })?;
@@ -120,7 +120,7 @@ impl Content for LibraryOffer {
             return Ok(layer);
         }
         // Whoever is given a layer that does not fold bans this peer, and rightly.
-        self.inner.hash_again(&self.record.id);
+        self.shared.hash_again(&self.record.id);
         Err(Problem::new(
             Reason::PieceNotAvailable,
             format!(
@@ -132,7 +132,7 @@ impl Content for LibraryOffer {
 
     fn plan(&self) -> Option<Arc<Plan>> {
         // Not made while others wait for the catalog.
-        let folder = self.folder(&self.inner.catalog()).cloned();
+        let folder = self.collection(&self.shared.catalog()).cloned();
         match folder {
             Some(folder) => Some(folder.plan()),
             None => Plan::of_file(self.record.id, self.record.size).map(Arc::new),
@@ -148,33 +148,33 @@ impl Content for LibraryOffer {
     }
 
     fn changes(&self) -> Option<watch::Receiver<u64>> {
-        Some(self.inner.watch(&self.record.id))
+        Some(self.shared.watch(&self.record.id))
     }
 
     fn open(&self, _range: Range<u64>) -> Result<Arc<File>, Problem> {
-        match self.is_kept() {
-            true => self.inner.open(&self.record.id),
-            false => self.inner.open_anew(&self.record.id),
+        match self.is_kept_open() {
+            true => self.shared.open(&self.record.id),
+            false => self.shared.reopen(&self.record.id),
         }
     }
 
     fn try_open(&self, _range: Range<u64>) -> Option<Arc<File>> {
-        if !self.is_kept() {
+        if !self.is_kept_open() {
             return None;
         }
-        let file = self.inner.handles().get_now(&self.record.id)?;
+        let file = self.shared.open_files().try_get(&self.record.id)?;
         self.is_unchanged(&file).then_some(file)
     }
 
     fn is_unchanged(&self, file: &File) -> bool {
         let stamp = file.metadata().map(|metadata| stamp_of(&metadata));
-        let catalog = self.inner.catalog_now();
+        let catalog = self.shared.try_catalog();
         let known = stamp.ok().zip(catalog);
-        known.is_some_and(|(stamp, catalog)| fits(&catalog, &self.record.id, &stamp))
+        known.is_some_and(|(stamp, catalog)| matches_any_copy(&catalog, &self.record.id, &stamp))
     }
 
     fn check_unchanged(&self, file: &File) -> Result<(), Problem> {
-        self.inner.check(&self.record.id, file)
+        self.shared.check(&self.record.id, file)
     }
 }
 
@@ -193,33 +193,33 @@ pub(super) fn file_changed(id: &FileId) -> Problem {
 
 /// One copy of a file: its place, where that is on disk, and what `stat` should say.
 #[derive(Debug)]
-pub(super) struct Candidate {
-    pub(super) place: Place,
+pub(super) struct CopyCandidate {
+    pub(super) location: Location,
     /// Of the item that gives it.
-    pub(super) body: Body,
+    pub(super) body: ItemBody,
     pub(super) path: PathBuf,
     is_manifest: bool,
-    pub(super) expected: Expected,
+    pub(super) expected: ExpectedStat,
 }
 
 /// What `stat` should say.
 #[derive(Debug)]
-pub(super) enum Expected {
+pub(super) enum ExpectedStat {
     Stamp(Stamp),
     /// The manifest's own file has no stamp in the database: its size stands for it while it is
     /// open. It is compared when it is opened.
     Size(u64),
 }
 
-impl Expected {
-    fn of(shared: &Shared, part: EntryIndex) -> Option<Self> {
+impl ExpectedStat {
+    fn of(shared: &SharedItem, part: EntryIndex) -> Option<Self> {
         match shared.is_manifest(part) {
             true => Some(Self::Size(shared.record.size)),
             false => shared.stamp(part).map(Self::Stamp),
         }
     }
 
-    pub(super) fn fits(&self, found: &Stamp) -> bool {
+    pub(super) fn matches(&self, found: &Stamp) -> bool {
         match self {
             Self::Stamp(stamp) => stamp == found,
             Self::Size(size) => *size == found.size,
@@ -227,21 +227,21 @@ impl Expected {
     }
 }
 
-impl Inner {
-    pub(super) fn candidates(&self, catalog: &Catalog, id: &FileId) -> Vec<Candidate> {
-        let places = catalog.places(id).into_iter();
+impl LibraryShared {
+    pub(super) fn candidates(&self, catalog: &Catalog, id: &FileId) -> Vec<CopyCandidate> {
+        let places = catalog.locations(id).into_iter();
         let candidates = places.filter_map(|place| {
             let shared = catalog.item(place.item)?;
-            let is_manifest = shared.is_manifest(place.part);
-            Some(Candidate {
-                place,
+            let is_manifest = shared.is_manifest(place.entry);
+            Some(CopyCandidate {
+                location: place,
                 body: shared.body.clone(),
                 path: match is_manifest {
                     true => self.manifest_path(id),
-                    false => shared.locate(place.part)?,
+                    false => shared.locate(place.entry)?,
                 },
                 is_manifest,
-                expected: Expected::of(shared, place.part)?,
+                expected: ExpectedStat::of(shared, place.entry)?,
             })
         });
         candidates.collect()
@@ -250,21 +250,21 @@ impl Inner {
     /// Opens a copy that is still what was hashed. Those found changed on the way are withdrawn.
     fn open(&self, id: &FileId) -> Result<Arc<File>, Problem> {
         // Apart from the condition: the handles must not stay locked in the branch.
-        let open = self.handles().get(id);
+        let open = self.open_files().get(id);
         if let Some(file) = open {
             if self.check(id, &file).is_ok() {
                 return Ok(file);
             }
-            self.handles().remove(id);
+            self.open_files().remove(id);
         }
-        let file = self.open_anew(id)?;
+        let file = self.reopen(id)?;
         let never_waits = cached::never_waits(&file);
-        self.handles().put(*id, file.clone(), never_waits);
+        self.open_files().put(*id, file.clone(), never_waits);
         Ok(file)
     }
 
     /// The same, never one that is open.
-    fn open_anew(&self, id: &FileId) -> Result<Arc<File>, Problem> {
+    fn reopen(&self, id: &FileId) -> Result<Arc<File>, Problem> {
         // Apart from the loop: the catalog must not stay locked in it.
         let candidates = self.candidates(&self.catalog(), id);
         for candidate in candidates {
@@ -273,7 +273,7 @@ impl Inner {
                 return self.manifest_file(id, manifest).map(Arc::new);
             }
             match open_regular(&candidate.path) {
-                Ok((file, stamp)) if candidate.expected.fits(&stamp) => return Ok(Arc::new(file)),
+                Ok((file, stamp)) if candidate.expected.matches(&stamp) => return Ok(Arc::new(file)),
                 // The machine's trouble, such as too many open files, says nothing about the file.
                 Err(problem) if problem.reason == Reason::Internal || problem.reason.is_exhaustion() => {
                     tracing::warn!(path = %candidate.path.display(), %problem, "a shared file cannot be opened");
@@ -282,7 +282,7 @@ impl Inner {
                         "the file cannot be opened now",
                     ));
                 }
-                _ => self.withdraw(candidate.place, &candidate.body),
+                _ => self.withdraw(candidate.location, &candidate.body),
             }
         }
         Err(file_changed(id))
@@ -292,15 +292,15 @@ impl Inner {
     fn check(&self, id: &FileId, file: &File) -> Result<(), Problem> {
         // Before the catalog is locked.
         let stamp = file.metadata().map(|metadata| stamp_of(&metadata));
-        if stamp.is_ok_and(|stamp| fits(&self.catalog(), id, &stamp)) {
+        if stamp.is_ok_and(|stamp| matches_any_copy(&self.catalog(), id, &stamp)) {
             return Ok(());
         }
-        self.handles().remove(id);
+        self.open_files().remove(id);
         let candidates = self.candidates(&self.catalog(), id);
         for candidate in candidates {
             // A manifest is written again when it is opened next.
-            if candidate.manifest().is_none() && !candidate.stands() {
-                self.withdraw(candidate.place, &candidate.body);
+            if candidate.manifest().is_none() && !candidate.is_unchanged() {
+                self.withdraw(candidate.location, &candidate.body);
             }
         }
         Err(file_changed(id))
@@ -312,7 +312,7 @@ impl Inner {
         // Apart from the loop: the catalog must not stay locked in it.
         let candidates = self.candidates(&self.catalog(), id);
         for candidate in candidates {
-            self.withdraw(candidate.place, &candidate.body);
+            self.withdraw(candidate.location, &candidate.body);
         }
     }
 
@@ -322,10 +322,10 @@ impl Inner {
         let mut found = None;
         for candidate in candidates {
             let path = match candidate.is_manifest {
-                true => self.unchanged_folder(candidate.place.item),
-                false if candidate.stands() => Some(candidate.path),
+                true => self.unchanged_folder(candidate.location.item),
+                false if candidate.is_unchanged() => Some(candidate.path),
                 false => {
-                    self.withdraw(candidate.place, &candidate.body);
+                    self.withdraw(candidate.location, &candidate.body);
                     None
                 }
             };
@@ -348,31 +348,32 @@ impl Inner {
     }
 }
 
-impl Candidate {
+impl CopyCandidate {
     /// The manifest, where that is what is asked for.
     pub(super) fn manifest(&self) -> Option<&Manifest> {
         match &self.body {
-            Body::Collection(folder) if self.is_manifest => Some(&folder.manifest),
+            ItemBody::Collection(folder) if self.is_manifest => Some(&folder.manifest),
             _ => None,
         }
     }
 
     /// Whether what is at the path now is what was hashed.
-    fn stands(&self) -> bool {
+    fn is_unchanged(&self) -> bool {
         let now = self.path.metadata().ok().map(|metadata| stamp_of(&metadata));
-        now.is_some_and(|now| self.expected.fits(&now))
+        now.is_some_and(|now| self.expected.matches(&now))
     }
 }
 
 /// Whether a file with this stamp is one of the copies of what was hashed.
-fn fits(catalog: &Catalog, id: &FileId, stamp: &Stamp) -> bool {
+fn matches_any_copy(catalog: &Catalog, id: &FileId, stamp: &Stamp) -> bool {
     let mut copies = catalog.copies(id);
-    copies.any(|(shared, part)| Expected::of(shared, part).is_some_and(|expected| expected.fits(stamp)))
+    copies
+        .any(|(shared, part)| ExpectedStat::of(shared, part).is_some_and(|expected| expected.matches(stamp)))
 }
 
 /// A file that is kept open.
 #[derive(Debug)]
-struct Handle {
+struct OpenFile {
     id: FileId,
     file: Arc<File>,
     never_waits: bool,
@@ -381,36 +382,36 @@ struct Handle {
 
 /// The files last read, kept open.
 #[derive(Debug, Default)]
-pub(super) struct Handles {
+pub(super) struct OpenFiles {
     /// Least lately used first.
-    open: VecDeque<Handle>,
+    files: VecDeque<OpenFile>,
 }
 
-impl Handles {
+impl OpenFiles {
     fn get(&mut self, id: &FileId) -> Option<Arc<File>> {
-        self.used(id).map(|handle| handle.file.clone())
+        self.touch(id).map(|handle| handle.file.clone())
     }
 
     /// The same, if it never waits.
-    fn get_now(&mut self, id: &FileId) -> Option<Arc<File>> {
-        let handle = self.used(id)?;
+    fn try_get(&mut self, id: &FileId) -> Option<Arc<File>> {
+        let handle = self.touch(id)?;
         handle.never_waits.then(|| handle.file.clone())
     }
 
-    fn used(&mut self, id: &FileId) -> Option<&Handle> {
-        let index = self.open.iter().position(|handle| handle.id == *id)?;
-        let mut handle = self.open.remove(index)?;
+    fn touch(&mut self, id: &FileId) -> Option<&OpenFile> {
+        let index = self.files.iter().position(|handle| handle.id == *id)?;
+        let mut handle = self.files.remove(index)?;
         handle.used = Instant::now();
-        self.open.push_back(handle);
-        self.open.back()
+        self.files.push_back(handle);
+        self.files.back()
     }
 
     fn put(&mut self, id: FileId, file: Arc<File>, never_waits: bool) {
         self.remove(&id);
-        if self.open.len() == MAX_HANDLES {
-            self.open.pop_front();
+        if self.files.len() == MAX_OPEN_FILES {
+            self.files.pop_front();
         }
-        self.open.push_back(Handle {
+        self.files.push_back(OpenFile {
             id,
             file,
             never_waits,
@@ -419,12 +420,12 @@ impl Handles {
     }
 
     pub(super) fn remove(&mut self, id: &FileId) {
-        self.open.retain(|handle| handle.id != *id);
+        self.files.retain(|handle| handle.id != *id);
     }
 
-    /// Closes those unused for [`HANDLE_IDLE`].
+    /// Closes those unused for [`OPEN_FILE_IDLE`].
     pub(super) fn sweep(&mut self, now: Instant) {
-        self.open
-            .retain(|handle| now.saturating_duration_since(handle.used) < HANDLE_IDLE);
+        self.files
+            .retain(|handle| now.saturating_duration_since(handle.used) < OPEN_FILE_IDLE);
     }
 }

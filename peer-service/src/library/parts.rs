@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 /// Least things that a thread is begun for: some hundred microseconds of `stat`.
-const LEAST_PART: usize = 256;
+const MIN_PART: usize = 256;
 
 /// What `work` gives for so many things, in their order, of which each thread takes a part.
-pub(super) fn in_parts<T: Send>(
+pub(super) fn map_ranges<T: Send>(
     count: usize,
     threads: usize,
     work: impl Fn(Range<usize>) -> Vec<T> + Sync,
@@ -15,25 +15,25 @@ pub(super) fn in_parts<T: Send>(
     let parts = (0..count)
         .step_by(each)
         .map(|from| from..(from + each).min(count));
-    side_by_side(parts, work)
+    run_parallel(parts, work)
 }
 
 /// The same, of things that `work` changes where they are: answers about a hundred thousand files would take some MiB.
-pub(super) fn in_slices<S: Send, T: Send>(
+pub(super) fn map_slices<S: Send, T: Send>(
     things: &mut [S],
     threads: usize,
     work: impl Fn(&mut [S]) -> Vec<T> + Sync,
 ) -> Vec<T> {
     let each = part_len(things.len(), threads);
-    side_by_side(things.chunks_mut(each), work)
+    run_parallel(things.chunks_mut(each), work)
 }
 
 fn part_len(count: usize, threads: usize) -> usize {
-    count.div_ceil(threads.max(1)).max(LEAST_PART)
+    count.div_ceil(threads.max(1)).max(MIN_PART)
 }
 
 /// All parts at once, the first on this thread.
-pub(super) fn side_by_side<P: Send, T: Send>(
+pub(super) fn run_parallel<P: Send, T: Send>(
     mut parts: impl Iterator<Item = P>,
     work: impl Fn(P) -> Vec<T> + Sync,
 ) -> Vec<T> {
@@ -60,14 +60,14 @@ mod tests {
 
     #[test]
     fn parts_make_the_whole() {
-        for count in [0, 1, LEAST_PART, LEAST_PART + 1, 10 * LEAST_PART + 3] {
+        for count in [0, 1, MIN_PART, MIN_PART + 1, 10 * MIN_PART + 3] {
             for threads in [0, 1, 2, 7] {
                 assert_eq!(
-                    in_parts(count, threads, |part| part.collect()),
+                    map_ranges(count, threads, |part| part.collect()),
                     (0..count).collect::<Vec<_>>()
                 );
                 let mut things: Vec<_> = (0..count).collect();
-                let told = in_slices(&mut things, threads, |slice| {
+                let told = map_slices(&mut things, threads, |slice| {
                     slice.iter_mut().map(std::mem::take).collect()
                 });
                 assert_eq!(told, (0..count).collect::<Vec<_>>());

@@ -8,8 +8,8 @@ use std::{path::PathBuf, sync::Arc};
 use potluck_core::{FileId, index_client::Registration, merkle::Hash};
 
 use super::{
-    Inner, Item,
-    catalog::{Body, Delta, Place, Settled},
+    Item, LibraryShared,
+    catalog::{Delta, DeltaEffects, ItemBody, Location},
     load, lock,
 };
 use crate::{
@@ -18,82 +18,82 @@ use crate::{
 };
 
 /// Files above which counting them among the holdings takes long enough to be done while the database is written.
-const MANY: usize = 4096;
+const MANY_FILES: usize = 4096;
 
 /// What could not be stored yet.
 #[derive(Debug, Default)]
-pub(super) struct Unsaved {
+pub(super) struct UnsavedChanges {
     changes: Vec<StoreChange>,
     /// What these took out of the library at its owner's wish.
     pub(super) unshared: Vec<Item>,
 }
 
-impl Source for Inner {
+impl Source for LibraryShared {
     fn registration(&self, id: &FileId) -> Option<Registration> {
         self.catalog().registration(id)
     }
 }
 
-impl Inner {
+impl LibraryShared {
     /// Stores and tells a change of the catalog; `writing` is held. What cannot be stored holds all the same until the peer
     /// stops, or until a later change can be stored and it with that; the caller is told.
     pub(super) fn publish(&self, delta: Delta) -> Result<(), StoreError> {
         let mut settled = self.catalog().settle(delta);
         // With what a full disk kept from being stored before.
-        let mut unsaved = std::mem::take(&mut *lock(&self.unsaved));
+        let mut unsaved = std::mem::take(&mut *lock(&self.unsaved_changes));
         unsaved.changes.append(&mut settled.changes);
         self.holdings.remove(&settled.removed);
         let stored = std::thread::scope(|scope| {
-            let hold = || self.holdings.hold(&settled.there);
-            match settled.there.len() > MANY {
+            let hold = || self.holdings.hold(&settled.present);
+            match settled.present.len() > MANY_FILES {
                 true => drop(scope.spawn(hold)),
                 false => hold(),
             }
             self.store.apply(&unsaved.changes)
         });
         if let Err(error) = &stored {
-            *lock(&self.unsaved) = unsaved;
+            *lock(&self.unsaved_changes) = unsaved;
             tracing::error!(%error, "a change of the library could not be stored");
         }
-        self.forget(&settled);
-        self.unsummed.notify_one();
+        self.notify_removed(&settled);
+        self.sha256_needed.notify_one();
         stored
     }
 
     /// Whether something could not be stored yet.
     pub(super) fn has_unsaved(&self) -> bool {
-        !lock(&self.unsaved).changes.is_empty()
+        !lock(&self.unsaved_changes).changes.is_empty()
     }
 
     /// Stores what could not be stored before, if that works now.
     pub(super) fn save_again(&self) {
         let _writing = self.writing();
-        let unsaved = std::mem::take(&mut *lock(&self.unsaved));
+        let unsaved = std::mem::take(&mut *lock(&self.unsaved_changes));
         match self.store.apply(&unsaved.changes) {
             Ok(()) => tracing::info!("what could not be stored before is stored now"),
             Err(error) => {
                 tracing::debug!(%error, "what could not be stored before cannot be stored yet");
-                *lock(&self.unsaved) = unsaved;
+                *lock(&self.unsaved_changes) = unsaved;
             }
         }
     }
 
     /// Tells a change to all but the database.
-    pub(super) fn tell(&self, settled: &Settled) {
+    pub(super) fn notify(&self, settled: &DeltaEffects) {
         self.holdings.remove(&settled.removed);
-        self.holdings.hold(&settled.there);
-        self.forget(settled);
+        self.holdings.hold(&settled.present);
+        self.notify_removed(settled);
     }
 
     /// Tells those who watch or read what is gone, and removes what only that needed.
-    fn forget(&self, settled: &Settled) {
+    fn notify_removed(&self, settled: &DeltaEffects) {
         let mut watchers = self.watchers();
         watchers.retain(|_, sender| sender.receiver_count() > 0);
         for id in &settled.removed {
             watchers.remove(id);
         }
         drop(watchers);
-        let mut handles = self.handles();
+        let mut handles = self.open_files();
         for id in &settled.removed {
             handles.remove(id);
         }
@@ -106,15 +106,15 @@ impl Inner {
 
     /// Withdraws a copy that is not what it was; its item is looked at again in the background. `seen`: what was looked at; what took its
     /// place since is left alone.
-    pub(super) fn withdraw(&self, place: Place, seen: &Body) {
+    pub(super) fn withdraw(&self, place: Location, seen: &ItemBody) {
         let path = {
             let catalog = self.catalog();
             let item = catalog.item(place.item).filter(|shared| shared.body.is(seen));
-            item.filter(|_| !catalog.is_away(place.item))
-                .map(|shared| (shared.path.clone(), shared.arrived))
+            item.filter(|_| !catalog.is_offline(place.item))
+                .map(|shared| (shared.path.clone(), shared.downloaded))
         };
         let Some((path, arrived)) = path else { return };
-        if self.is_away(&path, arrived) && self.put_away(place.item) {
+        if self.is_offline(&path, arrived) && self.mark_offline(place.item) {
             return;
         }
         let _writing = self.writing();
@@ -125,7 +125,7 @@ impl Inner {
             return;
         };
         tracing::info!(path = %shared.path.display(), id = %shared.record.id, "a shared file changed: it is withdrawn and hashed again");
-        catalog.distrust(place, &mut delta);
+        catalog.invalidate(place, &mut delta);
         drop(catalog);
         // A failure is logged there; at the next start `stat` tells again.
         let _ = self.publish(delta);
@@ -140,19 +140,25 @@ impl Inner {
             let shared = catalog.item(number)?;
             (shared.path.clone(), shared.body.clone())
         };
-        let Body::Collection(folder) = &body else {
+        let ItemBody::Collection(folder) = &body else {
             return None;
         };
         let changed = load::changed_entries(&root, folder, self.hash_threads);
         for &part in &changed {
-            self.withdraw(Place { item: number, part }, &body);
+            self.withdraw(
+                Location {
+                    item: number,
+                    entry: part,
+                },
+                &body,
+            );
         }
         changed.is_empty().then(|| root.to_path_buf())
     }
 
     /// The piece layer of a file.
     pub(super) fn layer(&self, id: &FileId) -> Result<Option<Arc<[Hash]>>, StoreError> {
-        let unsaved = lock(&self.unsaved);
+        let unsaved = lock(&self.unsaved_changes);
         let layer = unsaved.changes.iter().rev().find_map(|change| match change {
             StoreChange::PutLayer(of, layer) if of == id => Some(layer.clone()),
             _ => None,

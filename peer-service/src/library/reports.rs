@@ -14,7 +14,7 @@ use std::{
 use potluck_core::places::ClientAddress;
 use tokio::sync::Notify;
 
-use super::{Inner, check::LARGEST};
+use super::{LibraryShared, check::LARGEST};
 use crate::offer::BadPieces;
 
 /// Most reports that wait.
@@ -69,7 +69,7 @@ impl Reports {
     }
 }
 
-impl Inner {
+impl LibraryShared {
     /// Looks at all that is reported, slowly.
     pub(super) fn look_at_reports(&self) {
         while let Some(pieces) = self.reports.pop() {

@@ -23,14 +23,14 @@ use potluck_core::{
 };
 
 use super::{
-    Inner, Item,
-    catalog::{Body, Catalog, Delta, Folder, NewItem},
-    folder::{hash_found, stopped},
-    found::{Found, is_same},
-    hasher::{Cancelled, Done, OnProgress, hash_one, record_of},
-    hashes::Hashes,
+    Item, LibraryShared,
+    catalog::{Catalog, Delta, ItemBody, NewItem, SharedCollection},
+    folder::{hash_snapshot, stopped},
+    found::{Snapshot, is_same},
+    hasher::{HashedFile, IsCancelled, OnProgress, hash_one, record_of},
+    hashes::EntryHashes,
     lock,
-    walk::{Refused, is_gone, special, stamp_of, unreadable, walk},
+    walk::{Refused, is_gone, not_a_regular_file, stamp_of, unreadable, walk},
 };
 use crate::store::{Members, Stamp, StoreError};
 
@@ -41,32 +41,32 @@ const COMPARED_AT_ONCE: usize = 256 * 1024;
 const MAX_ATTEMPTS: usize = 3;
 
 /// What a share is told on its way, and what it asks.
-pub(super) struct Watch<'a> {
+pub(super) struct ShareObserver<'a> {
     /// Bytes found that will be hashed or need not be.
-    pub(super) on_found: &'a (dyn Fn(u64) + Sync),
+    pub(super) on_size: &'a (dyn Fn(u64) + Sync),
     /// Bytes done of a file.
     pub(super) on_progress: &'a OnProgress<'a>,
     /// Whether to stop.
-    pub(super) cancelled: &'a Cancelled<'a>,
+    pub(super) is_cancelled: &'a IsCancelled<'a>,
 }
 
 /// Why an item is put. Hashing takes a while, in which its owner may have unshared it.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Cause {
+pub(super) enum ShareCause {
     /// Its owner asks for it.
-    Asked,
+    Requested,
     /// The item of this number had changed: put if that is still there.
     Changed(u64),
     /// It lies in the files folder: put unless its owner took it out of the sharing.
     DroppedIn,
 }
 
-impl Cause {
+impl ShareCause {
     fn holds(self, catalog: &Catalog, path: &Path) -> bool {
         match self {
-            Self::Asked => true,
-            Self::Changed(number) => catalog.at(path) == Some(number),
-            Self::DroppedIn => !catalog.is_hidden(path),
+            Self::Requested => true,
+            Self::Changed(number) => catalog.item_at(path) == Some(number),
+            Self::DroppedIn => !catalog.is_tombstoned(path),
         }
     }
 }
@@ -84,44 +84,44 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, Problem> {
     }
 }
 
-fn one(path: &Path, problem: Problem) -> Vec<Refused> {
+fn single_refusal(path: &Path, problem: Problem) -> Vec<Refused> {
     vec![(path.to_owned(), problem)]
 }
 
-impl Inner {
+impl LibraryShared {
     /// Makes the item at a path, resolved before.
     ///
     /// # Errors
     /// Everything that keeps it from being shared.
-    pub(super) fn prepare(&self, path: &Path, watch: &Watch<'_>) -> Result<NewItem, Vec<Refused>> {
-        let refuse = |problem| one(path, problem);
+    pub(super) fn build_item(&self, path: &Path, watch: &ShareObserver<'_>) -> Result<NewItem, Vec<Refused>> {
+        let refuse = |problem| single_refusal(path, problem);
         let metadata = path.metadata().map_err(|error| refuse(unreadable(&error)))?;
-        self.check_place(path).map_err(refuse)?;
+        self.check_location(path).map_err(refuse)?;
         if metadata.is_dir() {
             let mut found = walk(path, self.hash_threads)?;
             match self.catalog().folder_at(path).is_some() {
                 // Maybe it is as it was.
-                true => found.ask(path, self.hash_threads)?,
-                false => found.ask_many(path, self.hash_threads)?,
+                true => found.stat_all(path, self.hash_threads)?,
+                false => found.stat_if_many(path, self.hash_threads)?,
             }
-            self.prepare_folder(path, &found, watch)
+            self.build_collection(path, &found, watch)
         } else if metadata.is_file() {
             let size = metadata.len();
-            (watch.on_found)(size);
+            (watch.on_size)(size);
             if let Some(item) = self.reuse_file(path, &stamp_of(&metadata)) {
                 (watch.on_progress)(&|| path.to_owned(), size);
                 return Ok(item);
             }
             let done =
-                hash_one(path, self.hash_threads, watch.on_progress, watch.cancelled).map_err(refuse)?;
+                hash_one(path, self.hash_threads, watch.on_progress, watch.is_cancelled).map_err(refuse)?;
             Ok(file_item(path, done))
         } else {
-            Err(refuse(special(metadata.file_type())))
+            Err(refuse(not_a_regular_file(metadata.file_type())))
         }
     }
 
     /// Refuses what has no usable name and what would give away the peer's own state.
-    pub(super) fn check_place(&self, path: &Path) -> Result<(), Problem> {
+    pub(super) fn check_location(&self, path: &Path) -> Result<(), Problem> {
         let name = path.file_name().and_then(|name| name.to_str());
         let name = name.ok_or_else(|| {
             Problem::new(
@@ -144,41 +144,41 @@ impl Inner {
 
     /// An item of a file whose hash is known.
     fn reuse_file(&self, path: &Path, stamp: &Stamp) -> Option<NewItem> {
-        let record = self.catalog().known(path, stamp)?;
+        let record = self.catalog().known_file(path, stamp)?;
         Some(NewItem {
             path: path.into(),
-            arrived: false,
+            downloaded: false,
             label: None,
             record,
-            body: Body::File(*stamp),
-            sums: BTreeMap::new(),
+            body: ItemBody::File(*stamp),
+            sha256s: BTreeMap::new(),
             layers: HashMap::new(),
         })
     }
 
     /// Makes the collection of a folder's content.
-    pub(super) fn prepare_folder(
+    pub(super) fn build_collection(
         &self,
         root: &Path,
-        found: &Found,
-        watch: &Watch<'_>,
+        found: &Snapshot,
+        watch: &ShareObserver<'_>,
     ) -> Result<NewItem, Vec<Refused>> {
-        (watch.on_found)(found.size());
+        (watch.on_size)(found.size());
         if let Some(item) = self.reuse_folder(root, found) {
             (watch.on_progress)(&|| root.to_owned(), found.size());
             return Ok(item);
         }
-        let known = |path: &Path, stamp: &Stamp| self.catalog().known(path, stamp);
+        let known = |path: &Path, stamp: &Stamp| self.catalog().known_file(path, stamp);
         let known = self.catalog().may_know(root, found.len()).then_some(&known as _);
-        let hashed = hash_found(root, found, known, self.hash_threads, watch)?;
+        let hashed = hash_snapshot(root, found, known, self.hash_threads, watch)?;
         // Sorted as `found` is, which the stamps rely on.
         let manifest = hashed.manifest(root, found)?;
         self.collection_item(root, Arc::new(manifest), found.all_stamps(), hashed.hashes)
-            .map_err(|problem| one(root, problem))
+            .map_err(|problem| single_refusal(root, problem))
     }
 
     /// An item of a folder that is shared as it stands.
-    fn reuse_folder(&self, root: &Path, found: &Found) -> Option<NewItem> {
+    fn reuse_folder(&self, root: &Path, found: &Snapshot) -> Option<NewItem> {
         let (record, folder) = {
             let catalog = self.catalog();
             let (record, folder) = catalog.folder_at(root)?;
@@ -186,11 +186,11 @@ impl Inner {
         };
         is_same(found, &folder.manifest, &folder.members.stamps).then(|| NewItem {
             path: root.into(),
-            arrived: false,
+            downloaded: false,
             label: None,
             record,
-            body: Body::Collection(folder),
-            sums: BTreeMap::new(),
+            body: ItemBody::Collection(folder),
+            sha256s: BTreeMap::new(),
             layers: HashMap::new(),
         })
     }
@@ -201,35 +201,35 @@ impl Inner {
         root: &Path,
         manifest: Arc<Manifest>,
         stamps: Vec<Stamp>,
-        hashes: Hashes,
+        hashes: EntryHashes,
     ) -> Result<NewItem, Problem> {
         let bytes = manifest.bytes();
         let tree = hash_bytes(bytes);
         let record = record_of(&tree, FileKind::Collection);
-        let Hashes {
+        let EntryHashes {
             roots,
             mut layers,
-            sums,
+            sha256s: sums,
         } = hashes;
         if !tree.piece_hashes.is_empty() {
             layers.insert(record.id, tree.piece_hashes.into());
         }
-        let folder = Folder::new(manifest, Members { stamps, roots });
+        let folder = SharedCollection::new(manifest, Members { stamps, roots });
         let item = NewItem {
             path: root.into(),
-            arrived: false,
+            downloaded: false,
             label: None,
             record,
-            body: Body::Collection(Arc::new(folder)),
-            sums,
+            body: ItemBody::Collection(Arc::new(folder)),
+            sha256s: sums,
             layers,
         };
-        self.keep_manifest(&item).map(|()| item)
+        self.write_manifest(&item).map(|()| item)
     }
 
     /// Writes a collection's manifest where it is not: another collection with the same may have been the last that had it.
-    fn keep_manifest(&self, item: &NewItem) -> Result<(), Problem> {
-        let Body::Collection(folder) = &item.body else {
+    fn write_manifest(&self, item: &NewItem) -> Result<(), Problem> {
+        let ItemBody::Collection(folder) = &item.body else {
             return Ok(());
         };
         let path = self.manifest_path(&item.record.id);
@@ -285,34 +285,34 @@ impl Inner {
     pub(super) fn share_path(
         &self,
         path: &Path,
-        cause: Cause,
-        watch: &Watch<'_>,
+        cause: ShareCause,
+        watch: &ShareObserver<'_>,
     ) -> Result<Item, Vec<Refused>> {
         let mut last = None;
         for _ in 0..MAX_ATTEMPTS {
-            let item = self.prepare(path, watch)?;
+            let item = self.build_item(path, watch)?;
             if let Some(result) = self.put_items(vec![item], cause).pop() {
                 match result {
                     Ok(item) => return Ok(item),
                     Err(problem) if problem.reason == Reason::Busy => last = Some(problem),
-                    Err(problem) => return Err(one(path, problem)),
+                    Err(problem) => return Err(single_refusal(path, problem)),
                 }
             }
         }
-        Err(one(path, last.unwrap_or_else(stopped)))
+        Err(single_refusal(path, last.unwrap_or_else(stopped)))
     }
 
     /// Puts items, all in one batch. Each ends well or with its problem; `BUSY`: make it anew, what it counted on is gone;
     /// `CANCELLED`: the cause does not hold any more.
-    pub(super) fn put_items(&self, items: Vec<NewItem>, cause: Cause) -> Vec<Result<Item, Problem>> {
+    pub(super) fn put_items(&self, items: Vec<NewItem>, cause: ShareCause) -> Vec<Result<Item, Problem>> {
         let _writing = self.writing();
-        let written: Vec<_> = items.iter().map(|item| self.keep_manifest(item)).collect();
+        let written: Vec<_> = items.iter().map(|item| self.write_manifest(item)).collect();
         let mut delta = Delta::default();
         let mut catalog = self.catalog();
         let mut put = Vec::with_capacity(items.len());
         for (mut item, written) in items.into_iter().zip(written) {
             // Only who asks for it changes that it came as a download.
-            item.arrived |= !matches!(cause, Cause::Asked);
+            item.downloaded |= !matches!(cause, ShareCause::Requested);
             put.push(match written {
                 Err(problem) => Err(problem),
                 Ok(()) if !cause.holds(&catalog, &item.path) => {
@@ -322,13 +322,13 @@ impl Inner {
                         format!("{path} was unshared meanwhile"),
                     ))
                 }
-                Ok(()) if catalog.lacks(&item) => Err(Problem::new(
+                Ok(()) if catalog.lacks_layer(&item) => Err(Problem::new(
                     Reason::Busy,
                     "what it shares files with was unshared meanwhile",
                 )),
                 Ok(()) => {
                     let number = catalog.put(item, &mut delta);
-                    Ok(catalog.item(number).expect("was put just now").item())
+                    Ok(catalog.item(number).expect("was put just now").to_item())
                 }
             });
         }
@@ -383,17 +383,17 @@ fn not_remembered(error: &StoreError) -> Problem {
 }
 
 /// The item of a file that was hashed.
-pub(super) fn file_item(path: &Path, done: Done) -> NewItem {
+pub(super) fn file_item(path: &Path, done: HashedFile) -> NewItem {
     let record = record_of(&done.tree, FileKind::File);
     let layer = done.tree.piece_hashes;
     let layers = (!layer.is_empty()).then(|| (record.id, layer.into()));
     NewItem {
         path: path.into(),
-        arrived: false,
+        downloaded: false,
         label: None,
         record,
-        body: Body::File(done.stamp),
-        sums: BTreeMap::new(),
+        body: ItemBody::File(done.stamp),
+        sha256s: BTreeMap::new(),
         layers: layers.into_iter().collect(),
     }
 }

@@ -15,9 +15,9 @@ use potluck_core::Reason;
 use tokio::sync::mpsc;
 
 use super::{
-    Inner, ShareEvent,
+    LibraryShared, ShareEvent,
     catalog::NewItem,
-    share::{self, Cause, Watch},
+    share::{self, ShareCause, ShareObserver},
     walk::Refused,
 };
 
@@ -34,8 +34,8 @@ const FIRST_DESCRIPTOR_WAIT: Duration = Duration::from_millis(125);
 const LAST_DESCRIPTOR_WAIT: Duration = Duration::from_secs(2);
 
 /// Shares paths in order, the items of several in one batch.
-pub(super) fn share_all(inner: &Inner, paths: Vec<PathBuf>, events: &mpsc::Sender<ShareEvent>) {
-    let _hashing = inner.hashing.begin();
+pub(super) fn share_all(inner: &LibraryShared, paths: Vec<PathBuf>, events: &mpsc::Sender<ShareEvent>) {
+    let _hashing = inner.foreground_hashers.begin();
     let (done, total) = (AtomicU64::new(0), AtomicU64::new(0));
     let told = Mutex::new(None::<Instant>);
     let on_progress = |path: &dyn Fn() -> PathBuf, bytes: u64| {
@@ -58,10 +58,10 @@ pub(super) fn share_all(inner: &Inner, paths: Vec<PathBuf>, events: &mpsc::Sende
         total.fetch_add(bytes, Ordering::Relaxed);
     };
     let cancelled = || events.is_closed() || inner.shutdown.is_cancelled();
-    let watch = Watch {
-        on_found: &on_found,
+    let watch = ShareObserver {
+        on_size: &on_found,
         on_progress: &on_progress,
-        cancelled: &cancelled,
+        is_cancelled: &cancelled,
     };
     let mut batch: Vec<NewItem> = Vec::new();
     let mut since = Instant::now();
@@ -82,7 +82,7 @@ pub(super) fn share_all(inner: &Inner, paths: Vec<PathBuf>, events: &mpsc::Sende
             }
             Err(refused) => {
                 put_batch(inner, &mut batch, events, &watch);
-                tell_refused(refused, events);
+                report_refused(refused, events);
             }
         }
     }
@@ -91,17 +91,17 @@ pub(super) fn share_all(inner: &Inner, paths: Vec<PathBuf>, events: &mpsc::Sende
 
 /// Makes the item at a path. A lack of file descriptors passes as other work ends: it is waited
 /// for, a little longer each time.
-fn prepare(inner: &Inner, path: &Path, watch: &Watch<'_>) -> Result<NewItem, Vec<Refused>> {
+fn prepare(inner: &LibraryShared, path: &Path, watch: &ShareObserver<'_>) -> Result<NewItem, Vec<Refused>> {
     let mut wait = FIRST_DESCRIPTOR_WAIT;
     loop {
         let prepared = match share::resolve(path) {
-            Ok(resolved) => inner.prepare(&resolved, watch),
+            Ok(resolved) => inner.build_item(&resolved, watch),
             Err(problem) => Err(vec![(path.to_owned(), problem)]),
         };
         let lacks = |(_, problem): &Refused| problem.reason == Reason::TooManyOpenFiles;
         match prepared {
             Err(refused)
-                if refused.iter().any(lacks) && wait <= LAST_DESCRIPTOR_WAIT && !(watch.cancelled)() =>
+                if refused.iter().any(lacks) && wait <= LAST_DESCRIPTOR_WAIT && !(watch.is_cancelled)() =>
             {
                 std::thread::sleep(wait);
                 wait *= 2;
@@ -111,23 +111,33 @@ fn prepare(inner: &Inner, path: &Path, watch: &Watch<'_>) -> Result<NewItem, Vec
     }
 }
 
-fn put_batch(inner: &Inner, batch: &mut Vec<NewItem>, events: &mpsc::Sender<ShareEvent>, watch: &Watch<'_>) {
+fn put_batch(
+    inner: &LibraryShared,
+    batch: &mut Vec<NewItem>,
+    events: &mpsc::Sender<ShareEvent>,
+    watch: &ShareObserver<'_>,
+) {
     let items = std::mem::take(batch);
     let paths: Vec<_> = items.iter().map(|item| item.path.clone()).collect();
-    for (path, result) in paths.into_iter().zip(inner.put_items(items, Cause::Asked)) {
+    for (path, result) in paths
+        .into_iter()
+        .zip(inner.put_items(items, ShareCause::Requested))
+    {
         let result = match result {
-            Err(problem) if problem.reason == Reason::Busy => inner.share_path(&path, Cause::Asked, watch),
+            Err(problem) if problem.reason == Reason::Busy => {
+                inner.share_path(&path, ShareCause::Requested, watch)
+            }
             result => result.map_err(|problem| vec![(path.to_path_buf(), problem)]),
         };
         match result {
             // Nobody there to tell: the caller is gone.
             Ok(item) => drop(events.blocking_send(ShareEvent::Shared(item))),
-            Err(refused) => tell_refused(refused, events),
+            Err(refused) => report_refused(refused, events),
         }
     }
 }
 
-fn tell_refused(refused: Vec<Refused>, events: &mpsc::Sender<ShareEvent>) {
+fn report_refused(refused: Vec<Refused>, events: &mpsc::Sender<ShareEvent>) {
     for (path, problem) in refused {
         if events
             .blocking_send(ShareEvent::Failed { path, problem })

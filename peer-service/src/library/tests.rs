@@ -12,21 +12,21 @@ use std::{
 };
 
 use super::{
-    share::{Cause, Watch},
+    share::{ShareCause, ShareObserver},
     *,
 };
 
 struct Rig {
-    inner: Arc<Inner>,
+    inner: Arc<LibraryShared>,
     stop: CancellationToken,
     tracker: TaskTracker,
     dir: tempfile::TempDir,
 }
 
-const WATCH: Watch<'_> = Watch {
-    on_found: &|_| {},
+const WATCH: ShareObserver<'_> = ShareObserver {
+    on_size: &|_| {},
     on_progress: &|_, _| {},
-    cancelled: &|| false,
+    is_cancelled: &|| false,
 };
 
 impl Rig {
@@ -42,7 +42,7 @@ impl Rig {
         let store = Store::open_in(&state).unwrap();
         let library = Library::open(store, Holdings::new(), files, 2, stop.clone(), &tracker).unwrap();
         Self {
-            inner: library.inner,
+            inner: library.shared,
             stop,
             tracker,
             dir,
@@ -50,7 +50,9 @@ impl Rig {
     }
 
     fn share(&self, path: &Path) -> Item {
-        self.inner.share_path(path, Cause::Asked, &WATCH).unwrap()
+        self.inner
+            .share_path(path, ShareCause::Requested, &WATCH)
+            .unwrap()
     }
 
     fn is_shared(&self, id: &FileId) -> bool {
@@ -58,7 +60,7 @@ impl Rig {
     }
 
     fn number(&self, path: &Path) -> u64 {
-        self.inner.catalog().at(path).unwrap()
+        self.inner.catalog().item_at(path).unwrap()
     }
 
     async fn end(self) -> tempfile::TempDir {
@@ -78,17 +80,17 @@ async fn what_is_unshared_while_it_is_hashed_again_stays_unshared() {
     let number = rig.number(&path);
     fs::write(&path, "after").unwrap();
     let asked = AtomicBool::new(false);
-    let watch = Watch {
+    let watch = ShareObserver {
         on_progress: &|_, _| {
             if !asked.swap(true, Ordering::Relaxed) {
-                rig.inner.unshare(&Target::Path(path.clone())).unwrap();
+                rig.inner.unshare(&UnshareTarget::Path(path.clone())).unwrap();
             }
         },
         ..WATCH
     };
-    let again = rig.inner.share_path(&path, Cause::Changed(number), &watch);
+    let again = rig.inner.share_path(&path, ShareCause::Changed(number), &watch);
     assert_eq!(again.unwrap_err()[0].1.reason, Reason::Cancelled);
-    assert!(asked.into_inner() && rig.inner.catalog().at(&path).is_none());
+    assert!(asked.into_inner() && rig.inner.catalog().item_at(&path).is_none());
     rig.share(&path);
     rig.end().await;
 }
@@ -98,16 +100,16 @@ async fn what_is_unshared_while_it_is_hashed_in_the_files_folder_stays_unshared(
     let rig = Rig::new();
     let path = rig.inner.files_folder.join("file");
     fs::write(&path, "content").unwrap();
-    let item = rig.inner.prepare(&path, &WATCH).unwrap();
+    let item = rig.inner.build_item(&path, &WATCH).unwrap();
     let put = |cause| {
         let item = item.clone();
         rig.inner.put_items(vec![item], cause).remove(0)
     };
-    put(Cause::DroppedIn).unwrap();
-    rig.inner.unshare(&Target::Path(path.clone())).unwrap();
-    assert_eq!(put(Cause::DroppedIn).unwrap_err().reason, Reason::Cancelled);
-    assert!(rig.inner.catalog().is_hidden(&path));
-    put(Cause::Asked).unwrap();
+    put(ShareCause::DroppedIn).unwrap();
+    rig.inner.unshare(&UnshareTarget::Path(path.clone())).unwrap();
+    assert_eq!(put(ShareCause::DroppedIn).unwrap_err().reason, Reason::Cancelled);
+    assert!(rig.inner.catalog().is_tombstoned(&path));
+    put(ShareCause::Requested).unwrap();
     rig.end().await;
 }
 
@@ -119,7 +121,7 @@ async fn what_was_shared_anew_is_not_withdrawn_for_what_it_was_before() {
     let id = rig.share(&path).record.id;
     let look = || {
         let catalog = rig.inner.catalog();
-        let place = catalog.places(&id)[0];
+        let place = catalog.locations(&id)[0];
         (place, catalog.item(place.item).unwrap().body.clone())
     };
     let (place, before) = look();
@@ -147,13 +149,13 @@ async fn what_came_after_the_files_folder_was_listed_is_not_taken_for_gone() {
         fs::write(path, content).unwrap();
         rig.share(path);
     }
-    rig.inner.unshare(&Target::Path(hidden.clone())).unwrap();
+    rig.inner.unshare(&UnshareTarget::Path(hidden.clone())).unwrap();
     let number = rig.number(&path);
     let look = || {
         rig.inner.drop_gone(vec![number]);
-        rig.inner.unhide_gone(&listing);
+        rig.inner.remove_gone_tombstones(&listing);
         let catalog = rig.inner.catalog();
-        (catalog.at(&path).is_some(), catalog.is_hidden(&hidden))
+        (catalog.item_at(&path).is_some(), catalog.is_tombstoned(&hidden))
     };
     assert_eq!(look(), (true, true));
     fs::remove_file(&path).unwrap();
@@ -180,7 +182,7 @@ async fn what_is_on_a_disk_that_is_away_is_not_served_and_is_back_without_hashin
     let paths = fill(&disk);
     let ids = paths.each_ref().map(|path| rig.share(path).record.id);
     let numbers = paths.each_ref().map(|path| rig.number(path));
-    let file = rig.inner.catalog().known(&paths[1].join("large"), &{
+    let file = rig.inner.catalog().known_file(&paths[1].join("large"), &{
         let metadata = paths[1].join("large").metadata().unwrap();
         stamp_of(&metadata)
     });
@@ -196,7 +198,7 @@ async fn what_is_on_a_disk_that_is_away_is_not_served_and_is_back_without_hashin
         }
         for (number, id) in numbers.into_iter().zip(&ids) {
             rig.inner.refresh_one(number);
-            assert!(rig.inner.catalog().is_away(number) && !rig.is_shared(id));
+            assert!(rig.inner.catalog().is_offline(number) && !rig.is_shared(id));
         }
         assert!(!rig.is_shared(&large));
         let totals = rig.inner.catalog().totals();
@@ -209,9 +211,9 @@ async fn what_is_on_a_disk_that_is_away_is_not_served_and_is_back_without_hashin
             fs::remove_file(&disk).unwrap();
         }
         fs::rename(&elsewhere, &disk).unwrap();
-        let again = rig.inner.prepare(&paths[0], &WATCH).unwrap();
+        let again = rig.inner.build_item(&paths[0], &WATCH).unwrap();
         assert!(again.layers.is_empty(), "hashed anew");
-        let again = rig.inner.prepare(&paths[1], &WATCH).unwrap();
+        let again = rig.inner.build_item(&paths[1], &WATCH).unwrap();
         assert!(!again.layers.contains_key(&large), "hashed anew");
         for number in numbers {
             wait_until(|| {
@@ -228,7 +230,7 @@ async fn what_is_on_a_disk_that_is_away_is_not_served_and_is_back_without_hashin
     // Away, and not wanted any more.
     fs::rename(&disk, &elsewhere).unwrap();
     rig.inner.refresh_one(numbers[0]);
-    rig.inner.unshare(&Target::Path(paths[0].clone())).unwrap();
+    rig.inner.unshare(&UnshareTarget::Path(paths[0].clone())).unwrap();
     assert!(rig.inner.layer(&ids[0]).unwrap().is_none());
     let rig = Rig::at(rig.end().await);
     assert_eq!(rig.inner.catalog().totals().items, 1);
@@ -260,7 +262,12 @@ async fn what_is_away_at_start_stays_shared_but_in_the_files_folder() {
     let rig = Rig::at(Rig::at(dir).end().await);
     assert!(ids.iter().all(|id| !rig.is_shared(id)));
     assert_eq!(rig.inner.holdings.snapshot().len(), 0);
-    let items: Vec<_> = rig.inner.catalog().away().map(|item| item.path.clone()).collect();
+    let items: Vec<_> = rig
+        .inner
+        .catalog()
+        .offline_items()
+        .map(|item| item.path.clone())
+        .collect();
     assert_eq!(items, paths.each_ref().map(|path| Arc::from(path.as_path())));
     assert_eq!(rig.inner.catalog().totals().items, 2);
     let dir = rig.end().await;
@@ -283,12 +290,12 @@ async fn another_file_where_one_was_away_is_hashed_anew() {
     let number = rig.number(&path);
     fs::remove_file(&path).unwrap();
     assert_eq!(rig.inner.locate(&id), None);
-    assert!(rig.inner.catalog().is_away(number));
+    assert!(rig.inner.catalog().is_offline(number));
     fs::write(&path, "another").unwrap();
     // Not asked about whenever something changes.
     let next = upkeep::refresh(&rig.inner, false);
     assert_eq!(next, upkeep::RETRY_FAILED);
-    assert!(rig.inner.catalog().is_away(number));
+    assert!(rig.inner.catalog().is_offline(number));
     wait_until(|| {
         rig.inner.refresh_one(number);
         !rig.inner.catalog().is_stale(number)
@@ -307,10 +314,10 @@ async fn a_download_that_is_gone_is_forgotten_unless_its_owner_shared_it() {
     let paths = ["fetched", "shared"].map(|name| dir.join(name));
     for path in &paths {
         fs::write(path, path.as_os_str().as_encoded_bytes()).unwrap();
-        let mut item = rig.inner.prepare(path, &WATCH).unwrap();
-        item.arrived = true;
+        let mut item = rig.inner.build_item(path, &WATCH).unwrap();
+        item.downloaded = true;
         rig.inner
-            .put_items(vec![item], Cause::Asked)
+            .put_items(vec![item], ShareCause::Requested)
             .pop()
             .unwrap()
             .unwrap();
@@ -319,7 +326,7 @@ async fn a_download_that_is_gone_is_forgotten_unless_its_owner_shared_it() {
     let numbers = paths.each_ref().map(|path| rig.number(path));
     // What is hashed again for a change is still what it was.
     rig.inner
-        .share_path(&paths[0], Cause::Changed(numbers[0]), &WATCH)
+        .share_path(&paths[0], ShareCause::Changed(numbers[0]), &WATCH)
         .unwrap();
     let rig = Rig::at(rig.end().await);
     for path in &paths {
@@ -328,9 +335,9 @@ async fn a_download_that_is_gone_is_forgotten_unless_its_owner_shared_it() {
     numbers
         .into_iter()
         .for_each(|number| _ = rig.inner.refresh_one(number));
-    let at = |path: &Path| rig.inner.catalog().at(path);
+    let at = |path: &Path| rig.inner.catalog().item_at(path);
     assert_eq!((at(&paths[0]), at(&paths[1])), (None, Some(numbers[1])));
-    assert!(rig.inner.catalog().is_away(numbers[1]));
+    assert!(rig.inner.catalog().is_offline(numbers[1]));
     rig.end().await;
 }
 
@@ -344,10 +351,13 @@ async fn a_collection_is_put_although_the_last_that_had_its_manifest_went() {
         fs::write(folder.join("file"), "content").unwrap();
     }
     let id = rig.share(&one).record.id;
-    let item = rig.inner.prepare(&other, &WATCH).unwrap();
-    rig.inner.unshare(&Target::Path(one)).unwrap();
+    let item = rig.inner.build_item(&other, &WATCH).unwrap();
+    rig.inner.unshare(&UnshareTarget::Path(one)).unwrap();
     assert!(!rig.inner.manifest_path(&id).exists());
-    rig.inner.put_items(vec![item], Cause::Asked).remove(0).unwrap();
+    rig.inner
+        .put_items(vec![item], ShareCause::Requested)
+        .remove(0)
+        .unwrap();
     assert!(rig.is_shared(&id) && rig.inner.manifest_path(&id).is_file());
     rig.end().await;
 }
@@ -394,17 +404,20 @@ async fn a_report_of_bad_pieces_is_believed_only_if_they_are_bad() {
     let mut damaged = content;
     damaged[299_999] ^= 1;
     fs::write(&path, damaged).unwrap();
-    let mut item = rig.inner.prepare(&path, &WATCH).unwrap();
+    let mut item = rig.inner.build_item(&path, &WATCH).unwrap();
     let changed = item.record.id;
     item.record = rig.inner.catalog().record(&id).unwrap();
     item.layers = HashMap::from([(id, rig.inner.layer(&id).unwrap().unwrap())]);
-    rig.inner.put_items(vec![item], Cause::Asked).remove(0).unwrap();
+    rig.inner
+        .put_items(vec![item], ShareCause::Requested)
+        .remove(0)
+        .unwrap();
     report(0, 2);
     assert!(rig.is_shared(&id), "these pieces are good");
     report(0, 3);
     assert!(!rig.is_shared(&id));
     let number = rig.number(&path);
-    assert_eq!(rig.inner.refresh_one(number), upkeep::Outcome::Done);
+    assert_eq!(rig.inner.refresh_one(number), upkeep::RefreshOutcome::Done);
     assert!(!rig.is_shared(&changed), "not shared by itself");
     // Something that shows is done about it.
     let file = fs::File::options().write(true).open(&path).unwrap();
@@ -431,7 +444,7 @@ async fn damaged_piece_hashes_are_never_given_and_made_again() {
     wrong[1][0] ^= 1;
     let change = crate::store::StoreChange::PutLayer(id, wrong.into());
     rig.inner.store.apply(&[change]).unwrap();
-    let given = || offer::LibraryOffer::find(&rig.inner, &id).map(|offer| offer.piece_hashes());
+    let given = || offer::LibraryContent::find(&rig.inner, &id).map(|offer| offer.piece_hashes());
     let refused = given().unwrap().unwrap_err();
     assert_eq!(refused.reason, Reason::PieceNotAvailable);
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -458,16 +471,16 @@ async fn what_could_not_be_kept_in_the_files_folder_is_tried_again() {
     let mut scanner = files_folder::Scanner::default();
     let deadline = Instant::now() + Duration::from_secs(60);
     while !scanner.has_refused(&folder) {
-        scanner.pass(&rig.inner);
+        scanner.scan(&rig.inner);
         assert!(Instant::now() < deadline, "it is not tried");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let again = scanner.pass(&rig.inner).expect("it is tried again by the clock");
+    let again = scanner.scan(&rig.inner).expect("it is tried again by the clock");
     assert!(again <= Duration::from_secs(5), "{again:?}");
     fs::remove_file(&manifests).unwrap();
     fs::create_dir(&manifests).unwrap();
-    while rig.inner.catalog().at(&folder).is_none() {
-        scanner.pass(&rig.inner);
+    while rig.inner.catalog().item_at(&folder).is_none() {
+        scanner.scan(&rig.inner);
         assert!(Instant::now() < deadline, "it is not tried again");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -3,14 +3,14 @@
 use potluck_core::{Problem, Reason};
 
 use super::{
-    Inner, Item, Target,
+    Item, LibraryShared, UnshareTarget,
     catalog::{Catalog, Delta},
     lock,
     share::resolve,
 };
 use crate::store::StoreError;
 
-impl Target {
+impl UnshareTarget {
     /// With the path that an item goes by.
     fn resolved(&self) -> Self {
         match self {
@@ -37,14 +37,14 @@ impl Target {
                     .map(|(number, _)| number)
                     .collect()
             }
-            Self::Path(path) => catalog.at(path).into_iter().collect(),
+            Self::Path(path) => catalog.item_at(path).into_iter().collect(),
         }
     }
 }
 
-impl Inner {
+impl LibraryShared {
     /// See [`super::Library::unshare`].
-    pub(super) fn unshare(&self, target: &Target) -> Result<Vec<Item>, Problem> {
+    pub(super) fn unshare(&self, target: &UnshareTarget) -> Result<Vec<Item>, Problem> {
         let resolved = target.resolved();
         let _writing = self.writing();
         let mut catalog = self.catalog();
@@ -54,14 +54,14 @@ impl Inner {
             let Some(item) = catalog.remove(number, &mut delta) else {
                 continue;
             };
-            if self.is_dropped_in(&item.path) {
-                catalog.hide(item.path.clone(), Some(&mut delta));
+            if self.is_in_files_folder(&item.path) {
+                catalog.add_tombstone(item.path.clone(), Some(&mut delta));
             }
             removed.push(item);
         }
         if removed.is_empty() {
             // Asked again, for what could not be remembered.
-            let unsaved = lock(&self.unsaved);
+            let unsaved = lock(&self.unsaved_changes);
             let unshared = unsaved.unshared.iter().filter(|item| resolved.is(item));
             removed.extend(unshared.cloned());
         }
@@ -72,7 +72,7 @@ impl Inner {
         match self.publish(delta) {
             Ok(()) => Ok(removed),
             Err(error) => {
-                let unshared = &mut lock(&self.unsaved).unshared;
+                let unshared = &mut lock(&self.unsaved_changes).unshared;
                 unshared.retain(|known| removed.iter().all(|item| item.path != known.path));
                 unshared.extend(removed);
                 Err(not_remembered(&error))
@@ -81,13 +81,13 @@ impl Inner {
     }
 }
 
-fn not_shared(target: &Target, catalog: &Catalog) -> Problem {
+fn not_shared(target: &UnshareTarget, catalog: &Catalog) -> Problem {
     let message = match target {
-        Target::Id(id) if catalog.record(id).is_some() => {
+        UnshareTarget::Id(id) if catalog.record(id).is_some() => {
             format!("{id} is shared only as part of a collection: unshare the collection")
         }
-        Target::Id(id) => format!("{id} is not shared here"),
-        Target::Path(path) => format!("{} is not shared here as such", path.display()),
+        UnshareTarget::Id(id) => format!("{id} is not shared here"),
+        UnshareTarget::Path(path) => format!("{} is not shared here as such", path.display()),
     };
     Problem::new(Reason::NotFound, message)
 }

@@ -19,21 +19,21 @@ use potluck_core::{FileId, Sha256, hash};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Inner,
+    LibraryShared,
     base::open_regular,
-    catalog::{Body, Delta, EntryIndex, Place, WHOLE_ITEM},
+    catalog::{Delta, EntryIndex, ItemBody, Location, WHOLE_ITEM},
     found::newest,
     load::changed_entries,
     lock,
-    offer::HANDLE_IDLE,
-    precedence::Turns,
-    share::{Cause, Watch},
+    offer::OPEN_FILE_IDLE,
+    precedence::BackgroundTurns,
+    share::{ShareCause, ShareObserver},
     walk::{is_gone, stamp_of, walk},
 };
 use crate::blocking::in_background;
 
 /// How long nothing may have written to a file before it is hashed again.
-pub(super) const QUIET: Duration = Duration::from_secs(1);
+pub(super) const IDLE_BEFORE_HASH: Duration = Duration::from_secs(1);
 
 /// How soon an item that still changes is looked at again.
 const RETRY_CHANGING: Duration = Duration::from_secs(1);
@@ -46,27 +46,27 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(300);
 
 /// How long after a download its plain SHA-256 is computed at the earliest: those who fetch the same are still at it, and
 /// nobody waits for the sum.
-const AFTER_ARRIVAL: Duration = Duration::from_secs(20);
+const AFTER_DOWNLOAD: Duration = Duration::from_secs(20);
 
 /// How long after anything was shared: who shared it is answered first.
 const AFTER_SHARE: Duration = Duration::from_millis(20);
 
 /// Most SHA-256s stored in one batch, and how long the first may wait.
-const BATCH_SUMS: usize = 512;
+const BATCH_SHA256S: usize = 512;
 const BATCH_TIME: Duration = Duration::from_secs(1);
 
 /// Starts all of it.
-pub(super) fn start(inner: &Arc<Inner>, tracker: &TaskTracker) {
+pub(super) fn start(inner: &Arc<LibraryShared>, tracker: &TaskTracker) {
     tracker.spawn(refresh_loop(inner.clone()));
-    tracker.spawn(sum_loop(inner.clone()));
+    tracker.spawn(sha256_loop(inner.clone()));
     tracker.spawn(sweep_loop(inner.clone()));
     tracker.spawn(report_loop(inner.clone()));
 }
 
 /// Runs what blocks; `None` when shutting down, as soon as the work has noticed: nothing may use the database after that.
-async fn off_thread<T: Send + 'static>(
-    inner: &Arc<Inner>,
-    work: impl FnOnce(&Inner) -> T + Send + 'static,
+async fn run_blocking<T: Send + 'static>(
+    inner: &Arc<LibraryShared>,
+    work: impl FnOnce(&LibraryShared) -> T + Send + 'static,
 ) -> Option<T> {
     let shutdown = inner.shutdown.clone();
     let inner = inner.clone();
@@ -76,13 +76,13 @@ async fn off_thread<T: Send + 'static>(
 
 /// What looking at an item again came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum RefreshOutcome {
     Done,
     Changing,
     Failed,
 }
 
-async fn refresh_loop(inner: Arc<Inner>) {
+async fn refresh_loop(inner: Arc<LibraryShared>) {
     let mut looked: Option<Instant> = None;
     loop {
         // What is away may be much, and what changes is looked at every second.
@@ -90,8 +90,8 @@ async fn refresh_loop(inner: Arc<Inner>) {
         if with_away {
             looked = Some(Instant::now());
         }
-        let pass = move |inner: &Inner| refresh(inner, with_away);
-        let Some(delay) = off_thread(&inner, pass).await else {
+        let pass = move |inner: &LibraryShared| refresh(inner, with_away);
+        let Some(delay) = run_blocking(&inner, pass).await else {
             return;
         };
         // All arms are cancel-safe: a notification that is taken leads to a pass.
@@ -104,100 +104,102 @@ async fn refresh_loop(inner: Arc<Inner>) {
 }
 
 /// Looks at each item that waits for it, or only at those that are not away; how long until the next look.
-pub(super) fn refresh(inner: &Inner, with_away: bool) -> Duration {
+pub(super) fn refresh(inner: &LibraryShared, with_away: bool) -> Duration {
     let mut delay = CHECK_INTERVAL;
     // Apart from the loop: the catalog must not stay locked in it.
-    let stale = inner.catalog().stale();
+    let stale = inner.catalog().stale_numbers();
     for number in stale {
         if inner.shutdown.is_cancelled() {
             break;
         }
-        if !with_away && inner.catalog().is_away(number) {
+        if !with_away && inner.catalog().is_offline(number) {
             delay = delay.min(RETRY_FAILED);
             continue;
         }
         match inner.refresh_one(number) {
-            Outcome::Done => {}
-            Outcome::Changing => delay = delay.min(RETRY_CHANGING),
-            Outcome::Failed => delay = delay.min(RETRY_FAILED),
+            RefreshOutcome::Done => {}
+            RefreshOutcome::Changing => delay = delay.min(RETRY_CHANGING),
+            RefreshOutcome::Failed => delay = delay.min(RETRY_FAILED),
         }
     }
     delay
 }
 
-impl Inner {
-    pub(super) fn refresh_one(&self, number: u64) -> Outcome {
+impl LibraryShared {
+    pub(super) fn refresh_one(&self, number: u64) -> RefreshOutcome {
         let (path, arrived) = match self.catalog().item(number) {
-            Some(shared) => (shared.path.clone(), shared.arrived),
-            None => return Outcome::Done,
+            Some(shared) => (shared.path.clone(), shared.downloaded),
+            None => return RefreshOutcome::Done,
         };
-        if self.is_dropped_in(&path) {
+        if self.is_in_files_folder(&path) {
             // The files folder is watched: what is in it is looked at there.
             self.rescan.notify_one();
-            return Outcome::Done;
+            return RefreshOutcome::Done;
         }
         let metadata = match path.metadata() {
             Ok(metadata) => metadata,
-            Err(error) if is_gone(&error) && self.outlasts(&path, arrived) => {
-                if !self.catalog().is_away(number) {
-                    self.put_away(number);
+            Err(error) if is_gone(&error) && self.survives_offline(&path, arrived) => {
+                if !self.catalog().is_offline(number) {
+                    self.mark_offline(number);
                 }
-                return Outcome::Failed;
+                return RefreshOutcome::Failed;
             }
             Err(error) if is_gone(&error) => {
                 self.drop_gone(vec![number]);
-                return Outcome::Done;
+                return RefreshOutcome::Done;
             }
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "a shared path cannot be read");
-                return Outcome::Failed;
+                return RefreshOutcome::Failed;
             }
         };
-        let was_away = self.catalog().set_back(number);
+        let was_away = self.catalog().set_online(number);
         if self.catalog().is_damaged(number) {
-            return Outcome::Done;
+            return RefreshOutcome::Done;
         }
-        if !self.is_quiet_at(&path, &metadata) {
-            return Outcome::Changing;
+        if !self.is_idle_at(&path, &metadata) {
+            return RefreshOutcome::Changing;
         }
-        let watch = Watch {
-            on_found: &|_| {},
+        let watch = ShareObserver {
+            on_size: &|_| {},
             on_progress: &|_, _| {},
-            cancelled: &|| self.shutdown.is_cancelled(),
+            is_cancelled: &|| self.shutdown.is_cancelled(),
         };
-        match self.share_path(&path, Cause::Changed(number), &watch) {
+        match self.share_path(&path, ShareCause::Changed(number), &watch) {
             Ok(item) => {
                 let what = match was_away {
                     true => "what was away is shared again",
                     false => "what changed is hashed and shared again",
                 };
                 tracing::info!(path = %path.display(), id = %item.record.id, "{what}");
-                Outcome::Done
+                RefreshOutcome::Done
             }
-            Err(_) if self.shutdown.is_cancelled() || self.catalog().item(number).is_none() => Outcome::Done,
+            Err(_) if self.shutdown.is_cancelled() || self.catalog().item(number).is_none() => {
+                RefreshOutcome::Done
+            }
             Err(refused) => {
                 for (path, problem) in refused.iter().take(5) {
                     tracing::warn!(path = %path.display(), %problem, "a changed path is not shared");
                 }
                 let changing = potluck_core::Reason::FileChanged;
                 match refused.iter().all(|(_, problem)| problem.reason == changing) {
-                    true => Outcome::Changing,
-                    false => Outcome::Failed,
+                    true => RefreshOutcome::Changing,
+                    false => RefreshOutcome::Failed,
                 }
             }
         }
     }
 
     /// Whether nothing has written there for a while: of a folder, to any of its files. What cannot be looked at is told by who shares it.
-    fn is_quiet_at(&self, path: &Path, metadata: &Metadata) -> bool {
+    fn is_idle_at(&self, path: &Path, metadata: &Metadata) -> bool {
         if !metadata.is_dir() {
-            return is_quiet(stamp_of(metadata).ctime);
+            return is_idle(stamp_of(metadata).ctime);
         }
         let found = walk(path, self.hash_threads).and_then(|mut found| {
-            found.ask(path, self.hash_threads)?;
+            found.stat_all(path, self.hash_threads)?;
             Ok(newest(&found))
         });
-        found.map_or(true, is_quiet)
+        found.map_or(true, is_idle)
     }
 
     /// Takes away those of these items whose paths are gone. Looks itself: what somebody saw before may have come since, and been
@@ -225,13 +227,14 @@ impl Inner {
     }
 
     /// Forgets hidden paths of the files folder that are gone: they are not `there`, and were not put there since.
-    pub(super) fn unhide_gone(&self, there: &HashSet<PathBuf>) {
+    pub(super) fn remove_gone_tombstones(&self, there: &HashSet<PathBuf>) {
         let _writing = self.writing();
-        let mut gone = self.catalog().hidden_besides(there);
+        let mut gone = self.catalog().tombstones_besides(there);
         gone.retain(|path| path.symlink_metadata().is_err_and(|error| is_gone(&error)));
         let mut delta = Delta::default();
         let mut catalog = self.catalog();
-        gone.into_iter().for_each(|path| catalog.unhide(path, &mut delta));
+        gone.into_iter()
+            .for_each(|path| catalog.remove_tombstone(path, &mut delta));
         drop(catalog);
         if !delta.is_empty() {
             let _ = self.publish(delta);
@@ -247,7 +250,7 @@ impl Inner {
             }
             last = Some(number);
             let changed = match &body {
-                Body::File(stamp) => {
+                ItemBody::File(stamp) => {
                     let now = path.metadata().ok().map(|metadata| stamp_of(&metadata));
                     if now == Some(*stamp) {
                         Vec::new()
@@ -255,13 +258,19 @@ impl Inner {
                         vec![WHOLE_ITEM]
                     }
                 }
-                Body::Collection(folder) => changed_entries(&path, folder, 1),
+                ItemBody::Collection(folder) => changed_entries(&path, folder, 1),
             };
             if self.catalog().is_damaged(number) {
                 self.look_at_damaged(number, &changed);
             }
             for part in changed {
-                self.withdraw(Place { item: number, part }, &body);
+                self.withdraw(
+                    Location {
+                        item: number,
+                        entry: part,
+                    },
+                    &body,
+                );
             }
         }
     }
@@ -283,7 +292,7 @@ impl Inner {
     }
 
     /// The next item that is trusted.
-    fn item_after(&self, last: Option<u64>) -> Option<(u64, Arc<Path>, Body)> {
+    fn item_after(&self, last: Option<u64>) -> Option<(u64, Arc<Path>, ItemBody)> {
         let catalog = self.catalog();
         let mut items = catalog.items_after(last);
         let (number, shared) = items.find(|(number, _)| !catalog.is_stale(*number))?;
@@ -293,25 +302,25 @@ impl Inner {
 
 /// Whether a file's last change is long enough ago. A time in the future says nothing: then it counts as quiet, and a change
 /// while hashing is noticed by that.
-pub(super) fn is_quiet(changed: i64) -> bool {
+pub(super) fn is_idle(changed: i64) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let changed = Duration::from_nanos(u64::try_from(changed).unwrap_or(0));
-    now.checked_sub(changed).is_none_or(|age| age >= QUIET)
+    now.checked_sub(changed).is_none_or(|age| age >= IDLE_BEFORE_HASH)
 }
 
-async fn sweep_loop(inner: Arc<Inner>) {
+async fn sweep_loop(inner: Arc<LibraryShared>) {
     let mut checked = tokio::time::Instant::now();
     loop {
         tokio::select! {
             () = inner.shutdown.cancelled() => return,
-            () = tokio::time::sleep(HANDLE_IDLE / 2) => {}
+            () = tokio::time::sleep(OPEN_FILE_IDLE / 2) => {}
         }
-        inner.handles().sweep(Instant::now());
-        if inner.has_unsaved() && off_thread(&inner, Inner::save_again).await.is_none() {
+        inner.open_files().sweep(Instant::now());
+        if inner.has_unsaved() && run_blocking(&inner, LibraryShared::save_again).await.is_none() {
             return;
         }
         if checked.elapsed() >= CHECK_INTERVAL {
-            if off_thread(&inner, Inner::check_all).await.is_none() {
+            if run_blocking(&inner, LibraryShared::check_all).await.is_none() {
                 return;
             }
             checked = tokio::time::Instant::now();
@@ -319,21 +328,21 @@ async fn sweep_loop(inner: Arc<Inner>) {
     }
 }
 
-async fn sum_loop(inner: Arc<Inner>) {
+async fn sha256_loop(inner: Arc<LibraryShared>) {
     loop {
         tokio::select! {
             () = inner.shutdown.cancelled() => return,
-            () = inner.unsummed.notified() => {}
+            () = inner.sha256_needed.notified() => {}
         }
         // Once, however many come meanwhile: the sums of what is shared wait no longer for them.
-        let rest = until_calm(*lock(&inner.arrived), Instant::now());
+        let rest = until_calm(*lock(&inner.last_download), Instant::now());
         tokio::select! {
             () = inner.shutdown.cancelled() => return,
             () = tokio::time::sleep(rest) => {}
         }
         let summed = in_background("potluck-sums", {
             let inner = inner.clone();
-            move || sum_all(&inner)
+            move || compute_sha256s(&inner)
         });
         summed.await;
         if inner.shutdown.is_cancelled() {
@@ -343,7 +352,7 @@ async fn sum_loop(inner: Arc<Inner>) {
 }
 
 /// Looks at what others found to be wrong.
-async fn report_loop(inner: Arc<Inner>) {
+async fn report_loop(inner: Arc<LibraryShared>) {
     loop {
         tokio::select! {
             () = inner.shutdown.cancelled() => return,
@@ -362,26 +371,26 @@ async fn report_loop(inner: Arc<Inner>) {
 
 /// How long sums still make way for those who fetch what came here, or wait for an answer.
 fn until_calm(arrived: Option<Instant>, now: Instant) -> Duration {
-    let calm = arrived.map(|at| (at + AFTER_ARRIVAL).saturating_duration_since(now));
+    let calm = arrived.map(|at| (at + AFTER_DOWNLOAD).saturating_duration_since(now));
     calm.unwrap_or_default().max(AFTER_SHARE)
 }
 
 /// Computes every SHA-256 that is missing, giving way to those who wait for their hashing or their
 /// download.
-fn sum_all(inner: &Inner) {
+fn compute_sha256s(inner: &LibraryShared) {
     let mut sums = HashMap::new();
     let mut since = Instant::now();
-    let mut turns = Turns::new(&inner.hashing, &inner.activity, &inner.shutdown);
+    let mut turns = BackgroundTurns::new(&inner.foreground_hashers, &inner.activity, &inner.shutdown);
     let mut last = None;
     loop {
         // Apart from the loop: the catalog must not stay locked in it.
-        let files = inner.catalog().unsummed(last, BATCH_SUMS);
+        let files = inner.catalog().without_sha256(last, BATCH_SHA256S);
         let Some((place, _)) = files.last() else { break };
         last = Some(*place);
         for (_, id) in files {
-            turns.file();
+            turns.before_file();
             if inner.shutdown.is_cancelled() {
-                return put_sums(inner, &mut sums);
+                return store_sha256s(inner, &mut sums);
             }
             let Some(path) = inner.locate(&id) else { continue };
             if sums.is_empty() {
@@ -390,15 +399,15 @@ fn sum_all(inner: &Inner) {
             if let Some(sum) = sha256_of(inner, &path, &id, &mut turns) {
                 sums.insert(id, sum);
             }
-            if sums.len() >= BATCH_SUMS || since.elapsed() >= BATCH_TIME {
-                put_sums(inner, &mut sums);
+            if sums.len() >= BATCH_SHA256S || since.elapsed() >= BATCH_TIME {
+                store_sha256s(inner, &mut sums);
             }
         }
     }
-    put_sums(inner, &mut sums);
+    store_sha256s(inner, &mut sums);
 }
 
-fn put_sums(inner: &Inner, sums: &mut HashMap<FileId, Sha256>) {
+fn store_sha256s(inner: &LibraryShared, sums: &mut HashMap<FileId, Sha256>) {
     if sums.is_empty() {
         return;
     }
@@ -414,14 +423,19 @@ fn put_sums(inner: &Inner, sums: &mut HashMap<FileId, Sha256>) {
 }
 
 /// SHA-256 of a file that is what it was before and after; `None` if not, or if the peer stops.
-fn sha256_of(inner: &Inner, path: &Path, id: &FileId, turns: &mut Turns<'_>) -> Option<Sha256> {
+fn sha256_of(
+    inner: &LibraryShared,
+    path: &Path,
+    id: &FileId,
+    turns: &mut BackgroundTurns<'_>,
+) -> Option<Sha256> {
     let (file, before) = open_regular(path).ok()?;
-    if inner.catalog().known(path, &before)?.id != *id {
+    if inner.catalog().known_file(path, &before)?.id != *id {
         return None;
     }
     let (turns, read) = (Mutex::new(turns), AtomicU64::new(0));
     let sum = hash::sha256_file(&file, &|bytes| {
-        lock(&turns).take(bytes);
+        lock(&turns).before_read(bytes);
         read.fetch_add(bytes, Ordering::Relaxed);
         match inner.shutdown.is_cancelled() {
             true => ControlFlow::Break(()),
@@ -442,8 +456,8 @@ mod tests {
     fn sums_make_way_for_a_while_after_a_download() {
         let at = Instant::now();
         assert_eq!(until_calm(None, at), AFTER_SHARE);
-        assert_eq!(until_calm(Some(at), at + AFTER_ARRIVAL / 2), AFTER_ARRIVAL / 2);
-        assert_eq!(until_calm(Some(at), at + 2 * AFTER_ARRIVAL), AFTER_SHARE);
+        assert_eq!(until_calm(Some(at), at + AFTER_DOWNLOAD / 2), AFTER_DOWNLOAD / 2);
+        assert_eq!(until_calm(Some(at), at + 2 * AFTER_DOWNLOAD), AFTER_SHARE);
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -457,17 +471,17 @@ mod tests {
         let files = dir.path().join("files");
         let holdings = Holdings::new();
         let library = Library::open(store, holdings.clone(), files, 2, stop.clone(), &tasks).unwrap();
-        let hashing = library.inner.hashing.begin();
+        let hashing = library.shared.foreground_hashers.begin();
         let shared = tokio::task::spawn_blocking({
-            let inner = library.inner.clone();
+            let inner = library.shared.clone();
             let path = path.clone();
             move || {
-                let watch = Watch {
-                    on_found: &|_| {},
+                let watch = ShareObserver {
+                    on_size: &|_| {},
                     on_progress: &|_, _| {},
-                    cancelled: &|| false,
+                    is_cancelled: &|| false,
                 };
-                inner.share_path(&path, Cause::Asked, &watch).unwrap()
+                inner.share_path(&path, ShareCause::Requested, &watch).unwrap()
             }
         });
         let id = shared.await.unwrap().record.id;

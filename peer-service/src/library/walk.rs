@@ -19,8 +19,8 @@ use potluck_core::{
 };
 
 use super::{
-    found::{Found, What},
-    parts::side_by_side,
+    found::{EntryKind, Snapshot},
+    parts::run_parallel,
 };
 use crate::{file_system::may_lack_modes, store::Stamp};
 
@@ -66,7 +66,7 @@ pub(super) fn unreadable(error: &io::Error) -> Problem {
 }
 
 /// The problem with what is neither file nor folder.
-pub(super) fn special(kind: std::fs::FileType) -> Problem {
+pub(super) fn not_a_regular_file(kind: std::fs::FileType) -> Problem {
     let what = match () {
         () if kind.is_fifo() => "a pipe",
         () if kind.is_socket() => "a socket",
@@ -84,15 +84,15 @@ pub(super) fn special(kind: std::fs::FileType) -> Problem {
 ///
 /// # Errors
 /// All that cannot be shared, up to [`MAX_PROBLEMS`].
-pub(super) fn walk(root: &Path, threads: usize) -> Result<Found, Vec<Refused>> {
-    let mut found = Found::default();
+pub(super) fn walk(root: &Path, threads: usize) -> Result<Snapshot, Vec<Refused>> {
+    let mut found = Snapshot::default();
     let mut problems = Vec::new();
     // The folders of one depth, and then those in them.
     let mut level = vec![String::new()];
     while !level.is_empty() && problems.len() < MAX_PROBLEMS {
         level.sort_unstable();
         let each = level.len().div_ceil(threads.max(1));
-        let walks = side_by_side(level.chunks(each), |folders| vec![Walk::of(root, folders)]);
+        let walks = run_parallel(level.chunks(each), |folders| vec![Walk::of(root, folders)]);
         level = Vec::new();
         for walk in walks {
             level.extend(walk.below);
@@ -115,7 +115,7 @@ pub(super) fn walk(root: &Path, threads: usize) -> Result<Found, Vec<Refused>> {
 /// A walk through some folders, not deeper.
 struct Walk<'a> {
     root: &'a Path,
-    found: Found,
+    found: Snapshot,
     below: Vec<String>,
     problems: Vec<Refused>,
 }
@@ -124,7 +124,7 @@ impl<'a> Walk<'a> {
     fn of(root: &'a Path, folders: &[String]) -> Self {
         let mut walk = Self {
             root,
-            found: Found::default(),
+            found: Snapshot::default(),
             below: Vec::new(),
             problems: Vec::new(),
         };
@@ -162,7 +162,7 @@ impl<'a> Walk<'a> {
                 )),
                 Some(name) => {
                     path.push_str(name);
-                    look(&folder, &path, kind)
+                    inspect_entry(&folder, &path, kind)
                 }
             };
             match looked {
@@ -180,14 +180,14 @@ impl<'a> Walk<'a> {
             }
         }
         if is_empty && !below.is_empty() {
-            self.found.push(below, What::EmptyFolder);
+            self.found.push(below, EntryKind::EmptyFolder);
         }
         Ok(())
     }
 }
 
 /// What an entry of a folder is, `None` for a folder; `path`: from where the walk began.
-fn look(folder: &Path, path: &str, kind: FileType) -> Result<Option<What>, Problem> {
+fn inspect_entry(folder: &Path, path: &str, kind: FileType) -> Result<Option<EntryKind>, Problem> {
     let path = RelPath::parse(path).map_err(|error| {
         Problem::new(
             Reason::InvalidName,
@@ -195,7 +195,7 @@ fn look(folder: &Path, path: &str, kind: FileType) -> Result<Option<What>, Probl
         )
     })?;
     let what = if kind.is_file() {
-        Some(What::File(OnceLock::new()))
+        Some(EntryKind::File(OnceLock::new()))
     } else if kind.is_dir() {
         None
     } else if kind.is_symlink() {
@@ -208,9 +208,9 @@ fn look(folder: &Path, path: &str, kind: FileType) -> Result<Option<What>, Probl
         })?;
         // The manifest's own rules, asked for each link so that all bad ones are told.
         check_link(path, &target).map_err(Problem::from)?;
-        Some(What::Link(target.into()))
+        Some(EntryKind::Link(target.into()))
     } else {
-        return Err(special(kind));
+        return Err(not_a_regular_file(kind));
     };
     Ok(what)
 }
@@ -237,7 +237,7 @@ mod tests {
         ];
         assert_eq!(paths, sorted);
         assert!(found.files().all(|(_, seen)| seen.is_none()));
-        found.ask(root, 1).unwrap();
+        found.stat_all(root, 1).unwrap();
         assert!(found.files().all(|(_, seen)| seen.is_some()));
         assert_eq!(found.files().count(), 6);
     }

@@ -31,7 +31,7 @@ use super::{
 use crate::{
     blocking::{blocking_cancellable, continue_unless},
     file_system::may_lack_modes,
-    library::{Hashes, stamp_of, stamps_at},
+    library::{EntryHashes, stamp_of, stamps_at},
 };
 
 /// Mode bits that let somebody execute a file.
@@ -208,8 +208,8 @@ fn matches_manifest(root: &Path, manifest: &Manifest) -> bool {
 }
 
 /// The hashes of a folder whose every file is what the manifest says, after hashing each.
-fn hash_folder(root: &Path, manifest: &Manifest, stop: &CancellationToken) -> io::Result<Hashes> {
-    let mut hashes = Hashes::new(manifest.len());
+fn hash_folder(root: &Path, manifest: &Manifest, stop: &CancellationToken) -> io::Result<EntryHashes> {
+    let mut hashes = EntryHashes::new(manifest.len());
     for (index, entry) in (0..).zip(manifest.entries()) {
         let EntryContent::File { id, size, .. } = entry.content else {
             continue;
@@ -241,8 +241,8 @@ pub(crate) fn collect_hashes(
     manifest: &Manifest,
     root: &Path,
     stop: &CancellationToken,
-) -> io::Result<Hashes> {
-    let mut hashes = Hashes::new(manifest.len());
+) -> io::Result<EntryHashes> {
+    let mut hashes = EntryHashes::new(manifest.len());
     for (file, planned) in plan.files().enumerate() {
         let first = plan.first_entry(file).ok_or(ErrorKind::InvalidInput)?;
         let tree = match (checks.tree(file), manifest.get(first)) {

@@ -4,71 +4,84 @@
 
 use potluck_core::{FileId, index_client::FileRecord};
 
-use super::{Catalog, Copy, Delta, EntryIndex, Place, Shared, has_layer};
+use super::{Catalog, Delta, EntryIndex, FileCopy, Location, SharedItem, has_layer};
 
 impl Catalog {
     /// Withdraws all that an item gives, and keeps what is known of it. It waits to be looked at again. Whether it was there.
-    pub(in super::super) fn set_away(&mut self, number: u64, delta: &mut Delta) -> bool {
-        if self.away.contains(&number) {
+    pub(in super::super) fn set_offline(&mut self, number: u64, delta: &mut Delta) -> bool {
+        if self.offline.contains(&number) {
             return false;
         }
         let Some(shared) = self.items.remove(&number) else {
             return false;
         };
-        for part in shared.parts() {
+        for part in shared.entries() {
             if let Some((copy, _)) = self.take_copy(number, &shared, part, delta) {
-                self.kept.insert(copy);
+                self.offline_copies.insert(copy);
             }
         }
         self.items.insert(number, shared);
-        self.stale.insert(number);
-        self.away.insert(number)
+        self.stale_items.insert(number);
+        self.offline.insert(number)
     }
 
     /// Something is at the item's path again. It still waits to be looked at. Whether it was away.
-    pub(in super::super) fn set_back(&mut self, number: u64) -> bool {
-        self.away.remove(&number)
+    pub(in super::super) fn set_online(&mut self, number: u64) -> bool {
+        self.offline.remove(&number)
     }
 
     /// Whether nothing is at the item's path.
-    pub(in super::super) fn is_away(&self, number: u64) -> bool {
-        self.away.contains(&number)
+    pub(in super::super) fn is_offline(&self, number: u64) -> bool {
+        self.offline.contains(&number)
     }
 
     /// Items whose paths are away.
-    pub(in super::super) fn away(&self) -> impl Iterator<Item = &Shared> {
-        self.away.iter().filter_map(|number| self.item(*number))
+    pub(in super::super) fn offline_items(&self) -> impl Iterator<Item = &SharedItem> {
+        self.offline.iter().filter_map(|number| self.item(*number))
     }
 
     /// What is kept of a part of an item.
-    pub(super) fn kept(&self, item: u64, shared: &Shared, part: EntryIndex) -> Option<FileRecord> {
+    pub(super) fn offline_record(
+        &self,
+        item: u64,
+        shared: &SharedItem,
+        part: EntryIndex,
+    ) -> Option<FileRecord> {
         let record = shared.record(part)?;
-        let place = Place {
+        let place = Location {
             item,
-            part: shared.part(&record.id)?,
+            entry: shared.entry(&record.id)?,
         };
         let prefix = record.id.prefix();
-        self.kept.contains(&Copy { prefix, place }).then_some(record)
+        self.offline_copies
+            .contains(&FileCopy {
+                prefix,
+                location: place,
+            })
+            .then_some(record)
     }
 
     /// Whether any copy of a file is kept.
-    pub(super) fn keeps(&self, id: &FileId) -> bool {
-        self.placed_in(&self.kept, id).next().is_some()
+    pub(super) fn has_offline_copy(&self, id: &FileId) -> bool {
+        self.located_copies_in(&self.offline_copies, id).next().is_some()
     }
 
     /// Forgets what is kept of an item, which is not among the items any more.
-    pub(super) fn drop_kept(&mut self, number: u64, shared: &Shared, delta: &mut Delta) {
-        self.away.remove(&number);
-        if self.kept.is_empty() {
+    pub(super) fn drop_offline_copies(&mut self, number: u64, shared: &SharedItem, delta: &mut Delta) {
+        self.offline.remove(&number);
+        if self.offline_copies.is_empty() {
             return;
         }
-        for part in shared.parts() {
-            let Some(record) = self.kept(number, shared, part) else {
+        for part in shared.entries() {
+            let Some(record) = self.offline_record(number, shared, part) else {
                 continue;
             };
-            self.kept.remove(&Copy {
+            self.offline_copies.remove(&FileCopy {
                 prefix: record.id.prefix(),
-                place: Place { item: number, part },
+                location: Location {
+                    item: number,
+                    entry: part,
+                },
             });
             if shared.is_manifest(part) {
                 delta.manifests.push(record.id);

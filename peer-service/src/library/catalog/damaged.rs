@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 
-use super::{Catalog, Delta, EntryIndex, Item, Place, WHOLE_ITEM};
+use super::{Catalog, Delta, EntryIndex, Item, Location, WHOLE_ITEM};
 use crate::store::StoreChange;
 
 /// Most damaged files that are named of one item.
@@ -16,38 +16,38 @@ const MAX_NAMED: usize = 16;
 impl Catalog {
     /// Withdraws a part that is damaged, and with it the manifest that lists it. Whether that was
     /// not known.
-    pub(in super::super) fn set_damaged(&mut self, place: Place, delta: &mut Delta) -> bool {
+    pub(in super::super) fn set_damaged(&mut self, place: Location, delta: &mut Delta) -> bool {
         let Some(shared) = self.items.remove(&place.item) else {
             return false;
         };
         let parts = [
             Some(WHOLE_ITEM),
-            Some(place.part).filter(|&part| part != WHOLE_ITEM),
+            Some(place.entry).filter(|&part| part != WHOLE_ITEM),
         ];
         for part in parts.into_iter().flatten() {
             self.drop_copy(place.item, &shared, part, delta);
         }
         self.items.insert(place.item, shared);
-        self.stale.remove(&place.item);
-        let is_new = self.damaged.entry(place.item).or_default().insert(place.part);
+        self.stale_items.remove(&place.item);
+        let is_new = self.damaged.entry(place.item).or_default().insert(place.entry);
         if is_new {
             delta
                 .changes
-                .push(StoreChange::PutDamaged(place.item, place.part));
+                .push(StoreChange::PutDamaged(place.item, place.entry));
         }
         is_new
     }
 
     /// What was remembered as damaged when the peer stopped is so still, unless it changed since:
     /// then it is looked at again.
-    pub(in super::super) fn restore_damaged(&mut self, place: Place, delta: &mut Delta) {
+    pub(in super::super) fn restore_damaged(&mut self, place: Location, delta: &mut Delta) {
         let Some(shared) = self.items.get(&place.item) else {
             return;
         };
-        let is_unchanged = shared.id(place.part).is_some_and(|id| {
+        let is_unchanged = shared.id(place.entry).is_some_and(|id| {
             // A part that is not the first of its content has no copy of its own.
-            let part = shared.part(&id);
-            self.placed(&id)
+            let part = shared.entry(&id);
+            self.located_copies(&id)
                 .any(|(item, _, known)| item == place.item && Some(known) == part)
         });
         match is_unchanged {
@@ -59,7 +59,7 @@ impl Catalog {
     /// Lets an item be looked at again, as something of it that was damaged has changed.
     pub(in super::super) fn forget_damage(&mut self, number: u64, delta: &mut Delta) {
         if self.damaged.remove(&number).is_some() {
-            self.stale.insert(number);
+            self.stale_items.insert(number);
             delta.changes.push(StoreChange::RemoveDamaged(number));
         }
     }
@@ -89,7 +89,7 @@ impl Catalog {
         let paths = damaged.filter_map(|&part| shared.locate(part));
         Some(Item {
             damaged: paths.take(MAX_NAMED).collect::<Vec<PathBuf>>(),
-            ..shared.item()
+            ..shared.to_item()
         })
     }
 }

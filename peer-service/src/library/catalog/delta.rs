@@ -11,7 +11,7 @@ pub(in super::super) struct Delta {
     /// Ids of which something changed that others know: whether there is a copy, its name, its SHA-256.
     pub(super) touched: Vec<FileId>,
     /// Whether any copy went: else all that was touched is there.
-    pub(super) has_lost: bool,
+    pub(super) lost_copies: bool,
     /// Those that had a piece layer or a manifest's blob when a copy went.
     pub(super) layered: Vec<FileId>,
     pub(super) manifests: Vec<FileId>,
@@ -20,10 +20,10 @@ pub(in super::super) struct Delta {
 
 /// What to store and tell.
 #[derive(Debug, Default)]
-pub(in super::super) struct Settled {
+pub(in super::super) struct DeltaEffects {
     pub(in super::super) changes: Vec<StoreChange>,
     /// Files that are there, and new or not registered as they were.
-    pub(in super::super) there: Vec<FileId>,
+    pub(in super::super) present: Vec<FileId>,
     pub(in super::super) removed: Vec<FileId>,
     /// Collections that are gone, whose manifests are kept beside the database.
     pub(in super::super) manifests: Vec<FileId>,
@@ -37,10 +37,10 @@ impl Delta {
 
 impl Catalog {
     /// Says what to store and tell of what changed.
-    pub(in super::super) fn settle(&self, delta: Delta) -> Settled {
+    pub(in super::super) fn settle(&self, delta: Delta) -> DeltaEffects {
         let Delta {
             mut touched,
-            has_lost,
+            lost_copies: has_lost,
             layered,
             manifests,
             mut changes,
@@ -58,11 +58,11 @@ impl Catalog {
                 is_there
             });
         }
-        let gone = |id: &FileId| self.copies(id).next().is_none() && !self.keeps(id);
+        let gone = |id: &FileId| self.copies(id).next().is_none() && !self.has_offline_copy(id);
         changes.extend(layered.into_iter().filter(gone).map(StoreChange::RemoveLayer));
-        Settled {
+        DeltaEffects {
             changes,
-            there: touched,
+            present: touched,
             manifests: manifests.into_iter().filter(gone).collect(),
             removed,
         }

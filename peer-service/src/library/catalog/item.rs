@@ -15,40 +15,40 @@ use potluck_core::{
     plan::Plan,
 };
 
-use super::super::{Item, hasher::sum_of};
+use super::super::{Item, hasher::small_file_sha256};
 pub(in super::super) use crate::store::{EntryIndex, WHOLE_ITEM};
 use crate::store::{ItemRow, Members, RowBody, Stamp};
 
 /// Where a copy of a file is: an item, and the entry of its manifest, or [`WHOLE_ITEM`] for the item's own file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(in super::super) struct Place {
+pub(in super::super) struct Location {
     pub(in super::super) item: u64,
-    pub(in super::super) part: EntryIndex,
+    pub(in super::super) entry: EntryIndex,
 }
 
 /// Something that is shared.
 #[derive(Debug)]
-pub(in super::super) struct Shared {
+pub(in super::super) struct SharedItem {
     pub(in super::super) path: Arc<Path>,
     /// Whether it came as a download, and nobody asked for it to be shared.
-    pub(in super::super) arrived: bool,
+    pub(in super::super) downloaded: bool,
     /// What others call it, where that is not what its path ends in.
     pub(in super::super) label: Option<Label>,
     /// Of the file, or of the collection's manifest.
     pub(in super::super) record: FileRecord,
-    pub(in super::super) body: Body,
+    pub(in super::super) body: ItemBody,
     /// SHA-256s of a collection's entries that do not follow from the root.
-    pub(super) sums: BTreeMap<EntryIndex, Sha256>,
+    pub(super) sha256s: BTreeMap<EntryIndex, Sha256>,
 }
 
 /// What an item is.
 #[derive(Debug, Clone)]
-pub(in super::super) enum Body {
+pub(in super::super) enum ItemBody {
     File(Stamp),
-    Collection(Arc<Folder>),
+    Collection(Arc<SharedCollection>),
 }
 
-impl Body {
+impl ItemBody {
     /// Whether this is the very one that was looked at before: not one that took its place since.
     pub(in super::super) fn is(&self, other: &Self) -> bool {
         match (self, other) {
@@ -61,7 +61,7 @@ impl Body {
 
 /// A collection's content.
 #[derive(Debug, Default)]
-pub(in super::super) struct Folder {
+pub(in super::super) struct SharedCollection {
     pub(in super::super) manifest: Arc<Manifest>,
     /// As many as the manifest has entries.
     pub(in super::super) members: Arc<Members>,
@@ -73,17 +73,17 @@ pub(in super::super) struct Folder {
 #[derive(Debug, Clone)]
 pub(in super::super) struct NewItem {
     pub(in super::super) path: Arc<Path>,
-    /// As in [`Shared`]; what was asked for stays so, whoever puts it.
-    pub(in super::super) arrived: bool,
-    /// As in [`Shared`].
+    /// As in [`SharedItem`]; what was asked for stays so, whoever puts it.
+    pub(in super::super) downloaded: bool,
+    /// As in [`SharedItem`].
     pub(in super::super) label: Option<Label>,
     pub(in super::super) record: FileRecord,
-    pub(in super::super) body: Body,
-    pub(in super::super) sums: BTreeMap<EntryIndex, Sha256>,
+    pub(in super::super) body: ItemBody,
+    pub(in super::super) sha256s: BTreeMap<EntryIndex, Sha256>,
     pub(in super::super) layers: HashMap<FileId, Arc<[Hash]>>,
 }
 
-impl Shared {
+impl SharedItem {
     /// The label it is shared by.
     pub(in super::super) fn name(&self) -> String {
         match &self.label {
@@ -92,10 +92,10 @@ impl Shared {
         }
     }
 
-    pub(in super::super) fn item(&self) -> Item {
+    pub(in super::super) fn to_item(&self) -> Item {
         let (file_count, content_size) = match &self.body {
-            Body::File(_) => (1, self.record.size),
-            Body::Collection(folder) => (folder.manifest.file_count(), folder.manifest.content_size()),
+            ItemBody::File(_) => (1, self.record.size),
+            ItemBody::Collection(folder) => (folder.manifest.file_count(), folder.manifest.content_size()),
         };
         Item {
             record: self.record,
@@ -108,7 +108,7 @@ impl Shared {
     }
 
     /// The parts that it holds, each distinct content once.
-    pub(super) fn parts(&self) -> impl Iterator<Item = EntryIndex> {
+    pub(super) fn entries(&self) -> impl Iterator<Item = EntryIndex> {
         let entries = self.folder().map(|folder| folder.manifest.contents());
         let entries = entries
             .into_iter()
@@ -117,10 +117,10 @@ impl Shared {
         std::iter::once(WHOLE_ITEM).chain(entries)
     }
 
-    pub(super) const fn folder(&self) -> Option<&Arc<Folder>> {
+    pub(super) const fn folder(&self) -> Option<&Arc<SharedCollection>> {
         match &self.body {
-            Body::File(_) => None,
-            Body::Collection(folder) => Some(folder),
+            ItemBody::File(_) => None,
+            ItemBody::Collection(folder) => Some(folder),
         }
     }
 
@@ -138,7 +138,7 @@ impl Shared {
     }
 
     /// The part that stands for all that have this id.
-    pub(super) fn part(&self, id: &FileId) -> Option<EntryIndex> {
+    pub(super) fn entry(&self, id: &FileId) -> Option<EntryIndex> {
         if self.record.id == *id {
             return Some(WHOLE_ITEM);
         }
@@ -159,16 +159,16 @@ impl Shared {
             id,
             size,
             root,
-            sha256: sum_of(size, &root).or_else(|| self.sums.get(&part).copied()),
+            sha256: small_file_sha256(size, &root).or_else(|| self.sha256s.get(&part).copied()),
             kind: FileKind::File,
         })
     }
 
     /// Remembers the SHA-256 of a part.
-    pub(super) fn set_sum(&mut self, part: EntryIndex, sum: Sha256) {
+    pub(super) fn set_sha256(&mut self, part: EntryIndex, sum: Sha256) {
         match part {
             WHOLE_ITEM => self.record.sha256 = Some(sum),
-            entry => drop(self.sums.insert(entry, sum)),
+            entry => drop(self.sha256s.insert(entry, sum)),
         }
     }
 
@@ -183,38 +183,38 @@ impl Shared {
     /// What `stat` said of a part; `None` for the manifest, which is not in the folder.
     pub(in super::super) fn stamp(&self, part: EntryIndex) -> Option<Stamp> {
         match &self.body {
-            Body::File(stamp) => Some(*stamp),
-            Body::Collection(folder) => folder.members.stamps.get(part as usize).copied(),
+            ItemBody::File(stamp) => Some(*stamp),
+            ItemBody::Collection(folder) => folder.members.stamps.get(part as usize).copied(),
         }
     }
 
     /// Where a part is; of the manifest, where its folder is.
     pub(in super::super) fn locate(&self, part: EntryIndex) -> Option<PathBuf> {
         match (&self.body, part) {
-            (Body::File(_), _) | (_, WHOLE_ITEM) => Some(self.path.to_path_buf()),
-            (Body::Collection(folder), entry) => {
+            (ItemBody::File(_), _) | (_, WHOLE_ITEM) => Some(self.path.to_path_buf()),
+            (ItemBody::Collection(folder), entry) => {
                 let path = folder.manifest.get(entry)?.path;
                 Some(self.path.join(path.as_str()))
             }
         }
     }
 
-    pub(super) fn row(&self) -> ItemRow {
+    pub(super) fn to_row(&self) -> ItemRow {
         ItemRow {
             path: self.path.clone(),
-            downloaded: self.arrived,
+            downloaded: self.downloaded,
             label: self.label.clone(),
             id: self.record.id,
             root: self.record.root,
             body: match &self.body {
-                Body::File(stamp) => RowBody::File(*stamp),
-                Body::Collection(folder) => RowBody::Collection(folder.members.clone()),
+                ItemBody::File(stamp) => RowBody::File(*stamp),
+                ItemBody::Collection(folder) => RowBody::Collection(folder.members.clone()),
             },
         }
     }
 }
 
-impl Folder {
+impl SharedCollection {
     /// Of a manifest whose files are what was hashed.
     pub(in super::super) fn new(manifest: Arc<Manifest>, members: impl Into<Arc<Members>>) -> Self {
         Self {
@@ -236,7 +236,7 @@ impl Folder {
     }
 
     /// Whether each file's root and size make its id.
-    pub(in super::super) fn fits(&self) -> bool {
+    pub(in super::super) fn ids_match_roots(&self) -> bool {
         let Members { stamps, roots } = &*self.members;
         let whole = stamps.len() == self.manifest.len() && roots.len() == self.manifest.len();
         whole

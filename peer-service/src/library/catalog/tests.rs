@@ -10,7 +10,7 @@ use potluck_core::{
 use proptest::prelude::*;
 
 use super::{
-    super::hasher::{record_of, sum_of},
+    super::hasher::{record_of, small_file_sha256},
     *,
 };
 use crate::store::Members;
@@ -37,7 +37,7 @@ fn item(at: usize, contents: &[usize], is_folder: bool) -> NewItem {
     let layered = contents.iter().filter(|record| has_layer(record.size));
     let layers = layered.map(|record| (record.id, Arc::from([[0; 32]; 3])));
     let (record, body) = match (is_folder, &contents[..]) {
-        (false, [only]) => (*only, Body::File(Stamp::default())),
+        (false, [only]) => (*only, ItemBody::File(Stamp::default())),
         _ => {
             let names: Vec<String> = (0..contents.len()).map(|n| format!("e{n}")).collect();
             let entries = names.iter().zip(&contents).map(|(name, record)| ManifestEntry {
@@ -54,18 +54,18 @@ fn item(at: usize, contents: &[usize], is_folder: bool) -> NewItem {
                 stamps: vec![Stamp::default(); contents.len()],
                 roots: contents.iter().map(|record| record.root).collect(),
             };
-            let folder = Folder::new(Arc::new(manifest), members);
-            assert!(folder.fits());
-            (record, Body::Collection(Arc::new(folder)))
+            let folder = SharedCollection::new(Arc::new(manifest), members);
+            assert!(folder.ids_match_roots());
+            (record, ItemBody::Collection(Arc::new(folder)))
         }
     };
     NewItem {
         path: path(at),
-        arrived: false,
+        downloaded: false,
         label: None,
         record,
         body,
-        sums: BTreeMap::new(),
+        sha256s: BTreeMap::new(),
         layers: layers.collect(),
     }
 }
@@ -157,26 +157,26 @@ fn apply(catalog: &mut Catalog, model: &mut Model, op: &Op) -> Delta {
             model.items.insert(*at, plain);
         }
         Op::Remove(at) => {
-            if let Some(number) = catalog.at(&path(*at)) {
+            if let Some(number) = catalog.item_at(&path(*at)) {
                 catalog.remove(number, &mut delta);
             }
             model.items.remove(at);
         }
         Op::Distrust(at, entry) => {
-            if let (Some(item), Some(plain)) = (catalog.at(&path(*at)), model.items.get_mut(at)) {
+            if let (Some(item), Some(plain)) = (catalog.item_at(&path(*at)), model.items.get_mut(at)) {
                 let part = match plain.manifest {
                     Some(_) => *entry as EntryIndex % plain.names.len() as EntryIndex,
                     None => WHOLE_ITEM,
                 };
-                catalog.distrust(Place { item, part }, &mut delta);
+                catalog.invalidate(Location { item, entry: part }, &mut delta);
                 let index = if part == WHOLE_ITEM { 0 } else { part as usize };
                 plain.distrusted.insert(plain.names[index].0);
                 plain.is_stale = true;
             }
         }
         Op::Away(at) => {
-            if let (Some(number), Some(plain)) = (catalog.at(&path(*at)), model.items.get_mut(at)) {
-                catalog.set_away(number, &mut delta);
+            if let (Some(number), Some(plain)) = (catalog.item_at(&path(*at)), model.items.get_mut(at)) {
+                catalog.set_offline(number, &mut delta);
                 plain
                     .distrusted
                     .extend(plain.names.iter().map(|(content, _)| *content));
@@ -184,8 +184,8 @@ fn apply(catalog: &mut Catalog, model: &mut Model, op: &Op) -> Delta {
             }
         }
         Op::Back(at) => {
-            if let Some(number) = catalog.at(&path(*at)) {
-                catalog.set_back(number);
+            if let Some(number) = catalog.item_at(&path(*at)) {
+                catalog.set_online(number);
             }
         }
         Op::Sum(n) => {
@@ -209,7 +209,7 @@ proptest! {
         for op in ops {
             let delta = apply(&mut catalog, &mut model, &op);
             let settled = catalog.settle(delta);
-            told.extend(settled.there.iter().map(|id| (*id, catalog.registration(id))));
+            told.extend(settled.present.iter().map(|id| (*id, catalog.registration(id))));
             told.retain(|id, _| !settled.removed.contains(id));
             let there = model.there();
             for n in 0..SIZES.len() {
@@ -218,7 +218,7 @@ proptest! {
                 let Some(record) = record else { continue };
                 prop_assert_eq!((record.size, record.root, record.kind), (SIZES[n], content(n).root, FileKind::File));
                 if SIZES[n] <= LEAF_SIZE as u64 {
-                    prop_assert_eq!(record.sha256, sum_of(record.size, &record.root));
+                    prop_assert_eq!(record.sha256, small_file_sha256(record.size, &record.root));
                 }
                 let names: BTreeSet<_> = catalog.registration(&record.id).unwrap().names.into_iter().collect();
                 prop_assert_eq!(&names, &there[&n]);
@@ -230,7 +230,7 @@ proptest! {
             ids.extend(model.manifests());
             let known = ids.into_iter().map(|id| (id, catalog.registration(&id))).collect();
             prop_assert_eq!(&told, &known, "what others were told");
-            let unsummed: BTreeSet<_> = catalog.unsummed(None, usize::MAX).into_iter().map(|(_, id)| id).collect();
+            let unsummed: BTreeSet<_> = catalog.without_sha256(None, usize::MAX).into_iter().map(|(_, id)| id).collect();
             let expected = there.keys().filter(|&&n| SIZES[n] > LEAF_SIZE as u64 && !model.sums.contains(&n));
             let expected: BTreeSet<_> = expected.map(|&n| content(n).id).collect();
             prop_assert!(unsummed.is_subset(&expected), "{:?} {:?}", unsummed, expected);
@@ -244,7 +244,7 @@ fn a_layer_goes_with_the_last_copy() {
     let mut delta = Delta::default();
     let first = catalog.put(item(0, &[4], false), &mut delta);
     let second = catalog.put(item(1, &[4, 4, 0], true), &mut delta);
-    let removed = |settled: &Settled| {
+    let removed = |settled: &DeltaEffects| {
         let layers = settled.changes.iter().filter_map(|change| match change {
             StoreChange::RemoveLayer(id) => Some(*id),
             _ => None,
@@ -266,7 +266,7 @@ fn a_layer_goes_with_the_last_copy() {
 fn what_is_away_keeps_its_layers_until_it_is_unshared_or_another() {
     let mut catalog = Catalog::default();
     let lost = |catalog: &Catalog, delta| {
-        let Settled {
+        let DeltaEffects {
             changes, manifests, ..
         } = catalog.settle(delta);
         let layers = changes.iter().filter_map(|change| match change {
@@ -279,8 +279,8 @@ fn what_is_away_keeps_its_layers_until_it_is_unshared_or_another() {
     let number = catalog.put(folder.clone(), &mut Delta::default());
     let other = catalog.put(item(1, &[4], false), &mut Delta::default());
     let mut delta = Delta::default();
-    assert!(catalog.set_away(number, &mut delta) && catalog.is_stale(number));
-    assert!(!catalog.set_away(number, &mut delta), "it is away already");
+    assert!(catalog.set_offline(number, &mut delta) && catalog.is_stale(number));
+    assert!(!catalog.set_offline(number, &mut delta), "it is away already");
     assert_eq!(lost(&catalog, delta), (vec![], vec![]));
     let mut delta = Delta::default();
     catalog.remove(other, &mut delta);
@@ -288,12 +288,12 @@ fn what_is_away_keeps_its_layers_until_it_is_unshared_or_another() {
     assert_eq!(catalog.record(&content(4).id), None);
     // Back as it was: put from what is known.
     let below = path(0).join("e1");
-    assert_eq!(catalog.known(&below, &Stamp::default()), Some(content(4)));
+    assert_eq!(catalog.known_file(&below, &Stamp::default()), Some(content(4)));
     let again = NewItem {
         layers: HashMap::new(),
         ..folder
     };
-    assert!(catalog.set_back(number) && !catalog.lacks(&again));
+    assert!(catalog.set_online(number) && !catalog.lacks_layer(&again));
     let mut delta = Delta::default();
     catalog.put(again.clone(), &mut delta);
     assert_eq!(lost(&catalog, delta), (vec![], vec![]));
@@ -301,17 +301,17 @@ fn what_is_away_keeps_its_layers_until_it_is_unshared_or_another() {
     assert!(!catalog.is_stale(number));
     // Another thing at its path, and unshared: what it was is forgotten.
     let mut delta = Delta::default();
-    catalog.set_away(number, &mut delta);
+    catalog.set_offline(number, &mut delta);
     catalog.put(item(0, &[0], false), &mut delta);
     let all = (vec![content(4).id], vec![again.record.id]);
     assert_eq!(lost(&catalog, delta), all);
-    assert!(!catalog.is_away(number) && catalog.known(&below, &Stamp::default()).is_none());
+    assert!(!catalog.is_offline(number) && catalog.known_file(&below, &Stamp::default()).is_none());
     let mut delta = Delta::default();
     catalog.put(item(0, &[0, 4], true), &mut delta);
-    catalog.set_away(number, &mut delta);
+    catalog.set_offline(number, &mut delta);
     catalog.remove(number, &mut delta);
     assert_eq!(lost(&catalog, delta), all);
-    assert!(catalog.kept.is_empty() && catalog.away.is_empty());
+    assert!(catalog.offline_copies.is_empty() && catalog.offline.is_empty());
 }
 
 #[test]
@@ -322,10 +322,10 @@ fn an_item_that_stands_as_it_did_changes_nothing() {
     let mut delta = Delta::default();
     assert_eq!(catalog.put(folder.clone(), &mut delta), number);
     assert!(delta.is_empty());
-    catalog.distrust(
-        Place {
+    catalog.invalidate(
+        Location {
             item: number,
-            part: 0,
+            entry: 0,
         },
         &mut Delta::default(),
     );
@@ -339,7 +339,11 @@ fn of_a_folder_that_changed_only_what_changed_is_told() {
     let told = |catalog: &mut Catalog, new: NewItem| {
         let mut delta = Delta::default();
         catalog.put(new, &mut delta);
-        let Settled { there, removed, .. } = catalog.settle(delta);
+        let DeltaEffects {
+            present: there,
+            removed,
+            ..
+        } = catalog.settle(delta);
         let sorted = |ids: Vec<FileId>| ids.into_iter().collect::<BTreeSet<_>>();
         (sorted(there), sorted(removed))
     };
@@ -352,9 +356,9 @@ fn of_a_folder_that_changed_only_what_changed_is_told() {
     let gone = ids(&[1]).chain([first]).collect();
     assert_eq!(told(&mut catalog, after.clone()), (new, gone));
     // What was withdrawn is told once more.
-    let part = |part| Place { item: 0, part };
+    let part = |part| Location { item: 0, entry: part };
     let mut delta = Delta::default();
-    catalog.distrust(part(2), &mut delta);
+    catalog.invalidate(part(2), &mut delta);
     assert_eq!(catalog.settle(delta).removed.len(), 2);
     let back = ids(&[2]).chain([second]).collect();
     assert_eq!(told(&mut catalog, after), (back, BTreeSet::new()));
@@ -365,11 +369,11 @@ fn an_item_that_counts_on_a_layer_lacks_it_once_that_is_gone() {
     let mut catalog = Catalog::default();
     let mut without = item(1, &[4], true);
     without.layers.clear();
-    assert!(catalog.lacks(&without));
+    assert!(catalog.lacks_layer(&without));
     let number = catalog.put(item(0, &[4], false), &mut Delta::default());
-    assert!(!catalog.lacks(&without));
+    assert!(!catalog.lacks_layer(&without));
     catalog.remove(number, &mut Delta::default());
-    assert!(catalog.lacks(&without));
+    assert!(catalog.lacks_layer(&without));
 }
 
 #[test]

@@ -2,11 +2,11 @@
 
 use super::*;
 
-fn watch<'a>(on_progress: &'a OnProgress<'a>, cancelled: &'a Cancelled<'a>) -> Watch<'a> {
-    Watch {
-        on_found: &|_| {},
+fn watch<'a>(on_progress: &'a OnProgress<'a>, cancelled: &'a IsCancelled<'a>) -> ShareObserver<'a> {
+    ShareObserver {
+        on_size: &|_| {},
         on_progress,
-        cancelled,
+        is_cancelled: cancelled,
     }
 }
 
@@ -24,13 +24,13 @@ fn many_are_hashed_in_order_and_failures_stay_apart() {
     }
     let results = Mutex::new(vec![None; paths.len()]);
     let file = |index: usize| (paths[index].0.as_path(), paths[index].1);
-    let on_done = |outcomes: Vec<Outcome<'_>>| {
+    let on_done = |outcomes: Vec<HashResult<'_>>| {
         for (index, path, result) in outcomes {
             assert_eq!(path, paths[index].0);
             results.lock().unwrap()[index] = Some(result);
         }
     };
-    let base = Base::default();
+    let base = BaseFolder::default();
     assert!(hash_many(
         &base,
         20,
@@ -95,7 +95,7 @@ fn files_of_any_size_come_out_as_they_are_alone() {
         assert!(path().is_file());
         told_of.fetch_add(bytes as usize, Ordering::Relaxed);
     };
-    let on_done = |outcomes: Vec<Outcome<'_>>| {
+    let on_done = |outcomes: Vec<HashResult<'_>>| {
         for (index, path, result) in outcomes {
             let alone = hash_one(&dir.path().join(path), 1, &|_, _| {}, &|| false).unwrap();
             let result = result.unwrap();
@@ -116,12 +116,15 @@ fn files_of_any_size_come_out_as_they_are_alone() {
         let is_asked = !index.is_multiple_of(3) && index < 12;
         (names[index].as_path(), is_asked.then(|| told(index)))
     };
-    let is_wanted = |index: usize, _: &Path, seen: Seen| {
+    let is_wanted = |index: usize, _: &Path, seen: FileStat| {
         assert_eq!(seen.stamp, stamp_of(&path(index).metadata().unwrap()));
         unwanted.fetch_add(usize::from(index > 11), Ordering::Relaxed);
         index < 12
     };
-    let (base, watch) = (Base::at(dir.path()).unwrap(), watch(&on_progress, &|| false));
+    let (base, watch) = (
+        BaseFolder::at(dir.path()).unwrap(),
+        watch(&on_progress, &|| false),
+    );
     assert!(hash_many(&base, count, &file, &is_wanted, &on_done, 1, &watch));
     let mut done = done.into_inner().unwrap();
     done.sort_unstable();
@@ -140,7 +143,7 @@ fn a_stamp_of_whole_seconds_settles_later() {
             ctime,
             ..Stamp::default()
         };
-        unsettled_at(&stamp, Duration::from_millis(10_000 + millis))
+        settle_delay_at(&stamp, Duration::from_millis(10_000 + millis))
     };
     let whole = 10 * SECOND;
     assert_eq!(after(whole, whole, 1_999), Some(Duration::from_millis(21)));
@@ -161,7 +164,7 @@ fn a_fresh_file_settles_first() {
     let path = dir.path().join("fresh");
     std::fs::write(&path, "1").unwrap();
     let done = hash_one(&path, 1, &|_, _| {}, &|| false).unwrap();
-    assert_eq!(unsettled(&done.stamp), None);
+    assert_eq!(settle_delay(&done.stamp), None);
 }
 
 #[test]
@@ -177,8 +180,8 @@ fn a_file_that_changes_while_it_settles_settles_again_or_is_refused() {
                 std::thread::sleep(Duration::from_millis(1));
             }
         });
-        let opened = open_settled(&Base::default(), &path);
-        let wait = opened.map(|(_, stamp)| unsettled(&stamp));
+        let opened = open_settled(&BaseFolder::default(), &path);
+        let wait = opened.map(|(_, stamp)| settle_delay(&stamp));
         stop.store(true, Ordering::Relaxed);
         match wait {
             Ok(wait) => assert_eq!(wait, None),
@@ -202,12 +205,12 @@ fn a_file_that_is_longer_or_shorter_than_its_system_says_is_refused() {
         assert_eq!(refused.reason, Reason::UnsizedFile, "{}", path.display());
         // The same where it is one of many.
         let refused = Mutex::new(None);
-        let on_done = |outcomes: Vec<Outcome<'_>>| {
+        let on_done = |outcomes: Vec<HashResult<'_>>| {
             for (_, _, result) in outcomes {
                 *refused.lock().unwrap() = result.err();
             }
         };
-        let (base, watch) = (Base::default(), watch(&|_, _| {}, &|| false));
+        let (base, watch) = (BaseFolder::default(), watch(&|_, _| {}, &|| false));
         assert!(hash_many(
             &base,
             1,
