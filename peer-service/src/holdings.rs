@@ -21,50 +21,50 @@ mod log;
 #[cfg(test)]
 mod tests;
 
-use log::{Log, What};
+use log::{ChangeKind, ChangeLog};
 
 /// Ids that are asked about at once while the digest is computed: whoever waits for the lock waits for some microseconds.
 const DIGEST_RUN: usize = 256;
 
 /// Whoever knows how files are registered.
-pub(crate) trait Source: Send + Sync + fmt::Debug {
+pub(crate) trait RegistrationSource: Send + Sync + fmt::Debug {
     /// How a file is registered; `None` where it is not there any more.
     fn registration(&self, id: &FileId) -> Option<Registration>;
 }
 
 /// What this peer has to offer. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
-pub struct Holdings {
-    inner: Arc<Inner>,
+pub struct AnnounceSet {
+    shared: Arc<AnnounceShared>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    state: Mutex<State>,
+struct AnnounceShared {
+    state: Mutex<AnnounceState>,
     /// Number of the last change.
     version: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    log: Log,
+struct AnnounceState {
+    log: ChangeLog,
     /// Of what was put, as it was put; all else is the source's.
     put: HashMap<FileId, Registration>,
     /// How many transfers have a part of each file.
-    parts: HashMap<FileId, u32>,
-    source: Option<Weak<dyn Source>>,
+    partial_counts: HashMap<FileId, u32>,
+    source: Option<Weak<dyn RegistrationSource>>,
     listeners: usize,
 }
 
 /// What changed after a number.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Changes {
+pub(crate) struct AnnounceChanges {
     /// New or changed, oldest change first.
     pub(crate) put: Vec<Registration>,
     /// No longer there.
     pub(crate) removed: Vec<FileId>,
     /// The number up to which this tells.
-    pub(crate) upto: u64,
+    pub(crate) up_to: u64,
     /// Whether there is more.
     pub(crate) more: bool,
     /// How many files there are in all.
@@ -73,29 +73,29 @@ pub(crate) struct Changes {
     pub(crate) stale: bool,
 }
 
-impl Default for Holdings {
+impl Default for AnnounceSet {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Holdings {
+impl AnnounceSet {
     /// Nothing yet.
     pub fn new() -> Self {
         Self {
-            inner: Arc::new(Inner {
+            shared: Arc::new(AnnounceShared {
                 state: Mutex::default(),
                 version: watch::Sender::new(0),
             }),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, AnnounceState> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whom to ask for what is held and not put.
-    pub(crate) fn ask(&self, source: Weak<dyn Source>) {
+    pub(crate) fn set_source(&self, source: Weak<dyn RegistrationSource>) {
         self.state().source = Some(source);
     }
 
@@ -105,29 +105,29 @@ impl Holdings {
         for registration in registrations {
             let id = registration.file.id;
             let what = match registration.partial {
-                true => What::Part,
-                false => What::Whole,
+                true => ChangeKind::Partial,
+                false => ChangeKind::Complete,
             };
             if state.put.get(&id) != Some(&registration) && state.log.put(id, what) {
                 state.put.insert(id, registration);
             }
         }
-        self.publish(state);
+        self.notify(state);
     }
 
     /// The source has these files whole, new or registered otherwise than before, and will be asked how.
-    pub(crate) fn hold(&self, ids: &[FileId]) {
+    pub(crate) fn announce_complete(&self, ids: &[FileId]) {
         let mut state = self.state();
         state.log.reserve(ids.len());
         for &id in ids {
-            state.log.put(id, What::Whole);
+            state.log.put(id, ChangeKind::Complete);
         }
         if !state.put.is_empty() {
             for id in ids {
                 state.put.remove(id);
             }
         }
-        self.publish(state);
+        self.notify(state);
     }
 
     /// Takes away; what is not there is passed over.
@@ -138,43 +138,43 @@ impl Holdings {
             state.log.remove(id, remember);
             state.put.remove(id);
         }
-        self.publish(state);
+        self.notify(state);
     }
 
     /// Adds a part of a file, until what this gives is dropped. Where several transfers fetch one file, it is there until the last ends.
-    pub(crate) fn put_part(&self, registration: Registration) -> OfferedPart {
+    pub(crate) fn announce_partial(&self, registration: Registration) -> PartialAnnouncement {
         let id = registration.file.id;
-        *self.state().parts.entry(id).or_default() += 1;
+        *self.state().partial_counts.entry(id).or_default() += 1;
         self.put(vec![registration]);
-        OfferedPart {
-            holdings: self.clone(),
+        PartialAnnouncement {
+            announce_set: self.clone(),
             id,
         }
     }
 
     /// One transfer of a file less has a part of it.
-    fn end_part(&self, id: &FileId) {
+    fn withdraw_partial(&self, id: &FileId) {
         let mut state = self.state();
-        if let Some(count) = state.parts.get_mut(id) {
+        if let Some(count) = state.partial_counts.get_mut(id) {
             *count -= 1;
             if *count > 0 {
                 return;
             }
         }
-        state.parts.remove(id);
+        state.partial_counts.remove(id);
         // Unless the whole came meanwhile.
         if state.put.get(id).is_some_and(|registration| registration.partial) {
             let remember = state.listeners > 0;
             state.log.remove(id, remember);
             state.put.remove(id);
         }
-        self.publish(state);
+        self.notify(state);
     }
 
-    fn publish(&self, state: MutexGuard<'_, State>) {
+    fn notify(&self, state: MutexGuard<'_, AnnounceState>) {
         let last = state.log.last();
         drop(state);
-        self.inner.version.send_if_modified(|version| {
+        self.shared.version.send_if_modified(|version| {
             let newer = last > *version;
             *version = last.max(*version);
             newer
@@ -184,12 +184,14 @@ impl Holdings {
     /// Everything there is, in no order.
     pub fn snapshot(&self) -> Vec<Registration> {
         let state = self.state();
-        let ids = state.log.after(0).filter(|line| line.what != What::Removed);
+        let ids = state.log.after(0).filter(|line| line.kind != ChangeKind::Removed);
         let ids: Vec<FileId> = ids.map(|line| line.id).collect();
-        let told: Vec<_> = ids.into_iter().map(|id| state.told(id)).collect();
+        let told: Vec<_> = ids.into_iter().map(|id| state.announcement(id)).collect();
         let source = state.source();
         drop(state);
-        told.into_iter().filter_map(|told| told.ask(&source)).collect()
+        told.into_iter()
+            .filter_map(|told| told.resolve(&source))
+            .collect()
     }
 
     /// The digest of everything there is, and the number of the last change that it holds for. `None` where something changed
@@ -197,7 +199,7 @@ impl Holdings {
     pub(crate) fn digest(&self) -> Option<(u64, SetDigest)> {
         let state = self.state();
         let version = state.log.last();
-        let there = state.log.after(0).filter(|line| line.what != What::Removed);
+        let there = state.log.after(0).filter(|line| line.kind != ChangeKind::Removed);
         let ids: Vec<FileId> = there.map(|line| line.id).collect();
         let source = state.source();
         drop(state);
@@ -207,10 +209,10 @@ impl Holdings {
             if state.log.last() != version {
                 return None;
             }
-            let told: Vec<Told> = ids.iter().map(|&id| state.told(id)).collect();
+            let told: Vec<Announcement> = ids.iter().map(|&id| state.announcement(id)).collect();
             drop(state);
             for told in told {
-                digest.insert(&(&told.ask(&source)?).into());
+                digest.insert(&(&told.resolve(&source)?).into());
             }
         }
         (self.version() == version).then_some((version, digest))
@@ -218,7 +220,7 @@ impl Holdings {
 
     /// How many files there are.
     pub fn len(&self) -> usize {
-        self.state().log.there()
+        self.state().log.present()
     }
 
     /// Whether there are none.
@@ -231,83 +233,83 @@ impl Holdings {
         self.state().log.last()
     }
 
-    /// Starts remembering what is removed. Whoever listens calls [`Listener::changes`] from 0 first.
-    pub(crate) fn listen(&self) -> Listener {
+    /// Starts remembering what is removed. Whoever listens calls [`AnnounceListener::changes`] from 0 first.
+    pub(crate) fn subscribe(&self) -> AnnounceListener {
         self.state().listeners += 1;
-        Listener {
-            holdings: self.clone(),
-            changed: self.inner.version.subscribe(),
+        AnnounceListener {
+            announce_set: self.clone(),
+            changed: self.shared.version.subscribe(),
         }
     }
 }
 
 /// A part that is offered. Dropping it takes the part away.
 #[derive(Debug)]
-pub(crate) struct OfferedPart {
-    holdings: Holdings,
+pub(crate) struct PartialAnnouncement {
+    announce_set: AnnounceSet,
     id: FileId,
 }
 
-impl Drop for OfferedPart {
+impl Drop for PartialAnnouncement {
     fn drop(&mut self) {
-        self.holdings.end_part(&self.id);
+        self.announce_set.withdraw_partial(&self.id);
     }
 }
 
 /// How a file that is there is registered, or whom to ask.
-enum Told {
-    Here(Box<Registration>),
-    Ask(FileId),
+enum Announcement {
+    Known(Box<Registration>),
+    FromSource(FileId),
 }
 
-impl Told {
-    fn ask(self, source: &Option<Arc<dyn Source>>) -> Option<Registration> {
+impl Announcement {
+    fn resolve(self, source: &Option<Arc<dyn RegistrationSource>>) -> Option<Registration> {
         match self {
-            Self::Here(registration) => Some(*registration),
-            Self::Ask(id) => source.as_ref()?.registration(&id),
+            Self::Known(registration) => Some(*registration),
+            Self::FromSource(id) => source.as_ref()?.registration(&id),
         }
     }
 }
 
-impl State {
-    fn told(&self, id: FileId) -> Told {
+impl AnnounceState {
+    fn announcement(&self, id: FileId) -> Announcement {
         match self.put.get(&id) {
-            Some(registration) => Told::Here(Box::new(registration.clone())),
-            None => Told::Ask(id),
+            Some(registration) => Announcement::Known(Box::new(registration.clone())),
+            None => Announcement::FromSource(id),
         }
     }
 
-    fn source(&self) -> Option<Arc<dyn Source>> {
+    fn source(&self) -> Option<Arc<dyn RegistrationSource>> {
         self.source.as_ref()?.upgrade()
     }
 }
 
 /// A registrar's view of the holdings.
 #[derive(Debug)]
-pub(crate) struct Listener {
-    holdings: Holdings,
+pub(crate) struct AnnounceListener {
+    announce_set: AnnounceSet,
     changed: watch::Receiver<u64>,
 }
 
-impl Listener {
+impl AnnounceListener {
     /// What changed after the number `since`, at most `most_files` entries and about `most_bytes` of names.
-    pub(crate) fn changes(&self, since: u64, most_files: usize, most_bytes: usize) -> Changes {
-        let state = self.holdings.state();
+    pub(crate) fn changes(&self, since: u64, most_files: usize, most_bytes: usize) -> AnnounceChanges {
+        let state = self.announce_set.state();
         let mut lines = state.log.after(since);
         let told: Vec<_> = lines
             .by_ref()
             .take(most_files)
             .map(|line| {
-                let told = (line.what != What::Removed).then(|| state.told(line.id));
+                let told = (line.kind != ChangeKind::Removed).then(|| state.announcement(line.id));
                 (line.version, line.id, told)
             })
             .collect();
         let more = lines.next().is_some();
         drop(lines);
-        let mut changes = Changes {
-            upto: state.log.last().max(since),
-            total: state.log.there(),
-            ..Changes::default()
+        let mut changes = AnnounceChanges {
+            up_to: state.log.last().max(since),
+            total: state.log.present(),
+            ..AnnounceChanges::default()
         };
         let source = state.source();
         // The source has a lock of its own.
@@ -318,7 +320,7 @@ impl Listener {
         for (version, id, told) in told.by_ref() {
             match told {
                 None => changes.removed.push(id),
-                Some(told) => match told.ask(&source) {
+                Some(told) => match told.resolve(&source) {
                     Some(registration) => {
                         bytes += registration.names.iter().map(String::len).sum::<usize>();
                         changes.put.push(registration);
@@ -332,19 +334,19 @@ impl Listener {
             }
         }
         if more || told.len() > 0 {
-            (changes.upto, changes.more) = (upto, true);
+            (changes.up_to, changes.more) = (upto, true);
         }
         changes
     }
 
     /// What it listens to.
-    pub(crate) fn holdings(&self) -> Holdings {
-        self.holdings.clone()
+    pub(crate) fn holdings(&self) -> AnnounceSet {
+        self.announce_set.clone()
     }
 
     /// Forgets what was removed up to this number: the index knows.
     pub(crate) fn acknowledged(&self, upto: u64) {
-        let mut state = self.holdings.state();
+        let mut state = self.announce_set.state();
         if state.listeners == 1 {
             state.log.forget_removed(upto);
         }
@@ -352,7 +354,7 @@ impl Listener {
 
     /// Number of the last change.
     pub(crate) fn version(&self) -> u64 {
-        self.holdings.version()
+        self.announce_set.version()
     }
 
     /// Waits until there is a change after the number `since`.
@@ -362,9 +364,9 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
+impl Drop for AnnounceListener {
     fn drop(&mut self) {
-        let mut state = self.holdings.state();
+        let mut state = self.announce_set.state();
         state.listeners -= 1;
         if state.listeners == 0 {
             state.log.forget_removed(u64::MAX);

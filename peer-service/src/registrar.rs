@@ -26,8 +26,8 @@ mod refusal;
 #[cfg(test)]
 mod tests;
 
-use crate::holdings::{Changes, Holdings, Listener};
-use refusal::{REFUSED_WAIT, Refusal, back_off, jittered, refusal};
+use crate::holdings::{AnnounceChanges, AnnounceListener, AnnounceSet};
+use refusal::{OWNER_WAIT, Refusal, back_off, classify, jittered};
 
 /// Most files in a batch, well below what the index takes: one in memory, with its message, is some 500 bytes a file.
 const MAX_BATCH: usize = 2_500;
@@ -36,14 +36,14 @@ const MAX_BATCH: usize = 2_500;
 const MAX_BATCH_BYTES: usize = 1024 * 1024;
 
 /// Batches on their way at once: one that the index writes, one that it reads, one that is made.
-const AT_ONCE: usize = 3;
+const MAX_CONCURRENT_BATCHES: usize = 3;
 
 /// More changes than this at once are told a moment later: who made them is answered first, and what follows goes with them.
-const MANY: u64 = 1000;
-const MOMENT: Duration = Duration::from_millis(20);
+const LARGE_CHANGE: u64 = 1000;
+const LARGE_CHANGE_DELAY: Duration = Duration::from_millis(20);
 
 /// How long taking everything back may hold up the end.
-const FAREWELL: Duration = Duration::from_secs(2);
+const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How things stand with the index.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -63,26 +63,26 @@ pub struct RegistrarStatus {
 pub struct Registrar {
     status: watch::Receiver<RegistrarStatus>,
     acknowledged: watch::Receiver<Acknowledged>,
-    holdings: Holdings,
+    announce_set: AnnounceSet,
 }
 
 /// What the index has answered for.
 #[derive(Debug, Clone, Default)]
 struct Acknowledged {
     /// Number of the last change; `None` before the first lease.
-    upto: Option<u64>,
+    up_to: Option<u64>,
     /// Why it will not go on soon.
     blocked: Option<Problem>,
 }
 
 impl Registrar {
-    /// Starts registering what is in `holdings` until `shutdown`, then takes everything back. `ttl`: the index's own unless given.
+    /// Starts registering what is in `announce_set` until `shutdown`, then takes everything back. `ttl`: the index's own unless given.
     pub fn start(
         client: IndexClient,
         token: Token,
         address: Address,
         ttl: Option<Duration>,
-        holdings: Holdings,
+        holdings: AnnounceSet,
         shutdown: CancellationToken,
         tracker: &TaskTracker,
     ) -> Self {
@@ -91,15 +91,15 @@ impl Registrar {
         let registrar = Self {
             status: status.subscribe(),
             acknowledged: acknowledged.subscribe(),
-            holdings: holdings.clone(),
+            announce_set: holdings.clone(),
         };
-        let index = Index {
+        let index = IndexConnection {
             client: client.with_instance(rand::rng().random::<[u8; INSTANCE]>()),
             token,
             address,
             ttl,
         };
-        let task = Task::new(index, holdings.listen(), status, acknowledged);
+        let task = RegistrarTask::new(index, holdings.subscribe(), status, acknowledged);
         tracker.spawn(task.run(shutdown));
         registrar
     }
@@ -115,13 +115,13 @@ impl Registrar {
     /// `QUOTA_EXCEEDED` and other refusals at once; after `timeout` the last problem with the index, or `TIMED_OUT`;
     /// `SHUTTING_DOWN`.
     pub async fn synced(&self, timeout: Duration) -> Result<(), Problem> {
-        let target = self.holdings.version();
+        let target = self.announce_set.version();
         let mut acknowledged = self.acknowledged.clone();
-        let done =
-            acknowledged.wait_for(|now| now.upto.is_some_and(|upto| upto >= target) || now.blocked.is_some());
+        let done = acknowledged
+            .wait_for(|now| now.up_to.is_some_and(|upto| upto >= target) || now.blocked.is_some());
         match tokio::time::timeout(timeout, done).await {
             Ok(Ok(now)) => match &now.blocked {
-                Some(problem) if now.upto.is_none_or(|upto| upto < target) => Err(problem.clone()),
+                Some(problem) if now.up_to.is_none_or(|upto| upto < target) => Err(problem.clone()),
                 _ => Ok(()),
             },
             Ok(Err(_)) => Err(Problem::new(Reason::ShuttingDown, "the peer is shutting down")),
@@ -162,35 +162,35 @@ impl Registrar {
 
 /// The index and what every call to it carries.
 #[derive(Clone)]
-struct Index {
+struct IndexConnection {
     client: IndexClient,
     token: Token,
     address: Address,
     ttl: Option<Duration>,
 }
 
-struct Task {
-    index: Index,
-    listener: Listener,
+struct RegistrarTask {
+    index: IndexConnection,
+    listener: AnnounceListener,
     status: watch::Sender<RegistrarStatus>,
     acknowledged: watch::Sender<Acknowledged>,
     /// Number of the last change that the index was told of.
-    seen: u64,
+    synced_version: u64,
     /// Whether the lease has to be opened, by a batch that may be empty.
-    open: bool,
+    opens_lease: bool,
     /// Whether the next batch replaces all that the index knows of this peer: only once it is seen to have what this peer has not,
     /// as what it has already need not be written again.
     replace: bool,
     /// Whether that was done in this pass.
     replaced: bool,
     /// How many files the next batch may have.
-    batch: usize,
+    batch_size: usize,
     /// Whether this pass tells everything from the first change on.
-    whole: bool,
+    is_full_sync: bool,
     /// Files that the index refused one by one.
     skipped: usize,
     /// How many files the index should say it has; `None` where that cannot be known.
-    expected: Option<u64>,
+    expected_files: Option<u64>,
     /// What is known of the digest that it should give.
     digest: digest::Expectation,
     /// Where another live peer is that uses this one's token.
@@ -200,10 +200,10 @@ struct Task {
     failures: u32,
 }
 
-impl Task {
+impl RegistrarTask {
     const fn new(
-        index: Index,
-        listener: Listener,
+        index: IndexConnection,
+        listener: AnnounceListener,
         status: watch::Sender<RegistrarStatus>,
         acknowledged: watch::Sender<Acknowledged>,
     ) -> Self {
@@ -212,14 +212,14 @@ impl Task {
             listener,
             status,
             acknowledged,
-            seen: 0,
-            open: true,
+            synced_version: 0,
+            opens_lease: true,
             replace: false,
             replaced: false,
-            whole: true,
-            batch: MAX_BATCH,
+            is_full_sync: true,
+            batch_size: MAX_BATCH,
             skipped: 0,
-            expected: None,
+            expected_files: None,
             digest: digest::Expectation::new(),
             rival: None,
             renew_at: None,
@@ -231,10 +231,10 @@ impl Task {
         // Cancel-safe: a call that is cut off leaves nothing that taking everything back does not end.
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = self.keep_told() => {}
+            () = self.run_sync() => {}
         }
-        let Index { client, token, .. } = &self.index;
-        match tokio::time::timeout(FAREWELL, client.unregister(token, None)).await {
+        let IndexConnection { client, token, .. } = &self.index;
+        match tokio::time::timeout(UNREGISTER_TIMEOUT, client.unregister(token, None)).await {
             Ok(Ok(_)) => tracing::debug!("the index took back everything"),
             // The lease runs out by itself.
             Ok(Err(problem)) => tracing::debug!(%problem, "the index did not take back everything"),
@@ -244,18 +244,18 @@ impl Task {
     }
 
     /// Never ends.
-    async fn keep_told(&mut self) {
+    async fn run_sync(&mut self) {
         loop {
-            let Err(problem) = self.tell().await else {
+            let Err(problem) = self.sync().await else {
                 self.failures = 0;
-                self.rest().await;
+                self.wait_for_work().await;
                 continue;
             };
-            let refusal = refusal(problem.reason);
+            let refusal = classify(problem.reason);
             if refusal == Refusal::LeaseUnknown {
                 tracing::info!("the index does not know this peer: everything is registered again");
                 self.start_over(false);
-                self.open = true;
+                self.opens_lease = true;
                 self.renew_at = None;
                 // Once at once, then as any failure: an index that never knows it must not be flooded.
                 self.failures += 1;
@@ -263,27 +263,27 @@ impl Task {
                     continue;
                 }
             }
-            self.failed(problem, refusal).await;
+            self.back_off_after(problem, refusal).await;
         }
     }
 
     /// Tells everything again; `replace`: in place of what the index has.
     fn start_over(&mut self, replace: bool) {
-        self.seen = 0;
-        self.open |= replace;
+        self.synced_version = 0;
+        self.opens_lease |= replace;
         (self.replace, self.replaced) = (replace, replace);
-        self.whole = true;
-        self.batch = MAX_BATCH;
+        self.is_full_sync = true;
+        self.batch_size = MAX_BATCH;
         self.skipped = 0;
-        self.expected = None;
+        self.expected_files = None;
     }
 
     /// Says what is wrong and waits.
-    async fn failed(&mut self, problem: Problem, refusal: Refusal) {
+    async fn back_off_after(&mut self, problem: Problem, refusal: Refusal) {
         self.failures += 1;
-        let lasting = matches!(refusal, Refusal::Quota | Refusal::OfThisPeer);
+        let lasting = matches!(refusal, Refusal::Quota | Refusal::Peer);
         let wait = if lasting {
-            REFUSED_WAIT
+            OWNER_WAIT
         } else {
             back_off(self.failures)
         };
@@ -321,25 +321,25 @@ impl Task {
     }
 
     /// Waits for something to do.
-    async fn rest(&mut self) {
+    async fn wait_for_work(&mut self) {
         let renew = self.renew_at.unwrap_or_else(Instant::now);
         // Both arms are cancel-safe: changes are numbered.
         tokio::select! {
-            () = self.listener.changed(self.seen) => {}
+            () = self.listener.changed(self.synced_version) => {}
             () = tokio::time::sleep_until(renew) => {}
         }
-        if self.listener.version() > self.seen + MANY {
-            tokio::time::sleep(MOMENT).await;
+        if self.listener.version() > self.synced_version + LARGE_CHANGE {
+            tokio::time::sleep(LARGE_CHANGE_DELAY).await;
         }
     }
 
     /// Renews the lease if it is time and tells all that changed.
-    async fn tell(&mut self) -> Result<(), Problem> {
-        if !self.open && self.renew_at.is_none_or(|at| at <= Instant::now()) {
+    async fn sync(&mut self) -> Result<(), Problem> {
+        if !self.opens_lease && self.renew_at.is_none_or(|at| at <= Instant::now()) {
             self.renew().await?;
         }
-        while self.open || self.listener.version() > self.seen {
-            self.tell_upto(self.listener.version()).await?;
+        while self.opens_lease || self.listener.version() > self.synced_version {
+            self.sync_up_to(self.listener.version()).await?;
         }
         self.status.send_modify(|status| {
             if !status.registered {
@@ -353,24 +353,24 @@ impl Task {
             }
         });
         self.acknowledged.send_modify(|now| {
-            now.upto = Some(self.seen);
+            now.up_to = Some(self.synced_version);
             now.blocked = None;
         });
         Ok(())
     }
 
-    /// Tells what changed up to the number `upto`, several batches at once: while the index writes one, the next is on its way.
+    /// Tells what changed up to the number `up_to`, several batches at once: while the index writes one, the next is on its way.
     ///
     /// A file has one number, so that batches taken before anything newer is known are of different files and may arrive in any order.
-    async fn tell_upto(&mut self, upto: u64) -> Result<(), Problem> {
+    async fn sync_up_to(&mut self, upto: u64) -> Result<(), Problem> {
         let mut calls = FuturesOrdered::new();
-        let (mut taken, mut ended) = (self.seen, false);
+        let (mut taken, mut ended) = (self.synced_version, false);
         let (mut total, mut lease, mut stale) = (0, None::<Lease>, false);
         // An answer may be lost on its way: until all is told nobody knows how many files the index has.
-        self.expected = None;
+        self.expected_files = None;
         loop {
-            while !ended && calls.len() < if self.replace { 1 } else { AT_ONCE } {
-                let changes = self.listener.changes(taken, self.batch, MAX_BATCH_BYTES);
+            while !ended && calls.len() < if self.replace { 1 } else { MAX_CONCURRENT_BATCHES } {
+                let changes = self.listener.changes(taken, self.batch_size, MAX_BATCH_BYTES);
                 let newer = self.listener.version() != upto;
                 let removes = !changes.removed.is_empty() && !self.replace;
                 if !calls.is_empty() && (newer || removes) {
@@ -378,42 +378,42 @@ impl Task {
                     break;
                 }
                 if removes {
-                    let Index { client, token, .. } = &self.index;
+                    let IndexConnection { client, token, .. } = &self.index;
                     client.unregister(token, Some(&changes.removed)).await?;
                     lease = None;
                 }
-                (taken, total) = (changes.upto, changes.total);
+                (taken, total) = (changes.up_to, changes.total);
                 stale |= changes.stale;
                 ended = !changes.more || newer;
-                calls.push_back(self.register(changes, self.open && calls.is_empty()));
+                calls.push_back(self.register(changes, self.opens_lease && calls.is_empty()));
             }
             let Some((changes, told)) = calls.next().await else {
                 break;
             };
             match told {
                 Ok(told) => {
-                    self.batch = (self.batch * 2).min(MAX_BATCH);
-                    self.seen = changes.upto;
-                    self.listener.acknowledged(self.seen);
+                    self.batch_size = (self.batch_size * 2).min(MAX_BATCH);
+                    self.synced_version = changes.up_to;
+                    self.listener.acknowledged(self.synced_version);
                     if let Some(mut told) = told {
-                        (self.open, self.replace) = (false, false);
+                        (self.opens_lease, self.replace) = (false, false);
                         // A small batch may have overtaken a large one: where nothing is removed, the index has the most that it said.
                         let most = lease.map_or(0, |lease| lease.file_count);
                         told.file_count = told.file_count.max(most);
-                        self.leased(&told);
+                        self.record_lease(&told);
                         lease = Some(told);
                     }
                 }
                 Err(problem) => {
                     // The index may have taken those behind it, or not: they are told again, and what it has costs it nothing.
                     while calls.next().await.is_some() {}
-                    self.refused(&changes, problem)?;
-                    (taken, ended) = (self.seen, false);
+                    self.handle_refusal(&changes, problem)?;
+                    (taken, ended) = (self.synced_version, false);
                 }
             }
         }
-        if self.listener.version() == self.seen && !stale {
-            self.expect(total as u64, lease.as_ref());
+        if self.listener.version() == self.synced_version && !stale {
+            self.expect_file_count(total as u64, lease.as_ref());
         } else {
             // The index may forget all before it hears of what is newer: only a pass without any is believed.
             self.replaced = false;
@@ -425,32 +425,32 @@ impl Task {
     ///
     /// # Errors
     /// The problem, where going on at once does not help.
-    fn refused(&mut self, changes: &Changes, problem: Problem) -> Result<(), Problem> {
-        match refusal(problem.reason) {
+    fn handle_refusal(&mut self, changes: &AnnounceChanges, problem: Problem) -> Result<(), Problem> {
+        match classify(problem.reason) {
             // What the index still has of an earlier run may be what is too much.
-            Refusal::Quota if self.whole && !self.replaced => self.start_over(true),
-            Refusal::OfAFile | Refusal::Quota if changes.put.len() > 1 => {
-                self.batch = changes.put.len() / 2;
+            Refusal::Quota if self.is_full_sync && !self.replaced => self.start_over(true),
+            Refusal::File | Refusal::Quota if changes.put.len() > 1 => {
+                self.batch_size = changes.put.len() / 2;
             }
-            Refusal::OfAFile if changes.put.len() == 1 => {
+            Refusal::File if changes.put.len() == 1 => {
                 let file = &changes.put[0];
                 tracing::warn!(id = %file.file.id, names = ?file.names, %problem, "the index refuses a file");
                 self.skipped += 1;
                 self.status.send_modify(|status| status.error = Some(problem));
-                self.seen = changes.upto;
+                self.synced_version = changes.up_to;
             }
             _ => return Err(problem),
         }
         Ok(())
     }
 
-    /// One batch, and what the index says to it; no call where there is nothing to put and no lease to `open`.
+    /// One batch, and what the index says to it; no call where there is nothing to put and no lease to `opens_lease`.
     fn register(
         &self,
-        changes: Changes,
+        changes: AnnounceChanges,
         open: bool,
-    ) -> impl Future<Output = (Changes, Result<Option<Lease>, Problem>)> + use<> {
-        let Index {
+    ) -> impl Future<Output = (AnnounceChanges, Result<Option<Lease>, Problem>)> + use<> {
+        let IndexConnection {
             client,
             token,
             address,
@@ -469,20 +469,20 @@ impl Task {
     }
 
     async fn renew(&mut self) -> Result<(), Problem> {
-        let Index {
+        let IndexConnection {
             client,
             token,
             address,
             ..
         } = &self.index;
         let lease = client.renew(token, address).await?;
-        self.leased(&lease);
+        self.record_lease(&lease);
         if self.differs(&lease).await {
             tracing::info!("the index has other registrations of this peer: everything is registered again");
             self.start_over(true);
             return Ok(());
         }
-        match self.expected {
+        match self.expected_files {
             Some(expected) if expected != lease.file_count => {
                 tracing::info!(
                     expected,
@@ -492,12 +492,12 @@ impl Task {
                 self.start_over(true);
             }
             Some(_) => {}
-            None => self.expected = Some(lease.file_count),
+            None => self.expected_files = Some(lease.file_count),
         }
         Ok(())
     }
 
-    fn leased(&mut self, lease: &Lease) {
+    fn record_lease(&mut self, lease: &Lease) {
         if self.rival != lease.rival {
             if let Some(rival) = &lease.rival {
                 tracing::warn!(problem = %identity_in_use(rival), "another peer uses this peer's identity");
@@ -515,11 +515,11 @@ impl Task {
 
     /// Remembers how many files the index should have now, and starts over where it says otherwise: it forgot some, or has some of an
     /// earlier run. What it says right after all that it had was replaced is believed: asking again would give the same.
-    fn expect(&mut self, total: u64, lease: Option<&Lease>) {
-        let whole = std::mem::take(&mut self.whole);
+    fn expect_file_count(&mut self, total: u64, lease: Option<&Lease>) {
+        let whole = std::mem::take(&mut self.is_full_sync);
         let accepted = total.saturating_sub(self.skipped as u64);
         let differs = lease.is_some_and(|lease| lease.file_count != accepted);
-        self.expected = (self.skipped == 0 && !differs).then_some(total);
+        self.expected_files = (self.skipped == 0 && !differs).then_some(total);
         // Files refused since the whole was told cannot be told from those refused in it.
         if differs && (self.skipped == 0 || whole) {
             tracing::info!(accepted, found = ?lease, "the index has another number of this peer's files");

@@ -28,7 +28,7 @@ use crate::{
         ControlApi,
         endpoint::{ControlListener, TokenInterceptor},
     },
-    holdings::Holdings,
+    holdings::AnnounceSet,
     home::Home,
     library::{Library, ShareEvent},
     limits::Limits,
@@ -125,7 +125,7 @@ pub async fn start(
         config.limits.upload_slots,
         config.address_share,
     );
-    let holdings = Holdings::new();
+    let holdings = AnnounceSet::new();
     let (store, library, home) = {
         let (holdings, threads) = (holdings.clone(), config.hash_threads);
         let (stop, tasks) = (work.child_token(), tracker.clone());
@@ -394,7 +394,7 @@ fn warn_of_loopback(local: SocketAddr, config: &Config) {
 /// what others wait for.
 async fn watch_after_first_sync(
     library: Library,
-    holdings: Holdings,
+    holdings: AnnounceSet,
     registrar: Option<Registrar>,
     shutdown: CancellationToken,
     tracker: TaskTracker,

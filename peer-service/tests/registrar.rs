@@ -21,7 +21,7 @@ use potluck_core::{
     proto::v1::{self, index_service_server::IndexServiceServer},
     transport,
 };
-use potluck_peer::{holdings::Holdings, registrar::Registrar};
+use potluck_peer::{holdings::AnnounceSet, registrar::Registrar};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -31,7 +31,7 @@ struct Rig {
     address: SocketAddr,
     serving: CancellationToken,
     served: tokio::task::JoinHandle<()>,
-    holdings: Holdings,
+    holdings: AnnounceSet,
     registrar: Registrar,
     shutdown: CancellationToken,
     tracker: TaskTracker,
@@ -57,7 +57,7 @@ async fn serve(
 }
 
 impl Rig {
-    async fn new(holdings: Holdings, state: State) -> Self {
+    async fn new(holdings: AnnounceSet, state: State) -> Self {
         let fake = Fake(Arc::new(Mutex::new(state)));
         let serving = CancellationToken::new();
         let (address, served) = serve(fake.clone(), "127.0.0.1:0".parse().unwrap(), serving.clone()).await;
@@ -136,7 +136,7 @@ fn many(range: std::ops::Range<u32>) -> Vec<Registration> {
 
 #[tokio::test]
 async fn everything_is_registered_in_batches_and_changes_follow() {
-    let holdings = Holdings::new();
+    let holdings = AnnounceSet::new();
     holdings.put(many(0..25_001));
     let rig = Rig::new(holdings, State::default()).await;
     rig.registrar.synced(DEADLINE).await.unwrap();
@@ -167,7 +167,7 @@ fn remembering(files: &[Registration]) -> State {
 
 #[tokio::test]
 async fn an_index_that_has_it_all_is_not_made_to_replace_it() {
-    let holdings = Holdings::new();
+    let holdings = AnnounceSet::new();
     holdings.put(many(0..25_000));
     let rig = Rig::new(holdings, remembering(&many(0..25_000))).await;
     rig.registrar.synced(DEADLINE).await.unwrap();
@@ -179,7 +179,7 @@ async fn an_index_that_has_it_all_is_not_made_to_replace_it() {
 #[tokio::test]
 async fn what_an_earlier_run_left_is_gone_before_it_counts_as_told() {
     for (has, quota) in [(20_000..45_000, None), (90_000..100_000, Some(25_000))] {
-        let holdings = Holdings::new();
+        let holdings = AnnounceSet::new();
         holdings.put(many(0..25_000));
         let state = State {
             quota,
@@ -195,7 +195,7 @@ async fn what_an_earlier_run_left_is_gone_before_it_counts_as_told() {
 
 #[tokio::test]
 async fn what_changes_while_it_is_told_arrives_as_it_is_at_last() {
-    let holdings = Holdings::new();
+    let holdings = AnnounceSet::new();
     holdings.put(many(0..60_000));
     let rig = Rig::new(holdings, State::default()).await;
     for round in 0..40u32 {
@@ -215,7 +215,7 @@ async fn what_changes_while_it_is_told_arrives_as_it_is_at_last() {
 
 #[tokio::test]
 async fn an_index_that_forgot_is_told_again() {
-    let holdings = Holdings::new();
+    let holdings = AnnounceSet::new();
     holdings.put(many(0..50));
     let rig = Rig::new(holdings, State::default()).await;
     rig.registrar.synced(DEADLINE).await.unwrap();
@@ -240,7 +240,7 @@ async fn an_index_that_forgot_is_told_again() {
 
 #[tokio::test]
 async fn an_answer_that_is_lost_does_not_make_the_index_replace_all() {
-    let holdings = Holdings::new();
+    let holdings = AnnounceSet::new();
     holdings.put(many(0..50));
     let rig = Rig::new(holdings, State::default()).await;
     rig.registrar.synced(DEADLINE).await.unwrap();
@@ -258,7 +258,7 @@ async fn an_answer_that_is_lost_does_not_make_the_index_replace_all() {
 
 #[tokio::test]
 async fn an_index_that_is_down_is_waited_for() {
-    let holdings = Holdings::new();
+    let holdings = AnnounceSet::new();
     holdings.put(many(0..5));
     let mut rig = Rig::new(holdings, State::default()).await;
     rig.registrar.synced(DEADLINE).await.unwrap();
@@ -284,7 +284,7 @@ async fn an_index_that_is_down_is_waited_for() {
 
 #[tokio::test]
 async fn one_bad_file_does_not_keep_the_others_out() {
-    let holdings = Holdings::new();
+    let holdings = AnnounceSet::new();
     holdings.put(many(0..100));
     holdings.put(vec![registration(1000, "bad")]);
     holdings.put(many(100..200));
@@ -302,7 +302,7 @@ async fn one_bad_file_does_not_keep_the_others_out() {
 
 #[tokio::test]
 async fn a_full_quota_is_reported_and_room_is_used() {
-    let holdings = Holdings::new();
+    let holdings = AnnounceSet::new();
     holdings.put(many(0..120));
     let rig = Rig::new(
         holdings,
@@ -329,7 +329,7 @@ async fn a_full_index_that_gives_no_lease_is_not_asked_again_and_again() {
         ..State::default()
     };
     let holding = || {
-        let holdings = Holdings::new();
+        let holdings = AnnounceSet::new();
         holdings.put(many(0..1));
         holdings
     };
@@ -366,7 +366,7 @@ async fn a_full_index_that_gives_no_lease_is_not_asked_again_and_again() {
 #[tokio::test]
 async fn an_index_that_refuses_this_peer_says_so_at_once() {
     let rig = Rig::new(
-        Holdings::new(),
+        AnnounceSet::new(),
         State {
             fail: Some(Reason::AddressRefused),
             ..State::default()
@@ -382,7 +382,7 @@ async fn an_index_that_refuses_this_peer_says_so_at_once() {
 
 #[tokio::test]
 async fn an_index_that_was_put_back_to_an_older_state_with_as_many_files_is_told_again() {
-    let holdings = Holdings::new();
+    let holdings = AnnounceSet::new();
     holdings.put(many(0..50));
     let rig = Rig::new(holdings, State::default()).await;
     rig.registrar.synced(DEADLINE).await.unwrap();
@@ -414,7 +414,7 @@ async fn an_index_that_was_put_back_to_an_older_state_with_as_many_files_is_told
 
 #[tokio::test]
 async fn an_index_that_counts_otherwise_is_told_again_once() {
-    let holdings = Holdings::new();
+    let holdings = AnnounceSet::new();
     holdings.put(many(0..50));
     let state = State {
         wrong_digest: Some([7; 32]),
@@ -431,7 +431,7 @@ async fn an_index_that_counts_otherwise_is_told_again_once() {
 
 #[tokio::test]
 async fn another_peer_with_the_same_token_is_told_of() {
-    let holdings = Holdings::new();
+    let holdings = AnnounceSet::new();
     holdings.put(many(0..5));
     let rig = Rig::new(holdings, State::default()).await;
     rig.registrar.synced(DEADLINE).await.unwrap();
@@ -466,7 +466,7 @@ async fn another_peer_with_the_same_token_is_told_of() {
 
 #[tokio::test]
 async fn an_index_that_cannot_store_anything_is_renewed_all_the_same() {
-    let holdings = Holdings::new();
+    let holdings = AnnounceSet::new();
     holdings.put(many(0..5));
     let rig = Rig::new(holdings, State::default()).await;
     rig.registrar.synced(DEADLINE).await.unwrap();

@@ -9,73 +9,77 @@ use hashbrown::{HashTable, hash_table::Entry};
 use potluck_core::FileId;
 
 /// One line in so many may be one that does not count, before all those are taken out.
-const SPARE: usize = 4;
+const OBSOLETE_FRACTION: usize = 4;
 
 /// What a change came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum What {
+pub(super) enum ChangeKind {
     /// The whole is there.
-    Whole,
+    Complete,
     /// A part is there.
-    Part,
+    Partial,
     /// It is not there any more.
     Removed,
     /// There is a later line of this id, or nobody has to know any more.
-    Nothing,
+    Obsolete,
 }
 
 /// A change.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Line {
+pub(super) struct LogEntry {
     pub(super) version: u64,
     pub(super) id: FileId,
-    pub(super) what: What,
+    pub(super) kind: ChangeKind,
 }
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Log {
-    lines: Vec<Line>,
+pub(super) struct ChangeLog {
+    entries: Vec<LogEntry>,
     /// Where in the lines an id's is. Ids may be chosen by strangers: hashed with a secret.
-    places: HashTable<u32>,
+    positions: HashTable<u32>,
     hasher: RandomState,
     last: u64,
-    there: usize,
+    present: usize,
     removed: usize,
-    nothing: usize,
+    obsolete: usize,
 }
 
-impl Log {
+impl ChangeLog {
     /// Number of the last change.
     pub(super) const fn last(&self) -> u64 {
         self.last
     }
 
     /// How many files are there.
-    pub(super) const fn there(&self) -> usize {
-        self.there
+    pub(super) const fn present(&self) -> usize {
+        self.present
     }
 
     /// What changed after this number, oldest first.
-    pub(super) fn after(&self, version: u64) -> impl Iterator<Item = &Line> {
-        let start = self.lines.partition_point(|line| line.version <= version);
-        self.lines[start..]
+    pub(super) fn after(&self, version: u64) -> impl Iterator<Item = &LogEntry> {
+        let start = self.entries.partition_point(|line| line.version <= version);
+        self.entries[start..]
             .iter()
-            .filter(|line| line.what != What::Nothing)
+            .filter(|line| line.kind != ChangeKind::Obsolete)
     }
 
     /// Makes room for so many in all: growing by doubling would take twice as much for a moment.
     pub(super) fn reserve(&mut self, all: usize) {
-        let (lines, hasher) = (&mut self.lines, &self.hasher);
+        let (lines, hasher) = (&mut self.entries, &self.hasher);
         let more = all.saturating_sub(lines.len());
         lines.reserve_exact(more);
-        self.places
+        self.positions
             .reserve(more, |&at| hasher.hash_one(lines[at as usize].id));
     }
 
     /// Adds or replaces; false where that would put a part in the place of a whole.
-    pub(super) fn put(&mut self, id: FileId, what: What) -> bool {
-        if what == What::Part && self.line(&id).is_some_and(|line| line.what == What::Whole) {
+    pub(super) fn put(&mut self, id: FileId, what: ChangeKind) -> bool {
+        if what == ChangeKind::Partial
+            && self
+                .entry(&id)
+                .is_some_and(|line| line.kind == ChangeKind::Complete)
+        {
             return false;
         }
         self.push(id, what);
@@ -84,13 +88,13 @@ impl Log {
 
     /// Takes away what is there; `remember`: somebody has to know.
     pub(super) fn remove(&mut self, id: &FileId, remember: bool) {
-        if self.line(id).is_none_or(|line| line.what == What::Removed) {
+        if self.entry(id).is_none_or(|line| line.kind == ChangeKind::Removed) {
             return;
         }
         if remember {
-            self.push(*id, What::Removed);
+            self.push(*id, ChangeKind::Removed);
         } else {
-            self.take(id);
+            self.retire_id(id);
             self.last += 1;
         }
     }
@@ -100,27 +104,27 @@ impl Log {
         if self.removed == 0 {
             return;
         }
-        let gone = self.lines.iter().take_while(|line| line.version <= upto);
-        let gone = gone.filter(|line| line.what == What::Removed);
+        let gone = self.entries.iter().take_while(|line| line.version <= upto);
+        let gone = gone.filter(|line| line.kind == ChangeKind::Removed);
         for id in gone.map(|line| line.id).collect::<Vec<_>>() {
-            self.take(&id);
+            self.retire_id(&id);
         }
-        self.tidy();
+        self.compact();
     }
 
-    fn line(&self, id: &FileId) -> Option<&Line> {
-        let lines = &self.lines;
+    fn entry(&self, id: &FileId) -> Option<&LogEntry> {
+        let lines = &self.entries;
         let at = self
-            .places
+            .positions
             .find(self.hasher.hash_one(id), |&at| lines[at as usize].id == *id)?;
         lines.get(*at as usize)
     }
 
     /// Lets an id's line, if it has one, count no more.
-    fn take(&mut self, id: &FileId) {
-        let lines = &self.lines;
+    fn retire_id(&mut self, id: &FileId) {
+        let lines = &self.entries;
         let found = self
-            .places
+            .positions
             .find_entry(self.hasher.hash_one(id), |&at| lines[at as usize].id == *id);
         if let Ok(found) = found {
             let (at, _) = found.remove();
@@ -130,25 +134,25 @@ impl Log {
 
     /// Lets a line that no place leads to count no more.
     fn retire(&mut self, at: u32) {
-        match std::mem::replace(&mut self.lines[at as usize].what, What::Nothing) {
-            What::Removed => self.removed -= 1,
-            _ => self.there -= 1,
+        match std::mem::replace(&mut self.entries[at as usize].kind, ChangeKind::Obsolete) {
+            ChangeKind::Removed => self.removed -= 1,
+            _ => self.present -= 1,
         }
-        self.nothing += 1;
+        self.obsolete += 1;
     }
 
     /// Gives an id a new line, the one that counts from now on.
-    fn push(&mut self, id: FileId, what: What) {
-        self.tidy();
+    fn push(&mut self, id: FileId, what: ChangeKind) {
+        self.compact();
         self.last += 1;
         match what {
-            What::Removed => self.removed += 1,
-            _ => self.there += 1,
+            ChangeKind::Removed => self.removed += 1,
+            _ => self.present += 1,
         }
         // A peer has far fewer than 2^32 files.
-        let at = self.lines.len() as u32;
-        let (lines, hasher) = (&self.lines, &self.hasher);
-        let place = self.places.entry(
+        let at = self.entries.len() as u32;
+        let (lines, hasher) = (&self.entries, &self.hasher);
+        let place = self.positions.entry(
             hasher.hash_one(id),
             |&at| lines[at as usize].id == id,
             |&at| hasher.hash_one(lines[at as usize].id),
@@ -160,28 +164,29 @@ impl Log {
                 self.retire(old);
             }
         }
-        self.lines.push(Line {
+        self.entries.push(LogEntry {
             version: self.last,
             id,
-            what,
+            kind: what,
         });
     }
 
     fn index(&mut self, at: u32) {
-        let (lines, hasher) = (&self.lines, &self.hasher);
+        let (lines, hasher) = (&self.entries, &self.hasher);
         let hash = |&at: &u32| hasher.hash_one(lines[at as usize].id);
-        self.places.insert_unique(hash(&at), at, hash);
+        self.positions.insert_unique(hash(&at), at, hash);
     }
 
     /// Takes out what does not count, once that is worth it.
-    fn tidy(&mut self) {
-        if self.nothing <= self.lines.len() / SPARE {
+    fn compact(&mut self) {
+        if self.obsolete <= self.entries.len() / OBSOLETE_FRACTION {
             return;
         }
-        self.lines.retain(|line| line.what != What::Nothing);
-        self.lines.shrink_to(self.lines.len() + self.lines.len() / SPARE);
-        self.nothing = 0;
-        self.places.clear();
-        (0..self.lines.len() as u32).for_each(|at| self.index(at));
+        self.entries.retain(|line| line.kind != ChangeKind::Obsolete);
+        self.entries
+            .shrink_to(self.entries.len() + self.entries.len() / OBSOLETE_FRACTION);
+        self.obsolete = 0;
+        self.positions.clear();
+        (0..self.entries.len() as u32).for_each(|at| self.index(at));
     }
 }

@@ -29,7 +29,7 @@ fn registration(n: u8, name: &str, partial: bool) -> Registration {
 #[derive(Debug, Default)]
 struct Shelf(Mutex<HashMap<FileId, Registration>>);
 
-impl Source for Shelf {
+impl RegistrationSource for Shelf {
     fn registration(&self, id: &FileId) -> Option<Registration> {
         self.0.lock().unwrap().get(id).cloned()
     }
@@ -62,17 +62,17 @@ proptest! {
     /// A listener that applies what it is told ends with exactly what there is.
     #[test]
     fn a_listener_misses_nothing(ops in proptest::collection::vec(op(), 0..80), most in 1usize..5) {
-        let holdings = Holdings::new();
+        let holdings = AnnounceSet::new();
         let shelf = Arc::new(Shelf::default());
         let source: Weak<Shelf> = Arc::downgrade(&shelf);
-        holdings.ask(source);
+        holdings.set_source(source);
         // As it is, with nothing left out or joined together.
         let mut model = HashMap::new();
-        let mut parts: HashMap<u8, Vec<OfferedPart>> = HashMap::new();
+        let mut parts: HashMap<u8, Vec<PartialAnnouncement>> = HashMap::new();
         let first = registration(1, "before", false);
         model.insert(first.file.id, first.clone());
         holdings.put(vec![first]);
-        let listener = holdings.listen();
+        let listener = holdings.subscribe();
         let mut copy = HashMap::new();
         let mut seen = 0;
         let mut sync = |seen: &mut u64| {
@@ -84,7 +84,7 @@ proptest! {
                 for id in changes.removed {
                     copy.remove(&id);
                 }
-                *seen = changes.upto;
+                *seen = changes.up_to;
                 listener.acknowledged(*seen);
                 if !changes.more {
                     break;
@@ -104,13 +104,13 @@ proptest! {
                     if model.get(&one.file.id).is_none_or(|old| old.partial) {
                         model.insert(one.file.id, one.clone());
                     }
-                    parts.entry(n).or_default().push(holdings.put_part(one));
+                    parts.entry(n).or_default().push(holdings.announce_partial(one));
                 }
                 Op::Hold(n, name) => {
                     let one = registration(n, &name.to_string(), false);
                     model.insert(one.file.id, one.clone());
                     shelf.0.lock().unwrap().insert(one.file.id, one.clone());
-                    holdings.hold(&[one.file.id]);
+                    holdings.announce_complete(&[one.file.id]);
                 }
                 Op::Remove(n) => {
                     let id = registration(n, "", false).file.id;
@@ -143,7 +143,7 @@ proptest! {
 
 #[test]
 fn what_did_not_change_is_not_told_again() {
-    let holdings = Holdings::new();
+    let holdings = AnnounceSet::new();
     holdings.put(vec![registration(1, "a", false)]);
     let version = holdings.version();
     holdings.put(vec![registration(1, "a", false)]);
@@ -154,7 +154,7 @@ fn what_did_not_change_is_not_told_again() {
 
 #[test]
 fn a_part_does_not_hide_the_whole() {
-    let holdings = Holdings::new();
+    let holdings = AnnounceSet::new();
     holdings.put(vec![registration(1, "a", true)]);
     holdings.put(vec![registration(1, "a", false)]);
     holdings.put(vec![registration(1, "a", true)]);
@@ -163,13 +163,16 @@ fn a_part_does_not_hide_the_whole() {
 
 #[test]
 fn a_part_that_ends_takes_nothing_else_away() {
-    let holdings = Holdings::new();
+    let holdings = AnnounceSet::new();
     let (part, whole) = (registration(1, "a", true), registration(1, "b", false));
     let shelf = Arc::new(Shelf::default());
     shelf.0.lock().unwrap().insert(whole.file.id, whole.clone());
     let source: Weak<Shelf> = Arc::downgrade(&shelf);
-    holdings.ask(source);
-    let (one, other) = (holdings.put_part(part.clone()), holdings.put_part(part.clone()));
+    holdings.set_source(source);
+    let (one, other) = (
+        holdings.announce_partial(part.clone()),
+        holdings.announce_partial(part.clone()),
+    );
     drop(one);
     assert_eq!(
         holdings.snapshot(),
@@ -179,8 +182,8 @@ fn a_part_that_ends_takes_nothing_else_away() {
     drop(other);
     assert!(holdings.is_empty());
     // The library has it by the time that the transfer ends.
-    let one = holdings.put_part(part);
-    holdings.hold(&[whole.file.id]);
+    let one = holdings.announce_partial(part);
+    holdings.announce_complete(&[whole.file.id]);
     drop(one);
     assert_eq!(holdings.snapshot(), [whole]);
 }

@@ -73,7 +73,7 @@ mod walk;
 use crate::{
     activity::Activity,
     blocking::{blocking, in_background},
-    holdings::Holdings,
+    holdings::AnnounceSet,
     offer::{BadPieces, Content, ContentSource},
     store::{Stamp, Store, StoreError},
 };
@@ -187,7 +187,7 @@ struct LibraryShared {
     store: Store,
     /// What could not be stored yet; `writing` is held where it changes.
     unsaved_changes: Mutex<publish::UnsavedChanges>,
-    holdings: Holdings,
+    holdings: AnnounceSet,
     /// Absolute, without links.
     files_folder: PathBuf,
     hash_threads: usize,
@@ -258,7 +258,7 @@ impl Library {
     /// Where the database or a folder cannot be read.
     pub fn open(
         store: Store,
-        holdings: Holdings,
+        holdings: AnnounceSet,
         files_folder: PathBuf,
         hash_threads: usize,
         shutdown: CancellationToken,
@@ -292,7 +292,7 @@ impl Library {
         });
         std::fs::create_dir_all(inner.manifests()).map_err(failed(&inner.manifests()))?;
         let source: Weak<LibraryShared> = Arc::downgrade(&inner);
-        inner.holdings.ask(source);
+        inner.holdings.set_source(source);
         inner.load_or_begin_anew()?;
         upkeep::start(&inner, tracker);
         Ok(Self { shared: inner })

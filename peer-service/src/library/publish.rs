@@ -13,7 +13,7 @@ use super::{
     load, lock,
 };
 use crate::{
-    holdings::Source,
+    holdings::RegistrationSource,
     store::{StoreChange, StoreError},
 };
 
@@ -28,7 +28,7 @@ pub(super) struct UnsavedChanges {
     pub(super) unshared: Vec<Item>,
 }
 
-impl Source for LibraryShared {
+impl RegistrationSource for LibraryShared {
     fn registration(&self, id: &FileId) -> Option<Registration> {
         self.catalog().registration(id)
     }
@@ -44,7 +44,7 @@ impl LibraryShared {
         unsaved.changes.append(&mut settled.changes);
         self.holdings.remove(&settled.removed);
         let stored = std::thread::scope(|scope| {
-            let hold = || self.holdings.hold(&settled.present);
+            let hold = || self.holdings.announce_complete(&settled.present);
             match settled.present.len() > MANY_FILES {
                 true => drop(scope.spawn(hold)),
                 false => hold(),
@@ -81,7 +81,7 @@ impl LibraryShared {
     /// Tells a change to all but the database.
     pub(super) fn notify(&self, settled: &DeltaEffects) {
         self.holdings.remove(&settled.removed);
-        self.holdings.hold(&settled.present);
+        self.holdings.announce_complete(&settled.present);
         self.notify_removed(settled);
     }
 

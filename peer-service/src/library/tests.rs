@@ -40,7 +40,7 @@ impl Rig {
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
         let (state, files) = (dir.path().join("state"), dir.path().join("files"));
         let store = Store::open_in(&state).unwrap();
-        let library = Library::open(store, Holdings::new(), files, 2, stop.clone(), &tracker).unwrap();
+        let library = Library::open(store, AnnounceSet::new(), files, 2, stop.clone(), &tracker).unwrap();
         Self {
             inner: library.shared,
             stop,

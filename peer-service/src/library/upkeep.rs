@@ -450,7 +450,7 @@ fn sha256_of(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{holdings::Holdings, library::Library, store::Store};
+    use crate::{holdings::AnnounceSet, library::Library, store::Store};
 
     #[test]
     fn sums_make_way_for_a_while_after_a_download() {
@@ -469,7 +469,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("state")).unwrap();
         let store = Store::open_in(&dir.path().join("state")).unwrap();
         let files = dir.path().join("files");
-        let holdings = Holdings::new();
+        let holdings = AnnounceSet::new();
         let library = Library::open(store, holdings.clone(), files, 2, stop.clone(), &tasks).unwrap();
         let hashing = library.shared.foreground_hashers.begin();
         let shared = tokio::task::spawn_blocking({

@@ -8,7 +8,7 @@ use std::time::Duration;
 use potluck_core::{SetDigest, index_client::Lease};
 use tokio::time::Instant;
 
-use super::Task;
+use super::RegistrarTask;
 
 /// When the index is asked again that gave another digest.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -37,11 +37,11 @@ impl Expectation {
     }
 }
 
-impl Task {
+impl RegistrarTask {
     /// Whether the index has other registrations of this peer than there are, seen twice.
     pub(super) async fn differs(&mut self, lease: &Lease) -> bool {
         // Where files were refused, or are still to be told, it cannot be known.
-        let is_told = self.expected == Some(lease.file_count) && self.skipped == 0;
+        let is_told = self.expected_files == Some(lease.file_count) && self.skipped == 0;
         let (Some(found), true) = (lease.digest, is_told) else {
             return false;
         };
@@ -76,7 +76,7 @@ impl Task {
 
     /// The digest of what is held, if the index was told all of it.
     async fn held_digest(&mut self) -> Option<SetDigest> {
-        let told = self.seen;
+        let told = self.synced_version;
         if self.digest.held.is_none_or(|(upto, _)| upto != told) {
             let holdings = self.listener.holdings();
             // Stays as it was where the runtime is ending.

@@ -3,9 +3,9 @@
 use potluck_core::Problem;
 use tokio::time::Instant;
 
-use super::{Index, MAX_BATCH, MAX_BATCH_BYTES, Task};
+use super::{IndexConnection, MAX_BATCH, MAX_BATCH_BYTES, RegistrarTask};
 
-impl Task {
+impl RegistrarTask {
     /// Whether the index holds a lease of this peer: the last answer said so, or it says so now. An index that is full may never have
     /// given one.
     pub(super) async fn has_lease(&mut self) -> bool {
@@ -16,7 +16,7 @@ impl Task {
     pub(super) async fn wait_within_quota(&mut self, until: Instant) {
         loop {
             let version = self.listener.version();
-            match self.take_back_removed().await {
+            match self.unregister_removed().await {
                 Ok(false) => {}
                 Ok(true) | Err(_) => return,
             }
@@ -46,16 +46,16 @@ impl Task {
     }
 
     /// Takes back what was removed after what the index was told of; whether there was anything that it had.
-    async fn take_back_removed(&mut self) -> Result<bool, Problem> {
-        let mut since = self.seen;
+    async fn unregister_removed(&mut self) -> Result<bool, Problem> {
+        let mut since = self.synced_version;
         let mut any = false;
         loop {
             let changes = self.listener.changes(since, MAX_BATCH, MAX_BATCH_BYTES);
             if !changes.removed.is_empty() {
-                let Index { client, token, .. } = &self.index;
+                let IndexConnection { client, token, .. } = &self.index;
                 any |= client.unregister(token, Some(&changes.removed)).await? > 0;
             }
-            since = changes.upto;
+            since = changes.up_to;
             if !changes.more {
                 return Ok(any);
             }

@@ -7,29 +7,29 @@ use rand::RngExt as _;
 
 /// First and longest wait after a failure.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
-const LONGEST_WAIT: Duration = Duration::from_secs(15);
+const MAX_WAIT: Duration = Duration::from_secs(15);
 
 /// Wait after a refusal that only its owner can mend, such as a quota.
-pub(super) const REFUSED_WAIT: Duration = Duration::from_secs(60);
+pub(super) const OWNER_WAIT: Duration = Duration::from_secs(60);
 
 /// What a refused batch calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// Something in it is wrong, and a smaller batch finds out what.
-    OfAFile,
+    File,
     /// Too much of it.
     Quota,
     /// Everything has to be told again.
     LeaseUnknown,
     /// Nothing to do with what was sent, and only its owner can mend it.
-    OfThisPeer,
+    Peer,
     /// The index cannot store anything now; leases go on.
     Store,
     /// Try again later.
-    Passing,
+    Temporary,
 }
 
-pub(super) fn refusal(reason: Reason) -> Refusal {
+pub(super) fn classify(reason: Reason) -> Refusal {
     match reason {
         Reason::LeaseUnknown => Refusal::LeaseUnknown,
         Reason::QuotaExceeded => Refusal::Quota,
@@ -37,15 +37,15 @@ pub(super) fn refusal(reason: Reason) -> Refusal {
         | Reason::InvalidId
         | Reason::InvalidName
         | Reason::IdMismatch
-        | Reason::OutOfRange => Refusal::OfAFile,
+        | Reason::OutOfRange => Refusal::File,
         Reason::InvalidToken
         | Reason::InvalidAddress
         | Reason::AddressRefused
         | Reason::Unauthenticated
         | Reason::IdentityInUse
-        | Reason::PermissionDenied => Refusal::OfThisPeer,
+        | Reason::PermissionDenied => Refusal::Peer,
         Reason::StoreUnavailable => Refusal::Store,
-        _ => Refusal::Passing,
+        _ => Refusal::Temporary,
     }
 }
 
@@ -53,7 +53,7 @@ pub(super) fn refusal(reason: Reason) -> Refusal {
 pub(super) fn back_off(failures: u32) -> Duration {
     FIRST_WAIT
         .saturating_mul(1 << failures.saturating_sub(1).min(16))
-        .min(LONGEST_WAIT)
+        .min(MAX_WAIT)
 }
 
 pub(super) fn jittered(wait: Duration) -> Duration {
@@ -68,7 +68,7 @@ mod tests {
     fn waits_grow_and_are_capped() {
         assert_eq!(back_off(1), FIRST_WAIT);
         assert_eq!(back_off(2), FIRST_WAIT * 2);
-        assert_eq!(back_off(u32::MAX), LONGEST_WAIT);
-        assert!(jittered(LONGEST_WAIT) <= LONGEST_WAIT);
+        assert_eq!(back_off(u32::MAX), MAX_WAIT);
+        assert!(jittered(MAX_WAIT) <= MAX_WAIT);
     }
 }

@@ -7,13 +7,13 @@ use potluck_core::{
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::holdings::Source;
+use crate::holdings::RegistrationSource;
 
 /// A library.
 #[derive(Debug, Default)]
 struct Shelf(Mutex<Vec<Registration>>);
 
-impl Source for Shelf {
+impl RegistrationSource for Shelf {
     fn registration(&self, id: &FileId) -> Option<Registration> {
         let all = self.0.lock().unwrap();
         all.iter().find(|one| one.file.id == *id).cloned()
@@ -48,11 +48,11 @@ async fn a_file_that_goes_while_it_is_told_does_not_make_the_index_replace_all()
     let served = potluck_index::serve(listener, config, stop.clone());
     tracker.spawn(async move { served.await.unwrap() });
     let (stays, goes) = (registration(1), registration(2));
-    let holdings = Holdings::new();
+    let holdings = AnnounceSet::new();
     let shelf = Arc::new(Shelf::default());
     let source: Weak<Shelf> = Arc::downgrade(&shelf);
-    holdings.ask(source);
-    let index = Index {
+    holdings.set_source(source);
+    let index = IndexConnection {
         client: IndexClient::new(endpoint),
         token: Token::generate(),
         address: Address {
@@ -62,20 +62,20 @@ async fn a_file_that_goes_while_it_is_told_does_not_make_the_index_replace_all()
         ttl: None,
     };
     let (status, acknowledged) = (watch::Sender::default(), watch::Sender::default());
-    let mut task = Task::new(index, holdings.listen(), status, acknowledged);
+    let mut task = RegistrarTask::new(index, holdings.subscribe(), status, acknowledged);
     // The library takes it away, and says so only once that is stored.
     shelf.0.lock().unwrap().push(stays.clone());
-    holdings.hold(&[stays.file.id, goes.file.id]);
-    let count = |task: &Task| task.status.borrow().file_count;
-    task.tell().await.unwrap();
+    holdings.announce_complete(&[stays.file.id, goes.file.id]);
+    let count = |task: &RegistrarTask| task.status.borrow().file_count;
+    task.sync().await.unwrap();
     assert_eq!(
-        (task.replace, task.seen, count(&task)),
+        (task.replace, task.synced_version, count(&task)),
         (false, holdings.version(), 1)
     );
     holdings.remove(&[goes.file.id]);
-    task.tell().await.unwrap();
+    task.sync().await.unwrap();
     assert_eq!(
-        (task.replace, task.replaced, task.expected),
+        (task.replace, task.replaced, task.expected_files),
         (false, false, Some(1))
     );
     drop(task);

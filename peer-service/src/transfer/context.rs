@@ -13,7 +13,7 @@ use potluck_core::{
 use tokio_util::task::TaskTracker;
 
 use super::{budget::InFlightBudget, verifying::DiskPools};
-use crate::{holdings::Holdings, library::Library, limits::Limits, store::Store};
+use crate::{holdings::AnnounceSet, library::Library, limits::Limits, store::Store};
 
 /// See the module.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub struct DownloadContext {
     /// What is here already, and where finished downloads go.
     pub library: Library,
     /// What the index is told.
-    pub announce_set: Holdings,
+    pub announce_set: AnnounceSet,
     /// Limits of the whole peer.
     pub limits: Limits,
     /// What all transfers together may have asked for.

@@ -183,7 +183,7 @@ impl DownloadRun {
         let live = self.publish(&prepared, have).await?;
         // At once, with nothing to give yet: those who fetch the same find each other while the first pieces come, and each knows
         // that the others fetch.
-        let offered = self.context.announce_set.put_part(Registration {
+        let offered = self.context.announce_set.announce_partial(Registration {
             file: live.record,
             names: vec![live.name.clone()],
             partial: true,

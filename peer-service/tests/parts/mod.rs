@@ -14,7 +14,7 @@ use potluck_core::{
     transport,
 };
 use potluck_peer::{
-    holdings::Holdings,
+    holdings::AnnounceSet,
     home::Home,
     library::{Item, Library, ShareEvent},
     limits::Limits,
@@ -40,7 +40,7 @@ pub(crate) async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 pub(crate) struct Peer {
     pub(crate) home: Home,
     pub(crate) library: Library,
-    pub(crate) holdings: Holdings,
+    pub(crate) holdings: AnnounceSet,
     pub(crate) limits: Limits,
     pub(crate) counters: Arc<UploadCounters>,
     pub(crate) shutdown: CancellationToken,
@@ -52,7 +52,7 @@ impl Peer {
         let home = Home::open(home).unwrap();
         let shutdown = CancellationToken::new();
         let tracker = TaskTracker::new();
-        let holdings = Holdings::new();
+        let holdings = AnnounceSet::new();
         let library = tokio::task::spawn_blocking({
             let (holdings, shutdown, tracker) = (holdings.clone(), shutdown.clone(), tracker.clone());
             let store = Store::open(&home).unwrap();

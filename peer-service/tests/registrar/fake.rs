@@ -11,7 +11,7 @@ use potluck_core::{
     index_client::Registration,
     proto::v1::{self, index_service_server::IndexService},
 };
-use potluck_peer::holdings::Holdings;
+use potluck_peer::holdings::AnnounceSet;
 use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
@@ -28,7 +28,7 @@ pub(crate) struct State {
     /// The next answer does not arrive.
     pub(crate) lose: bool,
     /// Forgets all once it was replaced, while these are put into these holdings.
-    pub(crate) forget: Option<(Holdings, Vec<Registration>)>,
+    pub(crate) forget: Option<(AnnounceSet, Vec<Registration>)>,
     /// What it gives in the place of a digest.
     pub(crate) wrong_digest: Option<[u8; 32]>,
     /// Another peer that uses the same token.

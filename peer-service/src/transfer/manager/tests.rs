@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::{
-    holdings::Holdings,
+    holdings::AnnounceSet,
     library::{Library, ShareEvent},
     limits::Limits,
     store::Store,
@@ -45,7 +45,7 @@ impl Rig {
         let (state, files) = (dir.path().join("state"), dir.path().join("files"));
         std::fs::create_dir(&state).unwrap();
         let store = Store::open_in(&state).unwrap();
-        let holdings = Holdings::new();
+        let holdings = AnnounceSet::new();
         let library = Library::open(
             store.clone(),
             holdings.clone(),

@@ -20,7 +20,7 @@ use super::{
     },
     DownloadRun, PreparedDownload,
 };
-use crate::{blocking::blocking, holdings::OfferedPart, library::Item};
+use crate::{blocking::blocking, holdings::PartialAnnouncement, library::Item};
 
 /// How long a transfer that is done waits until it is shared: for all but huge collections, whose files are counted in the background.
 const ADOPTION_TIMEOUT: Duration = Duration::from_millis(250);
@@ -34,7 +34,7 @@ impl DownloadRun {
         &self,
         live: &Arc<ActiveDownload>,
         prepared: PreparedDownload,
-        offered: OfferedPart,
+        offered: PartialAnnouncement,
         reporter: &StatusReporter,
     ) -> Result<bool, Problem> {
         if !reporter.finishing() {
