@@ -18,7 +18,7 @@ use potluck_core::{
 };
 use potluck_index::{
     Config,
-    catalog::{Catalog, Listing, RankCursor, Search, words},
+    catalog::{Catalog, Listing, RankCursor, SearchScan, words},
     quota::Limits,
     serve,
 };
@@ -96,7 +96,7 @@ fn alone(names: u64) {
         let (mut after, mut times, mut most, mut files) = (None, Vec::new(), 0, 0);
         loop {
             let began = processor_time();
-            let mut search = Search::new(terms.clone(), after, 1000);
+            let mut search = SearchScan::new(terms.clone(), after, 1000);
             while !catalog.advance_search(&mut search, SLICE) {}
             let page = search.finish();
             times.push(processor_time().saturating_sub(began));

@@ -53,7 +53,7 @@ const BATCH: usize = 512;
 const BATCH_FILES: usize = 10_000;
 
 /// Expired peers that are collected with one batch: forgetting them takes some milliseconds.
-const EXPIRED: usize = 256;
+const MAX_EXPIRED: usize = 256;
 
 /// Registrations of hidden peers that are cleared between two batches: some milliseconds.
 const CLEAR: usize = 1024;
@@ -63,14 +63,14 @@ const FIRST_RETRY: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 2
 pub(crate) const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
 /// How long a caller waits for the disk: less than the 10 seconds that clients give a call, so that they are told why.
-const PATIENCE: Duration = Duration::from_secs(8);
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// How long the thread sleeps where no lease tells it to wake.
-const IDLE: Duration = Duration::from_secs(60);
+const MAX_SLEEP: Duration = Duration::from_secs(60);
 
 /// A request to change what the index holds.
 #[derive(Debug)]
-pub enum Request {
+pub enum CommitRequest {
     /// As [`Change::Register`].
     Register {
         /// The peer with its address and lease.
@@ -98,7 +98,7 @@ pub enum Request {
     },
 }
 
-impl Request {
+impl CommitRequest {
     const fn peer(&self) -> &PeerId {
         match self {
             Self::Register { peer, .. } => &peer.id,
@@ -111,20 +111,20 @@ impl Request {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommitError {
     /// The peer would have too many files.
-    #[error("a peer may register {most} files here, and this would make {wanted}: unregister some first")]
+    #[error("a peer may register {limit} files here, and this would make {requested}: unregister some first")]
     TooManyFiles {
         /// How many it may have.
-        most: u64,
+        limit: u64,
         /// How many it would have.
-        wanted: u64,
+        requested: u64,
     },
     /// Too many peers have this address.
-    #[error("{most} peers with the address {host} are registered already: wait until some have left")]
+    #[error("{limit} peers with the address {host} are registered already: wait until some have left")]
     TooManyPeers {
         /// The address.
         host: String,
         /// How many there may be.
-        most: u64,
+        limit: u64,
     },
     /// No memory is left for registrations.
     #[error("the index is full: try again later, or let it be started with a larger --max-memory-mib")]
@@ -153,7 +153,7 @@ pub enum CommitError {
     #[error("the index has too much to write: try again in a moment")]
     Busy,
     /// The disk takes its time.
-    #[error("the index was not done writing within {PATIENCE:?}: try again in a moment")]
+    #[error("the index was not done writing within {COMMIT_TIMEOUT:?}: try again in a moment")]
     Slow,
     /// The store failed.
     #[error("the index cannot store anything now: try again later, and have its log looked at")]
@@ -164,14 +164,14 @@ pub enum CommitError {
 }
 
 /// What a change came to: for a registration how many files the peer now has, otherwise how many were removed.
-pub type Outcome = Result<u64, CommitError>;
+pub type CommitResult = Result<u64, CommitError>;
 
 #[derive(Debug)]
-enum Message {
+enum CommitMessage {
     Change {
-        request: Request,
-        answer: oneshot::Sender<Outcome>,
-        _held: OwnedSemaphorePermit,
+        request: CommitRequest,
+        answer: oneshot::Sender<CommitResult>,
+        _permit: OwnedSemaphorePermit,
     },
     Stop,
 }
@@ -179,7 +179,7 @@ enum Message {
 /// The way to the committer. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Committer {
-    queue: SyncSender<Message>,
+    queue: SyncSender<CommitMessage>,
     bytes: Arc<Semaphore>,
     working: watch::Receiver<bool>,
 }
@@ -197,7 +197,7 @@ impl Committer {
         let (queue, requests) = sync_channel(QUEUE);
         let working = watch::Sender::new(true);
         let is_working = working.subscribe();
-        let worker = Worker {
+        let worker = CommitWorker {
             store,
             registry,
             limits,
@@ -224,23 +224,23 @@ impl Committer {
     ///
     /// # Errors
     /// [`CommitError`]; then nothing of it was taken, but for [`CommitError::Store`] and [`CommitError::Slow`], which leave it open.
-    pub async fn commit(&self, request: Request, bytes: usize) -> Outcome {
+    pub async fn commit(&self, request: CommitRequest, bytes: usize) -> CommitResult {
         let bytes = u32::try_from(bytes.min(QUEUE_BYTES)).unwrap_or(u32::MAX);
         let held = Arc::clone(&self.bytes)
             .try_acquire_many_owned(bytes)
             .map_err(|_| CommitError::Busy)?;
         let (answer, outcome) = oneshot::channel();
         self.queue
-            .try_send(Message::Change {
+            .try_send(CommitMessage::Change {
                 request,
                 answer,
-                _held: held,
+                _permit: held,
             })
             .map_err(|error| match error {
                 TrySendError::Full(_) => CommitError::Busy,
                 TrySendError::Disconnected(_) => CommitError::Closed,
             })?;
-        let outcome = tokio::time::timeout(PATIENCE, outcome)
+        let outcome = tokio::time::timeout(COMMIT_TIMEOUT, outcome)
             .await
             .map_err(|_| CommitError::Slow)?;
         outcome.unwrap_or(Err(CommitError::Closed))
@@ -254,11 +254,11 @@ impl Committer {
     /// Tells the thread to finish what waits and end. Blocks while the queue is full.
     pub fn stop(&self) {
         // It is gone already where this fails.
-        let _ = self.queue.send(Message::Stop);
+        let _ = self.queue.send(CommitMessage::Stop);
     }
 }
 
-struct Worker {
+struct CommitWorker {
     store: Box<dyn IndexStore>,
     registry: Arc<Registry>,
     limits: Limits,
@@ -275,23 +275,23 @@ struct Failing {
     wait: Duration,
 }
 
-type Waiting = (Request, oneshot::Sender<Outcome>, OwnedSemaphorePermit);
+type QueuedCommit = (CommitRequest, oneshot::Sender<CommitResult>, OwnedSemaphorePermit);
 
 /// What a batch has taken so far, which the catalog does not show yet.
 #[derive(Default)]
-struct Pending {
+struct PendingBatch {
     peers_at: HashMap<String, u64>,
     bytes: u64,
     bytes_at: HashMap<String, u64>,
 }
 
-impl Worker {
-    fn run(mut self, queue: &Receiver<Message>) {
-        let mut next: Option<Waiting> = None;
+impl CommitWorker {
+    fn run(mut self, queue: &Receiver<CommitMessage>) {
+        let mut next: Option<QueuedCommit> = None;
         let mut stopping = false;
         let mut leftovers = false;
         loop {
-            let mut batch: Vec<Waiting> = Vec::new();
+            let mut batch: Vec<QueuedCommit> = Vec::new();
             let mut peers: HashSet<PeerId> = HashSet::new();
             let mut files = 0;
             if next.is_none() && !stopping {
@@ -301,12 +301,12 @@ impl Worker {
                     self.until_next_event()
                 };
                 match queue.recv_timeout(wait) {
-                    Ok(Message::Change {
+                    Ok(CommitMessage::Change {
                         request,
                         answer,
-                        _held,
+                        _permit: _held,
                     }) => next = Some((request, answer, _held)),
-                    Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => stopping = true,
+                    Ok(CommitMessage::Stop) | Err(RecvTimeoutError::Disconnected) => stopping = true,
                     Err(RecvTimeoutError::Timeout) => {}
                 }
             }
@@ -317,7 +317,7 @@ impl Worker {
                     next = Some(waiting);
                     break;
                 }
-                if let Request::Register { files: more, .. } = &waiting.0 {
+                if let CommitRequest::Register { files: more, .. } = &waiting.0 {
                     files += more.len();
                 }
                 batch.push(waiting);
@@ -325,12 +325,12 @@ impl Worker {
                     break;
                 }
                 match queue.try_recv() {
-                    Ok(Message::Change {
+                    Ok(CommitMessage::Change {
                         request,
                         answer,
-                        _held,
+                        _permit: _held,
                     }) => next = Some((request, answer, _held)),
-                    Ok(Message::Stop) => stopping = true,
+                    Ok(CommitMessage::Stop) => stopping = true,
                     Err(_) => {}
                 }
             }
@@ -348,7 +348,7 @@ impl Worker {
         let now = Instant::now();
         let retry = self.failing.map(|failing| failing.retry_at);
         let next = self.registry.next_deadline().into_iter().chain(retry).min();
-        next.map_or(IDLE, |at| at.saturating_duration_since(now).min(IDLE))
+        next.map_or(MAX_SLEEP, |at| at.saturating_duration_since(now).min(MAX_SLEEP))
     }
 
     /// Opens a store that failed, if it is time.
@@ -384,8 +384,8 @@ impl Worker {
         }
     }
 
-    fn process(&mut self, batch: Vec<Waiting>) {
-        for peer in self.registry.take_expired(Instant::now(), EXPIRED) {
+    fn process(&mut self, batch: Vec<QueuedCommit>) {
+        for peer in self.registry.take_expired(Instant::now(), MAX_EXPIRED) {
             let files = self.registry.forget(&peer);
             tracing::debug!(%peer, files, "lease ran out");
             if self.failing.is_none() {
@@ -400,11 +400,11 @@ impl Worker {
         let forgotten = changes.len();
         let mut answers = Vec::with_capacity(batch.len());
         let mut instances = Vec::with_capacity(batch.len());
-        let mut pending = Pending::default();
+        let mut pending = PendingBatch::default();
         for (mut request, answer, held) in batch {
             let instance = match &mut request {
-                Request::Register { instance, .. } => std::mem::take(instance),
-                Request::Unregister { .. } | Request::Forget { .. } => Vec::new(),
+                CommitRequest::Register { instance, .. } => std::mem::take(instance),
+                CommitRequest::Unregister { .. } | CommitRequest::Forget { .. } => Vec::new(),
             };
             match self.check(request, &instance, &mut pending) {
                 Ok(change) => {
@@ -427,7 +427,7 @@ impl Worker {
             for ((change, instance), (answer, held)) in
                 changes.into_iter().skip(forgotten).zip(instances).zip(answers)
             {
-                let outcome = self.show(&change, &instance);
+                let outcome = self.apply_to_registry(&change, &instance);
                 // Room is made before the answer: a caller that was told may come back at once.
                 drop(held);
                 drop(answer.send(Ok(outcome)));
@@ -441,10 +441,15 @@ impl Worker {
     }
 
     /// The change that a request comes to, or its outcome where nothing needs to be stored.
-    fn check(&self, request: Request, instance: &[u8], pending: &mut Pending) -> Result<Change, Outcome> {
+    fn check(
+        &self,
+        request: CommitRequest,
+        instance: &[u8],
+        pending: &mut PendingBatch,
+    ) -> Result<Change, CommitResult> {
         let catalog = self.registry.catalog();
         match request {
-            Request::Register {
+            CommitRequest::Register {
                 peer,
                 mut files,
                 mut replace,
@@ -467,7 +472,7 @@ impl Worker {
                     (new, held) = (all.len(), 0);
                 } else if all.len() == files.len() {
                     // What is in the catalog is durable and need not be written again.
-                    files.retain(|file| !catalog.says(&peer.id, file));
+                    files.retain(|file| !catalog.has_registered(&peer.id, file));
                     let there = catalog.address(&peer.id) == Some(&peer.address)
                         && self.registry.ttl(&peer.id) == Some(peer.ttl);
                     if files.is_empty() && there {
@@ -479,12 +484,15 @@ impl Worker {
                 let wanted = held + new as u64;
                 let most = self.limits.max_files_per_peer;
                 if wanted > most && new > 0 {
-                    return Err(Err(CommitError::TooManyFiles { most, wanted }));
+                    return Err(Err(CommitError::TooManyFiles {
+                        limit: most,
+                        requested: wanted,
+                    }));
                 }
                 let is_new = catalog.address(&peer.id).is_none();
                 let key = host_key(&peer.address.host);
                 let mut bytes = 0;
-                if is_new || files.iter().any(|file| catalog.adds(&peer.id, file)) {
+                if is_new || files.iter().any(|file| catalog.may_add_memory(&peer.id, file)) {
                     bytes = cost + if is_new { cost::PEER } else { 0 };
                     let freed = if replace { catalog.charge_of(&peer.id) } else { 0 };
                     self.check_memory(&catalog, &peer, &key, [bytes, freed], pending)
@@ -499,7 +507,7 @@ impl Worker {
                     if catalog.peers_at(&peer.address.host) + *at >= most {
                         return Err(Err(CommitError::TooManyPeers {
                             host: peer.address.host,
-                            most,
+                            limit: most,
                         }));
                     }
                     *at += 1;
@@ -513,14 +521,14 @@ impl Worker {
                     replace,
                 })
             }
-            Request::Unregister { peer, mut files } => {
+            CommitRequest::Unregister { peer, mut files } => {
                 files.retain(|file| catalog.holds(&peer, file));
                 match files.is_empty() {
                     true => Err(Ok(0)),
                     false => Ok(Change::Unregister { peer, files }),
                 }
             }
-            Request::Forget { peer } => match catalog.address(&peer) {
+            CommitRequest::Forget { peer } => match catalog.address(&peer) {
                 None => Err(Ok(0)),
                 Some(_) => Ok(Change::Forget { peer }),
             },
@@ -534,7 +542,7 @@ impl Worker {
         peer: &PeerRecord,
         key: &str,
         [bytes, freed]: [u64; 2],
-        pending: &Pending,
+        pending: &PendingBatch,
     ) -> Result<(), CommitError> {
         let room = self.limits.max_memory_mib.saturating_mul(1024 * 1024);
         let used = catalog.bytes() + pending.bytes;
@@ -583,7 +591,7 @@ impl Worker {
         false
     }
 
-    fn show(&self, change: &Change, instance: &[u8]) -> u64 {
+    fn apply_to_registry(&self, change: &Change, instance: &[u8]) -> u64 {
         match change {
             Change::Register {
                 peer, files, replace, ..

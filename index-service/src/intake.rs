@@ -26,7 +26,7 @@ use tonic::{
 
 use crate::{
     request::{check_batch, check_names},
-    service::Service,
+    service::IndexApi,
 };
 
 /// The calls' paths (gRPC over HTTP/2, "Path").
@@ -45,66 +45,69 @@ const FILE_IDS: u32 = 2;
 
 /// The index's service with its own way for messages that hold lists.
 #[derive(Debug, Clone)]
-pub(crate) struct Intake<S> {
-    service: Arc<Service>,
-    rest: S,
+pub(crate) struct PrecheckedService<S> {
+    service: Arc<IndexApi>,
+    generated: S,
 }
 
-impl<S> Intake<S> {
-    /// Takes in the lists that `service` is told, and leaves everything else to `rest`.
-    pub(crate) const fn new(service: Arc<Service>, rest: S) -> Self {
-        Self { service, rest }
+impl<S> PrecheckedService<S> {
+    /// Takes in the lists that `service` is told, and leaves everything else to `generated`.
+    pub(crate) const fn new(service: Arc<IndexApi>, rest: S) -> Self {
+        Self {
+            service,
+            generated: rest,
+        }
     }
 }
 
-impl<S: NamedService> NamedService for Intake<S> {
+impl<S: NamedService> NamedService for PrecheckedService<S> {
     const NAME: &'static str = S::NAME;
 }
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-type Answer = Boxed<Result<http::Response<Body>, Infallible>>;
+type ResponseFuture = Boxed<Result<http::Response<Body>, Infallible>>;
 
-impl<S> codegen::Service<http::Request<Body>> for Intake<S>
+impl<S> codegen::Service<http::Request<Body>> for PrecheckedService<S>
 where
     S: codegen::Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
     S::Future: Send + 'static,
 {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future = Answer;
+    type Future = ResponseFuture;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.rest.poll_ready(context)
+        self.generated.poll_ready(context)
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> Answer {
+    fn call(&mut self, request: http::Request<Body>) -> ResponseFuture {
         let service = Arc::clone(&self.service);
         match request.uri().path() {
-            REGISTER => Box::pin(answer::<v1::RegisterRequest>(service, request)),
-            UNREGISTER => Box::pin(answer::<v1::UnregisterRequest>(service, request)),
-            _ => Box::pin(self.rest.call(request)),
+            REGISTER => Box::pin(handle::<v1::RegisterRequest>(service, request)),
+            UNREGISTER => Box::pin(handle::<v1::UnregisterRequest>(service, request)),
+            _ => Box::pin(self.generated.call(request)),
         }
     }
 }
 
-async fn answer<Q: Lists>(
-    service: Arc<Service>,
+async fn handle<Q: PrecheckedMessage>(
+    service: Arc<IndexApi>,
     request: http::Request<Body>,
 ) -> Result<http::Response<Body>, Infallible>
 where
-    Call: UnaryService<Q, Response: Message + 'static>,
+    ServiceCall: UnaryService<Q, Response: Message + 'static>,
 {
-    let codec = CountingCodec::<<Call as UnaryService<Q>>::Response, Q>::new(Q::count);
+    let codec = CountingCodec::<<ServiceCall as UnaryService<Q>>::Response, Q>::new(Q::check_counts);
     let mut grpc = Grpc::new(codec)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
-    Ok(grpc.unary(Call(service), request).await)
+    Ok(grpc.unary(ServiceCall(service), request).await)
 }
 
 /// A call of the service, whichever the request is for.
-struct Call(Arc<Service>);
+struct ServiceCall(Arc<IndexApi>);
 
-impl UnaryService<v1::RegisterRequest> for Call {
+impl UnaryService<v1::RegisterRequest> for ServiceCall {
     type Response = v1::RegisterResponse;
     type Future = Boxed<Result<Response<v1::RegisterResponse>, Status>>;
 
@@ -114,7 +117,7 @@ impl UnaryService<v1::RegisterRequest> for Call {
     }
 }
 
-impl UnaryService<v1::UnregisterRequest> for Call {
+impl UnaryService<v1::UnregisterRequest> for ServiceCall {
     type Response = v1::UnregisterResponse;
     type Future = Boxed<Result<Response<v1::UnregisterResponse>, Status>>;
 
@@ -125,13 +128,13 @@ impl UnaryService<v1::UnregisterRequest> for Call {
 }
 
 /// A message that holds lists.
-trait Lists: Message + Default + 'static {
+trait PrecheckedMessage: Message + Default + 'static {
     /// Whether the lists are no longer than they may be, told from the message's bytes.
-    fn count(message: &[u8]) -> Result<(), Problem>;
+    fn check_counts(message: &[u8]) -> Result<(), Problem>;
 }
 
-impl Lists for v1::RegisterRequest {
-    fn count(message: &[u8]) -> Result<(), Problem> {
+impl PrecheckedMessage for v1::RegisterRequest {
+    fn check_counts(message: &[u8]) -> Result<(), Problem> {
         check_batch(list_items(message, FILES).count(), "files")?;
         for (at, file) in list_items(message, FILES).enumerate() {
             check_names(list_items(file, NAMES).count())
@@ -141,8 +144,8 @@ impl Lists for v1::RegisterRequest {
     }
 }
 
-impl Lists for v1::UnregisterRequest {
-    fn count(message: &[u8]) -> Result<(), Problem> {
+impl PrecheckedMessage for v1::UnregisterRequest {
+    fn check_counts(message: &[u8]) -> Result<(), Problem> {
         check_batch(list_items(message, FILE_IDS).count(), "file_ids")
     }
 }
@@ -164,7 +167,7 @@ mod tests {
         let body = String::from_utf8(body).unwrap();
         assert!(body.is_ascii());
         let service = Arc::new(service(Restored::default(), 0));
-        let mut intake = Intake::new(Arc::clone(&service), IndexServiceServer::from_arc(service));
+        let mut intake = PrecheckedService::new(Arc::clone(&service), IndexServiceServer::from_arc(service));
         let request = http::Request::post(path).body(Body::new(body)).unwrap();
         let response = intake.call(request).await.unwrap();
         Status::from_header_map(response.headers()).unwrap().into()
@@ -217,7 +220,7 @@ mod tests {
                 replace: true,
                 ..Default::default()
             };
-            v1::RegisterRequest::count(&request.encode_to_vec()).map_err(|problem| problem.field)
+            v1::RegisterRequest::check_counts(&request.encode_to_vec()).map_err(|problem| problem.field)
         };
         assert_eq!(register(MAX_BATCH, names(16)), Ok(()));
         assert_eq!(register(MAX_BATCH + 1, names(1)), Err(Some("files".to_owned())));
@@ -229,7 +232,7 @@ mod tests {
                 all: true,
                 ..Default::default()
             };
-            v1::UnregisterRequest::count(&request.encode_to_vec()).map_err(|problem| problem.field)
+            v1::UnregisterRequest::check_counts(&request.encode_to_vec()).map_err(|problem| problem.field)
         };
         assert_eq!(unregister(MAX_BATCH), Ok(()));
         assert_eq!(unregister(MAX_BATCH + 1), Err(Some("file_ids".to_owned())));

@@ -31,7 +31,7 @@ pub struct Holder {
 }
 
 #[derive(Debug)]
-struct Lease {
+struct LeaseEntry {
     deadline: Instant,
     ttl: Duration,
     /// `None` after the index was started, until the peer is heard of.
@@ -45,7 +45,7 @@ struct Lease {
 /// The leases of all peers.
 #[derive(Debug, Default)]
 pub struct LeaseTable {
-    leases: HashMap<PeerId, Lease>,
+    leases: HashMap<PeerId, LeaseEntry>,
     by_deadline: BTreeSet<(Instant, PeerId)>,
 }
 
@@ -80,7 +80,7 @@ impl LeaseTable {
     /// Opens a lease, or begins the one that there is anew. `holder`: `None` where it is not known.
     pub fn open(&mut self, peer: PeerId, ttl: Duration, holder: Option<Holder>, now: Instant) {
         let deadline = now + ttl;
-        let mut lease = Lease {
+        let mut lease = LeaseEntry {
             deadline,
             ttl,
             holder,

@@ -7,11 +7,11 @@ use std::hash::{BuildHasher as _, Hash, RandomState};
 
 use potluck_core::FileId;
 
-use crate::catalog::{Cursor, RankCursor};
+use crate::catalog::{RankCursor, SearchCursor};
 
 /// Makes and reads page tokens.
 #[derive(Debug, Default)]
-pub struct Pages {
+pub struct PageTokens {
     key: RandomState,
 }
 
@@ -21,19 +21,19 @@ pub struct Pages {
 pub struct PageError;
 
 /// A position that a token can hold.
-pub trait Position: Sized {
+pub trait PagePosition: Sized {
     /// As bytes.
     fn to_bytes(&self) -> Vec<u8>;
     /// From bytes; `None` where they are of another kind.
     fn from_bytes(bytes: &[u8]) -> Option<Self>;
 }
 
-impl Pages {
+impl PageTokens {
     /// The token for a position in the answer to a question; empty where there is none.
-    pub fn token<P: Position>(&self, question: &impl Hash, position: Option<P>) -> String {
+    pub fn token<P: PagePosition>(&self, question: &impl Hash, position: Option<P>) -> String {
         position.map_or_else(String::new, |position| {
             let mut bytes = position.to_bytes();
-            let sum = self.sum(question, &bytes);
+            let sum = self.checksum(question, &bytes);
             bytes.extend(sum);
             hex::encode(bytes)
         })
@@ -43,7 +43,11 @@ impl Pages {
     ///
     /// # Errors
     /// [`PageError`] for anything else.
-    pub fn position<P: Position>(&self, question: &impl Hash, token: &str) -> Result<Option<P>, PageError> {
+    pub fn position<P: PagePosition>(
+        &self,
+        question: &impl Hash,
+        token: &str,
+    ) -> Result<Option<P>, PageError> {
         /// Twice the longest position and its checksum.
         const LONGEST: usize = 2 * (48 + 8);
         if token.is_empty() {
@@ -54,18 +58,18 @@ impl Pages {
         }
         let bytes = hex::decode(token).map_err(|_| PageError)?;
         let (bytes, sum) = bytes.split_last_chunk::<8>().ok_or(PageError)?;
-        if *sum != self.sum(question, bytes) {
+        if *sum != self.checksum(question, bytes) {
             return Err(PageError);
         }
         P::from_bytes(bytes).map(Some).ok_or(PageError)
     }
 
-    fn sum(&self, question: &impl Hash, bytes: &[u8]) -> [u8; 8] {
+    fn checksum(&self, question: &impl Hash, bytes: &[u8]) -> [u8; 8] {
         self.key.hash_one((question, bytes)).to_le_bytes()
     }
 }
 
-impl Position for Cursor {
+impl PagePosition for SearchCursor {
     fn to_bytes(&self) -> Vec<u8> {
         [self.name.to_le_bytes(), self.file.to_le_bytes()].concat()
     }
@@ -79,7 +83,7 @@ impl Position for Cursor {
     }
 }
 
-impl Position for RankCursor {
+impl PagePosition for RankCursor {
     fn to_bytes(&self) -> Vec<u8> {
         let (from, to) = self.slots;
         [
@@ -109,16 +113,16 @@ mod tests {
 
     #[test]
     fn a_token_is_good_for_its_question_only() {
-        let pages = Pages::default();
-        let cursor = Cursor {
+        let pages = PageTokens::default();
+        let cursor = SearchCursor {
             name: 7,
             file: u32::MAX,
         };
         let token = pages.token(&"one", Some(cursor));
         assert_eq!(pages.position(&"one", &token), Ok(Some(cursor)));
-        assert_eq!(pages.position::<Cursor>(&"two", &token), Err(PageError));
+        assert_eq!(pages.position::<SearchCursor>(&"two", &token), Err(PageError));
         assert_eq!(
-            Pages::default().position::<Cursor>(&"one", &token),
+            PageTokens::default().position::<SearchCursor>(&"one", &token),
             Err(PageError),
             "another run"
         );
@@ -127,13 +131,13 @@ mod tests {
             Err(PageError),
             "another kind"
         );
-        assert_eq!(pages.position::<Cursor>(&"one", ""), Ok(None));
-        assert_eq!(pages.token::<Cursor>(&"one", None), "");
+        assert_eq!(pages.position::<SearchCursor>(&"one", ""), Ok(None));
+        assert_eq!(pages.token::<SearchCursor>(&"one", None), "");
     }
 
     #[test]
     fn anything_else_is_refused() {
-        let pages = Pages::default();
+        let pages = PageTokens::default();
         let good = pages.token(
             &1,
             Some(RankCursor {

@@ -9,8 +9,8 @@ use crate::{
     catalog::words::TermsError,
     commit::{self, CommitError},
     pages::PageError,
-    quota::Exceeded,
-    watch::{Ended, WatchError},
+    quota::RateExceeded,
+    watch::{SubscriptionEnd, WatchError},
 };
 
 /// When a caller may try again where the index has too much to do at this moment.
@@ -43,8 +43,8 @@ impl From<PageError> for Problem {
     }
 }
 
-impl From<Exceeded> for Problem {
-    fn from(error: Exceeded) -> Self {
+impl From<RateExceeded> for Problem {
+    fn from(error: RateExceeded) -> Self {
         Self::new(
             Reason::RateLimited,
             "too many calls from your address: wait as long as the retry delay says",
@@ -82,13 +82,13 @@ impl From<WatchError> for Problem {
     }
 }
 
-impl From<Ended> for Problem {
-    fn from(ended: Ended) -> Self {
+impl From<SubscriptionEnd> for Problem {
+    fn from(ended: SubscriptionEnd) -> Self {
         match ended {
-            Ended::TooSlow => {
+            SubscriptionEnd::TooSlow => {
                 Self::new(Reason::Busy, "this watcher reads too slowly: watch again").retry_after(SOON)
             }
-            Ended::Closed => WatchError::Closed.into(),
+            SubscriptionEnd::Closed => WatchError::Closed.into(),
         }
     }
 }

@@ -93,7 +93,7 @@ const BURST: u32 = 5;
 
 /// Too many calls: how long to wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Exceeded {
+pub struct RateExceeded {
     /// Until a call would be let through.
     pub retry_after: Duration,
 }
@@ -105,7 +105,7 @@ pub struct RateLimiter {
     interval: Option<Duration>,
     burst: Duration,
     /// When each source's budget is whole again. One that is whole need not be remembered.
-    whole_at: HashMap<IpAddr, Instant>,
+    full_at: HashMap<IpAddr, Instant>,
     next_sweep: Option<Instant>,
 }
 
@@ -116,7 +116,7 @@ impl RateLimiter {
         Self {
             interval,
             burst: Duration::from_secs(u64::from(BURST)),
-            whole_at: HashMap::new(),
+            full_at: HashMap::new(),
             next_sweep: None,
         }
     }
@@ -124,22 +124,22 @@ impl RateLimiter {
     /// Takes `cost` calls from the budget of `source`.
     ///
     /// # Errors
-    /// [`Exceeded`] where it is used up; then nothing is taken. A call that costs more than any budget is let through once it
+    /// [`RateExceeded`] where it is used up; then nothing is taken. A call that costs more than any budget is let through once it
     /// is whole.
-    pub fn take(&mut self, source: IpAddr, cost: u32, now: Instant) -> Result<(), Exceeded> {
+    pub fn take(&mut self, source: IpAddr, cost: u32, now: Instant) -> Result<(), RateExceeded> {
         let Some(interval) = self.interval else {
             return Ok(());
         };
         let source = client_network(source);
-        if !self.whole_at.contains_key(&source) && self.whole_at.len() >= MAX_SOURCES {
+        if !self.full_at.contains_key(&source) && self.full_at.len() >= MAX_SOURCES {
             self.sweep(now)?;
         }
         let price = (interval * cost).min(self.burst);
-        let whole_at = self.whole_at.entry(source).or_insert(now);
+        let whole_at = self.full_at.entry(source).or_insert(now);
         let then = (*whole_at).max(now) + price;
         let over = then.saturating_duration_since(now + self.burst);
         if !over.is_zero() {
-            return Err(Exceeded { retry_after: over });
+            return Err(RateExceeded { retry_after: over });
         }
         *whole_at = then;
         Ok(())
@@ -151,24 +151,24 @@ impl RateLimiter {
         let Some(interval) = self.interval else { return };
         let source = client_network(source);
         // Whoever was let in is in the table, unless its budget is whole.
-        if !self.whole_at.contains_key(&source) && self.whole_at.len() >= MAX_SOURCES {
+        if !self.full_at.contains_key(&source) && self.full_at.len() >= MAX_SOURCES {
             return;
         }
-        let whole_at = self.whole_at.entry(source).or_insert(now);
+        let whole_at = self.full_at.entry(source).or_insert(now);
         let price = interval.saturating_mul(cost);
         *whole_at = ((*whole_at).max(now) + price.min(self.burst)).min(now + 2 * self.burst);
     }
 
     /// Forgets the sources whose budget is whole. At most once a second: with so many sources going through them costs.
-    fn sweep(&mut self, now: Instant) -> Result<(), Exceeded> {
+    fn sweep(&mut self, now: Instant) -> Result<(), RateExceeded> {
         let pause = Duration::from_secs(1);
         if self.next_sweep.is_none_or(|at| at <= now) {
-            self.whole_at.retain(|_, whole_at| *whole_at > now);
+            self.full_at.retain(|_, whole_at| *whole_at > now);
             self.next_sweep = Some(now + pause);
         }
-        match self.whole_at.len() < MAX_SOURCES {
+        match self.full_at.len() < MAX_SOURCES {
             true => Ok(()),
-            false => Err(Exceeded { retry_after: pause }),
+            false => Err(RateExceeded { retry_after: pause }),
         }
     }
 }
@@ -222,7 +222,7 @@ mod tests {
         for _ in 0..100_000 {
             assert_eq!(limiter.take(ip(1), 100, start), Ok(()));
         }
-        assert!(limiter.whole_at.is_empty());
+        assert!(limiter.full_at.is_empty());
     }
 
     #[test]
@@ -241,10 +241,10 @@ mod tests {
             assert_eq!(limiter.take(ip(n), 1, start), Ok(()));
         }
         assert!(limiter.take(ip(u32::MAX), 1, start).is_err());
-        assert_eq!(limiter.whole_at.len(), MAX_SOURCES);
+        assert_eq!(limiter.full_at.len(), MAX_SOURCES);
         let later = start + Duration::from_secs(2);
         assert_eq!(limiter.take(ip(u32::MAX), 1, later), Ok(()));
-        assert_eq!(limiter.whole_at.len(), 1);
+        assert_eq!(limiter.full_at.len(), 1);
     }
 
     #[test]

@@ -23,10 +23,10 @@ use potluck_core::{
 };
 
 use crate::{
-    catalog::{Catalog, PeerSlot, Put},
+    catalog::{Catalog, PeerSlot, PutOutcome},
     leases::{Holder, LeaseTable},
     store::{PeerRecord, StoredPeer},
-    watch::{Hub, Subscription, WatchError},
+    watch::{Subscription, WatchError, WatchHub},
 };
 
 /// Registrations that are changed before readers get a turn: some 200 microseconds.
@@ -43,7 +43,7 @@ const REPLACE_IN_PLACE: usize = 1024;
 pub struct Registry {
     catalog: RwLock<Catalog>,
     leases: Mutex<LeaseTable>,
-    hub: Arc<Hub>,
+    hub: Arc<WatchHub>,
     /// Hidden peers that are not cleared yet.
     leftovers: Mutex<VecDeque<PeerSlot>>,
 }
@@ -90,7 +90,7 @@ impl Registry {
         Self {
             catalog: RwLock::new(restored.catalog),
             leases: Mutex::new(leases),
-            hub: Arc::new(Hub::new(max_watchers)),
+            hub: Arc::new(WatchHub::new(max_watchers)),
             leftovers: Mutex::default(),
         }
     }
@@ -111,7 +111,7 @@ impl Registry {
     }
 
     /// The watchers.
-    pub const fn hub(&self) -> &Arc<Hub> {
+    pub const fn hub(&self) -> &Arc<WatchHub> {
         &self.hub
     }
 
@@ -185,8 +185,8 @@ impl Registry {
                     let watched = !self.hub.is_idle();
                     for file in files {
                         let put = catalog.put(&peer.id, file);
-                        if watched && put != Put::Same {
-                            self.tell_joined(catalog, &peer.id, &file.file.id);
+                        if watched && put != PutOutcome::Unchanged {
+                            self.notify_joined(catalog, &peer.id, &file.file.id);
                         }
                     }
                 });
@@ -216,7 +216,7 @@ impl Registry {
         if moved {
             let catalog = self.catalog();
             self.each_watched(&catalog, &peer.id, |file| {
-                self.tell_joined(&catalog, &peer.id, file);
+                self.notify_joined(&catalog, &peer.id, file);
             });
         }
     }
@@ -245,7 +245,7 @@ impl Registry {
         });
         let catalog = self.catalog();
         self.each_watched(&catalog, &peer.id, |file| {
-            self.tell_joined(&catalog, &peer.id, file);
+            self.notify_joined(&catalog, &peer.id, file);
         });
         if let Some(old) = old {
             self.each_watched_of(&catalog, old, |file| {
@@ -348,13 +348,13 @@ impl Registry {
         }
     }
 
-    fn tell_joined(&self, catalog: &Catalog, peer: &PeerId, file: &FileId) {
+    fn notify_joined(&self, catalog: &Catalog, peer: &PeerId, file: &FileId) {
         self.hub
-            .tell(file, || catalog.provider(peer, file).map(ProviderEvent::Joined));
+            .publish(file, || catalog.provider(peer, file).map(ProviderEvent::Joined));
     }
 
     fn tell_left(&self, peer: &PeerId, file: &FileId) {
-        self.hub.tell(file, || Some(ProviderEvent::Left(*peer)));
+        self.hub.publish(file, || Some(ProviderEvent::Left(*peer)));
     }
 
     fn leases(&self) -> MutexGuard<'_, LeaseTable> {

@@ -29,7 +29,7 @@ const DEFAULT_PROVIDERS: u32 = 50;
 
 /// A Register, checked.
 #[derive(Debug)]
-pub(crate) struct Register {
+pub(crate) struct ParsedRegister {
     /// `None`: the caller wants one.
     pub(crate) token: Option<Token>,
     /// Where the peer says it is.
@@ -44,7 +44,7 @@ pub(crate) struct Register {
     pub(crate) instance: Bytes,
 }
 
-impl TryFrom<v1::RegisterRequest> for Register {
+impl TryFrom<v1::RegisterRequest> for ParsedRegister {
     type Error = Problem;
 
     fn try_from(request: v1::RegisterRequest) -> Result<Self, Problem> {
@@ -97,7 +97,7 @@ fn registration(registration: v1::Registration) -> Result<Registration, Problem>
 
 /// A Renew, checked.
 #[derive(Debug)]
-pub(crate) struct Renew {
+pub(crate) struct ParsedRenew {
     /// The peer's secret.
     pub(crate) token: Token,
     /// Where it says it is.
@@ -106,7 +106,7 @@ pub(crate) struct Renew {
     pub(crate) instance: Bytes,
 }
 
-impl TryFrom<v1::RenewRequest> for Renew {
+impl TryFrom<v1::RenewRequest> for ParsedRenew {
     type Error = Problem;
 
     fn try_from(request: v1::RenewRequest) -> Result<Self, Problem> {
@@ -120,7 +120,7 @@ impl TryFrom<v1::RenewRequest> for Renew {
 
 /// An Unregister, checked.
 #[derive(Debug)]
-pub(crate) struct Unregister {
+pub(crate) struct ParsedUnregister {
     /// The peer's secret.
     pub(crate) token: Token,
     /// `None`: everything, and the lease.
@@ -129,7 +129,7 @@ pub(crate) struct Unregister {
     pub(crate) instance: Bytes,
 }
 
-impl TryFrom<v1::UnregisterRequest> for Unregister {
+impl TryFrom<v1::UnregisterRequest> for ParsedUnregister {
     type Error = Problem;
 
     fn try_from(request: v1::UnregisterRequest) -> Result<Self, Problem> {
@@ -151,7 +151,7 @@ impl TryFrom<v1::UnregisterRequest> for Unregister {
 
 /// A Query, checked but for its page token, which only the index can read.
 #[derive(Debug)]
-pub(crate) struct Query {
+pub(crate) struct ParsedQuery {
     /// What to find files by.
     pub(crate) by: QueryKey,
     /// Most providers of a file.
@@ -162,7 +162,7 @@ pub(crate) struct Query {
     pub(crate) page_token: String,
 }
 
-impl TryFrom<v1::QueryRequest> for Query {
+impl TryFrom<v1::QueryRequest> for ParsedQuery {
     type Error = Problem;
 
     fn try_from(request: v1::QueryRequest) -> Result<Self, Problem> {
@@ -185,8 +185,8 @@ impl TryFrom<v1::QueryRequest> for Query {
         };
         Ok(Self {
             by,
-            max_providers: bounded(request.max_providers, DEFAULT_PROVIDERS, "max_providers")?,
-            page_size: bounded(request.page_size, DEFAULT_PAGE, "page_size")?,
+            max_providers: coerce_page_size(request.max_providers, DEFAULT_PROVIDERS, "max_providers")?,
+            page_size: coerce_page_size(request.page_size, DEFAULT_PAGE, "page_size")?,
             page_token: request.page_token,
         })
     }
@@ -194,7 +194,7 @@ impl TryFrom<v1::QueryRequest> for Query {
 
 /// A Search, checked but for its page token.
 #[derive(Debug)]
-pub(crate) struct Search {
+pub(crate) struct ParsedSearch {
     /// As [`crate::catalog::words::terms`] gives them.
     pub(crate) terms: Vec<String>,
     /// Most files.
@@ -203,13 +203,13 @@ pub(crate) struct Search {
     pub(crate) page_token: String,
 }
 
-impl TryFrom<v1::SearchRequest> for Search {
+impl TryFrom<v1::SearchRequest> for ParsedSearch {
     type Error = Problem;
 
     fn try_from(request: v1::SearchRequest) -> Result<Self, Problem> {
         Ok(Self {
             terms: crate::catalog::words::terms(&request.query)?,
-            page_size: bounded(request.page_size, DEFAULT_PAGE, "page_size")?,
+            page_size: coerce_page_size(request.page_size, DEFAULT_PAGE, "page_size")?,
             page_token: request.page_token,
         })
     }
@@ -217,20 +217,20 @@ impl TryFrom<v1::SearchRequest> for Search {
 
 /// A Watch, checked.
 #[derive(Debug)]
-pub(crate) struct Watch {
+pub(crate) struct ParsedWatch {
     /// The file.
     pub(crate) file: FileId,
     /// Most providers of the snapshot.
     pub(crate) max_providers: usize,
 }
 
-impl TryFrom<v1::WatchRequest> for Watch {
+impl TryFrom<v1::WatchRequest> for ParsedWatch {
     type Error = Problem;
 
     fn try_from(request: v1::WatchRequest) -> Result<Self, Problem> {
         Ok(Self {
             file: wire::file_id(&request.file_id, "file_id")?,
-            max_providers: bounded(request.max_providers, DEFAULT_PROVIDERS, "max_providers")?,
+            max_providers: coerce_page_size(request.max_providers, DEFAULT_PROVIDERS, "max_providers")?,
         })
     }
 }
@@ -280,7 +280,7 @@ pub(crate) fn check_batch(count: usize, field: &str) -> Result<(), Problem> {
     }
 }
 
-fn bounded(asked: u32, default: u32, field: &str) -> Result<usize, Problem> {
+fn coerce_page_size(asked: u32, default: u32, field: &str) -> Result<usize, Problem> {
     const ALLOWED: RangeInclusive<u32> = 0..=MAX_PAGE;
     if !ALLOWED.contains(&asked) {
         return Err(invalid(field, format!("at most {MAX_PAGE}, this is {asked}")));

@@ -26,12 +26,12 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Config, Options, OptionsError, StoreConfig,
     commit::Committer,
-    intake::{Intake, REGISTER, UNREGISTER, WATCH},
-    pages::Pages,
+    intake::{PrecheckedService, REGISTER, UNREGISTER, WATCH},
+    pages::PageTokens,
     quota::{Limits, RateLimiter},
     registry::{Registry, Restored},
     searching::SearchQueue,
-    service::Service,
+    service::IndexApi,
     store::{FolderError, IndexStore, MemoryStore, SledStore},
 };
 
@@ -109,7 +109,7 @@ pub async fn serve(
     config: Config,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    Index::open(config).await?.serve(listener, shutdown).await
+    RunningIndex::open(config).await?.serve(listener, shutdown).await
 }
 
 /// Binds, says `listening on ADDR` on standard output when ready, and serves until `shutdown`.
@@ -127,7 +127,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Ru
     };
     let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
-    let index = Index::open(config).await?;
+    let index = RunningIndex::open(config).await?;
     let mut out = std::io::stdout();
     writeln!(out, "listening on {address}")
         .and_then(|()| out.flush())
@@ -136,7 +136,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Ru
 }
 
 /// An index whose store is open.
-struct Index {
+struct RunningIndex {
     config: Config,
     registry: Arc<Registry>,
     committer: Committer,
@@ -144,7 +144,7 @@ struct Index {
     store: &'static str,
 }
 
-impl Index {
+impl RunningIndex {
     async fn open(config: Config) -> Result<Self, ServeError> {
         let opening = tokio::task::spawn_blocking(move || {
             let began = Instant::now();
@@ -192,16 +192,16 @@ impl Index {
             thread,
             store,
         } = self;
-        let service = Arc::new(Service {
+        let service = Arc::new(IndexApi {
             registry: Arc::clone(&registry),
             committer: committer.clone(),
-            limiter: Arc::new(Mutex::new(RateLimiter::new(config.limits.max_calls_per_second))),
+            rate_limiter: Arc::new(Mutex::new(RateLimiter::new(config.limits.max_calls_per_second))),
             searches: SearchQueue::new(),
-            pages: Pages::default(),
+            page_tokens: PageTokens::default(),
             allowed_hosts: config.allowed_hosts,
             ttl: config.ttl,
             started: Instant::now(),
-            store,
+            store_kind: store,
         });
         let charged = Arc::clone(&service);
         let admission = Admission::with_rate_limiter(BUDGETS, call_kind, move |source, cost| {
@@ -210,7 +210,7 @@ impl Index {
         let generated = IndexServiceServer::from_arc(Arc::clone(&service))
             .max_decoding_message_size(transport::admission::SMALL_REQUEST)
             .max_encoding_message_size(transport::MAX_MESSAGE);
-        let intake = Intake::new(service, generated);
+        let intake = PrecheckedService::new(service, generated);
         let (health, routes) = with_health_and_reflection(intake, config.reflection).await?;
 
         let stop_reporting = CancellationToken::new();
@@ -218,7 +218,7 @@ impl Index {
         let reporting = tokio::spawn(reporting);
         let address = listener.local_addr().ok();
         let cut = CancellationToken::new();
-        let incoming = connections(listener, places(&config.limits), cut.clone());
+        let incoming = connections(listener, connection_limiter(&config.limits), cut.clone());
         let stop_accepting = CancellationToken::new();
         let server = transport::server()
             .initial_stream_window_size(STREAM_WINDOW)
@@ -227,7 +227,7 @@ impl Index {
             .max_frame_size(None)
             .http2_max_header_list_size(MAX_HEADERS)
             .timeout(CALL_TIMEOUT)
-            .trace_fn(span)
+            .trace_fn(call_span)
             .layer(admission)
             .add_routes(routes)
             .serve_with_incoming_shutdown(incoming, stop_accepting.clone().cancelled_owned());
@@ -284,7 +284,7 @@ async fn report_health(health: Health, mut working: watch::Receiver<bool>, stop:
 }
 
 /// Places for connections: one address leaves some to the others.
-fn places(limits: &Limits) -> PerAddressLimiter {
+fn connection_limiter(limits: &Limits) -> PerAddressLimiter {
     PerAddressLimiter::new(limits.max_connections, MaxShare::default())
 }
 
@@ -303,7 +303,7 @@ fn call_kind(path: &str) -> CallKind {
 }
 
 /// A span for each call, with where it comes from.
-fn span(request: &http::Request<()>) -> tracing::Span {
+fn call_span(request: &http::Request<()>) -> tracing::Span {
     let from = request
         .extensions()
         .get::<ClientConnection>()
@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn no_address_takes_all_connections() {
-        let places = places(&Limits {
+        let places = connection_limiter(&Limits {
             max_connections: 8,
             ..Limits::default()
         });

@@ -19,20 +19,20 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     address::{self, AddressError, AllowedHost},
-    catalog::{self, Listing, RankCursor, Ranked, Searched, cost},
+    catalog::{self, Listing, RankCursor, RankedPage, SearchPage, cost},
     commit::{self, Committer},
     leases::Holder,
-    pages::Pages,
+    pages::PageTokens,
     quota::RateLimiter,
     registry::{Holding, Registry},
-    request::{Query, Register, Renew, Search, Unregister, Watch},
+    request::{ParsedQuery, ParsedRegister, ParsedRenew, ParsedSearch, ParsedUnregister, ParsedWatch},
     searching::SearchQueue,
     store::PeerRecord,
     watch::Subscription,
 };
 
 /// Files of a request that cost a caller as much as one call.
-const FILES_A_CALL: usize = 100;
+const FILES_PER_CALL: usize = 100;
 
 /// Steps of a search or listing that cost a caller as much as one call: about as much work as answering a short one.
 const STEPS_A_CALL: usize = 4_000;
@@ -52,17 +52,17 @@ const SHORT_LISTING: usize = 4_000;
 
 /// The service's state.
 #[derive(Debug)]
-pub(crate) struct Service {
+pub(crate) struct IndexApi {
     /// What the index knows.
     pub(crate) registry: Arc<Registry>,
     /// Where changes go.
     pub(crate) committer: Committer,
     /// Calls a second of each source.
-    pub(crate) limiter: Arc<Mutex<RateLimiter>>,
+    pub(crate) rate_limiter: Arc<Mutex<RateLimiter>>,
     /// Where searches wait and run.
     pub(crate) searches: SearchQueue,
     /// Page tokens of this run.
-    pub(crate) pages: Pages,
+    pub(crate) page_tokens: PageTokens,
     /// Hosts that peers may register besides their own.
     pub(crate) allowed_hosts: Vec<AllowedHost>,
     /// Lease of a peer that asks for none.
@@ -70,15 +70,15 @@ pub(crate) struct Service {
     /// When the index began.
     pub(crate) started: Instant,
     /// What kind of store there is.
-    pub(crate) store: &'static str,
+    pub(crate) store_kind: &'static str,
 }
 
-impl Service {
+impl IndexApi {
     /// Takes calls from the budget of a request's source.
     fn admit<T>(&self, request: &Request<T>, cost: u32) -> Result<Option<IpAddr>, Problem> {
         let source = request.remote_addr().map(|address| address.ip());
         if let Some(source) = source {
-            lock(&self.limiter).take(source, cost, Instant::now())?;
+            lock(&self.rate_limiter).take(source, cost, Instant::now())?;
         }
         Ok(source)
     }
@@ -87,8 +87,8 @@ impl Service {
     pub(crate) fn charge_cost(&self, source: Option<IpAddr>, cost: Cost) -> Result<(), Problem> {
         let Some(source) = source else { return Ok(()) };
         match cost {
-            Cost::Diagnostic => lock(&self.limiter).take(source, DIAGNOSTIC_COST, Instant::now())?,
-            Cost::Answer(bytes) => spend(&self.limiter, source, bytes / BYTES_A_CALL),
+            Cost::Diagnostic => lock(&self.rate_limiter).take(source, DIAGNOSTIC_COST, Instant::now())?,
+            Cost::Answer(bytes) => spend(&self.rate_limiter, source, bytes / BYTES_A_CALL),
         }
         Ok(())
     }
@@ -96,9 +96,9 @@ impl Service {
     async fn list(
         &self,
         source: Option<IpAddr>,
-        query: &Query,
+        query: &ParsedQuery,
         after: Option<RankCursor>,
-    ) -> Result<Ranked, Problem> {
+    ) -> Result<RankedPage, Problem> {
         let by = query.by.clone();
         let mut listing = Listing::new(by, after, query.page_size, query.max_providers);
         let is_done = self
@@ -106,10 +106,10 @@ impl Service {
             .catalog()
             .advance_listing(&mut listing, SHORT_LISTING, &mut rand::rng());
         if is_done {
-            settle(&self.limiter, source, listing.steps());
+            settle(&self.rate_limiter, source, listing.steps());
             return Ok(listing.finish());
         }
-        let (registry, limiter) = (Arc::clone(&self.registry), Arc::clone(&self.limiter));
+        let (registry, limiter) = (Arc::clone(&self.registry), Arc::clone(&self.rate_limiter));
         let go_on = move || {
             let rng = &mut rand::rng();
             while !registry.catalog().advance_listing(&mut listing, SLICE, rng) {
@@ -121,8 +121,12 @@ impl Service {
         self.searches.run(source, go_on).await
     }
 
-    async fn find(&self, source: Option<IpAddr>, mut search: catalog::Search) -> Result<Searched, Problem> {
-        let (registry, limiter) = (Arc::clone(&self.registry), Arc::clone(&self.limiter));
+    async fn find(
+        &self,
+        source: Option<IpAddr>,
+        mut search: catalog::SearchScan,
+    ) -> Result<SearchPage, Problem> {
+        let (registry, limiter) = (Arc::clone(&self.registry), Arc::clone(&self.rate_limiter));
         let go_on = move || {
             while !registry.catalog().advance_search(&mut search, SLICE) {
                 std::thread::yield_now();
@@ -162,23 +166,23 @@ fn lease_unknown() -> Problem {
 
 /// What a request of so many files and bytes costs a caller, in calls.
 fn call_cost(files: usize, bytes: usize) -> u32 {
-    let more = (files / FILES_A_CALL).max(bytes / BYTES_A_CALL);
+    let more = (files / FILES_PER_CALL).max(bytes / BYTES_A_CALL);
     u32::try_from(more).unwrap_or(u32::MAX).saturating_add(1)
 }
 
 fn memory_cost(files: &[Registration]) -> u64 {
-    files.iter().map(cost::most).sum()
+    files.iter().map(cost::max_cost).sum()
 }
 
 #[tonic::async_trait]
-impl IndexService for Service {
+impl IndexService for IndexApi {
     async fn register(
         &self,
         request: Request<v1::RegisterRequest>,
     ) -> Result<Response<v1::RegisterResponse>, Status> {
         let bytes = request.get_ref().encoded_len();
         let source = self.admit(&request, call_cost(request.get_ref().files.len(), bytes))?;
-        let Register {
+        let ParsedRegister {
             token,
             address,
             files,
@@ -203,7 +207,7 @@ impl IndexService for Service {
         let file_ids = files.iter().map(|file| file.file.id.to_bytes()).collect();
         let id = peer.id;
         let cost = memory_cost(&files);
-        let change = commit::Request::Register {
+        let change = commit::CommitRequest::Register {
             peer,
             files,
             replace,
@@ -232,7 +236,7 @@ impl IndexService for Service {
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
         let source = self.admit(&request, 1)?;
-        let Renew {
+        let ParsedRenew {
             token,
             address,
             instance,
@@ -261,14 +265,14 @@ impl IndexService for Service {
 
     async fn query(&self, request: Request<v1::QueryRequest>) -> Result<Response<v1::QueryResponse>, Status> {
         let source = self.admit(&request, 1)?;
-        let query: Query = request.into_inner().try_into()?;
+        let query: ParsedQuery = request.into_inner().try_into()?;
         let question = match &query.by {
             QueryKey::Id(id) => ("id", id.as_bytes().to_vec()),
             QueryKey::Sha256(sum) => ("sha256", sum.0.to_vec()),
             QueryKey::Name(name) => ("name", name.as_bytes().to_vec()),
         };
         let after = self
-            .pages
+            .page_tokens
             .position(&question, &query.page_token)
             .map_err(Problem::from)?;
         let page = self.list(source, &query, after).await?;
@@ -284,7 +288,7 @@ impl IndexService for Service {
             .collect();
         Ok(Response::new(v1::QueryResponse {
             files,
-            next_page_token: self.pages.token(&question, page.next),
+            next_page_token: self.page_tokens.token(&question, page.next),
             by: query.by.to_bytes(),
         }))
     }
@@ -294,18 +298,18 @@ impl IndexService for Service {
         request: Request<v1::SearchRequest>,
     ) -> Result<Response<v1::SearchResponse>, Status> {
         let source = self.admit(&request, 1)?;
-        let Search {
+        let ParsedSearch {
             terms,
             page_size,
             page_token,
         } = request.into_inner().try_into()?;
         let question = ("search", &terms);
         let after = self
-            .pages
+            .page_tokens
             .position(&question, &page_token)
             .map_err(Problem::from)?;
         let page = self
-            .find(source, catalog::Search::new(terms.clone(), after, page_size))
+            .find(source, catalog::SearchScan::new(terms.clone(), after, page_size))
             .await?;
         let files = page
             .files
@@ -318,7 +322,7 @@ impl IndexService for Service {
             .collect();
         Ok(Response::new(v1::SearchResponse {
             files,
-            next_page_token: self.pages.token(&question, page.next),
+            next_page_token: self.page_tokens.token(&question, page.next),
         }))
     }
 
@@ -328,7 +332,7 @@ impl IndexService for Service {
     ) -> Result<Response<v1::UnregisterResponse>, Status> {
         let bytes = request.get_ref().encoded_len();
         self.admit(&request, call_cost(request.get_ref().file_ids.len(), bytes))?;
-        let Unregister {
+        let ParsedUnregister {
             token,
             files,
             instance,
@@ -342,8 +346,8 @@ impl IndexService for Service {
             };
         }
         let change = match files {
-            Some(files) => commit::Request::Unregister { peer, files },
-            None => commit::Request::Forget { peer },
+            Some(files) => commit::CommitRequest::Unregister { peer, files },
+            None => commit::CommitRequest::Forget { peer },
         };
         let removed = self
             .committer
@@ -357,7 +361,7 @@ impl IndexService for Service {
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let source = self.admit(&request, 1)?;
-        let Watch { file, max_providers } = request.into_inner().try_into()?;
+        let ParsedWatch { file, max_providers } = request.into_inner().try_into()?;
         // Callers without an address share one place among sources.
         let source = source.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
         let (subscription, providers, provider_count) = self
@@ -392,7 +396,7 @@ impl IndexService for Service {
             watchers: self.registry.hub().count() as u64,
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            store: self.store.to_owned(),
+            store: self.store_kind.to_owned(),
         }))
     }
 }
@@ -405,7 +409,7 @@ async fn next_event(
     match subscription.next().await {
         Ok(event) => Some((
             Ok(v1::WatchResponse {
-                event: Some(to_wire(&subscription.file(), &event)),
+                event: Some(to_message(&subscription.file(), &event)),
             }),
             Some(subscription),
         )),
@@ -413,7 +417,7 @@ async fn next_event(
     }
 }
 
-fn to_wire(file: &FileId, event: &ProviderEvent) -> Event {
+fn to_message(file: &FileId, event: &ProviderEvent) -> Event {
     match event {
         ProviderEvent::Snapshot(providers) => Event::Snapshot(v1::WatchSnapshot {
             provider_count: providers.len() as u64,
@@ -447,20 +451,20 @@ pub(crate) mod tests {
     };
 
     /// A service that keeps nothing, and lets each source make this many calls a second.
-    pub(crate) fn service(restored: Restored, calls: u32) -> Service {
+    pub(crate) fn service(restored: Restored, calls: u32) -> IndexApi {
         let registry = Arc::new(Registry::new(restored, 10, Instant::now()));
         let store = Box::new(MemoryStore::default());
         let (committer, _) = Committer::start(store, Arc::clone(&registry), Limits::default()).unwrap();
-        Service {
+        IndexApi {
             registry,
             committer,
-            limiter: Arc::new(Mutex::new(RateLimiter::new(calls))),
+            rate_limiter: Arc::new(Mutex::new(RateLimiter::new(calls))),
             searches: SearchQueue::new(),
-            pages: Pages::default(),
+            page_tokens: PageTokens::default(),
             allowed_hosts: Vec::new(),
             ttl: Duration::from_secs(60),
             started: Instant::now(),
-            store: "memory",
+            store_kind: "memory",
         }
     }
 

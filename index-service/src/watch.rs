@@ -25,7 +25,7 @@ const QUEUE: usize = 1024;
 const TOTAL: usize = 512 * 1024;
 
 /// The part of all watchers that one source may have, as a divisor: one machine cannot take the places of all others.
-const SHARE: usize = 4;
+const SOURCE_FRACTION: usize = 4;
 
 #[derive(Debug)]
 struct Watcher {
@@ -47,7 +47,7 @@ struct Queue {
 #[derive(Debug, Default)]
 struct QueueState {
     events: VecDeque<Arc<ProviderEvent>>,
-    ended: Option<Ended>,
+    ended: Option<SubscriptionEnd>,
 }
 
 #[derive(Debug, Default)]
@@ -61,9 +61,9 @@ struct Watchers {
 
 /// All watchers.
 #[derive(Debug)]
-pub struct Hub {
+pub struct WatchHub {
     watchers: Mutex<Watchers>,
-    most: usize,
+    max_watchers: usize,
     most_queued: usize,
     queued: Arc<AtomicUsize>,
 }
@@ -81,7 +81,7 @@ pub enum WatchError {
 
 /// Why a subscription ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
+pub enum SubscriptionEnd {
     /// The watcher was too far behind.
     TooSlow,
     /// The index is ending.
@@ -91,7 +91,7 @@ pub enum Ended {
 /// One watcher's side; gives its place back when dropped.
 #[derive(Debug)]
 pub struct Subscription {
-    hub: Arc<Hub>,
+    hub: Arc<WatchHub>,
     file: FileId,
     number: u64,
     queue: Arc<Queue>,
@@ -103,7 +103,7 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an event; false where the watcher is `most` behind.
+    /// Adds an event; false where the watcher is `max_watchers` behind.
     fn push(&self, event: &Arc<ProviderEvent>, most: usize) -> bool {
         let mut state = self.state();
         if state.events.len() >= most {
@@ -117,7 +117,7 @@ impl Queue {
     }
 
     /// Throws away what was not read.
-    fn end(&self, ended: Ended) {
+    fn end(&self, ended: SubscriptionEnd) {
         let mut state = self.state();
         state.ended.get_or_insert(ended);
         let unread = std::mem::take(&mut state.events);
@@ -140,7 +140,7 @@ impl Watchers {
     }
 }
 
-impl Hub {
+impl WatchHub {
     /// A hub that lets at most this many watch.
     pub fn new(most: usize) -> Self {
         Self::with_bounds(most, TOTAL)
@@ -150,7 +150,7 @@ impl Hub {
     fn with_bounds(most: usize, most_queued: usize) -> Self {
         Self {
             watchers: Mutex::default(),
-            most,
+            max_watchers: most,
             most_queued,
             queued: Arc::default(),
         }
@@ -168,7 +168,7 @@ impl Hub {
             return Err(WatchError::Closed);
         }
         let of_source = watchers.sources.get(&source).copied().unwrap_or(0);
-        if watchers.count >= self.most || of_source >= self.most.div_ceil(SHARE) {
+        if watchers.count >= self.max_watchers || of_source >= self.max_watchers.div_ceil(SOURCE_FRACTION) {
             return Err(WatchError::TooMany);
         }
         let number = watchers.next;
@@ -209,7 +209,7 @@ impl Hub {
     }
 
     /// Tells whoever watches `file`. Whoever is too far behind is dropped.
-    pub fn tell(&self, file: &FileId, event: impl FnOnce() -> Option<ProviderEvent>) {
+    pub fn publish(&self, file: &FileId, event: impl FnOnce() -> Option<ProviderEvent>) {
         let mut guard = self.lock();
         let watchers = &mut *guard;
         let Some(of_file) = watchers.files.get_mut(file) else {
@@ -227,7 +227,7 @@ impl Hub {
             };
             let told = watcher.queue.push(&event, most);
             if !told {
-                watcher.queue.end(Ended::TooSlow);
+                watcher.queue.end(SubscriptionEnd::TooSlow);
                 dropped.push(watcher.source);
             }
             told
@@ -256,7 +256,7 @@ impl Hub {
         let watchers = &mut *guard;
         watchers.closed = true;
         for watcher in std::mem::take(&mut watchers.files).into_values().flatten() {
-            watcher.queue.end(Ended::Closed);
+            watcher.queue.end(SubscriptionEnd::Closed);
             watchers.leave(watcher.source);
         }
     }
@@ -274,7 +274,7 @@ impl Subscription {
     }
 
     /// The next event; `Err` once the subscription is over. Cancel-safe: an event is taken only when it is given.
-    pub async fn next(&mut self) -> Result<Arc<ProviderEvent>, Ended> {
+    pub async fn next(&mut self) -> Result<Arc<ProviderEvent>, SubscriptionEnd> {
         loop {
             {
                 let mut state = self.queue.state();
@@ -310,7 +310,7 @@ impl Drop for Subscription {
             }
             watchers.leave(watcher.source);
         }
-        self.queue.end(Ended::Closed);
+        self.queue.end(SubscriptionEnd::Closed);
     }
 }
 
@@ -336,41 +336,45 @@ mod tests {
 
     #[tokio::test]
     async fn events_arrive_in_order_and_only_of_the_file() {
-        let hub = Arc::new(Hub::new(8));
+        let hub = Arc::new(WatchHub::new(8));
         let mut one = hub.subscribe(FileId([1; 32]), HERE).unwrap();
-        hub.tell(&FileId([1; 32]), || left(1));
-        hub.tell(&FileId([2; 32]), || unreachable!("nobody watches"));
-        hub.tell(&FileId([1; 32]), || left(2));
+        hub.publish(&FileId([1; 32]), || left(1));
+        hub.publish(&FileId([2; 32]), || unreachable!("nobody watches"));
+        hub.publish(&FileId([1; 32]), || left(2));
         assert_eq!(told(&mut one).await, left(1));
         assert_eq!(told(&mut one).await, left(2));
     }
 
     #[tokio::test]
     async fn a_slow_watcher_is_dropped_and_others_go_on() {
-        let hub = Arc::new(Hub::new(8));
+        let hub = Arc::new(WatchHub::new(8));
         let file = FileId([1; 32]);
         let mut slow = hub.subscribe(file, HERE).unwrap();
         let mut quick = hub.subscribe(file, HERE).unwrap();
         for _ in 0..QUEUE {
-            hub.tell(&file, || left(1));
+            hub.publish(&file, || left(1));
             assert!(quick.next().await.is_ok());
         }
         assert_eq!((hub.count(), hub.queued()), (2, QUEUE));
-        hub.tell(&file, || left(1));
+        hub.publish(&file, || left(1));
         assert!(quick.next().await.is_ok());
         // It has read nothing, and still holds its subscription: the place and the memory are free all the same.
         assert_eq!((hub.count(), hub.queued()), (1, 0));
         let _another = hub.subscribe(file, HERE).unwrap();
-        assert_eq!(slow.next().await, Err(Ended::TooSlow), "it ends at once");
+        assert_eq!(
+            slow.next().await,
+            Err(SubscriptionEnd::TooSlow),
+            "it ends at once"
+        );
         drop(slow);
         assert_eq!(hub.count(), 2);
-        hub.tell(&file, || left(2));
+        hub.publish(&file, || left(2));
         assert_eq!(told(&mut quick).await, left(2));
     }
 
     #[tokio::test]
     async fn what_all_watchers_have_not_read_is_bounded() {
-        let hub = Arc::new(Hub::with_bounds(4 * 40, 400));
+        let hub = Arc::new(WatchHub::with_bounds(4 * 40, 400));
         let files: Vec<FileId> = (0..40).map(|n| FileId([n; 32])).collect();
         let mut silent: Vec<_> = files
             .iter()
@@ -381,7 +385,7 @@ mod tests {
             .unwrap();
         for _ in 0..100 {
             for file in &files {
-                hub.tell(file, || left(1));
+                hub.publish(file, || left(1));
                 assert!(hub.queued() <= 400 + 40);
             }
             assert_eq!(told(&mut reader).await, left(1), "one that reads is not dropped");
@@ -391,14 +395,14 @@ mod tests {
         assert!(left <= 4 && hub.queued() == 100 * left, "{left}");
         let mut ended = 0;
         for watcher in &mut silent {
-            ended += usize::from(watcher.next().await == Err(Ended::TooSlow));
+            ended += usize::from(watcher.next().await == Err(SubscriptionEnd::TooSlow));
         }
         assert_eq!(ended, 40 - left);
     }
 
     #[tokio::test]
     async fn places_are_bounded_and_given_back() {
-        let hub = Arc::new(Hub::new(8));
+        let hub = Arc::new(WatchHub::new(8));
         let file = FileId([1; 32]);
         let taken: Vec<_> = (0..2).map(|_| hub.subscribe(file, HERE).unwrap()).collect();
         assert_eq!(hub.subscribe(file, HERE).unwrap_err(), WatchError::TooMany);
@@ -414,10 +418,10 @@ mod tests {
 
     #[tokio::test]
     async fn closing_ends_all() {
-        let hub = Arc::new(Hub::new(8));
+        let hub = Arc::new(WatchHub::new(8));
         let mut one = hub.subscribe(FileId([1; 32]), HERE).unwrap();
         hub.close();
-        assert_eq!(one.next().await, Err(Ended::Closed));
+        assert_eq!(one.next().await, Err(SubscriptionEnd::Closed));
         assert_eq!(
             hub.subscribe(FileId([1; 32]), HERE).unwrap_err(),
             WatchError::Closed

@@ -14,13 +14,13 @@ pub(super) const REGISTRATION: u64 = 24;
 pub(super) const FILE: u64 = 192;
 
 /// What one or more registrations say of a file.
-pub(super) const VARIANT: u64 = 112;
+pub(super) const CLAIM_COST: u64 = 112;
 
 /// One file under one claim.
-pub(super) const CLAIM: u64 = 96;
+pub(super) const SHA256_COST: u64 = 96;
 
 /// One file bearing one name, because of what one or more registrations say.
-pub(super) const BEARER: u64 = 24;
+pub(super) const NAME_OF_FILE: u64 = 24;
 
 /// One name holding one word.
 pub(super) const POSTING: u64 = 8;
@@ -36,15 +36,15 @@ pub(super) fn word(text: &str) -> u64 {
 }
 
 /// The most that a registration of a known peer can add.
-pub fn most(registration: &Registration) -> u64 {
+pub fn max_cost(registration: &Registration) -> u64 {
     let names: u64 = registration
         .names
         .iter()
         .map(|text| {
-            let mut bytes = name(text) + BEARER;
+            let mut bytes = name(text) + NAME_OF_FILE;
             words::each_word(text, |text| bytes += word(text) + POSTING);
             bytes
         })
         .sum();
-    REGISTRATION + FILE + VARIANT + CLAIM + names
+    REGISTRATION + FILE + CLAIM_COST + SHA256_COST + names
 }

@@ -6,11 +6,11 @@
 use std::collections::BTreeMap;
 
 /// Where a list of files becomes a tree: below it a list is smaller, and no slower to change.
-const FEW: usize = 64;
+const MAX_LIST: usize = 64;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) enum Counted {
+pub(super) enum RefCountedSet {
     /// Two places; one without a reason is free, and comes last.
     Two([(u32, u32); 2]),
     Few(Vec<(u32, u32)>),
@@ -21,18 +21,18 @@ pub(super) enum Counted {
     Many(Box<BTreeMap<u32, u32>>),
 }
 
-impl Default for Counted {
+impl Default for RefCountedSet {
     fn default() -> Self {
         Self::Two([(0, 0); 2])
     }
 }
 
-impl Counted {
+impl RefCountedSet {
     /// Counts one more reason.
     pub(super) fn add(&mut self, file: u32) {
         match self {
             Self::Two(two) => {
-                let taken = taken(two);
+                let taken = used_slots(two);
                 match find(&two[..taken], file) {
                     Ok(at) => two[at].1 += 1,
                     Err(at) if taken < two.len() => {
@@ -51,7 +51,7 @@ impl Counted {
                     Ok(at) => few[at].1 += 1,
                     Err(at) => few.insert(at, (file, 1)),
                 }
-                if few.len() > FEW {
+                if few.len() > MAX_LIST {
                     *self = Self::Many(Box::new(few.drain(..).collect()));
                 }
             }
@@ -63,7 +63,7 @@ impl Counted {
     pub(super) fn subtract(&mut self, file: u32) -> bool {
         match self {
             Self::Two(two) => {
-                if let Ok(at) = find(&two[..taken(two)], file) {
+                if let Ok(at) = find(&two[..used_slots(two)], file) {
                     two[at].1 -= 1;
                     if two[at].1 == 0 {
                         two[at..].rotate_left(1);
@@ -115,7 +115,7 @@ impl Counted {
     /// All, unless they are many.
     fn list(&self) -> &[(u32, u32)] {
         match self {
-            Self::Two(two) => &two[..taken(two)],
+            Self::Two(two) => &two[..used_slots(two)],
             Self::Few(few) => few,
             Self::Many(_) => &[],
         }
@@ -123,7 +123,7 @@ impl Counted {
 }
 
 /// How many places are taken.
-fn taken(places: &[(u32, u32)]) -> usize {
+fn used_slots(places: &[(u32, u32)]) -> usize {
     places.partition_point(|&(_, count)| count > 0)
 }
 
@@ -140,15 +140,15 @@ mod tests {
 
     #[test]
     fn takes_no_more_than_a_list() {
-        assert_eq!(size_of::<Counted>(), size_of::<Vec<(u32, u32)>>());
+        assert_eq!(size_of::<RefCountedSet>(), size_of::<Vec<(u32, u32)>>());
     }
 
     #[test]
     fn many_are_no_list_that_is_moved_for_each_that_goes() {
-        let mut counted = Counted::default();
-        let all = 0..FEW as u32 + 1;
+        let mut counted = RefCountedSet::default();
+        let all = 0..MAX_LIST as u32 + 1;
         all.clone().for_each(|file| counted.add(file));
-        assert!(matches!(counted, Counted::Many(_)));
+        assert!(matches!(counted, RefCountedSet::Many(_)));
         for file in all.clone() {
             assert!(counted.from(0).eq(file..all.end));
             assert_eq!(counted.subtract(file), file + 1 == all.end);
@@ -160,10 +160,10 @@ mod tests {
         #[test]
         fn behaves_as_a_plain_map(
             steps in prop::collection::vec((any::<bool>(), 0..100u32), 0..600),
-            files in prop::sample::select(vec![2u32, 4, FEW as u32, 100]),
+            files in prop::sample::select(vec![2u32, 4, MAX_LIST as u32, 100]),
             from in 0..100u32,
         ) {
-            let mut counted = Counted::default();
+            let mut counted = RefCountedSet::default();
             let mut model = BTreeMap::<u32, u32>::new();
             for (more, file) in steps {
                 let file = file % files;

@@ -13,7 +13,7 @@ use super::{Catalog, MAX_NAMES, words::Matcher};
 
 /// Most variants of one file that are asked what most providers say: a crowd that says a different thing each must not make
 /// every query slow.
-const MAX_VARIANTS: usize = 64;
+const MAX_CLAIMS: usize = 64;
 
 /// Most variants of one file among which the commonest are looked for: as many as there are peers in a very large crowd.
 const MAX_TALLIED: usize = 65_536;
@@ -32,7 +32,7 @@ const ONE_CHECK: usize = 6_000;
 
 /// Most steps of describing one file.
 pub(super) const MAX_STEPS: usize =
-    MAX_TALLIED / TALLIED_A_STEP + 4 * MAX_VARIANTS * MAX_NAMES + CHECK_STEPS + ONE_CHECK + 16;
+    MAX_TALLIED / TALLIED_A_STEP + 4 * MAX_CLAIMS * MAX_NAMES + CHECK_STEPS + ONE_CHECK + 16;
 
 impl Catalog {
     /// What most providers say of a file, and the steps that it took. Names come most used first, then by text; before all those
@@ -42,17 +42,17 @@ impl Catalog {
         let mut names: Vec<(u32, u32)> = Vec::new();
         let mut sums: Vec<(Sha256, u32)> = Vec::new();
         let mut collections = 0;
-        for (variant, count) in commonest(&file.tally) {
-            let said = &self.variants[variant];
+        for (variant, count) in commonest(&file.claims) {
+            let said = &self.claims[variant];
             names.extend(said.names.iter().map(|&name| (name, count)));
             sums.extend(said.sha256.map(|sum| (sum, count)));
             if said.kind == FileKind::Collection {
                 collections += count as usize;
             }
         }
-        let mut steps = 8 + file.tally.len().min(MAX_TALLIED) / TALLIED_A_STEP + 4 * names.len();
-        sum_up(&mut names);
-        sum_up(&mut sums);
+        let mut steps = 8 + file.claims.len().min(MAX_TALLIED) / TALLIED_A_STEP + 4 * names.len();
+        merge_counts(&mut names);
+        merge_counts(&mut sums);
         let (names, checked) = self.best_names(names, search);
         steps += checked;
         let sha256 = sums.iter().max_by_key(|&&(sum, count)| (count, Reverse(sum)));
@@ -116,17 +116,17 @@ impl Catalog {
     }
 }
 
-/// The variants that most providers claim, at most [`MAX_VARIANTS`] of the first [`MAX_TALLIED`].
+/// The variants that most providers claim, at most [`MAX_CLAIMS`] of the first [`MAX_TALLIED`].
 fn commonest(tally: &[(u32, u32)]) -> Vec<(u32, u32)> {
     let order = |&(variant, count): &(u32, u32)| (Reverse(count), variant);
-    let (head, rest) = tally.split_at(tally.len().min(MAX_VARIANTS));
+    let (head, rest) = tally.split_at(tally.len().min(MAX_CLAIMS));
     let mut best = head.to_vec();
     if rest.is_empty() {
         return best;
     }
     // Where a crowd says a different thing each, next to nobody of the rest comes in.
     best.sort_unstable_by_key(order);
-    for said in &rest[..rest.len().min(MAX_TALLIED - MAX_VARIANTS)] {
+    for said in &rest[..rest.len().min(MAX_TALLIED - MAX_CLAIMS)] {
         if best.last().is_some_and(|last| order(said) < order(last)) {
             best.pop();
             let at = best.partition_point(|kept| order(kept) < order(said));
@@ -137,7 +137,7 @@ fn commonest(tally: &[(u32, u32)]) -> Vec<(u32, u32)> {
 }
 
 /// Makes one pair of all pairs with the same key, adding their counts.
-fn sum_up<K: Copy + Ord>(pairs: &mut Vec<(K, u32)>) {
+fn merge_counts<K: Copy + Ord>(pairs: &mut Vec<(K, u32)>) {
     pairs.sort_unstable();
     pairs.dedup_by(|next, kept| {
         let same = next.0 == kept.0;

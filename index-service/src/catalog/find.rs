@@ -1,6 +1,6 @@
 //! Reading the catalog page by page: by id, by exact name, by claim, by words.
 //!
-//! A page is a state ([`Search`], [`Listing`]) that is advanced in short slices, so that the catalog is locked for a moment each time,
+//! A page is a state ([`SearchScan`], [`Listing`]) that is advanced in short slices, so that the catalog is locked for a moment each time,
 //! and that counts its steps. Once a page has taken [`PAGE_STEPS`], or has enough files or bytes, it ends, maybe empty, and says where the
 //! next one begins: however broad the question, a call costs no more than [`MAX_CALL_STEPS`].
 //!
@@ -70,7 +70,7 @@ const STEPS_A_RANKED: usize = 2;
 
 /// What one page may cost.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
+pub(super) struct SearchBounds {
     /// As [`PAGE_STEPS`].
     pub(super) steps: usize,
     /// As [`TERM_STEPS`].
@@ -79,7 +79,7 @@ pub(super) struct Bounds {
     pub(super) ranked: usize,
 }
 
-impl Default for Bounds {
+impl Default for SearchBounds {
     fn default() -> Self {
         Self {
             steps: PAGE_STEPS,
@@ -91,14 +91,14 @@ impl Default for Bounds {
 
 /// Where a page of a search ended: at this file under this name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Cursor {
+pub struct SearchCursor {
     /// Slot of the name.
     pub name: u32,
     /// Slot of the file; the highest number where the name is done with.
     pub file: u32,
 }
 
-impl Cursor {
+impl SearchCursor {
     const fn past(name: u32) -> Self {
         Self { name, file: u32::MAX }
     }
@@ -106,11 +106,11 @@ impl Cursor {
 
 /// A page of a search.
 #[derive(Debug)]
-pub struct Searched {
+pub struct SearchPage {
     /// The files, without providers.
     pub files: Vec<IndexedFile>,
     /// Where the next page begins after; `None` on the last.
-    pub next: Option<Cursor>,
+    pub next: Option<SearchCursor>,
     /// What it cost.
     pub steps: usize,
 }
@@ -139,7 +139,7 @@ impl RankCursor {
 
 /// A page of files, those of most providers first, then by id.
 #[derive(Debug)]
-pub struct Ranked {
+pub struct RankedPage {
     /// The files with samples of their providers.
     pub files: Vec<IndexedFile>,
     /// Where the next page begins after; `None` on the last.
@@ -155,11 +155,11 @@ struct Page {
     bytes: usize,
     most: usize,
     steps: usize,
-    bounds: Bounds,
+    bounds: SearchBounds,
 }
 
 impl Page {
-    const fn new(most: usize, bounds: Bounds) -> Self {
+    const fn new(most: usize, bounds: SearchBounds) -> Self {
         Self {
             files: Vec::new(),
             bytes: 0,
@@ -170,7 +170,7 @@ impl Page {
     }
 
     fn push(&mut self, found: IndexedFile) {
-        self.bytes += weight(&found);
+        self.bytes += encoded_size(&found);
         self.files.push(found);
     }
 
@@ -184,7 +184,7 @@ impl Page {
 /// Names are gone through block by block. The terms that few words begin with say which names of a block come into question; each of
 /// these is then checked as text.
 #[derive(Debug)]
-pub struct Search {
+pub struct SearchScan {
     matcher: Matcher,
     page: Page,
     /// The terms, rarest first; `None` until they are counted.
@@ -192,7 +192,7 @@ pub struct Search {
     /// Terms with too many words to be looked up, a bit each.
     wide: u32,
     /// What is done with; `None` at the beginning.
-    after: Option<Cursor>,
+    after: Option<SearchCursor>,
     /// Whether anything was done with in this page: if not, it must not end.
     moved: bool,
     stage: Stage,
@@ -214,16 +214,16 @@ enum Stage {
         names: Option<RoaringBitmap>,
     },
     /// A block's names are checked.
-    Names(Names),
+    Names(CandidateNames),
     /// The files of one name are looked at, from this one on; then the rest of the block is.
-    Files(u32, u32, Names),
+    Files(u32, u32, CandidateNames),
     /// No name is left.
     End,
 }
 
 /// Names of a block that come into question.
 #[derive(Debug)]
-struct Names {
+struct CandidateNames {
     slots: Slots,
     /// Up to this slot all is done with once these are.
     last: u32,
@@ -241,7 +241,7 @@ impl std::fmt::Debug for Slots {
     }
 }
 
-impl Names {
+impl CandidateNames {
     const fn none(last: u32) -> Self {
         Self {
             slots: Slots::None,
@@ -250,7 +250,7 @@ impl Names {
     }
 }
 
-impl Iterator for Names {
+impl Iterator for CandidateNames {
     type Item = u32;
 
     fn next(&mut self) -> Option<u32> {
@@ -262,18 +262,25 @@ impl Iterator for Names {
     }
 }
 
-impl Search {
+impl SearchScan {
     /// Begins a page: for terms as [`super::words::terms`] gives them, after a page that ended at `after`.
-    pub fn new(terms: Vec<String>, after: Option<Cursor>, most: usize) -> Self {
-        Self::within(Bounds::default(), terms, after, most)
+    pub fn new(terms: Vec<String>, after: Option<SearchCursor>, most: usize) -> Self {
+        Self::within(SearchBounds::default(), terms, after, most)
     }
 
-    pub(super) fn within(bounds: Bounds, terms: Vec<String>, after: Option<Cursor>, most: usize) -> Self {
+    pub(super) fn within(
+        bounds: SearchBounds,
+        terms: Vec<String>,
+        after: Option<SearchCursor>,
+        most: usize,
+    ) -> Self {
         let stage = match after {
             None => Stage::Block(0),
-            Some(Cursor { name, file: u32::MAX }) => name.checked_add(1).map_or(Stage::End, Stage::Block),
+            Some(SearchCursor { name, file: u32::MAX }) => {
+                name.checked_add(1).map_or(Stage::End, Stage::Block)
+            }
             // The block goes on with the next name.
-            Some(Cursor { name, file }) => Stage::Files(name, file + 1, Names::none(name)),
+            Some(SearchCursor { name, file }) => Stage::Files(name, file + 1, CandidateNames::none(name)),
         };
         Self {
             matcher: Matcher::new(terms),
@@ -293,15 +300,15 @@ impl Search {
     }
 
     /// The page.
-    pub fn finish(self) -> Searched {
-        Searched {
+    pub fn finish(self) -> SearchPage {
+        SearchPage {
             files: self.page.files,
             next: self.after.filter(|_| !matches!(self.stage, Stage::End)),
             steps: self.page.steps,
         }
     }
 
-    fn move_to(&mut self, after: Cursor) {
+    fn move_to(&mut self, after: SearchCursor) {
         self.after = Some(after);
         self.moved = true;
     }
@@ -329,11 +336,11 @@ pub struct Listing {
 impl Listing {
     /// Begins a page of files by name, claim or id, each with up to `max_providers` of its providers.
     pub fn new(by: QueryKey, after: Option<RankCursor>, most: usize, max_providers: usize) -> Self {
-        Self::within(Bounds::default(), by, after, most, max_providers)
+        Self::within(SearchBounds::default(), by, after, most, max_providers)
     }
 
     pub(super) fn within(
-        bounds: Bounds,
+        bounds: SearchBounds,
         by: QueryKey,
         after: Option<RankCursor>,
         most: usize,
@@ -359,13 +366,13 @@ impl Listing {
     }
 
     /// The page.
-    pub fn finish(self) -> Ranked {
+    pub fn finish(self) -> RankedPage {
         let next = match (self.rest.is_empty(), self.more) {
             (false, _) => Some(self.cursor),
             (true, true) => Some(RankCursor::before(self.cursor.slots.1)),
             (true, false) => None,
         };
-        Ranked {
+        RankedPage {
             files: self.page.files,
             next,
             steps: self.page.steps,
@@ -375,7 +382,7 @@ impl Listing {
 
 impl Catalog {
     /// Goes on with a page of a search for some `slice` steps; true once it is finished.
-    pub fn advance_search(&self, search: &mut Search, slice: usize) -> bool {
+    pub fn advance_search(&self, search: &mut SearchScan, slice: usize) -> bool {
         let until = search.page.steps + slice;
         loop {
             if matches!(search.stage, Stage::End) || (search.moved && search.page.is_full()) {
@@ -394,7 +401,7 @@ impl Catalog {
         }
     }
 
-    fn begin_block(&self, search: &mut Search, from: u32) -> Stage {
+    fn begin_block(&self, search: &mut SearchScan, from: u32) -> Stage {
         search.page.steps += 1;
         if from >= self.names.end() {
             return Stage::End;
@@ -421,7 +428,7 @@ impl Catalog {
 
     fn look_up_term(
         &self,
-        search: &mut Search,
+        search: &mut SearchScan,
         from: u32,
         done: usize,
         names: Option<RoaringBitmap>,
@@ -434,7 +441,7 @@ impl Catalog {
                 Some(names) => Slots::Some(Box::new(names.into_iter())),
                 None => Slots::All(from..=last),
             };
-            return Stage::Names(Names { slots, last });
+            return Stage::Names(CandidateNames { slots, last });
         };
         let done = done + 1;
         if search.wide & (1 << term) != 0 {
@@ -445,7 +452,7 @@ impl Catalog {
             .unwrap_or(usize::MAX)
             .saturating_mul(STEPS_A_NAME);
         let most = search.page.bounds.term.min(worth);
-        let (found, steps) = self.names.beginning(&search.matcher.terms()[term], from, most);
+        let (found, steps) = self.names.with_prefix(&search.matcher.terms()[term], from, most);
         search.page.steps += steps;
         let names = match (found, names) {
             (Some(found), Some(names)) => Some(found & names),
@@ -460,21 +467,21 @@ impl Catalog {
         Stage::Terms { from, done, names }
     }
 
-    fn check_names(&self, search: &mut Search, mut names: Names, until: usize) -> Stage {
+    fn check_names(&self, search: &mut SearchScan, mut names: CandidateNames, until: usize) -> Stage {
         let mut empty = 0;
         loop {
             if search.page.steps >= until || (search.moved && search.page.is_full()) {
                 return Stage::Names(names);
             }
             let Some(name) = names.next() else {
-                search.move_to(Cursor::past(names.last));
+                search.move_to(SearchCursor::past(names.last));
                 let next = names.last.checked_add(1).filter(|&next| next < self.names.end());
                 return next.map_or(Stage::End, Stage::Block);
             };
             let Some(text) = self.names.get(name) else {
                 empty += 1;
                 search.page.steps += usize::from(empty % EMPTY_A_STEP == 1);
-                search.move_to(Cursor::past(name));
+                search.move_to(SearchCursor::past(name));
                 continue;
             };
             let (fits, steps) = search.matcher.fits(text);
@@ -482,11 +489,18 @@ impl Catalog {
             if fits {
                 return Stage::Files(name, 0, names);
             }
-            search.move_to(Cursor::past(name));
+            search.move_to(SearchCursor::past(name));
         }
     }
 
-    fn look_at_files(&self, search: &mut Search, name: u32, from: u32, names: Names, until: usize) -> Stage {
+    fn look_at_files(
+        &self,
+        search: &mut SearchScan,
+        name: u32,
+        from: u32,
+        names: CandidateNames,
+        until: usize,
+    ) -> Stage {
         // The slot may be another name's by now.
         if let Some(text) = self.names.get(name) {
             let (fits, steps) = search.matcher.fits(text);
@@ -498,16 +512,16 @@ impl Catalog {
                     return Stage::Files(name, file, names);
                 }
                 self.offer(search, name, file);
-                search.move_to(Cursor { name, file });
+                search.move_to(SearchCursor { name, file });
             }
         }
         search.page.steps += 1;
-        search.move_to(Cursor::past(name));
+        search.move_to(SearchCursor::past(name));
         Stage::Names(names)
     }
 
     /// Puts a file on the page unless it was given already.
-    fn offer(&self, search: &mut Search, name: u32, file: u32) {
+    fn offer(&self, search: &mut SearchScan, name: u32, file: u32) {
         let (is_first, steps) = self.is_first_name(file, name, &mut search.matcher);
         search.page.steps += steps;
         if !is_first || !search.given.insert(self.files[file as usize].id) {
@@ -525,8 +539,8 @@ impl Catalog {
     /// Whether no earlier name of the file fits as well, under which it was given already, as far as [`MAX_EARLIER`] names tell;
     /// and the steps it took.
     fn is_first_name(&self, file: u32, name: u32, matcher: &mut Matcher) -> (bool, usize) {
-        let tally = self.files[file as usize].tally.iter();
-        let names = tally.flat_map(|&(variant, _)| &self.variants[variant].names);
+        let tally = self.files[file as usize].claims.iter();
+        let names = tally.flat_map(|&(variant, _)| &self.claims[variant].names);
         let mut steps = 2;
         for &other in names.take(MAX_EARLIER) {
             steps += 1;
@@ -557,7 +571,7 @@ impl Catalog {
         if let Some(at) = listing.at {
             let files = match &listing.by {
                 QueryKey::Name(name) => self.names.find(name).map(|name| self.names.files_of(name)),
-                QueryKey::Sha256(sum) => self.claims.get(sum),
+                QueryKey::Sha256(sum) => self.by_sha256.get(sum),
                 QueryKey::Id(_) => None,
             };
             let rest = files.map(|files| files.from(at)).into_iter().flatten();
@@ -629,7 +643,7 @@ impl Catalog {
 }
 
 /// What a result takes in an answer, in bytes, roughly and rather too much.
-fn weight(found: &IndexedFile) -> usize {
+fn encoded_size(found: &IndexedFile) -> usize {
     let names: usize = found.names.iter().map(|name| name.len() + 4).sum();
     let providers: usize = found
         .providers

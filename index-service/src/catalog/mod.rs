@@ -37,30 +37,31 @@ mod tests;
 mod variants;
 pub mod words;
 
-use counted::Counted;
+use counted::RefCountedSet;
 pub use find::{
-    Cursor, Listing, MAX_CALL_STEPS, MAX_ITEM_STEPS, PAGE_STEPS, RankCursor, Ranked, Search, Searched,
+    Listing, MAX_CALL_STEPS, MAX_ITEM_STEPS, PAGE_STEPS, RankCursor, RankedPage, SearchCursor, SearchPage,
+    SearchScan,
 };
 use names::Names;
 use sample::SAMPLED_FROM;
-use variants::Variants;
+use variants::Claims;
 
 /// Most names given of one file, as the contract has it.
 pub const MAX_NAMES: usize = 16;
 
 /// What a registration did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Put {
+pub enum PutOutcome {
     /// The peer had not registered the file.
     New,
     /// It had, and is complete where it was partial, or the other way round.
-    Completeness,
+    CompletenessChanged,
     /// Nothing that concerns who provides the file.
-    Same,
+    Unchanged,
 }
 
 #[derive(Debug)]
-struct Peer {
+struct PeerEntry {
     id: PeerId,
     address: Address,
     host: u32,
@@ -89,9 +90,9 @@ pub struct PeerSlot(u32);
 
 /// One peer having one file: the variant it claims, and in the top bits whether it is partial and what it pays for.
 #[derive(Debug, Clone, Copy)]
-struct Held {
+struct ProviderSlot {
     peer: u32,
-    says: u32,
+    claim_and_partial: u32,
 }
 
 const PARTIAL: u32 = 1 << 31;
@@ -104,52 +105,52 @@ const PAYS_VARIANT: u32 = 1 << 29;
 
 const FLAGS: u32 = PARTIAL | PAYS_FILE | PAYS_VARIANT;
 
-impl Held {
+impl ProviderSlot {
     const fn new(peer: u32, variant: u32, partial: bool) -> Self {
         Self {
             peer,
-            says: variant | if partial { PARTIAL } else { 0 },
+            claim_and_partial: variant | if partial { PARTIAL } else { 0 },
         }
     }
 
-    const fn variant(self) -> u32 {
-        self.says & !FLAGS
+    const fn claim(self) -> u32 {
+        self.claim_and_partial & !FLAGS
     }
 
     const fn partial(self) -> bool {
-        self.says & PARTIAL != 0
+        self.claim_and_partial & PARTIAL != 0
     }
 
     const fn pays(self, what: u32) -> bool {
-        self.says & what != 0
+        self.claim_and_partial & what != 0
     }
 }
 
 #[derive(Debug)]
-struct File {
+struct FileEntry {
     id: FileId,
     root: Root,
     size: u64,
     /// Sorted by peer.
-    providers: SmallVec<[Held; 2]>,
+    providers: SmallVec<[ProviderSlot; 2]>,
     /// Variants with how many providers claim each, sorted by variant.
-    tally: SmallVec<[(u32, u32); 2]>,
+    claims: SmallVec<[(u32, u32); 2]>,
 }
 
 /// Who has what.
 #[derive(Debug, Default)]
 pub struct Catalog {
     hasher: DefaultHashBuilder,
-    peers: Slab<Peer>,
+    peers: Slab<PeerEntry>,
     /// Of live peers.
     peer_slots: HashMap<PeerId, u32>,
     hosts: Slab<Host>,
     host_slots: HashMap<String, u32>,
-    files: Slab<File>,
+    files: Slab<FileEntry>,
     file_slots: HashTable<u32>,
     names: Names,
-    variants: Variants,
-    claims: hashbrown::HashMap<Sha256, Counted>,
+    claims: Claims,
+    by_sha256: hashbrown::HashMap<Sha256, RefCountedSet>,
     /// Of live and hidden peers.
     registrations: u64,
     /// Of hidden peers.
@@ -177,7 +178,7 @@ impl Catalog {
 
     /// Estimate of the memory held, in bytes.
     pub const fn bytes(&self) -> u64 {
-        self.bytes + self.names.bytes + self.variants.bytes
+        self.bytes + self.names.bytes + self.claims.bytes
     }
 
     /// How many registrations were put or removed since this was last called.
@@ -211,7 +212,7 @@ impl Catalog {
             .map_or_else(SetDigest::default, |peer| peer.digest)
     }
 
-    fn live(&self, peer: &PeerId) -> Option<&Peer> {
+    fn live(&self, peer: &PeerId) -> Option<&PeerEntry> {
         self.peer_slots.get(peer).map(|&slot| &self.peers[slot as usize])
     }
 
@@ -277,9 +278,9 @@ impl Catalog {
 
     /// What a peer has registered of a file.
     pub fn registration(&self, peer: &PeerId, file: &FileId) -> Option<Registration> {
-        let held = self.held(peer, file)?;
+        let held = self.provider_slot(peer, file)?;
         let file = &self.files[self.find_file(file)? as usize];
-        let said = &self.variants[held.variant()];
+        let said = &self.claims[held.claim()];
         Some(Registration {
             file: FileRecord {
                 id: file.id,
@@ -299,29 +300,29 @@ impl Catalog {
 
     /// Whether a peer has registered a file.
     pub fn holds(&self, peer: &PeerId, file: &FileId) -> bool {
-        self.held(peer, file).is_some()
+        self.provider_slot(peer, file).is_some()
     }
 
     /// Whether a peer has registered exactly this. A name that is given twice is taken for another registration.
-    pub fn says(&self, peer: &PeerId, registration: &Registration) -> bool {
-        let held = self.held(peer, &registration.file.id);
+    pub fn has_registered(&self, peer: &PeerId, registration: &Registration) -> bool {
+        let held = self.provider_slot(peer, &registration.file.id);
         held.is_some_and(|held| {
             held.partial() == registration.partial
-                && self.variants[held.variant()].says(&self.names, registration)
+                && self.claims[held.claim()].matches(&self.names, registration)
         })
     }
 
     /// Whether registering this can take more memory: a known peer that has the file takes none for what somebody says of it already.
-    pub fn adds(&self, peer: &PeerId, registration: &Registration) -> bool {
+    pub fn may_add_memory(&self, peer: &PeerId, registration: &Registration) -> bool {
         let said = || {
             let file = self.find_file(&registration.file.id)?;
-            let variant = self.variants.find(&self.names, registration)?;
-            find_variant(&self.files[file as usize].tally, variant).ok()
+            let variant = self.claims.find(&self.names, registration)?;
+            find_claim(&self.files[file as usize].claims, variant).ok()
         };
         !self.holds(peer, &registration.file.id) || said().is_none()
     }
 
-    fn held(&self, peer: &PeerId, file: &FileId) -> Option<Held> {
+    fn provider_slot(&self, peer: &PeerId, file: &FileId) -> Option<ProviderSlot> {
         let slot = *self.peer_slots.get(peer)?;
         let providers = &self.files[self.find_file(file)? as usize].providers;
         let at = providers.binary_search_by_key(&slot, |held| held.peer).ok()?;
@@ -330,7 +331,7 @@ impl Catalog {
 
     /// A peer as the provider of a file, if it is one.
     pub fn provider(&self, peer: &PeerId, file: &FileId) -> Option<Provider> {
-        self.held(peer, file).map(|held| self.to_provider(held))
+        self.provider_slot(peer, file).map(|held| self.to_provider(held))
     }
 
     /// Makes a peer known or changes its address; true if it was known under another.
@@ -359,7 +360,7 @@ impl Catalog {
     /// Adds a peer that nobody sees, to be filled by [`Self::put_at`] and shown by [`Self::publish`].
     pub fn add_hidden(&mut self, id: PeerId, address: &Address) -> PeerSlot {
         let host = self.enter_host(&address.host);
-        let peer = Peer {
+        let peer = PeerEntry {
             id,
             address: address.clone(),
             host,
@@ -414,33 +415,33 @@ impl Catalog {
     /// Registers a file of a peer that [`Self::set_peer`] has made known; a registration of before is replaced.
     ///
     /// The names are expected to be valid and the record's id to fit its size and root.
-    pub fn put(&mut self, peer: &PeerId, registration: &Registration) -> Put {
+    pub fn put(&mut self, peer: &PeerId, registration: &Registration) -> PutOutcome {
         match self.peer_slots.get(peer) {
             Some(&slot) => self.put_at(PeerSlot(slot), registration),
-            None => Put::Same,
+            None => PutOutcome::Unchanged,
         }
     }
 
     /// Registers a file of a live or hidden peer, as [`Self::put`].
-    pub fn put_at(&mut self, PeerSlot(peer): PeerSlot, registration: &Registration) -> Put {
+    pub fn put_at(&mut self, PeerSlot(peer): PeerSlot, registration: &Registration) -> PutOutcome {
         self.work += 1;
         let (file, is_new_file) = self.intern_file(&registration.file);
-        let (variant, is_new_variant) = self.variants.intern(&mut self.names, registration);
-        let mut held = Held::new(peer, variant, registration.partial);
+        let (variant, is_new_variant) = self.claims.intern(&mut self.names, registration);
+        let mut held = ProviderSlot::new(peer, variant, registration.partial);
         if is_new_file {
-            held.says |= PAYS_FILE;
+            held.claim_and_partial |= PAYS_FILE;
         }
         if is_new_variant {
-            held.says |= PAYS_VARIANT;
+            held.claim_and_partial |= PAYS_VARIANT;
         }
         let element = Element::from(registration);
         let providers = &self.files[file as usize].providers;
         match providers.binary_search_by_key(&peer, |held| held.peer) {
             Ok(at) => {
                 let old = providers[at];
-                held.says |= old.says & PAYS_FILE;
-                if old.variant() == variant {
-                    held.says |= old.says & PAYS_VARIANT;
+                held.claim_and_partial |= old.claim_and_partial & PAYS_FILE;
+                if old.claim() == variant {
+                    held.claim_and_partial |= old.claim_and_partial & PAYS_VARIANT;
                 }
                 let before = self.element(file, old);
                 self.files[file as usize].providers[at] = held;
@@ -449,16 +450,16 @@ impl Catalog {
                 digest.remove(&before);
                 digest.insert(&element);
                 // The new one first: what both say is never dropped in between.
-                self.count_variant(file, variant);
-                self.discount_variant(file, old.variant());
+                self.add_claim(file, variant);
+                self.remove_claim(file, old.claim());
                 match old.partial() == held.partial() {
-                    true => Put::Same,
-                    false => Put::Completeness,
+                    true => PutOutcome::Unchanged,
+                    false => PutOutcome::CompletenessChanged,
                 }
             }
             Err(at) => {
                 self.files[file as usize].providers.insert(at, held);
-                self.count_variant(file, variant);
+                self.add_claim(file, variant);
                 self.charge(peer, self.price(held), 0);
                 let peer = &mut self.peers[peer as usize];
                 peer.digest.insert(&element);
@@ -468,7 +469,7 @@ impl Catalog {
                 }
                 self.registrations += 1;
                 self.bytes += cost::REGISTRATION;
-                Put::New
+                PutOutcome::New
             }
         }
     }
@@ -493,7 +494,7 @@ impl Catalog {
         self.charge(peer, 0, self.price(held));
         self.files[slot as usize].providers.remove(at);
         let last = self.files[slot as usize].providers.is_empty();
-        self.discount_variant(slot, held.variant());
+        self.remove_claim(slot, held.claim());
         let peer = &mut self.peers[peer as usize];
         peer.digest.remove(&element);
         peer.files.remove(slot);
@@ -514,21 +515,21 @@ impl Catalog {
     }
 
     /// The hash of one registration in its peer's digest.
-    fn element(&self, file: u32, held: Held) -> Element {
-        let said = &self.variants[held.variant()];
+    fn element(&self, file: u32, held: ProviderSlot) -> Element {
+        let said = &self.claims[held.claim()];
         let mut names: SmallVec<[&str; 4]> = said.names.iter().map(|&name| self.names.text(name)).collect();
         let id = &self.files[file as usize].id;
         Element::new(id, said.sha256.as_ref(), said.kind, held.partial(), &mut names)
     }
 
     /// What a registration is charged with.
-    fn price(&self, held: Held) -> u64 {
+    fn price(&self, held: ProviderSlot) -> u64 {
         let mut price = cost::REGISTRATION;
         if held.pays(PAYS_FILE) {
             price += cost::FILE;
         }
         if held.pays(PAYS_VARIANT) {
-            price += u64::from(self.variants[held.variant()].cost);
+            price += u64::from(self.claims[held.claim()].cost);
         }
         price
     }
@@ -589,12 +590,12 @@ impl Catalog {
         match entry {
             Entry::Occupied(entry) => (*entry.get(), false),
             Entry::Vacant(vacant) => {
-                let slot = files.insert(File {
+                let slot = files.insert(FileEntry {
                     id: record.id,
                     root: record.root,
                     size: record.size,
                     providers: SmallVec::new(),
-                    tally: SmallVec::new(),
+                    claims: SmallVec::new(),
                 }) as u32;
                 vacant.insert(slot);
                 *bytes += cost::FILE;
@@ -603,54 +604,54 @@ impl Catalog {
         }
     }
 
-    /// One more provider of `file` claims `variant`. Takes over the reference that interning gave.
-    fn count_variant(&mut self, file: u32, variant: u32) {
-        let tally = &mut self.files[file as usize].tally;
-        match find_variant(tally, variant) {
+    /// One more provider of `file` claims `claim`. Takes over the reference that interning gave.
+    fn add_claim(&mut self, file: u32, variant: u32) {
+        let tally = &mut self.files[file as usize].claims;
+        match find_claim(tally, variant) {
             Ok(at) => tally[at].1 += 1,
             Err(at) => {
                 tally.insert(at, (variant, 1));
-                let said = &self.variants[variant];
+                let said = &self.claims[variant];
                 for &name in &said.names {
                     self.names.add_file(name, file);
-                    self.bytes += cost::BEARER;
+                    self.bytes += cost::NAME_OF_FILE;
                 }
                 if let Some(sum) = said.sha256 {
-                    self.claims.entry(sum).or_default().add(file);
-                    self.bytes += cost::CLAIM;
+                    self.by_sha256.entry(sum).or_default().add(file);
+                    self.bytes += cost::SHA256_COST;
                 }
             }
         }
     }
 
-    /// One provider of `file` less claims `variant`.
-    fn discount_variant(&mut self, file: u32, variant: u32) {
-        let tally = &mut self.files[file as usize].tally;
-        if let Ok(at) = find_variant(tally, variant) {
+    /// One provider of `file` less claims `claim`.
+    fn remove_claim(&mut self, file: u32, variant: u32) {
+        let tally = &mut self.files[file as usize].claims;
+        if let Ok(at) = find_claim(tally, variant) {
             tally[at].1 -= 1;
             if tally[at].1 == 0 {
                 tally.remove(at);
-                let said = &self.variants[variant];
+                let said = &self.claims[variant];
                 for &name in &said.names {
                     self.names.remove_file(name, file);
-                    self.bytes -= cost::BEARER;
+                    self.bytes -= cost::NAME_OF_FILE;
                 }
                 if let Some(sum) = said.sha256 {
-                    self.bytes -= cost::CLAIM;
+                    self.bytes -= cost::SHA256_COST;
                     if self
-                        .claims
+                        .by_sha256
                         .get_mut(&sum)
                         .is_some_and(|files| files.subtract(file))
                     {
-                        self.claims.remove(&sum);
+                        self.by_sha256.remove(&sum);
                     }
                 }
             }
         }
-        self.variants.release(variant);
+        self.claims.release(variant);
     }
 
-    fn to_provider(&self, held: Held) -> Provider {
+    fn to_provider(&self, held: ProviderSlot) -> Provider {
         let peer = &self.peers[held.peer as usize];
         Provider {
             peer: peer.id,
@@ -673,12 +674,12 @@ impl Catalog {
         self.peers.len() > self.peer_slots.len()
     }
 
-    fn is_live(&self, held: Held) -> bool {
+    fn is_live(&self, held: ProviderSlot) -> bool {
         self.peers[held.peer as usize].is_live
     }
 }
 
 /// Where a variant is in a tally, or where it belongs.
-fn find_variant(tally: &[(u32, u32)], variant: u32) -> Result<usize, usize> {
+fn find_claim(tally: &[(u32, u32)], variant: u32) -> Result<usize, usize> {
     tally.binary_search_by_key(&variant, |&(variant, _)| variant)
 }

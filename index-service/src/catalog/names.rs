@@ -13,26 +13,26 @@ use roaring::RoaringBitmap;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use super::{cost, counted::Counted, words};
+use super::{cost, counted::RefCountedSet, words};
 
 /// Names that hold a word. Most words are in a few names, some in most of them.
 #[derive(Debug)]
-enum Posting {
+enum PostingList {
     Few(SmallVec<[u32; 4]>),
     Many(Box<RoaringBitmap>),
 }
 
 /// Where a list of names becomes a bitmap: below it inserting into the list is cheaper.
-const FEW: usize = 64;
+const MAX_LIST: usize = 64;
 
-impl Posting {
+impl PostingList {
     fn add(&mut self, name: u32) {
         match self {
             Self::Few(few) => {
                 if let Err(at) = few.binary_search(&name) {
                     few.insert(at, name);
                 }
-                if few.len() > FEW {
+                if few.len() > MAX_LIST {
                     *self = Self::Many(Box::new(few.iter().copied().collect()));
                 }
             }
@@ -94,9 +94,9 @@ impl Gathered {
     }
 
     /// Takes in a posting; returns the steps that it took.
-    fn add(&mut self, posting: &Posting, blocks: usize) -> usize {
+    fn add(&mut self, posting: &PostingList, blocks: usize) -> usize {
         match posting {
-            Posting::Few(few) => {
+            PostingList::Few(few) => {
                 let few = &few[few.partition_point(|&slot| slot < self.from)..];
                 let here = &few[..few.partition_point(|&slot| slot <= self.end)];
                 if !here.is_empty() && self.bits.is_empty() {
@@ -108,7 +108,7 @@ impl Gathered {
                 }
                 2 + here.len() / 8
             }
-            Posting::Many(many) => {
+            PostingList::Many(many) => {
                 /// Where a container becomes a plain row of bits.
                 const SPARSE: u64 = 4096;
                 let here = &**many & &self.range;
@@ -137,7 +137,7 @@ type Word = SmallVec<[u8; 16]>;
 #[derive(Debug)]
 struct Name {
     text: Box<str>,
-    files: Counted,
+    files: RefCountedSet,
 }
 
 /// Names by text and by word.
@@ -146,7 +146,7 @@ pub(super) struct Names {
     hasher: DefaultHashBuilder,
     slots: HashTable<u32>,
     names: Slab<Name>,
-    words: BTreeMap<Word, Posting>,
+    words: BTreeMap<Word, PostingList>,
     /// After the last slot that was ever taken since there were no names.
     end: u32,
     /// Estimate of the memory held, in bytes.
@@ -184,7 +184,7 @@ impl Names {
         };
         let slot = names.insert(Name {
             text: text.into(),
-            files: Counted::default(),
+            files: RefCountedSet::default(),
         }) as u32;
         vacant.insert(slot);
         *end = (*end).max(slot + 1);
@@ -196,7 +196,7 @@ impl Names {
                 btree_map::Entry::Occupied(posting) => posting.into_mut().add(slot),
                 btree_map::Entry::Vacant(vacant) => {
                     *bytes += cost::word(word);
-                    vacant.insert(Posting::Few(SmallVec::from_slice(&[slot])));
+                    vacant.insert(PostingList::Few(SmallVec::from_slice(&[slot])));
                 }
             }
         });
@@ -239,7 +239,7 @@ impl Names {
     }
 
     /// The files that bear a name.
-    pub(super) fn files_of(&self, name: u32) -> &Counted {
+    pub(super) fn files_of(&self, name: u32) -> &RefCountedSet {
         &self.names[name as usize].files
     }
 
@@ -265,7 +265,7 @@ impl Names {
 
     /// The names with a word that begins with `prefix`, of the slots from `from` on to the end of its block; and the steps that it
     /// took. `None` where it would take more than `most`.
-    pub(super) fn beginning(&self, prefix: &str, from: u32, most: usize) -> (Option<RoaringBitmap>, usize) {
+    pub(super) fn with_prefix(&self, prefix: &str, from: u32, most: usize) -> (Option<RoaringBitmap>, usize) {
         let blocks = (self.end / BLOCK) as usize;
         let mut names = Gathered::new(from);
         let mut steps = 0;
@@ -278,7 +278,7 @@ impl Names {
         (Some(names.finish()), steps)
     }
 
-    fn beginning_with<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a Posting> {
+    fn beginning_with<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a PostingList> {
         let prefix = prefix.as_bytes();
         let from = (Bound::Included(prefix), Bound::Unbounded);
         self.words

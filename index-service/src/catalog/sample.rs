@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use potluck_core::{FileId, index_client::Provider};
 use rand::Rng;
 
-use super::{Catalog, Held};
+use super::{Catalog, ProviderSlot};
 
 /// Providers among which a sample is drawn: of a larger crowd so many are picked at random first, to bound what a sample costs.
 pub(super) const SAMPLED_FROM: usize = 1024;
@@ -24,8 +24,8 @@ impl Catalog {
         (self.sample(all, most, rng), self.provider_count(slot))
     }
 
-    pub(super) fn sample(&self, all: &[Held], most: usize, rng: &mut impl Rng) -> Vec<Provider> {
-        let live: Vec<Held>;
+    pub(super) fn sample(&self, all: &[ProviderSlot], most: usize, rng: &mut impl Rng) -> Vec<Provider> {
+        let live: Vec<ProviderSlot>;
         let mut all = all;
         if self.has_hidden() {
             live = all.iter().copied().filter(|held| self.is_live(*held)).collect();
@@ -34,7 +34,7 @@ impl Catalog {
         // Sampled even where all are given: in random order, so that callers do not all begin with the same one.
         let picked = rand::seq::index::sample(rng, all.len(), SAMPLED_FROM.max(most).min(all.len()));
         let mut from_host: HashMap<u32, u32> = HashMap::new();
-        let mut picked: Vec<(u32, Held)> = picked
+        let mut picked: Vec<(u32, ProviderSlot)> = picked
             .iter()
             .map(|at| {
                 let before = from_host

@@ -10,8 +10,8 @@ use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::{
-    Catalog, Cursor, Listing, MAX_CALL_STEPS, MAX_ITEM_STEPS, Put, RankCursor, Ranked, Search, Searched,
-    cost, find::Bounds, words,
+    Catalog, Listing, MAX_CALL_STEPS, MAX_ITEM_STEPS, PutOutcome, RankCursor, RankedPage, SearchCursor,
+    SearchPage, SearchScan, cost, find::SearchBounds, words,
 };
 
 fn rng() -> StdRng {
@@ -51,26 +51,26 @@ fn registration(n: u8, names: &[&str]) -> Registration {
 
 /// All pages of a search.
 fn search(catalog: &Catalog, query: &str, page: usize) -> Vec<IndexedFile> {
-    search_within(Bounds::default(), catalog, query, page)
+    search_within(SearchBounds::default(), catalog, query, page)
 }
 
 /// A page of a search, made in slices of some steps.
 fn search_page(
     catalog: &Catalog,
-    bounds: Bounds,
+    bounds: SearchBounds,
     query: &str,
-    after: Option<Cursor>,
+    after: Option<SearchCursor>,
     most: usize,
     slice: usize,
-) -> Searched {
-    let mut search = Search::within(bounds, words::terms(query).unwrap(), after, most);
+) -> SearchPage {
+    let mut search = SearchScan::within(bounds, words::terms(query).unwrap(), after, most);
     while !catalog.advance_search(&mut search, slice) {}
     search.finish()
 }
 
-fn search_within(bounds: Bounds, catalog: &Catalog, query: &str, page: usize) -> Vec<IndexedFile> {
+fn search_within(bounds: SearchBounds, catalog: &Catalog, query: &str, page: usize) -> Vec<IndexedFile> {
     let mut all = Vec::new();
-    let mut after: Option<Cursor> = None;
+    let mut after: Option<SearchCursor> = None;
     let mut slice = 1;
     loop {
         let found = search_page(catalog, bounds, query, after, page, slice);
@@ -95,29 +95,36 @@ fn search_within(bounds: Bounds, catalog: &Catalog, query: &str, page: usize) ->
 
 fn list_page(
     catalog: &Catalog,
-    bounds: Bounds,
+    bounds: SearchBounds,
     by: &QueryKey,
     after: Option<RankCursor>,
     most: usize,
     providers: usize,
-) -> Ranked {
+) -> RankedPage {
     let mut listing = Listing::within(bounds, by.clone(), after, most, providers);
     while !catalog.advance_listing(&mut listing, 7, &mut rng()) {}
     listing.finish()
 }
 
 fn by_id(catalog: &Catalog, id: &FileId) -> Option<IndexedFile> {
-    let page = list_page(catalog, Bounds::default(), &QueryKey::Id(*id), None, 1, 1000);
+    let page = list_page(
+        catalog,
+        SearchBounds::default(),
+        &QueryKey::Id(*id),
+        None,
+        1,
+        1000,
+    );
     page.files.into_iter().next()
 }
 
 /// All pages of a query by name.
 fn by_name(catalog: &Catalog, name: &str, page: usize) -> Vec<IndexedFile> {
     let by = QueryKey::Name(name.to_owned());
-    list_within(Bounds::default(), catalog, &by, page)
+    list_within(SearchBounds::default(), catalog, &by, page)
 }
 
-fn list_within(bounds: Bounds, catalog: &Catalog, by: &QueryKey, page: usize) -> Vec<IndexedFile> {
+fn list_within(bounds: SearchBounds, catalog: &Catalog, by: &QueryKey, page: usize) -> Vec<IndexedFile> {
     let mut all = Vec::new();
     let mut after: Option<RankCursor> = None;
     loop {
@@ -148,8 +155,8 @@ fn is_spotless(catalog: &Catalog) {
     assert_eq!(catalog.registration_count(), 0);
     assert_eq!(catalog.bytes(), 0);
     assert_eq!(catalog.names.counts(), (0, 0));
-    assert_eq!(catalog.variants.len(), 0);
-    assert!(catalog.claims.is_empty() && catalog.hosts.is_empty() && catalog.file_slots.is_empty());
+    assert_eq!(catalog.claims.len(), 0);
+    assert!(catalog.by_sha256.is_empty() && catalog.hosts.is_empty() && catalog.file_slots.is_empty());
 }
 
 #[derive(Debug, Clone)]
@@ -240,7 +247,7 @@ impl Model {
         names.sort();
         names.dedup();
         names.sort_by_key(|name| {
-            let fits = !terms.is_empty() && words::fits(name, terms);
+            let fits = !terms.is_empty() && words::matches(name, terms);
             (!fits, std::cmp::Reverse(count(&|r| r.names.contains(name))))
         });
         let sums: BTreeSet<Sha256> = held.iter().filter_map(|(_, r)| r.file.sha256).collect();
@@ -306,10 +313,10 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
         let terms = words::terms(query).unwrap();
         let mut found = search(catalog, query, page);
         for (steps, term) in [(1, 0), (2, 1), (20, 3), (100, 100_000), (100_000, 0)] {
-            let bounds = Bounds {
+            let bounds = SearchBounds {
                 steps,
                 term,
-                ..Bounds::default()
+                ..SearchBounds::default()
             };
             let bounded = search_within(bounds, catalog, query, page);
             assert_eq!(bounded, found, "search {query:?} within {bounds:?}");
@@ -319,7 +326,7 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
             model
                 .of(*file)
                 .iter()
-                .any(|(_, r)| r.names.iter().any(|name| words::fits(name, &terms)))
+                .any(|(_, r)| r.names.iter().any(|name| words::matches(name, &terms)))
         };
         let expected: Vec<IndexedFile> = model
             .files()
@@ -349,10 +356,10 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
         assert_eq!(found, expected, "name {name:?}");
         let by = QueryKey::Name(name.to_owned());
         for (steps, ranked) in [(1, 1), (30, 2), (1000, 3)] {
-            let bounds = Bounds {
+            let bounds = SearchBounds {
                 steps,
                 ranked,
-                ..Bounds::default()
+                ..SearchBounds::default()
             };
             let mut bounded: Vec<IndexedFile> = list_within(bounds, catalog, &by, page)
                 .into_iter()
@@ -364,10 +371,11 @@ fn agrees(catalog: &Catalog, model: &Model, page: usize) {
     }
     for n in 0..3 {
         let sum = Sha256([n; 32]);
-        let found: BTreeSet<FileId> = list_within(Bounds::default(), catalog, &QueryKey::Sha256(sum), 1000)
-            .iter()
-            .map(|found| found.file.id)
-            .collect();
+        let found: BTreeSet<FileId> =
+            list_within(SearchBounds::default(), catalog, &QueryKey::Sha256(sum), 1000)
+                .iter()
+                .map(|found| found.file.id)
+                .collect();
         let claims = |file: &FileId| model.of(*file).iter().any(|(_, r)| r.file.sha256 == Some(sum));
         assert_eq!(found, model.files().into_iter().filter(claims).collect());
     }
@@ -389,15 +397,15 @@ proptest! {
                 }
                 Step::Put(n, registration) => {
                     let before = catalog.bytes();
-                    let adds = catalog.adds(&peer(n), &registration);
+                    let adds = catalog.may_add_memory(&peer(n), &registration);
                     let put = catalog.put(&peer(n), &registration);
-                    let most = if adds { cost::most(&registration) } else { 0 };
+                    let most = if adds { cost::max_cost(&registration) } else { 0 };
                     prop_assert!(catalog.bytes() <= before + most, "{} after {before}", catalog.bytes());
                     if let Some((_, files)) = model.peers.get_mut(&peer(n)) {
                         let expected = match files.insert(registration.file.id, registration.clone()) {
-                            None => Put::New,
-                            Some(old) if old.partial != registration.partial => Put::Completeness,
-                            Some(_) => Put::Same,
+                            None => PutOutcome::New,
+                            Some(old) if old.partial != registration.partial => PutOutcome::CompletenessChanged,
+                            Some(_) => PutOutcome::Unchanged,
                         };
                         prop_assert_eq!(put, expected);
                     }
@@ -500,10 +508,10 @@ fn a_page_that_ends_where_a_name_does_not_fit_loses_nothing() {
     }
     for steps in 1..60 {
         // No term is looked up: every name is checked.
-        let bounds = Bounds {
+        let bounds = SearchBounds {
             steps,
             term: 0,
-            ..Bounds::default()
+            ..SearchBounds::default()
         };
         assert_eq!(search_within(bounds, &catalog, "wide", 2).len(), 3, "{bounds:?}");
     }
@@ -518,7 +526,7 @@ fn a_name_of_one_more_file_takes_memory() {
     catalog.put(&peer(1), &registration(1, &names));
     let before = catalog.bytes();
     catalog.put(&peer(1), &registration(2, &names));
-    let more = cost::REGISTRATION + cost::FILE + 16 * cost::BEARER;
+    let more = cost::REGISTRATION + cost::FILE + 16 * cost::NAME_OF_FILE;
     assert_eq!(catalog.bytes(), before + more);
     catalog.remove(&peer(1), &record(2).id);
     assert_eq!(catalog.bytes(), before);
@@ -593,7 +601,7 @@ fn pages_are_bounded_in_bytes() {
             },
         );
     }
-    let page = search_page(&catalog, Bounds::default(), "", None, 1000, usize::MAX / 2);
+    let page = search_page(&catalog, SearchBounds::default(), "", None, 1000, usize::MAX / 2);
     assert!(page.next.is_some() && page.files.len() < 1000);
     assert_eq!(search(&catalog, "", 1000).len(), 1000);
     assert_eq!(by_name(&catalog, &long[0], 1000).len(), 1000);
@@ -610,7 +618,7 @@ fn a_crowd_that_says_a_different_thing_each_is_answered_soon() {
     }
     let page = list_page(
         &catalog,
-        Bounds::default(),
+        SearchBounds::default(),
         &QueryKey::Id(record(1).id),
         None,
         1,
@@ -626,7 +634,7 @@ fn a_crowd_that_says_a_different_thing_each_is_answered_soon() {
     // Under one name or another, and more than once.
     let mut after = None;
     loop {
-        let page = search_page(&catalog, Bounds::default(), "name", after, 1000, 8000);
+        let page = search_page(&catalog, SearchBounds::default(), "name", after, 1000, 8000);
         assert!(page.steps <= MAX_CALL_STEPS, "{}", page.steps);
         let distinct: BTreeSet<FileId> = page.files.iter().map(|found| found.file.id).collect();
         assert_eq!(distinct.len(), page.files.len(), "once a page");
@@ -654,7 +662,7 @@ fn the_slowest_search_is_bounded_in_steps_too() {
         let mut after = None;
         let mut found = BTreeSet::new();
         loop {
-            let page = search_page(&catalog, Bounds::default(), query, after, 1000, 8000);
+            let page = search_page(&catalog, SearchBounds::default(), query, after, 1000, 8000);
             assert!(page.steps <= MAX_CALL_STEPS, "{query:?}: {}", page.steps);
             found.extend(page.files.iter().map(|found| found.file.id));
             let Some(next) = page.next else { break };
@@ -690,11 +698,11 @@ fn broad_words_without_a_common_name_are_told_so_in_one_call() {
             },
         );
     }
-    let page = search_page(&catalog, Bounds::default(), "even odd", None, 100, 8000);
+    let page = search_page(&catalog, SearchBounds::default(), "even odd", None, 100, 8000);
     assert!(page.files.is_empty() && page.next.is_none());
     assert!(page.steps < 2_000, "{} steps", page.steps);
     // A prefix of all words there are: names are checked one by one, and the call ends in between.
-    let page = search_page(&catalog, Bounds::default(), "1 n o", None, 1000, 8000);
+    let page = search_page(&catalog, SearchBounds::default(), "1 n o", None, 1000, 8000);
     assert!(page.steps <= MAX_CALL_STEPS);
     assert!(!page.files.is_empty());
 }
@@ -709,9 +717,9 @@ fn slots_that_are_empty_are_counted() {
     for n in 0..199 {
         catalog.remove(&peer(1), &record(n).id);
     }
-    let bounds = Bounds {
+    let bounds = SearchBounds {
         steps: 3,
-        ..Bounds::default()
+        ..SearchBounds::default()
     };
     let mut pages = 0;
     let mut after = None;

@@ -16,7 +16,7 @@ use super::{cost, names::Names};
 
 /// Names, claimed SHA-256 and kind.
 #[derive(Debug)]
-pub(super) struct Variant {
+pub(super) struct Claim {
     /// Slots, sorted, each once.
     pub(super) names: SmallVec<[u32; 4]>,
     pub(super) sha256: Option<Sha256>,
@@ -26,15 +26,15 @@ pub(super) struct Variant {
     references: u32,
 }
 
-impl Variant {
+impl Claim {
     fn key(&self) -> (&[u32], Option<Sha256>, FileKind) {
         (&self.names, self.sha256, self.kind)
     }
 }
 
-impl Variant {
+impl Claim {
     /// Whether this is what a registration says.
-    pub(super) fn says(&self, names: &Names, registration: &Registration) -> bool {
+    pub(super) fn matches(&self, names: &Names, registration: &Registration) -> bool {
         let known = |name: &String| names.find(name).is_some_and(|slot| self.names.contains(&slot));
         self.sha256 == registration.file.sha256
             && self.kind == registration.file.kind
@@ -45,15 +45,15 @@ impl Variant {
 
 /// Variants by what they say.
 #[derive(Debug, Default)]
-pub(super) struct Variants {
+pub(super) struct Claims {
     hasher: DefaultHashBuilder,
     slots: HashTable<u32>,
-    variants: Slab<Variant>,
+    claims: Slab<Claim>,
     /// Estimate of the memory held, in bytes.
     pub(super) bytes: u64,
 }
 
-impl Variants {
+impl Claims {
     /// The slot of what a registration says, with one more reference, and whether it is new.
     pub(super) fn intern(&mut self, names: &mut Names, registration: &Registration) -> (u32, bool) {
         let before = names.bytes;
@@ -61,17 +61,17 @@ impl Variants {
             registration.names.iter().map(|name| names.intern(name)).collect();
         slots.sort_unstable();
         slots.dedup();
-        let new = Variant {
+        let new = Claim {
             names: slots,
             sha256: registration.file.sha256,
             kind: registration.file.kind,
-            cost: u32::try_from(names.bytes - before + cost::VARIANT).unwrap_or(u32::MAX),
+            cost: u32::try_from(names.bytes - before + cost::CLAIM_COST).unwrap_or(u32::MAX),
             references: 1,
         };
         let Self {
             hasher,
             slots,
-            variants,
+            claims: variants,
             bytes,
         } = self;
         let entry = slots.entry(
@@ -87,7 +87,7 @@ impl Variants {
             Entry::Vacant(vacant) => {
                 let slot = variants.insert(new) as u32;
                 vacant.insert(slot);
-                *bytes += cost::VARIANT;
+                *bytes += cost::CLAIM_COST;
                 (slot, true)
             }
         }
@@ -102,37 +102,37 @@ impl Variants {
         let key = (&*slots, registration.file.sha256, registration.file.kind);
         self.slots
             .find(self.hasher.hash_one(key), |&slot| {
-                self.variants[slot as usize].key() == key
+                self.claims[slot as usize].key() == key
             })
             .copied()
     }
 
     /// Gives one reference back.
     pub(super) fn release(&mut self, slot: u32) {
-        let variant = &mut self.variants[slot as usize];
+        let variant = &mut self.claims[slot as usize];
         variant.references -= 1;
         if variant.references > 0 {
             return;
         }
-        let variant = self.variants.remove(slot as usize);
+        let variant = self.claims.remove(slot as usize);
         let hash = self.hasher.hash_one(variant.key());
         if let Ok(entry) = self.slots.find_entry(hash, |&other| other == slot) {
             entry.remove();
         }
-        self.bytes -= cost::VARIANT;
+        self.bytes -= cost::CLAIM_COST;
     }
 
     /// How many variants there are.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.variants.len()
+        self.claims.len()
     }
 }
 
-impl Index<u32> for Variants {
-    type Output = Variant;
+impl Index<u32> for Claims {
+    type Output = Claim;
 
-    fn index(&self, slot: u32) -> &Variant {
-        &self.variants[slot as usize]
+    fn index(&self, slot: u32) -> &Claim {
+        &self.claims[slot as usize]
     }
 }

@@ -145,7 +145,7 @@ impl Matcher {
 
 /// Whether a name holds a word that begins with each of the terms: the plain way, which tests compare [`Matcher`] with.
 #[cfg(test)]
-pub(crate) fn fits(name: &str, terms: &[String]) -> bool {
+pub(crate) fn matches(name: &str, terms: &[String]) -> bool {
     let words = words(name);
     terms
         .iter()
@@ -167,7 +167,7 @@ mod tests {
             if let Ok(terms) = terms(&query) {
                 let mut matcher = Matcher::new(terms.clone());
                 for name in names {
-                    prop_assert_eq!(matcher.fits(&name).0, fits(&name, &terms), "{:?} in {:?}", terms, name);
+                    prop_assert_eq!(matcher.fits(&name).0, matches(&name, &terms), "{:?} in {:?}", terms, name);
                 }
             }
         }

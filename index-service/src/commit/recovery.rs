@@ -99,7 +99,7 @@ impl Difference<'_> {
         let differs = |file: &&FileId| {
             stored
                 .get(*file)
-                .is_none_or(|stored| !catalog.says(&peer, stored))
+                .is_none_or(|stored| !catalog.has_registered(&peer, stored))
         };
         let missing = catalog.files(&peer).filter(differs);
         let missing: Vec<Registration> = missing

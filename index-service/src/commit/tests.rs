@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// A store in memory that waits for leave before it does anything, then does as it is told: write, fail or panic.
-struct Told {
+struct ScriptedStore {
     leave: mpsc::Receiver<&'static str>,
     seen: mpsc::Sender<Vec<Change>>,
     stored: Stored,
@@ -31,7 +31,7 @@ fn stored_peers(stored: &Stored) -> Vec<StoredPeer> {
     peers
 }
 
-impl IndexStore for Told {
+impl IndexStore for ScriptedStore {
     fn kind(&self) -> &'static str {
         "told"
     }
@@ -81,7 +81,7 @@ fn setup_with(restored: Restored, limits: Limits) -> Setup {
     let (send_seen, seen) = mpsc::channel();
     let registry = Arc::new(Registry::new(restored, 10, Instant::now()));
     let stored = Stored::default();
-    let store = Box::new(Told {
+    let store = Box::new(ScriptedStore {
         leave: receive_leave,
         seen: send_seen,
         stored: Arc::clone(&stored),
@@ -97,7 +97,7 @@ fn setup_with(restored: Restored, limits: Limits) -> Setup {
     }
 }
 
-fn open(n: u8) -> Request {
+fn open(n: u8) -> CommitRequest {
     let address = Address {
         host: "192.0.2.1".to_owned(),
         port: 1,
@@ -107,7 +107,7 @@ fn open(n: u8) -> Request {
         address,
         ttl: Duration::from_secs(60),
     };
-    Request::Register {
+    CommitRequest::Register {
         peer,
         files: Vec::new(),
         replace: false,
@@ -167,11 +167,11 @@ async fn what_is_durable_is_not_written_again() {
     let setup = setup();
     drop(setup.leave);
     let register = async |files: &[Registration], replace: bool, port: u16| {
-        let Request::Register { mut peer, .. } = open(1) else {
+        let CommitRequest::Register { mut peer, .. } = open(1) else {
             unreachable!()
         };
         peer.address.port = port;
-        let request = Request::Register {
+        let request = CommitRequest::Register {
             peer,
             files: files.to_vec(),
             replace,
@@ -225,7 +225,7 @@ async fn what_is_durable_is_not_written_again() {
 
 #[tokio::test]
 async fn a_full_index_takes_what_needs_no_memory_and_nothing_else() {
-    let Request::Register { peer: record, .. } = open(1) else {
+    let CommitRequest::Register { peer: record, .. } = open(1) else {
         unreachable!()
     };
     let other = PeerRecord {
@@ -270,12 +270,12 @@ async fn a_full_index_takes_what_needs_no_memory_and_nothing_else() {
         (1, vec![file(1, "c")], true, Ok(1)),
         (1, vec![file(2, "b")], false, Err(CommitError::Full)),
     ] {
-        let Request::Register { peer, .. } = open(n) else {
+        let CommitRequest::Register { peer, .. } = open(n) else {
             unreachable!()
         };
         let what = format!("{n}: {files:?}, replace: {replace}");
-        let cost = files.iter().map(cost::most).sum();
-        let request = Request::Register {
+        let cost = files.iter().map(cost::max_cost).sum();
+        let request = CommitRequest::Register {
             peer,
             files,
             replace,
@@ -306,7 +306,7 @@ async fn a_store_that_fails_is_told_and_opened_again() {
 async fn what_could_not_be_forgotten_is_forgotten_when_the_store_is_open_again() {
     let setup = setup();
     setup.leave.send("write").unwrap();
-    let Request::Register {
+    let CommitRequest::Register {
         mut peer,
         files,
         replace,
@@ -317,7 +317,7 @@ async fn what_could_not_be_forgotten_is_forgotten_when_the_store_is_open_again()
         unreachable!()
     };
     peer.ttl = Duration::from_millis(1);
-    let brief = Request::Register {
+    let brief = CommitRequest::Register {
         peer,
         files,
         replace,
@@ -423,7 +423,7 @@ async fn whatever_the_store_does_nothing_acknowledged_is_lost() {
         let mut model = BTreeMap::<PeerId, BTreeMap<FileId, Registration>>::new();
         let mut failures = 0;
         for step in 0..40 {
-            let Request::Register { peer, .. } = open(rng.random_range(1..5)) else {
+            let CommitRequest::Register { peer, .. } = open(rng.random_range(1..5)) else {
                 unreachable!()
             };
             let files: Vec<_> = (0..rng.random_range(0..20))
@@ -433,12 +433,12 @@ async fn whatever_the_store_does_nothing_acknowledged_is_lost() {
             let id = peer.id;
             let replace = rng.random_range(0..5) == 0;
             let request = match rng.random_range(0..6) {
-                0 => Request::Forget { peer: id },
-                1 => Request::Unregister {
+                0 => CommitRequest::Forget { peer: id },
+                1 => CommitRequest::Unregister {
                     peer: id,
                     files: ids.clone(),
                 },
-                _ => Request::Register {
+                _ => CommitRequest::Register {
                     peer,
                     files: files.clone(),
                     replace,
@@ -448,7 +448,7 @@ async fn whatever_the_store_does_nothing_acknowledged_is_lost() {
             };
             let kind = std::mem::discriminant(&request);
             match committer.commit(request, 1).await {
-                Ok(_) if kind == std::mem::discriminant(&Request::Forget { peer: id }) => {
+                Ok(_) if kind == std::mem::discriminant(&CommitRequest::Forget { peer: id }) => {
                     model.remove(&id);
                 }
                 Ok(_) if kind == std::mem::discriminant(&open(1)) => {
@@ -500,7 +500,7 @@ async fn while_the_store_fails_leases_go_on() {
     setup.committer.commit(open(1), 1).await.unwrap();
     setup.leave.send("fail").unwrap();
     assert_eq!(setup.committer.commit(open(2), 1).await, Err(CommitError::Store));
-    let Request::Register { peer, .. } = open(1) else {
+    let CommitRequest::Register { peer, .. } = open(1) else {
         unreachable!()
     };
     let holder = Holder {
@@ -515,7 +515,7 @@ async fn while_the_store_fails_leases_go_on() {
 #[tokio::test]
 async fn a_large_peer_is_gone_at_once_and_cleared_bit_by_bit() {
     let record = |n: u8| {
-        let Request::Register { peer, .. } = open(n) else {
+        let CommitRequest::Register { peer, .. } = open(n) else {
             unreachable!()
         };
         peer
@@ -543,7 +543,7 @@ async fn a_large_peer_is_gone_at_once_and_cleared_bit_by_bit() {
         .watch(files[9].file.id, std::net::IpAddr::from([192, 0, 2, 7]), 9)
         .unwrap()
         .0;
-    let forget = Request::Forget { peer: record(1).id };
+    let forget = CommitRequest::Forget { peer: record(1).id };
     assert_eq!(setup.committer.commit(forget, 1).await, Ok(20_000));
     let found = |n: usize| {
         let catalog = setup.registry.catalog();
@@ -556,7 +556,7 @@ async fn a_large_peer_is_gone_at_once_and_cleared_bit_by_bit() {
         potluck_core::index_client::ProviderEvent::Left(record(1).id)
     );
     // It comes back while it is cleared, and stays.
-    let back = Request::Register {
+    let back = CommitRequest::Register {
         peer: record(1),
         files: files[..3].to_vec(),
         replace: true,
@@ -571,7 +571,7 @@ async fn a_large_peer_is_gone_at_once_and_cleared_bit_by_bit() {
     assert_eq!(setup.registry.catalog().registration_count(), 4);
     assert_eq!(found(9), 0);
     // One that replaces a great many is shown whole.
-    let all = Request::Register {
+    let all = CommitRequest::Register {
         peer: record(1),
         files: files[..10_000].to_vec(),
         replace: false,
@@ -579,7 +579,7 @@ async fn a_large_peer_is_gone_at_once_and_cleared_bit_by_bit() {
         instance: Vec::new(),
     };
     assert_eq!(setup.committer.commit(all, 1).await, Ok(10_000));
-    let other = Request::Register {
+    let other = CommitRequest::Register {
         peer: record(1),
         files: files[9_999..10_001].to_vec(),
         replace: true,
@@ -597,10 +597,10 @@ async fn a_large_peer_is_gone_at_once_and_cleared_bit_by_bit() {
 #[tokio::test]
 async fn many_expired_peers_do_not_keep_others_waiting() {
     let mut restored = Restored::default();
-    for n in 0..4 * EXPIRED {
+    for n in 0..4 * MAX_EXPIRED {
         let mut id = [0; 32];
         id[..8].copy_from_slice(&n.to_le_bytes());
-        let Request::Register { mut peer, .. } = open(1) else {
+        let CommitRequest::Register { mut peer, .. } = open(1) else {
             unreachable!()
         };
         (peer.id, peer.ttl) = (PeerId(id), Duration::ZERO);
@@ -634,7 +634,7 @@ async fn nobody_fills_the_index_alone() {
     let setup = setup_with(Restored::default(), limits);
     drop(setup.leave);
     let register = async |n: u8, host: &str, from: u32| {
-        let Request::Register { mut peer, .. } = open(n) else {
+        let CommitRequest::Register { mut peer, .. } = open(n) else {
             unreachable!()
         };
         peer.address.host = host.to_owned();
@@ -646,8 +646,8 @@ async fn nobody_fills_the_index_alone() {
                 one
             })
             .collect();
-        let cost = files.iter().map(cost::most).sum();
-        let request = Request::Register {
+        let cost = files.iter().map(cost::max_cost).sum();
+        let request = CommitRequest::Register {
             peer,
             files,
             replace: false,
@@ -680,7 +680,7 @@ async fn nobody_fills_the_index_alone() {
         assert_eq!(register(n, "127.0.0.1", u32::from(n) * 1_000_000).await, Ok(100));
     }
     // What somebody gives back is for all.
-    let forget = Request::Forget {
+    let forget = CommitRequest::Forget {
         peer: PeerId([1; 32]),
     };
     setup.committer.commit(forget, 1).await.unwrap();

@@ -44,7 +44,7 @@ pub enum FolderError {
     },
     /// An empty store in a new folder is damaged as well.
     #[error("an empty store in {} cannot be opened: {why}", path.display())]
-    Hopeless {
+    Unusable {
         /// The folder.
         path: PathBuf,
         /// What is wrong with it.
@@ -56,15 +56,15 @@ pub enum FolderError {
 #[derive(Debug)]
 pub(super) struct DataFolder {
     path: PathBuf,
-    _lock: Lock,
+    _lock: FolderLock,
 }
 
 /// The right to use a folder, until it is dropped. Given up by name: where a program is started at that moment, it has the open file a
 /// little longer than this one.
 #[derive(Debug)]
-struct Lock(File);
+struct FolderLock(File);
 
-impl Drop for Lock {
+impl Drop for FolderLock {
     fn drop(&mut self) {
         // With the last that has it open it goes in any case.
         let _ = self.0.unlock();
@@ -87,7 +87,7 @@ pub(super) fn open<T>(
     };
     let store = folder.store();
     check_permissions(&store)?;
-    let why = match attempt(&store, &open) {
+    let why = match try_open(&store, &open) {
         Ok(value) => {
             sync_folder(data_dir).map_err(system(data_dir))?;
             return Ok((value, folder));
@@ -96,13 +96,13 @@ pub(super) fn open<T>(
         Err(StoreError::Damaged(why)) => why,
     };
     folder.move_aside(&why).map_err(system(&store))?;
-    match attempt(&store, &open) {
+    match try_open(&store, &open) {
         Ok(value) => {
             sync_folder(data_dir).map_err(system(data_dir))?;
             Ok((value, folder))
         }
         Err(StoreError::Io(source)) => Err(FolderError::System { path: store, source }),
-        Err(StoreError::Damaged(why)) => Err(FolderError::Hopeless { path: store, why }),
+        Err(StoreError::Damaged(why)) => Err(FolderError::Unusable { path: store, why }),
     }
 }
 
@@ -120,7 +120,7 @@ impl DataFolder {
         let store = self.store();
         probe(&self.path).map_err(StoreError::Io)?;
         rewrite(&store).map_err(StoreError::Io)?;
-        match attempt(&store, open) {
+        match try_open(&store, open) {
             Ok(value) => {
                 sync_folder(&self.path).map_err(StoreError::Io)?;
                 Ok(value)
@@ -159,7 +159,7 @@ fn create_private(folder: &Path) -> io::Result<()> {
 }
 
 /// Whether an error is the system's, and says nothing of what is in the store.
-pub(super) fn is_the_systems(error: &io::Error) -> bool {
+pub(super) fn is_system_error(error: &io::Error) -> bool {
     /// EIO, ENFILE, EMFILE: a failing disk and too many open files, which have no kind of their own.
     const RAW: [i32; 3] = [5, 23, 24];
     matches!(
@@ -173,10 +173,10 @@ pub(super) fn is_the_systems(error: &io::Error) -> bool {
     ) || error.raw_os_error().is_some_and(|raw| RAW.contains(&raw))
 }
 
-fn attempt<T>(store: &Path, open: impl Fn(&Path) -> Result<T, StoreError>) -> Result<T, StoreError> {
+fn try_open<T>(store: &Path, open: impl Fn(&Path) -> Result<T, StoreError>) -> Result<T, StoreError> {
     // sled panics on some damage. What it leaves behind is dropped, and the folder moved aside.
     catch_unwind(AssertUnwindSafe(|| {
-        create_private(store).map_err(|error| match is_the_systems(&error) {
+        create_private(store).map_err(|error| match is_system_error(&error) {
             true => StoreError::Io(error),
             // Such as a file in its place.
             false => StoreError::Damaged(error.to_string()),
@@ -190,7 +190,7 @@ fn attempt<T>(store: &Path, open: impl Fn(&Path) -> Result<T, StoreError>) -> Re
     })
 }
 
-fn lock(data_dir: &Path) -> Result<Lock, FolderError> {
+fn lock(data_dir: &Path) -> Result<FolderLock, FolderError> {
     let path = data_dir.join(LOCK);
     let system = |source| FolderError::System {
         path: path.clone(),
@@ -208,7 +208,7 @@ fn lock(data_dir: &Path) -> Result<Lock, FolderError> {
         Ok(()) => {
             file.set_len(0).map_err(system)?;
             writeln!(file, "{}", std::process::id()).map_err(system)?;
-            Ok(Lock(file))
+            Ok(FolderLock(file))
         }
         Err(TryLockError::WouldBlock) => {
             let mut text = String::new();
@@ -237,7 +237,7 @@ fn check_permissions(store: &Path) -> Result<(), FolderError> {
     };
     let entries = match fs::read_dir(store) {
         Ok(entries) => entries,
-        Err(error) if is_the_systems(&error) => return system(store, error),
+        Err(error) if is_system_error(&error) => return system(store, error),
         // Missing, or no folder at all: for sled to make, or to find damaged.
         Err(_) => return Ok(()),
     };
@@ -249,7 +249,7 @@ fn check_permissions(store: &Path) -> Result<(), FolderError> {
             _ => Ok(()),
         };
         if let Err(error) = tried
-            && is_the_systems(&error)
+            && is_system_error(&error)
         {
             return system(&path, error);
         }

@@ -16,20 +16,20 @@ use super::StoreError;
 
 /// Where a pack is full, in bytes. sled writes up to 16 neighbouring entries as one page, and moves a page beyond 128 KiB into a
 /// file of its own: 16 packs stay well below.
-pub(super) const PACK_BYTES: usize = 4096;
+pub(super) const SEGMENT_BYTES: usize = 4096;
 
 /// Number of the field that a pack's entries are.
 const ENTRIES: u32 = 1;
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Pack {
+struct SegmentMessage {
     #[prost(message, repeated, tag = "1")]
-    entries: Vec<Entry>,
+    entries: Vec<EntryMessage>,
 }
 
 /// A registration or, with `removed` and nothing else, that it was taken back.
 #[derive(Clone, PartialEq, prost::Message)]
-struct Entry {
+struct EntryMessage {
     #[prost(bytes = "vec", tag = "1")]
     root: Vec<u8>,
     #[prost(uint64, tag = "2")]
@@ -47,7 +47,7 @@ struct Entry {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Peer {
+struct PeerMessage {
     #[prost(string, tag = "1")]
     host: String,
     #[prost(uint32, tag = "2")]
@@ -57,20 +57,20 @@ struct Peer {
 }
 
 /// What a pack says of one file: how it is registered, or `None` that it no longer is.
-pub(super) type Said = (FileId, Option<Registration>);
+pub(super) type SegmentEntry = (FileId, Option<Registration>);
 
-/// Packs that hold these entries in this order, none over [`PACK_BYTES`] but for an entry that is so by itself. A pack is begun only
+/// Packs that hold these entries in this order, none over [`SEGMENT_BYTES`] but for an entry that is so by itself. A pack is begun only
 /// where its first entry goes past what the one before may hold: entries that fit one pack come as one.
 pub(super) fn encode<'a>(
     entries: impl IntoIterator<Item = (FileId, Option<&'a Registration>)>,
-) -> Vec<Encoded> {
+) -> Vec<EncodedSegment> {
     let mut packs = Vec::new();
-    let mut pack = Pack::default();
+    let mut pack = SegmentMessage::default();
     let mut bytes = 0;
-    let mut finish = |pack: &mut Pack, bytes: &mut usize| {
+    let mut finish = |pack: &mut SegmentMessage, bytes: &mut usize| {
         if !pack.entries.is_empty() {
             let entries = pack.entries.len();
-            packs.push(Encoded {
+            packs.push(EncodedSegment {
                 bytes: std::mem::take(pack).encode_to_vec(),
                 entries,
             });
@@ -78,9 +78,9 @@ pub(super) fn encode<'a>(
         }
     };
     for (id, registration) in entries {
-        let entry = Entry::new(id, registration);
+        let entry = EntryMessage::new(id, registration);
         let size = encoded_len(ENTRIES, &entry);
-        if bytes + size > PACK_BYTES {
+        if bytes + size > SEGMENT_BYTES {
             finish(&mut pack, &mut bytes);
         }
         bytes += size;
@@ -92,20 +92,20 @@ pub(super) fn encode<'a>(
 
 /// A pack and how many entries it has.
 #[derive(Debug)]
-pub(super) struct Encoded {
+pub(super) struct EncodedSegment {
     pub(super) bytes: Vec<u8>,
     pub(super) entries: usize,
 }
 
 /// What a pack holds.
-pub(super) fn decode(bytes: &[u8]) -> Result<Vec<Said>, StoreError> {
-    let pack = Pack::decode(bytes).map_err(|error| StoreError::Damaged(error.to_string()))?;
-    pack.entries.into_iter().map(Entry::into_said).collect()
+pub(super) fn decode(bytes: &[u8]) -> Result<Vec<SegmentEntry>, StoreError> {
+    let pack = SegmentMessage::decode(bytes).map_err(|error| StoreError::Damaged(error.to_string()))?;
+    pack.entries.into_iter().map(EntryMessage::into_entry).collect()
 }
 
 /// What a peer has after packs in this order.
 pub(super) fn fold(
-    packs: impl IntoIterator<Item = Result<Vec<Said>, StoreError>>,
+    packs: impl IntoIterator<Item = Result<Vec<SegmentEntry>, StoreError>>,
 ) -> Result<HashMap<FileId, Option<Registration>>, StoreError> {
     let mut files = HashMap::new();
     for pack in packs {
@@ -114,7 +114,7 @@ pub(super) fn fold(
     Ok(files)
 }
 
-impl Entry {
+impl EntryMessage {
     fn new(id: FileId, registration: Option<&Registration>) -> Self {
         let Some(Registration { file, names, partial }) = registration else {
             return Self {
@@ -133,7 +133,7 @@ impl Entry {
         }
     }
 
-    fn into_said(self) -> Result<Said, StoreError> {
+    fn into_entry(self) -> Result<SegmentEntry, StoreError> {
         let damaged = |error: potluck_core::id::IdError| StoreError::Damaged(error.to_string());
         if !self.removed.is_empty() {
             return Ok((FileId::try_from(&*self.removed).map_err(damaged)?, None));
@@ -170,7 +170,7 @@ impl Entry {
 /// A peer's address and lease as bytes.
 pub(super) fn encode_peer(address: &Address, ttl: Duration) -> Vec<u8> {
     let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-    Peer {
+    PeerMessage {
         host: address.host.clone(),
         port: address.port.into(),
         ttl_ms,
@@ -180,7 +180,7 @@ pub(super) fn encode_peer(address: &Address, ttl: Duration) -> Vec<u8> {
 
 /// A peer's address and lease.
 pub(super) fn decode_peer(bytes: &[u8]) -> Result<(Address, Duration), StoreError> {
-    let peer = Peer::decode(bytes).map_err(|error| StoreError::Damaged(error.to_string()))?;
+    let peer = PeerMessage::decode(bytes).map_err(|error| StoreError::Damaged(error.to_string()))?;
     let port = u16::try_from(peer.port).map_err(|_| StoreError::Damaged("a port over 65535".to_owned()))?;
     Ok((
         Address {
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
     use crate::store::contract::registration;
 
-    fn packs(files: &[Registration]) -> Vec<Encoded> {
+    fn packs(files: &[Registration]) -> Vec<EncodedSegment> {
         encode(files.iter().map(|file| (file.file.id, Some(file))))
     }
 
@@ -218,12 +218,12 @@ mod tests {
             let mut rest = &files[..];
             for (at, pack) in packs.iter().enumerate() {
                 let (held, after) = rest.split_at(pack.entries);
-                let size = |file: &Registration| encoded_len(ENTRIES, &Entry::new(file.file.id, Some(file)));
+                let size = |file: &Registration| encoded_len(ENTRIES, &EntryMessage::new(file.file.id, Some(file)));
                 prop_assert_eq!(pack.bytes.len(), held.iter().map(size).sum::<usize>());
-                prop_assert!(pack.bytes.len() <= PACK_BYTES || pack.entries == 1);
+                prop_assert!(pack.bytes.len() <= SEGMENT_BYTES || pack.entries == 1);
                 prop_assert_eq!(at + 1 == packs.len(), after.is_empty());
                 if let Some(next) = after.first() {
-                    prop_assert!(pack.bytes.len() + size(next) > PACK_BYTES, "one more fits");
+                    prop_assert!(pack.bytes.len() + size(next) > SEGMENT_BYTES, "one more fits");
                 }
                 rest = after;
             }

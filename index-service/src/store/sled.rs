@@ -16,7 +16,7 @@ use super::{
     Change, FolderError, IndexStore, PeerRecord, StoreError, StoredPeer,
     durable::{CLOSING, StoreFiles},
     folder::{self, DataFolder},
-    pack::{self, PACK_BYTES, Said},
+    pack::{self, SEGMENT_BYTES, SegmentEntry},
 };
 
 /// Name of the tree. A version that reads or writes it otherwise takes another name.
@@ -29,10 +29,10 @@ const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 const SLACK_ENTRIES: usize = 4096;
 
 /// Under this key the store says that it was begun.
-const BEGUN: &str = "potluck.begun";
+const STARTED_KEY: &str = "potluck.begun";
 
 const PEER: u8 = 0;
-const PACK: u8 = 1;
+const SEGMENT: u8 = 1;
 
 /// Registrations on disk.
 #[derive(Debug)]
@@ -49,28 +49,28 @@ struct Open {
     tree: Tree,
     db: Db,
     files: StoreFiles,
-    peers: HashMap<PeerId, Packs>,
+    peers: HashMap<PeerId, PeerSegments>,
 }
 
 /// The packs of one peer.
 #[derive(Debug, Clone, Default)]
-struct Packs {
-    packs: Vec<Pack>,
+struct PeerSegments {
+    segments: Vec<SegmentInfo>,
     next: u64,
     /// Entries that would do: one for each file that the peer has, as far as is known without reading the packs.
-    needed: usize,
+    needed_entries: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Pack {
+struct SegmentInfo {
     number: u64,
     bytes: usize,
     entries: usize,
 }
 
-impl Packs {
+impl PeerSegments {
     fn entries(&self) -> usize {
-        self.packs.iter().map(|pack| pack.entries).sum()
+        self.segments.iter().map(|pack| pack.entries).sum()
     }
 }
 
@@ -103,8 +103,8 @@ impl Open {
             .cache_capacity(CACHE_BYTES)
             // Flushed by `apply`, before anything is acknowledged.
             .flush_every_ms(None);
-        let db = open_patiently(&config)?;
-        check_whole(&db, began_before)?;
+        let db = open_with_retry(&config)?;
+        check_not_lost(&db, began_before)?;
         let tree = db.open_tree(TREE).map_err(store_error)?;
         db.flush().map_err(store_error)?;
         let files = StoreFiles::open(path).map_err(StoreError::Io)?;
@@ -118,7 +118,7 @@ impl Open {
     }
 
     fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError> {
-        let mut writing = Writing {
+        let mut writing = BatchWriter {
             tree: &self.tree,
             peers: &self.peers,
             batch: Batch::default(),
@@ -128,7 +128,7 @@ impl Open {
         for change in changes {
             writing.change(change)?;
         }
-        let Writing { batch, changed, .. } = writing;
+        let BatchWriter { batch, changed, .. } = writing;
         self.tree.apply_batch(batch).map_err(store_error)?;
         // Now sled has it, durable or not: what is known of the packs must follow.
         for (peer, packs) in changed {
@@ -143,7 +143,7 @@ impl Open {
 }
 
 /// Opens sled. Its threads let go of a database a moment after it was dropped; the folder's own lock says that nobody else has it.
-fn open_patiently(config: &sled::Config) -> Result<sled::Db, StoreError> {
+fn open_with_retry(config: &sled::Config) -> Result<sled::Db, StoreError> {
     let begun = Instant::now();
     loop {
         match config.open().map_err(store_error) {
@@ -200,34 +200,38 @@ fn close(open: Box<Open>) {
 }
 
 /// Tells a store that lost everything from a new one: sled takes a file of which it can read nothing for an empty one.
-fn check_whole(db: &Db, began_before: bool) -> Result<(), StoreError> {
-    if db.contains_key(BEGUN).map_err(store_error)? {
+fn check_not_lost(db: &Db, began_before: bool) -> Result<(), StoreError> {
+    if db.contains_key(STARTED_KEY).map_err(store_error)? {
         return Ok(());
     }
     if began_before {
         return Err(StoreError::Damaged("nothing in it can be read".to_owned()));
     }
-    db.insert(BEGUN, env!("CARGO_PKG_VERSION")).map_err(store_error)?;
+    db.insert(STARTED_KEY, env!("CARGO_PKG_VERSION"))
+        .map_err(store_error)?;
     db.flush().map_err(store_error)?;
     Ok(())
 }
 
 /// Reads every peer, and what packs each has.
-fn read_all(tree: &Tree, each: &mut dyn FnMut(StoredPeer)) -> Result<HashMap<PeerId, Packs>, StoreError> {
+fn read_all(
+    tree: &Tree,
+    each: &mut dyn FnMut(StoredPeer),
+) -> Result<HashMap<PeerId, PeerSegments>, StoreError> {
     let mut peers = HashMap::new();
-    let mut current: Option<(PeerRecord, Packs, Vec<IVec>)> = None;
-    let mut finish = |current: Option<(PeerRecord, Packs, Vec<IVec>)>| {
+    let mut current: Option<(PeerRecord, PeerSegments, Vec<IVec>)> = None;
+    let mut finish = |current: Option<(PeerRecord, PeerSegments, Vec<IVec>)>| {
         let Some((record, mut packs, values)) = current else {
             return Ok(());
         };
         let mut said = Vec::with_capacity(values.len());
-        for (value, pack) in values.iter().zip(&mut packs.packs) {
+        for (value, pack) in values.iter().zip(&mut packs.segments) {
             let entries = pack::decode(value)?;
             pack.entries = entries.len();
             said.push(Ok(entries));
         }
         let files: Vec<_> = pack::fold(said)?.into_values().flatten().collect();
-        packs.needed = files.len();
+        packs.needed_entries = files.len();
         peers.insert(record.id, packs);
         each(StoredPeer { record, files });
         Ok::<(), StoreError>(())
@@ -238,7 +242,11 @@ fn read_all(tree: &Tree, each: &mut dyn FnMut(StoredPeer)) -> Result<HashMap<Pee
             (id, None) => {
                 finish(current.take())?;
                 let (address, ttl) = pack::decode_peer(&value)?;
-                current = Some((PeerRecord { id, address, ttl }, Packs::default(), Vec::new()));
+                current = Some((
+                    PeerRecord { id, address, ttl },
+                    PeerSegments::default(),
+                    Vec::new(),
+                ));
             }
             (id, Some(number)) => {
                 let Some((_, packs, values)) = current.as_mut().filter(|(record, ..)| record.id == id) else {
@@ -246,7 +254,7 @@ fn read_all(tree: &Tree, each: &mut dyn FnMut(StoredPeer)) -> Result<HashMap<Pee
                         "registrations of a peer that is not stored".to_owned(),
                     ));
                 };
-                packs.packs.push(Pack {
+                packs.segments.push(SegmentInfo {
                     number,
                     bytes: value.len(),
                     entries: 0,
@@ -261,17 +269,17 @@ fn read_all(tree: &Tree, each: &mut dyn FnMut(StoredPeer)) -> Result<HashMap<Pee
 }
 
 /// Changes on their way into one batch.
-struct Writing<'a> {
+struct BatchWriter<'a> {
     tree: &'a Tree,
-    peers: &'a HashMap<PeerId, Packs>,
+    peers: &'a HashMap<PeerId, PeerSegments>,
     batch: Batch,
     /// Packs of the peers that change; `None`: the peer is gone.
-    changed: HashMap<PeerId, Option<Packs>>,
+    changed: HashMap<PeerId, Option<PeerSegments>>,
     /// Packs in the batch, which the tree cannot give yet.
     unwritten: HashMap<(PeerId, u64), Vec<u8>>,
 }
 
-impl Writing<'_> {
+impl BatchWriter<'_> {
     fn change(&mut self, change: &Change) -> Result<(), StoreError> {
         match change {
             Change::Register {
@@ -280,26 +288,26 @@ impl Writing<'_> {
                 new,
                 replace,
             } => {
-                let mut packs = self.packs(&peer.id).unwrap_or_default();
+                let mut packs = self.segments_of(&peer.id).unwrap_or_default();
                 if *replace {
                     self.remove_all(&peer.id, &mut packs);
                 }
                 let record = pack::encode_peer(&peer.address, peer.ttl);
                 self.batch.insert(peer_key(&peer.id).as_slice(), record);
-                packs.needed += new;
+                packs.needed_entries += new;
                 let said = files.iter().map(|file| (file.file.id, Some(file)));
                 self.append(&peer.id, &mut packs, said)?;
                 self.changed.insert(peer.id, Some(packs));
             }
             Change::Unregister { peer, files } => {
-                if let Some(mut packs) = self.packs(peer) {
-                    packs.needed = packs.needed.saturating_sub(files.len());
+                if let Some(mut packs) = self.segments_of(peer) {
+                    packs.needed_entries = packs.needed_entries.saturating_sub(files.len());
                     self.append(peer, &mut packs, files.iter().map(|&file| (file, None)))?;
                     self.changed.insert(*peer, Some(packs));
                 }
             }
             Change::Forget { peer } => {
-                if let Some(mut packs) = self.packs(peer) {
+                if let Some(mut packs) = self.segments_of(peer) {
                     self.remove_all(peer, &mut packs);
                     self.batch.remove(peer_key(peer).as_slice());
                     self.changed.insert(*peer, None);
@@ -309,7 +317,7 @@ impl Writing<'_> {
         Ok(())
     }
 
-    fn packs(&self, peer: &PeerId) -> Option<Packs> {
+    fn segments_of(&self, peer: &PeerId) -> Option<PeerSegments> {
         match self.changed.get(peer) {
             Some(packs) => packs.clone(),
             None => self.peers.get(peer).cloned(),
@@ -319,7 +327,7 @@ impl Writing<'_> {
     fn append<'b>(
         &mut self,
         peer: &PeerId,
-        packs: &mut Packs,
+        packs: &mut PeerSegments,
         said: impl DoubleEndedIterator<Item = (FileId, Option<&'b Registration>)>,
     ) -> Result<(), StoreError> {
         // Within a pack each file stands once, whatever a request repeats: as it was said last.
@@ -327,27 +335,27 @@ impl Writing<'_> {
         let mut said: Vec<_> = said.rev().filter(|(file, _)| seen.insert(*file)).collect();
         said.reverse();
         self.push(peer, packs, said);
-        while let [.., before, last] = *packs.packs
+        while let [.., before, last] = *packs.segments
             && before.bytes < 2 * last.bytes
-            && before.bytes + last.bytes <= PACK_BYTES
+            && before.bytes + last.bytes <= SEGMENT_BYTES
         {
-            let count = packs.packs.len();
+            let count = packs.segments.len();
             self.fold(peer, packs, count - 2)?;
             // Whatever the bytes promised: what gave nothing is not tried for ever.
-            if packs.packs.len() >= count {
+            if packs.segments.len() >= count {
                 break;
             }
         }
-        if packs.entries() > 2 * packs.needed + SLACK_ENTRIES {
+        if packs.entries() > 2 * packs.needed_entries + SLACK_ENTRIES {
             self.fold(peer, packs, 0)?;
-            packs.needed = packs.entries();
+            packs.needed_entries = packs.entries();
         }
         Ok(())
     }
 
     /// Makes new packs of the last ones, from the one at `from` on.
-    fn fold(&mut self, peer: &PeerId, packs: &mut Packs, from: usize) -> Result<(), StoreError> {
-        let old = packs.packs.split_off(from);
+    fn fold(&mut self, peer: &PeerId, packs: &mut PeerSegments, from: usize) -> Result<(), StoreError> {
+        let old = packs.segments.split_off(from);
         let mut said = pack::fold(old.iter().map(|pack| self.read(peer, pack.number)))?;
         if from == 0 {
             // Nothing before it that a removal could speak of.
@@ -367,41 +375,41 @@ impl Writing<'_> {
     fn push<'b>(
         &mut self,
         peer: &PeerId,
-        packs: &mut Packs,
+        packs: &mut PeerSegments,
         said: impl IntoIterator<Item = (FileId, Option<&'b Registration>)>,
     ) {
         for pack in pack::encode(said) {
             let number = packs.next;
             packs.next += 1;
-            packs.packs.push(Pack {
+            packs.segments.push(SegmentInfo {
                 number,
                 bytes: pack.bytes.len(),
                 entries: pack.entries,
             });
             self.batch
-                .insert(pack_key(peer, number).as_slice(), pack.bytes.as_slice());
+                .insert(segment_key(peer, number).as_slice(), pack.bytes.as_slice());
             self.unwritten.insert((*peer, number), pack.bytes);
         }
     }
 
-    fn read(&self, peer: &PeerId, number: u64) -> Result<Vec<Said>, StoreError> {
+    fn read(&self, peer: &PeerId, number: u64) -> Result<Vec<SegmentEntry>, StoreError> {
         if let Some(bytes) = self.unwritten.get(&(*peer, number)) {
             return pack::decode(bytes);
         }
-        let stored = self.tree.get(pack_key(peer, number)).map_err(store_error)?;
+        let stored = self.tree.get(segment_key(peer, number)).map_err(store_error)?;
         pack::decode(&stored.ok_or_else(|| StoreError::Damaged("registrations are missing".to_owned()))?)
     }
 
     fn remove(&mut self, peer: &PeerId, number: u64) {
         self.unwritten.remove(&(*peer, number));
-        self.batch.remove(pack_key(peer, number).as_slice());
+        self.batch.remove(segment_key(peer, number).as_slice());
     }
 
-    fn remove_all(&mut self, peer: &PeerId, packs: &mut Packs) {
-        for pack in std::mem::take(&mut packs.packs) {
+    fn remove_all(&mut self, peer: &PeerId, packs: &mut PeerSegments) {
+        for pack in std::mem::take(&mut packs.segments) {
             self.remove(peer, pack.number);
         }
-        packs.needed = 0;
+        packs.needed_entries = 0;
     }
 }
 
@@ -409,8 +417,8 @@ fn peer_key(peer: &PeerId) -> Vec<u8> {
     [peer.as_bytes().as_slice(), &[PEER]].concat()
 }
 
-fn pack_key(peer: &PeerId, number: u64) -> Vec<u8> {
-    [peer.as_bytes().as_slice(), &[PACK], &number.to_be_bytes()].concat()
+fn segment_key(peer: &PeerId, number: u64) -> Vec<u8> {
+    [peer.as_bytes().as_slice(), &[SEGMENT], &number.to_be_bytes()].concat()
 }
 
 /// The peer, and the number of the pack if it is one.
@@ -420,7 +428,7 @@ fn read_key(key: &[u8]) -> Result<(PeerId, Option<u64>), StoreError> {
     let peer = PeerId::try_from(peer).map_err(|_| damaged())?;
     match rest {
         [PEER] => Ok((peer, None)),
-        [PACK, number @ ..] => {
+        [SEGMENT, number @ ..] => {
             let number = number.try_into().map_err(|_| damaged())?;
             Ok((peer, Some(u64::from_be_bytes(number))))
         }
@@ -431,7 +439,7 @@ fn read_key(key: &[u8]) -> Result<(PeerId, Option<u64>), StoreError> {
 /// What went wrong, told apart by whether what is stored is at fault.
 fn store_error(error: sled::Error) -> StoreError {
     match error {
-        sled::Error::Io(error) if folder::is_the_systems(&error) => StoreError::Io(error),
+        sled::Error::Io(error) if folder::is_system_error(&error) => StoreError::Io(error),
         // sled's own words for a lock that it could not take.
         sled::Error::Io(error) if error.to_string().contains("could not acquire lock") => {
             StoreError::Io(std::io::Error::new(std::io::ErrorKind::ResourceBusy, error))
@@ -467,9 +475,9 @@ mod tests {
         let packs = &store.open.as_ref().unwrap().peers[&peer(1).id];
         assert_eq!(packs.entries(), 300);
         assert!(
-            packs.packs.len() <= 300 * 100 / PACK_BYTES * 2 + 8,
+            packs.segments.len() <= 300 * 100 / SEGMENT_BYTES * 2 + 8,
             "{} packs",
-            packs.packs.len()
+            packs.segments.len()
         );
     }
 
@@ -497,11 +505,11 @@ mod tests {
         };
         store.apply(&[told]).unwrap();
         let packs: Vec<_> = store.open.as_ref().unwrap().peers[&peer(1).id]
-            .packs
+            .segments
             .iter()
             .map(|pack| (pack.bytes, pack.entries))
             .collect();
-        assert_eq!(packs, [(PACK_BYTES - 1, 2)]);
+        assert_eq!(packs, [(SEGMENT_BYTES - 1, 2)]);
         drop(store);
         let mut held = open(dir.path()).1.remove(0).files;
         held.sort_by_key(|file| std::cmp::Reverse(file.names[7].len()));
