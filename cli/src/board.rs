@@ -12,14 +12,14 @@ const USUAL_WIDTH: usize = 80;
 
 /// Lines that show how something goes. Nothing is drawn where progress is hidden.
 #[derive(Debug)]
-pub(crate) struct Board {
+pub(crate) struct ProgressLines {
     bars: MultiProgress,
     /// One bar whose message is all the lines, so that they change at once.
     bar: Option<ProgressBar>,
     height: usize,
 }
 
-impl Board {
+impl ProgressLines {
     /// An empty board.
     pub(crate) fn new(bars: &MultiProgress) -> Self {
         Self {
@@ -50,7 +50,7 @@ impl Board {
     }
 }
 
-impl Drop for Board {
+impl Drop for ProgressLines {
     fn drop(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
@@ -60,4 +60,4 @@ impl Drop for Board {
 }
 
 /// How often something that is not told of by itself is looked at for the board.
-pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(500);

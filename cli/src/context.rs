@@ -7,22 +7,22 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     args::Globals,
-    fail::Fail,
-    out::Out,
-    peer::{Holder, OwnSettings, Peer, default_home},
+    fail::CommandError,
+    out::Output,
+    peer::{ConnectedPeer, LockOwner, OwnSettings, default_home},
 };
 
 /// How long a peer may take to start before that is told: longer than one with an ordinary library takes.
 const SLOW_START: Duration = Duration::from_secs(5);
 
 /// How long the peer that runs here may take to say which index it uses, before the default one is asked.
-const ASKED_WITHIN: Duration = Duration::from_secs(1);
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The surroundings of one command. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Context {
+pub(crate) struct CommandContext {
     /// Where output goes.
-    pub(crate) out: Out,
+    pub(crate) out: Output,
     /// Cancelled when the command should stop.
     pub(crate) stop: CancellationToken,
     /// The index that was asked for; `None`: nobody said.
@@ -33,28 +33,28 @@ pub(crate) struct Context {
     /// The flags that all this comes of.
     globals: Globals,
     /// The prompt's peer, which every command of the session talks to.
-    session: Option<Arc<Peer>>,
+    session: Option<Arc<ConnectedPeer>>,
 }
 
 /// A peer for one command: its own to close, or the session's.
 #[derive(Debug)]
-pub(crate) enum Borrowed {
+pub(crate) enum PeerHandle {
     /// Closed after the command.
-    Own(Box<Peer>),
+    Own(Box<ConnectedPeer>),
     /// Goes on after the command.
-    Session(Arc<Peer>),
+    Session(Arc<ConnectedPeer>),
 }
 
-impl From<Peer> for Borrowed {
-    fn from(peer: Peer) -> Self {
+impl From<ConnectedPeer> for PeerHandle {
+    fn from(peer: ConnectedPeer) -> Self {
         Self::Own(Box::new(peer))
     }
 }
 
-impl std::ops::Deref for Borrowed {
-    type Target = Peer;
+impl std::ops::Deref for PeerHandle {
+    type Target = ConnectedPeer;
 
-    fn deref(&self) -> &Peer {
+    fn deref(&self) -> &ConnectedPeer {
         match self {
             Self::Own(peer) => peer,
             Self::Session(peer) => peer,
@@ -62,7 +62,7 @@ impl std::ops::Deref for Borrowed {
     }
 }
 
-impl Borrowed {
+impl PeerHandle {
     /// Whether the peer ends with the command.
     pub(crate) const fn ends_with_command(&self) -> bool {
         match self {
@@ -79,12 +79,12 @@ impl Borrowed {
     }
 }
 
-impl Context {
+impl CommandContext {
     /// What the flags mean.
     ///
     /// # Errors
     /// [`Reason::InvalidAddress`] for an index or peer that is no address.
-    pub(crate) fn new(globals: &Globals, out: Out, stop: CancellationToken) -> Result<Self, Fail> {
+    pub(crate) fn new(globals: &Globals, out: Output, stop: CancellationToken) -> Result<Self, CommandError> {
         let no_index = matches!(globals.index.as_deref(), Some("" | "none"));
         let index = globals
             .index
@@ -112,7 +112,7 @@ impl Context {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub(crate) fn line(&self, globals: &Globals, stop: CancellationToken) -> Result<Self, Fail> {
+    pub(crate) fn line(&self, globals: &Globals, stop: CancellationToken) -> Result<Self, CommandError> {
         let out = self.out.with(globals.json, globals.quiet);
         let line = Self::new(&globals.over(&self.globals), out, stop)?;
         Ok(Self {
@@ -122,7 +122,7 @@ impl Context {
     }
 
     /// The same within a session of this peer.
-    pub(crate) fn in_session(mut self, peer: Arc<Peer>) -> Self {
+    pub(crate) fn in_session(mut self, peer: Arc<ConnectedPeer>) -> Self {
         self.session = Some(peer);
         self
     }
@@ -131,10 +131,10 @@ impl Context {
     ///
     /// # Errors
     /// A usage failure where no index is wanted.
-    pub(crate) fn index_endpoint(&self) -> Result<Endpoint, Fail> {
+    pub(crate) fn index_endpoint(&self) -> Result<Endpoint, CommandError> {
         match (&self.index, self.no_index) {
             (Some(endpoint), _) => Ok(endpoint.clone()),
-            (None, true) => Err(Fail::usage("this needs an index: give --index URL")),
+            (None, true) => Err(CommandError::usage("this needs an index: give --index URL")),
             (None, false) => Ok(potluck_peer::options::DEFAULT_INDEX.parse()?),
         }
     }
@@ -143,7 +143,7 @@ impl Context {
     ///
     /// # Errors
     /// As [`Self::index_endpoint`].
-    pub(crate) fn index(&self) -> Result<IndexClient, Fail> {
+    pub(crate) fn index(&self) -> Result<IndexClient, CommandError> {
         self.index_endpoint().map(IndexClient::new)
     }
 
@@ -151,7 +151,7 @@ impl Context {
     ///
     /// # Errors
     /// As [`Self::index_endpoint`].
-    pub(crate) fn index_of(&self, peer: Option<&Peer>) -> Result<IndexClient, Fail> {
+    pub(crate) fn index_of(&self, peer: Option<&ConnectedPeer>) -> Result<IndexClient, CommandError> {
         let told = peer
             .filter(|_| self.index.is_none())
             .and_then(|peer| peer.status.index.as_deref());
@@ -165,12 +165,12 @@ impl Context {
     ///
     /// # Errors
     /// As [`Self::index_endpoint`].
-    pub(crate) async fn index_to_ask(&self) -> Result<IndexClient, Fail> {
+    pub(crate) async fn index_to_ask(&self) -> Result<IndexClient, CommandError> {
         if self.index.is_some() || self.no_index {
             return self.index();
         }
         // A peer that does not answer is no reason not to ask.
-        let peer = match tokio::time::timeout(ASKED_WITHIN, self.running_peer()).await {
+        let peer = match tokio::time::timeout(STATUS_TIMEOUT, self.running_peer()).await {
             Ok(peer) => peer.ok().flatten(),
             Err(_) => {
                 let default = potluck_peer::options::DEFAULT_INDEX;
@@ -187,26 +187,26 @@ impl Context {
     ///
     /// # Errors
     /// Where one was named and does not answer.
-    pub(crate) async fn running_peer(&self) -> Result<Option<Borrowed>, Fail> {
+    pub(crate) async fn running_peer(&self) -> Result<Option<PeerHandle>, CommandError> {
         if let Some(peer) = &self.session {
-            return Ok(Some(Borrowed::Session(Arc::clone(peer))));
+            return Ok(Some(PeerHandle::Session(Arc::clone(peer))));
         }
         if let Some(endpoint) = &self.peer {
-            return Ok(Some(Borrowed::from(
-                Peer::at(endpoint, self.globals.peer_token_file.as_ref()).await?,
+            return Ok(Some(PeerHandle::from(
+                ConnectedPeer::at(endpoint, self.globals.peer_token_file.as_ref()).await?,
             )));
         }
-        Ok(Peer::daemon().await?.map(Into::into))
+        Ok(ConnectedPeer::daemon().await?.map(Into::into))
     }
 
     /// The peer that runs already.
     ///
     /// # Errors
     /// [`Reason::Unreachable`] where there is none.
-    pub(crate) async fn daemon(&self) -> Result<Borrowed, Fail> {
-        self.running_peer().await?.ok_or_else(|| match Holder::find() {
-            Some(holder) => holder.in_the_way(Reason::Unreachable),
-            None => Fail::new(Reason::Unreachable, "no peer is running on this machine").hint(
+    pub(crate) async fn daemon(&self) -> Result<PeerHandle, CommandError> {
+        self.running_peer().await?.ok_or_else(|| match LockOwner::find() {
+            Some(holder) => holder.conflict(Reason::Unreachable),
+            None => CommandError::new(Reason::Unreachable, "no peer is running on this machine").hint(
                 "start one with `potluck peer`, or name one with --peer unix:PATH or --peer http://ADDR",
             ),
         })
@@ -216,7 +216,7 @@ impl Context {
     ///
     /// # Errors
     /// As [`potluck_peer::start`].
-    pub(crate) async fn own_peer(&self, listen: Option<SocketAddr>) -> Result<Borrowed, Fail> {
+    pub(crate) async fn own_peer(&self, listen: Option<SocketAddr>) -> Result<PeerHandle, CommandError> {
         let index = match self.no_index {
             true => None,
             false => Some(self.index_endpoint()?),
@@ -234,7 +234,7 @@ impl Context {
     ///
     /// # Errors
     /// Where the default home is in use by a peer that cannot be talked to.
-    pub(crate) async fn library_peer(&self) -> Result<Borrowed, Fail> {
+    pub(crate) async fn library_peer(&self) -> Result<PeerHandle, CommandError> {
         if let Some(peer) = self.running_peer().await? {
             return Ok(peer);
         }
@@ -252,13 +252,13 @@ impl Context {
     }
 
     /// Starts a peer of the command's own, and says so where that takes long.
-    async fn start(&self, settings: OwnSettings) -> Result<Peer, Problem> {
+    async fn start(&self, settings: OwnSettings) -> Result<ConnectedPeer, Problem> {
         let slow = || {
             self.out.note(
                 "the peer of this command is still starting: its library may be large, or its disk slow",
             );
         };
-        told_if_slow(Peer::own(settings), slow).await
+        warn_if_slow(ConnectedPeer::own(settings), slow).await
     }
 
     /// A command line for a shell, with what it needs to mean the same index and peer.
@@ -294,18 +294,21 @@ impl Context {
     /// peer of the command's own.
     ///
     /// # Errors
-    /// As `work`; [`Fail::interrupted`].
-    pub(crate) async fn stoppable<T>(&self, work: impl Future<Output = Result<T, Fail>>) -> Result<T, Fail> {
+    /// As `work`; [`CommandError::interrupted`].
+    pub(crate) async fn stoppable<T>(
+        &self,
+        work: impl Future<Output = Result<T, CommandError>>,
+    ) -> Result<T, CommandError> {
         tokio::select! {
             // Dropping `work` is safe: it only reads, or starts what stops when it is dropped.
             done = work => done,
-            () = self.stop.cancelled() => Err(Fail::interrupted("interrupted")),
+            () = self.stop.cancelled() => Err(CommandError::interrupted("interrupted")),
         }
     }
 }
 
 /// Runs `work`, and calls `slow` if it takes more than [`SLOW_START`].
-async fn told_if_slow<T>(work: impl Future<Output = T>, slow: impl FnOnce()) -> T {
+async fn warn_if_slow<T>(work: impl Future<Output = T>, slow: impl FnOnce()) -> T {
     let mut work = pin!(work);
     tokio::select! {
         // Not dropped: it is waited for below.
@@ -316,12 +319,12 @@ async fn told_if_slow<T>(work: impl Future<Output = T>, slow: impl FnOnce()) -> 
 }
 
 /// That the library is in somebody else's hands. Its own words are for a peer, which has flags that commands have not.
-fn locked(problem: Problem) -> Fail {
-    match Holder::find() {
-        Some(holder) => holder.in_the_way(problem.reason),
+fn locked(problem: Problem) -> CommandError {
+    match LockOwner::find() {
+        Some(holder) => holder.conflict(problem.reason),
         None => {
             let home = default_home().map(|home| home.display().to_string());
-            Fail::new(
+            CommandError::new(
                 problem.reason,
                 format!(
                     "another peer has {} and is not to be talked to from here",
@@ -333,7 +336,7 @@ fn locked(problem: Problem) -> Fail {
     }
 }
 
-fn flag(problem: Problem, flag: &str) -> Fail {
+fn flag(problem: Problem, flag: &str) -> CommandError {
     Problem {
         message: format!("{flag}: {}", problem.message),
         ..problem
@@ -358,8 +361,8 @@ mod tests {
         }
     }
 
-    fn started(globals: &Globals) -> Context {
-        Context::new(globals, Out::new(false, true), CancellationToken::new()).unwrap()
+    fn started(globals: &Globals) -> CommandContext {
+        CommandContext::new(globals, Output::new(false, true), CancellationToken::new()).unwrap()
     }
 
     #[test]
@@ -408,7 +411,7 @@ mod tests {
         for (takes, told) in [(1, false), (6, true)] {
             let said = Cell::new(false);
             let work = tokio::time::sleep(Duration::from_secs(takes));
-            told_if_slow(work, || said.set(true)).await;
+            warn_if_slow(work, || said.set(true)).await;
             assert_eq!(said.get(), told, "{takes} s");
         }
     }

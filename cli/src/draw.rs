@@ -7,13 +7,13 @@ use console::{Alignment, measure_text_width, pad_str, style, truncate_str};
 use crate::text;
 
 /// Widest bar: beyond it the eye gains nothing.
-const MOST_BAR: usize = 40;
+const MAX_BAR: usize = 40;
 
 /// Narrowest bar that still says something.
-const LEAST_BAR: usize = 8;
+const MIN_BAR: usize = 8;
 
 /// Widest label at the left of a bar.
-const MOST_LABEL: usize = 28;
+const MAX_LABEL: usize = 28;
 
 /// A bar of `width` columns, `part` of `whole` of it filled, in half steps.
 pub(crate) fn bar(part: u64, whole: u64, width: usize) -> String {
@@ -35,13 +35,13 @@ pub(crate) fn bar(part: u64, whole: u64, width: usize) -> String {
 pub(crate) fn bar_line(label: &str, part: u64, whole: u64, facts: &str, width: usize) -> String {
     let facts_width = measure_text_width(facts);
     let left = width.saturating_sub(facts_width + 2);
-    let label = fit(label, MOST_LABEL.min(left));
+    let label = fit(label, MAX_LABEL.min(left));
     let label_width = measure_text_width(&label);
-    let bar_width = left.saturating_sub(label_width + 2).min(MOST_BAR);
-    if bar_width >= LEAST_BAR {
+    let bar_width = left.saturating_sub(label_width + 2).min(MAX_BAR);
+    if bar_width >= MIN_BAR {
         return format!("{label}  {}  {facts}", bar(part, whole, bar_width));
     }
-    match left >= LEAST_BAR {
+    match left >= MIN_BAR {
         true => format!("{label}  {facts}"),
         false => fit(facts, width),
     }

@@ -9,7 +9,7 @@ use potluck_core::{Problem, Reason};
 
 /// How the program ends, as documented for scripts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Exit {
+pub(crate) enum ExitStatus {
     /// Failed in a way that no other code describes.
     Failed = 1,
     /// The command line means nothing, or not one thing.
@@ -24,13 +24,13 @@ pub(crate) enum Exit {
     Interrupted = 130,
 }
 
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
+impl From<ExitStatus> for ExitCode {
+    fn from(exit: ExitStatus) -> Self {
         Self::from(exit as u8)
     }
 }
 
-impl Exit {
+impl ExitStatus {
     /// The code that a reason ends in.
     const fn of(reason: Reason) -> Self {
         match reason {
@@ -54,11 +54,11 @@ impl Exit {
 
 /// Why a command did not succeed.
 #[derive(Debug)]
-pub(crate) enum Fail {
+pub(crate) enum CommandError {
     /// Something to tell.
-    Told {
+    Failed {
         /// How the program ends.
-        exit: Exit,
+        exit: ExitStatus,
         /// Stable word for `--json`.
         word: &'static str,
         /// What happened; lower case, no full stop.
@@ -67,16 +67,16 @@ pub(crate) enum Fail {
         hints: Vec<String>,
     },
     /// Everything is told already; only the code remains.
-    AlreadyTold(Exit),
+    AlreadyReported(ExitStatus),
     /// Whoever read the output has seen enough, which is success.
     BrokenPipe,
 }
 
-impl Fail {
+impl CommandError {
     /// A command line that means nothing.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
-        Self::Told {
-            exit: Exit::Usage,
+        Self::Failed {
+            exit: ExitStatus::Usage,
             word: "usage",
             message: message.into(),
             hints: Vec::new(),
@@ -85,8 +85,8 @@ impl Fail {
 
     /// Stopped from the keyboard; the message says what was left and how to go on.
     pub(crate) fn interrupted(message: impl Into<String>) -> Self {
-        Self::Told {
-            exit: Exit::Interrupted,
+        Self::Failed {
+            exit: ExitStatus::Interrupted,
             word: "interrupted",
             message: message.into(),
             hints: Vec::new(),
@@ -100,13 +100,13 @@ impl Fail {
 
     /// Whether it is for this reason.
     pub(crate) fn is(&self, reason: Reason) -> bool {
-        matches!(self, Self::Told { word, .. } if *word == reason.word())
+        matches!(self, Self::Failed { word, .. } if *word == reason.word())
     }
 
     /// The same with one more hint.
     #[must_use]
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
-        if let Self::Told { hints, .. } = &mut self {
+        if let Self::Failed { hints, .. } = &mut self {
             hints.push(hint.into());
         }
         self
@@ -124,8 +124,8 @@ impl Fail {
         } else {
             reason.word()
         };
-        Self::Told {
-            exit: Exit::of(reason),
+        Self::Failed {
+            exit: ExitStatus::of(reason),
             word,
             message: format!("cannot {doing} {}: {}", path.display(), cause(error)),
             hints: Vec::new(),
@@ -133,9 +133,9 @@ impl Fail {
     }
 
     /// How the program ends; `None` is success.
-    pub(crate) const fn exit(&self) -> Option<Exit> {
+    pub(crate) const fn exit(&self) -> Option<ExitStatus> {
         match self {
-            Self::Told { exit, .. } | Self::AlreadyTold(exit) => Some(*exit),
+            Self::Failed { exit, .. } | Self::AlreadyReported(exit) => Some(*exit),
             Self::BrokenPipe => None,
         }
     }
@@ -152,7 +152,7 @@ fn cause(error: &std::io::Error) -> String {
     }
 }
 
-impl From<Problem> for Fail {
+impl From<Problem> for CommandError {
     fn from(problem: Problem) -> Self {
         let hints = match problem.reason {
             Reason::Unreachable if problem.message.starts_with("the index at") => {
@@ -160,8 +160,8 @@ impl From<Problem> for Fail {
             }
             _ => Vec::new(),
         };
-        Self::Told {
-            exit: Exit::of(problem.reason),
+        Self::Failed {
+            exit: ExitStatus::of(problem.reason),
             word: problem.reason.word(),
             message: problem.message,
             hints,
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn documented_codes_stay() {
-        let code = |reason| Exit::of(reason) as u8;
+        let code = |reason| ExitStatus::of(reason) as u8;
         assert_eq!(code(Reason::DiskFull), 1);
         assert_eq!(code(Reason::InvalidId), 2);
         assert_eq!(code(Reason::AmbiguousName), 2);
@@ -184,7 +184,10 @@ mod tests {
         assert_eq!(code(Reason::VerificationFailed), 4);
         assert_eq!(code(Reason::Unreachable), 5);
         assert_eq!(code(Reason::NotPotluck), 5);
-        assert_eq!(Fail::interrupted("").exit(), Some(Exit::Interrupted));
-        assert_eq!(Fail::BrokenPipe.exit(), None);
+        assert_eq!(
+            CommandError::interrupted("").exit(),
+            Some(ExitStatus::Interrupted)
+        );
+        assert_eq!(CommandError::BrokenPipe.exit(), None);
     }
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 use potluck_core::program::StopSignals;
 use tokio_util::sync::CancellationToken;
 
-use crate::fail::{Exit, Fail};
+use crate::fail::{CommandError, ExitStatus};
 
 /// How long a command may take to stop: longer than a peer's own grace.
-const PATIENCE: Duration = Duration::from_secs(15);
+const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// All of these signals.
 #[derive(Debug)]
@@ -39,8 +39,8 @@ impl Interrupts {
     pub(crate) async fn run(
         &mut self,
         stop: &CancellationToken,
-        work: impl Future<Output = Result<(), Fail>>,
-    ) -> Result<(), Fail> {
+        work: impl Future<Output = Result<(), CommandError>>,
+    ) -> Result<(), CommandError> {
         tokio::pin!(work);
         tokio::select! {
             done = &mut work => return done,
@@ -48,9 +48,9 @@ impl Interrupts {
         }
         tokio::select! {
             done = &mut work => done,
-            () = self.next() => Err(Fail::AlreadyTold(Exit::Interrupted)),
-            () = tokio::time::sleep(PATIENCE) => {
-                Err(Fail::interrupted(format!("gave up waiting for an orderly stop after {} s", PATIENCE.as_secs())))
+            () = self.next() => Err(CommandError::AlreadyReported(ExitStatus::Interrupted)),
+            () = tokio::time::sleep(STOP_TIMEOUT) => {
+                Err(CommandError::interrupted(format!("gave up waiting for an orderly stop after {} s", STOP_TIMEOUT.as_secs())))
             }
         }
     }

@@ -37,10 +37,10 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     args::{Cli, Command, Globals, JSON_VARIABLE},
-    context::Context,
-    fail::{Exit, Fail},
+    context::CommandContext,
+    fail::{CommandError, ExitStatus},
     interrupt::Interrupts,
-    out::{LogWriter, Out},
+    out::{LogWriter, Output},
 };
 
 /// Overrides what is logged, in the syntax of `RUST_LOG`.
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
-    let out = Out::new(cli.globals.json, cli.globals.quiet);
+    let out = Output::new(cli.globals.json, cli.globals.quiet);
     potluck_core::program::raise_file_limit();
     match run(cli, &out) {
         Ok(()) => ExitCode::SUCCESS,
@@ -67,18 +67,18 @@ fn refuse(error: &clap::Error) -> ExitCode {
     let wants_json =
         args::asks_json(std::env::args_os()) || args::json_by_variable(std::env::var_os(JSON_VARIABLE));
     if error.use_stderr() && wants_json {
-        Out::new(true, false).fail(&Fail::usage(args::usage_message(error)));
+        Output::new(true, false).fail(&CommandError::usage(args::usage_message(error)));
     } else {
         // A closed pipe is no reason to complain: `potluck --help | head`.
         drop(error.print());
     }
     match error.use_stderr() {
-        true => Exit::Usage.into(),
+        true => ExitStatus::Usage.into(),
         false => ExitCode::SUCCESS,
     }
 }
 
-fn run(cli: Cli, out: &Out) -> Result<(), Fail> {
+fn run(cli: Cli, out: &Output) -> Result<(), CommandError> {
     let command = match cli.command {
         Some(Command::Completions(args)) => return verb::completions::run(out, &args),
         None if !(std::io::stdin().is_terminal() && std::io::stdout().is_terminal()) => {
@@ -87,22 +87,24 @@ fn run(cli: Cli, out: &Out) -> Result<(), Fail> {
         command => command,
     };
     let serves = matches!(command, Some(Command::Index(_) | Command::Peer(_)));
-    let _settings = terminal::Settings::hush();
+    let _settings = terminal::TerminalSettings::hide_control_echo();
     log_to_stderr(&cli.globals, out, serves);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| Fail::new(potluck_core::Reason::Internal, format!("cannot start: {error}")))?;
+        .map_err(|error| {
+            CommandError::new(potluck_core::Reason::Internal, format!("cannot start: {error}"))
+        })?;
     let done = runtime.block_on(async {
         let listening = potluck_core::program::survive_file_size_limit().and_then(|()| Interrupts::listen());
         let mut interrupts = listening.map_err(|error| {
-            Fail::new(
+            CommandError::new(
                 potluck_core::Reason::Internal,
                 format!("cannot handle signals: {error}"),
             )
         })?;
         let stop = CancellationToken::new();
-        let context = Context::new(&cli.globals, out.clone(), stop.clone())?;
+        let context = CommandContext::new(&cli.globals, out.clone(), stop.clone())?;
         match command {
             Some(command) => interrupts.run(&stop, verb::run(&context, command)).await,
             None => prompt::run(&context, &mut interrupts).await,
@@ -114,17 +116,17 @@ fn run(cli: Cli, out: &Out) -> Result<(), Fail> {
 }
 
 /// Plain `potluck` where nobody can type: the help, as a usage error.
-fn no_command(out: &Out) -> Fail {
+fn no_command(out: &Output) -> CommandError {
     if out.is_json() {
-        return Fail::usage("no command given; `potluck --help` lists them");
+        return CommandError::usage("no command given; `potluck --help` lists them");
     }
     // Nobody may be left to read it.
     let _ = writeln!(std::io::stderr(), "{}", Cli::command().render_help());
-    Fail::AlreadyTold(Exit::Usage)
+    CommandError::AlreadyReported(ExitStatus::Usage)
 }
 
 /// Logs go to stderr: warnings of a service, nothing of a command, more with each `-v`.
-fn log_to_stderr(globals: &Globals, out: &Out, serves: bool) {
+fn log_to_stderr(globals: &Globals, out: &Output, serves: bool) {
     let level = match (globals.verbose, serves) {
         (0, false) => "off",
         (0, true) if globals.quiet => "warn",

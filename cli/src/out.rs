@@ -1,6 +1,6 @@
 //! Where everything a command says goes: results to stdout, the rest to stderr, progress only to a terminal.
 //!
-//! Invariants: a reader that went away is success ([`Fail::BrokenPipe`]); with `--json` stdout has one object a line and stderr
+//! Invariants: a reader that went away is success ([`CommandError::BrokenPipe`]); with `--json` stdout has one object a line and stderr
 //! one object an error; lines never tear the progress that is being drawn.
 
 use std::{
@@ -12,20 +12,20 @@ use console::{Term, style};
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use serde::Serialize;
 
-use crate::{fail::Fail, text};
+use crate::{fail::CommandError, text};
 
 /// Redraws a second: smooth to the eye, and little for a slow terminal to take.
 const REDRAWS: u8 = 15;
 
 /// The output of one run. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Out {
+pub(crate) struct Output {
     json: bool,
     quiet: bool,
     bars: MultiProgress,
 }
 
-impl Out {
+impl Output {
     /// Output as the flags ask.
     pub(crate) fn new(json: bool, quiet: bool) -> Self {
         let bars = MultiProgress::with_draw_target(match Term::stderr().is_term() && !json && !quiet {
@@ -70,30 +70,30 @@ impl Out {
     }
 
     /// A line of the result.
-    pub(crate) fn line(&self, line: impl Display) -> Result<(), Fail> {
+    pub(crate) fn line(&self, line: impl Display) -> Result<(), CommandError> {
         self.bars.suspend(|| {
             let mut stdout = io::stdout().lock();
-            told(writeln!(stdout, "{line}").and_then(|()| stdout.flush()))
+            check_written(writeln!(stdout, "{line}").and_then(|()| stdout.flush()))
         })
     }
 
     /// Several lines of the result.
-    pub(crate) fn lines(&self, lines: impl IntoIterator<Item = String>) -> Result<(), Fail> {
+    pub(crate) fn lines(&self, lines: impl IntoIterator<Item = String>) -> Result<(), CommandError> {
         self.bars.suspend(|| {
             let mut stdout = io::stdout().lock();
             let all = lines.into_iter().try_for_each(|line| writeln!(stdout, "{line}"));
-            told(all.and_then(|()| stdout.flush()))
+            check_written(all.and_then(|()| stdout.flush()))
         })
     }
 
     /// An object of the result, on a line. It goes out as it is written, so that a large one takes
     /// no memory as text.
-    pub(crate) fn object(&self, object: &impl Serialize) -> Result<(), Fail> {
+    pub(crate) fn object(&self, object: &impl Serialize) -> Result<(), CommandError> {
         self.bars.suspend(|| {
             let mut stdout = io::BufWriter::new(io::stdout().lock());
-            let mut serializer = serde_json::Serializer::with_formatter(&mut stdout, Harmless);
+            let mut serializer = serde_json::Serializer::with_formatter(&mut stdout, EscapingFormatter);
             let written = object.serialize(&mut serializer).map_err(io::Error::from);
-            told(
+            check_written(
                 written
                     .and_then(|()| stdout.write_all(b"\n"))
                     .and_then(|()| stdout.flush()),
@@ -119,8 +119,8 @@ impl Out {
     }
 
     /// Why the command failed.
-    pub(crate) fn fail(&self, fail: &Fail) {
-        let Fail::Told {
+    pub(crate) fn fail(&self, fail: &CommandError) {
+        let CommandError::Failed {
             word,
             message,
             hints,
@@ -137,7 +137,7 @@ impl Out {
             return;
         }
         let head = match exit {
-            crate::fail::Exit::Interrupted => style("stopped:").yellow(),
+            crate::fail::ExitStatus::Interrupted => style("stopped:").yellow(),
             _ => style("error:").red(),
         };
         self.to_stderr(format_args!(
@@ -175,10 +175,10 @@ impl Write for LogWriter {
     }
 }
 
-fn told(written: io::Result<()>) -> Result<(), Fail> {
+fn check_written(written: io::Result<()>) -> Result<(), CommandError> {
     written.map_err(|error| match error.kind() {
-        io::ErrorKind::BrokenPipe => Fail::BrokenPipe,
-        _ => Fail::new(
+        io::ErrorKind::BrokenPipe => CommandError::BrokenPipe,
+        _ => CommandError::new(
             potluck_core::Reason::Internal,
             format!("cannot write the result: {error}"),
         ),
@@ -188,7 +188,7 @@ fn told(written: io::Result<()>) -> Result<(), Fail> {
 /// An object as JSON on one line that is harmless on a terminal: what [`text::is_hostile`] names is escaped.
 fn json_line(object: &impl Serialize) -> String {
     let mut bytes = Vec::new();
-    let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, Harmless);
+    let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, EscapingFormatter);
     object
         .serialize(&mut serializer)
         .expect("results are maps with text keys");
@@ -196,9 +196,9 @@ fn json_line(object: &impl Serialize) -> String {
 }
 
 /// Compact JSON that escapes hostile characters beyond those that JSON escapes itself.
-struct Harmless;
+struct EscapingFormatter;
 
-impl serde_json::ser::Formatter for Harmless {
+impl serde_json::ser::Formatter for EscapingFormatter {
     fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
         let mut rest = fragment;
         while let Some((at, c)) = rest.char_indices().find(|&(_, c)| text::is_hostile(c)) {

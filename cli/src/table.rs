@@ -9,7 +9,7 @@ const GAP: &str = "  ";
 
 /// Which way a column leans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lean {
+pub(crate) enum Align {
     /// Text.
     Left,
     /// Numbers.
@@ -19,23 +19,23 @@ pub(crate) enum Lean {
 /// Rows under a head.
 #[derive(Debug)]
 pub(crate) struct Table {
-    leans: Vec<Lean>,
+    alignments: Vec<Align>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// A table whose columns have these titles.
-    pub(crate) fn new(columns: &[(&str, Lean)]) -> Self {
+    pub(crate) fn new(columns: &[(&str, Align)]) -> Self {
         Self {
-            leans: columns.iter().map(|&(_, lean)| lean).collect(),
+            alignments: columns.iter().map(|&(_, lean)| lean).collect(),
             rows: vec![columns.iter().map(|&(title, _)| title.to_owned()).collect()],
         }
     }
 
     /// A table without a head.
-    pub(crate) const fn bare(leans: Vec<Lean>) -> Self {
+    pub(crate) const fn bare(leans: Vec<Align>) -> Self {
         Self {
-            leans,
+            alignments: leans,
             rows: Vec::new(),
         }
     }
@@ -47,7 +47,7 @@ impl Table {
 
     /// The lines, the head among them.
     pub(crate) fn lines(&self) -> Vec<String> {
-        let widths: Vec<usize> = (0..self.leans.len())
+        let widths: Vec<usize> = (0..self.alignments.len())
             .map(|column| {
                 let cells = self.rows.iter().filter_map(|row| row.get(column));
                 cells.map(|cell| measure_text_width(cell)).max().unwrap_or(0)
@@ -63,8 +63,8 @@ impl Table {
                 line.push_str(GAP);
             }
             let width = widths.get(column).copied().unwrap_or(0);
-            match self.leans.get(column) {
-                Some(Lean::Right) => line.push_str(&pad_str(cell, width, Alignment::Right, None)),
+            match self.alignments.get(column) {
+                Some(Align::Right) => line.push_str(&pad_str(cell, width, Alignment::Right, None)),
                 _ => line.push_str(&pad_str(cell, width, Alignment::Left, None)),
             }
         }
@@ -77,7 +77,7 @@ impl Table {
 ///
 /// `rows` hold the cells under `columns` and then the id. `width`: columns of the terminal; `None`: no terminal, no bound.
 pub(crate) fn with_ids(
-    columns: &[(&str, Lean)],
+    columns: &[(&str, Align)],
     rows: impl IntoIterator<Item = (Vec<String>, String)>,
     width: Option<usize>,
 ) -> Vec<String> {
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn ids_go_below_where_the_terminal_is_narrow() {
         let rows = || [(vec!["a.bin".to_owned(), "1 B".to_owned()], "ab".repeat(32))];
-        let columns = [("NAME", Lean::Left), ("SIZE", Lean::Right)];
+        let columns = [("NAME", Align::Left), ("SIZE", Align::Right)];
         let wide = with_ids(&columns, rows(), None);
         assert_eq!(wide[1], format!("{}  a.bin   1 B", "ab".repeat(32)));
         let narrow = with_ids(&columns, rows(), Some(70));
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn columns_line_up_by_display_width() {
-        let mut table = Table::new(&[("NAME", Lean::Left), ("SIZE", Lean::Right), ("X", Lean::Left)]);
+        let mut table = Table::new(&[("NAME", Align::Left), ("SIZE", Align::Right), ("X", Align::Left)]);
         table.row(["名前".into(), "1 B".into(), "y".into()]);
         table.row(["a".into(), "100 MiB".into(), String::new()]);
         assert_eq!(

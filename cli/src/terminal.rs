@@ -11,13 +11,13 @@ use rustix::{
 
 /// Gives the terminal back its settings when dropped.
 #[derive(Debug)]
-pub(crate) struct Settings {
+pub(crate) struct TerminalSettings {
     original: Option<Termios>,
 }
 
-impl Settings {
+impl TerminalSettings {
     /// Remembers the settings, and stops the terminal from writing `^C` for Ctrl-C.
-    pub(crate) fn hush() -> Self {
+    pub(crate) fn hide_control_echo() -> Self {
         if !in_foreground() {
             return Self { original: None };
         }
@@ -32,7 +32,7 @@ impl Settings {
     }
 }
 
-impl Drop for Settings {
+impl Drop for TerminalSettings {
     fn drop(&mut self) {
         if let Some(original) = self.original.take().filter(|_| in_foreground()) {
             // Nothing can be done about a terminal that is gone.

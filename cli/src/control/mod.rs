@@ -31,7 +31,7 @@ const PAGE: u32 = 1000;
 
 /// What to fetch, and how.
 #[derive(Debug, Clone)]
-pub(crate) struct FetchOrder {
+pub(crate) struct DownloadRequest {
     pub(crate) file: FileId,
     /// Its name where the target is empty or a folder; `None`: as the peers call it.
     pub(crate) name: Option<String>,
@@ -53,7 +53,7 @@ pub(crate) struct FetchOrder {
 
 /// Something shared.
 #[derive(Debug, Clone)]
-pub(crate) enum What {
+pub(crate) enum SharedTarget {
     /// By id.
     File(FileId),
     /// By absolute path.
@@ -62,7 +62,7 @@ pub(crate) enum What {
 
 /// A transfer.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Which {
+pub(crate) enum TransferRef {
     /// The newest of this file.
     File(FileId),
     /// By number.
@@ -71,16 +71,16 @@ pub(crate) enum Which {
 
 /// A connection to a peer's control service. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Control {
+pub(crate) struct ControlClient {
     endpoint: Endpoint,
-    client: ControlServiceClient<InterceptedService<Channel, Bearer>>,
+    client: ControlServiceClient<InterceptedService<Channel, TokenInterceptor>>,
 }
 
 /// Sends the control token, where there is one.
 #[derive(Debug, Clone)]
-struct Bearer(Option<MetadataValue<Ascii>>);
+struct TokenInterceptor(Option<MetadataValue<Ascii>>);
 
-impl Interceptor for Bearer {
+impl Interceptor for TokenInterceptor {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, GrpcStatus> {
         if let Some(value) = &self.0 {
             request.metadata_mut().insert("authorization", value.clone());
@@ -89,7 +89,7 @@ impl Interceptor for Bearer {
     }
 }
 
-impl Control {
+impl ControlClient {
     /// Connects. `token` is what a control service on TCP asks for.
     pub(crate) async fn connect(endpoint: &Endpoint, token: Option<&str>) -> Result<Self, Problem> {
         let bearer = token
@@ -105,7 +105,7 @@ impl Control {
             })
             .transpose()?;
         let channel = endpoint.connect().await?;
-        let client = ControlServiceClient::with_interceptor(channel, Bearer(bearer))
+        let client = ControlServiceClient::with_interceptor(channel, TokenInterceptor(bearer))
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         Ok(Self {
@@ -193,11 +193,11 @@ impl Control {
     }
 
     /// Stops sharing what has this id or this absolute path.
-    pub(crate) async fn unshare(&self, target: What) -> Result<Vec<Item>, Problem> {
+    pub(crate) async fn unshare(&self, target: SharedTarget) -> Result<Vec<Item>, Problem> {
         use v1::unshare_request::Target;
         let target = match target {
-            What::File(id) => Target::FileId(id.to_bytes()),
-            What::Path(path) => Target::Path(path),
+            SharedTarget::File(id) => Target::FileId(id.to_bytes()),
+            SharedTarget::Path(path) => Target::Path(path),
         };
         let request = v1::UnshareRequest { target: Some(target) };
         let answer = self
@@ -229,7 +229,7 @@ impl Control {
     /// Fetches, and tells how it goes until it is over.
     pub(crate) async fn fetch(
         &self,
-        order: &FetchOrder,
+        order: &DownloadRequest,
     ) -> Result<impl Stream<Item = Result<Transfer, Problem>> + Send, Problem> {
         let request = v1::FetchRequest {
             file_id: order.file.to_bytes(),
@@ -311,11 +311,11 @@ impl Control {
     }
 
     /// What a transfer is doing and why.
-    pub(crate) async fn explain(&self, which: Which) -> Result<Explanation, Problem> {
+    pub(crate) async fn explain(&self, which: TransferRef) -> Result<Explanation, Problem> {
         use v1::explain_transfer_request::Target;
         let target = match which {
-            Which::File(id) => Target::FileId(id.to_bytes()),
-            Which::Number(number) => Target::TransferId(number),
+            TransferRef::File(id) => Target::FileId(id.to_bytes()),
+            TransferRef::Number(number) => Target::TransferId(number),
         };
         let request = v1::ExplainTransferRequest { target: Some(target) };
         self.call(CALL_TIMEOUT, self.client.clone().explain_transfer(request))

@@ -53,7 +53,7 @@ pub(crate) enum ShareEvent {
 /// Where a transfer stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum State {
+pub(crate) enum TransferState {
     Preparing,
     Running,
     Waiting,
@@ -64,7 +64,7 @@ pub(crate) enum State {
     Cancelled,
 }
 
-impl State {
+impl TransferState {
     /// For people, and in JSON.
     pub(crate) const fn word(self) -> &'static str {
         match self {
@@ -80,7 +80,7 @@ impl State {
     }
 
     /// Whether nothing more will come.
-    pub(crate) const fn is_over(self) -> bool {
+    pub(crate) const fn is_settled(self) -> bool {
         matches!(self, Self::Done | Self::Failed | Self::Cancelled)
     }
 }
@@ -136,7 +136,7 @@ pub(crate) struct Transfer {
     pub(crate) name: String,
     pub(crate) kind: FileKind,
     pub(crate) path: String,
-    pub(crate) state: State,
+    pub(crate) state: TransferState,
     pub(crate) done: u64,
     /// `None` until known.
     pub(crate) total: Option<u64>,
@@ -180,7 +180,7 @@ impl Transfer {
 
 /// A run of units that are missing.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct Missing {
+pub(crate) struct MissingUnits {
     pub(crate) first: u32,
     pub(crate) count: u32,
     pub(crate) providers: u32,
@@ -191,7 +191,7 @@ pub(crate) struct Missing {
 #[derive(Debug, Clone)]
 pub(crate) struct Explanation {
     pub(crate) transfer: Transfer,
-    pub(crate) missing: Vec<Missing>,
+    pub(crate) missing: Vec<MissingUnits>,
     pub(crate) findings: Vec<String>,
 }
 
@@ -259,7 +259,7 @@ fn problem(failure: v1::Failure) -> Problem {
     )
 }
 
-fn missing_part(what: &str) -> Problem {
+fn missing_field(what: &str) -> Problem {
     Problem::new(
         Reason::NotPotluck,
         format!("the peer sent {what} that is incomplete: is it of another version?"),
@@ -279,7 +279,7 @@ impl TryFrom<v1::LibraryItem> for Item {
 
     fn try_from(item: v1::LibraryItem) -> Result<Self, Problem> {
         Ok(Self {
-            record: item.file.ok_or_else(|| missing_part("an item"))?.try_into()?,
+            record: item.file.ok_or_else(|| missing_field("an item"))?.try_into()?,
             name: item.name,
             path: item.path,
             file_count: item.file_count,
@@ -294,7 +294,7 @@ impl TryFrom<v1::ShareResponse> for ShareEvent {
 
     fn try_from(response: v1::ShareResponse) -> Result<Self, Problem> {
         use v1::share_response::Event;
-        Ok(match response.event.ok_or_else(|| missing_part("an event"))? {
+        Ok(match response.event.ok_or_else(|| missing_field("an event"))? {
             Event::Progress(p) => Self::Progress {
                 path: p.path,
                 done: p.bytes_done,
@@ -314,7 +314,7 @@ impl TryFrom<v1::CheckResponse> for CheckEvent {
 
     fn try_from(response: v1::CheckResponse) -> Result<Self, Problem> {
         use v1::check_response::Event;
-        Ok(match response.event.ok_or_else(|| missing_part("an event"))? {
+        Ok(match response.event.ok_or_else(|| missing_field("an event"))? {
             Event::Progress(p) => Self::Progress {
                 path: p.path,
                 done: p.bytes_done,
@@ -338,7 +338,7 @@ impl TryFrom<v1::CheckResponse> for CheckEvent {
     }
 }
 
-impl From<v1::TransferState> for State {
+impl From<v1::TransferState> for TransferState {
     fn from(state: v1::TransferState) -> Self {
         use v1::TransferState as Wire;
         match state {
@@ -422,12 +422,12 @@ impl TryFrom<v1::ExplainTransferResponse> for Explanation {
         Ok(Self {
             transfer: answer
                 .transfer
-                .ok_or_else(|| missing_part("a transfer"))?
+                .ok_or_else(|| missing_field("a transfer"))?
                 .try_into()?,
             missing: answer
                 .missing
                 .into_iter()
-                .map(|run| Missing {
+                .map(|run| MissingUnits {
                     first: run.first,
                     count: run.count,
                     providers: run.providers,
@@ -444,7 +444,7 @@ impl TryFrom<v1::GetStatusResponse> for Status {
 
     fn try_from(status: v1::GetStatusResponse) -> Result<Self, Problem> {
         Ok(Self {
-            peer: PeerId::try_from(&status.peer_id[..]).map_err(|_| missing_part("a status"))?,
+            peer: PeerId::try_from(&status.peer_id[..]).map_err(|_| missing_field("a status"))?,
             listening: status.listening.map(address),
             advertised: status.advertised.map(address),
             index: Some(status.index).filter(|url| !url.is_empty()),
@@ -480,7 +480,7 @@ impl From<Limits> for v1::Limits {
 
 /// Limits out of an answer that must have them.
 pub(super) fn limits(limits: Option<v1::Limits>) -> Result<Limits, Problem> {
-    let limits = limits.ok_or_else(|| missing_part("limits"))?;
+    let limits = limits.ok_or_else(|| missing_field("limits"))?;
     Ok(Limits {
         upload: limits.upload_bytes_per_second,
         download: limits.download_bytes_per_second,
@@ -490,5 +490,5 @@ pub(super) fn limits(limits: Option<v1::Limits>) -> Result<Limits, Problem> {
 
 /// A transfer out of an answer that must have one.
 pub(super) fn transfer(transfer: Option<v1::Transfer>) -> Result<Transfer, Problem> {
-    transfer.ok_or_else(|| missing_part("a transfer"))?.try_into()
+    transfer.ok_or_else(|| missing_field("a transfer"))?.try_into()
 }

@@ -10,7 +10,7 @@ use potluck_core::Reason;
 use super::default_home;
 use crate::{
     args::{Cli, Command, Verb},
-    fail::Fail,
+    fail::CommandError,
 };
 
 /// The lock of a home, which has the process that took it.
@@ -18,13 +18,13 @@ const LOCK: &str = "state/lock";
 
 /// A command that has the home.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Holder {
+pub(crate) struct LockOwner {
     pid: u32,
     /// `None`: the prompt.
     verb: Option<&'static str>,
 }
 
-impl Holder {
+impl LockOwner {
     /// The command that has the default home, where the operating system tells.
     pub(crate) fn find() -> Option<Self> {
         let home = default_home().ok()?;
@@ -33,12 +33,12 @@ impl Holder {
         // The file outlasts its writer, whose number another process may have now.
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         (pid != std::process::id())
-            .then(|| Self::of(pid, &line))
+            .then(|| Self::from_command_line(pid, &line))
             .flatten()
     }
 
     /// The one with this command line, whose words end with a zero byte each.
-    fn of(pid: u32, line: &[u8]) -> Option<Self> {
+    fn from_command_line(pid: u32, line: &[u8]) -> Option<Self> {
         let words = line.strip_suffix(b"\0")?.split(|&byte| byte == 0);
         let words: Vec<_> = words.map(|word| OsStr::from_bytes(word).to_owned()).collect();
         let program = Path::new(words.first()?).file_name()?;
@@ -65,7 +65,7 @@ impl Holder {
     }
 
     /// Who it is, and what it does with the home.
-    pub(crate) fn told(&self) -> String {
+    pub(crate) fn description(&self) -> String {
         let pid = self.pid;
         match self.verb {
             Some("peer") => {
@@ -77,12 +77,12 @@ impl Holder {
     }
 
     /// Why the command that was typed cannot be done now.
-    pub(crate) fn in_the_way(&self, reason: Reason) -> Fail {
+    pub(crate) fn conflict(&self, reason: Reason) -> CommandError {
         let hint = match self.verb {
             Some("peer") => "name it with --peer unix:PATH or --peer http://ADDR",
             _ => "stop it first; a `potluck peer` in its place works with all commands at once",
         };
-        Fail::new(reason, self.told()).hint(hint)
+        CommandError::new(reason, self.description()).hint(hint)
     }
 }
 
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn the_command_line_tells_who_it_is() {
-        let verb = |line: &[u8]| Holder::of(7, line).map(|holder| holder.verb);
+        let verb = |line: &[u8]| LockOwner::from_command_line(7, line).map(|holder| holder.verb);
         assert_eq!(verb(b"/usr/bin/potluck\0-q\0share\0a b\0"), Some(Some("share")));
         assert_eq!(verb(b"potluck\0--index\0http://a:1\0peer\0"), Some(Some("peer")));
         assert_eq!(verb(b"potluck\0"), Some(None));

@@ -14,9 +14,9 @@ use std::{
 use potluck_core::{Problem, Reason, transport::Endpoint};
 use potluck_peer::options::DEFAULT_LISTEN;
 
-pub(crate) use self::holder::Holder;
+pub(crate) use self::holder::LockOwner;
 use self::own::OwnPeer;
-use crate::control::{Control, model::Status};
+use crate::control::{ControlClient, model::Status};
 
 /// Names the folder of the peer that commands talk to, as it does for `potluck peer`.
 const HOME_VARIABLE: &str = "POTLUCK_PEER_HOME";
@@ -29,9 +29,9 @@ const SOCKET: &str = "control.sock";
 
 /// A peer to talk to.
 #[derive(Debug)]
-pub(crate) struct Peer {
+pub(crate) struct ConnectedPeer {
     /// Its control service.
-    pub(crate) control: Control,
+    pub(crate) control: ControlClient,
     /// What it said of itself when it was found.
     pub(crate) status: Status,
     own: Option<OwnPeer>,
@@ -48,7 +48,7 @@ pub(crate) struct OwnSettings {
     pub(crate) temporary: bool,
 }
 
-impl Peer {
+impl ConnectedPeer {
     /// Whether it lives only as long as the command.
     pub(crate) const fn is_own(&self) -> bool {
         self.own.is_some()
@@ -71,7 +71,7 @@ impl Peer {
     /// # Errors
     /// [`Reason::Unreachable`] and its kin where it does not answer as a peer.
     pub(crate) async fn at(endpoint: &Endpoint, token_file: Option<&PathBuf>) -> Result<Self, Problem> {
-        let control = Control::connect(endpoint, token(token_file)?.as_deref())
+        let control = ControlClient::connect(endpoint, token(token_file)?.as_deref())
             .await
             .map_err(|problem| Problem {
                 message: format!("no peer to talk to: {}", problem.message),
@@ -122,7 +122,7 @@ impl Peer {
     /// As [`potluck_peer::start`].
     pub(crate) async fn own(settings: OwnSettings) -> Result<Self, Problem> {
         let own = OwnPeer::start(settings).await?;
-        let control = Control::connect(own.control(), None).await?;
+        let control = ControlClient::connect(own.control(), None).await?;
         let status = control.status().await?;
         Ok(Self {
             control,

@@ -6,7 +6,7 @@ use clap::{
 
 use crate::{
     args::{Globals, Verb, asks_json},
-    fail::Fail,
+    fail::CommandError,
 };
 
 /// The list that `help` gives.
@@ -37,7 +37,7 @@ Commands:
     disable_help_subcommand = true,
     max_term_width = 110
 )]
-pub(super) struct Line {
+pub(super) struct PromptLine {
     #[command(flatten)]
     pub(super) globals: Globals,
     #[command(subcommand)]
@@ -56,27 +56,27 @@ pub(super) enum LineCommand {
 
 /// What a line comes to.
 #[derive(Debug)]
-pub(super) enum Parsed {
+pub(super) enum ParsedLine {
     /// Empty, or a comment.
     Nothing,
     /// To be printed.
-    Told(String),
+    Message(String),
     /// To be run.
-    Line(Box<Line>),
+    Line(Box<PromptLine>),
     /// Not understood.
-    Wrong {
+    Invalid {
         /// Why.
-        fail: Fail,
+        fail: CommandError,
         /// Whether it was to be told as JSON.
         json: bool,
     },
 }
 
 /// Understands a line: words as a POSIX shell splits them, then as the command line has them.
-pub(super) fn parse(text: &str) -> Parsed {
+pub(super) fn parse(text: &str) -> ParsedLine {
     let Some(words) = shlex::split(text) else {
-        return Parsed::Wrong {
-            fail: Fail::usage("a quote is not closed"),
+        return ParsedLine::Invalid {
+            fail: CommandError::usage("a quote is not closed"),
             json: asks_json(text.split_whitespace()),
         };
     };
@@ -86,37 +86,37 @@ pub(super) fn parse(text: &str) -> Parsed {
         _ => &words[..],
     };
     let words = match words {
-        [] => return Parsed::Nothing,
+        [] => return ParsedLine::Nothing,
         [help] if matches!(help.as_str(), "help" | "?" | "-h" | "--help") => {
-            return Parsed::Told(HELP.to_owned());
+            return ParsedLine::Message(HELP.to_owned());
         }
         // `help get` is `get --help`.
         [help, verb, ..] if help == "help" => &[verb.clone(), "--help".to_owned()],
         words => words,
     };
     match read(words) {
-        Ok(line) => Parsed::Line(Box::new(line)),
-        Err(error) if !error.use_stderr() => Parsed::Told(error.render().ansi().to_string()),
-        Err(error) => Parsed::Wrong {
+        Ok(line) => ParsedLine::Line(Box::new(line)),
+        Err(error) if !error.use_stderr() => ParsedLine::Message(error.render().ansi().to_string()),
+        Err(error) => ParsedLine::Invalid {
             fail: explain(&error, &words[0]),
             json: asks_json(words),
         },
     }
 }
 
-fn read(words: &[String]) -> Result<Line, clap::Error> {
+fn read(words: &[String]) -> Result<PromptLine, clap::Error> {
     let mut command = command();
     let matches = command.try_get_matches_from_mut(words)?;
-    Line::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    PromptLine::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
 /// What a line may be. What the environment says went into the session: a line that repeated it would override the flags that the
 /// program was started with.
 fn command() -> Command {
-    Line::command().mut_args(|arg| arg.env(Resettable::Reset))
+    PromptLine::command().mut_args(|arg| arg.env(Resettable::Reset))
 }
 
-fn explain(error: &clap::Error, word: &str) -> Fail {
+fn explain(error: &clap::Error, word: &str) -> CommandError {
     let known = verbs().any(|verb| verb == word);
     if !known
         && matches!(
@@ -124,15 +124,16 @@ fn explain(error: &clap::Error, word: &str) -> Fail {
             ErrorKind::InvalidSubcommand | ErrorKind::UnknownArgument
         )
     {
-        return Fail::usage(format!("there is no command `{word}`")).hint("`help` lists the commands");
+        return CommandError::usage(format!("there is no command `{word}`"))
+            .hint("`help` lists the commands");
     }
-    let fail = Fail::usage(crate::args::usage_message(error));
+    let fail = CommandError::usage(crate::args::usage_message(error));
     fail.hint(format!("`{word} --help` tells more"))
 }
 
 /// Every word that a line can begin with.
 pub(super) fn verbs() -> impl Iterator<Item = String> {
-    let own = Line::command()
+    let own = PromptLine::command()
         .get_subcommands()
         .flat_map(|verb| std::iter::once(verb.get_name()).chain(verb.get_visible_aliases()))
         .map(ToOwned::to_owned)
@@ -146,29 +147,29 @@ mod tests {
 
     #[test]
     fn lines_mean_what_the_command_line_means() {
-        let Parsed::Line(line) = parse("get 'a b.bin' -o /tmp") else {
+        let ParsedLine::Line(line) = parse("get 'a b.bin' -o /tmp") else {
             panic!("not understood")
         };
         assert!(matches!(line.command, LineCommand::Verb(Verb::Get(_))));
-        let Parsed::Line(line) = parse("list --json") else {
+        let ParsedLine::Line(line) = parse("list --json") else {
             panic!("not understood")
         };
         assert!(matches!(line.command, LineCommand::Verb(Verb::Ls(_))) && line.globals.json);
-        assert!(matches!(parse("potluck status"), Parsed::Line(_)));
-        assert!(matches!(parse("exit"), Parsed::Line(_)));
-        assert!(matches!(parse("   "), Parsed::Nothing));
+        assert!(matches!(parse("potluck status"), ParsedLine::Line(_)));
+        assert!(matches!(parse("exit"), ParsedLine::Line(_)));
+        assert!(matches!(parse("   "), ParsedLine::Nothing));
     }
 
     #[test]
     fn what_is_wrong_is_told_without_an_end() {
         for wrong in ["frobnicate", "get", "share 'x", "id --nonsense", "-x"] {
             assert!(
-                matches!(parse(wrong), Parsed::Wrong { json: false, .. }),
+                matches!(parse(wrong), ParsedLine::Invalid { json: false, .. }),
                 "{wrong}"
             );
         }
         for help in ["help", "?", "get --help", "help get"] {
-            assert!(matches!(parse(help), Parsed::Told(_)), "{help}");
+            assert!(matches!(parse(help), ParsedLine::Message(_)), "{help}");
         }
     }
 
@@ -176,7 +177,7 @@ mod tests {
     fn what_is_wrong_is_told_as_the_line_asks() {
         for wrong in ["get --json", "--json frobnicate", "share --json 'x"] {
             assert!(
-                matches!(parse(wrong), Parsed::Wrong { json: true, .. }),
+                matches!(parse(wrong), ParsedLine::Invalid { json: true, .. }),
                 "{wrong}"
             );
         }

@@ -13,21 +13,21 @@ use console::style;
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    line::{Line, LineCommand, Parsed},
-    reader::{Event, Reader},
+    line::{LineCommand, ParsedLine, PromptLine},
+    reader::{LineReader, ReaderEvent},
 };
 use crate::{
-    context::{Borrowed, Context},
-    fail::{Exit, Fail},
+    context::{CommandContext, PeerHandle},
+    fail::{CommandError, ExitStatus},
     interrupt::Interrupts,
-    peer::Peer,
+    peer::ConnectedPeer,
     text, verb,
 };
 
 /// Reads and runs lines until the end.
-pub(crate) async fn run(context: &Context, interrupts: &mut Interrupts) -> Result<(), Fail> {
-    let mut reader = Reader::start()?;
-    let left = || Fail::AlreadyTold(Exit::Interrupted);
+pub(crate) async fn run(context: &CommandContext, interrupts: &mut Interrupts) -> Result<(), CommandError> {
+    let mut reader = LineReader::start()?;
+    let left = || CommandError::AlreadyReported(ExitStatus::Interrupted);
     let peer = tokio::select! {
         // Dropped, a peer that starts is stopped.
         peer = find_peer(context) => peer,
@@ -58,30 +58,32 @@ pub(crate) async fn run(context: &Context, interrupts: &mut Interrupts) -> Resul
 }
 
 async fn read_and_run(
-    session: &Context,
+    session: &CommandContext,
     interrupts: &mut Interrupts,
-    reader: &mut Reader,
-) -> Result<(), Fail> {
+    reader: &mut LineReader,
+) -> Result<(), CommandError> {
     loop {
         let event = tokio::select! {
             event = reader.next() => event,
             // From the keyboard it comes as an event; this is SIGTERM, or a signal sent by hand.
-            () = interrupts.next() => return Err(Fail::AlreadyTold(Exit::Interrupted)),
+            () = interrupts.next() => return Err(CommandError::AlreadyReported(ExitStatus::Interrupted)),
         };
         let text = match event {
-            Event::Line(text) => text,
-            Event::CtrlC => continue,
-            Event::End => return Ok(()),
-            Event::Failed(error) => {
-                return Err(Fail::usage(format!("cannot read from the terminal: {error}")));
+            ReaderEvent::Line(text) => text,
+            ReaderEvent::CtrlC => continue,
+            ReaderEvent::End => return Ok(()),
+            ReaderEvent::Failed(error) => {
+                return Err(CommandError::usage(format!(
+                    "cannot read from the terminal: {error}"
+                )));
             }
         };
         match line::parse(&text) {
-            Parsed::Nothing => {}
-            Parsed::Told(told) => session.out.line(told.trim_end())?,
-            Parsed::Wrong { fail, json } => session.out.with(json, false).fail(&fail),
-            Parsed::Line(line) => match *line {
-                Line {
+            ParsedLine::Nothing => {}
+            ParsedLine::Message(told) => session.out.line(told.trim_end())?,
+            ParsedLine::Invalid { fail, json } => session.out.with(json, false).fail(&fail),
+            ParsedLine::Line(line) => match *line {
+                PromptLine {
                     command: LineCommand::Quit,
                     ..
                 } => return Ok(()),
@@ -89,7 +91,7 @@ async fn read_and_run(
                     let out = session.out.with(line.globals.json, line.globals.quiet);
                     match run_line(session, interrupts, line).await {
                         Ok(()) => {}
-                        Err(Fail::BrokenPipe) => return Err(Fail::BrokenPipe),
+                        Err(CommandError::BrokenPipe) => return Err(CommandError::BrokenPipe),
                         Err(fail) => out.fail(&fail),
                     }
                 }
@@ -98,7 +100,11 @@ async fn read_and_run(
     }
 }
 
-async fn run_line(session: &Context, interrupts: &mut Interrupts, line: Line) -> Result<(), Fail> {
+async fn run_line(
+    session: &CommandContext,
+    interrupts: &mut Interrupts,
+    line: PromptLine,
+) -> Result<(), CommandError> {
     let LineCommand::Verb(verb) = line.command else {
         return Ok(());
     };
@@ -108,15 +114,15 @@ async fn run_line(session: &Context, interrupts: &mut Interrupts, line: Line) ->
 }
 
 /// The peer of the session: one that runs, else one of its own. A failure is told, and the prompt goes on without.
-async fn find_peer(context: &Context) -> Option<Arc<Peer>> {
+async fn find_peer(context: &CommandContext) -> Option<Arc<ConnectedPeer>> {
     let peer = match context.running_peer().await {
         Ok(Some(peer)) => Ok(peer),
         Ok(None) => context.own_peer(None).await,
         Err(fail) => Err(fail),
     };
     match peer {
-        Ok(Borrowed::Own(peer)) => Some(Arc::new(*peer)),
-        Ok(Borrowed::Session(peer)) => Some(peer),
+        Ok(PeerHandle::Own(peer)) => Some(Arc::new(*peer)),
+        Ok(PeerHandle::Session(peer)) => Some(peer),
         Err(fail) => {
             context.out.fail(&fail);
             None
@@ -124,7 +130,7 @@ async fn find_peer(context: &Context) -> Option<Arc<Peer>> {
     }
 }
 
-async fn greet(context: &Context, peer: Option<&Peer>) {
+async fn greet(context: &CommandContext, peer: Option<&ConnectedPeer>) {
     context.out.note(format_args!(
         "{} {}   {}",
         style("Potluck").bold().for_stderr(),

@@ -6,7 +6,7 @@ use rustyline::{CompletionType, Config, Editor, error::ReadlineError, history::F
 use tokio::sync::mpsc as async_mpsc;
 
 use super::helper::Assistant;
-use crate::fail::Fail;
+use crate::fail::CommandError;
 
 /// Lines remembered.
 const HISTORY: usize = 2000;
@@ -15,7 +15,7 @@ const PROMPT: &str = "potluck> ";
 
 /// What comes of asking for a line.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(super) enum ReaderEvent {
     /// A line.
     Line(String),
     /// Ctrl-C: the line is given up.
@@ -28,17 +28,17 @@ pub(super) enum Event {
 
 /// The thread that reads.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct LineReader {
     ask: mpsc::SyncSender<()>,
-    answers: async_mpsc::Receiver<Event>,
-    asked: bool,
+    answers: async_mpsc::Receiver<ReaderEvent>,
+    is_reading: bool,
 }
 
-impl Reader {
+impl LineReader {
     /// Starts the thread, with the history of earlier sessions.
-    pub(super) fn start() -> Result<Self, Fail> {
+    pub(super) fn start() -> Result<Self, CommandError> {
         let failed =
-            |error: ReadlineError| Fail::usage(format!("this terminal cannot be edited on: {error}"));
+            |error: ReadlineError| CommandError::usage(format!("this terminal cannot be edited on: {error}"));
         let config = Config::builder()
             .completion_type(CompletionType::List)
             .history_ignore_space(true)
@@ -65,29 +65,29 @@ impl Reader {
                     }
                 }
             })
-            .map_err(|error| Fail::usage(format!("cannot start the prompt: {error}")))?;
+            .map_err(|error| CommandError::usage(format!("cannot start the prompt: {error}")))?;
         Ok(Self {
             ask,
             answers,
-            asked: false,
+            is_reading: false,
         })
     }
 
     /// The next line. Cancel-safe: a line that is being typed is given next time.
-    pub(super) async fn next(&mut self) -> Event {
-        if !self.asked {
+    pub(super) async fn next(&mut self) -> ReaderEvent {
+        if !self.is_reading {
             if self.ask.try_send(()).is_err() {
-                return Event::End;
+                return ReaderEvent::End;
             }
-            self.asked = true;
+            self.is_reading = true;
         }
-        let event = self.answers.recv().await.unwrap_or(Event::End);
-        self.asked = false;
+        let event = self.answers.recv().await.unwrap_or(ReaderEvent::End);
+        self.is_reading = false;
         event
     }
 }
 
-fn read(editor: &mut Editor<Assistant, FileHistory>, history: Option<&std::path::Path>) -> Event {
+fn read(editor: &mut Editor<Assistant, FileHistory>, history: Option<&std::path::Path>) -> ReaderEvent {
     // The prompt is measured as it is and shown with colour.
     let coloured = console::style(PROMPT).cyan().bold().to_string();
     match editor.readline(&(PROMPT, coloured.as_str())) {
@@ -97,11 +97,11 @@ fn read(editor: &mut Editor<Assistant, FileHistory>, history: Option<&std::path:
                 // A session without lasting history is still a session.
                 let _ = editor.append_history(path);
             }
-            Event::Line(line)
+            ReaderEvent::Line(line)
         }
-        Err(ReadlineError::Interrupted) => Event::CtrlC,
-        Err(ReadlineError::Eof) => Event::End,
-        Err(error) => Event::Failed(error.to_string()),
+        Err(ReadlineError::Interrupted) => ReaderEvent::CtrlC,
+        Err(ReadlineError::Eof) => ReaderEvent::End,
+        Err(error) => ReaderEvent::Failed(error.to_string()),
     }
 }
 

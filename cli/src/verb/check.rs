@@ -15,11 +15,11 @@ use serde_json::json;
 
 use super::local;
 use crate::{
-    board::Board,
-    context::{Borrowed, Context},
+    board::ProgressLines,
+    context::{CommandContext, PeerHandle},
     control::model::CheckEvent,
     draw,
-    fail::{Exit, Fail},
+    fail::{CommandError, ExitStatus},
     text,
 };
 
@@ -55,7 +55,7 @@ pub(crate) struct CheckArgs {
 }
 
 /// Has the peer check, and tells what is wrong.
-pub(crate) async fn run(context: &Context, args: CheckArgs) -> Result<(), Fail> {
+pub(crate) async fn run(context: &CommandContext, args: CheckArgs) -> Result<(), CommandError> {
     let paths = args
         .paths
         .iter()
@@ -69,9 +69,14 @@ pub(crate) async fn run(context: &Context, args: CheckArgs) -> Result<(), Fail> 
     done
 }
 
-async fn check(context: &Context, peer: &Borrowed, paths: Vec<String>, rate: u64) -> Result<(), Fail> {
+async fn check(
+    context: &CommandContext,
+    peer: &PeerHandle,
+    paths: Vec<String>,
+    rate: u64,
+) -> Result<(), CommandError> {
     let began = Instant::now();
-    let mut board = Board::new(context.out.bars());
+    let mut board = ProgressLines::new(context.out.bars());
     let mut failed = None;
     let mut events = pin!(peer.control.check(paths, rate).await?);
     while let Some(event) = events.next().await {
@@ -100,7 +105,7 @@ async fn check(context: &Context, peer: &Borrowed, paths: Vec<String>, rate: u64
                 }
             },
             CheckEvent::Failed { path, problem } => {
-                let fail = Fail::new(
+                let fail = CommandError::new(
                     problem.reason,
                     format!("{}: {}", text::path(&path), problem.message),
                 );
@@ -113,7 +118,7 @@ async fn check(context: &Context, peer: &Borrowed, paths: Vec<String>, rate: u64
             }
         }
     }
-    Err(Fail::new(
+    Err(CommandError::new(
         Reason::Internal,
         "the check ended early: see the peer's log",
     ))
@@ -121,10 +126,10 @@ async fn check(context: &Context, peer: &Borrowed, paths: Vec<String>, rate: u64
 
 /// What it came to; fails where anything is wrong.
 fn summarise(
-    context: &Context,
+    context: &CommandContext,
     (files, bytes, bad): (u64, u64, u64),
-    failed: Option<Exit>,
-) -> Result<(), Fail> {
+    failed: Option<ExitStatus>,
+) -> Result<(), CommandError> {
     if context.out.is_json() {
         context.out.object(&json!({
             "event": "done",
@@ -148,7 +153,7 @@ fn summarise(
     }
     match (bad, failed) {
         (0, None) => Ok(()),
-        (0, Some(exit)) => Err(Fail::AlreadyTold(exit)),
-        _ => Err(Fail::AlreadyTold(Exit::Verification)),
+        (0, Some(exit)) => Err(CommandError::AlreadyReported(exit)),
+        _ => Err(CommandError::AlreadyReported(ExitStatus::Verification)),
     }
 }

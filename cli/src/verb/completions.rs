@@ -3,7 +3,7 @@
 use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
 
-use crate::{args::Cli, fail::Fail, out::Out};
+use crate::{args::Cli, fail::CommandError, out::Output};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,7 +20,7 @@ pub(crate) struct CompletionsArgs {
 }
 
 /// Prints the script.
-pub(crate) fn run(out: &Out, args: &CompletionsArgs) -> Result<(), Fail> {
+pub(crate) fn run(out: &Output, args: &CompletionsArgs) -> Result<(), CommandError> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "potluck", &mut script);
     out.line(String::from_utf8_lossy(&script).trim_end())

@@ -5,8 +5,8 @@ use potluck_core::transport::Endpoint;
 use serde_json::json;
 
 use crate::{
-    context::Context,
-    fail::{Exit, Fail},
+    context::CommandContext,
+    fail::{CommandError, ExitStatus},
 };
 
 const EXAMPLES: &str = "\
@@ -27,7 +27,7 @@ pub(crate) struct HealthArgs {
 }
 
 /// Asks and prints.
-pub(crate) async fn run(context: &Context, args: HealthArgs) -> Result<(), Fail> {
+pub(crate) async fn run(context: &CommandContext, args: HealthArgs) -> Result<(), CommandError> {
     let endpoint: Endpoint = args.url.parse()?;
     let is_serving = endpoint.is_serving().await?;
     match context.out.is_json() {
@@ -40,6 +40,6 @@ pub(crate) async fn run(context: &Context, args: HealthArgs) -> Result<(), Fail>
     }
     match is_serving {
         true => Ok(()),
-        false => Err(Fail::AlreadyTold(Exit::Unreachable)),
+        false => Err(CommandError::AlreadyReported(ExitStatus::Unreachable)),
     }
 }

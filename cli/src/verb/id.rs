@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::local;
 use crate::{
-    context::Context,
-    fail::{Exit, Fail},
+    context::CommandContext,
+    fail::{CommandError, ExitStatus},
     text,
 };
 
@@ -27,15 +27,17 @@ pub(crate) struct IdArgs {
 }
 
 /// Hashes path after path; those that fail do not stop the others.
-pub(crate) async fn run(context: &Context, args: IdArgs) -> Result<(), Fail> {
+pub(crate) async fn run(context: &CommandContext, args: IdArgs) -> Result<(), CommandError> {
     let mut worst = None;
     for path in &args.paths {
         let hashed = match local::hash(context, path).await {
             Ok(hashed) => hashed,
-            Err(fail) if args.paths.len() == 1 || fail.exit() == Some(Exit::Interrupted) => return Err(fail),
+            Err(fail) if args.paths.len() == 1 || fail.exit() == Some(ExitStatus::Interrupted) => {
+                return Err(fail);
+            }
             Err(fail) => {
                 context.out.fail(&fail);
-                worst = Some(Exit::Failed);
+                worst = Some(ExitStatus::Failed);
                 continue;
             }
         };
@@ -64,5 +66,5 @@ pub(crate) async fn run(context: &Context, args: IdArgs) -> Result<(), Fail> {
             ))?;
         }
     }
-    worst.map_or(Ok(()), |exit| Err(Fail::AlreadyTold(exit)))
+    worst.map_or(Ok(()), |exit| Err(CommandError::AlreadyReported(exit)))
 }

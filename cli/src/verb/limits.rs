@@ -4,7 +4,7 @@ use bytesize::ByteSize;
 use clap::Args;
 use serde_json::json;
 
-use crate::{context::Context, control::model::Limits, fail::Fail, text};
+use crate::{context::CommandContext, control::model::Limits, fail::CommandError, text};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -47,7 +47,7 @@ impl LimitsArgs {
 }
 
 /// Asks, changes what was named, and prints what holds then.
-pub(crate) async fn run(context: &Context, args: LimitsArgs) -> Result<(), Fail> {
+pub(crate) async fn run(context: &CommandContext, args: LimitsArgs) -> Result<(), CommandError> {
     let peer = context.daemon().await?;
     let mut limits = peer.control.limits().await?;
     if let Some(wanted) = args.over(limits) {

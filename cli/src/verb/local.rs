@@ -14,7 +14,7 @@ use std::{
 use potluck_core::{Problem, Reason};
 use potluck_peer::library::{Identified, identify};
 
-use crate::{board::Board, context::Context, draw, fail::Fail};
+use crate::{board::ProgressLines, context::CommandContext, draw, fail::CommandError};
 
 /// How often progress is drawn.
 const REDRAW: Duration = Duration::from_millis(100);
@@ -23,26 +23,26 @@ const REDRAW: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// A usage failure for a path that is no text, or empty.
-pub(crate) fn absolute(path: &Path) -> Result<String, Fail> {
+pub(crate) fn absolute(path: &Path) -> Result<String, CommandError> {
     let absolute =
-        std::path::absolute(path).map_err(|error| Fail::io("understand the path", path, &error))?;
+        std::path::absolute(path).map_err(|error| CommandError::io("understand the path", path, &error))?;
     absolute
         .into_os_string()
         .into_string()
-        .map_err(|path| Fail::usage(format!("the path {} is not UTF-8", path.display())))
+        .map_err(|path| CommandError::usage(format!("the path {} is not UTF-8", path.display())))
 }
 
 /// Hashes a file or folder, showing how it goes.
 ///
 /// # Errors
 /// Whatever cannot be read, named by its path; interrupted.
-pub(crate) async fn hash(context: &Context, path: &Path) -> Result<Identified, Fail> {
-    let progress = Arc::new(Progress::default());
+pub(crate) async fn hash(context: &CommandContext, path: &Path) -> Result<Identified, CommandError> {
+    let progress = Arc::new(HashProgress::default());
     let work = {
         let (progress, path) = (Arc::clone(&progress), path.to_owned());
         tokio::task::spawn_blocking(move || hash_blocking(&path, &progress))
     };
-    let mut board = Board::new(context.out.bars());
+    let mut board = ProgressLines::new(context.out.bars());
     let began = Instant::now();
     let name = path
         .file_name()
@@ -53,11 +53,11 @@ pub(crate) async fn hash(context: &Context, path: &Path) -> Result<Identified, F
         tokio::select! {
             // All cancel-safe: the handle is only looked at, the others only wait.
             done = &mut work => {
-                return done.unwrap_or_else(|_| Err(Fail::new(Reason::Internal, "hashing stopped in the middle")));
+                return done.unwrap_or_else(|_| Err(CommandError::new(Reason::Internal, "hashing stopped in the middle")));
             }
             () = context.stop.cancelled() => {
                 progress.stop.store(true, Ordering::Relaxed);
-                return Err(Fail::interrupted("interrupted"));
+                return Err(CommandError::interrupted("interrupted"));
             }
             () = tokio::time::sleep(REDRAW) => {
                 let (done, total) = (progress.done.load(Ordering::Relaxed), progress.total.load(Ordering::Relaxed));
@@ -69,13 +69,13 @@ pub(crate) async fn hash(context: &Context, path: &Path) -> Result<Identified, F
 
 /// How far the hashing has come, and whether it is still wanted.
 #[derive(Debug, Default)]
-struct Progress {
+struct HashProgress {
     done: AtomicU64,
     total: AtomicU64,
     stop: AtomicBool,
 }
 
-fn hash_blocking(path: &Path, progress: &Progress) -> Result<Identified, Fail> {
+fn hash_blocking(path: &Path, progress: &HashProgress) -> Result<Identified, CommandError> {
     let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let add = |to: &AtomicU64, bytes| {
         to.fetch_add(bytes, Ordering::Relaxed);
@@ -95,6 +95,8 @@ fn hash_blocking(path: &Path, progress: &Progress) -> Result<Identified, Fail> {
         let first = refused
             .next()
             .unwrap_or_else(|| Problem::new(Reason::Internal, "it cannot be read"));
-        refused.fold(Fail::from(first), |fail, problem| fail.hint(problem.message))
+        refused.fold(CommandError::from(first), |fail, problem| {
+            fail.hint(problem.message)
+        })
     })
 }

@@ -5,10 +5,10 @@ use potluck_core::index_client::FileKind;
 use serde_json::json;
 
 use crate::{
-    context::{Borrowed, Context},
+    context::{CommandContext, PeerHandle},
     control::model::Item,
-    fail::Fail,
-    table::{self, Lean},
+    fail::CommandError,
+    table::{self, Align},
     text,
 };
 
@@ -23,14 +23,14 @@ Examples:
 pub(crate) struct LsArgs {}
 
 /// Lists the library, page after page.
-pub(crate) async fn run(context: &Context, _: LsArgs) -> Result<(), Fail> {
+pub(crate) async fn run(context: &CommandContext, _: LsArgs) -> Result<(), CommandError> {
     let peer = context.stoppable(context.library_peer()).await?;
     let done = context.stoppable(list(context, &peer)).await;
     peer.close().await;
     done
 }
 
-async fn list(context: &Context, peer: &Borrowed) -> Result<(), Fail> {
+async fn list(context: &CommandContext, peer: &PeerHandle) -> Result<(), CommandError> {
     let mut page = None;
     let mut items = 0;
     loop {
@@ -72,10 +72,10 @@ pub(crate) fn object(item: &Item) -> serde_json::Value {
 
 fn lines(items: &[Item], width: Option<usize>) -> Vec<String> {
     let columns = [
-        ("SIZE", Lean::Right),
-        ("WHAT", Lean::Left),
-        ("NAME", Lean::Left),
-        ("PATH", Lean::Left),
+        ("SIZE", Align::Right),
+        ("WHAT", Align::Left),
+        ("NAME", Align::Left),
+        ("PATH", Align::Left),
     ];
     let rows = items.iter().map(|item| {
         let cells = vec![

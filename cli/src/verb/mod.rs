@@ -22,12 +22,12 @@ pub(crate) mod why;
 
 use crate::{
     args::{Command, Verb},
-    context::Context,
-    fail::Fail,
+    context::CommandContext,
+    fail::CommandError,
 };
 
 /// Runs a command from the shell.
-pub(crate) async fn run(context: &Context, command: Command) -> Result<(), Fail> {
+pub(crate) async fn run(context: &CommandContext, command: Command) -> Result<(), CommandError> {
     match command {
         Command::Verb(verb) => run_verb(context, verb).await,
         Command::Demo(args) => demo::run(context, args).await,
@@ -38,7 +38,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<(), Fail>
 }
 
 /// Runs what shell and prompt have in common.
-pub(crate) async fn run_verb(context: &Context, verb: Verb) -> Result<(), Fail> {
+pub(crate) async fn run_verb(context: &CommandContext, verb: Verb) -> Result<(), CommandError> {
     match verb {
         Verb::Share(args) => share::run(context, args).await,
         Verb::Search(args) => context.stoppable(search::run(context, args)).await,

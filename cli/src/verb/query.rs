@@ -8,16 +8,16 @@ use potluck_core::{
 };
 use serde_json::json;
 
-use super::{search, want::Want};
+use super::{search, want::FileQuery};
 use crate::{
-    context::Context,
-    fail::Fail,
-    table::{Lean, Table},
+    context::CommandContext,
+    fail::CommandError,
+    table::{Align, Table},
     text,
 };
 
 /// Files of one name that are looked at: far more than anybody chooses from.
-const MOST_FILES: usize = 1000;
+const MAX_FILES: usize = 1000;
 
 /// Bytes of what is known of them, about: as much as a thousand files with a few names and peers
 /// each.
@@ -41,7 +41,7 @@ Examples:
 pub(crate) struct QueryArgs {
     /// An id, an exact name, or sha256:HEX
     #[arg(value_name = "ID|NAME|sha256:HEX")]
-    want: Want,
+    want: FileQuery,
 
     /// Most peers to list for each file, a random sample
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -49,7 +49,7 @@ pub(crate) struct QueryArgs {
 }
 
 /// Asks the index and prints what it knows.
-pub(crate) async fn run(context: &Context, args: QueryArgs) -> Result<(), Fail> {
+pub(crate) async fn run(context: &CommandContext, args: QueryArgs) -> Result<(), CommandError> {
     let files = find(&context.index_to_ask().await?, &args.want, args.providers).await?;
     if context.out.is_json() {
         context.out.object(&Objects { files: &files })?;
@@ -88,13 +88,13 @@ fn weight(found: &IndexedFile) -> usize {
     256 + names + found.providers.len() * 128
 }
 
-/// Everything the index knows by this, up to [`MOST_FILES`] and [`MOST_BYTES`].
+/// Everything the index knows by this, up to [`MAX_FILES`] and [`MOST_BYTES`].
 ///
 /// # Errors
 /// As `IndexService.Query`.
 pub(crate) async fn find(
     index: &IndexClient,
-    want: &Want,
+    want: &FileQuery,
     providers: u32,
 ) -> Result<Vec<IndexedFile>, Problem> {
     let mut files = Vec::new();
@@ -102,12 +102,12 @@ pub(crate) async fn find(
     let mut empty = 0;
     let mut page = None;
     loop {
-        let answer = index.query(&want.by(), providers, page).await?;
+        let answer = index.query(&want.query_key(), providers, page).await?;
         empty = if answer.files.is_empty() { empty + 1 } else { 0 };
         bytes += answer.files.iter().map(weight).sum::<usize>();
         files.extend(answer.files);
         page = answer.next;
-        let is_enough = files.len() >= MOST_FILES || bytes >= MOST_BYTES;
+        let is_enough = files.len() >= MAX_FILES || bytes >= MOST_BYTES;
         if page.is_none() || empty == MAX_EMPTY || is_enough {
             return Ok(files);
         }
@@ -115,11 +115,11 @@ pub(crate) async fn find(
 }
 
 /// That nobody has it, and what to try.
-pub(crate) fn unknown(want: &Want) -> Fail {
-    let fail = Fail::new(Reason::NotFound, format!("no peer that is up has {want}"));
+pub(crate) fn unknown(want: &FileQuery) -> CommandError {
+    let fail = CommandError::new(Reason::NotFound, format!("no peer that is up has {want}"));
     match (want, want.damaged_id()) {
         (_, Some(hint)) => fail.hint(hint),
-        (Want::Name(name), None) => fail.hint(format!(
+        (FileQuery::Name(name), None) => fail.hint(format!(
             "names must fit exactly here; try: potluck search {}",
             quoted(name)
         )),
@@ -188,7 +188,7 @@ fn lines(found: &IndexedFile) -> Vec<String> {
         false => String::new(),
     };
     fact("peers", format!("{}{more}", found.provider_count));
-    let mut table = Table::bare(vec![Lean::Left, Lean::Left, Lean::Left]);
+    let mut table = Table::bare(vec![Align::Left, Align::Left, Align::Left]);
     for provider in &found.providers {
         let part = if provider.partial { "has a part" } else { "has all" };
         table.row([

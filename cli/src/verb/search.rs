@@ -10,9 +10,9 @@ use potluck_core::{
 use serde_json::json;
 
 use crate::{
-    context::Context,
-    fail::Fail,
-    table::{self, Lean},
+    context::CommandContext,
+    fail::CommandError,
+    table::{self, Align},
     text,
 };
 
@@ -62,7 +62,7 @@ pub(crate) struct SearchArgs {
 }
 
 /// Searches, and prints page after page.
-pub(crate) async fn run(context: &Context, args: SearchArgs) -> Result<(), Fail> {
+pub(crate) async fn run(context: &CommandContext, args: SearchArgs) -> Result<(), CommandError> {
     let index = context.index_to_ask().await?;
     let query = args.words.join(" ");
     let mut left = if args.all { u64::MAX } else { args.limit };
@@ -99,7 +99,7 @@ pub(crate) async fn run(context: &Context, args: SearchArgs) -> Result<(), Fail>
     }
     if let Some(page) = page.as_ref().filter(|_| empty == MAX_EMPTY) {
         let what = format!("nothing more in the names looked at so far for `{query}`");
-        return Err(Fail::new(Reason::NotFound, what)
+        return Err(CommandError::new(Reason::NotFound, what)
             .hint("longer or rarer words are found sooner")
             .hint(format!("to go on from here: add --page {page}")));
     }
@@ -112,7 +112,7 @@ pub(crate) async fn run(context: &Context, args: SearchArgs) -> Result<(), Fail>
             true => "share one: potluck share PATH",
             false => "every word must begin a word of the name; fewer words find more",
         };
-        return Err(Fail::new(Reason::NotFound, what).hint(hint));
+        return Err(CommandError::new(Reason::NotFound, what).hint(hint));
     }
     if page.is_some() {
         context.out.note(format_args!(
@@ -168,9 +168,9 @@ fn object(found: &IndexedFile) -> serde_json::Value {
 /// Found files as a table: where several fit, to choose one by its id.
 pub(crate) fn lines(files: &[IndexedFile], width: Option<usize>) -> Vec<String> {
     let columns = [
-        ("SIZE", Lean::Right),
-        ("PEERS", Lean::Right),
-        ("NAME", Lean::Left),
+        ("SIZE", Align::Right),
+        ("PEERS", Align::Right),
+        ("NAME", Align::Left),
     ];
     let rows = files.iter().map(|found| {
         let cells = vec![size(found), found.provider_count.to_string(), names(found)];

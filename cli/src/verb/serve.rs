@@ -4,7 +4,7 @@ use clap::Args;
 use potluck_core::Reason;
 use potluck_index::RunError;
 
-use crate::{context::Context, fail::Fail};
+use crate::{context::CommandContext, fail::CommandError};
 
 const INDEX_EXAMPLES: &str = "\
 Examples:
@@ -37,7 +37,7 @@ pub(crate) struct PeerArgs {
 }
 
 /// Runs an index until told to stop.
-pub(crate) async fn index(context: &Context, args: IndexArgs) -> Result<(), Fail> {
+pub(crate) async fn index(context: &CommandContext, args: IndexArgs) -> Result<(), CommandError> {
     potluck_index::run(args.options, context.stop.clone())
         .await
         .map_err(|error| {
@@ -47,12 +47,12 @@ pub(crate) async fn index(context: &Context, args: IndexArgs) -> Result<(), Fail
                 RunError::Options(_) => Reason::InvalidArgument,
                 _ => Reason::StoreUnavailable,
             };
-            Fail::new(reason, with_causes(&error))
+            CommandError::new(reason, with_causes(&error))
         })
 }
 
 /// Runs a peer until told to stop.
-pub(crate) async fn peer(context: &Context, args: PeerArgs) -> Result<(), Fail> {
+pub(crate) async fn peer(context: &CommandContext, args: PeerArgs) -> Result<(), CommandError> {
     Ok(potluck_peer::run(args.options, context.stop.clone()).await?)
 }
 

@@ -14,11 +14,11 @@ use serde_json::json;
 
 use super::{local, ls};
 use crate::{
-    board::{Board, LOOK_INTERVAL},
-    context::{Borrowed, Context},
+    board::{POLL_INTERVAL, ProgressLines},
+    context::{CommandContext, PeerHandle},
     control::model::{Item, Registration, ShareEvent, Status},
     draw,
-    fail::{Exit, Fail},
+    fail::{CommandError, ExitStatus},
     text,
 };
 
@@ -54,17 +54,17 @@ pub(crate) struct ShareArgs {
 
 /// What became of the paths.
 #[derive(Debug, Default)]
-struct Tally {
+struct ShareTally {
     shared: u64,
     /// What is shared, where it is told only once it is known whether the index knows of it.
     items: Vec<Item>,
     failed: u64,
     /// How the first that failed did.
-    first: Option<Exit>,
+    first: Option<ExitStatus>,
 }
 
 /// Shares, and serves if nobody else does.
-pub(crate) async fn run(context: &Context, args: ShareArgs) -> Result<(), Fail> {
+pub(crate) async fn run(context: &CommandContext, args: ShareArgs) -> Result<(), CommandError> {
     let paths = args
         .paths
         .iter()
@@ -80,11 +80,11 @@ pub(crate) async fn run(context: &Context, args: ShareArgs) -> Result<(), Fail> 
 }
 
 async fn share_and_serve(
-    context: &Context,
-    peer: &Borrowed,
+    context: &CommandContext,
+    peer: &PeerHandle,
     paths: Vec<String>,
     wait: Duration,
-) -> Result<(), Fail> {
+) -> Result<(), CommandError> {
     let alone = paths.len() == 1;
     let tally = context.stoppable(share(context, peer, paths)).await?;
     if tally.shared > 0 {
@@ -111,16 +111,22 @@ async fn share_and_serve(
     match tally.failed {
         0 => Ok(()),
         // Of a path alone the code tells what is wrong with it.
-        _ if alone && tally.shared == 0 => Err(Fail::AlreadyTold(tally.first.unwrap_or(Exit::Failed))),
-        _ => Err(Fail::AlreadyTold(Exit::Failed)),
+        _ if alone && tally.shared == 0 => Err(CommandError::AlreadyReported(
+            tally.first.unwrap_or(ExitStatus::Failed),
+        )),
+        _ => Err(CommandError::AlreadyReported(ExitStatus::Failed)),
     }
 }
 
 /// Shares all paths, printing each result as it comes.
-async fn share(context: &Context, peer: &Borrowed, paths: Vec<String>) -> Result<Tally, Fail> {
+async fn share(
+    context: &CommandContext,
+    peer: &PeerHandle,
+    paths: Vec<String>,
+) -> Result<ShareTally, CommandError> {
     let began = Instant::now();
-    let mut tally = Tally::default();
-    let mut board = Board::new(context.out.bars());
+    let mut tally = ShareTally::default();
+    let mut board = ProgressLines::new(context.out.bars());
     let mut events = pin!(peer.control.share(paths).await?);
     while let Some(event) = events.next().await {
         match event? {
@@ -132,7 +138,7 @@ async fn share(context: &Context, peer: &Borrowed, paths: Vec<String>) -> Result
                 tally.shared += 1;
                 match context.out.is_json() {
                     true => tally.items.push(item),
-                    false => context.out.lines(told(&item))?,
+                    false => context.out.lines(item_lines(&item))?,
                 }
             }
             ShareEvent::Failed { path, problem } => {
@@ -141,7 +147,7 @@ async fn share(context: &Context, peer: &Borrowed, paths: Vec<String>) -> Result
                     true => problem.message.clone(),
                     false => format!("{}: {}", text::path(&path), problem.message),
                 };
-                let fail = Fail::new(problem.reason, message);
+                let fail = CommandError::new(problem.reason, message);
                 context.out.fail(&fail);
                 tally.first = tally.first.or_else(|| fail.exit());
             }
@@ -151,7 +157,7 @@ async fn share(context: &Context, peer: &Borrowed, paths: Vec<String>) -> Result
 }
 
 /// A shared item for people.
-fn told(item: &Item) -> Vec<String> {
+fn item_lines(item: &Item) -> Vec<String> {
     vec![
         format!(
             "{} {}  {}",
@@ -164,7 +170,7 @@ fn told(item: &Item) -> Vec<String> {
 }
 
 /// Says whether others find what is shared, and what to try next.
-fn tell_registration(context: &Context, index: Option<&str>, registration: &Registration) {
+fn tell_registration(context: &CommandContext, index: Option<&str>, registration: &Registration) {
     match (index, &registration.problem) {
         _ if registration.registered => context.out.note(
             style("registered with the index; others fetch it with: potluck get ID|NAME")
@@ -188,7 +194,11 @@ fn tell_registration(context: &Context, index: Option<&str>, registration: &Regi
 
 /// Serves from this process until told to stop, showing what goes out, and says when the index no
 /// longer knows of it and when it does again.
-async fn serve(context: &Context, peer: &Borrowed, mut registered: bool) -> Result<(), Fail> {
+async fn serve(
+    context: &CommandContext,
+    peer: &PeerHandle,
+    mut registered: bool,
+) -> Result<(), CommandError> {
     let index = peer.status.index.as_deref();
     let listening = peer
         .status
@@ -202,13 +212,13 @@ async fn serve(context: &Context, peer: &Borrowed, mut registered: bool) -> Resu
     if listening.starts_with("127.") && index.is_some_and(|url| !is_loopback(url)) {
         context.out.warn("the index is on another machine, but only this one can fetch from here: give --listen 0.0.0.0:12349");
     }
-    let mut board = Board::new(context.out.bars());
+    let mut board = ProgressLines::new(context.out.bars());
     let mut sent = (Instant::now(), peer.status.uploaded);
     loop {
         tokio::select! {
             // Both only wait.
             () = context.stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
         let status = peer.control.status().await?;
         // An index that is full holds the lease, and does not know of everything.
@@ -231,7 +241,7 @@ async fn serve(context: &Context, peer: &Borrowed, mut registered: bool) -> Resu
 }
 
 /// Says that the index no longer knows of what is served, or that it does again.
-fn tell_change(context: &Context, status: &Status, known: bool) -> Result<(), Fail> {
+fn tell_change(context: &CommandContext, status: &Status, known: bool) -> Result<(), CommandError> {
     let problem = status.index_error.as_ref().filter(|_| !known);
     if context.out.is_json() {
         return context.out.object(&json!({

@@ -5,7 +5,7 @@ use console::style;
 use potluck_core::{Problem, proto::v1::GetStatsResponse, transport::Endpoint};
 use serde_json::{Value, json};
 
-use crate::{context::Context, control::model::Status, fail::Fail, peer::Holder, text};
+use crate::{context::CommandContext, control::model::Status, fail::CommandError, peer::LockOwner, text};
 use std::time::Duration;
 
 const EXAMPLES: &str = "\
@@ -19,7 +19,7 @@ Examples:
 pub(crate) struct StatusArgs {}
 
 /// Asks both and prints; fails if the index, or a peer that was named, does not answer.
-pub(crate) async fn run(context: &Context, _: StatusArgs) -> Result<(), Fail> {
+pub(crate) async fn run(context: &CommandContext, _: StatusArgs) -> Result<(), CommandError> {
     let (peer, peer_fail) = match context.running_peer().await {
         Ok(peer) => (peer, None),
         Err(fail) => (None, Some(fail)),
@@ -48,7 +48,7 @@ pub(crate) async fn run(context: &Context, _: StatusArgs) -> Result<(), Fail> {
             Some((status, control, own)) => peer_lines(status, control, *own),
             None => {
                 let none = || "none is running here; start one with: potluck peer".to_owned();
-                let told = Holder::find().map_or_else(none, |holder| holder.told());
+                let told = LockOwner::find().map_or_else(none, |holder| holder.description());
                 vec![format!("{}   {told}", style("peer").bold())]
             }
         });

@@ -8,10 +8,10 @@ use potluck_core::{FileId, Reason};
 use serde_json::{Value, json};
 
 use crate::{
-    context::{Borrowed, Context},
+    context::{CommandContext, PeerHandle},
     control::model::{Transfer, TransferPeer},
-    fail::Fail,
-    table::{Lean, Table},
+    fail::CommandError,
+    table::{Align, Table},
     text,
 };
 
@@ -43,22 +43,22 @@ enum Action {
     /// End transfers and remove what they had fetched
     Cancel(Targets),
     /// Change how fast transfers may be and how much they count, at once and for good
-    Adjust(Adjustment),
+    Adjust(AdjustArgs),
 }
 
 #[derive(Debug, Args)]
-struct Adjustment {
+struct AdjustArgs {
     #[command(flatten)]
     targets: Targets,
 
     #[command(flatten)]
-    terms: Terms,
+    terms: LimitArgs,
 }
 
 /// What a transfer is held to; what is not named stays.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
-struct Terms {
+struct LimitArgs {
     /// Most bytes a second, as in 10MiB; 0: no limit of its own
     #[arg(long, value_name = "RATE")]
     limit: Option<ByteSize>,
@@ -77,19 +77,19 @@ pub(crate) fn priority() -> RangedU64ValueParser<u32> {
 struct Targets {
     /// Numbers of transfers, or ids of what they fetch
     #[arg(value_name = "NUMBER|ID", required = true)]
-    targets: Vec<Target>,
+    targets: Vec<TransferArg>,
 }
 
 /// A transfer as people name it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Target {
+pub(crate) enum TransferArg {
     /// As `potluck transfers` numbers it.
     Number(u64),
     /// The newest of this file.
     File(FileId),
 }
 
-impl FromStr for Target {
+impl FromStr for TransferArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -101,7 +101,7 @@ impl FromStr for Target {
 }
 
 /// Lists or acts.
-pub(crate) async fn run(context: &Context, args: TransfersArgs) -> Result<(), Fail> {
+pub(crate) async fn run(context: &CommandContext, args: TransfersArgs) -> Result<(), CommandError> {
     let peer = context.daemon().await?;
     let transfers = peer.control.transfers().await?;
     let Some(action) = args.action else {
@@ -110,21 +110,21 @@ pub(crate) async fn run(context: &Context, args: TransfersArgs) -> Result<(), Fa
     let (Action::Pause(targets)
     | Action::Resume(targets)
     | Action::Cancel(targets)
-    | Action::Adjust(Adjustment { targets, .. })) = &action;
+    | Action::Adjust(AdjustArgs { targets, .. })) = &action;
     for target in &targets.targets {
         let number = number(*target, &transfers)?;
         let transfer = act(&peer, &action, number).await?;
         match context.out.is_json() {
             true => context.out.object(&object(&transfer))?,
-            false => context.out.line(told(&action, &transfer))?,
+            false => context.out.line(action_line(&action, &transfer))?,
         }
     }
     Ok(())
 }
 
-fn told(action: &Action, transfer: &Transfer) -> String {
+fn action_line(action: &Action, transfer: &Transfer) -> String {
     let terms = match action {
-        Action::Adjust(_) => format!(" ({})", terms(transfer)),
+        Action::Adjust(_) => format!(" ({})", limits_text(transfer)),
         _ => String::new(),
     };
     format!(
@@ -136,7 +136,7 @@ fn told(action: &Action, transfer: &Transfer) -> String {
 }
 
 /// What a transfer is held to, for people.
-pub(crate) fn terms(transfer: &Transfer) -> String {
+pub(crate) fn limits_text(transfer: &Transfer) -> String {
     let limit = match transfer.limit {
         0 => "no limit of its own".to_owned(),
         limit => text::limit(limit),
@@ -144,34 +144,34 @@ pub(crate) fn terms(transfer: &Transfer) -> String {
     format!("priority {}, {limit}", transfer.priority)
 }
 
-async fn act(peer: &Borrowed, action: &Action, number: u64) -> Result<Transfer, Fail> {
+async fn act(peer: &PeerHandle, action: &Action, number: u64) -> Result<Transfer, CommandError> {
     Ok(match action {
         Action::Pause(_) => peer.control.pause(number).await?,
         Action::Resume(_) => peer.control.resume(number).await?,
         Action::Cancel(_) => peer.control.cancel(number).await?,
-        Action::Adjust(Adjustment { terms, .. }) => {
+        Action::Adjust(AdjustArgs { terms, .. }) => {
             let limit = terms.limit.map(|limit| limit.as_u64());
             peer.control.adjust(number, limit, terms.priority).await?
         }
     })
 }
 
-fn number(target: Target, transfers: &[Transfer]) -> Result<u64, Fail> {
+fn number(target: TransferArg, transfers: &[Transfer]) -> Result<u64, CommandError> {
     match target {
-        Target::Number(number) => Ok(number),
+        TransferArg::Number(number) => Ok(number),
         // Newest first.
-        Target::File(id) => transfers
+        TransferArg::File(id) => transfers
             .iter()
             .find(|t| t.file == id)
             .map(|t| t.number)
             .ok_or_else(|| {
-                Fail::new(Reason::NotFound, format!("no transfer fetches {id}"))
+                CommandError::new(Reason::NotFound, format!("no transfer fetches {id}"))
                     .hint("potluck transfers lists them")
             }),
     }
 }
 
-fn list(context: &Context, transfers: &[Transfer]) -> Result<(), Fail> {
+fn list(context: &CommandContext, transfers: &[Transfer]) -> Result<(), CommandError> {
     if context.out.is_json() {
         return transfers
             .iter()
@@ -182,13 +182,13 @@ fn list(context: &Context, transfers: &[Transfer]) -> Result<(), Fail> {
         return Ok(());
     }
     let mut table = Table::new(&[
-        ("NO", Lean::Right),
-        ("STATE", Lean::Left),
-        ("DONE", Lean::Right),
-        ("SIZE", Lean::Right),
-        ("RATE", Lean::Right),
-        ("LEFT", Lean::Right),
-        ("NAME", Lean::Left),
+        ("NO", Align::Right),
+        ("STATE", Align::Left),
+        ("DONE", Align::Right),
+        ("SIZE", Align::Right),
+        ("RATE", Align::Right),
+        ("LEFT", Align::Right),
+        ("NAME", Align::Left),
     ]);
     for transfer in transfers {
         table.row(row(transfer));
@@ -207,7 +207,7 @@ fn list(context: &Context, transfers: &[Transfer]) -> Result<(), Fail> {
 }
 
 fn row(transfer: &Transfer) -> Vec<String> {
-    let running = transfer.bytes_per_second > 0 && !transfer.state.is_over();
+    let running = transfer.bytes_per_second > 0 && !transfer.state.is_settled();
     vec![
         transfer.number.to_string(),
         transfer.state.word().to_owned(),
@@ -250,7 +250,7 @@ pub(crate) fn object(transfer: &Transfer) -> Value {
         "seconds": transfer.elapsed.as_secs_f64(),
         "units": transfer.units_done,
         "units_total": transfer.units_total,
-        "sources": transfer.peers.iter().map(source).collect::<Vec<_>>(),
+        "sources": transfer.peers.iter().map(peer_object).collect::<Vec<_>>(),
         "error": transfer.error.as_ref().map(|problem| problem.reason.word()),
         "message": transfer.error.as_ref().map(|problem| problem.message.as_str()),
         "sharing_error": transfer.sharing_error.as_ref().map(|problem| problem.reason.word()),
@@ -259,7 +259,7 @@ pub(crate) fn object(transfer: &Transfer) -> Value {
 }
 
 /// A peer of a transfer as JSON.
-pub(crate) fn source(peer: &TransferPeer) -> Value {
+pub(crate) fn peer_object(peer: &TransferPeer) -> Value {
     json!({
         "peer": peer.peer,
         "address": peer.address.to_string(),

@@ -7,9 +7,9 @@ use potluck_core::FileId;
 
 use super::{local, ls};
 use crate::{
-    context::{Borrowed, Context},
-    control::What,
-    fail::Fail,
+    context::{CommandContext, PeerHandle},
+    control::SharedTarget,
+    fail::CommandError,
     text,
 };
 
@@ -30,25 +30,25 @@ pub(crate) struct UnshareArgs {
 }
 
 /// Stops sharing each target.
-pub(crate) async fn run(context: &Context, args: UnshareArgs) -> Result<(), Fail> {
+pub(crate) async fn run(context: &CommandContext, args: UnshareArgs) -> Result<(), CommandError> {
     let peer = context.stoppable(context.library_peer()).await?;
     let done = context.stoppable(remove(context, &peer, &args.targets)).await;
     peer.close().await;
     done
 }
 
-async fn remove(context: &Context, peer: &Borrowed, targets: &[String]) -> Result<(), Fail> {
+async fn remove(context: &CommandContext, peer: &PeerHandle, targets: &[String]) -> Result<(), CommandError> {
     for target in targets {
         // A path that looks like an id is still reachable as ./PATH.
         let what = match target.parse::<FileId>() {
-            Ok(id) => What::File(id),
-            Err(_) => What::Path(local::absolute(Path::new(target))?),
+            Ok(id) => SharedTarget::File(id),
+            Err(_) => SharedTarget::Path(local::absolute(Path::new(target))?),
         };
         let removed = peer
             .control
             .unshare(what)
             .await
-            .map_err(|problem| Fail::from(problem).hint("potluck ls lists what is shared"))?;
+            .map_err(|problem| CommandError::from(problem).hint("potluck ls lists what is shared"))?;
         for item in &removed {
             match context.out.is_json() {
                 true => context.out.object(&ls::object(item))?,

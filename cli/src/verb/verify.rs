@@ -8,7 +8,7 @@ use potluck_peer::library::kept_manifest;
 use serde_json::json;
 
 use super::local;
-use crate::{context::Context, fail::Fail, text};
+use crate::{context::CommandContext, fail::CommandError, text};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,7 +26,7 @@ pub(crate) struct VerifyArgs {
 }
 
 /// Hashes and compares.
-pub(crate) async fn run(context: &Context, args: VerifyArgs) -> Result<(), Fail> {
+pub(crate) async fn run(context: &CommandContext, args: VerifyArgs) -> Result<(), CommandError> {
     let hashed = local::hash(context, &args.path).await?;
     let path = local::absolute(&args.path)?;
     let not_kept = match hashed.record.id == args.id {
@@ -45,7 +45,7 @@ pub(crate) async fn run(context: &Context, args: VerifyArgs) -> Result<(), Fail>
             args.id,
             hashed.record.id
         );
-        return Err(Fail::new(Reason::VerificationFailed, message));
+        return Err(CommandError::new(Reason::VerificationFailed, message));
     }
     match context.out.is_json() {
         true => context.out.object(&json!({

@@ -12,7 +12,7 @@ const LOOKS_LIKE_ID: usize = 32;
 
 /// A file by id, by content, or by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Want {
+pub(crate) enum FileQuery {
     /// Identity: 64 hex digits.
     Id(FileId),
     /// `sha256:` and 64 hex digits.
@@ -21,7 +21,7 @@ pub(crate) enum Want {
     Name(String),
 }
 
-impl FromStr for Want {
+impl FromStr for FileQuery {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -42,9 +42,9 @@ impl FromStr for Want {
     }
 }
 
-impl Want {
+impl FileQuery {
     /// As the index is asked.
-    pub(crate) fn by(&self) -> QueryKey {
+    pub(crate) fn query_key(&self) -> QueryKey {
         match self {
             Self::Id(id) => QueryKey::Id(*id),
             Self::Sha256(sum) => QueryKey::Sha256(*sum),
@@ -61,7 +61,7 @@ impl Want {
     }
 }
 
-impl std::fmt::Display for Want {
+impl std::fmt::Display for FileQuery {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Id(id) => write!(f, "the id {id}"),
@@ -78,17 +78,20 @@ mod tests {
     #[test]
     fn arguments_mean_what_people_mean() {
         let hex = "ab".repeat(32);
-        assert!(matches!(hex.parse(), Ok(Want::Id(_))));
-        assert!(matches!(format!("sha256:{hex}").parse(), Ok(Want::Sha256(_))));
-        assert_eq!("a b.bin".parse(), Ok(Want::Name("a b.bin".into())));
-        assert!("sha256:12".parse::<Want>().is_err());
-        assert!("".parse::<Want>().is_err());
+        assert!(matches!(hex.parse(), Ok(FileQuery::Id(_))));
+        assert!(matches!(
+            format!("sha256:{hex}").parse(),
+            Ok(FileQuery::Sha256(_))
+        ));
+        assert_eq!("a b.bin".parse(), Ok(FileQuery::Name("a b.bin".into())));
+        assert!("sha256:12".parse::<FileQuery>().is_err());
+        assert!("".parse::<FileQuery>().is_err());
     }
 
     #[test]
     fn a_cut_id_is_noticed() {
-        let cut: Want = "ab".repeat(31).parse().unwrap();
+        let cut: FileQuery = "ab".repeat(31).parse().unwrap();
         assert!(cut.damaged_id().unwrap().contains("62"));
-        assert_eq!("deadbeef".parse::<Want>().unwrap().damaged_id(), None);
+        assert_eq!("deadbeef".parse::<FileQuery>().unwrap().damaged_id(), None);
     }
 }

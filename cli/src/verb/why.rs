@@ -4,20 +4,20 @@ use clap::Args;
 use console::style;
 use serde_json::json;
 
-use super::transfers::{self, Target};
+use super::transfers::{self, TransferArg};
 use crate::{
-    context::Context,
+    context::CommandContext,
     control::{
-        Which,
-        model::{Explanation, Missing, Transfer},
+        TransferRef,
+        model::{Explanation, MissingUnits, Transfer},
     },
-    fail::Fail,
-    table::{Lean, Table},
+    fail::CommandError,
+    table::{Align, Table},
     text,
 };
 
 /// Runs of missing units shown: the scarcest, which hold a transfer up.
-const MOST_RUNS: usize = 20;
+const MAX_RUNS: usize = 20;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,21 +30,19 @@ Examples:
 pub(crate) struct WhyArgs {
     /// An id, or the number of a transfer
     #[arg(value_name = "ID|NUMBER")]
-    target: Target,
+    target: TransferArg,
 }
 
 /// Asks the peer and prints.
-pub(crate) async fn run(context: &Context, args: WhyArgs) -> Result<(), Fail> {
+pub(crate) async fn run(context: &CommandContext, args: WhyArgs) -> Result<(), CommandError> {
     let peer = context.daemon().await?;
     let which = match args.target {
-        Target::File(id) => Which::File(id),
-        Target::Number(number) => Which::Number(number),
+        TransferArg::File(id) => TransferRef::File(id),
+        TransferArg::Number(number) => TransferRef::Number(number),
     };
-    let told = peer
-        .control
-        .explain(which)
-        .await
-        .map_err(|problem| Fail::from(problem).hint("potluck transfers lists what is and was fetched"))?;
+    let told = peer.control.explain(which).await.map_err(|problem| {
+        CommandError::from(problem).hint("potluck transfers lists what is and was fetched")
+    })?;
     if context.out.is_json() {
         let mut object = transfers::object(&told.transfer);
         object["missing"] = json!(told.missing);
@@ -107,8 +105,8 @@ fn summary(transfer: &Transfer) -> Vec<String> {
             .unwrap_or_default();
         lines.push(format!("  rate  {}{left}", text::rate(transfer.bytes_per_second)));
     }
-    if !transfer.state.is_over() {
-        lines.push(format!("  terms {}", transfers::terms(transfer)));
+    if !transfer.state.is_settled() {
+        lines.push(format!("  terms {}", transfers::limits_text(transfer)));
     }
     if let Some(error) = &transfer.error {
         lines.push(format!(
@@ -122,13 +120,13 @@ fn summary(transfer: &Transfer) -> Vec<String> {
 
 fn peers(transfer: &Transfer) -> Vec<String> {
     let mut table = Table::new(&[
-        ("PEER", Lean::Left),
-        ("STATE", Lean::Left),
-        ("GAVE", Lean::Right),
-        ("RATE", Lean::Right),
-        ("HAS", Lean::Right),
-        ("OPEN", Lean::Right),
-        ("REASON", Lean::Left),
+        ("PEER", Align::Left),
+        ("STATE", Align::Left),
+        ("GAVE", Align::Right),
+        ("RATE", Align::Right),
+        ("HAS", Align::Right),
+        ("OPEN", Align::Right),
+        ("REASON", Align::Left),
     ]);
     for peer in &transfer.peers {
         table.row([
@@ -150,14 +148,14 @@ fn peers(transfer: &Transfer) -> Vec<String> {
     table.lines()
 }
 
-fn missing(runs: &[Missing]) -> Vec<String> {
+fn missing(runs: &[MissingUnits]) -> Vec<String> {
     let mut table = Table::new(&[
-        ("MISSING", Lean::Left),
-        ("UNITS", Lean::Right),
-        ("PEERS", Lean::Right),
-        ("BEING FETCHED", Lean::Right),
+        ("MISSING", Align::Left),
+        ("UNITS", Align::Right),
+        ("PEERS", Align::Right),
+        ("BEING FETCHED", Align::Right),
     ]);
-    for run in runs.iter().take(MOST_RUNS) {
+    for run in runs.iter().take(MAX_RUNS) {
         let last = run.first.saturating_add(run.count.saturating_sub(1));
         table.row([
             format!("{}–{last}", run.first),
@@ -167,7 +165,7 @@ fn missing(runs: &[Missing]) -> Vec<String> {
         ]);
     }
     let mut lines = table.lines();
-    if let Some(more) = runs.len().checked_sub(MOST_RUNS).filter(|&more| more > 0) {
+    if let Some(more) = runs.len().checked_sub(MAX_RUNS).filter(|&more| more > 0) {
         lines.push(format!("and {} more", text::count(more as u64, "run")));
     }
     lines

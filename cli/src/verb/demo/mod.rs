@@ -16,25 +16,25 @@ use console::style;
 use futures_util::StreamExt as _;
 use potluck_core::{FileId, Reason};
 
-use self::network::Network;
+use self::network::DemoNetwork;
 use super::{
-    get::{self, Patience},
+    get::{self, WaitLimit},
     local,
 };
 use crate::{
-    board::Board,
-    context::Context,
+    board::ProgressLines,
+    context::CommandContext,
     control::{
-        Control, FetchOrder,
+        ControlClient, DownloadRequest,
         model::{Item, ShareEvent},
     },
     draw,
-    fail::Fail,
+    fail::CommandError,
     text,
 };
 
 /// How long the index may take to learn of all who share: all of it happens on this machine.
-const ANNOUNCE_PATIENCE: Duration = Duration::from_secs(20);
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How often the index is asked.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(20);
@@ -53,9 +53,9 @@ pub(crate) struct DemoArgs {
 }
 
 /// Builds the network, runs the main job on it, and takes it down again whatever happens.
-pub(crate) async fn run(context: &Context, args: DemoArgs) -> Result<(), Fail> {
-    let network = context.stoppable(Network::start()).await?;
-    let done = act(context, &network, args.file.as_deref()).await;
+pub(crate) async fn run(context: &CommandContext, args: DemoArgs) -> Result<(), CommandError> {
+    let network = context.stoppable(DemoNetwork::start()).await?;
+    let done = run_on(context, &network, args.file.as_deref()).await;
     network.stop().await;
     if done.is_ok() && !context.out.is_json() {
         next_steps(context, args.file.as_deref());
@@ -63,7 +63,11 @@ pub(crate) async fn run(context: &Context, args: DemoArgs) -> Result<(), Fail> {
     done
 }
 
-async fn act(context: &Context, network: &Network, file: Option<&Path>) -> Result<(), Fail> {
+async fn run_on(
+    context: &CommandContext,
+    network: &DemoNetwork,
+    file: Option<&Path>,
+) -> Result<(), CommandError> {
     introduce(context, network);
     let original = match file {
         Some(path) => PathBuf::from(local::absolute(path)?),
@@ -79,9 +83,11 @@ async fn act(context: &Context, network: &Network, file: Option<&Path>) -> Resul
         text::size(item.content_size),
         item.record.id
     ));
-    context.stoppable(known_to_index(network, item.record.id)).await?;
+    context
+        .stoppable(wait_until_announced(network, item.record.id))
+        .await?;
     step(context, 2, "the fourth fetches it from all three at once");
-    let order = FetchOrder {
+    let order = DownloadRequest {
         file: item.record.id,
         name: None,
         target: Some(network.download_folder()),
@@ -92,16 +98,16 @@ async fn act(context: &Context, network: &Network, file: Option<&Path>) -> Resul
         limit: 0,
         priority: None,
     };
-    let patience = Patience {
-        wait: ANNOUNCE_PATIENCE,
-        instead: None,
+    let patience = WaitLimit {
+        wait: ANNOUNCE_TIMEOUT,
+        error: None,
     };
-    let transfer = get::follow(context, network.fetcher(), &order, patience, None).await?;
+    let transfer = get::follow(context, network.downloader(), &order, patience, None).await?;
     get::report(context, &transfer, false)?;
     step(context, 3, "what arrived is compared with the original");
     let same = sample::compare(context, &original, Path::new(&transfer.path), item.record.id).await?;
     if !same {
-        return Err(Fail::new(
+        return Err(CommandError::new(
             Reason::VerificationFailed,
             "what arrived differs from the original",
         ));
@@ -121,7 +127,7 @@ async fn act(context: &Context, network: &Network, file: Option<&Path>) -> Resul
     ))
 }
 
-fn introduce(context: &Context, network: &Network) {
+fn introduce(context: &CommandContext, network: &DemoNetwork) {
     context.out.note(format_args!(
         "{} an index at {} and four peers at {}, all on this machine\n",
         style("Potluck demo:").bold().for_stderr(),
@@ -130,7 +136,7 @@ fn introduce(context: &Context, network: &Network) {
     ));
 }
 
-fn step(context: &Context, number: u32, what: &str) {
+fn step(context: &CommandContext, number: u32, what: &str) {
     context.out.note(format_args!(
         "{} {what}",
         style(format!("{number}.")).cyan().bold().for_stderr()
@@ -138,8 +144,12 @@ fn step(context: &Context, number: u32, what: &str) {
 }
 
 /// All three share the same file, in place, each hashing it as a peer does; the item as the first sees it.
-async fn share_by_all(context: &Context, network: &Network, path: &Path) -> Result<Item, Fail> {
-    let mut board = Board::new(context.out.bars());
+async fn share_by_all(
+    context: &CommandContext,
+    network: &DemoNetwork,
+    path: &Path,
+) -> Result<Item, CommandError> {
+    let mut board = ProgressLines::new(context.out.bars());
     let began = Instant::now();
     let mut first = None;
     for (i, control) in network.sharers().enumerate() {
@@ -150,10 +160,14 @@ async fn share_by_all(context: &Context, network: &Network, path: &Path) -> Resu
         .await?;
         first.get_or_insert(item);
     }
-    first.ok_or_else(|| Fail::new(Reason::Internal, "nobody shared it"))
+    first.ok_or_else(|| CommandError::new(Reason::Internal, "nobody shared it"))
 }
 
-async fn share(control: &Control, path: &Path, mut on_progress: impl FnMut(u64, u64)) -> Result<Item, Fail> {
+async fn share(
+    control: &ControlClient,
+    path: &Path,
+    mut on_progress: impl FnMut(u64, u64),
+) -> Result<Item, CommandError> {
     let mut events = pin!(control.share(vec![path.to_string_lossy().into_owned()]).await?);
     while let Some(event) = events.next().await {
         match event? {
@@ -162,15 +176,15 @@ async fn share(control: &Control, path: &Path, mut on_progress: impl FnMut(u64, 
             ShareEvent::Failed { problem, .. } => return Err(problem.into()),
         }
     }
-    Err(Fail::new(
+    Err(CommandError::new(
         Reason::Internal,
         "the peer said nothing of what it should share",
     ))
 }
 
 /// Waits until the index names all three.
-async fn known_to_index(network: &Network, id: FileId) -> Result<(), Fail> {
-    let deadline = Instant::now() + ANNOUNCE_PATIENCE;
+async fn wait_until_announced(network: &DemoNetwork, id: FileId) -> Result<(), CommandError> {
+    let deadline = Instant::now() + ANNOUNCE_TIMEOUT;
     loop {
         let page = network
             .index_client()
@@ -181,16 +195,15 @@ async fn known_to_index(network: &Network, id: FileId) -> Result<(), Fail> {
             return Ok(());
         }
         if Instant::now() >= deadline {
-            let message = format!(
-                "after {ANNOUNCE_PATIENCE:?} the index knows of only {known} of the peers that share"
-            );
-            return Err(Fail::new(Reason::TimedOut, message));
+            let message =
+                format!("after {ANNOUNCE_TIMEOUT:?} the index knows of only {known} of the peers that share");
+            return Err(CommandError::new(Reason::TimedOut, message));
         }
         tokio::time::sleep(ANNOUNCE_INTERVAL).await;
     }
 }
 
-fn next_steps(context: &Context, file: Option<&Path>) {
+fn next_steps(context: &CommandContext, file: Option<&Path>) {
     let sample = file.map_or_else(|| "FILE".to_owned(), |path| path.to_string_lossy().into_owned());
     context.out.note(format_args!(
         "\nThe demo's network is gone again. The same by hand, a terminal each:\n  \

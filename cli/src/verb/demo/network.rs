@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use crate::{context::Borrowed, control::Control, fail::Fail, peer::Peer};
+use crate::{context::PeerHandle, control::ControlClient, fail::CommandError, peer::ConnectedPeer};
 
 /// Peers that share.
 const SHARERS: usize = 3;
@@ -22,23 +22,23 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Running services, and the folder that is removed with them.
 #[derive(Debug)]
-pub(super) struct Network {
+pub(super) struct DemoNetwork {
     index: Endpoint,
     index_task: JoinHandle<Result<(), potluck_index::ServeError>>,
     peers: Vec<Running>,
-    sharers: Vec<Control>,
-    fetcher: Borrowed,
+    sharers: Vec<ControlClient>,
+    downloader: PeerHandle,
     shutdown: CancellationToken,
     folder: TempDir,
 }
 
-impl Network {
+impl DemoNetwork {
     /// Starts everything.
-    pub(super) async fn start() -> Result<Self, Fail> {
+    pub(super) async fn start() -> Result<Self, CommandError> {
         let folder = tempfile::Builder::new()
             .prefix("potluck-demo-")
             .tempdir()
-            .map_err(|error| Fail::io("make a folder in", &std::env::temp_dir(), &error))?;
+            .map_err(|error| CommandError::io("make a folder in", &std::env::temp_dir(), &error))?;
         let shutdown = CancellationToken::new();
         let (listener, address) = listen().await?;
         let index: Endpoint = format!("http://{address}").parse()?;
@@ -58,10 +58,10 @@ impl Network {
                 ..Config::new(folder.path().join(format!("peer-{number}")))
             };
             let running = potluck_peer::start(listener, config, shutdown.clone()).await?;
-            sharers.push(Control::connect(&running.control, None).await?);
+            sharers.push(ControlClient::connect(&running.control, None).await?);
             peers.push(running);
         }
-        let fetcher = Borrowed::from(Peer::at(&peers[SHARERS].control, None).await?);
+        let fetcher = PeerHandle::from(ConnectedPeer::at(&peers[SHARERS].control, None).await?);
         sharers.truncate(SHARERS);
         let shutdown = guard.disarm();
         Ok(Self {
@@ -69,7 +69,7 @@ impl Network {
             index_task,
             peers,
             sharers,
-            fetcher,
+            downloader: fetcher,
             shutdown,
             folder,
         })
@@ -104,13 +104,13 @@ impl Network {
     }
 
     /// The peers that share.
-    pub(super) fn sharers(&self) -> impl Iterator<Item = &Control> {
+    pub(super) fn sharers(&self) -> impl Iterator<Item = &ControlClient> {
         self.sharers.iter()
     }
 
     /// The peer that fetches.
-    pub(super) const fn fetcher(&self) -> &Borrowed {
-        &self.fetcher
+    pub(super) const fn downloader(&self) -> &PeerHandle {
+        &self.downloader
     }
 
     /// Stops everything and removes the folder.

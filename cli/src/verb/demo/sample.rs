@@ -9,7 +9,7 @@ use std::{
 use potluck_core::{FileId, Reason};
 use rand::{Rng as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
 
-use crate::{context::Context, fail::Fail, verb::local};
+use crate::{context::CommandContext, fail::CommandError, verb::local};
 
 /// Size of the file made for the demo, in bytes: a second or so of transfer, long enough to watch.
 const SAMPLE_SIZE: usize = 256 * 1024 * 1024;
@@ -21,7 +21,7 @@ const BLOCK: usize = 1024 * 1024;
 const SEED: u64 = 0x90_71_0c;
 
 /// Makes the file in `folder`.
-pub(super) async fn make(context: &Context, folder: &Path) -> Result<PathBuf, Fail> {
+pub(super) async fn make(context: &CommandContext, folder: &Path) -> Result<PathBuf, CommandError> {
     let path = folder.join("potluck-demo.bin");
     let writing = path.clone();
     let stop = context.stop.clone();
@@ -40,10 +40,10 @@ pub(super) async fn make(context: &Context, folder: &Path) -> Result<PathBuf, Fa
     });
     match made.await {
         Ok(Ok(())) => Ok(path),
-        Ok(Err(_)) if context.stop.is_cancelled() => Err(Fail::interrupted("interrupted")),
-        Ok(Err(error)) => Err(Fail::io("write the demo's file", &path, &error)
+        Ok(Err(_)) if context.stop.is_cancelled() => Err(CommandError::interrupted("interrupted")),
+        Ok(Err(error)) => Err(CommandError::io("write the demo's file", &path, &error)
             .hint("it needs 512 MiB in the temporary folder; TMPDIR names another")),
-        Err(_) => Err(Fail::new(
+        Err(_) => Err(CommandError::new(
             Reason::Internal,
             "making the demo's file stopped in the middle",
         )),
@@ -52,11 +52,11 @@ pub(super) async fn make(context: &Context, folder: &Path) -> Result<PathBuf, Fa
 
 /// Whether the copy is the original, byte for byte; of a folder, by hashing all of it.
 pub(super) async fn compare(
-    context: &Context,
+    context: &CommandContext,
     original: &Path,
     copy: &Path,
     id: FileId,
-) -> Result<bool, Fail> {
+) -> Result<bool, CommandError> {
     if original.is_dir() {
         return Ok(local::hash(context, copy).await?.record.id == id);
     }
@@ -66,8 +66,11 @@ pub(super) async fn compare(
     });
     match compared.await? {
         Ok(Ok(same)) => Ok(same),
-        Ok(Err(error)) => Err(Fail::io("compare", copy, &error)),
-        Err(_) => Err(Fail::new(Reason::Internal, "comparing stopped in the middle")),
+        Ok(Err(error)) => Err(CommandError::io("compare", copy, &error)),
+        Err(_) => Err(CommandError::new(
+            Reason::Internal,
+            "comparing stopped in the middle",
+        )),
     }
 }
 

@@ -9,15 +9,15 @@ use futures_util::StreamExt as _;
 use potluck_core::{Problem, Reason};
 use serde_json::json;
 
-use super::show::Rows;
+use super::show::PeerRows;
 use crate::{
-    board::Board,
-    context::{Borrowed, Context},
+    board::ProgressLines,
+    context::{CommandContext, PeerHandle},
     control::{
-        FetchOrder,
-        model::{PeerState, State, Transfer},
+        DownloadRequest,
+        model::{PeerState, Transfer, TransferState},
     },
-    fail::Fail,
+    fail::CommandError,
     text,
 };
 
@@ -26,11 +26,11 @@ const OBJECT_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long a transfer may wait without anything coming.
 #[derive(Debug)]
-pub(crate) struct Patience {
+pub(crate) struct WaitLimit {
     /// How long.
     pub(crate) wait: Duration,
     /// What to say when it is over, where that is known better than by the transfer.
-    pub(crate) instead: Option<Fail>,
+    pub(crate) error: Option<CommandError>,
 }
 
 /// Fetches as ordered, showing how it goes. `again` is the command that goes on after an interruption; `None`: nothing is kept then.
@@ -38,23 +38,23 @@ pub(crate) struct Patience {
 /// # Errors
 /// As the transfer failed; [`crate::fail::Exit::Interrupted`] after Ctrl-C, with everything fetched kept.
 pub(crate) async fn follow(
-    context: &Context,
-    peer: &Borrowed,
-    order: &FetchOrder,
-    patience: Patience,
+    context: &CommandContext,
+    peer: &PeerHandle,
+    order: &DownloadRequest,
+    patience: WaitLimit,
     again: Option<&str>,
-) -> Result<Transfer, Fail> {
+) -> Result<Transfer, CommandError> {
     let mut heard = true;
     let mut events = pin!(
         context
             .stoppable(async { Ok(peer.control.fetch(order).await?) })
             .await?
     );
-    let mut board = Board::new(context.out.bars());
-    let mut rows = Rows::default();
+    let mut board = ProgressLines::new(context.out.bars());
+    let mut rows = PeerRows::default();
     let mut last: Option<Transfer> = None;
     let mut told: Option<Instant> = None;
-    let mut stuck = Stuck::default();
+    let mut stuck = StallWatch::default();
     loop {
         let event = tokio::select! {
             // Cancel-safe: an event not taken stays in the stream, and the others only wait.
@@ -63,9 +63,9 @@ pub(crate) async fn follow(
                 drop(board);
                 return Err(stopped(peer, last, again).await);
             }
-            () = stuck.over(patience.wait) => {
+            () = stuck.timed_out(patience.wait) => {
                 drop(board);
-                return Err(gave_up(context, peer, last, patience, again).await);
+                return Err(wait_limit_reached(context, peer, last, patience, again).await);
             }
         };
         let transfer = match event {
@@ -73,29 +73,29 @@ pub(crate) async fn follow(
             Some(Err(problem)) => return Err(lost(problem, last.is_some(), again)),
             None => return Err(lost(cut_off(), last.is_some(), again)),
         };
-        stuck.note(context, &transfer, patience.wait);
+        stuck.update(context, &transfer, patience.wait);
         board.show(|width| rows.render(&transfer, width));
-        if heard && context.out.is_json() && !context.out.is_quiet() && !transfer.state.is_over() {
+        if heard && context.out.is_json() && !context.out.is_quiet() && !transfer.state.is_settled() {
             let due = told.is_none_or(|told| told.elapsed() >= OBJECT_INTERVAL);
             if due {
                 told = Some(Instant::now());
                 match context.out.object(&progress(&transfer)) {
                     // The file is wanted though nobody listens any more.
-                    Err(Fail::BrokenPipe) => heard = false,
+                    Err(CommandError::BrokenPipe) => heard = false,
                     told => told?,
                 }
             }
         }
         match transfer.state {
-            State::Done => return Ok(transfer),
-            State::Failed => return Err(failed(&transfer, patience)),
-            State::Cancelled => {
-                return Err(Fail::new(
+            TransferState::Done => return Ok(transfer),
+            TransferState::Failed => return Err(failed(&transfer, patience)),
+            TransferState::Cancelled => {
+                return Err(CommandError::new(
                     Reason::Cancelled,
                     format!("transfer {} was cancelled", transfer.number),
                 ));
             }
-            State::Paused => return Err(paused(context, &transfer)),
+            TransferState::Paused => return Err(paused(context, &transfer)),
             _ if order.detach => return Ok(transfer),
             _ => last = Some(transfer),
         }
@@ -104,22 +104,22 @@ pub(crate) async fn follow(
 
 /// Since when nothing comes, and what was said about it.
 #[derive(Debug, Default)]
-struct Stuck {
+struct StallWatch {
     since: Option<tokio::time::Instant>,
     done: u64,
-    said: Option<Reason>,
+    reported: Option<Reason>,
 }
 
-impl Stuck {
-    fn note(&mut self, context: &Context, transfer: &Transfer, wait: Duration) {
-        let is_stuck = transfer.state == State::Waiting && transfer.done <= self.done;
+impl StallWatch {
+    fn update(&mut self, context: &CommandContext, transfer: &Transfer, wait: Duration) {
+        let is_stuck = transfer.state == TransferState::Waiting && transfer.done <= self.done;
         // A disk that hangs goes on by itself: it is told, and not given up.
         let hangs = transfer
             .error
             .as_ref()
             .is_some_and(|error| error.reason == Reason::TargetNotWritable);
         if !is_stuck {
-            self.said = None;
+            self.reported = None;
         }
         self.since = match is_stuck && !hangs {
             true => self.since.or_else(|| Some(tokio::time::Instant::now())),
@@ -128,17 +128,17 @@ impl Stuck {
         self.done = transfer.done;
         // On a terminal the board says it.
         if let Some(error) = transfer.error.as_ref().filter(|_| is_stuck && !wait.is_zero()) {
-            if self.said != Some(error.reason) && !context.out.draws() {
+            if self.reported != Some(error.reason) && !context.out.draws() {
                 context
                     .out
                     .note(format_args!("waiting: {}", text::shown(&error.message)));
             }
-            self.said = Some(error.reason);
+            self.reported = Some(error.reason);
         }
     }
 
     /// Ends when nothing came for `wait`.
-    async fn over(&self, wait: Duration) {
+    async fn timed_out(&self, wait: Duration) {
         match self.since.and_then(|since| since.checked_add(wait)) {
             Some(deadline) => tokio::time::sleep_until(deadline).await,
             None => std::future::pending().await,
@@ -175,20 +175,20 @@ fn kept(transfer: &Transfer) -> String {
 }
 
 /// Paused by somebody else, who may want it so: nothing is resumed here.
-fn paused(context: &Context, transfer: &Transfer) -> Fail {
+fn paused(context: &CommandContext, transfer: &Transfer) -> CommandError {
     let number = transfer.number;
-    Fail::new(Reason::Cancelled, format!("transfer {number} was paused"))
+    CommandError::new(Reason::Cancelled, format!("transfer {number} was paused"))
         .hint(transfers(context, "resume", number))
 }
 
 /// The command that does this to a transfer.
-fn transfers(context: &Context, action: &str, number: u64) -> String {
+fn transfers(context: &CommandContext, action: &str, number: u64) -> String {
     context.command(["potluck", "transfers", action, &number.to_string()].map(ToOwned::to_owned))
 }
 
 /// Holds the transfer where it stands, if the peer is the command's own. With any other peer others may follow it, or it was left to
 /// the peer: that peer holds it by itself when it is nobody's any more, which it learns from this command's stream.
-async fn hold(peer: &Borrowed, transfer: Transfer) -> Transfer {
+async fn pause_own(peer: &PeerHandle, transfer: Transfer) -> Transfer {
     match peer.ends_with_command() {
         true => peer.control.pause(transfer.number).await.unwrap_or(transfer),
         false => transfer,
@@ -196,22 +196,24 @@ async fn hold(peer: &Borrowed, transfer: Transfer) -> Transfer {
 }
 
 /// What becomes of the transfer at a peer that goes on after the command.
-const HELD: &str = "the peer holds it, unless it was detached or somebody else follows it";
+const STAYS_PAUSED: &str = "the peer holds it, unless it was detached or somebody else follows it";
 
-async fn stopped(peer: &Borrowed, last: Option<Transfer>, again: Option<&str>) -> Fail {
+async fn stopped(peer: &PeerHandle, last: Option<Transfer>, again: Option<&str>) -> CommandError {
     let Some(again) = again else {
-        return Fail::interrupted("interrupted");
+        return CommandError::interrupted("interrupted");
     };
     let Some(last) = last else {
-        return Fail::interrupted("nothing was fetched yet");
+        return CommandError::interrupted("nothing was fetched yet");
     };
     let unverified = last.long_unverified();
-    let transfer = hold(peer, last).await;
+    let transfer = pause_own(peer, last).await;
     let go_on = format!("go on with: {again}");
     match (peer.ends_with_command(), unverified) {
-        (false, _) => Fail::interrupted(kept(&transfer)).hint(HELD).hint(go_on),
-        (true, 0) => Fail::interrupted(kept(&transfer)).hint(go_on),
-        (true, unverified) => Fail::interrupted(format!(
+        (false, _) => CommandError::interrupted(kept(&transfer))
+            .hint(STAYS_PAUSED)
+            .hint(go_on),
+        (true, 0) => CommandError::interrupted(kept(&transfer)).hint(go_on),
+        (true, unverified) => CommandError::interrupted(format!(
             "{}; {} of pieces that are not whole come again",
             kept(&transfer),
             text::size(unverified)
@@ -220,17 +222,17 @@ async fn stopped(peer: &Borrowed, last: Option<Transfer>, again: Option<&str>) -
     }
 }
 
-async fn gave_up(
-    context: &Context,
-    peer: &Borrowed,
+async fn wait_limit_reached(
+    context: &CommandContext,
+    peer: &PeerHandle,
     last: Option<Transfer>,
-    patience: Patience,
+    patience: WaitLimit,
     again: Option<&str>,
-) -> Fail {
+) -> CommandError {
     let Some(transfer) = last else {
         return patience
-            .instead
-            .unwrap_or_else(|| Fail::new(Reason::NoProviders, "nobody has it now"));
+            .error
+            .unwrap_or_else(|| CommandError::new(Reason::NoProviders, "nobody has it now"));
     };
     let number = transfer.number;
     // With another peer than the command's own it stays in that peer's list: who else wants it is not known here.
@@ -241,10 +243,10 @@ async fn gave_up(
             let _ = peer.control.cancel(number).await;
             transfer
         }
-        _ => hold(peer, transfer).await,
+        _ => pause_own(peer, transfer).await,
     };
     let cancel = transfers(context, "cancel", number);
-    let with_rest = |fail: Fail| {
+    let with_rest = |fail: CommandError| {
         let Some(again) = again else { return fail };
         let go_on = format!("go on with: {again}");
         match (transfer.done, stays) {
@@ -253,10 +255,10 @@ async fn gave_up(
                 "transfer {number} stays with the peer; this ends it for everybody: {cancel}"
             )),
             (_, false) => fail.hint(kept(&transfer)).hint(go_on),
-            (_, true) => fail.hint(kept(&transfer)).hint(HELD).hint(go_on),
+            (_, true) => fail.hint(kept(&transfer)).hint(STAYS_PAUSED).hint(go_on),
         }
     };
-    if let Some(instead) = patience.instead {
+    if let Some(instead) = patience.error {
         return with_rest(instead);
     }
     let problem = transfer
@@ -268,21 +270,21 @@ async fn gave_up(
         text::time(patience.wait),
         problem.message
     );
-    with_rest(Fail::from(Problem {
+    with_rest(CommandError::from(Problem {
         message: waited,
         ..problem
     }))
 }
 
-fn failed(transfer: &Transfer, patience: Patience) -> Fail {
+fn failed(transfer: &Transfer, patience: WaitLimit) -> CommandError {
     let problem = transfer
         .error
         .clone()
         .unwrap_or_else(|| Problem::new(Reason::Internal, "the transfer failed without a reason"));
-    match (problem.reason, patience.instead) {
+    match (problem.reason, patience.error) {
         (Reason::NotFound | Reason::NoProviders | Reason::Unreachable, Some(instead)) => instead,
-        (Reason::TargetExists, _) => Fail::from(problem).hint("give another path with -o"),
-        _ => Fail::from(problem),
+        (Reason::TargetExists, _) => CommandError::from(problem).hint("give another path with -o"),
+        _ => CommandError::from(problem),
     }
 }
 
@@ -294,19 +296,19 @@ fn cut_off() -> Problem {
 }
 
 /// The peer is gone in the middle.
-fn lost(problem: Problem, began: bool, again: Option<&str>) -> Fail {
+fn lost(problem: Problem, began: bool, again: Option<&str>) -> CommandError {
     let resumes = began
         && matches!(
             problem.reason,
             Reason::Unreachable | Reason::ShuttingDown | Reason::Cancelled | Reason::NotPotluck
         );
     match (again.filter(|_| resumes), problem.reason) {
-        (Some(again), _) => Fail::from(Problem {
+        (Some(again), _) => CommandError::from(Problem {
             reason: Reason::Unreachable,
             ..problem
         })
         .hint(format!("what was fetched is kept; go on with: {again}")),
-        (None, Reason::TargetExists) => Fail::from(problem).hint("give another path with -o"),
+        (None, Reason::TargetExists) => CommandError::from(problem).hint("give another path with -o"),
         (None, _) => problem.into(),
     }
 }

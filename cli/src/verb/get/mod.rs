@@ -12,14 +12,14 @@ use clap::Args;
 use potluck_core::{Reason, index_client::Address};
 
 pub(crate) use self::{
-    follow::{Patience, follow},
+    follow::{WaitLimit, follow},
     report::report,
 };
-use super::want::Want;
+use super::want::FileQuery;
 use crate::{
-    context::{Borrowed, Context},
-    control::FetchOrder,
-    fail::{Exit, Fail},
+    context::{CommandContext, PeerHandle},
+    control::DownloadRequest,
+    fail::{CommandError, ExitStatus},
 };
 use resolve::Candidate;
 
@@ -44,7 +44,7 @@ current folder.";
 pub(crate) struct GetArgs {
     /// An id, an exact name, or sha256:HEX
     #[arg(value_name = "ID|NAME|sha256:HEX")]
-    pub(crate) want: Want,
+    pub(crate) want: FileQuery,
 
     /// Where to put it: a new path, or a folder
     #[arg(short, long, value_name = "PATH")]
@@ -80,11 +80,12 @@ pub(crate) struct GetArgs {
 }
 
 /// Finds out what is meant, fetches it, and tells how that went.
-pub(crate) async fn run(context: &Context, args: GetArgs) -> Result<(), Fail> {
+pub(crate) async fn run(context: &CommandContext, args: GetArgs) -> Result<(), CommandError> {
     let running = context.stoppable(context.running_peer()).await?;
     if args.detach && running.is_none() {
         return Err(
-            Fail::usage("--detach needs a running peer to leave it to").hint("start one with `potluck peer`")
+            CommandError::usage("--detach needs a running peer to leave it to")
+                .hint("start one with `potluck peer`"),
         );
     }
     let candidates = context
@@ -94,24 +95,24 @@ pub(crate) async fn run(context: &Context, args: GetArgs) -> Result<(), Fail> {
         Some(peer) => peer,
         None => context.stoppable(context.own_peer(args.listen)).await?,
     };
-    let done = fetch_first(context, &peer, &args, candidates).await;
+    let done = download_first(context, &peer, &args, candidates).await;
     peer.close().await;
     done
 }
 
 /// Fetches the first candidate that somebody serves and whose bytes are what was asked for.
-async fn fetch_first(
-    context: &Context,
-    peer: &Borrowed,
+async fn download_first(
+    context: &CommandContext,
+    peer: &PeerHandle,
     args: &GetArgs,
     candidates: Vec<Candidate>,
-) -> Result<(), Fail> {
+) -> Result<(), CommandError> {
     let target = target(peer, args)?;
-    let again = again(context, args);
+    let again = resume_command(context, args);
     let last = candidates.len().saturating_sub(1);
     let mut first = None;
     for (i, candidate) in candidates.into_iter().enumerate() {
-        let order = FetchOrder {
+        let order = DownloadRequest {
             file: candidate.id,
             name: candidate.name,
             target: target.clone(),
@@ -122,13 +123,13 @@ async fn fetch_first(
             limit: args.limit.map_or(0, |limit| limit.as_u64()),
             priority: args.priority,
         };
-        let patience = Patience {
-            wait: if candidate.known {
+        let patience = WaitLimit {
+            wait: if candidate.has_providers {
                 Duration::from_secs(args.wait)
             } else {
                 Duration::ZERO
             },
-            instead: candidate.instead,
+            error: candidate.error,
         };
         match follow(context, peer, &order, patience, Some(&again)).await {
             Ok(transfer) => return report(context, &transfer, args.detach),
@@ -146,42 +147,46 @@ async fn fetch_first(
         }
     }
     // Nothing found is told by `resolve`.
-    Err(Fail::new(Reason::NotFound, format!("nobody has {}", args.want)))
+    Err(CommandError::new(
+        Reason::NotFound,
+        format!("nobody has {}", args.want),
+    ))
 }
 
 /// Why another candidate may do where one failed so.
-const fn why_another(fail: &Fail) -> Option<&'static str> {
+const fn why_another(fail: &CommandError) -> Option<&'static str> {
     match fail.exit() {
-        Some(Exit::Verification) => Some("is not what was asked for"),
-        Some(Exit::NotFound | Exit::Unreachable) => Some("is served by nobody now"),
+        Some(ExitStatus::Verification) => Some("is not what was asked for"),
+        Some(ExitStatus::NotFound | ExitStatus::Unreachable) => Some("is served by nobody now"),
         _ => None,
     }
 }
 
 /// Where it goes: as asked, else the current folder for a peer of this process, else the peer's own choice.
-fn target(peer: &Borrowed, args: &GetArgs) -> Result<Option<PathBuf>, Fail> {
+fn target(peer: &PeerHandle, args: &GetArgs) -> Result<Option<PathBuf>, CommandError> {
     let Some(output) = &args.output else {
         return match peer.is_own() {
-            true => std::env::current_dir()
-                .map(Some)
-                .map_err(|error| Fail::io("find the current folder", std::path::Path::new("."), &error)),
+            true => std::env::current_dir().map(Some).map_err(|error| {
+                CommandError::io("find the current folder", std::path::Path::new("."), &error)
+            }),
             false => Ok(None),
         };
     };
     let target = PathBuf::from(super::local::absolute(output)?);
     // `-o new/` says that a folder is meant.
     if output.as_os_str().as_encoded_bytes().ends_with(b"/") {
-        std::fs::create_dir_all(&target).map_err(|error| Fail::io("make the folder", &target, &error))?;
+        std::fs::create_dir_all(&target)
+            .map_err(|error| CommandError::io("make the folder", &target, &error))?;
     }
     Ok(Some(target))
 }
 
 /// The command that goes on after an interruption, with every flag that changes what it does.
-fn again(context: &Context, args: &GetArgs) -> String {
+fn resume_command(context: &CommandContext, args: &GetArgs) -> String {
     let want = match &args.want {
-        Want::Id(id) => id.to_string(),
-        Want::Sha256(sum) => format!("sha256:{sum}"),
-        Want::Name(name) => name.clone(),
+        FileQuery::Id(id) => id.to_string(),
+        FileQuery::Sha256(sum) => format!("sha256:{sum}"),
+        FileQuery::Name(name) => name.clone(),
     };
     let output = args.output.iter().map(|path| path.to_string_lossy().into_owned());
     let wait = Some(args.wait).filter(|&wait| wait != DEFAULT_WAIT);

@@ -6,20 +6,24 @@ use console::style;
 use serde_json::json;
 
 use crate::{
-    context::Context,
+    context::CommandContext,
     control::model::{PeerState, Transfer, TransferPeer},
-    fail::Fail,
-    table::{Lean, Table},
+    fail::CommandError,
+    table::{Align, Table},
     text,
     verb::transfers,
 };
 
 /// Sources listed for people; `--json` has them all.
-const MOST_SOURCES: usize = 12;
+const MAX_PEERS: usize = 12;
 
 /// Tells where it is and who gave how much; of a detached one, how to follow it.
-pub(crate) fn report(context: &Context, transfer: &Transfer, detached: bool) -> Result<(), Fail> {
-    let done = transfer.state.is_over();
+pub(crate) fn report(
+    context: &CommandContext,
+    transfer: &Transfer,
+    detached: bool,
+) -> Result<(), CommandError> {
+    let done = transfer.state.is_settled();
     if context.out.is_json() {
         return context.out.object(&match done {
             true => object(transfer),
@@ -52,7 +56,7 @@ pub(crate) fn report(context: &Context, transfer: &Transfer, detached: bool) -> 
     for what in &transfer.not_kept {
         context.out.warn(format_args!("{}", text::shown(what)));
     }
-    for line in sources(&transfer.peers) {
+    for line in peer_lines(&transfer.peers) {
         context.out.note(line);
     }
     if let Some(problem) = &transfer.sharing_error {
@@ -76,7 +80,7 @@ fn object(transfer: &Transfer) -> serde_json::Value {
         "resumed_bytes": transfer.resumed,
         "copied_bytes": transfer.copied,
         "not_kept": transfer.not_kept,
-        "sources": transfer.peers.iter().map(transfers::source).collect::<Vec<_>>(),
+        "sources": transfer.peers.iter().map(transfers::peer_object).collect::<Vec<_>>(),
         "sharing_error": transfer.sharing_error.as_ref().map(|problem| problem.reason.word()),
         "sharing_message": transfer.sharing_error.as_ref().map(|problem| problem.message.as_str()),
     })
@@ -130,15 +134,15 @@ fn facts(transfer: &Transfer) -> String {
 }
 
 /// Who gave how much, and who was refused and why.
-fn sources(peers: &[TransferPeer]) -> Vec<String> {
+fn peer_lines(peers: &[TransferPeer]) -> Vec<String> {
     let given: u64 = peers.iter().map(|peer| peer.bytes).sum();
-    let mut table = Table::bare(vec![Lean::Left, Lean::Right, Lean::Right, Lean::Left]);
+    let mut table = Table::bare(vec![Align::Left, Align::Right, Align::Right, Align::Left]);
     let worth_telling = |peer: &&TransferPeer| peer.bytes > 0 || peer.state == PeerState::Banned;
     let (told, others): (Vec<_>, Vec<_>) = peers
         .iter()
         .filter(worth_telling)
         .enumerate()
-        .partition(|(i, peer)| *i < MOST_SOURCES || peer.state == PeerState::Banned);
+        .partition(|(i, peer)| *i < MAX_PEERS || peer.state == PeerState::Banned);
     for (_, peer) in told {
         let state = match (peer.state, &peer.reason) {
             (PeerState::Banned, reason) => {

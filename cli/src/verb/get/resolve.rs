@@ -7,11 +7,11 @@ use potluck_core::{
 
 use super::GetArgs;
 use crate::{
-    context::Context,
-    fail::Fail,
-    peer::Peer,
+    context::CommandContext,
+    fail::CommandError,
+    peer::ConnectedPeer,
     text,
-    verb::{query, search, want::Want},
+    verb::{query, search, want::FileQuery},
 };
 
 /// Similar names offered where the one asked for is unknown.
@@ -21,7 +21,7 @@ const SUGGESTIONS: u32 = 3;
 const SUGGESTION_PAGES: u32 = 5;
 
 /// Providers told to a peer that uses another index, or none.
-const TOLD_PROVIDERS: usize = 100;
+const MAX_PASSED_PROVIDERS: usize = 100;
 
 /// A file to try.
 #[derive(Debug)]
@@ -31,9 +31,9 @@ pub(super) struct Candidate {
     pub(super) sha256: Option<Sha256>,
     pub(super) providers: Vec<Address>,
     /// Whether somebody is known to have it; else only a copy on this machine can help.
-    pub(super) known: bool,
+    pub(super) has_providers: bool,
     /// What to say if it cannot be had though nobody is known to have it.
-    pub(super) instead: Option<Fail>,
+    pub(super) error: Option<CommandError>,
 }
 
 /// What can be meant, at least one.
@@ -41,40 +41,40 @@ pub(super) struct Candidate {
 /// # Errors
 /// Not found; ambiguous, with the choice printed; the index unreachable where only it can tell.
 pub(super) async fn candidates(
-    context: &Context,
-    peer: Option<&Peer>,
+    context: &CommandContext,
+    peer: Option<&ConnectedPeer>,
     args: &GetArgs,
-) -> Result<Vec<Candidate>, Fail> {
+) -> Result<Vec<Candidate>, CommandError> {
     let looked_up = match context.index_of(peer) {
         Ok(index) => look_up(&index, &args.want).await,
         // Without an index an id and somebody to ask are enough.
-        Err(fail) if args.from.is_empty() || !matches!(args.want, Want::Id(_)) => return Err(fail),
+        Err(fail) if args.from.is_empty() || !matches!(args.want, FileQuery::Id(_)) => return Err(fail),
         Err(_) => Ok(Vec::new()),
     };
     let index = context.index_of(peer).ok();
     match (&args.want, looked_up) {
-        (Want::Id(id), looked_up) => Ok(vec![by_id(context, peer, args, *id, looked_up)]),
+        (FileQuery::Id(id), looked_up) => Ok(vec![by_id(context, peer, args, *id, looked_up)]),
         (_, Err(problem)) => Err(problem.into()),
         (want, Ok(files)) if files.is_empty() => Err(suggest(index.as_ref(), want).await),
-        (Want::Name(name), Ok(files)) if files.len() > 1 => Err(ambiguous(context, name, &files)),
-        (Want::Name(name), Ok(files)) => Ok(files
+        (FileQuery::Name(name), Ok(files)) if files.len() > 1 => Err(ambiguous(context, name, &files)),
+        (FileQuery::Name(name), Ok(files)) => Ok(files
             .iter()
-            .map(|found| found_one(context, peer, args, found, Some(name), None))
+            .map(|found| from_indexed_file(context, peer, args, found, Some(name), None))
             .collect()),
-        (Want::Sha256(sum), Ok(files)) => Ok(files
+        (FileQuery::Sha256(sum), Ok(files)) => Ok(files
             .iter()
-            .map(|found| found_one(context, peer, args, found, None, Some(*sum)))
+            .map(|found| from_indexed_file(context, peer, args, found, None, Some(*sum)))
             .collect()),
     }
 }
 
-async fn look_up(index: &IndexClient, want: &Want) -> Result<Vec<IndexedFile>, Problem> {
-    query::find(index, want, TOLD_PROVIDERS as u32).await
+async fn look_up(index: &IndexClient, want: &FileQuery) -> Result<Vec<IndexedFile>, Problem> {
+    query::find(index, want, MAX_PASSED_PROVIDERS as u32).await
 }
 
 fn by_id(
-    context: &Context,
-    peer: Option<&Peer>,
+    context: &CommandContext,
+    peer: Option<&ConnectedPeer>,
     args: &GetArgs,
     id: FileId,
     looked_up: Result<Vec<IndexedFile>, Problem>,
@@ -84,25 +84,25 @@ fn by_id(
             Some(found) => (Some(found), None),
             None => (None, Some(query::unknown(&args.want))),
         },
-        Err(problem) => (None, Some(Fail::from(problem))),
+        Err(problem) => (None, Some(CommandError::from(problem))),
     };
     match found {
-        Some(found) => found_one(context, peer, args, &found, None, None),
+        Some(found) => from_indexed_file(context, peer, args, &found, None, None),
         None => Candidate {
             id,
             name: None,
             sha256: None,
             providers: args.from.clone(),
-            known: !args.from.is_empty(),
+            has_providers: !args.from.is_empty(),
             // Of peers that were named the transfer knows more than the index does.
-            instead: instead.filter(|_| args.from.is_empty()),
+            error: instead.filter(|_| args.from.is_empty()),
         },
     }
 }
 
-fn found_one(
-    context: &Context,
-    peer: Option<&Peer>,
+fn from_indexed_file(
+    context: &CommandContext,
+    peer: Option<&ConnectedPeer>,
     args: &GetArgs,
     found: &IndexedFile,
     name: Option<&str>,
@@ -114,7 +114,7 @@ fn found_one(
             found
                 .providers
                 .iter()
-                .take(TOLD_PROVIDERS)
+                .take(MAX_PASSED_PROVIDERS)
                 .map(|provider| provider.address.clone()),
         );
     }
@@ -126,13 +126,13 @@ fn found_one(
             .map(ToOwned::to_owned),
         sha256,
         providers,
-        known: true,
-        instead: None,
+        has_providers: true,
+        error: None,
     }
 }
 
 /// Whether the peer asks another index than the one that was just asked.
-fn other_index(context: &Context, peer: Option<&Peer>) -> bool {
+fn other_index(context: &CommandContext, peer: Option<&ConnectedPeer>) -> bool {
     let asked = context
         .index_of(peer)
         .ok()
@@ -148,7 +148,7 @@ fn other_index(context: &Context, peer: Option<&Peer>) -> bool {
 }
 
 /// Several files of one name: prints the choice.
-fn ambiguous(context: &Context, name: &str, files: &[IndexedFile]) -> Fail {
+fn ambiguous(context: &CommandContext, name: &str, files: &[IndexedFile]) -> CommandError {
     let printed = match context.out.is_json() {
         true => context.out.object(&query::Objects { files }),
         false => context.out.lines(search::lines(files, context.out.width())),
@@ -160,13 +160,13 @@ fn ambiguous(context: &Context, name: &str, files: &[IndexedFile]) -> Fail {
         "{} have the name `{name}`",
         text::count(files.len() as u64, "file")
     );
-    Fail::new(Reason::AmbiguousName, message).hint("nothing was fetched; choose one: potluck get ID")
+    CommandError::new(Reason::AmbiguousName, message).hint("nothing was fetched; choose one: potluck get ID")
 }
 
 /// That it is unknown, with names that are near.
-async fn suggest(index: Option<&IndexClient>, want: &Want) -> Fail {
+async fn suggest(index: Option<&IndexClient>, want: &FileQuery) -> CommandError {
     let fail = query::unknown(want);
-    let (Want::Name(name), Some(index)) = (want, index) else {
+    let (FileQuery::Name(name), Some(index)) = (want, index) else {
         return fail;
     };
     // Only a courtesy: an error here changes nothing. The extension says little and is left out.

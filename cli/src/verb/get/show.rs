@@ -4,12 +4,12 @@ use console::style;
 use potluck_core::index_client::Address;
 
 use crate::{
-    control::model::{PeerState, State, Transfer, TransferPeer},
+    control::model::{PeerState, Transfer, TransferPeer, TransferState},
     draw, text,
 };
 
 /// Peers shown a line each: those that gave most.
-const MOST_ROWS: usize = 6;
+const MAX_ROWS: usize = 6;
 
 /// Width of the bar that shows a peer's share.
 const SHARE_BAR: usize = 12;
@@ -22,11 +22,11 @@ const ADDRESS_WIDTH: usize = 24;
 
 /// The rows of peers, in the order in which they were first seen.
 #[derive(Debug, Default)]
-pub(super) struct Rows {
+pub(super) struct PeerRows {
     seen: Vec<Address>,
 }
 
-impl Rows {
+impl PeerRows {
     /// The lines for a terminal of `width` columns.
     pub(super) fn render(&mut self, transfer: &Transfer, width: usize) -> Vec<String> {
         for peer in &transfer.peers {
@@ -37,7 +37,7 @@ impl Rows {
         let mut lines = vec![head(transfer, width)];
         let mut most: Vec<&TransferPeer> = transfer.peers.iter().collect();
         most.sort_by_key(|peer| std::cmp::Reverse(peer.bytes));
-        let (shown, others) = most.split_at(most.len().min(MOST_ROWS));
+        let (shown, others) = most.split_at(most.len().min(MAX_ROWS));
         let mut shown = shown.to_vec();
         shown.sort_by_key(|peer| self.seen.iter().position(|address| *address == peer.address));
         let given: u64 = transfer.peers.iter().map(|peer| peer.bytes).sum();
@@ -62,16 +62,16 @@ fn head(transfer: &Transfer, width: usize) -> String {
     };
     let Some(total) = transfer.total else {
         return draw::fit(
-            &format!("{name}  {}", style(doing(transfer)).dim().for_stderr()),
+            &format!("{name}  {}", style(activity(transfer)).dim().for_stderr()),
             width,
         );
     };
     let end = match transfer.state {
-        State::Running => transfer.seconds_left().map_or_else(
+        TransferState::Running => transfer.seconds_left().map_or_else(
             || "-:-- left".to_owned(),
             |left| format!("{} left", text::clock(left)),
         ),
-        _ => doing(transfer),
+        _ => activity(transfer),
     };
     let unverified = match (transfer.long_unverified(), width >= WIDE) {
         (0, _) => String::new(),
@@ -89,14 +89,14 @@ fn head(transfer: &Transfer, width: usize) -> String {
 }
 
 /// What a transfer that is not plainly running is doing.
-fn doing(transfer: &Transfer) -> String {
+fn activity(transfer: &Transfer) -> String {
     match (transfer.state, &transfer.error) {
         // Something of it is on this machine already.
-        (State::Preparing, _) if transfer.done > 0 => "checking …".to_owned(),
-        (State::Preparing, _) => "looking for peers …".to_owned(),
-        (State::Finishing, _) => "putting it in its place …".to_owned(),
-        (State::Paused, _) => "paused".to_owned(),
-        (State::Waiting, Some(error)) => format!("waiting: {}", text::shown(&error.message)),
+        (TransferState::Preparing, _) if transfer.done > 0 => "checking …".to_owned(),
+        (TransferState::Preparing, _) => "looking for peers …".to_owned(),
+        (TransferState::Finishing, _) => "putting it in its place …".to_owned(),
+        (TransferState::Paused, _) => "paused".to_owned(),
+        (TransferState::Waiting, Some(error)) => format!("waiting: {}", text::shown(&error.message)),
         (state, _) => state.word().to_owned(),
     }
 }
@@ -161,7 +161,7 @@ mod tests {
             name: "a-rather-long-name-of-a-model-\x1b[2J.safetensors".into(),
             kind: FileKind::File,
             path: String::new(),
-            state: State::Running,
+            state: TransferState::Running,
             done: 123_456_789,
             total: Some(987_654_321),
             resumed: 0,
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn no_line_passes_any_width_or_steers_the_terminal() {
         for width in 0..130 {
-            for line in Rows::default().render(&transfer(9), width) {
+            for line in PeerRows::default().render(&transfer(9), width) {
                 assert!(measure_text_width(&line) <= width, "{width}: {line}");
                 assert!(!line.contains("\x1b[2J"));
             }
@@ -216,12 +216,12 @@ mod tests {
         now.units_total = 2304;
         now.unverified = 3 << 20;
         // A unit of 4 MiB comes in no time, then in minutes.
-        let line = |now: &Transfer| Rows::default().render(now, 200).swap_remove(0);
+        let line = |now: &Transfer| PeerRows::default().render(now, 200).swap_remove(0);
         assert!(!line(&now).contains("unverified"), "{}", line(&now));
         now.bytes_per_second = 24 << 10;
         let slow = line(&now);
         assert!(slow.contains("0 B of 9.00 GiB (+3.00 MiB unverified)"), "{slow}");
-        let narrow = Rows::default().render(&now, 80).swap_remove(0);
+        let narrow = PeerRows::default().render(&now, 80).swap_remove(0);
         assert!(
             narrow.contains("(+3.00 MiB)") && narrow.ends_with("left"),
             "{narrow}"
@@ -232,14 +232,14 @@ mod tests {
 
     #[test]
     fn many_peers_are_summed_up() {
-        let lines = Rows::default().render(&transfer(9), 100);
-        assert_eq!(lines.len(), 1 + MOST_ROWS + 1);
+        let lines = PeerRows::default().render(&transfer(9), 100);
+        assert_eq!(lines.len(), 1 + MAX_ROWS + 1);
         assert!(lines[7].contains("+ 3 more"), "{}", lines[7]);
     }
 
     #[test]
     fn rows_stay_in_place_when_the_order_changes() {
-        let mut rows = Rows::default();
+        let mut rows = PeerRows::default();
         let mut now = transfer(3);
         let first = rows.render(&now, 100);
         now.peers.reverse();
