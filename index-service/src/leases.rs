@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[derive(Debug, Clone)]
-    enum Step {
+    enum LeaseStep {
         Open(u8, u64),
         Renew(u8),
         Close(u8),
@@ -306,13 +306,13 @@ mod tests {
         Take(usize),
     }
 
-    fn step() -> impl Strategy<Value = Step> {
+    fn step() -> impl Strategy<Value = LeaseStep> {
         prop_oneof![
-            (0..6u8, 1..20u64).prop_map(|(peer, ttl)| Step::Open(peer, ttl)),
-            (0..6u8).prop_map(Step::Renew),
-            (0..6u8).prop_map(Step::Close),
-            (0..10u64).prop_map(Step::Wait),
-            (0..4usize).prop_map(Step::Take),
+            (0..6u8, 1..20u64).prop_map(|(peer, ttl)| LeaseStep::Open(peer, ttl)),
+            (0..6u8).prop_map(LeaseStep::Renew),
+            (0..6u8).prop_map(LeaseStep::Close),
+            (0..10u64).prop_map(LeaseStep::Wait),
+            (0..4usize).prop_map(LeaseStep::Take),
         ]
     }
 
@@ -325,24 +325,24 @@ mod tests {
             let mut model: Vec<(PeerId, Instant, Duration)> = Vec::new();
             for step in steps {
                 match step {
-                    Step::Open(n, ttl) => {
+                    LeaseStep::Open(n, ttl) => {
                         let ttl = Duration::from_secs(ttl);
                         table.open(peer(n), ttl, Some(holder(1, 1)), now);
                         model.retain(|entry| entry.0 != peer(n));
                         model.push((peer(n), now + ttl, ttl));
                     }
-                    Step::Renew(n) => {
+                    LeaseStep::Renew(n) => {
                         let entry = model.iter_mut().find(|entry| entry.0 == peer(n) && entry.1 > now);
                         let expected = entry.map(|entry| { entry.1 = now + entry.2; entry.2 });
                         prop_assert_eq!(table.renew(&peer(n), &holder(1, 1), now), expected);
                     }
-                    Step::Close(n) => {
+                    LeaseStep::Close(n) => {
                         let before = model.len();
                         model.retain(|entry| entry.0 != peer(n));
                         prop_assert_eq!(table.close(&peer(n)), model.len() < before);
                     }
-                    Step::Wait(seconds) => now += Duration::from_secs(seconds),
-                    Step::Take(most) => {
+                    LeaseStep::Wait(seconds) => now += Duration::from_secs(seconds),
+                    LeaseStep::Take(most) => {
                         let mut due: Vec<_> = model.iter().filter(|entry| entry.1 <= now).copied().collect();
                         due.sort_by_key(|entry| (entry.1, entry.0));
                         due.truncate(most);

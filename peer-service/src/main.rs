@@ -12,7 +12,7 @@ use potluck_peer::{Options, run};
 /// Logs go to standard error (POTLUCK_LOG or RUST_LOG sets how much). Ends cleanly on SIGINT and SIGTERM.
 #[derive(Debug, Parser)]
 #[command(name = "potluck-peer", version)]
-struct Line {
+struct CommandLine {
     #[command(flatten)]
     options: Options,
 }
@@ -21,7 +21,7 @@ struct Line {
 const LAST_READS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let line = Line::parse();
+    let line = CommandLine::parse();
     program::init_logging();
     program::raise_file_limit();
     match serve(line.options) {

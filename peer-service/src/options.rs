@@ -313,13 +313,15 @@ mod tests {
     use super::*;
 
     #[derive(Debug, Parser)]
-    struct Line {
+    struct TestCommandLine {
         #[command(flatten)]
         options: Options,
     }
 
     fn parse(args: &[&str]) -> Options {
-        Line::try_parse_from([&["peer"], args].concat()).unwrap().options
+        TestCommandLine::try_parse_from([&["peer"], args].concat())
+            .unwrap()
+            .options
     }
 
     #[test]
@@ -382,6 +384,6 @@ mod tests {
             parse(&["--upload-limit", "10MiB"]).upload_limit.as_u64(),
             10 << 20
         );
-        assert!(Line::try_parse_from(["peer", "--upload-limit", "fast"]).is_err());
+        assert!(TestCommandLine::try_parse_from(["peer", "--upload-limit", "fast"]).is_err());
     }
 }

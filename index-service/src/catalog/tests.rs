@@ -160,7 +160,7 @@ fn is_spotless(catalog: &Catalog) {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+enum CatalogStep {
     Peer(u8, u8),
     Put(u8, Registration),
     Remove(u8, u8),
@@ -175,7 +175,7 @@ fn names() -> impl Strategy<Value = Vec<String>> {
     prop::collection::vec(name, 1..4)
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = CatalogStep> {
     let put = (
         0..5u8,
         0..8u8,
@@ -191,7 +191,7 @@ fn step() -> impl Strategy<Value = Step> {
             } else {
                 FileKind::File
             };
-            Step::Put(
+            CatalogStep::Put(
                 peer,
                 Registration {
                     file: FileRecord {
@@ -205,10 +205,10 @@ fn step() -> impl Strategy<Value = Step> {
             )
         });
     prop_oneof![
-        2 => (0..5u8, 0..3u8).prop_map(|(peer, at)| Step::Peer(peer, at)),
+        2 => (0..5u8, 0..3u8).prop_map(|(peer, at)| CatalogStep::Peer(peer, at)),
         8 => put,
-        3 => (0..5u8, 0..8u8).prop_map(|(peer, file)| Step::Remove(peer, file)),
-        1 => (0..5u8).prop_map(Step::RemovePeer),
+        3 => (0..5u8, 0..8u8).prop_map(|(peer, file)| CatalogStep::Remove(peer, file)),
+        1 => (0..5u8).prop_map(CatalogStep::RemovePeer),
     ]
 }
 
@@ -390,12 +390,12 @@ proptest! {
         let mut model = Model::default();
         for step in steps {
             match step {
-                Step::Peer(n, at) => {
+                CatalogStep::Peer(n, at) => {
                     let moved = model.peers.get(&peer(n)).is_some_and(|(known, _)| *known != address(at));
                     prop_assert_eq!(catalog.set_peer(peer(n), &address(at)), moved);
                     model.peers.entry(peer(n)).or_insert_with(|| (address(at), BTreeMap::new())).0 = address(at);
                 }
-                Step::Put(n, registration) => {
+                CatalogStep::Put(n, registration) => {
                     let before = catalog.bytes();
                     let adds = catalog.may_add_memory(&peer(n), &registration);
                     let put = catalog.put(&peer(n), &registration);
@@ -410,12 +410,12 @@ proptest! {
                         prop_assert_eq!(put, expected);
                     }
                 }
-                Step::Remove(n, file) => {
+                CatalogStep::Remove(n, file) => {
                     let id = record(file).id;
                     let was = model.peers.get_mut(&peer(n)).is_some_and(|(_, files)| files.remove(&id).is_some());
                     prop_assert_eq!(catalog.remove(&peer(n), &id), was);
                 }
-                Step::RemovePeer(n) => {
+                CatalogStep::RemovePeer(n) => {
                     let was = model.peers.remove(&peer(n)).is_some();
                     prop_assert_eq!(remove_peer(&mut catalog, &peer(n)), was);
                 }

@@ -27,16 +27,16 @@ fn registration(n: u8, name: &str, partial: bool) -> Registration {
 
 /// A library.
 #[derive(Debug, Default)]
-struct Shelf(Mutex<HashMap<FileId, Registration>>);
+struct FakeLibrary(Mutex<HashMap<FileId, Registration>>);
 
-impl RegistrationSource for Shelf {
+impl RegistrationSource for FakeLibrary {
     fn registration(&self, id: &FileId) -> Option<Registration> {
         self.0.lock().unwrap().get(id).cloned()
     }
 }
 
 #[derive(Debug, Clone)]
-enum Op {
+enum AnnounceOp {
     Put(u8, u8),
     Hold(u8, u8),
     Remove(u8),
@@ -47,14 +47,14 @@ enum Op {
     Sync,
 }
 
-fn op() -> impl Strategy<Value = Op> {
+fn op() -> impl Strategy<Value = AnnounceOp> {
     prop_oneof![
-        2 => (0u8..8, 0u8..3).prop_map(|(n, name)| Op::Put(n, name)),
-        3 => (0u8..8, 0u8..3).prop_map(|(n, name)| Op::Begin(n, name)),
-        4 => (0u8..8, 0u8..3).prop_map(|(n, name)| Op::Hold(n, name)),
-        3 => (0u8..8).prop_map(Op::Remove),
-        2 => (0u8..8).prop_map(Op::End),
-        2 => Just(Op::Sync),
+        2 => (0u8..8, 0u8..3).prop_map(|(n, name)| AnnounceOp::Put(n, name)),
+        3 => (0u8..8, 0u8..3).prop_map(|(n, name)| AnnounceOp::Begin(n, name)),
+        4 => (0u8..8, 0u8..3).prop_map(|(n, name)| AnnounceOp::Hold(n, name)),
+        3 => (0u8..8).prop_map(AnnounceOp::Remove),
+        2 => (0u8..8).prop_map(AnnounceOp::End),
+        2 => Just(AnnounceOp::Sync),
     ]
 }
 
@@ -63,8 +63,8 @@ proptest! {
     #[test]
     fn a_listener_misses_nothing(ops in proptest::collection::vec(op(), 0..80), most in 1usize..5) {
         let holdings = AnnounceSet::new();
-        let shelf = Arc::new(Shelf::default());
-        let source: Weak<Shelf> = Arc::downgrade(&shelf);
+        let shelf = Arc::new(FakeLibrary::default());
+        let source: Weak<FakeLibrary> = Arc::downgrade(&shelf);
         holdings.set_source(source);
         // As it is, with nothing left out or joined together.
         let mut model = HashMap::new();
@@ -94,38 +94,38 @@ proptest! {
         };
         for op in ops {
             match op {
-                Op::Put(n, name) => {
+                AnnounceOp::Put(n, name) => {
                     let one = registration(n, &name.to_string(), false);
                     model.insert(one.file.id, one.clone());
                     holdings.put(vec![one]);
                 }
-                Op::Begin(n, name) => {
+                AnnounceOp::Begin(n, name) => {
                     let one = registration(n, &name.to_string(), true);
                     if model.get(&one.file.id).is_none_or(|old| old.partial) {
                         model.insert(one.file.id, one.clone());
                     }
                     parts.entry(n).or_default().push(holdings.announce_partial(one));
                 }
-                Op::Hold(n, name) => {
+                AnnounceOp::Hold(n, name) => {
                     let one = registration(n, &name.to_string(), false);
                     model.insert(one.file.id, one.clone());
                     shelf.0.lock().unwrap().insert(one.file.id, one.clone());
                     holdings.announce_complete(&[one.file.id]);
                 }
-                Op::Remove(n) => {
+                AnnounceOp::Remove(n) => {
                     let id = registration(n, "", false).file.id;
                     model.remove(&id);
                     shelf.0.lock().unwrap().remove(&id);
                     holdings.remove(&[id]);
                 }
-                Op::End(n) => {
+                AnnounceOp::End(n) => {
                     let id = registration(n, "", false).file.id;
                     let parts = parts.entry(n).or_default();
                     if parts.pop().is_some() && parts.is_empty() {
                         model.retain(|of, one| *of != id || !one.partial);
                     }
                 }
-                Op::Sync => {
+                AnnounceOp::Sync => {
                     sync(&mut seen);
                 }
             }
@@ -165,9 +165,9 @@ fn a_part_does_not_hide_the_whole() {
 fn a_part_that_ends_takes_nothing_else_away() {
     let holdings = AnnounceSet::new();
     let (part, whole) = (registration(1, "a", true), registration(1, "b", false));
-    let shelf = Arc::new(Shelf::default());
+    let shelf = Arc::new(FakeLibrary::default());
     shelf.0.lock().unwrap().insert(whole.file.id, whole.clone());
-    let source: Weak<Shelf> = Arc::downgrade(&shelf);
+    let source: Weak<FakeLibrary> = Arc::downgrade(&shelf);
     holdings.set_source(source);
     let (one, other) = (
         holdings.announce_partial(part.clone()),

@@ -16,7 +16,7 @@ use super::{
     *,
 };
 
-struct Rig {
+struct LibraryRig {
     inner: Arc<LibraryShared>,
     stop: CancellationToken,
     tracker: TaskTracker,
@@ -29,7 +29,7 @@ const WATCH: ShareObserver<'_> = ShareObserver {
     is_cancelled: &|| false,
 };
 
-impl Rig {
+impl LibraryRig {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("state")).unwrap();
@@ -73,7 +73,7 @@ impl Rig {
 
 #[tokio::test]
 async fn what_is_unshared_while_it_is_hashed_again_stays_unshared() {
-    let rig = Rig::new();
+    let rig = LibraryRig::new();
     let path = rig.dir.path().canonicalize().unwrap().join("file");
     fs::write(&path, "before").unwrap();
     rig.share(&path);
@@ -97,7 +97,7 @@ async fn what_is_unshared_while_it_is_hashed_again_stays_unshared() {
 
 #[tokio::test]
 async fn what_is_unshared_while_it_is_hashed_in_the_files_folder_stays_unshared() {
-    let rig = Rig::new();
+    let rig = LibraryRig::new();
     let path = rig.inner.files_folder.join("file");
     fs::write(&path, "content").unwrap();
     let item = rig.inner.build_item(&path, &WATCH).unwrap();
@@ -115,7 +115,7 @@ async fn what_is_unshared_while_it_is_hashed_in_the_files_folder_stays_unshared(
 
 #[tokio::test]
 async fn what_was_shared_anew_is_not_withdrawn_for_what_it_was_before() {
-    let rig = Rig::new();
+    let rig = LibraryRig::new();
     let path = rig.dir.path().canonicalize().unwrap().join("file");
     fs::write(&path, "content").unwrap();
     let id = rig.share(&path).record.id;
@@ -139,7 +139,7 @@ async fn what_was_shared_anew_is_not_withdrawn_for_what_it_was_before() {
 
 #[tokio::test]
 async fn what_came_after_the_files_folder_was_listed_is_not_taken_for_gone() {
-    let rig = Rig::new();
+    let rig = LibraryRig::new();
     let (path, hidden) = (
         rig.inner.files_folder.join("file"),
         rig.inner.files_folder.join("hidden"),
@@ -176,7 +176,7 @@ fn fill(disk: &Path) -> [PathBuf; 2] {
 
 #[tokio::test]
 async fn what_is_on_a_disk_that_is_away_is_not_served_and_is_back_without_hashing() {
-    let rig = Rig::new();
+    let rig = LibraryRig::new();
     let dir = rig.dir.path().canonicalize().unwrap();
     let (disk, elsewhere) = (dir.join("disk"), dir.join("elsewhere"));
     let paths = fill(&disk);
@@ -232,7 +232,7 @@ async fn what_is_on_a_disk_that_is_away_is_not_served_and_is_back_without_hashin
     rig.inner.refresh_one(numbers[0]);
     rig.inner.unshare(&UnshareTarget::Path(paths[0].clone())).unwrap();
     assert!(rig.inner.layer(&ids[0]).unwrap().is_none());
-    let rig = Rig::at(rig.end().await);
+    let rig = LibraryRig::at(rig.end().await);
     assert_eq!(rig.inner.catalog().totals().items, 1);
     rig.end().await;
 }
@@ -247,7 +247,7 @@ async fn wait_until(mut done: impl FnMut() -> bool) {
 
 #[tokio::test]
 async fn what_is_away_at_start_stays_shared_but_in_the_files_folder() {
-    let rig = Rig::new();
+    let rig = LibraryRig::new();
     let dir = rig.dir.path().canonicalize().unwrap();
     let (disk, elsewhere) = (dir.join("disk"), dir.join("elsewhere"));
     let dropped = rig.inner.files_folder.join("dropped");
@@ -259,7 +259,7 @@ async fn what_is_away_at_start_stays_shared_but_in_the_files_folder() {
     fs::rename(&disk, &elsewhere).unwrap();
     fs::remove_file(&dropped).unwrap();
     // Twice: what is away is still so after another start.
-    let rig = Rig::at(Rig::at(dir).end().await);
+    let rig = LibraryRig::at(LibraryRig::at(dir).end().await);
     assert!(ids.iter().all(|id| !rig.is_shared(id)));
     assert_eq!(rig.inner.holdings.snapshot().len(), 0);
     let items: Vec<_> = rig
@@ -272,7 +272,7 @@ async fn what_is_away_at_start_stays_shared_but_in_the_files_folder() {
     assert_eq!(rig.inner.catalog().totals().items, 2);
     let dir = rig.end().await;
     fs::rename(&elsewhere, &disk).unwrap();
-    let rig = Rig::at(dir);
+    let rig = LibraryRig::at(dir);
     // At once, and not hashed in the background.
     for (path, id) in paths.iter().zip(&ids) {
         assert_eq!(rig.inner.locate(id).as_ref(), Some(path));
@@ -283,7 +283,7 @@ async fn what_is_away_at_start_stays_shared_but_in_the_files_folder() {
 
 #[tokio::test]
 async fn another_file_where_one_was_away_is_hashed_anew() {
-    let rig = Rig::new();
+    let rig = LibraryRig::new();
     let path = rig.dir.path().canonicalize().unwrap().join("file");
     fs::write(&path, vec![3; 600_000]).unwrap();
     let id = rig.share(&path).record.id;
@@ -309,7 +309,7 @@ async fn another_file_where_one_was_away_is_hashed_anew() {
 
 #[tokio::test]
 async fn a_download_that_is_gone_is_forgotten_unless_its_owner_shared_it() {
-    let rig = Rig::new();
+    let rig = LibraryRig::new();
     let dir = rig.dir.path().canonicalize().unwrap();
     let paths = ["fetched", "shared"].map(|name| dir.join(name));
     for path in &paths {
@@ -328,7 +328,7 @@ async fn a_download_that_is_gone_is_forgotten_unless_its_owner_shared_it() {
     rig.inner
         .share_path(&paths[0], ShareCause::Changed(numbers[0]), &WATCH)
         .unwrap();
-    let rig = Rig::at(rig.end().await);
+    let rig = LibraryRig::at(rig.end().await);
     for path in &paths {
         fs::remove_file(dir.join(path)).unwrap();
     }
@@ -343,7 +343,7 @@ async fn a_download_that_is_gone_is_forgotten_unless_its_owner_shared_it() {
 
 #[tokio::test]
 async fn a_collection_is_put_although_the_last_that_had_its_manifest_went() {
-    let rig = Rig::new();
+    let rig = LibraryRig::new();
     let dir = rig.dir.path().canonicalize().unwrap();
     let (one, other) = (dir.join("one"), dir.join("other"));
     for folder in [&one, &other] {
@@ -364,7 +364,7 @@ async fn a_collection_is_put_although_the_last_that_had_its_manifest_went() {
 
 #[tokio::test]
 async fn one_collection_is_shared_from_two_places_at_once() {
-    let rig = Rig::new();
+    let rig = LibraryRig::new();
     let dir = rig.dir.path().canonicalize().unwrap();
     for round in 0..20 {
         let folders = [0, 1].map(|n| dir.join(format!("{round} {n}")));
@@ -387,7 +387,7 @@ async fn one_collection_is_shared_from_two_places_at_once() {
 
 #[tokio::test]
 async fn a_report_of_bad_pieces_is_believed_only_if_they_are_bad() {
-    let rig = Rig::new();
+    let rig = LibraryRig::new();
     let path = rig.dir.path().canonicalize().unwrap().join("file");
     let content = vec![7; 300_000];
     fs::write(&path, &content).unwrap();
@@ -435,7 +435,7 @@ async fn a_report_of_bad_pieces_is_believed_only_if_they_are_bad() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_piece_hashes_are_never_given_and_made_again() {
-    let rig = Rig::new();
+    let rig = LibraryRig::new();
     let path = rig.dir.path().canonicalize().unwrap().join("file");
     fs::write(&path, vec![7; 300_000]).unwrap();
     let id = rig.share(&path).record.id;
@@ -460,7 +460,7 @@ async fn damaged_piece_hashes_are_never_given_and_made_again() {
 
 #[tokio::test]
 async fn what_could_not_be_kept_in_the_files_folder_is_tried_again() {
-    let rig = Rig::new();
+    let rig = LibraryRig::new();
     let folder = rig.inner.files_folder.join("folder");
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("file"), "content").unwrap();

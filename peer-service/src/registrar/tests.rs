@@ -11,9 +11,9 @@ use crate::holdings::RegistrationSource;
 
 /// A library.
 #[derive(Debug, Default)]
-struct Shelf(Mutex<Vec<Registration>>);
+struct ListLibrary(Mutex<Vec<Registration>>);
 
-impl RegistrationSource for Shelf {
+impl RegistrationSource for ListLibrary {
     fn registration(&self, id: &FileId) -> Option<Registration> {
         let all = self.0.lock().unwrap();
         all.iter().find(|one| one.file.id == *id).cloned()
@@ -49,8 +49,8 @@ async fn a_file_that_goes_while_it_is_told_does_not_make_the_index_replace_all()
     tracker.spawn(async move { served.await.unwrap() });
     let (stays, goes) = (registration(1), registration(2));
     let holdings = AnnounceSet::new();
-    let shelf = Arc::new(Shelf::default());
-    let source: Weak<Shelf> = Arc::downgrade(&shelf);
+    let shelf = Arc::new(ListLibrary::default());
+    let source: Weak<ListLibrary> = Arc::downgrade(&shelf);
     holdings.set_source(source);
     let index = IndexConnection {
         client: IndexClient::new(endpoint),

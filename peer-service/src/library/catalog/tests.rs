@@ -71,32 +71,32 @@ fn item(at: usize, contents: &[usize], is_folder: bool) -> NewItem {
 }
 
 #[derive(Debug, Clone)]
-enum Op {
+enum CatalogOp {
     File(usize, usize),
     Folder(usize, Vec<usize>),
     Remove(usize),
-    Distrust(usize, usize),
-    Away(usize),
-    Back(usize),
+    Invalidate(usize, usize),
+    Offline(usize),
+    Online(usize),
     Sum(usize),
 }
 
-fn op() -> impl Strategy<Value = Op> {
+fn op() -> impl Strategy<Value = CatalogOp> {
     let contents = proptest::collection::vec(0..SIZES.len(), 1..5);
     prop_oneof![
-        (0..3_usize, 0..SIZES.len()).prop_map(|(at, n)| Op::File(at, n)),
-        (0..3_usize, contents).prop_map(|(at, contents)| Op::Folder(at, contents)),
-        (0..3_usize).prop_map(Op::Remove),
-        (0..3_usize, 0..4_usize).prop_map(|(at, entry)| Op::Distrust(at, entry)),
-        (0..3_usize).prop_map(Op::Away),
-        (0..3_usize).prop_map(Op::Back),
-        (2..SIZES.len()).prop_map(Op::Sum),
+        (0..3_usize, 0..SIZES.len()).prop_map(|(at, n)| CatalogOp::File(at, n)),
+        (0..3_usize, contents).prop_map(|(at, contents)| CatalogOp::Folder(at, contents)),
+        (0..3_usize).prop_map(CatalogOp::Remove),
+        (0..3_usize, 0..4_usize).prop_map(|(at, entry)| CatalogOp::Invalidate(at, entry)),
+        (0..3_usize).prop_map(CatalogOp::Offline),
+        (0..3_usize).prop_map(CatalogOp::Online),
+        (2..SIZES.len()).prop_map(CatalogOp::Sum),
     ]
 }
 
 /// An item as plainly as it can be said: contents with their names, and which of them are trusted.
 #[derive(Debug, Default)]
-struct Plain {
+struct ModelItem {
     manifest: Option<FileId>,
     names: Vec<(usize, String)>,
     distrusted: BTreeSet<usize>,
@@ -105,7 +105,7 @@ struct Plain {
 
 #[derive(Debug, Default)]
 struct Model {
-    items: BTreeMap<usize, Plain>,
+    items: BTreeMap<usize, ModelItem>,
     sums: BTreeSet<usize>,
 }
 
@@ -130,39 +130,39 @@ impl Model {
     }
 }
 
-fn apply(catalog: &mut Catalog, model: &mut Model, op: &Op) -> Delta {
+fn apply(catalog: &mut Catalog, model: &mut Model, op: &CatalogOp) -> Delta {
     let mut delta = Delta::default();
     match op {
-        Op::File(at, n) => {
+        CatalogOp::File(at, n) => {
             let new = item(*at, &[*n], false);
             catalog.put(new, &mut delta);
             let names = vec![(*n, format!("p{at}"))];
             model.items.insert(
                 *at,
-                Plain {
+                ModelItem {
                     names,
-                    ..Plain::default()
+                    ..ModelItem::default()
                 },
             );
         }
-        Op::Folder(at, contents) => {
+        CatalogOp::Folder(at, contents) => {
             let new = item(*at, contents, true);
             let names = (0..).zip(contents).map(|(entry, &n)| (n, format!("e{entry}")));
-            let plain = Plain {
+            let plain = ModelItem {
                 manifest: Some(new.record.id),
                 names: names.collect(),
-                ..Plain::default()
+                ..ModelItem::default()
             };
             catalog.put(new, &mut delta);
             model.items.insert(*at, plain);
         }
-        Op::Remove(at) => {
+        CatalogOp::Remove(at) => {
             if let Some(number) = catalog.item_at(&path(*at)) {
                 catalog.remove(number, &mut delta);
             }
             model.items.remove(at);
         }
-        Op::Distrust(at, entry) => {
+        CatalogOp::Invalidate(at, entry) => {
             if let (Some(item), Some(plain)) = (catalog.item_at(&path(*at)), model.items.get_mut(at)) {
                 let part = match plain.manifest {
                     Some(_) => *entry as EntryIndex % plain.names.len() as EntryIndex,
@@ -174,7 +174,7 @@ fn apply(catalog: &mut Catalog, model: &mut Model, op: &Op) -> Delta {
                 plain.is_stale = true;
             }
         }
-        Op::Away(at) => {
+        CatalogOp::Offline(at) => {
             if let (Some(number), Some(plain)) = (catalog.item_at(&path(*at)), model.items.get_mut(at)) {
                 catalog.set_offline(number, &mut delta);
                 plain
@@ -183,12 +183,12 @@ fn apply(catalog: &mut Catalog, model: &mut Model, op: &Op) -> Delta {
                 plain.is_stale = true;
             }
         }
-        Op::Back(at) => {
+        CatalogOp::Online(at) => {
             if let Some(number) = catalog.item_at(&path(*at)) {
                 catalog.set_online(number);
             }
         }
-        Op::Sum(n) => {
+        CatalogOp::Sum(n) => {
             // Also of what went while its sum was computed.
             catalog.set_sha256(content(*n).id, Sha256([*n as u8; 32]), &mut delta);
             model.sums.insert(*n);

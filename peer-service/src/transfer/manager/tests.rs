@@ -31,14 +31,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const EARLY: Duration = Duration::from_millis(200);
 
 /// Transfers that find nobody to fetch from.
-struct Rig {
+struct ManagerRig {
     transfers: DownloadManager,
     stop: CancellationToken,
     tracker: TaskTracker,
     dir: tempfile::TempDir,
 }
 
-impl Rig {
+impl ManagerRig {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
@@ -124,7 +124,7 @@ impl Rig {
         row.map(|(_, bytes)| PersistedDownload::decode(&bytes).unwrap())
     }
 
-    /// Keeps all from being stored until [`Rig::mend_store`].
+    /// Keeps all from being stored until [`ManagerRig::mend_store`].
     fn break_store(&self) {
         self.transfers.shared.context.store.close();
         std::fs::rename(self.dir.path().join("state"), self.dir.path().join("away")).unwrap();
@@ -149,7 +149,7 @@ impl Rig {
     }
 }
 
-fn wish() -> DownloadSpec {
+fn unreachable_spec() -> DownloadSpec {
     DownloadSpec {
         target: Some(Path::new("/nowhere/at/all").to_owned()),
         detach: true,
@@ -160,7 +160,7 @@ fn wish() -> DownloadSpec {
 
 #[tokio::test]
 async fn two_who_ask_for_the_same_at_once_have_one_transfer() {
-    let rig = Rig::new();
+    let rig = ManagerRig::new();
     for round in 0..100 {
         let (transfers, both) = (&rig.transfers, Barrier::new(2));
         let name = Some(round.to_string());
@@ -168,7 +168,10 @@ async fn two_who_ask_for_the_same_at_once_have_one_transfer() {
             let name = name.clone();
             both.wait();
             transfers
-                .find_or_insert(DownloadSpec { name, ..wish() })
+                .find_or_insert(DownloadSpec {
+                    name,
+                    ..unreachable_spec()
+                })
                 .0
                 .transfer
         };
@@ -183,9 +186,12 @@ async fn two_who_ask_for_the_same_at_once_have_one_transfer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_command_is_answered_once_the_store_has_it() {
-    let rig = Rig::new();
+    let rig = ManagerRig::new();
     let transfers = &rig.transfers;
-    let fetched = rig.once_stored(transfers.start_download(wish())).await.unwrap();
+    let fetched = rig
+        .once_stored(transfers.start_download(unreachable_spec()))
+        .await
+        .unwrap();
     let number = fetched.transfer;
     assert!(rig.row(number).unwrap().running);
     rig.once_stored(transfers.pause(number)).await.unwrap();
@@ -202,7 +208,7 @@ async fn every_command_is_answered_once_the_store_has_it() {
     // Whoever joins is answered no sooner.
     let named = DownloadSpec {
         providers: vec![std::net::SocketAddr::from(([192, 0, 2, 1], 9)).into()],
-        ..wish()
+        ..unreachable_spec()
     };
     rig.once_stored(transfers.start_download(named)).await.unwrap();
     assert_eq!(rig.row(number).unwrap().spec.providers.len(), 1);
@@ -213,15 +219,19 @@ async fn every_command_is_answered_once_the_store_has_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_stored_is_told_and_stored_as_soon_as_it_can_be() {
-    let rig = Rig::new();
+    let rig = ManagerRig::new();
     let transfers = &rig.transfers;
-    let number = transfers.start_download(wish()).await.unwrap().transfer;
+    let number = transfers
+        .start_download(unreachable_spec())
+        .await
+        .unwrap()
+        .transfer;
     rig.break_store();
     let reason = |problem: Problem| problem.reason;
     let named = |name: &str, detach| DownloadSpec {
         name: Some(name.into()),
         detach,
-        ..wish()
+        ..unreachable_spec()
     };
     let refused = transfers
         .start_download(named("detached", true))
@@ -252,8 +262,13 @@ async fn what_cannot_be_stored_is_told_and_stored_as_soon_as_it_can_be() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_is_seen_at_once() {
-    let rig = Rig::new();
-    let number = rig.transfers.start_download(wish()).await.unwrap().transfer;
+    let rig = ManagerRig::new();
+    let number = rig
+        .transfers
+        .start_download(unreachable_spec())
+        .await
+        .unwrap()
+        .transfer;
     let disk = rig.hold_up();
     let transfers = rig.transfers.clone();
     let pausing = tokio::spawn(async move { transfers.pause(number).await });
@@ -269,7 +284,7 @@ async fn a_pause_is_seen_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_has_ended_is_not_said_to_be_paused_resumed_or_cancelled() {
-    let rig = Rig::new();
+    let rig = ManagerRig::new();
     let transfers = &rig.transfers;
     let path = rig.dir.path().join("there");
     std::fs::write(&path, [7; 1000]).unwrap();
@@ -281,7 +296,11 @@ async fn what_has_ended_is_not_said_to_be_paused_resumed_or_cancelled() {
     let done = transfers.start_download(spec).await.unwrap().transfer;
     rig.until(done, |entry| entry.status.borrow().state == DownloadState::Done)
         .await;
-    let cancelled = transfers.start_download(wish()).await.unwrap().transfer;
+    let cancelled = transfers
+        .start_download(unreachable_spec())
+        .await
+        .unwrap()
+        .transfer;
     assert_eq!(
         transfers.cancel(cancelled).await.unwrap().state,
         DownloadState::Cancelled
@@ -305,8 +324,13 @@ async fn what_has_ended_is_not_said_to_be_paused_resumed_or_cancelled() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_that_comes_while_a_pause_is_stored_is_done() {
-    let rig = Rig::new();
-    let number = rig.transfers.start_download(wish()).await.unwrap().transfer;
+    let rig = ManagerRig::new();
+    let number = rig
+        .transfers
+        .start_download(unreachable_spec())
+        .await
+        .unwrap()
+        .transfer;
     rig.until(number, |_| rig.stored() == 1).await;
     let disk = rig.hold_up();
     let transfers = rig.transfers.clone();
@@ -326,8 +350,13 @@ async fn a_cancel_that_comes_while_a_pause_is_stored_is_done() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_begins_while_what_was_fetched_is_removed() {
     for again in [RestartPolicy::UnlessEnded, RestartPolicy::Always] {
-        let rig = Rig::new();
-        let number = rig.transfers.start_download(wish()).await.unwrap().transfer;
+        let rig = ManagerRig::new();
+        let number = rig
+            .transfers
+            .start_download(unreachable_spec())
+            .await
+            .unwrap()
+            .transfer;
         rig.transfers.pause(number).await.unwrap();
         let disk = rig.hold_up();
         let transfers = rig.transfers.clone();
@@ -351,7 +380,7 @@ async fn nothing_begins_while_what_was_fetched_is_removed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_left_of_a_folder_that_was_cancelled_while_it_was_made() {
-    let rig = Rig::new();
+    let rig = ManagerRig::new();
     let (path, target) = (rig.dir.path().join("here"), rig.dir.path().join("there"));
     // Takes far longer to make than it takes to be seen.
     for n in 0..4_000 {
@@ -382,7 +411,7 @@ async fn nothing_is_left_of_a_folder_that_was_cancelled_while_it_was_made() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_hangs_is_named_and_nobody_is_blamed_for_it() {
-    let rig = Rig::new();
+    let rig = ManagerRig::new();
     let (path, bytes) = (rig.dir.path().join("large"), vec![7; 4 << 20]);
     std::fs::write(&path, &bytes).unwrap();
     let device = std::fs::metadata(&path).unwrap().dev();
@@ -430,7 +459,7 @@ async fn a_disk_that_hangs_is_named_and_nobody_is_blamed_for_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn peers_that_are_named_by_who_joins_are_asked() {
-    let rig = Rig::new();
+    let rig = ManagerRig::new();
     let (path, bytes) = (rig.dir.path().join("shared"), vec![7; 100_000]);
     std::fs::write(&path, &bytes).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
