@@ -12,8 +12,8 @@ use sha2::{Digest as _, Sha256 as Hasher};
 
 use crate::{
     FileId, Sha256,
-    id::IdError,
-    index_client::{FileKind, Registration},
+    identity::id::IdError,
+    model::{FileKind, Registration},
 };
 
 /// What every hash of a registration begins with.
@@ -135,7 +135,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Root, index_client::FileRecord};
+    use crate::{Root, model::FileRecord};
 
     fn registration(n: u8, sum: bool, partial: bool, names: &[&str]) -> Registration {
         let root = Root([n; 32]);

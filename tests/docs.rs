@@ -2,7 +2,11 @@
 
 use std::collections::HashSet;
 
-use potluck_core::{Reason, layout, manifest, merkle, path, plan};
+use potluck_core::{
+    Reason,
+    collection::{manifest, path, plan},
+    identity::{layout, merkle},
+};
 
 const ERRORS: &str = include_str!("../docs/errors.md");
 const PROTOCOL: &str = include_str!("../docs/protocol.md");

@@ -4,7 +4,7 @@
 
 use std::{fs::File, io, io::Write as _};
 
-use potluck_core::{FileId, Root, hash};
+use potluck_core::{FileId, Root, identity::hash};
 use sha2::Digest as _;
 
 /// Length of a block of content: a prime, so that no two leaves begin alike.

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use potluck_core::{
     FileId, Problem, Reason,
-    index_client::{IndexClient, QueryKey},
-    transport::{self, Endpoint},
+    grpc::transport::{self, Endpoint},
+    index_client::IndexClient,
+    model::QueryKey,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

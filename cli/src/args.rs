@@ -10,7 +10,7 @@ use clap::{
     builder::{FalseyValueParser, TypedValueParser as _},
 };
 
-use crate::verb;
+use crate::commands;
 
 /// Asks for JSON as `--json` does.
 pub(crate) const JSON_VARIABLE: &str = "POTLUCK_JSON";
@@ -89,30 +89,30 @@ pub(crate) struct Globals {
 pub(crate) enum Command {
     #[command(flatten)]
     Verb(Verb),
-    Demo(verb::demo::DemoArgs),
-    Index(verb::serve::IndexArgs),
-    Peer(verb::serve::PeerArgs),
-    Completions(verb::completions::CompletionsArgs),
+    Demo(commands::demo::DemoArgs),
+    Index(commands::serve::IndexArgs),
+    Peer(commands::serve::PeerArgs),
+    Completions(commands::completions::CompletionsArgs),
 }
 
 /// What can be done from the shell and from the prompt alike.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    Share(verb::share::ShareArgs),
-    Search(verb::search::SearchArgs),
-    Query(verb::query::QueryArgs),
-    Get(verb::get::GetArgs),
-    Unshare(verb::unshare::UnshareArgs),
+    Share(commands::share::ShareArgs),
+    Search(commands::search::SearchArgs),
+    Query(commands::query::QueryArgs),
+    Get(commands::get::GetArgs),
+    Unshare(commands::unshare::UnshareArgs),
     #[command(visible_alias = "list")]
-    Ls(verb::ls::LsArgs),
-    Transfers(verb::transfers::TransfersArgs),
-    Why(verb::why::WhyArgs),
-    Limits(verb::limits::LimitsArgs),
-    Id(verb::id::IdArgs),
-    Verify(verb::verify::VerifyArgs),
-    Check(verb::check::CheckArgs),
-    Status(verb::status::StatusArgs),
-    Health(verb::health::HealthArgs),
+    Ls(commands::ls::LsArgs),
+    Transfers(commands::transfers::TransfersArgs),
+    Why(commands::why::WhyArgs),
+    Limits(commands::limits::LimitsArgs),
+    Id(commands::id::IdArgs),
+    Verify(commands::verify::VerifyArgs),
+    Check(commands::check::CheckArgs),
+    Status(commands::status::StatusArgs),
+    Health(commands::health::HealthArgs),
 }
 
 impl Globals {

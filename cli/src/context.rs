@@ -2,13 +2,13 @@
 
 use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use potluck_core::{Problem, Reason, index_client::IndexClient, transport::Endpoint};
+use potluck_core::{Problem, Reason, grpc::transport::Endpoint, index_client::IndexClient};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     args::Globals,
-    fail::CommandError,
-    out::Output,
+    error::CommandError,
+    output::Output,
     peer::{ConnectedPeer, LockOwner, OwnSettings, default_home},
 };
 

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use potluck_core::program::StopSignals;
+use potluck_core::process::StopSignals;
 use tokio_util::sync::CancellationToken;
 
-use crate::fail::{CommandError, ExitStatus};
+use crate::error::{CommandError, ExitStatus};
 
 /// How long a command may take to stop: longer than a peer's own grace.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);

@@ -3,28 +3,23 @@
 //! | module | its one job |
 //! |---|---|
 //! | [`args`] | what the user typed |
-//! | [`verb`] | a module a verb: what it means, and doing it |
+//! | [`commands`] | a module a command: what it means, and doing it |
 //! | [`prompt`] | the interactive prompt |
 //! | [`context`] | what every command is given |
 //! | [`peer`] | which peer a command talks to, its own among them |
 //! | [`control`] | a peer as its owner sees it |
-//! | [`out`], [`text`], [`table`], [`draw`], [`board`] | how results and progress look |
-//! | [`fail`], [`interrupt`], [`terminal`] | how commands end, and leave the terminal |
+//! | [`output`] | how results and progress look, and the terminal |
+//! | [`error`], [`interrupt`] | how commands end |
 
 mod args;
-mod board;
+mod commands;
 mod context;
 mod control;
-mod draw;
-mod fail;
+mod error;
 mod interrupt;
-mod out;
+mod output;
 mod peer;
 mod prompt;
-mod table;
-mod terminal;
-mod text;
-mod verb;
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -38,9 +33,9 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     args::{Cli, Command, Globals, JSON_VARIABLE},
     context::CommandContext,
-    fail::{CommandError, ExitStatus},
+    error::{CommandError, ExitStatus},
     interrupt::Interrupts,
-    out::{LogWriter, Output},
+    output::{LogWriter, Output, terminal},
 };
 
 /// Overrides what is logged, in the syntax of `RUST_LOG`.
@@ -52,7 +47,7 @@ fn main() -> ExitCode {
         Err(error) => return refuse(&error),
     };
     let out = Output::new(cli.globals.json, cli.globals.quiet);
-    potluck_core::program::raise_file_limit();
+    potluck_core::process::raise_file_limit();
     match run(cli, &out) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fail) => {
@@ -80,7 +75,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
 
 fn run(cli: Cli, out: &Output) -> Result<(), CommandError> {
     let command = match cli.command {
-        Some(Command::Completions(args)) => return verb::completions::run(out, &args),
+        Some(Command::Completions(args)) => return commands::completions::run(out, &args),
         None if !(std::io::stdin().is_terminal() && std::io::stdout().is_terminal()) => {
             return Err(no_command(out));
         }
@@ -96,7 +91,7 @@ fn run(cli: Cli, out: &Output) -> Result<(), CommandError> {
             CommandError::new(potluck_core::Reason::Internal, format!("cannot start: {error}"))
         })?;
     let done = runtime.block_on(async {
-        let listening = potluck_core::program::survive_file_size_limit().and_then(|()| Interrupts::listen());
+        let listening = potluck_core::process::survive_file_size_limit().and_then(|()| Interrupts::listen());
         let mut interrupts = listening.map_err(|error| {
             CommandError::new(
                 potluck_core::Reason::Internal,
@@ -106,7 +101,7 @@ fn run(cli: Cli, out: &Output) -> Result<(), CommandError> {
         let stop = CancellationToken::new();
         let context = CommandContext::new(&cli.globals, out.clone(), stop.clone())?;
         match command {
-            Some(command) => interrupts.run(&stop, verb::run(&context, command)).await,
+            Some(command) => interrupts.run(&stop, commands::run(&context, command)).await,
             None => prompt::run(&context, &mut interrupts).await,
         }
     });
@@ -139,7 +134,7 @@ fn log_to_stderr(globals: &Globals, out: &Output, serves: bool) {
         .ok()
         .and_then(|text| EnvFilter::try_new(text).ok())
         .unwrap_or_else(|| {
-            let others = potluck_core::program::default_filter("warn");
+            let others = potluck_core::process::default_filter("warn");
             EnvFilter::new(format!(
                 "{others},potluck_core={level},potluck_index={level},potluck_peer={level},potluck={level}"
             ))

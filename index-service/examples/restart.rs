@@ -6,7 +6,7 @@ use std::{path::Path, time::Duration, time::Instant};
 use anyhow::Context as _;
 use potluck_core::{
     FileId, PeerId, Root,
-    index_client::{Address, FileKind, FileRecord, Registration},
+    model::{Address, FileKind, FileRecord, Registration},
 };
 use potluck_index::{
     registry::Restored,

@@ -14,7 +14,8 @@ use std::{
 
 use potluck_core::{
     FileId, PeerId, Root, Token,
-    index_client::{Address, FileKind, FileRecord, IndexClient, QueryKey, Registration, batches},
+    index_client::{IndexClient, batches},
+    model::{Address, FileKind, FileRecord, QueryKey, Registration},
 };
 use potluck_index::{
     Config,

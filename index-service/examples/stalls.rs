@@ -19,7 +19,8 @@ use std::{
 
 use potluck_core::{
     FileId, Root, Token,
-    index_client::{Address, FileKind, FileRecord, IndexClient, MAX_BATCH, QueryKey, Registration},
+    index_client::{IndexClient, MAX_BATCH},
+    model::{Address, FileKind, FileRecord, QueryKey, Registration},
 };
 use potluck_index::{Config, StoreConfig, quota::Limits, serve};
 use tokio_util::sync::CancellationToken;

@@ -5,7 +5,7 @@
 use std::{net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
-use potluck_core::index_client::Address;
+use potluck_core::model::Address;
 
 /// Longest host name in DNS, in bytes (RFC 1035, section 2.3.4).
 const MAX_HOST_NAME: usize = 253;

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use potluck_core::{PeerId, index_client::Address};
+use potluck_core::{PeerId, model::Address};
 
 /// How long it is remembered who held a lease before, and that somebody else tried to take it: longer than a peer waits that was refused.
 const CONTEST: Duration = Duration::from_secs(180);

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use potluck_core::program;
+use potluck_core::process;
 use potluck_index::{Options, run};
 
 /// The index of Potluck: knows which peers have which files.
@@ -19,8 +19,8 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    program::init_logging();
-    program::raise_file_limit();
+    process::init_logging();
+    process::raise_file_limit();
     match start(arguments.options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -32,5 +32,5 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn start(options: Options) -> anyhow::Result<()> {
-    Ok(run(options, program::shutdown_on_signals()?).await?)
+    Ok(run(options, process::shutdown_on_signals()?).await?)
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::builder::FalseyValueParser;
-use potluck_core::transport::parse_listen;
+use potluck_core::grpc::transport::parse_listen;
 
 use crate::{address::AllowedHost, quota::Limits};
 

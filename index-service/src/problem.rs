@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use potluck_core::{Problem, Reason, id::IdError, path::PathError};
+use potluck_core::{Problem, Reason, collection::path::PathError, identity::id::IdError};
 
 use crate::{
     address::AddressError,
     catalog::words::TermsError,
     commit::{self, CommitError},
-    pages::PageError,
+    grpc::page_tokens::PageError,
     quota::RateExceeded,
     watch::{SubscriptionEnd, WatchError},
 };

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use potluck_core::places::{ClientAddress, client_network};
+use potluck_core::grpc::limiter::{ClientAddress, client_network};
 
 /// Bounds on what callers may use. Each is an upper limit; what goes past it is refused with a reason.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
@@ -77,7 +77,7 @@ pub fn host_key(host: &str) -> String {
 
 /// Of the memory for registrations that others leave, what one peer may take at most, and all peers of one host, in percent: as of
 /// connections, so that whoever fills it leaves room for those who come later.
-pub const MEMORY_SHARE: u64 = potluck_core::places::DEFAULT_MAX_SHARE as u64;
+pub const MEMORY_SHARE: u64 = potluck_core::grpc::limiter::DEFAULT_MAX_SHARE as u64;
 
 /// Whether a host stands for many machines or for this one, whose peers have nothing to do with each other: only each peer has its share.
 pub fn is_shared_host(host: &str) -> bool {

@@ -19,7 +19,7 @@ use hashbrown::HashSet;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use potluck_core::{
     FileId, PeerId, SetDigest,
-    index_client::{Address, Provider, ProviderEvent, Registration},
+    model::{Address, Provider, ProviderEvent, Registration},
 };
 
 use crate::{

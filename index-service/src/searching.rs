@@ -7,7 +7,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use potluck_core::{
     Problem, Reason,
-    places::{ClientAddress, MaxShare, PerAddressLimiter},
+    grpc::limiter::{ClientAddress, MaxShare, PerAddressLimiter},
 };
 use tokio::sync::Semaphore;
 

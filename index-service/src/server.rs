@@ -12,13 +12,15 @@ use std::{
 };
 
 use potluck_core::{
-    places::{MaxShare, PerAddressLimiter},
-    proto::v1::index_service_server::IndexServiceServer,
-    transport::{
-        self, ClientConnection, Health,
-        admission::{Admission, Budgets, CallKind, MAX_HEADERS},
-        connections, with_health_and_reflection,
+    grpc::{
+        limiter::{MaxShare, PerAddressLimiter},
+        transport::{
+            self, ClientConnection, Health,
+            admission::{Admission, Budgets, CallKind, MAX_HEADERS},
+            connections, with_health_and_reflection,
+        },
     },
+    proto::v1::index_service_server::IndexServiceServer,
 };
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
@@ -26,12 +28,14 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Config, Options, OptionsError, StoreConfig,
     commit::Committer,
-    intake::{PrecheckedService, REGISTER, UNREGISTER, WATCH},
-    pages::PageTokens,
+    grpc::{
+        api::IndexApi,
+        page_tokens::PageTokens,
+        prechecked::{PrecheckedService, REGISTER, UNREGISTER, WATCH},
+    },
     quota::{Limits, RateLimiter},
     registry::{Registry, Restored},
     searching::SearchQueue,
-    service::IndexApi,
     store::{FolderError, IndexStore, MemoryStore, SledStore},
 };
 
@@ -49,7 +53,8 @@ const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
 const BUDGETS: Budgets = Budgets {
     incoming: 48 * 1024 * 1024,
     unread: 64 * 1024 * 1024,
-    max_share: MaxShare::from_percent(potluck_core::places::DEFAULT_MAX_SHARE).expect("it is a percentage"),
+    max_share: MaxShare::from_percent(potluck_core::grpc::limiter::DEFAULT_MAX_SHARE)
+        .expect("it is a percentage"),
 };
 
 /// Largest `Unregister`, in bytes: as many ids as it may have, 34 bytes each.

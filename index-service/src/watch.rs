@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use potluck_core::{FileId, index_client::ProviderEvent, places::client_network};
+use potluck_core::{FileId, grpc::limiter::client_network, model::ProviderEvent};
 use tokio::sync::Notify;
 
 /// Events that a watcher may be behind before it is dropped: what a crowd that starts together makes in a moment. A watcher that

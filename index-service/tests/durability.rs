@@ -13,11 +13,7 @@ use std::{
 };
 
 use common::{file, here, token, wait_until};
-use potluck_core::{
-    Reason,
-    index_client::{IndexClient, QueryKey},
-    transport::Endpoint,
-};
+use potluck_core::{Reason, grpc::transport::Endpoint, index_client::IndexClient, model::QueryKey};
 
 /// A program that is ended with the test.
 struct Running {

@@ -7,11 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::{DEADLINE, TestIndex, file, here, problem, record, token};
-use potluck_core::{
-    FileId, Reason,
-    index_client::{MAX_BATCH, QueryKey},
-    proto::v1,
-};
+use potluck_core::{FileId, Reason, index_client::MAX_BATCH, model::QueryKey, proto::v1};
 use potluck_index::Config;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use common::{DEADLINE, TestIndex, file, here, record, token, wait_until};
 use potluck_core::{
     Reason, SetDigest,
-    index_client::{Address, IndexClient, QueryKey, Registration},
+    index_client::IndexClient,
+    model::{Address, QueryKey, Registration},
 };
 
 #[tokio::test]

@@ -15,7 +15,8 @@ use bytes::Bytes;
 use common::{DEADLINE, file, here, record, token, wait_until};
 use potluck_core::{
     Problem,
-    index_client::{IndexClient, QueryKey, Registration},
+    index_client::IndexClient,
+    model::{QueryKey, Registration},
     proto::v1,
 };
 use prost::Message as _;
@@ -251,7 +252,7 @@ async fn without_reflection_nothing_is_told_and_all_else_is_served() {
     let program = Program::start(&["--no-reflection"]);
     let mut client = {
         use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
-        let endpoint: potluck_core::transport::Endpoint = program.address.to_string().parse().unwrap();
+        let endpoint: potluck_core::grpc::transport::Endpoint = program.address.to_string().parse().unwrap();
         ServerReflectionClient::new(endpoint.connect().await.unwrap())
     };
     let refused = client

@@ -11,7 +11,7 @@ use std::{
 };
 
 use common::{DEADLINE, file, here, record, token};
-use potluck_core::index_client::{IndexClient, QueryKey};
+use potluck_core::{index_client::IndexClient, model::QueryKey};
 
 struct Program {
     child: Child,

@@ -9,7 +9,7 @@ use common::{DEADLINE, TestIndex, file, here, record, token, wait_until, with_su
 use futures_util::{Stream, StreamExt as _};
 use potluck_core::{
     Problem, Reason, Sha256, Token,
-    index_client::{FileKind, ProviderEvent, QueryKey, Registration},
+    model::{FileKind, ProviderEvent, QueryKey, Registration},
     proto::v1,
 };
 use potluck_index::{Config, StoreConfig, quota::Limits};

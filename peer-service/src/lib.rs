@@ -2,45 +2,36 @@
 //!
 //! | module | its one job |
 //! |---|---|
-//! | [`activity`] | whether the peer moves data for somebody |
-//! | [`bits`] | a set of units as a bitfield |
-//! | `blocking`, `cached` | work on threads that may wait; reading only what is in memory |
-//! | [`control`] | what the peer's owner may do with it, at an endpoint of its own |
-//! | `durable` | files and folders that are still there after a loss of power |
-//! | [`holdings`] | what this peer wants registered with the index |
+//! | [`announce`] | what the index is told, and the task that tells it |
+//! | [`content`] | what can be served: the seam between the library, running downloads and uploads |
+//! | [`control`] | the service for the peer's owner, at an endpoint of its own |
+//! | [`download`] | downloads: from a request to a verified file under its name |
+//! | `fs` | work on blocking threads; reads from the page cache only |
 //! | [`home`] | the peer's folder, its lock and its secret |
-//! | [`library`] | what is shared: files, collections, their hashes, and whether they still are what they were |
-//! | [`limits`] | bytes a second and uploads at once |
-//! | [`offer`] | what can be served: the seam between the library, running transfers and the open port |
+//! | [`library`] | shared files and collections, their hashes, and whether they are unchanged |
+//! | [`limits`] | rate limits, upload slots and the in-flight budget |
 //! | [`options`] | flags and environment, and what they mean |
 //! | `problem` | failures of starting a peer, in words |
-//! | [`registrar`] | keeps the index told of the holdings |
-//! | [`serve`] | the service that is open to other peers |
 //! | [`server`] | a whole peer out of its parts, and how it stops |
 //! | [`store`] | what the peer remembers over restarts |
-//! | [`swarm`] | which peer is asked for which unit, and when: pure |
-//! | [`transfer`] | downloads: from what was asked for to a verified file in its place |
+//! | [`upload`] | the service that is open to other peers |
 
 pub mod activity;
-pub mod bits;
-mod blocking;
-mod cached;
+pub mod announce;
+pub mod content;
 pub mod control;
+pub mod download;
 mod durable;
 mod file_system;
-pub mod holdings;
+pub(crate) mod fs;
 pub mod home;
 pub mod library;
 pub mod limits;
-pub mod offer;
 pub mod options;
 mod problem;
-pub mod registrar;
-pub mod serve;
 pub mod server;
 pub mod store;
-pub mod swarm;
-pub mod transfer;
+pub mod upload;
 
-pub use options::{Config, ControlAt, LimitSettings, Options};
-pub use server::{Running, StartError, run, start};
+pub use crate::options::{Config, ControlAt, LimitSettings, Options};
+pub use crate::server::{Running, StartError, run, start};

@@ -3,7 +3,7 @@
 use std::{io::Write as _, process::ExitCode, time::Duration};
 
 use clap::Parser;
-use potluck_core::program;
+use potluck_core::process;
 use potluck_peer::{Options, run};
 
 /// Shares files with other peers and fetches from many at once, every piece verified
@@ -22,8 +22,8 @@ const LAST_READS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let line = CommandLine::parse();
-    program::init_logging();
-    program::raise_file_limit();
+    process::init_logging();
+    process::raise_file_limit();
     match serve(line.options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
 
 fn serve(options: Options) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let ended = runtime.block_on(async { Ok(run(options, program::shutdown_on_signals()?).await?) });
+    let ended = runtime.block_on(async { Ok(run(options, process::shutdown_on_signals()?).await?) });
     // Everything that must be on the disk is there; a disk that hangs must not keep the program.
     runtime.shutdown_timeout(LAST_READS);
     ended

@@ -15,9 +15,11 @@ use bytesize::ByteSize;
 use clap::builder::FalseyValueParser;
 use potluck_core::{
     Problem, Reason,
-    index_client::Address,
-    places::{DEFAULT_MAX_SHARE, MaxShare},
-    transport::{Endpoint, parse_listen},
+    grpc::{
+        limiter::{DEFAULT_MAX_SHARE, MaxShare},
+        transport::{Endpoint, parse_listen},
+    },
+    model::Address,
 };
 
 /// Where a peer listens unless told otherwise: this machine only.

@@ -10,36 +10,36 @@ use std::{io::Write as _, net::SocketAddr, path::PathBuf, sync::Arc, time::Durat
 use futures_util::StreamExt as _;
 use potluck_core::{
     PeerId, Problem, Reason,
-    index_client::{Address, IndexClient},
-    places::{MaxShare, PerAddressLimiter},
-    proto::v1::control_service_server::ControlServiceServer,
-    transport::{
-        self, Accept, Endpoint, Health,
-        admission::{Admission, Budgets, MAX_HEADERS},
-        connections, with_health_and_reflection,
+    grpc::{
+        limiter::{MaxShare, PerAddressLimiter},
+        transport::{
+            self, Accept, Endpoint, Health,
+            admission::{Admission, Budgets, MAX_HEADERS},
+            connections, with_health_and_reflection,
+        },
     },
+    index_client::IndexClient,
+    model::Address,
+    proto::v1::control_service_server::ControlServiceServer,
 };
 use tokio::{net::TcpListener, sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    blocking::blocking,
+    announce::{registrar::Registrar, set::AnnounceSet},
     control::{
         ControlApi,
-        endpoint::{ControlListener, TokenInterceptor},
+        listener::{ControlListener, TokenInterceptor},
     },
-    holdings::AnnounceSet,
+    download::{context::DownloadContext, engine::disk_pool::DiskPools, manager::DownloadManager},
+    fs::blocking::blocking,
     home::Home,
     library::{Library, ShareEvent},
-    limits::Limits,
+    limits::{Limits, budget::InFlightBudget},
     options::{Config, Options},
     problem::cannot_listen,
-    registrar::Registrar,
-    serve::{self, EvictableConnection, PeerApi, SendScheduler, UploadCounters},
     store::Store,
-    transfer::{
-        budget::InFlightBudget, context::DownloadContext, manager::DownloadManager, verifying::DiskPools,
-    },
+    upload::{self, EvictableConnection, PeerApi, SendScheduler, UploadCounters},
 };
 
 /// How long open calls may take to end when the peer stops. Downloads are resumed elsewhere: nobody is helped by waiting long.
@@ -218,8 +218,8 @@ pub async fn start(
         .initial_connection_window_size(4 * REQUEST_WINDOW)
         .max_frame_size(None)
         .http2_max_header_list_size(MAX_HEADERS)
-        .layer(tower::util::MapRequestLayer::new(serve::name_client))
-        .layer(Admission::new(budgets, serve::call_kind))
+        .layer(tower::util::MapRequestLayer::new(upload::name_client))
+        .layer(Admission::new(budgets, upload::call_kind))
         .add_routes(routes)
         .serve_with_incoming_shutdown(
             connections(

@@ -28,7 +28,7 @@ fn listing(root: &Path) -> BTreeMap<String, String> {
                 format!("link to {}", path.read_link().unwrap().display())
             } else {
                 let executable = metadata.permissions().mode() & 0o100 != 0;
-                let tree = potluck_core::hash::hash_bytes(&std::fs::read(&path).unwrap());
+                let tree = potluck_core::identity::hash::hash_bytes(&std::fs::read(&path).unwrap());
                 format!("file {} executable {executable}", tree.id())
             };
             found.insert(

@@ -10,11 +10,11 @@ use futures_util::StreamExt as _;
 use parts::{DEADLINE, Peer, bytes, span, wait_until};
 use potluck_core::{
     FileId, Problem, Reason,
-    hash::hash_bytes,
+    grpc::transport,
+    identity::hash::hash_bytes,
     proto::v1::{self, peer_service_client::PeerServiceClient, watch_availability_response::Event},
-    transport,
 };
-use potluck_peer::serve::{EvictableConnection, PeerApi, SendScheduler, UploadCounters};
+use potluck_peer::upload::{EvictableConnection, PeerApi, SendScheduler, UploadCounters};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Channel;

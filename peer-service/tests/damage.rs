@@ -14,14 +14,16 @@ use std::{
 
 use potluck_core::{
     FileId, Reason,
-    hash::hash_bytes,
-    manifest::{EntryContent, Manifest, ManifestEntry},
-    path::RelPath,
+    collection::{
+        manifest::{EntryContent, Manifest, ManifestEntry},
+        path::RelPath,
+    },
+    identity::hash::hash_bytes,
     proto::v1,
 };
 use potluck_peer::{
+    content::ContentSource as _,
     library::{CheckEvent, CheckTarget, EntryHashes, Item, stamp_of, stamps_at},
-    offer::ContentSource as _,
 };
 use tokio::sync::mpsc;
 

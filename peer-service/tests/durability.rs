@@ -17,8 +17,8 @@ use std::{
 
 use common::*;
 use potluck_core::{
+    grpc::transport::Endpoint,
     proto::v1::{self, control_service_client::ControlServiceClient},
-    transport::Endpoint,
 };
 use tonic::transport::Channel;
 
@@ -255,7 +255,7 @@ async fn what_is_shared_or_asked_for_is_on_the_disk_before_that_is_answered() {
     };
     answers.push(("share", begun, now()));
     let (begun, shared_at) = (now(), now());
-    let id = potluck_core::hash::hash_bytes(b"nobody has this").id();
+    let id = potluck_core::identity::hash::hash_bytes(b"nobody has this").id();
     let request = v1::FetchRequest {
         detach: true,
         ..wish(id, &root.join("out"))

@@ -157,9 +157,9 @@ async fn a_false_claim_of_the_whole_is_noticed_before_the_file_appears() {
     let world = world(300_000).await;
     let peer = world.peer("peer").await;
     let target = world.dir.path().join("out");
-    let sum = potluck_core::hash::sha256_file(
+    let sum = potluck_core::identity::hash::sha256_file(
         &std::fs::File::open(world.dir.path().join("src/data.bin")).unwrap(),
-        &potluck_core::hash::ignore_progress,
+        &potluck_core::identity::hash::ignore_progress,
     );
     let mut wrong = sum.unwrap();
     wrong.0[5] ^= 1;

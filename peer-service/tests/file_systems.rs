@@ -15,8 +15,10 @@ use common::*;
 use disk::*;
 use potluck_core::{
     FileId,
-    manifest::{EntryContent, Manifest, ManifestEntry},
-    path::RelPath,
+    collection::{
+        manifest::{EntryContent, Manifest, ManifestEntry},
+        path::RelPath,
+    },
     proto::v1,
 };
 use potluck_peer::library::{identify, kept_manifest};

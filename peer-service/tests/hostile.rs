@@ -12,9 +12,11 @@ use common::*;
 use fake::{Vice, fake, fake_that_heals};
 use potluck_core::{
     FileId,
-    index_client::Address,
-    manifest::{EntryContent, Manifest, ManifestEntry},
-    path::RelPath,
+    collection::{
+        manifest::{EntryContent, Manifest, ManifestEntry},
+        path::RelPath,
+    },
+    model::Address,
     proto::v1,
 };
 
@@ -247,7 +249,7 @@ async fn folder(world: &World) -> (FileId, Vec<u8>) {
         let name = format!("{n:03}");
         let data = bytes(100_000, n);
         file(&path, &name, &data);
-        entries.push((name, potluck_core::hash::hash_bytes(&data)));
+        entries.push((name, potluck_core::identity::hash::hash_bytes(&data)));
     }
     let entries = entries.iter().map(|(name, tree)| ManifestEntry {
         path: RelPath::parse(name).unwrap(),
@@ -259,7 +261,7 @@ async fn folder(world: &World) -> (FileId, Vec<u8>) {
     });
     let manifest = Manifest::new(entries).unwrap().bytes().to_vec();
     let id = world.honest.share(&path).await;
-    assert_eq!(potluck_core::hash::hash_bytes(&manifest).id(), id);
+    assert_eq!(potluck_core::identity::hash::hash_bytes(&manifest).id(), id);
     (id, manifest)
 }
 

@@ -12,7 +12,7 @@ use common::{
 };
 use potluck_core::{
     Token,
-    index_client::{Address, FileKind, FileRecord, QueryKey, Registration},
+    model::{Address, FileKind, FileRecord, QueryKey, Registration},
     proto::v1,
 };
 use potluck_index::StoreConfig;
@@ -32,7 +32,7 @@ async fn providers_are_found_and_the_finished_file_is_registered() {
         seed.share(&path).await;
         seeds.push(seed);
     }
-    let id = potluck_core::hash::hash_bytes(&data).id();
+    let id = potluck_core::identity::hash::hash_bytes(&data).id();
     wait_for_providers(&index, id, 3).await;
     let peer = Peer::start(&dir.path().join("peer"), Some(&index.endpoint)).await;
     let target = dir.path().join("out");
@@ -204,7 +204,7 @@ async fn an_index_that_restarts_or_has_lost_its_data_knows_everything_again() {
     }
     let collection = peer.share(&folder).await;
     let single = peer.share(&file(dir.path(), "single", &bytes(300_000, 41))).await;
-    let member = potluck_core::hash::hash_bytes(&bytes(1049, 40)).id();
+    let member = potluck_core::identity::hash::hash_bytes(&bytes(1049, 40)).id();
     for (round, wiped) in [false, true].into_iter().enumerate() {
         for id in [collection, single, member] {
             wait_for_providers(&index, id, 1).await;
@@ -229,7 +229,7 @@ async fn an_index_that_restarts_or_has_lost_its_data_knows_everything_again() {
     peer.stop().await;
     // It took back its lease.
     wait_until("nobody has it", || async {
-        let by = potluck_core::index_client::QueryKey::Id(single);
+        let by = potluck_core::model::QueryKey::Id(single);
         let page = index.client.query(&by, 10, None).await.unwrap();
         page.files.first().is_none_or(|found| found.provider_count == 0)
     })
@@ -246,7 +246,7 @@ async fn a_file_that_most_call_a_collection_is_fetched_once() {
     let path = file(dir.path(), "src/data.bin", &data);
     let seed = Peer::start(&dir.path().join("seed"), Some(&index.endpoint)).await;
     let id = seed.share(&path).await;
-    let root = potluck_core::hash::hash_bytes(&data).root;
+    let root = potluck_core::identity::hash::hash_bytes(&data).root;
     for liar in 0..3 {
         let lie = Registration {
             file: FileRecord {
@@ -268,7 +268,7 @@ async fn a_file_that_most_call_a_collection_is_fetched_once() {
         told.await.unwrap();
     }
     wait_for_providers(&index, id, 4).await;
-    let by = potluck_core::index_client::QueryKey::Id(id);
+    let by = potluck_core::model::QueryKey::Id(id);
     let page = index.client.query(&by, 1, None).await.unwrap();
     assert_eq!(
         page.files[0].file.kind,

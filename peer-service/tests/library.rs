@@ -15,14 +15,16 @@ use std::{
 use parts::{Peer, bytes, wait_until};
 use potluck_core::{
     FileId, Reason,
-    hash::hash_bytes,
-    index_client::FileKind,
-    manifest::{EntryContent, Manifest},
-    plan::Plan,
+    collection::{
+        manifest::{EntryContent, Manifest},
+        plan::Plan,
+    },
+    identity::hash::hash_bytes,
+    model::FileKind,
 };
 use potluck_peer::{
+    content::ContentSource as _,
     library::{EntryHashes, UnshareTarget, stamp_of, stamps_at},
-    offer::ContentSource as _,
 };
 
 fn id_of(bytes: &[u8]) -> FileId {

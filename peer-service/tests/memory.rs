@@ -16,9 +16,9 @@ use std::{
 use bytes::Bytes;
 use potluck_core::{
     FileId, Problem,
-    hash::hash_bytes,
+    grpc::transport::Endpoint,
+    identity::hash::hash_bytes,
     proto::v1::{self, peer_service_client::PeerServiceClient},
-    transport::Endpoint,
 };
 use prost::Message as _;
 use raw_client::{

@@ -7,7 +7,7 @@ mod common;
 use common::*;
 use potluck_core::{
     Problem, Reason,
-    hash::hash_bytes,
+    identity::hash::hash_bytes,
     proto::v1::{
         self, control_service_client::ControlServiceClient, peer_service_client::PeerServiceClient,
         unshare_request, watch_availability_response::Event,
@@ -87,7 +87,8 @@ async fn a_watch_on_a_peer_that_fetches_goes_on_when_it_has_the_whole() {
         .units_done
         < 2
     {}
-    let endpoint: potluck_core::transport::Endpoint = middle.running.local_addr.to_string().parse().unwrap();
+    let endpoint: potluck_core::grpc::transport::Endpoint =
+        middle.running.local_addr.to_string().parse().unwrap();
     let mut peer = PeerServiceClient::new(endpoint.connect().await.unwrap());
     let watch = v1::WatchAvailabilityRequest {
         file_id: id.to_bytes(),
@@ -166,7 +167,8 @@ async fn a_root_that_is_not_known_yet_is_never_told() {
             break;
         }
     }
-    let endpoint: potluck_core::transport::Endpoint = middle.running.local_addr.to_string().parse().unwrap();
+    let endpoint: potluck_core::grpc::transport::Endpoint =
+        middle.running.local_addr.to_string().parse().unwrap();
     let mut peer = PeerServiceClient::new(endpoint.connect().await.unwrap());
     let mut unknown = 0;
     for tree in &trees {

@@ -13,8 +13,8 @@ use std::{
 
 use common::*;
 use potluck_core::{
+    grpc::transport::Endpoint,
     proto::v1::{self, control_service_client::ControlServiceClient},
-    transport::Endpoint,
 };
 
 /// The program; killed when dropped.
@@ -220,7 +220,7 @@ async fn killed_at_the_answer_it_has_kept_what_it_answered() {
     let home = dir.path().join("peer");
     let mut program = Program::start(&home);
     for round in 0..KILLS {
-        let id = potluck_core::hash::hash_bytes(&[round as u8; 10]).id();
+        let id = potluck_core::identity::hash::hash_bytes(&[round as u8; 10]).id();
         let request = v1::FetchRequest {
             detach: true,
             ..wish(id, &dir.path().join(format!("out {round}")))
@@ -453,7 +453,7 @@ async fn it_stops_within_seconds_while_a_large_file_is_hashed() {
     // Looked at because it stands where a download is to go.
     let mut program = Program::start(&home);
     let request = v1::FetchRequest {
-        ..wish(potluck_core::hash::hash_bytes(b"other").id(), &large)
+        ..wish(potluck_core::identity::hash::hash_bytes(b"other").id(), &large)
     };
     let _events = control(&home).await.fetch(request).await.unwrap().into_inner();
     wait_until("it hashes", || async { program.has_read() > 10_000_000 }).await;

@@ -17,11 +17,12 @@ use fake::{Fake, State};
 use parts::{DEADLINE, wait_until};
 use potluck_core::{
     FileId, Reason, Root, Token,
-    index_client::{Address, FileKind, FileRecord, IndexClient, Registration},
+    grpc::transport,
+    index_client::IndexClient,
+    model::{Address, FileKind, FileRecord, Registration},
     proto::v1::{self, index_service_server::IndexServiceServer},
-    transport,
 };
-use potluck_peer::{holdings::AnnounceSet, registrar::Registrar};
+use potluck_peer::announce::{registrar::Registrar, set::AnnounceSet};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};

@@ -9,8 +9,7 @@ use std::{fs, io::Write as _, os::unix::fs::PermissionsExt as _, sync::Arc, time
 use parts::{DEADLINE, Peer, bytes, download, span, wait_until};
 use potluck_core::{
     FileId, FileLayout, Problem, Reason, Root,
-    hash::hash_bytes,
-    merkle,
+    identity::{hash::hash_bytes, merkle},
     proto::v1::{self, watch_availability_response::Event},
 };
 

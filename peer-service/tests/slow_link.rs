@@ -9,9 +9,9 @@ use std::{sync::Arc, time::Duration};
 use common::*;
 use potluck_core::{
     FileId,
-    index_client::Address,
+    grpc::transport::Endpoint,
+    model::Address,
     proto::v1::{self, peer_service_client::PeerServiceClient},
-    transport::Endpoint,
 };
 use potluck_peer::{Config, LimitSettings};
 use tokio::{

@@ -10,10 +10,10 @@ use futures_util::StreamExt as _;
 use parts::{DEADLINE, Peer, bytes};
 use potluck_core::{
     Problem, Reason,
+    grpc::transport,
     proto::v1::{self, peer_service_client::PeerServiceClient},
-    transport,
 };
-use potluck_peer::serve::{EvictableConnection, PeerApi, SendScheduler, UploadCounters};
+use potluck_peer::upload::{EvictableConnection, PeerApi, SendScheduler, UploadCounters};
 use tokio::{net::TcpListener, time::Instant};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Channel;

@@ -11,8 +11,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use potluck_core::{
-    hash::READ_SIZE,
-    merkle::{self, LEAF_SIZE},
+    identity::{
+        hash::READ_SIZE,
+        merkle::{self, LEAF_SIZE},
+    },
     read_buffer::ReadBuffer,
 };
 use walkdir::WalkDir;

@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result};
 use bytes::{Buf as _, BufMut as _, Bytes};
 use clap::{Parser, Subcommand};
 use futures_util::{StreamExt as _, future, stream::BoxStream};
-use potluck_core::merkle;
+use potluck_core::identity::merkle;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{

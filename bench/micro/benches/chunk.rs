@@ -5,7 +5,7 @@ use std::hint::black_box;
 use bytes::{Buf as _, Bytes, BytesMut};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use potluck_core::{
-    chunk::{ChunkDecoder, ChunkHeader},
+    grpc::download_codec::{ChunkDecoder, ChunkHeader},
     proto::v1::DownloadResponse,
 };
 use prost::Message as _;

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use potluck_core::{
     FileLayout,
-    merkle::{self, Hash, LEAF_SIZE},
+    identity::merkle::{self, Hash, LEAF_SIZE},
 };
 use sha2::{Digest as _, Sha256};
 

@@ -3,11 +3,8 @@
 use std::{collections::VecDeque, time::Duration};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use potluck_peer::{
-    bits::Bitfield,
-    offer::Availability,
-    swarm::{Action, PeerKey, Swarm, SwarmConfig},
-};
+use potluck_core::{availability::Availability, bitfield::Bitfield};
+use potluck_swarm::{Action, PeerKey, Swarm, SwarmConfig};
 
 const UNIT: u64 = 256 * 1024;
 

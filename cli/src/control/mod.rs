@@ -7,9 +7,9 @@ use std::{path::PathBuf, time::Duration};
 use futures_util::{Stream, StreamExt as _};
 use potluck_core::{
     FileId, Problem, Reason, Sha256,
-    index_client::Address,
+    grpc::transport::{Endpoint, MAX_MESSAGE},
+    model::Address,
     proto::v1::{self, control_service_client::ControlServiceClient},
-    transport::{Endpoint, MAX_MESSAGE},
 };
 use tonic::{
     Request, Status as GrpcStatus,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use potluck_core::{
     FileId, PeerId, Problem, Reason,
-    index_client::{Address, FileKind, FileRecord},
+    model::{Address, FileKind, FileRecord},
     proto::v1,
 };
 use serde::Serialize;
@@ -322,7 +322,7 @@ impl TryFrom<v1::CheckResponse> for CheckEvent {
             },
             Event::Bad(bad) => Self::Bad {
                 path: bad.path,
-                file: potluck_core::wire::file_id(&bad.file_id, "bad.file_id")?,
+                file: potluck_core::convert::file_id(&bad.file_id, "bad.file_id")?,
                 problem: problem(bad.failure.unwrap_or_default()),
             },
             Event::Failed(failed) => Self::Failed {
@@ -391,7 +391,7 @@ impl TryFrom<v1::Transfer> for Transfer {
             kind: transfer.kind().into(),
             state: transfer.state().into(),
             number: transfer.transfer_id,
-            file: potluck_core::wire::file_id(&transfer.file_id, "transfer.file_id")?,
+            file: potluck_core::convert::file_id(&transfer.file_id, "transfer.file_id")?,
             name: transfer.name,
             path: transfer.path,
             done: transfer.bytes_done,
@@ -479,7 +479,7 @@ impl From<Limits> for v1::Limits {
 }
 
 /// Limits out of an answer that must have them.
-pub(super) fn limits(limits: Option<v1::Limits>) -> Result<Limits, Problem> {
+pub(crate) fn limits(limits: Option<v1::Limits>) -> Result<Limits, Problem> {
     let limits = limits.ok_or_else(|| missing_field("limits"))?;
     Ok(Limits {
         upload: limits.upload_bytes_per_second,
@@ -489,6 +489,6 @@ pub(super) fn limits(limits: Option<v1::Limits>) -> Result<Limits, Problem> {
 }
 
 /// A transfer out of an answer that must have one.
-pub(super) fn transfer(transfer: Option<v1::Transfer>) -> Result<Transfer, Problem> {
+pub(crate) fn transfer(transfer: Option<v1::Transfer>) -> Result<Transfer, Problem> {
     transfer.ok_or_else(|| missing_field("a transfer"))?.try_into()
 }

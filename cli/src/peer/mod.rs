@@ -2,7 +2,7 @@
 //!
 //! Invariant: a peer of one's own is stopped, its registrations taken back, before the command ends.
 
-mod holder;
+mod lock_owner;
 mod own;
 
 use std::{
@@ -11,10 +11,10 @@ use std::{
     path::PathBuf,
 };
 
-use potluck_core::{Problem, Reason, transport::Endpoint};
+use potluck_core::{Problem, Reason, grpc::transport::Endpoint};
 use potluck_peer::options::DEFAULT_LISTEN;
 
-pub(crate) use self::holder::LockOwner;
+pub(crate) use self::lock_owner::LockOwner;
 use self::own::OwnPeer;
 use crate::control::{ControlClient, model::Status};
 

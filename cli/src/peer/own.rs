@@ -4,20 +4,20 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use potluck_core::{Problem, Reason, transport::Endpoint};
+use potluck_core::{Problem, Reason, grpc::transport::Endpoint};
 use potluck_peer::{Config, ControlAt, Running};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{OwnSettings, SOCKET, candidates, default_home};
+use crate::peer::{OwnSettings, SOCKET, candidates, default_home};
 
 /// How long stopping may take: taking back the lease from an index that does not answer must not hold up the prompt.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// A running peer and what must outlive it.
 #[derive(Debug)]
-pub(super) struct OwnPeer {
+pub(crate) struct OwnPeer {
     running: Running,
     /// Stops it also where it is dropped in the middle of something.
     shutdown: DropGuard,
@@ -28,7 +28,7 @@ pub(super) struct OwnPeer {
 
 impl OwnPeer {
     /// Starts in the default home, or in a temporary one where that is in use or cannot be made.
-    pub(super) async fn start(settings: OwnSettings) -> Result<Self, Problem> {
+    pub(crate) async fn start(settings: OwnSettings) -> Result<Self, Problem> {
         match default_home() {
             Ok(home) => match Self::start_in(home, None, &settings).await {
                 Err(problem) if settings.temporary && elsewhere_may_do(&problem) => {
@@ -62,16 +62,16 @@ impl OwnPeer {
         })
     }
 
-    pub(super) const fn control(&self) -> &Endpoint {
+    pub(crate) const fn control(&self) -> &Endpoint {
         &self.running.control
     }
 
-    pub(super) const fn is_temporary(&self) -> bool {
+    pub(crate) const fn is_temporary(&self) -> bool {
         self.home.is_some()
     }
 
     /// Stops it: what it fetched is on disk and its lease is taken back, or [`GRACE`] is over.
-    pub(super) async fn stop(self) {
+    pub(crate) async fn stop(self) {
         drop(self.shutdown);
         if tokio::time::timeout(GRACE, self.running.join()).await.is_err() {
             tracing::warn!("the peer did not stop within {GRACE:?}");

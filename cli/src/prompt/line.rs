@@ -6,7 +6,7 @@ use clap::{
 
 use crate::{
     args::{Globals, Verb, asks_json},
-    fail::CommandError,
+    error::CommandError,
 };
 
 /// The list that `help` gives.
@@ -37,16 +37,16 @@ Commands:
     disable_help_subcommand = true,
     max_term_width = 110
 )]
-pub(super) struct PromptLine {
+pub(crate) struct PromptLine {
     #[command(flatten)]
-    pub(super) globals: Globals,
+    pub(crate) globals: Globals,
     #[command(subcommand)]
-    pub(super) command: LineCommand,
+    pub(crate) command: LineCommand,
 }
 
 /// What can be done at the prompt.
 #[derive(Debug, Subcommand)]
-pub(super) enum LineCommand {
+pub(crate) enum LineCommand {
     #[command(flatten)]
     Verb(Verb),
     /// Leave
@@ -56,7 +56,7 @@ pub(super) enum LineCommand {
 
 /// What a line comes to.
 #[derive(Debug)]
-pub(super) enum ParsedLine {
+pub(crate) enum ParsedLine {
     /// Empty, or a comment.
     Nothing,
     /// To be printed.
@@ -73,7 +73,7 @@ pub(super) enum ParsedLine {
 }
 
 /// Understands a line: words as a POSIX shell splits them, then as the command line has them.
-pub(super) fn parse(text: &str) -> ParsedLine {
+pub(crate) fn parse(text: &str) -> ParsedLine {
     let Some(words) = shlex::split(text) else {
         return ParsedLine::Invalid {
             fail: CommandError::usage("a quote is not closed"),
@@ -132,7 +132,7 @@ fn explain(error: &clap::Error, word: &str) -> CommandError {
 }
 
 /// Every word that a line can begin with.
-pub(super) fn verbs() -> impl Iterator<Item = String> {
+pub(crate) fn verbs() -> impl Iterator<Item = String> {
     let own = PromptLine::command()
         .get_subcommands()
         .flat_map(|verb| std::iter::once(verb.get_name()).chain(verb.get_visible_aliases()))

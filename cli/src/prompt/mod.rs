@@ -3,7 +3,7 @@
 //! Starts a peer of its own if none runs, and keeps it until the end. No failure of a line ends the session; Ctrl-C stops
 //! the running command, Ctrl-D leaves.
 
-mod helper;
+mod assistant;
 mod line;
 mod reader;
 
@@ -17,11 +17,12 @@ use self::{
     reader::{LineReader, ReaderEvent},
 };
 use crate::{
+    commands,
     context::{CommandContext, PeerHandle},
-    fail::{CommandError, ExitStatus},
+    error::{CommandError, ExitStatus},
     interrupt::Interrupts,
+    output::text,
     peer::ConnectedPeer,
-    text, verb,
 };
 
 /// Reads and runs lines until the end.
@@ -110,7 +111,7 @@ async fn run_line(
     };
     let stop = CancellationToken::new();
     let context = session.line(&line.globals, stop.clone())?;
-    interrupts.run(&stop, verb::run_verb(&context, verb)).await
+    interrupts.run(&stop, commands::run_verb(&context, verb)).await
 }
 
 /// The peer of the session: one that runs, else one of its own. A failure is told, and the prompt goes on without.

@@ -5,8 +5,7 @@ use std::{path::PathBuf, sync::mpsc, thread};
 use rustyline::{CompletionType, Config, Editor, error::ReadlineError, history::FileHistory};
 use tokio::sync::mpsc as async_mpsc;
 
-use super::helper::Assistant;
-use crate::fail::CommandError;
+use crate::{error::CommandError, prompt::assistant::Assistant};
 
 /// Lines remembered.
 const HISTORY: usize = 2000;
@@ -15,7 +14,7 @@ const PROMPT: &str = "potluck> ";
 
 /// What comes of asking for a line.
 #[derive(Debug)]
-pub(super) enum ReaderEvent {
+pub(crate) enum ReaderEvent {
     /// A line.
     Line(String),
     /// Ctrl-C: the line is given up.
@@ -28,7 +27,7 @@ pub(super) enum ReaderEvent {
 
 /// The thread that reads.
 #[derive(Debug)]
-pub(super) struct LineReader {
+pub(crate) struct LineReader {
     ask: mpsc::SyncSender<()>,
     answers: async_mpsc::Receiver<ReaderEvent>,
     is_reading: bool,
@@ -36,7 +35,7 @@ pub(super) struct LineReader {
 
 impl LineReader {
     /// Starts the thread, with the history of earlier sessions.
-    pub(super) fn start() -> Result<Self, CommandError> {
+    pub(crate) fn start() -> Result<Self, CommandError> {
         let failed =
             |error: ReadlineError| CommandError::usage(format!("this terminal cannot be edited on: {error}"));
         let config = Config::builder()
@@ -74,7 +73,7 @@ impl LineReader {
     }
 
     /// The next line. Cancel-safe: a line that is being typed is given next time.
-    pub(super) async fn next(&mut self) -> ReaderEvent {
+    pub(crate) async fn next(&mut self) -> ReaderEvent {
         if !self.is_reading {
             if self.ask.try_send(()).is_err() {
                 return ReaderEvent::End;

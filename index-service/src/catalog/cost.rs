@@ -1,37 +1,37 @@
 //! What things take in memory, roughly and rather too much, in bytes: what the quota on memory counts.
 
-use potluck_core::index_client::Registration;
+use potluck_core::model::Registration;
 
-use super::words;
+use crate::catalog::words;
 
 /// One peer: its entry, its slot and the set of its files.
 pub const PEER: u64 = 256;
 
 /// One peer having one file.
-pub(super) const REGISTRATION: u64 = 24;
+pub(crate) const REGISTRATION: u64 = 24;
 
 /// One file: its entry and its slot.
-pub(super) const FILE: u64 = 192;
+pub(crate) const FILE: u64 = 192;
 
 /// What one or more registrations say of a file.
-pub(super) const CLAIM_COST: u64 = 112;
+pub(crate) const CLAIM_COST: u64 = 112;
 
 /// One file under one claim.
-pub(super) const SHA256_COST: u64 = 96;
+pub(crate) const SHA256_COST: u64 = 96;
 
 /// One file bearing one name, because of what one or more registrations say.
-pub(super) const NAME_OF_FILE: u64 = 24;
+pub(crate) const NAME_OF_FILE: u64 = 24;
 
 /// One name holding one word.
-pub(super) const POSTING: u64 = 8;
+pub(crate) const POSTING: u64 = 8;
 
 /// One name.
-pub(super) fn name(text: &str) -> u64 {
+pub(crate) fn name(text: &str) -> u64 {
     96 + text.len() as u64
 }
 
 /// One word.
-pub(super) fn word(text: &str) -> u64 {
+pub(crate) fn word(text: &str) -> u64 {
     96 + text.len() as u64
 }
 

@@ -6,10 +6,10 @@ use std::cmp::Reverse;
 
 use potluck_core::{
     Sha256,
-    index_client::{FileKind, FileRecord, IndexedFile},
+    model::{FileKind, FileRecord, IndexedFile},
 };
 
-use super::{Catalog, MAX_NAMES, words::Matcher};
+use crate::catalog::{Catalog, MAX_NAMES, words::Matcher};
 
 /// Most variants of one file that are asked what most providers say: a crowd that says a different thing each must not make
 /// every query slow.
@@ -25,19 +25,19 @@ const TALLIED_A_STEP: usize = 16;
 const MAX_CHECKED: usize = 64;
 
 /// Steps after which no further name is checked.
-pub(super) const CHECK_STEPS: usize = 2048;
+pub(crate) const CHECK_STEPS: usize = 2048;
 
 /// Most steps of checking one name: every character of the longest becomes eighteen.
 const ONE_CHECK: usize = 6_000;
 
 /// Most steps of describing one file.
-pub(super) const MAX_STEPS: usize =
+pub(crate) const MAX_STEPS: usize =
     MAX_TALLIED / TALLIED_A_STEP + 4 * MAX_CLAIMS * MAX_NAMES + CHECK_STEPS + ONE_CHECK + 16;
 
 impl Catalog {
     /// What most providers say of a file, and the steps that it took. Names come most used first, then by text; before all those
     /// that fit the search by which it was found, the name under which it was among them.
-    pub(super) fn describe(&self, slot: u32, search: Option<(u32, &mut Matcher)>) -> (IndexedFile, usize) {
+    pub(crate) fn describe(&self, slot: u32, search: Option<(u32, &mut Matcher)>) -> (IndexedFile, usize) {
         let file = &self.files[slot as usize];
         let mut names: Vec<(u32, u32)> = Vec::new();
         let mut sums: Vec<(Sha256, u32)> = Vec::new();

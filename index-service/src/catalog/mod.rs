@@ -19,32 +19,32 @@ use std::{collections::HashMap, hash::BuildHasher as _};
 use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 use potluck_core::{
     FileId, PeerId, Root, Sha256,
-    index_client::{Address, FileRecord, Provider, Registration},
+    model::{Address, FileRecord, Provider, Registration},
     set_digest::{Element, SetDigest},
 };
 use roaring::RoaringBitmap;
 use slab::Slab;
 use smallvec::SmallVec;
 
+mod claims;
 pub mod cost;
-mod counted;
 mod describe;
-mod find;
 mod names;
+mod ref_counted_set;
 mod sample;
+mod search;
 #[cfg(test)]
 mod tests;
-mod variants;
 pub mod words;
 
-use counted::RefCountedSet;
-pub use find::{
+pub use crate::catalog::search::{
     Listing, MAX_CALL_STEPS, MAX_ITEM_STEPS, PAGE_STEPS, RankCursor, RankedPage, SearchCursor, SearchPage,
     SearchScan,
 };
+use claims::Claims;
 use names::Names;
+use ref_counted_set::RefCountedSet;
 use sample::SAMPLED_FROM;
-use variants::Claims;
 
 /// Most names given of one file, as the contract has it.
 pub const MAX_NAMES: usize = 16;
@@ -90,7 +90,7 @@ pub struct PeerSlot(u32);
 
 /// One peer having one file: the variant it claims, and in the top bits whether it is partial and what it pays for.
 #[derive(Debug, Clone, Copy)]
-struct ProviderSlot {
+pub(crate) struct ProviderSlot {
     peer: u32,
     claim_and_partial: u32,
 }

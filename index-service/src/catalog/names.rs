@@ -13,7 +13,7 @@ use roaring::RoaringBitmap;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use super::{cost, counted::RefCountedSet, words};
+use crate::catalog::{cost, ref_counted_set::RefCountedSet, words};
 
 /// Names that hold a word. Most words are in a few names, some in most of them.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl PostingList {
 const BLOCK: u32 = 1 << 16;
 
 /// The last slot of the block that a slot is in.
-pub(super) const fn block_end(slot: u32) -> u32 {
+pub(crate) const fn block_end(slot: u32) -> u32 {
     slot | (BLOCK - 1)
 }
 
@@ -142,7 +142,7 @@ struct Name {
 
 /// Names by text and by word.
 #[derive(Debug, Default)]
-pub(super) struct Names {
+pub(crate) struct Names {
     hasher: DefaultHashBuilder,
     slots: HashTable<u32>,
     names: Slab<Name>,
@@ -150,12 +150,12 @@ pub(super) struct Names {
     /// After the last slot that was ever taken since there were no names.
     end: u32,
     /// Estimate of the memory held, in bytes.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 impl Names {
     /// The slot of a name that some file bears.
-    pub(super) fn find(&self, text: &str) -> Option<u32> {
+    pub(crate) fn find(&self, text: &str) -> Option<u32> {
         let hash = self.hasher.hash_one(text);
         self.slots
             .find(hash, |&slot| &*self.names[slot as usize].text == text)
@@ -163,7 +163,7 @@ impl Names {
     }
 
     /// The slot of a name, made where it is new; it stays only once a file is added to it.
-    pub(super) fn intern(&mut self, text: &str) -> u32 {
+    pub(crate) fn intern(&mut self, text: &str) -> u32 {
         let Self {
             hasher,
             slots,
@@ -204,12 +204,12 @@ impl Names {
     }
 
     /// Says that a file bears the name, once more.
-    pub(super) fn add_file(&mut self, name: u32, file: u32) {
+    pub(crate) fn add_file(&mut self, name: u32, file: u32) {
         self.names[name as usize].files.add(file);
     }
 
     /// Says that a file bears the name once less; a name that no file bears is forgotten.
-    pub(super) fn remove_file(&mut self, name: u32, file: u32) {
+    pub(crate) fn remove_file(&mut self, name: u32, file: u32) {
         if !self.names[name as usize].files.subtract(file) {
             return;
         }
@@ -234,38 +234,38 @@ impl Names {
     }
 
     /// The text of a name.
-    pub(super) fn text(&self, name: u32) -> &str {
+    pub(crate) fn text(&self, name: u32) -> &str {
         &self.names[name as usize].text
     }
 
     /// The files that bear a name.
-    pub(super) fn files_of(&self, name: u32) -> &RefCountedSet {
+    pub(crate) fn files_of(&self, name: u32) -> &RefCountedSet {
         &self.names[name as usize].files
     }
 
     /// The files that bear a name, from this slot on.
-    pub(super) fn files(&self, name: u32, from: u32) -> impl Iterator<Item = u32> + '_ {
+    pub(crate) fn files(&self, name: u32, from: u32) -> impl Iterator<Item = u32> + '_ {
         self.names[name as usize].files.from(from)
     }
 
     /// The text of a name, if the slot is one's.
-    pub(super) fn get(&self, slot: u32) -> Option<&str> {
+    pub(crate) fn get(&self, slot: u32) -> Option<&str> {
         self.names.get(slot as usize).map(|name| &*name.text)
     }
 
     /// No slot is at or past this one.
-    pub(super) const fn end(&self) -> u32 {
+    pub(crate) const fn end(&self) -> u32 {
         self.end
     }
 
     /// How many words begin with `prefix`, at most `most`.
-    pub(super) fn count_words(&self, prefix: &str, most: usize) -> usize {
+    pub(crate) fn count_words(&self, prefix: &str, most: usize) -> usize {
         self.beginning_with(prefix).take(most).count()
     }
 
     /// The names with a word that begins with `prefix`, of the slots from `from` on to the end of its block; and the steps that it
     /// took. `None` where it would take more than `most`.
-    pub(super) fn with_prefix(&self, prefix: &str, from: u32, most: usize) -> (Option<RoaringBitmap>, usize) {
+    pub(crate) fn with_prefix(&self, prefix: &str, from: u32, most: usize) -> (Option<RoaringBitmap>, usize) {
         let blocks = (self.end / BLOCK) as usize;
         let mut names = Gathered::new(from);
         let mut steps = 0;
@@ -289,7 +289,7 @@ impl Names {
 
     /// How many names and words there are.
     #[cfg(test)]
-    pub(super) fn counts(&self) -> (usize, usize) {
+    pub(crate) fn counts(&self) -> (usize, usize) {
         (self.names.len(), self.words.len())
     }
 }

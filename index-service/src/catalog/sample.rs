@@ -5,13 +5,13 @@
 
 use std::collections::HashMap;
 
-use potluck_core::{FileId, index_client::Provider};
+use potluck_core::{FileId, model::Provider};
 use rand::Rng;
 
-use super::{Catalog, ProviderSlot};
+use crate::catalog::{Catalog, ProviderSlot};
 
 /// Providers among which a sample is drawn: of a larger crowd so many are picked at random first, to bound what a sample costs.
-pub(super) const SAMPLED_FROM: usize = 1024;
+pub(crate) const SAMPLED_FROM: usize = 1024;
 
 impl Catalog {
     /// Who has a file: a random sample of at most `most`, and how many there are. Peers of one host come after one peer each of
@@ -24,7 +24,7 @@ impl Catalog {
         (self.sample(all, most, rng), self.provider_count(slot))
     }
 
-    pub(super) fn sample(&self, all: &[ProviderSlot], most: usize, rng: &mut impl Rng) -> Vec<Provider> {
+    pub(crate) fn sample(&self, all: &[ProviderSlot], most: usize, rng: &mut impl Rng) -> Vec<Provider> {
         let live: Vec<ProviderSlot>;
         let mut all = all;
         if self.has_hidden() {

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use potluck_core::{
     FileId, PeerId, Root, SetDigest, Sha256,
-    index_client::{Address, FileKind, FileRecord, IndexedFile, Provider, QueryKey, Registration},
+    model::{Address, FileKind, FileRecord, IndexedFile, Provider, QueryKey, Registration},
 };
 use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng};
 
-use super::{
+use crate::catalog::{
     Catalog, Listing, MAX_CALL_STEPS, MAX_ITEM_STEPS, PutOutcome, RankCursor, RankedPage, SearchCursor,
-    SearchPage, SearchScan, cost, find::SearchBounds, words,
+    SearchPage, SearchScan, cost, search::SearchBounds, words,
 };
 
 fn rng() -> StdRng {
@@ -261,7 +261,7 @@ impl Model {
         } else {
             FileKind::File
         };
-        names.truncate(super::MAX_NAMES);
+        names.truncate(crate::catalog::MAX_NAMES);
         IndexedFile {
             file: FileRecord {
                 sha256,
@@ -628,7 +628,7 @@ fn a_crowd_that_says_a_different_thing_each_is_answered_soon() {
     let found = &page.files[0];
     assert_eq!(
         (found.provider_count, found.names.len()),
-        (20_000, super::MAX_NAMES)
+        (20_000, crate::catalog::MAX_NAMES)
     );
     assert_eq!(search(&catalog, "", 100).len(), 1);
     // Under one name or another, and more than once.

@@ -5,10 +5,10 @@
 //! it is read and compared, and the difference written, before anything is acknowledged again.
 
 use hashbrown::{HashMap, HashSet};
-use potluck_core::{FileId, PeerId, index_client::Registration};
+use potluck_core::{FileId, PeerId, model::Registration};
 
-use super::BATCH_FILES;
 use crate::{
+    commit::BATCH_FILES,
     registry::Registry,
     store::{Change, IndexStore, PeerRecord, StoreError, StoredPeer},
 };
@@ -20,7 +20,7 @@ const BATCH_PEERS: usize = 512;
 ///
 /// # Errors
 /// [`StoreError`]: try again later.
-pub(super) fn recover(store: &mut dyn IndexStore, registry: &Registry) -> Result<usize, StoreError> {
+pub(crate) fn recover(store: &mut dyn IndexStore, registry: &Registry) -> Result<usize, StoreError> {
     let mut difference = reopen(store, registry);
     if let Err(StoreError::Damaged(_)) = difference {
         // It was moved aside.

@@ -4,7 +4,7 @@ use std::sync::mpsc;
 
 use potluck_core::{
     Root,
-    index_client::{Address, FileKind, FileRecord},
+    model::{Address, FileKind, FileRecord},
 };
 
 use rand::{RngExt as _, SeedableRng as _};
@@ -553,7 +553,7 @@ async fn a_large_peer_is_gone_at_once_and_cleared_bit_by_bit() {
     assert_eq!(found(0), 1);
     assert_eq!(
         *watcher.next().await.unwrap(),
-        potluck_core::index_client::ProviderEvent::Left(record(1).id)
+        potluck_core::model::ProviderEvent::Left(record(1).id)
     );
     // It comes back while it is cleared, and stays.
     let back = CommitRequest::Register {

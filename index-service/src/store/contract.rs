@@ -4,13 +4,13 @@ use std::{collections::BTreeMap, time::Duration};
 
 use potluck_core::{
     FileId, PeerId, Root, Sha256,
-    index_client::{Address, FileKind, FileRecord, Registration},
+    model::{Address, FileKind, FileRecord, Registration},
 };
 use proptest::prelude::*;
 
-use super::{Change, IndexStore, MemoryStore, PeerRecord, SledStore, StoredPeer};
+use crate::store::{Change, IndexStore, MemoryStore, PeerRecord, SledStore, StoredPeer};
 
-pub(super) fn peer(n: u8) -> PeerRecord {
+pub(crate) fn peer(n: u8) -> PeerRecord {
     let address = Address {
         host: format!("192.0.2.{n}"),
         port: 12349,
@@ -22,7 +22,7 @@ pub(super) fn peer(n: u8) -> PeerRecord {
     }
 }
 
-pub(super) fn registration(n: u64, name: &str) -> Registration {
+pub(crate) fn registration(n: u64, name: &str) -> Registration {
     let mut root = [7; 32];
     root[..8].copy_from_slice(&n.to_le_bytes());
     let root = Root(root);

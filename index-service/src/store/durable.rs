@@ -15,7 +15,7 @@ use std::{
 };
 
 /// How long sled may take to let go of what it had open.
-pub(super) const CLOSING: Duration = Duration::from_secs(2);
+pub(crate) const CLOSING: Duration = Duration::from_secs(2);
 
 /// sled's log: every change is in it, but for pages that are too large for it.
 const LOG: &str = "db";
@@ -34,7 +34,7 @@ const REWRITE_BYTES: usize = 1024 * 1024;
 
 /// The files of an open store.
 #[derive(Debug)]
-pub(super) struct StoreFiles {
+pub(crate) struct StoreFiles {
     blobs: PathBuf,
     /// Held open from before the first write on: the system reports a failed write to those who had the file open then.
     log: File,
@@ -47,7 +47,7 @@ impl StoreFiles {
     ///
     /// # Errors
     /// Those of the system.
-    pub(super) fn open(folder: &Path) -> io::Result<Self> {
+    pub(crate) fn open(folder: &Path) -> io::Result<Self> {
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
             let mode = match entry.file_type()? {
@@ -74,7 +74,7 @@ impl StoreFiles {
     /// # Errors
     /// Those of the system. After one, nothing that was written since the last success is certain to be on the disk, and trying
     /// again does not make it so: the store has to be closed, [`rewrite`] called, and the store opened again.
-    pub(super) fn sync(&mut self) -> io::Result<()> {
+    pub(crate) fn sync(&mut self) -> io::Result<()> {
         let mut found = HashSet::new();
         let mut is_new = false;
         for entry in fs::read_dir(&self.blobs)? {
@@ -111,7 +111,7 @@ fn make_private(path: &Path, mode: u32) {
 }
 
 /// Puts the names in a folder on the disk.
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder)?.sync_all() {
         // A file system that has no such thing, as some network file systems.
         Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
@@ -120,7 +120,7 @@ pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
 }
 
 /// Fails where the disk has no room for more.
-pub(super) fn probe(folder: &Path) -> io::Result<()> {
+pub(crate) fn probe(folder: &Path) -> io::Result<()> {
     let path = folder.join(PROBE);
     let written = File::create(&path).and_then(|mut file| {
         file.write_all(&vec![0x5a; PROBE_BYTES])?;
@@ -137,7 +137,7 @@ pub(super) fn probe(folder: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// Those of the system; the file still reads as before.
-pub(super) fn rewrite(folder: &Path) -> io::Result<()> {
+pub(crate) fn rewrite(folder: &Path) -> io::Result<()> {
     let mut log = match File::options().read(true).write(true).open(folder.join(LOG)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         opened => opened?,

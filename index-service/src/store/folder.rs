@@ -12,7 +12,7 @@ use std::{
     time::SystemTime,
 };
 
-use super::{
+use crate::store::{
     StoreError,
     durable::{probe, rewrite, sync_folder},
 };
@@ -54,7 +54,7 @@ pub enum FolderError {
 
 /// A data folder that no other process may use until this is dropped.
 #[derive(Debug)]
-pub(super) struct DataFolder {
+pub(crate) struct DataFolder {
     path: PathBuf,
     _lock: FolderLock,
 }
@@ -72,7 +72,7 @@ impl Drop for FolderLock {
 }
 
 /// Opens what is in a folder, which is made if missing, for its owner only. What cannot be read is moved aside, and an empty one opened.
-pub(super) fn open<T>(
+pub(crate) fn open<T>(
     data_dir: &Path,
     open: impl Fn(&Path) -> Result<T, StoreError>,
 ) -> Result<(T, DataFolder), FolderError> {
@@ -116,7 +116,7 @@ impl DataFolder {
     /// # Errors
     /// [`StoreError::Io`] while the system does not allow it. [`StoreError::Damaged`] where it could not be read and was moved aside:
     /// the next call opens an empty one.
-    pub(super) fn reopen<T>(&self, open: impl Fn(&Path) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    pub(crate) fn reopen<T>(&self, open: impl Fn(&Path) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let store = self.store();
         probe(&self.path).map_err(StoreError::Io)?;
         rewrite(&store).map_err(StoreError::Io)?;
@@ -159,7 +159,7 @@ fn create_private(folder: &Path) -> io::Result<()> {
 }
 
 /// Whether an error is the system's, and says nothing of what is in the store.
-pub(super) fn is_system_error(error: &io::Error) -> bool {
+pub(crate) fn is_system_error(error: &io::Error) -> bool {
     /// EIO, ENFILE, EMFILE: a failing disk and too many open files, which have no kind of their own.
     const RAW: [i32; 3] = [5, 23, 24];
     matches!(

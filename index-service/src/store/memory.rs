@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use potluck_core::{FileId, PeerId, index_client::Registration};
+use potluck_core::{FileId, PeerId, model::Registration};
 
-use super::{Change, IndexStore, PeerRecord, StoreError, StoredPeer};
+use crate::store::{Change, IndexStore, PeerRecord, StoreError, StoredPeer};
 
 /// Registrations in memory.
 #[derive(Debug, Default)]

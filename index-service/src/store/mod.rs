@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use potluck_core::{
     FileId, PeerId,
-    index_client::{Address, Registration},
+    model::{Address, Registration},
 };
 
 #[cfg(test)]
@@ -15,7 +15,7 @@ mod contract;
 mod durable;
 mod folder;
 mod memory;
-mod pack;
+mod segment;
 mod sled;
 
 pub use self::{folder::FolderError, memory::MemoryStore, sled::SledStore};

@@ -9,14 +9,14 @@
 use std::{cell::RefCell, collections::HashMap, io, path::Path, thread, time::Instant};
 
 use hashbrown::HashSet;
-use potluck_core::{FileId, PeerId, index_client::Registration};
+use potluck_core::{FileId, PeerId, model::Registration};
 use sled::{Batch, Db, IVec, Tree};
 
-use super::{
+use crate::store::{
     Change, FolderError, IndexStore, PeerRecord, StoreError, StoredPeer,
     durable::{CLOSING, StoreFiles},
     folder::{self, DataFolder},
-    pack::{self, SEGMENT_BYTES, SegmentEntry},
+    segment::{self, SEGMENT_BYTES, SegmentEntry},
 };
 
 /// Name of the tree. A version that reads or writes it otherwise takes another name.
@@ -226,11 +226,11 @@ fn read_all(
         };
         let mut said = Vec::with_capacity(values.len());
         for (value, pack) in values.iter().zip(&mut packs.segments) {
-            let entries = pack::decode(value)?;
+            let entries = segment::decode(value)?;
             pack.entries = entries.len();
             said.push(Ok(entries));
         }
-        let files: Vec<_> = pack::fold(said)?.into_values().flatten().collect();
+        let files: Vec<_> = segment::fold(said)?.into_values().flatten().collect();
         packs.needed_entries = files.len();
         peers.insert(record.id, packs);
         each(StoredPeer { record, files });
@@ -241,7 +241,7 @@ fn read_all(
         match read_key(&key)? {
             (id, None) => {
                 finish(current.take())?;
-                let (address, ttl) = pack::decode_peer(&value)?;
+                let (address, ttl) = segment::decode_peer(&value)?;
                 current = Some((
                     PeerRecord { id, address, ttl },
                     PeerSegments::default(),
@@ -292,7 +292,7 @@ impl BatchWriter<'_> {
                 if *replace {
                     self.remove_all(&peer.id, &mut packs);
                 }
-                let record = pack::encode_peer(&peer.address, peer.ttl);
+                let record = segment::encode_peer(&peer.address, peer.ttl);
                 self.batch.insert(peer_key(&peer.id).as_slice(), record);
                 packs.needed_entries += new;
                 let said = files.iter().map(|file| (file.file.id, Some(file)));
@@ -356,7 +356,7 @@ impl BatchWriter<'_> {
     /// Makes new packs of the last ones, from the one at `from` on.
     fn fold(&mut self, peer: &PeerId, packs: &mut PeerSegments, from: usize) -> Result<(), StoreError> {
         let old = packs.segments.split_off(from);
-        let mut said = pack::fold(old.iter().map(|pack| self.read(peer, pack.number)))?;
+        let mut said = segment::fold(old.iter().map(|pack| self.read(peer, pack.number)))?;
         if from == 0 {
             // Nothing before it that a removal could speak of.
             said.retain(|_, registration| registration.is_some());
@@ -378,7 +378,7 @@ impl BatchWriter<'_> {
         packs: &mut PeerSegments,
         said: impl IntoIterator<Item = (FileId, Option<&'b Registration>)>,
     ) {
-        for pack in pack::encode(said) {
+        for pack in segment::encode(said) {
             let number = packs.next;
             packs.next += 1;
             packs.segments.push(SegmentInfo {
@@ -394,10 +394,10 @@ impl BatchWriter<'_> {
 
     fn read(&self, peer: &PeerId, number: u64) -> Result<Vec<SegmentEntry>, StoreError> {
         if let Some(bytes) = self.unwritten.get(&(*peer, number)) {
-            return pack::decode(bytes);
+            return segment::decode(bytes);
         }
         let stored = self.tree.get(segment_key(peer, number)).map_err(store_error)?;
-        pack::decode(&stored.ok_or_else(|| StoreError::Damaged("registrations are missing".to_owned()))?)
+        segment::decode(&stored.ok_or_else(|| StoreError::Damaged("registrations are missing".to_owned()))?)
     }
 
     fn remove(&mut self, peer: &PeerId, number: u64) {
@@ -424,7 +424,9 @@ fn segment_key(peer: &PeerId, number: u64) -> Vec<u8> {
 /// The peer, and the number of the pack if it is one.
 fn read_key(key: &[u8]) -> Result<(PeerId, Option<u64>), StoreError> {
     let damaged = || StoreError::Damaged("a key that is none of the index's".to_owned());
-    let (peer, rest) = key.split_at_checked(potluck_core::id::LEN).ok_or_else(damaged)?;
+    let (peer, rest) = key
+        .split_at_checked(potluck_core::identity::id::LEN)
+        .ok_or_else(damaged)?;
     let peer = PeerId::try_from(peer).map_err(|_| damaged())?;
     match rest {
         [PEER] => Ok((peer, None)),

@@ -5,9 +5,10 @@ use std::{net::SocketAddr, time::Duration};
 
 use potluck_core::{
     FileId, Problem, Root, Sha256, Token,
-    index_client::{Address, FileKind, FileRecord, IndexClient, Registration},
+    grpc::transport::Endpoint,
+    index_client::IndexClient,
+    model::{Address, FileKind, FileRecord, Registration},
     proto::v1::index_service_client::IndexServiceClient,
-    transport::Endpoint,
 };
 use potluck_index::{Config, ServeError, serve};
 use tokio::{net::TcpListener, task::JoinHandle};

@@ -3,8 +3,8 @@
 //! Invariant: never served on the port that is open to other peers. Non-goals: doing any of it; that is for the library, the
 //! transfers and the limits.
 
-pub mod endpoint;
-mod wire;
+mod convert;
+pub mod listener;
 
 use std::{
     path::PathBuf,
@@ -16,8 +16,8 @@ use std::{
 use futures_util::{Stream, StreamExt as _, stream};
 use potluck_core::{
     PeerId, Problem, Reason,
+    convert::file_id,
     proto::v1::{self, control_service_server::ControlService},
-    wire::file_id,
 };
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,14 +25,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    library::{CheckTarget, UnshareTarget},
-    registrar::Registrar,
-    serve::UploadCounters,
-    transfer::{
+    announce::registrar::Registrar,
+    download::{
         context::DownloadContext,
         manager::{DownloadManager, DownloadWatch},
-        view::{DownloadSpec, LimitsUpdate},
+        status::{DownloadSpec, LimitsUpdate},
     },
+    library::{CheckTarget, UnshareTarget},
+    upload::UploadCounters,
 };
 
 /// How often a fetch's caller is told how it stands: several times a second, as the contract has it.
@@ -99,7 +99,7 @@ impl ControlApi {
     }
 }
 
-fn transfer(view: &crate::transfer::view::DownloadStatus) -> Option<v1::Transfer> {
+fn transfer(view: &crate::download::status::DownloadStatus) -> Option<v1::Transfer> {
     Some(view.into())
 }
 
@@ -151,7 +151,7 @@ impl ControlService for ControlApi {
         }
         let paths: Vec<PathBuf> = paths
             .iter()
-            .map(|path| wire::path(path, "paths"))
+            .map(|path| convert::path(path, "paths"))
             .collect::<Result<_, _>>()?;
         let (tell, events) = mpsc::channel(SHARE_EVENTS);
         let library = self.context.library.clone();
@@ -173,7 +173,7 @@ impl ControlService for ControlApi {
         let announced = registrar.announced(timeout.min(MAX_REGISTRATION_WAIT)).await;
         Ok(Response::new(v1::AwaitRegistrationResponse {
             registered: announced.is_ok(),
-            failure: announced.err().as_ref().map(wire::failure),
+            failure: announced.err().as_ref().map(convert::failure),
         }))
     }
 
@@ -184,7 +184,7 @@ impl ControlService for ControlApi {
         use v1::unshare_request::Target as Wanted;
         let target = match request.into_inner().target {
             Some(Wanted::FileId(id)) => UnshareTarget::Id(file_id(&id, "file_id")?),
-            Some(Wanted::Path(path)) => UnshareTarget::Path(wire::path(&path, "path")?),
+            Some(Wanted::Path(path)) => UnshareTarget::Path(convert::path(&path, "path")?),
             None => return Err(missing_field("target").into()),
         };
         let removed = self.context.library.unshare(target).await?;
@@ -216,7 +216,7 @@ impl ControlService for ControlApi {
             false => request
                 .paths
                 .iter()
-                .map(|path| wire::path(path, "paths").map(CheckTarget::Path))
+                .map(|path| convert::path(path, "paths").map(CheckTarget::Path))
                 .collect::<Result<_, _>>()?,
         };
         let (tell, events) = mpsc::channel(SHARE_EVENTS);
@@ -239,7 +239,12 @@ impl ControlService for ControlApi {
         &self,
         _request: Request<v1::ListTransfersRequest>,
     ) -> Result<Response<v1::ListTransfersResponse>, Status> {
-        let transfers = self.transfers.list().into_iter().map(wire::summarized).collect();
+        let transfers = self
+            .transfers
+            .list()
+            .into_iter()
+            .map(convert::summarized)
+            .collect();
         Ok(Response::new(v1::ListTransfersResponse { transfers }))
     }
 
@@ -351,7 +356,7 @@ impl ControlService for ControlApi {
                 .map(|index| index.endpoint().to_string())
                 .unwrap_or_default(),
             registered: registrar.registered,
-            index_error: registrar.error.as_ref().map(wire::failure),
+            index_error: registrar.error.as_ref().map(convert::failure),
             items: totals.items,
             files: totals.files,
             bytes: totals.bytes,

@@ -23,11 +23,11 @@ const MAX_LEN: u64 = 256;
 
 /// A machine, as 64 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct MachineId(String);
+pub(crate) struct MachineId(String);
 
 impl MachineId {
     /// This machine; `None` where nothing tells it from others for good.
-    pub(super) fn of_this() -> Option<Self> {
+    pub(crate) fn of_this() -> Option<Self> {
         let is_container = CONTAINER_FILES.iter().any(|path| Path::new(path).exists())
             || CONTAINER_VARIABLES
                 .iter()
@@ -46,7 +46,7 @@ impl MachineId {
 
     /// From the id that the machine has. Not told as it is: machine-id(5) asks for a hash of one's
     /// own.
-    pub(super) fn from_text(text: &str) -> Option<Self> {
+    pub(crate) fn from_text(text: &str) -> Option<Self> {
         // So systemd marks a machine that has none yet.
         if text.is_empty() || text == "uninitialized" {
             return None;
@@ -58,11 +58,11 @@ impl MachineId {
     }
 
     /// Whether a text could be one.
-    pub(super) fn is_one(text: &str) -> bool {
+    pub(crate) fn is_one(text: &str) -> bool {
         text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
     }
 
-    pub(super) fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }

@@ -19,30 +19,32 @@ use std::{
 
 use potluck_core::{
     FileId, FileLayout, Problem, Reason,
-    hash::{READ_SIZE, hash_file},
-    index_client::FileRecord,
-    manifest::EntryContent,
-    merkle::{self, FileTree, Hash, PieceHasher},
+    collection::manifest::EntryContent,
+    identity::{
+        hash::{READ_SIZE, hash_file},
+        merkle::{self, FileTree, Hash, PieceHasher},
+    },
+    model::FileRecord,
     read_buffer::ReadBuffer,
 };
 use tokio::sync::mpsc;
 
-use super::{
-    LibraryShared,
-    base::open_regular,
-    catalog::{Delta, EntryIndex, ItemBody, Location, WHOLE_ITEM},
-    lock,
-    offer::is_layer_of,
-    share::{ShareCause, ShareObserver, resolve},
-    walk::{Refused, stamp_of},
-};
 use crate::{
-    offer::BadPieces,
+    content::BadPieces,
+    library::{
+        LibraryShared,
+        catalog::{Delta, EntryIndex, ItemBody, Location, WHOLE_ITEM},
+        content::is_layer_of,
+        hash::open::open_regular,
+        lock,
+        scan::walk::{Refused, stamp_of},
+        share::build::{ShareCause, ShareObserver, resolve},
+    },
     store::{Stamp, StoreChange},
 };
 
 /// Most bytes that are read for one report of bad pieces: one piece of the largest files.
-pub(super) const LARGEST: u64 = 16 * 1024 * 1024;
+pub(crate) const LARGEST: u64 = 16 * 1024 * 1024;
 
 /// Least time between two progress events.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
@@ -120,8 +122,8 @@ enum Checked {
 }
 
 impl LibraryShared {
-    /// See [`super::Library::check`].
-    pub(super) fn check_targets(
+    /// See [`crate::library::Library::check`].
+    pub(crate) fn check_targets(
         &self,
         targets: &[CheckTarget],
         rate: u64,
@@ -358,7 +360,7 @@ impl LibraryShared {
 
     /// Looks at pieces that somebody says are wrong, in every copy that may have been read, of each
     /// at most so many bytes.
-    pub(super) fn look_at_pieces(&self, pieces: &BadPieces, most: u64) {
+    pub(crate) fn look_at_pieces(&self, pieces: &BadPieces, most: u64) {
         let Some(record) = self.catalog().record(&pieces.id) else {
             return;
         };

@@ -2,28 +2,12 @@
 //!
 //! | module | its one job |
 //! |---|---|
-//! | `away` | keeps what is on a disk that is not mounted |
-//! | `base` | opens what is to be hashed |
 //! | `catalog` | the library in memory: items, files, where a copy of each is; pure |
-//! | `check` | compares bytes on the disk with what was hashed |
-//! | `files_folder` | shares what is dropped into the files folder |
-//! | `folder` | from what is found in a folder to its manifest |
-//! | `found` | what a walk found: paths, and what stands there |
-//! | `hasher` | hashes files that must not change meanwhile |
-//! | `hashes` | what hashing a collection's files gives |
-//! | `identify` | what a path would be shared as, without sharing it |
-//! | `load` | the library as it was before the last stop, checked by `stat` alone |
-//! | `looking` | says which path the start waits for |
-//! | `offer` | opens files for the serving side, never one that changed |
-//! | `parts` | asks about many files on several threads |
-//! | `precedence` | lets hashing that somebody waits for go first |
-//! | `publish` | stores and tells what changed |
-//! | `reports` | pieces that others found to be wrong |
-//! | `share` | from a path to an item |
-//! | `sharing` | a whole call to share: many paths, events, batches |
-//! | `unshare` | takes items out of the library |
-//! | `upkeep` | looks again at what changed, and computes plain SHA-256s |
-//! | `walk` | what is in a folder |
+//! | `content` | opens files for uploads, never one that changed |
+//! | `scan` | walks of folders, their snapshots, the watch on the files folder |
+//! | `hash` | from files to hashes and manifests, and who hashes first |
+//! | `share` | puts items into the library, takes them out, publishes each change |
+//! | `sync` | loads the library at start, and reconciles it with the disk |
 //!
 //! Invariants: a file is offered only under the id of the bytes that it has, as far as `stat` can tell; what the database says is
 //! shared was on the disk before anybody was told. A shared folder is the collection that it was when it was shared: what is
@@ -39,51 +23,46 @@ use std::{
 };
 
 use potluck_core::{
-    FileId, Problem, Reason, Sha256, index_client::FileRecord, manifest::Manifest, merkle::FileTree,
-    path::Label, places::ClientAddress,
+    FileId, Problem, Reason, Sha256,
+    collection::{manifest::Manifest, path::Label},
+    grpc::limiter::ClientAddress,
+    identity::merkle::FileTree,
+    model::FileRecord,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-mod away;
-mod base;
 mod catalog;
 mod check;
-mod files_folder;
-mod folder;
-mod found;
-mod hasher;
-mod hashes;
-mod identify;
-mod load;
-mod looking;
-mod offer;
-mod parts;
-mod precedence;
-mod publish;
+mod content;
+pub(crate) mod hash;
 mod reports;
-mod share;
-mod sharing;
+pub(crate) mod scan;
+pub(crate) mod share;
+pub(crate) mod sync;
 #[cfg(test)]
 mod tests;
-mod unshare;
-mod upkeep;
-mod walk;
 
+pub use crate::library::check::{CheckEvent, CheckTarget};
+pub use crate::library::hash::entry_hashes::EntryHashes;
+pub use crate::library::hash::identify::{Identified, identify, kept_manifest};
+pub use crate::library::scan::walk::stamp_of;
+pub use crate::library::share::build::stamps_at;
 use crate::{
     activity::Activity,
-    blocking::{blocking, in_background},
-    holdings::AnnounceSet,
-    offer::{BadPieces, Content, ContentSource},
+    announce::set::AnnounceSet,
+    content::{BadPieces, Content, ContentSource},
+    fs::blocking::{blocking, in_background},
+    library::{
+        hash::{open, priority},
+        scan::files_folder,
+        share::{batch, build, publish},
+        sync::reconcile,
+    },
     store::{Stamp, Store, StoreError},
 };
 use catalog::{Catalog, ItemBody, NewItem};
-pub use check::{CheckEvent, CheckTarget};
-use hasher::HashedFile;
-pub use hashes::EntryHashes;
-pub use identify::{Identified, identify, kept_manifest};
-pub use share::stamps_at;
-pub use walk::stamp_of;
+use hash::hasher::HashedFile;
 
 /// The folder in the peer's state for the manifests of collections, each named by its id.
 const MANIFESTS: &str = "manifests";
@@ -178,7 +157,7 @@ pub struct Library {
 
 /// Locks are taken in this order: `writing`, `watchers`, `catalog`; `open_files` alone, `manifest` last.
 #[derive(Debug)]
-struct LibraryShared {
+pub(crate) struct LibraryShared {
     catalog: Mutex<Catalog>,
     /// Held while the catalog is changed and the change is stored and told, so that all see one order.
     writing: Mutex<()>,
@@ -191,10 +170,10 @@ struct LibraryShared {
     /// Absolute, without links.
     files_folder: PathBuf,
     hash_threads: usize,
-    open_files: Mutex<offer::OpenFiles>,
+    open_files: Mutex<content::OpenFiles>,
     /// Of files that somebody watches; dropping the sender tells them that the file is withdrawn.
     watchers: Mutex<HashMap<FileId, watch::Sender<u64>>>,
-    foreground_hashers: precedence::ForegroundHashers,
+    foreground_hashers: priority::ForegroundHashers,
     activity: Activity,
     reports: reports::Reports,
     stale: Notify,
@@ -227,7 +206,7 @@ impl LibraryShared {
         lock(&self.writing)
     }
 
-    fn open_files(&self) -> MutexGuard<'_, offer::OpenFiles> {
+    fn open_files(&self) -> MutexGuard<'_, content::OpenFiles> {
         lock(&self.open_files)
     }
 
@@ -281,7 +260,7 @@ impl Library {
             hash_threads: hash_threads.max(1),
             open_files: Mutex::default(),
             watchers: Mutex::default(),
-            foreground_hashers: precedence::ForegroundHashers::default(),
+            foreground_hashers: priority::ForegroundHashers::default(),
             activity: Activity::default(),
             reports: reports::Reports::default(),
             stale: Notify::new(),
@@ -294,7 +273,7 @@ impl Library {
         let source: Weak<LibraryShared> = Arc::downgrade(&inner);
         inner.holdings.set_source(source);
         inner.load_or_begin_anew()?;
-        upkeep::start(&inner, tracker);
+        reconcile::start(&inner, tracker);
         Ok(Self { shared: inner })
     }
 
@@ -314,7 +293,7 @@ impl Library {
     pub async fn share(&self, paths: Vec<PathBuf>, events: mpsc::Sender<ShareEvent>) {
         let inner = self.shared.clone();
         let ended = blocking(move || {
-            sharing::share_all(&inner, paths, &events);
+            batch::share_all(&inner, paths, &events);
         });
         // A failure is logged there, and the events end without a result.
         let _ = ended.await;
@@ -336,11 +315,11 @@ impl Library {
     ) -> Result<Item, Problem> {
         let inner = self.shared.clone();
         blocking(move || {
-            let path = share::resolve(&path)?;
-            let (_, found) = base::open_regular(&path)?;
-            let mut item = share::file_item(&path, HashedFile { tree, stamp });
+            let path = build::resolve(&path)?;
+            let (_, found) = open::open_regular(&path)?;
+            let mut item = build::file_item(&path, HashedFile { tree, stamp });
             if found != stamp || stamp.size != item.record.size {
-                return Err(offer::file_changed(&item.record.id));
+                return Err(content::file_changed(&item.record.id));
             }
             item.record.sha256 = sha256.or(item.record.sha256);
             item.label = other_name(&path, label);
@@ -365,7 +344,7 @@ impl Library {
     ) -> Result<Item, Problem> {
         let inner = self.shared.clone();
         blocking(move || {
-            let root = share::resolve(&root)?;
+            let root = build::resolve(&root)?;
             let mut item = inner.collection_item(&root, manifest, stamps, hashes)?;
             item.label = other_name(&root, label);
             match &item.body {
@@ -447,7 +426,7 @@ impl LibraryShared {
     fn adopt(&self, mut item: NewItem) -> Result<Item, Problem> {
         item.downloaded = true;
         *lock(&self.last_download) = Some(Instant::now());
-        let put = self.put_items(vec![item], share::ShareCause::Requested).pop();
+        let put = self.put_items(vec![item], build::ShareCause::Requested).pop();
         put.unwrap_or_else(|| Err(Problem::new(Reason::Internal, "nothing to share")))
             .map_err(|problem| match problem.reason {
                 Reason::Busy => not_hashed(),
@@ -458,12 +437,12 @@ impl LibraryShared {
 
 impl ContentSource for Library {
     fn find(&self, id: &FileId) -> Option<Arc<dyn Content>> {
-        let offer = offer::LibraryContent::find(&self.shared, id)?;
+        let offer = content::LibraryContent::find(&self.shared, id)?;
         Some(Arc::new(offer))
     }
 
     fn try_find(&self, id: &FileId) -> Option<Arc<dyn Content>> {
-        let offer = offer::LibraryContent::try_find(&self.shared, id)?;
+        let offer = content::LibraryContent::try_find(&self.shared, id)?;
         Some(Arc::new(offer))
     }
 

@@ -11,11 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use potluck_core::places::ClientAddress;
+use potluck_core::grpc::limiter::ClientAddress;
 use tokio::sync::Notify;
 
-use super::{LibraryShared, check::LARGEST};
-use crate::offer::BadPieces;
+use crate::{
+    content::BadPieces,
+    library::{LibraryShared, check::LARGEST},
+};
 
 /// Most reports that wait.
 const MAX_WAITING: usize = 64;
@@ -33,7 +35,7 @@ const STEP: Duration = Duration::from_millis(50);
 
 /// Reports that wait.
 #[derive(Debug, Default)]
-pub(super) struct Reports {
+pub(crate) struct Reports {
     waiting: Mutex<VecDeque<(ClientAddress, BadPieces)>>,
     came: Notify,
 }
@@ -44,7 +46,7 @@ impl Reports {
     }
 
     /// Takes a report; false where too many wait, or too many of this address.
-    pub(super) fn push(&self, pieces: BadPieces, source: ClientAddress) -> bool {
+    pub(crate) fn push(&self, pieces: BadPieces, source: ClientAddress) -> bool {
         let mut waiting = self.waiting();
         if waiting.iter().any(|(_, known)| *known == pieces) {
             return true;
@@ -64,14 +66,14 @@ impl Reports {
     }
 
     /// Waits until there is a report.
-    pub(super) async fn wait(&self) {
+    pub(crate) async fn wait(&self) {
         self.came.notified().await;
     }
 }
 
 impl LibraryShared {
     /// Looks at all that is reported, slowly.
-    pub(super) fn look_at_reports(&self) {
+    pub(crate) fn look_at_reports(&self) {
         while let Some(pieces) = self.reports.pop() {
             let began = Instant::now();
             self.look_at_pieces(&pieces, LARGEST);

@@ -11,10 +11,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{
-    share::{ShareCause, ShareObserver},
-    *,
-};
+use super::*;
+use crate::library::share::build::{ShareCause, ShareObserver};
 
 struct LibraryRig {
     inner: Arc<LibraryShared>,
@@ -293,8 +291,8 @@ async fn another_file_where_one_was_away_is_hashed_anew() {
     assert!(rig.inner.catalog().is_offline(number));
     fs::write(&path, "another").unwrap();
     // Not asked about whenever something changes.
-    let next = upkeep::refresh(&rig.inner, false);
-    assert_eq!(next, upkeep::RETRY_FAILED);
+    let next = reconcile::refresh(&rig.inner, false);
+    assert_eq!(next, reconcile::RETRY_FAILED);
     assert!(rig.inner.catalog().is_offline(number));
     wait_until(|| {
         rig.inner.refresh_one(number);
@@ -302,7 +300,7 @@ async fn another_file_where_one_was_away_is_hashed_anew() {
     })
     .await;
     let now = rig.inner.catalog().item(number).unwrap().record.id;
-    assert_eq!(now, potluck_core::hash::hash_bytes(b"another").id());
+    assert_eq!(now, potluck_core::identity::hash::hash_bytes(b"another").id());
     assert!(!rig.is_shared(&id) && rig.inner.layer(&id).unwrap().is_none());
     rig.end().await;
 }
@@ -393,7 +391,7 @@ async fn a_report_of_bad_pieces_is_believed_only_if_they_are_bad() {
     fs::write(&path, &content).unwrap();
     let id = rig.share(&path).record.id;
     let report = |first, count| {
-        let pieces = crate::offer::BadPieces { id, first, count };
+        let pieces = crate::content::BadPieces { id, first, count };
         rig.inner.look_at_pieces(&pieces, check::LARGEST);
     };
     for (first, count) in [(0, 0), (2, 1), (0, u32::MAX), (u32::MAX, u32::MAX)] {
@@ -417,7 +415,7 @@ async fn a_report_of_bad_pieces_is_believed_only_if_they_are_bad() {
     report(0, 3);
     assert!(!rig.is_shared(&id));
     let number = rig.number(&path);
-    assert_eq!(rig.inner.refresh_one(number), upkeep::RefreshOutcome::Done);
+    assert_eq!(rig.inner.refresh_one(number), reconcile::RefreshOutcome::Done);
     assert!(!rig.is_shared(&changed), "not shared by itself");
     // Something that shows is done about it.
     let file = fs::File::options().write(true).open(&path).unwrap();
@@ -444,7 +442,7 @@ async fn damaged_piece_hashes_are_never_given_and_made_again() {
     wrong[1][0] ^= 1;
     let change = crate::store::StoreChange::PutLayer(id, wrong.into());
     rig.inner.store.apply(&[change]).unwrap();
-    let given = || offer::LibraryContent::find(&rig.inner, &id).map(|offer| offer.piece_hashes());
+    let given = || content::LibraryContent::find(&rig.inner, &id).map(|offer| offer.piece_hashes());
     let refused = given().unwrap().unwrap_err();
     assert_eq!(refused.reason, Reason::PieceNotAvailable);
     let deadline = Instant::now() + Duration::from_secs(60);

@@ -6,14 +6,15 @@
 //! flows want of a meter they get in proportion to their priorities; a new rate or priority holds at once, also for those that
 //! wait.
 
-pub mod fair;
-pub mod meter;
+pub mod budget;
+pub mod fair_queue;
+pub mod rate_limiter;
 
 use std::sync::Arc;
 
-use potluck_core::places::{ClientAddress, LimitError, MaxShare, PerAddressLimiter, Permit};
+use potluck_core::grpc::limiter::{ClientAddress, LimitError, MaxShare, PerAddressLimiter, Permit};
 
-pub use self::meter::{Flow, RateLimiter};
+pub use self::rate_limiter::{Flow, RateLimiter};
 
 /// How much a transfer counts beside others, 1 to 100: one of 30 gets three times what one of 10 gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

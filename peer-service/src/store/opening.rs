@@ -8,10 +8,12 @@ use std::{
 
 use redb::{Database, ReadableTable as _, StorageError, TableDefinition, TableHandle as _, WriteTransaction};
 
-use super::{
-    CACHE_SIZE, DAMAGED, ITEMS, LAYERS, MEMBERS, SHA256S, TOMBSTONES, TRANSFERS, rows::from_first_version,
+use crate::{
+    durable,
+    store::{
+        CACHE_SIZE, DAMAGED, ITEMS, LAYERS, MEMBERS, SHA256S, TOMBSTONES, TRANSFERS, rows::from_first_version,
+    },
 };
-use crate::durable;
 
 /// Tables of the first version: files and their roots apart from the items.
 const FIRST_ITEMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("items.v1");
@@ -19,7 +21,7 @@ const FIRST_MEMBERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("mem
 const FIRST_RECORDS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("records.v1");
 
 /// Why a database did not open.
-pub(super) enum OpenFailure {
+pub(crate) enum OpenFailure {
     /// The operating system: permission, no room. Another database would fare no better.
     System(redb::Error),
     /// The file itself.
@@ -27,7 +29,7 @@ pub(super) enum OpenFailure {
 }
 
 impl OpenFailure {
-    pub(super) fn into_error(self) -> redb::Error {
+    pub(crate) fn into_error(self) -> redb::Error {
         match self {
             Self::System(error) => error,
             Self::Damaged(why) => redb::Error::Corrupted(why),
@@ -46,7 +48,7 @@ impl From<redb::Error> for OpenFailure {
 
 /// Whether an error says that the file is not what redb wrote, rather than that the operating
 /// system refused something.
-pub(super) fn is_damage(error: &redb::Error) -> bool {
+pub(crate) fn is_damage(error: &redb::Error) -> bool {
     match error {
         redb::Error::Io(error) => matches!(
             error.kind(),
@@ -59,7 +61,7 @@ pub(super) fn is_damage(error: &redb::Error) -> bool {
 
 /// Runs what reads or writes a database. A damaged file can trip redb's own checks: that is an
 /// error like any other, and no reason to end the peer.
-pub(super) fn caught<T, E: From<StorageError>>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+pub(crate) fn caught<T, E: From<StorageError>>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(StorageError::Corrupted("redb gave up on it".into()).into()))
 }
@@ -67,7 +69,7 @@ pub(super) fn caught<T, E: From<StorageError>>(work: impl FnOnce() -> Result<T, 
 /// Opens or makes a database with all its tables. One that was found damaged while it was open
 /// ([`mark_suspect`]) is checked from end to end; of any other, what is small and read at every
 /// start.
-pub(super) fn try_open(path: &Path) -> Result<Database, OpenFailure> {
+pub(crate) fn try_open(path: &Path) -> Result<Database, OpenFailure> {
     let is_new = !path.exists();
     let suspect = suspect(path);
     let is_suspect = suspect.exists();
@@ -106,7 +108,7 @@ pub(super) fn try_open(path: &Path) -> Result<Database, OpenFailure> {
 }
 
 /// Notes beside a database that it is to be checked from end to end when it is next opened.
-pub(super) fn mark_suspect(path: &Path) {
+pub(crate) fn mark_suspect(path: &Path) {
     // Without the note, what is damaged is met again where it was met.
     let _ = std::fs::write(suspect(path), "");
 }
@@ -116,7 +118,7 @@ fn suspect(path: &Path) -> PathBuf {
 }
 
 /// Moves a damaged database aside, so that a new one can be begun; gives its new name.
-pub(super) fn move_aside(path: &Path) -> io::Result<PathBuf> {
+pub(crate) fn move_aside(path: &Path) -> io::Result<PathBuf> {
     let aside = damaged_path(path);
     std::fs::rename(path, &aside)?;
     let _ = std::fs::remove_file(suspect(path));

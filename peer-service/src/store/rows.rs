@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use potluck_core::{FileId, Root, path::Label};
+use potluck_core::{FileId, Root, collection::path::Label};
 
 /// What a file's `stat` says: any change of its bytes shows in at least one of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -86,14 +86,14 @@ pub(crate) type EntryIndex = u32;
 pub(crate) const WHOLE_ITEM: EntryIndex = u32::MAX;
 
 /// Entries of a collection in one row: with what the database puts around it a little less than 64 KiB, as its pages are powers of two.
-pub(super) const MEMBERS_PER_ROW: usize = 1000;
+pub(crate) const MEMBERS_PER_ROW: usize = 1000;
 
 /// Length of an entry in a row, in bytes.
 const MEMBER_LEN: usize = STAMP_LEN + 32;
 
 impl Members {
     /// The rows, in order: stamp and root of each entry.
-    pub(super) fn rows(&self) -> impl Iterator<Item = Vec<u8>> {
+    pub(crate) fn rows(&self) -> impl Iterator<Item = Vec<u8>> {
         let runs = self
             .stamps
             .chunks(MEMBERS_PER_ROW)
@@ -109,7 +109,7 @@ impl Members {
     }
 
     /// Adds what the next row holds; false where it is damaged.
-    pub(super) fn add(&mut self, row: &[u8]) -> bool {
+    pub(crate) fn add(&mut self, row: &[u8]) -> bool {
         let (members, rest) = row.as_chunks::<MEMBER_LEN>();
         // As much as there is, not up to twice as much.
         self.stamps.reserve_exact(members.len());
@@ -126,11 +126,11 @@ impl Members {
     }
 }
 
-pub(super) fn bytes_of(path: &Path) -> &[u8] {
+pub(crate) fn bytes_of(path: &Path) -> &[u8] {
     path.as_os_str().as_encoded_bytes()
 }
 
-pub(super) fn path_of(bytes: &[u8]) -> PathBuf {
+pub(crate) fn path_of(bytes: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStrExt as _;
     std::ffi::OsStr::from_bytes(bytes).into()
 }
@@ -143,7 +143,7 @@ const LABELLED: u8 = 4;
 
 /// `0`, id, root, stamp, path for a file; `1`, id, root, path for a collection; [`DOWNLOADED`] more for what came as a download,
 /// [`LABELLED`] more for what has a label.
-pub(super) fn encode_item(row: &ItemRow) -> Vec<u8> {
+pub(crate) fn encode_item(row: &ItemRow) -> Vec<u8> {
     let mut out = Vec::with_capacity(1 + 2 * 32 + STAMP_LEN + row.path.as_os_str().len());
     let kind = u8::from(matches!(row.body, RowBody::Collection(_)));
     let label = row.label.as_ref().map(|label| label.as_str().as_bytes());
@@ -165,7 +165,7 @@ pub(super) fn encode_item(row: &ItemRow) -> Vec<u8> {
 }
 
 /// A collection comes without its members.
-pub(super) fn decode_item(bytes: &[u8]) -> Option<ItemRow> {
+pub(crate) fn decode_item(bytes: &[u8]) -> Option<ItemRow> {
     let (&kind, rest) = bytes.split_first()?;
     let (id, rest) = rest.split_first_chunk::<32>()?;
     let (label, rest) = match kind & LABELLED {
@@ -198,7 +198,7 @@ pub(super) fn decode_item(bytes: &[u8]) -> Option<ItemRow> {
 }
 
 /// A row of the first version as one of this: without the root, which was elsewhere, so that it is hashed again.
-pub(super) fn from_first_version(bytes: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn from_first_version(bytes: &[u8]) -> Option<Vec<u8>> {
     let (head, rest) = bytes.split_at_checked(1 + 32)?;
     Some([head, &[0; 32], rest].concat())
 }

@@ -12,9 +12,10 @@ use std::{
 
 use potluck_core::{
     FileId,
-    index_client::{Address, IndexClient, QueryKey},
+    grpc::transport::Endpoint,
+    index_client::IndexClient,
+    model::{Address, QueryKey},
     proto::v1::{self, control_service_client::ControlServiceClient},
-    transport::Endpoint,
 };
 use potluck_peer::{Config, Running, start};
 use tokio::net::TcpListener;

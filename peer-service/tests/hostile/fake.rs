@@ -11,8 +11,8 @@ use std::{
 use futures_util::{Stream, StreamExt as _, stream};
 use potluck_core::{
     PeerId, Problem, Reason,
-    index_client::Address,
-    merkle::FileTree,
+    identity::merkle::FileTree,
+    model::Address,
     proto::v1::{
         self,
         peer_service_server::{PeerService, PeerServiceServer},
@@ -231,7 +231,7 @@ pub(crate) async fn fake_that_heals(vice: Vice, data: &[u8]) -> (Address, Arc<At
         vice,
         healed: Arc::clone(&healed),
         data: data.to_vec(),
-        tree: potluck_core::hash::hash_bytes(data),
+        tree: potluck_core::identity::hash::hash_bytes(data),
     };
     tokio::spawn(
         tonic::transport::Server::builder()

@@ -10,17 +10,17 @@ use std::{
 
 use potluck_core::{
     FileId, Problem,
+    grpc::transport,
     proto::v1::{self, peer_service_client::PeerServiceClient},
-    transport,
 };
 use potluck_peer::{
-    holdings::AnnounceSet,
+    announce::set::AnnounceSet,
+    content::ContentSource,
     home::Home,
     library::{Item, Library, ShareEvent},
     limits::Limits,
-    offer::ContentSource,
-    serve::{PeerApi, UploadCounters},
     store::Store,
+    upload::{PeerApi, UploadCounters},
 };
 use tokio::{net::TcpListener, sync::mpsc, time::Instant};
 use tokio_stream::wrappers::TcpListenerStream;

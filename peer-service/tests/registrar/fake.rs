@@ -8,10 +8,10 @@ use std::{
 
 use potluck_core::{
     Problem, Reason, SetDigest,
-    index_client::Registration,
+    model::Registration,
     proto::v1::{self, index_service_server::IndexService},
 };
-use potluck_peer::holdings::AnnounceSet;
+use potluck_peer::announce::set::AnnounceSet;
 use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 

@@ -7,8 +7,10 @@
 
 use std::path::PathBuf;
 
-use super::{Catalog, Delta, EntryIndex, Item, Location, WHOLE_ITEM};
-use crate::store::StoreChange;
+use crate::{
+    library::catalog::{Catalog, Delta, EntryIndex, Item, Location, WHOLE_ITEM},
+    store::StoreChange,
+};
 
 /// Most damaged files that are named of one item.
 const MAX_NAMED: usize = 16;
@@ -16,7 +18,7 @@ const MAX_NAMED: usize = 16;
 impl Catalog {
     /// Withdraws a part that is damaged, and with it the manifest that lists it. Whether that was
     /// not known.
-    pub(in super::super) fn set_damaged(&mut self, place: Location, delta: &mut Delta) -> bool {
+    pub(crate) fn set_damaged(&mut self, place: Location, delta: &mut Delta) -> bool {
         let Some(shared) = self.items.remove(&place.item) else {
             return false;
         };
@@ -40,7 +42,7 @@ impl Catalog {
 
     /// What was remembered as damaged when the peer stopped is so still, unless it changed since:
     /// then it is looked at again.
-    pub(in super::super) fn restore_damaged(&mut self, place: Location, delta: &mut Delta) {
+    pub(crate) fn restore_damaged(&mut self, place: Location, delta: &mut Delta) {
         let Some(shared) = self.items.get(&place.item) else {
             return;
         };
@@ -57,7 +59,7 @@ impl Catalog {
     }
 
     /// Lets an item be looked at again, as something of it that was damaged has changed.
-    pub(in super::super) fn forget_damage(&mut self, number: u64, delta: &mut Delta) {
+    pub(crate) fn forget_damage(&mut self, number: u64, delta: &mut Delta) {
         if self.damaged.remove(&number).is_some() {
             self.stale_items.insert(number);
             delta.changes.push(StoreChange::RemoveDamaged(number));
@@ -65,25 +67,25 @@ impl Catalog {
     }
 
     /// Whether anything of an item is damaged.
-    pub(in super::super) fn is_damaged(&self, number: u64) -> bool {
+    pub(crate) fn is_damaged(&self, number: u64) -> bool {
         self.damaged.contains_key(&number)
     }
 
     /// Whether something of an item is damaged, and all of that is among these parts, which were
     /// found to be good.
-    pub(in super::super) fn is_mended(&self, number: u64, good: &[EntryIndex]) -> bool {
+    pub(crate) fn is_mended(&self, number: u64, good: &[EntryIndex]) -> bool {
         let damaged = self.damaged.get(&number);
         damaged.is_some_and(|parts| parts.iter().all(|part| good.contains(part)))
     }
 
     /// Whether this part of an item is damaged.
-    pub(in super::super) fn is_part_damaged(&self, number: u64, part: EntryIndex) -> bool {
+    pub(crate) fn is_part_damaged(&self, number: u64, part: EntryIndex) -> bool {
         let damaged = self.damaged.get(&number);
         damaged.is_some_and(|parts| parts.contains(&part))
     }
 
     /// An item as its owner is shown it.
-    pub(in super::super) fn shown(&self, number: u64) -> Option<Item> {
+    pub(crate) fn shown(&self, number: u64) -> Option<Item> {
         let shared = self.item(number)?;
         let damaged = self.damaged.get(&number).into_iter().flatten();
         let paths = damaged.filter_map(|&part| shared.locate(part));

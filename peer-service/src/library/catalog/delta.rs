@@ -2,42 +2,41 @@
 
 use potluck_core::FileId;
 
-use super::Catalog;
-use crate::store::StoreChange;
+use crate::{library::catalog::Catalog, store::StoreChange};
 
 /// What changed and has still to be settled, stored and told.
 #[derive(Debug, Default)]
-pub(in super::super) struct Delta {
+pub(crate) struct Delta {
     /// Ids of which something changed that others know: whether there is a copy, its name, its SHA-256.
-    pub(super) touched: Vec<FileId>,
+    pub(crate) touched: Vec<FileId>,
     /// Whether any copy went: else all that was touched is there.
-    pub(super) lost_copies: bool,
+    pub(crate) lost_copies: bool,
     /// Those that had a piece layer or a manifest's blob when a copy went.
-    pub(super) layered: Vec<FileId>,
-    pub(super) manifests: Vec<FileId>,
-    pub(super) changes: Vec<StoreChange>,
+    pub(crate) layered: Vec<FileId>,
+    pub(crate) manifests: Vec<FileId>,
+    pub(crate) changes: Vec<StoreChange>,
 }
 
 /// What to store and tell.
 #[derive(Debug, Default)]
-pub(in super::super) struct DeltaEffects {
-    pub(in super::super) changes: Vec<StoreChange>,
+pub(crate) struct DeltaEffects {
+    pub(crate) changes: Vec<StoreChange>,
     /// Files that are there, and new or not registered as they were.
-    pub(in super::super) present: Vec<FileId>,
-    pub(in super::super) removed: Vec<FileId>,
+    pub(crate) present: Vec<FileId>,
+    pub(crate) removed: Vec<FileId>,
     /// Collections that are gone, whose manifests are kept beside the database.
-    pub(in super::super) manifests: Vec<FileId>,
+    pub(crate) manifests: Vec<FileId>,
 }
 
 impl Delta {
-    pub(in super::super) const fn is_empty(&self) -> bool {
+    pub(crate) const fn is_empty(&self) -> bool {
         self.touched.is_empty() && self.changes.is_empty()
     }
 }
 
 impl Catalog {
     /// Says what to store and tell of what changed.
-    pub(in super::super) fn settle(&self, delta: Delta) -> DeltaEffects {
+    pub(crate) fn settle(&self, delta: Delta) -> DeltaEffects {
         let Delta {
             mut touched,
             lost_copies: has_lost,

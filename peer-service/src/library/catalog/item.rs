@@ -8,49 +8,53 @@ use std::{
 
 use potluck_core::{
     FileId, Sha256,
-    index_client::{FileKind, FileRecord},
-    manifest::{EntryContent, Manifest},
-    merkle::Hash,
-    path::Label,
-    plan::Plan,
+    collection::{
+        manifest::{EntryContent, Manifest},
+        path::Label,
+        plan::Plan,
+    },
+    identity::merkle::Hash,
+    model::{FileKind, FileRecord},
 };
 
-use super::super::{Item, hasher::small_file_sha256};
-pub(in super::super) use crate::store::{EntryIndex, WHOLE_ITEM};
-use crate::store::{ItemRow, Members, RowBody, Stamp};
+pub(crate) use crate::store::{EntryIndex, WHOLE_ITEM};
+use crate::{
+    library::{Item, hash::hasher::small_file_sha256},
+    store::{ItemRow, Members, RowBody, Stamp},
+};
 
 /// Where a copy of a file is: an item, and the entry of its manifest, or [`WHOLE_ITEM`] for the item's own file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(in super::super) struct Location {
-    pub(in super::super) item: u64,
-    pub(in super::super) entry: EntryIndex,
+pub(crate) struct Location {
+    pub(crate) item: u64,
+    pub(crate) entry: EntryIndex,
 }
 
 /// Something that is shared.
 #[derive(Debug)]
-pub(in super::super) struct SharedItem {
-    pub(in super::super) path: Arc<Path>,
+pub(crate) struct SharedItem {
+    pub(crate) path: Arc<Path>,
     /// Whether it came as a download, and nobody asked for it to be shared.
-    pub(in super::super) downloaded: bool,
+    pub(crate) downloaded: bool,
     /// What others call it, where that is not what its path ends in.
-    pub(in super::super) label: Option<Label>,
+    pub(crate) label: Option<Label>,
     /// Of the file, or of the collection's manifest.
-    pub(in super::super) record: FileRecord,
-    pub(in super::super) body: ItemBody,
+    pub(crate) record: FileRecord,
+    pub(crate) body: ItemBody,
     /// SHA-256s of a collection's entries that do not follow from the root.
-    pub(super) sha256s: BTreeMap<EntryIndex, Sha256>,
+    pub(crate) sha256s: BTreeMap<EntryIndex, Sha256>,
 }
 
 /// What an item is.
 #[derive(Debug, Clone)]
-pub(in super::super) enum ItemBody {
+pub(crate) enum ItemBody {
     File(Stamp),
     Collection(Arc<SharedCollection>),
 }
 
 impl ItemBody {
     /// Whether this is the very one that was looked at before: not one that took its place since.
-    pub(in super::super) fn is(&self, other: &Self) -> bool {
+    pub(crate) fn is(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::File(stamp), Self::File(other)) => stamp == other,
             (Self::Collection(folder), Self::Collection(other)) => Arc::ptr_eq(folder, other),
@@ -61,38 +65,38 @@ impl ItemBody {
 
 /// A collection's content.
 #[derive(Debug, Default)]
-pub(in super::super) struct SharedCollection {
-    pub(in super::super) manifest: Arc<Manifest>,
+pub(crate) struct SharedCollection {
+    pub(crate) manifest: Arc<Manifest>,
     /// As many as the manifest has entries.
-    pub(in super::super) members: Arc<Members>,
+    pub(crate) members: Arc<Members>,
     /// Made when somebody asks.
     plan: OnceLock<Arc<Plan>>,
 }
 
 /// An item to put, with the piece layers of what is new in it; of what else it has they must be held already.
 #[derive(Debug, Clone)]
-pub(in super::super) struct NewItem {
-    pub(in super::super) path: Arc<Path>,
+pub(crate) struct NewItem {
+    pub(crate) path: Arc<Path>,
     /// As in [`SharedItem`]; what was asked for stays so, whoever puts it.
-    pub(in super::super) downloaded: bool,
+    pub(crate) downloaded: bool,
     /// As in [`SharedItem`].
-    pub(in super::super) label: Option<Label>,
-    pub(in super::super) record: FileRecord,
-    pub(in super::super) body: ItemBody,
-    pub(in super::super) sha256s: BTreeMap<EntryIndex, Sha256>,
-    pub(in super::super) layers: HashMap<FileId, Arc<[Hash]>>,
+    pub(crate) label: Option<Label>,
+    pub(crate) record: FileRecord,
+    pub(crate) body: ItemBody,
+    pub(crate) sha256s: BTreeMap<EntryIndex, Sha256>,
+    pub(crate) layers: HashMap<FileId, Arc<[Hash]>>,
 }
 
 impl SharedItem {
     /// The label it is shared by.
-    pub(in super::super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         match &self.label {
             Some(label) => label.as_str().to_owned(),
             None => name_of(&self.path),
         }
     }
 
-    pub(in super::super) fn to_item(&self) -> Item {
+    pub(crate) fn to_item(&self) -> Item {
         let (file_count, content_size) = match &self.body {
             ItemBody::File(_) => (1, self.record.size),
             ItemBody::Collection(folder) => (folder.manifest.file_count(), folder.manifest.content_size()),
@@ -108,7 +112,7 @@ impl SharedItem {
     }
 
     /// The parts that it holds, each distinct content once.
-    pub(super) fn entries(&self) -> impl Iterator<Item = EntryIndex> {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = EntryIndex> {
         let entries = self.folder().map(|folder| folder.manifest.contents());
         let entries = entries
             .into_iter()
@@ -117,7 +121,7 @@ impl SharedItem {
         std::iter::once(WHOLE_ITEM).chain(entries)
     }
 
-    pub(super) const fn folder(&self) -> Option<&Arc<SharedCollection>> {
+    pub(crate) const fn folder(&self) -> Option<&Arc<SharedCollection>> {
         match &self.body {
             ItemBody::File(_) => None,
             ItemBody::Collection(folder) => Some(folder),
@@ -125,12 +129,12 @@ impl SharedItem {
     }
 
     /// Whether a part is the manifest of a collection.
-    pub(in super::super) const fn is_manifest(&self, part: EntryIndex) -> bool {
+    pub(crate) const fn is_manifest(&self, part: EntryIndex) -> bool {
         part == WHOLE_ITEM && self.folder().is_some()
     }
 
     /// The id of a part.
-    pub(in super::super) fn id(&self, part: EntryIndex) -> Option<FileId> {
+    pub(crate) fn id(&self, part: EntryIndex) -> Option<FileId> {
         match part {
             WHOLE_ITEM => Some(self.record.id),
             entry => self.folder()?.manifest.id(entry),
@@ -138,7 +142,7 @@ impl SharedItem {
     }
 
     /// The part that stands for all that have this id.
-    pub(super) fn entry(&self, id: &FileId) -> Option<EntryIndex> {
+    pub(crate) fn entry(&self, id: &FileId) -> Option<EntryIndex> {
         if self.record.id == *id {
             return Some(WHOLE_ITEM);
         }
@@ -146,7 +150,7 @@ impl SharedItem {
     }
 
     /// What is known of a part.
-    pub(in super::super) fn record(&self, part: EntryIndex) -> Option<FileRecord> {
+    pub(crate) fn record(&self, part: EntryIndex) -> Option<FileRecord> {
         if part == WHOLE_ITEM {
             return Some(self.record);
         }
@@ -165,7 +169,7 @@ impl SharedItem {
     }
 
     /// Remembers the SHA-256 of a part.
-    pub(super) fn set_sha256(&mut self, part: EntryIndex, sum: Sha256) {
+    pub(crate) fn set_sha256(&mut self, part: EntryIndex, sum: Sha256) {
         match part {
             WHOLE_ITEM => self.record.sha256 = Some(sum),
             entry => drop(self.sha256s.insert(entry, sum)),
@@ -173,7 +177,7 @@ impl SharedItem {
     }
 
     /// What a part is called.
-    pub(super) fn name_of(&self, part: EntryIndex) -> Option<String> {
+    pub(crate) fn name_of(&self, part: EntryIndex) -> Option<String> {
         match part {
             WHOLE_ITEM => Some(self.name()),
             entry => Some(self.folder()?.manifest.get(entry)?.path.file_name().to_owned()),
@@ -181,7 +185,7 @@ impl SharedItem {
     }
 
     /// What `stat` said of a part; `None` for the manifest, which is not in the folder.
-    pub(in super::super) fn stamp(&self, part: EntryIndex) -> Option<Stamp> {
+    pub(crate) fn stamp(&self, part: EntryIndex) -> Option<Stamp> {
         match &self.body {
             ItemBody::File(stamp) => Some(*stamp),
             ItemBody::Collection(folder) => folder.members.stamps.get(part as usize).copied(),
@@ -189,7 +193,7 @@ impl SharedItem {
     }
 
     /// Where a part is; of the manifest, where its folder is.
-    pub(in super::super) fn locate(&self, part: EntryIndex) -> Option<PathBuf> {
+    pub(crate) fn locate(&self, part: EntryIndex) -> Option<PathBuf> {
         match (&self.body, part) {
             (ItemBody::File(_), _) | (_, WHOLE_ITEM) => Some(self.path.to_path_buf()),
             (ItemBody::Collection(folder), entry) => {
@@ -199,7 +203,7 @@ impl SharedItem {
         }
     }
 
-    pub(super) fn to_row(&self) -> ItemRow {
+    pub(crate) fn to_row(&self) -> ItemRow {
         ItemRow {
             path: self.path.clone(),
             downloaded: self.downloaded,
@@ -216,7 +220,7 @@ impl SharedItem {
 
 impl SharedCollection {
     /// Of a manifest whose files are what was hashed.
-    pub(in super::super) fn new(manifest: Arc<Manifest>, members: impl Into<Arc<Members>>) -> Self {
+    pub(crate) fn new(manifest: Arc<Manifest>, members: impl Into<Arc<Members>>) -> Self {
         Self {
             manifest,
             members: members.into(),
@@ -225,18 +229,18 @@ impl SharedCollection {
     }
 
     /// What its content is cut into as a transfer.
-    pub(in super::super) fn plan(&self) -> Arc<Plan> {
+    pub(crate) fn plan(&self) -> Arc<Plan> {
         let plan = || Arc::new(Plan::of_collection(&self.manifest));
         Arc::clone(self.plan.get_or_init(plan))
     }
 
     /// Whether that is known already: with many files it takes a while.
-    pub(in super::super) fn is_planned(&self) -> bool {
+    pub(crate) fn is_planned(&self) -> bool {
         self.plan.get().is_some()
     }
 
     /// Whether each file's root and size make its id.
-    pub(in super::super) fn ids_match_roots(&self) -> bool {
+    pub(crate) fn ids_match_roots(&self) -> bool {
         let Members { stamps, roots } = &*self.members;
         let whole = stamps.len() == self.manifest.len() && roots.len() == self.manifest.len();
         whole
@@ -252,7 +256,7 @@ impl SharedCollection {
 }
 
 /// The label of what is at a path.
-pub(in super::super) fn name_of(path: &Path) -> String {
+pub(crate) fn name_of(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     Label::sanitize(&name).as_str().to_owned()
 }

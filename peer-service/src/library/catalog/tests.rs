@@ -2,18 +2,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use potluck_core::{
     Root,
-    hash::hash_bytes,
-    manifest::{EntryContent, Manifest, ManifestEntry},
-    merkle::FileTree,
-    path::RelPath,
+    collection::{
+        manifest::{EntryContent, Manifest, ManifestEntry},
+        path::RelPath,
+    },
+    identity::{hash::hash_bytes, merkle::FileTree},
 };
 use proptest::prelude::*;
 
-use super::{
-    super::hasher::{record_of, small_file_sha256},
-    *,
+use super::*;
+use crate::{
+    library::hash::hasher::{record_of, small_file_sha256},
+    store::Members,
 };
-use crate::store::Members;
 
 /// Sizes of the contents there are: below and above a leaf and a piece.
 const SIZES: [u64; 6] = [10, 11, 20_000, 20_001, 300_000, 300_001];

@@ -1,0 +1,157 @@
+//! `potluck check`: whether what the peer shares still is what it was hashed as.
+
+use std::{
+    path::{Path, PathBuf},
+    pin::pin,
+    time::Instant,
+};
+
+use bytesize::ByteSize;
+use clap::Args;
+use console::style;
+use futures_util::StreamExt as _;
+use potluck_core::Reason;
+use serde_json::json;
+
+use crate::{
+    commands::local_hash,
+    context::{CommandContext, PeerHandle},
+    control::model::CheckEvent,
+    error::{CommandError, ExitStatus},
+    output::{draw, progress::ProgressLines, text},
+};
+
+/// Bytes a second unless asked otherwise: a disk and a core are left to others for the most part.
+const DEFAULT_RATE: ByteSize = ByteSize::mib(100);
+
+const EXAMPLES: &str = "\
+Examples:
+  potluck check model.bin            hash it again: exit code 0 if it is as it
+                                     was shared, 4 if not
+  potluck check --all --rate 0       everything that is shared, at full speed
+  potluck check --all --json         an object for each bad file, and a summary
+
+Disks fail silently, and no time of a file tells of it. A file that is not what
+was hashed is no longer offered to others: put it back from a copy, or share it
+again as it is, which gives it a new id.";
+
+/// Hash what is shared again, and name what is damaged
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct CheckArgs {
+    /// What is shared at these paths, or in them
+    #[arg(required_unless_present = "all", value_name = "PATH")]
+    paths: Vec<PathBuf>,
+
+    /// Everything that is shared
+    #[arg(long, conflicts_with = "paths")]
+    all: bool,
+
+    /// Most bytes a second to hash, as in 10MiB; 0: no limit
+    #[arg(long, value_name = "RATE", default_value_t = DEFAULT_RATE)]
+    rate: ByteSize,
+}
+
+/// Has the peer check, and tells what is wrong.
+pub(crate) async fn run(context: &CommandContext, args: CheckArgs) -> Result<(), CommandError> {
+    let paths = args
+        .paths
+        .iter()
+        .map(|path| local_hash::absolute(path))
+        .collect::<Result<Vec<_>, _>>()?;
+    let peer = context.stoppable(context.library_peer()).await?;
+    let done = context
+        .stoppable(check(context, &peer, paths, args.rate.as_u64()))
+        .await;
+    peer.close().await;
+    done
+}
+
+async fn check(
+    context: &CommandContext,
+    peer: &PeerHandle,
+    paths: Vec<String>,
+    rate: u64,
+) -> Result<(), CommandError> {
+    let began = Instant::now();
+    let mut board = ProgressLines::new(context.out.bars());
+    let mut failed = None;
+    let mut events = pin!(peer.control.check(paths, rate).await?);
+    while let Some(event) = events.next().await {
+        match event? {
+            CheckEvent::Progress { path, done, total } => {
+                let name = Path::new(&path).file_name().unwrap_or_default().to_string_lossy();
+                board.show(|width| vec![draw::hashing(&name, done, total, began.elapsed(), width)]);
+            }
+            CheckEvent::Bad { path, file, problem } => match context.out.is_json() {
+                true => context.out.object(&json!({
+                    "event": "bad",
+                    "path": path,
+                    "id": file,
+                    "reason": problem.reason.word(),
+                    "message": problem.message,
+                }))?,
+                false => {
+                    let what = match problem.reason {
+                        Reason::VerificationFailed => "damaged",
+                        _ => "unreadable",
+                    };
+                    let (what, path) = (style(what).red(), text::path(&path));
+                    context
+                        .out
+                        .line(format_args!("{what}  {path}: {}", text::shown(&problem.message)))?;
+                }
+            },
+            CheckEvent::Failed { path, problem } => {
+                let fail = CommandError::new(
+                    problem.reason,
+                    format!("{}: {}", text::path(&path), problem.message),
+                );
+                context.out.fail(&fail);
+                failed = failed.or_else(|| fail.exit());
+            }
+            CheckEvent::Summary { files, bytes, bad } => {
+                drop(board);
+                return summarise(context, (files, bytes, bad), failed);
+            }
+        }
+    }
+    Err(CommandError::new(
+        Reason::Internal,
+        "the check ended early: see the peer's log",
+    ))
+}
+
+/// What it came to; fails where anything is wrong.
+fn summarise(
+    context: &CommandContext,
+    (files, bytes, bad): (u64, u64, u64),
+    failed: Option<ExitStatus>,
+) -> Result<(), CommandError> {
+    if context.out.is_json() {
+        context.out.object(&json!({
+            "event": "done",
+            "files": files,
+            "bytes": bytes,
+            "bad_files": bad,
+        }))?;
+    } else if bad == 0 {
+        context.out.line(format_args!(
+            "{}  {}, {}",
+            style("good").green(),
+            text::count(files, "file"),
+            text::size(bytes)
+        ))?;
+    } else {
+        context.out.note(format_args!(
+            "{bad} of {} {} not what was shared",
+            text::count(files, "file"),
+            if bad == 1 { "is" } else { "are" },
+        ));
+    }
+    match (bad, failed) {
+        (0, None) => Ok(()),
+        (0, Some(exit)) => Err(CommandError::AlreadyReported(exit)),
+        _ => Err(CommandError::AlreadyReported(ExitStatus::Verification)),
+    }
+}

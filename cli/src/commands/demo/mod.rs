@@ -1,0 +1,212 @@
+//! `potluck demo`: an index and four peers on this machine; one file comes from three of them at once.
+//!
+//! Everything is real (services, ports, verification) but in one process and one temporary folder, which is gone at the end.
+
+mod network;
+mod sample;
+
+use std::{
+    path::{Path, PathBuf},
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use console::style;
+use futures_util::StreamExt as _;
+use potluck_core::{FileId, Reason};
+
+use self::network::DemoNetwork;
+use crate::{
+    commands::{
+        get::{self, WaitLimit},
+        local_hash,
+    },
+    context::CommandContext,
+    control::{
+        ControlClient, DownloadRequest,
+        model::{Item, ShareEvent},
+    },
+    error::CommandError,
+    output::{draw, progress::ProgressLines, text},
+};
+
+/// How long the index may take to learn of all who share: all of it happens on this machine.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How often the index is asked.
+const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(20);
+
+const EXAMPLES: &str = "\
+Examples:
+  potluck demo                256 MiB made for it
+  potluck demo big.iso        a file or folder of yours; it is only read";
+
+/// Watch the main job on this machine: one file shared by three peers, fetched from all of them at once
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct DemoArgs {
+    /// What to share, a file or folder [default: 256 MiB made for it]
+    file: Option<PathBuf>,
+}
+
+/// Builds the network, runs the main job on it, and takes it down again whatever happens.
+pub(crate) async fn run(context: &CommandContext, args: DemoArgs) -> Result<(), CommandError> {
+    let network = context.stoppable(DemoNetwork::start()).await?;
+    let done = run_on(context, &network, args.file.as_deref()).await;
+    network.stop().await;
+    if done.is_ok() && !context.out.is_json() {
+        next_steps(context, args.file.as_deref());
+    }
+    done
+}
+
+async fn run_on(
+    context: &CommandContext,
+    network: &DemoNetwork,
+    file: Option<&Path>,
+) -> Result<(), CommandError> {
+    introduce(context, network);
+    let original = match file {
+        Some(path) => PathBuf::from(local_hash::absolute(path)?),
+        None => sample::make(context, network.folder()).await?,
+    };
+    step(context, 1, "three peers share it, in place");
+    let item = context
+        .stoppable(share_by_all(context, network, &original))
+        .await?;
+    context.out.note(format_args!(
+        "   {}  {}\n   {}",
+        style(text::shown(&item.name)).bold().for_stderr(),
+        text::size(item.content_size),
+        item.record.id
+    ));
+    context
+        .stoppable(wait_until_announced(network, item.record.id))
+        .await?;
+    step(context, 2, "the fourth fetches it from all three at once");
+    let order = DownloadRequest {
+        file: item.record.id,
+        name: None,
+        target: Some(network.download_folder()),
+        sha256: None,
+        providers: Vec::new(),
+        detach: false,
+        allow_expansion: false,
+        limit: 0,
+        priority: None,
+    };
+    let patience = WaitLimit {
+        wait: ANNOUNCE_TIMEOUT,
+        error: None,
+    };
+    let transfer = get::follow(context, network.downloader(), &order, patience, None).await?;
+    get::report(context, &transfer, false)?;
+    step(context, 3, "what arrived is compared with the original");
+    let same = sample::compare(context, &original, Path::new(&transfer.path), item.record.id).await?;
+    if !same {
+        return Err(CommandError::new(
+            Reason::VerificationFailed,
+            "what arrived differs from the original",
+        ));
+    }
+    if context.out.is_json() {
+        return context.out.object(&serde_json::json!({
+            "event": "verified",
+            "id": item.record.id,
+            "size": transfer.done,
+            "seconds": transfer.elapsed.as_secs_f64(),
+            "same_as_original": true,
+        }));
+    }
+    context.out.line(format_args!(
+        "{}  every byte is the same",
+        style("verified").green()
+    ))
+}
+
+fn introduce(context: &CommandContext, network: &DemoNetwork) {
+    context.out.note(format_args!(
+        "{} an index at {} and four peers at {}, all on this machine\n",
+        style("Potluck demo:").bold().for_stderr(),
+        network.index(),
+        network.addresses().join(", "),
+    ));
+}
+
+fn step(context: &CommandContext, number: u32, what: &str) {
+    context.out.note(format_args!(
+        "{} {what}",
+        style(format!("{number}.")).cyan().bold().for_stderr()
+    ));
+}
+
+/// All three share the same file, in place, each hashing it as a peer does; the item as the first sees it.
+async fn share_by_all(
+    context: &CommandContext,
+    network: &DemoNetwork,
+    path: &Path,
+) -> Result<Item, CommandError> {
+    let mut board = ProgressLines::new(context.out.bars());
+    let began = Instant::now();
+    let mut first = None;
+    for (i, control) in network.sharers().enumerate() {
+        let label = format!("peer {} of 3", i + 1);
+        let item = share(control, path, |done, total| {
+            board.show(|width| vec![draw::hashing(&label, done, total, began.elapsed(), width)]);
+        })
+        .await?;
+        first.get_or_insert(item);
+    }
+    first.ok_or_else(|| CommandError::new(Reason::Internal, "nobody shared it"))
+}
+
+async fn share(
+    control: &ControlClient,
+    path: &Path,
+    mut on_progress: impl FnMut(u64, u64),
+) -> Result<Item, CommandError> {
+    let mut events = pin!(control.share(vec![path.to_string_lossy().into_owned()]).await?);
+    while let Some(event) = events.next().await {
+        match event? {
+            ShareEvent::Progress { done, total, .. } => on_progress(done, total),
+            ShareEvent::Shared(item) => return Ok(item),
+            ShareEvent::Failed { problem, .. } => return Err(problem.into()),
+        }
+    }
+    Err(CommandError::new(
+        Reason::Internal,
+        "the peer said nothing of what it should share",
+    ))
+}
+
+/// Waits until the index names all three.
+async fn wait_until_announced(network: &DemoNetwork, id: FileId) -> Result<(), CommandError> {
+    let deadline = Instant::now() + ANNOUNCE_TIMEOUT;
+    loop {
+        let page = network
+            .index_client()
+            .query(&potluck_core::model::QueryKey::Id(id), 10, None)
+            .await?;
+        let known = page.files.first().map_or(0, |found| found.provider_count);
+        if known >= network.sharers().count() as u64 {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let message =
+                format!("after {ANNOUNCE_TIMEOUT:?} the index knows of only {known} of the peers that share");
+            return Err(CommandError::new(Reason::TimedOut, message));
+        }
+        tokio::time::sleep(ANNOUNCE_INTERVAL).await;
+    }
+}
+
+fn next_steps(context: &CommandContext, file: Option<&Path>) {
+    let sample = file.map_or_else(|| "FILE".to_owned(), |path| path.to_string_lossy().into_owned());
+    context.out.note(format_args!(
+        "\nThe demo's network is gone again. The same by hand, a terminal each:\n  \
+         potluck index\n  \
+         potluck share {sample}\n  \
+         potluck get NAME -o /tmp/copy"
+    ));
+}

@@ -1,0 +1,106 @@
+//! The demo's file, and whether its copy is the same.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write as _},
+    path::{Path, PathBuf},
+};
+
+use potluck_core::{FileId, Reason};
+use rand::{Rng as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
+
+use crate::{commands::local_hash, context::CommandContext, error::CommandError};
+
+/// Size of the file made for the demo, in bytes: a second or so of transfer, long enough to watch.
+const SAMPLE_SIZE: usize = 256 * 1024 * 1024;
+
+/// What is made or compared at once, in bytes.
+const BLOCK: usize = 1024 * 1024;
+
+/// Always the same file, so that its id can be told in advance.
+const SEED: u64 = 0x90_71_0c;
+
+/// Makes the file in `folder`.
+pub(crate) async fn make(context: &CommandContext, folder: &Path) -> Result<PathBuf, CommandError> {
+    let path = folder.join("potluck-demo.bin");
+    let writing = path.clone();
+    let stop = context.stop.clone();
+    let made = tokio::task::spawn_blocking(move || {
+        let mut random = Xoshiro256PlusPlus::seed_from_u64(SEED);
+        let mut file = File::create_new(&writing)?;
+        let mut block = vec![0; BLOCK];
+        for _ in 0..SAMPLE_SIZE / BLOCK {
+            if stop.is_cancelled() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            random.fill_bytes(&mut block);
+            file.write_all(&block)?;
+        }
+        Ok(())
+    });
+    match made.await {
+        Ok(Ok(())) => Ok(path),
+        Ok(Err(_)) if context.stop.is_cancelled() => Err(CommandError::interrupted("interrupted")),
+        Ok(Err(error)) => Err(CommandError::io("write the demo's file", &path, &error)
+            .hint("it needs 512 MiB in the temporary folder; TMPDIR names another")),
+        Err(_) => Err(CommandError::new(
+            Reason::Internal,
+            "making the demo's file stopped in the middle",
+        )),
+    }
+}
+
+/// Whether the copy is the original, byte for byte; of a folder, by hashing all of it.
+pub(crate) async fn compare(
+    context: &CommandContext,
+    original: &Path,
+    copy: &Path,
+    id: FileId,
+) -> Result<bool, CommandError> {
+    if original.is_dir() {
+        return Ok(local_hash::hash(context, copy).await?.record.id == id);
+    }
+    let (a, b) = (original.to_owned(), copy.to_owned());
+    let compared = context.stoppable(async {
+        Ok(tokio::task::spawn_blocking(move || same_bytes(&mut File::open(a)?, &mut File::open(b)?)).await)
+    });
+    match compared.await? {
+        Ok(Ok(same)) => Ok(same),
+        Ok(Err(error)) => Err(CommandError::io("compare", copy, &error)),
+        Err(_) => Err(CommandError::new(
+            Reason::Internal,
+            "comparing stopped in the middle",
+        )),
+    }
+}
+
+fn same_bytes(a: &mut impl Read, b: &mut impl Read) -> io::Result<bool> {
+    let (mut left, mut right) = (Vec::with_capacity(BLOCK), Vec::with_capacity(BLOCK));
+    loop {
+        left.clear();
+        right.clear();
+        a.by_ref().take(BLOCK as u64).read_to_end(&mut left)?;
+        b.by_ref().take(BLOCK as u64).read_to_end(&mut right)?;
+        if left != right {
+            return Ok(false);
+        }
+        if left.is_empty() {
+            return Ok(true);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_byte_or_a_missing_end_is_noticed() {
+        let bytes = vec![7u8; BLOCK + 5];
+        let mut other = bytes.clone();
+        assert!(same_bytes(&mut &bytes[..], &mut &other[..]).unwrap());
+        other[BLOCK + 1] = 8;
+        assert!(!same_bytes(&mut &bytes[..], &mut &other[..]).unwrap());
+        assert!(!same_bytes(&mut &bytes[..], &mut &bytes[..BLOCK]).unwrap());
+    }
+}

@@ -1,0 +1,97 @@
+//! What a person means by an argument that names a file.
+
+use std::str::FromStr;
+
+use potluck_core::{FileId, Sha256, model::QueryKey};
+
+/// Marks a plain SHA-256 of a whole file.
+const SHA256_PREFIX: &str = "sha256:";
+
+/// From how many hex digits on a text is more likely a damaged id than a name.
+const LOOKS_LIKE_ID: usize = 32;
+
+/// A file by id, by content, or by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum FileQuery {
+    /// Identity: 64 hex digits.
+    Id(FileId),
+    /// `sha256:` and 64 hex digits.
+    Sha256(Sha256),
+    /// Anything else.
+    Name(String),
+}
+
+impl FromStr for FileQuery {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(hex) = text.strip_prefix(SHA256_PREFIX) {
+            return hex.parse().map(Self::Sha256).map_err(|_| {
+                format!(
+                    "`sha256:` is followed by 64 hex digits, this has {} characters",
+                    hex.chars().count()
+                )
+            });
+        }
+        if text.is_empty() {
+            return Err("give an id, a name, or sha256:HEX".into());
+        }
+        Ok(text
+            .parse()
+            .map_or_else(|_| Self::Name(text.to_owned()), Self::Id))
+    }
+}
+
+impl FileQuery {
+    /// As the index is asked.
+    pub(crate) fn query_key(&self) -> QueryKey {
+        match self {
+            Self::Id(id) => QueryKey::Id(*id),
+            Self::Sha256(sum) => QueryKey::Sha256(*sum),
+            Self::Name(name) => QueryKey::Name(name.clone()),
+        }
+    }
+
+    /// A hint where a name is probably meant as an id.
+    pub(crate) fn damaged_id(&self) -> Option<String> {
+        let Self::Name(name) = self else { return None };
+        let digits = name.len();
+        (digits >= LOOKS_LIKE_ID && name.bytes().all(|b| b.is_ascii_hexdigit()))
+            .then(|| format!("if this is meant as an id: an id has 64 hex digits, this has {digits}"))
+    }
+}
+
+impl std::fmt::Display for FileQuery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Id(id) => write!(f, "the id {id}"),
+            Self::Sha256(sum) => write!(f, "the SHA-256 {sum}"),
+            Self::Name(name) => write!(f, "the name `{name}`"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_mean_what_people_mean() {
+        let hex = "ab".repeat(32);
+        assert!(matches!(hex.parse(), Ok(FileQuery::Id(_))));
+        assert!(matches!(
+            format!("sha256:{hex}").parse(),
+            Ok(FileQuery::Sha256(_))
+        ));
+        assert_eq!("a b.bin".parse(), Ok(FileQuery::Name("a b.bin".into())));
+        assert!("sha256:12".parse::<FileQuery>().is_err());
+        assert!("".parse::<FileQuery>().is_err());
+    }
+
+    #[test]
+    fn a_cut_id_is_noticed() {
+        let cut: FileQuery = "ab".repeat(31).parse().unwrap();
+        assert!(cut.damaged_id().unwrap().contains("62"));
+        assert_eq!("deadbeef".parse::<FileQuery>().unwrap().damaged_id(), None);
+    }
+}

@@ -1,0 +1,313 @@
+//! Follows a fetch to its end, its owner's Ctrl-C, or the end of patience.
+
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use futures_util::StreamExt as _;
+use potluck_core::{Problem, Reason};
+use serde_json::json;
+
+use crate::{
+    commands::get::progress::PeerRows,
+    context::{CommandContext, PeerHandle},
+    control::{
+        DownloadRequest,
+        model::{PeerState, Transfer, TransferState},
+    },
+    error::CommandError,
+    output::{progress::ProgressLines, text},
+};
+
+/// Least time between two progress objects: enough for any display, and no flood for a log.
+const OBJECT_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How long a transfer may wait without anything coming.
+#[derive(Debug)]
+pub(crate) struct WaitLimit {
+    /// How long.
+    pub(crate) wait: Duration,
+    /// What to say when it is over, where that is known better than by the transfer.
+    pub(crate) error: Option<CommandError>,
+}
+
+/// Fetches as ordered, showing how it goes. `again` is the command that goes on after an interruption; `None`: nothing is kept then.
+///
+/// # Errors
+/// As the transfer failed; [`crate::error::Exit::Interrupted`] after Ctrl-C, with everything fetched kept.
+pub(crate) async fn follow(
+    context: &CommandContext,
+    peer: &PeerHandle,
+    order: &DownloadRequest,
+    patience: WaitLimit,
+    again: Option<&str>,
+) -> Result<Transfer, CommandError> {
+    let mut heard = true;
+    let mut events = pin!(
+        context
+            .stoppable(async { Ok(peer.control.fetch(order).await?) })
+            .await?
+    );
+    let mut board = ProgressLines::new(context.out.bars());
+    let mut rows = PeerRows::default();
+    let mut last: Option<Transfer> = None;
+    let mut told: Option<Instant> = None;
+    let mut stuck = StallWatch::default();
+    loop {
+        let event = tokio::select! {
+            // Cancel-safe: an event not taken stays in the stream, and the others only wait.
+            event = events.next() => event,
+            () = context.stop.cancelled() => {
+                drop(board);
+                return Err(stopped(peer, last, again).await);
+            }
+            () = stuck.timed_out(patience.wait) => {
+                drop(board);
+                return Err(wait_limit_reached(context, peer, last, patience, again).await);
+            }
+        };
+        let transfer = match event {
+            Some(Ok(transfer)) => transfer,
+            Some(Err(problem)) => return Err(lost(problem, last.is_some(), again)),
+            None => return Err(lost(cut_off(), last.is_some(), again)),
+        };
+        stuck.update(context, &transfer, patience.wait);
+        board.show(|width| rows.render(&transfer, width));
+        if heard && context.out.is_json() && !context.out.is_quiet() && !transfer.state.is_settled() {
+            let due = told.is_none_or(|told| told.elapsed() >= OBJECT_INTERVAL);
+            if due {
+                told = Some(Instant::now());
+                match context.out.object(&progress(&transfer)) {
+                    // The file is wanted though nobody listens any more.
+                    Err(CommandError::BrokenPipe) => heard = false,
+                    told => told?,
+                }
+            }
+        }
+        match transfer.state {
+            TransferState::Done => return Ok(transfer),
+            TransferState::Failed => return Err(failed(&transfer, patience)),
+            TransferState::Cancelled => {
+                return Err(CommandError::new(
+                    Reason::Cancelled,
+                    format!("transfer {} was cancelled", transfer.number),
+                ));
+            }
+            TransferState::Paused => return Err(paused(context, &transfer)),
+            _ if order.detach => return Ok(transfer),
+            _ => last = Some(transfer),
+        }
+    }
+}
+
+/// Since when nothing comes, and what was said about it.
+#[derive(Debug, Default)]
+struct StallWatch {
+    since: Option<tokio::time::Instant>,
+    done: u64,
+    reported: Option<Reason>,
+}
+
+impl StallWatch {
+    fn update(&mut self, context: &CommandContext, transfer: &Transfer, wait: Duration) {
+        let is_stuck = transfer.state == TransferState::Waiting && transfer.done <= self.done;
+        // A disk that hangs goes on by itself: it is told, and not given up.
+        let hangs = transfer
+            .error
+            .as_ref()
+            .is_some_and(|error| error.reason == Reason::TargetNotWritable);
+        if !is_stuck {
+            self.reported = None;
+        }
+        self.since = match is_stuck && !hangs {
+            true => self.since.or_else(|| Some(tokio::time::Instant::now())),
+            false => None,
+        };
+        self.done = transfer.done;
+        // On a terminal the board says it.
+        if let Some(error) = transfer.error.as_ref().filter(|_| is_stuck && !wait.is_zero()) {
+            if self.reported != Some(error.reason) && !context.out.draws() {
+                context
+                    .out
+                    .note(format_args!("waiting: {}", text::shown(&error.message)));
+            }
+            self.reported = Some(error.reason);
+        }
+    }
+
+    /// Ends when nothing came for `wait`.
+    async fn timed_out(&self, wait: Duration) {
+        match self.since.and_then(|since| since.checked_add(wait)) {
+            Some(deadline) => tokio::time::sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn progress(transfer: &Transfer) -> serde_json::Value {
+    json!({
+        "event": "progress",
+        "id": transfer.file,
+        "state": transfer.state,
+        "bytes": transfer.done,
+        "total": transfer.total,
+        "unverified_bytes": transfer.unverified,
+        "bytes_per_second": transfer.bytes_per_second,
+        "peers": transfer.peers.iter().filter(|peer| peer.state == PeerState::Active).count(),
+    })
+}
+
+/// How much there is, as the end of a sentence.
+fn kept(transfer: &Transfer) -> String {
+    match transfer.total {
+        Some(total) => {
+            format!(
+                "{} of {} ({} %) are kept",
+                text::size(transfer.done),
+                text::size(total),
+                text::percent(transfer.done, total)
+            )
+        }
+        None => "nothing was fetched yet".to_owned(),
+    }
+}
+
+/// Paused by somebody else, who may want it so: nothing is resumed here.
+fn paused(context: &CommandContext, transfer: &Transfer) -> CommandError {
+    let number = transfer.number;
+    CommandError::new(Reason::Cancelled, format!("transfer {number} was paused"))
+        .hint(transfers(context, "resume", number))
+}
+
+/// The command that does this to a transfer.
+fn transfers(context: &CommandContext, action: &str, number: u64) -> String {
+    context.command(["potluck", "transfers", action, &number.to_string()].map(ToOwned::to_owned))
+}
+
+/// Holds the transfer where it stands, if the peer is the command's own. With any other peer others may follow it, or it was left to
+/// the peer: that peer holds it by itself when it is nobody's any more, which it learns from this command's stream.
+async fn pause_own(peer: &PeerHandle, transfer: Transfer) -> Transfer {
+    match peer.ends_with_command() {
+        true => peer.control.pause(transfer.number).await.unwrap_or(transfer),
+        false => transfer,
+    }
+}
+
+/// What becomes of the transfer at a peer that goes on after the command.
+const STAYS_PAUSED: &str = "the peer holds it, unless it was detached or somebody else follows it";
+
+async fn stopped(peer: &PeerHandle, last: Option<Transfer>, again: Option<&str>) -> CommandError {
+    let Some(again) = again else {
+        return CommandError::interrupted("interrupted");
+    };
+    let Some(last) = last else {
+        return CommandError::interrupted("nothing was fetched yet");
+    };
+    let unverified = last.long_unverified();
+    let transfer = pause_own(peer, last).await;
+    let go_on = format!("go on with: {again}");
+    match (peer.ends_with_command(), unverified) {
+        (false, _) => CommandError::interrupted(kept(&transfer))
+            .hint(STAYS_PAUSED)
+            .hint(go_on),
+        (true, 0) => CommandError::interrupted(kept(&transfer)).hint(go_on),
+        (true, unverified) => CommandError::interrupted(format!(
+            "{}; {} of pieces that are not whole come again",
+            kept(&transfer),
+            text::size(unverified)
+        ))
+        .hint(go_on),
+    }
+}
+
+async fn wait_limit_reached(
+    context: &CommandContext,
+    peer: &PeerHandle,
+    last: Option<Transfer>,
+    patience: WaitLimit,
+    again: Option<&str>,
+) -> CommandError {
+    let Some(transfer) = last else {
+        return patience
+            .error
+            .unwrap_or_else(|| CommandError::new(Reason::NoProviders, "nobody has it now"));
+    };
+    let number = transfer.number;
+    // With another peer than the command's own it stays in that peer's list: who else wants it is not known here.
+    let stays = !peer.ends_with_command();
+    let transfer = match transfer.done {
+        0 if !stays => {
+            // Nothing to keep, and nothing to litter the list of transfers with. That it may fail changes nothing.
+            let _ = peer.control.cancel(number).await;
+            transfer
+        }
+        _ => pause_own(peer, transfer).await,
+    };
+    let cancel = transfers(context, "cancel", number);
+    let with_rest = |fail: CommandError| {
+        let Some(again) = again else { return fail };
+        let go_on = format!("go on with: {again}");
+        match (transfer.done, stays) {
+            (0, false) => fail,
+            (0, true) => fail.hint(format!(
+                "transfer {number} stays with the peer; this ends it for everybody: {cancel}"
+            )),
+            (_, false) => fail.hint(kept(&transfer)).hint(go_on),
+            (_, true) => fail.hint(kept(&transfer)).hint(STAYS_PAUSED).hint(go_on),
+        }
+    };
+    if let Some(instead) = patience.error {
+        return with_rest(instead);
+    }
+    let problem = transfer
+        .error
+        .clone()
+        .unwrap_or_else(|| Problem::new(Reason::NoProviders, "no peer that is up has what is missing"));
+    let waited = format!(
+        "gave up after {} without progress: {}",
+        text::time(patience.wait),
+        problem.message
+    );
+    with_rest(CommandError::from(Problem {
+        message: waited,
+        ..problem
+    }))
+}
+
+fn failed(transfer: &Transfer, patience: WaitLimit) -> CommandError {
+    let problem = transfer
+        .error
+        .clone()
+        .unwrap_or_else(|| Problem::new(Reason::Internal, "the transfer failed without a reason"));
+    match (problem.reason, patience.error) {
+        (Reason::NotFound | Reason::NoProviders | Reason::Unreachable, Some(instead)) => instead,
+        (Reason::TargetExists, _) => CommandError::from(problem).hint("give another path with -o"),
+        _ => CommandError::from(problem),
+    }
+}
+
+fn cut_off() -> Problem {
+    Problem::new(
+        Reason::Unreachable,
+        "the peer ended the transfer's report before the transfer ended",
+    )
+}
+
+/// The peer is gone in the middle.
+fn lost(problem: Problem, began: bool, again: Option<&str>) -> CommandError {
+    let resumes = began
+        && matches!(
+            problem.reason,
+            Reason::Unreachable | Reason::ShuttingDown | Reason::Cancelled | Reason::NotPotluck
+        );
+    match (again.filter(|_| resumes), problem.reason) {
+        (Some(again), _) => CommandError::from(Problem {
+            reason: Reason::Unreachable,
+            ..problem
+        })
+        .hint(format!("what was fetched is kept; go on with: {again}")),
+        (None, Reason::TargetExists) => CommandError::from(problem).hint("give another path with -o"),
+        (None, _) => problem.into(),
+    }
+}

@@ -1,0 +1,248 @@
+//! A transfer as lines of progress. Pure apart from remembering the order of rows, so that they stay where they are.
+
+use console::style;
+use potluck_core::model::Address;
+
+use crate::{
+    control::model::{PeerState, Transfer, TransferPeer, TransferState},
+    output::{draw, text},
+};
+
+/// Peers shown a line each: those that gave most.
+const MAX_ROWS: usize = 6;
+
+/// Width of the bar that shows a peer's share.
+const SHARE_BAR: usize = 12;
+
+/// Width from which on there is room for a word more.
+const WIDE: usize = 100;
+
+/// Widest address before it is cut.
+const ADDRESS_WIDTH: usize = 24;
+
+/// The rows of peers, in the order in which they were first seen.
+#[derive(Debug, Default)]
+pub(crate) struct PeerRows {
+    seen: Vec<Address>,
+}
+
+impl PeerRows {
+    /// The lines for a terminal of `width` columns.
+    pub(crate) fn render(&mut self, transfer: &Transfer, width: usize) -> Vec<String> {
+        for peer in &transfer.peers {
+            if !self.seen.contains(&peer.address) {
+                self.seen.push(peer.address.clone());
+            }
+        }
+        let mut lines = vec![head(transfer, width)];
+        let mut most: Vec<&TransferPeer> = transfer.peers.iter().collect();
+        most.sort_by_key(|peer| std::cmp::Reverse(peer.bytes));
+        let (shown, others) = most.split_at(most.len().min(MAX_ROWS));
+        let mut shown = shown.to_vec();
+        shown.sort_by_key(|peer| self.seen.iter().position(|address| *address == peer.address));
+        let given: u64 = transfer.peers.iter().map(|peer| peer.bytes).sum();
+        let address = shown
+            .iter()
+            .map(|peer| peer.address.to_string().len())
+            .max()
+            .unwrap_or(0)
+            .min(ADDRESS_WIDTH);
+        lines.extend(shown.iter().map(|peer| row(peer, given, address, width)));
+        if !others.is_empty() {
+            lines.push(draw::fit(&rest(others), width));
+        }
+        lines
+    }
+}
+
+fn head(transfer: &Transfer, width: usize) -> String {
+    let name = match transfer.name.is_empty() {
+        true => transfer.file.short().into(),
+        false => text::shown(&transfer.name),
+    };
+    let Some(total) = transfer.total else {
+        return draw::fit(
+            &format!("{name}  {}", style(activity(transfer)).dim().for_stderr()),
+            width,
+        );
+    };
+    let end = match transfer.state {
+        TransferState::Running => transfer.seconds_left().map_or_else(
+            || "-:-- left".to_owned(),
+            |left| format!("{} left", text::clock(left)),
+        ),
+        _ => activity(transfer),
+    };
+    let unverified = match (transfer.long_unverified(), width >= WIDE) {
+        (0, _) => String::new(),
+        (bytes, true) => format!(" (+{} unverified)", text::size(bytes)),
+        (bytes, false) => format!(" (+{})", text::size(bytes)),
+    };
+    let facts = format!(
+        "{:>3} %  {:>10} of {}{unverified}  {:>12}  {end:>9}",
+        text::percent(transfer.done, total),
+        text::size(transfer.done),
+        text::size(total),
+        text::rate(transfer.bytes_per_second),
+    );
+    draw::bar_line(&name, transfer.done, total, &facts, width)
+}
+
+/// What a transfer that is not plainly running is doing.
+fn activity(transfer: &Transfer) -> String {
+    match (transfer.state, &transfer.error) {
+        // Something of it is on this machine already.
+        (TransferState::Preparing, _) if transfer.done > 0 => "checking …".to_owned(),
+        (TransferState::Preparing, _) => "looking for peers …".to_owned(),
+        (TransferState::Finishing, _) => "putting it in its place …".to_owned(),
+        (TransferState::Paused, _) => "paused".to_owned(),
+        (TransferState::Waiting, Some(error)) => format!("waiting: {}", text::shown(&error.message)),
+        (state, _) => state.word().to_owned(),
+    }
+}
+
+fn row(peer: &TransferPeer, given: u64, address: usize, width: usize) -> String {
+    let state = match (peer.state, &peer.reason) {
+        (PeerState::Active, _) => String::new(),
+        (PeerState::Banned, reason) => {
+            let why = reason
+                .as_deref()
+                .map(|why| format!(": {}", text::shown(why)))
+                .unwrap_or_default();
+            style(format!("banned{why}")).red().for_stderr().to_string()
+        }
+        (state, None) => style(state.word()).dim().for_stderr().to_string(),
+        (state, Some(why)) => style(format!("{}: {}", state.word(), text::shown(why)))
+            .yellow()
+            .for_stderr()
+            .to_string(),
+    };
+    let line = format!(
+        "  {}  {:>3} %  {}  {:>12}  {state}",
+        draw::cell(&text::shown(&peer.address.to_string()), address, false),
+        if given == 0 {
+            0
+        } else {
+            text::share(peer.bytes, given)
+        },
+        draw::bar(peer.bytes, given, SHARE_BAR),
+        text::rate(peer.bytes_per_second),
+    );
+    draw::fit(line.trim_end(), width)
+}
+
+fn rest(peers: &[&TransferPeer]) -> String {
+    let rate = peers.iter().map(|peer| peer.bytes_per_second).sum();
+    let banned = peers
+        .iter()
+        .filter(|peer| peer.state == PeerState::Banned)
+        .count();
+    let banned = if banned > 0 {
+        format!(", {banned} banned")
+    } else {
+        String::new()
+    };
+    format!("  + {} more  {}{banned}", peers.len(), text::rate(rate))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use console::measure_text_width;
+    use potluck_core::{FileId, model::FileKind};
+
+    use super::*;
+
+    fn transfer(peers: usize) -> Transfer {
+        Transfer {
+            number: 1,
+            file: FileId([7; 32]),
+            name: "a-rather-long-name-of-a-model-\x1b[2J.safetensors".into(),
+            kind: FileKind::File,
+            path: String::new(),
+            state: TransferState::Running,
+            done: 123_456_789,
+            total: Some(987_654_321),
+            resumed: 0,
+            copied: 0,
+            unverified: 0,
+            not_kept: Vec::new(),
+            bytes_per_second: 34_567_890,
+            elapsed: Duration::from_secs(3),
+            units_total: 100,
+            units_done: 12,
+            peers: (0..peers)
+                .map(|i| TransferPeer {
+                    peer: None,
+                    address: Address {
+                        host: format!("10.0.0.{i}"),
+                        port: 12349,
+                    },
+                    state: if i == 3 {
+                        PeerState::Banned
+                    } else {
+                        PeerState::Active
+                    },
+                    reason: (i == 3).then(|| "piece 7 failed verification".into()),
+                    bytes: 1000 * i as u64,
+                    bytes_per_second: 10,
+                    requests: 1,
+                    units: 100,
+                })
+                .collect(),
+            error: None,
+            sharing_error: None,
+            limit: 0,
+            priority: 10,
+        }
+    }
+
+    #[test]
+    fn no_line_passes_any_width_or_steers_the_terminal() {
+        for width in 0..130 {
+            for line in PeerRows::default().render(&transfer(9), width) {
+                assert!(measure_text_width(&line) <= width, "{width}: {line}");
+                assert!(!line.contains("\x1b[2J"));
+            }
+        }
+    }
+
+    #[test]
+    fn what_comes_of_a_long_unit_is_seen_before_it_is_verified() {
+        let mut now = transfer(1);
+        now.done = 0;
+        now.total = Some(9 << 30);
+        now.units_total = 2304;
+        now.unverified = 3 << 20;
+        // A unit of 4 MiB comes in no time, then in minutes.
+        let line = |now: &Transfer| PeerRows::default().render(now, 200).swap_remove(0);
+        assert!(!line(&now).contains("unverified"), "{}", line(&now));
+        now.bytes_per_second = 24 << 10;
+        let slow = line(&now);
+        assert!(slow.contains("0 B of 9.00 GiB (+3.00 MiB unverified)"), "{slow}");
+        let narrow = PeerRows::default().render(&now, 80).swap_remove(0);
+        assert!(
+            narrow.contains("(+3.00 MiB)") && narrow.ends_with("left"),
+            "{narrow}"
+        );
+        now.unverified = now.total.unwrap() - (24 << 10) * 60;
+        assert!(line(&now).contains("1:00 left"), "{}", line(&now));
+    }
+
+    #[test]
+    fn many_peers_are_summed_up() {
+        let lines = PeerRows::default().render(&transfer(9), 100);
+        assert_eq!(lines.len(), 1 + MAX_ROWS + 1);
+        assert!(lines[7].contains("+ 3 more"), "{}", lines[7]);
+    }
+
+    #[test]
+    fn rows_stay_in_place_when_the_order_changes() {
+        let mut rows = PeerRows::default();
+        let mut now = transfer(3);
+        let first = rows.render(&now, 100);
+        now.peers.reverse();
+        assert_eq!(rows.render(&now, 100), first);
+    }
+}

@@ -1,0 +1,182 @@
+//! What a finished fetch is told as.
+
+use std::borrow::Cow;
+
+use console::style;
+use serde_json::json;
+
+use crate::{
+    commands::transfers,
+    context::CommandContext,
+    control::model::{PeerState, Transfer, TransferPeer},
+    error::CommandError,
+    output::{
+        table::{Align, Table},
+        text,
+    },
+};
+
+/// Sources listed for people; `--json` has them all.
+const MAX_PEERS: usize = 12;
+
+/// Tells where it is and who gave how much; of a detached one, how to follow it.
+pub(crate) fn report(
+    context: &CommandContext,
+    transfer: &Transfer,
+    detached: bool,
+) -> Result<(), CommandError> {
+    let done = transfer.state.is_settled();
+    if context.out.is_json() {
+        return context.out.object(&match done {
+            true => object(transfer),
+            false => {
+                let mut object = transfers::object(transfer);
+                object["event"] = json!("detached");
+                object
+            }
+        });
+    }
+    if detached && !done {
+        context.out.line(format_args!(
+            "transfer {} goes on in the background",
+            transfer.number
+        ))?;
+        context
+            .out
+            .note("follow it with: potluck transfers, or potluck why ID");
+        return Ok(());
+    }
+    context.out.line(format_args!(
+        "{}  {}",
+        style(verb(transfer)).green(),
+        text::path(&transfer.path)
+    ))?;
+    context.out.note(format_args!("  {}", facts(transfer)));
+    if let Some(note) = renamed(transfer) {
+        context.out.note(format_args!("  {note}"));
+    }
+    for what in &transfer.not_kept {
+        context.out.warn(format_args!("{}", text::shown(what)));
+    }
+    for line in peer_lines(&transfer.peers) {
+        context.out.note(line);
+    }
+    if let Some(problem) = &transfer.sharing_error {
+        context
+            .out
+            .warn(format_args!("downloaded; {}", text::shown(&problem.message)));
+    }
+    Ok(())
+}
+
+/// The last object of `get --json`.
+fn object(transfer: &Transfer) -> serde_json::Value {
+    json!({
+        "event": "done",
+        "id": transfer.file,
+        "kind": transfer.kind,
+        "name": transfer.name,
+        "path": transfer.path,
+        "size": transfer.total.unwrap_or(transfer.done),
+        "seconds": transfer.elapsed.as_millis() as f64 / 1000.0,
+        "resumed_bytes": transfer.resumed,
+        "copied_bytes": transfer.copied,
+        "not_kept": transfer.not_kept,
+        "sources": transfer.peers.iter().map(transfers::peer_object).collect::<Vec<_>>(),
+        "sharing_error": transfer.sharing_error.as_ref().map(|problem| problem.reason.word()),
+        "sharing_message": transfer.sharing_error.as_ref().map(|problem| problem.message.as_str()),
+    })
+}
+
+/// Why it is not called what others call it, where that is so because of how the name begins.
+fn renamed(transfer: &Transfer) -> Option<String> {
+    let rest = transfer.name.strip_prefix(['.', '-'])?;
+    let saved = std::path::Path::new(&transfer.path).file_name()?.to_str()?;
+    (saved.strip_prefix('_')? == rest).then(|| {
+        format!(
+            "others call it `{}`: it begins with `_` instead, as programs may act on a file of that name; -o PATH gives it any name",
+            text::shown(&transfer.name)
+        )
+    })
+}
+
+/// Bytes that had to be fetched.
+fn fetched(transfer: &Transfer) -> u64 {
+    transfer.done.saturating_sub(transfer.resumed + transfer.copied)
+}
+
+fn verb(transfer: &Transfer) -> &'static str {
+    match fetched(transfer) == 0 && transfer.copied == 0 && transfer.done > 0 {
+        true => "already there",
+        false => "saved",
+    }
+}
+
+fn facts(transfer: &Transfer) -> String {
+    let size = text::size(transfer.total.unwrap_or(transfer.done));
+    let fetched = fetched(transfer);
+    if fetched == 0 {
+        return format!("{size}, verified");
+    }
+    if transfer.peers.iter().all(|peer| peer.bytes == 0) {
+        return format!(
+            "{size}, verified, copied from this machine in {}",
+            text::time(transfer.elapsed)
+        );
+    }
+    let resumed = match transfer.resumed {
+        0 => String::new(),
+        resumed => format!(", {} of it kept from before", text::size(resumed)),
+    };
+    format!(
+        "{size} in {}, {}, verified{resumed}",
+        text::time(transfer.elapsed),
+        text::mean_rate(fetched, transfer.elapsed)
+    )
+}
+
+/// Who gave how much, and who was refused and why.
+fn peer_lines(peers: &[TransferPeer]) -> Vec<String> {
+    let given: u64 = peers.iter().map(|peer| peer.bytes).sum();
+    let mut table = Table::bare(vec![Align::Left, Align::Right, Align::Right, Align::Left]);
+    let worth_telling = |peer: &&TransferPeer| peer.bytes > 0 || peer.state == PeerState::Banned;
+    let (told, others): (Vec<_>, Vec<_>) = peers
+        .iter()
+        .filter(worth_telling)
+        .enumerate()
+        .partition(|(i, peer)| *i < MAX_PEERS || peer.state == PeerState::Banned);
+    for (_, peer) in told {
+        let state = match (peer.state, &peer.reason) {
+            (PeerState::Banned, reason) => {
+                let why = reason
+                    .as_deref()
+                    .map_or(Cow::Borrowed("sent bytes that failed verification"), text::shown);
+                style(format!("banned: {why}")).red().for_stderr().to_string()
+            }
+            _ => String::new(),
+        };
+        table.row([
+            format!("  {}", text::shown(&peer.address.to_string())),
+            text::size(peer.bytes),
+            format!(
+                "{} %",
+                if given == 0 {
+                    0
+                } else {
+                    text::percent(peer.bytes, given)
+                }
+            ),
+            state,
+        ]);
+    }
+    let mut lines = table.lines();
+    if !others.is_empty() {
+        let bytes = others.iter().map(|(_, peer)| peer.bytes).sum();
+        lines.push(format!(
+            "  and {} with {}",
+            text::count(others.len() as u64, "more peer"),
+            text::size(bytes)
+        ));
+    }
+    lines
+}

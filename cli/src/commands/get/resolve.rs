@@ -1,0 +1,186 @@
+//! From what was asked for to the files that it can be.
+
+use potluck_core::{
+    FileId, Problem, Reason, Sha256,
+    index_client::IndexClient,
+    model::{Address, IndexedFile},
+};
+
+use crate::{
+    commands::{file_query::FileQuery, get::GetArgs, query, search},
+    context::CommandContext,
+    error::CommandError,
+    output::text,
+    peer::ConnectedPeer,
+};
+
+/// Similar names offered where the one asked for is unknown.
+const SUGGESTIONS: u32 = 3;
+
+/// Pages of a search in which these are looked for: a page can be empty though there are more.
+const SUGGESTION_PAGES: u32 = 5;
+
+/// Providers told to a peer that uses another index, or none.
+const MAX_PASSED_PROVIDERS: usize = 100;
+
+/// A file to try.
+#[derive(Debug)]
+pub(crate) struct Candidate {
+    pub(crate) id: FileId,
+    pub(crate) name: Option<String>,
+    pub(crate) sha256: Option<Sha256>,
+    pub(crate) providers: Vec<Address>,
+    /// Whether somebody is known to have it; else only a copy on this machine can help.
+    pub(crate) has_providers: bool,
+    /// What to say if it cannot be had though nobody is known to have it.
+    pub(crate) error: Option<CommandError>,
+}
+
+/// What can be meant, at least one.
+///
+/// # Errors
+/// Not found; ambiguous, with the choice printed; the index unreachable where only it can tell.
+pub(crate) async fn candidates(
+    context: &CommandContext,
+    peer: Option<&ConnectedPeer>,
+    args: &GetArgs,
+) -> Result<Vec<Candidate>, CommandError> {
+    let looked_up = match context.index_of(peer) {
+        Ok(index) => look_up(&index, &args.want).await,
+        // Without an index an id and somebody to ask are enough.
+        Err(fail) if args.from.is_empty() || !matches!(args.want, FileQuery::Id(_)) => return Err(fail),
+        Err(_) => Ok(Vec::new()),
+    };
+    let index = context.index_of(peer).ok();
+    match (&args.want, looked_up) {
+        (FileQuery::Id(id), looked_up) => Ok(vec![by_id(context, peer, args, *id, looked_up)]),
+        (_, Err(problem)) => Err(problem.into()),
+        (want, Ok(files)) if files.is_empty() => Err(suggest(index.as_ref(), want).await),
+        (FileQuery::Name(name), Ok(files)) if files.len() > 1 => Err(ambiguous(context, name, &files)),
+        (FileQuery::Name(name), Ok(files)) => Ok(files
+            .iter()
+            .map(|found| from_indexed_file(context, peer, args, found, Some(name), None))
+            .collect()),
+        (FileQuery::Sha256(sum), Ok(files)) => Ok(files
+            .iter()
+            .map(|found| from_indexed_file(context, peer, args, found, None, Some(*sum)))
+            .collect()),
+    }
+}
+
+async fn look_up(index: &IndexClient, want: &FileQuery) -> Result<Vec<IndexedFile>, Problem> {
+    query::find(index, want, MAX_PASSED_PROVIDERS as u32).await
+}
+
+fn by_id(
+    context: &CommandContext,
+    peer: Option<&ConnectedPeer>,
+    args: &GetArgs,
+    id: FileId,
+    looked_up: Result<Vec<IndexedFile>, Problem>,
+) -> Candidate {
+    let (found, instead) = match looked_up {
+        Ok(files) => match files.into_iter().next() {
+            Some(found) => (Some(found), None),
+            None => (None, Some(query::unknown(&args.want))),
+        },
+        Err(problem) => (None, Some(CommandError::from(problem))),
+    };
+    match found {
+        Some(found) => from_indexed_file(context, peer, args, &found, None, None),
+        None => Candidate {
+            id,
+            name: None,
+            sha256: None,
+            providers: args.from.clone(),
+            has_providers: !args.from.is_empty(),
+            // Of peers that were named the transfer knows more than the index does.
+            error: instead.filter(|_| args.from.is_empty()),
+        },
+    }
+}
+
+fn from_indexed_file(
+    context: &CommandContext,
+    peer: Option<&ConnectedPeer>,
+    args: &GetArgs,
+    found: &IndexedFile,
+    name: Option<&str>,
+    sha256: Option<Sha256>,
+) -> Candidate {
+    let mut providers = args.from.clone();
+    if other_index(context, peer) {
+        providers.extend(
+            found
+                .providers
+                .iter()
+                .take(MAX_PASSED_PROVIDERS)
+                .map(|provider| provider.address.clone()),
+        );
+    }
+    Candidate {
+        id: found.file.id,
+        // As the index shows it, unless asked for by another of its names.
+        name: name
+            .or_else(|| found.names.first().map(String::as_str))
+            .map(ToOwned::to_owned),
+        sha256,
+        providers,
+        has_providers: true,
+        error: None,
+    }
+}
+
+/// Whether the peer asks another index than the one that was just asked.
+fn other_index(context: &CommandContext, peer: Option<&ConnectedPeer>) -> bool {
+    let asked = context
+        .index_of(peer)
+        .ok()
+        .map(|index| index.endpoint().to_string());
+    peer.is_some_and(|peer| {
+        let own = peer
+            .status
+            .index
+            .as_deref()
+            .map(|url| url.trim_end_matches('/').to_owned());
+        own != asked
+    })
+}
+
+/// Several files of one name: prints the choice.
+fn ambiguous(context: &CommandContext, name: &str, files: &[IndexedFile]) -> CommandError {
+    let printed = match context.out.is_json() {
+        true => context.out.object(&query::Objects { files }),
+        false => context.out.lines(search::lines(files, context.out.width())),
+    };
+    if let Err(fail) = printed {
+        return fail;
+    }
+    let message = format!(
+        "{} have the name `{name}`",
+        text::count(files.len() as u64, "file")
+    );
+    CommandError::new(Reason::AmbiguousName, message).hint("nothing was fetched; choose one: potluck get ID")
+}
+
+/// That it is unknown, with names that are near.
+async fn suggest(index: Option<&IndexClient>, want: &FileQuery) -> CommandError {
+    let fail = query::unknown(want);
+    let (FileQuery::Name(name), Some(index)) = (want, index) else {
+        return fail;
+    };
+    // Only a courtesy: an error here changes nothing. The extension says little and is left out.
+    let words = name.rsplit_once('.').map_or(name.as_str(), |(stem, _)| stem);
+    let mut near = index.search(words, SUGGESTIONS, None).await.unwrap_or_default();
+    for _ in 1..SUGGESTION_PAGES {
+        if !near.files.is_empty() || near.next.is_none() {
+            break;
+        }
+        let page = near.next.take();
+        near = index.search(words, SUGGESTIONS, page).await.unwrap_or_default();
+    }
+    near.files
+        .iter()
+        .filter_map(|found| found.names.first())
+        .fold(fail, |fail, name| fail.hint(format!("did you mean: {name}")))
+}

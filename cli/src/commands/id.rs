@@ -1,0 +1,70 @@
+//! `potluck id`: what files and folders hash to, without any network.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use crate::{
+    commands::local_hash,
+    context::CommandContext,
+    error::{CommandError, ExitStatus},
+    output::text,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  potluck id model.bin            the id that `potluck share` would give it
+  potluck id --json *.iso         one JSON object a line";
+
+/// Print the ids of files and folders, without any network
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct IdArgs {
+    /// Files and folders
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+}
+
+/// Hashes path after path; those that fail do not stop the others.
+pub(crate) async fn run(context: &CommandContext, args: IdArgs) -> Result<(), CommandError> {
+    let mut worst = None;
+    for path in &args.paths {
+        let hashed = match local_hash::hash(context, path).await {
+            Ok(hashed) => hashed,
+            Err(fail) if args.paths.len() == 1 || fail.exit() == Some(ExitStatus::Interrupted) => {
+                return Err(fail);
+            }
+            Err(fail) => {
+                context.out.fail(&fail);
+                worst = Some(ExitStatus::Failed);
+                continue;
+            }
+        };
+        if context.out.is_json() {
+            let absolute = local_hash::absolute(path)?;
+            let name = std::path::Path::new(&absolute)
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            context.out.object(&json!({
+                "id": hashed.record.id,
+                "root": hashed.record.root,
+                "size": hashed.record.size,
+                "name": name,
+                "path": absolute,
+                "kind": hashed.record.kind,
+                "file_count": hashed.file_count,
+                "content_size": hashed.content_size,
+            }))?;
+        } else {
+            context.out.line(format_args!(
+                "{}  {}",
+                hashed.record.id,
+                text::shown(&path.to_string_lossy())
+            ))?;
+        }
+    }
+    worst.map_or(Ok(()), |exit| Err(CommandError::AlreadyReported(exit)))
+}

@@ -1,0 +1,106 @@
+//! Paths of this machine: as a peer takes them, and what they hash to.
+
+use std::{
+    ffi::OsStr,
+    num::NonZeroUsize,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use potluck_core::{Problem, Reason};
+use potluck_peer::library::{Identified, identify};
+
+use crate::{
+    context::CommandContext,
+    error::CommandError,
+    output::{draw, progress::ProgressLines},
+};
+
+/// How often progress is drawn.
+const REDRAW: Duration = Duration::from_millis(100);
+
+/// The path from the root, as text, which is how a peer takes it.
+///
+/// # Errors
+/// A usage failure for a path that is no text, or empty.
+pub(crate) fn absolute(path: &Path) -> Result<String, CommandError> {
+    let absolute =
+        std::path::absolute(path).map_err(|error| CommandError::io("understand the path", path, &error))?;
+    absolute
+        .into_os_string()
+        .into_string()
+        .map_err(|path| CommandError::usage(format!("the path {} is not UTF-8", path.display())))
+}
+
+/// Hashes a file or folder, showing how it goes.
+///
+/// # Errors
+/// Whatever cannot be read, named by its path; interrupted.
+pub(crate) async fn hash(context: &CommandContext, path: &Path) -> Result<Identified, CommandError> {
+    let progress = Arc::new(HashProgress::default());
+    let work = {
+        let (progress, path) = (Arc::clone(&progress), path.to_owned());
+        tokio::task::spawn_blocking(move || hash_blocking(&path, &progress))
+    };
+    let mut board = ProgressLines::new(context.out.bars());
+    let began = Instant::now();
+    let name = path
+        .file_name()
+        .map_or_else(|| path.to_string_lossy(), OsStr::to_string_lossy)
+        .into_owned();
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            // All cancel-safe: the handle is only looked at, the others only wait.
+            done = &mut work => {
+                return done.unwrap_or_else(|_| Err(CommandError::new(Reason::Internal, "hashing stopped in the middle")));
+            }
+            () = context.stop.cancelled() => {
+                progress.stop.store(true, Ordering::Relaxed);
+                return Err(CommandError::interrupted("interrupted"));
+            }
+            () = tokio::time::sleep(REDRAW) => {
+                let (done, total) = (progress.done.load(Ordering::Relaxed), progress.total.load(Ordering::Relaxed));
+                board.show(|width| vec![draw::hashing(&name, done, total, began.elapsed(), width)]);
+            }
+        }
+    }
+}
+
+/// How far the hashing has come, and whether it is still wanted.
+#[derive(Debug, Default)]
+struct HashProgress {
+    done: AtomicU64,
+    total: AtomicU64,
+    stop: AtomicBool,
+}
+
+fn hash_blocking(path: &Path, progress: &HashProgress) -> Result<Identified, CommandError> {
+    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let add = |to: &AtomicU64, bytes| {
+        to.fetch_add(bytes, Ordering::Relaxed);
+    };
+    let identified = identify(
+        path,
+        threads,
+        &|bytes| add(&progress.total, bytes),
+        &|bytes| add(&progress.done, bytes),
+        &|| progress.stop.load(Ordering::Relaxed),
+    );
+    identified.map_err(|refused| {
+        let mut refused = refused.into_iter().map(|(path, problem)| Problem {
+            message: format!("{}: {}", path.display(), problem.message),
+            ..problem
+        });
+        let first = refused
+            .next()
+            .unwrap_or_else(|| Problem::new(Reason::Internal, "it cannot be read"));
+        refused.fold(CommandError::from(first), |fail, problem| {
+            fail.hint(problem.message)
+        })
+    })
+}

@@ -1,0 +1,58 @@
+//! The verbs, a module each: arguments, what they mean, and doing it.
+
+pub(crate) mod check;
+pub(crate) mod completions;
+pub(crate) mod demo;
+mod file_query;
+pub(crate) mod get;
+pub(crate) mod health;
+pub(crate) mod id;
+pub(crate) mod limits;
+mod local_hash;
+pub(crate) mod ls;
+pub(crate) mod query;
+pub(crate) mod search;
+pub(crate) mod serve;
+pub(crate) mod share;
+pub(crate) mod status;
+pub(crate) mod transfers;
+pub(crate) mod unshare;
+pub(crate) mod verify;
+pub(crate) mod why;
+
+use crate::{
+    args::{Command, Verb},
+    context::CommandContext,
+    error::CommandError,
+};
+
+/// Runs a command from the shell.
+pub(crate) async fn run(context: &CommandContext, command: Command) -> Result<(), CommandError> {
+    match command {
+        Command::Verb(verb) => run_verb(context, verb).await,
+        Command::Demo(args) => demo::run(context, args).await,
+        Command::Index(args) => serve::index(context, args).await,
+        Command::Peer(args) => serve::peer(context, args).await,
+        Command::Completions(args) => completions::run(&context.out, &args),
+    }
+}
+
+/// Runs what shell and prompt have in common.
+pub(crate) async fn run_verb(context: &CommandContext, verb: Verb) -> Result<(), CommandError> {
+    match verb {
+        Verb::Share(args) => share::run(context, args).await,
+        Verb::Search(args) => context.stoppable(search::run(context, args)).await,
+        Verb::Query(args) => context.stoppable(query::run(context, args)).await,
+        Verb::Get(args) => get::run(context, args).await,
+        Verb::Unshare(args) => unshare::run(context, args).await,
+        Verb::Ls(args) => ls::run(context, args).await,
+        Verb::Transfers(args) => context.stoppable(transfers::run(context, args)).await,
+        Verb::Why(args) => context.stoppable(why::run(context, args)).await,
+        Verb::Limits(args) => context.stoppable(limits::run(context, args)).await,
+        Verb::Id(args) => id::run(context, args).await,
+        Verb::Verify(args) => verify::run(context, args).await,
+        Verb::Check(args) => check::run(context, args).await,
+        Verb::Status(args) => context.stoppable(status::run(context, args)).await,
+        Verb::Health(args) => context.stoppable(health::run(context, args)).await,
+    }
+}

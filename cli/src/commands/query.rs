@@ -1,0 +1,205 @@
+//! `potluck query`: one file, or the files of one name, with everyone who has it.
+
+use clap::Args;
+use console::style;
+use potluck_core::{
+    Problem, Reason,
+    index_client::IndexClient,
+    model::{FileKind, IndexedFile},
+};
+use serde_json::json;
+
+use crate::{
+    commands::{file_query::FileQuery, search},
+    context::CommandContext,
+    error::CommandError,
+    output::{
+        table::{Align, Table},
+        text,
+    },
+};
+
+/// Files of one name that are looked at: far more than anybody chooses from.
+const MAX_FILES: usize = 1000;
+
+/// Bytes of what is known of them, about: as much as a thousand files with a few names and peers
+/// each.
+const MOST_BYTES: usize = 2 * 1024 * 1024;
+
+/// Files that are shown with their peers; more are shown as a table, to choose one.
+const MOST_IN_FULL: usize = 20;
+
+/// Pages in a row without a file: what was there can be gone by the time it would be given.
+const MAX_EMPTY: u32 = 10;
+
+const EXAMPLES: &str = "\
+Examples:
+  potluck query model.bin            every file of this name, with its peers
+  potluck query 3f9a…(64 digits)     one file by its id
+  potluck query sha256:e3b0…         files whose sharers claim this SHA-256";
+
+/// Show who has a file
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct QueryArgs {
+    /// An id, an exact name, or sha256:HEX
+    #[arg(value_name = "ID|NAME|sha256:HEX")]
+    want: FileQuery,
+
+    /// Most peers to list for each file, a random sample
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    providers: u32,
+}
+
+/// Asks the index and prints what it knows.
+pub(crate) async fn run(context: &CommandContext, args: QueryArgs) -> Result<(), CommandError> {
+    let files = find(&context.index_to_ask().await?, &args.want, args.providers).await?;
+    if context.out.is_json() {
+        context.out.object(&Objects { files: &files })?;
+    }
+    if files.is_empty() {
+        return Err(unknown(&args.want));
+    }
+    if !context.out.is_json() && files.len() > MOST_IN_FULL {
+        context.out.lines(search::lines(&files, context.out.width()))?;
+        context.out.note("who has one of them: potluck query ID");
+    } else if !context.out.is_json() {
+        for (i, found) in files.iter().enumerate() {
+            if i > 0 {
+                context.out.line("")?;
+            }
+            context.out.lines(lines(found))?;
+        }
+    }
+    Ok(())
+}
+
+/// Found files as JSON, which is made for one at a time.
+#[derive(serde::Serialize)]
+pub(crate) struct Objects<'a> {
+    #[serde(serialize_with = "objects")]
+    pub(crate) files: &'a [IndexedFile],
+}
+
+fn objects<S: serde::Serializer>(files: &&[IndexedFile], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(files.iter().map(object))
+}
+
+/// What a found file takes in memory, in bytes, roughly.
+fn weight(found: &IndexedFile) -> usize {
+    let names: usize = found.names.iter().map(|name| name.len() + 32).sum();
+    256 + names + found.providers.len() * 128
+}
+
+/// Everything the index knows by this, up to [`MAX_FILES`] and [`MOST_BYTES`].
+///
+/// # Errors
+/// As `IndexService.Query`.
+pub(crate) async fn find(
+    index: &IndexClient,
+    want: &FileQuery,
+    providers: u32,
+) -> Result<Vec<IndexedFile>, Problem> {
+    let mut files = Vec::new();
+    let mut bytes = 0;
+    let mut empty = 0;
+    let mut page = None;
+    loop {
+        let answer = index.query(&want.query_key(), providers, page).await?;
+        empty = if answer.files.is_empty() { empty + 1 } else { 0 };
+        bytes += answer.files.iter().map(weight).sum::<usize>();
+        files.extend(answer.files);
+        page = answer.next;
+        let is_enough = files.len() >= MAX_FILES || bytes >= MOST_BYTES;
+        if page.is_none() || empty == MAX_EMPTY || is_enough {
+            return Ok(files);
+        }
+    }
+}
+
+/// That nobody has it, and what to try.
+pub(crate) fn unknown(want: &FileQuery) -> CommandError {
+    let fail = CommandError::new(Reason::NotFound, format!("no peer that is up has {want}"));
+    match (want, want.damaged_id()) {
+        (_, Some(hint)) => fail.hint(hint),
+        (FileQuery::Name(name), None) => fail.hint(format!(
+            "names must fit exactly here; try: potluck search {}",
+            quoted(name)
+        )),
+        (_, None) => fail.hint("whoever has it must be running and registered with this index"),
+    }
+}
+
+/// As a shell takes it.
+fn quoted(name: &str) -> String {
+    shlex::try_quote(name).map_or_else(|_| name.to_owned(), Into::into)
+}
+
+/// A found file as JSON.
+pub(crate) fn object(found: &IndexedFile) -> serde_json::Value {
+    let providers: Vec<_> = found
+        .providers
+        .iter()
+        .map(|provider| {
+            json!({
+                "peer": provider.peer,
+                "address": provider.address.to_string(),
+                "complete": !provider.partial,
+            })
+        })
+        .collect();
+    json!({
+        "id": found.file.id,
+        "root": found.file.root,
+        "size": found.file.size,
+        "kind": found.file.kind,
+        "names": found.names,
+        "sha256": found.file.sha256,
+        "provider_count": found.provider_count,
+        "providers": providers,
+    })
+}
+
+fn lines(found: &IndexedFile) -> Vec<String> {
+    let name = found
+        .names
+        .first()
+        .map_or_else(|| "(no name)".into(), |name| text::shown(name));
+    let mut lines = vec![style(name).bold().to_string()];
+    let mut fact = |what: &str, value: String| lines.push(format!("  {:<7} {value}", style(what).dim()));
+    fact("id", found.file.id.to_string());
+    match found.file.kind {
+        FileKind::File => fact(
+            "size",
+            format!("{} ({} bytes)", text::size(found.file.size), found.file.size),
+        ),
+        FileKind::Collection => fact(
+            "kind",
+            format!("folder (its list of files has {})", text::size(found.file.size)),
+        ),
+    }
+    if let Some(sum) = found.file.sha256 {
+        fact("sha256", format!("{sum} (claimed)"));
+    }
+    if found.names.len() > 1 {
+        let others: Vec<_> = found.names[1..].iter().map(|name| text::shown(name)).collect();
+        fact("also", others.join(", "));
+    }
+    let listed = found.providers.len() as u64;
+    let more = match listed < found.provider_count {
+        true => format!(", {listed} of them:"),
+        false => String::new(),
+    };
+    fact("peers", format!("{}{more}", found.provider_count));
+    let mut table = Table::bare(vec![Align::Left, Align::Left, Align::Left]);
+    for provider in &found.providers {
+        let part = if provider.partial { "has a part" } else { "has all" };
+        table.row([
+            format!("    {}", text::shown(&provider.address.to_string())),
+            part.to_owned(),
+            style(format!("peer {}", provider.peer.short())).dim().to_string(),
+        ]);
+    }
+    lines.extend(table.lines());
+    lines
+}

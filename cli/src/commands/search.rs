@@ -1,0 +1,203 @@
+//! `potluck search`: files by words of their names.
+
+use std::{collections::HashSet, time::Duration};
+
+use clap::Args;
+use potluck_core::{
+    FileId, Problem, Reason,
+    index_client::IndexClient,
+    model::{FilePage, IndexedFile},
+};
+use serde_json::json;
+
+use crate::{
+    context::CommandContext,
+    error::CommandError,
+    output::{
+        table::{self, Align},
+        text,
+    },
+};
+
+/// Results given unless more are asked for: what fits a few screens.
+const DEFAULT_LIMIT: u64 = 100;
+
+/// Results asked for at once: the most that the index gives.
+const PAGE: u64 = 1000;
+
+/// Pages without a single result after which it gives up. An index looks at some ten thousand names for a page.
+const MAX_EMPTY: u32 = 500;
+
+/// How often a page is asked for again where the index has too much to do, or wants this caller to wait.
+const MAX_WAITS: u32 = 30;
+
+/// Longest such wait.
+const MAX_WAIT: Duration = Duration::from_secs(10);
+
+/// Results that are remembered so that none is printed twice: a file with a great many names can come on several pages.
+const REMEMBERED: usize = 100_000;
+
+const EXAMPLES: &str = "\
+Examples:
+  potluck search llama 70b     words beginning with llama and 70b, in any order
+  potluck search               everything the index knows
+  potluck search --all --json  every match, one JSON object a page";
+
+/// Find files by words, or beginnings of words, of their names
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct SearchArgs {
+    /// Words that the name must have, all of them; none: everything
+    words: Vec<String>,
+
+    /// Most results to give
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_LIMIT, conflicts_with = "all",
+        value_parser = clap::value_parser!(u64).range(1..))]
+    limit: u64,
+
+    /// Give every result, page after page
+    #[arg(long)]
+    all: bool,
+
+    /// Go on where `next_page` of an earlier answer says
+    #[arg(long, value_name = "TOKEN")]
+    page: Option<String>,
+}
+
+/// Searches, and prints page after page.
+pub(crate) async fn run(context: &CommandContext, args: SearchArgs) -> Result<(), CommandError> {
+    let index = context.index_to_ask().await?;
+    let query = args.words.join(" ");
+    let mut left = if args.all { u64::MAX } else { args.limit };
+    let mut page = args.page;
+    let mut found = 0;
+    let mut empty = 0;
+    let mut seen: HashSet<FileId> = HashSet::new();
+    while left > 0 && empty < MAX_EMPTY {
+        let size = left.min(PAGE) as u32; // at most PAGE
+        let mut answer = context
+            .stoppable(async { Ok(ask(&index, &query, size, page).await?) })
+            .await?;
+        page = answer.next;
+        answer.files.retain(|found| !seen.contains(&found.file.id));
+        let room = REMEMBERED.saturating_sub(seen.len());
+        seen.extend(answer.files.iter().take(room).map(|found| found.file.id));
+        left = left.saturating_sub(answer.files.len() as u64);
+        found += answer.files.len();
+        empty = if answer.files.is_empty() { empty + 1 } else { 0 };
+        if context.out.is_json() {
+            // The last object of all says whether there is more.
+            if !answer.files.is_empty() || page.is_none() || empty == MAX_EMPTY {
+                context.out.object(&Objects {
+                    files: &answer.files,
+                    next_page: page.as_deref(),
+                })?;
+            }
+        } else if !answer.files.is_empty() {
+            context.out.lines(lines(&answer.files, context.out.width()))?;
+        }
+        if page.is_none() {
+            break;
+        }
+    }
+    if let Some(page) = page.as_ref().filter(|_| empty == MAX_EMPTY) {
+        let what = format!("nothing more in the names looked at so far for `{query}`");
+        return Err(CommandError::new(Reason::NotFound, what)
+            .hint("longer or rarer words are found sooner")
+            .hint(format!("to go on from here: add --page {page}")));
+    }
+    if found == 0 {
+        let what = match query.is_empty() {
+            true => "the index knows no files yet".to_owned(),
+            false => format!("no file has a name with `{query}`"),
+        };
+        let hint = match query.is_empty() {
+            true => "share one: potluck share PATH",
+            false => "every word must begin a word of the name; fewer words find more",
+        };
+        return Err(CommandError::new(Reason::NotFound, what).hint(hint));
+    }
+    if page.is_some() {
+        context.out.note(format_args!(
+            "there is more: --all gives everything, --limit N more than {}",
+            args.limit
+        ));
+    }
+    Ok(())
+}
+
+/// A page as JSON, which is made for one file at a time.
+#[derive(serde::Serialize)]
+struct Objects<'a> {
+    #[serde(serialize_with = "objects")]
+    files: &'a [IndexedFile],
+    next_page: Option<&'a str>,
+}
+
+fn objects<S: serde::Serializer>(files: &&[IndexedFile], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(files.iter().map(object))
+}
+
+/// Asks for a page; waits where the index says so.
+///
+/// # Errors
+/// As `IndexService.Search`.
+async fn ask(index: &IndexClient, query: &str, size: u32, page: Option<String>) -> Result<FilePage, Problem> {
+    let mut waits = 0;
+    loop {
+        match index.search(query, size, page.clone()).await {
+            Err(problem)
+                if matches!(problem.reason, Reason::RateLimited | Reason::Busy) && waits < MAX_WAITS =>
+            {
+                waits += 1;
+                let wait = problem.retry_after.unwrap_or(MAX_WAIT).min(MAX_WAIT);
+                tokio::time::sleep(wait).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+fn object(found: &IndexedFile) -> serde_json::Value {
+    json!({
+        "id": found.file.id,
+        "size": found.file.size,
+        "kind": found.file.kind,
+        "names": found.names,
+        "providers": found.provider_count,
+    })
+}
+
+/// Found files as a table: where several fit, to choose one by its id.
+pub(crate) fn lines(files: &[IndexedFile], width: Option<usize>) -> Vec<String> {
+    let columns = [
+        ("SIZE", Align::Right),
+        ("PEERS", Align::Right),
+        ("NAME", Align::Left),
+    ];
+    let rows = files.iter().map(|found| {
+        let cells = vec![size(found), found.provider_count.to_string(), names(found)];
+        (cells, found.file.id.to_string())
+    });
+    table::with_ids(&columns, rows, width)
+}
+
+/// The size for people; of a collection only its list's size is known to the index.
+fn size(found: &IndexedFile) -> String {
+    match found.file.kind {
+        potluck_core::model::FileKind::File => text::size(found.file.size),
+        potluck_core::model::FileKind::Collection => "folder".to_owned(),
+    }
+}
+
+/// The name that most peers use, and how many others there are.
+fn names(found: &IndexedFile) -> String {
+    let first = found
+        .names
+        .first()
+        .map_or_else(|| "(no name)".into(), |name| text::shown(name));
+    match found.names.len() {
+        0 | 1 => first.into_owned(),
+        n => format!("{first} (and {})", text::count(n as u64 - 1, "other name")),
+    }
+}

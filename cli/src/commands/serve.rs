@@ -1,0 +1,71 @@
+//! `potluck index` and `potluck peer`: the services, with their own flags.
+
+use clap::Args;
+use potluck_core::Reason;
+use potluck_index::RunError;
+
+use crate::{context::CommandContext, error::CommandError};
+
+const INDEX_EXAMPLES: &str = "\
+Examples:
+  potluck index                             this machine only, port 1313
+  potluck index --listen 0.0.0.0:1313       for the whole network
+  potluck index --listen 127.0.0.1:0        any free port; it says which";
+
+const PEER_EXAMPLES: &str = "\
+Examples:
+  potluck peer                              this machine only, port 12349
+  potluck peer --listen 0.0.0.0:12349 --index http://index.example:1313
+  potluck peer --share ~/models --upload-limit 50MiB
+
+Other commands find it through the control socket in its home and use it.";
+
+/// Run an index: it knows which peers have which files
+#[derive(Debug, Args)]
+#[command(after_help = INDEX_EXAMPLES)]
+pub(crate) struct IndexArgs {
+    #[command(flatten)]
+    pub(crate) options: potluck_index::Options,
+}
+
+/// Run a peer: it shares files, serves them to others, and fetches
+#[derive(Debug, Args)]
+#[command(after_help = PEER_EXAMPLES)]
+pub(crate) struct PeerArgs {
+    #[command(flatten)]
+    pub(crate) options: potluck_peer::Options,
+}
+
+/// Runs an index until told to stop.
+pub(crate) async fn index(context: &CommandContext, args: IndexArgs) -> Result<(), CommandError> {
+    potluck_index::run(args.options, context.stop.clone())
+        .await
+        .map_err(|error| {
+            let reason = match error {
+                RunError::AddressInUse(_) => Reason::AddressInUse,
+                RunError::Listen { .. } => Reason::InvalidAddress,
+                RunError::Options(_) => Reason::InvalidArgument,
+                _ => Reason::StoreUnavailable,
+            };
+            CommandError::new(reason, with_causes(&error))
+        })
+}
+
+/// Runs a peer until told to stop.
+pub(crate) async fn peer(context: &CommandContext, args: PeerArgs) -> Result<(), CommandError> {
+    Ok(potluck_peer::run(args.options, context.stop.clone()).await?)
+}
+
+/// An error with what caused it, where the causes say more.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

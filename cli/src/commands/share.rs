@@ -1,0 +1,273 @@
+//! `potluck share`: share files and folders in place; without a daemon, for as long as the command runs.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use console::style;
+use futures_util::StreamExt as _;
+use serde_json::json;
+
+use crate::{
+    commands::{local_hash, ls},
+    context::{CommandContext, PeerHandle},
+    control::model::{Item, Registration, ShareEvent, Status},
+    error::{CommandError, ExitStatus},
+    output::{
+        draw,
+        progress::{POLL_INTERVAL, ProgressLines},
+        text,
+    },
+};
+
+/// Seconds to wait, unless told otherwise, until the index knows of what is shared: longer than some
+/// hundred thousand files take on a local network.
+const DEFAULT_WAIT: u64 = 30;
+
+const EXAMPLES: &str = "\
+Examples:
+  potluck share model.bin            share a file; nothing is copied
+  potluck share ~/photos notes.txt   a folder as one collection, and a file
+  potluck share --listen 0.0.0.0:12349 model.bin     for other machines too
+
+With a peer running (`potluck peer`) that one shares, and this returns; else
+this command serves until Ctrl-C. Others fetch with: potluck get ID, or NAME.";
+
+/// Share files and folders in place
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct ShareArgs {
+    /// Files and folders
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+
+    /// Where to serve from if no peer is running [default: 127.0.0.1:12349, or a free port of this machine]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+
+    /// Seconds to wait at most until the index knows of what is shared
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_WAIT)]
+    wait: u64,
+}
+
+/// What became of the paths.
+#[derive(Debug, Default)]
+struct ShareTally {
+    shared: u64,
+    /// What is shared, where it is told only once it is known whether the index knows of it.
+    items: Vec<Item>,
+    failed: u64,
+    /// How the first that failed did.
+    first: Option<ExitStatus>,
+}
+
+/// Shares, and serves if nobody else does.
+pub(crate) async fn run(context: &CommandContext, args: ShareArgs) -> Result<(), CommandError> {
+    let paths = args
+        .paths
+        .iter()
+        .map(|path| local_hash::absolute(path))
+        .collect::<Result<Vec<_>, _>>()?;
+    let peer = match context.stoppable(context.running_peer()).await? {
+        Some(peer) => peer,
+        None => context.stoppable(context.own_peer(args.listen)).await?,
+    };
+    let done = share_and_serve(context, &peer, paths, Duration::from_secs(args.wait)).await;
+    peer.close().await;
+    done
+}
+
+async fn share_and_serve(
+    context: &CommandContext,
+    peer: &PeerHandle,
+    paths: Vec<String>,
+    wait: Duration,
+) -> Result<(), CommandError> {
+    let alone = paths.len() == 1;
+    let tally = context.stoppable(share(context, peer, paths)).await?;
+    if tally.shared > 0 {
+        let waiting = async { Ok(peer.control.await_registration(wait).await?) };
+        let registration = context.stoppable(waiting).await;
+        let is_registered = registration.as_ref().is_ok_and(|it| it.registered);
+        for item in &tally.items {
+            let mut object = ls::object(item);
+            object["registered"] = json!(is_registered);
+            context.out.object(&object)?;
+        }
+        match registration {
+            Ok(registration) => {
+                tell_registration(context, peer.status.index.as_deref(), &registration);
+                if peer.ends_with_command() {
+                    serve(context, peer, registration.registered).await?;
+                }
+            }
+            // Ctrl-C is the way to end a share that serves.
+            Err(_) if peer.ends_with_command() && context.stop.is_cancelled() => {}
+            Err(fail) => return Err(fail),
+        }
+    }
+    match tally.failed {
+        0 => Ok(()),
+        // Of a path alone the code tells what is wrong with it.
+        _ if alone && tally.shared == 0 => Err(CommandError::AlreadyReported(
+            tally.first.unwrap_or(ExitStatus::Failed),
+        )),
+        _ => Err(CommandError::AlreadyReported(ExitStatus::Failed)),
+    }
+}
+
+/// Shares all paths, printing each result as it comes.
+async fn share(
+    context: &CommandContext,
+    peer: &PeerHandle,
+    paths: Vec<String>,
+) -> Result<ShareTally, CommandError> {
+    let began = Instant::now();
+    let mut tally = ShareTally::default();
+    let mut board = ProgressLines::new(context.out.bars());
+    let mut events = pin!(peer.control.share(paths).await?);
+    while let Some(event) = events.next().await {
+        match event? {
+            ShareEvent::Progress { path, done, total } => {
+                let name = Path::new(&path).file_name().unwrap_or_default().to_string_lossy();
+                board.show(|width| vec![draw::hashing(&name, done, total, began.elapsed(), width)]);
+            }
+            ShareEvent::Shared(item) => {
+                tally.shared += 1;
+                match context.out.is_json() {
+                    true => tally.items.push(item),
+                    false => context.out.lines(item_lines(&item))?,
+                }
+            }
+            ShareEvent::Failed { path, problem } => {
+                tally.failed += 1;
+                let message = match problem.message.contains(&path) {
+                    true => problem.message.clone(),
+                    false => format!("{}: {}", text::path(&path), problem.message),
+                };
+                let fail = CommandError::new(problem.reason, message);
+                context.out.fail(&fail);
+                tally.first = tally.first.or_else(|| fail.exit());
+            }
+        }
+    }
+    Ok(tally)
+}
+
+/// A shared item for people.
+fn item_lines(item: &Item) -> Vec<String> {
+    vec![
+        format!(
+            "{} {}  {}",
+            style("shared").green(),
+            style(text::shown(&item.name)).bold(),
+            style(format!("{}, {}", text::size(item.content_size), ls::what(item))).dim(),
+        ),
+        format!("  {}", item.record.id),
+    ]
+}
+
+/// Says whether others find what is shared, and what to try next.
+fn tell_registration(context: &CommandContext, index: Option<&str>, registration: &Registration) {
+    match (index, &registration.problem) {
+        _ if registration.registered => context.out.note(
+            style("registered with the index; others fetch it with: potluck get ID|NAME")
+                .dim()
+                .for_stderr(),
+        ),
+        (None, _) => context
+            .out
+            .warn("the peer runs without an index: nobody finds this by name or id"),
+        (Some(_), Some(problem)) => context.out.warn(format_args!(
+            "not registered yet, so that nobody finds this: {}; the peer keeps trying",
+            text::shown(&problem.message)
+        )),
+        (Some(url), None) => context.out.warn(format_args!(
+            "not registered yet, so that nobody finds this: the index at {} has not answered; \
+             the peer keeps trying",
+            text::shown(url)
+        )),
+    }
+}
+
+/// Serves from this process until told to stop, showing what goes out, and says when the index no
+/// longer knows of it and when it does again.
+async fn serve(
+    context: &CommandContext,
+    peer: &PeerHandle,
+    mut registered: bool,
+) -> Result<(), CommandError> {
+    let index = peer.status.index.as_deref();
+    let listening = peer
+        .status
+        .listening
+        .as_ref()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    context.out.note(format_args!(
+        "serving from {listening} until Ctrl-C; `potluck peer` keeps serving all that it shares"
+    ));
+    if listening.starts_with("127.") && index.is_some_and(|url| !is_loopback(url)) {
+        context.out.warn("the index is on another machine, but only this one can fetch from here: give --listen 0.0.0.0:12349");
+    }
+    let mut board = ProgressLines::new(context.out.bars());
+    let mut sent = (Instant::now(), peer.status.uploaded);
+    loop {
+        tokio::select! {
+            // Both only wait.
+            () = context.stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
+        }
+        let status = peer.control.status().await?;
+        // An index that is full holds the lease, and does not know of everything.
+        let known = status.registered && status.index_error.is_none();
+        if known != registered {
+            registered = known;
+            tell_change(context, &status, known)?;
+        }
+        if context.out.draws() {
+            let (then, before) = std::mem::replace(&mut sent, (Instant::now(), status.uploaded));
+            let rate = text::mean_rate(status.uploaded.saturating_sub(before), then.elapsed());
+            board.show(|width| {
+                vec![draw::fit(
+                    &format!("sent {}  {rate}", text::size(status.uploaded)),
+                    width,
+                )]
+            });
+        }
+    }
+}
+
+/// Says that the index no longer knows of what is served, or that it does again.
+fn tell_change(context: &CommandContext, status: &Status, known: bool) -> Result<(), CommandError> {
+    let problem = status.index_error.as_ref().filter(|_| !known);
+    if context.out.is_json() {
+        return context.out.object(&json!({
+            "event": "registration",
+            "registered": known,
+            "error": problem.map(|problem| problem.reason.word()),
+            "message": problem.map(|problem| problem.message.as_str()),
+        }));
+    }
+    let why = problem.map_or("it does not answer", |problem| problem.message.as_str());
+    match known {
+        true => context
+            .out
+            .note("registered with the index: others find this again"),
+        false => context.out.warn(format_args!(
+            "not registered any more, so that nobody finds this: {}; the peer keeps trying",
+            text::shown(why)
+        )),
+    }
+    Ok(())
+}
+
+fn is_loopback(url: &str) -> bool {
+    ["127.", "localhost", "[::1]"]
+        .iter()
+        .any(|host| url.strip_prefix("http://").unwrap_or(url).starts_with(host))
+}

@@ -1,0 +1,64 @@
+//! `potluck unshare`: stop sharing something.
+
+use std::path::Path;
+
+use clap::Args;
+use potluck_core::FileId;
+
+use crate::{
+    commands::{local_hash, ls},
+    context::{CommandContext, PeerHandle},
+    control::SharedTarget,
+    error::CommandError,
+    output::text,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  potluck unshare model.bin          what is shared from this path
+  potluck unshare 3f9a…(64 digits)   what has this id
+
+No file is deleted.";
+
+/// Stop sharing a file or folder; nothing is deleted
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct UnshareArgs {
+    /// Ids or paths of what is shared; `potluck ls` lists it
+    #[arg(value_name = "ID|PATH", required = true)]
+    targets: Vec<String>,
+}
+
+/// Stops sharing each target.
+pub(crate) async fn run(context: &CommandContext, args: UnshareArgs) -> Result<(), CommandError> {
+    let peer = context.stoppable(context.library_peer()).await?;
+    let done = context.stoppable(remove(context, &peer, &args.targets)).await;
+    peer.close().await;
+    done
+}
+
+async fn remove(context: &CommandContext, peer: &PeerHandle, targets: &[String]) -> Result<(), CommandError> {
+    for target in targets {
+        // A path that looks like an id is still reachable as ./PATH.
+        let what = match target.parse::<FileId>() {
+            Ok(id) => SharedTarget::File(id),
+            Err(_) => SharedTarget::Path(local_hash::absolute(Path::new(target))?),
+        };
+        let removed = peer
+            .control
+            .unshare(what)
+            .await
+            .map_err(|problem| CommandError::from(problem).hint("potluck ls lists what is shared"))?;
+        for item in &removed {
+            match context.out.is_json() {
+                true => context.out.object(&ls::object(item))?,
+                false => context.out.line(format_args!(
+                    "no longer shared: {} ({})",
+                    text::shown(&item.name),
+                    text::path(&item.path)
+                ))?,
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! `potluck verify`: whether a file or folder is what an id says, without any network.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use potluck_core::{FileId, Reason};
+use potluck_peer::library::kept_manifest;
+use serde_json::json;
+
+use crate::{commands::local_hash, context::CommandContext, error::CommandError, output::text};
+
+const EXAMPLES: &str = "\
+Examples:
+  potluck verify 3f9a…(64 digits) model.bin   exit code 0 if it is, 4 if not
+  potluck verify 3f9a…(64 digits) photos/     a folder, every file in it";
+
+/// Check a file or folder against an id, without any network
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct VerifyArgs {
+    /// The id it should have
+    id: FileId,
+    /// The file or folder
+    path: PathBuf,
+}
+
+/// Hashes and compares.
+pub(crate) async fn run(context: &CommandContext, args: VerifyArgs) -> Result<(), CommandError> {
+    let hashed = local_hash::hash(context, &args.path).await?;
+    let path = local_hash::absolute(&args.path)?;
+    let not_kept = match hashed.record.id == args.id {
+        true => None,
+        // The peer that fetched it may know what the file system could not keep.
+        false => crate::peer::default_home()
+            .ok()
+            .and_then(|home| kept_manifest(&home, args.id))
+            .filter(|manifest| hashed.holds_all_of(manifest))
+            .map(|_| "the file system cannot keep modes or links, which are not compared"),
+    };
+    if hashed.record.id != args.id && not_kept.is_none() {
+        let message = format!(
+            "{} is not {}: its id is {}",
+            args.path.display(),
+            args.id,
+            hashed.record.id
+        );
+        return Err(CommandError::new(Reason::VerificationFailed, message));
+    }
+    match context.out.is_json() {
+        true => context.out.object(&json!({
+            "id": args.id,
+            "path": path,
+            "kind": hashed.record.kind,
+            "size": hashed.record.size,
+            "content_size": hashed.content_size,
+            "verified": true,
+            "not_kept": not_kept.into_iter().collect::<Vec<_>>(),
+        })),
+        false => {
+            if let Some(what) = not_kept {
+                context.out.warn(what);
+            }
+            context.out.line(format_args!(
+                "{}  {} is what the id says",
+                console::style("verified").green(),
+                text::shown(&args.path.to_string_lossy())
+            ))
+        }
+    }
+}

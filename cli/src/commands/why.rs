@@ -1,0 +1,174 @@
+//! `potluck why`: what a transfer is doing, and what holds it up.
+
+use clap::Args;
+use console::style;
+use serde_json::json;
+
+use crate::{
+    commands::transfers::{self, TransferArg},
+    context::CommandContext,
+    control::{
+        TransferRef,
+        model::{Explanation, MissingUnits, Transfer},
+    },
+    error::CommandError,
+    output::{
+        table::{Align, Table},
+        text,
+    },
+};
+
+/// Runs of missing units shown: the scarcest, which hold a transfer up.
+const MAX_RUNS: usize = 20;
+
+const EXAMPLES: &str = "\
+Examples:
+  potluck why 3f9a…(64 digits)     the newest transfer of this file
+  potluck why 3                    transfer number 3 of `potluck transfers`";
+
+/// Explain what a transfer is doing: its peers, what is missing, and where it could come from
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct WhyArgs {
+    /// An id, or the number of a transfer
+    #[arg(value_name = "ID|NUMBER")]
+    target: TransferArg,
+}
+
+/// Asks the peer and prints.
+pub(crate) async fn run(context: &CommandContext, args: WhyArgs) -> Result<(), CommandError> {
+    let peer = context.daemon().await?;
+    let which = match args.target {
+        TransferArg::File(id) => TransferRef::File(id),
+        TransferArg::Number(number) => TransferRef::Number(number),
+    };
+    let told = peer.control.explain(which).await.map_err(|problem| {
+        CommandError::from(problem).hint("potluck transfers lists what is and was fetched")
+    })?;
+    if context.out.is_json() {
+        let mut object = transfers::object(&told.transfer);
+        object["missing"] = json!(told.missing);
+        object["findings"] = json!(told.findings);
+        return context.out.object(&object);
+    }
+    context.out.lines(lines(&told))
+}
+
+fn lines(told: &Explanation) -> Vec<String> {
+    let mut lines = summary(&told.transfer);
+    if !told.findings.is_empty() {
+        lines.push(String::new());
+        lines.extend(
+            told.findings
+                .iter()
+                .map(|finding| format!("• {}", text::shown(finding))),
+        );
+    }
+    if !told.transfer.peers.is_empty() {
+        lines.push(String::new());
+        lines.extend(peers(&told.transfer));
+    }
+    if !told.missing.is_empty() {
+        lines.push(String::new());
+        lines.extend(missing(&told.missing));
+    }
+    lines
+}
+
+fn summary(transfer: &Transfer) -> Vec<String> {
+    let total = transfer.total.map_or_else(
+        || "of unknown size".to_owned(),
+        |total| {
+            format!(
+                "{} of {} ({} %)",
+                text::size(transfer.done),
+                text::size(total),
+                text::percent(transfer.done, total)
+            )
+        },
+    );
+    let unverified = match transfer.unverified {
+        0 => String::new(),
+        bytes => format!(", {} more not verified yet", text::size(bytes)),
+    };
+    let mut lines = vec![
+        format!(
+            "{} — {}, {total}{unverified}",
+            style(text::shown(&transfer.name)).bold(),
+            transfer.state.word()
+        ),
+        format!("  id    {}", transfer.file),
+        format!("  path  {}", text::path(&transfer.path)),
+    ];
+    if transfer.bytes_per_second > 0 {
+        let left = transfer
+            .seconds_left()
+            .map(|s| format!(", {} left", text::clock(s)))
+            .unwrap_or_default();
+        lines.push(format!("  rate  {}{left}", text::rate(transfer.bytes_per_second)));
+    }
+    if !transfer.state.is_settled() {
+        lines.push(format!("  terms {}", transfers::limits_text(transfer)));
+    }
+    if let Some(error) = &transfer.error {
+        lines.push(format!(
+            "  {}  {}",
+            style("why").yellow(),
+            text::shown(&error.message)
+        ));
+    }
+    lines
+}
+
+fn peers(transfer: &Transfer) -> Vec<String> {
+    let mut table = Table::new(&[
+        ("PEER", Align::Left),
+        ("STATE", Align::Left),
+        ("GAVE", Align::Right),
+        ("RATE", Align::Right),
+        ("HAS", Align::Right),
+        ("OPEN", Align::Right),
+        ("REASON", Align::Left),
+    ]);
+    for peer in &transfer.peers {
+        table.row([
+            text::shown(&peer.address.to_string()).into_owned(),
+            peer.state.word().to_owned(),
+            text::size(peer.bytes),
+            text::rate(peer.bytes_per_second),
+            format!(
+                "{} %",
+                text::percent(peer.units.into(), transfer.units_total.max(1).into())
+            ),
+            peer.requests.to_string(),
+            peer.reason
+                .as_deref()
+                .map(|reason| text::shown(reason).into_owned())
+                .unwrap_or_default(),
+        ]);
+    }
+    table.lines()
+}
+
+fn missing(runs: &[MissingUnits]) -> Vec<String> {
+    let mut table = Table::new(&[
+        ("MISSING", Align::Left),
+        ("UNITS", Align::Right),
+        ("PEERS", Align::Right),
+        ("BEING FETCHED", Align::Right),
+    ]);
+    for run in runs.iter().take(MAX_RUNS) {
+        let last = run.first.saturating_add(run.count.saturating_sub(1));
+        table.row([
+            format!("{}–{last}", run.first),
+            run.count.to_string(),
+            run.providers.to_string(),
+            run.in_flight.to_string(),
+        ]);
+    }
+    let mut lines = table.lines();
+    if let Some(more) = runs.len().checked_sub(MAX_RUNS).filter(|&more| more > 0) {
+        lines.push(format!("and {} more", text::count(more as u64, "run")));
+    }
+    lines
+}

@@ -1,0 +1,109 @@
+//! Progress as lines of text. Pure: a state and a width in, lines no wider than that out.
+
+use std::time::Duration;
+
+use console::{Alignment, measure_text_width, pad_str, style, truncate_str};
+
+use crate::output::text;
+
+/// Widest bar: beyond it the eye gains nothing.
+const MAX_BAR: usize = 40;
+
+/// Narrowest bar that still says something.
+const MIN_BAR: usize = 8;
+
+/// Widest label at the left of a bar.
+const MAX_LABEL: usize = 28;
+
+/// A bar of `width` columns, `part` of `whole` of it filled, in half steps.
+pub(crate) fn bar(part: u64, whole: u64, width: usize) -> String {
+    let halves = match whole {
+        0 => 0,
+        _ => (part.min(whole) as u128 * (2 * width) as u128 / u128::from(whole)) as usize,
+    };
+    let full = "━".repeat(halves / 2);
+    let half = if halves % 2 == 1 { "╸" } else { "" };
+    let rest = "─".repeat(width - halves.div_ceil(2));
+    format!(
+        "{}{}",
+        style(format!("{full}{half}")).cyan().for_stderr(),
+        style(rest).dim().for_stderr()
+    )
+}
+
+/// A label, a bar, and facts at the right, in at most `width` columns: what does not fit goes, the bar first, then the label.
+pub(crate) fn bar_line(label: &str, part: u64, whole: u64, facts: &str, width: usize) -> String {
+    let facts_width = measure_text_width(facts);
+    let left = width.saturating_sub(facts_width + 2);
+    let label = fit(label, MAX_LABEL.min(left));
+    let label_width = measure_text_width(&label);
+    let bar_width = left.saturating_sub(label_width + 2).min(MAX_BAR);
+    if bar_width >= MIN_BAR {
+        return format!("{label}  {}  {facts}", bar(part, whole, bar_width));
+    }
+    match left >= MIN_BAR {
+        true => format!("{label}  {facts}"),
+        false => fit(facts, width),
+    }
+}
+
+/// How far the hashing of something has come.
+pub(crate) fn hashing(name: &str, done: u64, total: u64, elapsed: Duration, width: usize) -> String {
+    let facts = format!(
+        "{:>3} %  {:>10} of {}  {:>12}",
+        text::percent(done, total),
+        text::size(done),
+        text::size(total),
+        text::mean_rate(done, elapsed)
+    );
+    bar_line(
+        &format!("hashing {}", text::shown(name)),
+        done,
+        total,
+        &facts,
+        width,
+    )
+}
+
+/// A line cut to `width` columns.
+pub(crate) fn fit(line: &str, width: usize) -> String {
+    match width {
+        // Not even the ellipsis fits.
+        0 => String::new(),
+        _ => truncate_str(line, width, "…").into_owned(),
+    }
+}
+
+/// A cell of fixed width, so that what follows it does not jump.
+pub(crate) fn cell(text: &str, width: usize, right: bool) -> String {
+    let alignment = if right { Alignment::Right } else { Alignment::Left };
+    pad_str(text, width, alignment, Some("…")).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_is_as_wide_as_asked_at_every_step() {
+        for part in 0..=100 {
+            assert_eq!(measure_text_width(&bar(part, 100, 13)), 13, "{part}");
+        }
+        assert_eq!(measure_text_width(&bar(u64::MAX, u64::MAX, 7)), 7);
+        assert_eq!(measure_text_width(&bar(0, 0, 7)), 7);
+    }
+
+    #[test]
+    fn lines_never_pass_the_width() {
+        for width in 0..140 {
+            let line = bar_line(
+                "名前-with-a-rather-long-label-indeed.bin",
+                7,
+                9,
+                " 77 %  1.00 MiB of 2.00 MiB",
+                width,
+            );
+            assert!(measure_text_width(&line) <= width, "{width}: {line}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Where everything a command says goes: results to stdout, the rest to stderr, progress only to a terminal.
+//!
+//! Invariants: a reader that went away is success ([`CommandError::BrokenPipe`]); with `--json` stdout has one object a line and stderr
+//! one object an error; lines never tear the progress that is being drawn.
+
+pub(crate) mod draw;
+pub(crate) mod progress;
+pub(crate) mod table;
+pub(crate) mod terminal;
+pub(crate) mod text;
+
+use std::{
+    fmt::Display,
+    io::{self, Write},
+};
+
+use console::{Term, style};
+use indicatif::{MultiProgress, ProgressDrawTarget};
+use serde::Serialize;
+
+use crate::error::CommandError;
+
+/// Redraws a second: smooth to the eye, and little for a slow terminal to take.
+const REDRAWS: u8 = 15;
+
+/// The output of one run. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Output {
+    json: bool,
+    quiet: bool,
+    bars: MultiProgress,
+}
+
+impl Output {
+    /// Output as the flags ask.
+    pub(crate) fn new(json: bool, quiet: bool) -> Self {
+        let bars = MultiProgress::with_draw_target(match Term::stderr().is_term() && !json && !quiet {
+            true => ProgressDrawTarget::stderr_with_hz(REDRAWS),
+            false => ProgressDrawTarget::hidden(),
+        });
+        Self { json, quiet, bars }
+    }
+
+    /// The same output as this line's own flags ask, on top of what the program was started with.
+    pub(crate) fn with(&self, json: bool, quiet: bool) -> Self {
+        match (json && !self.json) || (quiet && !self.quiet) {
+            true => Self::new(self.json || json, self.quiet || quiet),
+            false => self.clone(),
+        }
+    }
+
+    /// Whether objects are wanted instead of text.
+    pub(crate) const fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Whether only results and errors are wanted.
+    pub(crate) const fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
+    /// What progress is drawn on; hidden where it should not be seen.
+    pub(crate) const fn bars(&self) -> &MultiProgress {
+        &self.bars
+    }
+
+    /// Whether progress is seen.
+    pub(crate) fn draws(&self) -> bool {
+        !self.bars.is_hidden()
+    }
+
+    /// Columns of the terminal that results go to; `None` where they go elsewhere.
+    pub(crate) fn width(&self) -> Option<usize> {
+        let stdout = Term::stdout();
+        stdout.is_term().then(|| usize::from(stdout.size().1))
+    }
+
+    /// A line of the result.
+    pub(crate) fn line(&self, line: impl Display) -> Result<(), CommandError> {
+        self.bars.suspend(|| {
+            let mut stdout = io::stdout().lock();
+            check_written(writeln!(stdout, "{line}").and_then(|()| stdout.flush()))
+        })
+    }
+
+    /// Several lines of the result.
+    pub(crate) fn lines(&self, lines: impl IntoIterator<Item = String>) -> Result<(), CommandError> {
+        self.bars.suspend(|| {
+            let mut stdout = io::stdout().lock();
+            let all = lines.into_iter().try_for_each(|line| writeln!(stdout, "{line}"));
+            check_written(all.and_then(|()| stdout.flush()))
+        })
+    }
+
+    /// An object of the result, on a line. It goes out as it is written, so that a large one takes
+    /// no memory as text.
+    pub(crate) fn object(&self, object: &impl Serialize) -> Result<(), CommandError> {
+        self.bars.suspend(|| {
+            let mut stdout = io::BufWriter::new(io::stdout().lock());
+            let mut serializer = serde_json::Serializer::with_formatter(&mut stdout, EscapingFormatter);
+            let written = object.serialize(&mut serializer).map_err(io::Error::from);
+            check_written(
+                written
+                    .and_then(|()| stdout.write_all(b"\n"))
+                    .and_then(|()| stdout.flush()),
+            )
+        })
+    }
+
+    /// Something worth knowing, for people; nothing with `--json` or `-q`.
+    pub(crate) fn note(&self, line: impl Display) {
+        if !self.json && !self.quiet {
+            self.to_stderr(format_args!("{line}"));
+        }
+    }
+
+    /// Something that may be wrong, for people; nothing with `--json`.
+    pub(crate) fn warn(&self, line: impl Display) {
+        if !self.json {
+            self.to_stderr(format_args!(
+                "{} {line}",
+                style("warning:").yellow().bold().for_stderr()
+            ));
+        }
+    }
+
+    /// Why the command failed.
+    pub(crate) fn fail(&self, fail: &CommandError) {
+        let CommandError::Failed {
+            word,
+            message,
+            hints,
+            exit,
+        } = fail
+        else {
+            return;
+        };
+        if self.json {
+            self.to_stderr(format_args!(
+                "{}",
+                json_line(&serde_json::json!({ "error": word, "message": message }))
+            ));
+            return;
+        }
+        let head = match exit {
+            crate::error::ExitStatus::Interrupted => style("stopped:").yellow(),
+            _ => style("error:").red(),
+        };
+        self.to_stderr(format_args!(
+            "{} {}",
+            head.bold().for_stderr(),
+            text::shown(message)
+        ));
+        for hint in hints {
+            self.to_stderr(format_args!(
+                "  {} {}",
+                style("→").dim().for_stderr(),
+                text::shown(hint)
+            ));
+        }
+    }
+
+    fn to_stderr(&self, text: std::fmt::Arguments<'_>) {
+        // Nobody is left to tell when stderr is gone.
+        self.bars
+            .suspend(|| drop(writeln!(io::stderr().lock(), "{text}")));
+    }
+}
+
+/// Writes log lines to stderr without tearing the progress.
+#[derive(Debug, Clone)]
+pub(crate) struct LogWriter(pub(crate) MultiProgress);
+
+impl Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.suspend(|| io::stderr().lock().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().lock().flush()
+    }
+}
+
+fn check_written(written: io::Result<()>) -> Result<(), CommandError> {
+    written.map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => CommandError::BrokenPipe,
+        _ => CommandError::new(
+            potluck_core::Reason::Internal,
+            format!("cannot write the result: {error}"),
+        ),
+    })
+}
+
+/// An object as JSON on one line that is harmless on a terminal: what [`text::is_hostile`] names is escaped.
+fn json_line(object: &impl Serialize) -> String {
+    let mut bytes = Vec::new();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, EscapingFormatter);
+    object
+        .serialize(&mut serializer)
+        .expect("results are maps with text keys");
+    String::from_utf8(bytes).expect("JSON is UTF-8")
+}
+
+/// Compact JSON that escapes hostile characters beyond those that JSON escapes itself.
+struct EscapingFormatter;
+
+impl serde_json::ser::Formatter for EscapingFormatter {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some((at, c)) = rest.char_indices().find(|&(_, c)| text::is_hostile(c)) {
+            writer.write_all(&rest.as_bytes()[..at])?;
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            rest = &rest[at + c.len_utf8()..];
+        }
+        writer.write_all(rest.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_keeps_its_meaning_and_steers_no_terminal() {
+        let name = "a\u{9b}31m\x1b[2J\u{202e}\u{e0041}ü\u{7f}";
+        let line = json_line(&serde_json::json!({ "name": name }));
+        assert!(!line.chars().any(text::is_hostile), "{line}");
+        let back: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(back["name"], name);
+    }
+}

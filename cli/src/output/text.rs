@@ -1,0 +1,222 @@
+//! Text for people: sizes, rates, times, and names from strangers made harmless.
+//!
+//! Pure. Invariant: what [`shown`] gives holds no character that a terminal acts on or that hides what is there.
+
+use std::{borrow::Cow, fmt::Write as _, time::Duration};
+
+use indicatif::HumanBytes;
+use potluck_core::collection::path;
+
+/// A name or message from outside, with everything that could steer a terminal or disguise the text written as `\u{…}`.
+pub(crate) fn shown(text: &str) -> Cow<'_, str> {
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len() + 16);
+    let mut before = None;
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        match is_hostile(c) && !joins(before, c, rest.peek().copied()) {
+            true => write!(safe, "\\u{{{:x}}}", u32::from(c)).expect("a String takes everything"),
+            false => safe.push(c),
+        }
+        before = Some(c);
+    }
+    match safe == text {
+        true => Cow::Borrowed(text),
+        false => Cow::Owned(safe),
+    }
+}
+
+/// Whether a terminal acts on it, it reorders or hides text, cannot be seen, or means nothing (not assigned, or for private use).
+pub(crate) fn is_hostile(c: char) -> bool {
+    if c.is_ascii() || c.is_control() {
+        return c.is_control();
+    }
+    // The standard library has the categories only as what it would print: after a letter that is all but format characters, separators,
+    // and what is not assigned.
+    let mut pair = [b'a'; 5];
+    let end = 1 + c.encode_utf8(&mut pair[1..]).len();
+    let printed = std::str::from_utf8(&pair[..end]).is_ok_and(|pair| pair.escape_debug().nth(1) == Some(c));
+    let is_space = c.is_whitespace() && !path::is_reordering(c);
+    path::is_invisible(c) || !(printed || is_space)
+}
+
+/// Whether a character that cannot be seen is here what a script or an emoji needs: a joiner between two emoji or between letters of
+/// a script that joins them, a variation selector, or the tags of a flag.
+fn joins(before: Option<char>, c: char, after: Option<char>) -> bool {
+    /// The flag that others are made of, by tags.
+    const FLAG: char = '\u{1f3f4}';
+    // Arabic to Malayalam and Sinhala, Myanmar, Khmer and Mongolian.
+    let is_joined =
+        |c: char| matches!(c, '\u{600}'..='\u{dff}' | '\u{1000}'..='\u{109f}' | '\u{1780}'..='\u{18af}');
+    let is_picture = |c: char| {
+        matches!(c, '\u{2190}'..='\u{27ff}' | '\u{2900}'..='\u{2bff}' | '\u{3030}' | '\u{303d}' | '\u{3297}'
+            | '\u{3299}' | '\u{1f000}'..='\u{1faff}')
+            && !path::is_invisible(c)
+    };
+    let Some(before) = before else { return false };
+    match c {
+        '\u{200c}' => is_joined(before) && after.is_some_and(is_joined),
+        '\u{200d}' => after.is_some_and(|after| {
+            (is_joined(before) && is_joined(after))
+                || ((is_picture(before) || before == '\u{fe0f}') && is_picture(after))
+        }),
+        '\u{fe0e}' | '\u{fe0f}' => {
+            is_picture(before) || matches!(before, '#' | '*' | '0'..='9' | '©' | '®' | '‼' | '⁉' | '™')
+        }
+        '\u{e0020}'..='\u{e007f}' => before == FLAG || matches!(before, '\u{e0020}'..='\u{e007e}'),
+        '\u{e0100}'..='\u{e01ef}' => matches!(before, '\u{3400}'..='\u{9fff}' | '\u{20000}'..='\u{323af}'),
+        _ => false,
+    }
+}
+
+/// Bytes with an IEC unit: `1.50 GiB`.
+pub(crate) fn size(bytes: u64) -> String {
+    HumanBytes(bytes).to_string()
+}
+
+/// Bytes a second.
+pub(crate) fn rate(bytes_per_second: u64) -> String {
+    format!("{}/s", HumanBytes(bytes_per_second))
+}
+
+/// A limit on bytes a second, 0: none.
+pub(crate) fn limit(bytes_per_second: u64) -> String {
+    match bytes_per_second {
+        0 => "no limit".to_owned(),
+        limit => format!("at most {}", rate(limit)),
+    }
+}
+
+/// Mean rate over a time.
+pub(crate) fn mean_rate(bytes: u64, elapsed: Duration) -> String {
+    let per_second = bytes as f64 / elapsed.as_secs_f64().max(1e-3);
+    rate(per_second as u64)
+}
+
+/// A length of time, to the precision that people care for: `0.84 s`, `12 s`, `3 min 05 s`, `2 h 04 min`, `3 d 4 h`.
+pub(crate) fn time(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..=9 => format!("{:.2} s", duration.as_secs_f64()),
+        10..=59 => format!("{seconds} s"),
+        60..=3599 => format!("{} min {:02} s", seconds / 60, seconds % 60),
+        3600..=86_399 => format!("{} h {:02} min", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
+/// Time left as a clock: `0:07`, `12:05`, `3:04:05`; over 99 hours `>4 d`.
+pub(crate) fn clock(seconds: u64) -> String {
+    match seconds {
+        0..=3599 => format!("{}:{:02}", seconds / 60, seconds % 60),
+        3600..=359_999 => format!(
+            "{}:{:02}:{:02}",
+            seconds / 3600,
+            seconds % 3600 / 60,
+            seconds % 60
+        ),
+        _ => format!(">{} d", seconds / 86_400),
+    }
+}
+
+/// A number with its noun: `1 file`, `1,234 files`.
+pub(crate) fn count(number: u64, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", indicatif::HumanCount(number))
+}
+
+/// Part of a whole in per cent, rounded down so that 100 means all; 0 of 0 is all.
+pub(crate) fn percent(part: u64, whole: u64) -> u64 {
+    match whole {
+        0 => 100,
+        _ => (u128::from(part) * 100 / u128::from(whole)).min(100) as u64,
+    }
+}
+
+/// Somebody's share of a whole in per cent, to the nearest; of nothing it is nothing.
+pub(crate) fn share(part: u64, whole: u64) -> u64 {
+    match u128::from(whole) {
+        0 => 0,
+        whole => ((u128::from(part) * 100 + whole / 2) / whole).min(100) as u64,
+    }
+}
+
+/// A path as a person would type it: relative to the current folder where it is inside.
+pub(crate) fn path(path: &str) -> String {
+    let short = std::env::current_dir()
+        .ok()
+        .and_then(|here| {
+            std::path::Path::new(path)
+                .strip_prefix(here)
+                .ok()
+                .map(|p| p.to_string_lossy().into_owned())
+        })
+        .filter(|short| !short.is_empty());
+    shown(short.as_deref().unwrap_or(path)).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_names_are_harmless() {
+        assert_eq!(shown("plain ünïcödé 名前.bin"), "plain ünïcödé 名前.bin");
+        assert_eq!(shown("\x1b[2Jx"), "\\u{1b}[2Jx");
+        assert_eq!(shown("a\u{9b}31m\r\n"), "a\\u{9b}31m\\u{d}\\u{a}");
+        assert_eq!(shown("exe\u{202e}gpj"), "exe\\u{202e}gpj");
+        for c in "\u{3164}\u{115f}\u{1160}\u{2800}\u{ffa0}\u{ad}\u{200b}\u{200e}\u{2028}\u{2066}\u{feff}\u{fe0f}\u{e0041}\u{e000}\u{378}\u{fffff}\u{200d}\u{200c}".chars() {
+            assert_eq!(shown(&format!("a{c}b")), format!("a\\u{{{:x}}}b", u32::from(c)));
+            assert_eq!(shown(&c.to_string()), format!("\\u{{{:x}}}", u32::from(c)));
+        }
+    }
+
+    #[test]
+    fn names_in_all_scripts_are_shown_as_they_are() {
+        for text in [
+            "👩\u{200d}👩\u{200d}👧.png",
+            "🏳\u{fe0f}\u{200d}🌈 👍🏽",
+            "❤\u{fe0f}.txt 1\u{fe0f}\u{20e3}",
+            "🏴\u{e0067}\u{e0062}\u{e0065}\u{e006e}\u{e0067}\u{e007f}",
+            "تقرير نهائي.pdf",
+            "می\u{200c}خواهم.txt",
+            "דוח סופי.doc",
+            "हिन्दी क्\u{200d}ष.txt",
+            "Cafe\u{301} \"x\" 'y'",
+            "Capture d’écran à 10\u{202f}h.png",
+            "名前\u{3000}一.bin",
+        ] {
+            assert_eq!(shown(text), text);
+        }
+    }
+
+    #[test]
+    fn times_and_clocks() {
+        assert_eq!(time(Duration::from_millis(840)), "0.84 s");
+        assert_eq!(time(Duration::from_secs(185)), "3 min 05 s");
+        assert_eq!(time(Duration::from_secs(7440)), "2 h 04 min");
+        assert_eq!(clock(7), "0:07");
+        assert_eq!(clock(3600 * 3 + 245), "3:04:05");
+    }
+
+    #[test]
+    fn a_hundred_per_cent_is_all() {
+        assert_eq!(percent(999, 1000), 99);
+        assert_eq!(percent(0, 0), 100);
+        assert_eq!(percent(u64::MAX, u64::MAX), 100);
+    }
+
+    #[test]
+    fn halves_share_evenly() {
+        assert_eq!((share(499, 1000), share(501, 1000)), (50, 50));
+        assert_eq!((share(0, 0), share(5, 5)), (0, 100));
+    }
+
+    #[test]
+    fn nouns_agree() {
+        assert_eq!(count(1, "peer"), "1 peer");
+        assert_eq!(count(1234, "file"), "1,234 files");
+    }
+}

@@ -1,0 +1,105 @@
+//! Which command has the default home to itself: a peer of its own that no other command can talk to.
+//!
+//! Only looks: it never takes the home's lock, not even for a moment, or a peer that starts then would find it taken.
+
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path};
+
+use clap::Parser as _;
+use potluck_core::Reason;
+
+use crate::{
+    args::{Cli, Command, Verb},
+    error::CommandError,
+    peer::default_home,
+};
+
+/// The lock of a home, which has the process that took it.
+const LOCK: &str = "state/lock";
+
+/// A command that has the home.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LockOwner {
+    pid: u32,
+    /// `None`: the prompt.
+    verb: Option<&'static str>,
+}
+
+impl LockOwner {
+    /// The command that has the default home, where the operating system tells.
+    pub(crate) fn find() -> Option<Self> {
+        let home = default_home().ok()?;
+        let text = potluck_core::files::read_own(&home.join(LOCK), 32).ok()?;
+        let pid: u32 = std::str::from_utf8(&text).ok()?.trim().parse().ok()?;
+        // The file outlasts its writer, whose number another process may have now.
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        (pid != std::process::id())
+            .then(|| Self::from_command_line(pid, &line))
+            .flatten()
+    }
+
+    /// The one with this command line, whose words end with a zero byte each.
+    fn from_command_line(pid: u32, line: &[u8]) -> Option<Self> {
+        let words = line.strip_suffix(b"\0")?.split(|&byte| byte == 0);
+        let words: Vec<_> = words.map(|word| OsStr::from_bytes(word).to_owned()).collect();
+        let program = Path::new(words.first()?).file_name()?;
+        if program == "potluck-peer" {
+            return Some(Self {
+                pid,
+                verb: Some("peer"),
+            });
+        }
+        if program != "potluck" {
+            return None;
+        }
+        let verb = match Cli::try_parse_from(words).ok()?.command {
+            None => None,
+            Some(Command::Peer(_)) => Some("peer"),
+            Some(Command::Verb(Verb::Share(_))) => Some("share"),
+            Some(Command::Verb(Verb::Get(_))) => Some("get"),
+            Some(Command::Verb(Verb::Ls(_))) => Some("ls"),
+            Some(Command::Verb(Verb::Unshare(_))) => Some("unshare"),
+            // They have no peer of their own: the number is another process's now.
+            Some(_) => return None,
+        };
+        Some(Self { pid, verb })
+    }
+
+    /// Who it is, and what it does with the home.
+    pub(crate) fn description(&self) -> String {
+        let pid = self.pid;
+        match self.verb {
+            Some("peer") => {
+                format!("`potluck peer` runs here (process {pid}) with its control service elsewhere")
+            }
+            Some(verb) => format!("`potluck {verb}` runs here (process {pid}) and has its peer to itself"),
+            None => format!("the prompt of `potluck` runs here (process {pid}) and has its peer to itself"),
+        }
+    }
+
+    /// Why the command that was typed cannot be done now.
+    pub(crate) fn conflict(&self, reason: Reason) -> CommandError {
+        let hint = match self.verb {
+            Some("peer") => "name it with --peer unix:PATH or --peer http://ADDR",
+            _ => "stop it first; a `potluck peer` in its place works with all commands at once",
+        };
+        CommandError::new(reason, self.description()).hint(hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_tells_who_it_is() {
+        let verb = |line: &[u8]| LockOwner::from_command_line(7, line).map(|holder| holder.verb);
+        assert_eq!(verb(b"/usr/bin/potluck\0-q\0share\0a b\0"), Some(Some("share")));
+        assert_eq!(verb(b"potluck\0--index\0http://a:1\0peer\0"), Some(Some("peer")));
+        assert_eq!(verb(b"potluck\0"), Some(None));
+        assert_eq!(verb(b"potluck\0--index\0http://a:1\0"), Some(None));
+        assert_eq!(verb(b"potluck-peer\0--home\0/x\0"), Some(Some("peer")));
+        assert_eq!(verb(b"potluck\0search\0x\0"), None, "it has no peer");
+        assert_eq!(verb(b"/bin/sh\0share\0"), None, "another program of that number");
+        assert_eq!(verb(b""), None);
+    }
+}

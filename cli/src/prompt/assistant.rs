@@ -1,0 +1,132 @@
+//! Completion and hints: verbs at the start of a line, paths after it, past lines and usage in grey.
+
+use std::borrow::Cow;
+
+use rustyline::{
+    Context, Helper, Result,
+    completion::{Completer, FilenameCompleter, Pair},
+    highlight::Highlighter,
+    hint::{Hinter, HistoryHinter},
+    validate::Validator,
+};
+
+use crate::prompt::line;
+
+/// What follows a verb, shown until something is typed.
+const USAGES: [(&str, &str); 13] = [
+    ("share", "PATH…"),
+    ("search", "WORDS"),
+    ("query", "ID|NAME|sha256:HEX"),
+    ("get", "ID|NAME|sha256:HEX [-o PATH]"),
+    ("unshare", "ID|PATH"),
+    ("transfers", "[pause|resume|cancel|adjust NUMBER]"),
+    ("why", "ID|NUMBER"),
+    ("limits", "[--upload RATE] [--download RATE] [--slots N]"),
+    ("id", "PATH…"),
+    ("verify", "ID PATH"),
+    ("check", "PATH…|--all [--rate RATE]"),
+    ("help", "[COMMAND]"),
+    ("status", ""),
+];
+
+/// Helps to type a line.
+pub(crate) struct Assistant {
+    verbs: Vec<String>,
+    files: FilenameCompleter,
+    history: HistoryHinter,
+}
+
+impl Assistant {
+    pub(crate) fn new() -> Self {
+        Self {
+            verbs: line::verbs().collect(),
+            files: FilenameCompleter::new(),
+            history: HistoryHinter::new(),
+        }
+    }
+}
+
+impl Completer for Assistant {
+    type Candidate = Pair;
+
+    fn complete(&self, text: &str, at: usize, context: &Context<'_>) -> Result<(usize, Vec<Pair>)> {
+        let before = &text[..at];
+        let start = before.len() - before.trim_start().len();
+        let word = &before[start..];
+        if word.contains(char::is_whitespace) {
+            return self.files.complete(text, at, context);
+        }
+        Ok((start, verbs_from(&self.verbs, word)))
+    }
+}
+
+fn verbs_from(verbs: &[String], word: &str) -> Vec<Pair> {
+    let fits = verbs.iter().filter(|verb| verb.starts_with(word));
+    fits.map(|verb| Pair {
+        display: verb.clone(),
+        replacement: format!("{verb} "),
+    })
+    .collect()
+}
+
+impl Hinter for Assistant {
+    type Hint = String;
+
+    fn hint(&self, text: &str, at: usize, context: &Context<'_>) -> Option<String> {
+        if at < text.len() || text.is_empty() {
+            return None;
+        }
+        usage_after(text).or_else(|| self.history.hint(text, at, context))
+    }
+}
+
+/// The usage of the verb that is all of the line.
+fn usage_after(text: &str) -> Option<String> {
+    let (_, usage) = USAGES.iter().find(|(verb, _)| *verb == text.trim())?;
+    let gap = if text.ends_with(' ') { "" } else { " " };
+    (!usage.is_empty()).then(|| format!("{gap}{usage}"))
+}
+
+impl Highlighter for Assistant {
+    fn highlight_hint<'h>(&self, hint: &'h str) -> Cow<'h, str> {
+        console::style(hint).dim().to_string().into()
+    }
+}
+
+impl Validator for Assistant {}
+
+impl Helper for Assistant {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verbs_complete_and_tell_their_usage() {
+        let verbs: Vec<_> = line::verbs().collect();
+        let found: Vec<_> = verbs_from(&verbs, "se")
+            .into_iter()
+            .map(|pair| pair.replacement)
+            .collect();
+        assert_eq!(found, ["search "]);
+        assert_eq!(
+            usage_after("get").as_deref(),
+            Some(" ID|NAME|sha256:HEX [-o PATH]")
+        );
+        assert_eq!(
+            usage_after("get "),
+            Some("ID|NAME|sha256:HEX [-o PATH]".to_owned())
+        );
+        assert_eq!(usage_after("get x"), None);
+    }
+
+    #[test]
+    fn usages_are_of_verbs_that_exist() {
+        let verbs: Vec<_> = line::verbs().collect();
+        assert!(
+            USAGES
+                .iter()
+                .all(|(verb, _)| verbs.iter().any(|known| known == verb))
+        );
+    }
+}

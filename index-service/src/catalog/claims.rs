@@ -1,0 +1,138 @@
+//! What registrations say of a file beside its identity, held once for all that say the same.
+//!
+//! Invariant: a variant is here exactly as long as it has a reference, one for each registration.
+
+use std::{hash::BuildHasher as _, ops::Index};
+
+use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
+use potluck_core::{
+    Sha256,
+    model::{FileKind, Registration},
+};
+use slab::Slab;
+use smallvec::SmallVec;
+
+use crate::catalog::{cost, names::Names};
+
+/// Names, claimed SHA-256 and kind.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    /// Slots, sorted, each once.
+    pub(crate) names: SmallVec<[u32; 4]>,
+    pub(crate) sha256: Option<Sha256>,
+    pub(crate) kind: FileKind,
+    /// Bytes that it added with the names and words that were new with it.
+    pub(crate) cost: u32,
+    references: u32,
+}
+
+impl Claim {
+    fn key(&self) -> (&[u32], Option<Sha256>, FileKind) {
+        (&self.names, self.sha256, self.kind)
+    }
+}
+
+impl Claim {
+    /// Whether this is what a registration says.
+    pub(crate) fn matches(&self, names: &Names, registration: &Registration) -> bool {
+        let known = |name: &String| names.find(name).is_some_and(|slot| self.names.contains(&slot));
+        self.sha256 == registration.file.sha256
+            && self.kind == registration.file.kind
+            && self.names.len() == registration.names.len()
+            && registration.names.iter().all(known)
+    }
+}
+
+/// Variants by what they say.
+#[derive(Debug, Default)]
+pub(crate) struct Claims {
+    hasher: DefaultHashBuilder,
+    slots: HashTable<u32>,
+    claims: Slab<Claim>,
+    /// Estimate of the memory held, in bytes.
+    pub(crate) bytes: u64,
+}
+
+impl Claims {
+    /// The slot of what a registration says, with one more reference, and whether it is new.
+    pub(crate) fn intern(&mut self, names: &mut Names, registration: &Registration) -> (u32, bool) {
+        let before = names.bytes;
+        let mut slots: SmallVec<[u32; 4]> =
+            registration.names.iter().map(|name| names.intern(name)).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        let new = Claim {
+            names: slots,
+            sha256: registration.file.sha256,
+            kind: registration.file.kind,
+            cost: u32::try_from(names.bytes - before + cost::CLAIM_COST).unwrap_or(u32::MAX),
+            references: 1,
+        };
+        let Self {
+            hasher,
+            slots,
+            claims: variants,
+            bytes,
+        } = self;
+        let entry = slots.entry(
+            hasher.hash_one(new.key()),
+            |&slot| variants[slot as usize].key() == new.key(),
+            |&slot| hasher.hash_one(variants[slot as usize].key()),
+        );
+        match entry {
+            Entry::Occupied(entry) => {
+                variants[*entry.get() as usize].references += 1;
+                (*entry.get(), false)
+            }
+            Entry::Vacant(vacant) => {
+                let slot = variants.insert(new) as u32;
+                vacant.insert(slot);
+                *bytes += cost::CLAIM_COST;
+                (slot, true)
+            }
+        }
+    }
+
+    /// The slot of what a registration says, if any says it.
+    pub(crate) fn find(&self, names: &Names, registration: &Registration) -> Option<u32> {
+        let known = registration.names.iter().map(|name| names.find(name));
+        let mut slots = known.collect::<Option<SmallVec<[u32; 4]>>>()?;
+        slots.sort_unstable();
+        slots.dedup();
+        let key = (&*slots, registration.file.sha256, registration.file.kind);
+        self.slots
+            .find(self.hasher.hash_one(key), |&slot| {
+                self.claims[slot as usize].key() == key
+            })
+            .copied()
+    }
+
+    /// Gives one reference back.
+    pub(crate) fn release(&mut self, slot: u32) {
+        let variant = &mut self.claims[slot as usize];
+        variant.references -= 1;
+        if variant.references > 0 {
+            return;
+        }
+        let variant = self.claims.remove(slot as usize);
+        let hash = self.hasher.hash_one(variant.key());
+        if let Ok(entry) = self.slots.find_entry(hash, |&other| other == slot) {
+            entry.remove();
+        }
+        self.bytes -= cost::CLAIM_COST;
+    }
+
+    /// How many variants there are.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.claims.len()
+    }
+}
+
+impl Index<u32> for Claims {
+    type Output = Claim;
+
+    fn index(&self, slot: u32) -> &Claim {
+        &self.claims[slot as usize]
+    }
+}

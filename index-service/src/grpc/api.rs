@@ -1,0 +1,560 @@
+//! `IndexService` over gRPC: requests in, the registry and the committer asked, answers out.
+
+use std::{
+    net::IpAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures_util::{Stream, stream};
+use potluck_core::{
+    FileId, Problem, Token,
+    grpc::transport::admission::Cost,
+    model::{ProviderEvent, QueryKey, Registration},
+    proto::v1::{self, index_service_server::IndexService, watch_response::Event},
+};
+use prost::Message as _;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    address::{self, AddressError, AllowedHost},
+    catalog::{self, Listing, RankCursor, RankedPage, SearchPage, cost},
+    commit::{self, Committer},
+    grpc::{
+        page_tokens::PageTokens,
+        request::{ParsedQuery, ParsedRegister, ParsedRenew, ParsedSearch, ParsedUnregister, ParsedWatch},
+    },
+    leases::Holder,
+    quota::RateLimiter,
+    registry::{Holding, Registry},
+    searching::SearchQueue,
+    store::PeerRecord,
+    watch::Subscription,
+};
+
+/// Files of a request that cost a caller as much as one call.
+const FILES_PER_CALL: usize = 100;
+
+/// Steps of a search or listing that cost a caller as much as one call: about as much work as answering a short one.
+const STEPS_A_CALL: usize = 4_000;
+
+/// What a call about the server itself costs: reflection answers a few bytes with dozens of KiB.
+const DIAGNOSTIC_COST: u32 = 10;
+
+/// Bytes of answers, and of requests, that cost a caller as much as one call: a request of 100 files
+/// with names of usual length has as many.
+const BYTES_A_CALL: usize = 16 * 1024;
+
+/// Steps of a search after which the catalog is unlocked for a moment: some 0.2 milliseconds.
+const SLICE: usize = 8_000;
+
+/// Steps of a listing that are taken at once: enough for the files of most names. Longer ones wait in the queue of searches.
+const SHORT_LISTING: usize = 4_000;
+
+/// The service's state.
+#[derive(Debug)]
+pub(crate) struct IndexApi {
+    /// What the index knows.
+    pub(crate) registry: Arc<Registry>,
+    /// Where changes go.
+    pub(crate) committer: Committer,
+    /// Calls a second of each source.
+    pub(crate) rate_limiter: Arc<Mutex<RateLimiter>>,
+    /// Where searches wait and run.
+    pub(crate) searches: SearchQueue,
+    /// Page tokens of this run.
+    pub(crate) page_tokens: PageTokens,
+    /// Hosts that peers may register besides their own.
+    pub(crate) allowed_hosts: Vec<AllowedHost>,
+    /// Lease of a peer that asks for none.
+    pub(crate) ttl: Duration,
+    /// When the index began.
+    pub(crate) started: Instant,
+    /// What kind of store there is.
+    pub(crate) store_kind: &'static str,
+}
+
+impl IndexApi {
+    /// Takes calls from the budget of a request's source.
+    fn admit<T>(&self, request: &Request<T>, cost: u32) -> Result<Option<IpAddr>, Problem> {
+        let source = request.remote_addr().map(|address| address.ip());
+        if let Some(source) = source {
+            lock(&self.rate_limiter).take(source, cost, Instant::now())?;
+        }
+        Ok(source)
+    }
+
+    /// Takes what a call costs beside what the call itself is charged.
+    pub(crate) fn charge_cost(&self, source: Option<IpAddr>, cost: Cost) -> Result<(), Problem> {
+        let Some(source) = source else { return Ok(()) };
+        match cost {
+            Cost::Diagnostic => lock(&self.rate_limiter).take(source, DIAGNOSTIC_COST, Instant::now())?,
+            Cost::Answer(bytes) => spend(&self.rate_limiter, source, bytes / BYTES_A_CALL),
+        }
+        Ok(())
+    }
+
+    async fn list(
+        &self,
+        source: Option<IpAddr>,
+        query: &ParsedQuery,
+        after: Option<RankCursor>,
+    ) -> Result<RankedPage, Problem> {
+        let by = query.by.clone();
+        let mut listing = Listing::new(by, after, query.page_size, query.max_providers);
+        let is_done = self
+            .registry
+            .catalog()
+            .advance_listing(&mut listing, SHORT_LISTING, &mut rand::rng());
+        if is_done {
+            settle(&self.rate_limiter, source, listing.steps());
+            return Ok(listing.finish());
+        }
+        let (registry, limiter) = (Arc::clone(&self.registry), Arc::clone(&self.rate_limiter));
+        let go_on = move || {
+            let rng = &mut rand::rng();
+            while !registry.catalog().advance_listing(&mut listing, SLICE, rng) {
+                std::thread::yield_now();
+            }
+            settle(&limiter, source, listing.steps());
+            listing.finish()
+        };
+        self.searches.run(source, go_on).await
+    }
+
+    async fn find(
+        &self,
+        source: Option<IpAddr>,
+        mut search: catalog::SearchScan,
+    ) -> Result<SearchPage, Problem> {
+        let (registry, limiter) = (Arc::clone(&self.registry), Arc::clone(&self.rate_limiter));
+        let go_on = move || {
+            while !registry.catalog().advance_search(&mut search, SLICE) {
+                std::thread::yield_now();
+            }
+            settle(&limiter, source, search.steps());
+            search.finish()
+        };
+        self.searches.run(source, go_on).await
+    }
+}
+
+fn lock(limiter: &Mutex<RateLimiter>) -> MutexGuard<'_, RateLimiter> {
+    // Whole after every line that could panic.
+    limiter.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Charges a caller for work that was done, whether it still waits for the answer or not.
+fn settle(limiter: &Mutex<RateLimiter>, source: Option<IpAddr>, steps: usize) {
+    if let Some(source) = source {
+        spend(limiter, source, steps / STEPS_A_CALL);
+    }
+}
+
+fn spend(limiter: &Mutex<RateLimiter>, source: IpAddr, calls: usize) {
+    if calls > 0 {
+        let calls = u32::try_from(calls).unwrap_or(u32::MAX);
+        lock(limiter).spend(source, calls, Instant::now());
+    }
+}
+
+fn lease_unknown() -> Problem {
+    Problem::new(
+        potluck_core::Reason::LeaseUnknown,
+        "the index has no lease for this peer at this address: register everything again",
+    )
+}
+
+/// What a request of so many files and bytes costs a caller, in calls.
+fn call_cost(files: usize, bytes: usize) -> u32 {
+    let more = (files / FILES_PER_CALL).max(bytes / BYTES_A_CALL);
+    u32::try_from(more).unwrap_or(u32::MAX).saturating_add(1)
+}
+
+fn memory_cost(files: &[Registration]) -> u64 {
+    files.iter().map(cost::max_cost).sum()
+}
+
+#[tonic::async_trait]
+impl IndexService for IndexApi {
+    async fn register(
+        &self,
+        request: Request<v1::RegisterRequest>,
+    ) -> Result<Response<v1::RegisterResponse>, Status> {
+        let bytes = request.get_ref().encoded_len();
+        let source = self.admit(&request, call_cost(request.get_ref().files.len(), bytes))?;
+        let ParsedRegister {
+            token,
+            address,
+            files,
+            ttl,
+            replace,
+            instance,
+        } = request.into_inner().try_into()?;
+        let address = address::resolve(&address, source, &self.allowed_hosts).map_err(Problem::from)?;
+        let (token, issued) = match token {
+            Some(token) => (token, None),
+            None => {
+                let token = Token::generate();
+                (token.clone(), Some(token))
+            }
+        };
+        let ttl = ttl.unwrap_or(self.ttl);
+        let peer = PeerRecord {
+            id: token.peer_id(),
+            address: address.clone(),
+            ttl,
+        };
+        let file_ids = files.iter().map(|file| file.file.id.to_bytes()).collect();
+        let id = peer.id;
+        let cost = memory_cost(&files);
+        let change = commit::CommitRequest::Register {
+            peer,
+            files,
+            replace,
+            cost,
+            instance: instance.to_vec(),
+        };
+        let file_count = self
+            .committer
+            .commit(change, bytes)
+            .await
+            .map_err(Problem::from)?;
+        let Holding { digest, rival, .. } = self.registry.holding(&id, Instant::now());
+        Ok(Response::new(v1::RegisterResponse {
+            digest: digest.to_bytes(),
+            rival: rival.as_ref().map(Into::into),
+            token: issued
+                .map(|token| bytes::Bytes::copy_from_slice(token.expose()))
+                .unwrap_or_default(),
+            peer_id: id.to_bytes(),
+            address: Some((&address).into()),
+            ttl_ms: millis(ttl),
+            file_count,
+            file_ids,
+        }))
+    }
+
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
+        let source = self.admit(&request, 1)?;
+        let ParsedRenew {
+            token,
+            address,
+            instance,
+        } = request.into_inner().try_into()?;
+        let address = match address::resolve(&address, source, &self.allowed_hosts) {
+            Ok(address) => address,
+            // Registering again tells the peer why.
+            Err(AddressError::Refused { .. }) => return Err(lease_unknown().into()),
+            Err(error) => return Err(Problem::from(error).into()),
+        };
+        let holder = Holder {
+            address,
+            instance: instance.to_vec(),
+        };
+        let (ttl, holding) = self
+            .registry
+            .renew(&token.peer_id(), &holder, Instant::now())
+            .ok_or_else(lease_unknown)?;
+        Ok(Response::new(v1::RenewResponse {
+            ttl_ms: millis(ttl),
+            file_count: holding.file_count,
+            digest: holding.digest.to_bytes(),
+            rival: holding.rival.as_ref().map(Into::into),
+        }))
+    }
+
+    async fn query(&self, request: Request<v1::QueryRequest>) -> Result<Response<v1::QueryResponse>, Status> {
+        let source = self.admit(&request, 1)?;
+        let query: ParsedQuery = request.into_inner().try_into()?;
+        let question = match &query.by {
+            QueryKey::Id(id) => ("id", id.as_bytes().to_vec()),
+            QueryKey::Sha256(sum) => ("sha256", sum.0.to_vec()),
+            QueryKey::Name(name) => ("name", name.as_bytes().to_vec()),
+        };
+        let after = self
+            .page_tokens
+            .position(&question, &query.page_token)
+            .map_err(Problem::from)?;
+        let page = self.list(source, &query, after).await?;
+        let files = page
+            .files
+            .into_iter()
+            .map(|found| v1::QueryResult {
+                file: Some((&found.file).into()),
+                provider_count: found.provider_count,
+                providers: found.providers.iter().map(Into::into).collect(),
+                names: found.names,
+            })
+            .collect();
+        Ok(Response::new(v1::QueryResponse {
+            files,
+            next_page_token: self.page_tokens.token(&question, page.next),
+            by: query.by.to_bytes(),
+        }))
+    }
+
+    async fn search(
+        &self,
+        request: Request<v1::SearchRequest>,
+    ) -> Result<Response<v1::SearchResponse>, Status> {
+        let source = self.admit(&request, 1)?;
+        let ParsedSearch {
+            terms,
+            page_size,
+            page_token,
+        } = request.into_inner().try_into()?;
+        let question = ("search", &terms);
+        let after = self
+            .page_tokens
+            .position(&question, &page_token)
+            .map_err(Problem::from)?;
+        let page = self
+            .find(source, catalog::SearchScan::new(terms.clone(), after, page_size))
+            .await?;
+        let files = page
+            .files
+            .into_iter()
+            .map(|found| v1::SearchResult {
+                file: Some((&found.file).into()),
+                names: found.names,
+                provider_count: found.provider_count,
+            })
+            .collect();
+        Ok(Response::new(v1::SearchResponse {
+            files,
+            next_page_token: self.page_tokens.token(&question, page.next),
+        }))
+    }
+
+    async fn unregister(
+        &self,
+        request: Request<v1::UnregisterRequest>,
+    ) -> Result<Response<v1::UnregisterResponse>, Status> {
+        let bytes = request.get_ref().encoded_len();
+        self.admit(&request, call_cost(request.get_ref().file_ids.len(), bytes))?;
+        let ParsedUnregister {
+            token,
+            files,
+            instance,
+        } = request.into_inner().try_into()?;
+        let peer = token.peer_id();
+        if !self.registry.may_be_of(&peer, &instance) {
+            // What another live process has registered is not this one's to take back, such as when it ends.
+            return match files {
+                Some(_) => Err(lease_unknown().into()),
+                None => Ok(Response::new(v1::UnregisterResponse { removed: 0 })),
+            };
+        }
+        let change = match files {
+            Some(files) => commit::CommitRequest::Unregister { peer, files },
+            None => commit::CommitRequest::Forget { peer },
+        };
+        let removed = self
+            .committer
+            .commit(change, bytes)
+            .await
+            .map_err(Problem::from)?;
+        Ok(Response::new(v1::UnregisterResponse { removed }))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let source = self.admit(&request, 1)?;
+        let ParsedWatch { file, max_providers } = request.into_inner().try_into()?;
+        // Callers without an address share one place among sources.
+        let source = source.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
+        let (subscription, providers, provider_count) = self
+            .registry
+            .watch(file, source, max_providers)
+            .map_err(Problem::from)?;
+        let snapshot = v1::WatchSnapshot {
+            providers: providers.iter().map(Into::into).collect(),
+            provider_count,
+            file_id: file.to_bytes(),
+        };
+        let first = Ok(v1::WatchResponse {
+            event: Some(Event::Snapshot(snapshot)),
+        });
+        let events = stream::unfold(Some(subscription), next_event);
+        Ok(Response::new(Box::pin(stream::StreamExt::chain(
+            stream::iter([first]),
+            events,
+        ))))
+    }
+
+    async fn get_stats(
+        &self,
+        request: Request<v1::GetStatsRequest>,
+    ) -> Result<Response<v1::GetStatsResponse>, Status> {
+        self.admit(&request, 1)?;
+        let catalog = self.registry.catalog();
+        Ok(Response::new(v1::GetStatsResponse {
+            peers: catalog.peer_count(),
+            files: catalog.file_count(),
+            registrations: catalog.registration_count(),
+            watchers: self.registry.hub().count() as u64,
+            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            store: self.store_kind.to_owned(),
+        }))
+    }
+}
+
+/// The next event of a watcher; an error is its last.
+async fn next_event(
+    subscription: Option<Subscription>,
+) -> Option<(Result<v1::WatchResponse, Status>, Option<Subscription>)> {
+    let mut subscription = subscription?;
+    match subscription.next().await {
+        Ok(event) => Some((
+            Ok(v1::WatchResponse {
+                event: Some(to_message(&subscription.file(), &event)),
+            }),
+            Some(subscription),
+        )),
+        Err(ended) => Some((Err(Problem::from(ended).into()), None)),
+    }
+}
+
+fn to_message(file: &FileId, event: &ProviderEvent) -> Event {
+    match event {
+        ProviderEvent::Snapshot(providers) => Event::Snapshot(v1::WatchSnapshot {
+            provider_count: providers.len() as u64,
+            providers: providers.iter().map(Into::into).collect(),
+            file_id: file.to_bytes(),
+        }),
+        ProviderEvent::Joined(provider) => Event::Joined(provider.into()),
+        ProviderEvent::Left(peer) => Event::Left(peer.to_bytes()),
+    }
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::net::SocketAddr;
+
+    use potluck_core::{
+        PeerId, Root,
+        model::{Address, FileKind, FileRecord},
+    };
+    use tonic::transport::server::TcpConnectInfo;
+
+    use super::*;
+    use crate::{
+        quota::Limits,
+        registry::Restored,
+        store::{MemoryStore, StoredPeer},
+    };
+
+    /// A service that keeps nothing, and lets each source make this many calls a second.
+    pub(crate) fn service(restored: Restored, calls: u32) -> IndexApi {
+        let registry = Arc::new(Registry::new(restored, 10, Instant::now()));
+        let store = Box::new(MemoryStore::default());
+        let (committer, _) = Committer::start(store, Arc::clone(&registry), Limits::default()).unwrap();
+        IndexApi {
+            registry,
+            committer,
+            rate_limiter: Arc::new(Mutex::new(RateLimiter::new(calls))),
+            searches: SearchQueue::new(),
+            page_tokens: PageTokens::default(),
+            allowed_hosts: Vec::new(),
+            ttl: Duration::from_secs(60),
+            started: Instant::now(),
+            store_kind: "memory",
+        }
+    }
+
+    /// A peer with files of one name and one claim.
+    fn crowd(files: usize) -> StoredPeer {
+        let files = (0..files as u64).map(|n| {
+            let root = Root([1; 32]);
+            Registration {
+                file: FileRecord {
+                    id: FileId::derive(n, &root),
+                    size: n,
+                    root,
+                    sha256: Some(potluck_core::Sha256([2; 32])),
+                    kind: FileKind::File,
+                },
+                names: vec!["same".to_owned()],
+                partial: false,
+            }
+        });
+        let address = Address {
+            host: "192.0.2.1".to_owned(),
+            port: 1,
+        };
+        StoredPeer {
+            record: PeerRecord {
+                id: PeerId([1; 32]),
+                address,
+                ttl: Duration::from_secs(60),
+            },
+            files: files.collect(),
+        }
+    }
+
+    fn from<T>(n: u8, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.extensions_mut().insert(TcpConnectInfo {
+            local_addr: None,
+            remote_addr: Some(SocketAddr::from(([192, 0, 2, n], 1))),
+        });
+        request
+    }
+
+    #[tokio::test]
+    async fn a_query_costs_by_how_many_files_it_goes_through() {
+        use v1::query_request::By as Asked;
+        let mut restored = Restored::default();
+        restored.add(crowd(5 * STEPS_A_CALL));
+        let service = service(restored, 1);
+        let asked = [
+            Asked::Name("same".to_owned()),
+            Asked::Sha256(vec![2; 32].into()),
+            Asked::Name("another".to_owned()),
+        ];
+        // Five calls may come at once.
+        for (n, (by, most)) in (1..).zip(asked.into_iter().zip([1, 1, 5])) {
+            let mut answered = 0;
+            for _ in 0..6 {
+                let request = v1::QueryRequest {
+                    by: Some(by.clone()),
+                    ..Default::default()
+                };
+                answered += u32::from(service.query(from(n, request)).await.is_ok());
+            }
+            assert_eq!(answered, most, "{by:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_search_costs_by_the_names_that_it_goes_through() {
+        let mut restored = Restored::default();
+        let mut all = crowd(4_000);
+        for (n, file) in all.files.iter_mut().enumerate() {
+            file.names = vec![format!("a{n} b{n}")];
+        }
+        restored.add(all);
+        let service = service(restored, 1);
+        // Both begin too many words to be looked up, and no name is without one of them; no name has the third.
+        for (n, (query, most)) in (1..).zip([("a b", 1), ("a c", 5)]) {
+            let mut answered = 0;
+            for _ in 0..6 {
+                let request = v1::SearchRequest {
+                    query: query.to_owned(),
+                    page_size: 1000,
+                    ..Default::default()
+                };
+                answered += u32::from(service.search(from(n, request)).await.is_ok());
+            }
+            assert_eq!(answered, most, "{query}");
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Requests as they come, checked field by field, as the index's own types. Nothing past this file sees a value that the contract
+//! does not allow.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+use bytes::Bytes;
+use potluck_core::{
+    FileId, Problem, Sha256, Token,
+    collection::path::Label,
+    convert,
+    index_client::{INSTANCE, MAX_BATCH},
+    model::{Address, FileRecord, QueryKey, Registration},
+    proto::v1,
+};
+
+use crate::{
+    catalog::MAX_NAMES,
+    options::{MAX_TTL, MIN_TTL},
+    problem::{bad_name, invalid, token},
+};
+
+/// Most files of a page, and most providers of a file, as the contract has it.
+const MAX_PAGE: u32 = 1_000;
+
+/// Files of a page where the caller does not say.
+const DEFAULT_PAGE: u32 = 100;
+
+/// Providers of a file where the caller does not say.
+const DEFAULT_PROVIDERS: u32 = 50;
+
+/// A Register, checked.
+#[derive(Debug)]
+pub(crate) struct ParsedRegister {
+    /// `None`: the caller wants one.
+    pub(crate) token: Option<Token>,
+    /// Where the peer says it is.
+    pub(crate) address: Address,
+    /// What it has.
+    pub(crate) files: Vec<Registration>,
+    /// `None`: as the index sees fit.
+    pub(crate) ttl: Option<Duration>,
+    /// Whether what it registered before is forgotten.
+    pub(crate) replace: bool,
+    /// By which this run of the peer is known.
+    pub(crate) instance: Bytes,
+}
+
+impl TryFrom<v1::RegisterRequest> for ParsedRegister {
+    type Error = Problem;
+
+    fn try_from(request: v1::RegisterRequest) -> Result<Self, Problem> {
+        let token = match request.token.is_empty() {
+            true => None,
+            false => Some(read_token(&request.token)?),
+        };
+        check_batch(request.files.len(), "files")?;
+        let ttl = match request.ttl_ms {
+            0 => None,
+            ms => Some(Duration::from_millis(ms.into())),
+        };
+        if ttl.is_some_and(|ttl| !(MIN_TTL..=MAX_TTL).contains(&ttl)) {
+            return Err(invalid("ttl_ms", "a lease lasts 1,000 to 3,600,000 milliseconds"));
+        }
+        let address = read_address(request.address)?;
+        let files = request.files.into_iter().enumerate();
+        let files = files.map(|(at, file)| {
+            registration(file).map_err(|problem| {
+                let field = problem.field.as_deref().unwrap_or_default();
+                let field = format!("files[{at}].{field}");
+                problem.field(field)
+            })
+        });
+        Ok(Self {
+            token,
+            address,
+            files: files.collect::<Result<_, _>>()?,
+            ttl,
+            replace: request.replace,
+            instance: check_instance(request.instance)?,
+        })
+    }
+}
+
+fn registration(registration: v1::Registration) -> Result<Registration, Problem> {
+    let v1::Registration { file, names, partial } = registration;
+    let file: FileRecord = file
+        .ok_or_else(|| invalid("file", "the file is missing"))?
+        .try_into()?;
+    if names.is_empty() {
+        return Err(bad_count(0));
+    }
+    check_names(names.len())?;
+    for (at, name) in names.iter().enumerate() {
+        Label::parse(name).map_err(|error| bad_name(&error).field(format!("names[{at}]")))?;
+    }
+    Ok(Registration { file, names, partial })
+}
+
+/// A Renew, checked.
+#[derive(Debug)]
+pub(crate) struct ParsedRenew {
+    /// The peer's secret.
+    pub(crate) token: Token,
+    /// Where it says it is.
+    pub(crate) address: Address,
+    /// By which this run of the peer is known.
+    pub(crate) instance: Bytes,
+}
+
+impl TryFrom<v1::RenewRequest> for ParsedRenew {
+    type Error = Problem;
+
+    fn try_from(request: v1::RenewRequest) -> Result<Self, Problem> {
+        Ok(Self {
+            token: read_token(&request.token)?,
+            address: read_address(request.address)?,
+            instance: check_instance(request.instance)?,
+        })
+    }
+}
+
+/// An Unregister, checked.
+#[derive(Debug)]
+pub(crate) struct ParsedUnregister {
+    /// The peer's secret.
+    pub(crate) token: Token,
+    /// `None`: everything, and the lease.
+    pub(crate) files: Option<Vec<FileId>>,
+    /// By which this run of the peer is known.
+    pub(crate) instance: Bytes,
+}
+
+impl TryFrom<v1::UnregisterRequest> for ParsedUnregister {
+    type Error = Problem;
+
+    fn try_from(request: v1::UnregisterRequest) -> Result<Self, Problem> {
+        let token = read_token(&request.token)?;
+        check_batch(request.file_ids.len(), "file_ids")?;
+        if request.all && !request.file_ids.is_empty() {
+            return Err(invalid("file_ids", "give either files or all, not both"));
+        }
+        let ids = request.file_ids.iter().enumerate();
+        let ids = ids.map(|(at, id)| convert::file_id(id, &format!("file_ids[{at}]")));
+        let files = ids.collect::<Result<_, _>>()?;
+        Ok(Self {
+            token,
+            files: (!request.all).then_some(files),
+            instance: check_instance(request.instance)?,
+        })
+    }
+}
+
+/// A Query, checked but for its page token, which only the index can read.
+#[derive(Debug)]
+pub(crate) struct ParsedQuery {
+    /// What to find files by.
+    pub(crate) by: QueryKey,
+    /// Most providers of a file.
+    pub(crate) max_providers: usize,
+    /// Most files.
+    pub(crate) page_size: usize,
+    /// Not read yet.
+    pub(crate) page_token: String,
+}
+
+impl TryFrom<v1::QueryRequest> for ParsedQuery {
+    type Error = Problem;
+
+    fn try_from(request: v1::QueryRequest) -> Result<Self, Problem> {
+        use v1::query_request::By as Asked;
+        let by = match request.by {
+            None => {
+                return Err(invalid(
+                    "by",
+                    "say what to find files by: file_id, sha256 or name",
+                ));
+            }
+            Some(Asked::FileId(id)) => QueryKey::Id(convert::file_id(&id, "file_id")?),
+            Some(Asked::Sha256(sum)) => QueryKey::Sha256(Sha256::try_from(&*sum).map_err(|error| {
+                Problem::new(potluck_core::Reason::InvalidId, error.to_string()).field("sha256")
+            })?),
+            Some(Asked::Name(name)) => {
+                Label::parse(&name).map_err(|error| bad_name(&error).field("name"))?;
+                QueryKey::Name(name)
+            }
+        };
+        Ok(Self {
+            by,
+            max_providers: coerce_page_size(request.max_providers, DEFAULT_PROVIDERS, "max_providers")?,
+            page_size: coerce_page_size(request.page_size, DEFAULT_PAGE, "page_size")?,
+            page_token: request.page_token,
+        })
+    }
+}
+
+/// A Search, checked but for its page token.
+#[derive(Debug)]
+pub(crate) struct ParsedSearch {
+    /// As [`crate::catalog::words::terms`] gives them.
+    pub(crate) terms: Vec<String>,
+    /// Most files.
+    pub(crate) page_size: usize,
+    /// Not read yet.
+    pub(crate) page_token: String,
+}
+
+impl TryFrom<v1::SearchRequest> for ParsedSearch {
+    type Error = Problem;
+
+    fn try_from(request: v1::SearchRequest) -> Result<Self, Problem> {
+        Ok(Self {
+            terms: crate::catalog::words::terms(&request.query)?,
+            page_size: coerce_page_size(request.page_size, DEFAULT_PAGE, "page_size")?,
+            page_token: request.page_token,
+        })
+    }
+}
+
+/// A Watch, checked.
+#[derive(Debug)]
+pub(crate) struct ParsedWatch {
+    /// The file.
+    pub(crate) file: FileId,
+    /// Most providers of the snapshot.
+    pub(crate) max_providers: usize,
+}
+
+impl TryFrom<v1::WatchRequest> for ParsedWatch {
+    type Error = Problem;
+
+    fn try_from(request: v1::WatchRequest) -> Result<Self, Problem> {
+        Ok(Self {
+            file: convert::file_id(&request.file_id, "file_id")?,
+            max_providers: coerce_page_size(request.max_providers, DEFAULT_PROVIDERS, "max_providers")?,
+        })
+    }
+}
+
+fn read_token(bytes: &[u8]) -> Result<Token, Problem> {
+    Token::try_from(bytes).map_err(|error| token(&error))
+}
+
+fn check_instance(instance: Bytes) -> Result<Bytes, Problem> {
+    match instance.len() <= INSTANCE {
+        true => Ok(instance),
+        false => Err(invalid(
+            "instance",
+            format!(
+                "an instance has at most {INSTANCE} bytes, this has {}",
+                instance.len()
+            ),
+        )),
+    }
+}
+
+fn read_address(address: Option<v1::Address>) -> Result<Address, Problem> {
+    address.unwrap_or_default().try_into()
+}
+
+/// Whether a file may have so many names at most.
+pub(crate) fn check_names(count: usize) -> Result<(), Problem> {
+    match count <= MAX_NAMES {
+        true => Ok(()),
+        false => Err(bad_count(count)),
+    }
+}
+
+fn bad_count(names: usize) -> Problem {
+    let message = format!("a file has 1 to {MAX_NAMES} names, this has {names}");
+    Problem::new(potluck_core::Reason::InvalidName, message).field("names")
+}
+
+/// Whether a request may have so many files at most.
+pub(crate) fn check_batch(count: usize, field: &str) -> Result<(), Problem> {
+    match count <= MAX_BATCH {
+        true => Ok(()),
+        false => Err(invalid(
+            field,
+            format!("a request takes at most {MAX_BATCH} files, this has {count}"),
+        )),
+    }
+}
+
+fn coerce_page_size(asked: u32, default: u32, field: &str) -> Result<usize, Problem> {
+    const ALLOWED: RangeInclusive<u32> = 0..=MAX_PAGE;
+    if !ALLOWED.contains(&asked) {
+        return Err(invalid(field, format!("at most {MAX_PAGE}, this is {asked}")));
+    }
+    Ok(if asked == 0 { default } else { asked } as usize)
+}

@@ -1,0 +1,232 @@
+//! Packs: a peer's registrations, many to an entry of the store, as bytes. Pure.
+//!
+//! A peer's packs are read in order; of two entries for one file the later one holds. Within one pack each file stands once.
+//! The form is protobuf, so that a later version can add to it. The id is not stored: it follows from size and root.
+
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use potluck_core::{
+    FileId, Root, Sha256,
+    model::{Address, FileKind, FileRecord, Registration},
+};
+use prost::{Message as _, encoding::message::encoded_len};
+
+use crate::store::StoreError;
+
+/// Where a pack is full, in bytes. sled writes up to 16 neighbouring entries as one page, and moves a page beyond 128 KiB into a
+/// file of its own: 16 packs stay well below.
+pub(crate) const SEGMENT_BYTES: usize = 4096;
+
+/// Number of the field that a pack's entries are.
+const ENTRIES: u32 = 1;
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct SegmentMessage {
+    #[prost(message, repeated, tag = "1")]
+    entries: Vec<EntryMessage>,
+}
+
+/// A registration or, with `removed` and nothing else, that it was taken back.
+#[derive(Clone, PartialEq, prost::Message)]
+struct EntryMessage {
+    #[prost(bytes = "vec", tag = "1")]
+    root: Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    size: u64,
+    #[prost(bytes = "vec", tag = "3")]
+    sha256: Vec<u8>,
+    #[prost(bool, tag = "4")]
+    collection: bool,
+    #[prost(bool, tag = "5")]
+    partial: bool,
+    #[prost(string, repeated, tag = "6")]
+    names: Vec<String>,
+    #[prost(bytes = "vec", tag = "7")]
+    removed: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PeerMessage {
+    #[prost(string, tag = "1")]
+    host: String,
+    #[prost(uint32, tag = "2")]
+    port: u32,
+    #[prost(uint64, tag = "3")]
+    ttl_ms: u64,
+}
+
+/// What a pack says of one file: how it is registered, or `None` that it no longer is.
+pub(crate) type SegmentEntry = (FileId, Option<Registration>);
+
+/// Packs that hold these entries in this order, none over [`SEGMENT_BYTES`] but for an entry that is so by itself. A pack is begun only
+/// where its first entry goes past what the one before may hold: entries that fit one pack come as one.
+pub(crate) fn encode<'a>(
+    entries: impl IntoIterator<Item = (FileId, Option<&'a Registration>)>,
+) -> Vec<EncodedSegment> {
+    let mut packs = Vec::new();
+    let mut pack = SegmentMessage::default();
+    let mut bytes = 0;
+    let mut finish = |pack: &mut SegmentMessage, bytes: &mut usize| {
+        if !pack.entries.is_empty() {
+            let entries = pack.entries.len();
+            packs.push(EncodedSegment {
+                bytes: std::mem::take(pack).encode_to_vec(),
+                entries,
+            });
+            *bytes = 0;
+        }
+    };
+    for (id, registration) in entries {
+        let entry = EntryMessage::new(id, registration);
+        let size = encoded_len(ENTRIES, &entry);
+        if bytes + size > SEGMENT_BYTES {
+            finish(&mut pack, &mut bytes);
+        }
+        bytes += size;
+        pack.entries.push(entry);
+    }
+    finish(&mut pack, &mut bytes);
+    packs
+}
+
+/// A pack and how many entries it has.
+#[derive(Debug)]
+pub(crate) struct EncodedSegment {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) entries: usize,
+}
+
+/// What a pack holds.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Vec<SegmentEntry>, StoreError> {
+    let pack = SegmentMessage::decode(bytes).map_err(|error| StoreError::Damaged(error.to_string()))?;
+    pack.entries.into_iter().map(EntryMessage::into_entry).collect()
+}
+
+/// What a peer has after packs in this order.
+pub(crate) fn fold(
+    packs: impl IntoIterator<Item = Result<Vec<SegmentEntry>, StoreError>>,
+) -> Result<HashMap<FileId, Option<Registration>>, StoreError> {
+    let mut files = HashMap::new();
+    for pack in packs {
+        files.extend(pack?);
+    }
+    Ok(files)
+}
+
+impl EntryMessage {
+    fn new(id: FileId, registration: Option<&Registration>) -> Self {
+        let Some(Registration { file, names, partial }) = registration else {
+            return Self {
+                removed: id.0.to_vec(),
+                ..Self::default()
+            };
+        };
+        Self {
+            root: file.root.0.to_vec(),
+            size: file.size,
+            sha256: file.sha256.map(|sum| sum.0.to_vec()).unwrap_or_default(),
+            collection: file.kind == FileKind::Collection,
+            partial: *partial,
+            names: names.clone(),
+            removed: Vec::new(),
+        }
+    }
+
+    fn into_entry(self) -> Result<SegmentEntry, StoreError> {
+        let damaged = |error: potluck_core::identity::id::IdError| StoreError::Damaged(error.to_string());
+        if !self.removed.is_empty() {
+            return Ok((FileId::try_from(&*self.removed).map_err(damaged)?, None));
+        }
+        let root = Root::try_from(&*self.root).map_err(damaged)?;
+        let id = FileId::derive(self.size, &root);
+        let sha256 = match self.sha256.is_empty() {
+            true => None,
+            false => Some(Sha256::try_from(&*self.sha256).map_err(damaged)?),
+        };
+        let kind = if self.collection {
+            FileKind::Collection
+        } else {
+            FileKind::File
+        };
+        let file = FileRecord {
+            id,
+            size: self.size,
+            root,
+            sha256,
+            kind,
+        };
+        Ok((
+            id,
+            Some(Registration {
+                file,
+                names: self.names,
+                partial: self.partial,
+            }),
+        ))
+    }
+}
+
+/// A peer's address and lease as bytes.
+pub(crate) fn encode_peer(address: &Address, ttl: Duration) -> Vec<u8> {
+    let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+    PeerMessage {
+        host: address.host.clone(),
+        port: address.port.into(),
+        ttl_ms,
+    }
+    .encode_to_vec()
+}
+
+/// A peer's address and lease.
+pub(crate) fn decode_peer(bytes: &[u8]) -> Result<(Address, Duration), StoreError> {
+    let peer = PeerMessage::decode(bytes).map_err(|error| StoreError::Damaged(error.to_string()))?;
+    let port = u16::try_from(peer.port).map_err(|_| StoreError::Damaged("a port over 65535".to_owned()))?;
+    Ok((
+        Address {
+            host: peer.host,
+            port,
+        },
+        Duration::from_millis(peer.ttl_ms),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::store::contract::registration;
+
+    fn packs(files: &[Registration]) -> Vec<EncodedSegment> {
+        encode(files.iter().map(|file| (file.file.id, Some(file))))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_pack_is_full_to_the_byte(lengths in prop::collection::vec((1..=16usize, 1..=255usize), 1..40)) {
+            let files: Vec<Registration> = (0..)
+                .zip(&lengths)
+                .map(|(n, &(names, length))| Registration {
+                    names: vec!["x".repeat(length); names],
+                    ..registration(n, "")
+                })
+                .collect();
+            let packs = packs(&files);
+            let mut rest = &files[..];
+            for (at, pack) in packs.iter().enumerate() {
+                let (held, after) = rest.split_at(pack.entries);
+                let size = |file: &Registration| encoded_len(ENTRIES, &EntryMessage::new(file.file.id, Some(file)));
+                prop_assert_eq!(pack.bytes.len(), held.iter().map(size).sum::<usize>());
+                prop_assert!(pack.bytes.len() <= SEGMENT_BYTES || pack.entries == 1);
+                prop_assert_eq!(at + 1 == packs.len(), after.is_empty());
+                if let Some(next) = after.first() {
+                    prop_assert!(pack.bytes.len() + size(next) > SEGMENT_BYTES, "one more fits");
+                }
+                rest = after;
+            }
+        }
+    }
+}

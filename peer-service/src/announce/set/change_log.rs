@@ -1,0 +1,192 @@
+//! The numbers of the last changes, and of what: one compact line for each id, in the order of the changes. Pure.
+//!
+//! Invariants: lines are sorted by number; an id has one line that counts, and the table knows where; lines that do not count any more
+//! are at most a fraction of all.
+
+use std::hash::{BuildHasher as _, RandomState};
+
+use hashbrown::{HashTable, hash_table::Entry};
+use potluck_core::FileId;
+
+/// One line in so many may be one that does not count, before all those are taken out.
+const OBSOLETE_FRACTION: usize = 4;
+
+/// What a change came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChangeKind {
+    /// The whole is there.
+    Complete,
+    /// A part is there.
+    Partial,
+    /// It is not there any more.
+    Removed,
+    /// There is a later line of this id, or nobody has to know any more.
+    Obsolete,
+}
+
+/// A change.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LogEntry {
+    pub(crate) version: u64,
+    pub(crate) id: FileId,
+    pub(crate) kind: ChangeKind,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct ChangeLog {
+    entries: Vec<LogEntry>,
+    /// Where in the lines an id's is. Ids may be chosen by strangers: hashed with a secret.
+    positions: HashTable<u32>,
+    hasher: RandomState,
+    last: u64,
+    present: usize,
+    removed: usize,
+    obsolete: usize,
+}
+
+impl ChangeLog {
+    /// Number of the last change.
+    pub(crate) const fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// How many files are there.
+    pub(crate) const fn present(&self) -> usize {
+        self.present
+    }
+
+    /// What changed after this number, oldest first.
+    pub(crate) fn after(&self, version: u64) -> impl Iterator<Item = &LogEntry> {
+        let start = self.entries.partition_point(|line| line.version <= version);
+        self.entries[start..]
+            .iter()
+            .filter(|line| line.kind != ChangeKind::Obsolete)
+    }
+
+    /// Makes room for so many in all: growing by doubling would take twice as much for a moment.
+    pub(crate) fn reserve(&mut self, all: usize) {
+        let (lines, hasher) = (&mut self.entries, &self.hasher);
+        let more = all.saturating_sub(lines.len());
+        lines.reserve_exact(more);
+        self.positions
+            .reserve(more, |&at| hasher.hash_one(lines[at as usize].id));
+    }
+
+    /// Adds or replaces; false where that would put a part in the place of a whole.
+    pub(crate) fn put(&mut self, id: FileId, what: ChangeKind) -> bool {
+        if what == ChangeKind::Partial
+            && self
+                .entry(&id)
+                .is_some_and(|line| line.kind == ChangeKind::Complete)
+        {
+            return false;
+        }
+        self.push(id, what);
+        true
+    }
+
+    /// Takes away what is there; `remember`: somebody has to know.
+    pub(crate) fn remove(&mut self, id: &FileId, remember: bool) {
+        if self.entry(id).is_none_or(|line| line.kind == ChangeKind::Removed) {
+            return;
+        }
+        if remember {
+            self.push(*id, ChangeKind::Removed);
+        } else {
+            self.retire_id(id);
+            self.last += 1;
+        }
+    }
+
+    /// Forgets what was removed up to this number.
+    pub(crate) fn forget_removed(&mut self, upto: u64) {
+        if self.removed == 0 {
+            return;
+        }
+        let gone = self.entries.iter().take_while(|line| line.version <= upto);
+        let gone = gone.filter(|line| line.kind == ChangeKind::Removed);
+        for id in gone.map(|line| line.id).collect::<Vec<_>>() {
+            self.retire_id(&id);
+        }
+        self.compact();
+    }
+
+    fn entry(&self, id: &FileId) -> Option<&LogEntry> {
+        let lines = &self.entries;
+        let at = self
+            .positions
+            .find(self.hasher.hash_one(id), |&at| lines[at as usize].id == *id)?;
+        lines.get(*at as usize)
+    }
+
+    /// Lets an id's line, if it has one, count no more.
+    fn retire_id(&mut self, id: &FileId) {
+        let lines = &self.entries;
+        let found = self
+            .positions
+            .find_entry(self.hasher.hash_one(id), |&at| lines[at as usize].id == *id);
+        if let Ok(found) = found {
+            let (at, _) = found.remove();
+            self.retire(at);
+        }
+    }
+
+    /// Lets a line that no place leads to count no more.
+    fn retire(&mut self, at: u32) {
+        match std::mem::replace(&mut self.entries[at as usize].kind, ChangeKind::Obsolete) {
+            ChangeKind::Removed => self.removed -= 1,
+            _ => self.present -= 1,
+        }
+        self.obsolete += 1;
+    }
+
+    /// Gives an id a new line, the one that counts from now on.
+    fn push(&mut self, id: FileId, what: ChangeKind) {
+        self.compact();
+        self.last += 1;
+        match what {
+            ChangeKind::Removed => self.removed += 1,
+            _ => self.present += 1,
+        }
+        // A peer has far fewer than 2^32 files.
+        let at = self.entries.len() as u32;
+        let (lines, hasher) = (&self.entries, &self.hasher);
+        let place = self.positions.entry(
+            hasher.hash_one(id),
+            |&at| lines[at as usize].id == id,
+            |&at| hasher.hash_one(lines[at as usize].id),
+        );
+        match place {
+            Entry::Vacant(place) => drop(place.insert(at)),
+            Entry::Occupied(mut place) => {
+                let old = std::mem::replace(place.get_mut(), at);
+                self.retire(old);
+            }
+        }
+        self.entries.push(LogEntry {
+            version: self.last,
+            id,
+            kind: what,
+        });
+    }
+
+    fn index(&mut self, at: u32) {
+        let (lines, hasher) = (&self.entries, &self.hasher);
+        let hash = |&at: &u32| hasher.hash_one(lines[at as usize].id);
+        self.positions.insert_unique(hash(&at), at, hash);
+    }
+
+    /// Takes out what does not count, once that is worth it.
+    fn compact(&mut self) {
+        if self.obsolete <= self.entries.len() / OBSOLETE_FRACTION {
+            return;
+        }
+        self.entries.retain(|line| line.kind != ChangeKind::Obsolete);
+        self.entries
+            .shrink_to(self.entries.len() + self.entries.len() / OBSOLETE_FRACTION);
+        self.obsolete = 0;
+        self.positions.clear();
+        (0..self.entries.len() as u32).for_each(|at| self.index(at));
+    }
+}

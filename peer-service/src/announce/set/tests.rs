@@ -1,0 +1,189 @@
+//! A registrar that applies what it is told has what there is.
+
+use potluck_core::{
+    Root,
+    model::{FileKind, FileRecord},
+};
+use proptest::prelude::*;
+
+use super::*;
+
+fn registration(n: u8, name: &str, partial: bool) -> Registration {
+    let root = Root([n; 32]);
+    let id = FileId::derive(u64::from(n), &root);
+    let file = FileRecord {
+        id,
+        size: n.into(),
+        root,
+        sha256: None,
+        kind: FileKind::File,
+    };
+    Registration {
+        file,
+        names: vec![name.to_owned()],
+        partial,
+    }
+}
+
+/// A library.
+#[derive(Debug, Default)]
+struct FakeLibrary(Mutex<HashMap<FileId, Registration>>);
+
+impl RegistrationSource for FakeLibrary {
+    fn registration(&self, id: &FileId) -> Option<Registration> {
+        self.0.lock().unwrap().get(id).cloned()
+    }
+}
+
+#[derive(Debug, Clone)]
+enum AnnounceOp {
+    Put(u8, u8),
+    Hold(u8, u8),
+    Remove(u8),
+    /// A transfer begins.
+    Begin(u8, u8),
+    /// One ends.
+    End(u8),
+    Sync,
+}
+
+fn op() -> impl Strategy<Value = AnnounceOp> {
+    prop_oneof![
+        2 => (0u8..8, 0u8..3).prop_map(|(n, name)| AnnounceOp::Put(n, name)),
+        3 => (0u8..8, 0u8..3).prop_map(|(n, name)| AnnounceOp::Begin(n, name)),
+        4 => (0u8..8, 0u8..3).prop_map(|(n, name)| AnnounceOp::Hold(n, name)),
+        3 => (0u8..8).prop_map(AnnounceOp::Remove),
+        2 => (0u8..8).prop_map(AnnounceOp::End),
+        2 => Just(AnnounceOp::Sync),
+    ]
+}
+
+proptest! {
+    /// A listener that applies what it is told ends with exactly what there is.
+    #[test]
+    fn a_listener_misses_nothing(ops in proptest::collection::vec(op(), 0..80), most in 1usize..5) {
+        let holdings = AnnounceSet::new();
+        let shelf = Arc::new(FakeLibrary::default());
+        let source: Weak<FakeLibrary> = Arc::downgrade(&shelf);
+        holdings.set_source(source);
+        // As it is, with nothing left out or joined together.
+        let mut model = HashMap::new();
+        let mut parts: HashMap<u8, Vec<PartialAnnouncement>> = HashMap::new();
+        let first = registration(1, "before", false);
+        model.insert(first.file.id, first.clone());
+        holdings.put(vec![first]);
+        let listener = holdings.subscribe();
+        let mut copy = HashMap::new();
+        let mut seen = 0;
+        let mut sync = |seen: &mut u64| {
+            loop {
+                let changes = listener.changes(*seen, most, usize::MAX);
+                for put in changes.put {
+                    copy.insert(put.file.id, put);
+                }
+                for id in changes.removed {
+                    copy.remove(&id);
+                }
+                *seen = changes.up_to;
+                listener.acknowledged(*seen);
+                if !changes.more {
+                    break;
+                }
+            }
+            copy.clone()
+        };
+        for op in ops {
+            match op {
+                AnnounceOp::Put(n, name) => {
+                    let one = registration(n, &name.to_string(), false);
+                    model.insert(one.file.id, one.clone());
+                    holdings.put(vec![one]);
+                }
+                AnnounceOp::Begin(n, name) => {
+                    let one = registration(n, &name.to_string(), true);
+                    if model.get(&one.file.id).is_none_or(|old| old.partial) {
+                        model.insert(one.file.id, one.clone());
+                    }
+                    parts.entry(n).or_default().push(holdings.announce_partial(one));
+                }
+                AnnounceOp::Hold(n, name) => {
+                    let one = registration(n, &name.to_string(), false);
+                    model.insert(one.file.id, one.clone());
+                    shelf.0.lock().unwrap().insert(one.file.id, one.clone());
+                    holdings.announce_complete(&[one.file.id]);
+                }
+                AnnounceOp::Remove(n) => {
+                    let id = registration(n, "", false).file.id;
+                    model.remove(&id);
+                    shelf.0.lock().unwrap().remove(&id);
+                    holdings.remove(&[id]);
+                }
+                AnnounceOp::End(n) => {
+                    let id = registration(n, "", false).file.id;
+                    let parts = parts.entry(n).or_default();
+                    if parts.pop().is_some() && parts.is_empty() {
+                        model.retain(|of, one| *of != id || !one.partial);
+                    }
+                }
+                AnnounceOp::Sync => {
+                    sync(&mut seen);
+                }
+            }
+        }
+        let copy = sync(&mut seen);
+        let expected: HashMap<_, _> =
+            holdings.snapshot().into_iter().map(|registration| (registration.file.id, registration)).collect();
+        prop_assert_eq!(&copy, &expected);
+        prop_assert_eq!(&copy, &model);
+        prop_assert_eq!(holdings.len(), model.len());
+        drop(listener);
+        prop_assert_eq!(holdings.state().log.after(0).count(), model.len());
+    }
+}
+
+#[test]
+fn what_did_not_change_is_not_told_again() {
+    let holdings = AnnounceSet::new();
+    holdings.put(vec![registration(1, "a", false)]);
+    let version = holdings.version();
+    holdings.put(vec![registration(1, "a", false)]);
+    assert_eq!(holdings.version(), version);
+    holdings.put(vec![registration(1, "b", false)]);
+    assert!(holdings.version() > version);
+}
+
+#[test]
+fn a_part_does_not_hide_the_whole() {
+    let holdings = AnnounceSet::new();
+    holdings.put(vec![registration(1, "a", true)]);
+    holdings.put(vec![registration(1, "a", false)]);
+    holdings.put(vec![registration(1, "a", true)]);
+    assert!(!holdings.snapshot()[0].partial);
+}
+
+#[test]
+fn a_part_that_ends_takes_nothing_else_away() {
+    let holdings = AnnounceSet::new();
+    let (part, whole) = (registration(1, "a", true), registration(1, "b", false));
+    let shelf = Arc::new(FakeLibrary::default());
+    shelf.0.lock().unwrap().insert(whole.file.id, whole.clone());
+    let source: Weak<FakeLibrary> = Arc::downgrade(&shelf);
+    holdings.set_source(source);
+    let (one, other) = (
+        holdings.announce_partial(part.clone()),
+        holdings.announce_partial(part.clone()),
+    );
+    drop(one);
+    assert_eq!(
+        holdings.snapshot(),
+        std::slice::from_ref(&part),
+        "another transfer has it"
+    );
+    drop(other);
+    assert!(holdings.is_empty());
+    // The library has it by the time that the transfer ends.
+    let one = holdings.announce_partial(part);
+    holdings.announce_complete(&[whole.file.id]);
+    drop(one);
+    assert_eq!(holdings.snapshot(), [whole]);
+}

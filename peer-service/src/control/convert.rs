@@ -1,0 +1,323 @@
+//! The wall of the control service: domain types to messages and back.
+
+use std::path::{Path, PathBuf};
+
+use potluck_core::{Problem, Reason, Sha256, collection::path::Label, convert, proto::v1};
+
+use crate::{
+    download::status::{
+        DownloadSpec, DownloadState, DownloadStatus, LimitsUpdate, MissingUnits, PeerState, PeerStatus,
+    },
+    library::{CheckEvent, Item, ShareEvent},
+    limits::{Limits, Priority},
+};
+
+/// Peers that one fetch may name by address.
+const MAX_NAMED: usize = 256;
+
+/// Most peers told of each transfer in a list of them, as the contract has it.
+const MAX_LISTED_PEERS: usize = 32;
+
+/// A path that came as text, absolute.
+pub(crate) fn path(text: &str, field: &str) -> Result<PathBuf, Problem> {
+    let path = PathBuf::from(text);
+    match path.is_absolute() && !text.contains('\0') {
+        true => Ok(path),
+        false => {
+            let problem = Problem::new(Reason::UnsafePath, format!("`{text}` is no absolute path"));
+            Err(problem.field(field))
+        }
+    }
+}
+
+fn priority(number: u32) -> Result<Priority, Problem> {
+    Priority::new(number).ok_or_else(|| {
+        let message = format!("a priority is 1 to {}, not {number}", Priority::MAX.get());
+        Problem::new(Reason::InvalidArgument, message).field("priority")
+    })
+}
+
+impl TryFrom<&v1::AdjustTransferRequest> for LimitsUpdate {
+    type Error = Problem;
+
+    fn try_from(request: &v1::AdjustTransferRequest) -> Result<Self, Problem> {
+        Ok(Self {
+            max_bytes_per_second: request.max_bytes_per_second,
+            priority: request.priority.map(priority).transpose()?,
+        })
+    }
+}
+
+impl TryFrom<v1::FetchRequest> for DownloadSpec {
+    type Error = Problem;
+
+    fn try_from(request: v1::FetchRequest) -> Result<Self, Problem> {
+        let name = match request.name.as_str() {
+            "" => None,
+            name => Some(
+                Label::parse(name)
+                    .map_err(|error| Problem::new(Reason::InvalidName, error.to_string()).field("name"))?,
+            ),
+        };
+        let target = match request.target.as_str() {
+            "" => None,
+            target => Some(path(target, "target")?),
+        };
+        let sha256 = match request.sha256.as_ref() {
+            [] => None,
+            sum => Some(
+                Sha256::try_from(sum)
+                    .map_err(|error| Problem::new(Reason::InvalidId, error.to_string()).field("sha256"))?,
+            ),
+        };
+        if request.providers.len() > MAX_NAMED {
+            let message = format!("at most {MAX_NAMED} providers can be named");
+            return Err(Problem::new(Reason::InvalidArgument, message).field("providers"));
+        }
+        // 0 leaves it open.
+        let terms = LimitsUpdate {
+            max_bytes_per_second: Some(request.max_bytes_per_second).filter(|&rate| rate > 0),
+            priority: match request.priority {
+                0 => None,
+                number => Some(priority(number)?),
+            },
+        };
+        Ok(Self {
+            id: convert::file_id(&request.file_id, "file_id")?,
+            name: name.map(|label| label.as_str().to_owned()),
+            target,
+            sha256,
+            providers: request
+                .providers
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
+            detach: request.detach,
+            allow_expansion: request.allow_expansion,
+            limits: terms,
+        })
+    }
+}
+
+/// A problem as a message tells it.
+pub(crate) fn failure(problem: &Problem) -> v1::Failure {
+    v1::Failure {
+        reason: problem.reason.as_str().to_owned(),
+        message: problem.message.clone(),
+    }
+}
+
+fn path_text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+impl From<&Item> for v1::LibraryItem {
+    fn from(item: &Item) -> Self {
+        Self {
+            file: Some((&item.record).into()),
+            name: item.name.clone(),
+            path: path_text(&item.path),
+            file_count: item.file_count,
+            content_size: item.content_size,
+            damaged_paths: item.damaged.iter().map(|path| path_text(path)).collect(),
+        }
+    }
+}
+
+impl From<ShareEvent> for v1::ShareResponse {
+    fn from(event: ShareEvent) -> Self {
+        use v1::share_response::Event;
+        let event = match event {
+            ShareEvent::Progress { path, done, total } => Event::Progress(v1::ShareProgress {
+                path: path_text(&path),
+                bytes_done: done,
+                bytes_total: total,
+            }),
+            ShareEvent::Shared(item) => Event::Shared((&item).into()),
+            ShareEvent::Failed { path, problem } => Event::Failed(v1::ShareFailure {
+                path: path_text(&path),
+                failure: Some(failure(&problem)),
+            }),
+        };
+        Self { event: Some(event) }
+    }
+}
+
+impl From<CheckEvent> for v1::CheckResponse {
+    fn from(event: CheckEvent) -> Self {
+        use v1::check_response::Event;
+        let event = match event {
+            CheckEvent::Progress { path, done, total } => Event::Progress(v1::ShareProgress {
+                path: path_text(&path),
+                bytes_done: done,
+                bytes_total: total,
+            }),
+            CheckEvent::Bad { path, id, problem } => Event::Bad(v1::BadFile {
+                path: path_text(&path),
+                file_id: id.to_bytes(),
+                failure: Some(failure(&problem)),
+            }),
+            CheckEvent::Failed { path, problem } => Event::Failed(v1::ShareFailure {
+                path: path_text(&path),
+                failure: Some(failure(&problem)),
+            }),
+            CheckEvent::Done { files, bytes, bad } => Event::Summary(v1::CheckSummary {
+                files,
+                bytes,
+                bad_files: bad,
+            }),
+        };
+        Self { event: Some(event) }
+    }
+}
+
+impl From<DownloadState> for v1::TransferState {
+    fn from(state: DownloadState) -> Self {
+        match state {
+            DownloadState::Preparing => Self::Preparing,
+            DownloadState::Running => Self::Running,
+            DownloadState::Waiting => Self::Waiting,
+            DownloadState::Paused => Self::Paused,
+            DownloadState::Finishing => Self::Finishing,
+            DownloadState::Done => Self::Done,
+            DownloadState::Failed => Self::Failed,
+            DownloadState::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+impl From<PeerState> for v1::PeerState {
+    fn from(standing: PeerState) -> Self {
+        match standing {
+            PeerState::Connecting => Self::Connecting,
+            PeerState::Active => Self::Active,
+            PeerState::Idle => Self::Idle,
+            PeerState::BackingOff => Self::BackingOff,
+            PeerState::Unreachable => Self::Unreachable,
+            PeerState::Banned => Self::Banned,
+        }
+    }
+}
+
+impl From<&PeerStatus> for v1::TransferPeer {
+    fn from(row: &PeerStatus) -> Self {
+        Self {
+            peer_id: row.peer.map(|peer| peer.to_bytes()).unwrap_or_default(),
+            address: Some((&row.address).into()),
+            state: v1::PeerState::from(row.state).into(),
+            reason: row.reason.clone(),
+            bytes: row.bytes,
+            bytes_per_second: row.bytes_per_second,
+            requests: row.requests,
+            units: row.units,
+        }
+    }
+}
+
+impl From<&DownloadStatus> for v1::Transfer {
+    fn from(view: &DownloadStatus) -> Self {
+        Self {
+            transfer_id: view.transfer,
+            file_id: view.id.to_bytes(),
+            name: view.name.clone(),
+            kind: view.kind.map_or(v1::FileKind::Unspecified, Into::into).into(),
+            path: path_text(&view.path),
+            state: v1::TransferState::from(view.state).into(),
+            bytes_done: view.bytes_done,
+            bytes_total: view.bytes_total,
+            resumed_bytes: view.resumed_bytes,
+            bytes_per_second: view.bytes_per_second,
+            elapsed_ms: u64::try_from(view.elapsed.as_millis()).unwrap_or(u64::MAX),
+            units_total: view.units_total,
+            units_done: view.units_done,
+            peers: view.peers.iter().map(Into::into).collect(),
+            error: view.error.as_ref().map(failure),
+            max_bytes_per_second: view.limits.max_bytes_per_second,
+            priority: view.limits.priority.get(),
+            unverified_bytes: view.unverified_bytes,
+            sharing_error: view.sharing_error.as_ref().map(failure),
+            copied_bytes: view.copied_bytes,
+            not_kept: view.not_kept.clone(),
+        }
+    }
+}
+
+/// A transfer among many: an answer has to hold them all.
+pub(crate) fn summarized(mut view: DownloadStatus) -> v1::Transfer {
+    view.peers
+        .retain(|row| row.bytes > 0 || row.state == PeerState::Banned);
+    view.peers.truncate(MAX_LISTED_PEERS);
+    (&view).into()
+}
+
+impl From<&MissingUnits> for v1::MissingUnits {
+    fn from(run: &MissingUnits) -> Self {
+        Self {
+            first: run.first,
+            count: run.count,
+            providers: run.providers,
+            in_flight: if run.in_flight { run.count } else { 0 },
+        }
+    }
+}
+
+impl From<&Limits> for v1::Limits {
+    fn from(limits: &Limits) -> Self {
+        Self {
+            upload_bytes_per_second: limits.upload().rate(),
+            download_bytes_per_second: limits.download().rate(),
+            upload_slots: limits.upload_slots(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use potluck_core::FileId;
+    use prost::Message as _;
+
+    use super::*;
+
+    #[test]
+    fn a_list_tells_only_of_peers_that_gave_something_or_are_banned() {
+        let row = |bytes, standing| PeerStatus {
+            peer: None,
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)).into(),
+            state: standing,
+            reason: String::new(),
+            bytes,
+            bytes_per_second: 0,
+            requests: 0,
+            units: 0,
+        };
+        let mut view = DownloadStatus::new(1, &DownloadSpec::new(FileId([7; 32])));
+        view.peers = vec![
+            row(5, PeerState::Unreachable),
+            row(0, PeerState::Active),
+            row(0, PeerState::Banned),
+        ];
+        let told = |view: &DownloadStatus| {
+            let peers = summarized(view.clone()).peers.into_iter();
+            peers.map(|row| (row.bytes, row.state())).collect::<Vec<_>>()
+        };
+        let expected = [(5, v1::PeerState::Unreachable), (0, v1::PeerState::Banned)];
+        assert_eq!(told(&view), expected);
+        assert_eq!(
+            v1::Transfer::from(&view).peers.len(),
+            3,
+            "alone it tells them all"
+        );
+        let reason = "it sent bytes of piece 123456 that failed verification".to_owned();
+        view.peers = (0..1_000)
+            .map(|_| PeerStatus {
+                reason: reason.clone(),
+                ..row(5, PeerState::Banned)
+            })
+            .collect();
+        let transfers = vec![summarized(view); 200];
+        let size = v1::ListTransfersResponse { transfers }.encoded_len();
+        assert!(size < potluck_core::grpc::transport::MAX_MESSAGE, "{size}");
+    }
+}

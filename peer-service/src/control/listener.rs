@@ -1,0 +1,269 @@
+//! Where the control service listens: a Unix socket that only the owner can open, or TCP with a token.
+//!
+//! Invariant: whoever reaches the service is the owner: the socket has mode 0600 in a folder that
+//! is the peer's own, and over TCP every call carries the token. Nothing is encrypted, so the token
+//! leaves the machine only where the owner says that it may.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use potluck_core::{Problem, Reason, Token, grpc::transport::Endpoint};
+use tokio::net::{TcpListener, UnixListener};
+use tonic::{Request, Status};
+
+use crate::{home::Home, options::ControlAt};
+
+/// File in the home's state folder with the token for TCP.
+const TOKEN_FILE: &str = "control-token";
+
+/// Longest path of a socket, in bytes: the system's limit less the terminating zero.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// A control endpoint that is open.
+#[derive(Debug)]
+pub enum ControlListener {
+    /// On a socket.
+    Unix {
+        /// What accepts.
+        listener: UnixListener,
+        /// Removed when the peer stops.
+        path: PathBuf,
+    },
+    /// On TCP.
+    Tcp {
+        /// What accepts.
+        listener: TcpListener,
+        /// What every call must carry, in hex.
+        token: String,
+    },
+}
+
+impl ControlListener {
+    /// Opens the endpoint. The home is locked, so a socket that is left in it belongs to nobody.
+    /// With `plaintext` it may listen beyond this machine.
+    ///
+    /// # Errors
+    /// With what to do about it.
+    pub async fn open(at: &ControlAt, plaintext: bool, home: &Home) -> Result<(Self, Endpoint), Problem> {
+        match at {
+            ControlAt::Unix(path) => {
+                let inside = home.control_socket();
+                let path = path.clone().unwrap_or_else(|| inside.clone());
+                let listener = bind_socket(&path, path == inside)?;
+                Ok((
+                    Self::Unix {
+                        listener,
+                        path: path.clone(),
+                    },
+                    Endpoint::Unix(path),
+                ))
+            }
+            ControlAt::Tcp(address) => {
+                if !address.ip().to_canonical().is_loopback() {
+                    if !plaintext {
+                        return Err(beyond_this_machine(*address));
+                    }
+                    tracing::warn!(
+                        %address,
+                        "the control service listens beyond this machine without encryption: whoever can read the network's \
+                         traffic learns the token and commands this peer"
+                    );
+                }
+                let token = create_token(&home.state().join(TOKEN_FILE))?;
+                let listener = TcpListener::bind(address)
+                    .await
+                    .map_err(|error| in_use(*address, &error))?;
+                let bound = listener.local_addr().map_err(|error| in_use(*address, &error))?;
+                let endpoint = format!("http://{bound}").parse()?;
+                Ok((Self::Tcp { listener, token }, endpoint))
+            }
+        }
+    }
+}
+
+fn beyond_this_machine(address: SocketAddr) -> Problem {
+    Problem::new(
+        Reason::InvalidArgument,
+        format!(
+            "--control {address} would let other machines command this peer, without encryption: use a socket or 127.0.0.1, \
+             reach it from elsewhere through a tunnel such as `ssh -L`, or give --plaintext as well"
+        ),
+    )
+    .field("control")
+}
+
+fn in_use(address: SocketAddr, error: &io::Error) -> Problem {
+    crate::problem::cannot_listen(address, "--control", error)
+}
+
+/// Binds a socket that only this user can open.
+fn bind_socket(path: &Path, ours: bool) -> Result<UnixListener, Problem> {
+    let failed = |why: String| {
+        Problem::new(
+            Reason::InvalidArgument,
+            format!(
+                "cannot make the control socket {}: {why}; choose another with --control unix:PATH",
+                path.display()
+            ),
+        )
+    };
+    if path.as_os_str().len() > MAX_SOCKET_PATH {
+        return Err(failed(format!("its path is longer than {MAX_SOCKET_PATH} bytes")));
+    }
+    match fs::symlink_metadata(path) {
+        Ok(there) if !there.file_type().is_socket() => return Err(failed("something else is there".into())),
+        Ok(_) => {
+            if !ours && std::os::unix::net::UnixStream::connect(path).is_ok() {
+                return Err(failed("another program listens on it".into()));
+            }
+            fs::remove_file(path).map_err(|error| failed(error.to_string()))?;
+        }
+        Err(_) => {}
+    }
+    // Bound under a name of its own in a private folder and then moved: at no moment can anyone else open it.
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or_else(|| Path::new("."));
+    let private = tempfile::Builder::new()
+        .prefix(".ctl")
+        .permissions(fs::Permissions::from_mode(0o700))
+        .tempdir_in(folder)
+        .map_err(|error| failed(error.to_string()))?;
+    let hidden = private.path().join("s");
+    let listener = match hidden.as_os_str().len() > MAX_SOCKET_PATH {
+        false => {
+            let listener = UnixListener::bind(&hidden).map_err(|error| failed(error.to_string()))?;
+            fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))
+                .and_then(|()| fs::rename(&hidden, path))
+                .map_err(|error| failed(error.to_string()))?;
+            listener
+        }
+        // No room for a longer name: the folder of the socket itself has to be private.
+        true => {
+            let listener = UnixListener::bind(path).map_err(|error| failed(error.to_string()))?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+                .map_err(|error| failed(error.to_string()))?;
+            listener
+        }
+    };
+    Ok(listener)
+}
+
+/// A new token for this run, kept where only the owner can read it.
+fn create_token(path: &Path) -> Result<String, Problem> {
+    let token = hex::encode(Token::generate().expose());
+    crate::home::write_durably(path, format!("{token}\n").as_bytes(), 0o600).map_err(|error| {
+        Problem::new(
+            Reason::Internal,
+            format!("cannot write the control token {}: {error}", path.display()),
+        )
+    })?;
+    Ok(token)
+}
+
+/// Lets calls through that carry the token.
+#[derive(Debug, Clone)]
+pub struct TokenInterceptor {
+    expected_token: Option<String>,
+}
+
+impl TokenInterceptor {
+    /// Asks for this token, or for none on a socket.
+    pub const fn new(expected: Option<String>) -> Self {
+        Self {
+            expected_token: expected,
+        }
+    }
+}
+
+impl tonic::service::Interceptor for TokenInterceptor {
+    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+        let Some(expected) = &self.expected_token else {
+            return Ok(request);
+        };
+        let given = request
+            .metadata()
+            .get("authorization")
+            .and_then(|value| value.to_str().ok());
+        let given = given
+            .and_then(|value| value.strip_prefix("Bearer "))
+            .unwrap_or_default();
+        match constant_time_eq(given.as_bytes(), expected.as_bytes()) {
+            true => Ok(request),
+            false => Err(Problem::new(
+                Reason::Unauthenticated,
+                "this needs the token in state/control-token of the peer's folder, as `authorization: Bearer TOKEN`",
+            )
+            .into()),
+        }
+    }
+}
+
+/// Whether two secrets are equal, in a time that does not tell where they differ.
+fn constant_time_eq(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (x, y)| differ | (x ^ y)) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::service::Interceptor as _;
+
+    use super::*;
+
+    #[test]
+    fn only_the_token_opens() {
+        let mut guard = TokenInterceptor::new(Some("secret".into()));
+        let mut request = Request::new(());
+        assert!(guard.call(Request::new(())).is_err());
+        request
+            .metadata_mut()
+            .insert("authorization", "Bearer secreT".parse().unwrap());
+        assert!(guard.call(request).is_err());
+        let mut request = Request::new(());
+        request
+            .metadata_mut()
+            .insert("authorization", "Bearer secret".parse().unwrap());
+        assert!(guard.call(request).is_ok());
+    }
+
+    #[tokio::test]
+    async fn control_beyond_this_machine_needs_the_owners_word() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::open(&folder.path().join("home")).unwrap();
+        let open = async |at: &str, plaintext| {
+            let at = ControlAt::Tcp(at.parse().unwrap());
+            let opened = ControlListener::open(&at, plaintext, &home).await;
+            opened.map(drop).map_err(|problem| problem.reason)
+        };
+        for beyond in ["0.0.0.0:0", "[::]:0", "192.0.2.1:1", "[::ffff:192.0.2.1]:1"] {
+            assert_eq!(
+                open(beyond, false).await,
+                Err(Reason::InvalidArgument),
+                "{beyond}"
+            );
+        }
+        assert_eq!(open("0.0.0.0:0", true).await, Ok(()));
+        assert_eq!(open("127.0.0.1:0", false).await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_anything_else_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        drop(bind_socket(&path, true).unwrap());
+        let live = bind_socket(&path, true).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(bind_socket(&path, false).is_err(), "somebody listens there");
+        drop(live);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "precious").unwrap();
+        assert!(bind_socket(&path, true).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+}

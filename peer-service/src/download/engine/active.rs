@@ -1,0 +1,309 @@
+//! A running transfer as others see it: what it can serve already.
+//!
+//! Invariant: a range is served only if every unit that covers it was verified and written.
+
+use std::{
+    fs::File,
+    io::{self, Write as _},
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use potluck_core::{
+    FileId, FileLayout, Problem, Reason,
+    availability::Availability,
+    bitfield::Bitfield,
+    collection::plan::Plan,
+    identity::merkle::{FileTree, Hash},
+    model::{FileKind, FileRecord},
+};
+use tokio::sync::watch;
+
+use crate::{
+    content::Content,
+    download::{engine::verifier::UnitVerifier, storage::part_file::PartFile},
+};
+
+/// What the driver of a transfer and those who serve from it share.
+#[derive(Debug)]
+pub(crate) struct ActiveDownload {
+    /// The file, or the collection's manifest.
+    pub(crate) record: FileRecord,
+    /// Its label.
+    pub(crate) name: String,
+    /// Its bytes.
+    pub(crate) part_file: Arc<PartFile>,
+    /// What they are checked against.
+    pub(crate) verifier: Arc<UnitVerifier>,
+    /// Of a collection, its manifest.
+    manifest: Option<LocalManifest>,
+    availability: Mutex<Availability>,
+    version: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct LocalManifest {
+    tree: FileTree,
+    file: Arc<File>,
+}
+
+impl ActiveDownload {
+    /// A transfer that has `have` already. `manifest`: a collection's encoded manifest with its tree.
+    ///
+    /// # Errors
+    /// Where there is no room for a temporary file with the manifest.
+    pub(crate) fn new(
+        record: FileRecord,
+        name: String,
+        part: Arc<PartFile>,
+        checks: Arc<UnitVerifier>,
+        manifest: Option<(FileTree, &[u8])>,
+        have: Bitfield,
+    ) -> io::Result<Self> {
+        let manifest = match manifest {
+            Some((tree, bytes)) => {
+                let mut file = tempfile::tempfile()?;
+                file.write_all(bytes)?;
+                Some(LocalManifest {
+                    tree,
+                    file: Arc::new(file),
+                })
+            }
+            None => None,
+        };
+        let units = Availability {
+            fetching: Bitfield::new(have.len()),
+            have,
+        };
+        Ok(Self {
+            record,
+            name,
+            part_file: part,
+            verifier: checks,
+            manifest,
+            availability: Mutex::new(units),
+            version: watch::Sender::new(0),
+        })
+    }
+
+    fn availability(&self) -> MutexGuard<'_, Availability> {
+        self.availability.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what there is, and tells those who watch if anything did.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Availability) -> bool) {
+        let changed = change(&mut self.availability());
+        if changed {
+            self.version.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// The units verified by now.
+    pub(crate) fn have(&self) -> Bitfield {
+        self.availability().have.clone()
+    }
+
+    /// Whether this unit was verified and written.
+    pub(crate) fn has(&self, unit: u32) -> bool {
+        self.availability().have.get(unit)
+    }
+
+    /// What this transfer can serve under this id.
+    pub(crate) fn content(self: &Arc<Self>, id: &FileId) -> Option<Arc<dyn Content>> {
+        if *id == self.record.id {
+            return Some(Arc::new(DownloadContent(Arc::clone(self))));
+        }
+        let plan = self.part_file.plan();
+        let index = plan.find(id)?;
+        Some(Arc::new(CollectionFile {
+            download: Arc::clone(self),
+            index,
+            size: plan.file(index)?.size,
+            id: *id,
+        }))
+    }
+
+    /// The file at this place of the plan, for reading bytes that are all verified.
+    fn open(&self, index: usize, range: Range<u64>) -> Result<Arc<File>, Problem> {
+        let mut units = self.part_file.plan().units_of(index, range);
+        let have = self.availability();
+        let all = units.all(|unit| have.have.get(unit));
+        drop(have);
+        if !all {
+            return Err(Problem::new(
+                Reason::PieceNotAvailable,
+                "not all of this range is verified here yet",
+            ));
+        }
+        self.part_file.file(index).map_err(|error| {
+            tracing::warn!(path = %self.part_file.target().part().display(), %error, "cannot read what was fetched");
+            Problem::new(Reason::FileChanged, "the file cannot be read here any more")
+        })
+    }
+}
+
+/// The transfer's own file or collection.
+#[derive(Debug)]
+struct DownloadContent(Arc<ActiveDownload>);
+
+impl Content for DownloadContent {
+    fn id(&self) -> FileId {
+        self.0.record.id
+    }
+
+    fn size(&self) -> u64 {
+        self.0.record.size
+    }
+
+    fn record(&self) -> Result<FileRecord, Problem> {
+        Ok(self.0.record)
+    }
+
+    fn name(&self) -> String {
+        self.0.name.clone()
+    }
+
+    fn piece_hashes(&self) -> Result<Arc<[Hash]>, Problem> {
+        match &self.0.manifest {
+            Some(manifest) => Ok(manifest.tree.piece_hashes.clone().into()),
+            None => layer(&self.0.verifier, 0, self.0.record.size),
+        }
+    }
+
+    fn plan(&self) -> Option<Arc<Plan>> {
+        Some(Arc::clone(self.0.part_file.plan()))
+    }
+
+    fn availability(&self) -> Availability {
+        self.0.availability().clone()
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.0.version.subscribe())
+    }
+
+    fn open(&self, range: Range<u64>) -> Result<Arc<File>, Problem> {
+        match &self.0.manifest {
+            Some(manifest) => Ok(Arc::clone(&manifest.file)),
+            None => self.0.open(0, range),
+        }
+    }
+
+    fn try_open(&self, range: Range<u64>) -> Option<Arc<File>> {
+        // A plain file is open as long as the transfer runs.
+        let is_now = self.0.manifest.is_none() && self.0.part_file.never_waits();
+        is_now.then(|| self.open(range).ok()).flatten()
+    }
+
+    fn is_unchanged(&self, _file: &File) -> bool {
+        true
+    }
+
+    fn check_unchanged(&self, _file: &File) -> Result<(), Problem> {
+        Ok(())
+    }
+}
+
+/// When to ask again for a root that is not known: about what a unit takes.
+const ROOT_RETRY: Duration = Duration::from_millis(250);
+
+/// One file of a collection that is being fetched.
+#[derive(Debug)]
+struct CollectionFile {
+    download: Arc<ActiveDownload>,
+    /// In the plan.
+    index: usize,
+    id: FileId,
+    size: u64,
+}
+
+impl Content for CollectionFile {
+    fn id(&self) -> FileId {
+        self.id
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn record(&self) -> Result<FileRecord, Problem> {
+        let root = self.download.verifier.root(self.index).ok_or_else(|| {
+            let message = format!("the root of {} is not known here yet: try again", self.id);
+            Problem::new(Reason::PieceNotAvailable, message).retry_after(ROOT_RETRY)
+        })?;
+        Ok(FileRecord {
+            id: self.id,
+            size: self.size,
+            root,
+            sha256: None,
+            kind: FileKind::File,
+        })
+    }
+
+    fn name(&self) -> String {
+        self.download.name.clone()
+    }
+
+    fn piece_hashes(&self) -> Result<Arc<[Hash]>, Problem> {
+        layer(&self.download.verifier, self.index, self.size)
+    }
+
+    fn availability(&self) -> Availability {
+        let plan = self.download.part_file.plan();
+        let Some(layout) = FileLayout::new(self.size) else {
+            return Availability {
+                have: Bitfield::new(0),
+                fetching: Bitfield::new(0),
+            };
+        };
+        let mut units = Availability {
+            have: Bitfield::new(layout.piece_count()),
+            fetching: Bitfield::new(layout.piece_count()),
+        };
+        let all = self.download.availability();
+        for piece in layout.pieces() {
+            let mut covering = plan.units_of(self.index, layout.range(piece));
+            units
+                .have
+                .set(piece.get(), covering.clone().all(|unit| all.have.get(unit)));
+            units
+                .fetching
+                .set(piece.get(), covering.any(|unit| all.fetching.get(unit)));
+        }
+        units
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.download.version.subscribe())
+    }
+
+    fn open(&self, range: Range<u64>) -> Result<Arc<File>, Problem> {
+        self.download.open(self.index, range)
+    }
+
+    fn try_open(&self, _: Range<u64>) -> Option<Arc<File>> {
+        None
+    }
+
+    fn is_unchanged(&self, _file: &File) -> bool {
+        true
+    }
+
+    fn check_unchanged(&self, _file: &File) -> Result<(), Problem> {
+        Ok(())
+    }
+}
+
+fn layer(checks: &UnitVerifier, file: usize, size: u64) -> Result<Arc<[Hash]>, Problem> {
+    if FileLayout::new(size).is_some_and(|layout| layout.piece_count() < 2) {
+        return Ok(Arc::new([]));
+    }
+    match checks.layer(file) {
+        Some(layer) => Ok(layer),
+        None => Err(Problem::new(
+            Reason::PieceNotAvailable,
+            "the piece hashes are not known here yet",
+        )),
+    }
+}

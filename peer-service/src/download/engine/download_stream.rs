@@ -1,0 +1,114 @@
+//! `Download` as a client: a gRPC call by hand, so that the bytes of its chunks are given out where they came in.
+//!
+//! Invariant: memory held is what the connection's windows allow, and at most one message in an unusual form.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http::{
+    Method, Request, Response, StatusCode,
+    header::{CONTENT_TYPE, TE},
+};
+use http_body_util::{BodyExt as _, Full};
+use potluck_core::{
+    Problem, Reason,
+    grpc::{
+        download_codec::{ChunkDecoder, ChunkSlice},
+        transport::Endpoint,
+    },
+    proto::v1,
+};
+use prost::Message as _;
+use tonic::{Code, Status, body::Body, transport::Channel};
+use tower::ServiceExt as _;
+
+/// The call's path (gRPC over HTTP/2, "Path").
+const PATH: &str = "/potluck.v1.PeerService/Download";
+
+/// The answer to a `Download`.
+#[derive(Debug)]
+pub(crate) struct DownloadStream {
+    endpoint: Endpoint,
+    body: Body,
+    decoder: ChunkDecoder,
+}
+
+/// Asks for spans.
+///
+/// # Errors
+/// As `PeerService.Download`, and where nobody or somebody else answers.
+pub(crate) async fn download(
+    channel: Channel,
+    endpoint: &Endpoint,
+    request: v1::DownloadRequest,
+) -> Result<DownloadStream, Problem> {
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(PATH)
+        .header(TE, "trailers")
+        .header(CONTENT_TYPE, "application/grpc")
+        .body(Body::new(Full::new(encode_framed(&request))))
+        .map_err(|error| Problem::new(Reason::Internal, format!("a request cannot be made: {error}")))?;
+    let answer = channel.oneshot(request).await;
+    let answer = answer.map_err(|error| endpoint.problem(Status::from_error(error.into()), "peer"))?;
+    error_status(&answer).map_or(Ok(()), |status| Err(endpoint.problem(status, "peer")))?;
+    Ok(DownloadStream {
+        endpoint: endpoint.clone(),
+        body: answer.into_body(),
+        decoder: ChunkDecoder::default(),
+    })
+}
+
+/// A message with gRPC's prefix.
+fn encode_framed(message: &v1::DownloadRequest) -> Bytes {
+    let len = message.encoded_len();
+    let mut bytes = BytesMut::with_capacity(5 + len);
+    bytes.put_u8(0);
+    // At most 4,096 spans.
+    bytes.put_u32(len as u32);
+    message.encode_raw(&mut bytes);
+    bytes.freeze()
+}
+
+/// The status of an answer that is nothing else.
+fn error_status(answer: &Response<Body>) -> Option<Status> {
+    let status = Status::from_header_map(answer.headers()).filter(|status| status.code() != Code::Ok);
+    let foreign = || Status::unknown(format!("answered HTTP {}", answer.status()));
+    status.or_else(|| (answer.status() != StatusCode::OK).then(foreign))
+}
+
+impl DownloadStream {
+    /// The next bytes; `None` at a good end. Cancel-safe.
+    ///
+    /// # Errors
+    /// As `PeerService.Download`; `NOT_POTLUCK` where what comes is no stream of chunks.
+    pub(crate) async fn next(&mut self) -> Result<Option<ChunkSlice>, Problem> {
+        loop {
+            match self.decoder.next_slice() {
+                Ok(Some(part)) => return Ok(Some(part)),
+                Ok(None) => {}
+                Err(error) => return Err(Problem::new(Reason::NotPotluck, error.to_string())),
+            }
+            let Some(frame) = self.body.frame().await else {
+                // A stream that its sender broke off ends so, without a status.
+                return Err(Problem::new(Reason::Cancelled, "broke off the stream"));
+            };
+            let frame = frame.map_err(|status| self.endpoint.problem(status, "peer"))?;
+            match frame.into_data() {
+                Ok(bytes) => self.decoder.push(bytes),
+                Err(frame) => {
+                    let trailers = frame.into_trailers().unwrap_or_default();
+                    return self.end(Status::from_header_map(&trailers));
+                }
+            }
+        }
+    }
+
+    fn end(&self, status: Option<Status>) -> Result<Option<ChunkSlice>, Problem> {
+        match status {
+            Some(status) if status.code() != Code::Ok => Err(self.endpoint.problem(status, "peer")),
+            _ => match self.decoder.finish() {
+                Ok(()) => Ok(None),
+                Err(error) => Err(Problem::new(Reason::NotPotluck, error.to_string())),
+            },
+        }
+    }
+}

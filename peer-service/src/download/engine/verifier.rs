@@ -1,0 +1,313 @@
+//! Whether the bytes of a unit are what the id commits to. Pure.
+//!
+//! Invariant: a piece layer is kept only if it folds into its file's id, so whatever passes [`UnitVerifier::verify`] belongs to the id
+//! that the transfer is for.
+
+use std::{
+    borrow::Cow,
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
+
+use potluck_core::{
+    FileId, FileLayout, Root,
+    collection::plan::{BUNDLE_SIZE, Plan, PlanSpan},
+    identity::{
+        hash,
+        merkle::{self, EMPTY_FILE, EMPTY_ROOT, FileTree, Hash, LEAF_SIZE, PieceHasher},
+    },
+};
+
+use crate::{content::BadPieces, download::engine::chunk_list::ChunkList};
+
+/// Files of one leaf that are hashed together: a multiple of what is hashed in step.
+const SMALL_BATCH: usize = 64;
+
+/// What the units of a plan are checked against.
+#[derive(Debug)]
+pub(crate) struct UnitVerifier {
+    plan: Arc<Plan>,
+    /// Of each file of the plan: its root, from a layer that folded or from bytes that verified.
+    roots: Vec<OnceLock<Root>>,
+    /// Of each file of several pieces, in the plan's order: its number, and its piece layer once the root is known.
+    layers: Vec<(usize, OnceLock<Arc<[Hash]>>)>,
+}
+
+impl UnitVerifier {
+    /// Checks without any piece layer yet.
+    pub(crate) fn new(plan: Arc<Plan>) -> Self {
+        let several = plan.files().enumerate().filter(|(_, file)| has_layer(file.size));
+        Self {
+            roots: plan.files().map(|_| OnceLock::new()).collect(),
+            layers: several.map(|(file, _)| (file, OnceLock::new())).collect(),
+            plan,
+        }
+    }
+
+    /// The files, by their number in the plan, whose piece layer is needed.
+    pub(crate) fn missing_layers(&self) -> Vec<usize> {
+        let by_pieces = |file: &usize| {
+            let size = self.plan.file(*file).map_or(0, |file| file.size);
+            self.plan.manifest().is_none() || size > BUNDLE_SIZE
+        };
+        let unknown = self.layers.iter().filter(|(_, layer)| layer.get().is_none());
+        unknown.map(|&(file, _)| file).filter(by_pieces).collect()
+    }
+
+    /// Takes a file's piece layer from a stranger; false where it does not fold into the file's id.
+    pub(crate) fn add_layer(&self, file: usize, layer: Vec<Hash>) -> bool {
+        let tree = self
+            .plan
+            .file(file)
+            .and_then(|planned| tree_of(planned.id, planned.size, layer));
+        tree.map(|tree| self.record_tree(file, tree)).is_some()
+    }
+
+    /// Whoever was first had the same tree: the id commits to it.
+    fn record_tree(&self, file: usize, tree: FileTree) {
+        if let Some((_, layer)) = self.layer_at(file) {
+            let _ = layer.set(tree.piece_hashes.into());
+        }
+        if let Some(root) = self.roots.get(file) {
+            let _ = root.set(tree.root);
+        }
+    }
+
+    fn layer_at(&self, file: usize) -> Option<&(usize, OnceLock<Arc<[Hash]>>)> {
+        let index = self.layers.binary_search_by_key(&file, |(file, _)| *file).ok()?;
+        self.layers.get(index)
+    }
+
+    /// Whether these are the unit's bytes. Hashes all of them: not for the async threads.
+    pub(crate) fn verify(&self, unit: u32, data: &ChunkList) -> bool {
+        if data.len() as u64 != self.plan.unit_len(unit) {
+            return false;
+        }
+        let mut at = 0;
+        let mut small = Vec::with_capacity(SMALL_BATCH);
+        let good = self.plan.spans(unit).all(|span| {
+            let range = at..at + span.len as usize;
+            at = range.end;
+            match span.is_whole_file {
+                true if range.len() <= LEAF_SIZE => {
+                    small.push((span, data.contiguous(range)));
+                    small.len() < SMALL_BATCH || self.verify_small(&mut small)
+                }
+                true => self.verify_whole(&span, &data.contiguous(range)),
+                false => self.verify_piece(&span, data, range),
+            }
+        });
+        good && self.verify_small(&mut small)
+    }
+
+    /// The pieces of a unit that fail verification, as far as that can be told: of a file that came
+    /// whole, all of it. Slow, for units that failed.
+    pub(crate) fn bad_pieces(&self, unit: u32, data: &ChunkList) -> Option<BadPieces> {
+        if data.len() as u64 != self.plan.unit_len(unit) {
+            return None;
+        }
+        let mut at = 0;
+        self.plan.spans(unit).find_map(|span| {
+            let range = at..at + span.len as usize;
+            at = range.end;
+            let layout = FileLayout::new(self.plan.file(span.file)?.size)?;
+            let (is_good, first, count) = match span.is_whole_file {
+                true => (
+                    self.verify_whole(&span, &data.contiguous(range)),
+                    0,
+                    layout.piece_count(),
+                ),
+                false => {
+                    // Below the number of pieces, so it fits.
+                    let piece = (span.offset / layout.piece_size()) as u32;
+                    (self.verify_piece(&span, data, range), piece, 1)
+                }
+            };
+            let id = span.id;
+            (!is_good).then_some(BadPieces { id, first, count })
+        })
+    }
+
+    /// Files of one leaf: hashed together, as one after the other would leave the processor waiting. Empties `small`.
+    fn verify_small(&self, small: &mut Vec<(PlanSpan, Cow<'_, [u8]>)>) -> bool {
+        let files: Vec<&[u8]> = small.iter().map(|(_, bytes)| &**bytes).collect();
+        let mut roots = Vec::with_capacity(files.len());
+        merkle::small_file_roots(&files, &mut roots);
+        small.drain(..).zip(roots).all(|((span, _), root)| {
+            let good = FileId::derive(span.len, &root) == span.id;
+            if good {
+                // Whoever was first had the same root: the id commits to it.
+                let _ = self.roots[span.file].set(root);
+            }
+            good
+        })
+    }
+
+    fn verify_piece(&self, span: &PlanSpan, data: &ChunkList, range: Range<usize>) -> bool {
+        let size = self.plan.file(span.file).map(|file| file.size);
+        let (Some(layout), Some(layer)) = (size.and_then(FileLayout::new), self.layer(span.file)) else {
+            return false;
+        };
+        let piece = (span.offset / layout.piece_size()) as usize;
+        let mut hasher = PieceHasher::new(&layout);
+        data.slices(range).for_each(|run| hasher.update(run));
+        layer.get(piece) == Some(&hasher.finish())
+    }
+
+    fn verify_whole(&self, span: &PlanSpan, data: &[u8]) -> bool {
+        let tree = hash::hash_bytes(data);
+        let good = tree.id() == span.id;
+        if good {
+            self.record_tree(span.file, tree);
+        }
+        good
+    }
+
+    /// The file's root, where it is known by now.
+    pub(crate) fn root(&self, file: usize) -> Option<Root> {
+        self.roots.get(file)?.get().copied()
+    }
+
+    /// The piece layer of a file of several pieces, where it is known by now.
+    pub(crate) fn layer(&self, file: usize) -> Option<Arc<[Hash]>> {
+        self.layer_at(file)?.1.get().cloned()
+    }
+
+    /// The file's tree, where it is known by now.
+    pub(crate) fn tree(&self, file: usize) -> Option<FileTree> {
+        let (root, size) = (self.root(file)?, self.plan.file(file)?.size);
+        let piece_hashes = match has_layer(size) {
+            true => self.layer(file)?.to_vec(),
+            false => Vec::new(),
+        };
+        Some(FileTree {
+            size,
+            root,
+            piece_hashes,
+        })
+    }
+
+    /// Whether every empty file of the plan is what its id says: no unit brings its content. The first that is not.
+    pub(crate) fn false_empty(&self) -> Option<FileId> {
+        for (index, file) in self.plan.files().enumerate() {
+            if file.size == 0 {
+                if file.id != EMPTY_FILE {
+                    return Some(file.id);
+                }
+                let _ = self.roots[index].set(EMPTY_ROOT);
+            }
+        }
+        None
+    }
+}
+
+fn has_layer(size: u64) -> bool {
+    FileLayout::new(size).is_some_and(|layout| layout.piece_count() > 1)
+}
+
+/// The tree of a file of several pieces with this layer; `None` where the layer does not fold into the id.
+pub(crate) fn tree_of(id: FileId, size: u64, layer: Vec<Hash>) -> Option<FileTree> {
+    let root: Root = merkle::fold(&layer, &FileLayout::new(size)?)?;
+    (FileId::derive(size, &root) == id).then_some(FileTree {
+        size,
+        root,
+        piece_hashes: layer,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(len: usize) -> Vec<u8> {
+        (0..len).map(|i| (i * 31 % 251) as u8).collect()
+    }
+
+    fn verify(checks: &UnitVerifier, unit: u32, data: &[u8]) -> bool {
+        checks.verify(unit, &bytes::Bytes::copy_from_slice(data).into())
+    }
+
+    #[test]
+    fn pieces_of_a_file_are_checked_one_by_one() {
+        let data = bytes(3 * 128 * 1024 + 5);
+        let tree = hash::hash_bytes(&data);
+        let plan = Arc::new(Plan::of_file(tree.id(), tree.size).unwrap());
+        let checks = UnitVerifier::new(Arc::clone(&plan));
+        assert_eq!(checks.missing_layers(), [0]);
+        let first = &data[..128 * 1024];
+        assert!(!verify(&checks, 0, first), "without the layer nothing passes");
+        let mut wrong = tree.piece_hashes.clone();
+        wrong[1][0] ^= 1;
+        assert!(!checks.add_layer(0, wrong));
+        assert!(!checks.add_layer(0, tree.piece_hashes[1..].to_vec()));
+        assert!(checks.add_layer(0, tree.piece_hashes));
+        assert!(verify(&checks, 0, first));
+        assert!(verify(&checks, 3, &data[3 * 128 * 1024..]));
+        assert!(!verify(&checks, 1, first), "a good piece in the wrong place");
+        assert!(!verify(&checks, 0, &first[1..]), "too short");
+        let mut flipped = first.to_vec();
+        flipped[77_777] ^= 1;
+        assert!(!verify(&checks, 0, &flipped));
+    }
+
+    #[test]
+    fn a_file_of_one_piece_is_its_id() {
+        let data = bytes(1000);
+        let tree = hash::hash_bytes(&data);
+        let checks = UnitVerifier::new(Arc::new(Plan::of_file(tree.id(), tree.size).unwrap()));
+        assert!(checks.missing_layers().is_empty());
+        assert!(verify(&checks, 0, &data));
+        assert!(!verify(&checks, 0, &data[1..]));
+        assert_eq!(checks.tree(0), Some(tree));
+    }
+
+    #[test]
+    fn every_file_of_a_bundle_is_checked() {
+        use potluck_core::collection::{
+            manifest::{EntryContent, Manifest, ManifestEntry},
+            path::RelPath,
+        };
+        let files: Vec<Vec<u8>> = (0..3 * SMALL_BATCH + 7)
+            .map(|n| bytes(1 + n * 97).into_iter().map(|byte| byte ^ n as u8).collect())
+            .collect();
+        let names: Vec<String> = (0..files.len()).map(|n| format!("{n:04}")).collect();
+        let trees: Vec<_> = files.iter().map(|file| hash::hash_bytes(file)).collect();
+        let entries = names.iter().zip(&trees).map(|(name, tree)| ManifestEntry {
+            path: RelPath::parse(name).unwrap(),
+            content: EntryContent::File {
+                id: tree.id(),
+                size: tree.size,
+                executable: false,
+            },
+        });
+        let manifest = Arc::new(Manifest::new(entries).unwrap());
+        let checks = UnitVerifier::new(Arc::new(Plan::of_collection(&manifest)));
+        let good = files.concat();
+        for at in [0, good.len() / 3, good.len() / 2, good.len() - 1] {
+            let mut wrong = good.clone();
+            wrong[at] ^= 1;
+            assert!(!verify(&checks, 0, &wrong), "byte {at}");
+        }
+        // In runs whose borders lie anywhere in the files.
+        let mut rope = ChunkList::default();
+        let mut left = good.len();
+        for run in good.chunks(40_001) {
+            rope.push(run.to_vec().into(), left);
+            left -= run.len();
+        }
+        assert!(checks.verify(0, &rope));
+        for (file, tree) in trees.into_iter().enumerate() {
+            assert_eq!(checks.tree(file), Some(tree));
+        }
+    }
+
+    #[test]
+    fn an_empty_file_with_a_made_up_root_is_noticed() {
+        let id = FileId::derive(0, &Root([3; 32]));
+        let checks = UnitVerifier::new(Arc::new(Plan::of_file(id, 0).unwrap()));
+        assert_eq!(checks.false_empty(), Some(id));
+        let id = hash::hash_bytes(&[]).id();
+        let checks = UnitVerifier::new(Arc::new(Plan::of_file(id, 0).unwrap()));
+        assert_eq!(checks.false_empty(), None);
+    }
+}

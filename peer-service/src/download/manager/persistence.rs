@@ -1,0 +1,200 @@
+//! What is remembered of transfers, in the store and in the list, and what is removed with one.
+
+use std::{sync::PoisonError, time::Duration};
+
+use potluck_core::{Problem, Reason, problem::RAISE_OPEN_FILES};
+
+use crate::{
+    download::{
+        manager::{DownloadEntry, DownloadManager, DownloadTable},
+        status::DownloadState,
+        storage::{part_file, persisted::PersistedDownload, target::DownloadTarget},
+    },
+    fs::blocking::blocking,
+    store::StoreError,
+};
+
+/// Ended transfers that are kept to be listed.
+const MAX_ENDED: usize = 100;
+
+/// Time between two tries to store what could not be stored.
+const STORE_RETRY: Duration = Duration::from_secs(3);
+
+impl DownloadManager {
+    /// Has the store remember a transfer as it stands; `running`: as one that is at work.
+    ///
+    /// # Errors
+    /// As of [`DownloadManager::store`].
+    pub(crate) async fn persist(&self, number: u64, running: bool) -> Result<(), Problem> {
+        self.set_persisted(number, Some(running));
+        self.sync_store(number).await
+    }
+
+    /// Has the store forget a transfer.
+    ///
+    /// # Errors
+    /// As of [`DownloadManager::store`].
+    pub(crate) async fn forget(&self, number: u64) -> Result<(), Problem> {
+        self.set_persisted(number, None);
+        self.sync_store(number).await
+    }
+
+    fn set_persisted(&self, number: u64, stored: Option<bool>) {
+        let mut table = self.table();
+        if let Some(entry) = table.downloads.get_mut(&number) {
+            entry.persisted = stored;
+        }
+        table.unstored.insert(number);
+    }
+
+    /// Brings the store up to date with a transfer, and with all others that it does not have as
+    /// they are. On the disk when this returns.
+    ///
+    /// # Errors
+    /// [`Reason::DiskFull`], [`Reason::TooManyOpenFiles`] or [`Reason::StoreUnavailable`]: tried
+    /// again until it succeeds, or the peer ends.
+    pub(crate) async fn sync_store(&self, number: u64) -> Result<(), Problem> {
+        let transfers = self.clone();
+        let stored = blocking(move || transfers.store_all()).await?;
+        stored.map_err(|error| {
+            tracing::warn!(
+                transfer = number, %error,
+                "could not be stored, and is tried again: until then a restart brings back what was before"
+            );
+            self.retry_storing();
+            not_stored(number, &error)
+        })
+    }
+
+    /// Writes what the store does not have yet. One call at a time, and each writes what holds when
+    /// its turn comes: what is written last is the latest. Blocks.
+    fn store_all(&self) -> Result<(), StoreError> {
+        let _storing = self
+            .shared
+            .persisting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let changes: Vec<_> = {
+            let mut table = self.table();
+            let unstored = std::mem::take(&mut table.unstored);
+            let row = |number| (number, table.to_save(number).map(|saved| saved.encode()));
+            unstored.into_iter().map(row).collect()
+        };
+        if changes.is_empty() {
+            // Another call wrote it with its own.
+            return Ok(());
+        }
+        let stored = self.shared.context.store.write_transfers(&changes);
+        if stored.is_err() {
+            let numbers = changes.iter().map(|(number, _)| *number);
+            self.table().unstored.extend(numbers);
+        }
+        stored
+    }
+
+    /// Tries again and again to store what could not be stored.
+    fn retry_storing(&self) {
+        if std::mem::replace(&mut self.table().is_retrying, true) {
+            return;
+        }
+        let transfers = self.clone();
+        self.shared.context.tracker.spawn(async move {
+            loop {
+                tokio::select! {
+                    // Both only wait.
+                    () = transfers.shared.shutdown.cancelled() => return,
+                    () = tokio::time::sleep(STORE_RETRY) => {}
+                }
+                let again = transfers.clone();
+                let _ = blocking(move || again.store_all()).await;
+                let mut table = transfers.table();
+                if table.unstored.is_empty() {
+                    tracing::info!("what could not be stored of the transfers is stored now");
+                    table.is_retrying = false;
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Removes what a cancelled transfer had fetched.
+    ///
+    /// # Errors
+    /// As of [`DownloadManager::store`].
+    pub(crate) async fn discard(&self, number: u64) -> Result<(), Problem> {
+        let target = self.table().downloads.get(&number).map(|entry| {
+            let path = entry.status.borrow().path.clone();
+            (entry.spec.id, DownloadTarget { path })
+        });
+        if let Some((id, target)) = target.filter(|(_, target)| target.path.is_absolute()) {
+            let path = target.part();
+            if let Ok(Err(error)) = blocking(move || part_file::remove(id, &target)).await {
+                tracing::warn!(part = %path.display(), %error, "could not be removed");
+            }
+        }
+        self.forget(number).await
+    }
+}
+
+impl DownloadTable {
+    /// A transfer as the store is to have it; `None`: not at all.
+    fn to_save(&self, number: u64) -> Option<PersistedDownload> {
+        let entry = self.downloads.get(&number)?;
+        let view = entry.status.borrow();
+        Some(PersistedDownload {
+            spec: entry.spec.clone(),
+            running: entry.persisted?,
+            name: view.name.clone(),
+            path: Some(view.path.clone()).filter(|path| !path.as_os_str().is_empty()),
+        })
+    }
+
+    /// Takes out the oldest ended transfers beyond those that are kept.
+    pub(crate) fn prune(&mut self) -> Vec<u64> {
+        let ended = |entry: &DownloadEntry| {
+            let state = entry.status.borrow().state;
+            entry.watchers == 0
+                && matches!(
+                    state,
+                    DownloadState::Done | DownloadState::Cancelled | DownloadState::Failed
+                )
+        };
+        let ended: Vec<u64> = self
+            .downloads
+            .iter()
+            .filter(|(_, entry)| ended(entry))
+            .map(|(&number, _)| number)
+            .collect();
+        let surplus = ended.len().saturating_sub(MAX_ENDED);
+        let pruned = ended[..surplus].to_vec();
+        for number in &pruned {
+            self.downloads.remove(number);
+        }
+        pruned
+    }
+}
+
+/// The problem with a transfer that could not be stored as it stands.
+fn not_stored(number: u64, error: &StoreError) -> Problem {
+    let lost = "a restart of the peer would bring back what was before";
+    match error.exhaustion() {
+        Some(Reason::DiskFull) => Problem::new(
+            Reason::DiskFull,
+            format!(
+                "the disk of the peer's home has no room to store transfer {number} as it is now: \
+                 {lost}; make room and ask again"
+            ),
+        ),
+        Some(reason) => Problem::new(
+            reason,
+            format!("transfer {number} could not be stored as it is now: {RAISE_OPEN_FILES}"),
+        ),
+        None => Problem::new(
+            Reason::StoreUnavailable,
+            format!(
+                "transfer {number} could not be stored as it is now: {lost}; see the peer's log \
+                 and ask again"
+            ),
+        ),
+    }
+}

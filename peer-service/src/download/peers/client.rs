@@ -1,0 +1,404 @@
+//! One other peer, as a client of its PeerService: domain types out, every wait bounded, nothing it says believed further than
+//! this file can check.
+
+use std::{
+    future::Future,
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use futures_util::{Stream, StreamExt as _};
+use potluck_core::{
+    FileId, FileLayout, PeerId, Problem, Reason,
+    availability::Availability,
+    bitfield::Bitfield,
+    grpc::transport::{Endpoint, MAX_MESSAGE},
+    identity::merkle::Hash,
+    model::{Address, FileRecord},
+    proto::v1::{self, peer_service_client::PeerServiceClient},
+};
+use tokio::time::Instant;
+use tonic::{Status, Streaming, transport::Channel};
+
+use crate::{
+    content::BadPieces,
+    download::engine::download_stream::{self, DownloadStream},
+};
+
+/// How long a peer may take to answer a call, and to send the next message of a stream that it owes.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The same for bulk data: over a slow link, what was asked for before comes first. Where a peer says nothing at all, the swarm turns
+/// away from it long before.
+pub(crate) const DATA_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long all piece hashes of a file may take: 128 KiB for most files, a few MiB for the largest.
+const HASHES_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A peer that answered. Cheap to clone.
+///
+/// Bulk data has a connection of its own, so that small calls never wait behind it.
+#[derive(Debug, Clone)]
+pub(crate) struct PeerClient {
+    endpoint: Endpoint,
+    control: PeerServiceClient<Channel>,
+    leave_from: Option<IpAddr>,
+    /// How long connecting took.
+    connect_time: Duration,
+    /// Made with the first answer.
+    data: Arc<OnceLock<Channel>>,
+}
+
+/// What a peer says of a file.
+#[derive(Debug, Clone)]
+pub(crate) struct FileDescription {
+    /// The file; its id was checked against what was asked for.
+    pub(crate) record: FileRecord,
+    /// The peer's label; hostile.
+    pub(crate) name: String,
+    /// Who it says it is.
+    pub(crate) peer: PeerId,
+}
+
+/// A change of what a peer has.
+#[derive(Debug, Clone)]
+pub(crate) enum AvailabilityEvent {
+    /// All of it.
+    Snapshot(Availability),
+    /// It counts the units otherwise; what to say of it.
+    UnitCountMismatch(Problem),
+    /// What is different.
+    Change {
+        /// Now there.
+        have: Vec<u32>,
+        /// Now being fetched.
+        fetching: Vec<u32>,
+        /// No longer being fetched.
+        abandoned: Vec<u32>,
+    },
+}
+
+impl PeerClient {
+    /// Connects to the peer at this address, leaving from this one of this machine where that can
+    /// reach it. Whether it is a peer shows with the first call.
+    ///
+    /// # Errors
+    /// [`Reason::Unreachable`], [`Reason::InvalidAddress`].
+    pub(crate) async fn open(address: &Address, leave_from: Option<IpAddr>) -> Result<Self, Problem> {
+        let endpoint: Endpoint = address.to_string().parse()?;
+        let begun = Instant::now();
+        let control = grpc_client(endpoint.open_from(leave_from).await?);
+        Ok(Self {
+            endpoint,
+            control,
+            leave_from,
+            connect_time: begun.elapsed(),
+            data: Arc::default(),
+        })
+    }
+
+    /// The connection for bulk data. A proxy before the peer takes a connection sooner than the peer answers: the longer of the two is
+    /// the round trip. Twice that, as others may share the path.
+    fn data(&self, answered_in: Duration) -> Channel {
+        let round_trip = self.connect_time.max(answered_in);
+        let channel = self
+            .data
+            .get_or_init(|| self.endpoint.lazy_bulk_channel(2 * round_trip, self.leave_from));
+        channel.clone()
+    }
+
+    async fn call<T>(
+        &self,
+        answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T, Problem> {
+        let asked = Instant::now();
+        let answer = self.endpoint.call("peer", ANSWER_TIMEOUT, answer).await?;
+        self.data(asked.elapsed());
+        Ok(answer)
+    }
+
+    fn timed_out(&self, waited: Duration) -> Problem {
+        Problem::new(
+            Reason::TimedOut,
+            format!("the peer at {} did not answer within {waited:?}", self.endpoint),
+        )
+    }
+
+    fn protocol_violation(&self, what: &str) -> Problem {
+        Problem::new(
+            Reason::VerificationFailed,
+            format!("the peer at {} {what}", self.endpoint),
+        )
+    }
+
+    /// What the peer knows of a file.
+    ///
+    /// # Errors
+    /// As `PeerService.Describe`; [`Reason::VerificationFailed`] where size and root do not give the id.
+    pub(crate) async fn describe(&self, id: FileId) -> Result<FileDescription, Problem> {
+        let request = v1::DescribeRequest {
+            file_id: id.to_bytes(),
+        };
+        let told = self.call(self.control.clone().describe(request)).await?;
+        let record = FileRecord::try_from(told.file.unwrap_or_default())
+            .map_err(|problem| self.protocol_violation(&format!("described the file falsely: {problem}")))?;
+        if record.id != id {
+            return Err(self.protocol_violation("described another file"));
+        }
+        let peer =
+            PeerId::try_from(told.peer_id.as_ref()).map_err(|_| self.protocol_violation("has no peer id"))?;
+        Ok(FileDescription {
+            record,
+            name: told.name,
+            peer,
+        })
+    }
+
+    /// Tells the peer that pieces it sent failed verification. Whether it takes that is its own
+    /// affair.
+    pub(crate) async fn report_bad_pieces(self, pieces: BadPieces) {
+        let request = v1::ReportBadPiecesRequest {
+            file_id: pieces.id.to_bytes(),
+            first_piece: pieces.first,
+            count: pieces.count,
+        };
+        if let Err(problem) = self.call(self.control.clone().report_bad_pieces(request)).await {
+            tracing::debug!(file = %pieces.id.short(), peer = %self.endpoint, %problem, "a report was not taken");
+        }
+    }
+
+    /// The piece layer of a file of this size, not verified.
+    ///
+    /// # Errors
+    /// As `PeerService.GetPieceHashes`; [`Reason::VerificationFailed`] where the list has gaps or is too long or short.
+    pub(crate) async fn piece_hashes(&self, id: FileId, size: u64) -> Result<Vec<Hash>, Problem> {
+        let count = FileLayout::new(size).map_or(0, |layout| layout.piece_count()) as usize;
+        let request = v1::GetPieceHashesRequest {
+            file_id: id.to_bytes(),
+            first_piece: 0,
+            count: 0,
+        };
+        let receive = async {
+            let mut stream = self.call(self.control.clone().get_piece_hashes(request)).await?;
+            let mut layer: Vec<Hash> = Vec::new();
+            while let Some(run) = self.next_message(&mut stream).await? {
+                let (hashes, rest) = run.hashes.as_chunks::<32>();
+                if run.first_piece as usize != layer.len() || !rest.is_empty() || hashes.is_empty() {
+                    return Err(self.protocol_violation("sent piece hashes with gaps"));
+                }
+                if layer.len() + hashes.len() > count {
+                    return Err(self.protocol_violation("sent more piece hashes than the file has pieces"));
+                }
+                layer.extend_from_slice(hashes);
+            }
+            match layer.len() == count {
+                true => Ok(layer),
+                false => Err(self.protocol_violation("sent fewer piece hashes than the file has pieces")),
+            }
+        };
+        tokio::time::timeout(HASHES_TIMEOUT, receive)
+            .await
+            .unwrap_or_else(|_| Err(self.timed_out(HASHES_TIMEOUT)))
+    }
+
+    /// The next message that the peer owes.
+    async fn next_message<T>(&self, stream: &mut Streaming<T>) -> Result<Option<T>, Problem> {
+        match tokio::time::timeout(ANSWER_TIMEOUT, stream.message()).await {
+            Ok(message) => message.map_err(|status| self.endpoint.problem(status, "peer")),
+            Err(_) => Err(self.timed_out(ANSWER_TIMEOUT)),
+        }
+    }
+
+    /// Streams which of `units` units the peer has; the first item is a snapshot, owed within [`ANSWER_TIMEOUT`].
+    ///
+    /// # Errors
+    /// As `PeerService.WatchAvailability`, at once or as an item; [`Reason::VerificationFailed`] where it breaks the rules.
+    pub(crate) async fn availability(
+        &self,
+        id: FileId,
+        units: u32,
+    ) -> Result<impl Stream<Item = Result<AvailabilityEvent, Problem>> + Send + use<>, Problem> {
+        let request = v1::WatchAvailabilityRequest {
+            file_id: id.to_bytes(),
+        };
+        let mut stream = self
+            .call(self.control.clone().watch_availability(request))
+            .await?;
+        let Some(first) = self.next_message(&mut stream).await? else {
+            return Err(self.protocol_violation("told nothing of what it has"));
+        };
+        let link = self.clone();
+        let rest = stream.map(move |event| event.map_err(|status| link.endpoint.problem(status, "peer")));
+        let link = self.clone();
+        let events = futures_util::stream::iter([Ok(first)]).chain(rest).enumerate();
+        Ok(events.map(move |(place, event)| link.parse_event(event?, (id, units), place == 0)))
+    }
+
+    /// An event as it counts. Each costs work in proportion to the units, so no list is longer than
+    /// there are units. A later snapshot replaces all that was told: the peer hashed the file
+    /// again, or lost units.
+    fn parse_event(
+        &self,
+        event: v1::WatchAvailabilityResponse,
+        (id, units): (FileId, u32),
+        first: bool,
+    ) -> Result<AvailabilityEvent, Problem> {
+        use v1::watch_availability_response::Event;
+        match event.event {
+            Some(Event::Change(_)) if first => {
+                Err(self.protocol_violation("told of a change before what it has"))
+            }
+            Some(Event::Snapshot(told)) if told.file_id != id.to_bytes() => Err(Problem::new(
+                // Not the peer's fault: it answers what it was asked, and the network may have
+                // damaged that.
+                Reason::Unreachable,
+                format!(
+                    "the peer at {} was asked about {} and answered about another file",
+                    self.endpoint,
+                    id.short()
+                ),
+            )),
+            Some(Event::Snapshot(told)) => {
+                if told.units != units {
+                    // No lie: whoever takes a folder for a file, as a false record has it, counts differently.
+                    return Ok(AvailabilityEvent::UnitCountMismatch(Problem::new(
+                        Reason::NotFound,
+                        format!(
+                            "the peer at {} has it in {} units, not in {units}: one of the two takes a folder for a file",
+                            self.endpoint, told.units
+                        ),
+                    )));
+                }
+                if told.complete {
+                    return Ok(AvailabilityEvent::Snapshot(Availability {
+                        have: Bitfield::full(units),
+                        fetching: Bitfield::new(units),
+                    }));
+                }
+                let bits = |bytes: &[u8]| match bytes.is_empty() {
+                    true => Some(Bitfield::new(units)),
+                    false => Bitfield::from_bytes(units, bytes),
+                };
+                match (bits(&told.have), bits(&told.fetching)) {
+                    (Some(have), Some(fetching)) => {
+                        Ok(AvailabilityEvent::Snapshot(Availability { have, fetching }))
+                    }
+                    _ => Err(self.protocol_violation("sent a bitfield of the wrong length")),
+                }
+            }
+            Some(Event::Change(change)) => {
+                let lists = [&change.have, &change.fetching, &change.abandoned];
+                if lists.iter().any(|list| list.len() > units as usize) {
+                    return Err(self.protocol_violation("told of more changes than there are units"));
+                }
+                let inside = |list: Vec<u32>| list.into_iter().filter(|&unit| unit < units).collect();
+                Ok(AvailabilityEvent::Change {
+                    have: inside(change.have),
+                    fetching: inside(change.fetching),
+                    abandoned: inside(change.abandoned),
+                })
+            }
+            None => Err(self.protocol_violation("sent an event without content")),
+        }
+    }
+
+    /// Asks for spans; the answer's chunks are not checked.
+    ///
+    /// # Errors
+    /// As `PeerService.Download`.
+    pub(crate) async fn download(&self, spans: Vec<v1::Span>) -> Result<DownloadStream, Problem> {
+        let asked = download_stream::download(
+            self.data(Duration::ZERO),
+            &self.endpoint,
+            v1::DownloadRequest { spans },
+        );
+        tokio::time::timeout(DATA_TIMEOUT, asked)
+            .await
+            .unwrap_or_else(|_| Err(self.timed_out(DATA_TIMEOUT)))
+    }
+}
+
+fn grpc_client(channel: Channel) -> PeerServiceClient<Channel> {
+    PeerServiceClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use potluck_core::proto::v1::{
+        AvailabilityChange, AvailabilitySnapshot, watch_availability_response::Event,
+    };
+
+    use super::*;
+
+    impl PeerClient {
+        /// Where nobody is ever called.
+        pub(crate) fn to_nobody() -> Self {
+            let endpoint: Endpoint = "127.0.0.1:1".parse().unwrap();
+            Self {
+                control: grpc_client(endpoint.lazy_channel()),
+                leave_from: None,
+                connect_time: Duration::ZERO,
+                data: Arc::default(),
+                endpoint,
+            }
+        }
+    }
+
+    fn event(event: Event) -> v1::WatchAvailabilityResponse {
+        v1::WatchAvailabilityResponse { event: Some(event) }
+    }
+
+    const ID: FileId = FileId([7; 32]);
+
+    fn complete(id: FileId, units: u32) -> v1::WatchAvailabilityResponse {
+        event(Event::Snapshot(AvailabilitySnapshot {
+            units,
+            complete: true,
+            file_id: id.to_bytes(),
+            ..Default::default()
+        }))
+    }
+
+    #[tokio::test]
+    async fn another_number_of_units_is_no_lie() {
+        let told = PeerClient::to_nobody().parse_event(complete(ID, 9), (ID, 10), true);
+        assert!(
+            matches!(told, Ok(AvailabilityEvent::UnitCountMismatch(problem)) if problem.reason == Reason::NotFound)
+        );
+    }
+
+    /// One flipped bit in the request makes a peer answer about a file that nobody wants.
+    #[tokio::test]
+    async fn an_answer_about_another_file_counts_for_nothing_and_is_no_lie() {
+        let told = PeerClient::to_nobody().parse_event(complete(FileId([6; 32]), 10), (ID, 10), true);
+        assert_eq!(told.unwrap_err().reason, Reason::Unreachable);
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_availability_is_a_lie() {
+        let link = PeerClient::to_nobody();
+        let change = |times, first| {
+            let have = vec![3; times];
+            let change = AvailabilityChange {
+                have,
+                ..Default::default()
+            };
+            link.parse_event(event(Event::Change(change)), (ID, 10), first)
+        };
+        assert!(matches!(change(10, false), Ok(AvailabilityEvent::Change { .. })));
+        assert_eq!(change(11, false).unwrap_err().reason, Reason::VerificationFailed);
+        assert_eq!(change(10, true).unwrap_err().reason, Reason::VerificationFailed);
+    }
+
+    #[tokio::test]
+    async fn a_peer_may_tell_all_that_it_has_again() {
+        let link = PeerClient::to_nobody();
+        for first in [true, false] {
+            let told = link.parse_event(complete(ID, 10), (ID, 10), first);
+            assert!(matches!(told, Ok(AvailabilityEvent::Snapshot(_))), "{told:?}");
+        }
+    }
+}

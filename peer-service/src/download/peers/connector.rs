@@ -1,0 +1,128 @@
+//! One peer that is to be connected: dialled, listened to, and dialled again.
+
+use std::{net::IpAddr, time::Duration};
+
+use futures_util::StreamExt as _;
+use potluck_core::{FileId, PeerId, Problem, Reason};
+use rand::RngExt as _;
+use tokio::sync::mpsc;
+
+use crate::download::peers::{
+    PeerEvent,
+    client::{AvailabilityEvent, PeerClient},
+    discovery::PeerCandidate,
+};
+use potluck_swarm::PeerKey;
+
+/// First wait before a lost peer is tried again; doubles up to [`MAX_RETRY`].
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Longest such wait.
+const MAX_RETRY: Duration = Duration::from_secs(30);
+
+/// Least pause between two events of one peer: HTTP/2 holds back whoever sends them faster, and no honest peer does.
+const EVENT_PAUSE: Duration = Duration::from_millis(5);
+
+/// Least pause after a snapshot that repeats itself: it costs more than a change, and an honest
+/// peer hashes a file for longer.
+const SNAPSHOT_PAUSE: Duration = Duration::from_millis(250);
+
+/// How long a peer that failed so often is not dialled.
+pub(crate) fn wait_after(failures: u32) -> Duration {
+    match failures {
+        0 => Duration::ZERO,
+        _ => (RETRY * (1 << (failures - 1).min(10))).min(MAX_RETRY),
+    }
+}
+
+/// Keeps one peer connected and passes on what it has.
+pub(crate) struct PeerConnector {
+    pub(crate) key: PeerKey,
+    pub(crate) candidate: PeerCandidate,
+    pub(crate) id: FileId,
+    pub(crate) units: u32,
+    pub(crate) own: PeerId,
+    pub(crate) leave_from: Option<IpAddr>,
+    pub(crate) events: mpsc::Sender<(PeerKey, PeerEvent)>,
+}
+
+impl PeerConnector {
+    /// Runs until nobody listens or the peer is of no use; after so many failures it begins with a wait.
+    pub(crate) async fn run(self, mut ready: Option<PeerClient>, failures: u32) {
+        let mut wait = wait_after(failures).max(RETRY);
+        if failures > 0 && ready.is_none() {
+            tokio::time::sleep(wait).await;
+        }
+        loop {
+            let started = tokio::time::Instant::now();
+            let problem = match self.run_connection(ready.take()).await {
+                Ok(()) => return,
+                Err(problem) => problem,
+            };
+            let useless = matches!(
+                problem.reason,
+                Reason::VerificationFailed | Reason::InvalidAddress
+            ) || problem.reason == Reason::Cancelled;
+            let event = if useless {
+                PeerEvent::Unusable(problem)
+            } else {
+                PeerEvent::Lost(problem)
+            };
+            if self.send_event(event).await.is_none() || useless {
+                return;
+            }
+            if started.elapsed() > MAX_RETRY {
+                wait = RETRY;
+            }
+            let jitter = rand::rng().random_range(0.75..1.25);
+            tokio::time::sleep(wait.mul_f64(jitter)).await;
+            wait = (wait * 2).min(MAX_RETRY);
+        }
+    }
+
+    async fn send_event(&self, event: PeerEvent) -> Option<()> {
+        self.events.send((self.key, event)).await.ok()
+    }
+
+    /// From the connection to its loss; `Ok` where nobody listens any more.
+    async fn run_connection(&self, ready: Option<PeerClient>) -> Result<(), Problem> {
+        let link = match ready {
+            Some(link) => link,
+            None => PeerClient::open(&self.candidate.address, self.leave_from).await?,
+        };
+        if self.candidate.peer.is_none() && link.describe(self.id).await?.peer == self.own {
+            return Err(Problem::new(Reason::Cancelled, "this is the peer itself"));
+        }
+        let asked = tokio::time::Instant::now();
+        let mut events = std::pin::pin!(link.availability(self.id, self.units).await?);
+        let round_trip = asked.elapsed();
+        if self
+            .send_event(PeerEvent::Connected(Box::new(link.clone()), round_trip))
+            .await
+            .is_none()
+        {
+            return Ok(());
+        }
+        let mut is_first = true;
+        while let Some(event) = events.next().await {
+            let event = event?;
+            let repeats = matches!(event, AvailabilityEvent::Snapshot(_)) && !std::mem::take(&mut is_first);
+            let event = match event {
+                AvailabilityEvent::UnitCountMismatch(problem) => {
+                    self.send_event(PeerEvent::UnitCountMismatch).await;
+                    return Err(problem);
+                }
+                event => PeerEvent::Availability(event),
+            };
+            if self.send_event(event).await.is_none() {
+                return Ok(());
+            }
+            let pause = if repeats { SNAPSHOT_PAUSE } else { EVENT_PAUSE };
+            tokio::time::sleep(pause).await;
+        }
+        Err(Problem::new(
+            Reason::Unreachable,
+            format!("the peer at {} ended the stream", self.candidate.address),
+        ))
+    }
+}

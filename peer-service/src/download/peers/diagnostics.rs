@@ -1,0 +1,118 @@
+//! Why nobody serves what is wanted: what each peer did, and what to do about it.
+
+use potluck_core::{Problem, Reason, model::Address};
+
+/// Peers whose trouble is told one by one.
+const MAX_LISTED: usize = 3;
+
+/// Longest text of one peer's trouble, in characters: some of it is that peer's own words.
+const MAX_PEER_PROBLEM: usize = 200;
+
+/// What to say where these peers were asked and none serves; `None` where there are none. The reason is theirs if they have one in
+/// common.
+pub(crate) fn no_provider_serves<'a>(
+    peers: impl IntoIterator<Item = (&'a Address, &'a Problem)>,
+) -> Option<Problem> {
+    let mut peers: Vec<_> = peers.into_iter().collect();
+    // The same peers in the same words each time: who asks again sees no news where there is none.
+    peers.sort_by(|a, b| a.0.cmp(b.0));
+    let (_, first) = *peers.first()?;
+    let reason = match peers.iter().all(|(_, problem)| problem.reason == first.reason) {
+        true => first.reason,
+        false => Reason::NoProviders,
+    };
+    let mut troubles: Vec<String> = peers
+        .iter()
+        .take(MAX_LISTED)
+        .map(|(address, problem)| peer_problem(address, &problem.message))
+        .collect();
+    if peers.len() > MAX_LISTED {
+        troubles.push(format!("and {} more", peers.len() - MAX_LISTED));
+    }
+    let mut problem = Problem::new(reason, format!("{}; {}", troubles.join("; "), advice(reason)));
+    problem.retry_after = first.retry_after.filter(|_| peers.len() == 1);
+    Some(problem)
+}
+
+/// One peer's trouble, its address named once.
+fn peer_problem(address: &Address, message: &str) -> String {
+    let message = message.split(" (os error").next().unwrap_or(message);
+    let message: String = message.chars().take(MAX_PEER_PROBLEM).collect();
+    match message.contains(&address.to_string()) {
+        true => message,
+        false => format!("the peer at {address}: {message}"),
+    }
+}
+
+/// What helps.
+const fn advice(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Unreachable | Reason::TimedOut => {
+            "see that the address is right and the peer is up, or name another peer that has the file"
+        }
+        Reason::NotPotluck => "give the address on which a peer listens, as `potluck status` shows it there",
+        Reason::NotFound | Reason::FileChanged => "share the file there, or name another peer that has it",
+        Reason::PieceNotAvailable => {
+            "see that the file is still there and unchanged, or name another peer that has it"
+        }
+        Reason::VerificationFailed => "name another peer that has the file",
+        Reason::Busy | Reason::RateLimited => "wait, or name another peer that has the file",
+        Reason::TooManyOpenFiles => "it goes on by itself once it can connect",
+        _ => "see that one of them is up and shares the file, or name another peer that has it",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(last: u8) -> Address {
+        Address {
+            host: format!("192.0.2.{last}"),
+            port: 9,
+        }
+    }
+
+    fn told(problems: &[(u8, Reason, &str)]) -> Option<Problem> {
+        let peers: Vec<_> = problems
+            .iter()
+            .map(|&(last, reason, message)| (address(last), Problem::new(reason, message)))
+            .collect();
+        no_provider_serves(peers.iter().map(|(address, problem)| (address, problem)))
+    }
+
+    #[test]
+    fn each_peer_is_named_once_with_its_trouble_and_a_way_out() {
+        let refused = "nothing answers at http://192.0.2.1:9: Connection refused (os error 111)";
+        let problem = told(&[(1, Reason::Unreachable, refused)]).unwrap();
+        assert_eq!(problem.reason, Reason::Unreachable);
+        let expected =
+            "nothing answers at http://192.0.2.1:9: Connection refused; see that the address is right";
+        assert!(problem.message.starts_with(expected), "{problem}");
+        let problem = told(&[
+            (2, Reason::NotFound, "not shared here"),
+            (1, Reason::Unreachable, refused),
+        ]);
+        let problem = problem.unwrap();
+        assert_eq!(problem.reason, Reason::NoProviders);
+        let expected =
+            "192.0.2.1:9: Connection refused; the peer at 192.0.2.2:9: not shared here; see that one";
+        assert!(problem.message.contains(expected), "{problem}");
+    }
+
+    #[test]
+    fn many_peers_are_told_in_few_words() {
+        let long = "x".repeat(10_000);
+        let many: Vec<_> = (0..100)
+            .map(|last| (last, Reason::NotFound, long.as_str()))
+            .collect();
+        let problem = told(&many).unwrap();
+        assert_eq!(problem.reason, Reason::NotFound);
+        assert!(
+            problem.message.contains("; and 97 more; share the file there"),
+            "{problem}"
+        );
+        assert!(problem.message.len() < potluck_core::problem::MAX_MESSAGE_LEN);
+        assert_eq!(told(&[]), None);
+    }
+}

@@ -1,0 +1,457 @@
+//! Who has the file: what the index says, kept up to date, and who was named by address.
+//!
+//! The list is a level, not a stream of edges: whoever looks sees all providers of now, so nothing is missed by looking late.
+//! Losing the index loses no provider: the list stays as it was until the index is back.
+//!
+//! An index that is elsewhere cannot make this peer call what only this machine or its network
+//! reaches: services on loopback, say. Addresses of that kind are ignored where such an index names
+//! them.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::StreamExt as _;
+use potluck_core::{
+    FileId, PeerId, Problem,
+    grpc::limiter::client_network,
+    index_client::IndexClient,
+    model::{Address, ProviderEvent},
+};
+use rand::RngExt as _;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::download::status::{DownloadState, DownloadStatus};
+
+/// Providers asked of the index for a file: far more than are connected at once, so that there is a choice.
+const MAX_SNAPSHOT: u32 = 200;
+
+/// Most providers remembered: an index that lies cannot fill the memory.
+const MAX_PROVIDERS: usize = 2_000;
+
+/// First wait before a lost index is asked again; doubles up to [`MAX_RETRY`].
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Longest such wait.
+const MAX_RETRY: Duration = Duration::from_secs(15);
+
+/// How long a transfer waits before the index is asked anew: no single answer that was lost or
+/// damaged must decide. Doubles each time, up to [`MAX_ASK_ANEW`].
+const ASK_ANEW: Duration = Duration::from_secs(15);
+
+/// Longest such wait.
+const MAX_ASK_ANEW: Duration = Duration::from_secs(300);
+
+/// A peer worth asking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PeerCandidate {
+    /// Where it is.
+    pub(crate) address: Address,
+    /// Who it is, where the index vouches for it.
+    pub(crate) peer: Option<PeerId>,
+}
+
+/// What counts as one host: whoever has it can have any number of peers there.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Host {
+    /// An IPv4 address, or an IPv6 network.
+    Network(IpAddr),
+    /// A name.
+    Name(Box<str>),
+}
+
+impl From<&Address> for Host {
+    fn from(address: &Address) -> Self {
+        match address.host.parse() {
+            Ok(ip) => Self::Network(client_network(ip)),
+            Err(_) => Self::Name(address.host.as_str().into()),
+        }
+    }
+}
+
+/// Numbers the peers of each host, from what is there already: sorted by these numbers, every host has its turn before any has a second.
+#[derive(Debug, Default)]
+pub(crate) struct HostTurns<'a>(HashMap<&'a Host, u32>);
+
+impl<'a> HostTurns<'a> {
+    /// The number of the next peer of this host.
+    pub(crate) fn next(&mut self, host: &'a Host) -> u32 {
+        let turn = self.0.entry(host).or_default();
+        *turn += 1;
+        *turn
+    }
+}
+
+/// Who has the file, as far as is known.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PeerCandidates {
+    /// By address, in no useful order.
+    pub(crate) list: Arc<Vec<PeerCandidate>>,
+    /// What is wrong with the index.
+    pub(crate) index_error: Option<Problem>,
+    /// Whether the index answered at least once, or there is none to ask.
+    pub(crate) index_answered: bool,
+}
+
+/// What the index said last.
+#[derive(Debug, Default)]
+struct IndexView {
+    providers: BTreeMap<PeerId, Address>,
+    error: Option<Problem>,
+    answered: bool,
+    /// How many were named at addresses that the index had no business to name.
+    ignored: u64,
+}
+
+/// Keeps the list until `stop`. Whoever is `named`, now or later, is always on it; whoever `is_self` says is this peer never is.
+/// While the transfer with this view waits, the index is asked anew now and then.
+pub(crate) async fn run_discovery(
+    (index, view): (Option<IndexClient>, watch::Receiver<DownloadStatus>),
+    id: FileId,
+    mut named: watch::Receiver<Vec<Address>>,
+    is_self: impl Fn(Option<&PeerId>, &Address) -> bool,
+    list: watch::Sender<PeerCandidates>,
+    stop: CancellationToken,
+) {
+    let (says, mut said) = watch::channel(IndexView {
+        answered: index.is_none(),
+        ..IndexView::default()
+    });
+    let listen = async {
+        match &index {
+            Some(index) => watch_index(index, id, view, &says).await,
+            None => std::future::pending().await,
+        }
+    };
+    let publish = async {
+        loop {
+            list.send_replace(merge(
+                &said.borrow_and_update(),
+                &named.borrow_and_update(),
+                &is_self,
+            ));
+            tokio::select! {
+                Ok(()) = said.changed() => {}
+                Ok(()) = named.changed() => {}
+                else => return,
+            }
+        }
+    };
+    // Dropping the watch at any point loses nothing: the next one begins with a snapshot.
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = listen => {}
+        () = publish => {}
+    }
+}
+
+/// Follows the index for ever, through losses of it.
+async fn watch_index(
+    index: &IndexClient,
+    id: FileId,
+    mut view: watch::Receiver<DownloadStatus>,
+    says: &watch::Sender<IndexView>,
+) {
+    let mut retry = RETRY;
+    let mut asked_anew = 0;
+    loop {
+        // A watch that is dropped loses nothing: the next one begins with a snapshot.
+        let lost = tokio::select! {
+            lost = follow(index, id, says, &mut retry) => lost,
+            () = has_waited(&mut view, &mut asked_anew) => {
+                tracing::debug!(file = %id.short(), "the transfer waits: the index is asked anew");
+                continue;
+            }
+        };
+        tracing::debug!(file = %id.short(), error = %lost, "the index is lost; going on with the providers known");
+        says.send_modify(|says| {
+            says.error = Some(lost);
+            says.answered = true;
+        });
+        let wait = retry.mul_f64(rand::rng().random_range(0.5..1.0));
+        retry = (retry * 2).min(MAX_RETRY);
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// Ends once the transfer began to wait and nothing came for long enough that the index is to be
+/// asked anew. `times`: how often in a row it was.
+async fn has_waited(view: &mut watch::Receiver<DownloadStatus>, times: &mut u32) {
+    loop {
+        let Ok(done) = view
+            .wait_for(|view| view.state == DownloadState::Waiting)
+            .await
+            .map(|view| view.bytes_done)
+        else {
+            return std::future::pending().await;
+        };
+        let delay = (ASK_ANEW * (1 << (*times).min(10))).min(MAX_ASK_ANEW);
+        let delay = delay.mul_f64(rand::rng().random_range(0.75..1.25));
+        tokio::select! {
+            _ = view.wait_for(|view| view.bytes_done != done) => *times = 0,
+            () = tokio::time::sleep(delay) => {
+                *times += 1;
+                return;
+            }
+        }
+    }
+}
+
+async fn follow(
+    index: &IndexClient,
+    id: FileId,
+    says: &watch::Sender<IndexView>,
+    retry: &mut Duration,
+) -> Problem {
+    let is_local = index.endpoint().is_local().await;
+    let mut events = match index.watch_providers(id, MAX_SNAPSHOT).await {
+        Ok(events) => std::pin::pin!(events),
+        Err(problem) => return problem,
+    };
+    while let Some(event) = events.next().await {
+        let event = match event {
+            Ok(event) => event,
+            Err(problem) => return problem,
+        };
+        if matches!(event, ProviderEvent::Snapshot(_)) {
+            *retry = RETRY;
+        }
+        says.send_modify(|says| {
+            let ignored = says.ignored;
+            says.apply(event, is_local);
+            if says.ignored > ignored {
+                tracing::debug!(
+                    file = %id.short(), ignored = says.ignored, index = %index.endpoint(),
+                    "the index named peers at addresses of this machine only, and is on another: ignored them"
+                );
+            }
+        });
+    }
+    Problem::new(
+        potluck_core::Reason::Unreachable,
+        format!("the index at {} ended the watch", index.endpoint()),
+    )
+}
+
+impl IndexView {
+    /// Takes an event of an index that is on this machine, or is not.
+    fn apply(&mut self, event: ProviderEvent, is_local: bool) {
+        let Self {
+            providers, ignored, ..
+        } = self;
+        let mut may_call = |address: &Address| {
+            let may = is_local || is_reached_from_afar(address);
+            *ignored += u64::from(!may);
+            may
+        };
+        match event {
+            ProviderEvent::Snapshot(all) => {
+                *providers = all
+                    .into_iter()
+                    .filter(|provider| may_call(&provider.address))
+                    .take(MAX_PROVIDERS)
+                    .map(|provider| (provider.peer, provider.address))
+                    .collect();
+            }
+            // It moved to where it cannot be reached.
+            ProviderEvent::Joined(provider) if !may_call(&provider.address) => {
+                providers.remove(&provider.peer);
+            }
+            ProviderEvent::Joined(provider) => {
+                if providers.len() < MAX_PROVIDERS || providers.contains_key(&provider.peer) {
+                    providers.insert(provider.peer, provider.address);
+                }
+            }
+            ProviderEvent::Left(peer) => {
+                providers.remove(&peer);
+            }
+        }
+        (self.error, self.answered) = (None, true);
+    }
+}
+
+/// Whether this can be the address of a peer on another machine, as far as it shows.
+fn is_reached_from_afar(address: &Address) -> bool {
+    let Ok(ip) = address.host.parse::<IpAddr>() else {
+        let host = address.host.to_ascii_lowercase();
+        let host = host.trim_end_matches('.');
+        return host != "localhost" && !host.ends_with(".localhost");
+    };
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            let this_network = ip.octets()[0] == 0;
+            !(ip.is_loopback()
+                || this_network
+                || ip.is_multicast()
+                || ip.is_broadcast()
+                || ip.is_link_local())
+        }
+        IpAddr::V6(ip) => {
+            !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_unicast_link_local())
+        }
+    }
+}
+
+fn merge(
+    says: &IndexView,
+    named: &[Address],
+    is_self: &impl Fn(Option<&PeerId>, &Address) -> bool,
+) -> PeerCandidates {
+    let from_index = says.providers.iter().map(|(peer, address)| (Some(peer), address));
+    let named = named.iter().map(|address| (None, address));
+    // Those with an id come first and win over the same address without one.
+    let mut seen = HashSet::new();
+    let all = from_index
+        .chain(named)
+        .filter(|&(peer, address)| !is_self(peer, address) && seen.insert(address))
+        .map(|(peer, address)| PeerCandidate {
+            address: address.clone(),
+            peer: peer.copied(),
+        })
+        .collect();
+    PeerCandidates {
+        list: Arc::new(all),
+        index_error: says.error.clone(),
+        index_answered: says.answered,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::download::status::DownloadSpec;
+
+    fn at(port: u16) -> Address {
+        Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], port)))
+    }
+
+    #[test]
+    fn each_address_is_tried_once_with_its_id_and_the_peer_itself_never() {
+        let (own, other) = (PeerId([1; 32]), PeerId([2; 32]));
+        // Behind one address two peers can be, of which one is this.
+        let says = IndexView {
+            providers: [(own, at(1)), (other, at(1))].into(),
+            ..IndexView::default()
+        };
+        let sources = merge(&says, &[at(1), at(2), at(2)], &|peer, _| peer == Some(&own));
+        let expected = [(at(1), Some(other)), (at(2), None)];
+        let expected = expected.map(|(address, peer)| PeerCandidate { address, peer });
+        assert_eq!(sources.list[..], expected);
+    }
+
+    fn provider(n: u8, host: &str) -> potluck_core::model::Provider {
+        potluck_core::model::Provider {
+            peer: PeerId([n; 32]),
+            address: Address {
+                host: host.to_owned(),
+                port: 22,
+            },
+            partial: false,
+        }
+    }
+
+    #[test]
+    fn an_index_elsewhere_cannot_name_what_only_this_machine_reaches() {
+        let local = [
+            "127.0.0.1",
+            "127.9.9.9",
+            "0.0.0.0",
+            "0.1.2.3",
+            "255.255.255.255",
+            "224.0.0.1",
+            "169.254.169.254",
+            "::1",
+            "::",
+            "ff02::1",
+            "fe80::1",
+            "::ffff:127.0.0.1",
+            "localhost",
+            "LocalHost.",
+            "db.localhost",
+        ];
+        let good = provider(200, "192.0.2.1");
+        let named = || (0..).zip(local).map(|(n, host)| provider(n, host));
+        let snapshot = || ProviderEvent::Snapshot(named().chain([good.clone()]).collect());
+        let mut says = IndexView::default();
+        says.apply(snapshot(), false);
+        assert_eq!(says.providers.keys().collect::<Vec<_>>(), [&good.peer]);
+        assert_eq!(says.ignored, local.len() as u64);
+        for provider in named() {
+            says.apply(ProviderEvent::Joined(provider), false);
+        }
+        assert_eq!(says.providers.len(), 1);
+        says.apply(ProviderEvent::Joined(provider(200, "::1")), false);
+        assert!(
+            says.providers.is_empty(),
+            "it moved to where nobody else reaches it"
+        );
+        says.apply(snapshot(), true);
+        assert_eq!(
+            says.providers.len(),
+            local.len() + 1,
+            "an index here may name them"
+        );
+    }
+
+    #[tokio::test]
+    async fn who_is_named_later_is_on_the_list_as_well() {
+        let (name, named) = watch::channel(vec![at(1)]);
+        let (list, mut sources) = watch::channel(PeerCandidates::default());
+        let stop = CancellationToken::new();
+        let id = FileId([1; 32]);
+        let (_view, view) = watch::channel(DownloadStatus::new(1, &DownloadSpec::new(id)));
+        let kept = tokio::spawn(run_discovery(
+            (None, view),
+            id,
+            named,
+            |_, _| false,
+            list,
+            stop.clone(),
+        ));
+        let addresses =
+            |sources: &PeerCandidates| sources.list.iter().map(|of| of.address.port).collect::<Vec<_>>();
+        let first = sources.wait_for(|now| addresses(now) == [1]).await;
+        assert!(first.unwrap().index_answered, "there is no index to ask");
+        name.send_modify(|named| named.push(at(2)));
+        sources.wait_for(|now| addresses(now) == [1, 2]).await.unwrap();
+        // Whoever named them may be gone, and the list is kept all the same.
+        drop(name);
+        tokio::task::yield_now().await;
+        assert!(!kept.is_finished());
+        stop.cancel();
+        kept.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_download_that_waits_asks_the_index_again_later_each_time() {
+        let (show, mut view) = watch::channel(DownloadStatus::new(1, &DownloadSpec::new(FileId([1; 32]))));
+        let mut times = 0;
+        let idle = tokio::time::timeout(10 * MAX_ASK_ANEW, has_waited(&mut view, &mut times));
+        assert!(idle.await.is_err(), "a download that does not wait asks nobody");
+        show.send_modify(|view| view.state = DownloadState::Waiting);
+        let mut delays = Vec::new();
+        for _ in 0..7 {
+            let begun = tokio::time::Instant::now();
+            has_waited(&mut view, &mut times).await;
+            delays.push(begun.elapsed());
+        }
+        assert!(delays[0] <= ASK_ANEW.mul_f64(1.26), "{delays:?}");
+        assert!(
+            delays[6] >= MAX_ASK_ANEW.mul_f64(0.74) && delays[6] <= MAX_ASK_ANEW.mul_f64(1.26),
+            "{delays:?}"
+        );
+        // Bytes came: the delays begin anew.
+        let progress = async {
+            tokio::time::sleep(ASK_ANEW).await;
+            show.send_modify(|view| view.bytes_done += 1);
+        };
+        let begun = tokio::time::Instant::now();
+        tokio::join!(has_waited(&mut view, &mut times), progress);
+        assert!(begun.elapsed() < 3 * ASK_ANEW, "{:?}", begun.elapsed());
+        assert_eq!(times, 1);
+    }
+}

@@ -1,0 +1,754 @@
+//! The peers of a running transfer: who is connected, who is tried again, and what each of them has.
+//!
+//! Invariant: a peer keeps its key for as long as it is listed or has given anything or was ever
+//! banned, so that a ban lasts through any number of reconnections; at most [`MAX_CONNECTED`] are
+//! dialled or connected at once, and [`CROWD_CONNECTIONS`] until [`PeerSet::raise_connection_cap`] says that more are of
+//! use, or those that were dialled are silent.
+
+pub(crate) mod client;
+mod connector;
+pub(crate) mod diagnostics;
+pub(crate) mod discovery;
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    time::Duration,
+};
+
+use potluck_core::{FileId, PeerId, Problem, Reason, model::Address};
+use rand::{RngExt as _, seq::IteratorRandom as _};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::download::peers::{
+    client::{AvailabilityEvent, PeerClient},
+    discovery::{Host, HostTurns, PeerCandidate},
+};
+use connector::{PeerConnector, wait_after};
+use potluck_swarm::{CROWD_PEERS, PeerKey};
+
+/// Peers connected at once: more give no more speed, and each costs two connections.
+pub(crate) const MAX_CONNECTED: usize = 64;
+
+/// Peers connected at once in a crowd, drawn by lot: as many as are asked at once. Each more is told and tells of every unit.
+const CROWD_CONNECTIONS: usize = CROWD_PEERS as usize;
+
+/// Failures without anything good between after which a peer gives up its place to others, if others wait.
+const MAX_FAILURES: u32 = 3;
+
+/// How long a peer that is dialled for the first time may take before others are dialled besides, if others wait. Twice as long after
+/// each failure, so that one on a slow path is reached in the end.
+const SILENT: Duration = Duration::from_secs(1);
+
+/// Silent peers of one host after which its others are dialled last.
+const SILENT_HOST: u32 = 2;
+
+/// Something that happened to a peer.
+#[derive(Debug)]
+pub(crate) enum PeerEvent {
+    /// It is connected, and a call without data took this long.
+    Connected(Box<PeerClient>, Duration),
+    /// What it has, or what is different.
+    Availability(AvailabilityEvent),
+    /// It counts the units otherwise: one of the two takes a folder for a file.
+    UnitCountMismatch,
+    /// It is no longer connected, or could not be; tried again later.
+    Lost(Problem),
+    /// It is this very peer, or breaks the rules: not tried again.
+    Unusable(Problem),
+}
+
+/// Where a peer stands apart from what the swarm makes of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ConnectionState {
+    /// Waits for its turn.
+    Waiting,
+    /// Being dialled.
+    Dialing,
+    /// Connected.
+    Connected,
+    /// Lost; tried again.
+    Lost(Problem),
+    /// Not asked again before the swarm says so, and why.
+    Banned(String),
+}
+
+/// One peer.
+#[derive(Debug)]
+pub(crate) struct PeerEntry {
+    pub(crate) candidate: PeerCandidate,
+    pub(crate) connection: ConnectionState,
+    pub(crate) client: Option<PeerClient>,
+    /// The last thing it did wrong.
+    pub(crate) last_error: Option<String>,
+    /// What it was last banned for, also once it is asked again.
+    pub(crate) ban: Option<String>,
+    /// Verified bytes it gave, over all its connections.
+    pub(crate) bytes: u64,
+    stop: CancellationToken,
+    host: Host,
+    failures: u32,
+    /// When it counts as silent unless it has answered.
+    overdue_at: Instant,
+    /// Its place in line: by lot, so that a crowd does not lean on the same few.
+    tie_breaker: u64,
+}
+
+impl PeerEntry {
+    /// Whether it is dialled, connected, or tried again.
+    const fn holds_connection(&self) -> bool {
+        matches!(
+            self.connection,
+            ConnectionState::Dialing | ConnectionState::Connected | ConnectionState::Lost(_)
+        )
+    }
+
+    /// Whether it was dialled a while ago and has not answered.
+    fn is_overdue(&self, now: Instant) -> bool {
+        self.connection == ConnectionState::Dialing && self.overdue_at <= now
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct PeerSet {
+    id: FileId,
+    units: u32,
+    peers: HashMap<PeerKey, PeerEntry>,
+    by_address: HashMap<Address, PeerKey>,
+    /// How many peers of each host were silent since one of them answered.
+    silent: HashMap<Host, u32>,
+    next_key: u64,
+    /// How many may be dialled or connected now.
+    max_connections: usize,
+    events: mpsc::Sender<(PeerKey, PeerEvent)>,
+    /// Connections made while preparing.
+    ready_clients: HashMap<Address, PeerClient>,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+    own_id: PeerId,
+    leave_from: Option<IpAddr>,
+}
+
+impl PeerSet {
+    /// No peers yet. `ready_clients`: connections there are; `liars`: who is banned already.
+    pub(crate) fn new(
+        (id, units, own): (FileId, u32, PeerId),
+        events: mpsc::Sender<(PeerKey, PeerEvent)>,
+        ready: HashMap<Address, PeerClient>,
+        liars: HashMap<Address, String>,
+        stop: CancellationToken,
+        tracker: TaskTracker,
+    ) -> Self {
+        let mut peers = Self {
+            id,
+            units,
+            peers: HashMap::new(),
+            by_address: HashMap::new(),
+            silent: HashMap::new(),
+            next_key: 0,
+            max_connections: CROWD_CONNECTIONS,
+            events,
+            ready_clients: ready,
+            stop,
+            tracker,
+            own_id: own,
+            leave_from: None,
+        };
+        for (address, what) in liars {
+            let key = peers.insert(PeerCandidate { address, peer: None });
+            peers.ban(key, what);
+        }
+        peers
+    }
+
+    /// The same, whose connections leave from this address of this machine.
+    pub(crate) fn leaving_from(mut self, address: Option<IpAddr>) -> Self {
+        self.leave_from = address;
+        self
+    }
+
+    fn insert(&mut self, source: PeerCandidate) -> PeerKey {
+        let key = PeerKey(self.next_key);
+        self.next_key += 1;
+        self.by_address.insert(source.address.clone(), key);
+        let peer = PeerEntry {
+            host: Host::from(&source.address),
+            overdue_at: Instant::now(),
+            candidate: source,
+            connection: ConnectionState::Waiting,
+            client: None,
+            last_error: None,
+            ban: None,
+            bytes: 0,
+            stop: self.stop.child_token(),
+            failures: 0,
+            tie_breaker: rand::rng().random(),
+        };
+        self.peers.insert(key, peer);
+        key
+    }
+
+    /// Takes up new sources, forgets those that are gone and gave nothing, and dials as many as there is room for.
+    pub(crate) fn update_candidates(&mut self, list: &[PeerCandidate]) {
+        self.forget_gone(list);
+        for source in list {
+            match self.by_address.get(&source.address) {
+                Some(key) => {
+                    if let (Some(peer), Some(id)) = (self.peers.get_mut(key), source.peer) {
+                        peer.candidate.peer = Some(id);
+                    }
+                }
+                None => match source.peer.and_then(|id| self.banned_as(id)) {
+                    Some(key) => self.move_to(key, &source.address),
+                    None => {
+                        self.insert(source.clone());
+                    }
+                },
+            }
+        }
+        self.dial_waiting();
+    }
+
+    /// Forgets who is neither connected nor on the list any more: who comes and goes in a crowd, for as long as a transfer lasts, must
+    /// not fill the memory, nor be tried before those who are there.
+    fn forget_gone(&mut self, list: &[PeerCandidate]) {
+        let listed: HashSet<&Address> = list.iter().map(|source| &source.address).collect();
+        self.peers.retain(|_, peer| {
+            let is_away = matches!(
+                peer.connection,
+                ConnectionState::Waiting | ConnectionState::Lost(_)
+            );
+            let is_known = peer.bytes > 0 || peer.ban.is_some();
+            let stays = !is_away || is_known || listed.contains(&peer.candidate.address);
+            if !stays {
+                peer.stop.cancel();
+                self.by_address.remove(&peer.candidate.address);
+            }
+            stays
+        });
+        if !self.silent.is_empty() {
+            let hosts: HashSet<&Host> = self.peers.values().map(|peer| &peer.host).collect();
+            self.silent.retain(|host, _| hosts.contains(host));
+        }
+    }
+
+    /// Connects to more than [`CROWD_CONNECTIONS`] from now on. Has no effect before half of those have answered: they may tell that
+    /// they are enough.
+    pub(crate) fn raise_connection_cap(&mut self) {
+        let count = |contact| {
+            self.peers
+                .values()
+                .filter(|peer| peer.connection == contact)
+                .count()
+        };
+        let connected = count(ConnectionState::Connected);
+        if self.max_connections < MAX_CONNECTED
+            && connected > 0
+            && count(ConnectionState::Dialing) <= connected
+        {
+            self.max_connections = MAX_CONNECTED;
+            self.dial_waiting();
+        }
+    }
+
+    /// Gives the place of somebody by lot to one that waits, where all places are taken: none of those who have one has what is missing.
+    /// Says whose connection is gone.
+    pub(crate) fn replace_idle_peer(&mut self) -> Option<PeerKey> {
+        if self.connection_count() < MAX_CONNECTED {
+            return None;
+        }
+        let by_lot = |which: fn(&PeerEntry) -> bool| {
+            let those = self.iter().filter(|(_, peer)| which(peer));
+            those.choose(&mut rand::rng()).map(|(key, _)| key)
+        };
+        // Both by lot: whoever was away for long would come last otherwise.
+        let next = by_lot(|peer| peer.connection == ConnectionState::Waiting)?;
+        let key = by_lot(PeerEntry::holds_connection)?;
+        self.disconnect(key);
+        self.dial_peer(next);
+        Some(key)
+    }
+
+    fn connection_count(&self) -> usize {
+        self.peers.values().filter(|peer| peer.holds_connection()).count()
+    }
+
+    /// The banned peer with this id, under whatever address.
+    fn banned_as(&self, id: PeerId) -> Option<PeerKey> {
+        let is_it = |peer: &PeerEntry| {
+            peer.candidate.peer == Some(id) && matches!(peer.connection, ConnectionState::Banned(_))
+        };
+        self.iter().find(|(_, peer)| is_it(peer)).map(|(key, _)| key)
+    }
+
+    /// A banned peer has another address now: there it is found if it is readmitted.
+    fn move_to(&mut self, key: PeerKey, address: &Address) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            self.by_address.remove(&peer.candidate.address);
+            self.by_address.insert(address.clone(), key);
+            peer.candidate.address = address.clone();
+            peer.host = Host::from(address);
+        }
+    }
+
+    /// Dials others besides those that are silent.
+    pub(crate) fn pass_over_silent(&mut self) {
+        let now = Instant::now();
+        if self.peers.values().any(|peer| peer.is_overdue(now)) {
+            self.dial_waiting();
+        }
+    }
+
+    /// Dials those who wait, while there is room. Those that are silent take no room while there are free places, and give theirs to
+    /// others where there are none.
+    fn dial_waiting(&mut self) {
+        let now = Instant::now();
+        let mut waiting: Vec<PeerKey> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.connection == ConnectionState::Waiting)
+            .map(|(&key, _)| key)
+            .collect();
+        if waiting.is_empty() {
+            return;
+        }
+        let mut overdue: Vec<PeerKey> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.is_overdue(now))
+            .map(|(&key, _)| key)
+            .collect();
+        let taken = self.connection_count();
+        // As long as nobody answers at all, as many are dialled as may be connected.
+        let is_answered = self
+            .peers
+            .values()
+            .any(|peer| peer.connection == ConnectionState::Connected);
+        let most = match overdue.is_empty() || is_answered {
+            true => self.max_connections,
+            false => MAX_CONNECTED,
+        };
+        let more = most.saturating_sub(taken - overdue.len()).min(waiting.len());
+        let to_free = more
+            .saturating_sub(MAX_CONNECTED.saturating_sub(taken))
+            .min(overdue.len());
+        overdue.sort_by_key(|key| self.peers[key].overdue_at);
+        for key in overdue.into_iter().take(to_free) {
+            self.count_silent(key);
+            self.disconnect(key);
+        }
+        let more = more.min(MAX_CONNECTED.saturating_sub(self.connection_count()));
+        let is_silent = |peer: &PeerEntry| {
+            self.silent
+                .get(&peer.host)
+                .is_some_and(|&count| count >= SILENT_HOST)
+        };
+        // Those of hosts that answer first, then those that failed least, then those that answered while preparing.
+        let rank = |peer: &PeerEntry| {
+            let is_ready = self.ready_clients.contains_key(&peer.candidate.address);
+            (is_silent(peer), peer.failures, !is_ready)
+        };
+        waiting.sort_by_cached_key(|key| {
+            let peer = &self.peers[key];
+            (rank(peer), peer.tie_breaker)
+        });
+        // Among these, hosts take turns.
+        let mut turns = HostTurns::default();
+        for peer in self.peers.values().filter(|peer| peer.holds_connection()) {
+            turns.next(&peer.host);
+        }
+        waiting.sort_by_cached_key(|key| {
+            let peer = &self.peers[key];
+            (rank(peer), turns.next(&peer.host))
+        });
+        waiting.truncate(more);
+        for key in waiting {
+            self.dial_peer(key);
+        }
+    }
+
+    /// Notes that a peer was dialled and did not answer.
+    fn count_silent(&mut self, key: PeerKey) {
+        if let Some(peer) = self.peers.get(&key) {
+            *self.silent.entry(peer.host.clone()).or_default() += 1;
+        }
+    }
+
+    /// Dials one.
+    fn dial_peer(&mut self, key: PeerKey) {
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        peer.connection = ConnectionState::Dialing;
+        let patience = wait_after(peer.failures) + SILENT * (1 << peer.failures.min(4));
+        peer.overdue_at = Instant::now() + patience;
+        peer.stop = self.stop.child_token();
+        let watcher = PeerConnector {
+            key,
+            candidate: peer.candidate.clone(),
+            id: self.id,
+            units: self.units,
+            own: self.own_id,
+            leave_from: self.leave_from,
+            events: self.events.clone(),
+        };
+        let ready = self.ready_clients.remove(&peer.candidate.address);
+        let (stop, failures) = (peer.stop.clone(), peer.failures);
+        // Nothing is half done when it is dropped: connections close, events are whole.
+        self.tracker.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = watcher.run(ready, failures) => {}
+            }
+        });
+    }
+
+    /// Notes that a peer is connected; false where it is not wanted any more.
+    pub(crate) fn mark_connected(&mut self, key: PeerKey, link: PeerClient) -> bool {
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return false;
+        };
+        if matches!(
+            peer.connection,
+            ConnectionState::Banned(_) | ConnectionState::Waiting
+        ) {
+            return false;
+        }
+        peer.connection = ConnectionState::Connected;
+        peer.client = Some(link);
+        self.silent.remove(&peer.host);
+        true
+    }
+
+    /// Notes that a peer was lost. One that keeps failing gives its place to another that waits.
+    pub(crate) fn mark_lost(&mut self, key: PeerKey, problem: &Problem) {
+        let others = self
+            .peers
+            .values()
+            .any(|peer| peer.connection == ConnectionState::Waiting);
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        // What one says that has lost its place is late.
+        if matches!(
+            peer.connection,
+            ConnectionState::Banned(_) | ConnectionState::Waiting
+        ) {
+            return;
+        }
+        let answered = peer.connection == ConnectionState::Connected;
+        peer.client = None;
+        peer.failures += 1;
+        peer.last_error = Some(problem.message.clone());
+        peer.connection = ConnectionState::Lost(problem.clone());
+        if !answered && problem.reason == Reason::TimedOut {
+            *self.silent.entry(peer.host.clone()).or_default() += 1;
+        }
+        // One that never answered has no place to keep.
+        let was_here = answered || peer.bytes > 0;
+        if others && (!was_here || peer.failures % MAX_FAILURES == 0) {
+            peer.stop.cancel();
+            peer.connection = ConnectionState::Waiting;
+        }
+        self.dial_waiting();
+    }
+
+    /// Ends a peer's connection until [`PeerSet::readmit`].
+    pub(crate) fn ban(&mut self, key: PeerKey, what: String) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.stop.cancel();
+            peer.client = None;
+            peer.ban = Some(what.clone());
+            peer.connection = ConnectionState::Banned(what);
+        }
+        self.dial_waiting();
+    }
+
+    /// Connects to a banned peer again, before others that wait: none of those has what is missing.
+    pub(crate) fn readmit(&mut self, key: PeerKey) {
+        let has_room = self.connection_count() < MAX_CONNECTED;
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        (peer.connection, peer.failures, peer.last_error) = (ConnectionState::Waiting, 0, None);
+        if has_room {
+            self.dial_peer(key);
+        }
+    }
+
+    /// Connects anew to all that are connected, and gives their keys: what they told may have been
+    /// lost or damaged.
+    pub(crate) fn reconnect(&mut self) -> Vec<PeerKey> {
+        let connected = |(&key, peer): (&PeerKey, &PeerEntry)| {
+            (peer.connection == ConnectionState::Connected).then_some(key)
+        };
+        let keys: Vec<PeerKey> = self.peers.iter().filter_map(connected).collect();
+        for &key in &keys {
+            if let Some(peer) = self.peers.get_mut(&key) {
+                peer.stop.cancel();
+                peer.client = None;
+            }
+            self.dial_peer(key);
+        }
+        keys
+    }
+
+    /// Those who are banned.
+    pub(crate) fn banned(&self) -> Vec<PeerKey> {
+        let is_banned = |peer: &PeerEntry| matches!(peer.connection, ConnectionState::Banned(_));
+        let banned = self.iter().filter(|(_, peer)| is_banned(peer));
+        banned.map(|(key, _)| key).collect()
+    }
+
+    /// A peer that is gone without having lied, such as this very peer.
+    pub(crate) fn forget(&mut self, key: PeerKey) {
+        if let Some(peer) = self.peers.remove(&key) {
+            peer.stop.cancel();
+        }
+        // The address stays known, so that it is not taken up again.
+        self.dial_waiting();
+    }
+
+    /// Starts a peer's connection anew, after a wait.
+    pub(crate) fn reconnect_later(&mut self, key: PeerKey) {
+        self.disconnect(key);
+        self.dial_waiting();
+    }
+
+    /// Ends a peer's connection until it is dialled again.
+    fn disconnect(&mut self, key: PeerKey) {
+        if let Some(peer) = self.peers.get_mut(&key)
+            && !matches!(peer.connection, ConnectionState::Banned(_))
+        {
+            peer.stop.cancel();
+            peer.client = None;
+            peer.failures += 1;
+            peer.connection = ConnectionState::Waiting;
+        }
+    }
+
+    /// One of them.
+    pub(crate) fn get(&self, key: PeerKey) -> Option<&PeerEntry> {
+        self.peers.get(&key)
+    }
+
+    /// Counts verified bytes that a peer gave: kept here, as the swarm forgets who is gone.
+    pub(crate) fn credit_bytes(&mut self, key: PeerKey, bytes: u64) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.bytes += bytes;
+        }
+    }
+
+    /// A peer sends something: it is there. Not because it is connected, or whoever does nothing else would always come before those who
+    /// were away for a while.
+    pub(crate) fn mark_sending(&mut self, key: PeerKey) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.failures = 0;
+        }
+    }
+
+    /// Notes what a peer did wrong.
+    pub(crate) fn record_error(&mut self, key: PeerKey, what: String) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.last_error = Some(what);
+        }
+    }
+
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (PeerKey, &PeerEntry)> {
+        self.peers.iter().map(|(&key, peer)| (key, peer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peers() -> PeerSet {
+        let (id, own) = (FileId([1; 32]), PeerId([2; 32]));
+        let (events, _) = mpsc::channel(1);
+        let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+        PeerSet::new(
+            (id, 8, own),
+            events,
+            HashMap::new(),
+            HashMap::new(),
+            stop,
+            tracker,
+        )
+    }
+
+    fn many() -> Vec<PeerCandidate> {
+        let address = |n: u16| Address {
+            host: "192.0.2.1".into(),
+            port: 1000 + n,
+        };
+        let source = |n| PeerCandidate {
+            address: address(n),
+            peer: None,
+        };
+        (0..100).map(source).collect()
+    }
+
+    fn dialled(peers: &PeerSet) -> usize {
+        peers
+            .iter()
+            .filter(|(_, peer)| peer.connection != ConnectionState::Waiting)
+            .count()
+    }
+
+    // Nothing is awaited, so nobody is called.
+    #[tokio::test]
+    async fn more_than_a_few_are_dialled_only_once_half_of_those_have_answered() {
+        let mut peers = peers();
+        peers.raise_connection_cap();
+        peers.update_candidates(&many());
+        assert_eq!(dialled(&peers), CROWD_CONNECTIONS, "nobody had answered");
+        peers.raise_connection_cap();
+        assert_eq!(dialled(&peers), CROWD_CONNECTIONS);
+        let dialling = peers
+            .peers
+            .values_mut()
+            .filter(|peer| peer.connection == ConnectionState::Dialing);
+        for peer in dialling.take(CROWD_CONNECTIONS / 2) {
+            peer.connection = ConnectionState::Connected;
+        }
+        peers.raise_connection_cap();
+        assert_eq!(dialled(&peers), MAX_CONNECTED);
+    }
+
+    #[tokio::test]
+    async fn a_provider_that_was_away_gets_its_turn_however_many_useless_peers_there_are() {
+        let mut peers = peers();
+        peers.update_candidates(&many());
+        let connect = |peers: &mut PeerSet| {
+            let dialling = peers
+                .peers
+                .values_mut()
+                .filter(|peer| peer.connection == ConnectionState::Dialing);
+            dialling.for_each(|peer| peer.connection = ConnectionState::Connected);
+        };
+        connect(&mut peers);
+        peers.raise_connection_cap();
+        connect(&mut peers);
+        // Away for so long that everyone else is tried before it, unless it is by lot.
+        let waits =
+            |(key, peer): (PeerKey, &PeerEntry)| (peer.connection == ConnectionState::Waiting).then_some(key);
+        let seed = peers.iter().find_map(waits).unwrap();
+        peers.peers.get_mut(&seed).unwrap().failures = u32::MAX / 2;
+        let mut turns = 0;
+        while peers.get(seed).unwrap().connection != ConnectionState::Connected {
+            assert!(peers.replace_idle_peer().is_some());
+            assert_eq!(dialled(&peers), MAX_CONNECTED);
+            connect(&mut peers);
+            turns += 1;
+            assert!(turns < 10_000, "it never gets a place");
+        }
+    }
+
+    /// A peer that restarts on another port is the same peer.
+    #[tokio::test]
+    async fn a_banned_peer_is_followed_to_its_new_address() {
+        let mut peers = peers();
+        let mut source = many().remove(0);
+        source.peer = Some(PeerId([7; 32]));
+        peers.update_candidates(std::slice::from_ref(&source));
+        let key = peers.by_address[&source.address];
+        peers.ban(key, "lied".into());
+        let before = source.address.clone();
+        source.address.port += 1000;
+        peers.update_candidates(std::slice::from_ref(&source));
+        assert_eq!((peers.peers.len(), peers.by_address.len()), (1, 1));
+        assert_eq!(peers.get(key).unwrap().candidate.address, source.address);
+        assert!(!peers.by_address.contains_key(&before));
+        peers.readmit(key);
+        let peer = peers.get(key).unwrap();
+        assert_eq!(peer.connection, ConnectionState::Dialing);
+        assert_eq!(peer.ban.as_deref(), Some("lied"), "remembered");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn black_holes_of_one_host_keep_no_other_waiting() {
+        let mut peers = peers();
+        let port = |port| Address {
+            host: "198.51.100.1".into(),
+            port,
+        };
+        let source = |address| PeerCandidate { address, peer: None };
+        let mut all: Vec<PeerCandidate> = (1..=300).map(port).map(source).collect();
+        peers.update_candidates(&all);
+        assert_eq!(dialled(&peers), CROWD_CONNECTIONS);
+        all.push(many().remove(0));
+        peers.update_candidates(&all);
+        let honest = peers.by_address[&all[300].address];
+        assert_eq!(
+            peers.get(honest).unwrap().connection,
+            ConnectionState::Waiting,
+            "no place is free"
+        );
+        tokio::time::advance(SILENT).await;
+        peers.pass_over_silent();
+        assert_eq!(peers.get(honest).unwrap().connection, ConnectionState::Dialing);
+        // From the beginning, hosts take turns.
+        let mut peers = self::peers();
+        peers.update_candidates(&all);
+        let honest = peers.by_address[&all[300].address];
+        assert_eq!(peers.get(honest).unwrap().connection, ConnectionState::Dialing);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn hundreds_of_silent_hosts_are_tried_within_seconds_and_few_at_once() {
+        let mut peers = peers();
+        let all: Vec<PeerCandidate> = (1..=200)
+            .map(|n| PeerCandidate {
+                address: Address {
+                    host: format!("198.51.100.{n}"),
+                    port: 1,
+                },
+                peer: None,
+            })
+            .collect();
+        peers.update_candidates(&all);
+        let tried = |peers: &PeerSet| {
+            peers
+                .iter()
+                .filter(|(_, peer)| peer.failures > 0 || peer.holds_connection())
+                .count()
+        };
+        let mut seconds = 0;
+        while tried(&peers) < all.len() {
+            tokio::time::advance(SILENT).await;
+            peers.pass_over_silent();
+            assert!(peers.connection_count() <= MAX_CONNECTED);
+            seconds += 1;
+            assert!(seconds < 10, "{} were tried", tried(&peers));
+        }
+        assert!(seconds <= 4, "{seconds} s");
+    }
+
+    #[tokio::test]
+    async fn who_is_gone_and_gave_nothing_is_forgotten() {
+        let mut peers = peers();
+        let all = many();
+        peers.update_candidates(&all);
+        let problem = Problem::new(Reason::Unreachable, "gone");
+        let key = |peers: &PeerSet, at: usize| peers.by_address[&all[at].address];
+        let (lost, banned, gave) = (key(&peers, 0), key(&peers, 1), key(&peers, 2));
+        for peer in peers.peers.values_mut() {
+            peer.connection = ConnectionState::Waiting;
+        }
+        peers.peers.get_mut(&lost).unwrap().connection = ConnectionState::Lost(problem);
+        peers.peers.get_mut(&banned).unwrap().connection = ConnectionState::Banned("lied".into());
+        peers.credit_bytes(gave, 1);
+        peers.max_connections = 0;
+        peers.update_candidates(&all[50..]);
+        assert_eq!((peers.peers.len(), peers.by_address.len()), (52, 52));
+        assert!(peers.get(lost).is_none());
+        assert!(peers.get(banned).is_some() && peers.get(gave).is_some());
+        // Back again, as somebody new.
+        peers.update_candidates(&all);
+        assert_eq!(peers.peers.len(), 100);
+    }
+}

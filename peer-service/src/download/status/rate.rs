@@ -1,0 +1,73 @@
+//! A rate as people are shown it: what came over the last seconds, not what a link could do.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::Instant;
+
+/// Time over which a rate is taken.
+const WINDOW: Duration = Duration::from_secs(3);
+
+/// How far samples are apart at least, so that a window has few of them.
+const MIN_SAMPLE_INTERVAL: Duration = Duration::from_millis(150);
+
+/// Counts of bytes over the last [`WINDOW`], oldest first.
+#[derive(Debug, Default)]
+pub(crate) struct RateWindow(VecDeque<(Instant, u64)>);
+
+impl RateWindow {
+    /// Bytes a second over the window that ends now, at which `total` bytes have come in all. 0 where the total went back.
+    pub(crate) fn sample(&mut self, now: Instant, total: u64) -> u64 {
+        let past = |&(at, _): &(Instant, u64)| now - at > WINDOW;
+        while self.0.len() > 1 && self.0.front().is_some_and(past) {
+            self.0.pop_front();
+        }
+        if self
+            .0
+            .back()
+            .is_none_or(|&(at, _)| now - at >= MIN_SAMPLE_INTERVAL)
+        {
+            self.0.push_back((now, total));
+        }
+        match self.0.front() {
+            Some(&(at, before)) if now > at => {
+                (total.saturating_sub(before) as f64 / (now - at).as_secs_f64()) as u64
+            }
+            _ => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn follows_what_came_and_ends_with_it() {
+        let start = Instant::now();
+        let mut rate = RateWindow::default();
+        let at = |tick: u32| start + Duration::from_millis(200) * tick;
+        assert_eq!(rate.sample(at(0), 0), 0, "nothing to go by yet");
+        for tick in 1..=50 {
+            // 1 MiB each 200 ms.
+            assert_eq!(rate.sample(at(tick), u64::from(tick) * MIB), 5 * MIB);
+        }
+        let silent: Vec<_> = (51..=67).map(|tick| rate.sample(at(tick), 50 * MIB)).collect();
+        assert!(
+            silent.is_sorted_by(|a, b| a >= b) && silent.last() == Some(&0),
+            "{silent:?}"
+        );
+    }
+
+    #[test]
+    fn holds_few_samples_however_often_it_is_asked() {
+        let start = Instant::now();
+        let mut rate = RateWindow::default();
+        (0..10_000).for_each(|n| {
+            rate.sample(start + Duration::from_millis(n), n);
+        });
+        assert!(rate.0.len() <= 22, "{}", rate.0.len());
+        assert_eq!(rate.sample(start + Duration::from_secs(10), 0), 0, "begun anew");
+    }
+}

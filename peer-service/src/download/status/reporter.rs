@@ -1,0 +1,495 @@
+//! What a transfer shows of itself while it runs: the one place that writes its view.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use potluck_core::{
+    Problem, Reason,
+    collection::plan::Plan,
+    model::{Address, FileKind},
+};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::download::{
+    engine::disk_pool::DiskPool,
+    peers::{
+        ConnectionState, PeerEntry, PeerSet, diagnostics::no_provider_serves, discovery::PeerCandidates,
+    },
+    status::{DownloadState, DownloadStatus, MissingUnits, PeerState, PeerStatus, rate::RateWindow},
+    task::bootstrap,
+};
+use potluck_swarm::{Failure, PeerKey, PeerPhase, PeerView, StuckReason, Swarm, Time};
+
+/// Most peers shown, as the contract has it.
+const MAX_PEERS: usize = 1_000;
+
+/// Most runs of missing units shown, as the contract has it.
+const MAX_RUNS: usize = 1_000;
+
+/// How long nothing may get verified and written before that is told: longer than a slow disk that is busy with others takes for a unit.
+const HUNG_AFTER: Duration = Duration::from_secs(5);
+
+/// How often the missing units are gone through.
+const MISSING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct StatusReporter {
+    status: watch::Sender<DownloadStatus>,
+    /// Cancelled where the run is to stop: from then on the view shows it at rest.
+    stop: CancellationToken,
+    start: Instant,
+    state: Mutex<ReporterState>,
+}
+
+#[derive(Debug, Default)]
+struct ReporterState {
+    /// Bytes that were there before the swarm began.
+    initial_bytes: u64,
+    rate: RateWindow,
+    peer_rates: HashMap<PeerKey, RateWindow>,
+    missing_at: Option<Instant>,
+}
+
+impl StatusReporter {
+    /// Writes to this view, and shows no activity in it any more once `stop` is cancelled.
+    pub(crate) fn new(view: watch::Sender<DownloadStatus>, stop: CancellationToken) -> Self {
+        view.send_modify(|view| {
+            view.state = DownloadState::Preparing;
+            view.error = None;
+            view.resumed_bytes = 0;
+            view.unverified_bytes = 0;
+            view.copied_bytes = 0;
+            view.not_kept.clear();
+            view.bytes_per_second = 0;
+            view.elapsed = Duration::ZERO;
+            view.peers.clear();
+            view.missing.clear();
+            view.findings.clear();
+            view.sharing_error = None;
+        });
+        Self {
+            status: view,
+            stop,
+            start: Instant::now(),
+            state: Mutex::default(),
+        }
+    }
+
+    fn update(&self, change: impl FnOnce(&mut DownloadStatus)) {
+        self.status.send_modify(|view| {
+            let before = view.state;
+            change(view);
+            if self.stop.is_cancelled() {
+                view.rest(before);
+            }
+            view.elapsed = self.start.elapsed();
+        });
+    }
+
+    /// Shows that all is fetched and gets its name now; false where the run is to stop instead. One
+    /// of the two holds: whoever pauses a transfer that is not shown as finishing has it paused.
+    pub(crate) fn finishing(&self) -> bool {
+        let mut finishes = false;
+        self.update(|view| {
+            finishes = !self.stop.is_cancelled();
+            if finishes {
+                view.rest(DownloadState::Finishing);
+            }
+        });
+        finishes
+    }
+
+    /// Where it stands, and what is wrong.
+    pub(crate) fn set_state(&self, state: DownloadState, error: Option<Problem>) {
+        self.update(|view| {
+            view.state = state;
+            view.error = error;
+            // Until the swarm says more, nothing comes.
+            view.unverified_bytes = 0;
+            view.bytes_per_second = 0;
+            view.peers.iter_mut().for_each(|row| row.bytes_per_second = 0);
+        });
+    }
+
+    /// Where it will be.
+    pub(crate) fn set_path(&self, path: &Path) {
+        self.update(|view| view.path = path.to_owned());
+    }
+
+    /// What it is called and how large it is.
+    pub(crate) fn set_identity(&self, name: &str, size: u64) {
+        self.update(|view| {
+            view.state = DownloadState::Preparing;
+            view.error = None;
+            view.name = name.to_owned();
+            view.bytes_total = size;
+        });
+    }
+
+    /// What it is and how it is cut.
+    pub(crate) fn set_plan(&self, kind: FileKind, plan: &Plan) {
+        self.update(|view| {
+            view.kind = Some(kind);
+            view.bytes_total = plan.written();
+            view.units_total = plan.unit_count();
+        });
+    }
+
+    /// It is all there already.
+    pub(crate) fn set_preexisting(&self, kind: FileKind, size: u64) {
+        self.update(|view| {
+            view.kind = Some(kind);
+            view.bytes_total = size;
+            view.bytes_done = size;
+            view.resumed_bytes = size;
+            if view.name.is_empty() {
+                view.name = view
+                    .path
+                    .file_name()
+                    .map_or_else(String::new, |name| name.to_string_lossy().into());
+            }
+        });
+    }
+
+    /// It is all there, and is not shared, or only until the peer stops.
+    pub(crate) fn not_shared(&self, problem: Problem) {
+        self.update(|view| view.sharing_error = Some(problem));
+    }
+
+    /// Bytes that are there before the swarm begins.
+    pub(crate) fn set_bytes(&self, bytes: u64) {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .initial_bytes = bytes;
+        self.update(|view| {
+            view.bytes_done = bytes;
+            view.copied_bytes = 0;
+        });
+    }
+
+    /// Bytes copied so far, of content that was fetched and that several paths have.
+    pub(crate) fn copied(&self, copied: u64) {
+        self.update(|view| {
+            let fetched = view.bytes_done - view.copied_bytes;
+            view.copied_bytes = copied;
+            view.bytes_done = fetched + copied;
+        });
+    }
+
+    /// What the file system could not keep, a sentence each.
+    pub(crate) fn not_kept(&self, what: Vec<String>) {
+        self.update(|view| view.not_kept = what);
+    }
+
+    /// Bytes of an earlier run.
+    pub(crate) fn set_resumed_bytes(&self, bytes: u64) {
+        self.update(|view| view.resumed_bytes = bytes);
+    }
+
+    /// How the swarm stands at its time, and the disk that is written to.
+    pub(crate) fn update_from_swarm(
+        &self,
+        plan: &Arc<Plan>,
+        (swarm, time): (&Swarm, Time),
+        peers: &PeerSet,
+        sources: &PeerCandidates,
+        wrong: Option<Problem>,
+        disk: &DiskPool,
+    ) {
+        let now = Instant::now();
+        let (done, rate, rows, missing_due) = {
+            let mut inner = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let done = (inner.initial_bytes + swarm.counters().verified_bytes).min(plan.total());
+            // A unit may take minutes: what comes meanwhile is the rate.
+            let rate = inner.rate.sample(now, swarm.counters().received_bytes);
+            let rows = peer_statuses((swarm, time), peers, &mut inner.peer_rates, now);
+            let due = inner.missing_at.is_none_or(|at| now - at >= MISSING_INTERVAL);
+            if due {
+                inner.missing_at = Some(now);
+            }
+            (done, rate, rows, due)
+        };
+        let stuck = wrong
+            .or_else(|| stuck_problem((swarm, time), peers, sources))
+            .or_else(|| hung_disk_problem(disk));
+        self.update(|view| {
+            view.state = if stuck.is_some() {
+                DownloadState::Waiting
+            } else {
+                DownloadState::Running
+            };
+            view.findings = findings(&rows, sources);
+            view.error = stuck;
+            view.bytes_done = done;
+            view.copied_bytes = 0;
+            view.unverified_bytes = swarm.unverified_bytes().min(plan.total() - done);
+            view.bytes_per_second = rate;
+            view.units_total = plan.unit_count();
+            view.units_done = swarm.have().count();
+            view.peers = rows;
+            if missing_due {
+                view.missing = missing_units(swarm);
+            }
+        });
+    }
+}
+
+fn peer_statuses(
+    (swarm, time): (&Swarm, Time),
+    peers: &PeerSet,
+    rates: &mut HashMap<PeerKey, RateWindow>,
+    now: Instant,
+) -> Vec<PeerStatus> {
+    let retries = Retries::of(swarm, time);
+    let views: HashMap<_, PeerView> = swarm.peers().map(|view| (view.key, view)).collect();
+    rates.retain(|key, _| views.contains_key(key));
+    let mut rows: Vec<PeerStatus> = peers
+        .iter()
+        .map(|(key, peer)| {
+            let view = views.get(&key);
+            let rate = view.map_or(0, |view| rates.entry(key).or_default().sample(now, view.bytes));
+            peer_status(peer, view, &retries, rate)
+        })
+        .collect();
+    rows.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.address.cmp(&b.address)));
+    rows.truncate(MAX_PEERS);
+    rows
+}
+
+fn peer_status(peer: &PeerEntry, view: Option<&PeerView>, retries: &Retries, rate: u64) -> PeerStatus {
+    let last = peer.last_error.clone().unwrap_or_default();
+    let state = view.map(|view| view.phase);
+    let (standing, reason) = match (&peer.connection, state) {
+        (ConnectionState::Banned(what), state) => (PeerState::Banned, retries.of_banned(what, state)),
+        (ConnectionState::Lost(what), _) => (PeerState::Unreachable, what.message.clone()),
+        (ConnectionState::Waiting | ConnectionState::Dialing, _) => (PeerState::Connecting, last),
+        (ConnectionState::Connected, Some(PeerPhase::Banned { .. })) => {
+            (PeerState::Banned, peer.ban.clone().unwrap_or_default())
+        }
+        (ConnectionState::Connected, Some(PeerPhase::Active)) => (PeerState::Active, String::new()),
+        (ConnectionState::Connected, Some(PeerPhase::Stalled)) => (
+            PeerState::Active,
+            "sends nothing: others are asked as well".into(),
+        ),
+        (ConnectionState::Connected, Some(PeerPhase::BackedOff { .. })) if last.is_empty() => {
+            let failure = view.and_then(|view| view.last_failure);
+            (PeerState::BackingOff, failure.map_or("", failure_text).into())
+        }
+        (ConnectionState::Connected, Some(PeerPhase::BackedOff { .. })) => (PeerState::BackingOff, last),
+        (ConnectionState::Connected, Some(PeerPhase::Refusing { until })) => {
+            (PeerState::BackingOff, retries.of_refusing(peer, until))
+        }
+        (ConnectionState::Connected, Some(PeerPhase::Joining | PeerPhase::Idle) | None) => {
+            (PeerState::Idle, String::new())
+        }
+    };
+    let reason = match (&peer.ban, view) {
+        (Some(what), Some(view)) if view.on_probation && reason.is_empty() => {
+            format!("was banned: {what}; asked for one unit at a time while nobody else can serve")
+        }
+        _ => reason,
+    };
+    PeerStatus {
+        peer: peer.candidate.peer,
+        address: peer.candidate.address.clone(),
+        state: standing,
+        reason,
+        bytes: peer.bytes,
+        bytes_per_second: rate,
+        requests: view.map_or(0, |view| view.requests),
+        units: view.map_or(0, |view| view.units),
+    }
+}
+
+const fn failure_text(failure: Failure) -> &'static str {
+    match failure {
+        Failure::Busy { .. } => "had no free upload slot",
+        Failure::TimedOut => "was silent for too long",
+        Failure::Disconnected => "the connection broke",
+        Failure::NotAvailable => "did not have the requested unit",
+        Failure::Refused => "refused to send",
+    }
+}
+
+/// When peers that are banned or refuse are asked again, in words.
+struct Retries {
+    now: Time,
+    is_finished: bool,
+    /// Whether any other peer serves, or will after a short rest.
+    others_serve: bool,
+}
+
+impl Retries {
+    fn of(swarm: &Swarm, now: Time) -> Self {
+        Self {
+            now,
+            is_finished: swarm.is_finished(),
+            others_serve: swarm.is_served(),
+        }
+    }
+
+    fn seconds_until(&self, at: Time) -> u64 {
+        at.saturating_sub(self.now).as_secs()
+    }
+
+    /// What a peer was banned for, and when it is tried again.
+    fn of_banned(&self, what: &str, state: Option<PeerPhase>) -> String {
+        let until = match state {
+            Some(PeerPhase::Banned { until, .. }) if !self.is_finished => until,
+            _ => return what.to_owned(),
+        };
+        match (self.others_serve, self.seconds_until(until)) {
+            (true, _) => format!("{what}; not asked while others can serve"),
+            (false, 0) => format!("{what}; tried again now because no other peer serves it"),
+            (false, seconds) => {
+                format!("{what}; tried again in {seconds} s because no other peer serves it")
+            }
+        }
+    }
+
+    /// What a peer said when it refused what it has, and when it is asked again.
+    fn of_refusing(&self, peer: &PeerEntry, until: Time) -> String {
+        let said = peer.last_error.as_deref().filter(|said| !said.is_empty());
+        let said = said.unwrap_or_else(|| failure_text(Failure::NotAvailable));
+        match self.seconds_until(until) {
+            0 => format!("{said}; asked again now"),
+            seconds => format!("{said}; asked again in {seconds} s"),
+        }
+    }
+}
+
+/// What keeps everything that comes from being verified and written.
+fn hung_disk_problem(disk: &DiskPool) -> Option<Problem> {
+    let (target, idle) = disk.hung_for(HUNG_AFTER)?;
+    Some(Problem::new(
+        Reason::TargetNotWritable,
+        format!(
+            "the disk hangs or is very slow: nothing was written for {} s, and {} is next; the transfer goes on when it answers",
+            idle.as_secs(),
+            target.display()
+        ),
+    ))
+}
+
+/// Refusals in a row of everyone who has something needed, after which that is shown: a source that
+/// hashes a file again is asked again before.
+const REFUSALS_SHOWN: u32 = 4;
+
+/// Why nothing can be asked for, where that is for others to change: who has what is missing, what
+/// keeps it away, and when it is tried again.
+fn stuck_problem((swarm, now): (&Swarm, Time), peers: &PeerSet, sources: &PeerCandidates) -> Option<Problem> {
+    let untried = |peer: &PeerEntry| {
+        matches!(
+            peer.connection,
+            ConnectionState::Waiting | ConnectionState::Dialing
+        ) && peer.last_error.is_none()
+    };
+    let nobody = |message: String| {
+        let troubles = troubles((swarm, now), peers);
+        let troubles = no_provider_serves(troubles.iter().map(|(address, problem)| (*address, problem)));
+        let message = match troubles {
+            Some(troubles) => format!("{message}: {}", troubles.message),
+            None => message,
+        };
+        Some(Problem::new(Reason::NoProviders, message))
+    };
+    match swarm.stuck_reason()? {
+        // Some may still answer: too early to complain.
+        StuckReason::NoPeers | StuckReason::AllBanned { .. }
+            if peers.iter().any(|(_, peer)| untried(peer)) =>
+        {
+            None
+        }
+        StuckReason::NoPeers => bootstrap::no_provider(sources)
+            .or_else(|| nobody("none of its providers can be reached now".into())),
+        StuckReason::AllBanned { .. } if peers.iter().all(|(_, peer)| peer.ban.is_some()) => {
+            nobody("every provider that is known sent bytes that failed verification".into())
+        }
+        StuckReason::AllBanned { .. } => {
+            nobody("no provider that can be reached now sent what passed verification".into())
+        }
+        StuckReason::NoProvider { units } => {
+            let missing = match units {
+                1 => "the unit that is missing".to_owned(),
+                units => format!("any of the {units} units that are missing"),
+            };
+            nobody(format!("no provider that is connected has {missing}"))
+        }
+        StuckReason::Refused { tries, .. } if tries < REFUSALS_SHOWN => None,
+        StuckReason::Refused { .. } => {
+            nobody("the providers that have what is missing do not send it now".into())
+        }
+        StuckReason::NoAvailability | StuckReason::BackedOff { .. } => None,
+    }
+}
+
+/// What keeps each peer from serving: those who are lost, banned, or refuse what they have.
+fn troubles<'a>((swarm, now): (&Swarm, Time), peers: &'a PeerSet) -> Vec<(&'a Address, Problem)> {
+    let states: HashMap<_, _> = swarm.peers().map(|view| (view.key, view.phase)).collect();
+    let retries = Retries::of(swarm, now);
+    let trouble = |(key, peer): (PeerKey, &'a PeerEntry)| {
+        let problem = match (&peer.connection, states.get(&key)) {
+            (ConnectionState::Lost(problem), _) => problem.clone(),
+            (ConnectionState::Banned(what), state) => {
+                let what = retries.of_banned(what, state.copied());
+                Problem::new(Reason::VerificationFailed, format!("banned: {what}"))
+            }
+            (ConnectionState::Connected, Some(PeerPhase::Refusing { until })) => {
+                Problem::new(Reason::PieceNotAvailable, retries.of_refusing(peer, *until))
+            }
+            _ => return None,
+        };
+        Some((&peer.candidate.address, problem))
+    };
+    peers.iter().filter_map(trouble).collect()
+}
+
+fn missing_units(swarm: &Swarm) -> Vec<MissingUnits> {
+    let mut runs: Vec<MissingUnits> = swarm
+        .missing()
+        .into_iter()
+        .map(|run| MissingUnits {
+            first: run.units.start,
+            count: run.units.end - run.units.start,
+            providers: run.providers,
+            in_flight: run.in_flight,
+        })
+        .collect();
+    runs.sort_by_key(|run| (run.providers, run.first));
+    runs.truncate(MAX_RUNS);
+    runs
+}
+
+fn findings(rows: &[PeerStatus], sources: &PeerCandidates) -> Vec<String> {
+    let count = |standing| rows.iter().filter(|row| row.state == standing).count();
+    let mut findings = Vec::new();
+    if let Some(problem) = &sources.index_error {
+        findings.push(format!("new providers are not heard of: {}", problem.message));
+    }
+    let banned = rows.iter().filter(|row| row.state == PeerState::Banned);
+    for row in banned.take(10) {
+        findings.push(format!("{} is banned: {}", row.address, row.reason));
+    }
+    match count(PeerState::Unreachable) {
+        0 => {}
+        lost => findings.push(format!(
+            "{lost} of {} providers out of reach; tried again",
+            rows.len()
+        )),
+    }
+    match count(PeerState::BackingOff) {
+        0 => {}
+        resting => findings.push(format!(
+            "{resting} of {} providers are busy, silent or refuse; asked again later",
+            rows.len()
+        )),
+    }
+    findings
+}

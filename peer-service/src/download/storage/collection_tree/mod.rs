@@ -1,0 +1,550 @@
+//! The folder that a collection is written into while it is fetched.
+//!
+//! Invariants: every path is opened beneath the folder's handle and never through a link, so that neither a hostile manifest nor
+//! somebody who plants links in the folder can lead a write out of it. Every file is created exclusively, so that no two entries are
+//! one file; one that is there already is written only where an earlier run of this download made it. Links are made last, by
+//! [`CollectionTree::finish`], which also sees that the folder lists every entry once and nothing else.
+
+mod probe;
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, ErrorKind, Read as _, Seek as _},
+    num::NonZeroUsize,
+    os::{fd::AsFd, unix::fs::OpenOptionsExt as _},
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt as _};
+use lru::LruCache;
+use potluck_core::{
+    Problem, Reason,
+    bitfield::Bitfield,
+    collection::{
+        manifest::{EntryContent, Manifest, fold},
+        path::RelPath,
+        plan::{BUNDLE_SIZE, Plan},
+    },
+    identity::merkle::EMPTY_FILE,
+};
+use rustix::{fs::OFlags, io::Errno};
+use tokio_util::sync::CancellationToken;
+
+use crate::download::storage::target::{self, AtEntry, NameClash};
+
+/// Large files kept open at once: the pieces of a few files arrive at a time, and file handles are scarce.
+const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not 0");
+
+/// Locks for the creation of files: whoever writes two files at once hardly meets the same.
+const CREATION_LOCKS: u32 = 64;
+
+/// Bytes copied between two looks at whether to stop: some milliseconds' work.
+const COPY_STEP: u64 = 16 * 1024 * 1024;
+
+/// Bytes copied without a flush. What is copied beyond is flushed with each step: a flush of many GiB at the end could not be stopped.
+const COPY_UNFLUSHED: u64 = 64 * 1024 * 1024;
+
+/// Longest path that the operating system takes, in bytes: `PATH_MAX` less its final zero.
+const MAX_SYSTEM_PATH: usize = if cfg!(target_os = "linux") { 4095 } else { 1023 };
+
+/// Links named when the file system cannot have them.
+const NAMED_LINKS: usize = 3;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct CollectionTree {
+    dir: Dir,
+    manifest: Arc<Manifest>,
+    plan: Arc<Plan>,
+    /// Whether the folder was made just now: whatever is in it was written here, and no longer than it should be.
+    is_new: bool,
+    /// Handles of large files by their place in the plan.
+    open_files: Mutex<LruCache<usize, Arc<File>>>,
+    /// In a folder that was made just now: the entries whose files were created. Entry `i` is bit `i / n` of `n`.
+    created: Vec<Mutex<Bitfield>>,
+    /// Bytes of copies that [`CollectionTree::finish`] made.
+    copied: AtomicU64,
+    /// What the file system cannot keep, for people.
+    not_kept: Mutex<Vec<String>>,
+}
+
+/// Whether a file is made where it is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CreateMode {
+    /// It has to be there.
+    Never,
+    /// If it is not there.
+    IfMissing,
+    /// It must not be there.
+    Exclusive,
+}
+
+impl CollectionTree {
+    /// Opens the folder at `path`, made if it is not there. [`CollectionTree::prepare`] has to follow.
+    pub(crate) fn open(path: &Path, manifest: Arc<Manifest>, plan: Arc<Plan>) -> io::Result<Self> {
+        let made = match std::fs::create_dir(path) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            made => made.is_ok(),
+        };
+        // A handle that can be locked and flushed, which the one that cap-std opens by itself cannot.
+        let handle = File::options()
+            .read(true)
+            .custom_flags((OFlags::DIRECTORY | OFlags::NOFOLLOW).bits() as i32)
+            .open(path)?;
+        // A manifest has at most 2^20 entries.
+        let entries = manifest.len() as u32;
+        let bits = || Mutex::new(Bitfield::new(entries / CREATION_LOCKS + 1));
+        Ok(Self {
+            dir: Dir::from_std_file(handle),
+            created: std::iter::repeat_with(bits)
+                .take(CREATION_LOCKS as usize)
+                .collect(),
+            manifest,
+            plan,
+            is_new: made,
+            open_files: Mutex::new(LruCache::new(OPEN_FILES)),
+            copied: AtomicU64::new(0),
+            not_kept: Mutex::default(),
+        })
+    }
+
+    /// The folder's handle.
+    pub(crate) const fn dir(&self) -> &Dir {
+        &self.dir
+    }
+
+    /// Refuses what the file system cannot hold, before anything is fetched, and makes the folders. `path`: of the folder.
+    ///
+    /// # Errors
+    /// [`Reason::TargetUnsuitable`]: two names that are one here, a name that is not taken, a path that is too long;
+    /// [`Reason::Cancelled`] once `stop` is; whatever else the file system says.
+    pub(crate) fn prepare(&self, path: &Path, stop: &CancellationToken) -> Result<(), Problem> {
+        self.check_lengths(path)?;
+        probe::check_names(&self.dir, path, &self.manifest, stop)?;
+        for folder in self.manifest.folders() {
+            if stop.is_cancelled() {
+                return Err(stopped());
+            }
+            match self.dir.create_dir(folder) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && !self.is_new => {}
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    return Err(self.clash(folder).problem(path));
+                }
+                Err(error) => return Err(target::target_problem(&path.join(folder), &error)),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a folder with paths that would be longer than the system takes: nobody could open them, this peer among them.
+    fn check_lengths(&self, path: &Path) -> Result<(), Problem> {
+        let longest = self.manifest.entries().map(|entry| entry.path.as_str());
+        let Some(longest) = longest.max_by_key(|path| path.len()) else {
+            return Ok(());
+        };
+        let base = path.as_os_str().len();
+        let len = base + 1 + longest.len();
+        if len <= MAX_SYSTEM_PATH {
+            return Ok(());
+        }
+        Err(Problem::new(
+            Reason::TargetUnsuitable,
+            format!(
+                "a path in it has {} bytes, and below {} it would have {len}: this system takes {MAX_SYSTEM_PATH}; \
+                 choose a target whose path is {} bytes shorter",
+                longest.len(),
+                path.display(),
+                len - MAX_SYSTEM_PATH
+            ),
+        )
+        .field("target"))
+    }
+
+    /// The entry whose name is taken, and the one that most likely has it.
+    fn clash(&self, path: &str) -> NameClash {
+        let folded = |path: &str| path.split('/').map(fold).collect::<Vec<_>>().join("/");
+        let wanted = folded(path);
+        let paths = || self.manifest.entries().map(|entry| entry.path.as_str());
+        let mut others = self.manifest.folders().chain(paths());
+        let other = others.find(|other| *other != path && folded(other) == wanted);
+        NameClash {
+            first: other.unwrap_or("another name").to_owned(),
+            second: path.to_owned(),
+        }
+    }
+
+    /// Room that is to be free before anything is fetched, in bytes: for what is missing, `have` being there, and for the copies of what
+    /// several paths have, all in whole blocks of this size. Copies that share their blocks take none.
+    pub(crate) fn room_needed(&self, have: Option<&Bitfield>, block: u64) -> u64 {
+        let blocks = |size: u64| size.div_ceil(block.max(1)).saturating_mul(block.max(1));
+        let mut distinct = 0_u64;
+        let mut copies = 0_u64;
+        for entries in self.manifest.contents() {
+            let Some(EntryContent::File { size, .. }) = self.manifest.content(entries[0]) else {
+                continue;
+            };
+            let is_missing = |entry: &&u32| {
+                let path = self.manifest.get(**entry).map(|entry| entry.path.as_str());
+                let there = path.and_then(|path| self.dir.symlink_metadata(path).ok());
+                there.is_none_or(|there| there.len() < size)
+            };
+            let others = match self.is_new || size == 0 {
+                true => entries.len() - 1,
+                // Some may be there, made when there was no room for all.
+                false => entries[1..].iter().filter(is_missing).count(),
+            };
+            distinct = distinct.saturating_add(blocks(size));
+            copies = copies.saturating_add(blocks(size).saturating_mul(others as u64));
+        }
+        if copies > 0 && probe::can_clone(&self.dir, &self.manifest) {
+            copies = 0;
+        }
+        let missing = match have {
+            // What is there of a file has its blocks: only whole units count.
+            Some(have) => (0..have.len())
+                .filter(|&unit| !have.get(unit))
+                .map(|unit| self.plan.unit_len(unit))
+                .sum(),
+            None => distinct,
+        };
+        missing.saturating_add(copies)
+    }
+
+    /// The file with this content, by its place in the plan, to be written: made if it is not there, as it most likely is not yet.
+    pub(crate) fn new_file(&self, index: usize) -> io::Result<Arc<File>> {
+        if self.plan.file(index).is_some_and(|file| file.size > BUNDLE_SIZE) {
+            return self.handle(index, |entry| self.open_to_write(entry));
+        }
+        let first = self.plan.first_entry(index).ok_or(ErrorKind::InvalidInput)?;
+        Ok(Arc::new(self.open_to_write(first)?.0))
+    }
+
+    /// The same, to be read. Never made: whoever is served from the folder when it has its name already would make there again what its
+    /// owner removed.
+    pub(crate) fn file(&self, index: usize) -> io::Result<Arc<File>> {
+        self.handle(index, |entry| self.open_entry(entry, CreateMode::Never))
+    }
+
+    fn handle(
+        &self,
+        index: usize,
+        open: impl FnOnce(u32) -> io::Result<(File, u64)>,
+    ) -> io::Result<Arc<File>> {
+        if let Some(file) = self.handles().get(&index) {
+            return Ok(Arc::clone(file));
+        }
+        let first = self.plan.first_entry(index).ok_or(ErrorKind::InvalidInput)?;
+        let (file, size) = open(first)?;
+        let file = Arc::new(file);
+        if size > BUNDLE_SIZE {
+            self.handles().put(index, Arc::clone(&file));
+        }
+        Ok(file)
+    }
+
+    fn handles(&self) -> MutexGuard<'_, LruCache<usize, Arc<File>>> {
+        self.open_files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The entry's file, to be written. In a folder that was made just now it is created exclusively the first time: whatever has its
+    /// name then is another entry.
+    fn open_to_write(&self, entry: u32) -> io::Result<(File, u64)> {
+        if !self.is_new {
+            return self.open_entry(entry, CreateMode::IfMissing);
+        }
+        let created = &self.created[(entry % CREATION_LOCKS) as usize];
+        let bit = entry / CREATION_LOCKS;
+        // Held while it is created: whoever writes to it next must find it.
+        let mut created = created.lock().unwrap_or_else(PoisonError::into_inner);
+        if created.get(bit) {
+            drop(created);
+            return self.open_entry(entry, CreateMode::Never);
+        }
+        match self.open_entry(entry, CreateMode::Exclusive) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                let path = self.manifest.get(entry).map_or("", |entry| entry.path.as_str());
+                Err(io::Error::other(self.clash(path)))
+            }
+            opened => {
+                created.set(bit, opened.is_ok());
+                opened
+            }
+        }
+    }
+
+    /// The entry's file, and the size that it is to have.
+    fn open_entry(&self, entry: u32, make: CreateMode) -> io::Result<(File, u64)> {
+        let entry = self.manifest.get(entry).ok_or(ErrorKind::InvalidInput)?;
+        let EntryContent::File { size, executable, .. } = entry.content else {
+            return Err(ErrorKind::InvalidInput.into());
+        };
+        let path = entry.path.as_str();
+        let failed = |error| AtEntry::wrap(path, error);
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .create(make == CreateMode::IfMissing)
+            .create_new(make == CreateMode::Exclusive)
+            .mode(if executable { 0o777 } else { 0o666 })
+            // Not through a link, and not stuck on a pipe, whoever put it there.
+            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32);
+        let file = self.dir.open_with(path, &options).map_err(failed)?.into_std();
+        // What was made just now is nothing else.
+        match make == CreateMode::Exclusive || file.metadata().map_err(failed)?.is_file() {
+            true => Ok((file, size)),
+            false => Err(failed(io::Error::new(
+                ErrorKind::AlreadyExists,
+                "something that is no file is there",
+            ))),
+        }
+    }
+
+    /// Whether each file that these units are of is there, and long enough to hold them.
+    pub(crate) fn holds_units(&self, have: &Bitfield) -> bool {
+        let mut least: HashMap<usize, u64> = HashMap::new();
+        for span in have.ones().flat_map(|unit| self.plan.spans(unit)) {
+            let least = least.entry(span.file).or_default();
+            *least = (span.offset + span.len).max(*least);
+        }
+        least.into_iter().all(|(file, least)| {
+            let first = self.plan.first_entry(file);
+            let path = first.and_then(|first| Some(self.manifest.get(first)?.path));
+            let there = path.and_then(|path| self.dir.symlink_metadata(path.as_str()).ok());
+            there.is_some_and(|there| there.is_file() && there.len() >= least)
+        })
+    }
+
+    /// Bytes of copies that were made.
+    pub(crate) fn copied(&self) -> u64 {
+        self.copied.load(Ordering::Relaxed)
+    }
+
+    /// What the file system could not keep, a sentence each; known once it is complete.
+    pub(crate) fn not_kept(&self) -> Vec<String> {
+        self.not_kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Makes what no unit brings: empty files, copies of content that several paths have, and the links. Fails where something is in the
+    /// folder that the manifest does not list, where something is gone that was fetched, and with `Interrupted` once `stop` is.
+    pub(crate) fn finish(&self, stop: &CancellationToken) -> io::Result<()> {
+        self.handles().clear();
+        self.copied.store(0, Ordering::Relaxed);
+        for entries in self.manifest.contents() {
+            proceed(stop)?;
+            let is_empty = self.manifest.id(entries[0]) == Some(EMPTY_FILE);
+            if self.is_new && entries.len() == 1 && !is_empty {
+                continue;
+            }
+            let (first, size) = match is_empty {
+                true => self.open_to_write(entries[0])?,
+                false => self.open_entry(entries[0], CreateMode::Never)?,
+            };
+            let len = first.metadata()?.len();
+            if len < size {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+            // It may have been longer before.
+            if len > size {
+                first.set_len(size)?;
+            }
+            for &entry in &entries[1..] {
+                self.copy(&first, entry, stop)?;
+            }
+        }
+        let links = self.make_links(stop)?;
+        self.note_modes();
+        self.check_listing(links, stop)
+    }
+
+    /// Writes the content of `source` to an entry's file: by sharing its blocks where the file system can.
+    fn copy(&self, source: &File, entry: u32, stop: &CancellationToken) -> io::Result<()> {
+        proceed(stop)?;
+        let (mut copy, size) = self.open_to_write(entry)?;
+        copy.set_len(0)?;
+        if size == 0 {
+            return Ok(());
+        }
+        let failed = |error| {
+            let path = self.manifest.get(entry).map_or("", |entry| entry.path.as_str());
+            AtEntry::wrap(path, error)
+        };
+        if clone_file(source, &copy).is_ok() {
+            self.copied.fetch_add(size, Ordering::Relaxed);
+            return Ok(());
+        }
+        let mut source = source.try_clone()?;
+        source.rewind()?;
+        loop {
+            proceed(stop)?;
+            // In the kernel where it can.
+            let step = io::copy(&mut (&source).take(COPY_STEP), &mut copy).map_err(failed)?;
+            if step == 0 {
+                return Ok(());
+            }
+            let copied = self.copied.fetch_add(step, Ordering::Relaxed) + step;
+            if copied > COPY_UNFLUSHED {
+                copy.sync_data().map_err(failed)?;
+            }
+        }
+    }
+
+    /// Makes the links, and gives how many there are: none where the file system cannot have any.
+    fn make_links(&self, stop: &CancellationToken) -> io::Result<usize> {
+        let (mut made, mut lost) = (0, Vec::new());
+        for entry in self.manifest.entries() {
+            let EntryContent::Link { target } = entry.content else {
+                continue;
+            };
+            proceed(stop)?;
+            match self.link(entry.path, target) {
+                Ok(()) => made += 1,
+                Err(error) if made == 0 && cannot_link(&error) => lost.push(entry.path.as_str()),
+                Err(error) => return Err(AtEntry::wrap(entry.path.as_str(), error)),
+            }
+        }
+        if !lost.is_empty() {
+            let count = lost.len();
+            lost.truncate(NAMED_LINKS);
+            let more = if count > lost.len() { ", …" } else { "" };
+            let named = lost.join("`, `");
+            self.note(format!(
+                "the file system cannot have links: {count} left out (`{named}`{more})"
+            ));
+        }
+        Ok(made)
+    }
+
+    fn link(&self, path: RelPath<'_>, target: &str) -> io::Result<()> {
+        match self.dir.read_link_contents(path.as_str()) {
+            Ok(there) if there == Path::new(target) => return Ok(()),
+            Ok(_) => self.dir.remove_file(path.as_str())?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        self.dir.symlink(target, path.as_str())
+    }
+
+    fn note(&self, what: String) {
+        let mut not_kept = self.not_kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if !not_kept.contains(&what) {
+            not_kept.push(what);
+        }
+    }
+
+    /// Notes it where the file system does not keep who may execute a file: a look at one file of each kind tells.
+    fn note_modes(&self) {
+        use cap_std::fs::PermissionsExt as _;
+        let mut executables = 0_usize;
+        let (mut plain_seen, mut is_kept) = (false, true);
+        for entry in self.manifest.entries() {
+            let EntryContent::File { executable, .. } = entry.content else {
+                continue;
+            };
+            executables += usize::from(executable);
+            let is_first = match executable {
+                true => executables == 1,
+                false => !std::mem::replace(&mut plain_seen, true),
+            };
+            if is_first && let Ok(there) = self.dir.symlink_metadata(entry.path.as_str()) {
+                is_kept &= (there.permissions().mode() & 0o100 != 0) == executable;
+            }
+        }
+        if executables > 0 && !is_kept {
+            self.note(format!(
+                "the file system does not keep which files may be executed: {executables} are executable in the original"
+            ));
+        }
+    }
+
+    /// Fails where something is in the folder that the manifest neither lists nor implies, and where it does not list each entry:
+    /// two entries that are one file show here at the latest. `links`: how many of the manifest's links were made.
+    fn check_listing(&self, links: usize, stop: &CancellationToken) -> io::Result<()> {
+        let all_links = self
+            .manifest
+            .entries()
+            .filter(|entry| matches!(entry.content, EntryContent::Link { .. }))
+            .count();
+        let expected = self.manifest.len() - all_links + links;
+        let mut listed = 0;
+        let mut folders = vec![Path::new(".").to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in self.dir.read_dir(&folder)? {
+                proceed(stop)?;
+                let entry = entry?;
+                let path = folder.join(entry.file_name());
+                let relative = path.strip_prefix(".").unwrap_or(&path);
+                let found = relative.to_str().map(|path| {
+                    let is_entry = self.manifest.find(path).is_some();
+                    (is_entry, is_entry || self.manifest.is_folder(path))
+                });
+                let Some((is_entry, true)) = found else {
+                    return Err(io::Error::new(
+                        ErrorKind::AlreadyExists,
+                        format!(
+                            "{} is in the folder and does not belong to it",
+                            relative.display()
+                        ),
+                    ));
+                };
+                listed += usize::from(is_entry);
+                if entry.file_type()?.is_dir() {
+                    folders.push(path);
+                }
+            }
+        }
+        if listed == expected {
+            return Ok(());
+        }
+        // Each can be found, and they are fewer: two are one.
+        for entry in self.manifest.entries() {
+            let path = entry.path.as_str();
+            if !matches!(entry.content, EntryContent::Link { .. }) {
+                let there = self.dir.symlink_metadata(path);
+                there.map_err(|error| AtEntry::wrap(path, error))?;
+            }
+        }
+        Err(io::Error::other(NameClash {
+            first: "one of its names".into(),
+            second: "another".into(),
+        }))
+    }
+}
+
+/// What ends the work on a folder once it is not wanted any more.
+fn stopped() -> Problem {
+    Problem::new(Reason::Cancelled, "stopped; what was fetched is kept")
+}
+
+fn proceed(stop: &CancellationToken) -> io::Result<()> {
+    match stop.is_cancelled() {
+        true => Err(ErrorKind::Interrupted.into()),
+        false => Ok(()),
+    }
+}
+
+/// Whether an error says that the file system has no links.
+fn cannot_link(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP))
+}
+
+/// Makes `copy`, which is empty, share all blocks of `source`.
+#[cfg(target_os = "linux")]
+fn clone_file(source: impl AsFd, copy: impl AsFd) -> io::Result<()> {
+    Ok(rustix::fs::ioctl_ficlone(copy, source)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn clone_file(_source: impl AsFd, _copy: impl AsFd) -> io::Result<()> {
+    Err(ErrorKind::Unsupported.into())
+}

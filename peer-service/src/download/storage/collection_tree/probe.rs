@@ -1,0 +1,218 @@
+//! What the file system at the target keeps apart and takes, found by trying it: no list of file systems says what a mount option,
+//! a network share or a single folder (`casefold` of ext4) does.
+//!
+//! All is tried with the collection's own names in a folder of its own inside the part, which inherits whatever the part inherited.
+//! Invariant: the folder is gone afterwards. Collections whose names are plain and not alike cost nothing here.
+
+use std::{
+    collections::HashSet,
+    io::{self, ErrorKind, Write as _},
+    path::Path,
+};
+
+use cap_std::fs::{Dir, OpenOptions};
+use potluck_core::{Problem, collection::manifest::Manifest};
+use tokio_util::sync::CancellationToken;
+
+use crate::download::storage::{
+    collection_tree::stopped,
+    target::{self, NameClash, RESERVED},
+};
+
+/// Most names that are tried. Beyond that many a clash is found where the second file is created, which is exclusive.
+const MAX_TRIED: usize = 4096;
+
+/// Most names tried for the sake of characters beyond ASCII, which some file systems cannot have.
+const MAX_FOREIGN: usize = 32;
+
+/// Longest name that every file system in use takes, in bytes: eCryptfs takes no longer ones.
+const SHORT_NAME: usize = 143;
+
+/// A folder to try names in.
+struct Probe<'a> {
+    parent: &'a Dir,
+    name: String,
+    dir: Dir,
+}
+
+impl<'a> Probe<'a> {
+    fn make(parent: &'a Dir, manifest: &Manifest) -> io::Result<Self> {
+        let is_free = |name: &String| manifest.find(name).is_none() && !manifest.is_folder(name);
+        let name = (0..).map(|n| format!(".probe-{n}")).find(is_free);
+        let name = name.ok_or(ErrorKind::AlreadyExists)?;
+        match parent.create_dir(&name) {
+            // Left by a run that was killed.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                parent.remove_dir_all(&name)?;
+                parent.create_dir(&name)?;
+            }
+            made => made?,
+        }
+        let dir = parent.open_dir(&name)?;
+        Ok(Self { parent, name, dir })
+    }
+
+    fn create(&self, name: &str) -> io::Result<cap_std::fs::File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true);
+        self.dir.open_with(name, &options)
+    }
+
+    /// Whether a name that was created is listed as it was given.
+    fn is_listed(&self, name: &str) -> io::Result<bool> {
+        for entry in self.dir.entries()? {
+            if entry?.file_name() == name {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Which of these that are there is the same as `name`.
+    fn same_as<'n>(&self, there: &[&'n str], name: &str) -> io::Result<Option<&'n str>> {
+        for other in there {
+            self.dir.remove_file(other)?;
+        }
+        for other in there {
+            drop(self.create(other)?);
+            let is_same = matches!(self.create(name), Err(error) if error.kind() == ErrorKind::AlreadyExists);
+            self.dir.remove_file(other)?;
+            if is_same {
+                return Ok(Some(other));
+            }
+            self.dir.remove_file(name)?;
+        }
+        Ok(None)
+    }
+}
+
+impl Drop for Probe<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.parent.remove_dir_all(&self.name) {
+            tracing::debug!(%error, "a folder to try names in could not be removed");
+        }
+    }
+}
+
+/// Refuses a collection with names that the file system at `root`, open as `dir`, takes for one or does not take.
+///
+/// # Errors
+/// [`Reason::TargetUnsuitable`](potluck_core::Reason::TargetUnsuitable), naming the paths; `CANCELLED` once `stop` is; whatever keeps
+/// it from trying.
+pub(crate) fn check_names(
+    dir: &Dir,
+    root: &Path,
+    manifest: &Manifest,
+    stop: &CancellationToken,
+) -> Result<(), Problem> {
+    let groups = manifest.lookalikes();
+    let odd = odd_paths(manifest);
+    if groups.is_empty() && odd.is_empty() {
+        return Ok(());
+    }
+    let failed = |error: io::Error| target::target_problem(root, &error);
+    let probe = Probe::make(dir, manifest).map_err(failed)?;
+    for path in odd {
+        if stop.is_cancelled() {
+            return Err(stopped());
+        }
+        let name = name_of(path);
+        let at = root.join(path);
+        match probe.create(name) {
+            Ok(_) => {}
+            // The probe's folder is there, whatever the path's own.
+            Err(error) if target::is_of_name(&root.join(&probe.name).join(name), &error) => {
+                return Err(target::name_not_taken(&at, &error));
+            }
+            Err(error) => return Err(target::target_problem(&at, &error)),
+        }
+        if name.ends_with(['.', ' ']) && !probe.is_listed(name).map_err(failed)? {
+            let error = io::Error::other("it is given another name");
+            return Err(target::name_not_taken(&at, &error));
+        }
+        probe.dir.remove_file(name).map_err(failed)?;
+    }
+    let mut tried = 0;
+    for group in groups {
+        let mut there: Vec<&str> = Vec::with_capacity(group.len());
+        for &path in &group {
+            if stop.is_cancelled() {
+                return Err(stopped());
+            }
+            if tried == MAX_TRIED {
+                return Ok(());
+            }
+            tried += 1;
+            let name = name_of(path);
+            match probe.create(name) {
+                Ok(_) => there.push(name),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    let other = probe.same_as(&there, name).map_err(failed)?;
+                    let first = other.and_then(|other| group.iter().find(|path| name_of(path) == other));
+                    let clash = NameClash {
+                        first: (*first.unwrap_or(&group[0])).to_owned(),
+                        second: path.to_owned(),
+                    };
+                    return Err(clash.problem(root));
+                }
+                Err(error) => return Err(target::target_problem(&root.join(path), &error)),
+            }
+        }
+        for name in there {
+            probe.dir.remove_file(name).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether files in this folder can share their blocks, so that copies take no room.
+pub(crate) fn can_clone(dir: &Dir, manifest: &Manifest) -> bool {
+    let tried = || -> io::Result<()> {
+        let probe = Probe::make(dir, manifest)?;
+        let mut source = probe.create("a")?;
+        source.write_all(&[1; 4096])?;
+        crate::download::storage::collection_tree::clone_file(&source, &probe.create("b")?)
+    };
+    tried().is_ok()
+}
+
+fn name_of(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, name)| name)
+}
+
+/// Paths whose names not every file system takes: one for each reason that there may be.
+fn odd_paths(manifest: &Manifest) -> Vec<&str> {
+    let mut odd = Vec::new();
+    let mut reserved = HashSet::new();
+    let (mut dot, mut space) = (false, false);
+    let mut foreign: HashSet<char> = HashSet::new();
+    let mut foreign_names = 0;
+    let mut longest: Option<&str> = None;
+    let mut look = |path| {
+        let name = name_of(path);
+        let mut is_odd = false;
+        for c in RESERVED {
+            is_odd |= name.contains(c) && reserved.insert(c);
+        }
+        is_odd |= name.ends_with('.') && !std::mem::replace(&mut dot, true);
+        is_odd |= name.ends_with(' ') && !std::mem::replace(&mut space, true);
+        if !name.is_ascii() && foreign_names < MAX_FOREIGN {
+            let before = foreign.len();
+            foreign.extend(name.chars().filter(|c| !c.is_ascii()));
+            if foreign.len() > before {
+                foreign_names += 1;
+                is_odd = true;
+            }
+        }
+        if name.len() > longest.map_or(SHORT_NAME, |path| name_of(path).len()) {
+            longest = Some(path);
+        }
+        if is_odd {
+            odd.push(path);
+        }
+    };
+    manifest.folders().for_each(&mut look);
+    manifest.entries().for_each(|entry| look(entry.path.as_str()));
+    odd.extend(longest);
+    odd
+}

@@ -1,0 +1,302 @@
+//! The end of a transfer: what is complete and verified is put under its name, without ever overwriting anything.
+
+use std::{
+    fs::{self, File},
+    io::{self, ErrorKind},
+    path::Path,
+    thread,
+};
+
+use potluck_core::{Problem, Reason, Sha256, identity::hash};
+use rustix::{
+    fs::{CWD, RenameFlags},
+    io::Errno,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    download::storage::{
+        part_file::{PartFile, PartStorage},
+        target,
+    },
+    durable,
+    fs::blocking::continue_unless,
+    library::{stamp_of, stamps_at},
+    store::Stamp,
+};
+
+/// What a finished download is remembered by: a plain file's stamp, or one for each entry of a manifest. From before others knew its name,
+/// so that what they change shows in it; why not, where something was changed meanwhile and may not be what was verified.
+pub(crate) type FinalStamps = Result<Vec<Stamp>, Problem>;
+
+/// Makes the part whole, flushes it, checks the claimed SHA-256 where there is one, and gives it its name.
+///
+/// # Errors
+/// [`Reason::VerificationFailed`] where the claim is wrong: nothing appears under the name. [`Reason::TargetExists`] where something came
+/// to be there meanwhile. [`Reason::Cancelled`] where `stop` was before the name was given. [`Reason::FileChanged`] where something that was written is gone. [`Reason::DiskFull`] and
+/// [`Reason::TargetNotWritable`]; what was fetched is kept.
+pub(crate) fn finalize(
+    part: &PartFile,
+    claim: Option<Sha256>,
+    stop: &CancellationToken,
+) -> Result<FinalStamps, Problem> {
+    let target = part.target();
+    let failed = |error: io::Error| target::target_problem(&target.part(), &error);
+    let stamp = || match part.storage() {
+        PartStorage::File(file) => file.metadata().ok().map(|metadata| stamp_of(&metadata)),
+        PartStorage::Tree(_) => None,
+    };
+    let before = stamp();
+    match part.storage() {
+        PartStorage::Tree(tree) => tree.finish(stop).map_err(|error| match error.kind() {
+            ErrorKind::Interrupted => Problem::new(Reason::Cancelled, "stopped; what was fetched is kept"),
+            ErrorKind::AlreadyExists => Problem::new(
+                Reason::TargetExists,
+                format!("{}: {error}; move it away and resume", target.part().display()),
+            ),
+            ErrorKind::NotFound | ErrorKind::UnexpectedEof => part_truncated(&target.part()),
+            _ => failed(error),
+        })?,
+        PartStorage::File(file) => {
+            if file.metadata().map_err(failed)?.len() != part.plan().total() {
+                return Err(part_truncated(&target.part()));
+            }
+            if let Some(claim) = claim {
+                check_claim(file, claim, &target.path, stop)?;
+            }
+        }
+    }
+    let (flushed, listed) = thread::scope(|scope| {
+        // Beside the flush, which takes longer than a look at each of many files.
+        let manifest = part.plan().manifest();
+        let looking = manifest.map(|manifest| scope.spawn(move || stamps_at(&target.part(), manifest)));
+        (part.sync(), looking.map(thread::ScopedJoinHandle::join))
+    });
+    flushed.map_err(failed)?;
+    // What gets the name is what was written, and all of it.
+    match &listed {
+        Some(Ok(Err(problem))) if problem.reason != Reason::FileChanged => return Err(problem.clone()),
+        Some(Ok(Err(_))) => return Err(part_truncated(&target.part())),
+        _ if !part.is_at_path() => return Err(part_truncated(&target.part())),
+        _ => {}
+    }
+    rename(&target.part(), &target.path).map_err(|error| match error.kind() {
+        ErrorKind::AlreadyExists => target::target_exists(&target.path),
+        _ => target::target_problem(&target.path, &error),
+    })?;
+    // Of the verified file itself, whatever has its name by now.
+    let after = stamp().filter(|after| before.is_some_and(|before| is_only_renamed(&before, after)));
+    let alone = || {
+        let changed = "something else changed it while it was given its name";
+        let stamp = after.ok_or_else(|| Problem::new(Reason::FileChanged, changed))?;
+        Ok(vec![stamp])
+    };
+    let stamps = listed.and_then(Result::ok).unwrap_or_else(alone);
+    durable::sync_folder(target.parent()).map_err(|error| target::target_problem(target.parent(), &error))?;
+    // A state without its data says nothing to anybody: not worth failing for.
+    if let Err(error) = fs::remove_file(target.state()) {
+        tracing::debug!(path = %target.state().display(), %error, "the resume state could not be removed");
+    }
+    Ok(stamps)
+}
+
+/// The problem with a part of which something is gone that was written.
+fn part_truncated(part: &Path) -> Problem {
+    Problem::new(
+        Reason::FileChanged,
+        format!(
+            "something took away of {} what had been fetched: resume, and all of it is verified again",
+            part.display()
+        ),
+    )
+}
+
+/// Whether nothing but the name changed: a new name shows in `ctime` alone.
+fn is_only_renamed(before: &Stamp, after: &Stamp) -> bool {
+    let ctime = after.ctime;
+    Stamp { ctime, ..*before } == *after
+}
+
+fn check_claim(file: &File, claim: Sha256, path: &Path, stop: &CancellationToken) -> Result<(), Problem> {
+    let found = hash::sha256_file(file, &|_| continue_unless(stop)).map_err(|error| match error.kind() {
+        ErrorKind::Interrupted => Problem::new(Reason::Cancelled, "stopped; what was fetched is kept"),
+        _ => target::target_problem(path, &error),
+    })?;
+    match found == claim {
+        true => Ok(()),
+        false => Err(Problem::new(
+            Reason::VerificationFailed,
+            format!(
+                "the file fetched has the SHA-256 {found}, not the {claim} asked for: whoever claimed it was wrong; \
+                 it was not put at {}",
+                path.display()
+            ),
+        )),
+    }
+}
+
+/// Renames without overwriting.
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => rename_by_link(from, to),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The same where the file system cannot: a second name fails if the first is taken.
+fn rename_by_link(from: &Path, to: &Path) -> io::Result<()> {
+    if from.is_dir() {
+        // A folder has no second name; renaming onto a folder succeeds only where that is empty, which loses nothing.
+        if fs::symlink_metadata(to).is_ok() {
+            return Err(ErrorKind::AlreadyExists.into());
+        }
+        return fs::rename(from, to);
+    }
+    match fs::hard_link(from, to) {
+        Ok(()) => fs::remove_file(from),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(error),
+        // Neither one nor the other: the check and the rename are then two steps.
+        Err(_) if fs::symlink_metadata(to).is_ok() => Err(ErrorKind::AlreadyExists.into()),
+        Err(_) => fs::rename(from, to),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::FileExt as _, sync::Arc, time::Duration};
+
+    use potluck_core::{
+        FileId,
+        collection::{
+            manifest::{EntryContent, Manifest, ManifestEntry},
+            path::RelPath,
+            plan::Plan,
+        },
+    };
+
+    use super::*;
+    use crate::download::storage::target::DownloadTarget;
+
+    /// Longer than a tick of the clock that files are stamped with.
+    const TICK: Duration = Duration::from_millis(20);
+
+    /// A folder with one file.
+    fn manifest() -> Arc<Manifest> {
+        let tree = hash::hash_bytes(b"content");
+        let content = EntryContent::File {
+            id: tree.id(),
+            size: tree.size,
+            executable: false,
+        };
+        let entry = ManifestEntry {
+            path: RelPath::parse("file").unwrap(),
+            content,
+        };
+        Arc::new(Manifest::new([entry]).unwrap())
+    }
+
+    #[test]
+    fn the_stamp_is_of_what_was_verified_and_of_nothing_that_was_changed_since() {
+        let folder = tempfile::tempdir().unwrap();
+        let (id, path) = (FileId([7; 32]), folder.path().join("out"));
+        let plan = Arc::new(Plan::of_file(id, 1000).unwrap());
+        let (part, _) = PartFile::open(
+            id,
+            DownloadTarget { path: path.clone() },
+            plan,
+            None,
+            &CancellationToken::new(),
+        )
+        .unwrap();
+        let stamp = finalize(&part, None, &CancellationToken::new()).unwrap();
+        let named = stamp_of(&path.metadata().unwrap());
+        assert_eq!(stamp, Ok(vec![named]), "with its name");
+        thread::sleep(TICK);
+        part.file(0).unwrap().write_all_at(b"x", 0).unwrap();
+        let written = stamp_of(&path.metadata().unwrap());
+        assert!(!is_only_renamed(&named, &written));
+        fs::rename(&path, folder.path().join("other")).unwrap();
+        let renamed = stamp_of(&part.file(0).unwrap().metadata().unwrap());
+        assert!(is_only_renamed(&written, &renamed));
+    }
+
+    #[test]
+    fn what_is_written_into_a_folder_as_soon_as_it_has_its_name_shows_in_the_stamps() {
+        let folder = tempfile::tempdir().unwrap();
+        let (id, path) = (FileId([7; 32]), folder.path().join("out"));
+        let manifest = manifest();
+        let plan = Arc::new(Plan::of_collection(&manifest));
+        let target = DownloadTarget { path: path.clone() };
+        let (part, _) = PartFile::open(id, target, plan, Some(manifest), &CancellationToken::new()).unwrap();
+        part.write(0, &bytes::Bytes::from_static(b"content").into())
+            .unwrap();
+        thread::sleep(TICK);
+        let file = path.join("file");
+        let writing = thread::spawn({
+            let file = file.clone();
+            move || {
+                while fs::write(&file, "another").is_err() {}
+            }
+        });
+        let stamps = finalize(&part, None, &CancellationToken::new()).unwrap().unwrap();
+        writing.join().unwrap();
+        let now = stamp_of(&file.metadata().unwrap());
+        assert_eq!((now.size, now.inode), (stamps[0].size, stamps[0].inode));
+        assert_ne!(now, stamps[0]);
+    }
+    #[test]
+    fn a_part_that_is_gone_or_another_is_not_given_the_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let (id, path) = (FileId([7; 32]), folder.path().join("out"));
+        let plan = Arc::new(Plan::of_file(id, 1000).unwrap());
+        let target = DownloadTarget { path: path.clone() };
+        let open = || {
+            PartFile::open(
+                id,
+                target.clone(),
+                Arc::clone(&plan),
+                None,
+                &CancellationToken::new(),
+            )
+            .unwrap()
+            .0
+        };
+        let part = open();
+        fs::remove_file(target.part()).unwrap();
+        let stop = CancellationToken::new();
+        assert_eq!(
+            finalize(&part, None, &stop).unwrap_err().reason,
+            Reason::FileChanged
+        );
+        fs::write(target.part(), [8; 1000]).unwrap();
+        assert_eq!(
+            finalize(&part, None, &stop).unwrap_err().reason,
+            Reason::FileChanged
+        );
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_folder_that_lost_a_file_is_not_given_the_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let (id, path) = (FileId([7; 32]), folder.path().join("out"));
+        let target = DownloadTarget { path: path.clone() };
+        let manifest = manifest();
+        let plan = Arc::new(Plan::of_collection(&manifest));
+        let (part, _) = PartFile::open(
+            id,
+            target.clone(),
+            plan,
+            Some(manifest),
+            &CancellationToken::new(),
+        )
+        .unwrap();
+        part.write(0, &bytes::Bytes::from_static(b"content").into())
+            .unwrap();
+        fs::remove_file(target.part().join("file")).unwrap();
+        let finished = finalize(&part, None, &CancellationToken::new());
+        assert_eq!(finished.unwrap_err().reason, Reason::FileChanged);
+        assert!(!path.exists());
+    }
+}

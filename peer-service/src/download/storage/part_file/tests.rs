@@ -1,0 +1,388 @@
+use super::*;
+use potluck_core::collection::{
+    manifest::{EntryContent, ManifestEntry},
+    path::RelPath,
+};
+
+const ID: FileId = FileId([7; 32]);
+
+fn open(folder: &Path) -> Result<PartFile, Problem> {
+    let target = DownloadTarget {
+        path: folder.join("out"),
+    };
+    let plan = Arc::new(Plan::of_file(ID, 100_000).unwrap());
+    PartFile::open(ID, target, plan, None, &CancellationToken::new()).map(|(part, _)| part)
+}
+
+#[test]
+fn a_part_that_somebody_writes_is_not_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = open(folder.path()).unwrap();
+    let (target, there) = (part.target().clone(), || {
+        fs::read_dir(folder.path()).unwrap().count()
+    });
+    assert_eq!(open(folder.path()).unwrap_err().reason, Reason::TargetExists);
+    remove(ID, &target).unwrap();
+    assert_eq!(there(), 2, "the part and its state");
+    // Held for somebody who is being served, and no longer written.
+    part.unlock();
+    remove(ID, &target).unwrap();
+    assert_eq!(there(), 0);
+}
+
+#[test]
+fn what_is_served_is_not_made_where_its_owner_removed_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = DownloadTarget {
+        path: folder.path().join("out"),
+    };
+    let tree = potluck_core::identity::hash::hash_bytes(b"content");
+    let entry = ManifestEntry {
+        path: RelPath::parse("file").unwrap(),
+        content: EntryContent::File {
+            id: tree.id(),
+            size: tree.size,
+            executable: false,
+        },
+    };
+    let manifest = Arc::new(Manifest::new([entry]).unwrap());
+    let plan = Arc::new(Plan::of_collection(&manifest));
+    let (part, _) = PartFile::open(
+        ID,
+        target.clone(),
+        plan,
+        Some(manifest),
+        &CancellationToken::new(),
+    )
+    .unwrap();
+    part.write(0, &bytes::Bytes::from_static(b"content").into())
+        .unwrap();
+    assert_eq!(part.read(0).unwrap().len(), 7);
+    let path = target.part().join("file");
+    fs::remove_file(&path).unwrap();
+    assert_eq!(part.file(0).unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_flush_that_failed_once_is_never_believed_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut part = open(folder.path()).unwrap();
+    let units = part.plan().unit_count();
+    let (path, none) = (part.target().state(), Bitfield::new(units));
+    let state = || ResumeState::load(&path).unwrap().map(|state| state.have);
+    let PartStorage::File(file) = &part.storage else {
+        panic!("a plain file");
+    };
+    let file = Arc::clone(file);
+    for stored in [true, false] {
+        if !stored {
+            fs::remove_file(&path).unwrap();
+            part.has_valid_resume_state = AtomicBool::new(false);
+        }
+        // What cannot be flushed stands for a disk that fails; the next try succeeds, as it does on Linux.
+        part.storage = PartStorage::File(Arc::new(File::open("/dev/null").unwrap()));
+        part.sync_error = OnceLock::new();
+        assert!(part.checkpoint(&Bitfield::full(units)).is_err());
+        part.storage = PartStorage::File(Arc::clone(&file));
+        assert!(part.checkpoint(&Bitfield::full(units)).is_err());
+        assert_eq!(
+            state(),
+            Some(none.clone()),
+            "it speaks of nothing that was not flushed"
+        );
+    }
+    let finished = crate::download::storage::finalize::finalize(&part, None, &CancellationToken::new());
+    assert!(finished.is_err());
+    assert!(!part.target().path.exists() && part.target().part().exists());
+}
+
+#[test]
+fn a_flush_without_room_is_made_good_by_a_new_part_with_what_was_flushed_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = DownloadTarget {
+        path: folder.path().join("out"),
+    };
+    let plan = Arc::new(Plan::of_file(ID, 1 << 20).unwrap());
+    let open = || {
+        PartFile::open(
+            ID,
+            target.clone(),
+            Arc::clone(&plan),
+            None,
+            &CancellationToken::new(),
+        )
+        .unwrap()
+    };
+    let (part, _) = open();
+    let mut have = Bitfield::new(plan.unit_count());
+    have.set(0, true);
+    part.checkpoint(&have).unwrap();
+    have.set(1, true);
+    part.sync_error.set(ErrorKind::StorageFull.into()).unwrap();
+    let problem = part.checkpoint(&have).unwrap_err();
+    assert_eq!(problem.reason, Reason::DiskFull);
+    assert!(part.sync_failed());
+    part.unlock();
+    have.set(1, false);
+    let (part, found) = open();
+    assert_eq!(found, FoundPart::Resume(have));
+    assert!(!part.sync_failed());
+}
+
+#[test]
+fn what_was_copied_or_cut_short_is_not_believed() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = DownloadTarget {
+        path: folder.path().join("out"),
+    };
+    let plan = Arc::new(Plan::of_file(ID, 1 << 20).unwrap());
+    let open = || {
+        PartFile::open(
+            ID,
+            target.clone(),
+            Arc::clone(&plan),
+            None,
+            &CancellationToken::new(),
+        )
+        .unwrap()
+    };
+    let (part, copy) = (target.part(), folder.path().join("copy"));
+    let mut have = Bitfield::new(plan.unit_count());
+    have.set(0, true);
+    let checkpoint = |part: &PartFile| part.checkpoint(&have).unwrap();
+    checkpoint(&open().0);
+    assert_eq!(open().1, FoundPart::Resume(have.clone()));
+    fs::copy(&part, &copy).unwrap();
+    fs::rename(&copy, &part).unwrap();
+    let (copied, found) = open();
+    assert_eq!(found, FoundPart::Unverified);
+    checkpoint(&copied);
+    drop(copied);
+    assert_eq!(open().1, FoundPart::Resume(have.clone()), "looked through since");
+    let file = OpenOptions::new().write(true).open(&part).unwrap();
+    file.set_len((1 << 20) - 1).unwrap();
+    for _ in 0..2 {
+        assert_eq!(
+            open().1,
+            FoundPart::Unverified,
+            "also where it was stopped before it was looked through"
+        );
+    }
+}
+
+#[test]
+fn a_folder_that_lost_something_is_not_believed_nor_filled_with_zeros() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = DownloadTarget {
+        path: folder.path().join("out"),
+    };
+    let tree = potluck_core::identity::hash::hash_bytes(b"content");
+    let entry = |path| ManifestEntry {
+        path: RelPath::parse(path).unwrap(),
+        content: EntryContent::File {
+            id: tree.id(),
+            size: tree.size,
+            executable: false,
+        },
+    };
+    let manifest = Arc::new(Manifest::new([entry("a"), entry("b")]).unwrap());
+    let plan = Arc::new(Plan::of_collection(&manifest));
+    let open = || {
+        PartFile::open(
+            ID,
+            target.clone(),
+            Arc::clone(&plan),
+            Some(Arc::clone(&manifest)),
+            &CancellationToken::new(),
+        )
+        .unwrap()
+    };
+    let complete = |part: &PartFile| match part.storage() {
+        PartStorage::Tree(tree) => tree.finish(&CancellationToken::new()),
+        PartStorage::File(_) => panic!("a folder"),
+    };
+    let have = Bitfield::full(plan.unit_count());
+    let (part, _) = open();
+    part.write(0, &bytes::Bytes::from_static(b"content").into())
+        .unwrap();
+    part.checkpoint(&have).unwrap();
+    drop(part);
+    let (part, found) = open();
+    assert_eq!(found, FoundPart::Resume(have));
+    complete(&part).unwrap();
+    drop(part);
+    for path in ["a", "b"] {
+        assert_eq!(fs::read(target.part().join(path)).unwrap(), b"content");
+    }
+    let file = OpenOptions::new()
+        .write(true)
+        .open(target.part().join("a"))
+        .unwrap();
+    file.set_len(6).unwrap();
+    let (part, found) = open();
+    assert_eq!(found, FoundPart::Unverified);
+    assert_eq!(complete(&part).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+    fs::remove_file(target.part().join("a")).unwrap();
+    drop(part);
+    let (part, found) = open();
+    assert_eq!(found, FoundPart::Unverified);
+    assert_eq!(complete(&part).unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(!target.part().join("a").exists());
+}
+
+fn small_file<'a>(path: &'a str, content: &[u8]) -> ManifestEntry<'a> {
+    let tree = potluck_core::identity::hash::hash_bytes(content);
+    ManifestEntry {
+        path: RelPath::parse(path).unwrap(),
+        content: EntryContent::File {
+            id: tree.id(),
+            size: tree.size,
+            executable: false,
+        },
+    }
+}
+
+/// The part of a collection with these entries, opened in `folder`.
+fn open_folder(
+    folder: &Path,
+    entries: &[ManifestEntry<'_>],
+    stop: &CancellationToken,
+) -> Result<PartFile, Problem> {
+    let target = DownloadTarget {
+        path: folder.join("out"),
+    };
+    let manifest = Arc::new(Manifest::new(entries.iter().copied()).unwrap());
+    let plan = Arc::new(Plan::of_collection(&manifest));
+    PartFile::open(ID, target, plan, Some(manifest), stop).map(|(part, _)| part)
+}
+
+fn names(folder: &Path) -> Vec<std::ffi::OsString> {
+    let mut names: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_file_that_another_name_led_to_is_never_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let entries = [small_file("README", b"two"), small_file("Readme", b"one")];
+    let part = open_folder(folder.path(), &entries, &CancellationToken::new()).unwrap();
+    // As where the file system takes both for one, and no probe found it.
+    let theirs = part.target().part().join("Readme");
+    fs::write(&theirs, "their").unwrap();
+    let data: ChunkList = bytes::Bytes::from_static(b"twoone").into();
+    let error = part.write(0, &data).unwrap_err();
+    let problem = target::target_problem(&part.target().part(), &error);
+    assert_eq!(problem.reason, Reason::TargetUnsuitable);
+    for name in ["`Readme`", "`README`"] {
+        assert!(problem.message.contains(name), "{problem}");
+    }
+    assert_eq!(fs::read(&theirs).unwrap(), b"their");
+    fs::remove_file(&theirs).unwrap();
+    for _ in 0..2 {
+        part.write(0, &data).unwrap();
+    }
+    assert_eq!(fs::read(theirs).unwrap(), b"one", "also when it is written again");
+}
+
+#[test]
+fn a_folder_that_no_state_shows_to_be_a_download_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let there = folder.path().join("out.part");
+    fs::create_dir(&there).unwrap();
+    fs::write(there.join("a"), "theirs").unwrap();
+    let open = || {
+        open_folder(
+            folder.path(),
+            &[small_file("a", b"ours")],
+            &CancellationToken::new(),
+        )
+    };
+    assert_eq!(open().unwrap_err().reason, Reason::TargetExists);
+    assert_eq!(fs::read(there.join("a")).unwrap(), b"theirs");
+    fs::remove_file(there.join("a")).unwrap();
+    drop(open().expect("an empty one is as good as none"));
+    fs::write(folder.path().join("out.part.state"), "damaged").unwrap();
+    open().expect("what a damaged state was of is verified");
+}
+
+#[test]
+fn paths_that_would_be_too_long_are_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = vec!["x".repeat(250); 15].join("/");
+    let below = folder.path().join("y".repeat(200)).join("z".repeat(150));
+    fs::create_dir_all(&below).unwrap();
+    let entries = [small_file(&long, b"1")];
+    let problem = open_folder(&below, &entries, &CancellationToken::new()).unwrap_err();
+    assert_eq!(problem.reason, Reason::TargetUnsuitable, "{problem}");
+    assert!(problem.message.contains("has 3764 bytes"), "{problem}");
+    assert!(names(&below).is_empty());
+    open_folder(folder.path(), &entries, &CancellationToken::new()).expect("fits here");
+}
+
+#[test]
+fn a_stop_while_the_folders_are_made_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let problem = open_folder(folder.path(), &[small_file("a/b/c", b"1")], &stop).unwrap_err();
+    assert_eq!(problem.reason, Reason::Cancelled);
+    assert!(names(folder.path()).is_empty());
+}
+
+#[test]
+fn copies_are_counted_and_a_stop_ends_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let entries = ["a", "b", "c"].map(|path| small_file(path, b"content"));
+    let stop = CancellationToken::new();
+    let part = open_folder(folder.path(), &entries, &stop).unwrap();
+    part.write(0, &bytes::Bytes::from_static(b"content").into())
+        .unwrap();
+    let finish = |stop| crate::download::storage::finalize::finalize(&part, None, stop);
+    let stopped = CancellationToken::new();
+    stopped.cancel();
+    assert_eq!(finish(&stopped).unwrap_err().reason, Reason::Cancelled);
+    assert_eq!(names(&part.target().part()), ["a"]);
+    finish(&stop).unwrap().unwrap();
+    assert_eq!(part.copied(), 14);
+    for path in ["a", "b", "c"] {
+        assert_eq!(fs::read(part.target().path.join(path)).unwrap(), b"content");
+    }
+}
+
+#[test]
+fn what_is_no_file_in_the_place_of_a_part_or_its_state_is_refused_and_not_waited_for() {
+    use rustix::fs::{CWD, FileType, Mode};
+    type Put = (&'static str, fn(&Path));
+    let put: [Put; 3] = [
+        ("pipe", |path| {
+            rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        }),
+        ("folder", |path| fs::create_dir(path).unwrap()),
+        ("link", |path| {
+            std::os::unix::fs::symlink("/etc/passwd", path).unwrap()
+        }),
+    ];
+    for suffix in [".part", ".part.state"] {
+        for (what, put) in put {
+            let folder = tempfile::tempdir().unwrap();
+            put(&folder.path().join(format!("out{suffix}")));
+            let problem = open(folder.path()).unwrap_err();
+            assert_eq!(
+                problem.reason,
+                Reason::TargetExists,
+                "{what} at {suffix}: {problem}"
+            );
+            let target = DownloadTarget {
+                path: folder.path().join("out"),
+            };
+            // Nothing that a download made.
+            let _ = remove(ID, &target);
+            assert_eq!(names(folder.path()).len(), 1, "{what} at {suffix}");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! A transfer as the store remembers it, so that it goes on after a restart.
+//!
+//! JSON: small, readable where something went wrong, and open to new fields.
+
+use std::{
+    ffi::OsString,
+    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
+    path::{Path, PathBuf},
+};
+
+use potluck_core::model::Address;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    download::status::{DownloadSpec, LimitsUpdate},
+    limits::Priority,
+};
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PersistedDownload {
+    /// What was asked for.
+    pub(crate) spec: DownloadSpec,
+    /// Whether it was at work, rather than paused or failed.
+    pub(crate) running: bool,
+    /// Its label, once known.
+    pub(crate) name: String,
+    /// Where it will be, once known.
+    pub(crate) path: Option<PathBuf>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PersistedJson {
+    id: String,
+    name: Option<String>,
+    /// Paths are bytes, in hex.
+    target: Option<String>,
+    sha256: Option<String>,
+    #[serde(default)]
+    providers: Vec<(String, u16)>,
+    #[serde(default)]
+    detach: bool,
+    #[serde(default)]
+    allow_expansion: bool,
+    #[serde(default)]
+    max_bytes_per_second: u64,
+    /// 0, or anything else that is no priority: as usual.
+    #[serde(default)]
+    priority: u32,
+    #[serde(default)]
+    running: bool,
+    #[serde(default)]
+    label: String,
+    path: Option<String>,
+}
+
+impl PersistedDownload {
+    /// As the store keeps it.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let spec = &self.spec;
+        let record = PersistedJson {
+            id: spec.id.to_string(),
+            name: spec.name.clone(),
+            target: spec.target.as_deref().map(path_to_hex),
+            sha256: spec.sha256.map(|sum| sum.to_string()),
+            providers: spec
+                .providers
+                .iter()
+                .map(|it| (it.host.clone(), it.port))
+                .collect(),
+            detach: spec.detach,
+            allow_expansion: spec.allow_expansion,
+            max_bytes_per_second: spec.limits.max_bytes_per_second.unwrap_or_default(),
+            priority: spec.limits.priority.unwrap_or_default().get(),
+            running: self.running,
+            label: self.name.clone(),
+            path: self.path.as_deref().map(path_to_hex),
+        };
+        serde_json::to_vec(&record).expect("strings and numbers always serialise")
+    }
+
+    /// `None` where the bytes are nothing that [`PersistedDownload::encode`] writes.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let record: PersistedJson = serde_json::from_slice(bytes).ok()?;
+        let path = |hex: Option<String>| {
+            hex.map(|hex| path_from_hex(&hex))
+                .map_or(Some(None), |path| path.map(Some))
+        };
+        Some(Self {
+            spec: DownloadSpec {
+                id: record.id.parse().ok()?,
+                name: record.name,
+                target: path(record.target)?,
+                sha256: match record.sha256 {
+                    Some(sum) => Some(sum.parse().ok()?),
+                    None => None,
+                },
+                providers: record
+                    .providers
+                    .into_iter()
+                    .map(|(host, port)| Address { host, port })
+                    .collect(),
+                detach: record.detach,
+                allow_expansion: record.allow_expansion,
+                limits: LimitsUpdate {
+                    max_bytes_per_second: Some(record.max_bytes_per_second),
+                    priority: Priority::new(record.priority),
+                },
+            },
+            running: record.running,
+            name: record.label,
+            path: path(record.path)?,
+        })
+    }
+}
+
+fn path_to_hex(path: &Path) -> String {
+    hex::encode(path.as_os_str().as_bytes())
+}
+
+fn path_from_hex(text: &str) -> Option<PathBuf> {
+    Some(OsString::from_vec(hex::decode(text).ok()?).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use potluck_core::{FileId, Sha256};
+
+    use super::*;
+    use crate::download::status::TransferLimits;
+
+    #[test]
+    fn round_trips() {
+        let saved = PersistedDownload {
+            spec: DownloadSpec {
+                name: Some("a b".into()),
+                target: Some(OsString::from_vec(b"/x/\xff".to_vec()).into()),
+                sha256: Some(Sha256([4; 32])),
+                providers: vec![Address {
+                    host: "::1".into(),
+                    port: 7,
+                }],
+                detach: true,
+                allow_expansion: true,
+                limits: LimitsUpdate {
+                    max_bytes_per_second: Some(u64::MAX),
+                    priority: Priority::new(3),
+                },
+                ..DownloadSpec::new(FileId([1; 32]))
+            },
+            running: true,
+            name: "label".into(),
+            path: None,
+        };
+        assert_eq!(PersistedDownload::decode(&saved.encode()), Some(saved));
+        assert_eq!(PersistedDownload::decode(b"nonsense"), None);
+    }
+
+    #[test]
+    fn records_of_before_are_understood() {
+        let id = FileId([1; 32]);
+        for priority in ["", r#","priority":0"#, r#","priority":101"#] {
+            let record = format!(r#"{{"id":"{id}","max_bytes_per_second":7{priority}}}"#);
+            let saved = PersistedDownload::decode(record.as_bytes()).unwrap();
+            let terms = saved.spec.limits.applied_to(TransferLimits::default());
+            assert_eq!(
+                (terms.max_bytes_per_second, terms.priority.get()),
+                (7, 10),
+                "{record}"
+            );
+        }
+    }
+}

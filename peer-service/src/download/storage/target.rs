@@ -1,0 +1,370 @@
+//! Where a download goes: the rules that turn what was asked for into one path, and the names of what lies beside it.
+
+use std::{
+    io,
+    path::{Component, Path, PathBuf},
+};
+
+use potluck_core::{Problem, Reason, collection::path::Label, problem::RAISE_OPEN_FILES};
+use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
+
+use crate::download::storage::resume_state::with_suffix;
+
+/// Longest file name, in bytes, that still fits the usual limit of 255 with `.part.state.new` behind it.
+const MAX_PLAIN_NAME: usize = 240;
+
+/// Where a longer one is cut, in bytes, so that a hash of 16 digits fits as well.
+const MAX_TRUNCATED_NAME: usize = 200;
+
+/// A download's final path and its companions while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DownloadTarget {
+    /// Where it will be.
+    pub(crate) path: PathBuf,
+}
+
+impl DownloadTarget {
+    /// Decides the path.
+    ///
+    /// `target`: an absolute path; a folder that is there means inside it; `None` means inside `files`. `name` is what to call it inside
+    /// a folder: it may come from the network and is made safe and harmless here.
+    ///
+    /// # Errors
+    /// [`Reason::UnsafePath`] where `target` is relative or has `..` in it.
+    pub(crate) fn resolve(target: Option<&Path>, name: &str, files: &Path) -> Result<Self, Problem> {
+        let label = harmless(name);
+        let Some(target) = target else {
+            return Ok(Self {
+                path: files.join(&label),
+            });
+        };
+        check_target(target)?;
+        let path = if target.is_dir() {
+            target.join(&label)
+        } else {
+            target.to_owned()
+        };
+        Ok(Self { path })
+    }
+
+    /// Where bytes go until all are verified.
+    pub(crate) fn part(&self) -> PathBuf {
+        self.companion(".part")
+    }
+
+    /// Where the resume state is.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.companion(".part.state")
+    }
+
+    /// The path with a suffix. A name so long that no suffix fits is cut and gets its hash instead, so that any peer that is told the
+    /// same target finds the same companions.
+    fn companion(&self, suffix: &str) -> PathBuf {
+        let name = self.path.file_name().unwrap_or_default();
+        if name.len() <= MAX_PLAIN_NAME {
+            return with_suffix(&self.path, suffix);
+        }
+        let hash = hex::encode(&Sha256::digest(name.as_encoded_bytes())[..8]);
+        let text = name.to_string_lossy();
+        let cut = (0..=MAX_TRUNCATED_NAME)
+            .rev()
+            .find(|&at| text.is_char_boundary(at))
+            .unwrap_or(0);
+        self.path
+            .with_file_name(format!("{}~{hash}{suffix}", &text[..cut]))
+    }
+
+    /// Its folder.
+    pub(crate) fn parent(&self) -> &Path {
+        self.path.parent().unwrap_or_else(|| Path::new("/"))
+    }
+}
+
+/// A name from the network as it is used at the top of a folder. Programs read files that begin with a dot without being asked
+/// (`.bash_profile` in a home folder), and take a name that begins with a dash for an option (`rm *` with `-rf`): both begin with
+/// `_` instead. A name that is wanted as it is can be given as the target.
+fn harmless(name: &str) -> String {
+    let label = String::from(Label::sanitize(name));
+    match label.strip_prefix(['.', '-']) {
+        Some(rest) => format!("_{rest}"),
+        None => label,
+    }
+}
+
+/// Whether a target is a path that can be used as it stands.
+///
+/// # Errors
+/// [`Reason::UnsafePath`].
+pub(crate) fn check_target(target: &Path) -> Result<(), Problem> {
+    let bad = |why: &str| {
+        Problem::new(
+            Reason::UnsafePath,
+            format!("`{}` cannot be a target: {why}", target.display()),
+        )
+        .field("target")
+    };
+    if !target.is_absolute() {
+        return Err(bad("give an absolute path"));
+    }
+    if target.components().any(|part| part == Component::ParentDir) {
+        return Err(bad("`..` is not allowed in it"));
+    }
+    if target.file_name().is_none() {
+        return Err(bad("it names no file"));
+    }
+    Ok(())
+}
+
+/// What an error of the file system at a target means to the one who asked.
+pub(crate) fn target_problem(path: &Path, error: &io::Error) -> Problem {
+    let inner = error.get_ref();
+    if let Some(AtEntry { path: entry, error }) = inner.and_then(|inner| inner.downcast_ref()) {
+        return target_problem(&path.join(entry), error);
+    }
+    if let Some(clash) = inner.and_then(|inner| inner.downcast_ref::<NameClash>()) {
+        return clash.problem(path);
+    }
+    let at = path.display();
+    let unwritable =
+        |why: String| Problem::new(Reason::TargetNotWritable, format!("cannot write {at}: {why}"));
+    match Reason::of_exhaustion(error) {
+        Some(Reason::DiskFull) => return Problem::new(Reason::DiskFull, no_room(path, error)),
+        Some(reason) => {
+            let message = format!("cannot open {at}: {RAISE_OPEN_FILES}; it goes on by itself");
+            return Problem::new(reason, message);
+        }
+        None => {}
+    }
+    match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => unwritable(
+            "the file system is mounted read-only; choose another target or mount it writable".into(),
+        ),
+        io::ErrorKind::PermissionDenied => unwritable(format!(
+            "{error}; choose another target or change its permissions"
+        )),
+        _ if is_of_name(path, error) => name_not_taken(path, error),
+        io::ErrorKind::NotADirectory | io::ErrorKind::NotFound => {
+            unwritable("its folder is not there; make it or choose another target".into())
+        }
+        _ => unwritable(error.to_string()),
+    }
+}
+
+/// What to tell where a file cannot grow.
+fn no_room(path: &Path, error: &io::Error) -> String {
+    let what = match error.kind() {
+        io::ErrorKind::QuotaExceeded => {
+            "the quota on this file system is used up: free some of it, and it goes on by itself"
+        }
+        // Of the process, or of the file system: 4 GiB on FAT.
+        io::ErrorKind::FileTooLarge => {
+            "a file may not become that large here: raise the limit (`ulimit -f`), or choose a target on a \
+             file system that takes larger files"
+        }
+        _ => "make room on the disk, and it goes on by itself",
+    };
+    format!("no room for {}: {what}", path.display())
+}
+
+/// Characters that DOS and Windows keep for other uses; file systems made for them refuse names with these.
+pub(crate) const RESERVED: [char; 7] = [':', '*', '?', '"', '<', '>', '|'];
+
+/// Whether an error says that the file system does not take a name: too long, or with characters that it cannot have.
+pub(crate) fn is_of_name(path: &Path, error: &io::Error) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let is_odd = || name.contains(RESERVED) || name.ends_with(['.', ' ']) || !name.is_ascii();
+    match Errno::from_io_error(error) {
+        Some(Errno::NAMETOOLONG | Errno::ILSEQ) => true,
+        // exFAT's driver for user space says of a name that it does not take that it is not there.
+        Some(Errno::INVAL | Errno::NOENT) => is_odd() && path.parent().is_some_and(Path::is_dir),
+        _ => false,
+    }
+}
+
+/// An error at an entry of a collection: keeps what the operating system said, and names the entry.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {error}")]
+pub(crate) struct AtEntry {
+    path: String,
+    error: io::Error,
+}
+
+impl AtEntry {
+    /// The same error, of the same kind, at this path of the collection.
+    pub(crate) fn wrap(path: &str, error: io::Error) -> io::Error {
+        io::Error::new(
+            error.kind(),
+            Self {
+                path: path.to_owned(),
+                error,
+            },
+        )
+    }
+}
+
+/// Two entries of a collection that are one file on the file system at the target.
+#[derive(Debug, thiserror::Error)]
+#[error("`{first}` and `{second}` are one name on this file system")]
+pub(crate) struct NameClash {
+    /// The entry that came first.
+    pub(crate) first: String,
+    /// The entry that met it.
+    pub(crate) second: String,
+}
+
+impl NameClash {
+    /// What to tell of it; `root`: the folder that is written into.
+    pub(crate) fn problem(&self, root: &Path) -> Problem {
+        let Self { first, second } = self;
+        Problem::new(
+            Reason::TargetUnsuitable,
+            format!(
+                "the file system at {} takes `{}` and `{}` for one name, so that one would overwrite the other; \
+                 choose a target on another file system",
+                root.display(),
+                first.escape_debug(),
+                second.escape_debug()
+            ),
+        )
+        .field("target")
+    }
+}
+
+/// What to answer where the file system does not take a name.
+pub(crate) fn name_not_taken(path: &Path, error: &io::Error) -> Problem {
+    let at = path.display();
+    let message = match Errno::from_io_error(error) {
+        Some(Errno::NAMETOOLONG) => {
+            format!("{at}: the name or the path is longer than this file system takes")
+        }
+        _ => format!("{at}: this file system takes no such name ({error})"),
+    };
+    Problem::new(
+        Reason::TargetUnsuitable,
+        format!("cannot write {message}; choose a target on another file system, or one with another name"),
+    )
+}
+
+/// What stands in the way of a download, and what to do about it.
+pub(crate) fn target_exists(path: &Path) -> Problem {
+    Problem::new(
+        Reason::TargetExists,
+        format!(
+            "{} is there already and is something else: nothing was changed; choose another target or move it away",
+            path.display()
+        ),
+    )
+    .field("target")
+}
+
+/// What stands in the way of a download, and cannot be read to tell whether it is the same.
+pub(crate) fn target_unreadable(path: &Path, error: &io::Error) -> Problem {
+    // A file larger than any that can be hashed is no lack of room.
+    if error.kind() != io::ErrorKind::FileTooLarge && Reason::of_exhaustion(error).is_some() {
+        return target_problem(path, error);
+    }
+    Problem::new(
+        Reason::TargetExists,
+        format!(
+            "{} is there already and cannot be read to see whether it is this ({error}): nothing was changed; \
+             see that it can be read, choose another target or move it away",
+            path.display()
+        ),
+    )
+    .field("target")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_from_the_network_stays_in_its_folder() {
+        let files = Path::new("/home/files");
+        for name in [
+            "../../etc/passwd",
+            "/etc/passwd",
+            "..",
+            "a/b",
+            "",
+            "\u{0}x",
+            ".part",
+        ] {
+            let target = DownloadTarget::resolve(None, name, files).unwrap();
+            assert_eq!(target.parent(), files, "{name:?} gave {target:?}");
+        }
+    }
+
+    #[test]
+    fn a_lack_of_file_descriptors_is_no_matter_of_permissions() {
+        let path = Path::new("/f/a");
+        let error = io::Error::from(rustix::io::Errno::MFILE);
+        for problem in [target_problem(path, &error), target_unreadable(path, &error)] {
+            assert_eq!(problem.reason, Reason::TooManyOpenFiles);
+            assert!(problem.message.contains("ulimit -n"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn a_name_from_the_network_is_no_hidden_file_and_no_option() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, expected) in [
+            (".bash_profile", "_bash_profile"),
+            ("-rf", "_rf"),
+            (".config", "_config"),
+            ("--", "_-"),
+            ("...", "_.."),
+            ("a/.profile", "_profile"),
+            ("a.b-c", "a.b-c"),
+        ] {
+            for target in [None, Some(folder.path())] {
+                let target = DownloadTarget::resolve(target, name, folder.path()).unwrap();
+                assert_eq!(target.path, folder.path().join(expected), "{name}");
+            }
+        }
+        let asked = folder.path().join(".bash_profile");
+        let target = DownloadTarget::resolve(Some(&asked), "x", folder.path()).unwrap();
+        assert_eq!(target.path, asked, "the owner said so");
+    }
+
+    #[test]
+    fn a_folder_means_inside_it_and_anything_else_is_the_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = DownloadTarget::resolve(Some(folder.path()), "a", Path::new("/f")).unwrap();
+        assert_eq!(inside.path, folder.path().join("a"));
+        let new = folder.path().join("new");
+        assert_eq!(
+            DownloadTarget::resolve(Some(&new), "a", Path::new("/f"))
+                .unwrap()
+                .path,
+            new
+        );
+    }
+
+    #[test]
+    fn paths_that_could_lead_elsewhere_are_refused() {
+        for bad in ["relative/file", "/a/../b", "/", ""] {
+            let problem = DownloadTarget::resolve(Some(Path::new(bad)), "a", Path::new("/f")).unwrap_err();
+            assert_eq!(problem.reason, Reason::UnsafePath, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_longest_names_have_companions_that_fit() {
+        for letter in ["a", "é", "漢"] {
+            let name: String = letter.repeat(255 / letter.len());
+            let target = DownloadTarget {
+                path: Path::new("/f").join(&name),
+            };
+            let other = DownloadTarget {
+                path: Path::new("/f").join(format!("{}{}", &name[letter.len()..], letter)),
+            };
+            for path in [target.part(), target.state()] {
+                assert!(path.file_name().unwrap().len() + ".new".len() <= 255);
+            }
+            assert_eq!(target.part(), other.part(), "same name, same companions");
+            assert_ne!(target.part(), target.state());
+        }
+    }
+}

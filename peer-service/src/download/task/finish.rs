@@ -1,0 +1,180 @@
+//! How a run ends when all units are there: under its name, and shared.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use potluck_core::{
+    Problem, Sha256,
+    collection::path::Label,
+    identity::{hash, merkle::FileTree},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    announce::set::PartialAnnouncement,
+    download::{
+        context::DownloadContext,
+        engine::{active::ActiveDownload, driver::DISK_RETRY},
+        status::{DownloadState, DownloadStatus, reporter::StatusReporter},
+        storage::{
+            finalize::{self, FinalStamps},
+            target,
+        },
+        task::{DownloadRun, PreparedDownload, metadata::CollectionManifest, preexisting},
+    },
+    fs::blocking::blocking,
+    library::Item,
+};
+
+/// How long a transfer that is done waits until it is shared: for all but huge collections, whose files are counted in the background.
+const ADOPTION_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// How often the bytes copied are shown.
+const SHOWN_EVERY: Duration = Duration::from_millis(200);
+
+impl DownloadRun {
+    /// Gives it its name and shares it.
+    pub(crate) async fn finalize(
+        &self,
+        live: &Arc<ActiveDownload>,
+        prepared: PreparedDownload,
+        offered: PartialAnnouncement,
+        reporter: &StatusReporter,
+    ) -> Result<bool, Problem> {
+        if !reporter.finishing() {
+            return Ok(false);
+        }
+        let stamps = loop {
+            let (part, claim, stop) = (Arc::clone(&live.part_file), self.spec.sha256, self.stop.clone());
+            let work = blocking(move || finalize::finalize(&part, claim, &stop));
+            match self.while_copying(live, reporter, work).await? {
+                Ok(stamps) => break stamps,
+                // What could not be flushed is lost: that takes a new part.
+                Err(problem) if problem.reason.is_exhaustion() && !live.part_file.sync_failed() => {
+                    reporter.set_state(DownloadState::Waiting, Some(problem));
+                    tokio::select! {
+                        () = self.stop.cancelled() => return Ok(false),
+                        () = tokio::time::sleep(DISK_RETRY) => {}
+                    }
+                }
+                Err(problem) => return Err(problem),
+            }
+        };
+        reporter.copied(live.part_file.copied());
+        reporter.not_kept(live.part_file.not_kept());
+        let adoption = Adoption {
+            context: Arc::clone(&self.context),
+            download: Arc::clone(live),
+            sha256: self.spec.sha256,
+            stamps,
+            collection: prepared.planned.collection,
+            stop: self.stop.clone(),
+            view: self.status.clone(),
+            label: Label::sanitize(&live.name),
+        };
+        // Served and told of as a part from the transfer until the library has it.
+        let shelf = self.active.clone();
+        let adopted = self.context.tracker.spawn(async move {
+            adoption.run().await;
+            drop(offered);
+            shelf.send_replace(None);
+        });
+        // It goes on if this takes longer.
+        let _ = tokio::time::timeout(ADOPTION_TIMEOUT, adopted).await;
+        Ok(true)
+    }
+}
+
+impl DownloadRun {
+    /// Shows how far the copies of content that several paths have are, until the work is done.
+    async fn while_copying<T>(
+        &self,
+        live: &Arc<ActiveDownload>,
+        reporter: &StatusReporter,
+        work: impl Future<Output = T>,
+    ) -> T {
+        tokio::pin!(work);
+        let mut tick = tokio::time::interval(SHOWN_EVERY);
+        loop {
+            // The work is pinned outside: polling the other arm loses nothing of it.
+            tokio::select! {
+                done = &mut work => break done,
+                _ = tick.tick() => reporter.copied(live.part_file.copied()),
+            }
+        }
+    }
+}
+
+/// A finished download on its way into the library.
+struct Adoption {
+    context: Arc<DownloadContext>,
+    download: Arc<ActiveDownload>,
+    sha256: Option<Sha256>,
+    stamps: FinalStamps,
+    collection: Option<CollectionManifest>,
+    stop: CancellationToken,
+    view: watch::Sender<DownloadStatus>,
+    /// What others call it: where it was put is its owner's business.
+    label: Label,
+}
+
+impl Adoption {
+    /// The download is done whether or not this works.
+    async fn run(&self) {
+        let path = self.download.part_file.target().path.clone();
+        let adopted = match &self.collection {
+            None => self.file(path.clone()).await,
+            Some(collection) => self.folder(collection, path.clone()).await,
+        };
+        if let Err(problem) = adopted {
+            tracing::warn!(path = %path.display(), %problem, "fetched and verified, and could not be shared");
+            self.view.send_modify(|view| view.sharing_error = Some(problem));
+        }
+    }
+
+    async fn file(&self, path: PathBuf) -> Result<Item, Problem> {
+        let stamp = self.stamps.clone()?.first().copied().unwrap_or_default();
+        let tree = match self.download.verifier.tree(0) {
+            Some(tree) => tree,
+            None => self.tree_of_small().await?,
+        };
+        self.context
+            .library
+            .adopt_file(path, tree, stamp, self.sha256, Some(self.label.clone()))
+            .await
+    }
+
+    /// The tree of a file of one piece that an earlier run fetched.
+    async fn tree_of_small(&self) -> Result<FileTree, Problem> {
+        let part = Arc::clone(&self.download.part_file);
+        let hashed = blocking(move || {
+            let file = part.file(0)?;
+            hash::hash_file(&file, part.plan().total(), 1, &hash::ignore_progress)
+        });
+        let path = &self.download.part_file.target().path;
+        hashed
+            .await?
+            .map_err(|error| target::target_problem(path, &error))
+    }
+
+    async fn folder(&self, collection: &CollectionManifest, path: PathBuf) -> Result<Item, Problem> {
+        let (checks, plan, root) = (
+            Arc::clone(&self.download.verifier),
+            Arc::clone(self.download.part_file.plan()),
+            path.clone(),
+        );
+        let manifest = Arc::clone(&collection.manifest);
+        let entries = Arc::clone(&manifest);
+        let stop = self.stop.clone();
+        let stamps = self.stamps.clone()?;
+        let hashes = blocking(move || {
+            let hashes = preexisting::collect_hashes(&checks, &plan, &entries, &root, &stop);
+            hashes.map_err(|error| target::target_problem(&root, &error))
+        });
+        let hashes = hashes.await??;
+        self.context
+            .library
+            .adopt_collection(path, manifest, stamps, hashes, Some(self.label.clone()))
+            .await
+    }
+}

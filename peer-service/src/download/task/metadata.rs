@@ -1,0 +1,295 @@
+//! What a transfer has to know before the swarm begins: size and root, what kind it is, the manifest of a collection, and the
+//! piece layers. All of it comes from strangers and is checked against the id.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use potluck_core::{
+    FileId, FileLayout, Problem, Reason,
+    collection::{
+        manifest::{MAGIC, MAX_MANIFEST_SIZE, Manifest},
+        path::Label,
+        plan::{Plan, PlanFile},
+    },
+    identity::merkle::FileTree,
+    model::{FileKind, FileRecord, QueryKey},
+};
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    content::ContentSource as _,
+    download::{
+        context::DownloadContext,
+        engine::{
+            assembler::UnitAssembler,
+            verifier::{UnitVerifier, tree_of},
+        },
+        peers::client::PeerClient,
+        task::bootstrap::BootstrapPool,
+    },
+    fs::blocking::blocking,
+};
+
+/// Piece layers asked for at once: small answers, so the round trips count.
+const LAYERS_AT_ONCE: usize = 8;
+
+/// Bytes of a manifest asked for in one call: held besides those that are there.
+const MANIFEST_REQUEST_BYTES: u64 = 2 * 1024 * 1024;
+
+/// How long one such call may take in all: what came by then is kept, and the next call asks for the rest.
+const MANIFEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What is known of the file by itself.
+#[derive(Debug, Clone)]
+pub(crate) struct FileMetadata {
+    /// Size and root fit the id; the kind is a claim.
+    pub(crate) record: FileRecord,
+    /// What others call it; hostile.
+    pub(crate) name: Option<String>,
+}
+
+/// A collection's manifest, verified.
+#[derive(Debug, Clone)]
+pub(crate) struct CollectionManifest {
+    /// What it lists.
+    pub(crate) manifest: Arc<Manifest>,
+    /// The tree over them.
+    pub(crate) tree: FileTree,
+}
+
+/// Finds out about a file: here, from the index, or from a peer.
+pub(crate) async fn identify(
+    context: &DownloadContext,
+    id: FileId,
+    dialer: &BootstrapPool,
+    waiting: impl Fn(Problem) + Send + Sync,
+) -> Result<FileMetadata, Problem> {
+    let library = context.library.clone();
+    let here = blocking(move || {
+        let offer = library.find(&id);
+        let known = offer.map(|offer| offer.record().map(|record| (record, offer.name())));
+        known.transpose()
+    })
+    .await??;
+    if let Some((record, name)) = here {
+        return Ok(FileMetadata {
+            record,
+            name: Some(name),
+        });
+    }
+    if let Some(index) = &context.index {
+        match index.query(&QueryKey::Id(id), 1, None).await {
+            Ok(page) => {
+                // The wall has checked that id, size and root fit.
+                if let Some(found) = page.files.into_iter().find(|found| found.file.id == id) {
+                    return Ok(FileMetadata {
+                        record: found.file,
+                        name: found.names.into_iter().next(),
+                    });
+                }
+            }
+            Err(problem) => tracing::debug!(file = %id.short(), %problem, "the index does not answer"),
+        }
+    }
+    let told = dialer
+        .ask_any(|link| async move { link.describe(id).await }.boxed(), waiting)
+        .await;
+    Ok(FileMetadata {
+        record: told.record,
+        name: Some(told.name),
+    })
+}
+
+/// What to call it where nobody said.
+pub(crate) fn fallback_name(id: FileId) -> Label {
+    Label::sanitize(&format!("potluck-{}", id.short()))
+}
+
+/// The manifest behind an id that is said to be a collection; `None` where the verified bytes are no manifest, so that it is a plain file
+/// whatever was claimed.
+pub(crate) async fn fetch_collection(
+    context: &DownloadContext,
+    record: &FileRecord,
+    dialer: &BootstrapPool,
+    waiting: impl Fn(Problem) + Send + Sync,
+) -> Result<Option<CollectionManifest>, Problem> {
+    if record.size > MAX_MANIFEST_SIZE {
+        return Ok(None);
+    }
+    let Some(plan) = Plan::of_file(record.id, record.size).map(Arc::new) else {
+        return Ok(None);
+    };
+    let checks = Arc::new(UnitVerifier::new(Arc::clone(&plan)));
+    let bytes = match local_bytes(context, record).await? {
+        Some(bytes) => bytes,
+        None => {
+            fetch_layers(context, &checks, &plan, dialer, &waiting).await?;
+            fetch_manifest(&plan, &checks, dialer, &waiting).await
+        }
+    };
+    let id = record.id;
+    blocking(move || {
+        let tree = potluck_core::identity::hash::hash_bytes(&bytes);
+        match Manifest::decode(bytes) {
+            Ok(manifest) => Some(CollectionManifest { manifest: Arc::new(manifest), tree }),
+            Err(error) => {
+                tracing::warn!(file = %id.short(), %error, "said to be a collection, and is none: fetched as a plain file");
+                None
+            }
+        }
+    })
+    .await
+}
+
+/// The bytes of a small file that is here already.
+async fn local_bytes(context: &DownloadContext, record: &FileRecord) -> Result<Option<Vec<u8>>, Problem> {
+    use std::os::unix::fs::FileExt as _;
+    let (library, id, size) = (context.library.clone(), record.id, record.size);
+    blocking(move || {
+        let offer = library.find(&id)?;
+        let file = offer.open(0..size).ok()?;
+        let mut bytes = vec![0; size as usize];
+        file.read_exact_at(&mut bytes, 0).ok()?;
+        (potluck_core::identity::hash::hash_bytes(&bytes).id() == id).then_some(bytes)
+    })
+    .await
+}
+
+/// Gets every piece layer that the checks still need.
+///
+/// # Errors
+/// Only of the machine: it goes on asking peers until one has them.
+pub(crate) async fn fetch_layers(
+    context: &DownloadContext,
+    checks: &Arc<UnitVerifier>,
+    plan: &Arc<Plan>,
+    dialer: &BootstrapPool,
+    waiting: &(impl Fn(Problem) + Send + Sync),
+) -> Result<(), Problem> {
+    if let Some(id) = checks.false_empty() {
+        return Err(Problem::new(
+            Reason::VerificationFailed,
+            format!("{id} claims to be an empty file and is not: nobody can have it"),
+        ));
+    }
+    futures_util::stream::iter(checks.missing_layers())
+        .map(|file| fetch_layer(context, checks, plan, file, dialer, waiting))
+        .buffer_unordered(LAYERS_AT_ONCE)
+        .try_collect::<()>()
+        .await
+}
+
+async fn fetch_layer(
+    context: &DownloadContext,
+    checks: &Arc<UnitVerifier>,
+    plan: &Arc<Plan>,
+    file: usize,
+    dialer: &BootstrapPool,
+    waiting: &(impl Fn(Problem) + Send + Sync),
+) -> Result<(), Problem> {
+    let Some(PlanFile { id, size }) = plan.file(file) else {
+        return Ok(());
+    };
+    let library = context.library.clone();
+    let here = Arc::clone(checks);
+    let found = blocking(move || {
+        let layer = library.find(&id)?.piece_hashes().ok()?;
+        here.add_layer(file, layer.to_vec()).then_some(())
+    });
+    if found.await?.is_some() {
+        return Ok(());
+    }
+    let op = |link: PeerClient| {
+        async move {
+            let layer = link.piece_hashes(id, size).await?;
+            // Folding a few thousand hashes takes a millisecond or two; the largest lists take longer.
+            blocking(move || tree_of(id, size, layer)).await?.ok_or_else(|| {
+                Problem::new(
+                    Reason::VerificationFailed,
+                    format!("sent piece hashes that do not belong to {}", id.short()),
+                )
+            })
+        }
+        .boxed()
+    };
+    let tree = dialer.ask_any(op, waiting).await;
+    checks.add_layer(file, tree.piece_hashes);
+    Ok(())
+}
+
+/// All bytes of a manifest, verified, into memory; of what is none no more than it takes to see that, or every file that someone calls a
+/// collection would be fetched twice.
+async fn fetch_manifest(
+    plan: &Arc<Plan>,
+    checks: &Arc<UnitVerifier>,
+    dialer: &BootstrapPool,
+    waiting: &(impl Fn(Problem) + Send + Sync),
+) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let layout = FileLayout::new(plan.total());
+    let run = layout.map_or(1, |layout| (MANIFEST_REQUEST_BYTES / layout.piece_size()).max(1)) as usize;
+    let units: Vec<u32> = (0..plan.unit_count()).collect();
+    let mut got = 0;
+    while got < units.len() {
+        // The first alone: the claim stands or falls with it.
+        let most = if got == 0 { 1 } else { run };
+        let units = &units[got..units.len().min(got + most)];
+        if !bytes.is_empty() {
+            if !bytes.starts_with(MAGIC) {
+                break;
+            }
+            bytes.reserve_exact((plan.total() as usize).saturating_sub(bytes.len()));
+        }
+        let op = |link: PeerClient| {
+            let (plan, checks, units) = (Arc::clone(plan), Arc::clone(checks), units.to_vec());
+            fetch_units(link, plan, checks, units).boxed()
+        };
+        let came = dialer.ask_any(op, waiting).await;
+        got += came.len();
+        for unit in came {
+            bytes.extend_from_slice(&unit);
+        }
+    }
+    bytes
+}
+
+/// The first of these units, at least one and as many as come in time, from this peer and verified.
+async fn fetch_units(
+    link: PeerClient,
+    plan: Arc<Plan>,
+    checks: Arc<UnitVerifier>,
+    units: Vec<u32>,
+) -> Result<Vec<Bytes>, Problem> {
+    let lie = |what: String| Problem::new(Reason::VerificationFailed, what);
+    let deadline = Instant::now() + MANIFEST_TIMEOUT;
+    let late = |_| Problem::new(Reason::TimedOut, "sending the manifest took too long");
+    let mut assembly = UnitAssembler::new(&plan, &units);
+    let opened = timeout_at(deadline, link.download(assembly.next_spans(u64::MAX))).await;
+    let mut stream = opened.map_err(late)??;
+    let mut done = Vec::with_capacity(units.len());
+    while assembly.current().is_some() {
+        let part = match timeout_at(deadline, stream.next()).await.map_err(late) {
+            Ok(Ok(Some(part))) => part,
+            _ if !done.is_empty() => break,
+            Ok(Err(problem)) | Err(problem) => return Err(problem),
+            Ok(Ok(None)) => {
+                let message = "the peer ended the stream early";
+                return Err(Problem::new(Reason::NotPotluck, message));
+            }
+        };
+        let taken = assembly.push(part);
+        if let Some((place, data)) = taken.map_err(|error| lie(error.to_string()))? {
+            let (checks, unit) = (Arc::clone(&checks), units[place]);
+            let good = blocking(move || checks.verify(unit, &data).then_some(data)).await?;
+            let good = good.ok_or_else(|| lie(format!("sent a manifest whose piece {unit} is false")))?;
+            done.push(good.into_bytes());
+        }
+    }
+    Ok(done)
+}
+
+/// Whether a record's claim makes it worth a look at its bytes as a manifest.
+pub(crate) fn claims_collection(record: &FileRecord) -> bool {
+    record.kind == FileKind::Collection
+}

@@ -1,0 +1,442 @@
+//! The life of one transfer, from what was asked for to a verified file in its place.
+
+pub(crate) mod bootstrap;
+mod checkpoints;
+mod finish;
+pub(crate) mod metadata;
+mod planning;
+pub(crate) mod preexisting;
+pub(crate) mod recover;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use potluck_core::{
+    Problem, Reason,
+    bitfield::Bitfield,
+    model::{Address, Registration},
+    problem::RAISE_OPEN_FILES,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    download::{
+        context::DownloadContext,
+        engine::{
+            active::ActiveDownload,
+            driver::{DISK_RETRY, DownloadDriver, PEER_EVENTS},
+            rate_limit::TransferRateLimiter,
+            verifier::UnitVerifier,
+        },
+        peers::{
+            PeerSet,
+            discovery::{self, PeerCandidates},
+        },
+        status::{DownloadSpec, DownloadState, DownloadStatus, TransferLimits, reporter::StatusReporter},
+        storage::part_file::{FoundPart, PartFile},
+        task::bootstrap::BootstrapPool,
+    },
+    fs::blocking::blocking,
+};
+use potluck_swarm::{Swarm, SwarmConfig};
+
+use planning::PlannedDownload;
+
+/// How a transfer's task ended.
+#[derive(Debug)]
+pub(crate) enum RunEnd {
+    /// In its place, verified.
+    Done,
+    /// Told to stop; what was fetched is kept.
+    Stopped,
+    /// Cannot go on; what was fetched is kept.
+    Failed(Problem),
+}
+
+/// What came of fetching.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FetchOutcome {
+    /// All of it.
+    Done,
+    /// It was told to stop.
+    Stopped,
+    /// It was taken for a plain file, and may be none: to be looked at, and begun anew.
+    Doubted,
+}
+
+/// One run of a transfer.
+#[derive(Debug)]
+pub(crate) struct DownloadRun {
+    pub(crate) context: Arc<DownloadContext>,
+    pub(crate) spec: DownloadSpec,
+    /// What it is held to; changes on the way.
+    pub(crate) limits: watch::Receiver<TransferLimits>,
+    /// Who was named to be asked; grows on the way.
+    pub(crate) named_peers: watch::Receiver<Vec<Address>>,
+    pub(crate) status: watch::Sender<DownloadStatus>,
+    pub(crate) stop: CancellationToken,
+    /// Whether it was doubted that this is a plain file: its bytes are looked at, whatever is said.
+    pub(crate) kind_doubted: AtomicBool,
+    /// Where the running transfer is put for others to serve from.
+    pub(crate) active: watch::Sender<Option<Arc<ActiveDownload>>>,
+}
+
+impl DownloadRun {
+    /// Runs to the end.
+    pub(crate) async fn run(self) -> RunEnd {
+        let reporter = StatusReporter::new(self.status.clone(), self.stop.clone());
+        let (list, sources) = watch::channel(PeerCandidates::default());
+        // Ends with the run, however that ends.
+        let local = self.stop.child_token();
+        let _ends = local.clone().drop_guard();
+        let (context, keep_stop) = (Arc::clone(&self.context), local.clone());
+        let (id, named, view) = (self.spec.id, self.named_peers.clone(), self.status.subscribe());
+        self.context.tracker.spawn(async move {
+            let index = context.index.clone();
+            discovery::run_discovery(
+                (index, view),
+                id,
+                named,
+                |peer, address| context.is_self(peer, address),
+                list,
+                keep_stop,
+            )
+            .await;
+        });
+        let ended = self.run_until_done(&reporter, &sources, &local).await;
+        if !matches!(ended, Ok(true)) {
+            self.active.send_replace(None);
+        }
+        match ended {
+            Ok(true) => RunEnd::Done,
+            Ok(false) => RunEnd::Stopped,
+            Err(_) if self.stop.is_cancelled() => RunEnd::Stopped,
+            Err(problem) => RunEnd::Failed(problem),
+        }
+    }
+
+    /// True when done, false when stopped. Where room was lacking and nothing else waited for it, such as for what had been written
+    /// and could not be flushed, it begins anew with what is there.
+    async fn run_until_done(
+        &self,
+        reporter: &StatusReporter,
+        sources: &watch::Receiver<PeerCandidates>,
+        local: &CancellationToken,
+    ) -> Result<bool, Problem> {
+        loop {
+            match self.fetch(reporter, sources.clone(), local).await {
+                Ok(FetchOutcome::Done) => return Ok(true),
+                Ok(FetchOutcome::Stopped) => return Ok(false),
+                Ok(FetchOutcome::Doubted) => {
+                    tracing::info!(file = %self.spec.id.short(), "said to be a plain file, and may be a folder: looked at again");
+                    self.kind_doubted.store(true, Ordering::Relaxed);
+                    continue;
+                }
+                Err(problem) if problem.reason.is_exhaustion() => {
+                    tracing::warn!(file = %self.spec.id.short(), %problem, "begins anew in a moment");
+                    reporter.set_state(DownloadState::Waiting, Some(problem));
+                }
+                Err(problem) => return Err(problem),
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return Ok(false),
+                () = tokio::time::sleep(DISK_RETRY) => {}
+            }
+        }
+    }
+
+    async fn fetch(
+        &self,
+        reporter: &StatusReporter,
+        sources: watch::Receiver<PeerCandidates>,
+        local: &CancellationToken,
+    ) -> Result<FetchOutcome, Problem> {
+        let dialer = BootstrapPool::new(sources.clone()).leaving_from(self.context.leave_from);
+        // Neither of the two that can be dropped holds anything that is not dropped whole.
+        let planned = tokio::select! {
+            () = self.stop.cancelled() => return Ok(FetchOutcome::Stopped),
+            planned = self.plan(reporter, &dialer) => planned?,
+        };
+        let Some(planned) = planned else {
+            return Ok(FetchOutcome::Done);
+        };
+        // To its end: left alone it would go on, and whoever removes the part or goes on with it next would meet it.
+        let Some((part, found)) = self.open_part(&planned, reporter).await? else {
+            return Ok(FetchOutcome::Stopped);
+        };
+        let checks = tokio::select! {
+            () = self.stop.cancelled() => return Ok(FetchOutcome::Stopped),
+            checks = self.build_verifier(&planned, reporter, &dialer) => checks?,
+        };
+        let prepared = PreparedDownload {
+            planned,
+            part_file: Arc::new(part),
+            found: Some(found).into(),
+            verifier: checks,
+        };
+        let Some(have) = self.recover_units(&prepared, reporter).await? else {
+            return Ok(FetchOutcome::Stopped);
+        };
+        let live = self.publish(&prepared, have).await?;
+        // At once, with nothing to give yet: those who fetch the same find each other while the first pieces come, and each knows
+        // that the others fetch.
+        let offered = self.context.announce_set.announce_partial(Registration {
+            file: live.record,
+            names: vec![live.name.clone()],
+            partial: true,
+        });
+        let mut finished = self.run_swarm(&live, reporter, sources, dialer, local).await;
+        if matches!(finished, Ok(FetchOutcome::Done)) && self.is_manifest(&live).await? {
+            finished = Ok(FetchOutcome::Doubted);
+        }
+        let have = live.have();
+        if !matches!(finished, Ok(FetchOutcome::Done)) {
+            drop(offered);
+            self.retire(&live, have).await;
+            return finished;
+        }
+        let placed = self.finalize(&live, prepared, offered, reporter).await;
+        if !matches!(placed, Ok(true)) {
+            self.retire(&live, have).await;
+        }
+        Ok(match placed? {
+            true => FetchOutcome::Done,
+            false => FetchOutcome::Stopped,
+        })
+    }
+
+    /// Takes the transfer off the shelf and records what it has.
+    async fn retire(&self, live: &Arc<ActiveDownload>, have: Bitfield) {
+        self.active.send_replace(None);
+        let part = Arc::clone(&live.part_file);
+        let last = move || {
+            let stored = part.checkpoint(&have);
+            // Whoever is being served holds the part for a while longer, and must not keep it from being removed or gone on with.
+            part.unlock();
+            stored
+        };
+        match blocking(last).await.and_then(|stored| stored) {
+            Ok(()) => {}
+            Err(problem) => tracing::warn!(%problem, "the last resume state could not be written"),
+        }
+    }
+}
+
+/// Everything that is known before the first unit.
+#[derive(Debug)]
+pub(crate) struct PreparedDownload {
+    planned: PlannedDownload,
+    part_file: Arc<PartFile>,
+    found: std::sync::Mutex<Option<FoundPart>>,
+    verifier: Arc<UnitVerifier>,
+}
+
+impl DownloadRun {
+    /// Opens the part; where the disk is full, waits for room. `None` when stopped.
+    async fn open_part(
+        &self,
+        planned: &PlannedDownload,
+        reporter: &StatusReporter,
+    ) -> Result<Option<(PartFile, FoundPart)>, Problem> {
+        let id = self.spec.id;
+        while !self.stop.is_cancelled() {
+            let (target, plan) = (planned.target.clone(), Arc::clone(&planned.plan));
+            let manifest = planned.collection.as_ref().map(|it| Arc::clone(&it.manifest));
+            let stop = self.stop.clone();
+            match blocking(move || PartFile::open(id, target, plan, manifest, &stop)).await? {
+                Err(problem) if problem.reason.is_exhaustion() => {
+                    reporter.set_state(DownloadState::Waiting, Some(problem));
+                    tokio::select! {
+                        () = self.stop.cancelled() => {}
+                        () = tokio::time::sleep(DISK_RETRY) => {}
+                    }
+                }
+                opened => return opened.map(Some),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Units of an earlier run and units that are elsewhere on this machine; `None` when stopped.
+    async fn recover_units(
+        &self,
+        prepared: &PreparedDownload,
+        reporter: &StatusReporter,
+    ) -> Result<Option<Bitfield>, Problem> {
+        let found = prepared
+            .found
+            .lock()
+            .map_or(None, |mut found| found.take())
+            .unwrap_or(FoundPart::Unverified);
+        let (part, checks) = (Arc::clone(&prepared.part_file), Arc::clone(&prepared.verifier));
+        let (library, threads, stop) = (
+            self.context.library.clone(),
+            self.context.hash_threads,
+            self.stop.clone(),
+        );
+        let done = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&done);
+        let work = blocking(move || {
+            let on_unit = |len: u64| {
+                counted.fetch_add(len, Ordering::Relaxed);
+            };
+            let wanted = || !stop.is_cancelled();
+            let mut have = recover::recover(&part, &checks, found, threads, &wanted, &on_unit);
+            let resumed: u64 = have.ones().map(|unit| part.plan().unit_len(unit)).sum();
+            let copied = recover::copy_local(&library, &part, &checks, &mut have, &wanted, &on_unit);
+            if let Err(error) = copied {
+                // The swarm will meet the same trouble, and says it.
+                tracing::warn!(%error, "could not copy what is here already");
+            }
+            (have, resumed)
+        });
+        tokio::pin!(work);
+        let mut tick = tokio::time::interval(Duration::from_millis(200));
+        let (have, resumed) = loop {
+            // The work is pinned outside: polling the other arm loses nothing of it.
+            tokio::select! {
+                told = &mut work => break told?,
+                _ = tick.tick() => reporter.set_bytes(done.load(Ordering::Relaxed)),
+            }
+        };
+        reporter.set_resumed_bytes(resumed);
+        reporter.set_bytes(done.load(Ordering::Relaxed));
+        Ok(Some(have).filter(|_| !self.stop.is_cancelled()))
+    }
+
+    /// Puts the transfer where others can be served from it.
+    async fn publish(
+        &self,
+        prepared: &PreparedDownload,
+        have: Bitfield,
+    ) -> Result<Arc<ActiveDownload>, Problem> {
+        let (record, name) = (prepared.planned.record, prepared.planned.name.clone());
+        let (part, checks) = (Arc::clone(&prepared.part_file), Arc::clone(&prepared.verifier));
+        let collection = prepared.planned.collection.clone();
+        let live = blocking(move || {
+            let manifest = collection
+                .as_ref()
+                .map(|it| (it.tree.clone(), &**it.manifest.bytes()));
+            ActiveDownload::new(record, name, part, checks, manifest, have)
+        });
+        let live = live.await?.map_err(|error| {
+            let folder = std::env::temp_dir();
+            let folder = folder.display();
+            match Reason::of_exhaustion(&error) {
+                Some(Reason::DiskFull) => Problem::new(
+                    Reason::DiskFull,
+                    format!(
+                        "no room for a temporary file in {folder}: make room there, and it goes on by itself"
+                    ),
+                ),
+                Some(reason) => Problem::new(
+                    reason,
+                    format!("cannot make a temporary file: {RAISE_OPEN_FILES}; it goes on by itself"),
+                ),
+                None => Problem::new(
+                    Reason::Internal,
+                    format!("cannot make a temporary file in {folder}: {error}"),
+                ),
+            }
+        })?;
+        let live = Arc::new(live);
+        self.active.send_replace(Some(Arc::clone(&live)));
+        Ok(live)
+    }
+
+    /// The swarm's part, until all units are there.
+    async fn run_swarm(
+        &self,
+        live: &Arc<ActiveDownload>,
+        reporter: &StatusReporter,
+        sources: watch::Receiver<PeerCandidates>,
+        dialer: BootstrapPool,
+        local: &CancellationToken,
+    ) -> Result<FetchOutcome, Problem> {
+        let plan = live.part_file.plan();
+        let have = live.have();
+        if have.is_full() {
+            return Ok(FetchOutcome::Done);
+        }
+        let lens = (0..plan.unit_count()).map(|unit| plan.unit_len(unit)).collect();
+        let swarm = Swarm::new(SwarmConfig::default(), lens, have.clone(), rand::random());
+        let (links, liars) = dialer.into_parts();
+        let (tell, events) = mpsc::channel(PEER_EVENTS);
+        let stop = local.child_token();
+        let ends = stop.clone().drop_guard();
+        let calls = TaskTracker::new();
+        let mut terms = self.limits.clone();
+        let now = *terms.borrow_and_update();
+        let disk = self.context.disk_pools.pool(live.part_file.device());
+        let mut driver = DownloadDriver {
+            context: Arc::clone(&self.context),
+            download: Arc::clone(live),
+            disk: Arc::clone(&disk),
+            swarm,
+            peers: PeerSet::new(
+                (self.spec.id, plan.unit_count(), self.context.peer_id),
+                tell,
+                links,
+                liars,
+                stop.clone(),
+                self.context.tracker.clone(),
+            )
+            .leaving_from(self.context.leave_from),
+            candidates: sources.clone(),
+            limits: terms,
+            rate_limiter: Arc::new(TransferRateLimiter::new(now, &self.context.limits)),
+            budget_share: self.context.budget.join(now.priority),
+            start: Instant::now(),
+            stop: &stop,
+            report: Box::new(|swarm, peers, now, wrong| {
+                reporter.update_from_swarm(plan, (swarm, now), peers, &sources.borrow(), wrong, &disk)
+            }),
+            requests: Default::default(),
+            idle_peer_replaced_at: Instant::now(),
+            ask_anew: Default::default(),
+            disk_full: None,
+            disk_retry: DISK_RETRY,
+            calls: calls.clone(),
+            violations: Default::default(),
+            saw_crowd: false,
+            may_be_collection: self.may_be_collection(plan),
+            kind_doubted: false,
+        };
+        let (part, over) = (Arc::clone(&live.part_file), stop.clone());
+        calls.spawn_blocking(move || {
+            if let Err(error) = part.preallocate(|| !over.is_cancelled()) {
+                // Whatever is written next meets the same trouble, and says it.
+                tracing::debug!(%error, "the room could not be taken in advance");
+            }
+        });
+        let checkpoints = self
+            .context
+            .tracker
+            .spawn(checkpoints::run_checkpoints(Arc::clone(live), stop.clone()));
+        tracing::debug!(file = %self.spec.id.short(), units = plan.unit_count(), "fetching");
+        let finished = driver.run(events).await;
+        tracing::debug!(file = %self.spec.id.short(), "fetched");
+        driver.report_final();
+        drop(driver);
+        drop(ends);
+        calls.close();
+        calls.wait().await;
+        // Ends by itself now; a checkpoint under way must not come after what follows.
+        if let Ok(Err(problem)) = checkpoints.await {
+            return Err(problem);
+        }
+        finished.map(|finished| match finished {
+            FetchOutcome::Done if !live.have().is_full() => FetchOutcome::Stopped,
+            finished => finished,
+        })
+    }
+}

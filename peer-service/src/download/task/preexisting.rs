@@ -1,0 +1,265 @@
+//! What stands at the target already: if it is what was asked for, the transfer is done; anything else is left alone.
+
+use std::{
+    cell::OnceCell,
+    fs,
+    io::{self, ErrorKind},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    sync::Arc,
+};
+
+use potluck_core::{
+    FileId, Problem,
+    collection::{
+        manifest::{EntryContent, Manifest, ManifestEntry},
+        path::Label,
+        plan::Plan,
+    },
+    files::{open_own, open_regular},
+    identity::{hash, merkle::FileTree},
+    model::FileKind,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    download::{
+        context::DownloadContext,
+        engine::verifier::UnitVerifier,
+        status::reporter::StatusReporter,
+        storage::{
+            resume_state::ResumeState,
+            target::{self, DownloadTarget},
+        },
+    },
+    file_system::may_lack_modes,
+    fs::blocking::{blocking_cancellable, continue_unless},
+    library::{EntryHashes, stamp_of, stamps_at},
+};
+
+/// Mode bits that let somebody execute a file.
+const ANY_EXECUTE: u32 = 0o111;
+
+/// The target, where it is known without knowing what is fetched, and a file is there.
+pub(crate) fn early_target(asked: Option<&Path>, name: Option<&str>, files: &Path) -> Option<DownloadTarget> {
+    let target = match (asked, name) {
+        (Some(path), _) if !path.is_dir() => Some(DownloadTarget {
+            path: path.to_owned(),
+        }),
+        (asked, Some(name)) => DownloadTarget::resolve(asked, name, files).ok(),
+        _ => None,
+    };
+    target.filter(|target| target.path.is_file())
+}
+
+/// The target, knowing what is fetched: a folder that is there is the collection's own where it has its content or an unfinished
+/// download of it, otherwise the collection goes inside.
+pub(crate) fn resolve_target(
+    id: FileId,
+    asked: Option<&Path>,
+    name: &str,
+    files: &Path,
+    manifest: Option<&Manifest>,
+) -> Result<DownloadTarget, Problem> {
+    if let (Some(asked), Some(manifest)) = (asked, manifest)
+        && asked.is_dir()
+    {
+        target::check_target(asked)?;
+        let own = DownloadTarget {
+            path: asked.to_owned(),
+        };
+        let begun = ResumeState::load(&own.state())
+            .ok()
+            .flatten()
+            .is_some_and(|state| state.id == id);
+        if begun || (!manifest.is_empty() && matches_manifest(asked, manifest)) {
+            return Ok(own);
+        }
+    }
+    DownloadTarget::resolve(asked, name, files)
+}
+
+/// Whether the file is at `path` already. What is there and verifies is shared like a download, under
+/// this label.
+///
+/// # Errors
+/// `TARGET_EXISTS` where something else is there; `VERIFICATION_FAILED` is for the caller's claim.
+pub(crate) async fn is_file_complete(
+    context: &DownloadContext,
+    id: FileId,
+    path: &Path,
+    label: Option<Label>,
+    reporter: &StatusReporter,
+) -> Result<bool, Problem> {
+    let (library, owned, threads) = (context.library.clone(), path.to_owned(), context.hash_threads);
+    let found = blocking_cancellable(move |stop| {
+        let metadata = match fs::symlink_metadata(&owned) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(target::target_problem(&owned, &error)),
+            // Through a link that somebody made on purpose.
+            Ok(_) => fs::metadata(&owned).map_err(|_| target::target_exists(&owned))?,
+        };
+        if !metadata.is_file() {
+            return Err(target::target_exists(&owned));
+        }
+        if library
+            .locate(&id)
+            .is_some_and(|here| fs::canonicalize(&owned).is_ok_and(|path| path == here))
+        {
+            return Ok(Some((metadata.len(), None)));
+        }
+        // The stamp is from before it is read: a change since then shows in it.
+        let hashed = open_regular(&owned).and_then(|file| {
+            let stamp = stamp_of(&file.metadata()?);
+            let tree = hash::hash_file(&file, metadata.len(), threads, &|_| continue_unless(stop))?;
+            Ok((tree, stamp))
+        });
+        match hashed {
+            Ok((tree, stamp)) if tree.id() == id => Ok(Some((metadata.len(), Some((tree, stamp))))),
+            Ok(_) => Err(target::target_exists(&owned)),
+            Err(error) => Err(target::target_unreadable(&owned, &error)),
+        }
+    })
+    .await??;
+    let Some((size, hashed)) = found else {
+        return Ok(false);
+    };
+    reporter.set_preexisting(FileKind::File, size);
+    if let Some((tree, stamp)) = hashed
+        && let Err(problem) = context
+            .library
+            .adopt_file(path.to_owned(), tree, stamp, None, label)
+            .await
+    {
+        tracing::warn!(path = %path.display(), %problem, "was there already, and could not be shared");
+        reporter.not_shared(problem);
+    }
+    Ok(true)
+}
+
+/// Whether the folder at `path` has everything that the manifest lists, as it lists it. It is shared
+/// like a download, under this label.
+///
+/// # Errors
+/// `TARGET_EXISTS` where something else is there.
+pub(crate) async fn is_folder_complete(
+    context: &DownloadContext,
+    path: &Path,
+    manifest: &Arc<Manifest>,
+    label: Option<Label>,
+    reporter: &StatusReporter,
+) -> Result<bool, Problem> {
+    let (owned, listed) = (path.to_owned(), Arc::clone(manifest));
+    let found = blocking_cancellable(move |stop| {
+        match fs::symlink_metadata(&owned) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(target::target_problem(&owned, &error)),
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => return Err(target::target_exists(&owned)),
+        }
+        if !matches_manifest(&owned, &listed) {
+            return Err(target::target_exists(&owned));
+        }
+        let stamps = stamps_at(&owned, &listed).map_err(|_| target::target_exists(&owned))?;
+        match hash_folder(&owned, &listed, stop) {
+            Ok(hashes) => Ok(Some((listed.content_size(), stamps, hashes))),
+            Err(error) if error.kind() == ErrorKind::InvalidData => Err(target::target_exists(&owned)),
+            Err(error) => Err(target::target_unreadable(&owned, &error)),
+        }
+    })
+    .await??;
+    let Some((size, stamps, hashes)) = found else {
+        return Ok(false);
+    };
+    reporter.set_preexisting(FileKind::Collection, size);
+    let adopted = context
+        .library
+        .adopt_collection(path.to_owned(), Arc::clone(manifest), stamps, hashes, label)
+        .await;
+    if let Err(problem) = adopted {
+        tracing::warn!(path = %path.display(), %problem, "was there already, and could not be shared");
+        reporter.not_shared(problem);
+    }
+    Ok(true)
+}
+
+/// Whether every entry is there with the right type, size, mode and link, told without reading any file. Modes and links do not count
+/// where the file system has none.
+fn matches_manifest(root: &Path, manifest: &Manifest) -> bool {
+    let lacks_modes = OnceCell::new();
+    let lacks_modes = || *lacks_modes.get_or_init(|| may_lack_modes(root));
+    manifest.entries().all(|entry| {
+        let path = root.join(entry.path.as_str());
+        let is_link = matches!(entry.content, EntryContent::Link { .. });
+        let metadata = match fs::symlink_metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(error) => return is_link && error.kind() == ErrorKind::NotFound && lacks_modes(),
+        };
+        match entry.content {
+            EntryContent::EmptyDirectory => metadata.is_dir(),
+            EntryContent::Link { target } => {
+                fs::read_link(&path).is_ok_and(|there| there == Path::new(target))
+            }
+            EntryContent::File { size, executable, .. } => {
+                let mode = metadata.permissions().mode();
+                let is_executable = mode & ANY_EXECUTE != 0;
+                let fits = is_executable == executable || (is_executable && lacks_modes());
+                metadata.is_file() && metadata.len() == size && fits
+            }
+        }
+    })
+}
+
+/// The hashes of a folder whose every file is what the manifest says, after hashing each.
+fn hash_folder(root: &Path, manifest: &Manifest, stop: &CancellationToken) -> io::Result<EntryHashes> {
+    let mut hashes = EntryHashes::new(manifest.len());
+    for (index, entry) in (0..).zip(manifest.entries()) {
+        let EntryContent::File { id, size, .. } = entry.content else {
+            continue;
+        };
+        let tree = hash_entry(root, &entry, size, stop)?;
+        if tree.id() != id {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        hashes.set(index, tree);
+    }
+    Ok(hashes)
+}
+
+fn hash_entry(
+    root: &Path,
+    entry: &ManifestEntry<'_>,
+    size: u64,
+    stop: &CancellationToken,
+) -> io::Result<FileTree> {
+    let file = open_own(&root.join(entry.path.as_str()))?;
+    hash::hash_file(&file, size, 1, &|_| continue_unless(stop))
+}
+
+/// The hashes of a collection that has just been put in its place: from what verified on the way, or by hashing what an earlier run
+/// fetched, unless told to stop.
+pub(crate) fn collect_hashes(
+    checks: &UnitVerifier,
+    plan: &Plan,
+    manifest: &Manifest,
+    root: &Path,
+    stop: &CancellationToken,
+) -> io::Result<EntryHashes> {
+    let mut hashes = EntryHashes::new(manifest.len());
+    for (file, planned) in plan.files().enumerate() {
+        let first = plan.first_entry(file).ok_or(ErrorKind::InvalidInput)?;
+        let tree = match (checks.tree(file), manifest.get(first)) {
+            (Some(tree), _) => tree,
+            (None, Some(entry)) => hash_entry(root, &entry, planned.size, stop)?,
+            (None, None) => return Err(ErrorKind::InvalidInput.into()),
+        };
+        hashes.set(first, tree);
+    }
+    // Copies are one file of the plan.
+    for entries in manifest.contents() {
+        for &copy in &entries[1..] {
+            hashes.copy(entries[0], copy);
+        }
+    }
+    Ok(hashes)
+}

@@ -1,0 +1,188 @@
+//! What a part that was found holds: units of an earlier run, and units that are elsewhere on this machine.
+//!
+//! Invariant: no unit counts as had that was not verified, in this run or by a state that a sample of units confirms.
+
+use std::{
+    io,
+    os::unix::fs::FileExt as _,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use potluck_core::{bitfield::Bitfield, read_buffer::ReadBuffer};
+use rand::seq::IteratorRandom as _;
+
+use crate::{
+    content::ContentSource as _,
+    download::{
+        engine::{chunk_list::ChunkList, verifier::UnitVerifier},
+        storage::part_file::{FoundPart, PartFile},
+    },
+    library::Library,
+};
+
+/// Units verified again before a resume state is believed: damage to a part as a whole (a copy cut short, a disk that lost
+/// its cache) hits one of them.
+const SAMPLE: usize = 8;
+
+/// The units that are there, or those found by the time it is not wanted any more. Reads and hashes: not for the async threads.
+/// `on_unit` is told the length of each unit found.
+pub(crate) fn recover(
+    part: &PartFile,
+    checks: &UnitVerifier,
+    found: FoundPart,
+    threads: usize,
+    wanted: &(dyn Fn() -> bool + Sync),
+    on_unit: &(dyn Fn(u64) + Sync),
+) -> Bitfield {
+    let units = part.plan().unit_count();
+    match found {
+        FoundPart::Created => Bitfield::new(units),
+        FoundPart::Resume(have) => {
+            let sample = have.ones().sample(&mut rand::rng(), SAMPLE);
+            if sample.iter().all(|&unit| verifies(part, checks, unit)) {
+                have.ones().for_each(|unit| on_unit(part.plan().unit_len(unit)));
+                return have;
+            }
+            tracing::warn!(
+                part = %part.target().part().display(),
+                "the resume state does not fit the data: everything is verified again"
+            );
+            // On the disk as well: the next sample might hit nothing.
+            if let Err(problem) = part.invalidate_resume_state() {
+                tracing::warn!(%problem, "the resume state could not be taken back");
+            }
+            verify_all(part, checks, threads, wanted, on_unit)
+        }
+        FoundPart::Unverified => verify_all(part, checks, threads, wanted, on_unit),
+    }
+}
+
+fn verifies(part: &PartFile, checks: &UnitVerifier, unit: u32) -> bool {
+    part.read(unit).is_ok_and(|data| checks.verify(unit, &data))
+}
+
+/// Every unit that verifies.
+fn verify_all(
+    part: &PartFile,
+    checks: &UnitVerifier,
+    threads: usize,
+    wanted: &(dyn Fn() -> bool + Sync),
+    on_unit: &(dyn Fn(u64) + Sync),
+) -> Bitfield {
+    let units = part.plan().unit_count();
+    let next = AtomicU32::new(0);
+    let have = Mutex::new(Bitfield::new(units));
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| {
+                while wanted() {
+                    let unit = next.fetch_add(1, Ordering::Relaxed);
+                    if unit >= units {
+                        return;
+                    }
+                    if verifies(part, checks, unit) {
+                        have.lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .set(unit, true);
+                        on_unit(part.plan().unit_len(unit));
+                    }
+                }
+            });
+        }
+    });
+    have.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Fills in units that the library has, verified like those of a stranger. Not for the async threads.
+///
+/// # Errors
+/// Where a unit cannot be written.
+pub(crate) fn copy_local(
+    library: &Library,
+    part: &PartFile,
+    checks: &UnitVerifier,
+    have: &mut Bitfield,
+    wanted: &dyn Fn() -> bool,
+    on_unit: &(dyn Fn(u64) + Sync),
+) -> io::Result<()> {
+    for unit in 0..have.len() {
+        if !wanted() {
+            return Ok(());
+        }
+        if have.get(unit) {
+            continue;
+        }
+        if let Some(data) = local_unit(library, part, unit)
+            && checks.verify(unit, &data)
+        {
+            part.write(unit, &data)?;
+            have.set(unit, true);
+            on_unit(data.len() as u64);
+        }
+    }
+    Ok(())
+}
+
+fn local_unit(library: &Library, part: &PartFile, unit: u32) -> Option<ChunkList> {
+    let plan = part.plan();
+    let mut offers = Vec::new();
+    for span in plan.spans(unit) {
+        offers.push((library.find(&span.id)?, span));
+    }
+    let mut data = ReadBuffer::new(plan.unit_len(unit) as usize);
+    let mut rest = &mut data[..];
+    for (offer, span) in offers {
+        let (bytes, after) = rest.split_at_mut(span.len as usize);
+        let file = offer.open(span.offset..span.offset + span.len).ok()?;
+        file.read_exact_at(bytes, span.offset).ok()?;
+        rest = after;
+    }
+    Some(Bytes::from_owner(data).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use potluck_core::{collection::plan::Plan, identity::hash::hash_bytes};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::download::storage::target::DownloadTarget;
+
+    #[test]
+    fn a_state_that_is_found_to_be_wrong_is_not_met_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let tree = hash_bytes(&[7; 1 << 20]);
+        let target = DownloadTarget {
+            path: folder.path().join("out"),
+        };
+        let plan = Arc::new(Plan::of_file(tree.id(), tree.size).unwrap());
+        let open = || {
+            PartFile::open(
+                tree.id(),
+                target.clone(),
+                Arc::clone(&plan),
+                None,
+                &CancellationToken::new(),
+            )
+            .unwrap()
+        };
+        let checks = UnitVerifier::new(Arc::clone(&plan));
+        assert!(checks.add_layer(0, tree.piece_hashes.clone()));
+        let all = Bitfield::full(plan.unit_count());
+        // Nothing was written.
+        open().0.checkpoint(&all).unwrap();
+        let (part, found) = open();
+        assert_eq!(found, FoundPart::Resume(all));
+        let have = recover(&part, &checks, found, 1, &|| true, &|_| {});
+        assert_eq!(have.count(), 0);
+        assert!(!part.has_valid_resume_state());
+        drop(part);
+        assert_eq!(open().1, FoundPart::Unverified);
+    }
+}

@@ -1,0 +1,431 @@
+//! What the library gives to the serving side: one [`Content`] a file, and the handles of the files last read.
+//!
+//! Invariant: a handle is given out, and bytes read from it are let go, only while `stat` of it says what it said when the
+//! file was hashed.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    ops::Range,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use potluck_core::{
+    FileId, FileLayout, Problem, Reason,
+    availability::Availability,
+    bitfield::Bitfield,
+    collection::{manifest::Manifest, plan::Plan},
+    identity::merkle::{self, Hash},
+    model::{FileKind, FileRecord},
+};
+use tokio::sync::watch;
+
+use crate::{
+    content::Content,
+    fs::page_cache,
+    library::{
+        LibraryShared,
+        catalog::{Catalog, EntryIndex, ItemBody, Location, SharedCollection, SharedItem, WHOLE_ITEM},
+        hash::open::open_regular,
+        scan::walk::stamp_of,
+    },
+    store::Stamp,
+};
+
+/// Most files kept open: the spans of one request are often of few files, and of one file's readers many.
+const MAX_OPEN_FILES: usize = 64;
+
+/// Largest file that is not kept open, in bytes: it is read in one go, and many such files would only push out others.
+const MAX_UNKEPT_SIZE: u64 = 256 * 1024;
+
+/// How long an unused handle is kept: it holds on to the space of a file that is removed.
+pub(crate) const OPEN_FILE_IDLE: Duration = Duration::from_secs(10);
+
+/// A file that the library holds.
+#[derive(Debug)]
+pub(crate) struct LibraryContent {
+    shared: Arc<LibraryShared>,
+    record: FileRecord,
+}
+
+impl LibraryContent {
+    pub(crate) fn find(inner: &Arc<LibraryShared>, id: &FileId) -> Option<Self> {
+        Self::of(inner, &inner.catalog(), id)
+    }
+
+    /// The same, if the catalog is free and nothing of it is still to be found out.
+    pub(crate) fn try_find(inner: &Arc<LibraryShared>, id: &FileId) -> Option<Self> {
+        let catalog = inner.try_catalog()?;
+        let offer = Self::of(inner, &catalog, id)?;
+        let folder = offer.collection(&catalog);
+        folder.is_none_or(|folder| folder.is_planned()).then_some(offer)
+    }
+
+    fn of(inner: &Arc<LibraryShared>, catalog: &Catalog, id: &FileId) -> Option<Self> {
+        Some(Self {
+            shared: inner.clone(),
+            record: catalog.record(id)?,
+        })
+    }
+
+    /// Whether it is kept open.
+    const fn is_kept_open(&self) -> bool {
+        self.record.size > MAX_UNKEPT_SIZE
+    }
+
+    /// A collection's content.
+    fn collection<'a>(&self, catalog: &'a Catalog) -> Option<&'a Arc<SharedCollection>> {
+        if self.record.kind != FileKind::Collection {
+            return None;
+        }
+        let mut copies = catalog.copies(&self.record.id);
+        copies.find_map(|(shared, part)| match &shared.body {
+            ItemBody::Collection(folder) if part == WHOLE_ITEM => Some(folder),
+            _ => None,
+        })
+    }
+}
+
+impl Content for LibraryContent {
+    fn id(&self) -> FileId {
+        self.record.id
+    }
+
+    fn size(&self) -> u64 {
+        self.record.size
+    }
+
+    fn record(&self) -> Result<FileRecord, Problem> {
+        Ok(self.record)
+    }
+
+    fn name(&self) -> String {
+        let catalog = self.shared.catalog();
+        let names = catalog.registration(&self.record.id).map(|known| known.names);
+        names.unwrap_or_default().into_iter().next().unwrap_or_default()
+    }
+
+    fn piece_hashes(&self) -> Result<Arc<[Hash]>, Problem> {
+        let pieces = FileLayout::new(self.record.size).map_or(0, |layout| layout.piece_count());
+        if pieces < 2 {
+            return Ok(Arc::from([]));
+        }
+        let layer = self.shared.layer(&self.record.id).map_err(|error| {
+            tracing::warn!(id = %self.record.id, %error, "the piece hashes cannot be read");
+            Problem::new(Reason::StoreUnavailable, "the piece hashes cannot be read now")
+        })?;
+        if let Some(layer) = layer.filter(|layer| is_layer_of(&self.record, layer)) {
+            return Ok(layer);
+        }
+        // Whoever is given a layer that does not fold bans this peer, and rightly.
+        self.shared.hash_again(&self.record.id);
+        Err(Problem::new(
+            Reason::PieceNotAvailable,
+            format!(
+                "no piece hashes of {} here now: it is being hashed again",
+                self.record.id
+            ),
+        ))
+    }
+
+    fn plan(&self) -> Option<Arc<Plan>> {
+        // Not made while others wait for the catalog.
+        let folder = self.collection(&self.shared.catalog()).cloned();
+        match folder {
+            Some(folder) => Some(folder.plan()),
+            None => Plan::of_file(self.record.id, self.record.size).map(Arc::new),
+        }
+    }
+
+    fn availability(&self) -> Availability {
+        let count = self.plan().map_or(0, |plan| plan.unit_count());
+        Availability {
+            have: Bitfield::full(count),
+            fetching: Bitfield::new(count),
+        }
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.shared.watch(&self.record.id))
+    }
+
+    fn open(&self, _range: Range<u64>) -> Result<Arc<File>, Problem> {
+        match self.is_kept_open() {
+            true => self.shared.open(&self.record.id),
+            false => self.shared.reopen(&self.record.id),
+        }
+    }
+
+    fn try_open(&self, _range: Range<u64>) -> Option<Arc<File>> {
+        if !self.is_kept_open() {
+            return None;
+        }
+        let file = self.shared.open_files().try_get(&self.record.id)?;
+        self.is_unchanged(&file).then_some(file)
+    }
+
+    fn is_unchanged(&self, file: &File) -> bool {
+        let stamp = file.metadata().map(|metadata| stamp_of(&metadata));
+        let catalog = self.shared.try_catalog();
+        let known = stamp.ok().zip(catalog);
+        known.is_some_and(|(stamp, catalog)| matches_any_copy(&catalog, &self.record.id, &stamp))
+    }
+
+    fn check_unchanged(&self, file: &File) -> Result<(), Problem> {
+        self.shared.check(&self.record.id, file)
+    }
+}
+
+/// Whether these are the piece hashes that a file's root stands for.
+pub(crate) fn is_layer_of(record: &FileRecord, layer: &[Hash]) -> bool {
+    let layout = FileLayout::new(record.size);
+    layout.and_then(|layout| merkle::fold(layer, &layout)) == Some(record.root)
+}
+
+pub(crate) fn file_changed(id: &FileId) -> Problem {
+    Problem::new(
+        Reason::FileChanged,
+        format!("the file shared as {id} is not what it was any more"),
+    )
+}
+
+/// One copy of a file: its place, where that is on disk, and what `stat` should say.
+#[derive(Debug)]
+pub(crate) struct CopyCandidate {
+    pub(crate) location: Location,
+    /// Of the item that gives it.
+    pub(crate) body: ItemBody,
+    pub(crate) path: PathBuf,
+    is_manifest: bool,
+    pub(crate) expected: ExpectedStat,
+}
+
+/// What `stat` should say.
+#[derive(Debug)]
+pub(crate) enum ExpectedStat {
+    Stamp(Stamp),
+    /// The manifest's own file has no stamp in the database: its size stands for it while it is
+    /// open. It is compared when it is opened.
+    Size(u64),
+}
+
+impl ExpectedStat {
+    fn of(shared: &SharedItem, part: EntryIndex) -> Option<Self> {
+        match shared.is_manifest(part) {
+            true => Some(Self::Size(shared.record.size)),
+            false => shared.stamp(part).map(Self::Stamp),
+        }
+    }
+
+    pub(crate) fn matches(&self, found: &Stamp) -> bool {
+        match self {
+            Self::Stamp(stamp) => stamp == found,
+            Self::Size(size) => *size == found.size,
+        }
+    }
+}
+
+impl LibraryShared {
+    pub(crate) fn candidates(&self, catalog: &Catalog, id: &FileId) -> Vec<CopyCandidate> {
+        let places = catalog.locations(id).into_iter();
+        let candidates = places.filter_map(|place| {
+            let shared = catalog.item(place.item)?;
+            let is_manifest = shared.is_manifest(place.entry);
+            Some(CopyCandidate {
+                location: place,
+                body: shared.body.clone(),
+                path: match is_manifest {
+                    true => self.manifest_path(id),
+                    false => shared.locate(place.entry)?,
+                },
+                is_manifest,
+                expected: ExpectedStat::of(shared, place.entry)?,
+            })
+        });
+        candidates.collect()
+    }
+
+    /// Opens a copy that is still what was hashed. Those found changed on the way are withdrawn.
+    fn open(&self, id: &FileId) -> Result<Arc<File>, Problem> {
+        // Apart from the condition: the handles must not stay locked in the branch.
+        let open = self.open_files().get(id);
+        if let Some(file) = open {
+            if self.check(id, &file).is_ok() {
+                return Ok(file);
+            }
+            self.open_files().remove(id);
+        }
+        let file = self.reopen(id)?;
+        let never_waits = page_cache::never_waits(&file);
+        self.open_files().put(*id, file.clone(), never_waits);
+        Ok(file)
+    }
+
+    /// The same, never one that is open.
+    fn reopen(&self, id: &FileId) -> Result<Arc<File>, Problem> {
+        // Apart from the loop: the catalog must not stay locked in it.
+        let candidates = self.candidates(&self.catalog(), id);
+        for candidate in candidates {
+            if let Some(manifest) = candidate.manifest() {
+                // Checked each time that it is opened: no stamp tells of a change.
+                return self.manifest_file(id, manifest).map(Arc::new);
+            }
+            match open_regular(&candidate.path) {
+                Ok((file, stamp)) if candidate.expected.matches(&stamp) => return Ok(Arc::new(file)),
+                // The machine's trouble, such as too many open files, says nothing about the file.
+                Err(problem) if problem.reason == Reason::Internal || problem.reason.is_exhaustion() => {
+                    tracing::warn!(path = %candidate.path.display(), %problem, "a shared file cannot be opened");
+                    return Err(Problem::new(
+                        Reason::StoreUnavailable,
+                        "the file cannot be opened now",
+                    ));
+                }
+                _ => self.withdraw(candidate.location, &candidate.body),
+            }
+        }
+        Err(file_changed(id))
+    }
+
+    /// Whether an open file is still a copy of what was hashed; if not, every copy is looked at.
+    fn check(&self, id: &FileId, file: &File) -> Result<(), Problem> {
+        // Before the catalog is locked.
+        let stamp = file.metadata().map(|metadata| stamp_of(&metadata));
+        if stamp.is_ok_and(|stamp| matches_any_copy(&self.catalog(), id, &stamp)) {
+            return Ok(());
+        }
+        self.open_files().remove(id);
+        let candidates = self.candidates(&self.catalog(), id);
+        for candidate in candidates {
+            // A manifest is written again when it is opened next.
+            if candidate.manifest().is_none() && !candidate.is_unchanged() {
+                self.withdraw(candidate.location, &candidate.body);
+            }
+        }
+        Err(file_changed(id))
+    }
+
+    /// Has a file hashed again whose stored piece hashes are damaged.
+    pub(crate) fn hash_again(&self, id: &FileId) {
+        tracing::warn!(%id, "the stored piece hashes of a file are missing or damaged: it is hashed again");
+        // Apart from the loop: the catalog must not stay locked in it.
+        let candidates = self.candidates(&self.catalog(), id);
+        for candidate in candidates {
+            self.withdraw(candidate.location, &candidate.body);
+        }
+    }
+
+    /// Where a copy is that is still what was hashed.
+    pub(crate) fn locate(&self, id: &FileId) -> Option<PathBuf> {
+        let candidates = self.candidates(&self.catalog(), id);
+        let mut found = None;
+        for candidate in candidates {
+            let path = match candidate.is_manifest {
+                true => self.unchanged_folder(candidate.location.item),
+                false if candidate.is_unchanged() => Some(candidate.path),
+                false => {
+                    self.withdraw(candidate.location, &candidate.body);
+                    None
+                }
+            };
+            found = found.or(path);
+        }
+        found
+    }
+
+    /// Told when the file is withdrawn: the sender is dropped then.
+    fn watch(&self, id: &FileId) -> watch::Receiver<u64> {
+        let mut watchers = self.watchers();
+        // The file may be gone since it was found: a sender that nobody drops would hide that.
+        if self.catalog().record(id).is_none() {
+            return watch::channel(0).1;
+        }
+        watchers
+            .entry(*id)
+            .or_insert_with(|| watch::Sender::new(0))
+            .subscribe()
+    }
+}
+
+impl CopyCandidate {
+    /// The manifest, where that is what is asked for.
+    pub(crate) fn manifest(&self) -> Option<&Manifest> {
+        match &self.body {
+            ItemBody::Collection(folder) if self.is_manifest => Some(&folder.manifest),
+            _ => None,
+        }
+    }
+
+    /// Whether what is at the path now is what was hashed.
+    fn is_unchanged(&self) -> bool {
+        let now = self.path.metadata().ok().map(|metadata| stamp_of(&metadata));
+        now.is_some_and(|now| self.expected.matches(&now))
+    }
+}
+
+/// Whether a file with this stamp is one of the copies of what was hashed.
+fn matches_any_copy(catalog: &Catalog, id: &FileId, stamp: &Stamp) -> bool {
+    let mut copies = catalog.copies(id);
+    copies
+        .any(|(shared, part)| ExpectedStat::of(shared, part).is_some_and(|expected| expected.matches(stamp)))
+}
+
+/// A file that is kept open.
+#[derive(Debug)]
+struct OpenFile {
+    id: FileId,
+    file: Arc<File>,
+    never_waits: bool,
+    used: Instant,
+}
+
+/// The files last read, kept open.
+#[derive(Debug, Default)]
+pub(crate) struct OpenFiles {
+    /// Least lately used first.
+    files: VecDeque<OpenFile>,
+}
+
+impl OpenFiles {
+    fn get(&mut self, id: &FileId) -> Option<Arc<File>> {
+        self.touch(id).map(|handle| handle.file.clone())
+    }
+
+    /// The same, if it never waits.
+    fn try_get(&mut self, id: &FileId) -> Option<Arc<File>> {
+        let handle = self.touch(id)?;
+        handle.never_waits.then(|| handle.file.clone())
+    }
+
+    fn touch(&mut self, id: &FileId) -> Option<&OpenFile> {
+        let index = self.files.iter().position(|handle| handle.id == *id)?;
+        let mut handle = self.files.remove(index)?;
+        handle.used = Instant::now();
+        self.files.push_back(handle);
+        self.files.back()
+    }
+
+    fn put(&mut self, id: FileId, file: Arc<File>, never_waits: bool) {
+        self.remove(&id);
+        if self.files.len() == MAX_OPEN_FILES {
+            self.files.pop_front();
+        }
+        self.files.push_back(OpenFile {
+            id,
+            file,
+            never_waits,
+            used: Instant::now(),
+        });
+    }
+
+    pub(crate) fn remove(&mut self, id: &FileId) {
+        self.files.retain(|handle| handle.id != *id);
+    }
+
+    /// Closes those unused for [`OPEN_FILE_IDLE`].
+    pub(crate) fn sweep(&mut self, now: Instant) {
+        self.files
+            .retain(|handle| now.saturating_duration_since(handle.used) < OPEN_FILE_IDLE);
+    }
+}

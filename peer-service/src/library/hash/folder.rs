@@ -1,0 +1,184 @@
+//! From what was found in a folder to what a collection is made of: hashing what is not known, and the manifest.
+//!
+//! Blocks; run off the async threads.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use potluck_core::{
+    FileId, Problem, Reason,
+    collection::{
+        manifest::{EntryContent, Manifest, ManifestEntry},
+        path::RelPath,
+    },
+    identity::merkle::ids_of,
+    model::FileRecord,
+};
+
+use crate::{
+    library::{
+        hash::{
+            entry_hashes::EntryHashes,
+            hasher::{HashResult, changed, hash_many, small_file_sha256},
+            open::BaseFolder,
+        },
+        scan::{
+            snapshot::{EntryKind, FileStat, Snapshot},
+            walk::{MAX_PROBLEMS, Refused},
+        },
+        share::build::ShareObserver,
+    },
+    store::Stamp,
+};
+
+/// A folder whose files are all hashed.
+#[derive(Debug)]
+pub(crate) struct HashedFolder {
+    pub(crate) hashes: EntryHashes,
+    /// Meaningless for those that are no files.
+    ids: Vec<FileId>,
+}
+
+/// A folder while its files are being hashed.
+struct FolderHashing {
+    hashed: HashedFolder,
+    problems: Vec<Refused>,
+}
+
+impl HashedFolder {
+    /// Takes a file that is known as it is.
+    fn set_known(&mut self, index: usize, record: &FileRecord) {
+        self.ids[index] = record.id;
+        self.hashes.roots[index] = record.root;
+        // What follows from the root is not kept.
+        if let (Some(sum), None) = (record.sha256, small_file_sha256(record.size, &record.root)) {
+            // Fits: a folder has at most `MAX_ENTRIES`.
+            self.hashes.sha256s.insert(index as u32, sum);
+        }
+    }
+}
+
+/// What cannot be shared because it was told to stop.
+pub(crate) fn stopped() -> Problem {
+    Problem::new(Reason::Cancelled, "sharing was stopped")
+}
+
+/// Says what a file is if it was hashed before, by path and stamp.
+pub(crate) type KnownFile<'a> = dyn Fn(&Path, &Stamp) -> Option<FileRecord> + Sync + 'a;
+
+/// Hashes the files that are not `known`, if any may be. What nobody has asked yet about the files is told to `found`.
+///
+/// # Errors
+/// Everything that cannot be read or changes meanwhile, up to a bound; `CANCELLED`.
+pub(crate) fn hash_snapshot(
+    root: &Path,
+    found: &Snapshot,
+    known: Option<&KnownFile<'_>>,
+    threads: usize,
+    watch: &ShareObserver<'_>,
+) -> Result<HashedFolder, Vec<Refused>> {
+    let mut made = HashedFolder {
+        hashes: EntryHashes::new(found.len()),
+        ids: vec![FileId([0; 32]); found.len()],
+    };
+    let base = BaseFolder::at(root).map_err(|problem| vec![(root.to_owned(), problem)])?;
+    let mut unknown: Vec<u32> = Vec::new();
+    for (index, seen) in found.files() {
+        let known = known.zip(seen);
+        match known.and_then(|(known, seen)| known(&root.join(found.path(index)), &seen.stamp)) {
+            Some(record) => {
+                made.set_known(index, &record);
+                (watch.on_progress)(&|| root.to_owned(), record.size);
+            }
+            // Fits: a folder has at most `MAX_ENTRIES`.
+            None => unknown.push(index as u32),
+        }
+    }
+    let hashing = Mutex::new(FolderHashing {
+        hashed: made,
+        problems: Vec::new(),
+    });
+    let lock = || hashing.lock().unwrap_or_else(PoisonError::into_inner);
+    let file = |at: usize| {
+        let index = unknown[at] as usize;
+        (Path::new(found.path(index)), found.stamp(index))
+    };
+    let is_wanted = |at: usize, path: &Path, seen: FileStat| {
+        let index = unknown[at] as usize;
+        found.set_stat(index, seen);
+        let path = || root.join(path);
+        let record = known.and_then(|known| known(&path(), &seen.stamp));
+        if let Some(record) = &record {
+            (watch.on_size)(record.size);
+            lock().hashed.set_known(index, record);
+            (watch.on_progress)(&path, record.size);
+        }
+        record.is_none()
+    };
+    let on_done = |outcomes: Vec<HashResult<'_>>| {
+        let trees = outcomes
+            .iter()
+            .filter_map(|(.., result)| Some(&result.as_ref().ok()?.tree));
+        let mut ids = ids_of(trees).into_iter();
+        let hashing = &mut *lock();
+        for (at, path, result) in outcomes {
+            let index = unknown[at];
+            let problem = match result.map(|done| (done, ids.next())) {
+                Ok((done, Some(id))) if Some(done.stamp) == found.stamp(index as usize) => {
+                    hashing.hashed.ids[index as usize] = id;
+                    hashing.hashed.hashes.set(index, done.tree);
+                    continue;
+                }
+                // Another stamp than when it was found: something else stands there now, maybe a link out of the folder.
+                Ok(_) => changed(),
+                Err(problem) => problem,
+            };
+            if hashing.problems.len() < MAX_PROBLEMS {
+                hashing.problems.push((root.join(path), problem));
+            }
+        }
+    };
+    let count = unknown.len();
+    let all = hash_many(&base, count, &file, &is_wanted, &on_done, threads, watch);
+    let FolderHashing {
+        hashed: made,
+        problems,
+    } = hashing.into_inner().unwrap_or_else(PoisonError::into_inner);
+    match (problems.is_empty(), all) {
+        (false, _) => Err(problems),
+        (true, false) => Err(vec![(root.to_owned(), stopped())]),
+        (true, true) => Ok(made),
+    }
+}
+
+impl HashedFolder {
+    /// The manifest of the folder.
+    ///
+    /// # Errors
+    /// What a manifest cannot have.
+    pub(crate) fn manifest(&self, root: &Path, found: &Snapshot) -> Result<Manifest, Vec<Refused>> {
+        let refuse = |problem: Problem| vec![(PathBuf::from(root), problem)];
+        let mut unsafe_path = None;
+        let has_modes = found.has_modes();
+        let entries = found.iter().zip(&self.ids).map_while(|((path, what), id)| {
+            let content = match what {
+                EntryKind::File(seen) => EntryContent::File {
+                    id: *id,
+                    size: seen.get().map_or(0, |seen| seen.stamp.size),
+                    executable: has_modes && seen.get().is_some_and(|seen| seen.executable),
+                },
+                EntryKind::EmptyFolder => EntryContent::EmptyDirectory,
+                EntryKind::Link(target) => EntryContent::Link { target },
+            };
+            let path = RelPath::parse(path).inspect_err(|error| unsafe_path = Some(*error));
+            path.ok().map(|path| ManifestEntry { path, content })
+        });
+        let manifest = Manifest::new(entries).map_err(|error| refuse(error.into()))?;
+        match unsafe_path {
+            Some(error) => Err(refuse(Problem::new(Reason::InvalidName, error.to_string()))),
+            None => Ok(manifest),
+        }
+    }
+}

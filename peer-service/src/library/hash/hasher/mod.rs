@@ -1,0 +1,360 @@
+//! Hashing of files on disk, with the proof that each was one thing while it was read.
+//!
+//! Invariant: a result's stamp was the file's before the first byte was read and after the last, and is old enough that a later
+//! change must show in it.
+
+use std::{
+    fs::File,
+    io,
+    ops::{ControlFlow, Range},
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use potluck_core::{
+    Problem, Reason, Root, Sha256,
+    identity::{
+        hash::{READ_SIZE, hash_batch, hash_file, read_whole},
+        merkle::{FileTree, LEAF_SIZE},
+    },
+    model::{FileKind, FileRecord},
+    read_buffer::ReadBuffer,
+};
+
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    library::{
+        hash::open::{BaseFolder, FolderOpener},
+        scan::{
+            snapshot::FileStat,
+            walk::{stamp_of, unreadable},
+        },
+        share::build::ShareObserver,
+    },
+    store::Stamp,
+};
+
+/// Files above this are hashed one at a time with all threads, those below many at a time with one each, in bytes.
+const LARGE: u64 = 16 * 1024 * 1024;
+
+/// Most files that a thread takes at once: they lie in one folder, mostly, and nobody waits long for the last of them.
+const MAX_FILES_PER_TURN: usize = 32;
+
+/// How old a file's last change must be before it is hashed: longer than a tick of the clock that files are stamped with (10 ms
+/// at most), so that a change after hashing gets another stamp.
+const SETTLE_TIME: Duration = Duration::from_millis(20);
+
+/// The same where only whole seconds are stamped, or every other one, as FAT has it: a change within them gets the same stamp.
+const COARSE_SETTLE_TIME: Duration = Duration::from_secs(2).saturating_add(SETTLE_TIME);
+
+/// How often to wait for a file to settle that is written to.
+const MAX_SETTLE_WAITS: usize = 3;
+
+/// Told how many bytes more are hashed, and of which file where that is asked for.
+pub(crate) type OnProgress<'a> = dyn Fn(&dyn Fn() -> PathBuf, u64) + Sync + 'a;
+
+/// What hashing gave.
+#[derive(Debug, Clone)]
+pub(crate) struct HashedFile {
+    pub(crate) tree: FileTree,
+    pub(crate) stamp: Stamp,
+}
+
+/// The record of a file with this tree.
+pub(crate) fn record_of(tree: &FileTree, kind: FileKind) -> FileRecord {
+    FileRecord {
+        id: tree.id(),
+        size: tree.size,
+        root: tree.root,
+        sha256: small_file_sha256(tree.size, &tree.root).filter(|_| kind == FileKind::File),
+        kind,
+    }
+}
+
+/// The plain SHA-256 of a file of at most one leaf: its root is nothing else.
+pub(crate) fn small_file_sha256(size: u64, root: &Root) -> Option<Sha256> {
+    (size <= LEAF_SIZE as u64).then_some(Sha256(root.0))
+}
+
+/// What came of a file: its number, its path, and the result.
+pub(crate) type HashResult<'f> = (usize, &'f Path, Result<HashedFile, Problem>);
+
+/// Told what came of some files.
+pub(crate) type OnHashed<'a> = dyn Fn(Vec<HashResult<'_>>) + Sync + 'a;
+
+/// Asked often whether to stop.
+pub(crate) type IsCancelled<'a> = dyn Fn() -> bool + Sync + 'a;
+
+/// Hashes one file.
+///
+/// # Errors
+/// `FILE_CHANGED` where it changed meanwhile; `CANCELLED`; whatever keeps it from being read.
+pub(crate) fn hash_one(
+    path: &Path,
+    threads: usize,
+    on_progress: &OnProgress<'_>,
+    cancelled: &IsCancelled<'_>,
+) -> Result<HashedFile, Problem> {
+    hash_at(&BaseFolder::default(), path, threads, on_progress, cancelled)
+}
+
+/// Hashes one file: see [`hash_one`].
+fn hash_at(
+    base: &BaseFolder,
+    path: &Path,
+    threads: usize,
+    on_progress: &OnProgress<'_>,
+    cancelled: &IsCancelled<'_>,
+) -> Result<HashedFile, Problem> {
+    let (file, stamp) = open_settled(base, path)?;
+    let tree = hash_file(&file, stamp.size, threads, &|bytes| {
+        on_progress(&|| base.join(path), bytes);
+        match cancelled() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
+    match tree {
+        Ok(tree) => is_still(&file, &stamp).map(|()| HashedFile { tree, stamp }),
+        // A length that is not what it was is a change; one that never was what the system says is
+        // none.
+        Err(error) if is_other_length(&error) => is_still(&file, &stamp).and_then(|()| Err(unsized_file())),
+        Err(error) => Err(not_hashed(&error)),
+    }
+}
+
+fn is_other_length(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData
+    )
+}
+
+/// The problem with a file whose length is not what `stat` says: its stamp says nothing of its
+/// content.
+fn unsized_file() -> Problem {
+    Problem::new(
+        Reason::UnsizedFile,
+        "its length is not what its file system says, so that a change of it would not be noticed: share a copy of it",
+    )
+}
+
+/// Opens a file whose stamp is old enough.
+fn open_settled(base: &BaseFolder, path: &Path) -> Result<(File, Stamp), Problem> {
+    let (file, mut stamp) = base.open_regular(path)?;
+    for _ in 0..MAX_SETTLE_WAITS {
+        let Some(wait) = settle_delay(&stamp) else {
+            return Ok((file, stamp));
+        };
+        std::thread::sleep(wait);
+        stamp = stamp_of(&file.metadata().map_err(|error| unreadable(&error))?);
+    }
+    Err(changed())
+}
+
+fn is_still(file: &File, stamp: &Stamp) -> Result<(), Problem> {
+    match stamp_of(&file.metadata().map_err(|error| unreadable(&error))?) == *stamp {
+        true => Ok(()),
+        false => Err(changed()),
+    }
+}
+
+/// The problem with a file that could not be read to its end.
+fn not_hashed(error: &io::Error) -> Problem {
+    match error.kind() {
+        io::ErrorKind::Interrupted => Problem::new(Reason::Cancelled, "hashing was stopped"),
+        io::ErrorKind::FileTooLarge => Problem::new(Reason::OutOfRange, "it is too large to be shared"),
+        _ => unreadable(error),
+    }
+}
+
+/// The problem with a file that something writes to.
+pub(crate) fn changed() -> Problem {
+    Problem::new(
+        Reason::FileChanged,
+        "it changed while it was being hashed: share it again when nothing writes to it",
+    )
+}
+
+/// How long to wait until the stamp is old enough; a stamp from the future cannot be waited for.
+fn settle_delay(stamp: &Stamp) -> Option<Duration> {
+    settle_delay_at(stamp, SystemTime::now().duration_since(UNIX_EPOCH).ok()?)
+}
+
+/// The same at a time since 1970.
+fn settle_delay_at(stamp: &Stamp, now: Duration) -> Option<Duration> {
+    let changed = Duration::from_nanos(u64::try_from(stamp.ctime.max(stamp.mtime)).ok()?);
+    let age = now.checked_sub(changed)?;
+    let is_whole = |time: i64| time % 1_000_000_000 == 0;
+    // A tool that sets a time to whole seconds sets `mtime` alone.
+    let settled = match is_whole(stamp.ctime) && is_whole(stamp.mtime) {
+        true => COARSE_SETTLE_TIME,
+        false => SETTLE_TIME,
+    };
+    settled.checked_sub(age).filter(|wait| !wait.is_zero())
+}
+
+/// Hashes so many files: the small ones side by side, then larger ones, which are all found by then, and each of the large ones with all
+/// threads. `file` tells where one is and how it was found, if somebody asked; else `is_wanted` is told once it is open, and says whether
+/// to hash it. `on_done` is told what came of them. All from any thread; false if `cancelled` said so before all were hashed.
+pub(crate) fn hash_many<'f>(
+    base: &BaseFolder,
+    count: usize,
+    file: &(dyn Fn(usize) -> (&'f Path, Option<Stamp>) + Sync),
+    is_wanted: &(dyn Fn(usize, &Path, FileStat) -> bool + Sync),
+    on_done: &OnHashed<'_>,
+    threads: usize,
+    watch: &ShareObserver<'_>,
+) -> bool {
+    let ShareObserver {
+        on_size: on_found,
+        on_progress,
+        is_cancelled: cancelled,
+    } = watch;
+    let all = AtomicBool::new(true);
+    let hash = |index: usize, path: &Path, threads: usize| match hash_at(
+        base,
+        path,
+        threads,
+        on_progress,
+        cancelled,
+    ) {
+        Err(problem) if problem.reason == Reason::Cancelled => all.store(false, Ordering::Relaxed),
+        result => on_done(vec![(index, path, result)]),
+    };
+    let next = AtomicUsize::new(0);
+    let run = (count / (4 * threads.max(1))).clamp(1, MAX_FILES_PER_TURN);
+    let larger = Mutex::new(Vec::new());
+    let small = || {
+        let mut opener = FolderOpener::new(base);
+        let mut together = SmallFileBatch::default();
+        while !cancelled() {
+            let first = next.fetch_add(run, Ordering::Relaxed);
+            if first >= count {
+                return together.hash(base, watch, on_done);
+            }
+            for index in first..count.min(first + run) {
+                let (path, found) = file(index);
+                let (open, stamp) =
+                    match found.map_or_else(|| opener.open_listed(path).map(Some), |_| Ok(None)) {
+                        Ok(Some((_, seen))) if !is_wanted(index, path, seen) => continue,
+                        Ok(Some((file, seen))) => (Some(file), seen.stamp),
+                        Ok(None) => (None, found.unwrap_or_default()),
+                        Err(problem) => {
+                            on_done(vec![(index, path, Err(problem))]);
+                            continue;
+                        }
+                    };
+                let is_new = open.is_some();
+                if stamp.size > READ_SIZE as u64 {
+                    on_found(if is_new { stamp.size } else { 0 });
+                    let mut larger = larger.lock().unwrap_or_else(PoisonError::into_inner);
+                    larger.push((index, stamp.size));
+                    continue;
+                }
+                if !together.has_room(stamp.size) {
+                    together.hash(base, watch, on_done);
+                }
+                together.unreported_bytes += if is_new { stamp.size } else { 0 };
+                // What is not as it was found, or has a problem to be told, is looked at alone.
+                let open = open.map_or_else(|| opener.open_any(path, true), Ok);
+                if !open.is_ok_and(|file| together.read(index, path, &file, stamp)) {
+                    hash(index, path, 1);
+                }
+            }
+        }
+        all.store(false, Ordering::Relaxed);
+    };
+    run_on_threads(threads.min(count), &small);
+    let larger = larger.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (large, medium): (Vec<_>, Vec<_>) = larger.into_iter().partition(|(_, size)| *size > LARGE);
+    let each = |(index, _): &(usize, u64), threads: usize| match cancelled() {
+        true => all.store(false, Ordering::Relaxed),
+        false => hash(*index, file(*index).0, threads),
+    };
+    let next = AtomicUsize::new(0);
+    let medium_ones = || {
+        while let Some(one) = medium.get(next.fetch_add(1, Ordering::Relaxed)) {
+            each(one, 1);
+        }
+    };
+    run_on_threads(threads.min(medium.len()), &medium_ones);
+    large.iter().for_each(|one| each(one, threads));
+    all.into_inner()
+}
+
+/// Runs on so many threads, this one of them.
+fn run_on_threads(threads: usize, work: &(dyn Fn() + Sync)) {
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
+    });
+}
+
+/// Small files, read one after the other into one buffer, to be hashed together.
+#[derive(Default)]
+struct SmallFileBatch<'f> {
+    buffer: ReadBuffer,
+    used: usize,
+    files: Vec<(usize, &'f Path, Range<usize>, Stamp)>,
+    /// Bytes that nobody was told of yet.
+    unreported_bytes: u64,
+}
+
+impl<'f> SmallFileBatch<'f> {
+    /// Whether a file of so many bytes can be taken before what is there is hashed. Counted in whole leaves: more than are hashed in
+    /// step are no gain.
+    fn has_room(&self, size: u64) -> bool {
+        self.used + (size as usize).next_multiple_of(LEAF_SIZE).max(LEAF_SIZE) <= READ_SIZE
+    }
+
+    /// Reads a file that had this stamp before; false where it has not any more after, so that it need not stay open.
+    fn read(&mut self, index: usize, path: &'f Path, file: &File, stamp: Stamp) -> bool {
+        if self.buffer.is_empty() {
+            // A byte more, so that a file which is longer than it is said to be is noticed.
+            self.buffer = ReadBuffer::new(READ_SIZE + 1);
+        }
+        if let Some(wait) = settle_delay(&stamp) {
+            std::thread::sleep(wait);
+        }
+        let range = self.used..self.used + stamp.size as usize;
+        let read = read_whole(file, range.len(), &mut self.buffer[range.start..]);
+        if read.is_err() || is_still(file, &stamp).is_err() {
+            return false;
+        }
+        self.used += range.len().next_multiple_of(LEAF_SIZE).max(LEAF_SIZE);
+        self.files.push((index, path, range, stamp));
+        true
+    }
+
+    /// Hashes what was read. Told of all at once: whoever counts is shared by all threads.
+    fn hash(&mut self, base: &BaseFolder, watch: &ShareObserver<'_>, on_done: &OnHashed<'_>) {
+        (watch.on_size)(std::mem::take(&mut self.unreported_bytes));
+        let Some(&(_, last, ..)) = self.files.last() else {
+            return;
+        };
+        let slices: Vec<&[u8]> = self
+            .files
+            .iter()
+            .map(|(_, _, range, _)| &self.buffer[range.clone()])
+            .collect();
+        let trees = hash_batch(&slices);
+        self.used = 0;
+        let bytes = trees.iter().map(|tree| tree.size).sum();
+        let files = self.files.drain(..).zip(trees);
+        on_done(
+            files
+                .map(|((index, path, _, stamp), tree)| (index, path, Ok(HashedFile { tree, stamp })))
+                .collect(),
+        );
+        (watch.on_progress)(&|| base.join(last), bytes);
+    }
+}

@@ -1,0 +1,229 @@
+//! What hashing gives, and when a file may be hashed.
+
+use super::*;
+
+fn watch<'a>(on_progress: &'a OnProgress<'a>, cancelled: &'a IsCancelled<'a>) -> ShareObserver<'a> {
+    ShareObserver {
+        on_size: &|_| {},
+        on_progress,
+        is_cancelled: cancelled,
+    }
+}
+
+#[test]
+fn many_are_hashed_in_order_and_failures_stay_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut paths = Vec::new();
+    for n in 0..20u64 {
+        let path = dir.path().join(n.to_string());
+        if n != 7 {
+            std::fs::write(&path, vec![1; n as usize]).unwrap();
+        }
+        let stamp = path.symlink_metadata().map(|metadata| stamp_of(&metadata));
+        paths.push((path, stamp.ok()));
+    }
+    let results = Mutex::new(vec![None; paths.len()]);
+    let file = |index: usize| (paths[index].0.as_path(), paths[index].1);
+    let on_done = |outcomes: Vec<HashResult<'_>>| {
+        for (index, path, result) in outcomes {
+            assert_eq!(path, paths[index].0);
+            results.lock().unwrap()[index] = Some(result);
+        }
+    };
+    let base = BaseFolder::default();
+    assert!(hash_many(
+        &base,
+        20,
+        &file,
+        &|_, _, _| true,
+        &on_done,
+        3,
+        &watch(&|_, _| {}, &|| false),
+    ));
+    let stopped = watch(&|_, _| {}, &|| true);
+    assert!(!hash_many(
+        &base,
+        20,
+        &file,
+        &|_, _, _| true,
+        &on_done,
+        3,
+        &stopped
+    ));
+    for (n, result) in results.lock().unwrap().drain(..).enumerate() {
+        match (n, result.unwrap()) {
+            (7, result) => assert_eq!(result.unwrap_err().reason, Reason::NotFound),
+            (n, result) => assert_eq!(
+                result.unwrap().tree,
+                potluck_core::identity::hash::hash_bytes(&vec![1; n])
+            ),
+        }
+    }
+}
+
+#[test]
+fn files_of_any_size_come_out_as_they_are_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let leaf = LEAF_SIZE as u64;
+    let sizes = [
+        0,
+        1,
+        leaf,
+        leaf + 1,
+        3,
+        15 * leaf,
+        16 * leaf,
+        16 * leaf + 1,
+        131_073,
+        0,
+        7 * leaf + 5,
+        2,
+    ];
+    let path = |index: usize| dir.path().join(index.to_string());
+    for (index, &size) in sizes.iter().enumerate() {
+        let size = if index == 11 { 40 * leaf } else { size };
+        std::fs::write(path(index), vec![index as u8; size as usize]).unwrap();
+    }
+    // The last was found when it was smaller, and one when it was another file of that size.
+    let told = |index: usize| {
+        let stamp = stamp_of(&path(index).symlink_metadata().unwrap());
+        match index {
+            11 => Stamp { size: 1, ..stamp },
+            4 => Stamp { inode: 0, ..stamp },
+            _ => stamp,
+        }
+    };
+    let (done, told_of) = (Mutex::new(Vec::new()), AtomicUsize::new(0));
+    let on_progress = |path: &dyn Fn() -> PathBuf, bytes: u64| {
+        assert!(path().is_file());
+        told_of.fetch_add(bytes as usize, Ordering::Relaxed);
+    };
+    let on_done = |outcomes: Vec<HashResult<'_>>| {
+        for (index, path, result) in outcomes {
+            let alone = hash_one(&dir.path().join(path), 1, &|_, _| {}, &|| false).unwrap();
+            let result = result.unwrap();
+            assert_eq!(
+                (result.tree, result.stamp),
+                (alone.tree, alone.stamp),
+                "file {index}"
+            );
+            done.lock().unwrap().push(index);
+        }
+    };
+    // Of some nobody asked; some are not wanted.
+    let (count, unwanted) = (sizes.len() + 2, AtomicUsize::new(0));
+    std::fs::write(path(12), "12").unwrap();
+    std::fs::write(path(13), "13").unwrap();
+    let names: Vec<PathBuf> = (0..count).map(|index| index.to_string().into()).collect();
+    let file = |index: usize| {
+        let is_asked = !index.is_multiple_of(3) && index < 12;
+        (names[index].as_path(), is_asked.then(|| told(index)))
+    };
+    let is_wanted = |index: usize, _: &Path, seen: FileStat| {
+        assert_eq!(seen.stamp, stamp_of(&path(index).metadata().unwrap()));
+        unwanted.fetch_add(usize::from(index > 11), Ordering::Relaxed);
+        index < 12
+    };
+    let (base, watch) = (
+        BaseFolder::at(dir.path()).unwrap(),
+        watch(&on_progress, &|| false),
+    );
+    assert!(hash_many(&base, count, &file, &is_wanted, &on_done, 1, &watch));
+    let mut done = done.into_inner().unwrap();
+    done.sort_unstable();
+    assert_eq!(done, (0..sizes.len()).collect::<Vec<_>>());
+    let all: u64 = sizes[..11].iter().sum::<u64>() + 40 * leaf;
+    assert_eq!(told_of.into_inner() as u64, all);
+    assert_eq!(unwanted.into_inner(), 2);
+}
+
+#[test]
+fn a_stamp_of_whole_seconds_settles_later() {
+    const SECOND: i64 = 1_000_000_000;
+    let after = |mtime, ctime, millis: u64| {
+        let stamp = Stamp {
+            mtime,
+            ctime,
+            ..Stamp::default()
+        };
+        settle_delay_at(&stamp, Duration::from_millis(10_000 + millis))
+    };
+    let whole = 10 * SECOND;
+    assert_eq!(after(whole, whole, 1_999), Some(Duration::from_millis(21)));
+    assert_eq!(
+        after(whole - SECOND, whole, 1_999),
+        Some(Duration::from_millis(21))
+    );
+    assert_eq!(after(whole, whole, 2_020), None);
+    // What a tool set to whole seconds, or was changed at such a moment.
+    assert_eq!(after(whole - SECOND, whole + 1, 21), None);
+    assert_eq!(after(whole - 1, whole, 20), None);
+    assert_eq!(after(whole - 1, whole, 19), Some(Duration::from_millis(1)));
+}
+
+#[test]
+fn a_fresh_file_settles_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("fresh");
+    std::fs::write(&path, "1").unwrap();
+    let done = hash_one(&path, 1, &|_, _| {}, &|| false).unwrap();
+    assert_eq!(settle_delay(&done.stamp), None);
+}
+
+#[test]
+fn a_file_that_changes_while_it_settles_settles_again_or_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("written to");
+    std::fs::write(&path, "").unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                std::fs::write(&path, "1").unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let opened = open_settled(&BaseFolder::default(), &path);
+        let wait = opened.map(|(_, stamp)| settle_delay(&stamp));
+        stop.store(true, Ordering::Relaxed);
+        match wait {
+            Ok(wait) => assert_eq!(wait, None),
+            Err(problem) => assert_eq!(problem.reason, Reason::FileChanged),
+        }
+    });
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_file_that_is_longer_or_shorter_than_its_system_says_is_refused() {
+    // The first says 0 bytes and has some; the second says a page, and has less.
+    let odd = ["/proc/self/status", "/sys/kernel/mm/transparent_hugepage/enabled"];
+    for path in odd.map(Path::new) {
+        let (Ok(metadata), Ok(content)) = (path.metadata(), std::fs::read(path)) else {
+            eprintln!("skipped: no {} here", path.display());
+            continue;
+        };
+        assert_ne!(metadata.len(), content.len() as u64);
+        let refused = hash_one(path, 1, &|_, _| {}, &|| false).unwrap_err();
+        assert_eq!(refused.reason, Reason::UnsizedFile, "{}", path.display());
+        // The same where it is one of many.
+        let refused = Mutex::new(None);
+        let on_done = |outcomes: Vec<HashResult<'_>>| {
+            for (_, _, result) in outcomes {
+                *refused.lock().unwrap() = result.err();
+            }
+        };
+        let (base, watch) = (BaseFolder::default(), watch(&|_, _| {}, &|| false));
+        assert!(hash_many(
+            &base,
+            1,
+            &|_| (path, None),
+            &|_, _, _| true,
+            &on_done,
+            1,
+            &watch
+        ));
+        let refused = refused.into_inner().unwrap().unwrap();
+        assert_eq!(refused.reason, Reason::UnsizedFile, "{}", path.display());
+    }
+}

@@ -1,0 +1,173 @@
+//! What a file or folder would be shared as, without sharing it: the same walk, the same hashing, the same manifest, and no
+//! trace left.
+
+use std::path::Path;
+
+use potluck_core::{
+    FileId,
+    collection::manifest::{EntryContent, MAX_MANIFEST_SIZE, Manifest, ManifestEntry},
+    files,
+    identity::hash::hash_bytes,
+    model::{FileKind, FileRecord},
+};
+
+use crate::{
+    file_system::may_lack_modes,
+    library::{
+        hash::{
+            folder::hash_snapshot,
+            hasher::{hash_one, record_of},
+        },
+        scan::walk::{Refused, not_a_regular_file, unreadable, walk},
+        share::build::ShareObserver,
+    },
+};
+
+/// What a path would be shared as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identified {
+    /// The file, or the collection's list of files.
+    pub record: FileRecord,
+    /// Files in it; 1 for a file.
+    pub file_count: u64,
+    /// Bytes of content: of a collection its files', each path counted.
+    pub content_size: u64,
+    /// Of a collection, what it lists.
+    pub manifest: Option<Manifest>,
+    /// Whether the file system shows which files may be executed.
+    pub has_modes: bool,
+    /// Whether the file system may have no links.
+    may_lack_links: bool,
+}
+
+impl Identified {
+    /// Whether this is all of a collection that the file system can keep: the same files and folders, whichever of them may be executed
+    /// and whatever links there are where it keeps neither.
+    pub fn holds_all_of(&self, wanted: &Manifest) -> bool {
+        let Some(there) = &self.manifest else {
+            return false;
+        };
+        let is_link = |entry: &ManifestEntry<'_>| matches!(entry.content, EntryContent::Link { .. });
+        let lacks_links = self.may_lack_links && !there.entries().any(|entry| is_link(&entry));
+        let is_expected = |entry: &ManifestEntry<'_>| !(lacks_links && is_link(entry));
+        let expected = wanted.entries().filter(is_expected);
+        let comparable = |entry| match self.has_modes {
+            true => entry,
+            false => without_mode(entry),
+        };
+        there.entries().map(comparable).eq(expected.map(comparable))
+    }
+}
+
+/// The same entry, not executable.
+fn without_mode(entry: ManifestEntry<'_>) -> ManifestEntry<'_> {
+    match entry.content {
+        EntryContent::File { id, size, .. } => ManifestEntry {
+            content: EntryContent::File {
+                id,
+                size,
+                executable: false,
+            },
+            ..entry
+        },
+        _ => entry,
+    }
+}
+
+/// The manifest of a collection that the peer with this home shared or fetched, where it is kept and whole.
+pub fn kept_manifest(home: &Path, id: FileId) -> Option<Manifest> {
+    let path = home
+        .join(crate::home::STATE)
+        .join(crate::library::MANIFESTS)
+        .join(id.to_string());
+    let bytes = files::read_own(&path, MAX_MANIFEST_SIZE).ok()?;
+    let is_whole = record_of(&hash_bytes(&bytes), FileKind::Collection).id == id;
+    is_whole.then(|| Manifest::decode(bytes).ok())?
+}
+
+/// Hashes what stands at `path`. Blocks: call it off the async threads.
+///
+/// `on_found` is told bytes that will be hashed, `on_hashed` bytes that are; both from any thread. `cancelled` is asked
+/// often whether to stop.
+///
+/// # Errors
+/// Everything that cannot be shared, each with its path; `CANCELLED` where it was told to stop.
+pub fn identify(
+    path: &Path,
+    threads: usize,
+    on_found: &(dyn Fn(u64) + Sync),
+    on_hashed: &(dyn Fn(u64) + Sync),
+    cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<Identified, Vec<Refused>> {
+    let refuse = |problem| vec![(path.to_owned(), problem)];
+    let watch = &ShareObserver {
+        on_size: on_found,
+        on_progress: &|_, bytes| on_hashed(bytes),
+        is_cancelled: cancelled,
+    };
+    let metadata = path.metadata().map_err(|error| refuse(unreadable(&error)))?;
+    if metadata.is_dir() {
+        let mut found = walk(path, threads)?;
+        found.stat_if_many(path, threads)?;
+        (watch.on_size)(found.size());
+        let hashed = hash_snapshot(path, &found, None, threads, watch)?;
+        let manifest = hashed.manifest(path, &found)?;
+        return Ok(Identified {
+            record: record_of(&hash_bytes(manifest.bytes()), FileKind::Collection),
+            file_count: manifest.file_count(),
+            content_size: manifest.content_size(),
+            manifest: Some(manifest),
+            has_modes: found.has_modes(),
+            may_lack_links: may_lack_modes(path),
+        });
+    }
+    if !metadata.is_file() {
+        return Err(refuse(not_a_regular_file(metadata.file_type())));
+    }
+    on_found(metadata.len());
+    let done = hash_one(path, threads, watch.on_progress, cancelled).map_err(refuse)?;
+    Ok(Identified {
+        record: record_of(&done.tree, FileKind::File),
+        file_count: 1,
+        content_size: done.tree.size,
+        manifest: None,
+        has_modes: true,
+        may_lack_links: false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use potluck_core::Reason;
+
+    use super::*;
+
+    fn of(path: &Path) -> Identified {
+        identify(path, 2, &|_| {}, &|_| {}, &|| false).unwrap()
+    }
+
+    #[test]
+    fn a_folder_is_its_names_and_contents() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        for folder in [&a, &b] {
+            std::fs::create_dir_all(folder.join("sub/empty")).unwrap();
+            std::fs::write(folder.join("sub/file"), "1").unwrap();
+            std::os::unix::fs::symlink("sub/file", folder.join("link")).unwrap();
+        }
+        assert_eq!(of(&a), of(&b));
+        assert_eq!((of(&a).file_count, of(&a).content_size), (1, 1));
+        std::fs::write(b.join("sub/file"), "2").unwrap();
+        assert_ne!(of(&a).record.id, of(&b).record.id);
+    }
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = identify(&dir.path().join("none"), 1, &|_| {}, &|_| {}, &|| false).unwrap_err();
+        assert_eq!(refused[0].1.reason, Reason::NotFound);
+        std::fs::write(dir.path().join("x"), "1").unwrap();
+        let refused = identify(dir.path(), 1, &|_| {}, &|_| {}, &|| true).unwrap_err();
+        assert_eq!(refused[0].1.reason, Reason::Cancelled);
+    }
+}

@@ -1,0 +1,185 @@
+//! Who hashes first: what somebody waits for goes before the background pass, which goes on all the
+//! same, only slower. The pass also waits while the peer sends or fetches.
+//!
+//! Invariant: the background pass gets a turn at least every [`MAX_YIELD`] and
+//! [`LONGEST_PAUSE`], however many shares and downloads come one after the other.
+
+use std::{
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::activity::{Activity, ActivityWatch};
+
+/// Longest time that the background pass makes way at once; also how late it may notice that the peer stops.
+const MAX_YIELD: Duration = Duration::from_millis(100);
+
+/// Longest time that it waits at once for the peer to be idle: with a turn after each it takes
+/// about a hundredth of a core beside downloads, and a day of them still lets it hash some hundred
+/// GiB.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often it looks meanwhile whether the peer is idle; also how late it may notice that the peer
+/// stops.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Bytes that it may read in a turn: some ten milliseconds of work, so that it takes about a tenth while others hash.
+const TURN_BYTES: u64 = 8 * 1024 * 1024;
+
+/// What a file costs however small it is, in bytes that could have been read instead.
+const FILE_COST: u64 = 64 * 1024;
+
+/// Those who hash now because somebody waits for it.
+#[derive(Debug, Default)]
+pub(crate) struct ForegroundHashers {
+    count: Mutex<usize>,
+    idle: Condvar,
+}
+
+/// One of them, while it lives.
+#[derive(Debug)]
+pub(crate) struct ForegroundHash<'a>(&'a ForegroundHashers);
+
+impl ForegroundHashers {
+    fn count(&self) -> MutexGuard<'_, usize> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts the caller among them.
+    pub(crate) fn begin(&self) -> ForegroundHash<'_> {
+        *self.count() += 1;
+        ForegroundHash(self)
+    }
+
+    /// Waits until nobody hashes, but not longer than the background pass's next turn.
+    fn yield_to_foreground(&self) {
+        let waited = self
+            .idle
+            .wait_timeout_while(self.count(), MAX_YIELD, |count| *count > 0);
+        drop(waited);
+    }
+}
+
+impl Drop for ForegroundHash<'_> {
+    fn drop(&mut self) {
+        let mut count = self.0.count();
+        *count -= 1;
+        if *count == 0 {
+            self.0.idle.notify_all();
+        }
+    }
+}
+
+/// The turns of the background pass.
+#[derive(Debug)]
+pub(crate) struct BackgroundTurns<'a> {
+    hashers: &'a ForegroundHashers,
+    activity: ActivityWatch<'a>,
+    stop: &'a CancellationToken,
+    remaining: u64,
+}
+
+impl<'a> BackgroundTurns<'a> {
+    /// Before the first turn. `stop` ends every wait.
+    pub(crate) fn new(
+        hashers: &'a ForegroundHashers,
+        activity: &'a Activity,
+        stop: &'a CancellationToken,
+    ) -> Self {
+        Self {
+            hashers,
+            activity: ActivityWatch::new(activity),
+            stop,
+            remaining: 0,
+        }
+    }
+
+    /// Before a file. Blocks where others go first.
+    pub(crate) fn before_file(&mut self) {
+        self.before_read(FILE_COST);
+    }
+
+    /// Before this many bytes are read. Blocks where others go first.
+    pub(crate) fn before_read(&mut self, bytes: u64) {
+        if self.remaining == 0 {
+            self.hashers.yield_to_foreground();
+            self.wait_until_idle();
+            self.remaining = TURN_BYTES;
+        }
+        self.remaining = self.remaining.saturating_sub(bytes);
+    }
+
+    /// Waits while the peer moves data, but not longer than [`LONGEST_PAUSE`].
+    fn wait_until_idle(&mut self) {
+        let began = Instant::now();
+        while self.activity.is_busy(Instant::now())
+            && began.elapsed() < LONGEST_PAUSE
+            && !self.stop.is_cancelled()
+        {
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    #[test]
+    fn the_background_makes_way_and_goes_on() {
+        let hashers = ForegroundHashers::default();
+        let start = Instant::now();
+        let (activity, stop) = (Activity::default(), CancellationToken::new());
+        let mut turns = BackgroundTurns::new(&hashers, &activity, &stop);
+        for _ in 0..100 {
+            turns.before_read(TURN_BYTES);
+        }
+        assert!(start.elapsed() < MAX_YIELD, "nobody to make way for");
+        let hashing = hashers.begin();
+        turns.before_read(TURN_BYTES);
+        assert!(start.elapsed() >= MAX_YIELD);
+        std::thread::scope(|scope| {
+            scope.spawn(move || drop(hashing));
+            for _ in 0..100 {
+                turns.before_read(TURN_BYTES);
+            }
+        });
+        assert!(
+            start.elapsed() < 50 * MAX_YIELD,
+            "goes on at once when nobody hashes"
+        );
+    }
+
+    #[test]
+    fn the_background_waits_for_downloads_but_not_for_ever() {
+        let (hashers, activity, stop) = (
+            ForegroundHashers::default(),
+            Activity::default(),
+            CancellationToken::new(),
+        );
+        let mut turns = BackgroundTurns::new(&hashers, &activity, &stop);
+        // Something moves all the time.
+        let (ended, start) = (CancellationToken::new(), Instant::now());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.is_cancelled() {
+                    activity.uploaded.fetch_add(1, Ordering::Relaxed);
+                    std::thread::yield_now();
+                }
+            });
+            while activity.uploaded.load(Ordering::Relaxed) == 0 {
+                std::thread::yield_now();
+            }
+            turns.before_read(TURN_BYTES);
+            ended.cancel();
+        });
+        assert!(start.elapsed() >= LONGEST_PAUSE, "gave way, and had its turn");
+        activity.uploaded.fetch_add(1, Ordering::Relaxed);
+        stop.cancel();
+        turns.before_read(TURN_BYTES);
+    }
+}

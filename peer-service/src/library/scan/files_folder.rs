@@ -1,0 +1,552 @@
+//! Shares what is dropped into the files folder: each file at its top as a file, each folder as a collection.
+//!
+//! Every change there leads to one pass over the whole folder, which compares it with what is shared; so nothing depends on the
+//! operating system telling every event, and where it tells none the passes come by the clock. A pass that took long is
+//! followed by a longer rest.
+//!
+//! Invariant: nothing is shared while it changes: its last change is [`IDLE_BEFORE_HASH`] ago, or two passes that far apart saw the same.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::Metadata,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use notify::{
+    EventKind, RecommendedWatcher, RecursiveMode, Watcher as _, event::AccessKind, event::AccessMode,
+};
+use potluck_core::Reason;
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    library::{
+        LibraryShared,
+        catalog::ItemBody,
+        hash::{
+            hasher::{HashResult, hash_many},
+            open::BaseFolder,
+        },
+        lock,
+        scan::{
+            snapshot::{Snapshot, fingerprint, is_same, newest},
+            walk::{Refused, not_a_regular_file, stamp_of, unreadable, walk},
+        },
+        share::build::{ShareCause, ShareObserver, file_item},
+        sync::reconcile::{IDLE_BEFORE_HASH, is_idle},
+    },
+    store::Stamp,
+};
+
+/// How long events are gathered before a pass.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+
+/// How often the folder is looked at where the operating system tells of no changes.
+const SCAN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Rest after a pass, as a multiple of the time it took: a huge folder that changes all the time costs a fifth of one core.
+const REST_FACTOR: u32 = 4;
+
+/// How soon something is tried again that could not be shared for a reason that may pass without
+/// anybody touching it, such as a full disk: twice as late each time, as all of it is hashed again.
+const RETRY: Duration = Duration::from_secs(2);
+const MAX_RETRY: Duration = Duration::from_secs(120);
+
+/// Most files hashed and put in one batch.
+const BATCH: usize = 512;
+
+/// Names that are not shared: what is hidden, and what is being written.
+const SKIPPED: [&str; 3] = [".part", ".part.state", ".tmp"];
+
+fn is_skipped(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    name.starts_with(b".") || SKIPPED.iter().any(|end| name.ends_with(end.as_bytes()))
+}
+
+/// Starts watching and makes the first pass.
+pub(crate) fn start(inner: &Arc<LibraryShared>, tracker: &TaskTracker) {
+    tracker.spawn(scan_loop(inner.clone()));
+}
+
+async fn scan_loop(inner: Arc<LibraryShared>) {
+    let mut scanner = Some(Scanner::default());
+    let watching = {
+        let inner = inner.clone();
+        // Watching a deep folder takes a while.
+        tokio::task::spawn_blocking(move || start_watching(&inner))
+    };
+    let watcher = tokio::select! {
+        watcher = watching => watcher.ok().flatten(),
+        () = inner.shutdown.cancelled() => return,
+    };
+    loop {
+        let Some(mut taken) = scanner.take() else { return };
+        let began = Instant::now();
+        let pass = tokio::task::spawn_blocking({
+            let inner = inner.clone();
+            move || {
+                let next = taken.scan(&inner);
+                (taken, next)
+            }
+        });
+        // It notices by itself when the peer stops: nothing may use the database after that.
+        let next = match pass.await {
+            Ok((taken, next)) => {
+                scanner = Some(taken);
+                next
+            }
+            Err(error) => {
+                tracing::error!(%error, "looking at the files folder failed");
+                scanner = Some(Scanner::default());
+                Some(SCAN_INTERVAL)
+            }
+        };
+        let next = match watcher {
+            Some(_) => next,
+            None => Some(next.unwrap_or(SCAN_INTERVAL).min(SCAN_INTERVAL)),
+        };
+        let rest = (began.elapsed() * REST_FACTOR).max(DEBOUNCE);
+        // All arms are cancel-safe: a notification that is taken leads to a pass.
+        tokio::select! {
+            () = inner.shutdown.cancelled() => return,
+            () = inner.rescan.notified() => {}
+            () = tokio::time::sleep(next.unwrap_or(Duration::MAX)) => {}
+        }
+        tokio::select! {
+            () = inner.shutdown.cancelled() => return,
+            () = tokio::time::sleep(rest) => {}
+        }
+    }
+}
+
+/// Asks the operating system to tell of changes; `None` where it does not.
+fn start_watching(inner: &Arc<LibraryShared>) -> Option<RecommendedWatcher> {
+    let weak = Arc::downgrade(inner);
+    let told = move |event: notify::Result<notify::Event>| {
+        // What reads does not change anything, and hashing reads.
+        let quiet = |kind: &EventKind| matches!(kind, EventKind::Access(kind) if *kind != AccessKind::Close(AccessMode::Write));
+        if let Some(inner) = weak.upgrade()
+            && !event.as_ref().is_ok_and(|event| quiet(&event.kind))
+        {
+            inner.rescan.notify_one();
+        }
+    };
+    let watching = RecommendedWatcher::new(told, notify::Config::default()).and_then(|mut watcher| {
+        watcher.watch(&inner.files_folder, RecursiveMode::Recursive)?;
+        Ok(watcher)
+    });
+    watching
+        .inspect_err(|error| {
+            let hint = match error.kind {
+                notify::ErrorKind::MaxFilesWatch => {
+                    "; the system allows no more watches: raise fs.inotify.max_user_watches"
+                }
+                _ => "",
+            };
+            tracing::warn!(
+                folder = %inner.files_folder.display(), %error,
+                "the files folder cannot be watched and is looked at every {SCAN_INTERVAL:?} instead{hint}"
+            );
+        })
+        .ok()
+}
+
+/// What is remembered from pass to pass.
+#[derive(Debug, Default)]
+pub(crate) struct Scanner {
+    /// What changes: how it looked, and since when.
+    pending: HashMap<PathBuf, (u64, Instant)>,
+    /// What cannot be shared: how it looked when that was said, and when it is tried again if it
+    /// stays so.
+    rejected: HashMap<PathBuf, RejectedPath>,
+    /// Whether there was a pass.
+    has_scanned: bool,
+}
+
+/// Something that could not be shared.
+#[derive(Debug, Clone, Copy)]
+struct RejectedPath {
+    /// How it looked.
+    fingerprint: u64,
+    /// When to try again, and how long that is after the last time; `None`: once it looks
+    /// otherwise.
+    retry: Option<(Instant, Duration)>,
+}
+
+impl RejectedPath {
+    /// Of something that was refused so `before`, if it was.
+    fn new(fingerprint: u64, may_pass: bool, before: Option<&Self>, now: Instant) -> Self {
+        let last = before
+            .filter(|before| before.fingerprint == fingerprint)
+            .and_then(|before| before.retry);
+        let delay = last.map_or(RETRY, |(_, delay)| (2 * delay).min(MAX_RETRY));
+        Self {
+            fingerprint,
+            retry: may_pass.then(|| (now + delay, delay)),
+        }
+    }
+
+    /// How long something that looks like this is left alone; `None`: it is tried now.
+    fn rests(&self, fingerprint: u64, now: Instant) -> Option<Duration> {
+        if self.fingerprint != fingerprint {
+            return None;
+        }
+        match self.retry {
+            None => Some(Duration::MAX),
+            Some((at, _)) => Some(at.saturating_duration_since(now)).filter(|left| !left.is_zero()),
+        }
+    }
+}
+
+/// Something at the top of the folder that is not shared as it is.
+enum FolderCandidate {
+    File(PathBuf, Stamp),
+    Folder(PathBuf, Snapshot),
+    Refused(PathBuf, Vec<Refused>),
+}
+
+impl FolderCandidate {
+    fn path(&self) -> &Path {
+        match self {
+            Self::File(path, _) | Self::Folder(path, _) | Self::Refused(path, _) => path,
+        }
+    }
+
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        match self {
+            Self::File(_, stamp) => stamp.hash(&mut hasher),
+            Self::Folder(_, found) => return fingerprint(found),
+            Self::Refused(_, refused) => {
+                for (path, problem) in refused {
+                    (path, &problem.message).hash(&mut hasher);
+                }
+            }
+        }
+        hasher.finish()
+    }
+
+    fn is_idle(&self) -> bool {
+        match self {
+            Self::File(_, stamp) => is_idle(stamp.ctime.max(stamp.mtime)),
+            Self::Folder(_, found) => is_idle(newest(found)),
+            Self::Refused(..) => true,
+        }
+    }
+}
+
+impl Scanner {
+    /// Compares the folder with what is shared from it and shares what is new; when to look again, if by the clock.
+    pub(crate) fn scan(&mut self, inner: &LibraryShared) -> Option<Duration> {
+        let listing = match list(&inner.files_folder) {
+            Ok(listing) => listing,
+            Err(error) => {
+                tracing::warn!(folder = %inner.files_folder.display(), %error, "the files folder cannot be read");
+                return Some(SCAN_INTERVAL);
+            }
+        };
+        // The library was just read, and every file in it looked at: what remains is what is new. A whole pass follows, for what changed
+        // before the folder was watched.
+        let first = !std::mem::replace(&mut self.has_scanned, true);
+        if !first {
+            drop_missing(inner, &listing);
+        }
+        self.pending.retain(|path, _| listing.contains(path));
+        self.rejected.retain(|path, _| listing.contains(path));
+        let mut again = first.then_some(SCAN_INTERVAL);
+        let sooner = |again: Option<Duration>, delay: Duration| Some(again.map_or(delay, |at| at.min(delay)));
+        let (mut files, mut folders) = (Vec::new(), Vec::new());
+        for path in &listing {
+            if inner.shutdown.is_cancelled() {
+                return None;
+            }
+            if first && is_known_file(inner, path) {
+                continue;
+            }
+            let Some(candidate) = inspect(inner, path) else {
+                self.pending.remove(path);
+                continue;
+            };
+            let fingerprint = candidate.fingerprint();
+            let refused = self.rejected.get(path);
+            if let Some(rest) = refused.and_then(|refused| refused.rests(fingerprint, Instant::now())) {
+                if rest < Duration::MAX {
+                    again = sooner(again, rest);
+                }
+                continue;
+            }
+            if !self.has_settled(&candidate, fingerprint) {
+                again = sooner(again, IDLE_BEFORE_HASH);
+                continue;
+            }
+            match candidate {
+                FolderCandidate::File(path, stamp) => files.push((path, stamp)),
+                FolderCandidate::Folder(path, found) => folders.push((path, found)),
+                FolderCandidate::Refused(path, refused) => {
+                    if let Some(delay) = self.reject(path, fingerprint, &refused) {
+                        again = sooner(again, delay);
+                    }
+                }
+            }
+        }
+        let _hashing = inner.foreground_hashers.begin();
+        for batch in files.chunks(BATCH) {
+            if let Some(delay) = self.share_files(inner, batch) {
+                again = sooner(again, delay);
+            }
+        }
+        for (path, mut found) in folders {
+            if inner.shutdown.is_cancelled() {
+                return None;
+            }
+            let fingerprint = fingerprint(&found);
+            match share_folder(inner, &path, &mut found) {
+                Ok(()) => {
+                    self.pending.remove(&path);
+                    self.rejected.remove(&path);
+                }
+                Err(refused) if is_changing(&refused) => again = sooner(again, IDLE_BEFORE_HASH),
+                Err(_) if inner.shutdown.is_cancelled() => return None,
+                Err(refused) => {
+                    if let Some(delay) = self.reject(path, fingerprint, &refused) {
+                        again = sooner(again, delay);
+                    }
+                }
+            }
+        }
+        again
+    }
+
+    /// Whether something is left alone for now.
+    #[cfg(test)]
+    pub(crate) fn has_refused(&self, path: &Path) -> bool {
+        self.rejected.contains_key(path)
+    }
+
+    /// Whether a candidate has stopped changing.
+    fn has_settled(&mut self, candidate: &FolderCandidate, fingerprint: u64) -> bool {
+        if candidate.is_idle() {
+            return true;
+        }
+        let now = Instant::now();
+        let (seen, since) = self
+            .pending
+            .entry(candidate.path().to_owned())
+            .or_insert((fingerprint, now));
+        if *seen != fingerprint {
+            (*seen, *since) = (fingerprint, now);
+        }
+        since.elapsed() >= IDLE_BEFORE_HASH
+    }
+
+    /// Leaves something alone that cannot be shared; how long, where it is tried again as it is.
+    fn reject(&mut self, path: PathBuf, fingerprint: u64, refused: &[Refused]) -> Option<Duration> {
+        let before = self.rejected.get(&path);
+        // Said once, however often it is tried.
+        if before.is_none_or(|before| before.fingerprint != fingerprint) {
+            for (path, problem) in refused.iter().take(10) {
+                tracing::warn!(path = %path.display(), %problem, "not shared");
+            }
+        }
+        let refusal = RejectedPath::new(fingerprint, may_pass(refused), before, Instant::now());
+        self.pending.remove(&path);
+        self.rejected.insert(path, refusal);
+        refusal.retry.map(|(_, delay)| delay)
+    }
+
+    /// Shares files; when to try again those that could not be and may be then.
+    fn share_files(&mut self, inner: &LibraryShared, files: &[(PathBuf, Stamp)]) -> Option<Duration> {
+        let mut items = Vec::new();
+        let mut refused = Vec::new();
+        let mut ready = Vec::new();
+        for (path, stamp) in files {
+            match inner.check_location(path) {
+                Ok(()) => ready.push((path, *stamp)),
+                Err(problem) => refused.push((path, problem)),
+            }
+        }
+        let watch = ShareObserver {
+            on_size: &|_| {},
+            on_progress: &|_, _| {},
+            is_cancelled: &|| inner.shutdown.is_cancelled(),
+        };
+        let results = Mutex::new(Vec::with_capacity(ready.len()));
+        let file = |index: usize| {
+            let (path, stamp): &(&PathBuf, Stamp) = &ready[index];
+            (path.as_path(), Some(*stamp))
+        };
+        let on_done = |outcomes: Vec<HashResult<'_>>| {
+            let outcomes = outcomes.into_iter().map(|(index, _, result)| (index, result));
+            lock(&results).extend(outcomes);
+        };
+        let (base, count, threads) = (BaseFolder::default(), ready.len(), inner.hash_threads);
+        if !hash_many(&base, count, &file, &|_, _, _| true, &on_done, threads, &watch) {
+            return None;
+        }
+        let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        results.sort_unstable_by_key(|(index, _)| *index);
+        for (index, result) in results {
+            let (path, _) = ready[index];
+            match result {
+                Ok(done) => items.push(file_item(path, done)),
+                Err(problem) => refused.push((path, problem)),
+            }
+        }
+        for result in inner.put_items(items, ShareCause::DroppedIn) {
+            match result {
+                Err(problem) if problem.reason == Reason::Cancelled => tracing::debug!(%problem),
+                Ok(item) => {
+                    tracing::info!(path = %item.path.display(), id = %item.record.id, "shared");
+                    self.pending.remove(&*item.path);
+                    self.rejected.remove(&*item.path);
+                }
+                // It is shared, and stored as soon as that works.
+                Err(problem) => tracing::warn!(%problem, "a file in the files folder is not remembered"),
+            }
+        }
+        let mut again: Option<Duration> = None;
+        for (path, problem) in refused {
+            // What changed meanwhile comes again with another stamp; what went is not there next time.
+            if !matches!(problem.reason, Reason::FileChanged | Reason::NotFound) {
+                let stamp = files
+                    .iter()
+                    .find(|(other, _)| other == path)
+                    .map(|(_, stamp)| *stamp);
+                let candidate = FolderCandidate::File(path.clone(), stamp.unwrap_or_default());
+                let refused = [(path.clone(), problem)];
+                if let Some(delay) = self.reject(path.clone(), candidate.fingerprint(), &refused) {
+                    again = Some(again.map_or(delay, |at| at.min(delay)));
+                }
+            }
+        }
+        again
+    }
+}
+
+/// The paths at the top of the folder.
+fn list(folder: &Path) -> io::Result<HashSet<PathBuf>> {
+    std::fs::read_dir(folder)?
+        .map(|entry| Ok(entry?.path()))
+        .collect()
+}
+
+/// Takes away items, and forgets hidden paths, that are gone from the folder.
+fn drop_missing(inner: &LibraryShared, listing: &HashSet<PathBuf>) {
+    let gone: Vec<u64> = {
+        let catalog = inner.catalog();
+        let items = catalog.items_after(None);
+        items
+            .filter(|(_, shared)| inner.is_in_files_folder(&shared.path) && !listing.contains(&*shared.path))
+            .map(|(number, _)| number)
+            .collect()
+    };
+    inner.drop_gone(gone);
+    inner.remove_gone_tombstones(listing);
+}
+
+/// Whether what kept something from being shared may pass without anybody touching it: a full disk,
+/// too many open files, a disk or database that does not answer.
+fn may_pass(refused: &[Refused]) -> bool {
+    let may_pass = |reason: Reason| {
+        reason.is_exhaustion() || matches!(reason, Reason::StoreUnavailable | Reason::Internal)
+    };
+    refused.iter().any(|(_, problem)| may_pass(problem.reason))
+}
+
+/// Whether what kept something from being shared was a matter of the moment: it changed meanwhile,
+/// or what it counted on did.
+fn is_changing(refused: &[Refused]) -> bool {
+    refused
+        .iter()
+        .any(|(_, problem)| matches!(problem.reason, Reason::FileChanged | Reason::Busy))
+}
+
+fn is_known_file(inner: &LibraryShared, path: &Path) -> bool {
+    let catalog = inner.catalog();
+    let known = catalog.item_at(path).filter(|&number| !catalog.is_stale(number));
+    known
+        .and_then(|number| catalog.item(number))
+        .is_some_and(|shared| matches!(shared.body, ItemBody::File(_)))
+}
+
+/// What is at a path if it is to be shared and is not shared as it is.
+fn inspect(inner: &LibraryShared, path: &Path) -> Option<FolderCandidate> {
+    let (item, stale) = {
+        let catalog = inner.catalog();
+        if catalog.is_tombstoned(path) {
+            return None;
+        }
+        let number = catalog.item_at(path);
+        let body = number
+            .and_then(|number| catalog.item(number))
+            .map(|shared| shared.body.clone());
+        (body, number.is_some_and(|number| catalog.is_stale(number)))
+    };
+    // What its owner shared by name is kept up to date whatever the name is.
+    if item.is_none() && is_skipped(path) {
+        return None;
+    }
+    let metadata: Metadata = match path.metadata() {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => return None,
+        Err(error) => {
+            return Some(FolderCandidate::Refused(
+                path.into(),
+                vec![(path.into(), unreadable(&error))],
+            ));
+        }
+    };
+    if metadata.is_dir() {
+        let found = walk(path, inner.hash_threads).and_then(|mut found| {
+            found.stat_all(path, inner.hash_threads)?;
+            Ok(found)
+        });
+        match found {
+            Ok(found) => match &item {
+                Some(ItemBody::Collection(folder))
+                    if !stale && is_same(&found, &folder.manifest, &folder.members.stamps) =>
+                {
+                    None
+                }
+                _ => Some(FolderCandidate::Folder(path.into(), found)),
+            },
+            Err(refused) => Some(FolderCandidate::Refused(path.into(), refused)),
+        }
+    } else if metadata.is_file() {
+        let stamp = stamp_of(&metadata);
+        match item {
+            Some(ItemBody::File(known)) if !stale && known == stamp => None,
+            _ => Some(FolderCandidate::File(path.into(), stamp)),
+        }
+    } else {
+        Some(FolderCandidate::Refused(
+            path.into(),
+            vec![(path.into(), not_a_regular_file(metadata.file_type()))],
+        ))
+    }
+}
+
+fn share_folder(inner: &LibraryShared, path: &Path, found: &mut Snapshot) -> Result<(), Vec<Refused>> {
+    let watch = ShareObserver {
+        on_size: &|_| {},
+        on_progress: &|_, _| {},
+        is_cancelled: &|| inner.shutdown.is_cancelled(),
+    };
+    inner
+        .check_location(path)
+        .map_err(|problem| vec![(path.to_owned(), problem)])?;
+    let item = inner.build_collection(path, found, &watch)?;
+    for result in inner.put_items(vec![item], ShareCause::DroppedIn) {
+        match result {
+            Err(problem) if problem.reason == Reason::Cancelled => tracing::debug!(%problem),
+            Ok(item) => {
+                tracing::info!(path = %path.display(), id = %item.record.id, "shared as a collection")
+            }
+            Err(problem) => return Err(vec![(path.to_owned(), problem)]),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! Says which path the start waits for: one on a disk or a machine that does not answer is waited for as long as that takes.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex, Weak,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::Duration,
+};
+
+use crate::library::lock;
+
+/// How long looking at a path takes before that is said, and at most twice as long: disks that have to spin up are mostly quicker.
+const SLOW_AFTER: Duration = Duration::from_secs(5);
+
+/// What is being looked at.
+#[derive(Debug, Default)]
+pub(crate) struct SlowPathWarning {
+    probes: Mutex<Vec<Weak<Mutex<ProbedPath>>>>,
+}
+
+#[derive(Debug, Default)]
+struct ProbedPath {
+    path: Option<Arc<Path>>,
+    /// How often it was seen to be looked at.
+    seen: u32,
+}
+
+/// Looks at one path at a time.
+#[derive(Debug)]
+pub(crate) struct PathProbe(Arc<Mutex<ProbedPath>>);
+
+impl SlowPathWarning {
+    /// One more who looks.
+    pub(crate) fn probe(&self) -> PathProbe {
+        let at = Arc::default();
+        lock(&self.probes).push(Arc::downgrade(&at));
+        PathProbe(at)
+    }
+
+    /// Says what takes long until the other `end` is dropped.
+    pub(crate) fn watch(&self, end: &Receiver<()>) {
+        while end.recv_timeout(SLOW_AFTER) == Err(RecvTimeoutError::Timeout) {
+            for path in self.slow_paths() {
+                tracing::warn!(
+                    path = %path.display(),
+                    "a shared path is looked at for long: the disk or machine that it is on may not answer; the peer starts when it does"
+                );
+            }
+        }
+    }
+
+    /// What is looked at since before this was asked last; of each look once.
+    fn slow_paths(&self) -> Vec<Arc<Path>> {
+        let mut slow = Vec::new();
+        lock(&self.probes).retain(|look| {
+            let Some(look) = look.upgrade() else { return false };
+            let mut at = lock(&look);
+            at.seen += 1;
+            slow.extend(at.path.clone().filter(|_| at.seen == 2));
+            true
+        });
+        slow
+    }
+}
+
+impl PathProbe {
+    /// Looks at a path.
+    pub(crate) fn at<T>(&self, path: &Arc<Path>, look: impl FnOnce(&Path) -> T) -> T {
+        *lock(&self.0) = ProbedPath {
+            path: Some(path.clone()),
+            seen: 0,
+        };
+        let found = look(path);
+        lock(&self.0).path = None;
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_looked_at_for_long_is_said_once() {
+        let looking = SlowPathWarning::default();
+        let (look, _other) = (looking.probe(), looking.probe());
+        let path: Arc<Path> = Path::new("/mount/file").into();
+        for _ in 0..2 {
+            look.at(&path, |_| {
+                assert!(looking.slow_paths().is_empty(), "it was begun just now");
+                assert_eq!(looking.slow_paths(), std::slice::from_ref(&path));
+                assert!(looking.slow_paths().is_empty(), "it was said");
+            });
+            assert!(
+                (0..3).all(|_| looking.slow_paths().is_empty()),
+                "nothing is looked at"
+            );
+        }
+        drop(look);
+        looking.slow_paths();
+        assert_eq!(lock(&looking.probes).len(), 1);
+    }
+}

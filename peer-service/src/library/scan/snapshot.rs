@@ -1,0 +1,316 @@
+//! What a walk found: paths, and what stands there.
+
+use std::{
+    fs::Metadata,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    sync::OnceLock,
+};
+
+use potluck_core::{
+    Problem,
+    collection::manifest::{EntryContent, MAX_ENTRIES, Manifest},
+};
+
+use crate::{
+    fs::parallel::map_slices,
+    library::{
+        hash::hasher::changed,
+        scan::walk::{MAX_PROBLEMS, Refused, stamp_of, unreadable},
+    },
+    store::Stamp,
+};
+
+/// Most files of a folder that are not asked about before they are opened for hashing, which tells the same. Of more, whoever waits is told
+/// first how many bytes there are; of so many small ones, soon enough.
+const MAX_LAZY_STATS: usize = 128 * 1024;
+
+/// All that is in a folder, sorted by path as a manifest is. Paths are one text: a hundred thousand strings would take several times
+/// as much.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    text: String,
+    entries: Vec<SnapshotEntry>,
+    /// Whether the file system may have no modes and no links.
+    may_lack_modes: bool,
+}
+
+/// Something in a folder.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct SnapshotEntry {
+    /// Where in the text its path is, and how long.
+    start: u32,
+    len: u32,
+    kind: EntryKind,
+}
+
+/// What stands at a path.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum EntryKind {
+    /// What it is like, once somebody has asked.
+    File(OnceLock<FileStat>),
+    EmptyFolder,
+    Link(Box<str>),
+}
+
+/// What a file is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct FileStat {
+    pub(crate) stamp: Stamp,
+    /// Whether the owner may execute it.
+    pub(crate) executable: bool,
+}
+
+impl FileStat {
+    pub(crate) fn from_metadata(metadata: &Metadata) -> Self {
+        Self {
+            stamp: stamp_of(metadata),
+            executable: metadata.mode() & 0o100 != 0,
+        }
+    }
+}
+
+impl SnapshotEntry {
+    /// What a file was found to be.
+    pub(crate) fn stamp(&self) -> Option<Stamp> {
+        match self.kind {
+            EntryKind::File(ref seen) => seen.get().map(|seen| seen.stamp),
+            _ => None,
+        }
+    }
+
+    /// Its path, in the text of all.
+    pub(crate) fn path<'a>(&self, text: &'a str) -> &'a str {
+        &text[self.start as usize..][..self.len as usize]
+    }
+}
+
+impl Snapshot {
+    /// What is known of the file system that all this is on.
+    pub(crate) const fn on(mut self, may_lack_modes: bool) -> Self {
+        self.may_lack_modes = may_lack_modes;
+        self
+    }
+
+    /// Whether it shows which files may be executed. Where every file may on a file system that may have no modes, it shows nothing.
+    /// Only files that were asked about count.
+    pub(crate) fn has_modes(&self) -> bool {
+        let mut seen = self.files().filter_map(|(_, seen)| seen);
+        !self.may_lack_modes || seen.any(|seen| !seen.executable)
+    }
+
+    /// Whether it shows links. Where there are none on a file system that may have no modes, there can be none.
+    fn has_links(&self) -> bool {
+        !self.may_lack_modes
+            || self
+                .entries
+                .iter()
+                .any(|one| matches!(one.kind, EntryKind::Link(_)))
+    }
+
+    pub(crate) const fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The path of one.
+    ///
+    /// # Panics
+    /// Where there is no such one.
+    pub(crate) fn path(&self, index: usize) -> &str {
+        self.entries[index].path(&self.text)
+    }
+
+    /// What a file was found to be.
+    ///
+    /// # Panics
+    /// Where there is no such one.
+    pub(crate) fn stamp(&self, index: usize) -> Option<Stamp> {
+        self.entries[index].stamp()
+    }
+
+    /// A file is like this, as far as nobody has asked before.
+    ///
+    /// # Panics
+    /// Where there is no such one.
+    pub(crate) fn set_stat(&self, index: usize, seen: FileStat) {
+        if let EntryKind::File(unseen) = &self.entries[index].kind {
+            // What was found first is what counts.
+            let _ = unseen.set(seen);
+        }
+    }
+
+    /// The stamps of all, meaningless for those that are no files.
+    pub(crate) fn all_stamps(&self) -> Vec<Stamp> {
+        let stamps = self.entries.iter().map(|one| one.stamp().unwrap_or_default());
+        stamps.collect()
+    }
+
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &EntryKind)> {
+        self.entries.iter().map(|one| (one.path(&self.text), &one.kind))
+    }
+
+    /// The files by number, and what each is like.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (usize, Option<FileStat>)> {
+        self.entries
+            .iter()
+            .enumerate()
+            .filter_map(|(index, one)| match &one.kind {
+                EntryKind::File(seen) => Some((index, seen.get().copied())),
+                _ => None,
+            })
+    }
+
+    /// Of all files that were asked about, in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.stamps().map(|stamp| stamp.size).sum()
+    }
+
+    fn stamps(&self) -> impl Iterator<Item = Stamp> {
+        self.files().filter_map(|(_, seen)| Some(seen?.stamp))
+    }
+
+    /// Adds one; false where there is no room any more.
+    pub(crate) fn push(&mut self, path: &str, what: EntryKind) -> bool {
+        let (Ok(start), Ok(len)) = (u32::try_from(self.text.len()), u32::try_from(path.len())) else {
+            return false;
+        };
+        self.text.push_str(path);
+        self.entries.push(SnapshotEntry {
+            start,
+            len,
+            kind: what,
+        });
+        self.len() <= MAX_ENTRIES
+    }
+
+    /// Adds all of another; false where there is no room any more.
+    pub(crate) fn append(&mut self, other: Self) -> bool {
+        if self.entries.is_empty() {
+            *self = other;
+            return self.len() <= MAX_ENTRIES;
+        }
+        let Ok(before) = u32::try_from(self.text.len()) else {
+            return false;
+        };
+        if u32::try_from(self.text.len() + other.text.len()).is_err() {
+            return false;
+        }
+        self.text.push_str(&other.text);
+        let moved = other.entries.into_iter().map(|one| SnapshotEntry {
+            start: before + one.start,
+            ..one
+        });
+        self.entries.extend(moved);
+        self.len() <= MAX_ENTRIES
+    }
+
+    /// Puts those from this one on in the order of a manifest.
+    pub(crate) fn sort_from(&mut self, first: usize) {
+        let text = &self.text;
+        self.entries[first..].sort_unstable_by(|a, b| a.path(text).cmp(b.path(text)));
+    }
+
+    /// In the order of a manifest. A stable sort, as it merges what is in order already: each folder's files.
+    pub(crate) fn sorted(mut self) -> Self {
+        let text = &self.text;
+        self.entries.sort_by(|a, b| a.path(text).cmp(b.path(text)));
+        self
+    }
+
+    /// Asks what each file is like, on so many threads, where there are so many of them that hashing does not do that.
+    ///
+    /// # Errors
+    /// As [`walk`](crate::library::scan::walk::walk).
+    pub(crate) fn stat_if_many(&mut self, root: &Path, threads: usize) -> Result<(), Vec<Refused>> {
+        match self.len() > MAX_LAZY_STATS {
+            true => self.stat_all(root, threads),
+            false => Ok(()),
+        }
+    }
+
+    /// Asks what each file is like, on so many threads.
+    ///
+    /// # Errors
+    /// As [`walk`](crate::library::scan::walk::walk).
+    pub(crate) fn stat_all(&mut self, root: &Path, threads: usize) -> Result<(), Vec<Refused>> {
+        let text = &self.text;
+        let mut problems = map_slices(&mut self.entries, threads, |ones| {
+            let mut problems = Vec::new();
+            let files = ones
+                .iter_mut()
+                .filter(|one| matches!(one.kind, EntryKind::File(_)));
+            for one in files {
+                let path = root.join(one.path(text));
+                match stat_entry(&path) {
+                    Ok(file) => one.kind = file,
+                    Err(problem) if problems.len() < MAX_PROBLEMS => problems.push((path, problem)),
+                    Err(_) => {}
+                }
+            }
+            problems
+        });
+        problems.truncate(MAX_PROBLEMS);
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(problems),
+        }
+    }
+}
+
+/// A number that differs where anything in the folder does.
+pub(crate) fn fingerprint(found: &Snapshot) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for (path, what) in found.iter() {
+        path.hash(&mut hasher);
+        match what {
+            EntryKind::File(seen) => (0, seen.get()).hash(&mut hasher),
+            EntryKind::EmptyFolder => 1.hash(&mut hasher),
+            EntryKind::Link(target) => (2, target).hash(&mut hasher),
+        }
+    }
+    hasher.finish()
+}
+
+/// Whether a folder is still what a manifest and its stamps say.
+pub(crate) fn is_same(found: &Snapshot, manifest: &Manifest, stamps: &[Stamp]) -> bool {
+    let (has_modes, has_links) = (found.has_modes(), found.has_links());
+    // What the file system cannot have is not missed.
+    let mut expected = manifest
+        .entries()
+        .zip(stamps)
+        .filter(|(entry, _)| has_links || !matches!(entry.content, EntryContent::Link { .. }));
+    let are_same = found.iter().all(|(path, what)| {
+        let Some((entry, known)) = expected.next() else {
+            return false;
+        };
+        path == entry.path.as_str()
+            && match (what, entry.content) {
+                (EntryKind::File(seen), EntryContent::File { executable, .. }) => {
+                    let is_as_known = |seen: &FileStat| {
+                        seen.stamp == *known && (seen.executable == executable || !has_modes)
+                    };
+                    seen.get().is_some_and(is_as_known)
+                }
+                (EntryKind::EmptyFolder, EntryContent::EmptyDirectory) => true,
+                (EntryKind::Link(target), EntryContent::Link { target: was }) => **target == *was,
+                _ => false,
+            }
+    });
+    manifest.len() == stamps.len() && are_same && expected.next().is_none()
+}
+
+/// When anything in the folder last changed, in nanoseconds since 1970.
+pub(crate) fn newest(found: &Snapshot) -> i64 {
+    let changes = found.stamps().map(|stamp| stamp.ctime.max(stamp.mtime));
+    changes.max().unwrap_or(0)
+}
+
+/// A file as the operating system has it.
+fn stat_entry(path: &Path) -> Result<EntryKind, Problem> {
+    let metadata = path.symlink_metadata().map_err(|error| unreadable(&error))?;
+    match metadata.is_file() {
+        true => Ok(EntryKind::File(FileStat::from_metadata(&metadata).into())),
+        false => Err(changed()),
+    }
+}

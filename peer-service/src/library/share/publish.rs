@@ -1,0 +1,173 @@
+//! Stores and tells what changed: the database, the index's holdings, those who watch a file, the open handles.
+//!
+//! Invariant: changes reach the database in the order in which they were made, each at most once; what it could not take goes
+//! before the next.
+
+use std::{path::PathBuf, sync::Arc};
+
+use potluck_core::{FileId, identity::merkle::Hash, model::Registration};
+
+use crate::{
+    announce::set::RegistrationSource,
+    library::{
+        Item, LibraryShared,
+        catalog::{Delta, DeltaEffects, ItemBody, Location},
+        lock,
+        sync::load,
+    },
+    store::{StoreChange, StoreError},
+};
+
+/// Files above which counting them among the holdings takes long enough to be done while the database is written.
+const MANY_FILES: usize = 4096;
+
+/// What could not be stored yet.
+#[derive(Debug, Default)]
+pub(crate) struct UnsavedChanges {
+    changes: Vec<StoreChange>,
+    /// What these took out of the library at its owner's wish.
+    pub(crate) unshared: Vec<Item>,
+}
+
+impl RegistrationSource for LibraryShared {
+    fn registration(&self, id: &FileId) -> Option<Registration> {
+        self.catalog().registration(id)
+    }
+}
+
+impl LibraryShared {
+    /// Stores and tells a change of the catalog; `writing` is held. What cannot be stored holds all the same until the peer
+    /// stops, or until a later change can be stored and it with that; the caller is told.
+    pub(crate) fn publish(&self, delta: Delta) -> Result<(), StoreError> {
+        let mut settled = self.catalog().settle(delta);
+        // With what a full disk kept from being stored before.
+        let mut unsaved = std::mem::take(&mut *lock(&self.unsaved_changes));
+        unsaved.changes.append(&mut settled.changes);
+        self.holdings.remove(&settled.removed);
+        let stored = std::thread::scope(|scope| {
+            let hold = || self.holdings.announce_complete(&settled.present);
+            match settled.present.len() > MANY_FILES {
+                true => drop(scope.spawn(hold)),
+                false => hold(),
+            }
+            self.store.apply(&unsaved.changes)
+        });
+        if let Err(error) = &stored {
+            *lock(&self.unsaved_changes) = unsaved;
+            tracing::error!(%error, "a change of the library could not be stored");
+        }
+        self.notify_removed(&settled);
+        self.sha256_needed.notify_one();
+        stored
+    }
+
+    /// Whether something could not be stored yet.
+    pub(crate) fn has_unsaved(&self) -> bool {
+        !lock(&self.unsaved_changes).changes.is_empty()
+    }
+
+    /// Stores what could not be stored before, if that works now.
+    pub(crate) fn save_again(&self) {
+        let _writing = self.writing();
+        let unsaved = std::mem::take(&mut *lock(&self.unsaved_changes));
+        match self.store.apply(&unsaved.changes) {
+            Ok(()) => tracing::info!("what could not be stored before is stored now"),
+            Err(error) => {
+                tracing::debug!(%error, "what could not be stored before cannot be stored yet");
+                *lock(&self.unsaved_changes) = unsaved;
+            }
+        }
+    }
+
+    /// Tells a change to all but the database.
+    pub(crate) fn notify(&self, settled: &DeltaEffects) {
+        self.holdings.remove(&settled.removed);
+        self.holdings.announce_complete(&settled.present);
+        self.notify_removed(settled);
+    }
+
+    /// Tells those who watch or read what is gone, and removes what only that needed.
+    fn notify_removed(&self, settled: &DeltaEffects) {
+        let mut watchers = self.watchers();
+        watchers.retain(|_, sender| sender.receiver_count() > 0);
+        for id in &settled.removed {
+            watchers.remove(id);
+        }
+        drop(watchers);
+        let mut handles = self.open_files();
+        for id in &settled.removed {
+            handles.remove(id);
+        }
+        drop(handles);
+        for id in &settled.manifests {
+            // A blob that stays is only a little room lost: it is checked against its id whenever it is read.
+            let _ = std::fs::remove_file(self.manifest_path(id));
+        }
+    }
+
+    /// Withdraws a copy that is not what it was; its item is looked at again in the background. `seen`: what was looked at; what took its
+    /// place since is left alone.
+    pub(crate) fn withdraw(&self, place: Location, seen: &ItemBody) {
+        let path = {
+            let catalog = self.catalog();
+            let item = catalog.item(place.item).filter(|shared| shared.body.is(seen));
+            item.filter(|_| !catalog.is_offline(place.item))
+                .map(|shared| (shared.path.clone(), shared.downloaded))
+        };
+        let Some((path, arrived)) = path else { return };
+        if self.is_offline(&path, arrived) && self.mark_offline(place.item) {
+            return;
+        }
+        let _writing = self.writing();
+        let mut delta = Delta::default();
+        let mut catalog = self.catalog();
+        let item = catalog.item(place.item);
+        let Some(shared) = item.filter(|shared| shared.body.is(seen)) else {
+            return;
+        };
+        tracing::info!(path = %shared.path.display(), id = %shared.record.id, "a shared file changed: it is withdrawn and hashed again");
+        catalog.invalidate(place, &mut delta);
+        drop(catalog);
+        // A failure is logged there; at the next start `stat` tells again.
+        let _ = self.publish(delta);
+        self.stale.notify_one();
+        self.rescan.notify_one();
+    }
+
+    /// Where a collection is if all of its files are what they were. Those that are not are withdrawn.
+    pub(crate) fn unchanged_folder(&self, number: u64) -> Option<PathBuf> {
+        let (root, body) = {
+            let catalog = self.catalog();
+            let shared = catalog.item(number)?;
+            (shared.path.clone(), shared.body.clone())
+        };
+        let ItemBody::Collection(folder) = &body else {
+            return None;
+        };
+        let changed = load::changed_entries(&root, folder, self.hash_threads);
+        for &part in &changed {
+            self.withdraw(
+                Location {
+                    item: number,
+                    entry: part,
+                },
+                &body,
+            );
+        }
+        changed.is_empty().then(|| root.to_path_buf())
+    }
+
+    /// The piece layer of a file.
+    pub(crate) fn layer(&self, id: &FileId) -> Result<Option<Arc<[Hash]>>, StoreError> {
+        let unsaved = lock(&self.unsaved_changes);
+        let layer = unsaved.changes.iter().rev().find_map(|change| match change {
+            StoreChange::PutLayer(of, layer) if of == id => Some(layer.clone()),
+            _ => None,
+        });
+        drop(unsaved);
+        match layer {
+            Some(layer) => Ok(Some(layer)),
+            None => self.store.layer(id),
+        }
+    }
+}

@@ -1,0 +1,506 @@
+//! What the library does by itself: looks again at items that changed, checks now and then whether others did, computes plain
+//! SHA-256s, closes files that nobody reads.
+//!
+//! One thing at a time, and SHA-256s slowly while a share hashes.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::Metadata,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use potluck_core::{FileId, Sha256, identity::hash};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    fs::blocking::in_background,
+    library::{
+        LibraryShared,
+        catalog::{Delta, EntryIndex, ItemBody, Location, WHOLE_ITEM},
+        content::OPEN_FILE_IDLE,
+        hash::{open::open_regular, priority::BackgroundTurns},
+        lock,
+        scan::{
+            snapshot::newest,
+            walk::{is_gone, stamp_of, walk},
+        },
+        share::build::{ShareCause, ShareObserver},
+        sync::load::changed_entries,
+    },
+};
+
+/// How long nothing may have written to a file before it is hashed again.
+pub(crate) const IDLE_BEFORE_HASH: Duration = Duration::from_secs(1);
+
+/// How soon an item that still changes is looked at again.
+const RETRY_CHANGING: Duration = Duration::from_secs(1);
+
+/// How soon an item that cannot be read is looked at again.
+pub(crate) const RETRY_FAILED: Duration = Duration::from_secs(60);
+
+/// How often everything shared is checked by `stat`, so that the index is not told of what is gone until somebody asks for it.
+const CHECK_INTERVAL: Duration = Duration::from_secs(300);
+
+/// How long after a download its plain SHA-256 is computed at the earliest: those who fetch the same are still at it, and
+/// nobody waits for the sum.
+const AFTER_DOWNLOAD: Duration = Duration::from_secs(20);
+
+/// How long after anything was shared: who shared it is answered first.
+const AFTER_SHARE: Duration = Duration::from_millis(20);
+
+/// Most SHA-256s stored in one batch, and how long the first may wait.
+const BATCH_SHA256S: usize = 512;
+const BATCH_TIME: Duration = Duration::from_secs(1);
+
+/// Starts all of it.
+pub(crate) fn start(inner: &Arc<LibraryShared>, tracker: &TaskTracker) {
+    tracker.spawn(refresh_loop(inner.clone()));
+    tracker.spawn(sha256_loop(inner.clone()));
+    tracker.spawn(sweep_loop(inner.clone()));
+    tracker.spawn(report_loop(inner.clone()));
+}
+
+/// Runs what blocks; `None` when shutting down, as soon as the work has noticed: nothing may use the database after that.
+async fn run_blocking<T: Send + 'static>(
+    inner: &Arc<LibraryShared>,
+    work: impl FnOnce(&LibraryShared) -> T + Send + 'static,
+) -> Option<T> {
+    let shutdown = inner.shutdown.clone();
+    let inner = inner.clone();
+    let done = tokio::task::spawn_blocking(move || work(&inner)).await.ok();
+    done.filter(|_| !shutdown.is_cancelled())
+}
+
+/// What looking at an item again came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RefreshOutcome {
+    Done,
+    Changing,
+    Failed,
+}
+
+async fn refresh_loop(inner: Arc<LibraryShared>) {
+    let mut looked: Option<Instant> = None;
+    loop {
+        // What is away may be much, and what changes is looked at every second.
+        let with_away = looked.is_none_or(|at| at.elapsed() >= RETRY_FAILED);
+        if with_away {
+            looked = Some(Instant::now());
+        }
+        let pass = move |inner: &LibraryShared| refresh(inner, with_away);
+        let Some(delay) = run_blocking(&inner, pass).await else {
+            return;
+        };
+        // All arms are cancel-safe: a notification that is taken leads to a pass.
+        tokio::select! {
+            () = inner.shutdown.cancelled() => return,
+            () = inner.stale.notified() => {}
+            () = tokio::time::sleep(delay) => {}
+        }
+    }
+}
+
+/// Looks at each item that waits for it, or only at those that are not away; how long until the next look.
+pub(crate) fn refresh(inner: &LibraryShared, with_away: bool) -> Duration {
+    let mut delay = CHECK_INTERVAL;
+    // Apart from the loop: the catalog must not stay locked in it.
+    let stale = inner.catalog().stale_numbers();
+    for number in stale {
+        if inner.shutdown.is_cancelled() {
+            break;
+        }
+        if !with_away && inner.catalog().is_offline(number) {
+            delay = delay.min(RETRY_FAILED);
+            continue;
+        }
+        match inner.refresh_one(number) {
+            RefreshOutcome::Done => {}
+            RefreshOutcome::Changing => delay = delay.min(RETRY_CHANGING),
+            RefreshOutcome::Failed => delay = delay.min(RETRY_FAILED),
+        }
+    }
+    delay
+}
+
+impl LibraryShared {
+    pub(crate) fn refresh_one(&self, number: u64) -> RefreshOutcome {
+        let (path, arrived) = match self.catalog().item(number) {
+            Some(shared) => (shared.path.clone(), shared.downloaded),
+            None => return RefreshOutcome::Done,
+        };
+        if self.is_in_files_folder(&path) {
+            // The files folder is watched: what is in it is looked at there.
+            self.rescan.notify_one();
+            return RefreshOutcome::Done;
+        }
+        let metadata = match path.metadata() {
+            Ok(metadata) => metadata,
+            Err(error) if is_gone(&error) && self.survives_offline(&path, arrived) => {
+                if !self.catalog().is_offline(number) {
+                    self.mark_offline(number);
+                }
+                return RefreshOutcome::Failed;
+            }
+            Err(error) if is_gone(&error) => {
+                self.drop_gone(vec![number]);
+                return RefreshOutcome::Done;
+            }
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "a shared path cannot be read");
+                return RefreshOutcome::Failed;
+            }
+        };
+        let was_away = self.catalog().set_online(number);
+        if self.catalog().is_damaged(number) {
+            return RefreshOutcome::Done;
+        }
+        if !self.is_idle_at(&path, &metadata) {
+            return RefreshOutcome::Changing;
+        }
+        let watch = ShareObserver {
+            on_size: &|_| {},
+            on_progress: &|_, _| {},
+            is_cancelled: &|| self.shutdown.is_cancelled(),
+        };
+        match self.share_path(&path, ShareCause::Changed(number), &watch) {
+            Ok(item) => {
+                let what = match was_away {
+                    true => "what was away is shared again",
+                    false => "what changed is hashed and shared again",
+                };
+                tracing::info!(path = %path.display(), id = %item.record.id, "{what}");
+                RefreshOutcome::Done
+            }
+            Err(_) if self.shutdown.is_cancelled() || self.catalog().item(number).is_none() => {
+                RefreshOutcome::Done
+            }
+            Err(refused) => {
+                for (path, problem) in refused.iter().take(5) {
+                    tracing::warn!(path = %path.display(), %problem, "a changed path is not shared");
+                }
+                let changing = potluck_core::Reason::FileChanged;
+                match refused.iter().all(|(_, problem)| problem.reason == changing) {
+                    true => RefreshOutcome::Changing,
+                    false => RefreshOutcome::Failed,
+                }
+            }
+        }
+    }
+
+    /// Whether nothing has written there for a while: of a folder, to any of its files. What cannot be looked at is told by who shares it.
+    fn is_idle_at(&self, path: &Path, metadata: &Metadata) -> bool {
+        if !metadata.is_dir() {
+            return is_idle(stamp_of(metadata).ctime);
+        }
+        let found = walk(path, self.hash_threads).and_then(|mut found| {
+            found.stat_all(path, self.hash_threads)?;
+            Ok(newest(&found))
+        });
+        found.map_or(true, is_idle)
+    }
+
+    /// Takes away those of these items whose paths are gone. Looks itself: what somebody saw before may have come since, and been
+    /// shared, as a download is that ends.
+    pub(crate) fn drop_gone(&self, mut numbers: Vec<u64>) {
+        if numbers.is_empty() {
+            return;
+        }
+        let _writing = self.writing();
+        numbers.retain(|&number| {
+            // Apart from the question: the catalog must not stay locked while the disk is asked.
+            let path = self.catalog().item(number).map(|shared| shared.path.clone());
+            path.is_some_and(|path| path.metadata().is_err_and(|error| is_gone(&error)))
+        });
+        let mut delta = Delta::default();
+        let mut catalog = self.catalog();
+        for number in numbers {
+            if let Some(item) = catalog.remove(number, &mut delta) {
+                tracing::info!(path = %item.path.display(), id = %item.record.id, "no longer there: no longer shared");
+            }
+        }
+        drop(catalog);
+        // A failure is logged there; at the next start `stat` tells again.
+        let _ = self.publish(delta);
+    }
+
+    /// Forgets hidden paths of the files folder that are gone: they are not `there`, and were not put there since.
+    pub(crate) fn remove_gone_tombstones(&self, there: &HashSet<PathBuf>) {
+        let _writing = self.writing();
+        let mut gone = self.catalog().tombstones_besides(there);
+        gone.retain(|path| path.symlink_metadata().is_err_and(|error| is_gone(&error)));
+        let mut delta = Delta::default();
+        let mut catalog = self.catalog();
+        gone.into_iter()
+            .for_each(|path| catalog.remove_tombstone(path, &mut delta));
+        drop(catalog);
+        if !delta.is_empty() {
+            let _ = self.publish(delta);
+        }
+    }
+
+    /// Withdraws every copy that is not what it was.
+    pub(crate) fn check_all(&self) {
+        let mut last = None;
+        while let Some((number, path, body)) = self.item_after(last) {
+            if self.shutdown.is_cancelled() {
+                return;
+            }
+            last = Some(number);
+            let changed = match &body {
+                ItemBody::File(stamp) => {
+                    let now = path.metadata().ok().map(|metadata| stamp_of(&metadata));
+                    if now == Some(*stamp) {
+                        Vec::new()
+                    } else {
+                        vec![WHOLE_ITEM]
+                    }
+                }
+                ItemBody::Collection(folder) => changed_entries(&path, folder, 1),
+            };
+            if self.catalog().is_damaged(number) {
+                self.look_at_damaged(number, &changed);
+            }
+            for part in changed {
+                self.withdraw(
+                    Location {
+                        item: number,
+                        entry: part,
+                    },
+                    &body,
+                );
+            }
+        }
+    }
+
+    /// Something of a damaged item changed: where that is a damaged file, its owner did something
+    /// about it.
+    fn look_at_damaged(&self, number: u64, changed: &[EntryIndex]) {
+        let is_damaged = |&part: &EntryIndex| self.catalog().is_part_damaged(number, part);
+        if !changed.iter().any(is_damaged) {
+            return;
+        }
+        let _writing = self.writing();
+        let mut delta = Delta::default();
+        self.catalog().forget_damage(number, &mut delta);
+        // A failure is logged there; at the next start `stat` tells again.
+        let _ = self.publish(delta);
+        self.stale.notify_one();
+        self.rescan.notify_one();
+    }
+
+    /// The next item that is trusted.
+    fn item_after(&self, last: Option<u64>) -> Option<(u64, Arc<Path>, ItemBody)> {
+        let catalog = self.catalog();
+        let mut items = catalog.items_after(last);
+        let (number, shared) = items.find(|(number, _)| !catalog.is_stale(*number))?;
+        Some((number, shared.path.clone(), shared.body.clone()))
+    }
+}
+
+/// Whether a file's last change is long enough ago. A time in the future says nothing: then it counts as quiet, and a change
+/// while hashing is noticed by that.
+pub(crate) fn is_idle(changed: i64) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let changed = Duration::from_nanos(u64::try_from(changed).unwrap_or(0));
+    now.checked_sub(changed).is_none_or(|age| age >= IDLE_BEFORE_HASH)
+}
+
+async fn sweep_loop(inner: Arc<LibraryShared>) {
+    let mut checked = tokio::time::Instant::now();
+    loop {
+        tokio::select! {
+            () = inner.shutdown.cancelled() => return,
+            () = tokio::time::sleep(OPEN_FILE_IDLE / 2) => {}
+        }
+        inner.open_files().sweep(Instant::now());
+        if inner.has_unsaved() && run_blocking(&inner, LibraryShared::save_again).await.is_none() {
+            return;
+        }
+        if checked.elapsed() >= CHECK_INTERVAL {
+            if run_blocking(&inner, LibraryShared::check_all).await.is_none() {
+                return;
+            }
+            checked = tokio::time::Instant::now();
+        }
+    }
+}
+
+async fn sha256_loop(inner: Arc<LibraryShared>) {
+    loop {
+        tokio::select! {
+            () = inner.shutdown.cancelled() => return,
+            () = inner.sha256_needed.notified() => {}
+        }
+        // Once, however many come meanwhile: the sums of what is shared wait no longer for them.
+        let rest = until_calm(*lock(&inner.last_download), Instant::now());
+        tokio::select! {
+            () = inner.shutdown.cancelled() => return,
+            () = tokio::time::sleep(rest) => {}
+        }
+        let summed = in_background("potluck-sums", {
+            let inner = inner.clone();
+            move || compute_sha256s(&inner)
+        });
+        summed.await;
+        if inner.shutdown.is_cancelled() {
+            return;
+        }
+    }
+}
+
+/// Looks at what others found to be wrong.
+async fn report_loop(inner: Arc<LibraryShared>) {
+    loop {
+        tokio::select! {
+            () = inner.shutdown.cancelled() => return,
+            () = inner.reports.wait() => {}
+        }
+        let looked = in_background("potluck-reports", {
+            let inner = inner.clone();
+            move || inner.look_at_reports()
+        });
+        looked.await;
+        if inner.shutdown.is_cancelled() {
+            return;
+        }
+    }
+}
+
+/// How long sums still make way for those who fetch what came here, or wait for an answer.
+fn until_calm(arrived: Option<Instant>, now: Instant) -> Duration {
+    let calm = arrived.map(|at| (at + AFTER_DOWNLOAD).saturating_duration_since(now));
+    calm.unwrap_or_default().max(AFTER_SHARE)
+}
+
+/// Computes every SHA-256 that is missing, giving way to those who wait for their hashing or their
+/// download.
+fn compute_sha256s(inner: &LibraryShared) {
+    let mut sums = HashMap::new();
+    let mut since = Instant::now();
+    let mut turns = BackgroundTurns::new(&inner.foreground_hashers, &inner.activity, &inner.shutdown);
+    let mut last = None;
+    loop {
+        // Apart from the loop: the catalog must not stay locked in it.
+        let files = inner.catalog().without_sha256(last, BATCH_SHA256S);
+        let Some((place, _)) = files.last() else { break };
+        last = Some(*place);
+        for (_, id) in files {
+            turns.before_file();
+            if inner.shutdown.is_cancelled() {
+                return store_sha256s(inner, &mut sums);
+            }
+            let Some(path) = inner.locate(&id) else { continue };
+            if sums.is_empty() {
+                since = Instant::now();
+            }
+            if let Some(sum) = sha256_of(inner, &path, &id, &mut turns) {
+                sums.insert(id, sum);
+            }
+            if sums.len() >= BATCH_SHA256S || since.elapsed() >= BATCH_TIME {
+                store_sha256s(inner, &mut sums);
+            }
+        }
+    }
+    store_sha256s(inner, &mut sums);
+}
+
+fn store_sha256s(inner: &LibraryShared, sums: &mut HashMap<FileId, Sha256>) {
+    if sums.is_empty() {
+        return;
+    }
+    let _writing = inner.writing();
+    let mut delta = Delta::default();
+    let mut catalog = inner.catalog();
+    for (id, sum) in sums.drain() {
+        catalog.set_sha256(id, sum, &mut delta);
+    }
+    drop(catalog);
+    // A failure is logged there, and the sums are computed again after the next start.
+    let _ = inner.publish(delta);
+}
+
+/// SHA-256 of a file that is what it was before and after; `None` if not, or if the peer stops.
+fn sha256_of(
+    inner: &LibraryShared,
+    path: &Path,
+    id: &FileId,
+    turns: &mut BackgroundTurns<'_>,
+) -> Option<Sha256> {
+    let (file, before) = open_regular(path).ok()?;
+    if inner.catalog().known_file(path, &before)?.id != *id {
+        return None;
+    }
+    let (turns, read) = (Mutex::new(turns), AtomicU64::new(0));
+    let sum = hash::sha256_file(&file, &|bytes| {
+        lock(&turns).before_read(bytes);
+        read.fetch_add(bytes, Ordering::Relaxed);
+        match inner.shutdown.is_cancelled() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
+    let after = stamp_of(&file.metadata().ok()?);
+    sum.ok()
+        .filter(|_| after == before && read.into_inner() == before.size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{announce::set::AnnounceSet, library::Library, store::Store};
+
+    #[test]
+    fn sums_make_way_for_a_while_after_a_download() {
+        let at = Instant::now();
+        assert_eq!(until_calm(None, at), AFTER_SHARE);
+        assert_eq!(until_calm(Some(at), at + AFTER_DOWNLOAD / 2), AFTER_DOWNLOAD / 2);
+        assert_eq!(until_calm(Some(at), at + 2 * AFTER_DOWNLOAD), AFTER_SHARE);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn sums_come_although_somebody_hashes_all_the_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, vec![7; 20_000_000]).unwrap();
+        let (stop, tasks) = (tokio_util::sync::CancellationToken::new(), TaskTracker::new());
+        std::fs::create_dir(dir.path().join("state")).unwrap();
+        let store = Store::open_in(&dir.path().join("state")).unwrap();
+        let files = dir.path().join("files");
+        let holdings = AnnounceSet::new();
+        let library = Library::open(store, holdings.clone(), files, 2, stop.clone(), &tasks).unwrap();
+        let hashing = library.shared.foreground_hashers.begin();
+        let shared = tokio::task::spawn_blocking({
+            let inner = library.shared.clone();
+            let path = path.clone();
+            move || {
+                let watch = ShareObserver {
+                    on_size: &|_| {},
+                    on_progress: &|_, _| {},
+                    is_cancelled: &|| false,
+                };
+                inner.share_path(&path, ShareCause::Requested, &watch).unwrap()
+            }
+        });
+        let id = shared.await.unwrap().record.id;
+        let known = || {
+            let all = holdings.snapshot();
+            all.iter()
+                .any(|one| one.file.id == id && one.file.sha256.is_some())
+        };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !known() {
+            assert!(Instant::now() < deadline, "the sum does not come");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        drop(hashing);
+        stop.cancel();
+        tasks.close();
+        tasks.wait().await;
+    }
+}

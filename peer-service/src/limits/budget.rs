@@ -1,0 +1,378 @@
+//! What all transfers of a peer together may have asked for and not yet verified: what they hold in memory, whatever their number.
+//!
+//! Each transfer that has something in flight gets a part in proportion to its priority. A part that grows at another's
+//! expense grows only as the other has let go of what it had in flight.
+//!
+//! Invariant: what transfers have in flight is at most the budget in all, plus one unit for each: a transfer may always have
+//! one, or many at once could starve each other. Two tasks that look at their parts in the same instant may both take what only
+//! one can have; the parts that follow take it back.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::watch;
+
+use crate::limits::Priority;
+use potluck_swarm::MAX_IN_FLIGHT_BYTES;
+
+/// The budget of a peer. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct InFlightBudget {
+    state: Arc<Mutex<BudgetState>>,
+}
+
+#[derive(Debug)]
+struct BudgetState {
+    allocation: FairAllocation,
+    notify: BTreeMap<u64, watch::Sender<u64>>,
+    last_number: u64,
+}
+
+impl Default for InFlightBudget {
+    fn default() -> Self {
+        Self::new(MAX_IN_FLIGHT_BYTES)
+    }
+}
+
+impl InFlightBudget {
+    /// So many bytes for all transfers together.
+    pub fn new(total: u64) -> Self {
+        Self {
+            state: Arc::new(Mutex::new(BudgetState {
+                allocation: FairAllocation::new(total),
+                notify: BTreeMap::new(),
+                last_number: 0,
+            })),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, BudgetState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more transfer, with nothing in flight yet; dropping the share ends it.
+    pub(crate) fn join(&self, priority: Priority) -> BudgetShare {
+        let mut inner = self.state();
+        inner.last_number += 1;
+        let number = inner.last_number;
+        let (tell, part) = watch::channel(0);
+        inner.notify.insert(number, tell);
+        inner.change(|division| division.join(number, priority));
+        drop(inner);
+        BudgetShare {
+            budget: self.clone(),
+            number,
+            allocation: part,
+            reported: 0,
+        }
+    }
+}
+
+impl BudgetState {
+    fn change(&mut self, change: impl FnOnce(&mut FairAllocation)) {
+        change(&mut self.allocation);
+        for (number, tell) in &self.notify {
+            let part = self.allocation.allocation(*number);
+            tell.send_if_modified(|told| std::mem::replace(told, part) != part);
+        }
+    }
+}
+
+/// A running transfer's part of the budget.
+#[derive(Debug)]
+pub(crate) struct BudgetShare {
+    budget: InFlightBudget,
+    number: u64,
+    allocation: watch::Receiver<u64>,
+    /// What was in flight when it was last told.
+    reported: u64,
+}
+
+impl Drop for BudgetShare {
+    fn drop(&mut self) {
+        let mut inner = self.budget.state();
+        inner.notify.remove(&self.number);
+        inner.change(|division| division.leave(self.number));
+    }
+}
+
+impl BudgetShare {
+    /// Bytes that the transfer may have in flight now.
+    pub(crate) fn bytes(&self) -> u64 {
+        *self.allocation.borrow()
+    }
+
+    /// Waits until the part has changed since [`BudgetShare::report_in_flight`] last looked. Cancel-safe.
+    pub(crate) async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
+        self.allocation.changed().await?;
+        self.allocation.mark_changed();
+        Ok(())
+    }
+
+    /// Tells what is in flight: after whatever may have changed that, and when the part did. Locks nothing as long as that cannot
+    /// change anything for others.
+    pub(crate) fn report_in_flight(&mut self, in_flight: u64) {
+        // One that changed may have been more for a while: others count on that until they are told.
+        let changed = self.allocation.has_changed().unwrap_or(false);
+        let part = *self.allocation.borrow_and_update();
+        let within = in_flight.max(self.reported) <= part && (in_flight == 0) == (self.reported == 0);
+        let nothing_new = !changed && (within || in_flight == self.reported);
+        if nothing_new || in_flight == 0 && self.reported == 0 {
+            return;
+        }
+        self.reported = in_flight;
+        let mut inner = self.budget.state();
+        if inner.allocation.changes_allocation(self.number, in_flight) {
+            inner.change(|division| division.report_in_flight(self.number, in_flight));
+        }
+    }
+
+    /// Changes how much the transfer counts.
+    pub(crate) fn set_priority(&self, priority: Priority) {
+        let number = self.number;
+        self.budget
+            .state()
+            .change(|division| division.set_priority(number, priority));
+    }
+}
+
+/// Who may have how much: pure.
+#[derive(Debug)]
+struct FairAllocation {
+    total: u64,
+    members: BTreeMap<u64, BudgetMember>,
+}
+
+#[derive(Debug)]
+struct BudgetMember {
+    priority: Priority,
+    /// Most that it can have in flight, by what it told and what it was allowed since. 0: it is idle.
+    in_flight_bound: u64,
+    allocation: u64,
+}
+
+impl FairAllocation {
+    const fn new(total: u64) -> Self {
+        Self {
+            total,
+            members: BTreeMap::new(),
+        }
+    }
+
+    fn join(&mut self, number: u64, priority: Priority) {
+        let member = BudgetMember {
+            priority,
+            in_flight_bound: 0,
+            allocation: 0,
+        };
+        self.members.insert(number, member);
+        self.reallocate();
+    }
+
+    fn leave(&mut self, number: u64) {
+        self.members.remove(&number);
+        self.reallocate();
+    }
+
+    fn set_priority(&mut self, number: u64, priority: Priority) {
+        if let Some(member) = self.members.get_mut(&number) {
+            member.priority = priority;
+        }
+        self.reallocate();
+    }
+
+    fn report_in_flight(&mut self, number: u64, in_flight: u64) {
+        if let Some(member) = self.members.get_mut(&number) {
+            member.in_flight_bound = in_flight;
+        }
+        self.reallocate();
+    }
+
+    /// Whether this changes anything for anybody: mostly a unit came and another was asked for.
+    fn changes_allocation(&self, number: u64, in_flight: u64) -> bool {
+        let held = |it: &BudgetMember| match in_flight {
+            0 => 0,
+            some => some.max(it.allocation),
+        };
+        self.members
+            .get(&number)
+            .is_some_and(|it| it.in_flight_bound != held(it))
+    }
+
+    fn allocation(&self, number: u64) -> u64 {
+        self.members.get(&number).map_or(0, |member| member.allocation)
+    }
+
+    /// The fair part is that among all who are not idle. Of it a member gets what the others leave: each of them its own fair part
+    /// or, while it has more in flight, that.
+    fn reallocate(&mut self) {
+        let weight: u64 = self
+            .members
+            .values()
+            .filter(|it| it.in_flight_bound > 0)
+            .map(BudgetMember::weight)
+            .sum();
+        let fair = |it: &BudgetMember, weight: u64| {
+            let part = u128::from(self.total) * u128::from(it.weight()) / u128::from(weight.max(1));
+            u64::try_from(part).unwrap_or(u64::MAX)
+        };
+        let claim = |it: &BudgetMember| match it.in_flight_bound {
+            0 => 0,
+            held => held.max(fair(it, weight)),
+        };
+        let claims: u64 = self.members.values().map(claim).sum();
+        let parts: Vec<u64> = self
+            .members
+            .values()
+            .map(|it| {
+                let others = claims - claim(it);
+                let weight = if it.in_flight_bound > 0 {
+                    weight
+                } else {
+                    weight + it.weight()
+                };
+                fair(it, weight).min(self.total.saturating_sub(others))
+            })
+            .collect();
+        for (member, part) in self.members.values_mut().zip(parts) {
+            member.allocation = part;
+            if member.in_flight_bound > 0 {
+                member.in_flight_bound = member.in_flight_bound.max(part);
+            }
+        }
+    }
+}
+
+impl BudgetMember {
+    fn weight(&self) -> u64 {
+        self.priority.get().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn priority(of: u32) -> Priority {
+        Priority::new(of).unwrap()
+    }
+
+    const TOTAL: u64 = 64 << 20;
+    const UNIT: u64 = 1 << 20;
+
+    /// Transfers as their drivers treat them: each tells what it has in flight whenever it looks, which is at once where it asked
+    /// for something, and sooner or later where its part changed.
+    struct World {
+        budget: InFlightBudget,
+        shares: BTreeMap<u64, (BudgetShare, u64)>,
+    }
+
+    impl World {
+        fn set(&mut self, who: u64, bytes: impl FnOnce(u64, u64) -> u64) {
+            let (share, in_flight) = self.shares.get_mut(&who).unwrap();
+            *in_flight = bytes(share.bytes(), *in_flight);
+            share.report_in_flight(*in_flight);
+        }
+
+        fn wake(&mut self) {
+            let mut rounds = 0;
+            while self
+                .shares
+                .values()
+                .any(|(share, _)| share.allocation.has_changed().unwrap())
+            {
+                for (share, in_flight) in self.shares.values_mut() {
+                    share.report_in_flight(*in_flight);
+                }
+                rounds += 1;
+                assert!(rounds < 10, "they come to rest: {:?}", self.budget);
+            }
+        }
+    }
+
+    proptest! {
+        /// Transfers that come, go, change and take all that they may: never more in flight than the budget and a unit each, and
+        /// once they have settled each has its share.
+        #[test]
+        fn the_whole_is_never_passed_and_all_of_it_is_given(
+            events in proptest::collection::vec((0u8..8, 0u64..5, 1u32..=100, 0u64..64), 1..200),
+        ) {
+            let mut world = World { budget: InFlightBudget::new(TOTAL), shares: BTreeMap::new() };
+            let mut weights = BTreeMap::new();
+            for (what, who, of, units) in events {
+                if !world.shares.contains_key(&who) {
+                    let share = world.budget.join(priority(of));
+                    world.shares.insert(who, (share, 0));
+                    weights.insert(who, of);
+                }
+                match what {
+                    0 => {
+                        world.shares.remove(&who);
+                        weights.remove(&who);
+                    }
+                    1 => {
+                        world.shares[&who].0.set_priority(priority(of));
+                        weights.insert(who, of);
+                    }
+                    2 => world.wake(),
+                    // Some of it arrives.
+                    3..=4 => world.set(who, |_, has| has.saturating_sub(units * UNIT)),
+                    // Asks for all that it may.
+                    _ => world.set(who, |part, has| has.max(part / UNIT * UNIT).max(UNIT)),
+                }
+                let all: u64 = world.shares.values().map(|(_, in_flight)| in_flight).sum();
+                let most = TOTAL + world.shares.len() as u64 * UNIT;
+                prop_assert!(all <= most, "{} in flight, {:?}", all, world.budget);
+                let mut inner = world.budget.state();
+                for (number, tell) in &inner.notify {
+                    prop_assert_eq!(*tell.borrow(), inner.allocation.allocation(*number));
+                }
+                // What was told and taken for no news is none.
+                if let Some((share, in_flight)) = world.shares.get(&who).filter(|(share, _)| share.reported > 0 || what > 2) {
+                    let before = format!("{:?}", inner.allocation);
+                    if !share.allocation.has_changed().unwrap() {
+                        inner.allocation.report_in_flight(share.number, *in_flight);
+                    }
+                    prop_assert_eq!(before, format!("{:?}", inner.allocation));
+                }
+            }
+            for who in weights.keys() {
+                world.set(*who, |_, _| 1);
+            }
+            world.wake();
+            let weight: u64 = weights.values().map(|of| u64::from(*of)).sum();
+            for (who, of) in &weights {
+                let fair = TOTAL * u64::from(*of) / weight;
+                prop_assert!(world.shares[who].0.bytes() == fair, "{} for {}, {:?}", fair, who, world.budget);
+            }
+        }
+    }
+
+    #[test]
+    fn one_alone_has_all_and_gives_it_up_as_it_comes_in() {
+        let budget = InFlightBudget::new(TOTAL);
+        let mut one = budget.join(priority(30));
+        assert_eq!(one.bytes(), TOTAL);
+        one.report_in_flight(TOTAL);
+        let mut two = budget.join(priority(10));
+        assert_eq!((one.bytes(), two.bytes()), (TOTAL, 0), "idle, it changes nothing");
+        two.report_in_flight(UNIT);
+        assert_eq!((one.bytes(), two.bytes()), (TOTAL / 4 * 3, 0));
+        one.report_in_flight(TOTAL / 8 * 7);
+        assert_eq!(two.bytes(), TOTAL / 8);
+        one.report_in_flight(TOTAL / 8);
+        assert_eq!((one.bytes(), two.bytes()), (TOTAL / 4 * 3, TOTAL / 4));
+        one.report_in_flight(0);
+        assert_eq!(two.bytes(), TOTAL, "an idle one holds nothing back");
+        two.set_priority(priority(90));
+        one.report_in_flight(1);
+        two.report_in_flight(TOTAL / 4);
+        assert_eq!((one.bytes(), two.bytes()), (TOTAL / 4, TOTAL / 4 * 3));
+        drop(two);
+        assert_eq!(one.bytes(), TOTAL);
+    }
+}

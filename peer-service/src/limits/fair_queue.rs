@@ -1,0 +1,461 @@
+//! Who goes next where several share one rate: a token bucket whose bytes go to flows in proportion to their priorities.
+//!
+//! Start-time fair queueing (Goyal, Vin and Cheng, 1996). A flow has a virtual time, which each request that goes moves on by
+//! its bytes over the flow's priority; of the flows that have somebody waiting the one furthest behind goes next. Charged is
+//! what goes, not what is asked for, so that a new priority holds for all that still waits, and whoever stops waiting owes nothing.
+//!
+//! # Invariants
+//!
+//! - Over any time `t` at most `rate * t` bytes go, plus the burst and the largest request.
+//! - As long as somebody waits, no less than `rate * t` less the largest request goes: what one flow does not take, the others do.
+//! - Of two flows that wait throughout, neither gets more than one request of each ahead of its share.
+//! - A flow that was idle begins where the others are: it has saved up nothing, and owes at most its last request.
+//! - Within a flow, the lowest rank goes first; of one rank, first come, first served.
+#![deny(
+    clippy::disallowed_methods,
+    reason = "pure: time, randomness and I/O come in from outside"
+)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use crate::limits::Priority;
+
+/// What a quiet bucket saves up, as time at its rate: small, so that a limit holds over any span that a person notices.
+pub const BURST: Duration = Duration::from_millis(100);
+
+const NANOS: u128 = 1_000_000_000;
+
+/// Virtual time that a byte takes at priority 1: so large that dividing it by any priority loses nothing that counts.
+const VIRTUAL_TIME_PER_BYTE: u128 = 1 << 20;
+
+/// One of those that share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FlowId(u64);
+
+/// A request of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket {
+    flow: FlowId,
+    rank: u64,
+    number: u64,
+    bytes: u64,
+}
+
+/// What is to happen now.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Dispatch<T> {
+    /// This one may go, and has been charged.
+    Go(T),
+    /// The next may go after this time, unless something changes before.
+    Wait(Duration),
+    /// Nobody waits.
+    Empty,
+}
+
+/// See the [module](self). `T` is what a request is known by to whoever lets it go.
+#[derive(Debug)]
+pub struct FairQueue<T> {
+    /// Bytes a second; 0: no limit.
+    rate: u64,
+    /// What may go as of `at`, in billionths of a byte.
+    tokens: u128,
+    at: Duration,
+    /// Bytes of all requests that wait.
+    waiting: u128,
+    /// Where the last flow that went was when it did.
+    virtual_now: u128,
+    flows: BTreeMap<FlowId, FlowState<T>>,
+    /// Flows with somebody waiting, those furthest behind first.
+    order: BTreeSet<(u128, FlowId)>,
+    /// Of the next flow, and of the next request.
+    last_number: u64,
+}
+
+#[derive(Debug)]
+struct FlowState<T> {
+    priority: Priority,
+    /// Its virtual time: where its next request starts.
+    virtual_start: u128,
+    /// By rank, then in the order in which they came.
+    requests: BTreeMap<(u64, u64), (Ticket, T)>,
+}
+
+impl<T> FlowState<T> {
+    /// The virtual time that so many bytes take.
+    fn cost(&self, bytes: u64) -> u128 {
+        u128::from(bytes) * VIRTUAL_TIME_PER_BYTE / u128::from(self.priority.get())
+    }
+}
+
+impl<T> FairQueue<T> {
+    /// A full bucket of this many bytes a second, 0: no limit.
+    pub fn new(rate: u64, now: Duration) -> Self {
+        let mut fair = Self {
+            rate,
+            tokens: 0,
+            at: now,
+            waiting: 0,
+            virtual_now: 0,
+            flows: BTreeMap::new(),
+            order: BTreeSet::new(),
+            last_number: 0,
+        };
+        fair.tokens = fair.burst();
+        fair
+    }
+
+    fn burst(&self) -> u128 {
+        u128::from(self.rate) * BURST.as_nanos()
+    }
+
+    fn advance(&mut self, now: Duration) {
+        let passed = now.saturating_sub(self.at).as_nanos();
+        self.at = self.at.max(now);
+        let most = self.waiting * NANOS + self.burst();
+        self.tokens = (self.tokens + u128::from(self.rate) * passed).min(most);
+    }
+
+    /// Changes the rate from `now` on, in bytes a second, 0: no limit. What went without a limit leaves no debt.
+    pub fn set_rate(&mut self, rate: u64, now: Duration) {
+        self.advance(now);
+        self.rate = rate;
+    }
+
+    /// One more to share.
+    pub fn join(&mut self, priority: Priority) -> FlowId {
+        let id = FlowId(self.next_number());
+        let flow = FlowState {
+            priority,
+            virtual_start: self.virtual_now,
+            requests: BTreeMap::new(),
+        };
+        self.flows.insert(id, flow);
+        id
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    /// One less; its requests are dropped.
+    pub fn leave(&mut self, id: FlowId) {
+        if let Some(flow) = self.flows.remove(&id) {
+            self.order.remove(&(flow.virtual_start, id));
+            let bytes = |(ticket, _): &(Ticket, T)| u128::from(ticket.bytes);
+            self.waiting -= flow.requests.values().map(bytes).sum::<u128>();
+        }
+    }
+
+    /// Changes a flow's priority, for what waits as well.
+    pub fn set_priority(&mut self, id: FlowId, priority: Priority) {
+        if let Some(flow) = self.flows.get_mut(&id) {
+            flow.priority = priority;
+        }
+    }
+
+    /// Puts a request into the queue of its flow; `None` where the flow has left.
+    pub fn enqueue(&mut self, id: FlowId, bytes: u64, what: T, now: Duration) -> Option<Ticket> {
+        self.enqueue_ranked(id, 0, bytes, what, now)
+    }
+
+    /// The same before all of a higher rank that wait in this flow, and behind those of a lower one.
+    pub fn enqueue_ranked(
+        &mut self,
+        id: FlowId,
+        rank: u64,
+        bytes: u64,
+        what: T,
+        now: Duration,
+    ) -> Option<Ticket> {
+        // What a quiet time saved up is a burst, however much is asked for after it.
+        self.advance(now);
+        let number = self.next_number();
+        let flow = self.flows.get_mut(&id)?;
+        if flow.requests.is_empty() {
+            flow.virtual_start = flow.virtual_start.max(self.virtual_now);
+            self.order.insert((flow.virtual_start, id));
+        }
+        let ticket = Ticket {
+            flow: id,
+            rank,
+            number,
+            bytes,
+        };
+        flow.requests.insert((rank, number), (ticket, what));
+        self.waiting += u128::from(bytes);
+        Some(ticket)
+    }
+
+    /// Lets the next request go, if one may. To be called until it gives something else.
+    pub fn next(&mut self, now: Duration) -> Dispatch<T> {
+        self.advance(now);
+        let Some(&(start, id)) = self.order.first() else {
+            return Dispatch::Empty;
+        };
+        let flow = self.flows.get_mut(&id).expect("flows in order are there");
+        let first = flow
+            .requests
+            .first_entry()
+            .expect("flows in order have somebody waiting");
+        if self.rate > 0 {
+            let needed = u128::from(first.get().0.bytes) * NANOS;
+            let Some(left) = self.tokens.checked_sub(needed) else {
+                let nanos = (needed - self.tokens).div_ceil(u128::from(self.rate));
+                return Dispatch::Wait(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)));
+            };
+            self.tokens = left;
+        }
+        let (ticket, what) = first.remove();
+        self.waiting -= u128::from(ticket.bytes);
+        self.virtual_now = start;
+        flow.virtual_start += flow.cost(ticket.bytes);
+        self.order.pop_first();
+        if !flow.requests.is_empty() {
+            self.order.insert((flow.virtual_start, id));
+        }
+        Dispatch::Go(what)
+    }
+
+    /// Takes a request back that is of no use any more; what it was charged, if it went already, is given back.
+    pub fn withdraw(&mut self, ticket: Ticket) {
+        let Some(flow) = self.flows.get_mut(&ticket.flow) else {
+            return;
+        };
+        if flow.requests.remove(&(ticket.rank, ticket.number)).is_some() {
+            self.waiting -= u128::from(ticket.bytes);
+            if flow.requests.is_empty() {
+                self.order.remove(&(flow.virtual_start, ticket.flow));
+            }
+        } else if self.rate > 0 {
+            self.tokens += u128::from(ticket.bytes) * NANOS;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const START: Duration = Duration::ZERO;
+
+    fn priority(of: u32) -> Priority {
+        Priority::new(of).unwrap()
+    }
+
+    /// Flows of these priorities that always have another request of these sizes waiting, in turn; the bytes that each got
+    /// by `end`.
+    fn backlogged(rate: u64, flows: &[(u32, Vec<u64>)], end: Duration) -> Vec<u64> {
+        let mut fair = FairQueue::new(rate, START);
+        let ids: Vec<_> = flows.iter().map(|(of, _)| fair.join(priority(*of))).collect();
+        let mut asked = vec![0; flows.len()];
+        let mut got = vec![0; flows.len()];
+        let mut ask = |fair: &mut FairQueue<(usize, u64)>, flow: usize, now: Duration| {
+            let sizes = &flows[flow].1;
+            let bytes = sizes[asked[flow] % sizes.len()];
+            asked[flow] += 1;
+            fair.enqueue(ids[flow], bytes, (flow, bytes), now).unwrap();
+        };
+        (0..flows.len()).for_each(|flow| (0..2).for_each(|_| ask(&mut fair, flow, START)));
+        let largest = *flows.iter().flat_map(|(_, sizes)| sizes).max().unwrap();
+        let mut now = START;
+        let mut sent = 0u128;
+        loop {
+            match fair.next(now) {
+                Dispatch::Go((flow, bytes)) => {
+                    got[flow] += bytes;
+                    sent += u128::from(bytes);
+                    ask(&mut fair, flow, now);
+                    let most = u128::from(rate) * (now + BURST).as_nanos();
+                    assert!(sent * NANOS <= most, "{sent} bytes by {now:?}");
+                }
+                Dispatch::Wait(wait) if now + wait > end => return got,
+                Dispatch::Wait(wait) => {
+                    now += wait;
+                    let least = (u128::from(rate) * now.as_nanos() / NANOS).saturating_sub(largest.into());
+                    assert!(sent >= least, "{sent} bytes by {now:?}, {least} could have gone");
+                }
+                Dispatch::Empty => panic!("somebody always waits"),
+            }
+        }
+    }
+
+    fn flows() -> impl Strategy<Value = Vec<(u32, Vec<u64>)>> {
+        let sizes = proptest::collection::vec(1u64..300_000, 1..5);
+        proptest::collection::vec((1u32..=100, sizes), 1..8)
+    }
+
+    proptest! {
+        /// All that wait throughout: never above the rate, nothing left unused, and no two further apart than a request of each.
+        #[test]
+        fn shares_are_as_the_priorities(rate in 10_000u64..100_000_000, flows in flows(), millis in 1u64..20_000) {
+            let got = backlogged(rate, &flows, Duration::from_millis(millis));
+            let shares: Vec<(f64, f64)> = flows.iter().zip(got).map(|((of, sizes), got)| {
+                let of = f64::from(*of);
+                (got as f64 / of, *sizes.iter().max().unwrap() as f64 / of)
+            }).collect();
+            for (one, most) in &shares {
+                for (other, its_most) in &shares {
+                    prop_assert!((one - other).abs() <= most + its_most + 1.0, "{:?}", shares);
+                }
+            }
+        }
+
+        /// Whatever is asked for and taken back, in whatever order: over any time no more than may, and in the end everybody has
+        /// gone.
+        #[test]
+        fn the_rate_holds(
+            rate in 1_000u64..10_000_000,
+            events in proptest::collection::vec((0usize..4, 0u64..1 << 20, 0u64..500, 0u8..10), 1..80),
+        ) {
+            let mut fair = FairQueue::new(rate, START);
+            let ids = [1, 10, 20, 100].map(|of| fair.join(priority(of)));
+            let (mut now, mut sent, mut log) = (START, 0i128, vec![(START, 0i128)]);
+            let mut asked: Vec<(Ticket, bool)> = Vec::new();
+            // Lets go whoever may until then, each when it may.
+            let mut run = |fair: &mut FairQueue<u64>, asked: &mut Vec<(Ticket, bool)>, sent: &mut i128, until: Duration| {
+                loop {
+                    match fair.next(now) {
+                        Dispatch::Go(number) => {
+                            let it = asked.iter_mut().find(|(ticket, _)| ticket.number == number);
+                            let (ticket, gone) = it.expect("nobody goes who was taken back");
+                            assert!(!std::mem::replace(gone, true), "nobody goes twice");
+                            *sent += i128::from(ticket.bytes);
+                            log.push((now, *sent));
+                        }
+                        Dispatch::Wait(wait) if now + wait <= until => now += wait,
+                        Dispatch::Wait(_) | Dispatch::Empty => break,
+                    }
+                }
+                now = now.max(until);
+                log.push((now, *sent));
+                now
+            };
+            let mut at = START;
+            for (flow, bytes, pause, what) in events {
+                match what {
+                    0 => fair.set_priority(ids[flow], priority(1 + (bytes % 100) as u32)),
+                    1 if !asked.is_empty() => {
+                        let (ticket, gone) = asked.remove(bytes as usize % asked.len());
+                        fair.withdraw(ticket);
+                        sent -= i128::from(gone) * i128::from(ticket.bytes);
+                    }
+                    _ => {
+                        let ticket = fair.enqueue(ids[flow], bytes, fair.last_number + 1, at).unwrap();
+                        asked.push((ticket, false));
+                    }
+                }
+                at = run(&mut fair, &mut asked, &mut sent, at + Duration::from_millis(pause));
+            }
+            run(&mut fair, &mut asked, &mut sent, Duration::from_secs(1 << 40));
+            prop_assert!(asked.iter().all(|(_, gone)| *gone));
+            prop_assert!(fair.waiting == 0 && fair.order.is_empty());
+            let most = |from: Duration, to: Duration| {
+                ((to - from + BURST).as_nanos() * u128::from(rate)).div_ceil(NANOS) as i128 + (1 << 20)
+            };
+            for (i, (from, before)) in log.iter().enumerate() {
+                for (to, after) in &log[i..] {
+                    prop_assert!(after - before <= most(*from, *to), "{:?} to {:?}", from, to);
+                }
+            }
+        }
+    }
+
+    /// Lets everything go that may by then, in order.
+    fn run(fair: &mut FairQueue<&'static str>, now: Duration) -> Vec<&'static str> {
+        std::iter::from_fn(|| match fair.next(now) {
+            Dispatch::Go(who) => Some(who),
+            _ => None,
+        })
+        .collect()
+    }
+
+    const fn secs(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    #[test]
+    fn a_quiet_bucket_saves_up_a_burst_and_no_more() {
+        let mut fair = FairQueue::new(1000, START);
+        let flow = fair.join(Priority::default());
+        let hour = secs(3600);
+        fair.enqueue(flow, 100, (), hour).unwrap();
+        assert_eq!(fair.next(hour), Dispatch::Go(()));
+        fair.enqueue(flow, 1000, (), hour).unwrap();
+        assert_eq!(fair.next(hour), Dispatch::Wait(secs(1)));
+    }
+
+    #[test]
+    fn an_idle_flow_hoards_nothing_and_loses_nothing() {
+        let mut fair = FairQueue::new(1000, START);
+        let (busy, idle) = (fair.join(priority(10)), fair.join(priority(10)));
+        // All of the rate while the other is idle.
+        (0..50).for_each(|_| _ = fair.enqueue(busy, 1000, "busy", START));
+        assert_eq!(run(&mut fair, secs(20)).len(), 20);
+        // Then half of it each, not twenty seconds for the one that comes.
+        (0..50).for_each(|_| _ = fair.enqueue(idle, 1000, "idle", secs(20)));
+        let both = run(&mut fair, secs(30));
+        let idles = both.iter().filter(|who| **who == "idle").count();
+        assert_eq!((both.len(), idles), (10, 5), "{both:?}");
+    }
+
+    #[test]
+    fn a_new_priority_holds_for_what_waits() {
+        let mut fair = FairQueue::new(1000, START);
+        let (one, two) = (fair.join(priority(10)), fair.join(priority(10)));
+        (0..100).for_each(|_| _ = fair.enqueue(one, 1000, "one", START));
+        (0..100).for_each(|_| _ = fair.enqueue(two, 1000, "two", START));
+        assert_eq!(run(&mut fair, secs(10)).len(), 10);
+        fair.set_priority(one, priority(40));
+        let then = run(&mut fair, secs(60));
+        assert_eq!(then.iter().filter(|who| **who == "one").count(), 40, "{then:?}");
+    }
+
+    #[test]
+    fn the_lowest_rank_of_a_flow_goes_first_and_the_rest_takes_what_it_leaves() {
+        let mut fair = FairQueue::new(1000, START);
+        let flow = fair.join(Priority::default());
+        let ask =
+            |fair: &mut FairQueue<_>, rank, who, at| fair.enqueue_ranked(flow, rank, 1000, who, at).unwrap();
+        ask(&mut fair, 7, "later", START);
+        ask(&mut fair, 7, "later still", START);
+        ask(&mut fair, 3, "first", START);
+        let gone = ask(&mut fair, 2, "gone", START);
+        assert_eq!(run(&mut fair, Duration::from_millis(800)), [""; 0]);
+        fair.withdraw(gone);
+        assert_eq!(run(&mut fair, secs(1)), ["first"]);
+        // Nobody of a lower rank waits just then.
+        assert_eq!(run(&mut fair, secs(2)), ["later"]);
+        ask(&mut fair, 3, "first again", secs(2));
+        assert_eq!(run(&mut fair, secs(4)), ["first again", "later still"]);
+        assert_eq!(fair.waiting, 0);
+    }
+
+    #[test]
+    fn without_a_rate_all_go_at_once_and_leave_no_debt() {
+        let mut fair = FairQueue::new(0, START);
+        let flow = fair.join(Priority::default());
+        (0..100).for_each(|_| _ = fair.enqueue(flow, u64::MAX, "it", START));
+        assert_eq!(run(&mut fair, START).len(), 100);
+        fair.set_rate(1000, START);
+        fair.enqueue(flow, 1000, "it", START).unwrap();
+        assert_eq!(run(&mut fair, secs(1)), ["it"]);
+    }
+
+    #[test]
+    fn who_leaves_is_waited_for_no_more() {
+        let mut fair = FairQueue::new(1000, START);
+        let (gone, stays) = (fair.join(priority(100)), fair.join(priority(1)));
+        let ticket = fair.enqueue(gone, 1 << 40, "gone", START).unwrap();
+        fair.enqueue(stays, 1000, "stays", START).unwrap();
+        fair.leave(gone);
+        fair.withdraw(ticket);
+        assert_eq!(run(&mut fair, secs(1)), ["stays"]);
+        assert_eq!(fair.enqueue(gone, 1, "gone", START), None);
+    }
+}

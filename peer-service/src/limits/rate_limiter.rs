@@ -1,0 +1,299 @@
+//! A limit on bytes a second that tasks wait on.
+//!
+//! Whose turn it is, [`FairQueue`] decides; here is only how to wait for it. Of the tasks that wait one keeps the clock for all, so
+//! that a request which goes wakes one task and not everybody.
+//!
+//! Invariant: while somebody waits, somebody keeps the clock. Without a limit nothing is locked, counted or woken.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Mutex as Turn, Notify, oneshot},
+    time::Instant,
+};
+
+use crate::limits::{
+    Priority,
+    fair_queue::{Dispatch, FairQueue, FlowId, Ticket},
+};
+
+/// A rate that flows share. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct RateLimiter {
+    shared: Arc<RateLimiterShared>,
+}
+
+#[derive(Debug)]
+struct RateLimiterShared {
+    /// As `queue` has it: read without locking.
+    rate: AtomicU64,
+    queue: Mutex<FairQueue<oneshot::Sender<()>>>,
+    start: Instant,
+    /// Held by whoever keeps the clock.
+    timer: Turn<()>,
+    /// Something may go sooner than the clock was set for.
+    deadline_moved: Notify,
+}
+
+impl RateLimiter {
+    /// Bytes a second; 0: no limit.
+    pub fn new(rate: u64) -> Self {
+        Self {
+            shared: Arc::new(RateLimiterShared {
+                rate: AtomicU64::new(rate),
+                queue: Mutex::new(FairQueue::new(rate, Duration::ZERO)),
+                start: Instant::now(),
+                timer: Turn::new(()),
+                deadline_moved: Notify::new(),
+            }),
+        }
+    }
+
+    /// Bytes a second; 0: no limit.
+    pub fn rate(&self) -> u64 {
+        self.shared.rate.load(Ordering::Relaxed)
+    }
+
+    /// Changes the rate, in bytes a second, 0: no limit. Holds at once, also for those who wait.
+    pub fn set_rate(&self, rate: u64) {
+        let inner = &self.shared;
+        inner.change(|fair| {
+            fair.set_rate(rate, inner.start.elapsed());
+            inner.rate.store(rate, Ordering::Relaxed);
+        });
+    }
+
+    /// One more to share the rate; it leaves when dropped.
+    pub fn flow(&self, priority: Priority) -> Flow {
+        Flow {
+            id: self.shared.queue().join(priority),
+            limiter: self.clone(),
+        }
+    }
+}
+
+impl RateLimiterShared {
+    fn queue(&self) -> MutexGuard<'_, FairQueue<oneshot::Sender<()>>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes something, and lets go who may go then.
+    fn change<T>(&self, change: impl FnOnce(&mut FairQueue<oneshot::Sender<()>>) -> T) -> T {
+        let changed = change(&mut self.queue());
+        self.release_ready();
+        self.deadline_moved.notify_one();
+        changed
+    }
+
+    /// Lets go who may; how long until the next may, if somebody waits.
+    fn release_ready(&self) -> Option<Duration> {
+        let mut fair = self.queue();
+        loop {
+            match fair.next(self.start.elapsed()) {
+                // Who does not wait any more takes it back.
+                Dispatch::Go(tell) => _ = tell.send(()),
+                Dispatch::Wait(wait) => return Some(wait),
+                Dispatch::Empty => return None,
+            }
+        }
+    }
+
+    /// Keeps the clock for all who wait, once it is this task's turn. Never ends; dropping it hands the clock on.
+    async fn run_timer(&self) {
+        let _turn = self.timer.lock().await;
+        loop {
+            let wait = self.release_ready().unwrap_or(Duration::MAX);
+            // Both arms are cancel-safe: nothing is taken by either, and a notice that nobody waits for is kept.
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.deadline_moved.notified() => {}
+            }
+        }
+    }
+}
+
+/// One of those who share a rate.
+#[derive(Debug)]
+pub struct Flow {
+    limiter: RateLimiter,
+    id: FlowId,
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.limiter.shared.change(|fair| fair.leave(self.id));
+    }
+}
+
+impl Flow {
+    /// Bytes a second that all flows share; 0: no limit.
+    pub fn rate(&self) -> u64 {
+        self.limiter.rate()
+    }
+
+    /// Changes the rate that all flows share: [`RateLimiter::set_rate`].
+    pub fn set_rate(&self, rate: u64) {
+        self.limiter.set_rate(rate);
+    }
+
+    /// Changes this flow's share, for those who wait as well.
+    pub fn set_priority(&self, priority: Priority) {
+        self.limiter
+            .shared
+            .change(|fair| fair.set_priority(self.id, priority));
+    }
+
+    /// Waits until `bytes` may go. More than a second's worth is fine. Dropping the future gives them back.
+    pub async fn acquire(&self, bytes: u64) {
+        self.acquire_ranked(bytes, 0).await;
+    }
+
+    /// The same, before all of a higher rank that wait in this flow.
+    pub async fn acquire_ranked(&self, bytes: u64, rank: u64) {
+        if self.rate() == 0 {
+            return;
+        }
+        let inner = &*self.limiter.shared;
+        let (tell, mut told) = oneshot::channel();
+        let asked =
+            inner.change(|fair| fair.enqueue_ranked(self.id, rank, bytes, tell, inner.start.elapsed()));
+        let Some(ticket) = asked else {
+            return;
+        };
+        let mut asked = PendingRequest {
+            limiter: inner,
+            ticket: Some(ticket),
+        };
+        // Both arms are cancel-safe: what was asked for is given back, the clock is handed on.
+        tokio::select! {
+            biased;
+            _ = &mut told => {}
+            () = inner.run_timer() => {}
+        }
+        asked.ticket = None;
+    }
+}
+
+/// Takes a request back unless it went and was noticed.
+struct PendingRequest<'a> {
+    limiter: &'a RateLimiterShared,
+    ticket: Option<Ticket>,
+}
+
+impl Drop for PendingRequest<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            self.limiter.change(|fair| fair.withdraw(ticket));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    fn priority(of: u32) -> Priority {
+        Priority::new(of).unwrap()
+    }
+
+    /// A task that takes this many bytes again and again, and counts them.
+    fn taker(flow: &Arc<Flow>, bytes: u64) -> Arc<AtomicU64> {
+        let (flow, got) = (Arc::clone(flow), Arc::new(AtomicU64::new(0)));
+        let counted = Arc::clone(&got);
+        tokio::spawn(async move {
+            loop {
+                flow.acquire(bytes).await;
+                counted.fetch_add(bytes, Ordering::Relaxed);
+            }
+        });
+        got
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tasks_share_as_their_priorities_whatever_their_number() {
+        let meter = RateLimiter::new(1_000_000);
+        let (high, low) = (
+            Arc::new(meter.flow(priority(30))),
+            Arc::new(meter.flow(priority(10))),
+        );
+        // The one of low priority has ten tasks.
+        let highs = taker(&high, 64_000);
+        let lows: Vec<_> = (0..10).map(|_| taker(&low, 64_000)).collect();
+        let sum = || lows.iter().map(|got| got.load(Ordering::Relaxed)).sum::<u64>();
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        let (first, then) = (highs.load(Ordering::Relaxed), sum());
+        assert!(
+            first + then > 99_800_000 && first + then <= 100_100_000,
+            "{first} and {then}"
+        );
+        assert!(
+            (first as f64 / then as f64 - 3.0).abs() < 0.05,
+            "{first} and {then}"
+        );
+        high.set_priority(priority(10));
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        let (more, others) = (highs.load(Ordering::Relaxed) - first, sum() - then);
+        assert!(
+            (more as f64 / others as f64 - 1.0).abs() < 0.05,
+            "{more} and {others}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_rate_holds_for_those_who_wait() {
+        let meter = RateLimiter::new(1);
+        let flow = Arc::new(meter.flow(Priority::default()));
+        let done = Arc::new(AtomicUsize::new(0));
+        for _ in 0..3 {
+            let (flow, done) = (Arc::clone(&flow), Arc::clone(&done));
+            tokio::spawn(async move {
+                flow.acquire(1 << 30).await;
+                done.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+        tokio::time::sleep(Duration::from_secs(1000)).await;
+        assert_eq!(done.load(Ordering::Relaxed), 0);
+        meter.set_rate(1 << 30);
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        assert_eq!(done.load(Ordering::Relaxed), 1);
+        meter.set_rate(0);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(done.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_gives_up_gives_back_and_hands_the_clock_on() {
+        let meter = RateLimiter::new(1000);
+        let flow = Arc::new(meter.flow(Priority::default()));
+        let keeper = tokio::spawn({
+            let flow = Arc::clone(&flow);
+            async move { flow.acquire(1_000_000).await }
+        });
+        tokio::task::yield_now().await;
+        let behind = tokio::spawn({
+            let flow = Arc::clone(&flow);
+            async move { flow.acquire(1000).await }
+        });
+        tokio::task::yield_now().await;
+        let start = Instant::now();
+        keeper.abort();
+        behind.await.unwrap();
+        assert!(start.elapsed() <= Duration::from_secs(1), "{:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_limit_nobody_waits() {
+        let flow = RateLimiter::new(0).flow(Priority::default());
+        let start = Instant::now();
+        flow.acquire(u64::MAX).await;
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+}

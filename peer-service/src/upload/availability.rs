@@ -1,0 +1,369 @@
+//! Which units of a file are here: first all, then each change, as much of it at once as has
+//! gathered; all again where no change can say it.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use potluck_core::{
+    FileId, Problem,
+    availability::Availability,
+    bitfield::Bitfield,
+    grpc::limiter::Permit,
+    proto::v1::{self, watch_availability_response::Event},
+};
+use tokio::sync::watch;
+use tonic::Status;
+
+use crate::{
+    content::Content,
+    fs::blocking::blocking,
+    upload::{UploadShared, in_flight_sends::UnitSends, not_found},
+};
+
+/// How long changes are gathered at least: short against the time a piece takes, so that a crowd knows what is where.
+const COALESCE: Duration = Duration::from_millis(10);
+
+/// The same at most: with more watchers than this asks for, there are more messages.
+const MAX_COALESCE: Duration = Duration::from_millis(250);
+
+/// Messages a second to all watchers together that gathering aims at: each costs a packet and a turn of some thread at both ends,
+/// and a crowd where each tells each of every piece at once has no time left for the pieces.
+const MESSAGES_PER_SECOND: u32 = 500;
+
+/// Most units in one message.
+const MAX_UNITS: usize = 64 * 1024;
+
+/// What the watcher was told.
+#[derive(Debug)]
+enum SentAvailability {
+    /// A crowd watches seeds: little to hold for each of them.
+    Complete(SentComplete),
+    Partial(Availability),
+}
+
+/// All is here.
+#[derive(Debug)]
+struct SentComplete {
+    units: u32,
+    /// Of what goes out.
+    changes: watch::Receiver<()>,
+    /// Of that, what was told, in order.
+    in_flight: Vec<u32>,
+}
+
+impl SentAvailability {
+    fn new(units: Availability, board: &UnitSends) -> Self {
+        if !units.have.is_full() {
+            return Self::Partial(units);
+        }
+        Self::Complete(SentComplete {
+            units: units.have.len(),
+            changes: board.changes(),
+            in_flight: Vec::new(),
+        })
+    }
+
+    /// Waits until other pieces are on their way; for ever where that is not told.
+    async fn in_flight_changed(&mut self) {
+        match self {
+            // Its sender is held beside it.
+            Self::Complete(complete) => _ = complete.changes.changed().await,
+            Self::Partial(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl SentComplete {
+    /// What to tell of what goes out.
+    fn difference(&mut self, board: &UnitSends) -> Option<Event> {
+        let now = board.units();
+        let not_in = |some: &[u32], others: &[u32]| -> Vec<u32> {
+            let new = some.iter().filter(|unit| others.binary_search(unit).is_err());
+            new.copied().take(MAX_UNITS).collect()
+        };
+        let change = v1::AvailabilityChange {
+            have: Vec::new(),
+            fetching: not_in(&now, &self.in_flight),
+            abandoned: not_in(&self.in_flight, &now),
+        };
+        self.in_flight = now;
+        (change != v1::AvailabilityChange::default()).then_some(Event::Change(change))
+    }
+}
+
+struct AvailabilityWatch {
+    shared: Arc<UploadShared>,
+    id: FileId,
+    sent: SentAvailability,
+    /// One for each who watches: how many hold it is how many there are.
+    in_flight: Arc<UnitSends>,
+    changes: Option<watch::Receiver<u64>>,
+    queue: VecDeque<Event>,
+    _permit: Permit,
+}
+
+/// Looks at the file as it is offered now.
+async fn current_availability(
+    inner: &Arc<UploadShared>,
+    id: FileId,
+) -> Result<(Availability, Option<watch::Receiver<u64>>), Problem> {
+    let inner = inner.clone();
+    blocking(move || Ok(availability_of(&*inner.find(&id)?))).await?
+}
+
+fn availability_of(offer: &dyn Content) -> (Availability, Option<watch::Receiver<u64>>) {
+    // Asked for first, so that no change between the two is missed.
+    let changes = offer.changes();
+    (offer.availability(), changes)
+}
+
+/// How long changes are gathered where so many watch.
+fn coalesce_interval(watchers: u32) -> Duration {
+    (Duration::from_secs(1) * watchers / MESSAGES_PER_SECOND).clamp(COALESCE, MAX_COALESCE)
+}
+
+/// The stream of a file's units. Ends with `NOT_FOUND` when the file is withdrawn.
+///
+/// # Errors
+/// `NOT_FOUND`.
+pub(crate) async fn watch(
+    inner: Arc<UploadShared>,
+    id: FileId,
+    place: Permit,
+) -> Result<impl Stream<Item = Result<v1::WatchAvailabilityResponse, Status>> + Send + use<>, Problem> {
+    let shared = inner.clone();
+    let first = blocking(move || {
+        let offer = shared.find(&id)?;
+        let (units, changes) = availability_of(&*offer);
+        // No file is larger than may be.
+        let plan = offer.plan().ok_or_else(|| not_found(&id))?;
+        Ok::<_, Problem>((units, changes, shared.in_flight_sends.sends_of(&id, &plan)))
+    });
+    let (units, changes, board) = first.await??;
+    let queue = VecDeque::from([snapshot(&id, &units)]);
+    let told = SentAvailability::new(units, &board);
+    let watch = AvailabilityWatch {
+        shared: inner,
+        id,
+        sent: told,
+        in_flight: board,
+        changes,
+        queue,
+        _permit: place,
+    };
+    Ok(stream::unfold(Some(watch), |watch| async {
+        let mut watch = watch?;
+        match watch.next().await {
+            Ok(event) => Some((
+                Ok(v1::WatchAvailabilityResponse { event: Some(event) }),
+                Some(watch),
+            )),
+            Err(problem) => Some((Err(problem.into()), None)),
+        }
+    }))
+}
+
+/// What a watcher waits for.
+enum Woken {
+    /// The units may be others.
+    Units,
+    /// The offer ended, and maybe another took its place: a file that was hashed again, or a
+    /// transfer that is done. Its units may be the same, but whoever was refused one of them
+    /// meanwhile does not know that it is back.
+    OfferEnded,
+    /// Other pieces are on their way out.
+    Sending,
+}
+
+/// Waits until the units may be others.
+async fn wait_for_change(changes: &mut Option<watch::Receiver<u64>>) -> Woken {
+    match changes {
+        Some(changes) => match changes.changed().await {
+            Ok(()) => Woken::Units,
+            Err(_) => Woken::OfferEnded,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+impl AvailabilityWatch {
+    async fn next(&mut self) -> Result<Event, Problem> {
+        loop {
+            if let Some(event) = self.queue.pop_front() {
+                return Ok(event);
+            }
+            let woken = tokio::select! {
+                woken = wait_for_change(&mut self.changes) => woken,
+                () = self.sent.in_flight_changed() => Woken::Sending,
+            };
+            tokio::time::sleep(coalesce_interval(self.shared.watcher_count())).await;
+            if let (SentAvailability::Complete(complete), Woken::Sending) = (&mut self.sent, &woken) {
+                self.queue.extend(complete.difference(&self.in_flight));
+                continue;
+            }
+            // A transfer: without a trip to another thread. Who was told of the whole was told by the library.
+            let running = match self.sent {
+                SentAvailability::Partial(_) => self.shared.try_find(&self.id).ok(),
+                SentAvailability::Complete(_) => None,
+            };
+            let (units, changes) = match running {
+                Some(offer) => availability_of(&*offer),
+                None => current_availability(&self.shared, self.id).await?,
+            };
+            self.changes = changes;
+            let told = match woken {
+                Woken::OfferEnded => None,
+                Woken::Units | Woken::Sending => difference(&self.sent, &units),
+            };
+            match told {
+                Some(changes) => {
+                    self.queue = changes.into();
+                    if let SentAvailability::Partial(_) = self.sent {
+                        self.sent = SentAvailability::new(units, &self.in_flight);
+                    }
+                }
+                None => {
+                    self.queue = VecDeque::from([snapshot(&self.id, &units)]);
+                    self.sent = SentAvailability::new(units, &self.in_flight);
+                }
+            }
+        }
+    }
+}
+
+fn snapshot(id: &FileId, units: &Availability) -> Event {
+    let complete = units.have.is_full();
+    let bytes = |bits: &Bitfield| match complete {
+        true => Bytes::new(),
+        false => Bytes::copy_from_slice(bits.as_bytes()),
+    };
+    Event::Snapshot(v1::AvailabilitySnapshot {
+        units: units.have.len(),
+        complete,
+        have: bytes(&units.have),
+        fetching: bytes(&units.fetching),
+        file_id: id.to_bytes(),
+    })
+}
+
+/// What to tell a watcher that was told something else before; `None` where units were lost, which
+/// no change can say: all is told again.
+fn difference(told: &SentAvailability, now: &Availability) -> Option<Vec<Event>> {
+    let before = match told {
+        SentAvailability::Complete(told) if now.have.is_full() && now.have.len() == told.units => {
+            return Some(Vec::new());
+        }
+        SentAvailability::Partial(units) if units.have.len() == now.have.len() => units,
+        SentAvailability::Complete(_) | SentAvailability::Partial(_) => return None,
+    };
+    if before.have.ones_not_in(&now.have).next().is_some() {
+        return None;
+    }
+    let have = now.have.ones_not_in(&before.have);
+    let not_here = |unit: &u32| !now.have.get(*unit);
+    let fetching = now.fetching.ones_not_in(&before.fetching).filter(not_here);
+    let abandoned = before.fetching.ones_not_in(&now.fetching).filter(not_here);
+    let mut events = Vec::new();
+    let mut add = |units: Vec<u32>, put: fn(Vec<u32>) -> v1::AvailabilityChange| {
+        events.extend(
+            units
+                .chunks(MAX_UNITS)
+                .map(|run| Event::Change(put(run.to_vec()))),
+        );
+    };
+    let (have, fetching, abandoned): (Vec<_>, Vec<_>, Vec<_>) =
+        (have.collect(), fetching.collect(), abandoned.collect());
+    if have.len() + fetching.len() + abandoned.len() <= MAX_UNITS {
+        if !(have.is_empty() && fetching.is_empty() && abandoned.is_empty()) {
+            events.push(Event::Change(v1::AvailabilityChange {
+                have,
+                fetching,
+                abandoned,
+            }));
+        }
+        return Some(events);
+    }
+    add(have, |have| v1::AvailabilityChange {
+        have,
+        ..Default::default()
+    });
+    add(fetching, |fetching| v1::AvailabilityChange {
+        fetching,
+        ..Default::default()
+    });
+    add(abandoned, |abandoned| v1::AvailabilityChange {
+        abandoned,
+        ..Default::default()
+    });
+    Some(events)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use potluck_core::{collection::plan::Plan, grpc::limiter::MaxShare};
+
+    use super::*;
+    use crate::upload::in_flight_sends::InFlightSends;
+
+    fn board() -> Arc<UnitSends> {
+        let id = FileId([0; 32]);
+        let plan = Arc::new(Plan::of_file(id, 4).unwrap());
+        InFlightSends::new(MaxShare::ALL).sends_of(&id, &plan)
+    }
+
+    fn units(len: u32, have: &[u32], fetching: &[u32]) -> Availability {
+        let mut units = Availability {
+            have: Bitfield::new(len),
+            fetching: Bitfield::new(len),
+        };
+        for &unit in have {
+            units.have.set(unit, true);
+        }
+        for &unit in fetching.iter().filter(|unit| !have.contains(unit)) {
+            units.fetching.set(unit, true);
+        }
+        units
+    }
+
+    proptest! {
+        /// Whoever applies what is told knows what there is.
+        #[test]
+        fn a_watcher_that_applies_changes_knows_what_there_is(
+            before in proptest::collection::vec(0u32..40, 0..20),
+            more in proptest::collection::vec(0u32..40, 0..20),
+            fetching in proptest::collection::vec(0u32..40, 0..20),
+            fetching_now in proptest::collection::vec(0u32..40, 0..20),
+        ) {
+            let mut known = units(40, &before, &fetching);
+            let now = units(40, &[before, more].concat(), &fetching_now);
+            let told = SentAvailability::new(known.clone(), &board());
+            prop_assume!(matches!(told, SentAvailability::Partial(_)));
+            for event in difference(&told, &now).unwrap() {
+                let Event::Change(change) = event else { panic!("a change is told") };
+                for unit in change.have {
+                    known.have.set(unit, true);
+                    known.fetching.set(unit, false);
+                }
+                for unit in change.fetching {
+                    known.fetching.set(unit, true);
+                }
+                for unit in change.abandoned {
+                    known.fetching.set(unit, false);
+                }
+            }
+            prop_assert_eq!(known, now);
+        }
+    }
+
+    #[test]
+    fn what_was_lost_cannot_be_told_as_a_change() {
+        let told = SentAvailability::new(units(4, &[0, 1], &[]), &board());
+        assert_eq!(difference(&told, &units(4, &[0], &[])), None);
+        let told = SentAvailability::new(units(2, &[0, 1], &[]), &board());
+        assert_eq!(difference(&told, &units(2, &[0], &[])), None);
+        assert_eq!(difference(&told, &units(2, &[0, 1], &[])), Some(Vec::new()));
+    }
+}

@@ -1,0 +1,80 @@
+//! A connection that can be cut, and that tells those who answer its calls where their turns are kept.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use tonic::transport::server::Connected;
+
+use crate::upload::scheduler::ConnectionHandle;
+
+/// See the module. Whoever serves a call finds the [`ConnectionHandle`] among the request's extensions.
+#[derive(Debug)]
+pub struct EvictableConnection<S> {
+    stream: S,
+    handle: ConnectionHandle,
+    disconnected: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl<S> EvictableConnection<S> {
+    /// A connection with its outlet.
+    pub fn new(stream: S, outlet: ConnectionHandle) -> Self {
+        Self {
+            stream,
+            disconnected: Box::pin(outlet.disconnected()),
+            handle: outlet,
+        }
+    }
+}
+
+impl<S> Connected for EvictableConnection<S> {
+    type ConnectInfo = ConnectionHandle;
+
+    fn connect_info(&self) -> ConnectionHandle {
+        self.handle.clone()
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for EvictableConnection<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        // A connection always waits for what comes in: here it learns at once that it is to end.
+        if self.disconnected.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for EvictableConnection<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

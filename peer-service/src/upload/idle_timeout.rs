@@ -1,0 +1,180 @@
+//! Streams that end when nobody reads them.
+//!
+//! HTTP/2 leaves a stream alone while its receiver takes nothing, for ever if need be, with all that the stream holds: here a
+//! watchdog lets go of it. Time in which the stream itself has nothing to give does not count. What was handed over already is not
+//! the stream's any more: chunks and lists of hashes, which are large, go by [`crate::upload::scheduler`] too.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::Stream;
+use potluck_core::{Problem, Reason};
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::Status;
+
+/// How long a receiver may leave a message lying.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a receiver may keep a stream waiting in all.
+const TOTAL_TIMEOUT: Duration = Duration::from_secs(20 * 60);
+
+type BoxedStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// A stream with a watchdog.
+pub struct IdleTimeoutStream<T> {
+    state: Arc<Mutex<IdleTimeoutState<T>>>,
+    _watchdog: DropGuard,
+}
+
+struct IdleTimeoutState<T> {
+    /// `None` once it ended or was let go.
+    stream: Option<BoxedStream<T>>,
+    /// Since when a message lies with the receiver.
+    handed_over: Option<Instant>,
+    /// What is left of [`TOTAL_TIMEOUT`].
+    remaining: Duration,
+    /// Set by the watchdog, told once.
+    timed_out: bool,
+}
+
+impl<T> fmt::Debug for IdleTimeoutStream<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Patient").finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(shared: &Mutex<IdleTimeoutState<T>>) -> MutexGuard<'_, IdleTimeoutState<T>> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<T: Send + 'static> IdleTimeoutStream<T> {
+    /// Watches over a stream; within a runtime.
+    pub(crate) fn new(stream: impl Stream<Item = Result<T, Status>> + Send + 'static) -> Self {
+        let shared = Arc::new(Mutex::new(IdleTimeoutState {
+            stream: Some(Box::pin(stream) as BoxedStream<T>),
+            handed_over: None,
+            remaining: TOTAL_TIMEOUT,
+            timed_out: false,
+        }));
+        let gone = CancellationToken::new();
+        tokio::spawn(run_watchdog(shared.clone(), gone.clone()));
+        Self {
+            state: shared,
+            _watchdog: gone.drop_guard(),
+        }
+    }
+}
+
+/// Lets go of the stream when its receiver keeps it waiting too long. Ends with the stream.
+async fn run_watchdog<T: Send + 'static>(shared: Arc<Mutex<IdleTimeoutState<T>>>, gone: CancellationToken) {
+    loop {
+        let next = match lock(&shared).deadline() {
+            Some(next) if next <= Instant::now() => break,
+            Some(next) => next,
+            None => Instant::now() + MESSAGE_TIMEOUT,
+        };
+        // Both arms are cancel-safe: nothing is taken by either.
+        tokio::select! {
+            () = gone.cancelled() => return,
+            () = tokio::time::sleep_until(next) => {}
+        }
+    }
+    drop_stream(&shared);
+}
+
+fn drop_stream<T>(shared: &Mutex<IdleTimeoutState<T>>) {
+    let mut shared = lock(shared);
+    shared.timed_out = shared.stream.is_some();
+    let stream = shared.stream.take();
+    drop(shared);
+    // Dropping it may free a good deal; not under the lock.
+    drop(stream);
+}
+
+impl<T> IdleTimeoutState<T> {
+    fn deadline(&self) -> Option<Instant> {
+        self.handed_over
+            .map(|since| since + MESSAGE_TIMEOUT.min(self.remaining))
+    }
+}
+
+impl<T> Stream for IdleTimeoutStream<T> {
+    type Item = Result<T, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut shared = lock(&self.state);
+        if let Some(since) = shared.handed_over.take() {
+            shared.remaining = shared.remaining.saturating_sub(since.elapsed());
+        }
+        if std::mem::take(&mut shared.timed_out) {
+            let problem = Problem::new(Reason::TimedOut, "the stream was read too slowly: ask again");
+            return Poll::Ready(Some(Err(problem.into())));
+        }
+        let Some(stream) = shared.stream.as_mut() else {
+            return Poll::Ready(None);
+        };
+        let polled = stream.as_mut().poll_next(context);
+        match &polled {
+            Poll::Ready(Some(Ok(_))) => shared.handed_over = Some(Instant::now()),
+            Poll::Ready(_) => shared.stream = None,
+            Poll::Pending => {}
+        }
+        polled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{StreamExt as _, stream};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_that_does_not_read_loses_the_stream() {
+        let held = Arc::new(());
+        let holds = held.clone();
+        let mut patient = IdleTimeoutStream::new(stream::repeat(0).map(move |n| {
+            let _holds = &holds;
+            Ok(n)
+        }));
+        assert_eq!(patient.next().await.unwrap().unwrap(), 0);
+        tokio::time::sleep(MESSAGE_TIMEOUT - Duration::from_secs(1)).await;
+        assert!(patient.next().await.unwrap().is_ok());
+        tokio::time::sleep(2 * MESSAGE_TIMEOUT).await;
+        assert_eq!(
+            Arc::strong_count(&held),
+            1,
+            "what the stream held is let go while nobody reads"
+        );
+        let problem = Problem::from(patient.next().await.unwrap().unwrap_err());
+        assert_eq!(problem.reason, Reason::TimedOut);
+        assert!(patient.next().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_that_dribbles_loses_it_too() {
+        let mut patient = IdleTimeoutStream::new(stream::repeat(0).map(Ok));
+        let start = Instant::now();
+        while patient.next().await.unwrap().is_ok() {
+            assert!(start.elapsed() < 2 * TOTAL_TIMEOUT);
+            tokio::time::sleep(MESSAGE_TIMEOUT / 2).await;
+        }
+        assert!(start.elapsed() >= TOTAL_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_with_nothing_to_give_is_left_alone() {
+        let mut patient = IdleTimeoutStream::new(stream::once(async { Ok(1) }).chain(stream::once(async {
+            tokio::time::sleep(10 * TOTAL_TIMEOUT).await;
+            Ok(2)
+        })));
+        assert_eq!(patient.next().await.unwrap().unwrap(), 1);
+        assert_eq!(patient.next().await.unwrap().unwrap(), 2);
+    }
+}

@@ -1,0 +1,321 @@
+//! What a crowd asks a peer for: which units are on their way to someone, which is told, and who may wait.
+//!
+//! Those who do not know each other would ask a seed for the same; and a piece that is waited for is long to be had elsewhere by the
+//! time it comes, while nobody else asks for it: so few may wait. In the simulator 300 peers take 1.20 instead of 1.48 times the bound.
+//!
+//! Whoever watches a collection is told of its units. A call does not say what it is for: that is seen from what is watched.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use potluck_core::{
+    FileId, Problem,
+    collection::plan::Plan,
+    grpc::limiter::{MaxShare, PerAddressLimiter, Permit},
+};
+use tokio::sync::watch;
+
+use crate::upload::{busy, reader::SpanJob, scheduler::ConnectionHandle};
+
+/// Most calls of a crowd that wait for their first turn, for each file or collection: over these others are asked sooner than this peer.
+/// Enough that its link never idles, and for sixteen who all know each other.
+const MAX_WAITING: usize = 12;
+
+/// A call that has so many bytes left is large, such as one for a bundle: of use to others once all of it came.
+const LARGE_REQUEST: u64 = 1024 * 1024;
+
+/// Most large calls of a crowd at once, while the link is busy: many side by side would all come late. Enough to keep it so.
+const MAX_LARGE: usize = 3;
+
+/// Most collections with crowds that a call is looked for in: each costs a search among its files.
+const MAX_COLLECTIONS: usize = 8;
+
+/// The boards of all that is watched here.
+#[derive(Debug)]
+pub(crate) struct InFlightSends {
+    registry: Mutex<SendRegistry>,
+    max_share: MaxShare,
+}
+
+#[derive(Debug, Default)]
+struct SendRegistry {
+    by_id: HashMap<FileId, Weak<UnitSends>>,
+    /// Of them, those of collections, the oldest first.
+    collections: Vec<Weak<UnitSends>>,
+}
+
+/// What is on its way of one file or collection. Held by those who watch it, and by nobody else for long.
+#[derive(Debug)]
+pub(crate) struct UnitSends {
+    plan: Arc<Plan>,
+    /// How many calls are for each unit.
+    counts: Mutex<BTreeMap<u32, u32>>,
+    changes: watch::Sender<()>,
+    waiting_limiter: PerAddressLimiter,
+    large_limiter: PerAddressLimiter,
+}
+
+/// Notes units as on their way until it is dropped.
+#[derive(Debug)]
+pub(crate) struct SendGuard {
+    units: Vec<(Weak<UnitSends>, Vec<u32>)>,
+    waiting_permit: Option<Permit>,
+    large_permit: Option<Permit>,
+    /// Bytes that were not handed over.
+    remaining: u64,
+}
+
+impl InFlightSends {
+    /// One address takes its share of those who may wait.
+    pub(crate) fn new(share: MaxShare) -> Self {
+        Self {
+            registry: Mutex::default(),
+            max_share: share,
+        }
+    }
+
+    /// The board of a file or collection, for one who watches it.
+    pub(crate) fn sends_of(&self, id: &FileId, plan: &Arc<Plan>) -> Arc<UnitSends> {
+        let mut boards = lock(&self.registry);
+        let known = boards.by_id.get(id).and_then(Weak::upgrade);
+        // A collection can be shared as the plain file that its manifest is, too.
+        if let Some(board) = known.filter(|board| board.plan.unit_count() == plan.unit_count()) {
+            return board;
+        }
+        boards.by_id.retain(|_, board| board.strong_count() > 0);
+        boards.collections.retain(|board| board.strong_count() > 0);
+        let board = Arc::new(UnitSends {
+            plan: Arc::clone(plan),
+            counts: Mutex::default(),
+            changes: watch::Sender::new(()),
+            waiting_limiter: PerAddressLimiter::new(MAX_WAITING, self.max_share),
+            large_limiter: PerAddressLimiter::new(MAX_LARGE, self.max_share),
+        });
+        boards.by_id.insert(*id, Arc::downgrade(&board));
+        if plan.manifest().is_some() {
+            boards.collections.push(Arc::downgrade(&board));
+        }
+        board
+    }
+
+    /// Notes what a call asks for, where others than the caller want to know.
+    ///
+    /// # Errors
+    /// `BUSY` where too many of a crowd wait, or are sent what is large.
+    pub(crate) fn register(&self, jobs: &[SpanJob], outlet: &ConnectionHandle) -> Result<SendGuard, Problem> {
+        let crowds = lock(&self.registry).watched_sends(jobs);
+        let source = outlet.client_address();
+        let mut notes = SendGuard {
+            units: Vec::new(),
+            waiting_permit: None,
+            large_permit: None,
+            remaining: jobs.iter().map(|job| job.range.end - job.range.start).sum(),
+        };
+        for (weak, plan, jobs) in crowds {
+            let units = units_of(&plan, jobs);
+            let Some(board) = weak.upgrade().filter(|_| !units.is_empty()) else {
+                continue;
+            };
+            if notes.waiting_permit.is_none() {
+                let refused = |why| busy("downloads of this", why);
+                notes.waiting_permit = Some(board.waiting_limiter.try_acquire(source).map_err(refused)?);
+                if notes.remaining >= LARGE_REQUEST {
+                    notes.large_permit = match board.large_limiter.try_acquire(source) {
+                        // Those who have the places are slow, or wait for a limit.
+                        Err(_) if outlet.has_free_permit() => None,
+                        place => Some(place.map_err(refused)?),
+                    };
+                }
+            }
+            board.adjust_counts(&units, true);
+            notes.units.push((weak, units));
+        }
+        Ok(notes)
+    }
+}
+
+impl SendRegistry {
+    /// What several watch that some of these spans may be of.
+    fn watched_sends<'a>(&self, jobs: &'a [SpanJob]) -> Vec<(Weak<UnitSends>, Arc<Plan>, &'a [SpanJob])> {
+        if self.by_id.is_empty() {
+            return Vec::new();
+        }
+        let is_crowd = |board: &&Weak<UnitSends>| board.strong_count() > 1;
+        let of_file = jobs.chunk_by(|one, next| one.content.id() == next.content.id());
+        let files = of_file.filter_map(|jobs| {
+            let board = self.by_id.get(&jobs.first()?.content.id());
+            board.filter(is_crowd).map(|board| (board, jobs))
+        });
+        let collections = self.collections.iter().filter(is_crowd);
+        let collections = collections.take(MAX_COLLECTIONS).map(|board| (board, jobs));
+        let crowds = files.chain(collections).filter_map(|(weak, jobs)| {
+            // Let go of before anybody counts who holds it.
+            let plan = Arc::clone(&weak.upgrade()?.plan);
+            Some((Weak::clone(weak), plan, jobs))
+        });
+        crowds.collect()
+    }
+}
+
+/// The units that these spans touch, up to the first that is not of this plan.
+fn units_of(plan: &Plan, jobs: &[SpanJob]) -> Vec<u32> {
+    let units = jobs.iter().map_while(|job| {
+        let file = plan.find(&job.content.id())?;
+        Some(plan.units_of(file, job.range.clone()))
+    });
+    let mut units: Vec<u32> = units.flatten().collect();
+    // The files of a bundle are one unit.
+    units.dedup();
+    units
+}
+
+impl UnitSends {
+    /// What is on its way, in order.
+    pub(crate) fn units(&self) -> Vec<u32> {
+        lock(&self.counts).keys().copied().collect()
+    }
+
+    /// Changes each time that [`Self::units`] does.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    fn adjust_counts(&self, units: &[u32], more: bool) {
+        let mut calls = lock(&self.counts);
+        for unit in units {
+            let count = calls.entry(*unit).or_default();
+            *count = if more { *count + 1 } else { count.saturating_sub(1) };
+            if *count == 0 {
+                calls.remove(unit);
+            }
+        }
+        drop(calls);
+        self.changes.send_replace(());
+    }
+}
+
+impl SendGuard {
+    /// It is the turn of so many bytes of the call.
+    pub(crate) fn record_sent(&mut self, bytes: u64) {
+        self.remaining = self.remaining.saturating_sub(bytes);
+        self.waiting_permit = None;
+        if self.remaining < LARGE_REQUEST {
+            self.large_permit = None;
+        }
+    }
+}
+
+impl Drop for SendGuard {
+    fn drop(&mut self) {
+        for (board, units) in &self.units {
+            if let Some(board) = board.upgrade() {
+                board.adjust_counts(units, false);
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, ops::Range};
+
+    use futures_util::FutureExt as _;
+    use potluck_core::{Reason, grpc::limiter::ClientAddress, identity::merkle::Hash, model::FileRecord};
+
+    use super::*;
+    use crate::content::Content;
+    use crate::upload::scheduler::SendScheduler;
+    use potluck_core::availability::Availability;
+
+    /// A file of which nothing is asked but what it is.
+    #[derive(Debug)]
+    struct Named(FileId, u64);
+
+    impl Content for Named {
+        fn id(&self) -> FileId {
+            self.0
+        }
+
+        fn size(&self) -> u64 {
+            self.1
+        }
+
+        fn record(&self) -> Result<FileRecord, Problem> {
+            unreachable!()
+        }
+
+        fn name(&self) -> String {
+            unreachable!()
+        }
+
+        fn piece_hashes(&self) -> Result<Arc<[Hash]>, Problem> {
+            unreachable!()
+        }
+
+        fn availability(&self) -> Availability {
+            unreachable!()
+        }
+
+        fn changes(&self) -> Option<watch::Receiver<u64>> {
+            unreachable!()
+        }
+
+        fn open(&self, _: Range<u64>) -> Result<Arc<File>, Problem> {
+            unreachable!()
+        }
+
+        fn try_open(&self, _: Range<u64>) -> Option<Arc<File>> {
+            unreachable!()
+        }
+
+        fn is_unchanged(&self, _: &File) -> bool {
+            unreachable!()
+        }
+
+        fn check_unchanged(&self, _: &File) -> Result<(), Problem> {
+            unreachable!()
+        }
+    }
+
+    #[tokio::test]
+    async fn few_large_calls_of_a_crowd_go_side_by_side_while_the_link_is_busy() {
+        let file = Arc::new(Named(FileId([1; 32]), 8 * LARGE_REQUEST));
+        let plan = file.plan().unwrap();
+        let sending = InFlightSends::new(MaxShare::ALL);
+        let _watchers = [sending.sends_of(&file.0, &plan), sending.sends_of(&file.0, &plan)];
+        let turns = SendScheduler::new();
+        let outlet = turns.add_connection(ClientAddress::LOCAL);
+        let ask = |bytes| {
+            let offer: Arc<dyn Content> = Arc::clone(&file) as _;
+            sending.register(
+                &[SpanJob {
+                    content: offer,
+                    range: 0..bytes,
+                }],
+                &outlet,
+            )
+        };
+        let mut large: Vec<_> = (0..MAX_LARGE).map(|_| ask(4 * LARGE_REQUEST).unwrap()).collect();
+        assert!(ask(4 * LARGE_REQUEST).is_ok(), "nobody else is sent anything");
+
+        let busy: Vec<_> =
+            std::iter::from_fn(|| outlet.has_free_permit().then(|| outlet.acquire().now_or_never()))
+                .collect();
+        assert!(busy.iter().all(Option::is_some));
+        large
+            .iter_mut()
+            .for_each(|notes| notes.record_sent(LARGE_REQUEST));
+        assert_eq!(ask(4 * LARGE_REQUEST).unwrap_err().reason, Reason::Busy);
+        assert!(ask(LARGE_REQUEST - 1).is_ok(), "what is small is not kept back");
+        large[0].record_sent(2 * LARGE_REQUEST + 1);
+        assert!(ask(4 * LARGE_REQUEST).is_ok(), "one is at its end");
+        drop(busy);
+        assert!(ask(4 * LARGE_REQUEST).is_ok(), "the link is free");
+    }
+}

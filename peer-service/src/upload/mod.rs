@@ -1,0 +1,314 @@
+//! PeerService: what is open to other peers. Serves only what is on the shelves, whatever is asked.
+//!
+//! | module | its one job |
+//! |---|---|
+//! | `availability` | streams which units are here, and each change |
+//! | `buffers` | the pool of memory that chunks are read into |
+//! | `connection` | a connection that can be evicted |
+//! | `connection_queue` | what was handed to a connection, and whether it is read |
+//! | `idle_timeout` | ends streams whose receiver does not read |
+//! | `in_flight_sends` | admission control for crowds: which units are being sent, and who may wait |
+//! | `piece_hashes` | lists of piece hashes, in messages |
+//! | `raw_grpc` | `Download` and `GetPieceHashes` without the generated codec |
+//! | `reader` | bytes of spans, from the disk into messages |
+//! | `scheduler` | which connection may send next |
+//! | `upload_stream` | a download request, checked, and the stream that answers it |
+//!
+//! Invariants: memory for a caller is bounded whatever it asks and however slowly it reads; every stream ends when its receiver
+//! stops reading; bytes leave only while the file is what it was hashed as.
+
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use potluck_core::{
+    FileId, PeerId, Problem, Reason, convert,
+    grpc::{
+        limiter::{ClientAddress, LimitError, PerAddressLimiter, Permit},
+        transport::{
+            MAX_MESSAGE,
+            admission::{CallKind, SMALL_REQUEST},
+        },
+    },
+    proto::v1::{self, peer_service_server::PeerServiceServer},
+};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    content::{BadPieces, Content, ContentSource},
+    fs::blocking::blocking,
+    limits::Limits,
+};
+use buffers::BufferPool;
+use idle_timeout::IdleTimeoutStream;
+use in_flight_sends::InFlightSends;
+
+mod availability;
+mod buffers;
+mod connection;
+mod connection_queue;
+mod idle_timeout;
+mod in_flight_sends;
+mod piece_hashes;
+mod raw_grpc;
+mod reader;
+mod scheduler;
+#[cfg(test)]
+mod tests;
+mod upload_stream;
+
+pub use self::{
+    connection::EvictableConnection,
+    raw_grpc::RawGrpcService,
+    scheduler::{ConnectionHandle, SendScheduler},
+};
+
+/// Most WatchAvailability streams at once: each holds two bitfields. A crowd of thousands watches a peer.
+const MAX_WATCHERS: usize = 4096;
+
+/// Most GetPieceHashes answers at once: each holds a piece layer, 128 KiB as a rule, until its last message has left memory.
+const MAX_HASH_STREAMS: usize = 128;
+
+/// When a caller that is turned away should come again: about what a slot takes to be free.
+const RETRY_AFTER: Duration = Duration::from_millis(250);
+
+/// When a report of bad pieces that is turned away may come again.
+const REPORT_AGAIN: Duration = Duration::from_secs(30);
+
+/// How long a connection may take too little of what lies with it while others find no slot.
+const STALL_BEFORE_EVICTION: Duration = Duration::from_secs(2);
+
+/// The call's path, as in `answer`.
+const WATCH_AVAILABILITY: &str = "/potluck.v1.PeerService/WatchAvailability";
+
+/// What the service has done since it started.
+#[derive(Debug, Default)]
+pub struct UploadCounters {
+    /// Bytes handed over to be sent to other peers.
+    pub uploaded_bytes: Arc<AtomicU64>,
+}
+
+/// The service that other peers call. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct PeerApi {
+    shared: Arc<UploadShared>,
+}
+
+#[derive(Debug)]
+struct UploadShared {
+    sources: Vec<Arc<dyn ContentSource>>,
+    peer_id: PeerId,
+    limits: Limits,
+    counters: Arc<UploadCounters>,
+    watchers: PerAddressLimiter,
+    hash_streams: PerAddressLimiter,
+    buffers: BufferPool,
+    in_flight_sends: InFlightSends,
+}
+
+impl PeerApi {
+    /// Serves what is on the shelves, the first that has a file before the others.
+    pub fn new(
+        shelves: Vec<Arc<dyn ContentSource>>,
+        peer_id: PeerId,
+        limits: Limits,
+        counters: Arc<UploadCounters>,
+    ) -> Self {
+        let share = limits.max_share();
+        Self {
+            shared: Arc::new(UploadShared {
+                sources: shelves,
+                peer_id,
+                limits,
+                counters,
+                watchers: PerAddressLimiter::new(MAX_WATCHERS, share),
+                hash_streams: PerAddressLimiter::new(MAX_HASH_STREAMS, share),
+                buffers: BufferPool::default(),
+                in_flight_sends: InFlightSends::new(share),
+            }),
+        }
+    }
+
+    /// What a server serves: all calls of `PeerService`.
+    pub fn into_service(self) -> RawGrpcService<PeerServiceServer<Self>> {
+        let rest = PeerServiceServer::new(self.clone())
+            .max_decoding_message_size(SMALL_REQUEST)
+            .max_encoding_message_size(MAX_MESSAGE);
+        RawGrpcService::new(self, rest)
+    }
+
+    /// Answers a `Download` with its messages, as they go out through this connection.
+    async fn download(
+        &self,
+        request: v1::DownloadRequest,
+        outlet: ConnectionHandle,
+    ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
+        let spans = upload_stream::parse(request)?;
+        let slot = self.shared.limits.try_upload(outlet.client_address());
+        let slot = slot.map_err(|why| {
+            if why == LimitError::Full {
+                // Whoever does not read makes room for whoever may, and comes again.
+                outlet.evict_slowest(STALL_BEFORE_EVICTION);
+            }
+            busy("downloads", why)
+        })?;
+        upload_stream::stream(self.shared.clone(), spans, slot, outlet).await
+    }
+
+    /// Answers a `GetPieceHashes` in the same way.
+    async fn piece_hashes(
+        &self,
+        request: v1::GetPieceHashesRequest,
+        outlet: ConnectionHandle,
+    ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
+        let messages = piece_hashes::stream(self.shared.clone(), request, outlet).await?;
+        Ok(IdleTimeoutStream::new(messages))
+    }
+}
+
+impl UploadShared {
+    /// The offer of a file, where it can be had without waiting for anything.
+    fn try_find(&self, id: &FileId) -> Result<Arc<dyn Content>, Problem> {
+        let offer = self.sources.iter().find_map(|shelf| shelf.try_find(id));
+        offer.ok_or_else(|| not_found(id))
+    }
+
+    /// How many watch what is here.
+    fn watcher_count(&self) -> u32 {
+        // At most MAX_WATCHERS, so it fits.
+        self.watchers.in_use() as u32
+    }
+
+    /// The offer of a file. May wait for locks: off the async threads.
+    fn find(&self, id: &FileId) -> Result<Arc<dyn Content>, Problem> {
+        let offer = self.sources.iter().find_map(|shelf| shelf.find(id));
+        offer.ok_or_else(|| not_found(id))
+    }
+}
+
+fn not_found(id: &FileId) -> Problem {
+    Problem::new(Reason::NotFound, format!("this peer does not share {id}"))
+}
+
+fn busy(what: &str, why: LimitError) -> Problem {
+    let message = match why {
+        LimitError::Full => format!("this peer serves no more {what} at once: try again"),
+        LimitError::AddressShare => format!(
+            "this peer serves no more {what} at once to your address, which has its share of them: end some, or try again"
+        ),
+    };
+    Problem::new(Reason::Busy, message).retry_after(RETRY_AFTER)
+}
+
+/// A place among those who are answered so.
+fn acquire_permit<T>(
+    places: &PerAddressLimiter,
+    request: &Request<T>,
+    what: &str,
+) -> Result<Permit, Problem> {
+    let outlet = request.extensions().get::<ConnectionHandle>();
+    let source = outlet.map_or(ClientAddress::LOCAL, ConnectionHandle::client_address);
+    places.try_acquire(source).map_err(|why| busy(what, why))
+}
+
+/// What a call on the open port is held to.
+pub(crate) fn call_kind(path: &str) -> CallKind {
+    match path {
+        raw_grpc::DOWNLOAD => CallKind::SelfBounded {
+            max_request: raw_grpc::MAX_DOWNLOAD,
+        },
+        raw_grpc::PIECE_HASHES => CallKind::SelfBounded {
+            max_request: SMALL_REQUEST,
+        },
+        WATCH_AVAILABILITY => CallKind::Watch,
+        other => CallKind::of_common(other),
+    }
+}
+
+/// Names the connection of a request by itself: it comes with its outlet.
+pub(crate) fn name_client<B>(mut request: http::Request<B>) -> http::Request<B> {
+    let client = request
+        .extensions()
+        .get::<ConnectionHandle>()
+        .and_then(ConnectionHandle::client);
+    if let Some(client) = client.cloned() {
+        request.extensions_mut().insert(client);
+    }
+    request
+}
+
+#[tonic::async_trait]
+impl v1::peer_service_server::PeerService for PeerApi {
+    type GetPieceHashesStream = stream::Empty<Result<v1::GetPieceHashesResponse, Status>>;
+    type WatchAvailabilityStream = IdleTimeoutStream<v1::WatchAvailabilityResponse>;
+    type DownloadStream = stream::Empty<Result<v1::DownloadResponse, Status>>;
+
+    async fn describe(
+        &self,
+        request: Request<v1::DescribeRequest>,
+    ) -> Result<Response<v1::DescribeResponse>, Status> {
+        let id = convert::file_id(&request.get_ref().file_id, "file_id")?;
+        let inner = self.shared.clone();
+        let answer = blocking(move || {
+            let offer = inner.find(&id)?;
+            Ok::<_, Problem>(v1::DescribeResponse {
+                file: Some((&offer.record()?).into()),
+                name: offer.name(),
+                complete: offer.availability().have.is_full(),
+                peer_id: inner.peer_id.to_bytes(),
+            })
+        });
+        Ok(Response::new(answer.await??))
+    }
+
+    async fn get_piece_hashes(
+        &self,
+        _: Request<v1::GetPieceHashesRequest>,
+    ) -> Result<Response<Self::GetPieceHashesStream>, Status> {
+        Err(Problem::new(Reason::Internal, "lists of piece hashes are answered by `ByHand`").into())
+    }
+
+    async fn watch_availability(
+        &self,
+        request: Request<v1::WatchAvailabilityRequest>,
+    ) -> Result<Response<Self::WatchAvailabilityStream>, Status> {
+        let id = convert::file_id(&request.get_ref().file_id, "file_id")?;
+        let permit = acquire_permit(&self.shared.watchers, &request, "watchers")?;
+        let events = availability::watch(self.shared.clone(), id, permit).await?;
+        Ok(Response::new(IdleTimeoutStream::new(events)))
+    }
+
+    async fn report_bad_pieces(
+        &self,
+        request: Request<v1::ReportBadPiecesRequest>,
+    ) -> Result<Response<v1::ReportBadPiecesResponse>, Status> {
+        let id = convert::file_id(&request.get_ref().file_id, "file_id")?;
+        let pieces = BadPieces {
+            id,
+            first: request.get_ref().first_piece,
+            count: request.get_ref().count.max(1),
+        };
+        let outlet = request.extensions().get::<ConnectionHandle>();
+        let source = outlet.map_or(ClientAddress::LOCAL, ConnectionHandle::client_address);
+        let mut shelves = self.shared.sources.iter();
+        match shelves.all(|shelf| shelf.on_bad_pieces(pieces, source)) {
+            true => Ok(Response::new(v1::ReportBadPiecesResponse {})),
+            false => {
+                let message = "this peer has reports enough to look at: nothing need be done";
+                Err(Problem::new(Reason::RateLimited, message)
+                    .retry_after(REPORT_AGAIN)
+                    .into())
+            }
+        }
+    }
+
+    async fn download(
+        &self,
+        _: Request<v1::DownloadRequest>,
+    ) -> Result<Response<Self::DownloadStream>, Status> {
+        Err(Problem::new(Reason::Internal, "downloads are answered by `ByHand`").into())
+    }
+}

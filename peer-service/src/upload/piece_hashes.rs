@@ -1,0 +1,85 @@
+//! Lists of piece hashes, and the messages that answer who asks for them.
+//!
+//! Invariant: a call's place is free only when the last of its messages has left memory, whatever its receiver takes.
+
+use std::sync::Arc;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::{Stream, StreamExt as _, stream};
+use potluck_core::{Problem, Reason, convert, grpc::limiter::LimitError, identity::merkle::Hash, proto::v1};
+use prost::Message as _;
+use tonic::Status;
+
+use crate::{
+    content::Content,
+    fs::blocking::blocking,
+    upload::{STALL_BEFORE_EVICTION, UploadShared, busy, scheduler::ConnectionHandle},
+};
+
+/// Hashes in one message: 64 KiB, as the contract has it.
+const HASHES_PER_MESSAGE: usize = 2048;
+
+/// The messages that answer a request, as they go out.
+///
+/// # Errors
+/// `BUSY`, `INVALID_ID`, `NOT_FOUND`, `OUT_OF_RANGE`, and `PIECE_NOT_AVAILABLE` where the list is not known yet.
+pub(crate) async fn stream(
+    inner: Arc<UploadShared>,
+    request: v1::GetPieceHashesRequest,
+    outlet: ConnectionHandle,
+) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
+    let place = inner
+        .hash_streams
+        .try_acquire(outlet.client_address())
+        .map_err(|why| {
+            if why == LimitError::Full {
+                // Whoever does not read makes room for whoever may, and comes again.
+                outlet.evict_slowest(STALL_BEFORE_EVICTION);
+            }
+            busy("lists of piece hashes", why)
+        })?;
+    let place = Arc::new(place);
+    let id = convert::file_id(&request.file_id, "file_id")?;
+    let hashes = blocking(move || piece_hashes(&*inner.find(&id)?)).await??;
+    let first = request.first_piece as usize;
+    let end = match request.count {
+        0 => hashes.len(),
+        count => first.saturating_add(count as usize),
+    };
+    if first > hashes.len() || end > hashes.len() {
+        let message = format!("{id} has {} piece hashes", hashes.len());
+        return Err(Problem::new(Reason::OutOfRange, message).field("first_piece"));
+    }
+    let starts = (first..end).step_by(HASHES_PER_MESSAGE);
+    Ok(stream::iter(starts).map(move |start| {
+        let run = &hashes[start..end.min(start + HASHES_PER_MESSAGE)];
+        let message = v1::GetPieceHashesResponse {
+            first_piece: u32::try_from(start).unwrap_or(u32::MAX),
+            hashes: Bytes::copy_from_slice(run.as_flattened()),
+        };
+        Ok(outlet
+            .unscheduled()
+            .attach_guard(framed(&message), Arc::clone(&place)))
+    }))
+}
+
+/// A message as gRPC has it: not compressed, and how long it is.
+fn framed(message: &v1::GetPieceHashesResponse) -> Bytes {
+    let len = message.encoded_len();
+    let mut bytes = BytesMut::with_capacity(5 + len);
+    bytes.put_u8(0);
+    // At most 64 KiB and a number, so it fits.
+    bytes.put_u32(len as u32);
+    bytes.put_slice(&message.encode_to_vec());
+    bytes.freeze()
+}
+
+/// The piece layer, or the one hash of a file of one piece: its root. The empty file has no piece and no hash.
+fn piece_hashes(offer: &dyn Content) -> Result<Arc<[Hash]>, Problem> {
+    let layout = potluck_core::FileLayout::new(offer.size());
+    match layout.map_or(0, |layout| layout.piece_count()) {
+        0 => Ok(Arc::from([])),
+        1 => Ok(Arc::from([offer.record()?.root.0])),
+        _ => offer.piece_hashes(),
+    }
+}

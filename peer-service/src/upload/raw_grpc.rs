@@ -1,0 +1,175 @@
+//! `Download` and `GetPieceHashes` as a server: gRPC calls by hand, so that chunks go out from where they were read to, and that
+//! messages hold what they take for as long as they are in memory. All other calls go on to the generated service.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf as _, Bytes};
+use futures_util::Stream;
+use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Limited};
+use potluck_core::{Problem, Reason, grpc::limiter::ClientAddress};
+use prost::Message;
+use tonic::{Status, body::Body, codegen::Service, server::NamedService};
+
+use crate::upload::{
+    PeerApi, SMALL_REQUEST,
+    scheduler::{ConnectionHandle, SendScheduler},
+};
+
+/// Largest request for a download, in bytes: as many spans as it may have, 58 bytes each at most.
+pub(crate) const MAX_DOWNLOAD: usize = 256 * 1024;
+
+/// How long a request may take to come.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The calls' paths (gRPC over HTTP/2, "Path").
+pub(crate) const DOWNLOAD: &str = "/potluck.v1.PeerService/Download";
+pub(crate) const PIECE_HASHES: &str = "/potluck.v1.PeerService/GetPieceHashes";
+
+/// The peer service with its own way for downloads and lists of piece hashes.
+#[derive(Debug, Clone)]
+pub struct RawGrpcService<S> {
+    api: PeerApi,
+    generated: S,
+}
+
+impl<S> RawGrpcService<S> {
+    /// Answers downloads and lists of piece hashes of `api`, and leaves everything else to `generated`.
+    pub(crate) const fn new(api: PeerApi, rest: S) -> Self {
+        Self { api, generated: rest }
+    }
+}
+
+impl<S: NamedService> NamedService for RawGrpcService<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+impl<S> Service<Request<Body>> for RawGrpcService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.generated.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> ResponseFuture {
+        let api = self.api.clone();
+        match request.uri().path() {
+            DOWNLOAD => Box::pin(async move { Ok(response(download(api, request).await)) }),
+            PIECE_HASHES => Box::pin(async move { Ok(response(piece_hashes(api, request).await)) }),
+            _ => Box::pin(self.generated.call(request)),
+        }
+    }
+}
+
+async fn download(api: PeerApi, request: Request<Body>) -> Result<ResponseBody, Status> {
+    let outlet = connection_handle(&request);
+    let asked = read_request(request, MAX_DOWNLOAD).await?;
+    Ok(ResponseBody::new(api.download(asked, outlet).await?))
+}
+
+async fn piece_hashes(api: PeerApi, request: Request<Body>) -> Result<ResponseBody, Status> {
+    let outlet = connection_handle(&request);
+    let asked = read_request(request, SMALL_REQUEST).await?;
+    Ok(ResponseBody::new(api.piece_hashes(asked, outlet).await?))
+}
+
+fn connection_handle(request: &Request<Body>) -> ConnectionHandle {
+    let outlet = request.extensions().get::<ConnectionHandle>().cloned();
+    // Where connections take no turns, each call is alone.
+    outlet.unwrap_or_else(|| SendScheduler::new().add_connection(ClientAddress::LOCAL))
+}
+
+async fn read_request<M: Message + Default>(request: Request<Body>, most: usize) -> Result<M, Status> {
+    let asked = tokio::time::timeout(REQUEST_TIMEOUT, decode(request.into_body(), most));
+    asked
+        .await
+        .map_err(|_| Problem::new(Reason::TimedOut, "the request did not come in time: ask again"))?
+}
+
+fn response(messages: Result<ResponseBody, Status>) -> Response<Body> {
+    let messages = match messages {
+        Ok(messages) => messages,
+        Err(status) => return status.into_http(),
+    };
+    let mut response = Response::new(Body::new(messages));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
+}
+
+/// The one message of a request.
+async fn decode<M: Message + Default>(body: Body, most: usize) -> Result<M, Status> {
+    let bytes = Limited::new(body, most).collect().await;
+    let mut bytes = bytes.map_err(Status::from_error)?.to_bytes();
+    let malformed = |what: &str| Status::invalid_argument(format!("the request is malformed: {what}"));
+    if bytes.len() < 5 {
+        return Err(malformed("it has no message"));
+    }
+    if bytes.get_u8() != 0 {
+        return Err(Status::unimplemented("compressed requests are not understood"));
+    }
+    if bytes.get_u32() as usize != bytes.len() {
+        return Err(malformed("it is not one message"));
+    }
+    M::decode(bytes).map_err(|error| malformed(&error.to_string()))
+}
+
+type FrameStream = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
+
+/// Messages as they come, and the status that ends them.
+struct ResponseBody {
+    /// `None` once the end was told.
+    frames: Option<FrameStream>,
+}
+
+impl ResponseBody {
+    fn new(chunks: impl Stream<Item = Result<Bytes, Status>> + Send + 'static) -> Self {
+        Self {
+            frames: Some(Box::pin(chunks)),
+        }
+    }
+}
+
+impl http_body::Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Some(chunks) = &mut self.frames else {
+            return Poll::Ready(None);
+        };
+        let status = match ready!(chunks.as_mut().poll_next(context)) {
+            Some(Ok(bytes)) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
+            Some(Err(status)) => status,
+            None => Status::ok(""),
+        };
+        self.frames = None;
+        Poll::Ready(Some(trailers(&status).map(Frame::trailers)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.frames.is_none()
+    }
+}
+
+fn trailers(status: &Status) -> Result<HeaderMap, Status> {
+    let mut trailers = HeaderMap::new();
+    status.add_header(&mut trailers)?;
+    Ok(trailers)
+}

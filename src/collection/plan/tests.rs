@@ -1,0 +1,228 @@
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    collection::{manifest::ManifestEntry, path::RelPath},
+    identity::merkle::EMPTY_FILE,
+};
+
+fn id(n: usize) -> FileId {
+    let mut bytes = [1; 32];
+    bytes[..8].copy_from_slice(&n.to_le_bytes());
+    FileId(bytes)
+}
+
+/// A manifest of files with these contents (number and size); equal numbers are equal content.
+fn manifest(contents: &[(usize, u64)]) -> Arc<Manifest> {
+    let paths: Vec<String> = (0..contents.len()).map(|index| format!("{index:07}")).collect();
+    let entries = paths
+        .iter()
+        .zip(contents)
+        .map(|(path, &(content, size))| ManifestEntry {
+            path: RelPath::parse(path).unwrap(),
+            content: EntryContent::File {
+                id: if size == 0 { EMPTY_FILE } else { id(content) },
+                size,
+                executable: false,
+            },
+        });
+    Arc::new(Manifest::new(entries).unwrap())
+}
+
+fn sizes(plan: &Plan) -> Vec<u64> {
+    (0..plan.unit_count()).map(|unit| plan.unit_len(unit)).collect()
+}
+
+/// Everything that holds of any plan.
+fn check(plan: &Plan) {
+    let mut covered: Vec<u64> = vec![0; plan.file_count()];
+    for unit in 0..plan.unit_count() {
+        let spans: Vec<_> = plan.spans(unit).collect();
+        assert!(!spans.is_empty(), "unit {unit} is empty");
+        assert!(spans.len() <= BUNDLE_FILES);
+        assert_eq!(
+            spans.iter().map(|span| span.len).sum::<u64>(),
+            plan.unit_len(unit)
+        );
+        assert!(
+            spans.len() == 1 || plan.unit_len(unit) <= BUNDLE_SIZE,
+            "bundle {unit} is too large"
+        );
+        assert!(plan.unit_len(unit) <= crate::identity::layout::MAX_PIECE_SIZE);
+        for span in spans {
+            // In order, without gap or overlap.
+            assert_eq!(span.offset, covered[span.file]);
+            assert!(span.len > 0);
+            covered[span.file] += span.len;
+            let size = plan.file(span.file).unwrap().size;
+            assert_eq!(span.is_whole_file, span.len == size);
+            if !span.is_whole_file {
+                let layout = FileLayout::new(size).unwrap();
+                assert_eq!(span.offset % layout.piece_size(), 0, "a part is one piece");
+                assert!(span.len == layout.piece_size() || span.offset + span.len == size);
+            }
+            let end = span.offset + span.len;
+            for byte in [span.offset, end - 1] {
+                assert_eq!(plan.units_of(span.file, byte..byte + 1), unit..unit + 1);
+            }
+        }
+    }
+    for (index, (file, covered)) in plan.files().zip(covered).enumerate() {
+        assert_eq!(file.size, covered);
+        assert_eq!(plan.find(&file.id), Some(index));
+        assert!(plan.units_of(index, 5..5).is_empty());
+        assert!(plan.units_of(index, file.size..u64::MAX).is_empty());
+        assert_eq!(plan.units_of(index, 0..u64::MAX).is_empty(), file.size == 0);
+    }
+    assert_eq!(plan.total(), sizes(plan).iter().sum::<u64>());
+    assert_eq!(plan.spans(plan.unit_count()).count(), 0);
+    assert_eq!(plan.unit_len(plan.unit_count()), 0);
+    assert_eq!(plan.units_of(plan.file_count(), 0..1), 0..0);
+}
+
+#[test]
+fn a_file_has_its_pieces() {
+    let plan = Plan::of_file(id(1), 600_000).unwrap();
+    assert_eq!(sizes(&plan), [131_072, 131_072, 131_072, 131_072, 75_712]);
+    assert_eq!(plan.units_of(0, 131_071..131_073), 0..2);
+    let only = PlanFile {
+        id: id(1),
+        size: 600_000,
+    };
+    assert_eq!(plan.files().collect::<Vec<_>>(), [only]);
+    assert_eq!(plan.first_entry(0), None);
+    check(&plan);
+    for size in [
+        0,
+        1,
+        131_072,
+        131_073,
+        1 << 30,
+        crate::identity::layout::MAX_FILE_SIZE,
+    ] {
+        let plan = Plan::of_file(id(1), size).unwrap();
+        assert_eq!(plan.unit_count(), FileLayout::new(size).unwrap().piece_count());
+        assert_eq!(plan.total(), size);
+    }
+    assert_eq!(
+        Plan::of_file(id(1), crate::identity::layout::MAX_FILE_SIZE + 1),
+        None
+    );
+}
+
+#[test]
+fn small_files_are_bundled_first() {
+    let (mib, large) = (1 << 20, 9 << 20);
+    let plan = Plan::of_collection(&manifest(&[
+        (0, mib),
+        (1, large),
+        (2, 2 * mib),
+        (3, 2 * mib),
+        (0, mib),
+        (4, 0),
+    ]));
+    assert_eq!(sizes(&plan)[..3], [3 * mib, 2 * mib, 128 * 1024]);
+    assert_eq!(plan.unit_count(), 2 + 72);
+    assert_eq!(
+        plan.first_entry(0),
+        Some(0),
+        "the same content once, at both paths"
+    );
+    let empty = PlanFile {
+        id: EMPTY_FILE,
+        size: 0,
+    };
+    assert_eq!((plan.file(4), plan.first_entry(4)), (Some(empty), Some(5)));
+    assert_eq!(plan.units_of(1, 0..large), 2..74);
+    assert_eq!(plan.units_of(3, 0..1), 1..2);
+    check(&plan);
+}
+
+#[test]
+fn the_largest_bundled_file_is_four_mebibytes() {
+    let plan = Plan::of_collection(&manifest(&[(0, BUNDLE_SIZE), (1, 1), (2, BUNDLE_SIZE + 1)]));
+    assert_eq!(sizes(&plan)[..2], [BUNDLE_SIZE, 1]);
+    assert_eq!(plan.unit_count(), 2 + 33);
+    check(&plan);
+}
+
+#[test]
+fn a_bundle_fits_a_request() {
+    let plan = Plan::of_collection(&manifest(
+        &(0..2 * BUNDLE_FILES + 1).map(|n| (n, 1)).collect::<Vec<_>>(),
+    ));
+    assert_eq!(sizes(&plan), [BUNDLE_FILES as u64, BUNDLE_FILES as u64, 1]);
+    check(&plan);
+}
+
+#[test]
+fn a_hundred_thousand_files_stay_modest() {
+    let plan = Plan::of_collection(&manifest(&(0..100_000).map(|n| (n, 4096)).collect::<Vec<_>>()));
+    assert_eq!(plan.unit_count(), 98);
+    check(&plan);
+    let PlanFiles::Collection(manifest, firsts) = &plan.files else {
+        panic!("a collection has a manifest")
+    };
+    assert_eq!(firsts.capacity(), 100_000, "four bytes for each file");
+    assert!(manifest.bytes().len() < 5 << 20, "{}", manifest.bytes().len());
+}
+
+#[test]
+fn nothing_to_fetch_is_no_unit() {
+    for plan in [
+        Plan::of_collection(&Arc::default()),
+        Plan::of_collection(&manifest(&[(0, 0), (1, 0)])),
+    ] {
+        assert_eq!((plan.unit_count(), plan.total()), (0, 0));
+        check(&plan);
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_byte_is_covered_once(
+        contents in proptest::collection::vec((0..20_usize, prop_oneof![0..10_u64, 0..1_u64 << 22, 0..1_u64 << 26]), 0..30),
+    ) {
+        // One size for each content.
+        let sizes: std::collections::HashMap<_, _> = contents.iter().copied().collect();
+        let contents: Vec<_> = contents.iter().map(|(content, _)| (*content, sizes[content])).collect();
+        let manifest = manifest(&contents);
+        let plan = Plan::of_collection(&manifest);
+        check(&plan);
+        prop_assert_eq!(&plan, &Plan::of_collection(&manifest));
+
+        let ids: HashSet<_> = plan.files().map(|file| file.id).collect();
+        prop_assert_eq!(ids.len(), plan.file_count());
+        let firsts: Vec<_> = (0..plan.file_count()).filter_map(|file| plan.first_entry(file)).collect();
+        prop_assert!(firsts.is_sorted());
+        for (file, first) in plan.files().zip(&firsts) {
+            prop_assert_eq!(manifest.with_id(&file.id).first(), Some(first));
+        }
+    }
+
+    #[test]
+    fn a_files_units_are_its_layouts_pieces(size in prop_oneof![0..1_u64 << 24, 0..crate::identity::layout::MAX_FILE_SIZE], unit in any::<u32>()) {
+        let plan = Plan::of_file(id(0), size).unwrap();
+        let layout = FileLayout::new(size).unwrap();
+        let expected = layout.piece(unit % (layout.piece_count() + 1)).map(|piece| layout.range(piece));
+        let span = plan.spans(unit % (layout.piece_count() + 1)).next();
+        prop_assert_eq!(span.map(|span| span.offset..span.offset + span.len), expected);
+    }
+}
+
+#[test]
+fn what_is_written_counts_each_path_and_much_more_than_is_fetched_is_an_expansion() {
+    const MIB: u64 = 1 << 20;
+    let plan = |copies: usize, size| Plan::of_collection(&manifest(&vec![(1, size); copies]));
+    let bomb = plan(1000, 8 * MIB);
+    assert_eq!((bomb.total(), bomb.written()), (8 * MIB, 8000 * MIB));
+    assert!(bomb.expands());
+    assert!(!plan(128, 8 * MIB).expands(), "1 GiB is free");
+    assert!(plan(129, 8 * MIB).expands());
+    assert!(!plan(10, 1024 * MIB).expands(), "ten times");
+    assert!(plan(11, 1024 * MIB).expands());
+    let one = Plan::of_file(id(1), 5 * MIB).unwrap();
+    assert_eq!((one.written(), one.expands()), (5 * MIB, false));
+}

@@ -1,0 +1,393 @@
+//! The wall between messages and domain types: every conversion of what the index speaks about.
+//!
+//! Whatever fails here came from outside and is named by its field.
+
+use crate::{
+    FileId, FileLayout, PeerId, Problem, Reason, Root, Sha256,
+    collection::path::Label,
+    identity::{id::IdError, layout::MAX_FILE_SIZE, merkle::EMPTY_ROOT},
+    model::{Address, FileKind, FileRecord, IndexedFile, Provider, ProviderEvent, Registration},
+    proto::v1,
+};
+
+/// Longest host name, in bytes (RFC 1035).
+const MAX_HOST_LEN: usize = 253;
+
+/// Most names of a file that are taken from an answer, as the contract has it.
+const MAX_NAMES: usize = 16;
+
+fn id<T: for<'a> TryFrom<&'a [u8], Error = IdError>>(bytes: &[u8], field: &str) -> Result<T, Problem> {
+    T::try_from(bytes).map_err(|error| Problem::new(Reason::InvalidId, error.to_string()).field(field))
+}
+
+/// A file id from a request's field, or the problem to answer with.
+///
+/// # Errors
+/// [`Reason::InvalidId`] naming the field.
+pub fn file_id(bytes: &[u8], field: &str) -> Result<FileId, Problem> {
+    id(bytes, field)
+}
+
+impl From<v1::FileKind> for FileKind {
+    fn from(kind: v1::FileKind) -> Self {
+        match kind {
+            v1::FileKind::Unspecified | v1::FileKind::File => Self::File,
+            v1::FileKind::Collection => Self::Collection,
+        }
+    }
+}
+
+impl From<FileKind> for v1::FileKind {
+    fn from(kind: FileKind) -> Self {
+        match kind {
+            FileKind::File => Self::File,
+            FileKind::Collection => Self::Collection,
+        }
+    }
+}
+
+impl TryFrom<v1::FileRecord> for FileRecord {
+    type Error = Problem;
+
+    /// The record, its id derived where empty and otherwise checked against size and root.
+    fn try_from(record: v1::FileRecord) -> Result<Self, Problem> {
+        let root: Root = id(&record.root, "file.root")?;
+        let derived = FileId::derive(record.size, &root);
+        if FileLayout::new(record.size).is_none() {
+            let message = format!(
+                "a file has at most {MAX_FILE_SIZE} bytes, this has {}",
+                record.size
+            );
+            return Err(Problem::new(Reason::OutOfRange, message).field("file.size"));
+        }
+        if record.size == 0 && root != EMPTY_ROOT {
+            let message = "the root of an empty file is SHA-256 of nothing, and this is another";
+            return Err(Problem::new(Reason::IdMismatch, message).field("file.root"));
+        }
+        if !record.file_id.is_empty() && id::<FileId>(&record.file_id, "file.file_id")? != derived {
+            return Err(
+                Problem::new(Reason::IdMismatch, "the id does not fit the size and the root")
+                    .field("file.file_id"),
+            );
+        }
+        let sha256 = match record.sha256.is_empty() {
+            true => None,
+            false => Some(id::<Sha256>(&record.sha256, "file.sha256")?),
+        };
+        Ok(Self {
+            id: derived,
+            size: record.size,
+            root,
+            sha256,
+            kind: record.kind().into(),
+        })
+    }
+}
+
+impl From<&FileRecord> for v1::FileRecord {
+    fn from(record: &FileRecord) -> Self {
+        Self {
+            file_id: record.id.to_bytes(),
+            size: record.size,
+            root: record.root.to_bytes(),
+            sha256: record.sha256.map(Sha256::to_bytes).unwrap_or_default(),
+            kind: v1::FileKind::from(record.kind).into(),
+        }
+    }
+}
+
+impl From<&Address> for v1::Address {
+    fn from(address: &Address) -> Self {
+        Self {
+            host: address.host.clone(),
+            port: address.port.into(),
+        }
+    }
+}
+
+impl TryFrom<v1::Address> for Address {
+    type Error = Problem;
+
+    /// The address, whose host may be empty: in a request that means the caller's own.
+    fn try_from(address: v1::Address) -> Result<Self, Problem> {
+        let port = u16::try_from(address.port)
+            .ok()
+            .filter(|&port| port != 0)
+            .ok_or_else(|| {
+                Problem::new(Reason::InvalidAddress, "a port is 1 to 65535").field("address.port")
+            })?;
+        if !is_host(&address.host) {
+            let message =
+                "a host is an IP address without brackets, or a name of letters, digits, `-`, `_` and dots";
+            return Err(Problem::new(Reason::InvalidAddress, message).field("address.host"));
+        }
+        Ok(Self {
+            host: address.host,
+            port,
+        })
+    }
+}
+
+fn is_host(host: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    host.parse::<std::net::IpAddr>().is_ok() || (host.len() <= MAX_HOST_LEN && host.chars().all(plain))
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+impl From<std::net::SocketAddr> for Address {
+    fn from(address: std::net::SocketAddr) -> Self {
+        Self {
+            host: address.ip().to_canonical().to_string(),
+            port: address.port(),
+        }
+    }
+}
+
+impl From<&Provider> for v1::Provider {
+    fn from(provider: &Provider) -> Self {
+        Self {
+            peer_id: provider.peer.to_bytes(),
+            address: Some((&provider.address).into()),
+            partial: provider.partial,
+        }
+    }
+}
+
+impl TryFrom<v1::Provider> for Provider {
+    type Error = Problem;
+
+    fn try_from(provider: v1::Provider) -> Result<Self, Problem> {
+        Ok(Self {
+            peer: id::<PeerId>(&provider.peer_id, "provider.peer_id")?,
+            address: provider.address.unwrap_or_default().try_into()?,
+            partial: provider.partial,
+        })
+    }
+}
+
+impl From<&Registration> for v1::Registration {
+    fn from(registration: &Registration) -> Self {
+        Self {
+            file: Some((&registration.file).into()),
+            names: registration.names.clone(),
+            partial: registration.partial,
+        }
+    }
+}
+
+/// The names in an answer that are labels. The index takes no others, and people's terminals must not meet them.
+fn names(mut names: Vec<String>) -> Vec<String> {
+    names.retain(|name| Label::parse(name).is_ok());
+    names.truncate(MAX_NAMES);
+    names
+}
+
+impl TryFrom<v1::QueryResult> for IndexedFile {
+    type Error = Problem;
+
+    fn try_from(result: v1::QueryResult) -> Result<Self, Problem> {
+        Ok(Self {
+            file: result.file.unwrap_or_default().try_into()?,
+            names: names(result.names),
+            provider_count: result.provider_count,
+            providers: result
+                .providers
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl TryFrom<v1::SearchResult> for IndexedFile {
+    type Error = Problem;
+
+    fn try_from(result: v1::SearchResult) -> Result<Self, Problem> {
+        Ok(Self {
+            file: result.file.unwrap_or_default().try_into()?,
+            names: names(result.names),
+            provider_count: result.provider_count,
+            providers: Vec::new(),
+        })
+    }
+}
+
+impl TryFrom<v1::WatchResponse> for ProviderEvent {
+    type Error = Problem;
+
+    fn try_from(response: v1::WatchResponse) -> Result<Self, Problem> {
+        use v1::watch_response::Event;
+        match response.event {
+            Some(Event::Snapshot(snapshot)) => Ok(Self::Snapshot(
+                snapshot
+                    .providers
+                    .into_iter()
+                    .map(TryInto::try_into)
+                    .collect::<Result<_, _>>()?,
+            )),
+            Some(Event::Joined(provider)) => Ok(Self::Joined(provider.try_into()?)),
+            Some(Event::Left(peer)) => Ok(Self::Left(id(&peer, "left")?)),
+            None => Err(Problem::new(
+                Reason::NotPotluck,
+                "the index sent an event without content",
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn records() -> impl Strategy<Value = FileRecord> {
+        let size = prop_oneof![Just(0), 0..=MAX_FILE_SIZE];
+        (
+            size,
+            any::<[u8; 32]>(),
+            proptest::option::of(any::<[u8; 32]>()),
+            any::<bool>(),
+        )
+            .prop_map(|(size, root, sha256, collection)| {
+                let root = if size == 0 { EMPTY_ROOT } else { Root(root) };
+                FileRecord {
+                    id: FileId::derive(size, &root),
+                    size,
+                    root,
+                    sha256: sha256.map(Sha256),
+                    kind: if collection {
+                        FileKind::Collection
+                    } else {
+                        FileKind::File
+                    },
+                }
+            })
+    }
+
+    fn providers() -> impl Strategy<Value = Provider> {
+        let host = prop_oneof![
+            any::<std::net::IpAddr>().prop_map(|ip| ip.to_string()),
+            "[a-z0-9]{1,9}(\\.[a-z0-9-]{1,9}){0,3}",
+        ];
+        (any::<[u8; 32]>(), host, 1..=u16::MAX, any::<bool>()).prop_map(|(peer, host, port, partial)| {
+            Provider {
+                peer: PeerId(peer),
+                address: Address { host, port },
+                partial,
+            }
+        })
+    }
+
+    fn reason<T>(result: Result<T, Problem>) -> (Reason, Option<String>) {
+        let problem = result.err().expect("refused");
+        (problem.reason, problem.field)
+    }
+
+    proptest! {
+        #[test]
+        fn records_survive_the_wire(record in records()) {
+            let sent = v1::FileRecord::from(&record);
+            prop_assert_eq!(FileRecord::try_from(sent.clone()), Ok(record));
+            prop_assert_eq!(FileRecord::try_from(v1::FileRecord { file_id: Default::default(), ..sent }), Ok(record));
+        }
+
+        #[test]
+        fn a_record_that_lies_is_refused(record in records(), size in 1..=MAX_FILE_SIZE) {
+            let lie = v1::FileRecord { size, ..(&record).into() };
+            let told = FileRecord::try_from(lie);
+            prop_assert_eq!(told.is_ok(), size == record.size);
+        }
+
+        #[test]
+        fn providers_survive_the_wire(provider in providers()) {
+            prop_assert_eq!(Provider::try_from(v1::Provider::from(&provider)), Ok(provider.clone()));
+            let endpoint: crate::grpc::transport::Endpoint = provider.address.to_string().parse().unwrap();
+            prop_assert_eq!(endpoint.to_string(), format!("http://{}", provider.address));
+        }
+
+        #[test]
+        fn hosts_do_not_become_something_else(host in any::<String>()) {
+            let address = v1::Address { host, port: 1 };
+            if let Ok(address) = Address::try_from(address)
+                && let Ok(endpoint) = address.to_string().parse::<crate::grpc::transport::Endpoint>()
+            {
+                prop_assert_eq!(endpoint.to_string(), format!("http://{address}"));
+            }
+        }
+    }
+
+    #[test]
+    fn refusals_name_the_field() {
+        let good = v1::FileRecord {
+            size: 1,
+            root: vec![1; 32].into(),
+            ..Default::default()
+        };
+        let with = |change: fn(&mut v1::FileRecord)| {
+            let mut record = good.clone();
+            change(&mut record);
+            reason(FileRecord::try_from(record))
+        };
+        let field = |name: &str| Some(name.to_owned());
+        assert_eq!(
+            with(|r| r.root = Default::default()),
+            (Reason::InvalidId, field("file.root"))
+        );
+        assert_eq!(
+            with(|r| r.file_id = vec![1; 31].into()),
+            (Reason::InvalidId, field("file.file_id"))
+        );
+        assert_eq!(
+            with(|r| r.file_id = vec![1; 32].into()),
+            (Reason::IdMismatch, field("file.file_id"))
+        );
+        assert_eq!(
+            with(|r| r.sha256 = vec![1; 33].into()),
+            (Reason::InvalidId, field("file.sha256"))
+        );
+        assert_eq!(
+            with(|r| r.size = u64::MAX),
+            (Reason::OutOfRange, field("file.size"))
+        );
+        assert_eq!(with(|r| r.size = 0), (Reason::IdMismatch, field("file.root")));
+        for (host, port, at) in [
+            ("h", 0, "address.port"),
+            ("h", 65_536, "address.port"),
+            ("a b", 1, "address.host"),
+            ("h/x", 1, "address.host"),
+            ("[::1]", 1, "address.host"),
+            ("u@h", 1, "address.host"),
+            ("h\u{1b}", 1, "address.host"),
+        ] {
+            let address = v1::Address {
+                host: host.into(),
+                port,
+            };
+            assert_eq!(
+                reason(Address::try_from(address)),
+                (Reason::InvalidAddress, field(at)),
+                "{host}:{port}"
+            );
+        }
+    }
+
+    #[test]
+    fn names_that_are_no_labels_do_not_arrive() {
+        let mut all = vec!["ok".to_owned(), "\u{1b}[2J".to_owned(), "../x".to_owned()];
+        all.extend((0..20).map(|i| i.to_string()));
+        let kept = names(all);
+        assert_eq!(
+            (kept.len(), &kept[..2]),
+            (16, &["ok".to_owned(), "0".to_owned()][..])
+        );
+    }
+}

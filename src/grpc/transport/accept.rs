@@ -1,0 +1,366 @@
+//! A server's connections as they come: counted, made to speak soon, and cut when the server must end.
+//!
+//! Invariant: at most as many connections are open as there are places, and one address never takes
+//! all; one more takes the place of an idle one, or is closed at once, so that its caller does not
+//! wait for nothing. A connection that has not sent HTTP/2's opening bytes in time is closed: the
+//! server's own probes begin only after them. So is one that is idle for long, or does not read
+//! ([`crate::grpc::transport::clients`]).
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::{Stream, stream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    time::{MissedTickBehavior, Sleep},
+};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::server::Connected;
+
+use crate::grpc::{
+    limiter::{ClientAddress, PerAddressLimiter},
+    transport::clients::{ClientConnection, Clients, OpenConnectionGuard, SWEEP_INTERVAL},
+};
+
+/// How long a connection may take to begin: longer than a lost packet sent again twice.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes that the system takes of a connection ahead of what it may send: enough that the link never waits for the program. More would
+/// be a queue that nobody can take anything back from, and that looks sent to those who take turns.
+#[cfg(target_os = "linux")]
+const NOTSENT_LOWAT: u32 = 256 * 1024;
+
+/// Length of HTTP/2's connection preface (RFC 9113, section 3.4).
+const PREFACE: usize = 24;
+
+/// How long to wait after the system refused a connection, as when it has no more file descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// What accepts connections.
+pub trait Accept: Send + Sync + 'static {
+    /// A connection.
+    type Io: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static;
+
+    /// The next one, and the client's address where it has one. Cancel-safe.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Io, Option<SocketAddr>)>> + Send;
+}
+
+impl Accept for TcpListener {
+    type Io = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, Option<SocketAddr>)> {
+        let (stream, address) = self.accept().await?;
+        // Only slower where the system does not do it.
+        let _ = stream.set_nodelay(true);
+        #[cfg(target_os = "linux")]
+        let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(NOTSENT_LOWAT);
+        Ok((stream, Some(address)))
+    }
+}
+
+impl Accept for UnixListener {
+    type Io = UnixStream;
+
+    async fn accept(&self) -> io::Result<(UnixStream, Option<SocketAddr>)> {
+        Ok((self.accept().await?.0, None))
+    }
+}
+
+/// One connection of a listener. Gives its place back when it is dropped.
+pub struct Connection<S> {
+    stream: S,
+    open: OpenConnectionGuard,
+    preface_deadline: Option<Pin<Box<Sleep>>>,
+    preface_bytes: usize,
+    disconnect: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+/// Connections of a listener, as many at a time as there are places, all cut by `disconnect`. Never ends and never fails: what the system
+/// refuses is asked for again after a pause.
+pub fn connections<L: Accept>(
+    listener: L,
+    places: PerAddressLimiter,
+    cut: CancellationToken,
+) -> impl Stream<Item = io::Result<Connection<L::Io>>> + Send {
+    let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let state = (listener, places, cut, Clients::default(), sweep);
+    stream::unfold(state, |(listener, places, cut, clients, mut sweep)| async move {
+        loop {
+            // Both arms are cancel-safe.
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = sweep.tick() => {
+                    clients.sweep();
+                    continue;
+                }
+            };
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::debug!(%error, "a connection was not accepted");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            };
+            let source = address.map_or(ClientAddress::LOCAL, ClientAddress::from);
+            let place = places
+                .try_acquire(source)
+                .or_else(|why| clients.evict(source, why).ok_or(why));
+            let place = match place {
+                Ok(place) => place,
+                Err(why) => {
+                    tracing::debug!(?why, ?source, "no place for one more connection: closed it");
+                    continue;
+                }
+            };
+            let open = clients.open(source, address, place, cut.child_token());
+            let connection = Connection {
+                stream,
+                preface_deadline: Some(Box::pin(tokio::time::sleep(PREFACE_TIMEOUT))),
+                preface_bytes: 0,
+                disconnect: Box::pin(open.client().disconnected()),
+                open,
+            };
+            return Some((Ok(connection), (listener, places, cut, clients, sweep)));
+        }
+    })
+}
+
+impl<S> Connection<S> {
+    /// The connection as those see it who serve its calls.
+    pub const fn client(&self) -> &ClientConnection {
+        self.open.client()
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for Connection<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("stream", &self.stream)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: Connected> Connected for Connection<S> {
+    type ConnectInfo = ClientConnection;
+
+    fn connect_info(&self) -> ClientConnection {
+        self.client().clone()
+    }
+}
+
+impl<S> Connection<S> {
+    /// What was written, unless nothing could be and the connection is to end. What waits to write
+    /// may read nothing meanwhile.
+    fn written<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match polled.is_pending() && self.disconnect.as_mut().poll(cx).is_ready() {
+            true => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
+            false => polled,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.disconnect.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if self.preface_deadline.is_some() {
+            self.preface_bytes += buf.filled().len() - before;
+            if self.preface_bytes >= PREFACE {
+                self.preface_deadline = None;
+            }
+        }
+        if polled.is_pending()
+            && let Some(opening) = &mut self.preface_deadline
+            && opening.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.written(cx, polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.written(cx, polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_flush(cx);
+        self.written(cx, polled)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::IpAddr, sync::Mutex};
+
+    use futures_util::StreamExt as _;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
+        sync::mpsc,
+        time::Instant,
+    };
+
+    use super::*;
+    use crate::grpc::limiter::MaxShare;
+
+    fn places(most: usize) -> PerAddressLimiter {
+        PerAddressLimiter::new(most, MaxShare::ALL)
+    }
+
+    /// Accepts what a test hands over.
+    struct Handed(Mutex<mpsc::UnboundedReceiver<DuplexStream>>);
+
+    impl Accept for Handed {
+        type Io = DuplexStream;
+
+        async fn accept(&self) -> io::Result<(DuplexStream, Option<SocketAddr>)> {
+            let next = std::future::poll_fn(|cx| self.0.lock().unwrap().poll_recv(cx)).await;
+            match next {
+                Some(stream) => Ok((stream, Some(SocketAddr::from(([192, 0, 2, 1], 1))))),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Gives a caller's end for each connection made.
+    fn listener() -> (impl Fn() -> DuplexStream, Handed) {
+        let (hand, handed) = mpsc::unbounded_channel();
+        let call = move || {
+            let (ours, theirs) = duplex(1024);
+            hand.send(theirs).unwrap();
+            ours
+        };
+        (call, Handed(Mutex::new(handed)))
+    }
+
+    #[tokio::test]
+    async fn one_too_many_is_closed_at_once_and_a_place_is_used_again() {
+        let (call, listener) = listener();
+        let mut incoming = Box::pin(connections(listener, places(1), CancellationToken::new()));
+        let _first = call();
+        let open = incoming.next().await.unwrap().unwrap();
+        let mut second = call();
+        assert!(futures_util::poll!(incoming.next()).is_pending());
+        assert_eq!(second.read(&mut [0; 1]).await.unwrap(), 0, "closed");
+        drop(open);
+        let _third = call();
+        incoming.next().await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_address_that_has_its_share_is_turned_away() {
+        let (call, listener) = listener();
+        let places = PerAddressLimiter::new(4, MaxShare::default());
+        let mut incoming = Box::pin(connections(listener, places.clone(), CancellationToken::new()));
+        let callers = [call(), call(), call()];
+        let _open = [incoming.next().await, incoming.next().await];
+        assert!(futures_util::poll!(incoming.next()).is_pending(), "{callers:?}");
+        assert!(
+            places.try_acquire(IpAddr::from([192, 0, 2, 2]).into()).is_ok(),
+            "another finds a place"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_all_are_taken_an_idle_connection_makes_room() {
+        let (call, listener) = listener();
+        let mut incoming = Box::pin(connections(listener, places(2), CancellationToken::new()));
+        let _callers = (call(), call());
+        let mut idle = incoming.next().await.unwrap().unwrap();
+        let busy = incoming.next().await.unwrap().unwrap();
+        let _call = busy.client().activity();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let _third = call();
+        let third = tokio::time::timeout(ACCEPT_RETRY, incoming.next()).await;
+        assert!(third.is_ok(), "a place was free");
+        let error = idle.read(&mut [0; 1]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_is_to_end_does_not_wait_to_write() {
+        let (call, listener) = listener();
+        let cut = CancellationToken::new();
+        let mut incoming = Box::pin(connections(listener, places(1), cut.clone()));
+        let _silent = call();
+        let mut open = incoming.next().await.unwrap().unwrap();
+        let writing = tokio::spawn(async move { open.write_all(&[0; 4096]).await.unwrap_err() });
+        tokio::task::yield_now().await;
+        cut.cancel();
+        assert_eq!(writing.await.unwrap().kind(), io::ErrorKind::ConnectionAborted);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_does_not_begin_is_closed() {
+        let (call, listener) = listener();
+        let mut incoming = Box::pin(connections(listener, places(1), CancellationToken::new()));
+        let mut caller = call();
+        let mut open = incoming.next().await.unwrap().unwrap();
+        caller.write_all(&[0; PREFACE - 1]).await.unwrap();
+        let began = Instant::now();
+        let error = open.read_exact(&mut [0; PREFACE]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() >= PREFACE_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_began_may_be_quiet() {
+        let (call, listener) = listener();
+        let mut incoming = Box::pin(connections(listener, places(1), CancellationToken::new()));
+        let mut caller = call();
+        let mut open = incoming.next().await.unwrap().unwrap();
+        caller.write_all(&[0; PREFACE]).await.unwrap();
+        open.read_exact(&mut [0; PREFACE]).await.unwrap();
+        let mut byte = [0];
+        let quiet = tokio::time::timeout(10 * PREFACE_TIMEOUT, open.read(&mut byte)).await;
+        assert!(quiet.is_err(), "{quiet:?}");
+    }
+
+    #[tokio::test]
+    async fn all_are_cut_at_the_end() {
+        let (call, listener) = listener();
+        let cut = CancellationToken::new();
+        let mut incoming = Box::pin(connections(listener, places(2), cut.clone()));
+        let _callers = (call(), call());
+        for _ in 0..2 {
+            let mut open = incoming.next().await.unwrap().unwrap();
+            let reading = tokio::spawn(async move { open.read(&mut [0; 1]).await.unwrap_err() });
+            cut.cancel();
+            assert_eq!(reading.await.unwrap().kind(), io::ErrorKind::ConnectionAborted);
+        }
+    }
+}

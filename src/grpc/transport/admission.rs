@@ -1,0 +1,624 @@
+//! What one call may take, and all calls of one port together: a layer around everything that is
+//! served there.
+//!
+//! | budget | what is counted | until |
+//! |---|---|---|
+//! | calls | calls that have no answer yet | the answer begins |
+//! | diagnostics | reflection, and watches of the server's health | the stream has ended |
+//! | incoming bytes | what came of large requests | the call is answered |
+//! | unread bytes | answers | the client took them |
+//!
+//! One client takes at most its share of each ([`crate::grpc::limiter`]); what goes past it is refused
+//! with [`Reason::Busy`]. A request is collected before it is decoded, with a bound for each kind
+//! of call and a time limit, so that half a request holds no more than what was sent of it. An
+//! answer to one request is made whole before it goes out: HTTP/2 would keep what it was made from
+//! for as long as the client lets nothing through.
+//!
+//! Non-goals: bulk data, which has rules of its own (a call that is [`CallKind::SelfBounded`]), and
+//! who may call at all.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    net::IpAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Request, Response};
+use http_body::Frame;
+use http_body_util::BodyExt as _;
+use tokio::time::Sleep;
+use tonic::{Status, body::Body, transport::server::TcpConnectInfo};
+use tower::{Layer, Service, ServiceExt as _};
+
+use crate::{
+    Problem, Reason,
+    grpc::{
+        limiter::{LimitError, MaxShare, PerAddressLimiter, Permit},
+        transport::clients::{Activity, ClientConnection},
+    },
+};
+
+/// Largest request of most calls, in bytes: ids and short texts, with room for what later versions
+/// add.
+pub const SMALL_REQUEST: usize = 4 * 1024;
+
+/// Most bytes of requests in one reflection stream: some hundred questions.
+const MAX_REFLECTION_REQUESTS: usize = 16 * 1024;
+
+/// How long a reflection stream may take: a tool asks and goes.
+const REFLECTION_TIME: Duration = Duration::from_secs(60);
+
+/// How long a small request may take to come.
+const SMALL_REQUEST_TIME: Duration = Duration::from_secs(10);
+
+/// How long a large one may take: 2 MiB over 1 Mbit/s.
+const LARGE_REQUEST_TIME: Duration = Duration::from_secs(20);
+
+/// Calls without an answer at once: each takes 10 KiB or so, headers and a small request among
+/// them.
+const MAX_CALLS: usize = 4096;
+
+/// Diagnostic streams at once: each takes some 40 KiB.
+const MAX_DIAGNOSTICS: usize = 128;
+
+/// Bytes of an answer that count beside its own: streams, headers and what is kept about it.
+const ANSWER_OVERHEAD: usize = 4 * 1024;
+
+/// Bytes of an answer that are taken back at once: so small that a slow link shows that it is read.
+const PART: usize = 64 * 1024;
+
+/// When a client that is turned away may come again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Largest header list of a request, in bytes: several times what gRPC and a proxy put there.
+pub const MAX_HEADERS: u32 = 8 * 1024;
+
+/// What a call is held to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallKind {
+    /// One request of at most so many bytes, and one answer.
+    Unary {
+        /// In bytes.
+        max_request: usize,
+    },
+    /// One small request, and a stream of answers.
+    Watch,
+    /// One request of at most so many bytes, whose answers bound themselves.
+    SelfBounded {
+        /// In bytes.
+        max_request: usize,
+    },
+    /// A watch of the server's health.
+    HealthWatch,
+    /// Questions and answers about what is served.
+    Reflection,
+    /// A call of the owner: only known to be open.
+    Trusted,
+}
+
+impl CallKind {
+    /// A call with a small request and one answer.
+    pub const SMALL: Self = Self::Unary {
+        max_request: SMALL_REQUEST,
+    };
+
+    /// What a call of the services that every port has is held to; [`CallKind::SMALL`] for any
+    /// other.
+    pub fn of_common(path: &str) -> Self {
+        match path {
+            "/grpc.health.v1.Health/Watch" => Self::HealthWatch,
+            path if path.starts_with("/grpc.reflection.") => Self::Reflection,
+            _ => Self::SMALL,
+        }
+    }
+
+    const fn is_diagnostic(self) -> bool {
+        matches!(self, Self::HealthWatch | Self::Reflection)
+    }
+
+    /// `None` where requests are a stream, or trusted.
+    const fn max_request(self) -> Option<usize> {
+        match self {
+            Self::Unary { max_request } | Self::SelfBounded { max_request } => Some(max_request),
+            Self::Watch | Self::HealthWatch => Some(SMALL_REQUEST),
+            Self::Reflection | Self::Trusted => None,
+        }
+    }
+}
+
+/// What a rate limiter is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cost {
+    /// A diagnostic call is about to begin, and may be refused.
+    Diagnostic,
+    /// So many bytes are about to be sent. They are counted, not refused.
+    Answer(usize),
+}
+
+type Charge = Arc<dyn Fn(Option<IpAddr>, Cost) -> Result<(), Problem> + Send + Sync>;
+
+/// How much a port has for all its callers, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Budgets {
+    /// Of large requests that are not answered.
+    pub incoming: usize,
+    /// Of answers that are unread.
+    pub unread: usize,
+    /// What one client takes at most of what others leave.
+    pub max_share: MaxShare,
+}
+
+/// See the module. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Admission {
+    shared: Arc<AdmissionShared>,
+}
+
+struct AdmissionShared {
+    kind: fn(&str) -> CallKind,
+    calls: PerAddressLimiter,
+    diagnostics: PerAddressLimiter,
+    incoming: PerAddressLimiter,
+    unread: PerAddressLimiter,
+    charge: Option<Charge>,
+}
+
+impl fmt::Debug for Admission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admission")
+            .field("calls", &self.shared.calls.in_use())
+            .field("diagnostics", &self.shared.diagnostics.in_use())
+            .field("incoming", &self.shared.incoming.in_use())
+            .field("unread", &self.shared.unread.in_use())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Admission {
+    /// Holds calls to `budgets`; `kind` tells from a call's path what it is.
+    pub fn new(budgets: Budgets, kind: fn(&str) -> CallKind) -> Self {
+        Self::charging(budgets, kind, None)
+    }
+
+    /// The same with a rate limiter, which is told what each client costs.
+    pub fn with_rate_limiter(
+        budgets: Budgets,
+        kind: fn(&str) -> CallKind,
+        charge: impl Fn(Option<IpAddr>, Cost) -> Result<(), Problem> + Send + Sync + 'static,
+    ) -> Self {
+        Self::charging(budgets, kind, Some(Arc::new(charge)))
+    }
+
+    /// Calls of the owner, which are only known to be open: their connection is not idle.
+    pub fn trusting() -> Self {
+        let budgets = Budgets {
+            incoming: 0,
+            unread: 0,
+            max_share: MaxShare::ALL,
+        };
+        Self::new(budgets, |_| CallKind::Trusted)
+    }
+
+    fn charging(budgets: Budgets, kind: fn(&str) -> CallKind, charge: Option<Charge>) -> Self {
+        let share = budgets.max_share;
+        Self {
+            shared: Arc::new(AdmissionShared {
+                kind,
+                calls: PerAddressLimiter::new(MAX_CALLS, share),
+                diagnostics: PerAddressLimiter::new(MAX_DIAGNOSTICS, share),
+                incoming: PerAddressLimiter::new(budgets.incoming, share),
+                unread: PerAddressLimiter::new(budgets.unread, share),
+                charge,
+            }),
+        }
+    }
+
+    /// Bytes of large requests that are not answered.
+    pub fn incoming_bytes(&self) -> usize {
+        self.shared.incoming.in_use()
+    }
+
+    /// Bytes of answers that are unread.
+    pub fn unread_bytes(&self) -> usize {
+        self.shared.unread.in_use()
+    }
+
+    /// Diagnostic streams that are open or unread.
+    pub fn diagnostics(&self) -> usize {
+        self.shared.diagnostics.in_use()
+    }
+}
+
+impl<S> Layer<S> for Admission {
+    type Service = Admitted<S>;
+
+    fn layer(&self, service: S) -> Admitted<S> {
+        Admitted {
+            shared: Arc::clone(&self.shared),
+            service,
+        }
+    }
+}
+
+/// A service whose calls are admitted one by one.
+#[derive(Clone)]
+pub struct Admitted<S> {
+    shared: Arc<AdmissionShared>,
+    service: S,
+}
+
+impl<S> fmt::Debug for Admitted<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admitted").finish_non_exhaustive()
+    }
+}
+
+type Answering<E> = Pin<Box<dyn Future<Output = Result<Response<Body>, E>> + Send>>;
+
+impl<S> Service<Request<Body>> for Admitted<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Future: Send, Error: Send> + Clone + Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Answering<S::Error>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        // The service is waited for once the request is there.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let known = request.extensions().get::<ClientConnection>().cloned();
+        let call = AdmittedCall {
+            kind: (self.shared.kind)(request.uri().path()),
+            client: known.unwrap_or_else(ClientConnection::unknown),
+            shared: Arc::clone(&self.shared),
+        };
+        let activity = call.client.activity();
+        let service = self.service.clone();
+        Box::pin(async move {
+            match call.answer(service, request, activity).await {
+                Ok(answer) => answer,
+                Err(problem) => Ok(Status::from(problem).into_http()),
+            }
+        })
+    }
+}
+
+/// One call.
+struct AdmittedCall {
+    kind: CallKind,
+    client: ClientConnection,
+    shared: Arc<AdmissionShared>,
+}
+
+impl AdmittedCall {
+    /// The service's answer; an error where the call is not admitted.
+    async fn answer<S>(
+        self,
+        mut service: S,
+        request: Request<Body>,
+        activity: Activity,
+    ) -> Result<Result<Response<Body>, S::Error>, Problem>
+    where
+        S: Service<Request<Body>, Response = Response<Body>>,
+    {
+        let source = self.client.client();
+        let trusted = self.kind == CallKind::Trusted;
+        let _permit = match trusted {
+            true => None,
+            false => Some(
+                self.shared
+                    .calls
+                    .try_acquire(source)
+                    .map_err(|why| busy("calls", why))?,
+            ),
+        };
+        let diagnostic = match self.kind.is_diagnostic() {
+            true => {
+                self.charge(Cost::Diagnostic)?;
+                let permit = self.shared.diagnostics.try_acquire(source);
+                Some(permit.map_err(|why| busy("calls of this kind", why))?)
+            }
+            false => None,
+        };
+        let (mut parts, body) = request.into_parts();
+        if let Some(address) = self.client.address() {
+            parts.extensions.insert(TcpConnectInfo {
+                local_addr: None,
+                remote_addr: Some(address),
+            });
+        }
+        let mut incoming = None;
+        let body = match self.kind.max_request() {
+            Some(most) => Body::new(http_body_util::Full::new(
+                self.collect(body, most, &mut incoming).await?,
+            )),
+            None if trusted => body,
+            None => Body::new(http_body_util::Limited::new(body, MAX_REFLECTION_REQUESTS)),
+        };
+        let turns = match self.kind {
+            CallKind::Trusted | CallKind::SelfBounded { .. } => None,
+            _ => Some(Arc::clone(self.client.calls_at_once())),
+        };
+        let _turn = match turns {
+            Some(turns) => turns.acquire_owned().await.ok(),
+            None => None,
+        };
+        let answered = match service.ready().await {
+            Ok(service) => service.call(Request::from_parts(parts, body)).await,
+            Err(error) => Err(error),
+        };
+        let response = match answered {
+            Ok(response) => response,
+            Err(error) => return Ok(Err(error)),
+        };
+        drop(incoming);
+        let (head, body) = response.into_parts();
+        let body = match self.kind {
+            CallKind::Unary { .. } => self.whole(body, activity).await?,
+            CallKind::SelfBounded { .. } | CallKind::Trusted => Body::new(StreamBody {
+                body,
+                _activity: activity,
+            }),
+            CallKind::Watch | CallKind::HealthWatch | CallKind::Reflection => {
+                let time = (self.kind == CallKind::Reflection).then_some(REFLECTION_TIME);
+                Body::new(CountedBody {
+                    body,
+                    limit: time.map(|time| Box::pin(tokio::time::sleep(time))),
+                    call: self,
+                    diagnostic: diagnostic.map(Arc::new),
+                    _activity: activity,
+                })
+            }
+        };
+        Ok(Ok(Response::from_parts(head, body)))
+    }
+
+    fn charge(&self, cost: Cost) -> Result<(), Problem> {
+        let Some(charge) = &self.shared.charge else {
+            return Ok(());
+        };
+        charge(self.client.address().map(|address| address.ip()), cost)
+    }
+
+    /// The request, once all of it is there. What is beyond a small one counts as incoming.
+    async fn collect(
+        &self,
+        mut body: Body,
+        most: usize,
+        incoming: &mut Option<Permit>,
+    ) -> Result<Bytes, Problem> {
+        let too_large = || {
+            let message = format!("a request of this call has at most {most} bytes");
+            Problem::new(Reason::OutOfRange, message)
+        };
+        let mut bytes = BytesMut::new();
+        let all = async {
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(Problem::from)?;
+                let Ok(data) = frame.into_data() else {
+                    continue;
+                };
+                let length = bytes.len() + data.len();
+                if length > most + MESSAGE_HEADER {
+                    return Err(too_large());
+                }
+                if length > SMALL_REQUEST + MESSAGE_HEADER {
+                    let taken = match incoming {
+                        Some(incoming) => incoming.grow(data.len()),
+                        None => {
+                            let taken = self.shared.incoming.take_many(self.client.client(), length);
+                            taken.map(|taken| *incoming = Some(taken))
+                        }
+                    };
+                    taken.map_err(|why| busy("large requests", why))?;
+                }
+                // Copied, so that a few bytes do not hold what they were read into.
+                bytes.extend_from_slice(&data);
+                if declared(&bytes).is_some_and(|declared| declared > most) {
+                    return Err(too_large());
+                }
+            }
+            Ok(())
+        };
+        let time = match most > SMALL_REQUEST {
+            true => LARGE_REQUEST_TIME,
+            false => SMALL_REQUEST_TIME,
+        };
+        tokio::time::timeout(time, all).await.unwrap_or_else(|_| {
+            Err(Problem::new(
+                Reason::TimedOut,
+                "the request did not come in time: ask again",
+            ))
+        })?;
+        Ok(bytes.freeze())
+    }
+
+    /// A budget for an answer of so many bytes.
+    fn take_unread(&self, bytes: usize) -> Result<Arc<Permit>, Problem> {
+        // It is counted all the same, and who asks for too much is told at the next call.
+        let _ = self.charge(Cost::Answer(bytes));
+        let taken = self
+            .shared
+            .unread
+            .take_many(self.client.client(), bytes + ANSWER_OVERHEAD);
+        taken.map(Arc::new).map_err(|why| {
+            if why == LimitError::Full {
+                // Whoever does not read makes room for whoever may, and comes again.
+                self.client.evict_hoarder();
+            }
+            busy("answers that are not read yet", why)
+        })
+    }
+
+    /// The whole answer, in parts that count until they were taken.
+    async fn whole(&self, mut body: Body, activity: Activity) -> Result<Body, Problem> {
+        let mut data = BytesMut::new();
+        let mut single: Option<Bytes> = None;
+        let mut trailers = None;
+        while let Some(frame) = body.frame().await {
+            match frame.map_err(Problem::from)?.into_data() {
+                Ok(more) if single.is_none() && data.is_empty() => single = Some(more),
+                Ok(more) => {
+                    if let Some(first) = single.take() {
+                        data.extend_from_slice(&first);
+                    }
+                    data.extend_from_slice(&more);
+                }
+                Err(frame) => trailers = frame.into_trailers().ok(),
+            }
+        }
+        let mut bytes = single.unwrap_or_else(|| data.freeze());
+        let budget = self.take_unread(bytes.len())?;
+        let mut parts = VecDeque::new();
+        while !bytes.is_empty() {
+            let part = bytes.split_to(PART.min(bytes.len()));
+            parts.push_back(self.client.count_unread(part, Arc::clone(&budget)));
+        }
+        Ok(Body::new(UnaryBody {
+            parts,
+            trailers,
+            _activity: activity,
+        }))
+    }
+}
+
+/// Bytes before a message (gRPC over HTTP/2, "Length-Prefixed-Message").
+const MESSAGE_HEADER: usize = 5;
+
+/// How long a message says that it is, once its header is there.
+fn declared(bytes: &[u8]) -> Option<usize> {
+    let (header, _) = bytes.split_first_chunk::<MESSAGE_HEADER>()?;
+    let [_, length @ ..] = *header;
+    usize::try_from(u32::from_be_bytes(length)).ok()
+}
+
+fn busy(what: &str, why: LimitError) -> Problem {
+    let message = match why {
+        LimitError::Full => format!("too many {what} at once: try again"),
+        LimitError::AddressShare => format!("too many {what} at once from your address: try again"),
+    };
+    Problem::new(Reason::Busy, message).retry_after(RETRY_AFTER)
+}
+
+/// An answer that is there as a whole.
+struct UnaryBody {
+    parts: VecDeque<Bytes>,
+    trailers: Option<HeaderMap>,
+    _activity: Activity,
+}
+
+impl http_body::Body for UnaryBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let next = match self.parts.pop_front() {
+            Some(part) => Some(Frame::data(part)),
+            None => self.trailers.take().map(Frame::trailers),
+        };
+        Poll::Ready(next.map(Ok))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.parts.is_empty() && self.trailers.is_none()
+    }
+}
+
+/// An answer whose call is open until it ends.
+struct StreamBody {
+    body: Body,
+    _activity: Activity,
+}
+
+impl http_body::Body for StreamBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A stream of answers, each of which counts until it was taken.
+struct CountedBody {
+    body: Body,
+    limit: Option<Pin<Box<Sleep>>>,
+    call: AdmittedCall,
+    diagnostic: Option<Arc<Permit>>,
+    _activity: Activity,
+}
+
+impl http_body::Body for CountedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Some(limit) = &mut self.limit
+            && limit.as_mut().poll(cx).is_ready()
+        {
+            let problem = Problem::new(Reason::TimedOut, "the stream was open for too long: ask again");
+            return Poll::Ready(Some(Err(problem.into())));
+        }
+        let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            Some(Ok(frame)) => frame,
+            end => return Poll::Ready(end),
+        };
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(other) => return Poll::Ready(Some(Ok(other))),
+        };
+        let counted = match self.call.take_unread(data.len()) {
+            Ok(budget) => self.call.client.count_unread(data, budget),
+            Err(problem) => return Poll::Ready(Some(Err(problem.into()))),
+        };
+        let counted = match &self.diagnostic {
+            // What lies unread holds its place even when the stream has ended.
+            Some(place) => hold(counted, Arc::clone(place)),
+            None => counted,
+        };
+        Poll::Ready(Some(Ok(Frame::data(counted))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
+/// The same bytes, which hold this place until the last of their memory is dropped.
+fn hold(bytes: Bytes, place: Arc<Permit>) -> Bytes {
+    struct Held(
+        Bytes,
+        #[allow(dead_code, reason = "held until it is dropped")] Arc<Permit>,
+    );
+    impl AsRef<[u8]> for Held {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    Bytes::from_owner(Held(bytes, place))
+}

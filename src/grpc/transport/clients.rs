@@ -1,0 +1,481 @@
+//! The open connections of one listener: who is idle, and who leaves answers unread.
+//!
+//! A connection is **idle** while it has no open call and no answer lies unread. It is closed after
+//! [`IDLE_TIMEOUT`], and earlier where the listener is full and somebody else wants its place.
+//! HTTP/2 keeps an answer for as long as its client does not let it through, and only the end of
+//! the connection takes it back. So each part of an answer has a deadline: [`UNREAD_GRACE`], and
+//! the time that all that was unread before it takes at [`SLOWEST`]. A connection that misses one
+//! is closed.
+//!
+//! Invariant: what is counted here is bounded by the listener's places and by the budget of answers
+//! ([`crate::grpc::transport::admission`]).
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{sync::Semaphore, time::Instant};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use crate::grpc::limiter::{ClientAddress, LimitError, Permit};
+
+/// How long a connection may be idle: much longer than a peer's usual heartbeat takes to come, so
+/// that it keeps its connection.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How long a connection has to be idle before another takes its place: longer than a client takes
+/// between two calls.
+const EVICTABLE: Duration = Duration::from_secs(1);
+
+/// Shortest time between two looks through all connections for a source that has its share.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+
+/// How long a part of an answer may lie unread: longer than an honest client is held up that lets
+/// more through only once it has read half of its window.
+pub const UNREAD_GRACE: Duration = Duration::from_secs(30);
+
+/// The slowest link that still counts as read, in bytes a second.
+const SLOWEST: u64 = 8 * 1024;
+
+/// How long an answer has to lie unread before its connection is closed for the sake of others who
+/// find no room for theirs.
+const HOARDED: Duration = Duration::from_secs(2);
+
+/// Calls of one connection that are worked on at the same time; further ones wait their turn.
+const CALLS_AT_ONCE: usize = 64;
+
+/// How often connections are looked through.
+pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
+
+/// All open connections of a listener. Cheap to clone; all clones are one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Clients {
+    shared: Arc<ClientTable>,
+}
+
+#[derive(Debug, Default)]
+struct ClientTable {
+    state: Mutex<ClientTableState>,
+}
+
+#[derive(Debug, Default)]
+struct ClientTableState {
+    next: u64,
+    open: HashMap<u64, Arc<ConnectionRecord>>,
+    /// When all were last looked through for a source that has its share.
+    last_sweep: Option<Instant>,
+}
+
+impl ClientTable {
+    fn state(&self) -> MutexGuard<'_, ClientTableState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One open connection, as those who serve its calls see it. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct ClientConnection {
+    shared: Arc<ConnectionRecord>,
+}
+
+#[derive(Debug)]
+struct ConnectionRecord {
+    client: ClientAddress,
+    address: Option<SocketAddr>,
+    disconnect: CancellationToken,
+    /// `None` once another connection has it.
+    permit: Mutex<Option<Permit>>,
+    table: Weak<ClientTable>,
+    opened_at: Instant,
+    /// Calls that are open, and parts of answers that are unread.
+    active: AtomicUsize,
+    /// When the last of them ended, in milliseconds since `opened_at`.
+    idle_since: AtomicU64,
+    unread: Mutex<UnreadAnswers>,
+    calls_at_once: Arc<Semaphore>,
+}
+
+/// Parts of answers that lie with HTTP/2.
+#[derive(Debug, Default)]
+struct UnreadAnswers {
+    next: u64,
+    bytes: u64,
+    parts: BTreeMap<u64, UnreadRange>,
+}
+
+#[derive(Debug)]
+struct UnreadRange {
+    since: Instant,
+    deadline: Instant,
+    bytes: u64,
+}
+
+impl ConnectionRecord {
+    fn unread(&self) -> MutexGuard<'_, UnreadAnswers> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn place(&self) -> MutexGuard<'_, Option<Permit>> {
+        self.permit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long it has been idle; `None` while it is not.
+    fn idle(&self, now: Instant) -> Option<Duration> {
+        if self.active.load(Ordering::Relaxed) > 0 {
+            return None;
+        }
+        let since = Duration::from_millis(self.idle_since.load(Ordering::Relaxed));
+        Some(now.duration_since(self.opened_at).saturating_sub(since))
+    }
+
+    /// Whether some part of an answer was not taken in time.
+    fn is_overdue(&self, now: Instant) -> bool {
+        self.unread().parts.values().any(|part| part.deadline <= now)
+    }
+
+    /// How long its oldest part lies unread.
+    fn hoards(&self, now: Instant) -> Duration {
+        let unread = self.unread();
+        let oldest = unread.parts.values().next();
+        oldest.map_or(Duration::ZERO, |part| now.duration_since(part.since))
+    }
+
+    fn ended(&self) {
+        if self.active.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let now = u64::try_from(self.opened_at.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.idle_since.store(now, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Clients {
+    /// Counts a connection until its guard is dropped.
+    pub(crate) fn open(
+        &self,
+        source: ClientAddress,
+        address: Option<SocketAddr>,
+        place: Permit,
+        cut: CancellationToken,
+    ) -> OpenConnectionGuard {
+        let shared = Arc::new(ConnectionRecord {
+            client: source,
+            address,
+            disconnect: cut,
+            permit: Mutex::new(Some(place)),
+            table: Arc::downgrade(&self.shared),
+            opened_at: Instant::now(),
+            active: AtomicUsize::new(0),
+            idle_since: AtomicU64::new(0),
+            unread: Mutex::default(),
+            calls_at_once: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
+        });
+        let mut state = self.shared.state();
+        state.next += 1;
+        let number = state.next;
+        state.open.insert(number, Arc::clone(&shared));
+        drop(state);
+        OpenConnectionGuard {
+            client: ClientConnection { shared },
+            table: Arc::clone(&self.shared),
+            number,
+        }
+    }
+
+    /// Closes the connection that is idle for longest, and gives its place: to anybody where all
+    /// are taken, to another of its own source where that has its share. `None` where none is idle.
+    pub(crate) fn evict(&self, source: ClientAddress, why: LimitError) -> Option<Permit> {
+        let now = Instant::now();
+        let mut state = self.shared.state();
+        if why == LimitError::AddressShare {
+            // Only a place of its own is in question: not worth a look for each attempt.
+            let recently = |last: Instant| now.duration_since(last) < BETWEEN_LOOKS;
+            if state.last_sweep.is_some_and(recently) {
+                return None;
+            }
+            state.last_sweep = Some(now);
+        }
+        let mut connections: HashMap<ClientAddress, usize> = HashMap::new();
+        let idle = state
+            .open
+            .values()
+            .filter(|connection| !connection.disconnect.is_cancelled())
+            .inspect(|connection| *connections.entry(connection.client).or_default() += 1)
+            .filter(|connection| why == LimitError::Full || connection.client == source)
+            .filter_map(|connection| Some((connection.idle(now)?, connection)))
+            .filter(|(idle, _)| *idle >= EVICTABLE)
+            .collect::<Vec<_>>();
+        // Whoever has most gives first.
+        let (_, evicted) = idle
+            .into_iter()
+            .max_by_key(|(idle, connection)| (connections.get(&connection.client).copied(), *idle))?;
+        let place = evicted.place().take();
+        evicted.disconnect.cancel();
+        drop(state);
+        tracing::debug!(?source, "closed an idle connection to make room for another");
+        place
+    }
+
+    /// Closes connections that are idle for too long or left an answer unread for too long.
+    pub(crate) fn sweep(&self) {
+        let now = Instant::now();
+        let state = self.shared.state();
+        let late = state.open.values().filter(|connection| {
+            connection.idle(now).is_some_and(|idle| idle >= IDLE_TIMEOUT) || connection.is_overdue(now)
+        });
+        // Only wakes the connection's task: what it holds goes there.
+        late.for_each(|connection| connection.disconnect.cancel());
+    }
+}
+
+/// A connection for as long as it is open.
+#[derive(Debug)]
+pub(crate) struct OpenConnectionGuard {
+    client: ClientConnection,
+    table: Arc<ClientTable>,
+    number: u64,
+}
+
+impl OpenConnectionGuard {
+    /// As those see it who serve its calls.
+    pub(crate) const fn client(&self) -> &ClientConnection {
+        &self.client
+    }
+}
+
+impl Drop for OpenConnectionGuard {
+    fn drop(&mut self) {
+        let connection = self.table.state().open.remove(&self.number);
+        drop(connection);
+        // Clones may outlive the connection; its place must not.
+        let place = self.client.shared.place().take();
+        drop(place);
+    }
+}
+
+impl ClientConnection {
+    /// Where it comes from.
+    pub fn client(&self) -> ClientAddress {
+        self.shared.client
+    }
+
+    /// The client's address, where it has one.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.shared.address
+    }
+
+    /// A connection that nothing is known of and that cannot be closed.
+    pub(crate) fn unknown() -> Self {
+        let shared = ConnectionRecord {
+            client: ClientAddress::LOCAL,
+            address: None,
+            disconnect: CancellationToken::new(),
+            permit: Mutex::default(),
+            table: Weak::new(),
+            opened_at: Instant::now(),
+            active: AtomicUsize::new(0),
+            idle_since: AtomicU64::new(0),
+            unread: Mutex::default(),
+            calls_at_once: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Counts as active until the guard is dropped.
+    pub fn activity(&self) -> Activity {
+        self.shared.active.fetch_add(1, Ordering::Relaxed);
+        Activity {
+            connection: Arc::clone(&self.shared),
+        }
+    }
+
+    /// Resolves once the connection is to end.
+    pub(crate) fn disconnected(&self) -> WaitForCancellationFutureOwned {
+        self.shared.disconnect.clone().cancelled_owned()
+    }
+
+    /// A permit for each call that is worked on.
+    pub(crate) fn calls_at_once(&self) -> &Arc<Semaphore> {
+        &self.shared.calls_at_once
+    }
+
+    /// The same bytes, which count as unread until the last of their memory is dropped, as does
+    /// `budget`.
+    pub(crate) fn count_unread(&self, bytes: Bytes, budget: Arc<Permit>) -> Bytes {
+        let now = Instant::now();
+        let mut unread = self.shared.unread();
+        unread.next += 1;
+        unread.bytes += bytes.len() as u64;
+        let number = unread.next;
+        let deadline = now + UNREAD_GRACE + Duration::from_millis(unread.bytes * 1000 / SLOWEST);
+        let part = UnreadRange {
+            since: now,
+            deadline,
+            bytes: bytes.len() as u64,
+        };
+        unread.parts.insert(number, part);
+        drop(unread);
+        Bytes::from_owner(UnreadGuard {
+            bytes,
+            number,
+            activity: self.activity(),
+            _budget: budget,
+        })
+    }
+
+    /// Closes the connection of this listener whose oldest answer lies unread for longest, if that
+    /// is for long.
+    pub(crate) fn evict_hoarder(&self) {
+        let Some(table) = self.shared.table.upgrade() else {
+            return;
+        };
+        let now = Instant::now();
+        let state = table.state();
+        let open = state.open.values().filter(|open| !open.disconnect.is_cancelled());
+        let longest = open.max_by_key(|connection| connection.hoards(now));
+        if let Some(connection) = longest.filter(|connection| connection.hoards(now) >= HOARDED) {
+            connection.disconnect.cancel();
+        }
+    }
+}
+
+/// A call that is open. Dropping it ends it.
+#[derive(Debug)]
+pub struct Activity {
+    connection: Arc<ConnectionRecord>,
+}
+
+impl Drop for Activity {
+    fn drop(&mut self) {
+        self.connection.ended();
+    }
+}
+
+/// Bytes on their way that count as unread.
+struct UnreadGuard {
+    bytes: Bytes,
+    number: u64,
+    activity: Activity,
+    _budget: Arc<Permit>,
+}
+
+impl AsRef<[u8]> for UnreadGuard {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for UnreadGuard {
+    fn drop(&mut self) {
+        let mut unread = self.activity.connection.unread();
+        if let Some(part) = unread.parts.remove(&self.number) {
+            unread.bytes -= part.bytes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::grpc::limiter::{MaxShare, PerAddressLimiter};
+
+    fn connect(clients: &Clients, places: &PerAddressLimiter, port: u16) -> OpenConnectionGuard {
+        let address = SocketAddr::from(([192, 0, 2, (port >> 8) as u8], port));
+        let place = places.try_acquire(address.into()).unwrap();
+        clients.open(address.into(), Some(address), place, CancellationToken::new())
+    }
+
+    fn is_cut(open: &OpenConnectionGuard) -> bool {
+        open.client().disconnected().now_or_never().is_some()
+    }
+
+    fn budget(bytes: usize) -> Arc<Permit> {
+        let places = PerAddressLimiter::new(bytes, MaxShare::ALL);
+        Arc::new(places.take_many(ClientAddress::LOCAL, bytes).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_is_closed_and_one_with_a_call_is_not() {
+        let (clients, places) = (Clients::default(), PerAddressLimiter::new(9, MaxShare::ALL));
+        let (idle, busy) = (connect(&clients, &places, 1), connect(&clients, &places, 2));
+        let call = busy.client().activity();
+        tokio::time::advance(IDLE_TIMEOUT - SWEEP_INTERVAL).await;
+        clients.sweep();
+        assert!(!is_cut(&idle));
+        tokio::time::advance(SWEEP_INTERVAL).await;
+        clients.sweep();
+        assert!(is_cut(&idle) && !is_cut(&busy));
+        drop(call);
+        tokio::time::advance(IDLE_TIMEOUT - SWEEP_INTERVAL).await;
+        clients.sweep();
+        assert!(!is_cut(&busy), "idle since its last call ended");
+        tokio::time::advance(SWEEP_INTERVAL).await;
+        clients.sweep();
+        assert!(is_cut(&busy));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_all_are_taken_whoever_has_most_gives_an_idle_one() {
+        let (clients, places) = (Clients::default(), PerAddressLimiter::new(4, MaxShare::ALL));
+        let lone = connect(&clients, &places, 0x100);
+        tokio::time::advance(EVICTABLE).await;
+        let many = [0x200, 0x201, 0x202].map(|port| connect(&clients, &places, port));
+        let _call = many[0].client().activity();
+        let newcomer = ClientAddress::from(SocketAddr::from(([192, 0, 2, 9], 1)));
+        assert!(
+            clients.evict(newcomer, LimitError::AddressShare).is_none(),
+            "it has none itself"
+        );
+        tokio::time::advance(EVICTABLE).await;
+        let place = clients.evict(newcomer, LimitError::Full).expect("some are idle");
+        let cut: Vec<bool> = many.iter().map(is_cut).collect();
+        assert!(!is_cut(&lone) && !cut[0] && (cut[1] || cut[2]), "{cut:?}");
+        drop(many);
+        assert_eq!(places.in_use(), 2, "the place went to the newcomer");
+        drop((place, lone));
+        assert_eq!(places.in_use(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_lies_unread_closes_its_connection() {
+        let (clients, places) = (Clients::default(), PerAddressLimiter::new(9, MaxShare::ALL));
+        let (silent, slow) = (connect(&clients, &places, 1), connect(&clients, &places, 2));
+        let part = || Bytes::from(vec![0; SLOWEST as usize]);
+        let _unread = silent.client().count_unread(part(), budget(1));
+        let mut reading: std::collections::VecDeque<_> = (0..60)
+            .map(|_| slow.client().count_unread(part(), budget(1)))
+            .collect();
+        // One part a second is as slow as a link may be.
+        while reading.pop_front().is_some() {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            clients.sweep();
+            assert!(!is_cut(&slow), "{} parts are left", reading.len());
+        }
+        assert!(is_cut(&silent));
+        assert_eq!(slow.client().shared.unread().bytes, 0);
+        assert!(slow.client().shared.idle(Instant::now()).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_hoards_for_longest_makes_room_for_others() {
+        let (clients, places) = (Clients::default(), PerAddressLimiter::new(9, MaxShare::ALL));
+        let (one, other) = (connect(&clients, &places, 1), connect(&clients, &places, 2));
+        let _first = one.client().count_unread(Bytes::from_static(b"x"), budget(1));
+        other.client().evict_hoarder();
+        assert!(!is_cut(&one), "it may be about to read it");
+        tokio::time::advance(HOARDED).await;
+        let _second = other.client().count_unread(Bytes::from_static(b"x"), budget(1));
+        other.client().evict_hoarder();
+        assert!(is_cut(&one) && !is_cut(&other));
+    }
+}

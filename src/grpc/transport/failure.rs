@@ -1,0 +1,140 @@
+//! What a failed call says about the other side: is nobody there, is it slow, or is it something else than Potluck?
+
+use std::{error::Error, io};
+
+use tonic::{Code, ConnectError, Status, TimeoutExpired};
+
+use crate::{
+    Problem, Reason,
+    problem::{RAISE_OPEN_FILES, is_from_potluck},
+};
+
+/// What went wrong below gRPC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Failure {
+    /// No connection, or it broke.
+    Disconnected(String),
+    /// No answer in time.
+    TimedOut(String),
+    /// Bytes that are no HTTP/2, or an answer that is no gRPC.
+    NotGrpc(String),
+    /// This process may open no more connections: nothing is known of the other side.
+    NoDescriptors,
+}
+
+const NOT_HTTP2: &str = "it does not speak HTTP/2";
+
+/// That what answers at `place` speaks something else.
+pub(crate) fn not_http2(service: &str, place: &dyn std::fmt::Display) -> Problem {
+    Problem::new(Reason::NotPotluck, foreign(service, place, NOT_HTTP2))
+}
+
+fn foreign(service: &str, place: &dyn std::fmt::Display, why: &str) -> String {
+    format!("what answers at {place} is no Potluck {service}: {why}")
+}
+
+/// The problem that a status from `place` is, where `service` was expected.
+pub(crate) fn problem(status: Status, service: &str, place: &dyn std::fmt::Display) -> Problem {
+    let failure = match is_from_potluck(&status) {
+        true => None,
+        false => below_grpc(&status).or_else(|| not_grpc(&status)),
+    };
+    let (reason, message) = match failure {
+        None => return status.into(),
+        Some(Failure::Disconnected(why)) => (
+            Reason::Unreachable,
+            format!("the {service} at {place} cannot be reached: {why}"),
+        ),
+        Some(Failure::TimedOut(why)) => (
+            Reason::TimedOut,
+            format!("the {service} at {place} does not answer: {why}"),
+        ),
+        Some(Failure::NotGrpc(why)) => (Reason::NotPotluck, foreign(service, place, &why)),
+        Some(Failure::NoDescriptors) => (Reason::TooManyOpenFiles, no_descriptors(place)),
+    };
+    Problem {
+        reason,
+        message,
+        ..status.into()
+    }
+}
+
+/// The failure that an error of the transport stands for. Also where no status was made of it, as when connecting.
+pub(crate) fn connect_problem(error: &(dyn Error + 'static), place: &dyn std::fmt::Display) -> Problem {
+    let why = match in_chain(error) {
+        Some(Failure::TimedOut(why)) => {
+            return Problem::new(Reason::TimedOut, format!("no answer at {place}: {why}"));
+        }
+        Some(Failure::NoDescriptors) => {
+            return Problem::new(Reason::TooManyOpenFiles, no_descriptors(place));
+        }
+        Some(Failure::Disconnected(why) | Failure::NotGrpc(why)) => why,
+        None => root_cause(error),
+    };
+    Problem::new(Reason::Unreachable, format!("nothing answers at {place}: {why}"))
+}
+
+fn no_descriptors(place: &dyn std::fmt::Display) -> String {
+    format!("cannot connect to {place}: {RAISE_OPEN_FILES}")
+}
+
+fn below_grpc(status: &Status) -> Option<Failure> {
+    in_chain(Error::source(status)?)
+}
+
+fn in_chain(error: &(dyn Error + 'static)) -> Option<Failure> {
+    let mut next = Some(error);
+    let mut found = None;
+    while let Some(error) = next {
+        // The innermost that is known says the most.
+        found = failure(error).or(found);
+        next = error.source();
+    }
+    found
+}
+
+fn failure(error: &(dyn Error + 'static)) -> Option<Failure> {
+    if let Some(error) = error.downcast_ref::<io::Error>() {
+        return Some(match error.kind() {
+            io::ErrorKind::TimedOut => Failure::TimedOut("the connection timed out".into()),
+            _ if Reason::of_exhaustion(error) == Some(Reason::TooManyOpenFiles) => Failure::NoDescriptors,
+            _ => Failure::Disconnected(root_cause(error)),
+        });
+    }
+    if let Some(error) = error.downcast_ref::<h2::Error>() {
+        return Some(match error.is_library() {
+            true => Failure::NotGrpc(NOT_HTTP2.into()),
+            false => Failure::Disconnected(error.to_string()),
+        });
+    }
+    if let Some(error) = error.downcast_ref::<hyper::Error>() {
+        return Some(match error.is_timeout() {
+            true => Failure::TimedOut("the connection went silent".into()),
+            false => Failure::Disconnected("it closed the connection".into()),
+        });
+    }
+    if error.is::<TimeoutExpired>() {
+        return Some(Failure::TimedOut("the call took too long".into()));
+    }
+    error
+        .is::<ConnectError>()
+        .then(|| Failure::Disconnected(root_cause(error)))
+}
+
+/// Potluck's own statuses say why; these codes without it come from something else, or from an answer that is no message.
+fn not_grpc(status: &Status) -> Option<Failure> {
+    match status.code() {
+        Code::Unknown | Code::Internal => Some(Failure::NotGrpc("its answer is no gRPC".into())),
+        Code::Unimplemented => Some(Failure::NotGrpc("it does not know the call".into())),
+        _ => None,
+    }
+}
+
+/// The innermost cause of an error, which says the most.
+fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,415 @@
+//! Hashing of whole files: any size in bounded memory, spread over threads.
+//!
+//! Blocks: call it off the async threads. How leaves are hashed is [`merkle::hash_leaves`]' business alone.
+
+use std::{
+    fs::File,
+    io,
+    ops::ControlFlow,
+    os::unix::fs::FileExt as _,
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    thread,
+};
+
+use sha2::Digest as _;
+
+use crate::{
+    FileLayout, PieceIndex, Sha256,
+    identity::{
+        id::LEN,
+        merkle::{self, FileTree, Hash, LEAF_SIZE},
+    },
+    read_buffer::ReadBuffer,
+};
+
+/// How much a thread reads at once, in bytes: whole leaves, few enough to stay in its second-level cache.
+pub const READ_SIZE: usize = merkle::BATCH * LEAF_SIZE;
+
+/// Most threads that hash one file: more only wait for the disk.
+pub const MAX_THREADS: usize = 64;
+
+/// Hashes a file of `size` bytes with up to `threads` threads.
+///
+/// Reads by position: the file's own offset neither matters nor moves. `on_progress` is told from any of the threads how many
+/// bytes more are hashed, some hundred KiB at a time, and says whether to go on. Whether the file changed meanwhile is for the
+/// caller to check.
+///
+/// # Errors
+/// [`io::ErrorKind::UnexpectedEof`] if the file has fewer bytes, [`io::ErrorKind::InvalidData`] if
+/// it has more, [`io::ErrorKind::FileTooLarge`] if `size` is over [`crate::identity::layout::MAX_FILE_SIZE`],
+/// [`io::ErrorKind::Interrupted`] if `on_progress` said to stop, and whatever reading gives.
+pub fn hash_file(
+    file: &File,
+    size: u64,
+    threads: usize,
+    on_progress: &OnProgress<'_>,
+) -> io::Result<FileTree> {
+    let tree = hash_with(size, threads, &|buffer, offset| {
+        file.read_exact_at(buffer, offset)?;
+        check_stop(on_progress(buffer.len() as u64))
+    })?;
+    ends_at(file, size).map(|()| tree)
+}
+
+/// Whether a file ends at this offset: what its system says of its length may not be so.
+fn ends_at(file: &File, size: u64) -> io::Result<()> {
+    loop {
+        return match file.read_at(&mut [0], size) {
+            Ok(0) => Ok(()),
+            Ok(_) => Err(longer_than(size)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => Err(error),
+        };
+    }
+}
+
+fn longer_than(size: u64) -> io::Error {
+    let message = format!("the file has more than {size} bytes");
+    io::Error::new(io::ErrorKind::InvalidData, message)
+}
+
+/// Reads a file of `size` bytes into the beginning of `buffer`, which has room for one byte more,
+/// so that a file that is longer is noticed without a call of its own.
+///
+/// # Errors
+/// As [`hash_file`].
+///
+/// # Panics
+/// Where the buffer has no such room.
+pub fn read_whole(file: &File, size: usize, buffer: &mut [u8]) -> io::Result<()> {
+    let buffer = &mut buffer[..=size];
+    let mut filled = 0;
+    loop {
+        match file.read_at(&mut buffer[filled..], filled as u64) {
+            Ok(0) if filled == size => return Ok(()),
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        }
+        match filled.cmp(&size) {
+            // Asked for one byte more, a file gives less than that at its end only.
+            std::cmp::Ordering::Equal => return Ok(()),
+            std::cmp::Ordering::Greater => return Err(longer_than(size as u64)),
+            std::cmp::Ordering::Less => {}
+        }
+    }
+}
+
+/// Told how many bytes more are hashed; says whether to go on.
+pub type OnProgress<'a> = dyn Fn(u64) -> ControlFlow<()> + Sync + 'a;
+
+/// For those who neither look at the progress nor stop.
+pub const fn ignore_progress(_: u64) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// `Interrupted` where it was said to stop: no read gives that to its caller.
+fn check_stop(said: ControlFlow<()>) -> io::Result<()> {
+    match said {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(io::ErrorKind::Interrupted.into()),
+    }
+}
+
+/// Hashes `size` bytes of any source with up to `threads` threads: `read` fills the buffer it is given from an offset, and
+/// is called from all of them.
+///
+/// Takes [`READ_SIZE`] and the leaves of one piece for each thread, and the piece layer.
+///
+/// # Errors
+/// [`io::ErrorKind::FileTooLarge`] if `size` is over [`crate::identity::layout::MAX_FILE_SIZE`], and the first error of `read`.
+pub fn hash_with(
+    size: u64,
+    threads: usize,
+    read: &(dyn Fn(&mut [u8], u64) -> io::Result<()> + Sync),
+) -> io::Result<FileTree> {
+    let layout = FileLayout::new(size).ok_or(io::ErrorKind::FileTooLarge)?;
+    if layout.piece_count() < 2 {
+        let mut bytes = ReadBuffer::new(size as usize);
+        read(&mut bytes, 0)?;
+        return Ok(FileTree {
+            size,
+            root: merkle::root_of(&bytes),
+            piece_hashes: Vec::new(),
+        });
+    }
+    let threads = threads.clamp(1, MAX_THREADS).min(layout.piece_count() as usize);
+    let work = PieceQueue {
+        layout: &layout,
+        read,
+        next: AtomicU32::new(0),
+        failed: AtomicBool::new(false),
+    };
+    let parts = thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(|| work.run())).collect();
+        let mut parts = vec![work.run()];
+        parts.extend(others.into_iter().map(|thread| match thread.join() {
+            Ok(part) => part,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }));
+        parts.into_iter().collect::<io::Result<Vec<_>>>()
+    })?;
+    let mut piece_hashes = vec![[0; LEN]; layout.piece_count() as usize];
+    for (piece, hash) in parts.into_iter().flatten() {
+        piece_hashes[piece.get() as usize] = hash;
+    }
+    let root = merkle::fold(&piece_hashes, &layout).expect("one hash for each of several pieces");
+    Ok(FileTree {
+        size,
+        root,
+        piece_hashes,
+    })
+}
+
+/// Hashes bytes in memory.
+///
+/// # Panics
+/// Never: memory is smaller than the largest file.
+pub fn hash_bytes(bytes: &[u8]) -> FileTree {
+    hash_batch(&[bytes]).pop().expect("one tree for one file")
+}
+
+/// Hashes files in memory, their leaves together: alone, a file of a few leaves takes as long as one of sixteen.
+///
+/// # Panics
+/// Never: memory is smaller than the largest file.
+pub fn hash_batch(files: &[&[u8]]) -> Vec<FileTree> {
+    let mut leaves = Vec::new();
+    merkle::hash_each(files.iter().flat_map(|file| file.chunks(LEAF_SIZE)), &mut leaves);
+    let mut rest = &leaves[..];
+    let trees = files.iter().map(|file| {
+        let layout = FileLayout::new(file.len() as u64).expect("memory is smaller than the largest file");
+        let (own, after) = rest.split_at(file.len().div_ceil(LEAF_SIZE));
+        rest = after;
+        merkle::tree_of(own, &layout)
+    });
+    trees.collect()
+}
+
+/// Plain SHA-256 of a whole file, from its first byte to its end, wherever its own offset stands.
+///
+/// `on_progress` is told how many bytes more are hashed, and says whether to go on.
+///
+/// # Errors
+/// [`io::ErrorKind::Interrupted`] if `on_progress` said to stop, and whatever reading gives.
+pub fn sha256_file(file: &File, on_progress: &OnProgress<'_>) -> io::Result<Sha256> {
+    let mut hash = sha2::Sha256::new();
+    let mut buffer = ReadBuffer::new(READ_SIZE);
+    let mut offset = 0;
+    loop {
+        match file.read_at(&mut buffer, offset) {
+            Ok(0) => return Ok(Sha256(hash.finalize().into())),
+            Ok(count) => {
+                hash.update(&buffer[..count]);
+                offset += count as u64;
+                check_stop(on_progress(count as u64))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Pieces handed out in order, so that the disk sees one nearly sequential read.
+struct PieceQueue<'a> {
+    layout: &'a FileLayout,
+    read: &'a (dyn Fn(&mut [u8], u64) -> io::Result<()> + Sync),
+    next: AtomicU32,
+    failed: AtomicBool,
+}
+
+impl PieceQueue<'_> {
+    /// Hashes pieces until there are no more, or another thread failed.
+    fn run(&self) -> io::Result<Vec<(PieceIndex, Hash)>> {
+        let mut done = Vec::new();
+        let mut buffer = ReadBuffer::new(READ_SIZE);
+        // Several where they are small: their leaves are hashed together.
+        let at_once = (READ_SIZE as u64 / self.layout.piece_size()).max(1) as u32;
+        while !self.failed.load(Ordering::Relaxed) {
+            let first = self.next.fetch_add(at_once, Ordering::Relaxed);
+            let pieces: Vec<PieceIndex> = (first..first.saturating_add(at_once))
+                .map_while(|piece| self.layout.piece(piece))
+                .collect();
+            let hashes = match pieces[..] {
+                [] => break,
+                [piece] => self.hash_piece(piece, &mut buffer).map(|hash| vec![hash]),
+                [first, .., last] => self.hash_pieces(first, last, &mut buffer),
+            };
+            match hashes {
+                Ok(hashes) => done.extend(pieces.into_iter().zip(hashes)),
+                Err(error) => {
+                    self.failed.store(true, Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    /// Pieces that fit the buffer together.
+    fn hash_pieces(&self, first: PieceIndex, last: PieceIndex, buffer: &mut [u8]) -> io::Result<Vec<Hash>> {
+        let range = self.layout.range(first).start..self.layout.range(last).end;
+        let bytes = &mut buffer[..(range.end - range.start) as usize];
+        (self.read)(bytes, range.start)?;
+        Ok(merkle::piece_hashes(bytes, self.layout))
+    }
+
+    /// A piece that may be larger than the buffer.
+    fn hash_piece(&self, piece: PieceIndex, buffer: &mut [u8]) -> io::Result<Hash> {
+        let range = self.layout.range(piece);
+        let mut hasher = merkle::PieceHasher::new(self.layout);
+        let mut offset = range.start;
+        while offset < range.end {
+            let len = (range.end - offset).min(READ_SIZE as u64);
+            let part = &mut buffer[..len as usize];
+            (self.read)(part, offset)?;
+            hasher.update(part);
+            offset += len;
+        }
+        Ok(hasher.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Seek as _, Write as _},
+        sync::atomic::AtomicU64,
+    };
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn file(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    fn bytes(size: usize) -> Vec<u8> {
+        (0..size).map(|i| (i / 251) as u8 ^ (i % 249) as u8).collect()
+    }
+
+    #[test]
+    fn a_file_and_its_bytes_have_one_tree_whatever_the_threads() {
+        for size in [0, 1, LEAF_SIZE, 131_072, 131_073, 262_145, 1_000_000, 2_097_152] {
+            let bytes = bytes(size);
+            let expected = hash_bytes(&bytes);
+            assert_eq!(expected.root, merkle::root_of(&bytes));
+            let file = file(&bytes);
+            for threads in [0, 1, 2, 5, usize::MAX] {
+                let told = AtomicU64::new(0);
+                let tree = hash_file(&file, size as u64, threads, &|more| {
+                    told.fetch_add(more, Ordering::Relaxed);
+                    ControlFlow::Continue(())
+                });
+                assert_eq!(tree.unwrap(), expected, "{size} bytes, {threads} threads");
+                assert_eq!(told.into_inner(), size as u64);
+            }
+        }
+    }
+
+    #[test]
+    fn the_files_offset_does_not_matter() {
+        let mut file = file(b"potluck");
+        file.seek(io::SeekFrom::Start(3)).unwrap();
+        assert_eq!(
+            hash_file(&file, 7, 1, &ignore_progress).unwrap(),
+            hash_bytes(b"potluck")
+        );
+        let sum = Sha256(sha2::Sha256::digest(b"potluck").into());
+        assert_eq!(sha256_file(&file, &ignore_progress).unwrap(), sum);
+        assert_eq!(file.stream_position().unwrap(), 3);
+    }
+
+    #[test]
+    fn a_file_that_is_shorter_or_longer_is_an_error() {
+        for (has, size) in [(0, 1), (999_999, 1_000_000), (1_000_000, 5_000_000)] {
+            let error = hash_file(&file(&bytes(has)), size, 3, &ignore_progress).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        }
+        for (has, size) in [(1, 0), (16_385, 16_384), (1_000_001, 1_000_000)] {
+            let error = hash_file(&file(&bytes(has)), size, 3, &ignore_progress).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        }
+        let error = hash_file(&file(b""), u64::MAX, 1, &ignore_progress).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+    }
+
+    #[test]
+    fn a_whole_file_is_read_only_if_it_has_its_size() {
+        let content = bytes(1000);
+        let mut buffer = vec![0; 1001];
+        read_whole(&file(&content), 1000, &mut buffer).unwrap();
+        assert_eq!(buffer[..1000], content);
+        read_whole(&file(b""), 0, &mut buffer).unwrap();
+        for (has, kind) in [
+            (999, io::ErrorKind::UnexpectedEof),
+            (1001, io::ErrorKind::InvalidData),
+        ] {
+            let error = read_whole(&file(&bytes(has)), 1000, &mut buffer).unwrap_err();
+            assert_eq!(error.kind(), kind);
+        }
+    }
+
+    #[test]
+    fn it_stops_soon_after_it_is_told_to() {
+        let file = tempfile::tempfile().unwrap();
+        // Holes: a gigabyte to hash, none on the disk.
+        file.set_len(1 << 30).unwrap();
+        let told = AtomicU64::new(0);
+        let stop = |more| match told.fetch_add(more, Ordering::Relaxed) + more {
+            0..1_000_000 => ControlFlow::Continue(()),
+            _ => ControlFlow::Break(()),
+        };
+        let error = hash_file(&file, 1 << 30, 2, &stop).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+        let error = sha256_file(&file, &stop).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+        assert!(told.into_inner() < 8_000_000);
+    }
+
+    #[test]
+    fn an_error_stops_all_threads() {
+        let reads = AtomicU64::new(0);
+        let error = hash_with(crate::identity::layout::MAX_FILE_SIZE, 2, &|_, offset| {
+            reads.fetch_add(1, Ordering::Relaxed);
+            match offset {
+                0 => Err(io::Error::other("unplugged")),
+                _ => Ok(()),
+            }
+        });
+        assert_eq!(error.unwrap_err().to_string(), "unplugged");
+        assert!(reads.into_inner() < 1_000_000, "16 TiB would be 64 million reads");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn files_hashed_together_are_what_they_are_alone(sizes in proptest::collection::vec(0..300_000_usize, 0..24)) {
+            let files: Vec<Vec<u8>> = sizes.iter().map(|&size| bytes(size)).collect();
+            let slices: Vec<&[u8]> = files.iter().map(|file| &file[..]).collect();
+            let trees = hash_batch(&slices);
+            prop_assert_eq!(trees.len(), files.len());
+            for (tree, bytes) in trees.iter().zip(&files) {
+                prop_assert_eq!(tree.root, merkle::root_of(bytes));
+                let alone = hash_file(&file(bytes), bytes.len() as u64, 1, &ignore_progress).unwrap();
+                prop_assert_eq!(tree, &alone);
+            }
+        }
+
+        #[test]
+        fn sha256_of_a_file_is_that_of_its_bytes(size in 0..800_000_usize) {
+            let bytes = bytes(size);
+            let told = AtomicU64::new(0);
+            let sum = sha256_file(&file(&bytes), &|more| {
+                told.fetch_add(more, Ordering::Relaxed);
+                ControlFlow::Continue(())
+            });
+            prop_assert_eq!(sum.unwrap(), Sha256(sha2::Sha256::digest(&bytes).into()));
+            prop_assert_eq!(told.into_inner(), size as u64);
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! The Merkle tree of BitTorrent v2 (BEP 52): SHA-256 over 16 KiB leaves, a binary tree, leaf hashes padded with zero hashes to a
+//! power of two.
+//!
+//! Pure. Reading files and spreading the work over cores is [`crate::identity::hash`]'s; pieces are hashed apart and handed to [`fold`].
+
+use std::sync::OnceLock;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::{FileId, FileLayout, Root, identity::id::LEN};
+
+/// Size of a leaf in bytes; the last of a file may be shorter.
+pub const LEAF_SIZE: usize = 16 * 1024;
+
+/// Hash of a node.
+pub type Hash = [u8; LEN];
+
+/// Root of the empty file: SHA-256 of nothing. BEP 52 gives empty files no root, so this is Potluck's own rule.
+pub const EMPTY_ROOT: Root = Root([
+    0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24, 0x27,
+    0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
+]);
+
+/// Id of the empty file: whoever sees it knows the whole content.
+pub const EMPTY_FILE: FileId = FileId([
+    0x03, 0xde, 0xce, 0x8d, 0x54, 0xd1, 0xfb, 0xe3, 0x31, 0x24, 0x60, 0x52, 0xb0, 0xe5, 0xfd, 0xf9, 0xb4,
+    0xc8, 0x15, 0xcc, 0x2c, 0x63, 0x96, 0xc6, 0x0b, 0x44, 0xcf, 0x7d, 0x63, 0x9d, 0x0b, 0x2e,
+]);
+
+/// A leaf that is not there, as BEP 52 pads.
+const ZERO_LEAF: Hash = [0; LEN];
+
+/// What hashing a whole file gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileTree {
+    /// The file's size in bytes.
+    pub size: u64,
+    /// Root of the tree.
+    pub root: Root,
+    /// The piece layer: the subtree hash of each piece; empty where the file has fewer than two pieces.
+    pub piece_hashes: Vec<Hash>,
+}
+
+impl FileTree {
+    /// The file's id.
+    pub fn id(&self) -> FileId {
+        FileId::derive(self.size, &self.root)
+    }
+}
+
+fn parent(left: &Hash, right: &Hash) -> Hash {
+    let mut hash = Sha256::new();
+    hash.update(left);
+    hash.update(right);
+    hash.finalize().into()
+}
+
+/// Root over `nodes`, padded with `padding` to a power of two, in place of `nodes`. No nodes: `padding`.
+fn fold_nodes(mut nodes: Vec<Hash>, mut padding: Hash, mut width: usize) -> Hash {
+    while width > 1 {
+        if nodes.len() % 2 == 1 {
+            nodes.push(padding);
+        }
+        for i in 0..nodes.len() / 2 {
+            nodes[i] = parent(&nodes[2 * i], &nodes[2 * i + 1]);
+        }
+        nodes.truncate(nodes.len() / 2);
+        padding = parent(&padding, &padding);
+        width /= 2;
+    }
+    nodes.first().copied().unwrap_or(padding)
+}
+
+/// Leaves hashed at once: a multiple of what any backend takes in step (4 with SHA-NI, 8 with AVX2, 16 with AVX-512, 32 where
+/// two such runs interlaced are quicker).
+pub const BATCH: usize = 32;
+
+/// Appends the hashes of the leaves of `data`, which begins at a leaf's first byte; the last leaf may be short.
+///
+/// The one place that hashes leaves. One SHA-256 is a chain of steps that each wait for the last; several leaves in step keep the
+/// processor busy, which is about twice as fast (docs/decisions/0008).
+pub fn hash_leaves(data: &[u8], hashes: &mut Vec<Hash>) {
+    hash_each(data.chunks(LEAF_SIZE), hashes);
+}
+
+/// As [`hash_leaves`], of leaves that lie anywhere: those of several small files are hashed together.
+pub fn hash_each<'a>(mut leaves: impl Iterator<Item = &'a [u8]>, hashes: &mut Vec<Hash>) {
+    if !batch_hashing_is_correct() {
+        return hashes.extend(leaves.map(|leaf| Hash::from(Sha256::digest(leaf))));
+    }
+    loop {
+        let mut run: [&[u8]; BATCH] = [&[]; BATCH];
+        let places = run.iter_mut().zip(&mut leaves);
+        let count = places.map(|(place, leaf)| *place = leaf).count();
+        if count == 0 {
+            return;
+        }
+        let mut done = [[0; LEN]; BATCH];
+        tape_sha256::hash_many(&run[..count], &mut done[..count]);
+        hashes.extend_from_slice(&done[..count]);
+    }
+}
+
+/// Appends the roots of files of at most one leaf: their SHA-256s, several at once.
+///
+/// # Panics
+/// Where one is larger.
+pub fn small_file_roots(files: &[&[u8]], roots: &mut Vec<Root>) {
+    assert!(
+        files.iter().all(|file| file.len() <= LEAF_SIZE),
+        "files of one leaf"
+    );
+    for files in files.chunks(BATCH) {
+        let mut done = [[0; LEN]; BATCH];
+        match batch_hashing_is_correct() {
+            true => tape_sha256::hash_many(files, &mut done[..files.len()]),
+            false => {
+                (done.iter_mut().zip(files)).for_each(|(done, file)| *done = Sha256::digest(file).into())
+            }
+        }
+        roots.extend(done[..files.len()].iter().map(|&hash| Root(hash)));
+    }
+}
+
+/// The ids of files, several at once.
+pub fn ids_of<'a>(trees: impl Iterator<Item = &'a FileTree>) -> Vec<FileId> {
+    let each = trees.map(|tree| FileId::preimage(tree.size, &tree.root));
+    let preimages: Vec<_> = each.collect();
+    let mut hashes = Vec::with_capacity(preimages.len());
+    hash_each(preimages.iter().map(|bytes| &bytes[..]), &mut hashes);
+    hashes.into_iter().map(FileId).collect()
+}
+
+/// The reference: `sha2`, a leaf at a time.
+#[cfg(test)]
+fn hash_leaves_one_by_one(data: &[u8], hashes: &mut Vec<Hash>) {
+    hashes.extend(
+        data.chunks(LEAF_SIZE)
+            .map(|leaf| Hash::from(Sha256::digest(leaf))),
+    );
+}
+
+/// Whether hashing several at once agrees with the reference on this processor; looked at once, within a millisecond. A backend that
+/// is wrong somewhere must cost speed there, and neither false ids nor bans of honest peers.
+fn batch_hashing_is_correct() -> bool {
+    static RIGHT: OnceLock<bool> = OnceLock::new();
+    *RIGHT.get_or_init(|| {
+        let bytes: Vec<u8> = (0..LEAF_SIZE as u32 + 256)
+            .map(|i| (i * 31 + i / 256) as u8)
+            .collect();
+        let agree = |lengths: &[usize]| {
+            let messages: Vec<&[u8]> = (0..).zip(lengths).map(|(at, len)| &bytes[at..at + len]).collect();
+            let mut done = vec![[0; LEN]; messages.len()];
+            tape_sha256::hash_many(&messages, &mut done);
+            let reference = |message: &&[u8]| Hash::from(Sha256::digest(message));
+            messages.iter().map(reference).eq(done)
+        };
+        // Lengths around the block and padding boundaries; as many leaves as there may be; several long ones and a short last one.
+        let mut last = [LEAF_SIZE / 4; BATCH];
+        last[BATCH - 1] = 1000;
+        let around = [
+            0, 1, 55, 56, 63, 64, 65, 119, 120, 127, 128, 129, 200, 256, 256, 256,
+        ];
+        agree(&around)
+            && agree(&around.repeat(BATCH / around.len()))
+            && (1..=BATCH).all(|count| agree(&[128; BATCH][..count]))
+            && agree(&[LEAF_SIZE; BATCH])
+            && agree(&last)
+    })
+}
+
+fn leaves(data: &[u8]) -> Vec<Hash> {
+    let mut hashes = Vec::with_capacity(data.len().div_ceil(LEAF_SIZE) + 1);
+    hash_leaves(data, &mut hashes);
+    hashes
+}
+
+/// Subtree hash of one piece of a file that has several: `data` is the piece's bytes, at most `layout.piece_size()`.
+///
+/// The last piece's missing leaves count as zero hashes, so that all pieces' subtrees have one height. More bytes than a piece
+/// has give the hash of a taller tree, which is no piece's.
+pub fn piece_hash(data: &[u8], layout: &FileLayout) -> Hash {
+    fold_piece(leaves(data), layout)
+}
+
+/// As [`piece_hash`], of several pieces one after the other, of which the last may be short: leaves are hashed together where a piece
+/// has few of them.
+pub fn piece_hashes(data: &[u8], layout: &FileLayout) -> Vec<Hash> {
+    let per_piece = layout.piece_size() as usize / LEAF_SIZE;
+    leaves(data)
+        .chunks(per_piece)
+        .map(|leaves| fold_piece(leaves.to_vec(), layout))
+        .collect()
+}
+
+fn fold_piece(leaves: Vec<Hash>, layout: &FileLayout) -> Hash {
+    let width = (layout.piece_size() as usize / LEAF_SIZE).max(leaves.len().next_power_of_two());
+    fold_nodes(leaves, ZERO_LEAF, width)
+}
+
+/// As [`piece_hash`], for bytes that come bit by bit. Holds the leaves' hashes (at most 32 KiB for a piece) and one partial leaf.
+#[derive(Debug, Clone)]
+pub struct PieceHasher {
+    layout: FileLayout,
+    leaves: Vec<Hash>,
+    incomplete_leaf: Vec<u8>,
+}
+
+impl PieceHasher {
+    /// Begins a piece of a file with this layout.
+    pub const fn new(layout: &FileLayout) -> Self {
+        Self {
+            layout: *layout,
+            leaves: Vec::new(),
+            incomplete_leaf: Vec::new(),
+        }
+    }
+
+    /// The piece's next bytes.
+    pub fn update(&mut self, mut data: &[u8]) {
+        if !self.incomplete_leaf.is_empty() {
+            let taken = data.len().min(LEAF_SIZE - self.incomplete_leaf.len());
+            self.incomplete_leaf.extend_from_slice(&data[..taken]);
+            data = &data[taken..];
+            if self.incomplete_leaf.len() < LEAF_SIZE {
+                return;
+            }
+            hash_leaves(&self.incomplete_leaf, &mut self.leaves);
+            self.incomplete_leaf.clear();
+        }
+        let (whole, rest) = data.split_at(data.len() - data.len() % LEAF_SIZE);
+        hash_leaves(whole, &mut self.leaves);
+        self.incomplete_leaf.extend_from_slice(rest);
+    }
+
+    /// The subtree hash of the bytes so far.
+    pub fn finish(mut self) -> Hash {
+        hash_leaves(&self.incomplete_leaf, &mut self.leaves);
+        fold_piece(self.leaves, &self.layout)
+    }
+}
+
+/// The tree of a file with this layout from the hashes of all its leaves.
+pub fn tree_of(leaves: &[Hash], layout: &FileLayout) -> FileTree {
+    let per_piece = layout.piece_size() as usize / LEAF_SIZE;
+    let mut piece_hashes = Vec::new();
+    if layout.piece_count() > 1 {
+        let pieces = leaves.chunks(per_piece);
+        piece_hashes.extend(pieces.map(|piece| fold_piece(piece.to_vec(), layout)));
+    }
+    let root = fold(&piece_hashes, layout).unwrap_or_else(|| match leaves {
+        [] => EMPTY_ROOT,
+        leaves => Root(fold_nodes(
+            leaves.to_vec(),
+            ZERO_LEAF,
+            leaves.len().next_power_of_two(),
+        )),
+    });
+    FileTree {
+        size: layout.size(),
+        root,
+        piece_hashes,
+    }
+}
+
+/// Root of a file from all its bytes. The empty file's root is [`EMPTY_ROOT`].
+pub fn root_of(data: &[u8]) -> Root {
+    if data.is_empty() {
+        return EMPTY_ROOT;
+    }
+    let leaves = leaves(data);
+    let width = leaves.len().next_power_of_two();
+    Root(fold_nodes(leaves, ZERO_LEAF, width))
+}
+
+/// Root that a piece layer folds into, for a file of more than one piece.
+///
+/// `None` if the number of hashes is not the layout's number of pieces, or the file has fewer than two.
+pub fn fold(piece_hashes: &[Hash], layout: &FileLayout) -> Option<Root> {
+    if piece_hashes.len() < 2 || piece_hashes.len() != layout.piece_count() as usize {
+        return None;
+    }
+    let leaves_per_piece = layout.piece_size() as usize / LEAF_SIZE;
+    let padding = fold_nodes(Vec::new(), ZERO_LEAF, leaves_per_piece);
+    let width = piece_hashes.len().next_power_of_two();
+    Some(Root(fold_nodes(piece_hashes.to_vec(), padding, width)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The tree as BEP 52 says it: every leaf that is not there is zero, up to a power of two.
+    fn naive(leaves: &[Hash], width: usize) -> Hash {
+        if width == 1 {
+            return leaves.first().copied().unwrap_or([0; LEN]);
+        }
+        let half = width / 2;
+        let middle = half.min(leaves.len());
+        let (left, right) = leaves.split_at(middle);
+        Sha256::digest([naive(left, half), naive(right, half)].concat()).into()
+    }
+
+    fn naive_root(data: &[u8]) -> Root {
+        let leaves: Vec<Hash> = data
+            .chunks(LEAF_SIZE)
+            .map(|leaf| Sha256::digest(leaf).into())
+            .collect();
+        Root(naive(&leaves, leaves.len().next_power_of_two()))
+    }
+
+    fn bytes(size: usize, seed: u8) -> Vec<u8> {
+        (0..size)
+            .map(|i| (i / 257) as u8 ^ (i % 253) as u8 ^ seed)
+            .collect()
+    }
+
+    #[test]
+    fn the_empty_files_names_are_what_they_say() {
+        assert_eq!(EMPTY_ROOT, Root(Sha256::digest([]).into()));
+        assert_eq!(EMPTY_FILE, FileId::derive(0, &EMPTY_ROOT));
+        assert_eq!(root_of(&[]), EMPTY_ROOT);
+    }
+
+    #[test]
+    fn a_list_of_another_length_does_not_fold() {
+        let layout = FileLayout::new(3 * 131_072).unwrap();
+        for count in [0, 1, 2, 4, 5] {
+            assert_eq!(fold(&vec![[1; LEN]; count], &layout), None, "{count}");
+        }
+        assert!(fold(&[[1; LEN]; 3], &layout).is_some());
+        assert_eq!(fold(&[[1; LEN]], &FileLayout::new(131_072).unwrap()), None);
+        assert_eq!(fold(&[], &FileLayout::new(0).unwrap()), None);
+    }
+
+    #[test]
+    fn bytes_beyond_a_piece_do_not_pass_for_it() {
+        let data = bytes(3 * 131_072, 0);
+        let layout = FileLayout::new(data.len() as u64).unwrap();
+        let piece = piece_hash(&data[..131_072], &layout);
+        for longer in [131_073, 2 * 131_072, 3 * 131_072] {
+            assert_ne!(piece_hash(&data[..longer], &layout), piece, "{longer}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn folding_is_the_naive_tree(count in 0..70_usize, spare in 0..3_u32) {
+            let leaves: Vec<Hash> = (0..count).map(|i| [i as u8 + 1; LEN]).collect();
+            let width = count.next_power_of_two() << spare;
+            prop_assert_eq!(fold_nodes(leaves.clone(), ZERO_LEAF, width), naive(&leaves, width));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn pieces_fold_into_the_naive_root(size in 1..1_500_000_usize, seed: u8, steps in 1..200_000_usize) {
+            let data = bytes(size, seed);
+            let layout = FileLayout::new(size as u64).unwrap();
+            let root = naive_root(&data);
+            prop_assert_eq!(root_of(&data), root);
+
+            let pieces: Vec<&[u8]> = data.chunks(layout.piece_size() as usize).collect();
+            let hashes: Vec<Hash> = pieces.iter().map(|piece| piece_hash(piece, &layout)).collect();
+            if pieces.len() > 1 {
+                prop_assert_eq!(fold(&hashes, &layout), Some(root));
+            }
+            // The same, bit by bit.
+            for (piece, hash) in pieces.iter().zip(&hashes) {
+                let mut hasher = PieceHasher::new(&layout);
+                piece.chunks(steps).for_each(|step| hasher.update(step));
+                prop_assert_eq!(hasher.finish(), *hash);
+            }
+        }
+
+        #[test]
+        fn several_leaves_at_once_hash_as_one_by_one(size in 0..40 * LEAF_SIZE, seed: u8) {
+            let data = bytes(size, seed);
+            let (mut fast, mut reference) = (Vec::new(), Vec::new());
+            hash_leaves(&data, &mut fast);
+            hash_leaves_one_by_one(&data, &mut reference);
+            prop_assert_eq!(fast, reference);
+        }
+
+        #[test]
+        fn small_files_have_the_roots_that_they_have_alone(sizes in proptest::collection::vec(0..=LEAF_SIZE, 0..40)) {
+            let files: Vec<_> = (0..).zip(sizes).map(|(seed, size)| bytes(size, seed)).collect();
+            let slices: Vec<_> = files.iter().map(|file| &file[..]).collect();
+            let mut roots = Vec::new();
+            small_file_roots(&slices, &mut roots);
+            prop_assert_eq!(roots, files.iter().map(|file| root_of(file)).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn ids_at_once_are_the_ids_of_each(trees in proptest::collection::vec((0_u64.., proptest::array::uniform32(0_u8..)), 0..70)) {
+            let tree = |(size, root)| FileTree { size, root: Root(root), piece_hashes: Vec::new() };
+            let trees: Vec<FileTree> = trees.into_iter().map(tree).collect();
+            let each: Vec<FileId> = trees.iter().map(FileTree::id).collect();
+            prop_assert_eq!(ids_of(trees.iter()), each);
+        }
+
+        #[test]
+        fn one_wrong_bit_changes_the_piece(size in 1..600_000_usize, at: proptest::sample::Index, bit in 0..8_u8) {
+            let mut data = bytes(size, 0);
+            let layout = FileLayout::new(1 << 30).unwrap();
+            let before = piece_hash(&data[..size.min(131_072)], &layout);
+            data[at.index(size.min(131_072))] ^= 1 << bit;
+            prop_assert_ne!(piece_hash(&data[..size.min(131_072)], &layout), before);
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Peers that come and go, and what they have.
+
+use crate::{
+    PeerKey, RequestId, Swarm, Time,
+    peer::{Eligibility, Peer},
+};
+use potluck_core::{availability::Availability, bitfield::Bitfield};
+
+impl Swarm {
+    /// All that a peer has and is fetching, in place of whatever was known. Units of another number are no answer to what
+    /// was asked and are ignored; so are peers that did not join.
+    pub fn availability(&mut self, peer: PeerKey, units: &Availability, now: Time) {
+        self.replace_availability(peer, units);
+        self.record_partial_progress(peer, now);
+        self.after_event();
+    }
+
+    /// What changed since: units that it has now, that it began to fetch, and that it gave up fetching. Units out of range
+    /// are ignored, as is a change before the first whole.
+    pub fn availability_changed(
+        &mut self,
+        peer: PeerKey,
+        have: &[u32],
+        fetching: &[u32],
+        abandoned: &[u32],
+        now: Time,
+    ) {
+        let count = self.have.len();
+        let known = self
+            .peers
+            .get(&peer)
+            .is_some_and(|peer| peer.is_availability_known && !peer.is_banned());
+        if known {
+            for &unit in have.iter().filter(|&&unit| unit < count) {
+                self.set_fetching(peer, unit, false);
+                self.set_have(peer, unit);
+                self.reopen(peer, unit);
+            }
+            for &unit in fetching.iter().filter(|&&unit| unit < count) {
+                self.set_fetching(peer, unit, true);
+            }
+            for &unit in abandoned.iter().filter(|&&unit| unit < count) {
+                self.set_fetching(peer, unit, false);
+            }
+            if !(have.is_empty() && fetching.is_empty() && abandoned.is_empty()) {
+                self.record_partial_progress(peer, now);
+            }
+            self.mark_ready(peer);
+        }
+        self.after_event();
+    }
+
+    /// A peer told of something new: if it is partial, it gets further.
+    fn record_partial_progress(&mut self, key: PeerKey, now: Time) {
+        if self
+            .peers
+            .get(&key)
+            .is_some_and(|peer| peer.is_availability_known && !peer.is_complete())
+        {
+            (self.partial_progress, self.stalled_crowd) = ((now, 0), false);
+        }
+    }
+
+    pub(crate) fn add_peer(&mut self, key: PeerKey, now: Time) {
+        let units = self.have.len();
+        let peer = self.peers.entry(key).or_insert_with(|| Peer::new(units));
+        peer.is_here = true;
+        peer.failures = 0;
+        if matches!(peer.eligibility, Eligibility::BackedOff { .. }) {
+            peer.eligibility = Eligibility::Open;
+        }
+        self.arm_timer(key, now);
+        self.mark_ready(key);
+    }
+
+    pub(crate) fn remove_peer(&mut self, key: PeerKey, now: Time) {
+        self.cancel_requests_of(key, now);
+        self.forget_availability(key);
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        peer.is_here = false;
+        if let Some(at) = peer.timer.take() {
+            self.timers.remove(&(at, key));
+        }
+        // A ban outlives the visit, and so does what is known of a peer that was banned.
+        if peer.bans == 0 {
+            self.peers.remove(&key);
+            return;
+        }
+        if !peer.is_banned() {
+            let (standing, bans, probation) = (Eligibility::Open, peer.bans, peer.probation);
+            let units = self.have.len();
+            *peer = Peer {
+                eligibility: standing,
+                bans,
+                probation,
+                bytes: peer.bytes,
+                verified_bytes: peer.verified_bytes,
+                last_failure: peer.last_failure,
+                ..Peer::new(units)
+            };
+        }
+        self.arm_timer(key, now);
+    }
+
+    /// Cancels whatever this peer is asked for.
+    pub(crate) fn cancel_requests_of(&mut self, key: PeerKey, now: Time) {
+        let ids: Vec<RequestId> = self
+            .peers
+            .get(&key)
+            .map(|peer| peer.requests.clone())
+            .unwrap_or_default();
+        ids.into_iter().for_each(|id| self.cancel_request(id, now));
+    }
+
+    fn replace_availability(&mut self, key: PeerKey, units: &Availability) {
+        let fits = units.have.len() == self.have.len() && units.fetching.len() == self.have.len();
+        if !fits || self.peers.get(&key).is_none_or(Peer::is_banned) {
+            return;
+        }
+        self.forget_availability(key);
+        let complete = units.have.is_full();
+        let mut useful = 0;
+        if !complete {
+            for unit in units.have.ones() {
+                self.holders[unit as usize] += 1;
+                self.rarity.increment(unit, &mut self.rng);
+                useful += u32::from(self.rarity.contains(unit));
+            }
+        }
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        peer.is_availability_known = true;
+        peer.have = units.have.clone();
+        peer.useful_units = useful;
+        self.count_peer_kind(complete, true);
+        for unit in units.fetching.ones() {
+            self.set_fetching(key, unit, true);
+        }
+        self.mark_ready(key);
+    }
+
+    /// Forgets all that a peer has: it counts for nothing any more.
+    pub(crate) fn forget_availability(&mut self, key: PeerKey) {
+        let units = self.have.len();
+        let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.is_availability_known) else {
+            return;
+        };
+        let complete = peer.is_complete();
+        let have = std::mem::replace(&mut peer.have, Bitfield::new(units));
+        let fetching = std::mem::replace(&mut peer.fetching, Bitfield::new(units));
+        peer.is_availability_known = false;
+        peer.useful_units = 0;
+        peer.refused.clear();
+        peer.withheld = 0;
+        self.count_peer_kind(complete, false);
+        if !complete {
+            for unit in have.ones() {
+                self.holders[unit as usize] -= 1;
+                self.rarity.decrement(unit, &mut self.rng);
+            }
+        }
+        for unit in fetching.ones() {
+            self.rarity.decrement(unit, &mut self.rng);
+        }
+    }
+
+    /// A known peer has a unit. Once it is complete, none of its units is counted by itself any
+    /// more.
+    fn set_have(&mut self, key: PeerKey, unit: u32) {
+        let missing = self.rarity.contains(unit);
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        if !peer.have.set(unit, true) {
+            return;
+        }
+        if !peer.is_complete() {
+            peer.useful_units += u32::from(missing);
+            self.holders[unit as usize] += 1;
+            self.rarity.increment(unit, &mut self.rng);
+            return;
+        }
+        peer.useful_units = 0;
+        let others: Vec<u32> = peer.have.ones().filter(|&other| other != unit).collect();
+        self.count_peer_kind(false, false);
+        self.count_peer_kind(true, true);
+        for other in others {
+            self.holders[other as usize] -= 1;
+            self.rarity.decrement(other, &mut self.rng);
+        }
+    }
+
+    fn set_fetching(&mut self, key: PeerKey, unit: u32, value: bool) {
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        // What a partial peer has is counted already.
+        if value && peer.have.get(unit) && !peer.is_complete() || !peer.fetching.set(unit, value) {
+            return;
+        }
+        if value {
+            self.rarity.increment(unit, &mut self.rng);
+        } else {
+            self.rarity.decrement(unit, &mut self.rng);
+        }
+    }
+
+    fn count_peer_kind(&mut self, complete: bool, more: bool) {
+        let count = if complete {
+            &mut self.complete_peers
+        } else {
+            &mut self.partial_peers
+        };
+        if more { *count += 1 } else { *count -= 1 }
+    }
+}

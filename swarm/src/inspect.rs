@@ -1,0 +1,192 @@
+//! What the swarm tells of itself.
+
+use crate::{
+    Counters, MissingRun, PeerKey, PeerPhase, PeerView, RequestId, StuckReason, Swarm, Time, UnitState,
+    peer::{Eligibility, Peer},
+};
+use potluck_core::bitfield::Bitfield;
+
+impl Swarm {
+    /// The units that are here, verified.
+    pub const fn have(&self) -> &Bitfield {
+        &self.have
+    }
+
+    /// The units that are asked for.
+    pub const fn fetching(&self) -> &Bitfield {
+        &self.fetching
+    }
+
+    /// Bytes asked for and not yet verified.
+    pub const fn in_flight_bytes(&self) -> u64 {
+        self.in_flight_bytes
+    }
+
+    /// Bytes that came of units that are asked for, and are not verified yet; what came twice counts once.
+    pub fn unverified_bytes(&self) -> u64 {
+        let received = |id: &RequestId| self.requests[id].received;
+        let of_unit = |(&unit, racers): (&u32, &Vec<RequestId>)| {
+            let most = racers.iter().map(received).max().unwrap_or(0);
+            most.min(self.unit_lens[unit as usize])
+        };
+        self.unit_requests.iter().map(of_unit).sum()
+    }
+
+    /// Where a unit stands; `None` beyond the last.
+    pub fn unit_state(&self, unit: u32) -> Option<UnitState> {
+        if unit >= self.have.len() {
+            None
+        } else if self.have.get(unit) {
+            Some(UnitState::Have)
+        } else {
+            Some(
+                self.unit_requests
+                    .get(&unit)
+                    .map_or(UnitState::Missing, |racers| {
+                        UnitState::InFlight(racers.len() as u32)
+                    }),
+            )
+        }
+    }
+
+    /// Whether some peer downloads the same, and gets further: then uplinks are shared, and what waits in a queue is kept from others.
+    pub const fn is_crowd(&self) -> bool {
+        self.partial_peers > 0 && !self.stalled_crowd
+    }
+
+    /// Whether every unit is here.
+    pub const fn is_finished(&self) -> bool {
+        self.have.is_full()
+    }
+
+    /// What the transfer cost so far.
+    pub const fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The peers by key, banned ones that left included.
+    pub fn peers(&self) -> impl Iterator<Item = PeerView> + '_ {
+        self.peers.iter().map(|(&key, peer)| self.peer_view(key, peer))
+    }
+
+    /// What is not here, in runs of units with the same number of providers.
+    pub fn missing(&self) -> Vec<MissingRun> {
+        let mut runs: Vec<MissingRun> = Vec::new();
+        for unit in (0..self.have.len()).filter(|&unit| !self.have.get(unit)) {
+            let providers = self.complete_peers + self.holders[unit as usize];
+            let in_flight = self.fetching.get(unit);
+            match runs.last_mut() {
+                Some(run)
+                    if run.units.end == unit && run.providers == providers && run.in_flight == in_flight =>
+                {
+                    run.units.end += 1;
+                }
+                _ => runs.push(MissingRun {
+                    units: unit..unit + 1,
+                    providers,
+                    in_flight,
+                }),
+            }
+        }
+        runs
+    }
+
+    /// Why nothing is in flight; `None` if something is, or can be once `poll_action` is called, or the transfer is finished.
+    pub fn stuck_reason(&self) -> Option<StuckReason> {
+        if self.is_finished() || !self.requests.is_empty() {
+            return None;
+        }
+        let here = || {
+            self.peers
+                .values()
+                .filter(|peer| peer.is_here && !peer.is_banned())
+        };
+        if here().next().is_none() {
+            let banned = self.peers.values().filter_map(|peer| match peer.eligibility {
+                Eligibility::Banned { until, .. } => Some(until),
+                _ => None,
+            });
+            let first = banned.min();
+            return Some(first.map_or(StuckReason::NoPeers, |until| StuckReason::AllBanned { until }));
+        }
+        if !here().any(|peer| peer.is_availability_known) {
+            return Some(StuckReason::NoAvailability);
+        }
+        if !here().any(|peer| self.useful_units(peer) > 0) {
+            return Some(StuckReason::NoProvider {
+                units: self.rarity.len() as u32,
+            });
+        }
+        let until = |peer: &Peer| match peer.eligibility {
+            Eligibility::BackedOff { until } => until,
+            _ => Time::ZERO,
+        };
+        match here().filter(|peer| self.askable(peer) > 0).map(until).min() {
+            None => {
+                let refusing = || here().filter(|peer| peer.withheld > 0);
+                let until = refusing().filter_map(|peer| peer.refused.due()).min();
+                let tries = refusing().map(|peer| peer.refused.rounds()).min();
+                Some(StuckReason::Refused {
+                    until: until.unwrap_or(Time::ZERO),
+                    tries: tries.unwrap_or(0),
+                })
+            }
+            Some(Time::ZERO) => None,
+            Some(until) => Some(StuckReason::BackedOff { until }),
+        }
+    }
+
+    /// Whether a peer that is not on probation sends, or can be expected to send, what is missing.
+    /// While one is, no banned peer is asked again.
+    pub fn is_served(&self) -> bool {
+        let sends = |peer: &Peer| peer.probation.is_none() && !peer.requests.is_empty();
+        self.peers.values().any(sends) || self.others_can_serve()
+    }
+
+    /// How many missing units this peer has.
+    pub(crate) fn useful_units(&self, peer: &Peer) -> u32 {
+        if peer.is_complete() {
+            self.rarity.len() as u32
+        } else {
+            peer.useful_units
+        }
+    }
+
+    /// How many of those it did not refuse.
+    pub(crate) fn askable(&self, peer: &Peer) -> u32 {
+        self.useful_units(peer) - peer.withheld
+    }
+
+    fn peer_view(&self, key: PeerKey, peer: &Peer) -> PeerView {
+        let refused = peer.refused.due().filter(|_| peer.withheld > 0);
+        let refused = refused.map(|until| (peer.withheld, until));
+        let state = match peer.eligibility {
+            Eligibility::Banned { unit, until } => PeerPhase::Banned { unit, until },
+            Eligibility::BackedOff { until } => PeerPhase::BackedOff { until },
+            Eligibility::Open if !peer.is_availability_known => PeerPhase::Joining,
+            Eligibility::Open if peer.is_stalled => PeerPhase::Stalled,
+            Eligibility::Open if !peer.requests.is_empty() => PeerPhase::Active,
+            Eligibility::Open => match refused {
+                Some((_, until)) if self.askable(peer) == 0 => PeerPhase::Refusing { until },
+                _ => PeerPhase::Idle,
+            },
+        };
+        let depth = peer.pipeline_bytes(self.is_crowd(), self.longest_unit) / self.longest_unit.max(1) + 1;
+        PeerView {
+            key,
+            phase: state,
+            is_complete: peer.is_complete(),
+            units: peer.have.count(),
+            useful_units: self.useful_units(peer),
+            refused,
+            on_probation: peer.probation.is_some(),
+            requests: peer.requests.len() as u32,
+            pipeline_depth: depth.min(u64::from(self.config.max_peer_requests)) as u32,
+            rate: peer.estimate.rate(),
+            latency: peer.estimate.latency().map(std::time::Duration::from_secs_f64),
+            bytes: peer.bytes,
+            verified_bytes: peer.verified_bytes,
+            last_failure: peer.last_failure,
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The units that are missing, rarest first, in random order among equals.
+//!
+//! One array holds them sorted by count, with a marker where each count begins. A count that changes by one moves its unit
+//! across one marker: O(1), and then to a random place among its new equals, so that two peers with the same view pick
+//! different units. Adding or removing a unit shifts one unit a marker: O(largest count). The idea is libtorrent's
+//! `piece_picker`.
+//!
+//! Invariants: `order` is sorted by count; `start[c]` is the first place of count `c` or more; `position` is the inverse of
+//! `order`.
+
+use rand::{RngExt, rngs::Xoshiro256PlusPlus};
+
+const ABSENT: u32 = u32::MAX;
+
+#[derive(Debug)]
+pub(crate) struct RarityOrder {
+    counts: Vec<u32>,
+    order: Vec<u32>,
+    position: Vec<u32>,
+    start: Vec<u32>,
+}
+
+impl RarityOrder {
+    /// All of `units` units counted 0 and none of them missing.
+    pub(crate) fn new(units: usize) -> Self {
+        Self {
+            counts: vec![0; units],
+            order: Vec::new(),
+            position: vec![ABSENT; units],
+            start: vec![0],
+        }
+    }
+
+    /// How many units are missing.
+    pub(crate) fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    pub(crate) fn contains(&self, unit: u32) -> bool {
+        self.position[unit as usize] != ABSENT
+    }
+
+    /// How often this unit is had or being fetched by partial peers.
+    pub(crate) fn count(&self, unit: u32) -> u32 {
+        self.counts[unit as usize]
+    }
+
+    /// The missing units, rarest first.
+    pub(crate) fn rarest(&self) -> impl Iterator<Item = u32> + '_ {
+        self.order.iter().copied()
+    }
+
+    /// The unit is missing.
+    pub(crate) fn insert(&mut self, unit: u32, rng: &mut Xoshiro256PlusPlus) {
+        debug_assert!(!self.contains(unit), "unit {unit} is missing already");
+        let count = self.counts[unit as usize] as usize;
+        self.reach(count);
+        // The hole at the end moves down to its count, one marker at a time.
+        let mut hole = self.order.len() as u32;
+        self.order.push(unit);
+        for marker in (count + 1..self.start.len()).rev() {
+            let first = self.start[marker];
+            self.start[marker] += 1;
+            self.fill(hole, first);
+            hole = first;
+        }
+        self.put(hole, unit);
+        self.shuffle(unit, rng);
+    }
+
+    /// The unit is not missing any more.
+    pub(crate) fn remove(&mut self, unit: u32) {
+        debug_assert!(self.contains(unit), "unit {unit} is not missing");
+        let mut hole = self.position[unit as usize];
+        for marker in self.counts[unit as usize] as usize + 1..self.start.len() {
+            self.start[marker] -= 1;
+            let last = self.start[marker];
+            self.fill(hole, last);
+            hole = last;
+        }
+        if let Some(last) = self.order.pop()
+            && (hole as usize) < self.order.len()
+        {
+            self.put(hole, last);
+        }
+        self.position[unit as usize] = ABSENT;
+    }
+
+    /// One more peer has or fetches the unit.
+    pub(crate) fn increment(&mut self, unit: u32, rng: &mut Xoshiro256PlusPlus) {
+        let count = self.counts[unit as usize] as usize;
+        self.counts[unit as usize] += 1;
+        self.reach(count + 1);
+        if self.contains(unit) {
+            self.start[count + 1] -= 1;
+            self.swap(self.position[unit as usize], self.start[count + 1]);
+            self.shuffle(unit, rng);
+        }
+    }
+
+    /// One peer less has or fetches the unit.
+    pub(crate) fn decrement(&mut self, unit: u32, rng: &mut Xoshiro256PlusPlus) {
+        let count = self.counts[unit as usize] as usize;
+        debug_assert!(count > 0, "unit {unit} is counted by nobody");
+        self.counts[unit as usize] -= 1;
+        if self.contains(unit) {
+            self.swap(self.position[unit as usize], self.start[count]);
+            self.start[count] += 1;
+            self.shuffle(unit, rng);
+        }
+    }
+
+    /// Makes the markers reach `count`.
+    fn reach(&mut self, count: usize) {
+        while self.start.len() <= count {
+            self.start.push(self.order.len() as u32);
+        }
+    }
+
+    /// Moves a unit to a random place among its equals.
+    fn shuffle(&mut self, unit: u32, rng: &mut Xoshiro256PlusPlus) {
+        let count = self.counts[unit as usize] as usize;
+        let end = self
+            .start
+            .get(count + 1)
+            .copied()
+            .unwrap_or(self.order.len() as u32);
+        self.swap(
+            self.position[unit as usize],
+            rng.random_range(self.start[count]..end),
+        );
+    }
+
+    fn swap(&mut self, a: u32, b: u32) {
+        let (at_a, at_b) = (self.order[a as usize], self.order[b as usize]);
+        self.put(a, at_b);
+        self.put(b, at_a);
+    }
+
+    /// Moves what is at `from` into the hole. Where they are one, an empty count was skipped and nothing is there to move.
+    fn fill(&mut self, hole: u32, from: u32) {
+        if hole != from {
+            self.put(hole, self.order[from as usize]);
+        }
+    }
+
+    fn put(&mut self, place: u32, unit: u32) {
+        self.order[place as usize] = unit;
+        self.position[unit as usize] = place;
+    }
+
+    /// Panics where an invariant does not hold.
+    #[cfg(any(test, debug_assertions))]
+    pub(crate) fn check(&self) {
+        assert!(
+            self.order.is_sorted_by_key(|&unit| self.counts[unit as usize]),
+            "missing units are sorted"
+        );
+        for (place, &unit) in self.order.iter().enumerate() {
+            assert_eq!(
+                self.position[unit as usize] as usize, place,
+                "place is the inverse of order"
+            );
+        }
+        for (count, &start) in self.start.iter().enumerate() {
+            let below = self
+                .order
+                .partition_point(|&unit| (self.counts[unit as usize] as usize) < count);
+            assert_eq!(start as usize, below, "the marker of {count} is where it begins");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn stays_sorted(changes in proptest::collection::vec((0u32..20, 0u8..4), 0..300), seed: u64) {
+            let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+            let mut rarity = RarityOrder::new(20);
+            let mut missing = std::collections::BTreeSet::new();
+            for (unit, change) in changes {
+                match change {
+                    0 if missing.insert(unit) => rarity.insert(unit, &mut rng),
+                    1 if missing.remove(&unit) => rarity.remove(unit),
+                    2 => rarity.increment(unit, &mut rng),
+                    3 if rarity.count(unit) > 0 => rarity.decrement(unit, &mut rng),
+                    _ => {}
+                }
+                rarity.check();
+                prop_assert_eq!(rarity.rarest().collect::<std::collections::BTreeSet<_>>(), missing.clone());
+            }
+        }
+    }
+
+    #[test]
+    fn equals_come_in_random_order() {
+        let first = |seed| {
+            let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+            let mut rarity = RarityOrder::new(100);
+            (0..100).for_each(|unit| rarity.insert(unit, &mut rng));
+            rarity.rarest().next()
+        };
+        let firsts: std::collections::BTreeSet<_> = (0..50).map(first).collect();
+        assert!(
+            firsts.len() > 25,
+            "50 peers start with only {} different units",
+            firsts.len()
+        );
+    }
+}

@@ -1,0 +1,248 @@
+//! Requests, from asking to the last word about them, and what that makes of their unit.
+
+use crate::{Action, CROWD_STALL, CROWD_STALL_UNITS, PeerKey, RequestId, Swarm, Time};
+
+/// A unit asked of a peer.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) peer: PeerKey,
+    pub(crate) unit: u32,
+    pub(crate) sent: Time,
+    /// Bytes that arrived.
+    pub(crate) received: u64,
+    /// Bytes that did not arrive yet.
+    pub(crate) outstanding_bytes: u64,
+    /// Whether it was taken from another peer.
+    pub(crate) stolen: bool,
+}
+
+impl Swarm {
+    /// Asks a peer for a unit.
+    pub(crate) fn open_request(&mut self, key: PeerKey, unit: u32, now: Time) {
+        let len = self.unit_lens[unit as usize];
+        let id = RequestId(self.next_request);
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        self.next_request += 1;
+        if peer.requests.is_empty() {
+            self.active_peers += 1;
+        }
+        if peer.outstanding_bytes == 0 {
+            peer.estimate.begin_busy(now);
+        }
+        peer.requests.push(id);
+        peer.requested_bytes += len;
+        peer.outstanding_bytes += len;
+        peer.cursor = Some(unit);
+        self.requests.insert(
+            id,
+            Request {
+                peer: key,
+                unit,
+                sent: now,
+                received: 0,
+                outstanding_bytes: len,
+                stolen: false,
+            },
+        );
+        if self.in_flight_bytes == 0 {
+            self.downlink.begin_busy(now);
+        }
+        self.in_flight_bytes += len;
+        self.counters.requests += 1;
+        self.counters.peak_in_flight_bytes = self.counters.peak_in_flight_bytes.max(self.in_flight_bytes);
+        let racers = self.unit_requests.entry(unit).or_default();
+        racers.push(id);
+        if racers.len() > 1 {
+            self.counters.hedges += 1;
+        }
+        if self.rarity.contains(unit) {
+            self.clear_missing(unit);
+            self.fetching.set(unit, true);
+        }
+        self.open_units.remove(&unit);
+        self.actions.push_back(Action::Request { id, peer: key, unit });
+        self.arm_timer(key, now);
+    }
+
+    /// Ends a request, whatever came of it. A unit that nobody is asked for any more is missing again.
+    pub(crate) fn close_request(&mut self, id: RequestId, now: Time) -> Option<Request> {
+        let request = self.requests.remove(&id)?;
+        let Request {
+            peer: key,
+            unit,
+            outstanding_bytes: owed,
+            ..
+        } = request;
+        let len = self.unit_lens[unit as usize];
+        self.in_flight_bytes -= len;
+        if len > 0 && self.in_flight_bytes == 0 {
+            self.downlink.end_busy(now);
+        }
+        let mut silent = false;
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.requests.retain(|&other| other != id);
+            peer.requested_bytes -= len;
+            peer.outstanding_bytes -= owed;
+            if owed == 0 {
+                peer.unverified_bytes -= len;
+            }
+            if owed > 0 && peer.outstanding_bytes == 0 {
+                peer.estimate.end_busy(now);
+                silent = std::mem::take(&mut peer.is_stalled);
+            }
+            if peer.requests.is_empty() {
+                self.active_peers -= 1;
+            }
+        }
+        let last = self.unit_requests.get_mut(&unit).is_some_and(|racers| {
+            racers.retain(|&other| other != id);
+            racers.is_empty()
+        });
+        if last {
+            self.unit_requests.remove(&unit);
+            self.fetching.set(unit, false);
+            self.open_units.remove(&unit);
+            if !self.have.get(unit) {
+                self.mark_missing(unit);
+            }
+        } else {
+            self.open_to_others(unit);
+        }
+        if silent {
+            // Others did all that it was asked for while it said nothing: asked again at once, it would only hold up more.
+            self.back_off_silent(key, now);
+        }
+        self.mark_ready(key);
+        Some(request)
+    }
+
+    /// Bytes of a request arrived. More than were asked for count, but are owed by nobody.
+    pub(crate) fn receive_bytes(&mut self, id: RequestId, bytes: u64, now: Time) {
+        self.counters.received_bytes += bytes;
+        let Some(request) = self.requests.get_mut(&id) else {
+            self.counters.duplicate_bytes += bytes;
+            return;
+        };
+        self.downlink.bytes_arrived(bytes, now);
+        let (key, unit, paid) = (request.peer, request.unit, bytes.min(request.outstanding_bytes));
+        request.received += bytes;
+        request.outstanding_bytes -= paid;
+        let is_whole = paid > 0 && request.outstanding_bytes == 0;
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        peer.bytes += bytes;
+        peer.refusals = 0;
+        peer.estimate.bytes_arrived(bytes, now);
+        peer.outstanding_bytes -= paid;
+        if is_whole {
+            peer.unverified_bytes += self.unit_lens[unit as usize];
+        }
+        if paid > 0 && peer.outstanding_bytes == 0 {
+            peer.estimate.end_busy(now);
+        }
+        self.clear_stall(key, unit, now);
+        self.mark_ready(key);
+    }
+
+    /// The peer is not silent, and least of all about this unit.
+    pub(crate) fn clear_stall(&mut self, key: PeerKey, unit: u32, now: Time) {
+        if let Some(peer) = self.peers.get_mut(&key)
+            && std::mem::take(&mut peer.is_stalled)
+        {
+            let units: Vec<u32> = peer.requests.iter().map(|id| self.requests[id].unit).collect();
+            units.iter().for_each(|unit| _ = self.open_units.remove(unit));
+        }
+        self.open_units.remove(&unit);
+        self.arm_timer(key, now);
+    }
+
+    /// A unit verified: it is had, and whoever else was asked for it is told to stop.
+    pub(crate) fn complete_unit(&mut self, id: RequestId, now: Time) -> bool {
+        let Some(request) = self.requests.get(&id) else {
+            return false;
+        };
+        let unit = request.unit;
+        let len = self.unit_lens[unit as usize];
+        // Had before its requests are closed, so that it is never missing in between.
+        self.have.set(unit, true);
+        if let Some(request) = self.close_request(id, now) {
+            self.counters.verified_bytes += len;
+            let mut earns = false;
+            if let Some(peer) = self.peers.get_mut(&request.peer) {
+                earns = peer.probation.is_some() || peer.refused.is_retrying();
+                peer.failures = 0;
+                peer.verified_bytes += len;
+                peer.estimate.unit_done(len, now.saturating_sub(request.sent));
+            }
+            if earns {
+                self.has_sent(request.peer, unit);
+            }
+        }
+        self.cancel_requests_for(unit, now);
+        self.partial_progress.1 = self.partial_progress.1.saturating_add(1);
+        self.stalled_crowd |= self.partial_progress.1 >= CROWD_STALL_UNITS
+            && now.saturating_sub(self.partial_progress.0) >= CROWD_STALL;
+        self.announce_finish();
+        true
+    }
+
+    /// The unit is to be fetched anew.
+    pub(crate) fn refetch(&mut self, unit: u32, now: Time) {
+        if self.have.set(unit, false) {
+            let len = self.unit_lens[unit as usize];
+            self.counters.verified_bytes = self.counters.verified_bytes.saturating_sub(len);
+            self.finish_announced = false;
+            self.actions.retain(|action| *action != Action::Finished);
+            self.mark_missing(unit);
+        } else {
+            self.cancel_requests_for(unit, now);
+        }
+    }
+
+    /// Takes back a request, its bytes lost.
+    pub(crate) fn cancel_request(&mut self, id: RequestId, now: Time) {
+        if let Some(request) = self.close_request(id, now) {
+            self.counters.duplicate_bytes += request.received;
+            self.actions.push_back(Action::Cancel { id });
+        }
+    }
+
+    fn cancel_requests_for(&mut self, unit: u32, now: Time) {
+        for id in self.unit_requests.get(&unit).cloned().unwrap_or_default() {
+            self.cancel_request(id, now);
+        }
+    }
+
+    /// The unit becomes missing: whoever has it may be asked.
+    fn mark_missing(&mut self, unit: u32) {
+        self.rarity.insert(unit, &mut self.rng);
+        self.adjust_useful_units(unit, 1);
+    }
+
+    /// The unit is missing no more.
+    fn clear_missing(&mut self, unit: u32) {
+        self.rarity.remove(unit);
+        self.adjust_useful_units(unit, -1);
+    }
+
+    fn adjust_useful_units(&mut self, unit: u32, change: i32) {
+        for (&key, peer) in &mut self.peers {
+            if !peer.have.get(unit) {
+                continue;
+            }
+            if !peer.is_complete() {
+                peer.useful_units = peer.useful_units.saturating_add_signed(change);
+            }
+            if peer.refused.contains(unit) {
+                peer.withheld = peer.withheld.saturating_add_signed(change);
+                continue;
+            }
+            if change > 0 && peer.is_open() && !std::mem::replace(&mut peer.is_ready, true) {
+                self.ready.push_back(key);
+            }
+        }
+    }
+}

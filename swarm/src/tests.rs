@@ -1,0 +1,666 @@
+//! The state machine by hand: one behaviour a test. Whole swarms are in `tests/simulator`.
+
+use std::{collections::VecDeque, time::Duration};
+
+use super::*;
+use potluck_core::availability::Availability;
+
+pub(crate) const LEN: u64 = 256 * 1024;
+pub(crate) const A: PeerKey = PeerKey(1);
+pub(crate) const B: PeerKey = PeerKey(2);
+const C: PeerKey = PeerKey(3);
+
+pub(crate) const fn ms(ms: u64) -> Time {
+    Duration::from_millis(ms)
+}
+
+pub(crate) fn swarm(units: u32) -> Swarm {
+    Swarm::new(
+        SwarmConfig::default(),
+        vec![LEN; units as usize],
+        Bitfield::new(units),
+        7,
+    )
+}
+
+fn units(swarm: &Swarm, have: &[u32]) -> Availability {
+    let mut units = Availability {
+        have: Bitfield::new(swarm.have().len()),
+        fetching: Bitfield::new(swarm.have().len()),
+    };
+    have.iter().for_each(|&unit| _ = units.have.set(unit, true));
+    units
+}
+
+/// A peer that has these units joins; all of them if none are named.
+pub(crate) fn join(swarm: &mut Swarm, peer: PeerKey, have: &[u32], now: Time) {
+    swarm.peer_joined(peer, now);
+    let all: Vec<u32> = (0..swarm.have().len()).collect();
+    let units = units(swarm, if have.is_empty() { &all } else { have });
+    swarm.availability(peer, &units, now);
+}
+
+pub(crate) fn actions(swarm: &mut Swarm, now: Time) -> Vec<Action> {
+    let actions = std::iter::from_fn(|| swarm.poll_action(now)).collect();
+    swarm.check();
+    actions
+}
+
+/// The requests made now, as (id, peer, unit).
+fn requests(swarm: &mut Swarm, now: Time) -> Vec<(RequestId, PeerKey, u32)> {
+    let request = |action| match action {
+        Action::Request { id, peer, unit } => Some((id, peer, unit)),
+        _ => None,
+    };
+    actions(swarm, now).into_iter().filter_map(request).collect()
+}
+
+/// Lets a request come in evenly over `took`, and verify.
+fn deliver(swarm: &mut Swarm, id: RequestId, from: Time, took: Duration) {
+    for chunk in 1..=4 {
+        swarm.progressed(id, LEN / 4, from + took * chunk / 4);
+    }
+    assert!(swarm.verified(id, from + took));
+}
+
+/// Calls the swarm at its own deadlines until `until`; gives what it did and when.
+fn run_until(swarm: &mut Swarm, until: Time) -> Vec<(Time, Action)> {
+    let mut done = Vec::new();
+    while let Some(at) = swarm.poll_timeout().filter(|&at| at <= until) {
+        swarm.handle_timeout(at);
+        done.extend(actions(swarm, at).into_iter().map(|action| (at, action)));
+    }
+    done
+}
+
+#[test]
+fn an_empty_transfer_is_finished_at_once() {
+    let mut swarm = swarm(0);
+    assert_eq!(actions(&mut swarm, ms(0)), [Action::Finished]);
+    assert_eq!((swarm.poll_timeout(), swarm.stuck_reason()), (None, None));
+}
+
+#[test]
+fn one_unit_from_one_peer() {
+    let mut swarm = swarm(1);
+    assert_eq!(swarm.stuck_reason(), Some(StuckReason::NoPeers));
+    swarm.peer_joined(A, ms(0));
+    assert_eq!(actions(&mut swarm, ms(0)), []);
+    assert_eq!(swarm.stuck_reason(), Some(StuckReason::NoAvailability));
+    join(&mut swarm, A, &[], ms(0));
+    let (id, peer, unit) = requests(&mut swarm, ms(0))[0];
+    assert_eq!((peer, unit), (A, 0));
+    assert_eq!(swarm.unit_state(0), Some(UnitState::InFlight(1)));
+    deliver(&mut swarm, id, ms(0), ms(10));
+    assert_eq!(actions(&mut swarm, ms(10)), [Action::Finished]);
+    assert_eq!(swarm.unit_state(0), Some(UnitState::Have));
+    // Late words about it change nothing.
+    swarm.corrupt(id, ms(11));
+    swarm.failed(id, Failure::TimedOut, ms(11));
+    assert!(!swarm.verified(id, ms(11)));
+    assert_eq!(actions(&mut swarm, ms(11)), []);
+}
+
+#[test]
+fn the_rarest_unit_goes_first() {
+    let mut swarm = swarm(4);
+    join(&mut swarm, A, &[0, 1, 2], ms(0));
+    join(&mut swarm, B, &[0, 1], ms(0));
+    // Being fetched counts as well: 1 is commoner than 0.
+    swarm.availability_changed(B, &[], &[2, 3], &[2], ms(0));
+    swarm.availability_changed(A, &[], &[3], &[], ms(0));
+    swarm.peer_joined(C, ms(0));
+    assert_eq!(
+        requests(&mut swarm, ms(0))
+            .first()
+            .map(|&(_, peer, unit)| (peer, unit)),
+        Some((A, 2))
+    );
+}
+
+#[test]
+fn a_crowd_is_asked_one_by_one_and_a_lone_source_deeper() {
+    let mut alone = swarm(100);
+    join(&mut alone, A, &[], ms(0));
+    let asked: Vec<u32> = requests(&mut alone, ms(0))
+        .into_iter()
+        .map(|(_, _, unit)| unit)
+        .collect();
+    assert_eq!(asked.len(), 2);
+    assert!(
+        asked[1] == asked[0] + 1 || asked[0] == 99,
+        "neighbours: {asked:?}"
+    );
+    let mut crowd = swarm(100);
+    join(&mut crowd, A, &[], ms(0));
+    join(&mut crowd, B, &[5], ms(0));
+    assert_eq!(requests(&mut crowd, ms(0)).len(), 2, "one a peer");
+}
+
+#[test]
+fn depth_follows_bandwidth_times_delay() {
+    let mut swarm = swarm(1000);
+    join(&mut swarm, A, &[], ms(0));
+    // A unit each 10 ms, the first byte after 50 ms.
+    let mut queue = std::collections::VecDeque::from(requests(&mut swarm, ms(0)));
+    let mut now = ms(50);
+    for _ in 0..100 {
+        let (id, ..) = queue.pop_front().unwrap();
+        deliver(&mut swarm, id, now, ms(10));
+        now += ms(10);
+        queue.extend(requests(&mut swarm, now));
+    }
+    // 26 MB/s over twice 50 ms and the slack: 3.4 MB.
+    assert!(
+        (12..=16).contains(&queue.len()),
+        "{} requests in flight",
+        queue.len()
+    );
+}
+
+#[test]
+fn what_waits_to_be_verified_is_not_added_to() {
+    let mut swarm = swarm(100);
+    join(&mut swarm, A, &[], ms(0));
+    let made = requests(&mut swarm, ms(0));
+    swarm.progressed(made[0].0, LEN, ms(1));
+    assert_eq!(requests(&mut swarm, ms(1)), [], "it still owes one");
+    assert!(swarm.verified(made[0].0, ms(2)));
+    assert!(!requests(&mut swarm, ms(2)).is_empty());
+}
+
+#[test]
+fn bad_bytes_ban_their_sender_and_nobody_else() {
+    let mut swarm = swarm(8);
+    join(&mut swarm, A, &[], ms(0));
+    join(&mut swarm, B, &[], ms(0));
+    let made = requests(&mut swarm, ms(0));
+    let (bad, _, unit) = *made.iter().find(|(_, peer, _)| *peer == A).unwrap();
+    swarm.corrupt(bad, ms(5));
+    let done = actions(&mut swarm, ms(5));
+    assert_eq!(done[0], Action::Ban { peer: A, unit });
+    assert!(
+        done.iter().any(|action| matches!(action, Action::Cancel { .. })),
+        "its other request is cancelled"
+    );
+    // Not even after coming back.
+    swarm.peer_left(A, ms(6));
+    join(&mut swarm, A, &[], ms(7));
+    assert!(requests(&mut swarm, ms(7)).iter().all(|(_, peer, _)| *peer == B));
+    let state = swarm.peers().next().unwrap().phase;
+    let PeerPhase::Banned {
+        unit: banned_for,
+        until,
+    } = state
+    else {
+        panic!("{state:?}")
+    };
+    assert_eq!(banned_for, Some(unit));
+    assert!(until > BAN / 2 && until < BAN * 2, "{until:?}");
+    swarm.peer_left(B, ms(8));
+    assert_eq!(actions(&mut swarm, ms(8)).len(), 2);
+    assert_eq!(
+        (swarm.stuck_reason(), swarm.poll_timeout()),
+        (Some(StuckReason::AllBanned { until }), Some(until))
+    );
+}
+
+/// The only source lies twice, then sends what it should.
+#[test]
+fn a_banned_peer_is_asked_again_one_unit_at_a_time_where_nobody_else_can_serve() {
+    let count = PROBATION_UNITS + 5;
+    let mut swarm = swarm(count);
+    join(&mut swarm, A, &[], ms(0));
+    let mut now = ms(0);
+    let mut delays = Vec::new();
+    for _ in 0..2 {
+        let (bad, ..) = requests(&mut swarm, now)[0];
+        swarm.corrupt(bad, now);
+        swarm.peer_left(A, now);
+        let banned = now;
+        now = loop {
+            let at = swarm.poll_timeout().expect("it is tried again");
+            swarm.handle_timeout(at);
+            if actions(&mut swarm, at).contains(&Action::Readmit { peer: A }) {
+                break at;
+            }
+            assert!(at < banned + MAX_BAN, "{at:?}");
+        };
+        delays.push(now - banned);
+        join(&mut swarm, A, &[], now);
+    }
+    assert!(
+        delays[0] >= BAN.mul_f64(0.75) && delays[1] > delays[0].mul_f64(1.1),
+        "{delays:?}"
+    );
+    for verified in 0..count {
+        let made = requests(&mut swarm, now);
+        if verified < PROBATION_UNITS {
+            assert_eq!(made.len(), 1, "after {verified} units");
+        }
+        let Some(&(id, ..)) = made.first() else { break };
+        deliver(&mut swarm, id, now, ms(10));
+        now += ms(10);
+    }
+    assert!(swarm.have().count() > PROBATION_UNITS, "it is trusted again");
+}
+
+#[test]
+fn a_banned_peer_is_not_asked_while_another_can_serve() {
+    let mut swarm = swarm(3);
+    join(&mut swarm, A, &[], ms(0));
+    let (bad, ..) = requests(&mut swarm, ms(0))[0];
+    swarm.corrupt(bad, ms(1));
+    swarm.peer_left(A, ms(1));
+    join(&mut swarm, B, &[], ms(2));
+    // A slow one, which takes longer for each unit than the ban lasts.
+    let mut open: VecDeque<_> = requests(&mut swarm, ms(2)).into();
+    let mut now = ms(2);
+    while let Some((id, peer, _)) = open.pop_front() {
+        assert_eq!(peer, B);
+        for _ in 0..32 {
+            now += ms(4000);
+            for (_, action) in run_until(&mut swarm, now) {
+                let Action::Request { id, peer, unit } = action else {
+                    panic!("{action:?}")
+                };
+                open.push_back((id, peer, unit));
+            }
+            swarm.progressed(id, LEN / 32, now);
+        }
+        assert!(swarm.verified(id, now));
+        open.extend(requests(&mut swarm, now));
+    }
+    assert!(swarm.is_finished());
+}
+
+/// A peer that broke the protocol before it joined is banned like any other.
+#[test]
+fn a_peer_that_breaks_the_protocol_is_banned_and_tried_again() {
+    let mut swarm = swarm(1);
+    swarm.misbehaved(A, ms(0));
+    join(&mut swarm, A, &[], ms(1));
+    assert_eq!(actions(&mut swarm, ms(1)), []);
+    let done = run_until(&mut swarm, BAN * 2);
+    assert!(matches!(done[..], [(_, Action::Readmit { peer: A })]), "{done:?}");
+    join(&mut swarm, A, &[], BAN * 2);
+    assert_eq!(requests(&mut swarm, BAN * 2).len(), 1);
+}
+
+#[test]
+fn units_of_a_silent_peer_are_raced_and_the_loser_cancelled() {
+    let mut swarm = swarm(3);
+    join(&mut swarm, A, &[0], ms(0));
+    let (silent, ..) = requests(&mut swarm, ms(0))[0];
+    join(&mut swarm, B, &[0, 1, 2], ms(0));
+    for _ in 0..2 {
+        let (id, peer, _) = requests(&mut swarm, ms(0))[0];
+        assert_eq!(peer, B);
+        deliver(&mut swarm, id, ms(0), ms(20));
+    }
+    // Only what A was asked for is left, and it says nothing.
+    let (id, mut seen, now) = loop {
+        let now = swarm.poll_timeout().unwrap();
+        swarm.handle_timeout(now);
+        let done = actions(&mut swarm, now);
+        if let Some(&Action::Request { id, peer: B, unit: 0 }) = done.last() {
+            break (id, done, now);
+        }
+        assert_eq!(done, []);
+    };
+    assert!(now <= ms(1500), "{now:?}");
+    deliver(&mut swarm, id, now, ms(20));
+    seen.extend(actions(&mut swarm, now + ms(20)));
+    assert!(
+        seen.contains(&Action::Cancel { id: silent }) && seen.contains(&Action::Finished),
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn a_silent_peer_whose_work_others_did_is_not_asked_again_at_once() {
+    let mut swarm = swarm(40);
+    join(&mut swarm, A, &[], ms(0));
+    join(&mut swarm, B, &[], ms(0));
+    // Both are known to be quick. From then on A says nothing, and B takes 200 ms for each unit, eight seconds for all.
+    let (mut open, mut asked_of_a) = (VecDeque::new(), 0);
+    for (id, peer, _) in requests(&mut swarm, ms(0)) {
+        match peer {
+            B => open.push_back(id),
+            _ => deliver(&mut swarm, id, ms(0), ms(20)),
+        }
+    }
+    let (mut now, mut due, mut rested) = (ms(20), ms(220), false);
+    while !swarm.is_finished() {
+        for (id, peer, _) in requests(&mut swarm, now) {
+            match peer {
+                B => open.push_back(id),
+                _ => asked_of_a += 1,
+            }
+        }
+        now = swarm.poll_timeout().map_or(due, |at| at.clamp(now, due));
+        swarm.handle_timeout(now);
+        if now == due {
+            if let Some(id) = open.pop_front() {
+                swarm.progressed(id, LEN, due);
+                // Unless it was taken back at the end.
+                swarm.verified(id, due);
+            }
+            due += ms(200);
+        }
+        let resting = |peer: &PeerView| peer.key == A && matches!(peer.phase, PeerPhase::BackedOff { .. });
+        rested |= swarm.peers().any(|peer| resting(&peer));
+        assert!(now < ms(12_000), "it ends");
+    }
+    assert!(
+        rested && asked_of_a > 0,
+        "asked {asked_of_a} times of who says nothing"
+    );
+}
+
+#[test]
+fn a_lone_slow_provider_is_left_to_finish() {
+    let mut swarm = swarm(1);
+    join(&mut swarm, A, &[], ms(0));
+    let (id, ..) = requests(&mut swarm, ms(0))[0];
+    for second in 1..=64 {
+        assert_eq!(run_until(&mut swarm, ms(4000 * second)), []);
+        swarm.progressed(id, LEN / 64, ms(4000 * second));
+    }
+    assert!(swarm.verified(id, ms(256_000)));
+    assert_eq!(actions(&mut swarm, ms(256_000)), [Action::Finished]);
+}
+
+#[test]
+fn failures_back_off_longer_each_time_and_are_forgotten_at_last() {
+    let mut swarm = swarm(1);
+    join(&mut swarm, A, &[], ms(0));
+    let mut now = ms(0);
+    let mut waits = Vec::new();
+    loop {
+        let made = requests(&mut swarm, now);
+        let Some(&(id, ..)) = made.first() else { break };
+        swarm.failed(id, Failure::Disconnected, now);
+        match swarm.poll_action(now) {
+            Some(Action::Forget { peer }) => break assert_eq!(peer, A),
+            other => assert_eq!(other, None),
+        }
+        let Some(StuckReason::BackedOff { until }) = swarm.stuck_reason() else {
+            panic!("not backed off")
+        };
+        assert!(swarm.poll_timeout().is_some_and(|at| at <= until));
+        waits.push(until - now);
+        now = until;
+        swarm.handle_timeout(now);
+    }
+    assert_eq!(waits.len() as u32, MAX_FAILURES - 1);
+    assert!(
+        waits[0] < ms(700) && waits[4] > ms(5000) && waits[8] <= MAX_BACK_OFF.mul_f64(1.25),
+        "{waits:?}"
+    );
+    assert_eq!(swarm.stuck_reason(), Some(StuckReason::NoPeers));
+    join(&mut swarm, A, &[], now);
+    assert_eq!(requests(&mut swarm, now).len(), 1, "re-admitted");
+}
+
+#[test]
+fn busy_is_waited_out() {
+    let mut swarm = swarm(1);
+    join(&mut swarm, A, &[], ms(0));
+    let (id, ..) = requests(&mut swarm, ms(0))[0];
+    swarm.failed(
+        id,
+        Failure::Busy {
+            retry_after: Some(ms(400)),
+        },
+        ms(1),
+    );
+    let done = run_until(&mut swarm, ms(700));
+    assert!(
+        matches!(done[..], [(at, Action::Request { peer: A, .. })] if at >= ms(401)),
+        "{done:?}"
+    );
+}
+
+#[test]
+fn a_unit_that_is_not_there_is_asked_of_another() {
+    let mut swarm = swarm(2);
+    join(&mut swarm, A, &[], ms(0));
+    for (id, ..) in requests(&mut swarm, ms(0)) {
+        swarm.failed(id, Failure::NotAvailable, ms(1));
+        swarm.check();
+    }
+    assert_eq!(requests(&mut swarm, ms(1)), []);
+    let stuck = swarm.stuck_reason();
+    assert!(
+        matches!(stuck, Some(StuckReason::Refused { until, tries: 0 }) if until > ms(1)),
+        "{stuck:?}"
+    );
+    join(&mut swarm, B, &[1], ms(2));
+    assert!(matches!(requests(&mut swarm, ms(2))[..], [(_, B, 1)]));
+    // A change that announces a unit takes back its refusal.
+    swarm.availability_changed(A, &[0], &[], &[], ms(3));
+    assert!(matches!(requests(&mut swarm, ms(3))[..], [(_, A, 0)]));
+}
+
+/// A source that hashes a file again refuses it, and has nothing new to announce once it serves
+/// again.
+#[test]
+fn a_peer_that_refused_is_asked_again_after_a_growing_delay() {
+    let mut swarm = swarm(4);
+    join(&mut swarm, A, &[], ms(0));
+    let (mut now, mut delays) = (ms(0), Vec::new());
+    for _ in 0..12 {
+        // Until everything was refused.
+        loop {
+            let made = requests(&mut swarm, now);
+            if made.is_empty() {
+                break;
+            }
+            for (id, ..) in made {
+                swarm.failed(id, Failure::NotAvailable, now);
+            }
+        }
+        let Some(StuckReason::Refused { until, .. }) = swarm.stuck_reason() else {
+            panic!("{:?}", swarm.stuck_reason())
+        };
+        assert!(swarm.poll_timeout().is_some_and(|at| at <= until));
+        assert_eq!(swarm.peers().next().unwrap().phase, PeerPhase::Refusing { until });
+        delays.push(until - now);
+        now = until;
+        swarm.handle_timeout(now);
+    }
+    assert!(delays[0] <= REFUSED_BACK_OFF.mul_f64(1.25), "{delays:?}");
+    assert!(
+        delays[11] > MAX_REFUSED_BACK_OFF / 2 && delays[11] <= MAX_REFUSED_BACK_OFF.mul_f64(1.25),
+        "{delays:?}"
+    );
+    // It serves again, and gives all.
+    let mut open = VecDeque::from(requests(&mut swarm, now));
+    while let Some((id, ..)) = open.pop_front() {
+        deliver(&mut swarm, id, now, ms(10));
+        now += ms(10);
+        open.extend(requests(&mut swarm, now));
+    }
+    assert!(swarm.is_finished());
+    assert_eq!(swarm.stuck_reason(), None);
+}
+
+/// A snapshot replaces what was told, and what was refused is asked for at once.
+#[test]
+fn a_peer_that_tells_all_again_is_asked_at_once() {
+    let mut swarm = swarm(2);
+    join(&mut swarm, A, &[], ms(0));
+    for (id, ..) in requests(&mut swarm, ms(0)) {
+        swarm.failed(id, Failure::NotAvailable, ms(1));
+    }
+    assert_eq!(requests(&mut swarm, ms(1)), []);
+    let all = units(&swarm, &[0, 1]);
+    swarm.availability(A, &all, ms(20));
+    assert!(!requests(&mut swarm, ms(20)).is_empty());
+}
+
+/// A source of thousands of files that all were touched is not asked for each of them after each
+/// delay.
+#[test]
+fn a_peer_that_refuses_everything_costs_few_requests() {
+    let mut swarm = swarm(1000);
+    join(&mut swarm, A, &[], ms(0));
+    let (mut asked, mut now) = (0, ms(0));
+    let end = Duration::from_secs(600);
+    while now < end {
+        loop {
+            let made = requests(&mut swarm, now);
+            asked += made.len();
+            if made.is_empty() {
+                break;
+            }
+            for (id, ..) in made {
+                swarm.failed(id, Failure::NotAvailable, now);
+            }
+        }
+        now = swarm.poll_timeout().unwrap();
+        swarm.handle_timeout(now);
+    }
+    // Each once, and then a few after each delay.
+    assert!(asked > 1000 && asked < 1000 + 40 * 64, "{asked}");
+}
+
+#[test]
+fn a_write_that_failed_is_fetched_again_and_finished_again() {
+    let mut swarm = swarm(1);
+    join(&mut swarm, A, &[], ms(0));
+    let (id, ..) = requests(&mut swarm, ms(0))[0];
+    deliver(&mut swarm, id, ms(0), ms(10));
+    assert_eq!(actions(&mut swarm, ms(10)), [Action::Finished]);
+    assert_eq!(swarm.counters().verified_bytes, LEN);
+    swarm.reset_unit(0, ms(11));
+    assert_eq!(swarm.counters().verified_bytes, 0, "it is not there");
+    let (id, ..) = requests(&mut swarm, ms(11))[0];
+    swarm.reset_unit(0, ms(12));
+    let done = actions(&mut swarm, ms(12));
+    assert!(
+        matches!(done[..], [Action::Cancel { id: old }, Action::Request { .. }] if old == id),
+        "{done:?}"
+    );
+    let Action::Request { id, .. } = done[1] else {
+        unreachable!()
+    };
+    deliver(&mut swarm, id, ms(12), ms(10));
+    assert_eq!(actions(&mut swarm, ms(22)), [Action::Finished]);
+}
+
+#[test]
+fn bytes_in_flight_stay_within_the_budget() {
+    let config = SwarmConfig {
+        max_in_flight_bytes: 5 * LEN,
+        ..SwarmConfig::default()
+    };
+    let mut swarm = Swarm::new(config, vec![LEN; 100], Bitfield::new(100), 1);
+    (0..20).for_each(|peer| join(&mut swarm, PeerKey(peer), &[], ms(0)));
+    let made = requests(&mut swarm, ms(0));
+    assert_eq!(made.len(), 5);
+    deliver(&mut swarm, made[0].0, ms(0), ms(10));
+    assert_eq!(
+        requests(&mut swarm, ms(10)).len(),
+        1,
+        "the place is taken by the next"
+    );
+}
+
+#[test]
+fn a_budget_made_smaller_is_met_as_units_come_in() {
+    let mut swarm = swarm(100);
+    (0..20).for_each(|peer| join(&mut swarm, PeerKey(peer), &[], ms(0)));
+    let made = requests(&mut swarm, ms(0));
+    assert!(made.len() >= 20);
+    swarm.set_max_in_flight_bytes(3 * LEN);
+    assert_eq!(actions(&mut swarm, ms(0)), [], "nothing is taken back");
+    let left = made.len() - 3;
+    for (i, (id, ..)) in made.iter().take(left).enumerate() {
+        deliver(&mut swarm, *id, ms(0), ms(10));
+        assert_eq!(
+            requests(&mut swarm, ms(10)),
+            [],
+            "{i} came in, {} wait",
+            made.len() - i - 1
+        );
+    }
+    deliver(&mut swarm, made[left].0, ms(0), ms(11));
+    assert_eq!(requests(&mut swarm, ms(11)).len(), 1, "now one more fits");
+    swarm.set_max_in_flight_bytes(0);
+    deliver(&mut swarm, made[left + 1].0, ms(0), ms(12));
+    assert_eq!(requests(&mut swarm, ms(12)), []);
+    swarm.set_max_in_flight_bytes(8 * LEN);
+    assert_eq!(
+        requests(&mut swarm, ms(12)).len(),
+        6,
+        "those who waited are asked"
+    );
+}
+
+#[test]
+fn with_no_budget_at_all_units_come_one_by_one() {
+    let mut swarm = swarm(5);
+    swarm.set_max_in_flight_bytes(0);
+    (0..4).for_each(|peer| join(&mut swarm, PeerKey(peer), &[], ms(0)));
+    for unit in 0..5 {
+        let made = requests(&mut swarm, ms(unit * 10));
+        assert_eq!(made.len(), 1);
+        deliver(&mut swarm, made[0].0, ms(unit * 10), ms(10));
+    }
+    assert_eq!(actions(&mut swarm, ms(50)), [Action::Finished]);
+}
+
+#[test]
+fn huge_units_are_asked_for_one_by_one() {
+    let config = SwarmConfig {
+        max_in_flight_bytes: 5 * LEN,
+        ..SwarmConfig::default()
+    };
+    let mut swarm = Swarm::new(config, vec![7 * LEN; 3], Bitfield::new(3), 1);
+    (0..4).for_each(|peer| join(&mut swarm, PeerKey(peer), &[], ms(0)));
+    assert_eq!(requests(&mut swarm, ms(0)).len(), 1);
+}
+
+#[test]
+fn a_wait_in_a_queue_does_not_make_it_longer() {
+    let mut swarm = Swarm::new(SwarmConfig::default(), vec![LEN; 100], Bitfield::new(100), 1);
+    join(&mut swarm, A, &[], ms(0));
+    swarm.round_trip(A, ms(1));
+    let (id, ..) = requests(&mut swarm, ms(0))[0];
+    // The first byte after two seconds, and then fast.
+    (0..4).for_each(|chunk| swarm.progressed(id, LEN / 4, ms(2000 + chunk * 5)));
+    assert!(swarm.verified(id, ms(2015)));
+    let view = swarm.peers().next().unwrap();
+    assert!(
+        view.latency.unwrap() >= ms(2000) && view.pipeline_depth <= 4,
+        "{view:?}"
+    );
+}
+
+#[test]
+fn nonsense_is_ignored() {
+    let mut swarm = swarm(3);
+    swarm.peer_left(A, ms(0));
+    swarm.availability(A, &units(&swarm, &[0]), ms(0));
+    swarm.availability_changed(A, &[0, 99], &[1], &[2], ms(0));
+    swarm.peer_joined(A, ms(0));
+    swarm.availability(
+        A,
+        &Availability {
+            have: Bitfield::full(99),
+            fetching: Bitfield::full(99),
+        },
+        ms(0),
+    );
+    swarm.availability_changed(A, &[0], &[], &[], ms(0));
+    assert_eq!(requests(&mut swarm, ms(0)), []);
+    join(&mut swarm, A, &[1], ms(0));
+    swarm.availability_changed(A, &[7, u32::MAX], &[u32::MAX], &[u32::MAX, 0], ms(0));
+    let (id, ..) = requests(&mut swarm, ms(0))[0];
+    swarm.progressed(id, u64::MAX / 2, ms(1));
+    swarm.reset_unit(u32::MAX, ms(1));
+    swarm.handle_timeout(ms(0));
+    swarm.check();
+}

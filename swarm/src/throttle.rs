@@ -1,0 +1,130 @@
+//! Under a limit of our own, or while our own disk is what takes time: what is here and may not count yet holds up everything behind it, and no
+//! peer is to blame.
+
+use std::time::Duration;
+
+use crate::{RequestId, Swarm, Time};
+
+/// How long after the last word of bytes that wait the limit counts as what holds the transfer up: several of the driver's beats.
+const THROTTLED_FOR: Duration = Duration::from_secs(1);
+
+/// While it does, units are asked for once less is owed than comes within this time: longer than any round trip, so that the limit is used
+/// up.
+const THROTTLED_LEAD: Duration = Duration::from_secs(1);
+
+impl Swarm {
+    pub(crate) fn mark_locally_throttled(&mut self, id: RequestId, now: Time) {
+        let Some(request) = self.requests.get(&id) else {
+            return;
+        };
+        let (key, unit) = (request.peer, request.unit);
+        self.throttled_at = Some(now);
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.estimate.locally_throttled(now);
+            self.clear_stall(key, unit, now);
+        }
+    }
+
+    /// Whether our own limit is what takes time.
+    pub(crate) fn is_locally_throttled(&self, now: Time) -> bool {
+        self.throttled_at
+            .is_some_and(|at| now.saturating_sub(at) < THROTTLED_FOR)
+    }
+
+    /// Whether a further unit could only wait.
+    pub(crate) fn has_enough_requested(&self, now: Time) -> bool {
+        let comes = || (self.downlink.rate().unwrap_or(0.0) * THROTTLED_LEAD.as_secs_f64()) as u64;
+        self.is_locally_throttled(now)
+            && self
+                .peers
+                .values()
+                .map(|peer| peer.outstanding_bytes)
+                .sum::<u64>()
+                > comes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+    use crate::{
+        Action,
+        tests::{A, B, LEN, actions, join, ms, swarm},
+    };
+
+    /// Bytes a second: each unit takes eight.
+    const RATE: u64 = LEN / 8;
+    /// How often the driver has news.
+    const BEAT: Duration = Duration::from_millis(200);
+
+    /// Two sources that send faster than they may. What was asked for first gets all of the limit; all else that was waits, and says so.
+    #[test]
+    fn a_limit_makes_neither_a_queue_nor_a_race() {
+        const UNITS: u32 = 12;
+        let mut swarm = swarm(UNITS);
+        join(&mut swarm, A, &[], ms(0));
+        join(&mut swarm, B, &[], ms(0));
+        let (mut now, mut came, mut open) = (ms(0), 0, VecDeque::new());
+        while !swarm.is_finished() {
+            for action in actions(&mut swarm, now) {
+                match action {
+                    Action::Request { id, .. } => open.push_back(id),
+                    Action::Finished => {}
+                    other => panic!("{other:?} at {now:?}"),
+                }
+            }
+            // Until the limit is known to hold, two of each; then the next goes out as the last comes to its end.
+            let verified = swarm.have().count();
+            let most = if verified < 4 { 4 } else { 2 };
+            assert!((1..=most).contains(&open.len()), "{} at {now:?}", open.len());
+            open.iter().for_each(|&id| swarm.locally_throttled(id, now));
+            let next = swarm.poll_timeout().unwrap_or(Time::MAX).min(now + BEAT);
+            let bytes = (RATE as f64 * (next - now).as_secs_f64()) as u64;
+            now = next;
+            swarm.handle_timeout(now);
+            swarm.progressed(open[0], bytes.min(LEN - came), now);
+            came += bytes;
+            assert_eq!(swarm.unverified_bytes(), came.min(LEN));
+            if came >= LEN {
+                came = 0;
+                assert!(swarm.verified(open.pop_front().unwrap(), now));
+            }
+        }
+        let counters = swarm.counters();
+        assert_eq!(counters.requests, u64::from(UNITS));
+        assert_eq!(
+            (counters.duplicate_bytes, counters.hedges + counters.steals),
+            (0, 0)
+        );
+        assert!(now < Duration::from_secs(9 * u64::from(UNITS)), "{now:?}");
+    }
+
+    #[test]
+    fn what_waited_for_the_limit_speaks_for_no_slow_peer() {
+        let mut swarm = swarm(100);
+        join(&mut swarm, A, &[], ms(0));
+        let ids: Vec<_> = actions(&mut swarm, ms(0))
+            .into_iter()
+            .filter_map(|action| match action {
+                Action::Request { id, .. } => Some(id),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(ids.len(), 2);
+        (1..=4).for_each(|n| swarm.progressed(ids[0], LEN / 16, ms(10 * n)));
+        let before = swarm.peers().next().unwrap().rate.unwrap();
+        // A minute under a limit of next to nothing, which then goes away.
+        (0..300).for_each(|beat| swarm.locally_throttled(ids[0], ms(40 + 200 * beat)));
+        assert_eq!(actions(&mut swarm, ms(60_000)), []);
+        let now = ms(40 + 200 * 299);
+        (1..=4).for_each(|n| swarm.progressed(ids[0], LEN / 16, now + ms(10 * n)));
+        let after = swarm.peers().next().unwrap().rate.unwrap();
+        assert!(
+            after > before / 2.0 && after < before * 2.0,
+            "{before} and {after}"
+        );
+        assert!(!swarm.is_locally_throttled(now + THROTTLED_FOR));
+    }
+}

@@ -1,0 +1,178 @@
+//! Uplinks, downlinks, and the units that go over them.
+
+use potluck_swarm::{Failure, RequestId};
+use rand::RngExt;
+
+use crate::world::{Event, World, seconds};
+
+const CHUNK: u64 = 64 * 1024;
+
+/// What is left of an upload that counts as large.
+const LARGE: u64 = 1024 * 1024;
+
+#[derive(Debug)]
+pub(crate) struct Flow {
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+    pub(crate) id: RequestId,
+    pub(crate) unit: u32,
+    pub(crate) to_send: u64,
+    pub(crate) to_come: u64,
+    pub(crate) corrupt: bool,
+    pub(crate) dead: bool,
+    pub(crate) begun: bool,
+    pub(crate) served: u64,
+}
+
+impl World {
+    /// A request sets out for its peer.
+    pub(crate) fn request(&mut self, to: usize, id: RequestId, from: usize, unit: u32) {
+        assert!(!self.nodes[to].banned.contains(&from), "a banned peer is asked");
+        assert!(!self.nodes[to].have.get(unit), "unit {unit} is asked for again");
+        let spec = &self.nodes[from].spec;
+        let corrupts = spec.corrupt > 0.0 && seconds(self.now) < spec.corrupts_until;
+        let corrupt = corrupts && self.rng.random_bool(spec.corrupt);
+        self.nodes[to].asked += 1;
+        let len = self.setup.unit_len;
+        let flow = Flow {
+            from,
+            to,
+            id,
+            unit,
+            to_send: len,
+            to_come: len,
+            corrupt,
+            dead: false,
+            begun: false,
+            served: 0,
+        };
+        self.flows.push(flow);
+        self.flow_of.insert((to, id), self.flows.len() - 1);
+        self.after(self.setup.delay, Event::Asked(self.flows.len() - 1));
+    }
+
+    /// A request arrived.
+    pub(crate) fn asked(&mut self, flow: usize) {
+        let Flow { from, unit, dead, .. } = self.flows[flow];
+        if dead {
+            return;
+        }
+        let count = |is: &dyn Fn(&Flow) -> bool| {
+            let uploads = self.nodes[from].uploads.iter();
+            uploads.filter(|index| is(&self.flows[**index])).count()
+        };
+        let waiting = count(&|flow| !flow.begun);
+        let large = count(&|flow| flow.to_send >= LARGE);
+        let is_large = self.setup.unit_len >= LARGE;
+        let node = &mut self.nodes[from];
+        let failure = if !node.online {
+            Some(Failure::Disconnected)
+        } else if node.refuses || !node.have.get(unit) {
+            Some(Failure::NotAvailable)
+        } else if node.uploads.len() >= node.spec.slots
+            || waiting >= node.spec.most_waiting
+            || is_large && large >= self.setup.most_large
+        {
+            Some(Failure::Busy { retry_after: None })
+        } else {
+            None
+        };
+        if let Some(failure) = failure {
+            return self.after(self.setup.delay, Event::Failed(flow, failure));
+        }
+        node.uploads.push(flow);
+        if node.spec.tells_uploads {
+            node.uploading.set(unit, true);
+            self.tell_soon(from, self.setup.seed_tells_every);
+        }
+        self.send_next(from);
+    }
+
+    /// Sends the next chunk of whoever's turn it is.
+    pub(crate) fn send_next(&mut self, from: usize) {
+        if self.nodes[from].sending || self.nodes[from].stalled || !self.nodes[from].online {
+            return;
+        }
+        let up = self.nodes[from].spec.up;
+        let delay = self.setup.delay;
+        let room = |to: usize| {
+            let window = 4 * CHUNK + (up.min(self.nodes[to].spec.down) * 2.0 * delay) as u64;
+            self.on_way.get(&(from, to)).is_none_or(|&bytes| bytes < window)
+        };
+        let streams = self.setup.streams;
+        let flows = &self.flows;
+        let next = self.nodes[from]
+            .uploads
+            .iter()
+            .copied()
+            .filter(|&index| flows[index].to_send > 0 && room(flows[index].to))
+            .take(streams)
+            .min_by_key(|&index| flows[index].served);
+        let Some(index) = next else { return };
+        let flow = &mut self.flows[index];
+        let bytes = CHUNK.min(flow.to_send);
+        flow.to_send -= bytes;
+        *self.on_way.entry((from, flow.to)).or_default() += bytes;
+        flow.served = self.sequence;
+        if !std::mem::replace(&mut flow.begun, true) {
+            self.nodes[from].sent_units[flow.unit as usize] += 1;
+        }
+        self.nodes[from].sent_bytes += bytes;
+        self.nodes[from].sending = true;
+        let takes = bytes as f64 / up;
+        self.after(takes, Event::UplinkFree(from));
+        self.after(takes + self.setup.delay, Event::AtDownlink(index, bytes));
+    }
+
+    /// A chunk arrived.
+    pub(crate) fn delivered(&mut self, index: usize, bytes: u64) {
+        let flow = &mut self.flows[index];
+        flow.to_come -= bytes;
+        let Flow {
+            from,
+            to,
+            id,
+            unit,
+            to_come,
+            corrupt,
+            ..
+        } = *flow;
+        *self.on_way.entry((from, to)).or_default() -= bytes;
+        self.send_next(from);
+        if to_come == 0 {
+            self.end_upload(index);
+        }
+        if !self.flow_of.contains_key(&(to, id)) {
+            return;
+        }
+        self.tell_swarm(to, |swarm, now| swarm.progressed(id, bytes, now));
+        if to_come > 0 || self.flow_of.remove(&(to, id)).is_none() {
+            return;
+        }
+        if corrupt {
+            self.tell_swarm(to, |swarm, now| swarm.corrupt(id, now));
+        } else {
+            self.nodes[to].have.set(unit, true);
+            self.tell_swarm(to, |swarm, now| {
+                assert!(swarm.verified(id, now), "whoever was not cancelled is needed")
+            });
+        }
+    }
+
+    pub(crate) fn end_upload(&mut self, index: usize) {
+        let flow = &mut self.flows[index];
+        if std::mem::replace(&mut flow.dead, true) {
+            return;
+        }
+        let (from, unit) = (flow.from, flow.unit);
+        self.nodes[from].uploads.retain(|&other| other != index);
+        let sending = self.nodes[from]
+            .uploads
+            .iter()
+            .any(|&other| self.flows[other].unit == unit);
+        if self.nodes[from].spec.tells_uploads && !sending {
+            self.nodes[from].uploading.set(unit, false);
+            self.tell_soon(from, self.setup.seed_tells_every);
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! What a world is made of.
+
+use potluck_swarm::SwarmConfig;
+use rand::{rngs::Xoshiro256PlusPlus, seq::SliceRandom};
+
+use crate::node::{Spec, Start};
+
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    pub(crate) nodes: Vec<Spec>,
+    pub(crate) units: u32,
+    pub(crate) unit_len: u64,
+    /// One way, in seconds.
+    pub(crate) delay: f64,
+    /// How long changes are gathered before they are told, in seconds.
+    pub(crate) tell_every: f64,
+    /// The same for what a seed tells of what it sends.
+    pub(crate) seed_tells_every: f64,
+    /// How many others each downloader knows, the complete ones included first; all if `None`.
+    pub(crate) neighbours: Option<usize>,
+    pub(crate) config: SwarmConfig,
+    /// The budget of each downloader changes all the time between these, in units, within that of `config`.
+    pub(crate) budgets: Option<(u64, u64)>,
+    /// Most uploads that one node serves side by side; the others wait, first come, first served.
+    pub(crate) streams: usize,
+    /// Most large uploads at once.
+    pub(crate) most_large: usize,
+    /// Give up after this many seconds.
+    pub(crate) limit: f64,
+}
+
+impl Setup {
+    pub(crate) fn new(nodes: Vec<Spec>, units: u32) -> Self {
+        Self {
+            nodes,
+            units,
+            unit_len: 256 * 1024,
+            delay: 0.0005,
+            tell_every: 0.005,
+            seed_tells_every: 0.0,
+            neighbours: None,
+            config: SwarmConfig::default(),
+            budgets: None,
+            streams: usize::MAX,
+            most_large: usize::MAX,
+            limit: 3600.0,
+        }
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        u64::from(self.units) * self.unit_len
+    }
+}
+
+/// Whom a node knows from the start.
+pub(crate) fn neighbours(
+    index: usize,
+    setup: &Setup,
+    count: usize,
+    rng: &mut Xoshiro256PlusPlus,
+) -> Vec<usize> {
+    let mut others: Vec<usize> = (0..count).filter(|&other| other != index).collect();
+    let Some(most) = setup.neighbours else {
+        return others;
+    };
+    others.shuffle(rng);
+    // Half of them choose us.
+    others.sort_by_key(|&other| setup.nodes[other].start != Start::All);
+    let seeds = others
+        .iter()
+        .take_while(|&&other| setup.nodes[other].start == Start::All)
+        .count();
+    others.truncate(seeds + most / 2);
+    others
+}
