@@ -19,21 +19,21 @@ use potluck_core::{
     model::{FileKind, FileRecord, Registration},
 };
 
+use crate::{
+    library::{Item, Totals, hash::hasher::small_file_sha256},
+    store::{Stamp, StoreChange},
+};
+
 mod damaged;
 mod delta;
 mod item;
 mod offline;
 #[cfg(test)]
 mod tests;
-mod tombstones;
 
 pub(crate) use crate::library::catalog::delta::{Delta, DeltaEffects};
 pub(crate) use crate::library::catalog::item::{
     EntryIndex, ItemBody, Location, NewItem, SharedCollection, SharedItem, WHOLE_ITEM, name_of,
-};
-use crate::{
-    library::{Item, Totals, hash::hasher::small_file_sha256},
-    store::{Stamp, StoreChange},
 };
 
 /// Most names that a file is registered by, as the contract has it.
@@ -526,4 +526,32 @@ fn has_layer(size: u64) -> bool {
 /// Whether a file's SHA-256 is still to be found out.
 fn lacks_sha256(record: &FileRecord) -> bool {
     record.sha256.is_none() && record.kind == FileKind::File && record.size > LEAF_SIZE as u64
+}
+
+impl Catalog {
+    /// Whether the owner took this path out of the files folder's sharing.
+    pub(crate) fn is_tombstoned(&self, path: &Path) -> bool {
+        self.tombstones.contains(path)
+    }
+
+    /// Keeps a path in the files folder from being shared by itself again.
+    pub(crate) fn add_tombstone(&mut self, path: PathBuf, delta: Option<&mut Delta>) {
+        if self.tombstones.insert(path.clone())
+            && let Some(delta) = delta
+        {
+            delta.changes.push(StoreChange::AddTombstone(path));
+        }
+    }
+
+    /// The hidden paths that are not among these.
+    pub(crate) fn tombstones_besides(&self, there: &HashSet<PathBuf>) -> Vec<PathBuf> {
+        self.tombstones.difference(there).cloned().collect()
+    }
+
+    /// Forgets that a path is hidden.
+    pub(crate) fn remove_tombstone(&mut self, path: PathBuf, delta: &mut Delta) {
+        if self.tombstones.remove(&path) {
+            delta.changes.push(StoreChange::RemoveTombstone(path));
+        }
+    }
 }

@@ -4,7 +4,6 @@
 //! failed none succeeds; one process at a time has the part (a lock on it). All calls block: they are for the blocking threads. Non-goals: what the bytes mean, who
 //! sent them, and where they go in the end ([`crate::download::storage::finalize`]).
 
-mod storage;
 #[cfg(test)]
 mod tests;
 
@@ -35,7 +34,6 @@ use rustix::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::storage::PartStorage;
 use crate::{
     download::{
         engine::chunk_list::ChunkList,
@@ -555,4 +553,31 @@ fn sync_tree(tree: &CollectionTree) -> io::Result<()> {
 fn flush_tree(_tree: &CollectionTree) -> io::Result<()> {
     rustix::fs::sync();
     Ok(())
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) enum PartStorage {
+    /// A plain file.
+    File(Arc<File>),
+    /// A collection's folder.
+    Tree(CollectionTree),
+}
+
+impl PartStorage {
+    pub(crate) fn handle(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::File(file) => file.as_fd(),
+            Self::Tree(tree) => tree.dir().as_fd(),
+        }
+    }
+
+    /// The number of the file system that it is on.
+    #[allow(
+        clippy::unnecessary_cast,
+        reason = "`st_dev` is of another type on other systems"
+    )]
+    pub(crate) fn device(&self) -> io::Result<u64> {
+        Ok(rustix::fs::fstat(self.handle())?.st_dev as u64)
+    }
 }
