@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
-mod parts;
+mod served_library;
 
 use std::{
     fs,
@@ -27,7 +27,7 @@ use potluck_peer::{
 };
 use tokio::sync::mpsc;
 
-use parts::{Peer, bytes, wait_until};
+use served_library::{Peer, bytes, wait_until};
 
 fn id_of(bytes: &[u8]) -> FileId {
     hash_bytes(bytes).id()

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
-mod disk;
+mod small_disk;
 
 use std::{
     os::unix::fs::{PermissionsExt as _, symlink},
@@ -12,7 +12,6 @@ use std::{
 };
 
 use common::*;
-use disk::*;
 use potluck_core::{
     FileId,
     collection::{
@@ -22,6 +21,7 @@ use potluck_core::{
     proto::v1,
 };
 use potluck_peer::library::{identify, kept_manifest};
+use small_disk::*;
 
 struct World {
     dir: tempfile::TempDir,

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod parts;
+mod served_library;
 
 use std::{
     fs,
@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use parts::{Peer, bytes, wait_until};
 use potluck_core::{
     FileId, Reason,
     collection::{
@@ -26,6 +25,7 @@ use potluck_peer::{
     content::ContentSource as _,
     library::{EntryHashes, UnshareTarget, stamp_of, stamps_at},
 };
+use served_library::{Peer, bytes, wait_until};
 
 fn id_of(bytes: &[u8]) -> FileId {
     hash_bytes(bytes).id()

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(crate) mod fake;
+pub(crate) mod fake_services;
 
 use serde_json::Value;
 use tempfile::TempDir;

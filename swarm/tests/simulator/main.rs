@@ -3,12 +3,12 @@
 //! Every failure names the seed of its world: `SWARM_SEEDS=17..18` replays it, `SWARM_SEEDS=0..5000` looks for new ones.
 //! `cargo test --release -- --ignored` runs the large crowds.
 
+mod checks;
 mod crowds;
+mod failures;
 mod links;
 mod node;
 mod setup;
-mod trouble;
-mod verdict;
 mod world;
 
 /// 100 Mbit/s, in bytes a second.

@@ -2,12 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod parts;
+mod served_library;
 
 use std::{net::IpAddr, path::Path, time::Duration};
 
 use futures_util::StreamExt as _;
-use parts::{DEADLINE, Peer, bytes, span, wait_until};
 use potluck_core::{
     FileId, Problem, Reason,
     grpc::transport,
@@ -15,6 +14,7 @@ use potluck_core::{
     proto::v1::{self, peer_service_client::PeerServiceClient, watch_availability_response::Event},
 };
 use potluck_peer::upload::{EvictableConnection, PeerApi, SendScheduler, UploadCounters};
+use served_library::{DEADLINE, Peer, bytes, span, wait_until};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Channel;

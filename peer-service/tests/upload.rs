@@ -2,16 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod parts;
+mod served_library;
 
 use std::{fs, io::Write as _, os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration};
 
-use parts::{DEADLINE, Peer, bytes, download, span, wait_until};
 use potluck_core::{
     FileId, FileLayout, Problem, Reason, Root,
     identity::{hash::hash_bytes, merkle},
     proto::v1::{self, watch_availability_response::Event},
 };
+use served_library::{DEADLINE, Peer, bytes, download, span, wait_until};
 
 const MIB: usize = 1 << 20;
 

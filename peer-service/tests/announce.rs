@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "registrar/fake.rs"]
+#[path = "announce/fake_index.rs"]
 mod fake;
-mod parts;
+mod served_library;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +14,6 @@ use std::{
 };
 
 use fake::{Fake, State};
-use parts::{DEADLINE, wait_until};
 use potluck_core::{
     FileId, Reason, Root, Token,
     grpc::transport,
@@ -23,6 +22,7 @@ use potluck_core::{
     proto::v1::{self, index_service_server::IndexServiceServer},
 };
 use potluck_peer::announce::{registrar::Registrar, set::AnnounceSet};
+use served_library::{DEADLINE, wait_until};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};

@@ -4,14 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
-mod disk;
+mod small_disk;
 
 use std::{fs::File, path::Path};
 
 use common::*;
-use disk::*;
 use potluck_core::{Problem, Reason, proto::v1};
 use rustix::fs::FallocateFlags;
+use small_disk::*;
 use tonic::Streaming;
 
 struct World {

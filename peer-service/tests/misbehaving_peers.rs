@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
-#[path = "hostile/fake.rs"]
+#[path = "misbehaving_peers/fake_peer.rs"]
 mod fake;
 
 use std::{path::Path, time::Duration};

@@ -13,7 +13,7 @@ use std::{
 use potluck_core::proto::v1::{Failure, PeerState, Transfer, TransferPeer, TransferState};
 use support::{
     Sandbox,
-    fake::{Fake, Script, address, found, record, transfer},
+    fake_services::{Fake, Script, address, found, record, transfer},
     finish,
 };
 

@@ -4,11 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
-mod disk;
+mod small_disk;
 
 use common::*;
-use disk::*;
 use potluck_core::proto::v1;
+use small_disk::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_could_not_be_flushed_is_fetched_again_once_there_is_room() {

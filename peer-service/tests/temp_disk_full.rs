@@ -4,11 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
-mod disk;
+mod small_disk;
 
 use common::*;
-use disk::*;
 use potluck_core::proto::v1;
+use small_disk::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_that_cannot_go_on_without_room_begins_anew_until_there_is_some() {

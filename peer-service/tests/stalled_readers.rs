@@ -2,18 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod parts;
+mod served_library;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
-use parts::{DEADLINE, Peer, bytes};
 use potluck_core::{
     Problem, Reason,
     grpc::transport,
     proto::v1::{self, peer_service_client::PeerServiceClient},
 };
 use potluck_peer::upload::{EvictableConnection, PeerApi, SendScheduler, UploadCounters};
+use served_library::{DEADLINE, Peer, bytes};
 use tokio::{net::TcpListener, time::Instant};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Channel;
