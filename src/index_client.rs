@@ -84,13 +84,13 @@ impl IndexClient {
     /// index.
     pub fn leaving_from(endpoint: Endpoint, from: Option<std::net::IpAddr>) -> Self {
         let channel = endpoint.lazy_from(from);
-        let inner = IndexServiceClient::new(channel.clone())
+        let client = IndexServiceClient::new(channel.clone())
             .max_decoding_message_size(MAX_ANSWER)
             .max_encoding_message_size(transport::MAX_MESSAGE);
         Self {
             endpoint,
             channel,
-            service: inner,
+            service: client,
             instance: bytes::Bytes::new(),
         }
     }

@@ -69,10 +69,10 @@ pub fn shutdown_on_signals() -> std::io::Result<CancellationToken> {
     survive_file_size_limit()?;
     let shutdown = CancellationToken::new();
     let mut signals = StopSignals::listen()?;
-    let told = shutdown.clone();
+    let token = shutdown.clone();
     tokio::spawn(async move {
         signals.next().await;
-        told.cancel();
+        token.cancel();
         signals.next().await;
         std::process::exit(INTERRUPTED);
     });

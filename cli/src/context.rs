@@ -152,10 +152,10 @@ impl CommandContext {
     /// # Errors
     /// As [`Self::index_endpoint`].
     pub(crate) fn index_of(&self, peer: Option<&ConnectedPeer>) -> Result<IndexClient, CommandError> {
-        let told = peer
+        let status = peer
             .filter(|_| self.index.is_none())
             .and_then(|peer| peer.status.index.as_deref());
-        match told {
+        match status {
             Some(url) => Ok(IndexClient::new(url.parse()?)),
             None => self.index(),
         }
@@ -205,7 +205,7 @@ impl CommandContext {
     /// [`Reason::Unreachable`] where there is none.
     pub(crate) async fn daemon(&self) -> Result<PeerHandle, CommandError> {
         self.running_peer().await?.ok_or_else(|| match LockOwner::find() {
-            Some(holder) => holder.conflict(Reason::Unreachable),
+            Some(owner) => owner.conflict(Reason::Unreachable),
             None => CommandError::new(Reason::Unreachable, "no peer is running on this machine").hint(
                 "start one with `potluck peer`, or name one with --peer unix:PATH or --peer http://ADDR",
             ),
@@ -321,7 +321,7 @@ async fn warn_if_slow<T>(work: impl Future<Output = T>, slow: impl FnOnce()) -> 
 /// That the library is in somebody else's hands. Its own words are for a peer, which has flags that commands have not.
 fn locked(problem: Problem) -> CommandError {
     match LockOwner::find() {
-        Some(holder) => holder.conflict(problem.reason),
+        Some(owner) => owner.conflict(problem.reason),
         None => {
             let home = default_home().map(|home| home.display().to_string());
             CommandError::new(
@@ -408,11 +408,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn only_a_slow_start_is_told() {
-        for (takes, told) in [(1, false), (6, true)] {
-            let said = Cell::new(false);
+        for (takes, status) in [(1, false), (6, true)] {
+            let warned = Cell::new(false);
             let work = tokio::time::sleep(Duration::from_secs(takes));
-            warn_if_slow(work, || said.set(true)).await;
-            assert_eq!(said.get(), told, "{takes} s");
+            warn_if_slow(work, || warned.set(true)).await;
+            assert_eq!(warned.get(), status, "{takes} s");
         }
     }
 }

@@ -50,9 +50,9 @@ fn main() -> ExitCode {
     potluck_core::process::raise_file_limit();
     match run(cli, &out) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(fail) => {
-            out.fail(&fail);
-            fail.exit().map_or(ExitCode::SUCCESS, Into::into)
+        Err(command_error) => {
+            out.fail(&command_error);
+            command_error.exit().map_or(ExitCode::SUCCESS, Into::into)
         }
     }
 }

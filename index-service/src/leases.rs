@@ -133,9 +133,9 @@ impl LeaseTable {
     }
 
     /// Removes the leases that have run out, those first that ran out first, at most `most`.
-    pub fn take_expired(&mut self, now: Instant, most: usize) -> Vec<PeerId> {
+    pub fn take_expired(&mut self, now: Instant, max: usize) -> Vec<PeerId> {
         let mut expired = Vec::new();
-        while expired.len() < most
+        while expired.len() < max
             && let Some(&(deadline, peer)) = self.by_deadline.first()
             && deadline <= now
         {

@@ -154,11 +154,11 @@ impl Registry {
         &self,
         file: FileId,
         source: IpAddr,
-        most: usize,
+        max: usize,
     ) -> Result<(Subscription, Vec<Provider>, u64), WatchError> {
         let catalog = self.catalog();
         let subscription = self.hub.subscribe(file, source)?;
-        let (providers, count) = catalog.providers(&file, most, &mut rand::rng());
+        let (providers, count) = catalog.providers(&file, max, &mut rand::rng());
         Ok((subscription, providers, count))
     }
 
@@ -295,11 +295,11 @@ impl Registry {
     }
 
     /// Clears some `most` registrations of peers that were forgotten; true where there are more.
-    pub fn clear(&self, most: usize) -> bool {
+    pub fn clear(&self, max: usize) -> bool {
         let mut cleared = 0;
         let mut leftovers = self.leftovers();
         while let Some(&slot) = leftovers.front()
-            && cleared < most
+            && cleared < max
         {
             if self.change(|catalog| catalog.clear(slot, SLICE)) {
                 leftovers.pop_front();
@@ -315,8 +315,8 @@ impl Registry {
     }
 
     /// The peers whose leases have run out, at most `most`; their leases are collected, and they are to be forgotten next.
-    pub fn take_expired(&self, now: Instant, most: usize) -> Vec<PeerId> {
-        self.leases().take_expired(now, most)
+    pub fn take_expired(&self, now: Instant, max: usize) -> Vec<PeerId> {
+        self.leases().take_expired(now, max)
     }
 
     /// When the next lease runs out.

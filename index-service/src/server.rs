@@ -328,13 +328,15 @@ mod tests {
 
     #[test]
     fn no_address_takes_all_connections() {
-        let places = connection_limiter(&Limits {
+        let limiter = connection_limiter(&Limits {
             max_connections: 8,
             ..Limits::default()
         });
         let source = |n| IpAddr::from([192, 0, 2, n]).into();
-        let held: Vec<_> = (0..8).map_while(|_| places.try_acquire(source(1)).ok()).collect();
-        assert_eq!(held.len(), 4);
-        assert!(places.try_acquire(source(2)).is_ok());
+        let permits: Vec<_> = (0..8)
+            .map_while(|_| limiter.try_acquire(source(1)).ok())
+            .collect();
+        assert_eq!(permits.len(), 4);
+        assert!(limiter.try_acquire(source(2)).is_ok());
     }
 }

@@ -104,9 +104,9 @@ impl Queue {
     }
 
     /// Adds an event; false where the watcher is `max_watchers` behind.
-    fn push(&self, event: &Arc<ProviderEvent>, most: usize) -> bool {
+    fn push(&self, event: &Arc<ProviderEvent>, max: usize) -> bool {
         let mut state = self.state();
-        if state.events.len() >= most {
+        if state.events.len() >= max {
             return false;
         }
         state.events.push_back(Arc::clone(event));
@@ -142,15 +142,15 @@ impl Watchers {
 
 impl WatchHub {
     /// A hub that lets at most this many watch.
-    pub fn new(most: usize) -> Self {
-        Self::with_bounds(most, TOTAL)
+    pub fn new(max: usize) -> Self {
+        Self::with_bounds(max, TOTAL)
     }
 
     /// The same, with at most some `most_queued` events that were not read.
-    fn with_bounds(most: usize, most_queued: usize) -> Self {
+    fn with_bounds(max: usize, most_queued: usize) -> Self {
         Self {
             watchers: Mutex::default(),
-            max_watchers: most,
+            max_watchers: max,
             most_queued,
             queued: Arc::default(),
         }
@@ -221,11 +221,11 @@ impl WatchHub {
         let mut dropped = Vec::new();
         let count = watchers.count;
         of_file.retain(|watcher| {
-            let most = match self.queued.load(Ordering::Relaxed) < self.most_queued {
+            let max = match self.queued.load(Ordering::Relaxed) < self.most_queued {
                 true => QUEUE,
                 false => self.most_queued / count.max(1),
             };
-            let told = watcher.queue.push(&event, most);
+            let told = watcher.queue.push(&event, max);
             if !told {
                 watcher.queue.end(SubscriptionEnd::TooSlow);
                 dropped.push(watcher.source);

@@ -125,13 +125,13 @@ pub async fn start(
         config.limits.upload_slots,
         config.address_share,
     );
-    let holdings = AnnounceSet::new();
+    let announce_set = AnnounceSet::new();
     let (store, library, home) = {
-        let (holdings, threads) = (holdings.clone(), config.hash_threads);
+        let (announce_set, threads) = (announce_set.clone(), config.hash_threads);
         let (stop, tasks) = (work.child_token(), tracker.clone());
         let open = move || -> Result<_, Problem> {
             let store = Store::open(&home)?;
-            let library = Library::open(store.clone(), holdings, home.files(), threads, stop, &tasks)?;
+            let library = Library::open(store.clone(), announce_set, home.files(), threads, stop, &tasks)?;
             Ok((store, library, home))
         };
         blocking(open).await??
@@ -150,21 +150,21 @@ pub async fn start(
             token,
             address,
             lease,
-            holdings.clone(),
+            announce_set.clone(),
             work.child_token(),
             &tracker,
         )
     });
     tracker.spawn(watch_after_first_sync(
         library.clone(),
-        holdings.clone(),
+        announce_set.clone(),
         registrar.clone(),
         work.child_token(),
         tracker.clone(),
     ));
     let context = Arc::new(DownloadContext {
         library: library.clone(),
-        announce_set: holdings,
+        announce_set,
         limits: limits.clone(),
         budget: InFlightBudget::default(),
         index,
@@ -200,13 +200,13 @@ pub async fn start(
     };
 
     let stop_accepting = CancellationToken::new();
-    let cut = CancellationToken::new();
+    let disconnect = CancellationToken::new();
     let servers = TaskTracker::new();
     let (health, routes) = with_health_and_reflection(api.into_service(), config.reflection)
         .await
         .map_err(internal_error)?;
-    let turns = SendScheduler::new();
-    servers.spawn(turns.clone().run_eviction(stop_accepting.clone()));
+    let scheduler = SendScheduler::new();
+    servers.spawn(scheduler.clone().run_eviction(stop_accepting.clone()));
     let budgets = Budgets {
         incoming: MAX_INCOMING,
         unread: MAX_UNREAD,
@@ -225,12 +225,12 @@ pub async fn start(
             connections(
                 listener,
                 PerAddressLimiter::new(config.max_connections, config.address_share),
-                cut.clone(),
+                disconnect.clone(),
             )
             .map(move |stream| {
                 stream.map(|stream| {
-                    let outlet = turns.outlet_of(stream.client().clone());
-                    EvictableConnection::new(stream, outlet)
+                    let connection = scheduler.outlet_of(stream.client().clone());
+                    EvictableConnection::new(stream, connection)
                 })
             }),
             stop_accepting.clone().cancelled_owned(),
@@ -244,12 +244,20 @@ pub async fn start(
     transfers.restore().await?;
     let (control_token, socket, control_health) = match listening {
         ControlListener::Unix { listener, path } => {
-            let health = serve_control(&servers, listener, owner, None, (&stop_accepting, &cut)).await?;
+            let health =
+                serve_control(&servers, listener, owner, None, (&stop_accepting, &disconnect)).await?;
             (None, Some(path), health)
         }
         ControlListener::Tcp { listener, token } => {
-            let asked = Some(token.clone());
-            let health = serve_control(&servers, listener, owner, asked, (&stop_accepting, &cut)).await?;
+            let token_required = Some(token.clone());
+            let health = serve_control(
+                &servers,
+                listener,
+                owner,
+                token_required,
+                (&stop_accepting, &disconnect),
+            )
+            .await?;
             (Some(token), None, health)
         }
     };
@@ -268,7 +276,7 @@ pub async fn start(
             shutdown,
             work,
             stop_accepting,
-            cut,
+            cut: disconnect,
             health: [health, control_health],
             servers,
             tracker,
@@ -285,7 +293,7 @@ async fn serve_control<L: Accept>(
     listener: L,
     owner: ControlApi,
     token: Option<String>,
-    (stop_accepting, cut): (&CancellationToken, &CancellationToken),
+    (stop_accepting, disconnect): (&CancellationToken, &CancellationToken),
 ) -> Result<Health, Problem> {
     let guard = TokenInterceptor::new(token);
     let service = ControlServiceServer::new(owner)
@@ -303,7 +311,7 @@ async fn serve_control<L: Accept>(
             connections(
                 listener,
                 PerAddressLimiter::new(CONTROL_CONNECTIONS, MaxShare::ALL),
-                cut.clone(),
+                disconnect.clone(),
             ),
             stop_accepting.clone().cancelled_owned(),
         );
@@ -394,12 +402,12 @@ fn warn_of_loopback(local: SocketAddr, config: &Config) {
 /// what others wait for.
 async fn watch_after_first_sync(
     library: Library,
-    holdings: AnnounceSet,
+    announce_set: AnnounceSet,
     registrar: Option<Registrar>,
     shutdown: CancellationToken,
     tracker: TaskTracker,
 ) {
-    if let Some(registrar) = registrar.filter(|_| !holdings.is_empty()) {
+    if let Some(registrar) = registrar.filter(|_| !announce_set.is_empty()) {
         // Both arms only wait. Why the index could not be told is the registrar's to say.
         tokio::select! {
             _ = registrar.synced(FIRST_SYNC_TIMEOUT) => {}
@@ -410,8 +418,8 @@ async fn watch_after_first_sync(
 }
 
 async fn share_at_start(library: Library, paths: Vec<PathBuf>) {
-    let (tell, mut events) = mpsc::channel(64);
-    let sharing = library.share(paths, tell);
+    let (sender, mut events) = mpsc::channel(64);
+    let sharing = library.share(paths, sender);
     let telling = async {
         while let Some(event) = events.recv().await {
             match event {
@@ -433,14 +441,14 @@ async fn share_at_start(library: Library, paths: Vec<PathBuf>) {
 /// # Errors
 /// As [`start`]; also [`Reason::AddressInUse`] and [`Reason::InvalidAddress`] for what it should listen on.
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), StartError> {
-    let wanted = options.listen;
-    let failed = |error: std::io::Error| cannot_listen(wanted, "--listen", &error);
-    let listener = TcpListener::bind(wanted).await.map_err(failed)?;
+    let requested = options.listen;
+    let failed = |error: std::io::Error| cannot_listen(requested, "--listen", &error);
+    let listener = TcpListener::bind(requested).await.map_err(failed)?;
     let port = listener.local_addr().map_err(failed)?.port();
     let running = start(listener, Config::from_options(options, port)?, shutdown.clone()).await?;
     let mut out = std::io::stdout();
-    let said = writeln!(out, "listening on {}", running.local_addr).and_then(|()| out.flush());
-    if let Err(error) = said {
+    let written = writeln!(out, "listening on {}", running.local_addr).and_then(|()| out.flush());
+    if let Err(error) = written {
         shutdown.cancel();
         running.join().await;
         return Err(Problem::new(

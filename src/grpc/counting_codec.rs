@@ -127,8 +127,8 @@ fn too_many(what: &str) -> Problem {
 }
 
 /// Whether the list has at most so many items.
-fn at_most(most: usize, message: &[u8], list: u32, what: &str) -> Result<(), Problem> {
-    match list_items(message, list).nth(most) {
+fn at_most(max: usize, message: &[u8], list: u32, what: &str) -> Result<(), Problem> {
+    match list_items(message, list).nth(max) {
         None => Ok(()),
         Some(_) => Err(too_many(what)),
     }

@@ -319,13 +319,13 @@ mod tests {
             let mut stream = vec![0];
             stream.extend((form.len() as u32).to_be_bytes());
             stream.extend(&form);
-            for cut in 0..stream.len() {
+            for disconnect in 0..stream.len() {
                 let part = ChunkSlice {
                     span: 3,
                     offset: 5,
                     data: data.clone().into(),
                 };
-                assert_eq!(decoded(&stream, &[cut]), Ok(vec![part]));
+                assert_eq!(decoded(&stream, &[disconnect]), Ok(vec![part]));
             }
         }
     }

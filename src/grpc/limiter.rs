@@ -123,12 +123,12 @@ struct LimiterState {
 
 impl LimiterState {
     /// Counts some more as taken.
-    fn take(&mut self, source: ClientAddress, count: usize) -> Result<(), LimitError> {
+    fn take(&mut self, client: ClientAddress, count: usize) -> Result<(), LimitError> {
         let free = self.capacity.saturating_sub(self.in_use);
         if free < count {
             return Err(LimitError::Full);
         }
-        if let Some(key) = source.0 {
+        if let Some(key) = client.0 {
             let own = self.by_source.get(&key).copied().unwrap_or(0);
             if !self.share.allows(own, count, free) {
                 return Err(LimitError::AddressShare);
@@ -150,10 +150,10 @@ pub struct Permit {
 
 impl PerAddressLimiter {
     /// So many, of which one address takes at most its share.
-    pub fn new(most: usize, share: MaxShare) -> Self {
+    pub fn new(max: usize, share: MaxShare) -> Self {
         Self {
             state: Arc::new(Mutex::new(LimiterState {
-                capacity: most,
+                capacity: max,
                 share,
                 in_use: 0,
                 by_source: HashMap::new(),
@@ -166,8 +166,8 @@ impl PerAddressLimiter {
     }
 
     /// How many there are from now on. What is taken stays taken.
-    pub fn set_capacity(&self, most: usize) {
-        self.state().capacity = most;
+    pub fn set_capacity(&self, max: usize) {
+        self.state().capacity = max;
     }
 
     /// How many there are.
@@ -181,8 +181,8 @@ impl PerAddressLimiter {
     }
 
     /// How many of the taken are this source's; 0 where it is not counted.
-    pub fn taken_by(&self, source: ClientAddress) -> usize {
-        let key = source.0;
+    pub fn taken_by(&self, client: ClientAddress) -> usize {
+        let key = client.0;
         key.and_then(|key| self.state().by_source.get(&key).copied())
             .unwrap_or(0)
     }
@@ -191,19 +191,19 @@ impl PerAddressLimiter {
     ///
     /// # Errors
     /// Why there is none for this caller.
-    pub fn try_acquire(&self, source: ClientAddress) -> Result<Permit, LimitError> {
-        self.take_many(source, 1)
+    pub fn try_acquire(&self, client: ClientAddress) -> Result<Permit, LimitError> {
+        self.take_many(client, 1)
     }
 
     /// Takes so many at once, such as bytes, or none.
     ///
     /// # Errors
     /// Why there are not so many for this caller.
-    pub fn take_many(&self, source: ClientAddress, count: usize) -> Result<Permit, LimitError> {
-        self.state().take(source, count)?;
+    pub fn take_many(&self, client: ClientAddress, count: usize) -> Result<Permit, LimitError> {
+        self.state().take(client, count)?;
         Ok(Permit {
             limiter: self.clone(),
-            client: source,
+            client,
             count,
         })
     }
@@ -223,13 +223,13 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut inner = self.limiter.state();
-        inner.in_use -= self.count;
+        let mut state = self.limiter.state();
+        state.in_use -= self.count;
         let Some(key) = self.client.0 else { return };
-        if let Some(own) = inner.by_source.get_mut(&key) {
+        if let Some(own) = state.by_source.get_mut(&key) {
             *own -= self.count;
             if *own == 0 {
-                inner.by_source.remove(&key);
+                state.by_source.remove(&key);
             }
         }
     }
@@ -246,11 +246,11 @@ mod tests {
     }
 
     /// Takes as many as there are for this caller, and why no more.
-    fn all(places: &PerAddressLimiter, source: ClientAddress) -> (Vec<Permit>, LimitError) {
+    fn all(limiter: &PerAddressLimiter, client: ClientAddress) -> (Vec<Permit>, LimitError) {
         let mut taken = Vec::new();
         loop {
-            match places.try_acquire(source) {
-                Ok(place) => taken.push(place),
+            match limiter.try_acquire(client) {
+                Ok(permit) => taken.push(permit),
                 Err(refused) => return (taken, refused),
             }
         }
@@ -258,14 +258,14 @@ mod tests {
 
     #[test]
     fn one_address_takes_half_and_leaves_the_rest_to_others() {
-        let places = PerAddressLimiter::new(512, MaxShare::default());
-        let (first, refused) = all(&places, source("192.0.2.1"));
+        let limiter = PerAddressLimiter::new(512, MaxShare::default());
+        let (first, refused) = all(&limiter, source("192.0.2.1"));
         assert_eq!((first.len(), refused), (256, LimitError::AddressShare));
-        let (second, refused) = all(&places, source("192.0.2.2"));
+        let (second, refused) = all(&limiter, source("192.0.2.2"));
         assert_eq!((second.len(), refused), (128, LimitError::AddressShare));
         drop(first);
         assert!(
-            places.try_acquire(source("192.0.2.1")).is_ok(),
+            limiter.try_acquire(source("192.0.2.1")).is_ok(),
             "it gave them back"
         );
     }
@@ -273,8 +273,8 @@ mod tests {
     #[test]
     fn whoever_has_no_port_on_this_machine_may_take_all() {
         for here in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
-            let places = PerAddressLimiter::new(5, MaxShare::default());
-            let (taken, refused) = all(&places, source(here));
+            let limiter = PerAddressLimiter::new(5, MaxShare::default());
+            let (taken, refused) = all(&limiter, source(here));
             assert_eq!((taken.len(), refused), (5, LimitError::Full), "{here}");
         }
     }
@@ -286,11 +286,11 @@ mod tests {
             ["[::1]:1", "[::1]:2"],
             ["[::ffff:127.0.0.1]:1", "127.0.0.1:2"],
         ] {
-            let places = PerAddressLimiter::new(8, MaxShare::default());
+            let limiter = PerAddressLimiter::new(8, MaxShare::default());
             let [one, other] = hosts.map(|host| ClientAddress::from(host.parse::<SocketAddr>().unwrap()));
-            let (taken, refused) = all(&places, one);
+            let (taken, refused) = all(&limiter, one);
             assert_eq!((taken.len(), refused), (4, LimitError::AddressShare), "{hosts:?}");
-            assert!(places.try_acquire(other).is_ok());
+            assert!(limiter.try_acquire(other).is_ok());
         }
         let far = |text: &str| ClientAddress::from(text.parse::<SocketAddr>().unwrap());
         assert_eq!(
@@ -302,28 +302,28 @@ mod tests {
 
     #[test]
     fn many_are_taken_at_once_or_none() {
-        let places = PerAddressLimiter::new(100, MaxShare::default());
+        let limiter = PerAddressLimiter::new(100, MaxShare::default());
         let (one, other) = (source("192.0.2.1"), source("192.0.2.2"));
-        assert_eq!(places.take_many(one, 101).unwrap_err(), LimitError::Full);
-        let mut held = places.take_many(one, 30).unwrap();
+        assert_eq!(limiter.take_many(one, 101).unwrap_err(), LimitError::Full);
+        let mut held = limiter.take_many(one, 30).unwrap();
         assert_eq!(held.grow(21), Err(LimitError::AddressShare));
-        assert_eq!((held.grow(20), places.in_use()), (Ok(()), 50));
-        assert_eq!(places.taken_by(one), 50);
-        assert_eq!(places.take_many(other, 51).unwrap_err(), LimitError::Full);
-        assert!(places.take_many(other, 50).is_ok(), "the first are for anyone");
+        assert_eq!((held.grow(20), limiter.in_use()), (Ok(()), 50));
+        assert_eq!(limiter.taken_by(one), 50);
+        assert_eq!(limiter.take_many(other, 51).unwrap_err(), LimitError::Full);
+        assert!(limiter.take_many(other, 50).is_ok(), "the first are for anyone");
         drop(held);
-        assert_eq!((places.in_use(), places.taken_by(one)), (0, 0));
+        assert_eq!((limiter.in_use(), limiter.taken_by(one)), (0, 0));
     }
 
     #[test]
     fn a_network_of_64_bits_counts_as_one_address() {
-        let places = PerAddressLimiter::new(4, MaxShare::default());
-        let _held = all(&places, source("2001:db8::1"));
+        let limiter = PerAddressLimiter::new(4, MaxShare::default());
+        let _held = all(&limiter, source("2001:db8::1"));
         assert_eq!(
-            places.try_acquire(source("2001:db8::2")).unwrap_err(),
+            limiter.try_acquire(source("2001:db8::2")).unwrap_err(),
             LimitError::AddressShare
         );
-        assert!(places.try_acquire(source("2001:db8:0:1::2")).is_ok());
+        assert!(limiter.try_acquire(source("2001:db8:0:1::2")).is_ok());
     }
 
     #[test]

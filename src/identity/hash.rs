@@ -105,8 +105,8 @@ pub const fn ignore_progress(_: u64) -> ControlFlow<()> {
 }
 
 /// `Interrupted` where it was said to stop: no read gives that to its caller.
-fn check_stop(said: ControlFlow<()>) -> io::Result<()> {
-    match said {
+fn check_stop(flow: ControlFlow<()>) -> io::Result<()> {
+    match flow {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(io::ErrorKind::Interrupted.into()),
     }
@@ -300,13 +300,13 @@ mod tests {
             assert_eq!(expected.root, merkle::root_of(&bytes));
             let file = file(&bytes);
             for threads in [0, 1, 2, 5, usize::MAX] {
-                let told = AtomicU64::new(0);
+                let reported = AtomicU64::new(0);
                 let tree = hash_file(&file, size as u64, threads, &|more| {
-                    told.fetch_add(more, Ordering::Relaxed);
+                    reported.fetch_add(more, Ordering::Relaxed);
                     ControlFlow::Continue(())
                 });
                 assert_eq!(tree.unwrap(), expected, "{size} bytes, {threads} threads");
-                assert_eq!(told.into_inner(), size as u64);
+                assert_eq!(reported.into_inner(), size as u64);
             }
         }
     }
@@ -359,8 +359,8 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         // Holes: a gigabyte to hash, none on the disk.
         file.set_len(1 << 30).unwrap();
-        let told = AtomicU64::new(0);
-        let stop = |more| match told.fetch_add(more, Ordering::Relaxed) + more {
+        let reported = AtomicU64::new(0);
+        let stop = |more| match reported.fetch_add(more, Ordering::Relaxed) + more {
             0..1_000_000 => ControlFlow::Continue(()),
             _ => ControlFlow::Break(()),
         };
@@ -368,7 +368,7 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::Interrupted);
         let error = sha256_file(&file, &stop).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Interrupted);
-        assert!(told.into_inner() < 8_000_000);
+        assert!(reported.into_inner() < 8_000_000);
     }
 
     #[test]

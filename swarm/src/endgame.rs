@@ -50,9 +50,9 @@ impl Swarm {
             let request = &self.requests[id];
             request.outstanding_bytes > 0 && self.peers[&request.peer].is_stalled
         };
-        let open = self.unit_requests.get(&unit).is_some_and(|racers| {
-            racers.iter().all(stalls)
-                && (racers.len() < MAX_REQUESTS_PER_UNIT || self.request_without_bytes(unit).is_some())
+        let open = self.unit_requests.get(&unit).is_some_and(|requests| {
+            requests.iter().all(stalls)
+                && (requests.len() < MAX_REQUESTS_PER_UNIT || self.request_without_bytes(unit).is_some())
         });
         if open && self.open_units.insert(unit) {
             self.wake_blocked();
@@ -67,11 +67,11 @@ impl Swarm {
     /// Asks one more peer for a contested unit; where there is no room for that, in place of one who stalls. One that gives
     /// way although it never sent a byte rests as after a time-out, so that a few mute peers do not take turns.
     pub(crate) fn hedge(&mut self, key: PeerKey, unit: u32, now: Time) {
-        let racers = self.unit_requests.get(&unit).map_or(&[][..], Vec::as_slice);
-        if racers.len() >= MAX_REQUESTS_PER_UNIT || !self.has_budget_left() {
+        let requests = self.unit_requests.get(&unit).map_or(&[][..], Vec::as_slice);
+        if requests.len() >= MAX_REQUESTS_PER_UNIT || !self.has_budget_left() {
             let Some(id) = self
                 .request_without_bytes(unit)
-                .or_else(|| racers.first().copied())
+                .or_else(|| requests.first().copied())
             else {
                 return;
             };
@@ -104,7 +104,7 @@ impl Swarm {
         self.counters.steals += 1;
         self.cancel_request(id, now);
         self.open_request(by, unit, now);
-        if let Some(id) = self.unit_requests.get(&unit).and_then(|racers| racers.last()) {
+        if let Some(id) = self.unit_requests.get(&unit).and_then(|requests| requests.last()) {
             self.requests
                 .entry(*id)
                 .and_modify(|request| request.stolen = true);
@@ -136,7 +136,7 @@ impl Swarm {
         let latency = me.estimate.latency().unwrap_or(0.0);
         let mine = |len: u64| Some(me.estimate.seconds_for(me.outstanding_bytes + len, now)? + latency);
         let is_worth = |theirs: f64, mine: f64, factor: f64| theirs > mine * factor + MIN_GAIN;
-        let least = mine(0)?;
+        let min = mine(0)?;
         let mut slowest: Option<(f64, RequestId, u32)> = None;
         for (&other, peer) in &self.peers {
             let Some(&oldest) = peer.requests.first() else {
@@ -148,17 +148,16 @@ impl Swarm {
             // Most are as fast as others: whatever they were asked for, it is not worth a look.
             let longest = self.estimated_seconds(peer, peer.outstanding_bytes, oldest, now);
             let least_factor = if starved { REBALANCE_FACTOR } else { STEAL_FACTOR };
-            if !is_worth(longest, least, least_factor)
-                || slowest.is_some_and(|(theirs, ..)| longest <= theirs)
+            if !is_worth(longest, min, least_factor) || slowest.is_some_and(|(theirs, ..)| longest <= theirs)
             {
                 continue;
             }
-            let mut owed = 0;
+            let mut outstanding = 0;
             for &id in &peer.requests {
                 let request = &self.requests[&id];
                 let unit = request.unit;
-                owed += request.outstanding_bytes;
-                let theirs = self.estimated_seconds(peer, owed, id, now);
+                outstanding += request.outstanding_bytes;
+                let theirs = self.estimated_seconds(peer, outstanding, id, now);
                 let factor = match self.should_steal(id) {
                     _ if starved => REBALANCE_FACTOR,
                     true => STEAL_FACTOR,
@@ -172,7 +171,7 @@ impl Swarm {
                     && self
                         .unit_requests
                         .get(&unit)
-                        .is_some_and(|racers| racers.len() == 1)
+                        .is_some_and(|requests| requests.len() == 1)
                 {
                     slowest = Some((theirs, id, unit));
                 }
@@ -182,12 +181,12 @@ impl Swarm {
     }
 
     /// Seconds until a peer has sent so many bytes more. Without an estimate: as long again as a request of it took so far.
-    fn estimated_seconds(&self, peer: &Peer, owed: u64, asked_by: RequestId, now: Time) -> f64 {
+    fn estimated_seconds(&self, peer: &Peer, outstanding: u64, asked_by: RequestId, now: Time) -> f64 {
         if peer.is_stalled {
             return f64::INFINITY;
         }
         let so_far = || now.saturating_sub(self.requests[&asked_by].sent).as_secs_f64();
-        peer.estimate.seconds_for(owed, now).unwrap_or_else(so_far)
+        peer.estimate.seconds_for(outstanding, now).unwrap_or_else(so_far)
     }
 
     /// Whether a request is taken over rather than raced.

@@ -115,8 +115,8 @@ impl Estimate {
     /// A request was taken back after so long: the peer is no faster than that.
     pub(crate) fn outpaced(&mut self, bytes: u64, after: Duration) {
         if !after.is_zero() {
-            let most = bytes as f64 / after.as_secs_f64();
-            self.rate = self.rate.map(|rate| rate.min(most));
+            let max = bytes as f64 / after.as_secs_f64();
+            self.rate = self.rate.map(|rate| rate.min(max));
         }
     }
 

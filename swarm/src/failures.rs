@@ -331,8 +331,8 @@ impl Swarm {
             && peer.next_deadline(queue).is_some_and(|at| at <= now)
             && now >= since + REQUEST_TIMEOUT
         {
-            let owed = |id: &RequestId| self.requests[id].outstanding_bytes > 0;
-            let given_up: Vec<RequestId> = peer.requests.iter().copied().filter(owed).collect();
+            let outstanding = |id: &RequestId| self.requests[id].outstanding_bytes > 0;
+            let given_up: Vec<RequestId> = peer.requests.iter().copied().filter(outstanding).collect();
             given_up.into_iter().for_each(|id| self.time_out_request(id, now));
         }
     }

@@ -25,9 +25,9 @@ impl Swarm {
     /// Bytes that came of units that are asked for, and are not verified yet; what came twice counts once.
     pub fn unverified_bytes(&self) -> u64 {
         let received = |id: &RequestId| self.requests[id].received;
-        let of_unit = |(&unit, racers): (&u32, &Vec<RequestId>)| {
-            let most = racers.iter().map(received).max().unwrap_or(0);
-            most.min(self.unit_lens[unit as usize])
+        let of_unit = |(&unit, requests): (&u32, &Vec<RequestId>)| {
+            let max = requests.iter().map(received).max().unwrap_or(0);
+            max.min(self.unit_lens[unit as usize])
         };
         self.unit_requests.iter().map(of_unit).sum()
     }
@@ -42,8 +42,8 @@ impl Swarm {
             Some(
                 self.unit_requests
                     .get(&unit)
-                    .map_or(UnitState::Missing, |racers| {
-                        UnitState::InFlight(racers.len() as u32)
+                    .map_or(UnitState::Missing, |requests| {
+                        UnitState::InFlight(requests.len() as u32)
                     }),
             )
         }

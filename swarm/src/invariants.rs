@@ -72,20 +72,20 @@ impl Swarm {
     #[track_caller]
     fn check_requests(&self) {
         let mut count = 0;
-        for (unit, racers) in &self.unit_requests {
+        for (unit, requests) in &self.unit_requests {
             assert!(
-                (1..=MAX_REQUESTS_PER_UNIT).contains(&racers.len()),
+                (1..=MAX_REQUESTS_PER_UNIT).contains(&requests.len()),
                 "unit {unit} has {} requests",
-                racers.len()
+                requests.len()
             );
-            let peers: BTreeSet<_> = racers.iter().map(|id| self.requests[id].peer).collect();
+            let peers: BTreeSet<_> = requests.iter().map(|id| self.requests[id].peer).collect();
             assert_eq!(
                 peers.len(),
-                racers.len(),
+                requests.len(),
                 "unit {unit} is asked once of each peer"
             );
-            assert!(racers.iter().all(|id| self.requests[id].unit == *unit));
-            count += racers.len();
+            assert!(requests.iter().all(|id| self.requests[id].unit == *unit));
+            count += requests.len();
         }
         assert_eq!(count, self.requests.len(), "each request is in its unit's list");
         let bytes: u64 = self

@@ -196,7 +196,7 @@ impl Swarm {
     /// long link from a long queue, and in a crowd only fills the first. Peers that did not join are ignored.
     pub fn round_trip(&mut self, peer: PeerKey, took: Duration) {
         if let Some(peer) = self.peers.get_mut(&peer) {
-            peer.round_trip = Some(peer.round_trip.map_or(took, |least| least.min(took)));
+            peer.round_trip = Some(peer.round_trip.map_or(took, |min| min.min(took)));
         }
         self.after_event();
     }

@@ -175,11 +175,11 @@ impl Peer {
 
     /// When it has to be looked at again without anything happening.
     pub(crate) fn next_deadline(&self, queue: Duration) -> Option<Time> {
-        let patience = self.stall_timeout(queue);
+        let timeout = self.stall_timeout(queue);
         let allowed = if self.is_stalled {
-            REQUEST_TIMEOUT.max(patience * 2)
+            REQUEST_TIMEOUT.max(timeout * 2)
         } else {
-            patience
+            timeout
         };
         let silence = self.estimate.silent_since().map(|since| since + allowed);
         let until = match self.eligibility {

@@ -125,6 +125,6 @@ impl Swarm {
     pub(crate) fn is_requested_from(&self, key: PeerKey, unit: u32) -> bool {
         self.unit_requests
             .get(&unit)
-            .is_some_and(|racers| racers.iter().any(|id| self.requests[id].peer == key))
+            .is_some_and(|requests| requests.iter().any(|id| self.requests[id].peer == key))
     }
 }

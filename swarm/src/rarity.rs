@@ -148,9 +148,9 @@ impl RarityOrder {
         }
     }
 
-    fn put(&mut self, place: u32, unit: u32) {
-        self.order[place as usize] = unit;
-        self.position[unit as usize] = place;
+    fn put(&mut self, position: u32, unit: u32) {
+        self.order[position as usize] = unit;
+        self.position[unit as usize] = position;
     }
 
     /// Panics where an invariant does not hold.
@@ -160,9 +160,9 @@ impl RarityOrder {
             self.order.is_sorted_by_key(|&unit| self.counts[unit as usize]),
             "missing units are sorted"
         );
-        for (place, &unit) in self.order.iter().enumerate() {
+        for (position, &unit) in self.order.iter().enumerate() {
             assert_eq!(
-                self.position[unit as usize] as usize, place,
+                self.position[unit as usize] as usize, position,
                 "place is the inverse of order"
             );
         }

@@ -52,9 +52,9 @@ impl Swarm {
         self.in_flight_bytes += len;
         self.counters.requests += 1;
         self.counters.peak_in_flight_bytes = self.counters.peak_in_flight_bytes.max(self.in_flight_bytes);
-        let racers = self.unit_requests.entry(unit).or_default();
-        racers.push(id);
-        if racers.len() > 1 {
+        let requests = self.unit_requests.entry(unit).or_default();
+        requests.push(id);
+        if requests.len() > 1 {
             self.counters.hedges += 1;
         }
         if self.rarity.contains(unit) {
@@ -72,7 +72,7 @@ impl Swarm {
         let Request {
             peer: key,
             unit,
-            outstanding_bytes: owed,
+            outstanding_bytes: outstanding,
             ..
         } = request;
         let len = self.unit_lens[unit as usize];
@@ -84,11 +84,11 @@ impl Swarm {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.requests.retain(|&other| other != id);
             peer.requested_bytes -= len;
-            peer.outstanding_bytes -= owed;
-            if owed == 0 {
+            peer.outstanding_bytes -= outstanding;
+            if outstanding == 0 {
                 peer.unverified_bytes -= len;
             }
-            if owed > 0 && peer.outstanding_bytes == 0 {
+            if outstanding > 0 && peer.outstanding_bytes == 0 {
                 peer.estimate.end_busy(now);
                 silent = std::mem::take(&mut peer.is_stalled);
             }
@@ -96,9 +96,9 @@ impl Swarm {
                 self.active_peers -= 1;
             }
         }
-        let last = self.unit_requests.get_mut(&unit).is_some_and(|racers| {
-            racers.retain(|&other| other != id);
-            racers.is_empty()
+        let last = self.unit_requests.get_mut(&unit).is_some_and(|requests| {
+            requests.retain(|&other| other != id);
+            requests.is_empty()
         });
         if last {
             self.unit_requests.remove(&unit);

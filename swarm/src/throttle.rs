@@ -77,8 +77,8 @@ mod tests {
             }
             // Until the limit is known to hold, two of each; then the next goes out as the last comes to its end.
             let verified = swarm.have().count();
-            let most = if verified < 4 { 4 } else { 2 };
-            assert!((1..=most).contains(&open.len()), "{} at {now:?}", open.len());
+            let max = if verified < 4 { 4 } else { 2 };
+            assert!((1..=max).contains(&open.len()), "{} at {now:?}", open.len());
             open.iter().for_each(|&id| swarm.locally_throttled(id, now));
             let next = swarm.poll_timeout().unwrap_or(Time::MAX).min(now + BEAT);
             let bytes = (RATE as f64 * (next - now).as_secs_f64()) as u64;

@@ -74,14 +74,14 @@ async fn check(
     rate: u64,
 ) -> Result<(), CommandError> {
     let began = Instant::now();
-    let mut board = ProgressLines::new(context.out.bars());
+    let mut progress = ProgressLines::new(context.out.bars());
     let mut failed = None;
     let mut events = pin!(peer.control.check(paths, rate).await?);
     while let Some(event) = events.next().await {
         match event? {
             CheckEvent::Progress { path, done, total } => {
                 let name = Path::new(&path).file_name().unwrap_or_default().to_string_lossy();
-                board.show(|width| vec![draw::hashing(&name, done, total, began.elapsed(), width)]);
+                progress.show(|width| vec![draw::hashing(&name, done, total, began.elapsed(), width)]);
             }
             CheckEvent::Bad { path, file, problem } => match context.out.is_json() {
                 true => context.out.object(&json!({
@@ -103,15 +103,15 @@ async fn check(
                 }
             },
             CheckEvent::Failed { path, problem } => {
-                let fail = CommandError::new(
+                let error = CommandError::new(
                     problem.reason,
                     format!("{}: {}", text::path(&path), problem.message),
                 );
-                context.out.fail(&fail);
-                failed = failed.or_else(|| fail.exit());
+                context.out.fail(&error);
+                failed = failed.or_else(|| error.exit());
             }
             CheckEvent::Summary { files, bytes, bad } => {
-                drop(board);
+                drop(progress);
                 return summarise(context, (files, bytes, bad), failed);
             }
         }

@@ -32,11 +32,11 @@ pub(crate) async fn run(context: &CommandContext, args: IdArgs) -> Result<(), Co
     for path in &args.paths {
         let hashed = match local_hash::hash(context, path).await {
             Ok(hashed) => hashed,
-            Err(fail) if args.paths.len() == 1 || fail.exit() == Some(ExitStatus::Interrupted) => {
-                return Err(fail);
+            Err(error) if args.paths.len() == 1 || error.exit() == Some(ExitStatus::Interrupted) => {
+                return Err(error);
             }
-            Err(fail) => {
-                context.out.fail(&fail);
+            Err(error) => {
+                context.out.fail(&error);
                 worst = Some(ExitStatus::Failed);
                 continue;
             }

@@ -50,8 +50,8 @@ impl LimitsArgs {
 pub(crate) async fn run(context: &CommandContext, args: LimitsArgs) -> Result<(), CommandError> {
     let peer = context.daemon().await?;
     let mut limits = peer.control.limits().await?;
-    if let Some(wanted) = args.over(limits) {
-        limits = peer.control.set_limits(wanted).await?;
+    if let Some(requested) = args.over(limits) {
+        limits = peer.control.set_limits(requested).await?;
         context
             .out
             .note("until the peer stops; its flags set them for good");

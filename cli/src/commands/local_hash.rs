@@ -46,7 +46,7 @@ pub(crate) async fn hash(context: &CommandContext, path: &Path) -> Result<Identi
         let (progress, path) = (Arc::clone(&progress), path.to_owned());
         tokio::task::spawn_blocking(move || hash_blocking(&path, &progress))
     };
-    let mut board = ProgressLines::new(context.out.bars());
+    let mut progress_lines = ProgressLines::new(context.out.bars());
     let began = Instant::now();
     let name = path
         .file_name()
@@ -65,7 +65,7 @@ pub(crate) async fn hash(context: &CommandContext, path: &Path) -> Result<Identi
             }
             () = tokio::time::sleep(REDRAW) => {
                 let (done, total) = (progress.done.load(Ordering::Relaxed), progress.total.load(Ordering::Relaxed));
-                board.show(|width| vec![draw::hashing(&name, done, total, began.elapsed(), width)]);
+                progress_lines.show(|width| vec![draw::hashing(&name, done, total, began.elapsed(), width)]);
             }
         }
     }
@@ -99,8 +99,8 @@ fn hash_blocking(path: &Path, progress: &HashProgress) -> Result<Identified, Com
         let first = refused
             .next()
             .unwrap_or_else(|| Problem::new(Reason::Internal, "it cannot be read"));
-        refused.fold(CommandError::from(first), |fail, problem| {
-            fail.hint(problem.message)
+        refused.fold(CommandError::from(first), |error, problem| {
+            error.hint(problem.message)
         })
     })
 }

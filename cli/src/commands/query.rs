@@ -97,7 +97,7 @@ fn weight(found: &IndexedFile) -> usize {
 /// As `IndexService.Query`.
 pub(crate) async fn find(
     index: &IndexClient,
-    want: &FileQuery,
+    query: &FileQuery,
     providers: u32,
 ) -> Result<Vec<IndexedFile>, Problem> {
     let mut files = Vec::new();
@@ -105,7 +105,7 @@ pub(crate) async fn find(
     let mut empty = 0;
     let mut page = None;
     loop {
-        let answer = index.query(&want.query_key(), providers, page).await?;
+        let answer = index.query(&query.query_key(), providers, page).await?;
         empty = if answer.files.is_empty() { empty + 1 } else { 0 };
         bytes += answer.files.iter().map(weight).sum::<usize>();
         files.extend(answer.files);
@@ -118,15 +118,15 @@ pub(crate) async fn find(
 }
 
 /// That nobody has it, and what to try.
-pub(crate) fn unknown(want: &FileQuery) -> CommandError {
-    let fail = CommandError::new(Reason::NotFound, format!("no peer that is up has {want}"));
-    match (want, want.damaged_id()) {
-        (_, Some(hint)) => fail.hint(hint),
-        (FileQuery::Name(name), None) => fail.hint(format!(
+pub(crate) fn unknown(query: &FileQuery) -> CommandError {
+    let error = CommandError::new(Reason::NotFound, format!("no peer that is up has {query}"));
+    match (query, query.damaged_id()) {
+        (_, Some(hint)) => error.hint(hint),
+        (FileQuery::Name(name), None) => error.hint(format!(
             "names must fit exactly here; try: potluck search {}",
             quoted(name)
         )),
-        (_, None) => fail.hint("whoever has it must be running and registered with this index"),
+        (_, None) => error.hint("whoever has it must be running and registered with this index"),
     }
 }
 

@@ -107,7 +107,7 @@ async fn share_and_serve(
             }
             // Ctrl-C is the way to end a share that serves.
             Err(_) if peer.ends_with_command() && context.stop.is_cancelled() => {}
-            Err(fail) => return Err(fail),
+            Err(error) => return Err(error),
         }
     }
     match tally.failed {
@@ -128,13 +128,13 @@ async fn share(
 ) -> Result<ShareTally, CommandError> {
     let began = Instant::now();
     let mut tally = ShareTally::default();
-    let mut board = ProgressLines::new(context.out.bars());
+    let mut progress = ProgressLines::new(context.out.bars());
     let mut events = pin!(peer.control.share(paths).await?);
     while let Some(event) = events.next().await {
         match event? {
             ShareEvent::Progress { path, done, total } => {
                 let name = Path::new(&path).file_name().unwrap_or_default().to_string_lossy();
-                board.show(|width| vec![draw::hashing(&name, done, total, began.elapsed(), width)]);
+                progress.show(|width| vec![draw::hashing(&name, done, total, began.elapsed(), width)]);
             }
             ShareEvent::Shared(item) => {
                 tally.shared += 1;
@@ -149,9 +149,9 @@ async fn share(
                     true => problem.message.clone(),
                     false => format!("{}: {}", text::path(&path), problem.message),
                 };
-                let fail = CommandError::new(problem.reason, message);
-                context.out.fail(&fail);
-                tally.first = tally.first.or_else(|| fail.exit());
+                let error = CommandError::new(problem.reason, message);
+                context.out.fail(&error);
+                tally.first = tally.first.or_else(|| error.exit());
             }
         }
     }
@@ -214,7 +214,7 @@ async fn serve(
     if listening.starts_with("127.") && index.is_some_and(|url| !is_loopback(url)) {
         context.out.warn("the index is on another machine, but only this one can fetch from here: give --listen 0.0.0.0:12349");
     }
-    let mut board = ProgressLines::new(context.out.bars());
+    let mut progress = ProgressLines::new(context.out.bars());
     let mut sent = (Instant::now(), peer.status.uploaded);
     loop {
         tokio::select! {
@@ -232,7 +232,7 @@ async fn serve(
         if context.out.draws() {
             let (then, before) = std::mem::replace(&mut sent, (Instant::now(), status.uploaded));
             let rate = text::mean_rate(status.uploaded.saturating_sub(before), then.elapsed());
-            board.show(|width| {
+            progress.show(|width| {
                 vec![draw::fit(
                     &format!("sent {}  {rate}", text::size(status.uploaded)),
                     width,

@@ -24,7 +24,7 @@ pub(crate) struct StatusArgs {}
 pub(crate) async fn run(context: &CommandContext, _: StatusArgs) -> Result<(), CommandError> {
     let (peer, peer_fail) = match context.running_peer().await {
         Ok(peer) => (peer, None),
-        Err(fail) => (None, Some(fail)),
+        Err(error) => (None, Some(error)),
     };
     let index = context.index_of(peer.as_deref())?;
     let peer = match &peer {
@@ -50,14 +50,14 @@ pub(crate) async fn run(context: &CommandContext, _: StatusArgs) -> Result<(), C
             Some((status, control, own)) => peer_lines(status, control, *own),
             None => {
                 let none = || "none is running here; start one with: potluck peer".to_owned();
-                let told = LockOwner::find().map_or_else(none, |holder| holder.description());
-                vec![format!("{}   {told}", style("peer").bold())]
+                let description = LockOwner::find().map_or_else(none, |owner| owner.description());
+                vec![format!("{}   {description}", style("peer").bold())]
             }
         });
         context.out.lines(lines)?;
     }
     match (peer_fail, stats) {
-        (Some(fail), _) => Err(fail),
+        (Some(error), _) => Err(error),
         (None, Err(problem)) => Err(problem.into()),
         (None, Ok(_)) => Ok(()),
     }

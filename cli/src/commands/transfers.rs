@@ -125,12 +125,12 @@ pub(crate) async fn run(context: &CommandContext, args: TransfersArgs) -> Result
 }
 
 fn action_line(action: &Action, transfer: &Transfer) -> String {
-    let terms = match action {
+    let text = match action {
         Action::Adjust(_) => format!(" ({})", limits_text(transfer)),
         _ => String::new(),
     };
     format!(
-        "{} {}: {}{terms}",
+        "{} {}: {}{text}",
         transfer.number,
         transfer.state.word(),
         text::shown(&transfer.name)
@@ -151,9 +151,9 @@ async fn act(peer: &PeerHandle, action: &Action, number: u64) -> Result<Transfer
         Action::Pause(_) => peer.control.pause(number).await?,
         Action::Resume(_) => peer.control.resume(number).await?,
         Action::Cancel(_) => peer.control.cancel(number).await?,
-        Action::Adjust(AdjustArgs { terms, .. }) => {
-            let limit = terms.limit.map(|limit| limit.as_u64());
-            peer.control.adjust(number, limit, terms.priority).await?
+        Action::Adjust(AdjustArgs { terms: text, .. }) => {
+            let limit = text.limit.map(|limit| limit.as_u64());
+            peer.control.adjust(number, limit, text.priority).await?
         }
     })
 }

@@ -42,35 +42,36 @@ pub(crate) async fn run(context: &CommandContext, args: WhyArgs) -> Result<(), C
         TransferArg::File(id) => TransferRef::File(id),
         TransferArg::Number(number) => TransferRef::Number(number),
     };
-    let told = peer.control.explain(which).await.map_err(|problem| {
+    let explanation = peer.control.explain(which).await.map_err(|problem| {
         CommandError::from(problem).hint("potluck transfers lists what is and was fetched")
     })?;
     if context.out.is_json() {
-        let mut object = transfers::object(&told.transfer);
-        object["missing"] = json!(told.missing);
-        object["findings"] = json!(told.findings);
+        let mut object = transfers::object(&explanation.transfer);
+        object["missing"] = json!(explanation.missing);
+        object["findings"] = json!(explanation.findings);
         return context.out.object(&object);
     }
-    context.out.lines(lines(&told))
+    context.out.lines(lines(&explanation))
 }
 
-fn lines(told: &Explanation) -> Vec<String> {
-    let mut lines = summary(&told.transfer);
-    if !told.findings.is_empty() {
+fn lines(explanation: &Explanation) -> Vec<String> {
+    let mut lines = summary(&explanation.transfer);
+    if !explanation.findings.is_empty() {
         lines.push(String::new());
         lines.extend(
-            told.findings
+            explanation
+                .findings
                 .iter()
                 .map(|finding| format!("• {}", text::shown(finding))),
         );
     }
-    if !told.transfer.peers.is_empty() {
+    if !explanation.transfer.peers.is_empty() {
         lines.push(String::new());
-        lines.extend(peers(&told.transfer));
+        lines.extend(peers(&explanation.transfer));
     }
-    if !told.missing.is_empty() {
+    if !explanation.missing.is_empty() {
         lines.push(String::new());
-        lines.extend(missing(&told.missing));
+        lines.extend(missing(&explanation.missing));
     }
     lines
 }

@@ -124,7 +124,7 @@ impl ControlClient {
         limit: Duration,
         answer: impl Future<Output = Result<tonic::Response<T>, GrpcStatus>>,
     ) -> Result<T, Problem> {
-        let told = tokio::time::timeout(limit, answer).await.map_err(|_| {
+        let response = tokio::time::timeout(limit, answer).await.map_err(|_| {
             Problem::new(
                 Reason::TimedOut,
                 format!(
@@ -134,7 +134,8 @@ impl ControlClient {
                 ),
             )
         })?;
-        told.map(tonic::Response::into_inner)
+        response
+            .map(tonic::Response::into_inner)
             .map_err(|status| self.endpoint.problem(status, "peer"))
     }
 

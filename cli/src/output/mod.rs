@@ -125,13 +125,13 @@ impl Output {
     }
 
     /// Why the command failed.
-    pub(crate) fn fail(&self, fail: &CommandError) {
+    pub(crate) fn fail(&self, error: &CommandError) {
         let CommandError::Failed {
             word,
             message,
             hints,
             exit,
-        } = fail
+        } = error
         else {
             return;
         };

@@ -95,19 +95,19 @@ pub(crate) fn with_ids(
         .unwrap_or(0);
     let id_width = ids.iter().map(|id| measure_text_width(id)).max().unwrap_or(0);
     let fits = width.is_none_or(|width| id_width + GAP.len() + widest <= width);
-    let mut told = Vec::with_capacity(2 * lines.len());
+    let mut output = Vec::with_capacity(2 * lines.len());
     for (i, line) in lines.into_iter().enumerate() {
         let id = i.checked_sub(1).map_or("ID", |i| &ids[i]);
         match (fits, i) {
-            (true, _) => told.push(format!(
+            (true, _) => output.push(format!(
                 "{}{GAP}{line}",
                 pad_str(id, id_width, Alignment::Left, None)
             )),
-            (false, 0) => told.push(line),
-            (false, _) => told.extend([line, format!("{GAP}{}", style(id).dim())]),
+            (false, 0) => output.push(line),
+            (false, _) => output.extend([line, format!("{GAP}{}", style(id).dim())]),
         }
     }
-    told
+    output
 }
 
 #[cfg(test)]

@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn the_command_line_tells_who_it_is() {
-        let verb = |line: &[u8]| LockOwner::from_command_line(7, line).map(|holder| holder.verb);
+        let verb = |line: &[u8]| LockOwner::from_command_line(7, line).map(|owner| owner.verb);
         assert_eq!(verb(b"/usr/bin/potluck\0-q\0share\0a b\0"), Some(Some("share")));
         assert_eq!(verb(b"potluck\0--index\0http://a:1\0peer\0"), Some(Some("peer")));
         assert_eq!(verb(b"potluck\0"), Some(None));

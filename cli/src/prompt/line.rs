@@ -127,8 +127,8 @@ fn explain(error: &clap::Error, word: &str) -> CommandError {
         return CommandError::usage(format!("there is no command `{word}`"))
             .hint("`help` lists the commands");
     }
-    let fail = CommandError::usage(crate::args::usage_message(error));
-    fail.hint(format!("`{word} --help` tells more"))
+    let command_error = CommandError::usage(crate::args::usage_message(error));
+    command_error.hint(format!("`{word} --help` tells more"))
 }
 
 /// Every word that a line can begin with.

@@ -81,8 +81,11 @@ async fn read_and_run(
         };
         match line::parse(&text) {
             ParsedLine::Nothing => {}
-            ParsedLine::Message(told) => session.out.line(told.trim_end())?,
-            ParsedLine::Invalid { fail, json } => session.out.with(json, false).fail(&fail),
+            ParsedLine::Message(message) => session.out.line(message.trim_end())?,
+            ParsedLine::Invalid {
+                fail: command_error,
+                json,
+            } => session.out.with(json, false).fail(&command_error),
             ParsedLine::Line(line) => match *line {
                 PromptLine {
                     command: LineCommand::Quit,
@@ -93,7 +96,7 @@ async fn read_and_run(
                     match run_line(session, interrupts, line).await {
                         Ok(()) => {}
                         Err(CommandError::BrokenPipe) => return Err(CommandError::BrokenPipe),
-                        Err(fail) => out.fail(&fail),
+                        Err(command_error) => out.fail(&command_error),
                     }
                 }
             },
@@ -119,13 +122,13 @@ async fn find_peer(context: &CommandContext) -> Option<Arc<ConnectedPeer>> {
     let peer = match context.running_peer().await {
         Ok(Some(peer)) => Ok(peer),
         Ok(None) => context.own_peer(None).await,
-        Err(fail) => Err(fail),
+        Err(error) => Err(error),
     };
     match peer {
         Ok(PeerHandle::Own(peer)) => Some(Arc::new(*peer)),
         Ok(PeerHandle::Session(peer)) => Some(peer),
-        Err(fail) => {
-            context.out.fail(&fail);
+        Err(error) => {
+            context.out.fail(&error);
             None
         }
     }

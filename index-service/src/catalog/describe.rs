@@ -40,22 +40,22 @@ impl Catalog {
     pub(crate) fn describe(&self, slot: u32, search: Option<(u32, &mut Matcher)>) -> (IndexedFile, usize) {
         let file = &self.files[slot as usize];
         let mut names: Vec<(u32, u32)> = Vec::new();
-        let mut sums: Vec<(Sha256, u32)> = Vec::new();
+        let mut sha256s: Vec<(Sha256, u32)> = Vec::new();
         let mut collections = 0;
         for (variant, count) in commonest(&file.claims) {
-            let said = &self.claims[variant];
-            names.extend(said.names.iter().map(|&name| (name, count)));
-            sums.extend(said.sha256.map(|sum| (sum, count)));
-            if said.kind == FileKind::Collection {
+            let claim = &self.claims[variant];
+            names.extend(claim.names.iter().map(|&name| (name, count)));
+            sha256s.extend(claim.sha256.map(|sum| (sum, count)));
+            if claim.kind == FileKind::Collection {
                 collections += count as usize;
             }
         }
         let mut steps = 8 + file.claims.len().min(MAX_TALLIED) / TALLIED_A_STEP + 4 * names.len();
         merge_counts(&mut names);
-        merge_counts(&mut sums);
+        merge_counts(&mut sha256s);
         let (names, checked) = self.best_names(names, search);
         steps += checked;
-        let sha256 = sums.iter().max_by_key(|&&(sum, count)| (count, Reverse(sum)));
+        let sha256 = sha256s.iter().max_by_key(|&&(sum, count)| (count, Reverse(sum)));
         // Half are enough: whoever fetches it sees by its bytes whether it is a folder, but only where it was told so.
         let kind = match collections > 0 && 2 * collections >= file.providers.len() {
             true => FileKind::Collection,
@@ -126,11 +126,11 @@ fn commonest(tally: &[(u32, u32)]) -> Vec<(u32, u32)> {
     }
     // Where a crowd says a different thing each, next to nobody of the rest comes in.
     best.sort_unstable_by_key(order);
-    for said in &rest[..rest.len().min(MAX_TALLIED - MAX_CLAIMS)] {
-        if best.last().is_some_and(|last| order(said) < order(last)) {
+    for claim in &rest[..rest.len().min(MAX_TALLIED - MAX_CLAIMS)] {
+        if best.last().is_some_and(|last| order(claim) < order(last)) {
             best.pop();
-            let at = best.partition_point(|kept| order(kept) < order(said));
-            best.insert(at, *said);
+            let at = best.partition_point(|kept| order(kept) < order(claim));
+            best.insert(at, *claim);
         }
     }
     best

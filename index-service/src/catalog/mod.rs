@@ -261,40 +261,35 @@ impl Catalog {
     }
 
     /// Up to `most` registrations of a peer, and where the next ones begin, if there are any. `from`: 0 for the first.
-    pub fn registrations_of(
-        &self,
-        peer: &PeerId,
-        from: u32,
-        most: usize,
-    ) -> (Vec<Registration>, Option<u32>) {
+    pub fn registrations_of(&self, peer: &PeerId, from: u32, max: usize) -> (Vec<Registration>, Option<u32>) {
         let Some(live) = self.live(peer) else {
             return (Vec::new(), None);
         };
         let mut slots = live.files.range(from..);
-        let found = slots.by_ref().take(most);
+        let found = slots.by_ref().take(max);
         let found = found.filter_map(|slot| self.registration(peer, &self.files[slot as usize].id));
         (found.collect(), slots.next())
     }
 
     /// What a peer has registered of a file.
     pub fn registration(&self, peer: &PeerId, file: &FileId) -> Option<Registration> {
-        let held = self.provider_slot(peer, file)?;
+        let slot = self.provider_slot(peer, file)?;
         let file = &self.files[self.find_file(file)? as usize];
-        let said = &self.claims[held.claim()];
+        let claim = &self.claims[slot.claim()];
         Some(Registration {
             file: FileRecord {
                 id: file.id,
                 size: file.size,
                 root: file.root,
-                sha256: said.sha256,
-                kind: said.kind,
+                sha256: claim.sha256,
+                kind: claim.kind,
             },
-            names: said
+            names: claim
                 .names
                 .iter()
                 .map(|&name| self.names.text(name).to_owned())
                 .collect(),
-            partial: held.partial(),
+            partial: slot.partial(),
         })
     }
 
@@ -305,33 +300,35 @@ impl Catalog {
 
     /// Whether a peer has registered exactly this. A name that is given twice is taken for another registration.
     pub fn has_registered(&self, peer: &PeerId, registration: &Registration) -> bool {
-        let held = self.provider_slot(peer, &registration.file.id);
-        held.is_some_and(|held| {
-            held.partial() == registration.partial
-                && self.claims[held.claim()].matches(&self.names, registration)
+        let slot = self.provider_slot(peer, &registration.file.id);
+        slot.is_some_and(|slot| {
+            slot.partial() == registration.partial
+                && self.claims[slot.claim()].matches(&self.names, registration)
         })
     }
 
     /// Whether registering this can take more memory: a known peer that has the file takes none for what somebody says of it already.
     pub fn may_add_memory(&self, peer: &PeerId, registration: &Registration) -> bool {
-        let said = || {
+        let claim = || {
             let file = self.find_file(&registration.file.id)?;
             let variant = self.claims.find(&self.names, registration)?;
             find_claim(&self.files[file as usize].claims, variant).ok()
         };
-        !self.holds(peer, &registration.file.id) || said().is_none()
+        !self.holds(peer, &registration.file.id) || claim().is_none()
     }
 
     fn provider_slot(&self, peer: &PeerId, file: &FileId) -> Option<ProviderSlot> {
         let slot = *self.peer_slots.get(peer)?;
         let providers = &self.files[self.find_file(file)? as usize].providers;
-        let at = providers.binary_search_by_key(&slot, |held| held.peer).ok()?;
+        let at = providers
+            .binary_search_by_key(&slot, |provider| provider.peer)
+            .ok()?;
         Some(providers[at])
     }
 
     /// A peer as the provider of a file, if it is one.
     pub fn provider(&self, peer: &PeerId, file: &FileId) -> Option<Provider> {
-        self.provider_slot(peer, file).map(|held| self.to_provider(held))
+        self.provider_slot(peer, file).map(|slot| self.to_provider(slot))
     }
 
     /// Makes a peer known or changes its address; true if it was known under another.
@@ -397,8 +394,8 @@ impl Catalog {
     }
 
     /// Removes up to `most` files of a hidden peer; true once the peer is gone with all of them.
-    pub fn clear(&mut self, slot: PeerSlot, most: usize) -> bool {
-        let files: SmallVec<[u32; 64]> = self.peers[slot.0 as usize].files.iter().take(most).collect();
+    pub fn clear(&mut self, slot: PeerSlot, max: usize) -> bool {
+        let files: SmallVec<[u32; 64]> = self.peers[slot.0 as usize].files.iter().take(max).collect();
         for file in files {
             self.remove_held(slot.0, file);
         }
@@ -427,40 +424,40 @@ impl Catalog {
         self.work += 1;
         let (file, is_new_file) = self.intern_file(&registration.file);
         let (variant, is_new_variant) = self.claims.intern(&mut self.names, registration);
-        let mut held = ProviderSlot::new(peer, variant, registration.partial);
+        let mut slot = ProviderSlot::new(peer, variant, registration.partial);
         if is_new_file {
-            held.claim_and_partial |= PAYS_FILE;
+            slot.claim_and_partial |= PAYS_FILE;
         }
         if is_new_variant {
-            held.claim_and_partial |= PAYS_VARIANT;
+            slot.claim_and_partial |= PAYS_VARIANT;
         }
         let element = Element::from(registration);
         let providers = &self.files[file as usize].providers;
-        match providers.binary_search_by_key(&peer, |held| held.peer) {
+        match providers.binary_search_by_key(&peer, |slot| slot.peer) {
             Ok(at) => {
                 let old = providers[at];
-                held.claim_and_partial |= old.claim_and_partial & PAYS_FILE;
+                slot.claim_and_partial |= old.claim_and_partial & PAYS_FILE;
                 if old.claim() == variant {
-                    held.claim_and_partial |= old.claim_and_partial & PAYS_VARIANT;
+                    slot.claim_and_partial |= old.claim_and_partial & PAYS_VARIANT;
                 }
                 let before = self.element(file, old);
-                self.files[file as usize].providers[at] = held;
-                self.charge(peer, self.price(held), self.price(old));
+                self.files[file as usize].providers[at] = slot;
+                self.charge(peer, self.price(slot), self.price(old));
                 let digest = &mut self.peers[peer as usize].digest;
                 digest.remove(&before);
                 digest.insert(&element);
                 // The new one first: what both say is never dropped in between.
                 self.add_claim(file, variant);
                 self.remove_claim(file, old.claim());
-                match old.partial() == held.partial() {
+                match old.partial() == slot.partial() {
                     true => PutOutcome::Unchanged,
                     false => PutOutcome::CompletenessChanged,
                 }
             }
             Err(at) => {
-                self.files[file as usize].providers.insert(at, held);
+                self.files[file as usize].providers.insert(at, slot);
                 self.add_claim(file, variant);
-                self.charge(peer, self.price(held), 0);
+                self.charge(peer, self.price(slot), 0);
                 let peer = &mut self.peers[peer as usize];
                 peer.digest.insert(&element);
                 peer.files.insert(file);
@@ -486,15 +483,15 @@ impl Catalog {
     fn remove_held(&mut self, peer: u32, slot: u32) -> bool {
         self.work += 1;
         let providers = &self.files[slot as usize].providers;
-        let Ok(at) = providers.binary_search_by_key(&peer, |held| held.peer) else {
+        let Ok(at) = providers.binary_search_by_key(&peer, |provider| provider.peer) else {
             return false;
         };
-        let held = providers[at];
-        let element = self.element(slot, held);
-        self.charge(peer, 0, self.price(held));
+        let provider = providers[at];
+        let element = self.element(slot, provider);
+        self.charge(peer, 0, self.price(provider));
         self.files[slot as usize].providers.remove(at);
         let last = self.files[slot as usize].providers.is_empty();
-        self.remove_claim(slot, held.claim());
+        self.remove_claim(slot, provider.claim());
         let peer = &mut self.peers[peer as usize];
         peer.digest.remove(&element);
         peer.files.remove(slot);
@@ -515,21 +512,21 @@ impl Catalog {
     }
 
     /// The hash of one registration in its peer's digest.
-    fn element(&self, file: u32, held: ProviderSlot) -> Element {
-        let said = &self.claims[held.claim()];
-        let mut names: SmallVec<[&str; 4]> = said.names.iter().map(|&name| self.names.text(name)).collect();
+    fn element(&self, file: u32, slot: ProviderSlot) -> Element {
+        let claim = &self.claims[slot.claim()];
+        let mut names: SmallVec<[&str; 4]> = claim.names.iter().map(|&name| self.names.text(name)).collect();
         let id = &self.files[file as usize].id;
-        Element::new(id, said.sha256.as_ref(), said.kind, held.partial(), &mut names)
+        Element::new(id, claim.sha256.as_ref(), claim.kind, slot.partial(), &mut names)
     }
 
     /// What a registration is charged with.
-    fn price(&self, held: ProviderSlot) -> u64 {
+    fn price(&self, slot: ProviderSlot) -> u64 {
         let mut price = cost::REGISTRATION;
-        if held.pays(PAYS_FILE) {
+        if slot.pays(PAYS_FILE) {
             price += cost::FILE;
         }
-        if held.pays(PAYS_VARIANT) {
-            price += u64::from(self.claims[held.claim()].cost);
+        if slot.pays(PAYS_VARIANT) {
+            price += u64::from(self.claims[slot.claim()].cost);
         }
         price
     }
@@ -611,12 +608,12 @@ impl Catalog {
             Ok(at) => tally[at].1 += 1,
             Err(at) => {
                 tally.insert(at, (variant, 1));
-                let said = &self.claims[variant];
-                for &name in &said.names {
+                let claim = &self.claims[variant];
+                for &name in &claim.names {
                     self.names.add_file(name, file);
                     self.bytes += cost::NAME_OF_FILE;
                 }
-                if let Some(sum) = said.sha256 {
+                if let Some(sum) = claim.sha256 {
                     self.by_sha256.entry(sum).or_default().add(file);
                     self.bytes += cost::SHA256_COST;
                 }
@@ -631,12 +628,12 @@ impl Catalog {
             tally[at].1 -= 1;
             if tally[at].1 == 0 {
                 tally.remove(at);
-                let said = &self.claims[variant];
-                for &name in &said.names {
+                let claim = &self.claims[variant];
+                for &name in &claim.names {
                     self.names.remove_file(name, file);
                     self.bytes -= cost::NAME_OF_FILE;
                 }
-                if let Some(sum) = said.sha256 {
+                if let Some(sum) = claim.sha256 {
                     self.bytes -= cost::SHA256_COST;
                     if self
                         .by_sha256
@@ -651,12 +648,12 @@ impl Catalog {
         self.claims.release(variant);
     }
 
-    fn to_provider(&self, held: ProviderSlot) -> Provider {
-        let peer = &self.peers[held.peer as usize];
+    fn to_provider(&self, slot: ProviderSlot) -> Provider {
+        let peer = &self.peers[slot.peer as usize];
         Provider {
             peer: peer.id,
             address: peer.address.clone(),
-            partial: held.partial(),
+            partial: slot.partial(),
         }
     }
 
@@ -664,7 +661,7 @@ impl Catalog {
     fn provider_count(&self, file: u32) -> u64 {
         let providers = &self.files[file as usize].providers;
         let count = match self.has_hidden() {
-            true => providers.iter().filter(|held| self.is_live(**held)).count(),
+            true => providers.iter().filter(|slot| self.is_live(**slot)).count(),
             false => providers.len(),
         };
         count as u64
@@ -674,8 +671,8 @@ impl Catalog {
         self.peers.len() > self.peer_slots.len()
     }
 
-    fn is_live(&self, held: ProviderSlot) -> bool {
-        self.peers[held.peer as usize].is_live
+    fn is_live(&self, slot: ProviderSlot) -> bool {
+        self.peers[slot.peer as usize].is_live
     }
 }
 

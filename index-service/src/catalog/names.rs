@@ -259,19 +259,19 @@ impl Names {
     }
 
     /// How many words begin with `prefix`, at most `most`.
-    pub(crate) fn count_words(&self, prefix: &str, most: usize) -> usize {
-        self.beginning_with(prefix).take(most).count()
+    pub(crate) fn count_words(&self, prefix: &str, max: usize) -> usize {
+        self.beginning_with(prefix).take(max).count()
     }
 
     /// The names with a word that begins with `prefix`, of the slots from `from` on to the end of its block; and the steps that it
     /// took. `None` where it would take more than `most`.
-    pub(crate) fn with_prefix(&self, prefix: &str, from: u32, most: usize) -> (Option<RoaringBitmap>, usize) {
+    pub(crate) fn with_prefix(&self, prefix: &str, from: u32, max: usize) -> (Option<RoaringBitmap>, usize) {
         let blocks = (self.end / BLOCK) as usize;
         let mut names = Gathered::new(from);
         let mut steps = 0;
         for posting in self.beginning_with(prefix) {
             steps += names.add(posting, blocks);
-            if steps > most {
+            if steps > max {
                 return (None, steps);
             }
         }

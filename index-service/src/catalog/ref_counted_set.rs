@@ -123,8 +123,8 @@ impl RefCountedSet {
 }
 
 /// How many places are taken.
-fn used_slots(places: &[(u32, u32)]) -> usize {
-    places.partition_point(|&(_, count)| count > 0)
+fn used_slots(slots: &[(u32, u32)]) -> usize {
+    slots.partition_point(|&(_, count)| count > 0)
 }
 
 /// Where a file is, or where it belongs.

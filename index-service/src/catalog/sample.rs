@@ -16,15 +16,15 @@ pub(crate) const SAMPLED_FROM: usize = 1024;
 impl Catalog {
     /// Who has a file: a random sample of at most `most`, and how many there are. Peers of one host come after one peer each of
     /// all other hosts.
-    pub fn providers(&self, file: &FileId, most: usize, rng: &mut impl Rng) -> (Vec<Provider>, u64) {
+    pub fn providers(&self, file: &FileId, max: usize, rng: &mut impl Rng) -> (Vec<Provider>, u64) {
         let Some(slot) = self.find_file(file) else {
             return (Vec::new(), 0);
         };
         let all = &self.files[slot as usize].providers;
-        (self.sample(all, most, rng), self.provider_count(slot))
+        (self.sample(all, max, rng), self.provider_count(slot))
     }
 
-    pub(crate) fn sample(&self, all: &[ProviderSlot], most: usize, rng: &mut impl Rng) -> Vec<Provider> {
+    pub(crate) fn sample(&self, all: &[ProviderSlot], max: usize, rng: &mut impl Rng) -> Vec<Provider> {
         let live: Vec<ProviderSlot>;
         let mut all = all;
         if self.has_hidden() {
@@ -32,7 +32,7 @@ impl Catalog {
             all = &live;
         }
         // Sampled even where all are given: in random order, so that callers do not all begin with the same one.
-        let picked = rand::seq::index::sample(rng, all.len(), SAMPLED_FROM.max(most).min(all.len()));
+        let picked = rand::seq::index::sample(rng, all.len(), SAMPLED_FROM.max(max).min(all.len()));
         let mut from_host: HashMap<u32, u32> = HashMap::new();
         let mut picked: Vec<(u32, ProviderSlot)> = picked
             .iter()
@@ -48,7 +48,7 @@ impl Catalog {
         picked.sort_by_key(|&(round, _)| round);
         picked
             .into_iter()
-            .take(most)
+            .take(max)
             .map(|(_, held)| self.to_provider(held))
             .collect()
     }

@@ -159,11 +159,11 @@ struct Page {
 }
 
 impl Page {
-    const fn new(most: usize, bounds: SearchBounds) -> Self {
+    const fn new(max: usize, bounds: SearchBounds) -> Self {
         Self {
             files: Vec::new(),
             bytes: 0,
-            most,
+            most: max,
             steps: 0,
             bounds,
         }
@@ -264,15 +264,15 @@ impl Iterator for CandidateNames {
 
 impl SearchScan {
     /// Begins a page: for terms as [`crate::catalog::words::terms`] gives them, after a page that ended at `after`.
-    pub fn new(terms: Vec<String>, after: Option<SearchCursor>, most: usize) -> Self {
-        Self::within(SearchBounds::default(), terms, after, most)
+    pub fn new(terms: Vec<String>, after: Option<SearchCursor>, max: usize) -> Self {
+        Self::within(SearchBounds::default(), terms, after, max)
     }
 
     pub(crate) fn within(
         bounds: SearchBounds,
         terms: Vec<String>,
         after: Option<SearchCursor>,
-        most: usize,
+        max: usize,
     ) -> Self {
         let stage = match after {
             None => Stage::Block(0),
@@ -284,7 +284,7 @@ impl SearchScan {
         };
         Self {
             matcher: Matcher::new(terms),
-            page: Page::new(most, bounds),
+            page: Page::new(max, bounds),
             order: None,
             wide: 0,
             after,
@@ -335,22 +335,22 @@ pub struct Listing {
 
 impl Listing {
     /// Begins a page of files by name, claim or id, each with up to `max_providers` of its providers.
-    pub fn new(by: QueryKey, after: Option<RankCursor>, most: usize, max_providers: usize) -> Self {
-        Self::within(SearchBounds::default(), by, after, most, max_providers)
+    pub fn new(by: QueryKey, after: Option<RankCursor>, max: usize, max_providers: usize) -> Self {
+        Self::within(SearchBounds::default(), by, after, max, max_providers)
     }
 
     pub(crate) fn within(
         bounds: SearchBounds,
         by: QueryKey,
         after: Option<RankCursor>,
-        most: usize,
+        max: usize,
         max_providers: usize,
     ) -> Self {
         let cursor = after.unwrap_or(RankCursor::before(0));
         Self {
             by,
             max_providers,
-            page: Page::new(most, bounds),
+            page: Page::new(max, bounds),
             cursor,
             at: Some(cursor.slots.0),
             ranked: 0,
@@ -451,14 +451,14 @@ impl Catalog {
         let worth = usize::try_from(left)
             .unwrap_or(usize::MAX)
             .saturating_mul(STEPS_A_NAME);
-        let most = search.page.bounds.term.min(worth);
-        let (found, steps) = self.names.with_prefix(&search.matcher.terms()[term], from, most);
+        let max = search.page.bounds.term.min(worth);
+        let (found, steps) = self.names.with_prefix(&search.matcher.terms()[term], from, max);
         search.page.steps += steps;
         let names = match (found, names) {
             (Some(found), Some(names)) => Some(found & names),
             (Some(found), None) => Some(found),
             (None, names) => {
-                if most == search.page.bounds.term {
+                if max == search.page.bounds.term {
                     search.wide |= 1 << term;
                 }
                 names

@@ -60,10 +60,10 @@ fn search_page(
     bounds: SearchBounds,
     query: &str,
     after: Option<SearchCursor>,
-    most: usize,
+    max: usize,
     slice: usize,
 ) -> SearchPage {
-    let mut search = SearchScan::within(bounds, words::terms(query).unwrap(), after, most);
+    let mut search = SearchScan::within(bounds, words::terms(query).unwrap(), after, max);
     while !catalog.advance_search(&mut search, slice) {}
     search.finish()
 }
@@ -98,10 +98,10 @@ fn list_page(
     bounds: SearchBounds,
     by: &QueryKey,
     after: Option<RankCursor>,
-    most: usize,
+    max: usize,
     providers: usize,
 ) -> RankedPage {
-    let mut listing = Listing::within(bounds, by.clone(), after, most, providers);
+    let mut listing = Listing::within(bounds, by.clone(), after, max, providers);
     while !catalog.advance_listing(&mut listing, 7, &mut rng()) {}
     listing.finish()
 }

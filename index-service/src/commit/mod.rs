@@ -226,7 +226,7 @@ impl Committer {
     /// [`CommitError`]; then nothing of it was taken, but for [`CommitError::Store`] and [`CommitError::Slow`], which leave it open.
     pub async fn commit(&self, request: CommitRequest, bytes: usize) -> CommitResult {
         let bytes = u32::try_from(bytes.min(QUEUE_BYTES)).unwrap_or(u32::MAX);
-        let held = Arc::clone(&self.bytes)
+        let current = Arc::clone(&self.bytes)
             .try_acquire_many_owned(bytes)
             .map_err(|_| CommitError::Busy)?;
         let (answer, outcome) = oneshot::channel();
@@ -234,7 +234,7 @@ impl Committer {
             .try_send(CommitMessage::Change {
                 request,
                 answer,
-                _permit: held,
+                _permit: current,
             })
             .map_err(|error| match error {
                 TrySendError::Full(_) => CommitError::Busy,
@@ -401,7 +401,7 @@ impl CommitWorker {
         let mut answers = Vec::with_capacity(batch.len());
         let mut instances = Vec::with_capacity(batch.len());
         let mut pending = PendingBatch::default();
-        for (mut request, answer, held) in batch {
+        for (mut request, answer, current) in batch {
             let instance = match &mut request {
                 CommitRequest::Register { instance, .. } => std::mem::take(instance),
                 CommitRequest::Unregister { .. } | CommitRequest::Forget { .. } => Vec::new(),
@@ -410,11 +410,11 @@ impl CommitWorker {
                 Ok(change) => {
                     changes.push(change);
                     instances.push(instance);
-                    answers.push((answer, held));
+                    answers.push((answer, current));
                 }
                 // The caller may be gone.
                 Err(outcome) => {
-                    drop(held);
+                    drop(current);
                     drop(answer.send(outcome));
                 }
             }
@@ -424,17 +424,17 @@ impl CommitWorker {
         }
         if self.store(&changes) {
             self.to_forget.clear();
-            for ((change, instance), (answer, held)) in
+            for ((change, instance), (answer, current)) in
                 changes.into_iter().skip(forgotten).zip(instances).zip(answers)
             {
                 let outcome = self.apply_to_registry(&change, &instance);
                 // Room is made before the answer: a caller that was told may come back at once.
-                drop(held);
+                drop(current);
                 drop(answer.send(Ok(outcome)));
             }
         } else {
-            for (answer, held) in answers {
-                drop(held);
+            for (answer, current) in answers {
+                drop(current);
                 drop(answer.send(Err(CommitError::Store)));
             }
         }
@@ -465,11 +465,11 @@ impl CommitWorker {
                 }
                 let all: hashbrown::HashSet<FileId> = files.iter().map(|file| file.file.id).collect();
                 let mut new = all.iter().filter(|file| !catalog.holds(&peer.id, file)).count();
-                let mut held = catalog.files_of(&peer.id);
+                let mut current = catalog.files_of(&peer.id);
                 // Where everything of before is told again there is nothing to forget.
-                replace &= held > (all.len() - new) as u64;
+                replace &= current > (all.len() - new) as u64;
                 if replace {
-                    (new, held) = (all.len(), 0);
+                    (new, current) = (all.len(), 0);
                 } else if all.len() == files.len() {
                     // What is in the catalog is durable and need not be written again.
                     files.retain(|file| !catalog.has_registered(&peer.id, file));
@@ -481,12 +481,12 @@ impl CommitWorker {
                         return Err(Ok(self.registry.register(&peer, instance, &[], false, now)));
                     }
                 }
-                let wanted = held + new as u64;
-                let most = self.limits.max_files_per_peer;
-                if wanted > most && new > 0 {
+                let requested = current + new as u64;
+                let max = self.limits.max_files_per_peer;
+                if requested > max && new > 0 {
                     return Err(Err(CommitError::TooManyFiles {
-                        limit: most,
-                        requested: wanted,
+                        limit: max,
+                        requested,
                     }));
                 }
                 let is_new = catalog.address(&peer.id).is_none();
@@ -503,11 +503,11 @@ impl CommitWorker {
                     .is_some_and(|known| host_key(&known.host) == key);
                 if !is_there {
                     let at = pending.peers_at.entry(key).or_default();
-                    let most = self.limits.max_peers_per_address;
-                    if catalog.peers_at(&peer.address.host) + *at >= most {
+                    let max = self.limits.max_peers_per_address;
+                    if catalog.peers_at(&peer.address.host) + *at >= max {
                         return Err(Err(CommitError::TooManyPeers {
                             host: peer.address.host,
-                            limit: most,
+                            limit: max,
                         }));
                     }
                     *at += 1;
@@ -544,14 +544,14 @@ impl CommitWorker {
         [bytes, freed]: [u64; 2],
         pending: &PendingBatch,
     ) -> Result<(), CommitError> {
-        let room = self.limits.max_memory_mib.saturating_mul(1024 * 1024);
+        let capacity = self.limits.max_memory_mib.saturating_mul(1024 * 1024);
         let used = catalog.bytes() + pending.bytes;
-        if used + bytes > room {
+        if used + bytes > capacity {
             return Err(CommitError::Full);
         }
         // Of what the others leave, one has its share at most.
         let allows = |own: u64| {
-            let left = own + (room - used);
+            let left = own + (capacity - used);
             own + bytes <= left / 100 * MEMORY_SHARE
         };
         let share = |who: String, own: u64| {

@@ -521,7 +521,7 @@ pub(crate) mod tests {
             Asked::Name("another".to_owned()),
         ];
         // Five calls may come at once.
-        for (n, (by, most)) in (1..).zip(asked.into_iter().zip([1, 1, 5])) {
+        for (n, (by, max)) in (1..).zip(asked.into_iter().zip([1, 1, 5])) {
             let mut answered = 0;
             for _ in 0..6 {
                 let request = v1::QueryRequest {
@@ -530,7 +530,7 @@ pub(crate) mod tests {
                 };
                 answered += u32::from(service.query(from(n, request)).await.is_ok());
             }
-            assert_eq!(answered, most, "{by:?}");
+            assert_eq!(answered, max, "{by:?}");
         }
     }
 
@@ -544,7 +544,7 @@ pub(crate) mod tests {
         restored.add(all);
         let service = service(restored, 1);
         // Both begin too many words to be looked up, and no name is without one of them; no name has the third.
-        for (n, (query, most)) in (1..).zip([("a b", 1), ("a c", 5)]) {
+        for (n, (query, max)) in (1..).zip([("a b", 1), ("a c", 5)]) {
             let mut answered = 0;
             for _ in 0..6 {
                 let request = v1::SearchRequest {
@@ -554,7 +554,7 @@ pub(crate) mod tests {
                 };
                 answered += u32::from(service.search(from(n, request)).await.is_ok());
             }
-            assert_eq!(answered, most, "{query}");
+            assert_eq!(answered, max, "{query}");
         }
     }
 }

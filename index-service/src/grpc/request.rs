@@ -281,10 +281,10 @@ pub(crate) fn check_batch(count: usize, field: &str) -> Result<(), Problem> {
     }
 }
 
-fn coerce_page_size(asked: u32, default: u32, field: &str) -> Result<usize, Problem> {
+fn coerce_page_size(requested: u32, default: u32, field: &str) -> Result<usize, Problem> {
     const ALLOWED: RangeInclusive<u32> = 0..=MAX_PAGE;
-    if !ALLOWED.contains(&asked) {
-        return Err(invalid(field, format!("at most {MAX_PAGE}, this is {asked}")));
+    if !ALLOWED.contains(&requested) {
+        return Err(invalid(field, format!("at most {MAX_PAGE}, this is {requested}")));
     }
-    Ok(if asked == 0 { default } else { asked } as usize)
+    Ok(if requested == 0 { default } else { requested } as usize)
 }

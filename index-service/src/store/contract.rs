@@ -52,18 +52,18 @@ fn follow(model: &mut Model, change: &Change) {
         Change::Register {
             peer, files, replace, ..
         } => {
-            let mut held = model.remove(&peer.id).map(|(_, files)| files).unwrap_or_default();
+            let mut registrations = model.remove(&peer.id).map(|(_, files)| files).unwrap_or_default();
             if replace {
-                held.clear();
+                registrations.clear();
             }
             for file in files {
-                held.insert(file.file.id, file);
+                registrations.insert(file.file.id, file);
             }
-            model.insert(peer.id, (peer, held));
+            model.insert(peer.id, (peer, registrations));
         }
         Change::Unregister { peer, files } => {
-            if let Some((_, held)) = model.get_mut(&peer) {
-                held.retain(|id, _| !files.contains(id));
+            if let Some((_, registrations)) = model.get_mut(&peer) {
+                registrations.retain(|id, _| !files.contains(id));
             }
         }
         Change::Forget { peer } => {
@@ -133,8 +133,8 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
-fn batches(most: usize) -> impl Strategy<Value = Vec<Vec<Change>>> {
-    prop::collection::vec(prop::collection::vec(change(), 0..4), 0..most)
+fn batches(max: usize) -> impl Strategy<Value = Vec<Vec<Change>>> {
+    prop::collection::vec(prop::collection::vec(change(), 0..4), 0..max)
 }
 
 proptest! {

@@ -46,9 +46,9 @@ impl IndexStore for MemoryStore {
                         .extend(files.iter().map(|file| (file.file.id, file.clone())));
                 }
                 Change::Unregister { peer, files } => {
-                    if let Some((_, held)) = self.peers.get_mut(peer) {
+                    if let Some((_, registrations)) = self.peers.get_mut(peer) {
                         for file in files {
-                            held.remove(file);
+                            registrations.remove(file);
                         }
                     }
                 }

@@ -224,13 +224,13 @@ fn read_all(
         let Some((record, mut packs, values)) = current else {
             return Ok(());
         };
-        let mut said = Vec::with_capacity(values.len());
+        let mut segment_entries = Vec::with_capacity(values.len());
         for (value, pack) in values.iter().zip(&mut packs.segments) {
             let entries = segment::decode(value)?;
             pack.entries = entries.len();
-            said.push(Ok(entries));
+            segment_entries.push(Ok(entries));
         }
-        let files: Vec<_> = segment::fold(said)?.into_values().flatten().collect();
+        let files: Vec<_> = segment::fold(segment_entries)?.into_values().flatten().collect();
         packs.needed_entries = files.len();
         peers.insert(record.id, packs);
         each(StoredPeer { record, files });
@@ -295,8 +295,8 @@ impl BatchWriter<'_> {
                 let record = segment::encode_peer(&peer.address, peer.ttl);
                 self.batch.insert(peer_key(&peer.id).as_slice(), record);
                 packs.needed_entries += new;
-                let said = files.iter().map(|file| (file.file.id, Some(file)));
-                self.append(&peer.id, &mut packs, said)?;
+                let entries = files.iter().map(|file| (file.file.id, Some(file)));
+                self.append(&peer.id, &mut packs, entries)?;
                 self.changed.insert(peer.id, Some(packs));
             }
             Change::Unregister { peer, files } => {
@@ -328,13 +328,13 @@ impl BatchWriter<'_> {
         &mut self,
         peer: &PeerId,
         packs: &mut PeerSegments,
-        said: impl DoubleEndedIterator<Item = (FileId, Option<&'b Registration>)>,
+        entries: impl DoubleEndedIterator<Item = (FileId, Option<&'b Registration>)>,
     ) -> Result<(), StoreError> {
         // Within a pack each file stands once, whatever a request repeats: as it was said last.
         let mut seen = HashSet::new();
-        let mut said: Vec<_> = said.rev().filter(|(file, _)| seen.insert(*file)).collect();
-        said.reverse();
-        self.push(peer, packs, said);
+        let mut entries: Vec<_> = entries.rev().filter(|(file, _)| seen.insert(*file)).collect();
+        entries.reverse();
+        self.push(peer, packs, entries);
         while let [.., before, last] = *packs.segments
             && before.bytes < 2 * last.bytes
             && before.bytes + last.bytes <= SEGMENT_BYTES
@@ -356,10 +356,10 @@ impl BatchWriter<'_> {
     /// Makes new packs of the last ones, from the one at `from` on.
     fn fold(&mut self, peer: &PeerId, packs: &mut PeerSegments, from: usize) -> Result<(), StoreError> {
         let old = packs.segments.split_off(from);
-        let mut said = segment::fold(old.iter().map(|pack| self.read(peer, pack.number)))?;
+        let mut entries = segment::fold(old.iter().map(|pack| self.read(peer, pack.number)))?;
         if from == 0 {
             // Nothing before it that a removal could speak of.
-            said.retain(|_, registration| registration.is_some());
+            entries.retain(|_, registration| registration.is_some());
         }
         for pack in old {
             self.remove(peer, pack.number);
@@ -367,7 +367,7 @@ impl BatchWriter<'_> {
         self.push(
             peer,
             packs,
-            said.iter().map(|(&file, said)| (file, said.as_ref())),
+            entries.iter().map(|(&file, entries)| (file, entries.as_ref())),
         );
         Ok(())
     }
@@ -376,9 +376,9 @@ impl BatchWriter<'_> {
         &mut self,
         peer: &PeerId,
         packs: &mut PeerSegments,
-        said: impl IntoIterator<Item = (FileId, Option<&'b Registration>)>,
+        entries: impl IntoIterator<Item = (FileId, Option<&'b Registration>)>,
     ) {
-        for pack in segment::encode(said) {
+        for pack in segment::encode(entries) {
             let number = packs.next;
             packs.next += 1;
             packs.segments.push(SegmentInfo {

@@ -75,7 +75,7 @@ impl TryFrom<v1::FetchRequest> for DownloadSpec {
             return Err(Problem::new(Reason::InvalidArgument, message).field("providers"));
         }
         // 0 leaves it open.
-        let terms = LimitsUpdate {
+        let update = LimitsUpdate {
             max_bytes_per_second: Some(request.max_bytes_per_second).filter(|&rate| rate > 0),
             priority: match request.priority {
                 0 => None,
@@ -94,7 +94,7 @@ impl TryFrom<v1::FetchRequest> for DownloadSpec {
                 .collect::<Result<_, _>>()?,
             detach: request.detach,
             allow_expansion: request.allow_expansion,
-            limits: terms,
+            limits: update,
         })
     }
 }
@@ -215,39 +215,40 @@ impl From<&PeerStatus> for v1::TransferPeer {
 }
 
 impl From<&DownloadStatus> for v1::Transfer {
-    fn from(view: &DownloadStatus) -> Self {
+    fn from(status: &DownloadStatus) -> Self {
         Self {
-            transfer_id: view.transfer,
-            file_id: view.id.to_bytes(),
-            name: view.name.clone(),
-            kind: view.kind.map_or(v1::FileKind::Unspecified, Into::into).into(),
-            path: path_text(&view.path),
-            state: v1::TransferState::from(view.state).into(),
-            bytes_done: view.bytes_done,
-            bytes_total: view.bytes_total,
-            resumed_bytes: view.resumed_bytes,
-            bytes_per_second: view.bytes_per_second,
-            elapsed_ms: u64::try_from(view.elapsed.as_millis()).unwrap_or(u64::MAX),
-            units_total: view.units_total,
-            units_done: view.units_done,
-            peers: view.peers.iter().map(Into::into).collect(),
-            error: view.error.as_ref().map(failure),
-            max_bytes_per_second: view.limits.max_bytes_per_second,
-            priority: view.limits.priority.get(),
-            unverified_bytes: view.unverified_bytes,
-            sharing_error: view.sharing_error.as_ref().map(failure),
-            copied_bytes: view.copied_bytes,
-            not_kept: view.not_kept.clone(),
+            transfer_id: status.transfer,
+            file_id: status.id.to_bytes(),
+            name: status.name.clone(),
+            kind: status.kind.map_or(v1::FileKind::Unspecified, Into::into).into(),
+            path: path_text(&status.path),
+            state: v1::TransferState::from(status.state).into(),
+            bytes_done: status.bytes_done,
+            bytes_total: status.bytes_total,
+            resumed_bytes: status.resumed_bytes,
+            bytes_per_second: status.bytes_per_second,
+            elapsed_ms: u64::try_from(status.elapsed.as_millis()).unwrap_or(u64::MAX),
+            units_total: status.units_total,
+            units_done: status.units_done,
+            peers: status.peers.iter().map(Into::into).collect(),
+            error: status.error.as_ref().map(failure),
+            max_bytes_per_second: status.limits.max_bytes_per_second,
+            priority: status.limits.priority.get(),
+            unverified_bytes: status.unverified_bytes,
+            sharing_error: status.sharing_error.as_ref().map(failure),
+            copied_bytes: status.copied_bytes,
+            not_kept: status.not_kept.clone(),
         }
     }
 }
 
 /// A transfer among many: an answer has to hold them all.
-pub(crate) fn summarized(mut view: DownloadStatus) -> v1::Transfer {
-    view.peers
+pub(crate) fn summarized(mut status: DownloadStatus) -> v1::Transfer {
+    status
+        .peers
         .retain(|row| row.bytes > 0 || row.state == PeerState::Banned);
-    view.peers.truncate(MAX_LISTED_PEERS);
-    (&view).into()
+    status.peers.truncate(MAX_LISTED_PEERS);
+    (&status).into()
 }
 
 impl From<&MissingUnits> for v1::MissingUnits {
@@ -292,31 +293,31 @@ mod tests {
             requests: 0,
             units: 0,
         };
-        let mut view = DownloadStatus::new(1, &DownloadSpec::new(FileId([7; 32])));
-        view.peers = vec![
+        let mut status = DownloadStatus::new(1, &DownloadSpec::new(FileId([7; 32])));
+        status.peers = vec![
             row(5, PeerState::Unreachable),
             row(0, PeerState::Active),
             row(0, PeerState::Banned),
         ];
-        let told = |view: &DownloadStatus| {
-            let peers = summarized(view.clone()).peers.into_iter();
+        let told = |status: &DownloadStatus| {
+            let peers = summarized(status.clone()).peers.into_iter();
             peers.map(|row| (row.bytes, row.state())).collect::<Vec<_>>()
         };
         let expected = [(5, v1::PeerState::Unreachable), (0, v1::PeerState::Banned)];
-        assert_eq!(told(&view), expected);
+        assert_eq!(told(&status), expected);
         assert_eq!(
-            v1::Transfer::from(&view).peers.len(),
+            v1::Transfer::from(&status).peers.len(),
             3,
             "alone it tells them all"
         );
         let reason = "it sent bytes of piece 123456 that failed verification".to_owned();
-        view.peers = (0..1_000)
+        status.peers = (0..1_000)
             .map(|_| PeerStatus {
                 reason: reason.clone(),
                 ..row(5, PeerState::Banned)
             })
             .collect();
-        let transfers = vec![summarized(view); 200];
+        let transfers = vec![summarized(status); 200];
         let size = v1::ListTransfersResponse { transfers }.encoded_len();
         assert!(size < potluck_core::grpc::transport::MAX_MESSAGE, "{size}");
     }

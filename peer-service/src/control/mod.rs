@@ -99,8 +99,8 @@ impl ControlApi {
     }
 }
 
-fn transfer(view: &crate::download::status::DownloadStatus) -> Option<v1::Transfer> {
-    Some(view.into())
+fn transfer(status: &crate::download::status::DownloadStatus) -> Option<v1::Transfer> {
+    Some(status.into())
 }
 
 /// How a fetch stands, at once, then every so often, and at once when it comes to rest.
@@ -115,7 +115,7 @@ fn status_stream(watching: DownloadWatch) -> impl Stream<Item = Result<v1::Fetch
                 let rests = async {
                     watching
                         .status
-                        .wait_for(|view| view.state.is_settled())
+                        .wait_for(|status| status.state.is_settled())
                         .await
                         .is_ok()
                 };
@@ -124,11 +124,11 @@ fn status_stream(watching: DownloadWatch) -> impl Stream<Item = Result<v1::Fetch
                     tokio::time::sleep(STATUS_INTERVAL).await;
                 }
             }
-            let view = watching.status.borrow_and_update().clone();
-            let ended = view.state.is_settled();
+            let status = watching.status.borrow_and_update().clone();
+            let ended = status.state.is_settled();
             Some((
                 Ok(v1::FetchResponse {
-                    transfer: transfer(&view),
+                    transfer: transfer(&status),
                 }),
                 (watching, false, ended),
             ))
@@ -153,11 +153,11 @@ impl ControlService for ControlApi {
             .iter()
             .map(|path| convert::path(path, "paths"))
             .collect::<Result<_, _>>()?;
-        let (tell, events) = mpsc::channel(SHARE_EVENTS);
+        let (sender, events) = mpsc::channel(SHARE_EVENTS);
         let library = self.context.library.clone();
         self.context
             .tracker
-            .spawn(async move { library.share(paths, tell).await });
+            .spawn(async move { library.share(paths, sender).await });
         let events = ReceiverStream::new(events).map(|event| Ok(event.into()));
         Ok(Response::new(self.until_shutdown(events)))
     }
@@ -219,12 +219,12 @@ impl ControlService for ControlApi {
                 .map(|path| convert::path(path, "paths").map(CheckTarget::Path))
                 .collect::<Result<_, _>>()?,
         };
-        let (tell, events) = mpsc::channel(SHARE_EVENTS);
+        let (sender, events) = mpsc::channel(SHARE_EVENTS);
         let library = self.context.library.clone();
         let rate = request.max_bytes_per_second;
         self.context
             .tracker
-            .spawn(async move { library.check(targets, rate, tell).await });
+            .spawn(async move { library.check(targets, rate, sender).await });
         let events = ReceiverStream::new(events).map(|event| Ok(event.into()));
         Ok(Response::new(self.until_shutdown(events)))
     }
@@ -252,9 +252,9 @@ impl ControlService for ControlApi {
         &self,
         request: Request<v1::PauseTransferRequest>,
     ) -> Result<Response<v1::PauseTransferResponse>, Status> {
-        let view = self.transfers.pause(request.into_inner().transfer_id).await?;
+        let status = self.transfers.pause(request.into_inner().transfer_id).await?;
         Ok(Response::new(v1::PauseTransferResponse {
-            transfer: transfer(&view),
+            transfer: transfer(&status),
         }))
     }
 
@@ -262,9 +262,9 @@ impl ControlService for ControlApi {
         &self,
         request: Request<v1::ResumeTransferRequest>,
     ) -> Result<Response<v1::ResumeTransferResponse>, Status> {
-        let view = self.transfers.resume(request.into_inner().transfer_id).await?;
+        let status = self.transfers.resume(request.into_inner().transfer_id).await?;
         Ok(Response::new(v1::ResumeTransferResponse {
-            transfer: transfer(&view),
+            transfer: transfer(&status),
         }))
     }
 
@@ -272,9 +272,9 @@ impl ControlService for ControlApi {
         &self,
         request: Request<v1::CancelTransferRequest>,
     ) -> Result<Response<v1::CancelTransferResponse>, Status> {
-        let view = self.transfers.cancel(request.into_inner().transfer_id).await?;
+        let status = self.transfers.cancel(request.into_inner().transfer_id).await?;
         Ok(Response::new(v1::CancelTransferResponse {
-            transfer: transfer(&view),
+            transfer: transfer(&status),
         }))
     }
 
@@ -283,11 +283,11 @@ impl ControlService for ControlApi {
         request: Request<v1::AdjustTransferRequest>,
     ) -> Result<Response<v1::AdjustTransferResponse>, Status> {
         let request = request.into_inner();
-        let terms = LimitsUpdate::try_from(&request)?;
-        let view = self.transfers.adjust(request.transfer_id, terms).await?;
-        tracing::info!(transfer = request.transfer_id, ?terms, "adjusted");
+        let update = LimitsUpdate::try_from(&request)?;
+        let status = self.transfers.adjust(request.transfer_id, update).await?;
+        tracing::info!(transfer = request.transfer_id, ?update, "adjusted");
         Ok(Response::new(v1::AdjustTransferResponse {
-            transfer: transfer(&view),
+            transfer: transfer(&status),
         }))
     }
 
@@ -296,17 +296,17 @@ impl ControlService for ControlApi {
         request: Request<v1::ExplainTransferRequest>,
     ) -> Result<Response<v1::ExplainTransferResponse>, Status> {
         use v1::explain_transfer_request::Target as Wanted;
-        let view = match request.into_inner().target {
+        let status = match request.into_inner().target {
             Some(Wanted::FileId(id)) => self.transfers.get_by_file(file_id(&id, "file_id")?)?,
             Some(Wanted::TransferId(number)) => self.transfers.get(number)?,
             None => return Err(missing_field("target").into()),
         };
-        let error = view.error.iter().map(|problem| problem.message.clone());
-        let findings = error.chain(view.findings.iter().cloned()).collect();
+        let error = status.error.iter().map(|problem| problem.message.clone());
+        let findings = error.chain(status.findings.iter().cloned()).collect();
         Ok(Response::new(v1::ExplainTransferResponse {
-            missing: view.missing.iter().map(Into::into).collect(),
+            missing: status.missing.iter().map(Into::into).collect(),
             findings,
-            transfer: transfer(&view),
+            transfer: transfer(&status),
         }))
     }
 
@@ -323,17 +323,17 @@ impl ControlService for ControlApi {
         &self,
         request: Request<v1::SetLimitsRequest>,
     ) -> Result<Response<v1::SetLimitsResponse>, Status> {
-        let wanted = request
+        let requested = request
             .into_inner()
             .limits
             .ok_or_else(|| missing_field("limits"))?;
         let limits = &self.context.limits;
         limits.set(
-            wanted.upload_bytes_per_second,
-            wanted.download_bytes_per_second,
-            wanted.upload_slots,
+            requested.upload_bytes_per_second,
+            requested.download_bytes_per_second,
+            requested.upload_slots,
         );
-        tracing::info!(?wanted, "limits changed");
+        tracing::info!(?requested, "limits changed");
         Ok(Response::new(v1::SetLimitsResponse {
             limits: Some(limits.into()),
         }))

@@ -250,24 +250,28 @@ impl LibraryShared {
     /// hashes made again.
     fn check_file(&self, subject: &Subject, pace: &Pace<'_>) -> Checked {
         let Subject {
-            place,
+            place: location,
             path,
             record,
             stamp,
         } = subject;
-        let Some(body) = self.catalog().item(place.item).map(|shared| shared.body.clone()) else {
+        let Some(body) = self
+            .catalog()
+            .item(location.item)
+            .map(|shared| shared.body.clone())
+        else {
             return Checked::Changed;
         };
-        let (file, found) = match open_regular(path) {
+        let (file, snapshot) = match open_regular(path) {
             Ok(opened) => opened,
             Err(problem) if problem.reason == Reason::NotFound => {
-                self.withdraw(*place, &body);
+                self.withdraw(*location, &body);
                 return Checked::Failed(problem);
             }
             Err(problem) => return Checked::Failed(problem),
         };
-        if found != *stamp {
-            self.withdraw(*place, &body);
+        if snapshot != *stamp {
+            self.withdraw(*location, &body);
             return Checked::Changed;
         }
         forget_cached(&file);
@@ -281,7 +285,7 @@ impl LibraryShared {
                 Reason::Internal,
                 format!("it cannot be read: {error}"),
             )),
-            Ok(_) | Err(_) => match self.set_damaged(*place, &body, &file, stamp) {
+            Ok(_) | Err(_) => match self.set_damaged(*location, &body, &file, stamp) {
                 true => Checked::Damaged,
                 false => Checked::Changed,
             },
@@ -308,21 +312,21 @@ impl LibraryShared {
     /// Withdraws a copy whose bytes are not what was hashed, and tells its owner. False where it
     /// changed in a way that shows: that is hashed again as any change is. `seen`: the item as it
     /// was when `file` was opened.
-    fn set_damaged(&self, place: Location, seen: &ItemBody, file: &File, stamp: &Stamp) -> bool {
+    fn set_damaged(&self, location: Location, seen: &ItemBody, file: &File, stamp: &Stamp) -> bool {
         let now = file.metadata().map(|metadata| stamp_of(&metadata));
         if now.is_ok_and(|now| now != *stamp) {
-            self.withdraw(place, seen);
+            self.withdraw(location, seen);
             return false;
         }
         let _writing = self.writing();
         let mut delta = Delta::default();
         let mut catalog = self.catalog();
-        let item = catalog.item(place.item);
+        let item = catalog.item(location.item);
         let Some(shared) = item.filter(|shared| shared.body.is(seen)) else {
             return false;
         };
-        let (path, id) = (shared.locate(place.entry), shared.id(place.entry));
-        let is_new = catalog.set_damaged(place, &mut delta);
+        let (path, id) = (shared.locate(location.entry), shared.id(location.entry));
+        let is_new = catalog.set_damaged(location, &mut delta);
         drop(catalog);
         if let (true, Some(path), Some(id)) = (is_new, path, id) {
             tracing::error!(
@@ -360,7 +364,7 @@ impl LibraryShared {
 
     /// Looks at pieces that somebody says are wrong, in every copy that may have been read, of each
     /// at most so many bytes.
-    pub(crate) fn look_at_pieces(&self, pieces: &BadPieces, most: u64) {
+    pub(crate) fn look_at_pieces(&self, pieces: &BadPieces, max: u64) {
         let Some(record) = self.catalog().record(&pieces.id) else {
             return;
         };
@@ -377,7 +381,7 @@ impl LibraryShared {
             },
         };
         // Of all copies together: the first is the one that is read.
-        let mut left = most;
+        let mut left = max;
         // Apart from the loop: the catalog must not stay locked in it.
         let candidates = self.candidates(&self.catalog(), &record.id);
         for candidate in candidates {
@@ -386,10 +390,10 @@ impl LibraryShared {
                 let _ = self.manifest_file(&record.id, manifest);
                 continue;
             }
-            let Ok((file, found)) = open_regular(&candidate.path) else {
+            let Ok((file, snapshot)) = open_regular(&candidate.path) else {
                 continue;
             };
-            if !candidate.expected.matches(&found) {
+            if !candidate.expected.matches(&snapshot) {
                 self.withdraw(candidate.location, &candidate.body);
                 continue;
             }
@@ -401,7 +405,7 @@ impl LibraryShared {
                 };
                 left = rest;
                 if is_piece(&file, &layout, range, layer.get(piece.get() as usize)) == Some(false) {
-                    self.set_damaged(candidate.location, &candidate.body, &file, &found);
+                    self.set_damaged(candidate.location, &candidate.body, &file, &snapshot);
                     break;
                 }
             }

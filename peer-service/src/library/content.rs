@@ -51,21 +51,21 @@ pub(crate) struct LibraryContent {
 }
 
 impl LibraryContent {
-    pub(crate) fn find(inner: &Arc<LibraryShared>, id: &FileId) -> Option<Self> {
-        Self::of(inner, &inner.catalog(), id)
+    pub(crate) fn find(shared: &Arc<LibraryShared>, id: &FileId) -> Option<Self> {
+        Self::of(shared, &shared.catalog(), id)
     }
 
     /// The same, if the catalog is free and nothing of it is still to be found out.
-    pub(crate) fn try_find(inner: &Arc<LibraryShared>, id: &FileId) -> Option<Self> {
-        let catalog = inner.try_catalog()?;
-        let offer = Self::of(inner, &catalog, id)?;
-        let folder = offer.collection(&catalog);
-        folder.is_none_or(|folder| folder.is_planned()).then_some(offer)
+    pub(crate) fn try_find(shared: &Arc<LibraryShared>, id: &FileId) -> Option<Self> {
+        let catalog = shared.try_catalog()?;
+        let content = Self::of(shared, &catalog, id)?;
+        let folder = content.collection(&catalog);
+        folder.is_none_or(|folder| folder.is_planned()).then_some(content)
     }
 
-    fn of(inner: &Arc<LibraryShared>, catalog: &Catalog, id: &FileId) -> Option<Self> {
+    fn of(shared: &Arc<LibraryShared>, catalog: &Catalog, id: &FileId) -> Option<Self> {
         Some(Self {
-            shared: inner.clone(),
+            shared: shared.clone(),
             record: catalog.record(id)?,
         })
     }
@@ -219,29 +219,29 @@ impl ExpectedStat {
         }
     }
 
-    pub(crate) fn matches(&self, found: &Stamp) -> bool {
+    pub(crate) fn matches(&self, snapshot: &Stamp) -> bool {
         match self {
-            Self::Stamp(stamp) => stamp == found,
-            Self::Size(size) => *size == found.size,
+            Self::Stamp(stamp) => stamp == snapshot,
+            Self::Size(size) => *size == snapshot.size,
         }
     }
 }
 
 impl LibraryShared {
     pub(crate) fn candidates(&self, catalog: &Catalog, id: &FileId) -> Vec<CopyCandidate> {
-        let places = catalog.locations(id).into_iter();
-        let candidates = places.filter_map(|place| {
-            let shared = catalog.item(place.item)?;
-            let is_manifest = shared.is_manifest(place.entry);
+        let locations = catalog.locations(id).into_iter();
+        let candidates = locations.filter_map(|location| {
+            let shared = catalog.item(location.item)?;
+            let is_manifest = shared.is_manifest(location.entry);
             Some(CopyCandidate {
-                location: place,
+                location,
                 body: shared.body.clone(),
                 path: match is_manifest {
                     true => self.manifest_path(id),
-                    false => shared.locate(place.entry)?,
+                    false => shared.locate(location.entry)?,
                 },
                 is_manifest,
-                expected: ExpectedStat::of(shared, place.entry)?,
+                expected: ExpectedStat::of(shared, location.entry)?,
             })
         });
         candidates.collect()
@@ -319,7 +319,7 @@ impl LibraryShared {
     /// Where a copy is that is still what was hashed.
     pub(crate) fn locate(&self, id: &FileId) -> Option<PathBuf> {
         let candidates = self.candidates(&self.catalog(), id);
-        let mut found = None;
+        let mut snapshot = None;
         for candidate in candidates {
             let path = match candidate.is_manifest {
                 true => self.unchanged_folder(candidate.location.item),
@@ -329,9 +329,9 @@ impl LibraryShared {
                     None
                 }
             };
-            found = found.or(path);
+            snapshot = snapshot.or(path);
         }
-        found
+        snapshot
     }
 
     /// Told when the file is withdrawn: the sender is dropped then.

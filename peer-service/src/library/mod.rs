@@ -237,7 +237,7 @@ impl Library {
     /// Where the database or a folder cannot be read.
     pub fn open(
         store: Store,
-        holdings: AnnounceSet,
+        announce_set: AnnounceSet,
         files_folder: PathBuf,
         hash_threads: usize,
         shutdown: CancellationToken,
@@ -249,13 +249,13 @@ impl Library {
         };
         std::fs::create_dir_all(&files_folder).map_err(failed(&files_folder))?;
         let files_folder = files_folder.canonicalize().map_err(failed(&files_folder))?;
-        let inner = Arc::new(LibraryShared {
+        let shared = Arc::new(LibraryShared {
             catalog: Mutex::default(),
             writing: Mutex::default(),
             manifest: Mutex::default(),
             store,
             unsaved_changes: Mutex::default(),
-            holdings,
+            holdings: announce_set,
             files_folder,
             hash_threads: hash_threads.max(1),
             open_files: Mutex::default(),
@@ -269,12 +269,12 @@ impl Library {
             rescan: Notify::new(),
             shutdown,
         });
-        std::fs::create_dir_all(inner.manifests()).map_err(failed(&inner.manifests()))?;
-        let source: Weak<LibraryShared> = Arc::downgrade(&inner);
-        inner.holdings.set_source(source);
-        inner.load_or_begin_anew()?;
-        reconcile::start(&inner, tracker);
-        Ok(Self { shared: inner })
+        std::fs::create_dir_all(shared.manifests()).map_err(failed(&shared.manifests()))?;
+        let source: Weak<LibraryShared> = Arc::downgrade(&shared);
+        shared.holdings.set_source(source);
+        shared.load_or_begin_anew()?;
+        reconcile::start(&shared, tracker);
+        Ok(Self { shared })
     }
 
     /// Shares what is in the files folder from now on, and follows what changes there until the library is shut down. To be called once.
@@ -291,9 +291,9 @@ impl Library {
     /// a folder with anything in it that cannot be shared is refused whole, and every problem told, up to a bound. Ends early
     /// when nobody receives the events any more.
     pub async fn share(&self, paths: Vec<PathBuf>, events: mpsc::Sender<ShareEvent>) {
-        let inner = self.shared.clone();
+        let shared = self.shared.clone();
         let ended = blocking(move || {
-            batch::share_all(&inner, paths, &events);
+            batch::share_all(&shared, paths, &events);
         });
         // A failure is logged there, and the events end without a result.
         let _ = ended.await;
@@ -313,17 +313,17 @@ impl Library {
         sha256: Option<Sha256>,
         label: Option<Label>,
     ) -> Result<Item, Problem> {
-        let inner = self.shared.clone();
+        let shared = self.shared.clone();
         blocking(move || {
             let path = build::resolve(&path)?;
-            let (_, found) = open::open_regular(&path)?;
+            let (_, snapshot) = open::open_regular(&path)?;
             let mut item = build::file_item(&path, HashedFile { tree, stamp });
-            if found != stamp || stamp.size != item.record.size {
+            if snapshot != stamp || stamp.size != item.record.size {
                 return Err(content::file_changed(&item.record.id));
             }
             item.record.sha256 = sha256.or(item.record.sha256);
             item.label = other_name(&path, label);
-            inner.adopt(item)
+            shared.adopt(item)
         })
         .await?
     }
@@ -342,13 +342,13 @@ impl Library {
         hashes: EntryHashes,
         label: Option<Label>,
     ) -> Result<Item, Problem> {
-        let inner = self.shared.clone();
+        let shared = self.shared.clone();
         blocking(move || {
             let root = build::resolve(&root)?;
-            let mut item = inner.collection_item(&root, manifest, stamps, hashes)?;
+            let mut item = shared.collection_item(&root, manifest, stamps, hashes)?;
             item.label = other_name(&root, label);
             match &item.body {
-                ItemBody::Collection(folder) if folder.ids_match_roots() => inner.adopt(item),
+                ItemBody::Collection(folder) if folder.ids_match_roots() => shared.adopt(item),
                 _ => Err(not_hashed()),
             }
         })
@@ -359,8 +359,8 @@ impl Library {
     /// not what it was hashed as. That is no longer offered to others. Ends early when nobody
     /// receives the events any more.
     pub async fn check(&self, targets: Vec<CheckTarget>, rate: u64, events: mpsc::Sender<CheckEvent>) {
-        let inner = self.shared.clone();
-        let check = move || inner.check_targets(&targets, rate, &events);
+        let shared = self.shared.clone();
+        let check = move || shared.check_targets(&targets, rate, &events);
         // A failure is logged there, and the events end without a result.
         let _ = in_background("potluck-check", check).await;
     }
@@ -372,8 +372,8 @@ impl Library {
     /// `NOT_FOUND`; `DISK_FULL` and `STORE_UNAVAILABLE` where it is no longer shared, but that could not be remembered: asked again,
     /// this remembers it.
     pub async fn unshare(&self, target: UnshareTarget) -> Result<Vec<Item>, Problem> {
-        let inner = self.shared.clone();
-        blocking(move || inner.unshare(&target)).await?
+        let shared = self.shared.clone();
+        blocking(move || shared.unshare(&target)).await?
     }
 
     /// A page of what is shared, oldest first, and the token of the next page. `page_size` is held to 1..=1000.
@@ -437,13 +437,13 @@ impl LibraryShared {
 
 impl ContentSource for Library {
     fn find(&self, id: &FileId) -> Option<Arc<dyn Content>> {
-        let offer = content::LibraryContent::find(&self.shared, id)?;
-        Some(Arc::new(offer))
+        let content = content::LibraryContent::find(&self.shared, id)?;
+        Some(Arc::new(content))
     }
 
     fn try_find(&self, id: &FileId) -> Option<Arc<dyn Content>> {
-        let offer = content::LibraryContent::try_find(&self.shared, id)?;
-        Some(Arc::new(offer))
+        let content = content::LibraryContent::try_find(&self.shared, id)?;
+        Some(Arc::new(content))
     }
 
     fn on_bad_pieces(&self, pieces: BadPieces, source: ClientAddress) -> bool {

@@ -71,95 +71,103 @@ impl LibraryRig {
 
 #[tokio::test]
 async fn what_is_unshared_while_it_is_hashed_again_stays_unshared() {
-    let rig = LibraryRig::new();
-    let path = rig.dir.path().canonicalize().unwrap().join("file");
+    let fixture = LibraryRig::new();
+    let path = fixture.dir.path().canonicalize().unwrap().join("file");
     fs::write(&path, "before").unwrap();
-    rig.share(&path);
-    let number = rig.number(&path);
+    fixture.share(&path);
+    let number = fixture.number(&path);
     fs::write(&path, "after").unwrap();
     let asked = AtomicBool::new(false);
     let watch = ShareObserver {
         on_progress: &|_, _| {
             if !asked.swap(true, Ordering::Relaxed) {
-                rig.inner.unshare(&UnshareTarget::Path(path.clone())).unwrap();
+                fixture.inner.unshare(&UnshareTarget::Path(path.clone())).unwrap();
             }
         },
         ..WATCH
     };
-    let again = rig.inner.share_path(&path, ShareCause::Changed(number), &watch);
+    let again = fixture
+        .inner
+        .share_path(&path, ShareCause::Changed(number), &watch);
     assert_eq!(again.unwrap_err()[0].1.reason, Reason::Cancelled);
-    assert!(asked.into_inner() && rig.inner.catalog().item_at(&path).is_none());
-    rig.share(&path);
-    rig.end().await;
+    assert!(asked.into_inner() && fixture.inner.catalog().item_at(&path).is_none());
+    fixture.share(&path);
+    fixture.end().await;
 }
 
 #[tokio::test]
 async fn what_is_unshared_while_it_is_hashed_in_the_files_folder_stays_unshared() {
-    let rig = LibraryRig::new();
-    let path = rig.inner.files_folder.join("file");
+    let fixture = LibraryRig::new();
+    let path = fixture.inner.files_folder.join("file");
     fs::write(&path, "content").unwrap();
-    let item = rig.inner.build_item(&path, &WATCH).unwrap();
+    let item = fixture.inner.build_item(&path, &WATCH).unwrap();
     let put = |cause| {
         let item = item.clone();
-        rig.inner.put_items(vec![item], cause).remove(0)
+        fixture.inner.put_items(vec![item], cause).remove(0)
     };
     put(ShareCause::DroppedIn).unwrap();
-    rig.inner.unshare(&UnshareTarget::Path(path.clone())).unwrap();
+    fixture.inner.unshare(&UnshareTarget::Path(path.clone())).unwrap();
     assert_eq!(put(ShareCause::DroppedIn).unwrap_err().reason, Reason::Cancelled);
-    assert!(rig.inner.catalog().is_tombstoned(&path));
+    assert!(fixture.inner.catalog().is_tombstoned(&path));
     put(ShareCause::Requested).unwrap();
-    rig.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test]
 async fn what_was_shared_anew_is_not_withdrawn_for_what_it_was_before() {
-    let rig = LibraryRig::new();
-    let path = rig.dir.path().canonicalize().unwrap().join("file");
+    let fixture = LibraryRig::new();
+    let path = fixture.dir.path().canonicalize().unwrap().join("file");
     fs::write(&path, "content").unwrap();
-    let id = rig.share(&path).record.id;
+    let id = fixture.share(&path).record.id;
     let look = || {
-        let catalog = rig.inner.catalog();
-        let place = catalog.locations(&id)[0];
-        (place, catalog.item(place.item).unwrap().body.clone())
+        let catalog = fixture.inner.catalog();
+        let location = catalog.locations(&id)[0];
+        (location, catalog.item(location.item).unwrap().body.clone())
     };
-    let (place, before) = look();
+    let (location, before) = look();
     let file = fs::File::options().write(true).open(&path).unwrap();
     file.set_modified(SystemTime::now() - Duration::from_secs(60))
         .unwrap();
-    assert_eq!(rig.share(&path).record.id, id);
-    rig.inner.withdraw(place, &before);
-    assert!(rig.is_shared(&id));
-    let (place, now) = look();
-    rig.inner.withdraw(place, &now);
-    assert!(!rig.is_shared(&id));
-    rig.end().await;
+    assert_eq!(fixture.share(&path).record.id, id);
+    fixture.inner.withdraw(location, &before);
+    assert!(fixture.is_shared(&id));
+    let (location, now) = look();
+    fixture.inner.withdraw(location, &now);
+    assert!(!fixture.is_shared(&id));
+    fixture.end().await;
 }
 
 #[tokio::test]
 async fn what_came_after_the_files_folder_was_listed_is_not_taken_for_gone() {
-    let rig = LibraryRig::new();
-    let (path, hidden) = (
-        rig.inner.files_folder.join("file"),
-        rig.inner.files_folder.join("hidden"),
+    let fixture = LibraryRig::new();
+    let (path, tombstones) = (
+        fixture.inner.files_folder.join("file"),
+        fixture.inner.files_folder.join("hidden"),
     );
     let listing = HashSet::new();
-    for (path, content) in [(&path, "arrived"), (&hidden, "not wanted")] {
+    for (path, content) in [(&path, "arrived"), (&tombstones, "not wanted")] {
         fs::write(path, content).unwrap();
-        rig.share(path);
+        fixture.share(path);
     }
-    rig.inner.unshare(&UnshareTarget::Path(hidden.clone())).unwrap();
-    let number = rig.number(&path);
+    fixture
+        .inner
+        .unshare(&UnshareTarget::Path(tombstones.clone()))
+        .unwrap();
+    let number = fixture.number(&path);
     let look = || {
-        rig.inner.drop_gone(vec![number]);
-        rig.inner.remove_gone_tombstones(&listing);
-        let catalog = rig.inner.catalog();
-        (catalog.item_at(&path).is_some(), catalog.is_tombstoned(&hidden))
+        fixture.inner.drop_gone(vec![number]);
+        fixture.inner.remove_gone_tombstones(&listing);
+        let catalog = fixture.inner.catalog();
+        (
+            catalog.item_at(&path).is_some(),
+            catalog.is_tombstoned(&tombstones),
+        )
     };
     assert_eq!(look(), (true, true));
     fs::remove_file(&path).unwrap();
-    fs::remove_file(&hidden).unwrap();
+    fs::remove_file(&tombstones).unwrap();
     assert_eq!(look(), (false, false));
-    rig.end().await;
+    fixture.end().await;
 }
 
 /// A file of two pieces and a folder on what can be taken away like a disk.
@@ -174,13 +182,13 @@ fn fill(disk: &Path) -> [PathBuf; 2] {
 
 #[tokio::test]
 async fn what_is_on_a_disk_that_is_away_is_not_served_and_is_back_without_hashing() {
-    let rig = LibraryRig::new();
-    let dir = rig.dir.path().canonicalize().unwrap();
+    let fixture = LibraryRig::new();
+    let dir = fixture.dir.path().canonicalize().unwrap();
     let (disk, elsewhere) = (dir.join("disk"), dir.join("elsewhere"));
     let paths = fill(&disk);
-    let ids = paths.each_ref().map(|path| rig.share(path).record.id);
-    let numbers = paths.each_ref().map(|path| rig.number(path));
-    let file = rig.inner.catalog().known_file(&paths[1].join("large"), &{
+    let ids = paths.each_ref().map(|path| fixture.share(path).record.id);
+    let numbers = paths.each_ref().map(|path| fixture.number(path));
+    let file = fixture.inner.catalog().known_file(&paths[1].join("large"), &{
         let metadata = paths[1].join("large").metadata().unwrap();
         stamp_of(&metadata)
     });
@@ -192,47 +200,50 @@ async fn what_is_on_a_disk_that_is_away_is_not_served_and_is_back_without_hashin
             fs::write(&disk, "").unwrap();
         }
         for id in &ids {
-            assert_eq!(rig.inner.locate(id), None);
+            assert_eq!(fixture.inner.locate(id), None);
         }
         for (number, id) in numbers.into_iter().zip(&ids) {
-            rig.inner.refresh_one(number);
-            assert!(rig.inner.catalog().is_offline(number) && !rig.is_shared(id));
+            fixture.inner.refresh_one(number);
+            assert!(fixture.inner.catalog().is_offline(number) && !fixture.is_shared(id));
         }
-        assert!(!rig.is_shared(&large));
-        let totals = rig.inner.catalog().totals();
+        assert!(!fixture.is_shared(&large));
+        let totals = fixture.inner.catalog().totals();
         assert_eq!((totals.items, totals.files), (2, 0));
         for id in [&ids[0], &large] {
-            assert!(rig.inner.layer(id).unwrap().is_some(), "what hashing it gave");
+            assert!(fixture.inner.layer(id).unwrap().is_some(), "what hashing it gave");
         }
-        assert!(rig.inner.manifest_path(&ids[1]).is_file());
+        assert!(fixture.inner.manifest_path(&ids[1]).is_file());
         if is_file {
             fs::remove_file(&disk).unwrap();
         }
         fs::rename(&elsewhere, &disk).unwrap();
-        let again = rig.inner.build_item(&paths[0], &WATCH).unwrap();
+        let again = fixture.inner.build_item(&paths[0], &WATCH).unwrap();
         assert!(again.layers.is_empty(), "hashed anew");
-        let again = rig.inner.build_item(&paths[1], &WATCH).unwrap();
+        let again = fixture.inner.build_item(&paths[1], &WATCH).unwrap();
         assert!(!again.layers.contains_key(&large), "hashed anew");
         for number in numbers {
             wait_until(|| {
-                rig.inner.refresh_one(number);
-                !rig.inner.catalog().is_stale(number)
+                fixture.inner.refresh_one(number);
+                !fixture.inner.catalog().is_stale(number)
             })
             .await;
         }
         for (path, id) in paths.iter().zip(&ids) {
-            assert_eq!(rig.inner.locate(id).as_ref(), Some(path));
+            assert_eq!(fixture.inner.locate(id).as_ref(), Some(path));
         }
-        assert!(rig.inner.layer(&large).unwrap().is_some());
+        assert!(fixture.inner.layer(&large).unwrap().is_some());
     }
     // Away, and not wanted any more.
     fs::rename(&disk, &elsewhere).unwrap();
-    rig.inner.refresh_one(numbers[0]);
-    rig.inner.unshare(&UnshareTarget::Path(paths[0].clone())).unwrap();
-    assert!(rig.inner.layer(&ids[0]).unwrap().is_none());
-    let rig = LibraryRig::at(rig.end().await);
-    assert_eq!(rig.inner.catalog().totals().items, 1);
-    rig.end().await;
+    fixture.inner.refresh_one(numbers[0]);
+    fixture
+        .inner
+        .unshare(&UnshareTarget::Path(paths[0].clone()))
+        .unwrap();
+    assert!(fixture.inner.layer(&ids[0]).unwrap().is_none());
+    let fixture = LibraryRig::at(fixture.end().await);
+    assert_eq!(fixture.inner.catalog().totals().items, 1);
+    fixture.end().await;
 }
 
 async fn wait_until(mut done: impl FnMut() -> bool) {
@@ -245,125 +256,128 @@ async fn wait_until(mut done: impl FnMut() -> bool) {
 
 #[tokio::test]
 async fn what_is_away_at_start_stays_shared_but_in_the_files_folder() {
-    let rig = LibraryRig::new();
-    let dir = rig.dir.path().canonicalize().unwrap();
+    let fixture = LibraryRig::new();
+    let dir = fixture.dir.path().canonicalize().unwrap();
     let (disk, elsewhere) = (dir.join("disk"), dir.join("elsewhere"));
-    let dropped = rig.inner.files_folder.join("dropped");
+    let dropped = fixture.inner.files_folder.join("dropped");
     let paths = fill(&disk);
     fs::write(&dropped, "dropped").unwrap();
-    rig.share(&dropped);
-    let ids = paths.each_ref().map(|path| rig.share(path).record.id);
-    let dir = rig.end().await;
+    fixture.share(&dropped);
+    let ids = paths.each_ref().map(|path| fixture.share(path).record.id);
+    let dir = fixture.end().await;
     fs::rename(&disk, &elsewhere).unwrap();
     fs::remove_file(&dropped).unwrap();
     // Twice: what is away is still so after another start.
-    let rig = LibraryRig::at(LibraryRig::at(dir).end().await);
-    assert!(ids.iter().all(|id| !rig.is_shared(id)));
-    assert_eq!(rig.inner.holdings.snapshot().len(), 0);
-    let items: Vec<_> = rig
+    let fixture = LibraryRig::at(LibraryRig::at(dir).end().await);
+    assert!(ids.iter().all(|id| !fixture.is_shared(id)));
+    assert_eq!(fixture.inner.holdings.snapshot().len(), 0);
+    let items: Vec<_> = fixture
         .inner
         .catalog()
         .offline_items()
         .map(|item| item.path.clone())
         .collect();
     assert_eq!(items, paths.each_ref().map(|path| Arc::from(path.as_path())));
-    assert_eq!(rig.inner.catalog().totals().items, 2);
-    let dir = rig.end().await;
+    assert_eq!(fixture.inner.catalog().totals().items, 2);
+    let dir = fixture.end().await;
     fs::rename(&elsewhere, &disk).unwrap();
-    let rig = LibraryRig::at(dir);
+    let fixture = LibraryRig::at(dir);
     // At once, and not hashed in the background.
     for (path, id) in paths.iter().zip(&ids) {
-        assert_eq!(rig.inner.locate(id).as_ref(), Some(path));
+        assert_eq!(fixture.inner.locate(id).as_ref(), Some(path));
     }
-    assert!(rig.inner.layer(&ids[0]).unwrap().is_some());
-    rig.end().await;
+    assert!(fixture.inner.layer(&ids[0]).unwrap().is_some());
+    fixture.end().await;
 }
 
 #[tokio::test]
 async fn another_file_where_one_was_away_is_hashed_anew() {
-    let rig = LibraryRig::new();
-    let path = rig.dir.path().canonicalize().unwrap().join("file");
+    let fixture = LibraryRig::new();
+    let path = fixture.dir.path().canonicalize().unwrap().join("file");
     fs::write(&path, vec![3; 600_000]).unwrap();
-    let id = rig.share(&path).record.id;
-    let number = rig.number(&path);
+    let id = fixture.share(&path).record.id;
+    let number = fixture.number(&path);
     fs::remove_file(&path).unwrap();
-    assert_eq!(rig.inner.locate(&id), None);
-    assert!(rig.inner.catalog().is_offline(number));
+    assert_eq!(fixture.inner.locate(&id), None);
+    assert!(fixture.inner.catalog().is_offline(number));
     fs::write(&path, "another").unwrap();
     // Not asked about whenever something changes.
-    let next = reconcile::refresh(&rig.inner, false);
+    let next = reconcile::refresh(&fixture.inner, false);
     assert_eq!(next, reconcile::RETRY_FAILED);
-    assert!(rig.inner.catalog().is_offline(number));
+    assert!(fixture.inner.catalog().is_offline(number));
     wait_until(|| {
-        rig.inner.refresh_one(number);
-        !rig.inner.catalog().is_stale(number)
+        fixture.inner.refresh_one(number);
+        !fixture.inner.catalog().is_stale(number)
     })
     .await;
-    let now = rig.inner.catalog().item(number).unwrap().record.id;
+    let now = fixture.inner.catalog().item(number).unwrap().record.id;
     assert_eq!(now, potluck_core::identity::hash::hash_bytes(b"another").id());
-    assert!(!rig.is_shared(&id) && rig.inner.layer(&id).unwrap().is_none());
-    rig.end().await;
+    assert!(!fixture.is_shared(&id) && fixture.inner.layer(&id).unwrap().is_none());
+    fixture.end().await;
 }
 
 #[tokio::test]
 async fn a_download_that_is_gone_is_forgotten_unless_its_owner_shared_it() {
-    let rig = LibraryRig::new();
-    let dir = rig.dir.path().canonicalize().unwrap();
+    let fixture = LibraryRig::new();
+    let dir = fixture.dir.path().canonicalize().unwrap();
     let paths = ["fetched", "shared"].map(|name| dir.join(name));
     for path in &paths {
         fs::write(path, path.as_os_str().as_encoded_bytes()).unwrap();
-        let mut item = rig.inner.build_item(path, &WATCH).unwrap();
+        let mut item = fixture.inner.build_item(path, &WATCH).unwrap();
         item.downloaded = true;
-        rig.inner
+        fixture
+            .inner
             .put_items(vec![item], ShareCause::Requested)
             .pop()
             .unwrap()
             .unwrap();
     }
-    rig.share(&paths[1]);
-    let numbers = paths.each_ref().map(|path| rig.number(path));
+    fixture.share(&paths[1]);
+    let numbers = paths.each_ref().map(|path| fixture.number(path));
     // What is hashed again for a change is still what it was.
-    rig.inner
+    fixture
+        .inner
         .share_path(&paths[0], ShareCause::Changed(numbers[0]), &WATCH)
         .unwrap();
-    let rig = LibraryRig::at(rig.end().await);
+    let fixture = LibraryRig::at(fixture.end().await);
     for path in &paths {
         fs::remove_file(dir.join(path)).unwrap();
     }
     numbers
         .into_iter()
-        .for_each(|number| _ = rig.inner.refresh_one(number));
-    let at = |path: &Path| rig.inner.catalog().item_at(path);
+        .for_each(|number| _ = fixture.inner.refresh_one(number));
+    let at = |path: &Path| fixture.inner.catalog().item_at(path);
     assert_eq!((at(&paths[0]), at(&paths[1])), (None, Some(numbers[1])));
-    assert!(rig.inner.catalog().is_offline(numbers[1]));
-    rig.end().await;
+    assert!(fixture.inner.catalog().is_offline(numbers[1]));
+    fixture.end().await;
 }
 
 #[tokio::test]
 async fn a_collection_is_put_although_the_last_that_had_its_manifest_went() {
-    let rig = LibraryRig::new();
-    let dir = rig.dir.path().canonicalize().unwrap();
+    let fixture = LibraryRig::new();
+    let dir = fixture.dir.path().canonicalize().unwrap();
     let (one, other) = (dir.join("one"), dir.join("other"));
     for folder in [&one, &other] {
         fs::create_dir(folder).unwrap();
         fs::write(folder.join("file"), "content").unwrap();
     }
-    let id = rig.share(&one).record.id;
-    let item = rig.inner.build_item(&other, &WATCH).unwrap();
-    rig.inner.unshare(&UnshareTarget::Path(one)).unwrap();
-    assert!(!rig.inner.manifest_path(&id).exists());
-    rig.inner
+    let id = fixture.share(&one).record.id;
+    let item = fixture.inner.build_item(&other, &WATCH).unwrap();
+    fixture.inner.unshare(&UnshareTarget::Path(one)).unwrap();
+    assert!(!fixture.inner.manifest_path(&id).exists());
+    fixture
+        .inner
         .put_items(vec![item], ShareCause::Requested)
         .remove(0)
         .unwrap();
-    assert!(rig.is_shared(&id) && rig.inner.manifest_path(&id).is_file());
-    rig.end().await;
+    assert!(fixture.is_shared(&id) && fixture.inner.manifest_path(&id).is_file());
+    fixture.end().await;
 }
 
 #[tokio::test]
 async fn one_collection_is_shared_from_two_places_at_once() {
-    let rig = LibraryRig::new();
-    let dir = rig.dir.path().canonicalize().unwrap();
+    let fixture = LibraryRig::new();
+    let dir = fixture.dir.path().canonicalize().unwrap();
     for round in 0..20 {
         let folders = [0, 1].map(|n| dir.join(format!("{round} {n}")));
         for folder in &folders {
@@ -375,74 +389,75 @@ async fn one_collection_is_shared_from_two_places_at_once() {
             for folder in &folders {
                 scope.spawn(|| {
                     both.wait();
-                    rig.share(folder)
+                    fixture.share(folder)
                 });
             }
         });
     }
-    rig.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test]
 async fn a_report_of_bad_pieces_is_believed_only_if_they_are_bad() {
-    let rig = LibraryRig::new();
-    let path = rig.dir.path().canonicalize().unwrap().join("file");
+    let fixture = LibraryRig::new();
+    let path = fixture.dir.path().canonicalize().unwrap().join("file");
     let content = vec![7; 300_000];
     fs::write(&path, &content).unwrap();
-    let id = rig.share(&path).record.id;
+    let id = fixture.share(&path).record.id;
     let report = |first, count| {
         let pieces = crate::content::BadPieces { id, first, count };
-        rig.inner.look_at_pieces(&pieces, check::LARGEST);
+        fixture.inner.look_at_pieces(&pieces, check::LARGEST);
     };
     for (first, count) in [(0, 0), (2, 1), (0, u32::MAX), (u32::MAX, u32::MAX)] {
         report(first, count);
-        assert!(rig.is_shared(&id));
+        assert!(fixture.is_shared(&id));
     }
     // Other bytes under the stamp that is known, as where the disk fails.
     let mut damaged = content;
     damaged[299_999] ^= 1;
     fs::write(&path, damaged).unwrap();
-    let mut item = rig.inner.build_item(&path, &WATCH).unwrap();
+    let mut item = fixture.inner.build_item(&path, &WATCH).unwrap();
     let changed = item.record.id;
-    item.record = rig.inner.catalog().record(&id).unwrap();
-    item.layers = HashMap::from([(id, rig.inner.layer(&id).unwrap().unwrap())]);
-    rig.inner
+    item.record = fixture.inner.catalog().record(&id).unwrap();
+    item.layers = HashMap::from([(id, fixture.inner.layer(&id).unwrap().unwrap())]);
+    fixture
+        .inner
         .put_items(vec![item], ShareCause::Requested)
         .remove(0)
         .unwrap();
     report(0, 2);
-    assert!(rig.is_shared(&id), "these pieces are good");
+    assert!(fixture.is_shared(&id), "these pieces are good");
     report(0, 3);
-    assert!(!rig.is_shared(&id));
-    let number = rig.number(&path);
-    assert_eq!(rig.inner.refresh_one(number), reconcile::RefreshOutcome::Done);
-    assert!(!rig.is_shared(&changed), "not shared by itself");
+    assert!(!fixture.is_shared(&id));
+    let number = fixture.number(&path);
+    assert_eq!(fixture.inner.refresh_one(number), reconcile::RefreshOutcome::Done);
+    assert!(!fixture.is_shared(&changed), "not shared by itself");
     // Something that shows is done about it.
     let file = fs::File::options().write(true).open(&path).unwrap();
     file.set_modified(SystemTime::now() - Duration::from_secs(60))
         .unwrap();
-    rig.inner.check_all();
-    assert!(!rig.inner.catalog().is_damaged(number));
+    fixture.inner.check_all();
+    assert!(!fixture.inner.catalog().is_damaged(number));
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !rig.is_shared(&changed) {
+    while !fixture.is_shared(&changed) {
         assert!(Instant::now() < deadline, "it is not hashed again");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    rig.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_piece_hashes_are_never_given_and_made_again() {
-    let rig = LibraryRig::new();
-    let path = rig.dir.path().canonicalize().unwrap().join("file");
+    let fixture = LibraryRig::new();
+    let path = fixture.dir.path().canonicalize().unwrap().join("file");
     fs::write(&path, vec![7; 300_000]).unwrap();
-    let id = rig.share(&path).record.id;
-    let good = rig.inner.layer(&id).unwrap().unwrap();
+    let id = fixture.share(&path).record.id;
+    let good = fixture.inner.layer(&id).unwrap().unwrap();
     let mut wrong = good.to_vec();
     wrong[1][0] ^= 1;
     let change = crate::store::StoreChange::PutLayer(id, wrong.into());
-    rig.inner.store.apply(&[change]).unwrap();
-    let given = || content::LibraryContent::find(&rig.inner, &id).map(|offer| offer.piece_hashes());
+    fixture.inner.store.apply(&[change]).unwrap();
+    let given = || content::LibraryContent::find(&fixture.inner, &id).map(|content| content.piece_hashes());
     let refused = given().unwrap().unwrap_err();
     assert_eq!(refused.reason, Reason::PieceNotAvailable);
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -453,35 +468,37 @@ async fn damaged_piece_hashes_are_never_given_and_made_again() {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    rig.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test]
 async fn what_could_not_be_kept_in_the_files_folder_is_tried_again() {
-    let rig = LibraryRig::new();
-    let folder = rig.inner.files_folder.join("folder");
+    let fixture = LibraryRig::new();
+    let folder = fixture.inner.files_folder.join("folder");
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("file"), "content").unwrap();
     // As where the disk is full: nothing can be written there.
-    let manifests = rig.inner.manifests();
+    let manifests = fixture.inner.manifests();
     fs::remove_dir(&manifests).unwrap();
     fs::write(&manifests, "").unwrap();
     let mut scanner = files_folder::Scanner::default();
     let deadline = Instant::now() + Duration::from_secs(60);
     while !scanner.has_refused(&folder) {
-        scanner.scan(&rig.inner);
+        scanner.scan(&fixture.inner);
         assert!(Instant::now() < deadline, "it is not tried");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let again = scanner.scan(&rig.inner).expect("it is tried again by the clock");
+    let again = scanner
+        .scan(&fixture.inner)
+        .expect("it is tried again by the clock");
     assert!(again <= Duration::from_secs(5), "{again:?}");
     fs::remove_file(&manifests).unwrap();
     fs::create_dir(&manifests).unwrap();
-    while rig.inner.catalog().item_at(&folder).is_none() {
-        scanner.scan(&rig.inner);
+    while fixture.inner.catalog().item_at(&folder).is_none() {
+        scanner.scan(&fixture.inner);
         assert!(Instant::now() < deadline, "it is not tried again");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(!scanner.has_refused(&folder));
-    rig.end().await;
+    fixture.end().await;
 }

@@ -54,13 +54,13 @@ impl InFlightBudget {
 
     /// One more transfer, with nothing in flight yet; dropping the share ends it.
     pub(crate) fn join(&self, priority: Priority) -> BudgetShare {
-        let mut inner = self.state();
-        inner.last_number += 1;
-        let number = inner.last_number;
-        let (tell, part) = watch::channel(0);
-        inner.notify.insert(number, tell);
-        inner.change(|division| division.join(number, priority));
-        drop(inner);
+        let mut state = self.state();
+        state.last_number += 1;
+        let number = state.last_number;
+        let (notify, part) = watch::channel(0);
+        state.notify.insert(number, notify);
+        state.change(|division| division.join(number, priority));
+        drop(state);
         BudgetShare {
             budget: self.clone(),
             number,
@@ -73,9 +73,9 @@ impl InFlightBudget {
 impl BudgetState {
     fn change(&mut self, change: impl FnOnce(&mut FairAllocation)) {
         change(&mut self.allocation);
-        for (number, tell) in &self.notify {
+        for (number, notify) in &self.notify {
             let part = self.allocation.allocation(*number);
-            tell.send_if_modified(|told| std::mem::replace(told, part) != part);
+            notify.send_if_modified(|allocation| std::mem::replace(allocation, part) != part);
         }
     }
 }
@@ -92,9 +92,9 @@ pub(crate) struct BudgetShare {
 
 impl Drop for BudgetShare {
     fn drop(&mut self) {
-        let mut inner = self.budget.state();
-        inner.notify.remove(&self.number);
-        inner.change(|division| division.leave(self.number));
+        let mut state = self.budget.state();
+        state.notify.remove(&self.number);
+        state.change(|division| division.leave(self.number));
     }
 }
 
@@ -123,9 +123,9 @@ impl BudgetShare {
             return;
         }
         self.reported = in_flight;
-        let mut inner = self.budget.state();
-        if inner.allocation.changes_allocation(self.number, in_flight) {
-            inner.change(|division| division.report_in_flight(self.number, in_flight));
+        let mut state = self.budget.state();
+        if state.allocation.changes_allocation(self.number, in_flight) {
+            state.change(|division| division.report_in_flight(self.number, in_flight));
         }
     }
 
@@ -192,13 +192,13 @@ impl FairAllocation {
 
     /// Whether this changes anything for anybody: mostly a unit came and another was asked for.
     fn changes_allocation(&self, number: u64, in_flight: u64) -> bool {
-        let held = |it: &BudgetMember| match in_flight {
+        let bound = |it: &BudgetMember| match in_flight {
             0 => 0,
             some => some.max(it.allocation),
         };
         self.members
             .get(&number)
-            .is_some_and(|it| it.in_flight_bound != held(it))
+            .is_some_and(|it| it.in_flight_bound != bound(it))
     }
 
     fn allocation(&self, number: u64) -> u64 {
@@ -220,7 +220,7 @@ impl FairAllocation {
         };
         let claim = |it: &BudgetMember| match it.in_flight_bound {
             0 => 0,
-            held => held.max(fair(it, weight)),
+            bound => bound.max(fair(it, weight)),
         };
         let claims: u64 = self.members.values().map(claim).sum();
         let parts: Vec<u64> = self

@@ -114,8 +114,8 @@ impl<T> FairQueue<T> {
     fn advance(&mut self, now: Duration) {
         let passed = now.saturating_sub(self.at).as_nanos();
         self.at = self.at.max(now);
-        let most = self.waiting * NANOS + self.burst();
-        self.tokens = (self.tokens + u128::from(self.rate) * passed).min(most);
+        let max = self.waiting * NANOS + self.burst();
+        self.tokens = (self.tokens + u128::from(self.rate) * passed).min(max);
     }
 
     /// Changes the rate from `now` on, in bytes a second, 0: no limit. What went without a limit leaves no debt.
@@ -158,8 +158,8 @@ impl<T> FairQueue<T> {
     }
 
     /// Puts a request into the queue of its flow; `None` where the flow has left.
-    pub fn enqueue(&mut self, id: FlowId, bytes: u64, what: T, now: Duration) -> Option<Ticket> {
-        self.enqueue_ranked(id, 0, bytes, what, now)
+    pub fn enqueue(&mut self, id: FlowId, bytes: u64, payload: T, now: Duration) -> Option<Ticket> {
+        self.enqueue_ranked(id, 0, bytes, payload, now)
     }
 
     /// The same before all of a higher rank that wait in this flow, and behind those of a lower one.
@@ -168,7 +168,7 @@ impl<T> FairQueue<T> {
         id: FlowId,
         rank: u64,
         bytes: u64,
-        what: T,
+        payload: T,
         now: Duration,
     ) -> Option<Ticket> {
         // What a quiet time saved up is a burst, however much is asked for after it.
@@ -185,7 +185,7 @@ impl<T> FairQueue<T> {
             number,
             bytes,
         };
-        flow.requests.insert((rank, number), (ticket, what));
+        flow.requests.insert((rank, number), (ticket, payload));
         self.waiting += u128::from(bytes);
         Some(ticket)
     }
@@ -209,7 +209,7 @@ impl<T> FairQueue<T> {
             };
             self.tokens = left;
         }
-        let (ticket, what) = first.remove();
+        let (ticket, payload) = first.remove();
         self.waiting -= u128::from(ticket.bytes);
         self.virtual_now = start;
         flow.virtual_start += flow.cost(ticket.bytes);
@@ -217,7 +217,7 @@ impl<T> FairQueue<T> {
         if !flow.requests.is_empty() {
             self.order.insert((flow.virtual_start, id));
         }
-        Dispatch::Go(what)
+        Dispatch::Go(payload)
     }
 
     /// Takes a request back that is of no use any more; what it was charged, if it went already, is given back.
@@ -253,12 +253,12 @@ mod tests {
     fn backlogged(rate: u64, flows: &[(u32, Vec<u64>)], end: Duration) -> Vec<u64> {
         let mut fair = FairQueue::new(rate, START);
         let ids: Vec<_> = flows.iter().map(|(of, _)| fair.join(priority(*of))).collect();
-        let mut asked = vec![0; flows.len()];
+        let mut requested = vec![0; flows.len()];
         let mut got = vec![0; flows.len()];
         let mut ask = |fair: &mut FairQueue<(usize, u64)>, flow: usize, now: Duration| {
             let sizes = &flows[flow].1;
-            let bytes = sizes[asked[flow] % sizes.len()];
-            asked[flow] += 1;
+            let bytes = sizes[requested[flow] % sizes.len()];
+            requested[flow] += 1;
             fair.enqueue(ids[flow], bytes, (flow, bytes), now).unwrap();
         };
         (0..flows.len()).for_each(|flow| (0..2).for_each(|_| ask(&mut fair, flow, START)));
@@ -271,14 +271,14 @@ mod tests {
                     got[flow] += bytes;
                     sent += u128::from(bytes);
                     ask(&mut fair, flow, now);
-                    let most = u128::from(rate) * (now + BURST).as_nanos();
-                    assert!(sent * NANOS <= most, "{sent} bytes by {now:?}");
+                    let max = u128::from(rate) * (now + BURST).as_nanos();
+                    assert!(sent * NANOS <= max, "{sent} bytes by {now:?}");
                 }
                 Dispatch::Wait(wait) if now + wait > end => return got,
                 Dispatch::Wait(wait) => {
                     now += wait;
-                    let least = (u128::from(rate) * now.as_nanos() / NANOS).saturating_sub(largest.into());
-                    assert!(sent >= least, "{sent} bytes by {now:?}, {least} could have gone");
+                    let min = (u128::from(rate) * now.as_nanos() / NANOS).saturating_sub(largest.into());
+                    assert!(sent >= min, "{sent} bytes by {now:?}, {min} could have gone");
                 }
                 Dispatch::Empty => panic!("somebody always waits"),
             }

@@ -62,10 +62,10 @@ impl RateLimiter {
 
     /// Changes the rate, in bytes a second, 0: no limit. Holds at once, also for those who wait.
     pub fn set_rate(&self, rate: u64) {
-        let inner = &self.shared;
-        inner.change(|fair| {
-            fair.set_rate(rate, inner.start.elapsed());
-            inner.rate.store(rate, Ordering::Relaxed);
+        let shared = &self.shared;
+        shared.change(|fair| {
+            fair.set_rate(rate, shared.start.elapsed());
+            shared.rate.store(rate, Ordering::Relaxed);
         });
     }
 
@@ -97,7 +97,7 @@ impl RateLimiterShared {
         loop {
             match fair.next(self.start.elapsed()) {
                 // Who does not wait any more takes it back.
-                Dispatch::Go(tell) => _ = tell.send(()),
+                Dispatch::Go(wake) => _ = wake.send(()),
                 Dispatch::Wait(wait) => return Some(wait),
                 Dispatch::Empty => return None,
             }
@@ -159,24 +159,24 @@ impl Flow {
         if self.rate() == 0 {
             return;
         }
-        let inner = &*self.limiter.shared;
-        let (tell, mut told) = oneshot::channel();
-        let asked =
-            inner.change(|fair| fair.enqueue_ranked(self.id, rank, bytes, tell, inner.start.elapsed()));
-        let Some(ticket) = asked else {
+        let shared = &*self.limiter.shared;
+        let (wake, mut woken) = oneshot::channel();
+        let pending =
+            shared.change(|fair| fair.enqueue_ranked(self.id, rank, bytes, wake, shared.start.elapsed()));
+        let Some(ticket) = pending else {
             return;
         };
-        let mut asked = PendingRequest {
-            limiter: inner,
+        let mut pending = PendingRequest {
+            limiter: shared,
             ticket: Some(ticket),
         };
         // Both arms are cancel-safe: what was asked for is given back, the clock is handed on.
         tokio::select! {
             biased;
-            _ = &mut told => {}
-            () = inner.run_timer() => {}
+            _ = &mut woken => {}
+            () = shared.run_timer() => {}
         }
-        asked.ticket = None;
+        pending.ticket = None;
     }
 }
 

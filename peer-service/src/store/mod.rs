@@ -266,8 +266,8 @@ impl Store {
     }
 
     /// The items after the one numbered `after`, at most so many, by number; none: there are no more.
-    pub(crate) fn items(&self, after: Option<u64>, most: usize) -> Result<Vec<StoredItem>, StoreError> {
-        self.with(|database| items(&database.begin_read()?, after, most))
+    pub(crate) fn items(&self, after: Option<u64>, max: usize) -> Result<Vec<StoredItem>, StoreError> {
+        self.with(|database| items(&database.begin_read()?, after, max))
     }
 
     /// The paths that the owner does not want shared.
@@ -310,16 +310,16 @@ impl Store {
         self.write(|write| {
             let mut items = write.open_table(ITEMS)?;
             let mut members = write.open_table(MEMBERS)?;
-            let mut sums = write.open_table(SHA256S)?;
+            let mut sha256s = write.open_table(SHA256S)?;
             let mut layers = write.open_table(LAYERS)?;
-            let mut hidden = write.open_table(TOMBSTONES)?;
+            let mut tombstones = write.open_table(TOMBSTONES)?;
             let mut damaged = write.open_table(DAMAGED)?;
             for change in changes {
                 if let StoreChange::PutItem(number, _) | StoreChange::RemoveItem(number) = change {
                     let all = (*number, 0)..=(*number, u32::MAX);
                     items.remove(number)?;
                     members.retain_in(all.clone(), |_, _| false)?;
-                    sums.retain_in(all.clone(), |_, _| false)?;
+                    sha256s.retain_in(all.clone(), |_, _| false)?;
                     damaged.retain_in(all, |_, ()| false)?;
                 }
                 match change {
@@ -334,7 +334,7 @@ impl Store {
                     StoreChange::RemoveItem(_) => {}
                     StoreChange::PutSha256s(number, all) => {
                         for (part, sum) in all {
-                            sums.insert((*number, *part), sum.as_bytes())?;
+                            sha256s.insert((*number, *part), sum.as_bytes())?;
                         }
                     }
                     StoreChange::PutDamaged(number, part) => drop(damaged.insert((*number, *part), ())?),
@@ -345,8 +345,8 @@ impl Store {
                         layers.insert(id.as_bytes(), layer.as_flattened())?;
                     }
                     StoreChange::RemoveLayer(id) => drop(layers.remove(id.as_bytes())?),
-                    StoreChange::AddTombstone(path) => drop(hidden.insert(bytes_of(path), ())?),
-                    StoreChange::RemoveTombstone(path) => drop(hidden.remove(bytes_of(path))?),
+                    StoreChange::AddTombstone(path) => drop(tombstones.insert(bytes_of(path), ())?),
+                    StoreChange::RemoveTombstone(path) => drop(tombstones.remove(bytes_of(path))?),
                 }
             }
             Ok(())
@@ -420,13 +420,13 @@ fn check_ascends<K: Ord + Copy>(last: &mut Option<K>, key: K) -> Result<(), Stor
     Ok(())
 }
 
-fn items(read: &ReadTransaction, after: Option<u64>, most: usize) -> Result<Vec<StoredItem>, StoreError> {
+fn items(read: &ReadTransaction, after: Option<u64>, max: usize) -> Result<Vec<StoredItem>, StoreError> {
     let mut found = Vec::new();
-    let (members, sums) = (read.open_table(MEMBERS)?, read.open_table(SHA256S)?);
+    let (members, sha256s) = (read.open_table(MEMBERS)?, read.open_table(SHA256S)?);
     let mut last = after;
     let after = after.map_or(Bound::Unbounded, Bound::Excluded);
     for row in read.open_table(ITEMS)?.range((after, Bound::Unbounded))? {
-        if found.len() == most {
+        if found.len() == max {
             break;
         }
         let (number, bytes) = row?;
@@ -448,7 +448,7 @@ fn items(read: &ReadTransaction, after: Option<u64>, most: usize) -> Result<Vec<
             *known = Arc::new(found);
         }
         let (mut known, mut last) = (Vec::new(), None);
-        for row in sums.range(all)? {
+        for row in sha256s.range(all)? {
             let (key, sum) = row?;
             check_ascends(&mut last, key.value())?;
             known.push((key.value().1, Sha256(*sum.value())));
@@ -658,8 +658,8 @@ mod tests {
             let mut bytes = whole.clone();
             for _ in 0..rng.random_range(1..=24) {
                 // Half of them where the roots of all trees are.
-                let most = if rng.random() { 8192 } else { bytes.len() };
-                let at = rng.random_range(0..most);
+                let max = if rng.random() { 8192 } else { bytes.len() };
+                let at = rng.random_range(0..max);
                 bytes[at] ^= 1 << rng.random_range(0..8);
             }
             let (tell, told) = std::sync::mpsc::channel();

@@ -149,8 +149,8 @@ pub(crate) fn encode_item(row: &ItemRow) -> Vec<u8> {
     let label = row.label.as_ref().map(|label| label.as_str().as_bytes());
     // A label has at most 255 bytes.
     let label = label.and_then(|label| Some((u8::try_from(label.len()).ok()?, label)));
-    let arrived = if row.downloaded { DOWNLOADED } else { 0 };
-    out.push(kind | arrived | if label.is_some() { LABELLED } else { 0 });
+    let downloaded = if row.downloaded { DOWNLOADED } else { 0 };
+    out.push(kind | downloaded | if label.is_some() { LABELLED } else { 0 });
     out.extend_from_slice(row.id.as_bytes());
     if let Some((len, label)) = label {
         out.push(len);

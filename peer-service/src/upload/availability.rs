@@ -53,13 +53,13 @@ struct SentComplete {
 }
 
 impl SentAvailability {
-    fn new(units: Availability, board: &UnitSends) -> Self {
+    fn new(units: Availability, sends: &UnitSends) -> Self {
         if !units.have.is_full() {
             return Self::Partial(units);
         }
         Self::Complete(SentComplete {
             units: units.have.len(),
-            changes: board.changes(),
+            changes: sends.changes(),
             in_flight: Vec::new(),
         })
     }
@@ -76,8 +76,8 @@ impl SentAvailability {
 
 impl SentComplete {
     /// What to tell of what goes out.
-    fn difference(&mut self, board: &UnitSends) -> Option<Event> {
-        let now = board.units();
+    fn difference(&mut self, sends: &UnitSends) -> Option<Event> {
+        let now = sends.units();
         let not_in = |some: &[u32], others: &[u32]| -> Vec<u32> {
             let new = some.iter().filter(|unit| others.binary_search(unit).is_err());
             new.copied().take(MAX_UNITS).collect()
@@ -105,17 +105,17 @@ struct AvailabilityWatch {
 
 /// Looks at the file as it is offered now.
 async fn current_availability(
-    inner: &Arc<UploadShared>,
+    shared: &Arc<UploadShared>,
     id: FileId,
 ) -> Result<(Availability, Option<watch::Receiver<u64>>), Problem> {
-    let inner = inner.clone();
-    blocking(move || Ok(availability_of(&*inner.find(&id)?))).await?
+    let shared = shared.clone();
+    blocking(move || Ok(availability_of(&*shared.find(&id)?))).await?
 }
 
-fn availability_of(offer: &dyn Content) -> (Availability, Option<watch::Receiver<u64>>) {
+fn availability_of(content: &dyn Content) -> (Availability, Option<watch::Receiver<u64>>) {
     // Asked for first, so that no change between the two is missed.
-    let changes = offer.changes();
-    (offer.availability(), changes)
+    let changes = content.changes();
+    (content.availability(), changes)
 }
 
 /// How long changes are gathered where so many watch.
@@ -128,29 +128,29 @@ fn coalesce_interval(watchers: u32) -> Duration {
 /// # Errors
 /// `NOT_FOUND`.
 pub(crate) async fn watch(
-    inner: Arc<UploadShared>,
+    service: Arc<UploadShared>,
     id: FileId,
-    place: Permit,
+    permit: Permit,
 ) -> Result<impl Stream<Item = Result<v1::WatchAvailabilityResponse, Status>> + Send + use<>, Problem> {
-    let shared = inner.clone();
+    let shared = service.clone();
     let first = blocking(move || {
-        let offer = shared.find(&id)?;
-        let (units, changes) = availability_of(&*offer);
+        let content = shared.find(&id)?;
+        let (units, changes) = availability_of(&*content);
         // No file is larger than may be.
-        let plan = offer.plan().ok_or_else(|| not_found(&id))?;
+        let plan = content.plan().ok_or_else(|| not_found(&id))?;
         Ok::<_, Problem>((units, changes, shared.in_flight_sends.sends_of(&id, &plan)))
     });
-    let (units, changes, board) = first.await??;
+    let (units, changes, sends) = first.await??;
     let queue = VecDeque::from([snapshot(&id, &units)]);
-    let told = SentAvailability::new(units, &board);
+    let sent = SentAvailability::new(units, &sends);
     let watch = AvailabilityWatch {
-        shared: inner,
+        shared: service,
         id,
-        sent: told,
-        in_flight: board,
+        sent,
+        in_flight: sends,
         changes,
         queue,
-        _permit: place,
+        _permit: permit,
     };
     Ok(stream::unfold(Some(watch), |watch| async {
         let mut watch = watch?;
@@ -208,15 +208,15 @@ impl AvailabilityWatch {
                 SentAvailability::Complete(_) => None,
             };
             let (units, changes) = match running {
-                Some(offer) => availability_of(&*offer),
+                Some(content) => availability_of(&*content),
                 None => current_availability(&self.shared, self.id).await?,
             };
             self.changes = changes;
-            let told = match woken {
+            let sent = match woken {
                 Woken::OfferEnded => None,
                 Woken::Units | Woken::Sending => difference(&self.sent, &units),
             };
-            match told {
+            match sent {
                 Some(changes) => {
                     self.queue = changes.into();
                     if let SentAvailability::Partial(_) = self.sent {
@@ -249,9 +249,9 @@ fn snapshot(id: &FileId, units: &Availability) -> Event {
 
 /// What to tell a watcher that was told something else before; `None` where units were lost, which
 /// no change can say: all is told again.
-fn difference(told: &SentAvailability, now: &Availability) -> Option<Vec<Event>> {
-    let before = match told {
-        SentAvailability::Complete(told) if now.have.is_full() && now.have.len() == told.units => {
+fn difference(sent: &SentAvailability, now: &Availability) -> Option<Vec<Event>> {
+    let before = match sent {
+        SentAvailability::Complete(sent) if now.have.is_full() && now.have.len() == sent.units => {
             return Some(Vec::new());
         }
         SentAvailability::Partial(units) if units.have.len() == now.have.len() => units,
@@ -360,10 +360,10 @@ mod tests {
 
     #[test]
     fn what_was_lost_cannot_be_told_as_a_change() {
-        let told = SentAvailability::new(units(4, &[0, 1], &[]), &board());
-        assert_eq!(difference(&told, &units(4, &[0], &[])), None);
-        let told = SentAvailability::new(units(2, &[0, 1], &[]), &board());
-        assert_eq!(difference(&told, &units(2, &[0], &[])), None);
-        assert_eq!(difference(&told, &units(2, &[0, 1], &[])), Some(Vec::new()));
+        let sent = SentAvailability::new(units(4, &[0, 1], &[]), &board());
+        assert_eq!(difference(&sent, &units(4, &[0], &[])), None);
+        let sent = SentAvailability::new(units(2, &[0, 1], &[]), &board());
+        assert_eq!(difference(&sent, &units(2, &[0], &[])), None);
+        assert_eq!(difference(&sent, &units(2, &[0, 1], &[])), Some(Vec::new()));
     }
 }

@@ -39,16 +39,16 @@ impl BufferPool {
 
     /// A buffer with room for so many messages with so many bytes of data in all.
     pub(crate) fn take(&self, messages: usize, data: usize) -> MessageBuffer {
-        let room = messages * MAX_HEADER + data;
+        let space = messages * MAX_HEADER + data;
         let mut idle = self.idle();
         // One of about that size, so that what is held stays what was asked for.
         let fits = idle
             .iter()
-            .position(|buffer| (room..=2 * room).contains(&buffer.len()));
+            .position(|buffer| (space..=2 * space).contains(&buffer.len()));
         let kept = fits.map(|at| idle.swap_remove(at));
         drop(idle);
         MessageBuffer {
-            bytes: kept.unwrap_or_else(|| ReadBuffer::new(room)),
+            bytes: kept.unwrap_or_else(|| ReadBuffer::new(space)),
             filled: 0,
             pool: self.clone(),
         }
@@ -75,8 +75,8 @@ impl MessageBuffer {
         read: impl FnOnce(&mut [u8]) -> Result<(), Problem>,
     ) -> Result<(), Problem> {
         let header = header.as_bytes();
-        let room = &mut self.bytes[self.filled..self.filled + header.len() + data];
-        let (front, bytes) = room.split_at_mut(header.len());
+        let space = &mut self.bytes[self.filled..self.filled + header.len() + data];
+        let (front, bytes) = space.split_at_mut(header.len());
         read(bytes)?;
         front.copy_from_slice(header);
         self.filled += header.len() + data;

@@ -22,11 +22,11 @@ pub struct EvictableConnection<S> {
 
 impl<S> EvictableConnection<S> {
     /// A connection with its outlet.
-    pub fn new(stream: S, outlet: ConnectionHandle) -> Self {
+    pub fn new(stream: S, connection: ConnectionHandle) -> Self {
         Self {
             stream,
-            disconnected: Box::pin(outlet.disconnected()),
-            handle: outlet,
+            disconnected: Box::pin(connection.disconnected()),
+            handle: connection,
         }
     }
 }

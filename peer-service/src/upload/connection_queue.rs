@@ -152,20 +152,20 @@ mod tests {
     fn over_a_link_of(bytes_per_second: u64, calls: u64) -> Duration {
         let (chunk, at_once) = (64 * KIB, 2);
         let lump = Duration::from_secs_f64((at_once * chunk) as f64 / bytes_per_second as f64);
-        let (mut lane, mut now, mut next) = (ConnectionQueue::default(), Instant::now(), 0..);
+        let (mut queue, mut now, mut next) = (ConnectionQueue::default(), Instant::now(), 0..);
         let end = now + Duration::from_secs(60);
         let mut hand_over =
-            |lane: &mut ConnectionQueue, now| lane.push(next.next().unwrap(), now, None, true);
-        (0..calls).for_each(|_| hand_over(&mut lane, now));
+            |queue: &mut ConnectionQueue, now| queue.push(next.next().unwrap(), now, None, true);
+        (0..calls).for_each(|_| hand_over(&mut queue, now));
         let mut longest = Duration::ZERO;
         while now < end {
             for _ in 0..at_once {
-                let oldest = *lane.chunks.keys().next().unwrap();
-                lane.pop(oldest, now);
-                hand_over(&mut lane, now);
+                let oldest = *queue.chunks.keys().next().unwrap();
+                queue.pop(oldest, now);
+                hand_over(&mut queue, now);
             }
             now += lump;
-            longest = longest.max(lane.stalled_for(now));
+            longest = longest.max(queue.stalled_for(now));
         }
         longest
     }
@@ -174,10 +174,10 @@ mod tests {
     fn an_honest_reader_on_a_slow_link_is_read() {
         for calls in 1..=4 {
             for rate in [16, 30, 64] {
-                let unread = over_a_link_of(rate * KIB, calls);
+                let stalled_for = over_a_link_of(rate * KIB, calls);
                 assert!(
-                    unread < STALLED,
-                    "{calls} calls at {rate} KiB/s: unread for {unread:?}"
+                    stalled_for < STALLED,
+                    "{calls} calls at {rate} KiB/s: unread for {stalled_for:?}"
                 );
             }
         }
@@ -186,29 +186,29 @@ mod tests {
 
     #[test]
     fn whoever_leaves_the_oldest_lying_hoards_whatever_else_it_takes() {
-        let (mut lane, mut now) = (ConnectionQueue::default(), Instant::now());
+        let (mut queue, mut now) = (ConnectionQueue::default(), Instant::now());
         let start = now;
-        lane.push(0, now, None, true);
+        queue.push(0, now, None, true);
         for chunk in 1..100 {
-            lane.push(chunk, now, None, true);
+            queue.push(chunk, now, None, true);
             now += Duration::from_millis(100);
-            lane.pop(chunk, now);
+            queue.pop(chunk, now);
         }
-        assert_eq!(lane.stalled_for(now), now - start);
+        assert_eq!(queue.stalled_for(now), now - start);
     }
 
     #[test]
     fn what_was_taken_counts_for_a_while_and_less_where_more_lies() {
-        let (mut lane, now) = (ConnectionQueue::default(), Instant::now());
-        (0..160).for_each(|chunk| lane.push(chunk, now, None, true));
-        lane.pop(0, now);
+        let (mut queue, now) = (ConnectionQueue::default(), Instant::now());
+        (0..160).for_each(|chunk| queue.push(chunk, now, None, true));
+        queue.pop(0, now);
         let later = now + Duration::from_secs(5);
-        assert_eq!(lane.stalled_for(later), Duration::from_millis(4_900));
-        (1..158).for_each(|chunk| drop(lane.pop(chunk, later)));
-        assert_eq!(lane.stalled_for(later + CREDIT), Duration::ZERO);
-        assert_eq!(lane.stalled_for(later + CREDIT + STALLED), STALLED);
+        assert_eq!(queue.stalled_for(later), Duration::from_millis(4_900));
+        (1..158).for_each(|chunk| drop(queue.pop(chunk, later)));
+        assert_eq!(queue.stalled_for(later + CREDIT), Duration::ZERO);
+        assert_eq!(queue.stalled_for(later + CREDIT + STALLED), STALLED);
         assert_eq!(
-            lane.stalled_for(now + IDLE_TIMEOUT),
+            queue.stalled_for(now + IDLE_TIMEOUT),
             IDLE_TIMEOUT,
             "nothing lies for that long"
         );
@@ -216,16 +216,16 @@ mod tests {
 
     #[test]
     fn a_connection_is_swift_once_it_took_some_in_time_and_until_it_does_not() {
-        let (mut lane, mut now) = (ConnectionQueue::default(), Instant::now());
+        let (mut queue, mut now) = (ConnectionQueue::default(), Instant::now());
         for chunk in 0..u64::from(FAST_AFTER) {
-            assert!(!lane.is_fast());
-            lane.push(chunk, now, None, true);
-            lane.pop(chunk, now);
+            assert!(!queue.is_fast());
+            queue.push(chunk, now, None, true);
+            queue.pop(chunk, now);
         }
-        assert!(lane.is_fast());
-        lane.push(100, now, None, true);
+        assert!(queue.is_fast());
+        queue.push(100, now, None, true);
         now += PERMIT_TIMEOUT;
-        lane.pop(100, now);
-        assert!(!lane.is_fast());
+        queue.pop(100, now);
+        assert!(!queue.is_fast());
     }
 }

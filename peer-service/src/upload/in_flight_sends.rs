@@ -78,36 +78,40 @@ impl InFlightSends {
 
     /// The board of a file or collection, for one who watches it.
     pub(crate) fn sends_of(&self, id: &FileId, plan: &Arc<Plan>) -> Arc<UnitSends> {
-        let mut boards = lock(&self.registry);
-        let known = boards.by_id.get(id).and_then(Weak::upgrade);
+        let mut registry = lock(&self.registry);
+        let known = registry.by_id.get(id).and_then(Weak::upgrade);
         // A collection can be shared as the plain file that its manifest is, too.
-        if let Some(board) = known.filter(|board| board.plan.unit_count() == plan.unit_count()) {
-            return board;
+        if let Some(sends) = known.filter(|sends| sends.plan.unit_count() == plan.unit_count()) {
+            return sends;
         }
-        boards.by_id.retain(|_, board| board.strong_count() > 0);
-        boards.collections.retain(|board| board.strong_count() > 0);
-        let board = Arc::new(UnitSends {
+        registry.by_id.retain(|_, sends| sends.strong_count() > 0);
+        registry.collections.retain(|sends| sends.strong_count() > 0);
+        let sends = Arc::new(UnitSends {
             plan: Arc::clone(plan),
             counts: Mutex::default(),
             changes: watch::Sender::new(()),
             waiting_limiter: PerAddressLimiter::new(MAX_WAITING, self.max_share),
             large_limiter: PerAddressLimiter::new(MAX_LARGE, self.max_share),
         });
-        boards.by_id.insert(*id, Arc::downgrade(&board));
+        registry.by_id.insert(*id, Arc::downgrade(&sends));
         if plan.manifest().is_some() {
-            boards.collections.push(Arc::downgrade(&board));
+            registry.collections.push(Arc::downgrade(&sends));
         }
-        board
+        sends
     }
 
     /// Notes what a call asks for, where others than the caller want to know.
     ///
     /// # Errors
     /// `BUSY` where too many of a crowd wait, or are sent what is large.
-    pub(crate) fn register(&self, jobs: &[SpanJob], outlet: &ConnectionHandle) -> Result<SendGuard, Problem> {
+    pub(crate) fn register(
+        &self,
+        jobs: &[SpanJob],
+        connection: &ConnectionHandle,
+    ) -> Result<SendGuard, Problem> {
         let crowds = lock(&self.registry).watched_sends(jobs);
-        let source = outlet.client_address();
-        let mut notes = SendGuard {
+        let source = connection.client_address();
+        let mut guard = SendGuard {
             units: Vec::new(),
             waiting_permit: None,
             large_permit: None,
@@ -115,24 +119,24 @@ impl InFlightSends {
         };
         for (weak, plan, jobs) in crowds {
             let units = units_of(&plan, jobs);
-            let Some(board) = weak.upgrade().filter(|_| !units.is_empty()) else {
+            let Some(sends) = weak.upgrade().filter(|_| !units.is_empty()) else {
                 continue;
             };
-            if notes.waiting_permit.is_none() {
+            if guard.waiting_permit.is_none() {
                 let refused = |why| busy("downloads of this", why);
-                notes.waiting_permit = Some(board.waiting_limiter.try_acquire(source).map_err(refused)?);
-                if notes.remaining >= LARGE_REQUEST {
-                    notes.large_permit = match board.large_limiter.try_acquire(source) {
+                guard.waiting_permit = Some(sends.waiting_limiter.try_acquire(source).map_err(refused)?);
+                if guard.remaining >= LARGE_REQUEST {
+                    guard.large_permit = match sends.large_limiter.try_acquire(source) {
                         // Those who have the places are slow, or wait for a limit.
-                        Err(_) if outlet.has_free_permit() => None,
+                        Err(_) if connection.has_free_permit() => None,
                         place => Some(place.map_err(refused)?),
                     };
                 }
             }
-            board.adjust_counts(&units, true);
-            notes.units.push((weak, units));
+            sends.adjust_counts(&units, true);
+            guard.units.push((weak, units));
         }
-        Ok(notes)
+        Ok(guard)
     }
 }
 
@@ -142,14 +146,14 @@ impl SendRegistry {
         if self.by_id.is_empty() {
             return Vec::new();
         }
-        let is_crowd = |board: &&Weak<UnitSends>| board.strong_count() > 1;
+        let is_crowd = |sends: &&Weak<UnitSends>| sends.strong_count() > 1;
         let of_file = jobs.chunk_by(|one, next| one.content.id() == next.content.id());
         let files = of_file.filter_map(|jobs| {
-            let board = self.by_id.get(&jobs.first()?.content.id());
-            board.filter(is_crowd).map(|board| (board, jobs))
+            let sends = self.by_id.get(&jobs.first()?.content.id());
+            sends.filter(is_crowd).map(|sends| (sends, jobs))
         });
         let collections = self.collections.iter().filter(is_crowd);
-        let collections = collections.take(MAX_COLLECTIONS).map(|board| (board, jobs));
+        let collections = collections.take(MAX_COLLECTIONS).map(|sends| (sends, jobs));
         let crowds = files.chain(collections).filter_map(|(weak, jobs)| {
             // Let go of before anybody counts who holds it.
             let plan = Arc::clone(&weak.upgrade()?.plan);
@@ -209,9 +213,9 @@ impl SendGuard {
 
 impl Drop for SendGuard {
     fn drop(&mut self) {
-        for (board, units) in &self.units {
-            if let Some(board) = board.upgrade() {
-                board.adjust_counts(units, false);
+        for (sends, units) in &self.units {
+            if let Some(sends) = sends.upgrade() {
+                sends.adjust_counts(units, false);
             }
         }
     }
@@ -287,30 +291,36 @@ mod tests {
     async fn few_large_calls_of_a_crowd_go_side_by_side_while_the_link_is_busy() {
         let file = Arc::new(Named(FileId([1; 32]), 8 * LARGE_REQUEST));
         let plan = file.plan().unwrap();
-        let sending = InFlightSends::new(MaxShare::ALL);
-        let _watchers = [sending.sends_of(&file.0, &plan), sending.sends_of(&file.0, &plan)];
-        let turns = SendScheduler::new();
-        let outlet = turns.add_connection(ClientAddress::LOCAL);
+        let in_flight_sends = InFlightSends::new(MaxShare::ALL);
+        let _watchers = [
+            in_flight_sends.sends_of(&file.0, &plan),
+            in_flight_sends.sends_of(&file.0, &plan),
+        ];
+        let scheduler = SendScheduler::new();
+        let connection = scheduler.add_connection(ClientAddress::LOCAL);
         let ask = |bytes| {
-            let offer: Arc<dyn Content> = Arc::clone(&file) as _;
-            sending.register(
+            let content: Arc<dyn Content> = Arc::clone(&file) as _;
+            in_flight_sends.register(
                 &[SpanJob {
-                    content: offer,
+                    content,
                     range: 0..bytes,
                 }],
-                &outlet,
+                &connection,
             )
         };
         let mut large: Vec<_> = (0..MAX_LARGE).map(|_| ask(4 * LARGE_REQUEST).unwrap()).collect();
         assert!(ask(4 * LARGE_REQUEST).is_ok(), "nobody else is sent anything");
 
-        let busy: Vec<_> =
-            std::iter::from_fn(|| outlet.has_free_permit().then(|| outlet.acquire().now_or_never()))
-                .collect();
+        let busy: Vec<_> = std::iter::from_fn(|| {
+            connection
+                .has_free_permit()
+                .then(|| connection.acquire().now_or_never())
+        })
+        .collect();
         assert!(busy.iter().all(Option::is_some));
         large
             .iter_mut()
-            .for_each(|notes| notes.record_sent(LARGE_REQUEST));
+            .for_each(|guard| guard.record_sent(LARGE_REQUEST));
         assert_eq!(ask(4 * LARGE_REQUEST).unwrap_err().reason, Reason::Busy);
         assert!(ask(LARGE_REQUEST - 1).is_ok(), "what is small is not kept back");
         large[0].record_sent(2 * LARGE_REQUEST + 1);

@@ -112,7 +112,7 @@ struct UploadShared {
 impl PeerApi {
     /// Serves what is on the shelves, the first that has a file before the others.
     pub fn new(
-        shelves: Vec<Arc<dyn ContentSource>>,
+        sources: Vec<Arc<dyn ContentSource>>,
         peer_id: PeerId,
         limits: Limits,
         counters: Arc<UploadCounters>,
@@ -120,7 +120,7 @@ impl PeerApi {
         let share = limits.max_share();
         Self {
             shared: Arc::new(UploadShared {
-                sources: shelves,
+                sources,
                 peer_id,
                 limits,
                 counters,
@@ -144,27 +144,27 @@ impl PeerApi {
     async fn download(
         &self,
         request: v1::DownloadRequest,
-        outlet: ConnectionHandle,
+        connection: ConnectionHandle,
     ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
         let spans = upload_stream::parse(request)?;
-        let slot = self.shared.limits.try_upload(outlet.client_address());
+        let slot = self.shared.limits.try_upload(connection.client_address());
         let slot = slot.map_err(|why| {
             if why == LimitError::Full {
                 // Whoever does not read makes room for whoever may, and comes again.
-                outlet.evict_slowest(STALL_BEFORE_EVICTION);
+                connection.evict_slowest(STALL_BEFORE_EVICTION);
             }
             busy("downloads", why)
         })?;
-        upload_stream::stream(self.shared.clone(), spans, slot, outlet).await
+        upload_stream::stream(self.shared.clone(), spans, slot, connection).await
     }
 
     /// Answers a `GetPieceHashes` in the same way.
     async fn piece_hashes(
         &self,
         request: v1::GetPieceHashesRequest,
-        outlet: ConnectionHandle,
+        connection: ConnectionHandle,
     ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
-        let messages = piece_hashes::stream(self.shared.clone(), request, outlet).await?;
+        let messages = piece_hashes::stream(self.shared.clone(), request, connection).await?;
         Ok(IdleTimeoutStream::new(messages))
     }
 }
@@ -172,8 +172,8 @@ impl PeerApi {
 impl UploadShared {
     /// The offer of a file, where it can be had without waiting for anything.
     fn try_find(&self, id: &FileId) -> Result<Arc<dyn Content>, Problem> {
-        let offer = self.sources.iter().find_map(|shelf| shelf.try_find(id));
-        offer.ok_or_else(|| not_found(id))
+        let content = self.sources.iter().find_map(|source| source.try_find(id));
+        content.ok_or_else(|| not_found(id))
     }
 
     /// How many watch what is here.
@@ -184,8 +184,8 @@ impl UploadShared {
 
     /// The offer of a file. May wait for locks: off the async threads.
     fn find(&self, id: &FileId) -> Result<Arc<dyn Content>, Problem> {
-        let offer = self.sources.iter().find_map(|shelf| shelf.find(id));
-        offer.ok_or_else(|| not_found(id))
+        let content = self.sources.iter().find_map(|source| source.find(id));
+        content.ok_or_else(|| not_found(id))
     }
 }
 
@@ -209,8 +209,8 @@ fn acquire_permit<T>(
     request: &Request<T>,
     what: &str,
 ) -> Result<Permit, Problem> {
-    let outlet = request.extensions().get::<ConnectionHandle>();
-    let source = outlet.map_or(ClientAddress::LOCAL, ConnectionHandle::client_address);
+    let connection = request.extensions().get::<ConnectionHandle>();
+    let source = connection.map_or(ClientAddress::LOCAL, ConnectionHandle::client_address);
     places.try_acquire(source).map_err(|why| busy(what, why))
 }
 
@@ -251,14 +251,14 @@ impl v1::peer_service_server::PeerService for PeerApi {
         request: Request<v1::DescribeRequest>,
     ) -> Result<Response<v1::DescribeResponse>, Status> {
         let id = convert::file_id(&request.get_ref().file_id, "file_id")?;
-        let inner = self.shared.clone();
+        let shared = self.shared.clone();
         let answer = blocking(move || {
-            let offer = inner.find(&id)?;
+            let content = shared.find(&id)?;
             Ok::<_, Problem>(v1::DescribeResponse {
-                file: Some((&offer.record()?).into()),
-                name: offer.name(),
-                complete: offer.availability().have.is_full(),
-                peer_id: inner.peer_id.to_bytes(),
+                file: Some((&content.record()?).into()),
+                name: content.name(),
+                complete: content.availability().have.is_full(),
+                peer_id: shared.peer_id.to_bytes(),
             })
         });
         Ok(Response::new(answer.await??))
@@ -291,10 +291,10 @@ impl v1::peer_service_server::PeerService for PeerApi {
             first: request.get_ref().first_piece,
             count: request.get_ref().count.max(1),
         };
-        let outlet = request.extensions().get::<ConnectionHandle>();
-        let source = outlet.map_or(ClientAddress::LOCAL, ConnectionHandle::client_address);
-        let mut shelves = self.shared.sources.iter();
-        match shelves.all(|shelf| shelf.on_bad_pieces(pieces, source)) {
+        let connection = request.extensions().get::<ConnectionHandle>();
+        let source = connection.map_or(ClientAddress::LOCAL, ConnectionHandle::client_address);
+        let mut sources = self.shared.sources.iter();
+        match sources.all(|content_source| content_source.on_bad_pieces(pieces, source)) {
             true => Ok(Response::new(v1::ReportBadPiecesResponse {})),
             false => {
                 let message = "this peer has reports enough to look at: nothing need be done";

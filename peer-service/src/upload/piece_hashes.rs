@@ -24,23 +24,23 @@ const HASHES_PER_MESSAGE: usize = 2048;
 /// # Errors
 /// `BUSY`, `INVALID_ID`, `NOT_FOUND`, `OUT_OF_RANGE`, and `PIECE_NOT_AVAILABLE` where the list is not known yet.
 pub(crate) async fn stream(
-    inner: Arc<UploadShared>,
+    shared: Arc<UploadShared>,
     request: v1::GetPieceHashesRequest,
-    outlet: ConnectionHandle,
+    connection: ConnectionHandle,
 ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
-    let place = inner
+    let permit = shared
         .hash_streams
-        .try_acquire(outlet.client_address())
+        .try_acquire(connection.client_address())
         .map_err(|why| {
             if why == LimitError::Full {
                 // Whoever does not read makes room for whoever may, and comes again.
-                outlet.evict_slowest(STALL_BEFORE_EVICTION);
+                connection.evict_slowest(STALL_BEFORE_EVICTION);
             }
             busy("lists of piece hashes", why)
         })?;
-    let place = Arc::new(place);
+    let permit = Arc::new(permit);
     let id = convert::file_id(&request.file_id, "file_id")?;
-    let hashes = blocking(move || piece_hashes(&*inner.find(&id)?)).await??;
+    let hashes = blocking(move || piece_hashes(&*shared.find(&id)?)).await??;
     let first = request.first_piece as usize;
     let end = match request.count {
         0 => hashes.len(),
@@ -57,9 +57,9 @@ pub(crate) async fn stream(
             first_piece: u32::try_from(start).unwrap_or(u32::MAX),
             hashes: Bytes::copy_from_slice(run.as_flattened()),
         };
-        Ok(outlet
+        Ok(connection
             .unscheduled()
-            .attach_guard(framed(&message), Arc::clone(&place)))
+            .attach_guard(framed(&message), Arc::clone(&permit)))
     }))
 }
 
@@ -75,11 +75,11 @@ fn framed(message: &v1::GetPieceHashesResponse) -> Bytes {
 }
 
 /// The piece layer, or the one hash of a file of one piece: its root. The empty file has no piece and no hash.
-fn piece_hashes(offer: &dyn Content) -> Result<Arc<[Hash]>, Problem> {
-    let layout = potluck_core::FileLayout::new(offer.size());
+fn piece_hashes(content: &dyn Content) -> Result<Arc<[Hash]>, Problem> {
+    let layout = potluck_core::FileLayout::new(content.size());
     match layout.map_or(0, |layout| layout.piece_count()) {
         0 => Ok(Arc::from([])),
-        1 => Ok(Arc::from([offer.record()?.root.0])),
-        _ => offer.piece_hashes(),
+        1 => Ok(Arc::from([content.record()?.root.0])),
+        _ => content.piece_hashes(),
     }
 }

@@ -75,26 +75,26 @@ where
 }
 
 async fn download(api: PeerApi, request: Request<Body>) -> Result<ResponseBody, Status> {
-    let outlet = connection_handle(&request);
-    let asked = read_request(request, MAX_DOWNLOAD).await?;
-    Ok(ResponseBody::new(api.download(asked, outlet).await?))
+    let connection = connection_handle(&request);
+    let requested = read_request(request, MAX_DOWNLOAD).await?;
+    Ok(ResponseBody::new(api.download(requested, connection).await?))
 }
 
 async fn piece_hashes(api: PeerApi, request: Request<Body>) -> Result<ResponseBody, Status> {
-    let outlet = connection_handle(&request);
-    let asked = read_request(request, SMALL_REQUEST).await?;
-    Ok(ResponseBody::new(api.piece_hashes(asked, outlet).await?))
+    let connection = connection_handle(&request);
+    let requested = read_request(request, SMALL_REQUEST).await?;
+    Ok(ResponseBody::new(api.piece_hashes(requested, connection).await?))
 }
 
 fn connection_handle(request: &Request<Body>) -> ConnectionHandle {
-    let outlet = request.extensions().get::<ConnectionHandle>().cloned();
+    let connection = request.extensions().get::<ConnectionHandle>().cloned();
     // Where connections take no turns, each call is alone.
-    outlet.unwrap_or_else(|| SendScheduler::new().add_connection(ClientAddress::LOCAL))
+    connection.unwrap_or_else(|| SendScheduler::new().add_connection(ClientAddress::LOCAL))
 }
 
-async fn read_request<M: Message + Default>(request: Request<Body>, most: usize) -> Result<M, Status> {
-    let asked = tokio::time::timeout(REQUEST_TIMEOUT, decode(request.into_body(), most));
-    asked
+async fn read_request<M: Message + Default>(request: Request<Body>, max: usize) -> Result<M, Status> {
+    let requested = tokio::time::timeout(REQUEST_TIMEOUT, decode(request.into_body(), max));
+    requested
         .await
         .map_err(|_| Problem::new(Reason::TimedOut, "the request did not come in time: ask again"))?
 }
@@ -111,8 +111,8 @@ fn response(messages: Result<ResponseBody, Status>) -> Response<Body> {
 }
 
 /// The one message of a request.
-async fn decode<M: Message + Default>(body: Body, most: usize) -> Result<M, Status> {
-    let bytes = Limited::new(body, most).collect().await;
+async fn decode<M: Message + Default>(body: Body, max: usize) -> Result<M, Status> {
+    let bytes = Limited::new(body, max).collect().await;
     let mut bytes = bytes.map_err(Status::from_error)?.to_bytes();
     let malformed = |what: &str| Status::invalid_argument(format!("the request is malformed: {what}"));
     if bytes.len() < 5 {

@@ -71,7 +71,7 @@ impl SpanReader {
     }
 
     /// The next messages, of at most `most` bytes of data, as far as they are in memory; never waits for a disk.
-    pub(crate) fn read_cached(&mut self, most: u64) -> Option<MessageBatch> {
+    pub(crate) fn read_cached(&mut self, max: u64) -> Option<MessageBatch> {
         if self.file.is_some() && !self.never_waits {
             return None;
         }
@@ -80,10 +80,10 @@ impl SpanReader {
         // Why it is not is found out where that may take its time.
         let not_now = || Problem::new(Reason::Internal, "not in memory");
         let batch = self.fill(
-            most,
-            |offer, range| offer.try_open(range).ok_or_else(not_now),
-            |offer, file, range, bytes| {
-                let good = page_cache::read_cached(file, range.start, bytes) && offer.is_unchanged(file);
+            max,
+            |content, range| content.try_open(range).ok_or_else(not_now),
+            |content, file, range, bytes| {
+                let good = page_cache::read_cached(file, range.start, bytes) && content.is_unchanged(file);
                 good.then_some(()).ok_or_else(not_now)
             },
         );
@@ -94,18 +94,18 @@ impl SpanReader {
     ///
     /// # Errors
     /// Whatever the offer says of the file, and `STORE_UNAVAILABLE` where the disk fails. Nothing more can be read then.
-    pub(crate) fn read(&mut self, most: u64) -> Result<MessageBatch, Problem> {
+    pub(crate) fn read(&mut self, max: u64) -> Result<MessageBatch, Problem> {
         let batch = self.fill(
-            most,
-            |offer, range| offer.open(range),
-            |offer, file, range, bytes| {
+            max,
+            |content, range| content.open(range),
+            |content, file, range, bytes| {
                 if bytes.len() as u64 + range.start < range.end {
                     read_ahead(file, &range);
                 }
                 let read = file.read_exact_at(bytes, range.start);
                 // Asked also where reading failed: a file that became shorter is one that changed.
-                offer.check_unchanged(file)?;
-                read.map_err(|error| unreadable(offer, &error))
+                content.check_unchanged(file)?;
+                read.map_err(|error| unreadable(content, &error))
             },
         );
         self.never_waits = self.file.as_deref().is_some_and(page_cache::never_waits);
@@ -115,25 +115,25 @@ impl SpanReader {
     /// Reads the next messages by these means; those before one that cannot be had, if there are any.
     fn fill(
         &mut self,
-        most: u64,
+        max: u64,
         open: impl Fn(&dyn Content, Range<u64>) -> Result<Arc<File>, Problem>,
         read: impl Fn(&dyn Content, &File, Range<u64>, &mut [u8]) -> Result<(), Problem>,
     ) -> Result<MessageBatch, Problem> {
-        let lens = self.next_lens(most);
+        let lens = self.next_lens(max);
         let mut buffer = self.buffers.take(lens.len(), lens.iter().sum::<u64>() as usize);
         let mut data = 0;
         for len in lens {
             let header = self.header(len);
-            let (offer, rest) = (
+            let (content, rest) = (
                 &*self.jobs[self.current].content,
                 self.offset..self.jobs[self.current].range.end,
             );
             let file = match self.file.take() {
                 Some(file) => Ok(file),
-                None => open(offer, rest.clone()),
+                None => open(content, rest.clone()),
             };
             let added = file.and_then(|file| {
-                buffer.push_message(&header, len as usize, |bytes| read(offer, &file, rest, bytes))?;
+                buffer.push_message(&header, len as usize, |bytes| read(content, &file, rest, bytes))?;
                 Ok(file)
             });
             match added {
@@ -151,22 +151,22 @@ impl SpanReader {
     }
 
     /// Bytes of data in each of the next messages.
-    fn next_lens(&self, most: u64) -> Vec<u64> {
-        let mut room = most;
+    fn next_lens(&self, max: u64) -> Vec<u64> {
+        let mut space = max;
         let mut offset = self.offset;
         let mut lens = Vec::new();
         for (index, job) in self.jobs.iter().enumerate().skip(self.current) {
-            if room == 0 || lens.len() == MAX_MESSAGES {
+            if space == 0 || lens.len() == MAX_MESSAGES {
                 break;
             }
             if index > self.current {
                 offset = job.range.start;
             }
-            let len = room.min(job.range.end - offset);
+            let len = space.min(job.range.end - offset);
             // A span of nothing gets nothing.
             if len > 0 {
                 lens.push(len);
-                room -= len;
+                space -= len;
             }
         }
         lens
@@ -205,8 +205,8 @@ fn read_ahead(file: &File, rest: &Range<u64>) {
     let _ = (file, rest);
 }
 
-fn unreadable(offer: &dyn Content, error: &io::Error) -> Problem {
-    let id = offer.id();
+fn unreadable(content: &dyn Content, error: &io::Error) -> Problem {
+    let id = content.id();
     tracing::warn!(%id, %error, "a shared file cannot be read");
     Problem::new(Reason::StoreUnavailable, format!("{id} cannot be read here now"))
 }

@@ -100,16 +100,16 @@ impl SendScheduler {
     fn open(&self, source: ClientAddress, client: Option<ClientConnection>) -> ConnectionHandle {
         let mut state = self.state();
         let number = state.next_number();
-        let lane = ConnectionQueue::default();
-        let cut = lane.disconnect().clone();
-        state.queues.insert(number, lane);
+        let queue = ConnectionQueue::default();
+        let disconnect = queue.disconnect().clone();
+        state.queues.insert(number, queue);
         drop(state);
         ConnectionHandle(Arc::new(ConnectionShared {
             scheduler: self.clone(),
             number,
             client_address: source,
             client,
-            disconnect: cut,
+            disconnect,
         }))
     }
 
@@ -125,9 +125,9 @@ impl SendScheduler {
             let late = state
                 .queues
                 .values()
-                .filter(|lane| lane.idle_for(now) >= IDLE_TIMEOUT);
+                .filter(|queue| queue.idle_for(now) >= IDLE_TIMEOUT);
             // Only wakes: what the connection holds goes where it is served.
-            late.for_each(|lane| lane.disconnect().cancel());
+            late.for_each(|queue| queue.disconnect().cancel());
         }
     }
 
@@ -149,8 +149,8 @@ impl SendScheduler {
         let now = Instant::now();
         let mut freed = Vec::new();
         let mut state = self.state();
-        for lane in state.queues.values_mut() {
-            lane.evict_overdue(now, &mut freed);
+        for queue in state.queues.values_mut() {
+            queue.evict_overdue(now, &mut freed);
         }
         drop(state);
         // Wakes those who wait: not under the lock.
@@ -173,9 +173,9 @@ struct ConnectionShared {
 
 impl Drop for ConnectionShared {
     fn drop(&mut self) {
-        let lane = self.scheduler.state().queues.remove(&self.number);
+        let queue = self.scheduler.state().queues.remove(&self.number);
         // Wakes those who wait: not under the lock.
-        drop(lane);
+        drop(queue);
     }
 }
 
@@ -189,11 +189,11 @@ pub(crate) struct SendPermit {
 
 impl SendPermit {
     /// The same bytes: with the last of their memory the turn ends and `acquire_permit` is free.
-    pub(crate) fn attach_guard<P: Send + 'static>(self, bytes: Bytes, place: P) -> Bytes {
+    pub(crate) fn attach_guard<P: Send + 'static>(self, bytes: Bytes, permit: P) -> Bytes {
         Bytes::from_owner(GuardedBytes {
             bytes,
             _permit: self,
-            _guard: place,
+            _guard: permit,
         })
     }
 }
@@ -202,10 +202,10 @@ impl Drop for SendPermit {
     fn drop(&mut self) {
         let now = Instant::now();
         let mut state = self.connection.scheduler.state();
-        let lane = state.queues.get_mut(&self.connection.number);
-        let place = lane.and_then(|lane| lane.pop(self.chunk, now));
+        let queue = state.queues.get_mut(&self.connection.number);
+        let permit = queue.and_then(|queue| queue.pop(self.chunk, now));
         drop(state);
-        drop(place);
+        drop(permit);
     }
 }
 
@@ -249,20 +249,20 @@ impl ConnectionHandle {
                 .is_none_or(ConnectionQueue::keeps_up)
         };
         let slow = !keeps_up(&way.scheduler.state());
-        let place = match slow {
+        let permit = match slow {
             true => None,
             false => Some(way.scheduler.acquire_permit().await),
         };
         let mut state = way.scheduler.state();
         // It may have become slow while this waited: then it keeps no place of many more.
-        let (place, unused) = match keeps_up(&state) {
-            true => (place, None),
-            false => (None, place),
+        let (permit, unused) = match keeps_up(&state) {
+            true => (permit, None),
+            false => (None, permit),
         };
-        let turn = self.push(&mut state, place, true);
+        let send_permit = self.push(&mut state, permit, true);
         drop(state);
         drop(unused);
-        turn
+        send_permit
     }
 
     /// A turn for what is small, beside all others: it never waits, takes no place and pays no debt, but must not lie either.
@@ -273,14 +273,14 @@ impl ConnectionHandle {
     fn push(
         &self,
         state: &mut SchedulerState,
-        place: Option<OwnedSemaphorePermit>,
+        permit: Option<OwnedSemaphorePermit>,
         counts: bool,
     ) -> SendPermit {
         let way = &self.0;
         let chunk = state.next_number();
         let since = Instant::now();
-        if let Some(lane) = state.queues.get_mut(&way.number) {
-            lane.push(chunk, since, place, counts);
+        if let Some(queue) = state.queues.get_mut(&way.number) {
+            queue.push(chunk, since, permit, counts);
         }
         SendPermit {
             connection: Arc::clone(way),
@@ -291,22 +291,22 @@ impl ConnectionHandle {
 
     /// Cuts the connection that is unread for longest, if that is this long at least: it makes room for others. Whether one was
     /// cut, just now or a moment ago. Looks at all of them.
-    pub(crate) fn evict_slowest(&self, unread: Duration) -> bool {
+    pub(crate) fn evict_slowest(&self, stalled_for: Duration) -> bool {
         let now = Instant::now();
         let mut state = self.0.scheduler.state();
-        let recently = |cut: &Instant| now.duration_since(*cut) < EVICTION_INTERVAL;
+        let recently = |disconnect: &Instant| now.duration_since(*disconnect) < EVICTION_INTERVAL;
         if state.last_eviction.as_ref().is_some_and(recently) {
             return true;
         }
         let open = state
             .queues
             .values()
-            .filter(|lane| !lane.disconnect().is_cancelled());
-        let idlest = open.max_by_key(|lane| lane.stalled_for(now));
-        let Some(lane) = idlest.filter(|lane| lane.stalled_for(now) >= unread) else {
+            .filter(|queue| !queue.disconnect().is_cancelled());
+        let idlest = open.max_by_key(|queue| queue.stalled_for(now));
+        let Some(queue) = idlest.filter(|queue| queue.stalled_for(now) >= stalled_for) else {
             return false;
         };
-        lane.disconnect().cancel();
+        queue.disconnect().cancel();
         state.last_eviction = Some(now);
         true
     }
@@ -333,23 +333,23 @@ mod tests {
     use super::*;
 
     /// As many connections as there are places, each with a chunk that holds one.
-    async fn taken(turns: &SendScheduler) -> Vec<(ConnectionHandle, SendPermit)> {
+    async fn taken(scheduler: &SendScheduler) -> Vec<(ConnectionHandle, SendPermit)> {
         let mut taken = Vec::new();
         for _ in 0..SEND_PERMITS {
-            let outlet = turns.add_connection(ClientAddress::LOCAL);
-            let turn = outlet.acquire().await;
-            taken.push((outlet, turn));
+            let connection = scheduler.add_connection(ClientAddress::LOCAL);
+            let permit = connection.acquire().await;
+            taken.push((connection, permit));
         }
         taken
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_asked_first_goes_first_once_a_chunk_is_out() {
-        let turns = SendScheduler::new();
-        let mut taken = taken(&turns).await;
+        let scheduler = SendScheduler::new();
+        let mut taken = taken(&scheduler).await;
         let (first, second) = (
-            turns.add_connection(ClientAddress::LOCAL),
-            turns.add_connection(ClientAddress::LOCAL),
+            scheduler.add_connection(ClientAddress::LOCAL),
+            scheduler.add_connection(ClientAddress::LOCAL),
         );
         let mut one = Box::pin(first.acquire());
         let mut two = Box::pin(second.acquire());
@@ -362,53 +362,53 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_does_not_take_its_chunk_keeps_nobody_waiting_for_long() {
-        let turns = SendScheduler::new();
-        let silent = taken(&turns).await;
-        let other = turns.add_connection(ClientAddress::LOCAL);
+        let scheduler = SendScheduler::new();
+        let silent = taken(&scheduler).await;
+        let other = scheduler.add_connection(ClientAddress::LOCAL);
         let start = Instant::now();
-        let mut held = vec![other.acquire().await];
+        let mut permits = vec![other.acquire().await];
         assert_eq!(start.elapsed(), PERMIT_TIMEOUT);
         // From now on the silent are sent to beside the others, and take no place.
-        for (outlet, _) in &silent {
-            held.push(outlet.acquire().now_or_never().unwrap());
+        for (connection, _) in &silent {
+            permits.push(connection.acquire().now_or_never().unwrap());
         }
         for _ in 1..SEND_PERMITS {
-            held.push(other.acquire().now_or_never().unwrap());
+            permits.push(other.acquire().now_or_never().unwrap());
         }
         assert!(other.acquire().now_or_never().is_none(), "all places are taken");
     }
 
     /// Stalls until it loses its place.
-    async fn stall(turns: &SendScheduler, slow: &ConnectionHandle) {
+    async fn stall(scheduler: &SendScheduler, slow: &ConnectionHandle) {
         let stalled = slow
             .acquire()
             .now_or_never()
             .expect("it waits for its turn, and it is");
-        let held: Vec<_> = std::iter::repeat_with(|| {
-            turns
+        let permits: Vec<_> = std::iter::repeat_with(|| {
+            scheduler
                 .add_connection(ClientAddress::LOCAL)
                 .acquire()
                 .now_or_never()
         })
         .take(SEND_PERMITS - 1)
         .collect();
-        turns.add_connection(ClientAddress::LOCAL).acquire().await;
-        drop((stalled, held));
+        scheduler.add_connection(ClientAddress::LOCAL).acquire().await;
+        drop((stalled, permits));
     }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_keeps_up_again_waits_for_its_turn_again_but_later_each_time() {
-        let turns = SendScheduler::new();
-        let slow = turns.add_connection(ClientAddress::LOCAL);
+        let scheduler = SendScheduler::new();
+        let slow = scheduler.add_connection(ClientAddress::LOCAL);
         for strike in 0..3 {
-            stall(&turns, &slow).await;
+            stall(&scheduler, &slow).await;
             for _ in 0..1 << strike {
-                let full = taken(&turns).await;
-                let beside = slow.acquire().now_or_never();
-                assert!(beside.is_some(), "it is sent to beside the others");
-                drop((full, beside));
+                let full = taken(&scheduler).await;
+                let unscheduled = slow.acquire().now_or_never();
+                assert!(unscheduled.is_some(), "it is sent to beside the others");
+                drop((full, unscheduled));
             }
-            let full = taken(&turns).await;
+            let full = taken(&scheduler).await;
             assert!(
                 slow.acquire().now_or_never().is_none(),
                 "it waits like the others"
@@ -419,14 +419,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_small_goes_beside_the_others_and_pays_no_debt() {
-        let turns = SendScheduler::new();
-        let slow = turns.add_connection(ClientAddress::LOCAL);
-        stall(&turns, &slow).await;
+        let scheduler = SendScheduler::new();
+        let slow = scheduler.add_connection(ClientAddress::LOCAL);
+        stall(&scheduler, &slow).await;
         drop(slow.unscheduled());
-        let full = taken(&turns).await;
-        let beside = slow.acquire().now_or_never();
-        assert!(beside.is_some(), "it still owes a chunk");
-        drop(beside);
+        let full = taken(&scheduler).await;
+        let unscheduled = slow.acquire().now_or_never();
+        assert!(unscheduled.is_some(), "it still owes a chunk");
+        drop(unscheduled);
         assert!(
             slow.acquire().now_or_never().is_none(),
             "it waits like the others"
@@ -440,9 +440,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_ends_gives_its_places_back() {
-        let turns = SendScheduler::new();
-        let mut taken = taken(&turns).await;
-        let next = turns.add_connection(ClientAddress::LOCAL);
+        let scheduler = SendScheduler::new();
+        let mut taken = taken(&scheduler).await;
+        let next = scheduler.add_connection(ClientAddress::LOCAL);
         assert!(next.acquire().now_or_never().is_none());
         drop(taken.pop());
         assert!(next.acquire().now_or_never().is_some());
@@ -450,12 +450,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_leaves_a_chunk_lying_is_cut() {
-        let turns = SendScheduler::new();
+        let scheduler = SendScheduler::new();
         let stop = CancellationToken::new();
-        let watching = tokio::spawn(turns.clone().run_eviction(stop.clone()));
+        let watching = tokio::spawn(scheduler.clone().run_eviction(stop.clone()));
         let (silent, reader) = (
-            turns.add_connection(ClientAddress::LOCAL),
-            turns.add_connection(ClientAddress::LOCAL),
+            scheduler.add_connection(ClientAddress::LOCAL),
+            scheduler.add_connection(ClientAddress::LOCAL),
         );
         let _lies = silent.acquire().await;
         let start = Instant::now();
@@ -473,30 +473,36 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_one_that_is_not_read_for_longest_makes_room_for_others() {
-        let turns = SendScheduler::new();
+        let scheduler = SendScheduler::new();
         let idle = Duration::from_secs(1);
         let (first, second, third) = (
-            turns.add_connection(ClientAddress::LOCAL),
-            turns.add_connection(ClientAddress::LOCAL),
-            turns.add_connection(ClientAddress::LOCAL),
+            scheduler.add_connection(ClientAddress::LOCAL),
+            scheduler.add_connection(ClientAddress::LOCAL),
+            scheduler.add_connection(ClientAddress::LOCAL),
         );
         let _first = first.acquire().await;
         tokio::time::sleep(idle).await;
         let _second = second.acquire().await;
         tokio::time::sleep(idle).await;
         let _third = third.acquire().await;
-        let cut = |outlet: &ConnectionHandle| outlet.disconnected().now_or_never().is_some();
+        let disconnect = |connection: &ConnectionHandle| connection.disconnected().now_or_never().is_some();
         assert!(third.evict_slowest(idle));
-        assert_eq!([cut(&first), cut(&second), cut(&third)], [true, false, false]);
+        assert_eq!(
+            [disconnect(&first), disconnect(&second), disconnect(&third)],
+            [true, false, false]
+        );
         assert!(
             third.evict_slowest(idle),
             "what that one held is about to be free"
         );
-        assert!(!cut(&second));
+        assert!(!disconnect(&second));
         tokio::time::sleep(EVICTION_INTERVAL).await;
         assert!(third.evict_slowest(idle));
         tokio::time::sleep(EVICTION_INTERVAL).await;
         assert!(!third.evict_slowest(idle), "the last was handed over just now");
-        assert_eq!([cut(&first), cut(&second), cut(&third)], [true, true, false]);
+        assert_eq!(
+            [disconnect(&first), disconnect(&second), disconnect(&third)],
+            [true, true, false]
+        );
     }
 }

@@ -118,7 +118,7 @@ async fn a_read_that_hangs_keeps_its_slot_though_nobody_waits_for_it() {
             sha256: None,
             kind: FileKind::File,
         };
-        let offer = Arc::new(HungDiskContent {
+        let content = Arc::new(HungDiskContent {
             file: Arc::new(file),
             record,
             answers: Mutex::new((answers, revived)),
@@ -126,19 +126,19 @@ async fn a_read_that_hangs_keeps_its_slot_though_nobody_waits_for_it() {
         });
         let limits = Limits::new(0, 0, 1);
         let api = PeerApi::new(
-            vec![Arc::new(SingleContent(offer))],
+            vec![Arc::new(SingleContent(content))],
             PeerId([1; 32]),
             limits.clone(),
             Arc::default(),
         );
         let download = || {
-            let outlet = SendScheduler::new().add_connection(ClientAddress::LOCAL);
+            let connection = SendScheduler::new().add_connection(ClientAddress::LOCAL);
             let span = v1::Span {
                 file_id: record.id.to_bytes(),
                 offset: 0,
                 length: size,
             };
-            api.download(v1::DownloadRequest { spans: vec![span] }, outlet)
+            api.download(v1::DownloadRequest { spans: vec![span] }, connection)
         };
         let got = Mutex::new(0);
         let follow = async {

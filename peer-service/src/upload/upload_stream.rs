@@ -92,27 +92,27 @@ fn resolve(
     asked: &[RequestedRange],
     find: impl Fn(&FileId) -> Result<Arc<dyn Content>, Problem>,
 ) -> Result<Vec<SpanJob>, Problem> {
-    let mut offers: HashMap<FileId, Arc<dyn Content>> = HashMap::new();
+    let mut contents: HashMap<FileId, Arc<dyn Content>> = HashMap::new();
     let jobs = asked
         .iter()
         .enumerate()
         .map(|(index, RequestedRange { id, range })| {
-            let offer = match offers.get(id) {
-                Some(offer) => Arc::clone(offer),
+            let content = match contents.get(id) {
+                Some(content) => Arc::clone(content),
                 None => {
-                    let offer =
+                    let content =
                         find(id).map_err(|problem| problem.field(format!("spans[{index}].file_id")))?;
-                    offers.insert(*id, Arc::clone(&offer));
-                    offer
+                    contents.insert(*id, Arc::clone(&content));
+                    content
                 }
             };
-            let size = offer.size();
+            let size = content.size();
             if range.end > size {
                 let message = format!("{id} has {size} bytes");
                 return Err(Problem::new(Reason::OutOfRange, message).field(format!("spans[{index}].length")));
             }
             Ok(SpanJob {
-                content: offer,
+                content,
                 range: range.clone(),
             })
         });
@@ -142,34 +142,34 @@ struct UploadStream {
 /// # Errors
 /// `NOT_FOUND`, `OUT_OF_RANGE`, `BUSY`, and whatever the first file's offer says.
 pub(crate) async fn stream(
-    inner: Arc<UploadShared>,
+    service: Arc<UploadShared>,
     asked: Vec<RequestedRange>,
     slot: UploadSlot,
-    outlet: ConnectionHandle,
+    connection: ConnectionHandle,
 ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Problem> {
     let slot = Arc::new(slot);
-    let most = batch_size(&inner.limits, &outlet);
-    let (reader, first, notes) = match read_from_cache(&inner, &asked, most, &outlet)? {
+    let max = batch_size(&service.limits, &connection);
+    let (reader, first, guard) = match read_from_cache(&service, &asked, max, &connection)? {
         Some(begun) => begun,
         None => {
-            let (shared, outlet, slot) = (inner.clone(), outlet.clone(), Arc::clone(&slot));
+            let (shared, connection, slot) = (service.clone(), connection.clone(), Arc::clone(&slot));
             blocking(move || {
                 let _held = slot;
                 let jobs = resolve(&asked, |id| shared.find(id))?;
-                let notes = shared.in_flight_sends.register(&jobs, &outlet)?;
+                let guard = shared.in_flight_sends.register(&jobs, &connection)?;
                 let mut reader = SpanReader::new(jobs, shared.buffers.clone());
-                let first = reader.read(most)?;
-                Ok::<_, Problem>((reader, first, notes))
+                let first = reader.read(max)?;
+                Ok::<_, Problem>((reader, first, guard))
             })
             .await??
         }
     };
     let download = UploadStream {
-        shared: inner,
+        shared: service,
         reader: Some(reader),
         first_batch: Some(first),
-        in_flight: notes,
-        connection: outlet,
+        in_flight: guard,
+        connection,
         slot,
         deadline: Instant::now() + TOTAL_TIMEOUT,
     };
@@ -186,15 +186,19 @@ pub(crate) async fn stream(
 /// Bytes of data to hold for an upload: fewer where there are many, so that all together they hold little more than [`TOTAL_BATCH_BYTES`];
 /// where the link may be slow; and under a limit no more than each may send in a moment, so that its receiver sees a slow peer,
 /// which it is, and not a silent one.
-fn batch_size(limits: &Limits, outlet: &ConnectionHandle) -> u64 {
+fn batch_size(limits: &Limits, connection: &ConnectionHandle) -> u64 {
     let held = match limits.upload().rate() {
         0 => TOTAL_BATCH_BYTES,
         rate => TOTAL_BATCH_BYTES.min(rate / BATCHES_PER_SECOND),
     };
-    let most = if outlet.is_fast() { BATCH } else { CAUTIOUS_BATCH };
+    let max = if connection.is_fast() {
+        BATCH
+    } else {
+        CAUTIOUS_BATCH
+    };
     let share = held / u64::from(limits.active_uploads().max(1));
     // Whole leaves: a receiver hashes them where they lie.
-    (share / LEAF_SIZE as u64 * LEAF_SIZE as u64).clamp(LEAF_SIZE as u64, most)
+    (share / LEAF_SIZE as u64 * LEAF_SIZE as u64).clamp(LEAF_SIZE as u64, max)
 }
 
 /// The beginning of an answer that is in memory, as most are: without a trip to another thread.
@@ -202,21 +206,21 @@ fn batch_size(limits: &Limits, outlet: &ConnectionHandle) -> u64 {
 /// # Errors
 /// `BUSY`.
 fn read_from_cache(
-    inner: &UploadShared,
+    shared: &UploadShared,
     asked: &[RequestedRange],
-    most: u64,
-    outlet: &ConnectionHandle,
+    max: u64,
+    connection: &ConnectionHandle,
 ) -> Result<Option<(SpanReader, MessageBatch, SendGuard)>, Problem> {
     if asked.len() > MAX_INLINE_SPANS {
         return Ok(None);
     }
-    let Ok(jobs) = resolve(asked, |id| inner.try_find(id)) else {
+    let Ok(jobs) = resolve(asked, |id| shared.try_find(id)) else {
         return Ok(None);
     };
-    let notes = inner.in_flight_sends.register(&jobs, outlet)?;
-    let mut reader = SpanReader::new(jobs, inner.buffers.clone());
-    let first = reader.read_cached(most);
-    Ok(first.map(|first| (reader, first, notes)))
+    let guard = shared.in_flight_sends.register(&jobs, connection)?;
+    let mut reader = SpanReader::new(jobs, shared.buffers.clone());
+    let first = reader.read_cached(max);
+    Ok(first.map(|first| (reader, first, guard)))
 }
 
 impl UploadStream {
@@ -248,18 +252,18 @@ impl UploadStream {
 
     /// The next messages; none at the end.
     async fn read_batch(&mut self) -> Result<MessageBatch, Problem> {
-        let most = batch_size(&self.shared.limits, &self.connection);
+        let max = batch_size(&self.shared.limits, &self.connection);
         let Some(mut reader) = self.reader.take_if(|reader| !reader.is_done()) else {
             return Ok(MessageBatch::default());
         };
-        if let Some(batch) = reader.read_cached(most) {
+        if let Some(batch) = reader.read_cached(max) {
             self.reader = Some(reader);
             return Ok(batch);
         }
         let slot = Arc::clone(&self.slot);
         let (reader, batch) = blocking(move || {
             let _held = slot;
-            let batch = reader.read(most)?;
+            let batch = reader.read(max)?;
             Ok::<_, Problem>((reader, batch))
         })
         .await??;

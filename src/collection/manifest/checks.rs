@@ -80,19 +80,19 @@ impl<'a> EntryChecker<'a> {
         }
     }
 
-    fn too_many_folders(&self, most: usize) -> ManifestError {
+    fn too_many_folders(&self, max: usize) -> ManifestError {
         ManifestError::TooManyFolders {
             folders: self.folders,
             entries: self.finish.count as usize,
-            most,
+            most: max,
         }
     }
 
     /// What the entries came to. Refuses more folders than so many entries may have.
     pub(crate) fn totals(self) -> Result<ManifestTotals, ManifestError> {
-        let most = FREE_FOLDERS + FOLDERS_PER_ENTRY * self.finish.count as usize;
-        match self.folders > most {
-            true => Err(self.too_many_folders(most)),
+        let max = FREE_FOLDERS + FOLDERS_PER_ENTRY * self.finish.count as usize;
+        match self.folders > max {
+            true => Err(self.too_many_folders(max)),
             false => Ok(self.finish),
         }
     }

@@ -32,7 +32,7 @@ const TARGET: u8 = 1 << 3 | 2;
 /// Appends an entry.
 pub(crate) fn encode_entry(entry: &ManifestEntry<'_>, bytes: &mut Vec<u8>) {
     let path = entry.path.as_str();
-    let inner = match entry.content {
+    let body = match entry.content {
         EntryContent::File { size, executable, .. } => {
             let size = if size == 0 { 0 } else { 1 + varint_len(size) };
             2 + LEN + size + 2 * usize::from(executable)
@@ -42,11 +42,11 @@ pub(crate) fn encode_entry(entry: &ManifestEntry<'_>, bytes: &mut Vec<u8>) {
         EntryContent::Link { target } => field_len(target.len()),
     };
     bytes.push(ENTRY);
-    encode_varint((field_len(path.len()) + field_len(inner)) as u64, bytes);
+    encode_varint((field_len(path.len()) + field_len(body)) as u64, bytes);
     encode_text(PATH, path, bytes);
     match entry.content {
         EntryContent::File { id, size, executable } => {
-            encode_key(FILE, inner, bytes);
+            encode_key(FILE, body, bytes);
             encode_key(FILE_ID, LEN, bytes);
             bytes.extend_from_slice(id.as_bytes());
             if size != 0 {
@@ -57,9 +57,9 @@ pub(crate) fn encode_entry(entry: &ManifestEntry<'_>, bytes: &mut Vec<u8>) {
                 bytes.extend_from_slice(&[EXECUTABLE, 1]);
             }
         }
-        EntryContent::EmptyDirectory => encode_key(DIRECTORY, inner, bytes),
+        EntryContent::EmptyDirectory => encode_key(DIRECTORY, body, bytes),
         EntryContent::Link { target } => {
-            encode_key(LINK, inner, bytes);
+            encode_key(LINK, body, bytes);
             if !target.is_empty() {
                 encode_text(TARGET, target, bytes);
             }
@@ -91,14 +91,14 @@ pub(crate) fn entry_content(bytes: &[u8]) -> Option<EntryContent<'_>> {
 
 fn decode_content(bytes: &[u8]) -> Option<EntryContent<'_>> {
     let (&key, _) = bytes.split_first()?;
-    let (inner, []) = decode_field(key, bytes)? else {
+    let (body, []) = decode_field(key, bytes)? else {
         return None;
     };
     match key {
-        FILE => decode_file(inner),
-        DIRECTORY if inner.is_empty() => Some(EntryContent::EmptyDirectory),
-        LINK if inner.is_empty() => Some(EntryContent::Link { target: "" }),
-        LINK => match decode_text(TARGET, inner)? {
+        FILE => decode_file(body),
+        DIRECTORY if body.is_empty() => Some(EntryContent::EmptyDirectory),
+        LINK if body.is_empty() => Some(EntryContent::Link { target: "" }),
+        LINK => match decode_text(TARGET, body)? {
             ("", _) => None,
             (target, []) => Some(EntryContent::Link { target }),
             _ => None,
@@ -107,8 +107,8 @@ fn decode_content(bytes: &[u8]) -> Option<EntryContent<'_>> {
     }
 }
 
-fn decode_file(inner: &[u8]) -> Option<EntryContent<'_>> {
-    let (id, mut rest) = decode_field(FILE_ID, inner)?;
+fn decode_file(body: &[u8]) -> Option<EntryContent<'_>> {
+    let (id, mut rest) = decode_field(FILE_ID, body)?;
     let id = FileId::try_from(id).ok()?;
     let mut size = 0;
     if let [SIZE, after @ ..] = rest {

@@ -225,19 +225,19 @@ impl Manifest {
             starts.push(at as u32);
             rest = after;
         }
-        let sums = checks.totals()?;
-        Self::with_index(bytes, starts, sums)
+        let totals = checks.totals()?;
+        Self::with_index(bytes, starts, totals)
     }
 
     /// Entries that are checked, one after the other.
-    fn with_index(bytes: Bytes, starts: Vec<u32>, sums: ManifestTotals) -> Result<Self, ManifestError> {
+    fn with_index(bytes: Bytes, starts: Vec<u32>, totals: ManifestTotals) -> Result<Self, ManifestError> {
         let mut manifest = Self {
             bytes,
             offsets: starts,
             by_id: Vec::new(),
             content_size: 0,
         };
-        (manifest.by_id, manifest.content_size) = sums.into_index(&manifest)?;
+        (manifest.by_id, manifest.content_size) = totals.into_index(&manifest)?;
         Ok(manifest)
     }
 

@@ -500,14 +500,14 @@ fn few_entries_do_not_make_many_folders() {
         Err(ManifestError::TooManyFolders {
             folders,
             entries,
-            most,
-        }) => Some((folders, entries, most)),
+            most: max,
+        }) => Some((folders, entries, max)),
         decoded => decoded.map(|_| None).unwrap(),
     };
     let paths: Vec<String> = (0..400).map(|n| chain(n, 254)).collect();
     let entries: Vec<_> = paths.iter().map(|path| file(path, 1)).collect();
-    let most = FREE_FOLDERS + 400 * FOLDERS_PER_ENTRY;
-    assert_eq!(refused(&entries), Some((400 * 254, 400, most)));
+    let max = FREE_FOLDERS + 400 * FOLDERS_PER_ENTRY;
+    assert_eq!(refused(&entries), Some((400 * 254, 400, max)));
     let error = make(entries).unwrap_err();
     assert!(error.to_string().contains("101600 for 400 entries"), "{error}");
     assert_eq!(Problem::from(error).reason, Reason::OutOfRange);

@@ -85,52 +85,55 @@ pub struct Connection<S> {
 /// refuses is asked for again after a pause.
 pub fn connections<L: Accept>(
     listener: L,
-    places: PerAddressLimiter,
-    cut: CancellationToken,
+    limiter: PerAddressLimiter,
+    disconnect: CancellationToken,
 ) -> impl Stream<Item = io::Result<Connection<L::Io>>> + Send {
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let state = (listener, places, cut, Clients::default(), sweep);
-    stream::unfold(state, |(listener, places, cut, clients, mut sweep)| async move {
-        loop {
-            // Both arms are cancel-safe.
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                _ = sweep.tick() => {
-                    clients.sweep();
-                    continue;
-                }
-            };
-            let (stream, address) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::debug!(%error, "a connection was not accepted");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                    continue;
-                }
-            };
-            let source = address.map_or(ClientAddress::LOCAL, ClientAddress::from);
-            let place = places
-                .try_acquire(source)
-                .or_else(|why| clients.evict(source, why).ok_or(why));
-            let place = match place {
-                Ok(place) => place,
-                Err(why) => {
-                    tracing::debug!(?why, ?source, "no place for one more connection: closed it");
-                    continue;
-                }
-            };
-            let open = clients.open(source, address, place, cut.child_token());
-            let connection = Connection {
-                stream,
-                preface_deadline: Some(Box::pin(tokio::time::sleep(PREFACE_TIMEOUT))),
-                preface_bytes: 0,
-                disconnect: Box::pin(open.client().disconnected()),
-                open,
-            };
-            return Some((Ok(connection), (listener, places, cut, clients, sweep)));
-        }
-    })
+    let state = (listener, limiter, disconnect, Clients::default(), sweep);
+    stream::unfold(
+        state,
+        |(listener, limiter, disconnect, clients, mut sweep)| async move {
+            loop {
+                // Both arms are cancel-safe.
+                let accepted = tokio::select! {
+                    accepted = listener.accept() => accepted,
+                    _ = sweep.tick() => {
+                        clients.sweep();
+                        continue;
+                    }
+                };
+                let (stream, address) = match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        tracing::debug!(%error, "a connection was not accepted");
+                        tokio::time::sleep(ACCEPT_RETRY).await;
+                        continue;
+                    }
+                };
+                let client = address.map_or(ClientAddress::LOCAL, ClientAddress::from);
+                let permit = limiter
+                    .try_acquire(client)
+                    .or_else(|why| clients.evict(client, why).ok_or(why));
+                let permit = match permit {
+                    Ok(permit) => permit,
+                    Err(why) => {
+                        tracing::debug!(?why, ?client, "no place for one more connection: closed it");
+                        continue;
+                    }
+                };
+                let open = clients.open(client, address, permit, disconnect.child_token());
+                let connection = Connection {
+                    stream,
+                    preface_deadline: Some(Box::pin(tokio::time::sleep(PREFACE_TIMEOUT))),
+                    preface_bytes: 0,
+                    disconnect: Box::pin(open.client().disconnected()),
+                    open,
+                };
+                return Some((Ok(connection), (listener, limiter, disconnect, clients, sweep)));
+            }
+        },
+    )
 }
 
 impl<S> Connection<S> {
@@ -237,8 +240,8 @@ mod tests {
     use super::*;
     use crate::grpc::limiter::MaxShare;
 
-    fn places(most: usize) -> PerAddressLimiter {
-        PerAddressLimiter::new(most, MaxShare::ALL)
+    fn places(max: usize) -> PerAddressLimiter {
+        PerAddressLimiter::new(max, MaxShare::ALL)
     }
 
     /// Accepts what a test hands over.
@@ -284,13 +287,13 @@ mod tests {
     #[tokio::test]
     async fn an_address_that_has_its_share_is_turned_away() {
         let (call, listener) = listener();
-        let places = PerAddressLimiter::new(4, MaxShare::default());
-        let mut incoming = Box::pin(connections(listener, places.clone(), CancellationToken::new()));
+        let limiter = PerAddressLimiter::new(4, MaxShare::default());
+        let mut incoming = Box::pin(connections(listener, limiter.clone(), CancellationToken::new()));
         let callers = [call(), call(), call()];
         let _open = [incoming.next().await, incoming.next().await];
         assert!(futures_util::poll!(incoming.next()).is_pending(), "{callers:?}");
         assert!(
-            places.try_acquire(IpAddr::from([192, 0, 2, 2]).into()).is_ok(),
+            limiter.try_acquire(IpAddr::from([192, 0, 2, 2]).into()).is_ok(),
             "another finds a place"
         );
     }
@@ -314,13 +317,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_is_to_end_does_not_wait_to_write() {
         let (call, listener) = listener();
-        let cut = CancellationToken::new();
-        let mut incoming = Box::pin(connections(listener, places(1), cut.clone()));
+        let disconnect = CancellationToken::new();
+        let mut incoming = Box::pin(connections(listener, places(1), disconnect.clone()));
         let _silent = call();
         let mut open = incoming.next().await.unwrap().unwrap();
         let writing = tokio::spawn(async move { open.write_all(&[0; 4096]).await.unwrap_err() });
         tokio::task::yield_now().await;
-        cut.cancel();
+        disconnect.cancel();
         assert_eq!(writing.await.unwrap().kind(), io::ErrorKind::ConnectionAborted);
     }
 
@@ -353,13 +356,13 @@ mod tests {
     #[tokio::test]
     async fn all_are_cut_at_the_end() {
         let (call, listener) = listener();
-        let cut = CancellationToken::new();
-        let mut incoming = Box::pin(connections(listener, places(2), cut.clone()));
+        let disconnect = CancellationToken::new();
+        let mut incoming = Box::pin(connections(listener, places(2), disconnect.clone()));
         let _callers = (call(), call());
         for _ in 0..2 {
             let mut open = incoming.next().await.unwrap().unwrap();
             let reading = tokio::spawn(async move { open.read(&mut [0; 1]).await.unwrap_err() });
-            cut.cancel();
+            disconnect.cancel();
             assert_eq!(reading.await.unwrap().kind(), io::ErrorKind::ConnectionAborted);
         }
     }

@@ -337,8 +337,8 @@ impl AdmittedCall {
         }
         let mut incoming = None;
         let body = match self.kind.max_request() {
-            Some(most) => Body::new(http_body_util::Full::new(
-                self.collect(body, most, &mut incoming).await?,
+            Some(max) => Body::new(http_body_util::Full::new(
+                self.collect(body, max, &mut incoming).await?,
             )),
             None if trusted => body,
             None => Body::new(http_body_util::Limited::new(body, MAX_REFLECTION_REQUESTS)),
@@ -392,11 +392,11 @@ impl AdmittedCall {
     async fn collect(
         &self,
         mut body: Body,
-        most: usize,
+        max: usize,
         incoming: &mut Option<Permit>,
     ) -> Result<Bytes, Problem> {
         let too_large = || {
-            let message = format!("a request of this call has at most {most} bytes");
+            let message = format!("a request of this call has at most {max} bytes");
             Problem::new(Reason::OutOfRange, message)
         };
         let mut bytes = BytesMut::new();
@@ -407,7 +407,7 @@ impl AdmittedCall {
                     continue;
                 };
                 let length = bytes.len() + data.len();
-                if length > most + MESSAGE_HEADER {
+                if length > max + MESSAGE_HEADER {
                     return Err(too_large());
                 }
                 if length > SMALL_REQUEST + MESSAGE_HEADER {
@@ -422,13 +422,13 @@ impl AdmittedCall {
                 }
                 // Copied, so that a few bytes do not hold what they were read into.
                 bytes.extend_from_slice(&data);
-                if declared(&bytes).is_some_and(|declared| declared > most) {
+                if declared(&bytes).is_some_and(|declared| declared > max) {
                     return Err(too_large());
                 }
             }
             Ok(())
         };
-        let time = match most > SMALL_REQUEST {
+        let time = match max > SMALL_REQUEST {
             true => LARGE_REQUEST_TIME,
             false => SMALL_REQUEST_TIME,
         };

@@ -162,12 +162,12 @@ impl Clients {
         source: ClientAddress,
         address: Option<SocketAddr>,
         place: Permit,
-        cut: CancellationToken,
+        disconnect: CancellationToken,
     ) -> OpenConnectionGuard {
         let shared = Arc::new(ConnectionRecord {
             client: source,
             address,
-            disconnect: cut,
+            disconnect,
             permit: Mutex::new(Some(place)),
             table: Arc::downgrade(&self.shared),
             opened_at: Instant::now(),
@@ -389,9 +389,9 @@ mod tests {
     use super::*;
     use crate::grpc::limiter::{MaxShare, PerAddressLimiter};
 
-    fn connect(clients: &Clients, places: &PerAddressLimiter, port: u16) -> OpenConnectionGuard {
+    fn connect(clients: &Clients, limiter: &PerAddressLimiter, port: u16) -> OpenConnectionGuard {
         let address = SocketAddr::from(([192, 0, 2, (port >> 8) as u8], port));
-        let place = places.try_acquire(address.into()).unwrap();
+        let place = limiter.try_acquire(address.into()).unwrap();
         clients.open(address.into(), Some(address), place, CancellationToken::new())
     }
 
@@ -400,14 +400,14 @@ mod tests {
     }
 
     fn budget(bytes: usize) -> Arc<Permit> {
-        let places = PerAddressLimiter::new(bytes, MaxShare::ALL);
-        Arc::new(places.take_many(ClientAddress::LOCAL, bytes).unwrap())
+        let limiter = PerAddressLimiter::new(bytes, MaxShare::ALL);
+        Arc::new(limiter.take_many(ClientAddress::LOCAL, bytes).unwrap())
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_is_closed_and_one_with_a_call_is_not() {
-        let (clients, places) = (Clients::default(), PerAddressLimiter::new(9, MaxShare::ALL));
-        let (idle, busy) = (connect(&clients, &places, 1), connect(&clients, &places, 2));
+        let (clients, limiter) = (Clients::default(), PerAddressLimiter::new(9, MaxShare::ALL));
+        let (idle, busy) = (connect(&clients, &limiter, 1), connect(&clients, &limiter, 2));
         let call = busy.client().activity();
         tokio::time::advance(IDLE_TIMEOUT - SWEEP_INTERVAL).await;
         clients.sweep();
@@ -426,10 +426,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn where_all_are_taken_whoever_has_most_gives_an_idle_one() {
-        let (clients, places) = (Clients::default(), PerAddressLimiter::new(4, MaxShare::ALL));
-        let lone = connect(&clients, &places, 0x100);
+        let (clients, limiter) = (Clients::default(), PerAddressLimiter::new(4, MaxShare::ALL));
+        let lone = connect(&clients, &limiter, 0x100);
         tokio::time::advance(EVICTABLE).await;
-        let many = [0x200, 0x201, 0x202].map(|port| connect(&clients, &places, port));
+        let many = [0x200, 0x201, 0x202].map(|port| connect(&clients, &limiter, port));
         let _call = many[0].client().activity();
         let newcomer = ClientAddress::from(SocketAddr::from(([192, 0, 2, 9], 1)));
         assert!(
@@ -438,18 +438,21 @@ mod tests {
         );
         tokio::time::advance(EVICTABLE).await;
         let place = clients.evict(newcomer, LimitError::Full).expect("some are idle");
-        let cut: Vec<bool> = many.iter().map(is_cut).collect();
-        assert!(!is_cut(&lone) && !cut[0] && (cut[1] || cut[2]), "{cut:?}");
+        let disconnect: Vec<bool> = many.iter().map(is_cut).collect();
+        assert!(
+            !is_cut(&lone) && !disconnect[0] && (disconnect[1] || disconnect[2]),
+            "{disconnect:?}"
+        );
         drop(many);
-        assert_eq!(places.in_use(), 2, "the place went to the newcomer");
+        assert_eq!(limiter.in_use(), 2, "the place went to the newcomer");
         drop((place, lone));
-        assert_eq!(places.in_use(), 0);
+        assert_eq!(limiter.in_use(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_lies_unread_closes_its_connection() {
-        let (clients, places) = (Clients::default(), PerAddressLimiter::new(9, MaxShare::ALL));
-        let (silent, slow) = (connect(&clients, &places, 1), connect(&clients, &places, 2));
+        let (clients, limiter) = (Clients::default(), PerAddressLimiter::new(9, MaxShare::ALL));
+        let (silent, slow) = (connect(&clients, &limiter, 1), connect(&clients, &limiter, 2));
         let part = || Bytes::from(vec![0; SLOWEST as usize]);
         let _unread = silent.client().count_unread(part(), budget(1));
         let mut reading: std::collections::VecDeque<_> = (0..60)
@@ -468,8 +471,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_hoards_for_longest_makes_room_for_others() {
-        let (clients, places) = (Clients::default(), PerAddressLimiter::new(9, MaxShare::ALL));
-        let (one, other) = (connect(&clients, &places, 1), connect(&clients, &places, 2));
+        let (clients, limiter) = (Clients::default(), PerAddressLimiter::new(9, MaxShare::ALL));
+        let (one, other) = (connect(&clients, &limiter, 1), connect(&clients, &limiter, 2));
         let _first = one.client().count_unread(Bytes::from_static(b"x"), budget(1));
         other.client().evict_hoarder();
         assert!(!is_cut(&one), "it may be about to read it");

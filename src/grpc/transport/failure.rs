@@ -25,16 +25,16 @@ enum Failure {
 const NOT_HTTP2: &str = "it does not speak HTTP/2";
 
 /// That what answers at `place` speaks something else.
-pub(crate) fn not_http2(service: &str, place: &dyn std::fmt::Display) -> Problem {
-    Problem::new(Reason::NotPotluck, foreign(service, place, NOT_HTTP2))
+pub(crate) fn not_http2(service: &str, endpoint: &dyn std::fmt::Display) -> Problem {
+    Problem::new(Reason::NotPotluck, foreign(service, endpoint, NOT_HTTP2))
 }
 
-fn foreign(service: &str, place: &dyn std::fmt::Display, why: &str) -> String {
-    format!("what answers at {place} is no Potluck {service}: {why}")
+fn foreign(service: &str, endpoint: &dyn std::fmt::Display, why: &str) -> String {
+    format!("what answers at {endpoint} is no Potluck {service}: {why}")
 }
 
 /// The problem that a status from `place` is, where `service` was expected.
-pub(crate) fn problem(status: Status, service: &str, place: &dyn std::fmt::Display) -> Problem {
+pub(crate) fn problem(status: Status, service: &str, endpoint: &dyn std::fmt::Display) -> Problem {
     let failure = match is_from_potluck(&status) {
         true => None,
         false => below_grpc(&status).or_else(|| not_grpc(&status)),
@@ -43,14 +43,14 @@ pub(crate) fn problem(status: Status, service: &str, place: &dyn std::fmt::Displ
         None => return status.into(),
         Some(Failure::Disconnected(why)) => (
             Reason::Unreachable,
-            format!("the {service} at {place} cannot be reached: {why}"),
+            format!("the {service} at {endpoint} cannot be reached: {why}"),
         ),
         Some(Failure::TimedOut(why)) => (
             Reason::TimedOut,
-            format!("the {service} at {place} does not answer: {why}"),
+            format!("the {service} at {endpoint} does not answer: {why}"),
         ),
-        Some(Failure::NotGrpc(why)) => (Reason::NotPotluck, foreign(service, place, &why)),
-        Some(Failure::NoDescriptors) => (Reason::TooManyOpenFiles, no_descriptors(place)),
+        Some(Failure::NotGrpc(why)) => (Reason::NotPotluck, foreign(service, endpoint, &why)),
+        Some(Failure::NoDescriptors) => (Reason::TooManyOpenFiles, no_descriptors(endpoint)),
     };
     Problem {
         reason,
@@ -60,22 +60,25 @@ pub(crate) fn problem(status: Status, service: &str, place: &dyn std::fmt::Displ
 }
 
 /// The failure that an error of the transport stands for. Also where no status was made of it, as when connecting.
-pub(crate) fn connect_problem(error: &(dyn Error + 'static), place: &dyn std::fmt::Display) -> Problem {
+pub(crate) fn connect_problem(error: &(dyn Error + 'static), endpoint: &dyn std::fmt::Display) -> Problem {
     let why = match in_chain(error) {
         Some(Failure::TimedOut(why)) => {
-            return Problem::new(Reason::TimedOut, format!("no answer at {place}: {why}"));
+            return Problem::new(Reason::TimedOut, format!("no answer at {endpoint}: {why}"));
         }
         Some(Failure::NoDescriptors) => {
-            return Problem::new(Reason::TooManyOpenFiles, no_descriptors(place));
+            return Problem::new(Reason::TooManyOpenFiles, no_descriptors(endpoint));
         }
         Some(Failure::Disconnected(why) | Failure::NotGrpc(why)) => why,
         None => root_cause(error),
     };
-    Problem::new(Reason::Unreachable, format!("nothing answers at {place}: {why}"))
+    Problem::new(
+        Reason::Unreachable,
+        format!("nothing answers at {endpoint}: {why}"),
+    )
 }
 
-fn no_descriptors(place: &dyn std::fmt::Display) -> String {
-    format!("cannot connect to {place}: {RAISE_OPEN_FILES}")
+fn no_descriptors(endpoint: &dyn std::fmt::Display) -> String {
+    format!("cannot connect to {endpoint}: {RAISE_OPEN_FILES}")
 }
 
 fn below_grpc(status: &Status) -> Option<Failure> {

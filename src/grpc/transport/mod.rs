@@ -210,8 +210,8 @@ impl Endpoint {
     pub async fn is_serving(&self) -> Result<bool, Problem> {
         let mut health = HealthClient::new(self.open().await?);
         let answer = health.check(HealthCheckRequest::default());
-        let told = self.call("health service", RESPONSE_TIMEOUT, answer).await?;
-        Ok(told.status() == ServingStatus::Serving)
+        let response = self.call("health service", RESPONSE_TIMEOUT, answer).await?;
+        Ok(response.status() == ServingStatus::Serving)
     }
 
     /// Opens a connection within [`CONNECT_TIMEOUT`]. Whether gRPC is spoken there shows with the first call.
@@ -332,10 +332,10 @@ impl Endpoint {
         limit: Duration,
         answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<T, Problem> {
-        let told = tokio::time::timeout(limit, answer)
+        let response = tokio::time::timeout(limit, answer)
             .await
             .map_err(|_| self.timed_out(service, limit))?;
-        match told {
+        match response {
             Ok(answer) => Ok(answer.into_inner()),
             Err(status) => Err(self.explain(status, service).await),
         }

@@ -85,7 +85,7 @@ async fn run_on(
         .stoppable(wait_until_announced(network, item.record.id))
         .await?;
     step(context, 2, "the fourth fetches it from all three at once");
-    let order = DownloadRequest {
+    let request = DownloadRequest {
         file: item.record.id,
         name: None,
         target: Some(network.download_folder()),
@@ -96,11 +96,11 @@ async fn run_on(
         limit: 0,
         priority: None,
     };
-    let patience = WaitLimit {
+    let wait_limit = WaitLimit {
         wait: ANNOUNCE_TIMEOUT,
         error: None,
     };
-    let transfer = get::follow(context, network.downloader(), &order, patience, None).await?;
+    let transfer = get::follow(context, network.downloader(), &request, wait_limit, None).await?;
     get::report(context, &transfer, false)?;
     step(context, 3, "what arrived is compared with the original");
     let same = sample::compare(context, &original, Path::new(&transfer.path), item.record.id).await?;
@@ -147,13 +147,13 @@ async fn share_by_all(
     network: &DemoNetwork,
     path: &Path,
 ) -> Result<Item, CommandError> {
-    let mut board = ProgressLines::new(context.out.bars());
+    let mut progress = ProgressLines::new(context.out.bars());
     let began = Instant::now();
     let mut first = None;
     for (i, control) in network.sharers().enumerate() {
         let label = format!("peer {} of 3", i + 1);
         let item = share(control, path, |done, total| {
-            board.show(|width| vec![draw::hashing(&label, done, total, began.elapsed(), width)]);
+            progress.show(|width| vec![draw::hashing(&label, done, total, began.elapsed(), width)]);
         })
         .await?;
         first.get_or_insert(item);

@@ -39,55 +39,55 @@ pub(crate) struct WaitLimit {
 pub(crate) async fn follow(
     context: &CommandContext,
     peer: &PeerHandle,
-    order: &DownloadRequest,
-    patience: WaitLimit,
-    again: Option<&str>,
+    request: &DownloadRequest,
+    wait_limit: WaitLimit,
+    resume: Option<&str>,
 ) -> Result<Transfer, CommandError> {
     let mut heard = true;
     let mut events = pin!(
         context
-            .stoppable(async { Ok(peer.control.fetch(order).await?) })
+            .stoppable(async { Ok(peer.control.fetch(request).await?) })
             .await?
     );
-    let mut board = ProgressLines::new(context.out.bars());
+    let mut progress_lines = ProgressLines::new(context.out.bars());
     let mut rows = PeerRows::default();
     let mut last: Option<Transfer> = None;
-    let mut told: Option<Instant> = None;
+    let mut reported_at: Option<Instant> = None;
     let mut stuck = StallWatch::default();
     loop {
         let event = tokio::select! {
             // Cancel-safe: an event not taken stays in the stream, and the others only wait.
             event = events.next() => event,
             () = context.stop.cancelled() => {
-                drop(board);
-                return Err(stopped(peer, last, again).await);
+                drop(progress_lines);
+                return Err(stopped(peer, last, resume).await);
             }
-            () = stuck.timed_out(patience.wait) => {
-                drop(board);
-                return Err(wait_limit_reached(context, peer, last, patience, again).await);
+            () = stuck.timed_out(wait_limit.wait) => {
+                drop(progress_lines);
+                return Err(wait_limit_reached(context, peer, last, wait_limit, resume).await);
             }
         };
         let transfer = match event {
             Some(Ok(transfer)) => transfer,
-            Some(Err(problem)) => return Err(lost(problem, last.is_some(), again)),
-            None => return Err(lost(cut_off(), last.is_some(), again)),
+            Some(Err(problem)) => return Err(lost(problem, last.is_some(), resume)),
+            None => return Err(lost(cut_off(), last.is_some(), resume)),
         };
-        stuck.update(context, &transfer, patience.wait);
-        board.show(|width| rows.render(&transfer, width));
+        stuck.update(context, &transfer, wait_limit.wait);
+        progress_lines.show(|width| rows.render(&transfer, width));
         if heard && context.out.is_json() && !context.out.is_quiet() && !transfer.state.is_settled() {
-            let due = told.is_none_or(|told| told.elapsed() >= OBJECT_INTERVAL);
+            let due = reported_at.is_none_or(|reported_at| reported_at.elapsed() >= OBJECT_INTERVAL);
             if due {
-                told = Some(Instant::now());
+                reported_at = Some(Instant::now());
                 match context.out.object(&progress(&transfer)) {
                     // The file is wanted though nobody listens any more.
                     Err(CommandError::BrokenPipe) => heard = false,
-                    told => told?,
+                    reported_at => reported_at?,
                 }
             }
         }
         match transfer.state {
             TransferState::Done => return Ok(transfer),
-            TransferState::Failed => return Err(failed(&transfer, patience)),
+            TransferState::Failed => return Err(failed(&transfer, wait_limit)),
             TransferState::Cancelled => {
                 return Err(CommandError::new(
                     Reason::Cancelled,
@@ -95,7 +95,7 @@ pub(crate) async fn follow(
                 ));
             }
             TransferState::Paused => return Err(paused(context, &transfer)),
-            _ if order.detach => return Ok(transfer),
+            _ if request.detach => return Ok(transfer),
             _ => last = Some(transfer),
         }
     }
@@ -197,8 +197,8 @@ async fn pause_own(peer: &PeerHandle, transfer: Transfer) -> Transfer {
 /// What becomes of the transfer at a peer that goes on after the command.
 const STAYS_PAUSED: &str = "the peer holds it, unless it was detached or somebody else follows it";
 
-async fn stopped(peer: &PeerHandle, last: Option<Transfer>, again: Option<&str>) -> CommandError {
-    let Some(again) = again else {
+async fn stopped(peer: &PeerHandle, last: Option<Transfer>, resume: Option<&str>) -> CommandError {
+    let Some(resume) = resume else {
         return CommandError::interrupted("interrupted");
     };
     let Some(last) = last else {
@@ -206,7 +206,7 @@ async fn stopped(peer: &PeerHandle, last: Option<Transfer>, again: Option<&str>)
     };
     let unverified = last.long_unverified();
     let transfer = pause_own(peer, last).await;
-    let go_on = format!("go on with: {again}");
+    let go_on = format!("go on with: {resume}");
     match (peer.ends_with_command(), unverified) {
         (false, _) => CommandError::interrupted(kept(&transfer))
             .hint(STAYS_PAUSED)
@@ -225,11 +225,11 @@ async fn wait_limit_reached(
     context: &CommandContext,
     peer: &PeerHandle,
     last: Option<Transfer>,
-    patience: WaitLimit,
-    again: Option<&str>,
+    wait_limit: WaitLimit,
+    resume: Option<&str>,
 ) -> CommandError {
     let Some(transfer) = last else {
-        return patience
+        return wait_limit
             .error
             .unwrap_or_else(|| CommandError::new(Reason::NoProviders, "nobody has it now"));
     };
@@ -245,20 +245,22 @@ async fn wait_limit_reached(
         _ => pause_own(peer, transfer).await,
     };
     let cancel = transfers(context, "cancel", number);
-    let with_rest = |fail: CommandError| {
-        let Some(again) = again else { return fail };
-        let go_on = format!("go on with: {again}");
+    let with_rest = |command_error: CommandError| {
+        let Some(resume) = resume else {
+            return command_error;
+        };
+        let go_on = format!("go on with: {resume}");
         match (transfer.done, stays) {
-            (0, false) => fail,
-            (0, true) => fail.hint(format!(
+            (0, false) => command_error,
+            (0, true) => command_error.hint(format!(
                 "transfer {number} stays with the peer; this ends it for everybody: {cancel}"
             )),
-            (_, false) => fail.hint(kept(&transfer)).hint(go_on),
-            (_, true) => fail.hint(kept(&transfer)).hint(STAYS_PAUSED).hint(go_on),
+            (_, false) => command_error.hint(kept(&transfer)).hint(go_on),
+            (_, true) => command_error.hint(kept(&transfer)).hint(STAYS_PAUSED).hint(go_on),
         }
     };
-    if let Some(instead) = patience.error {
-        return with_rest(instead);
+    if let Some(error) = wait_limit.error {
+        return with_rest(error);
     }
     let problem = transfer
         .error
@@ -266,7 +268,7 @@ async fn wait_limit_reached(
         .unwrap_or_else(|| Problem::new(Reason::NoProviders, "no peer that is up has what is missing"));
     let waited = format!(
         "gave up after {} without progress: {}",
-        text::time(patience.wait),
+        text::time(wait_limit.wait),
         problem.message
     );
     with_rest(CommandError::from(Problem {
@@ -275,13 +277,13 @@ async fn wait_limit_reached(
     }))
 }
 
-fn failed(transfer: &Transfer, patience: WaitLimit) -> CommandError {
+fn failed(transfer: &Transfer, wait_limit: WaitLimit) -> CommandError {
     let problem = transfer
         .error
         .clone()
         .unwrap_or_else(|| Problem::new(Reason::Internal, "the transfer failed without a reason"));
-    match (problem.reason, patience.error) {
-        (Reason::NotFound | Reason::NoProviders | Reason::Unreachable, Some(instead)) => instead,
+    match (problem.reason, wait_limit.error) {
+        (Reason::NotFound | Reason::NoProviders | Reason::Unreachable, Some(error)) => error,
         (Reason::TargetExists, _) => CommandError::from(problem).hint("give another path with -o"),
         _ => CommandError::from(problem),
     }
@@ -295,18 +297,18 @@ fn cut_off() -> Problem {
 }
 
 /// The peer is gone in the middle.
-fn lost(problem: Problem, began: bool, again: Option<&str>) -> CommandError {
+fn lost(problem: Problem, began: bool, resume: Option<&str>) -> CommandError {
     let resumes = began
         && matches!(
             problem.reason,
             Reason::Unreachable | Reason::ShuttingDown | Reason::Cancelled | Reason::NotPotluck
         );
-    match (again.filter(|_| resumes), problem.reason) {
-        (Some(again), _) => CommandError::from(Problem {
+    match (resume.filter(|_| resumes), problem.reason) {
+        (Some(resume), _) => CommandError::from(Problem {
             reason: Reason::Unreachable,
             ..problem
         })
-        .hint(format!("what was fetched is kept; go on with: {again}")),
+        .hint(format!("what was fetched is kept; go on with: {resume}")),
         (None, Reason::TargetExists) => CommandError::from(problem).hint("give another path with -o"),
         (None, _) => problem.into(),
     }

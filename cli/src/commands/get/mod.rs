@@ -108,11 +108,11 @@ async fn download_first(
     candidates: Vec<Candidate>,
 ) -> Result<(), CommandError> {
     let target = target(peer, args)?;
-    let again = resume_command(context, args);
+    let resume = resume_command(context, args);
     let last = candidates.len().saturating_sub(1);
     let mut first = None;
     for (i, candidate) in candidates.into_iter().enumerate() {
-        let order = DownloadRequest {
+        let request = DownloadRequest {
             file: candidate.id,
             name: candidate.name,
             target: target.clone(),
@@ -123,7 +123,7 @@ async fn download_first(
             limit: args.limit.map_or(0, |limit| limit.as_u64()),
             priority: args.priority,
         };
-        let patience = WaitLimit {
+        let wait_limit = WaitLimit {
             wait: if candidate.has_providers {
                 Duration::from_secs(args.wait)
             } else {
@@ -131,18 +131,18 @@ async fn download_first(
             },
             error: candidate.error,
         };
-        match follow(context, peer, &order, patience, Some(&again)).await {
+        match follow(context, peer, &request, wait_limit, Some(&resume)).await {
             Ok(transfer) => return report(context, &transfer, args.detach),
-            Err(fail) => match why_another(&fail).filter(|_| i < last) {
+            Err(error) => match why_another(&error).filter(|_| i < last) {
                 Some(why) => {
                     context
                         .out
-                        .warn(format_args!("{} {why}, trying another", order.file));
-                    first.get_or_insert(fail);
+                        .warn(format_args!("{} {why}, trying another", request.file));
+                    first.get_or_insert(error);
                 }
                 // What is in the way is what was fetched of the first, which says how to go on.
-                None if fail.is(Reason::TargetExists) => return Err(first.unwrap_or(fail)),
-                None => return Err(fail),
+                None if error.is(Reason::TargetExists) => return Err(first.unwrap_or(error)),
+                None => return Err(error),
             },
         }
     }
@@ -154,8 +154,8 @@ async fn download_first(
 }
 
 /// Why another candidate may do where one failed so.
-const fn why_another(fail: &CommandError) -> Option<&'static str> {
-    match fail.exit() {
+const fn why_another(error: &CommandError) -> Option<&'static str> {
+    match error.exit() {
         Some(ExitStatus::Verification) => Some("is not what was asked for"),
         Some(ExitStatus::NotFound | ExitStatus::Unreachable) => Some("is served by nobody now"),
         _ => None,
@@ -183,7 +183,7 @@ fn target(peer: &PeerHandle, args: &GetArgs) -> Result<Option<PathBuf>, CommandE
 
 /// The command that goes on after an interruption, with every flag that changes what it does.
 fn resume_command(context: &CommandContext, args: &GetArgs) -> String {
-    let want = match &args.want {
+    let query = match &args.want {
         FileQuery::Id(id) => id.to_string(),
         FileQuery::Sha256(sum) => format!("sha256:{sum}"),
         FileQuery::Name(name) => name.clone(),
@@ -201,7 +201,7 @@ fn resume_command(context: &CommandContext, args: &GetArgs) -> String {
     let flags = flags.into_iter().flat_map(|(flag, values): (_, Vec<String>)| {
         values.into_iter().flat_map(move |value| [flag.to_owned(), value])
     });
-    let words = ["potluck", "get", &want].map(ToOwned::to_owned).into_iter();
+    let words = ["potluck", "get", &query].map(ToOwned::to_owned).into_iter();
     let expansion = args.allow_expansion.then(|| "--allow-expansion".to_owned());
     context.command(words.chain(flags).chain(expansion))
 }

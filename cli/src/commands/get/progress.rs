@@ -35,9 +35,9 @@ impl PeerRows {
             }
         }
         let mut lines = vec![head(transfer, width)];
-        let mut most: Vec<&TransferPeer> = transfer.peers.iter().collect();
-        most.sort_by_key(|peer| std::cmp::Reverse(peer.bytes));
-        let (shown, others) = most.split_at(most.len().min(MAX_ROWS));
+        let mut largest: Vec<&TransferPeer> = transfer.peers.iter().collect();
+        largest.sort_by_key(|peer| std::cmp::Reverse(peer.bytes));
+        let (shown, others) = largest.split_at(largest.len().min(MAX_ROWS));
         let mut shown = shown.to_vec();
         shown.sort_by_key(|peer| self.seen.iter().position(|address| *address == peer.address));
         let given: u64 = transfer.peers.iter().map(|peer| peer.bytes).sum();

@@ -48,14 +48,14 @@ pub(crate) async fn candidates(
     let looked_up = match context.index_of(peer) {
         Ok(index) => look_up(&index, &args.want).await,
         // Without an index an id and somebody to ask are enough.
-        Err(fail) if args.from.is_empty() || !matches!(args.want, FileQuery::Id(_)) => return Err(fail),
+        Err(error) if args.from.is_empty() || !matches!(args.want, FileQuery::Id(_)) => return Err(error),
         Err(_) => Ok(Vec::new()),
     };
     let index = context.index_of(peer).ok();
     match (&args.want, looked_up) {
         (FileQuery::Id(id), looked_up) => Ok(vec![by_id(context, peer, args, *id, looked_up)]),
         (_, Err(problem)) => Err(problem.into()),
-        (want, Ok(files)) if files.is_empty() => Err(suggest(index.as_ref(), want).await),
+        (query, Ok(files)) if files.is_empty() => Err(suggest(index.as_ref(), query).await),
         (FileQuery::Name(name), Ok(files)) if files.len() > 1 => Err(ambiguous(context, name, &files)),
         (FileQuery::Name(name), Ok(files)) => Ok(files
             .iter()
@@ -68,8 +68,8 @@ pub(crate) async fn candidates(
     }
 }
 
-async fn look_up(index: &IndexClient, want: &FileQuery) -> Result<Vec<IndexedFile>, Problem> {
-    query::find(index, want, MAX_PASSED_PROVIDERS as u32).await
+async fn look_up(index: &IndexClient, query: &FileQuery) -> Result<Vec<IndexedFile>, Problem> {
+    query::find(index, query, MAX_PASSED_PROVIDERS as u32).await
 }
 
 fn by_id(
@@ -79,7 +79,7 @@ fn by_id(
     id: FileId,
     looked_up: Result<Vec<IndexedFile>, Problem>,
 ) -> Candidate {
-    let (found, instead) = match looked_up {
+    let (found, error) = match looked_up {
         Ok(files) => match files.into_iter().next() {
             Some(found) => (Some(found), None),
             None => (None, Some(query::unknown(&args.want))),
@@ -95,7 +95,7 @@ fn by_id(
             providers: args.from.clone(),
             has_providers: !args.from.is_empty(),
             // Of peers that were named the transfer knows more than the index does.
-            error: instead.filter(|_| args.from.is_empty()),
+            error: error.filter(|_| args.from.is_empty()),
         },
     }
 }
@@ -153,8 +153,8 @@ fn ambiguous(context: &CommandContext, name: &str, files: &[IndexedFile]) -> Com
         true => context.out.object(&query::Objects { files }),
         false => context.out.lines(search::lines(files, context.out.width())),
     };
-    if let Err(fail) = printed {
-        return fail;
+    if let Err(error) = printed {
+        return error;
     }
     let message = format!(
         "{} have the name `{name}`",
@@ -164,10 +164,10 @@ fn ambiguous(context: &CommandContext, name: &str, files: &[IndexedFile]) -> Com
 }
 
 /// That it is unknown, with names that are near.
-async fn suggest(index: Option<&IndexClient>, want: &FileQuery) -> CommandError {
-    let fail = query::unknown(want);
-    let (FileQuery::Name(name), Some(index)) = (want, index) else {
-        return fail;
+async fn suggest(index: Option<&IndexClient>, query: &FileQuery) -> CommandError {
+    let error = query::unknown(query);
+    let (FileQuery::Name(name), Some(index)) = (query, index) else {
+        return error;
     };
     // Only a courtesy: an error here changes nothing. The extension says little and is left out.
     let words = name.rsplit_once('.').map_or(name.as_str(), |(stem, _)| stem);
@@ -182,5 +182,5 @@ async fn suggest(index: Option<&IndexClient>, want: &FileQuery) -> CommandError 
     near.files
         .iter()
         .filter_map(|found| found.names.first())
-        .fold(fail, |fail, name| fail.hint(format!("did you mean: {name}")))
+        .fold(error, |error, name| error.hint(format!("did you mean: {name}")))
 }

@@ -78,9 +78,9 @@ impl RegistrarTask {
     async fn held_digest(&mut self) -> Option<SetDigest> {
         let told = self.synced_version;
         if self.digest.held.is_none_or(|(upto, _)| upto != told) {
-            let holdings = self.listener.holdings();
+            let announce_set = self.listener.holdings();
             // Stays as it was where the runtime is ending.
-            self.digest.held = tokio::task::spawn_blocking(move || holdings.digest())
+            self.digest.held = tokio::task::spawn_blocking(move || announce_set.digest())
                 .await
                 .unwrap_or_default();
         }

@@ -82,7 +82,7 @@ impl Registrar {
         token: Token,
         address: Address,
         ttl: Option<Duration>,
-        holdings: AnnounceSet,
+        announce_set: AnnounceSet,
         shutdown: CancellationToken,
         tracker: &TaskTracker,
     ) -> Self {
@@ -91,7 +91,7 @@ impl Registrar {
         let registrar = Self {
             status: status.subscribe(),
             acknowledged: acknowledged.subscribe(),
-            announce_set: holdings.clone(),
+            announce_set: announce_set.clone(),
         };
         let index = IndexConnection {
             client: client.with_instance(rand::rng().random::<[u8; INSTANCE]>()),
@@ -99,7 +99,7 @@ impl Registrar {
             address,
             ttl,
         };
-        let task = RegistrarTask::new(index, holdings.subscribe(), status, acknowledged);
+        let task = RegistrarTask::new(index, announce_set.subscribe(), status, acknowledged);
         tracker.spawn(task.run(shutdown));
         registrar
     }
@@ -288,8 +288,8 @@ impl RegistrarTask {
             back_off(self.failures)
         };
         let wait = jittered(wait).max(problem.retry_after.unwrap_or_default());
-        let news = self.status.borrow().error.as_ref().map(|error| error.reason) != Some(problem.reason);
-        if news {
+        let is_new = self.status.borrow().error.as_ref().map(|error| error.reason) != Some(problem.reason);
+        if is_new {
             tracing::warn!(
                 %problem,
                 "not registered: others may not find what this peer has; it keeps trying"
@@ -387,21 +387,21 @@ impl RegistrarTask {
                 ended = !changes.more || newer;
                 calls.push_back(self.register(changes, self.opens_lease && calls.is_empty()));
             }
-            let Some((changes, told)) = calls.next().await else {
+            let Some((changes, result)) = calls.next().await else {
                 break;
             };
-            match told {
-                Ok(told) => {
+            match result {
+                Ok(result) => {
                     self.batch_size = (self.batch_size * 2).min(MAX_BATCH);
                     self.synced_version = changes.up_to;
                     self.listener.acknowledged(self.synced_version);
-                    if let Some(mut told) = told {
+                    if let Some(mut result) = result {
                         (self.opens_lease, self.replace) = (false, false);
                         // A small batch may have overtaken a large one: where nothing is removed, the index has the most that it said.
-                        let most = lease.map_or(0, |lease| lease.file_count);
-                        told.file_count = told.file_count.max(most);
-                        self.record_lease(&told);
-                        lease = Some(told);
+                        let max = lease.map_or(0, |lease| lease.file_count);
+                        result.file_count = result.file_count.max(max);
+                        self.record_lease(&result);
+                        lease = Some(result);
                     }
                 }
                 Err(problem) => {
@@ -461,10 +461,10 @@ impl RegistrarTask {
             if changes.put.is_empty() && !open && !replace {
                 return (changes, Ok(None));
             }
-            let told = client
+            let result = client
                 .register(&token, &address, &changes.put, ttl, replace)
                 .await;
-            (changes, told.map(Some))
+            (changes, result.map(Some))
         }
     }
 

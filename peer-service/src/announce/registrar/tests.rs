@@ -48,10 +48,10 @@ async fn a_file_that_goes_while_it_is_told_does_not_make_the_index_replace_all()
     let served = potluck_index::serve(listener, config, stop.clone());
     tracker.spawn(async move { served.await.unwrap() });
     let (stays, goes) = (registration(1), registration(2));
-    let holdings = AnnounceSet::new();
-    let shelf = Arc::new(ListLibrary::default());
-    let source: Weak<ListLibrary> = Arc::downgrade(&shelf);
-    holdings.set_source(source);
+    let announce_set = AnnounceSet::new();
+    let content_source = Arc::new(ListLibrary::default());
+    let source: Weak<ListLibrary> = Arc::downgrade(&content_source);
+    announce_set.set_source(source);
     let index = IndexConnection {
         client: IndexClient::new(endpoint),
         token: Token::generate(),
@@ -62,17 +62,17 @@ async fn a_file_that_goes_while_it_is_told_does_not_make_the_index_replace_all()
         ttl: None,
     };
     let (status, acknowledged) = (watch::Sender::default(), watch::Sender::default());
-    let mut task = RegistrarTask::new(index, holdings.subscribe(), status, acknowledged);
+    let mut task = RegistrarTask::new(index, announce_set.subscribe(), status, acknowledged);
     // The library takes it away, and says so only once that is stored.
-    shelf.0.lock().unwrap().push(stays.clone());
-    holdings.announce_complete(&[stays.file.id, goes.file.id]);
+    content_source.0.lock().unwrap().push(stays.clone());
+    announce_set.announce_complete(&[stays.file.id, goes.file.id]);
     let count = |task: &RegistrarTask| task.status.borrow().file_count;
     task.sync().await.unwrap();
     assert_eq!(
         (task.replace, task.synced_version, count(&task)),
-        (false, holdings.version(), 1)
+        (false, announce_set.version(), 1)
     );
-    holdings.remove(&[goes.file.id]);
+    announce_set.remove(&[goes.file.id]);
     task.sync().await.unwrap();
     assert_eq!(
         (task.replace, task.replaced, task.expected_files),

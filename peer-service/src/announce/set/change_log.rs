@@ -74,15 +74,15 @@ impl ChangeLog {
     }
 
     /// Adds or replaces; false where that would put a part in the place of a whole.
-    pub(crate) fn put(&mut self, id: FileId, what: ChangeKind) -> bool {
-        if what == ChangeKind::Partial
+    pub(crate) fn put(&mut self, id: FileId, kind: ChangeKind) -> bool {
+        if kind == ChangeKind::Partial
             && self
                 .entry(&id)
                 .is_some_and(|line| line.kind == ChangeKind::Complete)
         {
             return false;
         }
-        self.push(id, what);
+        self.push(id, kind);
         true
     }
 
@@ -142,32 +142,32 @@ impl ChangeLog {
     }
 
     /// Gives an id a new line, the one that counts from now on.
-    fn push(&mut self, id: FileId, what: ChangeKind) {
+    fn push(&mut self, id: FileId, kind: ChangeKind) {
         self.compact();
         self.last += 1;
-        match what {
+        match kind {
             ChangeKind::Removed => self.removed += 1,
             _ => self.present += 1,
         }
         // A peer has far fewer than 2^32 files.
         let at = self.entries.len() as u32;
         let (lines, hasher) = (&self.entries, &self.hasher);
-        let place = self.positions.entry(
+        let position = self.positions.entry(
             hasher.hash_one(id),
             |&at| lines[at as usize].id == id,
             |&at| hasher.hash_one(lines[at as usize].id),
         );
-        match place {
-            Entry::Vacant(place) => drop(place.insert(at)),
-            Entry::Occupied(mut place) => {
-                let old = std::mem::replace(place.get_mut(), at);
+        match position {
+            Entry::Vacant(position) => drop(position.insert(at)),
+            Entry::Occupied(mut position) => {
+                let old = std::mem::replace(position.get_mut(), at);
                 self.retire(old);
             }
         }
         self.entries.push(LogEntry {
             version: self.last,
             id,
-            kind: what,
+            kind,
         });
     }
 

@@ -104,11 +104,11 @@ impl AnnounceSet {
         let mut state = self.state();
         for registration in registrations {
             let id = registration.file.id;
-            let what = match registration.partial {
+            let kind = match registration.partial {
                 true => ChangeKind::Partial,
                 false => ChangeKind::Complete,
             };
-            if state.put.get(&id) != Some(&registration) && state.log.put(id, what) {
+            if state.put.get(&id) != Some(&registration) && state.log.put(id, kind) {
                 state.put.insert(id, registration);
             }
         }
@@ -186,11 +186,12 @@ impl AnnounceSet {
         let state = self.state();
         let ids = state.log.after(0).filter(|line| line.kind != ChangeKind::Removed);
         let ids: Vec<FileId> = ids.map(|line| line.id).collect();
-        let told: Vec<_> = ids.into_iter().map(|id| state.announcement(id)).collect();
+        let announcements: Vec<_> = ids.into_iter().map(|id| state.announcement(id)).collect();
         let source = state.source();
         drop(state);
-        told.into_iter()
-            .filter_map(|told| told.resolve(&source))
+        announcements
+            .into_iter()
+            .filter_map(|announcement| announcement.resolve(&source))
             .collect()
     }
 
@@ -209,10 +210,10 @@ impl AnnounceSet {
             if state.log.last() != version {
                 return None;
             }
-            let told: Vec<Announcement> = ids.iter().map(|&id| state.announcement(id)).collect();
+            let announcements: Vec<Announcement> = ids.iter().map(|&id| state.announcement(id)).collect();
             drop(state);
-            for told in told {
-                digest.insert(&(&told.resolve(&source)?).into());
+            for announcement in announcements {
+                digest.insert(&(&announcement.resolve(&source)?).into());
             }
         }
         (self.version() == version).then_some((version, digest))
@@ -296,12 +297,12 @@ impl AnnounceListener {
     pub(crate) fn changes(&self, since: u64, most_files: usize, most_bytes: usize) -> AnnounceChanges {
         let state = self.announce_set.state();
         let mut lines = state.log.after(since);
-        let told: Vec<_> = lines
+        let announcements: Vec<_> = lines
             .by_ref()
             .take(most_files)
             .map(|line| {
-                let told = (line.kind != ChangeKind::Removed).then(|| state.announcement(line.id));
-                (line.version, line.id, told)
+                let announcement = (line.kind != ChangeKind::Removed).then(|| state.announcement(line.id));
+                (line.version, line.id, announcement)
             })
             .collect();
         let more = lines.next().is_some();
@@ -316,11 +317,11 @@ impl AnnounceListener {
         drop(state);
         let mut bytes = 0;
         let mut upto = since;
-        let mut told = told.into_iter();
-        for (version, id, told) in told.by_ref() {
-            match told {
+        let mut announcement = announcements.into_iter();
+        for (version, id, announcement) in announcement.by_ref() {
+            match announcement {
                 None => changes.removed.push(id),
-                Some(told) => match told.resolve(&source) {
+                Some(announcement) => match announcement.resolve(&source) {
                     Some(registration) => {
                         bytes += registration.names.iter().map(String::len).sum::<usize>();
                         changes.put.push(registration);
@@ -333,7 +334,7 @@ impl AnnounceListener {
                 break;
             }
         }
-        if more || told.len() > 0 {
+        if more || announcement.len() > 0 {
             (changes.up_to, changes.more) = (upto, true);
         }
         changes

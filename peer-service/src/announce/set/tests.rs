@@ -143,47 +143,51 @@ proptest! {
 
 #[test]
 fn what_did_not_change_is_not_told_again() {
-    let holdings = AnnounceSet::new();
-    holdings.put(vec![registration(1, "a", false)]);
-    let version = holdings.version();
-    holdings.put(vec![registration(1, "a", false)]);
-    assert_eq!(holdings.version(), version);
-    holdings.put(vec![registration(1, "b", false)]);
-    assert!(holdings.version() > version);
+    let announce_set = AnnounceSet::new();
+    announce_set.put(vec![registration(1, "a", false)]);
+    let version = announce_set.version();
+    announce_set.put(vec![registration(1, "a", false)]);
+    assert_eq!(announce_set.version(), version);
+    announce_set.put(vec![registration(1, "b", false)]);
+    assert!(announce_set.version() > version);
 }
 
 #[test]
 fn a_part_does_not_hide_the_whole() {
-    let holdings = AnnounceSet::new();
-    holdings.put(vec![registration(1, "a", true)]);
-    holdings.put(vec![registration(1, "a", false)]);
-    holdings.put(vec![registration(1, "a", true)]);
-    assert!(!holdings.snapshot()[0].partial);
+    let announce_set = AnnounceSet::new();
+    announce_set.put(vec![registration(1, "a", true)]);
+    announce_set.put(vec![registration(1, "a", false)]);
+    announce_set.put(vec![registration(1, "a", true)]);
+    assert!(!announce_set.snapshot()[0].partial);
 }
 
 #[test]
 fn a_part_that_ends_takes_nothing_else_away() {
-    let holdings = AnnounceSet::new();
+    let announce_set = AnnounceSet::new();
     let (part, whole) = (registration(1, "a", true), registration(1, "b", false));
-    let shelf = Arc::new(FakeLibrary::default());
-    shelf.0.lock().unwrap().insert(whole.file.id, whole.clone());
-    let source: Weak<FakeLibrary> = Arc::downgrade(&shelf);
-    holdings.set_source(source);
+    let content_source = Arc::new(FakeLibrary::default());
+    content_source
+        .0
+        .lock()
+        .unwrap()
+        .insert(whole.file.id, whole.clone());
+    let source: Weak<FakeLibrary> = Arc::downgrade(&content_source);
+    announce_set.set_source(source);
     let (one, other) = (
-        holdings.announce_partial(part.clone()),
-        holdings.announce_partial(part.clone()),
+        announce_set.announce_partial(part.clone()),
+        announce_set.announce_partial(part.clone()),
     );
     drop(one);
     assert_eq!(
-        holdings.snapshot(),
+        announce_set.snapshot(),
         std::slice::from_ref(&part),
         "another transfer has it"
     );
     drop(other);
-    assert!(holdings.is_empty());
+    assert!(announce_set.is_empty());
     // The library has it by the time that the transfer ends.
-    let one = holdings.announce_partial(part);
-    holdings.announce_complete(&[whole.file.id]);
+    let one = announce_set.announce_partial(part);
+    announce_set.announce_complete(&[whole.file.id]);
     drop(one);
-    assert_eq!(holdings.snapshot(), [whole]);
+    assert_eq!(announce_set.snapshot(), [whole]);
 }

@@ -76,20 +76,20 @@ impl UnitAssembler {
     }
 
     /// The spans of the next call: what is still to come, at most so many bytes of it and at least one.
-    pub(crate) fn next_spans(&mut self, most: u64) -> Vec<v1::Span> {
+    pub(crate) fn next_spans(&mut self, max: u64) -> Vec<v1::Span> {
         let (first, done) = self.position;
-        let mut room = most.max(1);
+        let mut space = max.max(1);
         let mut spans = Vec::new();
-        for (place, asked) in self.spans[first..].iter().enumerate() {
+        for (place, requested) in self.spans[first..].iter().enumerate() {
             let skip = if place == 0 { done } else { 0 };
-            let length = (asked.len - skip).min(room);
+            let length = (requested.len - skip).min(space);
             spans.push(v1::Span {
-                file_id: asked.file.to_bytes(),
-                offset: asked.offset + skip,
+                file_id: requested.file.to_bytes(),
+                offset: requested.offset + skip,
                 length,
             });
-            room -= length;
-            if room == 0 {
+            space -= length;
+            if space == 0 {
                 break;
             }
         }
@@ -109,7 +109,7 @@ impl UnitAssembler {
 
     /// The unit, by its place in the call, that comes next; `None` once all is there.
     pub(crate) fn current(&self) -> Option<usize> {
-        self.spans.get(self.position.0).map(|asked| asked.unit)
+        self.spans.get(self.position.0).map(|span| span.unit)
     }
 
     /// Takes what came. Gives the unit that it completes, by its place in the call, with its bytes.
@@ -119,17 +119,17 @@ impl UnitAssembler {
             return Err(UnexpectedData::Empty);
         }
         let (index, done) = self.position;
-        let asked = *self.spans.get(index).ok_or(UnexpectedData::TooMuch)?;
-        if self.request_start + part.span as usize != index || part.offset != asked.offset + done {
+        let span = *self.spans.get(index).ok_or(UnexpectedData::TooMuch)?;
+        if self.request_start + part.span as usize != index || part.offset != span.offset + done {
             return Err(UnexpectedData::OutOfOrder);
         }
-        let left = asked.len - done;
+        let left = span.len - done;
         if len > left.min(self.outstanding_bytes) {
             return Err(UnexpectedData::TooMuch);
         }
         self.outstanding_bytes -= len;
         // At most a unit: the plan bounds it to the largest piece.
-        let left_of_unit = self.units[asked.unit].saturating_sub(self.current_unit.len());
+        let left_of_unit = self.units[span.unit].saturating_sub(self.current_unit.len());
         self.current_unit.push(part.data, left_of_unit);
         if len < left {
             self.position.1 += len;
@@ -137,8 +137,8 @@ impl UnitAssembler {
         }
         self.position = (index + 1, 0);
         match self.current() {
-            Some(unit) if unit == asked.unit => Ok(None),
-            _ => Ok(Some((asked.unit, std::mem::take(&mut self.current_unit)))),
+            Some(unit) if unit == span.unit => Ok(None),
+            _ => Ok(Some((span.unit, std::mem::take(&mut self.current_unit)))),
         }
     }
 }
@@ -258,18 +258,18 @@ mod tests {
 
     #[test]
     fn crumbs_are_not_held_without_end() {
-        let mut held = ReceiveBuffer::default();
-        while held.has_room() {
-            held.push(chunk(0, 0, 1));
+        let mut buffer = ReceiveBuffer::default();
+        while buffer.has_room() {
+            buffer.push(chunk(0, 0, 1));
         }
-        assert!((FREE_SLICES..2 * FREE_SLICES).contains(&held.bytes));
-        assert!(held.pop().is_some() && held.has_room());
+        assert!((FREE_SLICES..2 * FREE_SLICES).contains(&buffer.bytes));
+        assert!(buffer.pop().is_some() && buffer.has_room());
         for _ in 0..10_000 {
-            held.push(chunk(0, 0, 16 * MIN_SLICE));
-            assert!(held.has_room(), "what is no crumb always has room");
+            buffer.push(chunk(0, 0, 16 * MIN_SLICE));
+            assert!(buffer.has_room(), "what is no crumb always has room");
         }
-        while held.pop().is_some() {}
-        assert_eq!(held.bytes, 0);
+        while buffer.pop().is_some() {}
+        assert_eq!(buffer.bytes, 0);
     }
 
     #[test]
@@ -308,9 +308,9 @@ mod tests {
         let (mut spans, mut calls) = (Vec::new(), 0);
         while assembly.current().is_some() {
             assert_eq!(assembly.has_partial_unit(), calls > 0, "call {calls}");
-            let asked = assembly.next_spans(PIECE / 4 + 1);
-            assert!(asked.iter().map(|span| span.length).sum::<u64>() <= PIECE / 4 + 1);
-            for (place, span) in asked.iter().enumerate() {
+            let requested = assembly.next_spans(PIECE / 4 + 1);
+            assert!(requested.iter().map(|span| span.length).sum::<u64>() <= PIECE / 4 + 1);
+            for (place, span) in requested.iter().enumerate() {
                 let place = place as u32;
                 let more = assembly.clone().push(chunk(place, span.offset, span.length + 1));
                 // Not even what would be asked for next.
@@ -318,7 +318,7 @@ mod tests {
                 drop(assembly.push(chunk(place, span.offset, span.length)).unwrap());
             }
             assert_eq!(assembly.outstanding_bytes(), 0);
-            spans.extend(asked);
+            spans.extend(requested);
             calls += 1;
         }
         assert_eq!(calls, 8);

@@ -32,18 +32,18 @@ impl ChunkList {
 
     /// Adds bytes at the end; `left`: how many are still to come, these among them.
     pub(crate) fn push(&mut self, bytes: Bytes, left: usize) {
-        let is_crumb = bytes.len() < MIN_SHARED_CHUNK;
-        let room = match is_crumb && !self.small_chunks.is_empty() {
+        let is_small = bytes.len() < MIN_SHARED_CHUNK;
+        let space = match is_small && !self.small_chunks.is_empty() {
             true => 2 * self.small_chunks.capacity(),
             false => MIN_COPIED_CHUNK,
         };
-        if !is_crumb || self.small_chunks.len() + bytes.len() > self.small_chunks.capacity() {
+        if !is_small || self.small_chunks.len() + bytes.len() > self.small_chunks.capacity() {
             self.seal_small_chunks();
         }
         self.len += bytes.len();
-        if is_crumb {
+        if is_small {
             if self.small_chunks.is_empty() {
-                self.small_chunks = BytesMut::with_capacity(room.min(left).max(bytes.len()));
+                self.small_chunks = BytesMut::with_capacity(space.min(left).max(bytes.len()));
             }
             self.small_chunks.extend_from_slice(&bytes);
         } else {
@@ -147,20 +147,20 @@ mod tests {
 
     #[test]
     fn crumbs_are_copied_together() {
-        let mut rope = ChunkList::default();
+        let mut chunk_list = ChunkList::default();
         let len = 4 << 20;
         let bytes: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
-        for (at, crumb) in (0..).step_by(1000).zip(bytes.chunks(1000)) {
-            rope.push(Bytes::copy_from_slice(crumb), len - at);
+        for (at, small_chunk) in (0..).step_by(1000).zip(bytes.chunks(1000)) {
+            chunk_list.push(Bytes::copy_from_slice(small_chunk), len - at);
         }
-        assert_eq!(rope.slices(0..len).count(), 11, "few runs");
-        assert_eq!(*rope.contiguous(0..len), bytes);
+        assert_eq!(chunk_list.slices(0..len).count(), 11, "few runs");
+        assert_eq!(*chunk_list.contiguous(0..len), bytes);
         // One between two long runs takes no more than itself.
-        let mut rope = ChunkList::default();
+        let mut chunk_list = ChunkList::default();
         for len in [MIN_SHARED_CHUNK, 100, MIN_SHARED_CHUNK, 100] {
-            rope.push(vec![1; len].into(), 4 << 20);
+            chunk_list.push(vec![1; len].into(), 4 << 20);
         }
-        assert!(rope.small_chunks.capacity() <= MIN_COPIED_CHUNK);
-        assert_eq!(rope.slices(0..rope.len()).count(), 4);
+        assert!(chunk_list.small_chunks.capacity() <= MIN_COPIED_CHUNK);
+        assert_eq!(chunk_list.slices(0..chunk_list.len()).count(), 4);
     }
 }

@@ -118,24 +118,24 @@ impl DiskPool {
     /// Has `work` done on a unit that is to be written there: on a thread that may wait, before whatever comes later.
     pub(crate) fn submit(
         self: &Arc<Self>,
-        room: QueuePermit,
+        space: QueuePermit,
         target: &Path,
         work: impl FnOnce() + Send + 'static,
     ) {
         let job = VerifyJob {
             target: target.to_owned(),
             work: Box::new(work),
-            permit: room,
+            permit: space,
         };
-        let mut turns = lock(&self.queue);
-        turns.waiting.push_back(job);
-        if turns.running.len() == self.threads {
+        let mut queue = lock(&self.queue);
+        queue.waiting.push_back(job);
+        if queue.running.len() == self.threads {
             return;
         }
-        let Some((mut number, mut job)) = turns.start_next() else {
+        let Some((mut number, mut job)) = queue.start_next() else {
             return;
         };
-        drop(turns);
+        drop(queue);
         let disk = Arc::clone(self);
         // Never waited for: whoever gave the work knows when it is done.
         drop(tokio::task::spawn_blocking(move || {
@@ -152,17 +152,17 @@ impl DiskPool {
 
     /// Where the oldest unit is being written to and for how long nothing has got done, if that is at least so long and no thread is
     /// free: everything waits for the disk.
-    pub(crate) fn hung_for(&self, least: Duration) -> Option<(PathBuf, Duration)> {
-        let turns = lock(&self.queue);
-        if turns.running.len() < self.threads {
+    pub(crate) fn hung_for(&self, min: Duration) -> Option<(PathBuf, Duration)> {
+        let queue = lock(&self.queue);
+        if queue.running.len() < self.threads {
             return None;
         }
-        let (since, target) = turns.running.values().next()?;
-        let idle = turns
+        let (since, target) = queue.running.values().next()?;
+        let idle = queue
             .last_finished
             .map_or(*since, |ended| ended.max(*since))
             .elapsed();
-        (idle >= least).then(|| (target.clone(), idle))
+        (idle >= min).then(|| (target.clone(), idle))
     }
 }
 
@@ -187,9 +187,9 @@ impl JobQueue {
 impl VerifyJob {
     fn run(self) {
         let Self {
-            work, permit: room, ..
+            work, permit: space, ..
         } = self;
-        drop(room);
+        drop(space);
         // What panicked said so itself, to whoever waits for it and in the log; those that wait still have this thread.
         let _ = catch_unwind(AssertUnwindSafe(work));
     }
@@ -298,14 +298,14 @@ mod tests {
         let disk = DiskPools::new(2).pool(1);
         let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
         let begin = |target: &str| {
-            let room = Arc::clone(&disk.queue_space).try_acquire_owned().unwrap();
-            let mut turns = lock(&disk.queue);
-            turns.waiting.push_back(VerifyJob {
+            let space = Arc::clone(&disk.queue_space).try_acquire_owned().unwrap();
+            let mut queue = lock(&disk.queue);
+            queue.waiting.push_back(VerifyJob {
                 target: target.into(),
                 work: Box::new(|| {}),
-                permit: room,
+                permit: space,
             });
-            turns.start_next().unwrap().0
+            queue.start_next().unwrap().0
         };
         let end = |number| assert!(lock(&disk.queue).finish_and_start_next(number).is_none());
         let slow = begin("/slow");

@@ -160,7 +160,7 @@ impl DownloadDriver<'_> {
         &mut self,
         mut peer_events: mpsc::Receiver<(PeerKey, PeerEvent)>,
     ) -> Result<FetchOutcome, Problem> {
-        let (tell, mut told) = mpsc::channel(EVENTS);
+        let (event_sender, mut events) = mpsc::channel(EVENTS);
         let mut report = tokio::time::interval(REPORT_INTERVAL);
         let list = Arc::clone(&self.candidates.borrow_and_update().list);
         self.peers.update_candidates(&list);
@@ -174,7 +174,7 @@ impl DownloadDriver<'_> {
             if self.kind_doubted {
                 return Ok(FetchOutcome::Doubted);
             }
-            let finished = self.run_actions(&tell);
+            let finished = self.run_actions(&event_sender);
             self.budget_share.report_in_flight(self.swarm.in_flight_bytes());
             if finished {
                 return Ok(FetchOutcome::Done);
@@ -184,9 +184,9 @@ impl DownloadDriver<'_> {
             // Each arm is cancel-safe: channels and timers lose nothing when another arm is taken.
             tokio::select! {
                 () = self.stop.cancelled() => return Ok(FetchOutcome::Stopped),
-                Some(event) = told.recv() => {
+                Some(event) = events.recv() => {
                     self.on_request_event(event)?;
-                    while let Ok(event) = told.try_recv() {
+                    while let Ok(event) = events.try_recv() {
                         self.on_request_event(event)?;
                     }
                 }
@@ -207,9 +207,9 @@ impl DownloadDriver<'_> {
                 // Looked at above.
                 Ok(()) = self.budget_share.changed() => {}
                 Ok(()) = self.limits.changed() => {
-                    let terms = *self.limits.borrow_and_update();
-                    self.rate_limiter.set_limits(terms);
-                    self.budget_share.set_priority(terms.priority);
+                    let limits = *self.limits.borrow_and_update();
+                    self.rate_limiter.set_limits(limits);
+                    self.budget_share.set_priority(limits.priority);
                 }
                 _ = report.tick() => {
                     self.connect_more_peers();
@@ -275,7 +275,7 @@ impl DownloadDriver<'_> {
     }
 
     /// Does what the swarm wants; true once it is finished.
-    fn run_actions(&mut self, tell: &mpsc::Sender<RequestEvent>) -> bool {
+    fn run_actions(&mut self, event_sender: &mpsc::Sender<RequestEvent>) -> bool {
         if self.disk_full.is_some() {
             return false;
         }
@@ -290,7 +290,7 @@ impl DownloadDriver<'_> {
                     self.requests.insert(id, (peer, unit, token.clone()));
                     let plan = self.download.part_file.plan();
                     let (bytes, spans) = (plan.unit_len(unit), plan.spans(unit).count());
-                    let wanted = UnitRequest { id, unit, token };
+                    let request = UnitRequest { id, unit, token };
                     let fits = |call: &&mut (PeerKey, Vec<UnitRequest>, u64, usize)| {
                         call.0 == peer
                             && call.2 + bytes <= MAX_REQUEST_BYTES
@@ -298,11 +298,11 @@ impl DownloadDriver<'_> {
                     };
                     match calls.iter_mut().rev().find(fits) {
                         Some(call) => {
-                            call.1.push(wanted);
+                            call.1.push(request);
                             call.2 += bytes;
                             call.3 += spans;
                         }
-                        None => calls.push((peer, vec![wanted], bytes, spans)),
+                        None => calls.push((peer, vec![request], bytes, spans)),
                     }
                     self.download.update(|units| units.fetching.set(unit, true));
                 }
@@ -329,20 +329,25 @@ impl DownloadDriver<'_> {
                 Action::Finished => finished = true,
             }
         }
-        for (peer, mut wanted, _, _) in calls {
-            wanted.retain(|wanted| !wanted.token.is_cancelled());
-            self.start_requests(peer, wanted, tell);
+        for (peer, mut request, _, _) in calls {
+            request.retain(|request| !request.token.is_cancelled());
+            self.start_requests(peer, request, event_sender);
         }
         finished || self.swarm.is_finished()
     }
 
-    fn start_requests(&mut self, peer: PeerKey, wanted: Vec<UnitRequest>, tell: &mpsc::Sender<RequestEvent>) {
-        let Some(link) = self.peers.get(peer).and_then(|known| known.client.clone()) else {
+    fn start_requests(
+        &mut self,
+        peer: PeerKey,
+        requests: Vec<UnitRequest>,
+        event_sender: &mpsc::Sender<RequestEvent>,
+    ) {
+        let Some(client) = self.peers.get(peer).and_then(|known| known.client.clone()) else {
             let now = self.now();
-            for wanted in wanted {
-                self.close_request(wanted.id);
+            for request in requests {
+                self.close_request(request.id);
                 self.swarm
-                    .failed(wanted.id, potluck_swarm::Failure::Disconnected, now);
+                    .failed(request.id, potluck_swarm::Failure::Disconnected, now);
             }
             return;
         };
@@ -351,11 +356,11 @@ impl DownloadDriver<'_> {
             disk: Arc::clone(&self.disk),
             rate_limiter: Arc::clone(&self.rate_limiter),
             peer,
-            client: link,
-            events: tell.clone(),
+            client,
+            events: event_sender.clone(),
             tasks: self.calls.clone(),
         };
-        self.calls.spawn(caller.run(wanted));
+        self.calls.spawn(caller.run(requests));
     }
 
     /// A request is over: its call drops it, and its unit may no longer be on its way.
@@ -373,52 +378,52 @@ impl DownloadDriver<'_> {
     /// Tells a peer which of its pieces were wrong: its disk or memory may be at fault, and its
     /// owner not know of it. Whether it listens changes nothing here.
     fn report_bad_pieces(&self, peer: PeerKey, bad: Option<BadPieces>) {
-        let link = self.peers.get(peer).and_then(|known| known.client.clone());
-        if let Some((link, bad)) = link.zip(bad) {
-            self.context.tracker.spawn(link.report_bad_pieces(bad));
+        let client = self.peers.get(peer).and_then(|known| known.client.clone());
+        if let Some((client, bad)) = client.zip(bad) {
+            self.context.tracker.spawn(client.report_bad_pieces(bad));
         }
     }
 
-    fn on_request_event(&mut self, told: RequestEvent) -> Result<(), Problem> {
+    fn on_request_event(&mut self, event: RequestEvent) -> Result<(), Problem> {
         let now = self.now();
-        match told.outcome {
+        match event.outcome {
             RequestOutcome::Progress(bytes) => {
-                self.peers.mark_sending(told.peer);
-                self.swarm.progressed(told.id, bytes, now);
+                self.peers.mark_sending(event.peer);
+                self.swarm.progressed(event.id, bytes, now);
             }
-            RequestOutcome::LocallyThrottled => self.swarm.locally_throttled(told.id, now),
+            RequestOutcome::LocallyThrottled => self.swarm.locally_throttled(event.id, now),
             RequestOutcome::Verified => {
                 // Of use even if the race was lost meanwhile: the bytes are there. The swarm counts them once.
                 self.disk_retry = DISK_RETRY;
                 self.ask_anew = AskAnew::default();
-                if self.swarm.verified(told.id, now) {
-                    if let Some(known) = self.peers.get(told.peer) {
-                        tracing::trace!(file = %self.download.record.id.short(), unit = told.unit, peer = %known.candidate.address, "verified");
+                if self.swarm.verified(event.id, now) {
+                    if let Some(known) = self.peers.get(event.peer) {
+                        tracing::trace!(file = %self.download.record.id.short(), unit = event.unit, peer = %known.candidate.address, "verified");
                     }
-                    let len = self.download.part_file.plan().unit_len(told.unit);
+                    let len = self.download.part_file.plan().unit_len(event.unit);
                     self.context.downloaded_bytes.fetch_add(len, Ordering::Relaxed);
-                    self.peers.credit_bytes(told.peer, len);
-                    self.download.update(|units| units.have.set(told.unit, true));
+                    self.peers.credit_bytes(event.peer, len);
+                    self.download.update(|units| units.have.set(event.unit, true));
                 }
-                self.close_request(told.id);
+                self.close_request(event.id);
             }
             RequestOutcome::Corrupt(what) => {
-                self.violations.entry(told.peer).or_insert(what);
-                self.swarm.corrupt(told.id, now);
-                self.close_request(told.id);
+                self.violations.entry(event.peer).or_insert(what);
+                self.swarm.corrupt(event.id, now);
+                self.close_request(event.id);
             }
             RequestOutcome::Unverified(what, bad) => {
-                self.report_bad_pieces(told.peer, bad);
-                self.violations.entry(told.peer).or_insert(what);
-                self.swarm.corrupt(told.id, now);
-                self.close_request(told.id);
+                self.report_bad_pieces(event.peer, bad);
+                self.violations.entry(event.peer).or_insert(what);
+                self.swarm.corrupt(event.id, now);
+                self.close_request(event.id);
             }
             RequestOutcome::NotWritten(problem) => {
                 // It was good, and is nobody's fault: counted, then taken back.
-                if self.swarm.verified(told.id, now) {
-                    self.swarm.reset_unit(told.unit, now);
+                if self.swarm.verified(event.id, now) {
+                    self.swarm.reset_unit(event.unit, now);
                 }
-                self.close_request(told.id);
+                self.close_request(event.id);
                 if !problem.reason.is_exhaustion() {
                     return Err(problem);
                 }
@@ -433,10 +438,10 @@ impl DownloadDriver<'_> {
                 }
             }
             RequestOutcome::Failed(failure, problem) => {
-                tracing::debug!(file = %self.download.record.id.short(), unit = told.unit, %problem, "a request failed");
-                self.peers.record_error(told.peer, problem.message);
-                self.swarm.failed(told.id, failure, now);
-                self.close_request(told.id);
+                tracing::debug!(file = %self.download.record.id.short(), unit = event.unit, %problem, "a request failed");
+                self.peers.record_error(event.peer, problem.message);
+                self.swarm.failed(event.id, failure, now);
+                self.close_request(event.id);
             }
         }
         Ok(())
@@ -445,8 +450,8 @@ impl DownloadDriver<'_> {
     fn on_peer_event(&mut self, key: PeerKey, event: PeerEvent) {
         let now = self.now();
         match event {
-            PeerEvent::Connected(link, round_trip) => {
-                if self.peers.mark_connected(key, *link) {
+            PeerEvent::Connected(client, round_trip) => {
+                if self.peers.mark_connected(key, *client) {
                     if let Some(known) = self.peers.get(key) {
                         tracing::debug!(file = %self.download.record.id.short(), peer = %known.candidate.address, ?round_trip, "a peer joined");
                     }
@@ -499,9 +504,9 @@ impl DownloadDriver<'_> {
 
     /// Goes on where the disk has room for a few units again.
     async fn retry_full_disk(&mut self) {
-        let live = Arc::clone(&self.download);
-        let room = blocking(move || live.part_file.has_room(&live.have())).await;
-        if room.is_ok_and(|room| room) {
+        let download = Arc::clone(&self.download);
+        let space = blocking(move || download.part_file.has_room(&download.have())).await;
+        if space.is_ok_and(|space| space) {
             tracing::info!(file = %self.download.record.id.short(), "tries to write again");
             self.disk_full = None;
         } else if let Some(full) = &mut self.disk_full {

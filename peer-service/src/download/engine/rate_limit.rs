@@ -36,17 +36,17 @@ pub(crate) struct TransferRateLimiter {
 
 impl TransferRateLimiter {
     /// By these terms, beside the others of this peer.
-    pub(crate) fn new(terms: TransferLimits, limits: &Limits) -> Self {
+    pub(crate) fn new(transfer_limits: TransferLimits, limits: &Limits) -> Self {
         Self {
-            own: RateLimiter::new(terms.max_bytes_per_second).flow(terms.priority),
-            shared: limits.download().flow(terms.priority),
+            own: RateLimiter::new(transfer_limits.max_bytes_per_second).flow(transfer_limits.priority),
+            shared: limits.download().flow(transfer_limits.priority),
         }
     }
 
     /// Changes the terms, for those who wait as well.
-    pub(crate) fn set_limits(&self, terms: TransferLimits) {
-        self.own.set_rate(terms.max_bytes_per_second);
-        self.shared.set_priority(terms.priority);
+    pub(crate) fn set_limits(&self, limits: TransferLimits) {
+        self.own.set_rate(limits.max_bytes_per_second);
+        self.shared.set_priority(limits.priority);
     }
 
     /// How much of so many bytes to wait for next: all of them where nothing limits them.

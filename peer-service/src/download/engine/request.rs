@@ -102,11 +102,11 @@ pub(crate) struct RequestTask {
 
 impl RequestTask {
     /// Asks for the units until each has come, failed or been cancelled.
-    pub(crate) async fn run(self, wanted: Vec<UnitRequest>) {
-        let mut rest = VecDeque::from(wanted);
+    pub(crate) async fn run(self, requests: Vec<UnitRequest>) {
+        let mut rest = VecDeque::from(requests);
         let mut alone = false;
         loop {
-            rest.retain(|wanted| !wanted.token.is_cancelled());
+            rest.retain(|request| !request.token.is_cancelled());
             if rest.is_empty() || self.events.is_closed() {
                 return;
             }
@@ -114,8 +114,8 @@ impl RequestTask {
                 CallEnd::Retry => {}
                 CallEnd::OneByOne => alone = true,
                 CallEnd::FailAll(failure, problem) => {
-                    for wanted in rest {
-                        self.send_event(&wanted, RequestOutcome::Failed(failure, problem.clone()))
+                    for request in rest {
+                        self.send_event(&request, RequestOutcome::Failed(failure, problem.clone()))
                             .await;
                     }
                     return;
@@ -123,14 +123,17 @@ impl RequestTask {
                 CallEnd::ProtocolViolation(what) => {
                     // The ban that follows cancels the others. Where none follows, as the request
                     // was taken back meanwhile, they failed.
-                    if let Some(wanted) = rest.pop_front() {
-                        self.send_event(&wanted, RequestOutcome::Corrupt(what.clone()))
+                    if let Some(request) = rest.pop_front() {
+                        self.send_event(&request, RequestOutcome::Corrupt(what.clone()))
                             .await;
                     }
                     let problem = Problem::new(Reason::VerificationFailed, what);
-                    for wanted in rest {
-                        self.send_event(&wanted, RequestOutcome::Failed(Failure::Refused, problem.clone()))
-                            .await;
+                    for request in rest {
+                        self.send_event(
+                            &request,
+                            RequestOutcome::Failed(Failure::Refused, problem.clone()),
+                        )
+                        .await;
                     }
                     return;
                 }
@@ -138,28 +141,28 @@ impl RequestTask {
         }
     }
 
-    async fn send_event(&self, wanted: &UnitRequest, outcome: RequestOutcome) {
-        let told = RequestEvent {
+    async fn send_event(&self, request: &UnitRequest, outcome: RequestOutcome) {
+        let event = RequestEvent {
             peer: self.peer,
-            id: wanted.id,
-            unit: wanted.unit,
+            id: request.id,
+            unit: request.unit,
             outcome,
         };
         // Nobody listens any more: the transfer is over.
-        let _ = self.events.send(told).await;
+        let _ = self.events.send(event).await;
     }
 
     /// `Download` for all of `rest`, or for its first alone; takes from it what came. Where there is a limit, in several calls.
     async fn request_remaining(&self, rest: &mut VecDeque<UnitRequest>, alone: bool) -> CallEnd {
         let count = if alone { 1 } else { rest.len() };
-        let units: Vec<u32> = rest.iter().take(count).map(|wanted| wanted.unit).collect();
+        let units: Vec<u32> = rest.iter().take(count).map(|request| request.unit).collect();
         let mut assembly = UnitAssembler::new(self.download.part_file.plan(), &units);
         let mut progress = UnreportedProgress::new();
-        while let (Some(_), Some(wanted)) = (assembly.current(), rest.front().cloned()) {
+        while let (Some(_), Some(request)) = (assembly.current(), rest.front().cloned()) {
             let spans = assembly.next_spans(self.rate_limiter.max_request_bytes());
             // Dropping the call or the stream resets it at the other end: nothing is half taken.
             let opened = tokio::select! {
-                () = wanted.token.cancelled() => return CallEnd::Retry,
+                () = request.token.cancelled() => return CallEnd::Retry,
                 opened = self.client.download(spans) => opened,
             };
             let stream = match opened {
@@ -171,7 +174,7 @@ impl RequestTask {
                         .unwrap_or(BUSY_RETRY)
                         .clamp(BUSY_RETRY, MAX_BUSY_RETRY);
                     tokio::select! {
-                        () = wanted.token.cancelled() => return CallEnd::Retry,
+                        () = request.token.cancelled() => return CallEnd::Retry,
                         () = tokio::time::sleep(wait) => continue,
                     }
                 }
@@ -196,17 +199,17 @@ impl RequestTask {
         incoming: &mut ReadAhead,
         progress: &mut UnreportedProgress,
     ) -> Result<(), CallEnd> {
-        while let (true, Some(wanted)) = (assembly.outstanding_bytes() > 0, rest.front().cloned()) {
+        while let (true, Some(request)) = (assembly.outstanding_bytes() > 0, rest.front().cloned()) {
             let Some(part) = incoming.pop() else {
                 if self
-                    .wait_locally(&wanted, self.disk.wait_for_space())
+                    .wait_locally(&request, self.disk.wait_for_space())
                     .await
                     .is_none()
                 {
                     return Err(CallEnd::Retry);
                 }
                 let read = tokio::select! {
-                    () = wanted.token.cancelled() => return Err(CallEnd::Retry),
+                    () = request.token.cancelled() => return Err(CallEnd::Retry),
                     read = tokio::time::timeout(DATA_TIMEOUT, incoming.read()) => read,
                 };
                 match read {
@@ -221,7 +224,7 @@ impl RequestTask {
             let mut waiting = part.data.len() as u64;
             while waiting > 0 {
                 let step = self.rate_limiter.next_step(waiting);
-                if let Err(broken) = self.wait_for_rate(step, &wanted, incoming, progress).await {
+                if let Err(broken) = self.wait_for_rate(step, &request, incoming, progress).await {
                     return Err(match broken {
                         Some(broken) => self.handle_stream_error(rest, broken).await,
                         None => CallEnd::Retry,
@@ -230,7 +233,7 @@ impl RequestTask {
                 waiting -= step;
                 progress.unreported += step;
                 if progress.is_due() {
-                    self.send_event(&wanted, progress.take()).await;
+                    self.send_event(&request, progress.take()).await;
                 }
             }
             let taken = match assembly.push(part) {
@@ -238,7 +241,7 @@ impl RequestTask {
                 Err(error) => return Err(CallEnd::ProtocolViolation(error.to_string())),
             };
             if taken.is_some() && progress.unreported > 0 {
-                self.send_event(&wanted, progress.take()).await;
+                self.send_event(&request, progress.take()).await;
             }
             if assembly.outstanding_bytes() == 0
                 && tokio::time::timeout(END_TIMEOUT, incoming.has_trailing_data()).await == Ok(true)
@@ -249,7 +252,7 @@ impl RequestTask {
             }
             if let Some((_, data)) = taken {
                 rest.pop_front();
-                self.submit_unit(wanted, data).await;
+                self.submit_unit(request, data).await;
             }
         }
         Ok(())
@@ -260,11 +263,11 @@ impl RequestTask {
     async fn wait_for_rate(
         &self,
         bytes: u64,
-        wanted: &UnitRequest,
+        request: &UnitRequest,
         incoming: &mut ReadAhead,
         progress: &mut UnreportedProgress,
     ) -> Result<(), Option<StreamError>> {
-        let mut allowed = std::pin::pin!(self.rate_limiter.acquire(bytes, wanted.id));
+        let mut allowed = std::pin::pin!(self.rate_limiter.acquire(bytes, request.id));
         loop {
             let beat = progress
                 .throttled_at
@@ -273,14 +276,14 @@ impl RequestTask {
             tokio::select! {
                 biased;
                 () = &mut allowed => return Ok(()),
-                () = wanted.token.cancelled() => return Err(None),
+                () = request.token.cancelled() => return Err(None),
                 read = incoming.read(), if incoming.can_read() => read?,
                 () = tokio::time::sleep_until(beat) => {
                     progress.throttled_at = Some(Instant::now());
                     if progress.unreported > 0 {
-                        self.send_event(wanted, progress.take()).await;
+                        self.send_event(request, progress.take()).await;
                     }
-                    self.send_event(wanted, RequestOutcome::LocallyThrottled).await;
+                    self.send_event(request, RequestOutcome::LocallyThrottled).await;
                 }
             }
         }
@@ -288,15 +291,15 @@ impl RequestTask {
 
     /// Waits for what takes time here, such as a disk that writes nothing for a while, and says so: whoever was asked is not silent. `None`
     /// where the unit is not wanted any more.
-    async fn wait_locally<T>(&self, wanted: &UnitRequest, work: impl Future<Output = T>) -> Option<T> {
+    async fn wait_locally<T>(&self, request: &UnitRequest, work: impl Future<Output = T>) -> Option<T> {
         let mut work = std::pin::pin!(work);
         loop {
             // The work is pinned outside: polling the other arms loses nothing of it.
             tokio::select! {
                 biased;
                 done = &mut work => return Some(done),
-                () = wanted.token.cancelled() => return None,
-                () = tokio::time::sleep(THROTTLED_INTERVAL) => self.send_event(wanted, RequestOutcome::LocallyThrottled).await,
+                () = request.token.cancelled() => return None,
+                () = tokio::time::sleep(THROTTLED_INTERVAL) => self.send_event(request, RequestOutcome::LocallyThrottled).await,
             }
         }
     }
@@ -313,45 +316,45 @@ impl RequestTask {
     }
 
     /// Has a unit verified and written, while the next comes in.
-    async fn submit_unit(&self, wanted: UnitRequest, data: ChunkList) {
-        let room = self.wait_locally(&wanted, self.disk.acquire(data.len())).await;
-        let Some(room) = room.flatten() else {
+    async fn submit_unit(&self, request: UnitRequest, data: ChunkList) {
+        let space = self.wait_locally(&request, self.disk.acquire(data.len())).await;
+        let Some(space) = space.flatten() else {
             return;
         };
         // Kept free from now on, so that telling never waits. Nobody listens any more: the transfer is over.
         let Ok(slot) = self.events.clone().reserve_owned().await else {
             return;
         };
-        let (live, tasks, peer) = (Arc::clone(&self.download), self.tasks.clone(), self.peer);
+        let (download, tasks, peer) = (Arc::clone(&self.download), self.tasks.clone(), self.peer);
         let work = move || {
-            let UnitRequest { id, unit, token } = wanted;
+            let UnitRequest { id, unit, token } = request;
             // Counted before it is asked whether to begin: whoever cancelled it and counts none finds nothing begun later.
             let _counted = tasks.token();
             if token.is_cancelled() {
                 return;
             }
             let slot = Some(slot);
-            let owed = CompletionGuard { slot, peer, id, unit };
-            let outcome = match live.verifier.verify(unit, &data) {
+            let guard = CompletionGuard { slot, peer, id, unit };
+            let outcome = match download.verifier.verify(unit, &data) {
                 false => RequestOutcome::Unverified(
                     format!("unit {unit} failed verification"),
-                    live.verifier.bad_pieces(unit, &data),
+                    download.verifier.bad_pieces(unit, &data),
                 ),
                 // Another peer was faster: the bytes are there.
-                true if live.has(unit) => RequestOutcome::Verified,
-                true => match live.part_file.write(unit, &data) {
+                true if download.has(unit) => RequestOutcome::Verified,
+                true => match download.part_file.write(unit, &data) {
                     Ok(()) => RequestOutcome::Verified,
                     Err(error) => RequestOutcome::NotWritten(target::target_problem(
-                        &live.part_file.target().path,
+                        &download.part_file.target().path,
                         &error,
                     )),
                 },
             };
-            drop((data, live));
-            owed.complete(outcome);
+            drop((data, download));
+            guard.complete(outcome);
         };
         self.disk
-            .submit(room, &self.download.part_file.target().path, work);
+            .submit(space, &self.download.part_file.target().path, work);
     }
 
     /// What a status means for the requests that are still open. `any`: it could speak of any of them.
@@ -373,8 +376,8 @@ impl RequestTask {
                 return CallEnd::OneByOne;
             }
             // Only the unit that was being sent: the others may be there.
-            if let Some(wanted) = rest.pop_front() {
-                self.send_event(&wanted, RequestOutcome::Failed(failure, problem))
+            if let Some(request) = rest.pop_front() {
+                self.send_event(&request, RequestOutcome::Failed(failure, problem))
                     .await;
             }
             return CallEnd::Retry;
@@ -486,9 +489,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_whose_verification_panics_fails() {
-        let (tell, mut told) = mpsc::channel(1);
+        let (tell, mut event) = mpsc::channel(1);
         for panics in [true, false] {
-            let owed = CompletionGuard {
+            let guard = CompletionGuard {
                 slot: Some(tell.clone().reserve_owned().await.unwrap()),
                 peer: PeerKey(1),
                 id: request(),
@@ -496,15 +499,15 @@ mod tests {
             };
             let work = tokio::task::spawn_blocking(move || {
                 assert!(!panics, "a defect");
-                owed.complete(RequestOutcome::Verified);
+                guard.complete(RequestOutcome::Verified);
             });
             assert_eq!(work.await.is_err(), panics);
-            match told.try_recv().unwrap().outcome {
+            match event.try_recv().unwrap().outcome {
                 RequestOutcome::Failed(..) if panics => {}
                 RequestOutcome::Verified if !panics => {}
                 other => panic!("{other:?}"),
             }
-            assert!(told.try_recv().is_err(), "told once");
+            assert!(event.try_recv().is_err(), "told once");
         }
     }
 }

@@ -289,13 +289,13 @@ mod tests {
             assert!(!verify(&checks, 0, &wrong), "byte {at}");
         }
         // In runs whose borders lie anywhere in the files.
-        let mut rope = ChunkList::default();
+        let mut chunk_list = ChunkList::default();
         let mut left = good.len();
         for run in good.chunks(40_001) {
-            rope.push(run.to_vec().into(), left);
+            chunk_list.push(run.to_vec().into(), left);
             left -= run.len();
         }
-        assert!(checks.verify(0, &rope));
+        assert!(checks.verify(0, &chunk_list));
         for (file, tree) in trees.into_iter().enumerate() {
             assert_eq!(checks.tree(file), Some(tree));
         }

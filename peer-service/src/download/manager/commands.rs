@@ -40,11 +40,11 @@ impl DownloadManager {
         self.check_open(number)?;
         self.stop(number, false).await?;
         self.sync_store(number).await?;
-        let view = self.get(number)?;
-        match view.state {
-            DownloadState::Done => Err(already_ended(&view)),
+        let status = self.get(number)?;
+        match status.state {
+            DownloadState::Done => Err(already_ended(&status)),
             state if state.is_active() && self.shared.shutdown.is_cancelled() => Err(shutting_down()),
-            _ => Ok(view),
+            _ => Ok(status),
         }
     }
 
@@ -74,7 +74,7 @@ impl DownloadManager {
     ///
     /// # Errors
     /// [`Reason::NotFound`]; what keeps it from being stored: it holds then until the peer ends.
-    pub async fn adjust(&self, number: u64, terms: LimitsUpdate) -> Result<DownloadStatus, Problem> {
+    pub async fn adjust(&self, number: u64, update: LimitsUpdate) -> Result<DownloadStatus, Problem> {
         {
             let mut table = self.table();
             let entry = table
@@ -82,7 +82,7 @@ impl DownloadManager {
                 .get_mut(&number)
                 .ok_or_else(|| unknown_transfer(number))?;
             if !entry.has_ended() {
-                entry.apply_limits(terms);
+                entry.apply_limits(update);
                 table.unstored.insert(number);
             }
         }
@@ -106,19 +106,19 @@ impl DownloadManager {
             ended.cancelled().await;
         }
         self.sync_store(number).await?;
-        let view = self.get(number)?;
-        match view.state {
-            DownloadState::Done => Err(already_ended(&view)),
-            _ => Ok(view),
+        let status = self.get(number)?;
+        match status.state {
+            DownloadState::Done => Err(already_ended(&status)),
+            _ => Ok(status),
         }
     }
 
     /// # Errors
     /// [`Reason::NotFound`]; [`Reason::AlreadyEnded`] for what is done or cancelled.
     fn check_open(&self, number: u64) -> Result<(), Problem> {
-        let view = self.get(number)?;
-        match view.state {
-            DownloadState::Done | DownloadState::Cancelled => Err(already_ended(&view)),
+        let status = self.get(number)?;
+        match status.state {
+            DownloadState::Done | DownloadState::Cancelled => Err(already_ended(&status)),
             _ => Ok(()),
         }
     }
@@ -150,7 +150,7 @@ impl DownloadEntry {
     fn stop(&self) {
         if let Some(task) = &self.task {
             task.stop.cancel();
-            self.status.send_modify(|view| view.rest(view.state));
+            self.status.send_modify(|status| status.rest(status.state));
         }
     }
 
@@ -158,28 +158,28 @@ impl DownloadEntry {
     /// as it is done then.
     pub(crate) fn pause(&self) {
         self.stop();
-        self.status.send_if_modified(|view| {
-            let pauses = self.task.is_some() && view.state.is_active();
-            if pauses && view.state != DownloadState::Finishing {
-                view.rest(DownloadState::Paused);
+        self.status.send_if_modified(|status| {
+            let pauses = self.task.is_some() && status.state.is_active();
+            if pauses && status.state != DownloadState::Finishing {
+                status.rest(DownloadState::Paused);
             }
             pauses
         });
     }
 
     /// Changes what the transfer is held to; the task at work hears of it.
-    pub(crate) fn apply_limits(&mut self, terms: LimitsUpdate) {
-        let terms = terms.applied_to(*self.limits.borrow());
-        self.spec.limits = terms.into();
-        self.status.send_modify(|view| view.limits = terms);
-        self.limits.send_replace(terms);
+    pub(crate) fn apply_limits(&mut self, update: LimitsUpdate) {
+        let update = update.applied_to(*self.limits.borrow());
+        self.spec.limits = update.into();
+        self.status.send_modify(|status| status.limits = update);
+        self.limits.send_replace(update);
     }
 }
 
 /// The problem with asking something of a transfer that has ended for good.
-fn already_ended(view: &DownloadStatus) -> Problem {
-    let (number, path) = (view.transfer, view.path.display());
-    let message = match view.state {
+fn already_ended(status: &DownloadStatus) -> Problem {
+    let (number, path) = (status.transfer, status.path.display());
+    let message = match status.state {
         DownloadState::Done => format!("transfer {number} is done already: what it fetched is at {path}"),
         _ => format!("transfer {number} was cancelled already: get the file again to have it"),
     };

@@ -183,20 +183,20 @@ impl DownloadManager {
 
 impl DownloadTable {
     fn insert(&mut self, number: u64, saved: PersistedDownload, stored: Option<bool>) -> &mut DownloadEntry {
-        let mut view = DownloadStatus::new(number, &saved.spec);
-        view.state = DownloadState::Paused;
+        let mut status = DownloadStatus::new(number, &saved.spec);
+        status.state = DownloadState::Paused;
         if !saved.name.is_empty() {
-            view.name = saved.name;
+            status.name = saved.name;
         }
         if let Some(path) = saved.path {
-            view.path = path;
+            status.path = path;
         }
         self.last_number = self.last_number.max(number);
         let entry = DownloadEntry {
-            limits: watch::Sender::new(view.limits),
+            limits: watch::Sender::new(status.limits),
             named_peers: watch::Sender::new(saved.spec.providers.clone()),
             spec: saved.spec,
-            status: watch::Sender::new(view),
+            status: watch::Sender::new(status),
             active: watch::Sender::new(None),
             task: None,
             watchers: 0,
@@ -318,9 +318,9 @@ impl DownloadManager {
     fn start(&self, number: u64, entry: &mut DownloadEntry) -> oneshot::Receiver<Result<(), Problem>> {
         let task = DownloadTask::under(&self.shared.shutdown);
         entry.task = Some(task.clone());
-        entry.status.send_modify(|view| {
-            view.state = DownloadState::Preparing;
-            view.error = None;
+        entry.status.send_modify(|status| {
+            status.state = DownloadState::Preparing;
+            status.error = None;
         });
         let run = DownloadRun {
             context: Arc::clone(&self.shared.context),
@@ -390,14 +390,14 @@ impl DownloadManager {
 
     /// Does what the task of a transfer could not do any more: nothing is served of it, and its part is free to go on with.
     async fn clean_up(&self, number: u64) {
-        let live = self
+        let download = self
             .table()
             .downloads
             .get(&number)
             .and_then(|entry| entry.active.send_replace(None));
-        if let Some(live) = live {
+        if let Some(download) = download {
             // Where this fails the peer is ending, and the lock with it.
-            let _ = blocking(move || live.part_file.unlock()).await;
+            let _ = blocking(move || download.part_file.unlock()).await;
         }
     }
 
@@ -435,22 +435,22 @@ impl DownloadManager {
             }
             entry.task = None;
             entry.cancel = false;
-            entry.status.send_modify(|view| {
-                view.rest(match ended {
+            entry.status.send_modify(|status| {
+                status.rest(match ended {
                     RunEnd::Done => DownloadState::Done,
                     _ if cancel => DownloadState::Cancelled,
                     // Who follows it is told that the peer ends, and not that somebody paused it.
-                    RunEnd::Stopped if self.shared.shutdown.is_cancelled() => view.state,
+                    RunEnd::Stopped if self.shared.shutdown.is_cancelled() => status.state,
                     RunEnd::Stopped => DownloadState::Paused,
                     RunEnd::Failed(_) => DownloadState::Failed,
                 });
                 match ended {
                     RunEnd::Done => {
-                        view.bytes_done = view.bytes_total;
-                        view.units_done = view.units_total;
-                        view.missing.clear();
+                        status.bytes_done = status.bytes_total;
+                        status.units_done = status.units_total;
+                        status.missing.clear();
                     }
-                    RunEnd::Failed(problem) if !cancel => view.error = Some(problem.clone()),
+                    RunEnd::Failed(problem) if !cancel => status.error = Some(problem.clone()),
                     RunEnd::Failed(_) | RunEnd::Stopped => {}
                 }
             });
@@ -478,8 +478,8 @@ impl DownloadManager {
             .downloads
             .get(&number)
             .ok_or_else(|| unknown_transfer(number))?;
-        let view = entry.status.borrow().clone();
-        Ok(view)
+        let status = entry.status.borrow().clone();
+        Ok(status)
     }
 
     /// The newest transfer of a file.
@@ -487,7 +487,7 @@ impl DownloadManager {
     /// # Errors
     /// [`Reason::NotFound`].
     pub fn get_by_file(&self, id: FileId) -> Result<DownloadStatus, Problem> {
-        let found = self.list().into_iter().find(|view| view.id == id);
+        let found = self.list().into_iter().find(|status| status.id == id);
         found.ok_or_else(|| {
             Problem::new(
                 Reason::NotFound,
@@ -520,24 +520,26 @@ impl DownloadManager {
     /// Those from which something can be served.
     fn active_downloads(&self) -> Vec<Arc<ActiveDownload>> {
         let table = self.table();
-        let live = table
+        let download = table
             .downloads
             .values()
             .filter_map(|entry| entry.active.borrow().clone());
-        live.collect()
+        download.collect()
     }
 }
 
 impl ContentSource for DownloadManager {
     fn find(&self, id: &FileId) -> Option<Arc<dyn Content>> {
-        self.active_downloads().iter().find_map(|live| live.content(id))
+        self.active_downloads()
+            .iter()
+            .find_map(|download| download.content(id))
     }
 
     fn try_find(&self, id: &FileId) -> Option<Arc<dyn Content>> {
         // Only locks that are held for moments. Not the files inside a collection, whose units take some counting.
         let running = self.active_downloads();
-        let live = running.iter().find(|live| live.record.id == *id)?;
-        live.content(id)
+        let download = running.iter().find(|download| download.record.id == *id)?;
+        download.content(id)
     }
 }
 

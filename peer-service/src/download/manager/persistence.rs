@@ -140,12 +140,12 @@ impl DownloadTable {
     /// A transfer as the store is to have it; `None`: not at all.
     fn to_save(&self, number: u64) -> Option<PersistedDownload> {
         let entry = self.downloads.get(&number)?;
-        let view = entry.status.borrow();
+        let status = entry.status.borrow();
         Some(PersistedDownload {
             spec: entry.spec.clone(),
             running: entry.persisted?,
-            name: view.name.clone(),
-            path: Some(view.path.clone()).filter(|path| !path.as_os_str().is_empty()),
+            name: status.name.clone(),
+            path: Some(status.path.clone()).filter(|path| !path.as_os_str().is_empty()),
         })
     }
 

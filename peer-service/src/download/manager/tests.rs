@@ -44,10 +44,10 @@ impl ManagerRig {
         let (state, files) = (dir.path().join("state"), dir.path().join("files"));
         std::fs::create_dir(&state).unwrap();
         let store = Store::open_in(&state).unwrap();
-        let holdings = AnnounceSet::new();
+        let announce_set = AnnounceSet::new();
         let library = Library::open(
             store.clone(),
-            holdings.clone(),
+            announce_set.clone(),
             files.clone(),
             1,
             stop.clone(),
@@ -55,7 +55,7 @@ impl ManagerRig {
         );
         let context = DownloadContext {
             library: library.unwrap(),
-            announce_set: holdings,
+            announce_set,
             limits: Limits::new(0, 0, 1),
             budget: InFlightBudget::default(),
             index: None,
@@ -96,9 +96,9 @@ impl ManagerRig {
     fn hold_up(&self) -> mpsc::Sender<()> {
         let (begun, begins) = mpsc::channel::<()>();
         let (held, holds) = mpsc::channel::<()>();
-        let inner = Arc::clone(&self.transfers.shared);
+        let state = Arc::clone(&self.transfers.shared);
         std::thread::spawn(move || {
-            let _storing = inner.persisting.lock().unwrap();
+            let _storing = state.persisting.lock().unwrap();
             drop(begun);
             holds.recv().unwrap_err();
         });
@@ -159,9 +159,9 @@ fn unreachable_spec() -> DownloadSpec {
 
 #[tokio::test]
 async fn two_who_ask_for_the_same_at_once_have_one_transfer() {
-    let rig = ManagerRig::new();
+    let fixture = ManagerRig::new();
     for round in 0..100 {
-        let (transfers, both) = (&rig.transfers, Barrier::new(2));
+        let (transfers, both) = (&fixture.transfers, Barrier::new(2));
         let name = Some(round.to_string());
         let ask = || {
             let name = name.clone();
@@ -180,52 +180,58 @@ async fn two_who_ask_for_the_same_at_once_have_one_transfer() {
         });
         assert_eq!(one, other);
     }
-    rig.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_command_is_answered_once_the_store_has_it() {
-    let rig = ManagerRig::new();
-    let transfers = &rig.transfers;
-    let fetched = rig
+    let fixture = ManagerRig::new();
+    let transfers = &fixture.transfers;
+    let fetched = fixture
         .once_stored(transfers.start_download(unreachable_spec()))
         .await
         .unwrap();
     let number = fetched.transfer;
-    assert!(rig.row(number).unwrap().running);
-    rig.once_stored(transfers.pause(number)).await.unwrap();
-    assert!(!rig.row(number).unwrap().running);
-    let terms = LimitsUpdate {
+    assert!(fixture.row(number).unwrap().running);
+    fixture.once_stored(transfers.pause(number)).await.unwrap();
+    assert!(!fixture.row(number).unwrap().running);
+    let update = LimitsUpdate {
         max_bytes_per_second: Some(5),
         priority: crate::limits::Priority::new(3),
     };
-    rig.once_stored(transfers.adjust(number, terms)).await.unwrap();
-    assert_eq!(rig.row(number).unwrap().spec.limits, terms);
-    rig.once_stored(transfers.resume(number)).await.unwrap();
-    let row = rig.row(number).unwrap();
-    assert!(row.running && row.spec.limits == terms);
+    fixture
+        .once_stored(transfers.adjust(number, update))
+        .await
+        .unwrap();
+    assert_eq!(fixture.row(number).unwrap().spec.limits, update);
+    fixture.once_stored(transfers.resume(number)).await.unwrap();
+    let row = fixture.row(number).unwrap();
+    assert!(row.running && row.spec.limits == update);
     // Whoever joins is answered no sooner.
     let named = DownloadSpec {
         providers: vec![std::net::SocketAddr::from(([192, 0, 2, 1], 9)).into()],
         ..unreachable_spec()
     };
-    rig.once_stored(transfers.start_download(named)).await.unwrap();
-    assert_eq!(rig.row(number).unwrap().spec.providers.len(), 1);
-    rig.once_stored(transfers.cancel(number)).await.unwrap();
-    assert!(rig.row(number).is_none());
-    rig.end().await;
+    fixture
+        .once_stored(transfers.start_download(named))
+        .await
+        .unwrap();
+    assert_eq!(fixture.row(number).unwrap().spec.providers.len(), 1);
+    fixture.once_stored(transfers.cancel(number)).await.unwrap();
+    assert!(fixture.row(number).is_none());
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_stored_is_told_and_stored_as_soon_as_it_can_be() {
-    let rig = ManagerRig::new();
-    let transfers = &rig.transfers;
+    let fixture = ManagerRig::new();
+    let transfers = &fixture.transfers;
     let number = transfers
         .start_download(unreachable_spec())
         .await
         .unwrap()
         .transfer;
-    rig.break_store();
+    fixture.break_store();
     let reason = |problem: Problem| problem.reason;
     let named = |name: &str, detach| DownloadSpec {
         name: Some(name.into()),
@@ -241,51 +247,55 @@ async fn what_cannot_be_stored_is_told_and_stored_as_soon_as_it_can_be() {
     assert_eq!((failed.state, &*failed.name), (DownloadState::Failed, "detached"));
     // Its caller sees it end with the peer, and was promised nothing else.
     let watched = transfers.start_download(named("watched", false)).await.unwrap();
-    rig.until(watched.transfer, |entry| entry.status.borrow().state.is_active())
+    fixture
+        .until(watched.transfer, |entry| entry.status.borrow().state.is_active())
         .await;
     assert_eq!(
         transfers.pause(number).await.map_err(reason).unwrap_err(),
         Reason::StoreUnavailable
     );
-    assert_eq!(rig.state(number), DownloadState::Paused);
-    rig.mend_store();
-    rig.until(number, |_| rig.row(number).is_some_and(|row| !row.running))
+    assert_eq!(fixture.state(number), DownloadState::Paused);
+    fixture.mend_store();
+    fixture
+        .until(number, |_| fixture.row(number).is_some_and(|row| !row.running))
         .await;
-    rig.until(number, |_| {
-        rig.row(watched.transfer).is_some_and(|row| row.running)
-    })
-    .await;
+    fixture
+        .until(number, |_| {
+            fixture.row(watched.transfer).is_some_and(|row| row.running)
+        })
+        .await;
     drop(watched);
-    rig.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_is_seen_at_once() {
-    let rig = ManagerRig::new();
-    let number = rig
+    let fixture = ManagerRig::new();
+    let number = fixture
         .transfers
         .start_download(unreachable_spec())
         .await
         .unwrap()
         .transfer;
-    let disk = rig.hold_up();
-    let transfers = rig.transfers.clone();
+    let disk = fixture.hold_up();
+    let transfers = fixture.transfers.clone();
     let pausing = tokio::spawn(async move { transfers.pause(number).await });
-    rig.until(number, |entry| {
-        entry.status.borrow().state == DownloadState::Paused
-    })
-    .await;
+    fixture
+        .until(number, |entry| {
+            entry.status.borrow().state == DownloadState::Paused
+        })
+        .await;
     assert!(!pausing.is_finished(), "it is not stored yet");
     drop(disk);
     assert_eq!(pausing.await.unwrap().unwrap().state, DownloadState::Paused);
-    rig.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_has_ended_is_not_said_to_be_paused_resumed_or_cancelled() {
-    let rig = ManagerRig::new();
-    let transfers = &rig.transfers;
-    let path = rig.dir.path().join("there");
+    let fixture = ManagerRig::new();
+    let transfers = &fixture.transfers;
+    let path = fixture.dir.path().join("there");
     std::fs::write(&path, [7; 1000]).unwrap();
     let spec = DownloadSpec {
         target: Some(path.clone()),
@@ -293,7 +303,8 @@ async fn what_has_ended_is_not_said_to_be_paused_resumed_or_cancelled() {
         ..DownloadSpec::new(potluck_core::identity::hash::hash_bytes(&[7; 1000]).id())
     };
     let done = transfers.start_download(spec).await.unwrap().transfer;
-    rig.until(done, |entry| entry.status.borrow().state == DownloadState::Done)
+    fixture
+        .until(done, |entry| entry.status.borrow().state == DownloadState::Done)
         .await;
     let cancelled = transfers
         .start_download(unreachable_spec())
@@ -309,7 +320,7 @@ async fn what_has_ended_is_not_said_to_be_paused_resumed_or_cancelled() {
         for answer in answers {
             assert_eq!(answer.unwrap_err().reason, Reason::AlreadyEnded);
         }
-        assert_eq!(rig.state(number), state);
+        assert_eq!(fixture.state(number), state);
     }
     let problem = transfers.cancel(done).await.unwrap_err();
     assert_eq!(problem.reason, Reason::AlreadyEnded);
@@ -318,75 +329,83 @@ async fn what_has_ended_is_not_said_to_be_paused_resumed_or_cancelled() {
         transfers.cancel(cancelled).await.unwrap().state,
         DownloadState::Cancelled
     );
-    rig.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_that_comes_while_a_pause_is_stored_is_done() {
-    let rig = ManagerRig::new();
-    let number = rig
+    let fixture = ManagerRig::new();
+    let number = fixture
         .transfers
         .start_download(unreachable_spec())
         .await
         .unwrap()
         .transfer;
-    rig.until(number, |_| rig.stored() == 1).await;
-    let disk = rig.hold_up();
-    let transfers = rig.transfers.clone();
+    fixture.until(number, |_| fixture.stored() == 1).await;
+    let disk = fixture.hold_up();
+    let transfers = fixture.transfers.clone();
     let pausing = tokio::spawn(async move { transfers.pause(number).await.unwrap() });
-    rig.until(number, |entry| entry.persisted == Some(false)).await;
-    let transfers = rig.transfers.clone();
+    fixture
+        .until(number, |entry| entry.persisted == Some(false))
+        .await;
+    let transfers = fixture.transfers.clone();
     let cancelling = tokio::spawn(async move { transfers.cancel(number).await.unwrap() });
-    rig.until(number, |entry| entry.cancel).await;
+    fixture.until(number, |entry| entry.cancel).await;
     drop(disk);
     pausing.await.unwrap();
     assert_eq!(cancelling.await.unwrap().state, DownloadState::Cancelled);
-    assert_eq!(rig.state(number), DownloadState::Cancelled);
-    assert_eq!(rig.stored(), 0);
-    rig.end().await;
+    assert_eq!(fixture.state(number), DownloadState::Cancelled);
+    assert_eq!(fixture.stored(), 0);
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_begins_while_what_was_fetched_is_removed() {
     for again in [RestartPolicy::UnlessEnded, RestartPolicy::Always] {
-        let rig = ManagerRig::new();
-        let number = rig
+        let fixture = ManagerRig::new();
+        let number = fixture
             .transfers
             .start_download(unreachable_spec())
             .await
             .unwrap()
             .transfer;
-        rig.transfers.pause(number).await.unwrap();
-        let disk = rig.hold_up();
-        let transfers = rig.transfers.clone();
+        fixture.transfers.pause(number).await.unwrap();
+        let disk = fixture.hold_up();
+        let transfers = fixture.transfers.clone();
         let cancelling = tokio::spawn(async move { transfers.cancel(number).await.unwrap() });
-        rig.until(number, |entry| entry.persisted.is_none()).await;
-        let mut beginning = Box::pin(rig.transfers.start_task(number, again));
+        fixture.until(number, |entry| entry.persisted.is_none()).await;
+        let mut beginning = Box::pin(fixture.transfers.start_task(number, again));
         assert!(futures_util::poll!(&mut beginning).is_pending());
         assert_eq!(
-            rig.state(number),
+            fixture.state(number),
             DownloadState::Paused,
             "nothing is at work on it"
         );
         drop(disk);
         beginning.await.unwrap();
         cancelling.await.unwrap();
-        let is_at_work = rig.transfers.table().downloads[&number].task.is_some();
+        let is_at_work = fixture.transfers.table().downloads[&number].task.is_some();
         assert_eq!(is_at_work, again == RestartPolicy::Always);
-        rig.end().await;
+        fixture.end().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_left_of_a_folder_that_was_cancelled_while_it_was_made() {
-    let rig = ManagerRig::new();
-    let (path, target) = (rig.dir.path().join("here"), rig.dir.path().join("there"));
+    let fixture = ManagerRig::new();
+    let (path, target) = (fixture.dir.path().join("here"), fixture.dir.path().join("there"));
     // Takes far longer to make than it takes to be seen.
     for n in 0..4_000 {
         std::fs::create_dir_all(path.join(n.to_string())).unwrap();
     }
     let (tell, mut events) = tokio::sync::mpsc::channel(8);
-    rig.transfers.shared.context.library.share(vec![path], tell).await;
+    fixture
+        .transfers
+        .shared
+        .context
+        .library
+        .share(vec![path], tell)
+        .await;
     let mut shared = None;
     while let Some(event) = events.recv().await {
         if let ShareEvent::Shared(item) = event {
@@ -398,73 +417,75 @@ async fn nothing_is_left_of_a_folder_that_was_cancelled_while_it_was_made() {
         target: Some(target.path.clone()),
         ..DownloadSpec::new(shared.unwrap())
     };
-    let watching = rig.transfers.start_download(spec).await.unwrap();
+    let watching = fixture.transfers.start_download(spec).await.unwrap();
     let number = watching.transfer;
-    rig.until(number, |_| target.part().exists()).await;
-    let cancelled = rig.transfers.cancel(number).await.unwrap();
+    fixture.until(number, |_| target.part().exists()).await;
+    let cancelled = fixture.transfers.cancel(number).await.unwrap();
     assert_eq!(cancelled.state, DownloadState::Cancelled);
     assert!(!target.part().exists() && !target.state().exists() && !target.path.exists());
     drop(watching);
-    rig.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_hangs_is_named_and_nobody_is_blamed_for_it() {
-    let rig = ManagerRig::new();
-    let (path, bytes) = (rig.dir.path().join("large"), vec![7; 4 << 20]);
+    let fixture = ManagerRig::new();
+    let (path, bytes) = (fixture.dir.path().join("large"), vec![7; 4 << 20]);
     std::fs::write(&path, &bytes).unwrap();
     let device = std::fs::metadata(&path).unwrap().dev();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = crate::Config {
         share: vec![path],
-        ..crate::Config::new(rig.dir.path().join("source"))
+        ..crate::Config::new(fixture.dir.path().join("source"))
     };
     let stop = CancellationToken::new();
     let source = crate::start(listener, config, stop.clone()).await.unwrap();
-    let disk = rig.transfers.shared.context.disk_pools.pool(device);
+    let disk = fixture.transfers.shared.context.disk_pools.pool(device);
     let (hangs, held) = std::sync::mpsc::channel::<()>();
-    let room = disk.acquire(1).await.unwrap();
-    disk.submit(room, Path::new("/slow"), move || _ = held.recv());
+    let space = disk.acquire(1).await.unwrap();
+    disk.submit(space, Path::new("/slow"), move || _ = held.recv());
     let until_named = async || {
         let spec = DownloadSpec {
             providers: vec![source.local_addr.into()],
             detach: true,
             ..DownloadSpec::new(potluck_core::identity::hash::hash_bytes(&bytes).id())
         };
-        let number = rig.transfers.start_download(spec).await.unwrap().transfer;
-        rig.until(number, |entry| {
-            let view = entry.status.borrow();
-            assert!(view.peers.iter().all(|row| row.state != PeerState::BackingOff));
-            let named = view.error.as_ref().is_some_and(|problem| {
-                problem.reason == Reason::TargetNotWritable && problem.message.contains("/slow")
-            });
-            named && view.state == DownloadState::Waiting
-        })
-        .await;
-        assert!(rig.transfers.get(number).unwrap().bytes_done == 0);
+        let number = fixture.transfers.start_download(spec).await.unwrap().transfer;
+        fixture
+            .until(number, |entry| {
+                let status = entry.status.borrow();
+                assert!(status.peers.iter().all(|row| row.state != PeerState::BackingOff));
+                let named = status.error.as_ref().is_some_and(|problem| {
+                    problem.reason == Reason::TargetNotWritable && problem.message.contains("/slow")
+                });
+                named && status.state == DownloadState::Waiting
+            })
+            .await;
+        assert!(fixture.transfers.get(number).unwrap().bytes_done == 0);
         number
     };
     // What waits behind the disk holds up no end.
-    let cancelled = rig.transfers.cancel(until_named().await);
+    let cancelled = fixture.transfers.cancel(until_named().await);
     tokio::time::timeout(PATIENCE, cancelled).await.unwrap().unwrap();
     let number = until_named().await;
     drop(hangs);
-    rig.until(number, |entry| entry.status.borrow().state == DownloadState::Done)
+    fixture
+        .until(number, |entry| entry.status.borrow().state == DownloadState::Done)
         .await;
     stop.cancel();
     source.join().await;
-    rig.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn peers_that_are_named_by_who_joins_are_asked() {
-    let rig = ManagerRig::new();
-    let (path, bytes) = (rig.dir.path().join("shared"), vec![7; 100_000]);
+    let fixture = ManagerRig::new();
+    let (path, bytes) = (fixture.dir.path().join("shared"), vec![7; 100_000]);
     std::fs::write(&path, &bytes).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = crate::Config {
         share: vec![path],
-        ..crate::Config::new(rig.dir.path().join("source"))
+        ..crate::Config::new(fixture.dir.path().join("source"))
     };
     let stop = CancellationToken::new();
     let source = crate::start(listener, config, stop.clone()).await.unwrap();
@@ -472,27 +493,29 @@ async fn peers_that_are_named_by_who_joins_are_asked() {
         detach: true,
         ..DownloadSpec::new(potluck_core::identity::hash::hash_bytes(&bytes).id())
     };
-    let number = rig
+    let number = fixture
         .transfers
         .start_download(nobody.clone())
         .await
         .unwrap()
         .transfer;
-    rig.until(number, |entry| {
-        entry.status.borrow().state == DownloadState::Waiting
-    })
-    .await;
+    fixture
+        .until(number, |entry| {
+            entry.status.borrow().state == DownloadState::Waiting
+        })
+        .await;
     let somebody = DownloadSpec {
         providers: vec![source.local_addr.into()],
         ..nobody
     };
     assert_eq!(
-        rig.transfers.start_download(somebody).await.unwrap().transfer,
+        fixture.transfers.start_download(somebody).await.unwrap().transfer,
         number
     );
-    rig.until(number, |entry| entry.status.borrow().state == DownloadState::Done)
+    fixture
+        .until(number, |entry| entry.status.borrow().state == DownloadState::Done)
         .await;
     stop.cancel();
     source.join().await;
-    rig.end().await;
+    fixture.end().await;
 }

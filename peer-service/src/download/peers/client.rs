@@ -112,9 +112,9 @@ impl PeerClient {
         &self,
         answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<T, Problem> {
-        let asked = Instant::now();
+        let sent_at = Instant::now();
         let answer = self.endpoint.call("peer", ANSWER_TIMEOUT, answer).await?;
-        self.data(asked.elapsed());
+        self.data(sent_at.elapsed());
         Ok(answer)
     }
 
@@ -140,17 +140,17 @@ impl PeerClient {
         let request = v1::DescribeRequest {
             file_id: id.to_bytes(),
         };
-        let told = self.call(self.control.clone().describe(request)).await?;
-        let record = FileRecord::try_from(told.file.unwrap_or_default())
+        let answer = self.call(self.control.clone().describe(request)).await?;
+        let record = FileRecord::try_from(answer.file.unwrap_or_default())
             .map_err(|problem| self.protocol_violation(&format!("described the file falsely: {problem}")))?;
         if record.id != id {
             return Err(self.protocol_violation("described another file"));
         }
-        let peer =
-            PeerId::try_from(told.peer_id.as_ref()).map_err(|_| self.protocol_violation("has no peer id"))?;
+        let peer = PeerId::try_from(answer.peer_id.as_ref())
+            .map_err(|_| self.protocol_violation("has no peer id"))?;
         Ok(FileDescription {
             record,
-            name: told.name,
+            name: answer.name,
             peer,
         })
     }
@@ -228,11 +228,11 @@ impl PeerClient {
         let Some(first) = self.next_message(&mut stream).await? else {
             return Err(self.protocol_violation("told nothing of what it has"));
         };
-        let link = self.clone();
-        let rest = stream.map(move |event| event.map_err(|status| link.endpoint.problem(status, "peer")));
-        let link = self.clone();
+        let client = self.clone();
+        let rest = stream.map(move |event| event.map_err(|status| client.endpoint.problem(status, "peer")));
+        let client = self.clone();
         let events = futures_util::stream::iter([Ok(first)]).chain(rest).enumerate();
-        Ok(events.map(move |(place, event)| link.parse_event(event?, (id, units), place == 0)))
+        Ok(events.map(move |(place, event)| client.parse_event(event?, (id, units), place == 0)))
     }
 
     /// An event as it counts. Each costs work in proportion to the units, so no list is longer than
@@ -249,7 +249,7 @@ impl PeerClient {
             Some(Event::Change(_)) if first => {
                 Err(self.protocol_violation("told of a change before what it has"))
             }
-            Some(Event::Snapshot(told)) if told.file_id != id.to_bytes() => Err(Problem::new(
+            Some(Event::Snapshot(answer)) if answer.file_id != id.to_bytes() => Err(Problem::new(
                 // Not the peer's fault: it answers what it was asked, and the network may have
                 // damaged that.
                 Reason::Unreachable,
@@ -259,18 +259,18 @@ impl PeerClient {
                     id.short()
                 ),
             )),
-            Some(Event::Snapshot(told)) => {
-                if told.units != units {
+            Some(Event::Snapshot(answer)) => {
+                if answer.units != units {
                     // No lie: whoever takes a folder for a file, as a false record has it, counts differently.
                     return Ok(AvailabilityEvent::UnitCountMismatch(Problem::new(
                         Reason::NotFound,
                         format!(
                             "the peer at {} has it in {} units, not in {units}: one of the two takes a folder for a file",
-                            self.endpoint, told.units
+                            self.endpoint, answer.units
                         ),
                     )));
                 }
-                if told.complete {
+                if answer.complete {
                     return Ok(AvailabilityEvent::Snapshot(Availability {
                         have: Bitfield::full(units),
                         fetching: Bitfield::new(units),
@@ -280,7 +280,7 @@ impl PeerClient {
                     true => Some(Bitfield::new(units)),
                     false => Bitfield::from_bytes(units, bytes),
                 };
-                match (bits(&told.have), bits(&told.fetching)) {
+                match (bits(&answer.have), bits(&answer.fetching)) {
                     (Some(have), Some(fetching)) => {
                         Ok(AvailabilityEvent::Snapshot(Availability { have, fetching }))
                     }
@@ -308,12 +308,12 @@ impl PeerClient {
     /// # Errors
     /// As `PeerService.Download`.
     pub(crate) async fn download(&self, spans: Vec<v1::Span>) -> Result<DownloadStream, Problem> {
-        let asked = download_stream::download(
+        let sent_at = download_stream::download(
             self.data(Duration::ZERO),
             &self.endpoint,
             v1::DownloadRequest { spans },
         );
-        tokio::time::timeout(DATA_TIMEOUT, asked)
+        tokio::time::timeout(DATA_TIMEOUT, sent_at)
             .await
             .unwrap_or_else(|_| Err(self.timed_out(DATA_TIMEOUT)))
     }
@@ -364,29 +364,29 @@ mod tests {
 
     #[tokio::test]
     async fn another_number_of_units_is_no_lie() {
-        let told = PeerClient::to_nobody().parse_event(complete(ID, 9), (ID, 10), true);
+        let answer = PeerClient::to_nobody().parse_event(complete(ID, 9), (ID, 10), true);
         assert!(
-            matches!(told, Ok(AvailabilityEvent::UnitCountMismatch(problem)) if problem.reason == Reason::NotFound)
+            matches!(answer, Ok(AvailabilityEvent::UnitCountMismatch(problem)) if problem.reason == Reason::NotFound)
         );
     }
 
     /// One flipped bit in the request makes a peer answer about a file that nobody wants.
     #[tokio::test]
     async fn an_answer_about_another_file_counts_for_nothing_and_is_no_lie() {
-        let told = PeerClient::to_nobody().parse_event(complete(FileId([6; 32]), 10), (ID, 10), true);
-        assert_eq!(told.unwrap_err().reason, Reason::Unreachable);
+        let answer = PeerClient::to_nobody().parse_event(complete(FileId([6; 32]), 10), (ID, 10), true);
+        assert_eq!(answer.unwrap_err().reason, Reason::Unreachable);
     }
 
     #[tokio::test]
     async fn a_flood_of_availability_is_a_lie() {
-        let link = PeerClient::to_nobody();
+        let client = PeerClient::to_nobody();
         let change = |times, first| {
             let have = vec![3; times];
             let change = AvailabilityChange {
                 have,
                 ..Default::default()
             };
-            link.parse_event(event(Event::Change(change)), (ID, 10), first)
+            client.parse_event(event(Event::Change(change)), (ID, 10), first)
         };
         assert!(matches!(change(10, false), Ok(AvailabilityEvent::Change { .. })));
         assert_eq!(change(11, false).unwrap_err().reason, Reason::VerificationFailed);
@@ -395,10 +395,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_may_tell_all_that_it_has_again() {
-        let link = PeerClient::to_nobody();
+        let client = PeerClient::to_nobody();
         for first in [true, false] {
-            let told = link.parse_event(complete(ID, 10), (ID, 10), first);
-            assert!(matches!(told, Ok(AvailabilityEvent::Snapshot(_))), "{told:?}");
+            let answer = client.parse_event(complete(ID, 10), (ID, 10), first);
+            assert!(matches!(answer, Ok(AvailabilityEvent::Snapshot(_))), "{answer:?}");
         }
     }
 }

@@ -86,18 +86,18 @@ impl PeerConnector {
 
     /// From the connection to its loss; `Ok` where nobody listens any more.
     async fn run_connection(&self, ready: Option<PeerClient>) -> Result<(), Problem> {
-        let link = match ready {
-            Some(link) => link,
+        let client = match ready {
+            Some(client) => client,
             None => PeerClient::open(&self.candidate.address, self.leave_from).await?,
         };
-        if self.candidate.peer.is_none() && link.describe(self.id).await?.peer == self.own {
+        if self.candidate.peer.is_none() && client.describe(self.id).await?.peer == self.own {
             return Err(Problem::new(Reason::Cancelled, "this is the peer itself"));
         }
-        let asked = tokio::time::Instant::now();
-        let mut events = std::pin::pin!(link.availability(self.id, self.units).await?);
-        let round_trip = asked.elapsed();
+        let sent_at = tokio::time::Instant::now();
+        let mut events = std::pin::pin!(client.availability(self.id, self.units).await?);
+        let round_trip = sent_at.elapsed();
         if self
-            .send_event(PeerEvent::Connected(Box::new(link.clone()), round_trip))
+            .send_event(PeerEvent::Connected(Box::new(client.clone()), round_trip))
             .await
             .is_none()
         {

@@ -110,32 +110,32 @@ struct IndexView {
 /// Keeps the list until `stop`. Whoever is `named`, now or later, is always on it; whoever `is_self` says is this peer never is.
 /// While the transfer with this view waits, the index is asked anew now and then.
 pub(crate) async fn run_discovery(
-    (index, view): (Option<IndexClient>, watch::Receiver<DownloadStatus>),
+    (index, status): (Option<IndexClient>, watch::Receiver<DownloadStatus>),
     id: FileId,
     mut named: watch::Receiver<Vec<Address>>,
     is_self: impl Fn(Option<&PeerId>, &Address) -> bool,
     list: watch::Sender<PeerCandidates>,
     stop: CancellationToken,
 ) {
-    let (says, mut said) = watch::channel(IndexView {
+    let (index_view, mut updates) = watch::channel(IndexView {
         answered: index.is_none(),
         ..IndexView::default()
     });
     let listen = async {
         match &index {
-            Some(index) => watch_index(index, id, view, &says).await,
+            Some(index) => watch_index(index, id, status, &index_view).await,
             None => std::future::pending().await,
         }
     };
     let publish = async {
         loop {
             list.send_replace(merge(
-                &said.borrow_and_update(),
+                &updates.borrow_and_update(),
                 &named.borrow_and_update(),
                 &is_self,
             ));
             tokio::select! {
-                Ok(()) = said.changed() => {}
+                Ok(()) = updates.changed() => {}
                 Ok(()) = named.changed() => {}
                 else => return,
             }
@@ -153,24 +153,24 @@ pub(crate) async fn run_discovery(
 async fn watch_index(
     index: &IndexClient,
     id: FileId,
-    mut view: watch::Receiver<DownloadStatus>,
-    says: &watch::Sender<IndexView>,
+    mut status: watch::Receiver<DownloadStatus>,
+    index_view: &watch::Sender<IndexView>,
 ) {
     let mut retry = RETRY;
     let mut asked_anew = 0;
     loop {
         // A watch that is dropped loses nothing: the next one begins with a snapshot.
         let lost = tokio::select! {
-            lost = follow(index, id, says, &mut retry) => lost,
-            () = has_waited(&mut view, &mut asked_anew) => {
+            lost = follow(index, id, index_view, &mut retry) => lost,
+            () = has_waited(&mut status, &mut asked_anew) => {
                 tracing::debug!(file = %id.short(), "the transfer waits: the index is asked anew");
                 continue;
             }
         };
         tracing::debug!(file = %id.short(), error = %lost, "the index is lost; going on with the providers known");
-        says.send_modify(|says| {
-            says.error = Some(lost);
-            says.answered = true;
+        index_view.send_modify(|index_view| {
+            index_view.error = Some(lost);
+            index_view.answered = true;
         });
         let wait = retry.mul_f64(rand::rng().random_range(0.5..1.0));
         retry = (retry * 2).min(MAX_RETRY);
@@ -180,19 +180,19 @@ async fn watch_index(
 
 /// Ends once the transfer began to wait and nothing came for long enough that the index is to be
 /// asked anew. `times`: how often in a row it was.
-async fn has_waited(view: &mut watch::Receiver<DownloadStatus>, times: &mut u32) {
+async fn has_waited(status: &mut watch::Receiver<DownloadStatus>, times: &mut u32) {
     loop {
-        let Ok(done) = view
-            .wait_for(|view| view.state == DownloadState::Waiting)
+        let Ok(done) = status
+            .wait_for(|status| status.state == DownloadState::Waiting)
             .await
-            .map(|view| view.bytes_done)
+            .map(|status| status.bytes_done)
         else {
             return std::future::pending().await;
         };
         let delay = (ASK_ANEW * (1 << (*times).min(10))).min(MAX_ASK_ANEW);
         let delay = delay.mul_f64(rand::rng().random_range(0.75..1.25));
         tokio::select! {
-            _ = view.wait_for(|view| view.bytes_done != done) => *times = 0,
+            _ = status.wait_for(|status| status.bytes_done != done) => *times = 0,
             () = tokio::time::sleep(delay) => {
                 *times += 1;
                 return;
@@ -204,7 +204,7 @@ async fn has_waited(view: &mut watch::Receiver<DownloadStatus>, times: &mut u32)
 async fn follow(
     index: &IndexClient,
     id: FileId,
-    says: &watch::Sender<IndexView>,
+    view: &watch::Sender<IndexView>,
     retry: &mut Duration,
 ) -> Problem {
     let is_local = index.endpoint().is_local().await;
@@ -220,12 +220,12 @@ async fn follow(
         if matches!(event, ProviderEvent::Snapshot(_)) {
             *retry = RETRY;
         }
-        says.send_modify(|says| {
-            let ignored = says.ignored;
-            says.apply(event, is_local);
-            if says.ignored > ignored {
+        view.send_modify(|view| {
+            let ignored = view.ignored;
+            view.apply(event, is_local);
+            if view.ignored > ignored {
                 tracing::debug!(
-                    file = %id.short(), ignored = says.ignored, index = %index.endpoint(),
+                    file = %id.short(), ignored = view.ignored, index = %index.endpoint(),
                     "the index named peers at addresses of this machine only, and is on another: ignored them"
                 );
             }
@@ -297,11 +297,11 @@ fn is_reached_from_afar(address: &Address) -> bool {
 }
 
 fn merge(
-    says: &IndexView,
+    view: &IndexView,
     named: &[Address],
     is_self: &impl Fn(Option<&PeerId>, &Address) -> bool,
 ) -> PeerCandidates {
-    let from_index = says.providers.iter().map(|(peer, address)| (Some(peer), address));
+    let from_index = view.providers.iter().map(|(peer, address)| (Some(peer), address));
     let named = named.iter().map(|address| (None, address));
     // Those with an id come first and win over the same address without one.
     let mut seen = HashSet::new();
@@ -315,8 +315,8 @@ fn merge(
         .collect();
     PeerCandidates {
         list: Arc::new(all),
-        index_error: says.error.clone(),
-        index_answered: says.answered,
+        index_error: view.error.clone(),
+        index_answered: view.answered,
     }
 }
 
@@ -333,11 +333,11 @@ mod tests {
     fn each_address_is_tried_once_with_its_id_and_the_peer_itself_never() {
         let (own, other) = (PeerId([1; 32]), PeerId([2; 32]));
         // Behind one address two peers can be, of which one is this.
-        let says = IndexView {
+        let view = IndexView {
             providers: [(own, at(1)), (other, at(1))].into(),
             ..IndexView::default()
         };
-        let sources = merge(&says, &[at(1), at(2), at(2)], &|peer, _| peer == Some(&own));
+        let sources = merge(&view, &[at(1), at(2), at(2)], &|peer, _| peer == Some(&own));
         let expected = [(at(1), Some(other)), (at(2), None)];
         let expected = expected.map(|(address, peer)| PeerCandidate { address, peer });
         assert_eq!(sources.list[..], expected);
@@ -376,22 +376,22 @@ mod tests {
         let good = provider(200, "192.0.2.1");
         let named = || (0..).zip(local).map(|(n, host)| provider(n, host));
         let snapshot = || ProviderEvent::Snapshot(named().chain([good.clone()]).collect());
-        let mut says = IndexView::default();
-        says.apply(snapshot(), false);
-        assert_eq!(says.providers.keys().collect::<Vec<_>>(), [&good.peer]);
-        assert_eq!(says.ignored, local.len() as u64);
+        let mut view = IndexView::default();
+        view.apply(snapshot(), false);
+        assert_eq!(view.providers.keys().collect::<Vec<_>>(), [&good.peer]);
+        assert_eq!(view.ignored, local.len() as u64);
         for provider in named() {
-            says.apply(ProviderEvent::Joined(provider), false);
+            view.apply(ProviderEvent::Joined(provider), false);
         }
-        assert_eq!(says.providers.len(), 1);
-        says.apply(ProviderEvent::Joined(provider(200, "::1")), false);
+        assert_eq!(view.providers.len(), 1);
+        view.apply(ProviderEvent::Joined(provider(200, "::1")), false);
         assert!(
-            says.providers.is_empty(),
+            view.providers.is_empty(),
             "it moved to where nobody else reaches it"
         );
-        says.apply(snapshot(), true);
+        view.apply(snapshot(), true);
         assert_eq!(
-            says.providers.len(),
+            view.providers.len(),
             local.len() + 1,
             "an index here may name them"
         );
@@ -403,9 +403,9 @@ mod tests {
         let (list, mut sources) = watch::channel(PeerCandidates::default());
         let stop = CancellationToken::new();
         let id = FileId([1; 32]);
-        let (_view, view) = watch::channel(DownloadStatus::new(1, &DownloadSpec::new(id)));
+        let (_view, status) = watch::channel(DownloadStatus::new(1, &DownloadSpec::new(id)));
         let kept = tokio::spawn(run_discovery(
-            (None, view),
+            (None, status),
             id,
             named,
             |_, _| false,
@@ -428,15 +428,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_download_that_waits_asks_the_index_again_later_each_time() {
-        let (show, mut view) = watch::channel(DownloadStatus::new(1, &DownloadSpec::new(FileId([1; 32]))));
+        let (show, mut status) = watch::channel(DownloadStatus::new(1, &DownloadSpec::new(FileId([1; 32]))));
         let mut times = 0;
-        let idle = tokio::time::timeout(10 * MAX_ASK_ANEW, has_waited(&mut view, &mut times));
+        let idle = tokio::time::timeout(10 * MAX_ASK_ANEW, has_waited(&mut status, &mut times));
         assert!(idle.await.is_err(), "a download that does not wait asks nobody");
-        show.send_modify(|view| view.state = DownloadState::Waiting);
+        show.send_modify(|status| status.state = DownloadState::Waiting);
         let mut delays = Vec::new();
         for _ in 0..7 {
             let begun = tokio::time::Instant::now();
-            has_waited(&mut view, &mut times).await;
+            has_waited(&mut status, &mut times).await;
             delays.push(begun.elapsed());
         }
         assert!(delays[0] <= ASK_ANEW.mul_f64(1.26), "{delays:?}");
@@ -447,10 +447,10 @@ mod tests {
         // Bytes came: the delays begin anew.
         let progress = async {
             tokio::time::sleep(ASK_ANEW).await;
-            show.send_modify(|view| view.bytes_done += 1);
+            show.send_modify(|status| status.bytes_done += 1);
         };
         let begun = tokio::time::Instant::now();
-        tokio::join!(has_waited(&mut view, &mut times), progress);
+        tokio::join!(has_waited(&mut status, &mut times), progress);
         assert!(begun.elapsed() < 3 * ASK_ANEW, "{:?}", begun.elapsed());
         assert_eq!(times, 1);
     }

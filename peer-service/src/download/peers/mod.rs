@@ -137,7 +137,7 @@ impl PeerSet {
         (id, units, own): (FileId, u32, PeerId),
         events: mpsc::Sender<(PeerKey, PeerEvent)>,
         ready: HashMap<Address, PeerClient>,
-        liars: HashMap<Address, String>,
+        misbehaving: HashMap<Address, String>,
         stop: CancellationToken,
         tracker: TaskTracker,
     ) -> Self {
@@ -156,7 +156,7 @@ impl PeerSet {
             own_id: own,
             leave_from: None,
         };
-        for (address, what) in liars {
+        for (address, what) in misbehaving {
             let key = peers.insert(PeerCandidate { address, peer: None });
             peers.ban(key, what);
         }
@@ -259,13 +259,13 @@ impl PeerSet {
         if self.connection_count() < MAX_CONNECTED {
             return None;
         }
-        let by_lot = |which: fn(&PeerEntry) -> bool| {
+        let random_of = |which: fn(&PeerEntry) -> bool| {
             let those = self.iter().filter(|(_, peer)| which(peer));
             those.choose(&mut rand::rng()).map(|(key, _)| key)
         };
         // Both by lot: whoever was away for long would come last otherwise.
-        let next = by_lot(|peer| peer.connection == ConnectionState::Waiting)?;
-        let key = by_lot(PeerEntry::holds_connection)?;
+        let next = random_of(|peer| peer.connection == ConnectionState::Waiting)?;
+        let key = random_of(PeerEntry::holds_connection)?;
         self.disconnect(key);
         self.dial_peer(next);
         Some(key)
@@ -326,11 +326,11 @@ impl PeerSet {
             .peers
             .values()
             .any(|peer| peer.connection == ConnectionState::Connected);
-        let most = match overdue.is_empty() || is_answered {
+        let max = match overdue.is_empty() || is_answered {
             true => self.max_connections,
             false => MAX_CONNECTED,
         };
-        let more = most.saturating_sub(taken - overdue.len()).min(waiting.len());
+        let more = max.saturating_sub(taken - overdue.len()).min(waiting.len());
         let to_free = more
             .saturating_sub(MAX_CONNECTED.saturating_sub(taken))
             .min(overdue.len());
@@ -355,13 +355,13 @@ impl PeerSet {
             (rank(peer), peer.tie_breaker)
         });
         // Among these, hosts take turns.
-        let mut turns = HostTurns::default();
+        let mut rounds = HostTurns::default();
         for peer in self.peers.values().filter(|peer| peer.holds_connection()) {
-            turns.next(&peer.host);
+            rounds.next(&peer.host);
         }
         waiting.sort_by_cached_key(|key| {
             let peer = &self.peers[key];
-            (rank(peer), turns.next(&peer.host))
+            (rank(peer), rounds.next(&peer.host))
         });
         waiting.truncate(more);
         for key in waiting {
@@ -406,7 +406,7 @@ impl PeerSet {
     }
 
     /// Notes that a peer is connected; false where it is not wanted any more.
-    pub(crate) fn mark_connected(&mut self, key: PeerKey, link: PeerClient) -> bool {
+    pub(crate) fn mark_connected(&mut self, key: PeerKey, client: PeerClient) -> bool {
         let Some(peer) = self.peers.get_mut(&key) else {
             return false;
         };
@@ -417,7 +417,7 @@ impl PeerSet {
             return false;
         }
         peer.connection = ConnectionState::Connected;
-        peer.client = Some(link);
+        peer.client = Some(client);
         self.silent.remove(&peer.host);
         true
     }
@@ -638,13 +638,13 @@ mod tests {
             |(key, peer): (PeerKey, &PeerEntry)| (peer.connection == ConnectionState::Waiting).then_some(key);
         let seed = peers.iter().find_map(waits).unwrap();
         peers.peers.get_mut(&seed).unwrap().failures = u32::MAX / 2;
-        let mut turns = 0;
+        let mut rounds = 0;
         while peers.get(seed).unwrap().connection != ConnectionState::Connected {
             assert!(peers.replace_idle_peer().is_some());
             assert_eq!(dialled(&peers), MAX_CONNECTED);
             connect(&mut peers);
-            turns += 1;
-            assert!(turns < 10_000, "it never gets a place");
+            rounds += 1;
+            assert!(rounds < 10_000, "it never gets a place");
         }
     }
 

@@ -32,19 +32,19 @@ pub struct LimitsUpdate {
 
 impl LimitsUpdate {
     /// What is named replaces what was.
-    pub fn applied_to(self, terms: TransferLimits) -> TransferLimits {
+    pub fn applied_to(self, limits: TransferLimits) -> TransferLimits {
         TransferLimits {
-            max_bytes_per_second: self.max_bytes_per_second.unwrap_or(terms.max_bytes_per_second),
-            priority: self.priority.unwrap_or(terms.priority),
+            max_bytes_per_second: self.max_bytes_per_second.unwrap_or(limits.max_bytes_per_second),
+            priority: self.priority.unwrap_or(limits.priority),
         }
     }
 }
 
 impl From<TransferLimits> for LimitsUpdate {
-    fn from(terms: TransferLimits) -> Self {
+    fn from(limits: TransferLimits) -> Self {
         Self {
-            max_bytes_per_second: Some(terms.max_bytes_per_second),
-            priority: Some(terms.priority),
+            max_bytes_per_second: Some(limits.max_bytes_per_second),
+            priority: Some(limits.priority),
         }
     }
 }
@@ -295,38 +295,41 @@ mod tests {
 
     #[test]
     fn a_view_at_rest_shows_no_activity_anywhere() {
-        let mut view = DownloadStatus::new(1, &DownloadSpec::new(FileId([7; 32])));
-        view.bytes_per_second = 10;
-        view.unverified_bytes = 3;
-        view.findings
+        let mut status = DownloadStatus::new(1, &DownloadSpec::new(FileId([7; 32])));
+        status.bytes_per_second = 10;
+        status.unverified_bytes = 3;
+        status
+            .findings
             .push("1 of 2 providers busy or silent; asked again soon".into());
-        view.missing.push(MissingUnits {
+        status.missing.push(MissingUnits {
             first: 0,
             count: 2,
             providers: 1,
             in_flight: true,
         });
-        view.peers = vec![
+        status.peers = vec![
             row(PeerState::Active, 5),
             row(PeerState::BackingOff, 1),
             row(PeerState::Unreachable, 0),
             row(PeerState::Banned, 0),
         ];
-        view.rest(DownloadState::Paused);
+        status.rest(DownloadState::Paused);
         assert_eq!(
-            (view.state, view.bytes_per_second, view.unverified_bytes),
+            (status.state, status.bytes_per_second, status.unverified_bytes),
             (DownloadState::Paused, 0, 0)
         );
-        assert!(view.findings.is_empty() && view.missing.iter().all(|run| !run.in_flight));
-        let standings = |view: &DownloadStatus| view.peers.iter().map(|row| row.state).collect::<Vec<_>>();
+        assert!(status.findings.is_empty() && status.missing.iter().all(|run| !run.in_flight));
+        let standings =
+            |status: &DownloadStatus| status.peers.iter().map(|row| row.state).collect::<Vec<_>>();
         use PeerState::{Banned, Idle, Unreachable};
-        assert_eq!(standings(&view), [Idle, Idle, Unreachable, Banned]);
+        assert_eq!(standings(&status), [Idle, Idle, Unreachable, Banned]);
         assert!(
-            view.peers
+            status
+                .peers
                 .iter()
                 .all(|row| row.bytes_per_second == 0 && row.requests == 0)
         );
-        let reasons: Vec<_> = view.peers.iter().map(|row| &*row.reason).collect();
+        let reasons: Vec<_> = status.peers.iter().map(|row| &*row.reason).collect();
         assert_eq!(reasons, ["", "why", "why", "why"]);
     }
 }

@@ -58,23 +58,23 @@ struct ReporterState {
 
 impl StatusReporter {
     /// Writes to this view, and shows no activity in it any more once `stop` is cancelled.
-    pub(crate) fn new(view: watch::Sender<DownloadStatus>, stop: CancellationToken) -> Self {
-        view.send_modify(|view| {
-            view.state = DownloadState::Preparing;
-            view.error = None;
-            view.resumed_bytes = 0;
-            view.unverified_bytes = 0;
-            view.copied_bytes = 0;
-            view.not_kept.clear();
-            view.bytes_per_second = 0;
-            view.elapsed = Duration::ZERO;
-            view.peers.clear();
-            view.missing.clear();
-            view.findings.clear();
-            view.sharing_error = None;
+    pub(crate) fn new(status: watch::Sender<DownloadStatus>, stop: CancellationToken) -> Self {
+        status.send_modify(|status| {
+            status.state = DownloadState::Preparing;
+            status.error = None;
+            status.resumed_bytes = 0;
+            status.unverified_bytes = 0;
+            status.copied_bytes = 0;
+            status.not_kept.clear();
+            status.bytes_per_second = 0;
+            status.elapsed = Duration::ZERO;
+            status.peers.clear();
+            status.missing.clear();
+            status.findings.clear();
+            status.sharing_error = None;
         });
         Self {
-            status: view,
+            status,
             stop,
             start: Instant::now(),
             state: Mutex::default(),
@@ -82,13 +82,13 @@ impl StatusReporter {
     }
 
     fn update(&self, change: impl FnOnce(&mut DownloadStatus)) {
-        self.status.send_modify(|view| {
-            let before = view.state;
-            change(view);
+        self.status.send_modify(|status| {
+            let before = status.state;
+            change(status);
             if self.stop.is_cancelled() {
-                view.rest(before);
+                status.rest(before);
             }
-            view.elapsed = self.start.elapsed();
+            status.elapsed = self.start.elapsed();
         });
     }
 
@@ -96,10 +96,10 @@ impl StatusReporter {
     /// of the two holds: whoever pauses a transfer that is not shown as finishing has it paused.
     pub(crate) fn finishing(&self) -> bool {
         let mut finishes = false;
-        self.update(|view| {
+        self.update(|status| {
             finishes = !self.stop.is_cancelled();
             if finishes {
-                view.rest(DownloadState::Finishing);
+                status.rest(DownloadState::Finishing);
             }
         });
         finishes
@@ -107,49 +107,49 @@ impl StatusReporter {
 
     /// Where it stands, and what is wrong.
     pub(crate) fn set_state(&self, state: DownloadState, error: Option<Problem>) {
-        self.update(|view| {
-            view.state = state;
-            view.error = error;
+        self.update(|status| {
+            status.state = state;
+            status.error = error;
             // Until the swarm says more, nothing comes.
-            view.unverified_bytes = 0;
-            view.bytes_per_second = 0;
-            view.peers.iter_mut().for_each(|row| row.bytes_per_second = 0);
+            status.unverified_bytes = 0;
+            status.bytes_per_second = 0;
+            status.peers.iter_mut().for_each(|row| row.bytes_per_second = 0);
         });
     }
 
     /// Where it will be.
     pub(crate) fn set_path(&self, path: &Path) {
-        self.update(|view| view.path = path.to_owned());
+        self.update(|status| status.path = path.to_owned());
     }
 
     /// What it is called and how large it is.
     pub(crate) fn set_identity(&self, name: &str, size: u64) {
-        self.update(|view| {
-            view.state = DownloadState::Preparing;
-            view.error = None;
-            view.name = name.to_owned();
-            view.bytes_total = size;
+        self.update(|status| {
+            status.state = DownloadState::Preparing;
+            status.error = None;
+            status.name = name.to_owned();
+            status.bytes_total = size;
         });
     }
 
     /// What it is and how it is cut.
     pub(crate) fn set_plan(&self, kind: FileKind, plan: &Plan) {
-        self.update(|view| {
-            view.kind = Some(kind);
-            view.bytes_total = plan.written();
-            view.units_total = plan.unit_count();
+        self.update(|status| {
+            status.kind = Some(kind);
+            status.bytes_total = plan.written();
+            status.units_total = plan.unit_count();
         });
     }
 
     /// It is all there already.
     pub(crate) fn set_preexisting(&self, kind: FileKind, size: u64) {
-        self.update(|view| {
-            view.kind = Some(kind);
-            view.bytes_total = size;
-            view.bytes_done = size;
-            view.resumed_bytes = size;
-            if view.name.is_empty() {
-                view.name = view
+        self.update(|status| {
+            status.kind = Some(kind);
+            status.bytes_total = size;
+            status.bytes_done = size;
+            status.resumed_bytes = size;
+            if status.name.is_empty() {
+                status.name = status
                     .path
                     .file_name()
                     .map_or_else(String::new, |name| name.to_string_lossy().into());
@@ -159,7 +159,7 @@ impl StatusReporter {
 
     /// It is all there, and is not shared, or only until the peer stops.
     pub(crate) fn not_shared(&self, problem: Problem) {
-        self.update(|view| view.sharing_error = Some(problem));
+        self.update(|status| status.sharing_error = Some(problem));
     }
 
     /// Bytes that are there before the swarm begins.
@@ -168,29 +168,29 @@ impl StatusReporter {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .initial_bytes = bytes;
-        self.update(|view| {
-            view.bytes_done = bytes;
-            view.copied_bytes = 0;
+        self.update(|status| {
+            status.bytes_done = bytes;
+            status.copied_bytes = 0;
         });
     }
 
     /// Bytes copied so far, of content that was fetched and that several paths have.
     pub(crate) fn copied(&self, copied: u64) {
-        self.update(|view| {
-            let fetched = view.bytes_done - view.copied_bytes;
-            view.copied_bytes = copied;
-            view.bytes_done = fetched + copied;
+        self.update(|status| {
+            let fetched = status.bytes_done - status.copied_bytes;
+            status.copied_bytes = copied;
+            status.bytes_done = fetched + copied;
         });
     }
 
     /// What the file system could not keep, a sentence each.
     pub(crate) fn not_kept(&self, what: Vec<String>) {
-        self.update(|view| view.not_kept = what);
+        self.update(|status| status.not_kept = what);
     }
 
     /// Bytes of an earlier run.
     pub(crate) fn set_resumed_bytes(&self, bytes: u64) {
-        self.update(|view| view.resumed_bytes = bytes);
+        self.update(|status| status.resumed_bytes = bytes);
     }
 
     /// How the swarm stands at its time, and the disk that is written to.
@@ -205,37 +205,37 @@ impl StatusReporter {
     ) {
         let now = Instant::now();
         let (done, rate, rows, missing_due) = {
-            let mut inner = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            let done = (inner.initial_bytes + swarm.counters().verified_bytes).min(plan.total());
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let done = (state.initial_bytes + swarm.counters().verified_bytes).min(plan.total());
             // A unit may take minutes: what comes meanwhile is the rate.
-            let rate = inner.rate.sample(now, swarm.counters().received_bytes);
-            let rows = peer_statuses((swarm, time), peers, &mut inner.peer_rates, now);
-            let due = inner.missing_at.is_none_or(|at| now - at >= MISSING_INTERVAL);
+            let rate = state.rate.sample(now, swarm.counters().received_bytes);
+            let rows = peer_statuses((swarm, time), peers, &mut state.peer_rates, now);
+            let due = state.missing_at.is_none_or(|at| now - at >= MISSING_INTERVAL);
             if due {
-                inner.missing_at = Some(now);
+                state.missing_at = Some(now);
             }
             (done, rate, rows, due)
         };
         let stuck = wrong
             .or_else(|| stuck_problem((swarm, time), peers, sources))
             .or_else(|| hung_disk_problem(disk));
-        self.update(|view| {
-            view.state = if stuck.is_some() {
+        self.update(|status| {
+            status.state = if stuck.is_some() {
                 DownloadState::Waiting
             } else {
                 DownloadState::Running
             };
-            view.findings = findings(&rows, sources);
-            view.error = stuck;
-            view.bytes_done = done;
-            view.copied_bytes = 0;
-            view.unverified_bytes = swarm.unverified_bytes().min(plan.total() - done);
-            view.bytes_per_second = rate;
-            view.units_total = plan.unit_count();
-            view.units_done = swarm.have().count();
-            view.peers = rows;
+            status.findings = findings(&rows, sources);
+            status.error = stuck;
+            status.bytes_done = done;
+            status.copied_bytes = 0;
+            status.unverified_bytes = swarm.unverified_bytes().min(plan.total() - done);
+            status.bytes_per_second = rate;
+            status.units_total = plan.unit_count();
+            status.units_done = swarm.have().count();
+            status.peers = rows;
             if missing_due {
-                view.missing = missing_units(swarm);
+                status.missing = missing_units(swarm);
             }
         });
     }
@@ -248,14 +248,16 @@ fn peer_statuses(
     now: Instant,
 ) -> Vec<PeerStatus> {
     let retries = Retries::of(swarm, time);
-    let views: HashMap<_, PeerView> = swarm.peers().map(|view| (view.key, view)).collect();
+    let views: HashMap<_, PeerView> = swarm.peers().map(|status| (status.key, status)).collect();
     rates.retain(|key, _| views.contains_key(key));
     let mut rows: Vec<PeerStatus> = peers
         .iter()
         .map(|(key, peer)| {
-            let view = views.get(&key);
-            let rate = view.map_or(0, |view| rates.entry(key).or_default().sample(now, view.bytes));
-            peer_status(peer, view, &retries, rate)
+            let status = views.get(&key);
+            let rate = status.map_or(0, |status| {
+                rates.entry(key).or_default().sample(now, status.bytes)
+            });
+            peer_status(peer, status, &retries, rate)
         })
         .collect();
     rows.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.address.cmp(&b.address)));
@@ -263,9 +265,9 @@ fn peer_statuses(
     rows
 }
 
-fn peer_status(peer: &PeerEntry, view: Option<&PeerView>, retries: &Retries, rate: u64) -> PeerStatus {
+fn peer_status(peer: &PeerEntry, status: Option<&PeerView>, retries: &Retries, rate: u64) -> PeerStatus {
     let last = peer.last_error.clone().unwrap_or_default();
-    let state = view.map(|view| view.phase);
+    let state = status.map(|status| status.phase);
     let (standing, reason) = match (&peer.connection, state) {
         (ConnectionState::Banned(what), state) => (PeerState::Banned, retries.of_banned(what, state)),
         (ConnectionState::Lost(what), _) => (PeerState::Unreachable, what.message.clone()),
@@ -279,7 +281,7 @@ fn peer_status(peer: &PeerEntry, view: Option<&PeerView>, retries: &Retries, rat
             "sends nothing: others are asked as well".into(),
         ),
         (ConnectionState::Connected, Some(PeerPhase::BackedOff { .. })) if last.is_empty() => {
-            let failure = view.and_then(|view| view.last_failure);
+            let failure = status.and_then(|status| status.last_failure);
             (PeerState::BackingOff, failure.map_or("", failure_text).into())
         }
         (ConnectionState::Connected, Some(PeerPhase::BackedOff { .. })) => (PeerState::BackingOff, last),
@@ -290,8 +292,8 @@ fn peer_status(peer: &PeerEntry, view: Option<&PeerView>, retries: &Retries, rat
             (PeerState::Idle, String::new())
         }
     };
-    let reason = match (&peer.ban, view) {
-        (Some(what), Some(view)) if view.on_probation && reason.is_empty() => {
+    let reason = match (&peer.ban, status) {
+        (Some(what), Some(status)) if status.on_probation && reason.is_empty() => {
             format!("was banned: {what}; asked for one unit at a time while nobody else can serve")
         }
         _ => reason,
@@ -303,8 +305,8 @@ fn peer_status(peer: &PeerEntry, view: Option<&PeerView>, retries: &Retries, rat
         reason,
         bytes: peer.bytes,
         bytes_per_second: rate,
-        requests: view.map_or(0, |view| view.requests),
-        units: view.map_or(0, |view| view.units),
+        requests: status.map_or(0, |status| status.requests),
+        units: status.map_or(0, |status| status.units),
     }
 }
 
@@ -432,7 +434,7 @@ fn stuck_problem((swarm, now): (&Swarm, Time), peers: &PeerSet, sources: &PeerCa
 
 /// What keeps each peer from serving: those who are lost, banned, or refuse what they have.
 fn troubles<'a>((swarm, now): (&Swarm, Time), peers: &'a PeerSet) -> Vec<(&'a Address, Problem)> {
-    let states: HashMap<_, _> = swarm.peers().map(|view| (view.key, view.phase)).collect();
+    let states: HashMap<_, _> = swarm.peers().map(|status| (status.key, status.phase)).collect();
     let retries = Retries::of(swarm, now);
     let trouble = |(key, peer): (PeerKey, &'a PeerEntry)| {
         let problem = match (&peer.connection, states.get(&key)) {

@@ -118,11 +118,11 @@ pub(crate) fn check_target(target: &Path) -> Result<(), Problem> {
 
 /// What an error of the file system at a target means to the one who asked.
 pub(crate) fn target_problem(path: &Path, error: &io::Error) -> Problem {
-    let inner = error.get_ref();
-    if let Some(AtEntry { path: entry, error }) = inner.and_then(|inner| inner.downcast_ref()) {
+    let state = error.get_ref();
+    if let Some(AtEntry { path: entry, error }) = state.and_then(|state| state.downcast_ref()) {
         return target_problem(&path.join(entry), error);
     }
-    if let Some(clash) = inner.and_then(|inner| inner.downcast_ref::<NameClash>()) {
+    if let Some(clash) = state.and_then(|state| state.downcast_ref::<NameClash>()) {
         return clash.problem(path);
     }
     let at = path.display();

@@ -115,11 +115,11 @@ impl BootstrapPool {
     /// Connections that were made and the peers that lied, with what they did.
     pub(crate) fn into_parts(self) -> (HashMap<Address, PeerClient>, HashMap<Address, String>) {
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let liars = state
+        let misbehaving = state
             .misbehaving
             .into_iter()
             .map(|(address, lie)| (address, lie.what));
-        (state.clients, liars.collect())
+        (state.clients, misbehaving.collect())
     }
 
     /// Asks one peer after the other, each a while after the one before, until one answers well; tries again for as long as it takes.
@@ -176,11 +176,11 @@ impl BootstrapPool {
     /// Of those on the list that lied, one that may be asked again.
     fn due_liar(&self, list: &[PeerCandidate]) -> Option<Address> {
         let (state, now) = (self.state(), Instant::now());
-        let mut liars = list.iter().filter(|source| {
+        let mut misbehaving = list.iter().filter(|source| {
             let lie = state.misbehaving.get(&source.address);
             lie.is_some_and(|lie| lie.until <= now)
         });
-        liars.next().map(|source| source.address.clone())
+        misbehaving.next().map(|source| source.address.clone())
     }
 
     /// Notes that a peer lied; it may be asked again after a while.
@@ -214,7 +214,7 @@ impl BootstrapPool {
 
     /// What keeps all from answering well: those who failed now, and those who lied before.
     fn combined_problem(&self, failed: &[(Address, Problem)]) -> Option<Problem> {
-        let liars: Vec<(Address, Problem)> = {
+        let misbehaving: Vec<(Address, Problem)> = {
             let state = self.state();
             let before = state
                 .misbehaving
@@ -224,7 +224,7 @@ impl BootstrapPool {
                 .map(|(liar, lie)| (liar.clone(), Problem::new(Reason::VerificationFailed, lie.told())))
                 .collect()
         };
-        let all = failed.iter().chain(&liars);
+        let all = failed.iter().chain(&misbehaving);
         no_provider_serves(all.map(|(address, problem)| (address, problem)))
     }
 
@@ -268,10 +268,10 @@ impl BootstrapPool {
     }
 
     /// Keeps a connection for later, if there is room for it.
-    fn keep_client(&self, address: &Address, link: &PeerClient) {
+    fn keep_client(&self, address: &Address, client: &PeerClient) {
         let mut state = self.state();
         if state.clients.len() < MAX_CONCURRENT {
-            state.clients.insert(address.clone(), link.clone());
+            state.clients.insert(address.clone(), client.clone());
         }
     }
 
@@ -283,14 +283,14 @@ impl BootstrapPool {
         let attempt = self.attempts.acquire().await;
         let known = self.state().clients.get(&address).cloned();
         let asked = async {
-            let link = match known {
-                Some(link) => link,
+            let client = match known {
+                Some(client) => client,
                 None => PeerClient::open(&address, self.leave_from).await?,
             };
-            let told = op(link.clone()).await;
+            let told = op(client.clone()).await;
             // Whoever only takes connections has not answered.
             if !matches!(&told, Err(problem) if is_silence(problem)) {
-                self.keep_client(&address, &link);
+                self.keep_client(&address, &client);
             }
             told
         };
@@ -369,17 +369,17 @@ mod tests {
     /// A dialer whose peers are connected already, so that nobody is called.
     fn dialer(addresses: impl Iterator<Item = Address>) -> BootstrapPool {
         let (_list, sources) = watch::channel(PeerCandidates::default());
-        let dialer = BootstrapPool::new(sources);
+        let pool = BootstrapPool::new(sources);
         for address in addresses {
-            dialer.state().clients.insert(address, PeerClient::to_nobody());
+            pool.state().clients.insert(address, PeerClient::to_nobody());
         }
-        dialer
+        pool
     }
 
     #[tokio::test(start_paused = true)]
     async fn however_many_say_nothing_few_are_asked_at_once() {
         let all = 4 * MAX_CONCURRENT;
-        let dialer = dialer((0..all).map(address));
+        let pool = dialer((0..all).map(address));
         let asked = Arc::new(AtomicUsize::new(0));
         let op = |_| {
             let asked = Arc::clone(&asked);
@@ -393,7 +393,7 @@ mod tests {
             }
             .boxed()
         };
-        let round = dialer.try_candidates((0..all).map(address).collect(), &op);
+        let round = pool.try_candidates((0..all).map(address).collect(), &op);
         tokio::pin!(round);
         let waited = tokio::time::timeout(Duration::from_secs(99), &mut round).await;
         assert!(waited.is_err());
@@ -416,8 +416,8 @@ mod tests {
             ..PeerCandidates::default()
         };
         let (_list, sources) = watch::channel(list);
-        let dialer = BootstrapPool::new(sources);
-        dialer.state().clients.insert(address(0), PeerClient::to_nobody());
+        let pool = BootstrapPool::new(sources);
+        pool.state().clients.insert(address(0), PeerClient::to_nobody());
         let asked = Arc::new(AtomicUsize::new(0));
         let op = |_| {
             let asked = Arc::clone(&asked);
@@ -431,7 +431,7 @@ mod tests {
         };
         let (begun, told) = (Instant::now(), Mutex::new(Vec::new()));
         let note = |problem: Problem| told.lock().unwrap().push(problem.message);
-        dialer.ask_any(op, note).await;
+        pool.ask_any(op, note).await;
         assert!(begun.elapsed() >= BAN.mul_f64(0.75), "{:?}", begun.elapsed());
         assert_eq!(asked.load(Ordering::Relaxed), 2);
         let told = told.into_inner().unwrap();
@@ -440,13 +440,13 @@ mod tests {
                 .any(|message| message.contains("banned: lied; tried again in")),
             "{told:?}"
         );
-        assert!(dialer.into_parts().1.is_empty(), "it answered well");
+        assert!(pool.into_parts().1.is_empty(), "it answered well");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_hundred_that_say_nothing_keep_nobody_waiting_for_long() {
         let count = 100;
-        let dialer = dialer((0..=count).map(address));
+        let pool = dialer((0..=count).map(address));
         let asked = Arc::new(AtomicUsize::new(0));
         let op = |_| {
             let asked = Arc::clone(&asked);
@@ -459,9 +459,7 @@ mod tests {
             .boxed()
         };
         let began = tokio::time::Instant::now();
-        let round = dialer
-            .try_candidates((0..=count).map(address).collect(), &op)
-            .await;
+        let round = pool.try_candidates((0..=count).map(address).collect(), &op).await;
         assert!(
             round.is_ok() && began.elapsed() < Duration::from_secs(3),
             "{:?}",
@@ -475,23 +473,23 @@ mod tests {
             host: format!("198.51.100.{n}"),
             port: 1,
         };
-        let dialer = dialer(std::iter::empty());
+        let pool = dialer(std::iter::empty());
         let all = || -> Vec<Address> { (0..300).map(address).chain((1..=3).map(other)).collect() };
         let mut order = all();
-        dialer.order(&mut order);
+        pool.order(&mut order);
         let hosts: std::collections::HashSet<_> = order[..4].iter().map(|address| &address.host).collect();
         assert_eq!(hosts.len(), 4, "{:?}", &order[..4]);
-        dialer.state().silent.insert(Host::from(&address(0)), SILENT_HOST);
+        pool.state().silent.insert(Host::from(&address(0)), SILENT_HOST);
         let mut order = all();
-        dialer.order(&mut order);
+        pool.order(&mut order);
         assert!(order[..3].iter().all(|address| address.host != "192.0.2.1"));
     }
 
     #[tokio::test]
     async fn few_connections_are_kept() {
         let (_list, sources) = watch::channel(PeerCandidates::default());
-        let dialer = BootstrapPool::new(sources);
-        (0..2 * MAX_CONCURRENT).for_each(|n| dialer.keep_client(&address(n), &PeerClient::to_nobody()));
-        assert_eq!(dialer.into_parts().0.len(), MAX_CONCURRENT);
+        let pool = BootstrapPool::new(sources);
+        (0..2 * MAX_CONCURRENT).for_each(|n| pool.keep_client(&address(n), &PeerClient::to_nobody()));
+        assert_eq!(pool.into_parts().0.len(), MAX_CONCURRENT);
     }
 }

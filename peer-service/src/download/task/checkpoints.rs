@@ -25,13 +25,13 @@ const CHECKPOINT_SHARE: u32 = 10;
 /// # Errors
 /// Where data was lost on its way to the disk; it cancels `stop`, as nothing that follows can be relied on.
 pub(crate) async fn run_checkpoints(
-    live: Arc<ActiveDownload>,
+    download: Arc<ActiveDownload>,
     stop: CancellationToken,
 ) -> Result<(), Problem> {
     let mut wait = FIRST_CHECKPOINT_AFTER;
     // What was found without a state that is believed is worth one.
-    let mut stored = match live.part_file.has_valid_resume_state() {
-        true => Some(live.have().count()),
+    let mut stored = match download.part_file.has_valid_resume_state() {
+        true => Some(download.have().count()),
         false => None,
     };
     let mut failing = false;
@@ -40,13 +40,13 @@ pub(crate) async fn run_checkpoints(
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(wait) => {}
         }
-        let have = live.have();
+        let have = download.have();
         wait = CHECKPOINT_INTERVAL;
         let count = have.count();
         if Some(count) == stored {
             continue;
         }
-        let (part, started) = (Arc::clone(&live.part_file), Instant::now());
+        let (part, started) = (Arc::clone(&download.part_file), Instant::now());
         match blocking(move || part.checkpoint(&have))
             .await
             .and_then(|done| done)
@@ -55,7 +55,7 @@ pub(crate) async fn run_checkpoints(
                 (stored, failing) = (Some(count), false);
                 wait = CHECKPOINT_INTERVAL.max(started.elapsed() * CHECKPOINT_SHARE);
             }
-            Err(problem) if live.part_file.sync_failed() => {
+            Err(problem) if download.part_file.sync_failed() => {
                 stop.cancel();
                 return Err(problem);
             }

@@ -36,7 +36,7 @@ impl DownloadRun {
     /// Gives it its name and shares it.
     pub(crate) async fn finalize(
         &self,
-        live: &Arc<ActiveDownload>,
+        download: &Arc<ActiveDownload>,
         prepared: PreparedDownload,
         offered: PartialAnnouncement,
         reporter: &StatusReporter,
@@ -45,12 +45,16 @@ impl DownloadRun {
             return Ok(false);
         }
         let stamps = loop {
-            let (part, claim, stop) = (Arc::clone(&live.part_file), self.spec.sha256, self.stop.clone());
+            let (part, claim, stop) = (
+                Arc::clone(&download.part_file),
+                self.spec.sha256,
+                self.stop.clone(),
+            );
             let work = blocking(move || finalize::finalize(&part, claim, &stop));
-            match self.while_copying(live, reporter, work).await? {
+            match self.while_copying(download, reporter, work).await? {
                 Ok(stamps) => break stamps,
                 // What could not be flushed is lost: that takes a new part.
-                Err(problem) if problem.reason.is_exhaustion() && !live.part_file.sync_failed() => {
+                Err(problem) if problem.reason.is_exhaustion() && !download.part_file.sync_failed() => {
                     reporter.set_state(DownloadState::Waiting, Some(problem));
                     tokio::select! {
                         () = self.stop.cancelled() => return Ok(false),
@@ -60,24 +64,24 @@ impl DownloadRun {
                 Err(problem) => return Err(problem),
             }
         };
-        reporter.copied(live.part_file.copied());
-        reporter.not_kept(live.part_file.not_kept());
+        reporter.copied(download.part_file.copied());
+        reporter.not_kept(download.part_file.not_kept());
         let adoption = Adoption {
             context: Arc::clone(&self.context),
-            download: Arc::clone(live),
+            download: Arc::clone(download),
             sha256: self.spec.sha256,
             stamps,
             collection: prepared.planned.collection,
             stop: self.stop.clone(),
             view: self.status.clone(),
-            label: Label::sanitize(&live.name),
+            label: Label::sanitize(&download.name),
         };
         // Served and told of as a part from the transfer until the library has it.
-        let shelf = self.active.clone();
+        let source = self.active.clone();
         let adopted = self.context.tracker.spawn(async move {
             adoption.run().await;
             drop(offered);
-            shelf.send_replace(None);
+            source.send_replace(None);
         });
         // It goes on if this takes longer.
         let _ = tokio::time::timeout(ADOPTION_TIMEOUT, adopted).await;
@@ -89,7 +93,7 @@ impl DownloadRun {
     /// Shows how far the copies of content that several paths have are, until the work is done.
     async fn while_copying<T>(
         &self,
-        live: &Arc<ActiveDownload>,
+        download: &Arc<ActiveDownload>,
         reporter: &StatusReporter,
         work: impl Future<Output = T>,
     ) -> T {
@@ -99,7 +103,7 @@ impl DownloadRun {
             // The work is pinned outside: polling the other arm loses nothing of it.
             tokio::select! {
                 done = &mut work => break done,
-                _ = tick.tick() => reporter.copied(live.part_file.copied()),
+                _ = tick.tick() => reporter.copied(download.part_file.copied()),
             }
         }
     }
@@ -128,7 +132,8 @@ impl Adoption {
         };
         if let Err(problem) = adopted {
             tracing::warn!(path = %path.display(), %problem, "fetched and verified, and could not be shared");
-            self.view.send_modify(|view| view.sharing_error = Some(problem));
+            self.view
+                .send_modify(|status| status.sharing_error = Some(problem));
         }
     }
 

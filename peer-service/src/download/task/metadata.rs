@@ -62,13 +62,13 @@ pub(crate) struct CollectionManifest {
 pub(crate) async fn identify(
     context: &DownloadContext,
     id: FileId,
-    dialer: &BootstrapPool,
+    pool: &BootstrapPool,
     waiting: impl Fn(Problem) + Send + Sync,
 ) -> Result<FileMetadata, Problem> {
     let library = context.library.clone();
     let here = blocking(move || {
-        let offer = library.find(&id);
-        let known = offer.map(|offer| offer.record().map(|record| (record, offer.name())));
+        let content = library.find(&id);
+        let known = content.map(|content| content.record().map(|record| (record, content.name())));
         known.transpose()
     })
     .await??;
@@ -92,8 +92,8 @@ pub(crate) async fn identify(
             Err(problem) => tracing::debug!(file = %id.short(), %problem, "the index does not answer"),
         }
     }
-    let told = dialer
-        .ask_any(|link| async move { link.describe(id).await }.boxed(), waiting)
+    let told = pool
+        .ask_any(|client| async move { client.describe(id).await }.boxed(), waiting)
         .await;
     Ok(FileMetadata {
         record: told.record,
@@ -111,7 +111,7 @@ pub(crate) fn fallback_name(id: FileId) -> Label {
 pub(crate) async fn fetch_collection(
     context: &DownloadContext,
     record: &FileRecord,
-    dialer: &BootstrapPool,
+    pool: &BootstrapPool,
     waiting: impl Fn(Problem) + Send + Sync,
 ) -> Result<Option<CollectionManifest>, Problem> {
     if record.size > MAX_MANIFEST_SIZE {
@@ -124,8 +124,8 @@ pub(crate) async fn fetch_collection(
     let bytes = match local_bytes(context, record).await? {
         Some(bytes) => bytes,
         None => {
-            fetch_layers(context, &checks, &plan, dialer, &waiting).await?;
-            fetch_manifest(&plan, &checks, dialer, &waiting).await
+            fetch_layers(context, &checks, &plan, pool, &waiting).await?;
+            fetch_manifest(&plan, &checks, pool, &waiting).await
         }
     };
     let id = record.id;
@@ -147,8 +147,8 @@ async fn local_bytes(context: &DownloadContext, record: &FileRecord) -> Result<O
     use std::os::unix::fs::FileExt as _;
     let (library, id, size) = (context.library.clone(), record.id, record.size);
     blocking(move || {
-        let offer = library.find(&id)?;
-        let file = offer.open(0..size).ok()?;
+        let content = library.find(&id)?;
+        let file = content.open(0..size).ok()?;
         let mut bytes = vec![0; size as usize];
         file.read_exact_at(&mut bytes, 0).ok()?;
         (potluck_core::identity::hash::hash_bytes(&bytes).id() == id).then_some(bytes)
@@ -164,7 +164,7 @@ pub(crate) async fn fetch_layers(
     context: &DownloadContext,
     checks: &Arc<UnitVerifier>,
     plan: &Arc<Plan>,
-    dialer: &BootstrapPool,
+    pool: &BootstrapPool,
     waiting: &(impl Fn(Problem) + Send + Sync),
 ) -> Result<(), Problem> {
     if let Some(id) = checks.false_empty() {
@@ -174,7 +174,7 @@ pub(crate) async fn fetch_layers(
         ));
     }
     futures_util::stream::iter(checks.missing_layers())
-        .map(|file| fetch_layer(context, checks, plan, file, dialer, waiting))
+        .map(|file| fetch_layer(context, checks, plan, file, pool, waiting))
         .buffer_unordered(LAYERS_AT_ONCE)
         .try_collect::<()>()
         .await
@@ -185,7 +185,7 @@ async fn fetch_layer(
     checks: &Arc<UnitVerifier>,
     plan: &Arc<Plan>,
     file: usize,
-    dialer: &BootstrapPool,
+    pool: &BootstrapPool,
     waiting: &(impl Fn(Problem) + Send + Sync),
 ) -> Result<(), Problem> {
     let Some(PlanFile { id, size }) = plan.file(file) else {
@@ -200,9 +200,9 @@ async fn fetch_layer(
     if found.await?.is_some() {
         return Ok(());
     }
-    let op = |link: PeerClient| {
+    let op = |client: PeerClient| {
         async move {
-            let layer = link.piece_hashes(id, size).await?;
+            let layer = client.piece_hashes(id, size).await?;
             // Folding a few thousand hashes takes a millisecond or two; the largest lists take longer.
             blocking(move || tree_of(id, size, layer)).await?.ok_or_else(|| {
                 Problem::new(
@@ -213,7 +213,7 @@ async fn fetch_layer(
         }
         .boxed()
     };
-    let tree = dialer.ask_any(op, waiting).await;
+    let tree = pool.ask_any(op, waiting).await;
     checks.add_layer(file, tree.piece_hashes);
     Ok(())
 }
@@ -223,7 +223,7 @@ async fn fetch_layer(
 async fn fetch_manifest(
     plan: &Arc<Plan>,
     checks: &Arc<UnitVerifier>,
-    dialer: &BootstrapPool,
+    pool: &BootstrapPool,
     waiting: &(impl Fn(Problem) + Send + Sync),
 ) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -233,19 +233,19 @@ async fn fetch_manifest(
     let mut got = 0;
     while got < units.len() {
         // The first alone: the claim stands or falls with it.
-        let most = if got == 0 { 1 } else { run };
-        let units = &units[got..units.len().min(got + most)];
+        let max = if got == 0 { 1 } else { run };
+        let units = &units[got..units.len().min(got + max)];
         if !bytes.is_empty() {
             if !bytes.starts_with(MAGIC) {
                 break;
             }
             bytes.reserve_exact((plan.total() as usize).saturating_sub(bytes.len()));
         }
-        let op = |link: PeerClient| {
+        let op = |client: PeerClient| {
             let (plan, checks, units) = (Arc::clone(plan), Arc::clone(checks), units.to_vec());
-            fetch_units(link, plan, checks, units).boxed()
+            fetch_units(client, plan, checks, units).boxed()
         };
-        let came = dialer.ask_any(op, waiting).await;
+        let came = pool.ask_any(op, waiting).await;
         got += came.len();
         for unit in came {
             bytes.extend_from_slice(&unit);
@@ -256,7 +256,7 @@ async fn fetch_manifest(
 
 /// The first of these units, at least one and as many as come in time, from this peer and verified.
 async fn fetch_units(
-    link: PeerClient,
+    client: PeerClient,
     plan: Arc<Plan>,
     checks: Arc<UnitVerifier>,
     units: Vec<u32>,
@@ -265,7 +265,7 @@ async fn fetch_units(
     let deadline = Instant::now() + MANIFEST_TIMEOUT;
     let late = |_| Problem::new(Reason::TimedOut, "sending the manifest took too long");
     let mut assembly = UnitAssembler::new(&plan, &units);
-    let opened = timeout_at(deadline, link.download(assembly.next_spans(u64::MAX))).await;
+    let opened = timeout_at(deadline, client.download(assembly.next_spans(u64::MAX))).await;
     let mut stream = opened.map_err(late)??;
     let mut done = Vec::with_capacity(units.len());
     while assembly.current().is_some() {

@@ -99,11 +99,11 @@ impl DownloadRun {
         let local = self.stop.child_token();
         let _ends = local.clone().drop_guard();
         let (context, keep_stop) = (Arc::clone(&self.context), local.clone());
-        let (id, named, view) = (self.spec.id, self.named_peers.clone(), self.status.subscribe());
+        let (id, named, status) = (self.spec.id, self.named_peers.clone(), self.status.subscribe());
         self.context.tracker.spawn(async move {
             let index = context.index.clone();
             discovery::run_discovery(
-                (index, view),
+                (index, status),
                 id,
                 named,
                 |peer, address| context.is_self(peer, address),
@@ -160,11 +160,11 @@ impl DownloadRun {
         sources: watch::Receiver<PeerCandidates>,
         local: &CancellationToken,
     ) -> Result<FetchOutcome, Problem> {
-        let dialer = BootstrapPool::new(sources.clone()).leaving_from(self.context.leave_from);
+        let pool = BootstrapPool::new(sources.clone()).leaving_from(self.context.leave_from);
         // Neither of the two that can be dropped holds anything that is not dropped whole.
         let planned = tokio::select! {
             () = self.stop.cancelled() => return Ok(FetchOutcome::Stopped),
-            planned = self.plan(reporter, &dialer) => planned?,
+            planned = self.plan(reporter, &pool) => planned?,
         };
         let Some(planned) = planned else {
             return Ok(FetchOutcome::Done);
@@ -175,7 +175,7 @@ impl DownloadRun {
         };
         let checks = tokio::select! {
             () = self.stop.cancelled() => return Ok(FetchOutcome::Stopped),
-            checks = self.build_verifier(&planned, reporter, &dialer) => checks?,
+            checks = self.build_verifier(&planned, reporter, &pool) => checks?,
         };
         let prepared = PreparedDownload {
             planned,
@@ -186,27 +186,27 @@ impl DownloadRun {
         let Some(have) = self.recover_units(&prepared, reporter).await? else {
             return Ok(FetchOutcome::Stopped);
         };
-        let live = self.publish(&prepared, have).await?;
+        let download = self.publish(&prepared, have).await?;
         // At once, with nothing to give yet: those who fetch the same find each other while the first pieces come, and each knows
         // that the others fetch.
         let offered = self.context.announce_set.announce_partial(Registration {
-            file: live.record,
-            names: vec![live.name.clone()],
+            file: download.record,
+            names: vec![download.name.clone()],
             partial: true,
         });
-        let mut finished = self.run_swarm(&live, reporter, sources, dialer, local).await;
-        if matches!(finished, Ok(FetchOutcome::Done)) && self.is_manifest(&live).await? {
+        let mut finished = self.run_swarm(&download, reporter, sources, pool, local).await;
+        if matches!(finished, Ok(FetchOutcome::Done)) && self.is_manifest(&download).await? {
             finished = Ok(FetchOutcome::Doubted);
         }
-        let have = live.have();
+        let have = download.have();
         if !matches!(finished, Ok(FetchOutcome::Done)) {
             drop(offered);
-            self.retire(&live, have).await;
+            self.retire(&download, have).await;
             return finished;
         }
-        let placed = self.finalize(&live, prepared, offered, reporter).await;
+        let placed = self.finalize(&download, prepared, offered, reporter).await;
         if !matches!(placed, Ok(true)) {
-            self.retire(&live, have).await;
+            self.retire(&download, have).await;
         }
         Ok(match placed? {
             true => FetchOutcome::Done,
@@ -215,9 +215,9 @@ impl DownloadRun {
     }
 
     /// Takes the transfer off the shelf and records what it has.
-    async fn retire(&self, live: &Arc<ActiveDownload>, have: Bitfield) {
+    async fn retire(&self, download: &Arc<ActiveDownload>, have: Bitfield) {
         self.active.send_replace(None);
-        let part = Arc::clone(&live.part_file);
+        let part = Arc::clone(&download.part_file);
         let last = move || {
             let stored = part.checkpoint(&have);
             // Whoever is being served holds the part for a while longer, and must not keep it from being removed or gone on with.
@@ -322,13 +322,13 @@ impl DownloadRun {
         let (record, name) = (prepared.planned.record, prepared.planned.name.clone());
         let (part, checks) = (Arc::clone(&prepared.part_file), Arc::clone(&prepared.verifier));
         let collection = prepared.planned.collection.clone();
-        let live = blocking(move || {
+        let download = blocking(move || {
             let manifest = collection
                 .as_ref()
                 .map(|it| (it.tree.clone(), &**it.manifest.bytes()));
             ActiveDownload::new(record, name, part, checks, manifest, have)
         });
-        let live = live.await?.map_err(|error| {
+        let download = download.await?.map_err(|error| {
             let folder = std::env::temp_dir();
             let folder = folder.display();
             match Reason::of_exhaustion(&error) {
@@ -348,51 +348,51 @@ impl DownloadRun {
                 ),
             }
         })?;
-        let live = Arc::new(live);
-        self.active.send_replace(Some(Arc::clone(&live)));
-        Ok(live)
+        let download = Arc::new(download);
+        self.active.send_replace(Some(Arc::clone(&download)));
+        Ok(download)
     }
 
     /// The swarm's part, until all units are there.
     async fn run_swarm(
         &self,
-        live: &Arc<ActiveDownload>,
+        download: &Arc<ActiveDownload>,
         reporter: &StatusReporter,
         sources: watch::Receiver<PeerCandidates>,
-        dialer: BootstrapPool,
+        pool: BootstrapPool,
         local: &CancellationToken,
     ) -> Result<FetchOutcome, Problem> {
-        let plan = live.part_file.plan();
-        let have = live.have();
+        let plan = download.part_file.plan();
+        let have = download.have();
         if have.is_full() {
             return Ok(FetchOutcome::Done);
         }
         let lens = (0..plan.unit_count()).map(|unit| plan.unit_len(unit)).collect();
         let swarm = Swarm::new(SwarmConfig::default(), lens, have.clone(), rand::random());
-        let (links, liars) = dialer.into_parts();
+        let (clients, misbehaving) = pool.into_parts();
         let (tell, events) = mpsc::channel(PEER_EVENTS);
         let stop = local.child_token();
         let ends = stop.clone().drop_guard();
         let calls = TaskTracker::new();
-        let mut terms = self.limits.clone();
-        let now = *terms.borrow_and_update();
-        let disk = self.context.disk_pools.pool(live.part_file.device());
+        let mut update = self.limits.clone();
+        let now = *update.borrow_and_update();
+        let disk = self.context.disk_pools.pool(download.part_file.device());
         let mut driver = DownloadDriver {
             context: Arc::clone(&self.context),
-            download: Arc::clone(live),
+            download: Arc::clone(download),
             disk: Arc::clone(&disk),
             swarm,
             peers: PeerSet::new(
                 (self.spec.id, plan.unit_count(), self.context.peer_id),
                 tell,
-                links,
-                liars,
+                clients,
+                misbehaving,
                 stop.clone(),
                 self.context.tracker.clone(),
             )
             .leaving_from(self.context.leave_from),
             candidates: sources.clone(),
-            limits: terms,
+            limits: update,
             rate_limiter: Arc::new(TransferRateLimiter::new(now, &self.context.limits)),
             budget_share: self.context.budget.join(now.priority),
             start: Instant::now(),
@@ -411,7 +411,7 @@ impl DownloadRun {
             may_be_collection: self.may_be_collection(plan),
             kind_doubted: false,
         };
-        let (part, over) = (Arc::clone(&live.part_file), stop.clone());
+        let (part, over) = (Arc::clone(&download.part_file), stop.clone());
         calls.spawn_blocking(move || {
             if let Err(error) = part.preallocate(|| !over.is_cancelled()) {
                 // Whatever is written next meets the same trouble, and says it.
@@ -421,7 +421,7 @@ impl DownloadRun {
         let checkpoints = self
             .context
             .tracker
-            .spawn(checkpoints::run_checkpoints(Arc::clone(live), stop.clone()));
+            .spawn(checkpoints::run_checkpoints(Arc::clone(download), stop.clone()));
         tracing::debug!(file = %self.spec.id.short(), units = plan.unit_count(), "fetching");
         let finished = driver.run(events).await;
         tracing::debug!(file = %self.spec.id.short(), "fetched");
@@ -435,7 +435,7 @@ impl DownloadRun {
             return Err(problem);
         }
         finished.map(|finished| match finished {
-            FetchOutcome::Done if !live.have().is_full() => FetchOutcome::Stopped,
+            FetchOutcome::Done if !download.have().is_full() => FetchOutcome::Stopped,
             finished => finished,
         })
     }

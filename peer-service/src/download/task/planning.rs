@@ -48,7 +48,7 @@ impl DownloadRun {
     pub(crate) async fn plan(
         &self,
         reporter: &StatusReporter,
-        dialer: &BootstrapPool,
+        pool: &BootstrapPool,
     ) -> Result<Option<PlannedDownload>, Problem> {
         let waiting = |problem: Problem| reporter.set_state(DownloadState::Waiting, Some(problem));
         let id = self.spec.id;
@@ -74,7 +74,7 @@ impl DownloadRun {
                 return Ok(None);
             }
         }
-        let known = metadata::identify(&self.context, id, dialer, waiting).await?;
+        let known = metadata::identify(&self.context, id, pool, waiting).await?;
         let mut record = known.record;
         // A name that was used before stays: others may call it otherwise, and what was fetched lies under that one.
         let before = Some(self.status.borrow().name.clone()).filter(|name| !name.is_empty());
@@ -91,7 +91,7 @@ impl DownloadRun {
         reporter.set_identity(name.as_str(), record.size);
         let collection =
             match metadata::claims_collection(&record) || self.kind_doubted.load(Ordering::Relaxed) {
-                true => metadata::fetch_collection(&self.context, &record, dialer, waiting).await?,
+                true => metadata::fetch_collection(&self.context, &record, pool, waiting).await?,
                 false => None,
             };
         record.kind = if collection.is_some() {
@@ -162,11 +162,11 @@ impl DownloadRun {
         &self,
         planned: &PlannedDownload,
         reporter: &StatusReporter,
-        dialer: &BootstrapPool,
+        pool: &BootstrapPool,
     ) -> Result<Arc<UnitVerifier>, Problem> {
         let waiting = |problem: Problem| reporter.set_state(DownloadState::Waiting, Some(problem));
         let checks = Arc::new(UnitVerifier::new(Arc::clone(&planned.plan)));
-        metadata::fetch_layers(&self.context, &checks, &planned.plan, dialer, &waiting).await?;
+        metadata::fetch_layers(&self.context, &checks, &planned.plan, pool, &waiting).await?;
         reporter.set_state(DownloadState::Preparing, None);
         Ok(checks)
     }
@@ -179,8 +179,8 @@ impl DownloadRun {
     }
 
     /// Whether what was fetched as a plain file is a folder's manifest after all.
-    pub(crate) async fn is_manifest(&self, live: &Arc<ActiveDownload>) -> Result<bool, Problem> {
-        let part = Arc::clone(&live.part_file);
+    pub(crate) async fn is_manifest(&self, download: &Arc<ActiveDownload>) -> Result<bool, Problem> {
+        let part = Arc::clone(&download.part_file);
         if !self.may_be_collection(part.plan()) {
             return Ok(false);
         }

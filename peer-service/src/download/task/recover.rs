@@ -35,7 +35,7 @@ pub(crate) fn recover(
     checks: &UnitVerifier,
     found: FoundPart,
     threads: usize,
-    wanted: &(dyn Fn() -> bool + Sync),
+    is_wanted: &(dyn Fn() -> bool + Sync),
     on_unit: &(dyn Fn(u64) + Sync),
 ) -> Bitfield {
     let units = part.plan().unit_count();
@@ -55,9 +55,9 @@ pub(crate) fn recover(
             if let Err(problem) = part.invalidate_resume_state() {
                 tracing::warn!(%problem, "the resume state could not be taken back");
             }
-            verify_all(part, checks, threads, wanted, on_unit)
+            verify_all(part, checks, threads, is_wanted, on_unit)
         }
-        FoundPart::Unverified => verify_all(part, checks, threads, wanted, on_unit),
+        FoundPart::Unverified => verify_all(part, checks, threads, is_wanted, on_unit),
     }
 }
 
@@ -70,7 +70,7 @@ fn verify_all(
     part: &PartFile,
     checks: &UnitVerifier,
     threads: usize,
-    wanted: &(dyn Fn() -> bool + Sync),
+    is_wanted: &(dyn Fn() -> bool + Sync),
     on_unit: &(dyn Fn(u64) + Sync),
 ) -> Bitfield {
     let units = part.plan().unit_count();
@@ -79,7 +79,7 @@ fn verify_all(
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
-                while wanted() {
+                while is_wanted() {
                     let unit = next.fetch_add(1, Ordering::Relaxed);
                     if unit >= units {
                         return;
@@ -106,11 +106,11 @@ pub(crate) fn copy_local(
     part: &PartFile,
     checks: &UnitVerifier,
     have: &mut Bitfield,
-    wanted: &dyn Fn() -> bool,
+    is_wanted: &dyn Fn() -> bool,
     on_unit: &(dyn Fn(u64) + Sync),
 ) -> io::Result<()> {
     for unit in 0..have.len() {
-        if !wanted() {
+        if !is_wanted() {
             return Ok(());
         }
         if have.get(unit) {
@@ -129,15 +129,15 @@ pub(crate) fn copy_local(
 
 fn local_unit(library: &Library, part: &PartFile, unit: u32) -> Option<ChunkList> {
     let plan = part.plan();
-    let mut offers = Vec::new();
+    let mut contents = Vec::new();
     for span in plan.spans(unit) {
-        offers.push((library.find(&span.id)?, span));
+        contents.push((library.find(&span.id)?, span));
     }
     let mut data = ReadBuffer::new(plan.unit_len(unit) as usize);
     let mut rest = &mut data[..];
-    for (offer, span) in offers {
+    for (content, span) in contents {
         let (bytes, after) = rest.split_at_mut(span.len as usize);
-        let file = offer.open(span.offset..span.offset + span.len).ok()?;
+        let file = content.open(span.offset..span.offset + span.len).ok()?;
         file.read_exact_at(bytes, span.offset).ok()?;
         rest = after;
     }

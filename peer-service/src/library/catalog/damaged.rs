@@ -18,43 +18,47 @@ const MAX_NAMED: usize = 16;
 impl Catalog {
     /// Withdraws a part that is damaged, and with it the manifest that lists it. Whether that was
     /// not known.
-    pub(crate) fn set_damaged(&mut self, place: Location, delta: &mut Delta) -> bool {
-        let Some(shared) = self.items.remove(&place.item) else {
+    pub(crate) fn set_damaged(&mut self, location: Location, delta: &mut Delta) -> bool {
+        let Some(shared) = self.items.remove(&location.item) else {
             return false;
         };
         let parts = [
             Some(WHOLE_ITEM),
-            Some(place.entry).filter(|&part| part != WHOLE_ITEM),
+            Some(location.entry).filter(|&part| part != WHOLE_ITEM),
         ];
         for part in parts.into_iter().flatten() {
-            self.drop_copy(place.item, &shared, part, delta);
+            self.drop_copy(location.item, &shared, part, delta);
         }
-        self.items.insert(place.item, shared);
-        self.stale_items.remove(&place.item);
-        let is_new = self.damaged.entry(place.item).or_default().insert(place.entry);
+        self.items.insert(location.item, shared);
+        self.stale_items.remove(&location.item);
+        let is_new = self
+            .damaged
+            .entry(location.item)
+            .or_default()
+            .insert(location.entry);
         if is_new {
             delta
                 .changes
-                .push(StoreChange::PutDamaged(place.item, place.entry));
+                .push(StoreChange::PutDamaged(location.item, location.entry));
         }
         is_new
     }
 
     /// What was remembered as damaged when the peer stopped is so still, unless it changed since:
     /// then it is looked at again.
-    pub(crate) fn restore_damaged(&mut self, place: Location, delta: &mut Delta) {
-        let Some(shared) = self.items.get(&place.item) else {
+    pub(crate) fn restore_damaged(&mut self, location: Location, delta: &mut Delta) {
+        let Some(shared) = self.items.get(&location.item) else {
             return;
         };
-        let is_unchanged = shared.id(place.entry).is_some_and(|id| {
+        let is_unchanged = shared.id(location.entry).is_some_and(|id| {
             // A part that is not the first of its content has no copy of its own.
             let part = shared.entry(&id);
             self.located_copies(&id)
-                .any(|(item, _, known)| item == place.item && Some(known) == part)
+                .any(|(item, _, known)| item == location.item && Some(known) == part)
         });
         match is_unchanged {
-            true => drop(self.set_damaged(place, delta)),
-            false => delta.changes.push(StoreChange::RemoveDamaged(place.item)),
+            true => drop(self.set_damaged(location, delta)),
+            false => delta.changes.push(StoreChange::RemoveDamaged(location.item)),
         }
     }
 

@@ -110,14 +110,14 @@ impl Catalog {
         self.insert(number, item, delta);
         if let Some(shared) = self.items.get(&number) {
             delta.changes.push(StoreChange::PutItem(number, shared.to_row()));
-            let mut sums: Vec<_> = shared.sha256s.iter().map(|(&part, &sum)| (part, sum)).collect();
+            let mut sha256s: Vec<_> = shared.sha256s.iter().map(|(&part, &sum)| (part, sum)).collect();
             let whole = &shared.record;
             let own = whole
                 .sha256
                 .filter(|_| small_file_sha256(whole.size, &whole.root).is_none());
-            sums.extend(own.map(|sum| (WHOLE_ITEM, sum)));
-            if !sums.is_empty() {
-                delta.changes.push(StoreChange::PutSha256s(number, sums));
+            sha256s.extend(own.map(|sum| (WHOLE_ITEM, sum)));
+            if !sha256s.is_empty() {
+                delta.changes.push(StoreChange::PutSha256s(number, sha256s));
             }
         }
         number
@@ -290,19 +290,19 @@ impl Catalog {
     pub(crate) fn put_stale(
         &mut self,
         number: u64,
-        (path, arrived, label): (Arc<Path>, bool, Option<Label>),
+        (path, downloaded, label): (Arc<Path>, bool, Option<Label>),
         record: FileRecord,
         body: ItemBody,
     ) {
         self.by_path.insert(path.clone(), number);
-        let sums = BTreeMap::new();
+        let sha256s = BTreeMap::new();
         let shared = SharedItem {
             path,
-            downloaded: arrived,
+            downloaded,
             label,
             record,
             body,
-            sha256s: sums,
+            sha256s,
         };
         self.items.insert(number, Box::new(shared));
         self.stale_items.insert(number);
@@ -310,37 +310,38 @@ impl Catalog {
     }
 
     /// Withdraws a copy that is not what it was, and with it the manifest that lists it. The item waits to be looked at again.
-    pub(crate) fn invalidate(&mut self, place: Location, delta: &mut Delta) {
-        let Some(shared) = self.items.remove(&place.item) else {
+    pub(crate) fn invalidate(&mut self, location: Location, delta: &mut Delta) {
+        let Some(shared) = self.items.remove(&location.item) else {
             return;
         };
         // All entries of one content have one copy.
-        let part = shared.id(place.entry).and_then(|id| shared.entry(&id));
+        let part = shared.id(location.entry).and_then(|id| shared.entry(&id));
         for part in [Some(WHOLE_ITEM), part.filter(|&part| part != WHOLE_ITEM)]
             .into_iter()
             .flatten()
         {
-            self.drop_copy(place.item, &shared, part, delta);
+            self.drop_copy(location.item, &shared, part, delta);
         }
-        self.items.insert(place.item, shared);
+        self.items.insert(location.item, shared);
         // What is damaged waits for its owner.
-        if !self.is_damaged(place.item) {
-            self.stale_items.insert(place.item);
+        if !self.is_damaged(location.item) {
+            self.stale_items.insert(location.item);
         }
     }
 
     /// Remembers a SHA-256, unless the file is gone by now.
     pub(crate) fn set_sha256(&mut self, id: FileId, sum: Sha256, delta: &mut Delta) {
-        let places = self.locations(&id);
-        if places.is_empty() {
+        let locations = self.locations(&id);
+        if locations.is_empty() {
             return;
         }
-        for place in places {
-            if let Some(shared) = self.items.get_mut(&place.item) {
-                shared.set_sha256(place.entry, sum);
-                delta
-                    .changes
-                    .push(StoreChange::PutSha256s(place.item, vec![(place.entry, sum)]));
+        for location in locations {
+            if let Some(shared) = self.items.get_mut(&location.item) {
+                shared.set_sha256(location.entry, sum);
+                delta.changes.push(StoreChange::PutSha256s(
+                    location.item,
+                    vec![(location.entry, sum)],
+                ));
             }
         }
         delta.touched.push(id);
@@ -484,26 +485,26 @@ impl Catalog {
     }
 
     /// Files after this place whose SHA-256 is not known, at most so many, in the order in which they lie on the disk, about.
-    pub(crate) fn without_sha256(&self, after: Option<Location>, most: usize) -> Vec<(Location, FileId)> {
+    pub(crate) fn without_sha256(&self, after: Option<Location>, max: usize) -> Vec<(Location, FileId)> {
         let first = after.map_or(0, |after| after.item);
-        let places = self.items.range(first..).flat_map(|(&item, shared)| {
+        let locations = self.items.range(first..).flat_map(|(&item, shared)| {
             let entries = shared
                 .folder()
                 .map_or(0, |folder| folder.manifest.len() as EntryIndex);
             let parts = (0..entries).chain([WHOLE_ITEM]);
             parts.map(move |part| (Location { item, entry: part }, shared))
         });
-        places
-            .skip_while(|(place, _)| after.is_some_and(|after| *place <= after))
-            .filter_map(|(place, shared)| {
-                let record = shared.record(place.entry).filter(lacks_sha256)?;
+        locations
+            .skip_while(|(location, _)| after.is_some_and(|after| *location <= after))
+            .filter_map(|(location, shared)| {
+                let record = shared.record(location.entry).filter(lacks_sha256)?;
                 let copy = FileCopy {
                     prefix: record.id.prefix(),
-                    location: place,
+                    location,
                 };
-                self.copies.contains(&copy).then_some((place, record.id))
+                self.copies.contains(&copy).then_some((location, record.id))
             })
-            .take(most)
+            .take(max)
             .collect()
     }
 

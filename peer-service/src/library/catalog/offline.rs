@@ -48,16 +48,13 @@ impl Catalog {
         part: EntryIndex,
     ) -> Option<FileRecord> {
         let record = shared.record(part)?;
-        let place = Location {
+        let location = Location {
             item,
             entry: shared.entry(&record.id)?,
         };
         let prefix = record.id.prefix();
         self.offline_copies
-            .contains(&FileCopy {
-                prefix,
-                location: place,
-            })
+            .contains(&FileCopy { prefix, location })
             .then_some(record)
     }
 

@@ -74,20 +74,20 @@ pub(crate) type KnownFile<'a> = dyn Fn(&Path, &Stamp) -> Option<FileRecord> + Sy
 /// Everything that cannot be read or changes meanwhile, up to a bound; `CANCELLED`.
 pub(crate) fn hash_snapshot(
     root: &Path,
-    found: &Snapshot,
+    snapshot: &Snapshot,
     known: Option<&KnownFile<'_>>,
     threads: usize,
     watch: &ShareObserver<'_>,
 ) -> Result<HashedFolder, Vec<Refused>> {
     let mut made = HashedFolder {
-        hashes: EntryHashes::new(found.len()),
-        ids: vec![FileId([0; 32]); found.len()],
+        hashes: EntryHashes::new(snapshot.len()),
+        ids: vec![FileId([0; 32]); snapshot.len()],
     };
     let base = BaseFolder::at(root).map_err(|problem| vec![(root.to_owned(), problem)])?;
     let mut unknown: Vec<u32> = Vec::new();
-    for (index, seen) in found.files() {
-        let known = known.zip(seen);
-        match known.and_then(|(known, seen)| known(&root.join(found.path(index)), &seen.stamp)) {
+    for (index, stat) in snapshot.files() {
+        let known = known.zip(stat);
+        match known.and_then(|(known, stat)| known(&root.join(snapshot.path(index)), &stat.stamp)) {
             Some(record) => {
                 made.set_known(index, &record);
                 (watch.on_progress)(&|| root.to_owned(), record.size);
@@ -103,13 +103,13 @@ pub(crate) fn hash_snapshot(
     let lock = || hashing.lock().unwrap_or_else(PoisonError::into_inner);
     let file = |at: usize| {
         let index = unknown[at] as usize;
-        (Path::new(found.path(index)), found.stamp(index))
+        (Path::new(snapshot.path(index)), snapshot.stamp(index))
     };
-    let is_wanted = |at: usize, path: &Path, seen: FileStat| {
+    let is_wanted = |at: usize, path: &Path, stat: FileStat| {
         let index = unknown[at] as usize;
-        found.set_stat(index, seen);
+        snapshot.set_stat(index, stat);
         let path = || root.join(path);
-        let record = known.and_then(|known| known(&path(), &seen.stamp));
+        let record = known.and_then(|known| known(&path(), &stat.stamp));
         if let Some(record) = &record {
             (watch.on_size)(record.size);
             lock().hashed.set_known(index, record);
@@ -126,7 +126,7 @@ pub(crate) fn hash_snapshot(
         for (at, path, result) in outcomes {
             let index = unknown[at];
             let problem = match result.map(|done| (done, ids.next())) {
-                Ok((done, Some(id))) if Some(done.stamp) == found.stamp(index as usize) => {
+                Ok((done, Some(id))) if Some(done.stamp) == snapshot.stamp(index as usize) => {
                     hashing.hashed.ids[index as usize] = id;
                     hashing.hashed.hashes.set(index, done.tree);
                     continue;
@@ -158,16 +158,16 @@ impl HashedFolder {
     ///
     /// # Errors
     /// What a manifest cannot have.
-    pub(crate) fn manifest(&self, root: &Path, found: &Snapshot) -> Result<Manifest, Vec<Refused>> {
+    pub(crate) fn manifest(&self, root: &Path, snapshot: &Snapshot) -> Result<Manifest, Vec<Refused>> {
         let refuse = |problem: Problem| vec![(PathBuf::from(root), problem)];
         let mut unsafe_path = None;
-        let has_modes = found.has_modes();
-        let entries = found.iter().zip(&self.ids).map_while(|((path, what), id)| {
-            let content = match what {
-                EntryKind::File(seen) => EntryContent::File {
+        let has_modes = snapshot.has_modes();
+        let entries = snapshot.iter().zip(&self.ids).map_while(|((path, kind), id)| {
+            let content = match kind {
+                EntryKind::File(stat) => EntryContent::File {
                     id: *id,
-                    size: seen.get().map_or(0, |seen| seen.stamp.size),
-                    executable: has_modes && seen.get().is_some_and(|seen| seen.executable),
+                    size: stat.get().map_or(0, |stat| stat.stamp.size),
+                    executable: has_modes && stat.get().is_some_and(|stat| stat.executable),
                 },
                 EntryKind::EmptyFolder => EntryContent::EmptyDirectory,
                 EntryKind::Link(target) => EntryContent::Link { target },

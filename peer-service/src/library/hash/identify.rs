@@ -107,17 +107,17 @@ pub fn identify(
     };
     let metadata = path.metadata().map_err(|error| refuse(unreadable(&error)))?;
     if metadata.is_dir() {
-        let mut found = walk(path, threads)?;
-        found.stat_if_many(path, threads)?;
-        (watch.on_size)(found.size());
-        let hashed = hash_snapshot(path, &found, None, threads, watch)?;
-        let manifest = hashed.manifest(path, &found)?;
+        let mut snapshot = walk(path, threads)?;
+        snapshot.stat_if_many(path, threads)?;
+        (watch.on_size)(snapshot.size());
+        let hashed = hash_snapshot(path, &snapshot, None, threads, watch)?;
+        let manifest = hashed.manifest(path, &snapshot)?;
         return Ok(Identified {
             record: record_of(&hash_bytes(manifest.bytes()), FileKind::Collection),
             file_count: manifest.file_count(),
             content_size: manifest.content_size(),
             manifest: Some(manifest),
-            has_modes: found.has_modes(),
+            has_modes: snapshot.has_modes(),
             may_lack_links: may_lack_modes(path),
         });
     }

@@ -134,18 +134,18 @@ mod tests {
         let hashers = ForegroundHashers::default();
         let start = Instant::now();
         let (activity, stop) = (Activity::default(), CancellationToken::new());
-        let mut turns = BackgroundTurns::new(&hashers, &activity, &stop);
+        let mut background_turns = BackgroundTurns::new(&hashers, &activity, &stop);
         for _ in 0..100 {
-            turns.before_read(TURN_BYTES);
+            background_turns.before_read(TURN_BYTES);
         }
         assert!(start.elapsed() < MAX_YIELD, "nobody to make way for");
         let hashing = hashers.begin();
-        turns.before_read(TURN_BYTES);
+        background_turns.before_read(TURN_BYTES);
         assert!(start.elapsed() >= MAX_YIELD);
         std::thread::scope(|scope| {
             scope.spawn(move || drop(hashing));
             for _ in 0..100 {
-                turns.before_read(TURN_BYTES);
+                background_turns.before_read(TURN_BYTES);
             }
         });
         assert!(
@@ -161,7 +161,7 @@ mod tests {
             Activity::default(),
             CancellationToken::new(),
         );
-        let mut turns = BackgroundTurns::new(&hashers, &activity, &stop);
+        let mut background_turns = BackgroundTurns::new(&hashers, &activity, &stop);
         // Something moves all the time.
         let (ended, start) = (CancellationToken::new(), Instant::now());
         std::thread::scope(|scope| {
@@ -174,12 +174,12 @@ mod tests {
             while activity.uploaded.load(Ordering::Relaxed) == 0 {
                 std::thread::yield_now();
             }
-            turns.before_read(TURN_BYTES);
+            background_turns.before_read(TURN_BYTES);
             ended.cancel();
         });
         assert!(start.elapsed() >= LONGEST_PAUSE, "gave way, and had its turn");
         activity.uploaded.fetch_add(1, Ordering::Relaxed);
         stop.cancel();
-        turns.before_read(TURN_BYTES);
+        background_turns.before_read(TURN_BYTES);
     }
 }

@@ -67,28 +67,28 @@ fn is_skipped(path: &Path) -> bool {
 }
 
 /// Starts watching and makes the first pass.
-pub(crate) fn start(inner: &Arc<LibraryShared>, tracker: &TaskTracker) {
-    tracker.spawn(scan_loop(inner.clone()));
+pub(crate) fn start(shared: &Arc<LibraryShared>, tracker: &TaskTracker) {
+    tracker.spawn(scan_loop(shared.clone()));
 }
 
-async fn scan_loop(inner: Arc<LibraryShared>) {
+async fn scan_loop(shared: Arc<LibraryShared>) {
     let mut scanner = Some(Scanner::default());
     let watching = {
-        let inner = inner.clone();
+        let shared = shared.clone();
         // Watching a deep folder takes a while.
-        tokio::task::spawn_blocking(move || start_watching(&inner))
+        tokio::task::spawn_blocking(move || start_watching(&shared))
     };
     let watcher = tokio::select! {
         watcher = watching => watcher.ok().flatten(),
-        () = inner.shutdown.cancelled() => return,
+        () = shared.shutdown.cancelled() => return,
     };
     loop {
         let Some(mut taken) = scanner.take() else { return };
         let began = Instant::now();
         let pass = tokio::task::spawn_blocking({
-            let inner = inner.clone();
+            let shared = shared.clone();
             move || {
-                let next = taken.scan(&inner);
+                let next = taken.scan(&shared);
                 (taken, next)
             }
         });
@@ -111,31 +111,31 @@ async fn scan_loop(inner: Arc<LibraryShared>) {
         let rest = (began.elapsed() * REST_FACTOR).max(DEBOUNCE);
         // All arms are cancel-safe: a notification that is taken leads to a pass.
         tokio::select! {
-            () = inner.shutdown.cancelled() => return,
-            () = inner.rescan.notified() => {}
+            () = shared.shutdown.cancelled() => return,
+            () = shared.rescan.notified() => {}
             () = tokio::time::sleep(next.unwrap_or(Duration::MAX)) => {}
         }
         tokio::select! {
-            () = inner.shutdown.cancelled() => return,
+            () = shared.shutdown.cancelled() => return,
             () = tokio::time::sleep(rest) => {}
         }
     }
 }
 
 /// Asks the operating system to tell of changes; `None` where it does not.
-fn start_watching(inner: &Arc<LibraryShared>) -> Option<RecommendedWatcher> {
-    let weak = Arc::downgrade(inner);
-    let told = move |event: notify::Result<notify::Event>| {
+fn start_watching(shared: &Arc<LibraryShared>) -> Option<RecommendedWatcher> {
+    let weak = Arc::downgrade(shared);
+    let on_event = move |event: notify::Result<notify::Event>| {
         // What reads does not change anything, and hashing reads.
         let quiet = |kind: &EventKind| matches!(kind, EventKind::Access(kind) if *kind != AccessKind::Close(AccessMode::Write));
-        if let Some(inner) = weak.upgrade()
+        if let Some(shared) = weak.upgrade()
             && !event.as_ref().is_ok_and(|event| quiet(&event.kind))
         {
-            inner.rescan.notify_one();
+            shared.rescan.notify_one();
         }
     };
-    let watching = RecommendedWatcher::new(told, notify::Config::default()).and_then(|mut watcher| {
-        watcher.watch(&inner.files_folder, RecursiveMode::Recursive)?;
+    let watching = RecommendedWatcher::new(on_event, notify::Config::default()).and_then(|mut watcher| {
+        watcher.watch(&shared.files_folder, RecursiveMode::Recursive)?;
         Ok(watcher)
     });
     watching
@@ -147,7 +147,7 @@ fn start_watching(inner: &Arc<LibraryShared>) -> Option<RecommendedWatcher> {
                 _ => "",
             };
             tracing::warn!(
-                folder = %inner.files_folder.display(), %error,
+                folder = %shared.files_folder.display(), %error,
                 "the files folder cannot be watched and is looked at every {SCAN_INTERVAL:?} instead{hint}"
             );
         })
@@ -219,7 +219,7 @@ impl FolderCandidate {
         let mut hasher = DefaultHasher::new();
         match self {
             Self::File(_, stamp) => stamp.hash(&mut hasher),
-            Self::Folder(_, found) => return fingerprint(found),
+            Self::Folder(_, snapshot) => return fingerprint(snapshot),
             Self::Refused(_, refused) => {
                 for (path, problem) in refused {
                     (path, &problem.message).hash(&mut hasher);
@@ -232,7 +232,7 @@ impl FolderCandidate {
     fn is_idle(&self) -> bool {
         match self {
             Self::File(_, stamp) => is_idle(stamp.ctime.max(stamp.mtime)),
-            Self::Folder(_, found) => is_idle(newest(found)),
+            Self::Folder(_, snapshot) => is_idle(newest(snapshot)),
             Self::Refused(..) => true,
         }
     }
@@ -240,11 +240,11 @@ impl FolderCandidate {
 
 impl Scanner {
     /// Compares the folder with what is shared from it and shares what is new; when to look again, if by the clock.
-    pub(crate) fn scan(&mut self, inner: &LibraryShared) -> Option<Duration> {
-        let listing = match list(&inner.files_folder) {
+    pub(crate) fn scan(&mut self, shared: &LibraryShared) -> Option<Duration> {
+        let listing = match list(&shared.files_folder) {
             Ok(listing) => listing,
             Err(error) => {
-                tracing::warn!(folder = %inner.files_folder.display(), %error, "the files folder cannot be read");
+                tracing::warn!(folder = %shared.files_folder.display(), %error, "the files folder cannot be read");
                 return Some(SCAN_INTERVAL);
             }
         };
@@ -252,7 +252,7 @@ impl Scanner {
         // before the folder was watched.
         let first = !std::mem::replace(&mut self.has_scanned, true);
         if !first {
-            drop_missing(inner, &listing);
+            drop_missing(shared, &listing);
         }
         self.pending.retain(|path, _| listing.contains(path));
         self.rejected.retain(|path, _| listing.contains(path));
@@ -260,13 +260,13 @@ impl Scanner {
         let sooner = |again: Option<Duration>, delay: Duration| Some(again.map_or(delay, |at| at.min(delay)));
         let (mut files, mut folders) = (Vec::new(), Vec::new());
         for path in &listing {
-            if inner.shutdown.is_cancelled() {
+            if shared.shutdown.is_cancelled() {
                 return None;
             }
-            if first && is_known_file(inner, path) {
+            if first && is_known_file(shared, path) {
                 continue;
             }
-            let Some(candidate) = inspect(inner, path) else {
+            let Some(candidate) = inspect(shared, path) else {
                 self.pending.remove(path);
                 continue;
             };
@@ -284,7 +284,7 @@ impl Scanner {
             }
             match candidate {
                 FolderCandidate::File(path, stamp) => files.push((path, stamp)),
-                FolderCandidate::Folder(path, found) => folders.push((path, found)),
+                FolderCandidate::Folder(path, snapshot) => folders.push((path, snapshot)),
                 FolderCandidate::Refused(path, refused) => {
                     if let Some(delay) = self.reject(path, fingerprint, &refused) {
                         again = sooner(again, delay);
@@ -292,24 +292,24 @@ impl Scanner {
                 }
             }
         }
-        let _hashing = inner.foreground_hashers.begin();
+        let _hashing = shared.foreground_hashers.begin();
         for batch in files.chunks(BATCH) {
-            if let Some(delay) = self.share_files(inner, batch) {
+            if let Some(delay) = self.share_files(shared, batch) {
                 again = sooner(again, delay);
             }
         }
-        for (path, mut found) in folders {
-            if inner.shutdown.is_cancelled() {
+        for (path, mut snapshot) in folders {
+            if shared.shutdown.is_cancelled() {
                 return None;
             }
-            let fingerprint = fingerprint(&found);
-            match share_folder(inner, &path, &mut found) {
+            let fingerprint = fingerprint(&snapshot);
+            match share_folder(shared, &path, &mut snapshot) {
                 Ok(()) => {
                     self.pending.remove(&path);
                     self.rejected.remove(&path);
                 }
                 Err(refused) if is_changing(&refused) => again = sooner(again, IDLE_BEFORE_HASH),
-                Err(_) if inner.shutdown.is_cancelled() => return None,
+                Err(_) if shared.shutdown.is_cancelled() => return None,
                 Err(refused) => {
                     if let Some(delay) = self.reject(path, fingerprint, &refused) {
                         again = sooner(again, delay);
@@ -332,12 +332,12 @@ impl Scanner {
             return true;
         }
         let now = Instant::now();
-        let (seen, since) = self
+        let (stat, since) = self
             .pending
             .entry(candidate.path().to_owned())
             .or_insert((fingerprint, now));
-        if *seen != fingerprint {
-            (*seen, *since) = (fingerprint, now);
+        if *stat != fingerprint {
+            (*stat, *since) = (fingerprint, now);
         }
         since.elapsed() >= IDLE_BEFORE_HASH
     }
@@ -358,12 +358,12 @@ impl Scanner {
     }
 
     /// Shares files; when to try again those that could not be and may be then.
-    fn share_files(&mut self, inner: &LibraryShared, files: &[(PathBuf, Stamp)]) -> Option<Duration> {
+    fn share_files(&mut self, shared: &LibraryShared, files: &[(PathBuf, Stamp)]) -> Option<Duration> {
         let mut items = Vec::new();
         let mut refused = Vec::new();
         let mut ready = Vec::new();
         for (path, stamp) in files {
-            match inner.check_location(path) {
+            match shared.check_location(path) {
                 Ok(()) => ready.push((path, *stamp)),
                 Err(problem) => refused.push((path, problem)),
             }
@@ -371,7 +371,7 @@ impl Scanner {
         let watch = ShareObserver {
             on_size: &|_| {},
             on_progress: &|_, _| {},
-            is_cancelled: &|| inner.shutdown.is_cancelled(),
+            is_cancelled: &|| shared.shutdown.is_cancelled(),
         };
         let results = Mutex::new(Vec::with_capacity(ready.len()));
         let file = |index: usize| {
@@ -382,7 +382,7 @@ impl Scanner {
             let outcomes = outcomes.into_iter().map(|(index, _, result)| (index, result));
             lock(&results).extend(outcomes);
         };
-        let (base, count, threads) = (BaseFolder::default(), ready.len(), inner.hash_threads);
+        let (base, count, threads) = (BaseFolder::default(), ready.len(), shared.hash_threads);
         if !hash_many(&base, count, &file, &|_, _, _| true, &on_done, threads, &watch) {
             return None;
         }
@@ -395,7 +395,7 @@ impl Scanner {
                 Err(problem) => refused.push((path, problem)),
             }
         }
-        for result in inner.put_items(items, ShareCause::DroppedIn) {
+        for result in shared.put_items(items, ShareCause::DroppedIn) {
             match result {
                 Err(problem) if problem.reason == Reason::Cancelled => tracing::debug!(%problem),
                 Ok(item) => {
@@ -434,17 +434,19 @@ fn list(folder: &Path) -> io::Result<HashSet<PathBuf>> {
 }
 
 /// Takes away items, and forgets hidden paths, that are gone from the folder.
-fn drop_missing(inner: &LibraryShared, listing: &HashSet<PathBuf>) {
+fn drop_missing(library: &LibraryShared, listing: &HashSet<PathBuf>) {
     let gone: Vec<u64> = {
-        let catalog = inner.catalog();
+        let catalog = library.catalog();
         let items = catalog.items_after(None);
         items
-            .filter(|(_, shared)| inner.is_in_files_folder(&shared.path) && !listing.contains(&*shared.path))
+            .filter(|(_, shared)| {
+                library.is_in_files_folder(&shared.path) && !listing.contains(&*shared.path)
+            })
             .map(|(number, _)| number)
             .collect()
     };
-    inner.drop_gone(gone);
-    inner.remove_gone_tombstones(listing);
+    library.drop_gone(gone);
+    library.remove_gone_tombstones(listing);
 }
 
 /// Whether what kept something from being shared may pass without anybody touching it: a full disk,
@@ -464,8 +466,8 @@ fn is_changing(refused: &[Refused]) -> bool {
         .any(|(_, problem)| matches!(problem.reason, Reason::FileChanged | Reason::Busy))
 }
 
-fn is_known_file(inner: &LibraryShared, path: &Path) -> bool {
-    let catalog = inner.catalog();
+fn is_known_file(library: &LibraryShared, path: &Path) -> bool {
+    let catalog = library.catalog();
     let known = catalog.item_at(path).filter(|&number| !catalog.is_stale(number));
     known
         .and_then(|number| catalog.item(number))
@@ -473,9 +475,9 @@ fn is_known_file(inner: &LibraryShared, path: &Path) -> bool {
 }
 
 /// What is at a path if it is to be shared and is not shared as it is.
-fn inspect(inner: &LibraryShared, path: &Path) -> Option<FolderCandidate> {
+fn inspect(library: &LibraryShared, path: &Path) -> Option<FolderCandidate> {
     let (item, stale) = {
-        let catalog = inner.catalog();
+        let catalog = library.catalog();
         if catalog.is_tombstoned(path) {
             return None;
         }
@@ -500,18 +502,18 @@ fn inspect(inner: &LibraryShared, path: &Path) -> Option<FolderCandidate> {
         }
     };
     if metadata.is_dir() {
-        let found = walk(path, inner.hash_threads).and_then(|mut found| {
-            found.stat_all(path, inner.hash_threads)?;
-            Ok(found)
+        let snapshot = walk(path, library.hash_threads).and_then(|mut snapshot| {
+            snapshot.stat_all(path, library.hash_threads)?;
+            Ok(snapshot)
         });
-        match found {
-            Ok(found) => match &item {
+        match snapshot {
+            Ok(snapshot) => match &item {
                 Some(ItemBody::Collection(folder))
-                    if !stale && is_same(&found, &folder.manifest, &folder.members.stamps) =>
+                    if !stale && is_same(&snapshot, &folder.manifest, &folder.members.stamps) =>
                 {
                     None
                 }
-                _ => Some(FolderCandidate::Folder(path.into(), found)),
+                _ => Some(FolderCandidate::Folder(path.into(), snapshot)),
             },
             Err(refused) => Some(FolderCandidate::Refused(path.into(), refused)),
         }
@@ -529,17 +531,17 @@ fn inspect(inner: &LibraryShared, path: &Path) -> Option<FolderCandidate> {
     }
 }
 
-fn share_folder(inner: &LibraryShared, path: &Path, found: &mut Snapshot) -> Result<(), Vec<Refused>> {
+fn share_folder(shared: &LibraryShared, path: &Path, snapshot: &mut Snapshot) -> Result<(), Vec<Refused>> {
     let watch = ShareObserver {
         on_size: &|_| {},
         on_progress: &|_, _| {},
-        is_cancelled: &|| inner.shutdown.is_cancelled(),
+        is_cancelled: &|| shared.shutdown.is_cancelled(),
     };
-    inner
+    shared
         .check_location(path)
         .map_err(|problem| vec![(path.to_owned(), problem)])?;
-    let item = inner.build_collection(path, found, &watch)?;
-    for result in inner.put_items(vec![item], ShareCause::DroppedIn) {
+    let item = shared.build_collection(path, snapshot, &watch)?;
+    for result in shared.put_items(vec![item], ShareCause::DroppedIn) {
         match result {
             Err(problem) if problem.reason == Reason::Cancelled => tracing::debug!(%problem),
             Ok(item) => {

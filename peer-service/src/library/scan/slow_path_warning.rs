@@ -72,9 +72,9 @@ impl PathProbe {
             path: Some(path.clone()),
             seen: 0,
         };
-        let found = look(path);
+        let snapshot = look(path);
         lock(&self.0).path = None;
-        found
+        snapshot
     }
 }
 
@@ -84,22 +84,22 @@ mod tests {
 
     #[test]
     fn what_is_looked_at_for_long_is_said_once() {
-        let looking = SlowPathWarning::default();
-        let (look, _other) = (looking.probe(), looking.probe());
+        let slow_path_warning = SlowPathWarning::default();
+        let (look, _other) = (slow_path_warning.probe(), slow_path_warning.probe());
         let path: Arc<Path> = Path::new("/mount/file").into();
         for _ in 0..2 {
             look.at(&path, |_| {
-                assert!(looking.slow_paths().is_empty(), "it was begun just now");
-                assert_eq!(looking.slow_paths(), std::slice::from_ref(&path));
-                assert!(looking.slow_paths().is_empty(), "it was said");
+                assert!(slow_path_warning.slow_paths().is_empty(), "it was begun just now");
+                assert_eq!(slow_path_warning.slow_paths(), std::slice::from_ref(&path));
+                assert!(slow_path_warning.slow_paths().is_empty(), "it was said");
             });
             assert!(
-                (0..3).all(|_| looking.slow_paths().is_empty()),
+                (0..3).all(|_| slow_path_warning.slow_paths().is_empty()),
                 "nothing is looked at"
             );
         }
         drop(look);
-        looking.slow_paths();
-        assert_eq!(lock(&looking.probes).len(), 1);
+        slow_path_warning.slow_paths();
+        assert_eq!(lock(&slow_path_warning.probes).len(), 1);
     }
 }

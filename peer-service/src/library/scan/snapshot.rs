@@ -75,7 +75,7 @@ impl SnapshotEntry {
     /// What a file was found to be.
     pub(crate) fn stamp(&self) -> Option<Stamp> {
         match self.kind {
-            EntryKind::File(ref seen) => seen.get().map(|seen| seen.stamp),
+            EntryKind::File(ref stat) => stat.get().map(|stat| stat.stamp),
             _ => None,
         }
     }
@@ -96,8 +96,8 @@ impl Snapshot {
     /// Whether it shows which files may be executed. Where every file may on a file system that may have no modes, it shows nothing.
     /// Only files that were asked about count.
     pub(crate) fn has_modes(&self) -> bool {
-        let mut seen = self.files().filter_map(|(_, seen)| seen);
-        !self.may_lack_modes || seen.any(|seen| !seen.executable)
+        let mut stat = self.files().filter_map(|(_, stat)| stat);
+        !self.may_lack_modes || stat.any(|stat| !stat.executable)
     }
 
     /// Whether it shows links. Where there are none on a file system that may have no modes, there can be none.
@@ -133,10 +133,10 @@ impl Snapshot {
     ///
     /// # Panics
     /// Where there is no such one.
-    pub(crate) fn set_stat(&self, index: usize, seen: FileStat) {
+    pub(crate) fn set_stat(&self, index: usize, stat: FileStat) {
         if let EntryKind::File(unseen) = &self.entries[index].kind {
             // What was found first is what counts.
-            let _ = unseen.set(seen);
+            let _ = unseen.set(stat);
         }
     }
 
@@ -156,7 +156,7 @@ impl Snapshot {
             .iter()
             .enumerate()
             .filter_map(|(index, one)| match &one.kind {
-                EntryKind::File(seen) => Some((index, seen.get().copied())),
+                EntryKind::File(stat) => Some((index, stat.get().copied())),
                 _ => None,
             })
     }
@@ -167,20 +167,16 @@ impl Snapshot {
     }
 
     fn stamps(&self) -> impl Iterator<Item = Stamp> {
-        self.files().filter_map(|(_, seen)| Some(seen?.stamp))
+        self.files().filter_map(|(_, stat)| Some(stat?.stamp))
     }
 
     /// Adds one; false where there is no room any more.
-    pub(crate) fn push(&mut self, path: &str, what: EntryKind) -> bool {
+    pub(crate) fn push(&mut self, path: &str, kind: EntryKind) -> bool {
         let (Ok(start), Ok(len)) = (u32::try_from(self.text.len()), u32::try_from(path.len())) else {
             return false;
         };
         self.text.push_str(path);
-        self.entries.push(SnapshotEntry {
-            start,
-            len,
-            kind: what,
-        });
+        self.entries.push(SnapshotEntry { start, len, kind });
         self.len() <= MAX_ENTRIES
     }
 
@@ -259,12 +255,12 @@ impl Snapshot {
 }
 
 /// A number that differs where anything in the folder does.
-pub(crate) fn fingerprint(found: &Snapshot) -> u64 {
+pub(crate) fn fingerprint(snapshot: &Snapshot) -> u64 {
     let mut hasher = DefaultHasher::new();
-    for (path, what) in found.iter() {
+    for (path, kind) in snapshot.iter() {
         path.hash(&mut hasher);
-        match what {
-            EntryKind::File(seen) => (0, seen.get()).hash(&mut hasher),
+        match kind {
+            EntryKind::File(stat) => (0, stat.get()).hash(&mut hasher),
             EntryKind::EmptyFolder => 1.hash(&mut hasher),
             EntryKind::Link(target) => (2, target).hash(&mut hasher),
         }
@@ -273,24 +269,24 @@ pub(crate) fn fingerprint(found: &Snapshot) -> u64 {
 }
 
 /// Whether a folder is still what a manifest and its stamps say.
-pub(crate) fn is_same(found: &Snapshot, manifest: &Manifest, stamps: &[Stamp]) -> bool {
-    let (has_modes, has_links) = (found.has_modes(), found.has_links());
+pub(crate) fn is_same(snapshot: &Snapshot, manifest: &Manifest, stamps: &[Stamp]) -> bool {
+    let (has_modes, has_links) = (snapshot.has_modes(), snapshot.has_links());
     // What the file system cannot have is not missed.
     let mut expected = manifest
         .entries()
         .zip(stamps)
         .filter(|(entry, _)| has_links || !matches!(entry.content, EntryContent::Link { .. }));
-    let are_same = found.iter().all(|(path, what)| {
+    let are_same = snapshot.iter().all(|(path, kind)| {
         let Some((entry, known)) = expected.next() else {
             return false;
         };
         path == entry.path.as_str()
-            && match (what, entry.content) {
-                (EntryKind::File(seen), EntryContent::File { executable, .. }) => {
-                    let is_as_known = |seen: &FileStat| {
-                        seen.stamp == *known && (seen.executable == executable || !has_modes)
+            && match (kind, entry.content) {
+                (EntryKind::File(stat), EntryContent::File { executable, .. }) => {
+                    let is_as_known = |stat: &FileStat| {
+                        stat.stamp == *known && (stat.executable == executable || !has_modes)
                     };
-                    seen.get().is_some_and(is_as_known)
+                    stat.get().is_some_and(is_as_known)
                 }
                 (EntryKind::EmptyFolder, EntryContent::EmptyDirectory) => true,
                 (EntryKind::Link(target), EntryContent::Link { target: was }) => **target == *was,
@@ -301,8 +297,8 @@ pub(crate) fn is_same(found: &Snapshot, manifest: &Manifest, stamps: &[Stamp]) -
 }
 
 /// When anything in the folder last changed, in nanoseconds since 1970.
-pub(crate) fn newest(found: &Snapshot) -> i64 {
-    let changes = found.stamps().map(|stamp| stamp.ctime.max(stamp.mtime));
+pub(crate) fn newest(snapshot: &Snapshot) -> i64 {
+    let changes = snapshot.stamps().map(|stamp| stamp.ctime.max(stamp.mtime));
     changes.max().unwrap_or(0)
 }
 

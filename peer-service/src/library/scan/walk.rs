@@ -70,7 +70,7 @@ pub(crate) fn unreadable(error: &io::Error) -> Problem {
 
 /// The problem with what is neither file nor folder.
 pub(crate) fn not_a_regular_file(kind: std::fs::FileType) -> Problem {
-    let what = match () {
+    let entry_kind = match () {
         () if kind.is_fifo() => "a pipe",
         () if kind.is_socket() => "a socket",
         () if kind.is_block_device() || kind.is_char_device() => "a device",
@@ -78,7 +78,7 @@ pub(crate) fn not_a_regular_file(kind: std::fs::FileType) -> Problem {
     };
     Problem::new(
         Reason::UnsafePath,
-        format!("it is {what}: only files, folders and links can be shared"),
+        format!("it is {entry_kind}: only files, folders and links can be shared"),
     )
 }
 
@@ -88,7 +88,7 @@ pub(crate) fn not_a_regular_file(kind: std::fs::FileType) -> Problem {
 /// # Errors
 /// All that cannot be shared, up to [`MAX_PROBLEMS`].
 pub(crate) fn walk(root: &Path, threads: usize) -> Result<Snapshot, Vec<Refused>> {
-    let mut found = Snapshot::default();
+    let mut snapshot = Snapshot::default();
     let mut problems = Vec::new();
     // The folders of one depth, and then those in them.
     let mut level = vec![String::new()];
@@ -101,7 +101,7 @@ pub(crate) fn walk(root: &Path, threads: usize) -> Result<Snapshot, Vec<Refused>
             level.extend(walk.below);
             problems.extend(walk.problems);
             // There is at least one entry in each folder, or it is one.
-            if !found.append(walk.found) || found.len() + level.len() > MAX_ENTRIES {
+            if !snapshot.append(walk.found) || snapshot.len() + level.len() > MAX_ENTRIES {
                 let message = format!("it holds more than {MAX_ENTRIES} entries: share its parts");
                 return Err(vec![(root.to_owned(), Problem::new(Reason::OutOfRange, message))]);
             }
@@ -110,7 +110,7 @@ pub(crate) fn walk(root: &Path, threads: usize) -> Result<Snapshot, Vec<Refused>
     problems.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     problems.truncate(MAX_PROBLEMS);
     match problems.is_empty() {
-        true => Ok(found.sorted().on(may_lack_modes(root))),
+        true => Ok(snapshot.sorted().on(may_lack_modes(root))),
         false => Err(problems),
     }
 }
@@ -170,9 +170,9 @@ impl<'a> Walk<'a> {
             };
             match looked {
                 Ok(None) => self.below.push(path.clone()),
-                Ok(Some(what)) => {
+                Ok(Some(entry_kind)) => {
                     // Too many is seen by who asked for it.
-                    if !self.found.push(&path, what) {
+                    if !self.found.push(&path, entry_kind) {
                         break;
                     }
                 }
@@ -197,7 +197,7 @@ fn inspect_entry(folder: &Path, path: &str, kind: FileType) -> Result<Option<Ent
             format!("{error}: rename it to share the folder"),
         )
     })?;
-    let what = if kind.is_file() {
+    let entry_kind = if kind.is_file() {
         Some(EntryKind::File(OnceLock::new()))
     } else if kind.is_dir() {
         None
@@ -215,7 +215,7 @@ fn inspect_entry(folder: &Path, path: &str, kind: FileType) -> Result<Option<Ent
     } else {
         return Err(not_a_regular_file(kind));
     };
-    Ok(what)
+    Ok(entry_kind)
 }
 
 #[cfg(test)]
@@ -233,16 +233,16 @@ mod tests {
         for file in ["a.txt", "b.txt", "b/f.txt", "b/f0", "b/f/g/h", "c"] {
             std::fs::write(root.join(file), "").unwrap();
         }
-        let mut found = walk(root, 2).unwrap();
-        let paths: Vec<_> = found.iter().map(|(path, _)| path).collect();
+        let mut snapshot = walk(root, 2).unwrap();
+        let paths: Vec<_> = snapshot.iter().map(|(path, _)| path).collect();
         let sorted = [
             "a", "a-", "a.txt", "b-", "b.txt", "b/c", "b/e", "b/f.txt", "b/f/g/h", "b/f0", "c",
         ];
         assert_eq!(paths, sorted);
-        assert!(found.files().all(|(_, seen)| seen.is_none()));
-        found.stat_all(root, 1).unwrap();
-        assert!(found.files().all(|(_, seen)| seen.is_some()));
-        assert_eq!(found.files().count(), 6);
+        assert!(snapshot.files().all(|(_, stat)| stat.is_none()));
+        snapshot.stat_all(root, 1).unwrap();
+        assert!(snapshot.files().all(|(_, stat)| stat.is_some()));
+        assert_eq!(snapshot.files().count(), 6);
     }
 
     #[test]

@@ -34,8 +34,8 @@ const FIRST_DESCRIPTOR_WAIT: Duration = Duration::from_millis(125);
 const LAST_DESCRIPTOR_WAIT: Duration = Duration::from_secs(2);
 
 /// Shares paths in order, the items of several in one batch.
-pub(crate) fn share_all(inner: &LibraryShared, paths: Vec<PathBuf>, events: &mpsc::Sender<ShareEvent>) {
-    let _hashing = inner.foreground_hashers.begin();
+pub(crate) fn share_all(shared: &LibraryShared, paths: Vec<PathBuf>, events: &mpsc::Sender<ShareEvent>) {
+    let _hashing = shared.foreground_hashers.begin();
     let (done, total) = (AtomicU64::new(0), AtomicU64::new(0));
     let told = Mutex::new(None::<Instant>);
     let on_progress = |path: &dyn Fn() -> PathBuf, bytes: u64| {
@@ -57,7 +57,7 @@ pub(crate) fn share_all(inner: &LibraryShared, paths: Vec<PathBuf>, events: &mps
     let on_found = |bytes: u64| {
         total.fetch_add(bytes, Ordering::Relaxed);
     };
-    let cancelled = || events.is_closed() || inner.shutdown.is_cancelled();
+    let cancelled = || events.is_closed() || shared.shutdown.is_cancelled();
     let watch = ShareObserver {
         on_size: &on_found,
         on_progress: &on_progress,
@@ -69,7 +69,7 @@ pub(crate) fn share_all(inner: &LibraryShared, paths: Vec<PathBuf>, events: &mps
         if cancelled() {
             break;
         }
-        let prepared = prepare(inner, &path, &watch);
+        let prepared = prepare(shared, &path, &watch);
         match prepared {
             Ok(item) => {
                 if batch.is_empty() {
@@ -77,25 +77,25 @@ pub(crate) fn share_all(inner: &LibraryShared, paths: Vec<PathBuf>, events: &mps
                 }
                 batch.push(item);
                 if batch.len() >= BATCH_ITEMS || since.elapsed() >= BATCH_TIME {
-                    put_batch(inner, &mut batch, events, &watch);
+                    put_batch(shared, &mut batch, events, &watch);
                 }
             }
             Err(refused) => {
-                put_batch(inner, &mut batch, events, &watch);
+                put_batch(shared, &mut batch, events, &watch);
                 report_refused(refused, events);
             }
         }
     }
-    put_batch(inner, &mut batch, events, &watch);
+    put_batch(shared, &mut batch, events, &watch);
 }
 
 /// Makes the item at a path. A lack of file descriptors passes as other work ends: it is waited
 /// for, a little longer each time.
-fn prepare(inner: &LibraryShared, path: &Path, watch: &ShareObserver<'_>) -> Result<NewItem, Vec<Refused>> {
+fn prepare(shared: &LibraryShared, path: &Path, watch: &ShareObserver<'_>) -> Result<NewItem, Vec<Refused>> {
     let mut wait = FIRST_DESCRIPTOR_WAIT;
     loop {
         let prepared = match build::resolve(path) {
-            Ok(resolved) => inner.build_item(&resolved, watch),
+            Ok(resolved) => shared.build_item(&resolved, watch),
             Err(problem) => Err(vec![(path.to_owned(), problem)]),
         };
         let lacks = |(_, problem): &Refused| problem.reason == Reason::TooManyOpenFiles;
@@ -112,7 +112,7 @@ fn prepare(inner: &LibraryShared, path: &Path, watch: &ShareObserver<'_>) -> Res
 }
 
 fn put_batch(
-    inner: &LibraryShared,
+    shared: &LibraryShared,
     batch: &mut Vec<NewItem>,
     events: &mpsc::Sender<ShareEvent>,
     watch: &ShareObserver<'_>,
@@ -121,11 +121,11 @@ fn put_batch(
     let paths: Vec<_> = items.iter().map(|item| item.path.clone()).collect();
     for (path, result) in paths
         .into_iter()
-        .zip(inner.put_items(items, ShareCause::Requested))
+        .zip(shared.put_items(items, ShareCause::Requested))
     {
         let result = match result {
             Err(problem) if problem.reason == Reason::Busy => {
-                inner.share_path(&path, ShareCause::Requested, watch)
+                shared.share_path(&path, ShareCause::Requested, watch)
             }
             result => result.map_err(|problem| vec![(path.to_path_buf(), problem)]),
         };

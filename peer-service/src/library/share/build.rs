@@ -106,13 +106,13 @@ impl LibraryShared {
         let metadata = path.metadata().map_err(|error| refuse(unreadable(&error)))?;
         self.check_location(path).map_err(refuse)?;
         if metadata.is_dir() {
-            let mut found = walk(path, self.hash_threads)?;
+            let mut snapshot = walk(path, self.hash_threads)?;
             match self.catalog().folder_at(path).is_some() {
                 // Maybe it is as it was.
-                true => found.stat_all(path, self.hash_threads)?,
-                false => found.stat_if_many(path, self.hash_threads)?,
+                true => snapshot.stat_all(path, self.hash_threads)?,
+                false => snapshot.stat_if_many(path, self.hash_threads)?,
             }
-            self.build_collection(path, &found, watch)
+            self.build_collection(path, &snapshot, watch)
         } else if metadata.is_file() {
             let size = metadata.len();
             (watch.on_size)(size);
@@ -168,31 +168,34 @@ impl LibraryShared {
     pub(crate) fn build_collection(
         &self,
         root: &Path,
-        found: &Snapshot,
+        snapshot: &Snapshot,
         watch: &ShareObserver<'_>,
     ) -> Result<NewItem, Vec<Refused>> {
-        (watch.on_size)(found.size());
-        if let Some(item) = self.reuse_folder(root, found) {
-            (watch.on_progress)(&|| root.to_owned(), found.size());
+        (watch.on_size)(snapshot.size());
+        if let Some(item) = self.reuse_folder(root, snapshot) {
+            (watch.on_progress)(&|| root.to_owned(), snapshot.size());
             return Ok(item);
         }
         let known = |path: &Path, stamp: &Stamp| self.catalog().known_file(path, stamp);
-        let known = self.catalog().may_know(root, found.len()).then_some(&known as _);
-        let hashed = hash_snapshot(root, found, known, self.hash_threads, watch)?;
+        let known = self
+            .catalog()
+            .may_know(root, snapshot.len())
+            .then_some(&known as _);
+        let hashed = hash_snapshot(root, snapshot, known, self.hash_threads, watch)?;
         // Sorted as `found` is, which the stamps rely on.
-        let manifest = hashed.manifest(root, found)?;
-        self.collection_item(root, Arc::new(manifest), found.all_stamps(), hashed.hashes)
+        let manifest = hashed.manifest(root, snapshot)?;
+        self.collection_item(root, Arc::new(manifest), snapshot.all_stamps(), hashed.hashes)
             .map_err(|problem| single_refusal(root, problem))
     }
 
     /// An item of a folder that is shared as it stands.
-    fn reuse_folder(&self, root: &Path, found: &Snapshot) -> Option<NewItem> {
+    fn reuse_folder(&self, root: &Path, snapshot: &Snapshot) -> Option<NewItem> {
         let (record, folder) = {
             let catalog = self.catalog();
             let (record, folder) = catalog.folder_at(root)?;
             (record, folder.clone())
         };
-        is_same(found, &folder.manifest, &folder.members.stamps).then(|| NewItem {
+        is_same(snapshot, &folder.manifest, &folder.members.stamps).then(|| NewItem {
             path: root.into(),
             downloaded: false,
             label: None,
@@ -217,7 +220,7 @@ impl LibraryShared {
         let EntryHashes {
             roots,
             mut layers,
-            sha256s: sums,
+            sha256s,
         } = hashes;
         if !tree.piece_hashes.is_empty() {
             layers.insert(record.id, tree.piece_hashes.into());
@@ -229,7 +232,7 @@ impl LibraryShared {
             label: None,
             record,
             body: ItemBody::Collection(Arc::new(folder)),
-            sha256s: sums,
+            sha256s,
             layers,
         };
         self.write_manifest(&item).map(|()| item)

@@ -107,26 +107,26 @@ impl LibraryShared {
 
     /// Withdraws a copy that is not what it was; its item is looked at again in the background. `seen`: what was looked at; what took its
     /// place since is left alone.
-    pub(crate) fn withdraw(&self, place: Location, seen: &ItemBody) {
+    pub(crate) fn withdraw(&self, location: Location, seen: &ItemBody) {
         let path = {
             let catalog = self.catalog();
-            let item = catalog.item(place.item).filter(|shared| shared.body.is(seen));
-            item.filter(|_| !catalog.is_offline(place.item))
+            let item = catalog.item(location.item).filter(|shared| shared.body.is(seen));
+            item.filter(|_| !catalog.is_offline(location.item))
                 .map(|shared| (shared.path.clone(), shared.downloaded))
         };
-        let Some((path, arrived)) = path else { return };
-        if self.is_offline(&path, arrived) && self.mark_offline(place.item) {
+        let Some((path, downloaded)) = path else { return };
+        if self.is_offline(&path, downloaded) && self.mark_offline(location.item) {
             return;
         }
         let _writing = self.writing();
         let mut delta = Delta::default();
         let mut catalog = self.catalog();
-        let item = catalog.item(place.item);
+        let item = catalog.item(location.item);
         let Some(shared) = item.filter(|shared| shared.body.is(seen)) else {
             return;
         };
         tracing::info!(path = %shared.path.display(), id = %shared.record.id, "a shared file changed: it is withdrawn and hashed again");
-        catalog.invalidate(place, &mut delta);
+        catalog.invalidate(location, &mut delta);
         drop(catalog);
         // A failure is logged there; at the next start `stat` tells again.
         let _ = self.publish(delta);

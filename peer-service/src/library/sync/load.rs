@@ -78,15 +78,15 @@ impl LibraryShared {
             catalog.add_tombstone(path, None);
         }
         // While some are put in their places, others are asked about.
-        let (give, found) = mpsc::sync_channel(0);
-        let (looking, (end, ended)) = (SlowPathWarning::default(), mpsc::channel());
+        let (give, snapshot) = mpsc::sync_channel(0);
+        let (slow_path_warning, (end, ended)) = (SlowPathWarning::default(), mpsc::channel());
         thread::scope(|scope| {
-            let (looking, _end) = (&looking, end);
-            scope.spawn(move || looking.watch(&ended));
-            let finding = scope.spawn(move || self.stat_all(looking, give));
-            let look = looking.probe();
-            for ((number, row, sums), standing) in found.into_iter().flatten() {
-                self.restore(&mut catalog, number, (row, standing), sums, &look, &mut delta);
+            let (slow_path_warning, _end) = (&slow_path_warning, end);
+            scope.spawn(move || slow_path_warning.watch(&ended));
+            let finding = scope.spawn(move || self.stat_all(slow_path_warning, give));
+            let look = slow_path_warning.probe();
+            for ((number, row, sha256s), standing) in snapshot.into_iter().flatten() {
+                self.restore(&mut catalog, number, (row, standing), sha256s, &look, &mut delta);
             }
             finding.join().unwrap_or_else(|panic| resume_unwind(panic))
         })?;
@@ -107,7 +107,11 @@ impl LibraryShared {
     }
 
     /// Gives all that is remembered, some at a time.
-    fn stat_all(&self, looking: &SlowPathWarning, give: SyncSender<LoadedRows>) -> Result<(), StoreError> {
+    fn stat_all(
+        &self,
+        slow_path_warning: &SlowPathWarning,
+        give: SyncSender<LoadedRows>,
+    ) -> Result<(), StoreError> {
         let mut after = None;
         loop {
             let items = self.store.items(after, LOADED_AT_ONCE)?;
@@ -116,7 +120,7 @@ impl LibraryShared {
             };
             after = Some(*last);
             let standings = map_ranges(items.len(), self.hash_threads, |part| {
-                let (rows, look) = (items[part].iter(), looking.probe());
+                let (rows, look) = (items[part].iter(), slow_path_warning.probe());
                 rows.map(|(_, row, _)| state_of_file(row, &look)).collect()
             });
             if give.send(items.into_iter().zip(standings).collect()).is_err() {
@@ -131,12 +135,12 @@ impl LibraryShared {
         catalog: &mut Catalog,
         number: u64,
         (row, standing): (ItemRow, Option<ItemState>),
-        sums: EntrySha256s,
+        sha256s: EntrySha256s,
         look: &PathProbe,
         delta: &mut Delta,
     ) {
         let path = row.path.clone();
-        let mut sums: BTreeMap<EntryIndex, Sha256> = sums.into_iter().collect();
+        let mut sha256s: BTreeMap<EntryIndex, Sha256> = sha256s.into_iter().collect();
         let remembered = match &row.body {
             RowBody::File(stamp) => {
                 let tree = FileTree {
@@ -145,7 +149,7 @@ impl LibraryShared {
                     piece_hashes: Vec::new(),
                 };
                 let mut record = record_of(&tree, FileKind::File);
-                record.sha256 = record.sha256.or_else(|| sums.remove(&WHOLE_ITEM));
+                record.sha256 = record.sha256.or_else(|| sha256s.remove(&WHOLE_ITEM));
                 Some((record, ItemBody::File(*stamp)))
             }
             RowBody::Collection(members) => self.read_folder(&row.id, members),
@@ -172,7 +176,7 @@ impl LibraryShared {
             label: row.label,
             record,
             body,
-            sha256s: sums,
+            sha256s,
             layers: HashMap::new(),
         };
         catalog.insert(number, item, delta);

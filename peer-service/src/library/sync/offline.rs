@@ -14,13 +14,13 @@ const MAX_NAMED: usize = 5;
 
 impl LibraryShared {
     /// Whether an item at this path stays when nothing is there. Not so a download that its owner only fetched.
-    pub(crate) fn survives_offline(&self, path: &Path, arrived: bool) -> bool {
-        !arrived && !path.starts_with(&self.files_folder)
+    pub(crate) fn survives_offline(&self, path: &Path, downloaded: bool) -> bool {
+        !downloaded && !path.starts_with(&self.files_folder)
     }
 
     /// Whether nothing is at this path now, and an item there stays nevertheless.
-    pub(crate) fn is_offline(&self, path: &Path, arrived: bool) -> bool {
-        self.survives_offline(path, arrived) && path.metadata().is_err_and(|error| is_gone(&error))
+    pub(crate) fn is_offline(&self, path: &Path, downloaded: bool) -> bool {
+        self.survives_offline(path, downloaded) && path.metadata().is_err_and(|error| is_gone(&error))
     }
 
     /// Withdraws an item whose path is away and keeps it. Looks itself, as what somebody saw before may have come since. Whether it is
@@ -32,7 +32,7 @@ impl LibraryShared {
             .catalog()
             .item(number)
             .map(|shared| (shared.path.clone(), shared.downloaded));
-        let Some((path, _)) = item.filter(|(path, arrived)| self.is_offline(path, *arrived)) else {
+        let Some((path, _)) = item.filter(|(path, downloaded)| self.is_offline(path, *downloaded)) else {
             return false;
         };
         let mut delta = Delta::default();
@@ -48,11 +48,12 @@ impl LibraryShared {
 
 /// Says which paths are away: not of each of a hundred thousand on one disk.
 pub(crate) fn warn_offline(catalog: &Catalog) {
-    let mut away = catalog.offline_items();
-    away.by_ref()
+    let mut offline = catalog.offline_items();
+    offline
+        .by_ref()
         .take(MAX_NAMED)
         .for_each(|shared| warn_offline_path(&shared.path));
-    match away.count() {
+    match offline.count() {
         0 => {}
         more => tracing::warn!(more, "more shared paths are away"),
     }

@@ -59,21 +59,21 @@ const BATCH_SHA256S: usize = 512;
 const BATCH_TIME: Duration = Duration::from_secs(1);
 
 /// Starts all of it.
-pub(crate) fn start(inner: &Arc<LibraryShared>, tracker: &TaskTracker) {
-    tracker.spawn(refresh_loop(inner.clone()));
-    tracker.spawn(sha256_loop(inner.clone()));
-    tracker.spawn(sweep_loop(inner.clone()));
-    tracker.spawn(report_loop(inner.clone()));
+pub(crate) fn start(shared: &Arc<LibraryShared>, tracker: &TaskTracker) {
+    tracker.spawn(refresh_loop(shared.clone()));
+    tracker.spawn(sha256_loop(shared.clone()));
+    tracker.spawn(sweep_loop(shared.clone()));
+    tracker.spawn(report_loop(shared.clone()));
 }
 
 /// Runs what blocks; `None` when shutting down, as soon as the work has noticed: nothing may use the database after that.
 async fn run_blocking<T: Send + 'static>(
-    inner: &Arc<LibraryShared>,
+    shared: &Arc<LibraryShared>,
     work: impl FnOnce(&LibraryShared) -> T + Send + 'static,
 ) -> Option<T> {
-    let shutdown = inner.shutdown.clone();
-    let inner = inner.clone();
-    let done = tokio::task::spawn_blocking(move || work(&inner)).await.ok();
+    let shutdown = shared.shutdown.clone();
+    let shared = shared.clone();
+    let done = tokio::task::spawn_blocking(move || work(&shared)).await.ok();
     done.filter(|_| !shutdown.is_cancelled())
 }
 
@@ -85,41 +85,41 @@ pub(crate) enum RefreshOutcome {
     Failed,
 }
 
-async fn refresh_loop(inner: Arc<LibraryShared>) {
+async fn refresh_loop(shared: Arc<LibraryShared>) {
     let mut looked: Option<Instant> = None;
     loop {
         // What is away may be much, and what changes is looked at every second.
-        let with_away = looked.is_none_or(|at| at.elapsed() >= RETRY_FAILED);
-        if with_away {
+        let include_offline = looked.is_none_or(|at| at.elapsed() >= RETRY_FAILED);
+        if include_offline {
             looked = Some(Instant::now());
         }
-        let pass = move |inner: &LibraryShared| refresh(inner, with_away);
-        let Some(delay) = run_blocking(&inner, pass).await else {
+        let pass = move |shared: &LibraryShared| refresh(shared, include_offline);
+        let Some(delay) = run_blocking(&shared, pass).await else {
             return;
         };
         // All arms are cancel-safe: a notification that is taken leads to a pass.
         tokio::select! {
-            () = inner.shutdown.cancelled() => return,
-            () = inner.stale.notified() => {}
+            () = shared.shutdown.cancelled() => return,
+            () = shared.stale.notified() => {}
             () = tokio::time::sleep(delay) => {}
         }
     }
 }
 
 /// Looks at each item that waits for it, or only at those that are not away; how long until the next look.
-pub(crate) fn refresh(inner: &LibraryShared, with_away: bool) -> Duration {
+pub(crate) fn refresh(shared: &LibraryShared, include_offline: bool) -> Duration {
     let mut delay = CHECK_INTERVAL;
     // Apart from the loop: the catalog must not stay locked in it.
-    let stale = inner.catalog().stale_numbers();
+    let stale = shared.catalog().stale_numbers();
     for number in stale {
-        if inner.shutdown.is_cancelled() {
+        if shared.shutdown.is_cancelled() {
             break;
         }
-        if !with_away && inner.catalog().is_offline(number) {
+        if !include_offline && shared.catalog().is_offline(number) {
             delay = delay.min(RETRY_FAILED);
             continue;
         }
-        match inner.refresh_one(number) {
+        match shared.refresh_one(number) {
             RefreshOutcome::Done => {}
             RefreshOutcome::Changing => delay = delay.min(RETRY_CHANGING),
             RefreshOutcome::Failed => delay = delay.min(RETRY_FAILED),
@@ -130,7 +130,7 @@ pub(crate) fn refresh(inner: &LibraryShared, with_away: bool) -> Duration {
 
 impl LibraryShared {
     pub(crate) fn refresh_one(&self, number: u64) -> RefreshOutcome {
-        let (path, arrived) = match self.catalog().item(number) {
+        let (path, downloaded) = match self.catalog().item(number) {
             Some(shared) => (shared.path.clone(), shared.downloaded),
             None => return RefreshOutcome::Done,
         };
@@ -141,7 +141,7 @@ impl LibraryShared {
         }
         let metadata = match path.metadata() {
             Ok(metadata) => metadata,
-            Err(error) if is_gone(&error) && self.survives_offline(&path, arrived) => {
+            Err(error) if is_gone(&error) && self.survives_offline(&path, downloaded) => {
                 if !self.catalog().is_offline(number) {
                     self.mark_offline(number);
                 }
@@ -198,11 +198,11 @@ impl LibraryShared {
         if !metadata.is_dir() {
             return is_idle(stamp_of(metadata).ctime);
         }
-        let found = walk(path, self.hash_threads).and_then(|mut found| {
-            found.stat_all(path, self.hash_threads)?;
-            Ok(newest(&found))
+        let snapshot = walk(path, self.hash_threads).and_then(|mut snapshot| {
+            snapshot.stat_all(path, self.hash_threads)?;
+            Ok(newest(&snapshot))
         });
-        found.map_or(true, is_idle)
+        snapshot.map_or(true, is_idle)
     }
 
     /// Takes away those of these items whose paths are gone. Looks itself: what somebody saw before may have come since, and been
@@ -311,19 +311,19 @@ pub(crate) fn is_idle(changed: i64) -> bool {
     now.checked_sub(changed).is_none_or(|age| age >= IDLE_BEFORE_HASH)
 }
 
-async fn sweep_loop(inner: Arc<LibraryShared>) {
+async fn sweep_loop(shared: Arc<LibraryShared>) {
     let mut checked = tokio::time::Instant::now();
     loop {
         tokio::select! {
-            () = inner.shutdown.cancelled() => return,
+            () = shared.shutdown.cancelled() => return,
             () = tokio::time::sleep(OPEN_FILE_IDLE / 2) => {}
         }
-        inner.open_files().sweep(Instant::now());
-        if inner.has_unsaved() && run_blocking(&inner, LibraryShared::save_again).await.is_none() {
+        shared.open_files().sweep(Instant::now());
+        if shared.has_unsaved() && run_blocking(&shared, LibraryShared::save_again).await.is_none() {
             return;
         }
         if checked.elapsed() >= CHECK_INTERVAL {
-            if run_blocking(&inner, LibraryShared::check_all).await.is_none() {
+            if run_blocking(&shared, LibraryShared::check_all).await.is_none() {
                 return;
             }
             checked = tokio::time::Instant::now();
@@ -331,116 +331,117 @@ async fn sweep_loop(inner: Arc<LibraryShared>) {
     }
 }
 
-async fn sha256_loop(inner: Arc<LibraryShared>) {
+async fn sha256_loop(shared: Arc<LibraryShared>) {
     loop {
         tokio::select! {
-            () = inner.shutdown.cancelled() => return,
-            () = inner.sha256_needed.notified() => {}
+            () = shared.shutdown.cancelled() => return,
+            () = shared.sha256_needed.notified() => {}
         }
         // Once, however many come meanwhile: the sums of what is shared wait no longer for them.
-        let rest = until_calm(*lock(&inner.last_download), Instant::now());
+        let rest = until_calm(*lock(&shared.last_download), Instant::now());
         tokio::select! {
-            () = inner.shutdown.cancelled() => return,
+            () = shared.shutdown.cancelled() => return,
             () = tokio::time::sleep(rest) => {}
         }
         let summed = in_background("potluck-sums", {
-            let inner = inner.clone();
-            move || compute_sha256s(&inner)
+            let shared = shared.clone();
+            move || compute_sha256s(&shared)
         });
         summed.await;
-        if inner.shutdown.is_cancelled() {
+        if shared.shutdown.is_cancelled() {
             return;
         }
     }
 }
 
 /// Looks at what others found to be wrong.
-async fn report_loop(inner: Arc<LibraryShared>) {
+async fn report_loop(shared: Arc<LibraryShared>) {
     loop {
         tokio::select! {
-            () = inner.shutdown.cancelled() => return,
-            () = inner.reports.wait() => {}
+            () = shared.shutdown.cancelled() => return,
+            () = shared.reports.wait() => {}
         }
         let looked = in_background("potluck-reports", {
-            let inner = inner.clone();
-            move || inner.look_at_reports()
+            let shared = shared.clone();
+            move || shared.look_at_reports()
         });
         looked.await;
-        if inner.shutdown.is_cancelled() {
+        if shared.shutdown.is_cancelled() {
             return;
         }
     }
 }
 
 /// How long sums still make way for those who fetch what came here, or wait for an answer.
-fn until_calm(arrived: Option<Instant>, now: Instant) -> Duration {
-    let calm = arrived.map(|at| (at + AFTER_DOWNLOAD).saturating_duration_since(now));
+fn until_calm(downloaded: Option<Instant>, now: Instant) -> Duration {
+    let calm = downloaded.map(|at| (at + AFTER_DOWNLOAD).saturating_duration_since(now));
     calm.unwrap_or_default().max(AFTER_SHARE)
 }
 
 /// Computes every SHA-256 that is missing, giving way to those who wait for their hashing or their
 /// download.
-fn compute_sha256s(inner: &LibraryShared) {
-    let mut sums = HashMap::new();
+fn compute_sha256s(shared: &LibraryShared) {
+    let mut sha256s = HashMap::new();
     let mut since = Instant::now();
-    let mut turns = BackgroundTurns::new(&inner.foreground_hashers, &inner.activity, &inner.shutdown);
+    let mut background_turns =
+        BackgroundTurns::new(&shared.foreground_hashers, &shared.activity, &shared.shutdown);
     let mut last = None;
     loop {
         // Apart from the loop: the catalog must not stay locked in it.
-        let files = inner.catalog().without_sha256(last, BATCH_SHA256S);
-        let Some((place, _)) = files.last() else { break };
-        last = Some(*place);
+        let files = shared.catalog().without_sha256(last, BATCH_SHA256S);
+        let Some((location, _)) = files.last() else { break };
+        last = Some(*location);
         for (_, id) in files {
-            turns.before_file();
-            if inner.shutdown.is_cancelled() {
-                return store_sha256s(inner, &mut sums);
+            background_turns.before_file();
+            if shared.shutdown.is_cancelled() {
+                return store_sha256s(shared, &mut sha256s);
             }
-            let Some(path) = inner.locate(&id) else { continue };
-            if sums.is_empty() {
+            let Some(path) = shared.locate(&id) else { continue };
+            if sha256s.is_empty() {
                 since = Instant::now();
             }
-            if let Some(sum) = sha256_of(inner, &path, &id, &mut turns) {
-                sums.insert(id, sum);
+            if let Some(sum) = sha256_of(shared, &path, &id, &mut background_turns) {
+                sha256s.insert(id, sum);
             }
-            if sums.len() >= BATCH_SHA256S || since.elapsed() >= BATCH_TIME {
-                store_sha256s(inner, &mut sums);
+            if sha256s.len() >= BATCH_SHA256S || since.elapsed() >= BATCH_TIME {
+                store_sha256s(shared, &mut sha256s);
             }
         }
     }
-    store_sha256s(inner, &mut sums);
+    store_sha256s(shared, &mut sha256s);
 }
 
-fn store_sha256s(inner: &LibraryShared, sums: &mut HashMap<FileId, Sha256>) {
-    if sums.is_empty() {
+fn store_sha256s(shared: &LibraryShared, sha256s: &mut HashMap<FileId, Sha256>) {
+    if sha256s.is_empty() {
         return;
     }
-    let _writing = inner.writing();
+    let _writing = shared.writing();
     let mut delta = Delta::default();
-    let mut catalog = inner.catalog();
-    for (id, sum) in sums.drain() {
+    let mut catalog = shared.catalog();
+    for (id, sum) in sha256s.drain() {
         catalog.set_sha256(id, sum, &mut delta);
     }
     drop(catalog);
     // A failure is logged there, and the sums are computed again after the next start.
-    let _ = inner.publish(delta);
+    let _ = shared.publish(delta);
 }
 
 /// SHA-256 of a file that is what it was before and after; `None` if not, or if the peer stops.
 fn sha256_of(
-    inner: &LibraryShared,
+    shared: &LibraryShared,
     path: &Path,
     id: &FileId,
-    turns: &mut BackgroundTurns<'_>,
+    background_turns: &mut BackgroundTurns<'_>,
 ) -> Option<Sha256> {
     let (file, before) = open_regular(path).ok()?;
-    if inner.catalog().known_file(path, &before)?.id != *id {
+    if shared.catalog().known_file(path, &before)?.id != *id {
         return None;
     }
-    let (turns, read) = (Mutex::new(turns), AtomicU64::new(0));
+    let (background_turns, read) = (Mutex::new(background_turns), AtomicU64::new(0));
     let sum = hash::sha256_file(&file, &|bytes| {
-        lock(&turns).before_read(bytes);
+        lock(&background_turns).before_read(bytes);
         read.fetch_add(bytes, Ordering::Relaxed);
-        match inner.shutdown.is_cancelled() {
+        match shared.shutdown.is_cancelled() {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
@@ -472,8 +473,8 @@ mod tests {
         std::fs::create_dir(dir.path().join("state")).unwrap();
         let store = Store::open_in(&dir.path().join("state")).unwrap();
         let files = dir.path().join("files");
-        let holdings = AnnounceSet::new();
-        let library = Library::open(store, holdings.clone(), files, 2, stop.clone(), &tasks).unwrap();
+        let announce_set = AnnounceSet::new();
+        let library = Library::open(store, announce_set.clone(), files, 2, stop.clone(), &tasks).unwrap();
         let hashing = library.shared.foreground_hashers.begin();
         let shared = tokio::task::spawn_blocking({
             let inner = library.shared.clone();
@@ -489,7 +490,7 @@ mod tests {
         });
         let id = shared.await.unwrap().record.id;
         let known = || {
-            let all = holdings.snapshot();
+            let all = announce_set.snapshot();
             all.iter()
                 .any(|one| one.file.id == id && one.file.sha256.is_some())
         };

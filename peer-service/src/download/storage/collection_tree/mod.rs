@@ -169,10 +169,10 @@ impl CollectionTree {
     /// The entry whose name is taken, and the one that most likely has it.
     fn clash(&self, path: &str) -> NameClash {
         let folded = |path: &str| path.split('/').map(fold).collect::<Vec<_>>().join("/");
-        let wanted = folded(path);
+        let is_wanted = folded(path);
         let paths = || self.manifest.entries().map(|entry| entry.path.as_str());
         let mut others = self.manifest.folders().chain(paths());
-        let other = others.find(|other| *other != path && folded(other) == wanted);
+        let other = others.find(|other| *other != path && folded(other) == is_wanted);
         NameClash {
             first: other.unwrap_or("another name").to_owned(),
             second: path.to_owned(),
@@ -308,16 +308,16 @@ impl CollectionTree {
 
     /// Whether each file that these units are of is there, and long enough to hold them.
     pub(crate) fn holds_units(&self, have: &Bitfield) -> bool {
-        let mut least: HashMap<usize, u64> = HashMap::new();
+        let mut min: HashMap<usize, u64> = HashMap::new();
         for span in have.ones().flat_map(|unit| self.plan.spans(unit)) {
-            let least = least.entry(span.file).or_default();
-            *least = (span.offset + span.len).max(*least);
+            let min = min.entry(span.file).or_default();
+            *min = (span.offset + span.len).max(*min);
         }
-        least.into_iter().all(|(file, least)| {
+        min.into_iter().all(|(file, min)| {
             let first = self.plan.first_entry(file);
             let path = first.and_then(|first| Some(self.manifest.get(first)?.path));
             let there = path.and_then(|path| self.dir.symlink_metadata(path.as_str()).ok());
-            there.is_some_and(|there| there.is_file() && there.len() >= least)
+            there.is_some_and(|there| there.is_file() && there.len() >= min)
         })
     }
 

@@ -265,7 +265,7 @@ impl PartFile {
     ///
     /// # Errors
     /// Whatever the file system says: the rest of the room is not taken.
-    pub(crate) fn preallocate(&self, wanted: impl Fn() -> bool) -> io::Result<()> {
+    pub(crate) fn preallocate(&self, is_wanted: impl Fn() -> bool) -> io::Result<()> {
         let PartStorage::File(file) = &self.storage else {
             return Ok(());
         };
@@ -274,7 +274,7 @@ impl PartFile {
         }
         let total = self.plan.total();
         for offset in (0..total).step_by(PREALLOCATE as usize) {
-            if !wanted() {
+            if !is_wanted() {
                 return Ok(());
             }
             let len = PREALLOCATE.min(total - offset);

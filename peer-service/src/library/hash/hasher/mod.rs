@@ -240,12 +240,12 @@ pub(crate) fn hash_many<'f>(
                 return together.hash(base, watch, on_done);
             }
             for index in first..count.min(first + run) {
-                let (path, found) = file(index);
+                let (path, snapshot) = file(index);
                 let (open, stamp) =
-                    match found.map_or_else(|| opener.open_listed(path).map(Some), |_| Ok(None)) {
-                        Ok(Some((_, seen))) if !is_wanted(index, path, seen) => continue,
-                        Ok(Some((file, seen))) => (Some(file), seen.stamp),
-                        Ok(None) => (None, found.unwrap_or_default()),
+                    match snapshot.map_or_else(|| opener.open_listed(path).map(Some), |_| Ok(None)) {
+                        Ok(Some((_, stat))) if !is_wanted(index, path, stat) => continue,
+                        Ok(Some((file, stat))) => (Some(file), stat.stamp),
+                        Ok(None) => (None, snapshot.unwrap_or_default()),
                         Err(problem) => {
                             on_done(vec![(index, path, Err(problem))]);
                             continue;

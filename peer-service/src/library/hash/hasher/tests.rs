@@ -119,8 +119,8 @@ fn files_of_any_size_come_out_as_they_are_alone() {
         let is_asked = !index.is_multiple_of(3) && index < 12;
         (names[index].as_path(), is_asked.then(|| told(index)))
     };
-    let is_wanted = |index: usize, _: &Path, seen: FileStat| {
-        assert_eq!(seen.stamp, stamp_of(&path(index).metadata().unwrap()));
+    let is_wanted = |index: usize, _: &Path, stat: FileStat| {
+        assert_eq!(stat.stamp, stamp_of(&path(index).metadata().unwrap()));
         unwanted.fetch_add(usize::from(index > 11), Ordering::Relaxed);
         index < 12
     };
