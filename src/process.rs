@@ -133,10 +133,8 @@ fn ignores_hangup() -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io,
-        sync::{Arc, Mutex},
-    };
+    use parking_lot::Mutex;
+    use std::{io, sync::Arc};
 
     use super::*;
 
@@ -146,7 +144,7 @@ mod tests {
 
     impl io::Write for Written {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
+            self.0.lock().write(bytes)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -168,7 +166,7 @@ mod tests {
             tracing::error!(target: "h2::proto", "a defect");
             tracing::info!(target: "potluck_index::server", "ready");
         });
-        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        let text = String::from_utf8(written.0.lock().clone()).unwrap();
         assert!(!text.contains("a flood"), "{text}");
         assert!(text.contains("a defect") && text.contains("ready"), "{text}");
     }

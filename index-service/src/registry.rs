@@ -11,11 +11,12 @@
 use std::{
     collections::VecDeque,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use hashbrown::HashSet;
+use parking_lot::{Mutex, MutexGuard};
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use potluck_core::{
     FileId, PeerId, SetDigest,
@@ -358,11 +359,11 @@ impl Registry {
     }
 
     fn leases(&self) -> MutexGuard<'_, LeaseTable> {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+        self.leases.lock()
     }
 
     fn leftovers(&self) -> MutexGuard<'_, VecDeque<PeerSlot>> {
-        self.leftovers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.leftovers.lock()
     }
 }
 

@@ -87,11 +87,11 @@ mod tests {
         });
         let source = |n| Some(IpAddr::from([192, 0, 2, n]));
         let (release, blocked) = mpsc::channel::<()>();
-        let blocked = Arc::new(std::sync::Mutex::new(blocked));
+        let blocked = Arc::new(parking_lot::Mutex::new(blocked));
         let mut waiting = Vec::new();
         for _ in 0..4 {
             let (queue, blocked) = (Arc::clone(&queue), Arc::clone(&blocked));
-            let wait = move || blocked.lock().unwrap().recv();
+            let wait = move || blocked.lock().recv();
             waiting.push(tokio::spawn(async move { queue.run(source(1), wait).await }));
             tokio::task::yield_now().await;
         }

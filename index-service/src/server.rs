@@ -6,11 +6,12 @@
 use std::{
     io::Write as _,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use potluck_core::{
     grpc::{
         limiter::{MaxShare, PerAddressLimiter},

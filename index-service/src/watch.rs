@@ -8,11 +8,12 @@ use std::{
     collections::{HashMap, VecDeque},
     net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use potluck_core::{FileId, grpc::limiter::client_network, model::ProviderEvent};
 use tokio::sync::Notify;
 
@@ -100,7 +101,7 @@ pub struct Subscription {
 impl Queue {
     fn state(&self) -> MutexGuard<'_, QueueState> {
         // Whole after every line that could panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Adds an event; false where the watcher is `max_watchers` behind.
@@ -263,7 +264,7 @@ impl WatchHub {
 
     fn lock(&self) -> MutexGuard<'_, Watchers> {
         // Whole after every line that could panic.
-        self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.watchers.lock()
     }
 }
 

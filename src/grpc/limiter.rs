@@ -10,8 +10,10 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// Of what others leave, what one address takes at most unless told otherwise, in percent: half is plenty for a crowd behind one
 /// address, and two such leave a third of all to the rest.
@@ -162,7 +164,7 @@ impl PerAddressLimiter {
     }
 
     fn state(&self) -> MutexGuard<'_, LimiterState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// How many there are from now on. What is taken stays taken.

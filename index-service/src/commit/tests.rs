@@ -23,11 +23,11 @@ struct ScriptedStore {
 }
 
 /// What a store holds, also for the test to see.
-type Stored = Arc<std::sync::Mutex<MemoryStore>>;
+type Stored = Arc<parking_lot::Mutex<MemoryStore>>;
 
 fn stored_peers(stored: &Stored) -> Vec<StoredPeer> {
     let mut peers = Vec::new();
-    stored.lock().unwrap().load(&mut |peer| peers.push(peer)).unwrap();
+    stored.lock().load(&mut |peer| peers.push(peer)).unwrap();
     peers
 }
 
@@ -37,14 +37,14 @@ impl IndexStore for ScriptedStore {
     }
 
     fn load(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError> {
-        self.stored.lock().unwrap().load(each)
+        self.stored.lock().load(each)
     }
 
     fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError> {
         let leave = self.leave.recv().unwrap_or("write");
         self.seen.send(changes.to_vec()).unwrap();
         match leave {
-            "write" => self.stored.lock().unwrap().apply(changes),
+            "write" => self.stored.lock().apply(changes),
             "fail" => Err(StoreError::Damaged("told to".to_owned())),
             _ => panic!("told to"),
         }
@@ -357,12 +357,12 @@ impl IndexStore for Faulty {
     }
 
     fn load(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError> {
-        self.stored.lock().unwrap().load(each)
+        self.stored.lock().load(each)
     }
 
     fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError> {
         assert!(self.is_open, "a store that failed is opened before it is used");
-        let mut stored = self.stored.lock().unwrap();
+        let mut stored = self.stored.lock();
         let written = match self.rng.random_range(0..10) {
             0 => 0,
             1 => changes.len() / 2,
@@ -392,10 +392,10 @@ impl IndexStore for Faulty {
         if std::mem::take(&mut self.is_lost) {
             // What it gave before it saw that is of no use.
             let mut given = Vec::new();
-            self.stored.lock().unwrap().load(&mut |peer| given.push(peer))?;
+            self.stored.lock().load(&mut |peer| given.push(peer))?;
             given.truncate(1);
             given.into_iter().for_each(each);
-            *self.stored.lock().unwrap() = MemoryStore::default();
+            *self.stored.lock() = MemoryStore::default();
             return Err(StoreError::Damaged("told to".to_owned()));
         }
         if self.rng.random_range(0..4) == 0 {

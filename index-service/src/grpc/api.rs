@@ -3,11 +3,12 @@
 use std::{
     net::IpAddr,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures_util::{Stream, stream};
+use parking_lot::{Mutex, MutexGuard};
 use potluck_core::{
     FileId, Problem, Token,
     grpc::transport::admission::Cost,
@@ -142,7 +143,7 @@ impl IndexApi {
 
 fn lock(limiter: &Mutex<RateLimiter>) -> MutexGuard<'_, RateLimiter> {
     // Whole after every line that could panic.
-    limiter.lock().unwrap_or_else(PoisonError::into_inner)
+    limiter.lock()
 }
 
 /// Charges a caller for work that was done, whether it still waits for the answer or not.

@@ -13,10 +13,10 @@ use std::{
     ops::{ControlFlow, Range},
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    sync::Mutex,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use potluck_core::{
     FileId, FileLayout, Problem, Reason,
     collection::manifest::EntryContent,
@@ -36,7 +36,6 @@ use crate::{
         catalog::{Delta, EntryIndex, ItemBody, Location, WHOLE_ITEM},
         content::is_layer_of,
         hash::open::open_regular,
-        lock,
         scan::walk::{Refused, stamp_of},
         share::build::{ShareCause, ShareObserver, resolve},
     },
@@ -483,7 +482,7 @@ impl<'a> Pace<'a> {
     }
 
     fn done(&self) -> u64 {
-        lock(&self.state).0
+        self.state.lock().0
     }
 
     fn is_unwanted(&self) -> bool {
@@ -493,7 +492,7 @@ impl<'a> Pace<'a> {
     /// So many bytes more are hashed; waits as the rate wants it.
     fn take(&self, path: &Path, bytes: u64) -> ControlFlow<()> {
         let done = {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             state.0 += bytes;
             let told = state.1.is_some_and(|told| told.elapsed() < PROGRESS_INTERVAL);
             if !told {

@@ -18,10 +18,11 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak},
+    sync::{Arc, Weak},
     time::Instant,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use potluck_core::{
     FileId, Problem, Reason, Sha256,
     collection::{manifest::Manifest, path::Label},
@@ -184,34 +185,26 @@ pub(crate) struct LibraryShared {
     shutdown: CancellationToken,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl LibraryShared {
     fn catalog(&self) -> MutexGuard<'_, Catalog> {
-        lock(&self.catalog)
+        self.catalog.lock()
     }
 
     /// The catalog, unless somebody is busy with it.
     fn try_catalog(&self) -> Option<MutexGuard<'_, Catalog>> {
-        match self.catalog.try_lock() {
-            Ok(catalog) => Some(catalog),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
+        self.catalog.try_lock()
     }
 
     fn writing(&self) -> MutexGuard<'_, ()> {
-        lock(&self.writing)
+        self.writing.lock()
     }
 
     fn open_files(&self) -> MutexGuard<'_, content::OpenFiles> {
-        lock(&self.open_files)
+        self.open_files.lock()
     }
 
     fn watchers(&self) -> MutexGuard<'_, HashMap<FileId, watch::Sender<u64>>> {
-        lock(&self.watchers)
+        self.watchers.lock()
     }
 
     fn manifests(&self) -> PathBuf {
@@ -425,7 +418,7 @@ fn not_hashed() -> Problem {
 impl LibraryShared {
     fn adopt(&self, mut item: NewItem) -> Result<Item, Problem> {
         item.downloaded = true;
-        *lock(&self.last_download) = Some(Instant::now());
+        *self.last_download.lock() = Some(Instant::now());
         let put = self.put_items(vec![item], build::ShareCause::Requested).pop();
         put.unwrap_or_else(|| Err(Problem::new(Reason::Internal, "nothing to share")))
             .map_err(|problem| match problem.reason {

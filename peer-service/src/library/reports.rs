@@ -7,10 +7,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use potluck_core::grpc::limiter::ClientAddress;
 use tokio::sync::Notify;
 
@@ -42,7 +42,7 @@ pub(crate) struct Reports {
 
 impl Reports {
     fn waiting(&self) -> MutexGuard<'_, VecDeque<(ClientAddress, BadPieces)>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 
     /// Takes a report; false where too many wait, or too many of this address.

@@ -7,11 +7,9 @@
 //! one, or many at once could starve each other. Two tasks that look at their parts in the same instant may both take what only
 //! one can have; the parts that follow take it back.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::limits::Priority;
@@ -49,7 +47,7 @@ impl InFlightBudget {
     }
 
     fn state(&self) -> MutexGuard<'_, BudgetState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// One more transfer, with nothing in flight yet; dropping the share ends it.

@@ -7,12 +7,13 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::{Mutex as Turn, Notify, oneshot},
     time::Instant,
@@ -80,7 +81,7 @@ impl RateLimiter {
 
 impl RateLimiterShared {
     fn queue(&self) -> MutexGuard<'_, FairQueue<oneshot::Sender<()>>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     /// Changes something, and lets go who may go then.

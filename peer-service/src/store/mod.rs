@@ -12,11 +12,12 @@ use std::{
     ops::Bound,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+use parking_lot::{Mutex, RwLock};
 use potluck_core::{FileId, Reason, Sha256, identity::merkle::Hash};
 use redb::{
     Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction,
@@ -167,7 +168,7 @@ impl Store {
             Err(OpenFailure::System(source)) => return Err(StoreError::Open { path, source }),
             Err(OpenFailure::Damaged(why)) => store.begin_anew(&why)?,
         };
-        *store.database.write().unwrap_or_else(PoisonError::into_inner) = Some(database);
+        *store.database.write() = Some(database);
         Ok(store)
     }
 
@@ -177,7 +178,7 @@ impl Store {
     /// # Errors
     /// Only where the operating system does not let it.
     pub(crate) fn replace_damaged(&self, damage: &StoreError) -> Result<(), StoreError> {
-        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let mut database = self.database.write();
         close(database.take());
         *database = Some(self.begin_anew(&damage.to_string())?);
         self.is_suspect.store(false, Ordering::Relaxed);
@@ -197,13 +198,13 @@ impl Store {
              {}", LOST
         );
         let database = try_open(&path).map_err(|failure| failed(failure.into_error()))?;
-        *self.moved_aside.lock().unwrap_or_else(PoisonError::into_inner) = Some(aside);
+        *self.moved_aside.lock() = Some(aside);
         Ok(database)
     }
 
     /// For people: that what was remembered was lost since the start, and what to do.
     pub(crate) fn warning(&self) -> Option<String> {
-        let aside = self.moved_aside.lock().unwrap_or_else(PoisonError::into_inner);
+        let aside = self.moved_aside.lock();
         aside.as_ref().map(|aside| {
             format!(
                 "the peer's database was damaged and is kept as {}: {LOST}",
@@ -214,7 +215,7 @@ impl Store {
 
     /// Does something with the open database. Where that has failed before, it is opened anew and the work done again.
     fn with<T>(&self, work: impl Fn(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let done = match &*self.database.read().unwrap_or_else(PoisonError::into_inner) {
+        let done = match &*self.database.read() {
             Some(database) => caught(|| work(database)),
             None => Err(StoreError::Database(redb::Error::PreviousIo)),
         };
@@ -222,7 +223,7 @@ impl Store {
         if !matches!(done, Err(StoreError::Database(redb::Error::PreviousIo))) {
             return done;
         }
-        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let mut database = self.database.write();
         // Closed before it is opened: it cannot be open twice.
         close(database.take());
         let path = self.folder.join(FILE_NAME);
@@ -239,12 +240,7 @@ impl Store {
     /// As after a failure of the disk: the next call opens the database again.
     #[cfg(test)]
     pub(crate) fn close(&self) {
-        close(
-            self.database
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(),
-        );
+        close(self.database.write().take());
     }
 
     /// Sees to it that a database that is found to be damaged is checked when it is next opened.

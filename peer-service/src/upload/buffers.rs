@@ -2,12 +2,10 @@
 //!
 //! Invariant: at most [`MAX_IDLE`] buffers are kept beyond those on their way.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use potluck_core::{
     Problem,
     grpc::download_codec::{ChunkHeader, MAX_HEADER},
@@ -34,7 +32,7 @@ impl fmt::Debug for BufferPool {
 
 impl BufferPool {
     fn idle(&self) -> MutexGuard<'_, Vec<ReadBuffer>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        self.idle.lock()
     }
 
     /// A buffer with room for so many messages with so many bytes of data in all.

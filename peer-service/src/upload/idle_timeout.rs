@@ -7,12 +7,13 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use futures_util::Stream;
+use parking_lot::Mutex;
 use potluck_core::{Problem, Reason};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -49,10 +50,6 @@ impl<T> fmt::Debug for IdleTimeoutStream<T> {
     }
 }
 
-fn lock<T>(shared: &Mutex<IdleTimeoutState<T>>) -> MutexGuard<'_, IdleTimeoutState<T>> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl<T: Send + 'static> IdleTimeoutStream<T> {
     /// Watches over a stream; within a runtime.
     pub(crate) fn new(stream: impl Stream<Item = Result<T, Status>> + Send + 'static) -> Self {
@@ -74,7 +71,7 @@ impl<T: Send + 'static> IdleTimeoutStream<T> {
 /// Lets go of the stream when its receiver keeps it waiting too long. Ends with the stream.
 async fn run_watchdog<T: Send + 'static>(shared: Arc<Mutex<IdleTimeoutState<T>>>, gone: CancellationToken) {
     loop {
-        let next = match lock(&shared).deadline() {
+        let next = match shared.lock().deadline() {
             Some(next) if next <= Instant::now() => break,
             Some(next) => next,
             None => Instant::now() + MESSAGE_TIMEOUT,
@@ -89,7 +86,7 @@ async fn run_watchdog<T: Send + 'static>(shared: Arc<Mutex<IdleTimeoutState<T>>>
 }
 
 fn drop_stream<T>(shared: &Mutex<IdleTimeoutState<T>>) {
-    let mut shared = lock(shared);
+    let mut shared = shared.lock();
     shared.timed_out = shared.stream.is_some();
     let stream = shared.stream.take();
     drop(shared);
@@ -108,7 +105,7 @@ impl<T> Stream for IdleTimeoutStream<T> {
     type Item = Result<T, Status>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let mut shared = lock(&self.state);
+        let mut shared = self.state.lock();
         if let Some(since) = shared.handed_over.take() {
             shared.remaining = shared.remaining.saturating_sub(since.elapsed());
         }

@@ -7,9 +7,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
 };
 
+use parking_lot::Mutex;
 use potluck_core::{
     FileId, Problem,
     collection::plan::Plan,
@@ -78,7 +79,7 @@ impl InFlightSends {
 
     /// The board of a file or collection, for one who watches it.
     pub(crate) fn sends_of(&self, id: &FileId, plan: &Arc<Plan>) -> Arc<UnitSends> {
-        let mut registry = lock(&self.registry);
+        let mut registry = self.registry.lock();
         let known = registry.by_id.get(id).and_then(Weak::upgrade);
         // A collection can be shared as the plain file that its manifest is, too.
         if let Some(sends) = known.filter(|sends| sends.plan.unit_count() == plan.unit_count()) {
@@ -109,7 +110,7 @@ impl InFlightSends {
         jobs: &[SpanJob],
         connection: &ConnectionHandle,
     ) -> Result<SendGuard, Problem> {
-        let crowds = lock(&self.registry).watched_sends(jobs);
+        let crowds = self.registry.lock().watched_sends(jobs);
         let source = connection.client_address();
         let mut guard = SendGuard {
             units: Vec::new(),
@@ -178,7 +179,7 @@ fn units_of(plan: &Plan, jobs: &[SpanJob]) -> Vec<u32> {
 impl UnitSends {
     /// What is on its way, in order.
     pub(crate) fn units(&self) -> Vec<u32> {
-        lock(&self.counts).keys().copied().collect()
+        self.counts.lock().keys().copied().collect()
     }
 
     /// Changes each time that [`Self::units`] does.
@@ -187,7 +188,7 @@ impl UnitSends {
     }
 
     fn adjust_counts(&self, units: &[u32], more: bool) {
-        let mut calls = lock(&self.counts);
+        let mut calls = self.counts.lock();
         for unit in units {
             let count = calls.entry(*unit).or_default();
             *count = if more { *count + 1 } else { count.saturating_sub(1) };
@@ -219,10 +220,6 @@ impl Drop for SendGuard {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

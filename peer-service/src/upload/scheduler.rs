@@ -12,13 +12,10 @@
 //!
 //! Not here: limits in bytes a second, and how many may be served at all ([`crate::limits`]).
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use potluck_core::grpc::{
     limiter::ClientAddress,
     transport::{Activity, ClientConnection},
@@ -84,7 +81,7 @@ impl SendScheduler {
     }
 
     fn state(&self) -> MutexGuard<'_, SchedulerState> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.state.lock()
     }
 
     /// Where the bytes of this connection go out. It is not idle while it holds any.

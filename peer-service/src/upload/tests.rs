@@ -1,13 +1,9 @@
 //! Disks that do not answer: what waits for them is bounded.
 
-use std::{
-    fs::File,
-    io::Write as _,
-    ops::Range,
-    sync::{Mutex, mpsc},
-};
+use std::{fs::File, io::Write as _, ops::Range, sync::mpsc};
 
 use futures_util::StreamExt as _;
+use parking_lot::Mutex;
 use potluck_core::{
     Root,
     availability::Availability,
@@ -32,7 +28,7 @@ struct HungDiskContent {
 
 impl HungDiskContent {
     fn ask(&self) {
-        let (answers, revived) = &mut *self.answers.lock().unwrap();
+        let (answers, revived) = &mut *self.answers.lock();
         match answers.checked_sub(1) {
             Some(left) => *answers = left,
             None => {
@@ -145,7 +141,7 @@ async fn a_read_that_hangs_keeps_its_slot_though_nobody_waits_for_it() {
             let mut stream = std::pin::pin!(download().await.unwrap());
             while let Some(batch) = stream.next().await {
                 batch.unwrap();
-                *got.lock().unwrap() += 1;
+                *got.lock() += 1;
             }
         };
         tokio::select! {
@@ -153,7 +149,7 @@ async fn a_read_that_hangs_keeps_its_slot_though_nobody_waits_for_it() {
             () = asked.notified() => {}
         }
         // Whoever asked has gone.
-        assert_eq!((limits.active_uploads(), *got.lock().unwrap()), (1, batches));
+        assert_eq!((limits.active_uploads(), *got.lock()), (1, batches));
         let problem = download().await.err().expect("there is no other slot");
         assert_eq!(problem.reason, Reason::Busy);
         drop(revive);

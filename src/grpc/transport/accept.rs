@@ -228,7 +228,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::IpAddr, sync::Mutex};
+    use parking_lot::Mutex;
+    use std::net::IpAddr;
 
     use futures_util::StreamExt as _;
     use tokio::{
@@ -251,7 +252,7 @@ mod tests {
         type Io = DuplexStream;
 
         async fn accept(&self) -> io::Result<(DuplexStream, Option<SocketAddr>)> {
-            let next = std::future::poll_fn(|cx| self.0.lock().unwrap().poll_recv(cx)).await;
+            let next = std::future::poll_fn(|cx| self.0.lock().poll_recv(cx)).await;
             match next {
                 Some(stream) => Ok((stream, Some(SocketAddr::from(([192, 0, 2, 1], 1))))),
                 None => std::future::pending().await,

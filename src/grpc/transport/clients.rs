@@ -14,13 +14,14 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
@@ -75,7 +76,7 @@ struct ClientTableState {
 
 impl ClientTable {
     fn state(&self) -> MutexGuard<'_, ClientTableState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -119,11 +120,11 @@ struct UnreadRange {
 
 impl ConnectionRecord {
     fn unread(&self) -> MutexGuard<'_, UnreadAnswers> {
-        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
+        self.unread.lock()
     }
 
     fn place(&self) -> MutexGuard<'_, Option<Permit>> {
-        self.permit.lock().unwrap_or_else(PoisonError::into_inner)
+        self.permit.lock()
     }
 
     /// How long it has been idle; `None` while it is not.

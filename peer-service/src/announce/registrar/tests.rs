@@ -1,5 +1,6 @@
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use potluck_core::{
     FileId, Root,
     model::{FileKind, FileRecord, Registration},
@@ -15,7 +16,7 @@ struct ListLibrary(Mutex<Vec<Registration>>);
 
 impl RegistrationSource for ListLibrary {
     fn registration(&self, id: &FileId) -> Option<Registration> {
-        let all = self.0.lock().unwrap();
+        let all = self.0.lock();
         all.iter().find(|one| one.file.id == *id).cloned()
     }
 }
@@ -64,7 +65,7 @@ async fn a_file_that_goes_while_it_is_told_does_not_make_the_index_replace_all()
     let (status, acknowledged) = (watch::Sender::default(), watch::Sender::default());
     let mut task = RegistrarTask::new(index, announce_set.subscribe(), status, acknowledged);
     // The library takes it away, and says so only once that is stored.
-    content_source.0.lock().unwrap().push(stays.clone());
+    content_source.0.lock().push(stays.clone());
     announce_set.announce_complete(&[stays.file.id, goes.file.id]);
     let count = |task: &RegistrarTask| task.status.borrow().file_count;
     task.sync().await.unwrap();

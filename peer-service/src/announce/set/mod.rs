@@ -11,9 +11,10 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use potluck_core::{FileId, SetDigest, model::Registration};
 use tokio::sync::watch;
 
@@ -91,7 +92,7 @@ impl AnnounceSet {
     }
 
     fn state(&self) -> MutexGuard<'_, AnnounceState> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.state.lock()
     }
 
     /// Whom to ask for what is held and not put.

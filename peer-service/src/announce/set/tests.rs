@@ -31,7 +31,7 @@ struct FakeLibrary(Mutex<HashMap<FileId, Registration>>);
 
 impl RegistrationSource for FakeLibrary {
     fn registration(&self, id: &FileId) -> Option<Registration> {
-        self.0.lock().unwrap().get(id).cloned()
+        self.0.lock().get(id).cloned()
     }
 }
 
@@ -109,13 +109,13 @@ proptest! {
                 AnnounceOp::Hold(n, name) => {
                     let one = registration(n, &name.to_string(), false);
                     model.insert(one.file.id, one.clone());
-                    shelf.0.lock().unwrap().insert(one.file.id, one.clone());
+                    shelf.0.lock().insert(one.file.id, one.clone());
                     holdings.announce_complete(&[one.file.id]);
                 }
                 AnnounceOp::Remove(n) => {
                     let id = registration(n, "", false).file.id;
                     model.remove(&id);
-                    shelf.0.lock().unwrap().remove(&id);
+                    shelf.0.lock().remove(&id);
                     holdings.remove(&[id]);
                 }
                 AnnounceOp::End(n) => {
@@ -166,11 +166,7 @@ fn a_part_that_ends_takes_nothing_else_away() {
     let announce_set = AnnounceSet::new();
     let (part, whole) = (registration(1, "a", true), registration(1, "b", false));
     let content_source = Arc::new(FakeLibrary::default());
-    content_source
-        .0
-        .lock()
-        .unwrap()
-        .insert(whole.file.id, whole.clone());
+    content_source.0.lock().insert(whole.file.id, whole.clone());
     let source: Weak<FakeLibrary> = Arc::downgrade(&content_source);
     announce_set.set_source(source);
     let (one, other) = (

@@ -6,10 +6,11 @@ use std::{
     fs::File,
     io::{self, Write as _},
     ops::Range,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use potluck_core::{
     FileId, FileLayout, Problem, Reason,
     availability::Availability,
@@ -88,7 +89,7 @@ impl ActiveDownload {
     }
 
     fn availability(&self) -> MutexGuard<'_, Availability> {
-        self.availability.lock().unwrap_or_else(PoisonError::into_inner)
+        self.availability.lock()
     }
 
     /// Changes what there is, and tells those who watch if anything did.

@@ -12,10 +12,11 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
@@ -72,10 +73,6 @@ impl fmt::Debug for VerifyJob {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl DiskPools {
     /// On so many threads for each file system: at least one, at most 16.
     pub fn new(threads: usize) -> Self {
@@ -87,7 +84,7 @@ impl DiskPools {
 
     /// The file system with this number (`st_dev`), for as long as somebody holds it.
     pub(crate) fn pool(&self, device: u64) -> Arc<DiskPool> {
-        let mut disks = lock(&self.pools);
+        let mut disks = self.pools.lock();
         if let Some(disk) = disks.get(&device).and_then(Weak::upgrade) {
             return disk;
         }
@@ -127,7 +124,7 @@ impl DiskPool {
             work: Box::new(work),
             permit: space,
         };
-        let mut queue = lock(&self.queue);
+        let mut queue = self.queue.lock();
         queue.waiting.push_back(job);
         if queue.running.len() == self.threads {
             return;
@@ -141,7 +138,7 @@ impl DiskPool {
         drop(tokio::task::spawn_blocking(move || {
             loop {
                 job.run();
-                let next = lock(&disk.queue).finish_and_start_next(number);
+                let next = disk.queue.lock().finish_and_start_next(number);
                 match next {
                     Some(next) => (number, job) = next,
                     None => return,
@@ -153,7 +150,7 @@ impl DiskPool {
     /// Where the oldest unit is being written to and for how long nothing has got done, if that is at least so long and no thread is
     /// free: everything waits for the disk.
     pub(crate) fn hung_for(&self, min: Duration) -> Option<(PathBuf, Duration)> {
-        let queue = lock(&self.queue);
+        let queue = self.queue.lock();
         if queue.running.len() < self.threads {
             return None;
         }
@@ -290,7 +287,7 @@ mod tests {
         assert!(Arc::ptr_eq(&disk, &verifying.pool(1)));
         drop(disk);
         let _other = verifying.pool(2);
-        assert_eq!(lock(&verifying.pools).len(), 1);
+        assert_eq!(verifying.pools.lock().len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
@@ -299,7 +296,7 @@ mod tests {
         let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
         let begin = |target: &str| {
             let space = Arc::clone(&disk.queue_space).try_acquire_owned().unwrap();
-            let mut queue = lock(&disk.queue);
+            let mut queue = disk.queue.lock();
             queue.waiting.push_back(VerifyJob {
                 target: target.into(),
                 work: Box::new(|| {}),
@@ -307,7 +304,7 @@ mod tests {
             });
             queue.start_next().unwrap().0
         };
-        let end = |number| assert!(lock(&disk.queue).finish_and_start_next(number).is_none());
+        let end = |number| assert!(disk.queue.lock().finish_and_start_next(number).is_none());
         let slow = begin("/slow");
         tokio::time::sleep(minute).await;
         assert_eq!(disk.hung_for(second), None, "a thread is free");

@@ -11,9 +11,10 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use potluck_core::{FileId, Problem, Reason, model::Address};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -150,7 +151,7 @@ impl DownloadManager {
     }
 
     fn table(&self) -> MutexGuard<'_, DownloadTable> {
-        self.shared.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.table.lock()
     }
 
     /// Brings back what had not ended when the peer last stopped, and goes on with what was running on its own.

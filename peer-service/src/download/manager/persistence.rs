@@ -1,6 +1,6 @@
 //! What is remembered of transfers, in the store and in the list, and what is removed with one.
 
-use std::{sync::PoisonError, time::Duration};
+use std::time::Duration;
 
 use potluck_core::{Problem, Reason, problem::RAISE_OPEN_FILES};
 
@@ -69,11 +69,7 @@ impl DownloadManager {
     /// Writes what the store does not have yet. One call at a time, and each writes what holds when
     /// its turn comes: what is written last is the latest. Blocks.
     fn store_all(&self) -> Result<(), StoreError> {
-        let _storing = self
-            .shared
-            .persisting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _storing = self.shared.persisting.lock();
         let changes: Vec<_> = {
             let mut table = self.table();
             let unstored = std::mem::take(&mut table.unstored);

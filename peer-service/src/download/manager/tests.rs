@@ -98,7 +98,7 @@ impl ManagerRig {
         let (held, holds) = mpsc::channel::<()>();
         let state = Arc::clone(&self.transfers.shared);
         std::thread::spawn(move || {
-            let _storing = state.persisting.lock().unwrap();
+            let _storing = state.persisting.lock();
             drop(begun);
             holds.recv().unwrap_err();
         });

@@ -1,12 +1,8 @@
 //! What a transfer shows of itself while it runs: the one place that writes its view.
 
-use std::{
-    collections::HashMap,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use potluck_core::{
     Problem, Reason,
     collection::plan::Plan,
@@ -164,10 +160,7 @@ impl StatusReporter {
 
     /// Bytes that are there before the swarm begins.
     pub(crate) fn set_bytes(&self, bytes: u64) {
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .initial_bytes = bytes;
+        self.state.lock().initial_bytes = bytes;
         self.update(|status| {
             status.bytes_done = bytes;
             status.copied_bytes = 0;
@@ -205,7 +198,7 @@ impl StatusReporter {
     ) {
         let now = Instant::now();
         let (done, rate, rows, missing_due) = {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.state.lock();
             let done = (state.initial_bytes + swarm.counters().verified_bytes).min(plan.total());
             // A unit may take minutes: what comes meanwhile is the rate.
             let rate = state.rate.sample(now, swarm.counters().received_bytes);

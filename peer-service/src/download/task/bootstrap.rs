@@ -9,14 +9,10 @@
 //! peers are asked at once, besides as many that have been silent for [`SILENT`]; as many
 //! connections are kept, however many there are.
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use parking_lot::{Mutex, MutexGuard};
 use potluck_core::{Problem, Reason, model::Address};
 use rand::{RngExt as _, seq::SliceRandom as _};
 use tokio::{
@@ -109,12 +105,12 @@ impl BootstrapPool {
     }
 
     fn state(&self) -> MutexGuard<'_, BootstrapState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Connections that were made and the peers that lied, with what they did.
     pub(crate) fn into_parts(self) -> (HashMap<Address, PeerClient>, HashMap<Address, String>) {
-        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.into_inner();
         let misbehaving = state
             .misbehaving
             .into_iter()
@@ -430,11 +426,11 @@ mod tests {
             .boxed()
         };
         let (begun, told) = (Instant::now(), Mutex::new(Vec::new()));
-        let note = |problem: Problem| told.lock().unwrap().push(problem.message);
+        let note = |problem: Problem| told.lock().push(problem.message);
         pool.ask_any(op, note).await;
         assert!(begun.elapsed() >= BAN.mul_f64(0.75), "{:?}", begun.elapsed());
         assert_eq!(asked.load(Ordering::Relaxed), 2);
-        let told = told.into_inner().unwrap();
+        let told = told.into_inner();
         assert!(
             told.iter()
                 .any(|message| message.contains("banned: lied; tried again in")),

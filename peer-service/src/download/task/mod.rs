@@ -236,7 +236,7 @@ impl DownloadRun {
 pub(crate) struct PreparedDownload {
     planned: PlannedDownload,
     part_file: Arc<PartFile>,
-    found: std::sync::Mutex<Option<FoundPart>>,
+    found: parking_lot::Mutex<Option<FoundPart>>,
     verifier: Arc<UnitVerifier>,
 }
 
@@ -272,11 +272,7 @@ impl DownloadRun {
         prepared: &PreparedDownload,
         reporter: &StatusReporter,
     ) -> Result<Option<Bitfield>, Problem> {
-        let found = prepared
-            .found
-            .lock()
-            .map_or(None, |mut found| found.take())
-            .unwrap_or(FoundPart::Unverified);
+        let found = prepared.found.lock().take().unwrap_or(FoundPart::Unverified);
         let (part, checks) = (Arc::clone(&prepared.part_file), Arc::clone(&prepared.verifier));
         let (library, threads, stop) = (
             self.context.library.clone(),

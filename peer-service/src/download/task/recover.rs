@@ -5,13 +5,11 @@
 use std::{
     io,
     os::unix::fs::FileExt as _,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use potluck_core::{bitfield::Bitfield, read_buffer::ReadBuffer};
 use rand::seq::IteratorRandom as _;
 
@@ -85,16 +83,14 @@ fn verify_all(
                         return;
                     }
                     if verifies(part, checks, unit) {
-                        have.lock()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .set(unit, true);
+                        have.lock().set(unit, true);
                         on_unit(part.plan().unit_len(unit));
                     }
                 }
             });
         }
     });
-    have.into_inner().unwrap_or_else(PoisonError::into_inner)
+    have.into_inner()
 }
 
 /// Fills in units that the library has, verified like those of a stranger. Not for the async threads.

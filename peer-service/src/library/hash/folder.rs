@@ -2,11 +2,9 @@
 //!
 //! Blocks; run off the async threads.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
-};
+use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use potluck_core::{
     FileId, Problem, Reason,
     collection::{
@@ -100,7 +98,7 @@ pub(crate) fn hash_snapshot(
         hashed: made,
         problems: Vec::new(),
     });
-    let lock = || hashing.lock().unwrap_or_else(PoisonError::into_inner);
+    let lock = || hashing.lock();
     let file = |at: usize| {
         let index = unknown[at] as usize;
         (Path::new(snapshot.path(index)), snapshot.stamp(index))
@@ -145,7 +143,7 @@ pub(crate) fn hash_snapshot(
     let FolderHashing {
         hashed: made,
         problems,
-    } = hashing.into_inner().unwrap_or_else(PoisonError::into_inner);
+    } = hashing.into_inner();
     match (problems.is_empty(), all) {
         (false, _) => Err(problems),
         (true, false) => Err(vec![(root.to_owned(), stopped())]),

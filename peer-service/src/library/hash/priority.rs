@@ -4,11 +4,9 @@
 //! Invariant: the background pass gets a turn at least every [`MAX_YIELD`] and
 //! [`LONGEST_PAUSE`], however many shares and downloads come one after the other.
 
-use std::{
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use crate::activity::{Activity, ActivityWatch};
@@ -44,7 +42,7 @@ pub(crate) struct ForegroundHash<'a>(&'a ForegroundHashers);
 
 impl ForegroundHashers {
     fn count(&self) -> MutexGuard<'_, usize> {
-        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+        self.count.lock()
     }
 
     /// Counts the caller among them.
@@ -55,10 +53,9 @@ impl ForegroundHashers {
 
     /// Waits until nobody hashes, but not longer than the background pass's next turn.
     fn yield_to_foreground(&self) {
-        let waited = self
-            .idle
-            .wait_timeout_while(self.count(), MAX_YIELD, |count| *count > 0);
-        drop(waited);
+        let mut count = self.count();
+        self.idle
+            .wait_while_for(&mut count, |count| *count > 0, MAX_YIELD);
     }
 }
 

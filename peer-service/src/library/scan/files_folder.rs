@@ -12,13 +12,14 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use notify::{
     EventKind, RecommendedWatcher, RecursiveMode, Watcher as _, event::AccessKind, event::AccessMode,
 };
+use parking_lot::Mutex;
 use potluck_core::Reason;
 use tokio_util::task::TaskTracker;
 
@@ -30,7 +31,6 @@ use crate::{
             hasher::{HashResult, hash_many},
             open::BaseFolder,
         },
-        lock,
         scan::{
             snapshot::{Snapshot, fingerprint, is_same, newest},
             walk::{Refused, not_a_regular_file, stamp_of, unreadable, walk},
@@ -380,13 +380,13 @@ impl Scanner {
         };
         let on_done = |outcomes: Vec<HashResult<'_>>| {
             let outcomes = outcomes.into_iter().map(|(index, _, result)| (index, result));
-            lock(&results).extend(outcomes);
+            results.lock().extend(outcomes);
         };
         let (base, count, threads) = (BaseFolder::default(), ready.len(), shared.hash_threads);
         if !hash_many(&base, count, &file, &|_, _, _| true, &on_done, threads, &watch) {
             return None;
         }
-        let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut results = results.into_inner();
         results.sort_unstable_by_key(|(index, _)| *index);
         for (index, result) in results {
             let (path, _) = ready[index];

@@ -3,13 +3,13 @@
 use std::{
     path::Path,
     sync::{
-        Arc, Mutex, Weak,
+        Arc, Weak,
         mpsc::{Receiver, RecvTimeoutError},
     },
     time::Duration,
 };
 
-use crate::library::lock;
+use parking_lot::Mutex;
 
 /// How long looking at a path takes before that is said, and at most twice as long: disks that have to spin up are mostly quicker.
 const SLOW_AFTER: Duration = Duration::from_secs(5);
@@ -35,7 +35,7 @@ impl SlowPathWarning {
     /// One more who looks.
     pub(crate) fn probe(&self) -> PathProbe {
         let at = Arc::default();
-        lock(&self.probes).push(Arc::downgrade(&at));
+        self.probes.lock().push(Arc::downgrade(&at));
         PathProbe(at)
     }
 
@@ -54,9 +54,9 @@ impl SlowPathWarning {
     /// What is looked at since before this was asked last; of each look once.
     fn slow_paths(&self) -> Vec<Arc<Path>> {
         let mut slow = Vec::new();
-        lock(&self.probes).retain(|look| {
+        self.probes.lock().retain(|look| {
             let Some(look) = look.upgrade() else { return false };
-            let mut at = lock(&look);
+            let mut at = look.lock();
             at.seen += 1;
             slow.extend(at.path.clone().filter(|_| at.seen == 2));
             true
@@ -68,12 +68,12 @@ impl SlowPathWarning {
 impl PathProbe {
     /// Looks at a path.
     pub(crate) fn at<T>(&self, path: &Arc<Path>, look: impl FnOnce(&Path) -> T) -> T {
-        *lock(&self.0) = ProbedPath {
+        *self.0.lock() = ProbedPath {
             path: Some(path.clone()),
             seen: 0,
         };
         let snapshot = look(path);
-        lock(&self.0).path = None;
+        self.0.lock().path = None;
         snapshot
     }
 }
@@ -100,6 +100,6 @@ mod tests {
         }
         drop(look);
         slow_path_warning.slow_paths();
-        assert_eq!(lock(&slow_path_warning.probes).len(), 1);
+        assert_eq!(slow_path_warning.probes.lock().len(), 1);
     }
 }

@@ -4,13 +4,11 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use potluck_core::Reason;
 use tokio::sync::mpsc;
 
@@ -41,7 +39,7 @@ pub(crate) fn share_all(shared: &LibraryShared, paths: Vec<PathBuf>, events: &mp
     let on_progress = |path: &dyn Fn() -> PathBuf, bytes: u64| {
         let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         // Whoever finds the lock taken has nothing newer to tell.
-        let Ok(mut told) = told.try_lock() else { return };
+        let Some(mut told) = told.try_lock() else { return };
         if told.is_some_and(|told| told.elapsed() < PROGRESS_INTERVAL) {
             return;
         }

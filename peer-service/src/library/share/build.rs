@@ -33,7 +33,6 @@ use crate::{
             folder::{hash_snapshot, stopped},
             hasher::{HashedFile, IsCancelled, OnProgress, hash_one, record_of},
         },
-        lock,
         scan::{
             snapshot::{Snapshot, is_same},
             walk::{Refused, is_gone, not_a_regular_file, stamp_of, unreadable, walk},
@@ -244,7 +243,7 @@ impl LibraryShared {
             return Ok(());
         };
         let path = self.manifest_path(&item.record.id);
-        let _alone = lock(&self.manifest);
+        let _alone = self.manifest.lock();
         if open_manifest(&path, &folder.manifest).is_some() {
             return Ok(());
         }
@@ -262,7 +261,7 @@ impl LibraryShared {
         if let Some(file) = open_manifest(&path, manifest) {
             return Ok(file);
         }
-        let _alone = lock(&self.manifest);
+        let _alone = self.manifest.lock();
         let written = crate::home::write_durably(&path, manifest.bytes(), 0o600);
         match written.map(|()| open_manifest(&path, manifest)) {
             Ok(Some(file)) => {

@@ -12,7 +12,6 @@ use crate::{
     library::{
         Item, LibraryShared,
         catalog::{Delta, DeltaEffects, ItemBody, Location},
-        lock,
         sync::load,
     },
     store::{StoreChange, StoreError},
@@ -41,7 +40,7 @@ impl LibraryShared {
     pub(crate) fn publish(&self, delta: Delta) -> Result<(), StoreError> {
         let mut settled = self.catalog().settle(delta);
         // With what a full disk kept from being stored before.
-        let mut unsaved = std::mem::take(&mut *lock(&self.unsaved_changes));
+        let mut unsaved = std::mem::take(&mut *self.unsaved_changes.lock());
         unsaved.changes.append(&mut settled.changes);
         self.holdings.remove(&settled.removed);
         let stored = std::thread::scope(|scope| {
@@ -53,7 +52,7 @@ impl LibraryShared {
             self.store.apply(&unsaved.changes)
         });
         if let Err(error) = &stored {
-            *lock(&self.unsaved_changes) = unsaved;
+            *self.unsaved_changes.lock() = unsaved;
             tracing::error!(%error, "a change of the library could not be stored");
         }
         self.notify_removed(&settled);
@@ -63,18 +62,18 @@ impl LibraryShared {
 
     /// Whether something could not be stored yet.
     pub(crate) fn has_unsaved(&self) -> bool {
-        !lock(&self.unsaved_changes).changes.is_empty()
+        !self.unsaved_changes.lock().changes.is_empty()
     }
 
     /// Stores what could not be stored before, if that works now.
     pub(crate) fn save_again(&self) {
         let _writing = self.writing();
-        let unsaved = std::mem::take(&mut *lock(&self.unsaved_changes));
+        let unsaved = std::mem::take(&mut *self.unsaved_changes.lock());
         match self.store.apply(&unsaved.changes) {
             Ok(()) => tracing::info!("what could not be stored before is stored now"),
             Err(error) => {
                 tracing::debug!(%error, "what could not be stored before cannot be stored yet");
-                *lock(&self.unsaved_changes) = unsaved;
+                *self.unsaved_changes.lock() = unsaved;
             }
         }
     }
@@ -159,7 +158,7 @@ impl LibraryShared {
 
     /// The piece layer of a file.
     pub(crate) fn layer(&self, id: &FileId) -> Result<Option<Arc<[Hash]>>, StoreError> {
-        let unsaved = lock(&self.unsaved_changes);
+        let unsaved = self.unsaved_changes.lock();
         let layer = unsaved.changes.iter().rev().find_map(|change| match change {
             StoreChange::PutLayer(of, layer) if of == id => Some(layer.clone()),
             _ => None,

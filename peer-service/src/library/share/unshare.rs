@@ -6,7 +6,6 @@ use crate::{
     library::{
         Item, LibraryShared, UnshareTarget,
         catalog::{Catalog, Delta},
-        lock,
         share::build::resolve,
     },
     store::StoreError,
@@ -63,7 +62,7 @@ impl LibraryShared {
         }
         if removed.is_empty() {
             // Asked again, for what could not be remembered.
-            let unsaved = lock(&self.unsaved_changes);
+            let unsaved = self.unsaved_changes.lock();
             let unshared = unsaved.unshared.iter().filter(|item| resolved.is(item));
             removed.extend(unshared.cloned());
         }
@@ -74,7 +73,7 @@ impl LibraryShared {
         match self.publish(delta) {
             Ok(()) => Ok(removed),
             Err(error) => {
-                let unshared = &mut lock(&self.unsaved_changes).unshared;
+                let unshared = &mut self.unsaved_changes.lock().unshared;
                 unshared.retain(|known| removed.iter().all(|item| item.path != known.path));
                 unshared.extend(removed);
                 Err(not_remembered(&error))

@@ -9,12 +9,13 @@ use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use parking_lot::Mutex;
 use potluck_core::{FileId, Sha256, identity::hash};
 use tokio_util::task::TaskTracker;
 
@@ -25,7 +26,6 @@ use crate::{
         catalog::{Delta, EntryIndex, ItemBody, Location, WHOLE_ITEM},
         content::OPEN_FILE_IDLE,
         hash::{open::open_regular, priority::BackgroundTurns},
-        lock,
         scan::{
             snapshot::newest,
             walk::{is_gone, stamp_of, walk},
@@ -338,7 +338,7 @@ async fn sha256_loop(shared: Arc<LibraryShared>) {
             () = shared.sha256_needed.notified() => {}
         }
         // Once, however many come meanwhile: the sums of what is shared wait no longer for them.
-        let rest = until_calm(*lock(&shared.last_download), Instant::now());
+        let rest = until_calm(*shared.last_download.lock(), Instant::now());
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
             () = tokio::time::sleep(rest) => {}
@@ -439,7 +439,7 @@ fn sha256_of(
     }
     let (background_turns, read) = (Mutex::new(background_turns), AtomicU64::new(0));
     let sum = hash::sha256_file(&file, &|bytes| {
-        lock(&background_turns).before_read(bytes);
+        background_turns.lock().before_read(bytes);
         read.fetch_add(bytes, Ordering::Relaxed);
         match shared.shutdown.is_cancelled() {
             true => ControlFlow::Break(()),

@@ -15,13 +15,14 @@ use std::{
     os::{fd::AsFd, unix::fs::OpenOptionsExt as _},
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt as _};
 use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
 use potluck_core::{
     Problem, Reason,
     bitfield::Bitfield,
@@ -249,7 +250,7 @@ impl CollectionTree {
     }
 
     fn handles(&self) -> MutexGuard<'_, LruCache<usize, Arc<File>>> {
-        self.open_files.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open_files.lock()
     }
 
     /// The entry's file, to be written. In a folder that was made just now it is created exclusively the first time: whatever has its
@@ -261,7 +262,7 @@ impl CollectionTree {
         let created = &self.created[(entry % CREATION_LOCKS) as usize];
         let bit = entry / CREATION_LOCKS;
         // Held while it is created: whoever writes to it next must find it.
-        let mut created = created.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut created = created.lock();
         if created.get(bit) {
             drop(created);
             return self.open_entry(entry, CreateMode::Never);
@@ -328,10 +329,7 @@ impl CollectionTree {
 
     /// What the file system could not keep, a sentence each; known once it is complete.
     pub(crate) fn not_kept(&self) -> Vec<String> {
-        self.not_kept
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.not_kept.lock().clone()
     }
 
     /// Makes what no unit brings: empty files, copies of content that several paths have, and the links. Fails where something is in the
@@ -435,7 +433,7 @@ impl CollectionTree {
     }
 
     fn note(&self, what: String) {
-        let mut not_kept = self.not_kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut not_kept = self.not_kept.lock();
         if !not_kept.contains(&what) {
             not_kept.push(what);
         }

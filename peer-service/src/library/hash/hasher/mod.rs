@@ -8,13 +8,11 @@ use std::{
     io,
     ops::{ControlFlow, Range},
     path::{Path, PathBuf},
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use parking_lot::Mutex;
 use potluck_core::{
     Problem, Reason, Root, Sha256,
     identity::{
@@ -254,7 +252,7 @@ pub(crate) fn hash_many<'f>(
                 let is_new = open.is_some();
                 if stamp.size > READ_SIZE as u64 {
                     on_found(if is_new { stamp.size } else { 0 });
-                    let mut larger = larger.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut larger = larger.lock();
                     larger.push((index, stamp.size));
                     continue;
                 }
@@ -272,7 +270,7 @@ pub(crate) fn hash_many<'f>(
         all.store(false, Ordering::Relaxed);
     };
     run_on_threads(threads.min(count), &small);
-    let larger = larger.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let larger = larger.into_inner();
     let (large, medium): (Vec<_>, Vec<_>) = larger.into_iter().partition(|(_, size)| *size > LARGE);
     let each = |(index, _): &(usize, u64), threads: usize| match cancelled() {
         true => all.store(false, Ordering::Relaxed),

@@ -27,7 +27,7 @@ fn many_are_hashed_in_order_and_failures_stay_apart() {
     let on_done = |outcomes: Vec<HashResult<'_>>| {
         for (index, path, result) in outcomes {
             assert_eq!(path, paths[index].0);
-            results.lock().unwrap()[index] = Some(result);
+            results.lock()[index] = Some(result);
         }
     };
     let base = BaseFolder::default();
@@ -50,7 +50,7 @@ fn many_are_hashed_in_order_and_failures_stay_apart() {
         3,
         &stopped
     ));
-    for (n, result) in results.lock().unwrap().drain(..).enumerate() {
+    for (n, result) in results.lock().drain(..).enumerate() {
         match (n, result.unwrap()) {
             (7, result) => assert_eq!(result.unwrap_err().reason, Reason::NotFound),
             (n, result) => assert_eq!(
@@ -107,7 +107,7 @@ fn files_of_any_size_come_out_as_they_are_alone() {
                 (alone.tree, alone.stamp),
                 "file {index}"
             );
-            done.lock().unwrap().push(index);
+            done.lock().push(index);
         }
     };
     // Of some nobody asked; some are not wanted.
@@ -129,7 +129,7 @@ fn files_of_any_size_come_out_as_they_are_alone() {
         watch(&on_progress, &|| false),
     );
     assert!(hash_many(&base, count, &file, &is_wanted, &on_done, 1, &watch));
-    let mut done = done.into_inner().unwrap();
+    let mut done = done.into_inner();
     done.sort_unstable();
     assert_eq!(done, (0..sizes.len()).collect::<Vec<_>>());
     let all: u64 = sizes[..11].iter().sum::<u64>() + 40 * leaf;
@@ -210,7 +210,7 @@ fn a_file_that_is_longer_or_shorter_than_its_system_says_is_refused() {
         let refused = Mutex::new(None);
         let on_done = |outcomes: Vec<HashResult<'_>>| {
             for (_, _, result) in outcomes {
-                *refused.lock().unwrap() = result.err();
+                *refused.lock() = result.err();
             }
         };
         let (base, watch) = (BaseFolder::default(), watch(&|_, _| {}, &|| false));
@@ -223,7 +223,7 @@ fn a_file_that_is_longer_or_shorter_than_its_system_says_is_refused() {
             1,
             &watch
         ));
-        let refused = refused.into_inner().unwrap().unwrap();
+        let refused = refused.into_inner().unwrap();
         assert_eq!(refused.reason, Reason::UnsizedFile, "{}", path.display());
     }
 }
