@@ -220,11 +220,11 @@ impl TryFrom<v1::SearchResult> for IndexedFile {
     }
 }
 
-impl TryFrom<v1::WatchResponse> for ProviderEvent {
+impl TryFrom<v1::WatchProvidersResponse> for ProviderEvent {
     type Error = Problem;
 
-    fn try_from(response: v1::WatchResponse) -> Result<Self, Problem> {
-        use v1::watch_response::Event;
+    fn try_from(response: v1::WatchProvidersResponse) -> Result<Self, Problem> {
+        use v1::watch_providers_response::Event;
         match response.event {
             Some(Event::Snapshot(snapshot)) => Ok(Self::Snapshot(
                 snapshot

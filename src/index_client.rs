@@ -25,7 +25,7 @@ const MAX_ANSWER: usize = 2 * 1024 * 1024;
 const REGISTER: &str = "/potluck.v1.IndexService/Register";
 const QUERY: &str = "/potluck.v1.IndexService/Query";
 const SEARCH: &str = "/potluck.v1.IndexService/Search";
-const WATCH: &str = "/potluck.v1.IndexService/Watch";
+const WATCH: &str = "/potluck.v1.IndexService/WatchProviders";
 /// Bytes that one run of a peer is known by, at most, as the contract has it.
 pub const INSTANCE: usize = 16;
 
@@ -280,12 +280,14 @@ impl IndexClient {
         file: FileId,
         max_providers: u32,
     ) -> Result<impl Stream<Item = Result<ProviderEvent, Problem>> + Send + use<>, Problem> {
-        let request = v1::WatchRequest {
+        let request = v1::WatchProvidersRequest {
             file_id: file.to_bytes(),
             max_providers,
         };
         let answer = async {
-            let codec = CountingCodec::<v1::WatchRequest, v1::WatchResponse>::new(v1::WatchResponse::count);
+            let codec = CountingCodec::<v1::WatchProvidersRequest, v1::WatchProvidersResponse>::new(
+                v1::WatchProvidersResponse::count,
+            );
             let path = PathAndQuery::from_static(WATCH);
             let mut grpc = self.grpc().await?;
             grpc.server_streaming(tonic::Request::new(request), path, codec)
@@ -298,7 +300,9 @@ impl IndexClient {
             // The network may have damaged the request: what another file's watchers are told must
             // not count for this one.
             let is_ours = match &event.event {
-                Some(v1::watch_response::Event::Snapshot(snapshot)) => snapshot.file_id == file.to_bytes(),
+                Some(v1::watch_providers_response::Event::Snapshot(snapshot)) => {
+                    snapshot.file_id == file.to_bytes()
+                }
                 _ => place > 0,
             };
             match is_ours {

@@ -290,11 +290,14 @@ async fn bad_questions_are_refused_by_field() {
             "{refused}"
         );
     }
-    let watch = v1::WatchRequest {
+    let watch = v1::WatchProvidersRequest {
         file_id: Bytes::from_static(b"x"),
         max_providers: 0,
     };
-    assert_eq!(problem(raw.watch(watch).await).reason, Reason::InvalidId);
+    assert_eq!(
+        problem(raw.watch_providers(watch).await).reason,
+        Reason::InvalidId
+    );
     let unregister = v1::UnregisterRequest {
         token: Bytes::copy_from_slice(token(1).expose()),
         file_ids: vec![record(1).id.to_bytes(), Bytes::from_static(b"x")],

@@ -165,7 +165,7 @@ impl PrecheckedMessage for v1::SearchResponse {
     }
 }
 
-impl PrecheckedMessage for v1::WatchResponse {
+impl PrecheckedMessage for v1::WatchProvidersResponse {
     fn count(message: &[u8]) -> Result<(), Problem> {
         list_items(message, 1).try_for_each(|snapshot| check_providers(snapshot, 1))
     }
@@ -220,8 +220,8 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(v1::SearchResponse::count(&search.encode_to_vec()), Ok(()));
-        use v1::watch_response::Event;
-        let snapshot = v1::WatchSnapshot {
+        use v1::watch_providers_response::Event;
+        let snapshot = v1::ProviderSnapshot {
             providers: vec![provider(); MAX_PAGE],
             ..Default::default()
         };
@@ -230,8 +230,8 @@ mod tests {
             Event::Joined(provider()),
             Event::Left(vec![1; 32].into()),
         ] {
-            let watch = v1::WatchResponse { event: Some(event) };
-            assert_eq!(v1::WatchResponse::count(&watch.encode_to_vec()), Ok(()));
+            let watch = v1::WatchProvidersResponse { event: Some(event) };
+            assert_eq!(v1::WatchProvidersResponse::count(&watch.encode_to_vec()), Ok(()));
         }
         let register = v1::RegisterResponse {
             file_ids: vec![vec![1; 32].into(); MAX_BATCH],
@@ -254,7 +254,10 @@ mod tests {
         let empty = repeated(1, &repeated(4, &[], 1), 1);
         assert_eq!(reason(v1::QueryResponse::count(&empty)), Reason::NotPotluck);
         let empty = repeated(1, &repeated(1, &[], 1), 1);
-        assert_eq!(reason(v1::WatchResponse::count(&empty)), Reason::NotPotluck);
+        assert_eq!(
+            reason(v1::WatchProvidersResponse::count(&empty)),
+            Reason::NotPotluck
+        );
         let ids = repeated(6, &[], MAX_BATCH + 1);
         assert_eq!(reason(v1::RegisterResponse::count(&ids)), Reason::NotPotluck);
     }

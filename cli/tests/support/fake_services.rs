@@ -169,7 +169,7 @@ impl Service {
 
 #[tonic::async_trait]
 impl IndexService for Service {
-    type WatchStream = Streamed<v1::WatchResponse>;
+    type WatchProvidersStream = Streamed<v1::WatchProvidersResponse>;
 
     async fn query(&self, request: Request<v1::QueryRequest>) -> Answer<v1::QueryResponse> {
         use v1::query_request::By;
@@ -225,7 +225,10 @@ impl IndexService for Service {
         Err(Status::unimplemented(""))
     }
 
-    async fn watch(&self, _: Request<v1::WatchRequest>) -> Answer<Self::WatchStream> {
+    async fn watch_providers(
+        &self,
+        _: Request<v1::WatchProvidersRequest>,
+    ) -> Answer<Self::WatchProvidersStream> {
         Err(Status::unimplemented(""))
     }
 }

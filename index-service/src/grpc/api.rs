@@ -13,7 +13,7 @@ use potluck_core::{
     FileId, Problem, Token,
     grpc::transport::admission::Cost,
     model::{ProviderEvent, QueryKey, Registration},
-    proto::v1::{self, index_service_server::IndexService, watch_response::Event},
+    proto::v1::{self, index_service_server::IndexService, watch_providers_response::Event},
 };
 use prost::Message as _;
 use tonic::{Request, Response, Status};
@@ -360,9 +360,13 @@ impl IndexService for IndexApi {
         Ok(Response::new(v1::UnregisterResponse { removed }))
     }
 
-    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
+    type WatchProvidersStream =
+        Pin<Box<dyn Stream<Item = Result<v1::WatchProvidersResponse, Status>> + Send>>;
 
-    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch_providers(
+        &self,
+        request: Request<v1::WatchProvidersRequest>,
+    ) -> Result<Response<Self::WatchProvidersStream>, Status> {
         let source = self.admit(&request, 1)?;
         let ParsedWatch { file, max_providers } = request.into_inner().try_into()?;
         // Callers without an address share one place among sources.
@@ -371,12 +375,12 @@ impl IndexService for IndexApi {
             .registry
             .watch(file, source, max_providers)
             .map_err(Problem::from)?;
-        let snapshot = v1::WatchSnapshot {
+        let snapshot = v1::ProviderSnapshot {
             providers: providers.iter().map(Into::into).collect(),
             provider_count,
             file_id: file.to_bytes(),
         };
-        let first = Ok(v1::WatchResponse {
+        let first = Ok(v1::WatchProvidersResponse {
             event: Some(Event::Snapshot(snapshot)),
         });
         let events = stream::unfold(Some(subscription), next_event);
@@ -407,11 +411,11 @@ impl IndexService for IndexApi {
 /// The next event of a watcher; an error is its last.
 async fn next_event(
     subscription: Option<Subscription>,
-) -> Option<(Result<v1::WatchResponse, Status>, Option<Subscription>)> {
+) -> Option<(Result<v1::WatchProvidersResponse, Status>, Option<Subscription>)> {
     let mut subscription = subscription?;
     match subscription.next().await {
         Ok(event) => Some((
-            Ok(v1::WatchResponse {
+            Ok(v1::WatchProvidersResponse {
                 event: Some(to_message(&subscription.file(), &event)),
             }),
             Some(subscription),
@@ -422,7 +426,7 @@ async fn next_event(
 
 fn to_message(file: &FileId, event: &ProviderEvent) -> Event {
     match event {
-        ProviderEvent::Snapshot(providers) => Event::Snapshot(v1::WatchSnapshot {
+        ProviderEvent::Snapshot(providers) => Event::Snapshot(v1::ProviderSnapshot {
             provider_count: providers.len() as u64,
             providers: providers.iter().map(Into::into).collect(),
             file_id: file.to_bytes(),

@@ -34,7 +34,7 @@ use crate::grpc::{
 /// The calls' paths (gRPC over HTTP/2, "Path").
 pub(crate) const REGISTER: &str = "/potluck.v1.IndexService/Register";
 pub(crate) const UNREGISTER: &str = "/potluck.v1.IndexService/Unregister";
-pub(crate) const WATCH: &str = "/potluck.v1.IndexService/Watch";
+pub(crate) const WATCH: &str = "/potluck.v1.IndexService/WatchProviders";
 
 /// Number of `RegisterRequest.files`.
 const FILES: u32 = 3;

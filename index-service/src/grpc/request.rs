@@ -225,10 +225,10 @@ pub(crate) struct ParsedWatch {
     pub(crate) max_providers: usize,
 }
 
-impl TryFrom<v1::WatchRequest> for ParsedWatch {
+impl TryFrom<v1::WatchProvidersRequest> for ParsedWatch {
     type Error = Problem;
 
-    fn try_from(request: v1::WatchRequest) -> Result<Self, Problem> {
+    fn try_from(request: v1::WatchProvidersRequest) -> Result<Self, Problem> {
         Ok(Self {
             file: convert::file_id(&request.file_id, "file_id")?,
             max_providers: coerce_page_size(request.max_providers, DEFAULT_PROVIDERS, "max_providers")?,

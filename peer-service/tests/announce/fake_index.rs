@@ -74,7 +74,7 @@ fn lease_unknown() -> Status {
 
 #[tonic::async_trait]
 impl IndexService for Fake {
-    type WatchStream = Empty<Result<v1::WatchResponse, Status>>;
+    type WatchProvidersStream = Empty<Result<v1::WatchProvidersResponse, Status>>;
 
     async fn register(
         &self,
@@ -176,7 +176,10 @@ impl IndexService for Fake {
         Err(Status::unimplemented(""))
     }
 
-    async fn watch(&self, _: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch_providers(
+        &self,
+        _: Request<v1::WatchProvidersRequest>,
+    ) -> Result<Response<Self::WatchProvidersStream>, Status> {
         Err(Status::unimplemented(""))
     }
 
