@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{FileId, PeerId, Root, Sha256};
+use crate::{FileId, PeerId, Root, SetDigest, Sha256};
 
 /// What the bytes of a file mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize)]
