@@ -1,4 +1,5 @@
-//! Compiles `proto/` into Rust and into a descriptor set for gRPC reflection, with `protox`, so that nobody needs `protoc`.
+//! Compiles `proto/` into Rust code and a descriptor set for gRPC reflection. Uses `protox`, so
+//! that a build does not need `protoc`.
 
 use std::{env, fs, path::PathBuf};
 

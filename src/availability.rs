@@ -1,12 +1,12 @@
-//! Which units of a file a peer has and is fetching.
+//! Which units of a file a peer has and is downloading.
 
 use crate::bitfield::Bitfield;
 
-/// Which units of a file a peer has and is fetching.
+/// Which units of a file a peer has and is downloading.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Availability {
-    /// Verified here.
+    /// Verified units.
     pub have: Bitfield,
-    /// Being fetched.
+    /// Units being downloaded.
     pub fetching: Bitfield,
 }

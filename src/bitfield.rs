@@ -1,8 +1,9 @@
-//! A set of units (pieces) of fixed size, stored as BitTorrent's bitfield (BEP 3): bit `i` is bit `7 - i % 8` of byte `i / 8`.
+//! A set of units in the encoding of BitTorrent's bitfield (BEP 3): bit `i` is bit `7 - i % 8` of
+//! byte `i / 8`.
 //!
 //! Invariant: bits beyond the length are zero.
 
-/// A fixed number of bits.
+/// A set of `u32` below a fixed length.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Bitfield {
     len: u32,
@@ -11,7 +12,7 @@ pub struct Bitfield {
 }
 
 impl Bitfield {
-    /// `len` bits, all zero.
+    /// A set of length `len` without members.
     pub fn new(len: u32) -> Self {
         Self {
             len,
@@ -20,7 +21,7 @@ impl Bitfield {
         }
     }
 
-    /// `len` bits, all one.
+    /// A set of length `len` with all members.
     pub fn full(len: u32) -> Self {
         let mut bits = Self {
             len,
@@ -33,7 +34,8 @@ impl Bitfield {
         bits
     }
 
-    /// The bits that these bytes hold; `None` if the length does not fit or a spare bit is set.
+    /// Decodes a bitfield. `None` if the number of bytes does not match `len` or a spare bit is
+    /// set.
     pub fn from_bytes(len: u32, bytes: &[u8]) -> Option<Self> {
         if bytes.len() != len.div_ceil(8) as usize {
             return None;
@@ -51,22 +53,22 @@ impl Bitfield {
         })
     }
 
-    /// As it stands on the wire and on disk.
+    /// The encoding for the wire and the disk.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// How many bits there are.
+    /// Length in bits.
     pub const fn len(&self) -> u32 {
         self.len
     }
 
-    /// Whether there are no bits at all.
+    /// Whether the length is zero.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// How many bits are one.
+    /// Number of bits that are one.
     pub const fn count(&self) -> u32 {
         self.count
     }
@@ -76,12 +78,12 @@ impl Bitfield {
         self.count == self.len
     }
 
-    /// Whether bit `index` is one; beyond the length it is not.
+    /// Whether bit `index` is one; `false` beyond the length.
     pub fn get(&self, index: u32) -> bool {
         index < self.len && self.bytes[index as usize / 8] & (0x80 >> (index % 8)) != 0
     }
 
-    /// Sets bit `index`; returns whether that changed it. Beyond the length nothing happens.
+    /// Sets bit `index` and returns whether its value changed. Does nothing beyond the length.
     pub fn set(&mut self, index: u32, value: bool) -> bool {
         if index >= self.len || self.get(index) == value {
             return false;
@@ -95,12 +97,12 @@ impl Bitfield {
         true
     }
 
-    /// The indexes of the bits that are one, in order.
+    /// Indexes of the bits that are one, in ascending order.
     pub fn ones(&self) -> impl Iterator<Item = u32> + '_ {
         ones_of(self.bytes.iter().copied())
     }
 
-    /// The indexes of the bits that are one here and not there, in order.
+    /// Indexes of the bits that are one in `self` and zero in `other`, in ascending order.
     pub fn ones_not_in(&self, other: &Self) -> impl Iterator<Item = u32> + '_ {
         let others = other.bytes.iter().copied().chain(std::iter::repeat(0));
         let differ: Vec<u8> = self
@@ -113,7 +115,7 @@ impl Bitfield {
     }
 }
 
-/// Most bits of a large set are alike: a byte without ones is passed in one step.
+/// Skips a byte without ones in one step: in a large set, most bytes are all zeros or all ones.
 fn ones_of(bytes: impl Iterator<Item = u8>) -> impl Iterator<Item = u32> {
     (0..)
         .zip(bytes)

@@ -1,6 +1,6 @@
-//! The wall between messages and domain types: every conversion of what the index speaks about.
+//! Conversions between protobuf messages and the index's domain types.
 //!
-//! Whatever fails here came from outside and is named by its field.
+//! Messages come from outside. Every error names the field at fault.
 
 use crate::{
     FileId, FileLayout, PeerId, Problem, Reason, Root, Sha256,
@@ -10,20 +10,20 @@ use crate::{
     proto::v1,
 };
 
-/// Longest host name, in bytes (RFC 1035).
+/// Maximum length of a host name, in bytes (RFC 1035).
 const MAX_HOST_LEN: usize = 253;
 
-/// Most names of a file that are taken from an answer, as the contract has it.
+/// Maximum names per file in a response, as the contract defines it.
 const MAX_NAMES: usize = 16;
 
 fn id<T: for<'a> TryFrom<&'a [u8], Error = IdError>>(bytes: &[u8], field: &str) -> Result<T, Problem> {
     T::try_from(bytes).map_err(|error| Problem::new(Reason::InvalidId, error.to_string()).field(field))
 }
 
-/// A file id from a request's field, or the problem to answer with.
+/// Parses a file id from a request's field.
 ///
 /// # Errors
-/// [`Reason::InvalidId`] naming the field.
+/// [`Reason::InvalidId`], with the name of the field.
 pub fn file_id(bytes: &[u8], field: &str) -> Result<FileId, Problem> {
     id(bytes, field)
 }
@@ -49,7 +49,7 @@ impl From<FileKind> for v1::FileKind {
 impl TryFrom<v1::FileRecord> for FileRecord {
     type Error = Problem;
 
-    /// The record, its id derived where empty and otherwise checked against size and root.
+    /// Derives the id from size and root. If the record has an id, it must match.
     fn try_from(record: v1::FileRecord) -> Result<Self, Problem> {
         let root: Root = id(&record.root, "file.root")?;
         let derived = FileId::derive(record.size, &root);
@@ -108,7 +108,7 @@ impl From<&Address> for v1::Address {
 impl TryFrom<v1::Address> for Address {
     type Error = Problem;
 
-    /// The address, whose host may be empty: in a request that means the caller's own.
+    /// An empty host is valid: in a request it stands for the caller's own address.
     fn try_from(address: v1::Address) -> Result<Self, Problem> {
         let port = u16::try_from(address.port)
             .ok()
@@ -183,7 +183,7 @@ impl From<&Registration> for v1::Registration {
     }
 }
 
-/// The names in an answer that are labels. The index takes no others, and people's terminals must not meet them.
+/// Keeps only valid labels. The index accepts no other names, and a name is printed to a terminal.
 fn names(mut names: Vec<String>) -> Vec<String> {
     names.retain(|name| Label::parse(name).is_ok());
     names.truncate(MAX_NAMES);

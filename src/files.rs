@@ -1,6 +1,7 @@
-//! Opening files where others may have put something else: a pipe that nobody writes to would hold the opener for ever, and a device
-//! may do anything.
+//! Opens regular files only. A path may hold something else: a pipe without a writer blocks the
+//! opener, and opening a device may have side effects.
 //!
+//! Invariant: every returned file is a regular file, and opening it did not block.
 //! Invariant: what is given is a regular file, and opening it never waited for another end.
 
 use std::{
@@ -12,30 +13,30 @@ use std::{
 
 use rustix::fs::OFlags;
 
-/// Opens a regular file for reading, also through a link that somebody made on purpose.
+/// Opens a regular file for reading. Follows symbolic links.
 ///
 /// # Errors
-/// Whatever the system says; [`ErrorKind::InvalidInput`] for what is no regular file.
+/// Those of the system; [`ErrorKind::InvalidInput`] if the path is not a regular file.
 pub fn open_regular(path: &Path) -> io::Result<File> {
     open(path, OFlags::empty())
 }
 
-/// Opens a regular file of the program's own for reading, which nobody else had reason to make a link.
+/// Opens one of the program's own files for reading. Does not follow a symbolic link.
 ///
 /// # Errors
-/// As [`open_regular`]; [`ErrorKind::InvalidInput`] for a link as well.
+/// Those of [`open_regular`]; [`ErrorKind::InvalidInput`] also for a symbolic link.
 pub fn open_own(path: &Path) -> io::Result<File> {
     open(path, OFlags::NOFOLLOW).map_err(|error| match error.raw_os_error() {
-        // Says that it is a link, on every system.
+        // `ELOOP` means a symbolic link on every system.
         Some(errno) if errno == rustix::io::Errno::LOOP.raw_os_error() => no_file("a link"),
         _ => error,
     })
 }
 
-/// All of a file of the program's own, of at most `max` bytes.
+/// Reads all of one of the program's own files, of at most `max` bytes.
 ///
 /// # Errors
-/// As [`open_own`]; [`ErrorKind::FileTooLarge`] for a longer one.
+/// Those of [`open_own`]; [`ErrorKind::FileTooLarge`] for a longer file.
 pub fn read_own(path: &Path, max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open_own(path)?

@@ -1,4 +1,4 @@
-//! The index as its clients see it: domain types in, domain types out, every call with a deadline.
+//! Client of the index: domain types in and out, and a deadline for every call.
 
 use std::time::Duration;
 
@@ -15,36 +15,38 @@ use futures_util::{Stream, StreamExt as _};
 use http::uri::PathAndQuery;
 use tonic::{Status, client::Grpc, transport::Channel};
 
-/// How long the index may take to answer one call.
+/// Deadline of one call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Largest answer that is taken, in bytes: pages are about half of it at most.
+/// Maximum response size in bytes: about twice the largest page.
 const MAX_ANSWER: usize = 2 * 1024 * 1024;
 
-/// The calls' paths (gRPC over HTTP/2, "Path").
+/// Paths of the calls (gRPC over HTTP/2, "Path").
 const REGISTER: &str = "/potluck.v1.IndexService/Register";
 const QUERY: &str = "/potluck.v1.IndexService/Query";
 const SEARCH: &str = "/potluck.v1.IndexService/Search";
 const WATCH: &str = "/potluck.v1.IndexService/WatchProviders";
-/// Bytes that one run of a peer is known by, at most, as the contract has it.
+/// Length in bytes of the random id that identifies one run of a peer, as the contract defines it.
 pub const INSTANCE: usize = 16;
 
-/// Most registrations in one `Register`, as the contract has it.
+/// Maximum registrations in one `Register` call, as the contract defines it.
 pub const MAX_BATCH: usize = 10_000;
 
-/// Most bytes of registrations in one `Register`: half of what a receiver decodes.
+/// Maximum bytes of registrations in one `Register` call: half of what a receiver decodes.
 const MAX_BATCH_BYTES: usize = transport::MAX_MESSAGE / 2;
 
-/// Bounds of a lease, as the contract has them: an answer beyond them would have its peer renew without pause, or never.
+/// Valid lease durations in ms, as the contract defines them. Outside this range a peer would
+/// renew without pause, or never.
 const TTL_MS: std::ops::RangeInclusive<u32> = 1_000..=3_600_000;
 
-/// Splits registrations so that each part fits one [`IndexClient::register`]: at most [`MAX_BATCH`] of them, and no larger than a
-/// message may be. At least one part, so that a peer which has nothing still opens its lease.
+/// Splits registrations into batches that fit one [`IndexClient::register`] call each: at most
+/// [`MAX_BATCH`] registrations, and below the maximum message size. Returns at least one batch, so
+/// that a peer without files still opens its lease.
 pub fn batches(files: &[Registration]) -> Vec<&[Registration]> {
     let mut batches = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for (index, file) in files.iter().enumerate() {
-        // The record's own fields take some 120 bytes; each name has a key and a length before it.
+        // The record's own fields take about 120 bytes; each name adds a key and a length.
         let size = 128 + file.names.iter().map(|name| name.len() + 4).sum::<usize>();
         if index - start == MAX_BATCH || (index > start && bytes + size > MAX_BATCH_BYTES) {
             batches.push(&files[start..index]);
@@ -60,12 +62,13 @@ fn lease_ttl(ms: u32) -> Duration {
     Duration::from_millis(ms.clamp(*TTL_MS.start(), *TTL_MS.end()).into())
 }
 
-/// What cannot be a digest is none: only its absence costs nothing.
+/// An invalid digest counts as absent, which costs no extra work.
 fn digest(bytes: &[u8]) -> Option<SetDigest> {
     SetDigest::try_from(bytes).ok()
 }
 
-/// A connection to the index that opens when it is first needed and again after a failure. Cheap to clone.
+/// A connection to the index that opens on first use and reconnects after a failure. Cheap to
+/// clone.
 #[derive(Debug, Clone)]
 pub struct IndexClient {
     endpoint: Endpoint,
@@ -75,12 +78,12 @@ pub struct IndexClient {
 }
 
 impl IndexClient {
-    /// A client of the index at `endpoint`; connects at the first call.
+    /// A client of the index at `endpoint`. Connects on the first call.
     pub fn new(endpoint: Endpoint) -> Self {
         Self::leaving_from(endpoint, None)
     }
 
-    /// The same, whose connections leave from this address of this machine where that can reach the
+    /// A client whose connections use `from` as their local address, if that address can reach the
     /// index.
     pub fn leaving_from(endpoint: Endpoint, from: Option<std::net::IpAddr>) -> Self {
         let channel = endpoint.lazy_from(from);
@@ -95,14 +98,15 @@ impl IndexClient {
         }
     }
 
-    /// The same client, telling the index that its leases are of one run of a peer: these are random bytes that it drew at its start.
+    /// Identifies the caller's leases as those of one run of a peer, by random bytes drawn at its
+    /// start.
     #[must_use]
     pub fn with_instance(mut self, instance: [u8; INSTANCE]) -> Self {
         self.instance = bytes::Bytes::copy_from_slice(&instance);
         self
     }
 
-    /// Where the index is.
+    /// The endpoint of the index.
     pub const fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
@@ -114,7 +118,7 @@ impl IndexClient {
         self.endpoint.call("index", CALL_TIMEOUT, answer).await
     }
 
-    /// What calls go through whose answers hold lists, which are counted before they are decoded.
+    /// Client for calls whose responses contain lists. The codec counts these before decoding.
     async fn grpc(&self) -> Result<Grpc<Channel>, Status> {
         let mut grpc = Grpc::new(self.channel.clone())
             .max_decoding_message_size(MAX_ANSWER)
@@ -140,10 +144,12 @@ impl IndexClient {
         self.call(answer).await
     }
 
-    /// Registers files (one of [`batches`]) and opens or renews the lease. `replace` forgets what was registered before.
+    /// Registers files (one batch of [`batches`]) and opens or renews the lease. With `replace`,
+    /// the index forgets earlier registrations.
     ///
     /// # Errors
-    /// As `IndexService.Register`; [`crate::Reason::Unreachable`] and [`crate::Reason::TimedOut`] where the index does not answer.
+    /// Those of `IndexService.Register`. [`crate::Reason::Unreachable`] or
+    /// [`crate::Reason::TimedOut`] if the index does not answer.
     pub async fn register(
         &self,
         token: &Token,
@@ -173,7 +179,8 @@ impl IndexClient {
     /// Renews the lease.
     ///
     /// # Errors
-    /// [`crate::Reason::LeaseUnknown`]: register everything again.
+    /// [`crate::Reason::LeaseUnknown`] if the index holds no lease; the peer must register all its
+    /// files again.
     pub async fn renew(&self, token: &Token, address: &Address) -> Result<Lease, Problem> {
         let request = v1::RenewRequest {
             token: bytes::Bytes::copy_from_slice(token.expose()),
@@ -190,10 +197,11 @@ impl IndexClient {
         })
     }
 
-    /// Takes back registrations, or with `None` all of them and the lease. Returns how many there were.
+    /// Removes registrations, or with `None` all registrations and the lease. Returns the number
+    /// of files removed.
     ///
     /// # Errors
-    /// As `IndexService.Unregister`.
+    /// Those of `IndexService.Unregister`.
     pub async fn unregister(&self, token: &Token, files: Option<&[FileId]>) -> Result<u64, Problem> {
         let request = v1::UnregisterRequest {
             token: bytes::Bytes::copy_from_slice(token.expose()),
@@ -204,10 +212,10 @@ impl IndexClient {
         Ok(self.call(self.service.clone().unregister(request)).await?.removed)
     }
 
-    /// Finds files with their providers.
+    /// Finds files by an exact key, with their providers.
     ///
     /// # Errors
-    /// As `IndexService.Query`.
+    /// Those of `IndexService.Query`. [`Reason::Unreachable`] if the response is for another key.
     pub async fn query(
         &self,
         by: &QueryKey,
@@ -226,7 +234,7 @@ impl IndexClient {
         };
         let mut answer: v1::QueryResponse = self.unary(QUERY, request.clone()).await?;
         if answer.by != by.to_bytes() {
-            // The network damaged the request: what is not found, or found, says nothing.
+            // The response is for another key: the network damaged the request. Try once more.
             answer = self.unary(QUERY, request).await?;
         }
         if answer.by != by.to_bytes() {
@@ -245,10 +253,10 @@ impl IndexClient {
         })
     }
 
-    /// Finds files whose names hold all the words.
+    /// Finds files whose names contain all words of `query`.
     ///
     /// # Errors
-    /// As `IndexService.Search`.
+    /// Those of `IndexService.Search`.
     pub async fn search(
         &self,
         query: &str,
@@ -271,10 +279,12 @@ impl IndexClient {
         })
     }
 
-    /// Streams the providers of a file as they come and go. Ends with an error when the index goes away.
+    /// Streams changes to a file's providers. Ends with an error if the connection to the index is
+    /// lost.
     ///
     /// # Errors
-    /// As `IndexService.Watch`, at once or as the stream's last item.
+    /// Those of `IndexService.WatchProviders`, returned directly or as the last item of the
+    /// stream.
     pub async fn watch_providers(
         &self,
         file: FileId,
@@ -297,8 +307,8 @@ impl IndexClient {
         let endpoint = self.endpoint.clone();
         Ok(stream.enumerate().map(move |(place, event)| {
             let event = event.map_err(|status| endpoint.problem(status, "index"))?;
-            // The network may have damaged the request: what another file's watchers are told must
-            // not count for this one.
+            // The network may have damaged the request: providers of another file must not count
+            // for this one.
             let is_ours = match &event.event {
                 Some(v1::watch_providers_response::Event::Snapshot(snapshot)) => {
                     snapshot.file_id == file.to_bytes()
@@ -315,10 +325,10 @@ impl IndexClient {
         }))
     }
 
-    /// Counts of what the index holds.
+    /// Statistics of the index.
     ///
     /// # Errors
-    /// Only where the index does not answer.
+    /// [`Reason::Unreachable`] or [`Reason::TimedOut`] if the index does not answer.
     pub async fn stats(&self) -> Result<v1::GetStatsResponse, Problem> {
         self.call(self.service.clone().get_stats(v1::GetStatsRequest {}))
             .await

@@ -1,20 +1,21 @@
-//! What every part of Potluck shares: the gRPC contract, file identity, and how programs reach each other.
+//! Shared building blocks of Potluck: the gRPC contract, file identity, and transport.
 //!
-//! | module | its one job |
+//! | module | contents |
 //! |---|---|
 //! | [`proto`] | the generated messages, clients and servers of `proto/potluck/v1` |
-//! | [`identity`] | ids, the Merkle tree, the cut into pieces, and hashing |
-//! | [`collection`] | safe paths, manifests of folders, and the plan of a download |
+//! | [`identity`] | ids, the Merkle tree, the piece layout, and hashing |
+//! | [`collection`] | safe paths, folder manifests, and download plans |
 //! | [`bitfield`], [`availability`] | sets of units; which units a peer has and is fetching |
-//! | [`model`] | what the index stores and answers: files, addresses, providers, registrations |
+//! | [`model`] | what the index stores and returns: files, addresses, providers, registrations |
 //! | [`index_client`] | calls to the index, in domain types |
-//! | [`convert`] | messages to domain types and back |
-//! | [`grpc`] | endpoints and servers, the codec of downloads, limits per client address |
-//! | [`problem`] | failures with a stable reason, and their form as a gRPC status |
-//! | [`process`] | logs, and an orderly end on a signal |
-//! | [`read_buffer`] | page-aligned memory to read files into |
+//! | [`convert`] | conversions between protobuf messages and domain types |
+//! | [`grpc`] | endpoints and servers, the download codec, limits per client address |
+//! | [`problem`] | failures with a stable reason, and their encoding as a gRPC status |
+//! | [`process`] | logging, and shutdown on signals |
+//! | [`read_buffer`] | memory aligned for fast file reads |
 //!
-//! Pure apart from [`hash`], [`files`], [`process`], [`transport`], [`index_client`], and making a [`Token`].
+//! All modules are pure except [`hash`], [`files`], [`process`], [`transport`] and
+//! [`index_client`]. Generating a [`Token`] needs randomness.
 
 pub mod availability;
 pub mod bitfield;

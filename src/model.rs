@@ -1,36 +1,37 @@
-//! What the index stores and answers, as domain types: files, addresses, providers, registrations, leases.
+//! What the index stores and returns, as domain types: files, addresses, providers, registrations
+//! and leases.
 
 use std::time::Duration;
 
 use crate::{FileId, PeerId, Root, SetDigest, Sha256};
 
-/// What the bytes of a file mean.
+/// How to interpret the bytes of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FileKind {
     /// A plain file.
     #[default]
     File,
-    /// A folder's manifest.
+    /// The manifest of a folder.
     Collection,
 }
 
-/// What is known of a file apart from who has it.
+/// Identity and metadata of a file, without its providers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileRecord {
-    /// Identity.
+    /// File id.
     pub id: FileId,
     /// Size in bytes.
     pub size: u64,
-    /// Root of its tree.
+    /// Root of the file's Merkle tree.
     pub root: Root,
-    /// Claimed SHA-256 of the whole.
+    /// Claimed SHA-256 of the whole file, not verified by the index.
     pub sha256: Option<Sha256>,
-    /// What the bytes mean.
+    /// How to interpret the bytes.
     pub kind: FileKind,
 }
 
-/// Where a peer is reached.
+/// Network address of a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
     /// IP address or host name, without brackets.
@@ -39,54 +40,54 @@ pub struct Address {
     pub port: u16,
 }
 
-/// A peer that has a file or part of it.
+/// A peer that has all or part of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provider {
-    /// Its public id.
+    /// The peer's public id.
     pub peer: PeerId,
-    /// Where it is.
+    /// The peer's address.
     pub address: Address,
-    /// Whether it has only part of the file.
+    /// Whether the peer has only part of the file.
     pub partial: bool,
 }
 
-/// A file that a query or search found.
+/// A result of a query or search.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IndexedFile {
-    /// The file.
+    /// The file's record.
     pub file: FileRecord,
-    /// Its names, most used first.
+    /// Names of the file, most used first.
     pub names: Vec<String>,
-    /// How many peers have it.
+    /// Number of peers that have the file.
     pub provider_count: u64,
-    /// A sample of them; empty from a search.
+    /// A sample of the providers; empty in search results.
     pub providers: Vec<Provider>,
 }
 
-/// A page of what was found.
+/// One page of results.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FilePage {
     /// The files.
     pub files: Vec<IndexedFile>,
-    /// Give it back for the next page; `None` on the last.
+    /// Token for the next page; `None` on the last page.
     pub next: Option<String>,
 }
 
-/// What one peer has of one file.
+/// One file that a peer registers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registration {
-    /// The file.
+    /// The file's record.
     pub file: FileRecord,
-    /// Labels, 1 to 16.
+    /// Names of the file, 1 to 16.
     pub names: Vec<String>,
-    /// Whether the peer has only part of it.
+    /// Whether the peer has only part of the file.
     pub partial: bool,
 }
 
-/// What to find files by.
+/// Key of an exact query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum QueryKey {
-    /// Identity.
+    /// File id.
     Id(FileId),
     /// Claimed SHA-256 of the whole file.
     Sha256(Sha256),
@@ -95,7 +96,7 @@ pub enum QueryKey {
 }
 
 impl QueryKey {
-    /// As an answer repeats it.
+    /// The bytes that the index echoes in its response.
     pub fn to_bytes(&self) -> bytes::Bytes {
         match self {
             Self::Id(id) => id.to_bytes(),
@@ -105,28 +106,28 @@ impl QueryKey {
     }
 }
 
-/// A granted lease.
+/// A lease that the index granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    /// How long it lasts.
+    /// How long the lease lasts.
     pub ttl: Duration,
-    /// How many files the index holds for the peer.
+    /// Number of files that the index holds for the peer.
     pub file_count: u64,
-    /// The address it gives to others; only from `register`.
+    /// The address that the index gives to other peers; only from `register`.
     pub address: Option<Address>,
-    /// The digest of the peer's registrations; `None` from an index that tells none.
+    /// Digest of the peer's registrations; `None` if the index does not send one.
     pub digest: Option<SetDigest>,
-    /// Where another live process is that uses the same token.
+    /// Address of another live process that uses the same token.
     pub rival: Option<Address>,
 }
 
-/// A change of a file's providers.
+/// A change in a file's providers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProviderEvent {
-    /// Who there is; always first.
+    /// The current providers; always the first event.
     Snapshot(Vec<Provider>),
-    /// One came or changed.
+    /// A provider joined, or its record changed.
     Joined(Provider),
-    /// One is gone.
+    /// A provider left.
     Left(PeerId),
 }

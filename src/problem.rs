@@ -1,7 +1,8 @@
-//! Failures with a stable reason, and their form as a gRPC status.
+//! Failures with a stable reason, and their encoding as a gRPC status.
 //!
-//! The only place that knows how a reason, the field at fault and a retry delay travel (`google.rpc` details, through
-//! `tonic-types`). Services turn their own errors into a [`Problem`] each in one file; clients get the same [`Problem`] back.
+//! A reason, the field at fault and a retry delay travel as `google.rpc` details, through
+//! `tonic-types`. Only this module knows that encoding. Each service converts its own errors into
+//! a [`Problem`] in one file; a client decodes the status into the same [`Problem`].
 
 use std::{borrow::Cow, fmt, io, time::Duration};
 
@@ -12,39 +13,40 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 /// `domain` of every `google.rpc.ErrorInfo` that Potluck sends.
 pub const DOMAIN: &str = "potluck";
 
-/// Longest message that travels, in bytes. It travels twice, in headers, of which a client takes 16 KiB.
+/// Maximum length of a message on the wire, in bytes. A status carries it twice in its headers,
+/// and a client accepts 16 KiB of headers.
 pub const MAX_MESSAGE_LEN: usize = 1024;
 
-/// Longest delay that is believed: nobody is told to wait for ever.
+/// Maximum retry delay that is sent or accepted; no caller waits indefinitely.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $wire:literal, $word:literal, $code:ident;)*) => {
-        /// Why a call failed: a closed set, stable on the wire and in `--json`.
+        /// Why a call failed. The set is closed, and stable on the wire and in `--json`.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum Reason { $($(#[$doc])* $name,)* }
 
         impl Reason {
-            /// Every reason.
+            /// All reasons.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// As `google.rpc.ErrorInfo.reason` has it.
+            /// The value of `google.rpc.ErrorInfo.reason`.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $wire,)* }
             }
 
-            /// As the command line's JSON has it.
+            /// The value in the command line's JSON output.
             pub const fn word(self) -> &'static str {
                 match self { $(Self::$name => $word,)* }
             }
 
-            /// The gRPC code it goes with.
+            /// The gRPC status code for this reason.
             pub const fn code(self) -> Code {
                 match self { $(Self::$name => Code::$code,)* }
             }
 
-            /// The reason with this text, if there is one.
+            /// The reason with this `google.rpc.ErrorInfo.reason`, if it is known.
             pub fn from_wire(text: &str) -> Option<Self> {
                 match text { $($wire => Some(Self::$name),)* _ => None }
             }
@@ -53,94 +55,94 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// A field has a value that no other reason describes better.
+    /// A field has an invalid value and no more specific reason applies.
     InvalidArgument = "INVALID_ARGUMENT", "invalid_argument", InvalidArgument;
-    /// Text or bytes that are no id.
+    /// Text or bytes that are not a valid id.
     InvalidId = "INVALID_ID", "invalid_id", InvalidArgument;
-    /// A name that is empty, too long, or has characters that names may not have.
+    /// A name that is empty, too long, or contains forbidden characters.
     InvalidName = "INVALID_NAME", "invalid_name", InvalidArgument;
     /// A token that is not 32 bytes.
     InvalidToken = "INVALID_TOKEN", "invalid_token", InvalidArgument;
-    /// A host or port that is none.
+    /// A host or port that is not valid.
     InvalidAddress = "INVALID_ADDRESS", "invalid_address", InvalidArgument;
-    /// A search that is too long or has too many words.
+    /// A search query that is too long or has too many words.
     InvalidQuery = "INVALID_QUERY", "invalid_query", InvalidArgument;
-    /// A page token that this service did not give.
+    /// A page token that this service did not issue.
     InvalidPageToken = "INVALID_PAGE_TOKEN", "invalid_page_token", InvalidArgument;
-    /// Id, size and root do not fit each other.
+    /// The id does not match the size and the root.
     IdMismatch = "ID_MISMATCH", "id_mismatch", InvalidArgument;
-    /// A piece or range beyond the file's end.
+    /// A piece or range beyond the end of the file.
     OutOfRange = "OUT_OF_RANGE", "out_of_range", InvalidArgument;
-    /// A path that would lead out of its folder, or that is no path for a file.
+    /// A path that leads out of its folder, or that cannot name a file.
     UnsafePath = "UNSAFE_PATH", "unsafe_path", InvalidArgument;
-    /// A file whose length is not what its file system says, as those of `/proc`: nothing tells
-    /// whether it changed.
+    /// A file whose reported length is not its real length, as in `/proc`, so that changes cannot
+    /// be detected.
     UnsizedFile = "UNSIZED_FILE", "unsized_file", FailedPrecondition;
-    /// A host that the caller may not register.
+    /// A host that this caller may not register.
     AddressRefused = "ADDRESS_REFUSED", "address_refused", PermissionDenied;
-    /// The caller has not shown that it is the owner.
+    /// The caller did not prove that it is the owner.
     Unauthenticated = "UNAUTHENTICATED", "unauthenticated", Unauthenticated;
-    /// The operating system does not allow it.
+    /// The operating system denied access.
     PermissionDenied = "PERMISSION_DENIED", "permission_denied", PermissionDenied;
-    /// The index holds no lease for this peer: register everything again.
+    /// The index holds no lease for this peer; the peer must register all its files again.
     LeaseUnknown = "LEASE_UNKNOWN", "lease_unknown", NotFound;
     /// No such file, path, transfer or name.
     NotFound = "NOT_FOUND", "not_found", NotFound;
-    /// A name that several files have.
+    /// Several files have this name.
     AmbiguousName = "AMBIGUOUS_NAME", "ambiguous_name", FailedPrecondition;
-    /// Nobody offers the file now.
+    /// No peer provides the file now.
     NoProviders = "NO_PROVIDERS", "no_providers", NotFound;
-    /// Not verified here yet.
+    /// The peer has not verified the piece yet.
     PieceNotAvailable = "PIECE_NOT_AVAILABLE", "piece_not_available", NotFound;
-    /// A shared file is no longer what it was when it was hashed.
+    /// A shared file changed after it was hashed.
     FileChanged = "FILE_CHANGED", "file_changed", FailedPrecondition;
-    /// Bytes are not what they should be.
+    /// The received bytes do not match the expected hash.
     VerificationFailed = "VERIFICATION_FAILED", "verification_failed", DataLoss;
-    /// Another file stands where the download should go.
+    /// The target path already holds another file.
     TargetExists = "TARGET_EXISTS", "target_exists", AlreadyExists;
-    /// The target cannot be written.
+    /// The target is not writable.
     TargetNotWritable = "TARGET_NOT_WRITABLE", "target_not_writable", PermissionDenied;
-    /// The file system at the target cannot hold what is to be fetched: its names, or paths of their length.
+    /// The file system at the target does not support the download's file names or path lengths.
     TargetUnsuitable = "TARGET_UNSUITABLE", "target_unsuitable", FailedPrecondition;
-    /// A collection that writes many times its distinct content, and nobody agreed to that.
+    /// The collection writes many times its distinct content, and the user has not agreed to that.
     ExpansionRefused = "EXPANSION_REFUSED", "expansion_refused", FailedPrecondition;
-    /// No room on the disk.
+    /// The disk is full.
     DiskFull = "DISK_FULL", "disk_full", ResourceExhausted;
-    /// The process, or the whole system, has as many files open as it may.
+    /// The process or the system has reached its limit of open files.
     TooManyOpenFiles = "TOO_MANY_OPEN_FILES", "too_many_open_files", ResourceExhausted;
-    /// More than this caller is allowed to have.
+    /// The caller exceeds its quota.
     QuotaExceeded = "QUOTA_EXCEEDED", "quota_exceeded", ResourceExhausted;
-    /// Too many calls.
+    /// The caller sends too many calls.
     RateLimited = "RATE_LIMITED", "rate_limited", ResourceExhausted;
-    /// Too much going on: try again later.
+    /// The service is overloaded; try again later.
     Busy = "BUSY", "busy", ResourceExhausted;
-    /// Nothing answers there.
+    /// Nothing answers at the address.
     Unreachable = "UNREACHABLE", "unreachable", Unavailable;
-    /// Something answers there that is not the service expected.
+    /// The server at the address is not the expected Potluck service.
     NotPotluck = "NOT_POTLUCK", "not_potluck", Unavailable;
-    /// No answer in time.
+    /// No response before the deadline.
     TimedOut = "TIMED_OUT", "timed_out", DeadlineExceeded;
-    /// The store cannot take it now.
+    /// The store does not accept writes now.
     StoreUnavailable = "STORE_UNAVAILABLE", "store_unavailable", Unavailable;
     /// The service is shutting down.
     ShuttingDown = "SHUTTING_DOWN", "shutting_down", Unavailable;
-    /// Another live peer uses this one's token.
+    /// Another live process uses the same token.
     IdentityInUse = "IDENTITY_IN_USE", "identity_in_use", FailedPrecondition;
-    /// Another program uses the folder.
+    /// Another process uses the peer's folder.
     HomeLocked = "HOME_LOCKED", "home_locked", FailedPrecondition;
-    /// Another program listens on the port.
+    /// Another process listens on the port.
     AddressInUse = "ADDRESS_IN_USE", "address_in_use", FailedPrecondition;
-    /// The transfer is done or cancelled: nothing of it can be paused, resumed or cancelled.
+    /// The transfer is finished or cancelled, so it cannot be paused, resumed or cancelled.
     AlreadyEnded = "ALREADY_ENDED", "already_ended", FailedPrecondition;
-    /// Stopped by its owner.
+    /// Cancelled by the owner.
     Cancelled = "CANCELLED", "cancelled", Cancelled;
-    /// A defect in Potluck, or a failure of the machine that no other reason describes.
+    /// A bug in Potluck, or a system failure that no other reason describes.
     Internal = "INTERNAL", "internal", Internal;
 }
 
 impl Reason {
-    /// The reason for an error of the operating system that says nothing about the file or the
-    /// peer at hand: a resource of this machine is used up. A file that may not grow any more counts as a full disk.
+    /// The reason if this error means that a resource of this machine is exhausted, rather than
+    /// that the file or peer is at fault. A file at its size limit counts as a full disk.
     pub fn of_exhaustion(error: &io::Error) -> Option<Self> {
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
@@ -150,19 +152,19 @@ impl Reason {
         }
     }
 
-    /// Whether a resource of this machine is used up, so that the same attempt succeeds once some
-    /// of it is free again.
+    /// Whether a resource of this machine is exhausted, so that a retry can succeed once some of
+    /// it is free again.
     pub const fn is_exhaustion(self) -> bool {
         matches!(self, Self::DiskFull | Self::TooManyOpenFiles)
     }
 }
 
-/// What to do where [`Reason::TooManyOpenFiles`] is the reason, as the end of a message.
+/// Advice for [`Reason::TooManyOpenFiles`], as the end of a message.
 pub const RAISE_OPEN_FILES: &str =
     "too many files are open: raise the limit (`ulimit -n`), or end some of what runs";
 
 /// Whether the system refused a file descriptor (`EMFILE`, `ENFILE`). An error that wraps another
-/// has no number of its own: the one that it wraps is looked at.
+/// has no number of its own, so the wrapped error is checked too.
 fn lacks_descriptors(error: &io::Error) -> bool {
     let number = error.raw_os_error().map(Errno::from_raw_os_error);
     matches!(number, Some(Errno::MFILE | Errno::NFILE))
@@ -171,7 +173,7 @@ fn lacks_descriptors(error: &io::Error) -> bool {
 
 fn is_lack_of_descriptors(error: &(dyn std::error::Error + 'static)) -> bool {
     match error.downcast_ref() {
-        // Its `source` would pass over the error that it wraps.
+        // `source` would skip the wrapped error.
         Some(error) => lacks_descriptors(error),
         None => error.source().is_some_and(is_lack_of_descriptors),
     }
@@ -183,22 +185,22 @@ impl fmt::Display for Reason {
     }
 }
 
-/// A failure that crosses a boundary: why, in words for people, and what the caller can use.
+/// A failure that crosses a process boundary: a reason for programs and a message for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Problem {
     /// Stable reason.
     pub reason: Reason,
-    /// What happened and what to do next; lower case, no full stop, nothing internal.
+    /// What happened and what to do next: lower case, no full stop, no internal details.
     pub message: String,
-    /// The request's field at fault, as a path such as `files[3].file.root`.
+    /// Path of the request's invalid field, such as `files[3].file.root`.
     pub field: Option<String>,
-    /// How long to wait before trying again, where waiting helps.
+    /// How long to wait before a retry, if waiting helps.
     pub retry_after: Option<Duration>,
 }
 
 impl Problem {
-    /// A problem with nothing but its reason and message.
+    /// A problem with a reason and a message only.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self {
             reason,
@@ -208,14 +210,14 @@ impl Problem {
         }
     }
 
-    /// The same, naming the request's field at fault.
+    /// Names the request's invalid field.
     #[must_use]
     pub fn field(mut self, field: impl Into<String>) -> Self {
         self.field = Some(field.into());
         self
     }
 
-    /// The same, with how long to wait before trying again.
+    /// Sets how long to wait before a retry.
     #[must_use]
     pub const fn retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
@@ -239,8 +241,10 @@ impl From<Problem> for Status {
 }
 
 impl From<Status> for Problem {
-    /// The problem that a status was made from or, for a status that Potluck did not make, the nearest one.
+    /// Decodes a status. A status that Potluck did not make gets the nearest reason for its code.
     ///
+    /// The sender is not trusted: texts are truncated and stripped of control characters, and
+    /// delays are bounded.
     /// Statuses come from strangers: texts are cut to length and cleared of control characters, delays are bounded.
     fn from(status: Status) -> Self {
         let details = status.get_error_details();

@@ -1,4 +1,4 @@
-//! What every service does as a program: logs, and an end on a signal.
+//! Process setup of a service: logging, limits, and shutdown on signals.
 
 use std::io::IsTerminal as _;
 
@@ -7,23 +7,23 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-/// Exit code of a program that was interrupted, as shells have it: 128 and SIGINT.
+/// Exit code after an interrupt, by shell convention: 128 plus the number of SIGINT.
 const INTERRUPTED: i32 = 130;
 
-/// What libraries log that strangers can cause as often as they like: a line for each frame that
-/// breaks the rules of HTTP/2.
+/// Libraries whose warnings remote clients can trigger without limit, such as one line for each
+/// invalid HTTP/2 frame.
 const NOISY: &[&str] = &["h2", "hyper", "hyper_util", "tonic", "tower"];
 
-/// The filter of logs at this level, where nothing else is asked for: errors only of what is in
-/// [`NOISY`].
+/// The default log filter at `level`: only errors from the libraries in [`NOISY`].
 pub fn default_filter(level: &str) -> String {
     let quiet = NOISY.iter().map(|library| format!(",{library}=error"));
     std::iter::once(level.to_owned()).chain(quiet).collect()
 }
 
-/// Logs to standard error, in colour only on a terminal. `POTLUCK_LOG`, or else `RUST_LOG`, says
-/// how much, as in `POTLUCK_LOG=potluck_peer=debug`; unless set, `info`, and errors only of the
-/// libraries that speak HTTP/2.
+/// Sets up logging to standard error, coloured only on a terminal.
+///
+/// `POTLUCK_LOG`, or else `RUST_LOG`, sets the filter, as in `POTLUCK_LOG=potluck_peer=debug`. The
+/// default is `info`, and only errors from the HTTP/2 libraries.
 pub fn init_logging() {
     let filter = EnvFilter::try_from_env("POTLUCK_LOG")
         .or_else(|_| EnvFilter::try_from_default_env())
@@ -32,13 +32,14 @@ pub fn init_logging() {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        // What cannot be told there would be told there as well, by a macro that panics.
+        // An internal error would be reported to standard error with a macro that panics on
+        // failure.
         .log_internal_errors(false)
         .init();
 }
 
-/// Takes as many open files as the system lets this program have. Shells begin programs with 1,024, for the sake of old ones that
-/// cannot do with more; hundreds of transfers at once need more.
+/// Raises the limit of open files to its maximum. Shells start programs with 1,024 for
+/// compatibility with old ones; hundreds of concurrent transfers need more.
 pub fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     let all = Rlimit {
@@ -50,21 +51,22 @@ pub fn raise_file_limit() {
     }
 }
 
-/// Has a write beyond the largest file that the process may write (`ulimit -f`) fail with an error, as on a full disk, instead of ending
-/// the program with SIGXFSZ. Once set it stays so. Has to be called in a runtime.
+/// Makes a write beyond the file size limit (`ulimit -f`) fail with an error, as on a full disk,
+/// instead of ending the process with SIGXFSZ. The effect is permanent. Must be called inside a
+/// tokio runtime.
 ///
 /// # Errors
-/// Where the system gives no signal handlers.
+/// The system refused to install a signal handler.
 pub fn survive_file_size_limit() -> std::io::Result<()> {
-    // A handler takes the place of the default action, and stays when the stream of signals is dropped.
+    // The handler replaces the default action and stays installed after the stream is dropped.
     signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())).map(drop)
 }
 
-/// A token that SIGINT, SIGTERM or SIGHUP cancels. The second signal ends the program at once: what
-/// is acknowledged is on disk by then, and what was verified is resumed from.
+/// Returns a token that SIGINT, SIGTERM or SIGHUP cancels. A second signal ends the process
+/// immediately. That is safe: acknowledged data is already on disk, and verified data is resumed.
 ///
 /// # Errors
-/// Where the system gives no signal handlers.
+/// The system refused to install a signal handler.
 pub fn shutdown_on_signals() -> std::io::Result<CancellationToken> {
     survive_file_size_limit()?;
     let shutdown = CancellationToken::new();
@@ -79,21 +81,21 @@ pub fn shutdown_on_signals() -> std::io::Result<CancellationToken> {
     Ok(shutdown)
 }
 
-/// The signals that ask a program to end: SIGINT, SIGTERM, and SIGHUP where its terminal or session
-/// goes away.
+/// The signals that ask a process to stop: SIGINT, SIGTERM, and SIGHUP when its terminal or
+/// session ends.
 #[derive(Debug)]
 pub struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
-    /// `None` where whoever started the program ignores it, as `nohup` does.
+    /// `None` if SIGHUP was ignored at start, as under `nohup`.
     hangup: Option<Signal>,
 }
 
 impl StopSignals {
-    /// Takes them over from their defaults.
+    /// Replaces the default actions of the signals.
     ///
     /// # Errors
-    /// Where the system gives no signal handlers.
+    /// The system refused to install a signal handler.
     pub fn listen() -> std::io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -105,7 +107,8 @@ impl StopSignals {
         })
     }
 
-    /// The next one. Cancel-safe: a signal that one arm misses is not needed any more.
+    /// Waits for the next signal. Cancel-safe: a signal lost by a cancelled call has no further
+    /// use.
     pub async fn next(&mut self) {
         let hangup = async {
             match &mut self.hangup {
@@ -121,13 +124,13 @@ impl StopSignals {
     }
 }
 
-/// Whether SIGHUP was ignored when the program began. Only Linux tells without unsafe code;
-/// elsewhere it is taken not to be.
+/// Whether SIGHUP was ignored when the process started. Only Linux reports this without unsafe
+/// code; elsewhere the answer is `false`.
 fn ignores_hangup() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    // Signal 1 is the lowest bit.
+    // SIGHUP is signal 1, the lowest bit.
     mask.is_some_and(|mask| mask & 1 != 0)
 }
 
@@ -138,7 +141,7 @@ mod tests {
 
     use super::*;
 
-    /// What is logged ends up here.
+    /// Captures the log.
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
 

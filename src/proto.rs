@@ -1,4 +1,4 @@
-//! The generated code for `proto/potluck/v1`: the only place that includes it.
+//! The generated code for `proto/potluck/v1`. No other module includes it.
 
 /// Messages, clients and servers of the package `potluck.v1`.
 #[allow(

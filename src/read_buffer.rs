@@ -1,19 +1,20 @@
-//! Memory that bytes of files are read into.
+//! A buffer for reading files, aligned for fast copies from the page cache.
 
 use std::ops::{Deref, DerefMut};
 
-/// Bytes of a page, which files lie in memory by.
+/// Page size in bytes.
 const PAGE: usize = 4096;
 
-/// Where in a page the bytes begin: far from where the file's begin in theirs. Where the target of the kernel's copy begins 1 to 31 bytes
-/// further into its page than the source, AMD's Zen 3 copies at a quarter of its speed (docs/performance.md); the allocator's large
-/// blocks begin 16 bytes into theirs.
+/// Offset in a page at which the buffer starts: half a page away from the page-aligned source.
+/// AMD's Zen 3 copies at a quarter of its speed if the target starts 1 to 31 bytes further into
+/// its page than the source (docs/performance.md), and the allocator's large blocks start 16 bytes
+/// into theirs.
 const PAGE_OFFSET: usize = PAGE / 2;
 
-/// From this many bytes on they are placed: beside fewer, a page more would be much.
+/// Minimum size in bytes of an aligned buffer; for smaller ones an extra page would cost too much.
 const MIN_ALIGNED: usize = 16 * 1024;
 
-/// Zeros to begin with, so many, that the system copies whole pages of files to quickly.
+/// A zeroed buffer that the kernel fills quickly with whole pages of a file.
 #[derive(Debug, Default)]
 pub struct ReadBuffer {
     memory: Vec<u8>,
@@ -22,7 +23,7 @@ pub struct ReadBuffer {
 }
 
 impl ReadBuffer {
-    /// Of so many bytes.
+    /// A buffer of `len` zero bytes.
     pub fn new(len: usize) -> Self {
         if len < MIN_ALIGNED {
             let memory = vec![0; len];

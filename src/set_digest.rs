@@ -1,11 +1,14 @@
-//! A digest of the set of registrations that one peer has at the index.
+//! A digest of the registrations that one peer has at the index.
 //!
-//! Peer and index compute it on their own and compare: where it differs, one of them has forgotten something, such as an index whose
-//! data was put back from a copy. It is the sum, modulo 2^256, of one SHA-256 for each registration, so that it does not depend on an
-//! order and is kept up to date at the cost of one hash a change (M. Bellare and D. Micciancio, "A New Paradigm for Collision-Free
-//! Hashing", AdHash). The encoding is in docs/protocol.md.
+//! The peer and the index compute it independently and compare. A difference means that one of
+//! them lost state, as an index does that was restored from a backup. The digest is AdHash: the
+//! sum, modulo 2^256, of one SHA-256 per registration (M. Bellare and D. Micciancio, "A New
+//! Paradigm for Collision-Free Hashing"). It does not depend on order, and a change costs one
+//! hash. docs/protocol.md specifies the encoding.
 //!
-//! Non-goal: it proves nothing to anybody who chooses registrations for an attack. Two sets with one digest take some 2^32 steps to
+//! Non-goal: resistance to chosen registrations. Finding two sets with the same digest takes about
+//! 2^32 steps (D. Wagner, "A Generalized Birthday Problem"). Such an attacker only falsifies the
+//! index's record of its own files.
 //! find (D. Wagner, "A Generalized Birthday Problem"); whoever registers them gains nothing but a wrong picture of its own files.
 
 use sha2::{Digest as _, Sha256 as Hasher};
@@ -16,17 +19,17 @@ use crate::{
     model::{FileKind, Registration},
 };
 
-/// What every hash of a registration begins with.
+/// Prefix of every registration's hash input.
 const DOMAIN: &[u8; 24] = b"potluck/registration/v1\0";
 
 const PARTIAL: u8 = 1;
 const COLLECTION: u8 = 2;
 const CLAIM: u8 = 4;
 
-/// Limbs of a sum, the lowest first.
+/// Limbs of a 256-bit number, least significant first.
 type Limbs = [u64; 4];
 
-/// The digest of a set of registrations. The default is that of the empty set.
+/// The digest of a set of registrations. The default is the digest of the empty set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SetDigest(Limbs);
 
@@ -35,7 +38,8 @@ pub struct SetDigest(Limbs);
 pub struct Element(Limbs);
 
 impl Element {
-    /// The hash of a registration of these parts. Order and repetition of the names make no difference; they are sorted in place.
+    /// Hashes the parts of a registration. Sorts `names` in place; order and duplicates do not
+    /// change the hash.
     pub fn new(
         id: &FileId,
         sha256: Option<&Sha256>,
@@ -61,7 +65,7 @@ impl Element {
         let mut before = None;
         for name in names.iter().copied() {
             if before != Some(name) {
-                // A name has at most 255 bytes; a longer one would be refused.
+                // Fits: a name has at most 255 bytes.
                 hasher.update([name.len() as u8]);
                 hasher.update(name);
             }
@@ -79,7 +83,7 @@ impl From<&Registration> for Element {
 }
 
 impl SetDigest {
-    /// Adds a registration that is not in the set.
+    /// Adds a registration. It must not be in the set.
     pub fn insert(&mut self, Element(element): &Element) {
         let mut carry = false;
         for (sum, limb) in self.0.iter_mut().zip(element) {
@@ -89,7 +93,7 @@ impl SetDigest {
         }
     }
 
-    /// Takes out a registration that is in the set.
+    /// Removes a registration. It must be in the set.
     pub fn remove(&mut self, Element(element): &Element) {
         let mut borrow = false;
         for (sum, limb) in self.0.iter_mut().zip(element) {
@@ -99,7 +103,7 @@ impl SetDigest {
         }
     }
 
-    /// As it travels: the sum as 32 bytes, little-endian.
+    /// The wire encoding: 32 bytes, little-endian.
     pub fn to_bytes(&self) -> bytes::Bytes {
         let bytes: Vec<u8> = self.0.iter().flat_map(|limb| limb.to_le_bytes()).collect();
         bytes.into()
@@ -195,7 +199,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever came and went, and in whichever order.
+        /// Any sequence of insertions and removals gives the digest of the remaining set.
         #[test]
         fn only_what_is_in_the_set_counts(
             steps in prop::collection::vec((0..20u8, any::<bool>()), 0..200),
