@@ -1,8 +1,10 @@
-//! Messages whose lists are counted before they are decoded.
+//! A codec that limits the lists of a message before it decodes the message.
 //!
-//! An empty item is two bytes on the wire and more than a hundred in memory: a message of an
-//! allowed size could take hundreds of MiB before anybody saw that its lists are too long.
-//! Non-goal: whether what is in the lists makes sense.
+//! An empty item takes two bytes on the wire and more than a hundred in memory, so that a message
+//! of valid size could expand to hundreds of MiB. The codec counts list items in the encoded bytes
+//! and rejects lists that are too long.
+//!
+//! Non-goal: validation of the items.
 
 use std::{fmt, marker::PhantomData};
 
@@ -18,26 +20,26 @@ use tonic::{
 
 use crate::{Problem, Reason, index_client::MAX_BATCH, proto::v1};
 
-/// Most files of a page, and most providers of a file, as the contract has it.
+/// Maximum files in a page and maximum providers of a file, as the contract defines them.
 const MAX_PAGE: usize = 1_000;
 
-/// Most names of a file in an answer: several times what the contract has.
+/// Maximum names per file in a response: several times the contract's limit.
 const MAX_NAMES: usize = 64;
 
-/// Least bytes of a provider: its id and two numbers before it.
+/// Minimum encoded size of a provider in bytes: a 32-byte id with its key and length.
 const MIN_PROVIDER: usize = 34;
 
-/// A message that holds lists.
+/// A message whose lists are checked before decoding.
 pub trait PrecheckedMessage: Message + Default + 'static {
-    /// Whether the lists are no longer than they may be, told from the message's bytes.
+    /// Checks the lengths of all lists in the encoded message.
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// [`Reason::NotPotluck`] if a list is too long or an item is invalid.
     fn count(message: &[u8]) -> Result<(), Problem>;
 }
 
-/// The items of the list with this field number in a message, up to where its bytes make no sense.
-/// Decoding comes no further either.
+/// The encoded items of the list field with number `list`. Stops at the first malformed byte, as
+/// decoding does.
 pub fn list_items(message: &[u8], list: u32) -> impl Iterator<Item = &[u8]> {
     let mut rest = message;
     std::iter::from_fn(move || {
@@ -54,17 +56,17 @@ pub fn list_items(message: &[u8], list: u32) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Whether a message's lists are no longer than they may be, told from its bytes.
+/// A function that checks the lengths of all lists in an encoded message.
 pub type Count = fn(&[u8]) -> Result<(), Problem>;
 
-/// Protobuf that encodes `E`, and decodes `D` after it was counted.
+/// A protobuf codec that encodes `E`, and checks and decodes `D`.
 pub struct CountingCodec<E, D> {
     count: Count,
     messages: PhantomData<fn() -> (E, D)>,
 }
 
 impl<E, D> CountingCodec<E, D> {
-    /// Decodes what `count` finds no fault with.
+    /// A codec that decodes only messages that pass `count`.
     pub const fn new(count: Count) -> Self {
         Self {
             count,
@@ -118,7 +120,7 @@ impl<E, D: Message + Default> Decoder for CountingCodec<E, D> {
     }
 }
 
-/// What an answer of the index is that no index gives.
+/// The problem for a list that is longer than the contract allows.
 fn too_many(what: &str) -> Problem {
     Problem::new(
         Reason::NotPotluck,
@@ -126,7 +128,7 @@ fn too_many(what: &str) -> Problem {
     )
 }
 
-/// Whether the list has at most so many items.
+/// Checks that the list field has at most `max` items.
 fn at_most(max: usize, message: &[u8], list: u32, what: &str) -> Result<(), Problem> {
     match list_items(message, list).nth(max) {
         None => Ok(()),
@@ -134,8 +136,8 @@ fn at_most(max: usize, message: &[u8], list: u32, what: &str) -> Result<(), Prob
     }
 }
 
-/// Whether these are providers, at most as many as a file may have in an answer. An empty one takes
-/// fifty times its bytes in memory.
+/// Checks the number of providers and the minimum size of each. An empty provider takes fifty
+/// times its encoded size in memory.
 fn check_providers(message: &[u8], list: u32) -> Result<(), Problem> {
     at_most(MAX_PAGE, message, list, "providers")?;
     match list_items(message, list).all(|provider| provider.len() >= MIN_PROVIDER) {
@@ -188,7 +190,7 @@ mod tests {
         }
     }
 
-    /// A message in which the item of this list is so many times.
+    /// A message with `times` copies of `item` in field `list`.
     fn repeated(list: u8, item: &[u8], times: usize) -> Vec<u8> {
         let field = [&[list << 3 | 2, item.len() as u8], item].concat();
         field.repeat(times)
@@ -247,7 +249,7 @@ mod tests {
         assert_eq!(reason(v1::QueryResponse::count(&many)), Reason::NotPotluck);
         assert_eq!(reason(v1::SearchResponse::count(&many)), Reason::NotPotluck);
         let names = repeated(1, &repeated(2, &[], MAX_NAMES + 1)[..], 1);
-        // Too long for a length of one byte: a number of two.
+        // The length needs a varint of two bytes here.
         let names = [&[0x0a, 0x82, 0x01], &names[2..]].concat();
         assert_eq!(reason(v1::QueryResponse::count(&names)), Reason::NotPotluck);
         assert_eq!(reason(v1::SearchResponse::count(&names)), Reason::NotPotluck);

@@ -1,12 +1,14 @@
-//! `DownloadResponse` on the wire, without a copy of the bytes it carries.
+//! Encodes and decodes `DownloadResponse` without copying its data.
 //!
-//! A generated codec copies each chunk into its message and out of it again. Here a sender writes a [`ChunkHeader`] in front of bytes that
-//! lie in a buffer already, and a receiver's [`ChunkDecoder`] gives out the bytes where they came in. On the wire it is what any gRPC
-//! program sends and takes: a prefix of 5 bytes (gRPC over HTTP/2, "Length-Prefixed-Message"), then the message as protobuf
-//! encodes it.
+//! A generated codec copies each chunk into its message and out of it again. Here, a sender writes
+//! a [`ChunkHeader`] in front of data that is already in a buffer, and a receiver's
+//! [`ChunkDecoder`] returns slices of the received buffers. The wire format is standard gRPC: a
+//! prefix of 5 bytes (gRPC over HTTP/2, "Length-Prefixed-Message"), then the protobuf message.
 //!
-//! Invariants: what [`ChunkHeader`] writes, `prost` reads as the same message; whatever [`ChunkDecoder`] takes in, it holds at most
-//! [`MAX_CHUNK`] bytes, and nothing of a message in the form that [`ChunkHeader`] gives it.
+//! Invariants:
+//! - `prost` decodes a [`ChunkHeader`] followed by its data as the same message.
+//! - [`ChunkDecoder`] buffers at most about [`MAX_CHUNK`] bytes for any input, and no data of a
+//!   message that starts with a [`ChunkHeader`].
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use prost::{
@@ -16,20 +18,20 @@ use prost::{
 
 use crate::proto::v1;
 
-/// Most bytes that a chunk carries, as the contract has it.
+/// Maximum data in a chunk in bytes, as the contract defines it.
 pub const MAX_CHUNK: usize = 1024 * 1024;
 
-/// Most bytes of a header.
+/// Maximum length of a header in bytes: the prefix and the keys and varints of three fields.
 pub const MAX_HEADER: usize = PREFIX + 1 + 5 + 1 + 10 + 1 + 5;
 
-/// gRPC's prefix: whether the message is compressed, and its length as four bytes, most significant first.
+/// Length of gRPC's prefix: a compression flag and the message length as four bytes, big-endian.
 const PREFIX: usize = 5;
 
 const SPAN: u32 = 1;
 const OFFSET: u32 = 2;
 const DATA: u32 = 3;
 
-/// Everything of a message but its bytes, which follow it.
+/// All of an encoded message except its data, which follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkHeader {
     bytes: [u8; MAX_HEADER],
@@ -37,12 +39,13 @@ pub struct ChunkHeader {
 }
 
 impl ChunkHeader {
-    /// Of `data_len` bytes, at least one, from `offset` of the file that the request's span numbered `span` is of.
+    /// The header of a chunk with `data_len` bytes, at least one, at `offset` in the file of the
+    /// request's span number `span`.
     pub fn new(span: u32, offset: u64, data_len: u32) -> Self {
         let mut bytes = [0; MAX_HEADER];
         let mut rest = &mut bytes[PREFIX..];
         for (field, value) in [(SPAN, u64::from(span)), (OFFSET, offset)] {
-            // Zero is what is not there.
+            // Protobuf omits fields with the value zero.
             if value != 0 {
                 encode_key(field, WireType::Varint, &mut rest);
                 encode_varint(value, &mut rest);
@@ -56,33 +59,33 @@ impl ChunkHeader {
         Self { bytes, len }
     }
 
-    /// What goes in front of the bytes.
+    /// The encoded header.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }
 }
 
-/// Bytes of a span, or some of a longer chunk's.
+/// All or part of a chunk's data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkSlice {
-    /// Which span of the request, counted from 0.
+    /// Index of the span in the request.
     pub span: u32,
     /// Offset in the file.
     pub offset: u64,
-    /// The bytes; none only where the sender sent a chunk without any.
+    /// The data; empty only if the sender sent an empty chunk.
     pub data: Bytes,
 }
 
-/// What came is no stream of chunks.
+/// Why the received bytes are not a valid stream of chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ChunkError {
-    /// A compressed message, which nobody asked for.
+    /// A compressed message, although compression was not negotiated.
     #[error("it sent a compressed chunk")]
     Compressed,
-    /// A message of more than [`MAX_CHUNK`] bytes and what goes around them.
+    /// A message longer than a header and [`MAX_CHUNK`] bytes.
     #[error("it sent a chunk that is too long")]
     TooLong,
-    /// No protobuf, or other fields in it.
+    /// The message does not decode as a chunk.
     #[error("it sent what is no chunk")]
     NotAChunk,
     /// The stream ended inside a message.
@@ -90,14 +93,14 @@ pub enum ChunkError {
     Truncated,
 }
 
-/// Takes a stream's bytes as they come, cut anywhere, and gives the chunks' bytes.
+/// Decodes a stream of chunks from buffers of any size.
 #[derive(Debug, Default)]
 pub struct ChunkDecoder {
-    /// What is not understood yet: the beginning of a message, or one in a form of its own.
+    /// The start of a message, or all of a message in another encoding than [`ChunkHeader`]'s.
     pending: BytesMut,
-    /// What came last and was not looked at yet.
+    /// Received bytes that are not parsed yet.
     unparsed: Bytes,
-    /// The chunk whose bytes are coming.
+    /// The chunk whose data is being received.
     current: Option<CurrentChunk>,
 }
 
@@ -109,16 +112,16 @@ struct CurrentChunk {
 }
 
 impl ChunkDecoder {
-    /// Takes what came; only once [`ChunkDecoder::next_slice`] gave `None`.
+    /// Adds received bytes. Call only after [`ChunkDecoder::next_slice`] returned `None`.
     pub fn push(&mut self, bytes: Bytes) {
         debug_assert!(self.unparsed.is_empty(), "what came before was not looked at");
         self.unparsed = bytes;
     }
 
-    /// The next bytes of a chunk; `None`: more has to come.
+    /// The next slice of a chunk; `None` if more bytes are needed.
     ///
     /// # Errors
-    /// Where this cannot be what it should be; nothing more can be read then.
+    /// The bytes are not a valid chunk. The decoder cannot be used after an error.
     pub fn next_slice(&mut self) -> Result<Option<ChunkSlice>, ChunkError> {
         loop {
             if self.unparsed.is_empty() {
@@ -138,7 +141,7 @@ impl ChunkDecoder {
                 }
                 return Ok(Some(part));
             }
-            // A header is so short that copying it costs nothing.
+            // A header is so short that copying it costs little.
             let missing = match message_len(&self.pending)? {
                 Some(len) if self.pending.len() >= MAX_HEADER => PREFIX + len - self.pending.len(),
                 _ => MAX_HEADER - self.pending.len(),
@@ -153,7 +156,8 @@ impl ChunkDecoder {
             let end = self.pending.len().min(PREFIX + len);
             match MessageStart::read(&self.pending[PREFIX..end], len) {
                 MessageStart::Header { current, len: header } => {
-                    // Only the header is this message's: what was taken beyond it is looked at again.
+                    // Only the header belongs to this message; the remaining bytes are parsed
+                    // again.
                     self.unparsed.advance(PREFIX + header - before);
                     self.pending.clear();
                     self.current = Some(current);
@@ -169,10 +173,10 @@ impl ChunkDecoder {
         }
     }
 
-    /// Looks whether the stream may end here.
+    /// Checks that the stream may end here.
     ///
     /// # Errors
-    /// [`ChunkError::Truncated`].
+    /// [`ChunkError::Truncated`] inside a message.
     pub fn finish(&self) -> Result<(), ChunkError> {
         match self.pending.is_empty() && self.current.is_none() {
             true => Ok(()),
@@ -181,7 +185,7 @@ impl ChunkDecoder {
     }
 }
 
-/// The message's length, once its prefix is there.
+/// The message length, if the prefix is complete.
 fn message_len(pending: &[u8]) -> Result<Option<usize>, ChunkError> {
     let Some((prefix, _)) = pending.split_first_chunk::<PREFIX>() else {
         return Ok(None);
@@ -196,11 +200,11 @@ fn message_len(pending: &[u8]) -> Result<Option<usize>, ChunkError> {
     }
 }
 
-/// How a message begins.
+/// The start of a message.
 enum MessageStart {
-    /// As [`ChunkHeader`] writes it; after so many bytes, nothing but the chunk's bytes comes.
+    /// A complete [`ChunkHeader`] of `len` bytes; only the chunk's data follows.
     Header { current: CurrentChunk, len: usize },
-    /// Not all of it is there yet, or it is put in other words.
+    /// An incomplete header, or another encoding.
     Unknown,
 }
 
@@ -213,7 +217,7 @@ impl MessageStart {
                 break;
             };
             match (key, u32::try_from(value)) {
-                // Fields in order, each once.
+                // Each field at most once, in ascending order.
                 (8, Ok(value)) if after < SPAN => (span, after) = (value, SPAN),
                 (16, _) if after < OFFSET => (offset, after) = (value, OFFSET),
                 (26, _) => {
@@ -238,7 +242,8 @@ impl MessageStart {
     }
 }
 
-/// A message in another form than [`ChunkHeader`]'s: fields in another order, or more than there are.
+/// Decodes a message in another encoding than [`ChunkHeader`]'s, such as fields in another order
+/// or unknown fields.
 fn decode_whole(message: Bytes) -> Result<ChunkSlice, ChunkError> {
     let response = v1::DownloadResponse::decode(message).map_err(|_| ChunkError::NotAChunk)?;
     Ok(ChunkSlice {
@@ -254,7 +259,7 @@ mod tests {
 
     use super::*;
 
-    /// As any gRPC program sends it.
+    /// Encodes messages as a generic gRPC sender does.
     fn encoded(messages: &[v1::DownloadResponse]) -> Vec<u8> {
         let mut bytes = Vec::new();
         for message in messages {
@@ -273,7 +278,7 @@ mod tests {
         }
     }
 
-    /// All parts, those that follow each other put together again.
+    /// Decodes the stream and joins adjacent slices.
     fn decoded(stream: &[u8], cuts: &[usize]) -> Result<Vec<ChunkSlice>, ChunkError> {
         let mut decoder = ChunkDecoder::default();
         let mut parts: Vec<ChunkSlice> = Vec::new();
@@ -309,7 +314,7 @@ mod tests {
     fn other_forms_of_the_same_message_are_read_too() {
         let data = vec![7; 100];
         let tail = [&[26, 100][..], &data].concat();
-        // The bytes first; an unknown field; a field twice, where the last one counts.
+        // Data first; an unknown field; a repeated field, of which the last one counts.
         let forms = [
             [&tail[..], &[8, 3, 16, 5]].concat(),
             [&[8, 3, 16, 5, 32, 1][..], &tail].concat(),
@@ -350,7 +355,8 @@ mod tests {
     }
 
     proptest! {
-        /// What the header and the bytes are together, any gRPC program reads; what it sends, the decoder reads, however it is cut.
+        /// A generic gRPC receiver decodes header and data; the decoder reads a generic sender's
+        /// stream with any cuts.
         #[test]
         fn it_is_what_grpc_sends(
             span in prop_oneof![Just(0), any::<u32>()],
@@ -364,7 +370,7 @@ mod tests {
             prop_assert_eq!(&ours, &encoded(std::slice::from_ref(&first)));
 
             let mut messages = vec![first];
-            // Apart, so that no two run into each other.
+            // Distinct span numbers, so that no two chunks are adjacent.
             messages.extend((0..).zip(more).map(|(k, (span, offset, data))| message(span + 10 * k, offset, data)));
             let parts = decoded(&encoded(&messages), &cuts).unwrap();
             let expected: Vec<ChunkSlice> = messages
@@ -374,7 +380,7 @@ mod tests {
             prop_assert_eq!(parts, expected);
         }
 
-        /// Strangers' bytes: no panic, and little is held.
+        /// Arbitrary bytes cause no panic and are not buffered without bound.
         #[test]
         fn anything_may_come(stream in proptest::collection::vec(any::<u8>(), 0..200), cuts in proptest::collection::vec(0usize..20, 0..20)) {
             let _ = decoded(&stream, &cuts);

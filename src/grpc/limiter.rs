@@ -1,11 +1,14 @@
-//! Places that callers take and give back, such as connections or bytes: so many in all, and no
-//! address all of them.
+//! A counting limiter of permits, such as connections or bytes, with a maximum share per client
+//! address.
 //!
-//! Invariants: at most as many are taken as there are; one source takes at most its share of those
-//! that others leave, so that whoever comes first from elsewhere finds one for as long as any is
-//! free. A source is an address. On loopback it is one connection: behind a proxy every client
-//! comes from there, and a whole crowd may run on one machine. Callers without an address, such as
-//! those of a Unix socket, are not counted by source.
+//! Invariants:
+//! - At most `capacity` permits are in use.
+//! - One client takes at most its share of the permits that other clients leave, so that a new
+//!   client gets a permit as long as one is free.
+//!
+//! A client is an address, or a /64 network for IPv6. On loopback each connection is a client:
+//! behind a proxy all clients share that address, and many peers may run on one machine. Clients
+//! without an address, such as those of a Unix socket, are limited only by the capacity.
 
 use std::{
     collections::HashMap,
@@ -15,19 +18,19 @@ use std::{
 
 use parking_lot::{Mutex, MutexGuard};
 
-/// Of what others leave, what one address takes at most unless told otherwise, in percent: half is plenty for a crowd behind one
-/// address, and two such leave a third of all to the rest.
+/// Default of [`MaxShare`], in percent. Half is plenty for a crowd behind one address, and two such
+/// addresses leave a quarter to a third of all permits to the rest.
 pub const DEFAULT_MAX_SHARE: u8 = 50;
 
-/// What one address takes at most of the places that others leave.
+/// The largest fraction of the permits not used by others that one client may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MaxShare(u8);
 
 impl MaxShare {
-    /// All of them.
+    /// No limit per client.
     pub const ALL: Self = Self(100);
 
-    /// In percent; `None` unless it is 1 to 100.
+    /// A share in percent; `None` unless it is 1 to 100.
     pub const fn from_percent(percent: u8) -> Option<Self> {
         match percent {
             1..=100 => Some(Self(percent)),
@@ -35,10 +38,10 @@ impl MaxShare {
         }
     }
 
-    /// Whether whoever has `own` may take `count` of the `free`.
+    /// Whether a client that holds `own` permits may take `count` of the `free` ones.
     const fn allows(self, own: usize, count: usize, free: usize) -> bool {
-        // With all but the last of them, own / (own + free) has to be below the share; the first
-        // are always allowed.
+        // Before the last permit, own / (own + free) must be below the share. The first request of
+        // a client is always allowed.
         let more = count.saturating_sub(1);
         let (own_then, free_then) = (own.saturating_add(more), free.saturating_sub(more));
         own == 0 || own_then.saturating_mul(100 - self.0 as usize) < free_then.saturating_mul(self.0 as usize)
@@ -51,34 +54,34 @@ impl Default for MaxShare {
     }
 }
 
-/// Where a caller is, as far as places are concerned.
+/// The identity by which a client's permits are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ClientAddress(Option<Key>);
 
-/// What places are counted by.
+/// The key of the count per client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Key {
-    /// An address, or for IPv6 a network.
+    /// An IPv4 address, or a /64 network for IPv6.
     Network(IpAddr),
     /// One connection over loopback.
     Local(SocketAddr),
 }
 
 impl ClientAddress {
-    /// The owner, or wherever nothing is known of the address: not counted.
+    /// The owner, or a client without a known address; not limited per client.
     pub const LOCAL: Self = Self(None);
 }
 
 impl From<IpAddr> for ClientAddress {
-    /// Whoever is at this address; [`ClientAddress::LOCAL`] for loopback, where only the port tells callers
-    /// apart.
+    /// The client at this address. [`ClientAddress::LOCAL`] for loopback, where clients differ
+    /// only by port.
     fn from(address: IpAddr) -> Self {
         Self((!is_loopback(address)).then(|| Key::Network(client_network(address))))
     }
 }
 
 impl From<SocketAddr> for ClientAddress {
-    /// Whoever calls from this address, or over loopback this one connection.
+    /// The client at this address, or this single connection if the address is loopback.
     fn from(address: SocketAddr) -> Self {
         Self(Some(match is_loopback(address.ip()) {
             true => Key::Local(SocketAddr::new(address.ip().to_canonical(), address.port())),
@@ -91,7 +94,8 @@ fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-/// What counts as one address: itself, or for IPv6 the network of 64 bits that one customer has whole.
+/// The address range that counts as one client: an IPv4 address, or the /64 network that one IPv6
+/// customer usually has.
 pub fn client_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
@@ -99,16 +103,16 @@ pub fn client_network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Why there is no place.
+/// Why no permit is available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LimitError {
-    /// All are taken.
+    /// All permits are in use.
     Full,
-    /// The caller's address has its share.
+    /// The client has used its share.
     AddressShare,
 }
 
-/// See the module. Cheap to clone; all clones are one.
+/// A limiter with a capacity and a maximum share per client. Clones share their state.
 #[derive(Debug, Clone)]
 pub struct PerAddressLimiter {
     state: Arc<Mutex<LimiterState>>,
@@ -119,12 +123,12 @@ struct LimiterState {
     capacity: usize,
     share: MaxShare,
     in_use: usize,
-    /// Of the taken, those of each source that has any.
+    /// Permits in use per client; no entry for zero.
     by_source: HashMap<Key, usize>,
 }
 
 impl LimiterState {
-    /// Counts some more as taken.
+    /// Counts `count` permits as in use.
     fn take(&mut self, client: ClientAddress, count: usize) -> Result<(), LimitError> {
         let free = self.capacity.saturating_sub(self.in_use);
         if free < count {
@@ -142,7 +146,7 @@ impl LimiterState {
     }
 }
 
-/// Places that are taken, one as a rule; dropping it gives them back.
+/// One or more permits. Returned when dropped.
 #[derive(Debug)]
 pub struct Permit {
     limiter: PerAddressLimiter,
@@ -151,7 +155,7 @@ pub struct Permit {
 }
 
 impl PerAddressLimiter {
-    /// So many, of which one address takes at most its share.
+    /// A limiter with `max` permits, of which one client holds at most its `share`.
     pub fn new(max: usize, share: MaxShare) -> Self {
         Self {
             state: Arc::new(Mutex::new(LimiterState {
@@ -167,40 +171,42 @@ impl PerAddressLimiter {
         self.state.lock()
     }
 
-    /// How many there are from now on. What is taken stays taken.
+    /// Changes the capacity. Permits in use stay valid.
     pub fn set_capacity(&self, max: usize) {
         self.state().capacity = max;
     }
 
-    /// How many there are.
+    /// Total number of permits.
     pub fn capacity(&self) -> usize {
         self.state().capacity
     }
 
-    /// How many are taken.
+    /// Number of permits in use.
     pub fn in_use(&self) -> usize {
         self.state().in_use
     }
 
-    /// How many of the taken are this source's; 0 where it is not counted.
+    /// Number of permits that this client holds; 0 for a client that is not limited by address.
     pub fn taken_by(&self, client: ClientAddress) -> usize {
         let key = client.0;
         key.and_then(|key| self.state().by_source.get(&key).copied())
             .unwrap_or(0)
     }
 
-    /// Takes one.
+    /// Takes one permit.
     ///
     /// # Errors
-    /// Why there is none for this caller.
+    /// [`LimitError::Full`] if no permit is free, [`LimitError::AddressShare`] if the client has
+    /// used its share.
     pub fn try_acquire(&self, client: ClientAddress) -> Result<Permit, LimitError> {
         self.take_many(client, 1)
     }
 
-    /// Takes so many at once, such as bytes, or none.
+    /// Takes `count` permits, such as bytes, or none.
     ///
     /// # Errors
-    /// Why there are not so many for this caller.
+    /// [`LimitError::Full`] if too few permits are free, [`LimitError::AddressShare`] if the
+    /// client would exceed its share.
     pub fn take_many(&self, client: ClientAddress, count: usize) -> Result<Permit, LimitError> {
         self.state().take(client, count)?;
         Ok(Permit {
@@ -212,10 +218,10 @@ impl PerAddressLimiter {
 }
 
 impl Permit {
-    /// Takes so many more, or none.
+    /// Takes `count` more permits, or none.
     ///
     /// # Errors
-    /// As [`PerAddressLimiter::take_many`]; what it has it keeps.
+    /// Those of [`PerAddressLimiter::take_many`]. The permits held so far are kept.
     pub fn grow(&mut self, count: usize) -> Result<(), LimitError> {
         self.limiter.state().take(self.client, count)?;
         self.count += count;
@@ -247,7 +253,7 @@ mod tests {
         ClientAddress::from(text.parse::<IpAddr>().unwrap())
     }
 
-    /// Takes as many as there are for this caller, and why no more.
+    /// Takes permits until one is refused; returns them and the error.
     fn all(limiter: &PerAddressLimiter, client: ClientAddress) -> (Vec<Permit>, LimitError) {
         let mut taken = Vec::new();
         loop {
@@ -348,7 +354,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes and goes: counts fit what is held, and who has none finds one while any is free.
+        /// Counts match the permits held, and a client without permits gets one while any is free.
         #[test]
         fn whoever_has_none_finds_one_while_any_is_free(
             steps in proptest::collection::vec((0u8..6, any::<bool>()), 0..200),

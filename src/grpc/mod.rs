@@ -1,4 +1,5 @@
-//! How programs talk: endpoints and servers, the codec of downloads, and limits per client address.
+//! gRPC between processes: endpoints and servers, the download codec, and limits per client
+//! address.
 
 pub mod counting_codec;
 pub mod download_codec;

@@ -1,10 +1,13 @@
-//! A server's connections as they come: counted, made to speak soon, and cut when the server must end.
+//! Accepts connections: limits their number, requires a prompt start, and closes them on shutdown.
 //!
-//! Invariant: at most as many connections are open as there are places, and one address never takes
-//! all; one more takes the place of an idle one, or is closed at once, so that its caller does not
-//! wait for nothing. A connection that has not sent HTTP/2's opening bytes in time is closed: the
-//! server's own probes begin only after them. So is one that is idle for long, or does not read
-//! ([`crate::grpc::transport::clients`]).
+//! Invariants:
+//! - The limiter bounds the number of open connections, in total and per address. Above the limit,
+//!   a new connection evicts an idle one or is closed immediately, so that its client does not
+//!   wait in vain.
+//! - A connection that does not send the HTTP/2 preface in time is closed, since the server's
+//!   keepalive starts only after it.
+//! - A connection that is idle for long or does not read its responses is closed
+//!   ([`crate::grpc::transport::clients`]).
 
 use std::{
     fmt, io,
@@ -28,26 +31,27 @@ use crate::grpc::{
     transport::clients::{ClientConnection, Clients, OpenConnectionGuard, SWEEP_INTERVAL},
 };
 
-/// How long a connection may take to begin: longer than a lost packet sent again twice.
+/// Deadline for the connection preface: enough to retransmit a lost packet twice.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes that the system takes of a connection ahead of what it may send: enough that the link never waits for the program. More would
-/// be a queue that nobody can take anything back from, and that looks sent to those who take turns.
+/// Unsent bytes that the kernel buffers per connection: enough to keep the link busy. A larger
+/// buffer is a queue from which nothing can be withdrawn, and whose bytes the upload scheduler
+/// counts as sent.
 #[cfg(target_os = "linux")]
 const NOTSENT_LOWAT: u32 = 256 * 1024;
 
 /// Length of HTTP/2's connection preface (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
 
-/// How long to wait after the system refused a connection, as when it has no more file descriptors.
+/// Pause after a failed accept, for example when no file descriptors are left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// What accepts connections.
+/// A listener that accepts connections.
 pub trait Accept: Send + Sync + 'static {
-    /// A connection.
+    /// The connection type.
     type Io: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static;
 
-    /// The next one, and the client's address where it has one. Cancel-safe.
+    /// Accepts a connection and returns it with the client's address, if it has one. Cancel-safe.
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Io, Option<SocketAddr>)>> + Send;
 }
 
@@ -56,7 +60,7 @@ impl Accept for TcpListener {
 
     async fn accept(&self) -> io::Result<(TcpStream, Option<SocketAddr>)> {
         let (stream, address) = self.accept().await?;
-        // Only slower where the system does not do it.
+        // On failure the connection is only slower.
         let _ = stream.set_nodelay(true);
         #[cfg(target_os = "linux")]
         let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(NOTSENT_LOWAT);
@@ -72,7 +76,7 @@ impl Accept for UnixListener {
     }
 }
 
-/// One connection of a listener. Gives its place back when it is dropped.
+/// One accepted connection. Returns its permit when dropped.
 pub struct Connection<S> {
     stream: S,
     open: OpenConnectionGuard,
@@ -81,8 +85,8 @@ pub struct Connection<S> {
     disconnect: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-/// Connections of a listener, as many at a time as there are places, all cut by `disconnect`. Never ends and never fails: what the system
-/// refuses is asked for again after a pause.
+/// The connections of a listener, limited by `limiter` and closed by `disconnect`. The stream
+/// never ends and never fails: it retries after a pause if the system refuses a connection.
 pub fn connections<L: Accept>(
     listener: L,
     limiter: PerAddressLimiter,
@@ -95,7 +99,7 @@ pub fn connections<L: Accept>(
         state,
         |(listener, limiter, disconnect, clients, mut sweep)| async move {
             loop {
-                // Both arms are cancel-safe.
+                // Both branches are cancel-safe.
                 let accepted = tokio::select! {
                     accepted = listener.accept() => accepted,
                     _ = sweep.tick() => {
@@ -137,7 +141,7 @@ pub fn connections<L: Accept>(
 }
 
 impl<S> Connection<S> {
-    /// The connection as those see it who serve its calls.
+    /// The handle for the handlers of the connection's calls.
     pub const fn client(&self) -> &ClientConnection {
         self.open.client()
     }
@@ -160,8 +164,8 @@ impl<S: Connected> Connected for Connection<S> {
 }
 
 impl<S> Connection<S> {
-    /// What was written, unless nothing could be and the connection is to end. What waits to write
-    /// may read nothing meanwhile.
+    /// Fails a pending write if the connection must close. A connection that waits to write may
+    /// never be polled for reading.
     fn written<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         match polled.is_pending() && self.disconnect.as_mut().poll(cx).is_ready() {
             true => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
@@ -245,7 +249,7 @@ mod tests {
         PerAddressLimiter::new(max, MaxShare::ALL)
     }
 
-    /// Accepts what a test hands over.
+    /// Accepts the connections that a test passes in.
     struct Handed(Mutex<mpsc::UnboundedReceiver<DuplexStream>>);
 
     impl Accept for Handed {
@@ -260,7 +264,7 @@ mod tests {
         }
     }
 
-    /// Gives a caller's end for each connection made.
+    /// Returns a function that opens a connection and gives its client end.
     fn listener() -> (impl Fn() -> DuplexStream, Handed) {
         let (hand, handed) = mpsc::unbounded_channel();
         let call = move || {

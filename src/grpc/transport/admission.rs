@@ -1,21 +1,22 @@
-//! What one call may take, and all calls of one port together: a layer around everything that is
-//! served there.
+//! Admission control: a tower layer that bounds the resources of each call, and of all calls of
+//! one port.
 //!
 //! | budget | what is counted | until |
 //! |---|---|---|
-//! | calls | calls that have no answer yet | the answer begins |
-//! | diagnostics | reflection, and watches of the server's health | the stream has ended |
-//! | incoming bytes | what came of large requests | the call is answered |
-//! | unread bytes | answers | the client took them |
+//! | calls | calls without a response | the response starts |
+//! | diagnostics | reflection streams and health watches | the stream ends and is read |
+//! | incoming bytes | received bytes of large requests | the service responds |
+//! | unread bytes | response bytes | the client reads them |
 //!
-//! One client takes at most its share of each ([`crate::grpc::limiter`]); what goes past it is refused
-//! with [`Reason::Busy`]. A request is collected before it is decoded, with a bound for each kind
-//! of call and a time limit, so that half a request holds no more than what was sent of it. An
-//! answer to one request is made whole before it goes out: HTTP/2 would keep what it was made from
-//! for as long as the client lets nothing through.
+//! One client gets at most its share of each budget ([`crate::grpc::limiter`]). A call beyond it
+//! is rejected with [`Reason::Busy`].
 //!
-//! Non-goals: bulk data, which has rules of its own (a call that is [`CallKind::SelfBounded`]), and
-//! who may call at all.
+//! A request is collected before it is decoded, with a size limit for its kind of call and a
+//! deadline, so that an incomplete request holds only the bytes received. A unary response is
+//! collected before it is sent: otherwise HTTP/2 would keep its source alive until the client
+//! reads it.
+//!
+//! Non-goals: bulk data, which has its own limits ([`CallKind::SelfBounded`]), and authorization.
 
 use std::{
     collections::VecDeque,
@@ -43,72 +44,70 @@ use crate::{
     },
 };
 
-/// Largest request of most calls, in bytes: ids and short texts, with room for what later versions
-/// add.
+/// Maximum request size of most calls, in bytes: ids and short texts, with room for new fields.
 pub const SMALL_REQUEST: usize = 4 * 1024;
 
-/// Most bytes of requests in one reflection stream: some hundred questions.
+/// Maximum bytes of requests in one reflection stream: about a hundred requests.
 const MAX_REFLECTION_REQUESTS: usize = 16 * 1024;
 
-/// How long a reflection stream may take: a tool asks and goes.
+/// Maximum duration of a reflection stream: tools ask a few questions and disconnect.
 const REFLECTION_TIME: Duration = Duration::from_secs(60);
 
-/// How long a small request may take to come.
+/// Deadline for receiving a small request.
 const SMALL_REQUEST_TIME: Duration = Duration::from_secs(10);
 
-/// How long a large one may take: 2 MiB over 1 Mbit/s.
+/// Deadline for receiving a large request: 2 MiB at 1 Mbit/s takes about 17 s.
 const LARGE_REQUEST_TIME: Duration = Duration::from_secs(20);
 
-/// Calls without an answer at once: each takes 10 KiB or so, headers and a small request among
-/// them.
+/// Maximum calls without a response. Each takes about 10 KiB, including headers and a small
+/// request.
 const MAX_CALLS: usize = 4096;
 
-/// Diagnostic streams at once: each takes some 40 KiB.
+/// Maximum concurrent diagnostic streams. Each takes about 40 KiB.
 const MAX_DIAGNOSTICS: usize = 128;
 
-/// Bytes of an answer that count beside its own: streams, headers and what is kept about it.
+/// Overhead in bytes per response: stream, headers and bookkeeping.
 const ANSWER_OVERHEAD: usize = 4 * 1024;
 
-/// Bytes of an answer that are taken back at once: so small that a slow link shows that it is read.
+/// Size of a response part in bytes: small enough that parts are read in time on a slow link.
 const PART: usize = 64 * 1024;
 
-/// When a client that is turned away may come again.
+/// When a rejected client may retry.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Largest header list of a request, in bytes: several times what gRPC and a proxy put there.
+/// Maximum header list size of a request, in bytes: several times what gRPC and a proxy send.
 pub const MAX_HEADERS: u32 = 8 * 1024;
 
-/// What a call is held to.
+/// The limits of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallKind {
-    /// One request of at most so many bytes, and one answer.
+    /// One request of limited size and one response.
     Unary {
-        /// In bytes.
+        /// Maximum request size in bytes.
         max_request: usize,
     },
-    /// One small request, and a stream of answers.
+    /// One small request and a stream of responses.
     Watch,
-    /// One request of at most so many bytes, whose answers bound themselves.
+    /// One request of limited size, with responses that the handler bounds.
     SelfBounded {
-        /// In bytes.
+        /// Maximum request size in bytes.
         max_request: usize,
     },
     /// A watch of the server's health.
     HealthWatch,
-    /// Questions and answers about what is served.
+    /// A reflection stream.
     Reflection,
-    /// A call of the owner: only known to be open.
+    /// A call of the owner. Not limited, but keeps its connection active.
     Trusted,
 }
 
 impl CallKind {
-    /// A call with a small request and one answer.
+    /// A call with a small request and one response.
     pub const SMALL: Self = Self::Unary {
         max_request: SMALL_REQUEST,
     };
 
-    /// What a call of the services that every port has is held to; [`CallKind::SMALL`] for any
-    /// other.
+    /// The kind of a health or reflection call; [`CallKind::SMALL`] for any other path.
     pub fn of_common(path: &str) -> Self {
         match path {
             "/grpc.health.v1.Health/Watch" => Self::HealthWatch,
@@ -121,7 +120,7 @@ impl CallKind {
         matches!(self, Self::HealthWatch | Self::Reflection)
     }
 
-    /// `None` where requests are a stream, or trusted.
+    /// `None` if requests are a stream or not limited.
     const fn max_request(self) -> Option<usize> {
         match self {
             Self::Unary { max_request } | Self::SelfBounded { max_request } => Some(max_request),
@@ -131,29 +130,29 @@ impl CallKind {
     }
 }
 
-/// What a rate limiter is told.
+/// What a call costs the rate limiter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cost {
-    /// A diagnostic call is about to begin, and may be refused.
+    /// A diagnostic call starts. The limiter may reject it.
     Diagnostic,
-    /// So many bytes are about to be sent. They are counted, not refused.
+    /// A response of this many bytes is sent. Counted, never rejected.
     Answer(usize),
 }
 
 type Charge = Arc<dyn Fn(Option<IpAddr>, Cost) -> Result<(), Problem> + Send + Sync>;
 
-/// How much a port has for all its callers, in bytes.
+/// Budgets of a port for all its clients.
 #[derive(Debug, Clone, Copy)]
 pub struct Budgets {
-    /// Of large requests that are not answered.
+    /// Maximum bytes of large requests without a response.
     pub incoming: usize,
-    /// Of answers that are unread.
+    /// Maximum bytes of unread responses.
     pub unread: usize,
-    /// What one client takes at most of what others leave.
+    /// Share of the free budget that one client may take.
     pub max_share: MaxShare,
 }
 
-/// See the module. Cheap to clone; all clones are one.
+/// The admission layer. Clones share their budgets.
 #[derive(Clone)]
 pub struct Admission {
     shared: Arc<AdmissionShared>,
@@ -180,12 +179,12 @@ impl fmt::Debug for Admission {
 }
 
 impl Admission {
-    /// Holds calls to `budgets`; `kind` tells from a call's path what it is.
+    /// A layer with these budgets. `kind` maps a call's path to its limits.
     pub fn new(budgets: Budgets, kind: fn(&str) -> CallKind) -> Self {
         Self::charging(budgets, kind, None)
     }
 
-    /// The same with a rate limiter, which is told what each client costs.
+    /// Like [`Admission::new`], with a rate limiter that `charge` calls for each cost of a client.
     pub fn with_rate_limiter(
         budgets: Budgets,
         kind: fn(&str) -> CallKind,
@@ -194,7 +193,7 @@ impl Admission {
         Self::charging(budgets, kind, Some(Arc::new(charge)))
     }
 
-    /// Calls of the owner, which are only known to be open: their connection is not idle.
+    /// A layer for the owner's calls: no limits, only tracks activity.
     pub fn trusting() -> Self {
         let budgets = Budgets {
             incoming: 0,
@@ -218,12 +217,12 @@ impl Admission {
         }
     }
 
-    /// Bytes of large requests that are not answered.
+    /// Bytes of large requests without a response.
     pub fn incoming_bytes(&self) -> usize {
         self.shared.incoming.in_use()
     }
 
-    /// Bytes of answers that are unread.
+    /// Bytes of unread responses.
     pub fn unread_bytes(&self) -> usize {
         self.shared.unread.in_use()
     }
@@ -245,7 +244,7 @@ impl<S> Layer<S> for Admission {
     }
 }
 
-/// A service whose calls are admitted one by one.
+/// A service behind the admission layer.
 #[derive(Clone)]
 pub struct Admitted<S> {
     shared: Arc<AdmissionShared>,
@@ -269,7 +268,7 @@ where
     type Future = Answering<S::Error>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        // The service is waited for once the request is there.
+        // The call waits for the inner service after it received the request.
         Poll::Ready(Ok(()))
     }
 
@@ -291,7 +290,7 @@ where
     }
 }
 
-/// One call.
+/// One call and its limits.
 struct AdmittedCall {
     kind: CallKind,
     client: ClientConnection,
@@ -299,7 +298,7 @@ struct AdmittedCall {
 }
 
 impl AdmittedCall {
-    /// The service's answer; an error where the call is not admitted.
+    /// Runs the call. The outer error means that it was not admitted.
     async fn answer<S>(
         self,
         mut service: S,
@@ -388,7 +387,7 @@ impl AdmittedCall {
         charge(self.client.address().map(|address| address.ip()), cost)
     }
 
-    /// The request, once all of it is there. What is beyond a small one counts as incoming.
+    /// Receives the whole request. A request above the small size counts as incoming.
     async fn collect(
         &self,
         mut body: Body,
@@ -420,7 +419,7 @@ impl AdmittedCall {
                     };
                     taken.map_err(|why| busy("large requests", why))?;
                 }
-                // Copied, so that a few bytes do not hold what they were read into.
+                // Copied, so that a few bytes do not keep their read buffer alive.
                 bytes.extend_from_slice(&data);
                 if declared(&bytes).is_some_and(|declared| declared > max) {
                     return Err(too_large());
@@ -441,9 +440,10 @@ impl AdmittedCall {
         Ok(bytes.freeze())
     }
 
-    /// A budget for an answer of so many bytes.
+    /// Takes budget for a response of `bytes` bytes.
     fn take_unread(&self, bytes: usize) -> Result<Arc<Permit>, Problem> {
-        // It is counted all the same, and who asks for too much is told at the next call.
+        // The limiter counts the response but does not reject it; it rejects the client's next
+        // call.
         let _ = self.charge(Cost::Answer(bytes));
         let taken = self
             .shared
@@ -451,14 +451,14 @@ impl AdmittedCall {
             .take_many(self.client.client(), bytes + ANSWER_OVERHEAD);
         taken.map(Arc::new).map_err(|why| {
             if why == LimitError::Full {
-                // Whoever does not read makes room for whoever may, and comes again.
+                // Frees budget for later calls by closing a connection that does not read.
                 self.client.evict_hoarder();
             }
             busy("answers that are not read yet", why)
         })
     }
 
-    /// The whole answer, in parts that count until they were taken.
+    /// Collects the response into parts that count as unread until the client reads them.
     async fn whole(&self, mut body: Body, activity: Activity) -> Result<Body, Problem> {
         let mut data = BytesMut::new();
         let mut single: Option<Bytes> = None;
@@ -490,10 +490,10 @@ impl AdmittedCall {
     }
 }
 
-/// Bytes before a message (gRPC over HTTP/2, "Length-Prefixed-Message").
+/// Length of a message's header in bytes (gRPC over HTTP/2, "Length-Prefixed-Message").
 const MESSAGE_HEADER: usize = 5;
 
-/// How long a message says that it is, once its header is there.
+/// The declared message length, if the header is complete.
 fn declared(bytes: &[u8]) -> Option<usize> {
     let (header, _) = bytes.split_first_chunk::<MESSAGE_HEADER>()?;
     let [_, length @ ..] = *header;
@@ -508,7 +508,7 @@ fn busy(what: &str, why: LimitError) -> Problem {
     Problem::new(Reason::Busy, message).retry_after(RETRY_AFTER)
 }
 
-/// An answer that is there as a whole.
+/// A complete response in memory.
 struct UnaryBody {
     parts: VecDeque<Bytes>,
     trailers: Option<HeaderMap>,
@@ -535,7 +535,7 @@ impl http_body::Body for UnaryBody {
     }
 }
 
-/// An answer whose call is open until it ends.
+/// A response that keeps its call active until it ends.
 struct StreamBody {
     body: Body,
     _activity: Activity,
@@ -561,7 +561,7 @@ impl http_body::Body for StreamBody {
     }
 }
 
-/// A stream of answers, each of which counts until it was taken.
+/// A stream of responses, each counted until the client reads it.
 struct CountedBody {
     body: Body,
     limit: Option<Pin<Box<Sleep>>>,
@@ -597,7 +597,7 @@ impl http_body::Body for CountedBody {
             Err(problem) => return Poll::Ready(Some(Err(problem.into()))),
         };
         let counted = match &self.diagnostic {
-            // What lies unread holds its place even when the stream has ended.
+            // An unread response holds its permit even after the stream ended.
             Some(place) => hold(counted, Arc::clone(place)),
             None => counted,
         };
@@ -609,7 +609,7 @@ impl http_body::Body for CountedBody {
     }
 }
 
-/// The same bytes, which hold this place until the last of their memory is dropped.
+/// Wraps `bytes` so that they hold the permit until the last reference to their memory is dropped.
 fn hold(bytes: Bytes, place: Arc<Permit>) -> Bytes {
     struct Held(
         Bytes,

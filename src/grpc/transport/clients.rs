@@ -1,14 +1,14 @@
-//! The open connections of one listener: who is idle, and who leaves answers unread.
+//! Open connections of one listener; closes those that are idle or leave responses unread.
 //!
-//! A connection is **idle** while it has no open call and no answer lies unread. It is closed after
-//! [`IDLE_TIMEOUT`], and earlier where the listener is full and somebody else wants its place.
-//! HTTP/2 keeps an answer for as long as its client does not let it through, and only the end of
-//! the connection takes it back. So each part of an answer has a deadline: [`UNREAD_GRACE`], and
-//! the time that all that was unread before it takes at [`SLOWEST`]. A connection that misses one
-//! is closed.
+//! - A connection is **idle** while it has no open call and no unread response. It is closed after
+//!   [`IDLE_TIMEOUT`], or earlier if the listener is full and a new client needs the permit.
+//! - HTTP/2 buffers a response until the client's flow control admits it, and only closing the
+//!   connection frees the buffer. So each part of a response has a deadline: [`UNREAD_GRACE`],
+//!   plus the time to send all unread bytes up to its end at [`SLOWEST`]. A connection that misses
+//!   a deadline is closed.
 //!
-//! Invariant: what is counted here is bounded by the listener's places and by the budget of answers
-//! ([`crate::grpc::transport::admission`]).
+//! Invariant: the listener's permits and the budget of unread responses bound the size of this
+//! state ([`crate::grpc::transport::admission`]).
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -27,35 +27,35 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::grpc::limiter::{ClientAddress, LimitError, Permit};
 
-/// How long a connection may be idle: much longer than a peer's usual heartbeat takes to come, so
-/// that it keeps its connection.
+/// How long a connection may stay idle. Much longer than the usual interval between a peer's
+/// heartbeats, so that a peer keeps its connection.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// How long a connection has to be idle before another takes its place: longer than a client takes
-/// between two calls.
+/// Minimum idle time before another client may evict a connection: longer than the pause between
+/// two calls of a client.
 const EVICTABLE: Duration = Duration::from_secs(1);
 
-/// Shortest time between two looks through all connections for a source that has its share.
+/// Minimum time between two searches for an idle connection of a client that has used its share.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
-/// How long a part of an answer may lie unread: longer than an honest client is held up that lets
-/// more through only once it has read half of its window.
+/// How long a part of a response may stay unread. A client may open its window again only after it
+/// has read half of it; this is longer than an honest client takes.
 pub const UNREAD_GRACE: Duration = Duration::from_secs(30);
 
-/// The slowest link that still counts as read, in bytes a second.
+/// Slowest link that still counts as reading, in bytes per second.
 const SLOWEST: u64 = 8 * 1024;
 
-/// How long an answer has to lie unread before its connection is closed for the sake of others who
-/// find no room for theirs.
+/// Minimum time that a response is unread before its connection may be closed to free budget for
+/// others.
 const HOARDED: Duration = Duration::from_secs(2);
 
-/// Calls of one connection that are worked on at the same time; further ones wait their turn.
+/// Maximum concurrent calls per connection; further calls wait.
 const CALLS_AT_ONCE: usize = 64;
 
-/// How often connections are looked through.
+/// Interval of the checks for idle and overdue connections.
 pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 
-/// All open connections of a listener. Cheap to clone; all clones are one.
+/// All open connections of a listener. Clones share their state.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Clients {
     shared: Arc<ClientTable>,
@@ -70,7 +70,7 @@ struct ClientTable {
 struct ClientTableState {
     next: u64,
     open: HashMap<u64, Arc<ConnectionRecord>>,
-    /// When all were last looked through for a source that has its share.
+    /// Time of the last search for an idle connection of a client that has used its share.
     last_sweep: Option<Instant>,
 }
 
@@ -80,7 +80,7 @@ impl ClientTable {
     }
 }
 
-/// One open connection, as those who serve its calls see it. Cheap to clone; all clones are one.
+/// Handle of one open connection, for the handlers of its calls. Clones share their state.
 #[derive(Debug, Clone)]
 pub struct ClientConnection {
     shared: Arc<ConnectionRecord>,
@@ -91,19 +91,19 @@ struct ConnectionRecord {
     client: ClientAddress,
     address: Option<SocketAddr>,
     disconnect: CancellationToken,
-    /// `None` once another connection has it.
+    /// `None` once another connection took the permit.
     permit: Mutex<Option<Permit>>,
     table: Weak<ClientTable>,
     opened_at: Instant,
-    /// Calls that are open, and parts of answers that are unread.
+    /// Number of open calls and unread response parts.
     active: AtomicUsize,
-    /// When the last of them ended, in milliseconds since `opened_at`.
+    /// When `active` last became zero, in milliseconds since `opened_at`.
     idle_since: AtomicU64,
     unread: Mutex<UnreadAnswers>,
     calls_at_once: Arc<Semaphore>,
 }
 
-/// Parts of answers that lie with HTTP/2.
+/// Response parts that HTTP/2 holds.
 #[derive(Debug, Default)]
 struct UnreadAnswers {
     next: u64,
@@ -127,7 +127,7 @@ impl ConnectionRecord {
         self.permit.lock()
     }
 
-    /// How long it has been idle; `None` while it is not.
+    /// How long the connection has been idle; `None` if it is active.
     fn idle(&self, now: Instant) -> Option<Duration> {
         if self.active.load(Ordering::Relaxed) > 0 {
             return None;
@@ -136,12 +136,12 @@ impl ConnectionRecord {
         Some(now.duration_since(self.opened_at).saturating_sub(since))
     }
 
-    /// Whether some part of an answer was not taken in time.
+    /// Whether a response part missed its deadline.
     fn is_overdue(&self, now: Instant) -> bool {
         self.unread().parts.values().any(|part| part.deadline <= now)
     }
 
-    /// How long its oldest part lies unread.
+    /// Age of the oldest unread part.
     fn hoards(&self, now: Instant) -> Duration {
         let unread = self.unread();
         let oldest = unread.parts.values().next();
@@ -157,7 +157,7 @@ impl ConnectionRecord {
 }
 
 impl Clients {
-    /// Counts a connection until its guard is dropped.
+    /// Adds a connection until the guard is dropped.
     pub(crate) fn open(
         &self,
         source: ClientAddress,
@@ -189,13 +189,15 @@ impl Clients {
         }
     }
 
-    /// Closes the connection that is idle for longest, and gives its place: to anybody where all
-    /// are taken, to another of its own source where that has its share. `None` where none is idle.
+    /// Closes the connection that has been idle longest and returns its permit. If the listener is
+    /// full, any client's connection qualifies; if `source` has used its share, only its own.
+    /// `None` if no connection qualifies.
     pub(crate) fn evict(&self, source: ClientAddress, why: LimitError) -> Option<Permit> {
         let now = Instant::now();
         let mut state = self.shared.state();
         if why == LimitError::AddressShare {
-            // Only a place of its own is in question: not worth a look for each attempt.
+            // Only one of the client's own permits can be freed, so a search per attempt is not
+            // worth its cost.
             let recently = |last: Instant| now.duration_since(last) < BETWEEN_LOOKS;
             if state.last_sweep.is_some_and(recently) {
                 return None;
@@ -212,7 +214,7 @@ impl Clients {
             .filter_map(|connection| Some((connection.idle(now)?, connection)))
             .filter(|(idle, _)| *idle >= EVICTABLE)
             .collect::<Vec<_>>();
-        // Whoever has most gives first.
+        // The client with the most connections loses one first.
         let (_, evicted) = idle
             .into_iter()
             .max_by_key(|(idle, connection)| (connections.get(&connection.client).copied(), *idle))?;
@@ -223,19 +225,19 @@ impl Clients {
         place
     }
 
-    /// Closes connections that are idle for too long or left an answer unread for too long.
+    /// Closes connections that are idle for too long or have an overdue response part.
     pub(crate) fn sweep(&self) {
         let now = Instant::now();
         let state = self.shared.state();
         let late = state.open.values().filter(|connection| {
             connection.idle(now).is_some_and(|idle| idle >= IDLE_TIMEOUT) || connection.is_overdue(now)
         });
-        // Only wakes the connection's task: what it holds goes there.
+        // Only wakes the connection's task, which frees its resources.
         late.for_each(|connection| connection.disconnect.cancel());
     }
 }
 
-/// A connection for as long as it is open.
+/// Keeps a connection in the table while it is open.
 #[derive(Debug)]
 pub(crate) struct OpenConnectionGuard {
     client: ClientConnection,
@@ -244,7 +246,7 @@ pub(crate) struct OpenConnectionGuard {
 }
 
 impl OpenConnectionGuard {
-    /// As those see it who serve its calls.
+    /// The handle for the handlers of the connection's calls.
     pub(crate) const fn client(&self) -> &ClientConnection {
         &self.client
     }
@@ -254,24 +256,24 @@ impl Drop for OpenConnectionGuard {
     fn drop(&mut self) {
         let connection = self.table.state().open.remove(&self.number);
         drop(connection);
-        // Clones may outlive the connection; its place must not.
+        // Clones of the handle may outlive the connection; its permit must not.
         let place = self.client.shared.place().take();
         drop(place);
     }
 }
 
 impl ClientConnection {
-    /// Where it comes from.
+    /// The client's identity for limits.
     pub fn client(&self) -> ClientAddress {
         self.shared.client
     }
 
-    /// The client's address, where it has one.
+    /// The client's socket address, if it has one.
     pub fn address(&self) -> Option<SocketAddr> {
         self.shared.address
     }
 
-    /// A connection that nothing is known of and that cannot be closed.
+    /// A connection without known client, which cannot be closed.
     pub(crate) fn unknown() -> Self {
         let shared = ConnectionRecord {
             client: ClientAddress::LOCAL,
@@ -290,7 +292,7 @@ impl ClientConnection {
         }
     }
 
-    /// Counts as active until the guard is dropped.
+    /// Marks the connection as active until the guard is dropped.
     pub fn activity(&self) -> Activity {
         self.shared.active.fetch_add(1, Ordering::Relaxed);
         Activity {
@@ -298,18 +300,18 @@ impl ClientConnection {
         }
     }
 
-    /// Resolves once the connection is to end.
+    /// Resolves when the connection must close.
     pub(crate) fn disconnected(&self) -> WaitForCancellationFutureOwned {
         self.shared.disconnect.clone().cancelled_owned()
     }
 
-    /// A permit for each call that is worked on.
+    /// One permit per call in progress.
     pub(crate) fn calls_at_once(&self) -> &Arc<Semaphore> {
         &self.shared.calls_at_once
     }
 
-    /// The same bytes, which count as unread until the last of their memory is dropped, as does
-    /// `budget`.
+    /// Wraps `bytes` so that they count as unread, and hold `budget`, until the last reference to
+    /// their memory is dropped.
     pub(crate) fn count_unread(&self, bytes: Bytes, budget: Arc<Permit>) -> Bytes {
         let now = Instant::now();
         let mut unread = self.shared.unread();
@@ -332,8 +334,8 @@ impl ClientConnection {
         })
     }
 
-    /// Closes the connection of this listener whose oldest answer lies unread for longest, if that
-    /// is for long.
+    /// Closes the listener's connection with the oldest unread response, if that is older than
+    /// [`HOARDED`].
     pub(crate) fn evict_hoarder(&self) {
         let Some(table) = self.shared.table.upgrade() else {
             return;
@@ -348,7 +350,7 @@ impl ClientConnection {
     }
 }
 
-/// A call that is open. Dropping it ends it.
+/// An open call. Ends when dropped.
 #[derive(Debug)]
 pub struct Activity {
     connection: Arc<ConnectionRecord>,
@@ -360,7 +362,7 @@ impl Drop for Activity {
     }
 }
 
-/// Bytes on their way that count as unread.
+/// Unread bytes of a response.
 struct UnreadGuard {
     bytes: Bytes,
     number: u64,
@@ -459,7 +461,7 @@ mod tests {
         let mut reading: std::collections::VecDeque<_> = (0..60)
             .map(|_| slow.client().count_unread(part(), budget(1)))
             .collect();
-        // One part a second is as slow as a link may be.
+        // One part per second is the slowest accepted rate.
         while reading.pop_front().is_some() {
             tokio::time::advance(Duration::from_secs(1)).await;
             clients.sweep();

@@ -1,4 +1,4 @@
-//! What a failed call says about the other side: is nobody there, is it slow, or is it something else than Potluck?
+//! Classifies failed calls: the server is unreachable, too slow, or not Potluck.
 
 use std::{error::Error, io};
 
@@ -9,22 +9,22 @@ use crate::{
     problem::{RAISE_OPEN_FILES, is_from_potluck},
 };
 
-/// What went wrong below gRPC.
+/// A failure below the gRPC layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Failure {
-    /// No connection, or it broke.
+    /// The connection failed or broke.
     Disconnected(String),
-    /// No answer in time.
+    /// No response before the deadline.
     TimedOut(String),
-    /// Bytes that are no HTTP/2, or an answer that is no gRPC.
+    /// The server does not speak HTTP/2, or its response is not gRPC.
     NotGrpc(String),
-    /// This process may open no more connections: nothing is known of the other side.
+    /// This process has too many open files. Says nothing about the server.
     NoDescriptors,
 }
 
 const NOT_HTTP2: &str = "it does not speak HTTP/2";
 
-/// That what answers at `place` speaks something else.
+/// The problem for a server at `endpoint` that does not speak HTTP/2.
 pub(crate) fn not_http2(service: &str, endpoint: &dyn std::fmt::Display) -> Problem {
     Problem::new(Reason::NotPotluck, foreign(service, endpoint, NOT_HTTP2))
 }
@@ -33,7 +33,7 @@ fn foreign(service: &str, endpoint: &dyn std::fmt::Display, why: &str) -> String
     format!("what answers at {endpoint} is no Potluck {service}: {why}")
 }
 
-/// The problem that a status from `place` is, where `service` was expected.
+/// The problem for a failed call to `service` at `endpoint`.
 pub(crate) fn problem(status: Status, service: &str, endpoint: &dyn std::fmt::Display) -> Problem {
     let failure = match is_from_potluck(&status) {
         true => None,
@@ -59,7 +59,7 @@ pub(crate) fn problem(status: Status, service: &str, endpoint: &dyn std::fmt::Di
     }
 }
 
-/// The failure that an error of the transport stands for. Also where no status was made of it, as when connecting.
+/// The problem for a transport error without a status, such as a failed connection attempt.
 pub(crate) fn connect_problem(error: &(dyn Error + 'static), endpoint: &dyn std::fmt::Display) -> Problem {
     let why = match in_chain(error) {
         Some(Failure::TimedOut(why)) => {
@@ -89,7 +89,7 @@ fn in_chain(error: &(dyn Error + 'static)) -> Option<Failure> {
     let mut next = Some(error);
     let mut found = None;
     while let Some(error) = next {
-        // The innermost that is known says the most.
+        // The innermost recognised error is the most specific.
         found = failure(error).or(found);
         next = error.source();
     }
@@ -124,7 +124,8 @@ fn failure(error: &(dyn Error + 'static)) -> Option<Failure> {
         .then(|| Failure::Disconnected(root_cause(error)))
 }
 
-/// Potluck's own statuses say why; these codes without it come from something else, or from an answer that is no message.
+/// Classifies a status without Potluck's details: another server sent it, or the response did not
+/// decode.
 fn not_grpc(status: &Status) -> Option<Failure> {
     match status.code() {
         Code::Unknown | Code::Internal => Some(Failure::NotGrpc("its answer is no gRPC".into())),
@@ -133,7 +134,7 @@ fn not_grpc(status: &Status) -> Option<Failure> {
     }
 }
 
-/// The innermost cause of an error, which says the most.
+/// The message of the innermost cause, which is the most specific.
 fn root_cause(error: &(dyn Error + 'static)) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {

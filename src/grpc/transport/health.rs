@@ -1,4 +1,4 @@
-//! What every gRPC endpoint tells about itself: its health, and its services by reflection.
+//! Health and reflection services of every gRPC endpoint.
 
 use tonic::{
     body::Body,
@@ -10,10 +10,10 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{grpc::transport::admission::SMALL_REQUEST, proto::DESCRIPTORS};
 
-/// Under this name a health service tells of the whole server.
+/// The service name that stands for the whole server (`grpc.health.v1`).
 const WHOLE_SERVER: &str = "";
 
-/// What an endpoint says of its health. Serving until told otherwise.
+/// Reports an endpoint's health. Initially `SERVING`.
 #[derive(Debug, Clone)]
 pub struct Health {
     reporter: HealthReporter,
@@ -21,12 +21,12 @@ pub struct Health {
 }
 
 impl Health {
-    /// Tells everyone who asks or watches that the endpoint is about to end.
+    /// Reports `NOT_SERVING` to all clients, before the endpoint shuts down.
     pub async fn set_not_serving(&self) {
         self.set_serving(false).await;
     }
 
-    /// Tells everyone who asks or watches whether the endpoint can do its work.
+    /// Reports whether the endpoint can do its work.
     pub async fn set_serving(&self, serving: bool) {
         let status = if serving {
             ServingStatus::Serving
@@ -39,11 +39,11 @@ impl Health {
     }
 }
 
-/// A service with health (`grpc.health.v1`) and, where it `reflects`, reflection (v1 and v1alpha)
-/// beside it; reflection lists only what is served here.
+/// Adds health (`grpc.health.v1`) to a service and, if `reflects` is set, reflection (v1 and
+/// v1alpha). Reflection lists only the services of this endpoint.
 ///
 /// # Errors
-/// Where the services' own description cannot be read, which is a defect.
+/// The embedded descriptors are invalid, which is a bug.
 pub async fn with_health_and_reflection<S>(
     service: S,
     reflects: bool,

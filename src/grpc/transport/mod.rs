@@ -1,4 +1,4 @@
-//! Endpoints, channels and servers with the HTTP/2 settings that all parts use.
+//! Endpoints, channels and servers with shared HTTP/2 settings.
 
 mod accept;
 pub mod admission;
@@ -31,54 +31,57 @@ pub use self::{
 };
 use crate::{Problem, Reason, problem::is_from_potluck};
 
-/// Receive window of one stream, in bytes: two of the largest chunks, so that a sender never waits for an answer on a LAN.
+/// Receive window of a stream, in bytes: two of the largest chunks, so that a sender on a LAN
+/// never waits for a window update.
 pub const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 
-/// Receive window of one connection, in bytes: at least four streams at full window.
+/// Receive window of a connection, in bytes: four streams at full window.
 pub const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
 
-/// The same of both for bulk data over a long path, at most: what a peer can send that was not asked for, before it is noticed.
+/// Maximum window for bulk data over a long path, in bytes. Bounds the unrequested data that a
+/// peer can send before it is detected.
 pub const MAX_BULK_WINDOW: u32 = 16 * 1024 * 1024;
 
-/// Bytes a second that a window for bulk data allows: twice 1 Gbit/s, as the window is renewed by halves.
+/// Rate that a window for bulk data must sustain, in bytes per second: twice 1 Gbit/s, since a
+/// window update is sent after half of it is used.
 const BULK_RATE: f64 = 2.0 * 125_000_000.0;
 
-/// Largest HTTP/2 frame a receiver takes, in bytes: more than 256 KiB of data with their headers. The default of 16 KiB makes that
-/// into dozens of frames.
+/// Maximum HTTP/2 frame size that a receiver accepts, in bytes: 256 KiB of data with headers, and
+/// some room. The default of 16 KiB would split that into many frames.
 pub const MAX_FRAME: u32 = 512 * 1024;
 
-/// Largest message a receiver decodes, in bytes: the largest page of the largest answers, with room.
+/// Maximum message size that a receiver decodes, in bytes: larger than the largest page of
+/// results.
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 
-/// How long a connection may take to open.
+/// Deadline for opening a connection.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long whatever accepted a connection may take to show that it speaks gRPC.
+/// Deadline for a server that accepted a connection to prove that it speaks gRPC.
 pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often a quiet connection is probed.
+/// Interval of keepalive pings on a connection without traffic.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long a probe may stay unanswered before the connection counts as dead.
+/// How long a keepalive ping may stay unanswered before the connection counts as dead.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Most streams a client may have open on one connection.
+/// Maximum concurrent streams per connection.
 pub const MAX_STREAMS: u32 = 1024;
 
-/// Where a service is reached.
+/// Address of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
-    /// Over TCP: `http://HOST:PORT`, or `HOST:PORT`.
+    /// TCP: `http://HOST:PORT`, or `HOST:PORT`.
     Http(Uri),
-    /// Over TCP at a link-local address, which needs the name or number of a network interface:
+    /// TCP at a link-local address with the name or number of a network interface:
     /// `http://[ADDR%INTERFACE]:PORT`.
     LinkLocal(LinkLocal),
-    /// Over a Unix socket: `unix:PATH`.
+    /// Unix socket: `unix:PATH`.
     Unix(PathBuf),
 }
 
-/// An address that means another machine on each network interface, and the interface (RFC 4007,
-/// section 11).
+/// A link-local IPv6 address with its zone, the network interface (RFC 4007, section 11).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkLocal {
     address: Ipv6Addr,
@@ -87,7 +90,7 @@ pub struct LinkLocal {
 }
 
 impl LinkLocal {
-    /// From `[ADDR%INTERFACE]:PORT`; `None` where it is something else.
+    /// Parses `[ADDR%INTERFACE]:PORT`; `None` for any other text.
     fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.strip_prefix('[')?.rsplit_once("]:")?;
         let (address, zone) = host.split_once('%')?;
@@ -102,7 +105,7 @@ impl LinkLocal {
         })
     }
 
-    /// As the system takes it.
+    /// The address with its zone, as the resolver expects it.
     fn host(&self) -> String {
         format!("{}%{}", self.address, self.zone)
     }
@@ -114,14 +117,14 @@ impl fmt::Display for LinkLocal {
     }
 }
 
-/// Longest name of a network interface, in bytes: twice what systems allow.
+/// Maximum length of an interface name, in bytes: twice the limit of common systems.
 const MAX_ZONE: usize = 32;
 
-/// An address to listen on, as a person types it: `ADDR:PORT`, or `[ADDR%INTERFACE]:PORT` for one
-/// that is link-local.
+/// Parses an address to listen on: `ADDR:PORT`, or `[ADDR%INTERFACE]:PORT` for a link-local
+/// address.
 ///
 /// # Errors
-/// What is wrong with it.
+/// A message for the user: the text is not an address, or the interface does not exist.
 pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     let Some(link_local) = LinkLocal::parse(text) else {
         return text.parse().map_err(|_| {
@@ -141,7 +144,7 @@ impl FromStr for Endpoint {
     fn from_str(text: &str) -> Result<Self, Problem> {
         let bad = |why: &str| Problem::new(Reason::InvalidAddress, format!("`{text}` is no address: {why}"));
         if let Some(path) = text.strip_prefix("unix:") {
-            // `unix:///path` is what gRPC's naming document writes.
+            // gRPC's naming document allows `unix:///path`.
             let path = path.strip_prefix("//").unwrap_or(path);
             if path.is_empty() {
                 return Err(bad("give unix:PATH"));
@@ -192,21 +195,22 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// Opens a connection and makes sure that gRPC is spoken there, within [`CONNECT_TIMEOUT`] and [`RESPONSE_TIMEOUT`].
+    /// Opens a connection and verifies that the server speaks gRPC, within [`CONNECT_TIMEOUT`] and
+    /// [`RESPONSE_TIMEOUT`].
     ///
     /// # Errors
-    /// [`Reason::Unreachable`] where nothing answers, [`Reason::TimedOut`] where it does not answer in time,
-    /// [`Reason::NotPotluck`] where it is no gRPC. All name the endpoint.
+    /// [`Reason::Unreachable`] if nothing answers, [`Reason::TimedOut`] if there is no response in
+    /// time, [`Reason::NotPotluck`] if the server does not speak gRPC. All name the endpoint.
     pub async fn connect(&self) -> Result<Channel, Problem> {
         let channel = self.open().await?;
         self.probe(channel.clone()).await?;
         Ok(channel)
     }
 
-    /// Asks `grpc.health.v1` whether the whole server is serving, on a connection of its own.
+    /// Asks `grpc.health.v1` on a new connection whether the whole server is serving.
     ///
     /// # Errors
-    /// Those of [`Endpoint::connect`], and the problem that a server has with being asked.
+    /// Those of [`Endpoint::connect`], and any error of the health service.
     pub async fn is_serving(&self) -> Result<bool, Problem> {
         let mut health = HealthClient::new(self.open().await?);
         let answer = health.check(HealthCheckRequest::default());
@@ -214,15 +218,15 @@ impl Endpoint {
         Ok(response.status() == ServingStatus::Serving)
     }
 
-    /// Opens a connection within [`CONNECT_TIMEOUT`]. Whether gRPC is spoken there shows with the first call.
+    /// Opens a connection within [`CONNECT_TIMEOUT`]. Does not verify that the server speaks gRPC.
     ///
     /// # Errors
-    /// Those of [`Endpoint::connect`], as far as they show by then.
+    /// Those of [`Endpoint::connect`] that opening a connection can detect.
     pub async fn open(&self) -> Result<Channel, Problem> {
         self.open_from(None).await
     }
 
-    /// The same, leaving from this address of this machine where that can reach the endpoint.
+    /// Like [`Endpoint::open`], with `from` as the local address if that can reach the endpoint.
     ///
     /// # Errors
     /// Those of [`Endpoint::open`].
@@ -247,8 +251,8 @@ impl Endpoint {
         }
     }
 
-    /// Makes sure that what accepted the connection speaks gRPC. Any status will do: only the other side's health service could
-    /// have more to say, and not everyone may ask it.
+    /// Verifies that the server speaks gRPC. Any gRPC status is proof: the health service may be
+    /// missing or restricted.
     async fn probe(&self, channel: Channel) -> Result<(), Problem> {
         let mut health = HealthClient::new(channel);
         let request = HealthCheckRequest::default();
@@ -266,17 +270,18 @@ impl Endpoint {
         }
     }
 
-    /// A channel that connects when it is first used, and again after a failure.
+    /// A channel that connects on first use and reconnects after a failure.
     pub fn lazy_channel(&self) -> Channel {
         self.lazy_from(None)
     }
 
-    /// The same, leaving from this address of this machine where that can reach the endpoint.
+    /// Like [`Endpoint::lazy_channel`], with `from` as the local address if that can reach the
+    /// endpoint.
     pub fn lazy_from(&self, from: Option<IpAddr>) -> Channel {
         self.lazy_with(from, |endpoint| endpoint)
     }
 
-    /// Whether it is on this machine, as far as its host's name can be looked up now.
+    /// Whether the endpoint is on this machine. Resolves the host name if necessary.
     pub async fn is_local(&self) -> bool {
         let uri = match self {
             Self::Unix(_) => return true,
@@ -294,8 +299,8 @@ impl Endpoint {
         addresses.all(|address| address.ip().to_canonical().is_loopback())
     }
 
-    /// The same for bulk data of one server, over a path with this round trip: with windows that let a stream fill a link of some
-    /// Gbit/s, at most [`MAX_BULK_WINDOW`].
+    /// Like [`Endpoint::lazy_from`], for bulk data over a path with this round-trip time. The
+    /// windows let a stream fill a link of some Gbit/s, up to [`MAX_BULK_WINDOW`].
     pub fn lazy_bulk_channel(&self, round_trip: Duration, from: Option<IpAddr>) -> Channel {
         let window = (round_trip.as_secs_f64() * BULK_RATE) as u32;
         let window = window.clamp(STREAM_WINDOW, MAX_BULK_WINDOW);
@@ -322,10 +327,10 @@ impl Endpoint {
         }
     }
 
-    /// Waits for the answer to a call, but not for longer than `limit`. Of a stream, only its beginning is waited for.
+    /// Waits up to `limit` for the response to a call. For a stream, waits only for its start.
     ///
     /// # Errors
-    /// [`Reason::TimedOut`], and what [`Endpoint::problem`] makes of a status.
+    /// [`Reason::TimedOut`] after `limit`; otherwise the result of [`Endpoint::problem`].
     pub async fn call<T>(
         &self,
         service: &str,
@@ -341,7 +346,8 @@ impl Endpoint {
         }
     }
 
-    /// As [`Endpoint::problem`], with a second look at whoever broke the connection.
+    /// Converts a status like [`Endpoint::problem`], and probes the server if the connection
+    /// broke.
     async fn explain(&self, status: Status, service: &str) -> Problem {
         let told_by_service = is_from_potluck(&status);
         let problem = self.problem(status, service);
@@ -351,7 +357,8 @@ impl Endpoint {
         }
     }
 
-    /// Whoever broke the connection may be something else than Potluck.
+    /// Probes an unreachable endpoint: a server that is not Potluck may have broken the
+    /// connection.
     async fn identify_foreign(&self, problem: Problem, service: &str) -> Problem {
         if problem.reason == Reason::Unreachable && probe::is_not_http2(self).await {
             return failure::not_http2(service, self);
@@ -359,8 +366,8 @@ impl Endpoint {
         problem
     }
 
-    /// What a status from this endpoint means, where `service` was expected. Names the endpoint where nothing answers, or
-    /// something that is not Potluck.
+    /// Converts a status from this endpoint, a `service`. The message names the endpoint if it is
+    /// unreachable, too slow or not Potluck.
     pub fn problem(&self, status: Status, service: &str) -> Problem {
         failure::problem(status, service, self)
     }
@@ -374,7 +381,7 @@ impl Endpoint {
 }
 
 fn socket_builder() -> tonic::transport::Endpoint {
-    // The host is never looked up: the connector ignores it.
+    // The host is never resolved: the connector ignores it.
     configure(Channel::from_static("http://localhost"))
 }
 
@@ -404,13 +411,14 @@ fn link_local_connector(
     })
 }
 
-/// Where this is, leaving from an address of this machine that can reach it.
+/// The endpoint for `uri`, with `from` as the local address if that can reach it.
 fn leaving(uri: &Uri, from: Option<IpAddr>) -> tonic::transport::Endpoint {
     let from = from.filter(|&from| can_leave(from, uri.host().unwrap_or_default()));
     configure(Channel::builder(uri.clone())).local_address(from)
 }
 
-/// Whether connections to this host can leave from this address, and would not do so by themselves.
+/// Whether connections to `host` can use `from` as their local address, and would not use it by
+/// default.
 fn can_leave(from: IpAddr, host: &str) -> bool {
     if from.is_unspecified() || from == Ipv4Addr::LOCALHOST || from == Ipv6Addr::LOCALHOST {
         return false;
@@ -432,7 +440,7 @@ fn configure(endpoint: tonic::transport::Endpoint) -> tonic::transport::Endpoint
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
 }
 
-/// A server with the settings that all services use; the caller adds services and limits.
+/// A server with the settings of all services. The caller adds services and limits.
 pub fn server() -> Server {
     Server::builder()
         .tcp_nodelay(true)

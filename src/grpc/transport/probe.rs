@@ -1,7 +1,8 @@
-//! A second look at whoever broke a connection: does it speak HTTP/2 at all?
+//! Probes an endpoint whose connection broke: does it speak HTTP/2?
 //!
-//! What a client is told of a broken connection depends on how far it had come: a call that the connection did not take up in time is only
-//! told that it is closed. Here the opening bytes are read alone, so that the same server always gets the same name.
+//! The error of a broken connection depends on timing: a call that the connection had not yet
+//! accepted only reports that the connection is closed. The probe reads the first frame directly,
+//! so that the same server always gives the same error.
 
 use std::time::Duration;
 
@@ -12,19 +13,19 @@ use tokio::{
 
 use crate::grpc::transport::Endpoint;
 
-/// How long it may take: it comes on top of a call that has failed already.
+/// Time limit of the probe, which adds to a call that has already failed.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The client's connection preface (RFC 9113, section 3.4), with a SETTINGS frame that sets nothing.
+/// The client's connection preface (RFC 9113, section 3.4) with an empty SETTINGS frame.
 const CLIENT_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// Length of a frame's header (section 4.1), in bytes.
+/// Length of a frame header in bytes (RFC 9113, section 4.1).
 const FRAME_HEADER: usize = 9;
 
-/// Type of the frame that a server has to begin with.
+/// Type of the SETTINGS frame, with which a server must start.
 const SETTINGS: u8 = 4;
 
-/// Whether whoever answers at the endpoint begins with something else than HTTP/2. False where nothing answers in time.
+/// Whether the endpoint sends something other than HTTP/2. `false` if it does not answer in time.
 pub(crate) async fn is_not_http2(endpoint: &Endpoint) -> bool {
     let look = async {
         match endpoint {
@@ -46,17 +47,17 @@ pub(crate) async fn is_not_http2(endpoint: &Endpoint) -> bool {
         .unwrap_or(false)
 }
 
-/// `None` where nothing was said.
+/// `None` if the server sent nothing.
 async fn first_frame_is_not_http2(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Option<bool> {
-    // Who speaks first and hangs up need not have listened.
+    // A server that speaks first and hangs up need not read this.
     let _ = stream.write_all(CLIENT_PREFACE).await;
     let mut header = Vec::with_capacity(FRAME_HEADER);
     let mut stream = stream.take(FRAME_HEADER as u64);
-    // Of a connection that breaks, what came before counts.
+    // If the connection breaks, the bytes received before count.
     let _ = stream.read_to_end(&mut header).await;
     match header[..] {
         [] => None,
-        // On stream 0, as all that concerns the connection.
+        // SETTINGS frames use stream 0.
         [_, _, _, SETTINGS, _, 0, 0, 0, 0] => Some(false),
         _ => Some(true),
     }
