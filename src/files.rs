@@ -2,7 +2,6 @@
 //! opener, and opening a device may have side effects.
 //!
 //! Invariant: every returned file is a regular file, and opening it did not block.
-//! Invariant: what is given is a regular file, and opening it never waited for another end.
 
 use std::{
     fs::{File, OpenOptions},

@@ -245,7 +245,6 @@ impl From<Status> for Problem {
     ///
     /// The sender is not trusted: texts are truncated and stripped of control characters, and
     /// delays are bounded.
-    /// Statuses come from strangers: texts are cut to length and cleared of control characters, delays are bounded.
     fn from(status: Status) -> Self {
         let details = status.get_error_details();
         let reason = details

@@ -9,7 +9,6 @@
 //! Non-goal: resistance to chosen registrations. Finding two sets with the same digest takes about
 //! 2^32 steps (D. Wagner, "A Generalized Birthday Problem"). Such an attacker only falsifies the
 //! index's record of its own files.
-//! find (D. Wagner, "A Generalized Birthday Problem"); whoever registers them gains nothing but a wrong picture of its own files.
 
 use sha2::{Digest as _, Sha256 as Hasher};
 

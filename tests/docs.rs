@@ -1,4 +1,4 @@
-//! The documents that programs rely on say what the code does.
+//! Checks that the documents which programs rely on match the code.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ use potluck_core::{
 const ERRORS: &str = include_str!("../docs/errors.md");
 const PROTOCOL: &str = include_str!("../docs/protocol.md");
 
-/// `InvalidArgument` as `INVALID_ARGUMENT`.
+/// Converts `InvalidArgument` to `INVALID_ARGUMENT`.
 fn code_name(code: tonic::Code) -> String {
     let mut name = String::new();
     for c in format!("{code:?}").chars() {
@@ -109,7 +109,7 @@ fn the_contract_names_only_reasons_that_exist() {
         let Some(comment) = line.trim().strip_prefix("//") else {
             continue;
         };
-        // `CODE (REASON, REASON: why)` in the comments on errors.
+        // Error comments have the form `CODE (REASON, REASON: why)`.
         for list in comment
             .split('(')
             .skip(1)

@@ -1,4 +1,5 @@
-//! Roots and ids of generated files against those that libtorrent gave (tests/vectors/make.py, where the content is described).
+//! Compares roots and ids of generated files with those from libtorrent. tests/vectors/make.py
+//! describes the content.
 
 #![expect(clippy::unwrap_used, reason = "a test's own data")]
 
@@ -7,12 +8,12 @@ use std::{fs::File, io, io::Write as _};
 use potluck_core::{FileId, Root, identity::hash};
 use sha2::Digest as _;
 
-/// Length of a block of content: a prime, so that no two leaves begin alike.
+/// Length of a content block: a prime, so that no two leaves start alike.
 const BLOCK: usize = 16_381;
 
-/// The content: any part of it, without the rest.
+/// Generated content with random access.
 struct Content {
-    /// What follows the number in every block.
+    /// The bytes after the number in every block.
     tail: Vec<u8>,
 }
 
@@ -25,7 +26,7 @@ impl Content {
         Self { tail }
     }
 
-    /// Fills the buffer with the content from an offset on.
+    /// Fills the buffer with content from `offset`.
     fn read(&self, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
         while !buffer.is_empty() {
             let (block, at) = (offset / BLOCK as u64, offset as usize % BLOCK);
@@ -81,7 +82,7 @@ fn there_are_vectors_around_every_boundary() {
     }
 }
 
-/// Bytes in memory, and a file on the disk with one thread and with several.
+/// Hashes in memory, and from disk with one and several threads.
 #[test]
 fn roots_and_ids_are_libtorrents() {
     let content = Content::new();
@@ -103,7 +104,7 @@ fn roots_and_ids_are_libtorrents() {
     }
 }
 
-/// Up to several GiB, made on the fly: nothing on the disk, little in memory.
+/// Sizes up to several GiB, generated on the fly without disk usage.
 #[test]
 fn roots_and_ids_of_large_files_are_libtorrents() {
     let content = Content::new();

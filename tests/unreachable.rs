@@ -1,4 +1,5 @@
-//! What a client is told where nothing answers, or something that is not Potluck: a reason, the endpoint, and soon.
+//! Errors of a client if nothing answers, or something other than Potluck: the right reason,
+//! naming the endpoint, without long delay.
 #![expect(clippy::unwrap_used, reason = "a test's own setup")]
 
 use std::time::{Duration, Instant};
@@ -15,10 +16,10 @@ use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
 };
 
-/// Longer than connecting and one call may take together.
+/// Longer than connecting and one call can take together.
 const SOON: Duration = Duration::from_secs(18);
 
-/// A listener that does this with every connection.
+/// A listener that runs `answer` for every connection.
 async fn listen<F: Future<Output = ()> + Send + 'static>(
     answer: impl Fn(TcpStream) -> F + Send + 'static,
 ) -> Endpoint {
@@ -32,7 +33,7 @@ async fn listen<F: Future<Output = ()> + Send + 'static>(
     address.to_string().parse().unwrap()
 }
 
-/// A listener that waits for the client to speak, says this, and reads on.
+/// A listener that waits for the client to speak, sends `text`, and reads on.
 async fn listen_and_say(text: &'static [u8]) -> Endpoint {
     listen(move |mut stream| async move {
         let mut buffer = [0; 4096];
@@ -43,7 +44,7 @@ async fn listen_and_say(text: &'static [u8]) -> Endpoint {
     .await
 }
 
-/// Both ways to get there fail like this, in time and naming the endpoint.
+/// Both ways to connect fail with this reason, in time and naming the endpoint.
 async fn assert_fails(endpoint: Endpoint, reason: Reason) {
     let start = Instant::now();
     let connect = async { endpoint.connect().await.map(drop).unwrap_err() };
@@ -60,7 +61,7 @@ async fn assert_fails(endpoint: Endpoint, reason: Reason) {
 
 #[tokio::test]
 async fn a_port_where_nobody_listens() {
-    // Bound, so that nobody else listens there meanwhile.
+    // Bound, so that no other process listens on this port meanwhile.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = socket.local_addr().unwrap();
@@ -96,7 +97,7 @@ async fn another_protocol() {
     .await;
 }
 
-/// Who speaks before it is spoken to breaks the connection before the first call gets there, or after, as it happens.
+/// A server that speaks first may break the connection before or after the first call arrives.
 #[tokio::test]
 async fn another_protocol_that_begins_at_once() {
     let hangs_up = listen(|mut stream| async move {
@@ -150,7 +151,7 @@ async fn someone_who_never_answers() {
 
 #[tokio::test]
 async fn a_host_that_drops_packets() {
-    // A full backlog: the kernel ignores whoever tries to connect next.
+    // With a full backlog the kernel ignores further connection attempts.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(1).unwrap();
@@ -185,7 +186,7 @@ async fn a_grpc_server_of_something_else() {
     assert!(problem.message.contains(&endpoint.to_string()), "{problem}");
 }
 
-/// A peer or an index that is killed is lost, not foreign: whoever asks may try again.
+/// A peer or index that was killed counts as lost, not as foreign, so that the client may retry.
 #[tokio::test]
 async fn a_server_that_dies_in_the_middle_of_a_stream() {
     let endpoint = listen(|stream| async move {
@@ -200,7 +201,7 @@ async fn a_server_that_dies_in_the_middle_of_a_stream() {
             .body(())
             .unwrap();
         let body = respond.send_response(head, false).unwrap();
-        // Lets the head go out, and then all of it is gone.
+        // Sends the headers, then drops the connection.
         let _ = tokio::time::timeout(Duration::from_millis(100), connection.accept()).await;
         drop((body, connection));
     })

@@ -1,4 +1,4 @@
-//! Folders as files: safe paths, the manifest, and the plan of a download.
+//! Folders as files: safe paths, the manifest, and the download plan.
 
 pub mod manifest;
 pub mod path;

@@ -1,53 +1,55 @@
-//! Names that are safe to create: a path inside a collection, and a label for a file.
+//! Names that are safe to create: a path in a collection, and a label of a file.
 //!
-//! Both are made only by parsing, so whoever holds one needs no further check of its text. They say nothing about what stands
-//! on the disk: opening beneath the target folder without following links is for whoever writes.
+//! Only parsing creates these types, so that their text needs no further checks. They do not
+//! describe the disk: the writer must open paths beneath the target folder without following
+//! links.
 
 use std::{fmt, path::PathBuf};
 
-/// Longest component of a path, in bytes: what file systems in use take.
+/// Maximum length of a path component, in bytes: the limit of common file systems.
 pub const MAX_COMPONENT_LEN: usize = 255;
 
-/// Longest path, in bytes: `PATH_MAX` of Linux.
+/// Maximum length of a path, in bytes: `PATH_MAX` of Linux.
 pub const MAX_PATH_LEN: usize = 4096;
 
-/// Most components of a path: far deeper than folders get, and it bounds what a hostile manifest can cost.
+/// Maximum components of a path: far deeper than real folders, and a limit on the cost of a
+/// hostile manifest.
 pub const MAX_DEPTH: usize = 256;
 
-/// What [`Label::sanitize`] gives where nothing of a name is usable.
+/// Result of [`Label::sanitize`] if no part of the name is usable.
 const FALLBACK_LABEL: &str = "unnamed";
 
-/// Why text is no safe path or label.
+/// Why text is not a safe path or label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
-    /// Nothing at all, or nothing between two slashes.
+    /// An empty path or component.
     #[error("a path and each of its parts need at least one character")]
     Empty,
-    /// Begins with a slash.
+    /// The path starts with a slash.
     #[error("the path is absolute, and only relative ones are taken")]
     Absolute,
-    /// A part is `.` or `..`.
+    /// A component is `.` or `..`.
     #[error("`.` and `..` are not taken in a path")]
     Dots,
-    /// A control character, NUL among them.
+    /// A control character, including NUL.
     #[error("control characters are not taken in names")]
     Control,
-    /// A character that reorders the text around it, or separates lines.
+    /// A character that reorders the surrounding text or separates lines.
     #[error("characters that turn the direction of text, and line separators, are not taken in names")]
     Reordering,
-    /// Nothing that can be seen.
+    /// No visible character.
     #[error("a name needs at least one character that can be seen")]
     Invisible,
-    /// A backslash, which separates folders on some systems.
+    /// A backslash, which is a separator on some systems.
     #[error("backslashes are not taken in names")]
     Backslash,
     /// A slash in a label.
     #[error("slashes are not taken in a name")]
     Slash,
-    /// A part is over [`MAX_COMPONENT_LEN`].
+    /// A component is longer than [`MAX_COMPONENT_LEN`].
     #[error("a name is at most {MAX_COMPONENT_LEN} bytes long, this has {0}")]
     ComponentTooLong(usize),
-    /// The whole is over [`MAX_PATH_LEN`].
+    /// The path is longer than [`MAX_PATH_LEN`].
     #[error("a path is at most {MAX_PATH_LEN} bytes long, this has {0}")]
     TooLong(usize),
     /// More than [`MAX_DEPTH`] components.
@@ -55,16 +57,16 @@ pub enum PathError {
     TooDeep(usize),
 }
 
-/// A safe relative path: UTF-8, components joined by `/`. Ordered bytewise, as manifests are. Borrows its text: whoever has many paths
-/// has them in one piece.
+/// A safe relative path: UTF-8 components joined by `/`. Ordered by bytes, as in a manifest.
+/// Borrows its text, so that many paths can share one buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RelPath<'a>(&'a str);
 
 impl<'a> RelPath<'a> {
-    /// The path that this text says.
+    /// Parses a path.
     ///
     /// # Errors
-    /// Whatever is not a plain way down: see [`PathError`].
+    /// A [`PathError`] if the path is not safe and relative.
     pub fn parse(text: &'a str) -> Result<Self, PathError> {
         if text.is_empty() {
             return Err(PathError::Empty);
@@ -86,7 +88,7 @@ impl<'a> RelPath<'a> {
         Ok(Self(text))
     }
 
-    /// Text that was parsed before, or is about to be.
+    /// A path that was parsed before or will be parsed by the caller.
     pub(crate) const fn unchecked(text: &'a str) -> Self {
         Self(text)
     }
@@ -96,22 +98,22 @@ impl<'a> RelPath<'a> {
         self.0
     }
 
-    /// The parts between the slashes, outermost first; at least one.
+    /// The components, outermost first; at least one.
     pub fn components(self) -> impl DoubleEndedIterator<Item = &'a str> {
         self.0.split('/')
     }
 
-    /// The last part.
+    /// The last component.
     pub fn file_name(self) -> &'a str {
         self.0.rsplit('/').next().unwrap_or(self.0)
     }
 
-    /// The path of the folder that it is in; `None` at the top.
+    /// Path of the parent folder; `None` at the top level.
     pub fn parent(self) -> Option<&'a str> {
         self.0.rsplit_once('/').map(|(parent, _)| parent)
     }
 
-    /// The same path for the operating system; relative.
+    /// The path as a relative [`PathBuf`].
     pub fn to_path_buf(self) -> PathBuf {
         self.components().collect()
     }
@@ -123,15 +125,15 @@ impl fmt::Display for RelPath<'_> {
     }
 }
 
-/// A file name for people and for the index: one component, no folders.
+/// A file's name in the index and for display: one path component.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Label(Box<str>);
 
 impl Label {
-    /// The label that this text says.
+    /// Parses a label.
     ///
     /// # Errors
-    /// Whatever is no plain file name of 1 to 255 bytes: see [`PathError`].
+    /// A [`PathError`] if the text is not a plain file name of 1 to 255 bytes.
     pub fn parse(text: &str) -> Result<Self, PathError> {
         if text.contains('/') {
             return Err(PathError::Slash);
@@ -140,8 +142,8 @@ impl Label {
         Ok(Self(text.into()))
     }
 
-    /// The nearest label to a name from anywhere: its last part, with `_` for what labels may not have, cut to length with
-    /// the extension kept.
+    /// Makes a label from any text: takes the last component, replaces forbidden characters with
+    /// `_`, and truncates it but keeps the extension.
     pub fn sanitize(text: &str) -> Self {
         let last = text
             .rsplit(['/', '\\'])
@@ -195,14 +197,15 @@ fn check_component(component: &str) -> Result<(), PathError> {
     Ok(())
 }
 
-/// Whether a character makes the text after it, or before it, appear in another order, as `U+202E` does, or separates lines. File
-/// names need none of them: letters of scripts that run from right to left do so by themselves.
+/// Whether a character reorders the surrounding text, as `U+202E` does, or separates lines. File
+/// names need none of them: letters of right-to-left scripts have their own direction.
 pub const fn is_reordering(c: char) -> bool {
     matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Whether nothing can be seen of a character though it is no whitespace: `Default_Ignorable_Code_Point` of Unicode 16, and the
-/// blank braille pattern. A list, not a library: which manifests are valid must not change with a version.
+/// Whether a character is invisible but not white space: `Default_Ignorable_Code_Point` of Unicode
+/// 16, and the blank braille pattern. A fixed list: the validity of a manifest must not depend on
+/// a library's Unicode version.
 pub const fn is_invisible(c: char) -> bool {
     matches!(c,
         '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
@@ -212,7 +215,7 @@ pub const fn is_invisible(c: char) -> bool {
         | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// Refuses characters that neither a path nor what a link says may have.
+/// Rejects characters that are invalid in both paths and link targets.
 pub(crate) fn check_characters(text: &str) -> Result<(), PathError> {
     if text.chars().any(char::is_control) {
         return Err(PathError::Control);
@@ -227,7 +230,7 @@ pub(crate) fn check_characters(text: &str) -> Result<(), PathError> {
 }
 
 fn truncate(name: &str) -> String {
-    // An extension longer than this is no extension.
+    // A longer suffix does not count as an extension.
     const MAX_EXTENSION: usize = 32;
     if name.len() <= MAX_COMPONENT_LEN {
         return name.to_owned();

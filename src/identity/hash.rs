@@ -1,6 +1,6 @@
-//! Hashing of whole files: any size in bounded memory, spread over threads.
+//! Hashes whole files of any size on several threads, in bounded memory.
 //!
-//! Blocks: call it off the async threads. How leaves are hashed is [`merkle::hash_leaves`]' business alone.
+//! Blocks; do not call on async threads. [`merkle::hash_leaves`] hashes the leaves.
 
 use std::{
     fs::File,
@@ -22,22 +22,24 @@ use crate::{
     read_buffer::ReadBuffer,
 };
 
-/// How much a thread reads at once, in bytes: whole leaves, few enough to stay in its second-level cache.
+/// Bytes that a thread reads at a time: a whole number of leaves that fits its L2 cache.
 pub const READ_SIZE: usize = merkle::BATCH * LEAF_SIZE;
 
-/// Most threads that hash one file: more only wait for the disk.
+/// Maximum threads per file: more would only wait for the disk.
 pub const MAX_THREADS: usize = 64;
 
 /// Hashes a file of `size` bytes with up to `threads` threads.
 ///
-/// Reads by position: the file's own offset neither matters nor moves. `on_progress` is told from any of the threads how many
-/// bytes more are hashed, some hundred KiB at a time, and says whether to go on. Whether the file changed meanwhile is for the
-/// caller to check.
+/// Reads at explicit offsets, so that the file's cursor is neither used nor moved. `on_progress`
+/// is called on any of the threads with the number of bytes hashed since its last call, some
+/// hundred KiB at a time, and may stop the work. The caller must check whether the file changed
+/// meanwhile.
 ///
 /// # Errors
-/// [`io::ErrorKind::UnexpectedEof`] if the file has fewer bytes, [`io::ErrorKind::InvalidData`] if
-/// it has more, [`io::ErrorKind::FileTooLarge`] if `size` is over [`crate::identity::layout::MAX_FILE_SIZE`],
-/// [`io::ErrorKind::Interrupted`] if `on_progress` said to stop, and whatever reading gives.
+/// [`io::ErrorKind::UnexpectedEof`] if the file is shorter than `size`,
+/// [`io::ErrorKind::InvalidData`] if it is longer, [`io::ErrorKind::FileTooLarge`] if `size` is
+/// over [`crate::identity::layout::MAX_FILE_SIZE`], [`io::ErrorKind::Interrupted`] if
+/// `on_progress` stopped the work, and any read error.
 pub fn hash_file(
     file: &File,
     size: u64,
@@ -51,7 +53,7 @@ pub fn hash_file(
     ends_at(file, size).map(|()| tree)
 }
 
-/// Whether a file ends at this offset: what its system says of its length may not be so.
+/// Checks that the file ends at `size` by reading: the reported length may be wrong.
 fn ends_at(file: &File, size: u64) -> io::Result<()> {
     loop {
         return match file.read_at(&mut [0], size) {
@@ -68,14 +70,14 @@ fn longer_than(size: u64) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
 }
 
-/// Reads a file of `size` bytes into the beginning of `buffer`, which has room for one byte more,
-/// so that a file that is longer is noticed without a call of its own.
+/// Reads a file of `size` bytes into the start of `buffer`, which must have room for one byte
+/// more. The extra byte detects a longer file without another system call.
 ///
 /// # Errors
-/// As [`hash_file`].
+/// Those of [`hash_file`].
 ///
 /// # Panics
-/// Where the buffer has no such room.
+/// If `buffer` is not longer than `size`.
 pub fn read_whole(file: &File, size: usize, buffer: &mut [u8]) -> io::Result<()> {
     let buffer = &mut buffer[..=size];
     let mut filled = 0;
@@ -88,7 +90,7 @@ pub fn read_whole(file: &File, size: usize, buffer: &mut [u8]) -> io::Result<()>
             Err(error) => return Err(error),
         }
         match filled.cmp(&size) {
-            // Asked for one byte more, a file gives less than that at its end only.
+            // The read asked for one byte more, so a short result means the end of the file.
             std::cmp::Ordering::Equal => return Ok(()),
             std::cmp::Ordering::Greater => return Err(longer_than(size as u64)),
             std::cmp::Ordering::Less => {}
@@ -96,15 +98,16 @@ pub fn read_whole(file: &File, size: usize, buffer: &mut [u8]) -> io::Result<()>
     }
 }
 
-/// Told how many bytes more are hashed; says whether to go on.
+/// Progress callback: gets the number of bytes hashed since its last call, and may stop the work.
 pub type OnProgress<'a> = dyn Fn(u64) -> ControlFlow<()> + Sync + 'a;
 
-/// For those who neither look at the progress nor stop.
+/// An [`OnProgress`] callback that does nothing.
 pub const fn ignore_progress(_: u64) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// `Interrupted` where it was said to stop: no read gives that to its caller.
+/// `Interrupted` if the callback stopped the work. Reads retry on `Interrupted`, so the error is
+/// unambiguous.
 fn check_stop(flow: ControlFlow<()>) -> io::Result<()> {
     match flow {
         ControlFlow::Continue(()) => Ok(()),
@@ -112,13 +115,14 @@ fn check_stop(flow: ControlFlow<()>) -> io::Result<()> {
     }
 }
 
-/// Hashes `size` bytes of any source with up to `threads` threads: `read` fills the buffer it is given from an offset, and
-/// is called from all of them.
+/// Hashes `size` bytes from any source with up to `threads` threads. `read` fills the given buffer
+/// from the given offset; all threads call it.
 ///
-/// Takes [`READ_SIZE`] and the leaves of one piece for each thread, and the piece layer.
+/// Memory: [`READ_SIZE`] and the leaf hashes of one piece per thread, and the piece layer.
 ///
 /// # Errors
-/// [`io::ErrorKind::FileTooLarge`] if `size` is over [`crate::identity::layout::MAX_FILE_SIZE`], and the first error of `read`.
+/// [`io::ErrorKind::FileTooLarge`] if `size` is over [`crate::identity::layout::MAX_FILE_SIZE`],
+/// or the first error of `read`.
 pub fn hash_with(
     size: u64,
     threads: usize,
@@ -162,18 +166,19 @@ pub fn hash_with(
     })
 }
 
-/// Hashes bytes in memory.
+/// Hashes a file in memory.
 ///
 /// # Panics
-/// Never: memory is smaller than the largest file.
+/// Never: memory is smaller than the maximum file size.
 pub fn hash_bytes(bytes: &[u8]) -> FileTree {
     hash_batch(&[bytes]).pop().expect("one tree for one file")
 }
 
-/// Hashes files in memory, their leaves together: alone, a file of a few leaves takes as long as one of sixteen.
+/// Hashes several files in memory with their leaves together. Alone, a file of a few leaves takes
+/// as long as one of sixteen.
 ///
 /// # Panics
-/// Never: memory is smaller than the largest file.
+/// Never: memory is smaller than the maximum file size.
 pub fn hash_batch(files: &[&[u8]]) -> Vec<FileTree> {
     let mut leaves = Vec::new();
     merkle::hash_each(files.iter().flat_map(|file| file.chunks(LEAF_SIZE)), &mut leaves);
@@ -187,12 +192,12 @@ pub fn hash_batch(files: &[&[u8]]) -> Vec<FileTree> {
     trees.collect()
 }
 
-/// Plain SHA-256 of a whole file, from its first byte to its end, wherever its own offset stands.
+/// SHA-256 of a whole file. Reads from offset 0 and ignores the file's cursor.
 ///
-/// `on_progress` is told how many bytes more are hashed, and says whether to go on.
+/// `on_progress` gets the number of bytes hashed since its last call, and may stop the work.
 ///
 /// # Errors
-/// [`io::ErrorKind::Interrupted`] if `on_progress` said to stop, and whatever reading gives.
+/// [`io::ErrorKind::Interrupted`] if `on_progress` stopped the work, and any read error.
 pub fn sha256_file(file: &File, on_progress: &OnProgress<'_>) -> io::Result<Sha256> {
     let mut hash = sha2::Sha256::new();
     let mut buffer = ReadBuffer::new(READ_SIZE);
@@ -211,7 +216,7 @@ pub fn sha256_file(file: &File, on_progress: &OnProgress<'_>) -> io::Result<Sha2
     }
 }
 
-/// Pieces handed out in order, so that the disk sees one nearly sequential read.
+/// Hands out pieces in order, so that the disk sees a nearly sequential read.
 struct PieceQueue<'a> {
     layout: &'a FileLayout,
     read: &'a (dyn Fn(&mut [u8], u64) -> io::Result<()> + Sync),
@@ -220,11 +225,11 @@ struct PieceQueue<'a> {
 }
 
 impl PieceQueue<'_> {
-    /// Hashes pieces until there are no more, or another thread failed.
+    /// Hashes pieces until none are left or another thread fails.
     fn run(&self) -> io::Result<Vec<(PieceIndex, Hash)>> {
         let mut done = Vec::new();
         let mut buffer = ReadBuffer::new(READ_SIZE);
-        // Several where they are small: their leaves are hashed together.
+        // Small pieces are taken several at a time, so that their leaves are hashed together.
         let at_once = (READ_SIZE as u64 / self.layout.piece_size()).max(1) as u32;
         while !self.failed.load(Ordering::Relaxed) {
             let first = self.next.fetch_add(at_once, Ordering::Relaxed);
@@ -247,7 +252,7 @@ impl PieceQueue<'_> {
         Ok(done)
     }
 
-    /// Pieces that fit the buffer together.
+    /// Hashes consecutive pieces that fit the buffer together.
     fn hash_pieces(&self, first: PieceIndex, last: PieceIndex, buffer: &mut [u8]) -> io::Result<Vec<Hash>> {
         let range = self.layout.range(first).start..self.layout.range(last).end;
         let bytes = &mut buffer[..(range.end - range.start) as usize];
@@ -255,7 +260,7 @@ impl PieceQueue<'_> {
         Ok(merkle::piece_hashes(bytes, self.layout))
     }
 
-    /// A piece that may be larger than the buffer.
+    /// Hashes a piece that may be larger than the buffer.
     fn hash_piece(&self, piece: PieceIndex, buffer: &mut [u8]) -> io::Result<Hash> {
         let range = self.layout.range(piece);
         let mut hasher = merkle::PieceHasher::new(self.layout);
@@ -357,7 +362,7 @@ mod tests {
     #[test]
     fn it_stops_soon_after_it_is_told_to() {
         let file = tempfile::tempfile().unwrap();
-        // Holes: a gigabyte to hash, none on the disk.
+        // A sparse file: a gigabyte to hash without disk usage.
         file.set_len(1 << 30).unwrap();
         let reported = AtomicU64::new(0);
         let stop = |more| match reported.fetch_add(more, Ordering::Relaxed) + more {

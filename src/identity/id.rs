@@ -1,6 +1,7 @@
-//! 32-byte names: what identifies files and peers, and the secret that a peer's name derives from.
+//! 32-byte identifiers of files and peers, and the secret token from which a peer's id is derived.
 //!
-//! Invariant: every type here holds exactly 32 bytes, is shown as 64 lower-case hex digits and is read from hex of either case.
+//! Invariant: every id has exactly 32 bytes, prints as 64 lower-case hex digits, and parses from
+//! hex digits of either case.
 
 use std::{fmt, str::FromStr};
 
@@ -10,16 +11,16 @@ use sha2::Digest as _;
 /// Length of every id, root and hash, in bytes.
 pub const LEN: usize = 32;
 
-/// Why text or bytes are no id.
+/// Why text or bytes are not a valid id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
-    /// The text is not 64 characters long, or the bytes are not 32.
+    /// The text is not 64 characters long.
     #[error("an id is 64 hex digits, this has {0} characters")]
     Length(usize),
-    /// The text has a character that is no hex digit.
+    /// The text has a character that is not a hex digit.
     #[error("an id is 64 hex digits, this has other characters")]
     NotHex,
-    /// The bytes are not 32.
+    /// Not exactly 32 bytes.
     #[error("an id is 32 bytes, this has {0}")]
     Bytes(usize),
 }
@@ -36,12 +37,12 @@ macro_rules! id_type {
                 &self.0
             }
 
-            /// The bytes as a field of a message.
+            /// The bytes as the value of a message field.
             pub fn to_bytes(self) -> bytes::Bytes {
                 bytes::Bytes::copy_from_slice(&self.0)
             }
 
-            /// The first eight hex digits, for logs and people.
+            /// The first eight hex digits, for logs and messages.
             pub fn short(&self) -> String {
                 hex::encode(&self.0[..4])
             }
@@ -90,32 +91,33 @@ macro_rules! id_type {
 }
 
 id_type! {
-    /// What identifies a file: a commitment to its size and to the [`Root`] of its bytes.
+    /// Identifier of a file: a commitment to its size and its [`Root`].
     FileId
 }
 id_type! {
-    /// A peer's public name, derived from its [`Token`].
+    /// Public identifier of a peer, derived from its [`Token`].
     PeerId
 }
 id_type! {
-    /// Root of a file's Merkle tree (`pieces root` of BEP 52). Alone it does not commit to the size: see [`FileId`].
+    /// Root of a file's Merkle tree (`pieces root` of BEP 52). Does not commit to the file's size;
+    /// [`FileId`] does.
     Root
 }
 id_type! {
-    /// Plain SHA-256 of a whole file.
+    /// SHA-256 of a whole file.
     Sha256
 }
 
 impl FileId {
-    /// The id of the file with this size in bytes and this root.
+    /// Derives the id of a file from its size in bytes and its root.
     ///
-    /// `SHA-256("potluck/file/v1\0" || size as u64 little-endian || root)`: a bare root does not commit to the size, so that a
-    /// 64-byte file could pose as an inner node.
+    /// The id is `SHA-256("potluck/file/v1\0" || size as u64 little-endian || root)`. A root alone
+    /// does not commit to the size: an inner node would pass as a file of 64 bytes.
     pub fn derive(size: u64, root: &Root) -> Self {
         Self(sha2::Sha256::digest(Self::preimage(size, root)).into())
     }
 
-    /// What an id is the SHA-256 of.
+    /// The input of the id's SHA-256.
     pub(crate) fn preimage(size: u64, root: &Root) -> [u8; 56] {
         let mut bytes = [0; 56];
         bytes[..16].copy_from_slice(b"potluck/file/v1\0");
@@ -124,31 +126,33 @@ impl FileId {
         bytes
     }
 
-    /// The first eight bytes as a number that sorts as the id does: tells nearly all ids apart in a quarter of the room.
+    /// The first eight bytes as a big-endian number. Sorts like the id, and distinguishes almost
+    /// all ids in a quarter of the space.
     pub fn prefix(&self) -> u64 {
         let (first, _) = self.0.split_at(8);
         u64::from_be_bytes(first.try_into().expect("an id has more than eight bytes"))
     }
 }
 
-/// A peer's secret: 32 random bytes. Whoever holds it is the peer. Never shown: `Debug` prints a placeholder.
+/// A peer's secret, 32 random bytes. Possession of the token proves the identity. `Debug` prints a
+/// placeholder.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token([u8; LEN]);
 
 impl Token {
-    /// A new token from a cryptographic generator that the operating system seeds.
+    /// Generates a token with a cryptographic generator that the operating system seeds.
     pub fn generate() -> Self {
         let mut bytes = [0; LEN];
         rand::rng().fill_bytes(&mut bytes);
         Self(bytes)
     }
 
-    /// The secret bytes, for a request or the peer's own folder.
+    /// The secret bytes, only for a request or the peer's own folder.
     pub const fn expose(&self) -> &[u8; LEN] {
         &self.0
     }
 
-    /// The public id: `SHA-256("potluck/peer/v1\0" || token)`.
+    /// The peer's public id: `SHA-256("potluck/peer/v1\0" || token)`.
     pub fn peer_id(&self) -> PeerId {
         let mut hash = sha2::Sha256::new();
         hash.update(b"potluck/peer/v1\0");

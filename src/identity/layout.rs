@@ -1,38 +1,43 @@
-//! How a file is cut into pieces. Pure arithmetic on the file's size.
+//! How a file is split into pieces: arithmetic on the file's size.
 //!
-//! Invariants: pieces cover the file without gap or overlap; all but the last are `piece_size` long; a [`PieceIndex`] comes
-//! only from a [`FileLayout`] and so is never out of its range.
+//! Invariants:
+//! - Pieces cover the file without gap or overlap.
+//! - All pieces but the last are `piece_size` long.
+//! - Only a [`FileLayout`] creates a [`PieceIndex`], so the index is in its range.
 
 use std::ops::Range;
 
-/// Smallest piece, in bytes: 8 leaves. A crowd that starts together ends about a piece for each of its peers late: 16 peers take
-/// 1.06 times as long as one for 64 MiB, where pieces twice as large took 1.12 times as long. Smaller ones would cost more in
-/// requests than they gain.
+/// Minimum piece size in bytes: 8 leaves. In a crowd that starts together, the last peer finishes
+/// later by about one piece per peer: 64 MiB to 16 peers take 1.06 times as long as to one, or
+/// 1.12 times with pieces twice as large. Smaller pieces would cost more in requests than they
+/// gain.
 pub const MIN_PIECE_SIZE: u64 = 128 * 1024;
 
-/// Largest piece, in bytes: what a receiver holds in memory for each request before it can verify.
+/// Maximum piece size in bytes: a receiver buffers this much per request before it can verify.
 pub const MAX_PIECE_SIZE: u64 = 16 * 1024 * 1024;
 
-/// Most pieces before the piece size doubles: enough for a swarm of thousands to stay busy, while the list of hashes stays
-/// at 128 KiB. Only files over `TARGET_PIECES * MAX_PIECE_SIZE` (64 GiB) have more.
+/// Maximum number of pieces before the piece size doubles: enough work for a swarm of thousands,
+/// with a piece layer of 128 KiB. Only files over `TARGET_PIECES * MAX_PIECE_SIZE` (64 GiB) have
+/// more.
 pub const TARGET_PIECES: u64 = 4096;
 
-/// Largest file, in bytes: 16 TiB, the most that ext4 holds. Sizes are claims of strangers, and a claim of this size still costs
-/// no more than a list of 32 MiB of piece hashes. Sizes beyond it are refused before any arithmetic.
+/// Maximum file size in bytes: 16 TiB, the limit of ext4. Sizes are unverified claims; a claim of
+/// this size costs at most 32 MiB of piece hashes. Larger sizes are rejected before any
+/// arithmetic.
 pub const MAX_FILE_SIZE: u64 = MAX_PIECE_SIZE << 20;
 
-/// A piece of a file, counted from 0. Minted only by [`FileLayout`].
+/// Index of a piece in a file, from 0. Created only by [`FileLayout`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PieceIndex(u32);
 
 impl PieceIndex {
-    /// The number.
+    /// The index as a number.
     pub const fn get(self) -> u32 {
         self.0
     }
 }
 
-/// The pieces of a file of one size.
+/// The split of a file of one size into pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileLayout {
     size: u64,
@@ -40,7 +45,7 @@ pub struct FileLayout {
 }
 
 impl FileLayout {
-    /// The layout of a file of `size` bytes, or `None` if it is over [`MAX_FILE_SIZE`].
+    /// The layout of a file of `size` bytes; `None` above [`MAX_FILE_SIZE`].
     pub fn new(size: u64) -> Option<Self> {
         if size > MAX_FILE_SIZE {
             return None;
@@ -57,36 +62,37 @@ impl FileLayout {
         self.size
     }
 
-    /// Size of every piece but the last, in bytes: a power of two.
+    /// Size in bytes of every piece but the last; a power of two.
     pub const fn piece_size(&self) -> u64 {
         self.piece_size
     }
 
-    /// How many pieces: 0 for the empty file.
+    /// Number of pieces; 0 for the empty file.
     pub const fn piece_count(&self) -> u32 {
-        // Fits: `new` bounds the size.
+        // Fits: `new` limits the size.
         self.size.div_ceil(self.piece_size) as u32
     }
 
-    /// The piece numbered `index`, if there is one.
+    /// The index of piece `index`; `None` if it is out of range.
     pub fn piece(&self, index: u32) -> Option<PieceIndex> {
         (index < self.piece_count()).then_some(PieceIndex(index))
     }
 
-    /// All pieces in order.
+    /// All piece indexes in ascending order.
     pub fn pieces(&self) -> impl ExactSizeIterator<Item = PieceIndex> + use<> {
         (0..self.piece_count()).map(PieceIndex)
     }
 
-    /// The bytes of a piece, as offsets in the file. Empty where the piece is another layout's and this has no such one.
+    /// Byte range of a piece in the file. Empty if the index is from another layout and out of
+    /// range here.
     pub fn range(&self, piece: PieceIndex) -> Range<u64> {
         let start = u64::from(piece.0) * self.piece_size;
         start.min(self.size)..(start + self.piece_size).min(self.size)
     }
 
-    /// The piece that has this byte of the file.
+    /// The piece that contains the byte at `offset`.
     pub fn piece_at(&self, offset: u64) -> Option<PieceIndex> {
-        // Fits: there are no more than `piece_count` pieces.
+        // Fits: below `piece_count`.
         (offset < self.size).then(|| PieceIndex((offset / self.piece_size) as u32))
     }
 
@@ -96,7 +102,7 @@ impl FileLayout {
         range.end - range.start
     }
 
-    /// Whether the file has no bytes, and so no pieces.
+    /// Whether the file is empty and has no pieces.
     pub const fn is_empty(&self) -> bool {
         self.size == 0
     }

@@ -1,7 +1,8 @@
-//! The Merkle tree of BitTorrent v2 (BEP 52): SHA-256 over 16 KiB leaves, a binary tree, leaf hashes padded with zero hashes to a
-//! power of two.
+//! The Merkle tree of BitTorrent v2 (BEP 52): a binary SHA-256 tree over 16 KiB leaves, padded
+//! with zero hashes to a power of two.
 //!
-//! Pure. Reading files and spreading the work over cores is [`crate::identity::hash`]'s; pieces are hashed apart and handed to [`fold`].
+//! Pure. [`crate::identity::hash`] reads files and uses several threads. It hashes pieces
+//! independently and passes the hashes to [`fold`].
 
 use std::sync::OnceLock;
 
@@ -9,35 +10,37 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{FileId, FileLayout, Root, identity::id::LEN};
 
-/// Size of a leaf in bytes; the last of a file may be shorter.
+/// Size of a leaf in bytes. The last leaf of a file may be shorter.
 pub const LEAF_SIZE: usize = 16 * 1024;
 
 /// Hash of a node.
 pub type Hash = [u8; LEN];
 
-/// Root of the empty file: SHA-256 of nothing. BEP 52 gives empty files no root, so this is Potluck's own rule.
+/// Root of the empty file: SHA-256 of no bytes. BEP 52 defines no root for empty files; this is
+/// Potluck's own rule.
 pub const EMPTY_ROOT: Root = Root([
     0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24, 0x27,
     0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
 ]);
 
-/// Id of the empty file: whoever sees it knows the whole content.
+/// Id of the empty file. It needs no download.
 pub const EMPTY_FILE: FileId = FileId([
     0x03, 0xde, 0xce, 0x8d, 0x54, 0xd1, 0xfb, 0xe3, 0x31, 0x24, 0x60, 0x52, 0xb0, 0xe5, 0xfd, 0xf9, 0xb4,
     0xc8, 0x15, 0xcc, 0x2c, 0x63, 0x96, 0xc6, 0x0b, 0x44, 0xcf, 0x7d, 0x63, 0x9d, 0x0b, 0x2e,
 ]);
 
-/// A leaf that is not there, as BEP 52 pads.
+/// Hash of a missing leaf, as BEP 52 pads.
 const ZERO_LEAF: Hash = [0; LEN];
 
-/// What hashing a whole file gives.
+/// The Merkle tree of a file, reduced to its root and piece layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileTree {
     /// The file's size in bytes.
     pub size: u64,
     /// Root of the tree.
     pub root: Root,
-    /// The piece layer: the subtree hash of each piece; empty where the file has fewer than two pieces.
+    /// The piece layer: the subtree hash of each piece. Empty if the file has fewer than two
+    /// pieces.
     pub piece_hashes: Vec<Hash>,
 }
 
@@ -55,7 +58,7 @@ fn parent(left: &Hash, right: &Hash) -> Hash {
     hash.finalize().into()
 }
 
-/// Root over `nodes`, padded with `padding` to a power of two, in place of `nodes`. No nodes: `padding`.
+/// Root of a tree with `width` leaves: `nodes`, then `padding`. Computed in place.
 fn fold_nodes(mut nodes: Vec<Hash>, mut padding: Hash, mut width: usize) -> Hash {
     while width > 1 {
         if nodes.len() % 2 == 1 {
@@ -71,19 +74,22 @@ fn fold_nodes(mut nodes: Vec<Hash>, mut padding: Hash, mut width: usize) -> Hash
     nodes.first().copied().unwrap_or(padding)
 }
 
-/// Leaves hashed at once: a multiple of what any backend takes in step (4 with SHA-NI, 8 with AVX2, 16 with AVX-512, 32 where
-/// two such runs interlaced are quicker).
+/// Number of leaves hashed together: a multiple of each backend's lanes (4 with SHA-NI, 8 with
+/// AVX2, 16 with AVX-512, 32 where two interleaved runs are faster).
 pub const BATCH: usize = 32;
 
-/// Appends the hashes of the leaves of `data`, which begins at a leaf's first byte; the last leaf may be short.
+/// Appends the hashes of the leaves of `data`, which starts at a leaf boundary. The last leaf may
+/// be short.
 ///
-/// The one place that hashes leaves. One SHA-256 is a chain of steps that each wait for the last; several leaves in step keep the
-/// processor busy, which is about twice as fast (docs/decisions/0008).
+/// [`hash_each`] hashes several leaves together. In one SHA-256 each step depends on the previous
+/// one; independent leaves keep the processor busy and are about twice as fast
+/// (docs/decisions/0008).
 pub fn hash_leaves(data: &[u8], hashes: &mut Vec<Hash>) {
     hash_each(data.chunks(LEAF_SIZE), hashes);
 }
 
-/// As [`hash_leaves`], of leaves that lie anywhere: those of several small files are hashed together.
+/// Like [`hash_leaves`], for leaves that need not be contiguous, such as those of several small
+/// files.
 pub fn hash_each<'a>(mut leaves: impl Iterator<Item = &'a [u8]>, hashes: &mut Vec<Hash>) {
     if !batch_hashing_is_correct() {
         return hashes.extend(leaves.map(|leaf| Hash::from(Sha256::digest(leaf))));
@@ -101,10 +107,10 @@ pub fn hash_each<'a>(mut leaves: impl Iterator<Item = &'a [u8]>, hashes: &mut Ve
     }
 }
 
-/// Appends the roots of files of at most one leaf: their SHA-256s, several at once.
+/// Appends the roots of files of at most one leaf. Such a root is the SHA-256 of the file.
 ///
 /// # Panics
-/// Where one is larger.
+/// If a file is larger than one leaf.
 pub fn small_file_roots(files: &[&[u8]], roots: &mut Vec<Root>) {
     assert!(
         files.iter().all(|file| file.len() <= LEAF_SIZE),
@@ -122,7 +128,7 @@ pub fn small_file_roots(files: &[&[u8]], roots: &mut Vec<Root>) {
     }
 }
 
-/// The ids of files, several at once.
+/// The ids of several files, hashed together.
 pub fn ids_of<'a>(trees: impl Iterator<Item = &'a FileTree>) -> Vec<FileId> {
     let each = trees.map(|tree| FileId::preimage(tree.size, &tree.root));
     let preimages: Vec<_> = each.collect();
@@ -131,7 +137,7 @@ pub fn ids_of<'a>(trees: impl Iterator<Item = &'a FileTree>) -> Vec<FileId> {
     hashes.into_iter().map(FileId).collect()
 }
 
-/// The reference: `sha2`, a leaf at a time.
+/// Reference implementation: `sha2`, one leaf at a time.
 #[cfg(test)]
 fn hash_leaves_one_by_one(data: &[u8], hashes: &mut Vec<Hash>) {
     hashes.extend(
@@ -140,8 +146,9 @@ fn hash_leaves_one_by_one(data: &[u8], hashes: &mut Vec<Hash>) {
     );
 }
 
-/// Whether hashing several at once agrees with the reference on this processor; looked at once, within a millisecond. A backend that
-/// is wrong somewhere must cost speed there, and neither false ids nor bans of honest peers.
+/// Whether batch hashing agrees with the reference on this processor. Checked once, in under a
+/// millisecond. A faulty backend must only cost speed; it must not give wrong ids or ban honest
+/// peers.
 fn batch_hashing_is_correct() -> bool {
     static RIGHT: OnceLock<bool> = OnceLock::new();
     *RIGHT.get_or_init(|| {
@@ -155,7 +162,8 @@ fn batch_hashing_is_correct() -> bool {
             let reference = |message: &&[u8]| Hash::from(Sha256::digest(message));
             messages.iter().map(reference).eq(done)
         };
-        // Lengths around the block and padding boundaries; as many leaves as there may be; several long ones and a short last one.
+        // Lengths around block and padding boundaries; a full batch of leaves; long leaves with a
+        // short last one.
         let mut last = [LEAF_SIZE / 4; BATCH];
         last[BATCH - 1] = 1000;
         let around = [
@@ -175,16 +183,17 @@ fn leaves(data: &[u8]) -> Vec<Hash> {
     hashes
 }
 
-/// Subtree hash of one piece of a file that has several: `data` is the piece's bytes, at most `layout.piece_size()`.
+/// Subtree hash of one piece of a file with several pieces. `data` is the piece, of at most
+/// `layout.piece_size()` bytes.
 ///
-/// The last piece's missing leaves count as zero hashes, so that all pieces' subtrees have one height. More bytes than a piece
-/// has give the hash of a taller tree, which is no piece's.
+/// Missing leaves of the last piece count as zero hashes, so that all subtrees have the same
+/// height. More than a piece of data gives the hash of a taller tree, which matches no piece.
 pub fn piece_hash(data: &[u8], layout: &FileLayout) -> Hash {
     fold_piece(leaves(data), layout)
 }
 
-/// As [`piece_hash`], of several pieces one after the other, of which the last may be short: leaves are hashed together where a piece
-/// has few of them.
+/// Like [`piece_hash`], for several consecutive pieces, of which the last may be short. Leaves of
+/// different pieces are hashed together.
 pub fn piece_hashes(data: &[u8], layout: &FileLayout) -> Vec<Hash> {
     let per_piece = layout.piece_size() as usize / LEAF_SIZE;
     leaves(data)
@@ -198,7 +207,8 @@ fn fold_piece(leaves: Vec<Hash>, layout: &FileLayout) -> Hash {
     fold_nodes(leaves, ZERO_LEAF, width)
 }
 
-/// As [`piece_hash`], for bytes that come bit by bit. Holds the leaves' hashes (at most 32 KiB for a piece) and one partial leaf.
+/// Incremental [`piece_hash`]. Holds the leaf hashes (at most 32 KiB per piece) and one partial
+/// leaf.
 #[derive(Debug, Clone)]
 pub struct PieceHasher {
     layout: FileLayout,
@@ -207,7 +217,7 @@ pub struct PieceHasher {
 }
 
 impl PieceHasher {
-    /// Begins a piece of a file with this layout.
+    /// Starts a piece of a file with this layout.
     pub const fn new(layout: &FileLayout) -> Self {
         Self {
             layout: *layout,
@@ -216,7 +226,7 @@ impl PieceHasher {
         }
     }
 
-    /// The piece's next bytes.
+    /// Appends the next bytes of the piece.
     pub fn update(&mut self, mut data: &[u8]) {
         if !self.incomplete_leaf.is_empty() {
             let taken = data.len().min(LEAF_SIZE - self.incomplete_leaf.len());
@@ -233,14 +243,14 @@ impl PieceHasher {
         self.incomplete_leaf.extend_from_slice(rest);
     }
 
-    /// The subtree hash of the bytes so far.
+    /// The subtree hash of all bytes so far.
     pub fn finish(mut self) -> Hash {
         hash_leaves(&self.incomplete_leaf, &mut self.leaves);
         fold_piece(self.leaves, &self.layout)
     }
 }
 
-/// The tree of a file with this layout from the hashes of all its leaves.
+/// The tree of a file, computed from the hashes of all its leaves.
 pub fn tree_of(leaves: &[Hash], layout: &FileLayout) -> FileTree {
     let per_piece = layout.piece_size() as usize / LEAF_SIZE;
     let mut piece_hashes = Vec::new();
@@ -263,7 +273,7 @@ pub fn tree_of(leaves: &[Hash], layout: &FileLayout) -> FileTree {
     }
 }
 
-/// Root of a file from all its bytes. The empty file's root is [`EMPTY_ROOT`].
+/// Root of a file, computed from its content. [`EMPTY_ROOT`] for the empty file.
 pub fn root_of(data: &[u8]) -> Root {
     if data.is_empty() {
         return EMPTY_ROOT;
@@ -273,9 +283,9 @@ pub fn root_of(data: &[u8]) -> Root {
     Root(fold_nodes(leaves, ZERO_LEAF, width))
 }
 
-/// Root that a piece layer folds into, for a file of more than one piece.
+/// Folds a piece layer into the root of a file with more than one piece.
 ///
-/// `None` if the number of hashes is not the layout's number of pieces, or the file has fewer than two.
+/// `None` if the file has fewer than two pieces or the number of hashes does not match the layout.
 pub fn fold(piece_hashes: &[Hash], layout: &FileLayout) -> Option<Root> {
     if piece_hashes.len() < 2 || piece_hashes.len() != layout.piece_count() as usize {
         return None;
@@ -292,7 +302,7 @@ mod tests {
 
     use super::*;
 
-    /// The tree as BEP 52 says it: every leaf that is not there is zero, up to a power of two.
+    /// The tree as BEP 52 defines it: missing leaves are zero, up to a power of two.
     fn naive(leaves: &[Hash], width: usize) -> Hash {
         if width == 1 {
             return leaves.first().copied().unwrap_or([0; LEN]);
@@ -369,7 +379,7 @@ mod tests {
             if pieces.len() > 1 {
                 prop_assert_eq!(fold(&hashes, &layout), Some(root));
             }
-            // The same, bit by bit.
+            // The same hashes, computed incrementally.
             for (piece, hash) in pieces.iter().zip(&hashes) {
                 let mut hasher = PieceHasher::new(&layout);
                 piece.chunks(steps).for_each(|step| hasher.update(step));

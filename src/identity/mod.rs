@@ -1,4 +1,4 @@
-//! What identifies a file: ids, the Merkle tree, the cut into pieces, and hashing.
+//! File identity: ids, the Merkle tree, the piece layout, and hashing.
 
 pub mod hash;
 pub mod id;

@@ -1,4 +1,4 @@
-//! What entries must be to make a manifest.
+//! Validates the entries of a manifest.
 
 use std::cmp::Ordering;
 
@@ -15,31 +15,32 @@ use crate::{
     identity::merkle::EMPTY_FILE,
 };
 
-/// Looks at entries one after the other.
+/// Validates entries one by one, in order.
 #[derive(Debug, Default)]
 pub(crate) struct EntryChecker<'a> {
-    /// The last path, and those before it that it begins with: whatever begins with a path comes right after it, all of that together.
+    /// The last path and the earlier paths that are its prefixes. Paths with a common prefix are
+    /// adjacent in the order.
     open_paths: Vec<&'a str>,
     /// The last path.
     previous: &'a str,
-    /// Distinct folders, empty ones among them.
+    /// Number of distinct folders, including empty ones.
     folders: usize,
     finish: ManifestTotals,
 }
 
-/// What entries come to.
+/// Totals over all entries.
 #[derive(Debug, Default)]
 pub(crate) struct ManifestTotals {
-    /// How many entries there were.
+    /// Number of entries.
     count: u32,
-    /// Files by what their ids begin with: entries are looked at again only where that is the same.
+    /// Id prefix and index of each file. Full ids are compared only if the prefixes are equal.
     id_prefixes: Vec<(u64, u32)>,
     size: u128,
-    /// Of all files, as if no two had one content; as [`units_of`].
+    /// Sum of [`units_of`] over all files, without deduplication.
     units: u64,
 }
 
-/// The units of a file: a bundle for each small one, which is more than there can be.
+/// Upper bound of a file's units: each small file counts as a bundle of its own.
 fn units_of(size: u64) -> u64 {
     match size <= BUNDLE_SIZE {
         true => 1,
@@ -48,7 +49,7 @@ fn units_of(size: u64) -> u64 {
 }
 
 impl<'a> EntryChecker<'a> {
-    /// Refuses an entry that does not come after the last, is beneath another, or can be in no collection.
+    /// Rejects an entry that is out of order, beneath a non-folder, or invalid by itself.
     pub(crate) fn check(&mut self, entry: &ManifestEntry<'a>) -> Result<(), ManifestError> {
         let path = entry.path.as_str();
         match self.open_paths.last().map(|last| (*last).cmp(path)) {
@@ -88,7 +89,7 @@ impl<'a> EntryChecker<'a> {
         }
     }
 
-    /// What the entries came to. Refuses more folders than so many entries may have.
+    /// The totals. Rejects a manifest with too many folders for its number of entries.
     pub(crate) fn totals(self) -> Result<ManifestTotals, ManifestError> {
         let max = FREE_FOLDERS + FOLDERS_PER_ENTRY * self.finish.count as usize;
         match self.folders > max {
@@ -98,7 +99,7 @@ impl<'a> EntryChecker<'a> {
     }
 }
 
-/// Refuses an entry that can be in no collection, whatever the others are.
+/// Rejects an entry that is invalid by itself.
 fn check_entry(entry: &ManifestEntry<'_>) -> Result<(), ManifestError> {
     let path = || escaped(entry.path.as_str());
     match entry.content {
@@ -113,10 +114,11 @@ fn check_entry(entry: &ManifestEntry<'_>) -> Result<(), ManifestError> {
     }
 }
 
-/// Refuses a link that may lead out of the collection, whatever other links there are.
+/// Rejects a link that could lead out of the collection, alone or through other links.
 ///
-/// Every `..` has to come before any name. The folders above a link are real ones, as nothing lies beneath a link, so that
-/// leading `..`s go where the text says; a `..` after a name could start from wherever a link of that name leads.
+/// Every `..` must precede all names. Nothing lies beneath a link, so a link's ancestors are real
+/// folders and leading `..` components go where the text says. A `..` after a name could start
+/// from the target of another link.
 ///
 /// # Errors
 /// [`ManifestError::UnsafeLink`].
@@ -172,8 +174,8 @@ impl ManifestTotals {
         self.count += 1;
     }
 
-    /// The files by id, those of one id by path, and the sum of all sizes. Refuses one id with two sizes, and more content than sums and
-    /// units can count.
+    /// The files sorted by id and then path, and the sum of all sizes. Rejects an id with two
+    /// sizes, and content that overflows the sum or the number of units.
     pub(crate) fn into_index(mut self, manifest: &Manifest) -> Result<(Vec<u32>, u64), ManifestError> {
         self.id_prefixes.sort_unstable_by(|&(a, first), &(b, second)| {
             let whole = || {
@@ -202,7 +204,7 @@ impl ManifestTotals {
                 let path = manifest.get(second).map_or("", |entry| entry.path.as_str());
                 return Err(ManifestError::Size { path: escaped(path) });
             }
-            // Counted once.
+            // Duplicate content counts once.
             self.units -= units_of(size);
         }
         if self.units > u64::from(MAX_UNITS) {

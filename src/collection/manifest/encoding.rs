@@ -1,7 +1,8 @@
-//! Entries as bytes: the fields of `potluck.v1.Manifest` by hand, in the one form that is allowed.
+//! The canonical encoding of manifest entries, as `potluck.v1.Manifest`.
 //!
-//! Protobuf leaves a writer free to order, repeat, spell out and pad fields. Here each has its place and its shortest form, so that the
-//! same entries are the same bytes. Invariant: [`decode_entry`] reads nothing but what [`encode_entry`] writes. Whether a path is safe is for the caller.
+//! Protobuf lets a writer reorder, repeat, pad or spell out fields. Here each field has a fixed
+//! position and its shortest form, so that equal entries have equal bytes. Invariant:
+//! [`decode_entry`] accepts only what [`encode_entry`] writes. The caller checks the path.
 
 use crate::{
     FileId,
@@ -12,7 +13,7 @@ use crate::{
     identity::id::LEN,
 };
 
-// Keys of the wire: field number and type (2: with a length before it, 0: a number).
+// Field keys: number and wire type (2: length-delimited, 0: varint).
 
 /// `Manifest.entries`.
 const ENTRY: u8 = 1 << 3 | 2;
@@ -29,7 +30,7 @@ const EXECUTABLE: u8 = 3 << 3;
 /// `ManifestLink.target`.
 const TARGET: u8 = 1 << 3 | 2;
 
-/// Appends an entry.
+/// Appends the encoding of an entry.
 pub(crate) fn encode_entry(entry: &ManifestEntry<'_>, bytes: &mut Vec<u8>) {
     let path = entry.path.as_str();
     let body = match entry.content {
@@ -67,7 +68,8 @@ pub(crate) fn encode_entry(entry: &ManifestEntry<'_>, bytes: &mut Vec<u8>) {
     }
 }
 
-/// The first entry of `bytes`, and the bytes after it; `None` where it is not as [`encode_entry`] writes it. The path is not checked.
+/// Decodes the first entry of `bytes` and returns the rest. `None` if it is not canonical. Does
+/// not check the path.
 pub(crate) fn decode_entry(bytes: &[u8]) -> Option<(ManifestEntry<'_>, &[u8])> {
     let (entry, after) = decode_field(ENTRY, bytes)?;
     let (path, rest) = decode_text(PATH, entry)?;
@@ -76,13 +78,13 @@ pub(crate) fn decode_entry(bytes: &[u8]) -> Option<(ManifestEntry<'_>, &[u8])> {
     Some((ManifestEntry { path, content }, after))
 }
 
-/// The path of an entry that was read before.
+/// The path of a valid entry.
 pub(crate) fn entry_path(bytes: &[u8]) -> &[u8] {
     let path = decode_field(ENTRY, bytes).and_then(|(entry, _)| decode_field(PATH, entry));
     path.map_or(&[], |(path, _)| path)
 }
 
-/// What stands at the path of an entry that was read before.
+/// The content of a valid entry.
 pub(crate) fn entry_content(bytes: &[u8]) -> Option<EntryContent<'_>> {
     let (entry, _) = decode_field(ENTRY, bytes)?;
     let (_, rest) = decode_field(PATH, entry)?;
@@ -113,7 +115,7 @@ fn decode_file(body: &[u8]) -> Option<EntryContent<'_>> {
     let mut size = 0;
     if let [SIZE, after @ ..] = rest {
         (size, rest) = decode_varint(after)?;
-        // Zero is said by saying nothing.
+        // Zero must be omitted.
         if size == 0 {
             return None;
         }
@@ -152,9 +154,9 @@ fn encode_text(key: u8, text: &str, bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(text.as_bytes());
 }
 
-/// A number in its shortest form.
+/// Decodes a varint in its shortest form.
 fn decode_varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    // Most are small.
+    // Fast path for one byte.
     if let [byte @ ..0x80, rest @ ..] = bytes {
         return Some((u64::from(*byte), rest));
     }
@@ -162,7 +164,7 @@ fn decode_varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     for (index, &byte) in bytes.iter().enumerate().take(10) {
         let part = u64::from(byte & 0x7f);
         number |= part.checked_shl(7 * index as u32)?;
-        // The tenth byte has one bit left.
+        // The tenth byte has one significant bit.
         if index == 9 && byte > 1 {
             return None;
         }

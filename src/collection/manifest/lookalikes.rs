@@ -1,8 +1,10 @@
-//! Names that a file system may take for one: `Readme` and `README`, `é` composed and decomposed, `a` and `a.`.
+//! Finds names that a file system may treat as equal: `Readme` and `README`, composed and
+//! decomposed `é`, `a` and `a.`.
 //!
-//! A manifest may have both, as most file systems keep them apart. exFAT, vfat, SMB shares, HFS+ and folders of ext4 with
-//! `casefold` do not. [`fold`] is wider than what any of them does, so that two names with different folds are safe everywhere; whether
-//! two with the same fold are one file is for the file system to say. Pure.
+//! A manifest may contain both, since most file systems distinguish them. exFAT, vfat, SMB shares,
+//! HFS+ and ext4 folders with `casefold` do not. [`fold`] is coarser than each of these, so that
+//! names with different folds are distinct everywhere. Only the file system can tell whether names
+//! with the same fold are one file. Pure.
 
 use std::{
     borrow::Cow,
@@ -13,20 +15,20 @@ use unicode_normalization::UnicodeNormalization as _;
 
 use crate::collection::manifest::{Manifest, nodes::new_folders};
 
-/// A place in a folder's tree, before it is compared with others.
+/// A file, link or folder, identified by the prefix of an entry's path.
 #[derive(Debug, Clone, Copy)]
 struct Place {
-    /// Hash of the folder's path and the folded name.
+    /// Hash of the parent folder's path and the folded name.
     key: u64,
-    /// The first entry whose path begins with it.
+    /// Index of the first entry whose path starts with it.
     entry: u32,
-    /// Where it ends in that path, in bytes.
+    /// Length of the prefix in that path, in bytes.
     end: u16,
 }
 
 impl Manifest {
-    /// Groups of paths that lie in one folder and whose names have the same [`fold`]; files, links and folders alike. Beneath folders
-    /// that look alike nothing is compared: the folders are in the answer.
+    /// Groups of paths in the same folder whose names have the same [`fold`]: files, links and
+    /// folders. Entries of different folders are not compared, even if the folders are in a group.
     pub fn lookalikes(&self) -> Vec<Vec<&str>> {
         let mut places = Vec::with_capacity(self.len());
         let mut previous = "";
@@ -52,7 +54,7 @@ impl Manifest {
             .chunk_by(|a, b| a.key == b.key)
             .filter(|same| same.len() > 1)
         {
-            // Equal hashes are no proof.
+            // Equal hashes do not prove equal names.
             let mut paths: Vec<(&str, Cow<'_, str>, &str)> = same
                 .iter()
                 .map(|place| {
@@ -81,7 +83,8 @@ fn key(path: &str) -> u64 {
     hasher.finish()
 }
 
-/// A name without what file systems may ignore: case, Unicode form, invisible characters, dots and spaces at the end.
+/// Removes what file systems may ignore in a name: case, Unicode form, invisible characters, and
+/// trailing dots and spaces.
 pub fn fold(name: &str) -> Cow<'_, str> {
     let trimmed = match name.trim_end_matches(['.', ' ']) {
         "" => name,
@@ -93,7 +96,8 @@ pub fn fold(name: &str) -> Cow<'_, str> {
             false => trimmed.into(),
         };
     }
-    // There and back: some characters share only their other case, such as `ı` and `i`, or `ſ` and `s`.
+    // Lower, upper and lower case: some characters share only their other case, such as `ı` and
+    // `i`, or `ſ` and `s`.
     let folded = trimmed
         .nfkd()
         .filter(|&c| !is_invisible(c))
@@ -101,14 +105,14 @@ pub fn fold(name: &str) -> Cow<'_, str> {
         .flat_map(char::to_uppercase)
         .flat_map(char::to_lowercase);
     let folded: String = folded.nfkd().filter(|&c| !is_invisible(c)).collect();
-    // Some characters fall apart into dots and spaces.
+    // Some characters decompose into dots and spaces.
     match folded.trim_end_matches(['.', ' ']) {
         "" => folded.into(),
         trimmed => trimmed.to_owned().into(),
     }
 }
 
-/// Characters that ext4 with `casefold` and HFS+ pass over.
+/// Characters that ext4 with `casefold` and HFS+ ignore.
 const fn is_invisible(c: char) -> bool {
     matches!(
         c,
@@ -152,7 +156,7 @@ mod tests {
                 executable: false,
             },
         });
-        // Some lie beneath others.
+        // Invalid if one path lies beneath another.
         Manifest::new(entries).ok()
     }
 
@@ -165,7 +169,8 @@ mod tests {
             .collect()
     }
 
-    /// A file system that keeps no names apart that have the same fold: the paths whose creation meets another's name.
+    /// A model file system that merges names with the same fold: returns the paths whose creation
+    /// collides with another name.
     fn clashes_of_model(paths: &BTreeSet<String>) -> BTreeSet<String> {
         let mut there: BTreeMap<String, String> = BTreeMap::new();
         let mut clashes = BTreeSet::new();

@@ -1,13 +1,20 @@
-//! The manifest of a collection: a folder as a file with an id of its own.
+//! The manifest of a collection: a folder as a file with its own id.
 //!
-//! The bytes are [`MAGIC`] and then a `potluck.v1.Manifest` in one canonical encoding (`collection.proto`), so that one folder has
-//! one id. Invariants of a [`Manifest`]: entries strictly sorted by path; no entry lies beneath another (so folders listed are
-//! empty, and nothing is ever written through a link); links stay inside; sizes, ids and counts fit each other and the limits.
+//! The encoding is [`MAGIC`], then a `potluck.v1.Manifest` in canonical form (`collection.proto`),
+//! so that a folder has exactly one id.
 //!
-//! A manifest in memory is its bytes and two numbers for each entry: entries are read from the bytes when they are asked for, so that
-//! a hundred thousand files take a few MiB, and a hostile manifest little more than its own size.
+//! Invariants of a [`Manifest`]:
+//! - Entries are strictly sorted by path.
+//! - No entry lies beneath another, so that listed folders are empty and nothing is written
+//!   through a link.
+//! - Links stay inside the collection.
+//! - Sizes, ids and counts are consistent and within the limits.
 //!
-//! Pure. Reading and restoring folders is for the peer.
+//! In memory a manifest is its bytes and two numbers per entry. Entries are decoded on access, so
+//! that a hundred thousand files take a few MiB, and a hostile manifest takes little more than its
+//! own size.
+//!
+//! Pure. The peer reads and restores folders.
 
 use std::{fmt, iter};
 
@@ -28,137 +35,141 @@ use crate::{
 };
 use checks::{EntryChecker, ManifestTotals};
 
-/// What a manifest's bytes begin with.
+/// First bytes of every manifest.
 pub const MAGIC: &[u8; 8] = b"PLCOLL1\n";
 
-/// Largest manifest in bytes: what a peer holds in memory to read one. About 700,000 files with paths of usual length.
+/// Maximum manifest size in bytes, which a peer holds in memory to read it. Enough for about
+/// 700,000 files with paths of usual length.
 pub const MAX_MANIFEST_SIZE: u64 = 64 * 1024 * 1024;
 
-/// Most entries, whatever their size in bytes: bounds what reading a manifest costs in memory.
+/// Maximum entries, regardless of their size. Limits the memory for reading a manifest.
 pub const MAX_ENTRIES: usize = 1 << 20;
 
-/// Most distinct folders, those that paths imply among them: a quarter of [`MAX_ENTRIES`]. Source trees have some five files a folder.
+/// Maximum distinct folders, including implied ones: a quarter of [`MAX_ENTRIES`]. Source trees
+/// have about five files per folder.
 pub const MAX_FOLDERS: usize = 1 << 18;
 
-/// Folders that any manifest may have, however few its entries.
+/// Number of folders that any manifest may have, regardless of its entries.
 pub const FREE_FOLDERS: usize = 4096;
 
-/// Folders for each entry beyond [`FREE_FOLDERS`]. Paths may imply 255 each, so that a small manifest could make a hundred thousand
-/// folders; in trees that people make even a lonely file of deep packages needs about ten.
+/// Additional folders per entry, beyond [`FREE_FOLDERS`]. A path may imply 255 folders, so that a
+/// small manifest could create a hundred thousand; in real trees a single file in a deep package
+/// needs about ten.
 pub const FOLDERS_PER_ENTRY: usize = 16;
 
-/// A folder's content. Cheap to clone but for the places of its entries: keep it in an `Arc`.
+/// The content of a folder. A clone copies the entry offsets: share it in an `Arc`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Manifest {
-    /// [`MAGIC`] and the entries, checked.
+    /// [`MAGIC`] and the valid entries.
     bytes: Bytes,
-    /// Where each entry begins in the bytes.
+    /// Offset of each entry in the bytes.
     offsets: Vec<u32>,
-    /// The entries that are files, sorted by id, those of one id by path.
+    /// Indexes of the files, sorted by id and then path.
     by_id: Vec<u32>,
-    /// Sum of the files' sizes, each path counted.
+    /// Sum of the files' sizes in bytes, including duplicates.
     content_size: u64,
 }
 
-/// One file, empty folder or link.
+/// A file, empty folder or link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ManifestEntry<'a> {
-    /// Path relative to the folder.
+    /// Path relative to the collection's root.
     pub path: RelPath<'a>,
-    /// What stands there.
+    /// What the path holds.
     pub content: EntryContent<'a>,
 }
 
-/// What stands at a path of a collection.
+/// What a path of a collection holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EntryContent<'a> {
     /// A regular file.
     File {
-        /// Its id.
+        /// File id.
         id: FileId,
-        /// Its size in bytes; the id commits to it.
+        /// Size in bytes; the id commits to it.
         size: u64,
-        /// Whether its owner may execute it.
+        /// Whether the owner may execute it.
         executable: bool,
     },
-    /// A folder with nothing in it.
+    /// An empty folder.
     EmptyDirectory,
     /// A symbolic link.
     Link {
-        /// What the link says, kept as it is: relative to the link's own folder.
+        /// The target's unmodified text, relative to the link's folder.
         target: &'a str,
     },
 }
 
-/// Why entries or bytes are no manifest. Paths are shown escaped: they may be hostile.
+/// Why entries or bytes are not a valid manifest. Paths come from outside and are escaped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
-    /// The bytes do not begin with [`MAGIC`].
+    /// The bytes do not start with [`MAGIC`].
     #[error("this is no collection: it does not begin as a manifest does")]
     NotAManifest,
-    /// The bytes are no message, or not in the one encoding that is allowed.
+    /// The bytes are not a message in canonical form.
     #[error("the manifest is damaged or not in canonical form, at byte {at}")]
     NotCanonical {
-        /// Offset of the entry at fault.
+        /// Offset of the invalid entry.
         at: usize,
     },
-    /// A path that no collection may have.
+    /// A path that is invalid in a collection.
     #[error("`{path}` cannot be in a collection: {error}")]
     Path {
         /// The path, escaped.
         path: String,
-        /// What is wrong with it.
+        /// Why the path is invalid.
         error: PathError,
     },
-    /// An entry that does not come after the one before it.
+    /// An entry that does not sort after the previous one.
     #[error("`{path}` is not in its place: entries are sorted by path")]
     Order {
         /// The path, escaped.
         path: String,
     },
-    /// Two entries of one path.
+    /// Two entries with the same path.
     #[error("`{path}` is there twice")]
     Duplicate {
         /// The path, escaped.
         path: String,
     },
-    /// An entry beneath a file, a link, or a folder that is listed as empty.
+    /// An entry beneath a file, a link, or a folder listed as empty.
     #[error("`{path}` cannot be there: `{parent}` is no folder with content")]
     Conflict {
-        /// The path beneath, escaped.
+        /// Path of the entry, escaped.
         path: String,
-        /// The path above, escaped.
+        /// Path of its ancestor that is not a folder, escaped.
         parent: String,
     },
-    /// A link that leads out of the collection, or might.
+    /// A link that leads, or could lead, out of the collection.
     #[error("the link `{path}` to `{target}` is not taken: {why}")]
     UnsafeLink {
-        /// Where the link is, escaped.
+        /// Path of the link, escaped.
         path: String,
-        /// What it says, escaped.
+        /// Target of the link, escaped.
         target: String,
-        /// What is wrong with it.
+        /// Why the link is unsafe.
         why: &'static str,
     },
-    /// A file's id and size do not fit, or the size is over the limit.
+    /// The size does not match the id, or is over the limit.
     #[error("the size of `{path}` cannot be right")]
     Size {
         /// The path, escaped.
         path: String,
     },
-    /// More folders than [`MAX_FOLDERS`], or than so many entries may have.
+    /// More than [`MAX_FOLDERS`] folders, or too many for the number of entries.
     #[error(
         "the folder has too many folders for one collection: {folders} for {entries} entries, and at most {most} are taken"
     )]
     TooManyFolders {
-        /// Distinct folders counted, up to the first entry that is too many.
+        /// Distinct folders up to the first excess entry.
         folders: usize,
-        /// Entries counted by then.
+        /// Entries up to that point.
         entries: usize,
-        /// How many would be taken.
+        /// Maximum number of folders.
         most: usize,
     },
-    /// Over [`MAX_MANIFEST_SIZE`] or [`MAX_ENTRIES`], or more content than a transfer can have units.
+    /// Over [`MAX_MANIFEST_SIZE`] or [`MAX_ENTRIES`], or more content than a transfer has units
+    /// for.
     #[error("the folder is too large for one collection ({0}): share its parts")]
     TooLarge(&'static str),
 }
@@ -175,10 +186,11 @@ impl From<ManifestError> for Problem {
 }
 
 impl Manifest {
-    /// The manifest of these entries, which come sorted by path.
+    /// Builds a manifest from entries that are sorted by path.
     ///
     /// # Errors
-    /// Entries out of order or twice, entries beneath others, links that may lead out, sizes that do not fit, and whatever is over a limit.
+    /// A [`ManifestError`] if entries are out of order, duplicated or beneath others, if a link is
+    /// unsafe, if sizes are inconsistent, or if a limit is exceeded.
     pub fn new<'a>(entries: impl IntoIterator<Item = ManifestEntry<'a>>) -> Result<Self, ManifestError> {
         let mut bytes = MAGIC.to_vec();
         let mut starts = Vec::new();
@@ -188,7 +200,7 @@ impl Manifest {
             if starts.len() == MAX_ENTRIES {
                 return Err(ManifestError::TooLarge("too many entries"));
             }
-            // Fits: held to the largest manifest below.
+            // Fits: the size is checked below.
             starts.push(bytes.len() as u32);
             encoding::encode_entry(&entry, &mut bytes);
             if bytes.len() as u64 > MAX_MANIFEST_SIZE {
@@ -199,10 +211,11 @@ impl Manifest {
         Self::with_index(bytes.into(), starts, checks.totals()?)
     }
 
-    /// The manifest that these bytes are. Nothing but the bytes that [`Manifest::new`] makes is taken.
+    /// Decodes a manifest. Accepts only the encoding that [`Manifest::new`] writes.
     ///
     /// # Errors
-    /// See [`ManifestError`]. Memory is bounded by the limits whatever the bytes say.
+    /// A [`ManifestError`] if the bytes are not a valid manifest. The limits bound the memory used
+    /// for any input.
     pub fn decode(bytes: impl Into<Bytes>) -> Result<Self, ManifestError> {
         let bytes = bytes.into();
         if bytes.len() as u64 > MAX_MANIFEST_SIZE {
@@ -229,7 +242,7 @@ impl Manifest {
         Self::with_index(bytes, starts, totals)
     }
 
-    /// Entries that are checked, one after the other.
+    /// Builds the index of files over checked entries.
     fn with_index(bytes: Bytes, starts: Vec<u32>, totals: ManifestTotals) -> Result<Self, ManifestError> {
         let mut manifest = Self {
             bytes,
@@ -241,12 +254,12 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// The manifest's bytes: the content of the file that is the collection.
+    /// The encoded manifest, which is the content of the collection's file.
     pub const fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// How many entries there are.
+    /// Number of entries.
     pub const fn len(&self) -> usize {
         self.offsets.len()
     }
@@ -256,13 +269,13 @@ impl Manifest {
         self.offsets.is_empty()
     }
 
-    /// An entry, counted from 0 in the order of paths.
+    /// The entry at `index`, from 0 in path order.
     pub fn get(&self, index: u32) -> Option<ManifestEntry<'_>> {
         let start = *self.offsets.get(index as usize)? as usize;
         encoding::decode_entry(&self.bytes[start..]).map(|(entry, _)| entry)
     }
 
-    /// Everything in the folder at any depth, sorted by path.
+    /// All entries at any depth, sorted by path.
     pub fn entries(&self) -> impl ExactSizeIterator<Item = ManifestEntry<'_>> {
         let read = |&start: &u32| encoding::decode_entry(&self.bytes[start as usize..]);
         self.offsets
@@ -270,13 +283,13 @@ impl Manifest {
             .map(move |start| read(start).expect("read when it was made").0)
     }
 
-    /// The entry at this path.
+    /// Index of the entry at this path.
     pub fn find(&self, path: &str) -> Option<u32> {
         let at = |start: &u32| encoding::entry_path(&self.bytes[*start as usize..]).cmp(path.as_bytes());
         self.offsets.binary_search_by(at).ok().map(|index| index as u32)
     }
 
-    /// Whether there are entries beneath this path, so that it is a folder.
+    /// Whether entries lie beneath this path.
     pub fn is_folder(&self, path: &str) -> bool {
         let beneath = [path.as_bytes(), b"/"].concat();
         let at = |start: &u32| encoding::entry_path(&self.bytes[*start as usize..]);
@@ -286,17 +299,18 @@ impl Manifest {
             .is_some_and(|start| at(start).starts_with(&beneath))
     }
 
-    /// The entries that are files with this content, in order.
+    /// Indexes of the files with this content, in path order.
     pub fn with_id(&self, id: &FileId) -> &[u32] {
         let from = self.by_id.partition_point(|&index| self.id(index) < Some(*id));
         let len = self.by_id[from..].partition_point(|&index| self.id(index) == Some(*id));
         &self.by_id[from..from + len]
     }
 
-    /// Each distinct content of files, in no order: the entries that have it, in order.
+    /// The distinct contents in unspecified order: for each, the indexes of its files in path
+    /// order.
     pub fn contents(&self) -> impl Iterator<Item = &[u32]> {
         let mut rest = &self.by_id[..];
-        // Each id is read from the bytes once.
+        // Decodes each id once.
         let mut id = rest.first().and_then(|&first| self.id(first));
         iter::from_fn(move || {
             let this = id?;
@@ -311,30 +325,30 @@ impl Manifest {
         })
     }
 
-    /// What stands at an entry's path, for those who need no path.
+    /// The content of an entry, without its path.
     pub fn content(&self, index: u32) -> Option<EntryContent<'_>> {
         let start = *self.offsets.get(index as usize)? as usize;
         encoding::entry_content(&self.bytes[start..])
     }
 
-    /// The id of an entry that is a file.
+    /// The id of an entry; `None` if it is not a file.
     pub fn id(&self, index: u32) -> Option<FileId> {
         self.content(index)?.id()
     }
 
-    /// How many regular files there are, each path counted.
+    /// Number of files, including duplicates.
     pub const fn file_count(&self) -> u64 {
         self.by_id.len() as u64
     }
 
-    /// Sum of the files' sizes in bytes, each path counted.
+    /// Sum of the files' sizes in bytes, including duplicates.
     pub const fn content_size(&self) -> u64 {
         self.content_size
     }
 }
 
 impl Default for Manifest {
-    /// An empty folder's.
+    /// The manifest of an empty folder.
     fn default() -> Self {
         Self {
             bytes: Bytes::from_static(MAGIC),
@@ -352,7 +366,7 @@ impl fmt::Debug for Manifest {
 }
 
 impl EntryContent<'_> {
-    /// The id of a file.
+    /// The file's id; `None` if it is not a file.
     pub const fn id(&self) -> Option<FileId> {
         match self {
             Self::File { id, .. } => Some(*id),
@@ -361,9 +375,9 @@ impl EntryContent<'_> {
     }
 }
 
-/// Text from outside, fit for a message.
+/// Escapes and shortens untrusted text for an error message.
 fn escaped(text: &str) -> String {
-    // Enough to recognise it by.
+    // Maximum characters: enough to recognise a path.
     const MAX: usize = 200;
     let mut shown: String = text.chars().take(MAX).flat_map(char::escape_debug).collect();
     if text.chars().nth(MAX).is_some() {

@@ -1,21 +1,22 @@
-//! The places in a folder's tree, each once: entries, and the folders that their paths imply.
+//! Iterates over the folders that the paths of a manifest imply.
 
 use crate::collection::manifest::Manifest;
 
-/// Where the folders above `path` end that are not above `previous`, the path before it in a manifest's order; outermost first.
+/// End offsets of the ancestors of `path` that are not ancestors of `previous`, outermost first.
 ///
-/// Paths that begin with the same folder follow each other in that order, so that over a whole manifest each folder comes once.
+/// `previous` is the preceding path in the manifest's order. In this order, paths with a common
+/// ancestor are adjacent, so that a whole manifest yields each folder once.
 pub(crate) fn new_folders<'a>(previous: &str, path: &'a str) -> impl Iterator<Item = usize> + use<'a> {
     let same = previous.bytes().zip(path.bytes());
     let shared = same.take_while(|(a, b)| a == b).count();
-    // A folder is shared with its slash.
+    // An ancestor is shared only if its slash is.
     let slashes = path.as_bytes()[shared..].iter().enumerate();
     let slashes = slashes.filter(|&(_, &byte)| byte == b'/');
     slashes.map(move |(at, _)| shared + at)
 }
 
 impl Manifest {
-    /// Every folder, those that paths imply and empty ones, each once and after the one that it is in.
+    /// All folders, implied and empty, each once and after its parent.
     pub fn folders(&self) -> impl Iterator<Item = &str> {
         let mut previous = "";
         self.entries().flat_map(move |entry| {

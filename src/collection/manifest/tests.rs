@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The key of an entry on the wire.
+/// Key of an entry on the wire.
 const ENTRY: u8 = 0x0a;
 
 use crate::{
@@ -11,13 +11,13 @@ use crate::{
     proto::v1::{self, manifest_entry::Content as WireContent},
 };
 
-/// The manifest of these entries, in any order.
+/// A manifest of `entries`, which may be unsorted.
 fn make(mut entries: Vec<ManifestEntry<'_>>) -> Result<Manifest, ManifestError> {
     entries.sort_unstable_by_key(|entry| entry.path);
     Manifest::new(entries)
 }
 
-/// An entry as the generated code has it.
+/// An entry as the generated message type.
 fn to_wire(entry: ManifestEntry<'_>) -> v1::ManifestEntry {
     let content = match entry.content {
         EntryContent::File { id, size, executable } => WireContent::File(v1::ManifestFile {
@@ -75,7 +75,7 @@ fn directory(path: &str) -> ManifestEntry<'_> {
     entry(path, EntryContent::EmptyDirectory)
 }
 
-/// The bytes of entries as they are, whatever is wrong with them.
+/// Encodes entries without checking them.
 fn raw(entries: &[ManifestEntry<'_>]) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
     for entry in entries {
@@ -101,7 +101,7 @@ fn the_bytes_are_those_of_the_documented_message() {
     .unwrap();
     let expected = to_message(&manifest.entries().collect::<Vec<_>>());
     assert_eq!(manifest.bytes(), &expected);
-    // Golden: a change of these bytes changes the id of every collection.
+    // Golden bytes: a change would change the id of every collection.
     let golden = concat!(
         "504c434f4c4c310a", // PLCOLL1\n
         "0a2c",
@@ -233,7 +233,7 @@ fn links_stay_inside() {
 
 #[test]
 fn links_that_lead_out_together_are_refused() {
-    // Each stays inside by its text; through `s`, which is the top, `t` would not.
+    // By its text, each target stays inside. Through `s`, which points to the root, `t` would not.
     let entries = vec![link("a/b/s", "../.."), link("t", "a/b/s/../x")];
     assert!(matches!(make(entries), Err(ManifestError::UnsafeLink { .. })));
 }
@@ -291,7 +291,7 @@ fn content_beyond_what_units_can_count_is_refused() {
 
 #[test]
 fn too_many_entries_are_refused_before_they_take_memory() {
-    // The shortest entries there can be; without the cap they would be millions.
+    // The shortest valid entries. Without the limit there would be millions.
     let mut bytes = MAGIC.to_vec();
     for i in 0..=MAX_ENTRIES {
         encoding::encode_entry(&link(&format!("{i:07}"), "x"), &mut bytes);
@@ -310,14 +310,14 @@ fn other_encodings_of_the_same_message_are_refused() {
     let body = &good[MAGIC.len() + 2..];
     let with = |entry: &[u8]| [&MAGIC[..], &[ENTRY, entry.len() as u8], entry].concat();
     assert!(Manifest::decode(with(body)).is_ok());
-    // A length of more bytes than it needs.
+    // A length varint that is longer than necessary.
     let long = [&MAGIC[..], &[ENTRY, body.len() as u8 | 0x80, 0][..], body].concat();
-    // A field that is not known, at the end of the entry and of the manifest.
+    // An unknown field at the end of the entry, and of the manifest.
     let unknown = with(&[body, &[0x78, 1]].concat());
     let after = [&good[..], &[0x10, 1]].concat();
-    // A default that is spelled out.
+    // An explicit default value.
     let spelled = with(&[&body[..4], &[body[4] + 2], &body[5..], &[0x18, 0]].concat());
-    // The same field twice: protobuf takes the last.
+    // A repeated field: protobuf uses the last one.
     let twice = with(&[&body[..3], body].concat());
     for (what, bytes) in [
         ("long", long),
@@ -345,7 +345,7 @@ fn messages_show_no_control_characters() {
     assert!(message.contains("\\u{1b}c"), "{message}");
 }
 
-/// An entry that owns its text.
+/// An entry that owns its strings.
 #[derive(Debug, Clone)]
 struct Owned(String, OwnedContent);
 
@@ -396,7 +396,7 @@ fn entries() -> impl Strategy<Value = Vec<Owned>> {
     proptest::collection::vec(entry, 0..6)
 }
 
-/// The rules again, as plainly as they can be said.
+/// The rules of a manifest, written for clarity.
 fn is_allowed(entries: &[ManifestEntry<'_>]) -> bool {
     let beneath =
         |a: &ManifestEntry<'_>, b: &ManifestEntry<'_>| b.path.as_str().starts_with(&format!("{}/", a.path));
@@ -494,7 +494,7 @@ proptest! {
 
 #[test]
 fn few_entries_do_not_make_many_folders() {
-    // Chains of folders that share nothing.
+    // Chains of folders that share no prefix.
     let chain = |n: usize, depth: usize| format!("{n:05}/{}f", "x/".repeat(depth - 1));
     let refused = |entries: &[ManifestEntry<'_>]| match Manifest::decode(raw(entries)) {
         Err(ManifestError::TooManyFolders {
@@ -511,7 +511,7 @@ fn few_entries_do_not_make_many_folders() {
     let error = make(entries).unwrap_err();
     assert!(error.to_string().contains("101600 for 400 entries"), "{error}");
     assert_eq!(Problem::from(error).reason, Reason::OutOfRange);
-    // What people make.
+    // A realistic tree.
     let paths: Vec<String> = (0..400).map(|n| chain(n, 16)).collect();
     let entries: Vec<_> = paths.iter().map(|path| file(path, 1)).collect();
     assert_eq!(refused(&entries), None);

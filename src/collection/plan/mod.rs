@@ -1,10 +1,13 @@
-//! What a transfer is cut into: units, a pure function of the file's size or of the collection's manifest, the same everywhere.
+//! Splits a transfer into units: a pure function of a file's size or a collection's manifest,
+//! equal on all peers.
 //!
-//! Of a plain file the units are its pieces. Of a collection, distinct content counts once, in the order of the manifest: files
-//! of up to [`BUNDLE_SIZE`] are taken whole and packed one after the other into bundles, which come first; each larger file then
-//! gives one unit for each of its pieces. Empty files need no unit: their content is known.
+//! - The units of a plain file are its pieces.
+//! - In a collection, distinct content counts once, in manifest order. Files of up to
+//!   [`BUNDLE_SIZE`] are packed whole into bundles, which come first. Each larger file then has
+//!   one unit per piece. Empty files need no unit.
 //!
-//! Invariant: the units cover every byte of every distinct file exactly once. Non-goals: who fetches what, and where bytes land.
+//! Invariant: the units cover every byte of every distinct file exactly once. Non-goals:
+//! scheduling and storage.
 
 use std::{ops::Range, sync::Arc};
 
@@ -13,50 +16,53 @@ use crate::{
     collection::manifest::{EntryContent, Manifest},
 };
 
-/// Most bytes in a bundle, and the largest file that goes into one. Big enough that thousands of small files do not cost a round
-/// trip each, small enough to hold in memory until it is verified.
+/// Maximum bytes in a bundle, and maximum size of a bundled file. Large enough that thousands of
+/// small files do not cost a round trip each, small enough to buffer until verified.
 pub const BUNDLE_SIZE: u64 = 4 * 1024 * 1024;
 
-/// Most files in a bundle: each is a span of some 45 bytes in the request, and a request takes at most 4,096 spans.
+/// Maximum files in a bundle. Each is a span of about 45 bytes in the request, and a request has
+/// at most 4,096 spans.
 pub const BUNDLE_FILES: usize = 1024;
 
-/// Most units of a transfer: one bit of each for every peer is 512 KiB, which fits a message. Files of any allowed size have
-/// fewer pieces; a manifest with more units is refused.
+/// Maximum units of a transfer: one bit per unit is a bitfield of 512 KiB per peer, which fits a
+/// message. Files of any valid size have fewer pieces; a manifest with more units is rejected.
 pub const MAX_UNITS: u32 = 1 << 22;
 
-/// Bytes that a collection may write whatever its distinct content: the room that any disk in use has, and more than the duplicates
-/// of the source trees and package caches that people share (hundreds of MiB).
+/// Bytes that any collection may write without confirmation. Disks have this much room, and the
+/// duplicates in shared source trees and package caches take less (hundreds of MiB).
 pub const EXPANSION_FREE: u64 = 1 << 30;
 
-/// How many times its distinct content a larger collection may write before its owner is asked. Folders of backups that share most
-/// content, the most repetitive that are common, have some five to ten copies of each file.
+/// Maximum ratio of written bytes to distinct content before a larger collection needs
+/// confirmation. Backups, the most repetitive folders in common use, have about five to ten copies
+/// of each file.
 pub const EXPANSION_RATIO: u64 = 10;
 
 /// A distinct file of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlanFile {
-    /// Its id.
+    /// File id.
     pub id: FileId,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
-/// A part of a unit: a range of one file.
+/// A part of a unit: a byte range of one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlanSpan {
-    /// Number of the file: see [`Plan::file`].
+    /// Number of the file, as in [`Plan::file`].
     pub file: usize,
-    /// Its id.
+    /// File id.
     pub id: FileId,
-    /// First byte, as an offset in the file.
+    /// Offset of the first byte in the file.
     pub offset: u64,
-    /// How many bytes; never 0.
+    /// Length in bytes, at least 1.
     pub len: u64,
-    /// Whether this is the whole file, to be verified by its id; otherwise it is one piece, verified by the piece layer.
+    /// Whether the span is the whole file, verified by its id. Otherwise it is one piece, verified
+    /// by the piece layer.
     pub is_whole_file: bool,
 }
 
-/// A file that gives one unit for each of its pieces.
+/// A file with one unit per piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct LargeFile {
     first_unit: u32,
@@ -64,35 +70,36 @@ struct LargeFile {
     layout: FileLayout,
 }
 
-/// Small files that make one unit together.
+/// Small files that form one unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Bundle {
-    /// The number after its last file's. It begins where the one before ends; those between that are not small are not in it.
+    /// End of the range of file numbers. The range starts at the previous bundle's end; large and
+    /// empty files in it are skipped.
     end: u32,
     len: u32,
 }
 
-/// What the files are.
+/// The distinct files of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum PlanFiles {
     One(PlanFile),
-    /// The first entry of each distinct content, in order.
+    /// Index of the first entry of each distinct content, in ascending order.
     Collection(Arc<Manifest>, Vec<u32>),
 }
 
-/// The units of a transfer. A few bytes for each file: all else is in the manifest.
+/// The units of a transfer. Takes a few bytes per file; everything else is in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     files: PlanFiles,
     bundles: Vec<Bundle>,
-    /// In order of their units, which follow those of the bundles.
+    /// Sorted by unit. Their units follow those of the bundles.
     large_files: Vec<LargeFile>,
     unit_count: u32,
     total_bytes: u64,
 }
 
 impl Plan {
-    /// The plan of a plain file: its units are its pieces. `None` for a size that no file may have.
+    /// The plan of a plain file: its units are its pieces. `None` if the size is over the limit.
     pub fn of_file(id: FileId, size: u64) -> Option<Self> {
         let layout = FileLayout::new(size)?;
         let large = LargeFile {
@@ -109,7 +116,7 @@ impl Plan {
         })
     }
 
-    /// The plan of a collection's content.
+    /// The plan of a collection.
     pub fn of_collection(manifest: &Arc<Manifest>) -> Self {
         let mut plan = Self {
             files: PlanFiles::Collection(Arc::clone(manifest), first_entries(manifest)),
@@ -126,7 +133,7 @@ impl Plan {
 
     fn pack_bundles(&mut self) {
         let mut bundles = Vec::new();
-        let (mut count, mut len) = (0, 0_u64); // of the bundle that is open
+        let (mut count, mut len) = (0, 0_u64); // of the open bundle
         for (index, file) in (0..).zip(self.files()).filter(|(_, file)| file.is_small()) {
             if count == BUNDLE_FILES || len + file.size > BUNDLE_SIZE {
                 bundles.push(Bundle {
@@ -150,7 +157,7 @@ impl Plan {
     fn number_pieces(&mut self) {
         let mut large = Vec::new();
         for (file, planned) in (0..).zip(self.files()) {
-            // A manifest bounds every size.
+            // The manifest limits every size.
             let Some(layout) = FileLayout::new(planned.size).filter(|_| planned.size > BUNDLE_SIZE) else {
                 continue;
             };
@@ -166,17 +173,17 @@ impl Plan {
         }
     }
 
-    /// How many units there are.
+    /// Number of units.
     pub const fn unit_count(&self) -> u32 {
         self.unit_count
     }
 
-    /// Bytes in all units: each distinct file counts once.
+    /// Total bytes of all units: each distinct file counts once.
     pub const fn total(&self) -> u64 {
         self.total_bytes
     }
 
-    /// Bytes that are written: each path of a collection counts, whatever content it shares with others.
+    /// Bytes written to disk: each path of a collection counts, including duplicates.
     pub fn written(&self) -> u64 {
         match &self.files {
             PlanFiles::One(one) => one.size,
@@ -184,13 +191,13 @@ impl Plan {
         }
     }
 
-    /// Whether far more is written than fetched, so that a small manifest could fill a disk: more than [`EXPANSION_FREE`], and more than
-    /// [`EXPANSION_RATIO`] times the distinct content.
+    /// Whether a small manifest could fill the disk: it writes more than [`EXPANSION_FREE`] bytes,
+    /// and more than [`EXPANSION_RATIO`] times the distinct content.
     pub fn expands(&self) -> bool {
         self.written() > EXPANSION_FREE && self.written() / EXPANSION_RATIO > self.total_bytes
     }
 
-    /// How many distinct files there are.
+    /// Number of distinct files.
     pub const fn file_count(&self) -> usize {
         match &self.files {
             PlanFiles::One(_) => 1,
@@ -198,7 +205,7 @@ impl Plan {
         }
     }
 
-    /// A distinct file by its number: they are counted from 0 in the order of their first entry in the manifest.
+    /// A distinct file by its number. Files are numbered from 0 in the order of their first entry.
     pub fn file(&self, file: usize) -> Option<PlanFile> {
         match &self.files {
             PlanFiles::One(one) => (file == 0).then_some(*one),
@@ -209,7 +216,7 @@ impl Plan {
         }
     }
 
-    /// The distinct files in order.
+    /// The distinct files in order of their numbers.
     pub fn files(&self) -> impl Iterator<Item = PlanFile> {
         (0..self.file_count()).filter_map(|file| self.file(file))
     }
@@ -224,7 +231,8 @@ impl Plan {
         }
     }
 
-    /// The first entry of the manifest that has a file's content; the others are copies. `None` for a plain file.
+    /// Index of the first manifest entry with this file's content; further entries are copies.
+    /// `None` for a plain file.
     pub fn first_entry(&self, file: usize) -> Option<u32> {
         match &self.files {
             PlanFiles::One(_) => None,
@@ -232,7 +240,7 @@ impl Plan {
         }
     }
 
-    /// The manifest, of a collection.
+    /// The manifest of a collection; `None` for a plain file.
     pub const fn manifest(&self) -> Option<&Arc<Manifest>> {
         match &self.files {
             PlanFiles::One(_) => None,
@@ -240,7 +248,7 @@ impl Plan {
         }
     }
 
-    /// Length of a unit in bytes; 0 where there is no such unit.
+    /// Length of a unit in bytes; 0 if there is no such unit.
     pub fn unit_len(&self, unit: u32) -> u64 {
         match self.bundles.get(unit as usize) {
             Some(bundle) => bundle.len.into(),
@@ -248,7 +256,7 @@ impl Plan {
         }
     }
 
-    /// The parts of a unit in the order in which they are asked for; none where there is no such unit.
+    /// The parts of a unit in request order; none if there is no such unit.
     pub fn spans(&self, unit: u32) -> impl Iterator<Item = PlanSpan> + '_ {
         let small = self.bundle(unit).filter_map(|file| {
             let planned = self.file(file).filter(PlanFile::is_small)?;
@@ -263,7 +271,7 @@ impl Plan {
         small.chain(self.piece_span(unit))
     }
 
-    /// The units that have these bytes of a file; none where the range holds no byte of it.
+    /// The units that contain this byte range of a file; empty if the range is outside the file.
     pub fn units_of(&self, file: usize, range: Range<u64>) -> Range<u32> {
         let Some(planned) = self.file(file) else {
             return 0..0;
@@ -278,7 +286,7 @@ impl Plan {
         {
             let large = &self.large_files[large];
             let piece_size = large.layout.piece_size();
-            // Fits: both are below the number of pieces.
+            // Fits: below the number of pieces.
             let at = |byte: u64| large.first_unit + (byte / piece_size) as u32;
             return at(range.start)..at(range.end - 1) + 1;
         }
@@ -286,7 +294,8 @@ impl Plan {
         bundle..bundle + 1
     }
 
-    /// The files that a bundle is made of, others among them; none where the unit is no bundle.
+    /// The range of file numbers that a bundle covers, including skipped files; empty if the unit
+    /// is not a bundle.
     fn bundle(&self, unit: u32) -> Range<usize> {
         let Some(bundle) = self.bundles.get(unit as usize) else {
             return 0..0;
@@ -298,7 +307,7 @@ impl Plan {
         start as usize..bundle.end as usize
     }
 
-    /// The file whose pieces' units hold this one.
+    /// The large file that this unit is a piece of.
     fn large_file_of(&self, unit: u32) -> Option<&LargeFile> {
         let after = self.large_files.partition_point(|large| large.first_unit <= unit);
         self.large_files.get(after.checked_sub(1)?)
@@ -321,7 +330,7 @@ impl Plan {
     }
 }
 
-/// The first entry of each distinct content, in order.
+/// Index of the first entry of each distinct content, in ascending order.
 fn first_entries(manifest: &Manifest) -> Vec<u32> {
     let mut firsts: Vec<u32> = manifest.contents().map(|entries| entries[0]).collect();
     firsts.sort_unstable();
@@ -330,7 +339,7 @@ fn first_entries(manifest: &Manifest) -> Vec<u32> {
 }
 
 impl PlanFile {
-    /// Whether it goes into a bundle of a collection.
+    /// Whether a collection puts the file into a bundle.
     const fn is_small(&self) -> bool {
         self.size > 0 && self.size <= BUNDLE_SIZE
     }

@@ -14,7 +14,7 @@ fn id(n: usize) -> FileId {
     FileId(bytes)
 }
 
-/// A manifest of files with these contents (number and size); equal numbers are equal content.
+/// A manifest of files with these contents: number and size. Equal numbers are equal content.
 fn manifest(contents: &[(usize, u64)]) -> Arc<Manifest> {
     let paths: Vec<String> = (0..contents.len()).map(|index| format!("{index:07}")).collect();
     let entries = paths
@@ -35,7 +35,7 @@ fn sizes(plan: &Plan) -> Vec<u64> {
     (0..plan.unit_count()).map(|unit| plan.unit_len(unit)).collect()
 }
 
-/// Everything that holds of any plan.
+/// Checks the invariants of a plan.
 fn check(plan: &Plan) {
     let mut covered: Vec<u64> = vec![0; plan.file_count()];
     for unit in 0..plan.unit_count() {
@@ -185,7 +185,7 @@ proptest! {
     fn every_byte_is_covered_once(
         contents in proptest::collection::vec((0..20_usize, prop_oneof![0..10_u64, 0..1_u64 << 22, 0..1_u64 << 26]), 0..30),
     ) {
-        // One size for each content.
+        // One size per content.
         let sizes: std::collections::HashMap<_, _> = contents.iter().copied().collect();
         let contents: Vec<_> = contents.iter().map(|(content, _)| (*content, sizes[content])).collect();
         let manifest = manifest(&contents);
