@@ -148,7 +148,7 @@ pub struct Budgets {
     pub incoming: usize,
     /// Maximum bytes of unread responses.
     pub unread: usize,
-    /// Share of the free budget that one client may take.
+    /// Maximum share of one client in the budget that other clients leave.
     pub max_share: MaxShare,
 }
 
