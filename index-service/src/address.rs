@@ -1,25 +1,26 @@
-//! Which address a peer may register: its own, or one that the index was told to allow.
+//! Validates the address that a peer registers: its own address or an allowed host.
 //!
-//! An index that took any address would be a way to aim a swarm at a stranger. Pure: looks no name up, connects nowhere.
+//! If the index accepted any address, a caller could aim a swarm at a stranger. Pure: no name is
+//! resolved and no connection is made.
 
 use std::{net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 use potluck_core::model::Address;
 
-/// Longest host name in DNS, in bytes (RFC 1035, section 2.3.4).
+/// Longest DNS host name, in bytes (RFC 1035, section 2.3.4).
 const MAX_HOST_NAME: usize = 253;
 
-/// A host that peers may register although they do not call from it.
+/// A host that peers may register without calling from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AllowedHost {
-    /// Any address in a network.
+    /// All addresses of a network.
     Network(IpNet),
-    /// One host name, in lower case.
+    /// A host name, in lower case.
     Name(String),
 }
 
-/// Text that is neither a network, an address nor a host name.
+/// The text is not a network, an address or a host name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is neither a network such as 10.0.0.0/8, an IP address nor a host name")]
 pub struct AllowedHostError(String);
@@ -40,42 +41,43 @@ impl FromStr for AllowedHost {
     }
 }
 
-/// Why an address cannot be registered.
+/// Why an address was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    /// Neither an IP address nor a host name.
+    /// The host is not an IP address or a host name.
     #[error(
         "the host is neither an IP address nor a host name: leave it empty to be found where you call from"
     )]
     NotAHost,
-    /// An address that nobody can be reached at.
+    /// The address does not identify a single machine.
     #[error("{0} is no address of one machine: leave the host empty to be found where you call from")]
     NotOneMachine(IpAddr),
-    /// An address that means another machine on each network.
+    /// The address is link-local: it identifies another machine on each network.
     #[error(
         "{0} is link-local: without the name of a network interface nobody can use it, and each machine has its own names for \
          these; call the index by an address that is not link-local, or register another with --advertise"
     )]
     LinkLocal(IpAddr),
-    /// Not the caller's, and not allowed.
+    /// The host is neither the caller's address nor allowed.
     #[error(
         "{host} is not where you call from ({from}): leave the host empty, or let the index be started with \
          --allow-host {host}"
     )]
     Refused {
-        /// The host asked for.
+        /// The requested host.
         host: String,
-        /// Where the caller is.
+        /// The caller's address.
         from: String,
     },
 }
 
-/// The address as others will get it: `claimed`, its host put in one canonical form, or the caller's own where it is empty.
+/// Returns the address that other peers receive: `claimed` with its host in canonical form, or with
+/// the caller's IP address if its host is empty.
 ///
-/// `source` is where the caller's connection comes from, `None` where the transport has no addresses.
+/// `source` is the caller's IP address; `None` if the transport has none.
 ///
 /// # Errors
-/// [`AddressError`] where the host is none, or not the caller's and not allowed.
+/// [`AddressError`] if the host is invalid, or neither the caller's address nor allowed.
 pub fn resolve(
     claimed: &Address,
     source: Option<IpAddr>,
@@ -126,13 +128,13 @@ pub fn resolve(
     }
 }
 
-/// Whether it is an IPv6 address that needs an interface beside it (RFC 4291, section 2.5.6). In
-/// IPv4 there is nothing that could be left out (RFC 3927).
+/// Whether this is an IPv6 address that needs a zone, that is, the name of an interface (RFC 4291,
+/// section 2.5.6). IPv4 link-local addresses have no zone (RFC 3927).
 fn is_link_local(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
-/// The text in lower case if it is a host name as RFC 1123 has it, with at least one letter.
+/// The text in lower case if it is a host name (RFC 1123) with at least one letter.
 fn host_name(text: &str) -> Option<String> {
     let label = |label: &str| {
         (1..=63).contains(&label.len())

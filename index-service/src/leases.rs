@@ -1,12 +1,17 @@
-//! How long each peer is believed to be there.
+//! Leases: how long each peer's registrations last without a renewal.
 //!
-//! Invariant: each lease stands once in the order of expiry, under its own deadline. A lease whose deadline has come is over for
-//! [`LeaseTable::renew`] even before [`LeaseTable::take_expired`] has collected it. Pure: time is a parameter. Non-goals: what
-//! peers have, and durability: after a restart every peer that the store knows is given one lease to come back.
+//! Invariant: each lease occurs once in the order of expiry, under its own deadline. A lease whose
+//! deadline has passed cannot be renewed ([`LeaseTable::renew`]), even before
+//! [`LeaseTable::take_expired`] has collected it.
 //!
-//! Two live processes with one token, such as those of a copied home, would take the lease from each other for ever. A process that
-//! moved does not come back to where it was; two that live do, again and again. So whoever takes a lease back for the second time within
-//! [`CONTEST`] is refused, and its holder is told of it, for as long as both go on.
+//! Two live processes with one token, for example after a copy of the home folder, would take the
+//! lease from each other forever. A peer that moves does not return to its old address, but two
+//! live processes alternate. The table therefore refuses a process that takes a lease back for the
+//! second time within [`CONTEST`], and reports it to the holder as a rival, as long as both
+//! processes live.
+//!
+//! Pure: time is a parameter. Non-goals: the peers' files, and durability. After a restart, each
+//! stored peer gets one lease to come back.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -15,18 +20,20 @@ use std::{
 
 use potluck_core::{PeerId, model::Address};
 
-/// How long it is remembered who held a lease before, and that somebody else tried to take it: longer than a peer waits that was refused.
+/// How long a previous holder and a refused rival are remembered: longer than a refused peer waits
+/// before it tries again.
 const CONTEST: Duration = Duration::from_secs(180);
 
-/// How often a process may take a lease back from another: one that moved away and came back does it once.
+/// How often a process may take a lease back from another: a peer that moves away and returns does
+/// so once.
 const RETURNS: u8 = 1;
 
-/// One run of a peer: where it listens, and the number that it drew at its start (empty where it drew none).
+/// One run of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
-    /// Where it listens.
+    /// The address where it listens.
     pub address: Address,
-    /// Its number.
+    /// A number that the run picks at start; empty if it sent none.
     pub instance: Vec<u8>,
 }
 
@@ -34,11 +41,12 @@ pub struct Holder {
 struct LeaseEntry {
     deadline: Instant,
     ttl: Duration,
-    /// `None` after the index was started, until the peer is heard of.
+    /// `None` after a restart of the index, until the peer contacts it.
     holder: Option<Holder>,
-    /// Who held it before, until when, and how often the two took it from each other.
+    /// The previous holder, the last time it was seen, and how often the two took the lease from
+    /// each other.
     before: Option<Box<(Holder, Instant, u8)>>,
-    /// Who was refused last because of `holder`, and when.
+    /// The last process that was refused in favour of `holder`, and when.
     rival: Option<Box<(Address, Instant)>>,
 }
 
@@ -50,7 +58,8 @@ pub struct LeaseTable {
 }
 
 impl LeaseTable {
-    /// Whether somebody else holds a lease and is not gone: then where it is. Whoever asks is remembered as its rival.
+    /// Returns the current holder's address if `holder` must be refused because another live
+    /// process alternates with it. Remembers the refused process as the rival.
     pub fn contest(&mut self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<Address> {
         let lease = self.leases.get_mut(peer).filter(|lease| lease.deadline > now)?;
         let current = lease.holder.as_ref().filter(|current| *current != holder)?;
@@ -63,7 +72,8 @@ impl LeaseTable {
         Some(current.address.clone())
     }
 
-    /// Whether a lease, if there is one, may be that of this run of a peer.
+    /// Whether this run of a peer may hold the peer's lease; true if there is no lease or either
+    /// run is unknown.
     pub fn may_be_of(&self, peer: &PeerId, instance: &[u8]) -> bool {
         let holder = self.leases.get(peer).and_then(|lease| lease.holder.as_ref());
         holder.is_none_or(|holder| {
@@ -71,13 +81,13 @@ impl LeaseTable {
         })
     }
 
-    /// Where another process is that claims to be this peer, if one tried to take the lease of late.
+    /// The address of another process that recently tried to take the lease.
     pub fn rival(&self, peer: &PeerId, now: Instant) -> Option<&Address> {
         let (address, at) = self.leases.get(peer)?.rival.as_deref()?;
         (now <= *at + CONTEST).then_some(address)
     }
 
-    /// Opens a lease, or begins the one that there is anew. `holder`: `None` where it is not known.
+    /// Opens a lease, or restarts the existing one. `holder` is `None` if it is unknown.
     pub fn open(&mut self, peer: PeerId, ttl: Duration, holder: Option<Holder>, now: Instant) {
         let deadline = now + ttl;
         let mut lease = LeaseEntry {
@@ -107,7 +117,7 @@ impl LeaseTable {
         self.by_deadline.insert((deadline, peer));
     }
 
-    /// Renews a lease that has not run out and that nobody else holds, and says for how long.
+    /// Renews a lease that has not expired and that no other process holds. Returns its duration.
     pub fn renew(&mut self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<Duration> {
         let lease = self.leases.get_mut(peer).filter(|lease| lease.deadline > now)?;
         if lease.holder.get_or_insert_with(|| holder.clone()) != holder {
@@ -119,7 +129,7 @@ impl LeaseTable {
         Some(lease.ttl)
     }
 
-    /// How long a peer's lease lasts each time, if it has one.
+    /// The lease duration of a peer, if it has a lease.
     pub fn ttl(&self, peer: &PeerId) -> Option<Duration> {
         self.leases.get(peer).map(|lease| lease.ttl)
     }
@@ -132,7 +142,7 @@ impl LeaseTable {
         self.by_deadline.remove(&(lease.deadline, *peer))
     }
 
-    /// Removes the leases that have run out, those first that ran out first, at most `most`.
+    /// Removes up to `max` expired leases, the earliest first, and returns their peers.
     pub fn take_expired(&mut self, now: Instant, max: usize) -> Vec<PeerId> {
         let mut expired = Vec::new();
         while expired.len() < max
@@ -146,17 +156,17 @@ impl LeaseTable {
         expired
     }
 
-    /// When the next lease runs out.
+    /// When the next lease expires.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.by_deadline.first().map(|&(deadline, _)| deadline)
     }
 
-    /// How many leases there are, those that ran out but were not collected included.
+    /// Number of leases, including expired ones that are not collected yet.
     pub fn len(&self) -> usize {
         self.leases.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no leases.
     pub fn is_empty(&self) -> bool {
         self.leases.is_empty()
     }
@@ -184,7 +194,7 @@ mod tests {
         }
     }
 
-    /// Has one of several processes register, if it may.
+    /// Registers a process unless the table refuses it.
     fn register(table: &mut LeaseTable, holder: &Holder, now: Instant) -> Result<(), Address> {
         match table.contest(&peer(1), holder, now) {
             Some(other) => Err(other),
@@ -197,7 +207,8 @@ mod tests {
 
     #[test]
     fn two_live_processes_of_one_peer_are_told_of_each_other() {
-        // Two machines; one machine, or two behind one address; a machine that was copied while it ran.
+        // Two machines; one machine, or two behind one address; a machine that was copied while
+        // running.
         for (one, two) in [
             (holder(1, 1), holder(2, 2)),
             (holder(1, 1), holder(1, 2)),
@@ -208,7 +219,7 @@ mod tests {
             assert_eq!(register(&mut table, &one, now), Ok(()));
             let mut refused = None;
             for turn in 0..4 {
-                // Each finds its lease gone when it renews, and registers again.
+                // The process finds its lease gone when it renews, and registers again.
                 now += TTL / 4;
                 let (comes, holds) = if turn % 2 == 0 { (&two, &one) } else { (&one, &two) };
                 assert_eq!(table.renew(&peer(1), comes, now), None);
@@ -226,7 +237,7 @@ mod tests {
                 assert_eq!(table.rival(&peer(1), now), Some(&rival.address));
                 assert_eq!(register(&mut table, rival, now), Err(holds.address.clone()));
             }
-            // One is stopped: the other has the lease to itself.
+            // After one process stops, the other keeps the lease.
             let mut gone = table.renew(&peer(1), holds, now + CONTEST).is_none();
             gone |= table.rival(&peer(1), now + CONTEST + TTL).is_none();
             assert!(gone);
@@ -239,18 +250,18 @@ mod tests {
         let start = Instant::now();
         let mut table = LeaseTable::default();
         let second = Duration::from_secs(1);
-        // To and fro once, and then on.
+        // Moves there and back once, then on.
         for (n, at) in [1, 2, 1, 3, 4].into_iter().enumerate() {
             let now = start + second * n as u32;
             assert_eq!(register(&mut table, &holder(at, 1), now), Ok(()), "to {at}");
             assert_eq!(table.rival(&peer(1), now), None);
         }
-        // Started again and again where it is.
+        // Restarts repeatedly at the same address.
         for instance in 2..20 {
             let now = start + second * u32::from(instance);
             assert_eq!(register(&mut table, &holder(4, instance), now), Ok(()));
         }
-        // To and fro, but not within one time of remembering.
+        // Moves back and forth, but more slowly than `CONTEST`.
         for turn in 1..10 {
             let now = start + (CONTEST + TTL) * turn;
             assert_eq!(register(&mut table, &holder(1 + turn as u16 % 2, 1), now), Ok(()));
@@ -317,7 +328,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a list that is searched from end to end.
+        /// Compares the table with a list that is searched from end to end.
         #[test]
         fn behaves_as_a_plain_list(steps in prop::collection::vec(step(), 0..200)) {
             let mut now = Instant::now();

@@ -1,22 +1,22 @@
-//! The index: which peers have which files.
+//! The index: the service that knows which peers have which files.
 //!
 //! | module | its one job |
 //! |---|---|
 //! | [`options`] | flags, environment, configuration |
-//! | [`address`] | which address a peer may register |
-//! | [`catalog`] | what queries read: who has what, in memory |
-//! | [`leases`] | how long each peer's registrations hold |
-//! | [`quota`] | bounds on what callers may use |
-//! | [`store`] | what survives a restart |
-//! | [`watch`] | who watches which file |
-//! | [`registry`] | catalog, leases and watchers, kept in step |
-//! | [`commit`] | the one thread through which changes go, many to a flush |
-//! | `grpc` | counts checked, requests parsed, calls answered, pages continued |
-//! | `problem` | errors as the problems that callers are told |
+//! | [`address`] | the addresses that a peer may register |
+//! | [`catalog`] | peers, files, names and claims in memory, for queries |
+//! | [`leases`] | how long each peer's registrations last |
+//! | [`quota`] | limits per caller and for the whole index |
+//! | [`store`] | the data that survives a restart |
+//! | [`watch`] | subscriptions to the providers of a file |
+//! | [`registry`] | keeps catalog, leases and watchers consistent |
+//! | [`commit`] | the one thread that makes changes, many per flush |
+//! | `grpc` | the gRPC service: parses requests, answers calls, pages results |
+//! | `problem` | maps errors to the problems that callers receive |
 //! | [`server`] | assembly: services, limits, shutdown |
 //!
-//! A change goes `service` -> [`commit`] -> [`store`] -> [`registry`] and is then answered; a question goes `service` -> [`registry`] and
-//! touches no disk.
+//! A change goes from `grpc` to [`commit`], then to [`store`] and [`registry`]; the caller gets its
+//! answer last. A query goes from `grpc` to [`registry`] and touches no disk.
 
 pub mod address;
 pub mod catalog;

@@ -1,4 +1,4 @@
-//! `potluck-index`: the index as a program of its own.
+//! `potluck-index`: the index as a standalone program.
 
 use std::process::ExitCode;
 
@@ -6,10 +6,10 @@ use clap::Parser;
 use potluck_core::process;
 use potluck_index::{Options, run};
 
-/// The index of Potluck: knows which peers have which files.
+/// The Potluck index: knows which peers have which files.
 ///
-/// Prints one line, `listening on ADDR`, when it is ready; logs go to standard error (POTLUCK_LOG or RUST_LOG sets how much, as in
-/// POTLUCK_LOG=debug). Ends cleanly on SIGINT and SIGTERM.
+/// Prints one line, `listening on ADDR`, when it is ready. Logs go to standard error; POTLUCK_LOG
+/// or RUST_LOG sets the level, as in POTLUCK_LOG=debug. Shuts down cleanly on SIGINT and SIGTERM.
 #[derive(Debug, Parser)]
 #[command(name = "potluck-index", version)]
 struct Arguments {

@@ -1,6 +1,7 @@
-//! What the user may set: flags, their environment variables, and the configuration they come to.
+//! The index's settings: flags, their environment variables, and the resulting configuration.
 //!
-//! Invariant: a [`Config`] is whole before anything is opened. Every default is a constant with its reason.
+//! Invariant: a [`Config`] is complete before anything is opened. Each default is a constant with
+//! its reason.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -13,35 +14,35 @@ use potluck_core::grpc::transport::parse_listen;
 
 use crate::{address::AllowedHost, quota::Limits};
 
-/// Where the index listens unless told otherwise: loopback, so that nobody serves a network without having said so.
+/// Default listen address: loopback, so that serving a network is always an explicit choice.
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1313);
 
-/// Lease of a peer that asks for none: a peer that died is forgotten within a minute, and a heartbeat every 20 seconds
-/// costs an index with 10,000 peers 500 small calls a second.
+/// Lease of a peer that asks for none. The index forgets a dead peer within a minute, and a
+/// heartbeat every 20 seconds costs an index with 10,000 peers 500 small calls per second.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(60);
 
-/// Shortest lease: below it a delay on the network would already look like a death.
+/// Shortest lease: with a shorter one, a network delay would look like a dead peer.
 pub const MIN_TTL: Duration = Duration::from_secs(1);
 
-/// Longest lease: a dead peer is offered to others for at most this long.
+/// Longest lease: the index returns a dead peer as a provider for at most this long.
 pub const MAX_TTL: Duration = Duration::from_secs(3600);
 
-/// How long a stopping index lets calls finish before it cuts connections: longer than any call should take, shorter than
-/// the 10 seconds that container runtimes give.
+/// How long the index lets calls finish on shutdown before it closes connections: longer than a
+/// call should take, shorter than the 10 seconds that container runtimes allow.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(3);
 
 /// Flags of the index.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// Address to listen on; port 0 takes a free one
+    /// Address to listen on; port 0 picks a free port
     #[arg(long, env = "POTLUCK_INDEX_LISTEN", value_name = "ADDR", default_value_t = DEFAULT_LISTEN, value_parser = parse_listen)]
     pub listen: SocketAddr,
 
-    /// Folder for what must survive a restart [default: potluck/index in the user's data directory]
+    /// Folder for persistent data [default: potluck/index in the user's data directory]
     #[arg(long, env = "POTLUCK_INDEX_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 
-    /// What holds the registrations: `sled` keeps them on disk, `memory` forgets them at the end
+    /// Where to keep registrations: `sled` on disk, `memory` only while the index runs
     #[arg(long, env = "POTLUCK_INDEX_STORE", value_enum, default_value_t = StoreKind::Sled)]
     pub store: StoreKind,
 
@@ -49,7 +50,8 @@ pub struct Options {
     #[arg(long, env = "POTLUCK_INDEX_TTL", value_name = "TIME", default_value = "60s", value_parser = parse_ttl)]
     pub ttl: Duration,
 
-    /// Let peers register this host, or any in this network (CIDR), besides the address they call from
+    /// Let peers register this host, or any address in this network (CIDR), besides the address
+    /// they call from
     #[arg(
         long,
         env = "POTLUCK_INDEX_ALLOW_HOST",
@@ -58,16 +60,16 @@ pub struct Options {
     )]
     pub allow_host: Vec<AllowedHost>,
 
-    /// Do not tell callers what is served here (gRPC reflection)
+    /// Disable gRPC reflection, which lists the services to callers
     #[arg(long, env = "POTLUCK_INDEX_NO_REFLECTION", value_parser = FalseyValueParser::new())]
     pub no_reflection: bool,
 
-    /// Bounds on what callers may use
+    /// Limits per caller and for the whole index
     #[command(flatten)]
     pub limits: Limits,
 }
 
-/// Kinds of store that the user can choose.
+/// The kinds of store that a user can choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum StoreKind {
     /// On disk.
@@ -79,13 +81,13 @@ pub enum StoreKind {
 /// Where registrations are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreConfig {
-    /// On disk under this folder, which is made if missing.
+    /// On disk in this folder, which is created if missing.
     Sled(PathBuf),
-    /// In memory: forgotten at the end.
+    /// In memory: lost when the index stops.
     Memory,
 }
 
-/// Everything an index needs to know to run, apart from its listener.
+/// The complete configuration of an index, apart from its listener.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Where registrations are kept.
@@ -94,16 +96,16 @@ pub struct Config {
     pub ttl: Duration,
     /// Hosts that peers may register besides their own address.
     pub allowed_hosts: Vec<AllowedHost>,
-    /// Whether callers are told what is served (gRPC reflection).
+    /// Whether gRPC reflection is enabled.
     pub reflection: bool,
-    /// Bounds on what callers may use.
+    /// Limits per caller and for the whole index.
     pub limits: Limits,
-    /// How long a stopping index lets calls finish.
+    /// How long the index lets calls finish on shutdown.
     pub grace: Duration,
 }
 
 impl Default for Config {
-    /// An index in memory with every default.
+    /// An index in memory with all defaults.
     fn default() -> Self {
         Self {
             store: StoreConfig::Memory,
@@ -116,19 +118,19 @@ impl Default for Config {
     }
 }
 
-/// Why flags make no configuration.
+/// Why the flags do not yield a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum OptionsError {
-    /// No `--data-dir`, and the system does not say where a user's data goes.
+    /// `--data-dir` is missing, and the system has no default data directory for the user.
     #[error("this system names no data directory: give --data-dir DIR, or --store memory")]
     NoDataDir,
 }
 
 impl Options {
-    /// The configuration that these flags mean.
+    /// Builds the configuration from the flags.
     ///
     /// # Errors
-    /// [`OptionsError::NoDataDir`] where a folder is needed and none is known.
+    /// [`OptionsError::NoDataDir`] if the store needs a folder and none is known.
     pub fn config(&self) -> Result<Config, OptionsError> {
         let store = match (self.store, &self.data_dir) {
             (StoreKind::Memory, _) => StoreConfig::Memory,

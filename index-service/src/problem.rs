@@ -1,4 +1,5 @@
-//! The index's errors as the problems that callers are told: the only file that knows which reason is which.
+//! Maps the index's errors to the problems that callers receive. No other file chooses a reason for
+//! an error.
 
 use std::time::Duration;
 
@@ -13,10 +14,10 @@ use crate::{
     watch::{SubscriptionEnd, WatchError},
 };
 
-/// When a caller may try again where the index has too much to do at this moment.
+/// Retry delay if the index is busy at the moment.
 pub(crate) const SOON: Duration = Duration::from_secs(1);
 
-/// When a caller may try again where something has to change first.
+/// Retry delay if a condition has to change first.
 const LATER: Duration = Duration::from_secs(30);
 
 impl From<AddressError> for Problem {
@@ -93,7 +94,7 @@ impl From<SubscriptionEnd> for Problem {
     }
 }
 
-/// What is wrong with a request's token; tells its length and no more.
+/// The problem with an invalid token. Reveals only the token's length.
 pub(crate) fn token(error: &IdError) -> Problem {
     let length = match error {
         IdError::Bytes(length) | IdError::Length(length) => *length,
@@ -106,12 +107,12 @@ pub(crate) fn token(error: &IdError) -> Problem {
     .field("token")
 }
 
-/// A field with a value out of its bounds.
+/// A field with an invalid value.
 pub(crate) fn invalid(field: &str, message: impl Into<String>) -> Problem {
     Problem::new(Reason::InvalidArgument, message).field(field)
 }
 
-/// What is wrong with a name.
+/// The problem with an invalid name.
 pub(crate) fn bad_name(error: &PathError) -> Problem {
     Problem::new(Reason::InvalidName, error.to_string())
 }

@@ -1,6 +1,6 @@
-//! Bounds on what callers may use: how much one source may ask, and how much the index may hold.
+//! Limits on the call rate of one source and on the size of the index.
 //!
-//! Pure: time is a parameter. Invariant: the table of sources never grows past its capacity.
+//! Invariant: the table of sources never grows beyond its capacity. Pure: time is a parameter.
 
 use std::{
     collections::HashMap,
@@ -10,50 +10,51 @@ use std::{
 
 use potluck_core::grpc::limiter::{ClientAddress, client_network};
 
-/// Bounds on what callers may use. Each is an upper limit; what goes past it is refused with a reason.
+/// Limits on the use of the index. A request beyond a limit is refused with a reason.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 pub struct Limits {
-    /// Most files that one peer may register
+    /// Maximum files that one peer may register
     #[arg(long, env = "POTLUCK_INDEX_MAX_FILES_PER_PEER", value_name = "N", default_value_t = DEFAULT_FILES_PER_PEER)]
     pub max_files_per_peer: u64,
 
-    /// Most peers with one host
+    /// Maximum peers with one host address
     #[arg(long, env = "POTLUCK_INDEX_MAX_PEERS_PER_ADDRESS", value_name = "N", default_value_t = DEFAULT_PEERS_PER_ADDRESS)]
     pub max_peers_per_address: u64,
 
-    /// Most calls a second from one source address; 0 for no limit
+    /// Maximum calls per second from one source address; 0 for no limit
     #[arg(long, env = "POTLUCK_INDEX_MAX_CALLS_PER_SECOND", value_name = "N", default_value_t = DEFAULT_CALLS_PER_SECOND)]
     pub max_calls_per_second: u32,
 
-    /// Most open Watch streams
+    /// Maximum open watch streams
     #[arg(long, env = "POTLUCK_INDEX_MAX_WATCHERS", value_name = "N", default_value_t = DEFAULT_WATCHERS)]
     pub max_watchers: usize,
 
-    /// Most open connections; one address takes at most half of those that others leave, this machine takes what there is
+    /// Maximum open connections; one address may hold at most half of those that others leave, the
+    /// local machine any number
     #[arg(long, env = "POTLUCK_INDEX_MAX_CONNECTIONS", value_name = "N", default_value_t = DEFAULT_CONNECTIONS)]
     pub max_connections: usize,
 
-    /// Most memory for registrations, in MiB; more are refused
+    /// Maximum memory for registrations, in MiB; further ones are refused
     #[arg(long, env = "POTLUCK_INDEX_MAX_MEMORY_MIB", value_name = "MIB", default_value_t = DEFAULT_MEMORY_MIB)]
     pub max_memory_mib: u64,
 }
 
-/// Room for the largest data sets people share as folders of small files.
+/// Enough for the largest data sets that people share as folders of small files.
 pub const DEFAULT_FILES_PER_PEER: u64 = 1_000_000;
 
-/// Many peers can stand behind one address translation; a flood of made-up ones must not fill the index.
+/// Many peers may share one NAT address, but a flood of fake peers must not fill the index.
 pub const DEFAULT_PEERS_PER_ADDRESS: u64 = 1_000;
 
-/// What a thousand peers behind one address need, ten times over.
+/// Ten times the need of a thousand peers behind one address.
 pub const DEFAULT_CALLS_PER_SECOND: u32 = 1_000;
 
-/// Each costs a stream and a short queue: some 10 KiB.
+/// Each watcher costs a stream and a short queue: some 10 KiB.
 pub const DEFAULT_WATCHERS: usize = 20_000;
 
-/// One a peer, with room for callers that come and go.
+/// One connection per peer, with room for short-lived callers.
 pub const DEFAULT_CONNECTIONS: usize = 10_000;
 
-/// Some 10 million registrations, on a machine that has this to spare.
+/// Some 10 million registrations, on a machine with this much memory to spare.
 pub const DEFAULT_MEMORY_MIB: u64 = 4096;
 
 impl Default for Limits {
@@ -69,48 +70,51 @@ impl Default for Limits {
     }
 }
 
-/// What counts as one host among those that peers register; names count as themselves.
+/// The key under which hosts count as one: the client network of an IP address (see
+/// [`client_network`]), or the host name itself.
 pub fn host_key(host: &str) -> String {
     host.parse()
         .map_or_else(|_| host.to_owned(), |address| client_network(address).to_string())
 }
 
-/// Of the memory for registrations that others leave, what one peer may take at most, and all peers of one host, in percent: as of
-/// connections, so that whoever fills it leaves room for those who come later.
+/// Maximum percentage of the free memory that one peer, or all peers of one host together, may use.
+/// It equals the limit for connections and leaves memory for later peers.
 pub const MEMORY_SHARE: u64 = potluck_core::grpc::limiter::DEFAULT_MAX_SHARE as u64;
 
-/// Whether a host stands for many machines or for this one, whose peers have nothing to do with each other: only each peer has its share.
+/// Whether the limit per host does not apply, because the address is local and its peers are
+/// unrelated. The limit per peer still applies.
 pub fn is_shared_host(host: &str) -> bool {
     host.parse::<IpAddr>()
         .is_ok_and(|address| ClientAddress::from(address) == ClientAddress::LOCAL)
 }
 
-/// Most sources that are remembered at once: some 3 MiB.
+/// Maximum sources remembered: some 3 MiB.
 const MAX_SOURCES: usize = 65_536;
 
-/// How many seconds' worth of calls may come at once: a peer with a large folder starts with many.
+/// Burst size, in seconds of the permitted rate: a peer with a large folder starts with many calls.
 const BURST: u32 = 5;
 
-/// Too many calls: how long to wait.
+/// A source exceeded its call rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateExceeded {
-    /// Until a call would be let through.
+    /// How long until the call would be admitted.
     pub retry_after: Duration,
 }
 
-/// Calls a second for each source, by the generic cell rate algorithm (ITU-T I.371): one instant a source.
+/// Limits the calls per second of each source with the generic cell rate algorithm (ITU-T I.371),
+/// which stores one instant per source.
 #[derive(Debug)]
 pub struct RateLimiter {
-    /// Time that one call takes from its source's budget; `None`: no limit.
+    /// Time that one call takes from the budget of its source; `None` for no limit.
     interval: Option<Duration>,
     burst: Duration,
-    /// When each source's budget is whole again. One that is whole need not be remembered.
+    /// When the budget of each source is full again. Sources with a full budget may be forgotten.
     full_at: HashMap<IpAddr, Instant>,
     next_sweep: Option<Instant>,
 }
 
 impl RateLimiter {
-    /// Lets each source make this many calls a second; 0 means any number.
+    /// Limits each source to this many calls per second; 0 for no limit.
     pub fn new(per_second: u32) -> Self {
         let interval = Duration::from_secs(1).checked_div(per_second);
         Self {
@@ -121,11 +125,11 @@ impl RateLimiter {
         }
     }
 
-    /// Takes `cost` calls from the budget of `source`.
+    /// Takes `cost` calls from the budget of `source`. A call that costs more than a full budget is
+    /// admitted once the budget is full.
     ///
     /// # Errors
-    /// [`RateExceeded`] where it is used up; then nothing is taken. A call that costs more than any budget is let through once it
-    /// is whole.
+    /// [`RateExceeded`] if the budget is too low; then nothing is taken.
     pub fn take(&mut self, source: IpAddr, cost: u32, now: Instant) -> Result<(), RateExceeded> {
         let Some(interval) = self.interval else {
             return Ok(());
@@ -145,12 +149,12 @@ impl RateLimiter {
         Ok(())
     }
 
-    /// Takes `cost` calls from the budget of `source`, whether it has them or not: of what was done
-    /// already. What it lacks, at most one whole budget, its next calls wait for.
+    /// Charges `source` for work that is done already, even beyond its budget. The debt is at most
+    /// one full budget; the next calls of the source wait for it.
     pub fn spend(&mut self, source: IpAddr, cost: u32, now: Instant) {
         let Some(interval) = self.interval else { return };
         let source = client_network(source);
-        // Whoever was let in is in the table, unless its budget is whole.
+        // An admitted source is in the table unless its budget is full.
         if !self.full_at.contains_key(&source) && self.full_at.len() >= MAX_SOURCES {
             return;
         }
@@ -159,7 +163,8 @@ impl RateLimiter {
         *whole_at = ((*whole_at).max(now) + price.min(self.burst)).min(now + 2 * self.burst);
     }
 
-    /// Forgets the sources whose budget is whole. At most once a second: with so many sources going through them costs.
+    /// Forgets the sources with a full budget, at most once per second, because a scan of a full
+    /// table is expensive.
     fn sweep(&mut self, now: Instant) -> Result<(), RateExceeded> {
         let pause = Duration::from_secs(1);
         if self.next_sweep.is_none_or(|at| at <= now) {

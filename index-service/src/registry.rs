@@ -1,12 +1,18 @@
-//! What the index knows now: catalog, leases and watchers, kept in step.
+//! The state of the index: keeps catalog, leases and watchers consistent.
 //!
-//! Invariants: a peer is live in the catalog exactly as long as it has a lease that was not collected. Only the committer's thread
-//! changes the catalog; anybody reads it. Watchers are told while the catalog cannot change, so that what they are told and what they
-//! read agree. Locks are taken in the order catalog, leases, watchers, and never held across a wait.
+//! Invariants:
 //!
-//! Readers wait for one slice of a change at most: no section that holds the catalog for writing handles more than [`SLICE`]
-//! registrations, and after each the readers that wait go first (`parking_lot`'s fair unlock; the lock of `std` may be taken back by the
-//! writer before any of them wakes up). A peer that is forgotten is hidden at once, and cleared later by [`Registry::clear`].
+//! - A peer is live in the catalog exactly as long as it has a lease that was not collected.
+//! - Only the committer's thread changes the catalog; any thread may read it.
+//! - Watchers are notified while the catalog cannot change, so that events agree with what a
+//!   watcher reads.
+//! - Locks are taken in the order catalog, leases, watchers, and are never held across an await.
+//!
+//! Readers wait for at most one slice of a change. No section that holds the catalog's write lock
+//! handles more than [`SLICE`] registrations, and waiting readers go first after each section.
+//! `parking_lot`'s fair unlock guarantees this; with the lock of `std`, the writer could take the
+//! lock again before a reader wakes up. A peer that leaves is hidden immediately and cleared later
+//! by [`Registry::clear`].
 
 use std::{
     collections::VecDeque,
@@ -30,16 +36,17 @@ use crate::{
     watch::{Subscription, WatchError, WatchHub},
 };
 
-/// Registrations that are changed before readers get a turn: some 200 microseconds.
+/// Maximum registrations changed per write lock: some 200 microseconds.
 pub(crate) const SLICE: usize = 64;
 
-/// Bytes of names after which a slice ends: what a name costs depends on its words.
+/// Bytes of names after which a slice ends, because the cost of a name grows with its words.
 const SLICE_BYTES: usize = 8 * 1024;
 
-/// A peer that replaces more files than this is filled anew, and the old one cleared later: its caller and all others would wait for it.
+/// Removed files above which a replacement fills a new peer entry and clears the old one later.
+/// Removing more in place would delay the caller and all other changes.
 const REPLACE_IN_PLACE: usize = 1024;
 
-/// The index's knowledge.
+/// The catalog, the leases and the watchers.
 #[derive(Debug)]
 pub struct Registry {
     catalog: RwLock<Catalog>,
@@ -49,7 +56,7 @@ pub struct Registry {
     leftovers: Mutex<VecDeque<PeerSlot>>,
 }
 
-/// Peers as a store gives them, on their way into a registry.
+/// Peers read from a store, from which a registry is built.
 #[derive(Debug, Default)]
 pub struct Restored {
     catalog: Catalog,
@@ -57,10 +64,11 @@ pub struct Restored {
 }
 
 impl Restored {
-    /// Takes one peer in.
+    /// Adds one peer.
     pub fn add(&mut self, StoredPeer { record, mut files }: StoredPeer) {
         self.catalog.set_peer(record.id, &record.address);
-        // Names that follow each other have words in common: what the catalog needs next is still in the processor's cache.
+        // Neighbours in sorted order share words, so the catalog's entries for them are still in
+        // the processor's cache.
         files.sort_unstable_by(|a, b| a.names.cmp(&b.names));
         for file in &files {
             self.catalog.put(&record.id, file);
@@ -69,19 +77,19 @@ impl Restored {
     }
 }
 
-/// What a peer has in the index.
+/// Summary of a peer's registrations.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Holding {
-    /// How many files.
+    /// Number of files.
     pub file_count: u64,
     /// The digest of its registrations.
     pub digest: SetDigest,
-    /// Where another live process is that claims to be this peer.
+    /// Address of another live process that uses the same identity.
     pub rival: Option<Address>,
 }
 
 impl Registry {
-    /// A registry of what a store gave: every peer has one lease from `now` to come back.
+    /// Builds a registry from stored peers. Each peer gets one lease from `now` to come back.
     pub fn new(mut restored: Restored, max_watchers: usize, now: Instant) -> Self {
         let mut leases = LeaseTable::default();
         for (peer, ttl) in restored.leases {
@@ -96,12 +104,12 @@ impl Registry {
         }
     }
 
-    /// The catalog, to read. Not to be held across a wait.
+    /// Locks the catalog for reading. Do not hold the guard across an await.
     pub fn catalog(&self) -> RwLockReadGuard<'_, Catalog> {
         self.catalog.read()
     }
 
-    /// Changes the catalog by at most [`SLICE`] registrations, and lets those who wait to read it go next.
+    /// Changes the catalog by at most [`SLICE`] registrations, then lets waiting readers go first.
     fn change<T>(&self, change: impl FnOnce(&mut Catalog) -> T) -> T {
         let mut catalog = self.catalog.write();
         let result = change(&mut catalog);
@@ -116,7 +124,8 @@ impl Registry {
         &self.hub
     }
 
-    /// Renews a peer's lease if it has one and is where it was: for how long, and what the peer has.
+    /// Renews the lease of a peer at an unchanged address. Returns the lease's duration and a
+    /// summary of the peer; `None` if there is no such lease.
     pub fn renew(&self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<(Duration, Holding)> {
         let catalog = self.catalog();
         catalog.address(peer).filter(|known| **known == holder.address)?;
@@ -124,7 +133,7 @@ impl Registry {
         Some((ttl, self.holding_in(&catalog, peer, now)))
     }
 
-    /// What a peer has.
+    /// A summary of a peer's registrations.
     pub fn holding(&self, peer: &PeerId, now: Instant) -> Holding {
         self.holding_in(&self.catalog(), peer, now)
     }
@@ -137,20 +146,22 @@ impl Registry {
         }
     }
 
-    /// Whether another live process holds the lease of this peer: then where it is.
+    /// Returns the lease holder's address if `holder` must be refused, as in
+    /// [`LeaseTable::contest`].
     pub fn contest(&self, peer: &PeerId, holder: &Holder, now: Instant) -> Option<Address> {
         self.leases().contest(peer, holder, now)
     }
 
-    /// Whether a peer's lease, if it has one, may be that of this run of it.
+    /// Whether this run of a peer may hold the peer's lease; true if there is no lease.
     pub fn may_be_of(&self, peer: &PeerId, instance: &[u8]) -> bool {
         self.leases().may_be_of(peer, instance)
     }
 
-    /// Begins to watch a file, with a sample of its providers of now and how many there are.
+    /// Starts watching a file. Also returns a sample of its current providers and their total
+    /// number.
     ///
     /// # Errors
-    /// [`WatchError`].
+    /// [`WatchError`] if too many callers watch or the index is shutting down.
     pub fn watch(
         &self,
         file: FileId,
@@ -163,7 +174,8 @@ impl Registry {
         Ok((subscription, providers, count))
     }
 
-    /// Registers files, and opens or renews the lease. Returns how many files the peer then has.
+    /// Registers files, and opens or renews the lease. Returns the peer's number of files
+    /// afterwards.
     pub fn register(
         &self,
         peer: &PeerRecord,
@@ -197,7 +209,7 @@ impl Registry {
         self.catalog().files_of(&peer.id)
     }
 
-    /// The files of a peer that are not among these.
+    /// The files of a peer that are not in `files`.
     fn others(&self, peer: &PeerId, files: &[Registration]) -> Vec<FileId> {
         let kept: HashSet<FileId> = files.iter().map(|file| file.file.id).collect();
         let catalog = self.catalog();
@@ -230,7 +242,7 @@ impl Registry {
         self.leases().open(peer.id, peer.ttl, Some(holder), now);
     }
 
-    /// Registers files in the place of all that a peer has.
+    /// Replaces all files of a peer by filling a new entry and publishing it.
     fn fill_anew(&self, peer: &PeerRecord, instance: &[u8], files: &[Registration], now: Instant) {
         let new = self.change(|catalog| catalog.add_hidden(peer.id, &peer.address));
         for files in slices(files) {
@@ -258,7 +270,7 @@ impl Registry {
         }
     }
 
-    /// Takes registrations back. Returns how many there were.
+    /// Removes registrations and returns their number.
     pub fn unregister(&self, peer: &PeerId, files: &[FileId]) -> u64 {
         let mut removed = 0;
         for files in files.chunks(SLICE) {
@@ -274,8 +286,8 @@ impl Registry {
         removed
     }
 
-    /// Forgets a peer and its lease: from now on nobody sees it. Returns how many files it had. Those of a large peer take memory until
-    /// [`Self::clear`] has gone through them.
+    /// Removes a peer and its lease; it becomes invisible immediately. Returns its number of files.
+    /// The files of a large peer use memory until [`Self::clear`] has removed them.
     pub fn forget(&self, peer: &PeerId) -> u64 {
         let hidden = self.change(|catalog| {
             let slot = catalog.hide(peer);
@@ -295,7 +307,7 @@ impl Registry {
         count
     }
 
-    /// Clears some `most` registrations of peers that were forgotten; true where there are more.
+    /// Clears about `max` registrations of hidden peers; true if more remain.
     pub fn clear(&self, max: usize) -> bool {
         let mut cleared = 0;
         let mut leftovers = self.leftovers();
@@ -310,29 +322,31 @@ impl Registry {
         !leftovers.is_empty()
     }
 
-    /// How long a peer's lease lasts each time, if it has one.
+    /// The lease duration of a peer, if it has a lease.
     pub fn ttl(&self, peer: &PeerId) -> Option<Duration> {
         self.leases().ttl(peer)
     }
 
-    /// The peers whose leases have run out, at most `most`; their leases are collected, and they are to be forgotten next.
+    /// Removes up to `max` expired leases and returns their peers, which the caller must forget
+    /// next.
     pub fn take_expired(&self, now: Instant, max: usize) -> Vec<PeerId> {
         self.leases().take_expired(now, max)
     }
 
-    /// When the next lease runs out.
+    /// When the next lease expires.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.leases().next_deadline()
     }
 
-    /// Goes through the watched files of a live peer.
+    /// Calls `each` for the watched files of a live peer.
     fn each_watched(&self, catalog: &Catalog, peer: &PeerId, each: impl FnMut(&FileId)) {
         if let Some(slot) = catalog.slot_of(peer) {
             self.each_watched_of(catalog, slot, each);
         }
     }
 
-    /// Goes through the watched files of a live or hidden peer: through its own, or through all that are watched, whichever are fewer.
+    /// Calls `each` for the watched files of a live or hidden peer. Iterates over the peer's files
+    /// or over all watched files, whichever are fewer.
     fn each_watched_of(&self, catalog: &Catalog, slot: PeerSlot, mut each: impl FnMut(&FileId)) {
         let watched = self.hub.file_count();
         if watched == 0 {
@@ -367,7 +381,7 @@ impl Registry {
     }
 }
 
-/// Registrations in slices that readers can wait for.
+/// Splits registrations into slices that are short enough for readers to wait for.
 fn slices(files: &[Registration]) -> impl Iterator<Item = &[Registration]> {
     let mut rest = files;
     std::iter::from_fn(move || {

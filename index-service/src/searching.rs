@@ -1,7 +1,8 @@
-//! Where searches and long listings run: on a few threads of their own, so that other calls never wait behind them.
+//! Runs searches and long listings on a few threads, so that other calls never wait for them.
 //!
-//! Invariants: as many run at once as leave processors to other calls; those that wait are bounded, over all and for each address, and take
-//! turns in the order in which they came.
+//! Invariants: running searches leave at least half of the cores to other calls, if there is more
+//! than one. Waiting searches are limited in total and per address, and run in the order of
+//! arrival.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -13,10 +14,12 @@ use tokio::sync::Semaphore;
 
 use crate::problem::SOON;
 
-/// Searches that run or wait: the last of them waits for a third of a second where one runs at a time.
+/// Maximum searches that run or wait: the last one waits for a third of a second if one runs at a
+/// time.
 const MAX_QUEUED: usize = 64;
 
-/// Searches that run at once, whatever the machine: their memory is the pages that they fill.
+/// Maximum searches that run in parallel on any machine: each holds the page that it fills in
+/// memory.
 const MAX_RUNNING: usize = 4;
 
 /// The queue of searches.
@@ -27,7 +30,7 @@ pub(crate) struct SearchQueue {
 }
 
 impl SearchQueue {
-    /// A queue for this machine.
+    /// A queue sized for this machine's cores.
     pub(crate) fn new() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
@@ -36,10 +39,11 @@ impl SearchQueue {
         }
     }
 
-    /// Runs a search for a caller and waits for it. Once begun it is finished even if the caller goes away.
+    /// Runs a search for a caller and waits for it. A search that has started finishes even if the
+    /// caller goes away.
     ///
     /// # Errors
-    /// [`Reason::Busy`] where too many wait.
+    /// [`Reason::Busy`] if too many searches wait.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         source: Option<IpAddr>,

@@ -1,7 +1,11 @@
-//! Assembly: store, committer, services, limits and an orderly end.
+//! Assembly: store, committer, services, limits and graceful shutdown.
 //!
-//! The end: health says NOT_SERVING, watchers are told, no connection is accepted any more, calls under way get the configured grace,
-//! what is left is cut, and the committer finishes what it was given and closes the store.
+//! Shutdown order:
+//!
+//! 1. Health reports NOT_SERVING, and watch streams end.
+//! 2. The listener stops accepting connections.
+//! 3. Running calls get the configured grace period; then their connections are closed.
+//! 4. The committer finishes its queue and closes the store.
 
 use std::{
     io::Write as _,
@@ -40,17 +44,19 @@ use crate::{
     store::{FolderError, IndexStore, MemoryStore, SledStore},
 };
 
-/// How long a call may take, but for what a Watch streams: longer than a flush on a slow disk, and than a large request on a slow link.
+/// Timeout of a call, except for the events of a watch stream: longer than a flush on a slow disk,
+/// and than a large request on a slow link.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Receive window of one stream, in bytes. Requests are small: even the largest goes over a fast link in a few round trips.
+/// Receive window per stream, in bytes. Requests are small; even the largest needs only a few round
+/// trips on a fast link.
 const STREAM_WINDOW: u32 = 256 * 1024;
 
-/// Receive window of one connection, in bytes: four streams at full window.
+/// Receive window per connection, in bytes: four full stream windows.
 const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
 
-/// What the index has for requests and answers under way: dozens of the largest, of which one
-/// address takes at most half.
+/// Memory for requests and responses in flight: dozens of the largest, of which one address may
+/// hold at most half.
 const BUDGETS: Budgets = Budgets {
     incoming: 48 * 1024 * 1024,
     unread: 64 * 1024 * 1024,
@@ -58,16 +64,16 @@ const BUDGETS: Budgets = Budgets {
         .expect("it is a percentage"),
 };
 
-/// Largest `Unregister`, in bytes: as many ids as it may have, 34 bytes each.
+/// Maximum size of an `Unregister` request, in bytes: the maximum number of ids, 34 bytes each.
 const MAX_UNREGISTER: usize = 512 * 1024;
 
-/// Why an index ended otherwise than by being told to.
+/// Why an index stopped without a shutdown request.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The data folder cannot be used.
     #[error(transparent)]
     Folder(#[from] FolderError),
-    /// The system gave no thread.
+    /// The system cannot start a thread.
     #[error("cannot start the thread that writes: {0}")]
     Thread(std::io::Error),
     /// The thread that opens the store panicked.
@@ -81,35 +87,35 @@ pub enum ServeError {
     Transport(#[from] tonic::transport::Error),
 }
 
-/// Why `potluck-index` ended otherwise than by being told to.
+/// Why `potluck-index` stopped without a shutdown request.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The flags make no configuration.
+    /// The flags do not yield a configuration.
     #[error(transparent)]
     Options(#[from] OptionsError),
-    /// Another program listens there.
+    /// Another program listens on this address.
     #[error("{0} is in use by another program: stop it, or give another --listen")]
     AddressInUse(SocketAddr),
-    /// The address cannot be listened on.
+    /// The index cannot listen on this address.
     #[error("cannot listen on {address}: {source}")]
     Listen {
-        /// The address asked for.
+        /// The requested address.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// Standard output is closed.
     #[error("cannot say where the index listens: {0}")]
     Output(std::io::Error),
-    /// The index could not be opened or failed while it ran.
+    /// The index could not be opened, or failed while running.
     #[error(transparent)]
     Serve(#[from] ServeError),
 }
 
-/// Serves an index on `listener` until `shutdown`, then ends within the configured grace.
+/// Serves an index on `listener` until `shutdown`, then stops within the configured grace period.
 ///
 /// # Errors
-/// [`ServeError`] where the store cannot be opened or the listener fails.
+/// [`ServeError`] if the store cannot be opened or the listener fails.
 pub async fn serve(
     listener: TcpListener,
     config: Config,
@@ -118,10 +124,11 @@ pub async fn serve(
     RunningIndex::open(config).await?.serve(listener, shutdown).await
 }
 
-/// Binds, says `listening on ADDR` on standard output when ready, and serves until `shutdown`.
+/// Binds the listen address, prints `listening on ADDR` to standard output when ready, and serves
+/// until `shutdown`.
 ///
 /// # Errors
-/// [`RunError`], each with what to do about it.
+/// [`RunError`]; its message says what the user can do.
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), RunError> {
     let config = options.config()?;
     let listen = |source: std::io::Error| match source.kind() {
@@ -141,7 +148,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Ru
     Ok(index.serve(listener, shutdown).await?)
 }
 
-/// An index whose store is open.
+/// An index with an open store.
 struct RunningIndex {
     config: Config,
     registry: Arc<Registry>,
@@ -229,7 +236,7 @@ impl RunningIndex {
         let server = transport::server()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            // A frame is held until it is whole.
+            // hyper buffers a frame until it is complete, so frames keep their default size.
             .max_frame_size(None)
             .http2_max_header_list_size(MAX_HEADERS)
             .timeout(CALL_TIMEOUT)
@@ -242,7 +249,7 @@ impl RunningIndex {
             tracing::info!(%address, "index ready");
         }
 
-        // Not cancel-safe, and need not be: it is polled again below.
+        // Not cancel-safe, but nothing is lost: the same future is polled again below.
         let served = tokio::select! {
             served = &mut server => Some(served),
             () = shutdown.cancelled() => None,
@@ -275,13 +282,13 @@ impl RunningIndex {
     }
 }
 
-/// Tells the index's health, as whether changes can be stored changes.
+/// Updates the health status whenever the store fails or recovers.
 async fn report_health(health: Health, mut working: watch::Receiver<bool>, stop: CancellationToken) {
     loop {
         // Both arms are cancel-safe.
         tokio::select! {
             () = stop.cancelled() => return,
-            // The committer ends after this task.
+            // An error cannot occur: the committer outlives this task.
             changed = working.changed() => if changed.is_err() { return },
         }
         let is_working = *working.borrow_and_update();
@@ -289,12 +296,12 @@ async fn report_health(health: Health, mut working: watch::Receiver<bool>, stop:
     }
 }
 
-/// Places for connections: one address leaves some to the others.
+/// Limits connections in total and per address.
 fn connection_limiter(limits: &Limits) -> PerAddressLimiter {
     PerAddressLimiter::new(limits.max_connections, MaxShare::default())
 }
 
-/// What a call is held to.
+/// The limits that apply to a call, by its path.
 fn call_kind(path: &str) -> CallKind {
     match path {
         REGISTER => CallKind::Unary {
@@ -308,7 +315,7 @@ fn call_kind(path: &str) -> CallKind {
     }
 }
 
-/// A span for each call, with where it comes from.
+/// A tracing span for a call, with the caller's address.
 fn call_span(request: &http::Request<()>) -> tracing::Span {
     let from = request
         .extensions()

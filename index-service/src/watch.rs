@@ -1,8 +1,14 @@
-//! Who watches which file, and what they are told.
+//! Watchers: who watches which file, and the events that wait for each.
 //!
-//! Invariants: a watcher is told every change after its subscription, in order, or is dropped; nobody waits for it. What all watchers
-//! have not read yet is bounded, and an event is held once however many it waits for. A watcher that is dropped gives its place back at
-//! once, whether or not its caller reads on. Pure apart from waking who waits.
+//! Invariants:
+//!
+//! - A watcher receives every change after its subscription, in order, or is dropped. Publishing
+//!   never waits for a watcher.
+//! - The number of unread events of all watchers together is bounded. Watchers share one copy of an
+//!   event.
+//! - Dropping a slow watcher frees its permit immediately, whether or not its caller reads on.
+//!
+//! Pure apart from waking readers.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,15 +23,16 @@ use parking_lot::{Mutex, MutexGuard};
 use potluck_core::{FileId, grpc::limiter::client_network, model::ProviderEvent};
 use tokio::sync::Notify;
 
-/// Events that a watcher may be behind before it is dropped: what a crowd that starts together makes in a moment. A watcher that
-/// is dropped watches again and gets a new snapshot.
+/// Maximum unread events per watcher: the burst that a crowd produces by starting together. A
+/// dropped watcher subscribes again and gets a new snapshot.
 const QUEUE: usize = 1024;
 
-/// Events that all watchers together may be behind: some 80 MiB where no two wait for the same. Beyond it only those are dropped that
-/// are behind by more than their part of it.
+/// Maximum unread events of all watchers: some 80 MiB if no two watchers share one. Beyond it, only
+/// watchers with more than their equal part are dropped.
 const TOTAL: usize = 512 * 1024;
 
-/// The part of all watchers that one source may have, as a divisor: one machine cannot take the places of all others.
+/// One source may have at most this fraction of all watchers, as a divisor, so that one machine
+/// cannot exhaust them.
 const SOURCE_FRACTION: usize = 4;
 
 #[derive(Debug)]
@@ -35,13 +42,13 @@ struct Watcher {
     queue: Arc<Queue>,
 }
 
-/// Events that one watcher has not read yet.
+/// The unread events of one watcher.
 #[derive(Debug)]
 struct Queue {
     state: Mutex<QueueState>,
-    /// Wakes whoever waits for an event or the end.
+    /// Wakes the reader for an event or the end.
     changed: Notify,
-    /// Events that all watchers have not read yet.
+    /// Number of unread events of all watchers.
     total: Arc<AtomicUsize>,
 }
 
@@ -69,13 +76,13 @@ pub struct WatchHub {
     queued: Arc<AtomicUsize>,
 }
 
-/// Why nobody can watch now.
+/// Why a subscription was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
-    /// As many as the index was told to allow.
+    /// The configured maximum is reached, in total or for this source.
     #[error("too many callers are watching: try again later")]
     TooMany,
-    /// The index is ending.
+    /// The index is shutting down.
     #[error("the index is shutting down")]
     Closed,
 }
@@ -85,11 +92,11 @@ pub enum WatchError {
 pub enum SubscriptionEnd {
     /// The watcher was too far behind.
     TooSlow,
-    /// The index is ending.
+    /// The index is shutting down.
     Closed,
 }
 
-/// One watcher's side; gives its place back when dropped.
+/// The reading end of a subscription; frees its permit when dropped.
 #[derive(Debug)]
 pub struct Subscription {
     hub: Arc<WatchHub>,
@@ -100,11 +107,11 @@ pub struct Subscription {
 
 impl Queue {
     fn state(&self) -> MutexGuard<'_, QueueState> {
-        // Whole after every line that could panic.
+        // The state is consistent after each line that could panic.
         self.state.lock()
     }
 
-    /// Adds an event; false where the watcher is `max_watchers` behind.
+    /// Adds an event; false if `max` events wait already.
     fn push(&self, event: &Arc<ProviderEvent>, max: usize) -> bool {
         let mut state = self.state();
         if state.events.len() >= max {
@@ -117,7 +124,7 @@ impl Queue {
         true
     }
 
-    /// Throws away what was not read.
+    /// Ends the subscription and discards the unread events.
     fn end(&self, ended: SubscriptionEnd) {
         let mut state = self.state();
         state.ended.get_or_insert(ended);
@@ -129,7 +136,7 @@ impl Queue {
 }
 
 impl Watchers {
-    /// One watcher of this source less.
+    /// Removes one watcher of this source from the counts.
     fn leave(&mut self, source: IpAddr) {
         self.count -= 1;
         if let Some(count) = self.sources.get_mut(&source) {
@@ -142,12 +149,12 @@ impl Watchers {
 }
 
 impl WatchHub {
-    /// A hub that lets at most this many watch.
+    /// A hub with at most `max` watchers.
     pub fn new(max: usize) -> Self {
         Self::with_bounds(max, TOTAL)
     }
 
-    /// The same, with at most some `most_queued` events that were not read.
+    /// A hub with at most `max` watchers and about `most_queued` unread events.
     fn with_bounds(max: usize, most_queued: usize) -> Self {
         Self {
             watchers: Mutex::default(),
@@ -157,10 +164,11 @@ impl WatchHub {
         }
     }
 
-    /// Begins to watch a file. To miss nothing, the caller keeps the file's providers from changing until it has read them.
+    /// Starts watching a file. To miss no change, the caller keeps the file's providers from
+    /// changing until it has read them.
     ///
     /// # Errors
-    /// [`WatchError`].
+    /// [`WatchError`] if too many callers watch or the hub is closed.
     pub fn subscribe(self: &Arc<Self>, file: FileId, source: IpAddr) -> Result<Subscription, WatchError> {
         let source = client_network(source);
         let mut guard = self.lock();
@@ -194,22 +202,23 @@ impl WatchHub {
         })
     }
 
-    /// Whether anybody watches at all.
+    /// Whether there are no watchers.
     pub fn is_idle(&self) -> bool {
         self.lock().files.is_empty()
     }
 
-    /// How many files somebody watches.
+    /// Number of watched files.
     pub fn file_count(&self) -> usize {
         self.lock().files.len()
     }
 
-    /// The files that somebody watches.
+    /// The watched files.
     pub fn files(&self) -> Vec<FileId> {
         self.lock().files.keys().copied().collect()
     }
 
-    /// Tells whoever watches `file`. Whoever is too far behind is dropped.
+    /// Sends an event to the watchers of `file`, and drops those that are too far behind. `event`
+    /// runs only if there are watchers.
     pub fn publish(&self, file: &FileId, event: impl FnOnce() -> Option<ProviderEvent>) {
         let mut guard = self.lock();
         let watchers = &mut *guard;
@@ -241,17 +250,17 @@ impl WatchHub {
         }
     }
 
-    /// How many watch.
+    /// Number of watchers.
     pub fn count(&self) -> usize {
         self.lock().count
     }
 
-    /// How many events were not read yet, over all watchers.
+    /// Number of unread events of all watchers.
     pub fn queued(&self) -> usize {
         self.queued.load(Ordering::Relaxed)
     }
 
-    /// Ends every subscription and allows no more.
+    /// Ends all subscriptions and refuses new ones.
     pub fn close(&self) {
         let mut guard = self.lock();
         let watchers = &mut *guard;
@@ -263,18 +272,19 @@ impl WatchHub {
     }
 
     fn lock(&self) -> MutexGuard<'_, Watchers> {
-        // Whole after every line that could panic.
+        // The state is consistent after each line that could panic.
         self.watchers.lock()
     }
 }
 
 impl Subscription {
-    /// The file that is watched.
+    /// The watched file.
     pub const fn file(&self) -> FileId {
         self.file
     }
 
-    /// The next event; `Err` once the subscription is over. Cancel-safe: an event is taken only when it is given.
+    /// Waits for the next event; `Err` once the subscription has ended. Cancel-safe: no event is
+    /// taken unless it is returned.
     pub async fn next(&mut self) -> Result<Arc<ProviderEvent>, SubscriptionEnd> {
         loop {
             {
@@ -284,14 +294,15 @@ impl Subscription {
                 }
                 if let Some(event) = state.events.pop_front() {
                     if state.events.is_empty() {
-                        // Most watchers have nothing to read most of the time.
+                        // Free the buffer: most watchers are idle most of the time.
                         state.events = VecDeque::new();
                     }
                     self.queue.total.fetch_sub(1, Ordering::Relaxed);
                     return Ok(event);
                 }
             }
-            // What is told from here on leaves a permit: nothing is missed.
+            // `notify_one` stores a permit, so an event that arrives before this await still wakes
+            // it.
             self.queue.changed.notified().await;
         }
     }
@@ -301,7 +312,7 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         let mut guard = self.hub.lock();
         let watchers = &mut *guard;
-        // Not there where the hub has dropped it: then its place is free already.
+        // If the hub dropped the watcher, its permit is free already.
         if let Some(of_file) = watchers.files.get_mut(&self.file)
             && let Some(at) = of_file.iter().position(|watcher| watcher.number == self.number)
         {
@@ -359,7 +370,8 @@ mod tests {
         assert_eq!((hub.count(), hub.queued()), (2, QUEUE));
         hub.publish(&file, || left(1));
         assert!(quick.next().await.is_ok());
-        // It has read nothing, and still holds its subscription: the place and the memory are free all the same.
+        // The slow watcher has read nothing and is still alive; its permit and memory are free
+        // nevertheless.
         assert_eq!((hub.count(), hub.queued()), (1, 0));
         let _another = hub.subscribe(file, HERE).unwrap();
         assert_eq!(
@@ -391,7 +403,7 @@ mod tests {
             }
             assert_eq!(told(&mut reader).await, left(1), "one that reads is not dropped");
         }
-        // Those that are left fit the bound.
+        // The remaining watchers fit the bound.
         let left = hub.count() - 1;
         assert!(left <= 4 && hub.queued() == 100 * left, "{left}");
         let mut ended = 0;

@@ -1,18 +1,25 @@
-//! What queries read: peers, files, names, words and claims, compact and in memory.
+//! The catalog: peers, files, names, words and claims, held compactly in memory for queries.
 //!
-//! Invariants: a file, name, word or claim is here exactly as long as some peer's registration speaks of it; removing what was
-//! put leaves nothing behind. Everything is held once and named by a 4-byte slot elsewhere. What registrations say of a
-//! file (names, claimed SHA-256, kind) is held as a *variant*, once for all peers that say the same; a file tallies its variants,
-//! so that what most providers say is known without asking each.
+//! Each value is stored once; other tables refer to it by a 4-byte slot. A *claim* holds the names,
+//! SHA-256 and kind in a registration, once for all registrations that agree on them. Each file
+//! counts its providers per claim, so the most common claims are known without a look at each
+//! provider.
 //!
-//! A peer is *live* or *hidden*. Only live ones are found by their ids and given as providers. A peer that is gone is hidden at once and
-//! cleared bit by bit, and one that replaces all it has is filled while it is hidden: neither keeps readers waiting. Counts and sizes
-//! of files leave hidden peers out; the number of distinct files may count those that only hidden ones have.
+//! A peer is *live* or *hidden*. Queries find only live peers. Hiding keeps readers from waiting:
 //!
-//! Each registration is charged with the memory that it added: the first of a file pays for the file, and the first that says something
-//! for what it says. A peer is charged with all of its own, and a host with all of its peers.
+//! - A peer that leaves is hidden immediately and cleared in small steps.
+//! - A peer that replaces all of its files is filled while hidden and then published.
 //!
-//! Pure: no clock, randomness as a parameter. Non-goals: leases, durability, locks.
+//! Counts of providers and registrations leave hidden peers out. The number of distinct files may
+//! include files that only hidden peers have.
+//!
+//! Each registration is charged for the memory that it added. The first registration of a file pays
+//! for the file, and the first with a new claim pays for the claim. A peer is charged for its
+//! registrations, and a host for its peers.
+//!
+//! Invariant: a file, name, word or claim exists exactly as long as a registration refers to it.
+//!
+//! Pure: there is no clock, and randomness is a parameter. Non-goals: leases, durability, locks.
 
 use std::{collections::HashMap, hash::BuildHasher as _};
 
@@ -46,17 +53,17 @@ use names::Names;
 use ref_counted_set::RefCountedSet;
 use sample::SAMPLED_FROM;
 
-/// Most names given of one file, as the contract has it.
+/// Maximum names returned per file, as the contract says.
 pub const MAX_NAMES: usize = 16;
 
-/// What a registration did.
+/// The effect of a registration on the providers of its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PutOutcome {
-    /// The peer had not registered the file.
+    /// The peer is a new provider of the file.
     New,
-    /// It had, and is complete where it was partial, or the other way round.
+    /// The peer was a provider, and changed from partial to complete or back.
     CompletenessChanged,
-    /// Nothing that concerns who provides the file.
+    /// The providers are as before.
     Unchanged,
 }
 
@@ -68,27 +75,28 @@ struct PeerEntry {
     is_live: bool,
     files: RoaringBitmap,
     digest: SetDigest,
-    /// Bytes that its registrations are charged with.
+    /// Bytes charged for its registrations.
     charge: u64,
 }
 
-/// What counts as one host, with its peers.
+/// A host (see [`crate::quota::host_key`]) with the totals of its peers.
 #[derive(Debug)]
 struct Host {
     key: String,
-    /// Peers that are live.
+    /// Number of live peers.
     live: u64,
-    /// Peers, live or hidden.
+    /// Number of peers, live or hidden.
     peers: u64,
-    /// Bytes that its peers are charged with.
+    /// Bytes charged to its peers.
     charge: u64,
 }
 
-/// A peer's place in the catalog, live or hidden.
+/// The slot of a peer, live or hidden.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerSlot(u32);
 
-/// One peer having one file: the variant it claims, and in the top bits whether it is partial and what it pays for.
+/// A provider of one file, with the slot of its claim. The top bits say whether it is partial and
+/// whether it pays for the file and the claim.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ProviderSlot {
     peer: u32,
@@ -97,10 +105,10 @@ pub(crate) struct ProviderSlot {
 
 const PARTIAL: u32 = 1 << 31;
 
-/// The registration is charged with the file.
+/// The registration is charged for the file.
 const PAYS_FILE: u32 = 1 << 30;
 
-/// The registration is charged with its variant.
+/// The registration is charged for its claim.
 const PAYS_VARIANT: u32 = 1 << 29;
 
 const FLAGS: u32 = PARTIAL | PAYS_FILE | PAYS_VARIANT;
@@ -133,16 +141,16 @@ struct FileEntry {
     size: u64,
     /// Sorted by peer.
     providers: SmallVec<[ProviderSlot; 2]>,
-    /// Variants with how many providers claim each, sorted by variant.
+    /// Claims with their number of providers, sorted by claim.
     claims: SmallVec<[(u32, u32); 2]>,
 }
 
-/// Who has what.
+/// The providers of all files.
 #[derive(Debug, Default)]
 pub struct Catalog {
     hasher: DefaultHashBuilder,
     peers: Slab<PeerEntry>,
-    /// Of live peers.
+    /// Live peers only.
     peer_slots: HashMap<PeerId, u32>,
     hosts: Slab<Host>,
     host_slots: HashMap<String, u32>,
@@ -156,42 +164,42 @@ pub struct Catalog {
     /// Of hidden peers.
     hidden_registrations: u64,
     bytes: u64,
-    /// Registrations that were put or removed since this was last asked.
+    /// Registrations put or removed since [`Self::take_work`] was last called.
     work: usize,
 }
 
 impl Catalog {
-    /// How many peers there are.
+    /// Number of live peers.
     pub fn peer_count(&self) -> u64 {
         self.peer_slots.len() as u64
     }
 
-    /// How many distinct files some peer has.
+    /// Number of distinct files.
     pub fn file_count(&self) -> u64 {
         self.files.len() as u64
     }
 
-    /// How many pairs of peer and file there are.
+    /// Number of registrations of live peers.
     pub const fn registration_count(&self) -> u64 {
         self.registrations - self.hidden_registrations
     }
 
-    /// Estimate of the memory held, in bytes.
+    /// Estimate of the memory used, in bytes.
     pub const fn bytes(&self) -> u64 {
         self.bytes + self.names.bytes + self.claims.bytes
     }
 
-    /// How many registrations were put or removed since this was last called.
+    /// Returns how many registrations were put or removed since the last call.
     pub const fn take_work(&mut self) -> usize {
         std::mem::replace(&mut self.work, 0)
     }
 
-    /// How many peers have an address that counts as this host.
+    /// Number of live peers at this host.
     pub fn peers_at(&self, host: &str) -> u64 {
         self.host(host).map_or(0, |host| host.live)
     }
 
-    /// Bytes that the peers of this host are charged with.
+    /// Bytes charged to the live and hidden peers of this host.
     pub fn charge_at(&self, host: &str) -> u64 {
         self.host(host).map_or(0, |host| host.charge)
     }
@@ -201,12 +209,12 @@ impl Catalog {
         self.hosts.get(*slot as usize)
     }
 
-    /// Bytes that a peer is charged with.
+    /// Bytes charged to a live peer.
     pub fn charge_of(&self, peer: &PeerId) -> u64 {
         self.live(peer).map_or(0, |peer| peer.charge)
     }
 
-    /// The digest of what a peer has registered.
+    /// The digest of a live peer's registrations.
     pub fn digest_of(&self, peer: &PeerId) -> SetDigest {
         self.live(peer)
             .map_or_else(SetDigest::default, |peer| peer.digest)
@@ -216,28 +224,28 @@ impl Catalog {
         self.peer_slots.get(peer).map(|&slot| &self.peers[slot as usize])
     }
 
-    /// Where a peer is, if it is known.
+    /// The address of a live peer.
     pub fn address(&self, peer: &PeerId) -> Option<&Address> {
         self.live(peer).map(|peer| &peer.address)
     }
 
-    /// How many files a peer has.
+    /// Number of files of a live peer.
     pub fn files_of(&self, peer: &PeerId) -> u64 {
         self.live(peer).map_or(0, |peer| peer.files.len())
     }
 
-    /// Whether a hidden or live peer has a file.
+    /// Whether a live or hidden peer has a file.
     pub fn slot_holds(&self, PeerSlot(peer): PeerSlot, file: &FileId) -> bool {
         self.find_file(file)
             .is_some_and(|file| self.peers[peer as usize].files.contains(file))
     }
 
-    /// How many files a hidden or live peer has.
+    /// Number of files of a live or hidden peer.
     pub fn files_of_slot(&self, PeerSlot(peer): PeerSlot) -> u64 {
         self.peers[peer as usize].files.len()
     }
 
-    /// The place of a live peer.
+    /// The slot of a live peer.
     pub fn slot_of(&self, peer: &PeerId) -> Option<PeerSlot> {
         self.peer_slots.get(peer).copied().map(PeerSlot)
     }
@@ -249,18 +257,19 @@ impl Catalog {
             .flat_map(move |slot| self.files_at(slot))
     }
 
-    /// The files of a hidden or live peer.
+    /// The files of a live or hidden peer.
     pub fn files_at(&self, PeerSlot(peer): PeerSlot) -> impl Iterator<Item = &FileId> {
         let files = self.peers[peer as usize].files.iter();
         files.map(|file| &self.files[file as usize].id)
     }
 
-    /// The peers that are live, in no order.
+    /// The live peers, in no order.
     pub fn peers(&self) -> impl Iterator<Item = &PeerId> {
         self.peer_slots.keys()
     }
 
-    /// Up to `most` registrations of a peer, and where the next ones begin, if there are any. `from`: 0 for the first.
+    /// Up to `max` registrations of a peer, starting at slot `from` (0 for the first page), and the
+    /// slot where the next page starts, if there is one.
     pub fn registrations_of(&self, peer: &PeerId, from: u32, max: usize) -> (Vec<Registration>, Option<u32>) {
         let Some(live) = self.live(peer) else {
             return (Vec::new(), None);
@@ -271,7 +280,7 @@ impl Catalog {
         (found.collect(), slots.next())
     }
 
-    /// What a peer has registered of a file.
+    /// A peer's registration of a file.
     pub fn registration(&self, peer: &PeerId, file: &FileId) -> Option<Registration> {
         let slot = self.provider_slot(peer, file)?;
         let file = &self.files[self.find_file(file)? as usize];
@@ -293,12 +302,13 @@ impl Catalog {
         })
     }
 
-    /// Whether a peer has registered a file.
+    /// Whether a live peer has a file.
     pub fn holds(&self, peer: &PeerId, file: &FileId) -> bool {
         self.provider_slot(peer, file).is_some()
     }
 
-    /// Whether a peer has registered exactly this. A name that is given twice is taken for another registration.
+    /// Whether a peer has an identical registration. A registration that repeats a name never
+    /// matches.
     pub fn has_registered(&self, peer: &PeerId, registration: &Registration) -> bool {
         let slot = self.provider_slot(peer, &registration.file.id);
         slot.is_some_and(|slot| {
@@ -307,7 +317,8 @@ impl Catalog {
         })
     }
 
-    /// Whether registering this can take more memory: a known peer that has the file takes none for what somebody says of it already.
+    /// Whether a registration may add memory. It adds none if the peer has the file and some
+    /// registration of the file has the same claim.
     pub fn may_add_memory(&self, peer: &PeerId, registration: &Registration) -> bool {
         let claim = || {
             let file = self.find_file(&registration.file.id)?;
@@ -326,12 +337,12 @@ impl Catalog {
         Some(providers[at])
     }
 
-    /// A peer as the provider of a file, if it is one.
+    /// A peer as a provider of a file, if it has the file.
     pub fn provider(&self, peer: &PeerId, file: &FileId) -> Option<Provider> {
         self.provider_slot(peer, file).map(|slot| self.to_provider(slot))
     }
 
-    /// Makes a peer known or changes its address; true if it was known under another.
+    /// Adds a live peer or changes its address; true if it was known under another address.
     pub fn set_peer(&mut self, id: PeerId, address: &Address) -> bool {
         let Some(&slot) = self.peer_slots.get(&id) else {
             let slot = self.add_hidden(id, address);
@@ -354,7 +365,7 @@ impl Catalog {
         true
     }
 
-    /// Adds a peer that nobody sees, to be filled by [`Self::put_at`] and shown by [`Self::publish`].
+    /// Adds a hidden peer. [`Self::put_at`] fills it, and [`Self::publish`] makes it live.
     pub fn add_hidden(&mut self, id: PeerId, address: &Address) -> PeerSlot {
         let host = self.enter_host(&address.host);
         let peer = PeerEntry {
@@ -371,7 +382,7 @@ impl Catalog {
         PeerSlot(self.peers.insert(peer) as u32)
     }
 
-    /// Shows a hidden peer, in the place of the one that has the same id and is hidden now.
+    /// Makes a hidden peer live. A live peer with the same id is hidden and returned.
     pub fn publish(&mut self, slot: PeerSlot) -> Option<PeerSlot> {
         let peer = &mut self.peers[slot.0 as usize];
         let id = peer.id;
@@ -383,7 +394,7 @@ impl Catalog {
         old
     }
 
-    /// Hides a peer at once, to be cleared by [`Self::clear`].
+    /// Hides a peer immediately. [`Self::clear`] then removes it in steps.
     pub fn hide(&mut self, id: &PeerId) -> Option<PeerSlot> {
         let slot = self.peer_slots.remove(id)?;
         let peer = &mut self.peers[slot as usize];
@@ -393,7 +404,8 @@ impl Catalog {
         Some(PeerSlot(slot))
     }
 
-    /// Removes up to `most` files of a hidden peer; true once the peer is gone with all of them.
+    /// Removes up to `max` files of a hidden peer; true once the peer is removed with all of its
+    /// files.
     pub fn clear(&mut self, slot: PeerSlot, max: usize) -> bool {
         let files: SmallVec<[u32; 64]> = self.peers[slot.0 as usize].files.iter().take(max).collect();
         for file in files {
@@ -409,9 +421,10 @@ impl Catalog {
         true
     }
 
-    /// Registers a file of a peer that [`Self::set_peer`] has made known; a registration of before is replaced.
+    /// Registers a file of a peer that [`Self::set_peer`] has added, and replaces its earlier
+    /// registration.
     ///
-    /// The names are expected to be valid and the record's id to fit its size and root.
+    /// The caller guarantees that the names are valid and that the id matches size and root.
     pub fn put(&mut self, peer: &PeerId, registration: &Registration) -> PutOutcome {
         match self.peer_slots.get(peer) {
             Some(&slot) => self.put_at(PeerSlot(slot), registration),
@@ -419,7 +432,7 @@ impl Catalog {
         }
     }
 
-    /// Registers a file of a live or hidden peer, as [`Self::put`].
+    /// Registers a file of a live or hidden peer; otherwise like [`Self::put`].
     pub fn put_at(&mut self, PeerSlot(peer): PeerSlot, registration: &Registration) -> PutOutcome {
         self.work += 1;
         let (file, is_new_file) = self.intern_file(&registration.file);
@@ -446,7 +459,8 @@ impl Catalog {
                 let digest = &mut self.peers[peer as usize].digest;
                 digest.remove(&before);
                 digest.insert(&element);
-                // The new one first: what both say is never dropped in between.
+                // Add before removing, so that a value that both claims share is not freed in
+                // between.
                 self.add_claim(file, variant);
                 self.remove_claim(file, old.claim());
                 match old.partial() == slot.partial() {
@@ -471,7 +485,7 @@ impl Catalog {
         }
     }
 
-    /// Takes back a peer's registration of a file; true if there was one.
+    /// Removes a peer's registration of a file; true if there was one.
     pub fn remove(&mut self, peer: &PeerId, file: &FileId) -> bool {
         let Some(&peer) = self.peer_slots.get(peer) else {
             return false;
@@ -511,7 +525,7 @@ impl Catalog {
         true
     }
 
-    /// The hash of one registration in its peer's digest.
+    /// A registration's element in the digest of its peer.
     fn element(&self, file: u32, slot: ProviderSlot) -> Element {
         let claim = &self.claims[slot.claim()];
         let mut names: SmallVec<[&str; 4]> = claim.names.iter().map(|&name| self.names.text(name)).collect();
@@ -519,7 +533,7 @@ impl Catalog {
         Element::new(id, claim.sha256.as_ref(), claim.kind, slot.partial(), &mut names)
     }
 
-    /// What a registration is charged with.
+    /// Bytes charged for a registration.
     fn price(&self, slot: ProviderSlot) -> u64 {
         let mut price = cost::REGISTRATION;
         if slot.pays(PAYS_FILE) {
@@ -538,7 +552,7 @@ impl Catalog {
         host.charge = host.charge + more - less;
     }
 
-    /// The slot of a host, with one more peer.
+    /// Adds a peer to a host and returns the host's slot.
     fn enter_host(&mut self, host: &str) -> u32 {
         let key = crate::quota::host_key(host);
         let hosts = &mut self.hosts;
@@ -554,7 +568,7 @@ impl Catalog {
         slot
     }
 
-    /// One peer of a host less.
+    /// Removes a peer from a host.
     fn leave_host(&mut self, slot: u32) {
         let host = &mut self.hosts[slot as usize];
         host.peers -= 1;
@@ -601,7 +615,7 @@ impl Catalog {
         }
     }
 
-    /// One more provider of `file` claims `claim`. Takes over the reference that interning gave.
+    /// Counts one more provider of `file` with this claim. Takes over the reference from interning.
     fn add_claim(&mut self, file: u32, variant: u32) {
         let tally = &mut self.files[file as usize].claims;
         match find_claim(tally, variant) {
@@ -621,7 +635,7 @@ impl Catalog {
         }
     }
 
-    /// One provider of `file` less claims `claim`.
+    /// Counts one provider less of `file` with this claim, and releases its reference.
     fn remove_claim(&mut self, file: u32, variant: u32) {
         let tally = &mut self.files[file as usize].claims;
         if let Ok(at) = find_claim(tally, variant) {
@@ -657,7 +671,7 @@ impl Catalog {
         }
     }
 
-    /// How many live peers have a file.
+    /// Number of live providers of a file.
     fn provider_count(&self, file: u32) -> u64 {
         let providers = &self.files[file as usize].providers;
         let count = match self.has_hidden() {
@@ -676,7 +690,7 @@ impl Catalog {
     }
 }
 
-/// Where a variant is in a tally, or where it belongs.
+/// The position of a claim in a tally, or where to insert it.
 fn find_claim(tally: &[(u32, u32)], variant: u32) -> Result<usize, usize> {
     tally.binary_search_by_key(&variant, |&(variant, _)| variant)
 }

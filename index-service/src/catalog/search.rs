@@ -1,12 +1,13 @@
-//! Reading the catalog page by page: by id, by exact name, by claim, by words.
+//! Paged reads of the catalog: by id, by exact name, by claimed SHA-256, by words.
 //!
-//! A page is a state ([`SearchScan`], [`Listing`]) that is advanced in short slices, so that the catalog is locked for a moment each time,
-//! and that counts its steps. Once a page has taken [`PAGE_STEPS`], or has enough files or bytes, it ends, maybe empty, and says where the
-//! next one begins: however broad the question, a call costs no more than [`MAX_CALL_STEPS`].
+//! [`SearchScan`] and [`Listing`] hold the state of one page. A caller advances a page in short
+//! slices, so that each holds the catalog's lock only briefly. The page counts its steps; a step
+//! takes some 30 nanoseconds. A page ends when it has taken [`PAGE_STEPS`] or has enough files or
+//! bytes. It may be empty, and it says where the next page begins. However broad the query, one
+//! call takes at most [`MAX_CALL_STEPS`].
 //!
-//! Between two slices the catalog may change. What is there the whole time is found; what comes or goes meanwhile may be.
-//!
-//! A step is some 30 nanoseconds.
+//! The catalog may change between two slices. A file that stays in it throughout is found; a file
+//! that is added or removed meanwhile may be found or not.
 
 use std::{
     cmp::Reverse,
@@ -28,54 +29,56 @@ use crate::catalog::{
     words::Matcher,
 };
 
-/// Most bytes of a page, estimated: a quarter of what one message may hold, so that few are enough
-/// for whoever asks for many.
+/// Maximum estimated bytes of a page: a quarter of the maximum message, so that a long result needs
+/// few pages.
 const PAGE_BYTES: usize = 1024 * 1024;
 
 /// Steps after which a page ends: some 4 milliseconds.
 pub const PAGE_STEPS: usize = 120_000;
 
-/// Most steps that a page can take: what is under way when it reaches [`PAGE_STEPS`] is finished.
+/// Maximum steps of a page: it finishes its current item after it reaches [`PAGE_STEPS`].
 pub const MAX_CALL_STEPS: usize = PAGE_STEPS + MAX_ITEM_STEPS;
 
-/// Most steps of what is not interrupted: one file looked at, described and its providers drawn, or one term looked up.
+/// Maximum steps of an item that cannot be interrupted: checking and describing one file and
+/// sampling its providers, or looking up one term.
 pub const MAX_ITEM_STEPS: usize =
     2 * CHECK_STEPS + describe::MAX_STEPS + 2 * SAMPLED_FROM + TERM_STEPS + 8_000;
 
-/// Most steps of looking up one term in one block of names. A term that needs more has so many words that names are checked for it
-/// one by one instead.
+/// Maximum steps for looking up one term in one block of names. A term that needs more is a prefix
+/// of so many words that checking the names one by one is cheaper.
 const TERM_STEPS: usize = 8_192;
 
-/// Words up to which those that begin with a term are counted, to begin with the rarest term.
+/// Maximum words counted per term, to find the rarest term.
 const COUNTED_WORDS: usize = 256;
 
-/// Names up to which checking each costs less than looking up one more term.
+/// Number of candidate names below which checking each is cheaper than looking up another term.
 const FEW_NAMES: u64 = 64;
 
-/// Steps that looking up a term may take for each name that it could rule out.
+/// Steps that a term's lookup may take for each name that it could exclude.
 const STEPS_A_NAME: usize = 8;
 
-/// Empty slots that are passed over in one step.
+/// Empty slots skipped per step.
 const EMPTY_A_STEP: usize = 16;
 
-/// Names of a file that are looked at to see whether it was given already under an earlier one. A file of more can come again on a
-/// later page.
+/// Maximum names of a file that are compared to detect that an earlier name returned it already. A
+/// file with more names may appear again on a later page.
 const MAX_EARLIER: usize = 32;
 
-/// Files of one name or claim that are ranked against each other. Where there are more, these are given first, then the next as many.
+/// Maximum files with one name or SHA-256 that are ranked together. The files beyond it form
+/// further groups, which follow this one.
 const RANKED: usize = 32_768;
 
-/// Steps of ranking one file.
+/// Steps for ranking one file.
 const STEPS_A_RANKED: usize = 2;
 
-/// What one page may cost.
+/// Limits of one page.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SearchBounds {
-    /// As [`PAGE_STEPS`].
+    /// Steps after which the page ends, by default [`PAGE_STEPS`].
     pub(crate) steps: usize,
-    /// As [`TERM_STEPS`].
+    /// Maximum steps per term and block, by default [`TERM_STEPS`].
     pub(crate) term: usize,
-    /// As [`RANKED`].
+    /// Maximum files ranked together, by default [`RANKED`].
     pub(crate) ranked: usize,
 }
 
@@ -89,12 +92,12 @@ impl Default for SearchBounds {
     }
 }
 
-/// Where a page of a search ended: at this file under this name.
+/// Where a page of a search ended: at this file with this name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SearchCursor {
     /// Slot of the name.
     pub name: u32,
-    /// Slot of the file; the highest number where the name is done with.
+    /// Slot of the file; `u32::MAX` if all files with the name are done.
     pub file: u32,
 }
 
@@ -109,25 +112,25 @@ impl SearchCursor {
 pub struct SearchPage {
     /// The files, without providers.
     pub files: Vec<IndexedFile>,
-    /// Where the next page begins after; `None` on the last.
+    /// The cursor for the next page; `None` on the last page.
     pub next: Option<SearchCursor>,
-    /// What it cost.
+    /// The steps that the page took.
     pub steps: usize,
 }
 
-/// Where a page of files by number of providers ended.
+/// Where a page of files, ranked by number of providers, ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RankCursor {
-    /// The slots of the files that are ranked against each other.
+    /// The range of file slots that are ranked together.
     pub slots: (u32, u32),
-    /// How many providers the last file had.
+    /// Number of providers of the last file.
     pub providers: u64,
-    /// Its id.
+    /// Id of the last file.
     pub file: FileId,
 }
 
 impl RankCursor {
-    /// Before all files from this slot on: no file has so many providers.
+    /// A cursor before all files from this slot on: no file has `u64::MAX` providers.
     const fn before(slot: u32) -> Self {
         Self {
             slots: (slot, u32::MAX),
@@ -137,18 +140,18 @@ impl RankCursor {
     }
 }
 
-/// A page of files, those of most providers first, then by id.
+/// A page of files, ordered by number of providers (most first), then by id.
 #[derive(Debug)]
 pub struct RankedPage {
     /// The files with samples of their providers.
     pub files: Vec<IndexedFile>,
-    /// Where the next page begins after; `None` on the last.
+    /// The cursor for the next page; `None` on the last page.
     pub next: Option<RankCursor>,
-    /// What it cost.
+    /// The steps that the page took.
     pub steps: usize,
 }
 
-/// The files of a page so far.
+/// The results of a page so far.
 #[derive(Debug)]
 struct Page {
     files: Vec<IndexedFile>,
@@ -179,24 +182,26 @@ impl Page {
     }
 }
 
-/// A page of a search in the making: files with a name that fits all terms, in the order in which the names came to be known.
+/// A page of a search in progress: files with a name that matches all terms, in the order of the
+/// names' slots.
 ///
-/// Names are gone through block by block. The terms that few words begin with say which names of a block come into question; each of
-/// these is then checked as text.
+/// The search goes through the names in blocks. In each block, the rarest terms select candidate
+/// names by word; each candidate is then checked as text.
 #[derive(Debug)]
 pub struct SearchScan {
     matcher: Matcher,
     page: Page,
-    /// The terms, rarest first; `None` until they are counted.
+    /// The terms by index, rarest first; `None` until they are counted.
     order: Option<Vec<usize>>,
-    /// Terms with too many words to be looked up, a bit each.
+    /// One bit per term that matches too many words to be looked up.
     wide: u32,
-    /// What is done with; `None` at the beginning.
+    /// The last position that is done; `None` at the beginning.
     after: Option<SearchCursor>,
-    /// Whether anything was done with in this page: if not, it must not end.
+    /// Whether this page has made progress. A page ends only after some progress, so that paging
+    /// always terminates.
     moved: bool,
     stage: Stage,
-    /// Files on this page.
+    /// Ids of the files on this page.
     given: HashSet<FileId>,
 }
 
@@ -204,28 +209,29 @@ pub struct SearchScan {
 enum Stage {
     /// A new block of names begins at this slot.
     Block(u32),
-    /// Terms of a block are looked up.
+    /// The terms are looked up in a block.
     Terms {
-        /// The block's first slot.
+        /// The first slot of the block.
         from: u32,
-        /// How many terms were.
+        /// Number of terms that are looked up.
         done: usize,
-        /// The names that come into question; `None`: all.
+        /// The candidate names; `None` stands for all.
         names: Option<RoaringBitmap>,
     },
-    /// A block's names are checked.
+    /// The candidate names of a block are checked.
     Names(CandidateNames),
-    /// The files of one name are looked at, from this one on; then the rest of the block is.
+    /// The files with a name are checked, from the given file slot on; the remaining candidates of
+    /// the block follow.
     Files(u32, u32, CandidateNames),
     /// No name is left.
     End,
 }
 
-/// Names of a block that come into question.
+/// Candidate names of a block.
 #[derive(Debug)]
 struct CandidateNames {
     slots: Slots,
-    /// Up to this slot all is done with once these are.
+    /// The last slot that these candidates cover.
     last: u32,
 }
 
@@ -263,7 +269,8 @@ impl Iterator for CandidateNames {
 }
 
 impl SearchScan {
-    /// Begins a page: for terms as [`crate::catalog::words::terms`] gives them, after a page that ended at `after`.
+    /// Starts a page of a search for terms from [`crate::catalog::words::terms`]. `after` is the
+    /// cursor of the previous page.
     pub fn new(terms: Vec<String>, after: Option<SearchCursor>, max: usize) -> Self {
         Self::within(SearchBounds::default(), terms, after, max)
     }
@@ -279,7 +286,7 @@ impl SearchScan {
             Some(SearchCursor { name, file: u32::MAX }) => {
                 name.checked_add(1).map_or(Stage::End, Stage::Block)
             }
-            // The block goes on with the next name.
+            // The block continues with the next name.
             Some(SearchCursor { name, file }) => Stage::Files(name, file + 1, CandidateNames::none(name)),
         };
         Self {
@@ -294,12 +301,12 @@ impl SearchScan {
         }
     }
 
-    /// What it has cost so far.
+    /// The steps taken so far.
     pub const fn steps(&self) -> usize {
         self.page.steps
     }
 
-    /// The page.
+    /// Returns the page.
     pub fn finish(self) -> SearchPage {
         SearchPage {
             files: self.page.files,
@@ -314,27 +321,30 @@ impl SearchScan {
     }
 }
 
-/// A page of the files that have one name or claim in the making, those of most providers first.
+/// A page in progress of the files with one id, name or SHA-256, ordered by number of providers
+/// (most first).
 #[derive(Debug)]
 pub struct Listing {
     by: QueryKey,
     max_providers: usize,
     page: Page,
-    /// The files that are ranked against each other, and after which of them the page begins.
+    /// The files that are ranked together, and the file after which the page begins.
     cursor: RankCursor,
-    /// The next file to rank; `None` once all were.
+    /// The next file to rank; `None` once ranking is done.
     at: Option<u32>,
     ranked: usize,
-    /// Whether there are files past those that are ranked.
+    /// Whether files remain beyond those that are ranked together.
     more: bool,
-    /// The first of them, one more than fit the page: that tells whether there are more.
+    /// The best-ranked files, one more than fit on the page: the extra file shows that another page
+    /// follows.
     best: BinaryHeap<(Reverse<u64>, FileId)>,
-    /// The same, the last one first, once all were ranked.
+    /// The content of `best` after ranking, best file last.
     rest: Vec<(Reverse<u64>, FileId)>,
 }
 
 impl Listing {
-    /// Begins a page of files by name, claim or id, each with up to `max_providers` of its providers.
+    /// Starts a page of files by id, name or SHA-256, each with up to `max_providers` of its
+    /// providers.
     pub fn new(by: QueryKey, after: Option<RankCursor>, max: usize, max_providers: usize) -> Self {
         Self::within(SearchBounds::default(), by, after, max, max_providers)
     }
@@ -360,12 +370,12 @@ impl Listing {
         }
     }
 
-    /// What it has cost so far.
+    /// The steps taken so far.
     pub const fn steps(&self) -> usize {
         self.page.steps
     }
 
-    /// The page.
+    /// Returns the page.
     pub fn finish(self) -> RankedPage {
         let next = match (self.rest.is_empty(), self.more) {
             (false, _) => Some(self.cursor),
@@ -381,7 +391,7 @@ impl Listing {
 }
 
 impl Catalog {
-    /// Goes on with a page of a search for some `slice` steps; true once it is finished.
+    /// Advances a page of a search by about `slice` steps; true once it is finished.
     pub fn advance_search(&self, search: &mut SearchScan, slice: usize) -> bool {
         let until = search.page.steps + slice;
         loop {
@@ -501,13 +511,14 @@ impl Catalog {
         names: CandidateNames,
         until: usize,
     ) -> Stage {
-        // The slot may be another name's by now.
+        // Another name may have taken the slot by now.
         if let Some(text) = self.names.get(name) {
             let (fits, steps) = search.matcher.fits(text);
             search.page.steps += steps;
             let files = fits.then(|| self.names.files(name, from)).into_iter().flatten();
             for (nth, file) in files.enumerate() {
-                // At least one each time, or checking the name could take all of each slice.
+                // Check at least one file per slice; otherwise checking the name could use up every
+                // slice.
                 if (search.page.steps >= until && nth > 0) || (search.moved && search.page.is_full()) {
                     return Stage::Files(name, file, names);
                 }
@@ -520,7 +531,7 @@ impl Catalog {
         Stage::Names(names)
     }
 
-    /// Puts a file on the page unless it was given already.
+    /// Puts a file on the page unless an earlier page or name returned it.
     fn offer(&self, search: &mut SearchScan, name: u32, file: u32) {
         let (is_first, steps) = self.is_first_name(file, name, &mut search.matcher);
         search.page.steps += steps;
@@ -530,14 +541,14 @@ impl Catalog {
         let under = (!search.matcher.terms().is_empty()).then_some((name, &mut search.matcher));
         let (found, steps) = self.describe(file, under);
         search.page.steps += steps;
-        // Peers that are hidden may be all that have it.
+        // All providers may be hidden.
         if found.provider_count > 0 {
             search.page.push(found);
         }
     }
 
-    /// Whether no earlier name of the file fits as well, under which it was given already, as far as [`MAX_EARLIER`] names tell;
-    /// and the steps it took.
+    /// Whether no earlier name of the file matches the terms, which would have returned the file
+    /// already. Compares at most [`MAX_EARLIER`] names. Also returns the steps taken.
     fn is_first_name(&self, file: u32, name: u32, matcher: &mut Matcher) -> (bool, usize) {
         let tally = self.files[file as usize].claims.iter();
         let names = tally.flat_map(|&(variant, _)| &self.claims[variant].names);
@@ -558,7 +569,7 @@ impl Catalog {
         (true, steps)
     }
 
-    /// Goes on with a page of files by name or claim for some `slice` steps; true once it is finished.
+    /// Advances a page of files by about `slice` steps; true once it is finished.
     pub fn advance_listing(&self, listing: &mut Listing, slice: usize, rng: &mut impl Rng) -> bool {
         let until = listing.page.steps + slice;
         if let QueryKey::Id(id) = listing.by {
@@ -583,7 +594,7 @@ impl Catalog {
             listing.rest.reverse();
         }
         while let Some(&(Reverse(providers), file)) = listing.rest.last() {
-            // Only to tell that there are more.
+            // The remaining file only shows that another page follows.
             if listing.page.is_full() && !listing.page.files.is_empty() {
                 return true;
             }
@@ -600,7 +611,7 @@ impl Catalog {
         true
     }
 
-    /// Ranks files; true once all were that are to be.
+    /// Ranks files; true once all files of the group are ranked.
     fn rank(&self, listing: &mut Listing, files: impl Iterator<Item = u32>, until: usize) -> bool {
         let after = (Reverse(listing.cursor.providers), listing.cursor.file);
         listing.page.steps += 4;
@@ -642,7 +653,7 @@ impl Catalog {
     }
 }
 
-/// What a result takes in an answer, in bytes, roughly and rather too much.
+/// Estimated size of a result in a response, in bytes; rather too large.
 fn encoded_size(found: &IndexedFile) -> usize {
     let names: usize = found.names.iter().map(|name| name.len() + 4).sum();
     let providers: usize = found

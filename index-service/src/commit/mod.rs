@@ -1,15 +1,25 @@
-//! The committer: one thread through which every change goes, so that many share one flush.
+//! The committer: one thread makes all changes, so that many changes share one flush.
 //!
-//! It takes what is waiting, checks quotas, has the store make all of it durable at once, shows it to queries, and only then answers. A
-//! change is taken whole or not at all. Being alone in changing the catalog, it can check a quota without a lock held for the time of a
-//! flush. Leases that run out are collected here too, some with each batch: an expired peer is hidden from queries at once and removed
-//! from the store with that batch's flush, in one order with registrations, so that a peer which comes back at that moment stays. What
-//! hidden peers leave behind in the catalog is cleared between batches.
+//! For each batch, the thread
 //!
-//! A store that fails stays closed until it can be opened again, which is tried by itself ([`recovery`]). Until then changes are refused,
-//! and leases go on: renewing one touches no disk.
+//! 1. takes the waiting changes and checks their quotas,
+//! 2. makes all of them durable in the store with one flush,
+//! 3. applies them to the registry, so that queries see them,
+//! 4. answers the callers.
 //!
-//! Bounds: what waits is bounded in number and in bytes; beyond that callers are told to come back.
+//! Each change is made whole or not at all. Only this thread changes the catalog, so a quota check
+//! stays valid during the flush without a lock.
+//!
+//! The thread also collects expired leases, some with each batch. Queries stop seeing an expired
+//! peer immediately, and the batch's flush removes it from the store. Expiry and registrations
+//! share one order, so a peer that registers again at that moment stays. Between batches the thread
+//! clears what hidden peers leave in the catalog.
+//!
+//! After a failure the store stays closed until it can be opened again; the thread retries on its
+//! own ([`recovery`]). Until then it refuses changes. Leases still work, because a renewal touches
+//! no disk.
+//!
+//! The queue is bounded in changes and in bytes. Callers beyond either bound must retry later.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -40,58 +50,61 @@ mod recovery;
 #[cfg(test)]
 mod tests;
 
-/// Changes that may wait: as many as one second of flushes on a slow disk answers, one each.
+/// Maximum changes that wait: as many as a slow disk flushes in a second, one per flush.
 const QUEUE: usize = 4096;
 
-/// Bytes of changes that may wait, as they came on the wire.
+/// Maximum encoded bytes of the changes that wait.
 const QUEUE_BYTES: usize = 64 * 1024 * 1024;
 
-/// Changes that share one flush at most: beyond it the wait for the first of them would grow.
+/// Maximum changes per flush: a larger batch would delay the answer to its first change.
 const BATCH: usize = 512;
 
-/// Registrations after which a batch is closed: as many as one request has at most, so that no caller waits for more than two of those.
+/// Registrations after which a batch is closed: the maximum of one request, so that a caller waits
+/// for at most two such requests.
 const BATCH_FILES: usize = 10_000;
 
-/// Expired peers that are collected with one batch: forgetting them takes some milliseconds.
+/// Maximum expired peers collected per batch: forgetting them takes some milliseconds.
 const MAX_EXPIRED: usize = 256;
 
-/// Registrations of hidden peers that are cleared between two batches: some milliseconds.
+/// Registrations of hidden peers cleared between two batches: some milliseconds.
 const CLEAR: usize = 1024;
 
-/// First and longest wait before a store that failed is opened again. Tests have no disk to spare.
+/// First and longest wait before a failed store is opened again. Tests use no real disk, so they
+/// need not wait.
 const FIRST_RETRY: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 250 });
 pub(crate) const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
-/// How long a caller waits for the disk: less than the 10 seconds that clients give a call, so that they are told why.
+/// How long a caller waits for the disk: less than the 10 seconds of a client's call timeout, so
+/// that the client receives the reason.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// How long the thread sleeps where no lease tells it to wake.
+/// How long the thread sleeps if no lease expires earlier.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
 
-/// A request to change what the index holds.
+/// A request to change the index.
 #[derive(Debug)]
 pub enum CommitRequest {
-    /// As [`Change::Register`].
+    /// See [`Change::Register`].
     Register {
         /// The peer with its address and lease.
         peer: PeerRecord,
-        /// What it has.
+        /// Its registrations.
         files: Vec<Registration>,
-        /// Whether what it registered before is forgotten.
+        /// Whether earlier registrations are dropped.
         replace: bool,
-        /// The most memory that the files can take, in bytes.
+        /// Upper bound of the memory that the files add, in bytes.
         cost: u64,
-        /// By which this run of the peer is known; empty where it says nothing.
+        /// Identifies this run of the peer; empty if the peer sent none.
         instance: Vec<u8>,
     },
-    /// As [`Change::Unregister`].
+    /// See [`Change::Unregister`].
     Unregister {
         /// The peer.
         peer: PeerId,
         /// The files.
         files: Vec<FileId>,
     },
-    /// As [`Change::Forget`].
+    /// See [`Change::Forget`].
     Forget {
         /// The peer.
         peer: PeerId,
@@ -113,9 +126,9 @@ pub enum CommitError {
     /// The peer would have too many files.
     #[error("a peer may register {limit} files here, and this would make {requested}: unregister some first")]
     TooManyFiles {
-        /// How many it may have.
+        /// The maximum.
         limit: u64,
-        /// How many it would have.
+        /// How many files the peer would have.
         requested: u64,
     },
     /// Too many peers have this address.
@@ -123,13 +136,13 @@ pub enum CommitError {
     TooManyPeers {
         /// The address.
         host: String,
-        /// How many there may be.
+        /// The maximum.
         limit: u64,
     },
     /// No memory is left for registrations.
     #[error("the index is full: try again later, or let it be started with a larger --max-memory-mib")]
     Full,
-    /// No more memory is left for this peer, or for all peers of its host.
+    /// The peer, or all peers of its host together, would exceed their part of the memory.
     #[error(
         "{who} has its share of the index's memory, {mib} MiB, and others need the rest: \
          unregister something, or let the index be started with a larger --max-memory-mib"
@@ -137,7 +150,7 @@ pub enum CommitError {
     Share {
         /// The peer or the host.
         who: String,
-        /// What it has.
+        /// The memory that it uses, in MiB.
         mib: u64,
     },
     /// Another live process uses the peer's token and holds its lease.
@@ -146,24 +159,25 @@ pub enum CommitError {
         .address.host, .address.port
     )]
     IdentityInUse {
-        /// Where it is.
+        /// The address of that process.
         address: Address,
     },
-    /// Too much is waiting.
+    /// The queue is full.
     #[error("the index has too much to write: try again in a moment")]
     Busy,
-    /// The disk takes its time.
+    /// The change is not durable within the timeout.
     #[error("the index was not done writing within {COMMIT_TIMEOUT:?}: try again in a moment")]
     Slow,
     /// The store failed.
     #[error("the index cannot store anything now: try again later, and have its log looked at")]
     Store,
-    /// The index is ending.
+    /// The index is shutting down.
     #[error("the index is shutting down")]
     Closed,
 }
 
-/// What a change came to: for a registration how many files the peer now has, otherwise how many were removed.
+/// The result of a change: for a registration the peer's number of files, otherwise the number of
+/// removed registrations.
 pub type CommitResult = Result<u64, CommitError>;
 
 #[derive(Debug)]
@@ -176,7 +190,7 @@ enum CommitMessage {
     Stop,
 }
 
-/// The way to the committer. Cheap to clone.
+/// A handle to the committer's thread. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Committer {
     queue: SyncSender<CommitMessage>,
@@ -185,10 +199,10 @@ pub struct Committer {
 }
 
 impl Committer {
-    /// Starts the thread. It ends at [`Self::stop`], and then drops the store.
+    /// Starts the thread. [`Self::stop`] ends it, and the thread then drops the store.
     ///
     /// # Errors
-    /// Where the system gives no thread.
+    /// An I/O error if the system cannot start a thread.
     pub fn start(
         store: Box<dyn IndexStore>,
         registry: Arc<Registry>,
@@ -218,12 +232,14 @@ impl Committer {
         ))
     }
 
-    /// Makes a change, and answers once it is durable and queries see it. `bytes`: its size on the wire.
+    /// Makes a change, and returns once it is durable and visible to queries. `bytes` is its
+    /// encoded size.
     ///
-    /// Once queued the change is made even if the caller goes away.
+    /// A queued change is made even if the caller goes away.
     ///
     /// # Errors
-    /// [`CommitError`]; then nothing of it was taken, but for [`CommitError::Store`] and [`CommitError::Slow`], which leave it open.
+    /// [`CommitError`]. The change was not made, except that after [`CommitError::Store`] and
+    /// [`CommitError::Slow`] it may have been.
     pub async fn commit(&self, request: CommitRequest, bytes: usize) -> CommitResult {
         let bytes = u32::try_from(bytes.min(QUEUE_BYTES)).unwrap_or(u32::MAX);
         let current = Arc::clone(&self.bytes)
@@ -246,14 +262,14 @@ impl Committer {
         outcome.unwrap_or(Err(CommitError::Closed))
     }
 
-    /// Whether changes can be stored, and each change of that.
+    /// Whether the store works; the receiver sees each change of this state.
     pub fn working(&self) -> watch::Receiver<bool> {
         self.working.clone()
     }
 
-    /// Tells the thread to finish what waits and end. Blocks while the queue is full.
+    /// Asks the thread to finish the queued changes and end. Blocks while the queue is full.
     pub fn stop(&self) {
-        // It is gone already where this fails.
+        // An error means that the thread has ended already.
         let _ = self.queue.send(CommitMessage::Stop);
     }
 }
@@ -262,13 +278,13 @@ struct CommitWorker {
     store: Box<dyn IndexStore>,
     registry: Arc<Registry>,
     limits: Limits,
-    /// Peers that are gone from the catalog but not yet from the store.
+    /// Peers that are removed from the catalog but not yet from the store.
     to_forget: Vec<PeerId>,
     failing: Option<Failing>,
     working: watch::Sender<bool>,
 }
 
-/// A store that failed.
+/// When to retry opening a failed store.
 #[derive(Debug, Clone, Copy)]
 struct Failing {
     retry_at: Instant,
@@ -277,7 +293,7 @@ struct Failing {
 
 type QueuedCommit = (CommitRequest, oneshot::Sender<CommitResult>, OwnedSemaphorePermit);
 
-/// What a batch has taken so far, which the catalog does not show yet.
+/// Additions of the current batch that the catalog does not show yet.
 #[derive(Default)]
 struct PendingBatch {
     peers_at: HashMap<String, u64>,
@@ -312,7 +328,7 @@ impl CommitWorker {
             }
             loop {
                 let Some(waiting) = next.take() else { break };
-                // A peer stands once in a batch, so that quotas need only the catalog.
+                // Each peer occurs once per batch, so the catalog is enough to check quotas.
                 if !peers.insert(*waiting.0.peer()) {
                     next = Some(waiting);
                     break;
@@ -335,7 +351,7 @@ impl CommitWorker {
                 }
             }
             if batch.is_empty() && stopping && next.is_none() {
-                // What came after the word to stop is told so by the queue's end.
+                // Later changes fail with `Closed` when the queue is dropped.
                 return;
             }
             self.retry();
@@ -351,7 +367,7 @@ impl CommitWorker {
         next.map_or(MAX_SLEEP, |at| at.saturating_duration_since(now).min(MAX_SLEEP))
     }
 
-    /// Opens a store that failed, if it is time.
+    /// Reopens a failed store if its retry is due.
     fn retry(&mut self) {
         let Some(Failing { retry_at, wait }) = self.failing else {
             return;
@@ -360,14 +376,14 @@ impl CommitWorker {
             return;
         }
         let store = &mut self.store;
-        // As `Self::store`.
+        // sled may panic, as in `Self::store`.
         let recovered = catch_unwind(AssertUnwindSafe(|| {
             recovery::recover(&mut **store, &self.registry)
         }));
         match recovered {
             Ok(Ok(changes)) => {
                 tracing::info!(changes, "registrations can be stored again");
-                // The store has what the catalog has.
+                // The store is now equal to the catalog.
                 self.to_forget.clear();
                 self.failing = None;
                 self.working.send_replace(true);
@@ -412,7 +428,7 @@ impl CommitWorker {
                     instances.push(instance);
                     answers.push((answer, current));
                 }
-                // The caller may be gone.
+                // Sending fails if the caller is gone.
                 Err(outcome) => {
                     drop(current);
                     drop(answer.send(outcome));
@@ -428,7 +444,8 @@ impl CommitWorker {
                 changes.into_iter().skip(forgotten).zip(instances).zip(answers)
             {
                 let outcome = self.apply_to_registry(&change, &instance);
-                // Room is made before the answer: a caller that was told may come back at once.
+                // Release the permit first: the caller may send its next change right after the
+                // answer.
                 drop(current);
                 drop(answer.send(Ok(outcome)));
             }
@@ -440,7 +457,7 @@ impl CommitWorker {
         }
     }
 
-    /// The change that a request comes to, or its outcome where nothing needs to be stored.
+    /// Turns a request into a change, or into its result if nothing needs to be stored.
     fn check(
         &self,
         request: CommitRequest,
@@ -466,12 +483,12 @@ impl CommitWorker {
                 let all: hashbrown::HashSet<FileId> = files.iter().map(|file| file.file.id).collect();
                 let mut new = all.iter().filter(|file| !catalog.holds(&peer.id, file)).count();
                 let mut current = catalog.files_of(&peer.id);
-                // Where everything of before is told again there is nothing to forget.
+                // If the request repeats all earlier files, nothing needs to be dropped.
                 replace &= current > (all.len() - new) as u64;
                 if replace {
                     (new, current) = (all.len(), 0);
                 } else if all.len() == files.len() {
-                    // What is in the catalog is durable and need not be written again.
+                    // Registrations in the catalog are durable; do not write them again.
                     files.retain(|file| !catalog.has_registered(&peer.id, file));
                     let there = catalog.address(&peer.id) == Some(&peer.address)
                         && self.registry.ttl(&peer.id) == Some(peer.ttl);
@@ -535,7 +552,8 @@ impl CommitWorker {
         }
     }
 
-    /// Whether there is memory for so many bytes more of a peer, which frees some later, and whose host has this key.
+    /// Checks that a peer may use `bytes` more memory, of which it gives back `freed` later. `key`
+    /// is the key of its host.
     fn check_memory(
         &self,
         catalog: &Catalog,
@@ -549,7 +567,8 @@ impl CommitWorker {
         if used + bytes > capacity {
             return Err(CommitError::Full);
         }
-        // Of what the others leave, one has its share at most.
+        // A peer or host may use at most `MEMORY_SHARE` percent of the memory that the others
+        // leave.
         let allows = |own: u64| {
             let left = own + (capacity - used);
             own + bytes <= left / 100 * MEMORY_SHARE
@@ -570,12 +589,13 @@ impl CommitWorker {
         share(format!("the address {}", peer.address.host), at_host)
     }
 
-    /// Makes changes durable; false where that failed.
+    /// Makes changes durable; false on failure.
     fn store(&mut self, changes: &[Change]) -> bool {
         if self.failing.is_some() {
             return false;
         }
-        // sled panics on some failures. What it may have done to itself ends where the store is opened again.
+        // sled panics on some failures. Its state may be broken then, until the store is opened
+        // again.
         let applied = catch_unwind(AssertUnwindSafe(|| self.store.apply(changes)));
         let error = match applied {
             Ok(Ok(())) => return true,

@@ -1,8 +1,9 @@
-//! After a failure: opens the store again and makes it hold what the catalog holds.
+//! Recovery after a store failure: reopens the store and makes it equal to the catalog.
 //!
-//! What was acknowledged is in the catalog, as nothing is acknowledged before it is shown there, and nothing is shown that was not
-//! durable. What the store holds may differ: changes that failed may be in it or not, and a disk may have lost what it took. So all of
-//! it is read and compared, and the difference written, before anything is acknowledged again.
+//! The catalog contains every acknowledged change, and only durable changes were applied to it. The
+//! store may differ: it may contain some of the changes that failed, and the disk may have lost
+//! earlier ones. Recovery therefore reads the whole store, compares it with the catalog and writes
+//! the difference before the committer acknowledges anything again.
 
 use hashbrown::{HashMap, HashSet};
 use potluck_core::{FileId, PeerId, model::Registration};
@@ -13,17 +14,17 @@ use crate::{
     store::{Change, IndexStore, PeerRecord, StoreError, StoredPeer},
 };
 
-/// Peers that are written at once.
+/// Maximum peers per write.
 const BATCH_PEERS: usize = 512;
 
-/// Opens `store` again and writes the difference. Returns of how many changes it was.
+/// Reopens `store`, writes the difference and returns the number of changes.
 ///
 /// # Errors
 /// [`StoreError`]: try again later.
 pub(crate) fn recover(store: &mut dyn IndexStore, registry: &Registry) -> Result<usize, StoreError> {
     let mut difference = reopen(store, registry);
     if let Err(StoreError::Damaged(_)) = difference {
-        // It was moved aside.
+        // The damaged store was moved aside; this opens an empty one.
         difference = reopen(store, registry);
     }
     let Difference { changes, seen, .. } = difference?;
@@ -62,11 +63,11 @@ pub(crate) fn recover(store: &mut dyn IndexStore, registry: &Registry) -> Result
     Ok(written)
 }
 
-/// What the store does not hold as the catalog does.
+/// The changes that make the store equal to the catalog.
 struct Difference<'a> {
     registry: &'a Registry,
     changes: Vec<Change>,
-    /// Peers that the store holds.
+    /// Live peers that the store contains.
     seen: HashSet<PeerId>,
 }
 
@@ -115,7 +116,7 @@ impl Difference<'_> {
     }
 }
 
-/// The change that gives the store a peer and some of its files.
+/// A change that writes a peer and some of its files to the store.
 fn register(registry: &Registry, peer: &PeerId, files: Vec<Registration>) -> Option<Change> {
     let catalog = registry.catalog();
     let peer = PeerRecord {

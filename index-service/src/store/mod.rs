@@ -1,7 +1,7 @@
-//! What must survive a restart: each peer's address, lease and registrations.
+//! Durable storage: the address, lease and registrations of each peer.
 //!
-//! Nothing here is asked by queries; a store is read once, when it is opened. Stores know nothing of time: which peers are still
-//! there is for the leases to say.
+//! Queries never read a store; the index reads it once, on opening. A store has no notion of time:
+//! the leases decide which peers are still alive.
 
 use std::time::Duration;
 
@@ -20,89 +20,95 @@ mod sled;
 
 pub use self::{folder::FolderError, memory::MemoryStore, sled::SledStore};
 
-/// What is known of a peer beside its files.
+/// A peer without its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerRecord {
     /// Its public id.
     pub id: PeerId,
-    /// Where it is.
+    /// The address where it listens.
     pub address: Address,
-    /// How long its lease lasts.
+    /// The duration of its lease.
     pub ttl: Duration,
 }
 
-/// One change of one peer.
+/// A change to one peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// The peer is there, and has these files besides those of before, or with `replace` instead of them. A file that it
-    /// had already is told anew.
+    /// Adds files to a peer, and sets its address and lease. With `replace`, the files replace all
+    /// earlier ones. A file that the peer has already is overwritten.
     Register {
         /// The peer.
         peer: PeerRecord,
-        /// What it has.
+        /// Its registrations.
         files: Vec<Registration>,
-        /// How many of the files it did not have before: tells a store how much of what it keeps can be of no use by now.
+        /// How many of the files are new to the peer. A store uses it to estimate how much of its
+        /// data is obsolete.
         new: usize,
-        /// Whether what it registered before is forgotten.
+        /// Whether earlier registrations are dropped.
         replace: bool,
     },
-    /// The peer no longer has these files.
+    /// Removes files from a peer.
     Unregister {
         /// The peer.
         peer: PeerId,
         /// The files.
         files: Vec<FileId>,
     },
-    /// The peer is gone with all that it had.
+    /// Removes a peer with all of its files.
     Forget {
         /// The peer.
         peer: PeerId,
     },
 }
 
-/// A peer as the store gives it back.
+/// A peer as read from a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredPeer {
     /// The peer.
     pub record: PeerRecord,
-    /// What it has, in any order.
+    /// Its registrations, in any order.
     pub files: Vec<Registration>,
 }
 
-/// A durable record of who registered what.
+/// A durable record of the peers and their registrations.
 pub trait IndexStore: Send {
-    /// What kind of store it is, as `GetStats` tells it.
+    /// The kind of store, as `GetStats` reports it.
     fn kind(&self) -> &'static str;
 
-    /// Gives every peer in turn.
+    /// Passes each stored peer to `each`.
     ///
     /// # Errors
-    /// [`StoreError`] where what was stored cannot be read.
+    /// [`StoreError`] if the stored data cannot be read.
     fn load(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError>;
 
-    /// Makes changes in their order. When it returns they are durable: neither the end of the process nor that of the machine
-    /// loses them. Each change is stored whole or not at all.
+    /// Makes changes in order. On success they are durable: they survive a crash of the process and
+    /// of the machine. Each change is stored whole or not at all.
     ///
     /// # Errors
-    /// [`StoreError`]: then nothing is certain to be durable, and what is stored may hold any of the changes.
+    /// After a [`StoreError`], no change is certain to be durable, and the store may contain any of
+    /// the changes.
     fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError>;
 
-    /// Opens the store again after a failure, and gives every peer in turn as [`Self::load`] does: what is stored may hold any of the
-    /// changes that failed. Whoever calls it knows what has to be stored, and applies the difference.
+    /// Opens the store again after a failure, and passes each stored peer to `each`, as
+    /// [`Self::load`] does. The store may contain any of the changes that failed; the caller
+    /// compares it with the wanted state and applies the difference.
     ///
     /// # Errors
-    /// [`StoreError::Io`] while the system does not allow it: try again later. [`StoreError::Damaged`] where it could not be read and
-    /// was moved aside: the next call opens an empty one. After either, what was given is of no use.
+    /// - [`StoreError::Io`] if the system does not allow it now: try again later.
+    /// - [`StoreError::Damaged`] if the data could not be read and was moved aside: the next call
+    ///   opens an empty store.
+    ///
+    /// After either error, discard the peers that `each` received.
     fn reopen(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError>;
 }
 
 /// Why a store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The operating system said no; what is stored is as good as it was.
+    /// The operating system returned an error; the stored data is as good as before.
     #[error("{0}")]
     Io(#[source] std::io::Error),
-    /// What is stored makes no sense.
+    /// The stored data is invalid.
     #[error("the stored registrations are damaged: {0}")]
     Damaged(String),
 }
