@@ -1,5 +1,6 @@
-//! How long an index takes to open a store: `restart DIR [PEERS FILES]` fills the folder first where that is given, then opens it
-//! and says what it took.
+//! Measures how long an index takes to open a store.
+//!
+//! Usage: `restart DIR [PEERS FILES]`. With PEERS and FILES, it fills the folder first.
 
 use std::{path::Path, time::Duration, time::Instant};
 
@@ -13,7 +14,7 @@ use potluck_index::{
     store::{Change, IndexStore as _, PeerRecord, SledStore},
 };
 
-/// Files in one request, as peers send them.
+/// Files per request, as peers send them.
 const BATCH: u64 = 10_000;
 
 fn main() -> anyhow::Result<()> {
@@ -81,7 +82,7 @@ fn registration(n: u64) -> Registration {
             sha256: None,
             kind: FileKind::File,
         },
-        // Of its words one is in no other name, one in a thousand, and two in all.
+        // One word occurs in no other name, one in a thousand names, and two in all names.
         names: vec![format!(
             "model-{}-{:08x}-part-{:05}.safetensors",
             n / 1000,

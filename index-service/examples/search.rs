@@ -1,7 +1,8 @@
-//! What searches cost: `search [NAMES]`.
+//! Measures the cost of searches: `search [NAMES]`.
 //!
-//! First each query on its own, page after page: calls, steps, and processor time of a call. Then a server with eight callers that
-//! search without a pause and without a limit, and what `Query` takes beside them.
+//! It first runs each query alone, page by page, and prints calls, steps and processor time per
+//! call. Then it starts a server with eight callers that search continuously without a rate limit,
+//! and measures `Query` at the same time.
 
 use std::{
     collections::BTreeMap,
@@ -26,16 +27,16 @@ use potluck_index::{
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio_util::sync::CancellationToken;
 
-/// Names where none are asked for.
+/// Default number of names.
 const NAMES: u64 = 1_000_000;
 
-/// Steps during which the catalog would be locked.
+/// Steps per lock of the catalog.
 const SLICE: usize = 8_000;
 
-/// Callers that search.
+/// Number of concurrent searchers.
 const CALLERS: usize = 8;
 
-/// Words of which each name has all but one.
+/// Common words; each name that has them lacks exactly one.
 const COMMON: [&str; 14] = [
     "amber", "birch", "cedar", "delta", "ember", "frost", "grove", "haven", "iris", "jade", "karma", "lotus",
     "maple", "north",
@@ -104,7 +105,7 @@ fn alone(names: u64) {
             most = most.max(page.steps);
             files += page.files.len();
             after = page.next;
-            // What follows is of the same kind.
+            // Later pages are of the same kind.
             if after.is_none() || times.len() == 500 {
                 break;
             }
@@ -180,7 +181,7 @@ async fn beside(names: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A second's queries, with callers that search meanwhile.
+/// Measures queries for a second while callers search.
 async fn measure(what: &str, client: &IndexClient, names: u64, queries: &[String]) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let searches = Arc::new(AtomicU64::new(0));
@@ -189,7 +190,7 @@ async fn measure(what: &str, client: &IndexClient, names: u64, queries: &[String
         let Some(query) = queries.get(caller % queries.len().max(1)).cloned() else {
             break;
         };
-        // A connection of its own, as callers elsewhere have.
+        // A separate connection, as a remote caller has.
         let client = IndexClient::new(client.endpoint().clone());
         let (stop, searches) = (stop.clone(), Arc::clone(&searches));
         callers.push(tokio::spawn(async move {
@@ -233,7 +234,8 @@ fn registration(n: u64) -> Registration {
     let root = Root(rng.random());
     let common: BTreeMap<usize, &str> = COMMON.into_iter().enumerate().collect();
     let missing = (n % COMMON.len() as u64) as usize;
-    // One of eight has them, or every name would be as long as names never are.
+    // Only one name in eight has the common words; otherwise all names would be unrealistically
+    // long.
     let common: Vec<&str> = match n.is_multiple_of(8) {
         true => common
             .into_iter()
@@ -267,7 +269,7 @@ fn registration(n: u64) -> Registration {
     }
 }
 
-/// What this thread has used of a processor; where the system does not tell, the time that went by.
+/// Processor time of this thread, or elapsed time if the system does not report it.
 fn processor_time() -> Duration {
     let told = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
     let nanos = told.and_then(|told| told.split(' ').next()?.parse().ok());

@@ -1,7 +1,8 @@
-//! How long queries, and the changes of others, wait while the index is busy with large or with many peers.
+//! Measures how long queries and changes wait while the index handles a large peer or many peers.
 //!
-//! `cargo run --release -p potluck-index --example stalls [FILES] [PEERS]`, with 1,000,000 files of one peer and 10,000 peers that
-//! expire at once where nothing else is said; against an index that runs where `POTLUCK_INDEX` names one. Prints the 50th and 99th percentile and the longest of each, in milliseconds.
+//! Usage: `cargo run --release -p potluck-index --example stalls [FILES] [PEERS]`. The defaults are
+//! 1,000,000 files of one peer and 10,000 peers that expire together. `POTLUCK_INDEX` selects a
+//! running index. Prints the 50th and 99th percentile and the maximum of each, in milliseconds.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -25,7 +26,7 @@ use potluck_core::{
 use potluck_index::{Config, StoreConfig, quota::Limits, serve};
 use tokio_util::sync::CancellationToken;
 
-/// Registers of peers that are to expire, at once.
+/// Concurrent Register calls of peers that will expire.
 const AT_ONCE: usize = 256;
 
 /// Pause between two calls of one caller.
@@ -55,7 +56,7 @@ fn here(port: u16) -> Address {
     }
 }
 
-/// Times of calls.
+/// Durations of calls.
 #[derive(Default)]
 struct Times(Vec<Duration>);
 
@@ -76,7 +77,7 @@ impl Times {
     }
 }
 
-/// Calls on and on until `stop`, and says how long each took.
+/// Repeats `call` until `stop`, and returns the duration of each.
 async fn measure<F: Future<Output = ()>>(stop: Arc<AtomicBool>, mut call: impl FnMut(u64) -> F) -> Times {
     let mut times = Times::default();
     for n in 0.. {
@@ -91,7 +92,7 @@ async fn measure<F: Future<Output = ()>>(stop: Arc<AtomicBool>, mut call: impl F
     times
 }
 
-/// Measures queries and Registers of others while `work` goes on.
+/// Measures queries and Register calls of others while `work` runs.
 async fn beside(title: &str, client: &IndexClient, work: impl Future<Output = ()>) {
     let stop = Arc::new(AtomicBool::new(false));
     let queries = tokio::spawn({
@@ -161,7 +162,7 @@ async fn main() {
         }
     };
     let client = IndexClient::new(endpoint.parse().unwrap());
-    // Calls of the one that works go over a connection of their own.
+    // The busy client uses a separate connection.
     let large = IndexClient::new(client.endpoint().clone());
 
     beside(
@@ -207,7 +208,7 @@ async fn main() {
     })
     .await;
 
-    // All leases end at one moment.
+    // All leases end at the same time.
     let end = Instant::now() + Duration::from_secs(45);
     for first in (0..peers).step_by(AT_ONCE) {
         let mut calls = tokio::task::JoinSet::new();
@@ -245,7 +246,7 @@ async fn main() {
     }
 }
 
-/// Waits until less than half of so many files are there.
+/// Waits until fewer than half of the files are left.
 async fn gone(client: &IndexClient, files: u64) {
     while client.stats().await.unwrap().files > files / 2 {
         tokio::time::sleep(PAUSE).await;

@@ -77,8 +77,8 @@ pub fn host_key(host: &str) -> String {
         .map_or_else(|_| host.to_owned(), |address| client_network(address).to_string())
 }
 
-/// Maximum percentage of the free memory that one peer, or all peers of one host together, may use.
-/// It equals the limit for connections and leaves memory for later peers.
+/// Maximum percentage of the memory left by others that one peer, or all peers of one host
+/// together, may use. It equals the limit for connections and leaves memory for later peers.
 pub const MEMORY_SHARE: u64 = potluck_core::grpc::limiter::DEFAULT_MAX_SHARE as u64;
 
 /// Whether the limit per host does not apply, because the address is local and its peers are

@@ -288,7 +288,7 @@ async fn report_health(health: Health, mut working: watch::Receiver<bool>, stop:
         // Both arms are cancel-safe.
         tokio::select! {
             () = stop.cancelled() => return,
-            // An error cannot occur: the committer outlives this task.
+            // The committer outlives this task, so an error means that it panicked.
             changed = working.changed() => if changed.is_err() { return },
         }
         let is_working = *working.borrow_and_update();

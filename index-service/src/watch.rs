@@ -28,7 +28,7 @@ use tokio::sync::Notify;
 const QUEUE: usize = 1024;
 
 /// Maximum unread events of all watchers: some 80 MiB if no two watchers share one. Beyond it, only
-/// watchers with more than their equal part are dropped.
+/// watchers with more than an equal share are dropped.
 const TOTAL: usize = 512 * 1024;
 
 /// One source may have at most this fraction of all watchers, as a divisor, so that one machine

@@ -1,4 +1,4 @@
-//! The program itself: what survives a kill -9, how it ends, and what it says when it cannot begin.
+//! Runs the real program: recovery after `kill -9`, shutdown, and errors at start.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 mod common;
@@ -54,7 +54,7 @@ impl Program {
         IndexClient::new(self.address.to_string().parse().unwrap())
     }
 
-    /// kill -9.
+    /// Sends SIGKILL.
     fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -72,7 +72,7 @@ impl Program {
     }
 }
 
-/// Ends the program where a test failed.
+/// Ends the program if a test fails.
 impl Drop for Program {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -93,7 +93,7 @@ async fn what_was_acknowledged_survives_twenty_kills() {
             acknowledged.len() as u64,
             "before round {round}"
         );
-        // Several peers at once share a flush; each is killed the moment the last of them is answered.
+        // Concurrent peers share a flush; the program is killed right after the last answer.
         let mut tasks = tokio::task::JoinSet::new();
         for peer in 0..4u8 {
             let client = client.clone();

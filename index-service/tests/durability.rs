@@ -1,6 +1,8 @@
-//! What is acknowledged is on the disk, seen by the system calls of the program itself, and a full disk is no reason to start it again.
+//! Checks durability by the program's system calls, and recovery from a full disk without a
+//! restart.
 //!
-//! These tests run `strace`, or mount a small file system as root. Where that cannot be done they say so and check nothing.
+//! These tests run `strace`, or mount a small file system as root. If that is not possible, they
+//! print a message and check nothing.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 mod common;
@@ -15,7 +17,7 @@ use std::{
 use common::{file, here, token, wait_until};
 use potluck_core::{Reason, grpc::transport::Endpoint, index_client::IndexClient, model::QueryKey};
 
-/// A program that is ended with the test.
+/// A program that ends with the test.
 struct Running {
     child: Child,
     endpoint: Endpoint,
@@ -43,7 +45,7 @@ impl Running {
         IndexClient::new(self.endpoint.clone())
     }
 
-    /// Has it end by itself.
+    /// Asks the program to shut down.
     fn terminate(mut self, pid: &str) {
         assert!(
             Command::new("kill")
@@ -71,7 +73,7 @@ fn arguments(dir: &Path) -> Vec<String> {
         .to_vec()
 }
 
-/// Whether `strace` can trace here.
+/// Whether `strace` works here.
 fn can_trace() -> bool {
     let traced = Command::new("strace")
         .args(["-o", "/dev/null", "true"])
@@ -84,7 +86,7 @@ fn can_trace() -> bool {
     can
 }
 
-/// The program under `strace`, which writes calls of these kinds into a file.
+/// Starts the program under `strace`, which writes the given system calls to a file.
 fn traced(dir: &Path, trace: &Path, calls: &str) -> Running {
     Running::start(
         Command::new("strace")
@@ -97,7 +99,7 @@ fn traced(dir: &Path, trace: &Path, calls: &str) -> Running {
     )
 }
 
-/// The process that holds the data folder.
+/// The process that holds the lock of the data folder.
 fn holder(dir: &Path) -> String {
     fs::read_to_string(dir.join("index.lock"))
         .unwrap()
@@ -105,7 +107,7 @@ fn holder(dir: &Path) -> String {
         .to_owned()
 }
 
-/// Where in a trace calls of this name on this path have returned without an error.
+/// Positions in a trace at which this call on this path returned successfully.
 fn returned(trace: &[&str], call: &str, path: &str) -> Vec<usize> {
     let mut found = Vec::new();
     for (at, line) in trace.iter().enumerate() {
@@ -145,7 +147,7 @@ async fn what_is_acknowledged_is_synced_before_the_answer_is_written() {
     program.terminate(&holder(dir.path()));
     let trace = fs::read_to_string(trace.path()).unwrap();
     let trace: Vec<&str> = trace.lines().collect();
-    // The peer's id is in the answer, and nowhere in the request.
+    // The peer's id occurs in the answer but not in the request.
     let id: String = token
         .peer_id()
         .as_bytes()
@@ -205,7 +207,7 @@ async fn a_new_folder_and_one_moved_aside_are_synced_before_it_listens() {
     }
 }
 
-/// A small file system of its own, unmounted when dropped.
+/// A small file system, unmounted when dropped.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
@@ -227,7 +229,7 @@ impl SmallDisk {
         self.0.path().join("filler")
     }
 
-    /// Takes all the room there is.
+    /// Fills the disk completely.
     fn fill(&self) {
         let mut filler = fs::File::create(self.filler()).unwrap();
         let block = vec![1; 4096];
@@ -255,7 +257,7 @@ async fn an_index_whose_disk_was_full_goes_on_by_itself() {
         .await
         .unwrap();
     disk.fill();
-    // One that fits what sled has open already may still be taken.
+    // The first changes may still succeed, as long as they fit the space that sled has allocated.
     let mut taken = Vec::new();
     let mut refused = None;
     for n in 10..200u64 {
@@ -277,7 +279,7 @@ async fn an_index_whose_disk_was_full_goes_on_by_itself() {
         !endpoint.is_serving().await.unwrap()
     })
     .await;
-    // Who is there stays, and is found.
+    // Existing peers can renew and are found.
     client.renew(&token(1), &here(1)).await.unwrap();
     let found = client
         .query(&QueryKey::Id(first[5].file.id), 0, None)
@@ -296,7 +298,7 @@ async fn an_index_whose_disk_was_full_goes_on_by_itself() {
         .unwrap();
     assert_eq!(client.renew(&token(1), &here(1)).await.unwrap().file_count, 2_000);
     drop(program);
-    // A kill -9 later all that was acknowledged is there, and nothing else.
+    // After `kill -9`, the store contains exactly the acknowledged files.
     let program = Running::start(Command::new(PROGRAM).args(arguments(&dir)));
     let stats = program.client().stats().await.unwrap();
     assert_eq!(stats.registrations, 2_000 + taken.len() as u64 + 1);

@@ -1,4 +1,4 @@
-//! Leases over loopback: how they end, and how they go on.
+//! Tests leases over loopback: expiry, renewal and conflicts.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 mod common;
@@ -38,7 +38,7 @@ async fn a_lease_that_is_not_renewed_ends() {
     let refused = client.renew(&token(1), &here(1)).await.unwrap_err();
     assert_eq!(refused.reason, Reason::LeaseUnknown);
     assert!(client.renew(&token(2), &here(2)).await.is_ok());
-    // It comes back as if it had never been there.
+    // The peer registers again like a new one.
     client
         .register(&token(1), &here(1), &[file(1, "a")], None, false)
         .await
@@ -77,7 +77,7 @@ async fn a_renewed_lease_goes_on() {
                 assert_eq!((lease.ttl, lease.file_count), (ttl, 1));
                 renewed = asked;
             }
-            // Only where nobody asked in time, as on a machine that stands still: then from the start.
+            // Only if the test was too slow to renew in time, as on a stalled machine: start over.
             Err(problem) => {
                 assert_eq!(problem.reason, Reason::LeaseUnknown);
                 assert!(renewed.elapsed() >= ttl && began.elapsed() < DEADLINE);
@@ -112,21 +112,21 @@ async fn two_processes_with_one_token_are_told_of_each_other() {
     let lease = one.renew(&token(1), &here(1)).await.unwrap();
     assert_eq!(lease.rival, Some(rival.clone()));
     assert_eq!(register(&one, 1).await.unwrap().rival, Some(rival));
-    // The files of the one that holds the lease stay where they are.
+    // The holder's files keep its address.
     let found = client_query(&two).await;
     assert_eq!(found, [1]);
-    // The other one ends, and takes nothing back that is not its own.
+    // The refused process stops, and must not remove the holder's registrations.
     assert_eq!(two.unregister(&token(1), None).await.unwrap(), 0);
     let refused = two.unregister(&token(1), Some(&[record(1).id])).await;
     assert_eq!(refused.unwrap_err().reason, Reason::LeaseUnknown);
     assert_eq!(client_query(&two).await, [1]);
-    // This one ends, and the other one has the lease to itself.
+    // The holder stops, and the other process gets the lease.
     one.unregister(&token(1), None).await.unwrap();
     assert_eq!(register(&two, 2).await.unwrap().rival, None);
     assert_eq!(client_query(&two).await, [2]);
 }
 
-/// The ports of those who have the first file.
+/// The ports of the providers of the first file.
 async fn client_query(client: &IndexClient) -> Vec<u16> {
     let page = client.query(&QueryKey::Id(record(1).id), 0, None).await.unwrap();
     page.files[0]

@@ -1,4 +1,4 @@
-//! Bounds on what callers may use, over loopback.
+//! Tests the limits on callers over loopback.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 mod common;

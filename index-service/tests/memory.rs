@@ -1,4 +1,4 @@
-//! How much memory strangers can make the program take, and that others are served meanwhile.
+//! Tests that attackers cannot make the program use much memory or starve other callers.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -24,8 +24,8 @@ use raw_client::{
     HEALTH_WATCH, REFLECTION, RawClient, describe, framed, half_sent, peak_memory, settled_memory,
 };
 
-/// By how much the program may grow under any of these attacks, in MiB. Each took far more where
-/// nothing bounded it.
+/// Maximum growth of the program's memory under each attack, in MiB. Without limits, each attack
+/// used far more.
 const GROWTH: u64 = 200;
 
 const QUERY: &str = "/potluck.v1.IndexService/Query";
@@ -50,7 +50,7 @@ impl Program {
     fn start(arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_potluck-index"))
             .args(["--listen", "127.0.0.1:0", "--store", "memory"])
-            // Everybody here calls from one address: what is bounded is not the rate.
+            // All callers have one address here, and the test does not concern the call rate.
             .args(["--max-calls-per-second", "0"])
             .args(arguments)
             .stdout(Stdio::piped())
@@ -75,7 +75,7 @@ impl Program {
         }
     }
 
-    /// Asserts that the program stayed within [`GROWTH`] of what it began with.
+    /// Asserts that the program's memory grew by at most [`GROWTH`].
     async fn assert_bounded(&self) {
         match settled_memory(self.child.id()).await {
             Some(peak) => {
@@ -87,7 +87,7 @@ impl Program {
         }
     }
 
-    /// Does something as an honest client would: again where the index says so.
+    /// Makes a call as an honest client: retries until it succeeds or the deadline passes.
     async fn honestly<T>(&self, call: impl AsyncFn(&IndexClient) -> Result<T, Problem>) -> T {
         let began = std::time::Instant::now();
         loop {
@@ -100,7 +100,7 @@ impl Program {
     }
 }
 
-/// Files with long names, which make long answers: a MiB for three hundred of them.
+/// Files with long names, for large answers: three hundred take a MiB.
 fn long_names(n: u64) -> Registration {
     let names = (0..16).map(|name| format!("{name}{}", "x".repeat(250)));
     Registration {
@@ -193,7 +193,7 @@ async fn half_sent_registrations_are_bounded() {
     program.assert_bounded().await;
 }
 
-/// Begins so many of these calls on each of some connections.
+/// Starts `calls` calls on each of `connections` connections.
 async fn flood(
     program: &Program,
     connections: usize,

@@ -1,4 +1,4 @@
-//! A client that knows nothing of the project can list what is served and ask for its health.
+//! Tests that a generic client can list the services and query their health.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 mod common;

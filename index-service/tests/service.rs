@@ -1,4 +1,4 @@
-//! The whole service over loopback: what it is for.
+//! Tests the complete service over loopback.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 mod common;
@@ -348,7 +348,7 @@ async fn registrations_survive_a_restart() {
             &token(2),
             &here(2),
             &[file(1, "a")],
-            // Longer than anything here takes until it is looked at.
+            // Longer than the test needs until it checks the lease.
             Some(Duration::from_secs(5)),
             false,
         )

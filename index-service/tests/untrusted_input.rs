@@ -1,4 +1,4 @@
-//! What the index refuses, by reason and field, and what it shrugs off.
+//! Tests which input the index refuses, with which reason and field, and which it survives.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 mod common;
@@ -135,7 +135,7 @@ async fn bad_registrations_are_refused_whole_and_by_field() {
         );
     }
     assert_eq!(index.client().stats().await.unwrap().peers, 0);
-    // And the largest that is allowed is taken.
+    // A request of the maximum size is accepted.
     let largest = register(|r| r.files = (0..MAX_BATCH as u64).map(|n| (&file(n, "a")).into()).collect());
     assert_eq!(
         raw.register(largest).await.unwrap().into_inner().file_count,
@@ -189,7 +189,7 @@ async fn a_stranger_takes_nothing_from_others() {
         .register(&token(2), &here(1), &[], None, true)
         .await
         .unwrap();
-    // The public id is no token.
+    // The public id does not work as a token.
     let id = token(1).peer_id();
     let posing = potluck_core::Token::try_from(id.as_bytes().as_slice()).unwrap();
     assert_eq!(client.unregister(&posing, None).await.unwrap(), 0);
@@ -330,7 +330,7 @@ async fn what_is_no_grpc_is_shrugged_off() {
         vec![],
     ] {
         let mut stream = TcpStream::connect(index.address).await.unwrap();
-        // It may be closed already.
+        // The connection may be closed already.
         let _ = stream.write_all(&bytes).await;
         let _ = stream.shutdown().await;
         let mut answer = Vec::new();
@@ -363,7 +363,7 @@ async fn it_ends_in_time_whoever_hangs_on() {
     let channel = index.endpoint().connect().await.unwrap();
     let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
     let request = tonic_health::pb::HealthCheckRequest::default();
-    // A stream that the health service never ends.
+    // The health service never ends this stream.
     let _health = health.watch(request).await.unwrap();
     let began = std::time::Instant::now();
     index.stop().await;

@@ -1,6 +1,8 @@
-//! What registrations say of a file beside its identity, held once for all that say the same.
+//! Claims: what registrations say about a file besides its identity, stored once for all that
+//! agree.
 //!
-//! Invariant: a variant is here exactly as long as it has a reference, one for each registration.
+//! Invariant: a claim exists exactly as long as a registration refers to it. It counts one
+//! reference per registration.
 
 use std::{hash::BuildHasher as _, ops::Index};
 
@@ -14,14 +16,14 @@ use smallvec::SmallVec;
 
 use crate::catalog::{cost, names::Names};
 
-/// Names, claimed SHA-256 and kind.
+/// The names, SHA-256 and kind in a registration.
 #[derive(Debug)]
 pub(crate) struct Claim {
-    /// Slots, sorted, each once.
+    /// Slots of the names, sorted and distinct.
     pub(crate) names: SmallVec<[u32; 4]>,
     pub(crate) sha256: Option<Sha256>,
     pub(crate) kind: FileKind,
-    /// Bytes that it added with the names and words that were new with it.
+    /// Bytes that the claim added, including its new names and words.
     pub(crate) cost: u32,
     references: u32,
 }
@@ -33,7 +35,7 @@ impl Claim {
 }
 
 impl Claim {
-    /// Whether this is what a registration says.
+    /// Whether a registration makes this claim.
     pub(crate) fn matches(&self, names: &Names, registration: &Registration) -> bool {
         let known = |name: &String| names.find(name).is_some_and(|slot| self.names.contains(&slot));
         self.sha256 == registration.file.sha256
@@ -43,18 +45,19 @@ impl Claim {
     }
 }
 
-/// Variants by what they say.
+/// The claims, indexed by content.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
     hasher: DefaultHashBuilder,
     slots: HashTable<u32>,
     claims: Slab<Claim>,
-    /// Estimate of the memory held, in bytes.
+    /// Estimate of the memory used, in bytes.
     pub(crate) bytes: u64,
 }
 
 impl Claims {
-    /// The slot of what a registration says, with one more reference, and whether it is new.
+    /// Adds a reference to a registration's claim, which is created if new. Returns its slot and
+    /// whether it is new.
     pub(crate) fn intern(&mut self, names: &mut Names, registration: &Registration) -> (u32, bool) {
         let before = names.bytes;
         let mut slots: SmallVec<[u32; 4]> =
@@ -93,7 +96,7 @@ impl Claims {
         }
     }
 
-    /// The slot of what a registration says, if any says it.
+    /// The slot of a registration's claim, if the claim exists.
     pub(crate) fn find(&self, names: &Names, registration: &Registration) -> Option<u32> {
         let known = registration.names.iter().map(|name| names.find(name));
         let mut slots = known.collect::<Option<SmallVec<[u32; 4]>>>()?;
@@ -107,7 +110,7 @@ impl Claims {
             .copied()
     }
 
-    /// Gives one reference back.
+    /// Releases one reference; removes the claim after the last.
     pub(crate) fn release(&mut self, slot: u32) {
         let variant = &mut self.claims[slot as usize];
         variant.references -= 1;
@@ -122,7 +125,7 @@ impl Claims {
         self.bytes -= cost::CLAIM_COST;
     }
 
-    /// How many variants there are.
+    /// Number of claims.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.claims.len()

@@ -1,41 +1,41 @@
-//! What things take in memory, roughly and rather too much, in bytes: what the quota on memory counts.
+//! Estimates of memory use, in bytes and rather too high, for the memory quota.
 
 use potluck_core::model::Registration;
 
 use crate::catalog::words;
 
-/// One peer: its entry, its slot and the set of its files.
+/// A peer: its entry, its slot and the set of its files.
 pub const PEER: u64 = 256;
 
-/// One peer having one file.
+/// A registration of one file by one peer.
 pub(crate) const REGISTRATION: u64 = 24;
 
-/// One file: its entry and its slot.
+/// A file: its entry and its slot.
 pub(crate) const FILE: u64 = 192;
 
-/// What one or more registrations say of a file.
+/// A claim, shared by one or more registrations.
 pub(crate) const CLAIM_COST: u64 = 112;
 
-/// One file under one claim.
+/// A file in the index by SHA-256.
 pub(crate) const SHA256_COST: u64 = 96;
 
-/// One file bearing one name, because of what one or more registrations say.
+/// A file in the list of a name.
 pub(crate) const NAME_OF_FILE: u64 = 24;
 
-/// One name holding one word.
+/// A name in the posting list of a word.
 pub(crate) const POSTING: u64 = 8;
 
-/// One name.
+/// A name.
 pub(crate) fn name(text: &str) -> u64 {
     96 + text.len() as u64
 }
 
-/// One word.
+/// A word.
 pub(crate) fn word(text: &str) -> u64 {
     96 + text.len() as u64
 }
 
-/// The most that a registration of a known peer can add.
+/// Maximum memory that a registration of a known peer can add.
 pub fn max_cost(registration: &Registration) -> u64 {
     let names: u64 = registration
         .names

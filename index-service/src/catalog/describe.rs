@@ -1,6 +1,6 @@
-//! What most providers say of a file.
+//! Describes a file by its providers' most common claims.
 //!
-//! However much is said of a file, describing it takes a bounded number of steps: [`MAX_STEPS`].
+//! A description takes at most [`MAX_STEPS`], however many claims the file has.
 
 use std::cmp::Reverse;
 
@@ -11,32 +11,34 @@ use potluck_core::{
 
 use crate::catalog::{Catalog, MAX_NAMES, words::Matcher};
 
-/// Most variants of one file that are asked what most providers say: a crowd that says a different thing each must not make
-/// every query slow.
+/// Maximum claims of a file that a description considers. It bounds the cost of a query if each
+/// provider of a crowd makes a different claim.
 const MAX_CLAIMS: usize = 64;
 
-/// Most variants of one file among which the commonest are looked for: as many as there are peers in a very large crowd.
+/// Maximum claims of a file among which the most common are searched: the number of peers in a very
+/// large crowd.
 const MAX_TALLIED: usize = 65_536;
 
-/// Variants that are looked through in one step.
+/// Claims searched per step.
 const TALLIED_A_STEP: usize = 16;
 
-/// Most names of a file that are checked against a search, the most used ones.
+/// Maximum names of a file that are matched against a search, the most common first.
 const MAX_CHECKED: usize = 64;
 
-/// Steps after which no further name is checked.
+/// Steps after which no further name is matched.
 pub(crate) const CHECK_STEPS: usize = 2048;
 
-/// Most steps of checking one name: every character of the longest becomes eighteen.
+/// Maximum steps for matching one name: each character of the longest name expands to eighteen.
 const ONE_CHECK: usize = 6_000;
 
-/// Most steps of describing one file.
+/// Maximum steps for describing one file.
 pub(crate) const MAX_STEPS: usize =
     MAX_TALLIED / TALLIED_A_STEP + 4 * MAX_CLAIMS * MAX_NAMES + CHECK_STEPS + ONE_CHECK + 16;
 
 impl Catalog {
-    /// What most providers say of a file, and the steps that it took. Names come most used first, then by text; before all those
-    /// that fit the search by which it was found, the name under which it was among them.
+    /// Describes a file by its most common claims; also returns the steps taken. The names are
+    /// ordered by number of providers (most first), then by text. If the file was found by a
+    /// search, the names that match it come first, including the name that found it.
     pub(crate) fn describe(&self, slot: u32, search: Option<(u32, &mut Matcher)>) -> (IndexedFile, usize) {
         let file = &self.files[slot as usize];
         let mut names: Vec<(u32, u32)> = Vec::new();
@@ -56,7 +58,8 @@ impl Catalog {
         let (names, checked) = self.best_names(names, search);
         steps += checked;
         let sha256 = sha256s.iter().max_by_key(|&&(sum, count)| (count, Reverse(sum)));
-        // Half are enough: whoever fetches it sees by its bytes whether it is a folder, but only where it was told so.
+        // Half of the providers are enough. A downloader recognises a collection by its content,
+        // but checks only if the index says so.
         let kind = match collections > 0 && 2 * collections >= file.providers.len() {
             true => FileKind::Collection,
             false => FileKind::File,
@@ -76,7 +79,8 @@ impl Catalog {
         (found, steps)
     }
 
-    /// The names to give, of names with how many providers use each; and the steps of checking them.
+    /// Selects the names to return from pairs of name and number of providers. Also returns the
+    /// steps for matching them.
     fn best_names(
         &self,
         mut names: Vec<(u32, u32)>,
@@ -95,7 +99,7 @@ impl Catalog {
             if !names.contains(&found_under) {
                 names.insert(0, found_under);
             }
-            // Stable: among those that fit, and among the others, the order stays.
+            // The sort is stable, so matching and other names each keep their order.
             names.sort_by_cached_key(|&name| {
                 if name == found_under {
                     return false;
@@ -116,7 +120,7 @@ impl Catalog {
     }
 }
 
-/// The variants that most providers claim, at most [`MAX_CLAIMS`] of the first [`MAX_TALLIED`].
+/// The most common claims, at most [`MAX_CLAIMS`], from the first [`MAX_TALLIED`].
 fn commonest(tally: &[(u32, u32)]) -> Vec<(u32, u32)> {
     let order = |&(variant, count): &(u32, u32)| (Reverse(count), variant);
     let (head, rest) = tally.split_at(tally.len().min(MAX_CLAIMS));
@@ -124,7 +128,7 @@ fn commonest(tally: &[(u32, u32)]) -> Vec<(u32, u32)> {
     if rest.is_empty() {
         return best;
     }
-    // Where a crowd says a different thing each, next to nobody of the rest comes in.
+    // If every provider makes its own claim, hardly any of the rest is inserted.
     best.sort_unstable_by_key(order);
     for claim in &rest[..rest.len().min(MAX_TALLIED - MAX_CLAIMS)] {
         if best.last().is_some_and(|last| order(claim) < order(last)) {
@@ -136,7 +140,7 @@ fn commonest(tally: &[(u32, u32)]) -> Vec<(u32, u32)> {
     best
 }
 
-/// Makes one pair of all pairs with the same key, adding their counts.
+/// Merges pairs with the same key and adds their counts.
 fn merge_counts<K: Copy + Ord>(pairs: &mut Vec<(K, u32)>) {
     pairs.sort_unstable();
     pairs.dedup_by(|next, kept| {

@@ -145,7 +145,7 @@ struct FileEntry {
     claims: SmallVec<[(u32, u32); 2]>,
 }
 
-/// The providers of all files.
+/// The peers with their files, names and claims.
 #[derive(Debug, Default)]
 pub struct Catalog {
     hasher: DefaultHashBuilder,

@@ -1,6 +1,7 @@
-//! Names, each held once, with the files that bear them and the words they hold.
+//! Names, each stored once, with their files and their words.
 //!
-//! Invariant: a name is here exactly as long as a file bears it, a word exactly as long as a name holds it.
+//! Invariant: a name exists exactly as long as a file has it, and a word exactly as long as a name
+//! contains it.
 
 use std::{
     collections::{BTreeMap, btree_map},
@@ -15,14 +16,14 @@ use smallvec::SmallVec;
 
 use crate::catalog::{cost, ref_counted_set::RefCountedSet, words};
 
-/// Names that hold a word. Most words are in a few names, some in most of them.
+/// The names that contain a word. Most words occur in few names, but some occur in most names.
 #[derive(Debug)]
 enum PostingList {
     Few(SmallVec<[u32; 4]>),
     Many(Box<RoaringBitmap>),
 }
 
-/// Where a list of names becomes a bitmap: below it inserting into the list is cheaper.
+/// Maximum length of a list before it becomes a bitmap: inserting into a shorter list is cheaper.
 const MAX_LIST: usize = 64;
 
 impl PostingList {
@@ -42,7 +43,7 @@ impl PostingList {
         }
     }
 
-    /// True once no name is left.
+    /// Removes a name; true once no name is left.
     fn remove(&mut self, name: u32) -> bool {
         match self {
             Self::Few(few) => {
@@ -59,27 +60,27 @@ impl PostingList {
     }
 }
 
-/// Slots in a block: those of one container of a [`RoaringBitmap`].
+/// Slots per block: those of one container of a [`RoaringBitmap`].
 const BLOCK: u32 = 1 << 16;
 
-/// The last slot of the block that a slot is in.
+/// The last slot of the block that contains `slot`.
 pub(crate) const fn block_end(slot: u32) -> u32 {
     slot | (BLOCK - 1)
 }
 
-/// Names of one block, collected from many postings.
+/// The names of one block, collected from many posting lists.
 struct Gathered {
     range: RoaringBitmap,
     from: u32,
     end: u32,
-    /// From short postings, a bit each; made when it is first needed.
+    /// Names from lists, one bit each; allocated on first use.
     bits: Vec<u8>,
-    /// From long ones.
+    /// Names from bitmaps.
     sets: RoaringBitmap,
 }
 
 impl Gathered {
-    /// Nothing yet of the slots from this one on to the end of its block.
+    /// An empty collection for the slots from `from` to the end of its block.
     fn new(from: u32) -> Self {
         let end = block_end(from);
         let mut range = RoaringBitmap::new();
@@ -93,7 +94,7 @@ impl Gathered {
         }
     }
 
-    /// Takes in a posting; returns the steps that it took.
+    /// Adds a posting list; returns the steps taken.
     fn add(&mut self, posting: &PostingList, blocks: usize) -> usize {
         match posting {
             PostingList::Few(few) => {
@@ -109,7 +110,7 @@ impl Gathered {
                 2 + here.len() / 8
             }
             PostingList::Many(many) => {
-                /// Where a container becomes a plain row of bits.
+                /// Maximum entries of a sparse container; a larger one is stored as plain bits.
                 const SPARSE: u64 = 4096;
                 let here = &**many & &self.range;
                 let steps = here.len().min(SPARSE) + self.sets.len().min(SPARSE);
@@ -131,7 +132,7 @@ impl Gathered {
     }
 }
 
-/// A word. Most lie in the tree itself, where they are compared without going elsewhere.
+/// A word. Most fit inline in the tree's nodes, so that comparing them follows no pointer.
 type Word = SmallVec<[u8; 16]>;
 
 #[derive(Debug)]
@@ -140,21 +141,21 @@ struct Name {
     files: RefCountedSet,
 }
 
-/// Names by text and by word.
+/// The names, indexed by text and by word.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     hasher: DefaultHashBuilder,
     slots: HashTable<u32>,
     names: Slab<Name>,
     words: BTreeMap<Word, PostingList>,
-    /// After the last slot that was ever taken since there were no names.
+    /// One past the highest slot used since the table was last empty.
     end: u32,
-    /// Estimate of the memory held, in bytes.
+    /// Estimate of the memory used, in bytes.
     pub(crate) bytes: u64,
 }
 
 impl Names {
-    /// The slot of a name that some file bears.
+    /// The slot of an existing name.
     pub(crate) fn find(&self, text: &str) -> Option<u32> {
         let hash = self.hasher.hash_one(text);
         self.slots
@@ -162,7 +163,7 @@ impl Names {
             .copied()
     }
 
-    /// The slot of a name, made where it is new; it stays only once a file is added to it.
+    /// The slot of a name, created if new. The caller must add a file to a new name.
     pub(crate) fn intern(&mut self, text: &str) -> u32 {
         let Self {
             hasher,
@@ -191,7 +192,7 @@ impl Names {
         *bytes += cost::name(text);
         words::each_word(text, |word| {
             *bytes += cost::POSTING;
-            // Looked for once, whether it is new or not.
+            // The entry API searches the tree only once.
             match index.entry(Word::from_slice(word.as_bytes())) {
                 btree_map::Entry::Occupied(posting) => posting.into_mut().add(slot),
                 btree_map::Entry::Vacant(vacant) => {
@@ -203,12 +204,12 @@ impl Names {
         slot
     }
 
-    /// Says that a file bears the name, once more.
+    /// Adds one reference from a file to a name.
     pub(crate) fn add_file(&mut self, name: u32, file: u32) {
         self.names[name as usize].files.add(file);
     }
 
-    /// Says that a file bears the name once less; a name that no file bears is forgotten.
+    /// Removes one reference from a file to a name; removes the name if no file has it.
     pub(crate) fn remove_file(&mut self, name: u32, file: u32) {
         if !self.names[name as usize].files.subtract(file) {
             return;
@@ -233,38 +234,38 @@ impl Names {
         });
     }
 
-    /// The text of a name.
+    /// The text of an existing name.
     pub(crate) fn text(&self, name: u32) -> &str {
         &self.names[name as usize].text
     }
 
-    /// The files that bear a name.
+    /// The files that have a name.
     pub(crate) fn files_of(&self, name: u32) -> &RefCountedSet {
         &self.names[name as usize].files
     }
 
-    /// The files that bear a name, from this slot on.
+    /// The files that have a name, from slot `from` on.
     pub(crate) fn files(&self, name: u32, from: u32) -> impl Iterator<Item = u32> + '_ {
         self.names[name as usize].files.from(from)
     }
 
-    /// The text of a name, if the slot is one's.
+    /// The text of a name, if the slot is in use.
     pub(crate) fn get(&self, slot: u32) -> Option<&str> {
         self.names.get(slot as usize).map(|name| &*name.text)
     }
 
-    /// No slot is at or past this one.
+    /// All slots in use are below this one.
     pub(crate) const fn end(&self) -> u32 {
         self.end
     }
 
-    /// How many words begin with `prefix`, at most `most`.
+    /// Number of words with this prefix, counted up to `max`.
     pub(crate) fn count_words(&self, prefix: &str, max: usize) -> usize {
         self.beginning_with(prefix).take(max).count()
     }
 
-    /// The names with a word that begins with `prefix`, of the slots from `from` on to the end of its block; and the steps that it
-    /// took. `None` where it would take more than `most`.
+    /// The names with a word that starts with `prefix`, in slots from `from` to the end of its
+    /// block, and the steps taken. The names are `None` if this takes more than `max` steps.
     pub(crate) fn with_prefix(&self, prefix: &str, from: u32, max: usize) -> (Option<RoaringBitmap>, usize) {
         let blocks = (self.end / BLOCK) as usize;
         let mut names = Gathered::new(from);
@@ -287,7 +288,7 @@ impl Names {
             .map(|(_, posting)| posting)
     }
 
-    /// How many names and words there are.
+    /// Number of names and number of words.
     #[cfg(test)]
     pub(crate) fn counts(&self) -> (usize, usize) {
         (self.names.len(), self.words.len())

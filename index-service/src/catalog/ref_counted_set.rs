@@ -1,17 +1,19 @@
-//! Files with how many reasons each has to be listed, in order of their slots. Pure.
+//! A set of files, each with a reference count, ordered by slot. Pure.
 //!
-//! Invariant: a file is in it exactly as long as it has a reason. Most are of one file or two, which take no memory of their own; some are
-//! of a large part of all files, which come and go one by one.
+//! Invariant: a file is in the set exactly as long as its count is positive. Most sets contain one
+//! or two files, which are stored inline. Some sets contain a large part of all files and change
+//! one file at a time, so they use a tree.
 
 use std::collections::BTreeMap;
 
-/// Where a list of files becomes a tree: below it a list is smaller, and no slower to change.
+/// Maximum length of a list before it becomes a tree: a shorter list is smaller and as fast to
+/// change.
 const MAX_LIST: usize = 64;
 
-/// See the module.
+/// A set of file slots with reference counts.
 #[derive(Debug)]
 pub(crate) enum RefCountedSet {
-    /// Two places; one without a reason is free, and comes last.
+    /// Two slots with counts; unused elements have count zero and come last.
     Two([(u32, u32); 2]),
     Few(Vec<(u32, u32)>),
     #[expect(
@@ -28,7 +30,7 @@ impl Default for RefCountedSet {
 }
 
 impl RefCountedSet {
-    /// Counts one more reason.
+    /// Adds one reference to a file.
     pub(crate) fn add(&mut self, file: u32) {
         match self {
             Self::Two(two) => {
@@ -59,7 +61,7 @@ impl RefCountedSet {
         }
     }
 
-    /// Counts one reason less; true once no file is left.
+    /// Removes one reference to a file; true once the set is empty.
     pub(crate) fn subtract(&mut self, file: u32) -> bool {
         match self {
             Self::Two(two) => {
@@ -90,7 +92,7 @@ impl RefCountedSet {
         self.len() == 0
     }
 
-    /// How many files there are.
+    /// Number of files.
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::Many(many) => many.len(),
@@ -98,7 +100,7 @@ impl RefCountedSet {
         }
     }
 
-    /// The files in order, from this one on.
+    /// The files in order, from slot `file` on.
     pub(crate) fn from(&self, file: u32) -> impl Iterator<Item = u32> + '_ {
         let list = self.list();
         let start = list.partition_point(|&(slot, _)| slot < file);
@@ -112,7 +114,7 @@ impl RefCountedSet {
             .chain(tree.into_iter().flatten().map(|(&slot, _)| slot))
     }
 
-    /// All, unless they are many.
+    /// The elements in list form; empty if the set is a tree.
     fn list(&self) -> &[(u32, u32)] {
         match self {
             Self::Two(two) => &two[..used_slots(two)],
@@ -122,12 +124,12 @@ impl RefCountedSet {
     }
 }
 
-/// How many places are taken.
+/// Number of used elements.
 fn used_slots(slots: &[(u32, u32)]) -> usize {
     slots.partition_point(|&(_, count)| count > 0)
 }
 
-/// Where a file is, or where it belongs.
+/// The position of a file, or where to insert it.
 fn find(files: &[(u32, u32)], file: u32) -> Result<usize, usize> {
     files.binary_search_by_key(&file, |&(slot, _)| slot)
 }
@@ -156,7 +158,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever its form, which the number of files decides.
+        /// Compares all three forms with a plain map.
         #[test]
         fn behaves_as_a_plain_map(
             steps in prop::collection::vec((any::<bool>(), 0..100u32), 0..600),
@@ -167,7 +169,7 @@ mod tests {
             let mut model = BTreeMap::<u32, u32>::new();
             for (more, file) in steps {
                 let file = file % files;
-                // More come than go, so that all forms are seen.
+                // Add more often than remove, so that every form occurs.
                 if more || file % 3 == 0 {
                     counted.add(file);
                     *model.entry(file).or_default() += 1;

@@ -1,7 +1,8 @@
-//! A sample of a file's providers in which hosts count, not peers.
+//! Samples the providers of a file fairly by host instead of by peer.
 //!
-//! One machine can register many peers. If a sample were drawn from peers, whoever asks would mostly be given these and would have to
-//! try one after another. So every host gives one peer before any gives a second.
+//! One machine can register many peers. A plain random sample would mostly contain its peers, and a
+//! downloader would try them one after another. So each host contributes one peer before any host
+//! contributes a second.
 
 use std::collections::HashMap;
 
@@ -10,12 +11,13 @@ use rand::Rng;
 
 use crate::catalog::{Catalog, ProviderSlot};
 
-/// Providers among which a sample is drawn: of a larger crowd so many are picked at random first, to bound what a sample costs.
+/// Number of providers from which a sample is drawn. From a larger crowd this many are picked at
+/// random first, to bound the cost.
 pub(crate) const SAMPLED_FROM: usize = 1024;
 
 impl Catalog {
-    /// Who has a file: a random sample of at most `most`, and how many there are. Peers of one host come after one peer each of
-    /// all other hosts.
+    /// A random sample of at most `max` providers of a file, and their total number. Each host
+    /// contributes one peer before any host contributes a second.
     pub fn providers(&self, file: &FileId, max: usize, rng: &mut impl Rng) -> (Vec<Provider>, u64) {
         let Some(slot) = self.find_file(file) else {
             return (Vec::new(), 0);
@@ -31,7 +33,8 @@ impl Catalog {
             live = all.iter().copied().filter(|held| self.is_live(*held)).collect();
             all = &live;
         }
-        // Sampled even where all are given: in random order, so that callers do not all begin with the same one.
+        // Sample even if all providers are returned: the random order spreads callers over the
+        // providers.
         let picked = rand::seq::index::sample(rng, all.len(), SAMPLED_FROM.max(max).min(all.len()));
         let mut from_host: HashMap<u32, u32> = HashMap::new();
         let mut picked: Vec<(u32, ProviderSlot)> = picked
@@ -44,7 +47,7 @@ impl Catalog {
                 (*before, all[at])
             })
             .collect();
-        // Stable: within a round the order stays random.
+        // The sort is stable, so the order within a round stays random.
         picked.sort_by_key(|&(round, _)| round);
         picked
             .into_iter()

@@ -51,7 +51,7 @@ const TERM_STEPS: usize = 8_192;
 /// Maximum words counted per term, to find the rarest term.
 const COUNTED_WORDS: usize = 256;
 
-/// Number of candidate names below which checking each is cheaper than looking up another term.
+/// Number of candidate names up to which checking each is cheaper than looking up another term.
 const FEW_NAMES: u64 = 64;
 
 /// Steps that a term's lookup may take for each name that it could exclude.
@@ -547,8 +547,9 @@ impl Catalog {
         }
     }
 
-    /// Whether no earlier name of the file matches the terms, which would have returned the file
-    /// already. Compares at most [`MAX_EARLIER`] names. Also returns the steps taken.
+    /// Whether this is the first name of the file that matches the terms; an earlier one would have
+    /// returned the file already. Compares at most [`MAX_EARLIER`] names. Also returns the steps
+    /// taken.
     fn is_first_name(&self, file: u32, name: u32, matcher: &mut Matcher) -> (bool, usize) {
         let tally = self.files[file as usize].claims.iter();
         let names = tally.flat_map(|&(variant, _)| &self.claims[variant].names);

@@ -1,4 +1,4 @@
-//! The catalog against a plain list that is searched from end to end.
+//! Compares the catalog with a plain list that is searched from end to end.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,7 +54,7 @@ fn search(catalog: &Catalog, query: &str, page: usize) -> Vec<IndexedFile> {
     search_within(SearchBounds::default(), catalog, query, page)
 }
 
-/// A page of a search, made in slices of some steps.
+/// A page of a search, made in slices of `slice` steps.
 fn search_page(
     catalog: &Catalog,
     bounds: SearchBounds,
@@ -140,7 +140,7 @@ fn list_within(bounds: SearchBounds, catalog: &Catalog, by: &QueryKey, page: usi
     }
 }
 
-/// Hides a peer and clears it; true if it was there.
+/// Hides and clears a peer; true if it existed.
 fn remove_peer(catalog: &mut Catalog, peer: &PeerId) -> bool {
     let Some(slot) = catalog.hide(peer) else {
         return false;
@@ -218,7 +218,7 @@ struct Model {
 }
 
 impl Model {
-    /// Puts of a file, with the providers.
+    /// Registrations of a file, with their providers.
     fn of(&self, file: FileId) -> Vec<(Provider, &Registration)> {
         let held = self.peers.iter().filter_map(|(&peer, (address, files))| {
             let registration = files.get(&file)?;
@@ -239,7 +239,7 @@ impl Model {
             .collect()
     }
 
-    /// What is to be found of a file, names that fit first.
+    /// The expected description of a file, matching names first.
     fn found(&self, file: FileId, terms: &[String]) -> IndexedFile {
         let held = self.of(file);
         let count = |wanted: &dyn Fn(&Registration) -> bool| held.iter().filter(|(_, r)| wanted(r)).count();
@@ -456,7 +456,7 @@ fn a_hidden_peer_is_nowhere_to_be_found() {
         let (providers, count) = catalog.providers(&record(7).id, 10, &mut rng());
         assert_eq!((providers.len(), count, providers[0].peer), (1, 1, peer(2)));
         assert_eq!(by_name(&catalog, "both", 1)[0].provider_count, 1);
-        // It takes memory for as long as it is there.
+        // The peer uses memory until it is cleared.
         assert!(catalog.charge_at("192.0.2.1") > 0);
         if catalog.clear(gone, 3) {
             break;
@@ -507,7 +507,7 @@ fn a_page_that_ends_where_a_name_does_not_fit_loses_nothing() {
         catalog.put(&peer(1), &registration(n, &[&format!("wide {n}")]));
     }
     for steps in 1..60 {
-        // No term is looked up: every name is checked.
+        // No term is looked up, so every name is checked.
         let bounds = SearchBounds {
             steps,
             term: 0,
@@ -631,7 +631,7 @@ fn a_crowd_that_says_a_different_thing_each_is_answered_soon() {
         (20_000, crate::catalog::MAX_NAMES)
     );
     assert_eq!(search(&catalog, "", 100).len(), 1);
-    // Under one name or another, and more than once.
+    // The file may appear under several names and more than once.
     let mut after = None;
     loop {
         let page = search_page(&catalog, SearchBounds::default(), "name", after, 1000, 8000);
@@ -643,7 +643,7 @@ fn a_crowd_that_says_a_different_thing_each_is_answered_soon() {
     }
 }
 
-/// A catalog of many names that are slow to check: each character of them becomes eighteen.
+/// A catalog of many names that are slow to match: each of their characters expands to eighteen.
 #[test]
 fn the_slowest_search_is_bounded_in_steps_too() {
     let mut catalog = Catalog::default();
@@ -657,7 +657,7 @@ fn the_slowest_search_is_bounded_in_steps_too() {
             catalog.put(&peer(n), &registration(file, &names));
         }
     }
-    // What each call may cost, in steps: the files are found, and few of them at once.
+    // Every call stays within its steps, and the pages together return all files.
     for query in ["a", "a b", "a0 b", "b a1 \u{627}", "c a", ""] {
         let mut after = None;
         let mut found = BTreeSet::new();
@@ -674,7 +674,8 @@ fn the_slowest_search_is_bounded_in_steps_too() {
     }
 }
 
-/// Two words that half of all names have each, and none has both: as bitmaps that takes a step for many names.
+/// Half of all names contain one word, the other half another, and no name contains both. Bitmaps
+/// rule out many names per step.
 #[test]
 fn broad_words_without_a_common_name_are_told_so_in_one_call() {
     let mut catalog = Catalog::default();
@@ -701,7 +702,7 @@ fn broad_words_without_a_common_name_are_told_so_in_one_call() {
     let page = search_page(&catalog, SearchBounds::default(), "even odd", None, 100, 8000);
     assert!(page.files.is_empty() && page.next.is_none());
     assert!(page.steps < 2_000, "{} steps", page.steps);
-    // A prefix of all words there are: names are checked one by one, and the call ends in between.
+    // A prefix of every word: names are checked one by one, and the call ends in between.
     let page = search_page(&catalog, SearchBounds::default(), "1 n o", None, 1000, 8000);
     assert!(page.steps <= MAX_CALL_STEPS);
     assert!(!page.files.is_empty());

@@ -1,17 +1,18 @@
-//! Names and searches as words. Pure.
+//! Splits names and search queries into words. Pure.
 //!
-//! A word is a run of letters and digits in lower case, after Unicode's compatibility composition (NFKC), so that what looks
-//! the same is found the same. Non-goals: stemming, and word boundaries in scripts that write none.
+//! A word is a run of letters and digits in lower case, after compatibility composition (Unicode
+//! NFKC), so that text that looks the same matches. Non-goals: stemming, and word boundaries in
+//! scripts without spaces.
 
 use std::borrow::Cow;
 
 use smallvec::SmallVec;
 use unicode_normalization::UnicodeNormalization as _;
 
-/// Longest search, in bytes, as the contract has it.
+/// Maximum length of a search query, in bytes, as the contract says.
 pub const MAX_QUERY_BYTES: usize = 255;
 
-/// Most words of a search, as the contract has it.
+/// Maximum words of a search query, as the contract says.
 pub const MAX_QUERY_WORDS: usize = 16;
 
 /// The distinct words of a name, sorted.
@@ -21,10 +22,10 @@ pub fn words(text: &str) -> Vec<String> {
     all
 }
 
-/// Gives the distinct words of a name in order. A large index is rebuilt word by word when it is opened: most names cost no more
-/// than one allocation here.
+/// Calls `each` for the distinct words of a name, in sorted order. Allocates at most once for most
+/// names, because opening a large index calls this for every name.
 pub fn each_word(text: &str, each: impl FnMut(&str)) {
-    // Most names are ASCII, which composition leaves as it is.
+    // NFKC leaves ASCII unchanged, and most names are ASCII.
     let normal = if !text.is_ascii() {
         Cow::Owned(normalize(text))
     } else if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -49,27 +50,28 @@ fn lower(text: &str) -> impl Iterator<Item = char> + '_ {
     text.nfkc().flat_map(char::to_lowercase).nfkc()
 }
 
-// A bit for each term.
+// `Matcher::fits` uses a `u32` with one bit per term.
 const _: () = assert!(MAX_QUERY_WORDS < 32);
 
-/// Why text is no search.
+/// Why a query is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TermsError {
-    /// Over [`MAX_QUERY_BYTES`].
+    /// Longer than [`MAX_QUERY_BYTES`].
     #[error("a search is at most {MAX_QUERY_BYTES} bytes long, this has {0}")]
     TooLong(usize),
-    /// Over [`MAX_QUERY_WORDS`].
+    /// More words than [`MAX_QUERY_WORDS`].
     #[error("a search has at most {MAX_QUERY_WORDS} words, this has {0}")]
     TooManyWords(usize),
-    /// Text, but none of it a letter or digit.
+    /// Not empty, but without a letter or digit.
     #[error("a search needs a letter or a digit; leave it empty to list everything")]
     NoWords,
 }
 
-/// The words to search for: every name has to hold each of them, whole or as the beginning of a word.
+/// The terms of a query. A name matches if each term is a prefix of one of its words. An empty
+/// query has no terms and matches every name.
 ///
 /// # Errors
-/// [`TermsError`]; empty text is a search for everything.
+/// [`TermsError`] if the query is too long, has too many words, or has text but no words.
 pub fn terms(query: &str) -> Result<Vec<String>, TermsError> {
     if query.len() > MAX_QUERY_BYTES {
         return Err(TermsError::TooLong(query.len()));
@@ -81,7 +83,7 @@ pub fn terms(query: &str) -> Result<Vec<String>, TermsError> {
     if terms.is_empty() && !query.trim().is_empty() {
         return Err(TermsError::NoWords);
     }
-    // Sorted: a word that another one begins with says nothing of its own.
+    // Terms are sorted, so a prefix of the next term is redundant and removed.
     for i in (1..terms.len()).rev() {
         if terms[i].starts_with(&terms[i - 1]) {
             terms.remove(i - 1);
@@ -90,17 +92,18 @@ pub fn terms(query: &str) -> Result<Vec<String>, TermsError> {
     Ok(terms)
 }
 
-/// Checks names against the terms of one search, without an allocation for each name.
+/// Matches names against the terms of one search, without an allocation per name.
 #[derive(Debug)]
 pub struct Matcher {
-    /// As [`terms`] gives them: sorted, and none the beginning of another, so that a word begins with one at most.
+    /// From [`terms`]: sorted, and no term is a prefix of another, so a word matches at most one
+    /// term.
     terms: Vec<String>,
-    /// The name at hand as words are compared: in lower case and composed.
+    /// Buffer for the current name in lower case and composed.
     normal: String,
 }
 
 impl Matcher {
-    /// For terms as [`terms`] gives them.
+    /// Creates a matcher for terms from [`terms`].
     pub const fn new(terms: Vec<String>) -> Self {
         Self {
             terms,
@@ -113,7 +116,7 @@ impl Matcher {
         &self.terms
     }
 
-    /// Whether a name holds a word that begins with each of the terms, and the steps that it took to tell.
+    /// Whether each term is a prefix of a word of the name. Also returns the steps taken.
     pub fn fits(&mut self, name: &str) -> (bool, usize) {
         if self.terms.is_empty() {
             return (true, 1);
@@ -125,12 +128,13 @@ impl Matcher {
             4 + name.len() / 4
         } else {
             self.normal.extend(lower(name));
-            // Composing is slow, and some characters become eighteen.
+            // Composition is slow, and a character may expand to eighteen.
             4 + 2 * name.len().max(self.normal.len())
         };
         let mut missing = (1_u32 << self.terms.len()) - 1;
         for word in self.normal.split(|c: char| !c.is_alphanumeric()) {
-            // Whatever lies between a term and a word that begins with it begins with the term as well.
+            // Strings between a term and a word with that prefix also start with the term. So only
+            // the last term up to the word can be its prefix.
             let after = self.terms.partition_point(|term| term.as_str() <= word);
             if after > 0 && word.starts_with(&self.terms[after - 1]) {
                 missing &= !(1 << (after - 1));
@@ -143,7 +147,7 @@ impl Matcher {
     }
 }
 
-/// Whether a name holds a word that begins with each of the terms: the plain way, which tests compare [`Matcher`] with.
+/// The same test as [`Matcher::fits`], implemented simply as a reference for tests.
 #[cfg(test)]
 pub(crate) fn matches(name: &str, terms: &[String]) -> bool {
     let words = words(name);

@@ -1,4 +1,4 @@
-//! The committer over a store that waits and fails as it is told.
+//! Tests the committer with a store that waits and fails on command.
 
 use std::sync::mpsc;
 
@@ -15,14 +15,14 @@ use crate::{
     store::{MemoryStore, StoreError, StoredPeer},
 };
 
-/// A store in memory that waits for leave before it does anything, then does as it is told: write, fail or panic.
+/// A store in memory. Each batch waits for a command: write, fail or panic.
 struct ScriptedStore {
     leave: mpsc::Receiver<&'static str>,
     seen: mpsc::Sender<Vec<Change>>,
     stored: Stored,
 }
 
-/// What a store holds, also for the test to see.
+/// The content of a store, shared with the test.
 type Stored = Arc<parking_lot::Mutex<MemoryStore>>;
 
 fn stored_peers(stored: &Stored) -> Vec<StoredPeer> {
@@ -124,7 +124,7 @@ async fn many_share_one_flush_and_none_is_shown_before_it() {
         let committer = setup.committer.clone();
         tasks.spawn(async move { committer.commit(open(n), 1).await });
     }
-    // All are queued before any is written: the first batch waits for leave.
+    // Wait until all changes are queued; the first batch is still waiting for its command.
     while QUEUE_BYTES - setup.committer.bytes.available_permits() < 100 {
         tokio::task::yield_now().await;
     }
@@ -326,7 +326,7 @@ async fn what_could_not_be_forgotten_is_forgotten_when_the_store_is_open_again()
     };
     setup.committer.commit(brief, 1).await.unwrap();
     setup.seen.recv().unwrap();
-    // Its lease runs out by itself.
+    // The lease expires without a call.
     setup.leave.send("fail").unwrap();
     let forget = Change::Forget {
         peer: PeerId([1; 32]),
@@ -343,7 +343,8 @@ async fn what_could_not_be_forgotten_is_forgotten_when_the_store_is_open_again()
     assert_eq!(setup.registry.catalog().peer_count(), 1);
 }
 
-/// A store that fails now and then in every way that it can: before it wrote, after, in between, by a panic, or losing all it has.
+/// A store that fails at random in all possible ways: before, during or after a write, by a panic,
+/// or by losing all of its data.
 struct Faulty {
     stored: Stored,
     rng: rand::rngs::StdRng,
@@ -390,7 +391,8 @@ impl IndexStore for Faulty {
 
     fn reopen(&mut self, each: &mut dyn FnMut(StoredPeer)) -> Result<(), StoreError> {
         if std::mem::take(&mut self.is_lost) {
-            // What it gave before it saw that is of no use.
+            // The store reports some peers before it detects the damage; the caller must discard
+            // them.
             let mut given = Vec::new();
             self.stored.lock().load(&mut |peer| given.push(peer))?;
             given.truncate(1);
@@ -508,7 +510,7 @@ async fn while_the_store_fails_leases_go_on() {
         instance: Vec::new(),
     };
     assert!(setup.registry.renew(&peer.id, &holder, Instant::now()).is_some());
-    // What is durable already needs no disk.
+    // A registration that is durable already needs no disk.
     assert_eq!(setup.committer.commit(open(1), 1).await, Ok(0));
 }
 
@@ -555,7 +557,7 @@ async fn a_large_peer_is_gone_at_once_and_cleared_bit_by_bit() {
         *watcher.next().await.unwrap(),
         potluck_core::model::ProviderEvent::Left(record(1).id)
     );
-    // It comes back while it is cleared, and stays.
+    // The peer registers again while its old entry is cleared, and stays.
     let back = CommitRequest::Register {
         peer: record(1),
         files: files[..3].to_vec(),
@@ -570,7 +572,7 @@ async fn a_large_peer_is_gone_at_once_and_cleared_bit_by_bit() {
     assert_eq!(found(0), 2);
     assert_eq!(setup.registry.catalog().registration_count(), 4);
     assert_eq!(found(9), 0);
-    // One that replaces a great many is shown whole.
+    // A replacement of very many files becomes visible as a whole.
     let all = CommitRequest::Register {
         peer: record(1),
         files: files[..10_000].to_vec(),
@@ -667,7 +669,8 @@ async fn nobody_fills_the_index_alone() {
         }
         setup.registry.catalog().charge_at(host)
     };
-    // One peer, several at one address, and several on this machine, where each has its share.
+    // The limit applies to one peer and to several peers at one address, but on the local machine
+    // to each peer separately.
     let first = fill(&[1], "192.0.2.1", 0).await;
     assert!((MIB..=2 * MIB).contains(&first), "{first}");
     let second = fill(&[2, 3, 4, 5], "192.0.2.2", 100_000).await;
@@ -679,7 +682,7 @@ async fn nobody_fills_the_index_alone() {
     for n in 7..9 {
         assert_eq!(register(n, "127.0.0.1", u32::from(n) * 1_000_000).await, Ok(100));
     }
-    // What somebody gives back is for all.
+    // Memory that a peer frees is available to all.
     let forget = CommitRequest::Forget {
         peer: PeerId([1; 32]),
     };

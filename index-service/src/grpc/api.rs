@@ -1,4 +1,5 @@
-//! `IndexService` over gRPC: requests in, the registry and the committer asked, answers out.
+//! Implements `IndexService`: parses requests, calls the registry and the committer, builds
+//! responses.
 
 use std::{
     net::IpAddr,
@@ -34,50 +35,52 @@ use crate::{
     watch::Subscription,
 };
 
-/// Files of a request that cost a caller as much as one call.
+/// Files of a request that cost as much as one call.
 const FILES_PER_CALL: usize = 100;
 
-/// Steps of a search or listing that cost a caller as much as one call: about as much work as answering a short one.
+/// Steps of a search or listing that cost as much as one call: about the work of a short answer.
 const STEPS_A_CALL: usize = 4_000;
 
-/// What a call about the server itself costs: reflection answers a few bytes with dozens of KiB.
+/// Cost of a call about the server itself, in calls: reflection answers a few bytes with dozens of
+/// KiB.
 const DIAGNOSTIC_COST: u32 = 10;
 
-/// Bytes of answers, and of requests, that cost a caller as much as one call: a request of 100 files
-/// with names of usual length has as many.
+/// Bytes of a request or answer that cost as much as one call: the size of a request with 100 files
+/// and names of usual length.
 const BYTES_A_CALL: usize = 16 * 1024;
 
-/// Steps of a search after which the catalog is unlocked for a moment: some 0.2 milliseconds.
+/// Steps of a search per catalog lock: some 0.2 milliseconds.
 const SLICE: usize = 8_000;
 
-/// Steps of a listing that are taken at once: enough for the files of most names. Longer ones wait in the queue of searches.
+/// Steps of a listing that run inline: enough for most names. A longer listing continues in the
+/// search queue.
 const SHORT_LISTING: usize = 4_000;
 
-/// The service's state.
+/// The state of the service.
 #[derive(Debug)]
 pub(crate) struct IndexApi {
-    /// What the index knows.
+    /// Catalog, leases and watchers.
     pub(crate) registry: Arc<Registry>,
-    /// Where changes go.
+    /// Makes all changes.
     pub(crate) committer: Committer,
-    /// Calls a second of each source.
+    /// Limits the calls per second of each source.
     pub(crate) rate_limiter: Arc<Mutex<RateLimiter>>,
-    /// Where searches wait and run.
+    /// Runs searches and long listings.
     pub(crate) searches: SearchQueue,
-    /// Page tokens of this run.
+    /// Encodes and checks page tokens.
     pub(crate) page_tokens: PageTokens,
-    /// Hosts that peers may register besides their own.
+    /// Hosts that peers may register besides their own address.
     pub(crate) allowed_hosts: Vec<AllowedHost>,
     /// Lease of a peer that asks for none.
     pub(crate) ttl: Duration,
-    /// When the index began.
+    /// When the index started.
     pub(crate) started: Instant,
-    /// What kind of store there is.
+    /// The kind of store, for `GetStats`.
     pub(crate) store_kind: &'static str,
 }
 
 impl IndexApi {
-    /// Takes calls from the budget of a request's source.
+    /// Takes calls from the budget of a request's source, and returns the source.
     fn admit<T>(&self, request: &Request<T>, cost: u32) -> Result<Option<IpAddr>, Problem> {
         let source = request.remote_addr().map(|address| address.ip());
         if let Some(source) = source {
@@ -86,7 +89,7 @@ impl IndexApi {
         Ok(source)
     }
 
-    /// Takes what a call costs beside what the call itself is charged.
+    /// Charges the source for costs beyond the call itself.
     pub(crate) fn charge_cost(&self, source: Option<IpAddr>, cost: Cost) -> Result<(), Problem> {
         let Some(source) = source else { return Ok(()) };
         match cost {
@@ -142,11 +145,11 @@ impl IndexApi {
 }
 
 fn lock(limiter: &Mutex<RateLimiter>) -> MutexGuard<'_, RateLimiter> {
-    // Whole after every line that could panic.
+    // The state is consistent after each line that could panic.
     limiter.lock()
 }
 
-/// Charges a caller for work that was done, whether it still waits for the answer or not.
+/// Charges the source for finished steps, even if the caller is gone.
 fn settle(limiter: &Mutex<RateLimiter>, source: Option<IpAddr>, steps: usize) {
     if let Some(source) = source {
         spend(limiter, source, steps / STEPS_A_CALL);
@@ -167,7 +170,7 @@ fn lease_unknown() -> Problem {
     )
 }
 
-/// What a request of so many files and bytes costs a caller, in calls.
+/// Cost of a request with this many files and bytes, in calls.
 fn call_cost(files: usize, bytes: usize) -> u32 {
     let more = (files / FILES_PER_CALL).max(bytes / BYTES_A_CALL);
     u32::try_from(more).unwrap_or(u32::MAX).saturating_add(1)
@@ -246,7 +249,7 @@ impl IndexService for IndexApi {
         } = request.into_inner().try_into()?;
         let address = match address::resolve(&address, source, &self.allowed_hosts) {
             Ok(address) => address,
-            // Registering again tells the peer why.
+            // The peer then registers again, and that call returns the reason.
             Err(AddressError::Refused { .. }) => return Err(lease_unknown().into()),
             Err(error) => return Err(Problem::from(error).into()),
         };
@@ -342,7 +345,7 @@ impl IndexService for IndexApi {
         } = request.into_inner().try_into()?;
         let peer = token.peer_id();
         if !self.registry.may_be_of(&peer, &instance) {
-            // What another live process has registered is not this one's to take back, such as when it ends.
+            // A stopping process must not remove the registrations of another live process.
             return match files {
                 Some(_) => Err(lease_unknown().into()),
                 None => Ok(Response::new(v1::UnregisterResponse { removed: 0 })),
@@ -369,7 +372,7 @@ impl IndexService for IndexApi {
     ) -> Result<Response<Self::WatchProvidersStream>, Status> {
         let source = self.admit(&request, 1)?;
         let ParsedWatch { file, max_providers } = request.into_inner().try_into()?;
-        // Callers without an address share one place among sources.
+        // Callers without an address count as one source.
         let source = source.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
         let (subscription, providers, provider_count) = self
             .registry
@@ -408,7 +411,7 @@ impl IndexService for IndexApi {
     }
 }
 
-/// The next event of a watcher; an error is its last.
+/// The next event of a watcher; after an error the stream ends.
 async fn next_event(
     subscription: Option<Subscription>,
 ) -> Option<(Result<v1::WatchProvidersResponse, Status>, Option<Subscription>)> {
@@ -457,7 +460,7 @@ pub(crate) mod tests {
         store::{MemoryStore, StoredPeer},
     };
 
-    /// A service that keeps nothing, and lets each source make this many calls a second.
+    /// A service in memory that allows each source `calls` calls per second.
     pub(crate) fn service(restored: Restored, calls: u32) -> IndexApi {
         let registry = Arc::new(Registry::new(restored, 10, Instant::now()));
         let store = Box::new(MemoryStore::default());
@@ -475,7 +478,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A peer with files of one name and one claim.
+    /// A peer with files that share one name and one SHA-256.
     fn crowd(files: usize) -> StoredPeer {
         let files = (0..files as u64).map(|n| {
             let root = Root([1; 32]);
@@ -525,7 +528,7 @@ pub(crate) mod tests {
             Asked::Sha256(vec![2; 32].into()),
             Asked::Name("another".to_owned()),
         ];
-        // Five calls may come at once.
+        // The budget admits a burst of five calls.
         for (n, (by, max)) in (1..).zip(asked.into_iter().zip([1, 1, 5])) {
             let mut answered = 0;
             for _ in 0..6 {
@@ -548,7 +551,8 @@ pub(crate) mod tests {
         }
         restored.add(all);
         let service = service(restored, 1);
-        // Both begin too many words to be looked up, and no name is without one of them; no name has the third.
+        // `a` and `b` match too many words for a lookup, and every name matches both. No name
+        // matches `c`.
         for (n, (query, max)) in (1..).zip([("a b", 1), ("a c", 5)]) {
             let mut answered = 0;
             for _ in 0..6 {

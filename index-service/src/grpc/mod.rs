@@ -1,4 +1,5 @@
-//! `IndexService` over gRPC: counts checked, requests parsed, calls answered, pages continued.
+//! The gRPC service: list counts are checked before decoding, requests parsed, calls answered and
+//! results paged.
 
 pub(crate) mod api;
 pub mod page_tokens;

@@ -1,7 +1,9 @@
-//! Page tokens: where a page ended, as text that only this run of the index can have made for the same question.
+//! Page tokens: encode where a page ended, valid only for the same query and until the index
+//! restarts.
 //!
-//! A token is hex of the position and a keyed checksum over it and the question. It keeps callers from coming to depend on what
-//! is inside, and a token of another question or of an earlier run from giving a wrong page. It guards no secret.
+//! A token is the hex form of the position and a keyed checksum over position and query. The
+//! checksum keeps clients from depending on the content, and rejects tokens of other queries or
+//! earlier runs, which would give wrong pages. A token protects no secret.
 
 use std::hash::{BuildHasher as _, Hash, RandomState};
 
@@ -9,27 +11,27 @@ use potluck_core::FileId;
 
 use crate::catalog::{RankCursor, SearchCursor};
 
-/// Makes and reads page tokens.
+/// Encodes and checks page tokens.
 #[derive(Debug, Default)]
 pub struct PageTokens {
     key: RandomState,
 }
 
-/// A token that is not from this question in this run.
+/// The token was not issued for this query by this run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this page token is not of this question, or the index has been restarted: start again without one")]
 pub struct PageError;
 
-/// A position that a token can hold.
+/// A position that a token can encode.
 pub trait PagePosition: Sized {
-    /// As bytes.
+    /// Encodes the position.
     fn to_bytes(&self) -> Vec<u8>;
-    /// From bytes; `None` where they are of another kind.
+    /// Decodes a position; `None` if the bytes encode no position of this kind.
     fn from_bytes(bytes: &[u8]) -> Option<Self>;
 }
 
 impl PageTokens {
-    /// The token for a position in the answer to a question; empty where there is none.
+    /// The token for a position in the answer to a query; empty if there is no position.
     pub fn token<P: PagePosition>(&self, question: &impl Hash, position: Option<P>) -> String {
         position.map_or_else(String::new, |position| {
             let mut bytes = position.to_bytes();
@@ -39,16 +41,16 @@ impl PageTokens {
         })
     }
 
-    /// The position of a token that was given for this question; `None` for the empty one.
+    /// Decodes a token that was issued for this query; `None` if the token is empty.
     ///
     /// # Errors
-    /// [`PageError`] for anything else.
+    /// [`PageError`] if the token is invalid or was issued for another query or by an earlier run.
     pub fn position<P: PagePosition>(
         &self,
         question: &impl Hash,
         token: &str,
     ) -> Result<Option<P>, PageError> {
-        /// Twice the longest position and its checksum.
+        /// Hex digits of the longest position (48 bytes) and its checksum (8 bytes).
         const LONGEST: usize = 2 * (48 + 8);
         if token.is_empty() {
             return Ok(None);

@@ -1,7 +1,7 @@
-//! `Register` and `Unregister` as a server: what their lists hold is counted before it is decoded. All other calls go on to the
-//! generated service.
+//! Checks the list lengths of `Register` and `Unregister` requests before they are decoded.
 //!
-//! [`potluck_core::grpc::counting_codec`] says why. Non-goal: whether what is in the lists makes sense.
+//! All other calls go to the generated service. [`potluck_core::grpc::counting_codec`] explains the
+//! reason. Non-goal: validation of the list items.
 
 use std::{
     convert::Infallible,
@@ -31,21 +31,21 @@ use crate::grpc::{
     request::{check_batch, check_names},
 };
 
-/// The calls' paths (gRPC over HTTP/2, "Path").
+/// Request paths (`Path` in the gRPC over HTTP/2 specification).
 pub(crate) const REGISTER: &str = "/potluck.v1.IndexService/Register";
 pub(crate) const UNREGISTER: &str = "/potluck.v1.IndexService/Unregister";
 pub(crate) const WATCH: &str = "/potluck.v1.IndexService/WatchProviders";
 
-/// Number of `RegisterRequest.files`.
+/// Field number of `RegisterRequest.files`.
 const FILES: u32 = 3;
 
-/// Number of `Registration.names`.
+/// Field number of `Registration.names`.
 const NAMES: u32 = 2;
 
-/// Number of `UnregisterRequest.file_ids`.
+/// Field number of `UnregisterRequest.file_ids`.
 const FILE_IDS: u32 = 2;
 
-/// The index's service with its own way for messages that hold lists.
+/// The index's service with checked decoding of requests that contain lists.
 #[derive(Debug, Clone)]
 pub(crate) struct PrecheckedService<S> {
     service: Arc<IndexApi>,
@@ -53,7 +53,7 @@ pub(crate) struct PrecheckedService<S> {
 }
 
 impl<S> PrecheckedService<S> {
-    /// Takes in the lists that `service` is told, and leaves everything else to `generated`.
+    /// Serves checked requests from `service` and all others from `rest`.
     pub(crate) const fn new(service: Arc<IndexApi>, rest: S) -> Self {
         Self {
             service,
@@ -106,7 +106,7 @@ where
     Ok(grpc.unary(ServiceCall(service), request).await)
 }
 
-/// A call of the service, whichever the request is for.
+/// Calls the method that belongs to the request type.
 struct ServiceCall(Arc<IndexApi>);
 
 impl UnaryService<v1::RegisterRequest> for ServiceCall {
@@ -129,9 +129,9 @@ impl UnaryService<v1::UnregisterRequest> for ServiceCall {
     }
 }
 
-/// A message that holds lists.
+/// A request that contains lists.
 trait PrecheckedMessage: Message + Default + 'static {
-    /// Whether the lists are no longer than they may be, told from the message's bytes.
+    /// Checks the list lengths in an encoded message.
     fn check_counts(message: &[u8]) -> Result<(), Problem>;
 }
 
@@ -162,7 +162,8 @@ mod tests {
     use super::*;
     use crate::{grpc::api::tests::service, registry::Restored};
 
-    /// What is wrong with a request of these bytes, which have to be ASCII: the body of a test is a string.
+    /// The problem that the service returns for a request. Its bytes must be ASCII, because the
+    /// test's body is a string.
     async fn refused(path: &str, message: &[u8]) -> Problem {
         let length = (message.len() as u32).to_be_bytes();
         let body = [&[0], &length[..], message].concat();
@@ -177,7 +178,7 @@ mod tests {
 
     #[tokio::test]
     async fn lists_that_are_too_long_are_not_decoded() {
-        // A field with a wire type that there is none of: what decodes it says so.
+        // A field with an invalid wire type, which would fail to decode.
         let senseless = [0x0f];
         for (path, message, reason, field) in [
             (

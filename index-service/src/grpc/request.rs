@@ -1,5 +1,5 @@
-//! Requests as they come, checked field by field, as the index's own types. Nothing past this file sees a value that the contract
-//! does not allow.
+//! Parses requests into the index's own types, field by field. No value that the contract forbids
+//! gets past this file.
 
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -19,29 +19,29 @@ use crate::{
     problem::{bad_name, invalid, token},
 };
 
-/// Most files of a page, and most providers of a file, as the contract has it.
+/// Maximum files per page and maximum providers per file, as the contract says.
 const MAX_PAGE: u32 = 1_000;
 
-/// Files of a page where the caller does not say.
+/// Files per page if the caller gives no page size.
 const DEFAULT_PAGE: u32 = 100;
 
-/// Providers of a file where the caller does not say.
+/// Providers per file if the caller gives no maximum.
 const DEFAULT_PROVIDERS: u32 = 50;
 
-/// A Register, checked.
+/// A valid `Register` request.
 #[derive(Debug)]
 pub(crate) struct ParsedRegister {
-    /// `None`: the caller wants one.
+    /// `None` if the caller asks for a new token.
     pub(crate) token: Option<Token>,
-    /// Where the peer says it is.
+    /// The claimed address.
     pub(crate) address: Address,
-    /// What it has.
+    /// The registrations.
     pub(crate) files: Vec<Registration>,
-    /// `None`: as the index sees fit.
+    /// The requested lease; `None` for the default.
     pub(crate) ttl: Option<Duration>,
-    /// Whether what it registered before is forgotten.
+    /// Whether earlier registrations are dropped.
     pub(crate) replace: bool,
-    /// By which this run of the peer is known.
+    /// Identifies this run of the peer; may be empty.
     pub(crate) instance: Bytes,
 }
 
@@ -96,14 +96,14 @@ fn registration(registration: v1::Registration) -> Result<Registration, Problem>
     Ok(Registration { file, names, partial })
 }
 
-/// A Renew, checked.
+/// A valid `Renew` request.
 #[derive(Debug)]
 pub(crate) struct ParsedRenew {
-    /// The peer's secret.
+    /// The peer's secret token.
     pub(crate) token: Token,
-    /// Where it says it is.
+    /// The claimed address.
     pub(crate) address: Address,
-    /// By which this run of the peer is known.
+    /// Identifies this run of the peer; may be empty.
     pub(crate) instance: Bytes,
 }
 
@@ -119,14 +119,14 @@ impl TryFrom<v1::RenewRequest> for ParsedRenew {
     }
 }
 
-/// An Unregister, checked.
+/// A valid `Unregister` request.
 #[derive(Debug)]
 pub(crate) struct ParsedUnregister {
-    /// The peer's secret.
+    /// The peer's secret token.
     pub(crate) token: Token,
-    /// `None`: everything, and the lease.
+    /// `None` for all files and the lease.
     pub(crate) files: Option<Vec<FileId>>,
-    /// By which this run of the peer is known.
+    /// Identifies this run of the peer; may be empty.
     pub(crate) instance: Bytes,
 }
 
@@ -150,16 +150,17 @@ impl TryFrom<v1::UnregisterRequest> for ParsedUnregister {
     }
 }
 
-/// A Query, checked but for its page token, which only the index can read.
+/// A valid `Query` request, apart from its page token, which only [`crate::grpc::page_tokens`] can
+/// check.
 #[derive(Debug)]
 pub(crate) struct ParsedQuery {
-    /// What to find files by.
+    /// The id, SHA-256 or name to find.
     pub(crate) by: QueryKey,
-    /// Most providers of a file.
+    /// Maximum providers per file.
     pub(crate) max_providers: usize,
-    /// Most files.
+    /// Maximum files.
     pub(crate) page_size: usize,
-    /// Not read yet.
+    /// Not checked yet.
     pub(crate) page_token: String,
 }
 
@@ -193,14 +194,14 @@ impl TryFrom<v1::QueryRequest> for ParsedQuery {
     }
 }
 
-/// A Search, checked but for its page token.
+/// A valid `Search` request, apart from its page token.
 #[derive(Debug)]
 pub(crate) struct ParsedSearch {
-    /// As [`crate::catalog::words::terms`] gives them.
+    /// From [`crate::catalog::words::terms`].
     pub(crate) terms: Vec<String>,
-    /// Most files.
+    /// Maximum files.
     pub(crate) page_size: usize,
-    /// Not read yet.
+    /// Not checked yet.
     pub(crate) page_token: String,
 }
 
@@ -216,12 +217,12 @@ impl TryFrom<v1::SearchRequest> for ParsedSearch {
     }
 }
 
-/// A Watch, checked.
+/// A valid `WatchProviders` request.
 #[derive(Debug)]
 pub(crate) struct ParsedWatch {
     /// The file.
     pub(crate) file: FileId,
-    /// Most providers of the snapshot.
+    /// Maximum providers in the snapshot.
     pub(crate) max_providers: usize,
 }
 
@@ -257,7 +258,7 @@ fn read_address(address: Option<v1::Address>) -> Result<Address, Problem> {
     address.unwrap_or_default().try_into()
 }
 
-/// Whether a file may have so many names at most.
+/// Checks the number of names of a file against its maximum.
 pub(crate) fn check_names(count: usize) -> Result<(), Problem> {
     match count <= MAX_NAMES {
         true => Ok(()),
@@ -270,7 +271,7 @@ fn bad_count(names: usize) -> Problem {
     Problem::new(potluck_core::Reason::InvalidName, message).field("names")
 }
 
-/// Whether a request may have so many files at most.
+/// Checks the number of files in a request against its maximum.
 pub(crate) fn check_batch(count: usize, field: &str) -> Result<(), Problem> {
     match count <= MAX_BATCH {
         true => Ok(()),

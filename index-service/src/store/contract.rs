@@ -1,4 +1,4 @@
-//! What every store has to do: one body, run over each.
+//! The contract of all stores: one test body that runs over each implementation.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -46,7 +46,7 @@ pub(crate) fn registration(n: u64, name: &str) -> Registration {
 
 type Model = BTreeMap<PeerId, (PeerRecord, BTreeMap<FileId, Registration>)>;
 
-/// What the changes mean, said as plainly as can be.
+/// Applies a change to the model.
 fn follow(model: &mut Model, change: &Change) {
     match change.clone() {
         Change::Register {
@@ -86,7 +86,7 @@ fn loaded(store: &mut dyn IndexStore) -> Model {
     all
 }
 
-/// A store holds exactly what its changes come to, after each of them and after `reopen`.
+/// Checks that a store is equal to the model after each batch and after `reopen`.
 fn holds_what_it_was_told<S: IndexStore>(
     mut store: S,
     batches: &[Vec<Change>],
@@ -102,7 +102,7 @@ fn holds_what_it_was_told<S: IndexStore>(
     }
     if let Ok((mut store, given)) = reopen(store) {
         assert_eq!(given, model, "after opening it again");
-        // And it goes on from there.
+        // The reopened store accepts further changes.
         let more = Change::Register {
             peer: peer(1),
             files: vec![registration(999, "z")],
@@ -120,7 +120,7 @@ fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         4 => (1..5u8, files(), 0..40usize, prop::bool::weighted(0.1)).prop_map(|(n, files, new, replace)| Change::Register {
             peer: peer(n),
-            // Right or wrong: what is stored does not depend on it.
+            // Arbitrary: the estimate must not affect the stored data.
             new,
             files: files.into_iter().map(|(n, name)| registration(n, &name)).collect(),
             replace,

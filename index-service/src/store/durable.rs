@@ -1,7 +1,8 @@
-//! Puts the store's files on the disk itself, where a power cut leaves them.
+//! Makes the store's files durable, so that they survive a power failure.
 //!
-//! sled 0.34 ends a flush with `sync_file_range`. That leaves the file's length and the disk's own cache alone, so that a machine
-//! which loses power can lose what sled calls flushed. Whoever acknowledges a change calls [`StoreFiles::sync`] first.
+//! sled 0.34 ends a flush with `sync_file_range`, which writes neither the file's length nor the
+//! disk's own cache. A machine that loses power can therefore lose data that sled calls flushed.
+//! Call [`StoreFiles::sync`] before a change is acknowledged.
 
 use std::{
     collections::HashSet,
@@ -14,39 +15,40 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long sled may take to let go of what it had open.
+/// How long sled may take to close its files.
 pub(crate) const CLOSING: Duration = Duration::from_secs(2);
 
-/// sled's log: every change is in it, but for pages that are too large for it.
+/// sled's log: contains every change except pages that are too large for it.
 const LOG: &str = "db";
 
-/// sled's folder for pages that are too large for its log, one file each.
+/// sled's folder for pages that are too large for the log, one file each.
 const BLOBS: &str = "blobs";
 
-/// Name of the file that shows whether there is room again.
+/// File that [`probe`] writes to find out whether the disk has room.
 const PROBE: &str = "probe";
 
-/// Bytes that must fit the disk before the store is opened again: two of sled's segments.
+/// Free bytes needed before the store is reopened: two of sled's own segments.
 const PROBE_BYTES: usize = 1024 * 1024;
 
-/// Bytes that are read and written back at once by [`rewrite`].
+/// Buffer size of [`rewrite`], in bytes.
 const REWRITE_BYTES: usize = 1024 * 1024;
 
 /// The files of an open store.
 #[derive(Debug)]
 pub(crate) struct StoreFiles {
     blobs: PathBuf,
-    /// Held open from before the first write on: the system reports a failed write to those who had the file open then.
+    /// Open since before the first write: the system reports a write error only to files that were
+    /// open at that time.
     log: File,
     synced_blobs: HashSet<OsString>,
 }
 
 impl StoreFiles {
-    /// The files of the store in `folder`, which sled has opened: all of them and their names are on the disk when this returns, and
-    /// nobody but the owner may read them.
+    /// Opens the files of a store in `folder` that sled has opened already. Makes all of them
+    /// durable, including their names, and readable only by their owner.
     ///
     /// # Errors
-    /// Those of the system.
+    /// Any I/O error.
     pub(crate) fn open(folder: &Path) -> io::Result<Self> {
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
@@ -69,11 +71,12 @@ impl StoreFiles {
         Ok(files)
     }
 
-    /// Puts everything that was written before this call on the disk.
+    /// Makes all earlier writes durable.
     ///
     /// # Errors
-    /// Those of the system. After one, nothing that was written since the last success is certain to be on the disk, and trying
-    /// again does not make it so: the store has to be closed, [`rewrite`] called, and the store opened again.
+    /// Any I/O error. After one, no write since the last success is certain to be durable, and
+    /// calling this again does not help: close the store, call [`rewrite`] and open the store
+    /// again.
     pub(crate) fn sync(&mut self) -> io::Result<()> {
         let mut found = HashSet::new();
         let mut is_new = false;
@@ -83,7 +86,7 @@ impl StoreFiles {
             if !self.synced_blobs.contains(&name) {
                 match File::open(entry.path()) {
                     Ok(blob) => blob.sync_data()?,
-                    // sled removes those that nothing refers to any more.
+                    // sled removes blobs that are no longer referenced.
                     Err(error) if error.kind() == ErrorKind::NotFound => continue,
                     Err(error) => return Err(error),
                 }
@@ -99,7 +102,7 @@ impl StoreFiles {
     }
 }
 
-/// Takes away what other users may do with a file or folder. Where the system does not allow it, the index works all the same.
+/// Removes other users' permissions on a file or folder. A failure is only logged.
 fn make_private(path: &Path, mode: u32) {
     let is_private = |found: fs::Metadata| found.permissions().mode().trailing_zeros() >= 6;
     if path.metadata().is_ok_and(is_private) {
@@ -110,16 +113,16 @@ fn make_private(path: &Path, mode: u32) {
     }
 }
 
-/// Puts the names in a folder on the disk.
+/// Makes the names in a folder durable.
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder)?.sync_all() {
-        // A file system that has no such thing, as some network file systems.
+        // Some file systems, such as some network file systems, cannot sync folders.
         Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
         done => done,
     }
 }
 
-/// Fails where the disk has no room for more.
+/// Fails if the disk has too little room.
 pub(crate) fn probe(folder: &Path) -> io::Result<()> {
     let path = folder.join(PROBE);
     let written = File::create(&path).and_then(|mut file| {
@@ -130,13 +133,14 @@ pub(crate) fn probe(folder: &Path) -> io::Result<()> {
     written.and(removed)
 }
 
-/// Writes what the log of a closed store reads back over itself, and puts it on the disk.
+/// Reads the log of a closed store, writes the same bytes back, and syncs them.
 ///
-/// After a failed write the system may keep the new bytes in memory and call them written: they read as if they were on the disk, and
-/// a later sync does not write them. Writing them again makes the file on the disk what it reads as.
+/// After a failed write, the system may keep the new bytes in memory but mark them as written. They
+/// can be read, but a later sync does not write them. Writing them again makes the file on disk
+/// equal to what is read.
 ///
 /// # Errors
-/// Those of the system; the file still reads as before.
+/// Any I/O error; the readable content of the file is unchanged.
 pub(crate) fn rewrite(folder: &Path) -> io::Result<()> {
     let mut log = match File::options().read(true).write(true).open(folder.join(LOG)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -157,7 +161,7 @@ pub(crate) fn rewrite(folder: &Path) -> io::Result<()> {
     log.sync_all()
 }
 
-/// Waits until sled has let go of its log, which it locks while it has it open.
+/// Waits until sled has closed its log, which it locks while open.
 fn lock_patiently(log: &File) -> io::Result<()> {
     let begun = Instant::now();
     loop {

@@ -1,7 +1,7 @@
-//! The data folder: one process at a time, and a store that cannot be read is moved aside.
+//! The data folder: locks it for one process, and moves a store aside that cannot be read.
 //!
-//! Invariant: nothing is moved aside for a fault that is not the store's: a folder in use, a missing permission and a full disk are
-//! refused with their cause.
+//! Invariant: a store is moved aside only if its own data is damaged. If the folder is in use, a
+//! permission is missing or the disk is full, opening fails with that cause.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -17,61 +17,62 @@ use crate::store::{
     durable::{probe, rewrite, sync_folder},
 };
 
-/// Held while a process uses the folder; holds its process id for people.
+/// Locked while a process uses the folder; contains its process id for error messages.
 const LOCK: &str = "index.lock";
 
-/// The store within the folder.
+/// The folder of the store in the data folder.
 const STORE: &str = "sled";
 
 /// Why a data folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    /// Another index uses it.
+    /// Another index uses the folder.
     #[error("the data folder {} is in use by {holder}: stop it, or give another --data-dir", path.display())]
     InUse {
         /// The folder.
         path: PathBuf,
-        /// Who uses it.
+        /// The process that uses it.
         holder: String,
     },
-    /// The system does not allow it.
+    /// The system returned an error.
     #[error("cannot use the data folder: {}: {source}", path.display())]
     System {
-        /// The folder or the file at fault.
+        /// The folder or file with the error.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// An empty store in a new folder is damaged as well.
+    /// Even an empty store in a new folder cannot be opened.
     #[error("an empty store in {} cannot be opened: {why}", path.display())]
     Unusable {
         /// The folder.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error message.
         why: String,
     },
 }
 
-/// A data folder that no other process may use until this is dropped.
+/// A data folder, locked against other processes until dropped.
 #[derive(Debug)]
 pub(crate) struct DataFolder {
     path: PathBuf,
     _lock: FolderLock,
 }
 
-/// The right to use a folder, until it is dropped. Given up by name: where a program is started at that moment, it has the open file a
-/// little longer than this one.
+/// The lock of a folder. Dropping it unlocks the file explicitly, because a child process that is
+/// starting at that moment keeps the file open for a little longer.
 #[derive(Debug)]
 struct FolderLock(File);
 
 impl Drop for FolderLock {
     fn drop(&mut self) {
-        // With the last that has it open it goes in any case.
+        // On failure, closing the last handle releases the lock.
         let _ = self.0.unlock();
     }
 }
 
-/// Opens what is in a folder, which is made if missing, for its owner only. What cannot be read is moved aside, and an empty one opened.
+/// Opens the store in a data folder, which is created if missing, accessible only to its owner. A
+/// damaged store is moved aside, and an empty one opened instead.
 pub(crate) fn open<T>(
     data_dir: &Path,
     open: impl Fn(&Path) -> Result<T, StoreError>,
@@ -111,11 +112,12 @@ impl DataFolder {
         self.path.join(STORE)
     }
 
-    /// Opens what is in the folder again, after a failure and after it was closed.
+    /// Opens the store again after it failed and was closed.
     ///
     /// # Errors
-    /// [`StoreError::Io`] while the system does not allow it. [`StoreError::Damaged`] where it could not be read and was moved aside:
-    /// the next call opens an empty one.
+    /// - [`StoreError::Io`] if the system does not allow it now.
+    /// - [`StoreError::Damaged`] if the store could not be read and was moved aside: the next call
+    ///   opens an empty one.
     pub(crate) fn reopen<T>(&self, open: impl Fn(&Path) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let store = self.store();
         probe(&self.path).map_err(StoreError::Io)?;
@@ -133,7 +135,7 @@ impl DataFolder {
         }
     }
 
-    /// Gives the store another name, which is on the disk when this returns.
+    /// Renames the store and makes the new name durable.
     fn move_aside(&self, why: &str) -> io::Result<()> {
         let aside = move_aside(&self.store())?;
         sync_folder(&self.path)?;
@@ -146,7 +148,8 @@ impl DataFolder {
     }
 }
 
-/// Makes a folder, and those above it that are missing, for its owner only. One that is there keeps its mode.
+/// Creates a folder with its missing parents, accessible only to its owner. Existing folders keep
+/// their mode.
 fn create_private(folder: &Path) -> io::Result<()> {
     let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
     let missing: Vec<&Path> = folder.ancestors().take_while(is_missing).collect();
@@ -158,9 +161,9 @@ fn create_private(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether an error is the system's, and says nothing of what is in the store.
+/// Whether an error comes from the system and says nothing about the stored data.
 pub(crate) fn is_system_error(error: &io::Error) -> bool {
-    /// EIO, ENFILE, EMFILE: a failing disk and too many open files, which have no kind of their own.
+    /// EIO, ENFILE, EMFILE: a failing disk and too many open files, which have no [`ErrorKind`].
     const RAW: [i32; 3] = [5, 23, 24];
     matches!(
         error.kind(),
@@ -174,11 +177,12 @@ pub(crate) fn is_system_error(error: &io::Error) -> bool {
 }
 
 fn try_open<T>(store: &Path, open: impl Fn(&Path) -> Result<T, StoreError>) -> Result<T, StoreError> {
-    // sled panics on some damage. What it leaves behind is dropped, and the folder moved aside.
+    // sled panics on some damage. The panicked state is dropped, and the caller moves the folder
+    // aside.
     catch_unwind(AssertUnwindSafe(|| {
         create_private(store).map_err(|error| match is_system_error(&error) {
             true => StoreError::Io(error),
-            // Such as a file in its place.
+            // For example a file instead of the folder.
             false => StoreError::Damaged(error.to_string()),
         })?;
         open(store)
@@ -212,7 +216,7 @@ fn lock(data_dir: &Path) -> Result<FolderLock, FolderError> {
         }
         Err(TryLockError::WouldBlock) => {
             let mut text = String::new();
-            // For people only: whatever cannot be read is left out.
+            // Only for the error message, so a read error is ignored.
             let _ = file.take(20).read_to_string(&mut text);
             let holder = match text.trim().parse::<u32>() {
                 Ok(pid) => format!("another index (process {pid})"),
@@ -227,7 +231,7 @@ fn lock(data_dir: &Path) -> Result<FolderLock, FolderError> {
     }
 }
 
-/// Finds files of the store that may not be read and written, before sled makes a panic of it.
+/// Detects files of the store without permission to read and write, on which sled would panic.
 fn check_permissions(store: &Path) -> Result<(), FolderError> {
     let system = |path: &Path, source| {
         Err(FolderError::System {
@@ -238,7 +242,7 @@ fn check_permissions(store: &Path) -> Result<(), FolderError> {
     let entries = match fs::read_dir(store) {
         Ok(entries) => entries,
         Err(error) if is_system_error(&error) => return system(store, error),
-        // Missing, or no folder at all: for sled to make, or to find damaged.
+        // Missing or not a folder: sled creates it or reports damage.
         Err(_) => return Ok(()),
     };
     for entry in entries.flatten() {
@@ -383,7 +387,7 @@ mod tests {
         for file in ["index.lock", "sled/db", "sled/conf"] {
             assert_eq!(mode(&index.join(file)), 0o600, "{file}");
         }
-        // What an earlier version left open is closed.
+        // Opening repairs permissions that earlier versions left too wide.
         for (path, open) in [("sled", 0o755), ("sled/db", 0o644)] {
             fs::set_permissions(index.join(path), fs::Permissions::from_mode(open)).unwrap();
         }
@@ -463,7 +467,7 @@ mod tests {
             store.reopen(&mut |peer| count += peer.files.len()).unwrap();
             assert_eq!(count as u64, 501 + n);
         }
-        // What cannot be read is moved aside, and said.
+        // A damaged store is moved aside, and the call reports it.
         fs::write(dir.path().join(STORE).join("conf"), vec![0xa5; 70_000]).unwrap();
         let refused = store.reopen(&mut |_| {}).unwrap_err();
         assert!(matches!(refused, StoreError::Damaged(_)), "{refused}");

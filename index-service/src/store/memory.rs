@@ -1,4 +1,5 @@
-//! A store that forgets everything at the end: for tests, demonstrations, and where peers may as well register again.
+//! A store in memory that is lost when the index stops: for tests, demonstrations, and deployments
+//! in which peers can simply register again.
 
 use std::collections::HashMap;
 

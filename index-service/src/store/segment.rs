@@ -1,7 +1,8 @@
-//! Packs: a peer's registrations, many to an entry of the store, as bytes. Pure.
+//! Segments: encoded groups of a peer's registrations, each stored under one key. Pure.
 //!
-//! A peer's packs are read in order; of two entries for one file the later one holds. Within one pack each file stands once.
-//! The form is protobuf, so that a later version can add to it. The id is not stored: it follows from size and root.
+//! A peer's segments are read in order; the last entry for a file is valid. Within one segment,
+//! each file occurs once. The encoding is protobuf, so that later versions can add fields. File ids
+//! are not stored, because they follow from size and root.
 
 use std::time::Duration;
 
@@ -14,11 +15,11 @@ use prost::{Message as _, encoding::message::encoded_len};
 
 use crate::store::StoreError;
 
-/// Where a pack is full, in bytes. sled writes up to 16 neighbouring entries as one page, and moves a page beyond 128 KiB into a
-/// file of its own: 16 packs stay well below.
+/// Maximum size of a segment, in bytes. sled writes up to 16 neighbouring values as one page, and
+/// moves pages beyond 128 KiB into separate files; 16 segments stay well below.
 pub(crate) const SEGMENT_BYTES: usize = 4096;
 
-/// Number of the field that a pack's entries are.
+/// Field number of `SegmentMessage.entries`.
 const ENTRIES: u32 = 1;
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -27,7 +28,7 @@ struct SegmentMessage {
     entries: Vec<EntryMessage>,
 }
 
-/// A registration or, with `removed` and nothing else, that it was taken back.
+/// A registration, or, if only `removed` is set, the removal of one.
 #[derive(Clone, PartialEq, prost::Message)]
 struct EntryMessage {
     #[prost(bytes = "vec", tag = "1")]
@@ -56,11 +57,12 @@ struct PeerMessage {
     ttl_ms: u64,
 }
 
-/// What a pack says of one file: how it is registered, or `None` that it no longer is.
+/// A file with its registration, or with `None` if it was removed.
 pub(crate) type SegmentEntry = (FileId, Option<Registration>);
 
-/// Packs that hold these entries in this order, none over [`SEGMENT_BYTES`] but for an entry that is so by itself. A pack is begun only
-/// where its first entry goes past what the one before may hold: entries that fit one pack come as one.
+/// Encodes entries into segments, in order. A segment exceeds [`SEGMENT_BYTES`] only if its single
+/// entry does. A new segment begins only when the next entry does not fit, so entries that fit one
+/// segment yield one.
 pub(crate) fn encode<'a>(
     entries: impl IntoIterator<Item = (FileId, Option<&'a Registration>)>,
 ) -> Vec<EncodedSegment> {
@@ -90,20 +92,20 @@ pub(crate) fn encode<'a>(
     packs
 }
 
-/// A pack and how many entries it has.
+/// An encoded segment with its number of entries.
 #[derive(Debug)]
 pub(crate) struct EncodedSegment {
     pub(crate) bytes: Vec<u8>,
     pub(crate) entries: usize,
 }
 
-/// What a pack holds.
+/// Decodes the entries of a segment.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Vec<SegmentEntry>, StoreError> {
     let pack = SegmentMessage::decode(bytes).map_err(|error| StoreError::Damaged(error.to_string()))?;
     pack.entries.into_iter().map(EntryMessage::into_entry).collect()
 }
 
-/// What a peer has after packs in this order.
+/// Merges the entries of a peer's segments; later entries replace earlier ones.
 pub(crate) fn fold(
     packs: impl IntoIterator<Item = Result<Vec<SegmentEntry>, StoreError>>,
 ) -> Result<HashMap<FileId, Option<Registration>>, StoreError> {
@@ -167,7 +169,7 @@ impl EntryMessage {
     }
 }
 
-/// A peer's address and lease as bytes.
+/// Encodes a peer's address and lease.
 pub(crate) fn encode_peer(address: &Address, ttl: Duration) -> Vec<u8> {
     let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
     PeerMessage {
@@ -178,7 +180,7 @@ pub(crate) fn encode_peer(address: &Address, ttl: Duration) -> Vec<u8> {
     .encode_to_vec()
 }
 
-/// A peer's address and lease.
+/// Decodes a peer's address and lease.
 pub(crate) fn decode_peer(bytes: &[u8]) -> Result<(Address, Duration), StoreError> {
     let peer = PeerMessage::decode(bytes).map_err(|error| StoreError::Damaged(error.to_string()))?;
     let port = u16::try_from(peer.port).map_err(|_| StoreError::Damaged("a port over 65535".to_owned()))?;

@@ -1,10 +1,17 @@
-//! The store on disk, over sled 0.34: the only module that knows sled.
+//! The store on disk, based on sled 0.34. No other module uses sled.
 //!
-//! One tree, so that one batch is atomic over all of it. Keys are `peer id || 0` for the peer's address and lease, and
-//! `peer id || 1 || number` for its packs, in the order in which they hold. What arrives becomes the newest packs; a new pack is merged
-//! with the one before it while that is less than twice its size and both fit one pack, so that a peer which registers files one by one
-//! has few packs; and once a peer's packs hold over twice the entries that they would need, all of them are folded into new ones.
-//! Either costs each entry a bounded number of rewrites on average.
+//! All data is in one tree, so that one batch changes it atomically. The keys are
+//!
+//! - `peer id || 0` for the address and lease of a peer,
+//! - `peer id || 1 || number` for the peer's segments, in the order in which they apply.
+//!
+//! New registrations go into new segments at the end. Two rules keep the segments few, and each
+//! rewrites an entry a bounded number of times on average:
+//!
+//! - A new segment is merged with the previous one while that is less than twice its size and both
+//!   fit one segment. A peer that registers its files one by one therefore has few segments.
+//! - Once a peer's segments contain more than twice the needed entries, all of them are folded into
+//!   new ones.
 
 use std::{cell::RefCell, collections::HashMap, io, path::Path, thread, time::Instant};
 
@@ -19,16 +26,17 @@ use crate::store::{
     segment::{self, SEGMENT_BYTES, SegmentEntry},
 };
 
-/// Name of the tree. A version that reads or writes it otherwise takes another name.
+/// Name of the tree. An incompatible format needs another name.
 const TREE: &str = "registrations.v1";
 
-/// sled's cache, in bytes: queries never read the store, so only writing needs it.
+/// sled's cache, in bytes: queries never read the store, so only writes need a cache.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Entries beyond twice those needed before a peer's packs are folded: small peers are not folded for every change.
+/// Entries beyond twice the needed ones before a peer's segments are folded, so that small peers
+/// are not folded on every change.
 const SLACK_ENTRIES: usize = 4096;
 
-/// Under this key the store says that it was begun.
+/// Key that marks a store as initialised.
 const STARTED_KEY: &str = "potluck.begun";
 
 const PEER: u8 = 0;
@@ -37,7 +45,7 @@ const SEGMENT: u8 = 1;
 /// Registrations on disk.
 #[derive(Debug)]
 pub struct SledStore {
-    // Before the folder: sled is closed before another process may open it.
+    // Declared before the folder, so that sled is closed before the folder is unlocked.
     /// `None` after a failure, until the store is opened again.
     open: Option<Box<Open>>,
     folder: DataFolder,
@@ -52,12 +60,12 @@ struct Open {
     peers: HashMap<PeerId, PeerSegments>,
 }
 
-/// The packs of one peer.
+/// The segments of one peer.
 #[derive(Debug, Clone, Default)]
 struct PeerSegments {
     segments: Vec<SegmentInfo>,
     next: u64,
-    /// Entries that would do: one for each file that the peer has, as far as is known without reading the packs.
+    /// Number of entries that are needed, one per file of the peer. An estimate between folds.
     needed_entries: usize,
 }
 
@@ -75,11 +83,12 @@ impl PeerSegments {
 }
 
 impl SledStore {
-    /// Opens the store in a folder, which is made if missing, and collects every peer in it. A store that cannot be read is
-    /// moved aside and an empty one begun; then nothing of it is collected.
+    /// Opens the store in a data folder, which is created if missing, and passes every stored peer
+    /// to `each`. A damaged store is moved aside, and an empty one opened instead; no peer of the
+    /// damaged one is returned.
     ///
     /// # Errors
-    /// [`FolderError`] where another process uses the folder or the system does not allow it to be used.
+    /// [`FolderError`] if another process uses the folder or the system does not allow its use.
     pub fn open<C: Default>(
         data_dir: &Path,
         each: impl Fn(&mut C, StoredPeer),
@@ -95,13 +104,13 @@ impl SledStore {
 }
 
 impl Open {
-    /// Opens the store at `path`, makes it private and durable, and gives every peer in it.
+    /// Opens the store at `path`, makes it private and durable, and passes every peer to `each`.
     fn at(path: &Path, each: &mut dyn FnMut(StoredPeer)) -> Result<Self, StoreError> {
         let began_before = path.join("db").metadata().is_ok_and(|db| db.len() > 0);
         let config = sled::Config::new()
             .path(path)
             .cache_capacity(CACHE_BYTES)
-            // Flushed by `apply`, before anything is acknowledged.
+            // `apply` flushes before a change is acknowledged.
             .flush_every_ms(None);
         let db = open_with_retry(&config)?;
         check_not_lost(&db, began_before)?;
@@ -130,7 +139,7 @@ impl Open {
         }
         let BatchWriter { batch, changed, .. } = writing;
         self.tree.apply_batch(batch).map_err(store_error)?;
-        // Now sled has it, durable or not: what is known of the packs must follow.
+        // sled contains the batch now, durable or not, so the segment lists must match it.
         for (peer, packs) in changed {
             match packs {
                 Some(packs) => self.peers.insert(peer, packs),
@@ -142,7 +151,8 @@ impl Open {
     }
 }
 
-/// Opens sled. Its threads let go of a database a moment after it was dropped; the folder's own lock says that nobody else has it.
+/// Opens sled. Retries while the threads of a dropped database still hold its lock; no other
+/// process can, because the data folder is locked.
 fn open_with_retry(config: &sled::Config) -> Result<sled::Db, StoreError> {
     let begun = Instant::now();
     loop {
@@ -185,13 +195,13 @@ impl IndexStore for SledStore {
     }
 }
 
-/// What a store that was not opened again says.
+/// The error of a store that was not reopened after a failure.
 fn closed() -> StoreError {
     StoreError::Io(io::Error::other("the store is closed after a failure"))
 }
 
-/// Closes a store that failed, on a thread of its own: sled may panic on the way, or wait for a write that never ends. Until it lets go
-/// of its files they cannot be opened again.
+/// Closes a failed store on a separate thread, because sled may panic or wait forever for a write.
+/// The files cannot be opened again before sled closes them.
 fn close(open: Box<Open>) {
     let closing = thread::Builder::new().name("closing the store".to_owned());
     if let Err(error) = closing.spawn(move || drop(open)) {
@@ -199,7 +209,8 @@ fn close(open: Box<Open>) {
     }
 }
 
-/// Tells a store that lost everything from a new one: sled takes a file of which it can read nothing for an empty one.
+/// Distinguishes a store that lost everything from a new one. sled treats a file without any
+/// readable data as empty.
 fn check_not_lost(db: &Db, began_before: bool) -> Result<(), StoreError> {
     if db.contains_key(STARTED_KEY).map_err(store_error)? {
         return Ok(());
@@ -213,7 +224,7 @@ fn check_not_lost(db: &Db, began_before: bool) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Reads every peer, and what packs each has.
+/// Passes every peer to `each`, and returns the segment lists.
 fn read_all(
     tree: &Tree,
     each: &mut dyn FnMut(StoredPeer),
@@ -268,14 +279,14 @@ fn read_all(
     Ok(peers)
 }
 
-/// Changes on their way into one batch.
+/// Collects changes into one batch.
 struct BatchWriter<'a> {
     tree: &'a Tree,
     peers: &'a HashMap<PeerId, PeerSegments>,
     batch: Batch,
-    /// Packs of the peers that change; `None`: the peer is gone.
+    /// Segment lists of the changed peers; `None` if the peer was removed.
     changed: HashMap<PeerId, Option<PeerSegments>>,
-    /// Packs in the batch, which the tree cannot give yet.
+    /// Segments in the batch that the tree does not contain yet.
     unwritten: HashMap<(PeerId, u64), Vec<u8>>,
 }
 
@@ -330,7 +341,7 @@ impl BatchWriter<'_> {
         packs: &mut PeerSegments,
         entries: impl DoubleEndedIterator<Item = (FileId, Option<&'b Registration>)>,
     ) -> Result<(), StoreError> {
-        // Within a pack each file stands once, whatever a request repeats: as it was said last.
+        // Each file occurs once per segment. If a request repeats a file, its last entry counts.
         let mut seen = HashSet::new();
         let mut entries: Vec<_> = entries.rev().filter(|(file, _)| seen.insert(*file)).collect();
         entries.reverse();
@@ -341,7 +352,8 @@ impl BatchWriter<'_> {
         {
             let count = packs.segments.len();
             self.fold(peer, packs, count - 2)?;
-            // Whatever the bytes promised: what gave nothing is not tried for ever.
+            // Stop if the merge did not reduce the number of segments, whatever their sizes
+            // suggest.
             if packs.segments.len() >= count {
                 break;
             }
@@ -353,12 +365,12 @@ impl BatchWriter<'_> {
         Ok(())
     }
 
-    /// Makes new packs of the last ones, from the one at `from` on.
+    /// Folds the segments from index `from` to the end into new ones.
     fn fold(&mut self, peer: &PeerId, packs: &mut PeerSegments, from: usize) -> Result<(), StoreError> {
         let old = packs.segments.split_off(from);
         let mut entries = segment::fold(old.iter().map(|pack| self.read(peer, pack.number)))?;
         if from == 0 {
-            // Nothing before it that a removal could speak of.
+            // No earlier segment remains to which a removal could apply.
             entries.retain(|_, registration| registration.is_some());
         }
         for pack in old {
@@ -421,7 +433,7 @@ fn segment_key(peer: &PeerId, number: u64) -> Vec<u8> {
     [peer.as_bytes().as_slice(), &[SEGMENT], &number.to_be_bytes()].concat()
 }
 
-/// The peer, and the number of the pack if it is one.
+/// Parses a key into the peer, and the segment number if it is a segment's key.
 fn read_key(key: &[u8]) -> Result<(PeerId, Option<u64>), StoreError> {
     let damaged = || StoreError::Damaged("a key that is none of the index's".to_owned());
     let (peer, rest) = key
@@ -438,11 +450,12 @@ fn read_key(key: &[u8]) -> Result<(PeerId, Option<u64>), StoreError> {
     }
 }
 
-/// What went wrong, told apart by whether what is stored is at fault.
+/// Classifies an error: [`StoreError::Io`] if the system is at fault, [`StoreError::Damaged`] if
+/// the stored data is.
 fn store_error(error: sled::Error) -> StoreError {
     match error {
         sled::Error::Io(error) if folder::is_system_error(&error) => StoreError::Io(error),
-        // sled's own words for a lock that it could not take.
+        // sled reports a lock held by another as this text only.
         sled::Error::Io(error) if error.to_string().contains("could not acquire lock") => {
             StoreError::Io(std::io::Error::new(std::io::ErrorKind::ResourceBusy, error))
         }
@@ -487,7 +500,7 @@ mod tests {
     fn two_packs_that_just_fit_one_become_one() {
         let dir = tempfile::tempdir().unwrap();
         let (mut store, _) = open(dir.path());
-        // 2048 and 2047 bytes in a pack.
+        // These files take 2048 and 2047 bytes in a segment.
         let files: Vec<_> = [242, 241]
             .map(|last| {
                 let mut file = registration(1, "");

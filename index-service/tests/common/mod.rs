@@ -1,4 +1,4 @@
-//! What the end-to-end tests share: an index on a free port, clients, and waiting with a deadline.
+//! Shared by the end-to-end tests: an index on a free port, clients, and waiting with a deadline.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
 use std::{net::SocketAddr, time::Duration};
