@@ -7,7 +7,7 @@
 //! Two live processes with one token, for example after a copy of the home folder, would take the
 //! lease from each other forever. A peer that moves does not return to its old address, but two
 //! live processes alternate. The table therefore refuses a process that takes a lease back for the
-//! second time within [`CONTEST`]. It reports the refused process to the holder as a rival, as long
+//! second time within `CONTEST`. It reports the refused process to the holder as a rival, as long
 //! as both live.
 //!
 //! Pure: time is a parameter. Non-goals: the peers' files, and durability. After a restart, each

@@ -9,7 +9,7 @@
 //! - Locks are taken in the order catalog, leases, watchers, and are never held across an await.
 //!
 //! Readers wait for at most one slice of a change. No section that holds the catalog's write lock
-//! handles more than [`SLICE`] registrations, and waiting readers go first after each section.
+//! handles more than `SLICE` registrations, and waiting readers go first after each section.
 //! `parking_lot`'s fair unlock guarantees this; with the lock of `std`, the writer could take the
 //! lock again before a reader wakes up. A peer that leaves is hidden immediately and cleared later
 //! by [`Registry::clear`].

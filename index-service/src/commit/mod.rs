@@ -16,7 +16,7 @@
 //! clears what hidden peers leave in the catalog.
 //!
 //! After a failure the store stays closed until it can be opened again; the thread retries on its
-//! own ([`recovery`]). Until then it refuses changes. Leases still work, because a renewal touches
+//! own (`recovery`). Until then it refuses changes. Leases still work, because a renewal touches
 //! no disk.
 //!
 //! The queue is bounded in changes and in bytes. Callers beyond either bound must retry later.
