@@ -1,4 +1,4 @@
-//! What every transfer of a peer works with.
+//! The services and settings that every download of a peer uses.
 
 use std::{
     net::IpAddr,
@@ -17,42 +17,42 @@ use crate::{
     store::Store,
 };
 
-/// See the module.
+/// Shared by all downloads of a peer.
 #[derive(Debug)]
 pub struct DownloadContext {
-    /// What is here already, and where finished downloads go.
+    /// Finds content that this machine already has, and adopts finished downloads.
     pub library: Library,
-    /// What the index is told.
+    /// The files that this peer announces to the index.
     pub announce_set: AnnounceSet,
     /// Limits of the whole peer.
     pub limits: Limits,
-    /// What all transfers together may have asked for.
+    /// Bounds the bytes in flight over all downloads.
     pub budget: InFlightBudget,
-    /// The index, if there is one.
+    /// The client of the index; `None` if the peer has no index.
     pub index: Option<IndexClient>,
-    /// Where unfinished transfers are remembered.
+    /// Persists unfinished downloads.
     pub store: Store,
-    /// Where downloads go unless told otherwise.
+    /// The folder for downloads without a target path.
     pub files_folder: PathBuf,
-    /// This peer.
+    /// The id of this peer.
     pub peer_id: PeerId,
-    /// Where this peer listens.
+    /// The address on which this peer listens.
     pub local_addr: Address,
-    /// Where connections to other peers leave from, so that these and the index see the address
-    /// that is listened on; `None`: as the system has it.
+    /// The local address for outgoing connections, so that peers and the index see the address on
+    /// which this peer listens. `None`: the system chooses.
     pub leave_from: Option<IpAddr>,
-    /// Threads that hash.
+    /// Number of hashing threads.
     pub hash_threads: usize,
-    /// Who verifies and writes units, over all transfers.
+    /// Thread pools that verify and write units, shared by all downloads.
     pub disk_pools: DiskPools,
-    /// Verified bytes fetched since the start.
+    /// Verified bytes downloaded since the process started.
     pub downloaded_bytes: Arc<AtomicU64>,
-    /// Every task of every transfer.
+    /// Tracks every task of every download.
     pub tracker: TaskTracker,
 }
 
 impl DownloadContext {
-    /// Whether a source with this id and address is this very peer.
+    /// Whether a provider with this id and address is this peer itself.
     pub(crate) fn is_self(&self, peer: Option<&PeerId>, address: &Address) -> bool {
         peer == Some(&self.peer_id) || *address == self.local_addr
     }

@@ -1,14 +1,14 @@
-//! Downloads: from what was asked for to a verified file in its place.
+//! Downloads: from a request for a file or folder to verified content under its final name.
 //!
-//! | module | its one job |
+//! | module | responsibility |
 //! |---|---|
-//! | [`manager`] | all downloads of a peer: started, joined, paused, resumed, cancelled, persisted |
-//! | [`context`] | what every download works with |
-//! | `task` | the life of one download: metadata, recovery, the run, the end |
+//! | [`manager`] | all downloads of a peer: start, join, pause, resume, cancel, persist |
+//! | [`context`] | the services that every download uses |
+//! | `task` | one run of a download: metadata, recovery, the swarm, finalizing |
 //! | `engine` | the data path: driver, requests, assembly, verification |
-//! | `peers` | who is connected, and who there is |
-//! | `storage` | target, part file, resume state, final name |
-//! | [`status`] | what is asked of a download, and what it reports |
+//! | `peers` | discovery of peers and connections to them |
+//! | `storage` | target path, part file, resume state, finalizing |
+//! | [`status`] | what the user requests and what a download reports |
 
 pub mod context;
 pub mod engine;

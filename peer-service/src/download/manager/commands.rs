@@ -1,4 +1,4 @@
-//! What a transfer's owner may do with it: pause, resume, adjust, cancel.
+//! The commands on a download: pause, resume, adjust, cancel.
 
 use potluck_core::{Problem, Reason};
 
@@ -9,7 +9,7 @@ use crate::download::{
 };
 
 impl DownloadManager {
-    /// Stops the task of a transfer, if there is one, and waits until it has.
+    /// Stops the task of a download, if there is one, and waits for its end.
     async fn stop(&self, number: u64, cancel: bool) -> Result<(), Problem> {
         let task = {
             let mut table = self.table();
@@ -31,11 +31,12 @@ impl DownloadManager {
         Ok(())
     }
 
-    /// Pauses a transfer. Every view shows it as paused at once; when this returns, it is stored.
+    /// Pauses a download. Its status shows the pause immediately; when this returns, the store has
+    /// it.
     ///
     /// # Errors
-    /// [`Reason::NotFound`], [`Reason::AlreadyEnded`]; what keeps it from being stored: it is
-    /// paused then, until the peer ends.
+    /// [`Reason::NotFound`] or [`Reason::AlreadyEnded`]. If the change cannot be stored, the reason
+    /// of that error; the download then stays paused until the peer restarts.
     pub async fn pause(&self, number: u64) -> Result<DownloadStatus, Problem> {
         self.check_open(number)?;
         self.stop(number, false).await?;
@@ -48,12 +49,12 @@ impl DownloadManager {
         }
     }
 
-    /// Lets a paused or failed transfer go on, whether or not somebody watches it. When this
-    /// returns, it is stored as one that goes on.
+    /// Resumes a paused or failed download and detaches it from its watchers. When this returns,
+    /// the store has it as running.
     ///
     /// # Errors
-    /// [`Reason::NotFound`], [`Reason::AlreadyEnded`]; what keeps it from being stored: it has
-    /// failed then.
+    /// [`Reason::NotFound`] or [`Reason::AlreadyEnded`]. If the change cannot be stored, the reason
+    /// of that error; the download has then failed.
     pub async fn resume(&self, number: u64) -> Result<DownloadStatus, Problem> {
         self.check_open(number)?;
         {
@@ -69,11 +70,12 @@ impl DownloadManager {
         self.get(number)
     }
 
-    /// Changes what a transfer is held to, at once and for good; what is done or cancelled stays as
-    /// it is. When this returns, it is stored.
+    /// Changes the limits of a download permanently and with immediate effect. A download that is
+    /// done or cancelled does not change. When this returns, the store has the new limits.
     ///
     /// # Errors
-    /// [`Reason::NotFound`]; what keeps it from being stored: it holds then until the peer ends.
+    /// [`Reason::NotFound`]. If the change cannot be stored, the reason of that error; the new
+    /// limits then hold until the peer restarts.
     pub async fn adjust(&self, number: u64, update: LimitsUpdate) -> Result<DownloadStatus, Problem> {
         {
             let mut table = self.table();
@@ -90,17 +92,18 @@ impl DownloadManager {
         self.get(number)
     }
 
-    /// Ends a transfer and removes what it had fetched; one that was cancelled before stays so.
-    /// When this returns, the store has forgotten it.
+    /// Cancels a download and deletes its data. Cancelling twice is not an error. When this
+    /// returns, the store no longer has the download.
     ///
     /// # Errors
-    /// [`Reason::NotFound`]; [`Reason::AlreadyEnded`] where it is done; what keeps the store from
-    /// forgetting it: it begins again with the peer's next start.
+    /// [`Reason::NotFound`]; [`Reason::AlreadyEnded`] if the download is done. If the store cannot
+    /// delete it, the reason of that error; the download then starts again with the peer's next
+    /// start.
     pub async fn cancel(&self, number: u64) -> Result<DownloadStatus, Problem> {
         self.stop(number, true).await?;
         if let Some(task) = self.reserve_task(number) {
             let (transfers, ended) = (self.clone(), task.ended.clone());
-            // To its end, even if nobody waits for it any more.
+            // A separate task, so that it completes even if the caller goes away.
             let work = async move { transfers.finish_task(number, task, RunEnd::Stopped, true).await };
             self.shared.context.tracker.spawn(work);
             ended.cancelled().await;
@@ -114,7 +117,7 @@ impl DownloadManager {
     }
 
     /// # Errors
-    /// [`Reason::NotFound`]; [`Reason::AlreadyEnded`] for what is done or cancelled.
+    /// [`Reason::NotFound`]; [`Reason::AlreadyEnded`] if the download is done or cancelled.
     fn check_open(&self, number: u64) -> Result<(), Problem> {
         let status = self.get(number)?;
         match status.state {
@@ -123,7 +126,8 @@ impl DownloadManager {
         }
     }
 
-    /// Takes the place of the task of a transfer that rests, so that none begins meanwhile.
+    /// Occupies the task slot of a download without a running task, so that no task starts
+    /// meanwhile.
     fn reserve_task(&self, number: u64) -> Option<DownloadTask> {
         let mut table = self.table();
         let entry = table.downloads.get_mut(&number)?;
@@ -138,7 +142,7 @@ impl DownloadManager {
 }
 
 impl DownloadEntry {
-    /// Whether it is done or cancelled.
+    /// Whether the download is done or cancelled.
     pub(crate) fn has_ended(&self) -> bool {
         matches!(
             self.status.borrow().state,
@@ -146,7 +150,7 @@ impl DownloadEntry {
         )
     }
 
-    /// Has the task at work stop, if there is one, and shows no activity any more.
+    /// Tells the running task, if any, to stop, and clears the activity in the status.
     fn stop(&self) {
         if let Some(task) = &self.task {
             task.stop.cancel();
@@ -154,8 +158,8 @@ impl DownloadEntry {
         }
     }
 
-    /// The same, and shows the transfer as paused at once: unless it gets its name at the moment,
-    /// as it is done then.
+    /// Stops the task and shows the download as paused. A download that is being finalized keeps
+    /// its state, because it may still complete.
     pub(crate) fn pause(&self) {
         self.stop();
         self.status.send_if_modified(|status| {
@@ -167,7 +171,7 @@ impl DownloadEntry {
         });
     }
 
-    /// Changes what the transfer is held to; the task at work hears of it.
+    /// Changes the limits and notifies the running task.
     pub(crate) fn apply_limits(&mut self, update: LimitsUpdate) {
         let update = update.applied_to(*self.limits.borrow());
         self.spec.limits = update.into();
@@ -176,7 +180,7 @@ impl DownloadEntry {
     }
 }
 
-/// The problem with asking something of a transfer that has ended for good.
+/// The error for a command on a download that is done or cancelled.
 fn already_ended(status: &DownloadStatus) -> Problem {
     let (number, path) = (status.transfer, status.path.display());
     let message = match status.state {

@@ -1,8 +1,11 @@
-//! All transfers of a peer: begun, joined, paused, resumed, cancelled, and taken up again after a restart.
+//! All downloads of a peer: start, join, pause, resume, cancel, and restore after a restart.
 //!
-//! Invariants: at most one task works on a transfer; what is not ended is in the store before its
-//! task begins; whoever asks for a change is answered once the store has it on the disk; a transfer
-//! that nobody watches is paused unless it was told to go on.
+//! Invariants:
+//!
+//! - At most one task runs a download.
+//! - An unfinished download is in the store before its task starts.
+//! - A command returns once the store has written its change to disk.
+//! - A download without watchers is paused, unless it is detached.
 
 mod commands;
 mod persistence;
@@ -31,7 +34,7 @@ use crate::{
     fs::blocking::blocking,
 };
 
-/// See the module. Cheap to clone.
+/// Starts and controls downloads. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct DownloadManager {
     shared: Arc<ManagerShared>,
@@ -50,35 +53,35 @@ struct ManagerShared {
 struct DownloadTable {
     downloads: BTreeMap<u64, DownloadEntry>,
     last_number: u64,
-    /// Numbers of transfers that the store does not have as they are; or has, and should not.
+    /// Numbers of downloads whose stored row is out of date or must be deleted.
     unstored: BTreeSet<u64>,
-    /// Whether a task tries again to store them.
+    /// Whether a task is retrying to store them.
     is_retrying: bool,
 }
 
 #[derive(Debug)]
 struct DownloadEntry {
     spec: DownloadSpec,
-    /// What it is held to, for the task at work.
+    /// The current limits; the running task receives changes.
     limits: watch::Sender<TransferLimits>,
-    /// Who was named to be asked, for the same.
+    /// The addresses of peers that the user named; the running task receives changes.
     named_peers: watch::Sender<Vec<Address>>,
     status: watch::Sender<DownloadStatus>,
     active: watch::Sender<Option<Arc<ActiveDownload>>>,
-    /// The task at work, if there is one.
+    /// The running task, if any.
     task: Option<DownloadTask>,
-    /// How many callers watch it.
+    /// Number of callers that watch the download.
     watchers: usize,
-    /// Whether the task at work is to remove what it had fetched.
+    /// Whether the running task must delete the downloaded data when it stops.
     cancel: bool,
-    /// Whether the store is to remember it, and then as one that was at work.
+    /// `None`: not stored. `Some(true)`: stored as running. `Some(false)`: stored as not running.
     persisted: Option<bool>,
 }
 
 #[derive(Debug, Clone)]
 struct DownloadTask {
     stop: CancellationToken,
-    /// Cancelled once it has ended.
+    /// Cancelled once the task has ended.
     ended: CancellationToken,
 }
 
@@ -91,34 +94,34 @@ impl DownloadTask {
     }
 }
 
-/// Whether what is done or cancelled begins again.
+/// Whether a download that is done or cancelled may start again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RestartPolicy {
-    /// Somebody asks for the file.
+    /// A user requested the file.
     Always,
-    /// It was to go on, and may have come to its end meanwhile.
+    /// The download should continue, but it may have ended in the meantime.
     UnlessEnded,
 }
 
-/// What came of a try to begin a transfer.
+/// The result of an attempt to start a download.
 enum Begin {
-    /// Its task began, and tells whether the transfer was stored.
+    /// The task started; the channel reports whether the download was stored.
     Begun(oneshot::Receiver<Result<(), Problem>>),
-    /// A task was at work already.
+    /// A task was already running.
     AtWork,
-    /// The task is stopping: it can begin once this is cancelled.
+    /// The task is stopping; another can start once this token is cancelled.
     Stopping(CancellationToken),
-    /// There is nothing to begin.
+    /// There is nothing to start.
     Nothing,
 }
 
-/// Somebody watches a transfer; dropping it tells that they do not any more.
+/// Keeps a download watched; dropping it removes the watcher.
 #[derive(Debug)]
 pub struct DownloadWatch {
     manager: DownloadManager,
-    /// Its number.
+    /// The number of the download.
     pub transfer: u64,
-    /// How it stands.
+    /// The current status.
     pub status: watch::Receiver<DownloadStatus>,
 }
 
@@ -138,7 +141,7 @@ impl Drop for DownloadWatch {
 }
 
 impl DownloadManager {
-    /// No transfers yet; [`DownloadManager::restore`] brings back those of earlier runs.
+    /// A manager without downloads; [`DownloadManager::restore`] loads those of earlier runs.
     pub fn new(context: Arc<DownloadContext>, shutdown: CancellationToken) -> Self {
         Self {
             shared: Arc::new(ManagerShared {
@@ -154,10 +157,11 @@ impl DownloadManager {
         self.shared.table.lock()
     }
 
-    /// Brings back what had not ended when the peer last stopped, and goes on with what was running on its own.
+    /// Loads the downloads that had not ended when the peer last stopped, and resumes detached
+    /// downloads that were running.
     ///
     /// # Errors
-    /// Where the store cannot be read.
+    /// [`Reason::StoreUnavailable`] if the store cannot be read.
     pub async fn restore(&self) -> Result<(), Problem> {
         let store = self.shared.context.store.clone();
         let saved = blocking(move || store.transfers()).await?;
@@ -174,7 +178,7 @@ impl DownloadManager {
             let stored = Some(saved.running);
             self.table().insert(number, saved, stored);
             if going {
-                // The store has it: nothing can fail.
+                // The store already has this download, so storing it cannot fail.
                 let _ = self.start_task(number, RestartPolicy::UnlessEnded).await;
             }
         }
@@ -209,28 +213,31 @@ impl DownloadTable {
 }
 
 impl DownloadManager {
-    /// Begins a fetch, or joins one of the same thing to the same target, resuming it if it is paused. One that is joined takes over
-    /// what is asked of it besides: peers to ask, going on unwatched, and the terms that are named.
+    /// Starts a download, or joins an unfinished one of the same file to the same target and
+    /// resumes it if it is paused. A joined download takes over the new request's providers, limits
+    /// and flags to detach and to allow expansion.
     ///
     /// # Errors
-    /// [`Reason::UnsafePath`]; where it is to go on unwatched and cannot be stored, [`Reason::DiskFull`],
-    /// [`Reason::TooManyOpenFiles`] or [`Reason::StoreUnavailable`]. Whatever comes later is in the
-    /// view.
+    /// [`Reason::UnsafePath`] if the target is not allowed. If a detached download cannot be
+    /// stored: [`Reason::DiskFull`], [`Reason::TooManyOpenFiles`] or [`Reason::StoreUnavailable`].
+    /// Later problems appear in the status.
     pub async fn start_download(&self, spec: DownloadSpec) -> Result<DownloadWatch, Problem> {
         if let Some(path) = &spec.target {
             target::check_target(path)?;
         }
         let detach = spec.detach;
-        // Watched before it begins, or it would be paused for want of a watcher.
+        // Adds the watcher before the task starts; without a watcher the download would be paused.
         let (watching, _) = self.find_or_insert(spec);
         match self.start_task(watching.transfer, RestartPolicy::Always).await {
-            // Only a detached transfer is promised to outlast its caller and this process.
+            // Only a detached download is promised to outlive its caller and this process.
             Err(problem) if detach => Err(problem),
             _ => Ok(watching),
         }
     }
 
-    /// The transfer of this, watched, and whether it was there. In one step: two who ask for the same at once have the same.
+    /// Finds or inserts a download for this request and adds a watcher. The flag is true if it
+    /// existed. One lock covers both steps, so that concurrent callers with the same request share
+    /// a download.
     fn find_or_insert(&self, spec: DownloadSpec) -> (DownloadWatch, bool) {
         let mut table = self.table();
         let table = &mut *table;
@@ -273,15 +280,15 @@ impl DownloadManager {
         (watching, same.is_some())
     }
 
-    /// Starts the task of a transfer, unless one is at work. One that is stopping is waited for.
-    /// When this returns, the store has the transfer as it stands, as one that is at work.
+    /// Starts the task of a download, unless one is running. Waits for a task that is stopping.
+    /// When this returns, the store has the current state of the download, marked as running.
     ///
     /// # Errors
-    /// Where it could not be stored; a detached transfer that had to begin has failed then.
+    /// If the download could not be stored. A detached download that had to start has then failed.
     async fn start_task(&self, number: u64, again: RestartPolicy) -> Result<(), Problem> {
         loop {
             match self.try_begin(number, again) {
-                // It is always told, unless the task was lost to the end of the process.
+                // The sender is dropped unused only if the process is ending.
                 Begin::Begun(told) => {
                     return told.await.unwrap_or_else(|_| Err(shutting_down()));
                 }
@@ -315,7 +322,8 @@ impl DownloadManager {
         }
     }
 
-    /// Starts the task of an entry that has none. What this gives tells whether it was stored.
+    /// Starts the task of an entry without one. The channel reports whether the download was
+    /// stored.
     fn start(&self, number: u64, entry: &mut DownloadEntry) -> oneshot::Receiver<Result<(), Problem>> {
         let task = DownloadTask::under(&self.shared.shutdown);
         entry.task = Some(task.clone());
@@ -339,7 +347,7 @@ impl DownloadManager {
         begun
     }
 
-    /// The task of a transfer. `begun` is told whether the transfer was stored.
+    /// Runs the task of a download. `begun` receives whether the download was stored.
     async fn run_task(
         self,
         number: u64,
@@ -351,17 +359,17 @@ impl DownloadManager {
         if let Err(problem) = &stored
             && run.spec.detach
         {
-            // It was promised to nobody: it ends before anybody hears of it.
+            // The caller has no promise yet, so the download fails before it starts.
             let cancel = self.is_to_cancel(number);
             self.finish_task(number, task, RunEnd::Failed(problem.clone()), cancel)
                 .await;
             let _ = begun.send(stored);
             return;
         }
-        // Whoever asked may have gone.
+        // The caller may have gone.
         let _ = begun.send(stored);
         tracing::debug!(transfer = number, file = %run.spec.id.short(), "begins");
-        // A task of its own, so that a defect in it ends one transfer and not its bookkeeping.
+        // Runs in a separate task, so that a panic ends one download but not its bookkeeping.
         let ran = self.shared.context.tracker.spawn(run.run()).await;
         let ended = match ran {
             Ok(ended) => ended,
@@ -383,13 +391,13 @@ impl DownloadManager {
         self.finish_task(number, task, ended, cancel).await;
     }
 
-    /// Whether its owner wants what a transfer has fetched removed.
+    /// Whether the user cancelled the download.
     fn is_to_cancel(&self, number: u64) -> bool {
         let table = self.table();
         table.downloads.get(&number).is_some_and(|entry| entry.cancel)
     }
 
-    /// Does what the task of a transfer could not do any more: nothing is served of it, and its part is free to go on with.
+    /// Cleans up after a task that panicked: stops serving the download and unlocks its part file.
     async fn clean_up(&self, number: u64) {
         let download = self
             .table()
@@ -397,12 +405,12 @@ impl DownloadManager {
             .get(&number)
             .and_then(|entry| entry.active.send_replace(None));
         if let Some(download) = download {
-            // Where this fails the peer is ending, and the lock with it.
+            // If this fails, the process is ending and releases the lock.
             let _ = blocking(move || download.part_file.unlock()).await;
         }
     }
 
-    /// What follows the end of a transfer's task. What cannot be stored now is stored later.
+    /// Records the end of a task. A failed write to the store is retried later.
     async fn finish_task(&self, number: u64, task: DownloadTask, ended: RunEnd, mut cancel: bool) {
         let pruned = loop {
             let stored = match ended {
@@ -411,23 +419,23 @@ impl DownloadManager {
                 RunEnd::Stopped if self.shared.shutdown.is_cancelled() => Ok(()),
                 RunEnd::Stopped | RunEnd::Failed(_) => self.persist(number, false).await,
             };
-            // Whoever waits for this asks again for it to be stored, and hears of a failure then.
+            // The caller of a command calls `sync_store` itself and gets the error there.
             drop(stored);
             match self.record_end(number, &ended, cancel) {
                 Some(pruned) => break pruned,
-                // That came while it was being stored.
+                // A cancel request arrived while the store was written.
                 None => cancel = true,
             }
         };
         task.ended.cancel();
         for number in pruned {
-            // Tried again where it fails.
+            // A failed write is retried later.
             let _ = self.forget(number).await;
         }
     }
 
-    /// Shows how a transfer's task ended; gives the numbers of old transfers that are no longer listed. `None` where it is to be
-    /// cancelled and was not.
+    /// Shows how the task of a download ended. Returns the numbers of old downloads that are no
+    /// longer listed, or `None` if a cancel request arrived that `cancel` does not reflect.
     fn record_end(&self, number: u64, ended: &RunEnd, cancel: bool) -> Option<Vec<u64>> {
         let mut table = self.table();
         if let Some(entry) = table.downloads.get_mut(&number) {
@@ -440,7 +448,7 @@ impl DownloadManager {
                 status.rest(match ended {
                     RunEnd::Done => DownloadState::Done,
                     _ if cancel => DownloadState::Cancelled,
-                    // Who follows it is told that the peer ends, and not that somebody paused it.
+                    // Keeps the state, so that watchers see a shutdown and not a pause.
                     RunEnd::Stopped if self.shared.shutdown.is_cancelled() => status.state,
                     RunEnd::Stopped => DownloadState::Paused,
                     RunEnd::Failed(_) => DownloadState::Failed,
@@ -459,7 +467,7 @@ impl DownloadManager {
         Some(table.prune())
     }
 
-    /// Every transfer, newest first.
+    /// All downloads, newest first.
     pub fn list(&self) -> Vec<DownloadStatus> {
         self.table()
             .downloads
@@ -469,10 +477,10 @@ impl DownloadManager {
             .collect()
     }
 
-    /// One transfer.
+    /// One download.
     ///
     /// # Errors
-    /// [`Reason::NotFound`].
+    /// [`Reason::NotFound`] if there is no download with this number.
     pub fn get(&self, number: u64) -> Result<DownloadStatus, Problem> {
         let table = self.table();
         let entry = table
@@ -483,10 +491,10 @@ impl DownloadManager {
         Ok(status)
     }
 
-    /// The newest transfer of a file.
+    /// The newest download of a file.
     ///
     /// # Errors
-    /// [`Reason::NotFound`].
+    /// [`Reason::NotFound`] if there is no download of this file.
     pub fn get_by_file(&self, id: FileId) -> Result<DownloadStatus, Problem> {
         let found = self.list().into_iter().find(|status| status.id == id);
         found.ok_or_else(|| {
@@ -497,7 +505,7 @@ impl DownloadManager {
         })
     }
 
-    /// How many have not ended.
+    /// Number of downloads that are not done, cancelled or failed.
     pub fn unfinished_count(&self) -> usize {
         let table = self.table();
         let ended = |entry: &&DownloadEntry| {
@@ -509,7 +517,7 @@ impl DownloadManager {
         table.downloads.values().filter(|entry| !ended(entry)).count()
     }
 
-    /// How many are paused.
+    /// Number of paused downloads.
     pub fn paused(&self) -> usize {
         let table = self.table();
         let is_paused = |entry: &&DownloadEntry| entry.status.borrow().state == DownloadState::Paused;
@@ -518,7 +526,7 @@ impl DownloadManager {
 }
 
 impl DownloadManager {
-    /// Those from which something can be served.
+    /// The downloads that can serve content.
     fn active_downloads(&self) -> Vec<Arc<ActiveDownload>> {
         let table = self.table();
         let download = table
@@ -537,7 +545,8 @@ impl ContentSource for DownloadManager {
     }
 
     fn try_find(&self, id: &FileId) -> Option<Arc<dyn Content>> {
-        // Only locks that are held for moments. Not the files inside a collection, whose units take some counting.
+        // Takes only short-lived locks. Skips files inside collections, because mapping their units
+        // to pieces takes longer.
         let running = self.active_downloads();
         let download = running.iter().find(|download| download.record.id == *id)?;
         download.content(id)

@@ -1,4 +1,5 @@
-//! What is remembered of transfers, in the store and in the list, and what is removed with one.
+//! Keeps the store in step with the list of downloads, and deletes what a cancelled download
+//! leaves.
 
 use std::time::Duration;
 
@@ -14,26 +15,26 @@ use crate::{
     store::StoreError,
 };
 
-/// Ended transfers that are kept to be listed.
+/// Ended downloads that stay in the list.
 const MAX_ENDED: usize = 100;
 
-/// Time between two tries to store what could not be stored.
+/// Delay between retries of a failed write to the store.
 const STORE_RETRY: Duration = Duration::from_secs(3);
 
 impl DownloadManager {
-    /// Has the store remember a transfer as it stands; `running`: as one that is at work.
+    /// Stores a download; `running` says whether it is stored as running.
     ///
     /// # Errors
-    /// As of [`DownloadManager::store`].
+    /// As [`DownloadManager::sync_store`].
     pub(crate) async fn persist(&self, number: u64, running: bool) -> Result<(), Problem> {
         self.set_persisted(number, Some(running));
         self.sync_store(number).await
     }
 
-    /// Has the store forget a transfer.
+    /// Deletes a download from the store.
     ///
     /// # Errors
-    /// As of [`DownloadManager::store`].
+    /// As [`DownloadManager::sync_store`].
     pub(crate) async fn forget(&self, number: u64) -> Result<(), Problem> {
         self.set_persisted(number, None);
         self.sync_store(number).await
@@ -47,12 +48,12 @@ impl DownloadManager {
         table.unstored.insert(number);
     }
 
-    /// Brings the store up to date with a transfer, and with all others that it does not have as
-    /// they are. On the disk when this returns.
+    /// Writes a download and all other pending changes to the store. They are on disk when this
+    /// returns.
     ///
     /// # Errors
-    /// [`Reason::DiskFull`], [`Reason::TooManyOpenFiles`] or [`Reason::StoreUnavailable`]: tried
-    /// again until it succeeds, or the peer ends.
+    /// [`Reason::DiskFull`], [`Reason::TooManyOpenFiles`] or [`Reason::StoreUnavailable`]. A task
+    /// then retries until the write succeeds or the peer shuts down.
     pub(crate) async fn sync_store(&self, number: u64) -> Result<(), Problem> {
         let transfers = self.clone();
         let stored = blocking(move || transfers.store_all()).await?;
@@ -66,8 +67,8 @@ impl DownloadManager {
         })
     }
 
-    /// Writes what the store does not have yet. One call at a time, and each writes what holds when
-    /// its turn comes: what is written last is the latest. Blocks.
+    /// Writes all pending changes. Calls run one after another, and each reads the state under the
+    /// lock, so the last write has the newest state. Blocks.
     fn store_all(&self) -> Result<(), StoreError> {
         let _storing = self.shared.persisting.lock();
         let changes: Vec<_> = {
@@ -77,7 +78,7 @@ impl DownloadManager {
             unstored.into_iter().map(row).collect()
         };
         if changes.is_empty() {
-            // Another call wrote it with its own.
+            // Another call has already written this change.
             return Ok(());
         }
         let stored = self.shared.context.store.write_transfers(&changes);
@@ -88,7 +89,7 @@ impl DownloadManager {
         stored
     }
 
-    /// Tries again and again to store what could not be stored.
+    /// Retries until all pending changes are stored.
     fn retry_storing(&self) {
         if std::mem::replace(&mut self.table().is_retrying, true) {
             return;
@@ -97,7 +98,7 @@ impl DownloadManager {
         self.shared.context.tracker.spawn(async move {
             loop {
                 tokio::select! {
-                    // Both only wait.
+                    // Both arms only wait.
                     () = transfers.shared.shutdown.cancelled() => return,
                     () = tokio::time::sleep(STORE_RETRY) => {}
                 }
@@ -113,10 +114,10 @@ impl DownloadManager {
         });
     }
 
-    /// Removes what a cancelled transfer had fetched.
+    /// Deletes the part file of a cancelled download and removes the download from the store.
     ///
     /// # Errors
-    /// As of [`DownloadManager::store`].
+    /// As [`DownloadManager::sync_store`].
     pub(crate) async fn discard(&self, number: u64) -> Result<(), Problem> {
         let target = self.table().downloads.get(&number).map(|entry| {
             let path = entry.status.borrow().path.clone();
@@ -133,7 +134,7 @@ impl DownloadManager {
 }
 
 impl DownloadTable {
-    /// A transfer as the store is to have it; `None`: not at all.
+    /// The row to store for a download; `None` deletes it.
     fn to_save(&self, number: u64) -> Option<PersistedDownload> {
         let entry = self.downloads.get(&number)?;
         let status = entry.status.borrow();
@@ -145,7 +146,7 @@ impl DownloadTable {
         })
     }
 
-    /// Takes out the oldest ended transfers beyond those that are kept.
+    /// Removes the oldest ended downloads in excess of [`MAX_ENDED`] and returns their numbers.
     pub(crate) fn prune(&mut self) -> Vec<u64> {
         let ended = |entry: &DownloadEntry| {
             let state = entry.status.borrow().state;
@@ -170,7 +171,7 @@ impl DownloadTable {
     }
 }
 
-/// The problem with a transfer that could not be stored as it stands.
+/// The error for a download whose current state could not be stored.
 fn not_stored(number: u64, error: &StoreError) -> Problem {
     let lost = "a restart of the peer would bring back what was before";
     match error.exhaustion() {

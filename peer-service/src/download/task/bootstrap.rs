@@ -1,13 +1,16 @@
-//! Asking whichever peer answers: for what a transfer needs to know before the swarm can begin.
+//! Asks peers for the metadata that a download needs before the swarm starts.
 //!
-//! Peers that say nothing must not keep those that would answer waiting: each time nobody has
-//! answered for [`STAGGER`], as many more are asked as were before. Hosts take turns, and one whose
-//! peers were silent comes last.
+//! Silent peers must not delay those that would answer. If no peer answers within [`STAGGER`], the
+//! pool doubles the number of peers that it asks. Hosts take turns, and hosts with silent peers
+//! come last.
 //!
-//! Invariants: a peer whose answer was checked and found false is asked again only where all others
-//! failed, after a delay that grows each time, and its name and lie are kept; at most [`MAX_CONCURRENT`]
-//! peers are asked at once, besides as many that have been silent for [`SILENT`]; as many
-//! connections are kept, however many there are.
+//! Invariants:
+//!
+//! - A peer whose answer failed verification is banned. It is asked again only if all others
+//!   failed, after a delay that grows with each ban; its address and violation are kept.
+//! - At most [`MAX_CONCURRENT`] peers are asked concurrently, plus as many that have been silent
+//!   for [`SILENT`].
+//! - At most [`MAX_CONCURRENT`] connections are kept.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
@@ -28,31 +31,31 @@ use crate::download::peers::{
 };
 use potluck_swarm::{BAN, MAX_BAN};
 
-/// How long peers have before others are asked as well: most answer within it, wherever they are.
+/// Delay before further peers are asked: most peers answer within it, wherever they are.
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// How long a peer may take before it no longer counts as one that is asked: it may still answer.
+/// Time after which a peer counts as silent and frees its permit; it may still answer.
 const SILENT: Duration = Duration::from_secs(1);
 
-/// Silent peers of one host after which its others come last.
+/// Number of silent peers of one host after which the host's other peers come last.
 const SILENT_HOST: u32 = 2;
 
-/// Peers asked at once, over all questions, and connections kept: as many as the swarm then connects to.
+/// Maximum peers asked concurrently, and connections kept: as many as the swarm then connects to.
 const MAX_CONCURRENT: usize = MAX_CONNECTED;
 
-/// First wait after everyone failed; doubles up to [`MAX_RETRY`].
+/// First delay after all peers failed; doubles up to [`MAX_RETRY`].
 const RETRY: Duration = Duration::from_millis(250);
 
-/// Longest such wait.
+/// Maximum of that delay.
 const MAX_RETRY: Duration = Duration::from_secs(5);
 
-/// See the module.
+/// Asks candidates until one answers, and keeps the connections.
 #[derive(Debug)]
 pub(crate) struct BootstrapPool {
     candidates: watch::Receiver<PeerCandidates>,
     state: Mutex<BootstrapState>,
     attempts: Semaphore,
-    /// For those that are silent.
+    /// Permits for silent peers.
     silent: Semaphore,
     leave_from: Option<IpAddr>,
 }
@@ -61,21 +64,21 @@ pub(crate) struct BootstrapPool {
 struct BootstrapState {
     clients: HashMap<Address, PeerClient>,
     misbehaving: HashMap<Address, Lie>,
-    /// How many peers of each host were silent since one of them answered.
+    /// Number of silent peers of each host since one of its peers last answered.
     silent: HashMap<Host, u32>,
 }
 
-/// What a peer answered falsely, and when it may be asked again.
+/// A false answer of a peer, and when the peer may be asked again.
 #[derive(Debug)]
 struct Lie {
     what: String,
-    /// How often it lied.
+    /// Number of false answers.
     times: u32,
     until: Instant,
 }
 
 impl Lie {
-    /// In words, with when the peer is asked again.
+    /// A message with the violation and the time of the next attempt.
     fn told(&self) -> String {
         let left = self.until.saturating_duration_since(Instant::now()).as_secs();
         let what = &self.what;
@@ -87,7 +90,7 @@ impl Lie {
 }
 
 impl BootstrapPool {
-    /// Asks those in `candidates`.
+    /// A pool that asks the peers in `candidates`.
     pub(crate) fn new(sources: watch::Receiver<PeerCandidates>) -> Self {
         Self {
             candidates: sources,
@@ -98,7 +101,7 @@ impl BootstrapPool {
         }
     }
 
-    /// The same, whose connections leave from this address of this machine.
+    /// Makes connections leave from this local address.
     pub(crate) fn leaving_from(mut self, address: Option<IpAddr>) -> Self {
         self.leave_from = address;
         self
@@ -108,7 +111,7 @@ impl BootstrapPool {
         self.state.lock()
     }
 
-    /// Connections that were made and the peers that lied, with what they did.
+    /// The open connections, and the banned peers with their violations.
     pub(crate) fn into_parts(self) -> (HashMap<Address, PeerClient>, HashMap<Address, String>) {
         let state = self.state.into_inner();
         let misbehaving = state
@@ -118,8 +121,9 @@ impl BootstrapPool {
         (state.clients, misbehaving.collect())
     }
 
-    /// Asks one peer after the other, each a while after the one before, until one answers well; tries again for as long as it takes.
-    /// `waiting` is told why each time that all have failed. An answer with [`Reason::VerificationFailed`] is a lie.
+    /// Asks peers with staggered starts until one gives a valid answer; retries indefinitely. Calls
+    /// `waiting` with the cause each time that all have failed. `op` returns
+    /// [`Reason::VerificationFailed`] for a false answer, which bans the peer.
     pub(crate) async fn ask_any<T: Send>(
         &self,
         op: impl Fn(PeerClient) -> BoxFuture<'static, Result<T, Problem>> + Send + Sync,
@@ -144,7 +148,7 @@ impl BootstrapPool {
             if answered.is_err()
                 && let Some(liar) = self.due_liar(&list)
             {
-                // Alone, and only now: nobody else has it.
+                // Asked alone and only after all others failed.
                 let second = self.try_candidates(vec![liar], &op).await;
                 answered = second.or(answered);
             }
@@ -159,7 +163,7 @@ impl BootstrapPool {
             tokio::select! {
                 changed = sources.changed() => {
                     if changed.is_err() {
-                        // Nobody will ever add a source: only time can help.
+                        // The list of candidates can no longer change, so only waiting can help.
                         tokio::time::sleep(retry).await;
                     }
                 }
@@ -169,7 +173,7 @@ impl BootstrapPool {
         }
     }
 
-    /// Of those on the list that lied, one that may be asked again.
+    /// A banned peer on the list whose ban has expired.
     fn due_liar(&self, list: &[PeerCandidate]) -> Option<Address> {
         let (state, now) = (self.state(), Instant::now());
         let mut misbehaving = list.iter().filter(|source| {
@@ -179,7 +183,7 @@ impl BootstrapPool {
         misbehaving.next().map(|source| source.address.clone())
     }
 
-    /// Notes that a peer lied; it may be asked again after a while.
+    /// Bans a peer for a delay that doubles with each false answer.
     fn ban(&self, address: Address, what: String) {
         let mut state = self.state();
         let times = state.misbehaving.get(&address).map_or(0, |lie| lie.times);
@@ -192,7 +196,7 @@ impl BootstrapPool {
         state.misbehaving.insert(address, lie);
     }
 
-    /// Puts candidates in the order in which they are asked: by lot, hosts taking turns, silent hosts last.
+    /// Orders candidates: shuffled, with hosts taking turns and silent hosts last.
     fn order(&self, candidates: &mut [Address]) {
         candidates.shuffle(&mut rand::rng());
         let hosts: HashMap<Address, Host> = candidates
@@ -208,7 +212,7 @@ impl BootstrapPool {
         });
     }
 
-    /// What keeps all from answering well: those who failed now, and those who lied before.
+    /// The combined cause: peers that failed now and peers that are banned.
     fn combined_problem(&self, failed: &[(Address, Problem)]) -> Option<Problem> {
         let misbehaving: Vec<(Address, Problem)> = {
             let state = self.state();
@@ -224,7 +228,7 @@ impl BootstrapPool {
         no_provider_serves(all.map(|(address, problem)| (address, problem)))
     }
 
-    /// One round over all candidates; each one's problem where none answered well.
+    /// One round over all candidates; the problem of each if none gave a valid answer.
     async fn try_candidates<T: Send>(
         &self,
         candidates: Vec<Address>,
@@ -257,13 +261,13 @@ impl BootstrapPool {
                     1
                 }
                 Ok(None) => 1,
-                // Beyond this many they would only wait for each other.
+                // More attempts than this would only wait for permits.
                 Err(_) => attempts.len().min(MAX_CONCURRENT),
             };
         }
     }
 
-    /// Keeps a connection for later, if there is room for it.
+    /// Keeps a connection for later if there is room.
     fn keep_client(&self, address: &Address, client: &PeerClient) {
         let mut state = self.state();
         if state.clients.len() < MAX_CONCURRENT {
@@ -284,7 +288,7 @@ impl BootstrapPool {
                 None => PeerClient::open(&address, self.leave_from).await?,
             };
             let told = op(client.clone()).await;
-            // Whoever only takes connections has not answered.
+            // A peer that accepts the connection but does not answer is not kept.
             if !matches!(&told, Err(problem) if is_silence(problem)) {
                 self.keep_client(&address, &client);
             }
@@ -299,11 +303,11 @@ impl BootstrapPool {
             }
             Err(_) => {
                 *self.state().silent.entry(host).or_default() += 1;
-                // An acquisition that is dropped leaves the queue.
+                // Dropping the acquisition leaves the semaphore's queue.
                 tokio::select! {
                     told = &mut asked => told,
                     silent = self.silent.acquire() => {
-                        // Others have their turn.
+                        // Frees the permit for another peer.
                         drop(attempt);
                         let told = asked.await;
                         drop(silent);
@@ -331,12 +335,12 @@ impl BootstrapPool {
     }
 }
 
-/// Whether a connection that fails so is of no further use.
+/// Whether the connection failed or timed out and is of no further use.
 const fn is_silence(problem: &Problem) -> bool {
     matches!(problem.reason, Reason::Unreachable | Reason::TimedOut)
 }
 
-/// What to say where nobody is known who could be asked.
+/// The problem to report if no peer is known.
 pub(crate) fn no_provider(sources: &PeerCandidates) -> Option<Problem> {
     if !sources.list.is_empty() || !sources.index_answered {
         return None;
@@ -362,7 +366,7 @@ mod tests {
         }
     }
 
-    /// A dialer whose peers are connected already, so that nobody is called.
+    /// A pool whose peers are already connected, so that it opens no connection.
     fn dialer(addresses: impl Iterator<Item = Address>) -> BootstrapPool {
         let (_list, sources) = watch::channel(PeerCandidates::default());
         let pool = BootstrapPool::new(sources);
@@ -401,7 +405,7 @@ mod tests {
         assert!(round.await.is_ok(), "everyone has its turn");
     }
 
-    /// The link to it may have damaged its answer.
+    /// A damaged connection may have corrupted the answer.
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_lied_is_asked_again_after_a_while_where_nobody_else_is_left() {
         let list = PeerCandidates {

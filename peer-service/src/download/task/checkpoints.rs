@@ -1,4 +1,4 @@
-//! The resume state of a running transfer, kept up to date.
+//! Writes the resume state of a running download at intervals.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,25 +11,26 @@ use crate::{
     fs::blocking::blocking,
 };
 
-/// Time between two checkpoints: what a crash can cost.
+/// Interval between checkpoints: bounds how much progress a crash loses.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Time to the first one, so that even a short run leaves something to resume from.
+/// Delay before the first checkpoint, so that even a short run can be resumed.
 const FIRST_CHECKPOINT_AFTER: Duration = Duration::from_millis(250);
 
-/// A checkpoint may take this part of the time: on a slow disk they become rarer.
+/// The interval is at least this many times the duration of a checkpoint, so slow disks get fewer.
 const CHECKPOINT_SHARE: u32 = 10;
 
-/// Records what is on disk every now and then, until `stop`.
+/// Writes checkpoints until `stop` is cancelled.
 ///
 /// # Errors
-/// Where data was lost on its way to the disk; it cancels `stop`, as nothing that follows can be relied on.
+/// If written data did not reach the disk. It then cancels `stop`, because later writes are
+/// unreliable too.
 pub(crate) async fn run_checkpoints(
     download: Arc<ActiveDownload>,
     stop: CancellationToken,
 ) -> Result<(), Problem> {
     let mut wait = FIRST_CHECKPOINT_AFTER;
-    // What was found without a state that is believed is worth one.
+    // Without a valid resume state, the units found on disk justify a checkpoint.
     let mut stored = match download.part_file.has_valid_resume_state() {
         true => Some(download.have().count()),
         false => None,
@@ -59,7 +60,7 @@ pub(crate) async fn run_checkpoints(
                 stop.cancel();
                 return Err(problem);
             }
-            // Tried again whether or not more has come by then, and said once.
+            // Retried even if no further units arrive, and logged once.
             Err(problem) => {
                 if !failing {
                     tracing::warn!(%problem, "the resume state could not be written; tried again");

@@ -1,4 +1,4 @@
-//! How a run ends when all units are there: under its name, and shared.
+//! Finishes a run whose units are all there: gives the content its final name and shares it.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -26,14 +26,15 @@ use crate::{
     library::Item,
 };
 
-/// How long a transfer that is done waits until it is shared: for all but huge collections, whose files are counted in the background.
+/// How long a finished download waits to be shared: enough except for huge collections, whose files
+/// are registered in the background.
 const ADOPTION_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// How often the bytes copied are shown.
+/// Interval between updates of the copied bytes.
 const SHOWN_EVERY: Duration = Duration::from_millis(200);
 
 impl DownloadRun {
-    /// Gives it its name and shares it.
+    /// Gives the content its final name and shares it. False if stopped.
     pub(crate) async fn finalize(
         &self,
         download: &Arc<ActiveDownload>,
@@ -53,7 +54,7 @@ impl DownloadRun {
             let work = blocking(move || finalize::finalize(&part, claim, &stop));
             match self.while_copying(download, reporter, work).await? {
                 Ok(stamps) => break stamps,
-                // What could not be flushed is lost: that takes a new part.
+                // After a failed flush the written data is lost, so the run needs a new part file.
                 Err(problem) if problem.reason.is_exhaustion() && !download.part_file.sync_failed() => {
                     reporter.set_state(DownloadState::Waiting, Some(problem));
                     tokio::select! {
@@ -76,21 +77,21 @@ impl DownloadRun {
             view: self.status.clone(),
             label: Label::sanitize(&download.name),
         };
-        // Served and told of as a part from the transfer until the library has it.
+        // The download serves the content and stays announced as partial until the library has it.
         let source = self.active.clone();
         let adopted = self.context.tracker.spawn(async move {
             adoption.run().await;
             drop(offered);
             source.send_replace(None);
         });
-        // It goes on if this takes longer.
+        // The adoption continues if it takes longer.
         let _ = tokio::time::timeout(ADOPTION_TIMEOUT, adopted).await;
         Ok(true)
     }
 }
 
 impl DownloadRun {
-    /// Shows how far the copies of content that several paths have are, until the work is done.
+    /// Reports how many bytes of duplicate content are copied, until the work is done.
     async fn while_copying<T>(
         &self,
         download: &Arc<ActiveDownload>,
@@ -100,7 +101,7 @@ impl DownloadRun {
         tokio::pin!(work);
         let mut tick = tokio::time::interval(SHOWN_EVERY);
         loop {
-            // The work is pinned outside: polling the other arm loses nothing of it.
+            // The work is pinned outside the loop, so polling the other arm does not drop it.
             tokio::select! {
                 done = &mut work => break done,
                 _ = tick.tick() => reporter.copied(download.part_file.copied()),
@@ -109,7 +110,7 @@ impl DownloadRun {
     }
 }
 
-/// A finished download on its way into the library.
+/// Adopts a finished download into the library.
 struct Adoption {
     context: Arc<DownloadContext>,
     download: Arc<ActiveDownload>,
@@ -118,12 +119,12 @@ struct Adoption {
     collection: Option<CollectionManifest>,
     stop: CancellationToken,
     view: watch::Sender<DownloadStatus>,
-    /// What others call it: where it was put is its owner's business.
+    /// The name that others use; the target path stays private.
     label: Label,
 }
 
 impl Adoption {
-    /// The download is done whether or not this works.
+    /// The download is done even if this fails.
     async fn run(&self) {
         let path = self.download.part_file.target().path.clone();
         let adopted = match &self.collection {
@@ -149,7 +150,7 @@ impl Adoption {
             .await
     }
 
-    /// The tree of a file of one piece that an earlier run fetched.
+    /// The tree of a one-piece file from an earlier run.
     async fn tree_of_small(&self) -> Result<FileTree, Problem> {
         let part = Arc::clone(&self.download.part_file);
         let hashed = blocking(move || {

@@ -1,5 +1,6 @@
-//! What a transfer has to know before the swarm begins: size and root, what kind it is, the manifest of a collection, and the
-//! piece layers. All of it comes from strangers and is checked against the id.
+//! The metadata that a download needs before the swarm starts: size, root, kind, the manifest of a
+//! collection, and piece layers. All of it comes from untrusted peers and is verified against the
+//! id.
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,34 +32,35 @@ use crate::{
     fs::blocking::blocking,
 };
 
-/// Piece layers asked for at once: small answers, so the round trips count.
+/// Piece layers requested concurrently: the responses are small, so round trips dominate.
 const LAYERS_AT_ONCE: usize = 8;
 
-/// Bytes of a manifest asked for in one call: held besides those that are there.
+/// Bytes of a manifest per call; bounds the memory in addition to the bytes received so far.
 const MANIFEST_REQUEST_BYTES: u64 = 2 * 1024 * 1024;
 
-/// How long one such call may take in all: what came by then is kept, and the next call asks for the rest.
+/// Time limit for one such call; units that arrived by then are kept, and the next call requests
+/// the rest.
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What is known of the file by itself.
+/// What is known about a file before its content.
 #[derive(Debug, Clone)]
 pub(crate) struct FileMetadata {
-    /// Size and root fit the id; the kind is a claim.
+    /// Size and root match the id; the kind is an unverified claim.
     pub(crate) record: FileRecord,
-    /// What others call it; hostile.
+    /// The name that others use; untrusted.
     pub(crate) name: Option<String>,
 }
 
-/// A collection's manifest, verified.
+/// The verified manifest of a collection.
 #[derive(Debug, Clone)]
 pub(crate) struct CollectionManifest {
-    /// What it lists.
+    /// The decoded manifest.
     pub(crate) manifest: Arc<Manifest>,
-    /// The tree over them.
+    /// The Merkle tree of the manifest's bytes.
     pub(crate) tree: FileTree,
 }
 
-/// Finds out about a file: here, from the index, or from a peer.
+/// Finds size, root and name of a file: in the library, at the index, or from a peer.
 pub(crate) async fn identify(
     context: &DownloadContext,
     id: FileId,
@@ -81,7 +83,7 @@ pub(crate) async fn identify(
     if let Some(index) = &context.index {
         match index.query(&QueryKey::Id(id), 1, None).await {
             Ok(page) => {
-                // The wall has checked that id, size and root fit.
+                // The conversion from the wire checked that id, size and root match.
                 if let Some(found) = page.files.into_iter().find(|found| found.file.id == id) {
                     return Ok(FileMetadata {
                         record: found.file,
@@ -101,13 +103,13 @@ pub(crate) async fn identify(
     })
 }
 
-/// What to call it where nobody said.
+/// The name of a file for which nobody reported a name.
 pub(crate) fn fallback_name(id: FileId) -> Label {
     Label::sanitize(&format!("potluck-{}", id.short()))
 }
 
-/// The manifest behind an id that is said to be a collection; `None` where the verified bytes are no manifest, so that it is a plain file
-/// whatever was claimed.
+/// The manifest of an id that is said to be a collection. `None` if the verified bytes are not a
+/// manifest, so the content is a plain file.
 pub(crate) async fn fetch_collection(
     context: &DownloadContext,
     record: &FileRecord,
@@ -142,7 +144,7 @@ pub(crate) async fn fetch_collection(
     .await
 }
 
-/// The bytes of a small file that is here already.
+/// The bytes of a small file from the library.
 async fn local_bytes(context: &DownloadContext, record: &FileRecord) -> Result<Option<Vec<u8>>, Problem> {
     use std::os::unix::fs::FileExt as _;
     let (library, id, size) = (context.library.clone(), record.id, record.size);
@@ -156,10 +158,11 @@ async fn local_bytes(context: &DownloadContext, record: &FileRecord) -> Result<O
     .await
 }
 
-/// Gets every piece layer that the checks still need.
+/// Adds every piece layer that the verifier still needs, from the library or from peers.
 ///
 /// # Errors
-/// Only of the machine: it goes on asking peers until one has them.
+/// [`Reason::VerificationFailed`] if an id claims to be an empty file and is not; otherwise only
+/// local failures. Failures of peers are retried until a peer has the layer.
 pub(crate) async fn fetch_layers(
     context: &DownloadContext,
     checks: &Arc<UnitVerifier>,
@@ -203,7 +206,8 @@ async fn fetch_layer(
     let op = |client: PeerClient| {
         async move {
             let layer = client.piece_hashes(id, size).await?;
-            // Folding a few thousand hashes takes a millisecond or two; the largest lists take longer.
+            // Folding a few thousand hashes takes one or two milliseconds; the largest layers take
+            // longer.
             blocking(move || tree_of(id, size, layer)).await?.ok_or_else(|| {
                 Problem::new(
                     Reason::VerificationFailed,
@@ -218,8 +222,8 @@ async fn fetch_layer(
     Ok(())
 }
 
-/// All bytes of a manifest, verified, into memory; of what is none no more than it takes to see that, or every file that someone calls a
-/// collection would be fetched twice.
+/// The verified bytes of a manifest, in memory. Stops after the first unit if the content is not a
+/// manifest; otherwise a false claim would make a large file download twice.
 async fn fetch_manifest(
     plan: &Arc<Plan>,
     checks: &Arc<UnitVerifier>,
@@ -232,7 +236,7 @@ async fn fetch_manifest(
     let units: Vec<u32> = (0..plan.unit_count()).collect();
     let mut got = 0;
     while got < units.len() {
-        // The first alone: the claim stands or falls with it.
+        // The first unit alone shows whether the content is a manifest.
         let max = if got == 0 { 1 } else { run };
         let units = &units[got..units.len().min(got + max)];
         if !bytes.is_empty() {
@@ -254,7 +258,8 @@ async fn fetch_manifest(
     bytes
 }
 
-/// The first of these units, at least one and as many as come in time, from this peer and verified.
+/// Downloads a prefix of these units from one peer and verifies it: at least one unit, and as many
+/// as arrive in time.
 async fn fetch_units(
     client: PeerClient,
     plan: Arc<Plan>,
@@ -289,7 +294,7 @@ async fn fetch_units(
     Ok(done)
 }
 
-/// Whether a record's claim makes it worth a look at its bytes as a manifest.
+/// Whether the claimed kind justifies examining the bytes as a manifest.
 pub(crate) fn claims_collection(record: &FileRecord) -> bool {
     record.kind == FileKind::Collection
 }

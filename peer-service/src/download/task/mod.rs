@@ -1,4 +1,4 @@
-//! The life of one transfer, from what was asked for to a verified file in its place.
+//! One run of a download: finds its metadata, recovers earlier data, runs the swarm and finalizes.
 
 pub(crate) mod bootstrap;
 mod checkpoints;
@@ -51,51 +51,52 @@ use potluck_swarm::{Swarm, SwarmConfig};
 
 use planning::PlannedDownload;
 
-/// How a transfer's task ended.
+/// How the task of a download ended.
 #[derive(Debug)]
 pub(crate) enum RunEnd {
-    /// In its place, verified.
+    /// The content is verified and has its final name.
     Done,
-    /// Told to stop; what was fetched is kept.
+    /// The task was told to stop; the downloaded data is kept.
     Stopped,
-    /// Cannot go on; what was fetched is kept.
+    /// The download cannot continue; the downloaded data is kept.
     Failed(Problem),
 }
 
-/// What came of fetching.
+/// The result of one pass through the download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FetchOutcome {
-    /// All of it.
+    /// Every unit is there.
     Done,
-    /// It was told to stop.
+    /// The task was told to stop.
     Stopped,
-    /// It was taken for a plain file, and may be none: to be looked at, and begun anew.
+    /// The download was taken for a plain file and may be a collection; it starts again and checks.
     Doubted,
 }
 
-/// One run of a transfer.
+/// One run of a download.
 #[derive(Debug)]
 pub(crate) struct DownloadRun {
     pub(crate) context: Arc<DownloadContext>,
     pub(crate) spec: DownloadSpec,
-    /// What it is held to; changes on the way.
+    /// The current limits; may change during the run.
     pub(crate) limits: watch::Receiver<TransferLimits>,
-    /// Who was named to be asked; grows on the way.
+    /// Addresses of peers that the user named; may grow during the run.
     pub(crate) named_peers: watch::Receiver<Vec<Address>>,
     pub(crate) status: watch::Sender<DownloadStatus>,
     pub(crate) stop: CancellationToken,
-    /// Whether it was doubted that this is a plain file: its bytes are looked at, whatever is said.
+    /// Whether the content may be a collection although it is said to be a plain file. If set, its
+    /// bytes are examined.
     pub(crate) kind_doubted: AtomicBool,
-    /// Where the running transfer is put for others to serve from.
+    /// Publishes the running download, so that uploads can read from it.
     pub(crate) active: watch::Sender<Option<Arc<ActiveDownload>>>,
 }
 
 impl DownloadRun {
-    /// Runs to the end.
+    /// Runs to completion.
     pub(crate) async fn run(self) -> RunEnd {
         let reporter = StatusReporter::new(self.status.clone(), self.stop.clone());
         let (list, sources) = watch::channel(PeerCandidates::default());
-        // Ends with the run, however that ends.
+        // The guard stops discovery when the run ends for any reason.
         let local = self.stop.child_token();
         let _ends = local.clone().drop_guard();
         let (context, keep_stop) = (Arc::clone(&self.context), local.clone());
@@ -124,8 +125,9 @@ impl DownloadRun {
         }
     }
 
-    /// True when done, false when stopped. Where room was lacking and nothing else waited for it, such as for what had been written
-    /// and could not be flushed, it begins anew with what is there.
+    /// Returns true when done, false when stopped. If the disk is full or file descriptors run out
+    /// outside the steps that wait by themselves (for example on a failed flush), starts again from
+    /// the data on disk.
     async fn run_until_done(
         &self,
         reporter: &StatusReporter,
@@ -161,7 +163,7 @@ impl DownloadRun {
         local: &CancellationToken,
     ) -> Result<FetchOutcome, Problem> {
         let pool = BootstrapPool::new(sources.clone()).leaving_from(self.context.leave_from);
-        // Neither of the two that can be dropped holds anything that is not dropped whole.
+        // Both futures can be dropped: they hold nothing that outlives them.
         let planned = tokio::select! {
             () = self.stop.cancelled() => return Ok(FetchOutcome::Stopped),
             planned = self.plan(reporter, &pool) => planned?,
@@ -169,7 +171,8 @@ impl DownloadRun {
         let Some(planned) = planned else {
             return Ok(FetchOutcome::Done);
         };
-        // To its end: left alone it would go on, and whoever removes the part or goes on with it next would meet it.
+        // Runs to the end: a dropped blocking task would continue and conflict with the next user
+        // of the part file.
         let Some((part, found)) = self.open_part(&planned, reporter).await? else {
             return Ok(FetchOutcome::Stopped);
         };
@@ -187,8 +190,8 @@ impl DownloadRun {
             return Ok(FetchOutcome::Stopped);
         };
         let download = self.publish(&prepared, have).await?;
-        // At once, with nothing to give yet: those who fetch the same find each other while the first pieces come, and each knows
-        // that the others fetch.
+        // Announced before the first unit is there, so that peers that download the same file find
+        // each other early and know of each other's download.
         let offered = self.context.announce_set.announce_partial(Registration {
             file: download.record,
             names: vec![download.name.clone()],
@@ -214,13 +217,14 @@ impl DownloadRun {
         })
     }
 
-    /// Takes the transfer off the shelf and records what it has.
+    /// Stops serving the download and writes a last checkpoint.
     async fn retire(&self, download: &Arc<ActiveDownload>, have: Bitfield) {
         self.active.send_replace(None);
         let part = Arc::clone(&download.part_file);
         let last = move || {
             let stored = part.checkpoint(&have);
-            // Whoever is being served holds the part for a while longer, and must not keep it from being removed or gone on with.
+            // An upload may hold the part file a little longer; without the lock the file can be
+            // deleted or resumed.
             part.unlock();
             stored
         };
@@ -231,7 +235,7 @@ impl DownloadRun {
     }
 }
 
-/// Everything that is known before the first unit.
+/// Everything that is prepared before the first unit is requested.
 #[derive(Debug)]
 pub(crate) struct PreparedDownload {
     planned: PlannedDownload,
@@ -241,7 +245,7 @@ pub(crate) struct PreparedDownload {
 }
 
 impl DownloadRun {
-    /// Opens the part; where the disk is full, waits for room. `None` when stopped.
+    /// Opens the part file; waits if the disk is full. `None` if stopped.
     async fn open_part(
         &self,
         planned: &PlannedDownload,
@@ -266,7 +270,7 @@ impl DownloadRun {
         Ok(None)
     }
 
-    /// Units of an earlier run and units that are elsewhere on this machine; `None` when stopped.
+    /// Recovers units of an earlier run and copies units from the library. `None` if stopped.
     async fn recover_units(
         &self,
         prepared: &PreparedDownload,
@@ -290,7 +294,7 @@ impl DownloadRun {
             let resumed: u64 = have.ones().map(|unit| part.plan().unit_len(unit)).sum();
             let copied = recover::copy_local(&library, &part, &checks, &mut have, &wanted, &on_unit);
             if let Err(error) = copied {
-                // The swarm will meet the same trouble, and says it.
+                // The swarm's first write fails the same way and reports the error.
                 tracing::warn!(%error, "could not copy what is here already");
             }
             (have, resumed)
@@ -298,7 +302,7 @@ impl DownloadRun {
         tokio::pin!(work);
         let mut tick = tokio::time::interval(Duration::from_millis(200));
         let (have, resumed) = loop {
-            // The work is pinned outside: polling the other arm loses nothing of it.
+            // The work is pinned outside the loop, so polling the other arm does not drop it.
             tokio::select! {
                 told = &mut work => break told?,
                 _ = tick.tick() => reporter.set_bytes(done.load(Ordering::Relaxed)),
@@ -309,7 +313,7 @@ impl DownloadRun {
         Ok(Some(have).filter(|_| !self.stop.is_cancelled()))
     }
 
-    /// Puts the transfer where others can be served from it.
+    /// Makes the download available to uploads.
     async fn publish(
         &self,
         prepared: &PreparedDownload,
@@ -349,7 +353,7 @@ impl DownloadRun {
         Ok(download)
     }
 
-    /// The swarm's part, until all units are there.
+    /// Runs the swarm until all units are there.
     async fn run_swarm(
         &self,
         download: &Arc<ActiveDownload>,
@@ -410,7 +414,7 @@ impl DownloadRun {
         let (part, over) = (Arc::clone(&download.part_file), stop.clone());
         calls.spawn_blocking(move || {
             if let Err(error) = part.preallocate(|| !over.is_cancelled()) {
-                // Whatever is written next meets the same trouble, and says it.
+                // The next write fails the same way and reports the error.
                 tracing::debug!(%error, "the room could not be taken in advance");
             }
         });
@@ -426,7 +430,8 @@ impl DownloadRun {
         drop(ends);
         calls.close();
         calls.wait().await;
-        // Ends by itself now; a checkpoint under way must not come after what follows.
+        // The checkpoint task ends with `stop`. Waiting for it keeps a late checkpoint from
+        // overlapping the next step.
         if let Ok(Err(problem)) = checkpoints.await {
             return Err(problem);
         }

@@ -1,7 +1,9 @@
-//! What a run has to know before its part is opened: what is fetched, where to, and what its units are checked against.
+//! Decides what a run downloads, where to, and how it verifies the units, before the part file
+//! opens.
 //!
-//! That something is a folder is believed once its bytes are a manifest. That it is a plain file is believed until somebody counts its units
-//! otherwise, or its own bytes turn out to be one: then it is looked at, once.
+//! Content counts as a collection only if its bytes decode as a manifest. Content counts as a plain
+//! file until a peer reports a different number of units or the downloaded bytes are a manifest;
+//! then the bytes are examined once.
 
 use std::{
     os::unix::fs::FileExt as _,
@@ -33,7 +35,7 @@ use crate::{
     fs::blocking::blocking,
 };
 
-/// What is fetched, and where to.
+/// What a run downloads, and where to.
 #[derive(Debug)]
 pub(crate) struct PlannedDownload {
     pub(crate) record: FileRecord,
@@ -44,7 +46,7 @@ pub(crate) struct PlannedDownload {
 }
 
 impl DownloadRun {
-    /// What is to be known of it; `None` where the file is at the target already.
+    /// Collects what the run needs to know; `None` if the content is already at the target.
     pub(crate) async fn plan(
         &self,
         reporter: &StatusReporter,
@@ -55,7 +57,7 @@ impl DownloadRun {
         if let Some(path) = &self.spec.target {
             target::check_target(path)?;
         }
-        // What is there already needs nobody's help to be recognised.
+        // An existing file at the target can be recognised without asking a peer.
         let (asked, named, files) = (
             self.spec.target.clone(),
             self.spec.name.clone(),
@@ -66,7 +68,7 @@ impl DownloadRun {
             reporter.set_path(&target.path);
             let label = match (&self.spec.name, &self.spec.target) {
                 (Some(name), _) => Some(Label::sanitize(name)),
-                // Its owner named the path, and nobody said what others call it.
+                // The user named the path, and nobody reported a public name.
                 (None, Some(_)) => Some(metadata::fallback_name(id)),
                 (None, None) => None,
             };
@@ -76,7 +78,7 @@ impl DownloadRun {
         }
         let known = metadata::identify(&self.context, id, pool, waiting).await?;
         let mut record = known.record;
-        // A name that was used before stays: others may call it otherwise, and what was fetched lies under that one.
+        // An earlier name stays, because the part file has that name.
         let before = Some(self.status.borrow().name.clone()).filter(|name| !name.is_empty());
         let name = match self
             .spec
@@ -157,7 +159,7 @@ impl DownloadRun {
         }))
     }
 
-    /// What its units are checked against.
+    /// Builds the verifier and downloads the piece layers that it needs.
     pub(crate) async fn build_verifier(
         &self,
         planned: &PlannedDownload,
@@ -171,21 +173,21 @@ impl DownloadRun {
         Ok(checks)
     }
 
-    /// Whether what is taken for a plain file could be a folder's manifest, and nobody looked yet.
+    /// Whether a supposed plain file may be a manifest that nobody has examined yet.
     pub(crate) fn may_be_collection(&self, plan: &Plan) -> bool {
         plan.manifest().is_none()
             && plan.total() <= MAX_MANIFEST_SIZE
             && !self.kind_doubted.load(Ordering::Relaxed)
     }
 
-    /// Whether what was fetched as a plain file is a folder's manifest after all.
+    /// Whether the downloaded bytes of a supposed plain file are a manifest.
     pub(crate) async fn is_manifest(&self, download: &Arc<ActiveDownload>) -> Result<bool, Problem> {
         let part = Arc::clone(&download.part_file);
         if !self.may_be_collection(part.plan()) {
             return Ok(false);
         }
         blocking(move || {
-            // What cannot be read is told of when it is given its name.
+            // Finalizing reports a read error.
             let Ok(file) = part.file(0) else { return false };
             let mut bytes = vec![0; MAGIC.len()];
             if file.read_exact_at(&mut bytes, 0).is_err() || bytes != MAGIC {
@@ -198,7 +200,7 @@ impl DownloadRun {
     }
 }
 
-/// Why a collection is not fetched that would write many times its distinct content.
+/// The error for a collection that would write many times its distinct content.
 fn expansion_refused(plan: &Plan) -> Problem {
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     Problem::new(

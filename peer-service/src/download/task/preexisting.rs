@@ -1,4 +1,5 @@
-//! What stands at the target already: if it is what was asked for, the transfer is done; anything else is left alone.
+//! Checks what is already at the target: matching content completes the download; anything else is
+//! never overwritten.
 
 use std::{
     cell::OnceCell,
@@ -37,10 +38,10 @@ use crate::{
     library::{EntryHashes, stamp_of, stamps_at},
 };
 
-/// Mode bits that let somebody execute a file.
+/// Mode bits that allow execution.
 const ANY_EXECUTE: u32 = 0o111;
 
-/// The target, where it is known without knowing what is fetched, and a file is there.
+/// The target, if it follows from the request alone and is an existing file.
 pub(crate) fn early_target(asked: Option<&Path>, name: Option<&str>, files: &Path) -> Option<DownloadTarget> {
     let target = match (asked, name) {
         (Some(path), _) if !path.is_dir() => Some(DownloadTarget {
@@ -52,8 +53,9 @@ pub(crate) fn early_target(asked: Option<&Path>, name: Option<&str>, files: &Pat
     target.filter(|target| target.path.is_file())
 }
 
-/// The target, knowing what is fetched: a folder that is there is the collection's own where it has its content or an unfinished
-/// download of it, otherwise the collection goes inside.
+/// The target once the content is known. An existing folder is the target if it has the
+/// collection's content or an unfinished download of it; otherwise the collection goes inside the
+/// folder.
 pub(crate) fn resolve_target(
     id: FileId,
     asked: Option<&Path>,
@@ -79,11 +81,12 @@ pub(crate) fn resolve_target(
     DownloadTarget::resolve(asked, name, files)
 }
 
-/// Whether the file is at `path` already. What is there and verifies is shared like a download, under
-/// this label.
+/// Whether the file is already at `path`. A verified file is shared like a download, under this
+/// label.
 ///
 /// # Errors
-/// `TARGET_EXISTS` where something else is there; `VERIFICATION_FAILED` is for the caller's claim.
+/// `TARGET_EXISTS` if something else is at the path, and the reason of the I/O error if the path
+/// cannot be read.
 pub(crate) async fn is_file_complete(
     context: &DownloadContext,
     id: FileId,
@@ -96,7 +99,7 @@ pub(crate) async fn is_file_complete(
         let metadata = match fs::symlink_metadata(&owned) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(target::target_problem(&owned, &error)),
-            // Through a link that somebody made on purpose.
+            // Follows a symbolic link at the target itself, which the user made on purpose.
             Ok(_) => fs::metadata(&owned).map_err(|_| target::target_exists(&owned))?,
         };
         if !metadata.is_file() {
@@ -108,7 +111,7 @@ pub(crate) async fn is_file_complete(
         {
             return Ok(Some((metadata.len(), None)));
         }
-        // The stamp is from before it is read: a change since then shows in it.
+        // Taken before the file is read, so that a later change shows in the stamp.
         let hashed = open_regular(&owned).and_then(|file| {
             let stamp = stamp_of(&file.metadata()?);
             let tree = hash::hash_file(&file, metadata.len(), threads, &|_| continue_unless(stop))?;
@@ -137,11 +140,12 @@ pub(crate) async fn is_file_complete(
     Ok(true)
 }
 
-/// Whether the folder at `path` has everything that the manifest lists, as it lists it. It is shared
-/// like a download, under this label.
+/// Whether the folder at `path` matches the manifest completely. A matching folder is shared like a
+/// download, under this label.
 ///
 /// # Errors
-/// `TARGET_EXISTS` where something else is there.
+/// `TARGET_EXISTS` if something else is at the path, and the reason of the I/O error if the path
+/// cannot be read.
 pub(crate) async fn is_folder_complete(
     context: &DownloadContext,
     path: &Path,
@@ -183,8 +187,8 @@ pub(crate) async fn is_folder_complete(
     Ok(true)
 }
 
-/// Whether every entry is there with the right type, size, mode and link, told without reading any file. Modes and links do not count
-/// where the file system has none.
+/// Whether every entry exists with the right type, size, mode and link target, without reading a
+/// file. Modes and links are ignored on file systems without them.
 fn matches_manifest(root: &Path, manifest: &Manifest) -> bool {
     let lacks_modes = OnceCell::new();
     let lacks_modes = || *lacks_modes.get_or_init(|| may_lack_modes(root));
@@ -210,7 +214,7 @@ fn matches_manifest(root: &Path, manifest: &Manifest) -> bool {
     })
 }
 
-/// The hashes of a folder whose every file is what the manifest says, after hashing each.
+/// Hashes every file of a folder. Fails with `InvalidData` if a file does not match the manifest.
 fn hash_folder(root: &Path, manifest: &Manifest, stop: &CancellationToken) -> io::Result<EntryHashes> {
     let mut hashes = EntryHashes::new(manifest.len());
     for (index, entry) in (0..).zip(manifest.entries()) {
@@ -236,8 +240,8 @@ fn hash_entry(
     hash::hash_file(&file, size, 1, &|_| continue_unless(stop))
 }
 
-/// The hashes of a collection that has just been put in its place: from what verified on the way, or by hashing what an earlier run
-/// fetched, unless told to stop.
+/// The hashes of a finalized collection: from the verifier, or by hashing files that an earlier run
+/// downloaded. Stops early if cancelled.
 pub(crate) fn collect_hashes(
     checks: &UnitVerifier,
     plan: &Plan,
@@ -255,7 +259,7 @@ pub(crate) fn collect_hashes(
         };
         hashes.set(first, tree);
     }
-    // Copies are one file of the plan.
+    // Files with the same content are one file of the plan.
     for entries in manifest.contents() {
         for &copy in &entries[1..] {
             hashes.copy(entries[0], copy);

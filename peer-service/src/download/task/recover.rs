@@ -1,6 +1,7 @@
-//! What a part that was found holds: units of an earlier run, and units that are elsewhere on this machine.
+//! Recovers units that are already on this machine: from an earlier run, and from the library.
 //!
-//! Invariant: no unit counts as had that was not verified, in this run or by a state that a sample of units confirms.
+//! Invariant: a unit counts as present only if it verified in this run, or if a resume state lists
+//! it and a sample of that state's units verified.
 
 use std::{
     io,
@@ -22,12 +23,12 @@ use crate::{
     library::Library,
 };
 
-/// Units verified again before a resume state is believed: damage to a part as a whole (a copy cut short, a disk that lost
-/// its cache) hits one of them.
+/// Units verified before a resume state is trusted: damage to the whole file (a truncated copy, a
+/// lost disk cache) very likely hits one of them.
 const SAMPLE: usize = 8;
 
-/// The units that are there, or those found by the time it is not wanted any more. Reads and hashes: not for the async threads.
-/// `on_unit` is told the length of each unit found.
+/// Returns the valid units of the part file, or those found before the run was stopped. Calls
+/// `on_unit` with the length of each. Blocks: reads and hashes.
 pub(crate) fn recover(
     part: &PartFile,
     checks: &UnitVerifier,
@@ -49,7 +50,7 @@ pub(crate) fn recover(
                 part = %part.target().part().display(),
                 "the resume state does not fit the data: everything is verified again"
             );
-            // On the disk as well: the next sample might hit nothing.
+            // Also invalidates the state on disk, because the next sample might miss the damage.
             if let Err(problem) = part.invalidate_resume_state() {
                 tracing::warn!(%problem, "the resume state could not be taken back");
             }
@@ -63,7 +64,7 @@ fn verifies(part: &PartFile, checks: &UnitVerifier, unit: u32) -> bool {
     part.read(unit).is_ok_and(|data| checks.verify(unit, &data))
 }
 
-/// Every unit that verifies.
+/// Verifies every unit and returns those that pass.
 fn verify_all(
     part: &PartFile,
     checks: &UnitVerifier,
@@ -93,10 +94,10 @@ fn verify_all(
     have.into_inner()
 }
 
-/// Fills in units that the library has, verified like those of a stranger. Not for the async threads.
+/// Copies missing units from the library and verifies them like data from a peer. Blocks.
 ///
 /// # Errors
-/// Where a unit cannot be written.
+/// If a unit cannot be written.
 pub(crate) fn copy_local(
     library: &Library,
     part: &PartFile,
@@ -171,7 +172,7 @@ mod tests {
         let checks = UnitVerifier::new(Arc::clone(&plan));
         assert!(checks.add_layer(0, tree.piece_hashes.clone()));
         let all = Bitfield::full(plan.unit_count());
-        // Nothing was written.
+        // Marks every unit as present although none was written.
         open().0.checkpoint(&all).unwrap();
         let (part, found) = open();
         assert_eq!(found, FoundPart::Resume(all));
