@@ -1,4 +1,4 @@
-//! A running transfer as others see it: what it can serve already.
+//! A running download as an upload source: the content that it can serve so far.
 //!
 //! Invariant: a range is served only if every unit that covers it was verified and written.
 
@@ -26,18 +26,18 @@ use crate::{
     download::{engine::verifier::UnitVerifier, storage::part_file::PartFile},
 };
 
-/// What the driver of a transfer and those who serve from it share.
+/// State shared by the driver of a download and the uploads that read from it.
 #[derive(Debug)]
 pub(crate) struct ActiveDownload {
     /// The file, or the collection's manifest.
     pub(crate) record: FileRecord,
-    /// Its label.
+    /// The public name of the content.
     pub(crate) name: String,
-    /// Its bytes.
+    /// The data on disk.
     pub(crate) part_file: Arc<PartFile>,
-    /// What they are checked against.
+    /// Verifies the units.
     pub(crate) verifier: Arc<UnitVerifier>,
-    /// Of a collection, its manifest.
+    /// The manifest, if the download is a collection.
     manifest: Option<LocalManifest>,
     availability: Mutex<Availability>,
     version: watch::Sender<u64>,
@@ -50,10 +50,11 @@ struct LocalManifest {
 }
 
 impl ActiveDownload {
-    /// A transfer that has `have` already. `manifest`: a collection's encoded manifest with its tree.
+    /// Creates a download that already has the units `have`. `manifest` is a collection's encoded
+    /// manifest with its tree.
     ///
     /// # Errors
-    /// Where there is no room for a temporary file with the manifest.
+    /// If the temporary file for the manifest cannot be written.
     pub(crate) fn new(
         record: FileRecord,
         name: String,
@@ -92,7 +93,7 @@ impl ActiveDownload {
         self.availability.lock()
     }
 
-    /// Changes what there is, and tells those who watch if anything did.
+    /// Changes the availability and notifies watchers if `change` returns true.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Availability) -> bool) {
         let changed = change(&mut self.availability());
         if changed {
@@ -100,7 +101,7 @@ impl ActiveDownload {
         }
     }
 
-    /// The units verified by now.
+    /// The units verified so far.
     pub(crate) fn have(&self) -> Bitfield {
         self.availability().have.clone()
     }
@@ -110,7 +111,7 @@ impl ActiveDownload {
         self.availability().have.get(unit)
     }
 
-    /// What this transfer can serve under this id.
+    /// The content that this download can serve under this id.
     pub(crate) fn content(self: &Arc<Self>, id: &FileId) -> Option<Arc<dyn Content>> {
         if *id == self.record.id {
             return Some(Arc::new(DownloadContent(Arc::clone(self))));
@@ -125,7 +126,7 @@ impl ActiveDownload {
         }))
     }
 
-    /// The file at this place of the plan, for reading bytes that are all verified.
+    /// Opens the file at this index of the plan to read a range whose units are all verified.
     fn open(&self, index: usize, range: Range<u64>) -> Result<Arc<File>, Problem> {
         let mut units = self.part_file.plan().units_of(index, range);
         let have = self.availability();
@@ -144,7 +145,7 @@ impl ActiveDownload {
     }
 }
 
-/// The transfer's own file or collection.
+/// The download's own file or collection.
 #[derive(Debug)]
 struct DownloadContent(Arc<ActiveDownload>);
 
@@ -192,7 +193,7 @@ impl Content for DownloadContent {
     }
 
     fn try_open(&self, range: Range<u64>) -> Option<Arc<File>> {
-        // A plain file is open as long as the transfer runs.
+        // A plain file stays open while the download runs, so opening it never waits.
         let is_now = self.0.manifest.is_none() && self.0.part_file.never_waits();
         is_now.then(|| self.open(range).ok()).flatten()
     }
@@ -206,14 +207,14 @@ impl Content for DownloadContent {
     }
 }
 
-/// When to ask again for a root that is not known: about what a unit takes.
+/// Suggested retry delay while a root is unknown: about the time that a unit takes.
 const ROOT_RETRY: Duration = Duration::from_millis(250);
 
-/// One file of a collection that is being fetched.
+/// One file of a collection that is being downloaded.
 #[derive(Debug)]
 struct CollectionFile {
     download: Arc<ActiveDownload>,
-    /// In the plan.
+    /// Index in the plan.
     index: usize,
     id: FileId,
     size: u64,

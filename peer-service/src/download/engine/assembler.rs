@@ -1,8 +1,8 @@
-//! Units of one peer, over one `Download` call or several: what it sends is put together, and anything that was not asked for ends
-//! it.
+//! Assembles the units of one peer from the chunks of one or more `Download` calls. Unexpected data
+//! ends the call.
 //!
-//! Invariant: at most these units are held in memory, each by the length that the plan gives it; what a peer sends beyond what it
-//! was asked for last is refused before it is stored.
+//! Invariant: the assembler holds at most the requested units, each bounded by its length in the
+//! plan. Data beyond the last request is refused before it is stored.
 
 use std::collections::VecDeque;
 
@@ -10,21 +10,21 @@ use potluck_core::{FileId, Problem, collection::plan::Plan, grpc::download_codec
 
 use crate::download::engine::{chunk_list::ChunkList, download_stream::DownloadStream};
 
-/// Where a chunk belongs, and what comes next.
+/// Tracks which byte of which span must come next, and assembles the units.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 pub(crate) struct UnitAssembler {
-    /// What was asked for, in order: unit's place in the call, file, offset, length.
+    /// The requested spans, in order.
     spans: Vec<RequestedSpan>,
     /// Lengths of the units, in bytes.
     units: Vec<usize>,
-    /// Span and byte in it that come next.
+    /// Index of the next span, and the number of its bytes already received.
     position: (usize, u64),
-    /// What is there of the unit that comes next.
+    /// The bytes received of the next unit.
     current_unit: ChunkList,
-    /// The span that the last call began with.
+    /// Index of the first span of the last call.
     request_start: usize,
-    /// Bytes that it has not brought yet.
+    /// Bytes of the last call that have not arrived.
     outstanding_bytes: u64,
 }
 
@@ -36,22 +36,22 @@ struct RequestedSpan {
     len: u64,
 }
 
-/// The peer sent what was not asked for.
+/// The peer sent data that was not requested.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UnexpectedData {
-    /// More than was asked for.
+    /// More bytes than requested.
     #[error("it sent more than was asked for")]
     TooMuch,
-    /// Not what comes next.
+    /// Bytes other than the next ones.
     #[error("it sent bytes out of order")]
     OutOfOrder,
-    /// A chunk without bytes: a peer could send those for ever.
+    /// A chunk without bytes; a peer could send such chunks forever.
     #[error("it sent an empty chunk")]
     Empty,
 }
 
 impl UnitAssembler {
-    /// Of these units, in this order.
+    /// Assembles these units, in this order.
     pub(crate) fn new(plan: &Plan, units: &[u32]) -> Self {
         let spans = units
             .iter()
@@ -75,7 +75,7 @@ impl UnitAssembler {
         }
     }
 
-    /// The spans of the next call: what is still to come, at most so many bytes of it and at least one.
+    /// The spans of the next call: the missing data, limited to `max` bytes but at least one byte.
     pub(crate) fn next_spans(&mut self, max: u64) -> Vec<v1::Span> {
         let (first, done) = self.position;
         let mut space = max.max(1);
@@ -97,22 +97,26 @@ impl UnitAssembler {
         spans
     }
 
-    /// Bytes that the last call has not brought yet.
+    /// Bytes of the last call that have not arrived.
     pub(crate) const fn outstanding_bytes(&self) -> u64 {
         self.outstanding_bytes
     }
 
-    /// Whether some of the unit that comes next is there.
+    /// Whether a part of the next unit has arrived.
     pub(crate) const fn has_partial_unit(&self) -> bool {
         self.current_unit.len() > 0
     }
 
-    /// The unit, by its place in the call, that comes next; `None` once all is there.
+    /// The next unit, by its position in the call; `None` if all units are complete.
     pub(crate) fn current(&self) -> Option<usize> {
         self.spans.get(self.position.0).map(|span| span.unit)
     }
 
-    /// Takes what came. Gives the unit that it completes, by its place in the call, with its bytes.
+    /// Takes a chunk. Returns the unit that it completes, by its position in the call, with its
+    /// bytes.
+    ///
+    /// # Errors
+    /// If the chunk is empty, out of order or too long.
     pub(crate) fn push(&mut self, part: ChunkSlice) -> Result<Option<(usize, ChunkList)>, UnexpectedData> {
         let len = part.data.len() as u64;
         if len == 0 {
@@ -128,7 +132,7 @@ impl UnitAssembler {
             return Err(UnexpectedData::TooMuch);
         }
         self.outstanding_bytes -= len;
-        // At most a unit: the plan bounds it to the largest piece.
+        // At most one unit; the plan bounds a unit to the largest piece size.
         let left_of_unit = self.units[span.unit].saturating_sub(self.current_unit.len());
         self.current_unit.push(part.data, left_of_unit);
         if len < left {
@@ -143,22 +147,22 @@ impl UnitAssembler {
     }
 }
 
-/// Parts that may be held whatever their size, and bytes that there must be for each beyond them: each takes room besides its bytes, which
-/// of a peer that sends a byte at a time would be most of the memory.
+/// Chunks that may be buffered regardless of size, and the average bytes required for each further
+/// chunk. The overhead per chunk would otherwise dominate memory if a peer sends single bytes.
 const FREE_SLICES: u64 = 256;
 const MIN_SLICE: u64 = 1024;
 
-/// A call under way. It is read ahead of what is taken from it, as far as was asked for: what waits at this end is not left lying at
-/// the other, which would take it for read by nobody.
+/// A running call that reads ahead of the assembler, up to the requested bytes. Otherwise data
+/// would stay in the sender's buffers, and the sender would conclude that nobody reads.
 #[derive(Debug)]
 pub(crate) struct ReadAhead {
     stream: DownloadStream,
-    /// Bytes still to be read.
+    /// Bytes not yet read.
     remaining: u64,
     buffer: ReceiveBuffer,
 }
 
-/// What was read and not yet taken.
+/// Chunks that were read and not yet taken.
 #[derive(Debug, Default)]
 struct ReceiveBuffer {
     slices: VecDeque<ChunkSlice>,
@@ -182,19 +186,19 @@ impl ReceiveBuffer {
     }
 }
 
-/// Why nothing more can be read.
+/// Why the stream cannot be read further.
 #[derive(Debug)]
 pub(crate) enum StreamError {
-    /// The peer sent what was not asked for.
+    /// The peer sent data that was not requested.
     Unexpected(UnexpectedData),
-    /// The stream ended before all was there.
+    /// The stream ended before all requested data arrived.
     Truncated,
-    /// It failed.
+    /// The call failed.
     Failed(Problem),
 }
 
 impl ReadAhead {
-    /// The answer to a call for so many bytes.
+    /// Reads the response to a call for `to_come` bytes.
     pub(crate) fn new(stream: DownloadStream, to_come: u64) -> Self {
         Self {
             stream,
@@ -203,15 +207,15 @@ impl ReadAhead {
         }
     }
 
-    /// Whether something is still to be read, and there is room for it.
+    /// Whether data is missing and the buffer has room for it.
     pub(crate) fn can_read(&self) -> bool {
         self.remaining > 0 && self.buffer.has_room()
     }
 
-    /// Reads some more. Cancel-safe.
+    /// Reads one chunk into the buffer. Cancel-safe.
     ///
     /// # Errors
-    /// Where nothing more can be read.
+    /// If the stream ends early, fails, or carries unexpected data.
     pub(crate) async fn read(&mut self) -> Result<(), StreamError> {
         let part = match self.stream.next().await {
             Ok(Some(part)) => part,
@@ -230,12 +234,13 @@ impl ReadAhead {
         Ok(())
     }
 
-    /// The next that was read.
+    /// Takes the next buffered chunk.
     pub(crate) fn pop(&mut self) -> Option<ChunkSlice> {
         self.buffer.pop()
     }
 
-    /// Whether the peer ends the stream where it should, or says something after all. To be waited for only so long.
+    /// Waits for the end of the stream; true if the peer sends more data. The caller limits the
+    /// wait.
     pub(crate) async fn has_trailing_data(&mut self) -> bool {
         matches!(self.stream.next().await, Ok(Some(_)))
     }
@@ -313,7 +318,7 @@ mod tests {
             for (place, span) in requested.iter().enumerate() {
                 let place = place as u32;
                 let more = assembly.clone().push(chunk(place, span.offset, span.length + 1));
-                // Not even what would be asked for next.
+                // Even data that the next call would request is refused.
                 assert_eq!(more.unwrap_err(), UnexpectedData::TooMuch);
                 drop(assembly.push(chunk(place, span.offset, span.length)).unwrap());
             }

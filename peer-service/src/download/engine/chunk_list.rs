@@ -1,36 +1,38 @@
-//! A unit's bytes as they came in: a few runs where they lie, instead of one that all were copied into.
+//! The bytes of a unit as a list of received chunks, which avoids copying them into one buffer.
 //!
-//! Invariant: memory held is within a small factor of the bytes: what came in crumbs is copied together, as each would hold on to all
-//! that came with it.
+//! Invariant: memory stays within a small factor of the bytes. Small chunks are copied together,
+//! because each would otherwise keep its whole receive buffer alive.
 
 use std::{borrow::Cow, ops::Range};
 
 use bytes::{Bytes, BytesMut};
 
-/// The shortest run that is kept where it lies, in bytes. What it lies in may be several times as large.
+/// Minimum length of a chunk that is shared and not copied, in bytes. Its receive buffer may be
+/// several times as large.
 const MIN_SHARED_CHUNK: usize = 32 * 1024;
 
-/// Shortest run that crumbs are copied into, in bytes. Where more of them come each run has twice the room of the one before: a crumb
-/// between two long runs takes little, and a bundle of small files lies in a few, of which nearly each file is a slice.
+/// Capacity of the first buffer for small chunks, in bytes. Each following buffer has twice the
+/// capacity: a single small chunk between two large ones takes little memory, and a bundle of small
+/// files needs few buffers, so nearly every file is one slice.
 const MIN_COPIED_CHUNK: usize = 4 * 1024;
 
-/// See the module.
+/// The bytes of a unit in chunks; copies only small chunks.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ChunkList {
-    /// Each with where it ends in the whole.
+    /// Each chunk with its end offset in the unit.
     chunks: Vec<(usize, Bytes)>,
-    /// Crumbs at the end.
+    /// The small chunks at the end, copied together.
     small_chunks: BytesMut,
     len: usize,
 }
 
 impl ChunkList {
-    /// Bytes in it.
+    /// Total bytes.
     pub(crate) const fn len(&self) -> usize {
         self.len
     }
 
-    /// Adds bytes at the end; `left`: how many are still to come, these among them.
+    /// Appends bytes; `left` is the number of bytes still to come, including these.
     pub(crate) fn push(&mut self, bytes: Bytes, left: usize) {
         let is_small = bytes.len() < MIN_SHARED_CHUNK;
         let space = match is_small && !self.small_chunks.is_empty() {
@@ -56,7 +58,7 @@ impl ChunkList {
         if tail.is_empty() {
             return;
         }
-        // Where less came than there was room for, the room is given back.
+        // Shrinks a buffer that is less than half full.
         let run = match tail.len() < tail.capacity() / 2 {
             true => Bytes::copy_from_slice(&tail),
             false => tail.freeze(),
@@ -64,7 +66,7 @@ impl ChunkList {
         self.chunks.push((self.len, run));
     }
 
-    /// The runs that these bytes lie in, in order.
+    /// The slices that cover this range, in order.
     pub(crate) fn slices(&self, range: Range<usize>) -> impl Iterator<Item = &[u8]> {
         let first = self.chunks.partition_point(|(end, _)| *end <= range.start);
         let mut at = first.checked_sub(1).map_or(0, |before| self.chunks[before].0);
@@ -81,7 +83,7 @@ impl ChunkList {
         runs.filter(|run| !run.is_empty())
     }
 
-    /// These bytes in one run: without a copy where they lie in one.
+    /// The range as one slice; copies only if it spans several chunks.
     pub(crate) fn contiguous(&self, range: Range<usize>) -> Cow<'_, [u8]> {
         let len = range.len();
         let mut runs = self.slices(range);
@@ -97,7 +99,7 @@ impl ChunkList {
         }
     }
 
-    /// All of it in one run: without a copy where it is one.
+    /// All bytes as one buffer; copies only if there are several chunks.
     pub(crate) fn into_bytes(mut self) -> Bytes {
         match (self.chunks.len(), self.small_chunks.is_empty()) {
             (1, true) => self.chunks.remove(0).1,
@@ -155,7 +157,7 @@ mod tests {
         }
         assert_eq!(chunk_list.slices(0..len).count(), 11, "few runs");
         assert_eq!(*chunk_list.contiguous(0..len), bytes);
-        // One between two long runs takes no more than itself.
+        // A small chunk between two large ones takes little more memory than its bytes.
         let mut chunk_list = ChunkList::default();
         for len in [MIN_SHARED_CHUNK, 100, MIN_SHARED_CHUNK, 100] {
             chunk_list.push(vec![1; len].into(), 4 << 20);

@@ -1,11 +1,12 @@
-//! Who verifies and writes units, over all transfers of a peer, and whether more may be read meanwhile.
+//! Verifies and writes units for all downloads of a peer, and applies backpressure to reading.
 //!
-//! Each file system has threads and a queue of its own, so that one that hangs holds up only those who write to it. A thread that is done
-//! takes the next unit itself: where many come, nobody is woken for each.
+//! Each file system has its own threads and queue, so a file system that hangs delays only its own
+//! downloads. A thread that finishes a unit takes the next one itself, which saves a wake-up per
+//! unit.
 //!
-//! Invariant: units that came whole and wait for a thread are a few MiB for each file system, whatever the number of transfers and
-//! peers. Where these come faster than they can be verified and written, nothing more is read: what was asked for waits in the kernel and
-//! at the senders, not here.
+//! Invariant: the complete units that wait for a thread are bounded to a few MiB for each file
+//! system, regardless of the number of downloads and peers. If units arrive faster than the threads
+//! process them, reading stops and data waits in the kernel and at the senders.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -22,25 +23,27 @@ use tokio::{
     time::Instant,
 };
 
-/// Bytes of whole units that may wait: what threads are kept busy with while the next units come. A larger unit waits alone.
+/// Maximum bytes of queued units: keeps the threads busy while the next units arrive. A larger unit
+/// is queued alone.
 const MAX_QUEUED_BYTES: usize = 4 << 20;
 
-/// Most threads for each file system: at over 1 GiB/s each they hash what a disk can take, and where several hang, the program's
-/// other blocking work must still find threads.
+/// Maximum threads for each file system. At over 1 GiB/s each they hash as fast as a disk writes,
+/// and if several file systems hang, other blocking work still finds threads.
 const MAX_THREADS: usize = 16;
 
-/// The file systems that are written to. Cheap to clone; all clones are one.
+/// One pool for each file system. Cheap to clone; clones share the pools.
 #[derive(Debug, Clone)]
 pub struct DiskPools {
     threads: usize,
     pools: Arc<Mutex<HashMap<u64, Weak<DiskPool>>>>,
 }
 
-/// One file system's threads and queue. See the module.
+/// The threads and the queue of one file system.
 #[derive(Debug)]
 pub(crate) struct DiskPool {
     threads: usize,
-    /// In bytes. First come, first served: behind a unit that finds no room here, no reader finds any.
+    /// Free bytes of the queue. The semaphore is fair: while a unit waits for room, no reader gets
+    /// a permit.
     queue_space: Arc<Semaphore>,
     queue: Mutex<JobQueue>,
 }
@@ -48,17 +51,17 @@ pub(crate) struct DiskPool {
 #[derive(Debug, Default)]
 struct JobQueue {
     waiting: VecDeque<VerifyJob>,
-    /// The units that have a thread: since when, and where to. The first is the oldest.
+    /// The units on a thread, oldest first, each with its start time and target path.
     running: BTreeMap<u64, (Instant, PathBuf)>,
     last_number: u64,
-    /// When one was last over.
+    /// When a unit was last finished.
     last_finished: Option<Instant>,
 }
 
-/// Of those that wait.
+/// A permit for the queued bytes of one unit.
 pub(crate) type QueuePermit = OwnedSemaphorePermit;
 
-/// A unit to be verified and written.
+/// A unit to verify and write.
 struct VerifyJob {
     target: PathBuf,
     work: Box<dyn FnOnce() + Send>,
@@ -74,7 +77,7 @@ impl fmt::Debug for VerifyJob {
 }
 
 impl DiskPools {
-    /// On so many threads for each file system: at least one, at most 16.
+    /// Uses this many threads for each file system, clamped to the range 1 to 16.
     pub fn new(threads: usize) -> Self {
         Self {
             threads: threads.clamp(1, MAX_THREADS),
@@ -82,7 +85,8 @@ impl DiskPools {
         }
     }
 
-    /// The file system with this number (`st_dev`), for as long as somebody holds it.
+    /// The pool of the file system with this device number (`st_dev`). It lives as long as somebody
+    /// holds it.
     pub(crate) fn pool(&self, device: u64) -> Arc<DiskPool> {
         let mut disks = self.pools.lock();
         if let Some(disk) = disks.get(&device).and_then(Weak::upgrade) {
@@ -100,19 +104,20 @@ impl DiskPools {
 }
 
 impl DiskPool {
-    /// Waits until more may be read. Cancel-safe.
+    /// Waits until the queue has room, so that more may be read. Cancel-safe.
     pub(crate) async fn wait_for_space(&self) {
-        // Never closed.
+        // The semaphore is never closed.
         let _ = self.queue_space.acquire().await;
     }
 
-    /// Waits for room among the units that wait, for one of so many bytes. Cancel-safe.
+    /// Waits for room in the queue for a unit of this many bytes. Cancel-safe.
     pub(crate) async fn acquire(&self, bytes: usize) -> Option<QueuePermit> {
         let bytes = bytes.min(MAX_QUEUED_BYTES) as u32;
         Arc::clone(&self.queue_space).acquire_many_owned(bytes).await.ok()
     }
 
-    /// Has `work` done on a unit that is to be written there: on a thread that may wait, before whatever comes later.
+    /// Queues `work` for a unit that is written to `target`. It runs on a blocking thread, in order
+    /// of submission.
     pub(crate) fn submit(
         self: &Arc<Self>,
         space: QueuePermit,
@@ -134,7 +139,7 @@ impl DiskPool {
         };
         drop(queue);
         let disk = Arc::clone(self);
-        // Never waited for: whoever gave the work knows when it is done.
+        // Not awaited: the work itself reports its completion.
         drop(tokio::task::spawn_blocking(move || {
             loop {
                 job.run();
@@ -147,8 +152,8 @@ impl DiskPool {
         }));
     }
 
-    /// Where the oldest unit is being written to and for how long nothing has got done, if that is at least so long and no thread is
-    /// free: everything waits for the disk.
+    /// The target of the oldest unit and the time since a unit last finished, if all threads are
+    /// busy and that time is at least `min`.
     pub(crate) fn hung_for(&self, min: Duration) -> Option<(PathBuf, Duration)> {
         let queue = self.queue.lock();
         if queue.running.len() < self.threads {
@@ -164,7 +169,7 @@ impl DiskPool {
 }
 
 impl JobQueue {
-    /// The next that waits has a thread from now on.
+    /// Moves the next queued unit to a thread.
     fn start_next(&mut self) -> Option<(u64, VerifyJob)> {
         let job = self.waiting.pop_front()?;
         let number = self.last_number;
@@ -173,7 +178,7 @@ impl JobQueue {
         Some((number, job))
     }
 
-    /// One is over, and its thread is the next one's.
+    /// Finishes a unit and hands its thread to the next one.
     fn finish_and_start_next(&mut self, over: u64) -> Option<(u64, VerifyJob)> {
         self.running.remove(&over);
         self.last_finished = Some(Instant::now());
@@ -187,7 +192,8 @@ impl VerifyJob {
             work, permit: space, ..
         } = self;
         drop(space);
-        // What panicked said so itself, to whoever waits for it and in the log; those that wait still have this thread.
+        // A panic was already logged and reported to the waiting request; the thread must go on
+        // with the queue.
         let _ = catch_unwind(AssertUnwindSafe(work));
     }
 }
@@ -204,7 +210,7 @@ mod tests {
         timeout(Duration::from_millis(20), future).await.is_ok()
     }
 
-    /// Work that lasts until the sender is dropped, and tells its number when it begins.
+    /// Work that sends `number` when it starts and runs until the returned sender is dropped.
     fn held(number: u32, told: &mpsc::Sender<u32>) -> (mpsc::Sender<()>, impl FnOnce() + Send + 'static) {
         let (hold, held) = mpsc::channel::<()>();
         let told = told.clone();

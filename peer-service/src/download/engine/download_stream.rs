@@ -1,6 +1,8 @@
-//! `Download` as a client: a gRPC call by hand, so that the bytes of its chunks are given out where they came in.
+//! The client side of `Download`: a hand-written gRPC call that returns chunk data without copying
+//! it.
 //!
-//! Invariant: memory held is what the connection's windows allow, and at most one message in an unusual form.
+//! Invariant: memory is bounded by the connection's flow control windows plus one message in an
+//! unusual encoding.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{
@@ -20,10 +22,10 @@ use prost::Message as _;
 use tonic::{Code, Status, body::Body, transport::Channel};
 use tower::ServiceExt as _;
 
-/// The call's path (gRPC over HTTP/2, "Path").
+/// The path of the call (gRPC over HTTP/2, "Path").
 const PATH: &str = "/potluck.v1.PeerService/Download";
 
-/// The answer to a `Download`.
+/// The response stream of a `Download` call.
 #[derive(Debug)]
 pub(crate) struct DownloadStream {
     endpoint: Endpoint,
@@ -31,10 +33,10 @@ pub(crate) struct DownloadStream {
     decoder: ChunkDecoder,
 }
 
-/// Asks for spans.
+/// Requests spans.
 ///
 /// # Errors
-/// As `PeerService.Download`, and where nobody or somebody else answers.
+/// As `PeerService.Download`, and if no peer or a different service answers.
 pub(crate) async fn download(
     channel: Channel,
     endpoint: &Endpoint,
@@ -57,18 +59,18 @@ pub(crate) async fn download(
     })
 }
 
-/// A message with gRPC's prefix.
+/// A message with the length prefix of gRPC.
 fn encode_framed(message: &v1::DownloadRequest) -> Bytes {
     let len = message.encoded_len();
     let mut bytes = BytesMut::with_capacity(5 + len);
     bytes.put_u8(0);
-    // At most 4,096 spans.
+    // The length fits: a request has at most 4,096 spans.
     bytes.put_u32(len as u32);
     message.encode_raw(&mut bytes);
     bytes.freeze()
 }
 
-/// The status of an answer that is nothing else.
+/// The status of a response that carries only an error.
 fn error_status(answer: &Response<Body>) -> Option<Status> {
     let status = Status::from_header_map(answer.headers()).filter(|status| status.code() != Code::Ok);
     let foreign = || Status::unknown(format!("answered HTTP {}", answer.status()));
@@ -76,10 +78,10 @@ fn error_status(answer: &Response<Body>) -> Option<Status> {
 }
 
 impl DownloadStream {
-    /// The next bytes; `None` at a good end. Cancel-safe.
+    /// The next data; `None` at a regular end. Cancel-safe.
     ///
     /// # Errors
-    /// As `PeerService.Download`; `NOT_POTLUCK` where what comes is no stream of chunks.
+    /// As `PeerService.Download`; `NOT_POTLUCK` if the stream does not carry chunks.
     pub(crate) async fn next(&mut self) -> Result<Option<ChunkSlice>, Problem> {
         loop {
             match self.decoder.next_slice() {
@@ -88,7 +90,7 @@ impl DownloadStream {
                 Err(error) => return Err(Problem::new(Reason::NotPotluck, error.to_string())),
             }
             let Some(frame) = self.body.frame().await else {
-                // A stream that its sender broke off ends so, without a status.
+                // A stream that the sender aborted ends without a status.
                 return Err(Problem::new(Reason::Cancelled, "broke off the stream"));
             };
             let frame = frame.map_err(|status| self.endpoint.problem(status, "peer"))?;

@@ -1,7 +1,10 @@
-//! The driver of one running transfer: carries out what the swarm decides, and tells it what happens.
+//! Drives one running download: executes the actions of the swarm and feeds events to it.
 //!
-//! Invariant: one task owns the swarm; everything else talks to it through bounded channels and never waits for it while holding
-//! anything. A unit counts only after it was verified and written.
+//! Invariants:
+//!
+//! - One task owns the swarm. Other tasks send to it through bounded channels and hold no locks
+//!   while they wait.
+//! - A unit counts as present only after it was verified and written.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -36,94 +39,94 @@ use crate::{
 };
 use potluck_swarm::{Action, PeerKey, RequestId, StuckReason, Swarm};
 
-/// How often the transfer's view is renewed.
+/// Interval between updates of the status.
 const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How often a full disk is looked at again.
+/// Interval between checks of a full disk.
 pub(crate) const DISK_RETRY: Duration = Duration::from_secs(3);
 
-/// How long at most nothing is asked for where the disk seems to have room and takes nothing, such as where a quota or the file system's
-/// inodes are used up: what came is lost each time.
+/// Maximum pause if the disk reports free space but writes fail, for example because of a quota or
+/// exhausted inodes. Each attempt loses the data that it received.
 const MAX_DISK_RETRY: Duration = Duration::from_secs(120);
 
-/// How often a peer's place is given to another where none of those that are connected has what is missing.
+/// Minimum interval between replacements of an idle peer if no connected peer has the missing
+/// units.
 const REPLACE_IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long nobody has what is missing before all peers that are connected are asked anew what they
-/// have: one answer that was lost or damaged must not decide. Doubles each time, up to
-/// [`MAX_ASK_ANEW`].
+/// Delay before the driver reconnects to all peers if none reports a missing unit, because an
+/// answer may have been lost or damaged. Doubles each time, up to [`MAX_ASK_ANEW`].
 const ASK_ANEW: Duration = Duration::from_secs(30);
 
-/// Longest such wait.
+/// Maximum of that delay.
 const MAX_ASK_ANEW: Duration = Duration::from_secs(600);
 
-/// Events of calls that may wait for the driver.
+/// Capacity of the channel for request events.
 const EVENTS: usize = 1024;
 
-/// Events of peers that may wait for the driver: few, as one can speak of every unit.
+/// Capacity of the channel for peer events: small, because one event can list every unit.
 pub(crate) const PEER_EVENTS: usize = 64;
 
-/// Most bytes asked for in one call; larger units go alone.
+/// Maximum bytes per call; a larger unit has a call of its own.
 const MAX_REQUEST_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Most spans in one call, as the contract has it.
+/// Maximum spans per call, as the API specifies.
 const MAX_REQUEST_SPANS: usize = 4096;
 
-/// Shows how a transfer stands: the swarm, its peers, the swarm's time, and what is wrong if
-/// anything is.
+/// Updates the status from the swarm, its peers, the swarm's time, and a problem if there is one.
 type ReportFn<'a> = Box<dyn FnMut(&Swarm, &PeerSet, Duration, Option<Problem>) + Send + 'a>;
 
-/// See the module.
+/// Runs the swarm of one download.
 pub(crate) struct DownloadDriver<'a> {
     pub(crate) context: Arc<DownloadContext>,
     pub(crate) download: Arc<ActiveDownload>,
-    /// Where it is written to.
+    /// The pool that verifies and writes the units.
     pub(crate) disk: Arc<DiskPool>,
     pub(crate) swarm: Swarm,
     pub(crate) peers: PeerSet,
     pub(crate) candidates: watch::Receiver<PeerCandidates>,
-    /// What it is held to; changes on the way.
+    /// The current limits; may change while the download runs.
     pub(crate) limits: watch::Receiver<TransferLimits>,
-    /// How fast it may be.
+    /// Limits the rate of the download.
     pub(crate) rate_limiter: Arc<TransferRateLimiter>,
-    /// How much it may have asked for.
+    /// This download's part of the in-flight budget.
     pub(crate) budget_share: BudgetShare,
     pub(crate) start: Instant,
     pub(crate) stop: &'a CancellationToken,
-    /// Told at every report, and at once when something is wrong.
+    /// Called at every report, and immediately when a problem occurs.
     pub(crate) report: ReportFn<'a>,
-    /// Open requests.
+    /// Requests in flight.
     pub(crate) requests: HashMap<RequestId, (PeerKey, u32, CancellationToken)>,
-    /// When a place was last made for a peer that waits.
+    /// When an idle peer was last replaced.
     pub(crate) idle_peer_replaced_at: Instant,
-    /// When peers are asked anew what they have, where nobody has what is missing.
+    /// When to reconnect to all peers because no peer has the missing units.
     pub(crate) ask_anew: AskAnew,
-    /// The disk is full: nothing is asked for until there is room.
+    /// Set while the disk is full; the driver then sends no requests.
     pub(crate) disk_full: Option<DiskFull>,
-    /// When that is looked at if a write fails now: twice as late each time until one succeeds.
+    /// Delay before the next attempt if a write fails; doubles until a write succeeds.
     pub(crate) disk_retry: Duration,
-    /// The tasks of this transfer's calls: over before its bytes are given their name.
+    /// The tasks of this download's calls; all end before the content is finalized.
     pub(crate) calls: TaskTracker,
-    /// What a banned peer did, until its ban arrives.
+    /// The violation of a peer, until the swarm bans the peer.
     pub(crate) violations: HashMap<PeerKey, String>,
-    /// Whether others were ever seen to fetch the same.
+    /// Whether other peers were ever seen downloading the same content.
     pub(crate) saw_crowd: bool,
-    /// Whether it is doubted that this is a plain file where a peer counts the units otherwise, and whether one did.
+    /// Whether a different unit count at a peer casts doubt on the kind of the content, and whether
+    /// that happened.
     pub(crate) may_be_collection: bool,
     pub(crate) kind_doubted: bool,
 }
 
-/// When to ask all peers anew what they have.
+/// Schedules reconnecting to all peers to learn their availability again.
 #[derive(Debug, Default)]
 pub(crate) struct AskAnew {
-    /// Set while nobody has what is missing.
+    /// Set while no peer has the missing units.
     at: Option<Instant>,
-    /// How often that was done in a row.
+    /// Consecutive rounds so far.
     times: u32,
 }
 
 impl AskAnew {
-    /// Whether to ask now.
+    /// Whether to reconnect now.
     fn is_due(&mut self, nobody_has_it: bool, now: Instant) -> bool {
         if !nobody_has_it {
             self.at = None;
@@ -140,10 +143,10 @@ impl AskAnew {
     }
 }
 
-/// A disk without room.
+/// A disk without free space.
 pub(crate) struct DiskFull {
     problem: Problem,
-    /// When to look again.
+    /// When to check again.
     at: Instant,
 }
 
@@ -152,10 +155,10 @@ impl DownloadDriver<'_> {
         self.start.elapsed()
     }
 
-    /// Runs until all units are there, or it is stopped or put in doubt.
+    /// Runs until all units are there, the download stops, or its kind is in doubt.
     ///
     /// # Errors
-    /// Where units cannot be written and waiting does not help.
+    /// If units cannot be written and waiting does not help.
     pub(crate) async fn run(
         &mut self,
         mut peer_events: mpsc::Receiver<(PeerKey, PeerEvent)>,
@@ -164,7 +167,7 @@ impl DownloadDriver<'_> {
         let mut report = tokio::time::interval(REPORT_INTERVAL);
         let list = Arc::clone(&self.candidates.borrow_and_update().list);
         self.peers.update_candidates(&list);
-        // Those that lied before the swarm began.
+        // Peers that were banned while the metadata was downloaded.
         for key in self.peers.banned() {
             let now = self.now();
             self.swarm.misbehaved(key, now);
@@ -181,7 +184,7 @@ impl DownloadDriver<'_> {
             }
             let timeout = self.swarm.poll_timeout().map(|at| self.start + at);
             let look = self.disk_full.as_ref().map(|full| full.at);
-            // Each arm is cancel-safe: channels and timers lose nothing when another arm is taken.
+            // All arms are cancel-safe: channels and timers lose nothing if another arm completes.
             tokio::select! {
                 () = self.stop.cancelled() => return Ok(FetchOutcome::Stopped),
                 Some(event) = events.recv() => {
@@ -192,7 +195,8 @@ impl DownloadDriver<'_> {
                 }
                 Some((peer, event)) = peer_events.recv() => {
                     self.on_peer_event(peer, event);
-                    // A crowd tells much at once, and a turn costs more than an event. Not for ever: requests must go out.
+                    // Drains a batch, because a crowd sends many events and a loop turn costs more
+                    // than an event. The batch is bounded so that requests still go out.
                     for _ in 1..PEER_EVENTS {
                         let Ok((peer, event)) = peer_events.try_recv() else {
                             break;
@@ -204,7 +208,7 @@ impl DownloadDriver<'_> {
                     let list = Arc::clone(&self.candidates.borrow_and_update().list);
                     self.peers.update_candidates(&list);
                 }
-                // Looked at above.
+                // The top of the loop reads the new budget.
                 Ok(()) = self.budget_share.changed() => {}
                 Ok(()) = self.limits.changed() => {
                     let limits = *self.limits.borrow_and_update();
@@ -225,7 +229,8 @@ impl DownloadDriver<'_> {
         }
     }
 
-    /// Connects to more peers where that helps: in a crowd a few are enough, unless none of them has what is missing and time for it.
+    /// Connects to more peers if that helps. In a crowd a few peers suffice, unless none of them
+    /// has the missing units and capacity to send them.
     fn connect_more_peers(&mut self) {
         self.peers.pass_over_silent();
         self.saw_crowd |= self.swarm.is_crowd();
@@ -249,7 +254,8 @@ impl DownloadDriver<'_> {
                 self.swarm.peer_left(key, now);
             }
         }
-        // Those that are connected may never have it, and those that wait may.
+        // The connected peers may never get the missing units, while waiting candidates may have
+        // them.
         let nobody_helps = matches!(
             stuck,
             Some(StuckReason::NoProvider { .. } | StuckReason::Refused { .. } | StuckReason::NoPeers)
@@ -264,7 +270,7 @@ impl DownloadDriver<'_> {
         }
     }
 
-    /// A last look at how it stands.
+    /// Reports the final state.
     pub(crate) fn report_final(&mut self) {
         self.show(None);
     }
@@ -274,7 +280,7 @@ impl DownloadDriver<'_> {
         (self.report)(&self.swarm, &self.peers, now, wrong);
     }
 
-    /// Does what the swarm wants; true once it is finished.
+    /// Executes the actions of the swarm; true once the download is finished.
     fn run_actions(&mut self, event_sender: &mpsc::Sender<RequestEvent>) -> bool {
         if self.disk_full.is_some() {
             return false;
@@ -363,7 +369,8 @@ impl DownloadDriver<'_> {
         self.calls.spawn(caller.run(requests));
     }
 
-    /// A request is over: its call drops it, and its unit may no longer be on its way.
+    /// Ends a request: its call drops it, and its unit is no longer fetching unless another request
+    /// has it.
     fn close_request(&mut self, id: RequestId) {
         let Some((_, unit, token)) = self.requests.remove(&id) else {
             return;
@@ -375,8 +382,8 @@ impl DownloadDriver<'_> {
         }
     }
 
-    /// Tells a peer which of its pieces were wrong: its disk or memory may be at fault, and its
-    /// owner not know of it. Whether it listens changes nothing here.
+    /// Reports to a peer which of its pieces failed verification, because its disk or memory may be
+    /// faulty without its owner's knowledge. The outcome does not matter here.
     fn report_bad_pieces(&self, peer: PeerKey, bad: Option<BadPieces>) {
         let client = self.peers.get(peer).and_then(|known| known.client.clone());
         if let Some((client, bad)) = client.zip(bad) {
@@ -393,7 +400,7 @@ impl DownloadDriver<'_> {
             }
             RequestOutcome::LocallyThrottled => self.swarm.locally_throttled(event.id, now),
             RequestOutcome::Verified => {
-                // Of use even if the race was lost meanwhile: the bytes are there. The swarm counts them once.
+                // The bytes count even if a hedged request was faster; the swarm counts them once.
                 self.disk_retry = DISK_RETRY;
                 self.ask_anew = AskAnew::default();
                 if self.swarm.verified(event.id, now) {
@@ -419,7 +426,7 @@ impl DownloadDriver<'_> {
                 self.close_request(event.id);
             }
             RequestOutcome::NotWritten(problem) => {
-                // It was good, and is nobody's fault: counted, then taken back.
+                // The unit was valid and no peer is at fault: counts it, then resets it.
                 if self.swarm.verified(event.id, now) {
                     self.swarm.reset_unit(event.unit, now);
                 }
@@ -502,7 +509,7 @@ impl DownloadDriver<'_> {
         open.into_iter().for_each(|id| self.close_request(id));
     }
 
-    /// Goes on where the disk has room for a few units again.
+    /// Resumes requests if the disk has room for a few units again.
     async fn retry_full_disk(&mut self) {
         let download = Arc::clone(&self.download);
         let space = blocking(move || download.part_file.has_room(&download.have())).await;
@@ -537,7 +544,7 @@ mod tests {
             }
         }
         assert!((22..=38).contains(&times[0]), "{times:?}");
-        // 30, 60, 120, 240, 480, and then 600 s each.
+        // Delays of 30, 60, 120, 240 and 480 s, then 600 s each.
         assert!((8..=11).contains(&times.len()), "{times:?}");
         assert!(!ask.is_due(false, begun + 2 * MAX_ASK_ANEW * 10));
     }

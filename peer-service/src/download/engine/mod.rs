@@ -1,4 +1,5 @@
-//! The data path of one download: the driver around the swarm, requests, assembly, verification and writing.
+//! The data path of one download: the driver around the swarm, requests, assembly, verification and
+//! writing.
 
 pub(crate) mod active;
 pub(crate) mod assembler;

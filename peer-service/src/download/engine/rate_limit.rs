@@ -1,7 +1,7 @@
-//! How fast a transfer may fetch: its own limit, then its share of the peer's.
+//! Limits the rate of a download: first its own limit, then its weighted part of the peer's limit.
 //!
-//! Invariant: what was asked for first may come first. A limit is not divided over the units under way: a unit is of use only when it is
-//! whole, and those behind it take what its peer leaves of the limit.
+//! Invariant: earlier requests get bytes first. The limit is not split evenly over the units in
+//! flight, because only complete units are useful; later units take what the earlier ones leave.
 
 use crate::{
     download::status::TransferLimits,
@@ -9,33 +9,34 @@ use crate::{
 };
 use potluck_swarm::RequestId;
 
-/// Most bytes that are waited for at once where there is a limit: the shares of transfers are exact to a few of these.
+/// Maximum bytes per acquisition under a limit: keeps the division among downloads exact to a few
+/// of these.
 const STEP: u64 = 64 * 1024;
 
-/// At least so often a second something is let through: a rate over a few seconds is then seen as it is.
+/// Minimum acquisitions per second under a limit, so that a rate over a few seconds looks steady.
 const STEPS_PER_SECOND: u64 = 4;
 
-/// Least bytes that are waited for at once, all the same: less costs more than it says.
+/// Minimum bytes per acquisition: smaller ones cost more than they gain.
 const MIN_STEP: u64 = 1024;
 
-/// Where there is a limit, calls are for this part of what it lets through in a second: what was asked for is read whether or not it
-/// may count yet, so that a limit makes no peer wait with what it was about to send.
+/// Under a limit, one call requests at most this fraction of a second's bytes. Requested data is
+/// read before it may count, so a limit never blocks a peer that is sending.
 const REQUESTS_PER_SECOND: u64 = 4;
 
-/// Least bytes of such a call: less is mostly head.
+/// Minimum bytes of such a call: smaller calls are mostly overhead.
 const MIN_REQUEST: u64 = 16 * 1024;
 
-/// See the module.
+/// The rate limits of one download.
 #[derive(Debug)]
 pub(crate) struct TransferRateLimiter {
-    /// The only flow of a meter of its own.
+    /// The download's own limit, with a single flow.
     own: Flow,
-    /// One flow of those of all transfers.
+    /// This download's flow in the peer's limit.
     shared: Flow,
 }
 
 impl TransferRateLimiter {
-    /// By these terms, beside the others of this peer.
+    /// Applies the download's own limits within the limits of the peer.
     pub(crate) fn new(transfer_limits: TransferLimits, limits: &Limits) -> Self {
         Self {
             own: RateLimiter::new(transfer_limits.max_bytes_per_second).flow(transfer_limits.priority),
@@ -43,13 +44,13 @@ impl TransferRateLimiter {
         }
     }
 
-    /// Changes the terms, for those who wait as well.
+    /// Changes the limits, also for waiting acquisitions.
     pub(crate) fn set_limits(&self, limits: TransferLimits) {
         self.own.set_rate(limits.max_bytes_per_second);
         self.shared.set_priority(limits.priority);
     }
 
-    /// How much of so many bytes to wait for next: all of them where nothing limits them.
+    /// Bytes to acquire next: all of them if nothing limits the rate.
     pub(crate) fn next_step(&self, bytes: u64) -> u64 {
         match self.rate() {
             None => bytes,
@@ -57,22 +58,23 @@ impl TransferRateLimiter {
         }
     }
 
-    /// Most bytes to ask for in one call.
+    /// Maximum bytes per call.
     pub(crate) fn max_request_bytes(&self) -> u64 {
         self.rate()
             .map_or(u64::MAX, |rate| (rate / REQUESTS_PER_SECOND).max(MIN_REQUEST))
     }
 
-    /// Bytes a second that it cannot exceed, where anything limits it.
+    /// The lower of the limits in bytes per second, if there is one.
     fn rate(&self) -> Option<u64> {
         let rates = [self.own.rate(), self.shared.rate()];
         rates.into_iter().filter(|&rate| rate > 0).min()
     }
 
-    /// Waits until so many bytes of this request may come. Cancel-safe: what was not waited for to the end is given back.
+    /// Waits until this many bytes of the request are allowed. Cancel-safe: a dropped acquisition
+    /// gives its bytes back.
     pub(crate) async fn acquire(&self, bytes: u64, request: RequestId) {
         let rank = request.order();
-        // The own limit first: who waits for that does not stand in others' way.
+        // The own limit comes first, so that waiting for it does not block other downloads.
         self.own.acquire_ranked(bytes, rank).await;
         self.shared.acquire_ranked(bytes, rank).await;
     }

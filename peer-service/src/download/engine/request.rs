@@ -1,6 +1,8 @@
-//! One call of a running transfer: requests for units of one peer, from the question to verified bytes on disk.
+//! One call of a running download: requests units from one peer, assembles them, and has them
+//! verified and written.
 //!
-//! Invariant: each request ends in exactly one event, unless its token is cancelled; then in at most one.
+//! Invariant: each request ends with exactly one final event, or with at most one if its token is
+//! cancelled.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -24,84 +26,87 @@ use crate::{
 };
 use potluck_swarm::{Failure, PeerKey, RequestId};
 
-/// How long the end of a stream may take after its last byte; past that it is dropped.
+/// How long a stream may take to end after its last byte; then it is dropped.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Bytes after which progress is reported: what comes at once is more unless a peer sends crumbs.
+/// Bytes between progress reports: arriving data exceeds this unless a peer sends tiny chunks.
 const PROGRESS_STEP: u64 = 64 * 1024;
 
-/// Least pause between two reports of the same unit: a fast peer's rate is as well known from a few.
+/// Minimum interval between progress reports of a unit: a few reports suffice to measure a fast
+/// peer.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(5);
 
-/// How often it is said that bytes wait for our own limit, or to be verified and written: sooner than any silence counts as one.
+/// Interval between reports that data waits for a local limit or disk: shorter than any stall
+/// timeout.
 const THROTTLED_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Least wait before a busy peer is asked for the rest of a unit.
+/// Minimum delay before a busy peer is asked for the rest of a unit.
 const BUSY_RETRY: Duration = Duration::from_millis(250);
 
-/// Longest such wait.
+/// Maximum of that delay.
 const MAX_BUSY_RETRY: Duration = Duration::from_secs(5);
 
-/// A request as a call carries it.
+/// A request for one unit within a call.
 #[derive(Debug, Clone)]
 pub(crate) struct UnitRequest {
-    /// What the swarm calls it.
+    /// The swarm's id of the request.
     pub(crate) id: RequestId,
-    /// What for.
+    /// The requested unit.
     pub(crate) unit: u32,
-    /// Cancelled when it is not wanted any more.
+    /// Cancelled when the unit is no longer wanted.
     pub(crate) token: CancellationToken,
 }
 
-/// What came of requests.
+/// Progress or the final result of a request.
 #[derive(Debug)]
 pub(crate) enum RequestOutcome {
-    /// So many bytes more came, not verified.
+    /// This many more bytes arrived, unverified.
     Progress(u64),
-    /// What came, or comes next, waits for our own limit, or for us to verify and write what came before.
+    /// The request waits for the local rate limit or for local verification and writing.
     LocallyThrottled,
-    /// Verified and written.
+    /// The unit was verified and written.
     Verified,
-    /// Not what it should be; what was wrong.
+    /// The peer violated the protocol; with a description.
     Corrupt(String),
-    /// Failed verification: what to say of that, and which pieces it was, where that can be told.
+    /// The unit failed verification; with a description and the bad pieces, if they can be
+    /// identified.
     Unverified(String, Option<BadPieces>),
-    /// Verified, and could not be written.
+    /// The unit was verified but could not be written.
     NotWritten(Problem),
-    /// Did not come.
+    /// The unit did not arrive.
     Failed(Failure, Problem),
 }
 
-/// Something that a call tells the driver.
+/// An event from a call to the driver.
 #[derive(Debug)]
 pub(crate) struct RequestEvent {
-    /// Of whom.
+    /// The peer of the call.
     pub(crate) peer: PeerKey,
-    /// Which request.
+    /// The request.
     pub(crate) id: RequestId,
-    /// For which unit.
+    /// The unit of the request.
     pub(crate) unit: u32,
-    /// What came of it.
+    /// What happened.
     pub(crate) outcome: RequestOutcome,
 }
 
-/// Everything a call needs.
+/// Everything that a call needs.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestTask {
     pub(crate) download: Arc<ActiveDownload>,
-    /// Where it is written to.
+    /// The pool that verifies and writes the units.
     pub(crate) disk: Arc<DiskPool>,
-    /// How fast the transfer may be.
+    /// Limits the rate of the download.
     pub(crate) rate_limiter: Arc<TransferRateLimiter>,
     pub(crate) peer: PeerKey,
     pub(crate) client: PeerClient,
     pub(crate) events: mpsc::Sender<RequestEvent>,
-    /// Where what it starts is counted.
+    /// Tracks the work that the call starts.
     pub(crate) tasks: TaskTracker,
 }
 
 impl RequestTask {
-    /// Asks for the units until each has come, failed or been cancelled.
+    /// Requests the units until each has arrived, failed or been cancelled.
     pub(crate) async fn run(self, requests: Vec<UnitRequest>) {
         let mut rest = VecDeque::from(requests);
         let mut alone = false;
@@ -121,8 +126,8 @@ impl RequestTask {
                     return;
                 }
                 CallEnd::ProtocolViolation(what) => {
-                    // The ban that follows cancels the others. Where none follows, as the request
-                    // was taken back meanwhile, they failed.
+                    // The ban that follows cancels the other requests. If the request was cancelled
+                    // meanwhile, no ban follows and the others count as failed.
                     if let Some(request) = rest.pop_front() {
                         self.send_event(&request, RequestOutcome::Corrupt(what.clone()))
                             .await;
@@ -148,11 +153,12 @@ impl RequestTask {
             unit: request.unit,
             outcome,
         };
-        // Nobody listens any more: the transfer is over.
+        // The send fails only if the download is over.
         let _ = self.events.send(event).await;
     }
 
-    /// `Download` for all of `rest`, or for its first alone; takes from it what came. Where there is a limit, in several calls.
+    /// Calls `Download` for all of `rest`, or only for its first unit, and removes the units that
+    /// arrive. Under a rate limit it makes several calls.
     async fn request_remaining(&self, rest: &mut VecDeque<UnitRequest>, alone: bool) -> CallEnd {
         let count = if alone { 1 } else { rest.len() };
         let units: Vec<u32> = rest.iter().take(count).map(|request| request.unit).collect();
@@ -160,7 +166,7 @@ impl RequestTask {
         let mut progress = UnreportedProgress::new();
         while let (Some(_), Some(request)) = (assembly.current(), rest.front().cloned()) {
             let spans = assembly.next_spans(self.rate_limiter.max_request_bytes());
-            // Dropping the call or the stream resets it at the other end: nothing is half taken.
+            // Dropping the call or the stream resets it at the peer, so no partial state remains.
             let opened = tokio::select! {
                 () = request.token.cancelled() => return CallEnd::Retry,
                 opened = self.client.download(spans) => opened,
@@ -168,7 +174,8 @@ impl RequestTask {
             let stream = match opened {
                 Ok(stream) => stream,
                 Err(problem) if assembly.has_partial_unit() && is_busy(problem.reason) => {
-                    // For a part of a unit the rest is not given up; where the peer stays busy, the swarm takes the unit back.
+                    // Waits to keep the partial unit. If the peer stays busy, the swarm cancels the
+                    // request.
                     let wait = problem
                         .retry_after
                         .unwrap_or(BUSY_RETRY)
@@ -191,7 +198,7 @@ impl RequestTask {
         CallEnd::Retry
     }
 
-    /// All that one call brings; what completes a unit is handed on.
+    /// Receives the data of one call and submits each complete unit.
     async fn receive(
         &self,
         rest: &mut VecDeque<UnitRequest>,
@@ -258,8 +265,11 @@ impl RequestTask {
         Ok(())
     }
 
-    /// Waits until so many bytes may count, and meanwhile says that they are here: whoever sent them is not silent. What comes behind
-    /// them is read. Fails where that cannot be, or with nothing where the unit is not wanted any more.
+    /// Waits until this many bytes are allowed and meanwhile reports that they arrived, so that the
+    /// peer does not count as stalled. Continues to read ahead.
+    ///
+    /// # Errors
+    /// If the stream fails; `Err(None)` if the unit is no longer wanted.
     async fn wait_for_rate(
         &self,
         bytes: u64,
@@ -272,7 +282,8 @@ impl RequestTask {
             let beat = progress
                 .throttled_at
                 .map_or_else(Instant::now, |held| held + THROTTLED_INTERVAL);
-            // All arms are cancel-safe: what is not wanted any more is not waited for, and what is not read stays in the stream.
+            // All arms are cancel-safe: a dropped acquisition gives its bytes back, and unread data
+            // stays in the stream.
             tokio::select! {
                 biased;
                 () = &mut allowed => return Ok(()),
@@ -289,12 +300,12 @@ impl RequestTask {
         }
     }
 
-    /// Waits for what takes time here, such as a disk that writes nothing for a while, and says so: whoever was asked is not silent. `None`
-    /// where the unit is not wanted any more.
+    /// Waits for local work, such as a slow disk, and reports it so that the peer does not count as
+    /// stalled. `None` if the unit is no longer wanted.
     async fn wait_locally<T>(&self, request: &UnitRequest, work: impl Future<Output = T>) -> Option<T> {
         let mut work = std::pin::pin!(work);
         loop {
-            // The work is pinned outside: polling the other arms loses nothing of it.
+            // The work is pinned outside the loop, so polling the other arms does not drop it.
             tokio::select! {
                 biased;
                 done = &mut work => return Some(done),
@@ -315,20 +326,22 @@ impl RequestTask {
         }
     }
 
-    /// Has a unit verified and written, while the next comes in.
+    /// Queues a unit for verification and writing while the next one arrives.
     async fn submit_unit(&self, request: UnitRequest, data: ChunkList) {
         let space = self.wait_locally(&request, self.disk.acquire(data.len())).await;
         let Some(space) = space.flatten() else {
             return;
         };
-        // Kept free from now on, so that telling never waits. Nobody listens any more: the transfer is over.
+        // Reserved now, so that reporting the result never waits. Fails only if the download is
+        // over.
         let Ok(slot) = self.events.clone().reserve_owned().await else {
             return;
         };
         let (download, tasks, peer) = (Arc::clone(&self.download), self.tasks.clone(), self.peer);
         let work = move || {
             let UnitRequest { id, unit, token } = request;
-            // Counted before it is asked whether to begin: whoever cancelled it and counts none finds nothing begun later.
+            // Registered before the check of the token: once a caller has cancelled the token and
+            // sees no registered work, none starts later.
             let _counted = tasks.token();
             if token.is_cancelled() {
                 return;
@@ -340,7 +353,7 @@ impl RequestTask {
                     format!("unit {unit} failed verification"),
                     download.verifier.bad_pieces(unit, &data),
                 ),
-                // Another peer was faster: the bytes are there.
+                // Another peer delivered the unit first; the bytes are already on disk.
                 true if download.has(unit) => RequestOutcome::Verified,
                 true => match download.part_file.write(unit, &data) {
                     Ok(()) => RequestOutcome::Verified,
@@ -357,7 +370,7 @@ impl RequestTask {
             .submit(space, &self.download.part_file.target().path, work);
     }
 
-    /// What a status means for the requests that are still open. `any`: it could speak of any of them.
+    /// Maps a status to the fate of the open requests. `any`: the status may concern any of them.
     async fn handle_status(&self, rest: &mut VecDeque<UnitRequest>, any: bool, problem: Problem) -> CallEnd {
         let failure = match problem.reason {
             reason if is_busy(reason) => Failure::Busy {
@@ -365,7 +378,7 @@ impl RequestTask {
             },
             Reason::PieceNotAvailable | Reason::NotFound | Reason::FileChanged => Failure::NotAvailable,
             Reason::TimedOut => Failure::TimedOut,
-            // A lack of file descriptors is this machine's own, and passes.
+            // This machine lacks file descriptors; that is temporary and not the peer's fault.
             Reason::Unreachable | Reason::Cancelled | Reason::ShuttingDown | Reason::TooManyOpenFiles => {
                 Failure::Disconnected
             }
@@ -375,7 +388,7 @@ impl RequestTask {
             if any {
                 return CallEnd::OneByOne;
             }
-            // Only the unit that was being sent: the others may be there.
+            // Only the unit being sent fails; the peer may have the others.
             if let Some(request) = rest.pop_front() {
                 self.send_event(&request, RequestOutcome::Failed(failure, problem))
                     .await;
@@ -386,8 +399,8 @@ impl RequestTask {
     }
 }
 
-/// What came of a request, still to be told. Dropped untold, as where the work on it panicked, it tells that the request failed:
-/// otherwise its unit would be on its way for ever.
+/// The pending result of a request. If it is dropped without a result, for example after a panic,
+/// it reports a failure; otherwise the unit would stay in flight forever.
 struct CompletionGuard {
     slot: Option<mpsc::OwnedPermit<RequestEvent>>,
     peer: PeerKey,
@@ -424,12 +437,12 @@ impl Drop for CompletionGuard {
     }
 }
 
-/// What came and was not reported yet.
+/// Bytes that arrived and were not reported.
 #[derive(Debug)]
 struct UnreportedProgress {
     unreported: u64,
     reported: Instant,
-    /// When it was last said that bytes wait for our own limit.
+    /// When the request last reported that data waits for a local limit.
     throttled_at: Option<Instant>,
 }
 
@@ -446,7 +459,7 @@ impl UnreportedProgress {
         self.unreported >= PROGRESS_STEP && self.reported.elapsed() >= PROGRESS_INTERVAL
     }
 
-    /// What to tell, and nothing is left to be told.
+    /// Takes the unreported bytes as an event.
     fn take(&mut self) -> RequestOutcome {
         self.reported = Instant::now();
         RequestOutcome::Progress(std::mem::take(&mut self.unreported))
@@ -459,13 +472,13 @@ const fn is_busy(reason: Reason) -> bool {
 
 /// How a call ended.
 enum CallEnd {
-    /// Ask again for what is left, if anything is.
+    /// Call again for the remaining units, if any.
     Retry,
-    /// One of them cannot be had, and it is not said which.
+    /// The peer lacks one of the units, without saying which; request them one by one.
     OneByOne,
-    /// What is left will not come.
+    /// The remaining units will not arrive.
     FailAll(Failure, Problem),
-    /// The peer breaks the rules.
+    /// The peer violated the protocol.
     ProtocolViolation(String),
 }
 

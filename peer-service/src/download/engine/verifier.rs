@@ -1,7 +1,7 @@
-//! Whether the bytes of a unit are what the id commits to. Pure.
+//! Verifies units against the id of the download. Pure.
 //!
-//! Invariant: a piece layer is kept only if it folds into its file's id, so whatever passes [`UnitVerifier::verify`] belongs to the id
-//! that the transfer is for.
+//! Invariant: a piece layer is kept only if it folds to the root behind its file's id, so data that
+//! passes [`UnitVerifier::verify`] belongs to the requested id.
 
 use std::{
     borrow::Cow,
@@ -20,21 +20,21 @@ use potluck_core::{
 
 use crate::{content::BadPieces, download::engine::chunk_list::ChunkList};
 
-/// Files of one leaf that are hashed together: a multiple of what is hashed in step.
+/// One-leaf files that are hashed together: a multiple of the number of hash lanes.
 const SMALL_BATCH: usize = 64;
 
-/// What the units of a plan are checked against.
+/// Verifies the units of a plan.
 #[derive(Debug)]
 pub(crate) struct UnitVerifier {
     plan: Arc<Plan>,
-    /// Of each file of the plan: its root, from a layer that folded or from bytes that verified.
+    /// The root of each file of the plan, from a piece layer that folded or from verified bytes.
     roots: Vec<OnceLock<Root>>,
-    /// Of each file of several pieces, in the plan's order: its number, and its piece layer once the root is known.
+    /// For each file with several pieces, in plan order: its index, and its piece layer once known.
     layers: Vec<(usize, OnceLock<Arc<[Hash]>>)>,
 }
 
 impl UnitVerifier {
-    /// Checks without any piece layer yet.
+    /// A verifier without piece layers.
     pub(crate) fn new(plan: Arc<Plan>) -> Self {
         let several = plan.files().enumerate().filter(|(_, file)| has_layer(file.size));
         Self {
@@ -44,7 +44,7 @@ impl UnitVerifier {
         }
     }
 
-    /// The files, by their number in the plan, whose piece layer is needed.
+    /// The plan indices of the files whose piece layer is missing.
     pub(crate) fn missing_layers(&self) -> Vec<usize> {
         let by_pieces = |file: &usize| {
             let size = self.plan.file(*file).map_or(0, |file| file.size);
@@ -54,7 +54,8 @@ impl UnitVerifier {
         unknown.map(|&(file, _)| file).filter(by_pieces).collect()
     }
 
-    /// Takes a file's piece layer from a stranger; false where it does not fold into the file's id.
+    /// Takes a file's piece layer from an untrusted peer; false if it does not fold to the file's
+    /// id.
     pub(crate) fn add_layer(&self, file: usize, layer: Vec<Hash>) -> bool {
         let tree = self
             .plan
@@ -63,7 +64,7 @@ impl UnitVerifier {
         tree.map(|tree| self.record_tree(file, tree)).is_some()
     }
 
-    /// Whoever was first had the same tree: the id commits to it.
+    /// If another thread recorded a tree first, it is the same tree, because the id commits to it.
     fn record_tree(&self, file: usize, tree: FileTree) {
         if let Some((_, layer)) = self.layer_at(file) {
             let _ = layer.set(tree.piece_hashes.into());
@@ -78,7 +79,8 @@ impl UnitVerifier {
         self.layers.get(index)
     }
 
-    /// Whether these are the unit's bytes. Hashes all of them: not for the async threads.
+    /// Whether these are the bytes of the unit. Hashes all of them, so call it on a blocking
+    /// thread.
     pub(crate) fn verify(&self, unit: u32, data: &ChunkList) -> bool {
         if data.len() as u64 != self.plan.unit_len(unit) {
             return false;
@@ -100,8 +102,8 @@ impl UnitVerifier {
         good && self.verify_small(&mut small)
     }
 
-    /// The pieces of a unit that fail verification, as far as that can be told: of a file that came
-    /// whole, all of it. Slow, for units that failed.
+    /// The first bad piece of a unit that failed verification, if it can be identified. For a file
+    /// received as a whole, all of its pieces. Slow; meant for units that failed.
     pub(crate) fn bad_pieces(&self, unit: u32, data: &ChunkList) -> Option<BadPieces> {
         if data.len() as u64 != self.plan.unit_len(unit) {
             return None;
@@ -118,7 +120,7 @@ impl UnitVerifier {
                     layout.piece_count(),
                 ),
                 false => {
-                    // Below the number of pieces, so it fits.
+                    // Fits, because it is less than the number of pieces.
                     let piece = (span.offset / layout.piece_size()) as u32;
                     (self.verify_piece(&span, data, range), piece, 1)
                 }
@@ -128,7 +130,8 @@ impl UnitVerifier {
         })
     }
 
-    /// Files of one leaf: hashed together, as one after the other would leave the processor waiting. Empties `small`.
+    /// Hashes one-leaf files together, which keeps the processor busier than hashing them in turn.
+    /// Empties `small`.
     fn verify_small(&self, small: &mut Vec<(PlanSpan, Cow<'_, [u8]>)>) -> bool {
         let files: Vec<&[u8]> = small.iter().map(|(_, bytes)| &**bytes).collect();
         let mut roots = Vec::with_capacity(files.len());
@@ -136,7 +139,8 @@ impl UnitVerifier {
         small.drain(..).zip(roots).all(|((span, _), root)| {
             let good = FileId::derive(span.len, &root) == span.id;
             if good {
-                // Whoever was first had the same root: the id commits to it.
+                // If another thread set the root first, it is the same root, because the id commits
+                // to it.
                 let _ = self.roots[span.file].set(root);
             }
             good
@@ -163,17 +167,17 @@ impl UnitVerifier {
         good
     }
 
-    /// The file's root, where it is known by now.
+    /// The root of the file, if known.
     pub(crate) fn root(&self, file: usize) -> Option<Root> {
         self.roots.get(file)?.get().copied()
     }
 
-    /// The piece layer of a file of several pieces, where it is known by now.
+    /// The piece layer of a file with several pieces, if known.
     pub(crate) fn layer(&self, file: usize) -> Option<Arc<[Hash]>> {
         self.layer_at(file)?.1.get().cloned()
     }
 
-    /// The file's tree, where it is known by now.
+    /// The tree of the file, if known.
     pub(crate) fn tree(&self, file: usize) -> Option<FileTree> {
         let (root, size) = (self.root(file)?, self.plan.file(file)?.size);
         let piece_hashes = match has_layer(size) {
@@ -187,7 +191,8 @@ impl UnitVerifier {
         })
     }
 
-    /// Whether every empty file of the plan is what its id says: no unit brings its content. The first that is not.
+    /// The first empty file of the plan whose id is not that of an empty file. No unit carries its
+    /// content, so no unit would reveal it.
     pub(crate) fn false_empty(&self) -> Option<FileId> {
         for (index, file) in self.plan.files().enumerate() {
             if file.size == 0 {
@@ -205,7 +210,8 @@ fn has_layer(size: u64) -> bool {
     FileLayout::new(size).is_some_and(|layout| layout.piece_count() > 1)
 }
 
-/// The tree of a file of several pieces with this layer; `None` where the layer does not fold into the id.
+/// The tree of a file with several pieces and this piece layer; `None` if the layer does not fold
+/// to the id.
 pub(crate) fn tree_of(id: FileId, size: u64, layer: Vec<Hash>) -> Option<FileTree> {
     let root: Root = merkle::fold(&layer, &FileLayout::new(size)?)?;
     (FileId::derive(size, &root) == id).then_some(FileTree {
@@ -288,7 +294,7 @@ mod tests {
             wrong[at] ^= 1;
             assert!(!verify(&checks, 0, &wrong), "byte {at}");
         }
-        // In runs whose borders lie anywhere in the files.
+        // Splits the bundle into chunks that do not align with the files.
         let mut chunk_list = ChunkList::default();
         let mut left = good.len();
         for run in good.chunks(40_001) {
