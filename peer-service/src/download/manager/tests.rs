@@ -1,4 +1,5 @@
-//! What meets at the wrong moment: two who ask for the same, a cancel while a transfer is stored or taken up again.
+//! Races between commands: concurrent requests for the same file, and a cancel while a download is
+//! stored or resumed.
 
 use std::{
     net::Ipv4Addr,
@@ -26,10 +27,10 @@ use crate::{
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a call that must wait is watched.
+/// How long a call that must wait is observed.
 const EARLY: Duration = Duration::from_millis(200);
 
-/// Transfers that find nobody to fetch from.
+/// A manager whose downloads find no provider.
 struct ManagerRig {
     transfers: DownloadManager,
     stop: CancellationToken,
@@ -77,7 +78,7 @@ impl ManagerRig {
         }
     }
 
-    /// Waits until this holds of a transfer.
+    /// Waits until the condition holds for a download.
     async fn until(&self, number: u64, mut holds: impl FnMut(&DownloadEntry) -> bool) {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while !self
@@ -92,7 +93,7 @@ impl ManagerRig {
         }
     }
 
-    /// Keeps all from being stored until what this gives is dropped.
+    /// Blocks all writes to the store until the returned sender is dropped.
     fn hold_up(&self) -> mpsc::Sender<()> {
         let (begun, begins) = mpsc::channel::<()>();
         let (held, holds) = mpsc::channel::<()>();
@@ -106,7 +107,7 @@ impl ManagerRig {
         held
     }
 
-    /// What a command answers, which must be nothing as long as nothing can be stored.
+    /// The result of a command, which must not complete before the store can be written.
     async fn once_stored<T>(&self, command: impl Future<Output = T>) -> T {
         let disk = self.hold_up();
         let mut command = std::pin::pin!(command);
@@ -116,14 +117,14 @@ impl ManagerRig {
         command.await
     }
 
-    /// A transfer as the store has it.
+    /// A download as the store has it.
     fn row(&self, number: u64) -> Option<PersistedDownload> {
         let rows = self.transfers.shared.context.store.transfers().unwrap();
         let row = rows.into_iter().find(|(row, _)| *row == number);
         row.map(|(_, bytes)| PersistedDownload::decode(&bytes).unwrap())
     }
 
-    /// Keeps all from being stored until [`ManagerRig::mend_store`].
+    /// Makes all writes to the store fail until [`ManagerRig::mend_store`].
     fn break_store(&self) {
         self.transfers.shared.context.store.close();
         std::fs::rename(self.dir.path().join("state"), self.dir.path().join("away")).unwrap();
@@ -207,7 +208,7 @@ async fn every_command_is_answered_once_the_store_has_it() {
     fixture.once_stored(transfers.resume(number)).await.unwrap();
     let row = fixture.row(number).unwrap();
     assert!(row.running && row.spec.limits == update);
-    // Whoever joins is answered no sooner.
+    // A caller that joins must also wait for the store.
     let named = DownloadSpec {
         providers: vec![std::net::SocketAddr::from(([192, 0, 2, 1], 9)).into()],
         ..unreachable_spec()
@@ -245,7 +246,7 @@ async fn what_cannot_be_stored_is_told_and_stored_as_soon_as_it_can_be() {
     assert_eq!(reason(refused), Reason::StoreUnavailable);
     let failed = &transfers.list()[0];
     assert_eq!((failed.state, &*failed.name), (DownloadState::Failed, "detached"));
-    // Its caller sees it end with the peer, and was promised nothing else.
+    // The caller of a download that is not detached only sees it end with the peer.
     let watched = transfers.start_download(named("watched", false)).await.unwrap();
     fixture
         .until(watched.transfer, |entry| entry.status.borrow().state.is_active())
@@ -394,7 +395,7 @@ async fn nothing_begins_while_what_was_fetched_is_removed() {
 async fn nothing_is_left_of_a_folder_that_was_cancelled_while_it_was_made() {
     let fixture = ManagerRig::new();
     let (path, target) = (fixture.dir.path().join("here"), fixture.dir.path().join("there"));
-    // Takes far longer to make than it takes to be seen.
+    // Preparing this many folders takes much longer than observing it.
     for n in 0..4_000 {
         std::fs::create_dir_all(path.join(n.to_string())).unwrap();
     }
@@ -464,7 +465,7 @@ async fn a_disk_that_hangs_is_named_and_nobody_is_blamed_for_it() {
         assert!(fixture.transfers.get(number).unwrap().bytes_done == 0);
         number
     };
-    // What waits behind the disk holds up no end.
+    // Work that is blocked on the disk must not delay a cancel.
     let cancelled = fixture.transfers.cancel(until_named().await);
     tokio::time::timeout(PATIENCE, cancelled).await.unwrap().unwrap();
     let number = until_named().await;

@@ -1,5 +1,5 @@
-//! One other peer, as a client of its PeerService: domain types out, every wait bounded, nothing it says believed further than
-//! this file can check.
+//! A client of another peer's PeerService. It returns domain types, bounds every wait, and
+//! validates every response as far as it can.
 
 use std::{
     future::Future,
@@ -26,62 +26,62 @@ use crate::{
     download::engine::download_stream::{self, DownloadStream},
 };
 
-/// How long a peer may take to answer a call, and to send the next message of a stream that it owes.
+/// Time limit for a response, and for the next expected message of a stream.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The same for bulk data: over a slow link, what was asked for before comes first. Where a peer says nothing at all, the swarm turns
-/// away from it long before.
+/// Time limit for bulk data: over a slow connection, earlier requests come first. The swarm treats
+/// a silent peer as stalled long before.
 pub(crate) const DATA_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long all piece hashes of a file may take: 128 KiB for most files, a few MiB for the largest.
+/// Time limit for all piece hashes of a file: 128 KiB for most files, a few MiB for the largest.
 const HASHES_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A peer that answered. Cheap to clone.
+/// A connected peer. Cheap to clone.
 ///
-/// Bulk data has a connection of its own, so that small calls never wait behind it.
+/// Bulk data has its own connection, so that small calls never wait behind it.
 #[derive(Debug, Clone)]
 pub(crate) struct PeerClient {
     endpoint: Endpoint,
     control: PeerServiceClient<Channel>,
     leave_from: Option<IpAddr>,
-    /// How long connecting took.
+    /// Time that connecting took.
     connect_time: Duration,
-    /// Made with the first answer.
+    /// The connection for bulk data, created with the first response.
     data: Arc<OnceLock<Channel>>,
 }
 
-/// What a peer says of a file.
+/// A peer's description of a file.
 #[derive(Debug, Clone)]
 pub(crate) struct FileDescription {
-    /// The file; its id was checked against what was asked for.
+    /// The file; its id was checked against the requested one.
     pub(crate) record: FileRecord,
-    /// The peer's label; hostile.
+    /// The name that the peer uses; untrusted.
     pub(crate) name: String,
-    /// Who it says it is.
+    /// The id that the peer claims to have.
     pub(crate) peer: PeerId,
 }
 
-/// A change of what a peer has.
+/// The availability of a peer, or a change to it.
 #[derive(Debug, Clone)]
 pub(crate) enum AvailabilityEvent {
-    /// All of it.
+    /// The complete availability.
     Snapshot(Availability),
-    /// It counts the units otherwise; what to say of it.
+    /// The peer reports a different number of units; with the problem to report.
     UnitCountMismatch(Problem),
-    /// What is different.
+    /// Changes since the last event.
     Change {
-        /// Now there.
+        /// Units that became available.
         have: Vec<u32>,
-        /// Now being fetched.
+        /// Units that the peer started to download.
         fetching: Vec<u32>,
-        /// No longer being fetched.
+        /// Units that the peer stopped downloading.
         abandoned: Vec<u32>,
     },
 }
 
 impl PeerClient {
-    /// Connects to the peer at this address, leaving from this one of this machine where that can
-    /// reach it. Whether it is a peer shows with the first call.
+    /// Connects to the peer at this address, from the local address `leave_from` if that can reach
+    /// it. Only the first call shows whether a peer answers there.
     ///
     /// # Errors
     /// [`Reason::Unreachable`], [`Reason::InvalidAddress`].
@@ -98,8 +98,9 @@ impl PeerClient {
         })
     }
 
-    /// The connection for bulk data. A proxy before the peer takes a connection sooner than the peer answers: the longer of the two is
-    /// the round trip. Twice that, as others may share the path.
+    /// The connection for bulk data. A proxy may accept the connection sooner than the peer
+    /// answers, so the round trip is the longer of the two times. It is doubled because other
+    /// traffic may share the path.
     fn data(&self, answered_in: Duration) -> Channel {
         let round_trip = self.connect_time.max(answered_in);
         let channel = self
@@ -132,10 +133,11 @@ impl PeerClient {
         )
     }
 
-    /// What the peer knows of a file.
+    /// Asks the peer to describe a file.
     ///
     /// # Errors
-    /// As `PeerService.Describe`; [`Reason::VerificationFailed`] where size and root do not give the id.
+    /// As `PeerService.Describe`; [`Reason::VerificationFailed`] if size and root do not match the
+    /// id.
     pub(crate) async fn describe(&self, id: FileId) -> Result<FileDescription, Problem> {
         let request = v1::DescribeRequest {
             file_id: id.to_bytes(),
@@ -155,8 +157,7 @@ impl PeerClient {
         })
     }
 
-    /// Tells the peer that pieces it sent failed verification. Whether it takes that is its own
-    /// affair.
+    /// Reports to the peer that pieces it sent failed verification. Failures are only logged.
     pub(crate) async fn report_bad_pieces(self, pieces: BadPieces) {
         let request = v1::ReportBadPiecesRequest {
             file_id: pieces.id.to_bytes(),
@@ -168,10 +169,11 @@ impl PeerClient {
         }
     }
 
-    /// The piece layer of a file of this size, not verified.
+    /// Requests the piece layer of a file of this size. The hashes are not verified.
     ///
     /// # Errors
-    /// As `PeerService.GetPieceHashes`; [`Reason::VerificationFailed`] where the list has gaps or is too long or short.
+    /// As `PeerService.GetPieceHashes`; [`Reason::VerificationFailed`] if the list has gaps or the
+    /// wrong length.
     pub(crate) async fn piece_hashes(&self, id: FileId, size: u64) -> Result<Vec<Hash>, Problem> {
         let count = FileLayout::new(size).map_or(0, |layout| layout.piece_count()) as usize;
         let request = v1::GetPieceHashesRequest {
@@ -202,7 +204,7 @@ impl PeerClient {
             .unwrap_or_else(|_| Err(self.timed_out(HASHES_TIMEOUT)))
     }
 
-    /// The next message that the peer owes.
+    /// Waits for the next expected message.
     async fn next_message<T>(&self, stream: &mut Streaming<T>) -> Result<Option<T>, Problem> {
         match tokio::time::timeout(ANSWER_TIMEOUT, stream.message()).await {
             Ok(message) => message.map_err(|status| self.endpoint.problem(status, "peer")),
@@ -210,10 +212,12 @@ impl PeerClient {
         }
     }
 
-    /// Streams which of `units` units the peer has; the first item is a snapshot, owed within [`ANSWER_TIMEOUT`].
+    /// Streams the availability of `units` units. The first item is a snapshot, expected within
+    /// [`ANSWER_TIMEOUT`].
     ///
     /// # Errors
-    /// As `PeerService.WatchAvailability`, at once or as an item; [`Reason::VerificationFailed`] where it breaks the rules.
+    /// As `PeerService.WatchAvailability`, from the call or as an item;
+    /// [`Reason::VerificationFailed`] if the peer violates the protocol.
     pub(crate) async fn availability(
         &self,
         id: FileId,
@@ -235,9 +239,9 @@ impl PeerClient {
         Ok(events.map(move |(place, event)| client.parse_event(event?, (id, units), place == 0)))
     }
 
-    /// An event as it counts. Each costs work in proportion to the units, so no list is longer than
-    /// there are units. A later snapshot replaces all that was told: the peer hashed the file
-    /// again, or lost units.
+    /// Validates an event. The cost of an event grows with its lists, so no list may be longer than
+    /// the number of units. A later snapshot replaces everything: the peer has hashed the file
+    /// again or lost units.
     fn parse_event(
         &self,
         event: v1::WatchAvailabilityResponse,
@@ -250,8 +254,8 @@ impl PeerClient {
                 Err(self.protocol_violation("told of a change before what it has"))
             }
             Some(Event::Snapshot(answer)) if answer.file_id != id.to_bytes() => Err(Problem::new(
-                // Not the peer's fault: it answers what it was asked, and the network may have
-                // damaged that.
+                // Not a violation: the peer answers the request it received, which the network may
+                // have damaged.
                 Reason::Unreachable,
                 format!(
                     "the peer at {} was asked about {} and answered about another file",
@@ -261,7 +265,8 @@ impl PeerClient {
             )),
             Some(Event::Snapshot(answer)) => {
                 if answer.units != units {
-                    // No lie: whoever takes a folder for a file, as a false record has it, counts differently.
+                    // Not a violation: because of a false record, one of the peers takes a
+                    // collection for a file.
                     return Ok(AvailabilityEvent::UnitCountMismatch(Problem::new(
                         Reason::NotFound,
                         format!(
@@ -303,7 +308,7 @@ impl PeerClient {
         }
     }
 
-    /// Asks for spans; the answer's chunks are not checked.
+    /// Requests spans; the chunks of the response are not validated.
     ///
     /// # Errors
     /// As `PeerService.Download`.
@@ -334,7 +339,7 @@ mod tests {
     use super::*;
 
     impl PeerClient {
-        /// Where nobody is ever called.
+        /// A client that never connects.
         pub(crate) fn to_nobody() -> Self {
             let endpoint: Endpoint = "127.0.0.1:1".parse().unwrap();
             Self {
@@ -370,7 +375,7 @@ mod tests {
         );
     }
 
-    /// One flipped bit in the request makes a peer answer about a file that nobody wants.
+    /// One flipped bit in the request makes a peer answer about a different file.
     #[tokio::test]
     async fn an_answer_about_another_file_counts_for_nothing_and_is_no_lie() {
         let answer = PeerClient::to_nobody().parse_event(complete(FileId([6; 32]), 10), (ID, 10), true);

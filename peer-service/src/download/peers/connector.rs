@@ -1,4 +1,4 @@
-//! One peer that is to be connected: dialled, listened to, and dialled again.
+//! Keeps one peer connected: connects, passes on its events, and reconnects with backoff.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -14,20 +14,21 @@ use crate::download::peers::{
 };
 use potluck_swarm::PeerKey;
 
-/// First wait before a lost peer is tried again; doubles up to [`MAX_RETRY`].
+/// First delay before reconnecting to a lost peer; doubles up to [`MAX_RETRY`].
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Longest such wait.
+/// Maximum of that delay.
 const MAX_RETRY: Duration = Duration::from_secs(30);
 
-/// Least pause between two events of one peer: HTTP/2 holds back whoever sends them faster, and no honest peer does.
+/// Minimum interval between events of one peer. HTTP/2 flow control slows a faster sender; no
+/// honest peer is faster.
 const EVENT_PAUSE: Duration = Duration::from_millis(5);
 
-/// Least pause after a snapshot that repeats itself: it costs more than a change, and an honest
-/// peer hashes a file for longer.
+/// Minimum pause after a repeated snapshot: it costs more than a change, and an honest peer needs
+/// longer to hash a file again.
 const SNAPSHOT_PAUSE: Duration = Duration::from_millis(250);
 
-/// How long a peer that failed so often is not dialled.
+/// Delay before connecting to a peer with this many failures.
 pub(crate) fn wait_after(failures: u32) -> Duration {
     match failures {
         0 => Duration::ZERO,
@@ -35,7 +36,7 @@ pub(crate) fn wait_after(failures: u32) -> Duration {
     }
 }
 
-/// Keeps one peer connected and passes on what it has.
+/// Keeps one peer connected and passes on its availability.
 pub(crate) struct PeerConnector {
     pub(crate) key: PeerKey,
     pub(crate) candidate: PeerCandidate,
@@ -47,7 +48,8 @@ pub(crate) struct PeerConnector {
 }
 
 impl PeerConnector {
-    /// Runs until nobody listens or the peer is of no use; after so many failures it begins with a wait.
+    /// Runs until the receiver is dropped or the peer is unusable. After failures it starts with a
+    /// delay.
     pub(crate) async fn run(self, mut ready: Option<PeerClient>, failures: u32) {
         let mut wait = wait_after(failures).max(RETRY);
         if failures > 0 && ready.is_none() {
@@ -84,7 +86,7 @@ impl PeerConnector {
         self.events.send((self.key, event)).await.ok()
     }
 
-    /// From the connection to its loss; `Ok` where nobody listens any more.
+    /// Runs one connection until it is lost; `Ok` if the receiver was dropped.
     async fn run_connection(&self, ready: Option<PeerClient>) -> Result<(), Problem> {
         let client = match ready {
             Some(client) => client,

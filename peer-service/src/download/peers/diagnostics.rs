@@ -1,20 +1,21 @@
-//! Why nobody serves what is wanted: what each peer did, and what to do about it.
+//! Explains why no peer serves the content: what went wrong with each peer, and what the user can
+//! do.
 
 use potluck_core::{Problem, Reason, model::Address};
 
-/// Peers whose trouble is told one by one.
+/// Maximum peers that are listed one by one.
 const MAX_LISTED: usize = 3;
 
-/// Longest text of one peer's trouble, in characters: some of it is that peer's own words.
+/// Maximum length of one peer's problem, in characters; part of the text comes from the peer.
 const MAX_PEER_PROBLEM: usize = 200;
 
-/// What to say where these peers were asked and none serves; `None` where there are none. The reason is theirs if they have one in
-/// common.
+/// The problem to report if none of these peers serves; `None` for an empty list. Has the peers'
+/// reason if all have the same one.
 pub(crate) fn no_provider_serves<'a>(
     peers: impl IntoIterator<Item = (&'a Address, &'a Problem)>,
 ) -> Option<Problem> {
     let mut peers: Vec<_> = peers.into_iter().collect();
-    // The same peers in the same words each time: who asks again sees no news where there is none.
+    // Sorted, so that the same peers give the same text and a repeated query shows no difference.
     peers.sort_by(|a, b| a.0.cmp(b.0));
     let (_, first) = *peers.first()?;
     let reason = match peers.iter().all(|(_, problem)| problem.reason == first.reason) {
@@ -34,7 +35,7 @@ pub(crate) fn no_provider_serves<'a>(
     Some(problem)
 }
 
-/// One peer's trouble, its address named once.
+/// The problem of one peer, with its address named once.
 fn peer_problem(address: &Address, message: &str) -> String {
     let message = message.split(" (os error").next().unwrap_or(message);
     let message: String = message.chars().take(MAX_PEER_PROBLEM).collect();
@@ -44,7 +45,7 @@ fn peer_problem(address: &Address, message: &str) -> String {
     }
 }
 
-/// What helps.
+/// What the user can do.
 const fn advice(reason: Reason) -> &'static str {
     match reason {
         Reason::Unreachable | Reason::TimedOut => {

@@ -1,11 +1,11 @@
-//! Who has the file: what the index says, kept up to date, and who was named by address.
+//! Finds providers of a file: from the index, kept up to date, and from addresses that the user
+//! named.
 //!
-//! The list is a level, not a stream of edges: whoever looks sees all providers of now, so nothing is missed by looking late.
-//! Losing the index loses no provider: the list stays as it was until the index is back.
+//! The list is the current state and not a stream of changes, so a late reader misses nothing. If
+//! the index is lost, the list stays unchanged until the index is back.
 //!
-//! An index that is elsewhere cannot make this peer call what only this machine or its network
-//! reaches: services on loopback, say. Addresses of that kind are ignored where such an index names
-//! them.
+//! A remote index must not make this peer connect to addresses that only this machine or its
+//! network reaches, such as services on loopback. Such addresses from a remote index are ignored.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -27,40 +27,41 @@ use tokio_util::sync::CancellationToken;
 
 use crate::download::status::{DownloadState, DownloadStatus};
 
-/// Providers asked of the index for a file: far more than are connected at once, so that there is a choice.
+/// Providers requested from the index for a file: far more than the connection limit, to have a
+/// choice.
 const MAX_SNAPSHOT: u32 = 200;
 
-/// Most providers remembered: an index that lies cannot fill the memory.
+/// Maximum providers that are kept, so that a malicious index cannot exhaust memory.
 const MAX_PROVIDERS: usize = 2_000;
 
-/// First wait before a lost index is asked again; doubles up to [`MAX_RETRY`].
+/// First delay before reconnecting to a lost index; doubles up to [`MAX_RETRY`].
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Longest such wait.
+/// Maximum of that delay.
 const MAX_RETRY: Duration = Duration::from_secs(15);
 
-/// How long a transfer waits before the index is asked anew: no single answer that was lost or
-/// damaged must decide. Doubles each time, up to [`MAX_ASK_ANEW`].
+/// How long a download waits before the index is queried again, because an answer may have been
+/// lost or damaged. Doubles each time, up to [`MAX_ASK_ANEW`].
 const ASK_ANEW: Duration = Duration::from_secs(15);
 
-/// Longest such wait.
+/// Maximum of that delay.
 const MAX_ASK_ANEW: Duration = Duration::from_secs(300);
 
-/// A peer worth asking.
+/// A peer that may have the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PeerCandidate {
-    /// Where it is.
+    /// The peer's address.
     pub(crate) address: Address,
-    /// Who it is, where the index vouches for it.
+    /// The peer's id, if the index reported it.
     pub(crate) peer: Option<PeerId>,
 }
 
-/// What counts as one host: whoever has it can have any number of peers there.
+/// A unit of fairness: whoever controls a host can run any number of peers there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Host {
     /// An IPv4 address, or an IPv6 network.
     Network(IpAddr),
-    /// A name.
+    /// A host name.
     Name(Box<str>),
 }
 
@@ -73,7 +74,8 @@ impl From<&Address> for Host {
     }
 }
 
-/// Numbers the peers of each host, from what is there already: sorted by these numbers, every host has its turn before any has a second.
+/// Numbers the peers of each host. Sorting by these numbers gives every host its turn before any
+/// host has a second.
 #[derive(Debug, Default)]
 pub(crate) struct HostTurns<'a>(HashMap<&'a Host, u32>);
 
@@ -86,29 +88,30 @@ impl<'a> HostTurns<'a> {
     }
 }
 
-/// Who has the file, as far as is known.
+/// The providers known now.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PeerCandidates {
-    /// By address, in no useful order.
+    /// Unique by address, in no particular order.
     pub(crate) list: Arc<Vec<PeerCandidate>>,
-    /// What is wrong with the index.
+    /// The current problem with the index.
     pub(crate) index_error: Option<Problem>,
-    /// Whether the index answered at least once, or there is none to ask.
+    /// Whether the index has answered at least once, or no index is configured.
     pub(crate) index_answered: bool,
 }
 
-/// What the index said last.
+/// The last state reported by the index.
 #[derive(Debug, Default)]
 struct IndexView {
     providers: BTreeMap<PeerId, Address>,
     error: Option<Problem>,
     answered: bool,
-    /// How many were named at addresses that the index had no business to name.
+    /// Number of providers ignored because a remote index named a local address.
     ignored: u64,
 }
 
-/// Keeps the list until `stop`. Whoever is `named`, now or later, is always on it; whoever `is_self` says is this peer never is.
-/// While the transfer with this view waits, the index is asked anew now and then.
+/// Keeps the list up to date until `stop`. Addresses in `named` are always on it; addresses for
+/// which `is_self` holds never are. While the download waits, the index is queried again at
+/// intervals.
 pub(crate) async fn run_discovery(
     (index, status): (Option<IndexClient>, watch::Receiver<DownloadStatus>),
     id: FileId,
@@ -141,7 +144,7 @@ pub(crate) async fn run_discovery(
             }
         }
     };
-    // Dropping the watch at any point loses nothing: the next one begins with a snapshot.
+    // Dropping the watch loses nothing: the next one starts with a snapshot.
     tokio::select! {
         () = stop.cancelled() => {}
         () = listen => {}
@@ -149,7 +152,7 @@ pub(crate) async fn run_discovery(
     }
 }
 
-/// Follows the index for ever, through losses of it.
+/// Follows the index forever and reconnects when it is lost.
 async fn watch_index(
     index: &IndexClient,
     id: FileId,
@@ -159,7 +162,7 @@ async fn watch_index(
     let mut retry = RETRY;
     let mut asked_anew = 0;
     loop {
-        // A watch that is dropped loses nothing: the next one begins with a snapshot.
+        // Dropping the watch loses nothing: the next one starts with a snapshot.
         let lost = tokio::select! {
             lost = follow(index, id, index_view, &mut retry) => lost,
             () = has_waited(&mut status, &mut asked_anew) => {
@@ -178,8 +181,8 @@ async fn watch_index(
     }
 }
 
-/// Ends once the transfer began to wait and nothing came for long enough that the index is to be
-/// asked anew. `times`: how often in a row it was.
+/// Completes if the download has waited without new bytes for long enough to query the index again.
+/// `times` counts consecutive queries.
 async fn has_waited(status: &mut watch::Receiver<DownloadStatus>, times: &mut u32) {
     loop {
         let Ok(done) = status
@@ -238,7 +241,7 @@ async fn follow(
 }
 
 impl IndexView {
-    /// Takes an event of an index that is on this machine, or is not.
+    /// Applies an event; `is_local` says whether the index runs on this machine.
     fn apply(&mut self, event: ProviderEvent, is_local: bool) {
         let Self {
             providers, ignored, ..
@@ -257,7 +260,7 @@ impl IndexView {
                     .map(|provider| (provider.peer, provider.address))
                     .collect();
             }
-            // It moved to where it cannot be reached.
+            // The provider moved to an address that cannot be reached.
             ProviderEvent::Joined(provider) if !may_call(&provider.address) => {
                 providers.remove(&provider.peer);
             }
@@ -274,7 +277,7 @@ impl IndexView {
     }
 }
 
-/// Whether this can be the address of a peer on another machine, as far as it shows.
+/// Whether this may be the address of a peer on another machine, judging by its form.
 fn is_reached_from_afar(address: &Address) -> bool {
     let Ok(ip) = address.host.parse::<IpAddr>() else {
         let host = address.host.to_ascii_lowercase();
@@ -303,7 +306,7 @@ fn merge(
 ) -> PeerCandidates {
     let from_index = view.providers.iter().map(|(peer, address)| (Some(peer), address));
     let named = named.iter().map(|address| (None, address));
-    // Those with an id come first and win over the same address without one.
+    // Providers with an id come first and take precedence over the same address without one.
     let mut seen = HashSet::new();
     let all = from_index
         .chain(named)
@@ -332,7 +335,7 @@ mod tests {
     #[test]
     fn each_address_is_tried_once_with_its_id_and_the_peer_itself_never() {
         let (own, other) = (PeerId([1; 32]), PeerId([2; 32]));
-        // Behind one address two peers can be, of which one is this.
+        // Two peers may share an address, one of them this peer.
         let view = IndexView {
             providers: [(own, at(1)), (other, at(1))].into(),
             ..IndexView::default()
@@ -418,7 +421,7 @@ mod tests {
         assert!(first.unwrap().index_answered, "there is no index to ask");
         name.send_modify(|named| named.push(at(2)));
         sources.wait_for(|now| addresses(now) == [1, 2]).await.unwrap();
-        // Whoever named them may be gone, and the list is kept all the same.
+        // The list must stay up to date even if the sender of named addresses is gone.
         drop(name);
         tokio::task::yield_now().await;
         assert!(!kept.is_finished());
@@ -444,7 +447,7 @@ mod tests {
             delays[6] >= MAX_ASK_ANEW.mul_f64(0.74) && delays[6] <= MAX_ASK_ANEW.mul_f64(1.26),
             "{delays:?}"
         );
-        // Bytes came: the delays begin anew.
+        // New bytes reset the delays.
         let progress = async {
             tokio::time::sleep(ASK_ANEW).await;
             show.send_modify(|status| status.bytes_done += 1);

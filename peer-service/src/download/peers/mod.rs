@@ -1,9 +1,11 @@
-//! The peers of a running transfer: who is connected, who is tried again, and what each of them has.
+//! The peers of a running download: their connections, retries and bans.
 //!
-//! Invariant: a peer keeps its key for as long as it is listed or has given anything or was ever
-//! banned, so that a ban lasts through any number of reconnections; at most [`MAX_CONNECTED`] are
-//! dialled or connected at once, and [`CROWD_CONNECTIONS`] until [`PeerSet::raise_connection_cap`] says that more are of
-//! use, or those that were dialled are silent.
+//! Invariants:
+//!
+//! - A peer keeps its key while it is listed, and permanently once it has sent bytes or was banned,
+//!   so a ban survives reconnections.
+//! - At most [`MAX_CONNECTED`] peers are connecting or connected. The cap is [`CROWD_CONNECTIONS`]
+//!   until [`PeerSet::raise_connection_cap`] raises it or peers stay silent.
 
 pub(crate) mod client;
 mod connector;
@@ -28,75 +30,76 @@ use crate::download::peers::{
 use connector::{PeerConnector, wait_after};
 use potluck_swarm::{CROWD_PEERS, PeerKey};
 
-/// Peers connected at once: more give no more speed, and each costs two connections.
+/// Maximum connected peers: more add no speed, and each costs two connections.
 pub(crate) const MAX_CONNECTED: usize = 64;
 
-/// Peers connected at once in a crowd, drawn by lot: as many as are asked at once. Each more is told and tells of every unit.
+/// Randomly chosen connections in a crowd: as many as the swarm requests from. Each further one
+/// exchanges availability of every unit.
 const CROWD_CONNECTIONS: usize = CROWD_PEERS as usize;
 
-/// Failures without anything good between after which a peer gives up its place to others, if others wait.
+/// Consecutive failures after which a peer gives up its connection slot if other peers wait.
 const MAX_FAILURES: u32 = 3;
 
-/// How long a peer that is dialled for the first time may take before others are dialled besides, if others wait. Twice as long after
-/// each failure, so that one on a slow path is reached in the end.
+/// Time after which a connecting peer counts as silent and others are tried too. Doubles with each
+/// failure, so that a peer on a slow path is reached eventually.
 const SILENT: Duration = Duration::from_secs(1);
 
-/// Silent peers of one host after which its others are dialled last.
+/// Silent peers of one host after which the host's other peers come last.
 const SILENT_HOST: u32 = 2;
 
-/// Something that happened to a peer.
+/// An event of a peer.
 #[derive(Debug)]
 pub(crate) enum PeerEvent {
-    /// It is connected, and a call without data took this long.
+    /// The peer is connected; with the round-trip time of a call without data.
     Connected(Box<PeerClient>, Duration),
-    /// What it has, or what is different.
+    /// The peer's availability, or a change to it.
     Availability(AvailabilityEvent),
-    /// It counts the units otherwise: one of the two takes a folder for a file.
+    /// The peer reports a different number of units: one of the two takes a collection for a file.
     UnitCountMismatch,
-    /// It is no longer connected, or could not be; tried again later.
+    /// The connection was lost or failed; it is retried later.
     Lost(Problem),
-    /// It is this very peer, or breaks the rules: not tried again.
+    /// The peer is this peer itself or violates the protocol; it is not retried.
     Unusable(Problem),
 }
 
-/// Where a peer stands apart from what the swarm makes of it.
+/// The connection state of a peer, apart from the swarm's view of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ConnectionState {
-    /// Waits for its turn.
+    /// Waits for a connection slot.
     Waiting,
-    /// Being dialled.
+    /// Connecting.
     Dialing,
     /// Connected.
     Connected,
-    /// Lost; tried again.
+    /// Lost; the connection is retried.
     Lost(Problem),
-    /// Not asked again before the swarm says so, and why.
+    /// Banned until the swarm readmits it; with the violation.
     Banned(String),
 }
 
-/// One peer.
+/// A peer and the state of its connection.
 #[derive(Debug)]
 pub(crate) struct PeerEntry {
     pub(crate) candidate: PeerCandidate,
     pub(crate) connection: ConnectionState,
     pub(crate) client: Option<PeerClient>,
-    /// The last thing it did wrong.
+    /// The last error.
     pub(crate) last_error: Option<String>,
-    /// What it was last banned for, also once it is asked again.
+    /// The violation of the last ban, kept after the peer is readmitted.
     pub(crate) ban: Option<String>,
-    /// Verified bytes it gave, over all its connections.
+    /// Verified bytes received from the peer, over all its connections.
     pub(crate) bytes: u64,
     stop: CancellationToken,
     host: Host,
     failures: u32,
-    /// When it counts as silent unless it has answered.
+    /// Deadline after which the peer counts as silent if it has not answered.
     overdue_at: Instant,
-    /// Its place in line: by lot, so that a crowd does not lean on the same few.
+    /// A random rank, so that the peers of a crowd do not all choose the same few.
     tie_breaker: u64,
 }
 
 impl PeerEntry {
-    /// Whether it is dialled, connected, or tried again.
+    /// Whether the peer occupies a connection slot.
     const fn holds_connection(&self) -> bool {
         matches!(
             self.connection,
@@ -104,26 +107,26 @@ impl PeerEntry {
         )
     }
 
-    /// Whether it was dialled a while ago and has not answered.
+    /// Whether the peer is connecting and has passed its deadline.
     fn is_overdue(&self, now: Instant) -> bool {
         self.connection == ConnectionState::Dialing && self.overdue_at <= now
     }
 }
 
-/// See the module.
+/// All peers of a download.
 #[derive(Debug)]
 pub(crate) struct PeerSet {
     id: FileId,
     units: u32,
     peers: HashMap<PeerKey, PeerEntry>,
     by_address: HashMap<Address, PeerKey>,
-    /// How many peers of each host were silent since one of them answered.
+    /// Number of silent peers of each host since one of its peers last answered.
     silent: HashMap<Host, u32>,
     next_key: u64,
-    /// How many may be dialled or connected now.
+    /// Current cap on connections.
     max_connections: usize,
     events: mpsc::Sender<(PeerKey, PeerEvent)>,
-    /// Connections made while preparing.
+    /// Connections that were opened while the metadata was downloaded.
     ready_clients: HashMap<Address, PeerClient>,
     stop: CancellationToken,
     tracker: TaskTracker,
@@ -132,7 +135,8 @@ pub(crate) struct PeerSet {
 }
 
 impl PeerSet {
-    /// No peers yet. `ready_clients`: connections there are; `liars`: who is banned already.
+    /// A set without candidates. `ready` has the open connections, `misbehaving` the banned peers
+    /// with their violations.
     pub(crate) fn new(
         (id, units, own): (FileId, u32, PeerId),
         events: mpsc::Sender<(PeerKey, PeerEvent)>,
@@ -163,7 +167,7 @@ impl PeerSet {
         peers
     }
 
-    /// The same, whose connections leave from this address of this machine.
+    /// Makes connections leave from this local address.
     pub(crate) fn leaving_from(mut self, address: Option<IpAddr>) -> Self {
         self.leave_from = address;
         self
@@ -190,7 +194,8 @@ impl PeerSet {
         key
     }
 
-    /// Takes up new sources, forgets those that are gone and gave nothing, and dials as many as there is room for.
+    /// Adds new candidates, forgets unlisted peers that sent nothing, and connects while there is
+    /// room.
     pub(crate) fn update_candidates(&mut self, list: &[PeerCandidate]) {
         self.forget_gone(list);
         for source in list {
@@ -211,8 +216,8 @@ impl PeerSet {
         self.dial_waiting();
     }
 
-    /// Forgets who is neither connected nor on the list any more: who comes and goes in a crowd, for as long as a transfer lasts, must
-    /// not fill the memory, nor be tried before those who are there.
+    /// Forgets peers that are neither connected nor listed. In a crowd with many arrivals and
+    /// departures they would otherwise fill the memory and be tried before present peers.
     fn forget_gone(&mut self, list: &[PeerCandidate]) {
         let listed: HashSet<&Address> = list.iter().map(|source| &source.address).collect();
         self.peers.retain(|_, peer| {
@@ -234,8 +239,8 @@ impl PeerSet {
         }
     }
 
-    /// Connects to more than [`CROWD_CONNECTIONS`] from now on. Has no effect before half of those have answered: they may tell that
-    /// they are enough.
+    /// Raises the cap from [`CROWD_CONNECTIONS`] to [`MAX_CONNECTED`]. Has no effect until at least
+    /// half of the attempts have succeeded, because those peers may suffice.
     pub(crate) fn raise_connection_cap(&mut self) {
         let count = |contact| {
             self.peers
@@ -253,8 +258,8 @@ impl PeerSet {
         }
     }
 
-    /// Gives the place of somebody by lot to one that waits, where all places are taken: none of those who have one has what is missing.
-    /// Says whose connection is gone.
+    /// Moves the slot of a random peer to a random waiting one if all slots are taken; for when no
+    /// connected peer has the missing units. Returns the key of the disconnected peer.
     pub(crate) fn replace_idle_peer(&mut self) -> Option<PeerKey> {
         if self.connection_count() < MAX_CONNECTED {
             return None;
@@ -263,7 +268,7 @@ impl PeerSet {
             let those = self.iter().filter(|(_, peer)| which(peer));
             those.choose(&mut rand::rng()).map(|(key, _)| key)
         };
-        // Both by lot: whoever was away for long would come last otherwise.
+        // Both are random: otherwise a peer that was away for long would always come last.
         let next = random_of(|peer| peer.connection == ConnectionState::Waiting)?;
         let key = random_of(PeerEntry::holds_connection)?;
         self.disconnect(key);
@@ -275,7 +280,7 @@ impl PeerSet {
         self.peers.values().filter(|peer| peer.holds_connection()).count()
     }
 
-    /// The banned peer with this id, under whatever address.
+    /// The banned peer with this id, at any address.
     fn banned_as(&self, id: PeerId) -> Option<PeerKey> {
         let is_it = |peer: &PeerEntry| {
             peer.candidate.peer == Some(id) && matches!(peer.connection, ConnectionState::Banned(_))
@@ -283,7 +288,7 @@ impl PeerSet {
         self.iter().find(|(_, peer)| is_it(peer)).map(|(key, _)| key)
     }
 
-    /// A banned peer has another address now: there it is found if it is readmitted.
+    /// Records the new address of a banned peer, which is used if the peer is readmitted.
     fn move_to(&mut self, key: PeerKey, address: &Address) {
         if let Some(peer) = self.peers.get_mut(&key) {
             self.by_address.remove(&peer.candidate.address);
@@ -293,7 +298,7 @@ impl PeerSet {
         }
     }
 
-    /// Dials others besides those that are silent.
+    /// Connects to other peers in addition to the silent ones.
     pub(crate) fn pass_over_silent(&mut self) {
         let now = Instant::now();
         if self.peers.values().any(|peer| peer.is_overdue(now)) {
@@ -301,8 +306,8 @@ impl PeerSet {
         }
     }
 
-    /// Dials those who wait, while there is room. Those that are silent take no room while there are free places, and give theirs to
-    /// others where there are none.
+    /// Connects to waiting peers while there is room. Silent peers do not count toward the cap
+    /// while slots are free, and give up their slots if none is.
     fn dial_waiting(&mut self) {
         let now = Instant::now();
         let mut waiting: Vec<PeerKey> = self
@@ -321,7 +326,7 @@ impl PeerSet {
             .map(|(&key, _)| key)
             .collect();
         let taken = self.connection_count();
-        // As long as nobody answers at all, as many are dialled as may be connected.
+        // If no peer has answered, connects up to the maximum.
         let is_answered = self
             .peers
             .values()
@@ -345,7 +350,8 @@ impl PeerSet {
                 .get(&peer.host)
                 .is_some_and(|&count| count >= SILENT_HOST)
         };
-        // Those of hosts that answer first, then those that failed least, then those that answered while preparing.
+        // Ranks peers of responsive hosts first, then those with fewer failures, then those with an
+        // open connection.
         let rank = |peer: &PeerEntry| {
             let is_ready = self.ready_clients.contains_key(&peer.candidate.address);
             (is_silent(peer), peer.failures, !is_ready)
@@ -354,7 +360,7 @@ impl PeerSet {
             let peer = &self.peers[key];
             (rank(peer), peer.tie_breaker)
         });
-        // Among these, hosts take turns.
+        // Within a rank, hosts take turns.
         let mut rounds = HostTurns::default();
         for peer in self.peers.values().filter(|peer| peer.holds_connection()) {
             rounds.next(&peer.host);
@@ -369,14 +375,14 @@ impl PeerSet {
         }
     }
 
-    /// Notes that a peer was dialled and did not answer.
+    /// Counts a peer that did not answer as silent.
     fn count_silent(&mut self, key: PeerKey) {
         if let Some(peer) = self.peers.get(&key) {
             *self.silent.entry(peer.host.clone()).or_default() += 1;
         }
     }
 
-    /// Dials one.
+    /// Starts connecting to a peer.
     fn dial_peer(&mut self, key: PeerKey) {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
@@ -396,7 +402,7 @@ impl PeerSet {
         };
         let ready = self.ready_clients.remove(&peer.candidate.address);
         let (stop, failures) = (peer.stop.clone(), peer.failures);
-        // Nothing is half done when it is dropped: connections close, events are whole.
+        // Dropping the connector is safe: connections close, and events are sent whole.
         self.tracker.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -405,7 +411,7 @@ impl PeerSet {
         });
     }
 
-    /// Notes that a peer is connected; false where it is not wanted any more.
+    /// Records that a peer is connected; false if the peer is no longer wanted.
     pub(crate) fn mark_connected(&mut self, key: PeerKey, client: PeerClient) -> bool {
         let Some(peer) = self.peers.get_mut(&key) else {
             return false;
@@ -422,7 +428,7 @@ impl PeerSet {
         true
     }
 
-    /// Notes that a peer was lost. One that keeps failing gives its place to another that waits.
+    /// Records that a peer was lost. A peer that keeps failing gives its slot to a waiting one.
     pub(crate) fn mark_lost(&mut self, key: PeerKey, problem: &Problem) {
         let others = self
             .peers
@@ -431,7 +437,7 @@ impl PeerSet {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        // What one says that has lost its place is late.
+        // A late event of a peer that has lost its slot.
         if matches!(
             peer.connection,
             ConnectionState::Banned(_) | ConnectionState::Waiting
@@ -446,7 +452,7 @@ impl PeerSet {
         if !answered && problem.reason == Reason::TimedOut {
             *self.silent.entry(peer.host.clone()).or_default() += 1;
         }
-        // One that never answered has no place to keep.
+        // A peer that never answered gives up its slot immediately.
         let was_here = answered || peer.bytes > 0;
         if others && (!was_here || peer.failures % MAX_FAILURES == 0) {
             peer.stop.cancel();
@@ -455,7 +461,7 @@ impl PeerSet {
         self.dial_waiting();
     }
 
-    /// Ends a peer's connection until [`PeerSet::readmit`].
+    /// Disconnects a peer until [`PeerSet::readmit`].
     pub(crate) fn ban(&mut self, key: PeerKey, what: String) {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.stop.cancel();
@@ -466,7 +472,8 @@ impl PeerSet {
         self.dial_waiting();
     }
 
-    /// Connects to a banned peer again, before others that wait: none of those has what is missing.
+    /// Connects to a banned peer again, ahead of waiting peers, because no other peer has the
+    /// missing units.
     pub(crate) fn readmit(&mut self, key: PeerKey) {
         let has_room = self.connection_count() < MAX_CONNECTED;
         let Some(peer) = self.peers.get_mut(&key) else {
@@ -478,8 +485,8 @@ impl PeerSet {
         }
     }
 
-    /// Connects anew to all that are connected, and gives their keys: what they told may have been
-    /// lost or damaged.
+    /// Reconnects to all connected peers, because their availability may have been lost or damaged.
+    /// Returns their keys.
     pub(crate) fn reconnect(&mut self) -> Vec<PeerKey> {
         let connected = |(&key, peer): (&PeerKey, &PeerEntry)| {
             (peer.connection == ConnectionState::Connected).then_some(key)
@@ -495,29 +502,29 @@ impl PeerSet {
         keys
     }
 
-    /// Those who are banned.
+    /// The keys of the banned peers.
     pub(crate) fn banned(&self) -> Vec<PeerKey> {
         let is_banned = |peer: &PeerEntry| matches!(peer.connection, ConnectionState::Banned(_));
         let banned = self.iter().filter(|(_, peer)| is_banned(peer));
         banned.map(|(key, _)| key).collect()
     }
 
-    /// A peer that is gone without having lied, such as this very peer.
+    /// Removes a peer that did not misbehave, for example this peer itself.
     pub(crate) fn forget(&mut self, key: PeerKey) {
         if let Some(peer) = self.peers.remove(&key) {
             peer.stop.cancel();
         }
-        // The address stays known, so that it is not taken up again.
+        // The address stays known, so that the peer is not added again.
         self.dial_waiting();
     }
 
-    /// Starts a peer's connection anew, after a wait.
+    /// Disconnects a peer and lets it wait for another connection.
     pub(crate) fn reconnect_later(&mut self, key: PeerKey) {
         self.disconnect(key);
         self.dial_waiting();
     }
 
-    /// Ends a peer's connection until it is dialled again.
+    /// Disconnects a peer that is not banned and lets it wait.
     fn disconnect(&mut self, key: PeerKey) {
         if let Some(peer) = self.peers.get_mut(&key)
             && !matches!(peer.connection, ConnectionState::Banned(_))
@@ -529,34 +536,34 @@ impl PeerSet {
         }
     }
 
-    /// One of them.
+    /// The peer with this key.
     pub(crate) fn get(&self, key: PeerKey) -> Option<&PeerEntry> {
         self.peers.get(&key)
     }
 
-    /// Counts verified bytes that a peer gave: kept here, as the swarm forgets who is gone.
+    /// Credits verified bytes to a peer. Kept here because the swarm forgets peers that left.
     pub(crate) fn credit_bytes(&mut self, key: PeerKey, bytes: u64) {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.bytes += bytes;
         }
     }
 
-    /// A peer sends something: it is there. Not because it is connected, or whoever does nothing else would always come before those who
-    /// were away for a while.
+    /// Resets the failures of a peer that sends data. A mere connection does not, because an idle
+    /// peer would then always come before peers that were away.
     pub(crate) fn mark_sending(&mut self, key: PeerKey) {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.failures = 0;
         }
     }
 
-    /// Notes what a peer did wrong.
+    /// Records the last error of a peer.
     pub(crate) fn record_error(&mut self, key: PeerKey, what: String) {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.last_error = Some(what);
         }
     }
 
-    /// All of them.
+    /// All peers.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (PeerKey, &PeerEntry)> {
         self.peers.iter().map(|(&key, peer)| (key, peer))
     }
@@ -599,7 +606,7 @@ mod tests {
             .count()
     }
 
-    // Nothing is awaited, so nobody is called.
+    // The tests do not await the connectors, so no connection is opened.
     #[tokio::test]
     async fn more_than_a_few_are_dialled_only_once_half_of_those_have_answered() {
         let mut peers = peers();
@@ -633,7 +640,7 @@ mod tests {
         connect(&mut peers);
         peers.raise_connection_cap();
         connect(&mut peers);
-        // Away for so long that everyone else is tried before it, unless it is by lot.
+        // So many failures that every other peer comes first, unless the choice is random.
         let waits =
             |(key, peer): (PeerKey, &PeerEntry)| (peer.connection == ConnectionState::Waiting).then_some(key);
         let seed = peers.iter().find_map(waits).unwrap();
@@ -691,7 +698,7 @@ mod tests {
         tokio::time::advance(SILENT).await;
         peers.pass_over_silent();
         assert_eq!(peers.get(honest).unwrap().connection, ConnectionState::Dialing);
-        // From the beginning, hosts take turns.
+        // Hosts take turns from the start.
         let mut peers = self::peers();
         peers.update_candidates(&all);
         let honest = peers.by_address[&all[300].address];
@@ -747,7 +754,7 @@ mod tests {
         assert_eq!((peers.peers.len(), peers.by_address.len()), (52, 52));
         assert!(peers.get(lost).is_none());
         assert!(peers.get(banned).is_some() && peers.get(gave).is_some());
-        // Back again, as somebody new.
+        // A peer that returns counts as a new one.
         peers.update_candidates(&all);
         assert_eq!(peers.peers.len(), 100);
     }

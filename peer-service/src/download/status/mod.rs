@@ -1,4 +1,4 @@
-//! What is asked of a transfer, and what it shows of itself: plain data.
+//! What a download is asked to do and what it reports: plain data.
 
 pub(crate) mod rate;
 pub(crate) mod reporter;
@@ -12,26 +12,26 @@ use potluck_core::{
 
 use crate::limits::Priority;
 
-/// What a transfer is held to; can be changed while it runs.
+/// The limits of a download; they may change while it runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TransferLimits {
-    /// Most bytes a second; 0: no limit of its own.
+    /// Maximum bytes per second; 0: no limit of its own.
     pub max_bytes_per_second: u64,
-    /// How much it counts beside other transfers.
+    /// Relative weight among this peer's downloads.
     pub priority: Priority,
 }
 
-/// Terms that somebody wants, and those that are left as they are.
+/// A change to the limits; `None` leaves a limit unchanged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LimitsUpdate {
-    /// Most bytes a second; 0: no limit of its own.
+    /// Maximum bytes per second; 0: no limit of its own.
     pub max_bytes_per_second: Option<u64>,
-    /// How much it counts beside other transfers.
+    /// Relative weight among this peer's downloads.
     pub priority: Option<Priority>,
 }
 
 impl LimitsUpdate {
-    /// What is named replaces what was.
+    /// Replaces the limits that the update sets.
     pub fn applied_to(self, limits: TransferLimits) -> TransferLimits {
         TransferLimits {
             max_bytes_per_second: self.max_bytes_per_second.unwrap_or(limits.max_bytes_per_second),
@@ -49,29 +49,30 @@ impl From<TransferLimits> for LimitsUpdate {
     }
 }
 
-/// What somebody wants fetched.
+/// A request for a download.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DownloadSpec {
-    /// What to fetch.
+    /// The id of the content.
     pub id: FileId,
-    /// What to call it inside a folder; `None`: as the peers call it.
+    /// The name inside the target folder; `None`: the name that peers report.
     pub name: Option<String>,
-    /// Where to put it: an absolute path. `None`: the peer's own files folder.
+    /// The target, an absolute path; `None`: inside the peer's files folder.
     pub target: Option<PathBuf>,
     /// The SHA-256 that the finished file must have.
     pub sha256: Option<Sha256>,
-    /// Peers to ask besides those the index knows.
+    /// Peers to ask in addition to those from the index.
     pub providers: Vec<Address>,
-    /// Whether it goes on when nobody watches it.
+    /// Whether the download continues without watchers.
     pub detach: bool,
     /// Whether a collection may write many times its distinct content.
     pub allow_expansion: bool,
-    /// What it is to be held to. What is left open is as usual, or as the transfer has it that it joins.
+    /// The limits; unset ones have their default, or stay unchanged if the request joins a
+    /// download.
     pub limits: LimitsUpdate,
 }
 
 impl DownloadSpec {
-    /// A plain wish for this file: into the files folder, as the peers call it.
+    /// A request with defaults: into the files folder, under the name that peers report.
     pub fn new(id: FileId) -> Self {
         Self {
             id,
@@ -86,29 +87,29 @@ impl DownloadSpec {
     }
 }
 
-/// Where a transfer stands; as `TransferState` of the contract.
+/// The state of a download; matches `TransferState` of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DownloadState {
-    /// Looks for providers, piece hashes or the manifest.
+    /// Finds providers, piece hashes or the manifest.
     Preparing,
-    /// Fetches.
+    /// Downloads units.
     Running,
-    /// Wants to fetch and cannot; the view's error says why.
+    /// Cannot continue for now; the status has the cause.
     Waiting,
-    /// Paused by its owner.
+    /// Paused by the user.
     Paused,
-    /// All fetched; being put in its place.
+    /// All units are there; the content is being finalized.
     Finishing,
     /// Done and verified.
     Done,
-    /// Failed; the view's error says why.
+    /// Failed; the status has the cause.
     Failed,
-    /// Cancelled by its owner.
+    /// Cancelled by the user.
     Cancelled,
 }
 
 impl DownloadState {
-    /// Whether a task works on it.
+    /// Whether a task works on the download.
     pub const fn is_active(self) -> bool {
         matches!(
             self,
@@ -116,114 +117,115 @@ impl DownloadState {
         )
     }
 
-    /// Whether whoever waits for it need not wait longer.
+    /// Whether the state changes only on a command, so that waiting is pointless.
     pub const fn is_settled(self) -> bool {
         !self.is_active()
     }
 }
 
-/// What a transfer makes of a peer; as `PeerState` of the contract.
+/// The state of a peer within a download; matches `PeerState` of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerState {
-    /// Being connected, or waiting for its turn to be.
+    /// Connecting, or waiting for a connection slot.
     Connecting,
-    /// Sends.
+    /// Has requests and is expected to send.
     Active,
-    /// Connected, and nothing is wanted of it now.
+    /// Connected, without requests.
     Idle,
-    /// Asked to wait.
+    /// Not asked for a while after a failure.
     BackingOff,
-    /// Could not be reached, or went away.
+    /// Could not be reached, or was lost.
     Unreachable,
-    /// Sent bytes that failed verification.
+    /// Sent data that failed verification.
     Banned,
 }
 
-/// One peer of a transfer.
+/// The status of one peer within a download.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeerStatus {
-    /// Its public id, where the index told it.
+    /// The peer's id, if the index reported it.
     pub peer: Option<PeerId>,
-    /// Where it is.
+    /// The peer's address.
     pub address: Address,
-    /// What the transfer makes of it.
+    /// The peer's state.
     pub state: PeerState,
-    /// Why, where that needs saying.
+    /// An explanation of the state; may be empty.
     pub reason: String,
-    /// Verified bytes it gave.
+    /// Verified bytes received from the peer.
     pub bytes: u64,
-    /// Bytes a second of it.
+    /// Bytes per second from the peer.
     pub bytes_per_second: u64,
-    /// Requests to it that are open.
+    /// Requests in flight to the peer.
     pub requests: u32,
-    /// Units it has.
+    /// Units that the peer has.
     pub units: u32,
 }
 
-/// A run of missing units.
+/// A range of missing units.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MissingUnits {
-    /// First unit.
+    /// The first unit.
     pub first: u32,
-    /// How many.
+    /// The number of units.
     pub count: u32,
-    /// Peers that could give them.
+    /// Connected peers that have them.
     pub providers: u32,
-    /// Whether they are being fetched.
+    /// Whether they are requested.
     pub in_flight: bool,
 }
 
-/// A transfer as it stands.
+/// The status of a download.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DownloadStatus {
-    /// Its number.
+    /// The number of the download.
     pub transfer: u64,
-    /// What is fetched.
+    /// The id of the content.
     pub id: FileId,
-    /// Its label.
+    /// The name of the content.
     pub name: String,
-    /// What it is, once known.
+    /// File or collection; `None` until known.
     pub kind: Option<FileKind>,
-    /// Where it will be, or is; empty until known.
+    /// The final path; empty until known.
     pub path: PathBuf,
-    /// Where it stands.
+    /// The state.
     pub state: DownloadState,
-    /// What it is held to.
+    /// The current limits.
     pub limits: TransferLimits,
     /// Bytes verified and kept.
     pub bytes_done: u64,
-    /// Bytes in all; 0 until known.
+    /// Total bytes; 0 until known.
     pub bytes_total: u64,
-    /// Bytes that were there when it began or was resumed.
+    /// Bytes that were already there when the run started.
     pub resumed_bytes: u64,
-    /// Bytes among those done that were copied on this machine, of content that several paths of a collection have.
+    /// Bytes of `bytes_done` that were copied locally, for content with several paths in a
+    /// collection.
     pub copied_bytes: u64,
-    /// Bytes that came of units under way, not verified yet and not among `bytes_done`.
+    /// Bytes received of incomplete units; unverified and not in `bytes_done`.
     pub unverified_bytes: u64,
-    /// Bytes a second that came, verified yet or not, over the last seconds.
+    /// Bytes received per second over the last seconds, verified or not.
     pub bytes_per_second: u64,
-    /// Time since it began or was resumed.
+    /// Time since the run started.
     pub elapsed: Duration,
-    /// Units in all; 0 until known.
+    /// Total units; 0 until known.
     pub units_total: u32,
-    /// Units verified.
+    /// Verified units.
     pub units_done: u32,
-    /// Who it comes from, those that gave most first.
+    /// The peers, those with most bytes first.
     pub peers: Vec<PeerStatus>,
-    /// What is missing, the scarcest first.
+    /// The missing units, the rarest first.
     pub missing: Vec<MissingUnits>,
-    /// What is wrong, if anything.
+    /// The current problem, if any.
     pub error: Option<Problem>,
-    /// For people: what else holds it up.
+    /// Readable notes on further problems.
     pub findings: Vec<String>,
-    /// Why it is done and not shared, or only until the peer stops.
+    /// Why a finished download is not shared, or only until the peer stops.
     pub sharing_error: Option<Problem>,
-    /// For people: what the file system at the target could not keep.
+    /// Readable notes on what the target's file system could not preserve.
     pub not_kept: Vec<String>,
 }
 
 impl DownloadStatus {
-    /// A transfer of which nothing is known yet.
+    /// The initial status of a download.
     pub fn new(transfer: u64, spec: &DownloadSpec) -> Self {
         Self {
             transfer,
@@ -251,8 +253,8 @@ impl DownloadStatus {
         }
     }
 
-    /// Shows the transfer in `state` with nobody at work on it: nothing comes and nothing is asked
-    /// for. What its peers gave, and why some gave nothing, stays to be seen.
+    /// Shows the download in `state` without activity: no rates and no requests. The peers' bytes
+    /// and the reasons of failed peers stay visible.
     pub(crate) fn rest(&mut self, state: DownloadState) {
         self.state = state;
         self.unverified_bytes = 0;

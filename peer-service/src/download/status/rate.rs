@@ -1,21 +1,22 @@
-//! A rate as people are shown it: what came over the last seconds, not what a link could do.
+//! A transfer rate for display: the bytes received over the last seconds.
 
 use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-/// Time over which a rate is taken.
+/// The time over which the rate is averaged.
 const WINDOW: Duration = Duration::from_secs(3);
 
-/// How far samples are apart at least, so that a window has few of them.
+/// Minimum interval between samples, which bounds their number.
 const MIN_SAMPLE_INTERVAL: Duration = Duration::from_millis(150);
 
-/// Counts of bytes over the last [`WINDOW`], oldest first.
+/// Byte counts over the last [`WINDOW`], oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct RateWindow(VecDeque<(Instant, u64)>);
 
 impl RateWindow {
-    /// Bytes a second over the window that ends now, at which `total` bytes have come in all. 0 where the total went back.
+    /// Bytes per second over the window that ends now, given the total received so far. 0 if the
+    /// total decreased.
     pub(crate) fn sample(&mut self, now: Instant, total: u64) -> u64 {
         let past = |&(at, _): &(Instant, u64)| now - at > WINDOW;
         while self.0.len() > 1 && self.0.front().is_some_and(past) {
@@ -50,7 +51,7 @@ mod tests {
         let at = |tick: u32| start + Duration::from_millis(200) * tick;
         assert_eq!(rate.sample(at(0), 0), 0, "nothing to go by yet");
         for tick in 1..=50 {
-            // 1 MiB each 200 ms.
+            // 1 MiB every 200 ms.
             assert_eq!(rate.sample(at(tick), u64::from(tick) * MIB), 5 * MIB);
         }
         let silent: Vec<_> = (51..=67).map(|tick| rate.sample(at(tick), 50 * MIB)).collect();

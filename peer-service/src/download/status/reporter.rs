@@ -1,4 +1,4 @@
-//! What a transfer shows of itself while it runs: the one place that writes its view.
+//! Writes the status of a running download; nothing else writes it during a run.
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
@@ -21,23 +21,24 @@ use crate::download::{
 };
 use potluck_swarm::{Failure, PeerKey, PeerPhase, PeerView, StuckReason, Swarm, Time};
 
-/// Most peers shown, as the contract has it.
+/// Maximum peers in the status, as the API specifies.
 const MAX_PEERS: usize = 1_000;
 
-/// Most runs of missing units shown, as the contract has it.
+/// Maximum ranges of missing units in the status, as the API specifies.
 const MAX_RUNS: usize = 1_000;
 
-/// How long nothing may get verified and written before that is told: longer than a slow disk that is busy with others takes for a unit.
+/// Time without a finished unit after which the disk counts as hung: longer than a slow, busy disk
+/// takes for a unit.
 const HUNG_AFTER: Duration = Duration::from_secs(5);
 
-/// How often the missing units are gone through.
+/// Interval between scans of the missing units.
 const MISSING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// Writes the status of one run.
 #[derive(Debug)]
 pub(crate) struct StatusReporter {
     status: watch::Sender<DownloadStatus>,
-    /// Cancelled where the run is to stop: from then on the view shows it at rest.
+    /// Once cancelled, updates no longer show activity.
     stop: CancellationToken,
     start: Instant,
     state: Mutex<ReporterState>,
@@ -45,7 +46,7 @@ pub(crate) struct StatusReporter {
 
 #[derive(Debug, Default)]
 struct ReporterState {
-    /// Bytes that were there before the swarm began.
+    /// Bytes that were there before the swarm started.
     initial_bytes: u64,
     rate: RateWindow,
     peer_rates: HashMap<PeerKey, RateWindow>,
@@ -53,7 +54,7 @@ struct ReporterState {
 }
 
 impl StatusReporter {
-    /// Writes to this view, and shows no activity in it any more once `stop` is cancelled.
+    /// Resets the status for a new run. Once `stop` is cancelled, updates no longer show activity.
     pub(crate) fn new(status: watch::Sender<DownloadStatus>, stop: CancellationToken) -> Self {
         status.send_modify(|status| {
             status.state = DownloadState::Preparing;
@@ -88,8 +89,8 @@ impl StatusReporter {
         });
     }
 
-    /// Shows that all is fetched and gets its name now; false where the run is to stop instead. One
-    /// of the two holds: whoever pauses a transfer that is not shown as finishing has it paused.
+    /// Changes the state to finishing; false if the run is stopping. The check is atomic with
+    /// pausing: a download is either paused before this or finishes.
     pub(crate) fn finishing(&self) -> bool {
         let mut finishes = false;
         self.update(|status| {
@@ -101,24 +102,24 @@ impl StatusReporter {
         finishes
     }
 
-    /// Where it stands, and what is wrong.
+    /// Sets the state and the problem.
     pub(crate) fn set_state(&self, state: DownloadState, error: Option<Problem>) {
         self.update(|status| {
             status.state = state;
             status.error = error;
-            // Until the swarm says more, nothing comes.
+            // Nothing arrives until the swarm reports again.
             status.unverified_bytes = 0;
             status.bytes_per_second = 0;
             status.peers.iter_mut().for_each(|row| row.bytes_per_second = 0);
         });
     }
 
-    /// Where it will be.
+    /// Sets the final path.
     pub(crate) fn set_path(&self, path: &Path) {
         self.update(|status| status.path = path.to_owned());
     }
 
-    /// What it is called and how large it is.
+    /// Sets name and size.
     pub(crate) fn set_identity(&self, name: &str, size: u64) {
         self.update(|status| {
             status.state = DownloadState::Preparing;
@@ -128,7 +129,7 @@ impl StatusReporter {
         });
     }
 
-    /// What it is and how it is cut.
+    /// Sets the kind, and the totals from the plan.
     pub(crate) fn set_plan(&self, kind: FileKind, plan: &Plan) {
         self.update(|status| {
             status.kind = Some(kind);
@@ -137,7 +138,7 @@ impl StatusReporter {
         });
     }
 
-    /// It is all there already.
+    /// Reports that all content was already there.
     pub(crate) fn set_preexisting(&self, kind: FileKind, size: u64) {
         self.update(|status| {
             status.kind = Some(kind);
@@ -153,12 +154,12 @@ impl StatusReporter {
         });
     }
 
-    /// It is all there, and is not shared, or only until the peer stops.
+    /// Reports that the content is not shared, or only until the peer stops.
     pub(crate) fn not_shared(&self, problem: Problem) {
         self.update(|status| status.sharing_error = Some(problem));
     }
 
-    /// Bytes that are there before the swarm begins.
+    /// Sets the bytes that were there before the swarm started.
     pub(crate) fn set_bytes(&self, bytes: u64) {
         self.state.lock().initial_bytes = bytes;
         self.update(|status| {
@@ -167,7 +168,7 @@ impl StatusReporter {
         });
     }
 
-    /// Bytes copied so far, of content that was fetched and that several paths have.
+    /// Sets the bytes copied so far of content with several paths.
     pub(crate) fn copied(&self, copied: u64) {
         self.update(|status| {
             let fetched = status.bytes_done - status.copied_bytes;
@@ -176,17 +177,17 @@ impl StatusReporter {
         });
     }
 
-    /// What the file system could not keep, a sentence each.
+    /// Sets the notes on what the file system could not preserve.
     pub(crate) fn not_kept(&self, what: Vec<String>) {
         self.update(|status| status.not_kept = what);
     }
 
-    /// Bytes of an earlier run.
+    /// Sets the bytes of an earlier run.
     pub(crate) fn set_resumed_bytes(&self, bytes: u64) {
         self.update(|status| status.resumed_bytes = bytes);
     }
 
-    /// How the swarm stands at its time, and the disk that is written to.
+    /// Reports the state of the swarm, its peers and the disk.
     pub(crate) fn update_from_swarm(
         &self,
         plan: &Arc<Plan>,
@@ -200,7 +201,7 @@ impl StatusReporter {
         let (done, rate, rows, missing_due) = {
             let mut state = self.state.lock();
             let done = (state.initial_bytes + swarm.counters().verified_bytes).min(plan.total());
-            // A unit may take minutes: what comes meanwhile is the rate.
+            // The rate counts unverified bytes, because a unit may take minutes.
             let rate = state.rate.sample(now, swarm.counters().received_bytes);
             let rows = peer_statuses((swarm, time), peers, &mut state.peer_rates, now);
             let due = state.missing_at.is_none_or(|at| now - at >= MISSING_INTERVAL);
@@ -313,11 +314,11 @@ const fn failure_text(failure: Failure) -> &'static str {
     }
 }
 
-/// When peers that are banned or refuse are asked again, in words.
+/// Explains when banned or refusing peers are asked again.
 struct Retries {
     now: Time,
     is_finished: bool,
-    /// Whether any other peer serves, or will after a short rest.
+    /// Whether another peer serves now or will after a short backoff.
     others_serve: bool,
 }
 
@@ -334,7 +335,7 @@ impl Retries {
         at.saturating_sub(self.now).as_secs()
     }
 
-    /// What a peer was banned for, and when it is tried again.
+    /// The violation of a banned peer, and the time of the next attempt.
     fn of_banned(&self, what: &str, state: Option<PeerPhase>) -> String {
         let until = match state {
             Some(PeerPhase::Banned { until, .. }) if !self.is_finished => until,
@@ -349,7 +350,7 @@ impl Retries {
         }
     }
 
-    /// What a peer said when it refused what it has, and when it is asked again.
+    /// The last error of a refusing peer, and the time of the next attempt.
     fn of_refusing(&self, peer: &PeerEntry, until: Time) -> String {
         let said = peer.last_error.as_deref().filter(|said| !said.is_empty());
         let said = said.unwrap_or_else(|| failure_text(Failure::NotAvailable));
@@ -360,7 +361,7 @@ impl Retries {
     }
 }
 
-/// What keeps everything that comes from being verified and written.
+/// The problem to report if the disk hangs.
 fn hung_disk_problem(disk: &DiskPool) -> Option<Problem> {
     let (target, idle) = disk.hung_for(HUNG_AFTER)?;
     Some(Problem::new(
@@ -373,12 +374,12 @@ fn hung_disk_problem(disk: &DiskPool) -> Option<Problem> {
     ))
 }
 
-/// Refusals in a row of everyone who has something needed, after which that is shown: a source that
-/// hashes a file again is asked again before.
+/// Consecutive refusals by all providers after which they are reported. A provider that hashes a
+/// file again answers before that.
 const REFUSALS_SHOWN: u32 = 4;
 
-/// Why nothing can be asked for, where that is for others to change: who has what is missing, what
-/// keeps it away, and when it is tried again.
+/// The problem if no request is possible and only other peers can change that: who has the missing
+/// units, what keeps each peer from serving, and when it is asked again.
 fn stuck_problem((swarm, now): (&Swarm, Time), peers: &PeerSet, sources: &PeerCandidates) -> Option<Problem> {
     let untried = |peer: &PeerEntry| {
         matches!(
@@ -396,7 +397,7 @@ fn stuck_problem((swarm, now): (&Swarm, Time), peers: &PeerSet, sources: &PeerCa
         Some(Problem::new(Reason::NoProviders, message))
     };
     match swarm.stuck_reason()? {
-        // Some may still answer: too early to complain.
+        // Some peers may still answer, so it is too early to report a problem.
         StuckReason::NoPeers | StuckReason::AllBanned { .. }
             if peers.iter().any(|(_, peer)| untried(peer)) =>
         {
@@ -425,7 +426,7 @@ fn stuck_problem((swarm, now): (&Swarm, Time), peers: &PeerSet, sources: &PeerCa
     }
 }
 
-/// What keeps each peer from serving: those who are lost, banned, or refuse what they have.
+/// What keeps each peer from serving: lost, banned, or refusing units that it has.
 fn troubles<'a>((swarm, now): (&Swarm, Time), peers: &'a PeerSet) -> Vec<(&'a Address, Problem)> {
     let states: HashMap<_, _> = swarm.peers().map(|status| (status.key, status.phase)).collect();
     let retries = Retries::of(swarm, now);
