@@ -168,7 +168,7 @@ pub struct MissingUnits {
     pub first: u32,
     /// The number of units.
     pub count: u32,
-    /// Connected peers that have them.
+    /// Peers that can send them.
     pub providers: u32,
     /// Whether they are requested.
     pub in_flight: bool,

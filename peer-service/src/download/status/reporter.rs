@@ -1,4 +1,4 @@
-//! Writes the status of a running download; nothing else writes it during a run.
+//! Writes the progress of a run into the status of its download.
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 

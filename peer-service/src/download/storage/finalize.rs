@@ -1,4 +1,4 @@
-//! The end of a transfer: what is complete and verified is put under its name, without ever overwriting anything.
+//! Gives a complete and verified download its final name, without ever overwriting anything.
 
 use std::{
     fs::{self, File},
@@ -25,16 +25,22 @@ use crate::{
     store::Stamp,
 };
 
-/// What a finished download is remembered by: a plain file's stamp, or one for each entry of a manifest. From before others knew its name,
-/// so that what they change shows in it; why not, where something was changed meanwhile and may not be what was verified.
+/// The stamps of a finished download: one for a plain file, or one for each entry of a manifest.
+/// They are taken before the final name is visible, so that later changes show. An error if the
+/// file changed meanwhile and may differ from the verified content.
 pub(crate) type FinalStamps = Result<Vec<Stamp>, Problem>;
 
-/// Makes the part whole, flushes it, checks the claimed SHA-256 where there is one, and gives it its name.
+/// Completes the part, flushes it, checks the claimed SHA-256 if there is one, and renames it to
+/// the final name.
 ///
 /// # Errors
-/// [`Reason::VerificationFailed`] where the claim is wrong: nothing appears under the name. [`Reason::TargetExists`] where something came
-/// to be there meanwhile. [`Reason::Cancelled`] where `stop` was before the name was given. [`Reason::FileChanged`] where something that was written is gone. [`Reason::DiskFull`] and
-/// [`Reason::TargetNotWritable`]; what was fetched is kept.
+/// The downloaded data is kept.
+///
+/// - [`Reason::VerificationFailed`] if the SHA-256 differs from the claim; nothing gets the name.
+/// - [`Reason::TargetExists`] if something else appeared at the target.
+/// - [`Reason::Cancelled`] if `stop` was cancelled before the rename.
+/// - [`Reason::FileChanged`] if written data is missing.
+/// - [`Reason::DiskFull`] and [`Reason::TargetNotWritable`].
 pub(crate) fn finalize(
     part: &PartFile,
     claim: Option<Sha256>,
@@ -67,13 +73,14 @@ pub(crate) fn finalize(
         }
     }
     let (flushed, listed) = thread::scope(|scope| {
-        // Beside the flush, which takes longer than a look at each of many files.
+        // Runs concurrently with the flush, which takes longer than reading the metadata of many
+        // files.
         let manifest = part.plan().manifest();
         let looking = manifest.map(|manifest| scope.spawn(move || stamps_at(&target.part(), manifest)));
         (part.sync(), looking.map(thread::ScopedJoinHandle::join))
     });
     flushed.map_err(failed)?;
-    // What gets the name is what was written, and all of it.
+    // Ensures that the path still holds everything that was written.
     match &listed {
         Some(Ok(Err(problem))) if problem.reason != Reason::FileChanged => return Err(problem.clone()),
         Some(Ok(Err(_))) => return Err(part_truncated(&target.part())),
@@ -84,7 +91,7 @@ pub(crate) fn finalize(
         ErrorKind::AlreadyExists => target::target_exists(&target.path),
         _ => target::target_problem(&target.path, &error),
     })?;
-    // Of the verified file itself, whatever has its name by now.
+    // From the open handle: the name may by now belong to another file.
     let after = stamp().filter(|after| before.is_some_and(|before| is_only_renamed(&before, after)));
     let alone = || {
         let changed = "something else changed it while it was given its name";
@@ -93,14 +100,14 @@ pub(crate) fn finalize(
     };
     let stamps = listed.and_then(Result::ok).unwrap_or_else(alone);
     durable::sync_folder(target.parent()).map_err(|error| target::target_problem(target.parent(), &error))?;
-    // A state without its data says nothing to anybody: not worth failing for.
+    // A leftover resume state without data is harmless, so failing to remove it is not an error.
     if let Err(error) = fs::remove_file(target.state()) {
         tracing::debug!(path = %target.state().display(), %error, "the resume state could not be removed");
     }
     Ok(stamps)
 }
 
-/// The problem with a part of which something is gone that was written.
+/// The error for a part that lost written data.
 fn part_truncated(part: &Path) -> Problem {
     Problem::new(
         Reason::FileChanged,
@@ -111,7 +118,7 @@ fn part_truncated(part: &Path) -> Problem {
     )
 }
 
-/// Whether nothing but the name changed: a new name shows in `ctime` alone.
+/// Whether only the name changed: a rename affects only `ctime`.
 fn is_only_renamed(before: &Stamp, after: &Stamp) -> bool {
     let ctime = after.ctime;
     Stamp { ctime, ..*before } == *after
@@ -144,10 +151,12 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// The same where the file system cannot: a second name fails if the first is taken.
+/// Renames without overwriting on file systems without `RENAME_NOREPLACE`: a hard link fails if the
+/// name exists.
 fn rename_by_link(from: &Path, to: &Path) -> io::Result<()> {
     if from.is_dir() {
-        // A folder has no second name; renaming onto a folder succeeds only where that is empty, which loses nothing.
+        // A folder has no hard links; renaming onto an existing folder succeeds only if that one is
+        // empty, so nothing is lost.
         if fs::symlink_metadata(to).is_ok() {
             return Err(ErrorKind::AlreadyExists.into());
         }
@@ -156,7 +165,7 @@ fn rename_by_link(from: &Path, to: &Path) -> io::Result<()> {
     match fs::hard_link(from, to) {
         Ok(()) => fs::remove_file(from),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(error),
-        // Neither one nor the other: the check and the rename are then two steps.
+        // The file system supports neither, so the check and the rename are not atomic.
         Err(_) if fs::symlink_metadata(to).is_ok() => Err(ErrorKind::AlreadyExists.into()),
         Err(_) => fs::rename(from, to),
     }
@@ -178,10 +187,10 @@ mod tests {
     use super::*;
     use crate::download::storage::target::DownloadTarget;
 
-    /// Longer than a tick of the clock that files are stamped with.
+    /// Longer than the granularity of file timestamps.
     const TICK: Duration = Duration::from_millis(20);
 
-    /// A folder with one file.
+    /// A collection with one file.
     fn manifest() -> Arc<Manifest> {
         let tree = hash::hash_bytes(b"content");
         let content = EntryContent::File {

@@ -1,6 +1,6 @@
-//! A transfer as the store remembers it, so that it goes on after a restart.
+//! A download as the store keeps it, so that it continues after a restart.
 //!
-//! JSON: small, readable where something went wrong, and open to new fields.
+//! The format is JSON: small, readable for diagnosis, and open to new fields.
 
 use std::{
     ffi::OsString,
@@ -16,16 +16,16 @@ use crate::{
     limits::Priority,
 };
 
-/// See the module.
+/// A stored download.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PersistedDownload {
-    /// What was asked for.
+    /// The request.
     pub(crate) spec: DownloadSpec,
-    /// Whether it was at work, rather than paused or failed.
+    /// Whether the download was running, and not paused or failed.
     pub(crate) running: bool,
-    /// Its label, once known.
+    /// The name, once known; otherwise empty.
     pub(crate) name: String,
-    /// Where it will be, once known.
+    /// The final path, once known.
     pub(crate) path: Option<PathBuf>,
 }
 
@@ -44,7 +44,7 @@ struct PersistedJson {
     allow_expansion: bool,
     #[serde(default)]
     max_bytes_per_second: u64,
-    /// 0, or anything else that is no priority: as usual.
+    /// 0 or any invalid value means the default priority.
     #[serde(default)]
     priority: u32,
     #[serde(default)]
@@ -55,7 +55,7 @@ struct PersistedJson {
 }
 
 impl PersistedDownload {
-    /// As the store keeps it.
+    /// Encodes the download for the store.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let spec = &self.spec;
         let record = PersistedJson {
@@ -79,7 +79,8 @@ impl PersistedDownload {
         serde_json::to_vec(&record).expect("strings and numbers always serialise")
     }
 
-    /// `None` where the bytes are nothing that [`PersistedDownload::encode`] writes.
+    /// Decodes a stored download; `None` if the bytes are not what [`PersistedDownload::encode`]
+    /// writes.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let record: PersistedJson = serde_json::from_slice(bytes).ok()?;
         let path = |hex: Option<String>| {

@@ -1,11 +1,13 @@
-//! The resume state of a transfer: which units are verified and on disk, in a small file beside the data.
+//! The resume state of a download: a small file beside the data that lists the verified units on
+//! disk.
 //!
-//! Invariant: the state is written only after the data it speaks of was flushed, and replaced whole (temporary file, flush,
-//! rename, flush of the folder), so that it can be behind the data but never ahead of it. A damaged or foreign state is no state: the data is then
-//! verified by hashing it.
+//! Invariant: the state is written only after its data was flushed, and it is replaced atomically
+//! (temporary file, flush, rename, flush of the folder). It can be behind the data but never ahead
+//! of it. A damaged or foreign state is ignored, and the data is verified by hashing.
 //!
-//! Layout: the 8 bytes of [`MAGIC`], the file id, the size and the inode of the part (u64 little-endian each), the number of units (u32
-//! little-endian), the bitfield of units, and SHA-256 over all before it.
+//! Layout: the 8 bytes of [`MAGIC`], the file id, the size and the inode of the part (u64
+//! little-endian each), the number of units (u32 little-endian), the bitfield of units, and the
+//! SHA-256 of everything before it.
 
 use std::{
     io::{self, Read as _},
@@ -20,24 +22,24 @@ use crate::durable;
 /// First bytes of a state file; the digit is the version.
 const MAGIC: &[u8; 8] = b"PLPART2\n";
 
-/// Of the version before, which had no inode.
+/// First bytes of the previous version, which had no inode.
 const WITHOUT_INODE: &[u8; 8] = b"PLPART1\n";
 
 const HEADER: usize = MAGIC.len() + 32 + 2 * 8 + 4;
 const CHECKSUM: usize = 32;
 
-/// Largest state file read, in bytes: the bitfield of the largest file, with room.
+/// Maximum size of a state file, in bytes: the bitfield of the largest file, with a margin.
 const MAX_STATE: u64 = (1 << 28) + 4096;
 
-/// What a state file says.
+/// The content of a state file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ResumeState {
-    /// What is being fetched.
+    /// The id of the content.
     pub(crate) id: FileId,
-    /// Bytes in all.
+    /// Total bytes.
     pub(crate) size: u64,
-    /// Number of the part's file or folder: a copy of it has another, and may be cut short. 0, which none has: what is there is not to be
-    /// believed.
+    /// Inode of the part file or folder. A copy, which may be truncated, has a different one. 0,
+    /// which no file has, marks a state that must not be trusted.
     pub(crate) inode: u64,
     /// Units verified and flushed.
     pub(crate) have: Bitfield,
@@ -57,7 +59,7 @@ impl ResumeState {
         bytes
     }
 
-    /// `None` where the bytes are not exactly what [`ResumeState::encode`] writes.
+    /// Decodes a state; `None` if the bytes are not what [`ResumeState::encode`] writes.
     fn decode(bytes: &[u8]) -> Option<Self> {
         let (body, checksum) = bytes.split_last_chunk::<CHECKSUM>()?;
         if Sha256::digest(body).as_slice() != checksum {
@@ -81,12 +83,12 @@ impl ResumeState {
         })
     }
 
-    /// Reads a state file; `Ok(None)` where there is none or it is damaged.
+    /// Reads a state file; `Ok(None)` if it does not exist or is damaged.
     ///
     /// # Errors
-    /// Where it is there and cannot be read; `InvalidInput` where it is no file.
+    /// If the file exists and cannot be read; `InvalidInput` if it is not a regular file.
     pub(crate) fn load(path: &Path) -> io::Result<Option<Self>> {
-        // Others may write in the target's folder.
+        // Opened with care, because other users may write in the target's folder.
         let file = match open_own(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -97,17 +99,17 @@ impl ResumeState {
         Ok(Self::decode(&bytes))
     }
 
-    /// Replaces the state file; on the disk when this returns. The data it speaks of must have been
-    /// flushed before.
+    /// Replaces the state file; it is on disk when this returns. Its data must have been flushed
+    /// before.
     ///
     /// # Errors
-    /// Whatever the file system says; the old state then still stands.
+    /// The file system's error; the old state then remains.
     pub(crate) fn store(&self, path: &Path) -> io::Result<()> {
         durable::write(path, &self.encode(), 0o600)
     }
 }
 
-/// The path with something appended to its last component.
+/// The path with a suffix appended to its last component.
 pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut text = path.as_os_str().to_owned();
     text.push(suffix);

@@ -1,4 +1,4 @@
-//! Where a download goes: the rules that turn what was asked for into one path, and the names of what lies beside it.
+//! Resolves a request to one target path, and names the companion files beside it.
 
 use std::{
     io,
@@ -11,27 +11,29 @@ use sha2::{Digest as _, Sha256};
 
 use crate::download::storage::resume_state::with_suffix;
 
-/// Longest file name, in bytes, that still fits the usual limit of 255 with `.part.state.new` behind it.
+/// Maximum file name that leaves room for `.part.state.new` within the usual limit of 255, in
+/// bytes.
 const MAX_PLAIN_NAME: usize = 240;
 
-/// Where a longer one is cut, in bytes, so that a hash of 16 digits fits as well.
+/// Length to which a longer name is cut, so that a hash of 16 digits also fits, in bytes.
 const MAX_TRUNCATED_NAME: usize = 200;
 
-/// A download's final path and its companions while it runs.
+/// The final path of a download; also names the companion files while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DownloadTarget {
-    /// Where it will be.
+    /// The final path.
     pub(crate) path: PathBuf,
 }
 
 impl DownloadTarget {
-    /// Decides the path.
+    /// Resolves the path.
     ///
-    /// `target`: an absolute path; a folder that is there means inside it; `None` means inside `files`. `name` is what to call it inside
-    /// a folder: it may come from the network and is made safe and harmless here.
+    /// `target` is an absolute path; an existing folder means a path inside it; `None` means inside
+    /// `files`. `name` is the name inside a folder; it may come from the network and is sanitized
+    /// here.
     ///
     /// # Errors
-    /// [`Reason::UnsafePath`] where `target` is relative or has `..` in it.
+    /// [`Reason::UnsafePath`] if `target` is relative or contains `..`.
     pub(crate) fn resolve(target: Option<&Path>, name: &str, files: &Path) -> Result<Self, Problem> {
         let label = harmless(name);
         let Some(target) = target else {
@@ -48,18 +50,18 @@ impl DownloadTarget {
         Ok(Self { path })
     }
 
-    /// Where bytes go until all are verified.
+    /// The part file or folder, which holds the data until all of it is verified.
     pub(crate) fn part(&self) -> PathBuf {
         self.companion(".part")
     }
 
-    /// Where the resume state is.
+    /// The file of the resume state.
     pub(crate) fn state(&self) -> PathBuf {
         self.companion(".part.state")
     }
 
-    /// The path with a suffix. A name so long that no suffix fits is cut and gets its hash instead, so that any peer that is told the
-    /// same target finds the same companions.
+    /// The path with a suffix. A name too long for the suffix is cut and completed with its hash,
+    /// so that any peer with the same target finds the same companion files.
     fn companion(&self, suffix: &str) -> PathBuf {
         let name = self.path.file_name().unwrap_or_default();
         if name.len() <= MAX_PLAIN_NAME {
@@ -75,15 +77,16 @@ impl DownloadTarget {
             .with_file_name(format!("{}~{hash}{suffix}", &text[..cut]))
     }
 
-    /// Its folder.
+    /// The folder that contains the target.
     pub(crate) fn parent(&self) -> &Path {
         self.path.parent().unwrap_or_else(|| Path::new("/"))
     }
 }
 
-/// A name from the network as it is used at the top of a folder. Programs read files that begin with a dot without being asked
-/// (`.bash_profile` in a home folder), and take a name that begins with a dash for an option (`rm *` with `-rf`): both begin with
-/// `_` instead. A name that is wanted as it is can be given as the target.
+/// Makes a name from the network safe for use at the top of a folder. Programs read some files with
+/// a leading dot automatically (`.bash_profile` in a home folder) and take names with a leading
+/// dash for options (`rm *` with `-rf`), so `_` replaces that character. A user who wants such a
+/// name can give it as the target.
 fn harmless(name: &str) -> String {
     let label = String::from(Label::sanitize(name));
     match label.strip_prefix(['.', '-']) {
@@ -92,10 +95,10 @@ fn harmless(name: &str) -> String {
     }
 }
 
-/// Whether a target is a path that can be used as it stands.
+/// Checks that a target can be used as a path.
 ///
 /// # Errors
-/// [`Reason::UnsafePath`].
+/// [`Reason::UnsafePath`] if it is relative, contains `..`, or names no file.
 pub(crate) fn check_target(target: &Path) -> Result<(), Problem> {
     let bad = |why: &str| {
         Problem::new(
@@ -116,7 +119,7 @@ pub(crate) fn check_target(target: &Path) -> Result<(), Problem> {
     Ok(())
 }
 
-/// What an error of the file system at a target means to the one who asked.
+/// Translates a file system error at a target into a problem for the user.
 pub(crate) fn target_problem(path: &Path, error: &io::Error) -> Problem {
     let state = error.get_ref();
     if let Some(AtEntry { path: entry, error }) = state.and_then(|state| state.downcast_ref()) {
@@ -151,13 +154,13 @@ pub(crate) fn target_problem(path: &Path, error: &io::Error) -> Problem {
     }
 }
 
-/// What to tell where a file cannot grow.
+/// The message for a file that cannot grow.
 fn no_room(path: &Path, error: &io::Error) -> String {
     let what = match error.kind() {
         io::ErrorKind::QuotaExceeded => {
             "the quota on this file system is used up: free some of it, and it goes on by itself"
         }
-        // Of the process, or of the file system: 4 GiB on FAT.
+        // A limit of the process or of the file system, such as 4 GiB on FAT.
         io::ErrorKind::FileTooLarge => {
             "a file may not become that large here: raise the limit (`ulimit -f`), or choose a target on a \
              file system that takes larger files"
@@ -167,22 +170,23 @@ fn no_room(path: &Path, error: &io::Error) -> String {
     format!("no room for {}: {what}", path.display())
 }
 
-/// Characters that DOS and Windows keep for other uses; file systems made for them refuse names with these.
+/// Characters reserved by DOS and Windows; file systems designed for them reject names with these.
 pub(crate) const RESERVED: [char; 7] = [':', '*', '?', '"', '<', '>', '|'];
 
-/// Whether an error says that the file system does not take a name: too long, or with characters that it cannot have.
+/// Whether the error says that the file system rejects the name: too long, or with forbidden
+/// characters.
 pub(crate) fn is_of_name(path: &Path, error: &io::Error) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_odd = || name.contains(RESERVED) || name.ends_with(['.', ' ']) || !name.is_ascii();
     match Errno::from_io_error(error) {
         Some(Errno::NAMETOOLONG | Errno::ILSEQ) => true,
-        // exFAT's driver for user space says of a name that it does not take that it is not there.
+        // The user-space driver of exFAT reports a rejected name as not found.
         Some(Errno::INVAL | Errno::NOENT) => is_odd() && path.parent().is_some_and(Path::is_dir),
         _ => false,
     }
 }
 
-/// An error at an entry of a collection: keeps what the operating system said, and names the entry.
+/// An error at an entry of a collection: keeps the system's error and adds the path.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {error}")]
 pub(crate) struct AtEntry {
@@ -191,7 +195,7 @@ pub(crate) struct AtEntry {
 }
 
 impl AtEntry {
-    /// The same error, of the same kind, at this path of the collection.
+    /// Wraps an error with this path of the collection; keeps its kind.
     pub(crate) fn wrap(path: &str, error: io::Error) -> io::Error {
         io::Error::new(
             error.kind(),
@@ -203,18 +207,18 @@ impl AtEntry {
     }
 }
 
-/// Two entries of a collection that are one file on the file system at the target.
+/// Two entries of a collection that the target's file system equates.
 #[derive(Debug, thiserror::Error)]
 #[error("`{first}` and `{second}` are one name on this file system")]
 pub(crate) struct NameClash {
-    /// The entry that came first.
+    /// The entry that was created first.
     pub(crate) first: String,
-    /// The entry that met it.
+    /// The entry that collided with it.
     pub(crate) second: String,
 }
 
 impl NameClash {
-    /// What to tell of it; `root`: the folder that is written into.
+    /// The problem for the user; `root` is the target folder.
     pub(crate) fn problem(&self, root: &Path) -> Problem {
         let Self { first, second } = self;
         Problem::new(
@@ -231,7 +235,7 @@ impl NameClash {
     }
 }
 
-/// What to answer where the file system does not take a name.
+/// The problem for a name that the file system rejects.
 pub(crate) fn name_not_taken(path: &Path, error: &io::Error) -> Problem {
     let at = path.display();
     let message = match Errno::from_io_error(error) {
@@ -246,7 +250,7 @@ pub(crate) fn name_not_taken(path: &Path, error: &io::Error) -> Problem {
     )
 }
 
-/// What stands in the way of a download, and what to do about it.
+/// The problem for a target that exists and differs from the content.
 pub(crate) fn target_exists(path: &Path) -> Problem {
     Problem::new(
         Reason::TargetExists,
@@ -258,9 +262,9 @@ pub(crate) fn target_exists(path: &Path) -> Problem {
     .field("target")
 }
 
-/// What stands in the way of a download, and cannot be read to tell whether it is the same.
+/// The problem for a target that exists and cannot be read for comparison.
 pub(crate) fn target_unreadable(path: &Path, error: &io::Error) -> Problem {
-    // A file larger than any that can be hashed is no lack of room.
+    // A file too large to hash is not a lack of space.
     if error.kind() != io::ErrorKind::FileTooLarge && Reason::of_exhaustion(error).is_some() {
         return target_problem(path, error);
     }

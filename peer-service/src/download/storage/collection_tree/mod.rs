@@ -1,9 +1,13 @@
-//! The folder that a collection is written into while it is fetched.
+//! The folder that a collection is written into while it is downloaded.
 //!
-//! Invariants: every path is opened beneath the folder's handle and never through a link, so that neither a hostile manifest nor
-//! somebody who plants links in the folder can lead a write out of it. Every file is created exclusively, so that no two entries are
-//! one file; one that is there already is written only where an earlier run of this download made it. Links are made last, by
-//! [`CollectionTree::finish`], which also sees that the folder lists every entry once and nothing else.
+//! Invariants:
+//!
+//! - Every path is opened relative to the folder's handle and never through a link. Neither a
+//!   hostile manifest nor a link planted in the folder can redirect a write out of it.
+//! - Every file is created exclusively, so no two entries share a file. An existing file is written
+//!   only if an earlier run of this download created it.
+//! - Links are created last, by [`CollectionTree::finish`], which also checks that the folder
+//!   contains every entry once and nothing else.
 
 mod probe;
 
@@ -38,66 +42,70 @@ use tokio_util::sync::CancellationToken;
 
 use crate::download::storage::target::{self, AtEntry, NameClash};
 
-/// Large files kept open at once: the pieces of a few files arrive at a time, and file handles are scarce.
+/// Maximum large files kept open: pieces of only a few files arrive at a time, and file descriptors
+/// are scarce.
 const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not 0");
 
-/// Locks for the creation of files: whoever writes two files at once hardly meets the same.
+/// Number of locks for file creation: enough that two concurrent writers rarely contend for one.
 const CREATION_LOCKS: u32 = 64;
 
-/// Bytes copied between two looks at whether to stop: some milliseconds' work.
+/// Bytes copied between two checks for cancellation: a few milliseconds of work.
 const COPY_STEP: u64 = 16 * 1024 * 1024;
 
-/// Bytes copied without a flush. What is copied beyond is flushed with each step: a flush of many GiB at the end could not be stopped.
+/// Bytes copied before each step is flushed: a flush of many GiB at the end could not be cancelled.
 const COPY_UNFLUSHED: u64 = 64 * 1024 * 1024;
 
-/// Longest path that the operating system takes, in bytes: `PATH_MAX` less its final zero.
+/// Maximum path length of the operating system, in bytes: `PATH_MAX` without the final zero.
 const MAX_SYSTEM_PATH: usize = if cfg!(target_os = "linux") { 4095 } else { 1023 };
 
-/// Links named when the file system cannot have them.
+/// Maximum links named in the note about a file system without links.
 const NAMED_LINKS: usize = 3;
 
-/// See the module.
+/// The folder of a collection that is being downloaded.
 #[derive(Debug)]
 pub(crate) struct CollectionTree {
     dir: Dir,
     manifest: Arc<Manifest>,
     plan: Arc<Plan>,
-    /// Whether the folder was made just now: whatever is in it was written here, and no longer than it should be.
+    /// Whether this run created the folder: then its files were written here and have the right
+    /// length.
     is_new: bool,
-    /// Handles of large files by their place in the plan.
+    /// Open handles of large files by their index in the plan.
     open_files: Mutex<LruCache<usize, Arc<File>>>,
-    /// In a folder that was made just now: the entries whose files were created. Entry `i` is bit `i / n` of `n`.
+    /// For a new folder: the entries whose files were created. With `n` locks, entry `i` is bit `i
+    /// / n` of bitfield `i % n`.
     created: Vec<Mutex<Bitfield>>,
-    /// Bytes of copies that [`CollectionTree::finish`] made.
+    /// Bytes that [`CollectionTree::finish`] has copied.
     copied: AtomicU64,
-    /// What the file system cannot keep, for people.
+    /// Notes for the user on what the file system cannot preserve.
     not_kept: Mutex<Vec<String>>,
 }
 
-/// Whether a file is made where it is opened.
+/// Whether opening a file creates it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CreateMode {
-    /// It has to be there.
+    /// The file must exist.
     Never,
-    /// If it is not there.
+    /// Created if it does not exist.
     IfMissing,
-    /// It must not be there.
+    /// The file must not exist.
     Exclusive,
 }
 
 impl CollectionTree {
-    /// Opens the folder at `path`, made if it is not there. [`CollectionTree::prepare`] has to follow.
+    /// Opens the folder at `path` and creates it if needed. The caller must then call
+    /// [`CollectionTree::prepare`].
     pub(crate) fn open(path: &Path, manifest: Arc<Manifest>, plan: Arc<Plan>) -> io::Result<Self> {
         let made = match std::fs::create_dir(path) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
             made => made.is_ok(),
         };
-        // A handle that can be locked and flushed, which the one that cap-std opens by itself cannot.
+        // This handle can be locked and flushed, unlike one that cap-std opens.
         let handle = File::options()
             .read(true)
             .custom_flags((OFlags::DIRECTORY | OFlags::NOFOLLOW).bits() as i32)
             .open(path)?;
-        // A manifest has at most 2^20 entries.
+        // The cast fits: a manifest has at most 2^20 entries.
         let entries = manifest.len() as u32;
         let bits = || Mutex::new(Bitfield::new(entries / CREATION_LOCKS + 1));
         Ok(Self {
@@ -114,16 +122,17 @@ impl CollectionTree {
         })
     }
 
-    /// The folder's handle.
+    /// The handle of the folder.
     pub(crate) const fn dir(&self) -> &Dir {
         &self.dir
     }
 
-    /// Refuses what the file system cannot hold, before anything is fetched, and makes the folders. `path`: of the folder.
+    /// Rejects a collection that the file system cannot hold, before any data is downloaded, and
+    /// creates the subfolders. `path` is the folder's path.
     ///
     /// # Errors
-    /// [`Reason::TargetUnsuitable`]: two names that are one here, a name that is not taken, a path that is too long;
-    /// [`Reason::Cancelled`] once `stop` is; whatever else the file system says.
+    /// [`Reason::TargetUnsuitable`] if two names collide, a name is not allowed, or a path is too
+    /// long; [`Reason::Cancelled`] if `stop` is cancelled; otherwise the file system's error.
     pub(crate) fn prepare(&self, path: &Path, stop: &CancellationToken) -> Result<(), Problem> {
         self.check_lengths(path)?;
         probe::check_names(&self.dir, path, &self.manifest, stop)?;
@@ -143,7 +152,8 @@ impl CollectionTree {
         Ok(())
     }
 
-    /// Refuses a folder with paths that would be longer than the system takes: nobody could open them, this peer among them.
+    /// Rejects a collection with paths longer than the system allows, because no process could open
+    /// them.
     fn check_lengths(&self, path: &Path) -> Result<(), Problem> {
         let longest = self.manifest.entries().map(|entry| entry.path.as_str());
         let Some(longest) = longest.max_by_key(|path| path.len()) else {
@@ -167,7 +177,7 @@ impl CollectionTree {
         .field("target"))
     }
 
-    /// The entry whose name is taken, and the one that most likely has it.
+    /// The entry whose name is taken, and the entry that most likely took it.
     fn clash(&self, path: &str) -> NameClash {
         let folded = |path: &str| path.split('/').map(fold).collect::<Vec<_>>().join("/");
         let is_wanted = folded(path);
@@ -180,8 +190,9 @@ impl CollectionTree {
         }
     }
 
-    /// Room that is to be free before anything is fetched, in bytes: for what is missing, `have` being there, and for the copies of what
-    /// several paths have, all in whole blocks of this size. Copies that share their blocks take none.
+    /// Free bytes needed to complete the folder if the units `have` are there: missing data plus
+    /// copies of content with several paths, rounded up to blocks of this size. Copies that share
+    /// blocks need none.
     pub(crate) fn room_needed(&self, have: Option<&Bitfield>, block: u64) -> u64 {
         let blocks = |size: u64| size.div_ceil(block.max(1)).saturating_mul(block.max(1));
         let mut distinct = 0_u64;
@@ -197,7 +208,7 @@ impl CollectionTree {
             };
             let others = match self.is_new || size == 0 {
                 true => entries.len() - 1,
-                // Some may be there, made when there was no room for all.
+                // Some copies may exist from a run that later ran out of space.
                 false => entries[1..].iter().filter(is_missing).count(),
             };
             distinct = distinct.saturating_add(blocks(size));
@@ -207,7 +218,7 @@ impl CollectionTree {
             copies = 0;
         }
         let missing = match have {
-            // What is there of a file has its blocks: only whole units count.
+            // Existing parts of a file occupy their blocks, so only whole missing units count.
             Some(have) => (0..have.len())
                 .filter(|&unit| !have.get(unit))
                 .map(|unit| self.plan.unit_len(unit))
@@ -217,7 +228,7 @@ impl CollectionTree {
         missing.saturating_add(copies)
     }
 
-    /// The file with this content, by its place in the plan, to be written: made if it is not there, as it most likely is not yet.
+    /// Opens the file at this index of the plan for writing, and creates it if needed.
     pub(crate) fn new_file(&self, index: usize) -> io::Result<Arc<File>> {
         if self.plan.file(index).is_some_and(|file| file.size > BUNDLE_SIZE) {
             return self.handle(index, |entry| self.open_to_write(entry));
@@ -226,8 +237,8 @@ impl CollectionTree {
         Ok(Arc::new(self.open_to_write(first)?.0))
     }
 
-    /// The same, to be read. Never made: whoever is served from the folder when it has its name already would make there again what its
-    /// owner removed.
+    /// Opens the file at this index of the plan for reading, without creating it. Otherwise an
+    /// upload could recreate a file that the user has removed from the finished folder.
     pub(crate) fn file(&self, index: usize) -> io::Result<Arc<File>> {
         self.handle(index, |entry| self.open_entry(entry, CreateMode::Never))
     }
@@ -253,15 +264,15 @@ impl CollectionTree {
         self.open_files.lock()
     }
 
-    /// The entry's file, to be written. In a folder that was made just now it is created exclusively the first time: whatever has its
-    /// name then is another entry.
+    /// Opens an entry's file for writing. In a new folder the first open creates it exclusively; if
+    /// the name exists, it belongs to another entry.
     fn open_to_write(&self, entry: u32) -> io::Result<(File, u64)> {
         if !self.is_new {
             return self.open_entry(entry, CreateMode::IfMissing);
         }
         let created = &self.created[(entry % CREATION_LOCKS) as usize];
         let bit = entry / CREATION_LOCKS;
-        // Held while it is created: whoever writes to it next must find it.
+        // Held during creation, so that the next writer sees the file.
         let mut created = created.lock();
         if created.get(bit) {
             drop(created);
@@ -279,7 +290,7 @@ impl CollectionTree {
         }
     }
 
-    /// The entry's file, and the size that it is to have.
+    /// Opens an entry's file; returns it with its expected size.
     fn open_entry(&self, entry: u32, make: CreateMode) -> io::Result<(File, u64)> {
         let entry = self.manifest.get(entry).ok_or(ErrorKind::InvalidInput)?;
         let EntryContent::File { size, executable, .. } = entry.content else {
@@ -294,10 +305,10 @@ impl CollectionTree {
             .create(make == CreateMode::IfMissing)
             .create_new(make == CreateMode::Exclusive)
             .mode(if executable { 0o777 } else { 0o666 })
-            // Not through a link, and not stuck on a pipe, whoever put it there.
+            // Does not follow a planted link or block on a planted pipe.
             .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32);
         let file = self.dir.open_with(path, &options).map_err(failed)?.into_std();
-        // What was made just now is nothing else.
+        // An exclusively created file needs no check of its type.
         match make == CreateMode::Exclusive || file.metadata().map_err(failed)?.is_file() {
             true => Ok((file, size)),
             false => Err(failed(io::Error::new(
@@ -307,7 +318,7 @@ impl CollectionTree {
         }
     }
 
-    /// Whether each file that these units are of is there, and long enough to hold them.
+    /// Whether the files of these units exist and are long enough to contain them.
     pub(crate) fn holds_units(&self, have: &Bitfield) -> bool {
         let mut min: HashMap<usize, u64> = HashMap::new();
         for span in have.ones().flat_map(|unit| self.plan.spans(unit)) {
@@ -322,18 +333,22 @@ impl CollectionTree {
         })
     }
 
-    /// Bytes of copies that were made.
+    /// Bytes copied so far.
     pub(crate) fn copied(&self) -> u64 {
         self.copied.load(Ordering::Relaxed)
     }
 
-    /// What the file system could not keep, a sentence each; known once it is complete.
+    /// What the file system could not preserve, one sentence each; complete after
+    /// [`CollectionTree::finish`].
     pub(crate) fn not_kept(&self) -> Vec<String> {
         self.not_kept.lock().clone()
     }
 
-    /// Makes what no unit brings: empty files, copies of content that several paths have, and the links. Fails where something is in the
-    /// folder that the manifest does not list, where something is gone that was fetched, and with `Interrupted` once `stop` is.
+    /// Creates what no unit carries: empty files, copies of content with several paths, and links.
+    ///
+    /// # Errors
+    /// If the folder contains something that the manifest does not list, or a downloaded file is
+    /// missing; `Interrupted` if `stop` is cancelled.
     pub(crate) fn finish(&self, stop: &CancellationToken) -> io::Result<()> {
         self.handles().clear();
         self.copied.store(0, Ordering::Relaxed);
@@ -351,7 +366,7 @@ impl CollectionTree {
             if len < size {
                 return Err(ErrorKind::UnexpectedEof.into());
             }
-            // It may have been longer before.
+            // An earlier run may have left a longer file.
             if len > size {
                 first.set_len(size)?;
             }
@@ -364,7 +379,8 @@ impl CollectionTree {
         self.check_listing(links, stop)
     }
 
-    /// Writes the content of `source` to an entry's file: by sharing its blocks where the file system can.
+    /// Writes the content of `source` to an entry's file, by sharing its blocks if the file system
+    /// supports that.
     fn copy(&self, source: &File, entry: u32, stop: &CancellationToken) -> io::Result<()> {
         proceed(stop)?;
         let (mut copy, size) = self.open_to_write(entry)?;
@@ -384,7 +400,7 @@ impl CollectionTree {
         source.rewind()?;
         loop {
             proceed(stop)?;
-            // In the kernel where it can.
+            // `io::copy` copies within the kernel if possible.
             let step = io::copy(&mut (&source).take(COPY_STEP), &mut copy).map_err(failed)?;
             if step == 0 {
                 return Ok(());
@@ -396,7 +412,7 @@ impl CollectionTree {
         }
     }
 
-    /// Makes the links, and gives how many there are: none where the file system cannot have any.
+    /// Creates the links and returns their number, which is 0 if the file system has no links.
     fn make_links(&self, stop: &CancellationToken) -> io::Result<usize> {
         let (mut made, mut lost) = (0, Vec::new());
         for entry in self.manifest.entries() {
@@ -439,7 +455,8 @@ impl CollectionTree {
         }
     }
 
-    /// Notes it where the file system does not keep who may execute a file: a look at one file of each kind tells.
+    /// Adds a note if the file system does not keep the executable bit. Checks one executable and
+    /// one plain file.
     fn note_modes(&self) {
         use cap_std::fs::PermissionsExt as _;
         let mut executables = 0_usize;
@@ -464,8 +481,9 @@ impl CollectionTree {
         }
     }
 
-    /// Fails where something is in the folder that the manifest neither lists nor implies, and where it does not list each entry:
-    /// two entries that are one file show here at the latest. `links`: how many of the manifest's links were made.
+    /// Fails if the folder contains something that the manifest does not list or imply, or fewer
+    /// entries than listed; this detects two entries that share a file. `links` is the number of
+    /// links created.
     fn check_listing(&self, links: usize, stop: &CancellationToken) -> io::Result<()> {
         let all_links = self
             .manifest
@@ -503,7 +521,7 @@ impl CollectionTree {
         if listed == expected {
             return Ok(());
         }
-        // Each can be found, and they are fewer: two are one.
+        // Every entry exists but the folder has fewer, so two entries share a file.
         for entry in self.manifest.entries() {
             let path = entry.path.as_str();
             if !matches!(entry.content, EntryContent::Link { .. }) {
@@ -518,7 +536,7 @@ impl CollectionTree {
     }
 }
 
-/// What ends the work on a folder once it is not wanted any more.
+/// The problem that ends work on a folder after cancellation.
 fn stopped() -> Problem {
     Problem::new(Reason::Cancelled, "stopped; what was fetched is kept")
 }
@@ -530,13 +548,13 @@ fn proceed(stop: &CancellationToken) -> io::Result<()> {
     }
 }
 
-/// Whether an error says that the file system has no links.
+/// Whether the error says that the file system has no links.
 fn cannot_link(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     matches!(errno, Some(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP))
 }
 
-/// Makes `copy`, which is empty, share all blocks of `source`.
+/// Makes the empty file `copy` share all blocks of `source`.
 #[cfg(target_os = "linux")]
 fn clone_file(source: impl AsFd, copy: impl AsFd) -> io::Result<()> {
     Ok(rustix::fs::ioctl_ficlone(copy, source)?)

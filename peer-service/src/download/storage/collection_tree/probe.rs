@@ -1,8 +1,10 @@
-//! What the file system at the target keeps apart and takes, found by trying it: no list of file systems says what a mount option,
-//! a network share or a single folder (`casefold` of ext4) does.
+//! Tests by experiment which names the target's file system accepts and distinguishes. A list of
+//! file systems would not cover mount options, network shares or per-folder settings (`casefold` of
+//! ext4).
 //!
-//! All is tried with the collection's own names in a folder of its own inside the part, which inherits whatever the part inherited.
-//! Invariant: the folder is gone afterwards. Collections whose names are plain and not alike cost nothing here.
+//! The tests create the collection's own names in a temporary folder inside the part folder, which
+//! inherits the same settings. Invariant: the temporary folder is removed afterwards. Collections
+//! with plain, distinct names need no test.
 
 use std::{
     collections::HashSet,
@@ -19,16 +21,17 @@ use crate::download::storage::{
     target::{self, NameClash, RESERVED},
 };
 
-/// Most names that are tried. Beyond that many a clash is found where the second file is created, which is exclusive.
+/// Maximum names tested for collisions. Further collisions are detected when the second file is
+/// created, which is exclusive.
 const MAX_TRIED: usize = 4096;
 
-/// Most names tried for the sake of characters beyond ASCII, which some file systems cannot have.
+/// Maximum names tested for non-ASCII characters, which some file systems reject.
 const MAX_FOREIGN: usize = 32;
 
-/// Longest name that every file system in use takes, in bytes: eCryptfs takes no longer ones.
+/// Maximum name length that every common file system accepts, in bytes; the limit of eCryptfs.
 const SHORT_NAME: usize = 143;
 
-/// A folder to try names in.
+/// A temporary folder for testing names.
 struct Probe<'a> {
     parent: &'a Dir,
     name: String,
@@ -41,7 +44,7 @@ impl<'a> Probe<'a> {
         let name = (0..).map(|n| format!(".probe-{n}")).find(is_free);
         let name = name.ok_or(ErrorKind::AlreadyExists)?;
         match parent.create_dir(&name) {
-            // Left by a run that was killed.
+            // Left by a process that was killed.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 parent.remove_dir_all(&name)?;
                 parent.create_dir(&name)?;
@@ -58,7 +61,7 @@ impl<'a> Probe<'a> {
         self.dir.open_with(name, &options)
     }
 
-    /// Whether a name that was created is listed as it was given.
+    /// Whether the folder lists a created name unchanged.
     fn is_listed(&self, name: &str) -> io::Result<bool> {
         for entry in self.dir.entries()? {
             if entry?.file_name() == name {
@@ -68,7 +71,7 @@ impl<'a> Probe<'a> {
         Ok(false)
     }
 
-    /// Which of these that are there is the same as `name`.
+    /// Finds the existing name that the file system equates with `name`.
     fn same_as<'n>(&self, there: &[&'n str], name: &str) -> io::Result<Option<&'n str>> {
         for other in there {
             self.dir.remove_file(other)?;
@@ -94,11 +97,12 @@ impl Drop for Probe<'_> {
     }
 }
 
-/// Refuses a collection with names that the file system at `root`, open as `dir`, takes for one or does not take.
+/// Rejects a collection with names that the file system at `root`, open as `dir`, confuses or does
+/// not accept.
 ///
 /// # Errors
-/// [`Reason::TargetUnsuitable`](potluck_core::Reason::TargetUnsuitable), naming the paths; `CANCELLED` once `stop` is; whatever keeps
-/// it from trying.
+/// [`Reason::TargetUnsuitable`](potluck_core::Reason::TargetUnsuitable), naming the paths;
+/// `CANCELLED` if `stop` is cancelled; otherwise the I/O error that prevented the test.
 pub(crate) fn check_names(
     dir: &Dir,
     root: &Path,
@@ -120,7 +124,8 @@ pub(crate) fn check_names(
         let at = root.join(path);
         match probe.create(name) {
             Ok(_) => {}
-            // The probe's folder is there, whatever the path's own.
+            // The temporary folder exists, so the error concerns the name, even if the path's own
+            // folder does not exist yet.
             Err(error) if target::is_of_name(&root.join(&probe.name).join(name), &error) => {
                 return Err(target::name_not_taken(&at, &error));
             }
@@ -165,7 +170,7 @@ pub(crate) fn check_names(
     Ok(())
 }
 
-/// Whether files in this folder can share their blocks, so that copies take no room.
+/// Whether files in this folder can share blocks, so that copies need no space.
 pub(crate) fn can_clone(dir: &Dir, manifest: &Manifest) -> bool {
     let tried = || -> io::Result<()> {
         let probe = Probe::make(dir, manifest)?;
@@ -180,7 +185,7 @@ fn name_of(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, name)| name)
 }
 
-/// Paths whose names not every file system takes: one for each reason that there may be.
+/// Paths whose names some file systems reject: one for each possible reason.
 fn odd_paths(manifest: &Manifest) -> Vec<&str> {
     let mut odd = Vec::new();
     let mut reserved = HashSet::new();

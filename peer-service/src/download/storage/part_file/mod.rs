@@ -1,8 +1,15 @@
-//! The bytes of a transfer on disk while it runs: a `.part` file or folder and the resume state beside it.
+//! The data of a running download on disk: a `.part` file or folder, and the resume state beside
+//! it.
 //!
-//! Invariants: only verified units are written; the resume state speaks only of units whose data was flushed; after a flush that
-//! failed none succeeds; one process at a time has the part (a lock on it). All calls block: they are for the blocking threads. Non-goals: what the bytes mean, who
-//! sent them, and where they go in the end ([`crate::download::storage::finalize`]).
+//! Invariants:
+//!
+//! - Only verified units are written.
+//! - The resume state lists only units whose data was flushed.
+//! - After a failed flush, no later flush succeeds.
+//! - A lock gives the part to one process at a time.
+//!
+//! All calls block, so they run on blocking threads. Non-goals: the meaning of the data, its
+//! origin, and its final name ([`crate::download::storage::finalize`]).
 
 #[cfg(test)]
 mod tests;
@@ -47,47 +54,52 @@ use crate::{
     fs::page_cache,
 };
 
-/// Room left free on the disk, in bytes: a disk filled to the last byte hurts every other program.
+/// Bytes left free on the disk, because a full disk harms every other program.
 const RESERVE: u64 = 16 * 1024 * 1024;
 
-/// Room taken in one call, in bytes: where the file system fills it with zeros, a unit waits for that no longer than this takes.
+/// Bytes allocated per call: some file systems write zeros, and a unit waits at most for one such
+/// call.
 const PREALLOCATE: u64 = 4 * 1024 * 1024;
 
-/// A part that is open. Cheap to clone through an `Arc`.
+/// An open part. Shared through an `Arc`.
 #[derive(Debug)]
 pub(crate) struct PartFile {
     id: FileId,
     target: DownloadTarget,
     plan: Arc<Plan>,
     storage: PartStorage,
-    /// Whether it is a file that can be read without ever waiting for a disk or another machine unless it is to.
+    /// Whether the part is a file whose reads can be kept from waiting for a disk or another
+    /// machine.
     never_waits: bool,
-    /// The file system's number.
+    /// The device number of the file system.
     device: u64,
-    /// Whether a state is on the disk that is to be believed when the part is opened again.
+    /// Whether the resume state on disk can be trusted on the next open.
     has_valid_resume_state: AtomicBool,
-    /// The first flush that failed.
+    /// The first flush error.
     sync_error: OnceLock<io::Error>,
 }
 
-/// What was found when a part was opened.
+/// What was at the path when the part was opened.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum FoundPart {
-    /// Nothing: it was made.
+    /// Nothing; the part was created.
     Created,
-    /// Data with a state that says which units are there; trust it after a sample.
+    /// Data with a resume state that lists the units; verify a sample before trusting it.
     Resume(Bitfield),
-    /// Data without a usable state: any unit may be there, verify each.
+    /// Data without a usable resume state; verify every unit.
     Unverified,
 }
 
 impl PartFile {
-    /// Opens the part of this target, or makes it.
+    /// Opens the part of this target, or creates it.
     ///
     /// # Errors
-    /// [`Reason::TargetExists`] where another download's part is there or another process has it; [`Reason::DiskFull`] where what
-    /// is missing does not fit on the disk; [`Reason::TargetUnsuitable`] where the file system cannot hold it;
-    /// [`Reason::TargetNotWritable`]; [`Reason::Cancelled`] once `stop` is.
+    /// - [`Reason::TargetExists`] if the part belongs to another download or another process has it
+    ///   open.
+    /// - [`Reason::DiskFull`] if the missing data does not fit on the disk.
+    /// - [`Reason::TargetUnsuitable`] if the file system cannot hold the collection.
+    /// - [`Reason::TargetNotWritable`] for other file system errors.
+    /// - [`Reason::Cancelled`] if `stop` is cancelled.
     pub(crate) fn open(
         id: FileId,
         target: DownloadTarget,
@@ -101,12 +113,12 @@ impl PartFile {
             .map_err(|error| target::target_problem(target.parent(), &error))?;
         let mut before = fs::symlink_metadata(&path).ok();
         let unreadable = |error: io::Error| match error.kind() {
-            // A pipe, a folder or a link: nothing that a download makes.
+            // A pipe, a folder or a link: not created by a download.
             ErrorKind::InvalidInput => in_use(&target.state()),
             _ => target::target_problem(&target.state(), &error),
         };
         let mut state = ResumeState::load(&target.state()).map_err(unreadable)?;
-        // Of when this folder was taken for a plain file.
+        // Left from a run that took this collection for a plain file.
         let is_file = before.as_ref().is_some_and(Metadata::is_file);
         if manifest.is_some() && is_file && state.as_ref().is_some_and(|state| state.id == id) {
             remove(id, &target).map_err(failed)?;
@@ -117,9 +129,10 @@ impl PartFile {
             .as_ref()
             .is_some_and(|state| state.id == id && state.have.len() == plan.unit_count());
         let fits = before.as_ref().is_none_or(|before| match manifest {
-            // Files in it are written to: only where a state shows that they are this download's, be it damaged or of another folder.
+            // Files in the folder get overwritten, so a state file must show that it belongs to a
+            // download, even if that state is damaged or of another folder.
             Some(_) => before.is_dir() && (target.state().is_file() || is_empty(&path)),
-            // One without bytes is what is left where the room for them could not be had.
+            // An empty file is what remains if space for it could not be allocated.
             None => before.is_file() && (ours || before.len() == plan.total() || before.len() == 0),
         });
         if !fits || (before.is_some() && state.as_ref().is_some_and(|state| state.id != id)) {
@@ -155,7 +168,7 @@ impl PartFile {
         match part.initialize(&found, ours, stop) {
             Ok(()) => Ok((part, found)),
             Err(problem) => {
-                // What was made a moment ago holds nothing, and half of the room taken helps nobody.
+                // A new part holds no data, so it is removed instead of occupying space.
                 if made {
                     part.remove_empty(&path);
                     let _ = fs::remove_file(part.target.state());
@@ -165,7 +178,8 @@ impl PartFile {
         }
     }
 
-    /// Whether what is there can be what this state was written of: no copy, which may have been cut short, and nothing shorter or gone.
+    /// Whether the part can be the one that the state describes: not a copy, which may be
+    /// truncated, and not shorter or incomplete.
     fn matches_state(&self, before: &Metadata, state: &ResumeState) -> bool {
         before.ino() == state.inode
             && match &self.storage {
@@ -174,8 +188,8 @@ impl PartFile {
             }
     }
 
-    /// Takes the room, and says that a new part has nothing. A state that is `ours` and not believed is made such that nobody ever does:
-    /// what shows that it is wrong is gone once there is room.
+    /// Reserves space and records that a new part has no units. Invalidates a state that is `ours`
+    /// but not trusted, because reserving space can remove the evidence that it is wrong.
     fn initialize(&self, found: &FoundPart, ours: bool, stop: &CancellationToken) -> Result<(), Problem> {
         let nothing = Bitfield::new(self.plan.unit_count());
         match found {
@@ -189,7 +203,8 @@ impl PartFile {
             self.write_state(&nothing)?;
         }
         match &self.storage {
-            // After the state: a folder that is found half made is known to be this download's.
+            // After the state is written, so that a half-created folder is known to belong to this
+            // download.
             PartStorage::Tree(tree) => tree.prepare(&self.target.part(), stop),
             PartStorage::File(_) => Ok(()),
         }
@@ -207,7 +222,7 @@ impl PartFile {
 
     fn lock(&self, path: &Path) -> Result<(), Problem> {
         match try_lock(self.handle()) {
-            // Without locks two downloads to one target write the same verified bytes.
+            // Without lock support, two downloads to one target write the same verified bytes.
             true => Ok(()),
             false => Err(Problem::new(
                 Reason::TargetExists,
@@ -220,13 +235,13 @@ impl PartFile {
         }
     }
 
-    /// Gives up the lock: nothing is written any more, though whoever is being served may still read.
+    /// Releases the lock. Nothing is written after this, but uploads may still read.
     pub(crate) fn unlock(&self) {
-        // Where it cannot be unlocked it could not be locked.
+        // If unlocking fails, locking failed as well.
         let _ = rustix::fs::flock(self.handle(), FlockOperation::NonBlockingUnlock);
     }
 
-    /// Whether it still stands under its name: somebody may have removed it, or put something else there.
+    /// Whether the path still refers to this part; a user may have removed or replaced it.
     pub(crate) fn is_at_path(&self) -> bool {
         let path = self.target.part();
         let of = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
@@ -238,11 +253,11 @@ impl PartFile {
         self.storage.handle()
     }
 
-    /// Checks that what is missing fits on the disk, and takes the room for it.
+    /// Checks that the missing data fits on the disk, and sets the length of a plain file.
     fn reserve_space(&self, found: &FoundPart) -> io::Result<()> {
         let disk = rustix::fs::fstatvfs(self.handle())?;
         let missing = match (&self.storage, found) {
-            // Blocks of 512 bytes, whatever the file system's own.
+            // `st_blocks` counts 512-byte blocks on every file system.
             (PartStorage::File(file), _) => self.plan.total().saturating_sub(file.metadata()?.blocks() * 512),
             (PartStorage::Tree(tree), FoundPart::Resume(have)) => tree.room_needed(Some(have), disk.f_frsize),
             (PartStorage::Tree(tree), FoundPart::Created) => tree.room_needed(None, disk.f_frsize),
@@ -260,11 +275,12 @@ impl PartFile {
         }
     }
 
-    /// Takes the room for the whole file, where the file system can, as long as it is `wanted`. Units may be written meanwhile. Not in
-    /// memory: that would be filled with zeros first, which is half the work of the download itself.
+    /// Allocates the whole file, if the file system supports that, while `is_wanted` holds. Units
+    /// may be written concurrently. Skipped for files in memory: filling those with zeros costs
+    /// half as much as the download.
     ///
     /// # Errors
-    /// Whatever the file system says: the rest of the room is not taken.
+    /// The file system's error; the rest stays unallocated.
     pub(crate) fn preallocate(&self, is_wanted: impl Fn() -> bool) -> io::Result<()> {
         let PartStorage::File(file) = &self.storage else {
             return Ok(());
@@ -287,7 +303,7 @@ impl PartFile {
         Ok(())
     }
 
-    /// Whether the disk has room for what is missing, or at least for more than a few units of it.
+    /// Whether the disk has room for the missing units, or at least for several of them.
     pub(crate) fn has_room(&self, have: &Bitfield) -> bool {
         let missing = (0..have.len())
             .filter(|&unit| !have.get(unit))
@@ -297,27 +313,28 @@ impl PartFile {
             .is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) >= missing.min(RESERVE) + RESERVE)
     }
 
-    /// What is being fetched.
+    /// The plan of the download.
     pub(crate) const fn plan(&self) -> &Arc<Plan> {
         &self.plan
     }
 
-    /// Where it is written to and will be.
+    /// The final path and its companion paths.
     pub(crate) const fn target(&self) -> &DownloadTarget {
         &self.target
     }
 
-    /// Whether it is a file that can be read without ever waiting for a disk or another machine unless it is to.
+    /// Whether the part is a file whose reads can be kept from waiting for a disk or another
+    /// machine.
     pub(crate) const fn never_waits(&self) -> bool {
         self.never_waits
     }
 
-    /// The number of the file system that it is on.
+    /// The device number of the file system.
     pub(crate) const fn device(&self) -> u64 {
         self.device
     }
 
-    /// Bytes of copies that were made of content that several paths have.
+    /// Bytes copied of content with several paths.
     pub(crate) fn copied(&self) -> u64 {
         match &self.storage {
             PartStorage::Tree(tree) => tree.copied(),
@@ -325,7 +342,7 @@ impl PartFile {
         }
     }
 
-    /// What the file system could not keep, a sentence each; known once it is finished.
+    /// What the file system could not preserve, one sentence each; complete once finished.
     pub(crate) fn not_kept(&self) -> Vec<String> {
         match &self.storage {
             PartStorage::Tree(tree) => tree.not_kept(),
@@ -333,12 +350,12 @@ impl PartFile {
         }
     }
 
-    /// Where the bytes are.
+    /// The file or folder that holds the data.
     pub(crate) const fn storage(&self) -> &PartStorage {
         &self.storage
     }
 
-    /// The file with this content, by its place in the plan.
+    /// The file at this index of the plan.
     pub(crate) fn file(&self, index: usize) -> io::Result<Arc<File>> {
         match &self.storage {
             PartStorage::File(file) => Ok(Arc::clone(file)),
@@ -349,7 +366,7 @@ impl PartFile {
     /// Writes a verified unit.
     ///
     /// # Errors
-    /// Whatever the file system says; the unit is then not there.
+    /// The file system's error; the unit does not count as written.
     pub(crate) fn write(&self, unit: u32, data: &ChunkList) -> io::Result<()> {
         let mut at = 0;
         for span in self.plan.spans(unit) {
@@ -367,10 +384,10 @@ impl PartFile {
         Ok(())
     }
 
-    /// Reads a unit back, verified or not.
+    /// Reads a unit, verified or not.
     ///
     /// # Errors
-    /// Whatever the file system says; `UnexpectedEof` where it is not all there.
+    /// The file system's error; `UnexpectedEof` if the unit is incomplete.
     pub(crate) fn read(&self, unit: u32) -> io::Result<ChunkList> {
         let mut data = ReadBuffer::new(self.plan.unit_len(unit) as usize);
         let mut rest = &mut data[..];
@@ -382,21 +399,24 @@ impl PartFile {
         Ok(Bytes::from_owner(data).into())
     }
 
-    /// Flushes all data, then records which units it holds. `have` must have been read before the call.
+    /// Flushes all data, then writes a resume state with the units in `have`. The caller must have
+    /// read `have` before the call.
     ///
     /// # Errors
-    /// As of the file system; the state before still stands and is still true, and where the flush failed none follows.
+    /// The file system's error; the previous state remains valid. After a failed flush, every later
+    /// checkpoint fails.
     pub(crate) fn checkpoint(&self, have: &Bitfield) -> Result<(), Problem> {
         self.sync()
             .map_err(|error| target::target_problem(&self.target.part(), &error))?;
         self.write_state(have)
     }
 
-    /// Flushes all data. The system tells of data that it could not write once and drops it: another try would succeed and prove
-    /// nothing. So the first error is the answer from then on, and what the last state does not speak of has to be fetched again.
+    /// Flushes all data. The operating system reports data that it could not write once and then
+    /// drops it, so a second attempt would succeed without writing it. Therefore the first error is
+    /// permanent, and units outside the last state must be downloaded again.
     ///
     /// # Errors
-    /// Whatever the file system says, or said once.
+    /// The file system's error of this or an earlier flush.
     pub(crate) fn sync(&self) -> io::Result<()> {
         if let Some(error) = self.sync_error.get() {
             return Err(sync_failure(error));
@@ -407,7 +427,8 @@ impl PartFile {
         };
         flushed.map_err(|error| {
             let first = self.sync_error.get_or_init(|| error);
-            // Without a state that is believed it would be read to find what is there, and memory may still show what the disk lost.
+            // Without a trusted state, the next run would verify the data by reading it, and the
+            // page cache may still show data that the disk lost. Hence writes an empty state.
             if !self.has_valid_resume_state()
                 && let Err(problem) = self.write_state(&Bitfield::new(self.plan.unit_count()))
             {
@@ -417,18 +438,18 @@ impl PartFile {
         })
     }
 
-    /// Whether a flush failed: nothing that is written from then on can be relied on. Only a part that is opened anew can go on, with
-    /// what its state speaks of.
+    /// Whether a flush failed. Later writes are then unreliable; only a reopened part can continue,
+    /// with the units of its resume state.
     pub(crate) fn sync_failed(&self) -> bool {
         self.sync_error.get().is_some()
     }
 
-    /// Whether a state is on the disk that is to be believed when the part is opened again.
+    /// Whether the resume state on disk can be trusted on the next open.
     pub(crate) fn has_valid_resume_state(&self) -> bool {
         self.has_valid_resume_state.load(Ordering::Relaxed)
     }
 
-    /// Makes the state on the disk such that nobody ever believes it: what is there has to be verified.
+    /// Writes a resume state that is never trusted, so the next run verifies every unit.
     pub(crate) fn invalidate_resume_state(&self) -> Result<(), Problem> {
         self.has_valid_resume_state.store(false, Ordering::Relaxed);
         self.write_state_of(&Bitfield::new(self.plan.unit_count()), 0)
@@ -458,23 +479,24 @@ impl PartFile {
 
 impl Drop for PartFile {
     fn drop(&mut self) {
-        // By name: a program that is started at that moment has the open file a little longer than this one.
+        // Explicit, because a child process that is being started may briefly keep the file open.
         self.unlock();
     }
 }
 
-/// Takes the lock on a part; false where somebody else has it. A file system without locks gives it to everybody.
+/// Takes the lock on a part; false if another holder has it. On file systems without locks it
+/// always succeeds.
 fn try_lock(part: impl AsFd) -> bool {
     rustix::fs::flock(part, FlockOperation::NonBlockingLockExclusive) != Err(Errno::WOULDBLOCK)
 }
 
-/// Removes an unfinished download of this id, if there is one and nobody is writing it.
+/// Removes the unfinished download of this id, unless another download is writing it.
 ///
 /// # Errors
-/// As of the file system.
+/// The file system's error.
 pub(crate) fn remove(id: FileId, target: &DownloadTarget) -> io::Result<()> {
     let state = target.state();
-    // Only what a state of this very download speaks of is ours to remove.
+    // Removes only what a resume state of this download identifies.
     if ResumeState::load(&state)?.is_none_or(|state| state.id != id) {
         return Ok(());
     }
@@ -489,7 +511,7 @@ pub(crate) fn remove(id: FileId, target: &DownloadTarget) -> io::Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => return fs::remove_file(state),
         Err(error) => return Err(error),
     };
-    // It may be another transfer's to the same target, which is at work.
+    // A running download to the same target may hold the part.
     if !try_lock(&held) {
         tracing::info!(part = %part.display(), "another download is writing it: nothing was removed");
         return Ok(());
@@ -498,13 +520,13 @@ pub(crate) fn remove(id: FileId, target: &DownloadTarget) -> io::Result<()> {
     match held.is_dir() {
         true => fs::remove_dir_all(&part)?,
         false if held.is_file() => fs::remove_file(&part)?,
-        // Nothing that a download makes.
+        // Not created by a download.
         false => return Ok(()),
     }
     fs::remove_file(state)
 }
 
-/// Of the same kind: where there was no room, a new part may find some.
+/// Keeps the error kind, because a new part can succeed once a full disk has space.
 fn sync_failure(error: &io::Error) -> io::Error {
     io::Error::new(
         error.kind(),
@@ -524,12 +546,13 @@ fn in_use(part: &Path) -> Problem {
     .field("target")
 }
 
-/// Whether nothing is in a folder.
+/// Whether a folder is empty.
 fn is_empty(folder: &Path) -> bool {
     fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
-/// Opens a part that was there and is a file, or makes it: exclusively, so that nothing that came there meanwhile is taken for it.
+/// Opens an existing part file, or creates it exclusively so that a file created meanwhile is not
+/// used.
 fn open_file(path: &Path, is_there: bool) -> io::Result<File> {
     let file = OpenOptions::new()
         .read(true)
@@ -555,12 +578,12 @@ fn flush_tree(_tree: &CollectionTree) -> io::Result<()> {
     Ok(())
 }
 
-/// See the module.
+/// The file or folder that holds the data of a part.
 #[derive(Debug)]
 pub(crate) enum PartStorage {
     /// A plain file.
     File(Arc<File>),
-    /// A collection's folder.
+    /// The folder of a collection.
     Tree(CollectionTree),
 }
 
@@ -572,7 +595,7 @@ impl PartStorage {
         }
     }
 
-    /// The number of the file system that it is on.
+    /// The device number of the file system.
     #[allow(
         clippy::unnecessary_cast,
         reason = "`st_dev` is of another type on other systems"

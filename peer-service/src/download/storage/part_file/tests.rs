@@ -24,7 +24,7 @@ fn a_part_that_somebody_writes_is_not_removed() {
     assert_eq!(open(folder.path()).unwrap_err().reason, Reason::TargetExists);
     remove(ID, &target).unwrap();
     assert_eq!(there(), 2, "the part and its state");
-    // Held for somebody who is being served, and no longer written.
+    // An upload may still hold the part, but nothing writes it.
     part.unlock();
     remove(ID, &target).unwrap();
     assert_eq!(there(), 0);
@@ -80,7 +80,8 @@ fn a_flush_that_failed_once_is_never_believed_again() {
             fs::remove_file(&path).unwrap();
             part.has_valid_resume_state = AtomicBool::new(false);
         }
-        // What cannot be flushed stands for a disk that fails; the next try succeeds, as it does on Linux.
+        // `/dev/null` cannot be flushed and stands for a failing disk; the next attempt succeeds,
+        // as on Linux.
         part.storage = PartStorage::File(Arc::new(File::open("/dev/null").unwrap()));
         part.sync_error = OnceLock::new();
         assert!(part.checkpoint(&Bitfield::full(units)).is_err());
@@ -243,7 +244,7 @@ fn small_file<'a>(path: &'a str, content: &[u8]) -> ManifestEntry<'a> {
     }
 }
 
-/// The part of a collection with these entries, opened in `folder`.
+/// Opens the part of a collection with these entries in `folder`.
 fn open_folder(
     folder: &Path,
     entries: &[ManifestEntry<'_>],
@@ -271,7 +272,7 @@ fn a_file_that_another_name_led_to_is_never_written() {
     let folder = tempfile::tempdir().unwrap();
     let entries = [small_file("README", b"two"), small_file("Readme", b"one")];
     let part = open_folder(folder.path(), &entries, &CancellationToken::new()).unwrap();
-    // As where the file system takes both for one, and no probe found it.
+    // Simulates a file system that equates both names, without detection by the probe.
     let theirs = part.target().part().join("Readme");
     fs::write(&theirs, "their").unwrap();
     let data: ChunkList = bytes::Bytes::from_static(b"twoone").into();
@@ -380,7 +381,7 @@ fn what_is_no_file_in_the_place_of_a_part_or_its_state_is_refused_and_not_waited
             let target = DownloadTarget {
                 path: folder.path().join("out"),
             };
-            // Nothing that a download made.
+            // Not created by a download.
             let _ = remove(ID, &target);
             assert_eq!(names(folder.path()).len(), 1, "{what} at {suffix}");
         }
