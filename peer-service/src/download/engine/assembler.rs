@@ -153,7 +153,7 @@ const FREE_SLICES: u64 = 256;
 const MIN_SLICE: u64 = 1024;
 
 /// A running call that reads ahead of the assembler, up to the requested bytes. Otherwise data
-/// would stay in the sender's buffers, and the sender would conclude that nobody reads.
+/// would stay in the sender's buffers, and the sender would take this peer for a stalled reader.
 #[derive(Debug)]
 pub(crate) struct ReadAhead {
     stream: DownloadStream,

@@ -85,7 +85,7 @@ impl DiskPools {
         }
     }
 
-    /// The pool of the file system with this device number (`st_dev`). It lives as long as somebody
+    /// The pool of the file system with this device number (`st_dev`). It lives while a caller
     /// holds it.
     pub(crate) fn pool(&self, device: u64) -> Arc<DiskPool> {
         let mut disks = self.pools.lock();

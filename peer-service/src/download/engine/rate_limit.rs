@@ -19,7 +19,7 @@ const STEPS_PER_SECOND: u64 = 4;
 /// Minimum bytes per acquisition: smaller ones cost more than they gain.
 const MIN_STEP: u64 = 1024;
 
-/// Under a limit, one call requests at most this fraction of a second's bytes. Requested data is
+/// Under a limit, each call requests at most one second's bytes divided by this. Requested data is
 /// read before it may count, so a limit never blocks a peer that is sending.
 const REQUESTS_PER_SECOND: u64 = 4;
 

@@ -97,8 +97,7 @@ impl DownloadManager {
     ///
     /// # Errors
     /// [`Reason::NotFound`]; [`Reason::AlreadyEnded`] if the download is done. If the store cannot
-    /// delete it, the reason of that error; the download then starts again with the peer's next
-    /// start.
+    /// delete it, the reason of that error; the peer's next start then restores the download.
     pub async fn cancel(&self, number: u64) -> Result<DownloadStatus, Problem> {
         self.stop(number, true).await?;
         if let Some(task) = self.reserve_task(number) {
@@ -150,7 +149,7 @@ impl DownloadEntry {
         )
     }
 
-    /// Tells the running task, if any, to stop, and clears the activity in the status.
+    /// Stops the running task, if any, and clears the activity in the status.
     fn stop(&self) {
         if let Some(task) = &self.task {
             task.stop.cancel();

@@ -3,8 +3,9 @@
 //! Invariants:
 //!
 //! - At most one task runs a download.
-//! - An unfinished download is in the store before its task starts.
-//! - A command returns once the store has written its change to disk.
+//! - A detached download is in the store before it runs. Any other download runs even if it cannot
+//!   be stored.
+//! - A command succeeds once the store has written its change to disk.
 //! - A download without watchers is paused, unless it is detached.
 
 mod commands;
@@ -74,7 +75,8 @@ struct DownloadEntry {
     watchers: usize,
     /// Whether the running task must delete the downloaded data when it stops.
     cancel: bool,
-    /// `None`: not stored. `Some(true)`: stored as running. `Some(false)`: stored as not running.
+    /// How the store must have the download. `None`: not stored. `Some(true)`: stored as running.
+    /// `Some(false)`: stored as not running.
     persisted: Option<bool>,
 }
 

@@ -56,7 +56,7 @@ pub(crate) struct PeerCandidate {
     pub(crate) peer: Option<PeerId>,
 }
 
-/// A unit of fairness: whoever controls a host can run any number of peers there.
+/// The unit of fairness among peers, because one owner can run any number of peers on a host.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Host {
     /// An IPv4 address, or an IPv6 network.

@@ -210,7 +210,7 @@ pub struct DownloadStatus {
     pub units_total: u32,
     /// Verified units.
     pub units_done: u32,
-    /// The peers, those with most bytes first.
+    /// The peers, ordered by bytes received, descending.
     pub peers: Vec<PeerStatus>,
     /// The missing units, the rarest first.
     pub missing: Vec<MissingUnits>,

@@ -26,12 +26,12 @@ use crate::{
 };
 
 /// The stamps of a finished download: one for a plain file, or one for each entry of a manifest.
-/// They are taken before the final name is visible, so that later changes show. An error if the
-/// file changed meanwhile and may differ from the verified content.
+/// They describe the verified content, so that any later change shows. An error if the file changed
+/// during finalizing and may differ from the verified content.
 pub(crate) type FinalStamps = Result<Vec<Stamp>, Problem>;
 
-/// Completes the part, flushes it, checks the claimed SHA-256 if there is one, and renames it to
-/// the final name.
+/// Completes the part, checks the claimed SHA-256 if there is one, flushes the data, and renames
+/// the part to the final name.
 ///
 /// # Errors
 /// The downloaded data is kept.

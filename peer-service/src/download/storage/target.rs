@@ -173,7 +173,7 @@ fn no_room(path: &Path, error: &io::Error) -> String {
 /// Characters reserved by DOS and Windows; file systems designed for them reject names with these.
 pub(crate) const RESERVED: [char; 7] = [':', '*', '?', '"', '<', '>', '|'];
 
-/// Whether the error says that the file system rejects the name: too long, or with forbidden
+/// Whether the error means that the file system rejects the name: too long, or with forbidden
 /// characters.
 pub(crate) fn is_of_name(path: &Path, error: &io::Error) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -103,12 +103,12 @@ pub(crate) async fn identify(
     })
 }
 
-/// The name of a file for which nobody reported a name.
+/// The name of a file if no name is known.
 pub(crate) fn fallback_name(id: FileId) -> Label {
     Label::sanitize(&format!("potluck-{}", id.short()))
 }
 
-/// The manifest of an id that is said to be a collection. `None` if the verified bytes are not a
+/// The manifest of an id whose claimed kind is a collection. `None` if the verified bytes are not a
 /// manifest, so the content is a plain file.
 pub(crate) async fn fetch_collection(
     context: &DownloadContext,

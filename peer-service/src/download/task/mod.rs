@@ -56,18 +56,18 @@ use planning::PlannedDownload;
 pub(crate) enum RunEnd {
     /// The content is verified and has its final name.
     Done,
-    /// The task was told to stop; the downloaded data is kept.
+    /// The run was stopped; the downloaded data is kept.
     Stopped,
     /// The download cannot continue; the downloaded data is kept.
     Failed(Problem),
 }
 
-/// The result of one pass through the download.
+/// The result of one attempt at the download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FetchOutcome {
     /// Every unit is there.
     Done,
-    /// The task was told to stop.
+    /// The run was stopped.
     Stopped,
     /// The download was taken for a plain file and may be a collection; it starts again and checks.
     Doubted,
@@ -84,8 +84,8 @@ pub(crate) struct DownloadRun {
     pub(crate) named_peers: watch::Receiver<Vec<Address>>,
     pub(crate) status: watch::Sender<DownloadStatus>,
     pub(crate) stop: CancellationToken,
-    /// Whether the content may be a collection although it is said to be a plain file. If set, its
-    /// bytes are examined.
+    /// Whether the content may be a collection although its metadata claims a plain file. If set,
+    /// the run examines its bytes.
     pub(crate) kind_doubted: AtomicBool,
     /// Publishes the running download, so that uploads can read from it.
     pub(crate) active: watch::Sender<Option<Arc<ActiveDownload>>>,

@@ -68,7 +68,7 @@ impl DownloadRun {
             reporter.set_path(&target.path);
             let label = match (&self.spec.name, &self.spec.target) {
                 (Some(name), _) => Some(Label::sanitize(name)),
-                // The user named the path, and nobody reported a public name.
+                // The user named the path, and no public name is known yet.
                 (None, Some(_)) => Some(metadata::fallback_name(id)),
                 (None, None) => None,
             };
@@ -173,7 +173,7 @@ impl DownloadRun {
         Ok(checks)
     }
 
-    /// Whether a supposed plain file may be a manifest that nobody has examined yet.
+    /// Whether a supposed plain file may be a manifest and was not examined yet.
     pub(crate) fn may_be_collection(&self, plan: &Plan) -> bool {
         plan.manifest().is_none()
             && plan.total() <= MAX_MANIFEST_SIZE

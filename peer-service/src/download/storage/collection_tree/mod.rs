@@ -548,7 +548,7 @@ fn proceed(stop: &CancellationToken) -> io::Result<()> {
     }
 }
 
-/// Whether the error says that the file system has no links.
+/// Whether the error means that the file system has no links.
 fn cannot_link(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     matches!(errno, Some(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP))

@@ -68,7 +68,7 @@ pub(crate) struct PartFile {
     target: DownloadTarget,
     plan: Arc<Plan>,
     storage: PartStorage,
-    /// Whether the part is a file whose reads can be kept from waiting for a disk or another
+    /// Whether the part is a file that supports reads without waiting for a disk or another
     /// machine.
     never_waits: bool,
     /// The device number of the file system.
@@ -323,7 +323,7 @@ impl PartFile {
         &self.target
     }
 
-    /// Whether the part is a file whose reads can be kept from waiting for a disk or another
+    /// Whether the part is a file that supports reads without waiting for a disk or another
     /// machine.
     pub(crate) const fn never_waits(&self) -> bool {
         self.never_waits
