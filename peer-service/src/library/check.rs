@@ -1,11 +1,10 @@
-//! Whether the bytes on the disk still are what was hashed, although nothing shows a change: disks
-//! and memory fail silently.
+//! Finds silent corruption: bytes on the disk that changed while the file's stamp did not.
 //!
-//! What is found damaged is withdrawn at once and its owner is told; it is not hashed again by
-//! itself (see the catalog's `damaged`). On the way what the peer keeps of a file, its piece hashes
-//! and a collection's manifest, is looked at too, and made again where it is damaged.
+//! A damaged file is withdrawn immediately and its owner is notified. It is not hashed again
+//! automatically (see the catalog's `damaged`). A check also verifies the stored piece hashes of
+//! each file; a report of bad pieces also verifies the manifest. Damaged ones are written again.
 //!
-//! Blocks; run off the async threads.
+//! Blocks: run it off the async threads.
 
 use std::{
     fs::File,
@@ -42,64 +41,64 @@ use crate::{
     store::{Stamp, StoreChange},
 };
 
-/// Most bytes that are read for one report of bad pieces: one piece of the largest files.
+/// Maximum bytes read for one report of bad pieces: one piece of the largest files.
 pub(crate) const LARGEST: u64 = 16 * 1024 * 1024;
 
-/// Least time between two progress events.
+/// Minimum time between two progress events.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How soon a check that waits for its rate notices that it is not wanted any more.
+/// How soon a check that waits for its rate limit notices that it was cancelled.
 const STEP: Duration = Duration::from_millis(50);
 
 /// What to check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CheckTarget {
-    /// All that is shared.
+    /// Everything that is shared.
     All,
-    /// What is shared at this path or in it.
+    /// What is shared at this path or below it.
     Path(PathBuf),
 }
 
-/// What happens during a check.
+/// Progress and results of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CheckEvent {
-    /// It goes on; sums over all targets, in bytes.
+    /// Progress. Byte counts are sums over all targets.
     Progress {
-        /// What is being hashed.
+        /// The file that is being hashed.
         path: PathBuf,
-        /// Hashed so far.
+        /// Bytes hashed so far.
         done: u64,
-        /// To be hashed in all.
+        /// Bytes to hash in total.
         total: u64,
     },
-    /// A file is not what it was hashed as, or cannot be read.
+    /// A file is damaged or cannot be read.
     Bad {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// What it was shared as.
+        /// The id under which it was shared.
         id: FileId,
-        /// What is wrong with it.
+        /// The reason.
         problem: Problem,
     },
     /// A target is not shared.
     Failed {
-        /// Which.
+        /// The target.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         problem: Problem,
     },
-    /// All was checked.
+    /// The check is complete.
     Done {
-        /// Files that were hashed.
+        /// Number of files hashed.
         files: u64,
-        /// Their bytes.
+        /// Number of bytes hashed.
         bytes: u64,
-        /// Files that are not what they were hashed as, or cannot be read.
+        /// Number of files that are damaged or cannot be read.
         bad: u64,
     },
 }
 
-/// A file of an item that is to be hashed.
+/// A file of an item, to be hashed.
 struct Subject {
     place: Location,
     path: PathBuf,
@@ -107,21 +106,21 @@ struct Subject {
     stamp: Stamp,
 }
 
-/// The files of an item, by its number.
+/// An item's number and its files.
 type OfItem = (u64, Vec<Subject>);
 
-/// What hashing a file came to.
+/// The result of hashing a file.
 enum Checked {
     Good,
     Damaged,
-    /// It changed in a way that shows: it is hashed again in any case.
+    /// Its stamp changed too: it is hashed again in any case.
     Changed,
     Failed(Problem),
     Stopped,
 }
 
 impl LibraryShared {
-    /// See [`crate::library::Library::check`].
+    /// Implements [`crate::library::Library::check`].
     pub(crate) fn check_targets(
         &self,
         targets: &[CheckTarget],
@@ -176,7 +175,7 @@ impl LibraryShared {
         tell(CheckEvent::Done { files, bytes, bad });
     }
 
-    /// The files that a target means, by item.
+    /// The files of a target, by item.
     fn subjects(&self, target: &CheckTarget) -> Result<Vec<OfItem>, Refused> {
         let path = match target {
             CheckTarget::All => {
@@ -212,7 +211,7 @@ impl LibraryShared {
         }
     }
 
-    /// The files of an item, or those beneath a path in it.
+    /// The files of an item, or only those below a path in it.
     fn subjects_of(&self, number: u64, below: Option<&str>) -> Vec<Subject> {
         let catalog = self.catalog();
         let Some(shared) = catalog.item(number) else {
@@ -245,8 +244,8 @@ impl LibraryShared {
         files.filter_map(|(part, _)| subject(part)).collect()
     }
 
-    /// Hashes a file and compares. What is damaged is withdrawn, what is damaged of its stored
-    /// hashes made again.
+    /// Hashes a file and compares the root. Withdraws a damaged file; restores damaged piece hashes
+    /// of a good one.
     fn check_file(&self, subject: &Subject, pace: &Pace<'_>) -> Checked {
         let Subject {
             place: location,
@@ -291,7 +290,7 @@ impl LibraryShared {
         }
     }
 
-    /// Stores a file's piece hashes where others are stored.
+    /// Stores a file's piece hashes if the stored ones are missing or differ.
     fn mend_layer(&self, record: &FileRecord, tree: FileTree) {
         if tree.piece_hashes.is_empty() || self.catalog().record(&record.id).is_none() {
             return;
@@ -308,9 +307,10 @@ impl LibraryShared {
         }
     }
 
-    /// Withdraws a copy whose bytes are not what was hashed, and tells its owner. False where it
-    /// changed in a way that shows: that is hashed again as any change is. `seen`: the item as it
-    /// was when `file` was opened.
+    /// Withdraws a damaged copy and notifies its owner through the log.
+    ///
+    /// False if the stamp changed too: then the file is hashed again, as after any change. `seen`
+    /// is the item as it was when `file` was opened.
     fn set_damaged(&self, location: Location, seen: &ItemBody, file: &File, stamp: &Stamp) -> bool {
         let now = file.metadata().map(|metadata| stamp_of(&metadata));
         if now.is_ok_and(|now| now != *stamp) {
@@ -335,12 +335,12 @@ impl LibraryShared {
             );
             self.open_files().remove(&id);
         }
-        // A failure is logged there; it is found again when it is read.
+        // `publish` logs a failure. The damage is found again at the next read.
         let _ = self.publish(delta);
         true
     }
 
-    /// Offers an item again whose damaged parts are all found to be `good`.
+    /// Offers an item again if all its damaged entries are in `good`.
     fn trust_again(&self, number: u64, good: &[EntryIndex]) {
         let path = {
             let catalog = self.catalog();
@@ -361,8 +361,8 @@ impl LibraryShared {
         }
     }
 
-    /// Looks at pieces that somebody says are wrong, in every copy that may have been read, of each
-    /// at most so many bytes.
+    /// Checks pieces that another peer reported as bad, in every copy that may have been read.
+    /// Reads at most `max` bytes.
     pub(crate) fn look_at_pieces(&self, pieces: &BadPieces, max: u64) {
         let Some(record) = self.catalog().record(&pieces.id) else {
             return;
@@ -379,13 +379,13 @@ impl LibraryShared {
                 Err(_) => return,
             },
         };
-        // Of all copies together: the first is the one that is read.
+        // The limit covers all copies together: uploads read the first.
         let mut left = max;
-        // Apart from the loop: the catalog must not stay locked in it.
+        // A separate statement: the catalog must not stay locked in the loop.
         let candidates = self.candidates(&self.catalog(), &record.id);
         for candidate in candidates {
             if let Some(manifest) = candidate.manifest() {
-                // Compared, and written again where it is damaged.
+                // Compares the manifest and writes it again if it is damaged.
                 let _ = self.manifest_file(&record.id, manifest);
                 continue;
             }
@@ -412,7 +412,7 @@ impl LibraryShared {
     }
 }
 
-/// Whether a piece of a file has this hash; `None` where it cannot be read.
+/// Whether a piece of a file has this hash; `None` if it cannot be read.
 fn is_piece(file: &File, layout: &FileLayout, range: Range<u64>, expected: Option<&Hash>) -> Option<bool> {
     let len = range.end - range.start;
     let mut buffer = ReadBuffer::new(len.min(READ_SIZE as u64) as usize);
@@ -445,16 +445,17 @@ fn damaged_problem() -> Problem {
     )
 }
 
-/// Has a file read from its disk and not from memory, where it may be better than on the disk.
+/// Drops a file from the page cache, so that it is read from the disk: the cached bytes may be
+/// intact while those on the disk are not.
 fn forget_cached(file: &File) {
     #[cfg(target_os = "linux")]
-    // Only less is seen where the system does not do it.
+    // Best effort: if it fails, the check may miss damage.
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
     #[cfg(not(target_os = "linux"))]
     let _ = file;
 }
 
-/// Holds a check to its rate, and tells how far it is.
+/// Limits the rate of a check and reports its progress.
 struct Pace<'a> {
     rate: u64,
     total: u64,
@@ -489,7 +490,7 @@ impl<'a> Pace<'a> {
         self.events.is_closed() || self.shutdown.is_cancelled()
     }
 
-    /// So many bytes more are hashed; waits as the rate wants it.
+    /// Counts `bytes` more as hashed and waits as the rate limit requires.
     fn take(&self, path: &Path, bytes: u64) -> ControlFlow<()> {
         let done = {
             let mut state = self.state.lock();
@@ -497,7 +498,7 @@ impl<'a> Pace<'a> {
             let told = state.1.is_some_and(|told| told.elapsed() < PROGRESS_INTERVAL);
             if !told {
                 state.1 = Some(Instant::now());
-                // A reader that is behind does not hold up the check.
+                // A slow receiver does not delay the check.
                 let _ = self.events.try_send(CheckEvent::Progress {
                     path: path.to_owned(),
                     done: state.0,

@@ -1,7 +1,8 @@
-//! What the library gives to the serving side: one [`Content`] a file, and the handles of the files last read.
+//! The library as a source of content for uploads: one [`Content`] per file, and the open handles
+//! of recently read files.
 //!
-//! Invariant: a handle is given out, and bytes read from it are let go, only while `stat` of it says what it said when the
-//! file was hashed.
+//! Invariant: a handle is given out, and the bytes read from it are sent, only while its `stat`
+//! equals the one from when the file was hashed.
 
 use std::{
     collections::VecDeque,
@@ -34,16 +35,18 @@ use crate::{
     store::Stamp,
 };
 
-/// Most files kept open: the spans of one request are often of few files, and of one file's readers many.
+/// Maximum number of open files: one request often covers spans of a few files, and one file often
+/// has many readers.
 const MAX_OPEN_FILES: usize = 64;
 
-/// Largest file that is not kept open, in bytes: it is read in one go, and many such files would only push out others.
+/// Largest file that is not kept open, in bytes: it is read in one go, and many such files would
+/// only evict others.
 const MAX_UNKEPT_SIZE: u64 = 256 * 1024;
 
-/// How long an unused handle is kept: it holds on to the space of a file that is removed.
+/// How long an unused handle is kept: an open handle keeps the disk space of a removed file.
 pub(crate) const OPEN_FILE_IDLE: Duration = Duration::from_secs(10);
 
-/// A file that the library holds.
+/// A file in the library.
 #[derive(Debug)]
 pub(crate) struct LibraryContent {
     shared: Arc<LibraryShared>,
@@ -55,7 +58,8 @@ impl LibraryContent {
         Self::of(shared, &shared.catalog(), id)
     }
 
-    /// The same, if the catalog is free and nothing of it is still to be found out.
+    /// Like `find`, but never waits: `None` if the catalog is locked or the collection's plan is
+    /// not made yet.
     pub(crate) fn try_find(shared: &Arc<LibraryShared>, id: &FileId) -> Option<Self> {
         let catalog = shared.try_catalog()?;
         let content = Self::of(shared, &catalog, id)?;
@@ -70,12 +74,12 @@ impl LibraryContent {
         })
     }
 
-    /// Whether it is kept open.
+    /// Whether the file is kept open.
     const fn is_kept_open(&self) -> bool {
         self.record.size > MAX_UNKEPT_SIZE
     }
 
-    /// A collection's content.
+    /// The collection, if this content is a collection's manifest.
     fn collection<'a>(&self, catalog: &'a Catalog) -> Option<&'a Arc<SharedCollection>> {
         if self.record.kind != FileKind::Collection {
             return None;
@@ -119,7 +123,7 @@ impl Content for LibraryContent {
         if let Some(layer) = layer.filter(|layer| is_layer_of(&self.record, layer)) {
             return Ok(layer);
         }
-        // Whoever is given a layer that does not fold bans this peer, and rightly.
+        // Peers ban a peer that serves a piece layer which does not fold to the root.
         self.shared.hash_again(&self.record.id);
         Err(Problem::new(
             Reason::PieceNotAvailable,
@@ -131,7 +135,7 @@ impl Content for LibraryContent {
     }
 
     fn plan(&self) -> Option<Arc<Plan>> {
-        // Not made while others wait for the catalog.
+        // The plan is made without the catalog's lock.
         let folder = self.collection(&self.shared.catalog()).cloned();
         match folder {
             Some(folder) => Some(folder.plan()),
@@ -178,7 +182,7 @@ impl Content for LibraryContent {
     }
 }
 
-/// Whether these are the piece hashes that a file's root stands for.
+/// Whether these piece hashes fold to the file's root.
 pub(crate) fn is_layer_of(record: &FileRecord, layer: &[Hash]) -> bool {
     let layout = FileLayout::new(record.size);
     layout.and_then(|layout| merkle::fold(layer, &layout)) == Some(record.root)
@@ -191,23 +195,23 @@ pub(crate) fn file_changed(id: &FileId) -> Problem {
     )
 }
 
-/// One copy of a file: its place, where that is on disk, and what `stat` should say.
+/// One copy of a file: its location, its path, and the expected `stat`.
 #[derive(Debug)]
 pub(crate) struct CopyCandidate {
     pub(crate) location: Location,
-    /// Of the item that gives it.
+    /// The body of the item that has the copy.
     pub(crate) body: ItemBody,
     pub(crate) path: PathBuf,
     is_manifest: bool,
     pub(crate) expected: ExpectedStat,
 }
 
-/// What `stat` should say.
+/// The expected `stat` of a copy.
 #[derive(Debug)]
 pub(crate) enum ExpectedStat {
     Stamp(Stamp),
-    /// The manifest's own file has no stamp in the database: its size stands for it while it is
-    /// open. It is compared when it is opened.
+    /// A manifest file has no stamp in the database. While it is open, only its size is checked;
+    /// its bytes are compared when it is opened.
     Size(u64),
 }
 
@@ -247,9 +251,10 @@ impl LibraryShared {
         candidates.collect()
     }
 
-    /// Opens a copy that is still what was hashed. Those found changed on the way are withdrawn.
+    /// Opens an unchanged copy, from the open files if possible. Withdraws every changed copy that
+    /// it meets.
     fn open(&self, id: &FileId) -> Result<Arc<File>, Problem> {
-        // Apart from the condition: the handles must not stay locked in the branch.
+        // A separate statement: the open files must not stay locked in the branch.
         let open = self.open_files().get(id);
         if let Some(file) = open {
             if self.check(id, &file).is_ok() {
@@ -263,18 +268,19 @@ impl LibraryShared {
         Ok(file)
     }
 
-    /// The same, never one that is open.
+    /// Opens an unchanged copy anew, never from the open files.
     fn reopen(&self, id: &FileId) -> Result<Arc<File>, Problem> {
-        // Apart from the loop: the catalog must not stay locked in it.
+        // A separate statement: the catalog must not stay locked in the loop.
         let candidates = self.candidates(&self.catalog(), id);
         for candidate in candidates {
             if let Some(manifest) = candidate.manifest() {
-                // Checked each time that it is opened: no stamp tells of a change.
+                // A manifest has no stamp, so its bytes are checked each time it is opened.
                 return self.manifest_file(id, manifest).map(Arc::new);
             }
             match open_regular(&candidate.path) {
                 Ok((file, stamp)) if candidate.expected.matches(&stamp) => return Ok(Arc::new(file)),
-                // The machine's trouble, such as too many open files, says nothing about the file.
+                // A failure of the machine, such as too many open files, does not mean that the
+                // file changed.
                 Err(problem) if problem.reason == Reason::Internal || problem.reason.is_exhaustion() => {
                     tracing::warn!(path = %candidate.path.display(), %problem, "a shared file cannot be opened");
                     return Err(Problem::new(
@@ -288,7 +294,8 @@ impl LibraryShared {
         Err(file_changed(id))
     }
 
-    /// Whether an open file is still a copy of what was hashed; if not, every copy is looked at.
+    /// Checks that an open file is still an unchanged copy. If it is not, all copies are checked
+    /// and the changed ones withdrawn.
     fn check(&self, id: &FileId, file: &File) -> Result<(), Problem> {
         // Before the catalog is locked.
         let stamp = file.metadata().map(|metadata| stamp_of(&metadata));
@@ -298,7 +305,7 @@ impl LibraryShared {
         self.open_files().remove(id);
         let candidates = self.candidates(&self.catalog(), id);
         for candidate in candidates {
-            // A manifest is written again when it is opened next.
+            // A manifest is written again when it is next opened.
             if candidate.manifest().is_none() && !candidate.is_unchanged() {
                 self.withdraw(candidate.location, &candidate.body);
             }
@@ -306,17 +313,18 @@ impl LibraryShared {
         Err(file_changed(id))
     }
 
-    /// Has a file hashed again whose stored piece hashes are damaged.
+    /// Withdraws all copies of a file whose stored piece hashes are damaged, so that it is hashed
+    /// again.
     pub(crate) fn hash_again(&self, id: &FileId) {
         tracing::warn!(%id, "the stored piece hashes of a file are missing or damaged: it is hashed again");
-        // Apart from the loop: the catalog must not stay locked in it.
+        // A separate statement: the catalog must not stay locked in the loop.
         let candidates = self.candidates(&self.catalog(), id);
         for candidate in candidates {
             self.withdraw(candidate.location, &candidate.body);
         }
     }
 
-    /// Where a copy is that is still what was hashed.
+    /// The path of an unchanged copy. Withdraws the changed ones.
     pub(crate) fn locate(&self, id: &FileId) -> Option<PathBuf> {
         let candidates = self.candidates(&self.catalog(), id);
         let mut snapshot = None;
@@ -334,10 +342,11 @@ impl LibraryShared {
         snapshot
     }
 
-    /// Told when the file is withdrawn: the sender is dropped then.
+    /// A receiver that closes when the file is withdrawn.
     fn watch(&self, id: &FileId) -> watch::Receiver<u64> {
         let mut watchers = self.watchers();
-        // The file may be gone since it was found: a sender that nobody drops would hide that.
+        // The file may have been withdrawn since it was looked up. Nobody would drop a sender
+        // created now.
         if self.catalog().record(id).is_none() {
             return watch::channel(0).1;
         }
@@ -349,7 +358,7 @@ impl LibraryShared {
 }
 
 impl CopyCandidate {
-    /// The manifest, where that is what is asked for.
+    /// The manifest, if this copy is a manifest.
     pub(crate) fn manifest(&self) -> Option<&Manifest> {
         match &self.body {
             ItemBody::Collection(folder) if self.is_manifest => Some(&folder.manifest),
@@ -357,14 +366,14 @@ impl CopyCandidate {
         }
     }
 
-    /// Whether what is at the path now is what was hashed.
+    /// Whether the file at the path still has the expected `stat`.
     fn is_unchanged(&self) -> bool {
         let now = self.path.metadata().ok().map(|metadata| stamp_of(&metadata));
         now.is_some_and(|now| self.expected.matches(&now))
     }
 }
 
-/// Whether a file with this stamp is one of the copies of what was hashed.
+/// Whether one of the file's copies has this stamp.
 fn matches_any_copy(catalog: &Catalog, id: &FileId, stamp: &Stamp) -> bool {
     let mut copies = catalog.copies(id);
     copies
@@ -380,10 +389,10 @@ struct OpenFile {
     used: Instant,
 }
 
-/// The files last read, kept open.
+/// The recently read files, kept open.
 #[derive(Debug, Default)]
 pub(crate) struct OpenFiles {
-    /// Least lately used first.
+    /// Least recently used first.
     files: VecDeque<OpenFile>,
 }
 
@@ -392,7 +401,7 @@ impl OpenFiles {
         self.touch(id).map(|handle| handle.file.clone())
     }
 
-    /// The same, if it never waits.
+    /// Like `get`, but only a file whose reads never wait for the disk.
     fn try_get(&mut self, id: &FileId) -> Option<Arc<File>> {
         let handle = self.touch(id)?;
         handle.never_waits.then(|| handle.file.clone())
@@ -423,7 +432,7 @@ impl OpenFiles {
         self.files.retain(|handle| handle.id != *id);
     }
 
-    /// Closes those unused for [`OPEN_FILE_IDLE`].
+    /// Closes files that were not used for [`OPEN_FILE_IDLE`].
     pub(crate) fn sweep(&mut self, now: Instant) {
         self.files
             .retain(|handle| now.saturating_duration_since(handle.used) < OPEN_FILE_IDLE);

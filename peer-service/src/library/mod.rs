@@ -1,19 +1,23 @@
-//! What the peer shares: files and folders in place, never copied, and whether they still are what they were hashed as.
+//! The library: what the peer shares. Files and folders are shared in place and never copied.
 //!
 //! | module | its one job |
 //! |---|---|
-//! | `catalog` | the library in memory: items, files, where a copy of each is; pure |
+//! | `catalog` | the library in memory: items, files and the location of each copy; pure |
+//! | `check` | hashes shared files again to find silent corruption |
 //! | `content` | opens files for uploads, never one that changed |
+//! | `hash` | files to hashes and manifests, and which hashing goes first |
+//! | `reports` | pieces that other peers received from here and report as corrupt |
 //! | `scan` | walks of folders, their snapshots, the watch on the files folder |
-//! | `hash` | from files to hashes and manifests, and who hashes first |
-//! | `share` | puts items into the library, takes them out, publishes each change |
-//! | `sync` | loads the library at start, and reconciles it with the disk |
+//! | `share` | adds and removes items, publishes each change |
+//! | `sync` | loads the library at start and reconciles it with the disk |
 //!
-//! Invariants: a file is offered only under the id of the bytes that it has, as far as `stat` can tell; what the database says is
-//! shared was on the disk before anybody was told. A shared folder is the collection that it was when it was shared: what is
-//! changed in it makes it a new collection when that is noticed (on a read, at start, or by the check every few minutes);
-//! files added to it are noticed only beneath the files folder, which is watched. What is shared outside the files folder stays an
-//! item until its owner unshares it, whatever is at its path.
+//! Invariants:
+//! - A file is offered only under the id of its current bytes, as far as `stat` can tell.
+//! - A collection's manifest is on the disk before its item enters the catalog or the database.
+//! - A shared folder is the collection that it was when it was shared. A changed file makes it a
+//!   new collection as soon as the change is noticed: on a read, at start, or by the periodic
+//!   check. Added files are noticed only in the files folder, which is watched.
+//! - An item outside the files folder stays until its owner unshares it, whatever is at its path.
 
 use std::{
     collections::HashMap,
@@ -65,62 +69,62 @@ use crate::{
 use catalog::{Catalog, ItemBody, NewItem};
 use hash::hasher::HashedFile;
 
-/// The folder in the peer's state for the manifests of collections, each named by its id.
+/// The folder for the manifests of collections, in the peer's state. Each is named by its id.
 const MANIFESTS: &str = "manifests";
 
 /// Why the library cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum LibraryError {
-    /// The database.
+    /// The database cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A folder of the library.
+    /// A folder of the library cannot be used.
     #[error("cannot use {path}: {source}")]
     Folder {
-        /// Which.
+        /// The folder.
         path: PathBuf,
-        /// Why.
+        /// The error of the operating system.
         source: std::io::Error,
     },
 }
 
-/// Something that is shared as such: a file, or a folder as a collection.
+/// A shared file, or a shared folder as a collection. Files inside a collection are not items.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
-    /// The file, or the collection's manifest.
+    /// The record of the file, or of the collection's manifest.
     pub record: FileRecord,
-    /// Its label.
+    /// The label that others see.
     pub name: String,
-    /// Where it is.
+    /// The path on this peer.
     pub path: PathBuf,
-    /// Files in it; 1 for a file.
+    /// Number of files; 1 for a file.
     pub file_count: u64,
-    /// Size of its content in bytes.
+    /// Size of the content in bytes.
     pub content_size: u64,
-    /// Files of it whose bytes are not what was hashed, although nothing shows a change; the first
-    /// of them. Such an item is not offered to others.
+    /// The first damaged files: their bytes are not what was hashed, but their stamps are
+    /// unchanged. A damaged item is not offered.
     pub damaged: Vec<PathBuf>,
 }
 
-/// What happens while sharing.
+/// Progress and results of a share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ShareEvent {
-    /// Hashing goes on; sums over all paths of the call, in bytes.
+    /// Progress. Byte counts are sums over all paths of the call.
     Progress {
-        /// What is being hashed.
+        /// The file that is being hashed.
         path: PathBuf,
-        /// Hashed so far.
+        /// Bytes hashed so far.
         done: u64,
-        /// Found so far.
+        /// Bytes found so far.
         total: u64,
     },
     /// A path is shared.
     Shared(Item),
-    /// A path, or something in a folder, cannot be shared.
+    /// A path, or something inside a folder, cannot be shared.
     Failed {
-        /// Which.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         problem: Problem,
     },
 }
@@ -134,52 +138,57 @@ pub enum UnshareTarget {
     Path(PathBuf),
 }
 
-/// Sums over the library.
+/// Totals over the library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
-    /// Files and collections shared as such.
+    /// Number of items: files and collections.
     pub items: u64,
-    /// Distinct files, those of collections among them.
+    /// Number of distinct files, including those in collections.
     pub files: u64,
-    /// Their sizes in all, in bytes.
+    /// Sum of their sizes in bytes.
     pub bytes: u64,
-    /// Items with a file whose bytes are not what was hashed.
+    /// Number of items with a damaged file.
     pub damaged: u64,
 }
 
-/// Most items of a page.
+/// Maximum number of items in a page.
 const MAX_PAGE: usize = 1000;
 
-/// The library. Cheap to clone; all clones are one.
+/// The library. Clones are cheap and share one state.
 #[derive(Debug, Clone)]
 pub struct Library {
     shared: Arc<LibraryShared>,
 }
 
-/// Locks are taken in this order: `writing`, `watchers`, `catalog`; `open_files` alone, `manifest` last.
+/// The state behind [`Library`].
+///
+/// Lock order: `writing`, `watchers`, `catalog`; `manifest` comes last. `open_files` is never held
+/// together with another lock.
 #[derive(Debug)]
 pub(crate) struct LibraryShared {
     catalog: Mutex<Catalog>,
-    /// Held while the catalog is changed and the change is stored and told, so that all see one order.
+    /// Held while the catalog changes and the change is stored and announced: all three happen in
+    /// one order.
     writing: Mutex<()>,
-    /// Held while a manifest is written: two at once would write to one file.
+    /// Held while a manifest is written: two writers would write to the same file.
     manifest: Mutex<()>,
     store: Store,
-    /// What could not be stored yet; `writing` is held where it changes.
+    /// Changes that could not be stored yet. Changes only while `writing` is held.
     unsaved_changes: Mutex<publish::UnsavedChanges>,
     holdings: AnnounceSet,
-    /// Absolute, without links.
+    /// An absolute path without links.
     files_folder: PathBuf,
     hash_threads: usize,
     open_files: Mutex<content::OpenFiles>,
-    /// Of files that somebody watches; dropping the sender tells them that the file is withdrawn.
+    /// One sender for each watched file. Dropping the sender notifies the watchers that the file is
+    /// withdrawn.
     watchers: Mutex<HashMap<FileId, watch::Sender<u64>>>,
     foreground_hashers: priority::ForegroundHashers,
     activity: Activity,
     reports: reports::Reports,
     stale: Notify,
     sha256_needed: Notify,
-    /// When the last download came.
+    /// The time of the last finished download.
     last_download: Mutex<Option<Instant>>,
     rescan: Notify,
     shutdown: CancellationToken,
@@ -190,7 +199,7 @@ impl LibraryShared {
         self.catalog.lock()
     }
 
-    /// The catalog, unless somebody is busy with it.
+    /// The catalog, or `None` if the lock is held.
     fn try_catalog(&self) -> Option<MutexGuard<'_, Catalog>> {
         self.catalog.try_lock()
     }
@@ -211,7 +220,7 @@ impl LibraryShared {
         self.store.folder().join(MANIFESTS)
     }
 
-    /// Where a collection's manifest is kept.
+    /// The path of a collection's manifest.
     fn manifest_path(&self, id: &FileId) -> PathBuf {
         self.manifests().join(id.to_string())
     }
@@ -222,12 +231,16 @@ impl LibraryShared {
 }
 
 impl Library {
-    /// Opens the library with what is unchanged since the last time (told by `stat` alone); what changed is hashed again in the
-    /// background, until `shutdown`. What is new in `files_folder` is looked for once [`Library::watch_files_folder`] says so. Blocks:
-    /// use it off the async threads, within the runtime's context.
+    /// Opens the library.
+    ///
+    /// Items that are unchanged according to `stat` are shared immediately. Changed items are
+    /// hashed again in the background, until `shutdown`. New files in `files_folder` are found only
+    /// after [`Library::watch_files_folder`].
+    ///
+    /// Blocks: call it off the async threads, within the context of a runtime.
     ///
     /// # Errors
-    /// Where the database or a folder cannot be read.
+    /// The database or a folder cannot be read.
     pub fn open(
         store: Store,
         announce_set: AnnounceSet,
@@ -270,34 +283,41 @@ impl Library {
         Ok(Self { shared })
     }
 
-    /// Shares what is in the files folder from now on, and follows what changes there until the library is shut down. To be called once.
+    /// Shares the content of the files folder and follows changes in it until shutdown. Call it
+    /// once.
     pub fn watch_files_folder(&self, tracker: &TaskTracker) {
         files_folder::start(&self.shared, tracker);
     }
 
-    /// Counts of what the peer moves, for those who move it: background work waits meanwhile.
+    /// The counters of bytes that the peer uploads and downloads. Uploads and downloads update
+    /// them; background work waits while they grow.
     pub fn activity(&self) -> &Activity {
         &self.shared.activity
     }
 
-    /// Shares files and folders in place, in order. Each ends in [`ShareEvent::Shared`] or at least one [`ShareEvent::Failed`];
-    /// a folder with anything in it that cannot be shared is refused whole, and every problem told, up to a bound. Ends early
-    /// when nobody receives the events any more.
+    /// Shares files and folders in place, in order.
+    ///
+    /// Each path ends in [`ShareEvent::Shared`] or in at least one [`ShareEvent::Failed`]. A folder
+    /// with anything in it that cannot be shared is refused as a whole, and every problem is
+    /// reported, up to a limit. Stops early if `events` is closed.
     pub async fn share(&self, paths: Vec<PathBuf>, events: mpsc::Sender<ShareEvent>) {
         let shared = self.shared.clone();
         let ended = blocking(move || {
             batch::share_all(&shared, paths, &events);
         });
-        // A failure is logged there, and the events end without a result.
+        // A panic is logged in `blocking`; the events then end without a result.
         let _ = ended.await;
     }
 
-    /// Shares a finished download without hashing it again. `stamp`: the file's, from a time since when nothing but a change of it can
-    /// have made its bytes others than the tree says. `label`: what others call it, where its path is not to be told.
+    /// Shares a finished download without hashing it again.
+    ///
+    /// `stamp` is the file's stamp, taken at a time after which any change of the bytes also
+    /// changes the stamp. `label` is the name that others see, if it must not be derived from the
+    /// path.
     ///
     /// # Errors
-    /// `FILE_CHANGED` where the file at `path` has another stamp, or another size than the tree says; `STORE_UNAVAILABLE` and
-    /// `DISK_FULL` where it cannot be remembered.
+    /// - `FILE_CHANGED`: the file at `path` has another stamp, or another size than `tree`.
+    /// - `STORE_UNAVAILABLE`, `DISK_FULL`: the item cannot be stored.
     pub async fn adopt_file(
         &self,
         path: PathBuf,
@@ -321,12 +341,14 @@ impl Library {
         .await?
     }
 
-    /// Shares a finished download of a collection without hashing it again. `stamps` and `hashes`: of each entry of its manifest, the
-    /// stamps from [`stamps_at`], before whatever was hashed was read.
+    /// Shares a finished download of a collection without hashing it again.
+    ///
+    /// `stamps` and `hashes` have one element for each entry of the manifest. The stamps come from
+    /// [`stamps_at`], called before the files were read for hashing.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT` where a hash is missing or another file's; `STORE_UNAVAILABLE` and `DISK_FULL` where it cannot be
-    /// remembered.
+    /// - `INVALID_ARGUMENT`: a hash is missing or belongs to another file.
+    /// - `STORE_UNAVAILABLE`, `DISK_FULL`: the item cannot be stored.
     pub async fn adopt_collection(
         &self,
         root: PathBuf,
@@ -348,31 +370,36 @@ impl Library {
         .await?
     }
 
-    /// Hashes what is shared again, at most so many bytes a second (0: no limit), and tells what is
-    /// not what it was hashed as. That is no longer offered to others. Ends early when nobody
-    /// receives the events any more.
+    /// Hashes shared files again and reports files whose bytes changed silently. These are no
+    /// longer offered.
+    ///
+    /// `rate` is the maximum number of bytes per second; 0 means no limit. Stops early if `events`
+    /// is closed.
     pub async fn check(&self, targets: Vec<CheckTarget>, rate: u64, events: mpsc::Sender<CheckEvent>) {
         let shared = self.shared.clone();
         let check = move || shared.check_targets(&targets, rate, &events);
-        // A failure is logged there, and the events end without a result.
+        // A panic is logged in `in_background`; the events then end without a result.
         let _ = in_background("potluck-check", check).await;
     }
 
-    /// Stops sharing; deletes no file. What a collection held goes too, unless something else shares it. What lies in the files
-    /// folder is not shared by itself again.
+    /// Stops sharing; deletes no file. The files of a collection go too, unless another item shares
+    /// them. A path in the files folder gets a tombstone, so that it is not shared automatically
+    /// again.
     ///
     /// # Errors
-    /// `NOT_FOUND`; `DISK_FULL` and `STORE_UNAVAILABLE` where it is no longer shared, but that could not be remembered: asked again,
-    /// this remembers it.
+    /// - `NOT_FOUND`: the target is not shared.
+    /// - `DISK_FULL`, `STORE_UNAVAILABLE`: the target is no longer shared, but the change could not
+    ///   be stored. Calling this again stores it.
     pub async fn unshare(&self, target: UnshareTarget) -> Result<Vec<Item>, Problem> {
         let shared = self.shared.clone();
         blocking(move || shared.unshare(&target)).await?
     }
 
-    /// A page of what is shared, oldest first, and the token of the next page. `page_size` is held to 1..=1000.
+    /// A page of items, oldest first, and the token of the next page. `page_size` is clamped to
+    /// 1..=1000.
     ///
     /// # Errors
-    /// `INVALID_PAGE_TOKEN`.
+    /// `INVALID_PAGE_TOKEN`: this library did not issue the token.
     pub fn list(&self, page_size: usize, token: &str) -> Result<(Vec<Item>, Option<String>), Problem> {
         let after = match token {
             "" => None,
@@ -395,18 +422,19 @@ impl Library {
         Ok((page, next))
     }
 
-    /// Sums over the library.
+    /// Totals over the library.
     pub fn totals(&self) -> Totals {
         self.shared.catalog().totals()
     }
 
-    /// Where a current, unchanged copy of this file or collection is. Reads the disk: use it off the async threads.
+    /// The path of an unchanged copy of this file or collection. Reads the disk: call it off the
+    /// async threads.
     pub fn locate(&self, id: &FileId) -> Option<PathBuf> {
         self.shared.locate(id)
     }
 }
 
-/// A label that says something else than the path.
+/// The label, unless it equals the name that the path gives.
 fn other_name(path: &Path, label: Option<Label>) -> Option<Label> {
     label.filter(|label| label.as_str() != catalog::name_of(path))
 }

@@ -1,9 +1,11 @@
-//! Pieces that others received from here and that failed verification there: who is at fault is
-//! seen by looking at the bytes here.
+//! Reports of bad pieces: other peers downloaded them from here, and they failed verification
+//! there. This peer hashes its own bytes to see whether it is at fault.
 //!
-//! Invariants: nobody's word is believed; what strangers can make this peer read is at most
-//! [`LARGEST`] bytes a report and a tenth of the time of one thread of the lowest priority; few
-//! reports wait, and fewer of one address.
+//! Invariants:
+//! - No report is trusted.
+//! - A report makes this peer read at most [`LARGEST`] bytes. All reports take at most a tenth of
+//!   the time of one thread of the lowest priority.
+//! - The number of waiting reports is limited, in total and per address.
 
 use std::{
     collections::VecDeque,
@@ -19,21 +21,21 @@ use crate::{
     library::{LibraryShared, check::LARGEST},
 };
 
-/// Most reports that wait.
+/// Maximum number of waiting reports.
 const MAX_WAITING: usize = 64;
 
-/// Most of them from one address.
+/// Maximum number of waiting reports from one address.
 const MAX_OF_SOURCE: usize = 4;
 
-/// Rest after each look, as a multiple of the time it took, and the least: whoever reports without
-/// end gets little done.
+/// Rest after each check, as a multiple of the time that it took, and the minimum rest. Limits the
+/// work that a flood of reports can cause.
 const REST: u32 = 9;
 const MIN_REST: Duration = Duration::from_millis(20);
 
-/// How soon a rest ends when the peer stops.
+/// How soon a rest ends on shutdown.
 const STEP: Duration = Duration::from_millis(50);
 
-/// Reports that wait.
+/// The waiting reports.
 #[derive(Debug, Default)]
 pub(crate) struct Reports {
     waiting: Mutex<VecDeque<(ClientAddress, BadPieces)>>,
@@ -45,7 +47,7 @@ impl Reports {
         self.waiting.lock()
     }
 
-    /// Takes a report; false where too many wait, or too many of this address.
+    /// Adds a report. False if too many wait, in total or from this address.
     pub(crate) fn push(&self, pieces: BadPieces, source: ClientAddress) -> bool {
         let mut waiting = self.waiting();
         if waiting.iter().any(|(_, known)| *known == pieces) {
@@ -65,14 +67,14 @@ impl Reports {
         self.waiting().pop_front().map(|(_, pieces)| pieces)
     }
 
-    /// Waits until there is a report.
+    /// Waits until a report was added.
     pub(crate) async fn wait(&self) {
         self.came.notified().await;
     }
 }
 
 impl LibraryShared {
-    /// Looks at all that is reported, slowly.
+    /// Checks all reports, with a rest after each.
     pub(crate) fn look_at_reports(&self) {
         while let Some(pieces) = self.reports.pop() {
             let began = Instant::now();

@@ -1,4 +1,5 @@
-//! What meets at the wrong moment: something is unshared, replaced or put there between a look at it and what follows from that look.
+//! Races: an item is unshared, replaced or added between a check of it and the action that follows
+//! from the check.
 
 use std::{
     collections::HashSet,
@@ -170,7 +171,7 @@ async fn what_came_after_the_files_folder_was_listed_is_not_taken_for_gone() {
     fixture.end().await;
 }
 
-/// A file of two pieces and a folder on what can be taken away like a disk.
+/// A file of two pieces and a folder, on a folder that can be moved away like a disk.
 fn fill(disk: &Path) -> [PathBuf; 2] {
     let [file, folder] = ["file", "folder"].map(|name| disk.join(name));
     fs::create_dir_all(&folder).unwrap();
@@ -193,7 +194,7 @@ async fn what_is_on_a_disk_that_is_away_is_not_served_and_is_back_without_hashin
         stamp_of(&metadata)
     });
     let large = file.unwrap().id;
-    // The second time a file is in its place: as gone as on a disk that is not mounted.
+    // The second time a file is in place of the disk: its paths are just as unreachable.
     for is_file in [false, true] {
         fs::rename(&disk, &elsewhere).unwrap();
         if is_file {
@@ -233,7 +234,7 @@ async fn what_is_on_a_disk_that_is_away_is_not_served_and_is_back_without_hashin
         }
         assert!(fixture.inner.layer(&large).unwrap().is_some());
     }
-    // Away, and not wanted any more.
+    // Offline, then unshared.
     fs::rename(&disk, &elsewhere).unwrap();
     fixture.inner.refresh_one(numbers[0]);
     fixture
@@ -267,7 +268,7 @@ async fn what_is_away_at_start_stays_shared_but_in_the_files_folder() {
     let dir = fixture.end().await;
     fs::rename(&disk, &elsewhere).unwrap();
     fs::remove_file(&dropped).unwrap();
-    // Twice: what is away is still so after another start.
+    // Twice: an offline item is still offline after another start.
     let fixture = LibraryRig::at(LibraryRig::at(dir).end().await);
     assert!(ids.iter().all(|id| !fixture.is_shared(id)));
     assert_eq!(fixture.inner.holdings.snapshot().len(), 0);
@@ -282,7 +283,7 @@ async fn what_is_away_at_start_stays_shared_but_in_the_files_folder() {
     let dir = fixture.end().await;
     fs::rename(&elsewhere, &disk).unwrap();
     let fixture = LibraryRig::at(dir);
-    // At once, and not hashed in the background.
+    // Immediately, without hashing in the background.
     for (path, id) in paths.iter().zip(&ids) {
         assert_eq!(fixture.inner.locate(id).as_ref(), Some(path));
     }
@@ -301,7 +302,7 @@ async fn another_file_where_one_was_away_is_hashed_anew() {
     assert_eq!(fixture.inner.locate(&id), None);
     assert!(fixture.inner.catalog().is_offline(number));
     fs::write(&path, "another").unwrap();
-    // Not asked about whenever something changes.
+    // Offline items are not checked at every change.
     let next = reconcile::refresh(&fixture.inner, false);
     assert_eq!(next, reconcile::RETRY_FAILED);
     assert!(fixture.inner.catalog().is_offline(number));
@@ -334,7 +335,7 @@ async fn a_download_that_is_gone_is_forgotten_unless_its_owner_shared_it() {
     }
     fixture.share(&paths[1]);
     let numbers = paths.each_ref().map(|path| fixture.number(path));
-    // What is hashed again for a change is still what it was.
+    // An item that is hashed again after a change keeps its cause.
     fixture
         .inner
         .share_path(&paths[0], ShareCause::Changed(numbers[0]), &WATCH)
@@ -412,7 +413,7 @@ async fn a_report_of_bad_pieces_is_believed_only_if_they_are_bad() {
         report(first, count);
         assert!(fixture.is_shared(&id));
     }
-    // Other bytes under the stamp that is known, as where the disk fails.
+    // Other bytes under the known stamp, as on a failing disk.
     let mut damaged = content;
     damaged[299_999] ^= 1;
     fs::write(&path, damaged).unwrap();
@@ -432,7 +433,7 @@ async fn a_report_of_bad_pieces_is_believed_only_if_they_are_bad() {
     let number = fixture.number(&path);
     assert_eq!(fixture.inner.refresh_one(number), reconcile::RefreshOutcome::Done);
     assert!(!fixture.is_shared(&changed), "not shared by itself");
-    // Something that shows is done about it.
+    // A change that shows in the stamp is handled.
     let file = fs::File::options().write(true).open(&path).unwrap();
     file.set_modified(SystemTime::now() - Duration::from_secs(60))
         .unwrap();
@@ -477,7 +478,7 @@ async fn what_could_not_be_kept_in_the_files_folder_is_tried_again() {
     let folder = fixture.inner.files_folder.join("folder");
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("file"), "content").unwrap();
-    // As where the disk is full: nothing can be written there.
+    // As on a full disk: nothing can be written there.
     let manifests = fixture.inner.manifests();
     fs::remove_dir(&manifests).unwrap();
     fs::write(&manifests, "").unwrap();

@@ -1,9 +1,9 @@
-//! Items with bytes that are not what was hashed although nothing shows a change: the disk or the
-//! memory that they lie in is at fault, or something wrote there and set the times back.
+//! Damaged items: bytes that are not what was hashed while the stamp is unchanged. Either the disk
+//! or the memory failed, or a program wrote to the file and reset its times.
 //!
-//! Invariants: a damaged part gives no copy and is never taken for known; its item is not hashed
-//! again by itself, as that would share the damaged bytes under a new id. The owner shares it
-//! again, puts back what was there, or takes it away.
+//! Invariants: a damaged entry has no copy, and its hash is never reused. A damaged item is not
+//! hashed again automatically, because that would share the damaged bytes under a new id. The owner
+//! shares it again, restores the file, or unshares the item.
 
 use std::path::PathBuf;
 
@@ -12,12 +12,11 @@ use crate::{
     store::StoreChange,
 };
 
-/// Most damaged files that are named of one item.
+/// Maximum number of damaged files listed for one item.
 const MAX_NAMED: usize = 16;
 
 impl Catalog {
-    /// Withdraws a part that is damaged, and with it the manifest that lists it. Whether that was
-    /// not known.
+    /// Withdraws a damaged entry and the manifest that lists it. Returns whether the damage is new.
     pub(crate) fn set_damaged(&mut self, location: Location, delta: &mut Delta) -> bool {
         let Some(shared) = self.items.remove(&location.item) else {
             return false;
@@ -44,14 +43,14 @@ impl Catalog {
         is_new
     }
 
-    /// What was remembered as damaged when the peer stopped is so still, unless it changed since:
-    /// then it is looked at again.
+    /// Restores damage that was stored before the last stop. If the file changed since, the damage
+    /// is dropped and the item is checked again.
     pub(crate) fn restore_damaged(&mut self, location: Location, delta: &mut Delta) {
         let Some(shared) = self.items.get(&location.item) else {
             return;
         };
         let is_unchanged = shared.id(location.entry).is_some_and(|id| {
-            // A part that is not the first of its content has no copy of its own.
+            // Of the entries with the same content, only the first has a copy.
             let part = shared.entry(&id);
             self.located_copies(&id)
                 .any(|(item, _, known)| item == location.item && Some(known) == part)
@@ -62,7 +61,8 @@ impl Catalog {
         }
     }
 
-    /// Lets an item be looked at again, as something of it that was damaged has changed.
+    /// Removes the damage of an item, because a damaged file changed. The item waits to be checked
+    /// again.
     pub(crate) fn forget_damage(&mut self, number: u64, delta: &mut Delta) {
         if self.damaged.remove(&number).is_some() {
             self.stale_items.insert(number);
@@ -70,25 +70,24 @@ impl Catalog {
         }
     }
 
-    /// Whether anything of an item is damaged.
+    /// Whether any entry of an item is damaged.
     pub(crate) fn is_damaged(&self, number: u64) -> bool {
         self.damaged.contains_key(&number)
     }
 
-    /// Whether something of an item is damaged, and all of that is among these parts, which were
-    /// found to be good.
+    /// Whether an item is damaged and all its damaged entries are in `good`.
     pub(crate) fn is_mended(&self, number: u64, good: &[EntryIndex]) -> bool {
         let damaged = self.damaged.get(&number);
         damaged.is_some_and(|parts| parts.iter().all(|part| good.contains(part)))
     }
 
-    /// Whether this part of an item is damaged.
+    /// Whether this entry of an item is damaged.
     pub(crate) fn is_part_damaged(&self, number: u64, part: EntryIndex) -> bool {
         let damaged = self.damaged.get(&number);
         damaged.is_some_and(|parts| parts.contains(&part))
     }
 
-    /// An item as its owner is shown it.
+    /// The item as shown to its owner.
     pub(crate) fn shown(&self, number: u64) -> Option<Item> {
         let shared = self.item(number)?;
         let damaged = self.damaged.get(&number).into_iter().flatten();

@@ -1,30 +1,30 @@
-//! What changes of the catalog come to: what to store, and what to tell.
+//! The effects of a change in the catalog: what to store and what to announce.
 
 use potluck_core::FileId;
 
 use crate::{library::catalog::Catalog, store::StoreChange};
 
-/// What changed and has still to be settled, stored and told.
+/// Changes that are not stored and announced yet.
 #[derive(Debug, Default)]
 pub(crate) struct Delta {
-    /// Ids of which something changed that others know: whether there is a copy, its name, its SHA-256.
+    /// Ids whose registration may have changed: existence of a copy, name, or SHA-256.
     pub(crate) touched: Vec<FileId>,
-    /// Whether any copy went: else all that was touched is there.
+    /// Whether any copy was removed. If not, every touched file still has one.
     pub(crate) lost_copies: bool,
-    /// Those that had a piece layer or a manifest's blob when a copy went.
+    /// Ids that had a piece layer (`layered`) or a manifest (`manifests`) when a copy was removed.
     pub(crate) layered: Vec<FileId>,
     pub(crate) manifests: Vec<FileId>,
     pub(crate) changes: Vec<StoreChange>,
 }
 
-/// What to store and tell.
+/// What to store and what to announce.
 #[derive(Debug, Default)]
 pub(crate) struct DeltaEffects {
     pub(crate) changes: Vec<StoreChange>,
-    /// Files that are there, and new or not registered as they were.
+    /// Files with a copy that are new or whose registration changed.
     pub(crate) present: Vec<FileId>,
     pub(crate) removed: Vec<FileId>,
-    /// Collections that are gone, whose manifests are kept beside the database.
+    /// Collections without a copy; their manifests can be deleted from the disk.
     pub(crate) manifests: Vec<FileId>,
 }
 
@@ -35,7 +35,7 @@ impl Delta {
 }
 
 impl Catalog {
-    /// Says what to store and tell of what changed.
+    /// Computes what to store and what to announce.
     pub(crate) fn settle(&self, delta: Delta) -> DeltaEffects {
         let Delta {
             mut touched,
@@ -44,7 +44,8 @@ impl Catalog {
             manifests,
             mut changes,
         } = delta;
-        // An item's files are in order already, which this sort makes use of.
+        // A stable sort, because it is fast on sorted runs: the files of one item are already in
+        // order.
         touched.sort();
         touched.dedup();
         let mut removed = Vec::new();

@@ -1,4 +1,4 @@
-//! What the catalog is about: items, the files in them, and places.
+//! The data of the catalog: items, their files, and locations of copies.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,29 +23,30 @@ use crate::{
     store::{ItemRow, Members, RowBody, Stamp},
 };
 
-/// Where a copy of a file is: an item, and the entry of its manifest, or [`WHOLE_ITEM`] for the item's own file.
+/// The location of a copy: an item, and the index of an entry in its manifest. [`WHOLE_ITEM`]
+/// stands for the item's own file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Location {
     pub(crate) item: u64,
     pub(crate) entry: EntryIndex,
 }
 
-/// Something that is shared.
+/// A shared file or folder.
 #[derive(Debug)]
 pub(crate) struct SharedItem {
     pub(crate) path: Arc<Path>,
-    /// Whether it came as a download, and nobody asked for it to be shared.
+    /// Whether it is a download that its owner did not ask to share.
     pub(crate) downloaded: bool,
-    /// What others call it, where that is not what its path ends in.
+    /// The label that others see, if it is not derived from the path.
     pub(crate) label: Option<Label>,
-    /// Of the file, or of the collection's manifest.
+    /// The record of the file, or of the collection's manifest.
     pub(crate) record: FileRecord,
     pub(crate) body: ItemBody,
-    /// SHA-256s of a collection's entries that do not follow from the root.
+    /// SHA-256s of a collection's entries, except those that equal the root.
     pub(crate) sha256s: BTreeMap<EntryIndex, Sha256>,
 }
 
-/// What an item is.
+/// The content of an item.
 #[derive(Debug, Clone)]
 pub(crate) enum ItemBody {
     File(Stamp),
@@ -53,7 +54,7 @@ pub(crate) enum ItemBody {
 }
 
 impl ItemBody {
-    /// Whether this is the very one that was looked at before: not one that took its place since.
+    /// Whether this is the same body, and not one that replaced it meanwhile.
     pub(crate) fn is(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::File(stamp), Self::File(other)) => stamp == other,
@@ -63,21 +64,22 @@ impl ItemBody {
     }
 }
 
-/// A collection's content.
+/// The content of a collection.
 #[derive(Debug, Default)]
 pub(crate) struct SharedCollection {
     pub(crate) manifest: Arc<Manifest>,
-    /// As many as the manifest has entries.
+    /// One for each entry of the manifest.
     pub(crate) members: Arc<Members>,
-    /// Made when somebody asks.
+    /// Made at the first use.
     plan: OnceLock<Arc<Plan>>,
 }
 
-/// An item to put, with the piece layers of what is new in it; of what else it has they must be held already.
+/// An item to put into the catalog, with the piece layers of its new files. The layers of its other
+/// files must already be stored.
 #[derive(Debug, Clone)]
 pub(crate) struct NewItem {
     pub(crate) path: Arc<Path>,
-    /// As in [`SharedItem`]; what was asked for stays so, whoever puts it.
+    /// As in [`SharedItem`]. An item that was requested once stays requested.
     pub(crate) downloaded: bool,
     /// As in [`SharedItem`].
     pub(crate) label: Option<Label>,
@@ -88,7 +90,7 @@ pub(crate) struct NewItem {
 }
 
 impl SharedItem {
-    /// The label it is shared by.
+    /// The label of the item.
     pub(crate) fn name(&self) -> String {
         match &self.label {
             Some(label) => label.as_str().to_owned(),
@@ -111,7 +113,7 @@ impl SharedItem {
         }
     }
 
-    /// The parts that it holds, each distinct content once.
+    /// The entries of the item. Of entries with the same content, only the first is listed.
     pub(crate) fn entries(&self) -> impl Iterator<Item = EntryIndex> {
         let entries = self.folder().map(|folder| folder.manifest.contents());
         let entries = entries
@@ -128,12 +130,12 @@ impl SharedItem {
         }
     }
 
-    /// Whether a part is the manifest of a collection.
+    /// Whether this entry is the manifest of a collection.
     pub(crate) const fn is_manifest(&self, part: EntryIndex) -> bool {
         part == WHOLE_ITEM && self.folder().is_some()
     }
 
-    /// The id of a part.
+    /// The id of an entry.
     pub(crate) fn id(&self, part: EntryIndex) -> Option<FileId> {
         match part {
             WHOLE_ITEM => Some(self.record.id),
@@ -141,7 +143,7 @@ impl SharedItem {
         }
     }
 
-    /// The part that stands for all that have this id.
+    /// The entry that represents all entries with this id.
     pub(crate) fn entry(&self, id: &FileId) -> Option<EntryIndex> {
         if self.record.id == *id {
             return Some(WHOLE_ITEM);
@@ -149,7 +151,7 @@ impl SharedItem {
         self.folder()?.manifest.with_id(id).first().copied()
     }
 
-    /// What is known of a part.
+    /// The record of an entry.
     pub(crate) fn record(&self, part: EntryIndex) -> Option<FileRecord> {
         if part == WHOLE_ITEM {
             return Some(self.record);
@@ -168,7 +170,7 @@ impl SharedItem {
         })
     }
 
-    /// Remembers the SHA-256 of a part.
+    /// Sets the SHA-256 of an entry.
     pub(crate) fn set_sha256(&mut self, part: EntryIndex, sum: Sha256) {
         match part {
             WHOLE_ITEM => self.record.sha256 = Some(sum),
@@ -176,7 +178,7 @@ impl SharedItem {
         }
     }
 
-    /// What a part is called.
+    /// The file name of an entry.
     pub(crate) fn name_of(&self, part: EntryIndex) -> Option<String> {
         match part {
             WHOLE_ITEM => Some(self.name()),
@@ -184,7 +186,7 @@ impl SharedItem {
         }
     }
 
-    /// What `stat` said of a part; `None` for the manifest, which is not in the folder.
+    /// The stamp of an entry; `None` for the manifest, which is not in the folder.
     pub(crate) fn stamp(&self, part: EntryIndex) -> Option<Stamp> {
         match &self.body {
             ItemBody::File(stamp) => Some(*stamp),
@@ -192,7 +194,7 @@ impl SharedItem {
         }
     }
 
-    /// Where a part is; of the manifest, where its folder is.
+    /// The path of an entry; for the manifest, the path of the folder.
     pub(crate) fn locate(&self, part: EntryIndex) -> Option<PathBuf> {
         match (&self.body, part) {
             (ItemBody::File(_), _) | (_, WHOLE_ITEM) => Some(self.path.to_path_buf()),
@@ -219,7 +221,7 @@ impl SharedItem {
 }
 
 impl SharedCollection {
-    /// Of a manifest whose files are what was hashed.
+    /// Creates a collection whose files are unchanged since they were hashed.
     pub(crate) fn new(manifest: Arc<Manifest>, members: impl Into<Arc<Members>>) -> Self {
         Self {
             manifest,
@@ -228,18 +230,18 @@ impl SharedCollection {
         }
     }
 
-    /// What its content is cut into as a transfer.
+    /// The plan for downloads of the collection.
     pub(crate) fn plan(&self) -> Arc<Plan> {
         let plan = || Arc::new(Plan::of_collection(&self.manifest));
         Arc::clone(self.plan.get_or_init(plan))
     }
 
-    /// Whether that is known already: with many files it takes a while.
+    /// Whether the plan exists. With many files it takes a while to make.
     pub(crate) fn is_planned(&self) -> bool {
         self.plan.get().is_some()
     }
 
-    /// Whether each file's root and size make its id.
+    /// Whether each file's id follows from its size and root.
     pub(crate) fn ids_match_roots(&self) -> bool {
         let Members { stamps, roots } = &*self.members;
         let whole = stamps.len() == self.manifest.len() && roots.len() == self.manifest.len();
@@ -255,7 +257,7 @@ impl SharedCollection {
     }
 }
 
-/// The label of what is at a path.
+/// The label for the item at a path.
 pub(crate) fn name_of(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     Label::sanitize(&name).as_str().to_owned()

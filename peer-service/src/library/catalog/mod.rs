@@ -1,10 +1,14 @@
-//! The library in memory: items, the files that they hold, and where a copy of each is. Pure.
+//! The library in memory: items, their files, and the location of each copy. Pure.
 //!
-//! Invariants: a file is here exactly as long as some item has a trusted copy of it; an item gives at most one copy of each
-//! file; a collection's manifest has a copy only while all that it lists was trusted when last looked at.
+//! The catalog stores nothing for a file but its copies, each a short entry that leads to an item.
+//! The ids, sizes and paths of a collection's files are in its manifest; their roots and stamps are
+//! in arrays beside it.
 //!
-//! Of a file nothing is stored but its copies, each a line that leads to an item: ids, sizes and paths of a collection's files are
-//! where they are in its manifest, roots and stamps in rows beside it.
+//! Invariants:
+//! - A file is in the catalog exactly as long as an item has a trusted copy of it.
+//! - An item gives at most one copy of each file.
+//! - A collection's manifest has a copy only if all files that it lists were trusted when last
+//!   checked.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -36,16 +40,18 @@ pub(crate) use crate::library::catalog::item::{
     EntryIndex, ItemBody, Location, NewItem, SharedCollection, SharedItem, WHOLE_ITEM, name_of,
 };
 
-/// Most names that a file is registered by, as the contract has it.
+/// Maximum number of names that a file is registered under; set by the protocol.
 const MAX_NAMES: usize = 16;
 
-/// Most copies looked at for names and the like: a thousand copies of one file must not cost a thousand steps each time.
+/// Maximum number of copies searched for names and SHA-256s: a thousand copies of one file must not
+/// cost a thousand steps for each lookup.
 const MAX_COPIES: usize = 64;
 
-/// A trusted copy of a file; sorted so that all of one file are together, and of an item in the order of its parts.
+/// A trusted copy of a file. The order groups the copies of one file; within an item it is the
+/// order of the entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct FileCopy {
-    /// What the id begins with: the rest is with the item.
+    /// The first bytes of the file's id. The item has the whole id.
     prefix: u64,
     location: Location,
 }
@@ -53,29 +59,29 @@ struct FileCopy {
 /// The library in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Catalog {
-    /// Each has its own room: numbers come in order, and a tree that grows in order has half of its room empty.
+    /// Boxed: numbers come in order, and a B-tree that grows in order leaves its nodes half empty.
     items: BTreeMap<u64, Box<SharedItem>>,
     by_path: HashMap<Arc<Path>, u64>,
     copies: BTreeSet<FileCopy>,
-    /// Over the distinct files that have copies.
+    /// Number of distinct files that have copies, and the sum of their sizes in `bytes`.
     files: u64,
     bytes: u64,
-    /// Items that have lost a copy and wait to be looked at again.
+    /// Items that lost a copy and wait to be checked again.
     stale_items: BTreeSet<u64>,
-    /// Those of them at whose paths nothing is now.
+    /// The stale items whose paths do not exist now.
     offline: BTreeSet<u64>,
-    /// Parts whose bytes are not what was hashed, although nothing shows a change, by item: see
+    /// Entries whose bytes are not what was hashed while their stamps are unchanged, by item. See
     /// [`damaged`].
     damaged: BTreeMap<u64, BTreeSet<EntryIndex>>,
-    /// Copies that were trusted when their item was last there.
+    /// Copies that were trusted when their item was last online.
     offline_copies: BTreeSet<FileCopy>,
-    /// Paths in the files folder that the owner does not want shared.
+    /// Paths in the files folder that the owner unshared.
     tombstones: HashSet<PathBuf>,
     next: u64,
 }
 
 impl Catalog {
-    /// Whether an item takes a piece layer for granted that is not held any more.
+    /// Whether an item relies on a piece layer that is no longer stored.
     pub(crate) fn lacks_layer(&self, item: &NewItem) -> bool {
         let lacks = |id: FileId, size| {
             let is_held = || self.record(&id).is_some() || self.has_offline_copy(&id);
@@ -93,12 +99,13 @@ impl Catalog {
             })
     }
 
-    /// Puts an item in place of the one at its path, or as the newest. Nothing that it [`Catalog::lacks_layer`].
+    /// Puts an item in place of the one at its path, or as the newest. The item must not [lack a
+    /// layer](Catalog::lacks_layer).
     pub(crate) fn put(&mut self, mut item: NewItem, delta: &mut Delta) -> u64 {
         let old = self.by_path.get(&item.path).copied();
         let before = old.and_then(|number| self.items.get(&number));
-        // What its owner did not ask to be shared keeps the name that it came under: what its path
-        // ends in may be private.
+        // A download that its owner did not ask to share keeps the label that it came with: the
+        // last part of its path may be private.
         if item.downloaded && item.label.is_none() {
             item.label = before.and_then(|before| before.label.clone());
         }
@@ -123,7 +130,7 @@ impl Catalog {
         number
     }
 
-    /// Whether an item stands there already, all of it trusted.
+    /// Whether the same item is already there under this number, and trusted as a whole.
     fn is_same(&self, number: u64, item: &NewItem) -> bool {
         let Some(shared) = self.items.get(&number) else {
             return false;
@@ -137,7 +144,7 @@ impl Catalog {
             && !self.tombstones.contains(&*item.path)
     }
 
-    /// Puts an item under a number, in place of the one that has it.
+    /// Puts an item under a number and replaces the item that has it.
     pub(crate) fn insert(&mut self, number: u64, item: NewItem, delta: &mut Delta) {
         self.next = self.next.max(number + 1);
         for (id, layer) in item.layers {
@@ -147,7 +154,7 @@ impl Catalog {
         if let Some(replaced) = &replaced {
             self.drop_offline_copies(number, replaced, delta);
         }
-        // What others know of the copies that are replaced is told anew only where it is not so any more.
+        // A file whose copy is only replaced is announced again only if its record or name differs.
         let untold = delta.touched.len();
         if let Some(replaced) = &replaced {
             self.drop_copies(number, replaced, delta);
@@ -174,7 +181,7 @@ impl Catalog {
             let Some(mut record) = shared.record(part) else {
                 continue;
             };
-            // What another copy knows need not be found out again.
+            // If another copy has the SHA-256, it need not be computed again.
             if lacks_sha256(&record)
                 && let known = self.record(&record.id)
                 && let known = known.or_else(|| before(&record.id).map(|(.., known)| known))
@@ -216,7 +223,8 @@ impl Catalog {
         self.items.insert(number, Box::new(shared));
     }
 
-    /// Many at once: a tree built as a whole has full nodes, one that is grown in order has them half empty.
+    /// Adds many copies in one step: a tree that is built as a whole has full nodes, one that grows
+    /// in order has half-empty nodes.
     fn add_copies(&mut self, copies: Vec<FileCopy>) {
         if copies.len() > self.copies.len() {
             self.copies.append(&mut copies.into_iter().collect());
@@ -225,7 +233,7 @@ impl Catalog {
         }
     }
 
-    /// Withdraws all copies that an item gives; `shared` is not among the items any more.
+    /// Withdraws all copies of an item. `shared` was already removed from the items.
     fn drop_copies(&mut self, number: u64, shared: &SharedItem, delta: &mut Delta) {
         for part in shared.entries() {
             self.drop_copy(number, shared, part, delta);
@@ -244,7 +252,7 @@ impl Catalog {
         }
     }
 
-    /// Withdraws a copy, if it is there, and leaves what belongs to it.
+    /// Withdraws a copy if it exists. Keeps its piece layer and manifest.
     fn take_copy(
         &mut self,
         item: u64,
@@ -269,12 +277,12 @@ impl Catalog {
         Some((copy, record))
     }
 
-    /// Whether there is a copy that is no manifest.
+    /// Whether a copy exists that is not a manifest.
     fn has_file(&self, id: &FileId) -> bool {
         self.copies(id).any(|(shared, part)| !shared.is_manifest(part))
     }
 
-    /// Takes an item away.
+    /// Removes an item.
     pub(crate) fn remove(&mut self, number: u64, delta: &mut Delta) -> Option<Item> {
         let shared = self.items.remove(&number)?;
         self.by_path.remove(&shared.path);
@@ -286,7 +294,7 @@ impl Catalog {
         Some(shared.to_item())
     }
 
-    /// Puts an item as it was remembered, without any copy: for those that are found changed at start.
+    /// Restores a stored item without any copy. Used for an item that cannot be trusted at start.
     pub(crate) fn put_stale(
         &mut self,
         number: u64,
@@ -309,12 +317,13 @@ impl Catalog {
         self.next = self.next.max(number + 1);
     }
 
-    /// Withdraws a copy that is not what it was, and with it the manifest that lists it. The item waits to be looked at again.
+    /// Withdraws a copy that changed, and the manifest that lists it. The item waits to be checked
+    /// again.
     pub(crate) fn invalidate(&mut self, location: Location, delta: &mut Delta) {
         let Some(shared) = self.items.remove(&location.item) else {
             return;
         };
-        // All entries of one content have one copy.
+        // Entries with the same content share one copy.
         let part = shared.id(location.entry).and_then(|id| shared.entry(&id));
         for part in [Some(WHOLE_ITEM), part.filter(|&part| part != WHOLE_ITEM)]
             .into_iter()
@@ -323,13 +332,13 @@ impl Catalog {
             self.drop_copy(location.item, &shared, part, delta);
         }
         self.items.insert(location.item, shared);
-        // What is damaged waits for its owner.
+        // A damaged item waits for its owner.
         if !self.is_damaged(location.item) {
             self.stale_items.insert(location.item);
         }
     }
 
-    /// Remembers a SHA-256, unless the file is gone by now.
+    /// Stores a SHA-256, unless the file was removed meanwhile.
     pub(crate) fn set_sha256(&mut self, id: FileId, sum: Sha256, delta: &mut Delta) {
         let locations = self.locations(&id);
         if locations.is_empty() {
@@ -347,7 +356,7 @@ impl Catalog {
         delta.touched.push(id);
     }
 
-    /// How a file is registered.
+    /// The registration of a file for the index.
     pub(crate) fn registration(&self, id: &FileId) -> Option<Registration> {
         let mut names: Vec<String> = Vec::with_capacity(1);
         let record = self.record_with(id, |shared, part| {
@@ -365,12 +374,12 @@ impl Catalog {
         })
     }
 
-    /// The file with this id, if a trusted copy is here.
+    /// The record of this file, if it has a trusted copy.
     pub(crate) fn record(&self, id: &FileId) -> Option<FileRecord> {
         self.record_with(id, |_, _| {})
     }
 
-    /// The same; `see` is shown the copies that were looked at.
+    /// The record of this file. Calls `see` with each copy that it reads.
     fn record_with(&self, id: &FileId, mut see: impl FnMut(&SharedItem, EntryIndex)) -> Option<FileRecord> {
         let copies = self.copies(id).take(MAX_COPIES);
         let copies = copies.inspect(|(shared, part)| see(shared, *part));
@@ -385,7 +394,7 @@ impl Catalog {
         Some(record)
     }
 
-    /// The copies of a file: the items that have them, and which part it is.
+    /// The copies of a file: the items that have one, and the entry within each.
     pub(crate) fn copies(&self, id: &FileId) -> impl Iterator<Item = (&SharedItem, EntryIndex)> {
         self.located_copies(id).map(|(_, shared, part)| (shared, part))
     }
@@ -412,7 +421,7 @@ impl Catalog {
         })
     }
 
-    /// Where the copies of a file are.
+    /// The locations of a file's copies.
     pub(crate) fn locations(&self, id: &FileId) -> Vec<Location> {
         let placed = self.located_copies(id);
         placed
@@ -420,7 +429,7 @@ impl Catalog {
             .collect()
     }
 
-    /// An item.
+    /// The item with this number.
     pub(crate) fn item(&self, number: u64) -> Option<&SharedItem> {
         self.items.get(&number).map(AsRef::as_ref)
     }
@@ -433,7 +442,7 @@ impl Catalog {
             .map(|(&number, shared)| (number, &**shared))
     }
 
-    /// The item at a path.
+    /// The number of the item at a path.
     pub(crate) fn item_at(&self, path: &Path) -> Option<u64> {
         self.by_path.get(path).copied()
     }
@@ -446,7 +455,8 @@ impl Catalog {
         Some((shared.record, shared.folder()?))
     }
 
-    /// The id of what is at a path, if it was hashed when `stat` said this and is trusted since, or kept.
+    /// The record of the file at a path, if it was hashed with this stamp and its copy is trusted
+    /// or offline.
     pub(crate) fn known_file(&self, path: &Path, stamp: &Stamp) -> Option<FileRecord> {
         path.ancestors().find_map(|ancestor| {
             let number = self.item_at(ancestor)?;
@@ -467,24 +477,26 @@ impl Catalog {
         })
     }
 
-    /// Whether [`Catalog::known_file`] may know any of so many files beneath a folder: true where finding out takes more than asking for each.
+    /// Whether [`Catalog::known_file`] may know any of `files` files in a folder. Also true if
+    /// answering exactly would cost more than asking for each file.
     pub(crate) fn may_know(&self, folder: &Path, files: usize) -> bool {
         self.items.len() > files
             || folder.ancestors().any(|above| self.by_path.contains_key(above))
             || self.by_path.keys().any(|path| path.starts_with(folder))
     }
 
-    /// Items that wait to be looked at again.
+    /// Items that wait to be checked again.
     pub(crate) fn stale_numbers(&self) -> Vec<u64> {
         self.stale_items.iter().copied().collect()
     }
 
-    /// Whether an item waits to be looked at again.
+    /// Whether an item waits to be checked again.
     pub(crate) fn is_stale(&self, number: u64) -> bool {
         self.stale_items.contains(&number)
     }
 
-    /// Files after this place whose SHA-256 is not known, at most so many, in the order in which they lie on the disk, about.
+    /// At most `max` files after this location whose SHA-256 is not known, roughly in their order
+    /// on the disk.
     pub(crate) fn without_sha256(&self, after: Option<Location>, max: usize) -> Vec<(Location, FileId)> {
         let first = after.map_or(0, |after| after.item);
         let locations = self.items.range(first..).flat_map(|(&item, shared)| {
@@ -508,7 +520,7 @@ impl Catalog {
             .collect()
     }
 
-    /// Sums; manifests count as items only.
+    /// Totals over the library. Manifests count only as items.
     pub(crate) fn totals(&self) -> Totals {
         Totals {
             items: self.items.len() as u64,
@@ -519,23 +531,23 @@ impl Catalog {
     }
 }
 
-/// Whether a file has a piece layer that has to be kept.
+/// Whether a file of this size has a piece layer that must be stored.
 fn has_layer(size: u64) -> bool {
     FileLayout::new(size).is_some_and(|layout| layout.piece_count() > 1)
 }
 
-/// Whether a file's SHA-256 is still to be found out.
+/// Whether a file's SHA-256 must still be computed.
 fn lacks_sha256(record: &FileRecord) -> bool {
     record.sha256.is_none() && record.kind == FileKind::File && record.size > LEAF_SIZE as u64
 }
 
 impl Catalog {
-    /// Whether the owner took this path out of the files folder's sharing.
+    /// Whether the owner unshared this path of the files folder.
     pub(crate) fn is_tombstoned(&self, path: &Path) -> bool {
         self.tombstones.contains(path)
     }
 
-    /// Keeps a path in the files folder from being shared by itself again.
+    /// Keeps a path in the files folder from being shared automatically again.
     pub(crate) fn add_tombstone(&mut self, path: PathBuf, delta: Option<&mut Delta>) {
         if self.tombstones.insert(path.clone())
             && let Some(delta) = delta
@@ -544,12 +556,12 @@ impl Catalog {
         }
     }
 
-    /// The hidden paths that are not among these.
+    /// The tombstones whose paths are not in `there`.
     pub(crate) fn tombstones_besides(&self, there: &HashSet<PathBuf>) -> Vec<PathBuf> {
         self.tombstones.difference(there).cloned().collect()
     }
 
-    /// Forgets that a path is hidden.
+    /// Removes a tombstone.
     pub(crate) fn remove_tombstone(&mut self, path: PathBuf, delta: &mut Delta) {
         if self.tombstones.remove(&path) {
             delta.changes.push(StoreChange::RemoveTombstone(path));

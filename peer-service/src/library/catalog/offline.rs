@@ -1,13 +1,16 @@
-//! Items whose paths are away: nothing is there now, as before a disk is mounted. They stay, with all that hashing them gave.
+//! Offline items: their paths do not exist now, as before a disk is mounted. They stay in the
+//! catalog with their hashes.
 //!
-//! Invariants: a copy is trusted or kept, never both; a piece layer or a manifest's blob stays as long as there is either.
+//! Invariants: a copy is trusted or offline, never both. A piece layer or a manifest stays stored
+//! as long as a copy of either kind exists.
 
 use potluck_core::{FileId, model::FileRecord};
 
 use crate::library::catalog::{Catalog, Delta, EntryIndex, FileCopy, Location, SharedItem, has_layer};
 
 impl Catalog {
-    /// Withdraws all that an item gives, and keeps what is known of it. It waits to be looked at again. Whether it was there.
+    /// Turns all copies of an item into offline copies. The item waits to be checked again. Returns
+    /// whether it was online.
     pub(crate) fn set_offline(&mut self, number: u64, delta: &mut Delta) -> bool {
         if self.offline.contains(&number) {
             return false;
@@ -25,22 +28,23 @@ impl Catalog {
         self.offline.insert(number)
     }
 
-    /// Something is at the item's path again. It still waits to be looked at. Whether it was away.
+    /// Marks that the item's path exists again. The item still waits to be checked. Returns whether
+    /// it was offline.
     pub(crate) fn set_online(&mut self, number: u64) -> bool {
         self.offline.remove(&number)
     }
 
-    /// Whether nothing is at the item's path.
+    /// Whether the item's path does not exist.
     pub(crate) fn is_offline(&self, number: u64) -> bool {
         self.offline.contains(&number)
     }
 
-    /// Items whose paths are away.
+    /// The offline items.
     pub(crate) fn offline_items(&self) -> impl Iterator<Item = &SharedItem> {
         self.offline.iter().filter_map(|number| self.item(*number))
     }
 
-    /// What is kept of a part of an item.
+    /// The record of an entry, if it has an offline copy.
     pub(crate) fn offline_record(
         &self,
         item: u64,
@@ -58,12 +62,12 @@ impl Catalog {
             .then_some(record)
     }
 
-    /// Whether any copy of a file is kept.
+    /// Whether a file has an offline copy.
     pub(crate) fn has_offline_copy(&self, id: &FileId) -> bool {
         self.located_copies_in(&self.offline_copies, id).next().is_some()
     }
 
-    /// Forgets what is kept of an item, which is not among the items any more.
+    /// Removes the offline copies of an item that was already removed from the items.
     pub(crate) fn drop_offline_copies(&mut self, number: u64, shared: &SharedItem, delta: &mut Delta) {
         self.offline.remove(&number);
         if self.offline_copies.is_empty() {

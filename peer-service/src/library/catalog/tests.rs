@@ -16,7 +16,7 @@ use crate::{
     store::Members,
 };
 
-/// Sizes of the contents there are: below and above a leaf and a piece.
+/// Sizes of the test contents: below and above a leaf and a piece.
 const SIZES: [u64; 6] = [10, 11, 20_000, 20_001, 300_000, 300_001];
 
 fn content(n: usize) -> FileRecord {
@@ -32,7 +32,7 @@ fn path(n: usize) -> Arc<Path> {
     Path::new("/shared").join(format!("p{n}")).into()
 }
 
-/// An item of a file, or of a folder whose entries have these contents.
+/// An item: a file, or a folder whose entries have these contents.
 fn item(at: usize, contents: &[usize], is_folder: bool) -> NewItem {
     let contents: Vec<FileRecord> = contents.iter().map(|&n| content(n)).collect();
     let layered = contents.iter().filter(|record| has_layer(record.size));
@@ -95,7 +95,7 @@ fn op() -> impl Strategy<Value = CatalogOp> {
     ]
 }
 
-/// An item as plainly as it can be said: contents with their names, and which of them are trusted.
+/// The model of an item: its contents with their names, and the trusted ones.
 #[derive(Debug, Default)]
 struct ModelItem {
     manifest: Option<FileId>,
@@ -111,7 +111,7 @@ struct Model {
 }
 
 impl Model {
-    /// Names of each content that is there.
+    /// The names of each content that has a trusted copy.
     fn there(&self) -> BTreeMap<usize, BTreeSet<String>> {
         let mut there: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
         for plain in self.items.values() {
@@ -190,19 +190,20 @@ fn apply(catalog: &mut Catalog, model: &mut Model, op: &CatalogOp) -> Delta {
             }
         }
         CatalogOp::Sum(n) => {
-            // Also of what went while its sum was computed.
+            // Also for files that were removed while their SHA-256 was computed.
             catalog.set_sha256(content(*n).id, Sha256([*n as u8; 32]), &mut delta);
             model.sums.insert(*n);
         }
     }
-    // What nobody holds is forgotten with its sum.
+    // A file without a copy loses its SHA-256.
     let there = model.there();
     model.sums.retain(|n| there.contains_key(n));
     delta
 }
 
 proptest! {
-    /// Whatever happens: what is there, under which names, and what is told of it, is what a plain list of the items says.
+    /// After any operations, the files, their names and the announced registrations equal those of
+    /// a plain list of the items.
     #[test]
     fn the_catalog_is_its_items(ops in proptest::collection::vec(op(), 0..40)) {
         let (mut catalog, mut model) = (Catalog::default(), Model::default());
@@ -287,7 +288,7 @@ fn what_is_away_keeps_its_layers_until_it_is_unshared_or_another() {
     catalog.remove(other, &mut delta);
     assert_eq!(lost(&catalog, delta), (vec![], vec![]), "the other needs it");
     assert_eq!(catalog.record(&content(4).id), None);
-    // Back as it was: put from what is known.
+    // It is back unchanged: put from the known records.
     let below = path(0).join("e1");
     assert_eq!(catalog.known_file(&below, &Stamp::default()), Some(content(4)));
     let again = NewItem {
@@ -300,7 +301,7 @@ fn what_is_away_keeps_its_layers_until_it_is_unshared_or_another() {
     assert_eq!(lost(&catalog, delta), (vec![], vec![]));
     assert_eq!(catalog.record(&content(4).id), Some(content(4)));
     assert!(!catalog.is_stale(number));
-    // Another thing at its path, and unshared: what it was is forgotten.
+    // Another file at its path, and an unshared item: the old records are gone.
     let mut delta = Delta::default();
     catalog.set_offline(number, &mut delta);
     catalog.put(item(0, &[0], false), &mut delta);
@@ -356,7 +357,7 @@ fn of_a_folder_that_changed_only_what_changed_is_told() {
     let new = ids(&[3]).chain([second]).collect();
     let gone = ids(&[1]).chain([first]).collect();
     assert_eq!(told(&mut catalog, after.clone()), (new, gone));
-    // What was withdrawn is told once more.
+    // A withdrawn file is announced again.
     let part = |part| Location { item: 0, entry: part };
     let mut delta = Delta::default();
     catalog.invalidate(part(2), &mut delta);
@@ -382,7 +383,7 @@ fn nothing_is_known_where_no_item_is() {
     let mut catalog = Catalog::default();
     assert!(!catalog.may_know(Path::new("/shared"), 1));
     catalog.put(item(0, &[0, 1], true), &mut Delta::default());
-    // The item itself, what is beneath it, and what it is beneath.
+    // The item itself, a path below it, and a path above it.
     for folder in ["/shared/p0", "/shared/p0/below", "/shared", "/"] {
         assert!(catalog.may_know(Path::new(folder), 1), "{folder}");
     }

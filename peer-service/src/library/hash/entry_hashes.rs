@@ -1,6 +1,7 @@
-//! What hashing a collection's files gives: a root for each entry, and little else.
+//! The hashes of a collection's files: a root for each entry, and other hashes only where needed.
 //!
-//! Most files of a large collection have one piece or even one leaf. What only larger ones have is kept apart.
+//! Most files of a large collection have a single piece or even a single leaf. Piece layers and
+//! SHA-256s are therefore in maps.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,19 +13,19 @@ use potluck_core::{
     identity::merkle::{FileTree, Hash},
 };
 
-/// Of a manifest's entries, in order.
+/// The hashes of a manifest's entries, in order.
 #[derive(Debug, Clone, Default)]
 pub struct EntryHashes {
-    /// Meaningless for those that are no files.
+    /// Meaningless for entries that are not files.
     pub(crate) roots: Vec<Root>,
-    /// Piece layers of those files of several pieces that are new.
+    /// Piece layers of new files with several pieces.
     pub(crate) layers: HashMap<FileId, Arc<[Hash]>>,
-    /// SHA-256s that are known and do not follow from the root.
+    /// Known SHA-256s, except those that equal the root.
     pub(crate) sha256s: BTreeMap<u32, Sha256>,
 }
 
 impl EntryHashes {
-    /// Of so many entries, none of which was hashed.
+    /// Creates the hashes for this number of entries, all unset.
     pub fn new(entries: usize) -> Self {
         Self {
             roots: vec![Root([0; 32]); entries],
@@ -32,10 +33,10 @@ impl EntryHashes {
         }
     }
 
-    /// What hashing the file of an entry gave.
+    /// Sets the hashes of an entry.
     ///
     /// # Panics
-    /// Where there is no such entry.
+    /// `entry` is out of range.
     pub fn set(&mut self, entry: u32, tree: FileTree) {
         self.roots[entry as usize] = tree.root;
         if !tree.piece_hashes.is_empty() {
@@ -44,10 +45,10 @@ impl EntryHashes {
         }
     }
 
-    /// An entry has the same content as another.
+    /// Copies the root of an entry to another with the same content.
     ///
     /// # Panics
-    /// Where there are no such entries.
+    /// `from` or `to` is out of range.
     pub fn copy(&mut self, from: u32, to: u32) {
         self.roots[to as usize] = self.roots[from as usize];
     }

@@ -1,6 +1,7 @@
-//! From what was found in a folder to what a collection is made of: hashing what is not known, and the manifest.
+//! Turns a snapshot of a folder into a manifest: hashes the files that are not known and lists all
+//! entries.
 //!
-//! Blocks; run off the async threads.
+//! Blocks: run it off the async threads.
 
 use std::path::{Path, PathBuf};
 
@@ -35,22 +36,22 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct HashedFolder {
     pub(crate) hashes: EntryHashes,
-    /// Meaningless for those that are no files.
+    /// Meaningless for entries that are not files.
     ids: Vec<FileId>,
 }
 
-/// A folder while its files are being hashed.
+/// A folder whose files are being hashed.
 struct FolderHashing {
     hashed: HashedFolder,
     problems: Vec<Refused>,
 }
 
 impl HashedFolder {
-    /// Takes a file that is known as it is.
+    /// Sets a file from its known record.
     fn set_known(&mut self, index: usize, record: &FileRecord) {
         self.ids[index] = record.id;
         self.hashes.roots[index] = record.root;
-        // What follows from the root is not kept.
+        // A SHA-256 that equals the root is not stored.
         if let (Some(sum), None) = (record.sha256, small_file_sha256(record.size, &record.root)) {
             // Fits: a folder has at most `MAX_ENTRIES`.
             self.hashes.sha256s.insert(index as u32, sum);
@@ -58,18 +59,18 @@ impl HashedFolder {
     }
 }
 
-/// What cannot be shared because it was told to stop.
+/// The problem with a share that was cancelled.
 pub(crate) fn stopped() -> Problem {
     Problem::new(Reason::Cancelled, "sharing was stopped")
 }
 
-/// Says what a file is if it was hashed before, by path and stamp.
+/// Returns the record of a file that was hashed before, by path and stamp.
 pub(crate) type KnownFile<'a> = dyn Fn(&Path, &Stamp) -> Option<FileRecord> + Sync + 'a;
 
-/// Hashes the files that are not `known`, if any may be. What nobody has asked yet about the files is told to `found`.
+/// Hashes the files that are not `known`. Stores the `stat` of files that had none in `snapshot`.
 ///
 /// # Errors
-/// Everything that cannot be read or changes meanwhile, up to a bound; `CANCELLED`.
+/// Everything that cannot be read or changed meanwhile, up to a limit; `CANCELLED`.
 pub(crate) fn hash_snapshot(
     root: &Path,
     snapshot: &Snapshot,
@@ -129,7 +130,8 @@ pub(crate) fn hash_snapshot(
                     hashing.hashed.hashes.set(index, done.tree);
                     continue;
                 }
-                // Another stamp than when it was found: something else stands there now, maybe a link out of the folder.
+                // The stamp differs from the snapshot: the file was replaced, maybe by a link out
+                // of the folder.
                 Ok(_) => changed(),
                 Err(problem) => problem,
             };
@@ -155,7 +157,7 @@ impl HashedFolder {
     /// The manifest of the folder.
     ///
     /// # Errors
-    /// What a manifest cannot have.
+    /// A path or content that a manifest cannot hold.
     pub(crate) fn manifest(&self, root: &Path, snapshot: &Snapshot) -> Result<Manifest, Vec<Refused>> {
         let refuse = |problem: Problem| vec![(PathBuf::from(root), problem)];
         let mut unsafe_path = None;

@@ -1,5 +1,5 @@
-//! What a file or folder would be shared as, without sharing it: the same walk, the same hashing, the same manifest, and no
-//! trace left.
+//! Computes what a file or folder would be shared as, without sharing it: the same walk, hashing
+//! and manifest, but nothing is stored.
 
 use std::path::Path;
 
@@ -26,23 +26,24 @@ use crate::{
 /// What a path would be shared as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identified {
-    /// The file, or the collection's list of files.
+    /// The record of the file, or of the collection's manifest.
     pub record: FileRecord,
-    /// Files in it; 1 for a file.
+    /// Number of files; 1 for a file.
     pub file_count: u64,
-    /// Bytes of content: of a collection its files', each path counted.
+    /// Size of the content in bytes. In a collection, a file with several paths counts once for
+    /// each.
     pub content_size: u64,
-    /// Of a collection, what it lists.
+    /// The manifest, for a collection.
     pub manifest: Option<Manifest>,
-    /// Whether the file system shows which files may be executed.
+    /// Whether the file system supports execute bits.
     pub has_modes: bool,
-    /// Whether the file system may have no links.
+    /// Whether the file system may lack links.
     may_lack_links: bool,
 }
 
 impl Identified {
-    /// Whether this is all of a collection that the file system can keep: the same files and folders, whichever of them may be executed
-    /// and whatever links there are where it keeps neither.
+    /// Whether this folder holds everything in `wanted` that its file system can store. Ignores
+    /// execute bits and links if the file system has none.
     pub fn holds_all_of(&self, wanted: &Manifest) -> bool {
         let Some(there) = &self.manifest else {
             return false;
@@ -59,7 +60,7 @@ impl Identified {
     }
 }
 
-/// The same entry, not executable.
+/// The entry without its execute bit.
 fn without_mode(entry: ManifestEntry<'_>) -> ManifestEntry<'_> {
     match entry.content {
         EntryContent::File { id, size, .. } => ManifestEntry {
@@ -74,7 +75,8 @@ fn without_mode(entry: ManifestEntry<'_>) -> ManifestEntry<'_> {
     }
 }
 
-/// The manifest of a collection that the peer with this home shared or fetched, where it is kept and whole.
+/// The manifest of a collection that the peer with this home shared or downloaded, if it is stored
+/// and intact.
 pub fn kept_manifest(home: &Path, id: FileId) -> Option<Manifest> {
     let path = home
         .join(crate::home::STATE)
@@ -85,13 +87,13 @@ pub fn kept_manifest(home: &Path, id: FileId) -> Option<Manifest> {
     is_whole.then(|| Manifest::decode(bytes).ok())?
 }
 
-/// Hashes what stands at `path`. Blocks: call it off the async threads.
+/// Hashes the file or folder at `path`. Blocks: call it off the async threads.
 ///
-/// `on_found` is told bytes that will be hashed, `on_hashed` bytes that are; both from any thread. `cancelled` is asked
-/// often whether to stop.
+/// `on_found` receives bytes that will be hashed, `on_hashed` bytes that were; both are called from
+/// any thread. `cancelled` is polled often; true stops the hashing.
 ///
 /// # Errors
-/// Everything that cannot be shared, each with its path; `CANCELLED` where it was told to stop.
+/// Everything that cannot be shared, each with its path. `CANCELLED`: `cancelled` returned true.
 pub fn identify(
     path: &Path,
     threads: usize,

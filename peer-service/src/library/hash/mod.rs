@@ -1,4 +1,4 @@
-//! From files to hashes: opening, hashing, manifests of folders, and who hashes first.
+//! From files to hashes: opening, hashing, the hashes of folders, and the priority of hashing.
 
 pub(crate) mod entry_hashes;
 pub(crate) mod folder;

@@ -1,4 +1,5 @@
-//! Opening files that are to be hashed: never waiting for another end, and never what is no file.
+//! Opens files for hashing. Opening never blocks on a pipe and never accepts anything but a regular
+//! file.
 
 use std::{
     ffi::OsStr,
@@ -27,7 +28,8 @@ use crate::{
     store::Stamp,
 };
 
-/// Where paths begin: at a folder that is open, so that only what is beneath it is looked up, or nowhere in particular.
+/// The base of relative paths: an open folder, which shortens path lookups, or the current
+/// directory.
 #[derive(Debug, Default)]
 pub(crate) struct BaseFolder {
     path: PathBuf,
@@ -35,10 +37,10 @@ pub(crate) struct BaseFolder {
 }
 
 impl BaseFolder {
-    /// At a folder.
+    /// A base at this folder.
     ///
     /// # Errors
-    /// Where it cannot be read.
+    /// The folder cannot be opened.
     pub(crate) fn at(path: &Path) -> Result<Self, Problem> {
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder =
@@ -49,12 +51,13 @@ impl BaseFolder {
         })
     }
 
-    /// The whole path of what is at `path`.
+    /// The path below the base.
     pub(crate) fn join(&self, path: &Path) -> PathBuf {
         self.path.join(path)
     }
 
-    /// Opens whatever is there for reading, without waiting for another end of it; what is a link only where links are `followed`.
+    /// Opens a path for reading, whatever is there. Never blocks on a pipe. Follows a link only if
+    /// `followed`.
     pub(crate) fn open_any(&self, path: &Path, followed: bool) -> Result<File, Errno> {
         open_in(self.fd(), path, followed)
     }
@@ -63,7 +66,7 @@ impl BaseFolder {
         self.folder.as_ref().map_or(CWD, AsFd::as_fd)
     }
 
-    /// Opens a regular file for reading. Never waits: what is a pipe by now is refused.
+    /// Opens a regular file for reading. Never blocks: a pipe is refused.
     pub(crate) fn open_regular(&self, path: &Path) -> Result<(File, Stamp), Problem> {
         let file = self.open_any(path, true);
         let file = file.map_err(|error| unreadable(&error.into()))?;
@@ -75,7 +78,8 @@ impl BaseFolder {
     }
 }
 
-/// Opens files one after the other; those of one folder, which mostly follow each other, from that folder.
+/// Opens files one after the other. Consecutive files are mostly in one folder; they are opened
+/// relative to that folder's handle.
 #[derive(Debug)]
 pub(crate) struct FolderOpener<'b, 'f> {
     base: &'b BaseFolder,
@@ -92,7 +96,7 @@ impl<'b, 'f> FolderOpener<'b, 'f> {
         }
     }
 
-    /// As [`BaseFolder::open_any`].
+    /// Like [`BaseFolder::open_any`].
     pub(crate) fn open_any(&mut self, path: &'f Path, followed: bool) -> Result<File, Errno> {
         let bytes = path.as_os_str().as_bytes();
         let (folder, name) = match bytes.iter().rposition(|&byte| byte == b'/') {
@@ -100,7 +104,7 @@ impl<'b, 'f> FolderOpener<'b, 'f> {
             None => (&b"."[..], bytes),
         };
         if folder != self.folder {
-            // Worth it only from the second file on.
+            // The folder's handle pays off only from the second file on.
             (self.folder, self.open) = (folder, None);
             return self.base.open_any(path, followed);
         }
@@ -113,7 +117,8 @@ impl<'b, 'f> FolderOpener<'b, 'f> {
         open_in(folder, Path::new(OsStr::from_bytes(name)), followed)
     }
 
-    /// Opens what was listed as a regular file, and asks what it is like. A link that took its place is not followed.
+    /// Opens a file that was listed as a regular file, and calls `stat`. A link that replaced it is
+    /// not followed.
     pub(crate) fn open_listed(&mut self, path: &'f Path) -> Result<(File, FileStat), Problem> {
         let file = self.open_any(path, false).map_err(|error| match error {
             Errno::LOOP => changed(),
@@ -133,7 +138,7 @@ fn open_in(folder: BorrowedFd<'_>, path: &Path, followed: bool) -> Result<File, 
     rustix::fs::openat(folder, path, flags, Mode::empty()).map(File::from)
 }
 
-/// Opens a regular file, wherever it is, for reading. Never waits: what is a pipe by now is refused.
+/// Opens a regular file for reading. Never blocks: a pipe is refused.
 pub(crate) fn open_regular(path: &Path) -> Result<(File, Stamp), Problem> {
     BaseFolder::default().open_regular(path)
 }
@@ -152,7 +157,7 @@ mod tests {
         std::os::unix::fs::symlink("file", &link).unwrap();
         let (base, folder) = (BaseFolder::default(), dir.path().to_owned());
         let mut opener = FolderOpener::new(&base);
-        // The second time from its folder.
+        // The second time relative to its folder.
         for _ in 0..2 {
             assert!(opener.open_listed(&path).is_ok());
         }

@@ -1,8 +1,8 @@
-//! Who hashes first: what somebody waits for goes before the background pass, which goes on all the
-//! same, only slower. The pass also waits while the peer sends or fetches.
+//! The priority of hashing: foreground hashing, which a caller waits for, goes before the
+//! background pass. The pass also waits while the peer uploads or downloads.
 //!
-//! Invariant: the background pass gets a turn at least every [`MAX_YIELD`] and
-//! [`LONGEST_PAUSE`], however many shares and downloads come one after the other.
+//! Invariant: the background pass gets a turn at least every [`MAX_YIELD`] and [`LONGEST_PAUSE`],
+//! however many shares and downloads follow each other.
 
 use std::time::{Duration, Instant};
 
@@ -11,32 +11,33 @@ use tokio_util::sync::CancellationToken;
 
 use crate::activity::{Activity, ActivityWatch};
 
-/// Longest time that the background pass makes way at once; also how late it may notice that the peer stops.
+/// Maximum time that the background pass yields before a turn. Also the delay until it notices a
+/// shutdown.
 const MAX_YIELD: Duration = Duration::from_millis(100);
 
-/// Longest time that it waits at once for the peer to be idle: with a turn after each it takes
-/// about a hundredth of a core beside downloads, and a day of them still lets it hash some hundred
-/// GiB.
+/// Maximum time that the pass waits before a turn for the peer to be idle. With one turn after each
+/// wait it takes about a hundredth of a core during downloads; in a day of them it still hashes
+/// some hundred GiB.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// How often it looks meanwhile whether the peer is idle; also how late it may notice that the peer
-/// stops.
+/// How often the pass checks whether the peer is idle. Also the delay until it notices a shutdown.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Bytes that it may read in a turn: some ten milliseconds of work, so that it takes about a tenth while others hash.
+/// Bytes that the pass may read in a turn: about ten milliseconds of work, so that it takes about a
+/// tenth of the time while others hash.
 const TURN_BYTES: u64 = 8 * 1024 * 1024;
 
-/// What a file costs however small it is, in bytes that could have been read instead.
+/// The cost of opening a file of any size, in bytes that could have been read instead.
 const FILE_COST: u64 = 64 * 1024;
 
-/// Those who hash now because somebody waits for it.
+/// The number of foreground hashers: threads that hash while a caller waits.
 #[derive(Debug, Default)]
 pub(crate) struct ForegroundHashers {
     count: Mutex<usize>,
     idle: Condvar,
 }
 
-/// One of them, while it lives.
+/// Counts as a foreground hasher until dropped.
 #[derive(Debug)]
 pub(crate) struct ForegroundHash<'a>(&'a ForegroundHashers);
 
@@ -45,13 +46,13 @@ impl ForegroundHashers {
         self.count.lock()
     }
 
-    /// Counts the caller among them.
+    /// Counts the caller as a foreground hasher.
     pub(crate) fn begin(&self) -> ForegroundHash<'_> {
         *self.count() += 1;
         ForegroundHash(self)
     }
 
-    /// Waits until nobody hashes, but not longer than the background pass's next turn.
+    /// Waits until no foreground hasher is left, at most [`MAX_YIELD`].
     fn yield_to_foreground(&self) {
         let mut count = self.count();
         self.idle
@@ -79,7 +80,7 @@ pub(crate) struct BackgroundTurns<'a> {
 }
 
 impl<'a> BackgroundTurns<'a> {
-    /// Before the first turn. `stop` ends every wait.
+    /// Starts before the first turn. `stop` ends every wait.
     pub(crate) fn new(
         hashers: &'a ForegroundHashers,
         activity: &'a Activity,
@@ -93,12 +94,12 @@ impl<'a> BackgroundTurns<'a> {
         }
     }
 
-    /// Before a file. Blocks where others go first.
+    /// Call before each file. Blocks while others have priority.
     pub(crate) fn before_file(&mut self) {
         self.before_read(FILE_COST);
     }
 
-    /// Before this many bytes are read. Blocks where others go first.
+    /// Call before each read of this many bytes. Blocks while others have priority.
     pub(crate) fn before_read(&mut self, bytes: u64) {
         if self.remaining == 0 {
             self.hashers.yield_to_foreground();
@@ -108,7 +109,7 @@ impl<'a> BackgroundTurns<'a> {
         self.remaining = self.remaining.saturating_sub(bytes);
     }
 
-    /// Waits while the peer moves data, but not longer than [`LONGEST_PAUSE`].
+    /// Waits while the peer uploads or downloads, at most [`LONGEST_PAUSE`].
     fn wait_until_idle(&mut self) {
         let began = Instant::now();
         while self.activity.is_busy(Instant::now())
@@ -159,7 +160,7 @@ mod tests {
             CancellationToken::new(),
         );
         let mut background_turns = BackgroundTurns::new(&hashers, &activity, &stop);
-        // Something moves all the time.
+        // Uploads run all the time.
         let (ended, start) = (CancellationToken::new(), Instant::now());
         std::thread::scope(|scope| {
             scope.spawn(|| {

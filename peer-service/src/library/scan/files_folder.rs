@@ -1,10 +1,12 @@
-//! Shares what is dropped into the files folder: each file at its top as a file, each folder as a collection.
+//! Shares the content of the files folder: each file at its top level as a file, each folder as a
+//! collection.
 //!
-//! Every change there leads to one pass over the whole folder, which compares it with what is shared; so nothing depends on the
-//! operating system telling every event, and where it tells none the passes come by the clock. A pass that took long is
-//! followed by a longer rest.
+//! Every change leads to one pass over the whole folder, which compares it with the library. A lost
+//! event is therefore harmless. If the operating system reports no events, passes run at a fixed
+//! interval. The rest after a pass is a multiple of its duration.
 //!
-//! Invariant: nothing is shared while it changes: its last change is [`IDLE_BEFORE_HASH`] ago, or two passes that far apart saw the same.
+//! Invariant: no file is shared while it changes. Either its last change was [`IDLE_BEFORE_HASH`]
+//! ago, or two passes that far apart saw the same fingerprint.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -41,24 +43,26 @@ use crate::{
     store::Stamp,
 };
 
-/// How long events are gathered before a pass.
+/// How long events are collected before a pass.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 
-/// How often the folder is looked at where the operating system tells of no changes.
+/// Interval of passes if the operating system reports no changes.
 const SCAN_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Rest after a pass, as a multiple of the time it took: a huge folder that changes all the time costs a fifth of one core.
+/// Rest after a pass, as a multiple of its duration: a huge folder that changes constantly costs a
+/// fifth of one core.
 const REST_FACTOR: u32 = 4;
 
-/// How soon something is tried again that could not be shared for a reason that may pass without
-/// anybody touching it, such as a full disk: twice as late each time, as all of it is hashed again.
+/// First and maximum delay before a path is tried again that could not be shared for a transient
+/// reason, such as a full disk. The delay doubles each time, because each attempt hashes everything
+/// again.
 const RETRY: Duration = Duration::from_secs(2);
 const MAX_RETRY: Duration = Duration::from_secs(120);
 
-/// Most files hashed and put in one batch.
+/// Maximum number of files hashed and added in one batch.
 const BATCH: usize = 512;
 
-/// Names that are not shared: what is hidden, and what is being written.
+/// Suffixes of names that are not shared, besides hidden files: files that are still being written.
 const SKIPPED: [&str; 3] = [".part", ".part.state", ".tmp"];
 
 fn is_skipped(path: &Path) -> bool {
@@ -66,7 +70,7 @@ fn is_skipped(path: &Path) -> bool {
     name.starts_with(b".") || SKIPPED.iter().any(|end| name.ends_with(end.as_bytes()))
 }
 
-/// Starts watching and makes the first pass.
+/// Starts the watch and makes the first pass.
 pub(crate) fn start(shared: &Arc<LibraryShared>, tracker: &TaskTracker) {
     tracker.spawn(scan_loop(shared.clone()));
 }
@@ -92,7 +96,8 @@ async fn scan_loop(shared: Arc<LibraryShared>) {
                 (taken, next)
             }
         });
-        // It notices by itself when the peer stops: nothing may use the database after that.
+        // Not cancelled from here: the pass notices the shutdown itself, and nothing may use the
+        // database after this task ends.
         let next = match pass.await {
             Ok((taken, next)) => {
                 scanner = Some(taken);
@@ -109,7 +114,7 @@ async fn scan_loop(shared: Arc<LibraryShared>) {
             None => Some(next.unwrap_or(SCAN_INTERVAL).min(SCAN_INTERVAL)),
         };
         let rest = (began.elapsed() * REST_FACTOR).max(DEBOUNCE);
-        // All arms are cancel-safe: a notification that is taken leads to a pass.
+        // All branches are cancel-safe: a notification that was taken leads to a pass.
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
             () = shared.rescan.notified() => {}
@@ -122,11 +127,11 @@ async fn scan_loop(shared: Arc<LibraryShared>) {
     }
 }
 
-/// Asks the operating system to tell of changes; `None` where it does not.
+/// Subscribes to changes from the operating system; `None` if that fails.
 fn start_watching(shared: &Arc<LibraryShared>) -> Option<RecommendedWatcher> {
     let weak = Arc::downgrade(shared);
     let on_event = move |event: notify::Result<notify::Event>| {
-        // What reads does not change anything, and hashing reads.
+        // Reads are ignored: they change nothing, and hashing itself reads.
         let quiet = |kind: &EventKind| matches!(kind, EventKind::Access(kind) if *kind != AccessKind::Close(AccessMode::Write));
         if let Some(shared) = weak.upgrade()
             && !event.as_ref().is_ok_and(|event| quiet(&event.kind))
@@ -154,30 +159,30 @@ fn start_watching(shared: &Arc<LibraryShared>) -> Option<RecommendedWatcher> {
         .ok()
 }
 
-/// What is remembered from pass to pass.
+/// State kept from pass to pass.
 #[derive(Debug, Default)]
 pub(crate) struct Scanner {
-    /// What changes: how it looked, and since when.
+    /// Paths that still change: the last fingerprint, and since when it is the same.
     pending: HashMap<PathBuf, (u64, Instant)>,
-    /// What cannot be shared: how it looked when that was said, and when it is tried again if it
-    /// stays so.
+    /// Paths that cannot be shared.
     rejected: HashMap<PathBuf, RejectedPath>,
-    /// Whether there was a pass.
+    /// Whether a pass was made.
     has_scanned: bool,
 }
 
-/// Something that could not be shared.
+/// A path that could not be shared.
 #[derive(Debug, Clone, Copy)]
 struct RejectedPath {
-    /// How it looked.
+    /// The fingerprint when it was rejected.
     fingerprint: u64,
-    /// When to try again, and how long that is after the last time; `None`: once it looks
-    /// otherwise.
+    /// The time of the next attempt, and the delay before it. `None`: only after its fingerprint
+    /// changes.
     retry: Option<(Instant, Duration)>,
 }
 
 impl RejectedPath {
-    /// Of something that was refused so `before`, if it was.
+    /// A rejection. `before` is the previous rejection of the same path, which determines the
+    /// delay.
     fn new(fingerprint: u64, may_pass: bool, before: Option<&Self>, now: Instant) -> Self {
         let last = before
             .filter(|before| before.fingerprint == fingerprint)
@@ -189,7 +194,7 @@ impl RejectedPath {
         }
     }
 
-    /// How long something that looks like this is left alone; `None`: it is tried now.
+    /// How long to leave a path with this fingerprint alone; `None` if it is tried now.
     fn rests(&self, fingerprint: u64, now: Instant) -> Option<Duration> {
         if self.fingerprint != fingerprint {
             return None;
@@ -201,7 +206,7 @@ impl RejectedPath {
     }
 }
 
-/// Something at the top of the folder that is not shared as it is.
+/// A path at the top level that is new or changed.
 enum FolderCandidate {
     File(PathBuf, Stamp),
     Folder(PathBuf, Snapshot),
@@ -239,7 +244,8 @@ impl FolderCandidate {
 }
 
 impl Scanner {
-    /// Compares the folder with what is shared from it and shares what is new; when to look again, if by the clock.
+    /// Makes one pass: compares the folder with the library and shares what is new or changed. The
+    /// delay until the next pass, if one is needed without an event.
     pub(crate) fn scan(&mut self, shared: &LibraryShared) -> Option<Duration> {
         let listing = match list(&shared.files_folder) {
             Ok(listing) => listing,
@@ -248,8 +254,8 @@ impl Scanner {
                 return Some(SCAN_INTERVAL);
             }
         };
-        // The library was just read, and every file in it looked at: what remains is what is new. A whole pass follows, for what changed
-        // before the folder was watched.
+        // The library was just loaded and every file in it checked, so the first pass looks only
+        // for new files. A full pass follows for changes from before the watch.
         let first = !std::mem::replace(&mut self.has_scanned, true);
         if !first {
             drop_missing(shared, &listing);
@@ -320,7 +326,7 @@ impl Scanner {
         again
     }
 
-    /// Whether something is left alone for now.
+    /// Whether a path is rejected.
     #[cfg(test)]
     pub(crate) fn has_refused(&self, path: &Path) -> bool {
         self.rejected.contains_key(path)
@@ -342,10 +348,10 @@ impl Scanner {
         since.elapsed() >= IDLE_BEFORE_HASH
     }
 
-    /// Leaves something alone that cannot be shared; how long, where it is tried again as it is.
+    /// Rejects a path. The delay until it is tried again unchanged, if it is.
     fn reject(&mut self, path: PathBuf, fingerprint: u64, refused: &[Refused]) -> Option<Duration> {
         let before = self.rejected.get(&path);
-        // Said once, however often it is tried.
+        // Logged once, however often it is tried.
         if before.is_none_or(|before| before.fingerprint != fingerprint) {
             for (path, problem) in refused.iter().take(10) {
                 tracing::warn!(path = %path.display(), %problem, "not shared");
@@ -357,7 +363,7 @@ impl Scanner {
         refusal.retry.map(|(_, delay)| delay)
     }
 
-    /// Shares files; when to try again those that could not be and may be then.
+    /// Shares files. The delay until the earliest retry, if any file failed for a transient reason.
     fn share_files(&mut self, shared: &LibraryShared, files: &[(PathBuf, Stamp)]) -> Option<Duration> {
         let mut items = Vec::new();
         let mut refused = Vec::new();
@@ -403,13 +409,14 @@ impl Scanner {
                     self.pending.remove(&*item.path);
                     self.rejected.remove(&*item.path);
                 }
-                // It is shared, and stored as soon as that works.
+                // It is shared now and will be stored as soon as that works.
                 Err(problem) => tracing::warn!(%problem, "a file in the files folder is not remembered"),
             }
         }
         let mut again: Option<Duration> = None;
         for (path, problem) in refused {
-            // What changed meanwhile comes again with another stamp; what went is not there next time.
+            // A changed file comes back with another stamp; a removed one is not in the next
+            // listing.
             if !matches!(problem.reason, Reason::FileChanged | Reason::NotFound) {
                 let stamp = files
                     .iter()
@@ -426,14 +433,14 @@ impl Scanner {
     }
 }
 
-/// The paths at the top of the folder.
+/// The paths at the top level of the folder.
 fn list(folder: &Path) -> io::Result<HashSet<PathBuf>> {
     std::fs::read_dir(folder)?
         .map(|entry| Ok(entry?.path()))
         .collect()
 }
 
-/// Takes away items, and forgets hidden paths, that are gone from the folder.
+/// Removes items and tombstones whose paths are gone from the folder.
 fn drop_missing(library: &LibraryShared, listing: &HashSet<PathBuf>) {
     let gone: Vec<u64> = {
         let catalog = library.catalog();
@@ -449,8 +456,8 @@ fn drop_missing(library: &LibraryShared, listing: &HashSet<PathBuf>) {
     library.remove_gone_tombstones(listing);
 }
 
-/// Whether what kept something from being shared may pass without anybody touching it: a full disk,
-/// too many open files, a disk or database that does not answer.
+/// Whether the refusal is transient: a full disk, too many open files, a disk or database that does
+/// not respond.
 fn may_pass(refused: &[Refused]) -> bool {
     let may_pass = |reason: Reason| {
         reason.is_exhaustion() || matches!(reason, Reason::StoreUnavailable | Reason::Internal)
@@ -458,8 +465,7 @@ fn may_pass(refused: &[Refused]) -> bool {
     refused.iter().any(|(_, problem)| may_pass(problem.reason))
 }
 
-/// Whether what kept something from being shared was a matter of the moment: it changed meanwhile,
-/// or what it counted on did.
+/// Whether the path, or an item that it relied on, changed during the attempt.
 fn is_changing(refused: &[Refused]) -> bool {
     refused
         .iter()
@@ -474,7 +480,7 @@ fn is_known_file(library: &LibraryShared, path: &Path) -> bool {
         .is_some_and(|shared| matches!(shared.body, ItemBody::File(_)))
 }
 
-/// What is at a path if it is to be shared and is not shared as it is.
+/// The candidate at a path; `None` if it must not be shared or is shared unchanged.
 fn inspect(library: &LibraryShared, path: &Path) -> Option<FolderCandidate> {
     let (item, stale) = {
         let catalog = library.catalog();
@@ -487,7 +493,7 @@ fn inspect(library: &LibraryShared, path: &Path) -> Option<FolderCandidate> {
             .map(|shared| shared.body.clone());
         (body, number.is_some_and(|number| catalog.is_stale(number)))
     };
-    // What its owner shared by name is kept up to date whatever the name is.
+    // An item that its owner shared explicitly is kept up to date whatever its name is.
     if item.is_none() && is_skipped(path) {
         return None;
     }

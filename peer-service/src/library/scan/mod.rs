@@ -1,4 +1,4 @@
-//! What is on the disk: walks of folders, their snapshots, and the watch on the files folder.
+//! The state of the disk: walks of folders, their snapshots, and the watch on the files folder.
 
 pub(crate) mod files_folder;
 pub(crate) mod slow_path_warning;

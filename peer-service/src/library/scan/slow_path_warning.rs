@@ -1,4 +1,5 @@
-//! Says which path the start waits for: one on a disk or a machine that does not answer is waited for as long as that takes.
+//! Warns which path delays the start. A path on a disk or machine that does not respond blocks the
+//! start for as long as the operating system waits.
 
 use std::{
     path::Path,
@@ -11,10 +12,11 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// How long looking at a path takes before that is said, and at most twice as long: disks that have to spin up are mostly quicker.
+/// Minimum time before a path is reported; it may be reported up to twice as late. Disks that spin
+/// up mostly take less.
 const SLOW_AFTER: Duration = Duration::from_secs(5);
 
-/// What is being looked at.
+/// The paths that are being checked.
 #[derive(Debug, Default)]
 pub(crate) struct SlowPathWarning {
     probes: Mutex<Vec<Weak<Mutex<ProbedPath>>>>,
@@ -23,23 +25,23 @@ pub(crate) struct SlowPathWarning {
 #[derive(Debug, Default)]
 struct ProbedPath {
     path: Option<Arc<Path>>,
-    /// How often it was seen to be looked at.
+    /// How many times the watch saw this path.
     seen: u32,
 }
 
-/// Looks at one path at a time.
+/// A handle that checks one path at a time.
 #[derive(Debug)]
 pub(crate) struct PathProbe(Arc<Mutex<ProbedPath>>);
 
 impl SlowPathWarning {
-    /// One more who looks.
+    /// Adds a handle.
     pub(crate) fn probe(&self) -> PathProbe {
         let at = Arc::default();
         self.probes.lock().push(Arc::downgrade(&at));
         PathProbe(at)
     }
 
-    /// Says what takes long until the other `end` is dropped.
+    /// Logs slow paths until the sender of `end` is dropped.
     pub(crate) fn watch(&self, end: &Receiver<()>) {
         while end.recv_timeout(SLOW_AFTER) == Err(RecvTimeoutError::Timeout) {
             for path in self.slow_paths() {
@@ -51,7 +53,7 @@ impl SlowPathWarning {
         }
     }
 
-    /// What is looked at since before this was asked last; of each look once.
+    /// Paths that were already being checked at the previous call. Each check is reported once.
     fn slow_paths(&self) -> Vec<Arc<Path>> {
         let mut slow = Vec::new();
         self.probes.lock().retain(|look| {
@@ -66,7 +68,7 @@ impl SlowPathWarning {
 }
 
 impl PathProbe {
-    /// Looks at a path.
+    /// Checks a path with `look`.
     pub(crate) fn at<T>(&self, path: &Arc<Path>, look: impl FnOnce(&Path) -> T) -> T {
         *self.0.lock() = ProbedPath {
             path: Some(path.clone()),

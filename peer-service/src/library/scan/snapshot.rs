@@ -1,4 +1,4 @@
-//! What a walk found: paths, and what stands there.
+//! The snapshot of a folder: the paths that a walk found, and the kind of each.
 
 use std::{
     fs::Metadata,
@@ -22,39 +22,39 @@ use crate::{
     store::Stamp,
 };
 
-/// Most files of a folder that are not asked about before they are opened for hashing, which tells the same. Of more, whoever waits is told
-/// first how many bytes there are; of so many small ones, soon enough.
+/// Folders with more entries than this are `stat`ed before hashing, so that the total size is known
+/// early. In smaller folders hashing calls `stat` itself when it opens each file.
 const MAX_LAZY_STATS: usize = 128 * 1024;
 
-/// All that is in a folder, sorted by path as a manifest is. Paths are one text: a hundred thousand strings would take several times
-/// as much.
+/// All entries of a folder, sorted by path as in a manifest. All paths are in one string: a hundred
+/// thousand strings would take several times the memory.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Snapshot {
     text: String,
     entries: Vec<SnapshotEntry>,
-    /// Whether the file system may have no modes and no links.
+    /// Whether the file system may support neither modes nor links.
     may_lack_modes: bool,
 }
 
-/// Something in a folder.
+/// An entry of a folder.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct SnapshotEntry {
-    /// Where in the text its path is, and how long.
+    /// The position and length of its path in the text.
     start: u32,
     len: u32,
     kind: EntryKind,
 }
 
-/// What stands at a path.
+/// The kind of an entry.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum EntryKind {
-    /// What it is like, once somebody has asked.
+    /// With its `stat`, once that was called.
     File(OnceLock<FileStat>),
     EmptyFolder,
     Link(Box<str>),
 }
 
-/// What a file is like.
+/// The `stat` of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct FileStat {
     pub(crate) stamp: Stamp,
@@ -72,7 +72,7 @@ impl FileStat {
 }
 
 impl SnapshotEntry {
-    /// What a file was found to be.
+    /// The stamp of a file, if its `stat` was called.
     pub(crate) fn stamp(&self) -> Option<Stamp> {
         match self.kind {
             EntryKind::File(ref stat) => stat.get().map(|stat| stat.stamp),
@@ -80,27 +80,28 @@ impl SnapshotEntry {
         }
     }
 
-    /// Its path, in the text of all.
+    /// The path of the entry in the snapshot's text.
     pub(crate) fn path<'a>(&self, text: &'a str) -> &'a str {
         &text[self.start as usize..][..self.len as usize]
     }
 }
 
 impl Snapshot {
-    /// What is known of the file system that all this is on.
+    /// Sets whether the file system may lack modes and links.
     pub(crate) const fn on(mut self, may_lack_modes: bool) -> Self {
         self.may_lack_modes = may_lack_modes;
         self
     }
 
-    /// Whether it shows which files may be executed. Where every file may on a file system that may have no modes, it shows nothing.
-    /// Only files that were asked about count.
+    /// Whether the execute bits mean anything. They do not if the file system may lack modes and
+    /// every file is executable. Counts only files whose `stat` was called.
     pub(crate) fn has_modes(&self) -> bool {
         let mut stat = self.files().filter_map(|(_, stat)| stat);
         !self.may_lack_modes || stat.any(|stat| !stat.executable)
     }
 
-    /// Whether it shows links. Where there are none on a file system that may have no modes, there can be none.
+    /// Whether the file system supports links. If it may lack modes and the folder has no link, it
+    /// is taken to support none.
     fn has_links(&self) -> bool {
         !self.may_lack_modes
             || self
@@ -113,34 +114,34 @@ impl Snapshot {
         self.entries.len()
     }
 
-    /// The path of one.
+    /// The path of an entry.
     ///
     /// # Panics
-    /// Where there is no such one.
+    /// `index` is out of range.
     pub(crate) fn path(&self, index: usize) -> &str {
         self.entries[index].path(&self.text)
     }
 
-    /// What a file was found to be.
+    /// The stamp of a file, if its `stat` was called.
     ///
     /// # Panics
-    /// Where there is no such one.
+    /// `index` is out of range.
     pub(crate) fn stamp(&self, index: usize) -> Option<Stamp> {
         self.entries[index].stamp()
     }
 
-    /// A file is like this, as far as nobody has asked before.
+    /// Sets the `stat` of a file, unless it is already known.
     ///
     /// # Panics
-    /// Where there is no such one.
+    /// `index` is out of range.
     pub(crate) fn set_stat(&self, index: usize, stat: FileStat) {
         if let EntryKind::File(unseen) = &self.entries[index].kind {
-            // What was found first is what counts.
+            // The first `stat` counts.
             let _ = unseen.set(stat);
         }
     }
 
-    /// The stamps of all, meaningless for those that are no files.
+    /// The stamps of all entries; meaningless for entries that are not files.
     pub(crate) fn all_stamps(&self) -> Vec<Stamp> {
         let stamps = self.entries.iter().map(|one| one.stamp().unwrap_or_default());
         stamps.collect()
@@ -150,7 +151,7 @@ impl Snapshot {
         self.entries.iter().map(|one| (one.path(&self.text), &one.kind))
     }
 
-    /// The files by number, and what each is like.
+    /// The files: index and `stat`, if known.
     pub(crate) fn files(&self) -> impl Iterator<Item = (usize, Option<FileStat>)> {
         self.entries
             .iter()
@@ -161,7 +162,7 @@ impl Snapshot {
             })
     }
 
-    /// Of all files that were asked about, in bytes.
+    /// Sum of the sizes of files whose `stat` is known, in bytes.
     pub(crate) fn size(&self) -> u64 {
         self.stamps().map(|stamp| stamp.size).sum()
     }
@@ -170,7 +171,7 @@ impl Snapshot {
         self.files().filter_map(|(_, stat)| Some(stat?.stamp))
     }
 
-    /// Adds one; false where there is no room any more.
+    /// Adds an entry; false if the snapshot is full.
     pub(crate) fn push(&mut self, path: &str, kind: EntryKind) -> bool {
         let (Ok(start), Ok(len)) = (u32::try_from(self.text.len()), u32::try_from(path.len())) else {
             return false;
@@ -180,7 +181,7 @@ impl Snapshot {
         self.len() <= MAX_ENTRIES
     }
 
-    /// Adds all of another; false where there is no room any more.
+    /// Adds all entries of another snapshot; false if the snapshot is full.
     pub(crate) fn append(&mut self, other: Self) -> bool {
         if self.entries.is_empty() {
             *self = other;
@@ -201,20 +202,21 @@ impl Snapshot {
         self.len() <= MAX_ENTRIES
     }
 
-    /// Puts those from this one on in the order of a manifest.
+    /// Sorts the entries from this one on in the order of a manifest.
     pub(crate) fn sort_from(&mut self, first: usize) {
         let text = &self.text;
         self.entries[first..].sort_unstable_by(|a, b| a.path(text).cmp(b.path(text)));
     }
 
-    /// In the order of a manifest. A stable sort, as it merges what is in order already: each folder's files.
+    /// Sorts all entries in the order of a manifest. A stable sort, because it merges runs that are
+    /// already sorted: the files of each folder.
     pub(crate) fn sorted(mut self) -> Self {
         let text = &self.text;
         self.entries.sort_by(|a, b| a.path(text).cmp(b.path(text)));
         self
     }
 
-    /// Asks what each file is like, on so many threads, where there are so many of them that hashing does not do that.
+    /// Calls [`stat_all`](Self::stat_all) if the folder is too large to leave that to hashing.
     ///
     /// # Errors
     /// As [`walk`](crate::library::scan::walk::walk).
@@ -225,7 +227,7 @@ impl Snapshot {
         }
     }
 
-    /// Asks what each file is like, on so many threads.
+    /// Calls `stat` for each file, on this number of threads.
     ///
     /// # Errors
     /// As [`walk`](crate::library::scan::walk::walk).
@@ -254,7 +256,7 @@ impl Snapshot {
     }
 }
 
-/// A number that differs where anything in the folder does.
+/// A hash over all paths, kinds and stamps.
 pub(crate) fn fingerprint(snapshot: &Snapshot) -> u64 {
     let mut hasher = DefaultHasher::new();
     for (path, kind) in snapshot.iter() {
@@ -268,10 +270,10 @@ pub(crate) fn fingerprint(snapshot: &Snapshot) -> u64 {
     hasher.finish()
 }
 
-/// Whether a folder is still what a manifest and its stamps say.
+/// Whether a folder is still as in a manifest and its stamps.
 pub(crate) fn is_same(snapshot: &Snapshot, manifest: &Manifest, stamps: &[Stamp]) -> bool {
     let (has_modes, has_links) = (snapshot.has_modes(), snapshot.has_links());
-    // What the file system cannot have is not missed.
+    // Links that the file system cannot have are not expected.
     let mut expected = manifest
         .entries()
         .zip(stamps)
@@ -296,13 +298,13 @@ pub(crate) fn is_same(snapshot: &Snapshot, manifest: &Manifest, stamps: &[Stamp]
     manifest.len() == stamps.len() && are_same && expected.next().is_none()
 }
 
-/// When anything in the folder last changed, in nanoseconds since 1970.
+/// Time of the latest change in the folder, in nanoseconds since 1970.
 pub(crate) fn newest(snapshot: &Snapshot) -> i64 {
     let changes = snapshot.stamps().map(|stamp| stamp.ctime.max(stamp.mtime));
     changes.max().unwrap_or(0)
 }
 
-/// A file as the operating system has it.
+/// Calls `stat` for a file. It must still be a regular file.
 fn stat_entry(path: &Path) -> Result<EntryKind, Problem> {
     let metadata = path.symlink_metadata().map_err(|error| unreadable(&error))?;
     match metadata.is_file() {

@@ -1,7 +1,7 @@
-//! What is in a folder: everything that a collection would hold, and everything that it cannot.
+//! Walks a folder and lists everything that a collection would hold and everything that it cannot.
 //!
-//! Links are never followed. Invariant: a walk tells either all that is there or at least one problem; it never leaves
-//! something out silently.
+//! Links are never followed. Invariant: a walk returns either all entries or at least one problem;
+//! it never leaves an entry out silently.
 
 use std::{
     fs::{FileType, Metadata},
@@ -27,13 +27,13 @@ use crate::{
     store::Stamp,
 };
 
-/// Most problems told of one folder: enough to see what is wrong, few enough to read.
+/// Maximum number of problems reported for one folder: enough to see the cause, few enough to read.
 pub(crate) const MAX_PROBLEMS: usize = 100;
 
-/// Something that cannot be shared, and why.
+/// A path that cannot be shared, and the reason.
 pub(crate) type Refused = (PathBuf, Problem);
 
-/// What the operating system says of a file.
+/// The stamp from a file's `stat`.
 pub fn stamp_of(metadata: &Metadata) -> Stamp {
     let nanos = |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
     Stamp {
@@ -44,7 +44,8 @@ pub fn stamp_of(metadata: &Metadata) -> Stamp {
     }
 }
 
-/// Whether nothing is at the path that gave this error: it, or a folder that it was in, is gone or something else now.
+/// Whether the error means that the path does not exist: it, or a folder above it, was removed or
+/// replaced.
 pub(crate) fn is_gone(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -68,7 +69,7 @@ pub(crate) fn unreadable(error: &io::Error) -> Problem {
     }
 }
 
-/// The problem with what is neither file nor folder.
+/// The problem with a path that is neither file nor folder.
 pub(crate) fn not_a_regular_file(kind: std::fs::FileType) -> Problem {
     let entry_kind = match () {
         () if kind.is_fifo() => "a pipe",
@@ -82,15 +83,15 @@ pub(crate) fn not_a_regular_file(kind: std::fs::FileType) -> Problem {
     )
 }
 
-/// Everything in a folder at any depth, sorted by path as a manifest is, listed by so many threads. What the files are like is not
-/// asked.
+/// Lists everything in a folder at any depth, sorted by path as in a manifest, on this number of
+/// threads. Does not call `stat` on the files.
 ///
 /// # Errors
-/// All that cannot be shared, up to [`MAX_PROBLEMS`].
+/// Everything that cannot be shared, up to [`MAX_PROBLEMS`].
 pub(crate) fn walk(root: &Path, threads: usize) -> Result<Snapshot, Vec<Refused>> {
     let mut snapshot = Snapshot::default();
     let mut problems = Vec::new();
-    // The folders of one depth, and then those in them.
+    // The folders of one depth; those inside them follow in the next round.
     let mut level = vec![String::new()];
     while !level.is_empty() && problems.len() < MAX_PROBLEMS {
         level.sort_unstable();
@@ -100,7 +101,7 @@ pub(crate) fn walk(root: &Path, threads: usize) -> Result<Snapshot, Vec<Refused>
         for walk in walks {
             level.extend(walk.below);
             problems.extend(walk.problems);
-            // There is at least one entry in each folder, or it is one.
+            // Each folder yields at least one entry: its content, or itself if it is empty.
             if !snapshot.append(walk.found) || snapshot.len() + level.len() > MAX_ENTRIES {
                 let message = format!("it holds more than {MAX_ENTRIES} entries: share its parts");
                 return Err(vec![(root.to_owned(), Problem::new(Reason::OutOfRange, message))]);
@@ -115,7 +116,7 @@ pub(crate) fn walk(root: &Path, threads: usize) -> Result<Snapshot, Vec<Refused>
     }
 }
 
-/// A walk through some folders, not deeper.
+/// A walk through some folders, without their subfolders.
 struct Walk<'a> {
     root: &'a Path,
     found: Snapshot,
@@ -136,7 +137,7 @@ impl<'a> Walk<'a> {
             if let Err(error) = walk.folder(folder) {
                 walk.problems.push((root.join(folder), unreadable(&error)));
             }
-            // Runs in order are soon put in order.
+            // Sorted here, because a later stable sort merges sorted runs quickly.
             walk.found.sort_from(first);
             if walk.found.len() > MAX_ENTRIES || walk.problems.len() >= MAX_PROBLEMS {
                 break;
@@ -145,7 +146,7 @@ impl<'a> Walk<'a> {
         walk
     }
 
-    /// Takes what is in a folder.
+    /// Adds the entries of a folder.
     fn folder(&mut self, below: &str) -> io::Result<()> {
         let folder = self.root.join(below);
         let mut path = String::from(below);
@@ -171,7 +172,7 @@ impl<'a> Walk<'a> {
             match looked {
                 Ok(None) => self.below.push(path.clone()),
                 Ok(Some(entry_kind)) => {
-                    // Too many is seen by who asked for it.
+                    // The caller checks the number of entries.
                     if !self.found.push(&path, entry_kind) {
                         break;
                     }
@@ -189,7 +190,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// What an entry of a folder is, `None` for a folder; `path`: from where the walk began.
+/// The kind of an entry; `None` for a folder. `path` is relative to the root of the walk.
 fn inspect_entry(folder: &Path, path: &str, kind: FileType) -> Result<Option<EntryKind>, Problem> {
     let path = RelPath::parse(path).map_err(|error| {
         Problem::new(
@@ -209,7 +210,7 @@ fn inspect_entry(folder: &Path, path: &str, kind: FileType) -> Result<Option<Ent
                 "the link's target is not UTF-8: remove the link",
             )
         })?;
-        // The manifest's own rules, asked for each link so that all bad ones are told.
+        // Uses the manifest's own rule here, so that every bad link is reported.
         check_link(path, &target).map_err(Problem::from)?;
         Some(EntryKind::Link(target.into()))
     } else {

@@ -1,6 +1,7 @@
-//! One call to share: paths in order, what happens told as it happens, the items of several stored in one batch.
+//! Runs one share call: handles its paths in order, sends events while it runs, and stores items in
+//! batches.
 //!
-//! Blocks; run off the async threads.
+//! Blocks: run it off the async threads.
 
 use std::{
     path::{Path, PathBuf},
@@ -19,33 +20,34 @@ use crate::library::{
     share::build::{self, ShareCause, ShareObserver},
 };
 
-/// Least time between two progress events of a share: more than a person can read costs for nothing.
+/// Minimum time between two progress events: more would cost work that nobody can see.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Most items of a share that are put in one batch, and how long the first may wait for it: one flush of the disk for many.
+/// Maximum number of items in a batch, and how long the first may wait for it. A batch needs only
+/// one flush to disk.
 const BATCH_ITEMS: usize = 256;
 const BATCH_TIME: Duration = Duration::from_millis(200);
 
-/// First and last wait for file descriptors that are lacking: about four seconds in all, in which
-/// a burst of other work ends, and not so long that whoever waits thinks the command hangs.
+/// First and last delay if file descriptors run out; about four seconds in total. A burst of other
+/// work ends within that time, and the command does not seem to hang.
 const FIRST_DESCRIPTOR_WAIT: Duration = Duration::from_millis(125);
 const LAST_DESCRIPTOR_WAIT: Duration = Duration::from_secs(2);
 
-/// Shares paths in order, the items of several in one batch.
+/// Shares paths in order, in batches.
 pub(crate) fn share_all(shared: &LibraryShared, paths: Vec<PathBuf>, events: &mpsc::Sender<ShareEvent>) {
     let _hashing = shared.foreground_hashers.begin();
     let (done, total) = (AtomicU64::new(0), AtomicU64::new(0));
     let told = Mutex::new(None::<Instant>);
     let on_progress = |path: &dyn Fn() -> PathBuf, bytes: u64| {
         let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        // Whoever finds the lock taken has nothing newer to tell.
+        // If the lock is taken, another thread is reporting newer progress.
         let Some(mut told) = told.try_lock() else { return };
         if told.is_some_and(|told| told.elapsed() < PROGRESS_INTERVAL) {
             return;
         }
         *told = Some(Instant::now());
         let total = total.load(Ordering::Relaxed);
-        // A reader that is behind does not hold up the hashing.
+        // A slow receiver does not delay hashing.
         let _ = events.try_send(ShareEvent::Progress {
             path: path(),
             done,
@@ -87,8 +89,8 @@ pub(crate) fn share_all(shared: &LibraryShared, paths: Vec<PathBuf>, events: &mp
     put_batch(shared, &mut batch, events, &watch);
 }
 
-/// Makes the item at a path. A lack of file descriptors passes as other work ends: it is waited
-/// for, a little longer each time.
+/// Builds the item at a path. Retries with a growing delay if file descriptors run out, because
+/// other work releases some.
 fn prepare(shared: &LibraryShared, path: &Path, watch: &ShareObserver<'_>) -> Result<NewItem, Vec<Refused>> {
     let mut wait = FIRST_DESCRIPTOR_WAIT;
     loop {
@@ -128,7 +130,7 @@ fn put_batch(
             result => result.map_err(|problem| vec![(path.to_path_buf(), problem)]),
         };
         match result {
-            // Nobody there to tell: the caller is gone.
+            // An error means that the caller is gone.
             Ok(item) => drop(events.blocking_send(ShareEvent::Shared(item))),
             Err(refused) => report_refused(refused, events),
         }

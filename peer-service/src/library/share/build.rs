@@ -1,9 +1,11 @@
-//! From a path to an item: look, hash what is not known, make the manifest, put it into the library.
+//! Builds an item from a path: `stat`, hash what is not known, make the manifest, add the item to
+//! the library.
 //!
-//! A folder is shared whole or not at all: with anything in it that cannot be shared it is refused, and every problem is told,
-//! up to a bound. A collection that silently lacks a file would be worse than none.
+//! A folder is shared whole or not at all. If it holds anything that cannot be shared, it is
+//! refused, and every problem is reported, up to a limit. A collection that silently lacks a file
+//! would be worse than none.
 //!
-//! Blocks; run off the async threads.
+//! Blocks: run it off the async threads.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -41,30 +43,30 @@ use crate::{
     store::{Members, Stamp, StoreError},
 };
 
-/// Bytes of a manifest on disk that are compared at once.
+/// Bytes of a manifest file compared in one step.
 const COMPARED_AT_ONCE: usize = 256 * 1024;
 
-/// How often an item is made anew because what it counted on was unshared meanwhile.
+/// How many times an item is built again because files that it relied on were unshared meanwhile.
 const MAX_ATTEMPTS: usize = 3;
 
-/// What a share is told on its way, and what it asks.
+/// The callbacks of a share.
 pub(crate) struct ShareObserver<'a> {
-    /// Bytes found that will be hashed or need not be.
+    /// Receives sizes of files, in bytes, before they are hashed or found to be known.
     pub(crate) on_size: &'a (dyn Fn(u64) + Sync),
-    /// Bytes done of a file.
+    /// Receives the bytes done of a file.
     pub(crate) on_progress: &'a OnProgress<'a>,
     /// Whether to stop.
     pub(crate) is_cancelled: &'a IsCancelled<'a>,
 }
 
-/// Why an item is put. Hashing takes a while, in which its owner may have unshared it.
+/// Why an item is put. Hashing takes a while, and its owner may unshare the path meanwhile.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum ShareCause {
-    /// Its owner asks for it.
+    /// Its owner requested it.
     Requested,
-    /// The item of this number had changed: put if that is still there.
+    /// The item with this number changed: put it if it is still at the path.
     Changed(u64),
-    /// It lies in the files folder: put unless its owner took it out of the sharing.
+    /// It is in the files folder: put it unless its owner unshared it.
     DroppedIn,
 }
 
@@ -78,7 +80,8 @@ impl ShareCause {
     }
 }
 
-/// The path that an item goes by: absolute, its folders without links. The last part is kept, so that a link keeps its name.
+/// The path of an item: absolute, with links in its parent folders resolved. The last part is not
+/// resolved, so that a link keeps its name.
 pub(crate) fn resolve(path: &Path) -> Result<PathBuf, Problem> {
     let absolute = std::path::absolute(path).map_err(|error| unreadable(&error))?;
     match (absolute.parent(), absolute.file_name()) {
@@ -86,7 +89,7 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf, Problem> {
             .canonicalize()
             .map_err(|error| unreadable(&error))?
             .join(name)),
-        // Ends in `..`, or is the root.
+        // The path ends in `..` or is the root.
         _ => absolute.canonicalize().map_err(|error| unreadable(&error)),
     }
 }
@@ -96,7 +99,7 @@ fn single_refusal(path: &Path, problem: Problem) -> Vec<Refused> {
 }
 
 impl LibraryShared {
-    /// Makes the item at a path, resolved before.
+    /// Builds the item at a resolved path.
     ///
     /// # Errors
     /// Everything that keeps it from being shared.
@@ -107,7 +110,7 @@ impl LibraryShared {
         if metadata.is_dir() {
             let mut snapshot = walk(path, self.hash_threads)?;
             match self.catalog().folder_at(path).is_some() {
-                // Maybe it is as it was.
+                // It may be unchanged, which the stamps show.
                 true => snapshot.stat_all(path, self.hash_threads)?,
                 false => snapshot.stat_if_many(path, self.hash_threads)?,
             }
@@ -127,7 +130,7 @@ impl LibraryShared {
         }
     }
 
-    /// Refuses what has no usable name and what would give away the peer's own state.
+    /// Refuses a path without a usable name, and one that would expose the peer's own state.
     pub(crate) fn check_location(&self, path: &Path) -> Result<(), Problem> {
         let name = path.file_name().and_then(|name| name.to_str());
         let name = name.ok_or_else(|| {
@@ -149,7 +152,7 @@ impl LibraryShared {
         Ok(())
     }
 
-    /// An item of a file whose hash is known.
+    /// The item of a file that was hashed with this stamp before.
     fn reuse_file(&self, path: &Path, stamp: &Stamp) -> Option<NewItem> {
         let record = self.catalog().known_file(path, stamp)?;
         Some(NewItem {
@@ -163,7 +166,7 @@ impl LibraryShared {
         })
     }
 
-    /// Makes the collection of a folder's content.
+    /// Builds the collection of a folder.
     pub(crate) fn build_collection(
         &self,
         root: &Path,
@@ -181,13 +184,13 @@ impl LibraryShared {
             .may_know(root, snapshot.len())
             .then_some(&known as _);
         let hashed = hash_snapshot(root, snapshot, known, self.hash_threads, watch)?;
-        // Sorted as `found` is, which the stamps rely on.
+        // The manifest is in the order of `snapshot`, as are the stamps.
         let manifest = hashed.manifest(root, snapshot)?;
         self.collection_item(root, Arc::new(manifest), snapshot.all_stamps(), hashed.hashes)
             .map_err(|problem| single_refusal(root, problem))
     }
 
-    /// An item of a folder that is shared as it stands.
+    /// The item of a folder that is already shared and unchanged.
     fn reuse_folder(&self, root: &Path, snapshot: &Snapshot) -> Option<NewItem> {
         let (record, folder) = {
             let catalog = self.catalog();
@@ -205,7 +208,7 @@ impl LibraryShared {
         })
     }
 
-    /// The item of a manifest, whose blob is written.
+    /// The item of a manifest. Writes the manifest to disk.
     pub(crate) fn collection_item(
         &self,
         root: &Path,
@@ -237,7 +240,8 @@ impl LibraryShared {
         self.write_manifest(&item).map(|()| item)
     }
 
-    /// Writes a collection's manifest where it is not: another collection with the same may have been the last that had it.
+    /// Writes a collection's manifest if it is missing: the last collection that had the same one
+    /// may have been unshared.
     fn write_manifest(&self, item: &NewItem) -> Result<(), Problem> {
         let ItemBody::Collection(folder) = &item.body else {
             return Ok(());
@@ -251,11 +255,11 @@ impl LibraryShared {
             .map_err(|error| self.not_written(&error))
     }
 
-    /// Opens a collection's manifest where it is kept. One that is missing or damaged is written
-    /// again from memory, where it was checked against its id.
+    /// Opens the stored manifest of a collection. Writes a missing or damaged one again from
+    /// memory, where it was verified against its id.
     ///
     /// # Errors
-    /// `STORE_UNAVAILABLE`.
+    /// `STORE_UNAVAILABLE`: it can be neither read nor written.
     pub(crate) fn manifest_file(&self, id: &FileId, manifest: &Manifest) -> Result<File, Problem> {
         let path = self.manifest_path(id);
         if let Some(file) = open_manifest(&path, manifest) {
@@ -288,7 +292,7 @@ impl LibraryShared {
         }
     }
 
-    /// Makes and puts the item at a path.
+    /// Builds the item at a path and puts it into the library.
     ///
     /// # Errors
     /// Everything that keeps it from being shared.
@@ -312,8 +316,12 @@ impl LibraryShared {
         Err(single_refusal(path, last.unwrap_or_else(stopped)))
     }
 
-    /// Puts items, all in one batch. Each ends well or with its problem; `BUSY`: make it anew, what it counted on is gone;
-    /// `CANCELLED`: the cause does not hold any more.
+    /// Puts items in one batch; one result for each.
+    ///
+    /// # Errors
+    /// - `BUSY`: files that the item relied on were unshared; build it again.
+    /// - `CANCELLED`: the cause no longer holds.
+    /// - Otherwise the reason why the item cannot be stored.
     pub(crate) fn put_items(&self, items: Vec<NewItem>, cause: ShareCause) -> Vec<Result<Item, Problem>> {
         let _writing = self.writing();
         let written: Vec<_> = items.iter().map(|item| self.write_manifest(item)).collect();
@@ -321,7 +329,7 @@ impl LibraryShared {
         let mut catalog = self.catalog();
         let mut put = Vec::with_capacity(items.len());
         for (mut item, written) in items.into_iter().zip(written) {
-            // Only who asks for it changes that it came as a download.
+            // Only a request turns a download into a shared item.
             item.downloaded |= !matches!(cause, ShareCause::Requested);
             put.push(match written {
                 Err(problem) => Err(problem),
@@ -350,7 +358,7 @@ impl LibraryShared {
     }
 }
 
-/// Opens the file of a manifest if it holds just that.
+/// Opens a manifest file if it holds exactly this manifest.
 fn open_manifest(path: &Path, manifest: &Manifest) -> Option<File> {
     let mut file = File::open(path).ok()?;
     let mut rest = &manifest.bytes()[..];
@@ -376,7 +384,7 @@ fn manifest_unreadable(id: &FileId, why: impl std::fmt::Display) -> Problem {
     )
 }
 
-/// The problem with what is shared and could not be stored.
+/// The problem with an item that is shared but could not be stored.
 fn not_remembered(error: &StoreError) -> Problem {
     let until = "it is shared only until the peer stops";
     match error.exhaustion() {
@@ -392,7 +400,7 @@ fn not_remembered(error: &StoreError) -> Problem {
     }
 }
 
-/// The item of a file that was hashed.
+/// The item of a hashed file.
 pub(crate) fn file_item(path: &Path, done: HashedFile) -> NewItem {
     let record = record_of(&done.tree, FileKind::File);
     let layer = done.tree.piece_hashes;
@@ -408,11 +416,11 @@ pub(crate) fn file_item(path: &Path, done: HashedFile) -> NewItem {
     }
 }
 
-/// The stamps of a manifest's files as they are on disk now. Blocks.
+/// The current stamps of a manifest's files. Blocks.
 ///
 /// # Errors
-/// `FILE_CHANGED`, naming the first that is gone, no file, or of another size; `TARGET_NOT_WRITABLE` with the system's own words where
-/// one cannot be looked at for another reason.
+/// - `FILE_CHANGED`, with the first path: it is gone, not a regular file, or of another size.
+/// - `TARGET_NOT_WRITABLE`, with the system's message: `stat` fails for another reason.
 pub fn stamps_at(root: &Path, manifest: &Manifest) -> Result<Vec<Stamp>, Problem> {
     let stamps = manifest.entries().map(|entry| {
         let EntryContent::File { size, .. } = entry.content else {

@@ -1,4 +1,4 @@
-//! Putting items into the library, taking them out, and publishing each change.
+//! Adds items to the library, removes them, and publishes each change.
 
 pub(crate) mod batch;
 pub(crate) mod build;

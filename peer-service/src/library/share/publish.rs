@@ -1,7 +1,8 @@
-//! Stores and tells what changed: the database, the index's holdings, those who watch a file, the open handles.
+//! Publishes each change of the catalog: to the database, the announce set, the watchers of files,
+//! and the open files.
 //!
-//! Invariant: changes reach the database in the order in which they were made, each at most once; what it could not take goes
-//! before the next.
+//! Invariant: changes reach the database in the order in which they were made, each at most once. A
+//! change that could not be stored is stored before the next one.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -17,14 +18,15 @@ use crate::{
     store::{StoreChange, StoreError},
 };
 
-/// Files above which counting them among the holdings takes long enough to be done while the database is written.
+/// Above this number of files, updating the announce set takes long enough to do it in parallel
+/// with the database write.
 const MANY_FILES: usize = 4096;
 
-/// What could not be stored yet.
+/// Changes that could not be stored yet.
 #[derive(Debug, Default)]
 pub(crate) struct UnsavedChanges {
     changes: Vec<StoreChange>,
-    /// What these took out of the library at its owner's wish.
+    /// The items that their owner unshared with these changes.
     pub(crate) unshared: Vec<Item>,
 }
 
@@ -35,11 +37,13 @@ impl RegistrationSource for LibraryShared {
 }
 
 impl LibraryShared {
-    /// Stores and tells a change of the catalog; `writing` is held. What cannot be stored holds all the same until the peer
-    /// stops, or until a later change can be stored and it with that; the caller is told.
+    /// Stores and announces a change of the catalog. The caller holds `writing`.
+    ///
+    /// A change that cannot be stored stays in effect until the peer stops. It is stored together
+    /// with a later change, if that succeeds.
     pub(crate) fn publish(&self, delta: Delta) -> Result<(), StoreError> {
         let mut settled = self.catalog().settle(delta);
-        // With what a full disk kept from being stored before.
+        // Includes earlier changes that could not be stored.
         let mut unsaved = std::mem::take(&mut *self.unsaved_changes.lock());
         unsaved.changes.append(&mut settled.changes);
         self.holdings.remove(&settled.removed);
@@ -60,12 +64,12 @@ impl LibraryShared {
         stored
     }
 
-    /// Whether something could not be stored yet.
+    /// Whether changes wait to be stored.
     pub(crate) fn has_unsaved(&self) -> bool {
         !self.unsaved_changes.lock().changes.is_empty()
     }
 
-    /// Stores what could not be stored before, if that works now.
+    /// Tries again to store the waiting changes.
     pub(crate) fn save_again(&self) {
         let _writing = self.writing();
         let unsaved = std::mem::take(&mut *self.unsaved_changes.lock());
@@ -78,14 +82,14 @@ impl LibraryShared {
         }
     }
 
-    /// Tells a change to all but the database.
+    /// Publishes a change to everything except the database.
     pub(crate) fn notify(&self, settled: &DeltaEffects) {
         self.holdings.remove(&settled.removed);
         self.holdings.announce_complete(&settled.present);
         self.notify_removed(settled);
     }
 
-    /// Tells those who watch or read what is gone, and removes what only that needed.
+    /// Notifies watchers of removed files, closes their handles, and deletes their manifests.
     fn notify_removed(&self, settled: &DeltaEffects) {
         let mut watchers = self.watchers();
         watchers.retain(|_, sender| sender.receiver_count() > 0);
@@ -99,13 +103,14 @@ impl LibraryShared {
         }
         drop(handles);
         for id in &settled.manifests {
-            // A blob that stays is only a little room lost: it is checked against its id whenever it is read.
+            // A manifest that cannot be deleted only wastes a little space: it is verified against
+            // its id at each read.
             let _ = std::fs::remove_file(self.manifest_path(id));
         }
     }
 
-    /// Withdraws a copy that is not what it was; its item is looked at again in the background. `seen`: what was looked at; what took its
-    /// place since is left alone.
+    /// Withdraws a changed copy; its item is checked again in the background. `seen` is the item as
+    /// it was checked: an item that replaced it since is left alone.
     pub(crate) fn withdraw(&self, location: Location, seen: &ItemBody) {
         let path = {
             let catalog = self.catalog();
@@ -127,13 +132,13 @@ impl LibraryShared {
         tracing::info!(path = %shared.path.display(), id = %shared.record.id, "a shared file changed: it is withdrawn and hashed again");
         catalog.invalidate(location, &mut delta);
         drop(catalog);
-        // A failure is logged there; at the next start `stat` tells again.
+        // `publish` logs a failure. At the next start `stat` shows the same.
         let _ = self.publish(delta);
         self.stale.notify_one();
         self.rescan.notify_one();
     }
 
-    /// Where a collection is if all of its files are what they were. Those that are not are withdrawn.
+    /// The path of a collection if all its files are unchanged. Withdraws the changed ones.
     pub(crate) fn unchanged_folder(&self, number: u64) -> Option<PathBuf> {
         let (root, body) = {
             let catalog = self.catalog();

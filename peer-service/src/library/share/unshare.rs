@@ -1,4 +1,4 @@
-//! Takes items out of the library; no file is touched.
+//! Removes items from the library. Deletes no shared file.
 
 use potluck_core::{Problem, Reason};
 
@@ -12,11 +12,11 @@ use crate::{
 };
 
 impl UnshareTarget {
-    /// With the path that an item goes by.
+    /// The target with its path resolved as the paths of items are.
     fn resolved(&self) -> Self {
         match self {
             Self::Id(id) => Self::Id(*id),
-            // A path whose folder is gone can only be compared as it stands.
+            // If the parent folder is gone, the path can only be compared as given.
             Self::Path(path) => Self::Path(resolve(path).unwrap_or_else(|_| path.clone())),
         }
     }
@@ -28,7 +28,7 @@ impl UnshareTarget {
         }
     }
 
-    /// The items that are meant, by number.
+    /// The numbers of the items that match.
     fn numbers(&self, catalog: &Catalog) -> Vec<u64> {
         match self {
             Self::Id(id) => {
@@ -44,7 +44,7 @@ impl UnshareTarget {
 }
 
 impl LibraryShared {
-    /// See [`crate::library::Library::unshare`].
+    /// Implements [`crate::library::Library::unshare`].
     pub(crate) fn unshare(&self, target: &UnshareTarget) -> Result<Vec<Item>, Problem> {
         let resolved = target.resolved();
         let _writing = self.writing();
@@ -61,7 +61,7 @@ impl LibraryShared {
             removed.push(item);
         }
         if removed.is_empty() {
-            // Asked again, for what could not be remembered.
+            // A repeated call, after the first could not be stored.
             let unsaved = self.unsaved_changes.lock();
             let unshared = unsaved.unshared.iter().filter(|item| resolved.is(item));
             removed.extend(unshared.cloned());

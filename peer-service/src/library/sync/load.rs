@@ -1,8 +1,8 @@
-//! The library as it was before the last stop: read from the database, checked by `stat` alone, so that a hundred thousand
-//! shares are there in about a second.
+//! Loads the library at start: reads it from the database and checks each file by `stat` alone, so
+//! that a hundred thousand items load in about a second.
 //!
-//! What changed keeps its place and is looked at again in the background, and so does what is away. What is gone from the files folder
-//! is dropped.
+//! Changed and offline items keep their number and are checked again in the background. Items that
+//! are gone from the files folder are removed.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -38,29 +38,29 @@ use crate::{
     store::{EntrySha256s, ItemRow, Members, RowBody, StoreError, StoredItem},
 };
 
-/// Rows read at once: enough to keep all threads busy with `stat`, few enough to take no memory.
+/// Rows read in one batch: enough to keep all threads busy with `stat`, few enough to need little
+/// memory.
 const LOADED_AT_ONCE: usize = 2048;
 
-/// Rows, and where each stands that is of a file.
+/// Rows, each with the state of its file; `None` for a collection.
 type LoadedRows = Vec<(StoredItem, Option<ItemState>)>;
 
-/// Where a remembered item stands.
+/// What `stat` says of a stored item.
 enum ItemState {
     Gone,
-    /// But for these parts.
+    /// Unchanged, except for these entries.
     Same(Vec<EntryIndex>),
 }
 
 impl LibraryShared {
-    /// Fills the catalog and the holdings; where the database turns out to be damaged, begins with
-    /// a new one.
+    /// Loads the catalog and announces its files. Replaces a damaged database with a new one.
     ///
     /// # Errors
-    /// Where the database cannot be read or replaced.
+    /// The database can be neither read nor replaced.
     pub(crate) fn load_or_begin_anew(&self) -> Result<(), StoreError> {
         match self.load() {
             Err(error) if error.is_damaged() => {
-                // What was read so far nobody was told.
+                // Nothing of what was read so far was announced.
                 *self.catalog() = Catalog::default();
                 self.store.replace_damaged(&error)?;
                 self.load()
@@ -69,7 +69,7 @@ impl LibraryShared {
         }
     }
 
-    /// Fills the catalog and the holdings.
+    /// Loads the catalog and announces its files.
     fn load(&self) -> Result<(), StoreError> {
         let _writing = self.writing();
         let mut catalog = self.catalog();
@@ -77,7 +77,7 @@ impl LibraryShared {
         for path in self.store.tombstones()? {
             catalog.add_tombstone(path, None);
         }
-        // While some are put in their places, others are asked about.
+        // One thread calls `stat` for the next rows while this one restores the previous ones.
         let (give, snapshot) = mpsc::sync_channel(0);
         let (slow_path_warning, (end, ended)) = (SlowPathWarning::default(), mpsc::channel());
         thread::scope(|scope| {
@@ -106,7 +106,7 @@ impl LibraryShared {
         Ok(())
     }
 
-    /// Gives all that is remembered, some at a time.
+    /// Reads all stored items in batches and sends each with the state of its file.
     fn stat_all(
         &self,
         slow_path_warning: &SlowPathWarning,
@@ -129,7 +129,8 @@ impl LibraryShared {
         }
     }
 
-    /// `standing`: of a file; a collection is looked at once its manifest is read.
+    /// Restores one item. `standing` is the state of a file; a collection is checked here, after
+    /// its manifest is read.
     fn restore(
         &self,
         catalog: &mut Catalog,
@@ -154,7 +155,7 @@ impl LibraryShared {
             }
             RowBody::Collection(members) => self.read_folder(&row.id, members),
         };
-        // What an id commits to is checked wherever it comes from.
+        // The id is verified although the row comes from this peer's own database.
         let Some((record, body)) = remembered.filter(|(record, _)| record.id == row.id) else {
             let record = FileRecord {
                 id: row.id,
@@ -212,7 +213,7 @@ impl LibraryShared {
         }
     }
 
-    /// The manifest of a collection with its members, if the blob is whole and fits them.
+    /// Reads a collection's manifest. `None` if it is damaged or does not fit the stored members.
     fn read_folder(&self, id: &FileId, members: &Arc<Members>) -> Option<(FileRecord, ItemBody)> {
         let path = self.manifest_path(id);
         let bytes = files::read_own(&path, MAX_MANIFEST_SIZE).ok()?;
@@ -229,7 +230,7 @@ impl LibraryShared {
     }
 }
 
-/// Where a file stands; `None` for a collection.
+/// What `stat` says of a file; `None` for a collection.
 fn state_of_file(row: &ItemRow, look: &PathProbe) -> Option<ItemState> {
     let RowBody::File(known) = &row.body else {
         return None;
@@ -241,8 +242,8 @@ fn state_of_file(row: &ItemRow, look: &PathProbe) -> Option<ItemState> {
     })
 }
 
-/// Entries of a collection whose files are not what they were. Asked on so many threads: the operating system's answers take
-/// longer than anything else at start.
+/// The entries of a collection whose files changed. Calls `stat` on this number of threads, because
+/// it takes most of the time at start.
 pub(crate) fn changed_entries(root: &Path, folder: &SharedCollection, threads: usize) -> Vec<EntryIndex> {
     let stamps = &folder.members.stamps;
     let is_changed = |entry: u32| {

@@ -1,4 +1,4 @@
-//! Bringing the library and the disk together: at start, and again whenever something changes.
+//! Reconciles the library with the disk: at start, and again when something changes.
 
 pub(crate) mod load;
 pub(crate) mod offline;

@@ -1,5 +1,7 @@
-//! Shared paths that are away for a while, as on a disk that is not mounted: what was shared stays shared until its owner unshares it.
-//! Not so in the files folder, where taking a file away is how to unshare it.
+//! Offline items: paths that do not exist now and may come back, as on a disk that is not mounted.
+//! Such an item stays in the library until its owner unshares it.
+//!
+//! In the files folder there are no offline items: removing a file there unshares it.
 
 use std::path::Path;
 
@@ -9,25 +11,27 @@ use crate::library::{
     scan::walk::is_gone,
 };
 
-/// Most paths named at start.
+/// Maximum number of offline paths named in the log at start.
 const MAX_NAMED: usize = 5;
 
 impl LibraryShared {
-    /// Whether an item at this path stays when nothing is there. Not so a download that its owner only fetched.
+    /// Whether an item at this path stays if the path does not exist. A download that its owner did
+    /// not share does not stay.
     pub(crate) fn survives_offline(&self, path: &Path, downloaded: bool) -> bool {
         !downloaded && !path.starts_with(&self.files_folder)
     }
 
-    /// Whether nothing is at this path now, and an item there stays nevertheless.
+    /// Whether the path does not exist now and its item stays.
     pub(crate) fn is_offline(&self, path: &Path, downloaded: bool) -> bool {
         self.survives_offline(path, downloaded) && path.metadata().is_err_and(|error| is_gone(&error))
     }
 
-    /// Withdraws an item whose path is away and keeps it. Looks itself, as what somebody saw before may have come since. Whether it is
-    /// away.
+    /// Withdraws the copies of an item whose path does not exist, and keeps the item. Checks the
+    /// path itself, because it may have come back since the caller looked. Returns whether the item
+    /// is offline.
     pub(crate) fn mark_offline(&self, number: u64) -> bool {
         let _writing = self.writing();
-        // Apart from the question: the catalog must not stay locked while the disk is asked.
+        // A separate statement: the catalog must not stay locked during disk access.
         let item = self
             .catalog()
             .item(number)
@@ -38,7 +42,7 @@ impl LibraryShared {
         let mut delta = Delta::default();
         if self.catalog().set_offline(number, &mut delta) {
             warn_offline_path(&path);
-            // A failure is logged there; at the next start `stat` tells again.
+            // `publish` logs a failure. At the next start `stat` shows the same.
             let _ = self.publish(delta);
             self.stale.notify_one();
         }
@@ -46,7 +50,7 @@ impl LibraryShared {
     }
 }
 
-/// Says which paths are away: not of each of a hundred thousand on one disk.
+/// Logs the offline paths, up to a limit: a disk may hold a hundred thousand of them.
 pub(crate) fn warn_offline(catalog: &Catalog) {
     let mut offline = catalog.offline_items();
     offline

@@ -1,7 +1,10 @@
-//! What the library does by itself: looks again at items that changed, checks now and then whether others did, computes plain
-//! SHA-256s, closes files that nobody reads.
+//! The background tasks of the library:
 //!
-//! One thing at a time, and SHA-256s slowly while a share hashes.
+//! - check changed and offline items again;
+//! - check all items by `stat` at an interval;
+//! - compute missing plain SHA-256s, slowly while a share hashes;
+//! - check pieces that other peers report as bad;
+//! - close idle files and store changes that could not be stored before.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -35,30 +38,31 @@ use crate::{
     },
 };
 
-/// How long nothing may have written to a file before it is hashed again.
+/// How long a file must be unchanged before it is hashed again.
 pub(crate) const IDLE_BEFORE_HASH: Duration = Duration::from_secs(1);
 
-/// How soon an item that still changes is looked at again.
+/// Delay before an item that still changes is checked again.
 const RETRY_CHANGING: Duration = Duration::from_secs(1);
 
-/// How soon an item that cannot be read is looked at again.
+/// Delay before an item that cannot be read is checked again.
 pub(crate) const RETRY_FAILED: Duration = Duration::from_secs(60);
 
-/// How often everything shared is checked by `stat`, so that the index is not told of what is gone until somebody asks for it.
+/// Interval of the check of all items by `stat`. Without it, a removed file would stay announced
+/// until a peer requests it.
 const CHECK_INTERVAL: Duration = Duration::from_secs(300);
 
-/// How long after a download its plain SHA-256 is computed at the earliest: those who fetch the same are still at it, and
-/// nobody waits for the sum.
+/// Minimum time from a download to the computation of its plain SHA-256: other peers still download
+/// the same file, and nothing waits for the SHA-256.
 const AFTER_DOWNLOAD: Duration = Duration::from_secs(20);
 
-/// How long after anything was shared: who shared it is answered first.
+/// Minimum time from a share to the computation: the share's caller gets its answer first.
 const AFTER_SHARE: Duration = Duration::from_millis(20);
 
-/// Most SHA-256s stored in one batch, and how long the first may wait.
+/// Maximum number of SHA-256s stored in one batch, and how long the first may wait.
 const BATCH_SHA256S: usize = 512;
 const BATCH_TIME: Duration = Duration::from_secs(1);
 
-/// Starts all of it.
+/// Starts all background tasks.
 pub(crate) fn start(shared: &Arc<LibraryShared>, tracker: &TaskTracker) {
     tracker.spawn(refresh_loop(shared.clone()));
     tracker.spawn(sha256_loop(shared.clone()));
@@ -66,7 +70,8 @@ pub(crate) fn start(shared: &Arc<LibraryShared>, tracker: &TaskTracker) {
     tracker.spawn(report_loop(shared.clone()));
 }
 
-/// Runs what blocks; `None` when shutting down, as soon as the work has noticed: nothing may use the database after that.
+/// Runs blocking work. `None` on shutdown, but only after the work has ended: nothing may use the
+/// database after the tasks end.
 async fn run_blocking<T: Send + 'static>(
     shared: &Arc<LibraryShared>,
     work: impl FnOnce(&LibraryShared) -> T + Send + 'static,
@@ -77,7 +82,7 @@ async fn run_blocking<T: Send + 'static>(
     done.filter(|_| !shutdown.is_cancelled())
 }
 
-/// What looking at an item again came to.
+/// The result of checking a stale item again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RefreshOutcome {
     Done,
@@ -88,7 +93,7 @@ pub(crate) enum RefreshOutcome {
 async fn refresh_loop(shared: Arc<LibraryShared>) {
     let mut looked: Option<Instant> = None;
     loop {
-        // What is away may be much, and what changes is looked at every second.
+        // There may be many offline items, and changing items are checked every second.
         let include_offline = looked.is_none_or(|at| at.elapsed() >= RETRY_FAILED);
         if include_offline {
             looked = Some(Instant::now());
@@ -97,7 +102,7 @@ async fn refresh_loop(shared: Arc<LibraryShared>) {
         let Some(delay) = run_blocking(&shared, pass).await else {
             return;
         };
-        // All arms are cancel-safe: a notification that is taken leads to a pass.
+        // All branches are cancel-safe: a notification that was taken leads to a pass.
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
             () = shared.stale.notified() => {}
@@ -106,10 +111,11 @@ async fn refresh_loop(shared: Arc<LibraryShared>) {
     }
 }
 
-/// Looks at each item that waits for it, or only at those that are not away; how long until the next look.
+/// Checks each stale item again; the offline ones only if `include_offline`. Returns the delay
+/// until the next pass.
 pub(crate) fn refresh(shared: &LibraryShared, include_offline: bool) -> Duration {
     let mut delay = CHECK_INTERVAL;
-    // Apart from the loop: the catalog must not stay locked in it.
+    // A separate statement: the catalog must not stay locked in the loop.
     let stale = shared.catalog().stale_numbers();
     for number in stale {
         if shared.shutdown.is_cancelled() {
@@ -135,7 +141,7 @@ impl LibraryShared {
             None => return RefreshOutcome::Done,
         };
         if self.is_in_files_folder(&path) {
-            // The files folder is watched: what is in it is looked at there.
+            // A scan of the files folder handles its items.
             self.rescan.notify_one();
             return RefreshOutcome::Done;
         }
@@ -193,7 +199,8 @@ impl LibraryShared {
         }
     }
 
-    /// Whether nothing has written there for a while: of a folder, to any of its files. What cannot be looked at is told by who shares it.
+    /// Whether nothing was written there for [`IDLE_BEFORE_HASH`]; for a folder, to any of its
+    /// files. True if it cannot be read: the attempt to share it then reports the problem.
     fn is_idle_at(&self, path: &Path, metadata: &Metadata) -> bool {
         if !metadata.is_dir() {
             return is_idle(stamp_of(metadata).ctime);
@@ -205,15 +212,15 @@ impl LibraryShared {
         snapshot.map_or(true, is_idle)
     }
 
-    /// Takes away those of these items whose paths are gone. Looks itself: what somebody saw before may have come since, and been
-    /// shared, as a download is that ends.
+    /// Removes the items in `numbers` whose paths are gone. Checks the paths itself: a path may
+    /// have come back since the caller looked, such as that of a download that just ended.
     pub(crate) fn drop_gone(&self, mut numbers: Vec<u64>) {
         if numbers.is_empty() {
             return;
         }
         let _writing = self.writing();
         numbers.retain(|&number| {
-            // Apart from the question: the catalog must not stay locked while the disk is asked.
+            // A separate statement: the catalog must not stay locked during disk access.
             let path = self.catalog().item(number).map(|shared| shared.path.clone());
             path.is_some_and(|path| path.metadata().is_err_and(|error| is_gone(&error)))
         });
@@ -225,11 +232,11 @@ impl LibraryShared {
             }
         }
         drop(catalog);
-        // A failure is logged there; at the next start `stat` tells again.
+        // `publish` logs a failure. At the next start `stat` shows the same.
         let _ = self.publish(delta);
     }
 
-    /// Forgets hidden paths of the files folder that are gone: they are not `there`, and were not put there since.
+    /// Removes tombstones whose paths are gone: not in `there`, and not created since.
     pub(crate) fn remove_gone_tombstones(&self, there: &HashSet<PathBuf>) {
         let _writing = self.writing();
         let mut gone = self.catalog().tombstones_besides(there);
@@ -244,7 +251,7 @@ impl LibraryShared {
         }
     }
 
-    /// Withdraws every copy that is not what it was.
+    /// Withdraws every copy whose `stat` changed.
     pub(crate) fn check_all(&self) {
         let mut last = None;
         while let Some((number, path, body)) = self.item_after(last) {
@@ -278,8 +285,8 @@ impl LibraryShared {
         }
     }
 
-    /// Something of a damaged item changed: where that is a damaged file, its owner did something
-    /// about it.
+    /// Handles changes in a damaged item. If a damaged file changed, its owner has replaced it, so
+    /// the item is checked again.
     fn look_at_damaged(&self, number: u64, changed: &[EntryIndex]) {
         let is_damaged = |&part: &EntryIndex| self.catalog().is_part_damaged(number, part);
         if !changed.iter().any(is_damaged) {
@@ -288,13 +295,13 @@ impl LibraryShared {
         let _writing = self.writing();
         let mut delta = Delta::default();
         self.catalog().forget_damage(number, &mut delta);
-        // A failure is logged there; at the next start `stat` tells again.
+        // `publish` logs a failure. At the next start `stat` shows the same.
         let _ = self.publish(delta);
         self.stale.notify_one();
         self.rescan.notify_one();
     }
 
-    /// The next item that is trusted.
+    /// The next item that is not stale.
     fn item_after(&self, last: Option<u64>) -> Option<(u64, Arc<Path>, ItemBody)> {
         let catalog = self.catalog();
         let mut items = catalog.items_after(last);
@@ -303,8 +310,8 @@ impl LibraryShared {
     }
 }
 
-/// Whether a file's last change is long enough ago. A time in the future says nothing: then it counts as quiet, and a change
-/// while hashing is noticed by that.
+/// Whether a change at this time, in nanoseconds since 1970, is long enough ago. A time in the
+/// future counts as idle: a change during hashing is noticed then.
 pub(crate) fn is_idle(changed: i64) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let changed = Duration::from_nanos(u64::try_from(changed).unwrap_or(0));
@@ -337,7 +344,8 @@ async fn sha256_loop(shared: Arc<LibraryShared>) {
             () = shared.shutdown.cancelled() => return,
             () = shared.sha256_needed.notified() => {}
         }
-        // Once, however many come meanwhile: the sums of what is shared wait no longer for them.
+        // Wait only once, however many more downloads end meanwhile: the SHA-256s of shared files
+        // must not wait for them too.
         let rest = until_calm(*shared.last_download.lock(), Instant::now());
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
@@ -354,7 +362,7 @@ async fn sha256_loop(shared: Arc<LibraryShared>) {
     }
 }
 
-/// Looks at what others found to be wrong.
+/// Checks pieces that other peers reported as bad.
 async fn report_loop(shared: Arc<LibraryShared>) {
     loop {
         tokio::select! {
@@ -372,14 +380,14 @@ async fn report_loop(shared: Arc<LibraryShared>) {
     }
 }
 
-/// How long sums still make way for those who fetch what came here, or wait for an answer.
+/// How long to wait so that other downloaders of the same file, and the callers of shares, go
+/// first.
 fn until_calm(downloaded: Option<Instant>, now: Instant) -> Duration {
     let calm = downloaded.map(|at| (at + AFTER_DOWNLOAD).saturating_duration_since(now));
     calm.unwrap_or_default().max(AFTER_SHARE)
 }
 
-/// Computes every SHA-256 that is missing, giving way to those who wait for their hashing or their
-/// download.
+/// Computes every missing SHA-256. Yields to foreground hashing and to downloads.
 fn compute_sha256s(shared: &LibraryShared) {
     let mut sha256s = HashMap::new();
     let mut since = Instant::now();
@@ -387,7 +395,7 @@ fn compute_sha256s(shared: &LibraryShared) {
         BackgroundTurns::new(&shared.foreground_hashers, &shared.activity, &shared.shutdown);
     let mut last = None;
     loop {
-        // Apart from the loop: the catalog must not stay locked in it.
+        // A separate statement: the catalog must not stay locked in the loop.
         let files = shared.catalog().without_sha256(last, BATCH_SHA256S);
         let Some((location, _)) = files.last() else { break };
         last = Some(*location);
@@ -422,11 +430,11 @@ fn store_sha256s(shared: &LibraryShared, sha256s: &mut HashMap<FileId, Sha256>) 
         catalog.set_sha256(id, sum, &mut delta);
     }
     drop(catalog);
-    // A failure is logged there, and the sums are computed again after the next start.
+    // `publish` logs a failure. The SHA-256s are computed again after the next start.
     let _ = shared.publish(delta);
 }
 
-/// SHA-256 of a file that is what it was before and after; `None` if not, or if the peer stops.
+/// The SHA-256 of a file. `None` if it changed or cannot be read, or on shutdown.
 fn sha256_of(
     shared: &LibraryShared,
     path: &Path,

@@ -1,7 +1,7 @@
-//! Hashing of files on disk, with the proof that each was one thing while it was read.
+//! Hashes files on disk and proves that each did not change while it was read.
 //!
-//! Invariant: a result's stamp was the file's before the first byte was read and after the last, and is old enough that a later
-//! change must show in it.
+//! Invariant: the stamp of a result was the file's stamp both before the first byte was read and
+//! after the last. The stamp is old enough that any later change produces another one.
 
 use std::{
     fs::File,
@@ -38,26 +38,30 @@ use crate::{
     store::Stamp,
 };
 
-/// Files above this are hashed one at a time with all threads, those below many at a time with one each, in bytes.
+/// Files above this size, in bytes, are hashed one at a time with all threads. Smaller files are
+/// hashed in parallel with one thread each.
 const LARGE: u64 = 16 * 1024 * 1024;
 
-/// Most files that a thread takes at once: they lie in one folder, mostly, and nobody waits long for the last of them.
+/// Maximum number of files that a thread takes in one step: they are mostly in one folder, and the
+/// last thread to finish delays the end only a little.
 const MAX_FILES_PER_TURN: usize = 32;
 
-/// How old a file's last change must be before it is hashed: longer than a tick of the clock that files are stamped with (10 ms
-/// at most), so that a change after hashing gets another stamp.
+/// Minimum age of a file's last change before it is hashed. Longer than a tick of the clock for
+/// file times (10 ms at most), so that a change after hashing gets another stamp.
 const SETTLE_TIME: Duration = Duration::from_millis(20);
 
-/// The same where only whole seconds are stamped, or every other one, as FAT has it: a change within them gets the same stamp.
+/// The minimum age on file systems with times of one or two seconds (FAT): a change within that
+/// time gets the same stamp.
 const COARSE_SETTLE_TIME: Duration = Duration::from_secs(2).saturating_add(SETTLE_TIME);
 
-/// How often to wait for a file to settle that is written to.
+/// How many times to wait for a file that is being written to.
 const MAX_SETTLE_WAITS: usize = 3;
 
-/// Told how many bytes more are hashed, and of which file where that is asked for.
+/// Receives the number of bytes hashed since the last call, and a function that gives the file's
+/// path.
 pub(crate) type OnProgress<'a> = dyn Fn(&dyn Fn() -> PathBuf, u64) + Sync + 'a;
 
-/// What hashing gave.
+/// The result of hashing a file.
 #[derive(Debug, Clone)]
 pub(crate) struct HashedFile {
     pub(crate) tree: FileTree,
@@ -75,24 +79,25 @@ pub(crate) fn record_of(tree: &FileTree, kind: FileKind) -> FileRecord {
     }
 }
 
-/// The plain SHA-256 of a file of at most one leaf: its root is nothing else.
+/// The plain SHA-256 of a file of at most one leaf, which equals its root.
 pub(crate) fn small_file_sha256(size: u64, root: &Root) -> Option<Sha256> {
     (size <= LEAF_SIZE as u64).then_some(Sha256(root.0))
 }
 
-/// What came of a file: its number, its path, and the result.
+/// The result for one file: its number, its path, and the tree or the problem.
 pub(crate) type HashResult<'f> = (usize, &'f Path, Result<HashedFile, Problem>);
 
-/// Told what came of some files.
+/// Receives the results for some files.
 pub(crate) type OnHashed<'a> = dyn Fn(Vec<HashResult<'_>>) + Sync + 'a;
 
-/// Asked often whether to stop.
+/// Polled often; true stops the hashing.
 pub(crate) type IsCancelled<'a> = dyn Fn() -> bool + Sync + 'a;
 
 /// Hashes one file.
 ///
 /// # Errors
-/// `FILE_CHANGED` where it changed meanwhile; `CANCELLED`; whatever keeps it from being read.
+/// `FILE_CHANGED`: it changed meanwhile. `CANCELLED`: `cancelled` returned true. Otherwise the
+/// reason why it cannot be read.
 pub(crate) fn hash_one(
     path: &Path,
     threads: usize,
@@ -102,7 +107,7 @@ pub(crate) fn hash_one(
     hash_at(&BaseFolder::default(), path, threads, on_progress, cancelled)
 }
 
-/// Hashes one file: see [`hash_one`].
+/// Implements [`hash_one`] for a path relative to `base`.
 fn hash_at(
     base: &BaseFolder,
     path: &Path,
@@ -120,8 +125,8 @@ fn hash_at(
     });
     match tree {
         Ok(tree) => is_still(&file, &stamp).map(|()| HashedFile { tree, stamp }),
-        // A length that is not what it was is a change; one that never was what the system says is
-        // none.
+        // A length that differs because the stamp changed is a change. If the stamp is the same,
+        // the file system reports a length that the file never had.
         Err(error) if is_other_length(&error) => is_still(&file, &stamp).and_then(|()| Err(unsized_file())),
         Err(error) => Err(not_hashed(&error)),
     }
@@ -134,8 +139,8 @@ fn is_other_length(error: &io::Error) -> bool {
     )
 }
 
-/// The problem with a file whose length is not what `stat` says: its stamp says nothing of its
-/// content.
+/// The problem with a file whose length is not the one from `stat`: a stamp would not show a change
+/// of its content.
 fn unsized_file() -> Problem {
     Problem::new(
         Reason::UnsizedFile,
@@ -143,7 +148,7 @@ fn unsized_file() -> Problem {
     )
 }
 
-/// Opens a file whose stamp is old enough.
+/// Opens a file and waits until its stamp is old enough.
 fn open_settled(base: &BaseFolder, path: &Path) -> Result<(File, Stamp), Problem> {
     let (file, mut stamp) = base.open_regular(path)?;
     for _ in 0..MAX_SETTLE_WAITS {
@@ -172,7 +177,7 @@ fn not_hashed(error: &io::Error) -> Problem {
     }
 }
 
-/// The problem with a file that something writes to.
+/// The problem with a file that is being written to.
 pub(crate) fn changed() -> Problem {
     Problem::new(
         Reason::FileChanged,
@@ -180,17 +185,17 @@ pub(crate) fn changed() -> Problem {
     )
 }
 
-/// How long to wait until the stamp is old enough; a stamp from the future cannot be waited for.
+/// How long to wait until the stamp is old enough; `None` if it is, or if it is in the future.
 fn settle_delay(stamp: &Stamp) -> Option<Duration> {
     settle_delay_at(stamp, SystemTime::now().duration_since(UNIX_EPOCH).ok()?)
 }
 
-/// The same at a time since 1970.
+/// Like `settle_delay`, at a time since 1970.
 fn settle_delay_at(stamp: &Stamp, now: Duration) -> Option<Duration> {
     let changed = Duration::from_nanos(u64::try_from(stamp.ctime.max(stamp.mtime)).ok()?);
     let age = now.checked_sub(changed)?;
     let is_whole = |time: i64| time % 1_000_000_000 == 0;
-    // A tool that sets a time to whole seconds sets `mtime` alone.
+    // A tool that sets times to whole seconds can set only `mtime`.
     let settled = match is_whole(stamp.ctime) && is_whole(stamp.mtime) {
         true => COARSE_SETTLE_TIME,
         false => SETTLE_TIME,
@@ -198,9 +203,14 @@ fn settle_delay_at(stamp: &Stamp, now: Duration) -> Option<Duration> {
     settled.checked_sub(age).filter(|wait| !wait.is_zero())
 }
 
-/// Hashes so many files: the small ones side by side, then larger ones, which are all found by then, and each of the large ones with all
-/// threads. `file` tells where one is and how it was found, if somebody asked; else `is_wanted` is told once it is open, and says whether
-/// to hash it. `on_done` is told what came of them. All from any thread; false if `cancelled` said so before all were hashed.
+/// Hashes `count` files in three passes: the small ones in parallel, read in batches; then medium
+/// ones in parallel; then large ones one by one, each with all threads.
+///
+/// - `file` gives the path of a file, and its stamp if `stat` was already called.
+/// - `is_wanted` is called for each other file once it is open and decides whether to hash it.
+/// - `on_done` receives the results.
+///
+/// All callbacks run on any thread. False if `cancelled` stopped it before all files were hashed.
 pub(crate) fn hash_many<'f>(
     base: &BaseFolder,
     count: usize,
@@ -260,7 +270,8 @@ pub(crate) fn hash_many<'f>(
                     together.hash(base, watch, on_done);
                 }
                 together.unreported_bytes += if is_new { stamp.size } else { 0 };
-                // What is not as it was found, or has a problem to be told, is looked at alone.
+                // A file that changed since it was listed, or that cannot be opened, is hashed
+                // alone: that reports the problem.
                 let open = open.map_or_else(|| opener.open_any(path, true), Ok);
                 if !open.is_ok_and(|file| together.read(index, path, &file, stamp)) {
                     hash(index, path, 1);
@@ -287,7 +298,7 @@ pub(crate) fn hash_many<'f>(
     all.into_inner()
 }
 
-/// Runs on so many threads, this one of them.
+/// Runs the work on this thread and `threads - 1` more.
 fn run_on_threads(threads: usize, work: &(dyn Fn() + Sync)) {
     std::thread::scope(|scope| {
         for _ in 1..threads {
@@ -303,21 +314,22 @@ struct SmallFileBatch<'f> {
     buffer: ReadBuffer,
     used: usize,
     files: Vec<(usize, &'f Path, Range<usize>, Stamp)>,
-    /// Bytes that nobody was told of yet.
+    /// Bytes not yet reported to the observer.
     unreported_bytes: u64,
 }
 
 impl<'f> SmallFileBatch<'f> {
-    /// Whether a file of so many bytes can be taken before what is there is hashed. Counted in whole leaves: more than are hashed in
-    /// step are no gain.
+    /// Whether a file of this size fits in the batch. Sizes are rounded up to whole leaves. A batch
+    /// larger than [`READ_SIZE`] gains nothing.
     fn has_room(&self, size: u64) -> bool {
         self.used + (size as usize).next_multiple_of(LEAF_SIZE).max(LEAF_SIZE) <= READ_SIZE
     }
 
-    /// Reads a file that had this stamp before; false where it has not any more after, so that it need not stay open.
+    /// Reads a file that had this stamp. False if it changed meanwhile or cannot be read. The file
+    /// need not stay open afterwards.
     fn read(&mut self, index: usize, path: &'f Path, file: &File, stamp: Stamp) -> bool {
         if self.buffer.is_empty() {
-            // A byte more, so that a file which is longer than it is said to be is noticed.
+            // One byte more, to notice a file that is longer than its `stat`.
             self.buffer = ReadBuffer::new(READ_SIZE + 1);
         }
         if let Some(wait) = settle_delay(&stamp) {
@@ -333,7 +345,7 @@ impl<'f> SmallFileBatch<'f> {
         true
     }
 
-    /// Hashes what was read. Told of all at once: whoever counts is shared by all threads.
+    /// Hashes the batch. Reports all files in one call, because all threads share the observer.
     fn hash(&mut self, base: &BaseFolder, watch: &ShareObserver<'_>, on_done: &OnHashed<'_>) {
         (watch.on_size)(std::mem::take(&mut self.unreported_bytes));
         let Some(&(_, last, ..)) = self.files.last() else {

@@ -1,4 +1,4 @@
-//! What hashing gives, and when a file may be hashed.
+//! The results of hashing, and the age at which a file may be hashed.
 
 use super::*;
 
@@ -84,7 +84,7 @@ fn files_of_any_size_come_out_as_they_are_alone() {
         let size = if index == 11 { 40 * leaf } else { size };
         std::fs::write(path(index), vec![index as u8; size as usize]).unwrap();
     }
-    // The last was found when it was smaller, and one when it was another file of that size.
+    // File 11 grew after its `stat`; file 4 was replaced by one of the same size.
     let told = |index: usize| {
         let stamp = stamp_of(&path(index).symlink_metadata().unwrap());
         match index {
@@ -110,7 +110,7 @@ fn files_of_any_size_come_out_as_they_are_alone() {
             done.lock().push(index);
         }
     };
-    // Of some nobody asked; some are not wanted.
+    // Some files have no `stat` yet; some are not wanted.
     let (count, unwanted) = (sizes.len() + 2, AtomicUsize::new(0));
     std::fs::write(path(12), "12").unwrap();
     std::fs::write(path(13), "13").unwrap();
@@ -155,7 +155,7 @@ fn a_stamp_of_whole_seconds_settles_later() {
         Some(Duration::from_millis(21))
     );
     assert_eq!(after(whole, whole, 2_020), None);
-    // What a tool set to whole seconds, or was changed at such a moment.
+    // Times that a tool set to whole seconds, and a change at such a moment.
     assert_eq!(after(whole - SECOND, whole + 1, 21), None);
     assert_eq!(after(whole - 1, whole, 20), None);
     assert_eq!(after(whole - 1, whole, 19), Some(Duration::from_millis(1)));
@@ -196,7 +196,7 @@ fn a_file_that_changes_while_it_settles_settles_again_or_is_refused() {
 #[test]
 #[cfg(target_os = "linux")]
 fn a_file_that_is_longer_or_shorter_than_its_system_says_is_refused() {
-    // The first says 0 bytes and has some; the second says a page, and has less.
+    // The first reports 0 bytes and has some; the second reports a page and has less.
     let odd = ["/proc/self/status", "/sys/kernel/mm/transparent_hugepage/enabled"];
     for path in odd.map(Path::new) {
         let (Ok(metadata), Ok(content)) = (path.metadata(), std::fs::read(path)) else {
@@ -206,7 +206,7 @@ fn a_file_that_is_longer_or_shorter_than_its_system_says_is_refused() {
         assert_ne!(metadata.len(), content.len() as u64);
         let refused = hash_one(path, 1, &|_, _| {}, &|| false).unwrap_err();
         assert_eq!(refused.reason, Reason::UnsizedFile, "{}", path.display());
-        // The same where it is one of many.
+        // The same as one of many files.
         let refused = Mutex::new(None);
         let on_done = |outcomes: Vec<HashResult<'_>>| {
             for (_, _, result) in outcomes {
