@@ -1,4 +1,4 @@
-//! The registrar against an index of its own that does as the contract says and can be made to fail.
+//! The registrar against a fake index that follows the protocol and can be made to fail.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -142,7 +142,7 @@ async fn everything_is_registered_in_batches_and_changes_follow() {
     let rig = Rig::new(holdings, State::default()).await;
     rig.registrar.synced(DEADLINE).await.unwrap();
     assert!(rig.same());
-    // Small ones: those on their way are in memory, in several forms.
+    // Small batches: those in flight are in memory, in several forms.
     assert!(rig.fake.state().largest <= 2_500 && rig.fake.state().registers == 11);
     assert_eq!(rig.fake.state().replaces, 0, "nothing is taken away in between");
     let status = rig.registrar.status();
@@ -156,7 +156,7 @@ async fn everything_is_registered_in_batches_and_changes_follow() {
     rig.stop().await;
 }
 
-/// An index that still has what this peer told it before it fell over.
+/// An index that still has the files that this peer announced before a crash.
 fn remembering(files: &[Registration]) -> State {
     let files = files.iter().map(|one| (one.file.id.0.to_vec(), one.clone()));
     State {
@@ -220,17 +220,17 @@ async fn an_index_that_forgot_is_told_again() {
     holdings.put(many(0..50));
     let rig = Rig::new(holdings, State::default()).await;
     rig.registrar.synced(DEADLINE).await.unwrap();
-    // The lease.
+    // It lost the lease.
     *rig.fake.state() = State::default();
     wait_until("told again after the lease was lost", || rig.same()).await;
-    // Some files.
+    // It lost a file.
     rig.fake.state().files.pop_first();
     wait_until("told again after a file was lost", || rig.same()).await;
-    // All, just before something new is registered.
+    // It lost everything, just before a new file is registered.
     *rig.fake.state() = State::default();
     rig.holdings.put(many(100..101));
     wait_until("told again with what is new", || rig.same()).await;
-    // All, right after it was told everything again, while something new arrives.
+    // It lost everything right after a full announcement, while a new file arrives.
     let forget = Some((rig.holdings.clone(), many(101..102)));
     rig.fake.state().forget = forget;
     rig.fake.state().files.pop_first();
@@ -273,7 +273,7 @@ async fn an_index_that_is_down_is_waited_for() {
         matches!(problem.reason, Reason::Unreachable | Reason::NotPotluck),
         "{problem:?}"
     );
-    // It comes back with nothing.
+    // It comes back without any data.
     *rig.fake.state() = State::default();
     rig.serving = CancellationToken::new();
     let (_, served) = serve(rig.fake.clone(), rig.address, rig.serving.clone()).await;
@@ -337,9 +337,9 @@ async fn a_full_index_that_gives_no_lease_is_not_asked_again_and_again() {
     let new = Rig::new(holding(), full()).await;
     let forgotten = Rig::new(holding(), State::default()).await;
     forgotten.registrar.synced(DEADLINE).await.unwrap();
-    // It forgets this peer, and others take its room.
+    // It lost this peer, and other peers use up the quota.
     *forgotten.fake.state() = full();
-    // It has what an earlier run told it.
+    // It has what an earlier run announced.
     let remembered = State {
         quota: Some(0),
         ..remembering(&many(0..1))
@@ -391,7 +391,7 @@ async fn an_index_that_was_put_back_to_an_older_state_with_as_many_files_is_told
         partial: true,
         ..registration(7, "name 7")
     };
-    // Another file, another name, another part: each time as many files as there are.
+    // Another file, another name, another completeness: each time the number of files is the same.
     for (gone, stale) in [
         (3, registration(1000, "old")),
         (3, registration(3, "old")),
@@ -406,7 +406,7 @@ async fn an_index_that_was_put_back_to_an_older_state_with_as_many_files_is_told
         }
         wait_until("the index is told again", || rig.same()).await;
         assert_eq!(rig.fake.state().replaces, replaces + 1);
-        // The peer sees that the digests agree, before the next.
+        // The peer sees matching digests before the next round.
         let renewals = rig.fake.state().renewals;
         wait_until("it is renewed", || rig.fake.state().renewals > renewals + 1).await;
     }
@@ -451,7 +451,7 @@ async fn another_peer_with_the_same_token_is_told_of() {
     );
     rig.fake.state().rival = None;
     wait_until("it is gone from the status", || reason().is_none()).await;
-    // The one that is refused says so as well.
+    // The refused peer reports it too.
     rig.fake.state().fail = Some(Reason::IdentityInUse);
     rig.holdings.put(many(5..6));
     wait_until("it is refused", || reason() == Some(Reason::IdentityInUse)).await;

@@ -1,4 +1,4 @@
-//! The real program: how it starts, what it refuses, and that `kill -9` at any moment costs little.
+//! The real program: how it starts, what it refuses, and that `kill -9` at any moment loses little.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -17,7 +17,7 @@ use potluck_core::{
     proto::v1::{self, control_service_client::ControlServiceClient},
 };
 
-/// The program; killed when dropped.
+/// The running program; killed when dropped.
 struct Program {
     child: Child,
     address: String,
@@ -51,7 +51,7 @@ impl Program {
         Self { child, address }
     }
 
-    /// Bytes read since it began, as Linux counts them.
+    /// Bytes read since its start, as counted by Linux.
     fn has_read(&self) -> u64 {
         let io = std::fs::read_to_string(format!("/proc/{}/io", self.child.id())).unwrap();
         let line = io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap();
@@ -76,7 +76,7 @@ async fn control(home: &Path) -> ControlServiceClient<tonic::transport::Channel>
     ControlServiceClient::new(endpoint.connect().await.unwrap())
 }
 
-/// Runs the program until it ends and gives its exit code and what it said.
+/// Runs the program until it exits; returns its exit code and its output.
 fn refused(mut command: Command) -> (Option<i32>, String) {
     let mut child = command.spawn().unwrap();
     let status = child.wait().unwrap();
@@ -108,7 +108,7 @@ async fn killed_three_times_it_goes_on_where_it_was() {
             .await
             .unwrap()
             .into_inner();
-        // Far enough past the last start that a checkpoint came in between.
+        // Far enough past the last start that a checkpoint was written in between.
         loop {
             let transfer = events.message().await.unwrap().unwrap().transfer.unwrap();
             assert_ne!(transfer.state(), v1::TransferState::Failed, "{transfer:?}");
@@ -361,7 +361,7 @@ async fn what_it_cannot_do_it_says_and_what_to_do_instead() {
     let dir = tempfile::tempdir().unwrap();
     let home = dir.path().join("peer");
     let program = Program::start(&home);
-    // A second on the same home.
+    // A second program with the same home.
     let (code, said) = refused(command(&home));
     assert_eq!(code, Some(1));
     assert!(
@@ -380,7 +380,7 @@ async fn what_it_cannot_do_it_says_and_what_to_do_instead() {
         said.contains("in use by another program") && said.contains("--listen"),
         "{said}"
     );
-    // The socket is the owner's alone, and gone when the peer is.
+    // Only the owner may use the socket, and it is removed at shutdown.
     let socket = home.join("control.sock");
     assert_eq!(
         std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
@@ -391,7 +391,7 @@ async fn what_it_cannot_do_it_says_and_what_to_do_instead() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert_eq!(program.child.wait().unwrap().code(), Some(0));
     assert!(!socket.exists());
-    // A socket left by a kill is replaced.
+    // A socket that a killed program left behind is replaced.
     Program::start(&home).kill();
     assert!(socket.exists());
     let _again = Program::start(&home);
@@ -402,12 +402,12 @@ async fn what_it_cannot_do_it_says_and_what_to_do_instead() {
         .unwrap();
 }
 
-/// A file of so many bytes, all of them holes: takes long to hash and no room.
+/// Creates a sparse file of this size: slow to hash, but without disk usage.
 fn holes(path: &Path, bytes: u64) {
     std::fs::File::create(path).unwrap().set_len(bytes).unwrap();
 }
 
-/// Tells the program to stop and gives how long that took.
+/// Sends the program the signal to stop; returns how long that took.
 fn stop(program: &mut Program) -> std::time::Duration {
     let pid = rustix::process::Pid::from_child(&program.child);
     let start = std::time::Instant::now();
@@ -420,10 +420,10 @@ fn stop(program: &mut Program) -> std::time::Duration {
 async fn it_stops_within_seconds_while_a_large_file_is_hashed() {
     let dir = tempfile::tempdir().unwrap();
     let large = dir.path().join("large");
-    // Minutes of work.
+    // Minutes of hashing.
     holes(&large, 100 << 30);
     let limit = std::time::Duration::from_secs(6);
-    // Shared by somebody who watches.
+    // Shared by a caller that waits for the result.
     let home = dir.path().join("peer");
     let mut program = Program::start(&home);
     let request = v1::ShareRequest {
@@ -450,7 +450,7 @@ async fn it_stops_within_seconds_while_a_large_file_is_hashed() {
     let took = stop(&mut program);
     assert!(took < limit, "the files folder: {took:?}");
     std::fs::remove_file(dropped).unwrap();
-    // Looked at because it stands where a download is to go.
+    // Hashed because it is at the target path of a download.
     let mut program = Program::start(&home);
     let request = v1::FetchRequest {
         ..wish(potluck_core::identity::hash::hash_bytes(b"other").id(), &large)
@@ -484,7 +484,7 @@ async fn it_works_and_ends_properly_although_nobody_reads_its_log() {
     assert_eq!(std::fs::read(&target).unwrap(), data);
     stop(&mut program);
     assert!(!home.join("control.sock").exists());
-    // What it refuses it refuses as always.
+    // Errors still lead to the same exit code.
     let _other = Program::start(&home);
     let mut second = command(&home).spawn().unwrap();
     drop(second.stderr.take());
@@ -503,10 +503,10 @@ async fn a_share_whose_caller_goes_stops_hashing() {
     let mut events = peer.control.clone().share(request).await.unwrap().into_inner();
     events.message().await.unwrap().unwrap();
     drop(events);
-    // The runtime ends only when the hashing has: this test would hang.
+    // The runtime ends only after the hashing has ended: otherwise this test would hang.
 }
 
-/// Connections that another program holds open, each with the first bytes of HTTP/2.
+/// Connections that another program holds open. Each has sent the first bytes of HTTP/2.
 fn hold_connections(address: &str, count: usize) -> Vec<std::net::TcpStream> {
     use std::io::Write as _;
     let mut held = Vec::new();

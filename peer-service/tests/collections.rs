@@ -1,4 +1,4 @@
-//! Folders: what comes out is what went in.
+//! Collections: the downloaded folder equals the shared one.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -13,7 +13,7 @@ use std::{
 use common::*;
 use potluck_core::proto::v1;
 
-/// Everything in a folder: what it is, as a line of text.
+/// Everything in a folder: each path with its kind and content as a line of text.
 fn listing(root: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut folders = vec![root.to_owned()];
@@ -100,13 +100,13 @@ async fn a_folder_arrives_as_it_was() {
     );
     assert!(!dir.path().join("out.part").exists() && !dir.path().join("out.part.state").exists());
 
-    // Again: it is there and verifies, so nothing is fetched.
+    // A second fetch: the folder exists and verifies, so nothing is downloaded.
     let again = peer.fetch(collection(id, &target, &seeds)).await;
     assert_done(&again);
     assert_eq!(again.resumed_bytes, again.bytes_total, "{again:#?}");
     assert!(again.peers.is_empty());
 
-    // What was fetched is served on: to a third peer, by this one alone.
+    // A third peer downloads the folder from this peer alone.
     let third = Peer::start(&dir.path().join("third"), None).await;
     for seed in seeds {
         seed.stop().await;
@@ -127,7 +127,7 @@ async fn a_folder_that_differs_is_left_alone() {
     let target = dir.path().join("out");
     assert_done(&peer.fetch(collection(id, &target, &seeds)).await);
     std::fs::write(target.join("nothing"), "mine").unwrap();
-    // The folder is somebody's now: the collection goes inside.
+    // The folder now holds a file of another owner: the collection goes inside.
     let done = peer.fetch(collection(id, &target, &seeds)).await;
     assert_done(&done);
     assert_eq!(Path::new(&done.path).parent(), Some(target.as_path()));

@@ -1,4 +1,4 @@
-//! Who may command a peer over TCP, and what one that is still fetching says of what it has.
+//! Access to the control API over TCP, and the availability that a downloading peer reports.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -101,7 +101,7 @@ async fn a_watch_on_a_peer_that_fetches_goes_on_when_it_has_the_whole() {
     let has = |unit: u32| first.have[unit as usize / 8] & (128 >> (unit % 8)) != 0;
     let mut have: std::collections::BTreeSet<u32> = (0..first.units).filter(|&unit| has(unit)).collect();
     assert!(have.len() >= 2);
-    // Every unit is told, each once, whether it was the transfer or the library that told it.
+    // Each unit is reported exactly once, whether the transfer or the library reports it.
     let all = async {
         while have.len() < 46 {
             match changes.message().await.unwrap().unwrap().event.unwrap() {
@@ -122,7 +122,7 @@ async fn a_watch_on_a_peer_that_fetches_goes_on_when_it_has_the_whole() {
         last = event.transfer;
     }
     assert_done(&last.unwrap());
-    // Now it is the library's, and the same watch hears of it.
+    // The file is in the library now, and the same watch goes on.
     let mut again = peer.watch_availability(watch).await.unwrap().into_inner();
     let Some(Event::Snapshot(whole)) = again.message().await.unwrap().unwrap().event else {
         panic!("the first event is a snapshot");
@@ -146,7 +146,7 @@ async fn a_root_that_is_not_known_yet_is_never_told() {
     log();
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("cookbook");
-    // Each of one piece: its only hash is its root.
+    // Files of one piece: the only piece hash is the root.
     let contents: Vec<Vec<u8>> = (0..20).map(|n| bytes(100_000, 40 + n)).collect();
     for (n, content) in contents.iter().enumerate() {
         file(&source, &n.to_string(), content);
@@ -178,7 +178,7 @@ async fn a_root_that_is_not_known_yet_is_never_told() {
             first_piece: 0,
             count: 0,
         };
-        // The hash first: what is known does not become unknown.
+        // Piece hashes are requested first: a known hash must not become unknown again.
         let hash = match peer.get_piece_hashes(hashes).await {
             Ok(answer) => Ok(answer.into_inner().message().await.unwrap().unwrap().hashes),
             Err(status) => Err(Problem::from(status)),

@@ -1,4 +1,5 @@
-//! A crowd at one peer: what it is told, that few of it wait, and that one address never has all.
+//! A crowd at one peer: the peer announces what it sends, few requests wait, and one address never
+//! takes everything.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -73,7 +74,7 @@ async fn one_address_leaves_upload_slots_to_others() {
     drop(held);
 }
 
-/// Shares a folder of files of these sizes, and gives its id and theirs.
+/// Shares a folder of files of these sizes; returns its id and theirs.
 async fn share_folder(dir: &Path, peer: &Peer, name: &str, sizes: &[usize]) -> (FileId, Vec<FileId>) {
     let folder = dir.join(name);
     std::fs::create_dir(&folder).unwrap();
@@ -86,7 +87,8 @@ async fn share_folder(dir: &Path, peer: &Peer, name: &str, sizes: &[usize]) -> (
     (peer.share_one(&folder).await.record.id, files)
 }
 
-/// Of those who ask for `spans` while several watch `id`, few wait, and one address leaves places to others.
+/// While several clients watch `id`, only a few requests for `spans` wait, and one address leaves
+/// room for others.
 async fn few_wait(peer: &Peer, api: &PeerApi, id: FileId, spans: Vec<v1::Span>) {
     peer.limits.set(1, 0, 0);
     let (mut far, mut other) = (from(peer, api, FAR).await, from(peer, api, OTHER).await);
@@ -96,7 +98,7 @@ async fn few_wait(peer: &Peer, api: &PeerApi, id: FileId, spans: Vec<v1::Span>) 
     let request = || v1::DownloadRequest { spans: spans.clone() };
     let mut watches = vec![far.watch_availability(watched.clone()).await.unwrap()];
     let mut held = Vec::new();
-    // Who is alone may ask for as much as it likes.
+    // A single client may send as many requests as it likes.
     for _ in 0..20 {
         held.push(far.download(request()).await.unwrap());
     }
@@ -133,7 +135,7 @@ async fn one_address_leaves_watches_to_others() {
     };
     let mut held = Vec::new();
     let refused = 'full: loop {
-        // As many streams as a connection may have open.
+        // As many streams as one connection may open.
         let mut far = from(&peer, &api, FAR).await;
         for _ in 0..1000 {
             match far.watch_availability(request.clone()).await {
@@ -148,10 +150,10 @@ async fn one_address_leaves_watches_to_others() {
     assert!(other.watch_availability(request).await.is_ok());
 }
 
-/// How long is waited for what should not come.
+/// How long to wait for an event that must not come.
 const SILENCE: Duration = Duration::from_millis(300);
 
-/// The next change that a watch tells of; `None` where there is none `within` this time.
+/// The next change from a watch; `None` if there is none `within` this time.
 async fn told(
     stream: &mut tonic::Streaming<v1::WatchAvailabilityResponse>,
     within: Duration,
@@ -163,7 +165,7 @@ async fn told(
     }
 }
 
-/// One more who watches this, and knows what there is.
+/// Starts a watch and reads its first snapshot.
 async fn watch(
     client: &PeerServiceClient<Channel>,
     id: FileId,
@@ -177,7 +179,8 @@ async fn watch(
     stream
 }
 
-/// Each of several who watch `id` is told of `units` while `spans` are sent, and one who is alone is not.
+/// While `spans` are sent, each of several watchers of `id` is notified of `units`. A single
+/// watcher is not.
 async fn those_who_watch_are_told(peer: &Peer, id: FileId, spans: &[v1::Span], units: &[u32]) {
     peer.limits.set(1, 0, 0);
     let mut client = peer.serve().await;
@@ -185,7 +188,7 @@ async fn those_who_watch_are_told(peer: &Peer, id: FileId, spans: &[v1::Span], u
         spans: spans.to_vec(),
     };
     let mut first = watch(&client, id).await;
-    // Who is alone chooses against nobody.
+    // A single watcher has no other downloader to coordinate with.
     let alone = client.download(request()).await.unwrap();
     assert_eq!(told(&mut first, SILENCE).await, None);
     drop(alone);
@@ -214,7 +217,7 @@ async fn several_who_watch_a_seed_are_told_what_it_sends() {
 #[tokio::test]
 async fn several_who_watch_a_collection_are_told_what_is_sent_of_it() {
     let (dir, peer, ..) = world().await;
-    // Two bundles, of which the first has two files, and units from 2 on for the last.
+    // Two bundles, the first with two files; the units from 2 on belong to the last file.
     let sizes = [100, 3 * MIB, 2 * MIB, 5 * MIB];
     let (id, files) = share_folder(dir.path(), &peer, "folder", &sizes).await;
     let spans = [

@@ -1,5 +1,5 @@
-//! Bytes that are not what was hashed although nothing shows a change, as on a disk that fails
-//! silently: who notices, and what follows.
+//! Silent corruption, as on a failing disk: the bytes of a file change and its stamp does not.
+//! Which part notices it, and what follows.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -33,7 +33,7 @@ fn id_of(bytes: &[u8]) -> FileId {
     hash_bytes(bytes).id()
 }
 
-/// Shares a file as what it was before its bytes were damaged.
+/// Shares a file under the hash that it had before its bytes were damaged.
 async fn share_damaged(peer: &Peer, path: &Path, before: &[u8], now: &[u8]) -> Item {
     assert_eq!(before.len(), now.len());
     fs::write(path, now).unwrap();
@@ -53,7 +53,7 @@ fn listed(peer: &Peer) -> Vec<Item> {
     peer.library.list(100, "").unwrap().0
 }
 
-/// What a check tells, but for its progress.
+/// Runs a check; returns its events, except for progress.
 async fn check(peer: &Peer, target: CheckTarget) -> Vec<CheckEvent> {
     let (tell, mut events) = mpsc::channel(16);
     let mut told = Vec::new();
@@ -107,11 +107,11 @@ async fn a_damaged_file_is_withdrawn_once_a_receiver_tells_of_it() {
     assert_eq!(listed(&peer)[0].damaged, std::slice::from_ref(&path));
     peer.close().await;
 
-    // Not forgotten, and not shared as it is by itself.
+    // The damage is still known after a restart, and the damaged file is not shared automatically.
     let peer = Peer::open(&dir.path().join("home")).await;
     assert_eq!(peer.library.totals().damaged, 1);
     assert!(peer.library.find(&id).is_none());
-    // Its owner decides.
+    // The owner shares it as it is.
     let item = peer.share_one(&path).await;
     assert_eq!((item.record.id, item.damaged), (id_of(&now), vec![]));
     assert_eq!(peer.library.totals().damaged, 0);
@@ -131,7 +131,7 @@ async fn a_check_names_what_is_damaged_and_nothing_else() {
     let damaged = root.join("damaged");
     share_damaged(&peer, &damaged, &bytes(3, 100), &bytes(4, 100)).await;
 
-    // A folder with two files, of which one is not what it was.
+    // A folder with two files, one of them damaged.
     let folder = root.join("folder");
     fs::create_dir(&folder).unwrap();
     let (one, two) = (bytes(5, 200_000), bytes(6, 200_000));

@@ -1,4 +1,5 @@
-//! With a real index: providers are found, partial ones too, and losing the index costs a running download nothing.
+//! Discovery with a real index: complete and partial providers are found, and a running download
+//! survives the loss of the index.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -46,8 +47,8 @@ async fn providers_are_found_and_the_finished_file_is_registered() {
     wait_for_providers(&index, id, 4).await;
 }
 
-/// Whichever request it is whose id is damaged on its way, to the index or to the only source, and
-/// whatever answers it then: it is asked again, or another answer does.
+/// The id is damaged in one request, to the index or to the only source. Whatever the answer, the
+/// request is repeated or another answer replaces it.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_damaged_request_stalls_no_download() {
     log();
@@ -60,7 +61,7 @@ async fn one_damaged_request_stalls_no_download() {
     wait_for_providers(&index, id, 1).await;
     let at: Address = index.address.into();
     let mut fetches = Vec::new();
-    // The index is sent two requests with the id, the source five or so.
+    // About two requests with the id go to the index, about five to the source.
     for nth in 0..7 {
         let (data, home, target) = (
             data.clone(),
@@ -92,8 +93,8 @@ async fn one_damaged_request_stalls_no_download() {
     }
 }
 
-/// A machine with several addresses: what leaves by another than the one that is listened on is
-/// refused by the index, which sees a stranger's address.
+/// On a machine with several addresses, a connection from another address than the listening one is
+/// refused: the index sees an unknown address.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_leave_from_the_address_that_is_listened_on() {
     log();
@@ -152,7 +153,7 @@ async fn an_index_that_is_lost_does_not_stop_a_download() {
         .units_done
         < 2
     {}
-    // The one that fetches is a provider already.
+    // The downloading peer is already a provider.
     wait_for_providers(&index, id, 2).await;
     index.stop().await;
     let mut last = None;
@@ -193,7 +194,7 @@ async fn an_index_that_restarts_or_has_lost_its_data_knows_everything_again() {
     let mut index = Index::with_store(listener, StoreConfig::Sled(data.clone())).await;
     let peer = Peer::with(Config {
         index: Some(index.endpoint.clone()),
-        // Renewed every second or so.
+        // Renewed about once a second.
         lease: Some(Duration::from_secs(3)),
         ..Config::new(dir.path().join("peer"))
     })
@@ -213,7 +214,7 @@ async fn an_index_that_restarts_or_has_lost_its_data_knows_everything_again() {
         if wiped {
             std::fs::remove_dir_all(&data).unwrap();
         }
-        // Shared while nobody could be told.
+        // Shared while the index was down.
         let late = file(
             dir.path(),
             &format!("late{round}"),
@@ -227,7 +228,7 @@ async fn an_index_that_restarts_or_has_lost_its_data_knows_everything_again() {
         }
     }
     peer.stop().await;
-    // It took back its lease.
+    // The peer revoked its lease.
     wait_until("nobody has it", || async {
         let by = potluck_core::model::QueryKey::Id(single);
         let page = index.client.query(&by, 10, None).await.unwrap();
@@ -236,7 +237,8 @@ async fn an_index_that_restarts_or_has_lost_its_data_knows_everything_again() {
     .await;
 }
 
-/// Most of those who registered it say that it is a folder. A look at its beginning tells better, and costs no second copy.
+/// Most providers register the file as a folder. Reading its first bytes shows what it is, without
+/// a second copy.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_most_call_a_collection_is_fetched_once() {
     log();
@@ -286,7 +288,7 @@ async fn a_file_that_most_call_a_collection_is_fetched_once() {
     assert!(uploaded < 6_500_000, "{uploaded} bytes for 6,000,000");
 }
 
-/// Where its owner puts a download, and under which name, is nobody else's business.
+/// Other peers must not learn the target path of a download.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_name_of_the_target_is_not_told_to_anybody() {
     let dir = tempfile::tempdir().unwrap();
@@ -312,7 +314,7 @@ async fn the_name_of_the_target_is_not_told_to_anybody() {
         assert_done(&taker.fetch(wish(id, &target)).await);
         wait_for_providers(&index, id, 2).await;
         assert_eq!(names(id).await, [name]);
-        // As the only provider it says no more, also after a restart, and after another look.
+        // Nor when it is the only provider, after a restart, or after another check.
         let target_id = v1::unshare_request::Target::FileId(id.to_bytes());
         let request = v1::UnshareRequest {
             target: Some(target_id),

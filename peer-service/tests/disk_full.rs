@@ -1,5 +1,7 @@
-//! A disk without room: said at once, waited for, and gone on from by itself. On a small file system of its own, which takes the
-//! right to mount one; without that the tests say so and pass.
+//! A full disk: the transfer reports it immediately, waits, and resumes automatically.
+//!
+//! Uses a small file system of its own, which needs the right to mount one. Without it the tests
+//! print a note and pass.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -69,7 +71,7 @@ async fn what_does_not_fit_waits_for_room_before_it_begins() {
         message.contains(target.to_str().unwrap()) && message.contains("make room"),
         "{message}"
     );
-    // Looked at again at least once before there is room.
+    // Long enough for at least one retry before there is room.
     tokio::time::sleep(std::time::Duration::from_secs(4)).await;
     let mut held: Vec<_> = std::fs::read_dir(disk.root())
         .unwrap()
@@ -120,14 +122,14 @@ async fn a_resume_state_without_room_is_written_later_although_nothing_more_come
     let world = World { dir, seed, peer };
     let mut events = world.begin(id, &target, 2_000_000).await;
     until("it begins", &mut events, |transfer| transfer.units_done > 1).await;
-    // What the peer does on a disk by itself, and not in memory.
+    // On a real disk the peer does this itself, on tmpfs it does not.
     let part = File::options().write(true).open(disk.path("out.part")).unwrap();
     rustix::fs::fallocate(&part, FallocateFlags::empty(), 0, data.len() as u64).unwrap();
     let filler = disk.fill();
     let state = disk.path("out.part.state");
     let before = std::fs::read(&state).unwrap();
     let now = until("it is seen", &mut events, |_| true).await.units_done;
-    // There is room for the data: only the state has none.
+    // The data has room; only the resume state has none.
     until("it goes on", &mut events, |transfer| {
         transfer.units_done > now + 8
     })
@@ -153,7 +155,7 @@ async fn a_resume_state_without_room_is_written_later_although_nothing_more_come
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collection_whose_copies_do_not_fit_waits_before_anything_is_fetched() {
-    // Room for the content and the reserve, none for it three times.
+    // Room for the content once and the reserve, but not for the content three times.
     let Some(disk) = Disk::mount(27 * MIB) else { return };
     let world = world().await;
     let folder = world.dir.path().join("folder");
@@ -197,7 +199,7 @@ async fn a_target_that_cannot_be_written_is_said_at_once() {
         "{}",
         error.message
     );
-    // A folder of that name in the folder that was named.
+    // A folder with the name of the file, inside the target folder.
     disk.remount("rw");
     std::fs::create_dir_all(disk.path("shelf/data.bin")).unwrap();
     let mut events = world.begin(id, &disk.path("shelf"), 0).await;
@@ -233,7 +235,7 @@ async fn a_home_without_room_is_of_use_again_when_there_is_some() {
     assert_eq!(share(&peer, 1).await, None);
     let filler = disk.fill();
     let mut refused = 0;
-    // The database has some room of its own first.
+    // The database first uses up its own free space.
     for n in 10..200 {
         match share(&peer, n).await {
             None => {}
@@ -301,7 +303,8 @@ async fn what_was_unshared_without_room_is_remembered_when_it_is_asked_again() {
         assert!(message.contains("no longer shared"), "{message}");
         assert!(message.contains("unshare it again"), "{message}");
     };
-    // Until nothing more goes into the database: its own room is used up too. What it frees may be enough for a little.
+    // Until the database can store nothing more: its own free space is used up too. The space that
+    // it frees may be enough for a small change.
     let mut n = 10;
     loop {
         n += 1;
@@ -314,7 +317,8 @@ async fn what_was_unshared_without_room_is_remembered_when_it_is_asked_again() {
             Err(problem) => break assert_said(&problem),
         }
     }
-    // Once more: the same, or it is done, now or with something else that was written meanwhile.
+    // A second call fails the same way, or succeeds because the change was stored now or with a
+    // later one.
     let is_done = |answer: &Result<usize, Problem>| match answer {
         Ok(removed) => *removed == 1,
         Err(problem) => problem.reason == Reason::NotFound,
@@ -342,7 +346,7 @@ async fn a_disk_that_seems_to_have_room_is_not_tried_without_end() {
     let Some(disk) = Disk::mount(256 * MIB) else {
         return;
     };
-    // No room for so many files, and nothing that says so.
+    // Too few inodes for all files, which the free space does not show.
     disk.remount("nr_inodes=60");
     let world = world().await;
     let folder = world.dir.path().join("folder");
@@ -353,7 +357,8 @@ async fn a_disk_that_seems_to_have_room_is_not_tried_without_end() {
     let target = disk.path("out");
     let mut events = world.begin(id, &target, 0).await;
     until("it waits", &mut events, waits_for_room).await;
-    // Each time some of it comes for nothing. Where a part found room it is tried after 3 s again, then after 6, then after 12.
+    // Each attempt downloads some files in vain. The delay before the next attempt is 3 s, then 6
+    // s, then 12 s.
     let mut control = world.seed.control.clone();
     let mut last = (0, std::time::Instant::now());
     let begun = last.1;
@@ -395,7 +400,7 @@ async fn with_a_full_home_a_download_says_that_it_is_shared_only_until_the_peer_
         }
         is_stored
     };
-    // The database has some room of its own first, and frees a little now and then.
+    // The database first uses up its own free space, and frees a little from time to time.
     let mut n = 0;
     let problem = loop {
         n += 1;

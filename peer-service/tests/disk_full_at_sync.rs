@@ -1,5 +1,7 @@
-//! A disk that takes what is written and has no room for it when it is flushed: what is lost is fetched again once there is some. It takes
-//! the right to mount a file system; without that the test says so and passes.
+//! A disk that accepts writes but has no room when they are flushed: the lost data is downloaded
+//! again once there is room.
+//!
+//! Needs the right to mount a file system. Without it the test prints a note and passes.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -1,4 +1,4 @@
-//! One file, from many peers at once, over real services.
+//! Downloads of one file from many peers in parallel, over real services.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -99,18 +99,18 @@ async fn nothing_is_ever_overwritten() {
     std::fs::write(&target, "precious").unwrap();
     assert_eq!(failure(&peer.fetch(world.wish(&target)).await), "TARGET_EXISTS");
     assert_eq!(std::fs::read(&target).unwrap(), b"precious");
-    // A file of the same size is looked at, and left alone as well.
+    // An existing file of the same size is verified and left alone.
     let mut other = world.data.clone();
     other[400_000] ^= 1;
     std::fs::write(&target, &other).unwrap();
     assert_eq!(failure(&peer.fetch(world.wish(&target)).await), "TARGET_EXISTS");
     assert_eq!(std::fs::read(&target).unwrap(), other);
-    // The very file counts as done.
+    // An existing file with the right content completes the download.
     std::fs::write(&target, &world.data).unwrap();
     let done = peer.fetch(world.wish(&target)).await;
     assert_done(&done);
     assert_eq!(done.resumed_bytes, world.data.len() as u64);
-    // An unfinished download of something else is in the way.
+    // An unfinished download of another file is in the way.
     std::fs::remove_file(&target).unwrap();
     let foreign = file(world.dir.path(), "out.part", b"not ours");
     let third = world.peer("third").await;
@@ -138,7 +138,7 @@ async fn without_a_target_it_lands_in_the_files_folder_under_the_name_it_is_shar
             .canonicalize()
             .unwrap()
     );
-    // In a folder that is there, it goes inside; the copy that is here already needs no network.
+    // A target that is a folder gets the file inside. The local copy makes the network unnecessary.
     let shelf = world.dir.path().join("shelf");
     std::fs::create_dir(&shelf).unwrap();
     let request = v1::FetchRequest {
@@ -305,7 +305,7 @@ async fn a_partial_peer_serves_what_it_has() {
         .units_done
         < 2
     {}
-    // Two more, who know of nobody but the one that is still fetching.
+    // Two more peers, which know only the peer that is still downloading.
     let from_middle = |target: &Path| v1::FetchRequest {
         providers: vec![(&middle.address).into()],
         ..wish(world.id, target)

@@ -1,7 +1,8 @@
-//! What outlasts a loss of power: the order of the real program's system calls, as strace sees it.
+//! Durability after a power loss: the order of the real program's system calls, recorded with
+//! strace.
 //!
-//! What is lost with the power is what was written and not flushed, and every name whose folder was
-//! not flushed. `kill -9` shows none of that.
+//! A power loss loses data that was written and not flushed, and each name whose folder was not
+//! flushed. `kill -9` does not show this.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
@@ -22,8 +23,8 @@ use potluck_core::{
 };
 use tonic::transport::Channel;
 
-/// How much later every flush ends, in microseconds: what is said before the flush ends is said
-/// measurably before.
+/// Delay added to every flush, in microseconds: a report before the end of the flush becomes
+/// measurable.
 const FLUSH_DELAY: u32 = 30_000;
 
 const TRACED: &str = "fsync,fdatasync,syncfs,rename,renameat,renameat2,openat,pwrite64";
@@ -39,7 +40,7 @@ struct Traced {
 #[derive(Debug)]
 struct Call {
     name: String,
-    /// What is between its parentheses; open files with their paths.
+    /// The text between its parentheses; open files are shown with their paths.
     arguments: String,
     /// In seconds since 1970.
     begins: f64,
@@ -47,7 +48,7 @@ struct Call {
 }
 
 impl Call {
-    /// As strace writes it: `1700000000.123456 fsync(3</path>) = 0 <0.000012>`.
+    /// Parses a line of strace: `1700000000.123456 fsync(3</path>) = 0 <0.000012>`.
     fn parse(line: &str) -> Option<Self> {
         let (begins, rest) = line.split_once(' ')?;
         let (name, rest) = rest.split_once('(')?;
@@ -55,7 +56,7 @@ impl Call {
         let took = result.rsplit_once('<')?.1.strip_suffix('>')?;
         let begins: f64 = begins.parse().ok()?;
         let took: f64 = took.parse().ok()?;
-        // Some versions of strace leave out how long they delayed it.
+        // Some versions of strace do not include the delay.
         let took = match name {
             "fsync" | "fdatasync" => took.max(f64::from(FLUSH_DELAY) / 1e6),
             _ => took,
@@ -90,7 +91,7 @@ impl Call {
 }
 
 impl Traced {
-    /// `None`, with a word why, where nothing can be traced here.
+    /// `None`, with a note on the output, if tracing is not possible.
     fn start(home: &Path, log: &Path) -> Option<Self> {
         let can_trace = Command::new("strace")
             .args(["-o", "/dev/null", "true"])
@@ -133,7 +134,7 @@ impl Traced {
         ControlServiceClient::new(endpoint.connect().await.unwrap())
     }
 
-    /// Ends the program, not strace: that ends with it, and has written everything then.
+    /// Ends the program, not strace: strace ends with the program and writes its whole log first.
     fn kill(&mut self) {
         let Ok(pid) = std::fs::read_to_string(self.home.join("state/lock")) else {
             return;
@@ -145,7 +146,7 @@ impl Traced {
         let _ = self.strace.wait();
     }
 
-    /// Ends the program, and gives what it did, in order.
+    /// Ends the program; returns its system calls in order.
     fn calls(mut self) -> Vec<Call> {
         self.kill();
         let mut calls = Vec::new();
@@ -166,7 +167,7 @@ impl Drop for Traced {
     }
 }
 
-/// As strace tells the time.
+/// The current time in the format of strace.
 fn now() -> f64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -174,15 +175,15 @@ fn now() -> f64 {
         .as_secs_f64()
 }
 
-/// The first call after `since` of which this holds, or a failure that says what was looked for.
+/// The first call after `since` that matches; panics with `what` if there is none.
 #[track_caller]
 fn next<'a>(calls: &'a [Call], since: f64, what: &str, holds: impl Fn(&Call) -> bool) -> &'a Call {
     let found = calls.iter().find(|call| call.begins >= since && holds(call));
     found.unwrap_or_else(|| panic!("{what} is missing after {since}: {calls:#?}"))
 }
 
-/// A file that is replaced whole: flushed under another name, renamed, and its folder flushed.
-/// Gives when all of that was over.
+/// Checks that a file was replaced as a whole: flushed under another name, renamed, and its folder
+/// flushed. Returns when that was complete.
 #[track_caller]
 fn replaced(calls: &[Call], since: f64, path: &Path) -> f64 {
     let mut beside = path.as_os_str().to_owned();
@@ -323,7 +324,7 @@ async fn a_download_is_on_the_disk_before_it_has_its_name_and_its_name_before_it
     let target = root.join("new/out");
     let request = v1::FetchRequest {
         providers: vec![(&seed.address).into()],
-        // Slow enough for a few resume states.
+        // Slow enough for several resume states.
         max_bytes_per_second: 1_000_000,
         ..wish(id, &target)
     };
@@ -338,7 +339,7 @@ async fn a_download_is_on_the_disk_before_it_has_its_name_and_its_name_before_it
     let calls = traced.calls();
     let (part, state) = (root.join("new/out.part"), root.join("new/out.part.state"));
     let beside = root.join("new/out.part.state.new");
-    // Each resume state but the first, which says that nothing is there, speaks of flushed data.
+    // Each resume state, except the first one without any data, describes flushed data.
     let states: Vec<_> = calls
         .iter()
         .filter(|call| call.is_rename(&beside, &state))
@@ -355,7 +356,7 @@ async fn a_download_is_on_the_disk_before_it_has_its_name_and_its_name_before_it
         );
         assert!(replaced(&calls, before.ends, &state) <= done);
     }
-    // The data, then the name, then the folder's flush, then the word that it is done.
+    // First the data, then the name, then the flush of the folder, then the report that it is done.
     let named = next(&calls, 0.0, "the name", |call| call.is_rename(&part, &target));
     let written = calls.iter().rev().find(|call| call.writes_to(&part)).unwrap();
     let flush = next(&calls, written.ends, "the last flush", |call| {
@@ -369,7 +370,7 @@ async fn a_download_is_on_the_disk_before_it_has_its_name_and_its_name_before_it
         folder.ends <= done,
         "done is said before the name is on the disk: {folder:?}"
     );
-    // The folder was made for it.
+    // The folder was created for the download.
     next(&calls, 0.0, "the flush of the folder above", |call| {
         call.is_flush_of(&root)
     });

@@ -1,5 +1,8 @@
-//! Targets on file systems that keep less than a collection has: one that folds case and has no modes, links or colons. On an exFAT
-//! disk of its own, which takes root and the Debian packages exfatprogs and exfat-fuse; without them the tests say so and pass.
+//! Targets on file systems that cannot store everything in a collection: no modes, links or colons,
+//! and case is folded.
+//!
+//! Uses an exFAT disk of its own, which needs root and the Debian packages exfatprogs and
+//! exfat-fuse. Without them the tests print a note and pass.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -38,7 +41,7 @@ impl World {
         Self { dir, seed, peer }
     }
 
-    /// Shares a folder with these files, each with its own path as content.
+    /// Shares a folder with these files; the content of each is its path.
     async fn share(&self, name: &str, paths: &[&str]) -> FileId {
         let folder = self.dir.path().join(name);
         for path in paths {
@@ -87,7 +90,7 @@ async fn two_names_that_are_one_at_the_target_are_refused_before_anything_is_wri
 async fn names_that_look_alike_and_are_kept_apart_do_no_harm() {
     let Some(disk) = ExFat::mount() else { return };
     let world = World::new().await;
-    // exFAT keeps Unicode forms apart, and dots at the end.
+    // exFAT keeps Unicode forms distinct and keeps trailing dots.
     let paths = ["e\u{301}", "\u{e9}", "a", "a.", "b"];
     let id = world.share("folder", &paths).await;
     let target = disk.path("out");

@@ -1,4 +1,5 @@
-//! The library on real folders: what is shared, what is refused, what survives a restart, what is noticed.
+//! The library on real folders: what it shares, what it refuses, what survives a restart, and which
+//! changes it notices.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -72,7 +73,7 @@ async fn a_file_is_shared_in_place_and_is_there_after_a_restart() {
     peer.close().await;
 
     let peer = Peer::open(&dir.path().join("home")).await;
-    // Nothing is hashed again: it is there at once, with its SHA-256 and its pieces.
+    // Nothing is hashed again: the file is there immediately, with its SHA-256 and piece hashes.
     let offer = peer.library.find(&item.record.id).unwrap();
     assert_eq!(
         offer.piece_hashes().unwrap().to_vec(),
@@ -173,7 +174,7 @@ async fn nested_and_repeated_shares_count_references_exactly() {
         peer.registered(&one),
         Some(vec!["copy of one".to_owned(), "one".to_owned()])
     );
-    // By id: both files of that content, not the collections.
+    // By id: both files with that content, not the collections.
     let removed = peer.library.unshare(UnshareTarget::Id(one)).await.unwrap();
     assert_eq!(removed.len(), 2);
     assert_eq!(peer.registered(&one), Some(vec!["one".to_owned()]));
@@ -349,7 +350,7 @@ async fn what_is_dropped_into_the_files_folder_is_shared_and_follows_changes() {
     fs::remove_file(files.join("file")).unwrap();
     fs::remove_dir_all(files.join("folder")).unwrap();
     wait_until("what is gone is not shared", || peer.holdings.len() == 1).await;
-    // What its owner took out stays out, also after a restart, until shared by name.
+    // An unshared path stays unshared, also after a restart, until it is shared explicitly.
     peer.library
         .unshare(UnshareTarget::Path(files.join("x")))
         .await
@@ -403,7 +404,7 @@ async fn finished_downloads_are_taken_without_hashing() {
     };
     assert_eq!(adopt().await.unwrap().record.id, tree.id());
     assert!(peer.library.find(&tree.id()).is_some());
-    // Longer than a tick of the clock that files are stamped with.
+    // Longer than a tick of the clock for file times.
     tokio::time::sleep(Duration::from_millis(20)).await;
     fs::write(&path, bytes(8, content.len())).unwrap();
     let problem = adopt().await.unwrap_err();
@@ -444,7 +445,8 @@ async fn pages_hold_everything_once() {
     peer.close().await;
 }
 
-/// How long a start takes with 100,000 unchanged files, half of them shared one by one and half in a collection.
+/// Measures a start with 100,000 unchanged files: half of them are items, half are in one
+/// collection.
 #[tokio::test]
 #[ignore = "a measurement: run it with --release and --nocapture"]
 async fn start_with_many_shares() {

@@ -1,4 +1,5 @@
-//! How much memory strangers can make the program take, and that others are served meanwhile.
+//! Limits on the memory that strangers can make the program use, while other peers are still
+//! served.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -26,11 +27,11 @@ use raw_client::{
 };
 use tonic::transport::Channel;
 
-/// By how much the program may grow under any of these attacks, in MiB. Most took far more where
-/// nothing bounded them.
+/// How much the program may grow under any of these attacks, in MiB. Without limits, most attacks
+/// took far more.
 const GROWTH: u64 = 200;
 
-/// How long anything may take.
+/// Maximum time for any step.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 const DOWNLOAD: &str = "/potluck.v1.PeerService/Download";
@@ -80,7 +81,7 @@ impl Program {
         }
     }
 
-    /// Asserts that the program stayed within [`GROWTH`] of what it began with.
+    /// Asserts that the program grew by at most [`GROWTH`].
     async fn assert_bounded(&self) {
         match settled_memory(self.child.id()).await {
             Some(peak) => {
@@ -97,7 +98,7 @@ impl Program {
         Some(PeerServiceClient::new(endpoint.connect().await.ok()?))
     }
 
-    /// Downloads the shared file as an honest client would: again where the peer says so.
+    /// Downloads the shared file as an honest client does: retries if the peer asks for it.
     async fn download_honestly(&self) {
         let began = std::time::Instant::now();
         loop {
@@ -137,7 +138,7 @@ fn command(home: &Path) -> Command {
     command
 }
 
-/// Begins so many of these calls on each of some connections.
+/// Starts this many calls on each of several connections.
 async fn flood(
     program: &Program,
     connections: usize,

@@ -1,4 +1,5 @@
-//! Peers that lie, stall and cheat, next to one that is honest: the file is right, and the liar is named.
+//! Misbehaving peers next to an honest one: the downloaded file is correct, and the misbehaving
+//! peer is named.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -47,7 +48,7 @@ async fn world() -> World {
 
 fn from(id: FileId, target: &Path, peers: &[&Address]) -> v1::FetchRequest {
     let providers = peers.iter().map(|&address| address.into()).collect();
-    // Slowly enough that everybody gets to send something.
+    // Slow enough that every peer gets to send something.
     v1::FetchRequest {
         providers,
         max_bytes_per_second: 4_000_000,
@@ -55,7 +56,8 @@ fn from(id: FileId, target: &Path, peers: &[&Address]) -> v1::FetchRequest {
     }
 }
 
-/// Begins a fetch, and follows it until this holds of it; goes on for as long as its events are kept.
+/// Starts a fetch and follows it until `holds` is true. The fetch goes on while the returned events
+/// are kept.
 async fn fetch_until(
     world: &World,
     request: v1::FetchRequest,
@@ -75,7 +77,7 @@ async fn fetch_until(
     (events, transfer)
 }
 
-/// Waits until a download showed what this peer is like, or a second.
+/// Waits until a download shows the state of the bad peer, for at most a second.
 async fn asked(by: &Peer, bad: &Address) {
     for _ in 0..40 {
         let mut control = by.control.clone();
@@ -83,7 +85,7 @@ async fn asked(by: &Peer, bad: &Address) {
         let transfers = list.await.unwrap().into_inner().transfers;
         let mut all = Vec::new();
         for transfer in transfers {
-            // A list tells only of those that gave something or are banned.
+            // `ListTransfers` shows only peers that sent something or are banned.
             let target = v1::explain_transfer_request::Target::TransferId(transfer.transfer_id);
             let target = Some(target);
             let told = control
@@ -109,12 +111,12 @@ async fn asked(by: &Peer, bad: &Address) {
     }
 }
 
-/// Fetches from one honest peer and this one; gives what became of it.
+/// Fetches from one honest peer and one bad peer; returns the final state of the bad one.
 async fn next_to(vice: Vice) -> v1::TransferPeer {
     let world = world().await;
     let bad = fake(vice, &world.data).await;
     let target = world.dir.path().join("out");
-    // The honest one gives next to nothing until the bad one was asked.
+    // The honest peer sends almost nothing until the bad one was asked.
     world.honest.limit_upload(1).await;
     let meanwhile = async {
         asked(&world.peer, &bad).await;
@@ -163,7 +165,8 @@ async fn those_who_fail_cost_little() {
     }
 }
 
-/// One false record that makes a file of a folder must not ban everybody who counts the folder's units.
+/// One false record that calls a folder a file must not ban every peer that counts the folder's
+/// units.
 #[tokio::test(flavor = "multi_thread")]
 async fn those_who_count_other_units_are_left_out_and_not_banned() {
     let peer = next_to(Vice::WrongUnits).await;
@@ -172,14 +175,15 @@ async fn those_who_count_other_units_are_left_out_and_not_banned() {
     assert_eq!(peer.bytes, 0);
 }
 
-/// What a liar says of the file itself is checked before anything is done with it: only the honest one is believed, whenever it comes.
+/// A peer's claims about the file are checked before they are used: only the honest peer is
+/// believed, whenever it comes.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_said_of_the_file_is_checked() {
     for vice in [Vice::WrongHashes, Vice::EndlessHashes, Vice::LiesAboutSize] {
         let world = world().await;
         let bad = fake(vice, &world.data).await;
         let target = world.dir.path().join("out");
-        // First the liar alone.
+        // First with the misbehaving peer alone.
         let request = v1::FetchRequest {
             detach: true,
             ..from(world.id, &target, &[&bad])
@@ -220,7 +224,7 @@ async fn what_is_said_of_the_file_is_checked() {
             .pause_transfer(v1::PauseTransferRequest { transfer_id: number })
             .await
             .unwrap();
-        // Then the honest one as well: it goes on where it was.
+        // Then with the honest peer too: the download goes on from where it was.
         let done = world
             .peer
             .fetch(from(world.id, &target, &[&bad, &world.honest.address]))
@@ -241,7 +245,7 @@ async fn a_file_said_to_be_a_collection_is_fetched_as_a_file() {
     assert_eq!(std::fs::read(&target).unwrap(), world.data);
 }
 
-/// A folder that an honest peer shares, and its manifest.
+/// Shares a folder from an honest peer; returns its id and manifest.
 async fn folder(world: &World) -> (FileId, Vec<u8>) {
     let path = world.dir.path().join("folder");
     let mut entries = Vec::new();
@@ -270,7 +274,7 @@ async fn a_folder_said_to_be_a_file_is_fetched_as_a_folder() {
     let world = world().await;
     let (id, manifest) = folder(&world).await;
     let target = world.dir.path().join("out");
-    // It has everything that it says there is, until its bytes are seen to be a manifest.
+    // The bad peer can serve the file that it claims, until the bytes turn out to be a manifest.
     let bad = fake(Vice::SaysFile, &manifest).await;
     let spec = |peers: &[&Address]| v1::FetchRequest {
         detach: true,
@@ -289,7 +293,7 @@ async fn who_counts_the_units_otherwise_puts_in_doubt_that_it_is_a_file() {
     let world = world().await;
     let (id, manifest) = folder(&world).await;
     let target = world.dir.path().join("out");
-    // It has nothing of what it says there is.
+    // The bad peer has nothing of the file that it claims.
     let bad = fake(Vice::Empty, &manifest).await;
     let spec = |peers: &[&Address]| v1::FetchRequest {
         detach: true,
@@ -333,7 +337,7 @@ fn wish_from(world: &World, target: &Path, address: &Address) -> v1::FetchReques
     }
 }
 
-/// Peers of one host that take connections and never say anything.
+/// Several peers on one host that accept connections and never answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn black_holes_of_one_host_do_not_keep_an_honest_peer_waiting() {
     let world = world().await;
@@ -383,7 +387,7 @@ async fn only_liars_means_waiting_and_no_file() {
     assert!(!target.exists());
 }
 
-/// As where the link to it damaged what it sent, and does so no more.
+/// As if the link had damaged its data for a while.
 #[tokio::test]
 async fn a_sole_source_that_was_banned_is_tried_again() {
     let world = world().await;
@@ -416,7 +420,7 @@ async fn a_sole_source_that_was_banned_is_tried_again() {
     assert_eq!(std::fs::read(&target).unwrap(), world.data);
 }
 
-/// One snapshot that was damaged on its way does not decide.
+/// A single snapshot that was damaged in transit must not decide.
 #[tokio::test]
 async fn a_sole_source_that_told_of_nothing_is_asked_anew_what_it_has() {
     let world = world().await;
@@ -443,7 +447,7 @@ async fn a_sole_source_that_told_of_nothing_is_asked_anew_what_it_has() {
     assert_eq!(std::fs::read(&target).unwrap(), world.data);
 }
 
-/// As where it hashes the file again: what it has does not change, so that it has nothing to tell.
+/// As if the peer hashed the file again: its availability does not change, so it sends no change.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sole_source_that_refused_for_a_while_is_asked_again() {
     let world = world().await;
@@ -469,8 +473,8 @@ async fn a_sole_source_that_refused_for_a_while_is_asked_again() {
     assert_eq!(std::fs::read(&target).unwrap(), world.data);
 }
 
-/// `touch`, `chmod` and `ln` do that: the file is refused once, hashed again, and the same as
-/// before.
+/// `touch`, `chmod` and `ln` have this effect: the file is refused once, hashed again, and keeps
+/// its id.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sole_source_whose_file_was_touched_serves_it() {
     let world = world().await;
@@ -535,7 +539,7 @@ async fn a_seed_that_dies_is_done_without() {
     }
     let last = last.unwrap();
     assert_done(&last);
-    // What the dead one gave still counts as its own.
+    // The bytes from the dead peer still count as its own.
     let given: u64 = last.peers.iter().map(|peer| peer.bytes).sum();
     assert_eq!(given, last.bytes_total);
     assert_eq!(std::fs::read(&target).unwrap(), world.data);

@@ -1,4 +1,4 @@
-//! Several transfers of one peer: how they share its limit, and what they are held to.
+//! Several transfers of one peer: how they share its rate limit, and their own limits.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -13,7 +13,7 @@ use potluck_peer::{Config, LimitSettings};
 
 const LEN: usize = 8_000_000;
 
-/// A seed with two files, and a peer that may fetch so many bytes a second.
+/// A seed with two files, and a peer with a limit on its download rate.
 struct World {
     dir: tempfile::TempDir,
     seed: Peer,
@@ -43,7 +43,7 @@ async fn world(download_bytes_per_second: u64) -> World {
 }
 
 impl World {
-    /// Begins to fetch one of the files; the transfer's number.
+    /// Starts to fetch one of the files; returns the transfer's number.
     async fn begin(&self, n: usize, terms: v1::FetchRequest) -> u64 {
         let target = self.dir.path().join(format!("out{n}"));
         let request = v1::FetchRequest {
@@ -107,14 +107,15 @@ fn priority(priority: u32) -> v1::FetchRequest {
     }
 }
 
-/// The part of the second transfer that is there when the first one ends, both begun before anything could come.
+/// The fraction of the second transfer that is done when the first one ends. Both start before any
+/// data can arrive.
 async fn part_of_the_second(world: &World, first: u64, second: u64) -> f64 {
     for number in [first, second] {
         world.wait_for(number, TransferState::Running).await;
     }
     world.limit_download(5_000_000).await;
     world.wait_for(first, TransferState::Done).await;
-    // What it shows may be a report old, what is on the way is not shown at all.
+    // The report may be one interval old and does not include data in flight.
     let part = world.transfer(second).await.bytes_done as f64 / LEN as f64;
     println!("{part:.3} of the second when the first is done");
     part
@@ -127,7 +128,7 @@ async fn transfers_share_the_limit_as_their_priorities() {
     let high = world.begin(0, priority(30)).await;
     let part = part_of_the_second(&world, high, low).await;
     assert!((0.2..0.5).contains(&part), "{part} is no third");
-    // Alone it has all of the limit.
+    // Alone, it gets the whole limit.
     world.wait_for(low, TransferState::Done).await;
 }
 
@@ -161,7 +162,7 @@ async fn a_transfer_held_back_by_its_own_limit_leaves_the_rest_to_others() {
     world.wait_for(free, TransferState::Done).await;
     let before = world.transfer(held).await;
     assert!(before.bytes_done < LEN as u64 / 4, "{before:#?}");
-    // At its own limit the rest would take longer than anything may here.
+    // With its own limit, the rest would exceed the test's deadline.
     let request = v1::AdjustTransferRequest {
         transfer_id: held,
         max_bytes_per_second: Some(0),

@@ -1,4 +1,4 @@
-//! A download over a link that is slow and honest: it takes its time, and comes to an end.
+//! Downloads over a slow, honest link: they take long and complete.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -22,13 +22,14 @@ use tokio::{
 };
 use tonic::transport::Channel;
 
-/// Bytes that wait in front of the link, about: what a router holds.
+/// Approximate number of bytes queued in front of the link, as in a router.
 const QUEUE: u32 = 32 * 1024;
 
-/// Bytes that cross it at once.
+/// Bytes that the link carries in one step.
 const STEP: usize = 1024;
 
-/// A link in front of a peer, over which all of its answers come at so many bytes a second in all. Gives its near end.
+/// A link in front of a peer that limits all its answers to this rate in total. Returns the address
+/// of its near end.
 async fn link(to: &Address, bytes_per_second: u64) -> Address {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let near = listener.local_addr().unwrap().into();
@@ -68,14 +69,14 @@ async fn carry(inside: TcpStream, outside: TcpStream, free_at: Arc<Mutex<Instant
             hears.write_all(&bytes[..len]).await?;
         }
     };
-    // Both ends are closed when either is: nothing is left to say.
+    // Both ends are closed as soon as one is.
     tokio::select! {
         _ = asking => {}
         _ = answering => {}
     }
 }
 
-/// A seed, its far end of such a link, and what it shares.
+/// A seed, the near end of the link to it, and the file that it shares.
 struct World {
     dir: tempfile::TempDir,
     data: Vec<u8>,
@@ -111,7 +112,7 @@ impl World {
         PeerServiceClient::new(at.connect().await.unwrap())
     }
 
-    /// So many bytes of the file.
+    /// Requests this many bytes of the file.
     fn request(&self, len: usize) -> v1::DownloadRequest {
         let span = v1::Span {
             file_id: self.id.to_bytes(),
@@ -141,7 +142,7 @@ async fn a_file_comes_at_16_kib_a_second() {
     world.seed.stop().await;
 }
 
-/// The only slot is taken by whoever is slow, and somebody else wants one all the time.
+/// A slow reader holds the only slot while another peer keeps asking for one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_reader_is_not_cut_where_others_find_no_slot() {
     const LEN: usize = 512 * 1024;
@@ -175,8 +176,8 @@ async fn a_slow_reader_is_not_cut_where_others_find_no_slot() {
     world.seed.stop().await;
 }
 
-/// Fetches from these under a limit of so many bytes a second, and gives the transfer at the first that fits; nobody may be blamed on the
-/// way.
+/// Fetches from these seeds with a rate limit; returns the first transfer state that fits. No peer
+/// may be reported as at fault meanwhile.
 async fn limited(
     seeds: &[Peer],
     id: FileId,
@@ -225,7 +226,8 @@ fn is_done(transfer: &v1::Transfer) -> bool {
     transfer.state() == v1::TransferState::Done
 }
 
-/// What waits for our own limit is here: its sender is not silent, and is not asked again.
+/// Data that waits for the local rate limit has arrived: its sender is not stalled and is not asked
+/// again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_comes_under_a_limit_of_1_kib_a_second_and_nobody_is_blamed() {
     log();
@@ -245,8 +247,9 @@ async fn a_file_comes_under_a_limit_of_1_kib_a_second_and_nobody_is_blamed() {
     stop(seeds).await;
 }
 
-/// Several peers send as fast as they may: the limit is for the unit that was asked for first, not divided over all that are under way, and
-/// what comes of it is seen before it is whole. At the end, where one has nothing left to do, nobody is raced.
+/// Several peers send as fast as they may. The limit goes to the unit that was requested first and
+/// is not divided over all units in flight; its progress is visible before it is complete. At the
+/// end, when a peer has nothing left to send, no request is hedged.
 #[tokio::test(flavor = "multi_thread")]
 async fn under_a_limit_units_come_one_after_the_other_and_nothing_twice() {
     log();
@@ -288,7 +291,7 @@ async fn under_a_limit_units_come_one_after_the_other_and_nothing_twice() {
     stop(seeds).await;
 }
 
-/// A unit that takes longer than any message may lie unread.
+/// A unit that takes longer than a message may stay unread.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes three minutes, and 9 GiB of room"]
 async fn a_large_unit_comes_under_a_low_limit() {

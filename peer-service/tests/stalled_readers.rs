@@ -1,4 +1,5 @@
-//! Answers that nobody reads: they hold their places for as long as they lie with HTTP/2, and no longer than others can wait.
+//! Answers that nobody reads: they hold their permits while HTTP/2 queues them, but only until
+//! other clients need the permits.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -18,7 +19,7 @@ use tokio::{net::TcpListener, time::Instant};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Channel;
 
-/// As many lists of hashes as a peer sends at once.
+/// Maximum number of hash lists that a peer sends in parallel.
 const PLACES: usize = 128;
 
 type Client = PeerServiceClient<Channel>;
@@ -31,7 +32,7 @@ struct World {
 }
 
 impl World {
-    /// A peer that serves a file of eight pieces over connections that take turns.
+    /// A peer that serves a file of eight pieces over connections of one send scheduler.
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), bytes(5, 1 << 20)).unwrap();
@@ -69,14 +70,16 @@ impl World {
         }
     }
 
-    /// A client that lets so many bytes of each answer through before it reads.
+    /// A client with this stream window: the peer can send so many bytes of each answer before the
+    /// client reads.
     async fn client(&self, window: u32) -> Client {
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
         let endpoint = endpoint.initial_stream_window_size(window);
         PeerServiceClient::new(endpoint.connect().await.unwrap())
     }
 
-    /// Asks for half as many lists again as there are places and reads none of them. Gives those that were answered.
+    /// Requests one and a half times as many lists as there are permits and reads none of them.
+    /// Returns those that were answered.
     async fn hoard(&self, client: &mut Client) -> Vec<tonic::Streaming<v1::GetPieceHashesResponse>> {
         let mut held = Vec::new();
         let mut busy = 0;
@@ -93,7 +96,7 @@ impl World {
         held
     }
 
-    /// Asks until there is a place, and reads the list.
+    /// Requests until a permit is free, and reads the list.
     async fn read(&self, client: &mut Client) {
         let start = Instant::now();
         loop {
@@ -118,7 +121,8 @@ fn assert_busy(problem: &Problem) {
     assert!(problem.retry_after.is_some_and(|wait| wait > Duration::ZERO));
 }
 
-/// HTTP/2 takes a message whole, however little its receiver lets through: its place must not be free while it lies there.
+/// HTTP/2 accepts a whole message even if its receiver takes a byte at a time: the permit must stay
+/// taken while the message is queued.
 #[tokio::test]
 async fn hashes_that_lie_unread_hold_their_places_until_their_connection_ends() {
     let world = World::new().await;
@@ -140,7 +144,7 @@ async fn whoever_hoards_hashes_is_cut_when_others_find_no_place() {
     assert!(ended.is_err(), "its connection was cut");
 }
 
-/// Places come back as lists are read: twice as many one after the other as there are places.
+/// Permits come back as lists are read: twice as many lists as permits, one after the other.
 #[tokio::test]
 async fn hashes_that_are_read_give_their_places_back() {
     let world = World::new().await;

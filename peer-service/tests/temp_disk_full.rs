@@ -1,5 +1,8 @@
-//! No room where temporary files go: nothing else waits for it, so the transfer begins anew until there is some. On a small file
-//! system of its own, which takes the right to mount one; without that the test says so and passes.
+//! No room for temporary files: nothing else waits for that room, so the transfer starts again
+//! until there is some.
+//!
+//! Uses a small file system of its own, which needs the right to mount one. Without it the test
+//! prints a note and passes.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

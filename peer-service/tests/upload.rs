@@ -1,4 +1,4 @@
-//! The open port over loopback: what is served, what is refused, and files that change under it.
+//! The public port over loopback: what it serves, what it refuses, and files that change meanwhile.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -197,8 +197,8 @@ async fn a_watch_ends_when_the_file_is_withdrawn() {
     assert_eq!(Problem::from(status).reason, Reason::NotFound);
 }
 
-/// A file whose times changed is refused, hashed again, and has the same id: whoever was refused
-/// hears that it is back, or that the watch is over.
+/// A file whose times changed is refused, hashed again, and keeps its id. A refused peer that
+/// watches it learns that it is back or that the watch ended.
 #[tokio::test]
 async fn a_watch_repeats_itself_after_the_file_was_hashed_again() {
     let mut served = Served::new(MIB).await;
@@ -216,7 +216,7 @@ async fn a_watch_repeats_itself_after_the_file_was_hashed_again() {
     let path = served.dir.path().join("file");
     let file = fs::File::options().write(true).open(&path).unwrap();
     file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
-    // Long enough ago that it is hashed again at once.
+    // Long enough ago that it is hashed again immediately.
     wait_until("nothing wrote to it for a while", || {
         let changed = fs::metadata(&path).unwrap();
         let changed = Duration::new(
@@ -227,7 +227,7 @@ async fn a_watch_repeats_itself_after_the_file_was_hashed_again() {
         now.unwrap() > changed + Duration::from_millis(1100)
     })
     .await;
-    // This peer may have noticed by itself meanwhile.
+    // The peer may have noticed the change itself meanwhile.
     let asked = download(&mut served.client, vec![span(served.id, 0, MIB as u64)]);
     if let Err(refused) = tokio::time::timeout(DEADLINE, asked).await.unwrap() {
         let passing = [Reason::FileChanged, Reason::NotFound];
@@ -242,14 +242,14 @@ async fn a_watch_repeats_itself_after_the_file_was_hashed_again() {
     }
 }
 
-/// After each change: nothing is served under the old id, the index is no longer told of it, and what is there now is shared.
+/// After each change the old id is neither served nor announced, and the new content is shared.
 async fn changed(change: impl FnOnce(&std::path::Path)) -> Served {
     let mut served = Served::new(2 * MIB).await;
     let all = vec![span(served.id, 0, 2 * MIB as u64)];
-    // Its handle is open now.
+    // The file is now open.
     assert!(download(&mut served.client, all.clone()).await.is_ok());
     change(&served.dir.path().join("file"));
-    // Whoever watches the file may have noticed before it is asked for.
+    // The peer may have noticed the change before this request.
     let refused = served.refused(all.clone()).await.reason;
     assert!(
         matches!(refused, Reason::FileChanged | Reason::NotFound),
@@ -357,7 +357,8 @@ async fn slots_are_bounded_and_freed_when_the_caller_goes() {
     );
 }
 
-/// HTTP/2 takes a chunk whole, however little its receiver lets through: the slot must not be free while the chunk lies there.
+/// HTTP/2 accepts a whole chunk even if its receiver takes a byte at a time: the slot must stay
+/// taken while the chunk is queued.
 #[tokio::test]
 async fn who_takes_a_byte_holds_its_slot_until_it_goes() {
     const SLOTS: u32 = 8;
@@ -371,7 +372,7 @@ async fn who_takes_a_byte_holds_its_slot_until_it_goes() {
     let mut held = Vec::new();
     let mut busy = 0;
     for _ in 0..3 * SLOTS {
-        // One batch: its last byte is handed over with its first.
+        // One batch: its last byte is queued together with its first.
         let request = v1::DownloadRequest {
             spans: vec![span(served.id, 0, 128 * 1024)],
         };

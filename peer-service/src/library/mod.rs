@@ -17,7 +17,8 @@
 //! - A shared folder is the collection that it was when it was shared. A changed file makes it a
 //!   new collection as soon as the change is noticed: on a read, at start, or by the periodic
 //!   check. Added files are noticed only in the files folder, which is watched.
-//! - An item outside the files folder stays until its owner unshares it, whatever is at its path.
+//! - An item that its owner shared from outside the files folder stays until the owner unshares it,
+//!   whatever is at its path.
 
 use std::{
     collections::HashMap,
@@ -167,8 +168,8 @@ pub struct Library {
 #[derive(Debug)]
 pub(crate) struct LibraryShared {
     catalog: Mutex<Catalog>,
-    /// Held while the catalog changes and the change is stored and announced: all three happen in
-    /// one order.
+    /// Held while the catalog changes and the change is stored and announced, so that all observers
+    /// see the changes in one order.
     writing: Mutex<()>,
     /// Held while a manifest is written: two writers would write to the same file.
     manifest: Mutex<()>,
@@ -378,7 +379,7 @@ impl Library {
     pub async fn check(&self, targets: Vec<CheckTarget>, rate: u64, events: mpsc::Sender<CheckEvent>) {
         let shared = self.shared.clone();
         let check = move || shared.check_targets(&targets, rate, &events);
-        // A panic is logged in `in_background`; the events then end without a result.
+        // A failure is logged in `in_background`; the events then end without a result.
         let _ = in_background("potluck-check", check).await;
     }
 

@@ -335,7 +335,7 @@ async fn a_download_that_is_gone_is_forgotten_unless_its_owner_shared_it() {
     }
     fixture.share(&paths[1]);
     let numbers = paths.each_ref().map(|path| fixture.number(path));
-    // An item that is hashed again after a change keeps its cause.
+    // Hashing it again after a change does not turn a download into a shared item.
     fixture
         .inner
         .share_path(&paths[0], ShareCause::Changed(numbers[0]), &WATCH)

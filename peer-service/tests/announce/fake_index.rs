@@ -1,4 +1,4 @@
-//! An index that does as the contract says and can be made to fail.
+//! A fake index that follows the protocol and can be made to fail.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,16 +25,17 @@ pub(crate) struct State {
     pub(crate) replaces: usize,
     pub(crate) largest: usize,
     pub(crate) fail: Option<Reason>,
-    /// The next answer does not arrive.
+    /// Drops the next answer.
     pub(crate) lose: bool,
-    /// Forgets all once it was replaced, while these are put into these holdings.
+    /// After the next replacement, forgets everything and puts these registrations into this
+    /// announce set.
     pub(crate) forget: Option<(AnnounceSet, Vec<Registration>)>,
-    /// What it gives in the place of a digest.
+    /// The digest to return instead of the real one.
     pub(crate) wrong_digest: Option<[u8; 32]>,
     /// Another peer that uses the same token.
     pub(crate) rival: Option<v1::Address>,
     pub(crate) renewals: usize,
-    /// By which the peer's runs were known.
+    /// Instance ids of the peer's runs.
     pub(crate) instances: BTreeSet<Vec<u8>>,
 }
 
@@ -81,7 +82,7 @@ impl IndexService for Fake {
         request: Request<v1::RegisterRequest>,
     ) -> Result<Response<v1::RegisterResponse>, Status> {
         let request = request.into_inner();
-        // The more there is to read, the longer it takes: a small batch overtakes a large one.
+        // A larger batch takes longer: a small batch overtakes a large one.
         tokio::time::sleep(Duration::from_micros(10) * request.files.len() as u32).await;
         let mut state = self.checked()?;
         state.registers += 1;
@@ -129,7 +130,7 @@ impl IndexService for Fake {
     }
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
-        // Of what fails only this goes on where the disk is full.
+        // With a full disk everything fails except renewals.
         let mut state = self.state();
         if let Some(reason) = state.fail.filter(|reason| *reason != Reason::StoreUnavailable) {
             return Err(Problem::new(reason, "made to fail").into());

@@ -1,4 +1,4 @@
-//! A network that damages what it carries: a proxy which flips one bit where certain bytes pass.
+//! A network that damages data: a proxy that flips one bit of an id that passes through.
 
 use std::sync::{
     Arc,
@@ -11,24 +11,24 @@ use tokio::{
     net::{TcpListener, TcpStream, tcp},
 };
 
-/// What passes through a proxy in one direction, and what is damaged of it.
+/// The damage in one direction of a proxy.
 #[derive(Debug, Clone)]
 struct Damage {
     id: FileId,
-    /// Which of the times that the id passes it is damaged, counted from 0 over all connections.
+    /// Which occurrence of the id is damaged, counted from 0 over all connections.
     nth: usize,
     passed: Arc<AtomicUsize>,
 }
 
-/// Which way the damaged bytes go.
+/// The direction of the damaged bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
     Requests,
     Answers,
 }
 
-/// A proxy before `to` that flips one bit of the id the `nth` time that it passes this way, and
-/// does no harm after that.
+/// Starts a proxy in front of `to`. It flips one bit of the `nth` occurrence of the id in this
+/// direction and damages nothing else.
 pub(crate) async fn damaging(to: &Address, id: FileId, way: Way, nth: usize) -> Address {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().into();
@@ -66,7 +66,7 @@ async fn carry(mut from: tcp::OwnedReadHalf, mut to: tcp::OwnedWriteHalf, damage
 }
 
 impl Damage {
-    /// An id that is cut in two by a read is missed: on loopback small messages come whole.
+    /// Misses an id that is split between two reads; on loopback, small messages arrive whole.
     fn apply(&self, bytes: &mut [u8]) {
         let id = self.id.to_bytes();
         let mut at = 0;

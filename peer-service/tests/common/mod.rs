@@ -1,4 +1,4 @@
-//! A small world for the tests: a real index and real peers on loopback, in this process.
+//! Fixtures: a real index and real peers on loopback, in this process.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(dead_code, reason = "each test file uses a part of it")]
@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Channel;
 
-/// How long anything may take before the test says it hangs.
+/// Maximum time for any step before the test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An index that runs until it is dropped or stopped.
@@ -70,7 +70,7 @@ impl Index {
     }
 }
 
-/// A peer in a folder of its own.
+/// A peer with its own home folder.
 pub(crate) struct Peer {
     pub(crate) running: Running,
     pub(crate) control: ControlServiceClient<Channel>,
@@ -111,7 +111,7 @@ impl Peer {
             .expect("the peer stops");
     }
 
-    /// Limits what it sends to so many bytes a second; 0: no limit.
+    /// Limits its uploads to this many bytes per second; 0 means no limit.
     pub(crate) async fn limit_upload(&self, bytes: u64) {
         let limits = v1::Limits {
             upload_bytes_per_second: bytes,
@@ -121,7 +121,7 @@ impl Peer {
         self.control.clone().set_limits(request).await.unwrap();
     }
 
-    /// Shares a path and gives its id.
+    /// Shares a path; returns its id.
     pub(crate) async fn share(&self, path: &Path) -> FileId {
         let request = v1::ShareRequest {
             paths: vec![path.to_str().unwrap().to_owned()],
@@ -139,7 +139,7 @@ impl Peer {
         panic!("share ended without a result");
     }
 
-    /// Fetches to the end and gives the last state.
+    /// Fetches to the end; returns the last state.
     pub(crate) async fn fetch(&self, request: v1::FetchRequest) -> v1::Transfer {
         let follow = async {
             let mut events = self.control.clone().fetch(request).await.unwrap().into_inner();
@@ -163,7 +163,7 @@ impl Peer {
     }
 }
 
-/// A fetch of this file to this path.
+/// A request to fetch this file to this path.
 pub(crate) fn wish(id: FileId, target: &Path) -> v1::FetchRequest {
     v1::FetchRequest {
         file_id: id.to_bytes(),
@@ -172,20 +172,20 @@ pub(crate) fn wish(id: FileId, target: &Path) -> v1::FetchRequest {
     }
 }
 
-/// A transfer that must be done.
+/// Asserts that a transfer is done.
 #[track_caller]
 pub(crate) fn assert_done(transfer: &v1::Transfer) {
     assert_eq!(transfer.state(), v1::TransferState::Done, "{transfer:#?}");
 }
 
-/// The reason of a transfer that must have failed.
+/// Asserts that a transfer failed; returns the reason.
 #[track_caller]
 pub(crate) fn failure(transfer: &v1::Transfer) -> String {
     assert_eq!(transfer.state(), v1::TransferState::Failed, "{transfer:#?}");
     transfer.error.clone().unwrap().reason
 }
 
-/// Bytes that look random and are the same for the same seed.
+/// Pseudo-random bytes, determined by the seed.
 pub(crate) fn bytes(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -202,7 +202,7 @@ pub(crate) fn bytes(len: usize, seed: u64) -> Vec<u8> {
     out
 }
 
-/// Writes a file and gives its path.
+/// Writes a file; returns its path.
 pub(crate) fn file(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
     let path = folder.join(name);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -233,7 +233,7 @@ pub(crate) async fn wait_for_providers(index: &Index, id: FileId, count: u64) {
     .await;
 }
 
-/// A logger for a test that is looked at: `POTLUCK_LOG=debug cargo test …`.
+/// Enables logging for debugging: `POTLUCK_LOG=debug cargo test …`.
 pub(crate) fn log() {
     if let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("POTLUCK_LOG") {
         let _ = tracing_subscriber::fmt()

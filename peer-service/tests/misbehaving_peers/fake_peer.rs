@@ -1,4 +1,4 @@
-//! A peer that does not do as it should, in one way of many.
+//! A fake peer that misbehaves in one of many ways.
 
 use std::{
     pin::Pin,
@@ -21,48 +21,48 @@ use potluck_core::{
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
-/// What is wrong with a peer.
+/// How a peer misbehaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Vice {
-    /// Flips a bit in everything it sends.
+    /// Flips a bit in all data that it sends.
     Corrupts,
-    /// Sends half of what was asked for, then nothing.
+    /// Sends half of the requested bytes, then nothing.
     Stalls,
-    /// Sends more than was asked for.
+    /// Sends more than was requested.
     SendsTooMuch,
     /// Sends chunks out of order.
     Disorder,
-    /// Sends empty chunks for ever.
+    /// Sends empty chunks without end.
     EmptyChunks,
-    /// Gives piece hashes of another file.
+    /// Sends piece hashes of another file.
     WrongHashes,
-    /// Gives more piece hashes than there are pieces.
+    /// Sends more piece hashes than there are pieces.
     EndlessHashes,
     /// Describes the file with another size.
     LiesAboutSize,
     /// Breaks off in the middle of each stream.
     Disconnects,
-    /// Speaks of another number of units.
+    /// Reports another number of units.
     WrongUnits,
-    /// Has no room, ever.
+    /// Always answers that it is busy.
     Busy,
-    /// Says it has everything, and has nothing.
+    /// Claims to have everything and has nothing.
     Empty,
-    /// Says that the file changed, and tells no change of what it has.
+    /// Answers that the file changed, but sends no change of its availability.
     Changed,
-    /// Says that it has nothing, as a damaged answer does.
+    /// Reports that it has nothing, as a damaged answer does.
     TellsNothing,
     /// Answers no call.
     Silent,
-    /// Says that a plain file is a collection.
+    /// Claims that a plain file is a collection.
     SaysCollection,
-    /// Says that a collection is a plain file, and sends its manifest as one.
+    /// Claims that a collection is a plain file, and sends its manifest as one.
     SaysFile,
 }
 
 struct Fake {
     vice: Vice,
-    /// Does nothing wrong any more.
+    /// Once set, it behaves correctly.
     healed: Arc<AtomicBool>,
     data: Vec<u8>,
     tree: FileTree,
@@ -217,12 +217,12 @@ impl PeerService for Fake {
     }
 }
 
-/// Starts a peer with a vice; it runs for as long as the test.
+/// Starts a peer that misbehaves; it runs until the test ends.
 pub(crate) async fn fake(vice: Vice, data: &[u8]) -> Address {
     fake_that_heals(vice, data).await.0
 }
 
-/// Starts a peer with a vice of what it sends, until this is set.
+/// Starts a peer that misbehaves in what it sends until the returned flag is set.
 pub(crate) async fn fake_that_heals(vice: Vice, data: &[u8]) -> (Address, Arc<AtomicBool>) {
     let healed = Arc::new(AtomicBool::new(false));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

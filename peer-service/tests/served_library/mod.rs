@@ -1,4 +1,4 @@
-//! A library on temporary folders, served over loopback, and how to wait without sleeping blindly.
+//! Fixtures: a library on temporary folders, served over loopback, and waits without blind sleeps.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::{
@@ -76,14 +76,14 @@ impl Peer {
         }
     }
 
-    /// Stops everything; the home can be opened again.
+    /// Stops everything; the home can then be opened again.
     pub(crate) async fn close(self) {
         self.shutdown.cancel();
         self.tracker.close();
         tokio::time::timeout(DEADLINE, self.tracker.wait())
             .await
             .expect("no task is left");
-        // What runs off the async threads holds the database for a moment longer.
+        // Blocking work holds the database for a moment longer.
         let Self { home, library, .. } = self;
         drop(library);
         let state = home.state();
@@ -114,12 +114,12 @@ impl Peer {
         self.share(&[path]).await.remove(0).unwrap()
     }
 
-    /// Serves the library to others.
+    /// Serves the library; returns a client.
     pub(crate) async fn serve(&self) -> PeerServiceClient<Channel> {
         self.serve_at().await.1
     }
 
-    /// The same, and where it is served.
+    /// Serves the library; returns its address and a client.
     pub(crate) async fn serve_at(&self) -> (SocketAddr, PeerServiceClient<Channel>) {
         let shelves: Vec<Arc<dyn ContentSource>> = vec![Arc::new(self.library.clone())];
         let api = PeerApi::new(
@@ -166,7 +166,7 @@ pub(crate) fn span(id: FileId, offset: u64, length: u64) -> v1::Span {
     }
 }
 
-/// The bytes of each span.
+/// Downloads spans; returns the bytes of each.
 pub(crate) async fn download(
     client: &mut PeerServiceClient<Channel>,
     spans: Vec<v1::Span>,
@@ -187,7 +187,7 @@ pub(crate) async fn download(
     Ok(bytes)
 }
 
-/// Bytes that repeat nowhere.
+/// Bytes without repetition.
 pub(crate) fn bytes(seed: u8, len: usize) -> Vec<u8> {
     (0..len)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 ^ seed)

@@ -1,4 +1,4 @@
-//! A small file system in memory, and what a transfer shows that waits for room on one.
+//! Small file systems in memory, and the state of a transfer that waits for room on one.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(dead_code, reason = "each test file uses a part of it")]
@@ -17,13 +17,13 @@ use super::common::{PATIENCE, file};
 
 pub(crate) const MIB: usize = 1024 * 1024;
 
-/// A small file system in memory; gone when dropped.
+/// A small tmpfs; unmounted when dropped.
 pub(crate) struct Disk {
     dir: tempfile::TempDir,
 }
 
 impl Disk {
-    /// `None`, with a word why, where mounting is not allowed.
+    /// `None`, with a note on the output, if mounting is not allowed.
     pub(crate) fn mount(bytes: usize) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let disk = Self { dir };
@@ -41,7 +41,7 @@ impl Disk {
         run(program, |command| command.args(arguments).arg(self.dir.path()))
     }
 
-    /// Where it is.
+    /// The mount point.
     pub(crate) fn root(&self) -> &Path {
         self.dir.path()
     }
@@ -54,12 +54,12 @@ impl Disk {
         assert!(self.run("mount", &["-o", &format!("remount,{options}")]));
     }
 
-    /// Takes this much room.
+    /// Uses up this many bytes.
     pub(crate) fn ballast(&self, bytes: usize) -> PathBuf {
         file(self.dir.path(), "ballast", &vec![1; bytes])
     }
 
-    /// Takes all the room there is, to the last page.
+    /// Uses up all free space, to the last page.
     pub(crate) fn fill(&self) -> PathBuf {
         let path = self.path("filler");
         let mut file = File::create(&path).unwrap();
@@ -72,20 +72,22 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Lazily: whatever a failed test left open must not keep it.
+        // A lazy unmount: files that a failed test left open must not block it.
         self.run("umount", &["-l"]);
     }
 }
 
-/// A file system on a disk that has less room than it says, as thin volumes have: what is written is taken, and lost when it is flushed.
+/// A file system on a disk with less room than it reports, like a thin volume: writes succeed, and
+/// their data is lost at the flush.
 pub(crate) struct Thin {
-    /// Where it is mounted; goes before what it lies on.
+    /// The mount point; dropped before the disk below.
     dir: tempfile::TempDir,
     under: Disk,
 }
 
 impl Thin {
-    /// Room for so many bytes, and for so many as it says. `None`, with a word why, where there can be none.
+    /// A disk of `bytes` that reports `says` bytes. `None`, with a note on the output, if that is
+    /// not possible.
     pub(crate) fn mount(bytes: usize, says: usize) -> Option<Self> {
         let under = Disk::mount(bytes)?;
         let image = under.path("image");
@@ -119,7 +121,7 @@ impl Thin {
         self.dir.path().join(name)
     }
 
-    /// Gives what it lies on so many bytes.
+    /// Grows the disk below to this many bytes.
     pub(crate) fn grow(&self, bytes: usize) {
         self.under.remount(&format!("size={bytes}"));
     }
@@ -131,7 +133,8 @@ impl Drop for Thin {
     }
 }
 
-/// A disk with exFAT, which folds case and has no modes, no links and no names with colons. Gone when dropped.
+/// An exFAT disk, which folds case and supports no modes, links or names with colons. Unmounted
+/// when dropped.
 pub(crate) struct ExFat {
     dir: tempfile::TempDir,
     device: String,
@@ -139,7 +142,7 @@ pub(crate) struct ExFat {
 }
 
 impl ExFat {
-    /// `None`, with a word why, where there can be none.
+    /// `None`, with a note on the output, if that is not possible.
     pub(crate) fn mount() -> Option<Self> {
         let under = Disk::mount(48 * MIB)?;
         let image = under.path("image");
@@ -167,7 +170,7 @@ impl ExFat {
         let mounted = run("mount.exfat-fuse", |command| {
             command.arg(&disk.device).arg(disk.root()).stdout(Stdio::null())
         });
-        // It answers from the background.
+        // exfat-fuse mounts in the background.
         let is_there = || {
             let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
             mounts.contains(disk.root().to_str().unwrap())
@@ -183,7 +186,7 @@ impl ExFat {
         None
     }
 
-    /// Where it is.
+    /// The mount point.
     pub(crate) fn root(&self) -> &Path {
         self.dir.path()
     }
@@ -192,7 +195,7 @@ impl ExFat {
         self.dir.path().join(name)
     }
 
-    /// What is at the top, sorted.
+    /// The names at the top level, sorted.
     pub(crate) fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.dir.path()).unwrap();
         let mut names: Vec<_> = entries
@@ -210,14 +213,14 @@ impl Drop for ExFat {
     }
 }
 
-/// Whether a program ran well.
+/// Whether a program exited with success.
 fn run(program: &str, with: impl FnOnce(&mut Command) -> &mut Command) -> bool {
     let mut command = Command::new(program);
     let status = with(&mut command).stderr(std::process::Stdio::null()).status();
     status.is_ok_and(|status| status.success())
 }
 
-/// The first state that fits.
+/// The first transfer state that fits.
 pub(crate) async fn until(
     what: &str,
     events: &mut Streaming<v1::FetchResponse>,

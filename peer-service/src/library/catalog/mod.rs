@@ -63,7 +63,8 @@ pub(crate) struct Catalog {
     items: BTreeMap<u64, Box<SharedItem>>,
     by_path: HashMap<Arc<Path>, u64>,
     copies: BTreeSet<FileCopy>,
-    /// Number of distinct files that have copies, and the sum of their sizes in `bytes`.
+    /// Number of distinct files that have copies, without manifests. `bytes` is the sum of their
+    /// sizes.
     files: u64,
     bytes: u64,
     /// Items that lost a copy and wait to be checked again.

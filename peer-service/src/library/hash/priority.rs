@@ -1,8 +1,8 @@
 //! The priority of hashing: foreground hashing, which a caller waits for, goes before the
 //! background pass. The pass also waits while the peer uploads or downloads.
 //!
-//! Invariant: the background pass gets a turn at least every [`MAX_YIELD`] and [`LONGEST_PAUSE`],
-//! however many shares and downloads follow each other.
+//! Invariant: the background pass waits at most [`MAX_YIELD`] plus [`LONGEST_PAUSE`] before each
+//! turn, however many shares and downloads follow each other.
 
 use std::time::{Duration, Instant};
 

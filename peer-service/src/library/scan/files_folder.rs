@@ -181,8 +181,8 @@ struct RejectedPath {
 }
 
 impl RejectedPath {
-    /// A rejection. `before` is the previous rejection of the same path, which determines the
-    /// delay.
+    /// Rejects a path with this fingerprint. `before` is the previous rejection of the same path,
+    /// which determines the delay.
     fn new(fingerprint: u64, may_pass: bool, before: Option<&Self>, now: Instant) -> Self {
         let last = before
             .filter(|before| before.fingerprint == fingerprint)
@@ -244,8 +244,8 @@ impl FolderCandidate {
 }
 
 impl Scanner {
-    /// Makes one pass: compares the folder with the library and shares what is new or changed. The
-    /// delay until the next pass, if one is needed without an event.
+    /// Makes one pass: compares the folder with the library and shares what is new or changed.
+    /// Returns the delay until the next pass, if one is needed without an event.
     pub(crate) fn scan(&mut self, shared: &LibraryShared) -> Option<Duration> {
         let listing = match list(&shared.files_folder) {
             Ok(listing) => listing,
@@ -348,7 +348,7 @@ impl Scanner {
         since.elapsed() >= IDLE_BEFORE_HASH
     }
 
-    /// Rejects a path. The delay until it is tried again unchanged, if it is.
+    /// Rejects a path. Returns the delay until it is tried again unchanged, if it is.
     fn reject(&mut self, path: PathBuf, fingerprint: u64, refused: &[Refused]) -> Option<Duration> {
         let before = self.rejected.get(&path);
         // Logged once, however often it is tried.
@@ -363,7 +363,8 @@ impl Scanner {
         refusal.retry.map(|(_, delay)| delay)
     }
 
-    /// Shares files. The delay until the earliest retry, if any file failed for a transient reason.
+    /// Shares files. Returns the delay until the earliest retry, if any file failed for a transient
+    /// reason.
     fn share_files(&mut self, shared: &LibraryShared, files: &[(PathBuf, Stamp)]) -> Option<Duration> {
         let mut items = Vec::new();
         let mut refused = Vec::new();

@@ -22,8 +22,9 @@ use crate::{
     store::Stamp,
 };
 
-/// Folders with more entries than this are `stat`ed before hashing, so that the total size is known
-/// early. In smaller folders hashing calls `stat` itself when it opens each file.
+/// In a folder with more entries than this, `stat` is called on all files before hashing, so that
+/// the total size is known early. In smaller folders hashing calls `stat` itself when it opens each
+/// file.
 const MAX_LAZY_STATS: usize = 128 * 1024;
 
 /// All entries of a folder, sorted by path as in a manifest. All paths are in one string: a hundred

@@ -20,7 +20,7 @@ use crate::library::{
     share::build::{self, ShareCause, ShareObserver},
 };
 
-/// Minimum time between two progress events: more would cost work that nobody can see.
+/// Minimum time between two progress events: a person cannot follow more.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Maximum number of items in a batch, and how long the first may wait for it. A batch needs only

@@ -285,8 +285,8 @@ impl LibraryShared {
         }
     }
 
-    /// Handles changes in a damaged item. If a damaged file changed, its owner has replaced it, so
-    /// the item is checked again.
+    /// Handles changes in a damaged item. If a damaged file changed, its owner has dealt with it,
+    /// so the item is checked again.
     fn look_at_damaged(&self, number: u64, changed: &[EntryIndex]) {
         let is_damaged = |&part: &EntryIndex| self.catalog().is_part_damaged(number, part);
         if !changed.iter().any(is_damaged) {
