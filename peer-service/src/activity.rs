@@ -1,7 +1,6 @@
-//! Whether the peer moves data for somebody, so that background work can wait meanwhile.
+//! Detects whether the peer is transferring data, so that background work can yield.
 //!
-//! The data path only counts bytes, as it did before: whoever wants to know compares two looks at
-//! the counts.
+//! The data path only adds to byte counters. `ActivityWatch` compares two readings of them.
 
 use std::{
     sync::{
@@ -11,16 +10,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long nothing must have moved before the peer counts as idle: longer than the gaps of a
-/// download that is under way.
+/// How long no bytes must move before the peer counts as idle: longer than the gaps within a
+/// running download.
 const CALM: Duration = Duration::from_millis(500);
 
-/// Counts of what the peer moved since it started. Cheap to clone; all clones are one.
+/// Byte counters since the peer started. Cheap to clone; all clones share the same counters.
 #[derive(Debug, Clone, Default)]
 pub struct Activity {
-    /// Bytes handed over to be sent to other peers.
+    /// Bytes queued for sending to other peers.
     pub uploaded: Arc<AtomicU64>,
-    /// Verified bytes that were fetched.
+    /// Verified bytes downloaded.
     pub downloaded: Arc<AtomicU64>,
 }
 
@@ -31,17 +30,17 @@ impl Activity {
     }
 }
 
-/// Looks at the counts from time to time.
+/// Compares successive readings of the counters.
 #[derive(Debug)]
 pub(crate) struct ActivityWatch<'a> {
     activity: &'a Activity,
     moved: u64,
-    /// When the last look found that something had moved.
+    /// When a reading last differed from the one before; `None` if none has.
     changed: Option<Instant>,
 }
 
 impl<'a> ActivityWatch<'a> {
-    /// Idle until something moves.
+    /// Starts idle, until bytes move.
     pub(crate) fn new(activity: &'a Activity) -> Self {
         Self {
             moved: activity.moved(),
@@ -50,7 +49,7 @@ impl<'a> ActivityWatch<'a> {
         }
     }
 
-    /// Whether anything moved since the last look, or in the last [`CALM`].
+    /// Whether bytes moved since the last call, or within the last [`CALM`].
     pub(crate) fn is_busy(&mut self, now: Instant) -> bool {
         let moved = self.activity.moved();
         if moved != self.moved {

@@ -1,4 +1,5 @@
-//! What can be served: the seam between those who have bytes (the library, running transfers) and the open port.
+//! What the peer can serve: the interface between content providers (the library, running
+//! downloads) and the upload service.
 
 use std::{fmt, fs::File, ops::Range, sync::Arc};
 
@@ -8,86 +9,92 @@ use potluck_core::{
 };
 use tokio::sync::watch;
 
-/// One file, or a collection's content, that this peer can serve in whole or in part.
+/// A file, or the files of a collection, that this peer can serve in whole or in part.
 ///
-/// Calls may read the disk: use them off the async threads, but for [`Content::availability`], [`Content::changes`], [`Content::try_open`] and
+/// Methods may block on the disk, so do not call them on async threads. Exceptions:
+/// [`Content::availability`], [`Content::changes`], [`Content::try_open`] and
 /// [`Content::is_unchanged`].
 pub trait Content: Send + Sync + fmt::Debug {
-    /// Its id.
+    /// The id of the file or manifest.
     fn id(&self) -> FileId;
 
-    /// Its size in bytes.
+    /// Size in bytes.
     fn size(&self) -> u64;
 
-    /// What the file is, root and all.
+    /// The file's record, with the root hash.
     ///
     /// # Errors
-    /// `PIECE_NOT_AVAILABLE` where the root is not known yet.
+    /// `PIECE_NOT_AVAILABLE` if the root is not known yet.
     fn record(&self) -> Result<FileRecord, Problem>;
 
-    /// The label it is shared by.
+    /// The name that it is shared under.
     fn name(&self) -> String;
 
-    /// The piece layer; empty where the file has fewer than two pieces.
+    /// The piece layer; empty if the file has fewer than two pieces.
     ///
     /// # Errors
-    /// `PIECE_NOT_AVAILABLE` where it is not known yet.
+    /// `PIECE_NOT_AVAILABLE` if the piece layer is not known yet.
     fn piece_hashes(&self) -> Result<Arc<[Hash]>, Problem>;
 
-    /// What it is cut into. For a collection, its content. May read the disk where [`Content::availability`] may not: what that counts is known then.
+    /// How the content is divided into units. For a collection, this covers the files in it.
+    ///
+    /// May block on the disk, although [`Content::availability`] does not.
     fn plan(&self) -> Option<Arc<Plan>> {
         Plan::of_file(self.id(), self.size()).map(Arc::new)
     }
 
-    /// Which units can be served now. For a collection, the units of its content.
+    /// Which units can be served now. For a collection, the units of the files in it.
     fn availability(&self) -> Availability;
 
-    /// Changes each time that [`Content::availability`] does; `None` where it never will.
+    /// Changes whenever [`Content::availability`] changes; `None` if it never does.
     fn changes(&self) -> Option<watch::Receiver<u64>>;
 
-    /// Opens the file for reading `range`, which lies inside it, all of it verified.
+    /// Opens the file to read `range`, which must lie inside the file.
     ///
     /// # Errors
-    /// `PIECE_NOT_AVAILABLE` where part of it is not verified yet; `FILE_CHANGED` where the file is not what was hashed.
+    /// `PIECE_NOT_AVAILABLE` if part of the range is not verified yet; `FILE_CHANGED` if the file
+    /// is no longer what was hashed.
     fn open(&self, range: Range<u64>) -> Result<Arc<File>, Problem>;
 
-    /// The same, where that can be done without waiting for a disk, another machine or a lock that is held for long, and neither does
-    /// reading what is in memory already.
+    /// Opens the file like [`Content::open`], but never blocks on a disk, another machine or a
+    /// contended lock. Returns a file only if reading cached pages of it does not block either.
     fn try_open(&self, range: Range<u64>) -> Option<Arc<File>>;
 
-    /// Whether the file that was opened is surely still what was hashed, as far as that can be told at once.
+    /// Whether the open file is certainly still what was hashed, as far as that is known without
+    /// blocking.
     fn is_unchanged(&self, file: &File) -> bool;
 
-    /// Whether the file that was opened is still what was hashed: asked after reading and before sending.
+    /// Checks that the open file is still what was hashed. Called after reading and before sending.
     ///
     /// # Errors
-    /// `FILE_CHANGED`.
+    /// `FILE_CHANGED` if it is not.
     fn check_unchanged(&self, file: &File) -> Result<(), Problem>;
 }
 
-/// Pieces of a file that somebody received and that failed verification there.
+/// A report that pieces of a file failed verification at their receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadPieces {
     /// The file.
     pub id: FileId,
-    /// The first of them.
+    /// Index of the first piece.
     pub first: u32,
-    /// How many.
+    /// Number of pieces.
     pub count: u32,
 }
 
-/// A place to look for offers by id.
+/// Finds content by id.
 pub trait ContentSource: Send + Sync + fmt::Debug {
-    /// The offer of this file, if there is one.
+    /// The content with this id, if there is any. May block.
     fn find(&self, id: &FileId) -> Option<Arc<dyn Content>>;
 
-    /// The same without ever waiting for long: also on the async threads. `None` too where that cannot be said so quickly.
+    /// Finds content without blocking, so that async threads may call it. `None` also if the answer
+    /// is not known without blocking.
     fn try_find(&self, _id: &FileId) -> Option<Arc<dyn Content>> {
         None
     }
 
-    /// Somebody says that these pieces were wrong when they came: they are looked at when there is
-    /// time. Only what is seen here is believed. False where too much was reported; never waits.
+    /// Schedules a check of pieces that another peer reports as bad. The report itself is not
+    /// trusted: only the check counts. Returns false if there are too many reports. Never blocks.
     fn on_bad_pieces(&self, _pieces: BadPieces, _source: ClientAddress) -> bool {
         true
     }

@@ -1,6 +1,6 @@
-//! Files and folders that are still there after a loss of power.
+//! Writes files and folders so that they survive a power failure.
 //!
-//! A file's bytes are on the disk once it is synced; its name is there once its folder is synced.
+//! A sync of the file makes its bytes durable; a sync of its folder makes its name durable.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -9,11 +9,12 @@ use std::{
     path::Path,
 };
 
-/// Writes a file so that after a crash it is whole or not there at all: beside its place, to the
-/// disk, then into its place.
+/// Replaces a file atomically: after a crash it has its old or its new content. Writes a temporary
+/// file beside it, syncs it, and renames it.
 ///
 /// # Errors
-/// As of the file system; what was there before still stands.
+/// Any error of the file system; the old file is then unchanged, unless only the final sync of the
+/// folder failed.
 pub(crate) fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let folder = path.parent().ok_or(ErrorKind::InvalidInput)?;
     let mut name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_owned();
@@ -23,7 +24,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // Made anew, so that a link planted there is never followed.
+    // `create_new` never follows a link that someone placed there.
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -31,17 +32,17 @@ pub(crate) fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         .open(&beside)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
     if let Err(error) = written.and_then(|()| fs::rename(&beside, path)) {
-        // What is half written helps nobody, and on a full disk its room does.
+        // Remove the incomplete file: on a full disk it takes up space.
         let _ = fs::remove_file(&beside);
         return Err(error);
     }
     sync_folder(folder)
 }
 
-/// Makes a folder and all above it that are not there, with these mode bits.
+/// Creates a folder and its missing parents with these mode bits, durably.
 ///
 /// # Errors
-/// As of the file system.
+/// Any error of the file system.
 pub(crate) fn create_folders(path: &Path, mode: u32) -> io::Result<()> {
     let missing = path.ancestors().take_while(|folder| {
         !folder.as_os_str().is_empty()
@@ -53,7 +54,7 @@ pub(crate) fn create_folders(path: &Path, mode: u32) -> io::Result<()> {
     let Some(highest) = made else {
         return Ok(());
     };
-    // The name of each that was made is in the folder above it.
+    // Each new folder's name is stored in its parent, so the parent is synced.
     for folder in path.ancestors() {
         let above = folder.parent().filter(|above| !above.as_os_str().is_empty());
         sync_folder(above.unwrap_or_else(|| Path::new(".")))?;
@@ -64,11 +65,11 @@ pub(crate) fn create_folders(path: &Path, mode: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Has the disk keep the names in a folder.
+/// Makes the names in a folder durable.
 ///
 /// # Errors
-/// As of the file system, but for one that knows no such thing and a folder that this user may not
-/// read: the names are in their places all the same.
+/// Any error of the file system. Succeeds without a sync if the file system does not support it, or
+/// if this user may not read the folder.
 pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     match File::open(path).and_then(|folder| folder.sync_all()) {
         Err(error) if is_no_matter(&error) => {

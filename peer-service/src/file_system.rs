@@ -1,9 +1,9 @@
-//! What the file system at a path keeps of a file.
+//! What the file system at a path can store about a file.
 
 use std::path::Path;
 
-/// File systems, as Linux names them in `mountinfo`, that have no modes and no links of their own. Some can be mounted so that they do:
-/// whoever asks looks at the files as well.
+/// File systems, by their names in Linux's `mountinfo`, that store no modes and no links of their
+/// own. Some mount options emulate them, so callers also check the files themselves.
 #[cfg(target_os = "linux")]
 const WITHOUT_MODES: [&[u8]; 8] = [
     b"vfat",
@@ -12,13 +12,13 @@ const WITHOUT_MODES: [&[u8]; 8] = [
     b"ntfs",
     b"cifs",
     b"smb3",
-    // Drivers in user space for disks: exfat-fuse and ntfs-3g.
+    // User-space drivers for disks: exfat-fuse and ntfs-3g.
     b"fuseblk",
     b"fuse.exfat",
 ];
 
-/// Whether the file system may have no modes, so that every file there looks executable, and no links. Told without writing anything;
-/// false where nothing is known of it.
+/// Whether the file system may lack file modes (then every file looks executable) and links. Writes
+/// nothing to find out; false if the file system is unknown.
 #[cfg(target_os = "linux")]
 pub(crate) fn may_lack_modes(path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
@@ -39,12 +39,12 @@ pub(crate) fn may_lack_modes(_path: &Path) -> bool {
     false
 }
 
-/// The kind of file system with this device number, from `mountinfo`: see proc_pid_mountinfo(5).
+/// The file system type with this device number, from `mountinfo`; see proc_pid_mountinfo(5).
 #[cfg(target_os = "linux")]
 fn kind_of<'a>(mounts: &'a [u8], device: &[u8]) -> Option<&'a [u8]> {
     mounts.split(|&byte| byte == b'\n').find_map(|line| {
         let mut words = line.split(|&byte| byte == b' ');
-        // Optional fields end with a dash; then comes the kind.
+        // A dash ends the optional fields; the type follows it.
         (words.nth(2)? == device).then(|| words.skip_while(|word| *word != b"-").nth(1))?
     })
 }

@@ -1,20 +1,21 @@
-//! The peer service: shares files, serves verified pieces, and downloads one file from many peers at once.
+//! The peer service: shares files, serves verified pieces, and downloads one file from many peers
+//! in parallel.
 //!
-//! | module | its one job |
+//! | module | purpose |
 //! |---|---|
-//! | [`announce`] | what the index is told, and the task that tells it |
-//! | [`content`] | what can be served: the seam between the library, running downloads and uploads |
-//! | [`control`] | the service for the peer's owner, at an endpoint of its own |
-//! | [`download`] | downloads: from a request to a verified file under its name |
-//! | `fs` | work on blocking threads; reads from the page cache only |
-//! | [`home`] | the peer's folder, its lock and its secret |
-//! | [`library`] | shared files and collections, their hashes, and whether they are unchanged |
+//! | [`announce`] | the set of files to announce, and the task that announces them to the index |
+//! | [`content`] | what can be served: the interface between library, downloads and uploads |
+//! | [`control`] | the service for the peer's owner, on its own endpoint |
+//! | [`download`] | downloads, from the request to the verified file |
+//! | `fs` | blocking file system work, and reads from the page cache |
+//! | [`home`] | the peer's home folder, its lock and its token |
+//! | [`library`] | shared files and collections, their hashes, and change detection |
 //! | [`limits`] | rate limits, upload slots and the in-flight budget |
-//! | [`options`] | flags and environment, and what they mean |
-//! | `problem` | failures of starting a peer, in words |
-//! | [`server`] | a whole peer out of its parts, and how it stops |
-//! | [`store`] | what the peer remembers over restarts |
-//! | [`upload`] | the service that is open to other peers |
+//! | [`options`] | flags, environment variables and the resulting configuration |
+//! | `problem` | startup errors as messages for the user |
+//! | [`server`] | assembles, runs and stops a peer |
+//! | [`store`] | persistent state |
+//! | [`upload`] | the service for other peers |
 
 pub mod activity;
 pub mod announce;

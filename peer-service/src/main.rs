@@ -1,4 +1,4 @@
-//! `potluck-peer`: the peer service as a program.
+//! The `potluck-peer` program: runs the peer service.
 
 use std::{io::Write as _, process::ExitCode, time::Duration};
 
@@ -6,10 +6,11 @@ use clap::Parser;
 use potluck_core::process;
 use potluck_peer::{Options, run};
 
-/// Shares files with other peers and fetches from many at once, every piece verified
+/// Share files with other peers and download from many at once; every piece is verified
 ///
-/// What is dropped into `files` in the peer's folder is shared; downloads land there. `potluck` is the command line that talks to it.
-/// Logs go to standard error (POTLUCK_LOG or RUST_LOG sets how much). Ends cleanly on SIGINT and SIGTERM.
+/// Files in `files` in the peer's folder are shared, and downloads are saved there. Control the
+/// peer with the `potluck` command. Logs go to standard error (set the level with POTLUCK_LOG or
+/// RUST_LOG). Stops cleanly on SIGINT and SIGTERM.
 #[derive(Debug, Parser)]
 #[command(name = "potluck-peer", version)]
 struct CommandLine {
@@ -17,7 +18,7 @@ struct CommandLine {
     options: Options,
 }
 
-/// How long a read that hangs may hold up the program's end.
+/// How long a hanging read may delay the exit.
 const LAST_READS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
     match serve(line.options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody may be left to read it.
+            // The error is ignored: stderr may be closed.
             let _ = writeln!(std::io::stderr(), "potluck-peer: {error}");
             ExitCode::FAILURE
         }
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
 fn serve(options: Options) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(async { Ok(run(options, process::shutdown_on_signals()?).await?) });
-    // Everything that must be on the disk is there; a disk that hangs must not keep the program.
+    // All state is already on disk, so a hanging disk must not block the exit.
     runtime.shutdown_timeout(LAST_READS);
     ended
 }

@@ -1,6 +1,7 @@
-//! What a person can ask of the peer: flags and environment variables, and what they mean ([`Config`]).
+//! Command line flags and environment variables of the peer, and the configuration that they
+//! produce ([`Config`]).
 //!
-//! Parsed whole before anything starts. Everything a default decides is a named constant here.
+//! All options are parsed before anything starts. Every default is a named constant here.
 
 use std::{
     ffi::OsString,
@@ -22,23 +23,24 @@ use potluck_core::{
     model::Address,
 };
 
-/// Where a peer listens unless told otherwise: this machine only.
+/// Default address of the open port: loopback, so that only this machine can connect.
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 12349);
 
-/// The index asked unless told otherwise.
+/// Default index: one on this machine.
 pub const DEFAULT_INDEX: &str = "http://127.0.0.1:1313";
 
-/// Download calls served at once unless told otherwise: many slots and shallow queues spread new pieces fastest, and each costs
-/// one chunk of memory.
+/// Default number of `Download` calls served at the same time. Many slots with shallow queues
+/// spread new pieces fastest; each slot costs one chunk of memory.
 pub const DEFAULT_UPLOAD_SLOTS: u32 = 256;
 
-/// Connections from other peers at once unless told otherwise: a large crowd, well within the usual limit of open files.
+/// Default maximum of connections from other peers: enough for a large crowd, and well within the
+/// usual limit of open files.
 pub const DEFAULT_MAX_CONNECTIONS: usize = 512;
 
 /// Flags of `potluck-peer` and `potluck peer`; each has an environment variable.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// Address to serve other peers on; port 0 takes a free one
+    /// Address to serve other peers on; port 0 picks a free port
     #[arg(long, value_name = "ADDR", env = "POTLUCK_PEER_LISTEN", default_value_t = DEFAULT_LISTEN, value_parser = parse_listen)]
     pub listen: SocketAddr,
 
@@ -46,34 +48,36 @@ pub struct Options {
     #[arg(long, value_name = "DIR", env = "POTLUCK_PEER_HOME")]
     pub home: Option<PathBuf>,
 
-    /// The index to register with and ask; `none` runs without one
+    /// Index to register with and to query; `none` for no index
     #[arg(long, value_name = "URL", env = "POTLUCK_INDEX", default_value = DEFAULT_INDEX)]
     pub index: String,
 
-    /// A file or folder to share in place; may be given several times [env: POTLUCK_PEER_SHARE=PATH:PATH…]
+    /// File or folder to share in place; may be repeated [env: POTLUCK_PEER_SHARE=PATH:PATH…]
     #[arg(long, value_name = "PATH")]
     pub share: Vec<PathBuf>,
 
-    /// Paths to share joined with colons, as an environment variable can hold them
+    /// Paths to share, separated by colons (for the environment variable)
     #[arg(long, hide = true, env = "POTLUCK_PEER_SHARE")]
     pub share_list: Option<OsString>,
 
-    /// Address for the index to give to others [default: the one the index sees, with the port listened on]
+    /// Address that the index gives to other peers [default: the address that the index sees, with
+    /// the listening port]
     #[arg(long, value_name = "HOST:PORT", env = "POTLUCK_PEER_ADVERTISE", value_parser = parse_address)]
     pub advertise: Option<Address>,
 
-    /// Where the owner's control service listens: unix:PATH, or an address on which a token is asked for
+    /// Endpoint of the control service: unix:PATH, or an address on which it requires a token
     /// [default: control.sock in the home]
     #[arg(long, value_name = "unix:PATH|ADDR", env = "POTLUCK_PEER_CONTROL")]
     pub control: Option<ControlAt>,
 
-    /// Let the control service listen beyond this machine although nothing is encrypted: whoever
-    /// can read the network's traffic learns the token, and with it commands this peer and reads
-    /// every file that its user can read
+    /// Let the control service listen beyond this machine without encryption
+    ///
+    /// Anyone who can read the network traffic learns the token. The token allows commanding this
+    /// peer and reading every file that its user can read.
     #[arg(long, env = "POTLUCK_PEER_PLAINTEXT", value_parser = FalseyValueParser::new())]
     pub plaintext: bool,
 
-    /// Most bytes a second to send, as in 10MiB; 0: no limit
+    /// Maximum upload rate in bytes per second, such as 10MiB; 0 for no limit
     #[arg(
         long,
         value_name = "RATE",
@@ -82,7 +86,7 @@ pub struct Options {
     )]
     pub upload_limit: ByteSize,
 
-    /// Most bytes a second to fetch, as in 10MiB; 0: no limit
+    /// Maximum download rate in bytes per second, such as 10MiB; 0 for no limit
     #[arg(
         long,
         value_name = "RATE",
@@ -91,16 +95,16 @@ pub struct Options {
     )]
     pub download_limit: ByteSize,
 
-    /// Downloads to serve at once; 0: no limit
+    /// Maximum downloads to serve at the same time; 0 for no limit
     #[arg(long, value_name = "N", env = "POTLUCK_PEER_UPLOAD_SLOTS", default_value_t = DEFAULT_UPLOAD_SLOTS)]
     pub upload_slots: u32,
 
-    /// Connections from other peers at once
+    /// Maximum connections from other peers
     #[arg(long, value_name = "N", env = "POTLUCK_PEER_MAX_CONNECTIONS", default_value_t = DEFAULT_MAX_CONNECTIONS)]
     pub max_connections: usize,
 
-    /// Of the connections, watchers and downloads that others leave, what one address takes at most, in percent; this machine
-    /// takes what there is
+    /// Largest fraction of the free connections, watchers and upload slots that one address may
+    /// hold, in percent; this machine is exempt
     #[arg(
         long,
         value_name = "PERCENT",
@@ -110,16 +114,17 @@ pub struct Options {
     )]
     pub address_share: u8,
 
-    /// Do not tell other peers what is served here (gRPC reflection)
+    /// Disable gRPC reflection for other peers
     #[arg(long, env = "POTLUCK_PEER_NO_REFLECTION", value_parser = FalseyValueParser::new())]
     pub no_reflection: bool,
 
-    /// Threads that hash files, and that verify what arrives for each file system, of these at most 16 [default: one for
-    /// each core]
+    /// Threads that hash files, and threads per file system that verify downloads (the latter at
+    /// most 16) [default: one per core]
     #[arg(long, value_name = "N", env = "POTLUCK_PEER_HASH_THREADS")]
     pub hash_threads: Option<NonZeroUsize>,
 
-    /// Seconds the index keeps this peer without hearing of it [default: as the index has it]
+    /// Seconds until the index drops this peer if it does not renew its lease [default: set by the
+    /// index]
     #[arg(long, value_name = "SECONDS", env = "POTLUCK_PEER_LEASE")]
     pub lease: Option<u32>,
 }
@@ -127,7 +132,7 @@ pub struct Options {
 /// Where the control service listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlAt {
-    /// A Unix socket at this path, or in the home where there is none.
+    /// A Unix socket at this path; `None` means `control.sock` in the home.
     Unix(Option<PathBuf>),
     /// TCP, with a token in the home's `state/control-token`.
     Tcp(SocketAddr),
@@ -152,14 +157,14 @@ impl FromStr for ControlAt {
     }
 }
 
-/// What limits a peer starts with; 0: none.
+/// The peer's initial limits; 0 means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LimitSettings {
-    /// Bytes a second sent to other peers.
+    /// Upload rate in bytes per second.
     pub upload_bytes_per_second: u64,
-    /// Bytes a second fetched from other peers.
+    /// Download rate in bytes per second.
     pub download_bytes_per_second: u64,
-    /// `Download` calls served at once.
+    /// `Download` calls served at the same time.
     pub upload_slots: u32,
 }
 
@@ -173,37 +178,37 @@ impl Default for LimitSettings {
     }
 }
 
-/// How a peer runs: [`Options`] understood, or made by a program that runs a peer of its own.
+/// The configuration of a peer: made from [`Options`], or by a program that embeds a peer.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The peer's folder.
+    /// The peer's home folder.
     pub home: PathBuf,
-    /// The index; `None` runs without one.
+    /// The index; `None` for no index.
     pub index: Option<Endpoint>,
     /// Files and folders to share from the start.
     pub share: Vec<PathBuf>,
-    /// The address for the index to give to others; `None`: the one the index sees.
+    /// The address that the index gives to other peers; `None` for the address that the index sees.
     pub advertise: Option<Address>,
     /// Where the control service listens.
     pub control: ControlAt,
-    /// Whether it may listen beyond this machine although nothing is encrypted.
+    /// Whether the control service may listen beyond this machine without encryption.
     pub plaintext: bool,
-    /// Limits at the start.
+    /// The initial limits.
     pub limits: LimitSettings,
-    /// Connections from other peers at once.
+    /// Maximum connections from other peers.
     pub max_connections: usize,
-    /// What one address takes at most of what others leave.
+    /// The largest fraction of the free permits that one address may hold.
     pub address_share: MaxShare,
-    /// Whether other peers are told what is served (gRPC reflection).
+    /// Whether the open port offers gRPC reflection.
     pub reflection: bool,
     /// Threads that hash files.
     pub hash_threads: usize,
-    /// How long the index keeps this peer without hearing of it; `None`: as the index has it.
+    /// How long the index keeps this peer without a renewal; `None` for the index's default.
     pub lease: Option<Duration>,
 }
 
 impl Config {
-    /// A peer in this folder with every default, and no index.
+    /// A peer with its home in this folder, all defaults, and no index.
     pub fn new(home: impl Into<PathBuf>) -> Self {
         Self {
             home: home.into(),
@@ -221,11 +226,11 @@ impl Config {
         }
     }
 
-    /// What the options mean for a peer that listens on `port`.
+    /// The configuration that the options give for a peer that listens on `port`.
     ///
     /// # Errors
-    /// [`Reason::InvalidAddress`] for the index's URL; [`Reason::InvalidArgument`] where no home is given and the user has no data
-    /// directory.
+    /// [`Reason::InvalidAddress`] if the index's URL is invalid; [`Reason::InvalidArgument`] if no
+    /// home is given and the user has no data directory.
     pub fn from_options(options: Options, port: u16) -> Result<Self, Problem> {
         let home = match options.home {
             Some(home) => home,
@@ -263,10 +268,10 @@ impl Config {
     }
 }
 
-/// The home of a peer on this port: `peer-<port>` in the user's data directory for potluck.
+/// The default home of a peer on this port: `peer-<port>` in the user's data directory for potluck.
 ///
 /// # Errors
-/// [`Reason::InvalidArgument`] where the user has no data directory.
+/// [`Reason::InvalidArgument`] if the user has no data directory.
 pub fn default_home(port: u16) -> Result<PathBuf, Problem> {
     directories::ProjectDirs::from("", "", "potluck")
         .map(|dirs| dirs.data_dir().join(format!("peer-{port}")))
@@ -278,7 +283,7 @@ pub fn default_home(port: u16) -> Result<PathBuf, Problem> {
         })
 }
 
-/// The index behind this text; an empty text or `none` means none.
+/// Parses the index's URL; an empty text or `none` means no index.
 fn parse_index(text: &str) -> Result<Option<Endpoint>, Problem> {
     match text {
         "" | "none" => Ok(None),

@@ -1,4 +1,4 @@
-//! The failures of starting a peer, in words for the one who started it.
+//! Converts startup errors into problems with messages for the user.
 
 use std::{io, net::SocketAddr};
 
@@ -34,7 +34,8 @@ impl From<LibraryError> for Problem {
     }
 }
 
-/// Why nothing can listen on an address, and what to do; `flag` chooses another.
+/// Why a socket cannot listen on `address`, and what to do about it. `flag` is the option that
+/// chooses another address.
 pub(crate) fn cannot_listen(address: SocketAddr, flag: &str, error: &io::Error) -> Problem {
     match error.kind() {
         io::ErrorKind::AddrInUse => Problem::new(

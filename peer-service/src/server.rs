@@ -1,9 +1,15 @@
-//! Assembly: a whole peer out of its parts, its two endpoints, and how it stops.
+//! Assembles a peer from its parts, serves its two endpoints, and shuts it down.
 //!
-//! Invariant: the control service is served at the control endpoint only, the peer service on the open port only.
+//! Invariant: the control endpoint serves only the control service, and the open port serves only
+//! the peer service.
 //!
-//! Order of stopping: health says NOT_SERVING, transfers record what they have, the lease is taken back, no connection is
-//! accepted, open calls get `GRACE` to end, connections are cut, the rest of the tasks end.
+//! Shutdown order:
+//!
+//! 1. Health reports NOT_SERVING.
+//! 2. Downloads save their progress, the registrar unregisters from the index, and the servers stop
+//!    accepting connections.
+//! 3. Open calls get `GRACE` to finish; then their connections are closed.
+//! 4. The remaining tasks get `LAST_GRACE` to finish.
 
 use std::{io::Write as _, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -42,53 +48,59 @@ use crate::{
     upload::{self, EvictableConnection, PeerApi, SendScheduler, UploadCounters},
 };
 
-/// How long open calls may take to end when the peer stops. Downloads are resumed elsewhere: nobody is helped by waiting long.
+/// How long open calls may take to finish at shutdown. Short, because downloaders resume from other
+/// peers.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// How long everything else may take after that, the last words with the index among it.
+/// How long the remaining tasks may take after [`GRACE`]; this includes unregistering from the
+/// index.
 const LAST_GRACE: Duration = Duration::from_secs(10);
 
-/// How long the files folder may wait for the index to be told first: longer than that takes with a hundred thousand files, short enough
-/// for whoever dropped something in while the peer was off.
+/// How long the first scan of the files folder waits for the index to acknowledge the known files.
+/// Announcing a hundred thousand files takes less, and a user who added files while the peer was
+/// off barely notices the delay.
 const FIRST_SYNC_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Connections of the owner's programs at once: each `get` that runs has one.
+/// Maximum connections to the control endpoint; each running `get` uses one.
 const CONTROL_CONNECTIONS: usize = 512;
 
-/// Most streams of one connection: a downloader uses a few dozen, and one peer cannot take all memory.
+/// Maximum streams per connection. A downloader uses a few dozen; the limit bounds the memory that
+/// one peer can take.
 const MAX_STREAMS: u32 = 256;
 
-/// What the open port has in bytes for requests and for small answers under way: hundreds of the
-/// largest requests, and lists of what is here of many large files. Downloads and lists of hashes
-/// have places of their own.
+/// Memory on the open port, in bytes, for requests being received and for small answers not yet
+/// read: enough for hundreds of the largest requests and for the availability of many large files.
+/// `Download` and `GetPieceHashes` have limits of their own.
 const MAX_INCOMING: usize = 32 * 1024 * 1024;
 const MAX_UNREAD: usize = 64 * 1024 * 1024;
 
-/// Receive window of a stream on the open port, in bytes: what comes in there are requests. What nobody has read yet is bounded by
-/// four of them for a connection.
+/// Receive window per stream on the open port, in bytes. Streams there carry only requests. A
+/// connection's window is four times this, which bounds its unread bytes.
 const REQUEST_WINDOW: u32 = 256 * 1024;
 
-/// Why a peer did not start, or stopped before it was told to.
+/// Why a peer did not start, or failed while running.
 pub type StartError = Problem;
 
-/// A peer that runs. Dropping it does not stop it: cancel the token it was started with, then [`Running::join`].
+/// A running peer. Dropping this does not stop the peer: cancel the token passed to [`start`], then
+/// call [`Running::join`].
 #[derive(Debug)]
 pub struct Running {
-    /// Where other peers reach it.
+    /// The address of the open port.
     pub local_addr: SocketAddr,
-    /// Where its owner reaches it.
+    /// The control endpoint.
     pub control: Endpoint,
-    /// The token that the control service asks for, where it listens on TCP: sent as `authorization: Bearer TOKEN`.
+    /// The token that the control service requires if it listens on TCP. Clients send it as
+    /// `authorization: Bearer TOKEN`.
     pub control_token: Option<String>,
-    /// Its public id.
+    /// The peer's public id.
     pub peer_id: PeerId,
-    /// Its folder.
+    /// The peer's home folder.
     pub home: PathBuf,
     supervisor: tokio::task::JoinHandle<()>,
 }
 
 impl Running {
-    /// Waits until it has stopped: everything flushed, the lease taken back.
+    /// Waits until the peer has stopped: stores are flushed and the lease is returned.
     pub async fn join(self) {
         if let Err(error) = self.supervisor.await {
             tracing::error!(%error, "the peer's main task failed");
@@ -99,7 +111,8 @@ impl Running {
 /// Starts a peer that serves on `listener` until `shutdown` is cancelled.
 ///
 /// # Errors
-/// Where the home is in use or cannot be made, or the control endpoint cannot be opened; the message says what to do.
+/// Fails if the home is in use or cannot be created, if the store cannot be opened, or if the
+/// control endpoint cannot be opened. The message says what to do.
 pub async fn start(
     listener: TcpListener,
     config: Config,
@@ -112,7 +125,8 @@ pub async fn start(
         )
     })?;
     let tracker = TaskTracker::new();
-    // What works ends when told so; what serves goes on a little to say so.
+    // Cancelled first: tasks that do work stop at once. Servers keep running a little longer, so
+    // that they can report the shutdown.
     let work = CancellationToken::new();
     let path = config.home.clone();
     let home = blocking(move || Home::open(&path)).await??;
@@ -240,7 +254,8 @@ pub async fn start(
             tracing::error!(%error, "the open port failed");
         }
     });
-    // Before the owner can begin others, which would be given their numbers.
+    // Before the control service accepts new downloads, because those would reuse the restored
+    // numbers.
     transfers.restore().await?;
     let (control_token, socket, control_health) = match listening {
         ControlListener::Unix { listener, path } => {
@@ -287,7 +302,7 @@ pub async fn start(
     Ok(running)
 }
 
-/// Serves the control service with health and reflection of its own.
+/// Serves the control service with its own health and reflection services.
 async fn serve_control<L: Accept>(
     servers: &TaskTracker,
     listener: L,
@@ -330,7 +345,7 @@ fn internal_error(error: tonic_reflection::server::Error) -> Problem {
     )
 }
 
-/// What has to be brought down.
+/// What a shutdown stops, waits for and removes.
 struct ShutdownParts {
     shutdown: CancellationToken,
     work: CancellationToken,
@@ -364,14 +379,15 @@ async fn supervise(parts: ShutdownParts) {
         tracing::warn!("not everything ended in time; whatever was verified is resumed from");
     }
     if let Some(socket) = parts.socket {
-        // The home is still locked: nobody else's socket can be there.
+        // The home is still locked, so this cannot be another peer's socket.
         let _ = std::fs::remove_file(socket);
     }
     drop(parts.home);
     tracing::info!("peer stopped");
 }
 
-/// The address to register: what is listened on, or for all interfaces the port alone, so that the index takes the address it sees.
+/// The address to register: the listening address. For a wildcard address, the host is empty, and
+/// the index fills in the address that it sees.
 fn own_address(local: SocketAddr) -> Address {
     match local.ip().is_unspecified() {
         true => Address {
@@ -382,7 +398,8 @@ fn own_address(local: SocketAddr) -> Address {
     }
 }
 
-/// Says so where other machines are told of a peer that they cannot reach.
+/// Warns if the index is on another machine while this peer listens on loopback only: other
+/// machines could not reach it.
 fn warn_of_loopback(local: SocketAddr, config: &Config) {
     let Some(Endpoint::Http(index)) = &config.index else {
         return;
@@ -398,8 +415,8 @@ fn warn_of_loopback(local: SocketAddr, config: &Config) {
     }
 }
 
-/// Looks at the files folder once the index knows what was shared before, or after [`FIRST_SYNC_TIMEOUT`]: both at once would only slow down
-/// what others wait for.
+/// Starts watching the files folder once the index has acknowledged the files known before, or
+/// after [`FIRST_SYNC_TIMEOUT`]. Doing both at the same time would delay the announcement.
 async fn watch_after_first_sync(
     library: Library,
     announce_set: AnnounceSet,
@@ -408,7 +425,7 @@ async fn watch_after_first_sync(
     tracker: TaskTracker,
 ) {
     if let Some(registrar) = registrar.filter(|_| !announce_set.is_empty()) {
-        // Both arms only wait. Why the index could not be told is the registrar's to say.
+        // Both arms are cancel-safe: they only wait. The registrar logs its own errors.
         tokio::select! {
             _ = registrar.synced(FIRST_SYNC_TIMEOUT) => {}
             () = shutdown.cancelled() => return,
@@ -436,10 +453,12 @@ async fn share_at_start(library: Library, paths: Vec<PathBuf>) {
     tokio::join!(sharing, telling);
 }
 
-/// Binds as the options say, prints `listening on ADDR` on stdout when it is ready, and serves until `shutdown` is cancelled.
+/// Binds to the address in `options`, prints `listening on ADDR` to stdout when ready, and serves
+/// until `shutdown` is cancelled.
 ///
 /// # Errors
-/// As [`start`]; also [`Reason::AddressInUse`] and [`Reason::InvalidAddress`] for what it should listen on.
+/// Fails as [`start`] does, and with [`Reason::AddressInUse`], [`Reason::InvalidAddress`] or
+/// [`Reason::PermissionDenied`] if the address cannot be bound.
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), StartError> {
     let requested = options.listen;
     let failed = |error: std::io::Error| cannot_listen(requested, "--listen", &error);

@@ -1,4 +1,4 @@
-//! The wall of the control service: domain types to messages and back.
+//! Converts between domain types and the messages of the control service.
 
 use std::path::{Path, PathBuf};
 
@@ -12,13 +12,16 @@ use crate::{
     limits::{Limits, Priority},
 };
 
-/// Peers that one fetch may name by address.
+/// Maximum providers that one fetch may name by address.
 const MAX_NAMED: usize = 256;
 
-/// Most peers told of each transfer in a list of them, as the contract has it.
+/// Maximum peers listed for each transfer in a list of transfers, as the contract specifies.
 const MAX_LISTED_PEERS: usize = 32;
 
-/// A path that came as text, absolute.
+/// Parses an absolute path.
+///
+/// # Errors
+/// `UNSAFE_PATH`.
 pub(crate) fn path(text: &str, field: &str) -> Result<PathBuf, Problem> {
     let path = PathBuf::from(text);
     match path.is_absolute() && !text.contains('\0') {
@@ -74,7 +77,7 @@ impl TryFrom<v1::FetchRequest> for DownloadSpec {
             let message = format!("at most {MAX_NAMED} providers can be named");
             return Err(Problem::new(Reason::InvalidArgument, message).field("providers"));
         }
-        // 0 leaves it open.
+        // 0 means unset.
         let update = LimitsUpdate {
             max_bytes_per_second: Some(request.max_bytes_per_second).filter(|&rate| rate > 0),
             priority: match request.priority {
@@ -99,7 +102,7 @@ impl TryFrom<v1::FetchRequest> for DownloadSpec {
     }
 }
 
-/// A problem as a message tells it.
+/// Converts a problem into a `Failure` message.
 pub(crate) fn failure(problem: &Problem) -> v1::Failure {
     v1::Failure {
         reason: problem.reason.as_str().to_owned(),
@@ -242,7 +245,8 @@ impl From<&DownloadStatus> for v1::Transfer {
     }
 }
 
-/// A transfer among many: an answer has to hold them all.
+/// A shortened transfer for lists: all transfers must fit into one message. Keeps the peers that
+/// sent bytes or are banned, at most [`MAX_LISTED_PEERS`].
 pub(crate) fn summarized(mut status: DownloadStatus) -> v1::Transfer {
     status
         .peers

@@ -1,8 +1,8 @@
-//! Where the control service listens: a Unix socket that only the owner can open, or TCP with a token.
+//! Opens the control endpoint: a Unix socket that only the owner can open, or TCP with a token.
 //!
-//! Invariant: whoever reaches the service is the owner: the socket has mode 0600 in a folder that
-//! is the peer's own, and over TCP every call carries the token. Nothing is encrypted, so the token
-//! leaves the machine only where the owner says that it may.
+//! Invariant: only the owner can call the service. The socket has mode 0600 and is created in a
+//! private folder; over TCP, every call carries the token. Nothing is encrypted, so the token
+//! leaves the machine only if the owner allows it (`--plaintext`).
 
 use std::{
     fs, io,
@@ -17,37 +17,39 @@ use tonic::{Request, Status};
 
 use crate::{home::Home, options::ControlAt};
 
-/// File in the home's state folder with the token for TCP.
+/// Name of the file in the home's state folder that holds the token for TCP.
 const TOKEN_FILE: &str = "control-token";
 
-/// Longest path of a socket, in bytes: the system's limit less the terminating zero.
+/// Maximum length of a socket path, in bytes: the system's limit without the terminating zero.
 const MAX_SOCKET_PATH: usize = 107;
 
-/// A control endpoint that is open.
+/// An open control endpoint.
 #[derive(Debug)]
 pub enum ControlListener {
-    /// On a socket.
+    /// A Unix socket.
     Unix {
-        /// What accepts.
+        /// The listening socket.
         listener: UnixListener,
-        /// Removed when the peer stops.
+        /// The socket's path; removed when the peer stops.
         path: PathBuf,
     },
-    /// On TCP.
+    /// TCP.
     Tcp {
-        /// What accepts.
+        /// The listening socket.
         listener: TcpListener,
-        /// What every call must carry, in hex.
+        /// The token that every call must carry, in hex.
         token: String,
     },
 }
 
 impl ControlListener {
-    /// Opens the endpoint. The home is locked, so a socket that is left in it belongs to nobody.
-    /// With `plaintext` it may listen beyond this machine.
+    /// Opens the endpoint. The home is locked, so an existing socket in it is stale and gets
+    /// replaced. With `plaintext`, a TCP endpoint may be reachable from other machines.
     ///
     /// # Errors
-    /// With what to do about it.
+    /// `INVALID_ARGUMENT` if the address is reachable from other machines without `plaintext`, or
+    /// if the socket cannot be created; otherwise the error of binding or of writing the token. The
+    /// message says what to do.
     pub async fn open(at: &ControlAt, plaintext: bool, home: &Home) -> Result<(Self, Endpoint), Problem> {
         match at {
             ControlAt::Unix(path) => {
@@ -124,7 +126,8 @@ fn bind_socket(path: &Path, ours: bool) -> Result<UnixListener, Problem> {
         }
         Err(_) => {}
     }
-    // Bound under a name of its own in a private folder and then moved: at no moment can anyone else open it.
+    // Bind the socket in a private temporary folder, then rename it: nobody else can open it at any
+    // time.
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty())
@@ -143,7 +146,8 @@ fn bind_socket(path: &Path, ours: bool) -> Result<UnixListener, Problem> {
                 .map_err(|error| failed(error.to_string()))?;
             listener
         }
-        // No room for a longer name: the folder of the socket itself has to be private.
+        // The temporary path would be too long, so only the folder of the socket protects it until
+        // its mode is set.
         true => {
             let listener = UnixListener::bind(path).map_err(|error| failed(error.to_string()))?;
             fs::set_permissions(path, fs::Permissions::from_mode(0o600))
@@ -154,7 +158,7 @@ fn bind_socket(path: &Path, ours: bool) -> Result<UnixListener, Problem> {
     Ok(listener)
 }
 
-/// A new token for this run, kept where only the owner can read it.
+/// Creates a token for this run, and writes it to a file that only the owner can read.
 fn create_token(path: &Path) -> Result<String, Problem> {
     let token = hex::encode(Token::generate().expose());
     crate::home::write_durably(path, format!("{token}\n").as_bytes(), 0o600).map_err(|error| {
@@ -166,14 +170,14 @@ fn create_token(path: &Path) -> Result<String, Problem> {
     Ok(token)
 }
 
-/// Lets calls through that carry the token.
+/// Rejects calls without the token.
 #[derive(Debug, Clone)]
 pub struct TokenInterceptor {
     expected_token: Option<String>,
 }
 
 impl TokenInterceptor {
-    /// Asks for this token, or for none on a socket.
+    /// Requires this token; `None` on a Unix socket, which requires no token.
     pub const fn new(expected: Option<String>) -> Self {
         Self {
             expected_token: expected,
@@ -204,7 +208,7 @@ impl tonic::service::Interceptor for TokenInterceptor {
     }
 }
 
-/// Whether two secrets are equal, in a time that does not tell where they differ.
+/// Compares two secrets in a time that does not depend on where they differ.
 fn constant_time_eq(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (x, y)| differ | (x ^ y)) == 0
 }

@@ -1,7 +1,8 @@
-//! The control service: what the peer's owner may do with it.
+//! The control service, for the peer's owner.
 //!
-//! Invariant: never served on the port that is open to other peers. Non-goals: doing any of it; that is for the library, the
-//! transfers and the limits.
+//! Invariant: it is never served on the open port.
+//!
+//! Non-goals: it only translates calls; the library, the downloads and the limits do the work.
 
 mod convert;
 pub mod listener;
@@ -35,44 +36,44 @@ use crate::{
     upload::UploadCounters,
 };
 
-/// How often a fetch's caller is told how it stands: several times a second, as the contract has it.
+/// Interval of the status messages of a fetch: several per second, as the contract specifies.
 const STATUS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Share events that may wait for a slow caller.
+/// Maximum buffered share events for a slow caller.
 const SHARE_EVENTS: usize = 64;
 
-/// Items on a page unless asked otherwise, and most of them; as the contract has it.
+/// Default and maximum number of items per page, as the contract specifies.
 const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 1_000;
 
-/// Longest wait for a registration.
+/// Maximum time to wait for a registration.
 const MAX_REGISTRATION_WAIT: Duration = Duration::from_secs(600);
 
 type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// The service. Cheap to clone.
+/// The control service. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ControlApi {
-    /// What the peer is made of.
+    /// The parts of the peer.
     pub context: Arc<DownloadContext>,
-    /// Its transfers.
+    /// The peer's downloads.
     pub transfers: DownloadManager,
-    /// Its registrar, where it has an index.
+    /// The registrar; `None` without an index.
     pub registrar: Option<Registrar>,
-    /// What it has sent.
+    /// The upload counters.
     pub counters: Arc<UploadCounters>,
-    /// Its folder.
+    /// The home folder.
     pub home: PathBuf,
-    /// The id that its home had until it was found on another machine, at this start.
+    /// The previous peer id, if this start found the home on another machine.
     pub previous_peer_id: Option<PeerId>,
-    /// When it started.
+    /// When the peer started.
     pub started: Instant,
-    /// Cancelled when it stops: streams end then.
+    /// Cancelled when the peer stops; streams then end.
     pub shutdown: CancellationToken,
 }
 
 impl ControlApi {
-    /// Ends a stream when the peer stops, saying so.
+    /// Ends a stream with `SHUTTING_DOWN` when the peer stops.
     fn until_shutdown<T: Send + 'static>(
         &self,
         answers: impl Stream<Item = Result<T, Status>> + Send + 'static,
@@ -87,7 +88,7 @@ impl ControlApi {
             |state| async move {
                 let (mut answers, mut shutdown, mut stopping) = state;
                 stopping.as_ref()?;
-                // Both arms are cancel-safe: an answer is taken whole or not at all.
+                // Cancel-safe: `next` takes an item completely or not at all.
                 let item = tokio::select! {
                     biased;
                     item = answers.next() => item?,
@@ -103,7 +104,8 @@ fn transfer(status: &crate::download::status::DownloadStatus) -> Option<v1::Tran
     Some(status.into())
 }
 
-/// How a fetch stands, at once, then every so often, and at once when it comes to rest.
+/// Streams the status of a download: at once, then every [`STATUS_INTERVAL`], and finally when it
+/// settles.
 fn status_stream(watching: DownloadWatch) -> impl Stream<Item = Result<v1::FetchResponse, Status>> + Send {
     stream::unfold(
         (watching, true, false),
@@ -120,7 +122,8 @@ fn status_stream(watching: DownloadWatch) -> impl Stream<Item = Result<v1::Fetch
                         .is_ok()
                 };
                 if tokio::time::timeout(STATUS_INTERVAL, rests).await == Ok(false) {
-                    // Nobody will change it any more: told as it stands, no more often than else.
+                    // The sender is gone, so the status no longer changes; repeat it at the usual
+                    // interval.
                     tokio::time::sleep(STATUS_INTERVAL).await;
                 }
             }

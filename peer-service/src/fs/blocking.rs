@@ -1,14 +1,14 @@
-//! Work that blocks, off the async threads.
+//! Runs blocking work outside the async threads.
 
 use std::ops::ControlFlow;
 
 use potluck_core::{Problem, Reason};
 use tokio_util::sync::CancellationToken;
 
-/// Runs what blocks on a thread for that.
+/// Runs blocking work on tokio's blocking thread pool.
 ///
 /// # Errors
-/// [`Reason::Internal`] where it panicked, which is a defect.
+/// [`Reason::Internal`] if the work panicked, which is a bug.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Problem> {
@@ -18,7 +18,8 @@ pub(crate) async fn blocking<T: Send + 'static>(
     })
 }
 
-/// The same for work that takes long and can be stopped: it is told to when nobody waits for it any more.
+/// Runs long blocking work like [`blocking`]. The token is cancelled when the returned future is
+/// dropped.
 pub(crate) async fn blocking_cancellable<T: Send + 'static>(
     work: impl FnOnce(&CancellationToken) -> T + Send + 'static,
 ) -> Result<T, Problem> {
@@ -27,9 +28,8 @@ pub(crate) async fn blocking_cancellable<T: Send + 'static>(
     blocking(move || work(&stop)).await
 }
 
-/// Runs what takes long and nobody waits for on a thread of its own, which the system lets run when
-/// nothing else wants to. `None` where it panicked, which is a defect, or no thread could be
-/// started.
+/// Runs long work that nobody waits for on its own thread, with the lowest priority. `None` if it
+/// panicked, which is a bug, or if no thread could be started.
 pub(crate) async fn in_background<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
@@ -37,7 +37,7 @@ pub(crate) async fn in_background<T: Send + 'static>(
     let (tell, told) = tokio::sync::oneshot::channel();
     let run = move || {
         lower_priority();
-        // Nobody waits any more where the peer stops.
+        // The receiver is gone if the peer stops.
         let _ = tell.send(work());
     };
     let started = std::thread::Builder::new().name(name.to_owned()).spawn(run);
@@ -52,23 +52,23 @@ pub(crate) async fn in_background<T: Send + 'static>(
     done.ok()
 }
 
-/// The lowest priority of the usual scheduling class: 1/68 of the time of an ordinary thread beside
-/// one. The priority of a thread's disk access follows from it (ioprio_set(2), "io_nice").
+/// Sets the lowest priority of the usual scheduling class: beside one ordinary thread, it gets 1/68
+/// of the processor time. The thread's I/O priority follows from it (ioprio_set(2), "io_nice").
 #[cfg(target_os = "linux")]
 fn lower_priority() {
     const LOWEST: i32 = 19;
-    // On Linux "process" means the thread with this id (setpriority(2), "C library/kernel
+    // On Linux, "process" means the thread with this id (setpriority(2), "C library/kernel
     // differences").
     if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), LOWEST) {
         tracing::debug!(%error, "background work runs with the usual priority");
     }
 }
 
-/// Elsewhere priorities belong to whole processes.
+/// Other systems have priorities per process only.
 #[cfg(not(target_os = "linux"))]
 const fn lower_priority() {}
 
-/// What to answer to whoever hashes and asks whether to go on.
+/// Tells a cancellable computation, such as hashing, whether to continue.
 pub(crate) fn continue_unless(stop: &CancellationToken) -> ControlFlow<()> {
     match stop.is_cancelled() {
         true => ControlFlow::Break(()),

@@ -1,4 +1,4 @@
-//! Work with the file system that must not block the async runtime.
+//! File system access that must not block the async runtime.
 
 pub(crate) mod blocking;
 pub(crate) mod page_cache;

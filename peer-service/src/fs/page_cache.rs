@@ -1,11 +1,13 @@
-//! Reading what is in memory already, without ever waiting for a disk.
+//! Reads from the page cache, without ever waiting for a disk.
 //!
-//! Of files on other machines even `stat` may wait, for ever where that machine is gone: whether a file [`never_waits`] is asked where
-//! waiting harms nobody, once it is open, and only such a file is read or asked about on an async thread.
+//! For a file on a network file system, even `stat` may block, possibly for ever. Therefore
+//! [`never_waits`] is called on a blocking thread after a file is opened, and async threads read or
+//! stat only files for which it returned true.
 
 use std::fs::File;
 
-/// Whether the file's system can say at once what is in memory, or has everything there. May itself wait.
+/// Whether reads of this file can be limited to cached data, or the file is entirely in memory. May
+/// block.
 #[cfg(target_os = "linux")]
 pub(crate) fn never_waits(file: &File) -> bool {
     use rustix::io::{Errno, ReadWriteFlags, preadv2};
@@ -20,7 +22,8 @@ pub(crate) fn never_waits(file: &File) -> bool {
     read != Err(Errno::OPNOTSUPP) || is_in_memory(file)
 }
 
-/// Fills `buf` from this offset of a file that [`never_waits`] if all of that is in memory; false: it is not.
+/// Fills `buf` from `offset` if all of that is in memory; otherwise returns false. Only for a file
+/// that [`never_waits`].
 #[cfg(target_os = "linux")]
 pub(crate) fn read_cached(file: &File, offset: u64, buf: &mut [u8]) -> bool {
     use std::os::unix::fs::FileExt as _;
@@ -35,20 +38,20 @@ pub(crate) fn read_cached(file: &File, offset: u64, buf: &mut [u8]) -> bool {
         ReadWriteFlags::NOWAIT,
     ) {
         Ok(read) => read == len,
-        // A file system in memory has no use for the flag.
+        // A file system in memory does not support the flag, and needs no disk.
         Err(Errno::OPNOTSUPP) => file.read_exact_at(buf, offset).is_ok(),
         Err(_) => false,
     }
 }
 
-/// Whether the file is in memory and nowhere else.
+/// Whether the file is on a file system that is entirely in memory.
 #[cfg(target_os = "linux")]
 #[allow(
     clippy::unnecessary_cast,
     reason = "`f_type` is of another type on other architectures"
 )]
 pub(crate) fn is_in_memory(file: &File) -> bool {
-    /// `TMPFS_MAGIC` of statfs(2).
+    /// `TMPFS_MAGIC` from statfs(2).
     const TMPFS: i64 = 0x0102_1994;
     rustix::fs::fstatfs(file).is_ok_and(|disk| disk.f_type as i64 == TMPFS)
 }

@@ -1,11 +1,13 @@
-//! Asking the operating system about many files on several threads: its answers take longer than anything else there.
+//! Queries the operating system about many files on several threads, because system calls dominate
+//! that work.
 
 use std::ops::Range;
 
-/// Least things that a thread is begun for: some hundred microseconds of `stat`.
+/// Minimum items per thread: some hundred microseconds of `stat` calls, which outweighs the cost of
+/// starting a thread.
 const MIN_PART: usize = 256;
 
-/// What `work` gives for so many things, in their order, of which each thread takes a part.
+/// Applies `work` to the range `0..count`, divided among threads. Returns the results in order.
 pub(crate) fn map_ranges<T: Send>(
     count: usize,
     threads: usize,
@@ -18,7 +20,9 @@ pub(crate) fn map_ranges<T: Send>(
     run_parallel(parts, work)
 }
 
-/// The same, of things that `work` changes where they are: answers about a hundred thousand files would take some MiB.
+/// Applies `work` to slices of `things`, divided among threads; `work` may change the items in
+/// place. Returns the results in order. Results for each of a hundred thousand files would take
+/// some MiB.
 pub(crate) fn map_slices<S: Send, T: Send>(
     things: &mut [S],
     threads: usize,
@@ -32,7 +36,7 @@ fn part_len(count: usize, threads: usize) -> usize {
     count.div_ceil(threads.max(1)).max(MIN_PART)
 }
 
-/// All parts at once, the first on this thread.
+/// Runs all parts in parallel, the first on this thread.
 pub(crate) fn run_parallel<P: Send, T: Send>(
     mut parts: impl Iterator<Item = P>,
     work: impl Fn(P) -> Vec<T> + Sync,

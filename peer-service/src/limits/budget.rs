@@ -1,11 +1,13 @@
-//! What all transfers of a peer together may have asked for and not yet verified: what they hold in memory, whatever their number.
+//! Limits the bytes that all downloads together have requested but not yet verified, which bounds
+//! their memory.
 //!
-//! Each transfer that has something in flight gets a part in proportion to its priority. A part that grows at another's
-//! expense grows only as the other has let go of what it had in flight.
+//! Each download with bytes in flight gets a part of the budget in proportion to its priority. A
+//! part grows at the expense of another only as the other's requests complete.
 //!
-//! Invariant: what transfers have in flight is at most the budget in all, plus one unit for each: a transfer may always have
-//! one, or many at once could starve each other. Two tasks that look at their parts in the same instant may both take what only
-//! one can have; the parts that follow take it back.
+//! Invariant: the bytes in flight are at most the budget, plus one unit per download. Each download
+//! may always have one unit in flight; otherwise many downloads could starve each other. Two tasks
+//! that read their parts at the same instant may both use bytes that only one can have; the next
+//! reallocation corrects this.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -15,7 +17,7 @@ use tokio::sync::watch;
 use crate::limits::Priority;
 use potluck_swarm::MAX_IN_FLIGHT_BYTES;
 
-/// The budget of a peer. Cheap to clone; all clones are one.
+/// The in-flight budget of a peer. Cheap to clone; all clones share the same budget.
 #[derive(Debug, Clone)]
 pub struct InFlightBudget {
     state: Arc<Mutex<BudgetState>>,
@@ -35,7 +37,7 @@ impl Default for InFlightBudget {
 }
 
 impl InFlightBudget {
-    /// So many bytes for all transfers together.
+    /// A budget of `total` bytes for all downloads together.
     pub fn new(total: u64) -> Self {
         Self {
             state: Arc::new(Mutex::new(BudgetState {
@@ -50,7 +52,7 @@ impl InFlightBudget {
         self.state.lock()
     }
 
-    /// One more transfer, with nothing in flight yet; dropping the share ends it.
+    /// Adds a download with nothing in flight. Dropping the share removes it.
     pub(crate) fn join(&self, priority: Priority) -> BudgetShare {
         let mut state = self.state();
         state.last_number += 1;
@@ -78,13 +80,13 @@ impl BudgetState {
     }
 }
 
-/// A running transfer's part of the budget.
+/// One download's part of the budget.
 #[derive(Debug)]
 pub(crate) struct BudgetShare {
     budget: InFlightBudget,
     number: u64,
     allocation: watch::Receiver<u64>,
-    /// What was in flight when it was last told.
+    /// Bytes in flight, as last reported.
     reported: u64,
 }
 
@@ -97,22 +99,24 @@ impl Drop for BudgetShare {
 }
 
 impl BudgetShare {
-    /// Bytes that the transfer may have in flight now.
+    /// Bytes that the download may have in flight now.
     pub(crate) fn bytes(&self) -> u64 {
         *self.allocation.borrow()
     }
 
-    /// Waits until the part has changed since [`BudgetShare::report_in_flight`] last looked. Cancel-safe.
+    /// Waits until the part differs from the one that [`BudgetShare::report_in_flight`] last saw.
+    /// Cancel-safe.
     pub(crate) async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
         self.allocation.changed().await?;
         self.allocation.mark_changed();
         Ok(())
     }
 
-    /// Tells what is in flight: after whatever may have changed that, and when the part did. Locks nothing as long as that cannot
-    /// change anything for others.
+    /// Reports the bytes in flight. Call this after each change of them, and after
+    /// [`BudgetShare::changed`]. Takes no lock if the report cannot affect other downloads.
     pub(crate) fn report_in_flight(&mut self, in_flight: u64) {
-        // One that changed may have been more for a while: others count on that until they are told.
+        // If the part changed, it may have been larger for a while. Other downloads reckon with
+        // that until the next report.
         let changed = self.allocation.has_changed().unwrap_or(false);
         let part = *self.allocation.borrow_and_update();
         let within = in_flight.max(self.reported) <= part && (in_flight == 0) == (self.reported == 0);
@@ -127,7 +131,7 @@ impl BudgetShare {
         }
     }
 
-    /// Changes how much the transfer counts.
+    /// Changes the priority of the download.
     pub(crate) fn set_priority(&self, priority: Priority) {
         let number = self.number;
         self.budget
@@ -136,7 +140,7 @@ impl BudgetShare {
     }
 }
 
-/// Who may have how much: pure.
+/// Computes the parts of all downloads. Pure.
 #[derive(Debug)]
 struct FairAllocation {
     total: u64,
@@ -146,7 +150,8 @@ struct FairAllocation {
 #[derive(Debug)]
 struct BudgetMember {
     priority: Priority,
-    /// Most that it can have in flight, by what it told and what it was allowed since. 0: it is idle.
+    /// Upper bound on the bytes in flight: the last report, or a larger allocation since. 0 means
+    /// idle.
     in_flight_bound: u64,
     allocation: u64,
 }
@@ -188,7 +193,8 @@ impl FairAllocation {
         self.reallocate();
     }
 
-    /// Whether this changes anything for anybody: mostly a unit came and another was asked for.
+    /// Whether a report would change any state. Often it does not: one unit arrived and another was
+    /// requested.
     fn changes_allocation(&self, number: u64, in_flight: u64) -> bool {
         let bound = |it: &BudgetMember| match in_flight {
             0 => 0,
@@ -203,8 +209,9 @@ impl FairAllocation {
         self.members.get(&number).map_or(0, |member| member.allocation)
     }
 
-    /// The fair part is that among all who are not idle. Of it a member gets what the others leave: each of them its own fair part
-    /// or, while it has more in flight, that.
+    /// Computes all parts. The fair part of a download is its weight among the downloads that are
+    /// not idle. It gets as much of that as the others leave: each of them keeps its own fair part,
+    /// or its bytes in flight if those are more.
     fn reallocate(&mut self) {
         let weight: u64 = self
             .members
@@ -262,8 +269,8 @@ mod tests {
     const TOTAL: u64 = 64 << 20;
     const UNIT: u64 = 1 << 20;
 
-    /// Transfers as their drivers treat them: each tells what it has in flight whenever it looks, which is at once where it asked
-    /// for something, and sooner or later where its part changed.
+    /// Simulates download drivers: each reports its bytes in flight immediately after requesting
+    /// something, and eventually after its part changed.
     struct World {
         budget: InFlightBudget,
         shares: BTreeMap<u64, (BudgetShare, u64)>,
@@ -293,8 +300,9 @@ mod tests {
     }
 
     proptest! {
-        /// Transfers that come, go, change and take all that they may: never more in flight than the budget and a unit each, and
-        /// once they have settled each has its share.
+        /// Downloads come, go, change their priority and use all that they may. The bytes in flight
+        /// never exceed the budget plus one unit each, and once settled, each download has its fair
+        /// part.
         #[test]
         fn the_whole_is_never_passed_and_all_of_it_is_given(
             events in proptest::collection::vec((0u8..8, 0u64..5, 1u32..=100, 0u64..64), 1..200),
@@ -317,9 +325,9 @@ mod tests {
                         weights.insert(who, of);
                     }
                     2 => world.wake(),
-                    // Some of it arrives.
+                    // Some of the bytes arrive.
                     3..=4 => world.set(who, |_, has| has.saturating_sub(units * UNIT)),
-                    // Asks for all that it may.
+                    // Requests as much as it may.
                     _ => world.set(who, |part, has| has.max(part / UNIT * UNIT).max(UNIT)),
                 }
                 let all: u64 = world.shares.values().map(|(_, in_flight)| in_flight).sum();
@@ -329,7 +337,7 @@ mod tests {
                 for (number, tell) in &inner.notify {
                     prop_assert_eq!(*tell.borrow(), inner.allocation.allocation(*number));
                 }
-                // What was told and taken for no news is none.
+                // A report that was skipped as redundant would indeed have changed nothing.
                 if let Some((share, in_flight)) = world.shares.get(&who).filter(|(share, _)| share.reported > 0 || what > 2) {
                     let before = format!("{:?}", inner.allocation);
                     if !share.allocation.has_changed().unwrap() {

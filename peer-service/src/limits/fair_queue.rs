@@ -1,16 +1,23 @@
-//! Who goes next where several share one rate: a token bucket whose bytes go to flows in proportion to their priorities.
+//! A token bucket shared by several flows: its bytes go to the flows in proportion to their
+//! priorities. Pure.
 //!
-//! Start-time fair queueing (Goyal, Vin and Cheng, 1996). A flow has a virtual time, which each request that goes moves on by
-//! its bytes over the flow's priority; of the flows that have somebody waiting the one furthest behind goes next. Charged is
-//! what goes, not what is asked for, so that a new priority holds for all that still waits, and whoever stops waiting owes nothing.
+//! The algorithm is start-time fair queueing (Goyal, Vin and Cheng, 1996). A flow has a virtual
+//! time; each dispatched request advances it by the request's bytes divided by the flow's priority.
+//! Of the flows with waiting requests, the one with the earliest virtual time is next. A flow is
+//! charged when a request is dispatched, not when it is enqueued. So a new priority applies to all
+//! waiting requests, and a withdrawn request costs nothing.
 //!
 //! # Invariants
 //!
-//! - Over any time `t` at most `rate * t` bytes go, plus the burst and the largest request.
-//! - As long as somebody waits, no less than `rate * t` less the largest request goes: what one flow does not take, the others do.
-//! - Of two flows that wait throughout, neither gets more than one request of each ahead of its share.
-//! - A flow that was idle begins where the others are: it has saved up nothing, and owes at most its last request.
-//! - Within a flow, the lowest rank goes first; of one rank, first come, first served.
+//! - Over any time `t`, at most `rate * t` bytes are dispatched, plus the burst and the largest
+//!   request.
+//! - While requests wait, at least `rate * t` bytes are dispatched, less the largest request: other
+//!   flows use what one flow does not.
+//! - Of two flows that always have waiting requests, neither gets ahead of its share by more than
+//!   one request of each.
+//! - A flow that was idle starts at the virtual time of the others: it has saved nothing, and owes
+//!   at most its last request.
+//! - Within a flow, the lowest rank goes first; within a rank, first come, first served.
 #![deny(
     clippy::disallowed_methods,
     reason = "pure: time, randomness and I/O come in from outside"
@@ -23,19 +30,21 @@ use std::{
 
 use crate::limits::Priority;
 
-/// What a quiet bucket saves up, as time at its rate: small, so that a limit holds over any span that a person notices.
+/// Maximum time for which an idle bucket saves up tokens: short, so that the limit holds over any
+/// span that a person notices.
 pub const BURST: Duration = Duration::from_millis(100);
 
 const NANOS: u128 = 1_000_000_000;
 
-/// Virtual time that a byte takes at priority 1: so large that dividing it by any priority loses nothing that counts.
+/// Virtual time per byte at priority 1: large enough that dividing it by a priority loses no
+/// relevant precision.
 const VIRTUAL_TIME_PER_BYTE: u128 = 1 << 20;
 
-/// One of those that share.
+/// Identifies a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FlowId(u64);
 
-/// A request of a flow.
+/// Identifies a request of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket {
     flow: FlowId,
@@ -44,54 +53,54 @@ pub struct Ticket {
     bytes: u64,
 }
 
-/// What is to happen now.
+/// What to do next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Dispatch<T> {
-    /// This one may go, and has been charged.
+    /// This request may go; it has been charged.
     Go(T),
-    /// The next may go after this time, unless something changes before.
+    /// The next request may go after this time, unless something changes before.
     Wait(Duration),
-    /// Nobody waits.
+    /// No request waits.
     Empty,
 }
 
-/// See the [module](self). `T` is what a request is known by to whoever lets it go.
+/// The queue of all flows. `T` identifies a request to the caller.
 #[derive(Debug)]
 pub struct FairQueue<T> {
-    /// Bytes a second; 0: no limit.
+    /// Bytes per second; 0 for no limit.
     rate: u64,
-    /// What may go as of `at`, in billionths of a byte.
+    /// Tokens as of `at`, in billionths of a byte.
     tokens: u128,
     at: Duration,
-    /// Bytes of all requests that wait.
+    /// Total bytes of the waiting requests.
     waiting: u128,
-    /// Where the last flow that went was when it did.
+    /// Virtual start time of the last dispatched request.
     virtual_now: u128,
     flows: BTreeMap<FlowId, FlowState<T>>,
-    /// Flows with somebody waiting, those furthest behind first.
+    /// Flows with waiting requests, by virtual time.
     order: BTreeSet<(u128, FlowId)>,
-    /// Of the next flow, and of the next request.
+    /// The last number given to a flow or a request.
     last_number: u64,
 }
 
 #[derive(Debug)]
 struct FlowState<T> {
     priority: Priority,
-    /// Its virtual time: where its next request starts.
+    /// The flow's virtual time: the start of its next request.
     virtual_start: u128,
-    /// By rank, then in the order in which they came.
+    /// By rank, then in order of arrival.
     requests: BTreeMap<(u64, u64), (Ticket, T)>,
 }
 
 impl<T> FlowState<T> {
-    /// The virtual time that so many bytes take.
+    /// The virtual time that `bytes` bytes take.
     fn cost(&self, bytes: u64) -> u128 {
         u128::from(bytes) * VIRTUAL_TIME_PER_BYTE / u128::from(self.priority.get())
     }
 }
 
 impl<T> FairQueue<T> {
-    /// A full bucket of this many bytes a second, 0: no limit.
+    /// A full bucket with this rate in bytes per second; 0 for no limit.
     pub fn new(rate: u64, now: Duration) -> Self {
         let mut fair = Self {
             rate,
@@ -118,13 +127,14 @@ impl<T> FairQueue<T> {
         self.tokens = (self.tokens + u128::from(self.rate) * passed).min(max);
     }
 
-    /// Changes the rate from `now` on, in bytes a second, 0: no limit. What went without a limit leaves no debt.
+    /// Changes the rate from `now` on, in bytes per second; 0 for no limit. Bytes sent without a
+    /// limit leave no debt.
     pub fn set_rate(&mut self, rate: u64, now: Duration) {
         self.advance(now);
         self.rate = rate;
     }
 
-    /// One more to share.
+    /// Adds a flow.
     pub fn join(&mut self, priority: Priority) -> FlowId {
         let id = FlowId(self.next_number());
         let flow = FlowState {
@@ -141,7 +151,7 @@ impl<T> FairQueue<T> {
         self.last_number
     }
 
-    /// One less; its requests are dropped.
+    /// Removes a flow and drops its waiting requests.
     pub fn leave(&mut self, id: FlowId) {
         if let Some(flow) = self.flows.remove(&id) {
             self.order.remove(&(flow.virtual_start, id));
@@ -150,19 +160,20 @@ impl<T> FairQueue<T> {
         }
     }
 
-    /// Changes a flow's priority, for what waits as well.
+    /// Changes a flow's priority, also for its waiting requests.
     pub fn set_priority(&mut self, id: FlowId, priority: Priority) {
         if let Some(flow) = self.flows.get_mut(&id) {
             flow.priority = priority;
         }
     }
 
-    /// Puts a request into the queue of its flow; `None` where the flow has left.
+    /// Adds a request to its flow's queue; `None` if the flow has left.
     pub fn enqueue(&mut self, id: FlowId, bytes: u64, payload: T, now: Duration) -> Option<Ticket> {
         self.enqueue_ranked(id, 0, bytes, payload, now)
     }
 
-    /// The same before all of a higher rank that wait in this flow, and behind those of a lower one.
+    /// Adds a request like [`FairQueue::enqueue`], ahead of the flow's waiting requests of a higher
+    /// rank and behind those of a lower one.
     pub fn enqueue_ranked(
         &mut self,
         id: FlowId,
@@ -171,7 +182,8 @@ impl<T> FairQueue<T> {
         payload: T,
         now: Duration,
     ) -> Option<Ticket> {
-        // What a quiet time saved up is a burst, however much is asked for after it.
+        // Cap the tokens saved while idle before `waiting` grows: the saved burst must not depend
+        // on the size of this request.
         self.advance(now);
         let number = self.next_number();
         let flow = self.flows.get_mut(&id)?;
@@ -190,7 +202,8 @@ impl<T> FairQueue<T> {
         Some(ticket)
     }
 
-    /// Lets the next request go, if one may. To be called until it gives something else.
+    /// Dispatches the next request if it may go. Call this until it returns something other than
+    /// [`Dispatch::Go`].
     pub fn next(&mut self, now: Duration) -> Dispatch<T> {
         self.advance(now);
         let Some(&(start, id)) = self.order.first() else {
@@ -220,7 +233,7 @@ impl<T> FairQueue<T> {
         Dispatch::Go(payload)
     }
 
-    /// Takes a request back that is of no use any more; what it was charged, if it went already, is given back.
+    /// Withdraws a request. If it was already dispatched, its charge is refunded.
     pub fn withdraw(&mut self, ticket: Ticket) {
         let Some(flow) = self.flows.get_mut(&ticket.flow) else {
             return;
@@ -248,8 +261,8 @@ mod tests {
         Priority::new(of).unwrap()
     }
 
-    /// Flows of these priorities that always have another request of these sizes waiting, in turn; the bytes that each got
-    /// by `end`.
+    /// Runs flows with these priorities, each of which always has a waiting request; the sizes
+    /// repeat in order. Returns the bytes that each flow got by `end`.
     fn backlogged(rate: u64, flows: &[(u32, Vec<u64>)], end: Duration) -> Vec<u64> {
         let mut fair = FairQueue::new(rate, START);
         let ids: Vec<_> = flows.iter().map(|(of, _)| fair.join(priority(*of))).collect();
@@ -291,7 +304,8 @@ mod tests {
     }
 
     proptest! {
-        /// All that wait throughout: never above the rate, nothing left unused, and no two further apart than a request of each.
+        /// For flows that always wait: the rate is not exceeded, nothing is left unused, and no two
+        /// flows are further apart than one request of each.
         #[test]
         fn shares_are_as_the_priorities(rate in 10_000u64..100_000_000, flows in flows(), millis in 1u64..20_000) {
             let got = backlogged(rate, &flows, Duration::from_millis(millis));
@@ -306,8 +320,8 @@ mod tests {
             }
         }
 
-        /// Whatever is asked for and taken back, in whatever order: over any time no more than may, and in the end everybody has
-        /// gone.
+        /// For any order of requests and withdrawals: the rate is never exceeded, and in the end
+        /// every request was dispatched or withdrawn.
         #[test]
         fn the_rate_holds(
             rate in 1_000u64..10_000_000,
@@ -317,7 +331,7 @@ mod tests {
             let ids = [1, 10, 20, 100].map(|of| fair.join(priority(of)));
             let (mut now, mut sent, mut log) = (START, 0i128, vec![(START, 0i128)]);
             let mut asked: Vec<(Ticket, bool)> = Vec::new();
-            // Lets go whoever may until then, each when it may.
+            // Dispatches every request that may go until then, each at its time.
             let mut run = |fair: &mut FairQueue<u64>, asked: &mut Vec<(Ticket, bool)>, sent: &mut i128, until: Duration| {
                 loop {
                     match fair.next(now) {
@@ -366,7 +380,7 @@ mod tests {
         }
     }
 
-    /// Lets everything go that may by then, in order.
+    /// Dispatches everything that may go by then, in order.
     fn run(fair: &mut FairQueue<&'static str>, now: Duration) -> Vec<&'static str> {
         std::iter::from_fn(|| match fair.next(now) {
             Dispatch::Go(who) => Some(who),
@@ -394,10 +408,10 @@ mod tests {
     fn an_idle_flow_hoards_nothing_and_loses_nothing() {
         let mut fair = FairQueue::new(1000, START);
         let (busy, idle) = (fair.join(priority(10)), fair.join(priority(10)));
-        // All of the rate while the other is idle.
+        // One flow has the whole rate while the other is idle.
         (0..50).for_each(|_| _ = fair.enqueue(busy, 1000, "busy", START));
         assert_eq!(run(&mut fair, secs(20)).len(), 20);
-        // Then half of it each, not twenty seconds for the one that comes.
+        // Then each gets half, immediately: the new flow does not wait for twenty seconds.
         (0..50).for_each(|_| _ = fair.enqueue(idle, 1000, "idle", secs(20)));
         let both = run(&mut fair, secs(30));
         let idles = both.iter().filter(|who| **who == "idle").count();
@@ -429,7 +443,7 @@ mod tests {
         assert_eq!(run(&mut fair, Duration::from_millis(800)), [""; 0]);
         fair.withdraw(gone);
         assert_eq!(run(&mut fair, secs(1)), ["first"]);
-        // Nobody of a lower rank waits just then.
+        // No request of a lower rank waits at that moment.
         assert_eq!(run(&mut fair, secs(2)), ["later"]);
         ask(&mut fair, 3, "first again", secs(2));
         assert_eq!(run(&mut fair, secs(4)), ["first again", "later still"]);

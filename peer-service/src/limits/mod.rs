@@ -1,10 +1,15 @@
-//! What the peer allows itself: bytes a second each way, and uploads at once. Changeable while running.
+//! The limits of the peer: bytes per second in each direction, and concurrent uploads. They can be
+//! changed at run time.
 //!
-//! [`fair`] is pure: who goes next; [`meter`] waits for it; [`Limits`] is what everyone shares.
+//! [`fair_queue`] decides which request is next (pure), [`rate_limiter`] waits for it, and
+//! [`Limits`] is the shared handle.
 //!
-//! Invariants: over any time `t` a meter lets through at most `rate * t` bytes plus its burst and one request; what several
-//! flows want of a meter they get in proportion to their priorities; a new rate or priority holds at once, also for those that
-//! wait.
+//! Invariants:
+//!
+//! - Over any time `t`, a rate limiter lets through at most `rate * t` bytes, plus its burst and
+//!   one request.
+//! - Flows that compete for a rate limiter share it in proportion to their priorities.
+//! - A new rate or priority applies immediately, also to waiting requests.
 
 pub mod budget;
 pub mod fair_queue;
@@ -16,15 +21,16 @@ use potluck_core::grpc::limiter::{ClientAddress, LimitError, MaxShare, PerAddres
 
 pub use self::rate_limiter::{Flow, RateLimiter};
 
-/// How much a transfer counts beside others, 1 to 100: one of 30 gets three times what one of 10 gets.
+/// Relative weight among this peer's downloads, 1 to 100: a download with priority 30 gets three
+/// times as much as one with priority 10.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Priority(u32);
 
 impl Priority {
-    /// The largest.
+    /// The highest priority.
     pub const MAX: Self = Self(100);
 
-    /// `None` unless it is 1 to 100.
+    /// `None` unless `priority` is 1 to 100.
     pub const fn new(priority: u32) -> Option<Self> {
         match priority {
             1..=100 => Some(Self(priority)),
@@ -32,20 +38,21 @@ impl Priority {
         }
     }
 
-    /// As a number, 1 to 100.
+    /// The priority as a number, 1 to 100.
     pub const fn get(self) -> u32 {
         self.0
     }
 }
 
 impl Default for Priority {
-    /// 10, as the contract has it: room for less, and for ten times as much.
+    /// 10, as the contract specifies: leaves room for lower priorities, and for ones ten times as
+    /// high.
     fn default() -> Self {
         Self(10)
     }
 }
 
-/// The limits in force. Cheap to clone; all clones are one.
+/// The current limits. Cheap to clone; all clones share the same limits.
 #[derive(Debug, Clone)]
 pub struct Limits {
     shared: Arc<LimitsShared>,
@@ -53,23 +60,25 @@ pub struct Limits {
 
 #[derive(Debug)]
 struct LimitsShared {
-    /// All uploads are one flow: first come, first served.
+    /// All uploads share one flow: first come, first served.
     upload: Flow,
     download: RateLimiter,
     upload_slots: PerAddressLimiter,
     max_share: MaxShare,
 }
 
-/// An upload that is under way; dropping it frees the slot.
+/// A running upload; dropping it frees the slot.
 pub type UploadSlot = Permit;
 
 impl Limits {
-    /// Limits in bytes a second each way, and uploads at once; 0: none. One address takes its usual share.
+    /// Limits in bytes per second for each direction, and concurrent uploads; 0 for no limit. One
+    /// address may hold the default fraction of the free slots.
     pub fn new(upload: u64, download: u64, upload_slots: u32) -> Self {
         Self::with_max_share(upload, download, upload_slots, MaxShare::default())
     }
 
-    /// The same with what one address may take.
+    /// Limits like [`Limits::new`], with the largest fraction of the free slots that one address
+    /// may hold.
     pub fn with_max_share(upload: u64, download: u64, upload_slots: u32, share: MaxShare) -> Self {
         Self {
             shared: Arc::new(LimitsShared {
@@ -81,48 +90,48 @@ impl Limits {
         }
     }
 
-    /// Changes all of them at once.
+    /// Changes all limits.
     pub fn set(&self, upload: u64, download: u64, upload_slots: u32) {
         self.shared.upload.set_rate(upload);
         self.shared.download.set_rate(download);
         self.shared.upload_slots.set_capacity(slot_capacity(upload_slots));
     }
 
-    /// What is sent to other peers waits here.
+    /// The rate limit for bytes sent to other peers.
     pub fn upload(&self) -> &Flow {
         &self.shared.upload
     }
 
-    /// What is fetched waits here, each transfer in a flow of its own.
+    /// The rate limit for downloaded bytes; each download has a flow of its own.
     pub fn download(&self) -> &RateLimiter {
         &self.shared.download
     }
 
-    /// Most uploads at once; 0: no limit.
+    /// Maximum concurrent uploads; 0 for no limit.
     pub fn upload_slots(&self) -> u32 {
         u32::try_from(self.shared.upload_slots.capacity()).unwrap_or(0)
     }
 
-    /// Uploads under way.
+    /// Number of running uploads.
     pub fn active_uploads(&self) -> u32 {
         u32::try_from(self.shared.upload_slots.in_use()).unwrap_or(u32::MAX)
     }
 
-    /// What one address may take of whatever there is so many of.
+    /// The largest fraction of the free permits that one address may hold.
     pub fn max_share(&self) -> MaxShare {
         self.shared.max_share
     }
 
-    /// A slot for one more upload.
+    /// Acquires an upload slot.
     ///
     /// # Errors
-    /// Why there is none for this caller.
+    /// All slots are taken, or this address has its maximum.
     pub fn try_upload(&self, source: ClientAddress) -> Result<UploadSlot, LimitError> {
         self.shared.upload_slots.try_acquire(source)
     }
 }
 
-/// Slots as a setting has them: 0 is any number.
+/// Converts the setting to a capacity: 0 means no limit.
 fn slot_capacity(slots: u32) -> usize {
     match slots {
         0 => usize::MAX,

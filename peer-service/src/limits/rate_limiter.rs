@@ -1,9 +1,10 @@
-//! A limit on bytes a second that tasks wait on.
+//! An async rate limiter in bytes per second.
 //!
-//! Whose turn it is, [`FairQueue`] decides; here is only how to wait for it. Of the tasks that wait one keeps the clock for all, so
-//! that a request which goes wakes one task and not everybody.
+//! [`FairQueue`] decides which request is next; this module waits for it. One of the waiting tasks
+//! runs the timer for all of them, so that a dispatched request wakes one task and not all.
 //!
-//! Invariant: while somebody waits, somebody keeps the clock. Without a limit nothing is locked, counted or woken.
+//! Invariant: while tasks wait, one of them runs the timer. Without a limit, [`Flow::acquire`]
+//! neither locks, counts nor wakes anything.
 
 use std::{
     sync::{
@@ -24,7 +25,7 @@ use crate::limits::{
     fair_queue::{Dispatch, FairQueue, FlowId, Ticket},
 };
 
-/// A rate that flows share. Cheap to clone; all clones are one.
+/// A rate shared by flows. Cheap to clone; all clones share the same rate.
 #[derive(Debug, Clone)]
 pub struct RateLimiter {
     shared: Arc<RateLimiterShared>,
@@ -32,18 +33,18 @@ pub struct RateLimiter {
 
 #[derive(Debug)]
 struct RateLimiterShared {
-    /// As `queue` has it: read without locking.
+    /// Copy of the queue's rate, to be read without locking.
     rate: AtomicU64,
     queue: Mutex<FairQueue<oneshot::Sender<()>>>,
     start: Instant,
-    /// Held by whoever keeps the clock.
+    /// Held by the task that runs the timer.
     timer: Turn<()>,
-    /// Something may go sooner than the clock was set for.
+    /// Notifies the timer task that a request may go earlier than its timer is set for.
     deadline_moved: Notify,
 }
 
 impl RateLimiter {
-    /// Bytes a second; 0: no limit.
+    /// A limiter in bytes per second; 0 for no limit.
     pub fn new(rate: u64) -> Self {
         Self {
             shared: Arc::new(RateLimiterShared {
@@ -56,12 +57,13 @@ impl RateLimiter {
         }
     }
 
-    /// Bytes a second; 0: no limit.
+    /// Bytes per second; 0 for no limit.
     pub fn rate(&self) -> u64 {
         self.shared.rate.load(Ordering::Relaxed)
     }
 
-    /// Changes the rate, in bytes a second, 0: no limit. Holds at once, also for those who wait.
+    /// Changes the rate in bytes per second; 0 for no limit. Applies immediately, also to waiting
+    /// requests.
     pub fn set_rate(&self, rate: u64) {
         let shared = &self.shared;
         shared.change(|fair| {
@@ -70,7 +72,7 @@ impl RateLimiter {
         });
     }
 
-    /// One more to share the rate; it leaves when dropped.
+    /// Adds a flow, which shares the rate until it is dropped.
     pub fn flow(&self, priority: Priority) -> Flow {
         Flow {
             id: self.shared.queue().join(priority),
@@ -84,7 +86,7 @@ impl RateLimiterShared {
         self.queue.lock()
     }
 
-    /// Changes something, and lets go who may go then.
+    /// Changes the queue and wakes the requests that may go now.
     fn change<T>(&self, change: impl FnOnce(&mut FairQueue<oneshot::Sender<()>>) -> T) -> T {
         let changed = change(&mut self.queue());
         self.release_ready();
@@ -92,12 +94,12 @@ impl RateLimiterShared {
         changed
     }
 
-    /// Lets go who may; how long until the next may, if somebody waits.
+    /// Wakes the requests that may go now. Returns the time until the next may go, if any waits.
     fn release_ready(&self) -> Option<Duration> {
         let mut fair = self.queue();
         loop {
             match fair.next(self.start.elapsed()) {
-                // Who does not wait any more takes it back.
+                // If the receiver is gone, dropping its `PendingRequest` withdraws the request.
                 Dispatch::Go(wake) => _ = wake.send(()),
                 Dispatch::Wait(wait) => return Some(wait),
                 Dispatch::Empty => return None,
@@ -105,12 +107,14 @@ impl RateLimiterShared {
         }
     }
 
-    /// Keeps the clock for all who wait, once it is this task's turn. Never ends; dropping it hands the clock on.
+    /// Runs the timer for all waiting tasks, once this task holds the lock. Never returns; when it
+    /// is dropped, another task takes over.
     async fn run_timer(&self) {
         let _turn = self.timer.lock().await;
         loop {
             let wait = self.release_ready().unwrap_or(Duration::MAX);
-            // Both arms are cancel-safe: nothing is taken by either, and a notice that nobody waits for is kept.
+            // Both arms are cancel-safe: they take nothing, and `Notify` keeps one pending
+            // notification.
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.deadline_moved.notified() => {}
@@ -119,7 +123,7 @@ impl RateLimiterShared {
     }
 }
 
-/// One of those who share a rate.
+/// One of the flows that share a rate.
 #[derive(Debug)]
 pub struct Flow {
     limiter: RateLimiter,
@@ -133,29 +137,30 @@ impl Drop for Flow {
 }
 
 impl Flow {
-    /// Bytes a second that all flows share; 0: no limit.
+    /// Bytes per second for all flows together; 0 for no limit.
     pub fn rate(&self) -> u64 {
         self.limiter.rate()
     }
 
-    /// Changes the rate that all flows share: [`RateLimiter::set_rate`].
+    /// Changes the rate for all flows; see [`RateLimiter::set_rate`].
     pub fn set_rate(&self, rate: u64) {
         self.limiter.set_rate(rate);
     }
 
-    /// Changes this flow's share, for those who wait as well.
+    /// Changes this flow's priority, also for its waiting requests.
     pub fn set_priority(&self, priority: Priority) {
         self.limiter
             .shared
             .change(|fair| fair.set_priority(self.id, priority));
     }
 
-    /// Waits until `bytes` may go. More than a second's worth is fine. Dropping the future gives them back.
+    /// Waits until `bytes` bytes may go; this may be more than a second's worth. Dropping the
+    /// future returns them.
     pub async fn acquire(&self, bytes: u64) {
         self.acquire_ranked(bytes, 0).await;
     }
 
-    /// The same, before all of a higher rank that wait in this flow.
+    /// Waits like [`Flow::acquire`], ahead of this flow's waiting requests of a higher rank.
     pub async fn acquire_ranked(&self, bytes: u64, rank: u64) {
         if self.rate() == 0 {
             return;
@@ -171,7 +176,8 @@ impl Flow {
             limiter: shared,
             ticket: Some(ticket),
         };
-        // Both arms are cancel-safe: what was asked for is given back, the clock is handed on.
+        // Both arms are cancel-safe: dropping `pending` withdraws the request, and dropping the
+        // timer lets another task run it.
         tokio::select! {
             biased;
             _ = &mut woken => {}
@@ -181,7 +187,7 @@ impl Flow {
     }
 }
 
-/// Takes a request back unless it went and was noticed.
+/// Withdraws the request on drop, unless it was dispatched and the task noticed.
 struct PendingRequest<'a> {
     limiter: &'a RateLimiterShared,
     ticket: Option<Ticket>,
@@ -205,7 +211,7 @@ mod tests {
         Priority::new(of).unwrap()
     }
 
-    /// A task that takes this many bytes again and again, and counts them.
+    /// A task that acquires this many bytes in a loop and counts them.
     fn taker(flow: &Arc<Flow>, bytes: u64) -> Arc<AtomicU64> {
         let (flow, got) = (Arc::clone(flow), Arc::new(AtomicU64::new(0)));
         let counted = Arc::clone(&got);
@@ -225,7 +231,7 @@ mod tests {
             Arc::new(meter.flow(priority(30))),
             Arc::new(meter.flow(priority(10))),
         );
-        // The one of low priority has ten tasks.
+        // The flow of low priority has ten tasks.
         let highs = taker(&high, 64_000);
         let lows: Vec<_> = (0..10).map(|_| taker(&low, 64_000)).collect();
         let sum = || lows.iter().map(|got| got.load(Ordering::Relaxed)).sum::<u64>();

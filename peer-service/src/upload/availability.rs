@@ -1,5 +1,7 @@
-//! Which units of a file are here: first all, then each change, as much of it at once as has
-//! gathered; all again where no change can say it.
+//! Streams the availability of a file: first a snapshot, then changes.
+//!
+//! Changes are coalesced over a short interval. A new snapshot is sent if a change cannot express
+//! the difference, such as after units were lost.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -21,34 +23,37 @@ use crate::{
     upload::{UploadShared, in_flight_sends::UnitSends, not_found},
 };
 
-/// How long changes are gathered at least: short against the time a piece takes, so that a crowd knows what is where.
+/// Minimum interval over which changes are coalesced: short compared with the time that a piece
+/// takes, so that a crowd has current information.
 const COALESCE: Duration = Duration::from_millis(10);
 
-/// The same at most: with more watchers than this asks for, there are more messages.
+/// Maximum interval over which changes are coalesced. With very many watchers, the message rate
+/// exceeds [`MESSAGES_PER_SECOND`] instead.
 const MAX_COALESCE: Duration = Duration::from_millis(250);
 
-/// Messages a second to all watchers together that gathering aims at: each costs a packet and a turn of some thread at both ends,
-/// and a crowd where each tells each of every piece at once has no time left for the pieces.
+/// Target rate of messages to all watchers together. Each message costs a packet and a task wake-up
+/// at both ends; a crowd that announces every piece to every peer immediately has no time left for
+/// the pieces.
 const MESSAGES_PER_SECOND: u32 = 500;
 
-/// Most units in one message.
+/// Maximum units in one message.
 const MAX_UNITS: usize = 64 * 1024;
 
-/// What the watcher was told.
+/// The state that the watcher was last sent.
 #[derive(Debug)]
 enum SentAvailability {
-    /// A crowd watches seeds: little to hold for each of them.
+    /// All units are here. Kept small, because a crowd watches seeds.
     Complete(SentComplete),
     Partial(Availability),
 }
 
-/// All is here.
+/// What the watcher of a complete file was sent.
 #[derive(Debug)]
 struct SentComplete {
     units: u32,
-    /// Of what goes out.
+    /// Notifies of changes to the units being sent.
     changes: watch::Receiver<()>,
-    /// Of that, what was told, in order.
+    /// The units being sent, as last reported to the watcher; sorted.
     in_flight: Vec<u32>,
 }
 
@@ -64,10 +69,11 @@ impl SentAvailability {
         })
     }
 
-    /// Waits until other pieces are on their way; for ever where that is not told.
+    /// Waits until the set of units being sent changes. Never resolves for a partial file: its
+    /// watchers get no such reports.
     async fn in_flight_changed(&mut self) {
         match self {
-            // Its sender is held beside it.
+            // The sender lives in `AvailabilityWatch::in_flight`, so this never fails.
             Self::Complete(complete) => _ = complete.changes.changed().await,
             Self::Partial(_) => std::future::pending().await,
         }
@@ -75,7 +81,7 @@ impl SentAvailability {
 }
 
 impl SentComplete {
-    /// What to tell of what goes out.
+    /// The change in the units being sent since the last report.
     fn difference(&mut self, sends: &UnitSends) -> Option<Event> {
         let now = sends.units();
         let not_in = |some: &[u32], others: &[u32]| -> Vec<u32> {
@@ -96,14 +102,14 @@ struct AvailabilityWatch {
     shared: Arc<UploadShared>,
     id: FileId,
     sent: SentAvailability,
-    /// One for each who watches: how many hold it is how many there are.
+    /// Each watcher holds one reference, so the reference count is the number of watchers.
     in_flight: Arc<UnitSends>,
     changes: Option<watch::Receiver<u64>>,
     queue: VecDeque<Event>,
     _permit: Permit,
 }
 
-/// Looks at the file as it is offered now.
+/// The file's current availability. May block, so it runs on a blocking thread.
 async fn current_availability(
     shared: &Arc<UploadShared>,
     id: FileId,
@@ -113,20 +119,21 @@ async fn current_availability(
 }
 
 fn availability_of(content: &dyn Content) -> (Availability, Option<watch::Receiver<u64>>) {
-    // Asked for first, so that no change between the two is missed.
+    // Subscribe before reading, so that no change in between is missed.
     let changes = content.changes();
     (content.availability(), changes)
 }
 
-/// How long changes are gathered where so many watch.
+/// How long changes are coalesced for this number of watchers.
 fn coalesce_interval(watchers: u32) -> Duration {
     (Duration::from_secs(1) * watchers / MESSAGES_PER_SECOND).clamp(COALESCE, MAX_COALESCE)
 }
 
-/// The stream of a file's units. Ends with `NOT_FOUND` when the file is withdrawn.
+/// Streams a file's availability. The stream ends with `NOT_FOUND` when the file is no longer
+/// shared.
 ///
 /// # Errors
-/// `NOT_FOUND`.
+/// `NOT_FOUND` if this peer does not share the file.
 pub(crate) async fn watch(
     service: Arc<UploadShared>,
     id: FileId,
@@ -136,7 +143,7 @@ pub(crate) async fn watch(
     let first = blocking(move || {
         let content = shared.find(&id)?;
         let (units, changes) = availability_of(&*content);
-        // No file is larger than may be.
+        // Content always has a plan: its size is within the limit for files.
         let plan = content.plan().ok_or_else(|| not_found(&id))?;
         Ok::<_, Problem>((units, changes, shared.in_flight_sends.sends_of(&id, &plan)))
     });
@@ -164,19 +171,19 @@ pub(crate) async fn watch(
     }))
 }
 
-/// What a watcher waits for.
+/// Why a watcher woke.
 enum Woken {
-    /// The units may be others.
+    /// The units may have changed.
     Units,
-    /// The offer ended, and maybe another took its place: a file that was hashed again, or a
-    /// transfer that is done. Its units may be the same, but whoever was refused one of them
-    /// meanwhile does not know that it is back.
+    /// The content was removed or replaced: a file was hashed again, or a download finished. The
+    /// units may be the same. A snapshot is sent anyway, because a peer whose request was refused
+    /// meanwhile must learn that the unit is available again.
     OfferEnded,
-    /// Other pieces are on their way out.
+    /// The set of units being sent changed.
     Sending,
 }
 
-/// Waits until the units may be others.
+/// Waits until the units may have changed.
 async fn wait_for_change(changes: &mut Option<watch::Receiver<u64>>) -> Woken {
     match changes {
         Some(changes) => match changes.changed().await {
@@ -202,7 +209,8 @@ impl AvailabilityWatch {
                 self.queue.extend(complete.difference(&self.in_flight));
                 continue;
             }
-            // A transfer: without a trip to another thread. Who was told of the whole was told by the library.
+            // Running downloads can be looked up without blocking. Complete content comes from the
+            // library, whose lookup may block.
             let running = match self.sent {
                 SentAvailability::Partial(_) => self.shared.try_find(&self.id).ok(),
                 SentAvailability::Complete(_) => None,
@@ -247,8 +255,8 @@ fn snapshot(id: &FileId, units: &Availability) -> Event {
     })
 }
 
-/// What to tell a watcher that was told something else before; `None` where units were lost, which
-/// no change can say: all is told again.
+/// The changes from the sent state to the current one. `None` if units were lost: a change cannot
+/// express that, so the caller sends a snapshot.
 fn difference(sent: &SentAvailability, now: &Availability) -> Option<Vec<Event>> {
     let before = match sent {
         SentAvailability::Complete(sent) if now.have.is_full() && now.have.len() == sent.units => {
@@ -329,7 +337,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever applies what is told knows what there is.
+        /// A watcher that applies every change knows the current availability.
         #[test]
         fn a_watcher_that_applies_changes_knows_what_there_is(
             before in proptest::collection::vec(0u32..40, 0..20),

@@ -1,6 +1,6 @@
-//! What chunks are read into and sent from: the same memory again and again, as mapping it anew costs more than reading.
+//! A pool of buffers for chunks: reusing memory is cheaper than mapping it for each chunk.
 //!
-//! Invariant: at most [`MAX_IDLE`] buffers are kept beyond those on their way.
+//! Invariant: the pool keeps at most [`MAX_IDLE`] idle buffers.
 
 use std::{fmt, sync::Arc};
 
@@ -12,13 +12,13 @@ use potluck_core::{
     read_buffer::ReadBuffer,
 };
 
-/// Buffers kept for the next chunk: 2 MiB.
+/// Maximum idle buffers: 2 MiB in all.
 const MAX_IDLE: usize = 8;
 
-/// The smallest that are kept, in bytes: the allocator has no trouble with smaller ones.
+/// Minimum size of a pooled buffer, in bytes; the allocator handles smaller ones well.
 const MIN_KEPT: usize = 64 * 1024;
 
-/// Buffers that are not in use. Cheap to clone; all clones are one.
+/// The idle buffers. Cheap to clone; all clones share the same pool.
 #[derive(Clone, Default)]
 pub(crate) struct BufferPool {
     idle: Arc<Mutex<Vec<ReadBuffer>>>,
@@ -35,11 +35,12 @@ impl BufferPool {
         self.idle.lock()
     }
 
-    /// A buffer with room for so many messages with so many bytes of data in all.
+    /// A buffer for `messages` messages with `data` bytes of data in all.
     pub(crate) fn take(&self, messages: usize, data: usize) -> MessageBuffer {
         let space = messages * MAX_HEADER + data;
         let mut idle = self.idle();
-        // One of about that size, so that what is held stays what was asked for.
+        // Reuse only a buffer of similar size, so that memory use stays close to what was
+        // requested.
         let fits = idle
             .iter()
             .position(|buffer| (space..=2 * space).contains(&buffer.len()));
@@ -53,7 +54,7 @@ impl BufferPool {
     }
 }
 
-/// Messages, one after the other as they go out.
+/// A buffer of encoded messages, in sending order.
 #[derive(Debug)]
 pub(crate) struct MessageBuffer {
     bytes: ReadBuffer,
@@ -62,10 +63,10 @@ pub(crate) struct MessageBuffer {
 }
 
 impl MessageBuffer {
-    /// Adds a message whose bytes `read` fills in.
+    /// Appends a message; `read` fills in its data.
     ///
     /// # Errors
-    /// What `read` says; then nothing was added.
+    /// The error of `read`; then nothing is appended.
     pub(crate) fn push_message(
         &mut self,
         header: &ChunkHeader,
@@ -81,7 +82,7 @@ impl MessageBuffer {
         Ok(())
     }
 
-    /// What was added, to be sent; once that is dropped, the buffer is used again.
+    /// The messages as [`Bytes`]. The buffer returns to the pool when they are dropped.
     pub(crate) fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
     }

@@ -1,4 +1,5 @@
-//! A connection that can be cut, and that tells those who answer its calls where their turns are kept.
+//! A connection that can be closed from outside, and that passes its [`ConnectionHandle`] to the
+//! handlers of its calls.
 
 use std::{
     io::{self, IoSlice},
@@ -12,7 +13,8 @@ use tonic::transport::server::Connected;
 
 use crate::upload::scheduler::ConnectionHandle;
 
-/// See the module. Whoever serves a call finds the [`ConnectionHandle`] among the request's extensions.
+/// Wraps a connection. Call handlers find its [`ConnectionHandle`] among the request's extensions.
+/// Reads fail once the connection is evicted.
 #[derive(Debug)]
 pub struct EvictableConnection<S> {
     stream: S,
@@ -21,7 +23,7 @@ pub struct EvictableConnection<S> {
 }
 
 impl<S> EvictableConnection<S> {
-    /// A connection with its outlet.
+    /// Wraps a stream together with its handle.
     pub fn new(stream: S, connection: ConnectionHandle) -> Self {
         Self {
             stream,
@@ -45,7 +47,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for EvictableConnection<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // A connection always waits for what comes in: here it learns at once that it is to end.
+        // The HTTP/2 server always polls for input, so an eviction takes effect here at once.
         if self.disconnected.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }

@@ -1,45 +1,52 @@
-//! What one connection was handed and has not let go of yet, and what that says of whoever reads it.
+//! The chunks that one connection has been handed and has not released, and what they show about
+//! its receiver.
 //!
-//! A slow link lets go of what it was handed in lumps: the system takes some of it ahead, and then none for seconds. So a connection
-//! is not judged by any single chunk, but by how fast all that lies with it would be gone. What a chunk may lie at all is the same for everyone.
+//! A slow link releases chunks in bursts: the system buffers some ahead, and then releases none for
+//! seconds. Therefore a connection is not judged by a single chunk, but by the time that it would
+//! take to release all its chunks. The limit on how long a chunk may stay queued, [`IDLE_TIMEOUT`],
+//! is the same for every connection.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-/// How long a chunk may keep its place while others wait: several times what it takes on a link of 100 Mbit/s.
+/// How long a chunk may keep its permit while other connections wait: several times as long as it
+/// takes on a link of 100 Mbit/s.
 pub(crate) const PERMIT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long a chunk may lie with a connection at all: HTTP/2 would leave it there for ever, and nothing but the end of the
-/// connection takes it back.
+/// How long a chunk may stay queued on a connection. HTTP/2 would keep it for ever; only closing
+/// the connection releases it.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// In what time all that lies with a connection would be gone, at the rate at which it takes, for it to count as read: two calls with
-/// a chunk of 64 KiB each, over a link of 8 KiB a second.
+/// A connection counts as read if, at its current rate, it would release all its chunks within this
+/// time: two calls with a chunk of 64 KiB each, over a link of 8 KiB/s.
 const MAX_DRAIN_TIME: Duration = Duration::from_secs(16);
 
-/// For how long what was taken counts at most: on a link of 16 KiB a second, the next lump comes after that.
+/// How long a released chunk counts as progress at most: on a link of 16 KiB/s, the next burst
+/// comes later than that.
 const CREDIT: Duration = Duration::from_secs(8);
 
-/// A connection that lost its places so often has to keep up for twice as many chunks each time, up to this power of two: or a
-/// few that stall and read by turns would have all places.
+/// Each time a connection loses its permits, its probation doubles, up to two to this power.
+/// Otherwise a few connections that alternately stall and read could hold all permits.
 const MAX_STRIKES: u32 = 6;
 
-/// Chunks that a connection takes in time, one after the other, before it is a swift one: more than the system takes ahead.
+/// Consecutive chunks that a connection must release in time before it counts as fast: more than
+/// the system buffers ahead.
 const FAST_AFTER: u32 = 8;
 
-/// See the module. Chunks are oldest first.
+/// The queue of one connection, with the oldest chunk first.
 #[derive(Debug, Default)]
 pub(crate) struct ConnectionQueue {
     chunks: BTreeMap<u64, QueuedChunk>,
-    /// How often it lost its places.
+    /// How often the connection lost its permits; at most [`MAX_STRIKES`].
     strikes: u32,
-    /// Chunks that it has to take in time before it waits for its turn again; until then it is sent to beside the others.
+    /// Chunks that the connection must still release in time before it is scheduled again. Until
+    /// then, its chunks are sent without permits.
     probation: u32,
-    /// Chunks that it took in time since it last did not.
+    /// Consecutive chunks released in time; at most [`FAST_AFTER`].
     timely_chunks: u32,
-    /// Until when it counts as read for what it took.
+    /// Until when the connection counts as read, because of chunks that it released.
     read_until: Option<Instant>,
     disconnect: CancellationToken,
 }
@@ -47,29 +54,30 @@ pub(crate) struct ConnectionQueue {
 #[derive(Debug)]
 struct QueuedChunk {
     since: Instant,
-    /// None where it is sent beside the others.
+    /// `None` if the chunk is sent without a permit, or has lost it.
     permit: Option<OwnedSemaphorePermit>,
-    /// Whether it counts for what its connection owes.
+    /// Whether the chunk counts towards ending the probation.
     counts_for_probation: bool,
 }
 
 impl ConnectionQueue {
-    /// Cancelled where the connection is to end.
+    /// Cancelled when the connection must be closed.
     pub(crate) const fn disconnect(&self) -> &CancellationToken {
         &self.disconnect
     }
 
-    /// Whether it waits for its turn like others.
+    /// Whether the connection is scheduled: true unless it is on probation.
     pub(crate) const fn keeps_up(&self) -> bool {
         self.probation == 0
     }
 
-    /// Whether it is known to take large chunks as fast as small ones.
+    /// Whether the connection is known to take large chunks as fast as small ones.
     pub(crate) const fn is_fast(&self) -> bool {
         self.timely_chunks >= FAST_AFTER
     }
 
-    /// The connection was handed a chunk. One that does not count pays no debt.
+    /// Adds a chunk that was handed to the connection. Only a chunk that `counts` affects the
+    /// probation.
     pub(crate) fn push(
         &mut self,
         chunk: u64,
@@ -87,11 +95,13 @@ impl ConnectionQueue {
         );
     }
 
-    /// The connection let go of a chunk. Gives its place, to be dropped where no lock is held.
+    /// Removes a chunk that the connection released. Returns its permit, which the caller must drop
+    /// without holding a lock.
     pub(crate) fn pop(&mut self, chunk: u64, now: Instant) -> Option<OwnedSemaphorePermit> {
         let (oldest, lying) = (*self.chunks.keys().next()?, self.chunks.len() as u32);
         let given = self.chunks.remove(&chunk)?;
-        // Whoever leaves the oldest lying, and takes or resets what came after it, hoards.
+        // Only the oldest chunk counts as progress: a receiver that leaves it and takes or resets
+        // later ones is hoarding.
         if chunk == oldest {
             let read_until = self.read_until.map_or(now, |until| until.max(now));
             self.read_until = Some((read_until + MAX_DRAIN_TIME / lying).min(now + CREDIT));
@@ -108,7 +118,7 @@ impl ConnectionQueue {
         given.permit
     }
 
-    /// Takes the places of chunks that have them for too long.
+    /// Takes the permits of chunks that have held them for longer than [`PERMIT_TIMEOUT`].
     pub(crate) fn evict_overdue(&mut self, now: Instant, freed: &mut Vec<OwnedSemaphorePermit>) {
         let before = freed.len();
         let late = self
@@ -122,13 +132,13 @@ impl ConnectionQueue {
         }
     }
 
-    /// How long the oldest chunk has lain here.
+    /// How long the oldest chunk has been queued.
     pub(crate) fn idle_for(&self, now: Instant) -> Duration {
         let oldest = self.chunks.values().next();
         oldest.map_or(Duration::ZERO, |chunk| now.duration_since(chunk.since))
     }
 
-    /// How long it has taken too little of what lies here.
+    /// How long the connection has released chunks too slowly.
     pub(crate) fn stalled_for(&self, now: Instant) -> Duration {
         let idle = self.idle_for(now);
         match self.read_until {
@@ -142,13 +152,13 @@ impl ConnectionQueue {
 mod tests {
     use super::*;
 
-    /// How long others that find no slot leave a connection alone.
+    /// How long a connection must stall before others without a slot may evict it.
     const STALLED: Duration = crate::upload::STALL_BEFORE_EVICTION;
 
     const KIB: u64 = 1024;
 
-    /// A connection with so many calls of 64 KiB a chunk, whose link lets go of 128 KiB at a time. The longest that it was unread in
-    /// a minute.
+    /// Simulates a connection with `calls` calls, chunks of 64 KiB, and a link that releases 128
+    /// KiB at a time. Returns the longest stall within a minute.
     fn over_a_link_of(bytes_per_second: u64, calls: u64) -> Duration {
         let (chunk, at_once) = (64 * KIB, 2);
         let lump = Duration::from_secs_f64((at_once * chunk) as f64 / bytes_per_second as f64);

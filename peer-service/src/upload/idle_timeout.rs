@@ -1,8 +1,10 @@
-//! Streams that end when nobody reads them.
+//! Streams that end when their receiver stops reading.
 //!
-//! HTTP/2 leaves a stream alone while its receiver takes nothing, for ever if need be, with all that the stream holds: here a
-//! watchdog lets go of it. Time in which the stream itself has nothing to give does not count. What was handed over already is not
-//! the stream's any more: chunks and lists of hashes, which are large, go by [`crate::upload::scheduler`] too.
+//! HTTP/2 keeps a stream that nobody reads for ever, with all the memory that it holds; here a
+//! watchdog drops such a stream. Time in which the stream itself has no item does not count.
+//!
+//! Non-goal: items that were already handed over. Chunks and lists of hashes, which are large, also
+//! have the timeouts of [`crate::upload::scheduler`].
 
 use std::{
     fmt,
@@ -19,28 +21,28 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
-/// How long a receiver may leave a message lying.
+/// How long a receiver may take to ask for the next message.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a receiver may keep a stream waiting in all.
+/// How long a receiver may delay a stream in total.
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 
 type BoxedStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// A stream with a watchdog.
+/// A stream with a watchdog that drops it when its receiver stops reading.
 pub struct IdleTimeoutStream<T> {
     state: Arc<Mutex<IdleTimeoutState<T>>>,
     _watchdog: DropGuard,
 }
 
 struct IdleTimeoutState<T> {
-    /// `None` once it ended or was let go.
+    /// `None` after the stream ended or was dropped by the watchdog.
     stream: Option<BoxedStream<T>>,
-    /// Since when a message lies with the receiver.
+    /// When the last message was handed over, until the receiver asks for the next.
     handed_over: Option<Instant>,
-    /// What is left of [`TOTAL_TIMEOUT`].
+    /// The rest of [`TOTAL_TIMEOUT`].
     remaining: Duration,
-    /// Set by the watchdog, told once.
+    /// Set by the watchdog; cleared when the error is reported.
     timed_out: bool,
 }
 
@@ -51,7 +53,7 @@ impl<T> fmt::Debug for IdleTimeoutStream<T> {
 }
 
 impl<T: Send + 'static> IdleTimeoutStream<T> {
-    /// Watches over a stream; within a runtime.
+    /// Wraps a stream. Must be called within a tokio runtime.
     pub(crate) fn new(stream: impl Stream<Item = Result<T, Status>> + Send + 'static) -> Self {
         let shared = Arc::new(Mutex::new(IdleTimeoutState {
             stream: Some(Box::pin(stream) as BoxedStream<T>),
@@ -68,7 +70,7 @@ impl<T: Send + 'static> IdleTimeoutStream<T> {
     }
 }
 
-/// Lets go of the stream when its receiver keeps it waiting too long. Ends with the stream.
+/// Drops the stream when its receiver delays it too long. Ends with the stream.
 async fn run_watchdog<T: Send + 'static>(shared: Arc<Mutex<IdleTimeoutState<T>>>, gone: CancellationToken) {
     loop {
         let next = match shared.lock().deadline() {
@@ -76,7 +78,7 @@ async fn run_watchdog<T: Send + 'static>(shared: Arc<Mutex<IdleTimeoutState<T>>>
             Some(next) => next,
             None => Instant::now() + MESSAGE_TIMEOUT,
         };
-        // Both arms are cancel-safe: nothing is taken by either.
+        // Both arms are cancel-safe: they only wait.
         tokio::select! {
             () = gone.cancelled() => return,
             () = tokio::time::sleep_until(next) => {}
@@ -90,7 +92,7 @@ fn drop_stream<T>(shared: &Mutex<IdleTimeoutState<T>>) {
     shared.timed_out = shared.stream.is_some();
     let stream = shared.stream.take();
     drop(shared);
-    // Dropping it may free a good deal; not under the lock.
+    // Dropped outside the lock, because it may free much memory.
     drop(stream);
 }
 

@@ -1,9 +1,13 @@
-//! What a crowd asks a peer for: which units are on their way to someone, which is told, and who may wait.
+//! Coordinates the requests of a crowd: reports which units are being sent, and limits how many
+//! requests may wait.
 //!
-//! Those who do not know each other would ask a seed for the same; and a piece that is waited for is long to be had elsewhere by the
-//! time it comes, while nobody else asks for it: so few may wait. In the simulator 300 peers take 1.20 instead of 1.48 times the bound.
+//! Peers that do not know each other would request the same units from a seed; therefore watchers
+//! learn which units are being sent. A unit whose request waits long is usually available elsewhere
+//! by the time that it arrives, while nobody else requests it; therefore only few requests may
+//! wait. In the simulator, 300 peers then take 1.20 instead of 1.48 times the lower bound.
 //!
-//! Whoever watches a collection is told of its units. A call does not say what it is for: that is seen from what is watched.
+//! Watchers of a collection get reports about its units. A request does not name the collection
+//! that it is for; the watched files and collections determine it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,20 +24,23 @@ use tokio::sync::watch;
 
 use crate::upload::{busy, reader::SpanJob, scheduler::ConnectionHandle};
 
-/// Most calls of a crowd that wait for their first turn, for each file or collection: over these others are asked sooner than this peer.
-/// Enough that its link never idles, and for sixteen who all know each other.
+/// Maximum requests of a crowd that wait for their first permit, per file or collection; further
+/// requests are refused, so that they go to other peers. Enough to keep the link busy, and for a
+/// crowd of sixteen that all know each other.
 const MAX_WAITING: usize = 12;
 
-/// A call that has so many bytes left is large, such as one for a bundle: of use to others once all of it came.
+/// Bytes left from which a request counts as large, such as one for a bundle: it is of use to
+/// others only when complete.
 const LARGE_REQUEST: u64 = 1024 * 1024;
 
-/// Most large calls of a crowd at once, while the link is busy: many side by side would all come late. Enough to keep it so.
+/// Maximum large requests of a crowd at the same time while the link is busy. More in parallel
+/// would all finish late; these are enough to keep the link busy.
 const MAX_LARGE: usize = 3;
 
-/// Most collections with crowds that a call is looked for in: each costs a search among its files.
+/// Maximum watched collections that are searched for a request's files; each costs a search.
 const MAX_COLLECTIONS: usize = 8;
 
-/// The boards of all that is watched here.
+/// The units being sent, for each watched file or collection.
 #[derive(Debug)]
 pub(crate) struct InFlightSends {
     registry: Mutex<SendRegistry>,
@@ -43,33 +50,34 @@ pub(crate) struct InFlightSends {
 #[derive(Debug, Default)]
 struct SendRegistry {
     by_id: HashMap<FileId, Weak<UnitSends>>,
-    /// Of them, those of collections, the oldest first.
+    /// The entries of `by_id` that are collections, oldest first.
     collections: Vec<Weak<UnitSends>>,
 }
 
-/// What is on its way of one file or collection. Held by those who watch it, and by nobody else for long.
+/// The units of one file or collection that are being sent. Held by its watchers; others hold it
+/// only briefly, so the reference count shows the number of watchers.
 #[derive(Debug)]
 pub(crate) struct UnitSends {
     plan: Arc<Plan>,
-    /// How many calls are for each unit.
+    /// Number of requests for each unit.
     counts: Mutex<BTreeMap<u32, u32>>,
     changes: watch::Sender<()>,
     waiting_limiter: PerAddressLimiter,
     large_limiter: PerAddressLimiter,
 }
 
-/// Notes units as on their way until it is dropped.
+/// Reports units as being sent until it is dropped.
 #[derive(Debug)]
 pub(crate) struct SendGuard {
     units: Vec<(Weak<UnitSends>, Vec<u32>)>,
     waiting_permit: Option<Permit>,
     large_permit: Option<Permit>,
-    /// Bytes that were not handed over.
+    /// Bytes that have not been handed over.
     remaining: u64,
 }
 
 impl InFlightSends {
-    /// One address takes its share of those who may wait.
+    /// `share` limits how many of the waiting requests one address may have.
     pub(crate) fn new(share: MaxShare) -> Self {
         Self {
             registry: Mutex::default(),
@@ -77,11 +85,11 @@ impl InFlightSends {
         }
     }
 
-    /// The board of a file or collection, for one who watches it.
+    /// The units being sent of a file or collection; a watcher holds the result.
     pub(crate) fn sends_of(&self, id: &FileId, plan: &Arc<Plan>) -> Arc<UnitSends> {
         let mut registry = self.registry.lock();
         let known = registry.by_id.get(id).and_then(Weak::upgrade);
-        // A collection can be shared as the plain file that its manifest is, too.
+        // A manifest may also be shared as a plain file: same id, but a different plan.
         if let Some(sends) = known.filter(|sends| sends.plan.unit_count() == plan.unit_count()) {
             return sends;
         }
@@ -101,10 +109,10 @@ impl InFlightSends {
         sends
     }
 
-    /// Notes what a call asks for, where others than the caller want to know.
+    /// Registers the units of a request, if they are watched by peers other than the caller.
     ///
     /// # Errors
-    /// `BUSY` where too many of a crowd wait, or are sent what is large.
+    /// `BUSY` if too many requests of a crowd wait, or too many large ones are being answered.
     pub(crate) fn register(
         &self,
         jobs: &[SpanJob],
@@ -128,7 +136,8 @@ impl InFlightSends {
                 guard.waiting_permit = Some(sends.waiting_limiter.try_acquire(source).map_err(refused)?);
                 if guard.remaining >= LARGE_REQUEST {
                     guard.large_permit = match sends.large_limiter.try_acquire(source) {
-                        // Those who have the places are slow, or wait for a limit.
+                        // The link is idle, so the holders of these permits are slow or
+                        // rate-limited.
                         Err(_) if connection.has_free_permit() => None,
                         place => Some(place.map_err(refused)?),
                     };
@@ -142,7 +151,7 @@ impl InFlightSends {
 }
 
 impl SendRegistry {
-    /// What several watch that some of these spans may be of.
+    /// The files and collections that have several watchers and may include some of these spans.
     fn watched_sends<'a>(&self, jobs: &'a [SpanJob]) -> Vec<(Weak<UnitSends>, Arc<Plan>, &'a [SpanJob])> {
         if self.by_id.is_empty() {
             return Vec::new();
@@ -156,7 +165,7 @@ impl SendRegistry {
         let collections = self.collections.iter().filter(is_crowd);
         let collections = collections.take(MAX_COLLECTIONS).map(|sends| (sends, jobs));
         let crowds = files.chain(collections).filter_map(|(weak, jobs)| {
-            // Let go of before anybody counts who holds it.
+            // The strong reference is dropped here, so that it does not count as a watcher.
             let plan = Arc::clone(&weak.upgrade()?.plan);
             Some((Weak::clone(weak), plan, jobs))
         });
@@ -164,25 +173,25 @@ impl SendRegistry {
     }
 }
 
-/// The units that these spans touch, up to the first that is not of this plan.
+/// The units that these spans touch, up to the first span that is not in this plan.
 fn units_of(plan: &Plan, jobs: &[SpanJob]) -> Vec<u32> {
     let units = jobs.iter().map_while(|job| {
         let file = plan.find(&job.content.id())?;
         Some(plan.units_of(file, job.range.clone()))
     });
     let mut units: Vec<u32> = units.flatten().collect();
-    // The files of a bundle are one unit.
+    // The files of a bundle share one unit.
     units.dedup();
     units
 }
 
 impl UnitSends {
-    /// What is on its way, in order.
+    /// The units being sent, sorted.
     pub(crate) fn units(&self) -> Vec<u32> {
         self.counts.lock().keys().copied().collect()
     }
 
-    /// Changes each time that [`Self::units`] does.
+    /// Notifies whenever [`Self::units`] changes.
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.changes.subscribe()
     }
@@ -202,7 +211,8 @@ impl UnitSends {
 }
 
 impl SendGuard {
-    /// It is the turn of so many bytes of the call.
+    /// Records that bytes of the request were handed over; releases permits that are no longer
+    /// needed.
     pub(crate) fn record_sent(&mut self, bytes: u64) {
         self.remaining = self.remaining.saturating_sub(bytes);
         self.waiting_permit = None;
@@ -234,7 +244,7 @@ mod tests {
     use crate::upload::scheduler::SendScheduler;
     use potluck_core::availability::Availability;
 
-    /// A file of which nothing is asked but what it is.
+    /// A file of which only the id and size are used.
     #[derive(Debug)]
     struct Named(FileId, u64);
 

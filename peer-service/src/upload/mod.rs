@@ -1,21 +1,24 @@
-//! PeerService: what is open to other peers. Serves only what is on the shelves, whatever is asked.
+//! PeerService: the service that is open to other peers. Serves only shared content.
 //!
-//! | module | its one job |
+//! | module | purpose |
 //! |---|---|
 //! | `availability` | streams which units are here, and each change |
 //! | `buffers` | the pool of memory that chunks are read into |
 //! | `connection` | a connection that can be evicted |
-//! | `connection_queue` | what was handed to a connection, and whether it is read |
+//! | `connection_queue` | the chunks handed to a connection, and whether its receiver reads |
 //! | `idle_timeout` | ends streams whose receiver does not read |
-//! | `in_flight_sends` | admission control for crowds: which units are being sent, and who may wait |
-//! | `piece_hashes` | lists of piece hashes, in messages |
+//! | `in_flight_sends` | admission control for crowds: the units being sent, and the requests that may wait |
+//! | `piece_hashes` | encodes lists of piece hashes as messages |
 //! | `raw_grpc` | `Download` and `GetPieceHashes` without the generated codec |
-//! | `reader` | bytes of spans, from the disk into messages |
-//! | `scheduler` | which connection may send next |
-//! | `upload_stream` | a download request, checked, and the stream that answers it |
+//! | `reader` | reads spans from the disk into messages |
+//! | `scheduler` | decides which connection may send next |
+//! | `upload_stream` | validates a download request, and streams the answer |
 //!
-//! Invariants: memory for a caller is bounded whatever it asks and however slowly it reads; every stream ends when its receiver
-//! stops reading; bytes leave only while the file is what it was hashed as.
+//! Invariants:
+//!
+//! - The memory for a caller is bounded, however much it asks for and however slowly it reads.
+//! - Every stream ends when its receiver stops reading.
+//! - Bytes are sent only while the file is unchanged since it was hashed.
 
 use std::{
     sync::{Arc, atomic::AtomicU64},
@@ -66,28 +69,29 @@ pub use self::{
     scheduler::{ConnectionHandle, SendScheduler},
 };
 
-/// Most WatchAvailability streams at once: each holds two bitfields. A crowd of thousands watches a peer.
+/// Maximum WatchAvailability streams; each holds two bitfields. Allows for a crowd of thousands.
 const MAX_WATCHERS: usize = 4096;
 
-/// Most GetPieceHashes answers at once: each holds a piece layer, 128 KiB as a rule, until its last message has left memory.
+/// Maximum GetPieceHashes answers; each holds a piece layer, usually 128 KiB, until its last
+/// message is freed.
 const MAX_HASH_STREAMS: usize = 128;
 
-/// When a caller that is turned away should come again: about what a slot takes to be free.
+/// When a refused caller should retry: about the time until a slot becomes free.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 
-/// When a report of bad pieces that is turned away may come again.
+/// When a refused report of bad pieces may be sent again.
 const REPORT_AGAIN: Duration = Duration::from_secs(30);
 
-/// How long a connection may take too little of what lies with it while others find no slot.
+/// How long a connection must stall before it may be evicted to free a slot for others.
 const STALL_BEFORE_EVICTION: Duration = Duration::from_secs(2);
 
-/// The call's path, as in `answer`.
+/// The path of the call, as in [`call_kind`].
 const WATCH_AVAILABILITY: &str = "/potluck.v1.PeerService/WatchAvailability";
 
-/// What the service has done since it started.
+/// Counters since the service started.
 #[derive(Debug, Default)]
 pub struct UploadCounters {
-    /// Bytes handed over to be sent to other peers.
+    /// Bytes queued for sending to other peers.
     pub uploaded_bytes: Arc<AtomicU64>,
 }
 
@@ -110,7 +114,7 @@ struct UploadShared {
 }
 
 impl PeerApi {
-    /// Serves what is on the shelves, the first that has a file before the others.
+    /// Serves the content of `sources`; earlier sources take precedence.
     pub fn new(
         sources: Vec<Arc<dyn ContentSource>>,
         peer_id: PeerId,
@@ -132,7 +136,7 @@ impl PeerApi {
         }
     }
 
-    /// What a server serves: all calls of `PeerService`.
+    /// The tonic service for all calls of `PeerService`.
     pub fn into_service(self) -> RawGrpcService<PeerServiceServer<Self>> {
         let rest = PeerServiceServer::new(self.clone())
             .max_decoding_message_size(SMALL_REQUEST)
@@ -140,7 +144,7 @@ impl PeerApi {
         RawGrpcService::new(self, rest)
     }
 
-    /// Answers a `Download` with its messages, as they go out through this connection.
+    /// Answers a `Download` with encoded messages for this connection.
     async fn download(
         &self,
         request: v1::DownloadRequest,
@@ -150,7 +154,7 @@ impl PeerApi {
         let slot = self.shared.limits.try_upload(connection.client_address());
         let slot = slot.map_err(|why| {
             if why == LimitError::Full {
-                // Whoever does not read makes room for whoever may, and comes again.
+                // The evicted connection frees its slot for others; its peer can reconnect.
                 connection.evict_slowest(STALL_BEFORE_EVICTION);
             }
             busy("downloads", why)
@@ -158,7 +162,7 @@ impl PeerApi {
         upload_stream::stream(self.shared.clone(), spans, slot, connection).await
     }
 
-    /// Answers a `GetPieceHashes` in the same way.
+    /// Answers a `GetPieceHashes` with encoded messages for this connection.
     async fn piece_hashes(
         &self,
         request: v1::GetPieceHashesRequest,
@@ -170,19 +174,25 @@ impl PeerApi {
 }
 
 impl UploadShared {
-    /// The offer of a file, where it can be had without waiting for anything.
+    /// Finds content without blocking.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, also if the lookup would block.
     fn try_find(&self, id: &FileId) -> Result<Arc<dyn Content>, Problem> {
         let content = self.sources.iter().find_map(|source| source.try_find(id));
         content.ok_or_else(|| not_found(id))
     }
 
-    /// How many watch what is here.
+    /// Number of open WatchAvailability streams.
     fn watcher_count(&self) -> u32 {
         // At most MAX_WATCHERS, so it fits.
         self.watchers.in_use() as u32
     }
 
-    /// The offer of a file. May wait for locks: off the async threads.
+    /// Finds content. May wait for locks, so do not call it on async threads.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
     fn find(&self, id: &FileId) -> Result<Arc<dyn Content>, Problem> {
         let content = self.sources.iter().find_map(|source| source.find(id));
         content.ok_or_else(|| not_found(id))
@@ -203,7 +213,7 @@ fn busy(what: &str, why: LimitError) -> Problem {
     Problem::new(Reason::Busy, message).retry_after(RETRY_AFTER)
 }
 
-/// A place among those who are answered so.
+/// A permit for the caller's address, or `BUSY`.
 fn acquire_permit<T>(
     places: &PerAddressLimiter,
     request: &Request<T>,
@@ -214,7 +224,7 @@ fn acquire_permit<T>(
     places.try_acquire(source).map_err(|why| busy(what, why))
 }
 
-/// What a call on the open port is held to.
+/// The admission limits for a call on the open port.
 pub(crate) fn call_kind(path: &str) -> CallKind {
     match path {
         raw_grpc::DOWNLOAD => CallKind::SelfBounded {
@@ -228,7 +238,7 @@ pub(crate) fn call_kind(path: &str) -> CallKind {
     }
 }
 
-/// Names the connection of a request by itself: it comes with its outlet.
+/// Copies the connection's `ClientConnection` into the request's extensions.
 pub(crate) fn name_client<B>(mut request: http::Request<B>) -> http::Request<B> {
     let client = request
         .extensions()

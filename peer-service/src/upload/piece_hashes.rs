@@ -1,6 +1,7 @@
-//! Lists of piece hashes, and the messages that answer who asks for them.
+//! Answers `GetPieceHashes` with messages that list piece hashes.
 //!
-//! Invariant: a call's place is free only when the last of its messages has left memory, whatever its receiver takes.
+//! Invariant: a call's permit is released only when the last of its messages has been freed,
+//! however slowly the receiver reads.
 
 use std::sync::Arc;
 
@@ -16,13 +17,14 @@ use crate::{
     upload::{STALL_BEFORE_EVICTION, UploadShared, busy, scheduler::ConnectionHandle},
 };
 
-/// Hashes in one message: 64 KiB, as the contract has it.
+/// Hashes per message: 64 KiB, as the contract specifies.
 const HASHES_PER_MESSAGE: usize = 2048;
 
-/// The messages that answer a request, as they go out.
+/// The encoded messages that answer a request.
 ///
 /// # Errors
-/// `BUSY`, `INVALID_ID`, `NOT_FOUND`, `OUT_OF_RANGE`, and `PIECE_NOT_AVAILABLE` where the list is not known yet.
+/// `BUSY`, `INVALID_ID`, `NOT_FOUND`, `OUT_OF_RANGE`, and `PIECE_NOT_AVAILABLE` if the hashes are
+/// not known yet.
 pub(crate) async fn stream(
     shared: Arc<UploadShared>,
     request: v1::GetPieceHashesRequest,
@@ -33,7 +35,7 @@ pub(crate) async fn stream(
         .try_acquire(connection.client_address())
         .map_err(|why| {
             if why == LimitError::Full {
-                // Whoever does not read makes room for whoever may, and comes again.
+                // The evicted connection frees its permit for others; its peer can reconnect.
                 connection.evict_slowest(STALL_BEFORE_EVICTION);
             }
             busy("lists of piece hashes", why)
@@ -63,18 +65,18 @@ pub(crate) async fn stream(
     }))
 }
 
-/// A message as gRPC has it: not compressed, and how long it is.
+/// Encodes a message with its gRPC prefix: the compression flag (0) and the length.
 fn framed(message: &v1::GetPieceHashesResponse) -> Bytes {
     let len = message.encoded_len();
     let mut bytes = BytesMut::with_capacity(5 + len);
     bytes.put_u8(0);
-    // At most 64 KiB and a number, so it fits.
+    // At most 64 KiB of hashes and a number, so it fits.
     bytes.put_u32(len as u32);
     bytes.put_slice(&message.encode_to_vec());
     bytes.freeze()
 }
 
-/// The piece layer, or the one hash of a file of one piece: its root. The empty file has no piece and no hash.
+/// The piece layer. A file of one piece has one hash, its root; an empty file has none.
 fn piece_hashes(content: &dyn Content) -> Result<Arc<[Hash]>, Problem> {
     let layout = potluck_core::FileLayout::new(content.size());
     match layout.map_or(0, |layout| layout.piece_count()) {

@@ -1,5 +1,7 @@
-//! `Download` and `GetPieceHashes` as a server: gRPC calls by hand, so that chunks go out from where they were read to, and that
-//! messages hold what they take for as long as they are in memory. All other calls go on to the generated service.
+//! A hand-written gRPC server for `Download` and `GetPieceHashes`.
+//!
+//! It sends chunks without copying them, and ties permits to the memory of each message. All other
+//! calls go to the generated service.
 
 use std::{
     convert::Infallible,
@@ -22,17 +24,18 @@ use crate::upload::{
     scheduler::{ConnectionHandle, SendScheduler},
 };
 
-/// Largest request for a download, in bytes: as many spans as it may have, 58 bytes each at most.
+/// Maximum size of a `Download` request, in bytes: the maximum number of spans at up to 58 bytes
+/// each.
 pub(crate) const MAX_DOWNLOAD: usize = 256 * 1024;
 
-/// How long a request may take to come.
+/// How long a request may take to arrive.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The calls' paths (gRPC over HTTP/2, "Path").
+/// Paths of the calls (gRPC over HTTP/2, "Path").
 pub(crate) const DOWNLOAD: &str = "/potluck.v1.PeerService/Download";
 pub(crate) const PIECE_HASHES: &str = "/potluck.v1.PeerService/GetPieceHashes";
 
-/// The peer service with its own way for downloads and lists of piece hashes.
+/// The peer service, with hand-written handlers for `Download` and `GetPieceHashes`.
 #[derive(Debug, Clone)]
 pub struct RawGrpcService<S> {
     api: PeerApi,
@@ -40,7 +43,7 @@ pub struct RawGrpcService<S> {
 }
 
 impl<S> RawGrpcService<S> {
-    /// Answers downloads and lists of piece hashes of `api`, and leaves everything else to `generated`.
+    /// Uses `api` for `Download` and `GetPieceHashes`, and `rest` for everything else.
     pub(crate) const fn new(api: PeerApi, rest: S) -> Self {
         Self { api, generated: rest }
     }
@@ -88,7 +91,7 @@ async fn piece_hashes(api: PeerApi, request: Request<Body>) -> Result<ResponseBo
 
 fn connection_handle(request: &Request<Body>) -> ConnectionHandle {
     let connection = request.extensions().get::<ConnectionHandle>().cloned();
-    // Where connections take no turns, each call is alone.
+    // If the server has no scheduler, each call gets one of its own.
     connection.unwrap_or_else(|| SendScheduler::new().add_connection(ClientAddress::LOCAL))
 }
 
@@ -110,7 +113,7 @@ fn response(messages: Result<ResponseBody, Status>) -> Response<Body> {
     response
 }
 
-/// The one message of a request.
+/// Decodes the single message of a request.
 async fn decode<M: Message + Default>(body: Body, max: usize) -> Result<M, Status> {
     let bytes = Limited::new(body, max).collect().await;
     let mut bytes = bytes.map_err(Status::from_error)?.to_bytes();
@@ -129,9 +132,9 @@ async fn decode<M: Message + Default>(body: Body, max: usize) -> Result<M, Statu
 
 type FrameStream = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
 
-/// Messages as they come, and the status that ends them.
+/// The response body: the messages, then the status as trailers.
 struct ResponseBody {
-    /// `None` once the end was told.
+    /// `None` after the trailers were sent.
     frames: Option<FrameStream>,
 }
 

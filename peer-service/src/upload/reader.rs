@@ -1,9 +1,9 @@
-//! Bytes of spans, from the disk into messages that are ready to be sent.
+//! Reads spans from the disk into messages that are ready to be sent.
 //!
-//! The only place that reads what is served. What is in memory already is read at once, on whatever thread asks; what has to come
-//! from a disk is read on a thread that may wait.
+//! This is the only code that reads content to serve it. Cached data is read on the calling thread;
+//! data on disk is read on a blocking thread.
 //!
-//! Invariant: bytes are given only if the file was what it was hashed as before they were read and after.
+//! Invariant: bytes are returned only if the file was unchanged both before and after the read.
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
 
@@ -12,28 +12,30 @@ use potluck_core::{Problem, Reason, grpc::download_codec::ChunkHeader};
 
 use crate::{content::Content, fs::page_cache, upload::buffers::BufferPool};
 
-/// Most bytes of data in a batch: large enough that each costs little, small enough to hold one for each of many readers.
+/// Maximum bytes of data in a batch: large enough for a low cost per byte, small enough to hold one
+/// batch for each of many readers.
 pub(crate) const BATCH: u64 = 256 * 1024;
 
-/// Most messages in a batch: many small files in one trip to the disk's thread.
+/// Maximum messages in a batch: many small files per hop to a blocking thread.
 const MAX_MESSAGES: usize = 256;
 
-/// What the system is asked to bring into memory beyond what is read from a disk: a few batches, so that it never stands still.
+/// How many bytes the system is asked to read ahead of a disk read: a few batches, so that the disk
+/// stays busy.
 const READ_AHEAD: u64 = 4 * 1024 * 1024;
 
-/// A span of a request, checked: the range lies in the file.
+/// A validated span of a request: its range lies within the file.
 #[derive(Debug)]
 pub(crate) struct SpanJob {
     pub(crate) content: Arc<dyn Content>,
     pub(crate) range: Range<u64>,
 }
 
-/// Some messages, as they go out; none at the end.
+/// Some encoded messages; empty at the end.
 #[derive(Debug, Default)]
 pub(crate) struct MessageBatch {
-    /// With their headers.
+    /// The messages, with their headers.
     pub(crate) bytes: Bytes,
-    /// Of them, the file's.
+    /// The number of file bytes among them.
     pub(crate) data: u64,
 }
 
@@ -41,11 +43,11 @@ pub(crate) struct MessageBatch {
 #[derive(Debug)]
 pub(crate) struct SpanReader {
     jobs: Vec<SpanJob>,
-    /// The span being read, and where in its file.
+    /// Index of the current span; `offset` is the position in its file.
     current: usize,
     offset: u64,
     file: Option<Arc<File>>,
-    /// Whether that file never waits for a disk or another machine unless it is to.
+    /// Whether cached reads of the open file never wait for a disk or another machine.
     never_waits: bool,
     buffers: BufferPool,
 }
@@ -65,19 +67,20 @@ impl SpanReader {
         reader
     }
 
-    /// Whether everything was read.
+    /// Whether all spans were read.
     pub(crate) fn is_done(&self) -> bool {
         self.current >= self.jobs.len()
     }
 
-    /// The next messages, of at most `most` bytes of data, as far as they are in memory; never waits for a disk.
+    /// The next messages with at most `max` bytes of data, as far as they are cached. Never waits
+    /// for a disk; `None` if nothing is cached.
     pub(crate) fn read_cached(&mut self, max: u64) -> Option<MessageBatch> {
         if self.file.is_some() && !self.never_waits {
             return None;
         }
-        // What is opened now is such a file.
+        // [`Content::try_open`] opens only such files.
         self.never_waits = true;
-        // Why it is not is found out where that may take its time.
+        // The error is not used: the blocking read that follows finds the cause.
         let not_now = || Problem::new(Reason::Internal, "not in memory");
         let batch = self.fill(
             max,
@@ -90,10 +93,11 @@ impl SpanReader {
         batch.ok().filter(|batch| batch.data > 0)
     }
 
-    /// The next messages, of at most `most` bytes of data; none only when done. Blocks.
+    /// The next messages with at most `max` bytes of data; empty only at the end. Blocks.
     ///
     /// # Errors
-    /// Whatever the offer says of the file, and `STORE_UNAVAILABLE` where the disk fails. Nothing more can be read then.
+    /// The error of [`Content::open`] or [`Content::check_unchanged`]; `STORE_UNAVAILABLE` if the
+    /// disk fails. After an error, nothing more can be read.
     pub(crate) fn read(&mut self, max: u64) -> Result<MessageBatch, Problem> {
         let batch = self.fill(
             max,
@@ -103,7 +107,7 @@ impl SpanReader {
                     read_ahead(file, &range);
                 }
                 let read = file.read_exact_at(bytes, range.start);
-                // Asked also where reading failed: a file that became shorter is one that changed.
+                // Check this first, even if the read failed: a truncated file counts as changed.
                 content.check_unchanged(file)?;
                 read.map_err(|error| unreadable(content, &error))
             },
@@ -112,7 +116,8 @@ impl SpanReader {
         batch
     }
 
-    /// Reads the next messages by these means; those before one that cannot be had, if there are any.
+    /// Fills a batch with `open` and `read`. If one message fails, returns those before it; fails
+    /// only if there are none.
     fn fill(
         &mut self,
         max: u64,
@@ -150,7 +155,7 @@ impl SpanReader {
         })
     }
 
-    /// Bytes of data in each of the next messages.
+    /// The data lengths of the next messages.
     fn next_lens(&self, max: u64) -> Vec<u64> {
         let mut space = max;
         let mut offset = self.offset;
@@ -163,7 +168,7 @@ impl SpanReader {
                 offset = job.range.start;
             }
             let len = space.min(job.range.end - offset);
-            // A span of nothing gets nothing.
+            // An empty span gets no message.
             if len > 0 {
                 lens.push(len);
                 space -= len;
@@ -173,7 +178,7 @@ impl SpanReader {
     }
 
     fn header(&self, len: u64) -> ChunkHeader {
-        // At most 4,096 spans and a batch: both fit.
+        // At most 4,096 spans, and at most one batch: both fit.
         ChunkHeader::new(self.current as u32, self.offset, len as u32)
     }
 
@@ -182,7 +187,7 @@ impl SpanReader {
         self.skip_finished();
     }
 
-    /// Moves on to the next span that has bytes to read.
+    /// Advances to the next span with bytes left to read.
     fn skip_finished(&mut self) {
         while let Some(job) = self.jobs.get(self.current)
             && self.offset >= job.range.end
@@ -194,11 +199,11 @@ impl SpanReader {
     }
 }
 
-/// Asks the system for what comes next, so that the disk goes on while this is sent.
+/// Asks the system to read ahead, so that the disk works while this batch is sent.
 fn read_ahead(file: &File, rest: &Range<u64>) {
     #[cfg(target_os = "linux")]
     if let Some(len) = std::num::NonZeroU64::new((rest.end - rest.start).min(READ_AHEAD)) {
-        // Only slower where the system does not do it.
+        // A failure only makes reads slower.
         let _ = rustix::fs::fadvise(file, rest.start, Some(len), rustix::fs::Advice::WillNeed);
     }
     #[cfg(not(target_os = "linux"))]

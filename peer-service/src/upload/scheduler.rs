@@ -1,16 +1,23 @@
-//! Whose turn it is to be sent: a few chunks at a time, in the order in which they were asked for.
+//! Decides which connection may send next: a few chunks at a time, first come, first served.
 //!
-//! A peer that answers everyone at once gives each a trickle: a piece is worth nothing to others before its last byte, so the
-//! first whole one comes late, and many thin flows cost far more packets and processor time than a few thick ones. So a chunk
-//! waits until one of a few places is free, and keeps it until the connection has let go of its bytes: sent, or thrown away with
-//! a stream that its receiver ended.
+//! If a peer served all requests at the same rate, each would get a trickle. A piece is worth
+//! nothing to others before its last byte, so the first complete piece would come late, and many
+//! thin flows cost far more packets and processor time than a few thick ones. Therefore a chunk
+//! waits for one of a few permits. It keeps the permit until the connection releases its bytes:
+//! they were sent, or dropped with a stream that the receiver reset.
 //!
-//! Invariants: at most [`SEND_PERMITS`] chunks that hold a place; whoever asked first goes first; a receiver that takes longer than
-//! [`PERMIT_TIMEOUT`] loses its place to who waits, and its connection is sent to beside the others until it has kept up for a while; a
-//! connection that leaves a chunk lying for longer than [`IDLE_TIMEOUT`] is cut. Nobody slow, on purpose or not, keeps the others waiting
-//! for longer than that, or holds memory for ever.
+//! Invariants:
 //!
-//! Not here: limits in bytes a second, and how many may be served at all ([`crate::limits`]).
+//! - At most [`SEND_PERMITS`] chunks hold a permit, and permits are granted in the order of
+//!   requests.
+//! - While others wait, a receiver that takes longer than [`PERMIT_TIMEOUT`] loses its permit. Its
+//!   connection then sends without permits, until it has kept up for a while.
+//! - A connection that leaves a chunk queued for longer than [`IDLE_TIMEOUT`] is closed.
+//!
+//! So no slow receiver, malicious or not, can delay the others for longer than that, or hold memory
+//! for ever.
+//!
+//! Non-goals: rate limits, and the number of uploads ([`crate::limits`]).
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -28,16 +35,18 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::upload::connection_queue::{ConnectionQueue, IDLE_TIMEOUT, PERMIT_TIMEOUT};
 
-/// Chunks sent at once: one would leave the link idle whenever its receiver's own is busy; in a crowd of sixteen, four do not.
+/// Chunks that may be sent at the same time. With one, the link idles whenever its receiver's link
+/// is busy; with four, it does not in a crowd of sixteen.
 const SEND_PERMITS: usize = 4;
 
-/// How often connections are looked through for such chunks.
+/// How often connections are checked for chunks that have been queued for too long.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(3);
 
-/// Shortest time between two connections that are cut for the sake of others: what the first one held is free by then.
+/// Minimum time between two evictions in favour of other callers: by then, the resources of the
+/// first connection are free.
 const EVICTION_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The turns of one peer. Cheap to clone.
+/// The scheduler of one peer. Cheap to clone; all clones share the same permits.
 #[derive(Debug, Clone)]
 pub struct SendScheduler {
     shared: Arc<SchedulerShared>,
@@ -70,7 +79,7 @@ impl Default for SendScheduler {
 }
 
 impl SendScheduler {
-    /// Nobody's turn yet.
+    /// A scheduler with no connections.
     pub fn new() -> Self {
         Self {
             shared: Arc::new(SchedulerShared {
@@ -84,12 +93,12 @@ impl SendScheduler {
         self.shared.state.lock()
     }
 
-    /// Where the bytes of this connection go out. It is not idle while it holds any.
+    /// Adds a connection. `client` does not count as idle while the connection holds chunks.
     pub fn outlet_of(&self, client: ClientConnection) -> ConnectionHandle {
         self.open(client.client(), Some(client))
     }
 
-    /// Where one more connection's bytes go out.
+    /// Adds a connection of which only the address is known.
     pub fn add_connection(&self, source: ClientAddress) -> ConnectionHandle {
         self.open(source, None)
     }
@@ -110,9 +119,9 @@ impl SendScheduler {
         }))
     }
 
-    /// Cuts connections that leave a chunk lying, until `stop`.
+    /// Closes connections that leave a chunk queued for too long, until `stop` is cancelled.
     pub async fn run_eviction(self, stop: CancellationToken) {
-        // Cancel-safe: nothing is taken by either arm.
+        // Cancel-safe: it only waits.
         while tokio::time::timeout(SWEEP_INTERVAL, stop.cancelled())
             .await
             .is_err()
@@ -123,7 +132,7 @@ impl SendScheduler {
                 .queues
                 .values()
                 .filter(|queue| queue.idle_for(now) >= IDLE_TIMEOUT);
-            // Only wakes: what the connection holds goes where it is served.
+            // This only wakes the connection's task, which frees what the connection holds.
             late.for_each(|queue| queue.disconnect().cancel());
         }
     }
@@ -132,7 +141,8 @@ impl SendScheduler {
         let place = Arc::clone(&self.shared.permits).acquire_owned();
         tokio::pin!(place);
         loop {
-            // Cancel-safe: the place in the queue is kept, pinned outside.
+            // Cancel-safe: the future is pinned outside the loop and keeps its position in the
+            // queue.
             match tokio::time::timeout(PERMIT_TIMEOUT, &mut place).await {
                 Ok(Ok(place)) => return place,
                 Ok(Err(_)) => unreachable!("the semaphore is never closed"),
@@ -141,7 +151,7 @@ impl SendScheduler {
         }
     }
 
-    /// Takes the places of those who have them for too long.
+    /// Takes the permits of connections that have held them for too long.
     fn evict_overdue(&self) {
         let now = Instant::now();
         let mut freed = Vec::new();
@@ -150,12 +160,12 @@ impl SendScheduler {
             queue.evict_overdue(now, &mut freed);
         }
         drop(state);
-        // Wakes those who wait: not under the lock.
+        // Dropping permits wakes waiting tasks, so it happens outside the lock.
         drop(freed);
     }
 }
 
-/// One connection's way out. Cheap to clone; all clones are one.
+/// A connection as the scheduler knows it. Cheap to clone; all clones are the same connection.
 #[derive(Debug, Clone)]
 pub struct ConnectionHandle(Arc<ConnectionShared>);
 
@@ -171,12 +181,13 @@ struct ConnectionShared {
 impl Drop for ConnectionShared {
     fn drop(&mut self) {
         let queue = self.scheduler.state().queues.remove(&self.number);
-        // Wakes those who wait: not under the lock.
+        // Dropping permits wakes waiting tasks, so it happens outside the lock.
         drop(queue);
     }
 }
 
-/// A chunk's turn, as long as the chunk is with the connection. Dropping it ends the turn.
+/// The permission to send one chunk. Dropping it tells the scheduler that the connection released
+/// the chunk.
 #[derive(Debug)]
 pub(crate) struct SendPermit {
     connection: Arc<ConnectionShared>,
@@ -185,7 +196,8 @@ pub(crate) struct SendPermit {
 }
 
 impl SendPermit {
-    /// The same bytes: with the last of their memory the turn ends and `acquire_permit` is free.
+    /// Ties this permit and `permit` to the bytes: both are released when the last reference to the
+    /// bytes is dropped.
     pub(crate) fn attach_guard<P: Send + 'static>(self, bytes: Bytes, permit: P) -> Bytes {
         Bytes::from_owner(GuardedBytes {
             bytes,
@@ -206,8 +218,9 @@ impl Drop for SendPermit {
     }
 }
 
-/// Bytes on their way, with what they take: HTTP/2 holds them for as long as a receiver likes, and ends a stream for those who gave
-/// it its last bytes long before that.
+/// Bytes being sent, with the permits that they hold. HTTP/2 keeps the bytes for as long as the
+/// receiver likes, and drops the stream long before that, once it has handed over its last bytes.
+/// So the bytes, not the stream, must hold the permits.
 struct GuardedBytes<P> {
     bytes: Bytes,
     _permit: SendPermit,
@@ -221,22 +234,23 @@ impl<P> AsRef<[u8]> for GuardedBytes<P> {
 }
 
 impl ConnectionHandle {
-    /// Where the connection comes from.
+    /// The client's address.
     pub(crate) fn client_address(&self) -> ClientAddress {
         self.0.client_address
     }
 
-    /// The connection, where it is known.
+    /// The client connection, if known.
     pub fn client(&self) -> Option<&ClientConnection> {
         self.0.client.as_ref()
     }
 
-    /// Whether one more chunk would not wait.
+    /// Whether a chunk could be sent without waiting.
     pub(crate) fn has_free_permit(&self) -> bool {
         self.0.scheduler.shared.permits.available_permits() > 0
     }
 
-    /// Waits until it is the turn of one more chunk.
+    /// Waits for the permission to send one chunk. Returns at once if the connection is on
+    /// probation.
     pub(crate) async fn acquire(&self) -> SendPermit {
         let way = &self.0;
         let keeps_up = |state: &SchedulerState| {
@@ -251,7 +265,7 @@ impl ConnectionHandle {
             false => Some(way.scheduler.acquire_permit().await),
         };
         let mut state = way.scheduler.state();
-        // It may have become slow while this waited: then it keeps no place of many more.
+        // If the connection was put on probation while this waited, it must not hold a permit.
         let (permit, unused) = match keeps_up(&state) {
             true => (permit, None),
             false => (None, permit),
@@ -262,7 +276,8 @@ impl ConnectionHandle {
         send_permit
     }
 
-    /// A turn for what is small, beside all others: it never waits, takes no place and pays no debt, but must not lie either.
+    /// Permission to send a small message at once: it takes no permit and does not affect the
+    /// probation. The limits on how long a chunk may stay queued still apply.
     pub(crate) fn unscheduled(&self) -> SendPermit {
         self.push(&mut self.0.scheduler.state(), None, false)
     }
@@ -286,8 +301,9 @@ impl ConnectionHandle {
         }
     }
 
-    /// Cuts the connection that is unread for longest, if that is this long at least: it makes room for others. Whether one was
-    /// cut, just now or a moment ago. Looks at all of them.
+    /// Closes the connection that has stalled the longest, if that is at least `stalled_for`.
+    /// Returns whether a connection was closed, either now or within [`EVICTION_INTERVAL`]. Scans
+    /// all connections.
     pub(crate) fn evict_slowest(&self, stalled_for: Duration) -> bool {
         let now = Instant::now();
         let mut state = self.0.scheduler.state();
@@ -317,7 +333,7 @@ impl ConnectionHandle {
             .is_some_and(ConnectionQueue::is_fast)
     }
 
-    /// Resolves once the connection is to end.
+    /// Resolves when the connection must be closed.
     pub(crate) fn disconnected(&self) -> WaitForCancellationFutureOwned {
         self.0.disconnect.clone().cancelled_owned()
     }
@@ -329,7 +345,7 @@ mod tests {
 
     use super::*;
 
-    /// As many connections as there are places, each with a chunk that holds one.
+    /// As many connections as there are permits; each has a chunk that holds one.
     async fn taken(scheduler: &SendScheduler) -> Vec<(ConnectionHandle, SendPermit)> {
         let mut taken = Vec::new();
         for _ in 0..SEND_PERMITS {
@@ -365,7 +381,7 @@ mod tests {
         let start = Instant::now();
         let mut permits = vec![other.acquire().await];
         assert_eq!(start.elapsed(), PERMIT_TIMEOUT);
-        // From now on the silent are sent to beside the others, and take no place.
+        // The stalled connections are now on probation: they send without permits.
         for (connection, _) in &silent {
             permits.push(connection.acquire().now_or_never().unwrap());
         }
@@ -375,7 +391,7 @@ mod tests {
         assert!(other.acquire().now_or_never().is_none(), "all places are taken");
     }
 
-    /// Stalls until it loses its place.
+    /// Stalls the connection until it loses its permit.
     async fn stall(scheduler: &SendScheduler, slow: &ConnectionHandle) {
         let stalled = slow
             .acquire()

@@ -1,4 +1,4 @@
-//! Disks that do not answer: what waits for them is bounded.
+//! Bounded work while a disk hangs.
 
 use std::{fs::File, io::Write as _, ops::Range, sync::mpsc};
 
@@ -14,10 +14,10 @@ use tokio::sync::{Notify, watch};
 
 use super::*;
 
-/// What a connection gets at once that is not known to be swift, in bytes.
+/// Batch size for a connection that is not known to be fast, in bytes.
 const BATCH: u64 = 64 * 1024;
 
-/// A file on a disk that does not answer any more after so many questions, until it is told to.
+/// A file on a disk that hangs after a number of operations, until it is revived.
 #[derive(Debug)]
 struct HungDiskContent {
     file: Arc<File>,
@@ -33,7 +33,7 @@ impl HungDiskContent {
             Some(left) => *answers = left,
             None => {
                 self.asked.notify_one();
-                // An error once the other end is dropped.
+                // Returns an error once the sender is dropped.
                 let _ = revived.recv();
             }
         }
@@ -99,7 +99,7 @@ impl Content for HungDiskContent {
 
 #[tokio::test]
 async fn a_read_that_hangs_keeps_its_slot_though_nobody_waits_for_it() {
-    // It hangs at once, or after the first batch, for which the file is opened and looked at.
+    // The disk hangs immediately, or after the first batch, which takes one open and one check.
     for (answers, batches) in [(0, 0), (2, 1)] {
         let (revive, revived) = mpsc::channel();
         let size = 2 * BATCH;
@@ -148,7 +148,7 @@ async fn a_read_that_hangs_keeps_its_slot_though_nobody_waits_for_it() {
             () = follow => panic!("the disk does not answer"),
             () = asked.notified() => {}
         }
-        // Whoever asked has gone.
+        // The caller has dropped its request, and the slot is still in use.
         assert_eq!((limits.active_uploads(), *got.lock()), (1, batches));
         let problem = download().await.err().expect("there is no other slot");
         assert_eq!(problem.reason, Reason::Busy);

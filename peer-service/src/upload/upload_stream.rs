@@ -1,4 +1,4 @@
-//! What a `UploadStream` asks for, checked before anything is opened, and the stream that answers it.
+//! Validates a download request before anything is opened, and streams the answer.
 
 use std::{
     collections::HashMap,
@@ -25,39 +25,41 @@ use crate::{
     },
 };
 
-/// Most spans of a request, as the contract has it.
+/// Maximum spans in a request, as the contract specifies.
 pub(crate) const MAX_SPANS: usize = 4096;
 
-/// Most bytes of a request, as the contract has it.
+/// Maximum bytes in a request, as the contract specifies.
 pub(crate) const MAX_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Bytes of data held for all uploads together, about: each holds its part of that, but not less than a leaf.
+/// Approximate bytes of data held for all uploads together. Each upload holds an equal part, but at
+/// least one leaf.
 const TOTAL_BATCH_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Most bytes of data in a batch for a connection that is not known to be swift: nothing else gets through while one is on its way,
-/// and over 16 KiB a second that is four seconds.
+/// Maximum bytes of data in a batch for a connection that is not known to be fast. Nothing else
+/// gets through while a batch is being sent; at 16 KiB/s, this takes four seconds.
 const CAUTIOUS_BATCH: u64 = 64 * 1024;
 
-/// How long a receiver may take for a download in all: 64 MiB, the most that one is of, then come at 56 KiB a second at least.
+/// How long a receiver may take for one download in total. For the maximum of 64 MiB, this requires
+/// 56 KiB/s.
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 
-/// Batches that a limited peer sends a second, about.
+/// Approximate number of batches that a rate-limited peer sends per second.
 const BATCHES_PER_SECOND: u64 = 4;
 
-/// Most spans that are looked up on the thread that received the request.
+/// Maximum spans that are looked up on the thread that received the request.
 const MAX_INLINE_SPANS: usize = 64;
 
-/// A range of a file, whose size is not known yet.
+/// A range of a file whose size is not known yet.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct RequestedRange {
     id: FileId,
     range: Range<u64>,
 }
 
-/// What a request asks for.
+/// Parses a request into ranges.
 ///
 /// # Errors
-/// `INVALID_ID`; `OUT_OF_RANGE` for too many spans or bytes and for ranges that no file has.
+/// `INVALID_ID`; `OUT_OF_RANGE` for too many spans, too many bytes, or a range that overflows.
 pub(crate) fn parse(request: v1::DownloadRequest) -> Result<Vec<RequestedRange>, Problem> {
     let out_of_range =
         |message: String, field: String| Problem::new(Reason::OutOfRange, message).field(field);
@@ -87,7 +89,7 @@ pub(crate) fn parse(request: v1::DownloadRequest) -> Result<Vec<RequestedRange>,
     spans.collect()
 }
 
-/// The files asked for, and that the ranges lie in them.
+/// Finds the requested files and checks that the ranges lie within them.
 fn resolve(
     asked: &[RequestedRange],
     find: impl Fn(&FileId) -> Result<Arc<dyn Content>, Problem>,
@@ -119,28 +121,30 @@ fn resolve(
     jobs.collect()
 }
 
-/// A download under way.
+/// A running upload.
 struct UploadStream {
     shared: Arc<UploadShared>,
-    /// Away only while another thread reads.
+    /// `None` only while a blocking thread reads.
     reader: Option<SpanReader>,
-    /// Read before it was asked for: what the call began with.
+    /// The batch that was read before the stream was polled.
     first_batch: Option<MessageBatch>,
-    /// Others are told of what is asked for until all of it was handed over.
+    /// Reports the requested units to watchers until all of them are handed over.
     in_flight: SendGuard,
-    /// The connection's way out.
+    /// The connection that the upload is sent on.
     connection: ConnectionHandle,
-    /// Free once the last of its bytes is gone, not when the last was handed over; and not while another thread reads, though nobody
-    /// may wait for that any more: a disk that does not answer holds no more threads than there are slots.
+    /// Released when the last bytes are freed, not when they are handed over. A blocking read also
+    /// holds it, even if the caller is gone; so a hanging disk blocks no more threads than there
+    /// are slots.
     slot: Arc<UploadSlot>,
-    /// Until when its receiver may take.
+    /// When the receiver must have taken everything.
     deadline: Instant,
 }
 
-/// The messages that answer a request, some at a time. The first are read, so that what cannot be served fails the call itself.
+/// Streams the messages that answer a request. Reads the first batch before returning, so that
+/// unavailable content fails the call itself.
 ///
 /// # Errors
-/// `NOT_FOUND`, `OUT_OF_RANGE`, `BUSY`, and whatever the first file's offer says.
+/// `NOT_FOUND`, `OUT_OF_RANGE`, `BUSY`, and the errors of opening the first file.
 pub(crate) async fn stream(
     service: Arc<UploadShared>,
     asked: Vec<RequestedRange>,
@@ -183,9 +187,12 @@ pub(crate) async fn stream(
     }))
 }
 
-/// Bytes of data to hold for an upload: fewer where there are many, so that all together they hold little more than [`TOTAL_BATCH_BYTES`];
-/// where the link may be slow; and under a limit no more than each may send in a moment, so that its receiver sees a slow peer,
-/// which it is, and not a silent one.
+/// Bytes of data to hold for an upload.
+///
+/// With many uploads, each holds less, so that together they hold little more than
+/// [`TOTAL_BATCH_BYTES`]. A link that may be slow gets at most [`CAUTIOUS_BATCH`]. Under a rate
+/// limit, each upload holds only what it may send in a moment; its receiver then sees a slow peer,
+/// not a silent one.
 fn batch_size(limits: &Limits, connection: &ConnectionHandle) -> u64 {
     let held = match limits.upload().rate() {
         0 => TOTAL_BATCH_BYTES,
@@ -197,11 +204,12 @@ fn batch_size(limits: &Limits, connection: &ConnectionHandle) -> u64 {
         CAUTIOUS_BATCH
     };
     let share = held / u64::from(limits.active_uploads().max(1));
-    // Whole leaves: a receiver hashes them where they lie.
+    // Whole leaves, so that a receiver can hash them in place.
     (share / LEAF_SIZE as u64 * LEAF_SIZE as u64).clamp(LEAF_SIZE as u64, max)
 }
 
-/// The beginning of an answer that is in memory, as most are: without a trip to another thread.
+/// Starts an answer from cached data, without a blocking thread. `None` if the data is not cached,
+/// which is the rare case.
 ///
 /// # Errors
 /// `BUSY`.
@@ -224,7 +232,7 @@ fn read_from_cache(
 }
 
 impl UploadStream {
-    /// The next messages, once it is their turn; `None` at the end.
+    /// Waits until the next messages may be sent, and returns them; `None` at the end.
     async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
         let asked = Instant::now();
         let batch = match self.first_batch.take() {
@@ -241,7 +249,7 @@ impl UploadStream {
         self.shared.limits.upload().acquire(batch.data).await;
         let turn = self.connection.acquire().await;
         self.in_flight.record_sent(batch.data);
-        // What this peer makes it wait is not the receiver's fault.
+        // Time that this peer spends waiting does not count against the receiver.
         self.deadline += asked.elapsed();
         self.shared
             .counters
@@ -250,7 +258,7 @@ impl UploadStream {
         Ok(Some(turn.attach_guard(batch.bytes, Arc::clone(&self.slot))))
     }
 
-    /// The next messages; none at the end.
+    /// The next messages; empty at the end.
     async fn read_batch(&mut self) -> Result<MessageBatch, Problem> {
         let max = batch_size(&self.shared.limits, &self.connection);
         let Some(mut reader) = self.reader.take_if(|reader| !reader.is_done()) else {
@@ -319,7 +327,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is asked: no panic, and nothing over the limits gets through.
+        /// For any request, parsing neither panics nor lets anything over the limits through.
         #[test]
         fn nothing_over_the_limits_gets_through(
             spans in proptest::collection::vec((30usize..34, any::<u64>(), prop_oneof![any::<u64>(), 0u64..1 << 24]), 0..20),
