@@ -125,7 +125,7 @@ pub async fn start(
         )
     })?;
     let tracker = TaskTracker::new();
-    // Cancelled first: tasks that do work stop at once. Servers keep running a little longer, so
+    // Cancelled first: it stops the tasks that do work. Servers keep running a little longer, so
     // that they can report the shutdown.
     let work = CancellationToken::new();
     let path = config.home.clone();

@@ -1,4 +1,4 @@
-//! Announcing to the index what this peer has.
+//! Announces to the index what this peer has.
 
 pub mod registrar;
 pub mod set;

@@ -104,8 +104,8 @@ fn transfer(status: &crate::download::status::DownloadStatus) -> Option<v1::Tran
     Some(status.into())
 }
 
-/// Streams the status of a download: at once, then every [`STATUS_INTERVAL`], and finally when it
-/// settles.
+/// Streams the status of a download: first the current status, then every [`STATUS_INTERVAL`], and
+/// finally when the download settles.
 fn status_stream(watching: DownloadWatch) -> impl Stream<Item = Result<v1::FetchResponse, Status>> + Send {
     stream::unfold(
         (watching, true, false),

@@ -20,9 +20,9 @@ pub(crate) fn map_ranges<T: Send>(
     run_parallel(parts, work)
 }
 
-/// Applies `work` to slices of `things`, divided among threads; `work` may change the items in
-/// place. Returns the results in order. Results for each of a hundred thousand files would take
-/// some MiB.
+/// Applies `work` to slices of `things`, divided among threads, and returns its results in order.
+/// `work` may change the items in place and return only a few results: one per file would take some
+/// MiB for a hundred thousand files.
 pub(crate) fn map_slices<S: Send, T: Send>(
     things: &mut [S],
     threads: usize,

@@ -1,32 +1,32 @@
-//! Which machine this is, as far as that can be told.
+//! Identifies the machine, as far as possible.
 //!
-//! The id is systemd's and D-Bus's (machine-id(5)): made when the operating system is installed,
-//! and made anew for a machine that was cloned properly. It says nothing in a container, whose id
-//! may be made at each start, nor where it is only of this boot.
+//! The id is the machine id of systemd and D-Bus (machine-id(5)). It is created when the operating
+//! system is installed, and again for a properly cloned machine. It is not used in a container,
+//! whose id may change at each start, nor if the id is valid for the current boot only.
 
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
-/// Where the id is; the second is of systems without systemd.
+/// Paths of the id; the second is for systems without systemd.
 const FILES: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
 
-/// Where systemd keeps an id that is of this boot only.
+/// Exists if systemd's machine id is valid for the current boot only.
 const TRANSIENT: &str = "/run/machine-id";
 
-/// What shows that this is a container: Docker, Podman, systemd-nspawn and others.
+/// Signs of a container: Docker, Podman, systemd-nspawn, Kubernetes and others.
 const CONTAINER_FILES: [&str; 3] = ["/.dockerenv", "/run/.containerenv", "/run/systemd/container"];
 const CONTAINER_VARIABLES: [&str; 2] = ["container", "KUBERNETES_SERVICE_HOST"];
 
-/// Longest id that is read, in bytes: 32 digits, with room.
+/// Maximum bytes of the id that are read: 32 digits, with room to spare.
 const MAX_LEN: u64 = 256;
 
-/// A machine, as 64 hex digits.
+/// A hash of the machine id, as 64 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MachineId(String);
 
 impl MachineId {
-    /// This machine; `None` where nothing tells it from others for good.
+    /// The id of this machine; `None` if it has no permanent one.
     pub(crate) fn of_this() -> Option<Self> {
         let is_container = CONTAINER_FILES.iter().any(|path| Path::new(path).exists())
             || CONTAINER_VARIABLES
@@ -44,10 +44,10 @@ impl MachineId {
         })
     }
 
-    /// From the id that the machine has. Not told as it is: machine-id(5) asks for a hash of one's
-    /// own.
+    /// Hashes the contents of the id file. machine-id(5) forbids exposing the id itself, and asks
+    /// for an application-specific hash.
     pub(crate) fn from_text(text: &str) -> Option<Self> {
-        // So systemd marks a machine that has none yet.
+        // systemd writes this on a machine that has no id yet.
         if text.is_empty() || text == "uninitialized" {
             return None;
         }
@@ -57,7 +57,7 @@ impl MachineId {
         Some(Self(hex::encode(hash.finalize())))
     }
 
-    /// Whether a text could be one.
+    /// Whether a text has the format of a [`MachineId`].
     pub(crate) fn is_one(text: &str) -> bool {
         text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
     }

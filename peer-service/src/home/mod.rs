@@ -1,4 +1,4 @@
-//! The peer's folder: made on first start, locked for as long as the peer runs, holding its secret.
+//! The peer's home folder: created on the first start, and locked while the peer runs.
 //!
 //! ```text
 //! HOME/           mode 0700
@@ -7,9 +7,11 @@
 //!   control.sock  made by the control service
 //! ```
 //!
-//! Invariants: at most one [`Home`] is open for a folder at any time, in this process or another;
-//! nobody but its owner and root can write in it; a home that is found on another machine becomes
-//! another peer (docs/decisions/0021).
+//! Invariants:
+//!
+//! - At most one [`Home`] is open for a folder at any time, in this process or another.
+//! - Only its owner and root can write to it.
+//! - A home that is found on another machine becomes another peer (docs/decisions/0021).
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -30,71 +32,72 @@ use machine::MachineId;
 
 use crate::durable::create_folders;
 
-/// The folder for what only the peer itself uses.
+/// Name of the folder for the peer's own state.
 pub(crate) const STATE: &str = "state";
 const TOKEN: &str = "token";
 const LOCK: &str = "lock";
 
-/// Which machine the token is of.
+/// Name of the file that identifies the machine that the token belongs to.
 const MACHINE: &str = "machine";
 
-/// The token of a home before it was found on another machine: for an owner who wants it back.
+/// Name of the file that keeps the token from before the home was found on another machine, so that
+/// the owner can restore it.
 const PREVIOUS_TOKEN: &str = "token.previous";
 
-/// Bits of a mode that let others write.
+/// Mode bits that let other users write.
 const GROUP_WRITES: u32 = 0o020;
 const OTHERS_WRITE: u32 = 0o002;
 
 /// Why a home cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
-    /// Another peer has it.
+    /// Another peer uses the home.
     #[error("{home} is in use by another peer{}: stop that one, or give this one a folder of its own with --home",
         pid.map(|pid| format!(" (process {pid})")).unwrap_or_default())]
     Locked {
-        /// The folder.
+        /// The home folder.
         home: PathBuf,
-        /// The other's process, if it could be read.
+        /// The other peer's process id, if known.
         pid: Option<u32>,
     },
-    /// The operating system does not allow it.
+    /// The operating system denies access.
     #[error("no permission to use {path}: give this user access to it, or choose another folder with --home")]
     Permission {
-        /// What could not be used.
+        /// The path that cannot be accessed.
         path: PathBuf,
     },
-    /// Something stands there that is no folder.
+    /// The path exists and is not a folder.
     #[error("{path} is not a folder: remove it, or choose another folder with --home")]
     NotAFolder {
-        /// What stands there.
+        /// The path.
         path: PathBuf,
     },
-    /// Others may write there: whoever does could have any file of the owner shared.
+    /// Other users can write there, and could thereby share any of the owner's files.
     #[error(
         "{path} {why}, who could have any of your files shared: {remedy}, or choose another folder with --home"
     )]
     WritableByOthers {
-        /// What they could write.
+        /// The path that others can write to.
         path: PathBuf,
         /// Why they can.
         why: String,
         /// What to do.
         remedy: String,
     },
-    /// The secret's file holds something else.
+    /// The token file is malformed.
     #[error(
         "{path} does not hold a token of 64 hex digits: restore it from a copy, or remove it and become a new peer"
     )]
     Token {
-        /// The token's file.
+        /// The token file.
         path: PathBuf,
     },
-    /// Anything else of the file system.
+    /// Any other I/O error.
     #[error("cannot use {path}: {source}")]
     Io {
-        /// What could not be used.
+        /// The path that failed.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -110,7 +113,7 @@ impl HomeError {
     }
 }
 
-/// An open home; dropping it lets another peer have it.
+/// An open home. Dropping it releases the lock.
 #[derive(Debug)]
 pub struct Home {
     path: PathBuf,
@@ -119,28 +122,28 @@ pub struct Home {
     _lock: HomeLock,
 }
 
-/// The lock on a home, while this is held. Given up by name: where a program is started at that moment, it has the open file a little longer
-/// than this one.
+/// The lock on a home. It is released explicitly, because a child process that is being started may
+/// hold a copy of the file descriptor a little longer.
 #[derive(Debug)]
 struct HomeLock(File);
 
 impl Drop for HomeLock {
     fn drop(&mut self) {
-        // With the last that has it open it goes in any case.
+        // On failure, the lock ends when the last copy of the descriptor is closed.
         let _ = self.0.unlock();
     }
 }
 
 impl Home {
-    /// Opens the folder at `path`, making what is not there yet.
+    /// Opens the folder at `path` and creates what is missing.
     ///
     /// # Errors
-    /// [`HomeError::Locked`] where another peer has it.
+    /// [`HomeError::Locked`] if another peer uses it; otherwise the reason why it cannot be used.
     pub fn open(path: &Path) -> Result<Self, HomeError> {
         Self::open_on(MachineId::of_this().as_ref(), path)
     }
 
-    /// The same on a machine.
+    /// Opens a home as on the given machine.
     fn open_on(machine: Option<&MachineId>, path: &Path) -> Result<Self, HomeError> {
         let absolute = std::path::absolute(path).map_err(|error| HomeError::io(path, error))?;
         create_dir(&absolute)?;
@@ -167,27 +170,27 @@ impl Home {
         })
     }
 
-    /// The folder, absolute, without links.
+    /// The home folder: absolute, with symlinks resolved.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What is dropped in here is shared; downloads land here.
+    /// The folder whose files are shared, and where downloads are saved.
     pub fn files(&self) -> PathBuf {
         self.path.join("files")
     }
 
-    /// What the peer remembers.
+    /// The folder for the peer's own state.
     pub fn state(&self) -> PathBuf {
         self.path.join(STATE)
     }
 
-    /// Where the control service listens unless told otherwise.
+    /// The default path of the control socket.
     pub fn control_socket(&self) -> PathBuf {
         self.path.join("control.sock")
     }
 
-    /// The peer's secret.
+    /// The peer's secret token.
     pub const fn token(&self) -> &Token {
         &self.token
     }
@@ -197,7 +200,7 @@ impl Home {
         self.token.peer_id()
     }
 
-    /// The id that this home had until it was found on another machine, just now.
+    /// The previous peer id, if this start found the home on another machine.
     pub const fn previous_peer_id(&self) -> Option<PeerId> {
         self.previous
     }
@@ -216,8 +219,8 @@ fn create_dir(path: &Path) -> Result<(), HomeError> {
     }
 }
 
-/// Makes sure that nobody but this user and root can write in a folder: whoever can could put links
-/// there, or a token.
+/// Makes sure that only this user and root can write to a folder; others could place links or a
+/// token there. Removes such rights if possible.
 fn keep_others_out(path: &Path) -> Result<(), HomeError> {
     let metadata = path.metadata().map_err(|error| HomeError::io(path, error))?;
     let (owner, me) = (metadata.uid(), geteuid().as_raw());
@@ -227,7 +230,7 @@ fn keep_others_out(path: &Path) -> Result<(), HomeError> {
         remedy,
     };
     if owner != me && owner != 0 {
-        // Root is given others' folders on purpose, as a container is its volume.
+        // Root may use folders of other users; a container gets its volume like that.
         if me == 0 {
             tracing::warn!(path = %path.display(), owner, "this folder of the peer belongs to a user who could have any file of root shared");
             return Ok(());
@@ -249,7 +252,7 @@ fn keep_others_out(path: &Path) -> Result<(), HomeError> {
             return Ok(());
         }
     } else if writers == GROUP_WRITES && is_in_group(metadata.gid()) {
-        // As volumes are given to a container: root's, and writable by the group that it runs with.
+        // A container's volume may belong to root and be writable by the container's group.
         return Ok(());
     }
     let remedy = format!("take that right away (chmod go-w {})", path.display());
@@ -261,9 +264,10 @@ fn is_in_group(group: u32) -> bool {
     getegid().as_raw() == group || mine.iter().any(|mine| mine.as_raw() == group)
 }
 
-/// The token of a home on this machine, and the id it had on another. A home that comes from
-/// another was copied with its machine's disk or moved here: of a copy the original may be running,
-/// and two peers of one token hide each other's files.
+/// The token of a home on this machine, and its previous id if the home comes from another machine.
+/// Such a home was moved here, or copied with that machine's disk. In the latter case the original
+/// may be running, and two peers with the same token would hide each other's files. So the home
+/// gets a new token.
 fn token_of_machine(
     state: &Path,
     token: Token,
@@ -275,14 +279,14 @@ fn token_of_machine(
     };
     let known = match std::fs::read_to_string(&path) {
         Ok(text) => Some(text),
-        // What is no text is of no machine.
+        // Not UTF-8, so it names no machine.
         Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(HomeError::io(&path, error)),
     };
     match known.as_deref().map(str::trim) {
         Some(known) if known == machine.as_str() => return Ok((token, None)),
-        // Damaged, or of a time when it was not written yet.
+        // Malformed: record this machine, as if the file did not exist.
         Some(known) if !MachineId::is_one(known) => {}
         None => {}
         Some(_) => {
@@ -306,7 +310,8 @@ fn token_text(token: &Token) -> String {
     format!("{}\n", hex::encode(token.expose()))
 }
 
-/// Takes the lock and writes this process into it. The file stays when the peer ends; the operating system frees the lock.
+/// Locks the file and writes this process's id into it. The file stays when the peer ends; the
+/// operating system releases the lock.
 fn lock(home: &Path, path: &Path) -> Result<HomeLock, HomeError> {
     let failed = |error| HomeError::io(path, error);
     let file = OpenOptions::new()
@@ -315,7 +320,7 @@ fn lock(home: &Path, path: &Path) -> Result<HomeLock, HomeError> {
         .create(true)
         .truncate(false)
         .mode(0o600)
-        // Never stuck on a pipe.
+        // Opening a FIFO must not block.
         .custom_flags(OFlags::NONBLOCK.bits() as i32)
         .open(path)
         .map_err(failed)?;
@@ -401,7 +406,7 @@ mod tests {
     fn what_was_started_meanwhile_does_not_keep_the_lock() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path()).unwrap();
-        // What a program that is being started has of this one.
+        // The copy of the descriptor that a child process has while it starts.
         let inherited = home._lock.0.try_clone().unwrap();
         drop(home);
         drop(Home::open(dir.path()).unwrap());
@@ -435,7 +440,7 @@ mod tests {
         let open = |machine: Option<&MachineId>| Home::open_on(machine, dir.path()).unwrap();
         let id = open(Some(&first)).peer_id();
         assert_eq!(open(Some(&first)).peer_id(), id);
-        // In a container, whose id is made anew each time, the machine says nothing.
+        // In a container, the machine has no permanent id.
         assert_eq!(open(None).peer_id(), id);
         let copy = open(Some(&second));
         assert_ne!(copy.peer_id(), id);
@@ -480,12 +485,12 @@ mod tests {
 
     #[test]
     fn a_home_of_another_user_is_refused() {
-        // Root may use it: a container is given its volume so.
+        // Root may use such folders, because a container's volume may belong to another user.
         if geteuid().is_root() {
             println!("skipped: root may use the folders of others");
             return;
         }
-        // Root's, and everybody may write there.
+        // /tmp belongs to root and is writable by everyone.
         let error = keep_others_out(Path::new("/tmp")).unwrap_err();
         assert!(matches!(error, HomeError::WritableByOthers { .. }), "{error}");
         assert!(error.to_string().contains("chmod go-w /tmp"), "{error}");

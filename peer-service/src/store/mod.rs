@@ -1,12 +1,16 @@
-//! What the peer remembers over restarts: a redb database in the home. All use of redb lives here.
+//! The peer's persistent state: a redb database in the home. Only this module uses redb.
 //!
-//! Invariants: a batch of changes is taken whole or not at all and is on the disk when `Store::apply` returns (redb commits with
-//! `Durability::Immediate`, which ends in `fdatasync`); a damaged database is moved aside, never deleted, and a new one begun; no
-//! damage ends the peer; a row that cannot be read is passed over, never trusted;
-//! after a failure of the disk the database is opened anew, as redb asks for, so that a disk that was full is no reason to
-//! start the peer again.
+//! Invariants:
 //!
-//! Non-goals: knows nothing of what the rows mean. Calls block.
+//! - A batch of changes is atomic, and durable when `Store::apply` returns: redb commits with
+//!   `Durability::Immediate`, which ends in `fdatasync`.
+//! - A damaged database is moved aside, never deleted, and a new one is created. Damage never ends
+//!   the peer.
+//! - A row that cannot be decoded is skipped, never trusted.
+//! - After a disk failure, the database is reopened, as redb requires. So a peer survives a disk
+//!   that was full for a while.
+//!
+//! Non-goals: the meaning of the rows. All calls block.
 
 use std::{
     ops::Bound,
@@ -32,28 +36,29 @@ pub(crate) use crate::store::rows::{EntryIndex, ItemRow, Members, RowBody, WHOLE
 use opening::{OpenFailure, caught, is_damage, mark_suspect, move_aside, try_open};
 use rows::{bytes_of, decode_item, encode_item, path_of};
 
-/// Items by number: how, where and what. See [`ItemRow`].
+/// Items by number; see [`ItemRow`].
 const ITEMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("items.v2");
-/// Stamps and roots of a collection's entries, by the item's number and the number of the run of entries.
+/// Stamps and roots of a collection's entries, by item number and row number; each row has several
+/// entries.
 const MEMBERS: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("members.v2");
-/// SHA-256s that do not follow from the root, by the item's number and the [`EntryIndex`] of it.
+/// SHA-256 hashes that do not follow from the root, by item number and [`EntryIndex`].
 const SHA256S: TableDefinition<'_, (u64, EntryIndex), &[u8; 32]> = TableDefinition::new("sums.v2");
-/// Piece layers by id; apart from all else, which is read at start.
+/// Piece layers by id. Separate from the items, because all items are read at startup.
 const LAYERS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("layers.v1");
 /// Paths in the files folder that the owner does not want shared.
 const TOMBSTONES: TableDefinition<'_, &[u8], ()> = TableDefinition::new("hidden.v1");
-/// Parts of items whose bytes are not what was hashed, although nothing shows a change, by the
-/// item's number and the [`EntryIndex`].
+/// Entries of items whose bytes differ from what was hashed although their stamps did not change,
+/// by item number and [`EntryIndex`].
 const DAMAGED: TableDefinition<'_, (u64, EntryIndex), ()> = TableDefinition::new("damaged.v1");
-/// Transfers by number.
+/// Downloads by number.
 const TRANSFERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("transfers.v1");
 
-/// Memory for pages, in bytes. redb's own default is 1 GiB; what is read often is kept elsewhere.
+/// Page cache, in bytes. redb's default is 1 GiB; frequently read data is cached elsewhere.
 const CACHE_SIZE: usize = 4 * 1024 * 1024;
 
 const FILE_NAME: &str = "potluck.redb";
 
-/// What is lost with a database, and what to do.
+/// What is lost with a database, and what the user can do.
 const LOST: &str = "what is in the files folder is shared again by itself; share again what is \
                     elsewhere, and get again what was being fetched: it goes on where it was";
 
@@ -63,9 +68,9 @@ pub enum StoreError {
     /// The file cannot be opened or moved aside.
     #[error("cannot open the peer's database {path}: {source}")]
     Open {
-        /// The database.
+        /// The database file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: redb::Error,
     },
     /// Reading or writing failed.
@@ -90,18 +95,18 @@ from_redb!(
 );
 
 impl StoreError {
-    /// Whether the database is not what was written to it.
+    /// Whether the database file is damaged.
     pub(crate) fn is_damaged(&self) -> bool {
         let (Self::Database(error) | Self::Open { source: error, .. }) = self;
         is_damage(error)
     }
 
-    /// Whether there was no room.
+    /// Whether the disk was full.
     pub fn is_full(&self) -> bool {
         self.exhaustion() == Some(Reason::DiskFull)
     }
 
-    /// The resource of this machine that is used up, where that is why.
+    /// The exhausted resource of this machine, if that is the cause.
     pub(crate) fn exhaustion(&self) -> Option<Reason> {
         let (Self::Database(error) | Self::Open { source: error, .. }) = self;
         match error {
@@ -111,16 +116,16 @@ impl StoreError {
     }
 }
 
-/// One change of a batch.
+/// A change within a batch.
 #[derive(Debug, Clone)]
 pub(crate) enum StoreChange {
     PutItem(u64, ItemRow),
     RemoveItem(u64),
-    /// Of an item that is there.
+    /// SHA-256 hashes of an existing item.
     PutSha256s(u64, EntrySha256s),
-    /// Of an item that is there; forgotten when the item is put again or removed.
+    /// A damaged entry of an existing item; removed when the item is put again or removed.
     PutDamaged(u64, EntryIndex),
-    /// Of one item, all of it.
+    /// Removes all damaged entries of an item.
     RemoveDamaged(u64),
     PutLayer(FileId, Arc<[Hash]>),
     RemoveLayer(FileId),
@@ -128,29 +133,30 @@ pub(crate) enum StoreChange {
     RemoveTombstone(PathBuf),
 }
 
-/// SHA-256s of parts of an item.
+/// SHA-256 hashes of entries of an item.
 pub(crate) type EntrySha256s = Vec<(EntryIndex, Sha256)>;
 
-/// An item by its number, with the SHA-256s that are known of it.
+/// An item with its number and its known SHA-256 hashes.
 pub(crate) type StoredItem = (u64, ItemRow, EntrySha256s);
 
-/// The peer's database. Calls block: use them off the async threads. Cheap to clone.
+/// The peer's database. Calls block, so do not use it on async threads. Cheap to clone; all clones
+/// use the same database.
 #[derive(Debug, Clone)]
 pub struct Store {
-    /// `None` after a failure of the disk, until it can be opened again.
+    /// `None` after a disk failure, until it can be reopened.
     database: Arc<RwLock<Option<Database>>>,
     folder: Arc<Path>,
     /// Where a damaged database was moved to since the start.
     moved_aside: Arc<Mutex<Option<PathBuf>>>,
-    /// Whether the database that is open was found to be damaged.
+    /// Whether the open database was found damaged.
     is_suspect: Arc<AtomicBool>,
 }
 
 impl Store {
-    /// Opens the database in the home. One that will not open is moved aside and a new one begun.
+    /// Opens the database in the home. A damaged one is moved aside, and a new one is created.
     ///
     /// # Errors
-    /// Only where the operating system does not let it.
+    /// [`StoreError::Open`] if the operating system does not allow it.
     pub fn open(home: &Home) -> Result<Self, StoreError> {
         Self::open_in(&home.state())
     }
@@ -172,11 +178,10 @@ impl Store {
         Ok(store)
     }
 
-    /// Moves the damaged database aside and begins a new one in its place. What was remembered is
-    /// gone from this one, and kept in the other.
+    /// Moves the damaged database aside and creates a new, empty one.
     ///
     /// # Errors
-    /// Only where the operating system does not let it.
+    /// [`StoreError::Open`] if the operating system does not allow it.
     pub(crate) fn replace_damaged(&self, damage: &StoreError) -> Result<(), StoreError> {
         let mut database = self.database.write();
         close(database.take());
@@ -202,7 +207,7 @@ impl Store {
         Ok(database)
     }
 
-    /// For people: that what was remembered was lost since the start, and what to do.
+    /// A warning for the user if a database was lost since the start, with what to do.
     pub(crate) fn warning(&self) -> Option<String> {
         let aside = self.moved_aside.lock();
         aside.as_ref().map(|aside| {
@@ -213,7 +218,8 @@ impl Store {
         })
     }
 
-    /// Does something with the open database. Where that has failed before, it is opened anew and the work done again.
+    /// Runs `work` with the open database. After a disk failure, reopens the database and runs
+    /// `work` again.
     fn with<T>(&self, work: impl Fn(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let done = match &*self.database.read() {
             Some(database) => caught(|| work(database)),
@@ -224,10 +230,10 @@ impl Store {
             return done;
         }
         let mut database = self.database.write();
-        // Closed before it is opened: it cannot be open twice.
+        // Close it first: redb cannot open a database twice.
         close(database.take());
         let path = self.folder.join(FILE_NAME);
-        // Never moved aside here: what cannot be read now may be readable after a restart.
+        // Never moved aside here: data that cannot be read now may be readable after a restart.
         let opened = try_open(&path).map_err(|failure| StoreError::Open {
             path,
             source: failure.into_error(),
@@ -237,13 +243,14 @@ impl Store {
         caught(|| work(database)).inspect_err(|error| self.note(error))
     }
 
-    /// As after a failure of the disk: the next call opens the database again.
+    /// Closes the database, as after a disk failure; the next call reopens it.
     #[cfg(test)]
     pub(crate) fn close(&self) {
         close(self.database.write().take());
     }
 
-    /// Sees to it that a database that is found to be damaged is checked when it is next opened.
+    /// If the error shows damage, schedules an integrity check for the next time that the database
+    /// is opened.
     fn note(&self, error: &StoreError) {
         if error.is_damaged() && !self.is_suspect.swap(true, Ordering::Relaxed) {
             let path = self.folder.join(FILE_NAME);
@@ -256,12 +263,12 @@ impl Store {
         }
     }
 
-    /// The folder that the database is in: the peer's own, never to be shared.
+    /// The folder of the database. It must never be shared.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The items after the one numbered `after`, at most so many, by number; none: there are no more.
+    /// The first `max` items with a number above `after`, in order; empty if there are no more.
     pub(crate) fn items(&self, after: Option<u64>, max: usize) -> Result<Vec<StoredItem>, StoreError> {
         self.with(|database| items(&database.begin_read()?, after, max))
     }
@@ -276,7 +283,7 @@ impl Store {
         })
     }
 
-    /// Parts whose bytes are not what was hashed, by item.
+    /// The damaged entries, by item number.
     pub(crate) fn damaged(&self) -> Result<Vec<(u64, EntryIndex)>, StoreError> {
         self.with(|database| {
             let read = database.begin_read()?;
@@ -286,7 +293,7 @@ impl Store {
         })
     }
 
-    /// The piece layer of a file; `None` if it is not there or damaged.
+    /// The piece layer of a file; `None` if it is missing or damaged.
     pub(crate) fn layer(&self, id: &FileId) -> Result<Option<Arc<[Hash]>>, StoreError> {
         self.with(|database| {
             let read = database.begin_read()?;
@@ -298,7 +305,7 @@ impl Store {
         })
     }
 
-    /// Makes changes, all or none; on the disk when it returns.
+    /// Applies changes atomically; they are durable when this returns.
     pub(crate) fn apply(&self, changes: &[StoreChange]) -> Result<(), StoreError> {
         if changes.is_empty() {
             return Ok(());
@@ -358,11 +365,11 @@ impl Store {
         })
     }
 
-    /// Remembers transfers under their numbers, and forgets those without bytes: all or none, and
-    /// on the disk when it returns.
+    /// Stores downloads under their numbers, and removes those without bytes. Atomic, and durable
+    /// when this returns.
     ///
     /// # Errors
-    /// Where the disk does not let it.
+    /// Fails if the database cannot be written.
     pub fn write_transfers(&self, changes: &[(u64, Option<Vec<u8>>)]) -> Result<(), StoreError> {
         self.write(|write| {
             let mut table = write.open_table(TRANSFERS)?;
@@ -376,10 +383,10 @@ impl Store {
         })
     }
 
-    /// The transfers remembered, by number.
+    /// The stored downloads, in order of their numbers.
     ///
     /// # Errors
-    /// Where the disk does not let it.
+    /// Fails if the database cannot be read.
     pub fn transfers(&self) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
         self.with(|database| {
             let read = database.begin_read()?;
@@ -395,7 +402,7 @@ impl Store {
     }
 }
 
-/// Closes a database; a damaged one may trip redb's own checks on the way.
+/// Closes a database. A damaged one may trip redb's own checks.
 fn close(database: Option<Database>) {
     let closed: Result<(), StoreError> = caught(|| {
         drop(database);
@@ -406,8 +413,7 @@ fn close(database: Option<Database>) {
     }
 }
 
-/// Checks that keys come in order: in a damaged tree they may lead back, and reading would never
-/// end.
+/// Checks that keys ascend. In a damaged tree they may loop, and reading would never end.
 fn check_ascends<K: Ord + Copy>(last: &mut Option<K>, key: K) -> Result<(), StoreError> {
     if last.replace(key).is_some_and(|last| last >= key) {
         let why = "its keys are out of order";
@@ -438,7 +444,7 @@ fn items(read: &ReadTransaction, after: Option<u64>, max: usize) -> Result<Vec<S
             for row in members.range(all.clone())? {
                 let (key, row) = row?;
                 check_ascends(&mut last, key.value())?;
-                // What is left out is missed by whoever compares it with the manifest.
+                // The caller detects missing entries when it compares them with the manifest.
                 let _ = found.add(row.value());
             }
             *known = Arc::new(found);
@@ -461,7 +467,7 @@ mod tests {
 
     use super::*;
 
-    /// How many ways of damaging a database are tried.
+    /// Number of random damages to try.
     const DAMAGES: u64 = 250;
 
     fn id(n: u8) -> FileId {
@@ -602,7 +608,7 @@ mod tests {
         }
     }
 
-    /// Everything that the peer reads, and a change of everything.
+    /// Reads everything that the peer reads, and changes everything.
     fn use_all(store: &Store) -> Result<(), StoreError> {
         let mut after = None;
         loop {
@@ -653,7 +659,7 @@ mod tests {
             let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
             let mut bytes = whole.clone();
             for _ in 0..rng.random_range(1..=24) {
-                // Half of them where the roots of all trees are.
+                // Half of the damages hit the roots of all trees.
                 let max = if rng.random() { 8192 } else { bytes.len() };
                 let at = rng.random_range(0..max);
                 bytes[at] ^= 1 << rng.random_range(0..8);
@@ -665,7 +671,7 @@ mod tests {
                 let store = Store::open_in(dir.path()).unwrap();
                 if let Err(error) = use_all(&store) {
                     assert!(error.is_damaged(), "seed {seed}: {error}");
-                    // Found where it is used, it is found when the peer starts again.
+                    // Damage found during use is found again at the next start.
                     drop(store);
                     let store = Store::open_in(dir.path()).unwrap();
                     if let Err(error) = use_all(&store) {

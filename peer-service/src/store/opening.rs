@@ -1,4 +1,4 @@
-//! Opening the database, and what keeps it from opening.
+//! Opens the database, and classifies failures.
 
 use std::{
     io,
@@ -15,16 +15,17 @@ use crate::{
     },
 };
 
-/// Tables of the first version: files and their roots apart from the items.
+/// Tables of the first version, which stored files and roots separately from the items.
 const FIRST_ITEMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("items.v1");
 const FIRST_MEMBERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("members.v1");
 const FIRST_RECORDS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("records.v1");
 
 /// Why a database did not open.
 pub(crate) enum OpenFailure {
-    /// The operating system: permission, no room. Another database would fare no better.
+    /// The operating system refused, such as for lack of permission or space. A new database would
+    /// not help.
     System(redb::Error),
-    /// The file itself.
+    /// The file is damaged.
     Damaged(String),
 }
 
@@ -46,8 +47,8 @@ impl From<redb::Error> for OpenFailure {
     }
 }
 
-/// Whether an error says that the file is not what redb wrote, rather than that the operating
-/// system refused something.
+/// Whether an error means that the file is damaged, rather than that the operating system refused
+/// something.
 pub(crate) fn is_damage(error: &redb::Error) -> bool {
     match error {
         redb::Error::Io(error) => matches!(
@@ -59,16 +60,15 @@ pub(crate) fn is_damage(error: &redb::Error) -> bool {
     }
 }
 
-/// Runs what reads or writes a database. A damaged file can trip redb's own checks: that is an
-/// error like any other, and no reason to end the peer.
+/// Runs database work and turns panics into errors: a damaged file can trip redb's own assertions,
+/// which must not end the peer.
 pub(crate) fn caught<T, E: From<StorageError>>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(StorageError::Corrupted("redb gave up on it".into()).into()))
 }
 
-/// Opens or makes a database with all its tables. One that was found damaged while it was open
-/// ([`mark_suspect`]) is checked from end to end; of any other, what is small and read at every
-/// start.
+/// Opens or creates a database with all its tables. If it was marked as suspect ([`mark_suspect`]),
+/// checks all of it; otherwise reads only the small tables that are read at every start.
 pub(crate) fn try_open(path: &Path) -> Result<Database, OpenFailure> {
     let is_new = !path.exists();
     let suspect = suspect(path);
@@ -101,15 +101,15 @@ pub(crate) fn try_open(path: &Path) -> Result<Database, OpenFailure> {
     };
     let database = caught(open)?;
     if is_suspect {
-        // Where it stays, the next start only checks once more.
+        // If the mark stays, the next start only repeats the check.
         let _ = std::fs::remove_file(suspect);
     }
     Ok(database)
 }
 
-/// Notes beside a database that it is to be checked from end to end when it is next opened.
+/// Marks a database, with a file beside it, to be checked completely when it is next opened.
 pub(crate) fn mark_suspect(path: &Path) {
-    // Without the note, what is damaged is met again where it was met.
+    // Without the mark, the damage is only found when it is next read.
     let _ = std::fs::write(suspect(path), "");
 }
 
@@ -117,7 +117,7 @@ fn suspect(path: &Path) -> PathBuf {
     path.with_extension("redb.suspect")
 }
 
-/// Moves a damaged database aside, so that a new one can be begun; gives its new name.
+/// Moves a damaged database aside, so that a new one can be created. Returns its new path.
 pub(crate) fn move_aside(path: &Path) -> io::Result<PathBuf> {
     let aside = damaged_path(path);
     std::fs::rename(path, &aside)?;
@@ -128,7 +128,8 @@ pub(crate) fn move_aside(path: &Path) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
-/// Takes the items of the first version over: they are hashed again, as their roots are not where they were.
+/// Migrates the items of the first version. They are hashed again, because their roots are not
+/// migrated.
 fn migrate(write: &WriteTransaction) -> Result<(), redb::Error> {
     if !write
         .list_tables()?
@@ -151,7 +152,7 @@ fn migrate(write: &WriteTransaction) -> Result<(), redb::Error> {
     Ok(())
 }
 
-/// A free name beside a damaged database.
+/// A free path beside a damaged database.
 fn damaged_path(path: &Path) -> PathBuf {
     (1..=u32::MAX)
         .map(|number| path.with_extension(format!("redb.damaged-{number}")))

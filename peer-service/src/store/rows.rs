@@ -1,6 +1,6 @@
-//! Rows of the database as bytes. Pure.
+//! Encodes and decodes database rows. Pure.
 //!
-//! Invariant: what is read back is what was written, or nothing.
+//! Invariant: a row decodes to what was encoded, or not at all.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,20 +9,20 @@ use std::{
 
 use potluck_core::{FileId, Root, collection::path::Label};
 
-/// What a file's `stat` says: any change of its bytes shows in at least one of these.
+/// A file's `stat` data; any change of its bytes changes at least one field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Stamp {
     /// Size in bytes.
     pub size: u64,
-    /// Time of the last change of its bytes, in nanoseconds since 1970; the owner can set it.
+    /// Time of the last change of its bytes, in nanoseconds since 1970. The owner can set it.
     pub mtime: i64,
-    /// Its number in the file system.
+    /// The inode number.
     pub inode: u64,
-    /// Time of the last change of anything, in nanoseconds since 1970; nobody can set it.
+    /// Time of the last change of bytes or metadata, in nanoseconds since 1970. Nobody can set it.
     pub ctime: i64,
 }
 
-/// Length of a stamp on disk, in bytes.
+/// Encoded length of a stamp, in bytes.
 const STAMP_LEN: usize = 32;
 
 impl Stamp {
@@ -44,55 +44,57 @@ impl Stamp {
     }
 }
 
-/// What is known of each entry of a collection's manifest, in order; meaningless for those that are no files.
+/// The stamps and roots of a collection's entries, in the manifest's order. Entries that are not
+/// files have meaningless values.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Members {
-    /// What `stat` said.
+    /// The `stat` data.
     pub(crate) stamps: Vec<Stamp>,
-    /// Roots of the trees.
+    /// The root hashes.
     pub(crate) roots: Vec<Root>,
 }
 
-/// Something that is shared.
+/// A shared file or collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ItemRow {
-    /// Where it is.
+    /// Its absolute path.
     pub(crate) path: Arc<Path>,
-    /// Whether it came as a download, and nobody asked for it to be shared.
+    /// Whether it is a download that nobody asked to share.
     pub(crate) downloaded: bool,
-    /// What others call it, where that is not what its path ends in.
+    /// The name that it is shared under; `None` for the last component of the path.
     pub(crate) label: Option<Label>,
-    /// Its id: the file's, or the manifest's.
+    /// The id of the file or manifest.
     pub(crate) id: FileId,
-    /// Root of its tree.
+    /// The root hash.
     pub(crate) root: Root,
-    /// The rest.
+    /// The part that depends on the kind.
     pub(crate) body: RowBody,
 }
 
-/// What an item is.
+/// The kind of an item.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum RowBody {
-    /// A file, and its stamp.
+    /// A file with its stamp.
     File(Stamp),
     /// A collection.
     Collection(Arc<Members>),
 }
 
-/// Which SHA-256 of an item: of this entry of its manifest, or [`WHOLE_ITEM`].
+/// Selects a part of an item: an entry of its manifest, or [`WHOLE_ITEM`].
 pub(crate) type EntryIndex = u32;
 
-/// Stands for the item's own file where an entry is expected.
+/// The [`EntryIndex`] of the item's own file.
 pub(crate) const WHOLE_ITEM: EntryIndex = u32::MAX;
 
-/// Entries of a collection in one row: with what the database puts around it a little less than 64 KiB, as its pages are powers of two.
+/// Collection entries per row: with the database's overhead, slightly less than 64 KiB, because its
+/// page sizes are powers of two.
 pub(crate) const MEMBERS_PER_ROW: usize = 1000;
 
-/// Length of an entry in a row, in bytes.
+/// Encoded length of an entry, in bytes.
 const MEMBER_LEN: usize = STAMP_LEN + 32;
 
 impl Members {
-    /// The rows, in order: stamp and root of each entry.
+    /// The rows in order, with the stamp and root of each entry.
     pub(crate) fn rows(&self) -> impl Iterator<Item = Vec<u8>> {
         let runs = self
             .stamps
@@ -108,10 +110,10 @@ impl Members {
         })
     }
 
-    /// Adds what the next row holds; false where it is damaged.
+    /// Appends the entries of the next row; false if the row is damaged.
     pub(crate) fn add(&mut self, row: &[u8]) -> bool {
         let (members, rest) = row.as_chunks::<MEMBER_LEN>();
-        // As much as there is, not up to twice as much.
+        // Exact reservation: growing by doubling could take twice the memory.
         self.stamps.reserve_exact(members.len());
         self.roots.reserve_exact(members.len());
         for member in members {
@@ -135,14 +137,14 @@ pub(crate) fn path_of(bytes: &[u8]) -> PathBuf {
     std::ffi::OsStr::from_bytes(bytes).into()
 }
 
-/// In the first byte of an item's row: that it came as a download.
+/// Flag in the first byte of an item's row: the item is a download.
 const DOWNLOADED: u8 = 2;
 
-/// In the first byte of an item's row: that a label follows the id, behind its length in one byte.
+/// Flag in the first byte of an item's row: a label follows the id, after one byte with its length.
 const LABELLED: u8 = 4;
 
-/// `0`, id, root, stamp, path for a file; `1`, id, root, path for a collection; [`DOWNLOADED`] more for what came as a download,
-/// [`LABELLED`] more for what has a label.
+/// Encodes an item. The first byte is 0 for a file or 1 for a collection, plus [`DOWNLOADED`] and
+/// [`LABELLED`]. A file has the id, root, stamp and path; a collection has the id, root and path.
 pub(crate) fn encode_item(row: &ItemRow) -> Vec<u8> {
     let mut out = Vec::with_capacity(1 + 2 * 32 + STAMP_LEN + row.path.as_os_str().len());
     let kind = u8::from(matches!(row.body, RowBody::Collection(_)));
@@ -164,7 +166,7 @@ pub(crate) fn encode_item(row: &ItemRow) -> Vec<u8> {
     out
 }
 
-/// A collection comes without its members.
+/// Decodes an item; a collection without its members. `None` if the row is malformed.
 pub(crate) fn decode_item(bytes: &[u8]) -> Option<ItemRow> {
     let (&kind, rest) = bytes.split_first()?;
     let (id, rest) = rest.split_first_chunk::<32>()?;
@@ -197,7 +199,7 @@ pub(crate) fn decode_item(bytes: &[u8]) -> Option<ItemRow> {
     })
 }
 
-/// A row of the first version as one of this: without the root, which was elsewhere, so that it is hashed again.
+/// Converts a row of the first version. The root is zero, so that the item is hashed again.
 pub(crate) fn from_first_version(bytes: &[u8]) -> Option<Vec<u8>> {
     let (head, rest) = bytes.split_at_checked(1 + 32)?;
     Some([head, &[0; 32], rest].concat())

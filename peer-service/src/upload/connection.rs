@@ -47,7 +47,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for EvictableConnection<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // The HTTP/2 server always polls for input, so an eviction takes effect here at once.
+        // The HTTP/2 server always polls for input, so an eviction takes effect here immediately.
         if self.disconnected.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 /// takes on a link of 100 Mbit/s.
 pub(crate) const PERMIT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long a chunk may stay queued on a connection. HTTP/2 would keep it for ever; only closing
+/// How long a chunk may stay queued on a connection. HTTP/2 would keep it forever; only closing
 /// the connection releases it.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -1,6 +1,6 @@
 //! Streams that end when their receiver stops reading.
 //!
-//! HTTP/2 keeps a stream that nobody reads for ever, with all the memory that it holds; here a
+//! HTTP/2 keeps a stream that nobody reads forever, with all the memory that it holds; here a
 //! watchdog drops such a stream. Time in which the stream itself has no item does not count.
 //!
 //! Non-goal: items that were already handed over. Chunks and lists of hashes, which are large, also

@@ -109,7 +109,7 @@ impl InFlightSends {
         sends
     }
 
-    /// Registers the units of a request, if they are watched by peers other than the caller.
+    /// Registers the units of a request, if several peers watch them.
     ///
     /// # Errors
     /// `BUSY` if too many requests of a crowd wait, or too many large ones are being answered.

@@ -7,7 +7,7 @@
 //! | `connection` | a connection that can be evicted |
 //! | `connection_queue` | the chunks handed to a connection, and whether its receiver reads |
 //! | `idle_timeout` | ends streams whose receiver does not read |
-//! | `in_flight_sends` | admission control for crowds: the units being sent, and the requests that may wait |
+//! | `in_flight_sends` | reports the units being sent, and limits waiting requests of a crowd |
 //! | `piece_hashes` | encodes lists of piece hashes as messages |
 //! | `raw_grpc` | `Download` and `GetPieceHashes` without the generated codec |
 //! | `reader` | reads spans from the disk into messages |

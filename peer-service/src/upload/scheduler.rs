@@ -15,7 +15,7 @@
 //! - A connection that leaves a chunk queued for longer than [`IDLE_TIMEOUT`] is closed.
 //!
 //! So no slow receiver, malicious or not, can delay the others for longer than that, or hold memory
-//! for ever.
+//! forever.
 //!
 //! Non-goals: rate limits, and the number of uploads ([`crate::limits`]).
 
@@ -249,7 +249,7 @@ impl ConnectionHandle {
         self.0.scheduler.shared.permits.available_permits() > 0
     }
 
-    /// Waits for the permission to send one chunk. Returns at once if the connection is on
+    /// Waits for the permission to send one chunk. Does not wait if the connection is on
     /// probation.
     pub(crate) async fn acquire(&self) -> SendPermit {
         let way = &self.0;
@@ -276,8 +276,8 @@ impl ConnectionHandle {
         send_permit
     }
 
-    /// Permission to send a small message at once: it takes no permit and does not affect the
-    /// probation. The limits on how long a chunk may stay queued still apply.
+    /// Permission to send a small message without waiting: it takes no permit and does not affect
+    /// the probation. The limits on how long a chunk may stay queued still apply.
     pub(crate) fn unscheduled(&self) -> SendPermit {
         self.push(&mut self.0.scheduler.state(), None, false)
     }

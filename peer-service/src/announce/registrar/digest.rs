@@ -1,7 +1,8 @@
-//! Whether the index has the registrations that this peer has, by their digests.
+//! Compares the index's registrations with this peer's, by their digests.
 //!
-//! The digest of what is held is computed at most once for each change, when a lease is renewed. Where the index gives another one, it
-//! is asked once more a moment later, as what is held may be changing; only then everything is registered again.
+//! The digest of the announce set is computed at most once per change, when the lease is renewed.
+//! If the index reports a different digest, it is asked again a moment later, because the set may
+//! be changing. Only a second mismatch makes the registrar register everything again.
 
 use std::time::Duration;
 
@@ -10,19 +11,20 @@ use tokio::time::Instant;
 
 use crate::announce::registrar::RegistrarTask;
 
-/// When the index is asked again that gave another digest.
+/// When the index is asked again after a mismatch.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// What is known of the digest that the index should give.
+/// The digest that the index should report, and the mismatches so far.
 #[derive(Debug)]
 pub(crate) struct Expectation {
-    /// Of what is held, with the number of the last change in it.
+    /// The digest of the announce set, and the number of the last change in it.
     held: Option<(u64, SetDigest)>,
-    /// What the index gave when it last differed.
+    /// The digest of the last mismatch; `None` after a match.
     differed: Option<SetDigest>,
-    /// Whether everything was registered again because of it, and the index has not given the right one since.
+    /// Whether everything was registered again because of a mismatch, without a match since.
     replaced: bool,
-    /// What the index still gave after that: it will not give another.
+    /// A digest that the index still reported after that. It is accepted: registering again would
+    /// not change it.
     believed: Option<SetDigest>,
 }
 
@@ -38,9 +40,10 @@ impl Expectation {
 }
 
 impl RegistrarTask {
-    /// Whether the index has other registrations of this peer than there are, seen twice.
+    /// Whether the index reported the same wrong digest twice, so that everything must be
+    /// registered again.
     pub(crate) async fn differs(&mut self, lease: &Lease) -> bool {
-        // Where files were refused, or are still to be told, it cannot be known.
+        // If files were refused or are not announced yet, the digests cannot be compared.
         let is_told = self.expected_files == Some(lease.file_count) && self.skipped == 0;
         let (Some(found), true) = (lease.digest, is_told) else {
             return false;
@@ -74,12 +77,12 @@ impl RegistrarTask {
         true
     }
 
-    /// The digest of what is held, if the index was told all of it.
+    /// The digest of the announce set, if the index has acknowledged all of it.
     async fn held_digest(&mut self) -> Option<SetDigest> {
         let told = self.synced_version;
         if self.digest.held.is_none_or(|(upto, _)| upto != told) {
             let announce_set = self.listener.holdings();
-            // Stays as it was where the runtime is ending.
+            // `None` if the runtime is shutting down.
             self.digest.held = tokio::task::spawn_blocking(move || announce_set.digest())
                 .await
                 .unwrap_or_default();

@@ -1,13 +1,18 @@
-//! Keeps the index told of what this peer has, whatever happens to the index.
+//! Keeps the index informed of what this peer has, whatever happens to the index.
 //!
-//! Invariants: what is acknowledged is what the index answered for; after any failure the lease is proved before anything is
-//! believed; an index that forgot is told everything again; nothing that one file is refused for keeps the others out. It never
-//! stops trying, and never hurries: waits grow, are capped and jittered.
+//! To detect an index that lost registrations, the registrar compares the number of files after
+//! each pass and at each renewal. At renewals, it also compares the digest of all registrations: an
+//! index restored from an older state may have the same number of files.
 //!
-//! Whether the index has what this peer has is seen by their number, and when a lease is renewed by the digest of all registrations: an
-//! index that was put back to an older state may have as many.
+//! Invariants:
 //!
-//! Non-goals: knows nothing of files; the holdings say what there is.
+//! - A change counts as acknowledged only after the index has answered for it.
+//! - After any failure, the lease is renewed before saved state is trusted.
+//! - An index that lost its state gets everything again.
+//! - A file that the index refuses does not block the other files.
+//! - The registrar never gives up; its backoff grows up to a maximum, with jitter.
+//!
+//! Non-goals: it knows nothing about files; the announce set says what there is.
 
 use std::time::Duration;
 
@@ -29,32 +34,35 @@ mod refusal;
 #[cfg(test)]
 mod tests;
 
-/// Most files in a batch, well below what the index takes: one in memory, with its message, is some 500 bytes a file.
+/// Maximum files per batch, well below the index's limit. A batch in memory, with its message,
+/// takes some 500 bytes per file.
 const MAX_BATCH: usize = 2_500;
 
-/// Most bytes of names in a batch: with some 150 bytes for each of [`MAX_BATCH`] files, well under the largest message.
+/// Maximum bytes of names per batch. With some 150 bytes for each of [`MAX_BATCH`] files, this
+/// stays well below the maximum message size.
 const MAX_BATCH_BYTES: usize = 1024 * 1024;
 
-/// Batches on their way at once: one that the index writes, one that it reads, one that is made.
+/// Maximum concurrent batches: one that the index writes, one that it reads, and one being built.
 const MAX_CONCURRENT_BATCHES: usize = 3;
 
-/// More changes than this at once are told a moment later: who made them is answered first, and what follows goes with them.
+/// With more new changes than this, the announcement is delayed a little: the caller gets its
+/// answer first, and changes that follow go into the same pass.
 const LARGE_CHANGE: u64 = 1000;
 const LARGE_CHANGE_DELAY: Duration = Duration::from_millis(20);
 
-/// How long taking everything back may hold up the end.
+/// How long unregistering may delay shutdown.
 const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How things stand with the index.
+/// The state of the registration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RegistrarStatus {
     /// Whether the index holds this peer's lease.
     pub registered: bool,
-    /// The address it gives to others.
+    /// The address that the index gives to other peers.
     pub advertised: Option<Address>,
-    /// Why not, or what it refused.
+    /// Why the peer is not registered, or what the index refused.
     pub error: Option<Problem>,
-    /// How many files it holds for this peer, as of its last answer.
+    /// Number of this peer's files in the index, as of its last answer.
     pub file_count: u64,
 }
 
@@ -66,17 +74,18 @@ pub struct Registrar {
     announce_set: AnnounceSet,
 }
 
-/// What the index has answered for.
+/// What the index has acknowledged.
 #[derive(Debug, Clone, Default)]
 struct Acknowledged {
-    /// Number of the last change; `None` before the first lease.
+    /// Number of the last acknowledged change; `None` before the first lease.
     up_to: Option<u64>,
-    /// Why it will not go on soon.
+    /// A refusal that will last, such as an exceeded quota.
     blocked: Option<Problem>,
 }
 
 impl Registrar {
-    /// Starts registering what is in `announce_set` until `shutdown`, then takes everything back. `ttl`: the index's own unless given.
+    /// Registers the contents of `announce_set` until `shutdown` is cancelled, then unregisters
+    /// everything. `ttl` is the lease's duration; `None` for the index's default.
     pub fn start(
         client: IndexClient,
         token: Token,
@@ -104,16 +113,16 @@ impl Registrar {
         registrar
     }
 
-    /// How things stand.
+    /// The current state of the registration.
     pub fn status(&self) -> RegistrarStatus {
         self.status.borrow().clone()
     }
 
-    /// Waits until the index has acknowledged everything that is in the holdings now.
+    /// Waits until the index has acknowledged everything that is in the announce set now.
     ///
     /// # Errors
-    /// `QUOTA_EXCEEDED` and other refusals at once; after `timeout` the last problem with the index, or `TIMED_OUT`;
-    /// `SHUTTING_DOWN`.
+    /// `QUOTA_EXCEEDED` and other lasting refusals, immediately; after `timeout`, the last problem
+    /// with the index, or `TIMED_OUT` if there was none; `SHUTTING_DOWN`.
     pub async fn synced(&self, timeout: Duration) -> Result<(), Problem> {
         let target = self.announce_set.version();
         let mut acknowledged = self.acknowledged.clone();
@@ -136,10 +145,10 @@ impl Registrar {
 }
 
 impl Registrar {
-    /// As [`Registrar::synced`], but ends at once where the index cannot be told now.
+    /// Waits like [`Registrar::synced`], but fails immediately if the peer cannot register now.
     ///
     /// # Errors
-    /// As of [`Registrar::synced`], and why the index cannot be told.
+    /// The errors of [`Registrar::synced`], and the reason why the peer cannot register.
     pub async fn announced(&self, timeout: Duration) -> Result<(), Problem> {
         let mut status = self.status.clone();
         let fails = async {
@@ -151,7 +160,7 @@ impl Registrar {
         };
         tokio::select! {
             biased;
-            // Both only wait.
+            // Both arms are cancel-safe: they only wait.
             synced = self.synced(timeout) => synced,
             problem = fails => Err(problem.unwrap_or_else(|| {
                 Problem::new(Reason::ShuttingDown, "the peer is shutting down")
@@ -160,7 +169,7 @@ impl Registrar {
     }
 }
 
-/// The index and what every call to it carries.
+/// The client of the index, and what every call carries.
 #[derive(Clone)]
 struct IndexConnection {
     client: IndexClient,
@@ -174,28 +183,29 @@ struct RegistrarTask {
     listener: AnnounceListener,
     status: watch::Sender<RegistrarStatus>,
     acknowledged: watch::Sender<Acknowledged>,
-    /// Number of the last change that the index was told of.
+    /// Number of the last change that the index has acknowledged.
     synced_version: u64,
-    /// Whether the lease has to be opened, by a batch that may be empty.
+    /// Whether the next batch, which may be empty, must open the lease.
     opens_lease: bool,
-    /// Whether the next batch replaces all that the index knows of this peer: only once it is seen to have what this peer has not,
-    /// as what it has already need not be written again.
+    /// Whether the next batch replaces all registrations of this peer. Set only if the index is
+    /// found to have registrations that this peer does not have; otherwise the index would rewrite
+    /// unchanged data.
     replace: bool,
-    /// Whether that was done in this pass.
+    /// Whether this pass has already replaced all registrations.
     replaced: bool,
-    /// How many files the next batch may have.
+    /// Maximum files in the next batch; smaller after a refusal.
     batch_size: usize,
-    /// Whether this pass tells everything from the first change on.
+    /// Whether this pass announces everything, from the first change on.
     is_full_sync: bool,
-    /// Files that the index refused one by one.
+    /// Number of files that the index refused individually.
     skipped: usize,
-    /// How many files the index should say it has; `None` where that cannot be known.
+    /// The number of files that the index should report; `None` if unknown.
     expected_files: Option<u64>,
-    /// What is known of the digest that it should give.
+    /// The state of the digest comparison.
     digest: digest::Expectation,
-    /// Where another live peer is that uses this one's token.
+    /// The address of another live peer that uses this peer's token.
     rival: Option<Address>,
-    /// `None`: at once, as it is not known whether there is a lease.
+    /// When to renew the lease; `None` to renew immediately, because the lease may not exist.
     renew_at: Option<Instant>,
     failures: u32,
 }
@@ -228,7 +238,7 @@ impl RegistrarTask {
     }
 
     async fn run(mut self, shutdown: CancellationToken) {
-        // Cancel-safe: a call that is cut off leaves nothing that taking everything back does not end.
+        // Cancel-safe: unregistering also undoes a call that was cut off.
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = self.run_sync() => {}
@@ -236,14 +246,14 @@ impl RegistrarTask {
         let IndexConnection { client, token, .. } = &self.index;
         match tokio::time::timeout(UNREGISTER_TIMEOUT, client.unregister(token, None)).await {
             Ok(Ok(_)) => tracing::debug!("the index took back everything"),
-            // The lease runs out by itself.
+            // The lease expires without it.
             Ok(Err(problem)) => tracing::debug!(%problem, "the index did not take back everything"),
             Err(_) => tracing::debug!("the index did not answer in time to take back everything"),
         }
         self.status.send_modify(|status| status.registered = false);
     }
 
-    /// Never ends.
+    /// Syncs and waits in a loop. Never returns.
     async fn run_sync(&mut self) {
         loop {
             let Err(problem) = self.sync().await else {
@@ -257,7 +267,8 @@ impl RegistrarTask {
                 self.start_over(false);
                 self.opens_lease = true;
                 self.renew_at = None;
-                // Once at once, then as any failure: an index that never knows it must not be flooded.
+                // Retry the first time without delay, then with backoff, so that an index that
+                // never accepts this peer is not flooded.
                 self.failures += 1;
                 if self.failures == 1 {
                     continue;
@@ -267,7 +278,7 @@ impl RegistrarTask {
         }
     }
 
-    /// Tells everything again; `replace`: in place of what the index has.
+    /// Announces everything again. With `replace`, the first batch replaces what the index has.
     fn start_over(&mut self, replace: bool) {
         self.synced_version = 0;
         self.opens_lease |= replace;
@@ -278,7 +289,7 @@ impl RegistrarTask {
         self.expected_files = None;
     }
 
-    /// Says what is wrong and waits.
+    /// Reports the problem and waits before the next attempt.
     async fn back_off_after(&mut self, problem: Problem, refusal: Refusal) {
         self.failures += 1;
         let lasting = matches!(refusal, Refusal::Quota | Refusal::Peer);
@@ -295,7 +306,7 @@ impl RegistrarTask {
                 "not registered: others may not find what this peer has; it keeps trying"
             );
         }
-        // With a full quota or a full disk a lease is held all the same, if there is one.
+        // A refusal for quota or a full disk does not end an existing lease.
         let held = matches!(refusal, Refusal::Quota | Refusal::Store) && self.has_lease().await;
         self.status.send_modify(|status| {
             status.registered = held;
@@ -312,15 +323,15 @@ impl RegistrarTask {
         }
         if refusal == Refusal::Quota {
             self.start_over(false);
-            // What an earlier run left was looked for already.
+            // Do not replace everything again: leftovers of an earlier run are already gone.
             self.replaced = true;
         }
         self.acknowledged.send_modify(|now| now.blocked = None);
-        // Whatever the index knew before may be gone.
+        // The index may have lost its state meanwhile.
         self.renew_at = None;
     }
 
-    /// Waits for something to do.
+    /// Waits for a change, or for the time to renew the lease.
     async fn wait_for_work(&mut self) {
         let renew = self.renew_at.unwrap_or_else(Instant::now);
         // Both arms are cancel-safe: changes are numbered.
@@ -333,7 +344,7 @@ impl RegistrarTask {
         }
     }
 
-    /// Renews the lease if it is time and tells all that changed.
+    /// Renews the lease if it is due, and announces all changes.
     async fn sync(&mut self) -> Result<(), Problem> {
         if !self.opens_lease && self.renew_at.is_none_or(|at| at <= Instant::now()) {
             self.renew().await?;
@@ -359,14 +370,17 @@ impl RegistrarTask {
         Ok(())
     }
 
-    /// Tells what changed up to the number `up_to`, several batches at once: while the index writes one, the next is on its way.
+    /// Announces the changes up to the number `upto` in concurrent batches: while the index writes
+    /// one, the next is on its way.
     ///
-    /// A file has one number, so that batches taken before anything newer is known are of different files and may arrive in any order.
+    /// Each file has one entry in the change log. So batches taken before any newer change contain
+    /// different files, and may arrive in any order.
     async fn sync_up_to(&mut self, upto: u64) -> Result<(), Problem> {
         let mut calls = FuturesOrdered::new();
         let (mut taken, mut ended) = (self.synced_version, false);
         let (mut total, mut lease, mut stale) = (0, None::<Lease>, false);
-        // An answer may be lost on its way: until all is told nobody knows how many files the index has.
+        // An answer may be lost, so the index's number of files is unknown until the pass is
+        // complete.
         self.expected_files = None;
         loop {
             while !ended && calls.len() < if self.replace { 1 } else { MAX_CONCURRENT_BATCHES } {
@@ -374,7 +388,7 @@ impl RegistrarTask {
                 let newer = self.listener.version() != upto;
                 let removes = !changes.removed.is_empty() && !self.replace;
                 if !calls.is_empty() && (newer || removes) {
-                    // Taken again when those before it have arrived.
+                    // These changes are taken again after the earlier batches have been answered.
                     break;
                 }
                 if removes {
@@ -397,7 +411,8 @@ impl RegistrarTask {
                     self.listener.acknowledged(self.synced_version);
                     if let Some(mut result) = result {
                         (self.opens_lease, self.replace) = (false, false);
-                        // A small batch may have overtaken a large one: where nothing is removed, the index has the most that it said.
+                        // A small batch may overtake a large one. Nothing is removed in between, so
+                        // the largest reported number is the current one.
                         let max = lease.map_or(0, |lease| lease.file_count);
                         result.file_count = result.file_count.max(max);
                         self.record_lease(&result);
@@ -405,7 +420,8 @@ impl RegistrarTask {
                     }
                 }
                 Err(problem) => {
-                    // The index may have taken those behind it, or not: they are told again, and what it has costs it nothing.
+                    // The index may have accepted the later batches or not. They are sent again;
+                    // unchanged registrations cost the index nothing.
                     while calls.next().await.is_some() {}
                     self.handle_refusal(&changes, problem)?;
                     (taken, ended) = (self.synced_version, false);
@@ -415,19 +431,20 @@ impl RegistrarTask {
         if self.listener.version() == self.synced_version && !stale {
             self.expect_file_count(total as u64, lease.as_ref());
         } else {
-            // The index may forget all before it hears of what is newer: only a pass without any is believed.
+            // The index may lose its state before the newer changes reach it, so only a pass
+            // without newer changes counts.
             self.replaced = false;
         }
         Ok(())
     }
 
-    /// What to do about a batch that was refused.
+    /// Reacts to a refused batch.
     ///
     /// # Errors
-    /// The problem, where going on at once does not help.
+    /// The problem, if an immediate retry does not help.
     fn handle_refusal(&mut self, changes: &AnnounceChanges, problem: Problem) -> Result<(), Problem> {
         match classify(problem.reason) {
-            // What the index still has of an earlier run may be what is too much.
+            // Registrations left by an earlier run may be using up the quota.
             Refusal::Quota if self.is_full_sync && !self.replaced => self.start_over(true),
             Refusal::File | Refusal::Quota if changes.put.len() > 1 => {
                 self.batch_size = changes.put.len() / 2;
@@ -444,7 +461,8 @@ impl RegistrarTask {
         Ok(())
     }
 
-    /// One batch, and what the index says to it; no call where there is nothing to put and no lease to `opens_lease`.
+    /// Sends one batch and returns it with the answer. Makes no call if there is nothing to
+    /// register and no lease to open.
     fn register(
         &self,
         changes: AnnounceChanges,
@@ -513,14 +531,15 @@ impl RegistrarTask {
         });
     }
 
-    /// Remembers how many files the index should have now, and starts over where it says otherwise: it forgot some, or has some of an
-    /// earlier run. What it says right after all that it had was replaced is believed: asking again would give the same.
+    /// Remembers how many files the index should have. If the index reports another number, starts
+    /// over: it lost some files, or has some of an earlier run. A number reported right after a
+    /// full replacement is accepted, because another pass would give the same.
     fn expect_file_count(&mut self, total: u64, lease: Option<&Lease>) {
         let whole = std::mem::take(&mut self.is_full_sync);
         let accepted = total.saturating_sub(self.skipped as u64);
         let differs = lease.is_some_and(|lease| lease.file_count != accepted);
         self.expected_files = (self.skipped == 0 && !differs).then_some(total);
-        // Files refused since the whole was told cannot be told from those refused in it.
+        // Files refused after the full pass cannot be distinguished from those refused in it.
         if differs && (self.skipped == 0 || whole) {
             tracing::info!(accepted, found = ?lease, "the index has another number of this peer's files");
             if !(whole && self.replaced) {
@@ -530,7 +549,7 @@ impl RegistrarTask {
     }
 }
 
-/// What to do about another live peer with this one's token.
+/// The problem to report if another live peer uses this peer's token.
 fn identity_in_use(rival: &Address) -> Problem {
     Problem::new(
         Reason::IdentityInUse,
@@ -543,13 +562,14 @@ fn identity_in_use(rival: &Address) -> Problem {
 }
 
 impl RegistrarTask {
-    /// Whether the index holds a lease of this peer: the last answer said so, or it says so now. An index that is full may never have
-    /// given one.
+    /// Whether the index holds a lease of this peer, from its last answer or from a renewal now. A
+    /// full index may never have granted one.
     pub(crate) async fn has_lease(&mut self) -> bool {
         self.renew_at.is_some() || self.renew().await.is_ok()
     }
 
-    /// Holds the lease, which there is, until it is time to try again with what was too much. A removal makes room: then it is time at once.
+    /// Keeps the lease until it is time to retry after a quota refusal. Returns earlier if a file
+    /// was unregistered, because that makes room.
     pub(crate) async fn wait_within_quota(&mut self, until: Instant) {
         loop {
             let version = self.listener.version();
@@ -571,7 +591,7 @@ impl RegistrarTask {
         }
     }
 
-    /// Holds the lease, which there is, until it is time to try again.
+    /// Keeps the lease until it is time to retry.
     pub(crate) async fn wait_with_lease(&mut self, until: Instant) {
         while let Some(renew) = self.renew_at.filter(|at| *at < until) {
             tokio::time::sleep_until(renew).await;
@@ -582,7 +602,8 @@ impl RegistrarTask {
         tokio::time::sleep_until(until).await;
     }
 
-    /// Takes back what was removed after what the index was told of; whether there was anything that it had.
+    /// Unregisters files that were removed after the last acknowledged change. Returns whether the
+    /// index had any of them.
     async fn unregister_removed(&mut self) -> Result<bool, Problem> {
         let mut since = self.synced_version;
         let mut any = false;

@@ -1,31 +1,31 @@
-//! What a refusal of the index calls for, and how long to wait after it. Pure but for the jitter.
+//! Classifies refusals by the index, and computes the backoff. Pure, except for the jitter.
 
 use std::time::Duration;
 
 use potluck_core::Reason;
 use rand::RngExt as _;
 
-/// First and longest wait after a failure.
+/// First and maximum backoff after a failure.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const MAX_WAIT: Duration = Duration::from_secs(15);
 
-/// Wait after a refusal that only its owner can mend, such as a quota.
+/// Backoff after a refusal that only the owner can resolve, such as an exceeded quota.
 pub(crate) const OWNER_WAIT: Duration = Duration::from_secs(60);
 
-/// What a refused batch calls for.
+/// How the registrar reacts to a refused batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// Something in it is wrong, and a smaller batch finds out what.
+    /// A file in the batch is invalid; smaller batches find it.
     File,
-    /// Too much of it.
+    /// The batch exceeds the quota.
     Quota,
-    /// Everything has to be told again.
+    /// The index does not know the lease: register everything again.
     LeaseUnknown,
-    /// Nothing to do with what was sent, and only its owner can mend it.
+    /// The peer itself is refused, independent of the batch; only its owner can resolve that.
     Peer,
-    /// The index cannot store anything now; leases go on.
+    /// The index cannot store anything now; leases stay valid.
     Store,
-    /// Try again later.
+    /// Retry later.
     Temporary,
 }
 
@@ -49,7 +49,7 @@ pub(crate) fn classify(reason: Reason) -> Refusal {
     }
 }
 
-/// The wait after the `failures`th failure in a row, before jitter.
+/// The backoff after `failures` consecutive failures, before jitter.
 pub(crate) fn back_off(failures: u32) -> Duration {
     FIRST_WAIT
         .saturating_mul(1 << failures.saturating_sub(1).min(16))

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::announce::set::RegistrationSource;
 
-/// A library.
+/// A library with a list of registrations.
 #[derive(Debug, Default)]
 struct ListLibrary(Mutex<Vec<Registration>>);
 
@@ -64,7 +64,7 @@ async fn a_file_that_goes_while_it_is_told_does_not_make_the_index_replace_all()
     };
     let (status, acknowledged) = (watch::Sender::default(), watch::Sender::default());
     let mut task = RegistrarTask::new(index, announce_set.subscribe(), status, acknowledged);
-    // The library takes it away, and says so only once that is stored.
+    // As if the library had removed a file, but not yet reported it.
     content_source.0.lock().push(stays.clone());
     announce_set.announce_complete(&[stays.file.id, goes.file.id]);
     let count = |task: &RegistrarTask| task.status.borrow().file_count;

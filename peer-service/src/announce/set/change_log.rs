@@ -1,30 +1,31 @@
-//! The numbers of the last changes, and of what: one compact line for each id, in the order of the changes. Pure.
+//! The log of changes to the announce set: one compact entry per id, in the order of the changes.
+//! Pure.
 //!
-//! Invariants: lines are sorted by number; an id has one line that counts, and the table knows where; lines that do not count any more
-//! are at most a fraction of all.
+//! Invariants: entries are sorted by version; each id has at most one entry that is not obsolete,
+//! and `positions` has its index; obsolete entries are at most a fraction of all.
 
 use std::hash::{BuildHasher as _, RandomState};
 
 use hashbrown::{HashTable, hash_table::Entry};
 use potluck_core::FileId;
 
-/// One line in so many may be one that does not count, before all those are taken out.
+/// Obsolete entries are removed when they exceed one in this many.
 const OBSOLETE_FRACTION: usize = 4;
 
-/// What a change came to.
+/// The kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChangeKind {
-    /// The whole is there.
+    /// The file is complete.
     Complete,
-    /// A part is there.
+    /// Part of the file is here.
     Partial,
-    /// It is not there any more.
+    /// The file was removed.
     Removed,
-    /// There is a later line of this id, or nobody has to know any more.
+    /// Superseded by a later entry, or no longer needed.
     Obsolete,
 }
 
-/// A change.
+/// A change of one id.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LogEntry {
     pub(crate) version: u64,
@@ -32,11 +33,11 @@ pub(crate) struct LogEntry {
     pub(crate) kind: ChangeKind,
 }
 
-/// See the module.
+/// The change log.
 #[derive(Debug, Default)]
 pub(crate) struct ChangeLog {
     entries: Vec<LogEntry>,
-    /// Where in the lines an id's is. Ids may be chosen by strangers: hashed with a secret.
+    /// Index of each id's entry. Strangers may choose ids, so they are hashed with a random key.
     positions: HashTable<u32>,
     hasher: RandomState,
     last: u64,
@@ -51,12 +52,12 @@ impl ChangeLog {
         self.last
     }
 
-    /// How many files are there.
+    /// Number of files that are present.
     pub(crate) const fn present(&self) -> usize {
         self.present
     }
 
-    /// What changed after this number, oldest first.
+    /// The changes after this version, oldest first.
     pub(crate) fn after(&self, version: u64) -> impl Iterator<Item = &LogEntry> {
         let start = self.entries.partition_point(|line| line.version <= version);
         self.entries[start..]
@@ -64,7 +65,7 @@ impl ChangeLog {
             .filter(|line| line.kind != ChangeKind::Obsolete)
     }
 
-    /// Makes room for so many in all: growing by doubling would take twice as much for a moment.
+    /// Reserves room for `all` entries exactly: doubling would briefly take twice the memory.
     pub(crate) fn reserve(&mut self, all: usize) {
         let (lines, hasher) = (&mut self.entries, &self.hasher);
         let more = all.saturating_sub(lines.len());
@@ -73,7 +74,7 @@ impl ChangeLog {
             .reserve(more, |&at| hasher.hash_one(lines[at as usize].id));
     }
 
-    /// Adds or replaces; false where that would put a part in the place of a whole.
+    /// Adds or replaces an entry; false if this would replace a complete file with a partial one.
     pub(crate) fn put(&mut self, id: FileId, kind: ChangeKind) -> bool {
         if kind == ChangeKind::Partial
             && self
@@ -86,7 +87,7 @@ impl ChangeLog {
         true
     }
 
-    /// Takes away what is there; `remember`: somebody has to know.
+    /// Removes a file. With `remember`, the log keeps an entry of the removal.
     pub(crate) fn remove(&mut self, id: &FileId, remember: bool) {
         if self.entry(id).is_none_or(|line| line.kind == ChangeKind::Removed) {
             return;
@@ -99,7 +100,7 @@ impl ChangeLog {
         }
     }
 
-    /// Forgets what was removed up to this number.
+    /// Drops the entries of removals up to this version.
     pub(crate) fn forget_removed(&mut self, upto: u64) {
         if self.removed == 0 {
             return;
@@ -120,7 +121,7 @@ impl ChangeLog {
         lines.get(*at as usize)
     }
 
-    /// Lets an id's line, if it has one, count no more.
+    /// Makes the entry of an id obsolete, if it has one.
     fn retire_id(&mut self, id: &FileId) {
         let lines = &self.entries;
         let found = self
@@ -132,7 +133,7 @@ impl ChangeLog {
         }
     }
 
-    /// Lets a line that no place leads to count no more.
+    /// Makes the entry at this index obsolete. `positions` must no longer refer to it.
     fn retire(&mut self, at: u32) {
         match std::mem::replace(&mut self.entries[at as usize].kind, ChangeKind::Obsolete) {
             ChangeKind::Removed => self.removed -= 1,
@@ -141,7 +142,7 @@ impl ChangeLog {
         self.obsolete += 1;
     }
 
-    /// Gives an id a new line, the one that counts from now on.
+    /// Appends an entry, which replaces the id's earlier one.
     fn push(&mut self, id: FileId, kind: ChangeKind) {
         self.compact();
         self.last += 1;
@@ -177,7 +178,7 @@ impl ChangeLog {
         self.positions.insert_unique(hash(&at), at, hash);
     }
 
-    /// Takes out what does not count, once that is worth it.
+    /// Removes obsolete entries, if there are enough of them.
     fn compact(&mut self) {
         if self.obsolete <= self.entries.len() / OBSOLETE_FRACTION {
             return;

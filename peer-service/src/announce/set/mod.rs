@@ -1,12 +1,17 @@
-//! What this peer wants registered with the index: the library's files and the transfers' parts, in one place.
+//! The set of files that this peer announces to the index: files of the library and of running
+//! downloads.
 //!
-//! Invariants: one line an id; each change has a number of its own, higher than all before, so that a registrar that knows the
-//! number it has seen learns exactly what it has missed. What was removed is remembered only while a registrar listens.
+//! Each change has a number. A registrar that knows the number of the last change that it has seen
+//! learns exactly the changes since then.
 //!
-//! A hundred thousand files of the library would be here twice: of them only the id is kept, and how they are registered is asked of
-//! the library when the index is told.
+//! For files of the library, the set keeps only the id, and asks the library for the registration
+//! when the index is informed. Otherwise the data of a hundred thousand files would be in memory
+//! twice.
 //!
-//! Non-goals: knows nothing of leases, batches or the network.
+//! Invariants: one entry per id; numbers increase with each change. Removals are remembered only
+//! while a registrar listens.
+//!
+//! Non-goals: leases, batches, the network.
 
 use std::{
     collections::HashMap,
@@ -24,16 +29,17 @@ mod tests;
 
 use change_log::{ChangeKind, ChangeLog};
 
-/// Ids that are asked about at once while the digest is computed: whoever waits for the lock waits for some microseconds.
+/// Ids per lock acquisition while the digest is computed: other tasks wait for the lock for some
+/// microseconds only.
 const DIGEST_RUN: usize = 256;
 
-/// Whoever knows how files are registered.
+/// Looks up how files are registered.
 pub(crate) trait RegistrationSource: Send + Sync + fmt::Debug {
-    /// How a file is registered; `None` where it is not there any more.
+    /// The registration of a file; `None` if the file is no longer there.
     fn registration(&self, id: &FileId) -> Option<Registration>;
 }
 
-/// What this peer has to offer. Cheap to clone; all clones are one.
+/// The set of announced files. Cheap to clone; all clones share the same set.
 #[derive(Debug, Clone)]
 pub struct AnnounceSet {
     shared: Arc<AnnounceShared>,
@@ -49,28 +55,29 @@ struct AnnounceShared {
 #[derive(Debug, Default)]
 struct AnnounceState {
     log: ChangeLog,
-    /// Of what was put, as it was put; all else is the source's.
+    /// Registrations given to `put`; all others come from the source.
     put: HashMap<FileId, Registration>,
-    /// How many transfers have a part of each file.
+    /// Number of downloads that announce a part of each file.
     partial_counts: HashMap<FileId, u32>,
     source: Option<Weak<dyn RegistrationSource>>,
     listeners: usize,
 }
 
-/// What changed after a number.
+/// Changes after a given number.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct AnnounceChanges {
-    /// New or changed, oldest change first.
+    /// New or changed registrations, oldest change first.
     pub(crate) put: Vec<Registration>,
-    /// No longer there.
+    /// Ids of removed files.
     pub(crate) removed: Vec<FileId>,
-    /// The number up to which this tells.
+    /// Number of the last change in this list.
     pub(crate) up_to: u64,
-    /// Whether there is more.
+    /// Whether there are further changes.
     pub(crate) more: bool,
-    /// How many files there are in all.
+    /// Total number of files in the set.
     pub(crate) total: usize,
-    /// Whether some of those are gone by now, so that the index is not told of them; their removal has a number that is still to come.
+    /// Whether registrations are missing from `put` because their files are gone. Their removals
+    /// will be later changes.
     pub(crate) stale: bool,
 }
 
@@ -81,7 +88,7 @@ impl Default for AnnounceSet {
 }
 
 impl AnnounceSet {
-    /// Nothing yet.
+    /// An empty set.
     pub fn new() -> Self {
         Self {
             shared: Arc::new(AnnounceShared {
@@ -95,12 +102,12 @@ impl AnnounceSet {
         self.shared.state.lock()
     }
 
-    /// Whom to ask for what is held and not put.
+    /// Sets the source of registrations that were not given to [`AnnounceSet::put`].
     pub(crate) fn set_source(&self, source: Weak<dyn RegistrationSource>) {
         self.state().source = Some(source);
     }
 
-    /// Adds or replaces. A part does not replace a whole: who has both has the whole.
+    /// Adds or replaces registrations. A partial registration does not replace a complete one.
     pub fn put(&self, registrations: Vec<Registration>) {
         let mut state = self.state();
         for registration in registrations {
@@ -116,7 +123,7 @@ impl AnnounceSet {
         self.notify(state);
     }
 
-    /// The source has these files whole, new or registered otherwise than before, and will be asked how.
+    /// Announces files that the source has complete, and that are new or changed.
     pub(crate) fn announce_complete(&self, ids: &[FileId]) {
         let mut state = self.state();
         state.log.reserve(ids.len());
@@ -131,7 +138,7 @@ impl AnnounceSet {
         self.notify(state);
     }
 
-    /// Takes away; what is not there is passed over.
+    /// Removes files; ignores unknown ids.
     pub fn remove(&self, ids: &[FileId]) {
         let mut state = self.state();
         let remember = state.listeners > 0;
@@ -142,7 +149,8 @@ impl AnnounceSet {
         self.notify(state);
     }
 
-    /// Adds a part of a file, until what this gives is dropped. Where several transfers fetch one file, it is there until the last ends.
+    /// Announces a part of a file until the returned guard is dropped. If several downloads
+    /// announce the same file, it stays until the last guard is dropped.
     pub(crate) fn announce_partial(&self, registration: Registration) -> PartialAnnouncement {
         let id = registration.file.id;
         *self.state().partial_counts.entry(id).or_default() += 1;
@@ -153,7 +161,7 @@ impl AnnounceSet {
         }
     }
 
-    /// One transfer of a file less has a part of it.
+    /// Removes the partial registration if this was its last download.
     fn withdraw_partial(&self, id: &FileId) {
         let mut state = self.state();
         if let Some(count) = state.partial_counts.get_mut(id) {
@@ -163,7 +171,7 @@ impl AnnounceSet {
             }
         }
         state.partial_counts.remove(id);
-        // Unless the whole came meanwhile.
+        // Keep the registration if the file has become complete.
         if state.put.get(id).is_some_and(|registration| registration.partial) {
             let remember = state.listeners > 0;
             state.log.remove(id, remember);
@@ -182,7 +190,7 @@ impl AnnounceSet {
         });
     }
 
-    /// Everything there is, in no order.
+    /// All registrations, in no particular order.
     pub fn snapshot(&self) -> Vec<Registration> {
         let state = self.state();
         let ids = state.log.after(0).filter(|line| line.kind != ChangeKind::Removed);
@@ -196,8 +204,9 @@ impl AnnounceSet {
             .collect()
     }
 
-    /// The digest of everything there is, and the number of the last change that it holds for. `None` where something changed
-    /// meanwhile, or the source does not have all of it any more. Takes a microsecond or two a file: not for an async thread.
+    /// The digest of the set, and the number of the last change in it. `None` if the set changed
+    /// meanwhile, or if the source no longer has all files. Takes one or two microseconds per file,
+    /// so do not call it on async threads.
     pub(crate) fn digest(&self) -> Option<(u64, SetDigest)> {
         let state = self.state();
         let version = state.log.last();
@@ -220,12 +229,12 @@ impl AnnounceSet {
         (self.version() == version).then_some((version, digest))
     }
 
-    /// How many files there are.
+    /// Number of files in the set.
     pub fn len(&self) -> usize {
         self.state().log.present()
     }
 
-    /// Whether there are none.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -235,7 +244,7 @@ impl AnnounceSet {
         self.state().log.last()
     }
 
-    /// Starts remembering what is removed. Whoever listens calls [`AnnounceListener::changes`] from 0 first.
+    /// Starts remembering removals. The listener first calls [`AnnounceListener::changes`] from 0.
     pub(crate) fn subscribe(&self) -> AnnounceListener {
         self.state().listeners += 1;
         AnnounceListener {
@@ -245,7 +254,7 @@ impl AnnounceSet {
     }
 }
 
-/// A part that is offered. Dropping it takes the part away.
+/// Announces a part of a file until it is dropped.
 #[derive(Debug)]
 pub(crate) struct PartialAnnouncement {
     announce_set: AnnounceSet,
@@ -258,7 +267,7 @@ impl Drop for PartialAnnouncement {
     }
 }
 
-/// How a file that is there is registered, or whom to ask.
+/// A registration, or the id to look up in the source.
 enum Announcement {
     Known(Box<Registration>),
     FromSource(FileId),
@@ -286,7 +295,7 @@ impl AnnounceState {
     }
 }
 
-/// A registrar's view of the holdings.
+/// A registrar's view of the announce set.
 #[derive(Debug)]
 pub(crate) struct AnnounceListener {
     announce_set: AnnounceSet,
@@ -294,7 +303,8 @@ pub(crate) struct AnnounceListener {
 }
 
 impl AnnounceListener {
-    /// What changed after the number `since`, at most `most_files` entries and about `most_bytes` of names.
+    /// The changes after the number `since`, at most `most_files` entries and about `most_bytes`
+    /// bytes of names.
     pub(crate) fn changes(&self, since: u64, most_files: usize, most_bytes: usize) -> AnnounceChanges {
         let state = self.announce_set.state();
         let mut lines = state.log.after(since);
@@ -314,7 +324,7 @@ impl AnnounceListener {
             ..AnnounceChanges::default()
         };
         let source = state.source();
-        // The source has a lock of its own.
+        // Release the lock first, because the source has a lock of its own.
         drop(state);
         let mut bytes = 0;
         let mut upto = since;
@@ -341,12 +351,12 @@ impl AnnounceListener {
         changes
     }
 
-    /// What it listens to.
+    /// The set that it listens to.
     pub(crate) fn holdings(&self) -> AnnounceSet {
         self.announce_set.clone()
     }
 
-    /// Forgets what was removed up to this number: the index knows.
+    /// Forgets removals up to this number, because the index has acknowledged them.
     pub(crate) fn acknowledged(&self, upto: u64) {
         let mut state = self.announce_set.state();
         if state.listeners == 1 {
@@ -359,9 +369,9 @@ impl AnnounceListener {
         self.announce_set.version()
     }
 
-    /// Waits until there is a change after the number `since`.
+    /// Waits for a change after the number `since`.
     pub(crate) async fn changed(&mut self, since: u64) {
-        // The sender lives in the holdings that this listener holds: it cannot be gone.
+        // The sender cannot be dropped: the set that this listener holds contains it.
         let _ = self.changed.wait_for(|&version| version > since).await;
     }
 }

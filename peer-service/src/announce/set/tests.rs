@@ -1,4 +1,4 @@
-//! A registrar that applies what it is told has what there is.
+//! A listener that applies the changes knows the announce set.
 
 use potluck_core::{
     Root,
@@ -25,7 +25,7 @@ fn registration(n: u8, name: &str, partial: bool) -> Registration {
     }
 }
 
-/// A library.
+/// A library with a map of registrations.
 #[derive(Debug, Default)]
 struct FakeLibrary(Mutex<HashMap<FileId, Registration>>);
 
@@ -40,9 +40,9 @@ enum AnnounceOp {
     Put(u8, u8),
     Hold(u8, u8),
     Remove(u8),
-    /// A transfer begins.
+    /// A download begins.
     Begin(u8, u8),
-    /// One ends.
+    /// A download ends.
     End(u8),
     Sync,
 }
@@ -59,14 +59,14 @@ fn op() -> impl Strategy<Value = AnnounceOp> {
 }
 
 proptest! {
-    /// A listener that applies what it is told ends with exactly what there is.
+    /// A listener that applies all changes ends with exactly the announce set.
     #[test]
     fn a_listener_misses_nothing(ops in proptest::collection::vec(op(), 0..80), most in 1usize..5) {
         let holdings = AnnounceSet::new();
         let shelf = Arc::new(FakeLibrary::default());
         let source: Weak<FakeLibrary> = Arc::downgrade(&shelf);
         holdings.set_source(source);
-        // As it is, with nothing left out or joined together.
+        // The expected set, updated without any shortcuts.
         let mut model = HashMap::new();
         let mut parts: HashMap<u8, Vec<PartialAnnouncement>> = HashMap::new();
         let first = registration(1, "before", false);
@@ -181,7 +181,7 @@ fn a_part_that_ends_takes_nothing_else_away() {
     );
     drop(other);
     assert!(announce_set.is_empty());
-    // The library has it by the time that the transfer ends.
+    // The library has the file before the download ends.
     let one = announce_set.announce_partial(part);
     announce_set.announce_complete(&[whole.file.id]);
     drop(one);
