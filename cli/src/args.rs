@@ -1,4 +1,4 @@
-//! What the user typed: the whole command line as clap reads it. What it means is each verb's own business.
+//! Command-line definitions for clap. Each command defines its own arguments in [`commands`].
 
 use std::{
     ffi::{OsStr, OsString},
@@ -12,7 +12,7 @@ use clap::{
 
 use crate::commands;
 
-/// Asks for JSON as `--json` does.
+/// Environment variable equivalent to `--json`.
 pub(crate) const JSON_VARIABLE: &str = "POTLUCK_JSON";
 
 const EXAMPLES: &str = "\
@@ -27,7 +27,7 @@ Exit codes:
   0 done, 1 failed, 2 usage, 3 not found, 4 verification failed,
   5 index or peer unreachable, 130 interrupted";
 
-/// Share files, find them, and fetch one file from many peers at once, every piece verified
+/// Share files, find them, and download one file from many peers at once, every piece verified
 #[derive(Debug, Parser)]
 #[command(name = "potluck", version, after_help = EXAMPLES, max_term_width = 110)]
 pub(crate) struct Cli {
@@ -37,11 +37,11 @@ pub(crate) struct Cli {
     pub(crate) command: Option<Command>,
 }
 
-/// Flags that every command takes.
+/// Flags that every command accepts.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Everywhere")]
 pub(crate) struct Globals {
-    /// The index [default: http://127.0.0.1:1313]
+    /// URL of the index [default: http://127.0.0.1:1313]
     #[arg(
         long,
         global = true,
@@ -51,7 +51,8 @@ pub(crate) struct Globals {
     )]
     pub(crate) index: Option<String>,
 
-    /// The peer to talk to, unix:PATH or http://ADDR [default: the one in the default home, if it runs]
+    /// Peer to use, unix:PATH or http://ADDR [default: the peer in the default home, if it is
+    /// running]
     #[arg(
         long,
         global = true,
@@ -61,7 +62,7 @@ pub(crate) struct Globals {
     )]
     pub(crate) peer: Option<String>,
 
-    /// File with the token of a peer whose control service is on TCP
+    /// File with the control token, for a peer whose control service listens on TCP
     #[arg(
         long,
         global = true,
@@ -71,20 +72,20 @@ pub(crate) struct Globals {
     )]
     pub(crate) peer_token_file: Option<PathBuf>,
 
-    /// Print one JSON object a line, errors included
+    /// Print one JSON object per line, errors included
     #[arg(long, global = true, env = JSON_VARIABLE, hide_env_values = true, value_parser = FalseyValueParser::new())]
     pub(crate) json: bool,
 
-    /// Only results and errors
+    /// Print only results and errors
     #[arg(short, long, global = true, env = "POTLUCK_QUIET", hide_env_values = true, value_parser = FalseyValueParser::new())]
     pub(crate) quiet: bool,
 
-    /// Log what happens to stderr; again for more
+    /// Log to stderr; repeat for more detail
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 }
 
-/// Everything that follows `potluck`.
+/// The subcommands of `potluck`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     #[command(flatten)]
@@ -95,7 +96,7 @@ pub(crate) enum Command {
     Completions(commands::completions::CompletionsArgs),
 }
 
-/// What can be done from the shell and from the prompt alike.
+/// The commands available both in the shell and at the prompt.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     Share(commands::share::ShareArgs),
@@ -116,7 +117,7 @@ pub(crate) enum Verb {
 }
 
 impl Globals {
-    /// These flags, and where they say nothing those of `outer`.
+    /// These flags; those that are not set are taken from `outer`.
     pub(crate) fn over(&self, outer: &Self) -> Self {
         Self {
             index: self.index.clone().or_else(|| outer.index.clone()),
@@ -132,7 +133,7 @@ impl Globals {
     }
 }
 
-/// Whether words that mean nothing as a whole ask for JSON.
+/// Whether `--json` is among the arguments. Works on a command line that clap rejected.
 pub(crate) fn asks_json<T: AsRef<OsStr>>(words: impl IntoIterator<Item = T>) -> bool {
     words
         .into_iter()
@@ -140,7 +141,7 @@ pub(crate) fn asks_json<T: AsRef<OsStr>>(words: impl IntoIterator<Item = T>) -> 
         .any(|word| word.as_ref() == "--json")
 }
 
-/// Whether [`JSON_VARIABLE`] with this value asks for JSON.
+/// Whether this value of [`JSON_VARIABLE`] asks for JSON.
 pub(crate) fn json_by_variable(value: Option<OsString>) -> bool {
     value.is_some_and(|value| {
         FalseyValueParser::new()
@@ -149,7 +150,7 @@ pub(crate) fn json_by_variable(value: Option<OsString>) -> bool {
     })
 }
 
-/// What clap says is wrong, on one line: its first paragraph.
+/// The first paragraph of clap's error message, as one line.
 pub(crate) fn usage_message(error: &clap::Error) -> String {
     let text = error.to_string();
     let paragraph: Vec<_> = text

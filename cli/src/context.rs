@@ -1,4 +1,4 @@
-//! What every command is given: where the index and the peer are, where output goes, and when to stop.
+//! The environment of a command: the index, the peer, the output, and the stop token.
 
 use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -12,36 +12,37 @@ use crate::{
     peer::{ConnectedPeer, LockOwner, OwnSettings, default_home},
 };
 
-/// How long a peer may take to start before that is told: longer than one with an ordinary library takes.
+/// Start-up time of an in-process peer after which the user is notified. A peer with an ordinary
+/// library starts faster.
 const SLOW_START: Duration = Duration::from_secs(5);
 
-/// How long the peer that runs here may take to say which index it uses, before the default one is asked.
+/// How long the running peer may take to report its index before the default index is used instead.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The surroundings of one command. Cheap to clone.
+/// The environment of one command. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct CommandContext {
     /// Where output goes.
     pub(crate) out: Output,
     /// Cancelled when the command should stop.
     pub(crate) stop: CancellationToken,
-    /// The index that was asked for; `None`: nobody said.
+    /// The index given by flag or environment; `None` if none was given.
     index: Option<Endpoint>,
-    /// Whether no index is wanted at all.
+    /// Whether the user disabled the index with `--index none` or an empty URL.
     no_index: bool,
     peer: Option<Endpoint>,
-    /// The flags that all this comes of.
+    /// The flags that this context was built from.
     globals: Globals,
-    /// The prompt's peer, which every command of the session talks to.
+    /// The prompt's peer, which every command of the session uses.
     session: Option<Arc<ConnectedPeer>>,
 }
 
-/// A peer for one command: its own to close, or the session's.
+/// A peer that a command uses: owned by the command, or shared by the prompt session.
 #[derive(Debug)]
 pub(crate) enum PeerHandle {
-    /// Closed after the command.
+    /// Closed when the command ends.
     Own(Box<ConnectedPeer>),
-    /// Goes on after the command.
+    /// Outlives the command.
     Session(Arc<ConnectedPeer>),
 }
 
@@ -63,7 +64,7 @@ impl std::ops::Deref for PeerHandle {
 }
 
 impl PeerHandle {
-    /// Whether the peer ends with the command.
+    /// Whether the peer stops when the command ends.
     pub(crate) const fn ends_with_command(&self) -> bool {
         match self {
             Self::Own(peer) => peer.is_own(),
@@ -71,7 +72,7 @@ impl PeerHandle {
         }
     }
 
-    /// Ends the command's use of it.
+    /// Releases the peer; an owned in-process peer is stopped.
     pub(crate) async fn close(self) {
         if let Self::Own(peer) = self {
             peer.close().await;
@@ -80,10 +81,10 @@ impl PeerHandle {
 }
 
 impl CommandContext {
-    /// What the flags mean.
+    /// Builds the context from the flags.
     ///
     /// # Errors
-    /// [`Reason::InvalidAddress`] for an index or peer that is no address.
+    /// [`Reason::InvalidAddress`] if the index or the peer is not a valid address.
     pub(crate) fn new(globals: &Globals, out: Output, stop: CancellationToken) -> Result<Self, CommandError> {
         let no_index = matches!(globals.index.as_deref(), Some("" | "none"));
         let index = globals
@@ -108,7 +109,8 @@ impl CommandContext {
         })
     }
 
-    /// The same for one line of a session: its own stop, and what the line's flags say in place of the session's.
+    /// The context for one line of the session, with its own stop token. Flags on the line override
+    /// the session's flags.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -121,16 +123,16 @@ impl CommandContext {
         })
     }
 
-    /// The same within a session of this peer.
+    /// Makes this the context of a prompt session with `peer`.
     pub(crate) fn in_session(mut self, peer: Arc<ConnectedPeer>) -> Self {
         self.session = Some(peer);
         self
     }
 
-    /// The index's address, whether or not it was asked for.
+    /// The index's address: the one given, or the default.
     ///
     /// # Errors
-    /// A usage failure where no index is wanted.
+    /// A usage error if the user disabled the index.
     pub(crate) fn index_endpoint(&self) -> Result<Endpoint, CommandError> {
         match (&self.index, self.no_index) {
             (Some(endpoint), _) => Ok(endpoint.clone()),
@@ -139,7 +141,7 @@ impl CommandContext {
         }
     }
 
-    /// The index.
+    /// A client of the index.
     ///
     /// # Errors
     /// As [`Self::index_endpoint`].
@@ -147,7 +149,8 @@ impl CommandContext {
         self.index_endpoint().map(IndexClient::new)
     }
 
-    /// The index to look things up in for a fetch by `peer`: the one asked for, else the one the peer itself uses.
+    /// The index that serves lookups for a download by `peer`: the one given, or else the one that
+    /// `peer` uses.
     ///
     /// # Errors
     /// As [`Self::index_endpoint`].
@@ -161,7 +164,7 @@ impl CommandContext {
         }
     }
 
-    /// The index to look things up in: the one asked for, else the one of the peer that runs already, else where one is by default.
+    /// The index for lookups: the one given, else the running peer's, else the default.
     ///
     /// # Errors
     /// As [`Self::index_endpoint`].
@@ -169,7 +172,7 @@ impl CommandContext {
         if self.index.is_some() || self.no_index {
             return self.index();
         }
-        // A peer that does not answer is no reason not to ask.
+        // Use the default index if the peer does not answer.
         let peer = match tokio::time::timeout(STATUS_TIMEOUT, self.running_peer()).await {
             Ok(peer) => peer.ok().flatten(),
             Err(_) => {
@@ -183,10 +186,12 @@ impl CommandContext {
         self.index_of(peer.as_deref())
     }
 
-    /// The peer that runs already: the session's, the one named, or the daemon of the default home.
+    /// The running peer: the session's, the one given by `--peer`, or the daemon in the default
+    /// home.
     ///
     /// # Errors
-    /// Where one was named and does not answer.
+    /// [`Reason::Unreachable`] or a related reason if a peer was named, or listens in the default
+    /// home, and does not answer.
     pub(crate) async fn running_peer(&self) -> Result<Option<PeerHandle>, CommandError> {
         if let Some(peer) = &self.session {
             return Ok(Some(PeerHandle::Session(Arc::clone(peer))));
@@ -199,10 +204,10 @@ impl CommandContext {
         Ok(ConnectedPeer::daemon().await?.map(Into::into))
     }
 
-    /// The peer that runs already.
+    /// The running peer.
     ///
     /// # Errors
-    /// [`Reason::Unreachable`] where there is none.
+    /// [`Reason::Unreachable`] if no peer is running.
     pub(crate) async fn daemon(&self) -> Result<PeerHandle, CommandError> {
         self.running_peer().await?.ok_or_else(|| match LockOwner::find() {
             Some(owner) => owner.conflict(Reason::Unreachable),
@@ -212,7 +217,7 @@ impl CommandContext {
         })
     }
 
-    /// A peer of the command's own that shares and fetches.
+    /// Starts an in-process peer that shares and downloads.
     ///
     /// # Errors
     /// As [`potluck_peer::start`].
@@ -229,11 +234,12 @@ impl CommandContext {
         Ok(self.start(settings).await?.into())
     }
 
-    /// The peer that runs already, else one of the command's own in the default home that talks to no index: for looking
-    /// after the library.
+    /// The running peer, or else an in-process peer without an index. For commands that only manage
+    /// the library in the default home.
     ///
     /// # Errors
-    /// Where the default home is in use by a peer that cannot be talked to.
+    /// [`Reason::HomeLocked`] if another process uses the default home and its peer cannot be
+    /// reached.
     pub(crate) async fn library_peer(&self) -> Result<PeerHandle, CommandError> {
         if let Some(peer) = self.running_peer().await? {
             return Ok(peer);
@@ -251,7 +257,7 @@ impl CommandContext {
         }
     }
 
-    /// Starts a peer of the command's own, and says so where that takes long.
+    /// Starts an in-process peer and notifies the user if that takes long.
     async fn start(&self, settings: OwnSettings) -> Result<ConnectedPeer, Problem> {
         let slow = || {
             self.out.note(
@@ -261,14 +267,14 @@ impl CommandContext {
         warn_if_slow(ConnectedPeer::own(settings), slow).await
     }
 
-    /// A command line for a shell, with what it needs to mean the same index and peer.
+    /// A shell command line, with the flags that select the same index and peer.
     pub(crate) fn command(&self, words: impl IntoIterator<Item = String>) -> String {
         let words: Vec<_> = words.into_iter().chain(self.flags()).collect();
         shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "))
     }
 
-    /// The flags that a command typed elsewhere needs to mean the same index and peer, as they were given. What the environment
-    /// says is there anyway.
+    /// The flags that select the same index and peer, as they were given. Flags whose value also
+    /// comes from the environment are left out.
     fn flags(&self) -> Vec<String> {
         let given = [
             ("--index", "POTLUCK_INDEX", self.globals.index.clone()),
@@ -290,35 +296,35 @@ impl CommandContext {
             .collect()
     }
 
-    /// Runs `work` until it is done or the command should stop; for work that leaves nothing behind, such as to look, or to start a
-    /// peer of the command's own.
+    /// Runs `work` until it completes or the command is stopped. `work` must be safe to drop, such
+    /// as a read or the start of an in-process peer.
     ///
     /// # Errors
-    /// As `work`; [`CommandError::interrupted`].
+    /// As `work`; [`CommandError::interrupted`] if the command was stopped first.
     pub(crate) async fn stoppable<T>(
         &self,
         work: impl Future<Output = Result<T, CommandError>>,
     ) -> Result<T, CommandError> {
         tokio::select! {
-            // Dropping `work` is safe: it only reads, or starts what stops when it is dropped.
+            // Cancel-safe: `work` only reads, or starts something that stops when it is dropped.
             done = work => done,
             () = self.stop.cancelled() => Err(CommandError::interrupted("interrupted")),
         }
     }
 }
 
-/// Runs `work`, and calls `slow` if it takes more than [`SLOW_START`].
+/// Runs `work`, and calls `slow` if it takes longer than [`SLOW_START`].
 async fn warn_if_slow<T>(work: impl Future<Output = T>, slow: impl FnOnce()) -> T {
     let mut work = pin!(work);
     tokio::select! {
-        // Not dropped: it is waited for below.
+        // `work` is borrowed; it is awaited again below.
         done = &mut work => return done,
         () = tokio::time::sleep(SLOW_START) => slow(),
     }
     work.await
 }
 
-/// That the library is in somebody else's hands. Its own words are for a peer, which has flags that commands have not.
+/// Replaces the peer's "home locked" message, which names flags that this command does not have.
 fn locked(problem: Problem) -> CommandError {
     match LockOwner::find() {
         Some(owner) => owner.conflict(problem.reason),

@@ -1,26 +1,26 @@
-//! How a command ends when it does not succeed: the exit code, the stable word, and what is said.
+//! How a command fails: the exit code, the stable error word, and the message.
 //!
-//! Invariant: one table maps every [`Reason`] to an exit code, and the codes never change meaning. Printing is for
-//! [`crate::output`].
+//! Invariants: [`ExitStatus`] maps every [`Reason`] to an exit code, and a code never changes its
+//! meaning. Printing is up to [`crate::output`].
 
 use std::process::ExitCode;
 
 use potluck_core::{Problem, Reason};
 
-/// How the program ends, as documented for scripts.
+/// Exit codes, as documented for scripts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ExitStatus {
-    /// Failed in a way that no other code describes.
+    /// A failure that no other code describes.
     Failed = 1,
-    /// The command line means nothing, or not one thing.
+    /// The command line is invalid or ambiguous.
     Usage = 2,
-    /// No such file, name, path or transfer, or nobody has it.
+    /// No such file, name, path or transfer, or no provider.
     NotFound = 3,
-    /// Bytes are not what the id says.
+    /// The content does not match the id.
     Verification = 4,
     /// The index or the peer does not answer.
     Unreachable = 5,
-    /// Ctrl-C, or SIGTERM.
+    /// Stopped by Ctrl-C, SIGTERM or SIGHUP.
     Interrupted = 130,
 }
 
@@ -31,7 +31,7 @@ impl From<ExitStatus> for ExitCode {
 }
 
 impl ExitStatus {
-    /// The code that a reason ends in.
+    /// The exit code for a reason.
     const fn of(reason: Reason) -> Self {
         match reason {
             Reason::InvalidArgument
@@ -55,25 +55,25 @@ impl ExitStatus {
 /// Why a command did not succeed.
 #[derive(Debug)]
 pub(crate) enum CommandError {
-    /// Something to tell.
+    /// A failure to report.
     Failed {
-        /// How the program ends.
+        /// The exit code.
         exit: ExitStatus,
-        /// Stable word for `--json`.
+        /// Stable error word for `--json`.
         word: &'static str,
         /// What happened; lower case, no full stop.
         message: String,
-        /// What to do next, a line each; for people only.
+        /// What to do next, one line each. Not printed with `--json`.
         hints: Vec<String>,
     },
-    /// Everything is told already; only the code remains.
+    /// Everything was printed already; only the exit code remains.
     AlreadyReported(ExitStatus),
-    /// Whoever read the output has seen enough, which is success.
+    /// The reader closed the pipe, which counts as success.
     BrokenPipe,
 }
 
 impl CommandError {
-    /// A command line that means nothing.
+    /// An invalid command line.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self::Failed {
             exit: ExitStatus::Usage,
@@ -83,7 +83,7 @@ impl CommandError {
         }
     }
 
-    /// Stopped from the keyboard; the message says what was left and how to go on.
+    /// Stopped by a signal. The message reports what was kept and how to resume.
     pub(crate) fn interrupted(message: impl Into<String>) -> Self {
         Self::Failed {
             exit: ExitStatus::Interrupted,
@@ -98,12 +98,12 @@ impl CommandError {
         Problem::new(reason, message).into()
     }
 
-    /// Whether it is for this reason.
+    /// Whether the failure has this reason.
     pub(crate) fn is(&self, reason: Reason) -> bool {
         matches!(self, Self::Failed { word, .. } if *word == reason.word())
     }
 
-    /// The same with one more hint.
+    /// Adds a hint.
     #[must_use]
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         if let Self::Failed { hints, .. } = &mut self {
@@ -112,7 +112,7 @@ impl CommandError {
         self
     }
 
-    /// A failure of the operating system at a path.
+    /// An operating system error at a path; `doing` completes "cannot …".
     pub(crate) fn io(doing: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
         let reason = match error.kind() {
             std::io::ErrorKind::NotFound => Reason::NotFound,
@@ -132,7 +132,7 @@ impl CommandError {
         }
     }
 
-    /// How the program ends; `None` is success.
+    /// The exit code; `None` means success.
     pub(crate) const fn exit(&self) -> Option<ExitStatus> {
         match self {
             Self::Failed { exit, .. } | Self::AlreadyReported(exit) => Some(*exit),
@@ -141,7 +141,7 @@ impl CommandError {
     }
 }
 
-/// What the operating system said, without the number that people have no use for.
+/// The operating system's message, without the error number.
 fn cause(error: &std::io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or(&text);

@@ -1,4 +1,5 @@
-//! Ctrl-C, SIGTERM and SIGHUP: the first asks the command to stop, the second stops waiting for it.
+//! Handles Ctrl-C, SIGTERM and SIGHUP. The first signal asks the command to stop; the second drops
+//! it.
 
 use std::time::Duration;
 
@@ -7,35 +8,36 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{CommandError, ExitStatus};
 
-/// How long a command may take to stop: longer than a peer's own grace.
+/// How long a command may take to stop. Longer than the peer's own shutdown grace period.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// All of these signals.
+/// Streams of the three signals.
 #[derive(Debug)]
 pub(crate) struct Interrupts {
     signals: StopSignals,
 }
 
 impl Interrupts {
-    /// Takes over the signals from their defaults.
+    /// Installs handlers for the signals.
     ///
     /// # Errors
-    /// Where the operating system gives no handler.
+    /// If the operating system refuses a handler.
     pub(crate) fn listen() -> std::io::Result<Self> {
         Ok(Self {
             signals: StopSignals::listen()?,
         })
     }
 
-    /// The next signal. Cancel-safe.
+    /// Waits for the next signal. Cancel-safe.
     pub(crate) async fn next(&mut self) {
         self.signals.next().await;
     }
 
-    /// Runs `work`, which watches `stop`, to its end; or drops it at the second signal, or when it does not stop in time.
+    /// Runs `work` and cancels `stop` at the first signal. Drops `work` at the second signal, or if
+    /// it does not stop within [`STOP_TIMEOUT`].
     ///
     /// # Errors
-    /// As `work`; interrupted where it was dropped.
+    /// As `work`; [`CommandError::interrupted`] if `work` was dropped.
     pub(crate) async fn run(
         &mut self,
         stop: &CancellationToken,

@@ -1,15 +1,15 @@
-//! The command line of Potluck: talks to an index and a peer, and can be both.
+//! The `potluck` command-line tool: talks to an index and to a peer, and can run either.
 //!
-//! | module | its one job |
+//! | module | responsibility |
 //! |---|---|
-//! | [`args`] | what the user typed |
-//! | [`commands`] | a module a command: what it means, and doing it |
+//! | [`args`] | command-line parsing |
+//! | [`commands`] | the commands, one module each |
 //! | [`prompt`] | the interactive prompt |
-//! | [`context`] | what every command is given |
-//! | [`peer`] | which peer a command talks to, its own among them |
-//! | [`control`] | a peer as its owner sees it |
-//! | [`output`] | how results and progress look, and the terminal |
-//! | [`error`], [`interrupt`] | how commands end |
+//! | [`context`] | the index, peer, output and stop token that every command receives |
+//! | [`peer`] | finding a running peer, or starting one in this process |
+//! | [`control`] | client of a peer's control service |
+//! | [`output`] | results, progress, tables, and terminal settings |
+//! | [`error`], [`interrupt`] | exit codes, error messages, and signals |
 
 mod args;
 mod commands;
@@ -38,7 +38,7 @@ use crate::{
     output::{LogWriter, Output, terminal},
 };
 
-/// Overrides what is logged, in the syntax of `RUST_LOG`.
+/// Overrides the log filter, in the syntax of `RUST_LOG`.
 const LOG_VARIABLE: &str = "POTLUCK_LOG";
 
 fn main() -> ExitCode {
@@ -57,14 +57,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// Help, the version, or what is wrong with the command line.
+/// Prints help, the version, or a usage error.
 fn refuse(error: &clap::Error) -> ExitCode {
     let wants_json =
         args::asks_json(std::env::args_os()) || args::json_by_variable(std::env::var_os(JSON_VARIABLE));
     if error.use_stderr() && wants_json {
         Output::new(true, false).fail(&CommandError::usage(args::usage_message(error)));
     } else {
-        // A closed pipe is no reason to complain: `potluck --help | head`.
+        // Ignore a closed pipe, as in `potluck --help | head`.
         drop(error.print());
     }
     match error.use_stderr() {
@@ -105,22 +105,24 @@ fn run(cli: Cli, out: &Output) -> Result<(), CommandError> {
             None => prompt::run(&context, &mut interrupts).await,
         }
     });
-    // Whatever still blocks a thread has been told to stop and must not hold up the shell.
+    // Blocking tasks were already asked to stop; do not make the shell wait for them.
     runtime.shutdown_background();
     done
 }
 
-/// Plain `potluck` where nobody can type: the help, as a usage error.
+/// Handles `potluck` without a command and without a terminal: prints the help and fails with a
+/// usage error.
 fn no_command(out: &Output) -> CommandError {
     if out.is_json() {
         return CommandError::usage("no command given; `potluck --help` lists them");
     }
-    // Nobody may be left to read it.
+    // Ignore a failed write: stderr may be closed.
     let _ = writeln!(std::io::stderr(), "{}", Cli::command().render_help());
     CommandError::AlreadyReported(ExitStatus::Usage)
 }
 
-/// Logs go to stderr: warnings of a service, nothing of a command, more with each `-v`.
+/// Logs to stderr. The default level is `info` for a service and `off` for a command; each `-v`
+/// raises it.
 fn log_to_stderr(globals: &Globals, out: &Output, serves: bool) {
     let level = match (globals.verbose, serves) {
         (0, false) => "off",
@@ -145,12 +147,12 @@ fn log_to_stderr(globals: &Globals, out: &Output, serves: bool) {
         filter
     };
     let bars = out.bars().clone();
-    // A second subscriber cannot be: this runs once.
+    // `try_init` fails only if a subscriber exists, and this function runs once.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(move || LogWriter(bars.clone()))
         .with_ansi(std::io::stderr().is_terminal())
-        // What cannot be told there would be told there as well, by a macro that panics.
+        // Without this, a failed write to stderr is reported with `eprintln!`, which then panics.
         .log_internal_errors(false)
         .try_init();
 }

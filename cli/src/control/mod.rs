@@ -1,4 +1,5 @@
-//! A peer as its owner sees it: `ControlService` in domain types, every call with a deadline.
+//! Client of a peer's `ControlService`. Requests and responses are domain types, and every call has
+//! a deadline.
 
 pub(crate) mod model;
 
@@ -20,52 +21,52 @@ use tonic::{
 
 use self::model::{CheckEvent, Explanation, Item, Limits, Registration, ShareEvent, Status, Transfer};
 
-/// How long the peer may take to answer a call, or to begin a stream. It answers from memory.
+/// Timeout of a call, or of the start of a stream. The peer answers from memory.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long a removal may take: a large library is rewritten.
+/// Timeout of a removal, for which the peer may rewrite a large library.
 const SLOW_CALL_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Items asked for at once.
+/// Page size when listing the library, in items.
 const PAGE: u32 = 1000;
 
-/// What to fetch, and how.
+/// What to download, and how.
 #[derive(Debug, Clone)]
 pub(crate) struct DownloadRequest {
     pub(crate) file: FileId,
-    /// Its name where the target is empty or a folder; `None`: as the peers call it.
+    /// File name if the target is empty or a folder. `None`: the name that the peers use.
     pub(crate) name: Option<String>,
-    /// Absolute; `None`: the peer's files folder.
+    /// Absolute path. `None`: the peer's files folder.
     pub(crate) target: Option<PathBuf>,
-    /// What the whole file must hash to.
+    /// Expected SHA-256 of the whole file.
     pub(crate) sha256: Option<Sha256>,
-    /// Peers to ask besides those the index knows.
+    /// Peers to ask in addition to those that the index lists.
     pub(crate) providers: Vec<Address>,
-    /// Whether it goes on when the caller goes away.
+    /// Whether the download continues after the client disconnects.
     pub(crate) detach: bool,
-    /// Whether a collection may write many times its distinct content.
+    /// Whether a collection may write many times the size of its distinct content.
     pub(crate) allow_expansion: bool,
-    /// Bytes a second; 0: no limit of its own, or that of the transfer it joins.
+    /// Bytes per second. 0: no limit, or the limit of the transfer that this request joins.
     pub(crate) limit: u64,
-    /// 1 to 100; `None`: the usual, or that of the transfer it joins.
+    /// 1 to 100. `None`: the default, or the priority of the transfer that this request joins.
     pub(crate) priority: Option<u32>,
 }
 
-/// Something shared.
+/// Identifies a shared item.
 #[derive(Debug, Clone)]
 pub(crate) enum SharedTarget {
-    /// By id.
+    /// By file id.
     File(FileId),
     /// By absolute path.
     Path(String),
 }
 
-/// A transfer.
+/// Identifies a transfer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum TransferRef {
-    /// The newest of this file.
+    /// The newest transfer of this file.
     File(FileId),
-    /// By number.
+    /// By transfer number.
     Number(u64),
 }
 
@@ -76,7 +77,7 @@ pub(crate) struct ControlClient {
     client: ControlServiceClient<InterceptedService<Channel, TokenInterceptor>>,
 }
 
-/// Sends the control token, where there is one.
+/// Adds the control token to each request, if there is one.
 #[derive(Debug, Clone)]
 struct TokenInterceptor(Option<MetadataValue<Ascii>>);
 
@@ -90,7 +91,7 @@ impl Interceptor for TokenInterceptor {
 }
 
 impl ControlClient {
-    /// Connects. `token` is what a control service on TCP asks for.
+    /// Connects. `token` is required by a control service on TCP.
     pub(crate) async fn connect(endpoint: &Endpoint, token: Option<&str>) -> Result<Self, Problem> {
         let bearer = token
             .map(|token| {
@@ -114,7 +115,7 @@ impl ControlClient {
         })
     }
 
-    /// Where the peer's control service is.
+    /// The address of the control service.
     pub(crate) const fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
@@ -139,7 +140,7 @@ impl ControlClient {
             .map_err(|status| self.endpoint.problem(status, "peer"))
     }
 
-    /// A stream of messages as a stream of what they mean.
+    /// Converts a stream of messages to a stream of domain events.
     fn events<M, T>(
         &self,
         messages: tonic::Streaming<M>,
@@ -152,7 +153,7 @@ impl ControlClient {
         })
     }
 
-    /// Shares absolute paths in place.
+    /// Shares files in place. `paths` are absolute.
     pub(crate) async fn share(
         &self,
         paths: Vec<String>,
@@ -164,7 +165,8 @@ impl ControlClient {
         Ok(self.events(messages, ShareEvent::try_from))
     }
 
-    /// Waits until the index knows of all that the peer has to offer, or cannot be told now.
+    /// Waits until the index has the peer's complete list of files, registration fails, or
+    /// `timeout` passes.
     pub(crate) async fn await_registration(&self, timeout: Duration) -> Result<Registration, Problem> {
         let request = v1::AwaitRegistrationRequest {
             timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
@@ -176,8 +178,8 @@ impl ControlClient {
         Ok(answer.into())
     }
 
-    /// Hashes again what is shared at these absolute paths, or everything, at most so many bytes a
-    /// second; 0: no limit.
+    /// Rehashes what is shared at these absolute paths; an empty list means everything. 0 bytes per
+    /// second: no limit.
     pub(crate) async fn check(
         &self,
         paths: Vec<String>,
@@ -193,7 +195,7 @@ impl ControlClient {
         Ok(self.events(messages, CheckEvent::try_from))
     }
 
-    /// Stops sharing what has this id or this absolute path.
+    /// Stops sharing an item. Returns the removed items.
     pub(crate) async fn unshare(&self, target: SharedTarget) -> Result<Vec<Item>, Problem> {
         use v1::unshare_request::Target;
         let target = match target {
@@ -207,7 +209,7 @@ impl ControlClient {
         answer.removed.into_iter().map(TryInto::try_into).collect()
     }
 
-    /// A page of what the peer shares, and the token of the next.
+    /// Returns a page of the library and the token of the next page.
     pub(crate) async fn library(&self, page: Option<String>) -> Result<(Vec<Item>, Option<String>), Problem> {
         let request = v1::ListLibraryRequest {
             page_size: PAGE,
@@ -227,7 +229,7 @@ impl ControlClient {
         ))
     }
 
-    /// Fetches, and tells how it goes until it is over.
+    /// Starts a download and streams its status until it ends.
     pub(crate) async fn fetch(
         &self,
         order: &DownloadRequest,
@@ -253,7 +255,7 @@ impl ControlClient {
         Ok(self.events(messages, |message| model::transfer(message.transfer)))
     }
 
-    /// Transfers under way, paused, and lately ended.
+    /// Lists running, paused, and recently ended transfers.
     pub(crate) async fn transfers(&self) -> Result<Vec<Transfer>, Problem> {
         let request = v1::ListTransfersRequest {};
         let answer = self
@@ -272,7 +274,7 @@ impl ControlClient {
         )
     }
 
-    /// Lets a paused or failed transfer go on.
+    /// Resumes a paused or failed transfer.
     pub(crate) async fn resume(&self, transfer_id: u64) -> Result<Transfer, Problem> {
         let request = v1::ResumeTransferRequest { transfer_id };
         model::transfer(
@@ -282,7 +284,7 @@ impl ControlClient {
         )
     }
 
-    /// Ends a transfer and removes what it had fetched.
+    /// Cancels a transfer and removes its partial content.
     pub(crate) async fn cancel(&self, transfer_id: u64) -> Result<Transfer, Problem> {
         let request = v1::CancelTransferRequest { transfer_id };
         model::transfer(
@@ -292,7 +294,8 @@ impl ControlClient {
         )
     }
 
-    /// Changes how fast a transfer may be, in bytes a second, 0: no limit of its own, and how much it counts, 1 to 100.
+    /// Changes a transfer's rate limit (bytes per second; 0: no limit) and priority (1 to 100).
+    /// `None` leaves a value as it is.
     pub(crate) async fn adjust(
         &self,
         transfer_id: u64,
@@ -311,7 +314,7 @@ impl ControlClient {
         )
     }
 
-    /// What a transfer is doing and why.
+    /// Explains what a transfer is doing and why.
     pub(crate) async fn explain(&self, which: TransferRef) -> Result<Explanation, Problem> {
         use v1::explain_transfer_request::Target;
         let target = match which {
@@ -324,7 +327,7 @@ impl ControlClient {
             .try_into()
     }
 
-    /// What the peer allows itself.
+    /// Returns the peer's limits.
     pub(crate) async fn limits(&self) -> Result<Limits, Problem> {
         let request = v1::GetLimitsRequest {};
         let answer = self
@@ -333,7 +336,7 @@ impl ControlClient {
         model::limits(answer.limits)
     }
 
-    /// Changes that; gives what holds then.
+    /// Replaces the peer's limits and returns the limits then in force.
     pub(crate) async fn set_limits(&self, limits: Limits) -> Result<Limits, Problem> {
         let request = v1::SetLimitsRequest {
             limits: Some(limits.into()),
@@ -344,7 +347,7 @@ impl ControlClient {
         model::limits(answer.limits)
     }
 
-    /// The peer's own state.
+    /// Returns the peer's status.
     pub(crate) async fn status(&self) -> Result<Status, Problem> {
         let request = v1::GetStatusRequest {};
         self.call(CALL_TIMEOUT, self.client.clone().get_status(request))

@@ -1,4 +1,5 @@
-//! What a peer tells its owner, in domain types; and the only place that knows how messages become them.
+//! Domain types for what a peer reports over its control service, and their conversion from
+//! messages.
 
 use std::time::Duration;
 
@@ -9,48 +10,48 @@ use potluck_core::{
 };
 use serde::Serialize;
 
-/// Something the peer shares.
+/// An item that the peer shares.
 #[derive(Debug, Clone)]
 pub(crate) struct Item {
     pub(crate) record: FileRecord,
     pub(crate) name: String,
     pub(crate) path: String,
     pub(crate) file_count: u64,
-    /// Bytes of content: of a collection, its files'.
+    /// Content size in bytes; for a collection, the sum of its files.
     pub(crate) content_size: u64,
-    /// Files of it that are not what was hashed; such an item is not offered.
+    /// Files that no longer match their hashes. The peer does not offer an item that has any.
     pub(crate) damaged_paths: Vec<String>,
 }
 
-/// What comes of a check, as it comes.
+/// An event of a running check.
 #[derive(Debug, Clone)]
 pub(crate) enum CheckEvent {
-    /// Hashing goes on: what, bytes done and to be done in all.
+    /// Hashing progress: the current path, and bytes done and total over all paths.
     Progress { path: String, done: u64, total: u64 },
-    /// A file is not what it was shared as, or cannot be read.
+    /// A file does not match its hashes, or cannot be read.
     Bad {
         path: String,
         file: FileId,
         problem: Problem,
     },
-    /// A path is not shared.
+    /// The path is not shared.
     Failed { path: String, problem: Problem },
-    /// All was checked.
+    /// The check is complete.
     Summary { files: u64, bytes: u64, bad: u64 },
 }
 
-/// What comes of sharing, as it comes.
+/// An event of a running share.
 #[derive(Debug, Clone)]
 pub(crate) enum ShareEvent {
-    /// Hashing goes on: what, bytes done and found over all paths.
+    /// Hashing progress: the current path, and bytes done and found so far over all paths.
     Progress { path: String, done: u64, total: u64 },
     /// A path is shared.
     Shared(Item),
-    /// A path, or something in a folder, is not.
+    /// A path, or an entry in a folder, could not be shared.
     Failed { path: String, problem: Problem },
 }
 
-/// Where a transfer stands.
+/// The state of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum TransferState {
@@ -65,7 +66,7 @@ pub(crate) enum TransferState {
 }
 
 impl TransferState {
-    /// For people, and in JSON.
+    /// The word used in text and in JSON.
     pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::Preparing => "preparing",
@@ -79,13 +80,13 @@ impl TransferState {
         }
     }
 
-    /// Whether nothing more will come.
+    /// Whether the transfer has ended.
     pub(crate) const fn is_settled(self) -> bool {
         matches!(self, Self::Done | Self::Failed | Self::Cancelled)
     }
 }
 
-/// What a transfer makes of a peer.
+/// The state of a peer within a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum PeerState {
@@ -98,7 +99,7 @@ pub(crate) enum PeerState {
 }
 
 impl PeerState {
-    /// For people.
+    /// The word used in text.
     pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::Connecting => "connecting",
@@ -111,10 +112,10 @@ impl PeerState {
     }
 }
 
-/// One peer of a transfer.
+/// A peer of a transfer.
 #[derive(Debug, Clone)]
 pub(crate) struct TransferPeer {
-    /// Unknown where it was given by address only.
+    /// `None` if only the address is known.
     pub(crate) peer: Option<PeerId>,
     pub(crate) address: Address,
     pub(crate) state: PeerState,
@@ -125,7 +126,7 @@ pub(crate) struct TransferPeer {
     pub(crate) units: u32,
 }
 
-/// Seconds from which on a unit takes long: that much a rate is taken over.
+/// A unit that takes longer than this many seconds is "long": the rate is averaged over this time.
 const LONG_UNIT: u64 = 3;
 
 /// A download.
@@ -141,9 +142,9 @@ pub(crate) struct Transfer {
     /// `None` until known.
     pub(crate) total: Option<u64>,
     pub(crate) resumed: u64,
-    /// Bytes among those done that were copied on the peer's machine.
+    /// The part of `done` that was copied from files on the peer's machine, in bytes.
     pub(crate) copied: u64,
-    /// Bytes of units under way, not verified yet and not among those done.
+    /// Received bytes of incomplete units: not yet verified, and not part of `done`.
     pub(crate) unverified: u64,
     pub(crate) bytes_per_second: u64,
     pub(crate) elapsed: Duration,
@@ -151,24 +152,24 @@ pub(crate) struct Transfer {
     pub(crate) units_done: u32,
     pub(crate) peers: Vec<TransferPeer>,
     pub(crate) error: Option<Problem>,
-    /// Why it is done and not shared, or only until the peer stops.
+    /// Why a completed download is not shared, or is shared only until the peer stops.
     pub(crate) sharing_error: Option<Problem>,
-    /// What the file system at the target could not keep, a sentence each.
+    /// What the target's file system could not store, one sentence each.
     pub(crate) not_kept: Vec<String>,
-    /// Most bytes a second; 0: no limit of its own.
+    /// Maximum bytes per second; 0: no limit.
     pub(crate) limit: u64,
-    /// How much it counts beside others, 1 to 100.
+    /// Relative weight among the peer's downloads, 1 to 100.
     pub(crate) priority: u32,
 }
 
 impl Transfer {
-    /// Seconds left at the present rate, where there is one.
+    /// Estimated seconds left at the present rate; `None` if the rate or the total is unknown.
     pub(crate) fn seconds_left(&self) -> Option<u64> {
         let left = self.total?.saturating_sub(self.done + self.unverified);
         (self.bytes_per_second > 0).then(|| left.div_ceil(self.bytes_per_second))
     }
 
-    /// Bytes not verified yet, where a unit takes so long that they are all there is to see; else 0.
+    /// The unverified bytes if a unit takes so long that `done` rarely changes; otherwise 0.
     pub(crate) fn long_unverified(&self) -> u64 {
         let unit = self.total.unwrap_or(0) / u64::from(self.units_total.max(1));
         match unit > self.bytes_per_second.saturating_mul(LONG_UNIT) {
@@ -178,7 +179,7 @@ impl Transfer {
     }
 }
 
-/// A run of units that are missing.
+/// A run of consecutive missing units.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct MissingUnits {
     pub(crate) first: u32,
@@ -195,18 +196,18 @@ pub(crate) struct Explanation {
     pub(crate) findings: Vec<String>,
 }
 
-/// What a peer allows itself; 0: no limit.
+/// A peer's limits; 0: no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// Bytes a second sent.
+    /// Upload rate, in bytes per second.
     pub(crate) upload: u64,
-    /// Bytes a second fetched.
+    /// Download rate, in bytes per second.
     pub(crate) download: u64,
-    /// Downloads served at once.
+    /// Concurrent downloads served.
     pub(crate) slots: u32,
 }
 
-/// Whether the index knows of all that the peer has to offer.
+/// Whether the index has the peer's complete list of files.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Registration {
     pub(crate) registered: bool,
@@ -223,7 +224,7 @@ impl From<v1::AwaitRegistrationResponse> for Registration {
     }
 }
 
-/// The peer's own state.
+/// A peer's status.
 #[derive(Debug, Clone)]
 pub(crate) struct Status {
     pub(crate) peer: PeerId,
@@ -237,18 +238,18 @@ pub(crate) struct Status {
     pub(crate) bytes: u64,
     pub(crate) uploaded: u64,
     pub(crate) downloaded: u64,
-    /// Those that have not ended, the paused among them.
+    /// Transfers that have not ended, including paused ones.
     pub(crate) transfers: u32,
     pub(crate) paused: u32,
-    /// What went wrong that its owner has to know of.
+    /// Problems that the owner should know about.
     pub(crate) warnings: Vec<String>,
     pub(crate) home: String,
     pub(crate) files_folder: String,
     pub(crate) uptime: Duration,
     pub(crate) version: String,
-    /// Items with files that are not what was hashed.
+    /// Items with files that no longer match their hashes.
     pub(crate) damaged_items: u64,
-    /// The id that the home had until this start found it on another machine.
+    /// The peer id that this home had before it was found on another machine at this start.
     pub(crate) previous_peer: Option<PeerId>,
 }
 
@@ -267,7 +268,7 @@ fn missing_field(what: &str) -> Problem {
 }
 
 fn address(address: v1::Address) -> Address {
-    // Port 0 stands for what is not known; it is only shown.
+    // The address is only displayed: port 0 stands for an unknown port.
     Address {
         host: address.host,
         port: u16::try_from(address.port).unwrap_or(0),
@@ -395,7 +396,7 @@ impl TryFrom<v1::Transfer> for Transfer {
             name: transfer.name,
             path: transfer.path,
             done: transfer.bytes_done,
-            // An empty file's total is 0 too, and known once there are no units left to learn of.
+            // A total of 0 means unknown, except for an empty file, which is done.
             total: Some(transfer.bytes_total)
                 .filter(|&total| total > 0 || transfer.state == i32::from(v1::TransferState::Done)),
             resumed: transfer.resumed_bytes,
@@ -478,7 +479,7 @@ impl From<Limits> for v1::Limits {
     }
 }
 
-/// Limits out of an answer that must have them.
+/// Converts limits; fails if they are missing.
 pub(crate) fn limits(limits: Option<v1::Limits>) -> Result<Limits, Problem> {
     let limits = limits.ok_or_else(|| missing_field("limits"))?;
     Ok(Limits {
@@ -488,7 +489,7 @@ pub(crate) fn limits(limits: Option<v1::Limits>) -> Result<Limits, Problem> {
     })
 }
 
-/// A transfer out of an answer that must have one.
+/// Converts a transfer; fails if it is missing.
 pub(crate) fn transfer(transfer: Option<v1::Transfer>) -> Result<Transfer, Problem> {
     transfer.ok_or_else(|| missing_field("a transfer"))?.try_into()
 }

@@ -1,4 +1,6 @@
-//! Progress as lines of text. Pure: a state and a width in, lines no wider than that out.
+//! Formats progress lines.
+//!
+//! Pure functions of a state and a width in columns; no line is wider than the width.
 
 use std::time::Duration;
 
@@ -6,16 +8,16 @@ use console::{Alignment, measure_text_width, pad_str, style, truncate_str};
 
 use crate::output::text;
 
-/// Widest bar: beyond it the eye gains nothing.
+/// Maximum bar width, in columns; a wider bar is no easier to read.
 const MAX_BAR: usize = 40;
 
-/// Narrowest bar that still says something.
+/// Minimum bar width, in columns; a narrower bar is dropped.
 const MIN_BAR: usize = 8;
 
-/// Widest label at the left of a bar.
+/// Maximum width of the label left of a bar, in columns.
 const MAX_LABEL: usize = 28;
 
-/// A bar of `width` columns, `part` of `whole` of it filled, in half steps.
+/// A bar of `width` columns, filled to `part` of `whole`, with half-column resolution.
 pub(crate) fn bar(part: u64, whole: u64, width: usize) -> String {
     let halves = match whole {
         0 => 0,
@@ -31,7 +33,8 @@ pub(crate) fn bar(part: u64, whole: u64, width: usize) -> String {
     )
 }
 
-/// A label, a bar, and facts at the right, in at most `width` columns: what does not fit goes, the bar first, then the label.
+/// A label, a bar, and facts on the right, within `width` columns. If space is short, the bar is
+/// dropped first, then the label.
 pub(crate) fn bar_line(label: &str, part: u64, whole: u64, facts: &str, width: usize) -> String {
     let facts_width = measure_text_width(facts);
     let left = width.saturating_sub(facts_width + 2);
@@ -47,7 +50,7 @@ pub(crate) fn bar_line(label: &str, part: u64, whole: u64, facts: &str, width: u
     }
 }
 
-/// How far the hashing of something has come.
+/// The progress line for hashing.
 pub(crate) fn hashing(name: &str, done: u64, total: u64, elapsed: Duration, width: usize) -> String {
     let facts = format!(
         "{:>3} %  {:>10} of {}  {:>12}",
@@ -65,7 +68,7 @@ pub(crate) fn hashing(name: &str, done: u64, total: u64, elapsed: Duration, widt
     )
 }
 
-/// A line cut to `width` columns.
+/// Truncates a line to `width` columns.
 pub(crate) fn fit(line: &str, width: usize) -> String {
     match width {
         // Not even the ellipsis fits.
@@ -74,7 +77,7 @@ pub(crate) fn fit(line: &str, width: usize) -> String {
     }
 }
 
-/// A cell of fixed width, so that what follows it does not jump.
+/// Pads or truncates text to a fixed width, so that the columns after it do not move.
 pub(crate) fn cell(text: &str, width: usize, right: bool) -> String {
     let alignment = if right { Alignment::Right } else { Alignment::Left };
     pad_str(text, width, alignment, Some("…")).into_owned()

@@ -1,7 +1,10 @@
-//! Where everything a command says goes: results to stdout, the rest to stderr, progress only to a terminal.
+//! The output of a command: results go to stdout, everything else to stderr, and progress only to a
+//! terminal.
 //!
-//! Invariants: a reader that went away is success ([`CommandError::BrokenPipe`]); with `--json` stdout has one object a line and stderr
-//! one object an error; lines never tear the progress that is being drawn.
+//! Invariants:
+//! - A closed pipe counts as success ([`CommandError::BrokenPipe`]).
+//! - With `--json`, stdout has one object per line, and stderr has one object per error.
+//! - A line that is printed while progress is drawn does not corrupt it.
 
 pub(crate) mod draw;
 pub(crate) mod progress;
@@ -20,7 +23,7 @@ use serde::Serialize;
 
 use crate::error::CommandError;
 
-/// Redraws a second: smooth to the eye, and little for a slow terminal to take.
+/// Redraws per second: smooth, and cheap for a slow terminal.
 const REDRAWS: u8 = 15;
 
 /// The output of one run. Cheap to clone.
@@ -32,7 +35,7 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Output as the flags ask.
+    /// Output for these flags.
     pub(crate) fn new(json: bool, quiet: bool) -> Self {
         let bars = MultiProgress::with_draw_target(match Term::stderr().is_term() && !json && !quiet {
             true => ProgressDrawTarget::stderr_with_hz(REDRAWS),
@@ -41,7 +44,7 @@ impl Output {
         Self { json, quiet, bars }
     }
 
-    /// The same output as this line's own flags ask, on top of what the program was started with.
+    /// The output for a prompt line with these flags, in addition to the flags of the session.
     pub(crate) fn with(&self, json: bool, quiet: bool) -> Self {
         match (json && !self.json) || (quiet && !self.quiet) {
             true => Self::new(self.json || json, self.quiet || quiet),
@@ -49,33 +52,33 @@ impl Output {
         }
     }
 
-    /// Whether objects are wanted instead of text.
+    /// Whether results are printed as JSON.
     pub(crate) const fn is_json(&self) -> bool {
         self.json
     }
 
-    /// Whether only results and errors are wanted.
+    /// Whether only results and errors are printed.
     pub(crate) const fn is_quiet(&self) -> bool {
         self.quiet
     }
 
-    /// What progress is drawn on; hidden where it should not be seen.
+    /// Where progress is drawn. Hidden if stderr is not a terminal, or with `--json` or `-q`.
     pub(crate) const fn bars(&self) -> &MultiProgress {
         &self.bars
     }
 
-    /// Whether progress is seen.
+    /// Whether progress is visible.
     pub(crate) fn draws(&self) -> bool {
         !self.bars.is_hidden()
     }
 
-    /// Columns of the terminal that results go to; `None` where they go elsewhere.
+    /// Width of the terminal on stdout, in columns; `None` if stdout is not a terminal.
     pub(crate) fn width(&self) -> Option<usize> {
         let stdout = Term::stdout();
         stdout.is_term().then(|| usize::from(stdout.size().1))
     }
 
-    /// A line of the result.
+    /// Prints one line of the result.
     pub(crate) fn line(&self, line: impl Display) -> Result<(), CommandError> {
         self.bars.suspend(|| {
             let mut stdout = io::stdout().lock();
@@ -83,7 +86,7 @@ impl Output {
         })
     }
 
-    /// Several lines of the result.
+    /// Prints several lines of the result.
     pub(crate) fn lines(&self, lines: impl IntoIterator<Item = String>) -> Result<(), CommandError> {
         self.bars.suspend(|| {
             let mut stdout = io::stdout().lock();
@@ -92,8 +95,8 @@ impl Output {
         })
     }
 
-    /// An object of the result, on a line. It goes out as it is written, so that a large one takes
-    /// no memory as text.
+    /// Prints a result object on one line. The object is serialized directly to stdout, so that a
+    /// large one is never held in memory as text.
     pub(crate) fn object(&self, object: &impl Serialize) -> Result<(), CommandError> {
         self.bars.suspend(|| {
             let mut stdout = io::BufWriter::new(io::stdout().lock());
@@ -107,14 +110,14 @@ impl Output {
         })
     }
 
-    /// Something worth knowing, for people; nothing with `--json` or `-q`.
+    /// Prints a note to stderr; suppressed by `--json` and `-q`.
     pub(crate) fn note(&self, line: impl Display) {
         if !self.json && !self.quiet {
             self.to_stderr(format_args!("{line}"));
         }
     }
 
-    /// Something that may be wrong, for people; nothing with `--json`.
+    /// Prints a warning to stderr; suppressed by `--json`.
     pub(crate) fn warn(&self, line: impl Display) {
         if !self.json {
             self.to_stderr(format_args!(
@@ -124,7 +127,7 @@ impl Output {
         }
     }
 
-    /// Why the command failed.
+    /// Prints why the command failed.
     pub(crate) fn fail(&self, error: &CommandError) {
         let CommandError::Failed {
             word,
@@ -161,13 +164,13 @@ impl Output {
     }
 
     fn to_stderr(&self, text: std::fmt::Arguments<'_>) {
-        // Nobody is left to tell when stderr is gone.
+        // Ignore a failed write: stderr may be closed.
         self.bars
             .suspend(|| drop(writeln!(io::stderr().lock(), "{text}")));
     }
 }
 
-/// Writes log lines to stderr without tearing the progress.
+/// Writes log lines to stderr without corrupting the progress.
 #[derive(Debug, Clone)]
 pub(crate) struct LogWriter(pub(crate) MultiProgress);
 
@@ -191,7 +194,8 @@ fn check_written(written: io::Result<()>) -> Result<(), CommandError> {
     })
 }
 
-/// An object as JSON on one line that is harmless on a terminal: what [`text::is_hostile`] names is escaped.
+/// Serializes an object to one line of JSON that is safe on a terminal: characters for which
+/// [`text::is_hostile`] is true are escaped.
 fn json_line(object: &impl Serialize) -> String {
     let mut bytes = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, EscapingFormatter);
@@ -201,7 +205,7 @@ fn json_line(object: &impl Serialize) -> String {
     String::from_utf8(bytes).expect("JSON is UTF-8")
 }
 
-/// Compact JSON that escapes hostile characters beyond those that JSON escapes itself.
+/// Compact JSON that also escapes the hostile characters that JSON itself does not escape.
 struct EscapingFormatter;
 
 impl serde_json::ser::Formatter for EscapingFormatter {

@@ -1,26 +1,27 @@
-//! Lines of progress at the bottom of the terminal, replaced in place.
+//! Progress lines at the bottom of the terminal, redrawn in place.
 //!
-//! Invariant: the board only grows while it stands, so that nothing above it jumps; it leaves nothing behind.
+//! Invariants: the number of lines never shrinks, so that the text above does not move. The lines
+//! are cleared when [`ProgressLines`] is dropped.
 
 use std::time::Duration;
 
 use console::Term;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-/// Width assumed where the terminal does not tell.
+/// Width if the terminal does not report one, in columns.
 const USUAL_WIDTH: usize = 80;
 
-/// Lines that show how something goes. Nothing is drawn where progress is hidden.
+/// The progress lines of one operation. Draws nothing if progress is hidden.
 #[derive(Debug)]
 pub(crate) struct ProgressLines {
     bars: MultiProgress,
-    /// One bar whose message is all the lines, so that they change at once.
+    /// One bar whose message holds all the lines, so that they are redrawn together.
     bar: Option<ProgressBar>,
     height: usize,
 }
 
 impl ProgressLines {
-    /// An empty board.
+    /// Without any lines yet.
     pub(crate) fn new(bars: &MultiProgress) -> Self {
         Self {
             bars: bars.clone(),
@@ -29,12 +30,12 @@ impl ProgressLines {
         }
     }
 
-    /// Shows what `render` makes for the terminal's width.
+    /// Draws the lines that `render` makes for the terminal's width.
     pub(crate) fn show(&mut self, render: impl FnOnce(usize) -> Vec<String>) {
         if self.bars.is_hidden() {
             return;
         }
-        // A column is left free: terminals differ in what they do with the last one.
+        // The last column stays free: terminals differ in when they wrap.
         let width = Term::stderr()
             .size_checked()
             .map_or(USUAL_WIDTH, |(_, columns)| usize::from(columns));
@@ -59,5 +60,5 @@ impl Drop for ProgressLines {
     }
 }
 
-/// How often something that is not told of by itself is looked at for the board.
+/// Poll interval for state that is not streamed.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(500);

@@ -1,22 +1,23 @@
-//! Aligned columns of text.
+//! Tables with aligned columns.
 //!
-//! Pure. Widths are display widths; cells hold no line breaks. The last column is never padded, so that nothing trails.
+//! Pure. Widths are display widths, and cells contain no line breaks. Lines have no trailing
+//! spaces.
 
 use console::{Alignment, measure_text_width, pad_str, style};
 
-/// Between columns.
+/// Separator between columns.
 const GAP: &str = "  ";
 
-/// Which way a column leans.
+/// Alignment of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Align {
-    /// Text.
+    /// For text.
     Left,
-    /// Numbers.
+    /// For numbers.
     Right,
 }
 
-/// Rows under a head.
+/// A table: rows, and an optional header.
 #[derive(Debug)]
 pub(crate) struct Table {
     alignments: Vec<Align>,
@@ -24,7 +25,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// A table whose columns have these titles.
+    /// A table with a header row.
     pub(crate) fn new(columns: &[(&str, Align)]) -> Self {
         Self {
             alignments: columns.iter().map(|&(_, lean)| lean).collect(),
@@ -32,7 +33,7 @@ impl Table {
         }
     }
 
-    /// A table without a head.
+    /// A table without a header.
     pub(crate) const fn bare(leans: Vec<Align>) -> Self {
         Self {
             alignments: leans,
@@ -40,12 +41,12 @@ impl Table {
         }
     }
 
-    /// One more row; missing cells are empty.
+    /// Appends a row; missing cells are empty.
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// The lines, the head among them.
+    /// Formats the table, header included.
     pub(crate) fn lines(&self) -> Vec<String> {
         let widths: Vec<usize> = (0..self.alignments.len())
             .map(|column| {
@@ -73,9 +74,11 @@ impl Table {
     }
 }
 
-/// A table of things with ids of 64 digits: on one line each where the width allows, else the id on a line of its own below.
+/// Formats a table of items with 64-digit ids. The id is the first column if `width` allows;
+/// otherwise it goes on a line of its own below the row.
 ///
-/// `rows` hold the cells under `columns` and then the id. `width`: columns of the terminal; `None`: no terminal, no bound.
+/// Each row is its cells for `columns` and its id. `width` is the terminal's width in columns;
+/// `None` means unlimited.
 pub(crate) fn with_ids(
     columns: &[(&str, Align)],
     rows: impl IntoIterator<Item = (Vec<String>, String)>,

@@ -1,6 +1,8 @@
-//! The terminal's own settings: without the `^C` that would tear the progress, and as they were at the end.
+//! Terminal settings: hides the `^C` echo, which would corrupt the progress, and restores the
+//! settings at exit.
 //!
-//! Touched only from the foreground: the system stops a background process that tries.
+//! Only a foreground process changes the settings; the system stops a background process that
+//! tries.
 
 use std::io::{IsTerminal as _, stdin};
 
@@ -9,14 +11,14 @@ use rustix::{
     termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr},
 };
 
-/// Gives the terminal back its settings when dropped.
+/// Restores the terminal settings when dropped.
 #[derive(Debug)]
 pub(crate) struct TerminalSettings {
     original: Option<Termios>,
 }
 
 impl TerminalSettings {
-    /// Remembers the settings, and stops the terminal from writing `^C` for Ctrl-C.
+    /// Saves the settings and turns off the `^C` echo for Ctrl-C.
     pub(crate) fn hide_control_echo() -> Self {
         if !in_foreground() {
             return Self { original: None };
@@ -25,7 +27,7 @@ impl TerminalSettings {
         if let Some(original) = &original {
             let mut hushed = original.clone();
             hushed.local_modes.remove(LocalModes::ECHOCTL);
-            // Without it the progress is torn a little, and no more.
+            // Ignore a failure: `^C` then appears in the progress, which is harmless.
             let _ = tcsetattr(stdin(), OptionalActions::Now, &hushed);
         }
         Self { original }
@@ -35,7 +37,7 @@ impl TerminalSettings {
 impl Drop for TerminalSettings {
     fn drop(&mut self) {
         if let Some(original) = self.original.take().filter(|_| in_foreground()) {
-            // Nothing can be done about a terminal that is gone.
+            // Ignore a failure: the terminal may be gone.
             let _ = tcsetattr(stdin(), OptionalActions::Now, &original);
         }
     }

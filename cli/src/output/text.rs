@@ -1,13 +1,15 @@
-//! Text for people: sizes, rates, times, and names from strangers made harmless.
+//! Text for people: sizes, rates, durations, and untrusted names made safe to print.
 //!
-//! Pure. Invariant: what [`shown`] gives holds no character that a terminal acts on or that hides what is there.
+//! Pure. Invariant: the result of [`shown`] contains no terminal control characters and no
+//! characters that hide or reorder text.
 
 use std::{borrow::Cow, fmt::Write as _, time::Duration};
 
 use indicatif::HumanBytes;
 use potluck_core::collection::path;
 
-/// A name or message from outside, with everything that could steer a terminal or disguise the text written as `\u{…}`.
+/// Escapes an untrusted name or message: characters that could control a terminal or disguise text
+/// become `\u{…}`.
 pub(crate) fn shown(text: &str) -> Cow<'_, str> {
     if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         return Cow::Borrowed(text);
@@ -28,13 +30,14 @@ pub(crate) fn shown(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Whether a terminal acts on it, it reorders or hides text, cannot be seen, or means nothing (not assigned, or for private use).
+/// Whether a character controls a terminal, reorders or hides text, is invisible, or is unassigned
+/// or for private use.
 pub(crate) fn is_hostile(c: char) -> bool {
     if c.is_ascii() || c.is_control() {
         return c.is_control();
     }
-    // The standard library has the categories only as what it would print: after a letter that is all but format characters, separators,
-    // and what is not assigned.
+    // The standard library exposes Unicode categories only through `escape_debug`. After a letter,
+    // it escapes format characters, separators and unassigned characters, but not combining marks.
     let mut pair = [b'a'; 5];
     let end = 1 + c.encode_utf8(&mut pair[1..]).len();
     let printed = std::str::from_utf8(&pair[..end]).is_ok_and(|pair| pair.escape_debug().nth(1) == Some(c));
@@ -42,10 +45,10 @@ pub(crate) fn is_hostile(c: char) -> bool {
     path::is_invisible(c) || !(printed || is_space)
 }
 
-/// Whether a character that cannot be seen is here what a script or an emoji needs: a joiner between two emoji or between letters of
-/// a script that joins them, a variation selector, or the tags of a flag.
+/// Whether an invisible character is legitimate here: a joiner between two emoji or between letters
+/// of a joining script, a variation selector, or the tags of a flag.
 fn joins(before: Option<char>, c: char, after: Option<char>) -> bool {
-    /// The flag that others are made of, by tags.
+    /// The black flag, the base of flags that are spelled with tag characters.
     const FLAG: char = '\u{1f3f4}';
     // Arabic to Malayalam and Sinhala, Myanmar, Khmer and Mongolian.
     let is_joined =
@@ -71,17 +74,17 @@ fn joins(before: Option<char>, c: char, after: Option<char>) -> bool {
     }
 }
 
-/// Bytes with an IEC unit: `1.50 GiB`.
+/// A size with an IEC unit: `1.50 GiB`.
 pub(crate) fn size(bytes: u64) -> String {
     HumanBytes(bytes).to_string()
 }
 
-/// Bytes a second.
+/// A rate: `1.50 MiB/s`.
 pub(crate) fn rate(bytes_per_second: u64) -> String {
     format!("{}/s", HumanBytes(bytes_per_second))
 }
 
-/// A limit on bytes a second, 0: none.
+/// A rate limit in bytes per second; 0 means no limit.
 pub(crate) fn limit(bytes_per_second: u64) -> String {
     match bytes_per_second {
         0 => "no limit".to_owned(),
@@ -89,13 +92,13 @@ pub(crate) fn limit(bytes_per_second: u64) -> String {
     }
 }
 
-/// Mean rate over a time.
+/// The mean rate over a duration.
 pub(crate) fn mean_rate(bytes: u64, elapsed: Duration) -> String {
     let per_second = bytes as f64 / elapsed.as_secs_f64().max(1e-3);
     rate(per_second as u64)
 }
 
-/// A length of time, to the precision that people care for: `0.84 s`, `12 s`, `3 min 05 s`, `2 h 04 min`, `3 d 4 h`.
+/// A duration, rounded for reading: `0.84 s`, `12 s`, `3 min 05 s`, `2 h 04 min`, `3 d 4 h`.
 pub(crate) fn time(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
@@ -107,7 +110,7 @@ pub(crate) fn time(duration: Duration) -> String {
     }
 }
 
-/// Time left as a clock: `0:07`, `12:05`, `3:04:05`; over 99 hours `>4 d`.
+/// Time left as a clock: `0:07`, `12:05`, `3:04:05`; `>4 d` if over 99 hours.
 pub(crate) fn clock(seconds: u64) -> String {
     match seconds {
         0..=3599 => format!("{}:{:02}", seconds / 60, seconds % 60),
@@ -127,7 +130,7 @@ pub(crate) fn count(number: u64, noun: &str) -> String {
     format!("{} {noun}{plural}", indicatif::HumanCount(number))
 }
 
-/// Part of a whole in per cent, rounded down so that 100 means all; 0 of 0 is all.
+/// A percentage, rounded down so that 100 means complete; 0 of 0 is 100.
 pub(crate) fn percent(part: u64, whole: u64) -> u64 {
     match whole {
         0 => 100,
@@ -135,7 +138,7 @@ pub(crate) fn percent(part: u64, whole: u64) -> u64 {
     }
 }
 
-/// Somebody's share of a whole in per cent, to the nearest; of nothing it is nothing.
+/// A contribution as a percentage, rounded to the nearest; 0 if the whole is 0.
 pub(crate) fn share(part: u64, whole: u64) -> u64 {
     match u128::from(whole) {
         0 => 0,
@@ -143,7 +146,7 @@ pub(crate) fn share(part: u64, whole: u64) -> u64 {
     }
 }
 
-/// A path as a person would type it: relative to the current folder where it is inside.
+/// A path, relative to the current folder if it is inside.
 pub(crate) fn path(path: &str) -> String {
     let short = std::env::current_dir()
         .ok()

@@ -1,6 +1,8 @@
-//! Which command has the default home to itself: a peer of its own that no other command can talk to.
+//! Finds the process that holds the lock of the default home, to explain why a command cannot use
+//! the home.
 //!
-//! Only looks: it never takes the home's lock, not even for a moment, or a peer that starts then would find it taken.
+//! Reads the lock file and `/proc`. It never takes the lock, because a peer that starts at that
+//! moment would find the home locked.
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path};
 
@@ -13,31 +15,31 @@ use crate::{
     peer::default_home,
 };
 
-/// The lock of a home, which has the process that took it.
+/// Lock file within a home; contains the process id of the owner.
 const LOCK: &str = "state/lock";
 
-/// A command that has the home.
+/// The command that holds the lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LockOwner {
     pid: u32,
-    /// `None`: the prompt.
+    /// `None`: the interactive prompt.
     verb: Option<&'static str>,
 }
 
 impl LockOwner {
-    /// The command that has the default home, where the operating system tells.
+    /// The owner of the default home's lock. `None` if it cannot be determined.
     pub(crate) fn find() -> Option<Self> {
         let home = default_home().ok()?;
         let text = potluck_core::files::read_own(&home.join(LOCK), 32).ok()?;
         let pid: u32 = std::str::from_utf8(&text).ok()?.trim().parse().ok()?;
-        // The file outlasts its writer, whose number another process may have now.
+        // The lock file outlives its writer, and another process may have the id now.
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         (pid != std::process::id())
             .then(|| Self::from_command_line(pid, &line))
             .flatten()
     }
 
-    /// The one with this command line, whose words end with a zero byte each.
+    /// Parses a command line from `/proc`, in which each argument ends with a zero byte.
     fn from_command_line(pid: u32, line: &[u8]) -> Option<Self> {
         let words = line.strip_suffix(b"\0")?.split(|&byte| byte == 0);
         let words: Vec<_> = words.map(|word| OsStr::from_bytes(word).to_owned()).collect();
@@ -58,13 +60,13 @@ impl LockOwner {
             Some(Command::Verb(Verb::Get(_))) => Some("get"),
             Some(Command::Verb(Verb::Ls(_))) => Some("ls"),
             Some(Command::Verb(Verb::Unshare(_))) => Some("unshare"),
-            // They have no peer of their own: the number is another process's now.
+            // These commands never start a peer, so another process has the id now.
             Some(_) => return None,
         };
         Some(Self { pid, verb })
     }
 
-    /// Who it is, and what it does with the home.
+    /// The owner and what it does with the home.
     pub(crate) fn description(&self) -> String {
         let pid = self.pid;
         match self.verb {
@@ -76,7 +78,7 @@ impl LockOwner {
         }
     }
 
-    /// Why the command that was typed cannot be done now.
+    /// The error for a command that cannot run because of this owner.
     pub(crate) fn conflict(&self, reason: Reason) -> CommandError {
         let hint = match self.verb {
             Some("peer") => "name it with --peer unix:PATH or --peer http://ADDR",

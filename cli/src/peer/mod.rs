@@ -1,6 +1,7 @@
-//! Which peer a command talks to: the one named, the one that runs in the default home, or one of the command's own.
+//! The peer that a command uses: the one given by `--peer`, the daemon in the default home, or a
+//! peer in this process.
 //!
-//! Invariant: a peer of one's own is stopped, its registrations taken back, before the command ends.
+//! Invariant: an in-process peer unregisters and stops before the command ends.
 
 mod lock_owner;
 mod own;
@@ -18,58 +19,60 @@ pub(crate) use self::lock_owner::LockOwner;
 use self::own::OwnPeer;
 use crate::control::{ControlClient, model::Status};
 
-/// Names the folder of the peer that commands talk to, as it does for `potluck peer`.
+/// Environment variable for the peer's home, shared with `potluck peer`.
 const HOME_VARIABLE: &str = "POTLUCK_PEER_HOME";
 
-/// Holds the token of a control service on TCP.
+/// Environment variable for the token of a control service on TCP.
 const TOKEN_VARIABLE: &str = "POTLUCK_PEER_TOKEN";
 
-/// The control socket's name in a home.
+/// File name of the control socket in a home.
 const SOCKET: &str = "control.sock";
 
-/// A peer to talk to.
+/// A peer with an open control connection.
 #[derive(Debug)]
 pub(crate) struct ConnectedPeer {
-    /// Its control service.
+    /// The control service.
     pub(crate) control: ControlClient,
-    /// What it said of itself when it was found.
+    /// The status that the peer reported when it was connected.
     pub(crate) status: Status,
     own: Option<OwnPeer>,
 }
 
-/// What a peer of one's own starts with.
+/// Settings of an in-process peer.
 #[derive(Debug, Clone)]
 pub(crate) struct OwnSettings {
-    /// The index to register with and ask; `None`: none.
+    /// The index to register with and to query; `None` for no index.
     pub(crate) index: Option<Endpoint>,
-    /// Where to serve other peers; `None`: the default port of this machine, or any if it is taken.
+    /// Listen address; `None` for the default port on loopback, or a free port if that one is
+    /// taken.
     pub(crate) listen: Option<SocketAddr>,
-    /// Whether a folder for the moment will do where the default home is in use.
+    /// Whether to use a temporary home if the default home is unavailable.
     pub(crate) temporary: bool,
 }
 
 impl ConnectedPeer {
-    /// Whether it lives only as long as the command.
+    /// Whether the peer runs in this process.
     pub(crate) const fn is_own(&self) -> bool {
         self.own.is_some()
     }
 
-    /// Whether it forgets what it shares when it ends.
+    /// Whether the peer's home is temporary: its library is lost when it stops.
     pub(crate) fn is_temporary(&self) -> bool {
         self.own.as_ref().is_some_and(OwnPeer::is_temporary)
     }
 
-    /// Stops it if it is the command's own.
+    /// Stops the peer if it runs in this process.
     pub(crate) async fn close(self) {
         if let Some(own) = self.own {
             own.stop().await;
         }
     }
 
-    /// The peer at `endpoint`.
+    /// Connects to the peer at `endpoint`.
     ///
     /// # Errors
-    /// [`Reason::Unreachable`] and its kin where it does not answer as a peer.
+    /// [`Reason::Unreachable`] if nothing answers; [`Reason::NotPotluck`] if the answer does not
+    /// come from a control service; [`Reason::Unauthenticated`] if the token is missing or wrong.
     pub(crate) async fn at(endpoint: &Endpoint, token_file: Option<&PathBuf>) -> Result<Self, Problem> {
         let control = ControlClient::connect(endpoint, token(token_file)?.as_deref())
             .await
@@ -85,7 +88,7 @@ impl ConnectedPeer {
                      (the token is in state/control-token in the peer's home)"
                 ),
             ),
-            // Its own words would be of a peer or of a call that is not implemented.
+            // The original message would mention an unimplemented call.
             Reason::NotPotluck => Problem::new(
                 problem.reason,
                 format!(
@@ -102,21 +105,21 @@ impl ConnectedPeer {
         })
     }
 
-    /// The daemon in the default home, if one answers.
+    /// Connects to the daemon in the default home, if one listens there.
     ///
     /// # Errors
-    /// Where something listens there and does not answer as a peer.
+    /// As [`Self::at`], if something listens there and does not answer as a peer.
     pub(crate) async fn daemon() -> Result<Option<Self>, Problem> {
         let Ok(home) = default_home() else { return Ok(None) };
         let socket = home.join(SOCKET);
         match tokio::net::UnixStream::connect(&socket).await {
             Ok(_) => Self::at(&Endpoint::Unix(socket), None).await.map(Some),
-            // No file, a left-over file, or another user's: nobody to talk to.
+            // The socket is absent, stale, or owned by another user.
             Err(_) => Ok(None),
         }
     }
 
-    /// A peer of the command's own.
+    /// Starts a peer in this process.
     ///
     /// # Errors
     /// As [`potluck_peer::start`].
@@ -132,10 +135,10 @@ impl ConnectedPeer {
     }
 }
 
-/// The home that commands and `potluck peer` share unless told otherwise.
+/// The home that commands and `potluck peer` share by default.
 ///
 /// # Errors
-/// Where the user has no data directory.
+/// If the user has no data directory.
 pub(crate) fn default_home() -> Result<PathBuf, Problem> {
     match std::env::var_os(HOME_VARIABLE).filter(|home| !home.is_empty()) {
         Some(home) => Ok(home.into()),
@@ -143,7 +146,7 @@ pub(crate) fn default_home() -> Result<PathBuf, Problem> {
     }
 }
 
-/// The control token: from the file named, else from the environment.
+/// The control token: from the given file, or else from the environment.
 fn token(file: Option<&PathBuf>) -> Result<Option<String>, Problem> {
     match file {
         Some(path) => {
@@ -166,7 +169,7 @@ fn token(file: Option<&PathBuf>) -> Result<Option<String>, Problem> {
     }
 }
 
-/// Where a peer of one's own tries to listen, in order.
+/// Listen addresses to try for an in-process peer, in order.
 fn candidates(listen: Option<SocketAddr>) -> Vec<SocketAddr> {
     match listen {
         Some(address) => vec![address],

@@ -1,6 +1,7 @@
-//! A peer that runs in this process for as long as a command needs one.
+//! A peer that runs in this process for as long as a command needs it.
 //!
-//! Its control socket is in a private temporary folder, so that no other command takes it for a daemon.
+//! Its control socket is in a private temporary folder, so that other commands do not mistake it
+//! for a daemon.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -12,22 +13,23 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::peer::{OwnSettings, SOCKET, candidates, default_home};
 
-/// How long stopping may take: taking back the lease from an index that does not answer must not hold up the prompt.
+/// How long the peer may take to stop. An index that does not answer must not delay the shell.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// A running peer and what must outlive it.
+/// A running peer and the resources that must outlive it.
 #[derive(Debug)]
 pub(crate) struct OwnPeer {
     running: Running,
-    /// Stops it also where it is dropped in the middle of something.
+    /// Stops the peer if this value is dropped without a call of `stop`.
     shutdown: DropGuard,
-    /// Removed last.
+    /// Removed after the peer has stopped.
     home: Option<TempDir>,
     _socket: TempDir,
 }
 
 impl OwnPeer {
-    /// Starts in the default home, or in a temporary one where that is in use or cannot be made.
+    /// Starts in the default home, or in a temporary home if the default one is in use or cannot be
+    /// created.
     pub(crate) async fn start(settings: OwnSettings) -> Result<Self, Problem> {
         match default_home() {
             Ok(home) => match Self::start_in(home, None, &settings).await {
@@ -70,7 +72,8 @@ impl OwnPeer {
         self.home.is_some()
     }
 
-    /// Stops it: what it fetched is on disk and its lease is taken back, or [`GRACE`] is over.
+    /// Stops the peer. Returns when downloads are saved and the lease is released, or after
+    /// [`GRACE`].
     pub(crate) async fn stop(self) {
         drop(self.shutdown);
         if tokio::time::timeout(GRACE, self.running.join()).await.is_err() {
@@ -79,7 +82,7 @@ impl OwnPeer {
     }
 }
 
-/// Whether another folder gets around the problem.
+/// Whether a different home could avoid the problem.
 const fn elsewhere_may_do(problem: &Problem) -> bool {
     matches!(
         problem.reason,
@@ -105,7 +108,7 @@ async fn bind(listen: Option<SocketAddr>) -> Result<TcpListener, Problem> {
 }
 
 fn temporary(prefix: &str) -> Result<TempDir, Problem> {
-    // Mode 0700 by the crate's own rule.
+    // `tempfile` creates folders with mode 0700.
     tempfile::Builder::new()
         .prefix(prefix)
         .tempdir()

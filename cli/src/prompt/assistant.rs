@@ -1,4 +1,5 @@
-//! Completion and hints: verbs at the start of a line, paths after it, past lines and usage in grey.
+//! Completion and hints: command names at the start of a line, paths after it, and usage or history
+//! in grey.
 
 use std::borrow::Cow;
 
@@ -12,7 +13,7 @@ use rustyline::{
 
 use crate::prompt::line;
 
-/// What follows a verb, shown until something is typed.
+/// Arguments of each command, shown as a hint until the user types one.
 const USAGES: [(&str, &str); 13] = [
     ("share", "PATH…"),
     ("search", "WORDS"),
@@ -29,7 +30,7 @@ const USAGES: [(&str, &str); 13] = [
     ("status", ""),
 ];
 
-/// Helps to type a line.
+/// Completes and hints a line.
 pub(crate) struct Assistant {
     verbs: Vec<String>,
     files: FilenameCompleter,
@@ -80,7 +81,7 @@ impl Hinter for Assistant {
     }
 }
 
-/// The usage of the verb that is all of the line.
+/// The usage hint if the line consists of a command name only.
 fn usage_after(text: &str) -> Option<String> {
     let (_, usage) = USAGES.iter().find(|(verb, _)| *verb == text.trim())?;
     let gap = if text.ends_with(' ') { "" } else { " " };

@@ -1,4 +1,4 @@
-//! What a line typed at the prompt means. Pure.
+//! Parses a line typed at the prompt. Pure.
 
 use clap::{
     Command, CommandFactory, FromArgMatches as _, Parser, Subcommand, builder::Resettable, error::ErrorKind,
@@ -9,7 +9,7 @@ use crate::{
     error::CommandError,
 };
 
-/// The list that `help` gives.
+/// Output of `help`.
 const HELP: &str = "\
 Commands:
   share PATH…                share files and folders in place
@@ -29,7 +29,7 @@ Commands:
 
 `get --help` and the like tell more. Ctrl-C stops a running command.";
 
-/// A command of the prompt.
+/// A line of the prompt.
 #[derive(Debug, Parser)]
 #[command(
     name = "",
@@ -44,7 +44,7 @@ pub(crate) struct PromptLine {
     pub(crate) command: LineCommand,
 }
 
-/// What can be done at the prompt.
+/// The commands of the prompt.
 #[derive(Debug, Subcommand)]
 pub(crate) enum LineCommand {
     #[command(flatten)]
@@ -54,25 +54,26 @@ pub(crate) enum LineCommand {
     Quit,
 }
 
-/// What a line comes to.
+/// The result of parsing a line.
 #[derive(Debug)]
 pub(crate) enum ParsedLine {
-    /// Empty, or a comment.
+    /// An empty line or a comment.
     Nothing,
-    /// To be printed.
+    /// Text to print, such as help.
     Message(String),
-    /// To be run.
+    /// A command to run.
     Line(Box<PromptLine>),
-    /// Not understood.
+    /// An invalid line.
     Invalid {
-        /// Why.
+        /// The error to report.
         fail: CommandError,
-        /// Whether it was to be told as JSON.
+        /// Whether to report it as JSON.
         json: bool,
     },
 }
 
-/// Understands a line: words as a POSIX shell splits them, then as the command line has them.
+/// Parses a line: splits it into words as a POSIX shell does, then parses the words as a command
+/// line.
 pub(crate) fn parse(text: &str) -> ParsedLine {
     let Some(words) = shlex::split(text) else {
         return ParsedLine::Invalid {
@@ -80,7 +81,7 @@ pub(crate) fn parse(text: &str) -> ParsedLine {
             json: asks_json(text.split_whitespace()),
         };
     };
-    // A habit from the shell.
+    // Allow `potluck` in front of the command, as typed in a shell.
     let words = match words.split_first() {
         Some((first, rest)) if first == "potluck" && !rest.is_empty() => rest,
         _ => &words[..],
@@ -110,8 +111,8 @@ fn read(words: &[String]) -> Result<PromptLine, clap::Error> {
     PromptLine::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
-/// What a line may be. What the environment says went into the session: a line that repeated it would override the flags that the
-/// program was started with.
+/// The clap command for a line. Arguments do not read the environment: the session has done so, and
+/// its value would override the flags that the program was started with.
 fn command() -> Command {
     PromptLine::command().mut_args(|arg| arg.env(Resettable::Reset))
 }
@@ -131,7 +132,7 @@ fn explain(error: &clap::Error, word: &str) -> CommandError {
     command_error.hint(format!("`{word} --help` tells more"))
 }
 
-/// Every word that a line can begin with.
+/// Every command name, alias included, that can begin a line.
 pub(crate) fn verbs() -> impl Iterator<Item = String> {
     let own = PromptLine::command()
         .get_subcommands()

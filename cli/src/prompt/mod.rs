@@ -1,7 +1,7 @@
-//! The interactive prompt: the verbs of the shell, with line editing, history, completion and hints.
+//! The interactive prompt: the shell's commands, with line editing, history, completion and hints.
 //!
-//! Starts a peer of its own if none runs, and keeps it until the end. No failure of a line ends the session; Ctrl-C stops
-//! the running command, Ctrl-D leaves.
+//! Starts an in-process peer if none is running, and keeps it until the session ends. A failed line
+//! does not end the session. Ctrl-C stops the running command; Ctrl-D leaves.
 
 mod assistant;
 mod line;
@@ -25,17 +25,17 @@ use crate::{
     peer::ConnectedPeer,
 };
 
-/// Reads and runs lines until the end.
+/// Reads and runs lines until the session ends.
 pub(crate) async fn run(context: &CommandContext, interrupts: &mut Interrupts) -> Result<(), CommandError> {
     let mut reader = LineReader::start()?;
     let left = || CommandError::AlreadyReported(ExitStatus::Interrupted);
     let peer = tokio::select! {
-        // Dropped, a peer that starts is stopped.
+        // Cancel-safe: a peer that is starting stops when it is dropped.
         peer = find_peer(context) => peer,
         () = interrupts.next() => return Err(left()),
     };
     let greeted = tokio::select! {
-        // Dropping it is safe: it only asks and prints.
+        // Cancel-safe: this only reads and prints.
         () = greet(context, peer.as_deref()) => Ok(()),
         () = interrupts.next() => Err(left()),
     };
@@ -51,7 +51,7 @@ pub(crate) async fn run(context: &CommandContext, interrupts: &mut Interrupts) -
     if let Some(peer) = peer.and_then(Arc::into_inner) {
         tokio::select! {
             () = peer.close() => {}
-            // Not waited for any longer: its leases end by themselves.
+            // Do not wait any longer: the leases expire.
             () = interrupts.next() => {}
         }
     }
@@ -66,7 +66,8 @@ async fn read_and_run(
     loop {
         let event = tokio::select! {
             event = reader.next() => event,
-            // From the keyboard it comes as an event; this is SIGTERM, or a signal sent by hand.
+            // The keyboard's Ctrl-C arrives as a reader event; this is a signal sent by another
+            // process.
             () = interrupts.next() => return Err(CommandError::AlreadyReported(ExitStatus::Interrupted)),
         };
         let text = match event {
@@ -117,7 +118,8 @@ async fn run_line(
     interrupts.run(&stop, commands::run_verb(&context, verb)).await
 }
 
-/// The peer of the session: one that runs, else one of its own. A failure is told, and the prompt goes on without.
+/// The session's peer: a running one, or else an in-process one. Reports a failure and returns
+/// `None`; the prompt then runs without a peer.
 async fn find_peer(context: &CommandContext) -> Option<Arc<ConnectedPeer>> {
     let peer = match context.running_peer().await {
         Ok(Some(peer)) => Ok(peer),

@@ -1,4 +1,4 @@
-//! Lines from the terminal, read on a thread of their own, one each time one is asked for.
+//! Reads lines from the terminal on a thread of its own, one per request.
 
 use std::{path::PathBuf, sync::mpsc, thread};
 
@@ -7,17 +7,17 @@ use tokio::sync::mpsc as async_mpsc;
 
 use crate::{error::CommandError, prompt::assistant::Assistant};
 
-/// Lines remembered.
+/// Maximum number of lines in the history.
 const HISTORY: usize = 2000;
 
 const PROMPT: &str = "potluck> ";
 
-/// What comes of asking for a line.
+/// The result of reading a line.
 #[derive(Debug)]
 pub(crate) enum ReaderEvent {
     /// A line.
     Line(String),
-    /// Ctrl-C: the line is given up.
+    /// Ctrl-C: the user discarded the line.
     CtrlC,
     /// Ctrl-D, or the terminal is gone.
     End,
@@ -25,7 +25,7 @@ pub(crate) enum ReaderEvent {
     Failed(String),
 }
 
-/// The thread that reads.
+/// Handle of the reader thread.
 #[derive(Debug)]
 pub(crate) struct LineReader {
     ask: mpsc::SyncSender<()>,
@@ -34,7 +34,7 @@ pub(crate) struct LineReader {
 }
 
 impl LineReader {
-    /// Starts the thread, with the history of earlier sessions.
+    /// Starts the thread and loads the history of earlier sessions.
     pub(crate) fn start() -> Result<Self, CommandError> {
         let failed =
             |error: ReadlineError| CommandError::usage(format!("this terminal cannot be edited on: {error}"));
@@ -46,7 +46,8 @@ impl LineReader {
             .build();
         let mut editor: Editor<Assistant, FileHistory> = Editor::with_config(config).map_err(failed)?;
         editor.set_helper(Some(Assistant::new()));
-        // One question at a time: what is printed meanwhile does not meet a line that is being edited.
+        // The thread reads only on request, so that command output never mixes with a line being
+        // edited.
         let (ask, asks) = mpsc::sync_channel(1);
         let (answer, answers) = async_mpsc::channel(1);
         thread::Builder::new()
@@ -54,7 +55,7 @@ impl LineReader {
             .spawn(move || {
                 let history = history_file();
                 if let Some(path) = &history {
-                    // The first session has none.
+                    // The file does not exist in the first session.
                     let _ = editor.load_history(path);
                 }
                 while asks.recv().is_ok() {
@@ -72,7 +73,7 @@ impl LineReader {
         })
     }
 
-    /// The next line. Cancel-safe: a line that is being typed is given next time.
+    /// Returns the next line. Cancel-safe: a line that is being typed is returned by the next call.
     pub(crate) async fn next(&mut self) -> ReaderEvent {
         if !self.is_reading {
             if self.ask.try_send(()).is_err() {
@@ -87,13 +88,13 @@ impl LineReader {
 }
 
 fn read(editor: &mut Editor<Assistant, FileHistory>, history: Option<&std::path::Path>) -> ReaderEvent {
-    // The prompt is measured as it is and shown with colour.
+    // rustyline measures the plain prompt and displays the coloured one.
     let coloured = console::style(PROMPT).cyan().bold().to_string();
     match editor.readline(&(PROMPT, coloured.as_str())) {
         Ok(line) => {
             let new = !line.trim().is_empty() && editor.add_history_entry(line.as_str()).unwrap_or(false);
             if let Some(path) = history.filter(|_| new) {
-                // A session without lasting history is still a session.
+                // Ignore a failure: the session works without a saved history.
                 let _ = editor.append_history(path);
             }
             ReaderEvent::Line(line)
@@ -104,7 +105,7 @@ fn read(editor: &mut Editor<Assistant, FileHistory>, history: Option<&std::path:
     }
 }
 
-/// The history's file in the user's state folder, its folder made.
+/// Path of the history file in the user's state folder. Creates the folder.
 fn history_file() -> Option<PathBuf> {
     let dirs = directories::ProjectDirs::from("", "", "potluck")?;
     let folder = dirs.state_dir().unwrap_or_else(|| dirs.data_dir());
