@@ -37,7 +37,7 @@ impl Interrupts {
     /// it does not stop within [`STOP_TIMEOUT`].
     ///
     /// # Errors
-    /// As `work`; [`CommandError::interrupted`] if `work` was dropped.
+    /// As `work`; [`ExitStatus::Interrupted`] if `work` was dropped.
     pub(crate) async fn run(
         &mut self,
         stop: &CancellationToken,

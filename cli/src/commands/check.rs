@@ -1,4 +1,4 @@
-//! `potluck check`: whether what the peer shares still is what it was hashed as.
+//! `potluck check`: checks whether shared files still match their hashes.
 
 use std::{
     path::{Path, PathBuf},
@@ -21,7 +21,7 @@ use crate::{
     output::{draw, progress::ProgressLines, text},
 };
 
-/// Bytes a second unless asked otherwise: a disk and a core are left to others for the most part.
+/// Default hashing rate, in bytes per second: leaves most of a disk and a core to other programs.
 const DEFAULT_RATE: ByteSize = ByteSize::mib(100);
 
 const EXAMPLES: &str = "\
@@ -35,24 +35,24 @@ Disks fail silently, and no time of a file tells of it. A file that is not what
 was hashed is no longer offered to others: put it back from a copy, or share it
 again as it is, which gives it a new id.";
 
-/// Hash what is shared again, and name what is damaged
+/// Rehash shared files, and report damaged ones
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct CheckArgs {
-    /// What is shared at these paths, or in them
+    /// Shared files, or folders that contain them
     #[arg(required_unless_present = "all", value_name = "PATH")]
     paths: Vec<PathBuf>,
 
-    /// Everything that is shared
+    /// Check everything that is shared
     #[arg(long, conflicts_with = "paths")]
     all: bool,
 
-    /// Most bytes a second to hash, as in 10MiB; 0: no limit
+    /// Maximum bytes to hash per second, e.g. 10MiB; 0: no limit
     #[arg(long, value_name = "RATE", default_value_t = DEFAULT_RATE)]
     rate: ByteSize,
 }
 
-/// Has the peer check, and tells what is wrong.
+/// Runs a check in the peer, and reports damaged files.
 pub(crate) async fn run(context: &CommandContext, args: CheckArgs) -> Result<(), CommandError> {
     let paths = args
         .paths
@@ -122,7 +122,7 @@ async fn check(
     ))
 }
 
-/// What it came to; fails where anything is wrong.
+/// Prints the summary; fails if a file is damaged or a path failed.
 fn summarise(
     context: &CommandContext,
     (files, bytes, bad): (u64, u64, u64),

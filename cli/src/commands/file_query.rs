@@ -1,23 +1,23 @@
-//! What a person means by an argument that names a file.
+//! Parses an argument that names a file: an id, a SHA-256, or a name.
 
 use std::str::FromStr;
 
 use potluck_core::{FileId, Sha256, model::QueryKey};
 
-/// Marks a plain SHA-256 of a whole file.
+/// Prefix of a plain SHA-256 of a whole file.
 const SHA256_PREFIX: &str = "sha256:";
 
-/// From how many hex digits on a text is more likely a damaged id than a name.
+/// Number of hex digits from which a text is more likely a truncated id than a name.
 const LOOKS_LIKE_ID: usize = 32;
 
-/// A file by id, by content, or by name.
+/// Identifies a file by id, by content, or by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum FileQuery {
-    /// Identity: 64 hex digits.
+    /// A file id: 64 hex digits.
     Id(FileId),
     /// `sha256:` and 64 hex digits.
     Sha256(Sha256),
-    /// Anything else.
+    /// Any other text.
     Name(String),
 }
 
@@ -43,7 +43,7 @@ impl FromStr for FileQuery {
 }
 
 impl FileQuery {
-    /// As the index is asked.
+    /// The query key for the index.
     pub(crate) fn query_key(&self) -> QueryKey {
         match self {
             Self::Id(id) => QueryKey::Id(*id),
@@ -52,7 +52,7 @@ impl FileQuery {
         }
     }
 
-    /// A hint where a name is probably meant as an id.
+    /// A hint for a name that looks like a truncated id.
     pub(crate) fn damaged_id(&self) -> Option<String> {
         let Self::Name(name) = self else { return None };
         let digits = name.len();

@@ -1,4 +1,4 @@
-//! `potluck health`: whether one service is up, for health checks of containers and for scripts.
+//! `potluck health`: reports whether a service is up, for container health checks and scripts.
 
 use clap::Args;
 use potluck_core::grpc::transport::Endpoint;
@@ -17,16 +17,16 @@ Examples:
 
 Exit codes: 0 serving; 5 not serving, or nothing answers";
 
-/// Ask one index or peer whether it is serving (grpc.health.v1)
+/// Check whether an index or peer is serving (grpc.health.v1)
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct HealthArgs {
-    /// http://HOST:PORT or unix:PATH
+    /// Address of the service, http://HOST:PORT or unix:PATH
     #[arg(value_name = "URL")]
     url: String,
 }
 
-/// Asks and prints.
+/// Queries the service and prints its state.
 pub(crate) async fn run(context: &CommandContext, args: HealthArgs) -> Result<(), CommandError> {
     let endpoint: Endpoint = args.url.parse()?;
     let is_serving = endpoint.is_serving().await?;

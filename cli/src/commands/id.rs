@@ -1,4 +1,4 @@
-//! `potluck id`: what files and folders hash to, without any network.
+//! `potluck id`: prints the ids of files and folders, without network access.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ Examples:
   potluck id model.bin            the id that `potluck share` would give it
   potluck id --json *.iso         one JSON object a line";
 
-/// Print the ids of files and folders, without any network
+/// Print the ids of files and folders, without network access
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct IdArgs {
@@ -26,7 +26,7 @@ pub(crate) struct IdArgs {
     paths: Vec<PathBuf>,
 }
 
-/// Hashes path after path; those that fail do not stop the others.
+/// Hashes each path. A path that fails does not stop the others.
 pub(crate) async fn run(context: &CommandContext, args: IdArgs) -> Result<(), CommandError> {
     let mut worst = None;
     for path in &args.paths {

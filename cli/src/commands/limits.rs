@@ -1,4 +1,4 @@
-//! `potluck limits`: what the running peer allows itself, and changing it.
+//! `potluck limits`: shows or changes the limits of the running peer.
 
 use bytesize::ByteSize;
 use clap::Args;
@@ -17,25 +17,25 @@ They hold until the peer stops. It starts with those of its own flags, as in
 POTLUCK_PEER_DOWNLOAD_LIMIT and POTLUCK_PEER_UPLOAD_SLOTS. For one transfer
 alone: `potluck get --limit` and `potluck transfers adjust`.";
 
-/// Show or change how much the running peer may send and fetch
+/// Show or change the rate limits and upload slots of the running peer
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct LimitsArgs {
-    /// Most bytes a second to send, as in 10MiB; 0: no limit
+    /// Maximum upload rate in bytes per second, e.g. 10MiB; 0: no limit
     #[arg(long, value_name = "RATE")]
     upload: Option<ByteSize>,
 
-    /// Most bytes a second to fetch, all transfers together, as in 10MiB; 0: no limit
+    /// Maximum download rate in bytes per second, over all transfers, e.g. 10MiB; 0: no limit
     #[arg(long, value_name = "RATE")]
     download: Option<ByteSize>,
 
-    /// Downloads to serve at once; 0: no limit
+    /// Downloads to serve at the same time; 0: no limit
     #[arg(long, value_name = "N")]
     slots: Option<u32>,
 }
 
 impl LimitsArgs {
-    /// These limits with what was named in its place; `None` where nothing was.
+    /// The current limits with the given flags applied; `None` if no flag was given.
     fn over(&self, now: Limits) -> Option<Limits> {
         let any = self.upload.is_some() || self.download.is_some() || self.slots.is_some();
         any.then(|| Limits {
@@ -46,7 +46,7 @@ impl LimitsArgs {
     }
 }
 
-/// Asks, changes what was named, and prints what holds then.
+/// Applies the given flags, and prints the limits then in force.
 pub(crate) async fn run(context: &CommandContext, args: LimitsArgs) -> Result<(), CommandError> {
     let peer = context.daemon().await?;
     let mut limits = peer.control.limits().await?;

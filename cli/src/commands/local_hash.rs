@@ -1,4 +1,4 @@
-//! Paths of this machine: as a peer takes them, and what they hash to.
+//! Local paths: conversion to absolute text, and hashing.
 
 use std::{
     ffi::OsStr,
@@ -20,13 +20,13 @@ use crate::{
     output::{draw, progress::ProgressLines},
 };
 
-/// How often progress is drawn.
+/// Redraw interval of the progress.
 const REDRAW: Duration = Duration::from_millis(100);
 
-/// The path from the root, as text, which is how a peer takes it.
+/// Converts a path to absolute UTF-8 text, as the peer requires.
 ///
 /// # Errors
-/// A usage failure for a path that is no text, or empty.
+/// A usage error if the path is not UTF-8; an I/O error if it is empty.
 pub(crate) fn absolute(path: &Path) -> Result<String, CommandError> {
     let absolute =
         std::path::absolute(path).map_err(|error| CommandError::io("understand the path", path, &error))?;
@@ -36,10 +36,10 @@ pub(crate) fn absolute(path: &Path) -> Result<String, CommandError> {
         .map_err(|path| CommandError::usage(format!("the path {} is not UTF-8", path.display())))
 }
 
-/// Hashes a file or folder, showing how it goes.
+/// Hashes a file or folder and shows the progress.
 ///
 /// # Errors
-/// Whatever cannot be read, named by its path; interrupted.
+/// The paths that cannot be read; [`CommandError::interrupted`] if the command was stopped.
 pub(crate) async fn hash(context: &CommandContext, path: &Path) -> Result<Identified, CommandError> {
     let progress = Arc::new(HashProgress::default());
     let work = {
@@ -55,7 +55,7 @@ pub(crate) async fn hash(context: &CommandContext, path: &Path) -> Result<Identi
     tokio::pin!(work);
     loop {
         tokio::select! {
-            // All cancel-safe: the handle is only looked at, the others only wait.
+            // Cancel-safe: the join handle is polled by reference; the other arms only wait.
             done = &mut work => {
                 return done.unwrap_or_else(|_| Err(CommandError::new(Reason::Internal, "hashing stopped in the middle")));
             }
@@ -71,7 +71,7 @@ pub(crate) async fn hash(context: &CommandContext, path: &Path) -> Result<Identi
     }
 }
 
-/// How far the hashing has come, and whether it is still wanted.
+/// Counters shared with the hashing threads, and the flag that stops them.
 #[derive(Debug, Default)]
 struct HashProgress {
     done: AtomicU64,

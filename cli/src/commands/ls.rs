@@ -1,4 +1,4 @@
-//! `potluck ls`: what the peer shares.
+//! `potluck ls`: lists what the peer shares.
 
 use clap::Args;
 use potluck_core::model::FileKind;
@@ -24,7 +24,7 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct LsArgs {}
 
-/// Lists the library, page after page.
+/// Prints the library page by page.
 pub(crate) async fn run(context: &CommandContext, _: LsArgs) -> Result<(), CommandError> {
     let peer = context.stoppable(context.library_peer()).await?;
     let done = context.stoppable(list(context, &peer)).await;
@@ -56,7 +56,8 @@ async fn list(context: &CommandContext, peer: &PeerHandle) -> Result<(), Command
     Ok(())
 }
 
-/// An item as JSON. `size` goes with `id` and `root`: of a collection it is its list's, and `content_size` is its files'.
+/// An item as JSON. For a collection, `size` is the size of its manifest, and `content_size` the
+/// sum of its files.
 pub(crate) fn object(item: &Item) -> serde_json::Value {
     json!({
         "id": item.record.id,
@@ -91,7 +92,7 @@ fn lines(items: &[Item], width: Option<usize>) -> Vec<String> {
     table::with_ids(&columns, rows, width)
 }
 
-/// What an item is: `file`, or how many files are in the folder; and whether it is damaged.
+/// The kind of an item: `file`, or the number of files in the folder; and whether it is damaged.
 pub(crate) fn what(item: &Item) -> String {
     let what = match item.record.kind {
         FileKind::File => "file".to_owned(),

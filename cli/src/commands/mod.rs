@@ -1,4 +1,4 @@
-//! The verbs, a module each: arguments, what they mean, and doing it.
+//! The commands, one module each: arguments and implementation.
 
 pub(crate) mod check;
 pub(crate) mod completions;
@@ -37,7 +37,7 @@ pub(crate) async fn run(context: &CommandContext, command: Command) -> Result<()
     }
 }
 
-/// Runs what shell and prompt have in common.
+/// Runs a command that the shell and the prompt share.
 pub(crate) async fn run_verb(context: &CommandContext, verb: Verb) -> Result<(), CommandError> {
     match verb {
         Verb::Share(args) => share::run(context, args).await,

@@ -1,4 +1,4 @@
-//! `potluck query`: one file, or the files of one name, with everyone who has it.
+//! `potluck query`: shows the files that match an id, a SHA-256 or a name, with their providers.
 
 use clap::Args;
 use console::style;
@@ -19,17 +19,18 @@ use crate::{
     },
 };
 
-/// Files of one name that are looked at: far more than anybody chooses from.
+/// Maximum number of files read for one name: far more than a person would choose from.
 const MAX_FILES: usize = 1000;
 
-/// Bytes of what is known of them, about: as much as a thousand files with a few names and peers
-/// each.
+/// Approximate maximum size of the results in memory, in bytes: a thousand files with a few names
+/// and providers each.
 const MOST_BYTES: usize = 2 * 1024 * 1024;
 
-/// Files that are shown with their peers; more are shown as a table, to choose one.
+/// Maximum number of files shown with their providers; a longer list is shown as a table.
 const MOST_IN_FULL: usize = 20;
 
-/// Pages in a row without a file: what was there can be gone by the time it would be given.
+/// Consecutive empty pages after which the query ends. A page is empty if its files were removed in
+/// the meantime.
 const MAX_EMPTY: u32 = 10;
 
 const EXAMPLES: &str = "\
@@ -46,12 +47,12 @@ pub(crate) struct QueryArgs {
     #[arg(value_name = "ID|NAME|sha256:HEX")]
     want: FileQuery,
 
-    /// Most peers to list for each file, a random sample
+    /// Maximum number of peers to list for each file, a random sample
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
     providers: u32,
 }
 
-/// Asks the index and prints what it knows.
+/// Queries the index and prints the files.
 pub(crate) async fn run(context: &CommandContext, args: QueryArgs) -> Result<(), CommandError> {
     let files = find(&context.index_to_ask().await?, &args.want, args.providers).await?;
     if context.out.is_json() {
@@ -74,7 +75,7 @@ pub(crate) async fn run(context: &CommandContext, args: QueryArgs) -> Result<(),
     Ok(())
 }
 
-/// Found files as JSON, which is made for one at a time.
+/// Files as JSON. Serialized one at a time to save memory.
 #[derive(serde::Serialize)]
 pub(crate) struct Objects<'a> {
     #[serde(serialize_with = "objects")]
@@ -85,13 +86,13 @@ fn objects<S: serde::Serializer>(files: &&[IndexedFile], serializer: S) -> Resul
     serializer.collect_seq(files.iter().map(object))
 }
 
-/// What a found file takes in memory, in bytes, roughly.
+/// Approximate size of a result in memory, in bytes.
 fn weight(found: &IndexedFile) -> usize {
     let names: usize = found.names.iter().map(|name| name.len() + 32).sum();
     256 + names + found.providers.len() * 128
 }
 
-/// Everything the index knows by this, up to [`MAX_FILES`] and [`MOST_BYTES`].
+/// All files that match the query, up to [`MAX_FILES`] and [`MOST_BYTES`].
 ///
 /// # Errors
 /// As `IndexService.Query`.
@@ -117,7 +118,7 @@ pub(crate) async fn find(
     }
 }
 
-/// That nobody has it, and what to try.
+/// The not-found error, with a hint.
 pub(crate) fn unknown(query: &FileQuery) -> CommandError {
     let error = CommandError::new(Reason::NotFound, format!("no peer that is up has {query}"));
     match (query, query.damaged_id()) {
@@ -130,12 +131,12 @@ pub(crate) fn unknown(query: &FileQuery) -> CommandError {
     }
 }
 
-/// As a shell takes it.
+/// Quotes a name for the shell.
 fn quoted(name: &str) -> String {
     shlex::try_quote(name).map_or_else(|_| name.to_owned(), Into::into)
 }
 
-/// A found file as JSON.
+/// A file as JSON.
 pub(crate) fn object(found: &IndexedFile) -> serde_json::Value {
     let providers: Vec<_> = found
         .providers

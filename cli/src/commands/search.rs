@@ -1,4 +1,4 @@
-//! `potluck search`: files by words of their names.
+//! `potluck search`: finds files by words in their names.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -19,22 +19,24 @@ use crate::{
     },
 };
 
-/// Results given unless more are asked for: what fits a few screens.
+/// Default number of results: a few screens.
 const DEFAULT_LIMIT: u64 = 100;
 
-/// Results asked for at once: the most that the index gives.
+/// Page size: the maximum that the index returns.
 const PAGE: u64 = 1000;
 
-/// Pages without a single result after which it gives up. An index looks at some ten thousand names for a page.
+/// Consecutive empty pages after which the search gives up. The index examines about ten thousand
+/// names per page.
 const MAX_EMPTY: u32 = 500;
 
-/// How often a page is asked for again where the index has too much to do, or wants this caller to wait.
+/// Maximum retries for a page if the index is busy or limits the request rate.
 const MAX_WAITS: u32 = 30;
 
-/// Longest such wait.
+/// Maximum wait before a retry.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
-/// Results that are remembered so that none is printed twice: a file with a great many names can come on several pages.
+/// Number of results remembered to avoid printing duplicates. A file with very many names can
+/// appear on several pages.
 const REMEMBERED: usize = 100_000;
 
 const EXAMPLES: &str = "\
@@ -43,28 +45,28 @@ Examples:
   potluck search               everything the index knows
   potluck search --all --json  every match, one JSON object a page";
 
-/// Find files by words, or beginnings of words, of their names
+/// Find files by words, or beginnings of words, in their names
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct SearchArgs {
-    /// Words that the name must have, all of them; none: everything
+    /// Words that the name must contain, all of them; without words, every file matches
     words: Vec<String>,
 
-    /// Most results to give
+    /// Maximum number of results
     #[arg(long, value_name = "N", default_value_t = DEFAULT_LIMIT, conflicts_with = "all",
         value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
 
-    /// Give every result, page after page
+    /// Print all results, page after page
     #[arg(long)]
     all: bool,
 
-    /// Go on where `next_page` of an earlier answer says
+    /// Continue from the `next_page` token of an earlier answer
     #[arg(long, value_name = "TOKEN")]
     page: Option<String>,
 }
 
-/// Searches, and prints page after page.
+/// Searches and prints the results page by page.
 pub(crate) async fn run(context: &CommandContext, args: SearchArgs) -> Result<(), CommandError> {
     let index = context.index_to_ask().await?;
     let query = args.words.join(" ");
@@ -86,7 +88,7 @@ pub(crate) async fn run(context: &CommandContext, args: SearchArgs) -> Result<()
         found += answer.files.len();
         empty = if answer.files.is_empty() { empty + 1 } else { 0 };
         if context.out.is_json() {
-            // The last object of all says whether there is more.
+            // The last object has `next_page` set if there are more results.
             if !answer.files.is_empty() || page.is_none() || empty == MAX_EMPTY {
                 context.out.object(&Objects {
                     files: &answer.files,
@@ -126,7 +128,7 @@ pub(crate) async fn run(context: &CommandContext, args: SearchArgs) -> Result<()
     Ok(())
 }
 
-/// A page as JSON, which is made for one file at a time.
+/// A page of results. Serialized one file at a time to save memory.
 #[derive(serde::Serialize)]
 struct Objects<'a> {
     #[serde(serialize_with = "objects")]
@@ -138,7 +140,7 @@ fn objects<S: serde::Serializer>(files: &&[IndexedFile], serializer: S) -> Resul
     serializer.collect_seq(files.iter().map(object))
 }
 
-/// Asks for a page; waits where the index says so.
+/// Requests a page; waits and retries if the index is busy or limits the request rate.
 ///
 /// # Errors
 /// As `IndexService.Search`.
@@ -168,7 +170,7 @@ fn object(found: &IndexedFile) -> serde_json::Value {
     })
 }
 
-/// Found files as a table: where several fit, to choose one by its id.
+/// Formats files as a table with ids, from which the user can choose one.
 pub(crate) fn lines(files: &[IndexedFile], width: Option<usize>) -> Vec<String> {
     let columns = [
         ("SIZE", Align::Right),
@@ -182,7 +184,7 @@ pub(crate) fn lines(files: &[IndexedFile], width: Option<usize>) -> Vec<String> 
     table::with_ids(&columns, rows, width)
 }
 
-/// The size for people; of a collection only its list's size is known to the index.
+/// The size as text. The index does not know the content size of a collection.
 fn size(found: &IndexedFile) -> String {
     match found.file.kind {
         potluck_core::model::FileKind::File => text::size(found.file.size),
@@ -190,7 +192,7 @@ fn size(found: &IndexedFile) -> String {
     }
 }
 
-/// The name that most peers use, and how many others there are.
+/// The most used name, and the number of other names.
 fn names(found: &IndexedFile) -> String {
     let first = found
         .names

@@ -1,4 +1,4 @@
-//! `potluck index` and `potluck peer`: the services, with their own flags.
+//! `potluck index` and `potluck peer`: run the services, with their own flags.
 
 use clap::Args;
 use potluck_core::Reason;
@@ -20,7 +20,7 @@ Examples:
 
 Other commands find it through the control socket in its home and use it.";
 
-/// Run an index: it knows which peers have which files
+/// Run an index, which knows which peers have which files
 #[derive(Debug, Args)]
 #[command(after_help = INDEX_EXAMPLES)]
 pub(crate) struct IndexArgs {
@@ -28,7 +28,7 @@ pub(crate) struct IndexArgs {
     pub(crate) options: potluck_index::Options,
 }
 
-/// Run a peer: it shares files, serves them to others, and fetches
+/// Run a peer, which shares, serves and downloads files
 #[derive(Debug, Args)]
 #[command(after_help = PEER_EXAMPLES)]
 pub(crate) struct PeerArgs {
@@ -36,7 +36,7 @@ pub(crate) struct PeerArgs {
     pub(crate) options: potluck_peer::Options,
 }
 
-/// Runs an index until told to stop.
+/// Runs an index until it is stopped.
 pub(crate) async fn index(context: &CommandContext, args: IndexArgs) -> Result<(), CommandError> {
     potluck_index::run(args.options, context.stop.clone())
         .await
@@ -51,12 +51,12 @@ pub(crate) async fn index(context: &CommandContext, args: IndexArgs) -> Result<(
         })
 }
 
-/// Runs a peer until told to stop.
+/// Runs a peer until it is stopped.
 pub(crate) async fn peer(context: &CommandContext, args: PeerArgs) -> Result<(), CommandError> {
     Ok(potluck_peer::run(args.options, context.stop.clone()).await?)
 }
 
-/// An error with what caused it, where the causes say more.
+/// An error's message, followed by those causes that it does not already contain.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,5 @@
-//! `potluck share`: share files and folders in place; without a daemon, for as long as the command runs.
+//! `potluck share`: shares files and folders in place. Without a running peer, serves them until
+//! the command is stopped.
 
 use std::{
     net::SocketAddr,
@@ -24,8 +25,8 @@ use crate::{
     },
 };
 
-/// Seconds to wait, unless told otherwise, until the index knows of what is shared: longer than some
-/// hundred thousand files take on a local network.
+/// Default wait for the index, in seconds. Several hundred thousand files take less on a local
+/// network.
 const DEFAULT_WAIT: u64 = 30;
 
 const EXAMPLES: &str = "\
@@ -45,27 +46,28 @@ pub(crate) struct ShareArgs {
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
 
-    /// Where to serve from if no peer is running [default: 127.0.0.1:12349, or a free port of this machine]
+    /// Address to serve from if no peer is running [default: 127.0.0.1:12349, or a free port of
+    /// this machine]
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
 
-    /// Seconds to wait at most until the index knows of what is shared
+    /// Maximum seconds to wait for the index to register the files
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_WAIT)]
     wait: u64,
 }
 
-/// What became of the paths.
+/// Results over all paths.
 #[derive(Debug, Default)]
 struct ShareTally {
     shared: u64,
-    /// What is shared, where it is told only once it is known whether the index knows of it.
+    /// Shared items whose JSON output waits for the registration result.
     items: Vec<Item>,
     failed: u64,
-    /// How the first that failed did.
+    /// Exit code of the first failure.
     first: Option<ExitStatus>,
 }
 
-/// Shares, and serves if nobody else does.
+/// Shares the paths. Serves them from this process if no peer is running.
 pub(crate) async fn run(context: &CommandContext, args: ShareArgs) -> Result<(), CommandError> {
     let paths = args
         .paths
@@ -105,14 +107,14 @@ async fn share_and_serve(
                     serve(context, peer, registration.registered).await?;
                 }
             }
-            // Ctrl-C is the way to end a share that serves.
+            // Ctrl-C is the normal way to end a share that serves.
             Err(_) if peer.ends_with_command() && context.stop.is_cancelled() => {}
             Err(error) => return Err(error),
         }
     }
     match tally.failed {
         0 => Ok(()),
-        // Of a path alone the code tells what is wrong with it.
+        // For a single path, the exit code is that of its failure.
         _ if alone && tally.shared == 0 => Err(CommandError::AlreadyReported(
             tally.first.unwrap_or(ExitStatus::Failed),
         )),
@@ -120,7 +122,7 @@ async fn share_and_serve(
     }
 }
 
-/// Shares all paths, printing each result as it comes.
+/// Shares all paths, and prints each result as it arrives.
 async fn share(
     context: &CommandContext,
     peer: &PeerHandle,
@@ -158,7 +160,7 @@ async fn share(
     Ok(tally)
 }
 
-/// A shared item for people.
+/// A shared item as text.
 fn item_lines(item: &Item) -> Vec<String> {
     vec![
         format!(
@@ -171,7 +173,7 @@ fn item_lines(item: &Item) -> Vec<String> {
     ]
 }
 
-/// Says whether others find what is shared, and what to try next.
+/// Reports whether the index has registered the files, so that other peers find them.
 fn tell_registration(context: &CommandContext, index: Option<&str>, registration: &Registration) {
     match (index, &registration.problem) {
         _ if registration.registered => context.out.note(
@@ -194,8 +196,8 @@ fn tell_registration(context: &CommandContext, index: Option<&str>, registration
     }
 }
 
-/// Serves from this process until told to stop, showing what goes out, and says when the index no
-/// longer knows of it and when it does again.
+/// Serves from this process until it is stopped. Shows the upload rate, and reports when the
+/// registration is lost or restored.
 async fn serve(
     context: &CommandContext,
     peer: &PeerHandle,
@@ -218,12 +220,12 @@ async fn serve(
     let mut sent = (Instant::now(), peer.status.uploaded);
     loop {
         tokio::select! {
-            // Both only wait.
+            // Cancel-safe: both arms only wait.
             () = context.stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
         let status = peer.control.status().await?;
-        // An index that is full holds the lease, and does not know of everything.
+        // A full index may hold the lease without having all files.
         let known = status.registered && status.index_error.is_none();
         if known != registered {
             registered = known;
@@ -242,7 +244,7 @@ async fn serve(
     }
 }
 
-/// Says that the index no longer knows of what is served, or that it does again.
+/// Reports that the registration was lost or restored.
 fn tell_change(context: &CommandContext, status: &Status, known: bool) -> Result<(), CommandError> {
     let problem = status.index_error.as_ref().filter(|_| !known);
     if context.out.is_json() {

@@ -1,4 +1,4 @@
-//! `potluck status`: index and peer in one look.
+//! `potluck status`: shows the state of the index and the peer.
 
 use clap::Args;
 use console::style;
@@ -15,12 +15,13 @@ Examples:
   potluck status             is everything up?
   potluck status --json      for programs; exit code 5 where something is down";
 
-/// Show how the index and the peer are doing
+/// Show the state of the index and the peer
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct StatusArgs {}
 
-/// Asks both and prints; fails if the index, or a peer that was named, does not answer.
+/// Queries both and prints their state. Fails if the index, or a peer given by `--peer`, does not
+/// answer.
 pub(crate) async fn run(context: &CommandContext, _: StatusArgs) -> Result<(), CommandError> {
     let (peer, peer_fail) = match context.running_peer().await {
         Ok(peer) => (peer, None),
@@ -28,7 +29,7 @@ pub(crate) async fn run(context: &CommandContext, _: StatusArgs) -> Result<(), C
     };
     let index = context.index_of(peer.as_deref())?;
     let peer = match &peer {
-        // What it said when it was found may be old in a session.
+        // Query again: in a prompt session, the status from connection time may be old.
         Some(peer) => Some((
             peer.control.status().await?,
             peer.control.endpoint().clone(),

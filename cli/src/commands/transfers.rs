@@ -1,4 +1,4 @@
-//! `potluck transfers`: the peer's downloads, and holding, continuing, ending or adjusting them.
+//! `potluck transfers`: lists, pauses, resumes, cancels and adjusts the peer's downloads.
 
 use std::str::FromStr;
 
@@ -38,13 +38,13 @@ pub(crate) struct TransfersArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Hold transfers
+    /// Pause transfers
     Pause(Targets),
-    /// Let paused or failed transfers go on
+    /// Resume paused or failed transfers
     Resume(Targets),
-    /// End transfers and remove what they had fetched
+    /// Cancel transfers and remove their partial content
     Cancel(Targets),
-    /// Change how fast transfers may be and how much they count, at once and for good
+    /// Change the rate limit and priority of transfers; applies immediately and is saved
     Adjust(AdjustArgs),
 }
 
@@ -57,37 +57,37 @@ struct AdjustArgs {
     terms: LimitArgs,
 }
 
-/// What a transfer is held to; what is not named stays.
+/// The limits to change; those not given stay as they are.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 struct LimitArgs {
-    /// Most bytes a second, as in 10MiB; 0: no limit of its own
+    /// Maximum bytes per second, e.g. 10MiB; 0: no limit
     #[arg(long, value_name = "RATE")]
     limit: Option<ByteSize>,
 
-    /// How much it counts beside the peer's other transfers: 30 gets three times what 10 gets
+    /// Relative weight among the peer's downloads: 30 gets three times the rate of 10
     #[arg(long, value_name = "1-100", value_parser = priority())]
     priority: Option<u32>,
 }
 
-/// Reads a priority.
+/// The value parser for a priority.
 pub(crate) fn priority() -> RangedU64ValueParser<u32> {
     RangedU64ValueParser::new().range(1..=100)
 }
 
 #[derive(Debug, Args)]
 struct Targets {
-    /// Numbers of transfers, or ids of what they fetch
+    /// Transfer numbers, or ids of the files that they download
     #[arg(value_name = "NUMBER|ID", required = true)]
     targets: Vec<TransferArg>,
 }
 
-/// A transfer as people name it.
+/// Identifies a transfer on the command line.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum TransferArg {
-    /// As `potluck transfers` numbers it.
+    /// The number shown by `potluck transfers`.
     Number(u64),
-    /// The newest of this file.
+    /// The newest transfer of this file.
     File(FileId),
 }
 
@@ -102,7 +102,7 @@ impl FromStr for TransferArg {
     }
 }
 
-/// Lists or acts.
+/// Lists the transfers, or applies the action.
 pub(crate) async fn run(context: &CommandContext, args: TransfersArgs) -> Result<(), CommandError> {
     let peer = context.daemon().await?;
     let transfers = peer.control.transfers().await?;
@@ -137,7 +137,7 @@ fn action_line(action: &Action, transfer: &Transfer) -> String {
     )
 }
 
-/// What a transfer is held to, for people.
+/// The limit and priority of a transfer, as text.
 pub(crate) fn limits_text(transfer: &Transfer) -> String {
     let limit = match transfer.limit {
         0 => "no limit of its own".to_owned(),
@@ -161,7 +161,7 @@ async fn act(peer: &PeerHandle, action: &Action, number: u64) -> Result<Transfer
 fn number(target: TransferArg, transfers: &[Transfer]) -> Result<u64, CommandError> {
     match target {
         TransferArg::Number(number) => Ok(number),
-        // Newest first.
+        // The list is ordered newest first.
         TransferArg::File(id) => transfers
             .iter()
             .find(|t| t.file == id)

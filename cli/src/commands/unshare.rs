@@ -1,4 +1,4 @@
-//! `potluck unshare`: stop sharing something.
+//! `potluck unshare`: stops sharing files and folders.
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ No file is deleted.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct UnshareArgs {
-    /// Ids or paths of what is shared; `potluck ls` lists it
+    /// Ids or paths of shared items; `potluck ls` lists them
     #[arg(value_name = "ID|PATH", required = true)]
     targets: Vec<String>,
 }
@@ -39,7 +39,7 @@ pub(crate) async fn run(context: &CommandContext, args: UnshareArgs) -> Result<(
 
 async fn remove(context: &CommandContext, peer: &PeerHandle, targets: &[String]) -> Result<(), CommandError> {
     for target in targets {
-        // A path that looks like an id is still reachable as ./PATH.
+        // A path that looks like an id can be given as `./PATH`.
         let what = match target.parse::<FileId>() {
             Ok(id) => SharedTarget::File(id),
             Err(_) => SharedTarget::Path(local_hash::absolute(Path::new(target))?),

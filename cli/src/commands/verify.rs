@@ -1,4 +1,4 @@
-//! `potluck verify`: whether a file or folder is what an id says, without any network.
+//! `potluck verify`: checks a file or folder against an id, without network access.
 
 use std::path::PathBuf;
 
@@ -14,23 +14,24 @@ Examples:
   potluck verify 3f9a…(64 digits) model.bin   exit code 0 if it is, 4 if not
   potluck verify 3f9a…(64 digits) photos/     a folder, every file in it";
 
-/// Check a file or folder against an id, without any network
+/// Check a file or folder against an id, without network access
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct VerifyArgs {
-    /// The id it should have
+    /// Expected id
     id: FileId,
-    /// The file or folder
+    /// File or folder to check
     path: PathBuf,
 }
 
-/// Hashes and compares.
+/// Hashes the path and compares the ids.
 pub(crate) async fn run(context: &CommandContext, args: VerifyArgs) -> Result<(), CommandError> {
     let hashed = local_hash::hash(context, &args.path).await?;
     let path = local_hash::absolute(&args.path)?;
     let not_kept = match hashed.record.id == args.id {
         true => None,
-        // The peer that fetched it may know what the file system could not keep.
+        // The manifest that the downloading peer kept has the modes and links that the file system
+        // could not store.
         false => crate::peer::default_home()
             .ok()
             .and_then(|home| kept_manifest(&home, args.id))

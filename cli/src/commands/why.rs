@@ -1,4 +1,4 @@
-//! `potluck why`: what a transfer is doing, and what holds it up.
+//! `potluck why`: explains what a transfer is doing and what delays it.
 
 use clap::Args;
 use console::style;
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// Runs of missing units shown: the scarcest, which hold a transfer up.
+/// Maximum number of runs of missing units shown, the rarest first.
 const MAX_RUNS: usize = 20;
 
 const EXAMPLES: &str = "\
@@ -26,16 +26,16 @@ Examples:
   potluck why 3f9a…(64 digits)     the newest transfer of this file
   potluck why 3                    transfer number 3 of `potluck transfers`";
 
-/// Explain what a transfer is doing: its peers, what is missing, and where it could come from
+/// Explain what a transfer is doing: its peers, the missing pieces, and who has them
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct WhyArgs {
-    /// An id, or the number of a transfer
+    /// Id of a file, or number of a transfer
     #[arg(value_name = "ID|NUMBER")]
     target: TransferArg,
 }
 
-/// Asks the peer and prints.
+/// Queries the peer and prints the explanation.
 pub(crate) async fn run(context: &CommandContext, args: WhyArgs) -> Result<(), CommandError> {
     let peer = context.daemon().await?;
     let which = match args.target {

@@ -1,6 +1,8 @@
-//! `potluck demo`: an index and four peers on this machine; one file comes from three of them at once.
+//! `potluck demo`: runs an index and four peers on this machine, and downloads one file from three
+//! of them at once.
 //!
-//! Everything is real (services, ports, verification) but in one process and one temporary folder, which is gone at the end.
+//! Services, ports and verification are real. Everything runs in one process and in one temporary
+//! folder, which is removed at the end.
 
 mod network;
 mod sample;
@@ -31,10 +33,10 @@ use crate::{
     output::{draw, progress::ProgressLines, text},
 };
 
-/// How long the index may take to learn of all who share: all of it happens on this machine.
+/// How long the index may take to list all three providers; everything runs on this machine.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How often the index is asked.
+/// Poll interval of the index.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(20);
 
 const EXAMPLES: &str = "\
@@ -42,15 +44,15 @@ Examples:
   potluck demo                256 MiB made for it
   potluck demo big.iso        a file or folder of yours; it is only read";
 
-/// Watch the main job on this machine: one file shared by three peers, fetched from all of them at once
+/// Watch one file come from three peers at once, all on this machine
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct DemoArgs {
-    /// What to share, a file or folder [default: 256 MiB made for it]
+    /// File or folder to share [default: a generated file of 256 MiB]
     file: Option<PathBuf>,
 }
 
-/// Builds the network, runs the main job on it, and takes it down again whatever happens.
+/// Starts the network, runs the demo, and stops the network even if the demo fails.
 pub(crate) async fn run(context: &CommandContext, args: DemoArgs) -> Result<(), CommandError> {
     let network = context.stoppable(DemoNetwork::start()).await?;
     let done = run_on(context, &network, args.file.as_deref()).await;
@@ -141,7 +143,8 @@ fn step(context: &CommandContext, number: u32, what: &str) {
     ));
 }
 
-/// All three share the same file, in place, each hashing it as a peer does; the item as the first sees it.
+/// Lets all three peers hash and share the same file. Returns the item as the first peer reports
+/// it.
 async fn share_by_all(
     context: &CommandContext,
     network: &DemoNetwork,
@@ -180,7 +183,7 @@ async fn share(
     ))
 }
 
-/// Waits until the index names all three.
+/// Waits until the index lists all three providers.
 async fn wait_until_announced(network: &DemoNetwork, id: FileId) -> Result<(), CommandError> {
     let deadline = Instant::now() + ANNOUNCE_TIMEOUT;
     loop {

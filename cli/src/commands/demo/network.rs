@@ -1,4 +1,5 @@
-//! The demo's network: an index and four peers in this process, on free ports, in one temporary folder.
+//! The demo's network: an index and four peers in this process, on free ports, in one temporary
+//! folder.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -14,13 +15,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{context::PeerHandle, control::ControlClient, error::CommandError, peer::ConnectedPeer};
 
-/// Peers that share.
+/// Number of peers that share the file.
 const SHARERS: usize = 3;
 
-/// How long everything may take to stop.
+/// How long all services together may take to stop.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Running services, and the folder that is removed with them.
+/// Running services, and the temporary folder that is removed with them.
 #[derive(Debug)]
 pub(crate) struct DemoNetwork {
     index: Endpoint,
@@ -33,7 +34,7 @@ pub(crate) struct DemoNetwork {
 }
 
 impl DemoNetwork {
-    /// Starts everything.
+    /// Starts the index and the peers.
     pub(crate) async fn start() -> Result<Self, CommandError> {
         let folder = tempfile::Builder::new()
             .prefix("potluck-demo-")
@@ -46,7 +47,7 @@ impl DemoNetwork {
             store: potluck_index::StoreConfig::Sled(folder.path().join("index")),
             ..potluck_index::Config::default()
         };
-        // From here on a failure must take down what runs: the guard cancels on every way out but the last.
+        // If a later step fails, the guard cancels the services that already run.
         let guard = shutdown.clone().drop_guard();
         let index_task = tokio::spawn(potluck_index::serve(listener, index_config, shutdown.clone()));
         let mut peers = Vec::new();
@@ -75,12 +76,12 @@ impl DemoNetwork {
         })
     }
 
-    /// The folder of everything.
+    /// The temporary folder.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Where the fetched file goes.
+    /// The folder that the download goes to.
     pub(crate) fn download_folder(&self) -> PathBuf {
         self.peers[SHARERS].home.join("files")
     }
@@ -95,7 +96,7 @@ impl DemoNetwork {
         IndexClient::new(self.index.clone())
     }
 
-    /// The peers' addresses, the fetching one last.
+    /// The peers' addresses; the downloading peer is last.
     pub(crate) fn addresses(&self) -> Vec<String> {
         self.peers
             .iter()
@@ -108,19 +109,19 @@ impl DemoNetwork {
         self.sharers.iter()
     }
 
-    /// The peer that fetches.
+    /// The peer that downloads.
     pub(crate) const fn downloader(&self) -> &PeerHandle {
         &self.downloader
     }
 
-    /// Stops everything and removes the folder.
+    /// Stops all services and removes the folder.
     pub(crate) async fn stop(self) {
         self.shutdown.cancel();
         let all = async {
             for peer in self.peers {
                 peer.join().await;
             }
-            // Its failure would have shown in what the peers could do.
+            // Ignore the result: a failure of the index would have shown in the peers.
             let _ = self.index_task.await;
         };
         if tokio::time::timeout(GRACE, all).await.is_err() {

@@ -1,4 +1,4 @@
-//! The demo's file, and whether its copy is the same.
+//! Generates the demo's file, and compares the download with it.
 
 use std::{
     fs::File,
@@ -11,16 +11,16 @@ use rand::{Rng as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
 
 use crate::{commands::local_hash, context::CommandContext, error::CommandError};
 
-/// Size of the file made for the demo, in bytes: a second or so of transfer, long enough to watch.
+/// Size of the generated file, in bytes. It takes about a second to transfer, long enough to watch.
 const SAMPLE_SIZE: usize = 256 * 1024 * 1024;
 
-/// What is made or compared at once, in bytes.
+/// Block size for writing and comparing, in bytes.
 const BLOCK: usize = 1024 * 1024;
 
-/// Always the same file, so that its id can be told in advance.
+/// Fixed seed, so that the file's id is always the same.
 const SEED: u64 = 0x90_71_0c;
 
-/// Makes the file in `folder`.
+/// Generates the file in `folder`.
 pub(crate) async fn make(context: &CommandContext, folder: &Path) -> Result<PathBuf, CommandError> {
     let path = folder.join("potluck-demo.bin");
     let writing = path.clone();
@@ -50,7 +50,7 @@ pub(crate) async fn make(context: &CommandContext, folder: &Path) -> Result<Path
     }
 }
 
-/// Whether the copy is the original, byte for byte; of a folder, by hashing all of it.
+/// Whether the copy equals the original: byte for byte for a file, by id for a folder.
 pub(crate) async fn compare(
     context: &CommandContext,
     original: &Path,

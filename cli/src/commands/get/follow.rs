@@ -1,4 +1,4 @@
-//! Follows a fetch to its end, its owner's Ctrl-C, or the end of patience.
+//! Follows a download until it ends, the user interrupts it, or it stalls for too long.
 
 use std::{
     pin::pin,
@@ -20,22 +20,26 @@ use crate::{
     output::{progress::ProgressLines, text},
 };
 
-/// Least time between two progress objects: enough for any display, and no flood for a log.
+/// Minimum time between two progress objects: often enough for a display, and not too much for a
+/// log.
 const OBJECT_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How long a transfer may wait without anything coming.
+/// How long a transfer may wait without progress.
 #[derive(Debug)]
 pub(crate) struct WaitLimit {
-    /// How long.
+    /// The maximum wait.
     pub(crate) wait: Duration,
-    /// What to say when it is over, where that is known better than by the transfer.
+    /// The error to report when the wait is over, if it is more precise than the transfer's own
+    /// error.
     pub(crate) error: Option<CommandError>,
 }
 
-/// Fetches as ordered, showing how it goes. `again` is the command that goes on after an interruption; `None`: nothing is kept then.
+/// Starts a download and shows its progress. `resume` is the shell command that resumes it after an
+/// interruption; `None` if no partial content is kept.
 ///
 /// # Errors
-/// As the transfer failed; [`crate::error::Exit::Interrupted`] after Ctrl-C, with everything fetched kept.
+/// The transfer's error; [`crate::error::ExitStatus::Interrupted`] after Ctrl-C, with the verified
+/// pieces kept.
 pub(crate) async fn follow(
     context: &CommandContext,
     peer: &PeerHandle,
@@ -56,7 +60,8 @@ pub(crate) async fn follow(
     let mut stuck = StallWatch::default();
     loop {
         let event = tokio::select! {
-            // Cancel-safe: an event not taken stays in the stream, and the others only wait.
+            // Cancel-safe: an event that is not taken stays in the stream; the other arms only
+            // wait.
             event = events.next() => event,
             () = context.stop.cancelled() => {
                 drop(progress_lines);
@@ -79,7 +84,7 @@ pub(crate) async fn follow(
             if due {
                 reported_at = Some(Instant::now());
                 match context.out.object(&progress(&transfer)) {
-                    // The file is wanted though nobody listens any more.
+                    // The download continues if stdout is closed.
                     Err(CommandError::BrokenPipe) => heard = false,
                     reported_at => reported_at?,
                 }
@@ -101,7 +106,7 @@ pub(crate) async fn follow(
     }
 }
 
-/// Since when nothing comes, and what was said about it.
+/// Tracks how long a transfer has been stalled, and which reason was reported.
 #[derive(Debug, Default)]
 struct StallWatch {
     since: Option<tokio::time::Instant>,
@@ -112,7 +117,7 @@ struct StallWatch {
 impl StallWatch {
     fn update(&mut self, context: &CommandContext, transfer: &Transfer, wait: Duration) {
         let is_stuck = transfer.state == TransferState::Waiting && transfer.done <= self.done;
-        // A disk that hangs goes on by itself: it is told, and not given up.
+        // A disk that hangs may recover: report it, but do not time out.
         let hangs = transfer
             .error
             .as_ref()
@@ -125,7 +130,7 @@ impl StallWatch {
             false => None,
         };
         self.done = transfer.done;
-        // On a terminal the board says it.
+        // On a terminal, the progress lines show the reason.
         if let Some(error) = transfer.error.as_ref().filter(|_| is_stuck && !wait.is_zero()) {
             if self.reported != Some(error.reason) && !context.out.draws() {
                 context
@@ -136,7 +141,7 @@ impl StallWatch {
         }
     }
 
-    /// Ends when nothing came for `wait`.
+    /// Completes when there was no progress for `wait`.
     async fn timed_out(&self, wait: Duration) {
         match self.since.and_then(|since| since.checked_add(wait)) {
             Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -158,7 +163,7 @@ fn progress(transfer: &Transfer) -> serde_json::Value {
     })
 }
 
-/// How much there is, as the end of a sentence.
+/// How much is kept, as the end of a sentence.
 fn kept(transfer: &Transfer) -> String {
     match transfer.total {
         Some(total) => {
@@ -173,20 +178,22 @@ fn kept(transfer: &Transfer) -> String {
     }
 }
 
-/// Paused by somebody else, who may want it so: nothing is resumed here.
+/// The error for a transfer that someone else paused. It is not resumed here, because the pause may
+/// be intended.
 fn paused(context: &CommandContext, transfer: &Transfer) -> CommandError {
     let number = transfer.number;
     CommandError::new(Reason::Cancelled, format!("transfer {number} was paused"))
         .hint(transfers(context, "resume", number))
 }
 
-/// The command that does this to a transfer.
+/// The shell command for an action on a transfer.
 fn transfers(context: &CommandContext, action: &str, number: u64) -> String {
     context.command(["potluck", "transfers", action, &number.to_string()].map(ToOwned::to_owned))
 }
 
-/// Holds the transfer where it stands, if the peer is the command's own. With any other peer others may follow it, or it was left to
-/// the peer: that peer holds it by itself when it is nobody's any more, which it learns from this command's stream.
+/// Pauses the transfer if the peer runs in this process. Another peer may have other clients that
+/// follow the transfer; it pauses the transfer itself when the last of their streams closes, unless
+/// the transfer is detached.
 async fn pause_own(peer: &PeerHandle, transfer: Transfer) -> Transfer {
     match peer.ends_with_command() {
         true => peer.control.pause(transfer.number).await.unwrap_or(transfer),
@@ -194,7 +201,7 @@ async fn pause_own(peer: &PeerHandle, transfer: Transfer) -> Transfer {
     }
 }
 
-/// What becomes of the transfer at a peer that goes on after the command.
+/// Hint for a transfer at a peer that outlives the command.
 const STAYS_PAUSED: &str = "the peer holds it, unless it was detached or somebody else follows it";
 
 async fn stopped(peer: &PeerHandle, last: Option<Transfer>, resume: Option<&str>) -> CommandError {
@@ -234,11 +241,11 @@ async fn wait_limit_reached(
             .unwrap_or_else(|| CommandError::new(Reason::NoProviders, "nobody has it now"));
     };
     let number = transfer.number;
-    // With another peer than the command's own it stays in that peer's list: who else wants it is not known here.
+    // Another peer keeps the transfer in its list: it may have other followers.
     let stays = !peer.ends_with_command();
     let transfer = match transfer.done {
         0 if !stays => {
-            // Nothing to keep, and nothing to litter the list of transfers with. That it may fail changes nothing.
+            // Nothing was downloaded, so remove the transfer from the list. Ignore a failure.
             let _ = peer.control.cancel(number).await;
             transfer
         }
@@ -296,7 +303,7 @@ fn cut_off() -> Problem {
     )
 }
 
-/// The peer is gone in the middle.
+/// The error if the peer's stream breaks off.
 fn lost(problem: Problem, began: bool, resume: Option<&str>) -> CommandError {
     let resumes = began
         && matches!(

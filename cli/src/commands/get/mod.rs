@@ -1,4 +1,4 @@
-//! `potluck get`: fetch a file or folder from everyone who has it.
+//! `potluck get`: downloads a file or folder from all its providers.
 
 mod follow;
 mod progress;
@@ -23,7 +23,7 @@ use crate::{
 };
 use resolve::Candidate;
 
-/// How long to wait, unless told otherwise, while no peer has what is missing: a peer that restarts is back by then.
+/// Default wait in seconds while no peer has the missing pieces: long enough for a peer to restart.
 const DEFAULT_WAIT: u64 = 60;
 
 const EXAMPLES: &str = "\
@@ -38,7 +38,7 @@ is there already is checked and left alone; another file is never overwritten.
 With a peer running the file goes to the peer's files folder, else to the
 current folder.";
 
-/// Fetch a file or folder from everyone who has it, every piece verified
+/// Download a file or folder from all its providers, every piece verified
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct GetArgs {
@@ -46,40 +46,41 @@ pub(crate) struct GetArgs {
     #[arg(value_name = "ID|NAME|sha256:HEX")]
     pub(crate) want: FileQuery,
 
-    /// Where to put it: a new path, or a folder
+    /// Where to save it: a new path, or a folder
     #[arg(short, long, value_name = "PATH")]
     output: Option<PathBuf>,
 
-    /// Peers to ask besides those the index knows
+    /// Peers to ask in addition to those that the index lists
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', value_parser = parse_address)]
     from: Vec<Address>,
 
-    /// Most bytes a second, as in 10MiB
+    /// Maximum bytes per second, e.g. 10MiB
     #[arg(long, value_name = "RATE")]
     limit: Option<ByteSize>,
 
-    /// How much it counts beside the peer's other transfers: 30 gets three times what 10 gets [default: 10]
+    /// Relative weight among the peer's downloads: 30 gets three times the rate of 10 [default: 10]
     #[arg(long, value_name = "1-100", value_parser = crate::commands::transfers::priority())]
     priority: Option<u32>,
 
-    /// Seconds to wait while no peer has what is missing, or the disk is full
+    /// Seconds to wait while no peer has the missing pieces, or while the disk is full
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_WAIT)]
     wait: u64,
 
-    /// Leave it to the running peer and return at once; `potluck transfers` shows it
+    /// Let the running peer download it, and return at once; `potluck transfers` shows it
     #[arg(short, long)]
     detach: bool,
 
-    /// Fetch it also where it writes over 1 GiB and over ten times its distinct content
+    /// Allow a collection that writes over 1 GiB and over ten times its distinct content
     #[arg(long)]
     allow_expansion: bool,
 
-    /// Where to serve from meanwhile if no peer is running [default: 127.0.0.1:12349, or a free port of this machine]
+    /// Address to serve from while downloading, if no peer is running [default: 127.0.0.1:12349, or
+    /// a free port of this machine]
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
 }
 
-/// Finds out what is meant, fetches it, and tells how that went.
+/// Resolves the query, downloads the file, and reports the result.
 pub(crate) async fn run(context: &CommandContext, args: GetArgs) -> Result<(), CommandError> {
     let running = context.stoppable(context.running_peer()).await?;
     if args.detach && running.is_none() {
@@ -100,7 +101,7 @@ pub(crate) async fn run(context: &CommandContext, args: GetArgs) -> Result<(), C
     done
 }
 
-/// Fetches the first candidate that somebody serves and whose bytes are what was asked for.
+/// Tries the candidates in order until one download succeeds.
 async fn download_first(
     context: &CommandContext,
     peer: &PeerHandle,
@@ -140,20 +141,21 @@ async fn download_first(
                         .warn(format_args!("{} {why}, trying another", request.file));
                     first.get_or_insert(error);
                 }
-                // What is in the way is what was fetched of the first, which says how to go on.
+                // The target holds partial content of the first candidate, whose error says how to
+                // resume.
                 None if error.is(Reason::TargetExists) => return Err(first.unwrap_or(error)),
                 None => return Err(error),
             },
         }
     }
-    // Nothing found is told by `resolve`.
+    // Not reached in practice: `candidates` returns at least one.
     Err(CommandError::new(
         Reason::NotFound,
         format!("nobody has {}", args.want),
     ))
 }
 
-/// Why another candidate may do where one failed so.
+/// Why the next candidate may succeed after this error; `None` if it cannot.
 const fn why_another(error: &CommandError) -> Option<&'static str> {
     match error.exit() {
         Some(ExitStatus::Verification) => Some("is not what was asked for"),
@@ -162,7 +164,8 @@ const fn why_another(error: &CommandError) -> Option<&'static str> {
     }
 }
 
-/// Where it goes: as asked, else the current folder for a peer of this process, else the peer's own choice.
+/// The target: `--output`, or else the current folder for an in-process peer, or else `None` to let
+/// the peer choose.
 fn target(peer: &PeerHandle, args: &GetArgs) -> Result<Option<PathBuf>, CommandError> {
     let Some(output) = &args.output else {
         return match peer.is_own() {
@@ -173,7 +176,7 @@ fn target(peer: &PeerHandle, args: &GetArgs) -> Result<Option<PathBuf>, CommandE
         };
     };
     let target = PathBuf::from(crate::commands::local_hash::absolute(output)?);
-    // `-o new/` says that a folder is meant.
+    // A trailing slash, as in `-o new/`, means a folder.
     if output.as_os_str().as_encoded_bytes().ends_with(b"/") {
         std::fs::create_dir_all(&target)
             .map_err(|error| CommandError::io("make the folder", &target, &error))?;
@@ -181,7 +184,7 @@ fn target(peer: &PeerHandle, args: &GetArgs) -> Result<Option<PathBuf>, CommandE
     Ok(Some(target))
 }
 
-/// The command that goes on after an interruption, with every flag that changes what it does.
+/// The command that resumes the download, with every flag that affects it.
 fn resume_command(context: &CommandContext, args: &GetArgs) -> String {
     let query = match &args.want {
         FileQuery::Id(id) => id.to_string(),
@@ -210,7 +213,7 @@ fn numbers(value: Option<impl ToString>) -> Vec<String> {
     value.iter().map(ToString::to_string).collect()
 }
 
-/// A rate as `--limit` takes it, exactly.
+/// A rate in the syntax of `--limit`, without rounding.
 fn rate(rate: ByteSize) -> String {
     let bytes = rate.as_u64();
     let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];

@@ -1,4 +1,6 @@
-//! A transfer as lines of progress. Pure apart from remembering the order of rows, so that they stay where they are.
+//! Formats the progress of a transfer.
+//!
+//! Pure, except that [`PeerRows`] remembers the order of the peers so that rows do not move.
 
 use console::style;
 use potluck_core::model::Address;
@@ -8,26 +10,26 @@ use crate::{
     output::{draw, text},
 };
 
-/// Peers shown a line each: those that gave most.
+/// Maximum number of peers with a row of their own; those that sent the most bytes are shown.
 const MAX_ROWS: usize = 6;
 
-/// Width of the bar that shows a peer's share.
+/// Width of the bar for a peer's contribution, in columns.
 const SHARE_BAR: usize = 12;
 
-/// Width from which on there is room for a word more.
+/// Terminal width from which the word "unverified" fits, in columns.
 const WIDE: usize = 100;
 
-/// Widest address before it is cut.
+/// Maximum width of an address, in columns.
 const ADDRESS_WIDTH: usize = 24;
 
-/// The rows of peers, in the order in which they were first seen.
+/// The peers, in the order of their first appearance.
 #[derive(Debug, Default)]
 pub(crate) struct PeerRows {
     seen: Vec<Address>,
 }
 
 impl PeerRows {
-    /// The lines for a terminal of `width` columns.
+    /// Formats the transfer for a terminal of `width` columns.
     pub(crate) fn render(&mut self, transfer: &Transfer, width: usize) -> Vec<String> {
         for peer in &transfer.peers {
             if !self.seen.contains(&peer.address) {
@@ -88,10 +90,10 @@ fn head(transfer: &Transfer, width: usize) -> String {
     draw::bar_line(&name, transfer.done, total, &facts, width)
 }
 
-/// What a transfer that is not plainly running is doing.
+/// Describes a transfer whose state is not plain `Running`.
 fn activity(transfer: &Transfer) -> String {
     match (transfer.state, &transfer.error) {
-        // Something of it is on this machine already.
+        // Part of the content is on this machine already.
         (TransferState::Preparing, _) if transfer.done > 0 => "checking …".to_owned(),
         (TransferState::Preparing, _) => "looking for peers …".to_owned(),
         (TransferState::Finishing, _) => "putting it in its place …".to_owned(),
@@ -215,7 +217,7 @@ mod tests {
         now.total = Some(9 << 30);
         now.units_total = 2304;
         now.unverified = 3 << 20;
-        // A unit of 4 MiB comes in no time, then in minutes.
+        // A unit of 4 MiB first takes no time, then minutes.
         let line = |now: &Transfer| PeerRows::default().render(now, 200).swap_remove(0);
         assert!(!line(&now).contains("unverified"), "{}", line(&now));
         now.bytes_per_second = 24 << 10;

@@ -1,4 +1,4 @@
-//! What a finished fetch is told as.
+//! Reports a finished or detached download.
 
 use std::borrow::Cow;
 
@@ -16,10 +16,10 @@ use crate::{
     },
 };
 
-/// Sources listed for people; `--json` has them all.
+/// Maximum number of peers listed in text; `--json` lists all.
 const MAX_PEERS: usize = 12;
 
-/// Tells where it is and who gave how much; of a detached one, how to follow it.
+/// Prints the path and each peer's contribution; for a detached download, how to follow it.
 pub(crate) fn report(
     context: &CommandContext,
     transfer: &Transfer,
@@ -88,7 +88,7 @@ fn object(transfer: &Transfer) -> serde_json::Value {
     })
 }
 
-/// Why it is not called what others call it, where that is so because of how the name begins.
+/// A note if the file was saved under a different name because of a leading `.` or `-`.
 fn renamed(transfer: &Transfer) -> Option<String> {
     let rest = transfer.name.strip_prefix(['.', '-'])?;
     let saved = std::path::Path::new(&transfer.path).file_name()?.to_str()?;
@@ -100,7 +100,7 @@ fn renamed(transfer: &Transfer) -> Option<String> {
     })
 }
 
-/// Bytes that had to be fetched.
+/// Bytes that were downloaded.
 fn fetched(transfer: &Transfer) -> u64 {
     transfer.done.saturating_sub(transfer.resumed + transfer.copied)
 }
@@ -135,7 +135,7 @@ fn facts(transfer: &Transfer) -> String {
     )
 }
 
-/// Who gave how much, and who was refused and why.
+/// Each peer's contribution, and the peers that were banned, with the reason.
 fn peer_lines(peers: &[TransferPeer]) -> Vec<String> {
     let given: u64 = peers.iter().map(|peer| peer.bytes).sum();
     let mut table = Table::bare(vec![Align::Left, Align::Right, Align::Right, Align::Left]);

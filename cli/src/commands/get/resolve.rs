@@ -1,4 +1,4 @@
-//! From what was asked for to the files that it can be.
+//! Resolves the arguments of `get` to candidate files.
 
 use potluck_core::{
     FileId, Problem, Reason, Sha256,
@@ -14,13 +14,13 @@ use crate::{
     peer::ConnectedPeer,
 };
 
-/// Similar names offered where the one asked for is unknown.
+/// Number of similar names suggested for an unknown name.
 const SUGGESTIONS: u32 = 3;
 
-/// Pages of a search in which these are looked for: a page can be empty though there are more.
+/// Search pages read for suggestions; an empty page may be followed by others.
 const SUGGESTION_PAGES: u32 = 5;
 
-/// Providers told to a peer that uses another index, or none.
+/// Maximum number of providers passed to a peer that uses a different index, or none.
 const MAX_PASSED_PROVIDERS: usize = 100;
 
 /// A file to try.
@@ -30,16 +30,17 @@ pub(crate) struct Candidate {
     pub(crate) name: Option<String>,
     pub(crate) sha256: Option<Sha256>,
     pub(crate) providers: Vec<Address>,
-    /// Whether somebody is known to have it; else only a copy on this machine can help.
+    /// Whether any provider is known. Without one, only a local copy can satisfy the request.
     pub(crate) has_providers: bool,
-    /// What to say if it cannot be had though nobody is known to have it.
+    /// The error to report if no provider is known and the download fails.
     pub(crate) error: Option<CommandError>,
 }
 
-/// What can be meant, at least one.
+/// The files that match the arguments; at least one.
 ///
 /// # Errors
-/// Not found; ambiguous, with the choice printed; the index unreachable where only it can tell.
+/// [`Reason::NotFound`] if nothing matches; [`Reason::AmbiguousName`] if several files have the
+/// name, after printing them; an index failure if the query is not an id.
 pub(crate) async fn candidates(
     context: &CommandContext,
     peer: Option<&ConnectedPeer>,
@@ -47,7 +48,7 @@ pub(crate) async fn candidates(
 ) -> Result<Vec<Candidate>, CommandError> {
     let looked_up = match context.index_of(peer) {
         Ok(index) => look_up(&index, &args.want).await,
-        // Without an index an id and somebody to ask are enough.
+        // An id and explicit peers are enough without an index.
         Err(error) if args.from.is_empty() || !matches!(args.want, FileQuery::Id(_)) => return Err(error),
         Err(_) => Ok(Vec::new()),
     };
@@ -94,7 +95,7 @@ fn by_id(
             sha256: None,
             providers: args.from.clone(),
             has_providers: !args.from.is_empty(),
-            // Of peers that were named the transfer knows more than the index does.
+            // With explicit peers, the transfer's own error is more precise.
             error: error.filter(|_| args.from.is_empty()),
         },
     }
@@ -120,7 +121,7 @@ fn from_indexed_file(
     }
     Candidate {
         id: found.file.id,
-        // As the index shows it, unless asked for by another of its names.
+        // The name that was asked for, or else the most used one.
         name: name
             .or_else(|| found.names.first().map(String::as_str))
             .map(ToOwned::to_owned),
@@ -131,7 +132,7 @@ fn from_indexed_file(
     }
 }
 
-/// Whether the peer asks another index than the one that was just asked.
+/// Whether the peer uses a different index from the one that was queried.
 fn other_index(context: &CommandContext, peer: Option<&ConnectedPeer>) -> bool {
     let asked = context
         .index_of(peer)
@@ -147,7 +148,7 @@ fn other_index(context: &CommandContext, peer: Option<&ConnectedPeer>) -> bool {
     })
 }
 
-/// Several files of one name: prints the choice.
+/// Prints the files that share the name, and returns the error.
 fn ambiguous(context: &CommandContext, name: &str, files: &[IndexedFile]) -> CommandError {
     let printed = match context.out.is_json() {
         true => context.out.object(&query::Objects { files }),
@@ -163,13 +164,14 @@ fn ambiguous(context: &CommandContext, name: &str, files: &[IndexedFile]) -> Com
     CommandError::new(Reason::AmbiguousName, message).hint("nothing was fetched; choose one: potluck get ID")
 }
 
-/// That it is unknown, with names that are near.
+/// The not-found error, with similar names as hints.
 async fn suggest(index: Option<&IndexClient>, query: &FileQuery) -> CommandError {
     let error = query::unknown(query);
     let (FileQuery::Name(name), Some(index)) = (query, index) else {
         return error;
     };
-    // Only a courtesy: an error here changes nothing. The extension says little and is left out.
+    // Suggestions are optional, so errors are ignored. The file extension is too common to search
+    // for.
     let words = name.rsplit_once('.').map_or(name.as_str(), |(stem, _)| stem);
     let mut near = index.search(words, SUGGESTIONS, None).await.unwrap_or_default();
     for _ in 1..SUGGESTION_PAGES {
