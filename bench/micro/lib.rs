@@ -1,1 +1,1 @@
-//! Nothing but benchmarks: `cargo bench -p potluck-bench-micro`.
+//! Benchmarks only; run `cargo bench -p potluck-bench-micro`.

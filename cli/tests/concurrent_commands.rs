@@ -1,4 +1,5 @@
-//! Commands beside others on the same machine: who follows the same transfer, who has the home, and what is no peer to talk to.
+//! Commands that run at the same time on one machine: several followers of a transfer, a locked
+//! home, and sockets that are not a peer's.
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
@@ -12,7 +13,7 @@ fn control(peer: &Service) -> String {
     format!("unix:{}", peer.home.join("control.sock").display())
 }
 
-/// Waits until a `get --json` has some of the file.
+/// Waits until a `get --json` has part of the file.
 #[track_caller]
 fn has_some(get: &Service) {
     loop {
@@ -124,14 +125,14 @@ fn ctrl_c_works_while_a_peer_does_not_answer() {
         let sandbox = Sandbox::without_index();
         let home = sandbox.default_home();
         fs::create_dir_all(&home).unwrap();
-        // Connections are taken by the system, and nobody ever says anything.
+        // The system accepts connections, but nothing ever answers.
         let silent = UnixListener::bind(home.join("control.sock")).unwrap();
         let mut command = sandbox.command();
         let mut started = Service::start(command.args(args));
         let _looks = silent.accept().unwrap();
         let begun = std::time::Instant::now();
         assert_eq!(started.interrupt().code(), Some(130), "{args:?}");
-        // It would be given up after 15 seconds by itself.
+        // Without the signal, the command times out after 15 seconds.
         assert!(begun.elapsed().as_secs() < 10, "{args:?}");
     }
 }
@@ -165,6 +166,6 @@ fn a_token_file_that_is_there_and_cannot_be_read_is_not_missing() {
         sandbox.run(&args).expect(code).error()["error"].clone()
     };
     assert_eq!(with("nowhere", 3), "not_found");
-    // A folder.
+    // `.` is a folder.
     assert_eq!(with(".", 2), "invalid_argument");
 }

@@ -1,4 +1,4 @@
-//! The demo: a whole network in one command, and nothing of it left.
+//! `potluck demo`: the whole run, and that it leaves nothing behind.
 
 mod support;
 
@@ -32,7 +32,7 @@ fn ctrl_c_ends_the_demo_without_a_trace() {
     let sandbox = Sandbox::without_index();
     let mut command = sandbox.command();
     let mut demo = Service::start(command.args(["demo", "--json"]));
-    // Begun to make its file, or further on.
+    // The demo is generating its file, or is further on.
     wait_until("the demo has begun", || {
         fs::read_dir(sandbox.dir.path())
             .unwrap()

@@ -1,4 +1,5 @@
-//! The verbs against real services: an index, peers with homes of their own, and commands that are their own peers.
+//! The commands against real services: an index, peers with homes of their own, and in-process
+//! peers.
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
@@ -12,14 +13,14 @@ use std::{
 
 use support::{Sandbox, Service, bytes, finish, wait_until};
 
-/// Large enough to be interrupted at the given rate.
+/// File size in bytes: large enough to interrupt the download at the rate that the test sets.
 const LARGE: usize = 12 << 20;
 
 fn control(peer: &Service) -> String {
     format!("unix:{}", peer.home.join("control.sock").display())
 }
 
-/// Shares through a daemon and waits until the index knows; the id.
+/// Shares a file through a daemon and waits until the index lists it. Returns the id.
 #[track_caller]
 fn share(sandbox: &Sandbox, peer: &Service, path: &str) -> String {
     let object = sandbox
@@ -141,7 +142,7 @@ fn get_without_a_daemon_saves_into_the_current_folder() {
     assert_eq!(done["sources"][0]["bytes"], 3_000_000);
     assert!(done["sources"][0]["reason"].is_null());
     assert!(fs::read(sandbox.work().join("x.bin")).unwrap() == bytes(3_000_000, 1));
-    // Again: left alone, and done.
+    // The second download leaves the complete file as it is.
     assert!(
         sandbox
             .run(&["get", &id])
@@ -149,14 +150,14 @@ fn get_without_a_daemon_saves_into_the_current_folder() {
             .stdout
             .contains("already there")
     );
-    // Another file of that name is never overwritten.
+    // A different file with the same name is never overwritten.
     fs::write(sandbox.work().join("x.bin"), "precious").unwrap();
     assert_eq!(
         sandbox.run(&["get", &id, "--json"]).expect(1).error()["error"],
         "target_exists"
     );
     assert_eq!(fs::read(sandbox.work().join("x.bin")).unwrap(), b"precious");
-    // Elsewhere it may go: to a new path, into a folder, into a folder to be made.
+    // Other targets work: a new path, and a folder that is created.
     sandbox.run(&["get", &id, "-o", "y.bin"]).expect(0);
     sandbox.run(&["get", &id, "-o", "new/"]).expect(0);
     for copy in ["y.bin", "new/x.bin"] {
@@ -174,7 +175,7 @@ fn get_with_a_daemon_saves_into_its_files_folder() {
     let daemon = sandbox.peer_in(&sandbox.default_home(), &[]);
     sandbox.file("x.bin", 300_000, 1);
     let id = share(&sandbox, &source, "x.bin");
-    // Found by its socket in the default home, without being named.
+    // The peer is found by its socket in the default home, without `--peer`.
     sandbox.run(&["get", &id]).expect(0);
     assert!(fs::read(daemon.home.join("files/x.bin")).unwrap() == bytes(300_000, 1));
     let transfer = sandbox.run(&["transfers", "--json"]).expect(0).object();
@@ -273,10 +274,10 @@ fn share_and_get_need_no_daemon_at_all() {
     let object: serde_json::Value = serde_json::from_str(&sharing.line()).unwrap();
     let id = object["id"].as_str().unwrap();
     sandbox.eventually(&["query", id]);
-    // The default home is in use: the other peer takes a temporary one.
+    // The default home is locked, so this command's peer uses a temporary home.
     sandbox.run(&["get", id]).expect(0);
     assert!(fs::read(sandbox.work().join("x.bin")).unwrap() == bytes(1_000_000, 1));
-    // Nobody takes the command for a daemon, and its library is not looked after behind its back.
+    // Other commands do not mistake the sharing command for a daemon, and do not open its library.
     assert_eq!(
         sandbox.run(&["transfers", "--json"]).expect(5).error()["error"],
         "unreachable"
@@ -287,7 +288,7 @@ fn share_and_get_need_no_daemon_at_all() {
     );
     assert_eq!(sharing.interrupt().code(), Some(0), "the way to end sharing");
     sandbox.run(&["query", id]).expect(3);
-    // What was shared is remembered, and can be looked at and taken back.
+    // The library persists: it can be listed and changed after the command.
     assert_eq!(sandbox.run(&["ls", "--json"]).expect(0).object()["id"], id);
     sandbox.run(&["unshare", "src/x.bin"]).expect(0);
     assert_eq!(sandbox.run(&["ls", "--json"]).expect(0).stdout, "");
@@ -353,7 +354,7 @@ fn a_killed_get_goes_on_in_the_next_run() {
     assert!(fs::read(sandbox.work().join("x.bin")).unwrap() == bytes(LARGE, 1));
 }
 
-/// A `get` that has some of the file, and not all.
+/// Starts a `get`, and returns when it has part of the file.
 fn begin(sandbox: &Sandbox, id: &str) -> Service {
     let mut command = sandbox.command();
     let get = Service::start(command.args(["get", id, "--json"]));
@@ -415,7 +416,8 @@ fn something_that_is_not_potluck_is_unreachable() {
         .run(&["search", "x", "--index", &url, "--json"])
         .expect(5)
         .error();
-    // Where it hangs up before it is asked anything, nobody can tell what it was.
+    // If the server closes the connection before it reads a request, the client cannot tell what
+    // kind of server it is.
     assert!(
         ["not_potluck", "unreachable"].contains(&error["error"].as_str().unwrap()),
         "{error}"

@@ -1,4 +1,4 @@
-//! `get --from`: peers named by hand that cannot serve, and what is said of each.
+//! `get --from` with peers that cannot serve the file, and the error reported for each.
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
@@ -14,7 +14,8 @@ use support::{Finished, Sandbox};
 
 const ID: &str = "3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a";
 
-/// Says it for people and in JSON.
+/// Runs `get` with and without `--json`; asserts the exit code, the error word, and texts in the
+/// message.
 #[track_caller]
 fn both(sandbox: &Sandbox, from: &str, code: i32, word: &str, says: &[&str]) {
     let get = |more: &[&str]| -> Finished {
@@ -33,10 +34,10 @@ fn both(sandbox: &Sandbox, from: &str, code: i32, word: &str, says: &[&str]) {
     }
 }
 
-/// An address where nobody listens, nor comes to: a free one could be taken meanwhile.
+/// An address that never listens. A free port could be taken by another process during the test.
 const NOBODY: &str = "127.0.0.1:1";
 
-/// The address of a web server.
+/// Starts a web server and returns its address.
 fn web_server() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -55,7 +56,7 @@ fn each_reason_is_repeated_with_what_to_do() {
     let (unknown, without) = (Sandbox::new(), Sandbox::without_index());
     let peer = unknown.peer("one", &[]);
     let web = web_server();
-    // Whether an index says that it knows nothing or there is none.
+    // The result is the same with an index that does not know the file and without an index.
     for sandbox in [&unknown, &without] {
         let refused = [NOBODY, "onnection refused", "see that the address is right"];
         both(sandbox, NOBODY, 5, "unreachable", &refused);

@@ -1,4 +1,4 @@
-//! `potluck health`: what health checks of containers call.
+//! `potluck health`, as container health checks call it.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! What a peer and its transfers are held to: shown, changed while they run, and what of it outlasts a restart.
+//! Limits of a peer and of its transfers: shown, changed while running, and kept across a restart.
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
@@ -91,7 +91,7 @@ fn a_transfer_is_adjusted_while_it_runs_and_keeps_that_over_a_restart() {
         );
     };
     holds(&adjusted);
-    // The same again joins it, and names nothing that would change it.
+    // A second `get` joins the transfer; without flags it changes no limit.
     run(&["get", id, "--detach"]).expect(0);
     holds(&transfer());
     assert!(run(&["why", &number]).expect(0).stdout.contains("priority 20"));

@@ -1,4 +1,4 @@
-//! How much memory an index can make the command line take.
+//! Bounds the memory that answers of an index can make a command use.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "../../tests/support/raw_client.rs"]
@@ -15,11 +15,11 @@ use std::{
 use potluck_core::{FileId, Root, proto::v1};
 use prost::Message as _;
 
-/// The most that a command may take, in MiB, whatever the index answers.
+/// Maximum memory of a command in MiB, for any answer of the index.
 const MOST: u64 = 40;
 
-/// Runs a command against an index that answers with this: its exit code, the most memory in MiB
-/// that it was seen to have, and what it said on standard error.
+/// Runs a command against an index that always sends `answer`. Returns the exit code, the peak
+/// memory in MiB, and the text on stderr.
 async fn run(arguments: &[&str], answer: Vec<u8>) -> (Option<i32>, Option<u64>, String) {
     let address = raw_server::answering(answer.into()).await;
     let home = tempfile::tempdir().unwrap();
@@ -38,7 +38,7 @@ async fn run(arguments: &[&str], answer: Vec<u8>) -> (Option<i32>, Option<u64>, 
     let began = Instant::now();
     let mut peak = None;
     let code = loop {
-        // The peak only grows: what was seen last is what it was, or little less.
+        // The system reports a peak that only grows, so the last sample is close to the final peak.
         peak = raw_client::peak_memory(child.id()).max(peak);
         if let Some(status) = child.try_wait().unwrap() {
             break status.code();
@@ -67,7 +67,7 @@ fn assert_small(peak: Option<u64>) {
     }
 }
 
-/// Two bytes on the wire for each file that would take two hundred in memory.
+/// Each file takes two bytes on the wire, and would take two hundred in memory.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_of_empty_items_are_refused_before_they_are_decoded() {
     for bytes in [4, 2] {
@@ -95,7 +95,7 @@ async fn the_largest_answers_that_are_taken_cost_little() {
             ..Default::default()
         }
     };
-    // Letters that JSON for a terminal has to escape, six bytes for two.
+    // Characters that the JSON output escapes: six bytes for two.
     let names = vec!["\u{e9}".repeat(120); 7];
     let query = v1::QueryResponse {
         files: (1..=1000)
@@ -126,7 +126,7 @@ async fn the_largest_answers_that_are_taken_cost_little() {
                 providers: vec![provider.clone(); 900],
             })
             .collect(),
-        // There is always more.
+        // Every page claims that more follow.
         next_page_token: "more".to_owned(),
         by: "x".into(),
     };

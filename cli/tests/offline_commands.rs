@@ -1,4 +1,4 @@
-//! What needs no network: help, completions, usage, `id` and `verify`.
+//! Commands that need no network: help, completions, usage errors, `id` and `verify`.
 
 mod support;
 
@@ -76,7 +76,7 @@ fn an_id_is_the_one_in_the_contract() {
     let sandbox = Sandbox::without_index();
     sandbox.file("empty", 0, 0);
     let object = sandbox.run(&["id", "--json", "empty"]).expect(0).object();
-    // SHA-256 of nothing.
+    // The SHA-256 of no bytes.
     assert_eq!(
         object["root"],
         "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

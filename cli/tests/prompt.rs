@@ -1,4 +1,5 @@
-//! The prompt on a terminal of its own: how it starts, what a line may override, and how a line's failure is told.
+//! The prompt on a pseudo-terminal: how it starts, which settings a line overrides, and how errors
+//! of a line are reported.
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
@@ -17,7 +18,7 @@ use std::{
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use support::{Sandbox, wait_until};
 
-/// A prompt that runs.
+/// A running prompt.
 struct Prompt {
     child: Child,
     terminal: File,
@@ -25,7 +26,7 @@ struct Prompt {
 }
 
 impl Prompt {
-    /// Starts a command with a terminal for its input and output.
+    /// Starts a command on a pseudo-terminal.
     fn start(command: &mut Command) -> Self {
         let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&terminal).unwrap();
@@ -56,7 +57,7 @@ impl Prompt {
         }
     }
 
-    /// Waits until this is shown, and forgets what was shown until then.
+    /// Waits until the text is displayed, then discards the output seen so far.
     #[track_caller]
     fn shows(&self, text: &str) {
         wait_until(text, || {
@@ -73,7 +74,7 @@ impl Prompt {
         self.terminal.write_all(b"\r").unwrap();
     }
 
-    /// Ends it as a signal does, and gives the code.
+    /// Interrupts the prompt with a signal and returns its exit code.
     fn interrupt(&mut self) -> Option<i32> {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
@@ -98,7 +99,7 @@ fn a_start_that_hangs_can_be_interrupted() {
     let _looks = silent.accept().unwrap();
     let begun = Instant::now();
     assert_eq!(prompt.interrupt(), Some(130));
-    // It would be given up after 15 seconds by itself.
+    // Without the signal, the command times out after 15 seconds.
     assert!(begun.elapsed().as_secs() < 10);
 }
 
@@ -112,7 +113,7 @@ fn an_index_that_hangs_does_not_hold_up_the_end() {
     prompt.shows("this prompt's own");
     let begun = Instant::now();
     assert_eq!(prompt.interrupt(), Some(130));
-    // The peer's own grace, which it may need to leave an index that says nothing.
+    // The peer's grace period, which it may need to unregister from an index that does not answer.
     assert!(begun.elapsed().as_secs() < 20);
 }
 

@@ -1,4 +1,4 @@
-//! What `share` says of the index: whether it knows of what is shared, and when that changes.
+//! How `share` reports whether the index has registered the files, and when that changes.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -1,4 +1,4 @@
-//! One state of a transfer in every view, and what is said of one that has ended.
+//! How every view shows the state of a transfer, and what is reported after it has ended.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -11,7 +11,7 @@ fn control(peer: &Service) -> String {
     format!("unix:{}", peer.home.join("control.sock").display())
 }
 
-/// Whether nothing in this view of a transfer says that anything comes or is asked for.
+/// Asserts that the transfer is paused, and that no peer of it has a rate or requests in flight.
 #[track_caller]
 fn assert_at_rest(view: &Value) {
     assert_eq!(view["state"], "paused", "{view}");

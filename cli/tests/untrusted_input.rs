@@ -1,4 +1,5 @@
-//! How the command line takes what index and peer may say: hostile names, ambiguity, transfers that fail, wait or hang.
+//! How the command line handles untrusted answers of the index and the peer: hostile names,
+//! ambiguous names, and transfers that fail, wait or hang.
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
@@ -96,7 +97,7 @@ fn a_query_with_many_files_is_a_table() {
 fn hostile_names_from_the_network_steer_no_terminal() {
     let sandbox = Sandbox::without_index();
     let evil = "\x1b]0;owned\x07\x1b[2J\u{9b}31m\u{202e}gpj.exe\r\nfake";
-    // Not a control character: a name that the index may take.
+    // An invisible character that is not a control character, so the index accepts the name.
     let sly = "photo_\u{3164}gpj.exe";
     let files = vec![found(1, &[evil, sly]), found(2, &[sly, evil])];
     let script = Script {

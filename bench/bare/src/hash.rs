@@ -1,4 +1,5 @@
-//! Walks, reads and hashes leaves on all cores, and nothing else: no tree, no check that a file stays what it is, nothing kept.
+//! Walks a folder, reads its files, and hashes their leaves on all cores. Builds no tree, does not
+//! check for changes, and keeps nothing.
 
 use std::{
     fs::File,
@@ -19,7 +20,8 @@ use potluck_core::{
 };
 use walkdir::WalkDir;
 
-/// Hashes everything beneath `folder`, a file a thread, and says how many leaves there were.
+/// Hashes all files beneath `folder`, one file per thread at a time, and prints the number of
+/// leaves.
 pub(crate) fn run(folder: &Path) -> Result<()> {
     let mut paths: Vec<PathBuf> = Vec::new();
     for entry in WalkDir::new(folder) {

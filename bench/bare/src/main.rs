@@ -1,8 +1,9 @@
-//! A bare tonic stream: what the product would be without scheduling, persistence, limits and guards. A mark for benchmarks.
+//! A bare tonic stream, as a baseline for benchmarks: no scheduling, persistence, limits or guards.
 //!
-//! `serve` reads a file straight into tonic's encode buffer; `fetch` takes ranges from all sources at once, hashes the leaves
-//! sixteen at a time, compares nothing, and writes. 2 MiB stream windows, 256 KiB messages, ranges of 4 MiB, two at once a source.
-//! `hash` is the same for sharing: see `hash.rs`.
+//! `serve` reads a file straight into tonic's encode buffer. `fetch` requests ranges from all
+//! sources at the same time, hashes the leaves sixteen at a time, verifies nothing, and writes the
+//! file. It uses stream windows of 2 MiB, messages of 256 KiB, ranges of 4 MiB, and two streams per
+//! source. `hash` is the baseline for sharing; see `hash.rs`.
 
 use std::{
     fs::{File, OpenOptions},
@@ -50,31 +51,31 @@ struct Options {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serves one file
+    /// Serve one file
     Serve {
         #[arg(long, default_value = "127.0.0.1:0")]
         listen: SocketAddr,
         #[arg(long)]
         file: PathBuf,
     },
-    /// Fetches the file from all sources at once
+    /// Download the file from all sources at the same time
     Fetch {
         #[arg(long)]
         out: PathBuf,
         #[arg(long = "source", required = true, num_args = 1..)]
         sources: Vec<SocketAddr>,
-        /// Does not hash what comes
+        /// Do not hash the received bytes
         #[arg(long)]
         no_hash: bool,
     },
-    /// Hashes the leaves of all files in a folder
+    /// Hash the leaves of all files in a folder
     Hash { folder: PathBuf },
 }
 
-/// A range of the file: offset and length.
+/// A range of the file: offset and length, in bytes.
 type Range = (u64, u64);
 
-/// Part of the file, read while it is encoded.
+/// A part of the file, read when it is encoded.
 struct Chunk {
     file: Arc<File>,
     offset: u64,
@@ -110,12 +111,13 @@ impl Encoder for ServerCodec {
             buffer.reserve(left);
             let room = buffer.chunk_mut();
             let len = room.len().min(left);
-            // SAFETY: the slice is written by `read_exact_at` only, which reads nothing of it, and advanced over only once it is filled.
+            // SAFETY: `read_exact_at` only writes to the slice, and the buffer advances only after
+            // the slice is filled.
             let bytes = unsafe { std::slice::from_raw_parts_mut(room.as_mut_ptr(), len) };
             chunk
                 .file
                 .read_exact_at(bytes, chunk.offset + chunk.len - left as u64)?;
-            // SAFETY: filled just now.
+            // SAFETY: `read_exact_at` has filled these bytes.
             unsafe { buffer.advance_mut(len) };
             left -= len;
         }

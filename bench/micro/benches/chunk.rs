@@ -1,4 +1,4 @@
-//! A chunk's way off the wire: the decoder that leaves bytes where they are beside the generated codec.
+//! Decoding and encoding of chunks: the zero-copy codec compared with the generated one.
 
 use std::hint::black_box;
 
@@ -26,7 +26,7 @@ fn decode(c: &mut Criterion) {
     });
     group.bench_function("generated", |b| {
         b.iter(|| {
-            // What a gRPC library does: frames are gathered in a buffer, and a message is taken from that.
+            // A gRPC library gathers frames in a buffer, and decodes a message from it.
             let mut buffer = BytesMut::with_capacity(frame.len());
             buffer.extend_from_slice(black_box(&frame));
             buffer.advance(5);

@@ -1,4 +1,4 @@
-//! Hashing: leaves several at once beside the reference, pieces, and folding a piece layer.
+//! Hashing: batches of leaves compared with the reference, pieces, and folding a piece layer.
 
 use std::hint::black_box;
 

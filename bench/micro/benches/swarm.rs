@@ -1,4 +1,4 @@
-//! What deciding costs for each unit, as files and crowds grow: a whole download without any bytes.
+//! Cost of scheduling per unit, for growing files and crowds: a whole download without any bytes.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -8,7 +8,7 @@ use potluck_swarm::{Action, PeerKey, Swarm, SwarmConfig};
 
 const UNIT: u64 = 256 * 1024;
 
-/// A swarm of complete peers that all have joined.
+/// A swarm in which complete peers have joined.
 fn swarm(units: u32, peers: u64) -> Swarm {
     let mut swarm = Swarm::new(
         SwarmConfig::default(),
@@ -27,7 +27,7 @@ fn swarm(units: u32, peers: u64) -> Swarm {
     swarm
 }
 
-/// Downloads everything, a unit each 100 microseconds.
+/// Downloads everything; a unit completes every 100 microseconds.
 fn download(swarm: &mut Swarm) {
     let mut now = Duration::ZERO;
     let mut open = VecDeque::new();

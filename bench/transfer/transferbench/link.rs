@@ -1,8 +1,11 @@
-//! A link between the sources and whoever fetches: a TCP proxy that delays and paces what goes through it.
+//! Simulates a network link between the sources and the downloading peer: a TCP proxy that delays
+//! and paces traffic.
 //!
-//! `link LISTEN FORWARD BITS_PER_SECOND DELAY_MS QUEUE_MS`. Each direction is a wire of its own that all connections share: a byte enters a bounded
-//! queue, leaves it at the wire's rate, and is delivered DELAY_MS later. Where the queue is full nothing is read, and TCP holds the sender back.
-//! Prints `listening on ADDR`, then every tenth of a second `SECONDS BYTES`: what has been delivered towards whoever connects.
+//! Usage: `link LISTEN FORWARD BITS_PER_SECOND DELAY_MS QUEUE_MS`. All connections share one wire
+//! per direction. Bytes enter a bounded queue, leave it at the wire's rate, and are delivered
+//! DELAY_MS later. While the queue is full the proxy does not read, so that TCP holds the sender
+//! back. Prints `listening on ADDR`, then `SECONDS BYTES` every tenth of a second: the bytes
+//! delivered to the connecting side so far.
 
 use std::{
     env,
@@ -17,10 +20,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Most bytes taken at once: half a millisecond of a gigabit, so that sleeps are few and steps small.
+/// Maximum bytes per read: half a millisecond at 1 Gbit/s, so that sleeps are few and steps small.
 const CHUNK: usize = 64 * 1024;
 
-/// Chunks that may be on the wire of one connection; more than rate, queue and delay let be there.
+/// Maximum chunks in flight per connection; rate, queue and delay keep the number below this.
 const ON_THE_WIRE: usize = 4096;
 
 struct Wire {
@@ -53,7 +56,7 @@ impl Wire {
         }
     }
 
-    /// Puts bytes into the queue; when they are there.
+    /// Puts bytes into the queue. Returns the time of their delivery.
     fn send(&self, bytes: usize) -> Instant {
         let mut free_at = self.free_at.lock().unwrap();
         *free_at = (*free_at).max(Instant::now()) + Duration::from_secs_f64(bytes as f64 * self.seconds_per_byte);

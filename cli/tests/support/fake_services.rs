@@ -1,4 +1,5 @@
-//! An index and a peer's control service that say what a test wants: for what honest ones never say.
+//! A fake index and a fake control service that send scripted answers, including those that the
+//! real services never send.
 
 use std::{
     net::Ipv4Addr,
@@ -24,36 +25,36 @@ use tonic::{Request, Response, Status};
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 type Answer<T> = Result<Response<T>, Status>;
 
-/// What the fakes say.
+/// The scripted answers.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Script {
-    /// The files that the index knows, whatever it is asked.
+    /// The index's answer to every query.
     pub(crate) files: Vec<v1::QueryResult>,
-    /// Empty pages of a search before the one with the files.
+    /// Number of empty search pages before the page with the files.
     pub(crate) empty_pages: usize,
-    /// What a fetch tells, with the time before each.
+    /// The status messages of a fetch, with the delay before each.
     pub(crate) transfer: Vec<(Duration, v1::Transfer)>,
-    /// Whether a fetch's stream stays open after that.
+    /// Whether the stream of a fetch stays open after the last message.
     pub(crate) hangs: bool,
-    /// What the library lists.
+    /// The items in the library.
     pub(crate) items: Vec<v1::LibraryItem>,
 }
 
-/// Running fakes; stopped when dropped.
+/// The running fakes; dropping this stops them.
 #[derive(Debug)]
 pub(crate) struct Fake {
     /// The index's URL.
     pub(crate) index: String,
-    /// The control service, as `--peer` takes it.
+    /// The control service's address, in the form that `--peer` takes.
     pub(crate) peer: String,
-    /// Names of the calls that the control service got.
+    /// Names of the calls that the control service received.
     calls: Arc<Mutex<Vec<String>>>,
     _stop: DropGuard,
     _runtime: tokio::runtime::Runtime,
 }
 
 impl Fake {
-    /// Starts both, the socket in `folder`.
+    /// Starts both services, with the control socket in `folder`.
     pub(crate) fn start(folder: &Path, script: Script) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -88,19 +89,19 @@ impl Fake {
         }
     }
 
-    /// How many calls of this name the control service got.
+    /// How many calls with this name the control service received.
     pub(crate) fn calls(&self, name: &str) -> usize {
         let calls = self.calls.lock().unwrap();
         calls.iter().filter(|call| *call == name).count()
     }
 
-    /// Whether the control service got a call of this name.
+    /// Whether the control service received a call with this name.
     pub(crate) fn was_called(&self, name: &str) -> bool {
         self.calls(name) > 0
     }
 }
 
-/// A file that a hostile or honest index could name.
+/// A valid file record.
 pub(crate) fn record(seed: u8, size: u64) -> v1::FileRecord {
     let root = Root([seed; 32]);
     v1::FileRecord {
@@ -112,7 +113,7 @@ pub(crate) fn record(seed: u8, size: u64) -> v1::FileRecord {
     }
 }
 
-/// A result of the index.
+/// A query result of the index.
 pub(crate) fn found(seed: u8, names: &[&str]) -> v1::QueryResult {
     v1::QueryResult {
         file: Some(record(seed, 1000)),
@@ -126,7 +127,7 @@ pub(crate) fn found(seed: u8, names: &[&str]) -> v1::QueryResult {
     }
 }
 
-/// An address of the documentation's network.
+/// An address in 192.0.2.0/24, the documentation network of RFC 5737.
 pub(crate) fn address(last: u8) -> v1::Address {
     v1::Address {
         host: format!("192.0.2.{last}"),

@@ -1,4 +1,5 @@
-//! A sandbox for tests of the real binary: a home of its own, an index, peers, all on free ports, all gone at the end.
+//! A sandbox for tests of the real binary: its own home, an index, and peers. All use free ports
+//! and stop at the end.
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
@@ -18,10 +19,10 @@ pub(crate) mod fake_services;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// How long anything may take before the test fails: far more than needed on a busy machine.
+/// How long any step may take before the test fails; ample even on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-/// What a finished run left.
+/// The result of a finished command.
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) code: Option<i32>,
@@ -30,7 +31,7 @@ pub(crate) struct Finished {
 }
 
 impl Finished {
-    /// The run, whose exit code must be this.
+    /// Asserts the exit code.
     #[track_caller]
     pub(crate) fn expect(self, code: i32) -> Self {
         assert_eq!(
@@ -43,7 +44,7 @@ impl Finished {
         self
     }
 
-    /// Its result objects, one a line.
+    /// The result objects, one per line of stdout.
     #[track_caller]
     pub(crate) fn objects(&self) -> Vec<Value> {
         self.stdout
@@ -52,7 +53,7 @@ impl Finished {
             .collect()
     }
 
-    /// Its only result object.
+    /// The only result object.
     #[track_caller]
     pub(crate) fn object(&self) -> Value {
         let objects = self.objects();
@@ -70,19 +71,19 @@ impl Finished {
     }
 }
 
-/// A program that runs until it is stopped.
+/// A process that runs until it is stopped.
 #[derive(Debug)]
 pub(crate) struct Service {
     child: Child,
     lines: mpsc::Receiver<String>,
-    /// Where it said that it listens.
+    /// The address that it reported to listen on.
     pub(crate) address: String,
-    /// Its home, for a peer.
+    /// The home, if the process is a peer.
     pub(crate) home: PathBuf,
 }
 
 impl Service {
-    /// Starts a command and reads its stdout as it comes.
+    /// Starts a command and reads its stdout line by line.
     pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::null())
@@ -106,7 +107,7 @@ impl Service {
         }
     }
 
-    /// Its next line of output.
+    /// Waits for the next line of output.
     #[track_caller]
     pub(crate) fn line(&self) -> String {
         self.lines.recv_timeout(DEADLINE).expect("says something in time")
@@ -118,20 +119,20 @@ impl Service {
         rustix::process::kill_process(pid, signal).expect("can be signalled");
     }
 
-    /// Waits for its end.
+    /// Waits until the process exits.
     #[track_caller]
     pub(crate) fn wait(&mut self) -> ExitStatus {
         wait(&mut self.child)
     }
 
-    /// Stops it as Ctrl-C does, and waits.
+    /// Sends SIGINT, as Ctrl-C does, and waits.
     #[track_caller]
     pub(crate) fn interrupt(&mut self) -> ExitStatus {
         self.signal(rustix::process::Signal::INT);
         self.wait()
     }
 
-    /// Kills it, as a crash would.
+    /// Kills the process, as a crash would.
     pub(crate) fn kill(&mut self) {
         self.child.kill().expect("can be killed");
         self.child.wait().expect("can be waited for");
@@ -160,7 +161,7 @@ fn wait(child: &mut Child) -> ExitStatus {
     }
 }
 
-/// A user of their own.
+/// A user with a home folder of their own.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     pub(crate) dir: TempDir,
@@ -168,7 +169,7 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
-    /// A sandbox whose index is never there.
+    /// A sandbox whose index is unreachable.
     pub(crate) fn without_index() -> Self {
         let dir = tempfile::Builder::new().prefix("pl").tempdir().unwrap();
         fs::create_dir_all(dir.path().join("work")).unwrap();
@@ -186,14 +187,14 @@ impl Sandbox {
         sandbox
     }
 
-    /// The folder in which commands run.
+    /// The working folder of the commands.
     pub(crate) fn work(&self) -> PathBuf {
         self.dir.path().join("work")
     }
 
     /// The index's URL.
     pub(crate) fn index_url(&self) -> String {
-        // Nothing ever listens on port 1 of loopback.
+        // Nothing listens on port 1 of loopback.
         self.index.as_ref().map_or_else(
             || "http://127.0.0.1:1".into(),
             |index| format!("http://{}", index.address),
@@ -205,7 +206,7 @@ impl Sandbox {
         self.index = None;
     }
 
-    /// The binary in this sandbox, without arguments.
+    /// The binary with the sandbox's environment, without arguments.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_potluck"));
         let home = self.dir.path();
@@ -221,19 +222,19 @@ impl Sandbox {
         command
     }
 
-    /// Runs the binary to its end.
+    /// Runs the binary until it exits.
     #[track_caller]
     pub(crate) fn run(&self, args: &[&str]) -> Finished {
         finish(self.command().args(args))
     }
 
-    /// A running peer with a home of its own.
+    /// Starts a peer with a home of its own.
     pub(crate) fn peer(&self, name: &str, args: &[&str]) -> Service {
         let home = self.dir.path().join(name);
         self.peer_in(&home, args)
     }
 
-    /// A running peer in this home.
+    /// Starts a peer in this home.
     pub(crate) fn peer_in(&self, home: &Path, args: &[&str]) -> Service {
         let mut command = self.command();
         command
@@ -246,12 +247,12 @@ impl Sandbox {
         peer
     }
 
-    /// The home that commands look for a daemon in.
+    /// The home in which commands look for a daemon.
     pub(crate) fn default_home(&self) -> PathBuf {
         self.dir.path().join("data/potluck/peer-12349")
     }
 
-    /// Makes a file of pseudo-random bytes in the working folder.
+    /// Creates a file of pseudo-random bytes in the working folder.
     pub(crate) fn file(&self, name: &str, size: usize, seed: u8) -> PathBuf {
         let path = self.work().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -259,7 +260,7 @@ impl Sandbox {
         path
     }
 
-    /// Runs until the command succeeds: for what the index has yet to learn.
+    /// Repeats the command until it succeeds, to wait for the index.
     #[track_caller]
     pub(crate) fn eventually(&self, args: &[&str]) -> Finished {
         let mut last = None;
@@ -280,7 +281,7 @@ fn listening(service: &Service) -> String {
         .to_owned()
 }
 
-/// Runs a command to its end.
+/// Runs a command until it exits.
 #[track_caller]
 pub(crate) fn finish(command: &mut Command) -> Finished {
     let mut child = command
@@ -308,7 +309,7 @@ pub(crate) fn finish(command: &mut Command) -> Finished {
     }
 }
 
-/// Waits for something to become true.
+/// Waits until a condition is true.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, mut is_true: impl FnMut() -> bool) {
     let begun = Instant::now();
@@ -318,7 +319,7 @@ pub(crate) fn wait_until(what: &str, mut is_true: impl FnMut() -> bool) {
     }
 }
 
-/// Bytes that do not repeat: a small generator is enough (xorshift64*).
+/// Pseudo-random bytes that do not repeat (xorshift64*).
 pub(crate) fn bytes(size: usize, seed: u8) -> Vec<u8> {
     let mut state = u64::from(seed) + 0x9e37_79b9_7f4a_7c15;
     let mut bytes = Vec::with_capacity(size + 8);

@@ -148,7 +148,7 @@ async fn download_first(
             },
         }
     }
-    // Not reached in practice: `candidates` returns at least one.
+    // `resolve` returns at least one candidate, so the loop has returned already.
     Err(CommandError::new(
         Reason::NotFound,
         format!("nobody has {}", args.want),
