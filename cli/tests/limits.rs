@@ -1,4 +1,4 @@
-//! Limits of a peer and of its transfers: shown, changed while running, and kept across a restart.
+//! Limits of a peer and of its transfers: how they are shown, changed while running, and saved.
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
