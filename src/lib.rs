@@ -10,11 +10,12 @@
 //! | [`index_client`] | calls to the index, in domain types |
 //! | [`convert`] | conversions between protobuf messages and domain types |
 //! | [`grpc`] | endpoints and servers, the download codec, limits per client address |
+//! | [`set_digest`] | a digest of a peer's registrations, kept up to date entry by entry |
 //! | [`problem`] | failures with a stable reason, and their encoding as a gRPC status |
 //! | [`process`] | logging, and shutdown on signals |
 //! | [`read_buffer`] | memory aligned for fast file reads |
 //!
-//! All modules are pure except [`hash`], [`files`], [`process`], [`transport`] and
+//! All modules are pure except [`identity::hash`], [`files`], [`process`], [`grpc`] and
 //! [`index_client`]. Generating a [`Token`] needs randomness.
 
 pub mod availability;

@@ -14,7 +14,8 @@ const INTERRUPTED: i32 = 130;
 /// invalid HTTP/2 frame.
 const NOISY: &[&str] = &["h2", "hyper", "hyper_util", "tonic", "tower"];
 
-/// The default log filter at `level`: only errors from the libraries in [`NOISY`].
+/// The default log filter at `level`: only errors from libraries that log what
+/// strangers do.
 pub fn default_filter(level: &str) -> String {
     let quiet = NOISY.iter().map(|library| format!(",{library}=error"));
     std::iter::once(level.to_owned()).chain(quiet).collect()
