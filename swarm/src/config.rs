@@ -1,97 +1,105 @@
-//! The settings of a swarm, each default with its reason.
+//! The settings of a swarm; each default states its reason.
 
 use std::time::Duration;
 
-/// Bytes asked for and not yet verified, over all peers, whatever the size of units: enough for 5 Gbit/s over 100 ms, and for
-/// four sources at once where units are of 16 MiB. What all transfers together hold in memory is about this: where several
-/// run, each has a part of it.
+/// Maximum bytes in flight (requested and not yet verified) over all peers, whatever the unit size.
+/// Enough for 5 Gbit/s over 100 ms, and for four sources in parallel with units of 16 MiB. All
+/// downloads together hold about this much in memory: several downloads divide it among them.
 pub const MAX_IN_FLIGHT_BYTES: u64 = 64 << 20;
 
-/// Most requests for one unit at once, those to stalled peers included.
+/// Maximum number of simultaneous requests for one unit, including those to stalled peers.
 pub const MAX_REQUESTS_PER_UNIT: usize = 3;
 
-/// The same for one peer: enough for 1 Gbit/s over 60 ms twice over, as what is on its way and what waits for that to arrive, and no
-/// single peer can take the whole budget.
+/// Maximum bytes in flight from one peer. Enough for twice 1 Gbit/s over 60 ms, the bytes on the
+/// wire and the requests queued behind them; no single peer can use the whole budget.
 pub const MAX_PEER_BYTES: u64 = 16 << 20;
 
-/// Requests at once to one peer, whatever their size: each is a stream or part of one at the other end.
+/// Maximum number of requests to one peer, whatever their size: each is a stream, or part of one,
+/// at the other end.
 pub const MAX_PEER_REQUESTS: u32 = 64;
 
-/// Peers asked at once in a crowd. A unit is worth nothing to others before its last byte, so a large crowd must not ask
-/// everyone for everything at once; but too few starve uplinks: in the simulator 8 of 16 peers took 1.7 times the bound,
-/// where 16 of 16 took 1.1 times.
+/// Maximum number of peers with requests in a crowd. A unit is worth nothing to others before its
+/// last byte, so a large crowd must not request everything from everyone. Too few peers starve
+/// uplinks: in the simulator 8 of 16 peers took 1.7 times the bound, 16 of 16 took 1.1 times.
 pub const CROWD_PEERS: u32 = 24;
 
-/// Silence of all partial peers after which they are no crowd: four times the longest that a peer gathers its news for.
+/// Silence of all partial peers after which they are not a crowd: four times the longest interval
+/// at which a peer announces its changes.
 pub const CROWD_STALL: Duration = Duration::from_secs(1);
 
-/// Units that must have come here meanwhile: in a crowd others get theirs about as fast.
+/// Number of units that must also have completed here: in a crowd, other peers get theirs about as
+/// fast.
 pub const CROWD_STALL_UNITS: u32 = 16;
 
-/// How much data beyond the link's own delay is kept in flight with a complete source, as time at its rate: covers the
-/// hash check and the driver's scheduling, and lets the driver ask for neighbours in one call.
+/// Data to keep in flight with a complete provider beyond the link's own delay, as time at its
+/// rate. Covers verification and the driver's scheduling, and lets the driver request neighbouring
+/// units in one call.
 pub const PIPELINE_SLACK: Duration = Duration::from_millis(20);
 
-/// Longest silence before a peer's units are open to others. A silent source costs at most this and one unit's time.
+/// Longest silence before other peers may fetch a peer's units. A silent peer costs at most this
+/// and the time of one unit.
 pub const MAX_STALL: Duration = Duration::from_millis(1500);
 
-/// Shortest such silence: less would take a scheduler's hiccup for a failure.
+/// Shortest such silence: less would mistake a scheduling delay for a failure.
 pub const MIN_STALL: Duration = Duration::from_millis(250);
 
-/// Silence before a request is given up and the peer backed off.
+/// Silence after which a request is given up and the peer backed off.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How often the end of a transfer looks for requests that another peer would finish sooner.
+/// How often the endgame looks for requests that another peer would finish sooner.
 pub const ENDGAME_TICK: Duration = Duration::from_millis(50);
 
-/// First back-off after a broken connection or a time-out; doubles with each failure in a row.
+/// First back-off after a broken connection or a timeout; doubles with each failure in a row.
 pub const BACK_OFF: Duration = Duration::from_millis(500);
 
 /// Longest back-off: a peer that comes back is noticed within this time.
 pub const MAX_BACK_OFF: Duration = Duration::from_secs(30);
 
-/// First back-off after BUSY without a stated delay; doubles with each in a row.
+/// First back-off after BUSY without a delay from the peer; doubles with each BUSY in a row.
 pub const BUSY_BACK_OFF: Duration = Duration::from_millis(50);
 
-/// Longest back-off after BUSY, stated or not: slots change hands faster than connections break.
+/// Longest back-off after BUSY, with or without a delay from the peer: slots become free sooner
+/// than connections recover.
 pub const MAX_BUSY_BACK_OFF: Duration = Duration::from_secs(5);
 
-/// First delay before a peer is asked again for units that it refused; doubles while it refuses
-/// them. A source that hashes a small file again needs a few milliseconds.
+/// First delay before refused units are requested again; doubles with each refusal in a row. A peer
+/// that hashes a small file again needs a few milliseconds.
 pub const REFUSED_BACK_OFF: Duration = Duration::from_millis(250);
 
-/// Longest such delay: units that are back are noticed within this time.
+/// Longest such delay: units that become available again are noticed within this time.
 pub const MAX_REFUSED_BACK_OFF: Duration = Duration::from_secs(30);
 
-/// Delay before a banned peer is asked again where nobody else can serve; doubles with each ban.
-/// Long enough that a misbehaving peer costs next to nothing, and short enough to wait for where a
-/// link damaged what an honest one sent.
+/// Delay before a banned peer may be readmitted, if no other peer can serve; doubles with each ban.
+/// Long enough that a misbehaving peer costs next to nothing, short enough to wait for if a link
+/// damaged the bytes of an honest peer.
 pub const BAN: Duration = Duration::from_secs(30);
 
-/// Longest such delay.
+/// Longest delay before a banned peer may be readmitted.
 pub const MAX_BAN: Duration = Duration::from_secs(600);
 
-/// Units that a banned peer which is asked again has to send before it is asked for more than one
-/// at a time.
+/// Number of units that a readmitted peer must deliver before it gets more than one request at a
+/// time.
 pub const PROBATION_UNITS: u32 = 32;
 
-/// How often it is looked at whether others can serve in place of a peer that was banned.
+/// How often to check whether other peers can serve instead of a peer that was banned.
 pub const BAN_LOOK: Duration = Duration::from_secs(1);
 
-/// Failures in a row before a peer is forgotten: about two minutes of trying.
+/// Failures in a row before a peer is forgotten: about two minutes of retries.
 pub const MAX_FAILURES: u32 = 10;
 
-/// How a swarm behaves.
+/// The limits of one swarm.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SwarmConfig {
-    /// [`MAX_IN_FLIGHT_BYTES`]. One request is always allowed, however large its unit. Can be changed on the way
-    /// ([`Swarm::set_max_in_flight_bytes`](crate::Swarm::set_max_in_flight_bytes)).
+    /// Maximum bytes in flight; default [`MAX_IN_FLIGHT_BYTES`]. One request is always allowed,
+    /// however large its unit.
+    /// [`Swarm::set_max_in_flight_bytes`](crate::Swarm::set_max_in_flight_bytes) changes it later.
     pub max_in_flight_bytes: u64,
-    /// [`MAX_PEER_BYTES`]. One request is always allowed, however large its unit.
+    /// Maximum bytes in flight from one peer; default [`MAX_PEER_BYTES`]. One request is always
+    /// allowed, however large its unit.
     pub max_peer_bytes: u64,
-    /// [`MAX_PEER_REQUESTS`].
+    /// Maximum number of requests to one peer; default [`MAX_PEER_REQUESTS`].
     pub max_peer_requests: u32,
-    /// [`CROWD_PEERS`].
+    /// Maximum number of peers with requests in a crowd; default [`CROWD_PEERS`].
     pub crowd_peers: u32,
 }
 

@@ -1,50 +1,57 @@
-//! The swarm of one transfer: which peer is asked for which unit, and when.
+//! The scheduler of one download: which unit to request from which peer, and when.
 //!
-//! A state machine without I/O, clock or randomness of its own: events go in (what peers have, bytes that arrive, units that
-//! verified or failed), [`Swarm::poll_action`] gives what to do, [`Swarm::poll_timeout`] when to come back. Time is a
-//! parameter and the random order comes from a seed, so that every run can be replayed.
+//! A state machine without I/O, clock or source of randomness. The driver reports events: what
+//! peers have, bytes that arrived, units that verified or failed. It executes the actions that
+//! [`Swarm::poll_action`] returns, and calls back at the time that [`Swarm::poll_timeout`] returns.
+//! Time is a parameter and the random order comes from a seed, so every run can be replayed.
 //!
-//! # What it does
+//! # Scheduling
 //!
-//! - **Rarest first**, counting what other peers have and what they are fetching, random among equals: a crowd asks its
-//!   seed for each unit about once.
-//! - **As deep as the link asks for**: what is owed by a peer follows its throughput times its latency. In a crowd there is
-//!   nothing beyond that, since a queue at one peer is work kept from all others.
-//! - **Nobody is waited for**: units of a silent peer are open to others; at the end, a request that another peer would
-//!   finish much sooner is taken over if no byte of it came, else raced. At most two live requests are for the same unit,
-//!   so that duplicates stay below a unit or two for each peer asked at the end.
-//! - **Exact blame**: a unit comes from one peer; one that does not verify bans its sender.
-//!   Slowness never bans: the last
-//!   provider, however slow, is still asked.
-//! - **A ban ends only where nobody else can serve**: after a delay that doubles with each ban
-//!   ([`BAN`]) the peer is asked
-//!   for one unit at a time, so that a link which damaged bytes for a while does not end a transfer.
-//! - **A refusal is not for ever**: a peer that does not send what it announced is asked for it
-//!   again after a growing delay
-//!   ([`REFUSED_BACK_OFF`]), or at once when it announces it anew.
-//! - **Under a limit of our own** no more is asked for than comes in the next second, and nobody is taken for slow: what was asked for
-//!   first comes first, so that a limit finishes units one after the other.
-//! - **Back-off**: after BUSY, a broken connection or a time-out a peer rests, longer each time, and is tried again;
-//!   who fails [`MAX_FAILURES`] times in a row is forgotten until it joins anew.
+//! - **Rarest first.** Rarity counts what other peers have and what they are fetching; ties are
+//!   broken at random. A crowd therefore requests each unit from its seed about once.
+//! - **Pipeline depth follows the link.** The bytes outstanding at a peer follow its throughput
+//!   times its latency. In a crowd nothing is queued beyond that, since a queue at one peer delays
+//!   all the others.
+//! - **No waiting for slow peers.** Other peers may fetch the units of a stalled peer. In the
+//!   endgame, a request that another peer would finish much sooner is stolen if none of its bytes
+//!   arrived, and hedged otherwise. A unit has at most two live requests, so duplicates stay below
+//!   a unit or two for each peer that has requests in the endgame.
+//! - **Exact blame.** A unit comes from one peer. If it does not verify, its sender is banned.
+//!   Slowness never bans: even the slowest provider still gets requests if it is the last.
+//! - **A ban ends only if no other peer can serve.** After a delay that doubles with each ban
+//!   ([`BAN`]), the peer gets one request at a time, so a link that damaged bytes for a while does
+//!   not end a download.
+//! - **Refusals are temporary.** If a peer does not send a unit that it announced, the unit is
+//!   requested again after a growing delay ([`REFUSED_BACK_OFF`]), or immediately when the peer
+//!   announces it again.
+//! - **Local rate limit.** While bytes wait for the driver's own limit, the swarm requests no more
+//!   than arrives in the next second and regards no peer as slow. Requests complete in the order in
+//!   which they were made, so the limit finishes one unit after another.
+//! - **Back-off.** After BUSY, a broken connection or a timeout a peer is backed off, longer each
+//!   time, and tried again. After [`MAX_FAILURES`] failures in a row it is forgotten until it joins
+//!   again.
 //!
 //! # Invariants, checked in debug builds
 //!
-//! Each unit is exactly one of missing (and then in the picking order), in flight (with at least
-//! one request), or had. A peer has no request while it is banned. While units are missing and
-//! nothing is in flight, every peer that claims one of them has a timer: no transfer waits for ever
-//! for bytes that are there. Bytes in flight stay within the budget, or are those of one request;
-//! where the budget was made smaller than what is in flight, they only become fewer until they fit.
-//! A unit has at most [`MAX_REQUESTS_PER_UNIT`] requests, each of another peer.
+//! - Each unit is exactly one of missing (and then in the picking order), in flight (with at least
+//!   one request), or had.
+//! - A banned peer has no requests.
+//! - While units are missing and nothing is in flight, every peer that claims one of them has a
+//!   timer: no download waits for ever for bytes that are available.
+//! - Bytes in flight stay within the budget, or belong to a single request. After the budget was
+//!   reduced below the bytes in flight, they only decrease until they fit.
+//! - A unit has at most [`MAX_REQUESTS_PER_UNIT`] requests, each to another peer.
 //!
 //! # Cost
 //!
-//! A change in what a peer has or fetches is O(1); bytes arriving, O(log requests). A unit that starts or ends being missing
-//! visits every peer once, and all peers together announce each unit at least as often as that. Complete peers cost nothing
-//! per unit.
+//! A change in what a peer has or fetches is O(1); arriving bytes are O(log requests). A unit that
+//! becomes missing or stops being missing visits every peer once; all peers together announce each
+//! unit at least as often. Complete peers cost nothing per unit.
 //!
-//! # Not here
+//! # Non-goals
 //!
-//! Bytes, hashes, connections, how fast anything may come, and whom to connect to: the driver's.
+//! The driver handles bytes, hashes, connections and rate limits, and chooses the peers to connect
+//! to.
 #![deny(
     clippy::disallowed_methods,
     reason = "pure: time, randomness and I/O come in from outside"
@@ -79,13 +86,13 @@ pub use self::{config::*, types::*};
 use self::{estimate::Estimate, peer::Peer, rarity::RarityOrder, requests::Request};
 use potluck_core::bitfield::Bitfield;
 
-/// The state of one transfer. See the [module](self).
+/// The scheduler state of one download; the crate's documentation describes it.
 #[derive(Debug)]
 pub struct Swarm {
     config: SwarmConfig,
     rng: Xoshiro256PlusPlus,
     unit_lens: Vec<u64>,
-    /// Length of the longest unit: what has to fit for any request to fit.
+    /// Length of the longest unit. A request is made only if a unit of this length fits the budget.
     longest_unit: u64,
     have: Bitfield,
     /// Units in flight.
@@ -95,33 +102,34 @@ pub struct Swarm {
     holders: Vec<u32>,
 
     peers: BTreeMap<PeerKey, Peer>,
-    /// How many peers that can be counted on are known to be complete, and how many partial.
+    /// Known peers that are complete, and known peers that are partial; banned ones are not
+    /// counted.
     complete_peers: u32,
     partial_peers: u32,
-    /// When a partial peer last told of something new, and how many units came here since.
+    /// When a partial peer last announced something new, and how many units completed here since.
     partial_progress: (Time, u32),
-    /// Whether partial peers are there and get no further: they are no crowd.
+    /// Whether there are partial peers and none makes progress: they are not a crowd.
     stalled_crowd: bool,
-    /// How many peers have requests.
+    /// Number of peers that have requests.
     active_peers: u32,
-    /// Peers to look at: something changed that may let them be asked.
+    /// Peers to examine: something changed that may allow a request to them.
     ready: VecDeque<PeerKey>,
-    /// Peers that could be asked were the transfer not at its limits.
+    /// Peers that could get a request if the download were not at its limits.
     blocked: Vec<PeerKey>,
     timers: BTreeSet<(Time, PeerKey)>,
-    /// When the end of the transfer is looked at again.
+    /// When the endgame is examined again.
     endgame_tick: Option<Time>,
 
     requests: BTreeMap<RequestId, Request>,
     /// The requests of each unit in flight.
     unit_requests: BTreeMap<u32, Vec<RequestId>>,
-    /// Units in flight all of whose peers are stalled: open to others.
+    /// Units in flight whose peers are all stalled: other peers may fetch them.
     open_units: BTreeSet<u32>,
     next_request: u64,
     in_flight_bytes: u64,
-    /// Whatever arrives, as if one peer sent it: our own downlink, or the sum of all uplinks.
+    /// All arriving bytes, as if from one peer: our own downlink, or the sum of all uplinks.
     downlink: Estimate,
-    /// When bytes last waited for our own limit.
+    /// When bytes last waited for our own rate limit.
     throttled_at: Option<Time>,
 
     actions: VecDeque<Action>,
@@ -129,17 +137,18 @@ pub struct Swarm {
     counters: Counters,
     #[cfg(any(test, debug_assertions))]
     events: u64,
-    /// Most bytes that may be in flight: the budget, or what was in flight when it was made smaller and still is.
+    /// Maximum bytes in flight: the budget, or what remains in flight after the budget was reduced.
     #[cfg(any(test, debug_assertions))]
     in_flight_limit: u64,
 }
 
 impl Swarm {
-    /// A transfer of units of these lengths in bytes, of which `have` are here already. `seed` decides all that is random:
-    /// two peers must not have the same.
+    /// Creates a download of units of these lengths in bytes, of which `have` are verified already.
+    /// `seed` determines all random choices; two peers must not use the same seed.
     ///
     /// # Panics
-    /// If `have` is not of `unit_lens.len()` bits.
+    ///
+    /// If `have` does not have `unit_lens.len()` bits.
     pub fn new(config: SwarmConfig, unit_lens: Vec<u64>, have: Bitfield, seed: u64) -> Self {
         assert_eq!(unit_lens.len(), have.len() as usize, "one bit for each unit");
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
@@ -185,15 +194,17 @@ impl Swarm {
         swarm
     }
 
-    /// A peer can be reached; what it has comes with [`Swarm::availability`]. A forgotten or failing one starts anew, a
-    /// banned one stays banned until [`Action::Readmit`].
+    /// A peer became reachable; [`Swarm::availability`] reports what it has. The failures and
+    /// back-off of a known peer are reset, but a banned peer stays banned until
+    /// [`Action::Readmit`].
     pub fn peer_joined(&mut self, peer: PeerKey, now: Time) {
         self.add_peer(peer, now);
         self.after_event();
     }
 
-    /// A small message to this peer and its answer took so long, measured where nothing queues: with it the swarm tells a
-    /// long link from a long queue, and in a crowd only fills the first. Peers that did not join are ignored.
+    /// Reports the round trip of a small message to this peer, measured without queues. It lets the
+    /// swarm tell a long link from a long queue: in a crowd only the link is filled. Peers that did
+    /// not join are ignored.
     pub fn round_trip(&mut self, peer: PeerKey, took: Duration) {
         if let Some(peer) = self.peers.get_mut(&peer) {
             peer.round_trip = Some(peer.round_trip.map_or(took, |min| min.min(took)));
@@ -201,58 +212,59 @@ impl Swarm {
         self.after_event();
     }
 
-    /// A peer is gone: its requests are cancelled, and what it had is no longer counted.
+    /// A peer left: its requests are cancelled, and its units no longer count.
     pub fn peer_left(&mut self, peer: PeerKey, now: Time) {
         self.remove_peer(peer, now);
         self.after_event();
     }
 
-    /// Bytes of a request arrived, not verified yet. They feed the estimates.
+    /// Bytes of a request arrived and are not verified yet. They update the estimates.
     pub fn progressed(&mut self, id: RequestId, bytes: u64, now: Time) {
         self.receive_bytes(id, bytes, now);
         self.after_event();
     }
 
-    /// Bytes of a request wait for our own limit, or for us to verify and write: whoever sent them is not silent, and nobody else would be faster.
+    /// Bytes of a request arrived and wait for our own rate limit, verification or disk. The peer
+    /// is not silent, and no other peer would be faster.
     pub fn locally_throttled(&mut self, id: RequestId, now: Time) {
         self.mark_locally_throttled(id, now);
         self.after_event();
     }
 
-    /// The unit of this request verified. Returns whether it was needed: if not, drop the bytes.
+    /// The unit of this request verified. Returns whether it was needed; if not, drop the bytes.
     pub fn verified(&mut self, id: RequestId, now: Time) -> bool {
         let needed = self.complete_unit(id, now);
         self.after_event();
         needed
     }
 
-    /// The unit of this request came whole and did not verify: its sender is banned.
+    /// All bytes of this request arrived and the unit did not verify: its sender is banned.
     pub fn corrupt(&mut self, id: RequestId, now: Time) {
         self.ban_sender(id, now);
         self.after_event();
     }
 
-    /// A peer broke the protocol, whether it joined or not: it is banned, and its requests are
-    /// cancelled.
+    /// A peer violated the protocol: it is banned and its requests are cancelled, even if it never
+    /// joined.
     pub fn misbehaved(&mut self, peer: PeerKey, now: Time) {
         self.ban_peer(peer, now);
         self.after_event();
     }
 
-    /// The request failed otherwise.
+    /// The request failed for any reason other than wrong bytes.
     pub fn failed(&mut self, id: RequestId, failure: Failure, now: Time) {
         self.fail_request(id, failure, now);
         self.after_event();
     }
 
-    /// The unit has to be fetched (again), and nobody is to blame: writing it here failed.
+    /// The unit must be fetched (again) and no peer is to blame: writing it to disk failed.
     pub fn reset_unit(&mut self, unit: u32, now: Time) {
         self.refetch(unit, now);
         self.after_event();
     }
 
-    /// Changes how many bytes may be in flight. Where more than that are, nothing is taken back: nothing is asked for beyond
-    /// them until they fit.
+    /// Changes how many bytes may be in flight. If more are in flight already, none is cancelled;
+    /// no new request is made until they fit.
     pub fn set_max_in_flight_bytes(&mut self, bytes: u64) {
         if bytes != self.config.max_in_flight_bytes {
             self.config.max_in_flight_bytes = bytes;
@@ -260,13 +272,14 @@ impl Swarm {
         }
     }
 
-    /// Time passed. To be called when [`Swarm::poll_timeout`] says so; early or late calls do no harm.
+    /// Handles the passing of time. Call it at the time from [`Swarm::poll_timeout`]; early or late
+    /// calls are harmless.
     pub fn handle_timeout(&mut self, now: Time) {
         self.expire_timers(now);
         self.after_event();
     }
 
-    /// What to do next. To be called until it gives `None`, after every event.
+    /// Returns the next action. Call it after every event until it returns `None`.
     pub fn poll_action(&mut self, now: Time) -> Option<Action> {
         if self.actions.is_empty() {
             self.pick_next(now);
@@ -279,13 +292,13 @@ impl Swarm {
         action
     }
 
-    /// When [`Swarm::handle_timeout`] wants to be called; `None`: only events can change anything.
+    /// When to call [`Swarm::handle_timeout`]. `None` means that only an event can change anything.
     pub fn poll_timeout(&self) -> Option<Time> {
         let timer = self.timers.first().map(|&(at, _)| at);
         timer.into_iter().chain(self.endgame_tick).min()
     }
 
-    /// After every event.
+    /// Runs after every event: checks the invariants in debug builds.
     fn after_event(&mut self) {
         #[cfg(any(test, debug_assertions))]
         {

@@ -1,4 +1,4 @@
-//! One peer as the swarm knows it.
+//! The state of one peer.
 
 use std::time::Duration;
 
@@ -8,69 +8,72 @@ use crate::{
 };
 use potluck_core::bitfield::Bitfield;
 
-/// Whether a peer may be asked.
+/// Whether a peer may get requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Eligibility {
     Open,
     BackedOff {
         until: Time,
     },
-    /// `unit`: the one that did not verify, if that was it. Not asked before `until`, nor while
-    /// others can serve.
+    /// `unit` is the one that did not verify; `None` after a protocol violation. The peer gets no
+    /// requests before `until`, nor while other peers can serve.
     Banned {
         unit: Option<u32>,
         until: Time,
     },
 }
 
-/// Invariants: `useful_units` is the number of missing units in `have`, unless the peer is complete (then
-/// it is not kept); refused units are in `have`, and `withheld` is the number of missing ones among
-/// them; `requested_bytes`, `outstanding_bytes` and `unverified_bytes` are sums over `requests`.
+/// Invariants:
+///
+/// - `useful_units` is the number of missing units in `have`, unless the peer is complete: then the
+///   swarm does not maintain it.
+/// - Refused units are in `have`, and `withheld` is the number of missing units among them.
+/// - `requested_bytes`, `outstanding_bytes` and `unverified_bytes` are sums over `requests`.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) eligibility: Eligibility,
-    /// Whether it joined and did not leave: a peer that was banned is remembered when it is gone.
+    /// Whether it joined and did not leave. Peers that were banned are remembered after they leave.
     pub(crate) is_here: bool,
-    /// How often it was banned.
+    /// Number of bans so far.
     pub(crate) bans: u32,
-    /// Verified units that it has to send before it is trusted like others, if it was banned and
-    /// readmitted.
+    /// If it was banned and readmitted: the units that it still has to deliver before it gets more
+    /// than one request at a time.
     pub(crate) probation: Option<u32>,
-    /// When to look again whether others can serve in its place, if it was banned.
+    /// If it was banned: when to check again whether other peers can serve instead.
     pub(crate) ban_look: Option<Time>,
-    /// Verified there, as it says.
+    /// Units it claims to have.
     pub(crate) have: Bitfield,
-    /// Being fetched there, as it says.
+    /// Units it claims to be fetching.
     pub(crate) fetching: Bitfield,
-    /// Whether it ever said.
+    /// Whether it has announced its availability.
     pub(crate) is_availability_known: bool,
     pub(crate) useful_units: u32,
-    /// What it has, as it says, and refused to send.
+    /// Units it claims to have and refused to send.
     pub(crate) refused: Refusals,
     pub(crate) withheld: u32,
     /// In the order in which they were made.
     pub(crate) requests: Vec<RequestId>,
-    /// Bytes of all its requests.
+    /// Total bytes of its requests.
     pub(crate) requested_bytes: u64,
     /// Bytes of its requests that did not arrive yet.
     pub(crate) outstanding_bytes: u64,
-    /// Bytes of its requests that came whole and are not verified yet.
+    /// Bytes of its requests that arrived completely and are not verified yet.
     pub(crate) unverified_bytes: u64,
-    /// Whether it is being asked until it owes enough again.
+    /// Whether it gets requests until its pipeline is full again.
     pub(crate) is_filling_pipeline: bool,
     pub(crate) is_stalled: bool,
     pub(crate) estimate: Estimate,
-    /// Of a small message, nothing queued before it; `None` if nobody measured it.
+    /// Round trip of a small message without queues; `None` if it was not measured.
     pub(crate) round_trip: Option<Duration>,
-    /// Broken connections and time-outs in a row.
+    /// Broken connections and timeouts in a row.
     pub(crate) failures: u32,
-    /// BUSY in a row.
+    /// BUSY answers in a row.
     pub(crate) refusals: u32,
-    /// What its last request was for: its neighbour is the next where nothing speaks against it.
+    /// The unit of its last request. The next unit is preferred if it is equally rare.
     pub(crate) cursor: Option<u32>,
-    /// Waits to be looked at.
+    /// Whether it is in `Swarm::ready` or `Swarm::blocked`.
     pub(crate) is_ready: bool,
-    /// Its place in the timers.
+    /// Its entry in the swarm's timers.
     pub(crate) timer: Option<Time>,
     pub(crate) bytes: u64,
     pub(crate) verified_bytes: u64,
@@ -115,7 +118,7 @@ impl Peer {
         self.is_availability_known && self.have.is_full()
     }
 
-    /// Whether it may be asked for this unit: it has it, as it says, and did not refuse it.
+    /// Whether this unit may be requested from it: it claims the unit and did not refuse it.
     pub(crate) fn serves(&self, unit: u32) -> bool {
         self.have.get(unit) && !self.refused.contains(unit)
     }
@@ -128,9 +131,11 @@ impl Peer {
         matches!(self.eligibility, Eligibility::Banned { .. })
     }
 
-    /// Bytes to keep owed, so that the link never waits for a request. In a crowd only what is under way on the wire: whatever
-    /// waits in a queue is kept from everyone else. With a complete source a little more, and two units at least. A wait in a
-    /// queue, at the other end or before our own downlink, is no reason to make it longer: what counts is the link's own delay.
+    /// Bytes to keep outstanding so that the link never idles. In a crowd this is the
+    /// bandwidth-delay product: requests that wait in a queue delay all the other peers. For a
+    /// complete provider it is about twice that, and at least one unit. The link's own delay
+    /// counts; time in a queue, at the peer or before our own downlink, must not deepen the
+    /// pipeline.
     pub(crate) fn pipeline_bytes(&self, crowd: bool, unit: u64) -> u64 {
         let (Some(rate), Some(latency)) = (self.estimate.rate(), self.estimate.latency()) else {
             return if crowd { 0 } else { unit };
@@ -143,16 +148,17 @@ impl Peer {
         }
     }
 
-    /// Whether one more request for a unit of this length would be right for this link. A complete source is asked for several units
-    /// once it owes few enough, as each call costs something at both ends; a peer in a crowd for each as it comes.
+    /// Whether to send another request for a unit of this length. A complete provider gets several
+    /// requests in a batch once few bytes are outstanding, since each call costs something at both
+    /// ends. A peer in a crowd gets each request separately.
     pub(crate) fn has_room(&mut self, config: &SwarmConfig, crowd: bool, unit: u64) -> bool {
         let fits = self.requested_bytes == 0 || self.requested_bytes + unit <= config.max_peer_bytes;
-        // One unit at a time, each verified before the next.
+        // On probation: one unit at a time, each verified before the next.
         let trusted = self.probation.is_none() || self.requests.is_empty();
         let depth = self.pipeline_bytes(crowd, unit);
         let slack = self.estimate.rate().unwrap_or(0.0) * PIPELINE_SLACK.as_secs_f64();
         let batch = if crowd { 0 } else { (slack / 2.0) as u64 };
-        // Where verifying is what takes time, more would only wait here.
+        // If verification is the bottleneck, more requests would only queue here.
         let under_way = self.outstanding_bytes + self.unverified_bytes;
         self.is_filling_pipeline = self.outstanding_bytes == 0
             || under_way <= depth && (self.is_filling_pipeline || under_way + batch <= depth);
@@ -165,15 +171,15 @@ impl Peer {
             && self.requests.len() < config.max_peer_requests as usize
     }
 
-    /// The silence from which on it counts as stalled: doubled with each failure. At least `queue`, in which it may only wait
-    /// for its turn on our own downlink.
+    /// The silence after which the peer counts as stalled; doubled with each failure. At least
+    /// `queue`, the time for which its bytes may wait for our own downlink.
     pub(crate) fn stall_timeout(&self, queue: Duration) -> Duration {
         (self.estimate.stall_timeout() * (1 << self.failures.min(4)))
             .max(queue)
             .min(REQUEST_TIMEOUT)
     }
 
-    /// When it has to be looked at again without anything happening.
+    /// When to examine the peer again if no event occurs.
     pub(crate) fn next_deadline(&self, queue: Duration) -> Option<Time> {
         let timeout = self.stall_timeout(queue);
         let allowed = if self.is_stalled {

@@ -1,14 +1,14 @@
-//! Choosing what a peer is asked for next.
+//! Chooses the next unit to request from a peer.
 
 use rand::RngExt;
 
 use crate::{PeerKey, Swarm, Time};
 
-/// How many contested units are looked through for one that a peer has.
+/// Maximum number of open units to search for one that a peer has.
 const MAX_OPEN_UNITS_SCANNED: usize = 64;
 
 impl Swarm {
-    /// The peer is to be looked at.
+    /// Queues the peer to be examined for a new request.
     pub(crate) fn mark_ready(&mut self, key: PeerKey) {
         if let Some(peer) = self.peers.get_mut(&key)
             && !std::mem::replace(&mut peer.is_ready, true)
@@ -17,12 +17,12 @@ impl Swarm {
         }
     }
 
-    /// Peers that waited for the transfer's limits may try again.
+    /// Queues the peers that waited for the download's limits.
     pub(crate) fn wake_blocked(&mut self) {
         self.ready.extend(self.blocked.drain(..));
     }
 
-    /// Makes the next request, if one is due; each peer in turn makes one.
+    /// Makes the next request, if one is due. Peers take turns, one request each.
     pub(crate) fn pick_next(&mut self, now: Time) {
         while self.actions.is_empty() {
             let key = if let Some(key) = self.ready.pop_front() {
@@ -32,7 +32,8 @@ impl Swarm {
                 && !self.has_enough_requested(now)
                 && !self.is_crowd_full()
             {
-                // At random: in a crowd each peer comes to be asked, not the first few again and again.
+                // Choose at random: in a crowd every peer gets requests eventually, not always the
+                // same few.
                 self.blocked
                     .swap_remove(self.rng.random_range(0..self.blocked.len()))
             } else {
@@ -76,7 +77,7 @@ impl Swarm {
         self.mark_ready(key);
     }
 
-    /// Whether any request fits the budget now.
+    /// Whether another request fits the budget now.
     pub(crate) fn has_budget_left(&self) -> bool {
         self.requests.is_empty()
             || self.in_flight_bytes + self.longest_unit <= self.config.max_in_flight_bytes
@@ -94,8 +95,9 @@ impl Swarm {
         }
     }
 
-    /// The rarest missing unit that the peer has; where nobody else downloads, the neighbour of its last one if that is as
-    /// rare, so that the driver can ask for both in one call and the peer reads on.
+    /// The rarest missing unit that the peer has. Outside a crowd, the unit after its last one is
+    /// preferred if it is equally rare: the driver can request both in one call, and the peer reads
+    /// sequentially.
     pub(crate) fn pick_missing(&self, key: PeerKey) -> Option<u32> {
         let peer = self.peers.get(&key)?;
         if !peer.is_availability_known || self.askable(peer) == 0 {
@@ -121,7 +123,7 @@ impl Swarm {
             .find(fits)
     }
 
-    /// Whether this peer is asked for the unit already.
+    /// Whether the unit is in flight from this peer already.
     pub(crate) fn is_requested_from(&self, key: PeerKey, unit: u32) -> bool {
         self.unit_requests
             .get(&unit)

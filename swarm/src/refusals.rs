@@ -1,33 +1,34 @@
-//! Units that a peer claims and refused to send: it is asked for them again after a growing delay.
+//! Units that a peer claims and refused to send; they are requested again after a growing delay.
 //!
-//! A refusal says what is so now, not what stays so. A source that hashes a file again refuses it
-//! for a moment and may never announce it anew. After each delay a peer is asked for a few of the
-//! refused units; if it sends one of them, it is asked for all of them. If it refuses again, the
-//! next delay is twice as long.
+//! A refusal describes the present, not the future. A peer that hashes a file again refuses it for
+//! a moment and may never announce it again. After each delay, a few of the refused units are
+//! requested again. If the peer sends one of them, all of them are requested again. If it refuses
+//! again, the next delay is twice as long.
 
 use std::collections::VecDeque;
 
 use crate::Time;
 use potluck_core::bitfield::Bitfield;
 
-/// Most refused units that are asked for again after one delay: enough to learn whether the peer
-/// serves again, and few enough that a peer which claims units that it does not have costs little.
+/// Maximum number of refused units that are requested again after one delay: enough to learn
+/// whether the peer serves again, few enough that a peer which claims units that it does not have
+/// costs little.
 const RETRIES: usize = 64;
 
-/// What one peer refused.
+/// The units that one peer refused.
 ///
 /// Invariant: `due` is set if and only if some unit is refused.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals {
-    /// The units; none until the first refusal, since most peers never refuse.
+    /// The refused units; `None` before the first refusal, since few peers ever refuse.
     units: Option<Bitfield>,
-    /// The same units, the oldest refusal first. May also hold units that are no longer refused.
+    /// The same units, the oldest refusal first. May also contain units that are no longer refused.
     queue: VecDeque<u32>,
-    /// Units that are open again since the last delay, and not sent yet.
+    /// Needed units that may be requested again since the last delay, and were not sent yet.
     retried: Vec<u32>,
-    /// Delays in a row after which the peer sent none of the retried units.
+    /// Number of delays in a row after which the peer sent none of the retried units.
     rounds: u32,
-    /// When some of the units are open again.
+    /// When some of the units may be requested again.
     due: Option<Time>,
 }
 
@@ -40,12 +41,12 @@ impl Refusals {
         self.units.as_ref().is_none_or(|units| units.count() == 0)
     }
 
-    /// Whether any unit is open again since the last delay, and not sent yet.
+    /// Whether any unit may be requested again since the last delay and was not sent yet.
     pub(crate) const fn is_retrying(&self) -> bool {
         !self.retried.is_empty()
     }
 
-    /// The refused units, whether they are missing here or not.
+    /// The refused units, including those that are not missing here.
     #[cfg(any(test, debug_assertions))]
     pub(crate) fn units(&self) -> impl Iterator<Item = u32> + '_ {
         self.units.iter().flat_map(Bitfield::ones)
@@ -59,8 +60,8 @@ impl Refusals {
         self.rounds
     }
 
-    /// The peer refused one of `count` units; returns whether that is new. `due`: when to ask
-    /// again, unless a time is set.
+    /// Records that the peer refused one of `count` units. Returns whether the refusal is new.
+    /// `due` is when to retry; it has no effect if a time is set already.
     pub(crate) fn insert(&mut self, unit: u32, count: u32, due: Time) -> bool {
         let units = self.units.get_or_insert_with(|| Bitfield::new(count));
         let is_new = units.set(unit, true);
@@ -72,7 +73,7 @@ impl Refusals {
         is_new
     }
 
-    /// The unit is open again: the peer announced it. Returns whether it was refused.
+    /// The peer announced the unit: it may be requested again. Returns whether it was refused.
     pub(crate) fn remove(&mut self, unit: u32) -> bool {
         let removed = self.units.as_mut().is_some_and(|units| units.set(unit, false));
         if removed && self.is_empty() {
@@ -81,8 +82,9 @@ impl Refusals {
         removed
     }
 
-    /// The delay is over: gives the units that are open again from now on. `needed`: whether a unit
-    /// is not here yet. `due`: when to open the rest, if any is left.
+    /// The delay is over. Returns the units that may be requested again from now on. `needed`
+    /// reports whether a unit is not verified here yet. `due` is the time of the next retry, if
+    /// refused units remain.
     pub(crate) fn retry(&mut self, needed: impl Fn(u32) -> bool, due: Time) -> Vec<u32> {
         self.rounds = self.rounds.saturating_add(1);
         self.retried.clear();
@@ -101,8 +103,8 @@ impl Refusals {
         opened
     }
 
-    /// The peer sent a unit. If it had refused that one before, all others are open again; gives
-    /// those.
+    /// The peer sent a unit. If it had refused that unit before, clears all refusals and returns
+    /// the units.
     pub(crate) fn sent(&mut self, unit: u32) -> Vec<u32> {
         if !self.retried.contains(&unit) {
             return Vec::new();
@@ -112,8 +114,8 @@ impl Refusals {
         units.map_or_else(Vec::new, |units| units.ones().collect())
     }
 
-    /// No unit is refused any more. The delay stays as long as it was, until the peer sends what it
-    /// had refused.
+    /// Clears all refusals. The length of the delay stays until the peer sends a unit that it had
+    /// refused.
     pub(crate) fn clear(&mut self) {
         self.units = None;
         self.queue.clear();
@@ -136,7 +138,7 @@ mod tests {
         (0..count).for_each(|unit| assert!(refusals.insert(unit, count, LATER)));
         assert!(!refusals.insert(5, count, 2 * LATER), "refused already");
         assert_eq!(refusals.due(), Some(LATER));
-        // Those that are here already do not count against the few.
+        // Units that are not needed do not count against the limit.
         let opened = refusals.retry(|unit| unit >= 10, 2 * LATER);
         assert_eq!(opened, (0..10 + RETRIES as u32).collect::<Vec<_>>());
         assert_eq!((refusals.due(), refusals.rounds()), (Some(2 * LATER), 1));

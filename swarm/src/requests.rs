@@ -1,8 +1,8 @@
-//! Requests, from asking to the last word about them, and what that makes of their unit.
+//! Requests, from sending to completion, and the state of their units.
 
 use crate::{Action, CROWD_STALL, CROWD_STALL_UNITS, PeerKey, RequestId, Swarm, Time};
 
-/// A unit asked of a peer.
+/// A unit requested from a peer.
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) peer: PeerKey,
@@ -12,12 +12,12 @@ pub(crate) struct Request {
     pub(crate) received: u64,
     /// Bytes that did not arrive yet.
     pub(crate) outstanding_bytes: u64,
-    /// Whether it was taken from another peer.
+    /// Whether it was stolen from another peer.
     pub(crate) stolen: bool,
 }
 
 impl Swarm {
-    /// Asks a peer for a unit.
+    /// Requests a unit from a peer.
     pub(crate) fn open_request(&mut self, key: PeerKey, unit: u32, now: Time) {
         let len = self.unit_lens[unit as usize];
         let id = RequestId(self.next_request);
@@ -66,7 +66,7 @@ impl Swarm {
         self.arm_timer(key, now);
     }
 
-    /// Ends a request, whatever came of it. A unit that nobody is asked for any more is missing again.
+    /// Removes a request, whatever its result. A unit without requests is missing again.
     pub(crate) fn close_request(&mut self, id: RequestId, now: Time) -> Option<Request> {
         let request = self.requests.remove(&id)?;
         let Request {
@@ -111,14 +111,16 @@ impl Swarm {
             self.open_to_others(unit);
         }
         if silent {
-            // Others did all that it was asked for while it said nothing: asked again at once, it would only hold up more.
+            // Other peers finished all its requests while it was silent. A new request would only
+            // delay more units.
             self.back_off_silent(key, now);
         }
         self.mark_ready(key);
         Some(request)
     }
 
-    /// Bytes of a request arrived. More than were asked for count, but are owed by nobody.
+    /// Bytes of a request arrived. Bytes beyond the requested ones are counted, but reduce nothing
+    /// outstanding.
     pub(crate) fn receive_bytes(&mut self, id: RequestId, bytes: u64, now: Time) {
         self.counters.received_bytes += bytes;
         let Some(request) = self.requests.get_mut(&id) else {
@@ -147,7 +149,7 @@ impl Swarm {
         self.mark_ready(key);
     }
 
-    /// The peer is not silent, and least of all about this unit.
+    /// The peer is no longer stalled; other peers must not fetch its units, this one included.
     pub(crate) fn clear_stall(&mut self, key: PeerKey, unit: u32, now: Time) {
         if let Some(peer) = self.peers.get_mut(&key)
             && std::mem::take(&mut peer.is_stalled)
@@ -159,14 +161,14 @@ impl Swarm {
         self.arm_timer(key, now);
     }
 
-    /// A unit verified: it is had, and whoever else was asked for it is told to stop.
+    /// A unit verified: all other requests for it are cancelled.
     pub(crate) fn complete_unit(&mut self, id: RequestId, now: Time) -> bool {
         let Some(request) = self.requests.get(&id) else {
             return false;
         };
         let unit = request.unit;
         let len = self.unit_lens[unit as usize];
-        // Had before its requests are closed, so that it is never missing in between.
+        // Set before the requests are closed, so that the unit never becomes missing in between.
         self.have.set(unit, true);
         if let Some(request) = self.close_request(id, now) {
             self.counters.verified_bytes += len;
@@ -189,7 +191,7 @@ impl Swarm {
         true
     }
 
-    /// The unit is to be fetched anew.
+    /// Makes the unit missing again and cancels its requests.
     pub(crate) fn refetch(&mut self, unit: u32, now: Time) {
         if self.have.set(unit, false) {
             let len = self.unit_lens[unit as usize];
@@ -202,7 +204,7 @@ impl Swarm {
         }
     }
 
-    /// Takes back a request, its bytes lost.
+    /// Cancels a request; its bytes are lost.
     pub(crate) fn cancel_request(&mut self, id: RequestId, now: Time) {
         if let Some(request) = self.close_request(id, now) {
             self.counters.duplicate_bytes += request.received;
@@ -216,13 +218,13 @@ impl Swarm {
         }
     }
 
-    /// The unit becomes missing: whoever has it may be asked.
+    /// The unit becomes missing: any peer that has it may get a request.
     fn mark_missing(&mut self, unit: u32) {
         self.rarity.insert(unit, &mut self.rng);
         self.adjust_useful_units(unit, 1);
     }
 
-    /// The unit is missing no more.
+    /// The unit is no longer missing.
     fn clear_missing(&mut self, unit: u32) {
         self.rarity.remove(unit);
         self.adjust_useful_units(unit, -1);

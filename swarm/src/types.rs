@@ -1,219 +1,223 @@
-//! The words that the swarm and its driver share.
+//! The types that the swarm and its driver exchange.
 
 use std::{ops::Range, time::Duration};
 
-/// Time since the transfer began. The driver reads the clock; the swarm never does.
+/// Time since the download began. The driver reads the clock; the swarm never does.
 pub type Time = Duration;
 
-/// A peer, by a number of the driver's choosing. The same peer keeps its number when it leaves and comes back: that is what
-/// makes a ban last.
+/// A peer, as a number that the driver chooses. A peer that leaves and comes back must keep its
+/// number: otherwise a ban does not last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerKey(pub u64);
 
-/// A request, minted by the swarm and never used twice.
+/// A request. The swarm creates the id and never reuses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub(crate) u64);
 
 impl RequestId {
-    /// Grows from each request to the next.
+    /// The position of this request among all requests; later requests have higher numbers.
     pub const fn order(self) -> u64 {
         self.0
     }
 }
 
-/// What the driver is to do.
+/// What the driver must do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Ask this peer for this unit. Exactly one of `verified`, `corrupt` and `failed` answers it, unless it is cancelled.
+    /// Request this unit from this peer. Exactly one of `verified`, `corrupt` and `failed` must
+    /// answer it, unless it is cancelled.
     Request {
-        /// What events about it name it by.
+        /// Identifies the request in events.
         id: RequestId,
-        /// Whom to ask.
+        /// The peer to send the request to.
         peer: PeerKey,
-        /// What for.
+        /// The requested unit.
         unit: u32,
     },
-    /// Another peer was faster, or the request was taken back: drop it. Events that still name it are ignored.
+    /// Drop this request: another peer was faster, or the swarm gave it up. Events that still name
+    /// it are ignored.
     Cancel {
         /// The request.
         id: RequestId,
     },
     /// This peer sent bytes that do not belong to the file. Its other requests are cancelled, and
-    /// it is not asked again before [`Action::Readmit`].
+    /// it gets no new ones before [`Action::Readmit`].
     Ban {
-        /// The liar.
+        /// The peer that sent the bytes.
         peer: PeerKey,
         /// The unit that did not verify.
         unit: u32,
     },
-    /// This peer failed too often with nothing good between: close its connections. `peer_joined` re-admits it.
+    /// This peer failed too often in a row: close its connections. `peer_joined` readmits it.
     Forget {
-        /// The dead.
+        /// The failed peer.
         peer: PeerKey,
     },
-    /// Nobody else can serve what is missing: connect to this banned peer again. It is asked for
-    /// one unit at a time.
+    /// No other peer can serve the missing units: connect to this banned peer again. It gets one
+    /// request at a time.
     Readmit {
         /// The banned peer.
         peer: PeerKey,
     },
-    /// Every unit is there. Comes once, and once more after each `reset_unit` that took one away.
+    /// Every unit is verified. Emitted once, and again after each `reset_unit` that made a unit
+    /// missing.
     Finished,
 }
 
-/// Why a request failed, apart from wrong bytes.
+/// Why a request failed, other than wrong bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// The peer has no room for it now.
+    /// The peer has no free slot now.
     Busy {
-        /// How long it says to wait.
+        /// The delay that the peer asks for.
         retry_after: Option<Duration>,
     },
-    /// The peer does not have this unit now, whatever it announced. It is asked again later.
+    /// The peer does not have this unit now, whatever it announced. The unit is requested again
+    /// later.
     NotAvailable,
     /// The connection broke, or could not be made.
     Disconnected,
     /// The driver's own deadline passed.
     TimedOut,
-    /// The peer will not serve this file at all, or breaks the protocol.
+    /// The peer does not serve this file at all, or violates the protocol.
     Refused,
 }
 
-/// Where a unit stands.
+/// The state of a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnitState {
-    /// Not here, and nobody is asked for it.
+    /// Neither verified nor requested.
     Missing,
-    /// This many peers are asked for it; at least one.
+    /// Requested from this many peers; at least one.
     InFlight(u32),
     /// Verified.
     Have,
 }
 
-/// Where a peer stands.
+/// The state of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerPhase {
-    /// What it has is not known yet.
+    /// Its availability is not known yet.
     Joining,
-    /// Has nothing that is needed and not asked for already.
+    /// Has no unit that is missing and not requested yet.
     Idle,
-    /// Sends, or is about to.
+    /// Has requests in flight.
     Active,
-    /// Silent for longer than its estimates allow: others may take over what it was asked for.
+    /// Silent for longer than its estimates allow: other peers may fetch its units.
     Stalled,
-    /// Left alone until then.
+    /// Gets no requests before `until`.
     BackedOff {
-        /// When it will be asked again.
+        /// When it is tried again.
         until: Time,
     },
-    /// Refused all that is needed of what it has; asked again then.
+    /// Refused every missing unit that it has.
     Refusing {
-        /// When it will be asked again.
+        /// When it is asked again.
         until: Time,
     },
-    /// Sent bad bytes or broke the protocol; not asked again before then, nor while others can
-    /// serve.
+    /// Sent bad bytes or violated the protocol. Gets no requests before `until`, nor while other
+    /// peers can serve.
     Banned {
-        /// The unit that did not verify, if that was it.
+        /// The unit that did not verify; `None` after a protocol violation.
         unit: Option<u32>,
-        /// When it may be asked again.
+        /// The earliest time at which it may be readmitted.
         until: Time,
     },
 }
 
-/// A peer as `why` shows it.
+/// A snapshot of one peer, as the `why` command shows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeerView {
     /// The peer.
     pub key: PeerKey,
-    /// Where it stands.
+    /// Its state.
     pub phase: PeerPhase,
     /// Whether it has every unit.
     pub is_complete: bool,
-    /// How many units it has.
+    /// Number of units it has.
     pub units: u32,
-    /// How many of those are missing here and not asked for.
+    /// Number of its units that are missing here and not requested.
     pub useful_units: u32,
-    /// How many of these it refused, and when it is asked for some of them again.
+    /// Number of these units that it refused, and when some of them are requested again.
     pub refused: Option<(u32, Time)>,
-    /// Whether it was banned and is asked again, for one unit at a time, because nobody else can
-    /// serve.
+    /// Whether it was banned and readmitted, so that it gets one request at a time while no other
+    /// peer can serve.
     pub on_probation: bool,
     /// Requests in flight.
     pub requests: u32,
-    /// Requests the swarm would keep in flight now.
+    /// Number of requests that the swarm would keep in flight now.
     pub pipeline_depth: u32,
-    /// Estimated throughput in bytes a second, once something arrived.
+    /// Estimated throughput in bytes per second; `None` before the first estimate.
     pub rate: Option<f64>,
     /// Estimated time from a request to its first byte.
     pub latency: Option<Duration>,
-    /// Bytes it sent, duplicates and bad ones included.
+    /// Bytes received from it, including duplicate and bad ones.
     pub bytes: u64,
-    /// Bytes of units that it sent, verified and first.
+    /// Bytes of the units that it was the first to deliver and that verified.
     pub verified_bytes: u64,
-    /// Its last failure, cleared by nothing: the driver shows it beside the state.
+    /// Its last failure; later successes do not clear it.
     pub last_failure: Option<Failure>,
 }
 
-/// A run of units that are not here, alike in where they could come from.
+/// A run of missing units with the same number of providers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MissingRun {
     /// The units.
     pub units: Range<u32>,
-    /// How many peers have all of them, banned ones left out.
+    /// Number of peers that have all of them, without banned peers.
     pub providers: u32,
-    /// Whether somebody is asked for them now.
+    /// Whether they are in flight now.
     pub in_flight: bool,
 }
 
-/// Why nothing is asked for although the transfer is not finished.
+/// Why nothing is in flight although the download is not finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StuckReason {
     /// No peer is known.
     NoPeers,
-    /// Every peer that is known is banned; the first may be asked again then.
+    /// Every known peer is banned.
     AllBanned {
-        /// When.
+        /// When the first may be readmitted.
         until: Time,
     },
-    /// Peers are there, but what they have is not known yet.
+    /// Peers have joined, but the availability of none is known yet.
     NoAvailability,
     /// No peer has any of the units still missing.
     NoProvider {
-        /// How many units are missing.
+        /// Number of missing units.
         units: u32,
     },
-    /// Everyone who has something needed refused it; the first is asked again then.
+    /// Every peer that has a missing unit refused it.
     Refused {
-        /// When.
+        /// When the first peer is asked again.
         until: Time,
-        /// How often the one that refused least often was asked again in vain.
+        /// Number of retry rounds without success, of the peer with the fewest.
         tries: u32,
     },
-    /// Everyone who has something needed is backed off; the first is tried again then.
+    /// Every peer that has a missing unit is backed off.
     BackedOff {
-        /// When.
+        /// When the first peer is tried again.
         until: Time,
     },
 }
 
-/// What the transfer cost so far.
+/// Transfer statistics of the download so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Bytes that arrived, of whatever worth.
+    /// All bytes that arrived.
     pub received_bytes: u64,
     /// Bytes of units that verified and were needed.
     pub verified_bytes: u64,
-    /// Bytes that arrived for requests that lost a race or were taken back.
+    /// Bytes that arrived for requests that lost a hedge, were cancelled or failed.
     pub duplicate_bytes: u64,
     /// Bytes of units that did not verify.
     pub corrupt_bytes: u64,
     /// Requests made.
     pub requests: u64,
-    /// Requests made for a unit that another peer was already sending.
+    /// Requests for a unit that was in flight from another peer already.
     pub hedges: u64,
     /// Requests taken from a slow peer and given to a faster one.
     pub steals: u64,
-    /// Most bytes that were in flight at once.
+    /// The maximum of bytes in flight.
     pub peak_in_flight_bytes: u64,
 }
