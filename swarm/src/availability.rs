@@ -1,4 +1,4 @@
-//! Peers that come and go, and what they have.
+//! Peers that join and leave, and their availability.
 
 use crate::{
     PeerKey, RequestId, Swarm, Time,
@@ -7,16 +7,17 @@ use crate::{
 use potluck_core::{availability::Availability, bitfield::Bitfield};
 
 impl Swarm {
-    /// All that a peer has and is fetching, in place of whatever was known. Units of another number are no answer to what
-    /// was asked and are ignored; so are peers that did not join.
+    /// Replaces everything known about what a peer has and is fetching. An availability with a
+    /// different number of units is ignored, as are peers that did not join.
     pub fn availability(&mut self, peer: PeerKey, units: &Availability, now: Time) {
         self.replace_availability(peer, units);
         self.record_partial_progress(peer, now);
         self.after_event();
     }
 
-    /// What changed since: units that it has now, that it began to fetch, and that it gave up fetching. Units out of range
-    /// are ignored, as is a change before the first whole.
+    /// Applies changes to a peer's availability: units that it now has, that it began to fetch, and
+    /// that it stopped fetching without having them. Units out of range are ignored, as are changes
+    /// before the first complete availability.
     pub fn availability_changed(
         &mut self,
         peer: PeerKey,
@@ -50,7 +51,7 @@ impl Swarm {
         self.after_event();
     }
 
-    /// A peer told of something new: if it is partial, it gets further.
+    /// A peer announced a change. If the peer is partial, the crowd makes progress.
     fn record_partial_progress(&mut self, key: PeerKey, now: Time) {
         if self
             .peers
@@ -83,7 +84,7 @@ impl Swarm {
         if let Some(at) = peer.timer.take() {
             self.timers.remove(&(at, key));
         }
-        // A ban outlives the visit, and so does what is known of a peer that was banned.
+        // The ban and its history are kept after the peer leaves.
         if peer.bans == 0 {
             self.peers.remove(&key);
             return;
@@ -104,7 +105,7 @@ impl Swarm {
         self.arm_timer(key, now);
     }
 
-    /// Cancels whatever this peer is asked for.
+    /// Cancels all requests to this peer.
     pub(crate) fn cancel_requests_of(&mut self, key: PeerKey, now: Time) {
         let ids: Vec<RequestId> = self
             .peers
@@ -142,7 +143,7 @@ impl Swarm {
         self.mark_ready(key);
     }
 
-    /// Forgets all that a peer has: it counts for nothing any more.
+    /// Forgets what a peer has and is fetching; its units no longer count.
     pub(crate) fn forget_availability(&mut self, key: PeerKey) {
         let units = self.have.len();
         let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.is_availability_known) else {
@@ -167,8 +168,8 @@ impl Swarm {
         }
     }
 
-    /// A known peer has a unit. Once it is complete, none of its units is counted by itself any
-    /// more.
+    /// A known peer has a unit. Once the peer is complete, its units are no longer counted one by
+    /// one.
     fn set_have(&mut self, key: PeerKey, unit: u32) {
         let missing = self.rarity.contains(unit);
         let Some(peer) = self.peers.get_mut(&key) else {
@@ -197,7 +198,7 @@ impl Swarm {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        // What a partial peer has is counted already.
+        // The units that a partial peer has are counted already.
         if value && peer.have.get(unit) && !peer.is_complete() || !peer.fetching.set(unit, value) {
             return;
         }

@@ -1,25 +1,30 @@
-//! Taking work from those who are too slow with it: units of stalled peers at any time, and at the end whatever another
-//! peer would finish much sooner. Duplicate bytes are bounded: two live requests a unit at most, and a request of which no
-//! byte came is taken over rather than raced; but only once, or under load a unit could go from hand to hand for ever.
+//! Moves work away from slow peers.
+//!
+//! Units of stalled peers may be fetched by others at any time. In the endgame, so may every unit
+//! that another peer would finish much sooner. Duplicate bytes are bounded: a unit has at most two
+//! live requests, and a request without any received byte is stolen instead of hedged. A request is
+//! stolen only once; under load a unit could otherwise move between peers for ever.
 
 use crate::{
     ENDGAME_TICK, MAX_REQUESTS_PER_UNIT, PeerKey, RequestId, Swarm, Time, peer::Peer, requests::Request,
 };
 
-/// A request of which nothing came is taken over by a peer that would finish it in this part of the time.
+/// A request without received bytes is stolen by a peer that is faster by this factor.
 const STEAL_FACTOR: f64 = 1.5;
 
-/// A request under way is raced by a peer that would finish it in this part of the time: it costs its bytes twice.
+/// A request that receives bytes is hedged by a peer that is faster by this factor: the unit's
+/// bytes may arrive twice.
 const HEDGE_FACTOR: f64 = 2.0;
 
-/// Where the budget is the limit, a request is given up for one this much faster: what came of it is lost.
+/// If the budget is exhausted, a request is cancelled in favour of a peer that is faster by this
+/// factor; the bytes received so far are lost.
 const REBALANCE_FACTOR: f64 = 3.0;
 
-/// What a gain must be at least, in seconds: below it a message to cancel comes too late.
+/// Minimum gain in seconds: below it, a cancel message arrives too late.
 const MIN_GAIN: f64 = 0.02;
 
 impl Swarm {
-    /// Whether all that is not here is in flight.
+    /// Whether every missing unit is in flight.
     fn is_endgame(&self) -> bool {
         self.rarity.is_empty() && !self.unit_requests.is_empty()
     }
@@ -33,7 +38,7 @@ impl Swarm {
         }
     }
 
-    /// Estimates have aged: everyone may look again for something to take over.
+    /// The estimates have aged: lets every peer look for work to take over.
     pub(crate) fn run_endgame_tick(&mut self) {
         self.endgame_tick = None;
         self.wake_blocked();
@@ -44,7 +49,7 @@ impl Swarm {
         }
     }
 
-    /// Opens a unit to others once all who are asked for it are stalled.
+    /// Opens a unit to other peers once every peer that it was requested from is stalled.
     pub(crate) fn open_to_others(&mut self, unit: u32) {
         let stalls = |id: &RequestId| {
             let request = &self.requests[id];
@@ -64,8 +69,9 @@ impl Swarm {
         }
     }
 
-    /// Asks one more peer for a contested unit; where there is no room for that, in place of one who stalls. One that gives
-    /// way although it never sent a byte rests as after a time-out, so that a few mute peers do not take turns.
+    /// Requests an open unit from one more peer. If the unit has too many requests or the budget is
+    /// exhausted, the new request replaces one of a stalled peer. A replaced peer that never sent a
+    /// byte is backed off as after a timeout, so that a few silent peers do not alternate.
     pub(crate) fn hedge(&mut self, key: PeerKey, unit: u32, now: Time) {
         let requests = self.unit_requests.get(&unit).map_or(&[][..], Vec::as_slice);
         if requests.len() >= MAX_REQUESTS_PER_UNIT || !self.has_budget_left() {
@@ -85,7 +91,7 @@ impl Swarm {
         self.open_request(key, unit, now);
     }
 
-    /// A request for this unit of which no byte came.
+    /// A request for this unit without any received byte.
     fn request_without_bytes(&self, unit: u32) -> Option<RequestId> {
         self.unit_requests
             .get(&unit)?
@@ -94,7 +100,7 @@ impl Swarm {
             .find(|id| self.requests[id].received == 0)
     }
 
-    /// Takes a request from one peer and gives its unit to another.
+    /// Cancels a request and makes a new one for its unit to another peer.
     fn steal(&mut self, id: RequestId, by: PeerKey, now: Time) {
         let Request { peer, unit, sent, .. } = self.requests[&id];
         if let Some(peer) = self.peers.get_mut(&peer) {
@@ -111,8 +117,8 @@ impl Swarm {
         }
     }
 
-    /// Gives a peer with nothing better to do the request that would gain most by it. Returns whether there was one: never while our own
-    /// limit is what takes time, which it would take of anybody.
+    /// Gives an idle peer the request that gains the most time. Returns whether there was one.
+    /// Never acts while our own rate limit is the bottleneck: no other peer would be faster.
     pub(crate) fn rebalance(&mut self, key: PeerKey, now: Time) -> bool {
         if self.is_locally_throttled(now) {
             return false;
@@ -129,8 +135,8 @@ impl Swarm {
         true
     }
 
-    /// The request, the only one for its unit, that would take longest where it is, and for which this peer would be so much faster
-    /// that it is worth it.
+    /// The request that would take longest at its current peer and that this peer would finish
+    /// sooner by enough. Only units with a single request are considered.
     fn slowest_request_for(&self, key: PeerKey, starved: bool, now: Time) -> Option<(RequestId, u32)> {
         let me = self.peers.get(&key)?;
         let latency = me.estimate.latency().unwrap_or(0.0);
@@ -145,7 +151,7 @@ impl Swarm {
             if other == key || peer.outstanding_bytes == 0 {
                 continue;
             }
-            // Most are as fast as others: whatever they were asked for, it is not worth a look.
+            // Skip a peer whose requests all finish soon enough, without looking at each.
             let longest = self.estimated_seconds(peer, peer.outstanding_bytes, oldest, now);
             let least_factor = if starved { REBALANCE_FACTOR } else { STEAL_FACTOR };
             if !is_worth(longest, min, least_factor) || slowest.is_some_and(|(theirs, ..)| longest <= theirs)
@@ -180,7 +186,8 @@ impl Swarm {
         slowest.map(|(_, id, unit)| (id, unit))
     }
 
-    /// Seconds until a peer has sent so many bytes more. Without an estimate: as long again as a request of it took so far.
+    /// Seconds until a peer has sent this many more bytes. Without an estimate, the age of the
+    /// given request.
     fn estimated_seconds(&self, peer: &Peer, outstanding: u64, asked_by: RequestId, now: Time) -> f64 {
         if peer.is_stalled {
             return f64::INFINITY;
@@ -189,7 +196,7 @@ impl Swarm {
         peer.estimate.seconds_for(outstanding, now).unwrap_or_else(so_far)
     }
 
-    /// Whether a request is taken over rather than raced.
+    /// Whether to steal the request instead of hedging it.
     fn should_steal(&self, id: RequestId) -> bool {
         let request = &self.requests[&id];
         request.received == 0 && !request.stolen

@@ -1,27 +1,29 @@
-//! What is known of a link from the bytes that came over it: throughput, latency, and how long a silence is normal.
+//! Estimates of a link from the arriving bytes: throughput, latency, and the usual silence.
 
 use crate::{MAX_STALL, MIN_STALL, Time};
 use std::time::Duration;
 
-/// Time constant of the throughput average, in seconds: long enough to smooth over chunks, short enough to follow a link
-/// that a crowd shares anew every second.
+/// Time constant of the throughput average, in seconds: long enough to smooth over chunks, short
+/// enough to follow a link whose sharing in a crowd changes every second.
 const SMOOTHING: f64 = 0.5;
 
-/// Shortest busy time that a throughput sample is taken over, in seconds: below it, the size of a chunk is all one sees.
+/// Shortest busy time of a throughput sample, in seconds: a shorter one only measures the size of a
+/// chunk.
 const MIN_SAMPLE: f64 = 0.01;
 
-/// A silence is a stall once it is this many times the longest that was usual lately.
+/// A silence is a stall once it is this many times the longest usual silence.
 const STALL_GAPS: u32 = 8;
 
-/// Estimates for one peer. "Busy" is the time in which the peer owes bytes and the first of them could have come.
+/// Estimates for one peer. The peer is busy while bytes are outstanding, counted from when the
+/// first of them could have arrived.
 #[derive(Debug, Default)]
 pub(crate) struct Estimate {
     rate: Option<f64>,
     /// In seconds.
     latency: Option<f64>,
-    /// Usual silence between two arrivals, in seconds: rises at once, falls slowly.
+    /// Usual silence between two arrivals, in seconds: rises immediately, falls slowly.
     arrival_gap: f64,
-    /// Since when the peer owes bytes.
+    /// Since when bytes are outstanding.
     busy_since: Option<Time>,
     first_pending: bool,
     last_arrival: Time,
@@ -31,7 +33,7 @@ pub(crate) struct Estimate {
 }
 
 impl Estimate {
-    /// Bytes a second, once something arrived.
+    /// Bytes per second; `None` before the first estimate.
     pub(crate) const fn rate(&self) -> Option<f64> {
         self.rate
     }
@@ -41,7 +43,7 @@ impl Estimate {
         self.latency
     }
 
-    /// The peer owed nothing, and now does.
+    /// The first outstanding bytes were requested.
     pub(crate) fn begin_busy(&mut self, now: Time) {
         self.busy_since = Some(now);
         self.first_pending = true;
@@ -49,13 +51,14 @@ impl Estimate {
         self.window_start = now + Duration::from_secs_f64(self.latency.unwrap_or(0.0));
     }
 
-    /// The peer owes nothing any more.
+    /// No bytes are outstanding any more.
     pub(crate) fn end_busy(&mut self, now: Time) {
         self.window_busy += now.saturating_sub(self.window_start).as_secs_f64();
         self.busy_since = None;
     }
 
-    /// Bytes are here and wait for our own limit: since the last word of them there was no silence, and nothing to measure.
+    /// Bytes arrived and wait for our own rate limit: there was no silence, and nothing to measure
+    /// since the last report.
     pub(crate) fn locally_throttled(&mut self, now: Time) {
         if std::mem::take(&mut self.first_pending) {
             self.first_bytes_arrived(now);
@@ -64,7 +67,7 @@ impl Estimate {
         self.window_start = now;
     }
 
-    /// The first bytes of what the peer owes came; whether the first ever.
+    /// The first outstanding bytes arrived. Returns whether this is the first latency sample.
     fn first_bytes_arrived(&mut self, now: Time) -> bool {
         let took = now.saturating_sub(self.last_arrival).as_secs_f64();
         let first_ever = self.latency.is_none();
@@ -85,7 +88,7 @@ impl Estimate {
             let first_ever = self.first_bytes_arrived(now);
             self.last_arrival = now;
             if first_ever {
-                // How long these took to send is not known.
+                // The time that these bytes took to send is unknown.
                 self.window_start = now;
                 return;
             }
@@ -105,14 +108,15 @@ impl Estimate {
         }
     }
 
-    /// A whole unit took this long: all there is to go by where units are smaller than a chunk.
+    /// A complete unit took this long: the only throughput sample if units are smaller than a
+    /// chunk.
     pub(crate) fn unit_done(&mut self, bytes: u64, took: Duration) {
         if self.rate.is_none() && !took.is_zero() {
             self.rate = Some(bytes as f64 / took.as_secs_f64());
         }
     }
 
-    /// A request was taken back after so long: the peer is no faster than that.
+    /// A request was stolen after this time: the peer is no faster than that.
     pub(crate) fn outpaced(&mut self, bytes: u64, after: Duration) {
         if !after.is_zero() {
             let max = bytes as f64 / after.as_secs_f64();
@@ -125,13 +129,13 @@ impl Estimate {
         self.rate = Some(self.rate.map_or(rate, |old| old + (rate - old) * weight));
     }
 
-    /// Since when nothing came although it was owed; `None` if nothing is owed.
+    /// Since when nothing arrived although bytes are outstanding; `None` if none are.
     pub(crate) fn silent_since(&self) -> Option<Time> {
         self.busy_since.map(|since| since.max(self.last_arrival))
     }
 
-    /// The silence from which on the peer counts as stalled. A link known to be slower than [`MAX_STALL`] gets twice what is
-    /// usual there: its silence may be the queue in front of our own downlink.
+    /// The silence after which the peer counts as stalled. A link slower than [`MAX_STALL`] gets
+    /// twice its usual silence: its bytes may be queued before our own downlink.
     pub(crate) fn stall_timeout(&self) -> Duration {
         match self.latency {
             Some(latency) if self.rate.is_some() => {
@@ -142,7 +146,8 @@ impl Estimate {
         }
     }
 
-    /// Seconds until `bytes` more would have come, the silence so far held against it; `None` before the first estimate.
+    /// Estimated seconds until `bytes` more have arrived, at least the current silence beyond the
+    /// usual gap; `None` before the first estimate.
     pub(crate) fn seconds_for(&self, bytes: u64, now: Time) -> Option<f64> {
         let silence = self
             .silent_since()
@@ -176,7 +181,7 @@ mod tests {
         assert_eq!(estimate.stall_timeout(), ms(400));
         estimate.end_busy(ms(1040));
         assert_eq!(estimate.silent_since(), None);
-        // Idle time counts for nothing.
+        // Idle time does not count.
         estimate.begin_busy(ms(9000));
         estimate.bytes_arrived(10_000, ms(9060));
         assert!(

@@ -1,4 +1,4 @@
-//! What goes wrong, and the timers: failures and their back-off, bans, stalls, time-outs.
+//! Failures and timers: back-off, bans, stalls, timeouts.
 
 use std::time::Duration;
 
@@ -11,17 +11,17 @@ use crate::{
     peer::{Eligibility, Peer},
 };
 
-/// A refusal counts as this many failures: asking again soon is unlikely to help.
+/// A refusal of the whole file counts as this many failures: a retry soon is unlikely to help.
 const REFUSED_WEIGHT: u32 = 4;
 
-/// BUSY answers or refusals in a row after which a peer is not expected to serve soon: ten seconds
-/// and more.
+/// BUSY answers or refusal rounds in a row after which a peer is not expected to serve soon: ten
+/// seconds and more.
 const IN_VAIN: u32 = 8;
 
-/// Failures in a row after which that is so.
+/// Failures in a row after which a peer is not expected to serve soon.
 const FAILING: u32 = 4;
 
-/// Senders that share a downlink do not share it evenly: one may come last, and then a little late.
+/// Peers that share a downlink do not share it evenly: one may come last, and then a little late.
 const QUEUE_FACTOR: f64 = 2.0;
 
 impl Swarm {
@@ -32,7 +32,7 @@ impl Swarm {
         let (key, unit) = (request.peer, request.unit);
         self.counters.duplicate_bytes += request.received;
         if failure == Failure::NotAvailable {
-            // Before the unit is missing again, or it would be asked of the same peer.
+            // Before the unit is missing again, or the same peer would get the next request for it.
             self.refuse(key, unit, now);
         }
         if let Some(peer) = self.peers.get_mut(&key) {
@@ -40,7 +40,7 @@ impl Swarm {
         }
         match failure {
             Failure::NotAvailable => {
-                // It answered: whatever it is, it is not silent.
+                // The peer answered, so it is not silent.
                 if let Some(peer) = self.peers.get_mut(&key) {
                     peer.is_stalled = false;
                 }
@@ -60,7 +60,8 @@ impl Swarm {
         }
     }
 
-    /// The peer refused a unit: it is not asked for it again before a delay that grows each time.
+    /// The peer refused a unit: it is not requested from it again before a delay that grows each
+    /// time.
     fn refuse(&mut self, key: PeerKey, unit: u32, now: Time) {
         let (count, jitter) = (self.have.len(), self.jitter());
         let missing = self.rarity.contains(unit);
@@ -75,7 +76,7 @@ impl Swarm {
         }
     }
 
-    /// The peer announced a unit: if it had refused it, it is asked for it again.
+    /// The peer announced a unit: a refusal of it is cleared.
     pub(crate) fn reopen(&mut self, key: PeerKey, unit: u32) {
         let missing = self.rarity.contains(unit);
         if let Some(peer) = self.peers.get_mut(&key)
@@ -85,7 +86,7 @@ impl Swarm {
         }
     }
 
-    /// Opens some of the units that a peer refused, if the delay is over.
+    /// Reopens some of the units that a peer refused, if the delay is over.
     fn retry_refused(&mut self, key: PeerKey, now: Time) {
         let is_due = |peer: &Peer| peer.refused.due().is_some_and(|due| due <= now);
         if !self.peers.get(&key).is_some_and(is_due) {
@@ -101,8 +102,8 @@ impl Swarm {
         }
     }
 
-    /// A peer sent a unit that verified: one that it had refused speaks for the others, and a peer
-    /// that was banned earns trust.
+    /// A peer sent a unit that verified. If it had refused that unit before, all its refusals are
+    /// cleared; a readmitted peer completes one more unit of its probation.
     pub(crate) fn has_sent(&mut self, key: PeerKey, unit: u32) {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
@@ -129,7 +130,7 @@ impl Swarm {
         self.cancel_requests_of(key, now);
     }
 
-    /// Bans a peer that broke the protocol, whether it joined or not.
+    /// Bans a peer that violated the protocol, even if it never joined.
     pub(crate) fn ban_peer(&mut self, key: PeerKey, now: Time) {
         let units = self.have.len();
         self.peers.entry(key).or_insert_with(|| Peer::new(units));
@@ -137,7 +138,7 @@ impl Swarm {
         self.cancel_requests_of(key, now);
     }
 
-    /// Takes down a ban. What the peer has counts no more, before its units are missing again.
+    /// Records a ban. The peer's availability is removed before its units become missing again.
     fn set_banned(&mut self, key: PeerKey, unit: Option<u32>, now: Time) {
         let jitter = self.jitter();
         self.forget_availability(key);
@@ -154,9 +155,9 @@ impl Swarm {
         self.arm_timer(key, now);
     }
 
-    /// Whether any peer that is trusted can be expected to send a missing unit, now or after a
-    /// short rest. One that says BUSY, fails or refuses again and again is still asked, and does
-    /// not count.
+    /// Whether a trusted peer can be expected to send a missing unit, now or after a short
+    /// back-off. Peers that answer BUSY, fail or refuse again and again still get requests, but do
+    /// not count here.
     pub(crate) fn others_can_serve(&self) -> bool {
         let serves = |peer: &Peer| {
             peer.is_availability_known
@@ -170,7 +171,7 @@ impl Swarm {
         self.peers.values().any(serves)
     }
 
-    /// Asks for a banned peer's connection once its ban is over and nobody else can serve.
+    /// Readmits a banned peer once its ban is over and no other peer can serve.
     fn look_at_ban(&mut self, key: PeerKey, now: Time) {
         let is_needed = !self.rarity.is_empty() && !self.others_can_serve();
         let Some(peer) = self.peers.get_mut(&key) else {
@@ -193,7 +194,8 @@ impl Swarm {
         }
     }
 
-    /// Asks a peer that was banned for one unit, if nobody else can serve; else looks again later.
+    /// Requests one unit from a peer on probation if no other peer can serve; otherwise checks
+    /// again later.
     pub(crate) fn ask_on_probation(&mut self, key: PeerKey, now: Time) {
         let Some(unit) = self.pick_missing(key) else {
             return;
@@ -206,7 +208,7 @@ impl Swarm {
         }
     }
 
-    /// Backs off from a peer with no room, by its own word or a little more each time.
+    /// Backs off from a busy peer, by its own delay or longer each time.
     fn back_off_busy(&mut self, key: PeerKey, retry_after: Option<Duration>, now: Time) {
         let jitter = self.rng.random_range(1.0..1.5);
         let Some(peer) = self.peers.get_mut(&key) else {
@@ -221,7 +223,7 @@ impl Swarm {
         );
     }
 
-    /// Backs off from a peer that fails. Several requests that fail at once are one failure.
+    /// Backs off from a failing peer. Requests that fail together count as one failure.
     fn back_off_failing(&mut self, key: PeerKey, weight: u32, now: Time) {
         let jitter = self.rng.random_range(0.75..1.25);
         let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.is_open()) else {
@@ -232,7 +234,8 @@ impl Swarm {
         self.back_off(key, now + wait.mul_f64(jitter), now);
     }
 
-    /// Backs off from a peer that was silent until others had done its work: for a moment, as it may be all there is for other units.
+    /// Backs off briefly from a peer that was silent until others had finished its requests. It may
+    /// be the only provider of other units.
     pub(crate) fn back_off_silent(&mut self, key: PeerKey, now: Time) {
         let jitter = self.rng.random_range(0.75..1.25);
         if let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.is_open()) {
@@ -259,8 +262,8 @@ impl Swarm {
         self.arm_timer(key, now);
     }
 
-    /// Sets the peer's timer to its deadline. A timer that is early stays: when it fires it is set anew, which is cheaper than
-    /// moving it with every chunk.
+    /// Sets the peer's timer to its next deadline. A timer that is too early stays and is set again
+    /// when it fires, which is cheaper than moving it with every chunk.
     pub(crate) fn arm_timer(&mut self, key: PeerKey, now: Time) {
         let queue = self.queue_delay();
         let Some(peer) = self.peers.get_mut(&key) else {
@@ -295,8 +298,9 @@ impl Swarm {
         }
     }
 
-    /// How long a peer may be silent only because our own downlink brings what others owe: twice the time that all bytes in
-    /// flight take at the rate at which bytes arrive. Near nothing unless that link is what is slow.
+    /// How long a peer may be silent because our own downlink is busy with the bytes of others:
+    /// twice the time that all bytes in flight take at the current download rate. Close to zero
+    /// unless the downlink is the bottleneck.
     fn queue_delay(&self) -> Duration {
         let seconds = self.downlink.rate().map_or(0.0, |rate| {
             QUEUE_FACTOR * self.in_flight_bytes as f64 / rate.max(1.0)
@@ -304,7 +308,7 @@ impl Swarm {
         Duration::from_secs_f64(seconds.min(REQUEST_TIMEOUT.as_secs_f64()))
     }
 
-    /// A peer's deadline may have passed.
+    /// Handles a peer's deadlines that have passed.
     fn check_deadline(&mut self, key: PeerKey, now: Time) {
         let queue = self.queue_delay();
         let Some(peer) = self.peers.get_mut(&key) else {
@@ -337,19 +341,19 @@ impl Swarm {
         }
     }
 
-    /// Ends a request that nothing is expected of any more.
+    /// Ends a request that has timed out.
     pub(crate) fn time_out_request(&mut self, id: RequestId, now: Time) {
         self.actions.push_back(Action::Cancel { id });
         self.fail_request(id, Failure::TimedOut, now);
     }
 }
 
-/// How long a peer that refused is not asked for the same again, after so many delays in vain.
+/// The delay before refused units are requested again, after this many rounds without success.
 fn refused_delay(rounds: u32) -> Duration {
     doubled(REFUSED_BACK_OFF, rounds).min(MAX_REFUSED_BACK_OFF)
 }
 
-/// `base` doubled this often, within reason.
+/// `base` doubled this many times, up to 1,024 times `base`.
 fn doubled(base: Duration, times: u32) -> Duration {
     base * (1 << times.min(10))
 }

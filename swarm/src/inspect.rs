@@ -1,4 +1,4 @@
-//! What the swarm tells of itself.
+//! Read-only views of the swarm's state.
 
 use crate::{
     Counters, MissingRun, PeerKey, PeerPhase, PeerView, RequestId, StuckReason, Swarm, Time, UnitState,
@@ -7,22 +7,22 @@ use crate::{
 use potluck_core::bitfield::Bitfield;
 
 impl Swarm {
-    /// The units that are here, verified.
+    /// The verified units.
     pub const fn have(&self) -> &Bitfield {
         &self.have
     }
 
-    /// The units that are asked for.
+    /// The units in flight.
     pub const fn fetching(&self) -> &Bitfield {
         &self.fetching
     }
 
-    /// Bytes asked for and not yet verified.
+    /// Bytes requested and not yet verified.
     pub const fn in_flight_bytes(&self) -> u64 {
         self.in_flight_bytes
     }
 
-    /// Bytes that came of units that are asked for, and are not verified yet; what came twice counts once.
+    /// Bytes received of units in flight and not yet verified. Duplicate bytes count once.
     pub fn unverified_bytes(&self) -> u64 {
         let received = |id: &RequestId| self.requests[id].received;
         let of_unit = |(&unit, requests): (&u32, &Vec<RequestId>)| {
@@ -32,7 +32,7 @@ impl Swarm {
         self.unit_requests.iter().map(of_unit).sum()
     }
 
-    /// Where a unit stands; `None` beyond the last.
+    /// The state of a unit; `None` if it is out of range.
     pub fn unit_state(&self, unit: u32) -> Option<UnitState> {
         if unit >= self.have.len() {
             None
@@ -49,27 +49,28 @@ impl Swarm {
         }
     }
 
-    /// Whether some peer downloads the same, and gets further: then uplinks are shared, and what waits in a queue is kept from others.
+    /// Whether another peer downloads the same file and makes progress. Uplinks are then shared,
+    /// and a queue at one peer delays the others.
     pub const fn is_crowd(&self) -> bool {
         self.partial_peers > 0 && !self.stalled_crowd
     }
 
-    /// Whether every unit is here.
+    /// Whether every unit is verified.
     pub const fn is_finished(&self) -> bool {
         self.have.is_full()
     }
 
-    /// What the transfer cost so far.
+    /// Statistics of the download so far.
     pub const fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// The peers by key, banned ones that left included.
+    /// The peers by key, including banned ones that left.
     pub fn peers(&self) -> impl Iterator<Item = PeerView> + '_ {
         self.peers.iter().map(|(&key, peer)| self.peer_view(key, peer))
     }
 
-    /// What is not here, in runs of units with the same number of providers.
+    /// The missing units, in runs with the same number of providers.
     pub fn missing(&self) -> Vec<MissingRun> {
         let mut runs: Vec<MissingRun> = Vec::new();
         for unit in (0..self.have.len()).filter(|&unit| !self.have.get(unit)) {
@@ -91,7 +92,8 @@ impl Swarm {
         runs
     }
 
-    /// Why nothing is in flight; `None` if something is, or can be once `poll_action` is called, or the transfer is finished.
+    /// Why nothing is in flight. `None` if something is in flight, if `poll_action` can make a
+    /// request, or if the download is finished.
     pub fn stuck_reason(&self) -> Option<StuckReason> {
         if self.is_finished() || !self.requests.is_empty() {
             return None;
@@ -136,14 +138,14 @@ impl Swarm {
         }
     }
 
-    /// Whether a peer that is not on probation sends, or can be expected to send, what is missing.
-    /// While one is, no banned peer is asked again.
+    /// Whether a peer that is not on probation sends missing units, or can be expected to. If so,
+    /// no banned peer is asked again.
     pub fn is_served(&self) -> bool {
         let sends = |peer: &Peer| peer.probation.is_none() && !peer.requests.is_empty();
         self.peers.values().any(sends) || self.others_can_serve()
     }
 
-    /// How many missing units this peer has.
+    /// Number of missing units that this peer has.
     pub(crate) fn useful_units(&self, peer: &Peer) -> u32 {
         if peer.is_complete() {
             self.rarity.len() as u32
@@ -152,7 +154,7 @@ impl Swarm {
         }
     }
 
-    /// How many of those it did not refuse.
+    /// Number of missing units that this peer has and did not refuse.
     pub(crate) fn askable(&self, peer: &Peer) -> u32 {
         self.useful_units(peer) - peer.withheld
     }

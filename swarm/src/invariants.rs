@@ -1,10 +1,11 @@
-//! The invariants of the module's doc, as code. Debug builds only.
+//! The invariants from the crate's documentation, as code for debug builds.
 
 use std::collections::BTreeSet;
 
 use crate::{MAX_REQUESTS_PER_UNIT, Swarm, peer::Peer};
 
-/// A whole check costs about units times peers: a large swarm does it only every so many events.
+/// A full check costs about units times peers; a large swarm runs it once in that cost divided by
+/// this many events.
 const CHECK_COST: usize = 256;
 
 impl Swarm {
@@ -17,7 +18,7 @@ impl Swarm {
         }
     }
 
-    /// Panics where an invariant does not hold.
+    /// Panics if an invariant does not hold.
     #[track_caller]
     pub(crate) fn check(&self) {
         self.check_units();
@@ -26,9 +27,9 @@ impl Swarm {
         self.rarity.check();
     }
 
-    /// Checks that no transfer waits for ever. To be called when there is nothing left to do: while
-    /// units are missing and nothing is in flight, every peer that claims one of them has a timer,
-    /// and where no peer does, every banned one.
+    /// Checks that no download waits for ever. Call it when there is no action left: while units
+    /// are missing and nothing is in flight, every peer that claims one of them has a timer; if no
+    /// peer claims one, every banned peer has a timer.
     #[track_caller]
     pub(crate) fn check_liveness(&self) {
         if self.is_finished() || !self.requests.is_empty() {

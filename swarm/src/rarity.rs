@@ -1,12 +1,12 @@
-//! The units that are missing, rarest first, in random order among equals.
+//! The missing units, rarest first, in random order among equals.
 //!
-//! One array holds them sorted by count, with a marker where each count begins. A count that changes by one moves its unit
-//! across one marker: O(1), and then to a random place among its new equals, so that two peers with the same view pick
-//! different units. Adding or removing a unit shifts one unit a marker: O(largest count). The idea is libtorrent's
-//! `piece_picker`.
+//! One array holds them sorted by count, with a marker at the first unit of each count. A count
+//! that changes by one moves its unit across one marker, O(1), and then to a random position among
+//! its new equals, so that two peers with the same view pick different units. Adding or removing a
+//! unit moves one unit per marker: O(largest count). The idea is from libtorrent's `piece_picker`.
 //!
-//! Invariants: `order` is sorted by count; `start[c]` is the first place of count `c` or more; `position` is the inverse of
-//! `order`.
+//! Invariants: `order` is sorted by count; `start[c]` is the first position of count `c` or more;
+//! `position` is the inverse of `order`.
 
 use rand::{RngExt, rngs::Xoshiro256PlusPlus};
 
@@ -21,7 +21,7 @@ pub(crate) struct RarityOrder {
 }
 
 impl RarityOrder {
-    /// All of `units` units counted 0 and none of them missing.
+    /// No unit is missing, and all counts are 0.
     pub(crate) fn new(units: usize) -> Self {
         Self {
             counts: vec![0; units],
@@ -31,7 +31,7 @@ impl RarityOrder {
         }
     }
 
-    /// How many units are missing.
+    /// Number of missing units.
     pub(crate) fn len(&self) -> usize {
         self.order.len()
     }
@@ -44,7 +44,7 @@ impl RarityOrder {
         self.position[unit as usize] != ABSENT
     }
 
-    /// How often this unit is had or being fetched by partial peers.
+    /// How many times this unit is counted: partial peers that have it and peers that fetch it.
     pub(crate) fn count(&self, unit: u32) -> u32 {
         self.counts[unit as usize]
     }
@@ -54,12 +54,12 @@ impl RarityOrder {
         self.order.iter().copied()
     }
 
-    /// The unit is missing.
+    /// The unit becomes missing.
     pub(crate) fn insert(&mut self, unit: u32, rng: &mut Xoshiro256PlusPlus) {
         debug_assert!(!self.contains(unit), "unit {unit} is missing already");
         let count = self.counts[unit as usize] as usize;
         self.reach(count);
-        // The hole at the end moves down to its count, one marker at a time.
+        // The hole moves from the end to the unit's count, one marker at a time.
         let mut hole = self.order.len() as u32;
         self.order.push(unit);
         for marker in (count + 1..self.start.len()).rev() {
@@ -72,7 +72,7 @@ impl RarityOrder {
         self.shuffle(unit, rng);
     }
 
-    /// The unit is not missing any more.
+    /// The unit is no longer missing.
     pub(crate) fn remove(&mut self, unit: u32) {
         debug_assert!(self.contains(unit), "unit {unit} is not missing");
         let mut hole = self.position[unit as usize];
@@ -102,7 +102,7 @@ impl RarityOrder {
         }
     }
 
-    /// One peer less has or fetches the unit.
+    /// One peer fewer has or fetches the unit.
     pub(crate) fn decrement(&mut self, unit: u32, rng: &mut Xoshiro256PlusPlus) {
         let count = self.counts[unit as usize] as usize;
         debug_assert!(count > 0, "unit {unit} is counted by nobody");
@@ -114,14 +114,14 @@ impl RarityOrder {
         }
     }
 
-    /// Makes the markers reach `count`.
+    /// Extends the markers up to `count`.
     fn reach(&mut self, count: usize) {
         while self.start.len() <= count {
             self.start.push(self.order.len() as u32);
         }
     }
 
-    /// Moves a unit to a random place among its equals.
+    /// Moves a unit to a random position among its equals.
     fn shuffle(&mut self, unit: u32, rng: &mut Xoshiro256PlusPlus) {
         let count = self.counts[unit as usize] as usize;
         let end = self
@@ -141,7 +141,8 @@ impl RarityOrder {
         self.put(b, at_a);
     }
 
-    /// Moves what is at `from` into the hole. Where they are one, an empty count was skipped and nothing is there to move.
+    /// Moves the unit at `from` into the hole. If both are the same position, the count has no
+    /// units and nothing moves.
     fn fill(&mut self, hole: u32, from: u32) {
         if hole != from {
             self.put(hole, self.order[from as usize]);
@@ -153,7 +154,7 @@ impl RarityOrder {
         self.position[unit as usize] = position;
     }
 
-    /// Panics where an invariant does not hold.
+    /// Panics if an invariant does not hold.
     #[cfg(any(test, debug_assertions))]
     pub(crate) fn check(&self) {
         assert!(

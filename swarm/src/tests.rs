@@ -1,4 +1,4 @@
-//! The state machine by hand: one behaviour a test. Whole swarms are in `tests/simulator`.
+//! Unit tests of the state machine, one behaviour each. `tests/simulator` runs whole swarms.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -32,7 +32,7 @@ fn units(swarm: &Swarm, have: &[u32]) -> Availability {
     units
 }
 
-/// A peer that has these units joins; all of them if none are named.
+/// A peer with these units joins; an empty list means all units.
 pub(crate) fn join(swarm: &mut Swarm, peer: PeerKey, have: &[u32], now: Time) {
     swarm.peer_joined(peer, now);
     let all: Vec<u32> = (0..swarm.have().len()).collect();
@@ -55,7 +55,7 @@ fn requests(swarm: &mut Swarm, now: Time) -> Vec<(RequestId, PeerKey, u32)> {
     actions(swarm, now).into_iter().filter_map(request).collect()
 }
 
-/// Lets a request come in evenly over `took`, and verify.
+/// Delivers a request's bytes evenly over `took` and verifies the unit.
 fn deliver(swarm: &mut Swarm, id: RequestId, from: Time, took: Duration) {
     for chunk in 1..=4 {
         swarm.progressed(id, LEN / 4, from + took * chunk / 4);
@@ -63,7 +63,7 @@ fn deliver(swarm: &mut Swarm, id: RequestId, from: Time, took: Duration) {
     assert!(swarm.verified(id, from + took));
 }
 
-/// Calls the swarm at its own deadlines until `until`; gives what it did and when.
+/// Calls the swarm at its own deadlines up to `until`. Returns its actions and their times.
 fn run_until(swarm: &mut Swarm, until: Time) -> Vec<(Time, Action)> {
     let mut done = Vec::new();
     while let Some(at) = swarm.poll_timeout().filter(|&at| at <= until) {
@@ -94,7 +94,7 @@ fn one_unit_from_one_peer() {
     deliver(&mut swarm, id, ms(0), ms(10));
     assert_eq!(actions(&mut swarm, ms(10)), [Action::Finished]);
     assert_eq!(swarm.unit_state(0), Some(UnitState::Have));
-    // Late words about it change nothing.
+    // Late events about a finished request change nothing.
     swarm.corrupt(id, ms(11));
     swarm.failed(id, Failure::TimedOut, ms(11));
     assert!(!swarm.verified(id, ms(11)));
@@ -106,7 +106,7 @@ fn the_rarest_unit_goes_first() {
     let mut swarm = swarm(4);
     join(&mut swarm, A, &[0, 1, 2], ms(0));
     join(&mut swarm, B, &[0, 1], ms(0));
-    // Being fetched counts as well: 1 is commoner than 0.
+    // Fetching peers count too: unit 1 is more common than unit 0.
     swarm.availability_changed(B, &[], &[2, 3], &[2], ms(0));
     swarm.availability_changed(A, &[], &[3], &[], ms(0));
     swarm.peer_joined(C, ms(0));
@@ -141,7 +141,7 @@ fn a_crowd_is_asked_one_by_one_and_a_lone_source_deeper() {
 fn depth_follows_bandwidth_times_delay() {
     let mut swarm = swarm(1000);
     join(&mut swarm, A, &[], ms(0));
-    // A unit each 10 ms, the first byte after 50 ms.
+    // A unit every 10 ms, the first byte after 50 ms.
     let mut queue = std::collections::VecDeque::from(requests(&mut swarm, ms(0)));
     let mut now = ms(50);
     for _ in 0..100 {
@@ -150,7 +150,7 @@ fn depth_follows_bandwidth_times_delay() {
         now += ms(10);
         queue.extend(requests(&mut swarm, now));
     }
-    // 26 MB/s over twice 50 ms and the slack: 3.4 MB.
+    // 26 MB/s over twice 50 ms plus the slack: 3.4 MB.
     assert!(
         (12..=16).contains(&queue.len()),
         "{} requests in flight",
@@ -183,7 +183,7 @@ fn bad_bytes_ban_their_sender_and_nobody_else() {
         done.iter().any(|action| matches!(action, Action::Cancel { .. })),
         "its other request is cancelled"
     );
-    // Not even after coming back.
+    // Rejoining does not end the ban.
     swarm.peer_left(A, ms(6));
     join(&mut swarm, A, &[], ms(7));
     assert!(requests(&mut swarm, ms(7)).iter().all(|(_, peer, _)| *peer == B));
@@ -205,7 +205,7 @@ fn bad_bytes_ban_their_sender_and_nobody_else() {
     );
 }
 
-/// The only source lies twice, then sends what it should.
+/// The only provider sends bad bytes twice, then good ones.
 #[test]
 fn a_banned_peer_is_asked_again_one_unit_at_a_time_where_nobody_else_can_serve() {
     let count = PROBATION_UNITS + 5;
@@ -253,7 +253,7 @@ fn a_banned_peer_is_not_asked_while_another_can_serve() {
     swarm.corrupt(bad, ms(1));
     swarm.peer_left(A, ms(1));
     join(&mut swarm, B, &[], ms(2));
-    // A slow one, which takes longer for each unit than the ban lasts.
+    // B is slow: each unit takes longer than the ban lasts.
     let mut open: VecDeque<_> = requests(&mut swarm, ms(2)).into();
     let mut now = ms(2);
     while let Some((id, peer, _)) = open.pop_front() {
@@ -274,7 +274,7 @@ fn a_banned_peer_is_not_asked_while_another_can_serve() {
     assert!(swarm.is_finished());
 }
 
-/// A peer that broke the protocol before it joined is banned like any other.
+/// A peer that violated the protocol before it joined is banned like any other.
 #[test]
 fn a_peer_that_breaks_the_protocol_is_banned_and_tried_again() {
     let mut swarm = swarm(1);
@@ -298,7 +298,7 @@ fn units_of_a_silent_peer_are_raced_and_the_loser_cancelled() {
         assert_eq!(peer, B);
         deliver(&mut swarm, id, ms(0), ms(20));
     }
-    // Only what A was asked for is left, and it says nothing.
+    // Only the unit requested from A is left, and A is silent.
     let (id, mut seen, now) = loop {
         let now = swarm.poll_timeout().unwrap();
         swarm.handle_timeout(now);
@@ -322,7 +322,8 @@ fn a_silent_peer_whose_work_others_did_is_not_asked_again_at_once() {
     let mut swarm = swarm(40);
     join(&mut swarm, A, &[], ms(0));
     join(&mut swarm, B, &[], ms(0));
-    // Both are known to be quick. From then on A says nothing, and B takes 200 ms for each unit, eight seconds for all.
+    // Both are known to be fast. From then on A is silent, and B takes 200 ms for each unit, eight
+    // seconds for all.
     let (mut open, mut asked_of_a) = (VecDeque::new(), 0);
     for (id, peer, _) in requests(&mut swarm, ms(0)) {
         match peer {
@@ -343,7 +344,7 @@ fn a_silent_peer_whose_work_others_did_is_not_asked_again_at_once() {
         if now == due {
             if let Some(id) = open.pop_front() {
                 swarm.progressed(id, LEN, due);
-                // Unless it was taken back at the end.
+                // Returns false if the request was cancelled in the endgame.
                 swarm.verified(id, due);
             }
             due += ms(200);
@@ -438,20 +439,19 @@ fn a_unit_that_is_not_there_is_asked_of_another() {
     );
     join(&mut swarm, B, &[1], ms(2));
     assert!(matches!(requests(&mut swarm, ms(2))[..], [(_, B, 1)]));
-    // A change that announces a unit takes back its refusal.
+    // A change that announces a unit clears its refusal.
     swarm.availability_changed(A, &[0], &[], &[], ms(3));
     assert!(matches!(requests(&mut swarm, ms(3))[..], [(_, A, 0)]));
 }
 
-/// A source that hashes a file again refuses it, and has nothing new to announce once it serves
-/// again.
+/// A provider that hashes a file again refuses it, and announces nothing once it serves again.
 #[test]
 fn a_peer_that_refused_is_asked_again_after_a_growing_delay() {
     let mut swarm = swarm(4);
     join(&mut swarm, A, &[], ms(0));
     let (mut now, mut delays) = (ms(0), Vec::new());
     for _ in 0..12 {
-        // Until everything was refused.
+        // Until every unit was refused.
         loop {
             let made = requests(&mut swarm, now);
             if made.is_empty() {
@@ -475,7 +475,7 @@ fn a_peer_that_refused_is_asked_again_after_a_growing_delay() {
         delays[11] > MAX_REFUSED_BACK_OFF / 2 && delays[11] <= MAX_REFUSED_BACK_OFF.mul_f64(1.25),
         "{delays:?}"
     );
-    // It serves again, and gives all.
+    // The peer serves again and sends everything.
     let mut open = VecDeque::from(requests(&mut swarm, now));
     while let Some((id, ..)) = open.pop_front() {
         deliver(&mut swarm, id, now, ms(10));
@@ -486,7 +486,7 @@ fn a_peer_that_refused_is_asked_again_after_a_growing_delay() {
     assert_eq!(swarm.stuck_reason(), None);
 }
 
-/// A snapshot replaces what was told, and what was refused is asked for at once.
+/// A new snapshot replaces the old availability, and refused units are requested immediately.
 #[test]
 fn a_peer_that_tells_all_again_is_asked_at_once() {
     let mut swarm = swarm(2);
@@ -500,8 +500,7 @@ fn a_peer_that_tells_all_again_is_asked_at_once() {
     assert!(!requests(&mut swarm, ms(20)).is_empty());
 }
 
-/// A source of thousands of files that all were touched is not asked for each of them after each
-/// delay.
+/// A peer that refuses thousands of units does not get a request for each of them after each delay.
 #[test]
 fn a_peer_that_refuses_everything_costs_few_requests() {
     let mut swarm = swarm(1000);
@@ -522,7 +521,7 @@ fn a_peer_that_refuses_everything_costs_few_requests() {
         now = swarm.poll_timeout().unwrap();
         swarm.handle_timeout(now);
     }
-    // Each once, and then a few after each delay.
+    // One request per unit, then a few after each delay.
     assert!(asked > 1000 && asked < 1000 + 40 * 64, "{asked}");
 }
 
@@ -629,7 +628,7 @@ fn a_wait_in_a_queue_does_not_make_it_longer() {
     join(&mut swarm, A, &[], ms(0));
     swarm.round_trip(A, ms(1));
     let (id, ..) = requests(&mut swarm, ms(0))[0];
-    // The first byte after two seconds, and then fast.
+    // The first byte after two seconds, then fast.
     (0..4).for_each(|chunk| swarm.progressed(id, LEN / 4, ms(2000 + chunk * 5)));
     assert!(swarm.verified(id, ms(2015)));
     let view = swarm.peers().next().unwrap();

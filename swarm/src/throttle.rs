@@ -1,15 +1,18 @@
-//! Under a limit of our own, or while our own disk is what takes time: what is here and may not count yet holds up everything behind it, and no
-//! peer is to blame.
+//! Throttling by our own rate limit, verification or disk.
+//!
+//! Bytes that arrived and may not be processed yet delay everything behind them, and no peer is to
+//! blame.
 
 use std::time::Duration;
 
 use crate::{RequestId, Swarm, Time};
 
-/// How long after the last word of bytes that wait the limit counts as what holds the transfer up: several of the driver's beats.
+/// How long after the last report of waiting bytes the local limit counts as the bottleneck:
+/// several reports of the driver.
 const THROTTLED_FOR: Duration = Duration::from_secs(1);
 
-/// While it does, units are asked for once less is owed than comes within this time: longer than any round trip, so that the limit is used
-/// up.
+/// While throttled, new units are requested once fewer bytes are outstanding than arrive in this
+/// time. Longer than any round trip, so that the limit is used fully.
 const THROTTLED_LEAD: Duration = Duration::from_secs(1);
 
 impl Swarm {
@@ -25,13 +28,13 @@ impl Swarm {
         }
     }
 
-    /// Whether our own limit is what takes time.
+    /// Whether our own limit is the bottleneck.
     pub(crate) fn is_locally_throttled(&self, now: Time) -> bool {
         self.throttled_at
             .is_some_and(|at| now.saturating_sub(at) < THROTTLED_FOR)
     }
 
-    /// Whether a further unit could only wait.
+    /// Whether another requested unit could only wait.
     pub(crate) fn has_enough_requested(&self, now: Time) -> bool {
         let comes = || (self.downlink.rate().unwrap_or(0.0) * THROTTLED_LEAD.as_secs_f64()) as u64;
         self.is_locally_throttled(now)
@@ -54,12 +57,13 @@ mod tests {
         tests::{A, B, LEN, actions, join, ms, swarm},
     };
 
-    /// Bytes a second: each unit takes eight.
+    /// Bytes per second: each unit takes eight seconds.
     const RATE: u64 = LEN / 8;
-    /// How often the driver has news.
+    /// How often the driver reports.
     const BEAT: Duration = Duration::from_millis(200);
 
-    /// Two sources that send faster than they may. What was asked for first gets all of the limit; all else that was waits, and says so.
+    /// Two providers send faster than the limit. The earliest request gets the whole limit; the
+    /// others wait and report that.
     #[test]
     fn a_limit_makes_neither_a_queue_nor_a_race() {
         const UNITS: u32 = 12;
@@ -75,7 +79,8 @@ mod tests {
                     other => panic!("{other:?} at {now:?}"),
                 }
             }
-            // Until the limit is known to hold, two of each; then the next goes out as the last comes to its end.
+            // Two requests per peer until the limit is known; after that, a new one only when the
+            // last is almost complete.
             let verified = swarm.have().count();
             let max = if verified < 4 { 4 } else { 2 };
             assert!((1..=max).contains(&open.len()), "{} at {now:?}", open.len());
@@ -115,7 +120,7 @@ mod tests {
         assert_eq!(ids.len(), 2);
         (1..=4).for_each(|n| swarm.progressed(ids[0], LEN / 16, ms(10 * n)));
         let before = swarm.peers().next().unwrap().rate.unwrap();
-        // A minute under a limit of next to nothing, which then goes away.
+        // A minute under a limit close to zero, which is then lifted.
         (0..300).for_each(|beat| swarm.locally_throttled(ids[0], ms(40 + 200 * beat)));
         assert_eq!(actions(&mut swarm, ms(60_000)), []);
         let now = ms(40 + 200 * 299);

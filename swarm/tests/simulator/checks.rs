@@ -1,9 +1,9 @@
-//! What has to hold at the end of a world.
+//! The conditions that hold when a simulated world ends.
 
 use crate::world::{World, seconds};
 
 impl World {
-    /// Every downloader ended with every unit, each verified once and counted; within its budget all the time.
+    /// Asserts that every downloader verified every unit and stayed within its budget.
     pub(crate) fn assert_sound(&self, seed: u64) {
         for (index, node) in self.nodes.iter().enumerate() {
             let Some(swarm) = node.swarm.as_ref().filter(|_| node.spec.dies.is_none()) else {
@@ -31,7 +31,7 @@ impl World {
         }
     }
 
-    /// Bytes that a downloader got in vain.
+    /// Duplicate bytes that a downloader received.
     pub(crate) fn duplicates(&self, node: usize) -> f64 {
         self.nodes[node]
             .swarm

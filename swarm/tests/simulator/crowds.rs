@@ -1,4 +1,5 @@
-//! Crowds that start together from one seed, against the bound: no peer can be done before the seed has sent the file once.
+//! Crowds that start together from one seed, compared with the bound: no peer can finish before the
+//! seed has sent the file once.
 
 use crate::{
     LINK,
@@ -7,7 +8,7 @@ use crate::{
     world::{World, seconds},
 };
 
-/// How a crowd fared, as parts of the time and bytes that one copy of the file takes over one link.
+/// The result of a crowd, relative to the time and bytes of one copy of the file over one link.
 struct Crowd {
     slowest: f64,
     median: f64,
@@ -56,8 +57,9 @@ fn flash(peers: usize, units: u32) -> Setup {
     Setup::new(nodes, units)
 }
 
-/// A crowd too large for everyone to know everyone, as a peer serves one: four at a time, few who wait, changes gathered for as long
-/// as so many who watch ask for, and a seed that tells what it sends.
+/// A crowd too large for every peer to know every other, with the limits of a real peer: four
+/// parallel uploads, few waiting requests, changes collected for as long as with this many
+/// watchers, and a seed that announces what it sends.
 fn large(peers: usize) -> Setup {
     let mut setup = Setup {
         unit_len: 128 * 1024,
@@ -89,7 +91,7 @@ fn sixteen_peers_take_little_more_than_one() {
     assert!(crowd.slowest < 1.14 && crowd.median < 1.13 && crowd.seed_sent < 1.12);
 }
 
-/// What each peer has at the end is its share of the last units: the smaller those are, the less.
+/// At the end each peer still needs its part of the last units: smaller units take less time.
 #[test]
 fn smaller_units_spread_faster() {
     let setup = Setup {
@@ -100,7 +102,8 @@ fn smaller_units_spread_faster() {
     assert!(crowd.slowest < 1.08 && crowd.seed_sent < 1.06);
 }
 
-/// An uplink that sends a few units at a time, first come, first served, has the first copies out sooner.
+/// An uplink that sends a few units at a time, first come, first served, completes the first copies
+/// sooner.
 #[test]
 fn uplinks_that_serve_in_order_spread_faster() {
     let setup = Setup {
@@ -132,7 +135,7 @@ fn peers_that_come_late_are_served_by_those_who_were_first() {
         .enumerate()
         .skip(1)
         .for_each(|(index, node)| node.joins = index as f64 * 0.3);
-    // The bound of the last to come: its own arrival, and once the file.
+    // The bound of the last peer to join: its join time plus one file.
     let crowd = run(setup, 1);
     assert!(crowd.slowest < 2.4 * LINK / (128.0 * 262_144.0) + 1.15);
 }
@@ -144,7 +147,8 @@ fn a_hundred_peers() {
     assert!(crowd.slowest < 1.2 && crowd.seed_sent < 1.18);
 }
 
-/// Where all may wait and the seed tells nothing, those who do not know each other ask it for the same and wait long for it.
+/// If every request may wait and the seed announces nothing, peers that do not know each other
+/// request the same units and wait long for them.
 #[test]
 fn who_is_told_and_turned_away_is_done_sooner() {
     let few = run(large(64), 1);
@@ -159,7 +163,8 @@ fn who_is_told_and_turned_away_is_done_sooner() {
     assert!(few.slowest < 1.17 && few.slowest < all.slowest && all.median < untold.median);
 }
 
-/// Bundles, as a folder has: side by side all of them come late, and nobody gives on what has not come whole.
+/// Bundles, as in a collection: sent in parallel all of them complete late, and no peer can pass on
+/// an incomplete unit.
 #[test]
 fn large_units_are_sent_a_few_at_a_time() {
     let few = Setup {
@@ -185,7 +190,7 @@ fn a_thousand_peers() {
     assert!(crowd.slowest < 1.3);
 }
 
-/// Each of them chooses 24 others: more only have everyone tell everyone of every unit, and spread no faster.
+/// Each peer chooses 24 others. More neighbours cause more announcements and no faster spread.
 #[test]
 fn a_few_neighbours_are_enough() {
     let setup = |neighbours| Setup {

@@ -1,4 +1,5 @@
-//! Sources that are slow, silent, lying, dying, flapping or busy, and worlds with all of them at random.
+//! Providers that are slow, silent, dishonest, dying, flapping or busy, and random worlds with all
+//! of them.
 
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 
@@ -10,7 +11,8 @@ use crate::{
     world::World,
 };
 
-/// One downloader with a fast downlink, and these sources. Returns the world after the download, and its seconds.
+/// One downloader with a fast downlink and these providers. Returns the world after the download,
+/// and its duration in seconds.
 fn fetch(sources: Vec<Spec>, units: u32, seed: u64) -> (World, f64) {
     let mut nodes = vec![Spec::peer(10.0 * LINK)];
     nodes.extend(sources);
@@ -43,7 +45,7 @@ fn a_source_that_falls_silent_costs_less_than_two_seconds() {
         let mut sources = vec![Spec::seed(LINK); 4];
         sources[0].stall = Some((0.5, 1e6));
         let (_, took) = fetch(sources, 512, seed);
-        // Half a second of four sources, then three.
+        // Half a second of four providers, then three.
         let bound = (512.0 * 0.25 * MIB - 0.5 * 4.0 * LINK) / (3.0 * LINK) + 0.5;
         println!("seed {seed}: {took:.3} s, bound {bound:.3} s");
         assert!(took < bound + 0.6, "seed {seed}: {took} against {bound}");
@@ -65,8 +67,8 @@ fn liars_are_banned_and_cost_little() {
     }
 }
 
-/// A source that hashes its file again refuses for a moment, and announces nothing: all that it
-/// announced is true again.
+/// A provider that hashes its file again refuses for a moment and announces nothing, although its
+/// earlier announcements hold again.
 #[test]
 fn the_only_source_refuses_for_a_moment() {
     for seed in 0..20 {
@@ -75,8 +77,7 @@ fn the_only_source_refuses_for_a_moment() {
             source.refuses = Some((0.01, lasts));
             let (world, took) = fetch(vec![source], 64, seed);
             let bound = 64.0 * 0.25 * MIB / LINK + lasts;
-            // The last delay before it serves again may have been as long as all before together,
-            // and a little more.
+            // The last delay may have been as long as all earlier ones together, and a little more.
             assert!(
                 took < bound + 0.5 + 1.5 * lasts,
                 "seed {seed}: {took} s after {lasts} s"
@@ -87,7 +88,7 @@ fn the_only_source_refuses_for_a_moment() {
     }
 }
 
-/// The link of the only source damages whatever comes over it for a while.
+/// The link of the only provider damages all bytes for a while.
 #[test]
 fn the_only_source_is_tried_again_after_its_link_corrupted() {
     for seed in 0..20 {
@@ -95,7 +96,7 @@ fn the_only_source_is_tried_again_after_its_link_corrupted() {
             let mut source = Spec::seed(LINK);
             (source.corrupt, source.corrupts_until) = (1.0, lasts);
             let (world, took) = fetch(vec![source; sources], 64, seed);
-            // Delays of 30, 60 and 120 s, each a quarter more at most.
+            // Delays of 30, 60 and 120 s, each up to a quarter longer.
             let most = if lasts < 20.0 { 40.0 } else { 265.0 };
             assert!(took < most, "seed {seed}: {took} s");
             let swarm = world.nodes[0].swarm.as_ref().unwrap();
@@ -108,7 +109,7 @@ fn the_only_source_is_tried_again_after_its_link_corrupted() {
     }
 }
 
-/// One that lies is not asked again while another source serves, however slowly and however long.
+/// A dishonest peer gets no request while another provider serves, however slow and however long.
 #[test]
 fn a_banned_peer_is_left_alone_while_another_serves() {
     let mut liar = Spec::seed(LINK);
@@ -120,7 +121,8 @@ fn a_banned_peer_is_left_alone_while_another_serves() {
     assert!(corrupt <= 0.25 * MIB, "{corrupt} bytes in vain");
 }
 
-/// A peer that has a part and gets no further is no crowd: nothing is kept from it by asking others for more at once.
+/// A partial peer that makes no progress is not a crowd: deeper pipelines at others take nothing
+/// from it.
 #[test]
 fn an_idle_partial_peer_costs_a_second_at_most() {
     for (seed, delay) in [(0, 0.0005), (1, 0.005), (2, 0.02)] {
@@ -139,7 +141,7 @@ fn an_idle_partial_peer_costs_a_second_at_most() {
         };
         let (without, with) = (took(false), took(true));
         println!("delay {delay}: {without:.3} s without, {with:.3} s with");
-        // Until it was silent for a second it may be a crowd.
+        // It may count as a crowd until it was silent for a second.
         assert!(with < without + 1.05, "delay {delay}: {with} against {without}");
     }
 }
@@ -170,7 +172,7 @@ fn one_unit_does_not_wait_for_a_silent_source() {
     }
 }
 
-/// Anything that can be wrong with a source.
+/// A provider with a random fault.
 fn strange(rng: &mut Xoshiro256PlusPlus) -> Spec {
     let downloads = rng.random_bool(0.4);
     let rate = LINK * rng.random_range(0.02..2.0);
@@ -201,8 +203,8 @@ fn strange(rng: &mut Xoshiro256PlusPlus) -> Spec {
     spec
 }
 
-/// Whatever the others do, one honest source of everything is enough for everyone to end with every unit verified, and in
-/// bounded time.
+/// One honest complete provider is enough for every downloader to verify every unit in bounded
+/// time, whatever the others do.
 #[test]
 fn every_world_with_an_honest_source_ends() {
     for seed in seeds(80) {
@@ -223,7 +225,8 @@ fn every_world_with_an_honest_source_ends() {
         let mut world = World::new(setup, seed);
         world.run();
         world.assert_sound(seed);
-        // The honest pair: at worst the seed serves everyone alone, and silence, back-off and joining cost a few seconds.
+        // The honest pair: at worst the seed serves every peer alone, and silence, back-off and
+        // joining cost a few seconds.
         let took = world.nodes[0].finished.map(crate::world::seconds).unwrap();
         assert!(
             took < bound * downloaders * 1.5 + 6.0,
@@ -232,8 +235,8 @@ fn every_world_with_an_honest_source_ends() {
     }
 }
 
-/// Everything that can be wrong, at the only source of everything too, and that ends: no transfer
-/// may wait for ever for bytes that are there, nor ask without pause.
+/// Every fault, also at the only complete provider, but for a limited time: no download may wait
+/// for ever for bytes that are available, nor send requests without pause.
 #[test]
 fn every_world_whose_source_recovers_ends() {
     for seed in seeds(300) {
@@ -271,7 +274,7 @@ fn every_world_whose_source_recovers_ends() {
             .enumerate()
             .filter(|(_, node)| node.swarm.is_some())
         {
-            // Each unit of each peer once or twice, and what is tried again after growing delays.
+            // Each unit of each peer once or twice, plus retries after growing delays.
             let most = 8 * units * world.nodes.len() as u64 + (20.0 * took) as u64;
             assert!(
                 node.asked <= most,
@@ -282,7 +285,8 @@ fn every_world_whose_source_recovers_ends() {
     }
 }
 
-/// A transfer whose peers all go waits without a timer running wild, and goes on when one comes back.
+/// A download whose peers all leave waits without running timers continuously, and continues when
+/// one returns.
 #[test]
 fn nobody_for_a_while_then_one() {
     let mut late = Spec::seed(LINK);

@@ -1,4 +1,4 @@
-//! Uplinks, downlinks, and the units that go over them.
+//! Uplinks, downlinks, and the units that they carry.
 
 use potluck_swarm::{Failure, RequestId};
 use rand::RngExt;
@@ -7,7 +7,7 @@ use crate::world::{Event, World, seconds};
 
 const CHUNK: u64 = 64 * 1024;
 
-/// What is left of an upload that counts as large.
+/// An upload with more than this many bytes left counts as large.
 const LARGE: u64 = 1024 * 1024;
 
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(crate) struct Flow {
 }
 
 impl World {
-    /// A request sets out for its peer.
+    /// Sends a request to its peer.
     pub(crate) fn request(&mut self, to: usize, id: RequestId, from: usize, unit: u32) {
         assert!(!self.nodes[to].banned.contains(&from), "a banned peer is asked");
         assert!(!self.nodes[to].have.get(unit), "unit {unit} is asked for again");
@@ -51,7 +51,7 @@ impl World {
         self.after(self.setup.delay, Event::Asked(self.flows.len() - 1));
     }
 
-    /// A request arrived.
+    /// A request arrived at its peer.
     pub(crate) fn asked(&mut self, flow: usize) {
         let Flow { from, unit, dead, .. } = self.flows[flow];
         if dead {
@@ -88,7 +88,7 @@ impl World {
         self.send_next(from);
     }
 
-    /// Sends the next chunk of whoever's turn it is.
+    /// Sends the next chunk of the upload whose turn it is.
     pub(crate) fn send_next(&mut self, from: usize) {
         if self.nodes[from].sending || self.nodes[from].stalled || !self.nodes[from].online {
             return;
@@ -124,7 +124,7 @@ impl World {
         self.after(takes + self.setup.delay, Event::AtDownlink(index, bytes));
     }
 
-    /// A chunk arrived.
+    /// A chunk arrived at the downloader.
     pub(crate) fn delivered(&mut self, index: usize, bytes: u64) {
         let flow = &mut self.flows[index];
         flow.to_come -= bytes;

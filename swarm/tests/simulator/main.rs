@@ -1,7 +1,8 @@
-//! The swarm's state machine in a simulated world.
+//! The swarm's state machine in a simulated network.
 //!
-//! Every failure names the seed of its world: `SWARM_SEEDS=17..18` replays it, `SWARM_SEEDS=0..5000` looks for new ones.
-//! `cargo test --release -- --ignored` runs the large crowds.
+//! Every failure names the seed of its world. `SWARM_SEEDS=17..18` replays it,
+//! `SWARM_SEEDS=0..5000` searches for new failures. `cargo test --release -- --ignored` runs the
+//! large crowds.
 
 mod checks;
 mod crowds;
@@ -11,13 +12,13 @@ mod node;
 mod setup;
 mod world;
 
-/// 100 Mbit/s, in bytes a second.
+/// 100 Mbit/s, in bytes per second.
 const LINK: f64 = 12_500_000.0;
 
 /// Bytes in a mebibyte.
 const MIB: f64 = 1_048_576.0;
 
-/// The seeds of random worlds: what the environment names, or the first `count`.
+/// The seeds of random worlds: the range in the environment, or the first `count`.
 fn seeds(count: u64) -> std::ops::Range<u64> {
     let Ok(named) = std::env::var("SWARM_SEEDS") else {
         return 0..count;

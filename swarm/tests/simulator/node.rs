@@ -1,40 +1,40 @@
-//! Who takes part in a simulated swarm.
+//! The nodes of a simulated swarm.
 
 use potluck_core::bitfield::Bitfield;
 use potluck_swarm::Swarm;
 
-/// What a node is told to be. Rates in bytes a second, times in seconds.
+/// The configuration of a node. Rates in bytes per second, times in seconds.
 #[derive(Debug, Clone)]
 pub(crate) struct Spec {
-    /// Uplink and downlink.
+    /// Rate of the uplink and of the downlink.
     pub(crate) up: f64,
     pub(crate) down: f64,
-    /// What it has at the start: all, nothing, or this share of the units at random.
+    /// The units that it has at the start.
     pub(crate) start: Start,
     /// Whether it downloads.
     pub(crate) downloads: bool,
-    /// Most uploads at once; more are told BUSY.
+    /// Maximum number of uploads, waiting ones included; further requests get BUSY.
     pub(crate) slots: usize,
-    /// Most uploads that wait for their turn; more are told BUSY.
+    /// Maximum number of waiting uploads; further requests get BUSY.
     pub(crate) most_waiting: usize,
-    /// Share of the units it sends with a wrong byte.
+    /// Fraction of the units that it sends with a wrong byte.
     pub(crate) corrupt: f64,
-    /// Until when it corrupts, in seconds: the link does, and the node is honest.
+    /// Time after which it sends no more wrong bytes: the link damaged them, and the node is
+    /// honest.
     pub(crate) corrupts_until: f64,
-    /// When it refuses whatever it is asked for, and for how long. Nothing that it announced
-    /// changes.
+    /// When it starts to refuse every request, and for how long. Its announcements do not change.
     pub(crate) refuses: Option<(f64, f64)>,
-    /// Share of the units it says it has and does not.
+    /// Fraction of the units that it claims to have and does not have.
     pub(crate) lies: f64,
-    /// When it stops sending without a word, and for how long.
+    /// When it stops sending silently, and for how long.
     pub(crate) stall: Option<(f64, f64)>,
-    /// When it dies for good, its connections broken.
+    /// When it leaves for ever and its connections break.
     pub(crate) dies: Option<f64>,
-    /// Is away and back in turns of this length.
+    /// Leaves and rejoins alternately, after this time each.
     pub(crate) flaps: Option<f64>,
     /// When it joins.
     pub(crate) joins: f64,
-    /// Tells watchers, as being fetched, what it is sending to others.
+    /// Announces the units that it is sending to others as being fetched.
     pub(crate) tells_uploads: bool,
 }
 
@@ -75,36 +75,36 @@ impl Spec {
     }
 }
 
-/// A node under way.
+/// The state of a node.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) spec: Spec,
     pub(crate) neighbours: Vec<usize>,
     pub(crate) swarm: Option<Swarm>,
-    /// What it can serve.
+    /// The units that it can serve.
     pub(crate) have: Bitfield,
-    /// What it last told about itself.
+    /// What it last announced: units that it has, units that it fetches.
     pub(crate) told: (Bitfield, Bitfield),
     pub(crate) telling: bool,
-    /// What it is sending, where it tells that.
+    /// The units that it is sending, if it announces them.
     pub(crate) uploading: Bitfield,
     pub(crate) online: bool,
     pub(crate) stalled: bool,
     pub(crate) refuses: bool,
-    /// Counts its visits: what was sent to an earlier one is lost.
+    /// Number of joins and leaves: messages sent during an earlier visit are lost.
     pub(crate) visit: u32,
 
-    /// What it is asked for, in the order in which it was.
+    /// Requests to it, in order of arrival.
     pub(crate) uploads: Vec<usize>,
     pub(crate) sending: bool,
     pub(crate) down_free: u64,
     pub(crate) sent_bytes: u64,
-    /// How often each unit was begun to be sent.
+    /// How many times it began to send each unit.
     pub(crate) sent_units: Vec<u32>,
 
     pub(crate) wake: Option<u64>,
     pub(crate) finished: Option<u64>,
     pub(crate) banned: Vec<usize>,
-    /// How often it asked others.
+    /// Number of requests that it made.
     pub(crate) asked: u64,
 }

@@ -1,4 +1,4 @@
-//! What a world is made of.
+//! The configuration of a simulated world.
 
 use potluck_swarm::SwarmConfig;
 use rand::{rngs::Xoshiro256PlusPlus, seq::SliceRandom};
@@ -10,22 +10,23 @@ pub(crate) struct Setup {
     pub(crate) nodes: Vec<Spec>,
     pub(crate) units: u32,
     pub(crate) unit_len: u64,
-    /// One way, in seconds.
+    /// One-way delay in seconds.
     pub(crate) delay: f64,
-    /// How long changes are gathered before they are told, in seconds.
+    /// How long a node collects changes before it announces them, in seconds.
     pub(crate) tell_every: f64,
-    /// The same for what a seed tells of what it sends.
+    /// How long a seed collects changes to what it sends before it announces them, in seconds.
     pub(crate) seed_tells_every: f64,
-    /// How many others each downloader knows, the complete ones included first; all if `None`.
+    /// How many others each downloader knows, complete ones included first; all if `None`.
     pub(crate) neighbours: Option<usize>,
     pub(crate) config: SwarmConfig,
-    /// The budget of each downloader changes all the time between these, in units, within that of `config`.
+    /// If set, each downloader's budget changes all the time between these two values, in units,
+    /// within that of `config`.
     pub(crate) budgets: Option<(u64, u64)>,
-    /// Most uploads that one node serves side by side; the others wait, first come, first served.
+    /// Maximum number of parallel uploads of one node; the others wait, first come, first served.
     pub(crate) streams: usize,
-    /// Most large uploads at once.
+    /// Maximum number of parallel large uploads.
     pub(crate) most_large: usize,
-    /// Give up after this many seconds.
+    /// The simulation gives up after this many seconds.
     pub(crate) limit: f64,
 }
 
@@ -52,7 +53,7 @@ impl Setup {
     }
 }
 
-/// Whom a node knows from the start.
+/// The nodes that a node knows from the start.
 pub(crate) fn neighbours(
     index: usize,
     setup: &Setup,
@@ -64,7 +65,7 @@ pub(crate) fn neighbours(
         return others;
     };
     others.shuffle(rng);
-    // Half of them choose us.
+    // Each node chooses half of its neighbours; about as many choose it.
     others.sort_by_key(|&other| setup.nodes[other].start != Start::All);
     let seeds = others
         .iter()

@@ -1,8 +1,9 @@
-//! A seeded world under virtual time: every downloader runs the real [`Swarm`]; links carry chunks.
+//! A seeded world with virtual time: every downloader runs the real [`Swarm`]; links carry chunks.
 //!
-//! An uplink serves its flows in turn, a chunk each; a chunk takes its time there, then the delay, then its time in the
-//! receiver's downlink, first come, first served. A pair of nodes has a window of bytes on the way, so that a full downlink
-//! slows its senders and their uplinks go to others: close to fair sharing, and no link idles while it has work.
+//! An uplink serves its flows in turn, one chunk each. A chunk takes its time there, then the
+//! delay, then its time in the receiver's downlink, first come, first served. A pair of nodes has a
+//! window of bytes in transit, so a full downlink slows its senders and their uplinks serve others:
+//! close to fair sharing, and no link idles while it has work.
 
 use std::{
     cmp::Reverse,
@@ -75,7 +76,7 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     pub(crate) flows: Vec<Flow>,
     pub(crate) flow_of: BTreeMap<(usize, RequestId), usize>,
-    /// Bytes between two nodes, those that nobody waits for any more included.
+    /// Bytes in transit between two nodes, including those of cancelled requests.
     pub(crate) on_way: HashMap<(usize, usize), u64>,
     events: BinaryHeap<Timed>,
     pub(crate) now: u64,
@@ -135,7 +136,7 @@ impl World {
                 asked: 0,
             });
         }
-        // Knowing goes both ways.
+        // Neighbours know each other.
         for a in 0..count {
             for b in nodes[a].neighbours.clone() {
                 if !nodes[b].neighbours.contains(&a) {
@@ -177,7 +178,7 @@ impl World {
         world
     }
 
-    /// Runs until every downloader is done, or the limit. Returns seconds.
+    /// Runs until every downloader is done or the limit is reached. Returns the seconds.
     pub(crate) fn run(&mut self) -> f64 {
         while !self.is_done() && seconds(self.now) < self.setup.limit {
             let Some(Timed(Reverse((at, _)), event)) = self.events.pop() else {
@@ -191,7 +192,7 @@ impl World {
     }
 
     pub(crate) fn is_done(&self) -> bool {
-        // Whoever died does not count.
+        // Nodes that die do not count.
         self.nodes
             .iter()
             .all(|node| node.swarm.is_none() || node.finished.is_some() || node.spec.dies.is_some())
@@ -292,7 +293,7 @@ impl World {
         self.drive(node);
     }
 
-    /// Tells `to` of `from` and what it has.
+    /// Announces `from` and its availability to `to`.
     fn introduce(&mut self, from: usize, to: usize) {
         if self.nodes[to].swarm.is_none() {
             return;
@@ -344,7 +345,7 @@ impl World {
         }
     }
 
-    /// Does what a node's swarm wants, and notes when it wants to be called.
+    /// Executes the actions of a node's swarm and schedules its next timeout.
     fn drive(&mut self, index: usize) {
         let now = self.time();
         if let (Some((least, most)), Some(swarm)) = (self.setup.budgets, &mut self.nodes[index].swarm)
@@ -373,7 +374,7 @@ impl World {
                     assert!(!self.nodes[index].banned.contains(&peer), "a ban comes once");
                     self.nodes[index].banned.push(peer);
                 }
-                // As the index would name it again.
+                // As if the index named it again.
                 Action::Forget { peer } => self.after(10.0, Event::Readmit(index, peer.0 as usize)),
                 Action::Readmit { peer } => {
                     let peer = peer.0 as usize;
@@ -401,14 +402,14 @@ impl World {
         }
     }
 
-    /// Something is to be told, once more has gathered for so many seconds.
+    /// Schedules an announcement after this many seconds, to collect more changes.
     pub(crate) fn tell_soon(&mut self, index: usize, seconds: f64) {
         if !std::mem::replace(&mut self.nodes[index].telling, true) {
             self.after(seconds, Event::Tell(index));
         }
     }
 
-    /// A node tells its neighbours what changed.
+    /// A node announces its changes to its neighbours.
     fn tell(&mut self, index: usize) {
         let node = &mut self.nodes[index];
         node.telling = false;
