@@ -58,7 +58,7 @@ class Share(Command):
         system = Potluck(self._settings)
         system.start_index(transfer)
         system.start_peer(transfer, "source", transfer.folder / "peer")
-        return transfer.hold("command", system.command(transfer.folder / "peer", "share", str(transfer.payload.path)),
+        return transfer.hold("command", system.command(transfer.folder / "peer", "share", "--wait", "0", str(transfer.payload.path)),
                              on_exit=transfer.done_at_exit())
 
 
