@@ -62,7 +62,7 @@ pub(crate) fn never_waits(_file: &File) -> bool {
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn read(_file: &File, _offset: u64, _buf: &mut [u8]) -> bool {
+pub(crate) fn read_cached(_file: &File, _offset: u64, _buf: &mut [u8]) -> bool {
     false
 }
 

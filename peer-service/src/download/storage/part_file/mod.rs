@@ -573,7 +573,7 @@ fn sync_tree(tree: &CollectionTree) -> io::Result<()> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn flush_tree(_tree: &CollectionTree) -> io::Result<()> {
+fn sync_tree(_tree: &CollectionTree) -> io::Result<()> {
     rustix::fs::sync();
     Ok(())
 }
