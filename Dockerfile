@@ -1,21 +1,48 @@
 # One image for all of Potluck: the index, the peer and the command line.
 
-FROM rust:1-bookworm AS build
+# The manifests without the sources: as long as they stay the same, so do the built dependencies.
+FROM debian:bookworm-slim AS manifests
 WORKDIR /src
 COPY . .
+RUN find . -name '*.rs' -delete \
+    && for manifest in $(find . -name Cargo.toml); do \
+        folder=$(dirname "$manifest") \
+        && mkdir -p "$folder/src" \
+        && touch "$folder/src/lib.rs" \
+        && echo 'fn main() {}' > "$folder/src/main.rs"; \
+    done \
+    && for bench in $(sed -n 's/^name = "\(.*\)"/\1/p' bench/micro/Cargo.toml); do \
+        mkdir -p bench/micro/benches && echo 'fn main() {}' > "bench/micro/benches/$bench.rs"; \
+    done \
+    && rm src/main.rs && touch bench/micro/lib.rs && echo 'fn main() {}' > build.rs
+
+FROM rust:1-bookworm AS build
+WORKDIR /src
+COPY --from=manifests /src .
 # `--locked`: the image holds what Cargo.lock names, or is not built.
-RUN cargo build --release --locked --workspace --bins \
+RUN cargo build --release --locked -p potluck-index -p potluck-peer -p potluck-cli
+RUN find . -path ./target -prune -o -path ./bench -prune -o -name '*.rs' -exec rm {} +
+COPY . .
+# Cargo compares times: the sources must be newer than what was built from the empty ones.
+RUN find . -path ./target -prune -o -name '*.rs' -exec touch {} + \
+    && cargo build --release --locked -p potluck-index -p potluck-peer -p potluck-cli --bins \
     && mkdir /out \
     && cp target/release/potluck target/release/potluck-index target/release/potluck-peer /out/ \
     && strip /out/*
 
 FROM debian:bookworm-slim
+LABEL org.opencontainers.image.title="Potluck" \
+      org.opencontainers.image.description="Gets large files onto many machines, verified piece by piece" \
+      org.opencontainers.image.licenses="MIT OR Apache-2.0"
 COPY --from=build /out/ /usr/local/bin/
+COPY LICENSE-MIT LICENSE-APACHE /usr/share/doc/potluck/
 # Not root. Volumes mounted on these folders take over their owner.
 RUN useradd --system --uid 10001 --create-home --home-dir /home/potluck potluck \
     && mkdir -p /var/lib/potluck/index /var/lib/potluck/peer /samples /downloads \
     && chown -R potluck:potluck /var/lib/potluck /samples /downloads
 USER potluck
 WORKDIR /downloads
+VOLUME ["/var/lib/potluck/index", "/var/lib/potluck/peer"]
+EXPOSE 1313 12349
 STOPSIGNAL SIGTERM
 CMD ["potluck", "--help"]
