@@ -133,24 +133,6 @@ fn is_host(host: &str) -> bool {
     host.parse::<std::net::IpAddr>().is_ok() || (host.len() <= MAX_HOST_LEN && host.chars().all(plain))
 }
 
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.host.contains(':') {
-            true => write!(f, "[{}]:{}", self.host, self.port),
-            false => write!(f, "{}:{}", self.host, self.port),
-        }
-    }
-}
-
-impl From<std::net::SocketAddr> for Address {
-    fn from(address: std::net::SocketAddr) -> Self {
-        Self {
-            host: address.ip().to_canonical().to_string(),
-            port: address.port(),
-        }
-    }
-}
-
 impl From<&Provider> for v1::Provider {
     fn from(provider: &Provider) -> Self {
         Self {

@@ -6,11 +6,10 @@
 //! | [`identity`] | ids, the Merkle tree, the piece layout, and hashing |
 //! | [`collection`] | safe paths, folder manifests, and download plans |
 //! | [`bitfield`], [`availability`] | sets of units; which units a peer has and is fetching |
-//! | [`model`] | what the index stores and returns: files, addresses, providers, registrations |
+//! | [`model`] | what the index stores and returns: files, providers, registrations, leases |
 //! | [`index_client`] | calls to the index, in domain types |
 //! | [`convert`] | conversions between protobuf messages and domain types |
 //! | [`grpc`] | endpoints and servers, the download codec, limits per client address |
-//! | [`set_digest`] | a digest of a peer's registrations, kept up to date entry by entry |
 //! | [`problem`] | failures with a stable reason, and their encoding as a gRPC status |
 //! | [`process`] | logging, and shutdown on signals |
 //! | [`read_buffer`] | memory aligned for fast file reads |
@@ -31,9 +30,8 @@ pub mod problem;
 pub mod process;
 pub mod proto;
 pub mod read_buffer;
-pub mod set_digest;
 
 pub use crate::identity::id::{FileId, PeerId, Root, Sha256, Token};
 pub use crate::identity::layout::{FileLayout, PieceIndex};
+pub use crate::model::SetDigest;
 pub use crate::problem::{Problem, Reason};
-pub use crate::set_digest::SetDigest;

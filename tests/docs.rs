@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use potluck_core::{
     Reason,
-    collection::{manifest, path, plan},
+    collection::{limits, path, plan},
     identity::{layout, merkle},
 };
 
@@ -59,9 +59,9 @@ fn the_protocols_numbers_are_the_codes() {
     assert_eq!(merkle::LEAF_SIZE, 16 << 10);
     has("leaves of 16 KiB");
     let folders = (
-        manifest::MAX_FOLDERS,
-        manifest::FREE_FOLDERS,
-        manifest::FOLDERS_PER_ENTRY,
+        limits::MAX_FOLDERS,
+        limits::FREE_FOLDERS,
+        limits::FOLDERS_PER_ENTRY,
     );
     assert_eq!(folders, (262_144, 4_096, 16));
     has("at most 262,144, and at most 4,096 + 16 for each entry");
@@ -79,7 +79,7 @@ fn the_protocols_numbers_are_the_codes() {
     assert_eq!(layout::MAX_FILE_SIZE, 16 << 40);
     has("at most 16 TiB");
     assert_eq!(
-        (manifest::MAX_MANIFEST_SIZE, manifest::MAX_ENTRIES),
+        (limits::MAX_MANIFEST_SIZE, limits::MAX_ENTRIES),
         (64 << 20, 1_048_576)
     );
     has("At most 64 MiB and 1,048,576 entries");
@@ -89,7 +89,7 @@ fn the_protocols_numbers_are_the_codes() {
     );
     has("at most 4,096 bytes, 1 to 256 components joined by `/`, each 1 to 255 bytes");
     assert_eq!(
-        (plan::BUNDLE_SIZE, plan::BUNDLE_FILES, plan::MAX_UNITS),
+        (limits::BUNDLE_SIZE, limits::BUNDLE_FILES, limits::MAX_UNITS),
         (4 << 20, 1024, 4_194_304)
     );
     has("Files of 1 byte to 4 MiB");

@@ -26,8 +26,7 @@ use std::{collections::HashMap, hash::BuildHasher as _};
 use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 use potluck_core::{
     FileId, PeerId, Root, Sha256,
-    model::{Address, FileRecord, Provider, Registration},
-    set_digest::{Element, SetDigest},
+    model::{Address, FileRecord, Provider, Registration, RegistrationHash, SetDigest},
 };
 use roaring::RoaringBitmap;
 use slab::Slab;
@@ -444,7 +443,7 @@ impl Catalog {
         if is_new_variant {
             slot.claim_and_partial |= PAYS_VARIANT;
         }
-        let element = Element::from(registration);
+        let element = RegistrationHash::from(registration);
         let providers = &self.files[file as usize].providers;
         match providers.binary_search_by_key(&peer, |slot| slot.peer) {
             Ok(at) => {
@@ -453,7 +452,7 @@ impl Catalog {
                 if old.claim() == variant {
                     slot.claim_and_partial |= old.claim_and_partial & PAYS_VARIANT;
                 }
-                let before = self.element(file, old);
+                let before = self.registration_hash(file, old);
                 self.files[file as usize].providers[at] = slot;
                 self.charge(peer, self.price(slot), self.price(old));
                 let digest = &mut self.peers[peer as usize].digest;
@@ -501,7 +500,7 @@ impl Catalog {
             return false;
         };
         let provider = providers[at];
-        let element = self.element(slot, provider);
+        let element = self.registration_hash(slot, provider);
         self.charge(peer, 0, self.price(provider));
         self.files[slot as usize].providers.remove(at);
         let last = self.files[slot as usize].providers.is_empty();
@@ -526,11 +525,11 @@ impl Catalog {
     }
 
     /// A registration's element in the digest of its peer.
-    fn element(&self, file: u32, slot: ProviderSlot) -> Element {
+    fn registration_hash(&self, file: u32, slot: ProviderSlot) -> RegistrationHash {
         let claim = &self.claims[slot.claim()];
         let mut names: SmallVec<[&str; 4]> = claim.names.iter().map(|&name| self.names.text(name)).collect();
         let id = &self.files[file as usize].id;
-        Element::new(id, claim.sha256.as_ref(), claim.kind, slot.partial(), &mut names)
+        RegistrationHash::new(id, claim.sha256.as_ref(), claim.kind, slot.partial(), &mut names)
     }
 
     /// Bytes charged for a registration.

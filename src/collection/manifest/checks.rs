@@ -5,12 +5,14 @@ use std::cmp::Ordering;
 use crate::{
     FileLayout,
     collection::{
+        limits::{BUNDLE_SIZE, FOLDERS_PER_ENTRY, FREE_FOLDERS, MAX_FOLDERS, MAX_UNITS},
         manifest::{
-            EntryContent, FOLDERS_PER_ENTRY, FREE_FOLDERS, MAX_FOLDERS, Manifest, ManifestEntry,
-            ManifestError, escaped, nodes::new_folders,
+            entries::EncodedEntries,
+            entry::{EntryContent, ManifestEntry},
+            error::{ManifestError, escaped},
+            folders::new_folders,
         },
         path::{self, MAX_DEPTH, MAX_PATH_LEN, RelPath},
-        plan::{BUNDLE_SIZE, MAX_UNITS},
     },
     identity::merkle::EMPTY_FILE,
 };
@@ -25,7 +27,7 @@ pub(crate) struct EntryChecker<'a> {
     previous: &'a str,
     /// Number of distinct folders, including empty ones.
     folders: usize,
-    finish: ManifestTotals,
+    totals: ManifestTotals,
 }
 
 /// Totals over all entries.
@@ -58,23 +60,19 @@ impl<'a> EntryChecker<'a> {
             Some(Ordering::Greater) => return Err(ManifestError::Order { path: escaped(path) }),
         }
         check_entry(entry)?;
-        while self
-            .open_paths
-            .pop_if(|above| !path.starts_with(*above))
-            .is_some()
-        {}
-        let beneath = |above: &&&str| path.as_bytes().get(above.len()) == Some(&b'/');
-        if let Some(above) = self.open_paths.iter().find(beneath) {
+        while self.open_paths.pop_if(|open| !path.starts_with(*open)).is_some() {}
+        let is_ancestor = |open: &&&str| path.as_bytes().get(open.len()) == Some(&b'/');
+        if let Some(ancestor) = self.open_paths.iter().find(is_ancestor) {
             return Err(ManifestError::Conflict {
                 path: escaped(path),
-                parent: escaped(above),
+                parent: escaped(ancestor),
             });
         }
         self.open_paths.push(path);
         self.folders += new_folders(self.previous, path).count();
         self.folders += usize::from(matches!(entry.content, EntryContent::EmptyDirectory));
         self.previous = path;
-        self.finish.add(entry.content);
+        self.totals.add(entry.content);
         match self.folders > MAX_FOLDERS {
             true => Err(self.too_many_folders(MAX_FOLDERS)),
             false => Ok(()),
@@ -84,17 +82,17 @@ impl<'a> EntryChecker<'a> {
     fn too_many_folders(&self, max: usize) -> ManifestError {
         ManifestError::TooManyFolders {
             folders: self.folders,
-            entries: self.finish.count as usize,
-            most: max,
+            entries: self.totals.count as usize,
+            max,
         }
     }
 
     /// The totals. Rejects a manifest with too many folders for its number of entries.
     pub(crate) fn totals(self) -> Result<ManifestTotals, ManifestError> {
-        let max = FREE_FOLDERS + FOLDERS_PER_ENTRY * self.finish.count as usize;
+        let max = FREE_FOLDERS + FOLDERS_PER_ENTRY * self.totals.count as usize;
         match self.folders > max {
             true => Err(self.too_many_folders(max)),
-            false => Ok(self.finish),
+            false => Ok(self.totals),
         }
     }
 }
@@ -134,23 +132,23 @@ pub fn check_link(path: RelPath<'_>, target: &str) -> Result<(), ManifestError> 
 
 fn link_problem(path: RelPath<'_>, target: &str) -> Option<&'static str> {
     if target.is_empty() {
-        return Some("it says nothing");
+        return Some("the target is empty");
     }
     if target.len() > MAX_PATH_LEN {
-        return Some("what it says is too long");
+        return Some("the target is too long");
     }
     if target.starts_with('/') {
-        return Some("it is absolute");
+        return Some("the target is absolute");
     }
     if path::check_characters(target).is_err() {
-        return Some("it has control characters or backslashes");
+        return Some("the target has forbidden characters");
     }
     let mut depth = path.components().count() - 1;
     let mut named = false;
     for part in target.split('/').filter(|part| !matches!(*part, "" | ".")) {
         match part {
-            ".." if named => return Some("it has `..` after a name"),
-            ".." if depth == 0 => return Some("it leads out of the collection"),
+            ".." if named => return Some("the target has `..` after a name"),
+            ".." if depth == 0 => return Some("the target is outside of the collection"),
             ".." => depth -= 1,
             _ => {
                 named = true;
@@ -158,7 +156,7 @@ fn link_problem(path: RelPath<'_>, target: &str) -> Option<&'static str> {
             }
         }
         if depth > MAX_DEPTH {
-            return Some("it leads too deep");
+            return Some("the target is too deep");
         }
     }
     None
@@ -176,32 +174,27 @@ impl ManifestTotals {
 
     /// The files sorted by id and then path, and the sum of all sizes. Rejects an id with two
     /// sizes, and content that overflows the sum or the number of units.
-    pub(crate) fn into_index(mut self, manifest: &Manifest) -> Result<(Vec<u32>, u64), ManifestError> {
+    pub(crate) fn into_index(mut self, entries: &EncodedEntries) -> Result<(Vec<u32>, u64), ManifestError> {
         self.id_prefixes.sort_unstable_by(|&(a, first), &(b, second)| {
-            let whole = || {
-                manifest
-                    .id(first)
-                    .cmp(&manifest.id(second))
-                    .then(first.cmp(&second))
-            };
-            a.cmp(&b).then_with(whole)
+            let by_whole_id = || entries.id(first).cmp(&entries.id(second));
+            a.cmp(&b).then_with(by_whole_id).then(first.cmp(&second))
         });
         for pair in self.id_prefixes.windows(2) {
             let &[(a, first), (b, second)] = pair else {
                 continue;
             };
-            if a != b || manifest.id(first) != manifest.id(second) {
+            if a != b || entries.id(first) != entries.id(second) {
                 continue;
             }
-            let file = |index| match manifest.content(index)? {
+            let size_of = |index| match entries.content(index)? {
                 EntryContent::File { size, .. } => Some(size),
                 _ => None,
             };
-            let Some((known, size)) = file(first).zip(file(second)) else {
+            let Some((first_size, size)) = size_of(first).zip(size_of(second)) else {
                 continue;
             };
-            if known != size {
-                let path = manifest.get(second).map_or("", |entry| entry.path.as_str());
+            if first_size != size {
+                let path = entries.get(second).map_or("", |entry| entry.path.as_str());
                 return Err(ManifestError::Size { path: escaped(path) });
             }
             // Duplicate content counts once.
@@ -210,7 +203,8 @@ impl ManifestTotals {
         if self.units > u64::from(MAX_UNITS) {
             return Err(ManifestError::TooLarge("it has too many pieces"));
         }
-        let size = u64::try_from(self.size).map_err(|_| ManifestError::TooLarge("its sizes overflow"))?;
+        let size = u64::try_from(self.size)
+            .map_err(|_| ManifestError::TooLarge("the sum of its sizes exceeds 64 bits"))?;
         Ok((
             self.id_prefixes.into_iter().map(|(_, index)| index).collect(),
             size,

@@ -7,11 +7,14 @@
 use crate::{
     FileId,
     collection::{
-        manifest::{EntryContent, ManifestEntry},
+        manifest::entry::{EntryContent, ManifestEntry},
         path::RelPath,
     },
     identity::id::LEN,
 };
+
+/// First bytes of every manifest.
+pub const MAGIC: &[u8; 8] = b"PLCOLL1\n";
 
 // Field keys: number and wire type (2: length-delimited, 0: varint).
 

@@ -13,62 +13,59 @@ use std::{
 
 use unicode_normalization::UnicodeNormalization as _;
 
-use crate::collection::manifest::{Manifest, nodes::new_folders};
+use crate::collection::manifest::{entries::EncodedEntries, folders::new_folders};
 
 /// A file, link or folder, identified by the prefix of an entry's path.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct PathPrefix {
     /// Hash of the parent folder's path and the folded name.
     key: u64,
-    /// Index of the first entry whose path starts with it.
+    /// Index of the first entry whose path has this prefix.
     entry: u32,
-    /// Length of the prefix in that path, in bytes.
-    end: u16,
+    /// Length of the prefix in bytes.
+    len: u16,
 }
 
-impl Manifest {
-    /// Groups of paths in the same folder whose names have the same [`fold`]: files, links and
-    /// folders. Entries of different folders are not compared, even if the folders are in a group.
-    pub fn lookalikes(&self) -> Vec<Vec<&str>> {
-        let mut places = Vec::with_capacity(self.len());
-        let mut previous = "";
-        for (index, entry) in (0..).zip(self.entries()) {
-            let path = entry.path.as_str();
-            for end in new_folders(previous, path).chain([path.len()]) {
-                places.push(Place {
-                    key: key(&path[..end]),
-                    entry: index,
-                    // Fits: a path has at most 4,096 bytes.
-                    end: end as u16,
-                });
-            }
-            previous = path;
+/// Groups of paths in the same folder whose names have the same [`fold`].
+pub(crate) fn lookalikes(entries: &EncodedEntries) -> Vec<Vec<&str>> {
+    let mut prefixes = Vec::with_capacity(entries.len());
+    let mut previous = "";
+    for (index, entry) in (0..).zip(entries.iter()) {
+        let path = entry.path.as_str();
+        for end in new_folders(previous, path).chain([path.len()]) {
+            prefixes.push(PathPrefix {
+                key: key(&path[..end]),
+                entry: index,
+                // Fits: a path has at most 4,096 bytes.
+                len: end as u16,
+            });
         }
-        places.sort_unstable_by_key(|place| (place.key, place.entry, place.end));
-        let path = |place: &Place| {
-            let entry = self.get(place.entry).expect("was read above");
-            &entry.path.as_str()[..usize::from(place.end)]
-        };
-        let mut groups = Vec::new();
-        for same in places
-            .chunk_by(|a, b| a.key == b.key)
-            .filter(|same| same.len() > 1)
-        {
-            // Equal hashes do not prove equal names.
-            let mut paths: Vec<(&str, Cow<'_, str>, &str)> = same
-                .iter()
-                .map(|place| {
-                    let (folder, name) = split(path(place));
-                    (folder, fold(name), path(place))
-                })
-                .collect();
-            paths.sort_unstable();
-            let alike = paths.chunk_by(|a, b| (a.0, &a.1) == (b.0, &b.1));
-            let alike = alike.filter(|group| group.len() > 1);
-            groups.extend(alike.map(|group| group.iter().map(|&(.., path)| path).collect()));
-        }
-        groups
+        previous = path;
     }
+    prefixes.sort_unstable_by_key(|prefix| (prefix.key, prefix.entry, prefix.len));
+    let text = |prefix: &PathPrefix| {
+        let entry = entries.get(prefix.entry).expect("was read above");
+        &entry.path.as_str()[..usize::from(prefix.len)]
+    };
+    let mut groups = Vec::new();
+    for same_key in prefixes
+        .chunk_by(|a, b| a.key == b.key)
+        .filter(|same_key| same_key.len() > 1)
+    {
+        // Equal hashes do not prove equal names.
+        let mut paths: Vec<(&str, Cow<'_, str>, &str)> = same_key
+            .iter()
+            .map(|prefix| {
+                let (folder, name) = split(text(prefix));
+                (folder, fold(name), text(prefix))
+            })
+            .collect();
+        paths.sort_unstable();
+        let same_name = paths.chunk_by(|a, b| (a.0, &a.1) == (b.0, &b.1));
+        let alike = same_name.filter(|group| group.len() > 1);
+        groups.extend(alike.map(|group| group.iter().map(|&(.., path)| path).collect()));
+    }
+    groups
 }
 
 fn split(path: &str) -> (&str, &str) {
@@ -142,7 +139,7 @@ mod tests {
     use crate::{
         FileId,
         collection::{
-            manifest::{EntryContent, ManifestEntry},
+            manifest::{EntryContent, Manifest, ManifestEntry},
             path::RelPath,
         },
     };

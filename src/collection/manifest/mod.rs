@@ -22,167 +22,42 @@ use bytes::Bytes;
 
 mod checks;
 mod encoding;
+mod entries;
+mod entry;
+mod error;
+mod folders;
 mod lookalikes;
-mod nodes;
 #[cfg(test)]
 mod tests;
 
-pub use crate::collection::manifest::checks::check_link;
-pub use crate::collection::manifest::lookalikes::fold;
-use crate::{
-    FileId, Problem, Reason,
-    collection::path::{PathError, RelPath},
+pub use self::{
+    checks::check_link,
+    encoding::MAGIC,
+    entry::{EntryContent, ManifestEntry},
+    error::ManifestError,
+    lookalikes::fold,
 };
-use checks::{EntryChecker, ManifestTotals};
-
-/// First bytes of every manifest.
-pub const MAGIC: &[u8; 8] = b"PLCOLL1\n";
-
-/// Maximum manifest size in bytes, which a peer holds in memory to read it. Enough for about
-/// 700,000 files with paths of usual length.
-pub const MAX_MANIFEST_SIZE: u64 = 64 * 1024 * 1024;
-
-/// Maximum entries, regardless of their size. Limits the memory for reading a manifest.
-pub const MAX_ENTRIES: usize = 1 << 20;
-
-/// Maximum distinct folders, including implied ones: a quarter of [`MAX_ENTRIES`]. Source trees
-/// have about five files per folder.
-pub const MAX_FOLDERS: usize = 1 << 18;
-
-/// Number of folders that any manifest may have, regardless of its entries.
-pub const FREE_FOLDERS: usize = 4096;
-
-/// Additional folders per entry, beyond [`FREE_FOLDERS`]. A path may imply 255 folders, so that a
-/// small manifest could create a hundred thousand; in real trees a single file in a deep package
-/// needs about ten.
-pub const FOLDERS_PER_ENTRY: usize = 16;
+use self::{
+    checks::{EntryChecker, ManifestTotals},
+    entries::EncodedEntries,
+    error::escaped,
+};
+use crate::{
+    FileId,
+    collection::{
+        limits::{MAX_ENTRIES, MAX_MANIFEST_SIZE},
+        path::RelPath,
+    },
+};
 
 /// The content of a folder. A clone copies the entry offsets: share it in an `Arc`.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Default)]
 pub struct Manifest {
-    /// [`MAGIC`] and the valid entries.
-    bytes: Bytes,
-    /// Offset of each entry in the bytes.
-    offsets: Vec<u32>,
+    entries: EncodedEntries,
     /// Indexes of the files, sorted by id and then path.
     by_id: Vec<u32>,
     /// Sum of the files' sizes in bytes, including duplicates.
     content_size: u64,
-}
-
-/// A file, empty folder or link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ManifestEntry<'a> {
-    /// Path relative to the collection's root.
-    pub path: RelPath<'a>,
-    /// What the path holds.
-    pub content: EntryContent<'a>,
-}
-
-/// What a path of a collection holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EntryContent<'a> {
-    /// A regular file.
-    File {
-        /// File id.
-        id: FileId,
-        /// Size in bytes; the id commits to it.
-        size: u64,
-        /// Whether the owner may execute it.
-        executable: bool,
-    },
-    /// An empty folder.
-    EmptyDirectory,
-    /// A symbolic link.
-    Link {
-        /// The target's unmodified text, relative to the link's folder.
-        target: &'a str,
-    },
-}
-
-/// Why entries or bytes are not a valid manifest. Paths come from outside and are escaped.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ManifestError {
-    /// The bytes do not start with [`MAGIC`].
-    #[error("this is no collection: it does not begin as a manifest does")]
-    NotAManifest,
-    /// The bytes are not a message in canonical form.
-    #[error("the manifest is damaged or not in canonical form, at byte {at}")]
-    NotCanonical {
-        /// Offset of the invalid entry.
-        at: usize,
-    },
-    /// A path that is invalid in a collection.
-    #[error("`{path}` cannot be in a collection: {error}")]
-    Path {
-        /// The path, escaped.
-        path: String,
-        /// Why the path is invalid.
-        error: PathError,
-    },
-    /// An entry that does not sort after the previous one.
-    #[error("`{path}` is not in its place: entries are sorted by path")]
-    Order {
-        /// The path, escaped.
-        path: String,
-    },
-    /// Two entries with the same path.
-    #[error("`{path}` is there twice")]
-    Duplicate {
-        /// The path, escaped.
-        path: String,
-    },
-    /// An entry beneath a file, a link, or a folder listed as empty.
-    #[error("`{path}` cannot be there: `{parent}` is no folder with content")]
-    Conflict {
-        /// Path of the entry, escaped.
-        path: String,
-        /// Path of its ancestor that is not a folder, escaped.
-        parent: String,
-    },
-    /// A link that leads, or could lead, out of the collection.
-    #[error("the link `{path}` to `{target}` is not taken: {why}")]
-    UnsafeLink {
-        /// Path of the link, escaped.
-        path: String,
-        /// Target of the link, escaped.
-        target: String,
-        /// Why the link is unsafe.
-        why: &'static str,
-    },
-    /// The size does not match the id, or is over the limit.
-    #[error("the size of `{path}` cannot be right")]
-    Size {
-        /// The path, escaped.
-        path: String,
-    },
-    /// More than [`MAX_FOLDERS`] folders, or too many for the number of entries.
-    #[error(
-        "the folder has too many folders for one collection: {folders} for {entries} entries, and at most {most} are taken"
-    )]
-    TooManyFolders {
-        /// Distinct folders up to the first excess entry.
-        folders: usize,
-        /// Entries up to that point.
-        entries: usize,
-        /// Maximum number of folders.
-        most: usize,
-    },
-    /// Over [`MAX_MANIFEST_SIZE`] or [`MAX_ENTRIES`], or more content than a transfer has units
-    /// for.
-    #[error("the folder is too large for one collection ({0}): share its parts")]
-    TooLarge(&'static str),
-}
-
-impl From<ManifestError> for Problem {
-    fn from(error: ManifestError) -> Self {
-        let reason = match error {
-            ManifestError::Path { .. } | ManifestError::UnsafeLink { .. } => Reason::UnsafePath,
-            ManifestError::TooLarge(_) | ManifestError::TooManyFolders { .. } => Reason::OutOfRange,
-            _ => Reason::InvalidArgument,
-        };
-        Self::new(reason, error.to_string())
-    }
 }
 
 impl Manifest {
@@ -193,22 +68,26 @@ impl Manifest {
     /// unsafe, if sizes are inconsistent, or if a limit is exceeded.
     pub fn new<'a>(entries: impl IntoIterator<Item = ManifestEntry<'a>>) -> Result<Self, ManifestError> {
         let mut bytes = MAGIC.to_vec();
-        let mut starts = Vec::new();
-        let mut checks = EntryChecker::default();
+        let mut offsets = Vec::new();
+        let mut checker = EntryChecker::default();
         for entry in entries {
-            checks.check(&entry)?;
-            if starts.len() == MAX_ENTRIES {
+            checker.check(&entry)?;
+            if offsets.len() == MAX_ENTRIES {
                 return Err(ManifestError::TooLarge("too many entries"));
             }
             // Fits: the size is checked below.
-            starts.push(bytes.len() as u32);
+            offsets.push(bytes.len() as u32);
             encoding::encode_entry(&entry, &mut bytes);
             if bytes.len() as u64 > MAX_MANIFEST_SIZE {
                 return Err(ManifestError::TooLarge("its manifest is over 64 MiB"));
             }
         }
         bytes.shrink_to_fit();
-        Self::with_index(bytes.into(), starts, checks.totals()?)
+        let entries = EncodedEntries {
+            bytes: bytes.into(),
+            offsets,
+        };
+        Self::with_index(entries, checker.totals()?)
     }
 
     /// Decodes a manifest. Accepts only the encoding that [`Manifest::new`] writes.
@@ -222,11 +101,11 @@ impl Manifest {
             return Err(ManifestError::TooLarge("its manifest is over 64 MiB"));
         }
         let mut rest = bytes.strip_prefix(MAGIC).ok_or(ManifestError::NotAManifest)?;
-        let mut starts = Vec::new();
-        let mut checks = EntryChecker::default();
+        let mut offsets = Vec::new();
+        let mut checker = EntryChecker::default();
         while !rest.is_empty() {
             let at = bytes.len() - rest.len();
-            if starts.len() == MAX_ENTRIES {
+            if offsets.len() == MAX_ENTRIES {
                 return Err(ManifestError::TooLarge("too many entries"));
             }
             let (entry, after) = encoding::decode_entry(rest).ok_or(ManifestError::NotCanonical { at })?;
@@ -234,76 +113,75 @@ impl Manifest {
                 path: escaped(entry.path.as_str()),
                 error,
             })?;
-            checks.check(&entry)?;
-            starts.push(at as u32);
+            checker.check(&entry)?;
+            offsets.push(at as u32);
             rest = after;
         }
-        let totals = checks.totals()?;
-        Self::with_index(bytes, starts, totals)
+        let totals = checker.totals()?;
+        Self::with_index(EncodedEntries { bytes, offsets }, totals)
     }
 
     /// Builds the index of files over checked entries.
-    fn with_index(bytes: Bytes, starts: Vec<u32>, totals: ManifestTotals) -> Result<Self, ManifestError> {
-        let mut manifest = Self {
-            bytes,
-            offsets: starts,
-            by_id: Vec::new(),
-            content_size: 0,
-        };
-        (manifest.by_id, manifest.content_size) = totals.into_index(&manifest)?;
-        Ok(manifest)
+    fn with_index(entries: EncodedEntries, totals: ManifestTotals) -> Result<Self, ManifestError> {
+        let (by_id, content_size) = totals.into_index(&entries)?;
+        Ok(Self {
+            entries,
+            by_id,
+            content_size,
+        })
     }
 
     /// The encoded manifest, which is the content of the collection's file.
     pub const fn bytes(&self) -> &Bytes {
-        &self.bytes
+        &self.entries.bytes
     }
 
     /// Number of entries.
     pub const fn len(&self) -> usize {
-        self.offsets.len()
+        self.entries.len()
     }
 
     /// Whether the folder is empty.
     pub const fn is_empty(&self) -> bool {
-        self.offsets.is_empty()
+        self.entries.len() == 0
     }
 
     /// The entry at `index`, from 0 in path order.
     pub fn get(&self, index: u32) -> Option<ManifestEntry<'_>> {
-        let start = *self.offsets.get(index as usize)? as usize;
-        encoding::decode_entry(&self.bytes[start..]).map(|(entry, _)| entry)
+        self.entries.get(index)
     }
 
     /// All entries at any depth, sorted by path.
     pub fn entries(&self) -> impl ExactSizeIterator<Item = ManifestEntry<'_>> {
-        let read = |&start: &u32| encoding::decode_entry(&self.bytes[start as usize..]);
-        self.offsets
-            .iter()
-            .map(move |start| read(start).expect("read when it was made").0)
+        self.entries.iter()
+    }
+
+    /// All folders, implied and empty, each once and after its parent.
+    pub fn folders(&self) -> impl Iterator<Item = &str> {
+        self.entries.folders()
+    }
+
+    /// Groups of paths in the same folder whose names have the same [`fold`]: files, links and
+    /// folders. Entries of different folders are not compared, even if the folders are in a group.
+    pub fn lookalikes(&self) -> Vec<Vec<&str>> {
+        lookalikes::lookalikes(&self.entries)
     }
 
     /// Index of the entry at this path.
     pub fn find(&self, path: &str) -> Option<u32> {
-        let at = |start: &u32| encoding::entry_path(&self.bytes[*start as usize..]).cmp(path.as_bytes());
-        self.offsets.binary_search_by(at).ok().map(|index| index as u32)
+        self.entries.find(path)
     }
 
     /// Whether entries lie beneath this path.
     pub fn is_folder(&self, path: &str) -> bool {
-        let beneath = [path.as_bytes(), b"/"].concat();
-        let at = |start: &u32| encoding::entry_path(&self.bytes[*start as usize..]);
-        let first = self.offsets.partition_point(|start| at(start) < &beneath[..]);
-        self.offsets
-            .get(first)
-            .is_some_and(|start| at(start).starts_with(&beneath))
+        self.entries.is_folder(path)
     }
 
     /// Indexes of the files with this content, in path order.
     pub fn with_id(&self, id: &FileId) -> &[u32] {
-        let from = self.by_id.partition_point(|&index| self.id(index) < Some(*id));
-        let len = self.by_id[from..].partition_point(|&index| self.id(index) == Some(*id));
-        &self.by_id[from..from + len]
+        let start = self.by_id.partition_point(|&index| self.id(index) < Some(*id));
+        let len = self.by_id[start..].partition_point(|&index| self.id(index) == Some(*id));
+        &self.by_id[start..start + len]
     }
 
     /// The distinct contents in unspecified order: for each, the indexes of its files in path
@@ -313,13 +191,13 @@ impl Manifest {
         // Decodes each id once.
         let mut id = rest.first().and_then(|&first| self.id(first));
         iter::from_fn(move || {
-            let this = id?;
-            let mut same = 0;
-            while id == Some(this) {
-                same += 1;
-                id = rest.get(same).and_then(|&next| self.id(next));
+            let current = id?;
+            let mut copies = 0;
+            while id == Some(current) {
+                copies += 1;
+                id = rest.get(copies).and_then(|&next| self.id(next));
             }
-            let (entries, after) = rest.split_at(same);
+            let (entries, after) = rest.split_at(copies);
             rest = after;
             Some(entries)
         })
@@ -327,13 +205,12 @@ impl Manifest {
 
     /// The content of an entry, without its path.
     pub fn content(&self, index: u32) -> Option<EntryContent<'_>> {
-        let start = *self.offsets.get(index as usize)? as usize;
-        encoding::entry_content(&self.bytes[start..])
+        self.entries.content(index)
     }
 
     /// The id of an entry; `None` if it is not a file.
     pub fn id(&self, index: u32) -> Option<FileId> {
-        self.content(index)?.id()
+        self.entries.id(index)
     }
 
     /// Number of files, including duplicates.
@@ -347,41 +224,8 @@ impl Manifest {
     }
 }
 
-impl Default for Manifest {
-    /// The manifest of an empty folder.
-    fn default() -> Self {
-        Self {
-            bytes: Bytes::from_static(MAGIC),
-            offsets: Vec::new(),
-            by_id: Vec::new(),
-            content_size: 0,
-        }
-    }
-}
-
 impl fmt::Debug for Manifest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.entries()).finish()
     }
-}
-
-impl EntryContent<'_> {
-    /// The file's id; `None` if it is not a file.
-    pub const fn id(&self) -> Option<FileId> {
-        match self {
-            Self::File { id, .. } => Some(*id),
-            _ => None,
-        }
-    }
-}
-
-/// Escapes and shortens untrusted text for an error message.
-fn escaped(text: &str) -> String {
-    // Maximum characters: enough to recognise a path.
-    const MAX: usize = 200;
-    let mut shown: String = text.chars().take(MAX).flat_map(char::escape_debug).collect();
-    if text.chars().nth(MAX).is_some() {
-        shown.push('…');
-    }
-    shown
 }

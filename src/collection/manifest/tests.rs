@@ -6,7 +6,11 @@ use super::*;
 const ENTRY: u8 = 0x0a;
 
 use crate::{
-    collection::path::MAX_DEPTH,
+    Problem, Reason,
+    collection::{
+        limits::{FOLDERS_PER_ENTRY, FREE_FOLDERS, MAX_FOLDERS},
+        path::MAX_DEPTH,
+    },
     identity::merkle::EMPTY_FILE,
     proto::v1::{self, manifest_entry::Content as WireContent},
 };
@@ -500,7 +504,7 @@ fn few_entries_do_not_make_many_folders() {
         Err(ManifestError::TooManyFolders {
             folders,
             entries,
-            most: max,
+            max,
         }) => Some((folders, entries, max)),
         decoded => decoded.map(|_| None).unwrap(),
     };

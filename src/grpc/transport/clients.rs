@@ -29,7 +29,7 @@ use crate::grpc::limiter::{ClientAddress, LimitError, Permit};
 
 /// How long a connection may stay idle. Much longer than the usual interval between a peer's
 /// heartbeats, so that a peer keeps its connection.
-pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Minimum idle time before another client may evict a connection: longer than the pause between
 /// two calls of a client.
@@ -40,7 +40,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
 /// How long a part of a response may stay unread. A client may open its window again only after it
 /// has read half of it; this is longer than an honest client takes.
-pub const UNREAD_GRACE: Duration = Duration::from_secs(30);
+pub(crate) const UNREAD_GRACE: Duration = Duration::from_secs(30);
 
 /// Slowest link that still counts as reading, in bytes per second.
 const SLOWEST: u64 = 8 * 1024;

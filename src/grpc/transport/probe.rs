@@ -11,7 +11,7 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
-use crate::grpc::transport::Endpoint;
+use crate::grpc::transport::endpoint::Endpoint;
 
 /// Time limit of the probe, which adds to a call that has already failed.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -11,7 +11,10 @@ use std::{
 
 use potluck_core::{
     FileId, FileLayout, Root,
-    collection::plan::{BUNDLE_SIZE, Plan, PlanSpan},
+    collection::{
+        limits::BUNDLE_SIZE,
+        plan::{Plan, PlanSpan},
+    },
     identity::{
         hash,
         merkle::{self, EMPTY_FILE, EMPTY_ROOT, FileTree, Hash, LEAF_SIZE, PieceHasher},

@@ -9,7 +9,8 @@ use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use potluck_core::{
     FileId, FileLayout, Problem, Reason,
     collection::{
-        manifest::{MAGIC, MAX_MANIFEST_SIZE, Manifest},
+        limits::MAX_MANIFEST_SIZE,
+        manifest::{MAGIC, Manifest},
         path::Label,
         plan::{Plan, PlanFile},
     },

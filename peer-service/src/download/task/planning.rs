@@ -13,7 +13,8 @@ use std::{
 use potluck_core::{
     Problem, Reason,
     collection::{
-        manifest::{MAGIC, MAX_MANIFEST_SIZE, Manifest},
+        limits::MAX_MANIFEST_SIZE,
+        manifest::{MAGIC, Manifest},
         path::Label,
         plan::Plan,
     },

@@ -5,7 +5,10 @@ use std::path::Path;
 
 use potluck_core::{
     FileId,
-    collection::manifest::{EntryContent, MAX_MANIFEST_SIZE, Manifest, ManifestEntry},
+    collection::{
+        limits::MAX_MANIFEST_SIZE,
+        manifest::{EntryContent, Manifest, ManifestEntry},
+    },
     files,
     identity::hash::hash_bytes,
     model::{FileKind, FileRecord},

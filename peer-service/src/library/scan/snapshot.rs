@@ -10,7 +10,10 @@ use std::{
 
 use potluck_core::{
     Problem,
-    collection::manifest::{EntryContent, MAX_ENTRIES, Manifest},
+    collection::{
+        limits::MAX_ENTRIES,
+        manifest::{EntryContent, Manifest},
+    },
 };
 
 use crate::{

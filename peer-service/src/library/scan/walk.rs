@@ -13,10 +13,7 @@ use std::{
 
 use potluck_core::{
     Problem, Reason,
-    collection::{
-        manifest::{MAX_ENTRIES, check_link},
-        path::RelPath,
-    },
+    collection::{limits::MAX_ENTRIES, manifest::check_link, path::RelPath},
     problem::RAISE_OPEN_FILES,
 };
 

@@ -17,7 +17,10 @@ use std::{
 
 use potluck_core::{
     FileId, Root, Sha256,
-    collection::manifest::{EntryContent, MAX_MANIFEST_SIZE, Manifest},
+    collection::{
+        limits::MAX_MANIFEST_SIZE,
+        manifest::{EntryContent, Manifest},
+    },
     files,
     identity::{hash::hash_bytes, merkle::FileTree},
     model::{FileKind, FileRecord},

@@ -31,9 +31,10 @@ use potluck_core::{
     Problem, Reason,
     bitfield::Bitfield,
     collection::{
+        limits::BUNDLE_SIZE,
         manifest::{EntryContent, Manifest, fold},
         path::RelPath,
-        plan::{BUNDLE_SIZE, Plan},
+        plan::Plan,
     },
     identity::merkle::EMPTY_FILE,
 };

@@ -13,14 +13,14 @@
 use sha2::{Digest as _, Sha256 as Hasher};
 
 use crate::{
-    FileId, Sha256,
-    identity::id::IdError,
-    model::{FileKind, Registration},
+    identity::id::{FileId, IdError, Sha256},
+    model::file::{FileKind, Registration},
 };
 
 /// Prefix of every registration's hash input.
 const DOMAIN: &[u8; 24] = b"potluck/registration/v1\0";
 
+// Bits of a registration's flags.
 const PARTIAL: u8 = 1;
 const COLLECTION: u8 = 2;
 const CLAIM: u8 = 4;
@@ -34,9 +34,9 @@ pub struct SetDigest(Limbs);
 
 /// The hash of one registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Element(Limbs);
+pub struct RegistrationHash(Limbs);
 
-impl Element {
+impl RegistrationHash {
     /// Hashes the parts of a registration. Sorts `names` in place; order and duplicates do not
     /// change the hash.
     pub fn new(
@@ -57,24 +57,24 @@ impl Element {
         hasher.update(DOMAIN);
         hasher.update(id.as_bytes());
         hasher.update([flags]);
-        if let Some(sum) = sha256 {
-            hasher.update(sum.as_bytes());
+        if let Some(sha256) = sha256 {
+            hasher.update(sha256.as_bytes());
         }
         names.sort_unstable();
-        let mut before = None;
+        let mut previous = None;
         for name in names.iter().copied() {
-            if before != Some(name) {
+            if previous != Some(name) {
                 // Fits: a name has at most 255 bytes.
                 hasher.update([name.len() as u8]);
                 hasher.update(name);
             }
-            before = Some(name);
+            previous = Some(name);
         }
         Self(limbs(&hasher.finalize().into()))
     }
 }
 
-impl From<&Registration> for Element {
+impl From<&Registration> for RegistrationHash {
     fn from(Registration { file, names, partial }: &Registration) -> Self {
         let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
         Self::new(&file.id, file.sha256.as_ref(), file.kind, *partial, &mut names)
@@ -83,22 +83,22 @@ impl From<&Registration> for Element {
 
 impl SetDigest {
     /// Adds a registration. It must not be in the set.
-    pub fn insert(&mut self, Element(element): &Element) {
+    pub fn insert(&mut self, RegistrationHash(hash): &RegistrationHash) {
         let mut carry = false;
-        for (sum, limb) in self.0.iter_mut().zip(element) {
-            let (partly, first) = sum.overflowing_add(*limb);
-            let (whole, second) = partly.overflowing_add(carry.into());
-            (*sum, carry) = (whole, first || second);
+        for (sum, limb) in self.0.iter_mut().zip(hash) {
+            let (without_carry, overflowed) = sum.overflowing_add(*limb);
+            let (with_carry, carried) = without_carry.overflowing_add(carry.into());
+            (*sum, carry) = (with_carry, overflowed || carried);
         }
     }
 
     /// Removes a registration. It must be in the set.
-    pub fn remove(&mut self, Element(element): &Element) {
+    pub fn remove(&mut self, RegistrationHash(hash): &RegistrationHash) {
         let mut borrow = false;
-        for (sum, limb) in self.0.iter_mut().zip(element) {
-            let (partly, first) = sum.overflowing_sub(*limb);
-            let (whole, second) = partly.overflowing_sub(borrow.into());
-            (*sum, borrow) = (whole, first || second);
+        for (sum, limb) in self.0.iter_mut().zip(hash) {
+            let (without_borrow, underflowed) = sum.overflowing_sub(*limb);
+            let (with_borrow, borrowed) = without_borrow.overflowing_sub(borrow.into());
+            (*sum, borrow) = (with_borrow, underflowed || borrowed);
         }
     }
 
@@ -130,7 +130,7 @@ impl TryFrom<&[u8]> for SetDigest {
 
 fn limbs(bytes: &[u8; 32]) -> Limbs {
     let (limbs, _) = bytes.as_chunks::<8>();
-    [0, 1, 2, 3].map(|at| u64::from_le_bytes(limbs[at]))
+    [0, 1, 2, 3].map(|index| u64::from_le_bytes(limbs[index]))
 }
 
 #[cfg(test)]
@@ -138,16 +138,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Root, model::FileRecord};
+    use crate::{identity::id::Root, model::file::FileRecord};
 
-    fn registration(n: u8, sum: bool, partial: bool, names: &[&str]) -> Registration {
+    fn registration(n: u8, has_sha256: bool, partial: bool, names: &[&str]) -> Registration {
         let root = Root([n; 32]);
         Registration {
             file: FileRecord {
                 id: FileId([n; 32]),
                 size: 1,
                 root,
-                sha256: sum.then_some(Sha256([n; 32])),
+                sha256: has_sha256.then_some(Sha256([n; 32])),
                 kind: if n.is_multiple_of(2) {
                     FileKind::Collection
                 } else {
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_is_the_one_of_the_contract() {
+    fn the_digest_matches_the_documented_encoding() {
         // Computed from docs/protocol.md with Python's hashlib.
         let set = [
             registration(1, false, true, &["b", "a", "b"]),
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn every_part_of_a_registration_counts() {
+    fn every_part_of_a_registration_changes_its_hash() {
         let all = [
             registration(1, false, false, &["a"]),
             registration(3, false, false, &["a"]),
@@ -190,9 +190,13 @@ mod tests {
                 ..registration(1, false, false, &["a"])
             },
         ];
-        for (at, one) in all.iter().enumerate() {
-            for other in &all[..at] {
-                assert_ne!(Element::from(one), Element::from(other), "{one:?} and {other:?}");
+        for (index, one) in all.iter().enumerate() {
+            for other in &all[..index] {
+                assert_ne!(
+                    RegistrationHash::from(one),
+                    RegistrationHash::from(other),
+                    "{one:?} and {other:?}"
+                );
             }
         }
     }
@@ -200,7 +204,7 @@ mod tests {
     proptest! {
         /// Any sequence of insertions and removals gives the digest of the remaining set.
         #[test]
-        fn only_what_is_in_the_set_counts(
+        fn the_digest_depends_only_on_the_remaining_set(
             steps in prop::collection::vec((0..20u8, any::<bool>()), 0..200),
         ) {
             let mut digest = SetDigest::default();
@@ -208,12 +212,12 @@ mod tests {
             for (n, partial) in steps {
                 let next = registration(n, true, partial, &["a"]);
                 if let Some(old) = set.insert(n, next.clone()) {
-                    digest.remove(&Element::from(&old));
+                    digest.remove(&RegistrationHash::from(&old));
                 }
-                digest.insert(&Element::from(&next));
+                digest.insert(&RegistrationHash::from(&next));
                 if partial && n % 3 == 0 {
                     set.remove(&n);
-                    digest.remove(&Element::from(&next));
+                    digest.remove(&RegistrationHash::from(&next));
                 }
             }
             prop_assert_eq!(digest, SetDigest::from_iter(set.values().rev()));

@@ -5,9 +5,10 @@ use std::time::Duration;
 use crate::{
     FileId, Problem, Reason, SetDigest, Token,
     grpc::{
-        counting_codec::{CountingCodec, PrecheckedMessage},
+        counting_codec::CountingCodec,
         transport::{self, Endpoint},
     },
+    index_client::responses::CountedResponse,
     model::{Address, FilePage, Lease, ProviderEvent, QueryKey, Registration},
     proto::v1::{self, index_service_client::IndexServiceClient},
 };
@@ -19,44 +20,20 @@ use tonic::{Status, client::Grpc, transport::Channel};
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum response size in bytes: about twice the largest page.
-const MAX_ANSWER: usize = 2 * 1024 * 1024;
+const MAX_RESPONSE: usize = 2 * 1024 * 1024;
 
 /// Paths of the calls (gRPC over HTTP/2, "Path").
 const REGISTER: &str = "/potluck.v1.IndexService/Register";
 const QUERY: &str = "/potluck.v1.IndexService/Query";
 const SEARCH: &str = "/potluck.v1.IndexService/Search";
 const WATCH: &str = "/potluck.v1.IndexService/WatchProviders";
+
 /// Length in bytes of the random id that identifies one run of a peer, as the contract defines it.
 pub const INSTANCE: usize = 16;
-
-/// Maximum registrations in one `Register` call, as the contract defines it.
-pub const MAX_BATCH: usize = 10_000;
-
-/// Maximum bytes of registrations in one `Register` call: half of what a receiver decodes.
-const MAX_BATCH_BYTES: usize = transport::MAX_MESSAGE / 2;
 
 /// Valid lease durations in ms, as the contract defines them. Outside this range a peer would
 /// renew without pause, or never.
 const TTL_MS: std::ops::RangeInclusive<u32> = 1_000..=3_600_000;
-
-/// Splits registrations into batches that fit one [`IndexClient::register`] call each: at most
-/// [`MAX_BATCH`] registrations, and below the maximum message size. Returns at least one batch, so
-/// that a peer without files still opens its lease.
-pub fn batches(files: &[Registration]) -> Vec<&[Registration]> {
-    let mut batches = Vec::new();
-    let (mut start, mut bytes) = (0, 0);
-    for (index, file) in files.iter().enumerate() {
-        // The record's own fields take about 120 bytes; each name adds a key and a length.
-        let size = 128 + file.names.iter().map(|name| name.len() + 4).sum::<usize>();
-        if index - start == MAX_BATCH || (index > start && bytes + size > MAX_BATCH_BYTES) {
-            batches.push(&files[start..index]);
-            (start, bytes) = (index, 0);
-        }
-        bytes += size;
-    }
-    batches.push(&files[start..]);
-    batches
-}
 
 fn lease_ttl(ms: u32) -> Duration {
     Duration::from_millis(ms.clamp(*TTL_MS.start(), *TTL_MS.end()).into())
@@ -88,7 +65,7 @@ impl IndexClient {
     pub fn leaving_from(endpoint: Endpoint, from: Option<std::net::IpAddr>) -> Self {
         let channel = endpoint.lazy_from(from);
         let client = IndexServiceClient::new(channel.clone())
-            .max_decoding_message_size(MAX_ANSWER)
+            .max_decoding_message_size(MAX_RESPONSE)
             .max_encoding_message_size(transport::MAX_MESSAGE);
         Self {
             endpoint,
@@ -121,7 +98,7 @@ impl IndexClient {
     /// Client for calls whose responses contain lists. The codec counts these before decoding.
     async fn grpc(&self) -> Result<Grpc<Channel>, Status> {
         let mut grpc = Grpc::new(self.channel.clone())
-            .max_decoding_message_size(MAX_ANSWER)
+            .max_decoding_message_size(MAX_RESPONSE)
             .max_encoding_message_size(transport::MAX_MESSAGE);
         let ready = grpc.ready().await;
         ready.map_err(|error| Status::unknown(format!("the channel is not ready: {error}")))?;
@@ -131,10 +108,10 @@ impl IndexClient {
     async fn unary<Q, A>(&self, path: &'static str, request: Q) -> Result<A, Problem>
     where
         Q: prost::Message + 'static,
-        A: PrecheckedMessage,
+        A: CountedResponse,
     {
         let answer = async {
-            let codec = CountingCodec::<Q, A>::new(A::count);
+            let codec = CountingCodec::<Q, A>::new(A::check_counts);
             let path = PathAndQuery::from_static(path);
             self.grpc()
                 .await?
@@ -144,7 +121,7 @@ impl IndexClient {
         self.call(answer).await
     }
 
-    /// Registers files (one batch of [`batches`]) and opens or renews the lease. With `replace`,
+    /// Registers files (one of [`batches`](crate::index_client::batches)) and opens or renews the lease. With `replace`,
     /// the index forgets earlier registrations.
     ///
     /// # Errors
@@ -296,7 +273,7 @@ impl IndexClient {
         };
         let answer = async {
             let codec = CountingCodec::<v1::WatchProvidersRequest, v1::WatchProvidersResponse>::new(
-                v1::WatchProvidersResponse::count,
+                v1::WatchProvidersResponse::check_counts,
             );
             let path = PathAndQuery::from_static(WATCH);
             let mut grpc = self.grpc().await?;
@@ -337,50 +314,7 @@ impl IndexClient {
 
 #[cfg(test)]
 mod tests {
-    use prost::Message as _;
-
     use super::*;
-    use crate::{
-        Root, Sha256,
-        model::{FileKind, FileRecord},
-    };
-
-    fn registration(names: usize) -> Registration {
-        let root = Root([1; 32]);
-        let size = u64::from(u32::MAX);
-        let id = FileId::derive(size, &root);
-        Registration {
-            file: FileRecord {
-                id,
-                size,
-                root,
-                sha256: Some(Sha256([2; 32])),
-                kind: FileKind::Collection,
-            },
-            names: vec!["n".repeat(255); names],
-            partial: true,
-        }
-    }
-
-    #[test]
-    fn batches_fit_a_message_and_lose_nothing() {
-        assert_eq!(batches(&[]), [&[]], "an empty one opens the lease");
-        for (count, names, expected) in [(1, 16, 1), (10_000, 0, 1), (10_001, 0, 2), (2_000, 16, 5)] {
-            let files = vec![registration(names); count];
-            let batches = batches(&files);
-            assert_eq!(batches.len(), expected, "{count} files with {names} names");
-            assert_eq!(batches.concat(), files);
-            for batch in batches {
-                assert!(batch.len() <= MAX_BATCH);
-                let files = batch.iter().map(Into::into).collect();
-                let request = v1::RegisterRequest {
-                    files,
-                    ..Default::default()
-                };
-                assert!(request.encoded_len() < transport::MAX_MESSAGE);
-            }
-        }
-    }
 
     #[test]
     fn a_lease_is_never_for_no_time() {

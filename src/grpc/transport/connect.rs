@@ -1,0 +1,278 @@
+//! Channels to an endpoint, and calls that name the endpoint in their errors.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use hyper_util::rt::TokioIo;
+use tonic::{
+    Status,
+    transport::{Channel, Uri},
+};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::{
+    Problem, Reason,
+    grpc::transport::{
+        endpoint::{Endpoint, LinkLocal},
+        failure, probe,
+        settings::{
+            BULK_RATE, CONNECT_TIMEOUT, CONNECTION_WINDOW, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
+            MAX_BULK_WINDOW, MAX_FRAME, RESPONSE_TIMEOUT, STREAM_WINDOW,
+        },
+    },
+    problem::is_from_potluck,
+};
+
+impl Endpoint {
+    /// Opens a connection and verifies that the server speaks gRPC, within [`CONNECT_TIMEOUT`] and
+    /// [`RESPONSE_TIMEOUT`].
+    ///
+    /// # Errors
+    /// [`Reason::Unreachable`] if nothing answers, [`Reason::TimedOut`] if there is no response in
+    /// time, [`Reason::NotPotluck`] if the server does not speak gRPC. All name the endpoint.
+    pub async fn connect(&self) -> Result<Channel, Problem> {
+        let channel = self.open().await?;
+        self.probe(channel.clone()).await?;
+        Ok(channel)
+    }
+
+    /// Asks `grpc.health.v1` on a new connection whether the whole server is serving.
+    ///
+    /// # Errors
+    /// Those of [`Endpoint::connect`], and any error of the health service.
+    pub async fn is_serving(&self) -> Result<bool, Problem> {
+        let mut health = HealthClient::new(self.open().await?);
+        let answer = health.check(HealthCheckRequest::default());
+        let response = self.call("health service", RESPONSE_TIMEOUT, answer).await?;
+        Ok(response.status() == ServingStatus::Serving)
+    }
+
+    /// Opens a connection within [`CONNECT_TIMEOUT`]. Does not verify that the server speaks gRPC.
+    ///
+    /// # Errors
+    /// Those of [`Endpoint::connect`] that opening a connection can detect.
+    pub async fn open(&self) -> Result<Channel, Problem> {
+        self.open_from(None).await
+    }
+
+    /// Like [`Endpoint::open`], with `from` as the local address if that can reach the endpoint.
+    ///
+    /// # Errors
+    /// Those of [`Endpoint::open`].
+    pub async fn open_from(&self, from: Option<IpAddr>) -> Result<Channel, Problem> {
+        let connected = match self {
+            Self::Http(uri) => leaving(uri, from).connect().await,
+            Self::LinkLocal(address) => {
+                let connector = link_local_connector(address.clone());
+                socket_builder().connect_with_connector(connector).await
+            }
+            Self::Unix(path) => {
+                socket_builder()
+                    .connect_with_connector(unix_connector(path.clone()))
+                    .await
+            }
+        };
+        match connected {
+            Ok(channel) => Ok(channel),
+            Err(error) => Err(self
+                .identify_foreign(failure::connect_problem(&error, self), "service")
+                .await),
+        }
+    }
+
+    /// Verifies that the server speaks gRPC. Any gRPC status is proof: the health service may be
+    /// missing or restricted.
+    async fn probe(&self, channel: Channel) -> Result<(), Problem> {
+        let mut health = HealthClient::new(channel);
+        let request = HealthCheckRequest::default();
+        let answer = tokio::time::timeout(RESPONSE_TIMEOUT, health.check(request)).await;
+        let Err(status) = answer.map_err(|_| self.timed_out("service", RESPONSE_TIMEOUT))? else {
+            return Ok(());
+        };
+        if status.code() == tonic::Code::Unimplemented {
+            return Ok(());
+        }
+        let problem = self.explain(status, "service").await;
+        match problem.reason {
+            Reason::Unreachable | Reason::TimedOut | Reason::NotPotluck => Err(problem),
+            _ => Ok(()),
+        }
+    }
+
+    /// A channel that connects on first use and reconnects after a failure.
+    pub fn lazy_channel(&self) -> Channel {
+        self.lazy_from(None)
+    }
+
+    /// Like [`Endpoint::lazy_channel`], with `from` as the local address if that can reach the
+    /// endpoint.
+    pub fn lazy_from(&self, from: Option<IpAddr>) -> Channel {
+        self.lazy_with(from, |endpoint| endpoint)
+    }
+
+    /// Like [`Endpoint::lazy_from`], for bulk data over a path with this round-trip time. The
+    /// windows let a stream fill a link of some Gbit/s, up to [`MAX_BULK_WINDOW`].
+    pub fn lazy_bulk_channel(&self, round_trip: Duration, from: Option<IpAddr>) -> Channel {
+        let window = (round_trip.as_secs_f64() * BULK_RATE) as u32;
+        let window = window.clamp(STREAM_WINDOW, MAX_BULK_WINDOW);
+        self.lazy_with(from, |endpoint| {
+            endpoint
+                .initial_stream_window_size(window)
+                .initial_connection_window_size(window)
+        })
+    }
+
+    fn lazy_with(
+        &self,
+        from: Option<IpAddr>,
+        set: impl Fn(tonic::transport::Endpoint) -> tonic::transport::Endpoint,
+    ) -> Channel {
+        match self {
+            Self::Http(uri) => set(leaving(uri, from)).connect_lazy(),
+            Self::LinkLocal(address) => {
+                set(socket_builder()).connect_with_connector_lazy(link_local_connector(address.clone()))
+            }
+            Self::Unix(path) => {
+                set(socket_builder()).connect_with_connector_lazy(unix_connector(path.clone()))
+            }
+        }
+    }
+
+    /// Waits up to `limit` for the response to a call. For a stream, waits only for its start.
+    ///
+    /// # Errors
+    /// [`Reason::TimedOut`] after `limit`; otherwise the result of [`Endpoint::problem`].
+    pub async fn call<T>(
+        &self,
+        service: &str,
+        limit: Duration,
+        answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T, Problem> {
+        let response = tokio::time::timeout(limit, answer)
+            .await
+            .map_err(|_| self.timed_out(service, limit))?;
+        match response {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => Err(self.explain(status, service).await),
+        }
+    }
+
+    /// Converts a status like [`Endpoint::problem`], and probes the server if the connection
+    /// broke.
+    async fn explain(&self, status: Status, service: &str) -> Problem {
+        let told_by_service = is_from_potluck(&status);
+        let problem = self.problem(status, service);
+        match told_by_service {
+            true => problem,
+            false => self.identify_foreign(problem, service).await,
+        }
+    }
+
+    /// Probes an unreachable endpoint: a server that is not Potluck may have broken the
+    /// connection.
+    async fn identify_foreign(&self, problem: Problem, service: &str) -> Problem {
+        if problem.reason == Reason::Unreachable && probe::is_not_http2(self).await {
+            return failure::not_http2(service, self);
+        }
+        problem
+    }
+
+    /// Converts a status from this endpoint, a `service`. The message names the endpoint if it is
+    /// unreachable, too slow or not Potluck.
+    pub fn problem(&self, status: Status, service: &str) -> Problem {
+        failure::problem(status, service, self)
+    }
+
+    fn timed_out(&self, service: &str, limit: Duration) -> Problem {
+        Problem::new(
+            Reason::TimedOut,
+            format!("the {service} at {self} did not answer within {limit:?}"),
+        )
+    }
+}
+
+fn socket_builder() -> tonic::transport::Endpoint {
+    // The host is never resolved: the connector ignores it.
+    configure(Channel::from_static("http://localhost"))
+}
+
+fn unix_connector(
+    path: PathBuf,
+) -> impl tower::Service<Uri, Response = TokioIo<tokio::net::UnixStream>, Error = std::io::Error, Future: Send>
++ Send
++ 'static {
+    tower::service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
+    })
+}
+
+fn link_local_connector(
+    address: LinkLocal,
+) -> impl tower::Service<Uri, Response = TokioIo<tokio::net::TcpStream>, Error = std::io::Error, Future: Send>
++ Send
++ 'static {
+    tower::service_fn(move |_: Uri| {
+        let address = address.clone();
+        async move {
+            let stream = tokio::net::TcpStream::connect((address.host(), address.port)).await?;
+            stream.set_nodelay(true)?;
+            Ok(TokioIo::new(stream))
+        }
+    })
+}
+
+/// The endpoint for `uri`, with `from` as the local address if that can reach it.
+fn leaving(uri: &Uri, from: Option<IpAddr>) -> tonic::transport::Endpoint {
+    let from = from.filter(|&from| can_leave(from, uri.host().unwrap_or_default()));
+    configure(Channel::builder(uri.clone())).local_address(from)
+}
+
+/// Whether connections to `host` can use `from` as their local address, and would not use it by
+/// default.
+fn can_leave(from: IpAddr, host: &str) -> bool {
+    if from.is_unspecified() || from == Ipv4Addr::LOCALHOST || from == Ipv6Addr::LOCALHOST {
+        return false;
+    }
+    match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+        Ok(to) => from.is_ipv4() == to.is_ipv4() && (!from.is_loopback() || to.is_loopback()),
+        Err(_) => !from.is_loopback() || host == "localhost",
+    }
+}
+
+fn configure(endpoint: tonic::transport::Endpoint) -> tonic::transport::Endpoint {
+    endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_from_an_address_only_where_it_can_reach_the_host() {
+        let can = |from: &str, host: &str| can_leave(from.parse().unwrap(), host);
+        assert!(can("127.0.0.10", "127.0.0.1") && can("127.0.0.10", "localhost"));
+        assert!(can("192.0.2.1", "192.0.2.2") && can("192.0.2.1", "index.example"));
+        assert!(
+            can("192.0.2.1", "127.0.0.1"),
+            "the index here sees where the peer is"
+        );
+        assert!(can("2001:db8::1", "[2001:db8::2]"));
+        assert!(!can("127.0.0.10", "192.0.2.1") && !can("127.0.0.10", "index.example"));
+        assert!(!can("192.0.2.1", "[2001:db8::2]") && !can("2001:db8::1", "192.0.2.1"));
+        assert!(!can("0.0.0.0", "192.0.2.1") && !can("::", "::1"));
+        assert!(!can("127.0.0.1", "127.0.0.1"), "it does so by itself");
+    }
+}

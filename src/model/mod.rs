@@ -1,0 +1,17 @@
+//! What the index stores and returns, as domain types: files, providers, registrations and leases.
+
+mod address;
+mod file;
+mod lease;
+mod provider;
+mod query;
+mod set_digest;
+
+pub use self::{
+    address::Address,
+    file::{FileKind, FileRecord, Registration},
+    lease::Lease,
+    provider::{Provider, ProviderEvent},
+    query::{FilePage, IndexedFile, QueryKey},
+    set_digest::{RegistrationHash, SetDigest},
+};
