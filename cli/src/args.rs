@@ -1,19 +1,8 @@
 //! Command-line definitions for clap. Each command defines its own arguments in [`commands`].
 
-use std::{
-    ffi::{OsStr, OsString},
-    path::PathBuf,
-};
+use clap::{Parser, Subcommand};
 
-use clap::{
-    Args, CommandFactory as _, Parser, Subcommand,
-    builder::{FalseyValueParser, TypedValueParser as _},
-};
-
-use crate::commands;
-
-/// Environment variable equivalent to `--json`.
-pub(crate) const JSON_VARIABLE: &str = "POTLUCK_JSON";
+use crate::{commands, options::GlobalOptions};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,57 +21,9 @@ Exit codes:
 #[command(name = "potluck", version, after_help = EXAMPLES, max_term_width = 110)]
 pub(crate) struct Cli {
     #[command(flatten)]
-    pub(crate) globals: Globals,
+    pub(crate) options: GlobalOptions,
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
-}
-
-/// Flags that every command accepts.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Everywhere")]
-pub(crate) struct Globals {
-    /// URL of the index [default: http://127.0.0.1:1313]
-    #[arg(
-        long,
-        global = true,
-        env = "POTLUCK_INDEX",
-        hide_env_values = true,
-        value_name = "URL"
-    )]
-    pub(crate) index: Option<String>,
-
-    /// Peer to use, unix:PATH or http://ADDR [default: the peer in the default home, if it is
-    /// running]
-    #[arg(
-        long,
-        global = true,
-        env = "POTLUCK_PEER",
-        hide_env_values = true,
-        value_name = "ENDPOINT"
-    )]
-    pub(crate) peer: Option<String>,
-
-    /// File with the control token, for a peer whose control service listens on TCP
-    #[arg(
-        long,
-        global = true,
-        env = "POTLUCK_PEER_TOKEN_FILE",
-        hide_env_values = true,
-        value_name = "FILE"
-    )]
-    pub(crate) peer_token_file: Option<PathBuf>,
-
-    /// Print one JSON object per line, errors included
-    #[arg(long, global = true, env = JSON_VARIABLE, hide_env_values = true, value_parser = FalseyValueParser::new())]
-    pub(crate) json: bool,
-
-    /// Print only results and errors
-    #[arg(short, long, global = true, env = "POTLUCK_QUIET", hide_env_values = true, value_parser = FalseyValueParser::new())]
-    pub(crate) quiet: bool,
-
-    /// Log to stderr; repeat for more detail
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
-    pub(crate) verbose: u8,
 }
 
 /// The subcommands of `potluck`.
@@ -116,40 +57,6 @@ pub(crate) enum Verb {
     Health(commands::health::HealthArgs),
 }
 
-impl Globals {
-    /// These flags; those that are not set are taken from `outer`.
-    pub(crate) fn over(&self, outer: &Self) -> Self {
-        Self {
-            index: self.index.clone().or_else(|| outer.index.clone()),
-            peer: self.peer.clone().or_else(|| outer.peer.clone()),
-            peer_token_file: self
-                .peer_token_file
-                .clone()
-                .or_else(|| outer.peer_token_file.clone()),
-            json: self.json || outer.json,
-            quiet: self.quiet || outer.quiet,
-            verbose: self.verbose.max(outer.verbose),
-        }
-    }
-}
-
-/// Whether `--json` is among the arguments. Works on a command line that clap rejected.
-pub(crate) fn asks_json<T: AsRef<OsStr>>(words: impl IntoIterator<Item = T>) -> bool {
-    words
-        .into_iter()
-        .take_while(|word| word.as_ref() != "--")
-        .any(|word| word.as_ref() == "--json")
-}
-
-/// Whether this value of [`JSON_VARIABLE`] asks for JSON.
-pub(crate) fn json_by_variable(value: Option<OsString>) -> bool {
-    value.is_some_and(|value| {
-        FalseyValueParser::new()
-            .parse_ref(&Cli::command(), None, &value)
-            .unwrap_or(false)
-    })
-}
-
 /// The first paragraph of clap's error message, as one line.
 pub(crate) fn usage_message(error: &clap::Error) -> String {
     let text = error.to_string();
@@ -164,6 +71,8 @@ pub(crate) fn usage_message(error: &clap::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
 
     #[test]
@@ -178,8 +87,8 @@ mod tests {
             &["potluck", "search", "x", "--json", "--index", "http://a:1"],
         ] {
             let cli = Cli::try_parse_from(line).unwrap();
-            assert_eq!(cli.globals.index.as_deref(), Some("http://a:1"));
-            assert!(cli.globals.json);
+            assert_eq!(cli.options.index.as_deref(), Some("http://a:1"));
+            assert!(cli.options.json);
         }
     }
 

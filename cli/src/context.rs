@@ -6,10 +6,10 @@ use potluck_core::{Problem, Reason, grpc::transport::Endpoint, index_client::Ind
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    args::Globals,
     error::CommandError,
+    options::GlobalOptions,
     output::Output,
-    peer::{ConnectedPeer, LockOwner, OwnSettings, default_home},
+    peer::{ConnectedPeer, InProcessSettings, LockOwner, default_home},
 };
 
 /// Start-up time of an in-process peer after which the user is notified. A peer with an ordinary
@@ -32,7 +32,7 @@ pub(crate) struct CommandContext {
     no_index: bool,
     peer: Option<Endpoint>,
     /// The flags that this context was built from.
-    globals: Globals,
+    options: GlobalOptions,
     /// The prompt's peer, which every command of the session uses.
     session: Option<Arc<ConnectedPeer>>,
 }
@@ -41,14 +41,14 @@ pub(crate) struct CommandContext {
 #[derive(Debug)]
 pub(crate) enum PeerHandle {
     /// Closed when the command ends.
-    Own(Box<ConnectedPeer>),
+    Owned(Box<ConnectedPeer>),
     /// Outlives the command.
     Session(Arc<ConnectedPeer>),
 }
 
 impl From<ConnectedPeer> for PeerHandle {
     fn from(peer: ConnectedPeer) -> Self {
-        Self::Own(Box::new(peer))
+        Self::Owned(Box::new(peer))
     }
 }
 
@@ -57,7 +57,7 @@ impl std::ops::Deref for PeerHandle {
 
     fn deref(&self) -> &ConnectedPeer {
         match self {
-            Self::Own(peer) => peer,
+            Self::Owned(peer) => peer,
             Self::Session(peer) => peer,
         }
     }
@@ -67,14 +67,14 @@ impl PeerHandle {
     /// Whether the peer stops when the command ends.
     pub(crate) const fn ends_with_command(&self) -> bool {
         match self {
-            Self::Own(peer) => peer.is_own(),
+            Self::Owned(peer) => peer.is_in_process(),
             Self::Session(_) => false,
         }
     }
 
     /// Releases the peer; an owned in-process peer is stopped.
     pub(crate) async fn close(self) {
-        if let Self::Own(peer) = self {
+        if let Self::Owned(peer) = self {
             peer.close().await;
         }
     }
@@ -85,9 +85,13 @@ impl CommandContext {
     ///
     /// # Errors
     /// [`Reason::InvalidAddress`] if the index or the peer is not a valid address.
-    pub(crate) fn new(globals: &Globals, out: Output, stop: CancellationToken) -> Result<Self, CommandError> {
-        let no_index = matches!(globals.index.as_deref(), Some("" | "none"));
-        let index = globals
+    pub(crate) fn new(
+        options: &GlobalOptions,
+        out: Output,
+        stop: CancellationToken,
+    ) -> Result<Self, CommandError> {
+        let no_index = matches!(options.index.as_deref(), Some("" | "none"));
+        let index = options
             .index
             .as_deref()
             .filter(|_| !no_index)
@@ -96,15 +100,15 @@ impl CommandContext {
         Ok(Self {
             out,
             stop,
-            index: index.map_err(|problem: Problem| flag(problem, "--index"))?,
+            index: index.map_err(|problem: Problem| in_flag(problem, "--index"))?,
             no_index,
-            peer: globals
+            peer: options
                 .peer
                 .as_deref()
                 .map(str::parse)
                 .transpose()
-                .map_err(|problem| flag(problem, "--peer"))?,
-            globals: globals.clone(),
+                .map_err(|problem| in_flag(problem, "--peer"))?,
+            options: options.clone(),
             session: None,
         })
     }
@@ -114,11 +118,15 @@ impl CommandContext {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub(crate) fn line(&self, globals: &Globals, stop: CancellationToken) -> Result<Self, CommandError> {
-        let out = self.out.with(globals.json, globals.quiet);
-        let line = Self::new(&globals.over(&self.globals), out, stop)?;
+    pub(crate) fn line(
+        &self,
+        options: &GlobalOptions,
+        stop: CancellationToken,
+    ) -> Result<Self, CommandError> {
+        let out = self.out.with_flags(options.json, options.quiet);
+        let line = Self::new(&options.with_defaults_from(&self.options), out, stop)?;
         Ok(Self {
-            session: self.session.clone().filter(|_| globals.peer.is_none()),
+            session: self.session.clone().filter(|_| options.peer.is_none()),
             ..line
         })
     }
@@ -154,7 +162,7 @@ impl CommandContext {
     ///
     /// # Errors
     /// As [`Self::index_endpoint`].
-    pub(crate) fn index_of(&self, peer: Option<&ConnectedPeer>) -> Result<IndexClient, CommandError> {
+    pub(crate) fn index_for(&self, peer: Option<&ConnectedPeer>) -> Result<IndexClient, CommandError> {
         let status = peer
             .filter(|_| self.index.is_none())
             .and_then(|peer| peer.status.index.as_deref());
@@ -168,7 +176,7 @@ impl CommandContext {
     ///
     /// # Errors
     /// As [`Self::index_endpoint`].
-    pub(crate) async fn index_to_ask(&self) -> Result<IndexClient, CommandError> {
+    pub(crate) async fn lookup_index(&self) -> Result<IndexClient, CommandError> {
         if self.index.is_some() || self.no_index {
             return self.index();
         }
@@ -183,7 +191,7 @@ impl CommandContext {
                 None
             }
         };
-        self.index_of(peer.as_deref())
+        self.index_for(peer.as_deref())
     }
 
     /// The running peer: the session's, the one given by `--peer`, or the daemon in the default
@@ -198,17 +206,17 @@ impl CommandContext {
         }
         if let Some(endpoint) = &self.peer {
             return Ok(Some(PeerHandle::from(
-                ConnectedPeer::at(endpoint, self.globals.peer_token_file.as_ref()).await?,
+                ConnectedPeer::connect(endpoint, self.options.peer_token_file.as_ref()).await?,
             )));
         }
-        Ok(ConnectedPeer::daemon().await?.map(Into::into))
+        Ok(ConnectedPeer::in_default_home().await?.map(Into::into))
     }
 
     /// The running peer.
     ///
     /// # Errors
     /// [`Reason::Unreachable`] if no peer is running.
-    pub(crate) async fn daemon(&self) -> Result<PeerHandle, CommandError> {
+    pub(crate) async fn require_running_peer(&self) -> Result<PeerHandle, CommandError> {
         self.running_peer().await?.ok_or_else(|| match LockOwner::find() {
             Some(owner) => owner.conflict(Reason::Unreachable),
             None => CommandError::new(Reason::Unreachable, "no peer is running on this machine").hint(
@@ -221,12 +229,12 @@ impl CommandContext {
     ///
     /// # Errors
     /// As [`potluck_peer::start`].
-    pub(crate) async fn own_peer(&self, listen: Option<SocketAddr>) -> Result<PeerHandle, CommandError> {
+    pub(crate) async fn start_peer(&self, listen: Option<SocketAddr>) -> Result<PeerHandle, CommandError> {
         let index = match self.no_index {
             true => None,
             false => Some(self.index_endpoint()?),
         };
-        let settings = OwnSettings {
+        let settings = InProcessSettings {
             index,
             listen,
             temporary: true,
@@ -245,44 +253,44 @@ impl CommandContext {
             return Ok(peer);
         }
         let any_port = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let settings = OwnSettings {
+        let settings = InProcessSettings {
             index: None,
             listen: any_port,
             temporary: false,
         };
         match self.start(settings).await {
             Ok(peer) => Ok(peer.into()),
-            Err(problem) if problem.reason == Reason::HomeLocked => Err(locked(problem)),
+            Err(problem) if problem.reason == Reason::HomeLocked => Err(home_locked(problem)),
             Err(problem) => Err(problem.into()),
         }
     }
 
     /// Starts an in-process peer and notifies the user if that takes long.
-    async fn start(&self, settings: OwnSettings) -> Result<ConnectedPeer, Problem> {
+    async fn start(&self, settings: InProcessSettings) -> Result<ConnectedPeer, Problem> {
         let slow = || {
             self.out.note(
                 "the peer of this command is still starting: its library may be large, or its disk slow",
             );
         };
-        warn_if_slow(ConnectedPeer::own(settings), slow).await
+        warn_if_slow(ConnectedPeer::start(settings), slow).await
     }
 
     /// A shell command line, with the flags that select the same index and peer.
-    pub(crate) fn command(&self, words: impl IntoIterator<Item = String>) -> String {
-        let words: Vec<_> = words.into_iter().chain(self.flags()).collect();
+    pub(crate) fn shell_command(&self, words: impl IntoIterator<Item = String>) -> String {
+        let words: Vec<_> = words.into_iter().chain(self.index_and_peer_flags()).collect();
         shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "))
     }
 
     /// The flags that select the same index and peer, as they were given. Flags whose value also
     /// comes from the environment are left out.
-    fn flags(&self) -> Vec<String> {
+    fn index_and_peer_flags(&self) -> Vec<String> {
         let given = [
-            ("--index", "POTLUCK_INDEX", self.globals.index.clone()),
-            ("--peer", "POTLUCK_PEER", self.globals.peer.clone()),
+            ("--index", "POTLUCK_INDEX", self.options.index.clone()),
+            ("--peer", "POTLUCK_PEER", self.options.peer.clone()),
             (
                 "--peer-token-file",
                 "POTLUCK_PEER_TOKEN_FILE",
-                self.globals
+                self.options
                     .peer_token_file
                     .as_ref()
                     .map(|path| path.to_string_lossy().into_owned()),
@@ -325,7 +333,7 @@ async fn warn_if_slow<T>(work: impl Future<Output = T>, slow: impl FnOnce()) -> 
 }
 
 /// Replaces the peer's "home locked" message, which names flags that this command does not have.
-fn locked(problem: Problem) -> CommandError {
+fn home_locked(problem: Problem) -> CommandError {
     match LockOwner::find() {
         Some(owner) => owner.conflict(problem.reason),
         None => {
@@ -342,7 +350,7 @@ fn locked(problem: Problem) -> CommandError {
     }
 }
 
-fn flag(problem: Problem, flag: &str) -> CommandError {
+fn in_flag(problem: Problem, flag: &str) -> CommandError {
     Problem {
         message: format!("{flag}: {}", problem.message),
         ..problem
@@ -356,8 +364,8 @@ mod tests {
 
     use super::*;
 
-    fn globals() -> Globals {
-        Globals {
+    fn options() -> GlobalOptions {
+        GlobalOptions {
             index: None,
             peer: None,
             peer_token_file: None,
@@ -367,30 +375,30 @@ mod tests {
         }
     }
 
-    fn started(globals: &Globals) -> CommandContext {
-        CommandContext::new(globals, Output::new(false, true), CancellationToken::new()).unwrap()
+    fn context_with(options: &GlobalOptions) -> CommandContext {
+        CommandContext::new(options, Output::new(false, true), CancellationToken::new()).unwrap()
     }
 
     #[test]
     fn a_line_takes_over_each_flag_that_it_names_and_keeps_the_rest() {
-        let outer = started(&Globals {
+        let outer = context_with(&GlobalOptions {
             index: Some("http://a:1".into()),
             peer: Some("http://b:2".into()),
             peer_token_file: Some("outer".into()),
-            ..globals()
+            ..options()
         });
-        let line = |flags: &Globals| outer.line(flags, CancellationToken::new()).unwrap();
-        let same = line(&globals());
-        assert_eq!(same.flags(), outer.flags());
-        let named = line(&Globals {
+        let line = |flags: &GlobalOptions| outer.line(flags, CancellationToken::new()).unwrap();
+        let same = line(&options());
+        assert_eq!(same.index_and_peer_flags(), outer.index_and_peer_flags());
+        let named = line(&GlobalOptions {
             index: Some("none".into()),
             peer_token_file: Some("inner".into()),
             json: true,
-            ..globals()
+            ..options()
         });
         assert!(named.no_index && named.index.is_none() && named.out.is_json());
         assert_eq!(
-            named.flags(),
+            named.index_and_peer_flags(),
             [
                 "--index",
                 "none",
@@ -400,13 +408,13 @@ mod tests {
                 "inner"
             ]
         );
-        let without = started(&Globals {
+        let without = context_with(&GlobalOptions {
             index: Some("none".into()),
-            ..globals()
+            ..options()
         });
-        let back = Globals {
+        let back = GlobalOptions {
             index: Some("http://a:1".into()),
-            ..globals()
+            ..options()
         };
         let back = without.line(&back, CancellationToken::new()).unwrap();
         assert!(!back.no_index && back.index.is_some());

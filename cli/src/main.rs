@@ -2,24 +2,35 @@
 //!
 //! | module | responsibility |
 //! |---|---|
-//! | [`args`] | command-line parsing |
-//! | [`commands`] | the commands, one module each |
+//! | [`args`] | the command line: maps each verb to its module |
 //! | [`prompt`] | the interactive prompt |
+//! | [`commands`] | the commands, one module each; none uses another |
+//! | [`download`], [`lookup`], [`views`] | what several commands share: following a download, asking the index, tables and JSON |
+//! | [`local_files`] | local paths and their ids |
 //! | [`context`] | the index, peer, output and stop token that every command receives |
 //! | [`peer`] | finding a running peer, or starting one in this process |
 //! | [`control`] | client of a peer's control service |
+//! | [`options`], [`arguments`] | the options of every command, and argument types |
 //! | [`output`] | results, progress, tables, and terminal settings |
 //! | [`error`], [`interrupt`] | exit codes, error messages, and signals |
+//!
+//! Each module uses only modules below it.
 
 mod args;
+mod arguments;
 mod commands;
 mod context;
 mod control;
+mod download;
 mod error;
 mod interrupt;
+mod local_files;
+mod lookup;
+mod options;
 mod output;
 mod peer;
 mod prompt;
+mod views;
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -31,10 +42,11 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    args::{Cli, Command, Globals, JSON_VARIABLE},
+    args::{Cli, Command},
     context::CommandContext,
     error::{CommandError, ExitStatus},
     interrupt::Interrupts,
+    options::{GlobalOptions, JSON_VARIABLE},
     output::{LogWriter, Output, terminal},
 };
 
@@ -44,25 +56,25 @@ const LOG_VARIABLE: &str = "POTLUCK_LOG";
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return refuse(&error),
+        Err(error) => return report_parse_error(&error),
     };
-    let out = Output::new(cli.globals.json, cli.globals.quiet);
+    let out = Output::new(cli.options.json, cli.options.quiet);
     potluck_core::process::raise_file_limit();
     match run(cli, &out) {
         Ok(()) => ExitCode::SUCCESS,
         Err(command_error) => {
-            out.fail(&command_error);
+            out.print_error(&command_error);
             command_error.exit().map_or(ExitCode::SUCCESS, Into::into)
         }
     }
 }
 
 /// Prints help, the version, or a usage error.
-fn refuse(error: &clap::Error) -> ExitCode {
-    let wants_json =
-        args::asks_json(std::env::args_os()) || args::json_by_variable(std::env::var_os(JSON_VARIABLE));
-    if error.use_stderr() && wants_json {
-        Output::new(true, false).fail(&CommandError::usage(args::usage_message(error)));
+fn report_parse_error(error: &clap::Error) -> ExitCode {
+    let is_json = options::wants_json(std::env::args_os())
+        || options::variable_wants_json(std::env::var_os(JSON_VARIABLE));
+    if error.use_stderr() && is_json {
+        Output::new(true, false).print_error(&CommandError::usage(args::usage_message(error)));
     } else {
         // Ignore a closed pipe, as in `potluck --help | head`.
         drop(error.print());
@@ -75,15 +87,17 @@ fn refuse(error: &clap::Error) -> ExitCode {
 
 fn run(cli: Cli, out: &Output) -> Result<(), CommandError> {
     let command = match cli.command {
-        Some(Command::Completions(args)) => return commands::completions::run(out, &args),
+        Some(Command::Completions(args)) => {
+            return commands::completions::run(out, &args, &mut Cli::command());
+        }
         None if !(std::io::stdin().is_terminal() && std::io::stdout().is_terminal()) => {
-            return Err(no_command(out));
+            return Err(missing_command(out));
         }
         command => command,
     };
-    let serves = matches!(command, Some(Command::Index(_) | Command::Peer(_)));
+    let is_service = matches!(command, Some(Command::Index(_) | Command::Peer(_)));
     let _settings = terminal::TerminalSettings::hide_control_echo();
-    log_to_stderr(&cli.globals, out, serves);
+    log_to_stderr(&cli.options, out, is_service);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -99,7 +113,7 @@ fn run(cli: Cli, out: &Output) -> Result<(), CommandError> {
             )
         })?;
         let stop = CancellationToken::new();
-        let context = CommandContext::new(&cli.globals, out.clone(), stop.clone())?;
+        let context = CommandContext::new(&cli.options, out.clone(), stop.clone())?;
         match command {
             Some(command) => interrupts.run(&stop, commands::run(&context, command)).await,
             None => prompt::run(&context, &mut interrupts).await,
@@ -112,7 +126,7 @@ fn run(cli: Cli, out: &Output) -> Result<(), CommandError> {
 
 /// Handles `potluck` without a command and without a terminal: prints the help and fails with a
 /// usage error.
-fn no_command(out: &Output) -> CommandError {
+fn missing_command(out: &Output) -> CommandError {
     if out.is_json() {
         return CommandError::usage("no command given; `potluck --help` lists them");
     }
@@ -123,10 +137,10 @@ fn no_command(out: &Output) -> CommandError {
 
 /// Logs to stderr. The default level is `info` for a service and `off` for a command; each `-v`
 /// raises it.
-fn log_to_stderr(globals: &Globals, out: &Output, serves: bool) {
-    let level = match (globals.verbose, serves) {
+fn log_to_stderr(options: &GlobalOptions, out: &Output, is_service: bool) {
+    let level = match (options.verbose, is_service) {
         (0, false) => "off",
-        (0, true) if globals.quiet => "warn",
+        (0, true) if options.quiet => "warn",
         (0, true) => "info",
         (1, false) => "info",
         (1, true) | (2, _) => "debug",

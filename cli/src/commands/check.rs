@@ -14,10 +14,10 @@ use potluck_core::Reason;
 use serde_json::json;
 
 use crate::{
-    commands::local_hash,
     context::{CommandContext, PeerHandle},
     control::model::CheckEvent,
     error::{CommandError, ExitStatus},
+    local_files,
     output::{draw, progress::ProgressLines, text},
 };
 
@@ -57,7 +57,7 @@ pub(crate) async fn run(context: &CommandContext, args: CheckArgs) -> Result<(),
     let paths = args
         .paths
         .iter()
-        .map(|path| local_hash::absolute(path))
+        .map(|path| local_files::absolute(path))
         .collect::<Result<Vec<_>, _>>()?;
     let peer = context.stoppable(context.library_peer()).await?;
     let done = context
@@ -81,10 +81,10 @@ async fn check(
         match event? {
             CheckEvent::Progress { path, done, total } => {
                 let name = Path::new(&path).file_name().unwrap_or_default().to_string_lossy();
-                progress.show(|width| vec![draw::hashing(&name, done, total, began.elapsed(), width)]);
+                progress.show(|width| vec![draw::hashing_line(&name, done, total, began.elapsed(), width)]);
             }
             CheckEvent::Bad { path, file, problem } => match context.out.is_json() {
-                true => context.out.object(&json!({
+                true => context.out.print_object(&json!({
                     "event": "bad",
                     "path": path,
                     "id": file,
@@ -99,7 +99,7 @@ async fn check(
                     let (what, path) = (style(what).red(), text::path(&path));
                     context
                         .out
-                        .line(format_args!("{what}  {path}: {}", text::shown(&problem.message)))?;
+                        .print_line(format_args!("{what}  {path}: {}", text::escape(&problem.message)))?;
                 }
             },
             CheckEvent::Failed { path, problem } => {
@@ -107,12 +107,12 @@ async fn check(
                     problem.reason,
                     format!("{}: {}", text::path(&path), problem.message),
                 );
-                context.out.fail(&error);
+                context.out.print_error(&error);
                 failed = failed.or_else(|| error.exit());
             }
             CheckEvent::Summary { files, bytes, bad } => {
                 drop(progress);
-                return summarise(context, (files, bytes, bad), failed);
+                return report_summary(context, (files, bytes, bad), failed);
             }
         }
     }
@@ -123,20 +123,20 @@ async fn check(
 }
 
 /// Prints the summary; fails if a file is damaged or a path failed.
-fn summarise(
+fn report_summary(
     context: &CommandContext,
     (files, bytes, bad): (u64, u64, u64),
     failed: Option<ExitStatus>,
 ) -> Result<(), CommandError> {
     if context.out.is_json() {
-        context.out.object(&json!({
+        context.out.print_object(&json!({
             "event": "done",
             "files": files,
             "bytes": bytes,
             "bad_files": bad,
         }))?;
     } else if bad == 0 {
-        context.out.line(format_args!(
+        context.out.print_line(format_args!(
             "{}  {}, {}",
             style("good").green(),
             text::count(files, "file"),

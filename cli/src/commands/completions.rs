@@ -1,9 +1,9 @@
 //! `potluck completions`: prints shell completion scripts.
 
-use clap::{Args, CommandFactory as _};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
-use crate::{args::Cli, error::CommandError, output::Output};
+use crate::{error::CommandError, output::Output};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -19,9 +19,9 @@ pub(crate) struct CompletionsArgs {
     shell: Shell,
 }
 
-/// Prints the script.
-pub(crate) fn run(out: &Output, args: &CompletionsArgs) -> Result<(), CommandError> {
+/// Prints the script for the command line `program`.
+pub(crate) fn run(out: &Output, args: &CompletionsArgs, program: &mut Command) -> Result<(), CommandError> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "potluck", &mut script);
-    out.line(String::from_utf8_lossy(&script).trim_end())
+    clap_complete::generate(args.shell, program, "potluck", &mut script);
+    out.print_line(String::from_utf8_lossy(&script).trim_end())
 }

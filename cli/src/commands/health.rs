@@ -33,10 +33,10 @@ pub(crate) async fn run(context: &CommandContext, args: HealthArgs) -> Result<()
     match context.out.is_json() {
         true => context
             .out
-            .object(&json!({ "endpoint": endpoint.to_string(), "serving": is_serving }))?,
+            .print_object(&json!({ "endpoint": endpoint.to_string(), "serving": is_serving }))?,
         false => context
             .out
-            .line(if is_serving { "serving" } else { "not serving" })?,
+            .print_line(if is_serving { "serving" } else { "not serving" })?,
     }
     match is_serving {
         true => Ok(()),

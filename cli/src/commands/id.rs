@@ -6,9 +6,9 @@ use clap::Args;
 use serde_json::json;
 
 use crate::{
-    commands::local_hash,
     context::CommandContext,
     error::{CommandError, ExitStatus},
+    local_files,
     output::text,
 };
 
@@ -30,25 +30,25 @@ pub(crate) struct IdArgs {
 pub(crate) async fn run(context: &CommandContext, args: IdArgs) -> Result<(), CommandError> {
     let mut worst = None;
     for path in &args.paths {
-        let hashed = match local_hash::hash(context, path).await {
+        let hashed = match local_files::hash(context, path).await {
             Ok(hashed) => hashed,
             Err(error) if args.paths.len() == 1 || error.exit() == Some(ExitStatus::Interrupted) => {
                 return Err(error);
             }
             Err(error) => {
-                context.out.fail(&error);
+                context.out.print_error(&error);
                 worst = Some(ExitStatus::Failed);
                 continue;
             }
         };
         if context.out.is_json() {
-            let absolute = local_hash::absolute(path)?;
+            let absolute = local_files::absolute(path)?;
             let name = std::path::Path::new(&absolute)
                 .file_name()
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned();
-            context.out.object(&json!({
+            context.out.print_object(&json!({
                 "id": hashed.record.id,
                 "root": hashed.record.root,
                 "size": hashed.record.size,
@@ -59,10 +59,10 @@ pub(crate) async fn run(context: &CommandContext, args: IdArgs) -> Result<(), Co
                 "content_size": hashed.content_size,
             }))?;
         } else {
-            context.out.line(format_args!(
+            context.out.print_line(format_args!(
                 "{}  {}",
                 hashed.record.id,
-                text::shown(&path.to_string_lossy())
+                text::escape(&path.to_string_lossy())
             ))?;
         }
     }

@@ -36,7 +36,7 @@ pub(crate) struct LimitsArgs {
 
 impl LimitsArgs {
     /// The current limits with the given flags applied; `None` if no flag was given.
-    fn over(&self, now: Limits) -> Option<Limits> {
+    fn applied_to(&self, now: Limits) -> Option<Limits> {
         let any = self.upload.is_some() || self.download.is_some() || self.slots.is_some();
         any.then(|| Limits {
             upload: self.upload.map_or(now.upload, |rate| rate.as_u64()),
@@ -48,16 +48,16 @@ impl LimitsArgs {
 
 /// Applies the given flags, and prints the limits then in force.
 pub(crate) async fn run(context: &CommandContext, args: LimitsArgs) -> Result<(), CommandError> {
-    let peer = context.daemon().await?;
+    let peer = context.require_running_peer().await?;
     let mut limits = peer.control.limits().await?;
-    if let Some(requested) = args.over(limits) {
+    if let Some(requested) = args.applied_to(limits) {
         limits = peer.control.set_limits(requested).await?;
         context
             .out
             .note("until the peer stops; its flags set them for good");
     }
     if context.out.is_json() {
-        return context.out.object(&json!({
+        return context.out.print_object(&json!({
             "upload_bytes_per_second": limits.upload,
             "download_bytes_per_second": limits.download,
             "upload_slots": limits.slots,
@@ -67,7 +67,7 @@ pub(crate) async fn run(context: &CommandContext, args: LimitsArgs) -> Result<()
         0 => "no limit".to_owned(),
         slots => format!("{} at once", text::count(slots.into(), "download")),
     };
-    context.out.lines([
+    context.out.print_lines([
         format!("upload    {}", text::limit(limits.upload)),
         format!("download  {}", text::limit(limits.download)),
         format!("slots     {slots}"),
@@ -90,9 +90,9 @@ mod tests {
             download: download.map(ByteSize::b),
             slots,
         };
-        assert_eq!(args(None, None, None).over(now), None);
+        assert_eq!(args(None, None, None).applied_to(now), None);
         assert_eq!(
-            args(None, Some(0), None).over(now),
+            args(None, Some(0), None).applied_to(now),
             Some(Limits { download: 0, ..now })
         );
         let all = Limits {
@@ -100,6 +100,6 @@ mod tests {
             download: 8,
             slots: 9,
         };
-        assert_eq!(args(Some(7), Some(8), Some(9)).over(now), Some(all));
+        assert_eq!(args(Some(7), Some(8), Some(9)).applied_to(now), Some(all));
     }
 }

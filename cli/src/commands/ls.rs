@@ -1,8 +1,6 @@
 //! `potluck ls`: lists what the peer shares.
 
 use clap::Args;
-use potluck_core::model::FileKind;
-use serde_json::json;
 
 use crate::{
     context::{CommandContext, PeerHandle},
@@ -12,6 +10,7 @@ use crate::{
         table::{self, Align},
         text,
     },
+    views::library_items,
 };
 
 const EXAMPLES: &str = "\
@@ -40,10 +39,10 @@ async fn list(context: &CommandContext, peer: &PeerHandle) -> Result<(), Command
         items += some.len();
         if context.out.is_json() {
             for item in &some {
-                context.out.object(&object(item))?;
+                context.out.print_object(&library_items::object(item))?;
             }
         } else if !some.is_empty() {
-            context.out.lines(lines(&some, context.out.width()))?;
+            context.out.print_lines(lines(&some, context.out.width()))?;
         }
         page = next;
         if page.is_none() {
@@ -56,23 +55,6 @@ async fn list(context: &CommandContext, peer: &PeerHandle) -> Result<(), Command
     Ok(())
 }
 
-/// An item as JSON. For a collection, `size` is the size of its manifest, and `content_size` the
-/// sum of its files.
-pub(crate) fn object(item: &Item) -> serde_json::Value {
-    json!({
-        "id": item.record.id,
-        "root": item.record.root,
-        "size": item.record.size,
-        "name": item.name,
-        "path": item.path,
-        "kind": item.record.kind,
-        "sha256": item.record.sha256,
-        "file_count": item.file_count,
-        "content_size": item.content_size,
-        "damaged_paths": item.damaged_paths,
-    })
-}
-
 fn lines(items: &[Item], width: Option<usize>) -> Vec<String> {
     let columns = [
         ("SIZE", Align::Right),
@@ -83,23 +65,11 @@ fn lines(items: &[Item], width: Option<usize>) -> Vec<String> {
     let rows = items.iter().map(|item| {
         let cells = vec![
             text::size(item.content_size),
-            what(item),
-            text::shown(&item.name).into_owned(),
-            text::shown(&item.path).into_owned(),
+            library_items::kind_text(item),
+            text::escape(&item.name).into_owned(),
+            text::escape(&item.path).into_owned(),
         ];
         (cells, item.record.id.to_string())
     });
     table::with_ids(&columns, rows, width)
-}
-
-/// The kind of an item: `file`, or the number of files in the folder; and whether it is damaged.
-pub(crate) fn what(item: &Item) -> String {
-    let what = match item.record.kind {
-        FileKind::File => "file".to_owned(),
-        FileKind::Collection => format!("folder, {}", text::count(item.file_count, "file")),
-    };
-    match item.damaged_paths.is_empty() {
-        true => what,
-        false => format!("{what}, damaged"),
-    }
 }

@@ -3,12 +3,10 @@
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod demo;
-mod file_query;
 pub(crate) mod get;
 pub(crate) mod health;
 pub(crate) mod id;
 pub(crate) mod limits;
-mod local_hash;
 pub(crate) mod ls;
 pub(crate) mod query;
 pub(crate) mod search;
@@ -20,8 +18,10 @@ pub(crate) mod unshare;
 pub(crate) mod verify;
 pub(crate) mod why;
 
+use clap::CommandFactory as _;
+
 use crate::{
-    args::{Command, Verb},
+    args::{Cli, Command, Verb},
     context::CommandContext,
     error::CommandError,
 };
@@ -33,7 +33,7 @@ pub(crate) async fn run(context: &CommandContext, command: Command) -> Result<()
         Command::Demo(args) => demo::run(context, args).await,
         Command::Index(args) => serve::index(context, args).await,
         Command::Peer(args) => serve::peer(context, args).await,
-        Command::Completions(args) => completions::run(&context.out, &args),
+        Command::Completions(args) => completions::run(&context.out, &args, &mut Cli::command()),
     }
 }
 

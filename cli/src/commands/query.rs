@@ -2,36 +2,22 @@
 
 use clap::Args;
 use console::style;
-use potluck_core::{
-    Problem, Reason,
-    index_client::IndexClient,
-    model::{FileKind, IndexedFile},
-};
-use serde_json::json;
+use potluck_core::model::{FileKind, IndexedFile};
 
 use crate::{
-    commands::{file_query::FileQuery, search},
+    arguments::file_query::FileQuery,
     context::CommandContext,
     error::CommandError,
+    lookup,
     output::{
         table::{Align, Table},
         text,
     },
+    views::indexed_files::{self, QueryObject},
 };
 
-/// Maximum number of files read for one name: far more than a person would choose from.
-const MAX_FILES: usize = 1000;
-
-/// Approximate maximum size of the results in memory, in bytes: a thousand files with a few names
-/// and providers each.
-const MOST_BYTES: usize = 2 * 1024 * 1024;
-
 /// Maximum number of files shown with their providers; a longer list is shown as a table.
-const MOST_IN_FULL: usize = 20;
-
-/// Consecutive empty pages after which the query ends. A page is empty if its files were removed in
-/// the meantime.
-const MAX_EMPTY: u32 = 10;
+const MAX_IN_FULL: usize = 20;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -45,7 +31,7 @@ Examples:
 pub(crate) struct QueryArgs {
     /// An id, an exact name, or sha256:HEX
     #[arg(value_name = "ID|NAME|sha256:HEX")]
-    want: FileQuery,
+    query: FileQuery,
 
     /// Maximum number of peers to list for each file, a random sample
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -54,118 +40,34 @@ pub(crate) struct QueryArgs {
 
 /// Queries the index and prints the files.
 pub(crate) async fn run(context: &CommandContext, args: QueryArgs) -> Result<(), CommandError> {
-    let files = find(&context.index_to_ask().await?, &args.want, args.providers).await?;
+    let files = lookup::find_files(&context.lookup_index().await?, &args.query, args.providers).await?;
     if context.out.is_json() {
-        context.out.object(&Objects { files: &files })?;
+        context.out.print_object(&QueryObject { files: &files })?;
     }
     if files.is_empty() {
-        return Err(unknown(&args.want));
+        return Err(lookup::not_found(&args.query));
     }
-    if !context.out.is_json() && files.len() > MOST_IN_FULL {
-        context.out.lines(search::lines(&files, context.out.width()))?;
+    if !context.out.is_json() && files.len() > MAX_IN_FULL {
+        context
+            .out
+            .print_lines(indexed_files::table_lines(&files, context.out.width()))?;
         context.out.note("who has one of them: potluck query ID");
     } else if !context.out.is_json() {
         for (i, found) in files.iter().enumerate() {
             if i > 0 {
-                context.out.line("")?;
+                context.out.print_line("")?;
             }
-            context.out.lines(lines(found))?;
+            context.out.print_lines(lines(found))?;
         }
     }
     Ok(())
-}
-
-/// Files as JSON. Serialized one at a time to save memory.
-#[derive(serde::Serialize)]
-pub(crate) struct Objects<'a> {
-    #[serde(serialize_with = "objects")]
-    pub(crate) files: &'a [IndexedFile],
-}
-
-fn objects<S: serde::Serializer>(files: &&[IndexedFile], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(files.iter().map(object))
-}
-
-/// Approximate size of a result in memory, in bytes.
-fn weight(found: &IndexedFile) -> usize {
-    let names: usize = found.names.iter().map(|name| name.len() + 32).sum();
-    256 + names + found.providers.len() * 128
-}
-
-/// All files that match the query, up to [`MAX_FILES`] and [`MOST_BYTES`].
-///
-/// # Errors
-/// As `IndexService.Query`.
-pub(crate) async fn find(
-    index: &IndexClient,
-    query: &FileQuery,
-    providers: u32,
-) -> Result<Vec<IndexedFile>, Problem> {
-    let mut files = Vec::new();
-    let mut bytes = 0;
-    let mut empty = 0;
-    let mut page = None;
-    loop {
-        let answer = index.query(&query.query_key(), providers, page).await?;
-        empty = if answer.files.is_empty() { empty + 1 } else { 0 };
-        bytes += answer.files.iter().map(weight).sum::<usize>();
-        files.extend(answer.files);
-        page = answer.next;
-        let is_enough = files.len() >= MAX_FILES || bytes >= MOST_BYTES;
-        if page.is_none() || empty == MAX_EMPTY || is_enough {
-            return Ok(files);
-        }
-    }
-}
-
-/// The not-found error, with a hint.
-pub(crate) fn unknown(query: &FileQuery) -> CommandError {
-    let error = CommandError::new(Reason::NotFound, format!("no peer that is up has {query}"));
-    match (query, query.damaged_id()) {
-        (_, Some(hint)) => error.hint(hint),
-        (FileQuery::Name(name), None) => error.hint(format!(
-            "names must fit exactly here; try: potluck search {}",
-            quoted(name)
-        )),
-        (_, None) => error.hint("whoever has it must be running and registered with this index"),
-    }
-}
-
-/// Quotes a name for the shell.
-fn quoted(name: &str) -> String {
-    shlex::try_quote(name).map_or_else(|_| name.to_owned(), Into::into)
-}
-
-/// A file as JSON.
-pub(crate) fn object(found: &IndexedFile) -> serde_json::Value {
-    let providers: Vec<_> = found
-        .providers
-        .iter()
-        .map(|provider| {
-            json!({
-                "peer": provider.peer,
-                "address": provider.address.to_string(),
-                "complete": !provider.partial,
-            })
-        })
-        .collect();
-    json!({
-        "id": found.file.id,
-        "root": found.file.root,
-        "size": found.file.size,
-        "kind": found.file.kind,
-        "names": found.names,
-        "sha256": found.file.sha256,
-        "provider_count": found.provider_count,
-        "providers": providers,
-    })
 }
 
 fn lines(found: &IndexedFile) -> Vec<String> {
     let name = found
         .names
         .first()
-        .map_or_else(|| "(no name)".into(), |name| text::shown(name));
+        .map_or_else(|| "(no name)".into(), |name| text::escape(name));
     let mut lines = vec![style(name).bold().to_string()];
     let mut fact = |what: &str, value: String| lines.push(format!("  {:<7} {value}", style(what).dim()));
     fact("id", found.file.id.to_string());
@@ -183,7 +85,7 @@ fn lines(found: &IndexedFile) -> Vec<String> {
         fact("sha256", format!("{sum} (claimed)"));
     }
     if found.names.len() > 1 {
-        let others: Vec<_> = found.names[1..].iter().map(|name| text::shown(name)).collect();
+        let others: Vec<_> = found.names[1..].iter().map(|name| text::escape(name)).collect();
         fact("also", others.join(", "));
     }
     let listed = found.providers.len() as u64;
@@ -192,11 +94,11 @@ fn lines(found: &IndexedFile) -> Vec<String> {
         false => String::new(),
     };
     fact("peers", format!("{}{more}", found.provider_count));
-    let mut table = Table::bare(vec![Align::Left, Align::Left, Align::Left]);
+    let mut table = Table::without_header(vec![Align::Left, Align::Left, Align::Left]);
     for provider in &found.providers {
         let part = if provider.partial { "has a part" } else { "has all" };
         table.row([
-            format!("    {}", text::shown(&provider.address.to_string())),
+            format!("    {}", text::escape(&provider.address.to_string())),
             part.to_owned(),
             style(format!("peer {}", provider.peer.short())).dim().to_string(),
         ]);

@@ -10,14 +10,7 @@ use potluck_core::{
 };
 use serde_json::json;
 
-use crate::{
-    context::CommandContext,
-    error::CommandError,
-    output::{
-        table::{self, Align},
-        text,
-    },
-};
+use crate::{context::CommandContext, error::CommandError, views::indexed_files};
 
 /// Default number of results: a few screens.
 const DEFAULT_LIMIT: u64 = 100;
@@ -30,14 +23,14 @@ const PAGE: u64 = 1000;
 const MAX_EMPTY: u32 = 500;
 
 /// Maximum retries for a page if the index is busy or limits the request rate.
-const MAX_WAITS: u32 = 30;
+const MAX_RETRIES: u32 = 30;
 
 /// Maximum wait before a retry.
-const MAX_WAIT: Duration = Duration::from_secs(10);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(10);
 
 /// Number of results remembered to avoid printing duplicates. A file with very many names can
 /// appear on several pages.
-const REMEMBERED: usize = 100_000;
+const MAX_REMEMBERED: usize = 100_000;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -68,35 +61,37 @@ pub(crate) struct SearchArgs {
 
 /// Searches and prints the results page by page.
 pub(crate) async fn run(context: &CommandContext, args: SearchArgs) -> Result<(), CommandError> {
-    let index = context.index_to_ask().await?;
+    let index = context.lookup_index().await?;
     let query = args.words.join(" ");
-    let mut left = if args.all { u64::MAX } else { args.limit };
+    let mut remaining = if args.all { u64::MAX } else { args.limit };
     let mut page = args.page;
     let mut found = 0;
     let mut empty = 0;
     let mut seen: HashSet<FileId> = HashSet::new();
-    while left > 0 && empty < MAX_EMPTY {
-        let size = left.min(PAGE) as u32; // at most PAGE
+    while remaining > 0 && empty < MAX_EMPTY {
+        let size = remaining.min(PAGE) as u32; // at most PAGE
         let mut answer = context
-            .stoppable(async { Ok(ask(&index, &query, size, page).await?) })
+            .stoppable(async { Ok(search_page(&index, &query, size, page).await?) })
             .await?;
         page = answer.next;
         answer.files.retain(|found| !seen.contains(&found.file.id));
-        let room = REMEMBERED.saturating_sub(seen.len());
+        let room = MAX_REMEMBERED.saturating_sub(seen.len());
         seen.extend(answer.files.iter().take(room).map(|found| found.file.id));
-        left = left.saturating_sub(answer.files.len() as u64);
+        remaining = remaining.saturating_sub(answer.files.len() as u64);
         found += answer.files.len();
         empty = if answer.files.is_empty() { empty + 1 } else { 0 };
         if context.out.is_json() {
             // The last object has `next_page` set if there are more results.
             if !answer.files.is_empty() || page.is_none() || empty == MAX_EMPTY {
-                context.out.object(&Objects {
+                context.out.print_object(&Objects {
                     files: &answer.files,
                     next_page: page.as_deref(),
                 })?;
             }
         } else if !answer.files.is_empty() {
-            context.out.lines(lines(&answer.files, context.out.width()))?;
+            context
+                .out
+                .print_lines(indexed_files::table_lines(&answer.files, context.out.width()))?;
         }
         if page.is_none() {
             break;
@@ -140,19 +135,27 @@ fn objects<S: serde::Serializer>(files: &&[IndexedFile], serializer: S) -> Resul
     serializer.collect_seq(files.iter().map(object))
 }
 
-/// Requests a page; waits and retries if the index is busy or limits the request rate.
+/// Requests a page; retries and retries if the index is busy or limits the request rate.
 ///
 /// # Errors
 /// As `IndexService.Search`.
-async fn ask(index: &IndexClient, query: &str, size: u32, page: Option<String>) -> Result<FilePage, Problem> {
-    let mut waits = 0;
+async fn search_page(
+    index: &IndexClient,
+    query: &str,
+    size: u32,
+    page: Option<String>,
+) -> Result<FilePage, Problem> {
+    let mut retries = 0;
     loop {
         match index.search(query, size, page.clone()).await {
             Err(problem)
-                if matches!(problem.reason, Reason::RateLimited | Reason::Busy) && waits < MAX_WAITS =>
+                if matches!(problem.reason, Reason::RateLimited | Reason::Busy) && retries < MAX_RETRIES =>
             {
-                waits += 1;
-                let wait = problem.retry_after.unwrap_or(MAX_WAIT).min(MAX_WAIT);
+                retries += 1;
+                let wait = problem
+                    .retry_after
+                    .unwrap_or(MAX_RETRY_DELAY)
+                    .min(MAX_RETRY_DELAY);
                 tokio::time::sleep(wait).await;
             }
             answer => return answer,
@@ -168,38 +171,4 @@ fn object(found: &IndexedFile) -> serde_json::Value {
         "names": found.names,
         "providers": found.provider_count,
     })
-}
-
-/// Formats files as a table with ids, from which the user can choose one.
-pub(crate) fn lines(files: &[IndexedFile], width: Option<usize>) -> Vec<String> {
-    let columns = [
-        ("SIZE", Align::Right),
-        ("PEERS", Align::Right),
-        ("NAME", Align::Left),
-    ];
-    let rows = files.iter().map(|found| {
-        let cells = vec![size(found), found.provider_count.to_string(), names(found)];
-        (cells, found.file.id.to_string())
-    });
-    table::with_ids(&columns, rows, width)
-}
-
-/// The size as text. The index does not know the content size of a collection.
-fn size(found: &IndexedFile) -> String {
-    match found.file.kind {
-        potluck_core::model::FileKind::File => text::size(found.file.size),
-        potluck_core::model::FileKind::Collection => "folder".to_owned(),
-    }
-}
-
-/// The most used name, and the number of other names.
-fn names(found: &IndexedFile) -> String {
-    let first = found
-        .names
-        .first()
-        .map_or_else(|| "(no name)".into(), |name| text::shown(name));
-    match found.names.len() {
-        0 | 1 => first.into_owned(),
-        n => format!("{first} (and {})", text::count(n as u64 - 1, "other name")),
-    }
 }

@@ -14,15 +14,16 @@ use futures_util::StreamExt as _;
 use serde_json::json;
 
 use crate::{
-    commands::{local_hash, ls},
     context::{CommandContext, PeerHandle},
     control::model::{Item, Registration, ShareEvent, Status},
     error::{CommandError, ExitStatus},
+    local_files,
     output::{
         draw,
         progress::{POLL_INTERVAL, ProgressLines},
         text,
     },
+    views::library_items,
 };
 
 /// Default wait for the index, in seconds. Several hundred thousand files take less on a local
@@ -72,11 +73,11 @@ pub(crate) async fn run(context: &CommandContext, args: ShareArgs) -> Result<(),
     let paths = args
         .paths
         .iter()
-        .map(|path| local_hash::absolute(path))
+        .map(|path| local_files::absolute(path))
         .collect::<Result<Vec<_>, _>>()?;
     let peer = match context.stoppable(context.running_peer()).await? {
         Some(peer) => peer,
-        None => context.stoppable(context.own_peer(args.listen)).await?,
+        None => context.stoppable(context.start_peer(args.listen)).await?,
     };
     let done = share_and_serve(context, &peer, paths, Duration::from_secs(args.wait)).await;
     peer.close().await;
@@ -89,20 +90,20 @@ async fn share_and_serve(
     paths: Vec<String>,
     wait: Duration,
 ) -> Result<(), CommandError> {
-    let alone = paths.len() == 1;
+    let is_single = paths.len() == 1;
     let tally = context.stoppable(share(context, peer, paths)).await?;
     if tally.shared > 0 {
         let waiting = async { Ok(peer.control.await_registration(wait).await?) };
         let registration = context.stoppable(waiting).await;
         let is_registered = registration.as_ref().is_ok_and(|it| it.registered);
         for item in &tally.items {
-            let mut object = ls::object(item);
+            let mut object = library_items::object(item);
             object["registered"] = json!(is_registered);
-            context.out.object(&object)?;
+            context.out.print_object(&object)?;
         }
         match registration {
             Ok(registration) => {
-                tell_registration(context, peer.status.index.as_deref(), &registration);
+                report_registration(context, peer.status.index.as_deref(), &registration);
                 if peer.ends_with_command() {
                     serve(context, peer, registration.registered).await?;
                 }
@@ -115,7 +116,7 @@ async fn share_and_serve(
     match tally.failed {
         0 => Ok(()),
         // For a single path, the exit code is that of its failure.
-        _ if alone && tally.shared == 0 => Err(CommandError::AlreadyReported(
+        _ if is_single && tally.shared == 0 => Err(CommandError::AlreadyReported(
             tally.first.unwrap_or(ExitStatus::Failed),
         )),
         _ => Err(CommandError::AlreadyReported(ExitStatus::Failed)),
@@ -136,13 +137,13 @@ async fn share(
         match event? {
             ShareEvent::Progress { path, done, total } => {
                 let name = Path::new(&path).file_name().unwrap_or_default().to_string_lossy();
-                progress.show(|width| vec![draw::hashing(&name, done, total, began.elapsed(), width)]);
+                progress.show(|width| vec![draw::hashing_line(&name, done, total, began.elapsed(), width)]);
             }
             ShareEvent::Shared(item) => {
                 tally.shared += 1;
                 match context.out.is_json() {
                     true => tally.items.push(item),
-                    false => context.out.lines(item_lines(&item))?,
+                    false => context.out.print_lines(item_lines(&item))?,
                 }
             }
             ShareEvent::Failed { path, problem } => {
@@ -152,7 +153,7 @@ async fn share(
                     false => format!("{}: {}", text::path(&path), problem.message),
                 };
                 let error = CommandError::new(problem.reason, message);
-                context.out.fail(&error);
+                context.out.print_error(&error);
                 tally.first = tally.first.or_else(|| error.exit());
             }
         }
@@ -166,15 +167,20 @@ fn item_lines(item: &Item) -> Vec<String> {
         format!(
             "{} {}  {}",
             style("shared").green(),
-            style(text::shown(&item.name)).bold(),
-            style(format!("{}, {}", text::size(item.content_size), ls::what(item))).dim(),
+            style(text::escape(&item.name)).bold(),
+            style(format!(
+                "{}, {}",
+                text::size(item.content_size),
+                library_items::kind_text(item)
+            ))
+            .dim(),
         ),
         format!("  {}", item.record.id),
     ]
 }
 
 /// Reports whether the index has registered the files, so that other peers find them.
-fn tell_registration(context: &CommandContext, index: Option<&str>, registration: &Registration) {
+fn report_registration(context: &CommandContext, index: Option<&str>, registration: &Registration) {
     match (index, &registration.problem) {
         _ if registration.registered => context.out.note(
             style("registered with the index; others fetch it with: potluck get ID|NAME")
@@ -186,12 +192,12 @@ fn tell_registration(context: &CommandContext, index: Option<&str>, registration
             .warn("the peer runs without an index: nobody finds this by name or id"),
         (Some(_), Some(problem)) => context.out.warn(format_args!(
             "not registered yet, so that nobody finds this: {}; the peer keeps trying",
-            text::shown(&problem.message)
+            text::escape(&problem.message)
         )),
         (Some(url), None) => context.out.warn(format_args!(
             "not registered yet, so that nobody finds this: the index at {} has not answered; \
              the peer keeps trying",
-            text::shown(url)
+            text::escape(url)
         )),
     }
 }
@@ -226,16 +232,16 @@ async fn serve(
         }
         let status = peer.control.status().await?;
         // A full index may hold the lease without having all files.
-        let known = status.registered && status.index_error.is_none();
-        if known != registered {
-            registered = known;
-            tell_change(context, &status, known)?;
+        let is_registered = status.registered && status.index_error.is_none();
+        if is_registered != registered {
+            registered = is_registered;
+            report_registration_change(context, &status, is_registered)?;
         }
-        if context.out.draws() {
+        if context.out.shows_progress() {
             let (then, before) = std::mem::replace(&mut sent, (Instant::now(), status.uploaded));
             let rate = text::mean_rate(status.uploaded.saturating_sub(before), then.elapsed());
             progress.show(|width| {
-                vec![draw::fit(
+                vec![draw::truncate(
                     &format!("sent {}  {rate}", text::size(status.uploaded)),
                     width,
                 )]
@@ -245,24 +251,28 @@ async fn serve(
 }
 
 /// Reports that the registration was lost or restored.
-fn tell_change(context: &CommandContext, status: &Status, known: bool) -> Result<(), CommandError> {
-    let problem = status.index_error.as_ref().filter(|_| !known);
+fn report_registration_change(
+    context: &CommandContext,
+    status: &Status,
+    is_registered: bool,
+) -> Result<(), CommandError> {
+    let problem = status.index_error.as_ref().filter(|_| !is_registered);
     if context.out.is_json() {
-        return context.out.object(&json!({
+        return context.out.print_object(&json!({
             "event": "registration",
-            "registered": known,
+            "registered": is_registered,
             "error": problem.map(|problem| problem.reason.word()),
             "message": problem.map(|problem| problem.message.as_str()),
         }));
     }
     let why = problem.map_or("it does not answer", |problem| problem.message.as_str());
-    match known {
+    match is_registered {
         true => context
             .out
             .note("registered with the index: others find this again"),
         false => context.out.warn(format_args!(
             "not registered any more, so that nobody finds this: {}; the peer keeps trying",
-            text::shown(why)
+            text::escape(why)
         )),
     }
     Ok(())

@@ -27,20 +27,20 @@ pub(crate) async fn run(context: &CommandContext, _: StatusArgs) -> Result<(), C
         Ok(peer) => (peer, None),
         Err(error) => (None, Some(error)),
     };
-    let index = context.index_of(peer.as_deref())?;
+    let index = context.index_for(peer.as_deref())?;
     let peer = match &peer {
         // Query again: in a prompt session, the status from connection time may be old.
         Some(peer) => Some((
             peer.control.status().await?,
             peer.control.endpoint().clone(),
-            peer.is_own(),
+            peer.is_in_process(),
         )),
         None => None,
     };
     let stats = index.stats().await;
     let index = index.endpoint();
     if context.out.is_json() {
-        context.out.object(&json!({
+        context.out.print_object(&json!({
             "index": index_object(index, &stats),
             "peer": peer.as_ref().map(|(status, control, _)| peer_object(status, control)),
         }))?;
@@ -55,7 +55,7 @@ pub(crate) async fn run(context: &CommandContext, _: StatusArgs) -> Result<(), C
                 vec![format!("{}   {description}", style("peer").bold())]
             }
         });
-        context.out.lines(lines)?;
+        context.out.print_lines(lines)?;
     }
     match (peer_fail, stats) {
         (Some(error), _) => Err(error),
@@ -125,14 +125,14 @@ fn index_lines(endpoint: &Endpoint, stats: &Result<GetStatsResponse, Problem>) -
             ),
             format!(
                 "  up for {}, store {}, version {}",
-                text::time(Duration::from_secs(stats.uptime_ms / 1000)),
-                text::shown(&stats.store),
-                text::shown(&stats.version)
+                text::duration(Duration::from_secs(stats.uptime_ms / 1000)),
+                text::escape(&stats.store),
+                text::escape(&stats.version)
             ),
         ],
         Err(problem) => vec![
             format!("{head}  {endpoint}  {}", style("down").red()),
-            format!("  {}", text::shown(&problem.message)),
+            format!("  {}", text::escape(&problem.message)),
         ],
     }
 }
@@ -157,7 +157,7 @@ fn peer_lines(status: &Status, control: &Endpoint, own: bool) -> Vec<String> {
             format!(
                 "{}: {}",
                 style("not registered").red(),
-                text::shown(&error.message)
+                text::escape(&error.message)
             )
         }
         (false, Some(_), None) => style("not registered yet").yellow().to_string(),
@@ -178,7 +178,7 @@ fn peer_lines(status: &Status, control: &Endpoint, own: bool) -> Vec<String> {
             status
                 .index
                 .as_ref()
-                .map(|url| format!(" at {}", text::shown(url)))
+                .map(|url| format!(" at {}", text::escape(url)))
                 .unwrap_or_default()
         ),
         format!(
@@ -190,15 +190,15 @@ fn peer_lines(status: &Status, control: &Endpoint, own: bool) -> Vec<String> {
         ),
         format!(
             "  up for {}: sent {}, fetched {}",
-            text::time(Duration::from_secs(status.uptime.as_secs())),
+            text::duration(Duration::from_secs(status.uptime.as_secs())),
             text::size(status.uploaded),
             text::size(status.downloaded)
         ),
-        format!("  home {}", text::shown(&status.home)),
+        format!("  home {}", text::escape(&status.home)),
     ];
     let warning = |warning: &String| {
         let head = style("warning:").yellow().bold();
-        format!("  {head} {}", text::shown(warning))
+        format!("  {head} {}", text::escape(warning))
     };
     lines.extend(status.warnings.iter().map(warning));
     if status.damaged_items > 0 {
@@ -218,7 +218,7 @@ fn peer_lines(status: &Status, control: &Endpoint, own: bool) -> Vec<String> {
         ));
     }
     if !own {
-        lines.push(format!("  control {}", text::shown(&control.to_string())));
+        lines.push(format!("  control {}", text::escape(&control.to_string())));
     }
     lines
 }

@@ -6,11 +6,12 @@ use clap::Args;
 use potluck_core::FileId;
 
 use crate::{
-    commands::{local_hash, ls},
     context::{CommandContext, PeerHandle},
     control::SharedTarget,
     error::CommandError,
+    local_files,
     output::text,
+    views::library_items,
 };
 
 const EXAMPLES: &str = "\
@@ -42,7 +43,7 @@ async fn remove(context: &CommandContext, peer: &PeerHandle, targets: &[String])
         // A path that looks like an id can be given as `./PATH`.
         let what = match target.parse::<FileId>() {
             Ok(id) => SharedTarget::File(id),
-            Err(_) => SharedTarget::Path(local_hash::absolute(Path::new(target))?),
+            Err(_) => SharedTarget::Path(local_files::absolute(Path::new(target))?),
         };
         let removed = peer
             .control
@@ -51,10 +52,10 @@ async fn remove(context: &CommandContext, peer: &PeerHandle, targets: &[String])
             .map_err(|problem| CommandError::from(problem).hint("potluck ls lists what is shared"))?;
         for item in &removed {
             match context.out.is_json() {
-                true => context.out.object(&ls::object(item))?,
-                false => context.out.line(format_args!(
+                true => context.out.print_object(&library_items::object(item))?,
+                false => context.out.print_line(format_args!(
                     "no longer shared: {} ({})",
-                    text::shown(&item.name),
+                    text::escape(&item.name),
                     text::path(&item.path)
                 ))?,
             }

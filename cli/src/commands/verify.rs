@@ -7,7 +7,7 @@ use potluck_core::{FileId, Reason};
 use potluck_peer::library::kept_manifest;
 use serde_json::json;
 
-use crate::{commands::local_hash, context::CommandContext, error::CommandError, output::text};
+use crate::{context::CommandContext, error::CommandError, local_files, output::text};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,8 +26,8 @@ pub(crate) struct VerifyArgs {
 
 /// Hashes the path and compares the ids.
 pub(crate) async fn run(context: &CommandContext, args: VerifyArgs) -> Result<(), CommandError> {
-    let hashed = local_hash::hash(context, &args.path).await?;
-    let path = local_hash::absolute(&args.path)?;
+    let hashed = local_files::hash(context, &args.path).await?;
+    let path = local_files::absolute(&args.path)?;
     let not_kept = match hashed.record.id == args.id {
         true => None,
         // The manifest that the downloading peer kept has the modes and links that the file system
@@ -48,7 +48,7 @@ pub(crate) async fn run(context: &CommandContext, args: VerifyArgs) -> Result<()
         return Err(CommandError::new(Reason::VerificationFailed, message));
     }
     match context.out.is_json() {
-        true => context.out.object(&json!({
+        true => context.out.print_object(&json!({
             "id": args.id,
             "path": path,
             "kind": hashed.record.kind,
@@ -61,10 +61,10 @@ pub(crate) async fn run(context: &CommandContext, args: VerifyArgs) -> Result<()
             if let Some(what) = not_kept {
                 context.out.warn(what);
             }
-            context.out.line(format_args!(
+            context.out.print_line(format_args!(
                 "{}  {} is what the id says",
                 console::style("verified").green(),
-                text::shown(&args.path.to_string_lossy())
+                text::escape(&args.path.to_string_lossy())
             ))
         }
     }

@@ -5,7 +5,7 @@ use console::style;
 use serde_json::json;
 
 use crate::{
-    commands::transfers::{self, TransferArg},
+    arguments::transfer_target::TransferTarget,
     context::CommandContext,
     control::{
         TransferRef,
@@ -16,6 +16,7 @@ use crate::{
         table::{Align, Table},
         text,
     },
+    views::transfers,
 };
 
 /// Maximum number of runs of missing units shown, the rarest first.
@@ -32,15 +33,15 @@ Examples:
 pub(crate) struct WhyArgs {
     /// Id of a file, or number of a transfer
     #[arg(value_name = "ID|NUMBER")]
-    target: TransferArg,
+    target: TransferTarget,
 }
 
 /// Queries the peer and prints the explanation.
 pub(crate) async fn run(context: &CommandContext, args: WhyArgs) -> Result<(), CommandError> {
-    let peer = context.daemon().await?;
+    let peer = context.require_running_peer().await?;
     let which = match args.target {
-        TransferArg::File(id) => TransferRef::File(id),
-        TransferArg::Number(number) => TransferRef::Number(number),
+        TransferTarget::File(id) => TransferRef::File(id),
+        TransferTarget::Number(number) => TransferRef::Number(number),
     };
     let explanation = peer.control.explain(which).await.map_err(|problem| {
         CommandError::from(problem).hint("potluck transfers lists what is and was fetched")
@@ -49,9 +50,9 @@ pub(crate) async fn run(context: &CommandContext, args: WhyArgs) -> Result<(), C
         let mut object = transfers::object(&explanation.transfer);
         object["missing"] = json!(explanation.missing);
         object["findings"] = json!(explanation.findings);
-        return context.out.object(&object);
+        return context.out.print_object(&object);
     }
-    context.out.lines(lines(&explanation))
+    context.out.print_lines(lines(&explanation))
 }
 
 fn lines(explanation: &Explanation) -> Vec<String> {
@@ -62,7 +63,7 @@ fn lines(explanation: &Explanation) -> Vec<String> {
             explanation
                 .findings
                 .iter()
-                .map(|finding| format!("• {}", text::shown(finding))),
+                .map(|finding| format!("• {}", text::escape(finding))),
         );
     }
     if !explanation.transfer.peers.is_empty() {
@@ -95,7 +96,7 @@ fn summary(transfer: &Transfer) -> Vec<String> {
     let mut lines = vec![
         format!(
             "{} — {}, {total}{unverified}",
-            style(text::shown(&transfer.name)).bold(),
+            style(text::escape(&transfer.name)).bold(),
             transfer.state.word()
         ),
         format!("  id    {}", transfer.file),
@@ -108,14 +109,14 @@ fn summary(transfer: &Transfer) -> Vec<String> {
             .unwrap_or_default();
         lines.push(format!("  rate  {}{left}", text::rate(transfer.bytes_per_second)));
     }
-    if !transfer.state.is_settled() {
+    if !transfer.state.has_ended() {
         lines.push(format!("  terms {}", transfers::limits_text(transfer)));
     }
     if let Some(error) = &transfer.error {
         lines.push(format!(
             "  {}  {}",
             style("why").yellow(),
-            text::shown(&error.message)
+            text::escape(&error.message)
         ));
     }
     lines
@@ -133,7 +134,7 @@ fn peers(transfer: &Transfer) -> Vec<String> {
     ]);
     for peer in &transfer.peers {
         table.row([
-            text::shown(&peer.address.to_string()).into_owned(),
+            text::escape(&peer.address.to_string()).into_owned(),
             peer.state.word().to_owned(),
             text::size(peer.bytes),
             text::rate(peer.bytes_per_second),
@@ -144,7 +145,7 @@ fn peers(transfer: &Transfer) -> Vec<String> {
             peer.requests.to_string(),
             peer.reason
                 .as_deref()
-                .map(|reason| text::shown(reason).into_owned())
+                .map(|reason| text::escape(reason).into_owned())
                 .unwrap_or_default(),
         ]);
     }

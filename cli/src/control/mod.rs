@@ -144,11 +144,11 @@ impl ControlClient {
     fn events<M, T>(
         &self,
         messages: tonic::Streaming<M>,
-        meaning: impl Fn(M) -> Result<T, Problem> + Send,
+        convert: impl Fn(M) -> Result<T, Problem> + Send,
     ) -> impl Stream<Item = Result<T, Problem>> + Send {
         let endpoint = self.endpoint.clone();
         messages.map(move |message| match message {
-            Ok(message) => meaning(message),
+            Ok(message) => convert(message),
             Err(status) => Err(endpoint.problem(status, "peer")),
         })
     }
@@ -230,27 +230,27 @@ impl ControlClient {
     }
 
     /// Starts a download and streams its status until it ends.
-    pub(crate) async fn fetch(
+    pub(crate) async fn download(
         &self,
-        order: &DownloadRequest,
+        request: &DownloadRequest,
     ) -> Result<impl Stream<Item = Result<Transfer, Problem>> + Send, Problem> {
-        let request = v1::FetchRequest {
-            file_id: order.file.to_bytes(),
-            name: order.name.clone().unwrap_or_default(),
-            target: order
+        let message = v1::FetchRequest {
+            file_id: request.file.to_bytes(),
+            name: request.name.clone().unwrap_or_default(),
+            target: request
                 .target
                 .as_deref()
                 .map(|path| path.to_string_lossy().into_owned())
                 .unwrap_or_default(),
-            sha256: order.sha256.map(Sha256::to_bytes).unwrap_or_default(),
-            providers: order.providers.iter().map(Into::into).collect(),
-            detach: order.detach,
-            allow_expansion: order.allow_expansion,
-            max_bytes_per_second: order.limit,
-            priority: order.priority.unwrap_or_default(),
+            sha256: request.sha256.map(Sha256::to_bytes).unwrap_or_default(),
+            providers: request.providers.iter().map(Into::into).collect(),
+            detach: request.detach,
+            allow_expansion: request.allow_expansion,
+            max_bytes_per_second: request.limit,
+            priority: request.priority.unwrap_or_default(),
         };
         let messages = self
-            .call(CALL_TIMEOUT, self.client.clone().fetch(request))
+            .call(CALL_TIMEOUT, self.client.clone().fetch(message))
             .await?;
         Ok(self.events(messages, |message| model::transfer(message.transfer)))
     }

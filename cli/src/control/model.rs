@@ -81,7 +81,7 @@ impl TransferState {
     }
 
     /// Whether the transfer has ended.
-    pub(crate) const fn is_settled(self) -> bool {
+    pub(crate) const fn has_ended(self) -> bool {
         matches!(self, Self::Done | Self::Failed | Self::Cancelled)
     }
 }
@@ -170,7 +170,7 @@ impl Transfer {
     }
 
     /// The unverified bytes if a unit takes so long that `done` rarely changes; otherwise 0.
-    pub(crate) fn long_unverified(&self) -> u64 {
+    pub(crate) fn unverified_to_show(&self) -> u64 {
         let unit = self.total.unwrap_or(0) / u64::from(self.units_total.max(1));
         match unit > self.bytes_per_second.saturating_mul(LONG_UNIT) {
             true => self.unverified,

@@ -38,7 +38,7 @@ pub(crate) fn bar(part: u64, whole: u64, width: usize) -> String {
 pub(crate) fn bar_line(label: &str, part: u64, whole: u64, facts: &str, width: usize) -> String {
     let facts_width = measure_text_width(facts);
     let left = width.saturating_sub(facts_width + 2);
-    let label = fit(label, MAX_LABEL.min(left));
+    let label = truncate(label, MAX_LABEL.min(left));
     let label_width = measure_text_width(&label);
     let bar_width = left.saturating_sub(label_width + 2).min(MAX_BAR);
     if bar_width >= MIN_BAR {
@@ -46,12 +46,12 @@ pub(crate) fn bar_line(label: &str, part: u64, whole: u64, facts: &str, width: u
     }
     match left >= MIN_BAR {
         true => format!("{label}  {facts}"),
-        false => fit(facts, width),
+        false => truncate(facts, width),
     }
 }
 
 /// The progress line for hashing.
-pub(crate) fn hashing(name: &str, done: u64, total: u64, elapsed: Duration, width: usize) -> String {
+pub(crate) fn hashing_line(name: &str, done: u64, total: u64, elapsed: Duration, width: usize) -> String {
     let facts = format!(
         "{:>3} %  {:>10} of {}  {:>12}",
         text::percent(done, total),
@@ -60,7 +60,7 @@ pub(crate) fn hashing(name: &str, done: u64, total: u64, elapsed: Duration, widt
         text::mean_rate(done, elapsed)
     );
     bar_line(
-        &format!("hashing {}", text::shown(name)),
+        &format!("hashing {}", text::escape(name)),
         done,
         total,
         &facts,
@@ -69,7 +69,7 @@ pub(crate) fn hashing(name: &str, done: u64, total: u64, elapsed: Duration, widt
 }
 
 /// Truncates a line to `width` columns.
-pub(crate) fn fit(line: &str, width: usize) -> String {
+pub(crate) fn truncate(line: &str, width: usize) -> String {
     match width {
         // Not even the ellipsis fits.
         0 => String::new(),
@@ -78,7 +78,7 @@ pub(crate) fn fit(line: &str, width: usize) -> String {
 }
 
 /// Pads or truncates text to a fixed width, so that the columns after it do not move.
-pub(crate) fn cell(text: &str, width: usize, right: bool) -> String {
+pub(crate) fn fixed_width(text: &str, width: usize, right: bool) -> String {
     let alignment = if right { Alignment::Right } else { Alignment::Left };
     pad_str(text, width, alignment, Some("…")).into_owned()
 }

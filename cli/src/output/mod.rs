@@ -45,7 +45,7 @@ impl Output {
     }
 
     /// The output for a prompt line with these flags, in addition to the flags of the session.
-    pub(crate) fn with(&self, json: bool, quiet: bool) -> Self {
+    pub(crate) fn with_flags(&self, json: bool, quiet: bool) -> Self {
         match (json && !self.json) || (quiet && !self.quiet) {
             true => Self::new(self.json || json, self.quiet || quiet),
             false => self.clone(),
@@ -68,7 +68,7 @@ impl Output {
     }
 
     /// Whether progress is visible.
-    pub(crate) fn draws(&self) -> bool {
+    pub(crate) fn shows_progress(&self) -> bool {
         !self.bars.is_hidden()
     }
 
@@ -79,7 +79,7 @@ impl Output {
     }
 
     /// Prints one line of the result.
-    pub(crate) fn line(&self, line: impl Display) -> Result<(), CommandError> {
+    pub(crate) fn print_line(&self, line: impl Display) -> Result<(), CommandError> {
         self.bars.suspend(|| {
             let mut stdout = io::stdout().lock();
             check_written(writeln!(stdout, "{line}").and_then(|()| stdout.flush()))
@@ -87,7 +87,7 @@ impl Output {
     }
 
     /// Prints several lines of the result.
-    pub(crate) fn lines(&self, lines: impl IntoIterator<Item = String>) -> Result<(), CommandError> {
+    pub(crate) fn print_lines(&self, lines: impl IntoIterator<Item = String>) -> Result<(), CommandError> {
         self.bars.suspend(|| {
             let mut stdout = io::stdout().lock();
             let all = lines.into_iter().try_for_each(|line| writeln!(stdout, "{line}"));
@@ -97,7 +97,7 @@ impl Output {
 
     /// Prints a result object on one line. The object is serialized directly to stdout, so that a
     /// large one is never held in memory as text.
-    pub(crate) fn object(&self, object: &impl Serialize) -> Result<(), CommandError> {
+    pub(crate) fn print_object(&self, object: &impl Serialize) -> Result<(), CommandError> {
         self.bars.suspend(|| {
             let mut stdout = io::BufWriter::new(io::stdout().lock());
             let mut serializer = serde_json::Serializer::with_formatter(&mut stdout, EscapingFormatter);
@@ -128,7 +128,7 @@ impl Output {
     }
 
     /// Prints why the command failed.
-    pub(crate) fn fail(&self, error: &CommandError) {
+    pub(crate) fn print_error(&self, error: &CommandError) {
         let CommandError::Failed {
             word,
             message,
@@ -152,13 +152,13 @@ impl Output {
         self.to_stderr(format_args!(
             "{} {}",
             head.bold().for_stderr(),
-            text::shown(message)
+            text::escape(message)
         ));
         for hint in hints {
             self.to_stderr(format_args!(
                 "  {} {}",
                 style("→").dim().for_stderr(),
-                text::shown(hint)
+                text::escape(hint)
             ));
         }
     }

@@ -28,15 +28,15 @@ impl Table {
     /// A table with a header row.
     pub(crate) fn new(columns: &[(&str, Align)]) -> Self {
         Self {
-            alignments: columns.iter().map(|&(_, lean)| lean).collect(),
+            alignments: columns.iter().map(|&(_, alignment)| alignment).collect(),
             rows: vec![columns.iter().map(|&(title, _)| title.to_owned()).collect()],
         }
     }
 
     /// A table without a header.
-    pub(crate) const fn bare(leans: Vec<Align>) -> Self {
+    pub(crate) const fn without_header(alignments: Vec<Align>) -> Self {
         Self {
-            alignments: leans,
+            alignments,
             rows: Vec::new(),
         }
     }

@@ -25,10 +25,10 @@ impl TerminalSettings {
         }
         let original = tcgetattr(stdin()).ok();
         if let Some(original) = &original {
-            let mut hushed = original.clone();
-            hushed.local_modes.remove(LocalModes::ECHOCTL);
+            let mut changed = original.clone();
+            changed.local_modes.remove(LocalModes::ECHOCTL);
             // Ignore a failure: `^C` then appears in the progress, which is harmless.
-            let _ = tcsetattr(stdin(), OptionalActions::Now, &hushed);
+            let _ = tcsetattr(stdin(), OptionalActions::Now, &changed);
         }
         Self { original }
     }

@@ -1,6 +1,6 @@
 //! Text for people: sizes, rates, durations, and untrusted names made safe to print.
 //!
-//! Pure. Invariant: the result of [`shown`] contains no terminal control characters and no
+//! Pure. Invariant: the result of [`escape`] contains no terminal control characters and no
 //! characters that hide or reorder text.
 
 use std::{borrow::Cow, fmt::Write as _, time::Duration};
@@ -10,7 +10,7 @@ use potluck_core::collection::path;
 
 /// Escapes an untrusted name or message: characters that could control a terminal or disguise text
 /// become `\u{…}`.
-pub(crate) fn shown(text: &str) -> Cow<'_, str> {
+pub(crate) fn escape(text: &str) -> Cow<'_, str> {
     if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         return Cow::Borrowed(text);
     }
@@ -99,7 +99,7 @@ pub(crate) fn mean_rate(bytes: u64, elapsed: Duration) -> String {
 }
 
 /// A duration, rounded for reading: `0.84 s`, `12 s`, `3 min 05 s`, `2 h 04 min`, `3 d 4 h`.
-pub(crate) fn time(duration: Duration) -> String {
+pub(crate) fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
         0..=9 => format!("{:.2} s", duration.as_secs_f64()),
@@ -139,7 +139,7 @@ pub(crate) fn percent(part: u64, whole: u64) -> u64 {
 }
 
 /// A contribution as a percentage, rounded to the nearest; 0 if the whole is 0.
-pub(crate) fn share(part: u64, whole: u64) -> u64 {
+pub(crate) fn rounded_percent(part: u64, whole: u64) -> u64 {
     match u128::from(whole) {
         0 => 0,
         whole => ((u128::from(part) * 100 + whole / 2) / whole).min(100) as u64,
@@ -157,7 +157,7 @@ pub(crate) fn path(path: &str) -> String {
                 .map(|p| p.to_string_lossy().into_owned())
         })
         .filter(|short| !short.is_empty());
-    shown(short.as_deref().unwrap_or(path)).into_owned()
+    escape(short.as_deref().unwrap_or(path)).into_owned()
 }
 
 #[cfg(test)]
@@ -166,13 +166,13 @@ mod tests {
 
     #[test]
     fn hostile_names_are_harmless() {
-        assert_eq!(shown("plain ünïcödé 名前.bin"), "plain ünïcödé 名前.bin");
-        assert_eq!(shown("\x1b[2Jx"), "\\u{1b}[2Jx");
-        assert_eq!(shown("a\u{9b}31m\r\n"), "a\\u{9b}31m\\u{d}\\u{a}");
-        assert_eq!(shown("exe\u{202e}gpj"), "exe\\u{202e}gpj");
+        assert_eq!(escape("plain ünïcödé 名前.bin"), "plain ünïcödé 名前.bin");
+        assert_eq!(escape("\x1b[2Jx"), "\\u{1b}[2Jx");
+        assert_eq!(escape("a\u{9b}31m\r\n"), "a\\u{9b}31m\\u{d}\\u{a}");
+        assert_eq!(escape("exe\u{202e}gpj"), "exe\\u{202e}gpj");
         for c in "\u{3164}\u{115f}\u{1160}\u{2800}\u{ffa0}\u{ad}\u{200b}\u{200e}\u{2028}\u{2066}\u{feff}\u{fe0f}\u{e0041}\u{e000}\u{378}\u{fffff}\u{200d}\u{200c}".chars() {
-            assert_eq!(shown(&format!("a{c}b")), format!("a\\u{{{:x}}}b", u32::from(c)));
-            assert_eq!(shown(&c.to_string()), format!("\\u{{{:x}}}", u32::from(c)));
+            assert_eq!(escape(&format!("a{c}b")), format!("a\\u{{{:x}}}b", u32::from(c)));
+            assert_eq!(escape(&c.to_string()), format!("\\u{{{:x}}}", u32::from(c)));
         }
     }
 
@@ -191,15 +191,15 @@ mod tests {
             "Capture d’écran à 10\u{202f}h.png",
             "名前\u{3000}一.bin",
         ] {
-            assert_eq!(shown(text), text);
+            assert_eq!(escape(text), text);
         }
     }
 
     #[test]
     fn times_and_clocks() {
-        assert_eq!(time(Duration::from_millis(840)), "0.84 s");
-        assert_eq!(time(Duration::from_secs(185)), "3 min 05 s");
-        assert_eq!(time(Duration::from_secs(7440)), "2 h 04 min");
+        assert_eq!(duration(Duration::from_millis(840)), "0.84 s");
+        assert_eq!(duration(Duration::from_secs(185)), "3 min 05 s");
+        assert_eq!(duration(Duration::from_secs(7440)), "2 h 04 min");
         assert_eq!(clock(7), "0:07");
         assert_eq!(clock(3600 * 3 + 245), "3:04:05");
     }
@@ -213,8 +213,8 @@ mod tests {
 
     #[test]
     fn halves_share_evenly() {
-        assert_eq!((share(499, 1000), share(501, 1000)), (50, 50));
-        assert_eq!((share(0, 0), share(5, 5)), (0, 100));
+        assert_eq!((rounded_percent(499, 1000), rounded_percent(501, 1000)), (50, 50));
+        assert_eq!((rounded_percent(0, 0), rounded_percent(5, 5)), (0, 100));
     }
 
     #[test]

@@ -6,17 +6,16 @@
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path};
 
-use clap::Parser as _;
+use clap::{Args as _, Command};
 use potluck_core::Reason;
 
-use crate::{
-    args::{Cli, Command, Verb},
-    error::CommandError,
-    peer::default_home,
-};
+use crate::{error::CommandError, options::GlobalOptions, peer::home::default_home};
 
 /// Lock file within a home; contains the process id of the owner.
 const LOCK: &str = "state/lock";
+
+/// The commands that start a peer in the default home.
+const VERBS_WITH_PEER: [&str; 7] = ["peer", "share", "get", "ls", "list", "unshare", "check"];
 
 /// The command that holds the lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,15 +52,13 @@ impl LockOwner {
         if program != "potluck" {
             return None;
         }
-        let verb = match Cli::try_parse_from(words).ok()?.command {
+        // Only the options before the verb are parsed.
+        let parser = GlobalOptions::augment_args(Command::new("potluck")).allow_external_subcommands(true);
+        let parsed = parser.try_get_matches_from(words).ok()?;
+        let verb = match parsed.subcommand_name() {
             None => None,
-            Some(Command::Peer(_)) => Some("peer"),
-            Some(Command::Verb(Verb::Share(_))) => Some("share"),
-            Some(Command::Verb(Verb::Get(_))) => Some("get"),
-            Some(Command::Verb(Verb::Ls(_))) => Some("ls"),
-            Some(Command::Verb(Verb::Unshare(_))) => Some("unshare"),
-            // These commands never start a peer, so another process has the id now.
-            Some(_) => return None,
+            // Other commands never start a peer, so another process has the id now.
+            Some(name) => Some(*VERBS_WITH_PEER.iter().find(|&&verb| verb == name)?),
         };
         Some(Self { pid, verb })
     }
@@ -93,10 +90,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_tells_who_it_is() {
+    fn the_owner_is_known_from_its_command_line() {
         let verb = |line: &[u8]| LockOwner::from_command_line(7, line).map(|owner| owner.verb);
         assert_eq!(verb(b"/usr/bin/potluck\0-q\0share\0a b\0"), Some(Some("share")));
         assert_eq!(verb(b"potluck\0--index\0http://a:1\0peer\0"), Some(Some("peer")));
+        assert_eq!(verb(b"potluck\0list\0"), Some(Some("list")));
+        assert_eq!(verb(b"potluck\0check\0--all\0"), Some(Some("check")));
         assert_eq!(verb(b"potluck\0"), Some(None));
         assert_eq!(verb(b"potluck\0--index\0http://a:1\0"), Some(None));
         assert_eq!(verb(b"potluck-peer\0--home\0/x\0"), Some(Some("peer")));

@@ -14,7 +14,7 @@ use rustyline::{
 use crate::prompt::line;
 
 /// Arguments of each command, shown as a hint until the user types one.
-const USAGES: [(&str, &str); 13] = [
+const ARGUMENTS: [(&str, &str); 13] = [
     ("share", "PATH…"),
     ("search", "WORDS"),
     ("query", "ID|NAME|sha256:HEX"),
@@ -57,11 +57,11 @@ impl Completer for Assistant {
         if word.contains(char::is_whitespace) {
             return self.files.complete(text, at, context);
         }
-        Ok((start, verbs_from(&self.verbs, word)))
+        Ok((start, verbs_with_prefix(&self.verbs, word)))
     }
 }
 
-fn verbs_from(verbs: &[String], word: &str) -> Vec<Pair> {
+fn verbs_with_prefix(verbs: &[String], word: &str) -> Vec<Pair> {
     let fits = verbs.iter().filter(|verb| verb.starts_with(word));
     fits.map(|verb| Pair {
         display: verb.clone(),
@@ -77,13 +77,13 @@ impl Hinter for Assistant {
         if at < text.len() || text.is_empty() {
             return None;
         }
-        usage_after(text).or_else(|| self.history.hint(text, at, context))
+        usage_hint(text).or_else(|| self.history.hint(text, at, context))
     }
 }
 
 /// The usage hint if the line consists of a command name only.
-fn usage_after(text: &str) -> Option<String> {
-    let (_, usage) = USAGES.iter().find(|(verb, _)| *verb == text.trim())?;
+fn usage_hint(text: &str) -> Option<String> {
+    let (_, usage) = ARGUMENTS.iter().find(|(verb, _)| *verb == text.trim())?;
     let gap = if text.ends_with(' ') { "" } else { " " };
     (!usage.is_empty()).then(|| format!("{gap}{usage}"))
 }
@@ -105,27 +105,27 @@ mod tests {
     #[test]
     fn verbs_complete_and_tell_their_usage() {
         let verbs: Vec<_> = line::verbs().collect();
-        let found: Vec<_> = verbs_from(&verbs, "se")
+        let found: Vec<_> = verbs_with_prefix(&verbs, "se")
             .into_iter()
             .map(|pair| pair.replacement)
             .collect();
         assert_eq!(found, ["search "]);
         assert_eq!(
-            usage_after("get").as_deref(),
+            usage_hint("get").as_deref(),
             Some(" ID|NAME|sha256:HEX [-o PATH]")
         );
         assert_eq!(
-            usage_after("get "),
+            usage_hint("get "),
             Some("ID|NAME|sha256:HEX [-o PATH]".to_owned())
         );
-        assert_eq!(usage_after("get x"), None);
+        assert_eq!(usage_hint("get x"), None);
     }
 
     #[test]
     fn usages_are_of_verbs_that_exist() {
         let verbs: Vec<_> = line::verbs().collect();
         assert!(
-            USAGES
+            ARGUMENTS
                 .iter()
                 .all(|(verb, _)| verbs.iter().any(|known| known == verb))
         );

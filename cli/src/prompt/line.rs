@@ -5,8 +5,9 @@ use clap::{
 };
 
 use crate::{
-    args::{Globals, Verb, asks_json},
+    args::Verb,
     error::CommandError,
+    options::{GlobalOptions, wants_json},
 };
 
 /// Output of `help`.
@@ -39,7 +40,7 @@ Commands:
 )]
 pub(crate) struct PromptLine {
     #[command(flatten)]
-    pub(crate) globals: Globals,
+    pub(crate) options: GlobalOptions,
     #[command(subcommand)]
     pub(crate) command: LineCommand,
 }
@@ -58,7 +59,7 @@ pub(crate) enum LineCommand {
 #[derive(Debug)]
 pub(crate) enum ParsedLine {
     /// An empty line or a comment.
-    Nothing,
+    Empty,
     /// Text to print, such as help.
     Message(String),
     /// A command to run.
@@ -66,7 +67,7 @@ pub(crate) enum ParsedLine {
     /// An invalid line.
     Invalid {
         /// The error to report.
-        fail: CommandError,
+        error: CommandError,
         /// Whether to report it as JSON.
         json: bool,
     },
@@ -77,8 +78,8 @@ pub(crate) enum ParsedLine {
 pub(crate) fn parse(text: &str) -> ParsedLine {
     let Some(words) = shlex::split(text) else {
         return ParsedLine::Invalid {
-            fail: CommandError::usage("a quote is not closed"),
-            json: asks_json(text.split_whitespace()),
+            error: CommandError::usage("a quote is not closed"),
+            json: wants_json(text.split_whitespace()),
         };
     };
     // Allow `potluck` in front of the command, as typed in a shell.
@@ -87,7 +88,7 @@ pub(crate) fn parse(text: &str) -> ParsedLine {
         _ => &words[..],
     };
     let words = match words {
-        [] => return ParsedLine::Nothing,
+        [] => return ParsedLine::Empty,
         [help] if matches!(help.as_str(), "help" | "?" | "-h" | "--help") => {
             return ParsedLine::Message(HELP.to_owned());
         }
@@ -99,8 +100,8 @@ pub(crate) fn parse(text: &str) -> ParsedLine {
         Ok(line) => ParsedLine::Line(Box::new(line)),
         Err(error) if !error.use_stderr() => ParsedLine::Message(error.render().ansi().to_string()),
         Err(error) => ParsedLine::Invalid {
-            fail: explain(&error, &words[0]),
-            json: asks_json(words),
+            error: explain(&error, &words[0]),
+            json: wants_json(words),
         },
     }
 }
@@ -155,10 +156,10 @@ mod tests {
         let ParsedLine::Line(line) = parse("list --json") else {
             panic!("not understood")
         };
-        assert!(matches!(line.command, LineCommand::Verb(Verb::Ls(_))) && line.globals.json);
+        assert!(matches!(line.command, LineCommand::Verb(Verb::Ls(_))) && line.options.json);
         assert!(matches!(parse("potluck status"), ParsedLine::Line(_)));
         assert!(matches!(parse("exit"), ParsedLine::Line(_)));
-        assert!(matches!(parse("   "), ParsedLine::Nothing));
+        assert!(matches!(parse("   "), ParsedLine::Empty));
     }
 
     #[test]

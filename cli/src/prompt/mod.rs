@@ -28,16 +28,16 @@ use crate::{
 /// Reads and runs lines until the session ends.
 pub(crate) async fn run(context: &CommandContext, interrupts: &mut Interrupts) -> Result<(), CommandError> {
     let mut reader = LineReader::start()?;
-    let left = || CommandError::AlreadyReported(ExitStatus::Interrupted);
+    let interrupted = || CommandError::AlreadyReported(ExitStatus::Interrupted);
     let peer = tokio::select! {
         // Cancel-safe: a peer that is starting stops when it is dropped.
         peer = find_peer(context) => peer,
-        () = interrupts.next() => return Err(left()),
+        () = interrupts.next() => return Err(interrupted()),
     };
     let greeted = tokio::select! {
         // Cancel-safe: this only reads and prints.
-        () = greet(context, peer.as_deref()) => Ok(()),
-        () = interrupts.next() => Err(left()),
+        () = print_greeting(context, peer.as_deref()) => Ok(()),
+        () = interrupts.next() => Err(interrupted()),
     };
     let session = match &peer {
         Some(peer) => context.clone().in_session(Arc::clone(peer)),
@@ -45,7 +45,7 @@ pub(crate) async fn run(context: &CommandContext, interrupts: &mut Interrupts) -
     };
     let done = match greeted {
         Ok(()) => read_and_run(&session, interrupts, &mut reader).await,
-        left => left,
+        interrupted => interrupted,
     };
     drop(session);
     if let Some(peer) = peer.and_then(Arc::into_inner) {
@@ -81,23 +81,20 @@ async fn read_and_run(
             }
         };
         match line::parse(&text) {
-            ParsedLine::Nothing => {}
-            ParsedLine::Message(message) => session.out.line(message.trim_end())?,
-            ParsedLine::Invalid {
-                fail: command_error,
-                json,
-            } => session.out.with(json, false).fail(&command_error),
+            ParsedLine::Empty => {}
+            ParsedLine::Message(message) => session.out.print_line(message.trim_end())?,
+            ParsedLine::Invalid { error, json } => session.out.with_flags(json, false).print_error(&error),
             ParsedLine::Line(line) => match *line {
                 PromptLine {
                     command: LineCommand::Quit,
                     ..
                 } => return Ok(()),
                 line => {
-                    let out = session.out.with(line.globals.json, line.globals.quiet);
+                    let out = session.out.with_flags(line.options.json, line.options.quiet);
                     match run_line(session, interrupts, line).await {
                         Ok(()) => {}
                         Err(CommandError::BrokenPipe) => return Err(CommandError::BrokenPipe),
-                        Err(command_error) => out.fail(&command_error),
+                        Err(command_error) => out.print_error(&command_error),
                     }
                 }
             },
@@ -114,7 +111,7 @@ async fn run_line(
         return Ok(());
     };
     let stop = CancellationToken::new();
-    let context = session.line(&line.globals, stop.clone())?;
+    let context = session.line(&line.options, stop.clone())?;
     interrupts.run(&stop, commands::run_verb(&context, verb)).await
 }
 
@@ -123,20 +120,20 @@ async fn run_line(
 async fn find_peer(context: &CommandContext) -> Option<Arc<ConnectedPeer>> {
     let peer = match context.running_peer().await {
         Ok(Some(peer)) => Ok(peer),
-        Ok(None) => context.own_peer(None).await,
+        Ok(None) => context.start_peer(None).await,
         Err(error) => Err(error),
     };
     match peer {
-        Ok(PeerHandle::Own(peer)) => Some(Arc::new(*peer)),
+        Ok(PeerHandle::Owned(peer)) => Some(Arc::new(*peer)),
         Ok(PeerHandle::Session(peer)) => Some(peer),
         Err(error) => {
-            context.out.fail(&error);
+            context.out.print_error(&error);
             None
         }
     }
 }
 
-async fn greet(context: &CommandContext, peer: Option<&ConnectedPeer>) {
+async fn print_greeting(context: &CommandContext, peer: Option<&ConnectedPeer>) {
     context.out.note(format_args!(
         "{} {}   {}",
         style("Potluck").bold().for_stderr(),
@@ -152,7 +149,7 @@ async fn greet(context: &CommandContext, peer: Option<&ConnectedPeer>) {
             .as_ref()
             .map(ToString::to_string)
             .unwrap_or_default();
-        let whose = match (peer.is_own(), peer.is_temporary()) {
+        let description = match (peer.is_in_process(), peer.is_temporary()) {
             (false, _) => format!(
                 "runs already; downloads go to {}",
                 text::path(&peer.status.files_folder)
@@ -164,10 +161,10 @@ async fn greet(context: &CommandContext, peer: Option<&ConnectedPeer>) {
         };
         context.out.note(format_args!(
             "peer   {listening}  {}",
-            style(whose).dim().for_stderr()
+            style(description).dim().for_stderr()
         ));
     }
-    let Ok(index) = context.index_of(peer) else {
+    let Ok(index) = context.index_for(peer) else {
         context.out.note("index  none");
         return;
     };

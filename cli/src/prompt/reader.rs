@@ -28,8 +28,8 @@ pub(crate) enum ReaderEvent {
 /// Handle of the reader thread.
 #[derive(Debug)]
 pub(crate) struct LineReader {
-    ask: mpsc::SyncSender<()>,
-    answers: async_mpsc::Receiver<ReaderEvent>,
+    requests: mpsc::SyncSender<()>,
+    events: async_mpsc::Receiver<ReaderEvent>,
     is_reading: bool,
 }
 
@@ -48,8 +48,8 @@ impl LineReader {
         editor.set_helper(Some(Assistant::new()));
         // The thread reads only on request, so that command output never mixes with a line being
         // edited.
-        let (ask, asks) = mpsc::sync_channel(1);
-        let (answer, answers) = async_mpsc::channel(1);
+        let (requests, requested) = mpsc::sync_channel(1);
+        let (event_sender, events) = async_mpsc::channel(1);
         thread::Builder::new()
             .name("prompt".into())
             .spawn(move || {
@@ -58,17 +58,17 @@ impl LineReader {
                     // The file does not exist in the first session.
                     let _ = editor.load_history(path);
                 }
-                while asks.recv().is_ok() {
+                while requested.recv().is_ok() {
                     let event = read(&mut editor, history.as_deref());
-                    if answer.blocking_send(event).is_err() {
+                    if event_sender.blocking_send(event).is_err() {
                         return;
                     }
                 }
             })
             .map_err(|error| CommandError::usage(format!("cannot start the prompt: {error}")))?;
         Ok(Self {
-            ask,
-            answers,
+            requests,
+            events,
             is_reading: false,
         })
     }
@@ -76,12 +76,12 @@ impl LineReader {
     /// Returns the next line. Cancel-safe: a line that is being typed is returned by the next call.
     pub(crate) async fn next(&mut self) -> ReaderEvent {
         if !self.is_reading {
-            if self.ask.try_send(()).is_err() {
+            if self.requests.try_send(()).is_err() {
                 return ReaderEvent::End;
             }
             self.is_reading = true;
         }
-        let event = self.answers.recv().await.unwrap_or(ReaderEvent::End);
+        let event = self.events.recv().await.unwrap_or(ReaderEvent::End);
         self.is_reading = false;
         event
     }

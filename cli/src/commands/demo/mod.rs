@@ -20,16 +20,14 @@ use potluck_core::{FileId, Reason};
 
 use self::network::DemoNetwork;
 use crate::{
-    commands::{
-        get::{self, WaitLimit},
-        local_hash,
-    },
     context::CommandContext,
     control::{
         ControlClient, DownloadRequest,
         model::{Item, ShareEvent},
     },
+    download::{self, WaitLimit},
     error::CommandError,
+    local_files,
     output::{draw, progress::ProgressLines, text},
 };
 
@@ -58,7 +56,7 @@ pub(crate) async fn run(context: &CommandContext, args: DemoArgs) -> Result<(), 
     let done = run_on(context, &network, args.file.as_deref()).await;
     network.stop().await;
     if done.is_ok() && !context.out.is_json() {
-        next_steps(context, args.file.as_deref());
+        print_next_steps(context, args.file.as_deref());
     }
     done
 }
@@ -68,25 +66,25 @@ async fn run_on(
     network: &DemoNetwork,
     file: Option<&Path>,
 ) -> Result<(), CommandError> {
-    introduce(context, network);
+    print_network(context, network);
     let original = match file {
-        Some(path) => PathBuf::from(local_hash::absolute(path)?),
+        Some(path) => PathBuf::from(local_files::absolute(path)?),
         None => sample::make(context, network.folder()).await?,
     };
-    step(context, 1, "three peers share it, in place");
+    print_step(context, 1, "three peers share it, in place");
     let item = context
         .stoppable(share_by_all(context, network, &original))
         .await?;
     context.out.note(format_args!(
         "   {}  {}\n   {}",
-        style(text::shown(&item.name)).bold().for_stderr(),
+        style(text::escape(&item.name)).bold().for_stderr(),
         text::size(item.content_size),
         item.record.id
     ));
     context
         .stoppable(wait_until_announced(network, item.record.id))
         .await?;
-    step(context, 2, "the fourth fetches it from all three at once");
+    print_step(context, 2, "the fourth fetches it from all three at once");
     let request = DownloadRequest {
         file: item.record.id,
         name: None,
@@ -102,9 +100,9 @@ async fn run_on(
         wait: ANNOUNCE_TIMEOUT,
         error: None,
     };
-    let transfer = get::follow(context, network.downloader(), &request, wait_limit, None).await?;
-    get::report(context, &transfer, false)?;
-    step(context, 3, "what arrived is compared with the original");
+    let transfer = download::follow(context, network.downloader(), &request, wait_limit, None).await?;
+    download::report(context, &transfer, false)?;
+    print_step(context, 3, "what arrived is compared with the original");
     let same = sample::compare(context, &original, Path::new(&transfer.path), item.record.id).await?;
     if !same {
         return Err(CommandError::new(
@@ -113,7 +111,7 @@ async fn run_on(
         ));
     }
     if context.out.is_json() {
-        return context.out.object(&serde_json::json!({
+        return context.out.print_object(&serde_json::json!({
             "event": "verified",
             "id": item.record.id,
             "size": transfer.done,
@@ -121,13 +119,13 @@ async fn run_on(
             "same_as_original": true,
         }));
     }
-    context.out.line(format_args!(
+    context.out.print_line(format_args!(
         "{}  every byte is the same",
         style("verified").green()
     ))
 }
 
-fn introduce(context: &CommandContext, network: &DemoNetwork) {
+fn print_network(context: &CommandContext, network: &DemoNetwork) {
     context.out.note(format_args!(
         "{} an index at {} and four peers at {}, all on this machine\n",
         style("Potluck demo:").bold().for_stderr(),
@@ -136,7 +134,7 @@ fn introduce(context: &CommandContext, network: &DemoNetwork) {
     ));
 }
 
-fn step(context: &CommandContext, number: u32, what: &str) {
+fn print_step(context: &CommandContext, number: u32, what: &str) {
     context.out.note(format_args!(
         "{} {what}",
         style(format!("{number}.")).cyan().bold().for_stderr()
@@ -156,7 +154,7 @@ async fn share_by_all(
     for (i, control) in network.sharers().enumerate() {
         let label = format!("peer {} of 3", i + 1);
         let item = share(control, path, |done, total| {
-            progress.show(|width| vec![draw::hashing(&label, done, total, began.elapsed(), width)]);
+            progress.show(|width| vec![draw::hashing_line(&label, done, total, began.elapsed(), width)]);
         })
         .await?;
         first.get_or_insert(item);
@@ -204,7 +202,7 @@ async fn wait_until_announced(network: &DemoNetwork, id: FileId) -> Result<(), C
     }
 }
 
-fn next_steps(context: &CommandContext, file: Option<&Path>) {
+fn print_next_steps(context: &CommandContext, file: Option<&Path>) {
     let sample = file.map_or_else(|| "FILE".to_owned(), |path| path.to_string_lossy().into_owned());
     context.out.note(format_args!(
         "\nThe demo's network is gone again. The same by hand, a terminal each:\n  \

@@ -62,7 +62,7 @@ impl DemoNetwork {
             sharers.push(ControlClient::connect(&running.control, None).await?);
             peers.push(running);
         }
-        let fetcher = PeerHandle::from(ConnectedPeer::at(&peers[SHARERS].control, None).await?);
+        let downloader = PeerHandle::from(ConnectedPeer::connect(&peers[SHARERS].control, None).await?);
         sharers.truncate(SHARERS);
         let shutdown = guard.disarm();
         Ok(Self {
@@ -70,7 +70,7 @@ impl DemoNetwork {
             index_task,
             peers,
             sharers,
-            downloader: fetcher,
+            downloader,
             shutdown,
             folder,
         })

@@ -9,7 +9,7 @@ use std::{
 use potluck_core::{FileId, Reason};
 use rand::{Rng as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
 
-use crate::{commands::local_hash, context::CommandContext, error::CommandError};
+use crate::{context::CommandContext, error::CommandError, local_files};
 
 /// Size of the generated file, in bytes. It takes about a second to transfer, long enough to watch.
 const SAMPLE_SIZE: usize = 256 * 1024 * 1024;
@@ -58,7 +58,7 @@ pub(crate) async fn compare(
     id: FileId,
 ) -> Result<bool, CommandError> {
     if original.is_dir() {
-        return Ok(local_hash::hash(context, copy).await?.record.id == id);
+        return Ok(local_files::hash(context, copy).await?.record.id == id);
     }
     let (a, b) = (original.to_owned(), copy.to_owned());
     let compared = context.stoppable(async {

@@ -7,11 +7,14 @@ use potluck_core::{
 };
 
 use crate::{
-    commands::{file_query::FileQuery, get::GetArgs, query, search},
+    arguments::file_query::FileQuery,
+    commands::get::args::GetArgs,
     context::CommandContext,
     error::CommandError,
+    lookup,
     output::text,
     peer::ConnectedPeer,
+    views::indexed_files::{self, QueryObject},
 };
 
 /// Number of similar names suggested for an unknown name.
@@ -46,17 +49,19 @@ pub(crate) async fn candidates(
     peer: Option<&ConnectedPeer>,
     args: &GetArgs,
 ) -> Result<Vec<Candidate>, CommandError> {
-    let looked_up = match context.index_of(peer) {
-        Ok(index) => look_up(&index, &args.want).await,
+    let looked_up = match context.index_for(peer) {
+        Ok(index) => look_up(&index, &args.query).await,
         // An id and explicit peers are enough without an index.
-        Err(error) if args.from.is_empty() || !matches!(args.want, FileQuery::Id(_)) => return Err(error),
+        Err(error) if args.from.is_empty() || !matches!(args.query, FileQuery::Id(_)) => return Err(error),
         Err(_) => Ok(Vec::new()),
     };
-    let index = context.index_of(peer).ok();
-    match (&args.want, looked_up) {
+    let index = context.index_for(peer).ok();
+    match (&args.query, looked_up) {
         (FileQuery::Id(id), looked_up) => Ok(vec![by_id(context, peer, args, *id, looked_up)]),
         (_, Err(problem)) => Err(problem.into()),
-        (query, Ok(files)) if files.is_empty() => Err(suggest(index.as_ref(), query).await),
+        (query, Ok(files)) if files.is_empty() => {
+            Err(not_found_with_suggestions(index.as_ref(), query).await)
+        }
         (FileQuery::Name(name), Ok(files)) if files.len() > 1 => Err(ambiguous(context, name, &files)),
         (FileQuery::Name(name), Ok(files)) => Ok(files
             .iter()
@@ -70,7 +75,7 @@ pub(crate) async fn candidates(
 }
 
 async fn look_up(index: &IndexClient, query: &FileQuery) -> Result<Vec<IndexedFile>, Problem> {
-    query::find(index, query, MAX_PASSED_PROVIDERS as u32).await
+    lookup::find_files(index, query, MAX_PASSED_PROVIDERS as u32).await
 }
 
 fn by_id(
@@ -83,7 +88,7 @@ fn by_id(
     let (found, error) = match looked_up {
         Ok(files) => match files.into_iter().next() {
             Some(found) => (Some(found), None),
-            None => (None, Some(query::unknown(&args.want))),
+            None => (None, Some(lookup::not_found(&args.query))),
         },
         Err(problem) => (None, Some(CommandError::from(problem))),
     };
@@ -110,7 +115,7 @@ fn from_indexed_file(
     sha256: Option<Sha256>,
 ) -> Candidate {
     let mut providers = args.from.clone();
-    if other_index(context, peer) {
+    if uses_other_index(context, peer) {
         providers.extend(
             found
                 .providers
@@ -133,9 +138,9 @@ fn from_indexed_file(
 }
 
 /// Whether the peer uses a different index from the one that was queried.
-fn other_index(context: &CommandContext, peer: Option<&ConnectedPeer>) -> bool {
+fn uses_other_index(context: &CommandContext, peer: Option<&ConnectedPeer>) -> bool {
     let asked = context
-        .index_of(peer)
+        .index_for(peer)
         .ok()
         .map(|index| index.endpoint().to_string());
     peer.is_some_and(|peer| {
@@ -151,8 +156,10 @@ fn other_index(context: &CommandContext, peer: Option<&ConnectedPeer>) -> bool {
 /// Prints the files that share the name, and returns the error.
 fn ambiguous(context: &CommandContext, name: &str, files: &[IndexedFile]) -> CommandError {
     let printed = match context.out.is_json() {
-        true => context.out.object(&query::Objects { files }),
-        false => context.out.lines(search::lines(files, context.out.width())),
+        true => context.out.print_object(&QueryObject { files }),
+        false => context
+            .out
+            .print_lines(indexed_files::table_lines(files, context.out.width())),
     };
     if let Err(error) = printed {
         return error;
@@ -165,23 +172,24 @@ fn ambiguous(context: &CommandContext, name: &str, files: &[IndexedFile]) -> Com
 }
 
 /// The not-found error, with similar names as hints.
-async fn suggest(index: Option<&IndexClient>, query: &FileQuery) -> CommandError {
-    let error = query::unknown(query);
+async fn not_found_with_suggestions(index: Option<&IndexClient>, query: &FileQuery) -> CommandError {
+    let error = lookup::not_found(query);
     let (FileQuery::Name(name), Some(index)) = (query, index) else {
         return error;
     };
     // Suggestions are optional, so errors are ignored. The file extension is too common to search
     // for.
     let words = name.rsplit_once('.').map_or(name.as_str(), |(stem, _)| stem);
-    let mut near = index.search(words, SUGGESTIONS, None).await.unwrap_or_default();
+    let mut similar = index.search(words, SUGGESTIONS, None).await.unwrap_or_default();
     for _ in 1..SUGGESTION_PAGES {
-        if !near.files.is_empty() || near.next.is_none() {
+        if !similar.files.is_empty() || similar.next.is_none() {
             break;
         }
-        let page = near.next.take();
-        near = index.search(words, SUGGESTIONS, page).await.unwrap_or_default();
+        let page = similar.next.take();
+        similar = index.search(words, SUGGESTIONS, page).await.unwrap_or_default();
     }
-    near.files
+    similar
+        .files
         .iter()
         .filter_map(|found| found.names.first())
         .fold(error, |error, name| error.hint(format!("did you mean: {name}")))

@@ -8,7 +8,7 @@ use potluck_core::{FileId, Sha256, model::QueryKey};
 const SHA256_PREFIX: &str = "sha256:";
 
 /// Number of hex digits from which a text is more likely a truncated id than a name.
-const LOOKS_LIKE_ID: usize = 32;
+const MIN_TRUNCATED_ID: usize = 32;
 
 /// Identifies a file by id, by content, or by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,10 +53,10 @@ impl FileQuery {
     }
 
     /// A hint for a name that looks like a truncated id.
-    pub(crate) fn damaged_id(&self) -> Option<String> {
+    pub(crate) fn truncated_id_hint(&self) -> Option<String> {
         let Self::Name(name) = self else { return None };
         let digits = name.len();
-        (digits >= LOOKS_LIKE_ID && name.bytes().all(|b| b.is_ascii_hexdigit()))
+        (digits >= MIN_TRUNCATED_ID && name.bytes().all(|b| b.is_ascii_hexdigit()))
             .then(|| format!("if this is meant as an id: an id has 64 hex digits, this has {digits}"))
     }
 }
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn a_cut_id_is_noticed() {
         let cut: FileQuery = "ab".repeat(31).parse().unwrap();
-        assert!(cut.damaged_id().unwrap().contains("62"));
-        assert_eq!("deadbeef".parse::<FileQuery>().unwrap().damaged_id(), None);
+        assert!(cut.truncated_id_hint().unwrap().contains("62"));
+        assert_eq!("deadbeef".parse::<FileQuery>().unwrap().truncated_id_hint(), None);
     }
 }

@@ -3,22 +3,38 @@
 //! Its control socket is in a private temporary folder, so that other commands do not mistake it
 //! for a daemon.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use potluck_core::{Problem, Reason, grpc::transport::Endpoint};
-use potluck_peer::{Config, ControlAt, Running};
+use potluck_peer::{Config, ControlAt, Running, options::DEFAULT_LISTEN};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::peer::{OwnSettings, SOCKET, candidates, default_home};
+use crate::peer::home::{CONTROL_SOCKET, default_home};
 
 /// How long the peer may take to stop. An index that does not answer must not delay the shell.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// Settings of an in-process peer.
+#[derive(Debug, Clone)]
+pub(crate) struct InProcessSettings {
+    /// The index to register with and to query; `None` for no index.
+    pub(crate) index: Option<Endpoint>,
+    /// Listen address; `None` for the default port on loopback, or a free port if that one is
+    /// taken.
+    pub(crate) listen: Option<SocketAddr>,
+    /// Whether to use a temporary home if the default home is unavailable.
+    pub(crate) temporary: bool,
+}
+
 /// A running peer and the resources that must outlive it.
 #[derive(Debug)]
-pub(crate) struct OwnPeer {
+pub(crate) struct InProcessPeer {
     running: Running,
     /// Stops the peer if this value is dropped without a call of `stop`.
     shutdown: DropGuard,
@@ -27,13 +43,13 @@ pub(crate) struct OwnPeer {
     _socket: TempDir,
 }
 
-impl OwnPeer {
+impl InProcessPeer {
     /// Starts in the default home, or in a temporary home if the default one is in use or cannot be
     /// created.
-    pub(crate) async fn start(settings: OwnSettings) -> Result<Self, Problem> {
+    pub(crate) async fn start(settings: InProcessSettings) -> Result<Self, Problem> {
         match default_home() {
             Ok(home) => match Self::start_in(home, None, &settings).await {
-                Err(problem) if settings.temporary && elsewhere_may_do(&problem) => {
+                Err(problem) if settings.temporary && is_fixed_by_another_home(&problem) => {
                     tracing::info!(%problem, "the default home cannot be used, taking a temporary one");
                 }
                 done => return done,
@@ -41,15 +57,19 @@ impl OwnPeer {
             Err(problem) if !settings.temporary => return Err(problem),
             Err(_) => {}
         }
-        let home = temporary("potluck-home-")?;
+        let home = temporary_folder("potluck-home-")?;
         Self::start_in(home.path().to_owned(), Some(home), &settings).await
     }
 
-    async fn start_in(path: PathBuf, home: Option<TempDir>, settings: &OwnSettings) -> Result<Self, Problem> {
-        let socket = temporary("potluck-")?;
+    async fn start_in(
+        path: PathBuf,
+        home: Option<TempDir>,
+        settings: &InProcessSettings,
+    ) -> Result<Self, Problem> {
+        let socket = temporary_folder("potluck-")?;
         let config = Config {
             index: settings.index.clone(),
-            control: ControlAt::Unix(Some(socket.path().join(SOCKET))),
+            control: ControlAt::Unix(Some(socket.path().join(CONTROL_SOCKET))),
             ..Config::new(path)
         };
         let shutdown = CancellationToken::new();
@@ -83,11 +103,19 @@ impl OwnPeer {
 }
 
 /// Whether a different home could avoid the problem.
-const fn elsewhere_may_do(problem: &Problem) -> bool {
+const fn is_fixed_by_another_home(problem: &Problem) -> bool {
     matches!(
         problem.reason,
         Reason::HomeLocked | Reason::PermissionDenied | Reason::DiskFull | Reason::TargetNotWritable
     )
+}
+
+/// Listen addresses to try for an in-process peer, in order.
+fn candidates(listen: Option<SocketAddr>) -> Vec<SocketAddr> {
+    match listen {
+        Some(address) => vec![address],
+        None => vec![DEFAULT_LISTEN, SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)],
+    }
 }
 
 async fn bind(listen: Option<SocketAddr>) -> Result<TcpListener, Problem> {
@@ -107,7 +135,7 @@ async fn bind(listen: Option<SocketAddr>) -> Result<TcpListener, Problem> {
     })
 }
 
-fn temporary(prefix: &str) -> Result<TempDir, Problem> {
+fn temporary_folder(prefix: &str) -> Result<TempDir, Problem> {
     // `tempfile` creates folders with mode 0700.
     tempfile::Builder::new()
         .prefix(prefix)

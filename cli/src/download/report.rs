@@ -6,7 +6,6 @@ use console::style;
 use serde_json::json;
 
 use crate::{
-    commands::transfers,
     context::CommandContext,
     control::model::{PeerState, Transfer, TransferPeer},
     error::CommandError,
@@ -14,6 +13,7 @@ use crate::{
         table::{Align, Table},
         text,
     },
+    views::transfers,
 };
 
 /// Maximum number of peers listed in text; `--json` lists all.
@@ -25,9 +25,9 @@ pub(crate) fn report(
     transfer: &Transfer,
     detached: bool,
 ) -> Result<(), CommandError> {
-    let done = transfer.state.is_settled();
+    let done = transfer.state.has_ended();
     if context.out.is_json() {
-        return context.out.object(&match done {
+        return context.out.print_object(&match done {
             true => object(transfer),
             false => {
                 let mut object = transfers::object(transfer);
@@ -37,7 +37,7 @@ pub(crate) fn report(
         });
     }
     if detached && !done {
-        context.out.line(format_args!(
+        context.out.print_line(format_args!(
             "transfer {} goes on in the background",
             transfer.number
         ))?;
@@ -46,7 +46,7 @@ pub(crate) fn report(
             .note("follow it with: potluck transfers, or potluck why ID");
         return Ok(());
     }
-    context.out.line(format_args!(
+    context.out.print_line(format_args!(
         "{}  {}",
         style(verb(transfer)).green(),
         text::path(&transfer.path)
@@ -56,7 +56,7 @@ pub(crate) fn report(
         context.out.note(format_args!("  {note}"));
     }
     for what in &transfer.not_kept {
-        context.out.warn(format_args!("{}", text::shown(what)));
+        context.out.warn(format_args!("{}", text::escape(what)));
     }
     for line in peer_lines(&transfer.peers) {
         context.out.note(line);
@@ -64,7 +64,7 @@ pub(crate) fn report(
     if let Some(problem) = &transfer.sharing_error {
         context
             .out
-            .warn(format_args!("downloaded; {}", text::shown(&problem.message)));
+            .warn(format_args!("downloaded; {}", text::escape(&problem.message)));
     }
     Ok(())
 }
@@ -95,18 +95,18 @@ fn renamed(transfer: &Transfer) -> Option<String> {
     (saved.strip_prefix('_')? == rest).then(|| {
         format!(
             "others call it `{}`: it begins with `_` instead, as programs may act on a file of that name; -o PATH gives it any name",
-            text::shown(&transfer.name)
+            text::escape(&transfer.name)
         )
     })
 }
 
 /// Bytes that were downloaded.
-fn fetched(transfer: &Transfer) -> u64 {
+fn downloaded_bytes(transfer: &Transfer) -> u64 {
     transfer.done.saturating_sub(transfer.resumed + transfer.copied)
 }
 
 fn verb(transfer: &Transfer) -> &'static str {
-    match fetched(transfer) == 0 && transfer.copied == 0 && transfer.done > 0 {
+    match downloaded_bytes(transfer) == 0 && transfer.copied == 0 && transfer.done > 0 {
         true => "already there",
         false => "saved",
     }
@@ -114,14 +114,14 @@ fn verb(transfer: &Transfer) -> &'static str {
 
 fn facts(transfer: &Transfer) -> String {
     let size = text::size(transfer.total.unwrap_or(transfer.done));
-    let fetched = fetched(transfer);
-    if fetched == 0 {
+    let downloaded = downloaded_bytes(transfer);
+    if downloaded == 0 {
         return format!("{size}, verified");
     }
     if transfer.peers.iter().all(|peer| peer.bytes == 0) {
         return format!(
             "{size}, verified, copied from this machine in {}",
-            text::time(transfer.elapsed)
+            text::duration(transfer.elapsed)
         );
     }
     let resumed = match transfer.resumed {
@@ -130,33 +130,33 @@ fn facts(transfer: &Transfer) -> String {
     };
     format!(
         "{size} in {}, {}, verified{resumed}",
-        text::time(transfer.elapsed),
-        text::mean_rate(fetched, transfer.elapsed)
+        text::duration(transfer.elapsed),
+        text::mean_rate(downloaded, transfer.elapsed)
     )
 }
 
 /// Each peer's contribution, and the peers that were banned, with the reason.
 fn peer_lines(peers: &[TransferPeer]) -> Vec<String> {
     let given: u64 = peers.iter().map(|peer| peer.bytes).sum();
-    let mut table = Table::bare(vec![Align::Left, Align::Right, Align::Right, Align::Left]);
-    let worth_telling = |peer: &&TransferPeer| peer.bytes > 0 || peer.state == PeerState::Banned;
-    let (told, others): (Vec<_>, Vec<_>) = peers
+    let mut table = Table::without_header(vec![Align::Left, Align::Right, Align::Right, Align::Left]);
+    let is_listed = |peer: &&TransferPeer| peer.bytes > 0 || peer.state == PeerState::Banned;
+    let (listed, others): (Vec<_>, Vec<_>) = peers
         .iter()
-        .filter(worth_telling)
+        .filter(is_listed)
         .enumerate()
         .partition(|(i, peer)| *i < MAX_PEERS || peer.state == PeerState::Banned);
-    for (_, peer) in told {
+    for (_, peer) in listed {
         let state = match (peer.state, &peer.reason) {
             (PeerState::Banned, reason) => {
                 let why = reason
                     .as_deref()
-                    .map_or(Cow::Borrowed("sent bytes that failed verification"), text::shown);
+                    .map_or(Cow::Borrowed("sent bytes that failed verification"), text::escape);
                 style(format!("banned: {why}")).red().for_stderr().to_string()
             }
             _ => String::new(),
         };
         table.row([
-            format!("  {}", text::shown(&peer.address.to_string())),
+            format!("  {}", text::escape(&peer.address.to_string())),
             text::size(peer.bytes),
             format!(
                 "{} %",

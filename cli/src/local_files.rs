@@ -65,7 +65,7 @@ pub(crate) async fn hash(context: &CommandContext, path: &Path) -> Result<Identi
             }
             () = tokio::time::sleep(REDRAW) => {
                 let (done, total) = (progress.done.load(Ordering::Relaxed), progress.total.load(Ordering::Relaxed));
-                progress_lines.show(|width| vec![draw::hashing(&name, done, total, began.elapsed(), width)]);
+                progress_lines.show(|width| vec![draw::hashing_line(&name, done, total, began.elapsed(), width)]);
             }
         }
     }

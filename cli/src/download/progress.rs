@@ -51,7 +51,7 @@ impl PeerRows {
             .min(ADDRESS_WIDTH);
         lines.extend(shown.iter().map(|peer| row(peer, given, address, width)));
         if !others.is_empty() {
-            lines.push(draw::fit(&rest(others), width));
+            lines.push(draw::truncate(&rest(others), width));
         }
         lines
     }
@@ -60,10 +60,10 @@ impl PeerRows {
 fn head(transfer: &Transfer, width: usize) -> String {
     let name = match transfer.name.is_empty() {
         true => transfer.file.short().into(),
-        false => text::shown(&transfer.name),
+        false => text::escape(&transfer.name),
     };
     let Some(total) = transfer.total else {
-        return draw::fit(
+        return draw::truncate(
             &format!("{name}  {}", style(activity(transfer)).dim().for_stderr()),
             width,
         );
@@ -75,7 +75,7 @@ fn head(transfer: &Transfer, width: usize) -> String {
         ),
         _ => activity(transfer),
     };
-    let unverified = match (transfer.long_unverified(), width >= WIDE) {
+    let unverified = match (transfer.unverified_to_show(), width >= WIDE) {
         (0, _) => String::new(),
         (bytes, true) => format!(" (+{} unverified)", text::size(bytes)),
         (bytes, false) => format!(" (+{})", text::size(bytes)),
@@ -98,7 +98,7 @@ fn activity(transfer: &Transfer) -> String {
         (TransferState::Preparing, _) => "looking for peers …".to_owned(),
         (TransferState::Finishing, _) => "putting it in its place …".to_owned(),
         (TransferState::Paused, _) => "paused".to_owned(),
-        (TransferState::Waiting, Some(error)) => format!("waiting: {}", text::shown(&error.message)),
+        (TransferState::Waiting, Some(error)) => format!("waiting: {}", text::escape(&error.message)),
         (state, _) => state.word().to_owned(),
     }
 }
@@ -109,28 +109,28 @@ fn row(peer: &TransferPeer, given: u64, address: usize, width: usize) -> String 
         (PeerState::Banned, reason) => {
             let why = reason
                 .as_deref()
-                .map(|why| format!(": {}", text::shown(why)))
+                .map(|why| format!(": {}", text::escape(why)))
                 .unwrap_or_default();
             style(format!("banned{why}")).red().for_stderr().to_string()
         }
         (state, None) => style(state.word()).dim().for_stderr().to_string(),
-        (state, Some(why)) => style(format!("{}: {}", state.word(), text::shown(why)))
+        (state, Some(why)) => style(format!("{}: {}", state.word(), text::escape(why)))
             .yellow()
             .for_stderr()
             .to_string(),
     };
     let line = format!(
         "  {}  {:>3} %  {}  {:>12}  {state}",
-        draw::cell(&text::shown(&peer.address.to_string()), address, false),
+        draw::fixed_width(&text::escape(&peer.address.to_string()), address, false),
         if given == 0 {
             0
         } else {
-            text::share(peer.bytes, given)
+            text::rounded_percent(peer.bytes, given)
         },
         draw::bar(peer.bytes, given, SHARE_BAR),
         text::rate(peer.bytes_per_second),
     );
-    draw::fit(line.trim_end(), width)
+    draw::truncate(line.trim_end(), width)
 }
 
 fn rest(peers: &[&TransferPeer]) -> String {

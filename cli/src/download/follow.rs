@@ -10,12 +10,12 @@ use potluck_core::{Problem, Reason};
 use serde_json::json;
 
 use crate::{
-    commands::get::progress::PeerRows,
     context::{CommandContext, PeerHandle},
     control::{
         DownloadRequest,
         model::{PeerState, Transfer, TransferState},
     },
+    download::progress::PeerRows,
     error::CommandError,
     output::{progress::ProgressLines, text},
 };
@@ -47,17 +47,17 @@ pub(crate) async fn follow(
     wait_limit: WaitLimit,
     resume: Option<&str>,
 ) -> Result<Transfer, CommandError> {
-    let mut heard = true;
+    let mut stdout_is_open = true;
     let mut events = pin!(
         context
-            .stoppable(async { Ok(peer.control.fetch(request).await?) })
+            .stoppable(async { Ok(peer.control.download(request).await?) })
             .await?
     );
     let mut progress_lines = ProgressLines::new(context.out.bars());
     let mut rows = PeerRows::default();
     let mut last: Option<Transfer> = None;
     let mut reported_at: Option<Instant> = None;
-    let mut stuck = StallWatch::default();
+    let mut stall_watch = StallWatch::default();
     loop {
         let event = tokio::select! {
             // Cancel-safe: an event that is not taken stays in the stream; the other arms only
@@ -67,25 +67,25 @@ pub(crate) async fn follow(
                 drop(progress_lines);
                 return Err(stopped(peer, last, resume).await);
             }
-            () = stuck.timed_out(wait_limit.wait) => {
+            () = stall_watch.timed_out(wait_limit.wait) => {
                 drop(progress_lines);
                 return Err(wait_limit_reached(context, peer, last, wait_limit, resume).await);
             }
         };
         let transfer = match event {
             Some(Ok(transfer)) => transfer,
-            Some(Err(problem)) => return Err(lost(problem, last.is_some(), resume)),
-            None => return Err(lost(cut_off(), last.is_some(), resume)),
+            Some(Err(problem)) => return Err(stream_error(problem, last.is_some(), resume)),
+            None => return Err(stream_error(stream_ended_early(), last.is_some(), resume)),
         };
-        stuck.update(context, &transfer, wait_limit.wait);
+        stall_watch.update(context, &transfer, wait_limit.wait);
         progress_lines.show(|width| rows.render(&transfer, width));
-        if heard && context.out.is_json() && !context.out.is_quiet() && !transfer.state.is_settled() {
+        if stdout_is_open && context.out.is_json() && !context.out.is_quiet() && !transfer.state.has_ended() {
             let due = reported_at.is_none_or(|reported_at| reported_at.elapsed() >= OBJECT_INTERVAL);
             if due {
                 reported_at = Some(Instant::now());
-                match context.out.object(&progress(&transfer)) {
+                match context.out.print_object(&progress(&transfer)) {
                     // The download continues if stdout is closed.
-                    Err(CommandError::BrokenPipe) => heard = false,
+                    Err(CommandError::BrokenPipe) => stdout_is_open = false,
                     reported_at => reported_at?,
                 }
             }
@@ -116,26 +116,26 @@ struct StallWatch {
 
 impl StallWatch {
     fn update(&mut self, context: &CommandContext, transfer: &Transfer, wait: Duration) {
-        let is_stuck = transfer.state == TransferState::Waiting && transfer.done <= self.done;
+        let is_stalled = transfer.state == TransferState::Waiting && transfer.done <= self.done;
         // A disk that hangs may recover: report it, but do not time out.
         let hangs = transfer
             .error
             .as_ref()
             .is_some_and(|error| error.reason == Reason::TargetNotWritable);
-        if !is_stuck {
+        if !is_stalled {
             self.reported = None;
         }
-        self.since = match is_stuck && !hangs {
+        self.since = match is_stalled && !hangs {
             true => self.since.or_else(|| Some(tokio::time::Instant::now())),
             false => None,
         };
         self.done = transfer.done;
         // On a terminal, the progress lines show the reason.
-        if let Some(error) = transfer.error.as_ref().filter(|_| is_stuck && !wait.is_zero()) {
-            if self.reported != Some(error.reason) && !context.out.draws() {
+        if let Some(error) = transfer.error.as_ref().filter(|_| is_stalled && !wait.is_zero()) {
+            if self.reported != Some(error.reason) && !context.out.shows_progress() {
                 context
                     .out
-                    .note(format_args!("waiting: {}", text::shown(&error.message)));
+                    .note(format_args!("waiting: {}", text::escape(&error.message)));
             }
             self.reported = Some(error.reason);
         }
@@ -164,7 +164,7 @@ fn progress(transfer: &Transfer) -> serde_json::Value {
 }
 
 /// How much is kept, as the end of a sentence.
-fn kept(transfer: &Transfer) -> String {
+fn kept_text(transfer: &Transfer) -> String {
     match transfer.total {
         Some(total) => {
             format!(
@@ -188,7 +188,7 @@ fn paused(context: &CommandContext, transfer: &Transfer) -> CommandError {
 
 /// The shell command for an action on a transfer.
 fn transfers(context: &CommandContext, action: &str, number: u64) -> String {
-    context.command(["potluck", "transfers", action, &number.to_string()].map(ToOwned::to_owned))
+    context.shell_command(["potluck", "transfers", action, &number.to_string()].map(ToOwned::to_owned))
 }
 
 /// Pauses the transfer if the peer runs in this process. Another peer may have other clients that
@@ -211,20 +211,20 @@ async fn stopped(peer: &PeerHandle, last: Option<Transfer>, resume: Option<&str>
     let Some(last) = last else {
         return CommandError::interrupted("nothing was fetched yet");
     };
-    let unverified = last.long_unverified();
+    let unverified = last.unverified_to_show();
     let transfer = pause_own(peer, last).await;
-    let go_on = format!("go on with: {resume}");
+    let resume_hint = format!("go on with: {resume}");
     match (peer.ends_with_command(), unverified) {
-        (false, _) => CommandError::interrupted(kept(&transfer))
+        (false, _) => CommandError::interrupted(kept_text(&transfer))
             .hint(STAYS_PAUSED)
-            .hint(go_on),
-        (true, 0) => CommandError::interrupted(kept(&transfer)).hint(go_on),
+            .hint(resume_hint),
+        (true, 0) => CommandError::interrupted(kept_text(&transfer)).hint(resume_hint),
         (true, unverified) => CommandError::interrupted(format!(
             "{}; {} of pieces that are not whole come again",
-            kept(&transfer),
+            kept_text(&transfer),
             text::size(unverified)
         ))
-        .hint(go_on),
+        .hint(resume_hint),
     }
 }
 
@@ -242,9 +242,9 @@ async fn wait_limit_reached(
     };
     let number = transfer.number;
     // Another peer keeps the transfer in its list: it may have other followers.
-    let stays = !peer.ends_with_command();
+    let outlives_command = !peer.ends_with_command();
     let transfer = match transfer.done {
-        0 if !stays => {
+        0 if !outlives_command => {
             // Nothing was downloaded, so remove the transfer from the list. Ignore a failure.
             let _ = peer.control.cancel(number).await;
             transfer
@@ -252,22 +252,25 @@ async fn wait_limit_reached(
         _ => pause_own(peer, transfer).await,
     };
     let cancel = transfers(context, "cancel", number);
-    let with_rest = |command_error: CommandError| {
+    let with_resume_hints = |command_error: CommandError| {
         let Some(resume) = resume else {
             return command_error;
         };
-        let go_on = format!("go on with: {resume}");
-        match (transfer.done, stays) {
+        let resume_hint = format!("go on with: {resume}");
+        match (transfer.done, outlives_command) {
             (0, false) => command_error,
             (0, true) => command_error.hint(format!(
                 "transfer {number} stays with the peer; this ends it for everybody: {cancel}"
             )),
-            (_, false) => command_error.hint(kept(&transfer)).hint(go_on),
-            (_, true) => command_error.hint(kept(&transfer)).hint(STAYS_PAUSED).hint(go_on),
+            (_, false) => command_error.hint(kept_text(&transfer)).hint(resume_hint),
+            (_, true) => command_error
+                .hint(kept_text(&transfer))
+                .hint(STAYS_PAUSED)
+                .hint(resume_hint),
         }
     };
     if let Some(error) = wait_limit.error {
-        return with_rest(error);
+        return with_resume_hints(error);
     }
     let problem = transfer
         .error
@@ -275,10 +278,10 @@ async fn wait_limit_reached(
         .unwrap_or_else(|| Problem::new(Reason::NoProviders, "no peer that is up has what is missing"));
     let waited = format!(
         "gave up after {} without progress: {}",
-        text::time(wait_limit.wait),
+        text::duration(wait_limit.wait),
         problem.message
     );
-    with_rest(CommandError::from(Problem {
+    with_resume_hints(CommandError::from(Problem {
         message: waited,
         ..problem
     }))
@@ -296,7 +299,7 @@ fn failed(transfer: &Transfer, wait_limit: WaitLimit) -> CommandError {
     }
 }
 
-fn cut_off() -> Problem {
+fn stream_ended_early() -> Problem {
     Problem::new(
         Reason::Unreachable,
         "the peer ended the transfer's report before the transfer ended",
@@ -304,7 +307,7 @@ fn cut_off() -> Problem {
 }
 
 /// The error if the peer's stream breaks off.
-fn lost(problem: Problem, began: bool, resume: Option<&str>) -> CommandError {
+fn stream_error(problem: Problem, began: bool, resume: Option<&str>) -> CommandError {
     let resumes = began
         && matches!(
             problem.reason,

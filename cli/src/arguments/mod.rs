@@ -1,0 +1,5 @@
+//! Types of command-line arguments.
+
+pub(crate) mod file_query;
+pub(crate) mod limits;
+pub(crate) mod transfer_target;

@@ -1,0 +1,96 @@
+//! The options that every command accepts.
+
+use std::{
+    ffi::{OsStr, OsString},
+    path::PathBuf,
+};
+
+use clap::{
+    Args,
+    builder::{FalseyValueParser, TypedValueParser as _},
+};
+
+/// Environment variable equivalent to `--json`.
+pub(crate) const JSON_VARIABLE: &str = "POTLUCK_JSON";
+
+/// Flags that every command accepts.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Everywhere")]
+pub(crate) struct GlobalOptions {
+    /// URL of the index [default: http://127.0.0.1:1313]
+    #[arg(
+        long,
+        global = true,
+        env = "POTLUCK_INDEX",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub(crate) index: Option<String>,
+
+    /// Peer to use, unix:PATH or http://ADDR [default: the peer in the default home, if it is
+    /// running]
+    #[arg(
+        long,
+        global = true,
+        env = "POTLUCK_PEER",
+        hide_env_values = true,
+        value_name = "ENDPOINT"
+    )]
+    pub(crate) peer: Option<String>,
+
+    /// File with the control token, for a peer whose control service listens on TCP
+    #[arg(
+        long,
+        global = true,
+        env = "POTLUCK_PEER_TOKEN_FILE",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub(crate) peer_token_file: Option<PathBuf>,
+
+    /// Print one JSON object per line, errors included
+    #[arg(long, global = true, env = JSON_VARIABLE, hide_env_values = true, value_parser = FalseyValueParser::new())]
+    pub(crate) json: bool,
+
+    /// Print only results and errors
+    #[arg(short, long, global = true, env = "POTLUCK_QUIET", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    pub(crate) quiet: bool,
+
+    /// Log to stderr; repeat for more detail
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+impl GlobalOptions {
+    /// These flags; those that are not set are taken from `outer`.
+    pub(crate) fn with_defaults_from(&self, outer: &Self) -> Self {
+        Self {
+            index: self.index.clone().or_else(|| outer.index.clone()),
+            peer: self.peer.clone().or_else(|| outer.peer.clone()),
+            peer_token_file: self
+                .peer_token_file
+                .clone()
+                .or_else(|| outer.peer_token_file.clone()),
+            json: self.json || outer.json,
+            quiet: self.quiet || outer.quiet,
+            verbose: self.verbose.max(outer.verbose),
+        }
+    }
+}
+
+/// Whether `--json` is among the arguments. Works on a command line that clap rejected.
+pub(crate) fn wants_json<T: AsRef<OsStr>>(words: impl IntoIterator<Item = T>) -> bool {
+    words
+        .into_iter()
+        .take_while(|word| word.as_ref() != "--")
+        .any(|word| word.as_ref() == "--json")
+}
+
+/// Whether this value of [`JSON_VARIABLE`] asks for JSON.
+pub(crate) fn variable_wants_json(value: Option<OsString>) -> bool {
+    value.is_some_and(|value| {
+        FalseyValueParser::new()
+            .parse_ref(&clap::Command::new("potluck"), None, &value)
+            .unwrap_or(false)
+    })
+}

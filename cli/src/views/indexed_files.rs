@@ -1,0 +1,79 @@
+//! Files that the index knows, as a table and as JSON.
+
+use potluck_core::model::{FileKind, IndexedFile};
+use serde_json::json;
+
+use crate::output::{
+    table::{self, Align},
+    text,
+};
+
+/// Files as JSON. Serialized one at a time to save memory.
+#[derive(serde::Serialize)]
+pub(crate) struct QueryObject<'a> {
+    #[serde(serialize_with = "objects")]
+    pub(crate) files: &'a [IndexedFile],
+}
+
+fn objects<S: serde::Serializer>(files: &&[IndexedFile], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(files.iter().map(object))
+}
+
+/// A file as JSON.
+fn object(found: &IndexedFile) -> serde_json::Value {
+    let providers: Vec<_> = found
+        .providers
+        .iter()
+        .map(|provider| {
+            json!({
+                "peer": provider.peer,
+                "address": provider.address.to_string(),
+                "complete": !provider.partial,
+            })
+        })
+        .collect();
+    json!({
+        "id": found.file.id,
+        "root": found.file.root,
+        "size": found.file.size,
+        "kind": found.file.kind,
+        "names": found.names,
+        "sha256": found.file.sha256,
+        "provider_count": found.provider_count,
+        "providers": providers,
+    })
+}
+
+/// Formats files as a table with ids, from which the user can choose one.
+pub(crate) fn table_lines(files: &[IndexedFile], width: Option<usize>) -> Vec<String> {
+    let columns = [
+        ("SIZE", Align::Right),
+        ("PEERS", Align::Right),
+        ("NAME", Align::Left),
+    ];
+    let rows = files.iter().map(|found| {
+        let cells = vec![size(found), found.provider_count.to_string(), names(found)];
+        (cells, found.file.id.to_string())
+    });
+    table::with_ids(&columns, rows, width)
+}
+
+/// The size as text. The index does not know the content size of a collection.
+fn size(found: &IndexedFile) -> String {
+    match found.file.kind {
+        FileKind::File => text::size(found.file.size),
+        FileKind::Collection => "folder".to_owned(),
+    }
+}
+
+/// The most used name, and the number of other names.
+fn names(found: &IndexedFile) -> String {
+    let first = found
+        .names
+        .first()
+        .map_or_else(|| "(no name)".into(), |name| text::escape(name));
+    match found.names.len() {
+        0 | 1 => first.into_owned(),
+        n => format!("{first} (and {})", text::count(n as u64 - 1, "other name")),
+    }
+}

@@ -1,0 +1,35 @@
+//! Items of a peer's library, as JSON and text.
+
+use potluck_core::model::FileKind;
+use serde_json::json;
+
+use crate::{control::model::Item, output::text};
+
+/// An item as JSON. For a collection, `size` is the size of its manifest, and `content_size` the
+/// sum of its files.
+pub(crate) fn object(item: &Item) -> serde_json::Value {
+    json!({
+        "id": item.record.id,
+        "root": item.record.root,
+        "size": item.record.size,
+        "name": item.name,
+        "path": item.path,
+        "kind": item.record.kind,
+        "sha256": item.record.sha256,
+        "file_count": item.file_count,
+        "content_size": item.content_size,
+        "damaged_paths": item.damaged_paths,
+    })
+}
+
+/// The kind of an item: `file`, or the number of files in the folder; and whether it is damaged.
+pub(crate) fn kind_text(item: &Item) -> String {
+    let what = match item.record.kind {
+        FileKind::File => "file".to_owned(),
+        FileKind::Collection => format!("folder, {}", text::count(item.file_count, "file")),
+    };
+    match item.damaged_paths.is_empty() {
+        true => what,
+        false => format!("{what}, damaged"),
+    }
+}

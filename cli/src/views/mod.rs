@@ -1,0 +1,5 @@
+//! What several commands print: domain values as tables, text and JSON.
+
+pub(crate) mod indexed_files;
+pub(crate) mod library_items;
+pub(crate) mod transfers;

@@ -1,0 +1,59 @@
+//! Transfers as JSON, and their limits as text.
+
+use serde_json::{Value, json};
+
+use crate::{
+    control::model::{Transfer, TransferPeer},
+    output::text,
+};
+
+/// A transfer as JSON.
+pub(crate) fn object(transfer: &Transfer) -> Value {
+    json!({
+        "transfer": transfer.number,
+        "id": transfer.file,
+        "name": transfer.name,
+        "kind": transfer.kind,
+        "path": transfer.path,
+        "state": transfer.state,
+        "bytes": transfer.done,
+        "total": transfer.total,
+        "resumed_bytes": transfer.resumed,
+        "copied_bytes": transfer.copied,
+        "unverified_bytes": transfer.unverified,
+        "bytes_per_second": transfer.bytes_per_second,
+        "max_bytes_per_second": transfer.limit,
+        "priority": transfer.priority,
+        "seconds": transfer.elapsed.as_secs_f64(),
+        "units": transfer.units_done,
+        "units_total": transfer.units_total,
+        "sources": transfer.peers.iter().map(peer_object).collect::<Vec<_>>(),
+        "error": transfer.error.as_ref().map(|problem| problem.reason.word()),
+        "message": transfer.error.as_ref().map(|problem| problem.message.as_str()),
+        "sharing_error": transfer.sharing_error.as_ref().map(|problem| problem.reason.word()),
+        "sharing_message": transfer.sharing_error.as_ref().map(|problem| problem.message.as_str()),
+    })
+}
+
+/// A peer of a transfer as JSON.
+pub(crate) fn peer_object(peer: &TransferPeer) -> Value {
+    json!({
+        "peer": peer.peer,
+        "address": peer.address.to_string(),
+        "bytes": peer.bytes,
+        "bytes_per_second": peer.bytes_per_second,
+        "requests": peer.requests,
+        "units": peer.units,
+        "state": peer.state,
+        "reason": peer.reason,
+    })
+}
+
+/// The limit and priority of a transfer, as text.
+pub(crate) fn limits_text(transfer: &Transfer) -> String {
+    let limit = match transfer.limit {
+        0 => "no limit of its own".to_owned(),
+        limit => text::limit(limit),
+    };
+    format!("priority {}, {limit}", transfer.priority)
+}
