@@ -1,4 +1,4 @@
-//! Which units of a file a peer has and is downloading.
+//! Which units of a file a peer has and is downloading, and how that changes.
 
 use crate::bitfield::Bitfield;
 
@@ -9,4 +9,36 @@ pub struct Availability {
     pub have: Bitfield,
     /// Units being downloaded.
     pub fetching: Bitfield,
+}
+
+/// Units whose state changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AvailabilityChange {
+    /// Units that became available.
+    pub have: Vec<u32>,
+    /// Units whose download started.
+    pub fetching: Vec<u32>,
+    /// Units whose download stopped before they became available.
+    pub abandoned: Vec<u32>,
+}
+
+impl AvailabilityChange {
+    /// Whether no unit changed.
+    pub const fn is_empty(&self) -> bool {
+        self.have.is_empty() && self.fetching.is_empty() && self.abandoned.is_empty()
+    }
+
+    /// Number of units that changed.
+    pub const fn len(&self) -> usize {
+        self.have.len() + self.fetching.len() + self.abandoned.len()
+    }
+}
+
+/// A report of a peer's availability.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AvailabilityUpdate {
+    /// All of it; replaces earlier reports.
+    Snapshot(Availability),
+    /// What changed since the last report.
+    Change(AvailabilityChange),
 }

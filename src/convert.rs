@@ -2,11 +2,13 @@
 //!
 //! Messages come from outside. Every error names the field at fault.
 
+use std::time::Duration;
+
 use crate::{
     FileId, FileLayout, PeerId, Problem, Reason, Root, Sha256,
     collection::path::Label,
     identity::{id::IdError, layout::MAX_FILE_SIZE, merkle::EMPTY_ROOT},
-    model::{Address, FileKind, FileRecord, IndexedFile, Provider, ProviderEvent, Registration},
+    model::{Address, FileKind, FileRecord, IndexStats, IndexedFile, Provider, ProviderEvent, Registration},
     proto::v1,
 };
 
@@ -221,6 +223,20 @@ impl TryFrom<v1::WatchProvidersResponse> for ProviderEvent {
                 Reason::NotPotluck,
                 "the index sent an event without content",
             )),
+        }
+    }
+}
+
+impl From<v1::GetStatsResponse> for IndexStats {
+    fn from(stats: v1::GetStatsResponse) -> Self {
+        Self {
+            peers: stats.peers,
+            files: stats.files,
+            registrations: stats.registrations,
+            watchers: stats.watchers,
+            uptime: Duration::from_millis(stats.uptime_ms),
+            version: stats.version,
+            store: stats.store,
         }
     }
 }

@@ -71,6 +71,22 @@ pub trait Content: Send + Sync + fmt::Debug {
     fn check_unchanged(&self, file: &File) -> Result<(), Problem>;
 }
 
+/// A range of bytes of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FileRange {
+    /// The file.
+    pub(crate) id: FileId,
+    /// The bytes. May lie outside the file if a stranger claims it.
+    pub(crate) range: Range<u64>,
+}
+
+impl FileRange {
+    /// Number of bytes.
+    pub(crate) const fn len(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+}
+
 /// A report that pieces of a file failed verification at their receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadPieces {

@@ -243,7 +243,7 @@ pub async fn start(
             )
             .map(move |stream| {
                 stream.map(|stream| {
-                    let connection = scheduler.outlet_of(stream.client().clone());
+                    let connection = scheduler.add_client(stream.client().clone());
                     EvictableConnection::new(stream, connection)
                 })
             }),

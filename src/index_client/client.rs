@@ -9,7 +9,7 @@ use crate::{
         transport::{self, Endpoint},
     },
     index_client::responses::CountedResponse,
-    model::{Address, FilePage, Lease, ProviderEvent, QueryKey, Registration},
+    model::{Address, FilePage, IndexStats, Lease, ProviderEvent, QueryKey, Registration},
     proto::v1::{self, index_service_client::IndexServiceClient},
 };
 use futures_util::{Stream, StreamExt as _};
@@ -306,9 +306,10 @@ impl IndexClient {
     ///
     /// # Errors
     /// [`Reason::Unreachable`] or [`Reason::TimedOut`] if the index does not answer.
-    pub async fn stats(&self) -> Result<v1::GetStatsResponse, Problem> {
-        self.call(self.service.clone().get_stats(v1::GetStatsRequest {}))
-            .await
+    pub async fn stats(&self) -> Result<IndexStats, Problem> {
+        let mut service = self.service.clone();
+        let answer = self.call(service.get_stats(v1::GetStatsRequest {})).await?;
+        Ok(answer.into())
     }
 }
 

@@ -1,4 +1,5 @@
-//! What the index stores and returns, as domain types: files, providers, registrations and leases.
+//! What the index stores and returns, as domain types: files, providers, registrations, leases and
+//! statistics.
 
 mod address;
 mod file;
@@ -6,6 +7,7 @@ mod lease;
 mod provider;
 mod query;
 mod set_digest;
+mod stats;
 
 pub use self::{
     address::Address,
@@ -14,4 +16,5 @@ pub use self::{
     provider::{Provider, ProviderEvent},
     query::{FilePage, IndexedFile, QueryKey},
     set_digest::{RegistrationHash, SetDigest},
+    stats::IndexStats,
 };

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use console::style;
-use potluck_core::{Problem, grpc::transport::Endpoint, proto::v1::GetStatsResponse};
+use potluck_core::{Problem, grpc::transport::Endpoint, model::IndexStats};
 use serde_json::{Value, json};
 
 use crate::{
@@ -64,7 +64,7 @@ pub(crate) async fn run(context: &CommandContext, _: StatusArgs) -> Result<(), C
     }
 }
 
-fn index_object(endpoint: &Endpoint, stats: &Result<GetStatsResponse, Problem>) -> Value {
+fn index_object(endpoint: &Endpoint, stats: &Result<IndexStats, Problem>) -> Value {
     match stats {
         Ok(stats) => json!({
             "url": endpoint.to_string(),
@@ -73,7 +73,7 @@ fn index_object(endpoint: &Endpoint, stats: &Result<GetStatsResponse, Problem>) 
             "files": stats.files,
             "registrations": stats.registrations,
             "watchers": stats.watchers,
-            "uptime_seconds": stats.uptime_ms / 1000,
+            "uptime_seconds": stats.uptime.as_secs(),
             "version": stats.version,
             "store": stats.store,
         }),
@@ -112,7 +112,7 @@ fn peer_object(status: &Status, control: &Endpoint) -> Value {
     })
 }
 
-fn index_lines(endpoint: &Endpoint, stats: &Result<GetStatsResponse, Problem>) -> Vec<String> {
+fn index_lines(endpoint: &Endpoint, stats: &Result<IndexStats, Problem>) -> Vec<String> {
     let head = style("index").bold();
     match stats {
         Ok(stats) => vec![
@@ -125,7 +125,7 @@ fn index_lines(endpoint: &Endpoint, stats: &Result<GetStatsResponse, Problem>) -
             ),
             format!(
                 "  up for {}, store {}, version {}",
-                text::duration(Duration::from_secs(stats.uptime_ms / 1000)),
+                text::duration(Duration::from_secs(stats.uptime.as_secs())),
                 text::escape(&stats.store),
                 text::escape(&stats.version)
             ),

@@ -6,9 +6,12 @@
 
 use std::collections::VecDeque;
 
-use potluck_core::{FileId, Problem, collection::plan::Plan, grpc::download_codec::ChunkSlice, proto::v1};
+use potluck_core::{FileId, Problem, collection::plan::Plan, grpc::download_codec::ChunkSlice};
 
-use crate::download::engine::{chunk_list::ChunkList, download_stream::DownloadStream};
+use crate::{
+    content::FileRange,
+    download::{engine::chunk_list::ChunkList, peers::download_stream::DownloadStream},
+};
 
 /// Tracks which byte of which span must come next, and assembles the units.
 #[derive(Debug)]
@@ -40,7 +43,7 @@ struct RequestedSpan {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UnexpectedData {
     /// More bytes than requested.
-    #[error("it sent more than was asked for")]
+    #[error("it sent more data than was requested")]
     TooMuch,
     /// Bytes other than the next ones.
     #[error("it sent bytes out of order")]
@@ -56,9 +59,9 @@ impl UnitAssembler {
         let spans = units
             .iter()
             .enumerate()
-            .flat_map(|(place, &unit)| {
+            .flat_map(|(index, &unit)| {
                 plan.spans(unit).map(move |span| RequestedSpan {
-                    unit: place,
+                    unit: index,
                     file: span.id,
                     offset: span.offset,
                     len: span.len,
@@ -75,26 +78,27 @@ impl UnitAssembler {
         }
     }
 
-    /// The spans of the next call: the missing data, limited to `max` bytes but at least one byte.
-    pub(crate) fn next_spans(&mut self, max: u64) -> Vec<v1::Span> {
+    /// The ranges to request with the next call: the missing data, limited to `max` bytes but at
+    /// least one byte.
+    pub(crate) fn next_ranges(&mut self, max: u64) -> Vec<FileRange> {
         let (first, done) = self.position;
-        let mut space = max.max(1);
-        let mut spans = Vec::new();
-        for (place, requested) in self.spans[first..].iter().enumerate() {
-            let skip = if place == 0 { done } else { 0 };
-            let length = (requested.len - skip).min(space);
-            spans.push(v1::Span {
-                file_id: requested.file.to_bytes(),
-                offset: requested.offset + skip,
-                length,
+        let mut left = max.max(1);
+        let mut ranges = Vec::new();
+        for (index, span) in self.spans[first..].iter().enumerate() {
+            let skip = if index == 0 { done } else { 0 };
+            let start = span.offset + skip;
+            let len = (span.len - skip).min(left);
+            ranges.push(FileRange {
+                id: span.file,
+                range: start..start + len,
             });
-            space -= length;
-            if space == 0 {
+            left -= len;
+            if left == 0 {
                 break;
             }
         }
-        (self.request_start, self.outstanding_bytes) = (first, spans.iter().map(|span| span.length).sum());
-        spans
+        (self.request_start, self.outstanding_bytes) = (first, ranges.iter().map(FileRange::len).sum());
+        ranges
     }
 
     /// Bytes of the last call that have not arrived.
@@ -117,14 +121,14 @@ impl UnitAssembler {
     ///
     /// # Errors
     /// If the chunk is empty, out of order or too long.
-    pub(crate) fn push(&mut self, part: ChunkSlice) -> Result<Option<(usize, ChunkList)>, UnexpectedData> {
-        let len = part.data.len() as u64;
+    pub(crate) fn push(&mut self, chunk: ChunkSlice) -> Result<Option<(usize, ChunkList)>, UnexpectedData> {
+        let len = chunk.data.len() as u64;
         if len == 0 {
             return Err(UnexpectedData::Empty);
         }
         let (index, done) = self.position;
         let span = *self.spans.get(index).ok_or(UnexpectedData::TooMuch)?;
-        if self.request_start + part.span as usize != index || part.offset != span.offset + done {
+        if self.request_start + chunk.span as usize != index || chunk.offset != span.offset + done {
             return Err(UnexpectedData::OutOfOrder);
         }
         let left = span.len - done;
@@ -134,7 +138,7 @@ impl UnitAssembler {
         self.outstanding_bytes -= len;
         // At most one unit; the plan bounds a unit to the largest piece size.
         let left_of_unit = self.units[span.unit].saturating_sub(self.current_unit.len());
-        self.current_unit.push(part.data, left_of_unit);
+        self.current_unit.push(chunk.data, left_of_unit);
         if len < left {
             self.position.1 += len;
             return Ok(None);
@@ -149,8 +153,8 @@ impl UnitAssembler {
 
 /// Chunks that may be buffered regardless of size, and the average bytes required for each further
 /// chunk. The overhead per chunk would otherwise dominate memory if a peer sends single bytes.
-const FREE_SLICES: u64 = 256;
-const MIN_SLICE: u64 = 1024;
+const FREE_CHUNKS: u64 = 256;
+const MIN_AVERAGE_CHUNK: u64 = 1024;
 
 /// A running call that reads ahead of the assembler, up to the requested bytes. Otherwise data
 /// would stay in the sender's buffers, and the sender would take this peer for a stalled reader.
@@ -165,24 +169,24 @@ pub(crate) struct ReadAhead {
 /// Chunks that were read and not yet taken.
 #[derive(Debug, Default)]
 struct ReceiveBuffer {
-    slices: VecDeque<ChunkSlice>,
+    chunks: VecDeque<ChunkSlice>,
     bytes: u64,
 }
 
 impl ReceiveBuffer {
     fn has_room(&self) -> bool {
-        self.slices.len() as u64 <= FREE_SLICES + self.bytes / MIN_SLICE
+        self.chunks.len() as u64 <= FREE_CHUNKS + self.bytes / MIN_AVERAGE_CHUNK
     }
 
-    fn push(&mut self, part: ChunkSlice) {
-        self.bytes += part.data.len() as u64;
-        self.slices.push_back(part);
+    fn push(&mut self, chunk: ChunkSlice) {
+        self.bytes += chunk.data.len() as u64;
+        self.chunks.push_back(chunk);
     }
 
     fn pop(&mut self) -> Option<ChunkSlice> {
-        let part = self.slices.pop_front()?;
-        self.bytes -= part.data.len() as u64;
-        Some(part)
+        let chunk = self.chunks.pop_front()?;
+        self.bytes -= chunk.data.len() as u64;
+        Some(chunk)
     }
 }
 
@@ -198,11 +202,11 @@ pub(crate) enum StreamError {
 }
 
 impl ReadAhead {
-    /// Reads the response to a call for `to_come` bytes.
-    pub(crate) fn new(stream: DownloadStream, to_come: u64) -> Self {
+    /// Reads the response to a call for `remaining` bytes.
+    pub(crate) fn new(stream: DownloadStream, remaining: u64) -> Self {
         Self {
             stream,
-            remaining: to_come,
+            remaining,
             buffer: ReceiveBuffer::default(),
         }
     }
@@ -217,12 +221,12 @@ impl ReadAhead {
     /// # Errors
     /// If the stream ends early, fails, or carries unexpected data.
     pub(crate) async fn read(&mut self) -> Result<(), StreamError> {
-        let part = match self.stream.next().await {
-            Ok(Some(part)) => part,
+        let chunk = match self.stream.next().await {
+            Ok(Some(chunk)) => chunk,
             Ok(None) => return Err(StreamError::Truncated),
             Err(problem) => return Err(StreamError::Failed(problem)),
         };
-        let len = part.data.len() as u64;
+        let len = chunk.data.len() as u64;
         if len == 0 {
             return Err(StreamError::Unexpected(UnexpectedData::Empty));
         }
@@ -230,7 +234,7 @@ impl ReadAhead {
             .remaining
             .checked_sub(len)
             .ok_or(StreamError::Unexpected(UnexpectedData::TooMuch))?;
-        self.buffer.push(part);
+        self.buffer.push(chunk);
         Ok(())
     }
 
@@ -252,7 +256,7 @@ mod tests {
 
     const PIECE: u64 = 128 * 1024;
 
-    fn assembly(units: &[u32]) -> UnitAssembler {
+    fn assembler(units: &[u32]) -> UnitAssembler {
         UnitAssembler::new(&Plan::of_file(FileId([1; 32]), 3 * PIECE).unwrap(), units)
     }
 
@@ -262,44 +266,44 @@ mod tests {
     }
 
     #[test]
-    fn crumbs_are_not_held_without_end() {
+    fn small_chunks_are_not_buffered_without_bound() {
         let mut buffer = ReceiveBuffer::default();
         while buffer.has_room() {
             buffer.push(chunk(0, 0, 1));
         }
-        assert!((FREE_SLICES..2 * FREE_SLICES).contains(&buffer.bytes));
+        assert!((FREE_CHUNKS..2 * FREE_CHUNKS).contains(&buffer.bytes));
         assert!(buffer.pop().is_some() && buffer.has_room());
         for _ in 0..10_000 {
-            buffer.push(chunk(0, 0, 16 * MIN_SLICE));
-            assert!(buffer.has_room(), "what is no crumb always has room");
+            buffer.push(chunk(0, 0, 16 * MIN_AVERAGE_CHUNK));
+            assert!(buffer.has_room(), "large chunks always have room");
         }
         while buffer.pop().is_some() {}
         assert_eq!(buffer.bytes, 0);
     }
 
     #[test]
-    fn units_come_out_as_they_fill() {
-        let mut assembly = assembly(&[2, 0]);
-        assert_eq!(assembly.next_spans(u64::MAX).len(), 2);
-        assert!(assembly.push(chunk(0, 2 * PIECE, 100)).unwrap().is_none());
+    fn units_are_returned_as_they_become_complete() {
+        let mut assembler = assembler(&[2, 0]);
+        assert_eq!(assembler.next_ranges(u64::MAX).len(), 2);
+        assert!(assembler.push(chunk(0, 2 * PIECE, 100)).unwrap().is_none());
         let rest = chunk(0, 2 * PIECE + 100, PIECE - 100);
-        let (place, data) = assembly.push(rest).unwrap().unwrap();
-        assert_eq!((place, data.len() as u64), (0, PIECE));
-        assert_eq!(assembly.current(), Some(1));
-        assert_eq!(assembly.push(chunk(1, 0, PIECE)).unwrap().unwrap().0, 1);
-        assert_eq!(assembly.current(), None);
+        let (index, data) = assembler.push(rest).unwrap().unwrap();
+        assert_eq!((index, data.len() as u64), (0, PIECE));
+        assert_eq!(assembler.current(), Some(1));
+        assert_eq!(assembler.push(chunk(1, 0, PIECE)).unwrap().unwrap().0, 1);
+        assert_eq!(assembler.current(), None);
         assert_eq!(
-            assembly.push(chunk(2, 0, 1)).unwrap_err(),
+            assembler.push(chunk(2, 0, 1)).unwrap_err(),
             UnexpectedData::TooMuch
         );
     }
 
     #[test]
-    fn what_was_not_asked_for_is_refused() {
-        let refused = |part| {
-            let mut assembly = assembly(&[0]);
-            assembly.next_spans(u64::MAX);
-            assembly.push(part).unwrap_err()
+    fn data_that_was_not_requested_is_refused() {
+        let refused = |chunk| {
+            let mut assembler = assembler(&[0]);
+            assembler.next_ranges(u64::MAX);
+            assembler.push(chunk).unwrap_err()
         };
         assert_eq!(refused(chunk(0, 0, PIECE + 1)), UnexpectedData::TooMuch);
         assert_eq!(refused(chunk(0, 1, 1)), UnexpectedData::OutOfOrder);
@@ -308,26 +312,26 @@ mod tests {
     }
 
     #[test]
-    fn units_come_over_several_calls() {
-        let mut assembly = assembly(&[2, 0]);
-        let (mut spans, mut calls) = (Vec::new(), 0);
-        while assembly.current().is_some() {
-            assert_eq!(assembly.has_partial_unit(), calls > 0, "call {calls}");
-            let requested = assembly.next_spans(PIECE / 4 + 1);
-            assert!(requested.iter().map(|span| span.length).sum::<u64>() <= PIECE / 4 + 1);
-            for (place, span) in requested.iter().enumerate() {
-                let place = place as u32;
-                let more = assembly.clone().push(chunk(place, span.offset, span.length + 1));
+    fn units_arrive_over_several_calls() {
+        let mut assembler = assembler(&[2, 0]);
+        let (mut ranges, mut calls) = (Vec::new(), 0);
+        while assembler.current().is_some() {
+            assert_eq!(assembler.has_partial_unit(), calls > 0, "call {calls}");
+            let requested = assembler.next_ranges(PIECE / 4 + 1);
+            assert!(requested.iter().map(FileRange::len).sum::<u64>() <= PIECE / 4 + 1);
+            for (index, requested) in requested.iter().enumerate() {
+                let (index, start, len) = (index as u32, requested.range.start, requested.len());
+                let more = assembler.clone().push(chunk(index, start, len + 1));
                 // Even data that the next call would request is refused.
                 assert_eq!(more.unwrap_err(), UnexpectedData::TooMuch);
-                drop(assembly.push(chunk(place, span.offset, span.length)).unwrap());
+                drop(assembler.push(chunk(index, start, len)).unwrap());
             }
-            assert_eq!(assembly.outstanding_bytes(), 0);
-            spans.extend(requested);
+            assert_eq!(assembler.outstanding_bytes(), 0);
+            ranges.extend(requested);
             calls += 1;
         }
         assert_eq!(calls, 8);
-        assert_eq!(spans.iter().map(|span| span.length).sum::<u64>(), 2 * PIECE);
-        assert_eq!(spans[0].offset, 2 * PIECE);
+        assert_eq!(ranges.iter().map(FileRange::len).sum::<u64>(), 2 * PIECE);
+        assert_eq!(ranges[0].range.start, 2 * PIECE);
     }
 }

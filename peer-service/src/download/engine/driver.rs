@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use potluck_core::{Problem, Reason};
+use potluck_core::{
+    Problem, Reason,
+    availability::{AvailabilityChange, AvailabilityUpdate},
+};
 use rand::RngExt as _;
 use tokio::{
     sync::{mpsc, watch},
@@ -30,7 +33,7 @@ use crate::{
             rate_limit::TransferRateLimiter,
             request::{RequestEvent, RequestOutcome, RequestTask, UnitRequest},
         },
-        peers::{PeerEvent, PeerSet, client::AvailabilityEvent, discovery::PeerCandidates},
+        peers::{PeerSet, discovery::PeerCandidates, event::PeerEvent},
         status::TransferLimits,
         task::FetchOutcome,
     },
@@ -466,21 +469,19 @@ impl DownloadDriver<'_> {
                     self.swarm.round_trip(key, round_trip);
                 }
             }
-            PeerEvent::Availability(AvailabilityEvent::Snapshot(units)) => {
+            PeerEvent::Availability(AvailabilityUpdate::Snapshot(units)) => {
                 self.swarm.availability(key, &units, now)
             }
-            PeerEvent::Availability(AvailabilityEvent::Change {
-                have,
-                fetching,
-                abandoned,
-            }) => {
+            PeerEvent::Availability(AvailabilityUpdate::Change(change)) => {
+                let AvailabilityChange {
+                    have,
+                    fetching,
+                    abandoned,
+                } = &change;
                 self.swarm
-                    .availability_changed(key, &have, &fetching, &abandoned, now);
+                    .availability_changed(key, have, fetching, abandoned, now);
             }
-            PeerEvent::UnitCountMismatch
-            | PeerEvent::Availability(AvailabilityEvent::UnitCountMismatch(_)) => {
-                self.kind_doubted |= self.may_be_collection;
-            }
+            PeerEvent::UnitCountMismatch => self.kind_doubted |= self.may_be_collection,
             PeerEvent::Lost(problem) => {
                 tracing::debug!(file = %self.download.record.id.short(), %problem, "a peer is not connected");
                 self.swarm.peer_left(key, now);

@@ -5,7 +5,6 @@ pub(crate) mod active;
 pub(crate) mod assembler;
 pub(crate) mod chunk_list;
 pub mod disk_pool;
-pub(crate) mod download_stream;
 pub(crate) mod driver;
 pub(crate) mod rate_limit;
 pub(crate) mod request;

@@ -15,7 +15,7 @@ use crate::{
     download::{
         engine::{
             active::ActiveDownload,
-            assembler::{ReadAhead, StreamError, UnitAssembler},
+            assembler::{ReadAhead, StreamError, UnexpectedData, UnitAssembler},
             chunk_list::ChunkList,
             disk_pool::DiskPool,
             rate_limit::TransferRateLimiter,
@@ -162,18 +162,18 @@ impl RequestTask {
     async fn request_remaining(&self, rest: &mut VecDeque<UnitRequest>, alone: bool) -> CallEnd {
         let count = if alone { 1 } else { rest.len() };
         let units: Vec<u32> = rest.iter().take(count).map(|request| request.unit).collect();
-        let mut assembly = UnitAssembler::new(self.download.part_file.plan(), &units);
+        let mut assembler = UnitAssembler::new(self.download.part_file.plan(), &units);
         let mut progress = UnreportedProgress::new();
-        while let (Some(_), Some(request)) = (assembly.current(), rest.front().cloned()) {
-            let spans = assembly.next_spans(self.rate_limiter.max_request_bytes());
+        while let (Some(_), Some(request)) = (assembler.current(), rest.front().cloned()) {
+            let ranges = assembler.next_ranges(self.rate_limiter.max_request_bytes());
             // Dropping the call or the stream resets it at the peer, so no partial state remains.
             let opened = tokio::select! {
                 () = request.token.cancelled() => return CallEnd::Retry,
-                opened = self.client.download(spans) => opened,
+                opened = self.client.download(&ranges) => opened,
             };
             let stream = match opened {
                 Ok(stream) => stream,
-                Err(problem) if assembly.has_partial_unit() && is_busy(problem.reason) => {
+                Err(problem) if assembler.has_partial_unit() && is_busy(problem.reason) => {
                     // Waits to keep the partial unit. If the peer stays busy, the swarm cancels the
                     // request.
                     let wait = problem
@@ -187,9 +187,9 @@ impl RequestTask {
                 }
                 Err(problem) => return self.handle_status(rest, count > 1, problem).await,
             };
-            let mut incoming = ReadAhead::new(stream, assembly.outstanding_bytes());
+            let mut incoming = ReadAhead::new(stream, assembler.outstanding_bytes());
             if let Err(ended) = self
-                .receive(rest, &mut assembly, &mut incoming, &mut progress)
+                .receive(rest, &mut assembler, &mut incoming, &mut progress)
                 .await
             {
                 return ended;
@@ -202,11 +202,11 @@ impl RequestTask {
     async fn receive(
         &self,
         rest: &mut VecDeque<UnitRequest>,
-        assembly: &mut UnitAssembler,
+        assembler: &mut UnitAssembler,
         incoming: &mut ReadAhead,
         progress: &mut UnreportedProgress,
     ) -> Result<(), CallEnd> {
-        while let (true, Some(request)) = (assembly.outstanding_bytes() > 0, rest.front().cloned()) {
+        while let (true, Some(request)) = (assembler.outstanding_bytes() > 0, rest.front().cloned()) {
             let Some(part) = incoming.pop() else {
                 if self
                     .wait_locally(&request, self.disk.wait_for_space())
@@ -243,19 +243,17 @@ impl RequestTask {
                     self.send_event(&request, progress.take()).await;
                 }
             }
-            let taken = match assembly.push(part) {
+            let taken = match assembler.push(part) {
                 Ok(taken) => taken,
                 Err(error) => return Err(CallEnd::ProtocolViolation(error.to_string())),
             };
             if taken.is_some() && progress.unreported > 0 {
                 self.send_event(&request, progress.take()).await;
             }
-            if assembly.outstanding_bytes() == 0
+            if assembler.outstanding_bytes() == 0
                 && tokio::time::timeout(END_TIMEOUT, incoming.has_trailing_data()).await == Ok(true)
             {
-                return Err(CallEnd::ProtocolViolation(
-                    "it sent more than was asked for".into(),
-                ));
+                return Err(CallEnd::ProtocolViolation(UnexpectedData::TooMuch.to_string()));
             }
             if let Some((_, data)) = taken {
                 rest.pop_front();

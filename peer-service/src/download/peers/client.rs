@@ -11,7 +11,7 @@ use std::{
 use futures_util::{Stream, StreamExt as _};
 use potluck_core::{
     FileId, FileLayout, PeerId, Problem, Reason,
-    availability::Availability,
+    availability::{Availability, AvailabilityChange, AvailabilityUpdate},
     bitfield::Bitfield,
     grpc::transport::{Endpoint, MAX_MESSAGE},
     identity::merkle::Hash,
@@ -22,8 +22,8 @@ use tokio::time::Instant;
 use tonic::{Status, Streaming, transport::Channel};
 
 use crate::{
-    content::BadPieces,
-    download::engine::download_stream::{self, DownloadStream},
+    content::{BadPieces, FileRange},
+    download::peers::download_stream::{self, DownloadStream},
 };
 
 /// Time limit for a response, and for the next expected message of a stream.
@@ -61,22 +61,20 @@ pub(crate) struct FileDescription {
     pub(crate) peer: PeerId,
 }
 
-/// The availability of a peer, or a change to it.
-#[derive(Debug, Clone)]
-pub(crate) enum AvailabilityEvent {
-    /// The complete availability.
-    Snapshot(Availability),
-    /// The peer reports a different number of units; with the problem to report.
+/// Why a peer's availability is unknown.
+#[derive(Debug)]
+pub(crate) enum WatchError {
+    /// The peer reports a different number of units: because of a false record, one of the two peers
+    /// takes a collection for a file.
     UnitCountMismatch(Problem),
-    /// Changes since the last event.
-    Change {
-        /// Units that became available.
-        have: Vec<u32>,
-        /// Units that the peer started to download.
-        fetching: Vec<u32>,
-        /// Units that the peer stopped downloading.
-        abandoned: Vec<u32>,
-    },
+    /// The call failed, or the peer violated the protocol.
+    Failed(Problem),
+}
+
+impl From<Problem> for WatchError {
+    fn from(problem: Problem) -> Self {
+        Self::Failed(problem)
+    }
 }
 
 impl PeerClient {
@@ -87,13 +85,13 @@ impl PeerClient {
     /// [`Reason::Unreachable`], [`Reason::InvalidAddress`].
     pub(crate) async fn open(address: &Address, leave_from: Option<IpAddr>) -> Result<Self, Problem> {
         let endpoint: Endpoint = address.to_string().parse()?;
-        let begun = Instant::now();
+        let started = Instant::now();
         let control = grpc_client(endpoint.open_from(leave_from).await?);
         Ok(Self {
             endpoint,
             control,
             leave_from,
-            connect_time: begun.elapsed(),
+            connect_time: started.elapsed(),
             data: Arc::default(),
         })
     }
@@ -126,10 +124,11 @@ impl PeerClient {
         )
     }
 
-    fn protocol_violation(&self, what: &str) -> Problem {
+    /// The problem of a peer that violated the protocol; `did` completes "the peer at ADDRESS ...".
+    fn protocol_violation(&self, did: &str) -> Problem {
         Problem::new(
             Reason::VerificationFailed,
-            format!("the peer at {} {what}", self.endpoint),
+            format!("the peer at {} {did}", self.endpoint),
         )
     }
 
@@ -144,12 +143,12 @@ impl PeerClient {
         };
         let answer = self.call(self.control.clone().describe(request)).await?;
         let record = FileRecord::try_from(answer.file.unwrap_or_default())
-            .map_err(|problem| self.protocol_violation(&format!("described the file falsely: {problem}")))?;
+            .map_err(|problem| self.protocol_violation(&format!("sent an invalid description: {problem}")))?;
         if record.id != id {
-            return Err(self.protocol_violation("described another file"));
+            return Err(self.protocol_violation("described another file than the requested one"));
         }
         let peer = PeerId::try_from(answer.peer_id.as_ref())
-            .map_err(|_| self.protocol_violation("has no peer id"))?;
+            .map_err(|_| self.protocol_violation("sent an invalid peer id"))?;
         Ok(FileDescription {
             record,
             name: answer.name,
@@ -165,7 +164,7 @@ impl PeerClient {
             count: pieces.count,
         };
         if let Err(problem) = self.call(self.control.clone().report_bad_pieces(request)).await {
-            tracing::debug!(file = %pieces.id.short(), peer = %self.endpoint, %problem, "a report was not taken");
+            tracing::debug!(file = %pieces.id.short(), peer = %self.endpoint, %problem, "the peer did not accept a report of bad pieces");
         }
     }
 
@@ -184,9 +183,9 @@ impl PeerClient {
         let receive = async {
             let mut stream = self.call(self.control.clone().get_piece_hashes(request)).await?;
             let mut layer: Vec<Hash> = Vec::new();
-            while let Some(run) = self.next_message(&mut stream).await? {
-                let (hashes, rest) = run.hashes.as_chunks::<32>();
-                if run.first_piece as usize != layer.len() || !rest.is_empty() || hashes.is_empty() {
+            while let Some(answer) = self.next_message(&mut stream).await? {
+                let (hashes, rest) = answer.hashes.as_chunks::<32>();
+                if answer.first_piece as usize != layer.len() || !rest.is_empty() || hashes.is_empty() {
                     return Err(self.protocol_violation("sent piece hashes with gaps"));
                 }
                 if layer.len() + hashes.len() > count {
@@ -222,7 +221,7 @@ impl PeerClient {
         &self,
         id: FileId,
         units: u32,
-    ) -> Result<impl Stream<Item = Result<AvailabilityEvent, Problem>> + Send + use<>, Problem> {
+    ) -> Result<impl Stream<Item = Result<AvailabilityUpdate, WatchError>> + Send + use<>, Problem> {
         let request = v1::WatchAvailabilityRequest {
             file_id: id.to_bytes(),
         };
@@ -230,13 +229,13 @@ impl PeerClient {
             .call(self.control.clone().watch_availability(request))
             .await?;
         let Some(first) = self.next_message(&mut stream).await? else {
-            return Err(self.protocol_violation("told nothing of what it has"));
+            return Err(self.protocol_violation("ended the stream without reporting its availability"));
         };
         let client = self.clone();
         let rest = stream.map(move |event| event.map_err(|status| client.endpoint.problem(status, "peer")));
         let client = self.clone();
         let events = futures_util::stream::iter([Ok(first)]).chain(rest).enumerate();
-        Ok(events.map(move |(place, event)| client.parse_event(event?, (id, units), place == 0)))
+        Ok(events.map(move |(index, event)| client.parse_event(event?, (id, units), index == 0)))
     }
 
     /// Validates an event. The cost of an event grows with its lists, so no list may be longer than
@@ -246,79 +245,84 @@ impl PeerClient {
         &self,
         event: v1::WatchAvailabilityResponse,
         (id, units): (FileId, u32),
-        first: bool,
-    ) -> Result<AvailabilityEvent, Problem> {
+        is_first: bool,
+    ) -> Result<AvailabilityUpdate, WatchError> {
         use v1::watch_availability_response::Event;
         match event.event {
-            Some(Event::Change(_)) if first => {
-                Err(self.protocol_violation("told of a change before what it has"))
-            }
-            Some(Event::Snapshot(answer)) if answer.file_id != id.to_bytes() => Err(Problem::new(
-                // Not a violation: the peer answers the request it received, which the network may
-                // have damaged.
-                Reason::Unreachable,
-                format!(
-                    "the peer at {} was asked about {} and answered about another file",
-                    self.endpoint,
-                    id.short()
-                ),
-            )),
             Some(Event::Snapshot(answer)) => {
-                if answer.units != units {
-                    // Not a violation: because of a false record, one of the peers takes a
-                    // collection for a file.
-                    return Ok(AvailabilityEvent::UnitCountMismatch(Problem::new(
-                        Reason::NotFound,
-                        format!(
-                            "the peer at {} has it in {} units, not in {units}: one of the two takes a folder for a file",
-                            self.endpoint, answer.units
-                        ),
-                    )));
-                }
-                if answer.complete {
-                    return Ok(AvailabilityEvent::Snapshot(Availability {
-                        have: Bitfield::full(units),
-                        fetching: Bitfield::new(units),
-                    }));
-                }
-                let bits = |bytes: &[u8]| match bytes.is_empty() {
-                    true => Some(Bitfield::new(units)),
-                    false => Bitfield::from_bytes(units, bytes),
-                };
-                match (bits(&answer.have), bits(&answer.fetching)) {
-                    (Some(have), Some(fetching)) => {
-                        Ok(AvailabilityEvent::Snapshot(Availability { have, fetching }))
-                    }
-                    _ => Err(self.protocol_violation("sent a bitfield of the wrong length")),
-                }
+                let snapshot = self.parse_snapshot(&answer, id, units)?;
+                Ok(AvailabilityUpdate::Snapshot(snapshot))
+            }
+            Some(Event::Change(_)) if is_first => {
+                Err(self.protocol_violation("sent a change before a snapshot").into())
             }
             Some(Event::Change(change)) => {
                 let lists = [&change.have, &change.fetching, &change.abandoned];
                 if lists.iter().any(|list| list.len() > units as usize) {
-                    return Err(self.protocol_violation("told of more changes than there are units"));
+                    let problem = self.protocol_violation("sent a change of more units than there are");
+                    return Err(problem.into());
                 }
-                let inside = |list: Vec<u32>| list.into_iter().filter(|&unit| unit < units).collect();
-                Ok(AvailabilityEvent::Change {
-                    have: inside(change.have),
-                    fetching: inside(change.fetching),
-                    abandoned: inside(change.abandoned),
-                })
+                let in_range = |list: Vec<u32>| list.into_iter().filter(|&unit| unit < units).collect();
+                Ok(AvailabilityUpdate::Change(AvailabilityChange {
+                    have: in_range(change.have),
+                    fetching: in_range(change.fetching),
+                    abandoned: in_range(change.abandoned),
+                }))
             }
-            None => Err(self.protocol_violation("sent an event without content")),
+            None => Err(self.protocol_violation("sent an event without content").into()),
         }
     }
 
-    /// Requests spans; the chunks of the response are not validated.
+    fn parse_snapshot(
+        &self,
+        answer: &v1::AvailabilitySnapshot,
+        id: FileId,
+        units: u32,
+    ) -> Result<Availability, WatchError> {
+        if answer.file_id != id.to_bytes() {
+            // Not a violation: the peer answers the request it received, which the network may have
+            // damaged.
+            let message = format!(
+                "the peer at {} reported the availability of another file than {}",
+                self.endpoint,
+                id.short()
+            );
+            return Err(Problem::new(Reason::Unreachable, message).into());
+        }
+        if answer.units != units {
+            // Not a violation: either peer may have a false record.
+            let message = format!(
+                "the peer at {} divides it into {} units, this peer into {units}: one of the two takes a folder for a file",
+                self.endpoint, answer.units
+            );
+            let problem = Problem::new(Reason::NotFound, message);
+            return Err(WatchError::UnitCountMismatch(problem));
+        }
+        if answer.complete {
+            return Ok(Availability {
+                have: Bitfield::full(units),
+                fetching: Bitfield::new(units),
+            });
+        }
+        let bits = |bytes: &[u8]| match bytes.is_empty() {
+            true => Some(Bitfield::new(units)),
+            false => Bitfield::from_bytes(units, bytes),
+        };
+        match (bits(&answer.have), bits(&answer.fetching)) {
+            (Some(have), Some(fetching)) => Ok(Availability { have, fetching }),
+            _ => Err(self
+                .protocol_violation("sent a bitfield of the wrong length")
+                .into()),
+        }
+    }
+
+    /// Requests ranges of files; the chunks of the response are not validated.
     ///
     /// # Errors
     /// As `PeerService.Download`.
-    pub(crate) async fn download(&self, spans: Vec<v1::Span>) -> Result<DownloadStream, Problem> {
-        let sent_at = download_stream::download(
-            self.data(Duration::ZERO),
-            &self.endpoint,
-            v1::DownloadRequest { spans },
-        );
-        tokio::time::timeout(DATA_TIMEOUT, sent_at)
+    pub(crate) async fn download(&self, ranges: &[FileRange]) -> Result<DownloadStream, Problem> {
+        let answer = download_stream::download(self.data(Duration::ZERO), &self.endpoint, ranges);
+        tokio::time::timeout(DATA_TIMEOUT, answer)
             .await
             .unwrap_or_else(|_| Err(self.timed_out(DATA_TIMEOUT)))
     }
@@ -332,9 +336,7 @@ fn grpc_client(channel: Channel) -> PeerServiceClient<Channel> {
 
 #[cfg(test)]
 mod tests {
-    use potluck_core::proto::v1::{
-        AvailabilityChange, AvailabilitySnapshot, watch_availability_response::Event,
-    };
+    use potluck_core::proto::v1::watch_availability_response::Event;
 
     use super::*;
 
@@ -359,7 +361,7 @@ mod tests {
     const ID: FileId = FileId([7; 32]);
 
     fn complete(id: FileId, units: u32) -> v1::WatchAvailabilityResponse {
-        event(Event::Snapshot(AvailabilitySnapshot {
+        event(Event::Snapshot(v1::AvailabilitySnapshot {
             units,
             complete: true,
             file_id: id.to_bytes(),
@@ -367,43 +369,54 @@ mod tests {
         }))
     }
 
+    fn failure(answer: Result<AvailabilityUpdate, WatchError>) -> Reason {
+        match answer {
+            Err(WatchError::Failed(problem)) => problem.reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[tokio::test]
-    async fn another_number_of_units_is_no_lie() {
+    async fn another_number_of_units_is_no_violation() {
         let answer = PeerClient::to_nobody().parse_event(complete(ID, 9), (ID, 10), true);
         assert!(
-            matches!(answer, Ok(AvailabilityEvent::UnitCountMismatch(problem)) if problem.reason == Reason::NotFound)
+            matches!(&answer, Err(WatchError::UnitCountMismatch(problem)) if problem.reason == Reason::NotFound),
+            "{answer:?}"
         );
     }
 
     /// One flipped bit in the request makes a peer answer about a different file.
     #[tokio::test]
-    async fn an_answer_about_another_file_counts_for_nothing_and_is_no_lie() {
+    async fn an_answer_about_another_file_is_ignored_and_no_violation() {
         let answer = PeerClient::to_nobody().parse_event(complete(FileId([6; 32]), 10), (ID, 10), true);
-        assert_eq!(answer.unwrap_err().reason, Reason::Unreachable);
+        assert_eq!(failure(answer), Reason::Unreachable);
     }
 
     #[tokio::test]
-    async fn a_flood_of_availability_is_a_lie() {
+    async fn a_change_of_more_units_than_there_are_is_a_violation() {
         let client = PeerClient::to_nobody();
         let change = |times, first| {
             let have = vec![3; times];
-            let change = AvailabilityChange {
+            let change = v1::AvailabilityChange {
                 have,
                 ..Default::default()
             };
             client.parse_event(event(Event::Change(change)), (ID, 10), first)
         };
-        assert!(matches!(change(10, false), Ok(AvailabilityEvent::Change { .. })));
-        assert_eq!(change(11, false).unwrap_err().reason, Reason::VerificationFailed);
-        assert_eq!(change(10, true).unwrap_err().reason, Reason::VerificationFailed);
+        assert!(matches!(change(10, false), Ok(AvailabilityUpdate::Change(_))));
+        assert_eq!(failure(change(11, false)), Reason::VerificationFailed);
+        assert_eq!(failure(change(10, true)), Reason::VerificationFailed);
     }
 
     #[tokio::test]
-    async fn a_peer_may_tell_all_that_it_has_again() {
+    async fn a_peer_may_send_another_snapshot() {
         let client = PeerClient::to_nobody();
         for first in [true, false] {
             let answer = client.parse_event(complete(ID, 10), (ID, 10), first);
-            assert!(matches!(answer, Ok(AvailabilityEvent::Snapshot(_))), "{answer:?}");
+            assert!(
+                matches!(answer, Ok(AvailabilityUpdate::Snapshot(_))),
+                "{answer:?}"
+            );
         }
     }
 }

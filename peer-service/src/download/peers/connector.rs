@@ -3,14 +3,14 @@
 use std::{net::IpAddr, time::Duration};
 
 use futures_util::StreamExt as _;
-use potluck_core::{FileId, PeerId, Problem, Reason};
+use potluck_core::{FileId, PeerId, Problem, Reason, availability::AvailabilityUpdate};
 use rand::RngExt as _;
 use tokio::sync::mpsc;
 
 use crate::download::peers::{
-    PeerEvent,
-    client::{AvailabilityEvent, PeerClient},
+    client::{PeerClient, WatchError},
     discovery::PeerCandidate,
+    event::PeerEvent,
 };
 use potluck_swarm::PeerKey;
 
@@ -61,16 +61,16 @@ impl PeerConnector {
                 Ok(()) => return,
                 Err(problem) => problem,
             };
-            let useless = matches!(
+            let is_unusable = matches!(
                 problem.reason,
-                Reason::VerificationFailed | Reason::InvalidAddress
-            ) || problem.reason == Reason::Cancelled;
-            let event = if useless {
+                Reason::VerificationFailed | Reason::InvalidAddress | Reason::Cancelled
+            );
+            let event = if is_unusable {
                 PeerEvent::Unusable(problem)
             } else {
                 PeerEvent::Lost(problem)
             };
-            if self.send_event(event).await.is_none() || useless {
+            if self.send_event(event).await.is_none() || is_unusable {
                 return;
             }
             if started.elapsed() > MAX_RETRY {
@@ -96,7 +96,7 @@ impl PeerConnector {
             return Err(Problem::new(Reason::Cancelled, "this is the peer itself"));
         }
         let sent_at = tokio::time::Instant::now();
-        let mut events = std::pin::pin!(client.availability(self.id, self.units).await?);
+        let mut updates = std::pin::pin!(client.availability(self.id, self.units).await?);
         let round_trip = sent_at.elapsed();
         if self
             .send_event(PeerEvent::Connected(Box::new(client.clone()), round_trip))
@@ -106,20 +106,21 @@ impl PeerConnector {
             return Ok(());
         }
         let mut is_first = true;
-        while let Some(event) = events.next().await {
-            let event = event?;
-            let repeats = matches!(event, AvailabilityEvent::Snapshot(_)) && !std::mem::take(&mut is_first);
-            let event = match event {
-                AvailabilityEvent::UnitCountMismatch(problem) => {
+        while let Some(update) = updates.next().await {
+            let update = match update {
+                Ok(update) => update,
+                Err(WatchError::UnitCountMismatch(problem)) => {
                     self.send_event(PeerEvent::UnitCountMismatch).await;
                     return Err(problem);
                 }
-                event => PeerEvent::Availability(event),
+                Err(WatchError::Failed(problem)) => return Err(problem),
             };
-            if self.send_event(event).await.is_none() {
+            let is_repeated =
+                matches!(update, AvailabilityUpdate::Snapshot(_)) && !std::mem::take(&mut is_first);
+            if self.send_event(PeerEvent::Availability(update)).await.is_none() {
                 return Ok(());
             }
-            let pause = if repeats { SNAPSHOT_PAUSE } else { EVENT_PAUSE };
+            let pause = if is_repeated { SNAPSHOT_PAUSE } else { EVENT_PAUSE };
             tokio::time::sleep(pause).await;
         }
         Err(Problem::new(

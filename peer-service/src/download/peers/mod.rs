@@ -11,6 +11,8 @@ pub(crate) mod client;
 mod connector;
 pub(crate) mod diagnostics;
 pub(crate) mod discovery;
+pub(crate) mod download_stream;
+pub(crate) mod event;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,8 +26,9 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::download::peers::{
-    client::{AvailabilityEvent, PeerClient},
+    client::PeerClient,
     discovery::{Host, HostTurns, PeerCandidate},
+    event::PeerEvent,
 };
 use connector::{PeerConnector, wait_after};
 use potluck_swarm::{CROWD_PEERS, PeerKey};
@@ -46,21 +49,6 @@ const SILENT: Duration = Duration::from_secs(1);
 
 /// Silent peers of one host after which the host's other peers come last.
 const SILENT_HOST: u32 = 2;
-
-/// An event of a peer.
-#[derive(Debug)]
-pub(crate) enum PeerEvent {
-    /// The peer is connected; with the round-trip time of a call without data.
-    Connected(Box<PeerClient>, Duration),
-    /// The peer's availability, or a change to it.
-    Availability(AvailabilityEvent),
-    /// The peer reports a different number of units: one of the two takes a collection for a file.
-    UnitCountMismatch,
-    /// The connection was lost or failed; it is retried later.
-    Lost(Problem),
-    /// The peer is this peer itself or violates the protocol; it is not retried.
-    Unusable(Problem),
-}
 
 /// The connection state of a peer, apart from the swarm's view of it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -270,11 +270,12 @@ async fn fetch_units(
     let lie = |what: String| Problem::new(Reason::VerificationFailed, what);
     let deadline = Instant::now() + MANIFEST_TIMEOUT;
     let late = |_| Problem::new(Reason::TimedOut, "sending the manifest took too long");
-    let mut assembly = UnitAssembler::new(&plan, &units);
-    let opened = timeout_at(deadline, client.download(assembly.next_spans(u64::MAX))).await;
+    let mut assembler = UnitAssembler::new(&plan, &units);
+    let ranges = assembler.next_ranges(u64::MAX);
+    let opened = timeout_at(deadline, client.download(&ranges)).await;
     let mut stream = opened.map_err(late)??;
     let mut done = Vec::with_capacity(units.len());
-    while assembly.current().is_some() {
+    while assembler.current().is_some() {
         let part = match timeout_at(deadline, stream.next()).await.map_err(late) {
             Ok(Ok(Some(part))) => part,
             _ if !done.is_empty() => break,
@@ -284,7 +285,7 @@ async fn fetch_units(
                 return Err(Problem::new(Reason::NotPotluck, message));
             }
         };
-        let taken = assembly.push(part);
+        let taken = assembler.push(part);
         if let Some((place, data)) = taken.map_err(|error| lie(error.to_string()))? {
             let (checks, unit) = (Arc::clone(&checks), units[place]);
             let good = blocking(move || checks.verify(unit, &data).then_some(data)).await?;

@@ -5,22 +5,18 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use futures_util::{Stream, stream};
 use potluck_core::{
     FileId, Problem,
-    availability::Availability,
-    bitfield::Bitfield,
+    availability::{Availability, AvailabilityChange, AvailabilityUpdate},
     grpc::limiter::Permit,
-    proto::v1::{self, watch_availability_response::Event},
 };
 use tokio::sync::watch;
-use tonic::Status;
 
 use crate::{
     content::Content,
     fs::blocking::blocking,
-    upload::{UploadShared, in_flight_sends::UnitSends, not_found},
+    upload::{crowd::in_flight_sends::UnitSends, refusal::not_found, shared::UploadShared},
 };
 
 /// Minimum interval over which changes are coalesced: short compared with the time that a piece
@@ -82,19 +78,19 @@ impl SentAvailability {
 
 impl SentComplete {
     /// The change in the units being sent since the last report.
-    fn difference(&mut self, sends: &UnitSends) -> Option<Event> {
+    fn difference(&mut self, sends: &UnitSends) -> Option<AvailabilityUpdate> {
         let now = sends.units();
         let not_in = |some: &[u32], others: &[u32]| -> Vec<u32> {
             let new = some.iter().filter(|unit| others.binary_search(unit).is_err());
             new.copied().take(MAX_UNITS).collect()
         };
-        let change = v1::AvailabilityChange {
+        let change = AvailabilityChange {
             have: Vec::new(),
             fetching: not_in(&now, &self.in_flight),
             abandoned: not_in(&self.in_flight, &now),
         };
         self.in_flight = now;
-        (change != v1::AvailabilityChange::default()).then_some(Event::Change(change))
+        (!change.is_empty()).then_some(AvailabilityUpdate::Change(change))
     }
 }
 
@@ -105,7 +101,7 @@ struct AvailabilityWatch {
     /// Each watcher holds one reference, so the reference count is the number of watchers.
     in_flight: Arc<UnitSends>,
     changes: Option<watch::Receiver<u64>>,
-    queue: VecDeque<Event>,
+    queue: VecDeque<AvailabilityUpdate>,
     _permit: Permit,
 }
 
@@ -138,7 +134,7 @@ pub(crate) async fn watch(
     service: Arc<UploadShared>,
     id: FileId,
     permit: Permit,
-) -> Result<impl Stream<Item = Result<v1::WatchAvailabilityResponse, Status>> + Send + use<>, Problem> {
+) -> Result<impl Stream<Item = Result<AvailabilityUpdate, Problem>> + Send + use<>, Problem> {
     let shared = service.clone();
     let first = blocking(move || {
         let content = shared.find(&id)?;
@@ -148,7 +144,7 @@ pub(crate) async fn watch(
         Ok::<_, Problem>((units, changes, shared.in_flight_sends.sends_of(&id, &plan)))
     });
     let (units, changes, sends) = first.await??;
-    let queue = VecDeque::from([snapshot(&id, &units)]);
+    let queue = VecDeque::from([AvailabilityUpdate::Snapshot(units.clone())]);
     let sent = SentAvailability::new(units, &sends);
     let watch = AvailabilityWatch {
         shared: service,
@@ -162,50 +158,48 @@ pub(crate) async fn watch(
     Ok(stream::unfold(Some(watch), |watch| async {
         let mut watch = watch?;
         match watch.next().await {
-            Ok(event) => Some((
-                Ok(v1::WatchAvailabilityResponse { event: Some(event) }),
-                Some(watch),
-            )),
-            Err(problem) => Some((Err(problem.into()), None)),
+            Ok(update) => Some((Ok(update), Some(watch))),
+            Err(problem) => Some((Err(problem), None)),
         }
     }))
 }
 
 /// Why a watcher woke.
-enum Woken {
+enum WakeReason {
     /// The units may have changed.
-    Units,
+    UnitsChanged,
     /// The content was removed or replaced: a file was hashed again, or a download finished. The
     /// units may be the same. A snapshot is sent anyway, because a peer whose request was refused
     /// meanwhile must learn that the unit is available again.
-    OfferEnded,
+    ContentReplaced,
     /// The set of units being sent changed.
-    Sending,
+    SendsChanged,
 }
 
 /// Waits until the units may have changed.
-async fn wait_for_change(changes: &mut Option<watch::Receiver<u64>>) -> Woken {
+async fn wait_for_change(changes: &mut Option<watch::Receiver<u64>>) -> WakeReason {
     match changes {
         Some(changes) => match changes.changed().await {
-            Ok(()) => Woken::Units,
-            Err(_) => Woken::OfferEnded,
+            Ok(()) => WakeReason::UnitsChanged,
+            Err(_) => WakeReason::ContentReplaced,
         },
         None => std::future::pending().await,
     }
 }
 
 impl AvailabilityWatch {
-    async fn next(&mut self) -> Result<Event, Problem> {
+    async fn next(&mut self) -> Result<AvailabilityUpdate, Problem> {
         loop {
-            if let Some(event) = self.queue.pop_front() {
-                return Ok(event);
+            if let Some(update) = self.queue.pop_front() {
+                return Ok(update);
             }
             let woken = tokio::select! {
                 woken = wait_for_change(&mut self.changes) => woken,
-                () = self.sent.in_flight_changed() => Woken::Sending,
+                () = self.sent.in_flight_changed() => WakeReason::SendsChanged,
             };
             tokio::time::sleep(coalesce_interval(self.shared.watcher_count())).await;
-            if let (SentAvailability::Complete(complete), Woken::Sending) = (&mut self.sent, &woken) {
+            if let (SentAvailability::Complete(complete), WakeReason::SendsChanged) = (&mut self.sent, &woken)
+            {
                 self.queue.extend(complete.difference(&self.in_flight));
                 continue;
             }
@@ -220,19 +214,19 @@ impl AvailabilityWatch {
                 None => current_availability(&self.shared, self.id).await?,
             };
             self.changes = changes;
-            let sent = match woken {
-                Woken::OfferEnded => None,
-                Woken::Units | Woken::Sending => difference(&self.sent, &units),
+            let updates = match woken {
+                WakeReason::ContentReplaced => None,
+                WakeReason::UnitsChanged | WakeReason::SendsChanged => difference(&self.sent, &units),
             };
-            match sent {
-                Some(changes) => {
-                    self.queue = changes.into();
+            match updates {
+                Some(updates) => {
+                    self.queue = updates.into();
                     if let SentAvailability::Partial(_) = self.sent {
                         self.sent = SentAvailability::new(units, &self.in_flight);
                     }
                 }
                 None => {
-                    self.queue = VecDeque::from([snapshot(&self.id, &units)]);
+                    self.queue = VecDeque::from([AvailabilityUpdate::Snapshot(units.clone())]);
                     self.sent = SentAvailability::new(units, &self.in_flight);
                 }
             }
@@ -240,24 +234,9 @@ impl AvailabilityWatch {
     }
 }
 
-fn snapshot(id: &FileId, units: &Availability) -> Event {
-    let complete = units.have.is_full();
-    let bytes = |bits: &Bitfield| match complete {
-        true => Bytes::new(),
-        false => Bytes::copy_from_slice(bits.as_bytes()),
-    };
-    Event::Snapshot(v1::AvailabilitySnapshot {
-        units: units.have.len(),
-        complete,
-        have: bytes(&units.have),
-        fetching: bytes(&units.fetching),
-        file_id: id.to_bytes(),
-    })
-}
-
 /// The changes from the sent state to the current one. `None` if units were lost: a change cannot
 /// express that, so the caller sends a snapshot.
-fn difference(sent: &SentAvailability, now: &Availability) -> Option<Vec<Event>> {
+fn difference(sent: &SentAvailability, now: &Availability) -> Option<Vec<AvailabilityUpdate>> {
     let before = match sent {
         SentAvailability::Complete(sent) if now.have.is_full() && now.have.len() == sent.units => {
             return Some(Vec::new());
@@ -268,55 +247,59 @@ fn difference(sent: &SentAvailability, now: &Availability) -> Option<Vec<Event>>
     if before.have.ones_not_in(&now.have).next().is_some() {
         return None;
     }
-    let have = now.have.ones_not_in(&before.have);
-    let not_here = |unit: &u32| !now.have.get(*unit);
-    let fetching = now.fetching.ones_not_in(&before.fetching).filter(not_here);
-    let abandoned = before.fetching.ones_not_in(&now.fetching).filter(not_here);
-    let mut events = Vec::new();
-    let mut add = |units: Vec<u32>, put: fn(Vec<u32>) -> v1::AvailabilityChange| {
-        events.extend(
-            units
-                .chunks(MAX_UNITS)
-                .map(|run| Event::Change(put(run.to_vec()))),
-        );
+    let is_missing = |unit: &u32| !now.have.get(*unit);
+    let change = AvailabilityChange {
+        have: now.have.ones_not_in(&before.have).collect(),
+        fetching: now
+            .fetching
+            .ones_not_in(&before.fetching)
+            .filter(is_missing)
+            .collect(),
+        abandoned: before
+            .fetching
+            .ones_not_in(&now.fetching)
+            .filter(is_missing)
+            .collect(),
     };
-    let (have, fetching, abandoned): (Vec<_>, Vec<_>, Vec<_>) =
-        (have.collect(), fetching.collect(), abandoned.collect());
-    if have.len() + fetching.len() + abandoned.len() <= MAX_UNITS {
-        if !(have.is_empty() && fetching.is_empty() && abandoned.is_empty()) {
-            events.push(Event::Change(v1::AvailabilityChange {
-                have,
-                fetching,
-                abandoned,
-            }));
-        }
-        return Some(events);
-    }
-    add(have, |have| v1::AvailabilityChange {
+    let changes = match change.len() {
+        0 => Vec::new(),
+        1..=MAX_UNITS => vec![change],
+        _ => split(&change),
+    };
+    Some(changes.into_iter().map(AvailabilityUpdate::Change).collect())
+}
+
+/// Splits a change into several of at most [`MAX_UNITS`] units each.
+fn split(change: &AvailabilityChange) -> Vec<AvailabilityChange> {
+    let mut parts = Vec::new();
+    let mut add = |units: &[u32], with: fn(Vec<u32>) -> AvailabilityChange| {
+        parts.extend(units.chunks(MAX_UNITS).map(|run| with(run.to_vec())));
+    };
+    add(&change.have, |have| AvailabilityChange {
         have,
         ..Default::default()
     });
-    add(fetching, |fetching| v1::AvailabilityChange {
+    add(&change.fetching, |fetching| AvailabilityChange {
         fetching,
         ..Default::default()
     });
-    add(abandoned, |abandoned| v1::AvailabilityChange {
+    add(&change.abandoned, |abandoned| AvailabilityChange {
         abandoned,
         ..Default::default()
     });
-    Some(events)
+    parts
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use potluck_core::{collection::plan::Plan, grpc::limiter::MaxShare};
+    use potluck_core::{bitfield::Bitfield, collection::plan::Plan, grpc::limiter::MaxShare};
 
     use super::*;
-    use crate::upload::in_flight_sends::InFlightSends;
+    use crate::upload::crowd::in_flight_sends::InFlightSends;
 
-    fn board() -> Arc<UnitSends> {
+    fn no_sends() -> Arc<UnitSends> {
         let id = FileId([0; 32]);
         let plan = Arc::new(Plan::of_file(id, 4).unwrap());
         InFlightSends::new(MaxShare::ALL).sends_of(&id, &plan)
@@ -339,7 +322,7 @@ mod tests {
     proptest! {
         /// A watcher that applies every change knows the current availability.
         #[test]
-        fn a_watcher_that_applies_changes_knows_what_there_is(
+        fn a_watcher_that_applies_changes_knows_the_availability(
             before in proptest::collection::vec(0u32..40, 0..20),
             more in proptest::collection::vec(0u32..40, 0..20),
             fetching in proptest::collection::vec(0u32..40, 0..20),
@@ -347,10 +330,10 @@ mod tests {
         ) {
             let mut known = units(40, &before, &fetching);
             let now = units(40, &[before, more].concat(), &fetching_now);
-            let told = SentAvailability::new(known.clone(), &board());
-            prop_assume!(matches!(told, SentAvailability::Partial(_)));
-            for event in difference(&told, &now).unwrap() {
-                let Event::Change(change) = event else { panic!("a change is told") };
+            let sent = SentAvailability::new(known.clone(), &no_sends());
+            prop_assume!(matches!(sent, SentAvailability::Partial(_)));
+            for update in difference(&sent, &now).unwrap() {
+                let AvailabilityUpdate::Change(change) = update else { panic!("not a change") };
                 for unit in change.have {
                     known.have.set(unit, true);
                     known.fetching.set(unit, false);
@@ -367,10 +350,27 @@ mod tests {
     }
 
     #[test]
-    fn what_was_lost_cannot_be_told_as_a_change() {
-        let sent = SentAvailability::new(units(4, &[0, 1], &[]), &board());
+    fn a_large_change_is_split() {
+        let change = AvailabilityChange {
+            have: (0..MAX_UNITS as u32 + 1).collect(),
+            fetching: vec![7],
+            abandoned: vec![8],
+        };
+        let parts = split(&change);
+        let lens: Vec<usize> = parts.iter().map(AvailabilityChange::len).collect();
+        assert_eq!(lens, [MAX_UNITS, 1, 1, 1]);
+        assert_eq!(
+            parts.iter().flat_map(|part| &part.have).count(),
+            change.have.len()
+        );
+        assert_eq!((&parts[2].fetching, &parts[3].abandoned), (&vec![7], &vec![8]));
+    }
+
+    #[test]
+    fn lost_units_need_a_snapshot() {
+        let sent = SentAvailability::new(units(4, &[0, 1], &[]), &no_sends());
         assert_eq!(difference(&sent, &units(4, &[0], &[])), None);
-        let sent = SentAvailability::new(units(2, &[0, 1], &[]), &board());
+        let sent = SentAvailability::new(units(2, &[0, 1], &[]), &no_sends());
         assert_eq!(difference(&sent, &units(2, &[0], &[])), None);
         assert_eq!(difference(&sent, &units(2, &[0, 1], &[])), Some(Vec::new()));
     }

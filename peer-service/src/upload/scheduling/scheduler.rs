@@ -33,7 +33,7 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::upload::connection_queue::{ConnectionQueue, IDLE_TIMEOUT, PERMIT_TIMEOUT};
+use crate::upload::scheduling::connection_queue::{ConnectionQueue, IDLE_TIMEOUT, PERMIT_TIMEOUT};
 
 /// Chunks that may be sent at the same time. With one, the link idles whenever its receiver's link
 /// is busy; with four, it does not in a crowd of sixteen.
@@ -94,16 +94,16 @@ impl SendScheduler {
     }
 
     /// Adds a connection. `client` does not count as idle while the connection holds chunks.
-    pub fn outlet_of(&self, client: ClientConnection) -> ConnectionHandle {
+    pub fn add_client(&self, client: ClientConnection) -> ConnectionHandle {
         self.open(client.client(), Some(client))
     }
 
     /// Adds a connection of which only the address is known.
-    pub fn add_connection(&self, source: ClientAddress) -> ConnectionHandle {
-        self.open(source, None)
+    pub fn add_connection(&self, address: ClientAddress) -> ConnectionHandle {
+        self.open(address, None)
     }
 
-    fn open(&self, source: ClientAddress, client: Option<ClientConnection>) -> ConnectionHandle {
+    fn open(&self, address: ClientAddress, client: Option<ClientConnection>) -> ConnectionHandle {
         let mut state = self.state();
         let number = state.next_number();
         let queue = ConnectionQueue::default();
@@ -113,7 +113,7 @@ impl SendScheduler {
         ConnectionHandle(Arc::new(ConnectionShared {
             scheduler: self.clone(),
             number,
-            client_address: source,
+            client_address: address,
             client,
             disconnect,
         }))
@@ -138,13 +138,13 @@ impl SendScheduler {
     }
 
     async fn acquire_permit(&self) -> OwnedSemaphorePermit {
-        let place = Arc::clone(&self.shared.permits).acquire_owned();
-        tokio::pin!(place);
+        let permit = Arc::clone(&self.shared.permits).acquire_owned();
+        tokio::pin!(permit);
         loop {
             // Cancel-safe: the future is pinned outside the loop and keeps its position in the
             // queue.
-            match tokio::time::timeout(PERMIT_TIMEOUT, &mut place).await {
-                Ok(Ok(place)) => return place,
+            match tokio::time::timeout(PERMIT_TIMEOUT, &mut permit).await {
+                Ok(Ok(permit)) => return permit,
                 Ok(Err(_)) => unreachable!("the semaphore is never closed"),
                 Err(_) => self.evict_overdue(),
             }
@@ -252,19 +252,19 @@ impl ConnectionHandle {
     /// Waits for the permission to send one chunk. Does not wait if the connection is on
     /// probation.
     pub(crate) async fn acquire(&self) -> SendPermit {
-        let way = &self.0;
+        let shared = &self.0;
         let keeps_up = |state: &SchedulerState| {
             state
                 .queues
-                .get(&way.number)
+                .get(&shared.number)
                 .is_none_or(ConnectionQueue::keeps_up)
         };
-        let slow = !keeps_up(&way.scheduler.state());
+        let slow = !keeps_up(&shared.scheduler.state());
         let permit = match slow {
             true => None,
-            false => Some(way.scheduler.acquire_permit().await),
+            false => Some(shared.scheduler.acquire_permit().await),
         };
-        let mut state = way.scheduler.state();
+        let mut state = shared.scheduler.state();
         // If the connection was put on probation while this waited, it must not hold a permit.
         let (permit, unused) = match keeps_up(&state) {
             true => (permit, None),
@@ -288,35 +288,35 @@ impl ConnectionHandle {
         permit: Option<OwnedSemaphorePermit>,
         counts: bool,
     ) -> SendPermit {
-        let way = &self.0;
+        let shared = &self.0;
         let chunk = state.next_number();
         let since = Instant::now();
-        if let Some(queue) = state.queues.get_mut(&way.number) {
+        if let Some(queue) = state.queues.get_mut(&shared.number) {
             queue.push(chunk, since, permit, counts);
         }
         SendPermit {
-            connection: Arc::clone(way),
+            connection: Arc::clone(shared),
             chunk,
-            _activity: way.client.as_ref().map(ClientConnection::activity),
+            _activity: shared.client.as_ref().map(ClientConnection::activity),
         }
     }
 
-    /// Closes the connection that has stalled the longest, if that is at least `stalled_for`.
+    /// Closes the connection that has stalled the longest, if that is at least `min_stall`.
     /// Returns whether a connection was closed, either now or within [`EVICTION_INTERVAL`]. Scans
     /// all connections.
-    pub(crate) fn evict_slowest(&self, stalled_for: Duration) -> bool {
+    pub(crate) fn evict_slowest(&self, min_stall: Duration) -> bool {
         let now = Instant::now();
         let mut state = self.0.scheduler.state();
-        let recently = |disconnect: &Instant| now.duration_since(*disconnect) < EVICTION_INTERVAL;
-        if state.last_eviction.as_ref().is_some_and(recently) {
+        let is_recent = |eviction: Instant| now.duration_since(eviction) < EVICTION_INTERVAL;
+        if state.last_eviction.is_some_and(is_recent) {
             return true;
         }
         let open = state
             .queues
             .values()
             .filter(|queue| !queue.disconnect().is_cancelled());
-        let idlest = open.max_by_key(|queue| queue.stalled_for(now));
-        let Some(queue) = idlest.filter(|queue| queue.stalled_for(now) >= stalled_for) else {
+        let slowest = open.max_by_key(|queue| queue.stalled_for(now));
+        let Some(queue) = slowest.filter(|queue| queue.stalled_for(now) >= min_stall) else {
             return false;
         };
         queue.disconnect().cancel();
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_asked_first_goes_first_once_a_chunk_is_out() {
+    async fn permits_are_granted_in_the_order_of_requests() {
         let scheduler = SendScheduler::new();
         let mut taken = taken(&scheduler).await;
         let (first, second) = (
@@ -369,12 +369,15 @@ mod tests {
         assert!((&mut one).now_or_never().is_none());
         assert!((&mut two).now_or_never().is_none());
         drop(taken.remove(2));
-        assert!((&mut two).now_or_never().is_none(), "it is not its turn");
+        assert!(
+            (&mut two).now_or_never().is_none(),
+            "the first request comes first"
+        );
         assert!((&mut one).now_or_never().is_some());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_does_not_take_its_chunk_keeps_nobody_waiting_for_long() {
+    async fn a_receiver_that_does_not_read_delays_others_for_a_short_time_only() {
         let scheduler = SendScheduler::new();
         let silent = taken(&scheduler).await;
         let other = scheduler.add_connection(ClientAddress::LOCAL);
@@ -388,15 +391,12 @@ mod tests {
         for _ in 1..SEND_PERMITS {
             permits.push(other.acquire().now_or_never().unwrap());
         }
-        assert!(other.acquire().now_or_never().is_none(), "all places are taken");
+        assert!(other.acquire().now_or_never().is_none(), "all permits are taken");
     }
 
     /// Stalls the connection until it loses its permit.
     async fn stall(scheduler: &SendScheduler, slow: &ConnectionHandle) {
-        let stalled = slow
-            .acquire()
-            .now_or_never()
-            .expect("it waits for its turn, and it is");
+        let stalled = slow.acquire().now_or_never().expect("a permit is free");
         let permits: Vec<_> = std::iter::repeat_with(|| {
             scheduler
                 .add_connection(ClientAddress::LOCAL)
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_keeps_up_again_waits_for_its_turn_again_but_later_each_time() {
+    async fn a_connection_that_keeps_up_ends_its_probation_later_each_time() {
         let scheduler = SendScheduler::new();
         let slow = scheduler.add_connection(ClientAddress::LOCAL);
         for strike in 0..3 {
@@ -418,7 +418,7 @@ mod tests {
             for _ in 0..1 << strike {
                 let full = taken(&scheduler).await;
                 let unscheduled = slow.acquire().now_or_never();
-                assert!(unscheduled.is_some(), "it is sent to beside the others");
+                assert!(unscheduled.is_some(), "it sends without a permit");
                 drop((full, unscheduled));
             }
             let full = taken(&scheduler).await;
@@ -431,28 +431,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_small_goes_beside_the_others_and_pays_no_debt() {
+    async fn small_messages_need_no_permit_and_do_not_end_a_probation() {
         let scheduler = SendScheduler::new();
         let slow = scheduler.add_connection(ClientAddress::LOCAL);
         stall(&scheduler, &slow).await;
         drop(slow.unscheduled());
         let full = taken(&scheduler).await;
         let unscheduled = slow.acquire().now_or_never();
-        assert!(unscheduled.is_some(), "it still owes a chunk");
+        assert!(unscheduled.is_some(), "it is still on probation");
         drop(unscheduled);
         assert!(
             slow.acquire().now_or_never().is_none(),
             "it waits like the others"
         );
-        let _lies = slow.unscheduled();
+        let _queued = slow.unscheduled();
         tokio::time::sleep(IDLE_TIMEOUT).await;
         drop(full);
-        assert!(slow.evict_slowest(IDLE_TIMEOUT), "it lies like any chunk");
+        assert!(
+            slow.evict_slowest(IDLE_TIMEOUT),
+            "it counts as queued like any chunk"
+        );
         assert!(slow.disconnected().now_or_never().is_some());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_that_ends_gives_its_places_back() {
+    async fn a_connection_that_ends_releases_its_permits() {
         let scheduler = SendScheduler::new();
         let mut taken = taken(&scheduler).await;
         let next = scheduler.add_connection(ClientAddress::LOCAL);
@@ -462,7 +465,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_leaves_a_chunk_lying_is_cut() {
+    async fn a_connection_that_never_releases_a_chunk_is_closed() {
         let scheduler = SendScheduler::new();
         let stop = CancellationToken::new();
         let watching = tokio::spawn(scheduler.clone().run_eviction(stop.clone()));
@@ -470,7 +473,7 @@ mod tests {
             scheduler.add_connection(ClientAddress::LOCAL),
             scheduler.add_connection(ClientAddress::LOCAL),
         );
-        let _lies = silent.acquire().await;
+        let _queued = silent.acquire().await;
         let start = Instant::now();
         while start.elapsed() < IDLE_TIMEOUT - SWEEP_INTERVAL {
             let _taken = reader.acquire().await;
@@ -485,7 +488,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_one_that_is_not_read_for_longest_makes_room_for_others() {
+    async fn the_connection_that_stalled_longest_is_evicted() {
         let scheduler = SendScheduler::new();
         let idle = Duration::from_secs(1);
         let (first, second, third) = (
@@ -506,13 +509,13 @@ mod tests {
         );
         assert!(
             third.evict_slowest(idle),
-            "what that one held is about to be free"
+            "the resources of the first are about to be free"
         );
         assert!(!disconnect(&second));
         tokio::time::sleep(EVICTION_INTERVAL).await;
         assert!(third.evict_slowest(idle));
         tokio::time::sleep(EVICTION_INTERVAL).await;
-        assert!(!third.evict_slowest(idle), "the last was handed over just now");
+        assert!(!third.evict_slowest(idle), "the last has not stalled long enough");
         assert_eq!(
             [disconnect(&first), disconnect(&second), disconnect(&third)],
             [true, true, false]

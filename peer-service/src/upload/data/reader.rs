@@ -10,7 +10,7 @@ use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
 use bytes::Bytes;
 use potluck_core::{Problem, Reason, grpc::download_codec::ChunkHeader};
 
-use crate::{content::Content, fs::page_cache, upload::buffers::BufferPool};
+use crate::{content::Content, fs::page_cache, upload::data::buffers::BufferPool};
 
 /// Maximum bytes of data in a batch: large enough for a low cost per byte, small enough to hold one
 /// batch for each of many readers.
@@ -81,13 +81,13 @@ impl SpanReader {
         // [`Content::try_open`] opens only such files.
         self.never_waits = true;
         // The error is not used: the blocking read that follows finds the cause.
-        let not_now = || Problem::new(Reason::Internal, "not in memory");
+        let not_cached = || Problem::new(Reason::Internal, "not in the page cache");
         let batch = self.fill(
             max,
-            |content, range| content.try_open(range).ok_or_else(not_now),
+            |content, range| content.try_open(range).ok_or_else(not_cached),
             |content, file, range, bytes| {
-                let good = page_cache::read_cached(file, range.start, bytes) && content.is_unchanged(file);
-                good.then_some(()).ok_or_else(not_now)
+                let is_good = page_cache::read_cached(file, range.start, bytes) && content.is_unchanged(file);
+                is_good.then_some(()).ok_or_else(not_cached)
             },
         );
         batch.ok().filter(|batch| batch.data > 0)
@@ -213,5 +213,8 @@ fn read_ahead(file: &File, rest: &Range<u64>) {
 fn unreadable(content: &dyn Content, error: &io::Error) -> Problem {
     let id = content.id();
     tracing::warn!(%id, %error, "a shared file cannot be read");
-    Problem::new(Reason::StoreUnavailable, format!("{id} cannot be read here now"))
+    Problem::new(
+        Reason::StoreUnavailable,
+        format!("this peer cannot read {id} now"),
+    )
 }

@@ -1,18 +1,30 @@
-//! Bounded work while a disk hangs.
+//! Work is bounded while a disk hangs.
 
-use std::{fs::File, io::Write as _, ops::Range, sync::mpsc};
+use std::{
+    fs::File,
+    io::Write as _,
+    ops::Range,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
 
 use futures_util::StreamExt as _;
 use parking_lot::Mutex;
 use potluck_core::{
-    Root,
+    FileId, PeerId, Problem, Reason, Root,
     availability::Availability,
+    grpc::limiter::ClientAddress,
     identity::merkle::Hash,
     model::{FileKind, FileRecord},
+    proto::v1,
 };
 use tokio::sync::{Notify, watch};
 
-use super::*;
+use crate::{
+    content::{Content, ContentSource},
+    limits::Limits,
+    upload::{PeerApi, SendScheduler},
+};
 
 /// Batch size for a connection that is not known to be fast, in bytes.
 const BATCH: u64 = 64 * 1024;
@@ -22,17 +34,17 @@ const BATCH: u64 = 64 * 1024;
 struct HungDiskContent {
     file: Arc<File>,
     record: FileRecord,
-    answers: Mutex<(usize, mpsc::Receiver<()>)>,
-    asked: Arc<Notify>,
+    accesses: Mutex<(usize, mpsc::Receiver<()>)>,
+    hanging: Arc<Notify>,
 }
 
 impl HungDiskContent {
-    fn ask(&self) {
-        let (answers, revived) = &mut *self.answers.lock();
-        match answers.checked_sub(1) {
-            Some(left) => *answers = left,
+    fn access(&self) {
+        let (left, revived) = &mut *self.accesses.lock();
+        match left.checked_sub(1) {
+            Some(fewer) => *left = fewer,
             None => {
-                self.asked.notify_one();
+                self.hanging.notify_one();
                 // Returns an error once the sender is dropped.
                 let _ = revived.recv();
             }
@@ -71,7 +83,7 @@ impl Content for HungDiskContent {
     }
 
     fn availability(&self) -> Availability {
-        unreachable!("nobody watches it")
+        unreachable!("not watched")
     }
 
     fn changes(&self) -> Option<watch::Receiver<u64>> {
@@ -79,7 +91,7 @@ impl Content for HungDiskContent {
     }
 
     fn open(&self, _: Range<u64>) -> Result<Arc<File>, Problem> {
-        self.ask();
+        self.access();
         Ok(self.file.clone())
     }
 
@@ -92,20 +104,20 @@ impl Content for HungDiskContent {
     }
 
     fn check_unchanged(&self, _: &File) -> Result<(), Problem> {
-        self.ask();
+        self.access();
         Ok(())
     }
 }
 
 #[tokio::test]
-async fn a_read_that_hangs_keeps_its_slot_though_nobody_waits_for_it() {
+async fn a_hanging_read_keeps_its_slot_after_its_caller_left() {
     // The disk hangs immediately, or after the first batch, which takes one open and one check.
-    for (answers, batches) in [(0, 0), (2, 1)] {
+    for (accesses, batches) in [(0, 0), (2, 1)] {
         let (revive, revived) = mpsc::channel();
         let size = 2 * BATCH;
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&vec![1; size as usize]).unwrap();
-        let asked = Arc::new(Notify::new());
+        let hanging = Arc::new(Notify::new());
         let root = Root([1; 32]);
         let record = FileRecord {
             id: FileId::derive(size, &root),
@@ -117,8 +129,8 @@ async fn a_read_that_hangs_keeps_its_slot_though_nobody_waits_for_it() {
         let content = Arc::new(HungDiskContent {
             file: Arc::new(file),
             record,
-            answers: Mutex::new((answers, revived)),
-            asked: asked.clone(),
+            accesses: Mutex::new((accesses, revived)),
+            hanging: hanging.clone(),
         });
         let limits = Limits::new(0, 0, 1);
         let api = PeerApi::new(
@@ -136,27 +148,27 @@ async fn a_read_that_hangs_keeps_its_slot_though_nobody_waits_for_it() {
             };
             api.download(v1::DownloadRequest { spans: vec![span] }, connection)
         };
-        let got = Mutex::new(0);
-        let follow = async {
+        let received = Mutex::new(0);
+        let receive = async {
             let mut stream = std::pin::pin!(download().await.unwrap());
             while let Some(batch) = stream.next().await {
                 batch.unwrap();
-                *got.lock() += 1;
+                *received.lock() += 1;
             }
         };
         tokio::select! {
-            () = follow => panic!("the disk does not answer"),
-            () = asked.notified() => {}
+            () = receive => panic!("the disk hangs"),
+            () = hanging.notified() => {}
         }
         // The caller has dropped its request, and the slot is still in use.
-        assert_eq!((limits.active_uploads(), *got.lock()), (1, batches));
-        let problem = download().await.err().expect("there is no other slot");
+        assert_eq!((limits.active_uploads(), *received.lock()), (1, batches));
+        let problem = download().await.err().expect("the only slot is taken");
         assert_eq!(problem.reason, Reason::Busy);
         drop(revive);
         while limits.active_uploads() > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let stream = download().await.expect("the disk answers");
+        let stream = download().await.expect("the disk works again");
         assert_eq!(stream.count().await, 2);
         assert_eq!(limits.active_uploads(), 0);
     }

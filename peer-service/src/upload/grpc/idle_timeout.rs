@@ -4,7 +4,7 @@
 //! watchdog drops such a stream. Time in which the stream itself has no item does not count.
 //!
 //! Non-goal: items that were already handed over. Chunks and lists of hashes, which are large, also
-//! have the timeouts of [`crate::upload::scheduler`].
+//! have the timeouts of [`crate::upload::scheduling`].
 
 use std::{
     fmt,
@@ -48,7 +48,7 @@ struct IdleTimeoutState<T> {
 
 impl<T> fmt::Debug for IdleTimeoutStream<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Patient").finish_non_exhaustive()
+        f.debug_struct("IdleTimeoutStream").finish_non_exhaustive()
     }
 }
 
@@ -112,7 +112,7 @@ impl<T> Stream for IdleTimeoutStream<T> {
             shared.remaining = shared.remaining.saturating_sub(since.elapsed());
         }
         if std::mem::take(&mut shared.timed_out) {
-            let problem = Problem::new(Reason::TimedOut, "the stream was read too slowly: ask again");
+            let problem = Problem::new(Reason::TimedOut, "the stream was read too slowly: try again");
             return Poll::Ready(Some(Err(problem.into())));
         }
         let Some(stream) = shared.stream.as_mut() else {
@@ -138,29 +138,29 @@ mod tests {
     async fn a_receiver_that_does_not_read_loses_the_stream() {
         let held = Arc::new(());
         let holds = held.clone();
-        let mut patient = IdleTimeoutStream::new(stream::repeat(0).map(move |n| {
+        let mut stream = IdleTimeoutStream::new(stream::repeat(0).map(move |n| {
             let _holds = &holds;
             Ok(n)
         }));
-        assert_eq!(patient.next().await.unwrap().unwrap(), 0);
+        assert_eq!(stream.next().await.unwrap().unwrap(), 0);
         tokio::time::sleep(MESSAGE_TIMEOUT - Duration::from_secs(1)).await;
-        assert!(patient.next().await.unwrap().is_ok());
+        assert!(stream.next().await.unwrap().is_ok());
         tokio::time::sleep(2 * MESSAGE_TIMEOUT).await;
         assert_eq!(
             Arc::strong_count(&held),
             1,
-            "what the stream held is let go while nobody reads"
+            "the stream is dropped while nobody reads"
         );
-        let problem = Problem::from(patient.next().await.unwrap().unwrap_err());
+        let problem = Problem::from(stream.next().await.unwrap().unwrap_err());
         assert_eq!(problem.reason, Reason::TimedOut);
-        assert!(patient.next().await.is_none());
+        assert!(stream.next().await.is_none());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_receiver_that_dribbles_loses_it_too() {
-        let mut patient = IdleTimeoutStream::new(stream::repeat(0).map(Ok));
+    async fn a_receiver_that_reads_too_slowly_in_total_loses_the_stream() {
+        let mut stream = IdleTimeoutStream::new(stream::repeat(0).map(Ok));
         let start = Instant::now();
-        while patient.next().await.unwrap().is_ok() {
+        while stream.next().await.unwrap().is_ok() {
             assert!(start.elapsed() < 2 * TOTAL_TIMEOUT);
             tokio::time::sleep(MESSAGE_TIMEOUT / 2).await;
         }
@@ -168,12 +168,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_with_nothing_to_give_is_left_alone() {
-        let mut patient = IdleTimeoutStream::new(stream::once(async { Ok(1) }).chain(stream::once(async {
+    async fn time_without_items_does_not_count() {
+        let mut stream = IdleTimeoutStream::new(stream::once(async { Ok(1) }).chain(stream::once(async {
             tokio::time::sleep(10 * TOTAL_TIMEOUT).await;
             Ok(2)
         })));
-        assert_eq!(patient.next().await.unwrap().unwrap(), 1);
-        assert_eq!(patient.next().await.unwrap().unwrap(), 2);
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        assert_eq!(stream.next().await.unwrap().unwrap(), 2);
     }
 }

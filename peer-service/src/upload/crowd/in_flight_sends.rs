@@ -22,7 +22,7 @@ use potluck_core::{
 };
 use tokio::sync::watch;
 
-use crate::upload::{busy, reader::SpanJob, scheduler::ConnectionHandle};
+use crate::upload::{data::reader::SpanJob, refusal::busy, scheduling::scheduler::ConnectionHandle};
 
 /// Maximum requests of a crowd that wait for their first permit, per file or collection; further
 /// requests are refused, so that they go to other peers. Enough to keep the link busy, and for a
@@ -119,7 +119,7 @@ impl InFlightSends {
         connection: &ConnectionHandle,
     ) -> Result<SendGuard, Problem> {
         let crowds = self.registry.lock().watched_sends(jobs);
-        let source = connection.client_address();
+        let address = connection.client_address();
         let mut guard = SendGuard {
             units: Vec::new(),
             waiting_permit: None,
@@ -132,14 +132,14 @@ impl InFlightSends {
                 continue;
             };
             if guard.waiting_permit.is_none() {
-                let refused = |why| busy("downloads of this", why);
-                guard.waiting_permit = Some(sends.waiting_limiter.try_acquire(source).map_err(refused)?);
+                let refused = |limit| busy("downloads of this file", limit);
+                guard.waiting_permit = Some(sends.waiting_limiter.try_acquire(address).map_err(refused)?);
                 if guard.remaining >= LARGE_REQUEST {
-                    guard.large_permit = match sends.large_limiter.try_acquire(source) {
+                    guard.large_permit = match sends.large_limiter.try_acquire(address) {
                         // The link is idle, so the holders of these permits are slow or
                         // rate-limited.
                         Err(_) if connection.has_free_permit() => None,
-                        place => Some(place.map_err(refused)?),
+                        permit => Some(permit.map_err(refused)?),
                     };
                 }
             }
@@ -196,16 +196,17 @@ impl UnitSends {
         self.changes.subscribe()
     }
 
+    /// Counts one request more or less for each of these units.
     fn adjust_counts(&self, units: &[u32], more: bool) {
-        let mut calls = self.counts.lock();
+        let mut counts = self.counts.lock();
         for unit in units {
-            let count = calls.entry(*unit).or_default();
+            let count = counts.entry(*unit).or_default();
             *count = if more { *count + 1 } else { count.saturating_sub(1) };
             if *count == 0 {
-                calls.remove(unit);
+                counts.remove(unit);
             }
         }
-        drop(calls);
+        drop(counts);
         self.changes.send_replace(());
     }
 }
@@ -241,14 +242,14 @@ mod tests {
 
     use super::*;
     use crate::content::Content;
-    use crate::upload::scheduler::SendScheduler;
+    use crate::upload::scheduling::scheduler::SendScheduler;
     use potluck_core::availability::Availability;
 
     /// A file of which only the id and size are used.
     #[derive(Debug)]
-    struct Named(FileId, u64);
+    struct NoContent(FileId, u64);
 
-    impl Content for Named {
+    impl Content for NoContent {
         fn id(&self) -> FileId {
             self.0
         }
@@ -295,8 +296,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn few_large_calls_of_a_crowd_go_side_by_side_while_the_link_is_busy() {
-        let file = Arc::new(Named(FileId([1; 32]), 8 * LARGE_REQUEST));
+    async fn large_requests_of_a_crowd_are_limited_while_the_link_is_busy() {
+        let file = Arc::new(NoContent(FileId([1; 32]), 8 * LARGE_REQUEST));
         let plan = file.plan().unwrap();
         let in_flight_sends = InFlightSends::new(MaxShare::ALL);
         let _watchers = [
@@ -305,7 +306,7 @@ mod tests {
         ];
         let scheduler = SendScheduler::new();
         let connection = scheduler.add_connection(ClientAddress::LOCAL);
-        let ask = |bytes| {
+        let register = |bytes| {
             let content: Arc<dyn Content> = Arc::clone(&file) as _;
             in_flight_sends.register(
                 &[SpanJob {
@@ -315,8 +316,10 @@ mod tests {
                 &connection,
             )
         };
-        let mut large: Vec<_> = (0..MAX_LARGE).map(|_| ask(4 * LARGE_REQUEST).unwrap()).collect();
-        assert!(ask(4 * LARGE_REQUEST).is_ok(), "nobody else is sent anything");
+        let mut large: Vec<_> = (0..MAX_LARGE)
+            .map(|_| register(4 * LARGE_REQUEST).unwrap())
+            .collect();
+        assert!(register(4 * LARGE_REQUEST).is_ok(), "the link is idle");
 
         let busy: Vec<_> = std::iter::from_fn(|| {
             connection
@@ -328,11 +331,14 @@ mod tests {
         large
             .iter_mut()
             .for_each(|guard| guard.record_sent(LARGE_REQUEST));
-        assert_eq!(ask(4 * LARGE_REQUEST).unwrap_err().reason, Reason::Busy);
-        assert!(ask(LARGE_REQUEST - 1).is_ok(), "what is small is not kept back");
+        assert_eq!(register(4 * LARGE_REQUEST).unwrap_err().reason, Reason::Busy);
+        assert!(
+            register(LARGE_REQUEST - 1).is_ok(),
+            "a small request is not limited"
+        );
         large[0].record_sent(2 * LARGE_REQUEST + 1);
-        assert!(ask(4 * LARGE_REQUEST).is_ok(), "one is at its end");
+        assert!(register(4 * LARGE_REQUEST).is_ok(), "one is nearly done");
         drop(busy);
-        assert!(ask(4 * LARGE_REQUEST).is_ok(), "the link is free");
+        assert!(register(4 * LARGE_REQUEST).is_ok(), "the link is idle again");
     }
 }

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::transport::server::Connected;
 
-use crate::upload::scheduler::ConnectionHandle;
+use crate::upload::scheduling::scheduler::ConnectionHandle;
 
 /// Wraps a connection. Call handlers find its [`ConnectionHandle`] among the request's extensions.
 /// Reads fail once the connection is evicted.

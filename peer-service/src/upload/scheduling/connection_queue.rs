@@ -19,6 +19,9 @@ pub(crate) const PERMIT_TIMEOUT: Duration = Duration::from_millis(500);
 /// the connection releases it.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a connection must stall before it may be evicted to free a slot for others.
+pub(crate) const STALL_BEFORE_EVICTION: Duration = Duration::from_secs(2);
+
 /// A connection counts as read if, at its current rate, it would release all its chunks within this
 /// time: two calls with a chunk of 64 KiB each, over a link of 8 KiB/s.
 const MAX_DRAIN_TIME: Duration = Duration::from_secs(16);
@@ -39,7 +42,7 @@ const FAST_AFTER: u32 = 8;
 #[derive(Debug, Default)]
 pub(crate) struct ConnectionQueue {
     chunks: BTreeMap<u64, QueuedChunk>,
-    /// How often the connection lost its permits; at most [`MAX_STRIKES`].
+    /// Number of times that the connection lost its permits; at most [`MAX_STRIKES`].
     strikes: u32,
     /// Chunks that the connection must still release in time before it is scheduled again. Until
     /// then, its chunks are sent without permits.
@@ -76,38 +79,36 @@ impl ConnectionQueue {
         self.timely_chunks >= FAST_AFTER
     }
 
-    /// Adds a chunk that was handed to the connection. Only a chunk that `counts` affects the
-    /// probation.
+    /// Adds a chunk that was handed to the connection. `counts_for_probation`: whether it
+    /// affects the probation.
     pub(crate) fn push(
         &mut self,
         chunk: u64,
         since: Instant,
-        place: Option<OwnedSemaphorePermit>,
-        counts: bool,
+        permit: Option<OwnedSemaphorePermit>,
+        counts_for_probation: bool,
     ) {
-        self.chunks.insert(
-            chunk,
-            QueuedChunk {
-                since,
-                permit: place,
-                counts_for_probation: counts,
-            },
-        );
+        let queued = QueuedChunk {
+            since,
+            permit,
+            counts_for_probation,
+        };
+        self.chunks.insert(chunk, queued);
     }
 
     /// Removes a chunk that the connection released. Returns its permit, which the caller must drop
     /// without holding a lock.
     pub(crate) fn pop(&mut self, chunk: u64, now: Instant) -> Option<OwnedSemaphorePermit> {
-        let (oldest, lying) = (*self.chunks.keys().next()?, self.chunks.len() as u32);
-        let given = self.chunks.remove(&chunk)?;
+        let (oldest, count) = (*self.chunks.keys().next()?, self.chunks.len() as u32);
+        let released = self.chunks.remove(&chunk)?;
         // Only the oldest chunk counts as progress: a receiver that leaves it and takes or resets
         // later ones is hoarding.
         if chunk == oldest {
             let read_until = self.read_until.map_or(now, |until| until.max(now));
-            self.read_until = Some((read_until + MAX_DRAIN_TIME / lying).min(now + CREDIT));
+            self.read_until = Some((read_until + MAX_DRAIN_TIME / count).min(now + CREDIT));
         }
-        if given.counts_for_probation {
-            match now.duration_since(given.since) < PERMIT_TIMEOUT / 2 {
+        if released.counts_for_probation {
+            match now.duration_since(released.since) < PERMIT_TIMEOUT / 2 {
                 true => {
                     self.probation = self.probation.saturating_sub(1);
                     self.timely_chunks = FAST_AFTER.min(self.timely_chunks + 1);
@@ -115,7 +116,7 @@ impl ConnectionQueue {
                 false => self.timely_chunks = 0,
             }
         }
-        given.permit
+        released.permit
     }
 
     /// Takes the permits of chunks that have held them for longer than [`PERMIT_TIMEOUT`].
@@ -153,7 +154,7 @@ mod tests {
     use super::*;
 
     /// How long a connection must stall before others without a slot may evict it.
-    const STALLED: Duration = crate::upload::STALL_BEFORE_EVICTION;
+    const STALLED: Duration = STALL_BEFORE_EVICTION;
 
     const KIB: u64 = 1024;
 
@@ -181,13 +182,13 @@ mod tests {
     }
 
     #[test]
-    fn an_honest_reader_on_a_slow_link_is_read() {
+    fn a_slow_link_does_not_count_as_stalled() {
         for calls in 1..=4 {
             for rate in [16, 30, 64] {
                 let stalled_for = over_a_link_of(rate * KIB, calls);
                 assert!(
                     stalled_for < STALLED,
-                    "{calls} calls at {rate} KiB/s: unread for {stalled_for:?}"
+                    "{calls} calls at {rate} KiB/s: stalled for {stalled_for:?}"
                 );
             }
         }
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_leaves_the_oldest_lying_hoards_whatever_else_it_takes() {
+    fn releasing_only_later_chunks_does_not_count_as_progress() {
         let (mut queue, mut now) = (ConnectionQueue::default(), Instant::now());
         let start = now;
         queue.push(0, now, None, true);
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_taken_counts_for_a_while_and_less_where_more_lies() {
+    fn a_release_counts_for_a_while_and_less_the_more_chunks_are_queued() {
         let (mut queue, now) = (ConnectionQueue::default(), Instant::now());
         (0..160).for_each(|chunk| queue.push(chunk, now, None, true));
         queue.pop(0, now);
@@ -220,12 +221,12 @@ mod tests {
         assert_eq!(
             queue.stalled_for(now + IDLE_TIMEOUT),
             IDLE_TIMEOUT,
-            "nothing lies for that long"
+            "no chunk may stay queued for that long"
         );
     }
 
     #[test]
-    fn a_connection_is_swift_once_it_took_some_in_time_and_until_it_does_not() {
+    fn a_connection_is_fast_after_timely_releases_until_one_is_late() {
         let (mut queue, mut now) = (ConnectionQueue::default(), Instant::now());
         for chunk in 0..u64::from(FAST_AFTER) {
             assert!(!queue.is_fast());

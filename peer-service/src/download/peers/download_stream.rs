@@ -22,6 +22,8 @@ use prost::Message as _;
 use tonic::{Code, Status, body::Body, transport::Channel};
 use tower::ServiceExt as _;
 
+use crate::content::FileRange;
+
 /// The path of the call (gRPC over HTTP/2, "Path").
 const PATH: &str = "/potluck.v1.PeerService/Download";
 
@@ -33,22 +35,25 @@ pub(crate) struct DownloadStream {
     decoder: ChunkDecoder,
 }
 
-/// Requests spans.
+/// Requests ranges of files.
 ///
 /// # Errors
 /// As `PeerService.Download`, and if no peer or a different service answers.
 pub(crate) async fn download(
     channel: Channel,
     endpoint: &Endpoint,
-    request: v1::DownloadRequest,
+    ranges: &[FileRange],
 ) -> Result<DownloadStream, Problem> {
+    let message = v1::DownloadRequest {
+        spans: ranges.iter().map(Into::into).collect(),
+    };
     let request = Request::builder()
         .method(Method::POST)
         .uri(PATH)
         .header(TE, "trailers")
         .header(CONTENT_TYPE, "application/grpc")
-        .body(Body::new(Full::new(encode_framed(&request))))
-        .map_err(|error| Problem::new(Reason::Internal, format!("a request cannot be made: {error}")))?;
+        .body(Body::new(Full::new(encode_framed(&message))))
+        .map_err(|error| Problem::new(Reason::Internal, format!("cannot build a request: {error}")))?;
     let answer = channel.oneshot(request).await;
     let answer = answer.map_err(|error| endpoint.problem(Status::from_error(error.into()), "peer"))?;
     error_status(&answer).map_or(Ok(()), |status| Err(endpoint.problem(status, "peer")))?;
@@ -57,6 +62,16 @@ pub(crate) async fn download(
         body: answer.into_body(),
         decoder: ChunkDecoder::default(),
     })
+}
+
+impl From<&FileRange> for v1::Span {
+    fn from(range: &FileRange) -> Self {
+        Self {
+            file_id: range.id.to_bytes(),
+            offset: range.range.start,
+            length: range.len(),
+        }
+    }
 }
 
 /// A message with the length prefix of gRPC.
@@ -91,7 +106,7 @@ impl DownloadStream {
             }
             let Some(frame) = self.body.frame().await else {
                 // A stream that the sender aborted ends without a status.
-                return Err(Problem::new(Reason::Cancelled, "broke off the stream"));
+                return Err(Problem::new(Reason::Cancelled, "the peer aborted the stream"));
             };
             let frame = frame.map_err(|status| self.endpoint.problem(status, "peer"))?;
             match frame.into_data() {

@@ -15,13 +15,20 @@ use futures_util::Stream;
 use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Limited};
-use potluck_core::{Problem, Reason, grpc::limiter::ClientAddress};
+use potluck_core::{
+    Problem, Reason,
+    grpc::{
+        limiter::ClientAddress,
+        transport::{MAX_MESSAGE, admission::SMALL_REQUEST},
+    },
+    proto::v1::peer_service_server::PeerServiceServer,
+};
 use prost::Message;
 use tonic::{Status, body::Body, codegen::Service, server::NamedService};
 
 use crate::upload::{
-    PeerApi, SMALL_REQUEST,
-    scheduler::{ConnectionHandle, SendScheduler},
+    grpc::service::PeerApi,
+    scheduling::scheduler::{ConnectionHandle, SendScheduler},
 };
 
 /// Maximum size of a `Download` request, in bytes: the maximum number of spans at up to 58 bytes
@@ -42,10 +49,13 @@ pub struct RawGrpcService<S> {
     generated: S,
 }
 
-impl<S> RawGrpcService<S> {
-    /// Uses `api` for `Download` and `GetPieceHashes`, and `rest` for everything else.
-    pub(crate) const fn new(api: PeerApi, rest: S) -> Self {
-        Self { api, generated: rest }
+impl PeerApi {
+    /// The tonic service for all calls of `PeerService`.
+    pub fn into_service(self) -> RawGrpcService<PeerServiceServer<Self>> {
+        let generated = PeerServiceServer::new(self.clone())
+            .max_decoding_message_size(SMALL_REQUEST)
+            .max_encoding_message_size(MAX_MESSAGE);
+        RawGrpcService { api: self, generated }
     }
 }
 
@@ -99,7 +109,7 @@ async fn read_request<M: Message + Default>(request: Request<Body>, max: usize) 
     let requested = tokio::time::timeout(REQUEST_TIMEOUT, decode(request.into_body(), max));
     requested
         .await
-        .map_err(|_| Problem::new(Reason::TimedOut, "the request did not come in time: ask again"))?
+        .map_err(|_| Problem::new(Reason::TimedOut, "the request did not arrive in time: try again"))?
 }
 
 fn response(messages: Result<ResponseBody, Status>) -> Response<Body> {
@@ -119,13 +129,13 @@ async fn decode<M: Message + Default>(body: Body, max: usize) -> Result<M, Statu
     let mut bytes = bytes.map_err(Status::from_error)?.to_bytes();
     let malformed = |what: &str| Status::invalid_argument(format!("the request is malformed: {what}"));
     if bytes.len() < 5 {
-        return Err(malformed("it has no message"));
+        return Err(malformed("it contains no message"));
     }
     if bytes.get_u8() != 0 {
-        return Err(Status::unimplemented("compressed requests are not understood"));
+        return Err(Status::unimplemented("compressed requests are not supported"));
     }
     if bytes.get_u32() as usize != bytes.len() {
-        return Err(malformed("it is not one message"));
+        return Err(malformed("it does not contain exactly one message"));
     }
     M::decode(bytes).map_err(|error| malformed(&error.to_string()))
 }

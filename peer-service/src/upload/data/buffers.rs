@@ -16,7 +16,7 @@ use potluck_core::{
 const MAX_IDLE: usize = 8;
 
 /// Minimum size of a pooled buffer, in bytes; the allocator handles smaller ones well.
-const MIN_KEPT: usize = 64 * 1024;
+const MIN_POOLED: usize = 64 * 1024;
 
 /// The idle buffers. Cheap to clone; all clones share the same pool.
 #[derive(Clone, Default)]
@@ -26,7 +26,7 @@ pub(crate) struct BufferPool {
 
 impl fmt::Debug for BufferPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Buffers").finish_non_exhaustive()
+        f.debug_struct("BufferPool").finish_non_exhaustive()
     }
 }
 
@@ -44,10 +44,10 @@ impl BufferPool {
         let fits = idle
             .iter()
             .position(|buffer| (space..=2 * space).contains(&buffer.len()));
-        let kept = fits.map(|at| idle.swap_remove(at));
+        let reused = fits.map(|at| idle.swap_remove(at));
         drop(idle);
         MessageBuffer {
-            bytes: kept.unwrap_or_else(|| ReadBuffer::new(space)),
+            bytes: reused.unwrap_or_else(|| ReadBuffer::new(space)),
             filled: 0,
             pool: self.clone(),
         }
@@ -96,7 +96,7 @@ impl AsRef<[u8]> for MessageBuffer {
 
 impl Drop for MessageBuffer {
     fn drop(&mut self) {
-        if self.bytes.len() < MIN_KEPT {
+        if self.bytes.len() < MIN_POOLED {
             return;
         }
         let mut idle = self.pool.idle();
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buffer_is_used_again_with_nothing_left_in_it() {
+    fn a_buffer_is_reused_empty_once_its_messages_are_dropped() {
         let buffers = BufferPool::default();
         let data = 128 * 1024;
         let mut buffer = buffers.take(1, data);
@@ -125,17 +125,17 @@ mod tests {
         let sent = buffer.freeze();
         assert_eq!(sent.len(), header.as_bytes().len() + data);
         assert!(sent.ends_with(&[7; 1000]));
-        let place = sent.as_ptr();
+        let address = sent.as_ptr();
         let half = sent.slice(1..);
         drop(sent);
         assert!(buffers.idle().is_empty(), "still in use");
         drop(half);
         let again = buffers.take(1, data - 100).freeze();
-        assert_eq!((again.as_ptr(), again.len()), (place, 0));
+        assert_eq!((again.as_ptr(), again.len()), (address, 0));
     }
 
     #[test]
-    fn no_more_are_kept_than_it_says_and_none_that_are_much_too_large() {
+    fn the_pool_keeps_few_buffers_and_reuses_only_those_of_similar_size() {
         let buffers = BufferPool::default();
         let many: Vec<_> = (0..2 * MAX_IDLE).map(|_| buffers.take(1, 1 << 20)).collect();
         drop(many);

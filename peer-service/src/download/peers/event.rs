@@ -1,0 +1,22 @@
+//! What the driver of a download learns about its peers.
+
+use std::time::Duration;
+
+use potluck_core::{Problem, availability::AvailabilityUpdate};
+
+use crate::download::peers::client::PeerClient;
+
+/// An event of a peer.
+#[derive(Debug)]
+pub(crate) enum PeerEvent {
+    /// The peer is connected; with the round-trip time of a call without data.
+    Connected(Box<PeerClient>, Duration),
+    /// The peer's availability, or a change to it.
+    Availability(AvailabilityUpdate),
+    /// The peer reports a different number of units: one of the two takes a collection for a file.
+    UnitCountMismatch,
+    /// The connection was lost or failed; it is retried later.
+    Lost(Problem),
+    /// The peer is this peer itself or violates the protocol; it is not retried.
+    Unusable(Problem),
+}
